@@ -1,0 +1,5 @@
+//! EtherPly.
+
+pub mod limits;
+pub mod log;
+pub mod wire;

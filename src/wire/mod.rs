@@ -1,0 +1,5 @@
+//! The outside's formats, as pure functions over bytes: no clock, no IO.
+
+pub mod auth;
+pub mod frame;
+pub mod upgrade;
