@@ -41,7 +41,16 @@ pub const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// One second, in the unit of all times inside the server.
 pub const SECOND_US: u64 = 1_000_000;
 
-const _: () = assert!(WORKSPACE_ID_BYTES_MAX < HEAD_BYTES_MAX, "a legal id fits a legal head");
+const _: () = assert!(
+    WORKSPACE_ID_BYTES_MAX < HEAD_BYTES_MAX,
+    "a legal id fits a legal head"
+);
 const _: () = assert!(CONTROL_BYTES_MAX == 125, "a fixed number of RFC 6455");
-const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as usize, "a record holds a key's length in 16 bits");
-const _: () = assert!(WORKSPACE_ID_BYTES_MAX <= u16::MAX as usize, "a record holds an id's length in 16 bits");
+const _: () = assert!(
+    KEY_BYTES_MAX <= u16::MAX as usize,
+    "a record holds a key's length in 16 bits"
+);
+const _: () = assert!(
+    WORKSPACE_ID_BYTES_MAX <= u16::MAX as usize,
+    "a record holds an id's length in 16 bits"
+);
