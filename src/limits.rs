@@ -15,6 +15,8 @@ pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
 pub const WORKSPACE_ID_BYTES_MAX: usize = 256;
 /// How far `exp` and `nbf` may be off (RFC 7519 section 4.1.4: "some small leeway").
 pub const TOKEN_LEEWAY_S: u64 = 30;
+/// A secret shorter than this is warned of: RFC 7518 section 3.2 wants the size of the hash.
+pub const SECRET_BYTES_ADVISED: usize = 32;
 
 // ---- messages (protocol.md, "Messages: client to server") ----
 
