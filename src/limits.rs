@@ -15,6 +15,8 @@ pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
 pub const WORKSPACE_ID_BYTES_MAX: usize = 256;
 /// How far `exp` and `nbf` may be off (RFC 7519 section 4.1.4: "some small leeway").
 pub const TOKEN_LEEWAY_S: u64 = 30;
+/// A secret shorter than this is warned of: RFC 7518 section 3.2 wants the size of the hash.
+pub const SECRET_BYTES_ADVISED: usize = 32;
 
 // ---- messages (protocol.md, "Messages: client to server") ----
 
@@ -41,7 +43,16 @@ pub const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// One second, in the unit of all times inside the server.
 pub const SECOND_US: u64 = 1_000_000;
 
-const _: () = assert!(WORKSPACE_ID_BYTES_MAX < HEAD_BYTES_MAX, "a legal id fits a legal head");
+const _: () = assert!(
+    WORKSPACE_ID_BYTES_MAX < HEAD_BYTES_MAX,
+    "a legal id fits a legal head"
+);
 const _: () = assert!(CONTROL_BYTES_MAX == 125, "a fixed number of RFC 6455");
-const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as usize, "a record holds a key's length in 16 bits");
-const _: () = assert!(WORKSPACE_ID_BYTES_MAX <= u16::MAX as usize, "a record holds an id's length in 16 bits");
+const _: () = assert!(
+    KEY_BYTES_MAX <= u16::MAX as usize,
+    "a record holds a key's length in 16 bits"
+);
+const _: () = assert!(
+    WORKSPACE_ID_BYTES_MAX <= u16::MAX as usize,
+    "a record holds an id's length in 16 bits"
+);
