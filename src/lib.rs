@@ -1,6 +1,8 @@
-//! EtherPly.
+//! `EtherPly`.
 
+pub mod config;
 pub mod core;
+pub mod io;
 pub mod limits;
 pub mod log;
 pub mod wire;

@@ -102,6 +102,8 @@ pub const TIMER_SLOTS: usize = 1024;
 
 // ---- the ring ----
 
+/// The most shards: each has a thread, a ring and a log.
+pub const SHARDS_MAX: u32 = 1024;
 /// Entries of a shard's submission queue.
 pub const RING_ENTRIES: u32 = 1024;
 /// Entries of a shard's completion queue.

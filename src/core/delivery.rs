@@ -4,9 +4,10 @@
 //! all that it is owed by then in one send: the busier the shard, the bigger the batches. When the
 //! queue is empty the round is done, and the windows let go of what everybody has.
 
+use crate::core::contract::{Clock, Output};
 use crate::core::outbox::Behind;
 use crate::core::session::{Intake, SessionId, State};
-use crate::core::shard::{Clock, Output, Shard};
+use crate::core::shard::Shard;
 use crate::core::window::{Spans, skip_sent};
 use crate::limits::{
     ANSWER_BYTES_MAX, CONFLATED_BYTES_MAX, REOPEN_WAIT_MIN_US, SENDS_PER_TURN_MAX,

@@ -3,9 +3,10 @@
 //!
 //! In `always` mode nobody was shown an op that is forgotten here; those who sent them get a 500.
 
+use crate::core::contract::{Clock, Output};
 use crate::core::room::Room;
 use crate::core::session::{SessionId, State};
-use crate::core::shard::{Clock, Drain, Output, Shard};
+use crate::core::shard::{Drain, Health, Shard};
 use crate::core::workspace::Workspace;
 use crate::limits::REOPEN_WAIT_MAX_US;
 use crate::log::commit::OpenSegment;
@@ -16,31 +17,6 @@ use crate::wire::upgrade::Answer;
 /// RFC 6455 section 7.4.1: "an unexpected condition that prevented it from fulfilling the request".
 const INTERNAL_ERROR: u16 = 1011;
 const INTERNAL_SERVER_ERROR: &str = "Internal Server Error";
-
-/// Whether a shard can serve.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Health {
-    Serving,
-    /// The log is to be opened again at this time.
-    Failed {
-        next_try_us: u64,
-    },
-    /// The log is being opened and the state read back.
-    Rebuilding,
-}
-
-impl Health {
-    pub fn is_serving(self) -> bool {
-        self == Self::Serving
-    }
-
-    pub fn next_try_us(self) -> Option<u64> {
-        match self {
-            Self::Failed { next_try_us } => Some(next_try_us),
-            Self::Serving | Self::Rebuilding => None,
-        }
-    }
-}
 
 impl Shard {
     /// Stops serving: 500 to the senders of what is lost and to the culprit, 1011 to all, and a

@@ -1,32 +1,13 @@
 //! The first part of a session's life: the request head, the token, joining a workspace.
 
+use crate::core::contract::{Clock, Output, Ticket, shard_of};
 use crate::core::room::Room;
 use crate::core::session::{Intake, Session, SessionId, State};
-use crate::core::shard::{Clock, Drain, Output, Shard};
+use crate::core::shard::{Drain, Shard};
 use crate::core::workspace::Workspace;
 use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
-use crate::wire::auth::Grant;
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
-
-/// A request that was read and checked: what the owner of its workspace needs to go on.
-#[derive(Debug)]
-pub struct Ticket {
-    workspace: String,
-    grant: Grant,
-    accept_key: String,
-    /// What the client sent behind its request.
-    unparsed: Vec<u8>,
-}
-
-/// The shard that owns a workspace. The same on every start with the same count, and spread evenly.
-#[must_use]
-pub fn shard_of(workspace: &str, shards: u32) -> u32 {
-    let hash = crc32c::crc32c(workspace.as_bytes());
-    // Multiply and shift instead of a remainder: all bits of the hash count (Lemire, 2016).
-    u32::try_from((u64::from(hash) * u64::from(shards)) >> 32)
-        .expect("less than the count of shards")
-}
 
 impl Shard {
     pub(super) fn open_session(&mut self, over_limit: bool, clock: Clock) -> SessionId {
@@ -200,29 +181,5 @@ impl Shard {
             .pool
             .fill(128, |out| frame::put_close(out, code, reason));
         self.send_last(id, chunk, clock);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn workspaces_are_spread_and_stay_where_they_are() {
-        for shards in [1_u32, 2, 3, 7, 64] {
-            let mut counts = vec![0_u32; shards as usize];
-            for workspace in 0..6400 {
-                let id = format!("workspace-{workspace}");
-                counts[shard_of(&id, shards) as usize] += 1;
-                assert_eq!(shard_of(&id, shards), shard_of(&id, shards));
-            }
-            let fair = 6400 / shards;
-            assert!(
-                counts
-                    .iter()
-                    .all(|count| (fair / 2..=fair * 2).contains(count)),
-                "{shards}: {counts:?}"
-            );
-        }
     }
 }

@@ -1,7 +1,8 @@
 //! Bytes in: frames, messages, the state.
 
+use crate::core::contract::Clock;
 use crate::core::session::{Intake, SessionId, State};
-use crate::core::shard::{Clock, Shard};
+use crate::core::shard::Shard;
 use crate::core::workspace::Verdict;
 use crate::limits::{ANSWER_BYTES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US};
 use crate::log::record;

@@ -1,8 +1,9 @@
 //! The times of a session: pings, silence, stalls, expiry; closing, aborting, and the drain of a stop.
 
+use crate::core::contract::{Clock, Output};
 use crate::core::outbox::Outbox;
 use crate::core::session::{Session, SessionId, State};
-use crate::core::shard::{Clock, Drain, Output, Shard};
+use crate::core::shard::{Drain, Shard};
 use crate::core::window::Chunk;
 use crate::limits::{LINGER_US, STALL_LINGER_US, STALL_TIMEOUT_US};
 use crate::wire::frame;

@@ -24,128 +24,20 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use slab::Slab;
 
-use crate::core::failure::Health;
+use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Ticket};
 use crate::core::room::Room;
 use crate::core::session::{Session, SessionId, State};
 use crate::core::timers::Wheel;
-use crate::core::window::{ChunkPool, Spans};
+use crate::core::window::ChunkPool;
 use crate::core::workspace::Workspace;
 use crate::limits::{COMMIT_AGE_US, REOPEN_WAIT_MIN_US};
-use crate::log::commit::{Commit, Cut, Durability, OpenSegment, Step};
-use crate::wire::auth::Verifier;
+use crate::log::commit::{Commit, Durability, OpenSegment, Step};
 use crate::wire::message::Parser;
-
-pub use crate::core::handshake::Ticket;
-
-/// The time, as the caller sees it.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Clock {
-    /// Monotonic microseconds from any start.
-    pub now_us: u64,
-    /// Microseconds since the Unix epoch.
-    pub unix_us: u64,
-}
-
-/// What a shard must know; the same for its whole life.
-#[derive(Clone)]
-pub struct ShardConfig {
-    /// Its number.
-    pub shard: u32,
-    /// How many there are.
-    pub shards: u32,
-    /// When an op counts as kept.
-    pub durability: Durability,
-    /// Between two fdatasyncs of `interval` mode.
-    pub sync_interval_us: u64,
-    /// Between two pings.
-    pub ping_interval_us: u64,
-    /// What a client may have queued before it is conflated.
-    pub outbox_bytes_max: usize,
-    /// The longest message.
-    pub message_bytes_max: usize,
-    /// How far ahead of the clock a timestamp may be.
-    pub future_skew_us: u64,
-    /// How long a drain may take.
-    pub drain_us: u64,
-    /// Keys the hash of every workspace's keys.
-    pub hash_seed: u64,
-    /// Checks tokens.
-    pub verifier: Arc<Verifier>,
-    /// Handling an op with this key panics: a fault for tests.
-    pub fault_panic_key: Option<String>,
-}
-
-/// What the caller sees of the other shards, brought up to date before a turn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Surroundings {
-    /// Every shard can write its log.
-    pub ready: bool,
-}
-
-/// Something that happened.
-pub enum Input<'a> {
-    /// Bytes came in; none: the peer has closed its side. None: the connection is broken.
-    Received(SessionId, Option<&'a mut [u8]>),
-    /// A send ended: so many bytes were taken. None: the connection is broken.
-    Sent(SessionId, Spans, Option<usize>),
-    /// A write of the log ended: so many bytes, or None for an error.
-    LogWritten(Vec<u8>, Option<usize>),
-    /// An fdatasync ended well or not.
-    LogSynced(bool),
-    /// The next segment is open, or could not be.
-    LogOpened(Option<OpenSegment>),
-    /// The state was read back and a new segment is open; or not, and it is to be tried again later.
-    Rebuilt(Option<(OpenSegment, Vec<Workspace>)>),
-    /// Stop: refuse, finish, close. A second one closes everybody at once.
-    Drain,
-}
-
-/// Something that the caller is to do.
-#[derive(Debug)]
-pub enum Output {
-    /// Receive on the session's connection.
-    Receive(SessionId),
-    /// Send the spans, in order.
-    Send(SessionId, Spans),
-    /// Close the sending side: the last byte is out.
-    Finish(SessionId),
-    /// Shut both sides down, so that what is in flight comes back.
-    Abort(SessionId),
-    /// Nothing is in flight: close the descriptor and forget the session.
-    Close(SessionId),
-    /// Move the connection to the shard that owns its workspace, and forget the session here.
-    Handoff(SessionId, u32, Ticket),
-    /// Write `bytes[from..]` at `offset` of the open segment.
-    LogWrite {
-        /// The file offset of `bytes[from]`.
-        offset: u64,
-        /// The whole batch.
-        bytes: Vec<u8>,
-        /// What of it is written already.
-        from: usize,
-    },
-    /// fdatasync the open segment.
-    LogSync,
-    /// Create the next segment.
-    LogOpen {
-        /// Its number.
-        index: u64,
-        /// The log position of its first batch.
-        first_position: u64,
-    },
-    /// Cut the failed segment, open the next, read the shard's state back.
-    Rebuild(Cut),
-    /// The shard can write its log, or cannot any more.
-    Ready(bool),
-    /// All sessions are closed and the log is sealed.
-    Drained,
-}
 
 /// One shard.
 pub struct Shard {
@@ -179,6 +71,31 @@ pub struct Shard {
     /// The wait before the next try to open a failed log.
     pub(super) reopen_wait_us: u64,
     pub(super) drain: Drain,
+}
+
+/// Whether a shard can serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Health {
+    Serving,
+    /// The log is to be opened again at this time.
+    Failed {
+        next_try_us: u64,
+    },
+    /// The log is being opened and the state read back.
+    Rebuilding,
+}
+
+impl Health {
+    pub fn is_serving(self) -> bool {
+        self == Self::Serving
+    }
+
+    pub fn next_try_us(self) -> Option<u64> {
+        match self {
+            Self::Failed { next_try_us } => Some(next_try_us),
+            Self::Serving | Self::Rebuilding => None,
+        }
+    }
 }
 
 /// How far a drain is.
@@ -298,25 +215,26 @@ impl Shard {
     /// When the next turn must come, if nothing happens until then.
     #[must_use]
     pub fn next_deadline_us(&self) -> Option<u64> {
+        // What waits for something in flight is looked at when that comes back.
+        let quiet = self.commit.is_quiet();
         let commit_us = self
             .commit
             .oldest_us()
-            .filter(|_| self.commit.is_quiet())
+            .filter(|_| quiet)
             .map(|oldest_us| oldest_us + COMMIT_AGE_US);
+        let sync_us = self.commit.sync_due_us().filter(|_| quiet);
+        let retry_us = self
+            .health
+            .next_try_us()
+            .filter(|_| quiet && self.drain == Drain::No);
         let drain_us = match self.drain {
             Drain::Closing { deadline_us } => Some(deadline_us),
             _ => None,
         };
-        [
-            self.wheel.next_us(),
-            self.commit.sync_due_us(),
-            self.health.next_try_us(),
-            commit_us,
-            drain_us,
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        [self.wheel.next_us(), sync_us, retry_us, commit_us, drain_us]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The number of connections, closing ones included.

@@ -8,6 +8,11 @@
 //!   provided (the kernel's) ──completion──► Filled (ours) ──give_back──► to provide ──► provided
 //! ```
 
+#![allow(
+    unsafe_code,
+    reason = "memory that the kernel writes to; see SAFETY at each block"
+)]
+
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -50,10 +55,17 @@ impl Memory {
     }
 
     fn address(&self, index: u16) -> *mut u8 {
-        assert!(index < RECEIVE_BUFFERS, "the kernel names a buffer that it was given");
+        assert!(
+            index < RECEIVE_BUFFERS,
+            "the kernel names a buffer that it was given"
+        );
         // SAFETY:
         // - the allocation is BYTES long, and the offset is within it by the check above
-        unsafe { self.base.as_ptr().add(usize::from(index) * RECEIVE_BYTES_MAX) }
+        unsafe {
+            self.base
+                .as_ptr()
+                .add(usize::from(index) * RECEIVE_BYTES_MAX)
+        }
     }
 }
 
@@ -76,7 +88,10 @@ impl ReceiveBuffers {
         let Some(base) = NonNull::new(base) else {
             handle_alloc_error(Memory::layout())
         };
-        Self { memory: Rc::new(Memory { base }), returned: (0..RECEIVE_BUFFERS).collect() }
+        Self {
+            memory: Rc::new(Memory { base }),
+            returned: (0..RECEIVE_BUFFERS).collect(),
+        }
     }
 
     /// The memory, to be held until the ring is gone.
@@ -125,7 +140,11 @@ impl ReceiveBuffers {
             self.returned.pop();
             count += 1;
         }
-        Some(Run { address: self.memory.address(first), first, count })
+        Some(Run {
+            address: self.memory.address(first),
+            first,
+            count,
+        })
     }
 }
 

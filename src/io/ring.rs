@@ -12,6 +12,11 @@
 //!
 //! The interface knows no sessions and no log, so that another ring can stand behind it one day.
 
+#![allow(
+    unsafe_code,
+    reason = "the kernel's interface; see SAFETY at each block"
+)]
+
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
@@ -56,8 +61,8 @@ enum Owned {
     Bytes(Vec<u8>),
     Spans(Spans),
     Vectored(Box<Vectored>),
-    Time(Box<types::Timespec>),
-    Count(Box<u64>),
+    Time(#[expect(dead_code, reason = "the kernel reads it")] Box<types::Timespec>),
+    Count(#[expect(dead_code, reason = "the kernel writes it")] Box<u64>),
 }
 
 /// A message of several pieces, as sendmsg(2) wants it. Boxed: the kernel is given its address.
@@ -141,8 +146,12 @@ pub fn run<T: Copy + 'static>(
     let memory = buffers.memory();
     let runtime = runtime()?;
     let waits_before_receive = waits_before_receive || !kernel_is_at_least(KERNEL_LENDS_LATE);
-    let mut ring =
-        Ring { flights: Slab::new(), buffers, starved: Vec::new(), waits_before_receive };
+    let mut ring = Ring {
+        flights: Slab::new(),
+        buffers,
+        starved: Vec::new(),
+        waits_before_receive,
+    };
     runtime.block_on(poll_fn(|context| {
         READY.with_borrow_mut(|ready| match &mut ready.waker {
             Some(waker) => waker.clone_from(context.waker()),
@@ -156,7 +165,12 @@ pub fn run<T: Copy + 'static>(
     drop(ring);
     drop(runtime);
     drop(memory);
-    READY.with_borrow_mut(|ready| *ready = Ready { indices: Vec::new(), waker: None });
+    READY.with_borrow_mut(|ready| {
+        *ready = Ready {
+            indices: Vec::new(),
+            waker: None,
+        }
+    });
     Ok(())
 }
 
@@ -211,7 +225,9 @@ fn runtime() -> io::Result<tokio_uring::Runtime> {
 fn kernel_is_at_least(wanted: (u32, u32)) -> bool {
     let name = rustix::system::uname();
     let release = name.release().to_string_lossy();
-    let mut numbers = release.split(['.', '-']).map(|number| number.parse().unwrap_or(0));
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|number| number.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= wanted
 }
 
@@ -220,7 +236,10 @@ impl<T: Copy + 'static> Ring<T> {
     pub fn drain(&mut self, completions: &mut Vec<Completion<T>>) {
         let mut indices = READY.with_borrow_mut(|ready| std::mem::take(&mut ready.indices));
         for index in indices.drain(..) {
-            let flight = self.flights.get_mut(index).expect("a flight stays until it completes");
+            let flight = self
+                .flights
+                .get_mut(index)
+                .expect("a flight stays until it completes");
             let mut context = Context::from_waker(Waker::noop());
             let Poll::Ready(outcome) = Pin::new(&mut flight.operation).poll(&mut context) else {
                 unreachable!("a flight is woken by its only completion");
@@ -256,13 +275,14 @@ impl<T: Copy + 'static> Ring<T> {
                 return None;
             }
             (Kind::Receive { .. } | Kind::Readable { .. }, _) => {
-                let filled = cqueue::buffer_select(flags).map(|index| {
-                    self.buffers.filled(index, *count.as_ref().unwrap_or(&0))
-                });
+                let filled = cqueue::buffer_select(flags)
+                    .map(|index| self.buffers.filled(index, *count.as_ref().unwrap_or(&0)));
                 match (filled, count) {
                     (Some(filled), Ok(1..)) => Completion::Received(token, filled),
                     (filled, count) => {
-                        filled.into_iter().for_each(|filled| self.buffers.give_back(filled));
+                        filled
+                            .into_iter()
+                            .for_each(|filled| self.buffers.give_back(filled));
                         Completion::Ended(token, count.map(|_| ()))
                     }
                 }
@@ -314,7 +334,12 @@ impl<T: Copy + 'static> Ring<T> {
 
     /// Wants another turn at once.
     pub fn again(&mut self, token: T) {
-        self.submit(token, Kind::Other, Owned::Nothing, opcode::Nop::new().build());
+        self.submit(
+            token,
+            Kind::Other,
+            Owned::Nothing,
+            opcode::Nop::new().build(),
+        );
     }
 
     /// Receives into a provided buffer.
@@ -344,14 +369,18 @@ impl<T: Copy + 'static> Ring<T> {
     /// With no span, or more than [`SEND_SPANS_MAX`].
     pub fn send(&mut self, fd: BorrowedFd<'_>, spans: Spans, token: T) {
         let fd = types::Fd(fd.as_raw_fd());
-        assert!((1..=SEND_SPANS_MAX).contains(&spans.len()), "a send has a bounded number of pieces");
+        assert!(
+            (1..=SEND_SPANS_MAX).contains(&spans.len()),
+            "a send has a bounded number of pieces"
+        );
         if let [span] = &spans[..] {
             let bytes = span.bytes();
             let length = u32::try_from(bytes.len()).expect("a send is far below 4 GiB");
             // The bytes stand in the heap behind an Rc that `spans` holds: they stay where they are
             // when `spans` moves, and nobody writes to a chunk that two hold.
-            let entry =
-                opcode::Send::new(fd, bytes.as_ptr(), length).flags(libc::MSG_NOSIGNAL).build();
+            let entry = opcode::Send::new(fd, bytes.as_ptr(), length)
+                .flags(libc::MSG_NOSIGNAL)
+                .build();
             return self.submit(token, Kind::Other, Owned::Spans(spans), entry);
         }
         let message = vectored(spans);
@@ -371,7 +400,14 @@ impl<T: Copy + 'static> Ring<T> {
     }
 
     /// Writes `bytes[from..]` at a file offset; only a part of it may be taken.
-    pub fn write(&mut self, fd: BorrowedFd<'_>, bytes: Vec<u8>, from: usize, offset: u64, token: T) {
+    pub fn write(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        bytes: Vec<u8>,
+        from: usize,
+        offset: u64,
+        token: T,
+    ) {
         let part = &bytes[from..];
         let length = u32::try_from(part.len()).expect("a batch is far below 4 GiB");
         let entry = opcode::Write::new(types::Fd(fd.as_raw_fd()), part.as_ptr(), length)
@@ -391,7 +427,9 @@ impl<T: Copy + 'static> Ring<T> {
     /// Completes after so many microseconds (with an error, ETIME).
     pub fn timer(&mut self, after_us: u64, token: T) {
         let nanoseconds = u32::try_from(after_us % 1_000_000 * 1000).expect("below a second");
-        let time = types::Timespec::new().sec(after_us / 1_000_000).nsec(nanoseconds);
+        let time = types::Timespec::new()
+            .sec(after_us / 1_000_000)
+            .nsec(nanoseconds);
         let time = Box::new(time);
         let entry = opcode::Timeout::new(&raw const *time).build();
         self.submit(token, Kind::Other, Owned::Time(time), entry);
@@ -412,23 +450,40 @@ impl<T: Copy + 'static> Ring<T> {
         let first_poll = Pin::new(&mut operation).poll(&mut Context::from_waker(&waker));
         // Where the submission queue was full, tokio-uring has entered the kernel, but completions
         // are taken only when tokio polls the ring.
-        assert!(first_poll.is_pending(), "an operation completes after its submission");
-        slot.insert(Flight { token, kind, operation });
+        assert!(
+            first_poll.is_pending(),
+            "an operation completes after its submission"
+        );
+        slot.insert(Flight {
+            token,
+            kind,
+            operation,
+        });
     }
 }
 
 fn vectored(spans: Spans) -> Box<Vectored> {
-    const NONE: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+    const NONE: libc::iovec = libc::iovec {
+        iov_base: std::ptr::null_mut(),
+        iov_len: 0,
+    };
     let mut pieces = [NONE; SEND_SPANS_MAX];
     for (piece, span) in pieces.iter_mut().zip(&spans) {
         let bytes = span.bytes();
         // sendmsg(2) takes mutable pointers and only reads.
-        *piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        *piece = libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        };
     }
     // SAFETY:
     // - msghdr is a C struct of integers and pointers, for which all zeroes is a valid value
     let header: libc::msghdr = unsafe { std::mem::zeroed() };
-    let mut message = Box::new(Vectored { header, pieces, spans });
+    let mut message = Box::new(Vectored {
+        header,
+        pieces,
+        spans,
+    });
     // The box never moves its content, so the header may point to the field beside it.
     message.header.msg_iov = message.pieces.as_mut_ptr();
     message.header.msg_iovlen = message.spans.len();

@@ -1,0 +1,465 @@
+//! One core's loop: completions become inputs of the [`Shard`], its outputs become operations.
+//!
+//! A turn takes all completions there are, lets the shard handle them, flushes it once, and submits
+//! all that it wants with one `io_uring_enter`. What the shard must not know stands here: the
+//! descriptors, the other shards' mailboxes, the clock.
+
+use std::io;
+use std::net::TcpListener;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::net::{Shutdown, shutdown};
+
+use crate::core::contract::{Clock, Input, Output, Surroundings, Ticket};
+use crate::core::session::SessionId;
+use crate::core::shard::Shard;
+use crate::core::workspace::Workspace;
+use crate::io::log_keeper::{LogKeeper, RebuildError};
+use crate::io::ring::{Completion, Ring};
+use crate::limits::{ACCEPT_PAUSE_US, ACCEPTS_IN_FLIGHT, REFUSALS_IN_FLIGHT_MAX};
+use crate::log::segment::Segment;
+
+/// What the shards know of each other, and the outside of them.
+#[derive(Debug)]
+pub struct Status {
+    ready: Vec<AtomicBool>,
+    connections: AtomicUsize,
+    connections_max: usize,
+}
+
+impl Status {
+    /// Of so many shards that can all serve.
+    #[must_use]
+    pub fn new(shards: u32, connections_max: usize) -> Self {
+        let ready = (0..shards).map(|_| AtomicBool::new(true)).collect();
+        Self {
+            ready,
+            connections: AtomicUsize::new(0),
+            connections_max,
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.ready.iter().all(|ready| ready.load(Ordering::Relaxed))
+    }
+}
+
+/// A connection's place among those that are allowed; given back when it is dropped.
+pub struct Place(Arc<Status>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection: its socket and its place.
+pub struct Connection {
+    socket: OwnedFd,
+    _place: Place,
+}
+
+/// What threads tell each other.
+pub enum Letter {
+    /// A connection whose workspace the receiver owns.
+    Adopt(Connection, Ticket),
+    /// Stop.
+    Drain,
+    /// The next segment was created, or not.
+    SegmentCreated(io::Result<Segment>),
+    /// The shard's state was read back, or not.
+    Rebuilt(Result<(Segment, Vec<Workspace>), RebuildError>),
+}
+
+/// Where letters to one shard are put in.
+#[derive(Clone)]
+pub struct Post {
+    letters: Sender<Letter>,
+    bell: Arc<OwnedFd>,
+}
+
+impl Post {
+    /// Sends a letter. One to a shard that has stopped is dropped, and with it its connection.
+    pub fn send(&self, letter: Letter) {
+        if self.letters.send(letter).is_ok() {
+            // It cannot overflow: it is reset long before 2^64 letters.
+            let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
+        }
+    }
+}
+
+/// Where one shard's letters come out.
+pub struct Mailbox {
+    letters: Receiver<Letter>,
+    bell: Arc<OwnedFd>,
+}
+
+/// A mailbox and the post that leads to it.
+pub fn mailbox() -> io::Result<(Post, Mailbox)> {
+    let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+    let (sender, receiver) = channel();
+    Ok((
+        Post {
+            letters: sender,
+            bell: Arc::clone(&bell),
+        },
+        Mailbox {
+            letters: receiver,
+            bell,
+        },
+    ))
+}
+
+/// What an operation of the ring was for.
+#[derive(Debug, Clone, Copy)]
+pub enum Token {
+    /// An accept on the listening socket.
+    Accept,
+    /// The mailbox's bell.
+    Bell,
+    /// The timer for this time.
+    Timer(u64),
+    /// Another turn at once.
+    Again,
+    /// A receive of a session.
+    Receive(SessionId),
+    /// A send of a session.
+    Send(SessionId),
+    /// The log's write.
+    LogWrite,
+    /// The log's fdatasync.
+    LogSync,
+    /// Nothing that anyone waits for.
+    Own,
+}
+
+/// All that one core's loop works on.
+pub struct Worker {
+    shard: Shard,
+    number: u32,
+    status: Arc<Status>,
+    listener: Arc<TcpListener>,
+    mailbox: Mailbox,
+    posts: Vec<Post>,
+    log: LogKeeper,
+    connections: Vec<Option<Connection>>,
+    started: Instant,
+    accepts_in_flight: usize,
+    accepts_paused_until_us: Option<u64>,
+    is_accepting: bool,
+    armed_timer_us: Option<u64>,
+    is_again_in_flight: bool,
+    completions: Vec<Completion<Token>>,
+}
+
+impl Worker {
+    /// A worker for `shard`. `posts` lead to all shards, in order; `started` is the zero of its clock.
+    #[must_use]
+    pub fn new(
+        shard: Shard,
+        number: u32,
+        status: Arc<Status>,
+        listener: Arc<TcpListener>,
+        mailbox: Mailbox,
+        posts: Vec<Post>,
+        log: LogKeeper,
+        started: Instant,
+    ) -> Self {
+        Self {
+            shard,
+            number,
+            status,
+            listener,
+            mailbox,
+            posts,
+            log,
+            connections: Vec::new(),
+            started,
+            accepts_in_flight: 0,
+            accepts_paused_until_us: None,
+            is_accepting: true,
+            armed_timer_us: None,
+            is_again_in_flight: false,
+            completions: Vec::new(),
+        }
+    }
+
+    /// Submits what must always be in flight; before the first turn.
+    pub fn start(&mut self, ring: &mut Ring<Token>) {
+        ring.wait(self.mailbox.bell.as_fd(), Token::Bell);
+        self.arm_accepts(ring, 0);
+        ring.finish_turn(Token::Own);
+    }
+
+    /// One turn of the loop. Breaks when the shard has drained.
+    pub fn turn(&mut self, ring: &mut Ring<Token>) -> ControlFlow<()> {
+        let clock = clock(self.started);
+        self.shard.set_surroundings(Surroundings {
+            ready: self.status.is_ready(),
+        });
+        let mut completions = std::mem::take(&mut self.completions);
+        ring.drain(&mut completions);
+        for completion in completions.drain(..) {
+            self.complete(completion, ring, clock);
+        }
+        self.completions = completions;
+        self.shard.flush(clock);
+        while let Some(output) = self.shard.poll_output() {
+            self.perform(output, ring)?;
+        }
+        self.arm_accepts(ring, clock.now_us);
+        self.arm_timer(ring, clock.now_us);
+        ring.finish_turn(Token::Own);
+        if self.shard.has_work() && !self.is_again_in_flight {
+            self.is_again_in_flight = true;
+            ring.again(Token::Again);
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn complete(&mut self, completion: Completion<Token>, ring: &mut Ring<Token>, clock: Clock) {
+        match completion {
+            Completion::Received(Token::Receive(id), mut filled) => {
+                let bytes = ring.buffers().bytes(&mut filled);
+                self.shard.handle(Input::Received(id, Some(bytes)), clock);
+                ring.buffers().give_back(filled);
+            }
+            Completion::Ended(Token::Receive(id), outcome) => {
+                let bytes: Option<&mut [u8]> = outcome.is_ok().then_some(&mut []);
+                self.shard.handle(Input::Received(id, bytes), clock);
+            }
+            Completion::Sent(Token::Send(id), spans, outcome) => match outcome {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    self.send(id, spans, ring)
+                }
+                outcome => self
+                    .shard
+                    .handle(Input::Sent(id, spans, outcome.ok()), clock),
+            },
+            Completion::Accepted(_, outcome) => self.accepted(outcome, clock),
+            Completion::Written(_, bytes, outcome) => {
+                let count = self.told("write", outcome);
+                self.shard.handle(Input::LogWritten(bytes, count), clock);
+            }
+            Completion::Done(Token::LogSync, outcome) => {
+                let ok = self.told("fdatasync", outcome).is_some();
+                self.shard.handle(Input::LogSynced(ok), clock);
+            }
+            Completion::Done(Token::Bell, _) => {
+                while let Ok(letter) = self.mailbox.letters.try_recv() {
+                    self.read(letter, clock);
+                }
+                ring.wait(self.mailbox.bell.as_fd(), Token::Bell);
+            }
+            Completion::Done(Token::Timer(at_us), _) => {
+                if self.armed_timer_us == Some(at_us) {
+                    self.armed_timer_us = None;
+                }
+            }
+            Completion::Done(Token::Again, _) => self.is_again_in_flight = false,
+            Completion::Done(token, _) => unreachable!("{token:?} has a completion of its own"),
+            Completion::Received(token, _)
+            | Completion::Ended(token, _)
+            | Completion::Sent(token, ..) => {
+                unreachable!("{token:?} names no session")
+            }
+        }
+    }
+
+    fn told<T>(&self, what: &str, outcome: io::Result<T>) -> Option<T> {
+        outcome
+            .inspect_err(|error| {
+                tracing::error!(
+                    shard = self.number,
+                    "the log cannot be written ({what}: {error}): clients are told 500 and closed with 1011, the log is opened again soon"
+                );
+            })
+            .ok()
+    }
+
+    fn read(&mut self, letter: Letter, clock: Clock) {
+        match letter {
+            Letter::Adopt(connection, ticket) => {
+                let id = self.shard.adopt(ticket, clock);
+                self.keep(id, connection);
+            }
+            Letter::Drain => {
+                if self.is_accepting {
+                    self.is_accepting = false;
+                    // All shards share the socket: the first to get here ends the accepts of all.
+                    let _ = shutdown(&*self.listener, Shutdown::Both);
+                }
+                self.shard.handle(Input::Drain, clock);
+            }
+            Letter::SegmentCreated(outcome) => {
+                let segment = self
+                    .told("new segment", outcome)
+                    .map(|segment| self.log.replace(segment));
+                self.shard.handle(Input::LogOpened(segment), clock);
+            }
+            Letter::Rebuilt(outcome) => {
+                let outcome = outcome.inspect_err(|error| {
+                    tracing::error!(shard = self.number, "the shard cannot serve yet: {error}");
+                });
+                let rebuilt = outcome
+                    .ok()
+                    .map(|(segment, workspaces)| (self.log.replace(segment), workspaces));
+                self.shard.handle(Input::Rebuilt(rebuilt), clock);
+            }
+        }
+    }
+
+    fn accepted(&mut self, outcome: io::Result<OwnedFd>, clock: Clock) {
+        self.accepts_in_flight -= 1;
+        match outcome {
+            Ok(socket) => {
+                let before = self.status.connections.fetch_add(1, Ordering::Relaxed);
+                let connection = Connection {
+                    socket,
+                    _place: Place(Arc::clone(&self.status)),
+                };
+                if before < self.status.connections_max + REFUSALS_IN_FLIGHT_MAX {
+                    let id = self
+                        .shard
+                        .accept(before >= self.status.connections_max, clock);
+                    self.keep(id, connection);
+                }
+            }
+            Err(error) if is_exhausted(&error) => {
+                if self.accepts_paused_until_us.is_none() {
+                    tracing::warn!(shard = self.number, "accepting pauses: {error}");
+                }
+                self.accepts_paused_until_us = Some(clock.now_us + ACCEPT_PAUSE_US);
+            }
+            // The peer has gone before it was accepted, or the server is stopping.
+            Err(_) => {}
+        }
+    }
+
+    fn keep(&mut self, id: SessionId, connection: Connection) {
+        let slot = id.slot as usize;
+        if slot >= self.connections.len() {
+            self.connections.resize_with(slot + 1, || None);
+        }
+        assert!(
+            self.connections[slot].is_none(),
+            "a slot has one connection"
+        );
+        self.connections[slot] = Some(connection);
+    }
+
+    fn socket(&self, id: SessionId) -> &OwnedFd {
+        &self.connections[id.slot as usize]
+            .as_ref()
+            .expect("a session has a connection")
+            .socket
+    }
+
+    fn send(&self, id: SessionId, spans: crate::core::window::Spans, ring: &mut Ring<Token>) {
+        ring.send(self.socket(id).as_fd(), spans, Token::Send(id));
+    }
+
+    fn perform(&mut self, output: Output, ring: &mut Ring<Token>) -> ControlFlow<()> {
+        match output {
+            Output::Receive(id) => ring.receive(self.socket(id).as_fd(), Token::Receive(id)),
+            Output::Send(id, spans) => self.send(id, spans, ring),
+            // A socket that its peer has reset cannot be shut down, and need not be.
+            Output::Finish(id) => drop(shutdown(self.socket(id), Shutdown::Write)),
+            Output::Abort(id) => drop(shutdown(self.socket(id), Shutdown::Both)),
+            Output::Close(id) => drop(self.connections[id.slot as usize].take()),
+            Output::Handoff(id, owner, ticket) => {
+                let connection = self.connections[id.slot as usize].take();
+                let connection = connection.expect("a session has a connection");
+                self.posts[owner as usize].send(Letter::Adopt(connection, ticket));
+            }
+            Output::LogWrite {
+                offset,
+                bytes,
+                from,
+            } => {
+                ring.write(self.log.file(), bytes, from, offset, Token::LogWrite);
+            }
+            Output::LogSync => ring.sync(self.log.file(), Token::LogSync),
+            Output::LogOpen {
+                index,
+                first_position,
+            } => {
+                self.log.create_next(index, first_position, self.own_post());
+            }
+            Output::Rebuild(cut) => self.log.rebuild(cut, self.own_post()),
+            Output::Ready(ready) => {
+                self.status.ready[self.number as usize].store(ready, Ordering::Relaxed);
+                if ready {
+                    tracing::info!(shard = self.number, "the shard serves again");
+                } else {
+                    tracing::error!(shard = self.number, "the shard has stopped serving");
+                }
+            }
+            Output::Drained => return ControlFlow::Break(()),
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn own_post(&self) -> Post {
+        self.posts[self.number as usize].clone()
+    }
+
+    fn arm_accepts(&mut self, ring: &mut Ring<Token>, now_us: u64) {
+        if self
+            .accepts_paused_until_us
+            .is_some_and(|until_us| until_us <= now_us)
+        {
+            self.accepts_paused_until_us = None;
+        }
+        if self.accepts_paused_until_us.is_some() || !self.is_accepting {
+            return;
+        }
+        while self.accepts_in_flight < ACCEPTS_IN_FLIGHT {
+            self.accepts_in_flight += 1;
+            ring.accept(self.listener.as_fd(), Token::Accept);
+        }
+    }
+
+    fn arm_timer(&mut self, ring: &mut Ring<Token>, now_us: u64) {
+        let wanted = [self.shard.next_deadline_us(), self.accepts_paused_until_us];
+        let Some(wanted_us) = wanted.into_iter().flatten().min() else {
+            return;
+        };
+        if self
+            .armed_timer_us
+            .is_none_or(|armed_us| wanted_us < armed_us)
+        {
+            self.armed_timer_us = Some(wanted_us);
+            // A deadline that has passed waits for something in flight: it must not make the loop spin.
+            let after_us = wanted_us.saturating_sub(now_us).max(1000);
+            ring.timer(after_us, Token::Timer(wanted_us));
+        }
+    }
+}
+
+/// Whether an accept failed because the process or the system has no room for a connection.
+fn is_exhausted(error: &io::Error) -> bool {
+    [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM]
+        .map(Some)
+        .contains(&error.raw_os_error())
+}
+
+/// The time now; monotonic time counts from `started`.
+#[must_use]
+pub fn clock(started: Instant) -> Clock {
+    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    // A clock before 1970 is as wrong as a clock can be; ops are then refused as too far ahead.
+    let unix = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Clock {
+        now_us: micros(started.elapsed()),
+        unix_us: micros(unix),
+    }
+}
