@@ -1,0 +1,395 @@
+//! What goes wrong while serving, the two triggers of 500: a panic, and a log that cannot be written or synced.
+//!
+//! Four faulty disks: a limit on the size of files (EFBIG, needs nothing), a full tmpfs (ENOSPC, needs root), and a loop
+//! device that takes writes but fails to sync them (needs root), once more with what the kernel's cache pretended forgotten.
+
+mod support;
+
+use serde_json::{Map, Value, json};
+use support::client::{Client, Event, Op, error_of, state_of};
+use support::disk::{Ballast, Mount, limit_file_size, make_sparse_image, may_mount};
+use support::raw::Raw;
+use support::server::{Server, Setup};
+
+// ---- a disk that fails ----
+
+/// One key for each op, so that each op that was shown has to be found again.
+type Shown = Map<String, Value>;
+
+fn filler() -> String {
+    "f".repeat(3000)
+}
+
+/// Writes one by one, each awaited by the witness. Ends at the first that is not shown.
+async fn write_until_it_fails(writer: &mut Client, witness: &mut Client, shown: &mut Shown) {
+    for number in 0.. {
+        assert!(number < 20_000, "the disk was to fail");
+        let op = writer
+            .write(&format!("during {number}"), json!(filler()))
+            .await;
+        match witness.event().await {
+            Event::Text(text) => {
+                assert_eq!(
+                    Op::parse(&text),
+                    Some(op),
+                    "the witness is shown the op, or nothing"
+                );
+                shown.insert(format!("during {number}"), json!(filler()));
+            }
+            Event::Close(1011, _) => return,
+            event => panic!("the op or a close with 1011 was due, not {event:?}"),
+        }
+    }
+}
+
+async fn write_some(writer: &mut Client, witness: &mut Client, when: &str, shown: &mut Shown) {
+    for number in 0..20 {
+        let op = writer
+            .write(&format!("{when} {number}"), json!(number))
+            .await;
+        witness.expect_op(&op).await;
+        shown.insert(op.key, op.value);
+    }
+}
+
+fn check_nothing_lost(state: &Map<String, Value>, shown: &Shown, when: &str) {
+    for (key, value) in shown {
+        assert_eq!(state.get(key), Some(value), "{when}: {key} was shown");
+    }
+}
+
+/// Until the disk fails: ops, then 500 and 1011 and 503, while it stays broken.
+async fn check_failure(server: &Server, break_disk: impl FnOnce()) -> Shown {
+    let mut shown = Shown::new();
+    let mut writer = Client::connect(server, "room").await;
+    let mut witness = Client::connect(server, "room").await;
+    let mut idle = Client::connect(server, "an idle room").await;
+    write_some(&mut writer, &mut witness, "before", &mut shown).await;
+
+    break_disk();
+    write_until_it_fails(&mut writer, &mut witness, &mut shown).await;
+    assert_eq!(
+        writer.expect_error(500).await,
+        "Internal Server Error",
+        "the sender of the op that was not kept is told"
+    );
+    writer.expect_close(1011).await;
+    idle.expect_close(1011).await;
+    server.until_ready_is(503).await;
+    let answer = server.handshake(&Server::sync_path("room")).await;
+    assert_eq!(
+        (answer.status, &answer.json()["error"]),
+        (500, &json!("Internal Server Error"))
+    );
+    assert_eq!(
+        server.get("/healthz").await.status,
+        200,
+        "the process lives"
+    );
+    assert_eq!(
+        server.handshake("/v1/sync/room").await.status,
+        401,
+        "a bad token stays a bad token"
+    );
+    shown
+}
+
+/// After the disk is mended: serves again, without a restart and without a lost op. What a new client is shown counts as shown.
+async fn check_recovery(server: &Server, shown: &mut Shown) {
+    server.until_ready_is(200).await;
+    let mut writer = Client::connect(server, "room").await;
+    check_nothing_lost(&writer.init, shown, "after the disk was mended");
+    shown.extend(writer.init.clone());
+    let mut witness = Client::connect(server, "room").await;
+    write_some(&mut writer, &mut witness, "after", shown).await;
+}
+
+async fn check_restart(server: &mut Server, shown: &Shown) {
+    for shards in [1, 3] {
+        server.restart(shards).await;
+        check_nothing_lost(
+            &state_of(server, "room").await,
+            shown,
+            &format!("after a restart with {shards} shards"),
+        );
+        server.kill9();
+    }
+}
+
+#[tokio::test]
+async fn a_write_error_gives_500_and_1011_and_503_and_the_server_serves_again_without_a_restart() {
+    let mut server = Setup::new()
+        .shards(1)
+        .ignoring_file_size_signal()
+        .start()
+        .await;
+    let pid = server.pid();
+    let mut shown = Shown::new();
+    for _ in 0..3 {
+        // Each round breaks the disk at another point of the life of a segment.
+        shown.extend(check_failure(&server, || limit_file_size(pid, Some(1))).await);
+        limit_file_size(pid, None);
+        check_recovery(&server, &mut shown).await;
+    }
+    server.kill9();
+    check_restart(&mut server, &shown).await;
+}
+
+#[tokio::test]
+async fn a_write_that_fails_half_way_through_loses_nothing_that_was_shown() {
+    let mut server = Setup::new()
+        .shards(1)
+        .ignoring_file_size_signal()
+        .start()
+        .await;
+    let pid = server.pid();
+    let mut shown = Shown::new();
+    for room_left in [700, 2999, 4096] {
+        let sizes = support::files::segments(server.data_dir()).into_iter();
+        let longest = sizes
+            .map(|path| path.metadata().expect("a segment is there").len())
+            .max();
+        let mut writer = Client::connect(&server, "room").await;
+        let mut witness = Client::connect(&server, "room").await;
+        limit_file_size(pid, longest.map(|longest| longest + room_left));
+        write_until_it_fails(&mut writer, &mut witness, &mut shown).await;
+        limit_file_size(pid, None);
+        check_recovery(&server, &mut shown).await;
+    }
+    server.kill9();
+    check_restart(&mut server, &shown).await;
+}
+
+#[tokio::test]
+async fn a_full_disk_gives_500_and_1011_and_503_and_the_server_serves_again_when_there_is_space() {
+    if !may_mount("a full disk") {
+        return;
+    }
+    let Some(disk) = Mount::tmpfs("16m") else {
+        return;
+    };
+    let setup = Setup::new()
+        .shards(1)
+        .in_data_dir(&disk.path().join("data"));
+    let mut server = setup.start().await;
+    let mut ballast = None;
+    let mut shown = check_failure(&server, || ballast = Some(Ballast::fill(disk.path()))).await;
+    ballast.take().expect("it was filled").remove();
+    check_recovery(&server, &mut shown).await;
+    server.kill9();
+    check_restart(&mut server, &shown).await;
+}
+
+#[tokio::test]
+async fn a_failing_sync_is_never_taken_for_a_good_one() {
+    if !may_mount("a disk that fails to sync") {
+        return;
+    }
+    let Some(ground) = Mount::tmpfs("8m") else {
+        return;
+    };
+    let image = ground.path().join("image");
+    if !make_sparse_image(&image, 64 * 1024 * 1024) {
+        return;
+    }
+    let Some(disk) = Mount::image(&image) else {
+        return;
+    };
+    let setup = Setup::new()
+        .shards(1)
+        .in_data_dir(&disk.path().join("data"));
+    let mut server = setup.start().await;
+    let mut ballast = None;
+    let mut shown = check_failure(&server, || ballast = Some(Ballast::fill(ground.path()))).await;
+    ballast.take().expect("it was filled").remove();
+    check_recovery(&server, &mut shown).await;
+
+    // Unmounting drops the kernel's cache, and with it the writes that never reached the disk.
+    server.kill9();
+    drop(disk);
+    let Some(disk) = Mount::image(&image) else {
+        return;
+    };
+    let again = server
+        .setup()
+        .clone()
+        .in_data_dir(&disk.path().join("data"))
+        .start()
+        .await;
+    check_nothing_lost(
+        &state_of(&again, "room").await,
+        &shown,
+        "when only the disk is asked",
+    );
+}
+
+// ---- a panic ----
+
+const PANIC_KEY: &str = "the key of the planted panic";
+
+/// A server that panics at an op with [`PANIC_KEY`]: only builds with debug assertions have that hook.
+async fn panicking_server(shards: u32) -> Option<Server> {
+    if !cfg!(debug_assertions) {
+        println!("skipped: the planted panic is a hook of debug builds");
+        return None;
+    }
+    Some(
+        Setup::new()
+            .shards(shards)
+            .env("ETHERPLY_FAULT_PANIC_KEY", PANIC_KEY)
+            .start()
+            .await,
+    )
+}
+
+#[tokio::test]
+async fn a_panic_gives_500_to_the_one_that_caused_it_and_closes_the_connections_of_the_shard_with_1011()
+ {
+    let Some(server) = panicking_server(1).await else {
+        return;
+    };
+    let mut culprit = Client::connect(&server, "room").await;
+    let mut witness = Client::connect(&server, "room").await;
+    let mut elsewhere = Client::connect(&server, "another room").await;
+    culprit.write(PANIC_KEY, json!(1)).await;
+    assert_eq!(culprit.expect_error(500).await, "Internal Server Error");
+    culprit.expect_close(1011).await;
+    witness.expect_close(1011).await;
+    elsewhere.expect_close(1011).await;
+}
+
+#[tokio::test]
+async fn after_a_panic_the_shard_is_rebuilt_from_its_log_and_serves_again() {
+    let Some(mut server) = panicking_server(1).await else {
+        return;
+    };
+    let mut shown = Shown::new();
+    for round in 0..3 {
+        let mut writer = Client::connect_at_last(&server, "room").await;
+        let mut witness = Client::connect_at_last(&server, "room").await;
+        check_nothing_lost(&writer.init, &shown, "after a panic");
+        assert!(
+            !writer.init.contains_key(PANIC_KEY),
+            "the op of the panic was never applied"
+        );
+        write_some(
+            &mut writer,
+            &mut witness,
+            &format!("round {round}"),
+            &mut shown,
+        )
+        .await;
+        writer.write(PANIC_KEY, json!(round)).await;
+        assert_eq!(witness.close_code().await, 1011);
+        server.until_ready_is(200).await;
+    }
+    check_nothing_lost(
+        &Client::connect_at_last(&server, "room").await.init,
+        &shown,
+        "after three panics",
+    );
+    server.kill9();
+    server.restart(2).await;
+    check_nothing_lost(&state_of(&server, "room").await, &shown, "after a restart");
+}
+
+#[tokio::test]
+async fn a_panic_in_one_shard_leaves_the_other_shard_alone() {
+    let Some(server) = panicking_server(2).await else {
+        return;
+    };
+    let mut rooms = Vec::new();
+    for index in 0..32 {
+        let name = format!("room {index}");
+        rooms.push((
+            Client::connect(&server, &name).await,
+            Client::connect(&server, &name).await,
+        ));
+    }
+    let (mut culprit, mut witness) = rooms.pop().expect("there are rooms");
+    culprit.write(PANIC_KEY, json!(1)).await;
+    assert_eq!(culprit.close_code().await, 1011);
+    assert_eq!(witness.close_code().await, 1011);
+    let mut untouched_count = 0;
+    for (writer, reader) in &mut rooms {
+        // A room of the failed shard may be closed under the writer's hands, so the reader is asked.
+        writer
+            .try_send(tokio_tungstenite::tungstenite::Message::text(
+                r#"{"type":"ping"}"#,
+            ))
+            .await;
+        let op = support::client::op_text(&Op::new("k", json!(1), support::stamp()));
+        writer
+            .try_send(tokio_tungstenite::tungstenite::Message::text(op))
+            .await;
+        match reader.event().await {
+            Event::Text(_) => untouched_count += 1,
+            Event::Close(1011, _) => {}
+            event => panic!("the op or a close with 1011 was due, not {event:?}"),
+        }
+    }
+    assert!(
+        (1..31).contains(&untouched_count),
+        "one of two shards failed, and {untouched_count} rooms of 31 did not notice"
+    );
+}
+
+#[tokio::test]
+async fn an_op_of_another_client_in_the_same_moment_as_a_panic_is_shown_and_kept_or_answered_with_500_or_dropped()
+ {
+    let Some(server) = panicking_server(1).await else {
+        return;
+    };
+    let mut bystander = Client::connect(&server, "room").await;
+    let mut witness = Client::connect(&server, "room").await;
+    let mut culprit = Client::connect(&server, "room").await;
+    let mut shown = Shown::new();
+    for number in 0..50 {
+        bystander.write(&format!("k{number}"), json!(number)).await;
+    }
+    culprit.write(PANIC_KEY, json!(1)).await;
+    loop {
+        match witness.event().await {
+            Event::Text(text) => {
+                let op = Op::parse(&text).unwrap_or_else(|| panic!("an op was due, not {text}"));
+                shown.insert(op.key, op.value);
+            }
+            Event::Close(code, _) => break assert_eq!(code, 1011),
+            Event::Lost(error) => panic!("a close frame was due, not {error}"),
+        }
+    }
+    loop {
+        match bystander.event().await {
+            Event::Text(text) => assert!(
+                error_of(&text, 500).is_some(),
+                "an error 500 was due, not {text}"
+            ),
+            Event::Close(code, _) => break assert_eq!(code, 1011),
+            Event::Lost(error) => panic!("a close frame was due, not {error}"),
+        }
+    }
+    check_nothing_lost(
+        &Client::connect_at_last(&server, "room").await.init,
+        &shown,
+        "after the panic",
+    );
+}
+
+#[tokio::test]
+async fn input_of_every_wrong_kind_never_panics_the_server() {
+    let server = Server::start().await;
+    let mut dice = support::Dice::new(11);
+    let mut byte = || u8::try_from(dice.below(256)).expect("below 256");
+    for _ in 0..200 {
+        let noise: Vec<u8> = (0..64).map(|_| byte()).collect();
+        let mut bare = Raw::connect(server.addr()).await;
+        bare.send_lossy(&noise).await;
+        let mut open = Raw::open(server.addr(), &Server::sync_path("room")).await;
+        open.send_lossy(&noise).await;
+    }
+    let mut writer = Client::connect(&server, "room").await;
+    let mut witness = Client::connect(&server, "room").await;
+    let op = writer.write("k", json!(1)).await;
+    witness.expect_op(&op).await;
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+}

@@ -1,0 +1,124 @@
+//! Disks that fail on demand: a file size limit, a full tmpfs, and a loop device that loses its ground.
+
+use rustix::process::{Pid, Resource, Rlimit, geteuid, prlimit};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+/// From now on a write of the process past this offset of any file fails; `None` lifts that.
+pub fn limit_file_size(pid: Pid, limit: Option<u64>) {
+    prlimit(
+        Some(pid),
+        Resource::Fsize,
+        Rlimit {
+            current: limit,
+            maximum: None,
+        },
+    )
+    .expect("the server runs");
+}
+
+/// Whether this test may mount; where not, it says so.
+pub fn may_mount(test: &str) -> bool {
+    let is_root = geteuid().is_root();
+    if !is_root {
+        println!("skipped: {test} mounts a small disk, for which it must be root");
+    }
+    is_root
+}
+
+/// A mounted file system; dropping it unmounts.
+pub struct Mount {
+    point: TempDir,
+}
+
+impl Mount {
+    /// A tmpfs of this size. `None`, and a printed reason, where mounting is not allowed.
+    pub fn tmpfs(size: &str) -> Option<Mount> {
+        Mount::run(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+    }
+
+    /// A file system in an image, over a loop device.
+    pub fn image(image: &Path) -> Option<Mount> {
+        Mount::run(&["-o", "loop,errors=continue", &image.display().to_string()])
+    }
+
+    fn run(arguments: &[&str]) -> Option<Mount> {
+        let point = TempDir::new().expect("a temporary folder");
+        let path = point.path().display().to_string();
+        succeeds("mount", &[arguments, &[&path]].concat()).then_some(Mount { point })
+    }
+
+    pub fn path(&self) -> &Path {
+        self.point.path()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        succeeds("umount", &["-l", &self.path().display().to_string()]);
+    }
+}
+
+/// An ext4 without a journal, in a file that takes up space only where it was written.
+pub fn make_sparse_image(path: &Path, len: u64) -> bool {
+    File::create(path)
+        .and_then(|file| file.set_len(len))
+        .expect("an image can be made");
+    let image = path.display().to_string();
+    succeeds(
+        "mkfs.ext4",
+        &[
+            "-q",
+            "-F",
+            "-O",
+            "^has_journal",
+            "-E",
+            "lazy_itable_init=0",
+            &image,
+        ],
+    )
+}
+
+fn succeeds(program: &str, arguments: &[&str]) -> bool {
+    let output = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output();
+    match output {
+        Ok(output) if output.status.success() => true,
+        Ok(output) => {
+            println!(
+                "skipped: {program} {arguments:?}: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+            false
+        }
+        Err(error) => {
+            println!("skipped: {program} cannot be run: {error}");
+            false
+        }
+    }
+}
+
+/// A file that takes up all the space that a disk has left.
+pub struct Ballast {
+    path: PathBuf,
+}
+
+impl Ballast {
+    pub fn fill(folder: &Path) -> Ballast {
+        let path = folder.join("ballast");
+        let mut file = File::create(&path).expect("the disk takes one more file");
+        for chunk_len in [64 * 1024, 4096, 512, 1] {
+            while file.write_all(&vec![b'x'; chunk_len]).is_ok() {}
+        }
+        Ballast { path }
+    }
+
+    pub fn remove(self) {
+        std::fs::remove_file(self.path).expect("the ballast can be removed");
+    }
+}

@@ -1,0 +1,432 @@
+//! The server as a process of its own, in a data directory of its own, on a free port.
+
+use super::raw::{Answer, Raw};
+use super::token::{self, SECRET};
+use super::{PATIENCE, eventually, eventually_in, within};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+/// How a server is to be started. Cloning it shares the data directory.
+#[derive(Clone)]
+pub struct Setup {
+    shards: u32,
+    args: Vec<String>,
+    envs: Vec<(String, String)>,
+    data_dir: PathBuf,
+    ignores_file_size_signal: bool,
+    _folder: Arc<TempDir>,
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        Setup::new()
+    }
+}
+
+impl Setup {
+    /// Two shards, an empty data directory, the secret of the suites.
+    pub fn new() -> Setup {
+        let folder = TempDir::new().expect("a temporary folder");
+        Setup {
+            shards: 2,
+            args: Vec::new(),
+            envs: vec![("ETHERPLY_JWT_SECRET".into(), SECRET.into())],
+            data_dir: folder.path().join("data"),
+            ignores_file_size_signal: false,
+            _folder: Arc::new(folder),
+        }
+    }
+
+    pub fn shards(mut self, shards: u32) -> Setup {
+        self.shards = shards;
+        self
+    }
+
+    pub fn args(mut self, args: &[&str]) -> Setup {
+        self.args.extend(args.iter().map(ToString::to_string));
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Setup {
+        self.envs.push((name.into(), value.into()));
+        self
+    }
+
+    /// Without the secret of the suites, and whatever else was set.
+    pub fn without_envs(mut self) -> Setup {
+        self.envs.clear();
+        self
+    }
+
+    pub fn in_data_dir(mut self, data_dir: &Path) -> Setup {
+        data_dir.clone_into(&mut self.data_dir);
+        self
+    }
+
+    /// A write over the process's file size limit then fails (EFBIG) instead of killing the process.
+    pub fn ignoring_file_size_signal(mut self) -> Setup {
+        self.ignores_file_size_signal = true;
+        self
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// Starts the server and waits for the line that says where it listens.
+    pub async fn start(self) -> Server {
+        let arguments = self.serve_arguments();
+        let command = self.command(&arguments);
+        Server::spawn(self, command).await
+    }
+
+    /// Starts a server that is expected to end by itself, and waits for that.
+    pub async fn run(&self) -> Outcome {
+        self.run_arguments(&self.serve_arguments()).await
+    }
+
+    /// Runs the binary with these arguments alone, to its end.
+    pub async fn run_only(&self, arguments: &[&str]) -> Outcome {
+        let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+        self.run_arguments(&arguments).await
+    }
+
+    async fn run_arguments(&self, arguments: &[String]) -> Outcome {
+        let mut command = tokio::process::Command::from(self.command(arguments));
+        let output = within(
+            "the end of the process",
+            command.kill_on_drop(true).output(),
+        )
+        .await;
+        let output = output.expect("the binary starts");
+        Outcome {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    fn serve_arguments(&self) -> Vec<String> {
+        let mut arguments: Vec<String> = vec!["serve".into()];
+        let chosen = |flag: &str| {
+            self.args
+                .iter()
+                .any(|arg| arg == flag || arg.starts_with(&format!("{flag}=")))
+        };
+        let has_env = |name: &str| self.envs.iter().any(|(set, _)| set == name);
+        let defaults = [
+            ("--host", "ETHERPLY_HOST", "127.0.0.1".to_string()),
+            ("--port", "ETHERPLY_PORT", "0".to_string()),
+            ("--shards", "ETHERPLY_SHARDS", self.shards.to_string()),
+            (
+                "--data-dir",
+                "ETHERPLY_DATA_DIR",
+                self.data_dir.display().to_string(),
+            ),
+        ];
+        for (flag, env, value) in defaults {
+            let is_set = chosen(flag) || has_env(env) || (flag == "--port" && has_env("PORT"));
+            if !is_set {
+                arguments.extend([flag.to_string(), value]);
+            }
+        }
+        arguments.push("--no-pin".into());
+        arguments.extend(self.args.iter().cloned());
+        arguments
+    }
+
+    fn command(&self, arguments: &[String]) -> Command {
+        let binary = env!("CARGO_BIN_EXE_etherply");
+        let mut command = if self.ignores_file_size_signal {
+            // An ignored signal stays ignored across exec.
+            let mut shell = Command::new("sh");
+            shell.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", binary]);
+            shell
+        } else {
+            Command::new(binary)
+        };
+        command
+            .args(arguments)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if let Some(path) = std::env::var_os("PATH") {
+            command.env("PATH", path);
+        }
+        // Whoever asks for backtraces still gets one clear line.
+        command.env("RUST_BACKTRACE", "1");
+        command.envs(self.envs.iter().map(|(name, value)| (name, value)));
+        command
+    }
+}
+
+/// What a process that has ended left behind.
+#[derive(Debug)]
+pub struct Outcome {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// Start-up failures: exit code 1 and one line, no backtrace. Gives the line.
+    pub fn expect_refusal(&self) -> &str {
+        assert_eq!(self.code, Some(1), "a failed start exits with 1: {self:?}");
+        assert!(
+            !self.stdout.contains("listening on"),
+            "it says that it listens, and refuses: {self:?}"
+        );
+        let lines: Vec<&str> = self
+            .stderr
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .collect();
+        assert_eq!(
+            lines.len(),
+            1,
+            "a failed start is one line on stderr: {}",
+            self.stderr
+        );
+        lines[0]
+    }
+}
+
+/// A running server. Dropping it kills the process.
+pub struct Server {
+    setup: Setup,
+    child: Child,
+    addr: SocketAddr,
+    stdout: UnboundedReceiver<String>,
+    output: Arc<Mutex<String>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// A server with the defaults of [`Setup::new`].
+    pub async fn start() -> Server {
+        Setup::new().start().await
+    }
+
+    /// The defaults and these arguments.
+    pub async fn start_with(args: &[&str]) -> Server {
+        Setup::new().args(args).start().await
+    }
+
+    async fn spawn(setup: Setup, mut command: Command) -> Server {
+        let mut child = command.spawn().expect("the binary starts");
+        let output = Arc::new(Mutex::new(String::new()));
+        let (sender, stdout) = unbounded_channel();
+        let reader = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        let lines = std::thread::spawn(move || {
+            for line in reader.lines().map_while(Result::ok) {
+                // A test that has ended does not read on; the pipe is drained all the same.
+                let _ = sender.send(line);
+            }
+        });
+        let log = drain(
+            child.stderr.take().expect("stderr is piped"),
+            output.clone(),
+        );
+        let addr = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut server = Server {
+            setup,
+            child,
+            addr,
+            stdout,
+            output,
+            readers: vec![lines, log],
+        };
+        let first = server.stdout_line().await;
+        let addr = first
+            .strip_prefix("listening on ")
+            .and_then(|addr| addr.parse().ok());
+        server.addr = addr.unwrap_or_else(|| {
+            panic!("the first line on stdout says where it listens, not {first:?}")
+        });
+        server
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        self.setup.data_dir()
+    }
+
+    /// The next line on stdout.
+    pub async fn stdout_line(&mut self) -> String {
+        let line = within("a line on the server's stdout", self.stdout.recv()).await;
+        line.unwrap_or_else(|| {
+            self.join_readers();
+            panic!("the server closed its stdout; its stderr:\n{}", self.log())
+        })
+    }
+
+    /// All that it wrote to stderr so far.
+    pub fn log(&self) -> String {
+        self.output
+            .lock()
+            .expect("the reader does not panic")
+            .clone()
+    }
+
+    /// Waits until the log has a line with all these words in it, and gives that line.
+    pub async fn log_line(&self, words: &[&str]) -> String {
+        let found = async || {
+            let log = self.log();
+            log.lines()
+                .find(|line| words.iter().all(|word| line.contains(word)))
+                .map(ToString::to_string)
+        };
+        eventually(&format!("a line of the log with {words:?}"), found).await
+    }
+
+    /// Resident memory, from the kernel's account of the process.
+    pub fn resident_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).expect("the server runs");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .expect("a process has resident memory");
+        let kib: u64 = line
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .expect("VmRSS is a number of kB");
+        kib * 1024
+    }
+
+    /// How many files and sockets it has open.
+    pub fn open_files_count(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
+            .expect("the server runs")
+            .count()
+    }
+
+    /// The path of the handshake of a workspace, with a valid token.
+    pub fn sync_path(workspace: &str) -> String {
+        let segment = utf8_percent_encode(workspace, NON_ALPHANUMERIC);
+        format!("/v1/sync/{segment}?token={}", token::valid())
+    }
+
+    /// A plain GET.
+    pub async fn get(&self, path: &str) -> Answer {
+        let mut socket = Raw::connect(self.addr).await;
+        socket
+            .send(
+                format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+                    .as_bytes(),
+            )
+            .await;
+        socket.answer().await
+    }
+
+    /// A handshake of a WebSocket; the answer's status and body.
+    pub async fn handshake(&self, path: &str) -> Answer {
+        Raw::connect(self.addr).await.handshake(path, "").await
+    }
+
+    /// Waits until `/readyz` answers with this status.
+    pub async fn until_ready_is(&self, status: u16) {
+        let what = format!("/readyz answers {status}; the log:\n{}", self.log());
+        let limit = PATIENCE * 2;
+        eventually_in(limit, &what, async || {
+            (self.get("/readyz").await.status == status).then_some(())
+        })
+        .await;
+    }
+
+    /// The end without warning: nothing that the process had in memory gets out.
+    pub fn kill9(&mut self) {
+        self.child.kill().expect("the server was running");
+        self.child.wait().expect("a killed child is reaped");
+        self.join_readers();
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("the server was running");
+    }
+
+    /// SIGTERM, without waiting for what comes of it.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// The exit code, once the process has ended by itself; `None` when a signal ended it.
+    pub async fn exit_code_within(&mut self, limit: Duration) -> Option<i32> {
+        let child = &mut self.child;
+        let ended = async || child.try_wait().expect("the child is ours");
+        let status = eventually_in(limit, "the server ends", ended).await;
+        self.join_readers();
+        status.code()
+    }
+
+    /// SIGTERM and the end of it, which has to be a good one.
+    pub async fn stop(&mut self) {
+        self.terminate();
+        let code = self.exit_code_within(PATIENCE).await;
+        assert_eq!(
+            code,
+            Some(0),
+            "a drained server exits with 0; its log:\n{}",
+            self.log()
+        );
+    }
+
+    /// Starts again on the same data directory. The server must have ended before.
+    pub async fn restart(&mut self, shards: u32) {
+        assert!(
+            self.child.try_wait().expect("the child is ours").is_some(),
+            "restart what still runs?"
+        );
+        let next = self.setup.clone().shards(shards).start().await;
+        *self = next;
+    }
+
+    fn join_readers(&mut self) {
+        for reader in self.readers.drain(..) {
+            reader.join().expect("a reader does not panic");
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail where the process has ended already, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn drain(mut stream: impl Read + Send + 'static, output: Arc<Mutex<String>>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut chunk = [0; 4096];
+        while let Ok(len @ 1..) = stream.read(&mut chunk) {
+            let text = String::from_utf8_lossy(&chunk[..len]);
+            output
+                .lock()
+                .expect("no reader of the log panics with it")
+                .push_str(&text);
+        }
+    })
+}
