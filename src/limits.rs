@@ -86,7 +86,7 @@ pub const PING_INTERVAL_MS_DEFAULT: u64 = 25_000;
 /// A client whose socket takes nothing for this long is closed with 1013.
 pub const STALL_TIMEOUT_US: u64 = 60 * SECOND_US;
 /// How long a stalled client has to read what was on its way, and the close frame behind it.
-pub const STALL_LINGER_US: u64 = 30 * SECOND_US;
+pub const STALL_LINGER_US: u64 = 15 * SECOND_US;
 /// How long a connection that is closed has to take the last bytes and to close its side.
 pub const LINGER_US: u64 = 2 * SECOND_US;
 /// Default of `--drain-ms`.

@@ -93,7 +93,7 @@ impl Shard {
         if owner == self.config.shard {
             self.join(id, ticket, clock);
         } else {
-            self.sessions.remove(id.slot as usize);
+            self.retire(id);
             self.outputs.push_back(Output::Handoff(id, owner, ticket));
         }
         Ok(())

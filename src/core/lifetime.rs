@@ -123,21 +123,25 @@ impl Shard {
     /// Ends a connection at once. Its slot is free when nothing of it is in flight.
     pub(super) fn abort(&mut self, id: SessionId) {
         self.leave_room(id);
-        let Some(session) = self.session(id) else {
-            return;
-        };
+        let Some(session) = self.session(id).filter(|session| !session.gone) else { return };
         session.state = State::Closing;
         session.outbox = Outbox::default();
         session.unparsed = Vec::new();
-        let in_flight = session.sending || session.receiving;
-        if in_flight && !session.aborted {
-            self.outputs.push_back(Output::Abort(id));
-        } else if !in_flight {
-            self.sessions.remove(id.slot as usize);
+        let was_aborted = std::mem::replace(&mut session.aborted, true);
+        if !session.sending && !session.receiving {
+            self.retire(id);
             self.outputs.push_back(Output::Close(id));
-            return;
+        } else if !was_aborted {
+            self.outputs.push_back(Output::Abort(id));
         }
-        self.sessions[id.slot as usize].aborted = true;
+    }
+
+    /// A session is over: nothing of it is in flight, and nothing must be started for it.
+    pub(super) fn retire(&mut self, id: SessionId) {
+        let session = &mut self.sessions[id.slot as usize];
+        assert!(!session.sending && !session.receiving && !session.gone, "a session ends once");
+        (session.state, session.aborted, session.gone) = (State::Closing, true, true);
+        self.gone_count += 1;
     }
 
     fn leave_room(&mut self, id: SessionId) {
@@ -208,7 +212,7 @@ impl Shard {
                 if deadline_us <= clock.now_us {
                     self.abort_all();
                 }
-                if !self.sessions.is_empty() {
+                if self.sessions.len() > self.gone_count {
                 } else if self.commit.is_failed() {
                     self.drained();
                 } else if self.commit.is_settled() {

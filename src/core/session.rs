@@ -88,6 +88,8 @@ pub(crate) struct Session {
     pub finished: bool,
     /// Both directions were shut down: nothing more is sent or read.
     pub aborted: bool,
+    /// It is over; only its output is still to be taken.
+    pub gone: bool,
     pub decoder: Decoder,
     /// Bytes that were received and not decoded yet.
     pub unparsed: Vec<u8>,
@@ -118,6 +120,7 @@ impl Session {
             ended: false,
             finished: false,
             aborted: false,
+            gone: false,
             decoder: Decoder::new(),
             unparsed: Vec::new(),
             outbox: Outbox::default(),

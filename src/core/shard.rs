@@ -46,6 +46,8 @@ pub struct Shard {
     pub(super) parser: Option<Box<Parser>>,
     pub(super) surroundings: Surroundings,
     pub(super) sessions: Slab<Session>,
+    /// Sessions that are over, but still stand in the table until their output is taken.
+    pub(super) gone_count: usize,
     pub(super) generation: u32,
     pub(super) rooms: Slab<Room>,
     pub(super) room_index: HashMap<Box<str>, u32, FixedState>,
@@ -126,6 +128,7 @@ impl Shard {
             parser: None,
             surroundings: Surroundings::default(),
             sessions: Slab::new(),
+            gone_count: 0,
             generation: 0,
             rooms: Slab::new(),
             room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
@@ -200,9 +203,15 @@ impl Shard {
         });
     }
 
-    /// The next thing to do.
+    /// The next thing to do. A session's slot is free for the next one only from here on: before the
+    /// caller has seen that a connection is gone, its name must not stand for another.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        let output = self.outputs.pop_front()?;
+        if let Output::Close(id) | Output::Handoff(id, ..) = &output {
+            self.sessions.remove(id.slot as usize);
+            self.gone_count -= 1;
+        }
+        Some(output)
     }
 
     /// Whether the next turn should come at once, even if nothing happens until then.
