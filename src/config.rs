@@ -234,7 +234,9 @@ pub enum ConfigError {
         flag: &'static str,
     },
     /// A secret is empty.
-    #[error("{0} is empty: set ETHERPLY_JWT_SECRET or --jwt-secret-file to 32 random bytes or more (for example what `openssl rand -hex 32` prints)")]
+    #[error(
+        "{0} is empty: set ETHERPLY_JWT_SECRET or --jwt-secret-file to 32 random bytes or more (for example what `openssl rand -hex 32` prints)"
+    )]
     EmptySecret(String),
     /// A file of a secret cannot be read.
     #[error("{flag} {path}: {source}")]

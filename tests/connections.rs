@@ -67,13 +67,14 @@ async fn a_client_library_that_only_reads_stays_connected_by_its_pongs() {
     let server = Server::start_with(&["--ping-interval-ms", "100"]).await;
     let mut reader = Client::connect(&server, "room").await;
     let mut pinged = Raw::open(server.addr(), &Server::sync_path("room")).await;
-    let mut other = Client::connect(&server, "room").await;
     let fifteen_intervals = async {
         for _ in 0..15 {
             let ping = pinged.frame().await;
             pinged.send_frame(PONG, &ping.payload).await;
         }
         drop(pinged);
+        // Only now: nobody would answer its pings meanwhile.
+        let mut other = Client::connect(&server, "room").await;
         other.write("k", json!("after fifteen intervals")).await
     };
     let (event, op) = tokio::join!(reader.event(), fifteen_intervals);
@@ -255,6 +256,9 @@ async fn a_client_that_takes_nothing_for_60_s_is_closed_with_1013() {
             Event::Lost(_) => break,
         }
     }
+    // Fresh ones: nobody has answered the pings of the first two for a minute.
+    let mut writer = Client::connect(&server, "room").await;
+    let mut reader = Client::connect(&server, "room").await;
     let op = writer.write("after", json!(1)).await;
     reader.expect_op(&op).await;
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::core::session::SessionId;
 use crate::core::window::Spans;
 use crate::core::workspace::Workspace;
-use crate::log::commit::{Cut, Durability, OpenSegment};
+use crate::log::commit::{Durability, End, OpenSegment};
 use crate::wire::auth::{Grant, Verifier};
 
 /// The time, as the caller sees it.
@@ -104,8 +104,8 @@ pub enum Output {
         /// The log position of its first batch.
         first_position: u64,
     },
-    /// Cut the failed segment, open the next, read the shard's state back.
-    Rebuild(Cut),
+    /// Open the segment behind the failed one, which ends there, and read the shard's state back.
+    Rebuild(End),
     /// The shard can write its log, or cannot any more.
     Ready(bool),
     /// All sessions are closed and the log is sealed.

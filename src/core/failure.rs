@@ -84,7 +84,7 @@ impl Shard {
             .is_some_and(|next_try_us| next_try_us <= clock.now_us);
         if due && self.commit.is_quiet() && self.drain == Drain::No {
             self.health = Health::Rebuilding;
-            self.outputs.push_back(Output::Rebuild(self.commit.cut()));
+            self.outputs.push_back(Output::Rebuild(self.commit.end()));
         }
     }
 

@@ -123,7 +123,9 @@ impl Shard {
     /// Ends a connection at once. Its slot is free when nothing of it is in flight.
     pub(super) fn abort(&mut self, id: SessionId) {
         self.leave_room(id);
-        let Some(session) = self.session(id).filter(|session| !session.gone) else { return };
+        let Some(session) = self.session(id).filter(|session| !session.gone) else {
+            return;
+        };
         session.state = State::Closing;
         session.outbox = Outbox::default();
         session.unparsed = Vec::new();
@@ -139,7 +141,10 @@ impl Shard {
     /// A session is over: nothing of it is in flight, and nothing must be started for it.
     pub(super) fn retire(&mut self, id: SessionId) {
         let session = &mut self.sessions[id.slot as usize];
-        assert!(!session.sending && !session.receiving && !session.gone, "a session ends once");
+        assert!(
+            !session.sending && !session.receiving && !session.gone,
+            "a session ends once"
+        );
         (session.state, session.aborted, session.gone) = (State::Closing, true, true);
         self.gone_count += 1;
     }

@@ -12,29 +12,13 @@ use hashbrown::HashMap;
 
 use crate::core::contract::shard_of;
 use crate::core::workspace::Workspace;
-use crate::io::worker::{Letter, Post};
+use crate::io::post::{Letter, Post, RebuildError};
 use crate::limits::SEGMENT_RESERVE_BYTES;
-use crate::log::commit::{Cut, OpenSegment};
+use crate::log::commit::{End, OpenSegment};
 use crate::log::directory::DataDirectory;
 use crate::log::record::{Op, SEGMENT_HEADER_BYTES, SegmentHeader};
-use crate::log::recovery::{self, RecoveryError, Tail};
+use crate::log::recovery::{self, Tail};
 use crate::log::segment::{self, Segment};
-
-/// Why a shard could not be rebuilt. It is tried again.
-#[derive(Debug, thiserror::Error)]
-pub enum RebuildError {
-    /// The failed segment could not be cut, or the next one not created.
-    #[error("{path}: {source}")]
-    Segment {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The log could not be read back.
-    #[error(transparent)]
-    Recovery(#[from] RecoveryError),
-}
 
 /// The log files of one shard.
 pub struct LogKeeper {
@@ -45,6 +29,8 @@ pub struct LogKeeper {
     segment: Segment,
     /// All segments in which ops of this shard's workspaces may stand, the open one last.
     sources: Vec<PathBuf>,
+    /// An fdatasync of the open segment has failed: the next one would lie.
+    is_sync_lost: bool,
 }
 
 impl LogKeeper {
@@ -73,6 +59,7 @@ impl LogKeeper {
             hash_seed,
             segment,
             sources,
+            is_sync_lost: false,
         })
     }
 
@@ -92,6 +79,7 @@ impl LogKeeper {
     pub fn replace(&mut self, segment: Segment) -> OpenSegment {
         self.sources.push(segment.path.clone());
         self.segment = segment;
+        self.is_sync_lost = false;
         self.open_segment()
     }
 
@@ -106,38 +94,50 @@ impl LogKeeper {
         spawn(move || post.send(Letter::SegmentCreated(segment::create(&folder, header, 0))));
     }
 
-    /// Cuts the failed segment, reads the shard's state back and creates the next segment, on a
-    /// thread of its own; its outcome comes as a letter.
-    pub fn rebuild(&self, cut: Cut, post: Post) {
+    /// Creates the segment behind the failed one and reads the shard's state back, on a thread of its
+    /// own; its outcome comes as a letter. The failed file is not written any more: it ends for its
+    /// readers where the next segment says that it begins.
+    pub fn rebuild(&mut self, end: End, post: Post) {
         let folder = self.directory.shard_path(self.shard);
-        let failed = self.segment.path.clone();
+        let path = folder.join(segment::file_name(end.index + 1));
+        let first_position = self.kept_position(end);
         let header = SegmentHeader {
-            index: cut.index + 1,
-            first_position: cut.position,
+            index: end.index + 1,
+            first_position,
             ..self.segment.header
         };
-        let sources = self.sources.clone();
+        let mut sources = self.sources.clone();
+        sources.push(path.clone());
         let (shard, shards, hash_seed) = (self.shard, self.shards, self.hash_seed);
         spawn(move || {
             let rebuild = || {
-                let at = |path: &PathBuf| {
-                    let path = path.clone();
-                    move |source| RebuildError::Segment { path, source }
+                let at = |source| RebuildError::Segment {
+                    path: path.clone(),
+                    source,
                 };
-                segment::cut(&failed, cut.bytes).map_err(at(&failed))?;
-                let next = folder.join(segment::file_name(header.index));
-                remove_unused(&next).map_err(at(&next))?;
+                remove_unused(&path).map_err(at)?;
+                // The room on the disk is claimed first: a shard that serves for a moment and fails
+                // again would be worse than one that waits.
+                let segment =
+                    segment::create(&folder, header, SEGMENT_RESERVE_BYTES).map_err(at)?;
                 let mut deal = Deal::new(shards, hash_seed, Some(shard));
                 recovery::replay(&sources, &mut |op| deal.visit(op))?;
-                let workspaces = deal.finish().swap_remove(shard as usize);
-                // The room on the disk is claimed first: a shard that serves for a moment and
-                // fails again would be worse than one that waits.
-                let segment =
-                    segment::create(&folder, header, SEGMENT_RESERVE_BYTES).map_err(at(&next))?;
-                Ok((segment, workspaces))
+                Ok((segment, deal.finish().swap_remove(shard as usize)))
             };
             post.send(Letter::Rebuilt(rebuild()));
         });
+    }
+
+    /// Up to where a failed segment is kept: what was shown, if it can still be made durable.
+    fn kept_position(&mut self, end: End) -> u64 {
+        if end.shown == end.durable {
+            return end.durable;
+        }
+        if !self.is_sync_lost && self.segment.file.sync_data().is_ok() {
+            return end.shown;
+        }
+        self.is_sync_lost = true;
+        end.durable
     }
 }
 

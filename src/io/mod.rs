@@ -2,6 +2,7 @@
 
 pub mod buffers;
 pub mod log_keeper;
+pub mod post;
 pub mod ring;
 pub mod server;
 pub mod worker;

@@ -9,112 +9,17 @@ use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{Shutdown, shutdown};
 
-use crate::core::contract::{Clock, Input, Output, Surroundings, Ticket};
+use crate::core::contract::{Clock, Input, Output, Surroundings};
 use crate::core::session::SessionId;
 use crate::core::shard::Shard;
-use crate::core::workspace::Workspace;
-use crate::io::log_keeper::{LogKeeper, RebuildError};
+use crate::io::log_keeper::LogKeeper;
+use crate::io::post::{Connection, Letter, Mailbox, Place, Post, Status};
 use crate::io::ring::{Completion, Ring};
 use crate::limits::{ACCEPT_PAUSE_US, ACCEPTS_IN_FLIGHT, REFUSALS_IN_FLIGHT_MAX};
-use crate::log::segment::Segment;
-
-/// What the shards know of each other, and the outside of them.
-#[derive(Debug)]
-pub struct Status {
-    ready: Vec<AtomicBool>,
-    connections: AtomicUsize,
-    connections_max: usize,
-}
-
-impl Status {
-    /// Of so many shards that can all serve.
-    #[must_use]
-    pub fn new(shards: u32, connections_max: usize) -> Self {
-        let ready = (0..shards).map(|_| AtomicBool::new(true)).collect();
-        Self {
-            ready,
-            connections: AtomicUsize::new(0),
-            connections_max,
-        }
-    }
-
-    fn is_ready(&self) -> bool {
-        self.ready.iter().all(|ready| ready.load(Ordering::Relaxed))
-    }
-}
-
-/// A connection's place among those that are allowed; given back when it is dropped.
-pub struct Place(Arc<Status>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A connection: its socket and its place.
-pub struct Connection {
-    socket: OwnedFd,
-    _place: Place,
-}
-
-/// What threads tell each other.
-pub enum Letter {
-    /// A connection whose workspace the receiver owns.
-    Adopt(Connection, Ticket),
-    /// Stop.
-    Drain,
-    /// The next segment was created, or not.
-    SegmentCreated(io::Result<Segment>),
-    /// The shard's state was read back, or not.
-    Rebuilt(Result<(Segment, Vec<Workspace>), RebuildError>),
-}
-
-/// Where letters to one shard are put in.
-#[derive(Clone)]
-pub struct Post {
-    letters: Sender<Letter>,
-    bell: Arc<OwnedFd>,
-}
-
-impl Post {
-    /// Sends a letter. One to a shard that has stopped is dropped, and with it its connection.
-    pub fn send(&self, letter: Letter) {
-        if self.letters.send(letter).is_ok() {
-            // It cannot overflow: it is reset long before 2^64 letters.
-            let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
-        }
-    }
-}
-
-/// Where one shard's letters come out.
-pub struct Mailbox {
-    letters: Receiver<Letter>,
-    bell: Arc<OwnedFd>,
-}
-
-/// A mailbox and the post that leads to it.
-pub fn mailbox() -> io::Result<(Post, Mailbox)> {
-    let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-    let (sender, receiver) = channel();
-    Ok((
-        Post {
-            letters: sender,
-            bell: Arc::clone(&bell),
-        },
-        Mailbox {
-            letters: receiver,
-            bell,
-        },
-    ))
-}
 
 /// What an operation of the ring was for.
 #[derive(Debug, Clone, Copy)]
@@ -192,7 +97,7 @@ impl Worker {
 
     /// Submits what must always be in flight; before the first turn.
     pub fn start(&mut self, ring: &mut Ring<Token>) {
-        ring.wait(self.mailbox.bell.as_fd(), Token::Bell);
+        ring.wait(self.mailbox.bell(), Token::Bell);
         self.arm_accepts(ring, 0);
         ring.finish_turn(Token::Own);
     }
@@ -252,10 +157,10 @@ impl Worker {
                 self.shard.handle(Input::LogSynced(ok), clock);
             }
             Completion::Done(Token::Bell, _) => {
-                while let Ok(letter) = self.mailbox.letters.try_recv() {
+                while let Some(letter) = self.mailbox.next() {
                     self.read(letter, clock);
                 }
-                ring.wait(self.mailbox.bell.as_fd(), Token::Bell);
+                ring.wait(self.mailbox.bell(), Token::Bell);
             }
             Completion::Done(Token::Timer(at_us), _) => {
                 if self.armed_timer_us == Some(at_us) {
@@ -319,11 +224,8 @@ impl Worker {
         self.accepts_in_flight -= 1;
         match outcome {
             Ok(socket) => {
-                let before = self.status.connections.fetch_add(1, Ordering::Relaxed);
-                let connection = Connection {
-                    socket,
-                    _place: Place(Arc::clone(&self.status)),
-                };
+                let (place, before) = Place::take(&self.status);
+                let connection = Connection { socket, place };
                 if before < self.status.connections_max + REFUSALS_IN_FLIGHT_MAX {
                     let id = self
                         .shard
@@ -392,9 +294,9 @@ impl Worker {
             } => {
                 self.log.create_next(index, first_position, self.own_post());
             }
-            Output::Rebuild(cut) => self.log.rebuild(cut, self.own_post()),
+            Output::Rebuild(end) => self.log.rebuild(end, self.own_post()),
             Output::Ready(ready) => {
-                self.status.ready[self.number as usize].store(ready, Ordering::Relaxed);
+                self.status.set_ready(self.number, ready);
                 if ready {
                     tracing::info!(shard = self.number, "the shard serves again");
                 } else {

@@ -68,15 +68,17 @@ pub enum Step {
     },
 }
 
-/// How a failed segment is to be cut before its shard is rebuilt: what lies behind was shown to nobody.
+/// Where a failed segment ends, and the next one begins: what lies behind is dead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cut {
+pub struct End {
     /// The segment.
     pub index: u64,
-    /// The bytes of it that stay.
-    pub bytes: u64,
-    /// The log position at its new end, where the next segment begins.
-    pub position: u64,
+    /// The log position up to which it is on disk.
+    pub durable: u64,
+    /// The log position up to which ops were shown: further than what is on disk in `interval` and
+    /// `none` mode, where it is worth an fdatasync to keep them. It is `durable` where an fdatasync
+    /// is what failed: another one would succeed without having written anything.
+    pub shown: u64,
 }
 
 /// A write, an fdatasync or the opening of a segment failed: the log takes no more ops.
@@ -108,6 +110,7 @@ pub struct Commit {
     written: u64,
     durable: u64,
     last_sync_us: u64,
+    sync_failed: bool,
 }
 
 impl Commit {
@@ -132,6 +135,7 @@ impl Commit {
             written: position,
             durable: position,
             last_sync_us: now_us,
+            sync_failed: false,
         }
     }
 
@@ -285,6 +289,7 @@ impl Commit {
             return self.late().map(|_| ());
         }
         if !ok {
+            self.sync_failed = true;
             return self.broken().map(|_| ());
         }
         self.durable = self.written;
@@ -319,17 +324,19 @@ impl Commit {
         self.phase = Phase::Failed { in_flight };
     }
 
-    /// Where a failed segment ends for its readers: behind the last op that was shown to anyone.
+    /// Where a failed segment ends.
     #[must_use]
-    pub fn cut(&self) -> Cut {
-        let position = match self.durability {
-            Durability::Always => self.durable,
-            Durability::Interval | Durability::None => self.written,
+    pub fn end(&self) -> End {
+        let keeps_written = self.durability != Durability::Always && !self.sync_failed;
+        let shown = if keeps_written {
+            self.written
+        } else {
+            self.durable
         };
-        Cut {
+        End {
             index: self.segment.index,
-            bytes: self.offset(position),
-            position,
+            durable: self.durable,
+            shown,
         }
     }
 

@@ -203,6 +203,14 @@ impl SegmentHeader {
         self.first_position
             .saturating_add(offset.saturating_sub(SEGMENT_HEADER_BYTES as u64))
     }
+
+    /// The offset of a log position in this segment's file; None where that is before the segment, or
+    /// beyond what memory can hold.
+    #[must_use]
+    pub fn offset(&self, position: u64) -> Option<usize> {
+        let behind_header = usize::try_from(position.checked_sub(self.first_position)?).ok()?;
+        behind_header.checked_add(SEGMENT_HEADER_BYTES)
+    }
 }
 
 /// One op as it is logged. The texts are borrowed, from a message on the way in and from a segment on the way out.

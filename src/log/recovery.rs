@@ -18,7 +18,9 @@ use rustix::fs::Advice;
 use thiserror::Error;
 
 use super::directory::{DataDirectory, shard_folder};
-use super::record::{FaultKind, HeaderError, Op, Reader, SegmentHeader, damage_behind};
+use super::record::{
+    FaultKind, HeaderError, Op, Reader, SEGMENT_HEADER_BYTES, SegmentHeader, damage_behind,
+};
 use super::segment;
 
 #[cfg(test)]
@@ -134,7 +136,8 @@ pub fn recover(
         let segments = segment::list(&folder).map_err(at(&folder))?;
         let mut last: Option<Extent> = None;
         for (place, (_, path)) in segments.iter().enumerate() {
-            let header = load(path, place + 1 == segments.len(), &mut bytes)?;
+            let next = segments.get(place + 1).map(|(_, next)| next.as_path());
+            let header = load(path, next, &mut bytes)?;
             if header.epoch != directory.epoch() {
                 return Err(damaged(path, 16, "it belongs to another data directory"));
             }
@@ -169,14 +172,17 @@ pub fn recover(
 }
 
 /// Reads closed segments again, in the order of `paths`, where the segments of a shard stand together and in order: a shard
-/// rebuilds itself while others run. Returns the number of ops. A closed segment has no torn tail, so that is damage here; it
-/// may end between two records, where a recovery has cut it.
+/// rebuilds itself while others run. Returns the number of ops. A closed segment has no torn tail before the place where the next
+/// one begins, so that is damage here; it may end between two records, where a recovery has cut it.
 pub fn replay(paths: &[PathBuf], visit: &mut dyn FnMut(&Op<'_>)) -> Result<u64, RecoveryError> {
     let mut ops = 0;
     let mut bytes = Vec::new();
     let mut last: Option<Extent> = None;
-    for path in paths {
-        let header = load(path, false, &mut bytes)?;
+    for (place, path) in paths.iter().enumerate() {
+        let next = paths
+            .get(place + 1)
+            .filter(|next| next.parent() == path.parent());
+        let header = load(path, next.map(PathBuf::as_path), &mut bytes)?;
         if let Some(before) = &last {
             if before.header.epoch != header.epoch {
                 return Err(damaged(path, 16, "it belongs to another data directory"));
@@ -225,9 +231,15 @@ impl Extent {
     }
 }
 
-/// Reads a segment into `bytes` and judges its header. `settle`: the file may hold what was never synced, so it is made to
-/// hold what the disk has.
-fn load(path: &Path, settle: bool, bytes: &mut Vec<u8>) -> Result<SegmentHeader, RecoveryError> {
+/// Reads a segment into `bytes` and judges its header. A segment ends where the `next` one begins: what a failed write left
+/// behind that was shown to nobody, and cutting a file on a disk that fails may fail without a word. The last segment may
+/// hold what was never synced, so it is made to hold what the disk has.
+fn load(
+    path: &Path,
+    next: Option<&Path>,
+    bytes: &mut Vec<u8>,
+) -> Result<SegmentHeader, RecoveryError> {
+    let settle = next.is_none();
     bytes.clear();
     File::open(path)
         .and_then(|mut file| {
@@ -258,7 +270,24 @@ fn load(path: &Path, settle: bool, bytes: &mut Vec<u8>) -> Result<SegmentHeader,
     if header.index == u64::MAX {
         return Err(damaged(path, 32, "no index can follow this one"));
     }
+    if let Some(end) = next
+        .and_then(first_position)
+        .and_then(|end| header.offset(end))
+    {
+        bytes.truncate(end);
+    }
     Ok(header)
+}
+
+/// Where a segment begins, if its header can be read; why it cannot is told when its turn comes.
+fn first_position(path: &Path) -> Option<u64> {
+    let mut header = [0; SEGMENT_HEADER_BYTES];
+    File::open(path)
+        .and_then(|mut file| file.read_exact(&mut header))
+        .ok()?;
+    SegmentHeader::decode(&header)
+        .ok()
+        .map(|header| header.first_position)
 }
 
 fn check_first(path: &Path, header: &SegmentHeader) -> Result<(), RecoveryError> {

@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_and_leeway() {
+    fn expiry_and_leeway() {
         let until = |exp_s: u64| {
             Ok(Grant {
                 expires_at_us: Some((exp_s + TOKEN_LEEWAY_S) * SECOND_US),
@@ -438,6 +438,14 @@ mod tests {
             (r#"{"exp":null}"#, NOW_US, Err(AuthError::Malformed)),
             (r#"{"exp":true}"#, NOW_US, Err(AuthError::Malformed)),
             (r#"{"exp":[1]}"#, NOW_US, Err(AuthError::Malformed)),
+        ] {
+            check(Some(&sign("current", HS256, claims)), now_us, expected);
+        }
+    }
+
+    #[test]
+    fn claims_that_begin_later_or_are_none() {
+        for (claims, now_us, expected) in [
             (r#"{"nbf":1700000000}"#, NOW_US, FOREVER),
             (r#"{"nbf":1700000030}"#, NOW_US, FOREVER),
             (

@@ -1,3 +1,5 @@
+//! The data directory: locking, formats, damage.
+
 use std::os::unix::fs::PermissionsExt;
 
 use tempfile::tempdir;

@@ -1,3 +1,5 @@
+//! Records: every cut and every flipped bit of a segment.
+
 use proptest::prelude::*;
 
 use super::*;

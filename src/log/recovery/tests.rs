@@ -1,3 +1,5 @@
+//! Recovery: torn tails, damage, gaps, against a naive model.
+
 use std::fs;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Segment files: creating, listing, cutting.
+
 use std::os::unix::fs::MetadataExt;
 
 use tempfile::tempdir;

@@ -1,3 +1,5 @@
+//! Frames: tables, every cut of a stream, and tungstenite as the oracle.
+
 use tungstenite::protocol::frame::Frame;
 use tungstenite::protocol::frame::coding::CloseCode;
 

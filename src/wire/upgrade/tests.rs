@@ -1,3 +1,5 @@
+//! The request head: a table for each row of protocol.md.
+
 use proptest::prelude::*;
 
 use super::*;
