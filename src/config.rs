@@ -43,7 +43,6 @@ pub enum Command {
 /// The settings of the server, as they were given.
 #[derive(Debug, Args)]
 #[command(after_help = SECRETS_HELP)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct Serve {
     /// The address to listen on [default: 0.0.0.0; with --dev 127.0.0.1]
     #[arg(long, value_name = "IP", env = "ETHERPLY_HOST", hide_env_values = true, value_parser = ip)]
@@ -384,14 +383,17 @@ fn random_secret() -> Result<Secret, ConfigError> {
     Ok(Secret::new(bytes).expect("32 bytes are not empty"))
 }
 
-fn number<T: std::str::FromStr + PartialOrd + std::fmt::Display>(
+fn number<T: std::str::FromStr + PartialOrd + std::fmt::Display + Copy>(
     text: &str,
-    least: T,
-    most: T,
+    range: std::ops::RangeInclusive<T>,
 ) -> Result<T, String> {
     match text.parse::<T>() {
-        Ok(number) if number >= least && number <= most => Ok(number),
-        _ => Err(format!("it takes a whole number from {least} to {most}")),
+        Ok(number) if range.contains(&number) => Ok(number),
+        _ => Err(format!(
+            "it takes a whole number from {} to {}",
+            range.start(),
+            range.end()
+        )),
     }
 }
 
@@ -405,37 +407,37 @@ fn ip(text: &str) -> Result<IpAddr, String> {
 }
 
 fn port(text: &str) -> Result<u16, String> {
-    number(text, 0, u16::MAX)
+    number(text, 0..=u16::MAX)
 }
 
 fn shards(text: &str) -> Result<u32, String> {
-    number(text, 1, SHARDS_MAX)
+    number(text, 1..=SHARDS_MAX)
 }
 
 fn interval_ms(text: &str) -> Result<u64, String> {
-    number(text, 10, 86_400_000)
+    number(text, 10..=86_400_000)
 }
 
 fn drain_ms(text: &str) -> Result<u64, String> {
-    number(text, 0, 3_600_000)
+    number(text, 0..=3_600_000)
 }
 
 fn outbox_bytes(text: &str) -> Result<usize, String> {
-    number(text, OUTBOX_BYTES_MIN, 1 << 30)
+    number(text, OUTBOX_BYTES_MIN..=1 << 30)
 }
 
 fn message_bytes(text: &str) -> Result<usize, String> {
-    number(text, 64, MESSAGE_BYTES_MAX)
+    number(text, 64..=MESSAGE_BYTES_MAX)
 }
 
 fn connections(text: &str) -> Result<usize, String> {
-    number(text, 1, 100_000_000)
+    number(text, 1..=100_000_000)
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .ok()
-        .filter(|duration| *duration <= Duration::from_secs(100 * 365 * 86_400))
+        .filter(|duration| *duration <= Duration::from_hours(100 * 365 * 24))
         .ok_or_else(|| "it takes a time such as 30s, 15m, 24h or 7days, up to 100 years".to_owned())
 }
 

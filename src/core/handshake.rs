@@ -130,10 +130,10 @@ impl Shard {
         session.deadline_us = u64::MAX;
         // Pings are spread over the interval by a walk of the golden ratio over the slots.
         let spread =
-            u64::from(id.slot.wrapping_mul(0x9E37_79B9)) * self.config.ping_interval_us >> 32;
+            (u64::from(id.slot.wrapping_mul(0x9E37_79B9)) * self.config.ping_interval_us) >> 32;
         session.next_ping_us = clock.now_us + self.config.ping_interval_us - spread / 2;
         let answer = self.pool.fill(256, |out| {
-            upgrade::switching_protocols(&ticket.accept_key, out)
+            upgrade::switching_protocols(&ticket.accept_key, out);
         });
         session.outbox.follow(init.at);
         session.outbox.push(answer, init.at, 0);

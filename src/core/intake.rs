@@ -107,10 +107,10 @@ impl Shard {
                 break Intake::Unread;
             }
             match decoder.decode(&mut bytes[consumed..], message_bytes_max) {
-                Ok(decoded) if decoded.consumed == 0 => break Intake::Receiving,
-                Ok(decoded) => {
-                    consumed += decoded.consumed;
-                    if let Some(event) = decoded.event {
+                Ok(step) if step.consumed == 0 => break Intake::Receiving,
+                Ok(step) => {
+                    consumed += step.consumed;
+                    if let Some(event) = step.event {
                         self.read_event(id, event, clock);
                     }
                 }
@@ -132,7 +132,7 @@ impl Shard {
             Event::Text(text) => self.read_message(id, text, clock),
             Event::Binary(_) => self.close(id, UNSUPPORTED_DATA, "messages are text frames", clock),
             Event::Ping(payload) => {
-                self.reply(id, payload.len() + 2, |out| frame::put_pong(out, payload))
+                self.reply(id, payload.len() + 2, |out| frame::put_pong(out, payload));
             }
             Event::Pong(_) => {}
             Event::Close(code) => self.close(id, code.map_or(NORMAL, |(code, _)| code), "", clock),
@@ -211,7 +211,7 @@ impl Shard {
     /// Sends an error message; the connection stays open.
     fn refuse(&mut self, id: SessionId, code: u16, text: &str) {
         self.reply(id, text.len() + 64, |out| {
-            message::put_error(out, code, text)
+            message::put_error(out, code, text);
         });
     }
 

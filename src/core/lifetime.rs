@@ -53,7 +53,7 @@ impl Shard {
         let past = |at_us: u64| at_us <= clock.now_us;
         match session.state {
             State::Handshake if past(session.deadline_us) => {
-                self.answer(id, &Answer::request_timeout(), clock)
+                self.answer(id, &Answer::request_timeout(), clock);
             }
             State::Closing if past(session.deadline_us) => self.abort(id),
             State::Handshake | State::Closing => self.reschedule(id, clock),
@@ -217,14 +217,14 @@ impl Shard {
                 if deadline_us <= clock.now_us {
                     self.abort_all();
                 }
-                if self.sessions.len() > self.gone_count {
-                } else if self.commit.is_failed() {
+                let is_empty = self.sessions.len() == self.gone_count;
+                if is_empty && self.commit.is_failed() {
                     self.drained();
-                } else if self.commit.is_settled() {
+                } else if is_empty && self.commit.is_settled() {
                     let step = self.commit.seal();
                     self.push_step(step);
                     self.drain = Drain::Sealing;
-                } else if let Some(step) = self.commit.settle(clock.now_us) {
+                } else if is_empty && let Some(step) = self.commit.settle(clock.now_us) {
                     self.push_step(step);
                 }
             }

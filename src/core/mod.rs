@@ -2,7 +2,6 @@
 
 pub mod contract;
 pub mod outbox;
-pub mod room;
 pub mod session;
 pub mod shard;
 pub mod timers;
@@ -14,3 +13,4 @@ mod failure;
 mod handshake;
 mod intake;
 mod lifetime;
+mod room;

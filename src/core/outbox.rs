@@ -231,9 +231,9 @@ impl Outbox {
 fn join(spans: Spans, pool: &mut ChunkPool) -> Spans {
     let bytes = crate::core::window::spans_bytes(&spans);
     let chunk = pool.fill(bytes, |out| {
-        spans
-            .iter()
-            .for_each(|span| out.extend_from_slice(span.bytes()))
+        for span in &spans {
+            out.extend_from_slice(span.bytes());
+        }
     });
     pool.give_spans(spans);
     SmallVec::from_iter([Span::new(chunk, 0, bytes)])

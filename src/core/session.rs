@@ -68,6 +68,10 @@ pub(crate) enum Intake {
 }
 
 /// One connection.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says what is in flight or queued for it"
+)]
 pub(crate) struct Session {
     pub generation: u32,
     pub state: State,

@@ -291,10 +291,9 @@ impl Shard {
             .oldest_us()
             .is_some_and(|oldest_us| oldest_us + COMMIT_AGE_US <= clock.now_us);
         let turn = self.send_queue.is_empty() || self.config.durability != Durability::Always;
-        if turn || old || self.commit.is_full() {
-            if let Some(step) = self.commit.start(clock.now_us) {
-                self.push_step(step);
-            }
+        let is_due = turn || old || self.commit.is_full();
+        if let Some(step) = is_due.then(|| self.commit.start(clock.now_us)).flatten() {
+            self.push_step(step);
         }
         self.retry_log(clock);
     }

@@ -436,7 +436,7 @@ mod tests {
         let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
         for seq in 1..=20 {
             window.push(&mut pool, seq, seq, CHUNK_BYTES_MAX, |out| {
-                out.resize(out.len() + CHUNK_BYTES_MAX, 0)
+                out.resize(out.len() + CHUNK_BYTES_MAX, 0);
             });
         }
         let visible = window.visible_end(3);

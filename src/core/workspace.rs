@@ -186,7 +186,7 @@ impl Workspace {
     /// Appends the init message: the whole state.
     pub fn put_init(&self, out: &mut Vec<u8>) {
         let fields = self
-            .from_slot(self.oldest)
+            .entries_from(self.oldest)
             .map(|(_, entry)| (entry.key(), entry.value()));
         message::put_init(out, self.init_fields_bytes, fields);
     }
@@ -211,10 +211,10 @@ impl Workspace {
             }
             first
         });
-        self.from_slot(first)
+        self.entries_from(first)
     }
 
-    fn from_slot(&self, first: u32) -> impl Iterator<Item = (u32, &Entry)> {
+    fn entries_from(&self, first: u32) -> impl Iterator<Item = (u32, &Entry)> {
         let mut slot = first;
         std::iter::from_fn(move || {
             let entry = self.entries.get(slot as usize)?;

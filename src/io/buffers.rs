@@ -125,7 +125,11 @@ impl ReceiveBuffers {
         unsafe { std::slice::from_raw_parts_mut(self.memory.address(filled.index), filled.bytes) }
     }
 
-    /// Lends a buffer to the kernel again, with the next [`ReceiveBuffers::runs`].
+    /// Lends a buffer to the kernel again, at the end of the turn.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "whoever gives a buffer back has it no more"
+    )]
     pub fn give_back(&mut self, filled: Filled) {
         let Filled { index, .. } = filled;
         self.returned.push(index);

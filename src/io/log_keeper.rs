@@ -49,9 +49,14 @@ impl LogKeeper {
             index: tail.next_index,
             first_position: tail.next_position,
         };
-        let segment = segment::create(&directory.shard_path(shard), header, 0)?;
-        let mut sources = recovered.to_vec();
-        sources.push(segment.path.clone());
+        let folder = directory.shard_path(shard);
+        let segment = segment::create(&folder, header, 0)?;
+        // This shard's own last, so that its chain of segments stands together and in order.
+        let (own, others): (Vec<_>, Vec<_>) = recovered
+            .iter()
+            .cloned()
+            .partition(|path| path.parent() == Some(&folder));
+        let sources = [others, own, vec![segment.path.clone()]].concat();
         Ok(Self {
             directory,
             shard,
@@ -176,7 +181,7 @@ pub struct Deal {
     shards: u32,
     hash_seed: u64,
     only: Option<u32>,
-    workspaces: HashMap<Box<str>, Workspace, FixedState>,
+    workspaces: HashMap<String, Workspace, FixedState>,
 }
 
 impl Deal {
@@ -200,13 +205,15 @@ impl Deal {
         {
             return;
         }
-        let workspace = match self.workspaces.get_mut(op.workspace) {
-            Some(workspace) => workspace,
-            None => {
-                let new = Workspace::new(op.workspace, self.hash_seed);
-                self.workspaces.entry(op.workspace.into()).or_insert(new)
-            }
-        };
+        let Self {
+            workspaces,
+            hash_seed,
+            ..
+        } = self;
+        // Only a workspace that is met for the first time costs a copy of its id.
+        let workspace = workspaces
+            .entry_ref(op.workspace)
+            .or_insert_with(|| Workspace::new(op.workspace, *hash_seed));
         workspace.restore(op.key, op.value, op.timestamp, op.seq);
     }
 

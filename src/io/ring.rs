@@ -280,9 +280,9 @@ impl<T: Copy + 'static> Ring<T> {
                 match (filled, count) {
                     (Some(filled), Ok(1..)) => Completion::Received(token, filled),
                     (filled, count) => {
-                        filled
-                            .into_iter()
-                            .for_each(|filled| self.buffers.give_back(filled));
+                        if let Some(filled) = filled {
+                            self.buffers.give_back(filled);
+                        }
                         Completion::Ended(token, count.map(|_| ()))
                     }
                 }

@@ -20,9 +20,9 @@ use crate::core::contract::ShardConfig;
 use crate::core::shard::Shard;
 use crate::core::workspace::Workspace;
 use crate::io::log_keeper::{Deal, LogKeeper};
-use crate::io::post::{Letter, Mailbox, Post, Status, mailbox};
+use crate::io::post::{Letter, Post, Status, mailbox};
 use crate::io::ring;
-use crate::io::worker::{Worker, clock};
+use crate::io::worker::{Ties, Worker, clock};
 use crate::limits::{DESCRIPTORS_RESERVED, LISTEN_BACKLOG};
 use crate::log::directory::{DataDirectory, DirectoryError};
 use crate::log::recovery::{self, RecoveryError, Report};
@@ -116,16 +116,20 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
             source,
         })?;
         let config = shard_config(settings, number, shards, hash_seed, Arc::clone(&verifier));
+        let ties = Ties {
+            status: Arc::clone(&status),
+            listener: Arc::clone(&listener),
+            mailbox,
+            posts: posts.clone(),
+        };
+        let is_pinned = !settings.no_pin;
         let start = Start {
             config,
             workspaces,
             log,
-            mailbox,
+            ties,
             started,
-            status: Arc::clone(&status),
-            listener: Arc::clone(&listener),
-            posts: posts.clone(),
-            is_pinned: !settings.no_pin,
+            is_pinned,
         };
         spawn_shard(start, events.clone())?;
     }
@@ -151,7 +155,9 @@ fn run_until_stopped(
                     signal,
                     "stopping: connections are closed, the log is finished"
                 );
-                posts.iter().for_each(|post| post.send(Letter::Drain));
+                for post in posts {
+                    post.send(Letter::Drain);
+                }
             }
             Event::Stopped { shard, ok: false } => return Err(ServeError::Shard(shard)),
             Event::Stopped { ok: true, .. } => running -= 1,
@@ -193,11 +199,8 @@ struct Start {
     config: ShardConfig,
     workspaces: Vec<Workspace>,
     log: LogKeeper,
-    mailbox: Mailbox,
+    ties: Ties,
     started: Instant,
-    status: Arc<Status>,
-    listener: Arc<TcpListener>,
-    posts: Vec<Post>,
     is_pinned: bool,
 }
 
@@ -220,7 +223,7 @@ fn spawn_shard(start: Start, events: Sender<Event>) -> io::Result<()> {
             match run_shard(start) {
                 Ok(()) => tell.2 = true,
                 Err(error) => {
-                    tracing::error!(shard = number, "the ring of a shard failed: {error}")
+                    tracing::error!(shard = number, "the ring of a shard failed: {error}");
                 }
             }
         })?;
@@ -232,11 +235,8 @@ fn run_shard(start: Start) -> io::Result<()> {
         config,
         workspaces,
         log,
-        mailbox,
+        ties,
         started,
-        status,
-        listener,
-        posts,
         is_pinned,
     } = start;
     let number = config.shard;
@@ -244,9 +244,7 @@ fn run_shard(start: Start) -> io::Result<()> {
         pin(number);
     }
     let shard = Shard::new(config, log.open_segment(), workspaces, clock(started));
-    let mut worker = Worker::new(
-        shard, number, status, listener, mailbox, posts, log, started,
-    );
+    let mut worker = Worker::new(shard, number, ties, log, started);
     let mut is_started = false;
     // Lets the tests take the way of kernels before 5.19.
     let waits_before_receive = std::env::var_os("ETHERPLY_RECEIVE_AFTER_POLL").is_some();
@@ -262,14 +260,9 @@ fn run_shard(start: Start) -> io::Result<()> {
 
 fn pin(number: u32) {
     let cores = core_affinity::get_core_ids().unwrap_or_default();
-    if let Some(core) = (!cores.is_empty()).then(|| cores[number as usize % cores.len()]) {
-        if !core_affinity::set_for_current(core) {
-            tracing::warn!(
-                shard = number,
-                core = core.id,
-                "cannot pin a shard to its core"
-            );
-        }
+    let core = cores.get(number as usize % cores.len().max(1)).copied();
+    if !core.is_some_and(core_affinity::set_for_current) {
+        tracing::warn!(shard = number, "cannot pin a shard to its core");
     }
 }
 

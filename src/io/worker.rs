@@ -44,15 +44,25 @@ pub enum Token {
     Own,
 }
 
+/// What ties a worker to the others.
+pub struct Ties {
+    /// What all know of all.
+    pub status: Arc<Status>,
+    /// The one listening socket.
+    pub listener: Arc<TcpListener>,
+    /// Where its own letters come out.
+    pub mailbox: Mailbox,
+    /// To all shards, in order; its own too.
+    pub posts: Vec<Post>,
+}
+
 /// All that one core's loop works on.
 pub struct Worker {
     shard: Shard,
     number: u32,
-    status: Arc<Status>,
-    listener: Arc<TcpListener>,
-    mailbox: Mailbox,
-    posts: Vec<Post>,
+    ties: Ties,
     log: LogKeeper,
+    /// By the slots of their sessions.
     connections: Vec<Option<Connection>>,
     started: Instant,
     accepts_in_flight: usize,
@@ -64,25 +74,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker for `shard`. `posts` lead to all shards, in order; `started` is the zero of its clock.
+    /// A worker for the shard of that number; `started` is the zero of its clock.
     #[must_use]
-    pub fn new(
-        shard: Shard,
-        number: u32,
-        status: Arc<Status>,
-        listener: Arc<TcpListener>,
-        mailbox: Mailbox,
-        posts: Vec<Post>,
-        log: LogKeeper,
-        started: Instant,
-    ) -> Self {
+    pub fn new(shard: Shard, number: u32, ties: Ties, log: LogKeeper, started: Instant) -> Self {
         Self {
             shard,
             number,
-            status,
-            listener,
-            mailbox,
-            posts,
+            ties,
             log,
             connections: Vec::new(),
             started,
@@ -97,7 +95,7 @@ impl Worker {
 
     /// Submits what must always be in flight; before the first turn.
     pub fn start(&mut self, ring: &mut Ring<Token>) {
-        ring.wait(self.mailbox.bell(), Token::Bell);
+        ring.wait(self.ties.mailbox.bell(), Token::Bell);
         self.arm_accepts(ring, 0);
         ring.finish_turn(Token::Own);
     }
@@ -106,7 +104,7 @@ impl Worker {
     pub fn turn(&mut self, ring: &mut Ring<Token>) -> ControlFlow<()> {
         let clock = clock(self.started);
         self.shard.set_surroundings(Surroundings {
-            ready: self.status.is_ready(),
+            ready: self.ties.status.is_ready(),
         });
         let mut completions = std::mem::take(&mut self.completions);
         ring.drain(&mut completions);
@@ -141,7 +139,7 @@ impl Worker {
             }
             Completion::Sent(Token::Send(id), spans, outcome) => match outcome {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                    self.send(id, spans, ring)
+                    self.send(id, spans, ring);
                 }
                 outcome => self
                     .shard
@@ -157,10 +155,10 @@ impl Worker {
                 self.shard.handle(Input::LogSynced(ok), clock);
             }
             Completion::Done(Token::Bell, _) => {
-                while let Some(letter) = self.mailbox.next() {
+                while let Some(letter) = self.ties.mailbox.next() {
                     self.read(letter, clock);
                 }
-                ring.wait(self.mailbox.bell(), Token::Bell);
+                ring.wait(self.ties.mailbox.bell(), Token::Bell);
             }
             Completion::Done(Token::Timer(at_us), _) => {
                 if self.armed_timer_us == Some(at_us) {
@@ -198,7 +196,7 @@ impl Worker {
                 if self.is_accepting {
                     self.is_accepting = false;
                     // All shards share the socket: the first to get here ends the accepts of all.
-                    let _ = shutdown(&*self.listener, Shutdown::Both);
+                    let _ = shutdown(&*self.ties.listener, Shutdown::Both);
                 }
                 self.shard.handle(Input::Drain, clock);
             }
@@ -224,12 +222,12 @@ impl Worker {
         self.accepts_in_flight -= 1;
         match outcome {
             Ok(socket) => {
-                let (place, before) = Place::take(&self.status);
+                let (place, before) = Place::take(&self.ties.status);
                 let connection = Connection { socket, place };
-                if before < self.status.connections_max + REFUSALS_IN_FLIGHT_MAX {
+                if before < self.ties.status.connections_max + REFUSALS_IN_FLIGHT_MAX {
                     let id = self
                         .shard
-                        .accept(before >= self.status.connections_max, clock);
+                        .accept(before >= self.ties.status.connections_max, clock);
                     self.keep(id, connection);
                 }
             }
@@ -278,7 +276,7 @@ impl Worker {
             Output::Handoff(id, owner, ticket) => {
                 let connection = self.connections[id.slot as usize].take();
                 let connection = connection.expect("a session has a connection");
-                self.posts[owner as usize].send(Letter::Adopt(connection, ticket));
+                self.ties.posts[owner as usize].send(Letter::Adopt(connection, ticket));
             }
             Output::LogWrite {
                 offset,
@@ -296,7 +294,7 @@ impl Worker {
             }
             Output::Rebuild(end) => self.log.rebuild(end, self.own_post()),
             Output::Ready(ready) => {
-                self.status.set_ready(self.number, ready);
+                self.ties.status.set_ready(self.number, ready);
                 if ready {
                     tracing::info!(shard = self.number, "the shard serves again");
                 } else {
@@ -309,7 +307,7 @@ impl Worker {
     }
 
     fn own_post(&self) -> Post {
-        self.posts[self.number as usize].clone()
+        self.ties.posts[self.number as usize].clone()
     }
 
     fn arm_accepts(&mut self, ring: &mut Ring<Token>, now_us: u64) {
@@ -324,7 +322,7 @@ impl Worker {
         }
         while self.accepts_in_flight < ACCEPTS_IN_FLIGHT {
             self.accepts_in_flight += 1;
-            ring.accept(self.listener.as_fd(), Token::Accept);
+            ring.accept(self.ties.listener.as_fd(), Token::Accept);
         }
     }
 

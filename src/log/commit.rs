@@ -256,7 +256,8 @@ impl Commit {
         now_us: u64,
     ) -> Result<Option<Step>, LogBroken> {
         let Phase::Writing { batch_bytes, from } = self.phase else {
-            return self.late();
+            self.late();
+            return Ok(None);
         };
         let Some(count) = outcome.filter(|count| (1..=batch_bytes - from).contains(count)) else {
             return self.broken();
@@ -286,7 +287,8 @@ impl Commit {
     /// Takes the outcome of a [`Step::Sync`].
     pub fn synced(&mut self, ok: bool) -> Result<(), LogBroken> {
         if self.phase != Phase::Syncing {
-            return self.late().map(|_| ());
+            self.late();
+            return Ok(());
         }
         if !ok {
             self.sync_failed = true;
@@ -303,7 +305,8 @@ impl Commit {
     /// Where the segment is not the one that was asked for.
     pub fn opened(&mut self, segment: Option<OpenSegment>) -> Result<(), LogBroken> {
         if self.phase != Phase::Opening {
-            return self.late().map(|_| ());
+            self.late();
+            return Ok(());
         }
         let Some(segment) = segment else {
             return self.broken().map(|_| ());
@@ -393,14 +396,13 @@ impl Commit {
     }
 
     /// An outcome that comes after the log was given up.
-    fn late(&mut self) -> Result<Option<Step>, LogBroken> {
+    fn late(&mut self) {
         assert_eq!(
             self.phase,
             Phase::Failed { in_flight: true },
             "an outcome follows its step"
         );
         self.phase = Phase::Failed { in_flight: false };
-        Ok(None)
     }
 }
 
