@@ -1,6 +1,6 @@
 //! Every bound of the server in one file, related to each other by `const` assertions.
 //!
-//! A bound that an operator may move is a default here and a field of [`crate::config::Settings`];
+//! A bound that an operator may move is a default here and a flag in [`crate::config`];
 //! all the others are constants. Over a bound there is a rule, never growth.
 
 // ---- the request head (protocol.md, "HTTP") ----

@@ -6,7 +6,7 @@
 //! behind which it belongs, so that a client sees all of it in the order in which it came to be.
 //!
 //! A client whose cursor falls out of the window is *behind*: it is owed, instead of the frames,
-//! the latest op of each key that changed since, which [`delivery`](super::delivery) reads from the
+//! the latest op of each key that changed since, which `core::delivery` reads from the
 //! workspace when its socket drains.
 
 use std::collections::VecDeque;

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! A position counts the bytes of batches over the whole log of the shard (see
-//! [`record`](crate::log::record)). An op may be shown to anyone once
+//! [`record`]). An op may be shown to anyone once
 //! [`Commit::visible_position`] has reached the position that [`Commit::push`] gave for it.
 //!
 //! A write or fdatasync that fails is never tried again on the same file: after a failed fdatasync
