@@ -64,7 +64,9 @@ pub const SEND_SPANS_MAX: usize = 16;
 pub const SENDS_PER_TURN_MAX: usize = 128;
 /// What a conflated session is sent at a time, unless a single op is longer.
 pub const CONFLATED_BYTES_MAX: usize = 64 * 1024;
-/// Answers that wait in a session (errors, corrections, pongs) before its messages are left unread.
+/// Keys that are looked at for a conflated session in a turn: its own are passed over.
+pub const CONFLATED_STEPS_MAX: usize = 4096;
+/// The memory of answers that wait in a session (errors, corrections, pongs) before its messages are left unread.
 pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// Separate stretches of its own ops that a session skips before it is conflated instead.
 pub const OWN_STRETCHES_MAX: usize = 1024;

@@ -10,7 +10,8 @@ use crate::core::session::{Intake, SessionId, State};
 use crate::core::shard::Shard;
 use crate::core::window::{Spans, skip_sent};
 use crate::limits::{
-    ANSWER_BYTES_MAX, CONFLATED_BYTES_MAX, REOPEN_WAIT_MIN_US, SENDS_PER_TURN_MAX,
+    ANSWER_BYTES_MAX, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, REOPEN_WAIT_MIN_US, SECOND_US,
+    SENDS_PER_TURN_MAX,
 };
 use crate::wire::message;
 
@@ -37,6 +38,9 @@ impl Shard {
 
     /// A batch is where its durability wants it: its ops may be shown.
     pub(super) fn show_committed(&mut self) {
+        if self.commit.is_failed() {
+            return;
+        }
         self.senders.drain(..self.written_senders);
         self.written_senders = 0;
         self.reopen_wait_us = REOPEN_WAIT_MIN_US;
@@ -142,9 +146,14 @@ impl Shard {
             return false;
         }
         let room = &self.rooms[session.room().expect("only a member is behind") as usize];
-        let mut more = false;
+        let (mut more, mut steps) = (false, 0);
         let chunk = self.pool.fill(CONFLATED_BYTES_MAX, |out| {
             for (slot, entry) in room.workspace.changed_since(since, hint) {
+                steps += 1;
+                more = steps > CONFLATED_STEPS_MAX;
+                if more {
+                    break;
+                }
                 if entry.writer() != id.as_u64() {
                     let bytes =
                         message::op_frame_bytes(entry.key(), entry.value(), entry.timestamp());
@@ -162,7 +171,12 @@ impl Shard {
         } else {
             session.outbox.follow(room.window.end());
         }
-        if !chunk.is_empty() {
+        if chunk.is_empty() {
+            self.pool.give(chunk);
+            if more {
+                self.enqueue(id);
+            }
+        } else {
             session.outbox.push(chunk, room.window.end(), room.gate());
         }
         true
@@ -191,6 +205,10 @@ impl Shard {
             self.pool.give_spans(spans);
             return self.abort(id);
         };
+        if clock.now_us - session.last_progress_us > SECOND_US {
+            // The socket was full, and now it is not: the peer has read.
+            session.last_received_us = clock.now_us;
+        }
         session.last_progress_us = clock.now_us;
         let whole = bytes == crate::core::window::spans_bytes(&spans);
         if !whole {
@@ -216,15 +234,17 @@ impl Shard {
         if owed {
             self.enqueue(id);
         }
-        self.resume(id);
+        self.resume(id, clock);
     }
 
     /// Reads a paused session again once its outbox has drained.
-    fn resume(&mut self, id: SessionId) {
+    fn resume(&mut self, id: SessionId, clock: Clock) {
         let session = &mut self.sessions[id.slot as usize];
         if session.intake == Intake::Paused && session.outbox.answer_bytes() <= ANSWER_BYTES_MAX / 2
         {
             session.intake = Intake::Unread;
+            // It was not asked for a sign of life meanwhile.
+            session.last_received_us = clock.now_us;
             self.unread_queue.push_back(id);
         }
     }

@@ -48,7 +48,8 @@ impl Shard {
                     self.answer(id, &Answer::internal_server_error(), clock);
                 }
                 State::Closing if culprit == Some(id) => self.abort(id),
-                State::Handshake | State::Closing => {}
+                // A panic may have come between a timer and its next one.
+                State::Handshake | State::Closing => self.reschedule(id, clock),
             }
         }
         if !self.commit.is_failed() {
@@ -104,8 +105,8 @@ impl Shard {
         };
         self.commit.reopen(segment, clock.now_us);
         self.visible_position = self.commit.visible_position();
-        self.install(workspaces);
         self.health = Health::Serving;
+        self.install(workspaces);
         self.outputs.push_back(Output::Ready(true));
     }
 

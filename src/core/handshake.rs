@@ -112,14 +112,10 @@ impl Shard {
             return self.answer(id, &Answer::internal_server_error(), clock);
         }
         let room_slot = self.enter_room(&ticket.workspace);
-        let visible_position = self.visible_position;
         let room = &mut self.rooms[room_slot as usize];
         let init = room.init();
         let member = u32::try_from(room.members.len()).expect("fewer members than descriptors");
         room.members.push(id.slot);
-        room.announced_end = room
-            .announced_end
-            .max(room.view(visible_position).visible_end);
 
         let session = &mut self.sessions[id.slot as usize];
         session.state = State::Open {

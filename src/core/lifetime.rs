@@ -218,7 +218,7 @@ impl Shard {
                     self.abort_all();
                 }
                 let is_empty = self.sessions.len() == self.gone_count;
-                if is_empty && self.commit.is_failed() {
+                if is_empty && self.commit.is_failed() && self.commit.is_quiet() {
                     self.drained();
                 } else if is_empty && self.commit.is_settled() {
                     let step = self.commit.seal();

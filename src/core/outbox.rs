@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use smallvec::SmallVec;
 
 use crate::core::window::{Chunk, ChunkPool, Span, Spans, Window};
-use crate::limits::{OWN_STRETCHES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX};
+use crate::limits::{CHUNK_BYTES_MIN, OWN_STRETCHES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX};
 
 /// Where a client stands that fell out of the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +81,7 @@ impl Outbox {
         self.behind = Some(Box::new(behind));
     }
 
-    /// The bytes of the answers that wait.
+    /// The memory of the answers that wait.
     #[must_use]
     pub fn answer_bytes(&self) -> usize {
         self.answer_bytes
@@ -96,7 +96,7 @@ impl Outbox {
     /// Queues bytes for this client alone: behind the window offset `at`, once `gate` is visible.
     pub fn push(&mut self, chunk: Chunk, at: u64, gate: u64) {
         let (start, end) = (0, chunk.len());
-        self.answer_bytes += end;
+        self.answer_bytes += cost_bytes(end);
         self.answers.push_back(Answer {
             chunk,
             start,
@@ -131,7 +131,7 @@ impl Outbox {
         self.answer_bytes = self
             .answers
             .iter()
-            .map(|answer| answer.end - answer.start)
+            .map(|answer| cost_bytes(answer.end))
             .sum();
         for answer in &mut self.answers {
             answer.at = 0;
@@ -197,8 +197,8 @@ impl Outbox {
             answer.start + bytes,
         ));
         answer.start += bytes;
-        self.answer_bytes -= bytes;
         if answer.start == answer.end {
+            self.answer_bytes -= cost_bytes(answer.end);
             self.answers.pop_front();
         }
         if self.answers.is_empty() {
@@ -225,6 +225,11 @@ impl Outbox {
             self.cursor = end;
         }
     }
+}
+
+/// What an answer of so many bytes costs: its chunk, however short it is, and its place in the queue.
+fn cost_bytes(bytes: usize) -> usize {
+    bytes.max(CHUNK_BYTES_MIN) + size_of::<Answer>()
 }
 
 /// One piece instead of many: for so many, the kernel's walk costs more than this copy.

@@ -228,9 +228,9 @@ impl Shard {
         let quiet = self.commit.is_quiet();
         let commit_us = self
             .commit
-            .oldest_us()
+            .waiting_since_us()
             .filter(|_| quiet)
-            .map(|oldest_us| oldest_us + COMMIT_AGE_US);
+            .map(|since_us| since_us + COMMIT_AGE_US);
         let sync_us = self.commit.sync_due_us().filter(|_| quiet);
         let retry_us = self
             .health
@@ -263,7 +263,7 @@ impl Shard {
                     Err(_) => self.fail(None, clock),
                 }
             }
-            Input::LogSynced(ok) => match self.commit.synced(ok) {
+            Input::LogSynced(ok) => match self.commit.synced(ok, clock.now_us) {
                 Ok(()) => self.show_committed(),
                 Err(_) => self.fail(None, clock),
             },
@@ -288,8 +288,8 @@ impl Shard {
     fn start_commit(&mut self, clock: Clock) {
         let old = self
             .commit
-            .oldest_us()
-            .is_some_and(|oldest_us| oldest_us + COMMIT_AGE_US <= clock.now_us);
+            .waiting_since_us()
+            .is_some_and(|since_us| since_us + COMMIT_AGE_US <= clock.now_us);
         let turn = self.send_queue.is_empty() || self.config.durability != Durability::Always;
         let is_due = turn || old || self.commit.is_full();
         if let Some(step) = is_due.then(|| self.commit.start(clock.now_us)).flatten() {

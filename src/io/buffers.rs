@@ -135,6 +135,11 @@ impl ReceiveBuffers {
         self.returned.push(index);
     }
 
+    /// Takes buffers back that the kernel did not take or did not use.
+    pub(super) fn take_back(&mut self, first: u16, count: u16) {
+        self.returned.extend(first..first + count);
+    }
+
     /// The next run of neighbours among the buffers that are to be provided now.
     pub(super) fn next_run(&mut self) -> Option<Run> {
         self.returned.sort_unstable_by(|one, other| other.cmp(one));

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -82,6 +83,7 @@ impl LogKeeper {
 
     /// Makes a new segment the open one. Nothing of the one before may be in flight.
     pub fn replace(&mut self, segment: Segment) -> OpenSegment {
+        self.sources.retain(|source| *source != segment.path);
         self.sources.push(segment.path.clone());
         self.segment = segment;
         self.is_sync_lost = false;
@@ -96,7 +98,9 @@ impl LogKeeper {
             first_position,
             ..self.segment.header
         };
-        spawn(move || post.send(Letter::SegmentCreated(segment::create(&folder, header, 0))));
+        spawn(post, Letter::SegmentCreated, move || {
+            Ok(segment::create(&folder, header, 0)?)
+        });
     }
 
     /// Creates the segment behind the failed one and reads the shard's state back, on a thread of its
@@ -112,24 +116,22 @@ impl LogKeeper {
             ..self.segment.header
         };
         let mut sources = self.sources.clone();
+        // A segment that was opened just before the failure is there already; it is replaced.
+        sources.retain(|source| *source != path);
         sources.push(path.clone());
         let (shard, shards, hash_seed) = (self.shard, self.shards, self.hash_seed);
-        spawn(move || {
-            let rebuild = || {
-                let at = |source| RebuildError::Segment {
-                    path: path.clone(),
-                    source,
-                };
-                remove_unused(&path).map_err(at)?;
-                // The room on the disk is claimed first: a shard that serves for a moment and fails
-                // again would be worse than one that waits.
-                let segment =
-                    segment::create(&folder, header, SEGMENT_RESERVE_BYTES).map_err(at)?;
-                let mut deal = Deal::new(shards, hash_seed, Some(shard));
-                recovery::replay(&sources, &mut |op| deal.visit(op))?;
-                Ok((segment, deal.finish().swap_remove(shard as usize)))
+        spawn(post, Letter::Rebuilt, move || {
+            let at = |source| RebuildError::Segment {
+                path: path.clone(),
+                source,
             };
-            post.send(Letter::Rebuilt(rebuild()));
+            remove_unused(&path).map_err(at)?;
+            // The room on the disk is claimed first: a shard that serves for a moment and fails
+            // again would be worse than one that waits.
+            let segment = segment::create(&folder, header, SEGMENT_RESERVE_BYTES).map_err(at)?;
+            let mut deal = Deal::new(shards, hash_seed, Some(shard));
+            recovery::replay(&sources, &mut |op| deal.visit(op))?;
+            Ok((segment, deal.finish().swap_remove(shard as usize)))
         });
     }
 
@@ -169,11 +171,23 @@ fn remove_unused(path: &PathBuf) -> io::Result<()> {
     }
 }
 
-fn spawn(work: impl FnOnce() + Send + 'static) {
-    thread::Builder::new()
+/// Does slow work on a thread of its own, and sends its outcome. An outcome comes in any case: a shard
+/// that waits for one serves nobody.
+fn spawn<T: Send + 'static>(
+    post: Post,
+    letter: impl FnOnce(Result<T, RebuildError>) -> Letter + Copy + Send + 'static,
+    work: impl FnOnce() -> Result<T, RebuildError> + Send + 'static,
+) {
+    let own_post = post.clone();
+    let spawned = thread::Builder::new()
         .name("etherply-log".to_owned())
-        .spawn(work)
-        .expect("the system has a thread to spare for the log");
+        .spawn(move || {
+            let outcome = catch_unwind(AssertUnwindSafe(work));
+            post.send(letter(outcome.unwrap_or(Err(RebuildError::Fault))));
+        });
+    if let Err(error) = spawned {
+        own_post.send(letter(Err(RebuildError::System(error))));
+    }
 }
 
 /// Deals the ops of a log out to the shards that own their workspaces now.

@@ -84,6 +84,12 @@ pub enum RebuildError {
         /// What the system said.
         source: io::Error,
     },
+    /// The system has no thread for it, or the segment could not be created.
+    #[error(transparent)]
+    System(#[from] io::Error),
+    /// A panic on the way: a fault of this server.
+    #[error("a fault of this server")]
+    Fault,
     /// The log could not be read back.
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
@@ -96,7 +102,7 @@ pub enum Letter {
     /// Stop.
     Drain,
     /// The next segment was created, or not.
-    SegmentCreated(io::Result<Segment>),
+    SegmentCreated(Result<Segment, RebuildError>),
     /// The shard's state was read back, or not.
     Rebuilt(Result<(Segment, Vec<Workspace>), RebuildError>),
 }

@@ -7,8 +7,9 @@
 //! tokio-uring submits. A future that woke itself would never park and nothing would be submitted:
 //! whoever wants another turn at once submits a no-op ([`Ring::again`]).
 //!
-//! What an operation points into (bytes, a message header, a time) moves into it and comes back with
-//! its completion. If the future is dropped before, tokio-uring keeps it until the kernel is done.
+//! What an operation points into (bytes, a message header, a time) moves into its flight and comes back
+//! with its completion. A flight is never dropped before: not while the ring runs, and at its end only
+//! after the runtime has waited for the kernel.
 //!
 //! The interface knows no sessions and no log, so that another ring can stand behind it one day.
 
@@ -83,8 +84,11 @@ enum Kind {
     },
     Accept,
     Other,
-    /// The ring's own: nobody waits for it.
-    Own,
+    /// The ring's own: buffers are provided.
+    Provide {
+        first: u16,
+        count: u16,
+    },
 }
 
 struct Flight<T> {
@@ -144,7 +148,6 @@ pub fn run<T: Copy + 'static>(
     let buffers = ReceiveBuffers::new();
     // Held until the runtime is dropped, which cancels all receives and waits for them.
     let memory = buffers.memory();
-    let runtime = runtime()?;
     let waits_before_receive = waits_before_receive || !kernel_is_at_least(KERNEL_LENDS_LATE);
     let mut ring = Ring {
         flights: Slab::new(),
@@ -152,6 +155,10 @@ pub fn run<T: Copy + 'static>(
         starved: Vec::new(),
         waits_before_receive,
     };
+    // Dropped before the ring: it cancels what is in flight and waits for the end of it, and until then
+    // the flights hold what the kernel works on. (If the flights went first, the runtime would own
+    // that, and frees it before it cancels.)
+    let runtime = runtime()?;
     runtime.block_on(poll_fn(|context| {
         READY.with_borrow_mut(|ready| match &mut ready.waker {
             Some(waker) => waker.clone_from(context.waker()),
@@ -162,8 +169,8 @@ pub fn run<T: Copy + 'static>(
             ControlFlow::Break(()) => Poll::Ready(()),
         }
     }));
-    drop(ring);
     drop(runtime);
+    drop(ring);
     drop(memory);
     READY.with_borrow_mut(|ready| {
         *ready = Ready {
@@ -263,7 +270,12 @@ impl<T: Copy + 'static> Ring<T> {
     ) -> Option<Completion<T>> {
         let count = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
         Some(match (kind, owned) {
-            (Kind::Own, _) => return None,
+            (Kind::Provide { first, count: run }, _) => {
+                // Nothing was provided, or only a part: it is tried again with the next turn.
+                let provided = if result < 0 { 0 } else { run };
+                self.buffers.take_back(first + provided, run - provided);
+                return None;
+            }
             (Kind::Readable { fd }, _) if result >= 0 => {
                 self.submit_receive(fd, token);
                 return None;
@@ -271,6 +283,10 @@ impl<T: Copy + 'static> Ring<T> {
             (Kind::Receive { fd }, _)
                 if [-libc::EINTR, -libc::EAGAIN, -libc::ENOBUFS].contains(&result) =>
             {
+                // Kernels before 5.19 may name a buffer that an operation took and did not use.
+                if let Some(index) = cqueue::buffer_select(flags) {
+                    self.buffers.take_back(index, 1);
+                }
                 self.starved.push((token, fd));
                 return None;
             }
@@ -325,7 +341,11 @@ impl<T: Copy + 'static> Ring<T> {
                 BUFFER_GROUP,
                 run.first,
             );
-            self.submit(own, Kind::Own, Owned::Nothing, entry.build());
+            let kind = Kind::Provide {
+                first: run.first,
+                count: run.count,
+            };
+            self.submit(own, kind, Owned::Nothing, entry.build());
         }
         for (token, fd) in std::mem::take(&mut self.starved) {
             self.submit_receive(fd, token);

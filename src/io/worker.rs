@@ -68,7 +68,8 @@ pub struct Worker {
     accepts_in_flight: usize,
     accepts_paused_until_us: Option<u64>,
     is_accepting: bool,
-    armed_timer_us: Option<u64>,
+    /// Timers in flight, each earlier than the one before it.
+    armed_timers_us: Vec<u64>,
     is_again_in_flight: bool,
     completions: Vec<Completion<Token>>,
 }
@@ -87,7 +88,7 @@ impl Worker {
             accepts_in_flight: 0,
             accepts_paused_until_us: None,
             is_accepting: true,
-            armed_timer_us: None,
+            armed_timers_us: Vec::new(),
             is_again_in_flight: false,
             completions: Vec::new(),
         }
@@ -161,9 +162,7 @@ impl Worker {
                 ring.wait(self.ties.mailbox.bell(), Token::Bell);
             }
             Completion::Done(Token::Timer(at_us), _) => {
-                if self.armed_timer_us == Some(at_us) {
-                    self.armed_timer_us = None;
-                }
+                self.armed_timers_us.retain(|armed_us| *armed_us != at_us);
             }
             Completion::Done(Token::Again, _) => self.is_again_in_flight = false,
             Completion::Done(token, _) => unreachable!("{token:?} has a completion of its own"),
@@ -175,7 +174,7 @@ impl Worker {
         }
     }
 
-    fn told<T>(&self, what: &str, outcome: io::Result<T>) -> Option<T> {
+    fn told<T>(&self, what: &str, outcome: Result<T, impl std::fmt::Display>) -> Option<T> {
         outcome
             .inspect_err(|error| {
                 tracing::error!(
@@ -331,11 +330,13 @@ impl Worker {
         let Some(wanted_us) = wanted.into_iter().flatten().min() else {
             return;
         };
+        // A later timer that is in flight stays: it is needed again soon.
         if self
-            .armed_timer_us
-            .is_none_or(|armed_us| wanted_us < armed_us)
+            .armed_timers_us
+            .last()
+            .is_none_or(|armed_us| wanted_us < *armed_us)
         {
-            self.armed_timer_us = Some(wanted_us);
+            self.armed_timers_us.push(wanted_us);
             // A deadline that has passed waits for something in flight: it must not make the loop spin.
             let after_us = wanted_us.saturating_sub(now_us).max(1000);
             ring.timer(after_us, Token::Timer(wanted_us));

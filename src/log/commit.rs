@@ -104,6 +104,8 @@ pub struct Commit {
     filling: Vec<u8>,
     spare: Vec<u8>,
     oldest_us: u64,
+    /// When the last commit ended.
+    idle_since_us: u64,
     /// The log position behind the last byte that was handed to a write.
     handed: u64,
     /// The log position behind the last byte that a write has taken.
@@ -131,6 +133,7 @@ impl Commit {
             filling: Vec::new(),
             spare: Vec::new(),
             oldest_us: 0,
+            idle_since_us: now_us,
             handed: position,
             written: position,
             durable: position,
@@ -201,10 +204,15 @@ impl Commit {
         self.phase == Phase::Idle && self.filling.is_empty() && self.durable == self.handed
     }
 
-    /// When the oldest op of the batch that is being filled was pushed.
+    /// Since when the batch that is being filled could have been written: since its oldest op was
+    /// pushed, and the commit before has ended. With a disk slower than [`COMMIT_AGE_US`], every batch
+    /// would be old at once otherwise, and no send would ever find its turn.
+    ///
+    /// [`COMMIT_AGE_US`]: crate::limits::COMMIT_AGE_US
     #[must_use]
-    pub fn oldest_us(&self) -> Option<u64> {
-        self.has_ops().then_some(self.oldest_us)
+    pub fn waiting_since_us(&self) -> Option<u64> {
+        self.has_ops()
+            .then_some(self.oldest_us.max(self.idle_since_us))
     }
 
     /// When the timer of `interval` mode wants a [`Commit::start`].
@@ -285,7 +293,7 @@ impl Commit {
     }
 
     /// Takes the outcome of a [`Step::Sync`].
-    pub fn synced(&mut self, ok: bool) -> Result<(), LogBroken> {
+    pub fn synced(&mut self, ok: bool, now_us: u64) -> Result<(), LogBroken> {
         if self.phase != Phase::Syncing {
             self.late();
             return Ok(());
@@ -296,6 +304,7 @@ impl Commit {
         }
         self.durable = self.written;
         self.phase = Phase::Idle;
+        self.idle_since_us = now_us;
         Ok(())
     }
 
