@@ -243,3 +243,6 @@ fn join(spans: Spans, pool: &mut ChunkPool) -> Spans {
     pool.give_spans(spans);
     SmallVec::from_iter([Span::new(chunk, 0, bytes)])
 }
+
+#[cfg(test)]
+mod tests;

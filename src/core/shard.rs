@@ -345,3 +345,6 @@ impl Shard {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -416,3 +416,6 @@ impl Commit {
 }
 
 const _: () = assert!(BATCH_HEADER_BYTES < BATCH_BYTES_MAX);
+
+#[cfg(test)]
+mod tests;

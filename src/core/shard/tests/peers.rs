@@ -1,0 +1,321 @@
+//! What stands around a shard in the simulation: dice, a disk, and clients with their sockets.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::core::session::SessionId;
+use crate::core::window::Spans;
+use crate::core::workspace::Workspace;
+use crate::log::commit::{End, OpenSegment};
+use crate::log::record::{Reader, SegmentHeader};
+
+/// Numbers that only depend on the seed (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number
+/// Generators", 2014).
+pub struct Dice(pub u64);
+
+impl Dice {
+    pub fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        usize::try_from((mixed ^ mixed >> 31) % bound as u64).expect("less than the bound")
+    }
+
+    pub fn one_in(&mut self, count: usize) -> bool {
+        self.below(count) == 0
+    }
+}
+
+/// An op as the model and the clients know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Write {
+    pub key: String,
+    pub value: String,
+    pub timestamp: u64,
+}
+
+/// The state of a workspace as a list of the ops that won, with the client that sent each.
+#[derive(Default)]
+pub struct Model {
+    pub wins: Vec<(Write, usize)>,
+}
+
+pub enum Verdict {
+    Won,
+    Same,
+    Lost(Write),
+}
+
+impl Model {
+    /// The state after the first `count` wins.
+    pub fn state(&self, count: usize) -> BTreeMap<&str, &Write> {
+        let wins = self.wins[..count].iter();
+        wins.map(|(write, _)| (write.key.as_str(), write)).collect()
+    }
+
+    pub fn apply(&mut self, write: &Write, client: usize) -> Verdict {
+        let held = self.wins.iter().rev().find(|win| win.0.key == write.key);
+        match held {
+            Some((held, _)) if held.timestamp == write.timestamp && held.value == write.value => {
+                Verdict::Same
+            }
+            Some((held, _)) if held.timestamp >= write.timestamp => Verdict::Lost(held.clone()),
+            _ => {
+                self.wins.push((write.clone(), client));
+                Verdict::Won
+            }
+        }
+    }
+}
+
+struct File {
+    header: SegmentHeader,
+    bytes: Vec<u8>,
+    synced: usize,
+}
+
+/// The segments of the shard, and how far each is synced.
+pub struct Disk {
+    files: Vec<File>,
+    /// The values of the ops that are synced.
+    pub synced: BTreeSet<String>,
+}
+
+impl Disk {
+    pub fn new() -> (Self, OpenSegment) {
+        let mut disk = Self {
+            files: Vec::new(),
+            synced: BTreeSet::new(),
+        };
+        let segment = disk.open(1, 0);
+        (disk, segment)
+    }
+
+    pub fn open(&mut self, index: u64, first_position: u64) -> OpenSegment {
+        let header = SegmentHeader {
+            shard: 0,
+            epoch: [1; 16],
+            index,
+            first_position,
+        };
+        let bytes = header.encode().to_vec();
+        let synced = bytes.len();
+        self.files.push(File {
+            header,
+            bytes,
+            synced,
+        });
+        OpenSegment {
+            index,
+            first_position,
+            salt: header.salt(),
+        }
+    }
+
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) {
+        let file = self.files.last_mut().expect("a segment is open");
+        assert_eq!(offset, file.bytes.len() as u64, "writes are contiguous");
+        file.bytes.extend_from_slice(bytes);
+    }
+
+    pub fn sync(&mut self) {
+        let file = self.files.last_mut().expect("a segment is open");
+        file.synced = file.bytes.len();
+        self.synced = BTreeSet::new();
+        self.replay(|op| op.value.to_owned());
+    }
+
+    fn replay(&mut self, mut seen: impl FnMut(&crate::log::record::Op<'_>) -> String) {
+        for file in &self.files {
+            for op in Reader::new(&file.header, &file.bytes[..file.synced]) {
+                let op = op.expect("what is synced is whole");
+                self.synced.insert(seen(&op));
+            }
+        }
+    }
+
+    /// Ends the failed segment, opens the next one, and reads all workspaces back.
+    pub fn rebuild(&mut self, end: End) -> (OpenSegment, Vec<Workspace>) {
+        let file = self.files.last_mut().expect("a segment is open");
+        assert_eq!(file.header.index, end.index);
+        let offset = file.header.offset(end.durable).expect("in this segment");
+        assert!(offset <= file.synced, "what is durable is synced");
+        file.bytes.truncate(offset);
+        file.synced = offset;
+        let segment = self.open(end.index + 1, end.durable);
+        let mut workspaces: BTreeMap<String, Workspace> = BTreeMap::new();
+        self.synced = BTreeSet::new();
+        self.replay(|op| {
+            workspaces
+                .entry(op.workspace.to_owned())
+                .or_insert_with(|| Workspace::new(op.workspace, 5))
+                .restore(op.key, op.value, op.timestamp, op.seq);
+            op.value.to_owned()
+        });
+        let mut workspaces: Vec<Workspace> = workspaces.into_values().collect();
+        workspaces.iter_mut().for_each(Workspace::finish_restore);
+        (segment, workspaces)
+    }
+}
+
+/// What a client was told.
+#[derive(Debug)]
+pub enum Told {
+    Status(u16),
+    Init(BTreeMap<String, String>),
+    Op(Write),
+    Error(u64),
+    Close(u16),
+    Control,
+}
+
+/// A client and its socket.
+pub struct Client {
+    pub id: SessionId,
+    pub workspace: usize,
+    /// Messages on their way to the shard, and the op that each is.
+    pub outgoing: VecDeque<(Vec<u8>, Option<Write>)>,
+    pub receiving: bool,
+    pub sending: Option<Spans>,
+    pub is_slow: bool,
+    /// Shut down by either side: what is in flight comes back as broken.
+    pub broken: bool,
+    /// The shard has closed its side: this one closes its own.
+    pub finished: bool,
+    /// The shard has forgotten it.
+    pub closed: bool,
+    /// A member of its workspace.
+    pub joined: bool,
+    pub was_behind: bool,
+    pub incoming: Vec<u8>,
+    pub status: Option<u16>,
+    pub status_expected: Option<u16>,
+    pub has_init: bool,
+    /// How many ops had won when it joined.
+    pub joined_at: usize,
+    /// What it is owed, in order, if it never falls behind.
+    pub expected: VecDeque<Write>,
+    pub corrections: Vec<Write>,
+    pub last_place: Option<usize>,
+    /// Its own copy of the state.
+    pub held: BTreeMap<String, (String, u64)>,
+    pub close_code: Option<u16>,
+    pub close_expected: Option<u16>,
+    pub has_error: bool,
+    /// The disk failed and took an op of it along.
+    pub lost_an_op: bool,
+}
+
+impl Client {
+    pub fn new(id: SessionId, workspace: usize, head: Vec<u8>, is_slow: bool) -> Self {
+        Self {
+            id,
+            workspace,
+            outgoing: VecDeque::from([(head, None)]),
+            receiving: false,
+            sending: None,
+            is_slow,
+            broken: false,
+            finished: false,
+            closed: false,
+            joined: false,
+            was_behind: false,
+            incoming: Vec::new(),
+            status: None,
+            status_expected: None,
+            has_init: false,
+            joined_at: 0,
+            expected: VecDeque::new(),
+            corrections: Vec::new(),
+            last_place: None,
+            held: BTreeMap::new(),
+            close_code: None,
+            close_expected: None,
+            has_error: false,
+            lost_an_op: false,
+        }
+    }
+
+    /// Holds a write unless a newer one is held.
+    pub fn hold(&mut self, write: &Write) {
+        let held = self.held.get(&write.key);
+        if held.is_none_or(|held| held.1 <= write.timestamp) {
+            let value = (write.value.clone(), write.timestamp);
+            self.held.insert(write.key.clone(), value);
+        }
+    }
+
+    /// Sends an op, as a masked frame.
+    pub fn send_op(&mut self, write: Write) {
+        self.hold(&write);
+        let Write {
+            key,
+            value,
+            timestamp,
+        } = &write;
+        let text = format!(
+            r#"{{"type":"op","payload":{{"key":"{key}","value":{value},"timestamp":{timestamp}}}}}"#
+        );
+        let length = u8::try_from(text.len()).expect("a short message");
+        let mut frame = if length < 126 {
+            vec![0x81, 0x80 | length]
+        } else {
+            vec![0x81, 0x80 | 126, 0, length]
+        };
+        let mask = [3, 1, 4, 1];
+        frame.extend_from_slice(&mask);
+        let masked = text.bytes().zip(mask.iter().cycle());
+        frame.extend(masked.map(|(byte, mask)| byte ^ mask));
+        self.outgoing.push_back((frame, Some(write)));
+    }
+
+    /// Takes the next whole thing off the bytes that came in.
+    pub fn next_told(&mut self) -> Option<Told> {
+        if self.status.is_none() {
+            let end = self.incoming.windows(4).position(|at| at == b"\r\n\r\n")? + 4;
+            let status = str::from_utf8(&self.incoming[9..12]).ok()?.parse().ok()?;
+            self.incoming.drain(..end);
+            self.status = Some(status);
+            return Some(Told::Status(status));
+        }
+        if self.status != Some(101) {
+            return None;
+        }
+        let (start, length) = match *self.incoming.get(1)? {
+            126 => (
+                4,
+                usize::from(u16::from_be_bytes(*self.incoming.get(2..)?.first_chunk()?)),
+            ),
+            127 => unreachable!("no message is that long here"),
+            length => (2, usize::from(length)),
+        };
+        let payload = self.incoming.get(start..start + length)?.to_vec();
+        let opcode = self.incoming[0] & 15;
+        self.incoming.drain(..start + length);
+        Some(match opcode {
+            1 => told_by(&payload),
+            8 => Told::Close(u16::from_be_bytes([payload[0], payload[1]])),
+            _ => Told::Control,
+        })
+    }
+}
+
+fn told_by(text: &[u8]) -> Told {
+    let message: serde_json::Value = serde_json::from_slice(text).expect("a message is JSON");
+    let payload = &message["payload"];
+    match message["type"].as_str() {
+        Some("op") => Told::Op(Write {
+            key: payload["key"].as_str().expect("a key").to_owned(),
+            value: payload["value"].to_string(),
+            timestamp: payload["timestamp"].as_u64().expect("a timestamp"),
+        }),
+        Some("error") => Told::Error(payload["code"].as_u64().expect("a code")),
+        Some("init") => {
+            let data = message["data"].as_object().expect("an object");
+            let field =
+                |(key, value): (&String, &serde_json::Value)| (key.clone(), value.to_string());
+            Told::Init(data.iter().map(field).collect())
+        }
+        _ => unreachable!("an unknown message"),
+    }
+}
