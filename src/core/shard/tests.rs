@@ -18,6 +18,10 @@ const SEEDS: u64 = 200;
 const STEPS: usize = 500;
 const WORKSPACES: [&str; 2] = ["one", "two"];
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says what may happen yet"
+)]
 struct World {
     dice: Dice,
     clock: Clock,
@@ -174,7 +178,7 @@ impl World {
             .flat_map(|span| span.bytes().to_vec())
             .collect();
         for value in String::from_utf8_lossy(&sent).split('"') {
-            let is_value = value.len() > 2 && value.starts_with("<") && value.ends_with('>');
+            let is_value = value.len() > 2 && value.starts_with('<') && value.ends_with('>');
             if is_value {
                 let value = format!("\"{value}\"");
                 assert!(self.disk.synced.contains(&value), "{value} is not durable");

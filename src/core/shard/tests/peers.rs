@@ -170,6 +170,10 @@ pub enum Told {
 }
 
 /// A client and its socket.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says what is in flight, or was seen"
+)]
 pub struct Client {
     pub id: SessionId,
     pub workspace: usize,
@@ -260,7 +264,7 @@ impl Client {
         let mut frame = if length < 126 {
             vec![0x81, 0x80 | length]
         } else {
-            vec![0x81, 0x80 | 126, 0, length]
+            vec![0x81, 0x80 | 0x7e, 0, length]
         };
         let mask = [3, 1, 4, 1];
         frame.extend_from_slice(&mask);
