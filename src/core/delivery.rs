@@ -8,7 +8,7 @@ use crate::core::contract::{Clock, Output};
 use crate::core::outbox::Behind;
 use crate::core::session::{Intake, SessionId, State};
 use crate::core::shard::Shard;
-use crate::core::window::{Spans, skip_sent};
+use crate::core::window::{Spans, skip_sent, spans_bytes};
 use crate::limits::{
     ANSWER_BYTES_MAX, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, REOPEN_WAIT_MIN_US, SECOND_US,
     SENDS_PER_TURN_MAX,
@@ -210,7 +210,7 @@ impl Shard {
             session.last_received_us = clock.now_us;
         }
         session.last_progress_us = clock.now_us;
-        let whole = bytes == crate::core::window::spans_bytes(&spans);
+        let whole = bytes == spans_bytes(&spans);
         if !whole {
             skip_sent(&mut spans, bytes);
             session.sending = true;

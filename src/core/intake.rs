@@ -200,7 +200,8 @@ impl Shard {
                 if !session.outbox.skip_own(start, end) {
                     self.fall_behind(id);
                 }
-                if self.senders.last() != Some(&id) {
+                // Not those of the batch that is on its way: they are let go with it.
+                if self.senders[self.written_senders..].last() != Some(&id) {
                     self.senders.push(id);
                 }
                 self.touch(room_slot);

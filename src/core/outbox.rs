@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 
 use smallvec::SmallVec;
 
-use crate::core::window::{Chunk, ChunkPool, Span, Spans, Window};
+use crate::core::window::{Chunk, ChunkPool, Span, Spans, Window, spans_bytes};
 use crate::limits::{CHUNK_BYTES_MIN, OWN_STRETCHES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX};
 
 /// Where a client stands that fell out of the window.
@@ -175,8 +175,10 @@ impl Outbox {
             if bytes > room_bytes && !spans.is_empty() {
                 break;
             }
+            let before = spans.len();
             self.take_frames(view.window, end, &mut spans);
-            room_bytes = room_bytes.saturating_sub(bytes);
+            // Own ops are passed over and take no room: what stands behind them is owed now.
+            room_bytes = room_bytes.saturating_sub(spans_bytes(&spans[before..]));
         }
         if spans.len() > SEND_SPANS_MAX {
             join(spans, pool)
@@ -234,7 +236,7 @@ fn cost_bytes(bytes: usize) -> usize {
 
 /// One piece instead of many: for so many, the kernel's walk costs more than this copy.
 fn join(spans: Spans, pool: &mut ChunkPool) -> Spans {
-    let bytes = crate::core::window::spans_bytes(&spans);
+    let bytes = spans_bytes(&spans);
     let chunk = pool.fill(bytes, |out| {
         for span in &spans {
             out.extend_from_slice(span.bytes());

@@ -212,8 +212,25 @@ fn a_client_that_leaves_keeps_what_is_visible() {
     rig.frame(10, false);
     rig.answer(5, true);
     rig.answer(7, false);
+    let all_bytes = rig.outbox.answer_bytes();
     rig.outbox.leave(rig.visible_position);
-    assert_eq!(rig.outbox.answer_bytes(), 10);
+    assert_eq!(
+        rig.outbox.answer_bytes() * 3,
+        all_bytes * 2,
+        "two of three short answers, each at the cost of its chunk"
+    );
     let spans = rig.outbox.take(None, rig.visible_position, &mut rig.pool);
     assert_eq!(spans_bytes(&spans), 10, "the answers, and no broadcast");
+    assert_eq!(rig.outbox.answer_bytes(), 0);
+}
+
+#[test]
+fn a_long_stretch_of_its_own_holds_nothing_up() {
+    let mut rig = Rig::default();
+    rig.frame(10, false);
+    rig.frame(300_000, true);
+    rig.frame(10, false);
+    rig.show(4);
+    while rig.send() {}
+    assert!(rig.owed.is_empty());
 }

@@ -440,6 +440,9 @@ impl World {
                 }
                 Told::Close(code) => {
                     assert_eq!(Some(code), client.close_expected);
+                    if code == 1011 {
+                        assert_eq!(client.has_error, client.lost_an_op, "all of them are told");
+                    }
                     client.close_code = Some(code);
                 }
                 Told::Control => {}

@@ -67,8 +67,8 @@ impl Script {
             "none" => return self.written(Some(0)),
             "more" => return self.written(Some(left + 1)),
             "unwritten" => return self.written(None),
-            "synced" => return self.commit.synced(true).map(|()| None),
-            "unsynced" => return self.commit.synced(false).map(|()| None),
+            "synced" => return self.commit.synced(true, 0).map(|()| None),
+            "unsynced" => return self.commit.synced(false, 0).map(|()| None),
             word => unreachable!("{word} is no word"),
         }
         Ok(None)
@@ -223,14 +223,14 @@ fn a_full_segment_is_synced_and_then_closed() {
             assert_eq!(commit.start(INTERVAL_US), Some(Step::Sync));
         }
         if step != Ok(None) || synced_by_timer {
-            assert_eq!(commit.synced(true), Ok(()));
+            assert_eq!(commit.synced(true, 0), Ok(()));
         }
         assert_eq!(commit.start(0), None, "the next op opens the next segment");
         commit.push(&op("1", 2), 0);
         if durability != Durability::Always && !synced_by_timer {
             assert_eq!(commit.start(0), Some(Step::Sync));
             assert_eq!(commit.start(0), None);
-            assert_eq!(commit.synced(true), Ok(()));
+            assert_eq!(commit.synced(true, 0), Ok(()));
         }
         let (index, first_position) = (5, end);
         let open = Step::Open {
@@ -258,7 +258,7 @@ fn a_segment_that_cannot_be_opened() {
         };
         let count = bytes.len();
         assert_eq!(commit.written(bytes, Some(count), 0), Ok(Some(Step::Sync)));
-        assert_eq!(commit.synced(true), Ok(()));
+        assert_eq!(commit.synced(true, 0), Ok(()));
         let lost = commit.push(&op("1", 2), 0);
         assert!(matches!(commit.start(0), Some(Step::Open { .. })));
         if is_late {
@@ -287,10 +287,16 @@ fn a_segment_that_cannot_be_opened() {
 #[test]
 fn the_timer_of_interval_mode() {
     let mut commit = Commit::new(Durability::Interval, INTERVAL_US, segment(0, 0), 50);
-    assert_eq!((commit.sync_due_us(), commit.oldest_us()), (None, None));
+    assert_eq!(
+        (commit.sync_due_us(), commit.waiting_since_us()),
+        (None, None)
+    );
     commit.push(&op("1", 1), 60);
     commit.push(&op("1", 2), 70);
-    assert_eq!((commit.sync_due_us(), commit.oldest_us()), (None, Some(60)));
+    assert_eq!(
+        (commit.sync_due_us(), commit.waiting_since_us()),
+        (None, Some(60))
+    );
     let Some(Step::Write { bytes, .. }) = commit.start(80) else {
         unreachable!("a batch is written");
     };
@@ -300,7 +306,7 @@ fn the_timer_of_interval_mode() {
     assert_eq!(commit.sync_due_us(), Some(due_us));
     assert_eq!(commit.start(due_us - 1), None);
     assert_eq!(commit.start(due_us), Some(Step::Sync));
-    assert_eq!(commit.synced(true), Ok(()));
+    assert_eq!(commit.synced(true, 0), Ok(()));
     assert_eq!(commit.sync_due_us(), None);
     for durability in [Durability::Always, Durability::None] {
         let mut commit = Commit::new(durability, INTERVAL_US, segment(0, 0), 0);
@@ -440,7 +446,7 @@ impl Rig {
                 if ok {
                     file.synced = file.bytes.len();
                 }
-                self.commit.synced(ok).map(|()| None)
+                self.commit.synced(ok, 0).map(|()| None)
             }
             Some(Step::Open { .. }) => unreachable!("the segments stay small here"),
         };
