@@ -6,10 +6,11 @@
 mod support;
 
 use serde_json::{Map, Value, json};
-use support::client::{Client, Event, Op, error_of, state_of};
+use support::client::{Client, Event, Op, error_of, op_text, state_of};
 use support::disk::{Ballast, Mount, limit_file_size, make_sparse_image, may_mount};
-use support::raw::Raw;
+use support::raw::{Raw, handshake_head};
 use support::server::{Server, Setup};
+use tokio_tungstenite::tungstenite::Message;
 
 // ---- a disk that fails ----
 
@@ -158,6 +159,65 @@ async fn a_write_that_fails_half_way_through_loses_nothing_that_was_shown() {
     }
     server.kill9();
     check_restart(&mut server, &shown).await;
+}
+
+#[tokio::test]
+async fn an_init_never_shows_an_op_that_was_not_kept() {
+    let server = Setup::new()
+        .shards(1)
+        .ignoring_file_size_signal()
+        .start()
+        .await;
+    for round in 0..20 {
+        let key = format!("k{round}");
+        let mut writer = Client::connect_at_last(&server, "room").await;
+        let head = handshake_head(&Server::sync_path("room"), "");
+        let (most, rest) = head.as_bytes().split_at(head.len() - 1);
+        let mut joining = Raw::connect(server.addr()).await;
+        joining.send(most).await;
+        limit_file_size(server.pid(), Some(1));
+        // Back to back, so that the op is applied, and not yet written, when the newcomer is let in.
+        writer.write(&key, json!(round)).await;
+        joining.send_lossy(rest).await;
+        assert_eq!(writer.close_code().await, 1011);
+        let shown = String::from_utf8_lossy(&joining.rest().await).contains(&format!("{key:?}"));
+        limit_file_size(server.pid(), None);
+        let state = Client::connect_at_last(&server, "room").await.init;
+        assert!(
+            !shown || state.contains_key(&key),
+            "{key} was shown in an init, and lost"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_correction_never_shows_an_op_that_was_not_kept() {
+    let server = Setup::new()
+        .shards(1)
+        .ignoring_file_size_signal()
+        .start()
+        .await;
+    for round in 0..10 {
+        let mut writer = Client::connect_at_last(&server, "room").await;
+        let mut rival = Client::connect_at_last(&server, "room").await;
+        limit_file_size(server.pid(), Some(1));
+        let winner = Op::new(&format!("k{round}"), json!("the winner"), 1000);
+        writer.send_op(&winner).await;
+        let loser = Op::new(&winner.key, json!("the loser"), 999);
+        rival.try_send(Message::text(op_text(&loser))).await;
+        let mut was_shown = false;
+        while let Event::Text(text) = rival.event().await {
+            was_shown |= Op::parse(&text).as_ref() == Some(&winner);
+        }
+        assert_eq!(writer.close_code().await, 1011);
+        limit_file_size(server.pid(), None);
+        let state = Client::connect_at_last(&server, "room").await.init;
+        let is_kept = state.get(&winner.key) == Some(&winner.value);
+        assert!(
+            !was_shown || is_kept,
+            "the winner was shown in a correction, and lost"
+        );
+    }
 }
 
 #[tokio::test]
@@ -313,15 +373,9 @@ async fn a_panic_in_one_shard_leaves_the_other_shard_alone() {
     let mut untouched_count = 0;
     for (writer, reader) in &mut rooms {
         // A room of the failed shard may be closed under the writer's hands, so the reader is asked.
-        writer
-            .try_send(tokio_tungstenite::tungstenite::Message::text(
-                r#"{"type":"ping"}"#,
-            ))
-            .await;
-        let op = support::client::op_text(&Op::new("k", json!(1), support::stamp()));
-        writer
-            .try_send(tokio_tungstenite::tungstenite::Message::text(op))
-            .await;
+        writer.try_send(Message::text(r#"{"type":"ping"}"#)).await;
+        let op = op_text(&Op::new("k", json!(1), support::stamp()));
+        writer.try_send(Message::text(op)).await;
         match reader.event().await {
             Event::Text(_) => untouched_count += 1,
             Event::Close(1011, _) => {}
