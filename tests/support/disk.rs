@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// From now on a write of the process past this offset of any file fails; `None` lifts that.
@@ -29,7 +30,7 @@ pub fn may_mount(test: &str) -> bool {
     is_root
 }
 
-/// A mounted file system; dropping it unmounts.
+/// A mounted file system. Dropping it unmounts it, once nobody uses it any more.
 pub struct Mount {
     point: TempDir,
 }
@@ -58,11 +59,23 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        succeeds("umount", &["-l", &self.path().display().to_string()]);
+        // What a killed process had in flight may hold the disk a little longer than the process lived.
+        let path = self.path().display().to_string();
+        for _ in 0..200 {
+            let output = Command::new("umount").arg(&path).output();
+            if output.is_ok_and(|output| output.status.success()) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        succeeds("umount", &["-l", &path]);
     }
 }
 
 /// An ext4 without a journal, in a file that takes up space only where it was written.
+///
+/// Its blocks have the size of a tmpfs page: with smaller ones the loop device itself loses bytes that were synced
+/// before, when a later write fails in the same page.
 pub fn make_sparse_image(path: &Path, len: u64) -> bool {
     File::create(path)
         .and_then(|file| file.set_len(len))
@@ -77,6 +90,8 @@ pub fn make_sparse_image(path: &Path, len: u64) -> bool {
             "^has_journal",
             "-E",
             "lazy_itable_init=0",
+            "-b",
+            "4096",
             &image,
         ],
     )
