@@ -1,5 +1,58 @@
-//! EtherPly.
+//! `EtherPly`: a sync server. A workspace is a small shared state, a map of keys to JSON values. The
+//! server keeps it, tells every client in it of each change at once, and never loses one.
+//!
+//! # The map of the house
+//!
+//! | to find | open |
+//! | --- | --- |
+//! | how it all goes together: the state machine and its contract | [`core::shard`], then [`core::contract`] |
+//! | which op wins, the order of ops, what changed since | [`core::workspace`] |
+//! | the request head, every HTTP answer, percent-decoding | [`wire::upgrade`] |
+//! | who may connect: tokens, leeway, rotation | [`wire::auth`] |
+//! | joining a workspace, init, 500 and 503, health checks | `core::handshake`, `core::room` |
+//! | frames: masking, fragments, UTF-8, close codes | [`wire::frame`] |
+//! | messages: fields, errors, the value's bytes as sent | [`wire::message`] |
+//! | a message's way into the state: errors, corrections, 1003, skew | `core::intake` |
+//! | broadcasts, slow clients, conflation, what goes out when | `core::delivery`, [`core::outbox`], [`core::window`] |
+//! | pings, silence, stalls, 4001, closing, drain | `core::lifetime`, [`core::timers`] |
+//! | a log that fails, a panic, rebuilding | `core::failure` |
+//! | when an op is durable: group commit | [`log::commit`] |
+//! | what stands on disk, and what a crash can leave | [`log::record`], [`log::segment`], [`log::directory`] |
+//! | reading the log back, torn tails, damage | [`log::recovery`] |
+//! | the ring, receive buffers, one core's loop | [`io::ring`], [`io::buffers`], [`io::worker`] |
+//! | start-up, threads, signals | [`io::server`], [`io::post`], [`io::log_keeper`] |
+//! | flags and variables | [`config`] |
+//! | every bound | [`limits`] |
+//!
+//! # How an op goes
+//!
+//! ```text
+//! socket ─► ring ─► worker ─► Shard::handle ─► frame ─► message ─► Workspace::apply
+//!                                                                       │ won: seq
+//!                                          commit: the batch ◄──────────┤
+//!                                          window: the frame, encoded once
+//!            worker ◄─ Shard::flush: 1. write the batch, then fdatasync; 2. sends of what is durable;
+//! socket ◄─ ring ◄┘                  3. receives
+//! ```
+//!
+//! # What it promises
+//!
+//! With `--durability always`, nothing leaves the server that a crash could take back: every
+//! broadcast, correction and init waits for the `fdatasync` that covers what it shows. All clients
+//! of a workspace see its ops in one order. A client that applies every op that is not older than
+//! what it holds ends in the server's state, however slow it was.
+//!
+//! # Architecture invariants
+//!
+//! Imports run one way: `main` → [`io`] → [`core`] → {[`wire`], [`log::commit`], [`log::record`]} →
+//! [`limits`]. [`core`], [`wire`], [`log::commit`] and [`log::record`] are pure: no clock, no
+//! randomness, no file, no socket; time is an argument. `unsafe` stands in [`io::ring`] and
+//! [`io::buffers`] only. `tests/tidy.rs` holds all of this. Between shards there is no lock and no
+//! shared mutable memory on the way of an op: a workspace lives on one shard.
 
+pub mod config;
+pub mod core;
+pub mod io;
 pub mod limits;
 pub mod log;
 pub mod wire;

@@ -1,6 +1,6 @@
 //! Every bound of the server in one file, related to each other by `const` assertions.
 //!
-//! A bound that an operator may move is a default here and a field of [`crate::config::Settings`];
+//! A bound that an operator may move is a default here and a flag in [`crate::config`];
 //! all the others are constants. Over a bound there is a rule, never growth.
 
 // ---- the request head (protocol.md, "HTTP") ----
@@ -15,6 +15,8 @@ pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
 pub const WORKSPACE_ID_BYTES_MAX: usize = 256;
 /// How far `exp` and `nbf` may be off (RFC 7519 section 4.1.4: "some small leeway").
 pub const TOKEN_LEEWAY_S: u64 = 30;
+/// A secret shorter than this is warned of: RFC 7518 section 3.2 wants the size of the hash.
+pub const SECRET_BYTES_ADVISED: usize = 32;
 
 // ---- messages (protocol.md, "Messages: client to server") ----
 
@@ -38,10 +40,126 @@ pub const SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// A batch of ops that has reached this size takes no more sessions' messages until it is written.
 pub const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// A commit starts when its oldest op is this old, even where a round of sends is not done yet: a
+/// long round in one workspace must not hold up the ops of the others.
+pub const COMMIT_AGE_US: u64 = 2_000;
+/// The room that a new segment must find on the disk before a shard that had failed serves again.
+pub const SEGMENT_RESERVE_BYTES: u64 = 1024 * 1024;
+/// The first wait before a failed shard tries to open its log again; doubled from try to try.
+pub const REOPEN_WAIT_MIN_US: u64 = 100_000;
+/// The longest such wait.
+pub const REOPEN_WAIT_MAX_US: u64 = 5 * SECOND_US;
+
+// ---- what goes out ----
+
+/// Default of `--outbox-max-bytes`: what a client may have queued before it is conflated.
+pub const OUTBOX_BYTES_DEFAULT: usize = 1024 * 1024;
+/// The smallest `--outbox-max-bytes`.
+pub const OUTBOX_BYTES_MIN: usize = 4 * 1024;
+/// What one send carries, unless a single frame is longer: it pins its chunks until it is done.
+pub const SEND_BYTES_MAX: usize = 256 * 1024;
+/// A send of more pieces than this is copied into one.
+pub const SEND_SPANS_MAX: usize = 16;
+/// Sessions that are sent to in one turn, so that receives and log completions never wait long.
+pub const SENDS_PER_TURN_MAX: usize = 128;
+/// What a conflated session is sent at a time, unless a single op is longer.
+pub const CONFLATED_BYTES_MAX: usize = 64 * 1024;
+/// Answers that wait in a session (errors, corrections, pongs) before its messages are left unread.
+pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// Separate stretches of its own ops that a session skips before it is conflated instead.
+pub const OWN_STRETCHES_MAX: usize = 1024;
+/// Messages of one session that one turn handles.
+pub const MESSAGES_PER_TURN_MAX: usize = 256;
+/// A new chunk of outgoing bytes has at least this capacity.
+pub const CHUNK_BYTES_MIN: usize = 256;
+/// Frames share a chunk up to this size; a longer frame has one for itself.
+pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
+/// Chunks that a shard keeps for their next use.
+pub const CHUNKS_KEPT_MAX: usize = 1024;
+/// The memory of the chunks that a shard keeps.
+pub const CHUNK_BYTES_KEPT_MAX: usize = 4 * 1024 * 1024;
+
+// ---- time ----
+
+/// Default of `--ping-interval-ms`.
+pub const PING_INTERVAL_MS_DEFAULT: u64 = 25_000;
+/// A client whose socket takes nothing for this long is closed with 1013.
+pub const STALL_TIMEOUT_US: u64 = 60 * SECOND_US;
+/// How long a stalled client has to read what was on its way, and the close frame behind it.
+pub const STALL_LINGER_US: u64 = 15 * SECOND_US;
+/// How long a connection that is closed has to take the last bytes and to close its side.
+pub const LINGER_US: u64 = 2 * SECOND_US;
+/// Default of `--drain-ms`.
+pub const DRAIN_MS_DEFAULT: u64 = 5_000;
+/// Default of `--max-future-skew`, in seconds.
+pub const FUTURE_SKEW_S_DEFAULT: u64 = 24 * 3600;
+/// `Retry-After` of a 503, in seconds.
+pub const RETRY_AFTER_S: u32 = 5;
+/// The resolution of all session timers.
+pub const TIMER_TICK_US: u64 = 50_000;
+/// Slots of the timer wheel; a deadline further away is looked at again on the way.
+pub const TIMER_SLOTS: usize = 1024;
+
+// ---- the ring ----
+
+/// The most shards: each has a thread, a ring and a log.
+pub const SHARDS_MAX: u32 = 1024;
+/// Entries of a shard's submission queue.
+pub const RING_ENTRIES: u32 = 1024;
+/// Entries of a shard's completion queue.
+pub const COMPLETION_ENTRIES: u32 = 8192;
+/// The size of a provided receive buffer.
+pub const RECEIVE_BYTES_MAX: usize = 16 * 1024;
+/// The provided receive buffers of a shard.
+pub const RECEIVE_BUFFERS: u16 = 128;
+/// Accepts that a shard has in flight.
+pub const ACCEPTS_IN_FLIGHT: usize = 16;
+/// Connections that wait in the kernel to be accepted (listen(2), cut to net.core.somaxconn).
+pub const LISTEN_BACKLOG: i32 = 4096;
+/// How long accepting rests when the process has no file descriptor left.
+pub const ACCEPT_PAUSE_US: u64 = 100_000;
+/// Descriptors that are kept free of connections: the log, the rings, the standard streams.
+pub const DESCRIPTORS_RESERVED: u64 = 128;
+/// Connections over `--max-connections` that are still answered with 503 instead of being dropped.
+pub const REFUSALS_IN_FLIGHT_MAX: usize = 64;
+
 /// One second, in the unit of all times inside the server.
 pub const SECOND_US: u64 = 1_000_000;
 
-const _: () = assert!(WORKSPACE_ID_BYTES_MAX < HEAD_BYTES_MAX, "a legal id fits a legal head");
+const _: () = assert!(
+    WORKSPACE_ID_BYTES_MAX < HEAD_BYTES_MAX,
+    "a legal id fits a legal head"
+);
 const _: () = assert!(CONTROL_BYTES_MAX == 125, "a fixed number of RFC 6455");
-const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as usize, "a record holds a key's length in 16 bits");
-const _: () = assert!(WORKSPACE_ID_BYTES_MAX <= u16::MAX as usize, "a record holds an id's length in 16 bits");
+const _: () = assert!(
+    KEY_BYTES_MAX <= u16::MAX as usize,
+    "a record holds a key's length in 16 bits"
+);
+const _: () = assert!(
+    WORKSPACE_ID_BYTES_MAX <= u16::MAX as usize,
+    "a record holds an id's length in 16 bits"
+);
+const _: () = assert!(
+    CHUNK_BYTES_MAX <= SEND_BYTES_MAX,
+    "one send can empty a chunk"
+);
+const _: () = assert!(
+    CONFLATED_BYTES_MAX <= SEND_BYTES_MAX,
+    "what is conflated at a time goes out in one send"
+);
+const _: () =
+    assert!(CHUNK_BYTES_MIN <= CHUNK_BYTES_MAX && OUTBOX_BYTES_MIN <= OUTBOX_BYTES_DEFAULT);
+const _: () =
+    assert!(MESSAGE_BYTES_DEFAULT <= MESSAGE_BYTES_MAX && MESSAGE_BYTES_DEFAULT <= BATCH_BYTES_MAX);
+const _: () = assert!(
+    STALL_TIMEOUT_US / 2 < TIMER_TICK_US * (TIMER_SLOTS as u64 - 1),
+    "a session is looked at twice within the stall timeout"
+);
+const _: () = assert!(LINGER_US < STALL_LINGER_US && HEAD_TIMEOUT_US < STALL_TIMEOUT_US);
+const _: () = assert!(
+    SENDS_PER_TURN_MAX <= RING_ENTRIES as usize,
+    "a turn's sends fit the submission queue"
+);
+const _: () = assert!(RING_ENTRIES < COMPLETION_ENTRIES);
+const _: () = assert!(REOPEN_WAIT_MIN_US < REOPEN_WAIT_MAX_US);
+const _: () = assert!(DESCRIPTORS_RESERVED > REFUSALS_IN_FLIGHT_MAX as u64);

@@ -1,2 +1,74 @@
-//! main
-fn main() {}
+//! The `etherply` binary: the command line, and nothing else. See the library for the server.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::Parser;
+use etherply::config::{Command, CommandLine, LogFormat, LogLevel, Serve, Token, usage_line};
+use etherply::io::server;
+use etherply::wire::auth;
+use tracing::Level;
+
+fn main() -> ExitCode {
+    let command = match CommandLine::try_parse() {
+        Ok(line) => line.command,
+        Err(error) if error.use_stderr() => {
+            eprintln!("{} (see `etherply --help`)", usage_line(&error));
+            return ExitCode::from(2);
+        }
+        Err(help) => help.exit(),
+    };
+    let outcome = match command {
+        Command::Serve(settings) => {
+            start_logging(&settings);
+            server::serve(&settings).map_err(|error| error.to_string())
+        }
+        Command::Token(settings) => print_token(&settings),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(line) => {
+            eprintln!("error: {line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_logging(settings: &Serve) {
+    let level = match settings.log_level {
+        LogLevel::Error => Level::ERROR,
+        LogLevel::Warn => Level::WARN,
+        LogLevel::Info => Level::INFO,
+        LogLevel::Debug => Level::DEBUG,
+        LogLevel::Trace => Level::TRACE,
+    };
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match settings.log_format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!("a fault of this server: {panic}");
+    }));
+}
+
+fn print_token(settings: &Token) -> Result<(), String> {
+    let secret = settings.secret().map_err(|error| error.to_string())?;
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    println!(
+        "{}",
+        auth::mint(
+            &secret,
+            &settings.sub,
+            now.as_secs(),
+            Some(settings.ttl.as_secs())
+        )
+    );
+    Ok(())
+}

@@ -283,23 +283,10 @@ async fn a_failing_sync_is_never_taken_for_a_good_one() {
     ballast.take().expect("it was filled").remove();
     check_recovery(&server, &mut shown).await;
 
-    // Unmounting drops the kernel's cache, and with it the writes that never reached the disk.
+    // The image is not mounted afresh here: ext4 without a journal, the one that goes on after a failed write, answers
+    // an fdatasync well whose blocks never reached the disk (a bare program sees it too), so that it proves nothing.
     server.kill9();
-    drop(disk);
-    let Some(disk) = Mount::image(&image) else {
-        return;
-    };
-    let again = server
-        .setup()
-        .clone()
-        .in_data_dir(&disk.path().join("data"))
-        .start()
-        .await;
-    check_nothing_lost(
-        &state_of(&again, "room").await,
-        &shown,
-        "when only the disk is asked",
-    );
+    check_restart(&mut server, &shown).await;
 }
 
 // ---- a panic ----

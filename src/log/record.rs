@@ -1,1 +1,532 @@
-//! record.
+//! The format of the log: how ops become bytes, and how bytes are judged when they come back.
+//!
+//! The log of a shard is a row of *segments*, files that are written once from front to back. A segment is a header and then
+//! *batches*; a batch is what one group commit writes, a header and then one record for each op. All numbers are
+//! little-endian, all checksums CRC-32C.
+//!
+//! # Byte tables
+//!
+//! | segment header | bytes | |
+//! | --- | --- | --- |
+//! | magic | 0..8 | `89 45 50 4C 4F 47 0D 0A`; fixed in every version, as is the version's place |
+//! | format version | 8..10 | [`FORMAT_VERSION`] |
+//! | reserved | 10..12 | zero |
+//! | shard | 12..16 | of the folder |
+//! | epoch | 16..32 | of the data directory: a segment of another one is refused |
+//! | index | 32..40 | in the shard's row of segments, the number in the file's name |
+//! | first position | 40..48 | the log position of the first batch |
+//! | reserved | 48..60 | zero |
+//! | crc | 60..64 | of bytes 0..60: the segment's *salt* |
+//!
+//! | batch header | bytes | |
+//! | --- | --- | --- |
+//! | magic | 0..4 | `FF 45 50 42`. No UTF-8 text holds the byte FF, so no client can write this into a key or a value |
+//! | payload bytes | 4..8 | of all records of the batch |
+//! | position | 8..16 | the log position of this header's first byte |
+//! | durable position | 16..24 | everything before it was on disk when this batch was handed to the kernel |
+//! | crc | 24..28 | of bytes 0..24, seeded by the salt |
+//!
+//! | op record | bytes | |
+//! | --- | --- | --- |
+//! | crc | 0..4 | of bytes 4.., seeded by the crc before it: the record's before, or the batch header's |
+//! | record bytes | 4..8 | of the whole record, these included |
+//! | seq | 8..16 | of the op in its workspace |
+//! | timestamp | 16..24 | Unix microseconds |
+//! | workspace id bytes | 24..26 | |
+//! | key bytes | 26..28 | |
+//! | kind | 28 | 1: an op |
+//! | workspace id, key, value | 29.. | UTF-8; the value is the JSON text as the client sent it, and takes the rest |
+//!
+//! A *position* counts the bytes of batches over the whole log of a shard: `first position + (offset in the file - 64)`.
+//!
+//! # Assumptions about the disk
+//!
+//! 1. What was written before an `fdatasync` that returned success is on disk, with the file's length, and stays.
+//! 2. Of what was written since, a power cut leaves any subset of the sectors; the others hold zeros or lie behind the
+//!    file's end. Sectors may also be torn.
+//! 3. A write does not harm the bytes beside it, in the same sector neither. Where a disk breaks this, the damage is
+//!    found as below, and nothing altered is served.
+//! 4. A rename followed by an `fsync` of the folder is whole and stays.
+//!
+//! # What a crash can leave
+//!
+//! The writer keeps four rules. A segment takes its final name after its header is on disk. All of a segment is on disk
+//! before the next one is created. A file that was cut, or whose write or sync failed, is never appended to. A clean stop
+//! writes and syncs an empty batch, which *seals* what is before it.
+//!
+//! - **Between commits.** All batches are whole. Nothing is cut.
+//! - **In a write or before its sync, the process killed.** The kernel has a prefix of the last batch.
+//! - **The same, the power cut.** Any subset of the sectors of the unsynced batches is there: whole records may lie behind
+//!   bad ones, even whole batches, where several were written without a sync (`--durability interval` or `none`).
+//! - **In the cut that follows.** Either length of the file; the start after it does it again.
+//! - **While a segment is created.** A file whose name ends in `.new`, which is swept; or a segment without batches.
+//!
+//! So a valid record behind a bad one proves nothing: after a power cut it is ordinary. What proves damage is *synced*
+//! bytes that are bad, and each batch header tells how far the log was synced before it. Hence the rule for the first bad
+//! byte, at position `p`, of a shard's last segment: if a batch header stands anywhere behind it that is valid at its very
+//! offset and whose durable position is over `p`, then bytes that were on disk were lost or altered, and that is
+//! **damage** ([`damage_behind`]). Else it is a **torn tail**: nothing behind `p` was ever promised to anybody, and it is cut
+//! off. What is valid before `p` is kept, be it a part of a batch: each op stands for itself.
+//!
+//! A crash never takes such a header for a proof by mistake: the headers of unsynced batches were written before the sync
+//! that would move the durable position past the unsynced part, so theirs is at or below its begin, and so at or below `p`.
+//!
+//! In an earlier segment any bad byte is damage, since it was synced before the next one began. That the file ends between
+//! two records of a batch is legal in the one case that a recovery has cut it there; the next segment vouches for it: its
+//! first position is the end of the one before, to the byte. Where the two differ, something is missing, and that is damage.
+//! A record or a header whose checksum is right and whose content is not legal was written so; no crash does that, and it is
+//! damage everywhere.
+//!
+//! # What is not found
+//!
+//! An altered byte in the last batches of a log that was not stopped cleanly, when no later batch tells that they were
+//! synced: it cannot be told from a torn tail, and the log is cut before it. Files or folders that vanished from the end
+//! of a log, and a last segment that lost exactly its last batches or records. An alteration of more than 32 bits in a row
+//! passes a checksum once in 2^32 times.
+//!
+//! Architecture invariant: no file, no clock, no randomness in here. Bytes from disk never panic.
+
+use thiserror::Error;
+
+#[cfg(test)]
+mod tests;
+
+/// The length of a segment's header.
+pub const SEGMENT_HEADER_BYTES: usize = 64;
+/// The length of a batch's header, and of an empty batch.
+pub const BATCH_HEADER_BYTES: usize = 28;
+/// The length of an op record without its three texts.
+pub const OP_HEADER_BYTES: usize = 29;
+/// The format that this server writes and reads.
+pub const FORMAT_VERSION: u16 = 1;
+
+const SEGMENT_MAGIC: [u8; 8] = *b"\x89EPLOG\r\n";
+const SEGMENT_CRC_AT: usize = 60;
+const BATCH_MAGIC: [u8; 4] = *b"\xFFEPB";
+const BATCH_CRC_AT: usize = 24;
+const RECORD_CRC_BYTES: usize = 4;
+const KIND_OP: u8 = 1;
+
+const _: () = assert!(
+    SEGMENT_CRC_AT + 4 == SEGMENT_HEADER_BYTES,
+    "the crc ends the segment header"
+);
+const _: () = assert!(
+    BATCH_CRC_AT + 4 == BATCH_HEADER_BYTES,
+    "the crc ends the batch header"
+);
+
+/// Which log a segment belongs to, and where in it it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentHeader {
+    /// The shard that wrote it.
+    pub shard: u32,
+    /// The data directory's random id.
+    pub epoch: [u8; 16],
+    /// The place in the shard's row of segments.
+    pub index: u64,
+    /// The log position of the first batch.
+    pub first_position: u64,
+}
+
+/// Why the first bytes of a file are not a segment header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum HeaderError {
+    /// The file is shorter than a header.
+    #[error("it is too short to hold a segment header")]
+    Short,
+    /// The file does not begin like a segment.
+    #[error("it does not begin like a segment")]
+    Magic,
+    /// Another version of the server wrote it, and the header is whole.
+    #[error("it has format {0}; this server reads {FORMAT_VERSION}")]
+    Version(u16),
+    /// The header was altered.
+    #[error("the checksum of the segment header is wrong")]
+    Checksum,
+    /// Bytes that this format leaves zero are not.
+    #[error("reserved bytes of the segment header are not zero")]
+    Reserved,
+}
+
+impl SegmentHeader {
+    /// The header as it stands at the begin of the file.
+    #[must_use]
+    pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
+        let mut bytes = [0; SEGMENT_HEADER_BYTES];
+        bytes[0..8].copy_from_slice(&SEGMENT_MAGIC);
+        bytes[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.shard.to_le_bytes());
+        bytes[16..32].copy_from_slice(&self.epoch);
+        bytes[32..40].copy_from_slice(&self.index.to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.first_position.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..SEGMENT_CRC_AT]);
+        bytes[SEGMENT_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// Reads the header of a segment; `bytes` may be longer.
+    pub fn decode(bytes: &[u8]) -> Result<Self, HeaderError> {
+        let bytes: &[u8; SEGMENT_HEADER_BYTES] = bytes.first_chunk().ok_or(HeaderError::Short)?;
+        if field(bytes, 0) != SEGMENT_MAGIC {
+            return Err(HeaderError::Magic);
+        }
+        // The checksum goes first, so that a flipped bit in the version is not told as a newer server's file.
+        if u32_at(bytes, SEGMENT_CRC_AT) != crc32c::crc32c(&bytes[..SEGMENT_CRC_AT]) {
+            return Err(HeaderError::Checksum);
+        }
+        let version = u16_at(bytes, 8);
+        if version != FORMAT_VERSION {
+            return Err(HeaderError::Version(version));
+        }
+        if field(bytes, 10) != [0; 2] || field(bytes, 48) != [0; 12] {
+            return Err(HeaderError::Reserved);
+        }
+        Ok(Self {
+            shard: u32_at(bytes, 12),
+            epoch: field(bytes, 16),
+            index: u64_at(bytes, 32),
+            first_position: u64_at(bytes, 40),
+        })
+    }
+
+    /// The checksum that seeds every batch header: a batch of another segment is never valid in this one.
+    #[must_use]
+    pub fn salt(&self) -> u32 {
+        u32_at(&self.encode(), SEGMENT_CRC_AT)
+    }
+
+    /// The log position of a byte of this segment's file, at or behind the end of the header.
+    #[must_use]
+    pub fn position(&self, offset: u64) -> u64 {
+        // Saturating: a first position read from disk may be anything, and near the end of u64 nothing matches it.
+        self.first_position
+            .saturating_add(offset.saturating_sub(SEGMENT_HEADER_BYTES as u64))
+    }
+
+    /// The offset of a log position in this segment's file; None where that is before the segment, or
+    /// beyond what memory can hold.
+    #[must_use]
+    pub fn offset(&self, position: u64) -> Option<usize> {
+        let behind_header = usize::try_from(position.checked_sub(self.first_position)?).ok()?;
+        behind_header.checked_add(SEGMENT_HEADER_BYTES)
+    }
+}
+
+/// One op as it is logged. The texts are borrowed, from a message on the way in and from a segment on the way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Op<'a> {
+    /// The workspace's id.
+    pub workspace: &'a str,
+    /// The key that was written.
+    pub key: &'a str,
+    /// The value's JSON text, as it was sent.
+    pub value: &'a str,
+    /// The op's place in the order of its workspace.
+    pub seq: u64,
+    /// The client's timestamp, in Unix microseconds.
+    pub timestamp: u64,
+}
+
+/// The bytes that an op takes in a batch.
+#[must_use]
+pub fn op_bytes(op: &Op<'_>) -> usize {
+    OP_HEADER_BYTES + op.workspace.len() + op.key.len() + op.value.len()
+}
+
+/// Empties `batch` and leaves room for the header that [`seal_batch`] writes.
+pub fn begin_batch(batch: &mut Vec<u8>) {
+    batch.clear();
+    batch.resize(BATCH_HEADER_BYTES, 0);
+}
+
+/// Appends an op to a batch that was begun. Its checksum stays zero until [`seal_batch`], because the chain hangs on the
+/// position, which is not known yet.
+///
+/// # Panics
+/// When an id or a key is longer than 64 KiB or the whole op than 4 GiB, which the bounds in [`crate::limits`] rule out.
+pub fn push_op(batch: &mut Vec<u8>, op: &Op<'_>) {
+    let bytes = op_bytes(op);
+    let bytes_u32 = u32::try_from(bytes).expect("an op is far smaller than 4 GiB");
+    let workspace_bytes =
+        u16::try_from(op.workspace.len()).expect("WORKSPACE_ID_BYTES_MAX fits 16 bits");
+    let key_bytes = u16::try_from(op.key.len()).expect("KEY_BYTES_MAX fits 16 bits");
+    let mut header = [0; OP_HEADER_BYTES];
+    header[4..8].copy_from_slice(&bytes_u32.to_le_bytes());
+    header[8..16].copy_from_slice(&op.seq.to_le_bytes());
+    header[16..24].copy_from_slice(&op.timestamp.to_le_bytes());
+    header[24..26].copy_from_slice(&workspace_bytes.to_le_bytes());
+    header[26..28].copy_from_slice(&key_bytes.to_le_bytes());
+    header[28] = KIND_OP;
+    batch.reserve(bytes);
+    batch.extend_from_slice(&header);
+    batch.extend_from_slice(op.workspace.as_bytes());
+    batch.extend_from_slice(op.key.as_bytes());
+    batch.extend_from_slice(op.value.as_bytes());
+}
+
+/// Fills in the header and the chain of checksums, in one pass: after it the batch is ready to be written at `position`.
+/// Sealed again with other positions, it is as if it were sealed once. Without ops it makes the empty batch of a clean stop.
+///
+/// # Panics
+/// When `batch` was not made by [`begin_batch`] and [`push_op`], holds 4 GiB or more, or is told to be durable itself.
+pub fn seal_batch(batch: &mut [u8], salt: u32, position: u64, durable_position: u64) {
+    assert!(
+        durable_position <= position,
+        "a batch is not on disk before it is written"
+    );
+    let (header, mut rest) = batch
+        .split_first_chunk_mut::<BATCH_HEADER_BYTES>()
+        .expect("begin_batch left room for the header");
+    let payload_bytes = u32::try_from(rest.len()).expect("a batch is far smaller than 4 GiB");
+    let mut crc = BatchHeader {
+        payload_bytes,
+        position,
+        durable_position,
+    }
+    .encode(header, salt);
+    while !rest.is_empty() {
+        let record_bytes = rest
+            .get(4..8)
+            .map_or(0, |length| u32_at(length, 0) as usize);
+        assert!(
+            (OP_HEADER_BYTES..=rest.len()).contains(&record_bytes),
+            "push_op wrote every record"
+        );
+        let (record, behind) = rest.split_at_mut(record_bytes);
+        let (record_crc, body) = record.split_at_mut(RECORD_CRC_BYTES);
+        crc = crc32c::crc32c_append(crc, body);
+        record_crc.copy_from_slice(&crc.to_le_bytes());
+        rest = behind;
+    }
+}
+
+/// The first bad byte of a segment, or rather the begin of the record or batch header that it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("{kind}")]
+pub struct Fault {
+    /// In the file. All before it is valid.
+    pub offset: usize,
+    /// What is wrong with it.
+    pub kind: FaultKind,
+}
+
+/// What is wrong with the bytes at a [`Fault`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum FaultKind {
+    /// The file ends between two records of a batch: what the cut of a torn tail leaves.
+    #[error("the file ends inside of a batch")]
+    Cut,
+    /// No whole batch header, where one must begin.
+    #[error("there is no valid batch header")]
+    Batch,
+    /// A record that runs over its batch or the file, or whose checksum is wrong.
+    #[error("the length or the checksum of a record is wrong")]
+    Record,
+    /// The checksum is right, the content is not: this was written so, and no crash does that.
+    #[error("the checksum is right, but {0}")]
+    Content(&'static str),
+}
+
+/// Reads the ops of one segment in order: each is checked before it is given out. After the first [`Fault`] or the end it
+/// gives nothing more.
+#[derive(Debug, Clone)]
+pub struct Reader<'a> {
+    header: SegmentHeader,
+    salt: u32,
+    bytes: &'a [u8],
+    /// Invariant: `offset <= batch_end`, and all bytes before `offset` are valid.
+    offset: usize,
+    batch_end: usize,
+    /// The last link of the chain of checksums.
+    crc: u32,
+    ended: bool,
+}
+
+impl<'a> Reader<'a> {
+    /// Over `bytes`, a whole segment with its header, which `header` was decoded from.
+    #[must_use]
+    pub fn new(header: &SegmentHeader, bytes: &'a [u8]) -> Self {
+        Self {
+            header: *header,
+            salt: header.salt(),
+            bytes,
+            offset: SEGMENT_HEADER_BYTES,
+            batch_end: SEGMENT_HEADER_BYTES,
+            crc: 0,
+            ended: bytes.len() <= SEGMENT_HEADER_BYTES,
+        }
+    }
+
+    /// Where the next unread byte stands in the file: behind the last valid record or batch header.
+    #[must_use]
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
+    fn read(&mut self) -> Result<Option<Op<'a>>, Fault> {
+        // Batches without ops are legal anywhere.
+        while self.offset == self.batch_end {
+            if self.offset == self.bytes.len() {
+                return Ok(None);
+            }
+            self.enter_batch()?;
+        }
+        self.read_op().map(Some)
+    }
+
+    fn enter_batch(&mut self) -> Result<(), Fault> {
+        let header = BatchHeader::decode(&self.bytes[self.offset..], self.salt)
+            .ok_or(self.fault(FaultKind::Batch))?;
+        if header.position != self.header.position(self.offset as u64) {
+            return Err(self.fault(FaultKind::Content("this batch belongs at another place")));
+        }
+        if header.durable_position > header.position {
+            return Err(self.fault(FaultKind::Content(
+                "this batch was durable before it was written",
+            )));
+        }
+        self.crc = u32_at(&self.bytes[self.offset..], BATCH_CRC_AT);
+        self.offset += BATCH_HEADER_BYTES;
+        self.batch_end = self.offset.saturating_add(header.payload_bytes as usize);
+        Ok(())
+    }
+
+    fn read_op(&mut self) -> Result<Op<'a>, Fault> {
+        let rest = &self.bytes[self.offset..self.batch_end.min(self.bytes.len())];
+        if rest.is_empty() {
+            return Err(self.fault(FaultKind::Cut));
+        }
+        let bad_record = self.fault(FaultKind::Record);
+        let header: &[u8; OP_HEADER_BYTES] = rest.first_chunk().ok_or(bad_record)?;
+        let record = rest.get(..u32_at(header, 4) as usize).ok_or(bad_record)?;
+        let texts = record.get(OP_HEADER_BYTES..).ok_or(bad_record)?;
+        let crc = crc32c::crc32c_append(self.crc, &record[RECORD_CRC_BYTES..]);
+        if crc != u32_at(header, 0) {
+            return Err(bad_record);
+        }
+        let op = decode_op(header, texts).map_err(|what| self.fault(FaultKind::Content(what)))?;
+        self.crc = crc;
+        self.offset += record.len();
+        Ok(op)
+    }
+
+    fn fault(&self, kind: FaultKind) -> Fault {
+        Fault {
+            offset: self.offset,
+            kind,
+        }
+    }
+}
+
+impl<'a> Iterator for Reader<'a> {
+    type Item = Result<Op<'a>, Fault>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let item = self.read().transpose();
+        self.ended = !matches!(item, Some(Ok(_)));
+        item
+    }
+}
+
+impl std::iter::FusedIterator for Reader<'_> {}
+
+/// Looks behind the fault at `fault_offset` for the proof that it is in bytes that were on disk: the offset of a batch header
+/// that is valid at its place and was written after them. `None`: the fault is a torn tail, if the segment is the last
+/// one and the fault is not a [`FaultKind::Content`].
+///
+/// Linear in the bytes: of each offset one byte is looked at, and a checksum of 24 bytes is taken where the magic stands.
+#[must_use]
+pub fn damage_behind(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) -> Option<usize> {
+    let salt = header.salt();
+    let fault_position = header.position(fault_offset as u64);
+    let mut from = fault_offset;
+    loop {
+        let behind = bytes.get(from..)?;
+        let offset = from + behind.iter().position(|&byte| byte == BATCH_MAGIC[0])?;
+        if let Some(batch) = BatchHeader::decode(&bytes[offset..], salt)
+            && batch.position == header.position(offset as u64)
+            && batch.durable_position > fault_position
+        {
+            return Some(offset);
+        }
+        from = offset + 1;
+    }
+}
+
+struct BatchHeader {
+    payload_bytes: u32,
+    position: u64,
+    durable_position: u64,
+}
+
+impl BatchHeader {
+    /// Writes the header and returns its checksum.
+    fn encode(&self, bytes: &mut [u8; BATCH_HEADER_BYTES], salt: u32) -> u32 {
+        bytes[0..4].copy_from_slice(&BATCH_MAGIC);
+        bytes[4..8].copy_from_slice(&self.payload_bytes.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.position.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.durable_position.to_le_bytes());
+        let crc = crc32c::crc32c_append(salt, &bytes[..BATCH_CRC_AT]);
+        bytes[BATCH_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        crc
+    }
+
+    /// The header that `bytes` begin with, if its magic and its checksum are right.
+    fn decode(bytes: &[u8], salt: u32) -> Option<Self> {
+        let bytes: &[u8; BATCH_HEADER_BYTES] = bytes.first_chunk()?;
+        if field(bytes, 0) != BATCH_MAGIC
+            || u32_at(bytes, BATCH_CRC_AT) != crc32c::crc32c_append(salt, &bytes[..BATCH_CRC_AT])
+        {
+            return None;
+        }
+        Some(Self {
+            payload_bytes: u32_at(bytes, 4),
+            position: u64_at(bytes, 8),
+            durable_position: u64_at(bytes, 16),
+        })
+    }
+}
+
+fn decode_op<'a>(header: &[u8; OP_HEADER_BYTES], texts: &'a [u8]) -> Result<Op<'a>, &'static str> {
+    if header[28] != KIND_OP {
+        return Err("the kind of this record is not known");
+    }
+    let overrun = "the texts of this record run over its end";
+    let (workspace, texts) = texts
+        .split_at_checked(u16_at(header, 24).into())
+        .ok_or(overrun)?;
+    let (key, value) = texts
+        .split_at_checked(u16_at(header, 26).into())
+        .ok_or(overrun)?;
+    let text = |bytes| str::from_utf8(bytes).map_err(|_| "a text of this record is not UTF-8");
+    Ok(Op {
+        workspace: text(workspace)?,
+        key: text(key)?,
+        value: text(value)?,
+        seq: u64_at(header, 8),
+        timestamp: u64_at(header, 16),
+    })
+}
+
+/// The `N` bytes at `at`, which the caller has checked to be there.
+fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    *bytes[at..]
+        .first_chunk()
+        .expect("the caller has checked the length")
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(field(bytes, at))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(field(bytes, at))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(field(bytes, at))
+}

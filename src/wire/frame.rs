@@ -1,1 +1,427 @@
-//! Frames.
+//! WebSocket frames (RFC 6455 sections 5 to 7): bytes to [`Event`]s, and the frames that the server sends.
+//!
+//! The bits of a frame header are read and written by tungstenite's [`FrameHeader`]. What a frame may say, and
+//! where in the stream it may stand, is decided here: the header codec alone takes unmasked frames, lengths that
+//! are longer than they need be, and every order of fragments.
+//!
+//! # How to call the decoder
+//!
+//! The caller keeps the bytes that came and calls [`Decoder::decode`] until it consumes nothing, each time behind
+//! the bytes that the last call consumed. What is left then is the beginning of a frame: it is presented again,
+//! with more bytes behind it. An incomplete frame consumes nothing and is not changed, so it makes no difference
+//! where the network cut the stream.
+//!
+//! Invariant: nothing here answers a frame. Pongs, the closing handshake and time limits belong to the session.
+
+use std::io::Cursor;
+
+use thiserror::Error;
+use tungstenite::protocol::frame::FrameHeader;
+use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+
+use crate::limits::CONTROL_BYTES_MAX;
+
+/// The longest header of a frame that the server sends: no mask.
+pub const HEADER_BYTES_MAX: usize = 10;
+
+/// The longest close reason: a control payload less the two bytes of the code.
+pub const CLOSE_REASON_BYTES_MAX: usize = CONTROL_BYTES_MAX - 2;
+
+/// What a client said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// A whole text message.
+    Text(&'a str),
+    /// A whole binary message.
+    Binary(&'a [u8]),
+    /// A ping, to be answered by a pong with the same payload.
+    Ping(&'a [u8]),
+    /// A pong, asked for or not.
+    Pong(&'a [u8]),
+    /// A close frame: its code and reason, where it has any.
+    Close(Option<(u16, &'a str)>),
+}
+
+/// What one call of [`Decoder::decode`] took from its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decoded<'a> {
+    /// How many bytes of the input are done with; 0: the frame is incomplete, more bytes are needed.
+    pub consumed: usize,
+    /// What they said. `None` with `consumed > 0`: a fragment of a message whose end is still to come.
+    pub event: Option<Event<'a>>,
+}
+
+impl Decoded<'_> {
+    const INCOMPLETE: Self = Self {
+        consumed: 0,
+        event: None,
+    };
+}
+
+/// How a client broke the protocol. The text is short enough to be sent as the reason of the close frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum FrameError {
+    /// Opcodes 3 to 7 and 11 to 15.
+    #[error("reserved opcode")]
+    ReservedOpcode,
+    /// RSV1 to RSV3, which only an extension may use; none is negotiated.
+    #[error("reserved bits are set")]
+    ReservedBits,
+    /// A frame of a client that is not masked (section 5.1).
+    #[error("client frames must be masked")]
+    Unmasked,
+    /// A 64-bit length with the most significant bit set.
+    #[error("payload length over 63 bits")]
+    LengthTopBit,
+    /// A length in more bytes than it needs.
+    #[error("payload length is not minimally encoded")]
+    LengthNotMinimal,
+    /// A control frame without FIN.
+    #[error("control frames must not be fragmented")]
+    ControlFragmented,
+    /// A control frame with more than 125 bytes.
+    #[error("control frame payload over 125 bytes")]
+    ControlTooLong,
+    /// A continuation frame outside of a message.
+    #[error("continuation frame without a message")]
+    ContinuationWithoutStart,
+    /// A text or binary frame before the message begun earlier was finished.
+    #[error("new message inside a fragmented message")]
+    StartInsideMessage,
+    /// A close payload of one byte: too short for a code.
+    #[error("close payload of one byte")]
+    ClosePayload,
+    /// A close code that must not be sent (section 7.4).
+    #[error("close code {0} must not be sent")]
+    CloseCode(u16),
+    /// A text message or a close reason that is not UTF-8.
+    #[error("text is not valid UTF-8")]
+    NotUtf8,
+    /// A message longer than the caller takes.
+    #[error("message too big")]
+    MessageTooBig,
+}
+
+impl FrameError {
+    /// The code of the close frame that this error is answered with (section 7.4.1).
+    #[must_use]
+    pub fn close_code(&self) -> u16 {
+        match self {
+            Self::NotUtf8 => 1007,
+            Self::MessageTooBig => 1009,
+            _ => 1002,
+        }
+    }
+}
+
+/// The frames that have a meaning (section 5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opcode {
+    /// The next fragment of a message.
+    Continuation,
+    /// A text message, or its first fragment.
+    Text,
+    /// A binary message, or its first fragment.
+    Binary,
+    /// The closing handshake.
+    Close,
+    /// Asks for a pong.
+    Ping,
+    /// Answers a ping.
+    Pong,
+}
+
+impl Opcode {
+    fn is_control(self) -> bool {
+        matches!(self, Self::Close | Self::Ping | Self::Pong)
+    }
+}
+
+impl From<Opcode> for OpCode {
+    fn from(opcode: Opcode) -> Self {
+        match opcode {
+            Opcode::Continuation => OpCode::Data(Data::Continue),
+            Opcode::Text => OpCode::Data(Data::Text),
+            Opcode::Binary => OpCode::Data(Data::Binary),
+            Opcode::Close => OpCode::Control(Control::Close),
+            Opcode::Ping => OpCode::Control(Control::Ping),
+            Opcode::Pong => OpCode::Control(Control::Pong),
+        }
+    }
+}
+
+/// Reads the frames of one client. One pointer wide while no fragmented message is under way.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    fragments: Option<Box<Fragments>>,
+}
+
+// It sits in every session, and nearly no client sends fragments.
+const _: () = assert!(size_of::<Decoder>() <= 8);
+
+impl Decoder {
+    /// A decoder at the start of a stream.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes one frame from the start of `input`, and unmasks its payload in place.
+    ///
+    /// A message longer than `message_bytes_max`, in one frame or in fragments, is refused as soon as the header
+    /// tells of it. After an error the stream has no meaning any more: the connection is to be closed.
+    ///
+    /// A message that came in fragments is held here until the next call, so the calls are to go on until one
+    /// consumes nothing.
+    pub fn decode<'a>(
+        &'a mut self,
+        input: &'a mut [u8],
+        message_bytes_max: usize,
+    ) -> Result<Decoded<'a>, FrameError> {
+        if self
+            .fragments
+            .as_ref()
+            .is_some_and(|fragments| fragments.is_whole)
+        {
+            self.fragments = None;
+        }
+        let Some(header) = Header::parse(input)? else {
+            return Ok(Decoded::INCOMPLETE);
+        };
+        let payload_bytes = self.admit(&header, message_bytes_max)?;
+        let behind_header = &mut input[header.bytes..];
+        let Some(payload) = behind_header.get_mut(..payload_bytes) else {
+            return Ok(Decoded::INCOMPLETE);
+        };
+        unmask(payload, header.mask);
+        let event = match header.opcode {
+            Opcode::Close => Some(close_event(payload)?),
+            Opcode::Ping => Some(Event::Ping(payload)),
+            Opcode::Pong => Some(Event::Pong(payload)),
+            Opcode::Text if header.is_final => Some(Event::Text(text(payload)?)),
+            Opcode::Binary if header.is_final => Some(Event::Binary(payload)),
+            Opcode::Text | Opcode::Binary | Opcode::Continuation => {
+                let is_text = header.opcode == Opcode::Text;
+                let fragments = self
+                    .fragments
+                    .get_or_insert_with(|| Box::new(Fragments::new(is_text)));
+                fragments.push(payload, header.is_final)?
+            }
+        };
+        Ok(Decoded {
+            consumed: header.bytes + payload_bytes,
+            event,
+        })
+    }
+
+    /// Checks a frame against the stream before it, and returns how long its payload is.
+    fn admit(&self, header: &Header, message_bytes_max: usize) -> Result<usize, FrameError> {
+        if header.opcode.is_control() {
+            return match usize::try_from(header.payload_bytes) {
+                _ if !header.is_final => Err(FrameError::ControlFragmented),
+                Ok(bytes) if bytes <= CONTROL_BYTES_MAX => Ok(bytes),
+                _ => Err(FrameError::ControlTooLong),
+            };
+        }
+        let held_bytes = match (&self.fragments, header.opcode) {
+            (Some(fragments), Opcode::Continuation) => fragments.bytes.len(),
+            (None, Opcode::Continuation) => return Err(FrameError::ContinuationWithoutStart),
+            (Some(_), _) => return Err(FrameError::StartInsideMessage),
+            (None, _) => 0,
+        };
+        match usize::try_from(header.payload_bytes) {
+            Ok(bytes) if bytes <= message_bytes_max.saturating_sub(held_bytes) => Ok(bytes),
+            _ => Err(FrameError::MessageTooBig),
+        }
+    }
+}
+
+/// A frame header that is legal by itself.
+struct Header {
+    opcode: Opcode,
+    is_final: bool,
+    mask: [u8; 4],
+    bytes: usize,
+    payload_bytes: u64,
+}
+
+impl Header {
+    /// `None`: the header is incomplete.
+    fn parse(input: &[u8]) -> Result<Option<Self>, FrameError> {
+        let mut cursor = Cursor::new(input);
+        let (raw, payload_bytes) = match FrameHeader::parse(&mut cursor) {
+            Ok(Some(parsed)) => parsed,
+            Ok(None) => return Ok(None),
+            // From bytes in memory there is no other error than a reserved opcode.
+            Err(_) => return Err(FrameError::ReservedOpcode),
+        };
+        let opcode = match raw.opcode {
+            OpCode::Data(Data::Continue) => Opcode::Continuation,
+            OpCode::Data(Data::Text) => Opcode::Text,
+            OpCode::Data(Data::Binary) => Opcode::Binary,
+            OpCode::Control(Control::Close) => Opcode::Close,
+            OpCode::Control(Control::Ping) => Opcode::Ping,
+            OpCode::Control(Control::Pong) => Opcode::Pong,
+            OpCode::Data(Data::Reserved(_)) | OpCode::Control(Control::Reserved(_)) => {
+                return Err(FrameError::ReservedOpcode);
+            }
+        };
+        if raw.rsv1 || raw.rsv2 || raw.rsv3 {
+            return Err(FrameError::ReservedBits);
+        }
+        let mask = raw.mask.ok_or(FrameError::Unmasked)?;
+        if payload_bytes > i64::MAX as u64 {
+            return Err(FrameError::LengthTopBit);
+        }
+        let bytes = raw.len(payload_bytes);
+        if cursor.position() != bytes as u64 {
+            return Err(FrameError::LengthNotMinimal);
+        }
+        Ok(Some(Self {
+            opcode,
+            is_final: raw.is_final,
+            mask,
+            bytes,
+            payload_bytes,
+        }))
+    }
+}
+
+/// A message whose fragments are coming in.
+#[derive(Debug)]
+struct Fragments {
+    bytes: Vec<u8>,
+    is_text: bool,
+    /// Text: `bytes[..checked_bytes]` is UTF-8, and at most three bytes behind it may still become so.
+    checked_bytes: usize,
+    is_whole: bool,
+}
+
+impl Fragments {
+    fn new(is_text: bool) -> Self {
+        Self {
+            bytes: Vec::new(),
+            is_text,
+            checked_bytes: 0,
+            is_whole: false,
+        }
+    }
+
+    fn push(&mut self, payload: &[u8], is_final: bool) -> Result<Option<Event<'_>>, FrameError> {
+        self.bytes.extend_from_slice(payload);
+        self.is_whole = is_final;
+        match (self.is_text, is_final) {
+            (true, true) => text(&self.bytes).map(|whole| Some(Event::Text(whole))),
+            (true, false) => self.check_text().map(|()| None),
+            (false, true) => Ok(Some(Event::Binary(&self.bytes))),
+            (false, false) => Ok(None),
+        }
+    }
+
+    /// A character may be cut between two fragments, so an unfinished one at the end is no error yet.
+    fn check_text(&mut self) -> Result<(), FrameError> {
+        self.checked_bytes += match str::from_utf8(&self.bytes[self.checked_bytes..]) {
+            Ok(valid) => valid.len(),
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            Err(_) => return Err(FrameError::NotUtf8),
+        };
+        Ok(())
+    }
+}
+
+fn text(bytes: &[u8]) -> Result<&str, FrameError> {
+    str::from_utf8(bytes).map_err(|_| FrameError::NotUtf8)
+}
+
+fn close_event(payload: &[u8]) -> Result<Event<'_>, FrameError> {
+    match payload {
+        [] => Ok(Event::Close(None)),
+        [_] => Err(FrameError::ClosePayload),
+        [high, low, reason @ ..] => {
+            let code = u16::from_be_bytes([*high, *low]);
+            if !may_be_sent(code) {
+                return Err(FrameError::CloseCode(code));
+            }
+            Ok(Event::Close(Some((code, text(reason)?))))
+        }
+    }
+}
+
+/// Whether a close frame may carry `code` (section 7.4, and the registry that it opens).
+///
+/// 1004 has no meaning, 1005, 1006 and 1015 are for reports inside an endpoint, 1016 to 2999 are not assigned.
+/// tungstenite's `CloseCode::is_allowed` differs in one: it refuses 1014 (bad gateway), which is registered.
+#[must_use]
+pub fn may_be_sent(code: u16) -> bool {
+    matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
+}
+
+/// XORs `payload` with the repeated `mask` (section 5.3), eight bytes at a time.
+fn unmask(payload: &mut [u8], mask: [u8; 4]) {
+    let [a, b, c, d] = mask;
+    let wide_mask = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
+    let (words, rest) = payload.as_chunks_mut::<8>();
+    for word in words {
+        *word = (u64::from_ne_bytes(*word) ^ wide_mask).to_ne_bytes();
+    }
+    // The rest starts at a multiple of eight, so at the first byte of the mask.
+    for (byte, key) in rest.iter_mut().zip(mask.into_iter().cycle()) {
+        *byte ^= key;
+    }
+}
+
+/// How long the header of an unmasked frame is: 2, 4 or 10 bytes.
+#[must_use]
+pub fn header_bytes(payload_bytes: usize) -> usize {
+    FrameHeader::default().len(payload_bytes as u64)
+}
+
+/// Appends the header of an unfragmented, unmasked frame. Its payload is to follow.
+pub fn put_header(out: &mut Vec<u8>, opcode: Opcode, payload_bytes: usize) {
+    let header = FrameHeader {
+        opcode: opcode.into(),
+        ..FrameHeader::default()
+    };
+    let written = header.format(payload_bytes as u64, out);
+    debug_assert!(written.is_ok(), "a Vec takes every write");
+}
+
+/// Appends the header of a text message. Its payload is to follow.
+pub fn put_text_header(out: &mut Vec<u8>, payload_bytes: usize) {
+    put_header(out, Opcode::Text, payload_bytes);
+}
+
+/// Appends a ping without payload.
+pub fn put_ping(out: &mut Vec<u8>) {
+    put_header(out, Opcode::Ping, 0);
+}
+
+/// Appends a pong with the payload of the ping that it answers.
+///
+/// # Panics
+///
+/// If `payload` is longer than a control frame may be; that of a ping never is.
+pub fn put_pong(out: &mut Vec<u8>, payload: &[u8]) {
+    assert!(
+        payload.len() <= CONTROL_BYTES_MAX,
+        "a pong is a control frame"
+    );
+    put_header(out, Opcode::Pong, payload.len());
+    out.extend_from_slice(payload);
+}
+
+/// Appends a close frame. A reason that does not fit is cut at a character.
+///
+/// # Panics
+///
+/// If `code` is one that must not be sent; that of an [`Event::Close`] always may.
+pub fn put_close(out: &mut Vec<u8>, code: u16, reason: &str) {
+    assert!(may_be_sent(code), "close code {code} must not be sent");
+    let reason = &reason[..reason.floor_char_boundary(CLOSE_REASON_BYTES_MAX)];
+    put_header(out, Opcode::Close, 2 + reason.len());
+    out.extend_from_slice(&code.to_be_bytes());
+    out.extend_from_slice(reason.as_bytes());
+}
+
+#[cfg(test)]
+mod tests;

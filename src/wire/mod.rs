@@ -2,4 +2,5 @@
 
 pub mod auth;
 pub mod frame;
+pub mod message;
 pub mod upgrade;

@@ -1,1 +1,239 @@
-//! Request heads.
+//! The request head of a connection (RFC 9112, read by httparse) and every HTTP answer to it.
+//!
+//! A connection carries one request: a WebSocket upgrade, or a health check. Every answer but 101 ends it.
+//! What each request is answered with stands in a table in `protocol.md`; the checks here go from the outside
+//! in (head, path, method, upgrade, version, key, workspace), and the first that fails gives the answer.
+//!
+//! Invariant: no answer repeats what the client sent, so neither a token nor a workspace can leak through one.
+
+use std::fmt;
+
+use httparse::Status;
+use tungstenite::handshake::derive_accept_key;
+
+use self::target::Target;
+use crate::limits::{HEAD_BYTES_MAX, HEADERS_MAX};
+
+pub use self::answer::Answer;
+
+mod answer;
+mod target;
+
+/// What a connection was opened for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// A WebSocket to a workspace.
+    Sync(SyncRequest),
+    /// Is the process alive?
+    Healthz {
+        /// A HEAD request: the answer has no body.
+        head_only: bool,
+    },
+    /// Can the process serve?
+    Readyz {
+        /// A HEAD request: the answer has no body.
+        head_only: bool,
+    },
+}
+
+/// A well-formed upgrade request. Its token is not checked yet.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SyncRequest {
+    /// The workspace id, percent-decoded: 1 to 256 bytes, no control characters.
+    pub workspace: String,
+    /// The token, from the query or the `Authorization` header; never empty.
+    pub token: Option<String>,
+    /// The `Sec-WebSocket-Accept` that [`switching_protocols`] is to send.
+    pub accept_key: String,
+}
+
+impl fmt::Debug for SyncRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SyncRequest")
+            .field("workspace", &self.workspace)
+            .field("token", &self.token.as_ref().map(|_| "[redacted]"))
+            .field("accept_key", &self.accept_key)
+            .finish()
+    }
+}
+
+/// Reads a request head from the start of `bytes`, and returns its length and what it asks for.
+///
+/// `None`: the head is incomplete, and may still become one that is not too long. An error is the answer to send
+/// before the connection is closed.
+pub fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Request)>, Answer> {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut head = httparse::Request::new(&mut headers);
+    let within_limit = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
+    let head_bytes = match head.parse(within_limit) {
+        Ok(Status::Complete(head_bytes)) => head_bytes,
+        Ok(Status::Partial) if bytes.len() < HEAD_BYTES_MAX => return Ok(None),
+        Ok(Status::Partial) => {
+            return Err(Answer::header_fields_too_large(
+                "the request head is over 16 KiB",
+            ));
+        }
+        Err(httparse::Error::TooManyHeaders) => {
+            return Err(Answer::header_fields_too_large(
+                "the request has too many header fields",
+            ));
+        }
+        Err(error) => return Err(Answer::bad_request(reason(error))),
+    };
+    let head = Head {
+        method: head.method.unwrap_or_default(),
+        target: head.path.unwrap_or_default(),
+        is_http_1_1: head.version == Some(1),
+        fields: head.headers,
+    };
+    match request(&head) {
+        Ok(request) => Ok(Some((head_bytes, request))),
+        // RFC 9110 section 9.3.2: no answer to HEAD has a body, an error neither.
+        Err(answer) if head.method == "HEAD" => Err(answer.without_body()),
+        Err(answer) => Err(answer),
+    }
+}
+
+/// Appends the answer that opens the WebSocket. Frames follow.
+pub fn switching_protocols(accept_key: &str, out: &mut Vec<u8>) {
+    for part in [
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: ",
+        accept_key,
+        "\r\n\r\n",
+    ] {
+        out.extend_from_slice(part.as_bytes());
+    }
+}
+
+/// A complete head, as httparse leaves it.
+struct Head<'a> {
+    method: &'a str,
+    target: &'a str,
+    is_http_1_1: bool,
+    fields: &'a [httparse::Header<'a>],
+}
+
+impl<'a> Head<'a> {
+    fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        self.fields
+            .iter()
+            .filter(move |field| field.name.eq_ignore_ascii_case(name))
+            .map(|field| field.value)
+    }
+
+    /// Whether a comma-separated list, which may go over several lines, has `token` in it.
+    fn lists(&self, name: &str, token: &str) -> bool {
+        self.values(name)
+            .flat_map(|value| value.split(|byte| *byte == b','))
+            .any(|element| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+    }
+
+    /// The value of a field that must not be repeated.
+    fn single(&self, name: &str, if_repeated: &'static str) -> Result<Option<&'a [u8]>, Answer> {
+        let mut values = self.values(name);
+        match (values.next(), values.next()) {
+            (value, None) => Ok(value),
+            _ => Err(Answer::bad_request(if_repeated)),
+        }
+    }
+}
+
+fn reason(error: httparse::Error) -> &'static str {
+    match error {
+        httparse::Error::HeaderName | httparse::Error::HeaderValue => "a header field is malformed",
+        httparse::Error::Version => "the HTTP version must be 1.0 or 1.1",
+        _ => "the request is malformed",
+    }
+}
+
+fn request(head: &Head<'_>) -> Result<Request, Answer> {
+    let host = head.single("host", "Host must not be repeated")?;
+    if host.is_none() && head.is_http_1_1 {
+        return Err(Answer::bad_request("Host is required"));
+    }
+    let target = Target::split(head.target)
+        .ok_or_else(|| Answer::bad_request("the request target is malformed"))?;
+    let head_only = head.method == "HEAD";
+    let is_read = head_only || head.method == "GET";
+    match target.path {
+        "/healthz" if is_read => Ok(Request::Healthz { head_only }),
+        "/readyz" if is_read => Ok(Request::Readyz { head_only }),
+        "/healthz" | "/readyz" => Err(Answer::method_not_allowed("GET, HEAD")),
+        path => match path.strip_prefix("/v1/sync/") {
+            Some(segment) if !segment.contains('/') => {
+                sync_request(head, segment, target.query).map(Request::Sync)
+            }
+            _ => Err(Answer::not_found()),
+        },
+    }
+}
+
+/// RFC 6455 section 4.2.1.
+fn sync_request(head: &Head<'_>, segment: &str, query: &str) -> Result<SyncRequest, Answer> {
+    if head.method != "GET" {
+        return Err(Answer::method_not_allowed("GET"));
+    }
+    // RFC 9110 section 7.8: an Upgrade in an HTTP/1.0 request is ignored, so none was asked for.
+    if !head.is_http_1_1
+        || !head.lists("connection", "upgrade")
+        || !head.lists("upgrade", "websocket")
+    {
+        return Err(Answer::upgrade_required(
+            "this path needs a WebSocket upgrade over HTTP/1.1",
+        ));
+    }
+    match head.single(
+        "sec-websocket-version",
+        "Sec-WebSocket-Version must not be repeated",
+    )? {
+        Some(b"13") => {}
+        Some(_) => return Err(Answer::upgrade_required("Sec-WebSocket-Version must be 13")),
+        None => return Err(Answer::bad_request("Sec-WebSocket-Version is required")),
+    }
+    let key = head
+        .single(
+            "sec-websocket-key",
+            "Sec-WebSocket-Key must not be repeated",
+        )?
+        .ok_or_else(|| Answer::bad_request("Sec-WebSocket-Key is required"))?;
+    if !is_key(key) {
+        return Err(Answer::bad_request(
+            "Sec-WebSocket-Key must be 16 bytes in base64",
+        ));
+    }
+    // The bytes behind the head are frames. A body would be taken for some.
+    let has_body = head.values("content-length").any(|value| value != b"0");
+    if has_body || head.values("transfer-encoding").next().is_some() {
+        return Err(Answer::bad_request(
+            "an upgrade request must not have a body",
+        ));
+    }
+    Ok(SyncRequest {
+        workspace: target::workspace_id(segment).map_err(Answer::bad_request)?,
+        token: target::query_token(query).or_else(|| bearer_token(head)),
+        accept_key: derive_accept_key(key),
+    })
+}
+
+/// Whether `value` is base64 of 16 bytes: 22 characters and the padding.
+fn is_key(value: &[u8]) -> bool {
+    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    value.len() == 24
+        && value
+            .strip_suffix(b"==")
+            .is_some_and(|digits| digits.iter().all(is_base64))
+}
+
+/// RFC 6750 section 2.1. A token that is not text is passed on as one that no secret has signed.
+fn bearer_token(head: &Head<'_>) -> Option<String> {
+    head.values("authorization").find_map(|value| {
+        let (scheme, token) = value.split_at_checked("Bearer ".len())?;
+        let token = token.trim_ascii();
+        (scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty())
+            .then(|| String::from_utf8_lossy(token).into_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests;

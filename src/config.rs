@@ -1,0 +1,539 @@
+//! The command line and the environment, as checked settings.
+//!
+//! Every flag of `serve` is an environment variable too: `ETHERPLY_` and the flag's name. Secrets come
+//! from the environment or from a file, never from a flag: the command line of a process is public.
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::limits::{
+    DRAIN_MS_DEFAULT, MESSAGE_BYTES_DEFAULT, MESSAGE_BYTES_MAX, OUTBOX_BYTES_DEFAULT,
+    OUTBOX_BYTES_MIN, PING_INTERVAL_MS_DEFAULT, SHARDS_MAX,
+};
+use crate::log::commit::Durability;
+use crate::wire::auth::Secret;
+
+const SECRET: &str = "ETHERPLY_JWT_SECRET";
+const SECRET_PREVIOUS: &str = "ETHERPLY_JWT_SECRET_PREVIOUS";
+
+/// A sync server: a small shared state per workspace, told to everybody in it at once, never lost.
+#[derive(Debug, Parser)]
+#[command(name = "etherply", version, hide_possible_values = false)]
+pub struct CommandLine {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the server
+    Serve(Box<Serve>),
+    /// Print a token that lets its bearer read and write every workspace
+    Token(Token),
+}
+
+/// The settings of the server, as they were given.
+#[derive(Debug, Args)]
+#[command(after_help = SECRETS_HELP)]
+pub struct Serve {
+    /// The address to listen on [default: 0.0.0.0; with --dev 127.0.0.1]
+    #[arg(long, value_name = "IP", env = "ETHERPLY_HOST", hide_env_values = true, value_parser = ip)]
+    pub host: Option<IpAddr>,
+
+    /// The port to listen on; 0 takes a free one. The variable PORT sets it too [default: 8080]
+    #[arg(long, value_name = "PORT", env = "ETHERPLY_PORT", hide_env_values = true, value_parser = port)]
+    pub port: Option<u16>,
+
+    /// How many event loops share the workspaces [default: one for each core]
+    #[arg(long, value_name = "N", env = "ETHERPLY_SHARDS", hide_env_values = true, value_parser = shards)]
+    pub shards: Option<u32>,
+
+    /// Let the kernel move the event loops between cores
+    #[arg(long, env = "ETHERPLY_NO_PIN", hide_env_values = true)]
+    pub no_pin: bool,
+
+    /// The folder that holds the log; it is created
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "ETHERPLY_DATA_DIR",
+        hide_env_values = true,
+        default_value = "./etherply-data"
+    )]
+    pub data_dir: PathBuf,
+
+    /// When an op counts as kept: `always`, before anyone is shown it; `interval`, on a timer; `none`,
+    /// when the kernel likes
+    #[arg(
+        long,
+        value_name = "MODE",
+        env = "ETHERPLY_DURABILITY",
+        hide_env_values = true,
+        value_enum,
+        default_value = "always"
+    )]
+    pub durability: DurabilityMode,
+
+    /// Milliseconds between two syncs with `--durability interval`
+    #[arg(long, value_name = "MS", env = "ETHERPLY_SYNC_INTERVAL_MS", hide_env_values = true, default_value = "1000", value_parser = interval_ms)]
+    pub sync_interval_ms: u64,
+
+    /// Milliseconds between two pings; a client without a sign of life for two and a half of them is closed
+    #[arg(long, value_name = "MS", env = "ETHERPLY_PING_INTERVAL_MS", hide_env_values = true, default_value_t = PING_INTERVAL_MS_DEFAULT, value_parser = interval_ms)]
+    pub ping_interval_ms: u64,
+
+    /// What a client may have queued before it gets the latest op of each key instead of every op
+    #[arg(long, value_name = "BYTES", env = "ETHERPLY_OUTBOX_MAX_BYTES", hide_env_values = true, default_value_t = OUTBOX_BYTES_DEFAULT, value_parser = outbox_bytes)]
+    pub outbox_max_bytes: usize,
+
+    /// The longest message; a longer one is answered with close code 1009
+    #[arg(long, value_name = "BYTES", env = "ETHERPLY_MAX_MESSAGE_BYTES", hide_env_values = true, default_value_t = MESSAGE_BYTES_DEFAULT, value_parser = message_bytes)]
+    pub max_message_bytes: usize,
+
+    /// The most connections at a time; others are answered with 503 [default: what the limit of
+    /// open files allows]
+    #[arg(long, value_name = "N", env = "ETHERPLY_MAX_CONNECTIONS", hide_env_values = true, value_parser = connections)]
+    pub max_connections: Option<usize>,
+
+    /// How far ahead of this server's clock the timestamp of an op may be
+    #[arg(long, value_name = "TIME", env = "ETHERPLY_MAX_FUTURE_SKEW", hide_env_values = true, default_value = "24h", value_parser = duration)]
+    pub max_future_skew: Duration,
+
+    /// Milliseconds over which the connections are closed on SIGTERM or SIGINT
+    #[arg(long, value_name = "MS", env = "ETHERPLY_DRAIN_MS", hide_env_values = true, default_value_t = DRAIN_MS_DEFAULT, value_parser = drain_ms)]
+    pub drain_ms: u64,
+
+    /// A file that holds the secret with which tokens are signed
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "ETHERPLY_JWT_SECRET_FILE",
+        hide_env_values = true
+    )]
+    pub jwt_secret_file: Option<PathBuf>,
+
+    /// A file that holds the secret before, which is still accepted
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "ETHERPLY_JWT_SECRET_PREVIOUS_FILE",
+        hide_env_values = true
+    )]
+    pub jwt_secret_previous_file: Option<PathBuf>,
+
+    /// What to log on stderr
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        env = "ETHERPLY_LOG_LEVEL",
+        hide_env_values = true,
+        value_enum,
+        default_value = "info"
+    )]
+    pub log_level: LogLevel,
+
+    /// How to log it
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "ETHERPLY_LOG_FORMAT",
+        hide_env_values = true,
+        value_enum,
+        default_value = "text"
+    )]
+    pub log_format: LogFormat,
+
+    /// Try it out: loopback only, a secret for this run unless one is set, and a URL that works is printed
+    #[arg(long, env = "ETHERPLY_DEV", hide_env_values = true)]
+    pub dev: bool,
+}
+
+const SECRETS_HELP: &str = "Secrets:
+  ETHERPLY_JWT_SECRET           signs the tokens (HS256); or --jwt-secret-file
+  ETHERPLY_JWT_SECRET_PREVIOUS  the secret before, still accepted; or --jwt-secret-previous-file
+A secret should be 32 random bytes or more, for example: openssl rand -hex 32";
+
+/// The settings of a token.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The secret comes from ETHERPLY_JWT_SECRET or --jwt-secret-file, as for `etherply serve`."
+)]
+pub struct Token {
+    /// Whom the token is for
+    #[arg(long, value_name = "NAME")]
+    pub sub: String,
+
+    /// How long it is valid
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
+    pub ttl: Duration,
+
+    /// A file that holds the secret with which tokens are signed
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "ETHERPLY_JWT_SECRET_FILE",
+        hide_env_values = true
+    )]
+    pub jwt_secret_file: Option<PathBuf>,
+}
+
+/// When an op counts as kept.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum DurabilityMode {
+    /// Once it is on disk.
+    Always,
+    /// At once, synced on a timer.
+    Interval,
+    /// At once.
+    None,
+}
+
+/// What to log.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// How to log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line for people.
+    Text,
+    /// A JSON object for machines.
+    Json,
+}
+
+/// Why the settings do not make a server.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// No secret was given.
+    #[error(
+        "no secret for the tokens: set ETHERPLY_JWT_SECRET or --jwt-secret-file (for example to what `openssl rand -hex 32` prints), or try the server with --dev"
+    )]
+    NoSecret,
+    /// A secret was given in two ways.
+    #[error("both {variable} and {flag} are set: give one of them")]
+    TwoSecrets {
+        /// The environment variable.
+        variable: &'static str,
+        /// The flag.
+        flag: &'static str,
+    },
+    /// A secret is empty.
+    #[error(
+        "{0} is empty: set ETHERPLY_JWT_SECRET or --jwt-secret-file to 32 random bytes or more (for example what `openssl rand -hex 32` prints)"
+    )]
+    EmptySecret(String),
+    /// A file of a secret cannot be read.
+    #[error("{flag} {path}: {source}")]
+    SecretFile {
+        /// The flag.
+        flag: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// `--dev` with an address that others can reach.
+    #[error("--dev listens on loopback only, but --host is {0}: leave out one of them")]
+    DevHost(IpAddr),
+    /// The variable PORT holds no port.
+    #[error("invalid value '{0}' for PORT: it takes a number from 0 to 65535")]
+    Port(String),
+    /// The system has no random numbers.
+    #[error("the system gives no random numbers: {0}")]
+    Random(getrandom::Error),
+}
+
+/// The secrets of a server.
+pub struct Secrets {
+    /// Signs tokens.
+    pub current: Secret,
+    /// Still accepted.
+    pub previous: Option<Secret>,
+    /// Made up for this run.
+    pub is_ephemeral: bool,
+}
+
+impl Serve {
+    /// The address to listen on.
+    pub fn host(&self) -> Result<IpAddr, ConfigError> {
+        match (self.dev, self.host) {
+            (true, Some(host)) if !host.is_loopback() => Err(ConfigError::DevHost(host)),
+            (_, Some(host)) => Ok(host),
+            (true, None) => Ok(IpAddr::from([127, 0, 0, 1])),
+            (false, None) => Ok(IpAddr::from([0, 0, 0, 0])),
+        }
+    }
+
+    /// The port to listen on; `fallback` is the value of the variable PORT.
+    pub fn port(&self, fallback: Option<OsString>) -> Result<u16, ConfigError> {
+        match (self.port, fallback) {
+            (Some(port), _) => Ok(port),
+            (None, None) => Ok(8080),
+            (None, Some(text)) => {
+                let text = text.to_string_lossy();
+                text.parse()
+                    .map_err(|_| ConfigError::Port(text.into_owned()))
+            }
+        }
+    }
+
+    /// The number of shards, with so many cores.
+    #[must_use]
+    pub fn shards(&self, cores: Option<NonZeroUsize>) -> u32 {
+        let cores = cores.map_or(1, NonZeroUsize::get);
+        self.shards
+            .unwrap_or_else(|| u32::try_from(cores).unwrap_or(SHARDS_MAX).min(SHARDS_MAX))
+    }
+
+    /// The secrets, from the environment or from files; with `--dev` one is made up.
+    pub fn secrets(&self) -> Result<Secrets, ConfigError> {
+        let previous = secret(
+            SECRET_PREVIOUS,
+            "--jwt-secret-previous-file",
+            self.jwt_secret_previous_file.as_ref(),
+        )?;
+        let current = secret(SECRET, "--jwt-secret-file", self.jwt_secret_file.as_ref())?;
+        let is_ephemeral = current.is_none() && self.dev;
+        let current = if is_ephemeral {
+            Some(random_secret()?)
+        } else {
+            current
+        };
+        Ok(Secrets {
+            current: current.ok_or(ConfigError::NoSecret)?,
+            previous,
+            is_ephemeral,
+        })
+    }
+}
+
+impl Token {
+    /// The secret that signs the token.
+    pub fn secret(&self) -> Result<Secret, ConfigError> {
+        secret(SECRET, "--jwt-secret-file", self.jwt_secret_file.as_ref())?
+            .ok_or(ConfigError::NoSecret)
+    }
+}
+
+impl From<DurabilityMode> for Durability {
+    fn from(mode: DurabilityMode) -> Self {
+        match mode {
+            DurabilityMode::Always => Self::Always,
+            DurabilityMode::Interval => Self::Interval,
+            DurabilityMode::None => Self::None,
+        }
+    }
+}
+
+/// The one line that tells what is wrong with a command line: the flag, what it got, what it takes.
+#[must_use]
+pub fn usage_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let paragraph = text.split("\n\n").next().unwrap_or_default();
+    let lines: Vec<&str> = paragraph.lines().map(str::trim).collect();
+    lines.join(" ")
+}
+
+fn secret(
+    variable: &'static str,
+    flag: &'static str,
+    file: Option<&PathBuf>,
+) -> Result<Option<Secret>, ConfigError> {
+    let (bytes, source) = match (std::env::var_os(variable), file) {
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => return Err(ConfigError::TwoSecrets { variable, flag }),
+        (Some(value), None) => (value.into_vec(), variable.to_owned()),
+        (None, Some(path)) => {
+            let bytes = std::fs::read(path).map_err(|source| ConfigError::SecretFile {
+                flag,
+                path: path.clone(),
+                source,
+            })?;
+            // Editors and `echo` end a file with a newline; no secret does.
+            let end = bytes
+                .iter()
+                .rposition(|byte| !matches!(byte, b'\r' | b'\n'))
+                .map_or(0, |last| last + 1);
+            (bytes[..end].to_vec(), format!("{flag} {}", path.display()))
+        }
+    };
+    Secret::new(bytes)
+        .map(Some)
+        .ok_or(ConfigError::EmptySecret(source))
+}
+
+fn random_secret() -> Result<Secret, ConfigError> {
+    let mut bytes = vec![0; 32];
+    getrandom::fill(&mut bytes).map_err(ConfigError::Random)?;
+    Ok(Secret::new(bytes).expect("32 bytes are not empty"))
+}
+
+fn number<T: std::str::FromStr + PartialOrd + std::fmt::Display + Copy>(
+    text: &str,
+    range: std::ops::RangeInclusive<T>,
+) -> Result<T, String> {
+    match text.parse::<T>() {
+        Ok(number) if range.contains(&number) => Ok(number),
+        _ => Err(format!(
+            "it takes a whole number from {} to {}",
+            range.start(),
+            range.end()
+        )),
+    }
+}
+
+fn ip(text: &str) -> Result<IpAddr, String> {
+    match text {
+        "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
+        text => text
+            .parse()
+            .map_err(|_| "it takes an IP address, such as 127.0.0.1 or ::".to_owned()),
+    }
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    number(text, 0..=u16::MAX)
+}
+
+fn shards(text: &str) -> Result<u32, String> {
+    number(text, 1..=SHARDS_MAX)
+}
+
+fn interval_ms(text: &str) -> Result<u64, String> {
+    number(text, 10..=86_400_000)
+}
+
+fn drain_ms(text: &str) -> Result<u64, String> {
+    number(text, 0..=3_600_000)
+}
+
+fn outbox_bytes(text: &str) -> Result<usize, String> {
+    number(text, OUTBOX_BYTES_MIN..=1 << 30)
+}
+
+fn message_bytes(text: &str) -> Result<usize, String> {
+    number(text, 64..=MESSAGE_BYTES_MAX)
+}
+
+fn connections(text: &str) -> Result<usize, String> {
+    number(text, 1..=100_000_000)
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .ok()
+        .filter(|duration| *duration <= Duration::from_hours(100 * 365 * 24))
+        .ok_or_else(|| "it takes a time such as 30s, 15m, 24h or 7days, up to 100 years".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn serve(arguments: &[&str]) -> Result<Serve, String> {
+        let line = ["etherply", "serve"].iter().chain(arguments);
+        match CommandLine::try_parse_from(line)
+            .map_err(|error| usage_line(&error))?
+            .command
+        {
+            Command::Serve(serve) => Ok(*serve),
+            Command::Token(_) => unreachable!("the line says serve"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn a_wrong_value_is_one_line_that_names_the_flag() {
+        for (flag, value, takes) in [
+            ("--port", "70000", "it takes a whole number from 0 to 65535"),
+            ("--shards", "0", "it takes a whole number from 1 to"),
+            ("--host", "example", "it takes an IP address"),
+            (
+                "--durability",
+                "never",
+                "possible values: always, interval, none",
+            ),
+            (
+                "--max-message-bytes",
+                "1MiB",
+                "it takes a whole number from 64",
+            ),
+            (
+                "--outbox-max-bytes",
+                "1",
+                "it takes a whole number from 4096",
+            ),
+            ("--max-future-skew", "soon", "it takes a time such as"),
+            (
+                "--ping-interval-ms",
+                "-5",
+                "it takes a whole number from 10",
+            ),
+            ("--log-level", "loud", "possible values: error"),
+        ] {
+            let error = serve(&[&format!("{flag}={value}")]).unwrap_err();
+            assert!(!error.contains('\n'), "{error}");
+            for part in [flag, value, takes] {
+                assert!(error.contains(part), "{error} names {part}");
+            }
+        }
+    }
+
+    #[test]
+    fn dev_listens_on_loopback() {
+        assert_eq!(serve(&[]).unwrap().host().unwrap().to_string(), "0.0.0.0");
+        assert_eq!(
+            serve(&["--dev"]).unwrap().host().unwrap().to_string(),
+            "127.0.0.1"
+        );
+        assert_eq!(
+            serve(&["--dev", "--host", "::1"])
+                .unwrap()
+                .host()
+                .unwrap()
+                .to_string(),
+            "::1"
+        );
+        assert!(
+            serve(&["--dev", "--host", "0.0.0.0"])
+                .unwrap()
+                .host()
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn the_port_comes_from_the_flag_then_from_the_platform() {
+        assert_eq!(serve(&[]).unwrap().port(None).unwrap(), 8080);
+        assert_eq!(serve(&[]).unwrap().port(Some("9000".into())).unwrap(), 9000);
+        assert_eq!(
+            serve(&["--port", "1"])
+                .unwrap()
+                .port(Some("9000".into()))
+                .unwrap(),
+            1
+        );
+        assert!(serve(&[]).unwrap().port(Some("http".into())).is_err());
+    }
+}

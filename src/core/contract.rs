@@ -1,0 +1,156 @@
+//! What a [`Shard`](super::shard::Shard) and its caller tell each other.
+
+use std::sync::Arc;
+
+use crate::core::session::SessionId;
+use crate::core::window::Spans;
+use crate::core::workspace::Workspace;
+use crate::log::commit::{Durability, End, OpenSegment};
+use crate::wire::auth::{Grant, Verifier};
+
+/// The time, as the caller sees it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Clock {
+    /// Monotonic microseconds from any start.
+    pub now_us: u64,
+    /// Microseconds since the Unix epoch.
+    pub unix_us: u64,
+}
+
+/// What a shard must know; the same for its whole life.
+#[derive(Clone)]
+pub struct ShardConfig {
+    /// Its number.
+    pub shard: u32,
+    /// How many there are.
+    pub shards: u32,
+    /// When an op counts as kept.
+    pub durability: Durability,
+    /// Between two fdatasyncs of `interval` mode.
+    pub sync_interval_us: u64,
+    /// Between two pings.
+    pub ping_interval_us: u64,
+    /// What a client may have queued before it is conflated.
+    pub outbox_bytes_max: usize,
+    /// The longest message.
+    pub message_bytes_max: usize,
+    /// How far ahead of the clock a timestamp may be.
+    pub future_skew_us: u64,
+    /// How long a drain may take.
+    pub drain_us: u64,
+    /// Keys the hash of every workspace's keys.
+    pub hash_seed: u64,
+    /// Checks tokens.
+    pub verifier: Arc<Verifier>,
+    /// Handling an op with this key panics: a fault for tests.
+    pub fault_panic_key: Option<String>,
+}
+
+/// What the caller sees of the other shards, brought up to date before a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Surroundings {
+    /// Every shard can write its log.
+    pub ready: bool,
+}
+
+/// Something that happened.
+pub enum Input<'a> {
+    /// Bytes came in; none: the peer has closed its side. None: the connection is broken.
+    Received(SessionId, Option<&'a mut [u8]>),
+    /// A send ended: so many bytes were taken. None: the connection is broken.
+    Sent(SessionId, Spans, Option<usize>),
+    /// A write of the log ended: so many bytes, or None for an error.
+    LogWritten(Vec<u8>, Option<usize>),
+    /// An fdatasync ended well or not.
+    LogSynced(bool),
+    /// The next segment is open, or could not be.
+    LogOpened(Option<OpenSegment>),
+    /// The state was read back and a new segment is open; or not, and it is to be tried again later.
+    Rebuilt(Option<(OpenSegment, Vec<Workspace>)>),
+    /// Stop: refuse, finish, close. A second one closes everybody at once.
+    Drain,
+}
+
+/// Something that the caller is to do.
+#[derive(Debug)]
+pub enum Output {
+    /// Receive on the session's connection.
+    Receive(SessionId),
+    /// Send the spans, in order.
+    Send(SessionId, Spans),
+    /// Close the sending side: the last byte is out.
+    Finish(SessionId),
+    /// Shut both sides down, so that what is in flight comes back.
+    Abort(SessionId),
+    /// Nothing is in flight: close the descriptor and forget the session.
+    Close(SessionId),
+    /// Move the connection to the shard that owns its workspace, and forget the session here.
+    Handoff(SessionId, u32, Ticket),
+    /// Write `bytes[from..]` at `offset` of the open segment.
+    LogWrite {
+        /// The file offset of `bytes[from]`.
+        offset: u64,
+        /// The whole batch.
+        bytes: Vec<u8>,
+        /// What of it is written already.
+        from: usize,
+    },
+    /// fdatasync the open segment.
+    LogSync,
+    /// Create the next segment.
+    LogOpen {
+        /// Its number.
+        index: u64,
+        /// The log position of its first batch.
+        first_position: u64,
+    },
+    /// Open the segment behind the failed one, which ends there, and read the shard's state back.
+    Rebuild(End),
+    /// The shard can write its log, or cannot any more.
+    Ready(bool),
+    /// All sessions are closed and the log is sealed.
+    Drained,
+}
+
+/// A request that was read and checked: what the owner of its workspace needs to go on.
+#[derive(Debug)]
+pub struct Ticket {
+    pub(super) workspace: String,
+    pub(super) grant: Grant,
+    pub(super) accept_key: String,
+    /// What the client sent behind its request.
+    pub(super) unparsed: Vec<u8>,
+}
+
+/// The shard that owns a workspace. The same on every start with the same count, and spread evenly.
+#[must_use]
+pub fn shard_of(workspace: &str, shards: u32) -> u32 {
+    let hash = crc32c::crc32c(workspace.as_bytes());
+    // Multiply and shift instead of a remainder: all bits of the hash count (Lemire, 2016).
+    u32::try_from((u64::from(hash) * u64::from(shards)) >> 32)
+        .expect("less than the count of shards")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workspaces_are_spread_and_stay_where_they_are() {
+        for shards in [1_u32, 2, 3, 7, 64] {
+            let mut counts = vec![0_u32; shards as usize];
+            for workspace in 0..6400 {
+                let id = format!("workspace-{workspace}");
+                counts[shard_of(&id, shards) as usize] += 1;
+                assert_eq!(shard_of(&id, shards), shard_of(&id, shards));
+            }
+            let fair = 6400 / shards;
+            assert!(
+                counts
+                    .iter()
+                    .all(|count| (fair / 2..=fair * 2).contains(count)),
+                "{shards}: {counts:?}"
+            );
+        }
+    }
+}

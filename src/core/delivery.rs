@@ -1,0 +1,306 @@
+//! Bytes out: who is sent what, and when.
+//!
+//! Sessions with something owed stand in a queue. A turn serves a slice of it, and each session gets
+//! all that it is owed by then in one send: the busier the shard, the bigger the batches. When the
+//! queue is empty the round is done, and the windows let go of what everybody has.
+
+use crate::core::contract::{Clock, Output};
+use crate::core::outbox::Behind;
+use crate::core::session::{Intake, SessionId, State};
+use crate::core::shard::Shard;
+use crate::core::window::{Spans, skip_sent};
+use crate::limits::{
+    ANSWER_BYTES_MAX, CONFLATED_BYTES_MAX, REOPEN_WAIT_MIN_US, SENDS_PER_TURN_MAX,
+};
+use crate::wire::message;
+
+impl Shard {
+    /// Puts a session into the queue of those who are sent to.
+    pub(super) fn enqueue(&mut self, id: SessionId) {
+        let Some(session) = self.session(id) else {
+            return;
+        };
+        if !session.queued && !session.sending && !session.aborted && !session.finished {
+            session.queued = true;
+            self.send_queue.push_back(id);
+        }
+    }
+
+    /// Puts a room into the list of those with news, or with frames to let go.
+    pub(super) fn touch(&mut self, room_slot: u32) {
+        let room = &mut self.rooms[room_slot as usize];
+        if !room.touched {
+            room.touched = true;
+            self.touched.push(room_slot);
+        }
+    }
+
+    /// A batch is where its durability wants it: its ops may be shown.
+    pub(super) fn show_committed(&mut self) {
+        self.senders.drain(..self.written_senders);
+        self.written_senders = 0;
+        self.reopen_wait_us = REOPEN_WAIT_MIN_US;
+        self.visible_position = self.commit.visible_position();
+        for id in std::mem::take(&mut self.gated) {
+            if let Some(session) = self.session(id) {
+                session.gated = false;
+                self.enqueue(id);
+            }
+        }
+    }
+
+    /// Queues the members of all rooms in which more may be shown than before.
+    pub(super) fn announce(&mut self) {
+        for place in 0..self.touched.len() {
+            let room_slot = self.touched[place];
+            let visible_position = self.visible_position;
+            let Some(room) = self.rooms.get_mut(room_slot as usize) else {
+                continue;
+            };
+            let visible_end = room.view(visible_position).visible_end;
+            if visible_end <= room.announced_end {
+                continue;
+            }
+            room.announced_end = visible_end;
+            for slot in &room.members {
+                let session = &mut self.sessions[*slot as usize];
+                let owed =
+                    session.outbox.cursor() < visible_end || session.outbox.behind().is_some();
+                if owed && !session.queued && !session.sending {
+                    session.queued = true;
+                    self.send_queue.push_back(SessionId {
+                        slot: *slot,
+                        generation: session.generation,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Serves a slice of the queue, unless a commit is in flight.
+    pub(super) fn send_slice(&mut self, clock: Clock) {
+        if self.commit.holds_sends() {
+            return;
+        }
+        for _ in 0..SENDS_PER_TURN_MAX {
+            let Some(id) = self.send_queue.pop_front() else {
+                break;
+            };
+            self.serve(id, clock);
+        }
+    }
+
+    fn serve(&mut self, id: SessionId, clock: Clock) {
+        let Some(session) = self.session(id) else {
+            return;
+        };
+        session.queued = false;
+        if session.sending || session.aborted || session.finished {
+            return;
+        }
+        let mut spans = self.take(id);
+        if spans.is_empty() && self.encode_behind(id) {
+            spans = self.take(id);
+        }
+        let session = &mut self.sessions[id.slot as usize];
+        if !spans.is_empty() {
+            session.sending = true;
+            session.last_progress_us = clock.now_us;
+            self.outputs.push_back(Output::Send(id, spans));
+        } else if session.outbox.has_answers() {
+            if !session.gated {
+                session.gated = true;
+                self.gated.push(id);
+            }
+        } else if session.state == State::Closing {
+            self.finish(id);
+        }
+    }
+
+    fn take(&mut self, id: SessionId) -> Spans {
+        let session = &mut self.sessions[id.slot as usize];
+        let view = session
+            .room()
+            .map(|room| self.rooms[room as usize].view(self.visible_position));
+        session
+            .outbox
+            .take(view, self.visible_position, &mut self.pool)
+    }
+
+    /// Encodes the next part of what a conflated session is owed: the latest op of each key that
+    /// changed since, without its own. False where there is nothing of the kind to do.
+    fn encode_behind(&mut self, id: SessionId) -> bool {
+        let session = &mut self.sessions[id.slot as usize];
+        let Some(Behind {
+            mut since,
+            mut hint,
+        }) = session.outbox.behind()
+        else {
+            return false;
+        };
+        if session.outbox.has_answers() {
+            return false;
+        }
+        let room = &self.rooms[session.room().expect("only a member is behind") as usize];
+        let mut more = false;
+        let chunk = self.pool.fill(CONFLATED_BYTES_MAX, |out| {
+            for (slot, entry) in room.workspace.changed_since(since, hint) {
+                if entry.writer() != id.as_u64() {
+                    let bytes =
+                        message::op_frame_bytes(entry.key(), entry.value(), entry.timestamp());
+                    more = !out.is_empty() && out.len() + bytes > CONFLATED_BYTES_MAX;
+                    if more {
+                        break;
+                    }
+                    message::put_op(out, entry.key(), entry.value(), entry.timestamp());
+                }
+                (since, hint) = (entry.seq(), Some(slot));
+            }
+        });
+        if more {
+            session.outbox.fall_behind(Behind { since, hint });
+        } else {
+            session.outbox.follow(room.window.end());
+        }
+        if !chunk.is_empty() {
+            session.outbox.push(chunk, room.window.end(), room.gate());
+        }
+        true
+    }
+
+    /// A session is owed more frames than it may have queued: it gets the latest op of each key instead.
+    pub(super) fn fall_behind(&mut self, id: SessionId) {
+        let session = &mut self.sessions[id.slot as usize];
+        let room = &self.rooms[session.room().expect("only a member falls behind") as usize];
+        let since = room.window.seq_at(session.outbox.cursor());
+        session.outbox.fall_behind(Behind { since, hint: None });
+        self.enqueue(id);
+    }
+
+    /// Takes the end of a send.
+    pub(super) fn sent(
+        &mut self,
+        id: SessionId,
+        mut spans: Spans,
+        taken: Option<usize>,
+        clock: Clock,
+    ) {
+        let session = self.session(id).expect("a session outlives its send");
+        session.sending = false;
+        let Some(bytes) = taken.filter(|bytes| *bytes > 0 && !session.aborted) else {
+            self.pool.give_spans(spans);
+            return self.abort(id);
+        };
+        session.last_progress_us = clock.now_us;
+        let whole = bytes == crate::core::window::spans_bytes(&spans);
+        if !whole {
+            skip_sent(&mut spans, bytes);
+            session.sending = true;
+            self.outputs.push_back(Output::Send(id, spans));
+            return;
+        }
+        self.pool.give_spans(spans);
+        let session = &mut self.sessions[id.slot as usize];
+        let mut owed = session.outbox.has_answers() || session.outbox.behind().is_some();
+        match session.room() {
+            Some(room_slot) => {
+                let room = &self.rooms[room_slot as usize];
+                let current = session.outbox.cursor() >= room.announced_end;
+                owed |= !current;
+                if current && room.window.capacity_bytes() > 0 {
+                    self.touch(room_slot);
+                }
+            }
+            None => owed = true,
+        }
+        if owed {
+            self.enqueue(id);
+        }
+        self.resume(id);
+    }
+
+    /// Reads a paused session again once its outbox has drained.
+    fn resume(&mut self, id: SessionId) {
+        let session = &mut self.sessions[id.slot as usize];
+        if session.intake == Intake::Paused && session.outbox.answer_bytes() <= ANSWER_BYTES_MAX / 2
+        {
+            session.intake = Intake::Unread;
+            self.unread_queue.push_back(id);
+        }
+    }
+
+    /// Lets the windows go of what everybody has, when a round is done; before that only those
+    /// that are over their bound.
+    pub(super) fn trim_windows(&mut self) {
+        let round_done = self.send_queue.is_empty();
+        let mut kept = 0;
+        for place in 0..self.touched.len() {
+            let room_slot = self.touched[place];
+            let Some(room) = self
+                .rooms
+                .get(room_slot as usize)
+                .filter(|room| room.touched)
+            else {
+                continue;
+            };
+            let over = room.window.capacity_bytes() > self.config.outbox_bytes_max;
+            if round_done || over {
+                self.trim_window(room_slot);
+            }
+            let visible_position = self.visible_position;
+            let room = &mut self.rooms[room_slot as usize];
+            room.touched =
+                !round_done || room.view(visible_position).visible_end < room.window.end();
+            if room.touched {
+                self.touched[kept] = room_slot;
+                kept += 1;
+            }
+        }
+        self.touched.truncate(kept);
+    }
+
+    fn trim_window(&mut self, room_slot: u32) {
+        let room = &mut self.rooms[room_slot as usize];
+        let visible_end = room.window.visible_end(self.visible_position);
+        let overflow_end = room
+            .window
+            .overflow_end(self.config.outbox_bytes_max, visible_end);
+        let mut least = room.window.end();
+        let mut fallen = Vec::new();
+        for slot in &room.members {
+            let session = &self.sessions[*slot as usize];
+            if session.outbox.behind().is_some() {
+                continue;
+            }
+            if session.outbox.cursor() < overflow_end {
+                fallen.push(SessionId {
+                    slot: *slot,
+                    generation: session.generation,
+                });
+            } else {
+                least = least.min(session.outbox.cursor());
+            }
+        }
+        for id in fallen {
+            self.fall_behind(id);
+        }
+        let room = &mut self.rooms[room_slot as usize];
+        room.window
+            .drop_before(least.max(overflow_end), &mut self.pool);
+    }
+
+    /// Arms the receives of this turn.
+    pub(super) fn arm_receives(&mut self) {
+        for place in 0..self.receive_queue.len() {
+            let id = self.receive_queue[place];
+            let Some(session) = self.session(id) else {
+                continue;
+            };
+            if !session.receiving && !session.ended && !session.aborted {
+                session.receiving = true;
+                self.outputs.push_back(Output::Receive(id));
+            }
+        }
+        self.receive_queue.clear();
+    }
+}

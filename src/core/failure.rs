@@ -1,0 +1,117 @@
+//! A log that cannot be written, and a panic: the shard tells its clients, forgets all that is not
+//! on disk, and starts over from what is, without a restart.
+//!
+//! In `always` mode nobody was shown an op that is forgotten here; those who sent them get a 500.
+
+use crate::core::contract::{Clock, Output};
+use crate::core::room::Room;
+use crate::core::session::{SessionId, State};
+use crate::core::shard::{Drain, Health, Shard};
+use crate::core::workspace::Workspace;
+use crate::limits::REOPEN_WAIT_MAX_US;
+use crate::log::commit::OpenSegment;
+use crate::wire::frame;
+use crate::wire::message;
+use crate::wire::upgrade::Answer;
+
+/// RFC 6455 section 7.4.1: "an unexpected condition that prevented it from fulfilling the request".
+const INTERNAL_ERROR: u16 = 1011;
+const INTERNAL_SERVER_ERROR: &str = "Internal Server Error";
+
+impl Shard {
+    /// Stops serving: 500 to the senders of what is lost and to the culprit, 1011 to all, and a
+    /// rebuild after a wait that grows from failure to failure.
+    pub(super) fn fail(&mut self, culprit: Option<SessionId>, clock: Clock) {
+        let mut told = std::mem::take(&mut self.senders);
+        told.extend(culprit);
+        told.sort_unstable();
+        self.written_senders = 0;
+        // A panic may have left the bookkeeping of rooms and members half done, so it is dropped
+        // as a whole instead of session by session.
+        self.rooms.clear();
+        self.room_index.clear();
+        self.touched.clear();
+        self.parser = None;
+        for slot in 0..self.sessions.capacity() {
+            let Some(session) = self.sessions.get_mut(slot) else {
+                continue;
+            };
+            let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
+            let id = SessionId {
+                slot,
+                generation: session.generation,
+            };
+            let is_told = told.binary_search(&id).is_ok();
+            match session.state {
+                State::Open { .. } => self.dismiss(id, is_told, clock),
+                State::Handshake if culprit == Some(id) => {
+                    self.answer(id, &Answer::internal_server_error(), clock);
+                }
+                State::Closing if culprit == Some(id) => self.abort(id),
+                State::Handshake | State::Closing => {}
+            }
+        }
+        if !self.commit.is_failed() {
+            self.commit.fail();
+        }
+        if self.health.is_serving() {
+            self.health = Health::Failed {
+                next_try_us: clock.now_us + self.reopen_wait_us,
+            };
+            self.outputs.push_back(Output::Ready(false));
+        }
+    }
+
+    fn dismiss(&mut self, id: SessionId, is_told: bool, clock: Clock) {
+        let visible_position = self.visible_position;
+        let session = &mut self.sessions[id.slot as usize];
+        session.state = State::Handshake;
+        session.outbox.leave(visible_position);
+        let last = self.pool.fill(256, |out| {
+            if is_told {
+                message::put_error(out, 500, INTERNAL_SERVER_ERROR);
+            }
+            frame::put_close(out, INTERNAL_ERROR, INTERNAL_SERVER_ERROR);
+        });
+        self.send_last(id, last, clock);
+    }
+
+    /// Opens a failed log again when it is time and nothing of the old one is in flight.
+    pub(super) fn retry_log(&mut self, clock: Clock) {
+        let due = self
+            .health
+            .next_try_us()
+            .is_some_and(|next_try_us| next_try_us <= clock.now_us);
+        if due && self.commit.is_quiet() && self.drain == Drain::No {
+            self.health = Health::Rebuilding;
+            self.outputs.push_back(Output::Rebuild(self.commit.end()));
+        }
+    }
+
+    /// Takes the outcome of a rebuild.
+    pub(super) fn rebuilt(&mut self, outcome: Option<(OpenSegment, Vec<Workspace>)>, clock: Clock) {
+        assert_eq!(
+            self.health,
+            Health::Rebuilding,
+            "an outcome follows its rebuild"
+        );
+        self.reopen_wait_us = (self.reopen_wait_us * 2).min(REOPEN_WAIT_MAX_US);
+        let Some((segment, workspaces)) = outcome else {
+            self.health = Health::Failed {
+                next_try_us: clock.now_us + self.reopen_wait_us,
+            };
+            return;
+        };
+        self.commit.reopen(segment, clock.now_us);
+        self.visible_position = self.commit.visible_position();
+        self.install(workspaces);
+        self.health = Health::Serving;
+        self.outputs.push_back(Output::Ready(true));
+    }
+
+    pub(super) fn install(&mut self, workspaces: Vec<Workspace>) {
+        for workspace in workspaces {
+            self.insert_room(Room::new(workspace));
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Bytes in: frames, messages, the state.
+
+use crate::core::contract::Clock;
+use crate::core::session::{Intake, SessionId, State};
+use crate::core::shard::Shard;
+use crate::core::workspace::Verdict;
+use crate::limits::{ANSWER_BYTES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US};
+use crate::log::record;
+use crate::wire::frame::{self, Event};
+use crate::wire::message::{self, Message, Op};
+
+/// RFC 6455 section 7.4.1: "a type of data it cannot accept".
+const UNSUPPORTED_DATA: u16 = 1003;
+/// RFC 6455 section 7.4.1: the normal end.
+const NORMAL: u16 = 1000;
+/// The code of an error message about a message that is none.
+const BAD_MESSAGE: u16 = 400;
+
+impl Shard {
+    pub(super) fn received(&mut self, id: SessionId, bytes: Option<&mut [u8]>, clock: Clock) {
+        let session = self.session(id).expect("a session outlives its receive");
+        session.receiving = false;
+        let Some(bytes) = bytes.filter(|_| !session.aborted) else {
+            return self.abort(id);
+        };
+        if bytes.is_empty() {
+            session.ended = true;
+            // Before 101 a client may close its side and still wait for its answer.
+            return match session.state {
+                State::Closing if !session.finished => {}
+                State::Closing | State::Handshake | State::Open { .. } => self.abort(id),
+            };
+        }
+        session.last_received_us = clock.now_us;
+        match session.state {
+            State::Handshake => self.read_head(id, bytes, clock),
+            State::Open { .. } => self.read_bytes(id, bytes, clock),
+            State::Closing => self.receive_queue.push(id),
+        }
+    }
+
+    /// Reads on where a turn left bytes unread.
+    pub(super) fn read_on(&mut self, clock: Clock) {
+        for _ in 0..self.unread_queue.len() {
+            if !self.may_read_on() {
+                break;
+            }
+            let Some(id) = self.unread_queue.pop_front() else {
+                break;
+            };
+            if self.is_open(id) {
+                self.read_bytes(id, &mut [], clock);
+            }
+        }
+    }
+
+    /// Whether the log takes more ops now.
+    pub(super) fn may_read_on(&self) -> bool {
+        !self.commit.is_full()
+    }
+
+    fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
+        let session = &mut self.sessions[id.slot as usize];
+        let mut unparsed = std::mem::take(&mut session.unparsed);
+        let consumed = if unparsed.is_empty() {
+            let consumed = self.read_frames(id, bytes, clock);
+            // Only what is not whole yet is copied.
+            unparsed.extend_from_slice(&bytes[consumed..]);
+            return self.keep_unparsed(id, unparsed);
+        } else {
+            unparsed.extend_from_slice(bytes);
+            self.read_frames(id, &mut unparsed, clock)
+        };
+        if consumed == unparsed.len() {
+            unparsed = Vec::new();
+        } else {
+            unparsed.drain(..consumed);
+        }
+        self.keep_unparsed(id, unparsed);
+    }
+
+    fn keep_unparsed(&mut self, id: SessionId, unparsed: Vec<u8>) {
+        let Some(session) = self.sessions.get_mut(id.slot as usize) else {
+            return;
+        };
+        if session.generation != id.generation || !matches!(session.state, State::Open { .. }) {
+            return;
+        }
+        session.unparsed = unparsed;
+        match session.intake {
+            Intake::Receiving => self.receive_queue.push(id),
+            Intake::Unread => self.unread_queue.push_back(id),
+            Intake::Paused => {}
+        }
+    }
+
+    /// Handles whole frames, as many as one session may have in a turn; gives the bytes that they took.
+    fn read_frames(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) -> usize {
+        let message_bytes_max = self.config.message_bytes_max;
+        let mut decoder = std::mem::take(&mut self.sessions[id.slot as usize].decoder);
+        let (mut consumed, mut frames) = (0, 0);
+        let intake = loop {
+            if self.sessions[id.slot as usize].outbox.answer_bytes() > ANSWER_BYTES_MAX {
+                break Intake::Paused;
+            }
+            if frames == MESSAGES_PER_TURN_MAX || !self.may_read_on() {
+                break Intake::Unread;
+            }
+            match decoder.decode(&mut bytes[consumed..], message_bytes_max) {
+                Ok(step) if step.consumed == 0 => break Intake::Receiving,
+                Ok(step) => {
+                    consumed += step.consumed;
+                    if let Some(event) = step.event {
+                        self.read_event(id, event, clock);
+                    }
+                }
+                Err(error) => self.close(id, error.close_code(), &error.to_string(), clock),
+            }
+            if !self.is_open(id) {
+                return bytes.len();
+            }
+            frames += 1;
+        };
+        let session = &mut self.sessions[id.slot as usize];
+        session.decoder = decoder;
+        session.intake = intake;
+        consumed
+    }
+
+    fn read_event(&mut self, id: SessionId, event: Event<'_>, clock: Clock) {
+        match event {
+            Event::Text(text) => self.read_message(id, text, clock),
+            Event::Binary(_) => self.close(id, UNSUPPORTED_DATA, "messages are text frames", clock),
+            Event::Ping(payload) => {
+                self.reply(id, payload.len() + 2, |out| frame::put_pong(out, payload));
+            }
+            Event::Pong(_) => {}
+            Event::Close(code) => self.close(id, code.map_or(NORMAL, |(code, _)| code), "", clock),
+        }
+    }
+
+    fn read_message(&mut self, id: SessionId, text: &str, clock: Clock) {
+        let mut parser = self.parser.take().unwrap_or_default();
+        match parser.parse(text) {
+            Ok(Message::Op(op)) => self.apply(id, op, clock),
+            Ok(Message::Ping) => {}
+            Err(error) => self.refuse(id, BAD_MESSAGE, &error.to_string()),
+        }
+        self.parser = Some(parser);
+    }
+
+    fn apply(&mut self, id: SessionId, op: Op<'_>, clock: Clock) {
+        assert!(
+            self.config.fault_panic_key.as_deref() != Some(op.key),
+            "a planted fault"
+        );
+        let ahead_us = op.timestamp.saturating_sub(clock.unix_us);
+        if ahead_us > self.config.future_skew_us {
+            return self.refuse(
+                id,
+                BAD_MESSAGE,
+                &skew_text(ahead_us, self.config.future_skew_us),
+            );
+        }
+        let session = &mut self.sessions[id.slot as usize];
+        let room_slot = session.room().expect("only an open session applies");
+        let room = &mut self.rooms[room_slot as usize];
+        match room
+            .workspace
+            .apply(op.key, op.value, op.timestamp, id.as_u64())
+        {
+            Verdict::Same => {}
+            Verdict::Lost(winner) => {
+                let (key, value, timestamp) = (winner.key(), winner.value(), winner.timestamp());
+                let bytes = message::op_frame_bytes(key, value, timestamp);
+                let chunk = self
+                    .pool
+                    .fill(bytes, |out| message::put_op(out, key, value, timestamp));
+                session.outbox.push(chunk, room.window.end(), room.gate());
+                self.enqueue(id);
+            }
+            Verdict::Won(seq) => {
+                let workspace = room.workspace.id();
+                let Op {
+                    key,
+                    value,
+                    timestamp,
+                } = op;
+                let position = self.commit.push(
+                    &record::Op {
+                        workspace,
+                        key,
+                        value,
+                        seq,
+                        timestamp,
+                    },
+                    clock.now_us,
+                );
+                let (start, end) = room.broadcast(key, value, timestamp, position, &mut self.pool);
+                if !session.outbox.skip_own(start, end) {
+                    self.fall_behind(id);
+                }
+                if self.senders.last() != Some(&id) {
+                    self.senders.push(id);
+                }
+                self.touch(room_slot);
+            }
+        }
+    }
+
+    /// Sends an error message; the connection stays open.
+    fn refuse(&mut self, id: SessionId, code: u16, text: &str) {
+        self.reply(id, text.len() + 64, |out| {
+            message::put_error(out, code, text);
+        });
+    }
+
+    /// Queues an answer that shows nobody's op.
+    pub(super) fn reply(&mut self, id: SessionId, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        let chunk = self.pool.fill(bytes, write);
+        let session = &mut self.sessions[id.slot as usize];
+        let at = session
+            .room()
+            .map_or(0, |room| self.rooms[room as usize].window.end());
+        session.outbox.push(chunk, at, 0);
+        self.enqueue(id);
+    }
+}
+
+fn skew_text(ahead_us: u64, most_us: u64) -> String {
+    let text = |us: u64| {
+        humantime::format_duration(std::time::Duration::from_secs(us / SECOND_US)).to_string()
+    };
+    format!(
+        "payload.timestamp must be Unix microseconds and at most {} ahead of the server's clock, it is {} ahead",
+        text(most_us),
+        text(ahead_us.max(SECOND_US)),
+    )
+}

@@ -1,0 +1,296 @@
+//! The times of a session: pings, silence, stalls, expiry; closing, aborting, and the drain of a stop.
+
+use crate::core::contract::{Clock, Output};
+use crate::core::outbox::Outbox;
+use crate::core::session::{Session, SessionId, State};
+use crate::core::shard::{Drain, Shard};
+use crate::core::window::Chunk;
+use crate::limits::{LINGER_US, STALL_LINGER_US, STALL_TIMEOUT_US};
+use crate::wire::frame;
+use crate::wire::upgrade::Answer;
+
+/// RFC 6455 section 7.4.1: the server goes away, or gives a silent client up.
+const GOING_AWAY: u16 = 1001;
+/// The IANA registry of close codes: "Try Again Later".
+const TRY_AGAIN_LATER: u16 = 1013;
+/// protocol.md: the token of a live connection has expired.
+const TOKEN_EXPIRED: u16 = 4001;
+
+impl Shard {
+    /// Looks at a session at `at_us`, or earlier.
+    pub(super) fn schedule(&mut self, id: SessionId, at_us: u64) {
+        let tick = self.wheel.insert(at_us, id);
+        if let Some(session) = self.session(id) {
+            session.timer_tick = tick;
+        }
+    }
+
+    /// Looks at a session when its next deadline comes.
+    pub(super) fn reschedule(&mut self, id: SessionId, clock: Clock) {
+        let ping_interval_us = self.config.ping_interval_us;
+        if let Some(session) = self.session(id) {
+            let at_us = next_deadline_us(session, ping_interval_us, clock);
+            self.schedule(id, at_us);
+        }
+    }
+
+    pub(super) fn expire_timers(&mut self, clock: Clock) {
+        while let Some((tick, ids)) = self.wheel.expire(clock.now_us) {
+            for id in ids {
+                if self
+                    .session(id)
+                    .is_some_and(|session| session.timer_tick == tick)
+                {
+                    self.check_deadlines(id, clock);
+                }
+            }
+        }
+    }
+
+    fn check_deadlines(&mut self, id: SessionId, clock: Clock) {
+        let silence_us = silence_us(self.config.ping_interval_us);
+        let session = &mut self.sessions[id.slot as usize];
+        let past = |at_us: u64| at_us <= clock.now_us;
+        match session.state {
+            State::Handshake if past(session.deadline_us) => {
+                self.answer(id, &Answer::request_timeout(), clock);
+            }
+            State::Closing if past(session.deadline_us) => self.abort(id),
+            State::Handshake | State::Closing => self.reschedule(id, clock),
+            State::Open { .. } => {
+                if session
+                    .expires_at_us
+                    .is_some_and(|expires_at_us| expires_at_us <= clock.unix_us)
+                {
+                    self.close(id, TOKEN_EXPIRED, "token expired", clock);
+                } else if past(session.deadline_us) {
+                    self.close(id, GOING_AWAY, "the server is stopping", clock);
+                } else if session.sending && past(session.last_progress_us + STALL_TIMEOUT_US) {
+                    self.close(id, TRY_AGAIN_LATER, "the client reads too slowly", clock);
+                    self.sessions[id.slot as usize].deadline_us = clock.now_us + STALL_LINGER_US;
+                    self.reschedule(id, clock);
+                } else if session.is_read() && past(session.last_received_us + silence_us) {
+                    self.close(id, GOING_AWAY, "no sign of life", clock);
+                } else {
+                    self.ping_if_due(id, clock);
+                    self.reschedule(id, clock);
+                }
+            }
+        }
+    }
+
+    fn ping_if_due(&mut self, id: SessionId, clock: Clock) {
+        let session = &mut self.sessions[id.slot as usize];
+        if session.next_ping_us <= clock.now_us {
+            session.next_ping_us = clock.now_us + self.config.ping_interval_us;
+            self.reply(id, 2, frame::put_ping);
+        }
+    }
+
+    /// Queues the last bytes of a session: behind what is visible and queued already.
+    pub(super) fn send_last(&mut self, id: SessionId, chunk: Chunk, clock: Clock) {
+        let visible_position = self.visible_position;
+        self.leave_room(id);
+        let Some(session) = self.session(id) else {
+            return;
+        };
+        if session.aborted || session.state == State::Closing {
+            return;
+        }
+        session.state = State::Closing;
+        session.unparsed = Vec::new();
+        session.outbox.leave(visible_position);
+        session.outbox.push(chunk, 0, 0);
+        session.deadline_us = clock.now_us + LINGER_US;
+        self.schedule(id, clock.now_us + LINGER_US);
+        // What still comes in is read and dropped: bytes left unread would make the kernel reset
+        // the connection, and the peer might lose the last ones that it was sent.
+        self.receive_queue.push(id);
+        self.enqueue(id);
+    }
+
+    /// The last byte is out: closes the sending side, and all of it if the peer has closed its own.
+    pub(super) fn finish(&mut self, id: SessionId) {
+        let session = &mut self.sessions[id.slot as usize];
+        session.finished = true;
+        if session.ended {
+            self.abort(id);
+        } else {
+            self.outputs.push_back(Output::Finish(id));
+        }
+    }
+
+    /// Ends a connection at once. Its slot is free when nothing of it is in flight.
+    pub(super) fn abort(&mut self, id: SessionId) {
+        self.leave_room(id);
+        let Some(session) = self.session(id).filter(|session| !session.gone) else {
+            return;
+        };
+        session.state = State::Closing;
+        session.outbox = Outbox::default();
+        session.unparsed = Vec::new();
+        let was_aborted = std::mem::replace(&mut session.aborted, true);
+        if !session.sending && !session.receiving {
+            self.retire(id);
+            self.outputs.push_back(Output::Close(id));
+        } else if !was_aborted {
+            self.outputs.push_back(Output::Abort(id));
+        }
+    }
+
+    /// A session is over: nothing of it is in flight, and nothing must be started for it.
+    pub(super) fn retire(&mut self, id: SessionId) {
+        let session = &mut self.sessions[id.slot as usize];
+        assert!(
+            !session.sending && !session.receiving && !session.gone,
+            "a session ends once"
+        );
+        (session.state, session.aborted, session.gone) = (State::Closing, true, true);
+        self.gone_count += 1;
+    }
+
+    fn leave_room(&mut self, id: SessionId) {
+        let Some(session) = self.session(id) else {
+            return;
+        };
+        let State::Open {
+            room: room_slot,
+            member,
+        } = session.state
+        else {
+            return;
+        };
+        session.state = State::Handshake;
+        let room = &mut self.rooms[room_slot as usize];
+        room.members.swap_remove(member as usize);
+        if let Some(moved) = room.members.get(member as usize) {
+            self.sessions[*moved as usize].state = State::Open {
+                room: room_slot,
+                member,
+            };
+        }
+        if room.members.is_empty() && room.workspace.is_untouched() {
+            let room = self.rooms.remove(room_slot as usize);
+            self.room_index.remove(room.workspace.id());
+        } else {
+            self.touch(room_slot);
+        }
+    }
+
+    /// Begins a stop: no one new comes in, and those who are here are closed one after another.
+    pub(super) fn start_drain(&mut self, clock: Clock) {
+        let (first, total_us) = match self.drain {
+            Drain::No => (true, self.config.drain_us),
+            _ => (false, 0),
+        };
+        if first || matches!(self.drain, Drain::Closing { .. }) {
+            self.drain = Drain::Closing {
+                deadline_us: clock.now_us + total_us.max(LINGER_US),
+            };
+        }
+        let ids: Vec<SessionId> = self
+            .sessions
+            .iter()
+            .map(|(slot, session)| {
+                let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
+                SessionId {
+                    slot,
+                    generation: session.generation,
+                }
+            })
+            .filter(|id| self.is_open(*id))
+            .collect();
+        // The last quarter is for the closing handshakes.
+        let spread_us = total_us / 4 * 3;
+        for (place, id) in ids.iter().enumerate() {
+            let delay_us = spread_us * place as u64 / ids.len() as u64;
+            self.sessions[id.slot as usize].deadline_us = clock.now_us + delay_us;
+            self.reschedule(*id, clock);
+        }
+    }
+
+    /// Goes on with a stop: when everybody is gone the log is synced and sealed.
+    pub(super) fn go_on_draining(&mut self, clock: Clock) {
+        match self.drain {
+            Drain::No | Drain::Sealed => {}
+            Drain::Closing { deadline_us } => {
+                if deadline_us <= clock.now_us {
+                    self.abort_all();
+                }
+                let is_empty = self.sessions.len() == self.gone_count;
+                if is_empty && self.commit.is_failed() {
+                    self.drained();
+                } else if is_empty && self.commit.is_settled() {
+                    let step = self.commit.seal();
+                    self.push_step(step);
+                    self.drain = Drain::Sealing;
+                } else if is_empty && let Some(step) = self.commit.settle(clock.now_us) {
+                    self.push_step(step);
+                }
+            }
+            Drain::Sealing => {
+                if self.commit.is_settled() || self.commit.is_failed() {
+                    self.drained();
+                } else if let Some(step) = self.commit.settle(clock.now_us) {
+                    self.push_step(step);
+                }
+            }
+        }
+    }
+
+    fn drained(&mut self) {
+        self.drain = Drain::Sealed;
+        self.outputs.push_back(Output::Drained);
+    }
+
+    fn abort_all(&mut self) {
+        let slots: Vec<usize> = self.sessions.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
+            self.abort(self.id_of(slot));
+        }
+    }
+}
+
+impl Session {
+    /// Whether its socket is being read, so that silence means something.
+    fn is_read(&self) -> bool {
+        self.receiving
+    }
+}
+
+/// No sign of life for two intervals and a half: the client is gone.
+fn silence_us(ping_interval_us: u64) -> u64 {
+    ping_interval_us * 5 / 2
+}
+
+fn next_deadline_us(session: &Session, ping_interval_us: u64, clock: Clock) -> u64 {
+    let State::Open { .. } = session.state else {
+        return session.deadline_us;
+    };
+    let expires_us = session.expires_at_us.map(|expires_at_us| {
+        clock
+            .now_us
+            .saturating_add(expires_at_us.saturating_sub(clock.unix_us))
+    });
+    let silent_us = session
+        .is_read()
+        .then(|| session.last_received_us + silence_us(ping_interval_us));
+    // A send may begin and stall at any time from now on.
+    let stall_us = if session.sending {
+        session.last_progress_us
+    } else {
+        clock.now_us
+    } + STALL_TIMEOUT_US;
+    [
+        Some(session.next_ping_us),
+        Some(session.deadline_us),
+        Some(stall_us),
+        expires_us,
+        silent_us,
+    ]
+    .into_iter()
+    .flatten()
+    .min()
+    .expect("there is a deadline")
+}

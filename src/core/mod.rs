@@ -1,0 +1,16 @@
+//! The server's logic as a pure state machine: no clock, no IO. Open [`shard`] first.
+
+pub mod contract;
+pub mod outbox;
+pub mod session;
+pub mod shard;
+pub mod timers;
+pub mod window;
+pub mod workspace;
+
+mod delivery;
+mod failure;
+mod handshake;
+mod intake;
+mod lifetime;
+mod room;

@@ -1,0 +1,347 @@
+//! One shard: its sessions, its workspaces, its log, as a state machine without IO.
+//!
+//! # Contract
+//!
+//! Any number of [`Shard::accept`], [`Shard::adopt`] and [`Shard::handle`], then one
+//! [`Shard::flush`], then [`Shard::poll_output`] until it gives None. The caller carries the outputs
+//! out and brings their outcomes back as inputs. Time is an argument ([`Clock`]) and may jump. The
+//! ring's worker and the simulator are two callers of the same code.
+//!
+//! | output | brings the input |
+//! | --- | --- |
+//! | [`Output::Receive`] | [`Input::Received`] |
+//! | [`Output::Send`] | [`Input::Sent`] |
+//! | [`Output::LogWrite`] | [`Input::LogWritten`] |
+//! | [`Output::LogSync`] | [`Input::LogSynced`] |
+//! | [`Output::LogOpen`] | [`Input::LogOpened`] |
+//! | [`Output::Rebuild`] | [`Input::Rebuilt`] |
+//!
+//! # Rooms
+//!
+//! `handshake` (the request head, joining), `intake` (bytes to messages to the state), `delivery`
+//! (who is sent what, and when), `lifetime` (timers, closing, drain), `failure` (a log that cannot be
+//! written, a panic) are parts of this type, a file each.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+use slab::Slab;
+
+use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Ticket};
+use crate::core::room::Room;
+use crate::core::session::{Session, SessionId, State};
+use crate::core::timers::Wheel;
+use crate::core::window::ChunkPool;
+use crate::core::workspace::Workspace;
+use crate::limits::{COMMIT_AGE_US, REOPEN_WAIT_MIN_US};
+use crate::log::commit::{Commit, Durability, OpenSegment, Step};
+use crate::wire::message::Parser;
+
+/// One shard.
+pub struct Shard {
+    pub(super) config: ShardConfig,
+    /// Taken out while a message is handled, since the message borrows it.
+    pub(super) parser: Option<Box<Parser>>,
+    pub(super) surroundings: Surroundings,
+    pub(super) sessions: Slab<Session>,
+    /// Sessions that are over, but still stand in the table until their output is taken.
+    pub(super) gone_count: usize,
+    pub(super) generation: u32,
+    pub(super) rooms: Slab<Room>,
+    pub(super) room_index: HashMap<Box<str>, u32, FixedState>,
+    pub(super) commit: Commit,
+    pub(super) pool: ChunkPool,
+    pub(super) wheel: Wheel<SessionId>,
+    pub(super) outputs: VecDeque<Output>,
+    /// Those who are owed something.
+    pub(super) send_queue: VecDeque<SessionId>,
+    /// Those whose receive is to be armed again.
+    pub(super) receive_queue: Vec<SessionId>,
+    /// Those who have bytes that wait to be read on.
+    pub(super) unread_queue: VecDeque<SessionId>,
+    /// Those whose answers wait for the log.
+    pub(super) gated: Vec<SessionId>,
+    /// Rooms with news, or with frames to let go.
+    pub(super) touched: Vec<u32>,
+    /// Who sent the ops that are not visible yet.
+    pub(super) senders: Vec<SessionId>,
+    pub(super) written_senders: usize,
+    pub(super) visible_position: u64,
+    pub(super) health: Health,
+    /// The wait before the next try to open a failed log.
+    pub(super) reopen_wait_us: u64,
+    pub(super) drain: Drain,
+}
+
+/// Whether a shard can serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Health {
+    Serving,
+    /// The log is to be opened again at this time.
+    Failed {
+        next_try_us: u64,
+    },
+    /// The log is being opened and the state read back.
+    Rebuilding,
+}
+
+impl Health {
+    pub fn is_serving(self) -> bool {
+        self == Self::Serving
+    }
+
+    pub fn next_try_us(self) -> Option<u64> {
+        match self {
+            Self::Failed { next_try_us } => Some(next_try_us),
+            Self::Serving | Self::Rebuilding => None,
+        }
+    }
+}
+
+/// How far a drain is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Drain {
+    No,
+    Closing { deadline_us: u64 },
+    Sealing,
+    Sealed,
+}
+
+impl Shard {
+    /// A shard that serves `workspaces` and appends to `segment`.
+    #[must_use]
+    pub fn new(
+        config: ShardConfig,
+        segment: OpenSegment,
+        workspaces: Vec<Workspace>,
+        clock: Clock,
+    ) -> Self {
+        let commit = Commit::new(
+            config.durability,
+            config.sync_interval_us,
+            segment,
+            clock.now_us,
+        );
+        let mut shard = Self {
+            parser: None,
+            surroundings: Surroundings::default(),
+            sessions: Slab::new(),
+            gone_count: 0,
+            generation: 0,
+            rooms: Slab::new(),
+            room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
+            visible_position: commit.visible_position(),
+            commit,
+            config,
+            pool: ChunkPool::default(),
+            wheel: Wheel::new(clock.now_us),
+            outputs: VecDeque::new(),
+            send_queue: VecDeque::new(),
+            receive_queue: Vec::new(),
+            unread_queue: VecDeque::new(),
+            gated: Vec::new(),
+            touched: Vec::new(),
+            senders: Vec::new(),
+            written_senders: 0,
+            health: Health::Serving,
+            reopen_wait_us: REOPEN_WAIT_MIN_US,
+            drain: Drain::No,
+        };
+        shard.install(workspaces);
+        shard
+    }
+
+    /// Tells what the other shards do.
+    pub fn set_surroundings(&mut self, surroundings: Surroundings) {
+        self.surroundings = surroundings;
+    }
+
+    /// Takes a fresh connection; gives the name under which its outcomes come.
+    pub fn accept(&mut self, over_limit: bool, clock: Clock) -> SessionId {
+        let id = self.open_session(over_limit, clock);
+        self.receive_queue.push(id);
+        id
+    }
+
+    /// Takes a connection whose request another shard has read and checked.
+    pub fn adopt(&mut self, ticket: Ticket, clock: Clock) -> SessionId {
+        let id = self.open_session(false, clock);
+        self.guard(Some(id), clock, |shard| shard.join(id, ticket, clock));
+        id
+    }
+
+    /// Takes something that happened.
+    pub fn handle(&mut self, input: Input<'_>, clock: Clock) {
+        let culprit = match &input {
+            Input::Received(id, _) | Input::Sent(id, ..) => Some(*id),
+            _ => None,
+        };
+        self.guard(culprit, clock, |shard| shard.dispatch(input, clock));
+    }
+
+    /// Ends a turn. The order of its steps is the argument for durability:
+    ///
+    /// 1. The log comes first: a batch is handed over when nothing of the log is in flight, and the
+    ///    round of sends is done or the batch is old. From here on the batch is closed, so no op
+    ///    can slip under an fdatasync that does not cover it.
+    /// 2. Then sends, and only while no commit is in flight (`Commit::holds_sends`). Each carries
+    ///    what lies at or before the position that was durable when the turn began.
+    /// 3. Receives are armed after the sends: a client that answers at once is read in the next
+    ///    turn, with all others who answered, so that batches grow with the load.
+    pub fn flush(&mut self, clock: Clock) {
+        self.guard(None, clock, |shard| {
+            shard.expire_timers(clock);
+            shard.read_on(clock);
+            shard.announce();
+            shard.start_commit(clock);
+            shard.send_slice(clock);
+            shard.trim_windows();
+            shard.arm_receives();
+            shard.go_on_draining(clock);
+        });
+    }
+
+    /// The next thing to do. A session's slot is free for the next one only from here on: before the
+    /// caller has seen that a connection is gone, its name must not stand for another.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        let output = self.outputs.pop_front()?;
+        if let Output::Close(id) | Output::Handoff(id, ..) = &output {
+            self.sessions.remove(id.slot as usize);
+            self.gone_count -= 1;
+        }
+        Some(output)
+    }
+
+    /// Whether the next turn should come at once, even if nothing happens until then.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        let may_send = !self.send_queue.is_empty() && !self.commit.holds_sends();
+        may_send || self.may_read_on() && !self.unread_queue.is_empty()
+    }
+
+    /// When the next turn must come, if nothing happens until then.
+    #[must_use]
+    pub fn next_deadline_us(&self) -> Option<u64> {
+        // What waits for something in flight is looked at when that comes back.
+        let quiet = self.commit.is_quiet();
+        let commit_us = self
+            .commit
+            .oldest_us()
+            .filter(|_| quiet)
+            .map(|oldest_us| oldest_us + COMMIT_AGE_US);
+        let sync_us = self.commit.sync_due_us().filter(|_| quiet);
+        let retry_us = self
+            .health
+            .next_try_us()
+            .filter(|_| quiet && self.drain == Drain::No);
+        let drain_us = match self.drain {
+            Drain::Closing { deadline_us } => Some(deadline_us),
+            _ => None,
+        };
+        [self.wheel.next_us(), sync_us, retry_us, commit_us, drain_us]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// The number of connections, closing ones included.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.sessions.len()
+    }
+
+    fn dispatch(&mut self, input: Input<'_>, clock: Clock) {
+        match input {
+            Input::Received(id, bytes) => self.received(id, bytes, clock),
+            Input::Sent(id, spans, taken) => self.sent(id, spans, taken, clock),
+            Input::LogWritten(bytes, count) => {
+                match self.commit.written(bytes, count, clock.now_us) {
+                    Ok(Some(step)) => self.push_step(step),
+                    Ok(None) => self.show_committed(),
+                    Err(_) => self.fail(None, clock),
+                }
+            }
+            Input::LogSynced(ok) => match self.commit.synced(ok) {
+                Ok(()) => self.show_committed(),
+                Err(_) => self.fail(None, clock),
+            },
+            Input::LogOpened(segment) => {
+                if self.commit.opened(segment).is_err() {
+                    self.fail(None, clock);
+                }
+            }
+            Input::Rebuilt(outcome) => self.rebuilt(outcome, clock),
+            Input::Drain => self.start_drain(clock),
+        }
+    }
+
+    /// Runs a part of a turn. A panic in it is a fault of this server, not of the process: the one
+    /// whose input caused it is told 500, and the shard starts over from its log.
+    fn guard(&mut self, culprit: Option<SessionId>, clock: Clock, part: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| part(self))).is_err() {
+            self.fail(culprit, clock);
+        }
+    }
+
+    fn start_commit(&mut self, clock: Clock) {
+        let old = self
+            .commit
+            .oldest_us()
+            .is_some_and(|oldest_us| oldest_us + COMMIT_AGE_US <= clock.now_us);
+        let turn = self.send_queue.is_empty() || self.config.durability != Durability::Always;
+        let is_due = turn || old || self.commit.is_full();
+        if let Some(step) = is_due.then(|| self.commit.start(clock.now_us)).flatten() {
+            self.push_step(step);
+        }
+        self.retry_log(clock);
+    }
+
+    pub(super) fn push_step(&mut self, step: Step) {
+        self.outputs.push_back(match step {
+            Step::Write {
+                offset,
+                bytes,
+                from,
+            } => {
+                if from == 0 {
+                    self.written_senders = self.senders.len();
+                }
+                Output::LogWrite {
+                    offset,
+                    bytes,
+                    from,
+                }
+            }
+            Step::Sync => Output::LogSync,
+            Step::Open {
+                index,
+                first_position,
+            } => Output::LogOpen {
+                index,
+                first_position,
+            },
+        });
+    }
+
+    pub(super) fn session(&mut self, id: SessionId) -> Option<&mut Session> {
+        self.sessions
+            .get_mut(id.slot as usize)
+            .filter(|session| session.generation == id.generation)
+    }
+
+    pub(super) fn id_of(&self, slot: u32) -> SessionId {
+        SessionId {
+            slot,
+            generation: self.sessions[slot as usize].generation,
+        }
+    }
+
+    pub(super) fn is_open(&self, id: SessionId) -> bool {
+        let session = self.sessions.get(id.slot as usize);
+        session.is_some_and(|session| {
+            session.generation == id.generation && matches!(session.state, State::Open { .. })
+        })
+    }
+}

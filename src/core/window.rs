@@ -1,0 +1,462 @@
+//! The frames of a workspace's recent past, encoded once, in shared chunks.
+//!
+//! A byte of a window has an offset that counts from the window's first frame on and never goes
+//! back. A client's outbox is a cursor, an offset, so a thousand slow clients cost no more memory
+//! than one. Frames stay until every cursor has passed them, or until the window is over its bound:
+//! a cursor that would fall out of it then is what "behind" means.
+//!
+//! Chunks are `Rc`s without locks: a chunk with one owner may grow, one that a send in flight holds
+//! too is sealed. Chunks that nobody holds any more go back to a pool, so that the steady state
+//! allocates nothing.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use smallvec::SmallVec;
+
+use crate::limits::{CHUNK_BYTES_KEPT_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CHUNKS_KEPT_MAX};
+
+/// Bytes on their way out, shared by all who are sent them.
+pub type Chunk = Rc<Vec<u8>>;
+
+/// A stretch of a chunk.
+#[derive(Debug, Clone)]
+pub struct Span {
+    chunk: Chunk,
+    start: usize,
+    end: usize,
+}
+
+impl Span {
+    /// A stretch of `chunk`.
+    ///
+    /// # Panics
+    /// Where it is empty or not within the chunk.
+    #[must_use]
+    pub fn new(chunk: Chunk, start: usize, end: usize) -> Self {
+        assert!(
+            start < end && end <= chunk.len(),
+            "a span lies within its chunk"
+        );
+        Self { chunk, start, end }
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.chunk[self.start..self.end]
+    }
+
+    /// Gives the chunk back.
+    #[must_use]
+    pub fn into_chunk(self) -> Chunk {
+        self.chunk
+    }
+}
+
+/// What one send carries: all of it in order.
+pub type Spans = SmallVec<[Span; 2]>;
+
+/// The bytes of all spans.
+#[must_use]
+pub fn spans_bytes(spans: &[Span]) -> usize {
+    spans.iter().map(|span| span.end - span.start).sum()
+}
+
+/// Takes the first `bytes` off: they have been sent.
+pub fn skip_sent(spans: &mut Spans, mut bytes: usize) {
+    spans.retain(|span| {
+        let skipped = bytes.min(span.end - span.start);
+        span.start += skipped;
+        bytes -= skipped;
+        span.start < span.end
+    });
+    assert_eq!(bytes, 0, "a send carries no more than it was given");
+}
+
+/// Chunks that wait for their next use.
+#[derive(Default)]
+pub struct ChunkPool {
+    free: Vec<Chunk>,
+    free_bytes: usize,
+}
+
+impl ChunkPool {
+    /// An empty chunk that nobody else holds, with room for `bytes`.
+    pub fn take(&mut self, bytes: usize) -> Chunk {
+        // The last ones in are the likeliest to be in the processor's cache.
+        let fits = |chunk: &Chunk| {
+            (bytes..=bytes.saturating_mul(16).max(CHUNK_BYTES_MIN)).contains(&chunk.capacity())
+        };
+        let recent = self.free.len().saturating_sub(8);
+        if let Some(place) = self.free[recent..].iter().rposition(fits) {
+            let chunk = self.free.swap_remove(recent + place);
+            self.free_bytes -= chunk.capacity();
+            return chunk;
+        }
+        Rc::new(Vec::with_capacity(bytes.max(CHUNK_BYTES_MIN)))
+    }
+
+    /// Takes a chunk back; one that somebody still holds, or that is large, is let go.
+    pub fn give(&mut self, mut chunk: Chunk) {
+        let keep = chunk.capacity() <= CHUNK_BYTES_MAX
+            && self.free.len() < CHUNKS_KEPT_MAX
+            && self.free_bytes + chunk.capacity() <= CHUNK_BYTES_KEPT_MAX;
+        if let (true, Some(bytes)) = (keep, Rc::get_mut(&mut chunk)) {
+            bytes.clear();
+            self.free_bytes += chunk.capacity();
+            self.free.push(chunk);
+        }
+    }
+
+    /// Takes back all chunks of a send.
+    pub fn give_spans(&mut self, spans: Spans) {
+        for span in spans {
+            self.give(span.into_chunk());
+        }
+    }
+
+    /// A chunk of its own for what `write` appends, which is about `bytes` long.
+    pub fn fill(&mut self, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> Chunk {
+        let mut chunk = self.take(bytes);
+        write(Rc::get_mut(&mut chunk).expect("a chunk of the pool has one owner"));
+        chunk
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    /// The offset behind the frame's last byte.
+    end: u64,
+    seq: u64,
+    /// The log position that must be durable before the frame may leave.
+    position: u64,
+}
+
+struct Piece {
+    start: u64,
+    chunk: Chunk,
+}
+
+/// The frames of the recent past of one workspace.
+#[derive(Default)]
+pub struct Window {
+    pieces: VecDeque<Piece>,
+    frames: VecDeque<Frame>,
+    start: u64,
+    end: u64,
+    /// The seq at `start`: of the last frame that was dropped.
+    start_seq: u64,
+    capacity_bytes: usize,
+    /// What the last chunk grew to: the next one starts that large.
+    chunk_bytes_hint: usize,
+}
+
+impl Window {
+    /// An empty window of a workspace that stands at `seq`.
+    #[must_use]
+    pub fn new(seq: u64) -> Self {
+        Self {
+            start_seq: seq,
+            ..Self::default()
+        }
+    }
+
+    /// The offset of the oldest byte that is kept.
+    #[must_use]
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// The offset behind the newest byte.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// The memory that it holds.
+    #[must_use]
+    pub fn capacity_bytes(&self) -> usize {
+        self.capacity_bytes
+    }
+
+    /// Appends the frame that `write` writes, of exactly `bytes`. It may leave once `position` is durable.
+    ///
+    /// # Panics
+    /// Where the frame has another length, or `seq` or `position` goes back.
+    pub fn push(
+        &mut self,
+        pool: &mut ChunkPool,
+        seq: u64,
+        position: u64,
+        bytes: usize,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        assert!(
+            self.frames
+                .back()
+                .is_none_or(|last| last.seq < seq && last.position <= position),
+            "frames come in order"
+        );
+        let chunk = self.open_chunk(pool, bytes);
+        let (old_bytes, old_capacity) = (chunk.len(), chunk.capacity());
+        write(chunk);
+        assert_eq!(
+            chunk.len() - old_bytes,
+            bytes,
+            "a frame has the length that was told"
+        );
+        let (grown, filled) = (chunk.capacity() - old_capacity, chunk.len());
+        self.capacity_bytes += grown;
+        self.chunk_bytes_hint = self.chunk_bytes_hint.max(filled.min(CHUNK_BYTES_MAX));
+        self.end += bytes as u64;
+        self.frames.push_back(Frame {
+            end: self.end,
+            seq,
+            position,
+        });
+    }
+
+    fn open_chunk(&mut self, pool: &mut ChunkPool, bytes: usize) -> &mut Vec<u8> {
+        let open = self.pieces.back_mut().is_some_and(|piece| {
+            Rc::get_mut(&mut piece.chunk).is_some() && piece.chunk.len() + bytes <= CHUNK_BYTES_MAX
+        });
+        if !open {
+            let chunk = pool.take(bytes.max(self.chunk_bytes_hint));
+            self.chunk_bytes_hint /= 2;
+            self.capacity_bytes += chunk.capacity();
+            self.pieces.push_back(Piece {
+                start: self.end,
+                chunk,
+            });
+        }
+        let piece = self.pieces.back_mut().expect("a chunk was opened");
+        Rc::get_mut(&mut piece.chunk).expect("an open chunk has one owner")
+    }
+
+    /// The offset up to which frames may leave when the log is durable up to `position`.
+    #[must_use]
+    pub fn visible_end(&self, position: u64) -> u64 {
+        if self
+            .frames
+            .back()
+            .is_none_or(|last| last.position <= position)
+        {
+            return self.end;
+        }
+        let visible = self
+            .frames
+            .partition_point(|frame| frame.position <= position);
+        visible
+            .checked_sub(1)
+            .map_or(self.start, |last| self.frames[last].end)
+    }
+
+    /// The seq of the last frame before `offset`, which is a frame's end.
+    #[must_use]
+    pub fn seq_at(&self, offset: u64) -> u64 {
+        let before = self.frames.partition_point(|frame| frame.end <= offset);
+        before
+            .checked_sub(1)
+            .map_or(self.start_seq, |last| self.frames[last].seq)
+    }
+
+    /// The last frame's end within `bytes` behind `from`, and at least one frame; no further than `until`.
+    #[must_use]
+    pub fn frame_end_within(&self, from: u64, until: u64, bytes: usize) -> u64 {
+        let most = from + bytes as u64;
+        if until <= most {
+            return until;
+        }
+        let first = self.frames.partition_point(|frame| frame.end <= from);
+        let behind = self.frames.partition_point(|frame| frame.end <= most);
+        self.frames[first.max(behind.saturating_sub(1))].end
+    }
+
+    /// Appends the bytes from one offset to another to `out`.
+    ///
+    /// # Panics
+    /// Where they are not in the window.
+    pub fn spans(&self, from: u64, until: u64, out: &mut Spans) {
+        assert!(
+            self.start <= from && from <= until && until <= self.end,
+            "a cursor lies within the window"
+        );
+        let mut from = from;
+        let first = self
+            .pieces
+            .partition_point(|piece| piece.start <= from)
+            .saturating_sub(1);
+        for piece in self.pieces.range(first..) {
+            if from == until {
+                break;
+            }
+            let piece_end = piece.start + piece.chunk.len() as u64;
+            let end = piece_end.min(until);
+            let within =
+                |offset: u64| usize::try_from(offset - piece.start).expect("a chunk fits memory");
+            if end > from {
+                out.push(Span::new(
+                    Rc::clone(&piece.chunk),
+                    within(from),
+                    within(end),
+                ));
+                from = end;
+            }
+        }
+    }
+
+    /// Forgets the frames that end at or before `offset`.
+    pub fn drop_before(&mut self, offset: u64, pool: &mut ChunkPool) {
+        while let Some(frame) = self.frames.front().filter(|frame| frame.end <= offset) {
+            (self.start, self.start_seq) = (frame.end, frame.seq);
+            self.frames.pop_front();
+        }
+        while let Some(piece) = self.pieces.front() {
+            if piece.start + piece.chunk.len() as u64 > self.start {
+                break;
+            }
+            self.capacity_bytes -= piece.chunk.capacity();
+            let piece = self.pieces.pop_front().expect("it was just there");
+            pool.give(piece.chunk);
+        }
+        if self.frames.is_empty() && self.frames.capacity() > 64 {
+            self.frames.shrink_to(0);
+        }
+    }
+
+    /// The offset before which frames must go, so that the window holds at most `bytes` again: whole
+    /// chunks from the oldest on, but never beyond `visible_end`, whose frames nobody was sent yet.
+    #[must_use]
+    pub fn overflow_end(&self, bytes: usize, visible_end: u64) -> u64 {
+        let (mut held, mut end) = (self.capacity_bytes, self.start);
+        for piece in &self.pieces {
+            let piece_end = piece.start + piece.chunk.len() as u64;
+            if held <= bytes || piece_end > visible_end {
+                break;
+            }
+            held -= piece.chunk.capacity();
+            end = piece_end;
+        }
+        end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bytes(spans: &[Span]) -> Vec<u8> {
+        spans
+            .iter()
+            .flat_map(|span| span.bytes().to_vec())
+            .collect()
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Push(usize),
+        Send(usize),
+        Finish,
+        Drop(u64),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (1..300_usize).prop_map(Step::Push),
+            1 => (1..90_000_usize).prop_map(Step::Push),
+            3 => (1..400_usize).prop_map(Step::Send),
+            2 => Just(Step::Finish),
+            2 => (0..2000_u64).prop_map(Step::Drop),
+        ];
+        prop::collection::vec(step, 0..60)
+    }
+
+    proptest! {
+        /// The model: all bytes that were ever pushed, and where each frame ends.
+        #[test]
+        fn a_cursor_reads_what_was_pushed(steps in steps()) {
+            let (mut window, mut pool) = (Window::new(5), ChunkPool::default());
+            let (mut all, mut ends) = (Vec::new(), vec![(0_u64, 5_u64)]);
+            let (mut cursor, mut in_flight) = (0_u64, Vec::new());
+            for step in steps {
+                match step {
+                    Step::Push(bytes) => {
+                        let seq = ends.last().unwrap().1 + 1;
+                        let fill = u8::try_from(seq % 251).unwrap();
+                        window.push(&mut pool, seq, seq * 10, bytes, |out| out.resize(out.len() + bytes, fill));
+                        all.resize(all.len() + bytes, fill);
+                        ends.push((all.len() as u64, seq));
+                    }
+                    Step::Send(bytes_max) => {
+                        let end = window.frame_end_within(cursor, window.end(), bytes_max);
+                        prop_assert!(ends.iter().any(|known| known.0 == end));
+                        prop_assert!(end - cursor <= bytes_max as u64 || ends.iter().filter(|known| known.0 > cursor && known.0 <= end).count() == 1);
+                        prop_assert!(end > cursor || cursor == window.end());
+                        let mut spans = Spans::new();
+                        window.spans(cursor, end, &mut spans);
+                        prop_assert_eq!(window.seq_at(end), ends.iter().find(|known| known.0 == end).unwrap().1);
+                        in_flight.push((cursor, end, spans));
+                        cursor = end;
+                    }
+                    Step::Finish => {
+                        for (from, until, mut spans) in in_flight.drain(..) {
+                            let expected = &all[usize::try_from(from).unwrap()..usize::try_from(until).unwrap()];
+                            prop_assert_eq!(&bytes(&spans), expected);
+                            let half = expected.len() / 2;
+                            skip_sent(&mut spans, half);
+                            prop_assert_eq!(&bytes(&spans), &expected[half..]);
+                            prop_assert_eq!(spans_bytes(&spans), expected.len() - half);
+                            pool.give_spans(spans);
+                        }
+                    }
+                    Step::Drop(behind) => {
+                        window.drop_before(cursor.saturating_sub(behind), &mut pool);
+                        prop_assert!(window.start() <= cursor);
+                    }
+                }
+                let held: usize = window.pieces.iter().map(|piece| piece.chunk.capacity()).sum();
+                prop_assert_eq!(held, window.capacity_bytes());
+                for (end, seq) in ends.iter().filter(|known| known.0 >= window.start()) {
+                    prop_assert_eq!(window.visible_end(seq * 10), *end);
+                    prop_assert_eq!(window.visible_end(seq * 10 + 9), *end);
+                }
+            }
+            let visible = window.visible_end(u64::MAX);
+            let overflow = window.overflow_end(100_000, visible);
+            window.drop_before(overflow, &mut pool);
+            prop_assert!(window.capacity_bytes() <= 100_000);
+        }
+    }
+
+    #[test]
+    fn frames_that_nobody_was_sent_yet_stay() {
+        let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
+        for seq in 1..=20 {
+            window.push(&mut pool, seq, seq, CHUNK_BYTES_MAX, |out| {
+                out.resize(out.len() + CHUNK_BYTES_MAX, 0);
+            });
+        }
+        let visible = window.visible_end(3);
+        assert_eq!(visible, 3 * CHUNK_BYTES_MAX as u64);
+        assert_eq!(window.overflow_end(1, visible), visible);
+        assert_eq!(window.overflow_end(usize::MAX, visible), 0);
+    }
+
+    #[test]
+    fn the_pool_keeps_what_nobody_holds() {
+        let mut pool = ChunkPool::default();
+        let chunk = pool.fill(10, |out| out.extend_from_slice(b"0123456789"));
+        let held = Rc::clone(&chunk);
+        pool.give(chunk);
+        assert!(pool.free.is_empty());
+        pool.give(held);
+        assert_eq!((pool.free.len(), pool.free[0].len()), (1, 0));
+        pool.give(Rc::new(Vec::with_capacity(CHUNK_BYTES_MAX + 1)));
+        assert_eq!(pool.free.len(), 1);
+        assert_eq!(pool.take(10).len(), 0);
+        assert_eq!(pool.free_bytes, 0);
+    }
+}

@@ -1,0 +1,431 @@
+//! The state of one workspace: a map of last-write-wins registers in the order of their last change.
+//!
+//! Each op that wins gets the next `seq` of its workspace. The entries are linked in the order of
+//! their last change, so that "what changed since seq S" is the end of a list: what a client that
+//! fell behind is owed, and nothing more, however long it was away.
+//!
+//! Architecture invariant: absent here are clients, sockets and the log. A workspace is plain data
+//! that may be built on another thread (recovery) and moved to its shard.
+//!
+//! Last-write-wins register: Shapiro, Preguiça, Baquero, Zawirski, "A comprehensive study of
+//! Convergent and Commutative Replicated Data Types" (2011), section 3.2.1.
+
+use std::hash::BuildHasher;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashTable;
+use slab::Slab;
+
+use crate::wire::message;
+
+/// No entry: the end of the list of changes.
+const NONE: u32 = u32::MAX;
+
+/// Who wrote an entry last, so that a writer is not sent its own op. Zero: nobody who is connected.
+pub type Writer = u64;
+
+/// One register.
+#[derive(Debug)]
+pub struct Entry {
+    key: Box<str>,
+    value: String,
+    timestamp: u64,
+    seq: u64,
+    writer: Writer,
+    older: u32,
+    newer: u32,
+}
+
+impl Entry {
+    /// The key, unescaped.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The JSON text of the value.
+    #[must_use]
+    pub fn value(&self) -> &str {
+        &self.value
+    }
+
+    /// Unix microseconds, as its writer gave them.
+    #[must_use]
+    pub fn timestamp(&self) -> u64 {
+        self.timestamp
+    }
+
+    /// The place of its last change in the order of the workspace's ops.
+    #[must_use]
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// Who wrote it last.
+    #[must_use]
+    pub fn writer(&self) -> Writer {
+        self.writer
+    }
+}
+
+/// What became of an op.
+#[derive(Debug)]
+pub enum Verdict<'a> {
+    /// It is the state now, with this seq.
+    Won(u64),
+    /// It is what the state holds already: a resend.
+    Same,
+    /// Another op stays; here it is.
+    Lost(&'a Entry),
+}
+
+/// The state of one workspace.
+pub struct Workspace {
+    id: Box<str>,
+    seq: u64,
+    entries: Slab<Entry>,
+    index: HashTable<u32>,
+    hasher: FixedState,
+    oldest: u32,
+    newest: u32,
+    init_fields_bytes: usize,
+}
+
+impl Workspace {
+    /// An empty workspace. `hash_seed` keys the hash of its keys, so that no client can choose
+    /// keys that collide.
+    #[must_use]
+    pub fn new(id: &str, hash_seed: u64) -> Self {
+        Self {
+            id: id.into(),
+            seq: 0,
+            entries: Slab::new(),
+            index: HashTable::new(),
+            hasher: FixedState::with_seed(hash_seed),
+            oldest: NONE,
+            newest: NONE,
+            init_fields_bytes: 0,
+        }
+    }
+
+    /// The workspace's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The seq of the last op that won; 0 before the first.
+    #[must_use]
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// Whether it holds nothing and never did: such a workspace may be forgotten.
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
+        self.seq == 0
+    }
+
+    /// Applies an op: the greater timestamp wins, and on equal ones the first that was applied stays.
+    pub fn apply(&mut self, key: &str, value: &str, timestamp: u64, writer: Writer) -> Verdict<'_> {
+        if let Some(slot) = self.find(key) {
+            let entry = &self.entries[slot as usize];
+            if timestamp < entry.timestamp || (timestamp == entry.timestamp && value != entry.value)
+            {
+                return Verdict::Lost(&self.entries[slot as usize]);
+            }
+            if timestamp == entry.timestamp {
+                return Verdict::Same;
+            }
+            self.seq += 1;
+            self.overwrite(slot, value, timestamp, self.seq, writer);
+            self.unlink(slot);
+            self.link_newest(slot);
+        } else {
+            self.seq += 1;
+            let slot = self.insert(key, value, timestamp, self.seq, writer);
+            self.link_newest(slot);
+        }
+        Verdict::Won(self.seq)
+    }
+
+    /// Merges an op read from the log: the greater timestamp wins, and on equal ones the lower seq.
+    /// The order of the calls does not matter; [`Workspace::finish_restore`] must follow the last.
+    pub fn restore(&mut self, key: &str, value: &str, timestamp: u64, seq: u64) {
+        self.seq = self.seq.max(seq);
+        if let Some(slot) = self.find(key) {
+            let entry = &self.entries[slot as usize];
+            if timestamp > entry.timestamp || (timestamp == entry.timestamp && seq < entry.seq) {
+                self.overwrite(slot, value, timestamp, seq, 0);
+            }
+        } else {
+            self.insert(key, value, timestamp, seq, 0);
+        }
+    }
+
+    /// Puts the entries into the order of their last change, after the last [`Workspace::restore`].
+    pub fn finish_restore(&mut self) {
+        let mut slots: Vec<(u64, u32)> = self
+            .entries
+            .iter()
+            .map(|(slot, entry)| (entry.seq, slot_index(slot)))
+            .collect();
+        slots.sort_unstable();
+        (self.oldest, self.newest) = (NONE, NONE);
+        for (_, slot) in slots {
+            self.link_newest(slot);
+        }
+    }
+
+    /// The register of a key.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&Entry> {
+        self.find(key).map(|slot| &self.entries[slot as usize])
+    }
+
+    /// Appends the init message: the whole state.
+    pub fn put_init(&self, out: &mut Vec<u8>) {
+        let fields = self
+            .entries_from(self.oldest)
+            .map(|(_, entry)| (entry.key(), entry.value()));
+        message::put_init(out, self.init_fields_bytes, fields);
+    }
+
+    /// The entries whose last change came after `since`, in the order of that change. `hint`, where
+    /// the slot of the entry with seq `since` is known, saves the walk back from the newest.
+    pub fn changed_since(
+        &self,
+        since: u64,
+        hint: Option<u32>,
+    ) -> impl Iterator<Item = (u32, &Entry)> {
+        let behind_hint = hint
+            .and_then(|slot| self.entries.get(slot as usize))
+            .filter(|entry| entry.seq == since)
+            .map(|entry| entry.newer);
+        let first = behind_hint.unwrap_or_else(|| {
+            let mut first = NONE;
+            let mut slot = self.newest;
+            while slot != NONE && self.entries[slot as usize].seq > since {
+                first = slot;
+                slot = self.entries[slot as usize].older;
+            }
+            first
+        });
+        self.entries_from(first)
+    }
+
+    fn entries_from(&self, first: u32) -> impl Iterator<Item = (u32, &Entry)> {
+        let mut slot = first;
+        std::iter::from_fn(move || {
+            let entry = self.entries.get(slot as usize)?;
+            let current = slot;
+            slot = entry.newer;
+            Some((current, entry))
+        })
+    }
+
+    fn find(&self, key: &str) -> Option<u32> {
+        let hash = self.hasher.hash_one(key);
+        self.index
+            .find(hash, |slot| &*self.entries[*slot as usize].key == key)
+            .copied()
+    }
+
+    fn insert(&mut self, key: &str, value: &str, timestamp: u64, seq: u64, writer: Writer) -> u32 {
+        self.init_fields_bytes += message::init_field_bytes(key, value);
+        let entry = Entry {
+            key: key.into(),
+            value: value.to_owned(),
+            timestamp,
+            seq,
+            writer,
+            older: NONE,
+            newer: NONE,
+        };
+        let slot = slot_index(self.entries.insert(entry));
+        let Self {
+            entries,
+            index,
+            hasher,
+            ..
+        } = self;
+        let rehash = |slot: &u32| hasher.hash_one(&*entries[*slot as usize].key);
+        index.insert_unique(hasher.hash_one(key), slot, rehash);
+        slot
+    }
+
+    fn overwrite(&mut self, slot: u32, value: &str, timestamp: u64, seq: u64, writer: Writer) {
+        let entry = &mut self.entries[slot as usize];
+        self.init_fields_bytes -= entry.value.len();
+        self.init_fields_bytes += value.len();
+        entry.value.clear();
+        // A value that was large once must not hold its memory for ever.
+        if entry.value.capacity() / 4 > value.len().max(64) {
+            entry.value.shrink_to(value.len());
+        }
+        entry.value.push_str(value);
+        (entry.timestamp, entry.seq, entry.writer) = (timestamp, seq, writer);
+    }
+
+    fn unlink(&mut self, slot: u32) {
+        let Entry { older, newer, .. } = self.entries[slot as usize];
+        match older {
+            NONE => self.oldest = newer,
+            older => self.entries[older as usize].newer = newer,
+        }
+        match newer {
+            NONE => self.newest = older,
+            newer => self.entries[newer as usize].older = older,
+        }
+    }
+
+    fn link_newest(&mut self, slot: u32) {
+        let older = self.newest;
+        match older {
+            NONE => self.oldest = slot,
+            older => self.entries[older as usize].newer = slot,
+        }
+        let entry = &mut self.entries[slot as usize];
+        (entry.older, entry.newer) = (older, NONE);
+        self.newest = slot;
+    }
+}
+
+fn slot_index(slot: usize) -> u32 {
+    u32::try_from(slot).expect("a workspace has fewer than 2^32 keys")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The naive model: a map, and the order of changes as a list of keys.
+    #[derive(Default)]
+    struct Model {
+        map: HashMap<String, (String, u64, u64)>,
+        changes: Vec<(String, u64)>,
+    }
+
+    impl Model {
+        /// Some(seq): won. None: lost or the same.
+        fn apply(&mut self, key: &str, value: &str, timestamp: u64) -> Option<u64> {
+            if self.map.get(key).is_some_and(|held| held.1 >= timestamp) {
+                return None;
+            }
+            let seq = self.changes.len() as u64 + 1;
+            self.map
+                .insert(key.to_owned(), (value.to_owned(), timestamp, seq));
+            self.changes.push((key.to_owned(), seq));
+            Some(seq)
+        }
+
+        fn changed_since(&self, since: u64) -> Vec<(String, u64)> {
+            let last = |change: &&(String, u64)| self.map[&change.0].2 == change.1;
+            self.changes
+                .iter()
+                .filter(|change| change.1 > since)
+                .filter(last)
+                .cloned()
+                .collect()
+        }
+    }
+
+    fn changes(workspace: &Workspace, since: u64, hint: Option<u32>) -> Vec<(String, u64)> {
+        workspace
+            .changed_since(since, hint)
+            .map(|(_, entry)| (entry.key().to_owned(), entry.seq()))
+            .collect()
+    }
+
+    #[test]
+    fn the_rules_of_last_write_wins() {
+        let mut workspace = Workspace::new("w", 1);
+        assert!(workspace.is_untouched());
+        assert!(matches!(workspace.apply("k", "1", 10, 7), Verdict::Won(1)));
+        assert!(matches!(workspace.apply("k", "1", 10, 8), Verdict::Same));
+        assert!(
+            matches!(workspace.apply("k", "1.0", 10, 8), Verdict::Lost(entry) if entry.value() == "1")
+        );
+        assert!(
+            matches!(workspace.apply("k", "2", 9, 8), Verdict::Lost(entry) if entry.timestamp() == 10)
+        );
+        assert_eq!(workspace.get("k").map(Entry::writer), Some(7));
+        assert!(matches!(workspace.apply("k", "3", 11, 8), Verdict::Won(2)));
+        assert_eq!(
+            workspace
+                .get("k")
+                .map(|entry| (entry.value(), entry.writer())),
+            Some(("3", 8))
+        );
+        let mut init = Vec::new();
+        workspace.put_init(&mut init);
+        assert!(init.ends_with(br#"{"type":"init","data":{"k":3}}"#));
+    }
+
+    #[test]
+    fn an_empty_state_is_an_empty_object() {
+        let mut init = Vec::new();
+        Workspace::new("w", 1).put_init(&mut init);
+        assert!(init.ends_with(br#"{"type":"init","data":{}}"#));
+    }
+
+    #[test]
+    fn a_value_that_was_large_gives_its_memory_back() {
+        let mut workspace = Workspace::new("w", 1);
+        workspace.apply("k", &format!("\"{}\"", "x".repeat(100_000)), 1, 0);
+        workspace.apply("k", "1", 2, 0);
+        assert!(workspace.entries[0].value.capacity() < 1000);
+    }
+
+    proptest! {
+        #[test]
+        fn it_does_what_the_model_does(ops in prop::collection::vec((0..6_u8, 0..4_u8, 0..20_u64), 0..80), since in 0..90_u64) {
+            let (mut workspace, mut model) = (Workspace::new("w", 3), Model::default());
+            let mut log = Vec::new();
+            for (key, value, timestamp) in ops {
+                let (key, value) = (format!("k{key}"), value.to_string());
+                let won = match workspace.apply(&key, &value, timestamp, 0) {
+                    Verdict::Won(seq) => Some(seq),
+                    Verdict::Same => None,
+                    Verdict::Lost(entry) => {
+                        prop_assert_eq!(&model.map[&key].0, entry.value());
+                        None
+                    }
+                };
+                prop_assert_eq!(won, model.apply(&key, &value, timestamp));
+                log.extend(won.map(|seq| (key, value, timestamp, seq)));
+            }
+            for (key, held) in &model.map {
+                let entry = workspace.get(key).unwrap();
+                prop_assert_eq!((entry.value(), entry.timestamp(), entry.seq()), (held.0.as_str(), held.1, held.2));
+            }
+            prop_assert_eq!(changes(&workspace, since, None), model.changed_since(since));
+            // From any entry's slot, a hint finds what the walk finds.
+            for (slot, entry) in workspace.changed_since(0, None) {
+                prop_assert_eq!(changes(&workspace, entry.seq(), Some(slot)), model.changed_since(entry.seq()));
+                prop_assert_eq!(changes(&workspace, since, Some(slot)), model.changed_since(since));
+            }
+            // The log gives the same state in any order of its records.
+            for reversed in [false, true] {
+                if reversed {
+                    log.reverse();
+                }
+                let mut restored = Workspace::new("w", 4);
+                for (key, value, timestamp, seq) in &log {
+                    restored.restore(key, value, *timestamp, *seq);
+                }
+                restored.finish_restore();
+                prop_assert_eq!(changes(&restored, 0, None), changes(&workspace, 0, None));
+                prop_assert_eq!(restored.seq(), workspace.seq());
+                let (mut one, mut other) = (Vec::new(), Vec::new());
+                workspace.put_init(&mut one);
+                restored.put_init(&mut other);
+                prop_assert_eq!(one, other);
+            }
+        }
+    }
+}

@@ -1,0 +1,506 @@
+//! tokio-uring as a completion queue: operations in, completions out, no task per operation.
+//!
+//! Every operation is a [`tokio_uring::UnsubmittedOneshot`]; its in-flight future stands in a slab
+//! and is polled once, with a waker that is nothing but the slab's index. Waking it puts the index on
+//! a list of this thread and wakes the thread's one future. That future, [`run`], lets its owner take
+//! the completions, do its turn and submit; then it returns to tokio, which parks, which is when
+//! tokio-uring submits. A future that woke itself would never park and nothing would be submitted:
+//! whoever wants another turn at once submits a no-op ([`Ring::again`]).
+//!
+//! What an operation points into (bytes, a message header, a time) moves into it and comes back with
+//! its completion. If the future is dropped before, tokio-uring keeps it until the kernel is done.
+//!
+//! The interface knows no sessions and no log, so that another ring can stand behind it one day.
+
+#![allow(
+    unsafe_code,
+    reason = "the kernel's interface; see SAFETY at each block"
+)]
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::pin::Pin;
+use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
+
+use io_uring::{cqueue, opcode, squeue, types};
+use slab::Slab;
+use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
+
+use crate::core::window::Spans;
+use crate::io::buffers::{Filled, ReceiveBuffers};
+use crate::limits::{COMPLETION_ENTRIES, RECEIVE_BYTES_MAX, RING_ENTRIES, SEND_SPANS_MAX};
+
+/// The group of the provided buffers; a ring has one.
+const BUFFER_GROUP: u16 = 0;
+/// The first kernel on which a receive that waits holds no provided buffer.
+const KERNEL_LENDS_LATE: (u32, u32) = (5, 19);
+
+/// The end of an operation.
+#[derive(Debug)]
+pub enum Completion<T> {
+    /// Bytes came in. Give the buffer back after use.
+    Received(T, Filled),
+    /// The peer has closed its side, or the connection is broken.
+    Ended(T, io::Result<()>),
+    /// A send took so many bytes.
+    Sent(T, Spans, io::Result<usize>),
+    /// A connection was accepted.
+    Accepted(T, io::Result<OwnedFd>),
+    /// A write took so many bytes.
+    Written(T, Vec<u8>, io::Result<usize>),
+    /// An fdatasync, a timer, a wait or a no-op ended.
+    Done(T, io::Result<()>),
+}
+
+/// What an operation owns while it is in flight.
+enum Owned {
+    Nothing,
+    Bytes(Vec<u8>),
+    Spans(Spans),
+    Vectored(Box<Vectored>),
+    Time(#[expect(dead_code, reason = "the kernel reads it")] Box<types::Timespec>),
+    Count(#[expect(dead_code, reason = "the kernel writes it")] Box<u64>),
+}
+
+/// A message of several pieces, as sendmsg(2) wants it. Boxed: the kernel is given its address.
+struct Vectored {
+    header: libc::msghdr,
+    pieces: [libc::iovec; SEND_SPANS_MAX],
+    spans: Spans,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Receive {
+        fd: i32,
+    },
+    /// Waits until bytes are there, on a kernel on which a waiting receive would hold a buffer.
+    Readable {
+        fd: i32,
+    },
+    Accept,
+    Other,
+    /// The ring's own: nobody waits for it.
+    Own,
+}
+
+struct Flight<T> {
+    token: T,
+    kind: Kind,
+    operation: InFlightOneshot<Owned, Outcome>,
+}
+
+struct Outcome;
+
+impl OneshotOutputTransform for Outcome {
+    type Output = (Owned, i32, u32);
+    type StoredData = Owned;
+
+    fn transform_oneshot_output(self, owned: Owned, entry: cqueue::Entry) -> Self::Output {
+        (owned, entry.result(), entry.flags())
+    }
+}
+
+thread_local! {
+    static READY: RefCell<Ready> = const { RefCell::new(Ready { indices: Vec::new(), waker: None }) };
+}
+
+/// What has completed on this thread and was not taken yet.
+struct Ready {
+    indices: Vec<usize>,
+    waker: Option<Waker>,
+}
+
+impl Ready {
+    fn push(index: usize) {
+        READY.with_borrow_mut(|ready| {
+            ready.indices.push(index);
+            // Awake already, if it was not the first.
+            if let (1, Some(waker)) = (ready.indices.len(), &ready.waker) {
+                waker.wake_by_ref();
+            }
+        });
+    }
+}
+
+/// One thread's ring. `T` is what its owner knows an operation by.
+pub struct Ring<T> {
+    flights: Slab<Flight<T>>,
+    buffers: ReceiveBuffers,
+    /// Receives that found no buffer or were interrupted: armed again behind the buffers that come back.
+    starved: Vec<(T, i32)>,
+    waits_before_receive: bool,
+}
+
+/// Runs `turn` on a ring of this thread: at first, and whenever something has completed, until it
+/// breaks. `waits_before_receive` asks for the way of kernels before 5.19, which is taken there anyway.
+pub fn run<T: Copy + 'static>(
+    waits_before_receive: bool,
+    mut turn: impl FnMut(&mut Ring<T>) -> ControlFlow<()>,
+) -> io::Result<()> {
+    let buffers = ReceiveBuffers::new();
+    // Held until the runtime is dropped, which cancels all receives and waits for them.
+    let memory = buffers.memory();
+    let runtime = runtime()?;
+    let waits_before_receive = waits_before_receive || !kernel_is_at_least(KERNEL_LENDS_LATE);
+    let mut ring = Ring {
+        flights: Slab::new(),
+        buffers,
+        starved: Vec::new(),
+        waits_before_receive,
+    };
+    runtime.block_on(poll_fn(|context| {
+        READY.with_borrow_mut(|ready| match &mut ready.waker {
+            Some(waker) => waker.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        });
+        match turn(&mut ring) {
+            ControlFlow::Continue(()) => Poll::Pending,
+            ControlFlow::Break(()) => Poll::Ready(()),
+        }
+    }));
+    drop(ring);
+    drop(runtime);
+    drop(memory);
+    READY.with_borrow_mut(|ready| {
+        *ready = Ready {
+            indices: Vec::new(),
+            waker: None,
+        }
+    });
+    Ok(())
+}
+
+/// Whether this process may use `io_uring` at all, with all that a ring needs of it.
+pub fn probe() -> io::Result<()> {
+    let ring = io_uring::IoUring::new(8)?;
+    let mut probe = io_uring::Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    let needed = [
+        opcode::Accept::CODE,
+        opcode::Fsync::CODE,
+        opcode::Nop::CODE,
+        opcode::PollAdd::CODE,
+        opcode::ProvideBuffers::CODE,
+        opcode::Read::CODE,
+        opcode::Recv::CODE,
+        opcode::Send::CODE,
+        opcode::SendMsg::CODE,
+        opcode::Timeout::CODE,
+        opcode::Write::CODE,
+    ];
+    if needed.into_iter().all(|code| probe.is_supported(code)) {
+        Ok(())
+    } else {
+        Err(io::Error::from(io::ErrorKind::Unsupported))
+    }
+}
+
+/// A runtime with the flags that this kernel knows: none of them on 5.10, which must work too.
+fn runtime() -> io::Result<tokio_uring::Runtime> {
+    let mut outcome = Err(io::Error::from(io::ErrorKind::Unsupported));
+    for flags in [2, 1, 0] {
+        let mut ring = tokio_uring::uring_builder();
+        ring.setup_cqsize(COMPLETION_ENTRIES);
+        if flags >= 1 {
+            // 5.19: a core that is busy with a turn is not interrupted.
+            ring.setup_coop_taskrun().setup_taskrun_flag();
+        }
+        if flags >= 2 {
+            // 6.0: no lock on submission.
+            ring.setup_single_issuer();
+        }
+        let mut builder = tokio_uring::builder();
+        outcome = tokio_uring::Runtime::new(builder.entries(RING_ENTRIES).uring_builder(&ring));
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
+}
+
+fn kernel_is_at_least(wanted: (u32, u32)) -> bool {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= wanted
+}
+
+impl<T: Copy + 'static> Ring<T> {
+    /// Takes all completions there are.
+    pub fn drain(&mut self, completions: &mut Vec<Completion<T>>) {
+        let mut indices = READY.with_borrow_mut(|ready| std::mem::take(&mut ready.indices));
+        for index in indices.drain(..) {
+            let flight = self
+                .flights
+                .get_mut(index)
+                .expect("a flight stays until it completes");
+            let mut context = Context::from_waker(Waker::noop());
+            let Poll::Ready(outcome) = Pin::new(&mut flight.operation).poll(&mut context) else {
+                unreachable!("a flight is woken by its only completion");
+            };
+            let Flight { token, kind, .. } = self.flights.remove(index);
+            completions.extend(self.complete(token, kind, outcome));
+        }
+        // The list's memory is used again.
+        READY.with_borrow_mut(|ready| {
+            if ready.indices.is_empty() {
+                ready.indices = indices;
+            }
+        });
+    }
+
+    fn complete(
+        &mut self,
+        token: T,
+        kind: Kind,
+        (owned, result, flags): (Owned, i32, u32),
+    ) -> Option<Completion<T>> {
+        let count = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
+        Some(match (kind, owned) {
+            (Kind::Own, _) => return None,
+            (Kind::Readable { fd }, _) if result >= 0 => {
+                self.submit_receive(fd, token);
+                return None;
+            }
+            (Kind::Receive { fd }, _)
+                if [-libc::EINTR, -libc::EAGAIN, -libc::ENOBUFS].contains(&result) =>
+            {
+                self.starved.push((token, fd));
+                return None;
+            }
+            (Kind::Receive { .. } | Kind::Readable { .. }, _) => {
+                let filled = cqueue::buffer_select(flags)
+                    .map(|index| self.buffers.filled(index, *count.as_ref().unwrap_or(&0)));
+                match (filled, count) {
+                    (Some(filled), Ok(1..)) => Completion::Received(token, filled),
+                    (filled, count) => {
+                        if let Some(filled) = filled {
+                            self.buffers.give_back(filled);
+                        }
+                        Completion::Ended(token, count.map(|_| ()))
+                    }
+                }
+            }
+            (Kind::Accept, _) => {
+                let accepted = count.map(|_| {
+                    // SAFETY:
+                    // - the kernel has just opened this descriptor for us; nobody else knows of it
+                    unsafe { OwnedFd::from_raw_fd(result) }
+                });
+                Completion::Accepted(token, accepted)
+            }
+            (Kind::Other, Owned::Spans(spans)) => Completion::Sent(token, spans, count),
+            (Kind::Other, Owned::Vectored(message)) => {
+                Completion::Sent(token, message.spans, count)
+            }
+            (Kind::Other, Owned::Bytes(bytes)) => Completion::Written(token, bytes, count),
+            (Kind::Other, Owned::Nothing | Owned::Time(_) | Owned::Count(_)) => {
+                Completion::Done(token, count.map(|_| ()))
+            }
+        })
+    }
+
+    /// The receive buffers, to read what a completion brought and to give it back.
+    pub fn buffers(&mut self) -> &mut ReceiveBuffers {
+        &mut self.buffers
+    }
+
+    /// Ends a turn: buffers that came back are provided again, and receives that lacked one are
+    /// armed. `own` is the token of operations that nobody waits for.
+    pub fn finish_turn(&mut self, own: T) {
+        while let Some(run) = self.buffers.next_run() {
+            let length = i32::try_from(RECEIVE_BYTES_MAX).expect("a buffer's length fits");
+            // The memory outlives the ring (see `run`), and buffers that were given back are read
+            // and written by nobody until a completion names them.
+            let entry = opcode::ProvideBuffers::new(
+                run.address,
+                length,
+                run.count,
+                BUFFER_GROUP,
+                run.first,
+            );
+            self.submit(own, Kind::Own, Owned::Nothing, entry.build());
+        }
+        for (token, fd) in std::mem::take(&mut self.starved) {
+            self.submit_receive(fd, token);
+        }
+    }
+
+    /// Wants another turn at once.
+    pub fn again(&mut self, token: T) {
+        self.submit(
+            token,
+            Kind::Other,
+            Owned::Nothing,
+            opcode::Nop::new().build(),
+        );
+    }
+
+    /// Receives into a provided buffer.
+    pub fn receive(&mut self, fd: BorrowedFd<'_>, token: T) {
+        let fd = fd.as_raw_fd();
+        if self.waits_before_receive {
+            let readable = u32::from(libc::POLLIN.unsigned_abs());
+            let entry = opcode::PollAdd::new(types::Fd(fd), readable).build();
+            self.submit(token, Kind::Readable { fd }, Owned::Nothing, entry);
+        } else {
+            self.submit_receive(fd, token);
+        }
+    }
+
+    fn submit_receive(&mut self, fd: i32, token: T) {
+        let length = u32::try_from(RECEIVE_BYTES_MAX).expect("a buffer's length fits");
+        let entry = opcode::Recv::new(types::Fd(fd), std::ptr::null_mut(), length)
+            .buf_group(BUFFER_GROUP)
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT);
+        self.submit(token, Kind::Receive { fd }, Owned::Nothing, entry);
+    }
+
+    /// Sends the spans in order; only a part of them may be taken.
+    ///
+    /// # Panics
+    /// With no span, or more than [`SEND_SPANS_MAX`].
+    pub fn send(&mut self, fd: BorrowedFd<'_>, spans: Spans, token: T) {
+        let fd = types::Fd(fd.as_raw_fd());
+        assert!(
+            (1..=SEND_SPANS_MAX).contains(&spans.len()),
+            "a send has a bounded number of pieces"
+        );
+        if let [span] = &spans[..] {
+            let bytes = span.bytes();
+            let length = u32::try_from(bytes.len()).expect("a send is far below 4 GiB");
+            // The bytes stand in the heap behind an Rc that `spans` holds: they stay where they are
+            // when `spans` moves, and nobody writes to a chunk that two hold.
+            let entry = opcode::Send::new(fd, bytes.as_ptr(), length)
+                .flags(libc::MSG_NOSIGNAL)
+                .build();
+            return self.submit(token, Kind::Other, Owned::Spans(spans), entry);
+        }
+        let message = vectored(spans);
+        let entry = opcode::SendMsg::new(fd, &raw const message.header)
+            .flags(libc::MSG_NOSIGNAL.unsigned_abs())
+            .build();
+        self.submit(token, Kind::Other, Owned::Vectored(message), entry);
+    }
+
+    /// Accepts one connection.
+    pub fn accept(&mut self, listener: BorrowedFd<'_>, token: T) {
+        let fd = types::Fd(listener.as_raw_fd());
+        let entry = opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut())
+            .flags(libc::SOCK_CLOEXEC)
+            .build();
+        self.submit(token, Kind::Accept, Owned::Nothing, entry);
+    }
+
+    /// Writes `bytes[from..]` at a file offset; only a part of it may be taken.
+    pub fn write(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        bytes: Vec<u8>,
+        from: usize,
+        offset: u64,
+        token: T,
+    ) {
+        let part = &bytes[from..];
+        let length = u32::try_from(part.len()).expect("a batch is far below 4 GiB");
+        let entry = opcode::Write::new(types::Fd(fd.as_raw_fd()), part.as_ptr(), length)
+            .offset(offset)
+            .build();
+        self.submit(token, Kind::Other, Owned::Bytes(bytes), entry);
+    }
+
+    /// Makes a file's data durable: fdatasync(2).
+    pub fn sync(&mut self, fd: BorrowedFd<'_>, token: T) {
+        let entry = opcode::Fsync::new(types::Fd(fd.as_raw_fd()))
+            .flags(types::FsyncFlags::DATASYNC)
+            .build();
+        self.submit(token, Kind::Other, Owned::Nothing, entry);
+    }
+
+    /// Completes after so many microseconds (with an error, ETIME).
+    pub fn timer(&mut self, after_us: u64, token: T) {
+        let nanoseconds = u32::try_from(after_us % 1_000_000 * 1000).expect("below a second");
+        let time = types::Timespec::new()
+            .sec(after_us / 1_000_000)
+            .nsec(nanoseconds);
+        let time = Box::new(time);
+        let entry = opcode::Timeout::new(&raw const *time).build();
+        self.submit(token, Kind::Other, Owned::Time(time), entry);
+    }
+
+    /// Waits until an eventfd(2) is signalled, and resets it.
+    pub fn wait(&mut self, event: BorrowedFd<'_>, token: T) {
+        let mut count = Box::new(0_u64);
+        let address = (&raw mut *count).cast();
+        let entry = opcode::Read::new(types::Fd(event.as_raw_fd()), address, 8).build();
+        self.submit(token, Kind::Other, Owned::Count(count), entry);
+    }
+
+    fn submit(&mut self, token: T, kind: Kind, owned: Owned, entry: squeue::Entry) {
+        let mut operation = UnsubmittedOneshot::new(owned, Outcome, entry).submit();
+        let slot = self.flights.vacant_entry();
+        let waker = waker(slot.key());
+        let first_poll = Pin::new(&mut operation).poll(&mut Context::from_waker(&waker));
+        // Where the submission queue was full, tokio-uring has entered the kernel, but completions
+        // are taken only when tokio polls the ring.
+        assert!(
+            first_poll.is_pending(),
+            "an operation completes after its submission"
+        );
+        slot.insert(Flight {
+            token,
+            kind,
+            operation,
+        });
+    }
+}
+
+fn vectored(spans: Spans) -> Box<Vectored> {
+    const NONE: libc::iovec = libc::iovec {
+        iov_base: std::ptr::null_mut(),
+        iov_len: 0,
+    };
+    let mut pieces = [NONE; SEND_SPANS_MAX];
+    for (piece, span) in pieces.iter_mut().zip(&spans) {
+        let bytes = span.bytes();
+        // sendmsg(2) takes mutable pointers and only reads.
+        *piece = libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        };
+    }
+    // SAFETY:
+    // - msghdr is a C struct of integers and pointers, for which all zeroes is a valid value
+    let header: libc::msghdr = unsafe { std::mem::zeroed() };
+    let mut message = Box::new(Vectored {
+        header,
+        pieces,
+        spans,
+    });
+    // The box never moves its content, so the header may point to the field beside it.
+    message.header.msg_iov = message.pieces.as_mut_ptr();
+    message.header.msg_iovlen = message.spans.len();
+    message
+}
+
+/// A waker whose data is a slab index, never a pointer.
+fn waker(index: usize) -> Waker {
+    const TABLE: RawWakerVTable = RawWakerVTable::new(
+        |data| RawWaker::new(data, &TABLE),
+        |data| Ready::push(data.addr()),
+        |data| Ready::push(data.addr()),
+        |_| (),
+    );
+    // SAFETY:
+    // - the data is a number that is never dereferenced, so clone and drop have nothing to keep
+    // - all four functions may be called on any thread: elsewhere, waking only puts a number on
+    //   that thread's list (tokio-uring wakes on the thread of its ring)
+    unsafe { Waker::from_raw(RawWaker::new(std::ptr::without_provenance(index), &TABLE)) }
+}

@@ -1,0 +1,423 @@
+//! The process: start-up in its order, the threads, the signals, the stop.
+
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::config::{ConfigError, Secrets, Serve};
+use crate::core::contract::ShardConfig;
+use crate::core::shard::Shard;
+use crate::core::workspace::Workspace;
+use crate::io::log_keeper::{Deal, LogKeeper};
+use crate::io::post::{Letter, Post, Status, mailbox};
+use crate::io::ring;
+use crate::io::worker::{Ties, Worker, clock};
+use crate::limits::{DESCRIPTORS_RESERVED, LISTEN_BACKLOG};
+use crate::log::directory::{DataDirectory, DirectoryError};
+use crate::log::recovery::{self, RecoveryError, Report};
+use crate::wire::auth::{Verifier, mint};
+
+/// Why the server did not start, or stopped. Each is one line that names what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The settings do not make a server.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The kernel or the container does not let this process use `io_uring`.
+    #[error("io_uring is not available: {0}")]
+    Ring(String),
+    /// The port is taken.
+    #[error("address already in use: {0}")]
+    AddressInUse(SocketAddr),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The log cannot be read.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
+    /// The first segments cannot be created.
+    #[error("cannot create a log segment in {path}: {source}")]
+    Segment {
+        /// The data directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The system has no thread, descriptor or random number for the server.
+    #[error("the system is short of something: {0}")]
+    System(#[from] io::Error),
+    /// A shard's thread has ended by a fault of this server.
+    #[error(
+        "shard {0} has stopped by a fault of this server; start it again: nothing that was shown is lost"
+    )]
+    Shard(u32),
+}
+
+/// What wakes the main thread.
+enum Event {
+    Signal(i32),
+    Stopped { shard: u32, ok: bool },
+}
+
+/// Runs the server until it is told to stop.
+pub fn serve(settings: &Serve) -> Result<(), ServeError> {
+    let secrets = settings.secrets()?;
+    let address = SocketAddr::new(settings.host()?, settings.port(std::env::var_os("PORT"))?);
+    ring::probe().map_err(|error| ServeError::Ring(ring_advice(&error)))?;
+    warn_of(&secrets);
+    // The port first: a second server on it must not touch anything else.
+    let listener = Arc::new(open_listener(address)?);
+    let address = listener.local_addr()?;
+    let connections_max = connections_max(settings.max_connections);
+    let directory = Arc::new(DataDirectory::open(&settings.data_dir)?);
+
+    let started = Instant::now();
+    let shards = settings.shards(thread::available_parallelism().ok());
+    let hash_seed = random_u64()?;
+    let (report, dealt) = recover(&directory, shards, hash_seed)?;
+    let status = Arc::new(Status::new(shards, connections_max));
+    let (events, inbox) = channel();
+    let (posts, mailboxes): (Vec<_>, Vec<_>) = (0..shards)
+        .map(|_| mailbox())
+        .collect::<io::Result<Vec<_>>>()?
+        .into_iter()
+        .unzip();
+    let verifier = Arc::new(Verifier::new(&secrets.current, secrets.previous.as_ref()));
+    for (number, (mailbox, workspaces)) in (0..).zip(mailboxes.into_iter().zip(dealt)) {
+        let log = LogKeeper::open(
+            Arc::clone(&directory),
+            number,
+            shards,
+            hash_seed,
+            report.tail(number),
+            &report.segments,
+        )
+        .map_err(|source| ServeError::Segment {
+            path: directory.path().to_owned(),
+            source,
+        })?;
+        let config = shard_config(settings, number, shards, hash_seed, Arc::clone(&verifier));
+        let ties = Ties {
+            status: Arc::clone(&status),
+            listener: Arc::clone(&listener),
+            mailbox,
+            posts: posts.clone(),
+        };
+        let is_pinned = !settings.no_pin;
+        let start = Start {
+            config,
+            workspaces,
+            log,
+            ties,
+            started,
+            is_pinned,
+        };
+        spawn_shard(start, events.clone())?;
+    }
+    watch_signals(events)?;
+    tracing::info!(%address, shards, connections_max, "listening");
+    announce(settings, &secrets, address)?;
+    run_until_stopped(&posts, &inbox, shards)
+}
+
+fn run_until_stopped(
+    posts: &[Post],
+    inbox: &Receiver<Event>,
+    shards: u32,
+) -> Result<(), ServeError> {
+    let mut running = shards;
+    while running > 0 {
+        match inbox
+            .recv()
+            .expect("a thread that sends events runs as long as this one")
+        {
+            Event::Signal(signal) => {
+                tracing::info!(
+                    signal,
+                    "stopping: connections are closed, the log is finished"
+                );
+                for post in posts {
+                    post.send(Letter::Drain);
+                }
+            }
+            Event::Stopped { shard, ok: false } => return Err(ServeError::Shard(shard)),
+            Event::Stopped { ok: true, .. } => running -= 1,
+        }
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn recover(
+    directory: &DataDirectory,
+    shards: u32,
+    hash_seed: u64,
+) -> Result<(Report, Vec<Vec<Workspace>>), ServeError> {
+    let begun = Instant::now();
+    let mut deal = Deal::new(shards, hash_seed, None);
+    let report = recovery::recover(directory, &mut |op| deal.visit(op))?;
+    for torn in &report.torn {
+        tracing::warn!(
+            path = %torn.path.display(), offset = torn.offset, bytes = torn.bytes,
+            "cut off a torn tail of {} bytes: writes that a crash had interrupted and nobody was shown", torn.bytes,
+        );
+    }
+    let dealt = deal.finish();
+    let workspaces: usize = dealt.iter().map(Vec::len).sum();
+    let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(
+        ops = report.ops,
+        bytes = report.bytes,
+        workspaces,
+        took_ms,
+        "read the log"
+    );
+    Ok((report, dealt))
+}
+
+/// What a shard's thread is started with.
+struct Start {
+    config: ShardConfig,
+    workspaces: Vec<Workspace>,
+    log: LogKeeper,
+    ties: Ties,
+    started: Instant,
+    is_pinned: bool,
+}
+
+fn spawn_shard(start: Start, events: Sender<Event>) -> io::Result<()> {
+    let number = start.config.shard;
+    thread::Builder::new()
+        .name(format!("etherply-{number}"))
+        .spawn(move || {
+            // Told on every way out, by a panic too: a server with a dead shard must not live on.
+            struct Tell(Sender<Event>, u32, bool);
+            impl Drop for Tell {
+                fn drop(&mut self) {
+                    let _ = self.0.send(Event::Stopped {
+                        shard: self.1,
+                        ok: self.2,
+                    });
+                }
+            }
+            let mut tell = Tell(events, number, false);
+            match run_shard(start) {
+                Ok(()) => tell.2 = true,
+                Err(error) => {
+                    tracing::error!(shard = number, "the ring of a shard failed: {error}");
+                }
+            }
+        })?;
+    Ok(())
+}
+
+fn run_shard(start: Start) -> io::Result<()> {
+    let Start {
+        config,
+        workspaces,
+        log,
+        ties,
+        started,
+        is_pinned,
+    } = start;
+    let number = config.shard;
+    if is_pinned {
+        pin(number);
+    }
+    let shard = Shard::new(config, log.open_segment(), workspaces, clock(started));
+    let mut worker = Worker::new(shard, number, ties, log, started);
+    let mut is_started = false;
+    // Lets the tests take the way of kernels before 5.19.
+    let waits_before_receive = std::env::var_os("ETHERPLY_RECEIVE_AFTER_POLL").is_some();
+    ring::run(waits_before_receive, |ring| {
+        if !is_started {
+            is_started = true;
+            worker.start(ring);
+            return ControlFlow::Continue(());
+        }
+        worker.turn(ring)
+    })
+}
+
+fn pin(number: u32) {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let core = cores.get(number as usize % cores.len().max(1)).copied();
+    if !core.is_some_and(core_affinity::set_for_current) {
+        tracing::warn!(shard = number, "cannot pin a shard to its core");
+    }
+}
+
+fn shard_config(
+    settings: &Serve,
+    shard: u32,
+    shards: u32,
+    hash_seed: u64,
+    verifier: Arc<Verifier>,
+) -> ShardConfig {
+    let fault_panic_key = cfg!(debug_assertions)
+        .then(|| std::env::var("ETHERPLY_FAULT_PANIC_KEY").ok())
+        .flatten();
+    ShardConfig {
+        shard,
+        shards,
+        durability: settings.durability.into(),
+        sync_interval_us: settings.sync_interval_ms * 1000,
+        ping_interval_us: settings.ping_interval_ms * 1000,
+        outbox_bytes_max: settings.outbox_max_bytes,
+        message_bytes_max: settings.max_message_bytes,
+        future_skew_us: u64::try_from(settings.max_future_skew.as_micros()).unwrap_or(u64::MAX),
+        drain_us: settings.drain_ms * 1000,
+        hash_seed,
+        verifier,
+        fault_panic_key,
+    }
+}
+
+fn watch_signals(events: Sender<Event>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    thread::Builder::new()
+        .name("etherply-signals".to_owned())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if events.send(Event::Signal(signal)).is_err() {
+                    break;
+                }
+            }
+        })?;
+    Ok(())
+}
+
+fn open_listener(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let open = || -> io::Result<OwnedFd> {
+        let family = if address.is_ipv4() {
+            AddressFamily::INET
+        } else {
+            AddressFamily::INET6
+        };
+        let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        // So that a restart finds the port free while old connections are in TIME_WAIT (socket(7)).
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        // Inherited by the accepted sockets (tcp(7)): a small op must not wait for a bigger one.
+        sockopt::set_tcp_nodelay(&socket, true)?;
+        bind(&socket, &address)?;
+        listen(&socket, LISTEN_BACKLOG)?;
+        Ok(socket)
+    };
+    match open() {
+        Ok(socket) => Ok(TcpListener::from(socket)),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            Err(ServeError::AddressInUse(address))
+        }
+        Err(source) => Err(ServeError::Listen { address, source }),
+    }
+}
+
+/// The most connections: what was asked for, within the limit of open files, which is raised as far
+/// as the system lets it.
+fn connections_max(wanted: Option<usize>) -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    let files = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let allowed = files
+        .unwrap_or(u64::MAX)
+        .saturating_sub(DESCRIPTORS_RESERVED)
+        .max(1);
+    let allowed = usize::try_from(allowed).unwrap_or(usize::MAX / 2);
+    match wanted {
+        Some(wanted) if wanted > allowed => {
+            tracing::warn!(
+                wanted,
+                allowed,
+                "--max-connections is over the limit of open files (ulimit -n)"
+            );
+            allowed
+        }
+        Some(wanted) => wanted,
+        None => allowed,
+    }
+}
+
+fn ring_advice(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS) => "the kernel has none, or a seccomp filter hides it: use Linux 5.10 or later, and in a container a profile that allows io_uring_setup, io_uring_enter and io_uring_register".to_owned(),
+        Some(libc::EPERM | libc::EACCES) => "it is forbidden: set the sysctl kernel.io_uring_disabled to 0, and in a container use a seccomp profile that allows io_uring_setup, io_uring_enter and io_uring_register".to_owned(),
+        Some(libc::ENOMEM) => "no memory may be locked for it: raise the limit of locked memory (ulimit -l)".to_owned(),
+        Some(libc::EMFILE | libc::ENFILE) => "no file may be opened for it: raise the limit of open files (ulimit -n)".to_owned(),
+        _ if error.kind() == io::ErrorKind::Unsupported => "the kernel lacks operations that the server needs: use Linux 5.10 or later".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn warn_of(secrets: &Secrets) {
+    for secret in [Some(&secrets.current), secrets.previous.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        if secret.is_short() {
+            tracing::warn!(
+                "a secret for the tokens has fewer than 32 bytes: it can be guessed; use what `openssl rand -hex 32` prints"
+            );
+        }
+    }
+    if secrets.is_ephemeral {
+        tracing::info!("the secret for the tokens was made up for this run: tokens end with it");
+    }
+}
+
+fn random_u64() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(io::Error::from)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// What a person or a script at the terminal waits for.
+fn announce(settings: &Serve, secrets: &Secrets, address: SocketAddr) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "listening on {address}")?;
+    if settings.dev {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO);
+        let token = mint(&secrets.current, "dev", now.as_secs(), None);
+        let url = format!("ws://{address}/v1/sync/demo?token={token}");
+        writeln!(out, "\n  {url}\n")?;
+        writeln!(out, "Try it in a second terminal, or in two:\n")?;
+        writeln!(out, "  cargo run --release --example client -- '{url}'\n")?;
+        writeln!(
+            out,
+            "or in the console of a browser (not on an https page):\n"
+        )?;
+        writeln!(out, "  ws = new WebSocket(\"{url}\")")?;
+        writeln!(out, "  ws.onmessage = (event) => console.log(event.data)")?;
+        writeln!(
+            out,
+            "  ws.send(JSON.stringify({{type: \"op\", payload: {{key: \"hello\", value: \"world\", timestamp: Date.now() * 1000}}}}))\n"
+        )?;
+    }
+    out.flush()
+}

@@ -1,0 +1,365 @@
+//! One core's loop: completions become inputs of the [`Shard`], its outputs become operations.
+//!
+//! A turn takes all completions there are, lets the shard handle them, flushes it once, and submits
+//! all that it wants with one `io_uring_enter`. What the shard must not know stands here: the
+//! descriptors, the other shards' mailboxes, the clock.
+
+use std::io;
+use std::net::TcpListener;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::net::{Shutdown, shutdown};
+
+use crate::core::contract::{Clock, Input, Output, Surroundings};
+use crate::core::session::SessionId;
+use crate::core::shard::Shard;
+use crate::io::log_keeper::LogKeeper;
+use crate::io::post::{Connection, Letter, Mailbox, Place, Post, Status};
+use crate::io::ring::{Completion, Ring};
+use crate::limits::{ACCEPT_PAUSE_US, ACCEPTS_IN_FLIGHT, REFUSALS_IN_FLIGHT_MAX};
+
+/// What an operation of the ring was for.
+#[derive(Debug, Clone, Copy)]
+pub enum Token {
+    /// An accept on the listening socket.
+    Accept,
+    /// The mailbox's bell.
+    Bell,
+    /// The timer for this time.
+    Timer(u64),
+    /// Another turn at once.
+    Again,
+    /// A receive of a session.
+    Receive(SessionId),
+    /// A send of a session.
+    Send(SessionId),
+    /// The log's write.
+    LogWrite,
+    /// The log's fdatasync.
+    LogSync,
+    /// Nothing that anyone waits for.
+    Own,
+}
+
+/// What ties a worker to the others.
+pub struct Ties {
+    /// What all know of all.
+    pub status: Arc<Status>,
+    /// The one listening socket.
+    pub listener: Arc<TcpListener>,
+    /// Where its own letters come out.
+    pub mailbox: Mailbox,
+    /// To all shards, in order; its own too.
+    pub posts: Vec<Post>,
+}
+
+/// All that one core's loop works on.
+pub struct Worker {
+    shard: Shard,
+    number: u32,
+    ties: Ties,
+    log: LogKeeper,
+    /// By the slots of their sessions.
+    connections: Vec<Option<Connection>>,
+    started: Instant,
+    accepts_in_flight: usize,
+    accepts_paused_until_us: Option<u64>,
+    is_accepting: bool,
+    armed_timer_us: Option<u64>,
+    is_again_in_flight: bool,
+    completions: Vec<Completion<Token>>,
+}
+
+impl Worker {
+    /// A worker for the shard of that number; `started` is the zero of its clock.
+    #[must_use]
+    pub fn new(shard: Shard, number: u32, ties: Ties, log: LogKeeper, started: Instant) -> Self {
+        Self {
+            shard,
+            number,
+            ties,
+            log,
+            connections: Vec::new(),
+            started,
+            accepts_in_flight: 0,
+            accepts_paused_until_us: None,
+            is_accepting: true,
+            armed_timer_us: None,
+            is_again_in_flight: false,
+            completions: Vec::new(),
+        }
+    }
+
+    /// Submits what must always be in flight; before the first turn.
+    pub fn start(&mut self, ring: &mut Ring<Token>) {
+        ring.wait(self.ties.mailbox.bell(), Token::Bell);
+        self.arm_accepts(ring, 0);
+        ring.finish_turn(Token::Own);
+    }
+
+    /// One turn of the loop. Breaks when the shard has drained.
+    pub fn turn(&mut self, ring: &mut Ring<Token>) -> ControlFlow<()> {
+        let clock = clock(self.started);
+        self.shard.set_surroundings(Surroundings {
+            ready: self.ties.status.is_ready(),
+        });
+        let mut completions = std::mem::take(&mut self.completions);
+        ring.drain(&mut completions);
+        for completion in completions.drain(..) {
+            self.complete(completion, ring, clock);
+        }
+        self.completions = completions;
+        self.shard.flush(clock);
+        while let Some(output) = self.shard.poll_output() {
+            self.perform(output, ring)?;
+        }
+        self.arm_accepts(ring, clock.now_us);
+        self.arm_timer(ring, clock.now_us);
+        ring.finish_turn(Token::Own);
+        if self.shard.has_work() && !self.is_again_in_flight {
+            self.is_again_in_flight = true;
+            ring.again(Token::Again);
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn complete(&mut self, completion: Completion<Token>, ring: &mut Ring<Token>, clock: Clock) {
+        match completion {
+            Completion::Received(Token::Receive(id), mut filled) => {
+                let bytes = ring.buffers().bytes(&mut filled);
+                self.shard.handle(Input::Received(id, Some(bytes)), clock);
+                ring.buffers().give_back(filled);
+            }
+            Completion::Ended(Token::Receive(id), outcome) => {
+                let bytes: Option<&mut [u8]> = outcome.is_ok().then_some(&mut []);
+                self.shard.handle(Input::Received(id, bytes), clock);
+            }
+            Completion::Sent(Token::Send(id), spans, outcome) => match outcome {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    self.send(id, spans, ring);
+                }
+                outcome => self
+                    .shard
+                    .handle(Input::Sent(id, spans, outcome.ok()), clock),
+            },
+            Completion::Accepted(_, outcome) => self.accepted(outcome, clock),
+            Completion::Written(_, bytes, outcome) => {
+                let count = self.told("write", outcome);
+                self.shard.handle(Input::LogWritten(bytes, count), clock);
+            }
+            Completion::Done(Token::LogSync, outcome) => {
+                let ok = self.told("fdatasync", outcome).is_some();
+                self.shard.handle(Input::LogSynced(ok), clock);
+            }
+            Completion::Done(Token::Bell, _) => {
+                while let Some(letter) = self.ties.mailbox.next() {
+                    self.read(letter, clock);
+                }
+                ring.wait(self.ties.mailbox.bell(), Token::Bell);
+            }
+            Completion::Done(Token::Timer(at_us), _) => {
+                if self.armed_timer_us == Some(at_us) {
+                    self.armed_timer_us = None;
+                }
+            }
+            Completion::Done(Token::Again, _) => self.is_again_in_flight = false,
+            Completion::Done(token, _) => unreachable!("{token:?} has a completion of its own"),
+            Completion::Received(token, _)
+            | Completion::Ended(token, _)
+            | Completion::Sent(token, ..) => {
+                unreachable!("{token:?} names no session")
+            }
+        }
+    }
+
+    fn told<T>(&self, what: &str, outcome: io::Result<T>) -> Option<T> {
+        outcome
+            .inspect_err(|error| {
+                tracing::error!(
+                    shard = self.number,
+                    "the log cannot be written ({what}: {error}): clients are told 500 and closed with 1011, the log is opened again soon"
+                );
+            })
+            .ok()
+    }
+
+    fn read(&mut self, letter: Letter, clock: Clock) {
+        match letter {
+            Letter::Adopt(connection, ticket) => {
+                let id = self.shard.adopt(ticket, clock);
+                self.keep(id, connection);
+            }
+            Letter::Drain => {
+                if self.is_accepting {
+                    self.is_accepting = false;
+                    // All shards share the socket: the first to get here ends the accepts of all.
+                    let _ = shutdown(&*self.ties.listener, Shutdown::Both);
+                }
+                self.shard.handle(Input::Drain, clock);
+            }
+            Letter::SegmentCreated(outcome) => {
+                let segment = self
+                    .told("new segment", outcome)
+                    .map(|segment| self.log.replace(segment));
+                self.shard.handle(Input::LogOpened(segment), clock);
+            }
+            Letter::Rebuilt(outcome) => {
+                let outcome = outcome.inspect_err(|error| {
+                    tracing::error!(shard = self.number, "the shard cannot serve yet: {error}");
+                });
+                let rebuilt = outcome
+                    .ok()
+                    .map(|(segment, workspaces)| (self.log.replace(segment), workspaces));
+                self.shard.handle(Input::Rebuilt(rebuilt), clock);
+            }
+        }
+    }
+
+    fn accepted(&mut self, outcome: io::Result<OwnedFd>, clock: Clock) {
+        self.accepts_in_flight -= 1;
+        match outcome {
+            Ok(socket) => {
+                let (place, before) = Place::take(&self.ties.status);
+                let connection = Connection { socket, place };
+                if before < self.ties.status.connections_max + REFUSALS_IN_FLIGHT_MAX {
+                    let id = self
+                        .shard
+                        .accept(before >= self.ties.status.connections_max, clock);
+                    self.keep(id, connection);
+                }
+            }
+            Err(error) if is_exhausted(&error) => {
+                if self.accepts_paused_until_us.is_none() {
+                    tracing::warn!(shard = self.number, "accepting pauses: {error}");
+                }
+                self.accepts_paused_until_us = Some(clock.now_us + ACCEPT_PAUSE_US);
+            }
+            // The peer has gone before it was accepted, or the server is stopping.
+            Err(_) => {}
+        }
+    }
+
+    fn keep(&mut self, id: SessionId, connection: Connection) {
+        let slot = id.slot as usize;
+        if slot >= self.connections.len() {
+            self.connections.resize_with(slot + 1, || None);
+        }
+        assert!(
+            self.connections[slot].is_none(),
+            "a slot has one connection"
+        );
+        self.connections[slot] = Some(connection);
+    }
+
+    fn socket(&self, id: SessionId) -> &OwnedFd {
+        &self.connections[id.slot as usize]
+            .as_ref()
+            .expect("a session has a connection")
+            .socket
+    }
+
+    fn send(&self, id: SessionId, spans: crate::core::window::Spans, ring: &mut Ring<Token>) {
+        ring.send(self.socket(id).as_fd(), spans, Token::Send(id));
+    }
+
+    fn perform(&mut self, output: Output, ring: &mut Ring<Token>) -> ControlFlow<()> {
+        match output {
+            Output::Receive(id) => ring.receive(self.socket(id).as_fd(), Token::Receive(id)),
+            Output::Send(id, spans) => self.send(id, spans, ring),
+            // A socket that its peer has reset cannot be shut down, and need not be.
+            Output::Finish(id) => drop(shutdown(self.socket(id), Shutdown::Write)),
+            Output::Abort(id) => drop(shutdown(self.socket(id), Shutdown::Both)),
+            Output::Close(id) => drop(self.connections[id.slot as usize].take()),
+            Output::Handoff(id, owner, ticket) => {
+                let connection = self.connections[id.slot as usize].take();
+                let connection = connection.expect("a session has a connection");
+                self.ties.posts[owner as usize].send(Letter::Adopt(connection, ticket));
+            }
+            Output::LogWrite {
+                offset,
+                bytes,
+                from,
+            } => {
+                ring.write(self.log.file(), bytes, from, offset, Token::LogWrite);
+            }
+            Output::LogSync => ring.sync(self.log.file(), Token::LogSync),
+            Output::LogOpen {
+                index,
+                first_position,
+            } => {
+                self.log.create_next(index, first_position, self.own_post());
+            }
+            Output::Rebuild(end) => self.log.rebuild(end, self.own_post()),
+            Output::Ready(ready) => {
+                self.ties.status.set_ready(self.number, ready);
+                if ready {
+                    tracing::info!(shard = self.number, "the shard serves again");
+                } else {
+                    tracing::error!(shard = self.number, "the shard has stopped serving");
+                }
+            }
+            Output::Drained => return ControlFlow::Break(()),
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn own_post(&self) -> Post {
+        self.ties.posts[self.number as usize].clone()
+    }
+
+    fn arm_accepts(&mut self, ring: &mut Ring<Token>, now_us: u64) {
+        if self
+            .accepts_paused_until_us
+            .is_some_and(|until_us| until_us <= now_us)
+        {
+            self.accepts_paused_until_us = None;
+        }
+        if self.accepts_paused_until_us.is_some() || !self.is_accepting {
+            return;
+        }
+        while self.accepts_in_flight < ACCEPTS_IN_FLIGHT {
+            self.accepts_in_flight += 1;
+            ring.accept(self.ties.listener.as_fd(), Token::Accept);
+        }
+    }
+
+    fn arm_timer(&mut self, ring: &mut Ring<Token>, now_us: u64) {
+        let wanted = [self.shard.next_deadline_us(), self.accepts_paused_until_us];
+        let Some(wanted_us) = wanted.into_iter().flatten().min() else {
+            return;
+        };
+        if self
+            .armed_timer_us
+            .is_none_or(|armed_us| wanted_us < armed_us)
+        {
+            self.armed_timer_us = Some(wanted_us);
+            // A deadline that has passed waits for something in flight: it must not make the loop spin.
+            let after_us = wanted_us.saturating_sub(now_us).max(1000);
+            ring.timer(after_us, Token::Timer(wanted_us));
+        }
+    }
+}
+
+/// Whether an accept failed because the process or the system has no room for a connection.
+fn is_exhausted(error: &io::Error) -> bool {
+    [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM]
+        .map(Some)
+        .contains(&error.raw_os_error())
+}
+
+/// The time now; monotonic time counts from `started`.
+#[must_use]
+pub fn clock(started: Instant) -> Clock {
+    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    // A clock before 1970 is as wrong as a clock can be; ops are then refused as too far ahead.
+    let unix = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Clock {
+        now_us: micros(started.elapsed()),
+        unix_us: micros(unix),
+    }
+}

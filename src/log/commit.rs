@@ -1,0 +1,409 @@
+//! Group commit, without IO: Filling → Writing → Syncing.
+//!
+//! Ops are appended to the batch that is being filled. At most one operation of the log is in
+//! flight: the write of a batch, the fdatasync that covers it, or the opening of the next segment.
+//! All ops that arrive meanwhile gather in the next batch, so that the busier the shard is, the
+//! more ops share one fdatasync.
+//!
+//! ```text
+//!   push ──► filling ──start_write──► Writing ──written──► Syncing ──synced──► durable
+//!                          ▲              │ (interval, none)                      │
+//!                          └──────────────┴───────────────── Idle ◄───────────────┘
+//! ```
+//!
+//! A position counts the bytes of batches over the whole log of the shard (see
+//! [`record`]). An op may be shown to anyone once
+//! [`Commit::visible_position`] has reached the position that [`Commit::push`] gave for it.
+//!
+//! A write or fdatasync that fails is never tried again on the same file: after a failed fdatasync
+//! the kernel may have dropped the pages and call them clean (Rebello et al., "Can Applications
+//! Recover from fsync Failures?", USENIX ATC 2020). The machine stays in `Failed` until
+//! [`Commit::reopen`] gives it a new segment.
+
+use crate::limits::{BATCH_BYTES_MAX, SEGMENT_BYTES_MAX};
+use crate::log::record::{self, BATCH_HEADER_BYTES, SEGMENT_HEADER_BYTES};
+
+/// When an op counts as kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Once the fdatasync that covers it has returned.
+    Always,
+    /// At once; an fdatasync follows on a timer.
+    Interval,
+    /// At once; the kernel writes back when it likes.
+    None,
+}
+
+/// A segment that is open for writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenSegment {
+    /// Its number within the shard.
+    pub index: u64,
+    /// The log position of its first batch.
+    pub first_position: u64,
+    /// What its checksums are seeded with.
+    pub salt: u32,
+}
+
+/// What the caller is to do next with the log's file.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Write `bytes[from..]` at `offset` and give the bytes back with [`Commit::written`].
+    Write {
+        /// The file offset of `bytes[from]`.
+        offset: u64,
+        /// The whole batch.
+        bytes: Vec<u8>,
+        /// What was written of it before.
+        from: usize,
+    },
+    /// fdatasync the segment, then call [`Commit::synced`].
+    Sync,
+    /// Create the next segment, durably, then call [`Commit::opened`].
+    Open {
+        /// Its number.
+        index: u64,
+        /// The log position of its first batch.
+        first_position: u64,
+    },
+}
+
+/// Where a failed segment ends, and the next one begins: what lies behind is dead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// The segment.
+    pub index: u64,
+    /// The log position up to which it is on disk.
+    pub durable: u64,
+    /// The log position up to which ops were shown: further than what is on disk in `interval` and
+    /// `none` mode, where it is worth an fdatasync to keep them. It is `durable` where an fdatasync
+    /// is what failed: another one would succeed without having written anything.
+    pub shown: u64,
+}
+
+/// A write, an fdatasync or the opening of a segment failed: the log takes no more ops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the log cannot be written")]
+pub struct LogBroken;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Writing { batch_bytes: usize, from: usize },
+    Syncing,
+    Opening,
+    Failed { in_flight: bool },
+}
+
+/// The log of one shard as a state machine.
+pub struct Commit {
+    durability: Durability,
+    sync_interval_us: u64,
+    segment: OpenSegment,
+    phase: Phase,
+    filling: Vec<u8>,
+    spare: Vec<u8>,
+    oldest_us: u64,
+    /// The log position behind the last byte that was handed to a write.
+    handed: u64,
+    /// The log position behind the last byte that a write has taken.
+    written: u64,
+    durable: u64,
+    last_sync_us: u64,
+    sync_failed: bool,
+}
+
+impl Commit {
+    /// A log that stands at the beginning of `segment`, all before it durable.
+    #[must_use]
+    pub fn new(
+        durability: Durability,
+        sync_interval_us: u64,
+        segment: OpenSegment,
+        now_us: u64,
+    ) -> Self {
+        let position = segment.first_position;
+        Self {
+            durability,
+            sync_interval_us,
+            segment,
+            phase: Phase::Idle,
+            filling: Vec::new(),
+            spare: Vec::new(),
+            oldest_us: 0,
+            handed: position,
+            written: position,
+            durable: position,
+            last_sync_us: now_us,
+            sync_failed: false,
+        }
+    }
+
+    /// Appends an op to the batch that is being filled; gives the position that must be visible
+    /// before the op may be shown.
+    ///
+    /// # Panics
+    /// Where the log has failed: the caller must not apply ops then.
+    pub fn push(&mut self, op: &record::Op<'_>, now_us: u64) -> u64 {
+        assert!(!self.is_failed(), "a failed log takes no op");
+        if self.filling.is_empty() {
+            self.oldest_us = now_us;
+            record::begin_batch(&mut self.filling);
+        }
+        record::push_op(&mut self.filling, op);
+        self.handed + self.filling.len() as u64
+    }
+
+    /// Ops with at most this position may be shown.
+    #[must_use]
+    pub fn visible_position(&self) -> u64 {
+        match self.durability {
+            Durability::Always => self.durable,
+            Durability::Interval | Durability::None => u64::MAX,
+        }
+    }
+
+    /// Whether a batch is on its way to the disk. In `always` mode no send starts then: the commit
+    /// needs the kernel's workers, and a core busy with sends makes them wait for a scheduler tick.
+    #[must_use]
+    pub fn holds_sends(&self) -> bool {
+        self.durability == Durability::Always
+            && matches!(self.phase, Phase::Writing { .. } | Phase::Syncing)
+    }
+
+    /// Whether ops wait to be written.
+    #[must_use]
+    pub fn has_ops(&self) -> bool {
+        !self.filling.is_empty()
+    }
+
+    /// Whether the batch is full: no more messages are to be read until it is on its way.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.filling.len() >= BATCH_BYTES_MAX
+    }
+
+    /// Whether the log has failed.
+    #[must_use]
+    pub fn is_failed(&self) -> bool {
+        matches!(self.phase, Phase::Failed { .. })
+    }
+
+    /// Whether nothing of the log is in flight.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        matches!(self.phase, Phase::Idle | Phase::Failed { in_flight: false })
+    }
+
+    /// Whether all that was ever pushed is on disk.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.phase == Phase::Idle && self.filling.is_empty() && self.durable == self.handed
+    }
+
+    /// When the oldest op of the batch that is being filled was pushed.
+    #[must_use]
+    pub fn oldest_us(&self) -> Option<u64> {
+        self.has_ops().then_some(self.oldest_us)
+    }
+
+    /// When the timer of `interval` mode wants a [`Commit::start`].
+    #[must_use]
+    pub fn sync_due_us(&self) -> Option<u64> {
+        let unsynced = self.durability == Durability::Interval && self.durable < self.written;
+        (unsynced && !self.is_failed()).then_some(self.last_sync_us + self.sync_interval_us)
+    }
+
+    /// Starts what is due when nothing is in flight: the next segment, an fdatasync of the timer, the batch.
+    pub fn start(&mut self, now_us: u64) -> Option<Step> {
+        if self.phase != Phase::Idle {
+            return None;
+        }
+        let full = self.written - self.segment.first_position >= SEGMENT_BYTES_MAX;
+        if full && self.has_ops() {
+            return Some(if self.durable < self.written {
+                self.sync(now_us)
+            } else {
+                self.open_next()
+            });
+        }
+        if self.sync_due_us().is_some_and(|due_us| due_us <= now_us) {
+            return Some(self.sync(now_us));
+        }
+        self.has_ops().then(|| self.write())
+    }
+
+    /// Starts an fdatasync of all that was written, whatever the mode; None where there is nothing to sync.
+    pub fn settle(&mut self, now_us: u64) -> Option<Step> {
+        (self.phase == Phase::Idle && self.durable < self.written).then(|| self.sync(now_us))
+    }
+
+    /// Starts an empty batch, which marks all before it as synced: the last step of a clean stop.
+    ///
+    /// # Panics
+    /// Where the log is not settled.
+    pub fn seal(&mut self) -> Step {
+        assert!(self.is_settled(), "only a settled log is sealed");
+        record::begin_batch(&mut self.filling);
+        self.write()
+    }
+
+    /// Takes the outcome of a [`Step::Write`]: the bytes written, or None for an error. Some(step) follows at once.
+    pub fn written(
+        &mut self,
+        bytes: Vec<u8>,
+        outcome: Option<usize>,
+        now_us: u64,
+    ) -> Result<Option<Step>, LogBroken> {
+        let Phase::Writing { batch_bytes, from } = self.phase else {
+            self.late();
+            return Ok(None);
+        };
+        let Some(count) = outcome.filter(|count| (1..=batch_bytes - from).contains(count)) else {
+            return self.broken();
+        };
+        let from = from + count;
+        if from < batch_bytes {
+            // A short write is no error (write(2)): the rest is another one.
+            self.phase = Phase::Writing { batch_bytes, from };
+            let offset = self.offset(self.written) + from as u64;
+            return Ok(Some(Step::Write {
+                offset,
+                bytes,
+                from,
+            }));
+        }
+        self.written += batch_bytes as u64;
+        self.spare = bytes;
+        self.spare.clear();
+        self.spare.shrink_to(BATCH_BYTES_MAX);
+        self.phase = Phase::Idle;
+        match self.durability {
+            Durability::Always => Ok(Some(self.sync(now_us))),
+            Durability::Interval | Durability::None => Ok(None),
+        }
+    }
+
+    /// Takes the outcome of a [`Step::Sync`].
+    pub fn synced(&mut self, ok: bool) -> Result<(), LogBroken> {
+        if self.phase != Phase::Syncing {
+            self.late();
+            return Ok(());
+        }
+        if !ok {
+            self.sync_failed = true;
+            return self.broken().map(|_| ());
+        }
+        self.durable = self.written;
+        self.phase = Phase::Idle;
+        Ok(())
+    }
+
+    /// Takes the outcome of a [`Step::Open`].
+    ///
+    /// # Panics
+    /// Where the segment is not the one that was asked for.
+    pub fn opened(&mut self, segment: Option<OpenSegment>) -> Result<(), LogBroken> {
+        if self.phase != Phase::Opening {
+            self.late();
+            return Ok(());
+        }
+        let Some(segment) = segment else {
+            return self.broken().map(|_| ());
+        };
+        assert_eq!(
+            (segment.index, segment.first_position),
+            (self.segment.index + 1, self.handed)
+        );
+        self.segment = segment;
+        self.phase = Phase::Idle;
+        Ok(())
+    }
+
+    /// Gives the log up: what was pushed and is not visible yet is lost, and nothing is written any more.
+    pub fn fail(&mut self) {
+        let in_flight = !self.is_quiet();
+        self.filling.clear();
+        self.phase = Phase::Failed { in_flight };
+    }
+
+    /// Where a failed segment ends.
+    #[must_use]
+    pub fn end(&self) -> End {
+        let keeps_written = self.durability != Durability::Always && !self.sync_failed;
+        let shown = if keeps_written {
+            self.written
+        } else {
+            self.durable
+        };
+        End {
+            index: self.segment.index,
+            durable: self.durable,
+            shown,
+        }
+    }
+
+    /// Starts over with a new segment after a failure.
+    ///
+    /// # Panics
+    /// Where something of the old segment is still in flight.
+    pub fn reopen(&mut self, segment: OpenSegment, now_us: u64) {
+        assert_eq!(
+            self.phase,
+            Phase::Failed { in_flight: false },
+            "a log is reopened once it is quiet"
+        );
+        *self = Self::new(self.durability, self.sync_interval_us, segment, now_us);
+    }
+
+    fn write(&mut self) -> Step {
+        let mut bytes = std::mem::replace(&mut self.filling, std::mem::take(&mut self.spare));
+        record::seal_batch(&mut bytes, self.segment.salt, self.handed, self.durable);
+        self.phase = Phase::Writing {
+            batch_bytes: bytes.len(),
+            from: 0,
+        };
+        self.handed += bytes.len() as u64;
+        Step::Write {
+            offset: self.offset(self.written),
+            bytes,
+            from: 0,
+        }
+    }
+
+    fn sync(&mut self, now_us: u64) -> Step {
+        self.phase = Phase::Syncing;
+        self.last_sync_us = now_us;
+        Step::Sync
+    }
+
+    fn open_next(&mut self) -> Step {
+        self.phase = Phase::Opening;
+        Step::Open {
+            index: self.segment.index + 1,
+            first_position: self.handed,
+        }
+    }
+
+    fn offset(&self, position: u64) -> u64 {
+        SEGMENT_HEADER_BYTES as u64 + position - self.segment.first_position
+    }
+
+    fn broken(&mut self) -> Result<Option<Step>, LogBroken> {
+        self.phase = Phase::Failed { in_flight: false };
+        self.filling.clear();
+        Err(LogBroken)
+    }
+
+    /// An outcome that comes after the log was given up.
+    fn late(&mut self) {
+        assert_eq!(
+            self.phase,
+            Phase::Failed { in_flight: true },
+            "an outcome follows its step"
+        );
+        self.phase = Phase::Failed { in_flight: false };
+    }
+}
+
+const _: () = assert!(BATCH_HEADER_BYTES < BATCH_BYTES_MAX);

@@ -1,0 +1,342 @@
+//! The data directory: who may use it, and which log it holds.
+//!
+//! | file | |
+//! | --- | --- |
+//! | `LOCK` | locked with flock as long as a server uses the directory; holds that server's process id |
+//! | `meta.json` | the format version, and the epoch: a random id that stands in every segment's header |
+//! | `shard-NN/NNNNNNNNNN.aof` | the segments of each shard ([`super::segment`]) |
+//!
+//! Every folder is synced after something in it was created or renamed: a file whose name is lost is lost with its bytes.
+//! A sync is done again when the thing is found to be there, since the process that created it may have been killed
+//! before its sync.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::record::FORMAT_VERSION;
+
+#[cfg(test)]
+mod tests;
+
+const LOCK: &str = "LOCK";
+const META: &str = "meta.json";
+const META_NEW: &str = "meta.json.new";
+const PROBE: &str = "LOCK.probe";
+const SHARD_PREFIX: &str = "shard-";
+
+/// A data directory that is locked for this process, as long as the value lives.
+#[derive(Debug)]
+pub struct DataDirectory {
+    path: PathBuf,
+    epoch: [u8; 16],
+    /// Held, not used: closing the file gives the lock back, in a crash too.
+    _lock: File,
+}
+
+/// Why a data directory cannot be used. Each is one line that tells what to do.
+#[derive(Debug, Error)]
+pub enum DirectoryError {
+    /// The folder or a parent of it cannot be created.
+    #[error(
+        "data directory {path} cannot be created ({source}): create it, or name another with --data-dir"
+    )]
+    CannotCreate {
+        /// The data directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The folder is there, and no file can be written in it.
+    #[error(
+        "data directory {path} is not writable ({source}): give this user write access, or name another with --data-dir"
+    )]
+    NotWritable {
+        /// The data directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A server is running on it.
+    #[error(
+        "data directory {path} is in use by another server (pid {pid}): stop it, or name another with --data-dir"
+    )]
+    InUse {
+        /// The data directory.
+        path: PathBuf,
+        /// The other server's process id as it wrote it into `LOCK`, or `unknown`.
+        pid: String,
+    },
+    /// A newer server wrote it.
+    #[error(
+        "data directory {path} is from a newer format ({found}; this server reads {FORMAT_VERSION}): start the newer server"
+    )]
+    Newer {
+        /// The data directory.
+        path: PathBuf,
+        /// The format version in `meta.json`.
+        found: u64,
+    },
+    /// `meta.json` cannot be understood, or is missing beside a log.
+    #[error("{path} is damaged ({what}): put it back from a backup")]
+    Meta {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Any other failure.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl DataDirectory {
+    /// Creates the directory if it is missing, locks it and reads which log it holds; an empty one gets a new epoch.
+    /// The lock comes before every other change, so that a directory in use is left as it is.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, DirectoryError> {
+        let path = path.into();
+        create_folders(&path).map_err(|source| DirectoryError::CannotCreate {
+            path: path.clone(),
+            source,
+        })?;
+        let lock = lock(&path)?;
+        probe(&path).map_err(|source| DirectoryError::NotWritable {
+            path: path.clone(),
+            source,
+        })?;
+        let epoch = match read_meta(&path)? {
+            Some(epoch) => epoch,
+            None => write_meta(&path).map_err(|source| DirectoryError::Io {
+                path: path.join(META),
+                source,
+            })?,
+        };
+        sync_folder(&path).map_err(|source| DirectoryError::Io {
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self {
+            path,
+            epoch,
+            _lock: lock,
+        })
+    }
+
+    /// The directory's path, as it was given.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The random id of this log.
+    #[must_use]
+    pub fn epoch(&self) -> [u8; 16] {
+        self.epoch
+    }
+
+    /// The folder of a shard's segments. It is created with the first segment in it.
+    #[must_use]
+    pub fn shard_path(&self, shard: u32) -> PathBuf {
+        self.path.join(shard_folder(shard))
+    }
+
+    /// The shards that have a folder, in order. There may be more of them than this server runs.
+    pub fn shards(&self) -> io::Result<Vec<u32>> {
+        shards(&self.path)
+    }
+}
+
+/// The name of a shard's folder: at least two digits.
+#[must_use]
+pub fn shard_folder(shard: u32) -> String {
+    format!("{SHARD_PREFIX}{shard:02}")
+}
+
+/// The shard whose folder has this name. Any other name, also one that [`shard_folder`] would write in another way, is none.
+#[must_use]
+pub fn shard_of_folder(name: &str) -> Option<u32> {
+    let shard = name.strip_prefix(SHARD_PREFIX)?.parse().ok()?;
+    (shard_folder(shard) == name).then_some(shard)
+}
+
+/// Makes the names in a folder durable.
+pub fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn shards(path: &Path) -> io::Result<Vec<u32>> {
+    let mut shards = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if let Some(shard) = entry.file_name().to_str().and_then(shard_of_folder)
+            && entry.path().is_dir()
+        {
+            shards.push(shard);
+        }
+    }
+    shards.sort_unstable();
+    Ok(shards)
+}
+
+fn create_folders(path: &Path) -> io::Result<()> {
+    let parent = parent(path);
+    if path.is_dir() {
+        // This process may not be allowed to open the parent of a folder that somebody else made for it.
+        let _ = sync_folder(parent);
+        return Ok(());
+    }
+    if !parent.is_dir() {
+        create_folders(parent)?;
+    }
+    fs::create_dir(path)?;
+    sync_folder(parent)
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => path,
+    }
+}
+
+fn lock(path: &Path) -> Result<File, DirectoryError> {
+    let not_writable = |source| DirectoryError::NotWritable {
+        path: path.to_path_buf(),
+        source,
+    };
+    let mut options = OpenOptions::new();
+    // Not truncated: until the lock is taken, the content is the other server's.
+    options.read(true).write(true).create(true).truncate(false);
+    let mut file = options.open(path.join(LOCK)).map_err(not_writable)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            return Err(DirectoryError::InUse {
+                path: path.to_path_buf(),
+                pid: lock_holder(&mut file),
+            });
+        }
+        Err(errno) => {
+            return Err(DirectoryError::Io {
+                path: path.join(LOCK),
+                source: errno.into(),
+            });
+        }
+    }
+    file.set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()))
+        .map_err(not_writable)?;
+    Ok(file)
+}
+
+/// The process id in a `LOCK` that another process holds; it may not have written it yet.
+fn lock_holder(file: &mut File) -> String {
+    let mut text = String::new();
+    let read = file
+        .rewind()
+        .and_then(|()| file.take(16).read_to_string(&mut text));
+    let pid = text.trim();
+    if read.is_ok() && !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()) {
+        pid.to_owned()
+    } else {
+        "unknown".to_owned()
+    }
+}
+
+/// Creates and removes a file: `LOCK` may be writable where its folder is not.
+fn probe(path: &Path) -> io::Result<()> {
+    let path = path.join(PROBE);
+    File::create(&path)?;
+    fs::remove_file(&path)
+}
+
+#[derive(Deserialize)]
+struct Version {
+    format_version: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Meta {
+    format_version: u64,
+    epoch: String,
+}
+
+fn read_meta(path: &Path) -> Result<Option<[u8; 16]>, DirectoryError> {
+    let file = path.join(META);
+    let damaged = |what: String| DirectoryError::Meta {
+        path: file.clone(),
+        what,
+    };
+    let text = match fs::read(&file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // A new epoch would turn every segment there is into one of another directory.
+            let shards = shards(path).map_err(|source| DirectoryError::Io {
+                path: path.to_path_buf(),
+                source,
+            })?;
+            return match shards.first() {
+                None => Ok(None),
+                Some(&shard) => Err(damaged(format!(
+                    "it is missing, and {} is there",
+                    shard_folder(shard)
+                ))),
+            };
+        }
+        Err(source) => return Err(DirectoryError::Io { path: file, source }),
+    };
+    // Only the version's name is the same in every format, so it is read first and alone.
+    let version: Version =
+        serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+    if version.format_version > u64::from(FORMAT_VERSION) {
+        return Err(DirectoryError::Newer {
+            path: path.to_path_buf(),
+            found: version.format_version,
+        });
+    }
+    if version.format_version != u64::from(FORMAT_VERSION) {
+        return Err(damaged(format!(
+            "there is no format {}",
+            version.format_version
+        )));
+    }
+    let meta: Meta = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+    let epoch = parse_epoch(&meta.epoch)
+        .ok_or_else(|| damaged("the epoch is not 32 hexadecimal digits".to_owned()))?;
+    Ok(Some(epoch))
+}
+
+fn parse_epoch(text: &str) -> Option<[u8; 16]> {
+    if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes)
+}
+
+fn write_meta(path: &Path) -> io::Result<[u8; 16]> {
+    let mut epoch = [0; 16];
+    getrandom::fill(&mut epoch).map_err(|error| io::Error::other(error.to_string()))?;
+    let meta = Meta {
+        format_version: FORMAT_VERSION.into(),
+        epoch: format!("{:032x}", u128::from_be_bytes(epoch)),
+    };
+    let mut text = serde_json::to_vec(&meta)?;
+    text.push(b'\n');
+    let path_new = path.join(META_NEW);
+    let mut file = File::create(&path_new)?;
+    file.write_all(&text)?;
+    file.sync_all()?;
+    fs::rename(&path_new, path.join(META))?;
+    sync_folder(path)?;
+    Ok(epoch)
+}

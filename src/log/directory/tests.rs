@@ -1,0 +1,165 @@
+//! The data directory: locking, formats, damage.
+
+use std::os::unix::fs::PermissionsExt;
+
+use tempfile::tempdir;
+
+use super::*;
+
+#[test]
+fn it_is_created_with_its_parents_and_keeps_its_epoch() {
+    let root = tempdir().unwrap();
+    let path = root.path().join("a/b/data");
+    let first = DataDirectory::open(&path).unwrap();
+    let epoch = first.epoch();
+    assert_ne!(epoch, [0; 16]);
+    assert_eq!(first.path(), path);
+    drop(first);
+    // What a crash in the middle of an open leaves is no obstacle.
+    fs::write(path.join(META_NEW), "{").unwrap();
+    fs::write(path.join(PROBE), "").unwrap();
+    assert_eq!(DataDirectory::open(&path).unwrap().epoch(), epoch);
+    let other = DataDirectory::open(root.path().join("other")).unwrap();
+    assert_ne!(other.epoch(), epoch);
+}
+
+#[test]
+fn a_second_open_names_the_first_and_changes_nothing() {
+    let root = tempdir().unwrap();
+    let first = DataDirectory::open(root.path()).unwrap();
+    for _ in 0..2 {
+        let message = DataDirectory::open(root.path()).unwrap_err().to_string();
+        let expected = format!(
+            "data directory {} is in use by another server (pid {}): stop it, or name another with --data-dir",
+            root.path().display(),
+            std::process::id()
+        );
+        assert_eq!(message, expected);
+    }
+    fs::write(root.path().join(LOCK), "not a pid").unwrap();
+    let message = DataDirectory::open(root.path()).unwrap_err().to_string();
+    assert!(message.contains("(pid unknown)"), "{message}");
+    drop(first);
+    DataDirectory::open(root.path()).unwrap();
+}
+
+#[test]
+fn a_meta_file_that_does_not_fit_is_told() {
+    let epoch = "00112233445566778899aabbccddeeff";
+    let cases = [
+        ("", "is damaged"),
+        ("{", "is damaged"),
+        (
+            "{\"epoch\":1}",
+            "is damaged (missing field `format_version`",
+        ),
+        (
+            "{\"format_version\":0}",
+            "is damaged (there is no format 0)",
+        ),
+        (
+            "{\"format_version\":1}",
+            "is damaged (missing field `epoch`",
+        ),
+        (
+            "{\"format_version\":1,\"epoch\":\"+0112233445566778899aabbccddeeff\"}",
+            "32 hexadecimal digits",
+        ),
+        (
+            "{\"format_version\":2}",
+            "is from a newer format (2; this server reads 1): start the newer server",
+        ),
+        (
+            "{\"format_version\":3,\"epoch\":[1]}",
+            "is from a newer format (3; this server reads 1)",
+        ),
+    ];
+    let root = tempdir().unwrap();
+    for (text, expected) in cases {
+        fs::write(root.path().join(META), text).unwrap();
+        let message = DataDirectory::open(root.path()).unwrap_err().to_string();
+        assert!(message.contains(expected), "{text}: {message}");
+        assert_eq!(
+            fs::read_to_string(root.path().join(META)).unwrap(),
+            text,
+            "left as it is"
+        );
+    }
+    let text = format!("{{\"format_version\":1,\"epoch\":\"{epoch}\"}}");
+    fs::write(root.path().join(META), text).unwrap();
+    let directory = DataDirectory::open(root.path()).unwrap();
+    assert_eq!(directory.epoch()[..3], [0x00, 0x11, 0x22]);
+}
+
+#[test]
+fn a_log_without_its_meta_file_gets_no_new_epoch() {
+    let root = tempdir().unwrap();
+    drop(DataDirectory::open(root.path()).unwrap());
+    fs::create_dir(root.path().join("shard-02")).unwrap();
+    fs::remove_file(root.path().join(META)).unwrap();
+    let message = DataDirectory::open(root.path()).unwrap_err().to_string();
+    assert!(
+        message.contains("meta.json is damaged (it is missing, and shard-02 is there)"),
+        "{message}"
+    );
+    assert!(!root.path().join(META).exists());
+}
+
+#[test]
+fn shards_are_the_folders_with_a_shards_name() {
+    let root = tempdir().unwrap();
+    let directory = DataDirectory::open(root.path()).unwrap();
+    assert_eq!(directory.shards().unwrap(), [0; 0]);
+    for name in [
+        "shard-10",
+        "shard-02",
+        "shard-123",
+        "shard-2",
+        "shard-002",
+        "shard-+2",
+        "shard-03.aside",
+    ] {
+        fs::create_dir(root.path().join(name)).unwrap();
+    }
+    fs::write(root.path().join("shard-04"), "a file").unwrap();
+    assert_eq!(directory.shards().unwrap(), [2, 10, 123]);
+    assert_eq!(directory.shard_path(2), root.path().join("shard-02"));
+    assert_eq!(directory.shard_path(123), root.path().join("shard-123"));
+}
+
+#[test]
+fn a_path_through_a_file_cannot_be_created() {
+    let root = tempdir().unwrap();
+    fs::write(root.path().join("file"), "").unwrap();
+    for path in ["file", "file/data"] {
+        let error = DataDirectory::open(root.path().join(path)).unwrap_err();
+        assert!(
+            matches!(error, DirectoryError::CannotCreate { .. }),
+            "{error}"
+        );
+        assert!(error.to_string().contains("cannot be created"), "{error}");
+    }
+}
+
+#[test]
+fn a_folder_without_write_access_is_told() {
+    if rustix::process::geteuid().is_root() {
+        eprintln!("not tested: root may write everywhere");
+        return;
+    }
+    let root = tempdir().unwrap();
+    for lock_is_there in [false, true] {
+        let path = root.path().join(format!("data-{lock_is_there}"));
+        fs::create_dir(&path).unwrap();
+        if lock_is_there {
+            fs::write(path.join(LOCK), "").unwrap();
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o555)).unwrap();
+        let message = DataDirectory::open(&path).unwrap_err().to_string();
+        assert!(
+            message.contains("is not writable (Permission denied"),
+            "{message}"
+        );
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}

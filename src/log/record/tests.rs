@@ -1,0 +1,481 @@
+//! Records: every cut and every flipped bit of a segment.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const SECTOR_BYTES: usize = 512;
+
+const HEADER: SegmentHeader = SegmentHeader {
+    shard: 3,
+    epoch: *b"0123456789abcdef",
+    index: 7,
+    first_position: 1_000_000,
+};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct OwnedOp {
+    workspace: String,
+    key: String,
+    value: String,
+    seq: u64,
+    timestamp: u64,
+}
+
+impl OwnedOp {
+    fn of(op: &Op<'_>) -> Self {
+        Self {
+            workspace: op.workspace.to_owned(),
+            key: op.key.to_owned(),
+            value: op.value.to_owned(),
+            seq: op.seq,
+            timestamp: op.timestamp,
+        }
+    }
+
+    fn op(&self) -> Op<'_> {
+        let Self {
+            workspace,
+            key,
+            value,
+            seq,
+            timestamp,
+        } = self;
+        Op {
+            workspace,
+            key,
+            value,
+            seq: *seq,
+            timestamp: *timestamp,
+        }
+    }
+}
+
+/// A segment and what is known of it, from which a test makes the image of a crash.
+struct Built {
+    bytes: Vec<u8>,
+    ops: Vec<OwnedOp>,
+    /// Where a cut may leave the file: behind each header and each record.
+    ends: Vec<usize>,
+    batch_starts: Vec<usize>,
+}
+
+/// `batches`: the ops of each, and whether a sync follows it.
+fn build(batches: &[(Vec<OwnedOp>, bool)]) -> Built {
+    let mut built = Built {
+        bytes: HEADER.encode().to_vec(),
+        ops: Vec::new(),
+        ends: vec![SEGMENT_HEADER_BYTES],
+        batch_starts: Vec::new(),
+    };
+    let mut batch = Vec::new();
+    let mut durable_bytes = SEGMENT_HEADER_BYTES;
+    for (ops, synced) in batches {
+        begin_batch(&mut batch);
+        built.batch_starts.push(built.bytes.len());
+        built.ends.push(built.bytes.len() + batch.len());
+        for op in ops {
+            push_op(&mut batch, &op.op());
+            built.ends.push(built.bytes.len() + batch.len());
+            built.ops.push(op.clone());
+        }
+        let position = HEADER.position(built.bytes.len() as u64);
+        seal_batch(
+            &mut batch,
+            HEADER.salt(),
+            position,
+            HEADER.position(durable_bytes as u64),
+        );
+        built.bytes.extend_from_slice(&batch);
+        if *synced {
+            durable_bytes = built.bytes.len();
+        }
+    }
+    built
+}
+
+/// The reader's naive twin: no chain is checked, only the places of the fields are known.
+fn naive(bytes: &[u8]) -> Vec<OwnedOp> {
+    let number = |at: usize, width: usize| {
+        usize::try_from(
+            bytes[at..at + width]
+                .iter()
+                .rev()
+                .fold(0_u64, |n, &b| n << 8 | u64::from(b)),
+        )
+        .unwrap()
+    };
+    let text = |from: usize, to: usize| String::from_utf8(bytes[from..to].to_vec()).unwrap();
+    let mut ops = Vec::new();
+    let mut at = 64;
+    while at < bytes.len() {
+        let batch_end = at + 28 + number(at + 4, 4);
+        at += 28;
+        while at < batch_end {
+            let (end, key) = (at + number(at + 4, 4), at + 29 + number(at + 24, 2));
+            let value = key + number(at + 26, 2);
+            ops.push(OwnedOp {
+                workspace: text(at + 29, key),
+                key: text(key, value),
+                value: text(value, end),
+                seq: number(at + 8, 8) as u64,
+                timestamp: number(at + 16, 8) as u64,
+            });
+            at = end;
+        }
+    }
+    ops
+}
+
+fn read(bytes: &[u8]) -> (Vec<OwnedOp>, Option<Fault>, usize) {
+    let mut reader = Reader::new(&HEADER, bytes);
+    let mut ops = Vec::new();
+    let mut fault = None;
+    for item in reader.by_ref() {
+        match item {
+            Ok(op) => ops.push(OwnedOp::of(&op)),
+            Err(error) => fault = Some(error),
+        }
+    }
+    assert!(reader.next().is_none(), "nothing after the end");
+    if let Some(fault) = fault {
+        assert_eq!(
+            fault.offset,
+            reader.offset(),
+            "all before the fault is valid"
+        );
+    }
+    (ops, fault, reader.offset())
+}
+
+fn op(seq: u64, value: &str) -> OwnedOp {
+    OwnedOp {
+        workspace: "workspace-123".into(),
+        key: "foo".into(),
+        value: value.into(),
+        seq,
+        timestamp: 1_700 + seq,
+    }
+}
+
+/// Three synced batches and, at the end, one that is not.
+fn sample() -> Built {
+    build(&[
+        (vec![op(1, "\"bar\""), op(2, "null")], true),
+        (vec![], true),
+        (vec![op(3, "{\"a\":[1,2]}")], true),
+        (vec![op(4, "true"), op(5, "\"Grüße\""), op(6, "0")], false),
+    ])
+}
+
+fn sealed_sample() -> Built {
+    build(&[
+        (vec![op(1, "\"bar\""), op(2, "null")], true),
+        (vec![op(3, "{\"a\":[1,2]}"), op(4, "true")], true),
+        (vec![], true),
+    ])
+}
+
+fn any_op() -> impl Strategy<Value = OwnedOp> {
+    (".{0,20}", ".{0,20}", ".{0,600}", 0..u64::MAX, 0..u64::MAX).prop_map(
+        |(workspace, key, value, seq, timestamp)| OwnedOp {
+            workspace,
+            key,
+            value,
+            seq,
+            timestamp,
+        },
+    )
+}
+
+fn any_batches() -> impl Strategy<Value = Vec<(Vec<OwnedOp>, bool)>> {
+    prop::collection::vec((prop::collection::vec(any_op(), 0..5), any::<bool>()), 0..6)
+}
+
+#[test]
+fn the_bytes_are_those_of_the_tables() {
+    let mut batch = Vec::new();
+    begin_batch(&mut batch);
+    let op = Op {
+        workspace: "w",
+        key: "k",
+        value: "1",
+        seq: 2,
+        timestamp: 3,
+    };
+    push_op(&mut batch, &op);
+    seal_batch(&mut batch, HEADER.salt(), 1_000_000, 999_999);
+    assert_eq!(batch.len(), BATCH_HEADER_BYTES + op_bytes(&op));
+    assert_eq!(batch[0..8], *b"\xFFEPB\x20\0\0\0");
+    assert_eq!(
+        batch[8..24],
+        *b"\x40\x42\x0F\0\0\0\0\0\x3F\x42\x0F\0\0\0\0\0"
+    );
+    let crc = crc32c::crc32c_append(HEADER.salt(), &batch[..24]);
+    assert_eq!(batch[24..28], crc.to_le_bytes());
+    let record = &batch[28..];
+    assert_eq!(
+        record[4..],
+        *b"\x20\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x01\0\x01\0\x01wk1"
+    );
+    assert_eq!(
+        record[..4],
+        crc32c::crc32c_append(crc, &record[4..]).to_le_bytes()
+    );
+
+    let header = HEADER.encode();
+    assert_eq!(header[..16], *b"\x89EPLOG\r\n\x01\0\0\0\x03\0\0\0");
+    assert_eq!(
+        header[16..48],
+        *b"0123456789abcdef\x07\0\0\0\0\0\0\0\x40\x42\x0F\0\0\0\0\0"
+    );
+    assert_eq!(header[48..60], [0; 12]);
+    assert_eq!(header[60..], HEADER.salt().to_le_bytes());
+}
+
+#[test]
+fn a_segment_header_is_whole_or_refused() {
+    let bytes = HEADER.encode();
+    assert_eq!(SegmentHeader::decode(&bytes), Ok(HEADER));
+    for end in 0..SEGMENT_HEADER_BYTES {
+        assert_eq!(
+            SegmentHeader::decode(&bytes[..end]),
+            Err(HeaderError::Short)
+        );
+        assert_eq!(read(&bytes[..end]).0, []);
+    }
+    for bit in 0..SEGMENT_HEADER_BYTES * 8 {
+        let mut bytes = bytes;
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let expected = if bit < 64 {
+            HeaderError::Magic
+        } else {
+            HeaderError::Checksum
+        };
+        assert_eq!(SegmentHeader::decode(&bytes), Err(expected), "bit {bit}");
+    }
+    let cases = [
+        (8, 2, HeaderError::Version(2)),
+        (10, 1, HeaderError::Reserved),
+        (59, 1, HeaderError::Reserved),
+    ];
+    for (at, value, expected) in cases {
+        let mut bytes = bytes;
+        bytes[at] = value;
+        let crc = crc32c::crc32c(&bytes[..SEGMENT_CRC_AT]);
+        bytes[SEGMENT_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(SegmentHeader::decode(&bytes), Err(expected), "byte {at}");
+    }
+}
+
+#[test]
+fn every_truncation_leaves_a_prefix_and_a_torn_tail() {
+    let built = sample();
+    for length in SEGMENT_HEADER_BYTES..=built.bytes.len() {
+        let bytes = &built.bytes[..length];
+        let (ops, fault, offset) = read(bytes);
+        assert_eq!(ops, built.ops[..ops.len()]);
+        let end = *built.ends.iter().rfind(|&&end| end <= length).unwrap();
+        assert_eq!(offset, end, "all that is whole is kept, at length {length}");
+        let whole_batches = length == built.bytes.len() || built.batch_starts.contains(&length);
+        assert_eq!(fault.is_none(), whole_batches, "length {length}");
+        if let Some(fault) = fault {
+            assert_eq!(
+                fault.kind == FaultKind::Cut,
+                offset == length,
+                "a cut file tells so, at length {length}"
+            );
+            assert_eq!(damage_behind(&HEADER, bytes, fault.offset), None);
+        }
+    }
+}
+
+/// Calls `check` with each image of `built` in which one bit, or a whole byte, differs behind the segment header.
+fn for_each_flip(built: &Built, mut check: impl FnMut(usize, &[u8])) {
+    let mut bytes = built.bytes.clone();
+    for at in SEGMENT_HEADER_BYTES..bytes.len() {
+        for mask in (0..8).map(|bit| 1 << bit).chain([0xFF]) {
+            bytes[at] ^= mask;
+            check(at, &bytes);
+            bytes[at] ^= mask;
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_synced_bytes_is_damage_and_in_the_last_batch_a_torn_tail() {
+    let built = sample();
+    let unsynced = *built.batch_starts.last().unwrap();
+    for_each_flip(&built, |at, bytes| {
+        let (ops, fault, offset) = read(bytes);
+        assert!(offset <= at, "byte {at} was read over");
+        assert_eq!(ops, built.ops[..ops.len()], "byte {at} was served altered");
+        let fault = fault.expect("a flip is a fault");
+        assert!(!matches!(fault.kind, FaultKind::Content(_)), "byte {at}");
+        let proof = (at < unsynced).then_some(unsynced);
+        // The first header behind the flip that is whole and later than the flip.
+        let found = damage_behind(&HEADER, bytes, fault.offset);
+        assert_eq!(found.is_some(), proof.is_some(), "byte {at}");
+    });
+}
+
+#[test]
+fn a_sealed_tail_has_no_blind_spot_but_the_seal() {
+    let built = sealed_sample();
+    let seal = *built.batch_starts.last().unwrap();
+    for_each_flip(&built, |at, bytes| {
+        let (ops, fault, offset) = read(bytes);
+        let proof = damage_behind(&HEADER, bytes, fault.expect("a flip is a fault").offset);
+        if at < seal {
+            assert!(proof.is_some(), "byte {at}");
+        } else {
+            assert_eq!(
+                (proof, offset, ops),
+                (None, seal, built.ops.clone()),
+                "byte {at}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_batch_is_valid_only_in_its_segment_and_at_its_place() {
+    let built = build(&[(vec![op(1, "1")], true), (vec![op(2, "2")], true)]);
+    let [first, second] = built.batch_starts[..] else {
+        unreachable!()
+    };
+    let (whole, rest) = (
+        built.bytes[first..second].to_vec(),
+        built.bytes[second..].to_vec(),
+    );
+
+    let swapped = [&built.bytes[..first], &rest, &whole].concat();
+    let (ops, fault, _) = read(&swapped);
+    assert_eq!(ops, []);
+    assert!(
+        matches!(fault.unwrap().kind, FaultKind::Content(_)),
+        "written so, not torn"
+    );
+    let shifted = [&built.bytes[..first], &[0], &whole, &rest].concat();
+    let proof = damage_behind(&HEADER, &shifted, first);
+    assert_eq!(proof, None, "a header that stands elsewhere proves nothing");
+
+    let other = SegmentHeader { index: 8, ..HEADER };
+    let reader = Reader::new(&other, &built.bytes).next();
+    assert_eq!(
+        reader,
+        Some(Err(Fault {
+            offset: first,
+            kind: FaultKind::Batch
+        }))
+    );
+}
+
+#[test]
+fn content_that_no_writer_makes_is_told_apart_from_a_torn_tail() {
+    // Each alters a record's field and then seals the batch again, so that all checksums are right.
+    let cases: [(usize, u8); 4] = [(28, 2), (24, 200), (27, 1), (29, 0xC0)];
+    for (at, value) in cases {
+        let mut batch = Vec::new();
+        begin_batch(&mut batch);
+        push_op(&mut batch, &op(1, "1").op());
+        batch[BATCH_HEADER_BYTES + at] = value;
+        seal_batch(
+            &mut batch,
+            HEADER.salt(),
+            HEADER.first_position,
+            HEADER.first_position,
+        );
+        let bytes = [&HEADER.encode()[..], &batch].concat();
+        let (ops, fault, _) = read(&bytes);
+        assert_eq!(ops, []);
+        assert!(
+            matches!(fault.unwrap().kind, FaultKind::Content(_)),
+            "byte {at}"
+        );
+    }
+}
+
+#[test]
+fn sealing_again_is_sealing_once() {
+    let mut batch = Vec::new();
+    begin_batch(&mut batch);
+    push_op(&mut batch, &op(1, "1").op());
+    push_op(&mut batch, &op(2, "2").op());
+    let mut again = batch.clone();
+    seal_batch(&mut again, 77, 5, 4);
+    seal_batch(&mut again, HEADER.salt(), 1_000_000, 9);
+    seal_batch(&mut batch, HEADER.salt(), 1_000_000, 9);
+    assert_eq!(again, batch);
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read(batches in any_batches()) {
+        let built = build(&batches);
+        let (ops, fault, offset) = read(&built.bytes);
+        prop_assert_eq!(&ops, &built.ops);
+        prop_assert_eq!(&ops, &naive(&built.bytes));
+        prop_assert_eq!(fault, None);
+        prop_assert_eq!(offset, built.bytes.len());
+    }
+
+    /// After a power cut: the synced bytes are whole, and of the others any sectors hold zeros, at any length of the file.
+    #[test]
+    fn a_power_cut_leaves_a_torn_tail(
+        batches in any_batches(),
+        lost in prop::collection::vec(any::<bool>(), 64),
+        length_lost in 0_usize..4096,
+    ) {
+        let built = build(&batches);
+        let durable_batches = batches.iter().rposition(|(_, synced)| *synced).map_or(0, |last| last + 1);
+        let durable_bytes = built.batch_starts.get(durable_batches).map_or(built.bytes.len(), |&start| start);
+        let durable_ops: usize = batches[..durable_batches].iter().map(|(ops, _)| ops.len()).sum();
+        let mut bytes = built.bytes.clone();
+        bytes.truncate((bytes.len().saturating_sub(length_lost)).max(durable_bytes));
+        for (sector, chunk) in bytes.chunks_mut(SECTOR_BYTES).enumerate() {
+            let kept = durable_bytes.saturating_sub(sector * SECTOR_BYTES).min(chunk.len());
+            if lost[sector % lost.len()] {
+                chunk[kept..].fill(0);
+            }
+        }
+        let (ops, fault, offset) = read(&bytes);
+        prop_assert!(ops.len() >= durable_ops && offset >= durable_bytes, "a synced op is lost");
+        prop_assert_eq!(&ops[..], &built.ops[..ops.len()]);
+        if let Some(fault) = fault {
+            prop_assert!(!matches!(fault.kind, FaultKind::Content(_)));
+            prop_assert_eq!(damage_behind(&HEADER, &bytes, fault.offset), None);
+        }
+    }
+
+    /// Synced bytes that a later batch vouches for are altered: damage, and no altered op.
+    #[test]
+    fn altered_synced_bytes_are_damage(
+        mut batches in any_batches(),
+        at in any::<prop::sample::Index>(),
+        garbage in prop::collection::vec(any::<u8>(), 1..40),
+    ) {
+        batches.push((vec![op(1, "1")], true));
+        batches.push((vec![op(2, "2")], false));
+        let built = build(&batches);
+        let synced = SEGMENT_HEADER_BYTES..*built.batch_starts.last().unwrap();
+        let at = synced.start + at.index(synced.len());
+        let end = (at + garbage.len()).min(synced.end);
+        let mut bytes = built.bytes.clone();
+        bytes[at..end].copy_from_slice(&garbage[..end - at]);
+        prop_assume!(bytes != built.bytes);
+        let (ops, fault, _) = read(&bytes);
+        prop_assert_eq!(&ops[..], &built.ops[..ops.len()]);
+        prop_assert!(damage_behind(&HEADER, &bytes, fault.unwrap().offset).is_some());
+    }
+
+    #[test]
+    fn no_bytes_panic(garbage in prop::collection::vec(any::<u8>(), 0..400), from in 0_usize..500) {
+        let _ = SegmentHeader::decode(&garbage);
+        let bytes = [&HEADER.encode()[..], &BATCH_MAGIC, &garbage].concat();
+        prop_assert_eq!(read(&bytes).0, []);
+        prop_assert_eq!(damage_behind(&HEADER, &bytes, from), None);
+        let extreme = SegmentHeader { first_position: u64::MAX, ..HEADER };
+        prop_assert!(Reader::new(&extreme, &bytes).all(|item| item.is_err()));
+    }
+}

@@ -1,0 +1,419 @@
+//! Recovery: torn tails, damage, gaps, against a naive model.
+
+use std::fs;
+
+use proptest::prelude::*;
+use tempfile::{TempDir, tempdir};
+
+use super::super::directory::DataDirectory;
+use super::super::record::{SEGMENT_HEADER_BYTES, begin_batch, push_op, seal_batch};
+use super::*;
+
+/// An op in brief: its workspace is its shard's, and the other fields follow from its number.
+type Number = u64;
+
+/// A data directory that a test fills in the way of a server that syncs each batch, and the naive model beside it.
+struct Log {
+    _root: TempDir,
+    directory: DataDirectory,
+    /// The model: what every recovery must visit, for each shard that has a folder.
+    shards: Vec<Vec<Number>>,
+}
+
+impl Log {
+    fn new() -> Self {
+        let root = tempdir().unwrap();
+        let directory = DataDirectory::open(root.path()).unwrap();
+        Self {
+            _root: root,
+            directory,
+            shards: Vec::new(),
+        }
+    }
+
+    /// One shard: three segments of two batches each, the last without a seal.
+    fn sample() -> Self {
+        let mut log = Self::new();
+        let segments = [
+            [vec![1, 2], vec![3]],
+            [vec![4], vec![5, 6]],
+            [vec![7, 8], vec![9, 10, 11]],
+        ];
+        let tail = Tail::first(0);
+        segments
+            .iter()
+            .fold(tail, |tail, batches| log.write(tail, batches));
+        log
+    }
+
+    /// Writes a segment, each batch synced before the next, and returns where the one after it begins.
+    fn write(&mut self, tail: Tail, batches: &[Vec<Number>]) -> Tail {
+        let header = SegmentHeader {
+            shard: tail.shard,
+            epoch: self.directory.epoch(),
+            index: tail.next_index,
+            first_position: tail.next_position,
+        };
+        let segment = segment::create(&self.directory.shard_path(tail.shard), header, 0).unwrap();
+        let mut bytes = header.encode().to_vec();
+        let mut batch = Vec::new();
+        let shard = tail.shard as usize;
+        self.shards
+            .resize(self.shards.len().max(shard + 1), Vec::new());
+        for numbers in batches {
+            begin_batch(&mut batch);
+            for &number in numbers {
+                with_op(tail.shard, number, |op| push_op(&mut batch, op));
+                self.shards[shard].push(number);
+            }
+            let position = header.position(bytes.len() as u64);
+            seal_batch(&mut batch, header.salt(), position, position);
+            bytes.extend_from_slice(&batch);
+        }
+        fs::write(&segment.path, &bytes).unwrap();
+        Tail {
+            next_index: tail.next_index + 1,
+            next_position: header.position(bytes.len() as u64),
+            ..tail
+        }
+    }
+
+    fn path(&self, index: u64) -> PathBuf {
+        self.directory.shard_path(0).join(segment::file_name(index))
+    }
+
+    fn model(&self) -> Vec<(u32, Number)> {
+        let of_shard = |(shard, numbers): (usize, &Vec<Number>)| {
+            let shard = u32::try_from(shard).unwrap();
+            numbers
+                .iter()
+                .map(|&number| (shard, number))
+                .collect::<Vec<_>>()
+        };
+        self.shards.iter().enumerate().flat_map(of_shard).collect()
+    }
+
+    fn recover(&self) -> (Result<Report, RecoveryError>, Vec<(u32, Number)>) {
+        let mut ops = Vec::new();
+        let report = recover(&self.directory, &mut |op| ops.push(checked(op)));
+        (report, ops)
+    }
+
+    fn recovered(&self) -> (Report, Vec<(u32, Number)>) {
+        let (report, ops) = self.recover();
+        let report = report.unwrap();
+        assert_eq!(report.ops, ops.len() as u64);
+        let bytes: u64 = report
+            .segments
+            .iter()
+            .map(|path| fs::metadata(path).unwrap().len())
+            .sum();
+        assert_eq!(report.bytes, bytes);
+        (report, ops)
+    }
+
+    /// Recovery stops with the file, the offset and the command, and leaves every file as it is.
+    fn assert_damaged(&self, damaged_path: &Path, what_part: &str) {
+        let image = self.image();
+        let error = self.recover().0.expect_err(what_part);
+        let message = error.to_string();
+        let RecoveryError::Damaged { path, offset, what } = error else {
+            panic!("{what_part}: {message}");
+        };
+        assert_eq!(path, damaged_path, "{message}");
+        assert!(what.contains(what_part), "{message}");
+        let expected = format!(
+            "{} is damaged at byte {offset}: {what}; run: etherply log repair --data-dir {}",
+            path.display(),
+            self.directory.path().display()
+        );
+        assert_eq!(message, expected);
+        assert_eq!(self.image(), image, "{message}");
+    }
+
+    fn image(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let segments = segment::list(&self.directory.shard_path(0)).unwrap();
+        segments
+            .into_iter()
+            .map(|(_, path)| (path.clone(), fs::read(path).unwrap()))
+            .collect()
+    }
+}
+
+fn replayed(paths: &[PathBuf]) -> Result<Vec<(u32, Number)>, RecoveryError> {
+    let mut ops = Vec::new();
+    let count = replay(paths, &mut |op| ops.push(checked(op)))?;
+    assert_eq!(count, ops.len() as u64);
+    Ok(ops)
+}
+
+fn with_op(shard: u32, number: Number, take: impl FnOnce(&Op<'_>)) {
+    take(&Op {
+        workspace: &format!("workspace-{shard}"),
+        key: &format!("key-{}", number % 5),
+        value: &format!("\"{number}\""),
+        seq: number,
+        timestamp: number * 10,
+    });
+}
+
+/// The op's shard and number; an op that [`with_op`] would not make is an altered one.
+fn checked(op: &Op<'_>) -> (u32, Number) {
+    let shard = op
+        .workspace
+        .strip_prefix("workspace-")
+        .unwrap()
+        .parse()
+        .unwrap();
+    with_op(shard, op.seq, |expected| assert_eq!(op, expected));
+    (shard, op.seq)
+}
+
+#[test]
+fn an_empty_directory_is_an_empty_log() {
+    let log = Log::new();
+    assert_eq!(log.recovered(), (Report::default(), vec![]));
+    // Killed between the folder and its first segment, and in the middle of that.
+    let folder = log.directory.shard_path(4);
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("0000000001.aof.new"), "half").unwrap();
+    let (report, _) = log.recovered();
+    assert_eq!(report.tails, [Tail::first(4)]);
+    assert_eq!(report.tail(9), Tail::first(9));
+    assert_eq!(fs::read_dir(folder).unwrap().count(), 0, "swept");
+}
+
+#[test]
+fn an_empty_last_segment_is_fine() {
+    let mut log = Log::sample();
+    let tail = log.recovered().0.tail(0);
+    let after = log.write(tail, &[]);
+    let (report, ops) = log.recovered();
+    assert_eq!(ops, log.model());
+    assert_eq!(report.tails, [after]);
+    assert_eq!(after.next_position, tail.next_position);
+    assert_eq!(report.torn, []);
+}
+
+#[test]
+fn every_truncation_is_a_torn_tail_of_the_last_segment_and_damage_of_another() {
+    for index in 1..=3 {
+        let log = Log::sample();
+        let path = log.path(index);
+        let whole = fs::read(&path).unwrap();
+        for length in 0..whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            if index < 3 || length < SEGMENT_HEADER_BYTES {
+                log.assert_damaged(&path, "");
+                replayed(&[log.path(1), log.path(2), log.path(3)]).unwrap_err();
+                continue;
+            }
+            let (report, ops) = log.recovered();
+            assert_eq!(ops, log.model()[..ops.len()]);
+            assert!(ops.len() >= 6, "the first two segments are whole");
+            let kept = fs::metadata(&path).unwrap().len();
+            let cut = length as u64 - kept;
+            let torn = Torn {
+                path: path.clone(),
+                offset: kept,
+                bytes: cut,
+            };
+            assert_eq!(
+                report.torn,
+                Vec::from_iter((cut > 0).then_some(torn)),
+                "length {length}"
+            );
+            let (again, ops_again) = log.recovered();
+            assert_eq!(
+                (again.torn, again.tails, ops_again),
+                (vec![], report.tails, ops)
+            );
+        }
+    }
+}
+
+#[test]
+fn a_log_goes_on_behind_a_cut_inside_of_a_batch() {
+    let mut log = Log::sample();
+    let path = log.path(3);
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    let (report, _) = log.recovered();
+    assert_eq!(report.torn.len(), 1);
+    assert_eq!(log.shards[0].pop(), Some(11));
+    let paths = [log.path(1), log.path(2), log.path(3)];
+    assert_eq!(replayed(&paths).unwrap(), log.model());
+
+    log.write(report.tail(0), &[vec![12, 13], vec![]]);
+    let (report, ops) = log.recovered();
+    assert_eq!((ops, report.torn), (log.model(), vec![]));
+    assert_eq!(replayed(&report.segments).unwrap(), log.model());
+
+    // The next segment vouches for the end of the cut one, to the byte.
+    let kept = fs::read(&path).unwrap();
+    fs::write(&path, &kept[..kept.len() - 1]).unwrap();
+    log.assert_damaged(&path, "all of a closed segment was on disk");
+    // What stands behind that end is dead: a write that failed, and was shown to nobody.
+    fs::write(&path, &whole).unwrap();
+    let (report, ops) = log.recovered();
+    assert_eq!((ops, report.torn), (log.model(), vec![]));
+    assert_eq!(replayed(&report.segments).unwrap(), log.model());
+}
+
+#[test]
+fn every_flipped_byte_is_damage_or_a_torn_last_batch() {
+    for index in 1..=3 {
+        let log = Log::sample();
+        let path = log.path(index);
+        let whole = fs::read(&path).unwrap();
+        let last_batch = whole
+            .windows(4)
+            .rposition(|bytes| bytes == b"\xFFEPB")
+            .unwrap();
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x10;
+            fs::write(&path, &bytes).unwrap();
+            if index < 3 || at < last_batch {
+                log.assert_damaged(&path, "");
+            } else {
+                let (report, ops) = log.recovered();
+                assert_eq!(ops, log.model()[..ops.len()]);
+                assert_eq!(report.torn.len(), 1, "byte {at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn damage_in_one_shard_leaves_the_torn_tail_of_another_alone() {
+    let mut log = Log::sample();
+    let path = log.path(3);
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    log.write(Tail::first(1), &[vec![1], vec![2]]);
+    let other = log.directory.shard_path(1).join(segment::file_name(1));
+    let mut bytes = fs::read(&other).unwrap();
+    bytes[SEGMENT_HEADER_BYTES + 1] ^= 1;
+    fs::write(&other, bytes).unwrap();
+    log.assert_damaged(&other, "the batch at byte");
+}
+
+#[test]
+fn a_gap_is_damage() {
+    for index in [1, 2] {
+        let log = Log::sample();
+        fs::remove_file(log.path(index)).unwrap();
+        log.assert_damaged(&log.path(index), "the segment is missing");
+    }
+    let mut log = Log::sample();
+    let tail = log.recovered().0.tail(0);
+    log.write(
+        Tail {
+            next_position: tail.next_position + 1,
+            ..tail
+        },
+        &[vec![12]],
+    );
+    log.assert_damaged(&log.path(3), "and the next one begins at");
+
+    let mut log = Log::new();
+    log.write(
+        Tail {
+            next_position: 5,
+            ..Tail::first(0)
+        },
+        &[],
+    );
+    log.assert_damaged(&log.path(1), "does not begin at position 0");
+}
+
+#[test]
+fn a_segment_that_belongs_elsewhere_is_damage() {
+    let log = Log::sample();
+    fs::rename(log.path(3), log.path(4)).unwrap();
+    log.assert_damaged(&log.path(4), "its header tells segment 3 of shard 0");
+
+    let log = Log::sample();
+    let folder = log.directory.shard_path(1);
+    fs::create_dir(&folder).unwrap();
+    fs::copy(log.path(1), folder.join(segment::file_name(1))).unwrap();
+    log.assert_damaged(
+        &folder.join(segment::file_name(1)),
+        "its header tells segment 1 of shard 0",
+    );
+
+    let (log, other) = (Log::sample(), Log::sample());
+    fs::copy(other.path(2), log.path(2)).unwrap();
+    log.assert_damaged(&log.path(2), "it belongs to another data directory");
+    replayed(&[log.path(1), log.path(2)]).unwrap_err();
+}
+
+#[test]
+fn a_segment_of_a_newer_server_is_not_repaired() {
+    let log = Log::sample();
+    let mut bytes = fs::read(log.path(3)).unwrap();
+    bytes[8] = 2;
+    let crc = crc32c::crc32c(&bytes[..60]);
+    bytes[60..64].copy_from_slice(&crc.to_le_bytes());
+    fs::write(log.path(3), bytes).unwrap();
+    let message = log.recover().0.unwrap_err().to_string();
+    assert!(
+        message.ends_with("it has format 2; this server reads 1; start the newer server"),
+        "{message}"
+    );
+}
+
+#[test]
+fn replay_reads_what_it_is_given_and_takes_no_torn_tail() {
+    let log = Log::sample();
+    let ops = replayed(&[log.path(2), log.path(3)]).unwrap();
+    assert_eq!(ops, log.model()[3..]);
+    assert_eq!(replayed(&[]).unwrap(), []);
+    replayed(&[log.path(1), log.path(3)]).unwrap_err();
+    let error = replayed(&[log.path(9)]).unwrap_err();
+    assert!(matches!(error, RecoveryError::Io { .. }), "{error}");
+
+    let whole = fs::read(log.path(3)).unwrap();
+    fs::write(log.path(3), &whole[..whole.len() - 1]).unwrap();
+    let error = replayed(&[log.path(3)]).unwrap_err();
+    assert!(matches!(error, RecoveryError::Damaged { .. }), "{error}");
+    assert_eq!(
+        fs::read(log.path(3)).unwrap().len(),
+        whole.len() - 1,
+        "a replay cuts nothing"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// Any number of starts and crashes: each start finds what was synced, in order, and the log goes on.
+    #[test]
+    fn recovery_finds_what_the_model_holds(
+        rounds in prop::collection::vec(
+            (0_u32..3, prop::collection::vec(0_usize..4, 0..4), prop::option::of(0_usize..200)),
+            0..8,
+        ),
+    ) {
+        let mut log = Log::new();
+        let mut number = 0;
+        for (shard, batches, torn_bytes) in rounds {
+            let (report, ops) = log.recovered();
+            prop_assert_eq!(ops, log.model());
+            let mut numbered = |count| (0..count).map(|_| { number += 1; number }).collect();
+            let batches: Vec<Vec<Number>> = batches.into_iter().map(&mut numbered).collect();
+            let tail = report.tail(shard);
+            log.write(tail, &batches);
+            if let Some(bytes) = torn_bytes {
+                let path = log.directory.shard_path(shard).join(segment::file_name(tail.next_index));
+                let mut file = fs::OpenOptions::new().append(true).open(path).unwrap();
+                io::Write::write_all(&mut file, &vec![0; bytes]).unwrap();
+            }
+        }
+        let (report, ops) = log.recovered();
+        prop_assert_eq!(ops, log.model());
+        prop_assert_eq!(replayed(&report.segments).unwrap(), log.model());
+        prop_assert_eq!(log.recovered().0.torn, []);
+    }
+}

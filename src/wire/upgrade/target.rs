@@ -1,0 +1,161 @@
+//! The request target (RFC 9112 section 3.2): path, query, and what is percent-encoded in them.
+
+use percent_encoding::percent_decode_str;
+
+use crate::limits::WORKSPACE_ID_BYTES_MAX;
+
+/// A request target, cut but not yet decoded: an encoded slash is no separator.
+pub(super) struct Target<'a> {
+    /// Starts with a slash.
+    pub path: &'a str,
+    /// What is behind the first question mark; empty where there is none.
+    pub query: &'a str,
+}
+
+impl<'a> Target<'a> {
+    /// Takes the origin form and the absolute form, which a server must also take (section 3.2.2).
+    pub fn split(target: &'a str) -> Option<Self> {
+        // A fragment is never sent; one that came was meant to be an encoded character of the id.
+        if target.contains('#') {
+            return None;
+        }
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        if path.starts_with('/') {
+            return Some(Self { path, query });
+        }
+        let (scheme, authority_and_path) = path.split_once("://")?;
+        if !["http", "https", "ws", "wss"]
+            .iter()
+            .any(|known| scheme.eq_ignore_ascii_case(known))
+        {
+            return None;
+        }
+        let path = authority_and_path
+            .find('/')
+            .map_or("/", |at| &authority_and_path[at..]);
+        Some(Self { path, query })
+    }
+}
+
+/// Decodes the path segment that names a workspace. The error says what is wrong with it.
+pub(super) fn workspace_id(segment: &str) -> Result<String, &'static str> {
+    if !has_whole_escapes(segment) {
+        return Err("the workspace id has a malformed percent escape");
+    }
+    let id = percent_decode_str(segment)
+        .decode_utf8()
+        .map_err(|_| "the workspace id must be UTF-8")?;
+    if id.is_empty() || id.len() > WORKSPACE_ID_BYTES_MAX {
+        return Err("the workspace id must be 1 to 256 bytes");
+    }
+    if id.contains(char::is_control) {
+        return Err("the workspace id must not have control characters");
+    }
+    Ok(id.into_owned())
+}
+
+/// The first `token` parameter that is not empty.
+///
+/// Whatever cannot be decoded stays as it is: it is no token then, and the answer to that is 401, not 400.
+pub(super) fn query_token(query: &str) -> Option<String> {
+    query
+        .split('&')
+        .filter_map(|parameter| parameter.strip_prefix("token="))
+        .find(|value| !value.is_empty())
+        .map(|value| percent_decode_str(value).decode_utf8_lossy().into_owned())
+}
+
+fn has_whole_escapes(segment: &str) -> bool {
+    segment
+        .split('%')
+        .skip(1)
+        .all(|behind| match behind.as_bytes() {
+            [high, low, ..] => high.is_ascii_hexdigit() && low.is_ascii_hexdigit(),
+            _ => false,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets() {
+        for (target, expected) in [
+            ("/a", Some(("/a", ""))),
+            ("/a?", Some(("/a", ""))),
+            ("/a?b?c=/d", Some(("/a", "b?c=/d"))),
+            ("//a/b", Some(("//a/b", ""))),
+            ("http://host/a?b", Some(("/a", "b"))),
+            ("WS://host:1/a/b", Some(("/a/b", ""))),
+            ("http://host", Some(("/", ""))),
+            ("http://host?a=/b", Some(("/", "a=/b"))),
+            ("ftp://host/a", None),
+            ("host:443", None),
+            ("*", None),
+            ("a/b", None),
+            ("/a#b", None),
+            ("", None),
+        ] {
+            let split = Target::split(target).map(|target| (target.path, target.query));
+            assert_eq!(split, expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn workspace_ids() {
+        let longest = "x".repeat(256);
+        for (segment, expected) in [
+            ("workspace-123", Some("workspace-123")),
+            ("a%2Fb", Some("a/b")),
+            ("a%2fb", Some("a/b")),
+            ("%25", Some("%")),
+            ("%2525", Some("%25")),
+            ("a+b", Some("a+b")),
+            ("%20", Some(" ")),
+            ("%E2%82%AC", Some("€")),
+            ("€", Some("€")),
+            ("..", Some("..")),
+            (&longest, Some(&longest)),
+            (&"x".repeat(257), None),
+            (&"%E2%82%AC".repeat(86), None),
+            ("", None),
+            ("%", None),
+            ("%2", None),
+            ("%zz", None),
+            ("%+1", None),
+            ("a%2%30", None),
+            ("%€", None),
+            ("%00", None),
+            ("%1F", None),
+            ("%7F", None),
+            ("%C2%80", None),
+            ("%C2%9F", None),
+            ("%FF", None),
+            ("%ED%A0%80", None),
+            ("%C0%AF", None),
+        ] {
+            assert_eq!(workspace_id(segment).ok().as_deref(), expected, "{segment}");
+        }
+    }
+
+    #[test]
+    fn query_tokens() {
+        for (query, expected) in [
+            ("", None),
+            ("token", None),
+            ("token=", None),
+            ("token=a.b.c", Some("a.b.c")),
+            ("userId=7&token=a&x", Some("a")),
+            ("token=a&token=b", Some("a")),
+            ("token=&token=b", Some("b")),
+            ("xtoken=a&Token=b", None),
+            ("token=a%2Eb", Some("a.b")),
+            ("token=a=b", Some("a=b")),
+            ("token=%zz", Some("%zz")),
+            ("token=%FF", Some("\u{fffd}")),
+        ] {
+            assert_eq!(query_token(query).as_deref(), expected, "{query}");
+        }
+    }
+}

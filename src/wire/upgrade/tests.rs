@@ -1,0 +1,403 @@
+//! The request head: a table for each row of protocol.md.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+/// The fields of a good upgrade request, one a line.
+const FIELDS: [&str; 5] = [
+    "Host: localhost:8080",
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+];
+
+fn head(line: &str, fields: &[&str]) -> Vec<u8> {
+    let mut head = format!("{line}\r\n");
+    for field in fields {
+        head.push_str(field);
+        head.push_str("\r\n");
+    }
+    head.push_str("\r\n");
+    head.into_bytes()
+}
+
+/// A good upgrade request in which the line that starts with `name` is replaced by `fields`.
+fn upgrade_with(name: &str, fields: &[&str]) -> Vec<u8> {
+    let kept = FIELDS
+        .into_iter()
+        .filter(|field| name.is_empty() || !field.starts_with(name));
+    let all: Vec<&str> = kept.chain(fields.iter().copied()).collect();
+    head("GET /v1/sync/room?token=a.b.c HTTP/1.1", &all)
+}
+
+fn sync(workspace: &str, token: Option<&str>) -> Request {
+    Request::Sync(SyncRequest {
+        workspace: workspace.into(),
+        token: token.map(Into::into),
+        accept_key: ACCEPT.into(),
+    })
+}
+
+/// Parses `bytes` whole, with frames behind them, and cut at every byte.
+fn check(bytes: &[u8], expected: Result<&Request, u16>) {
+    let shown = String::from_utf8_lossy(bytes);
+    let outcome = parse_head(bytes);
+    match (&outcome, expected) {
+        (Ok(Some((head_bytes, request))), Ok(expected)) => {
+            assert_eq!((*head_bytes, request), (bytes.len(), expected), "{shown}");
+            let followed = [bytes, b"\x81\x80GET / HTTP/1.1\r\n\r\n"].concat();
+            assert_eq!(parse_head(&followed), outcome, "{shown}");
+        }
+        (Err(answer), Err(status)) => assert_eq!(answer.status(), status, "{shown}: {answer:?}"),
+        _ => panic!("{shown}: {outcome:?}"),
+    }
+    // An error may show before the end, and is the same one then.
+    for cut in 0..bytes.len() {
+        let early = parse_head(&bytes[..cut]);
+        let is_legal = early == Ok(None) || early.is_err() && expected.is_err();
+        assert!(is_legal, "{shown} cut at {cut}: {early:?}");
+    }
+}
+
+#[test]
+fn good_requests() {
+    let room = sync("room", Some("a.b.c"));
+    for (name, fields) in [
+        ("", &[] as &[&str]),
+        (
+            "",
+            &[
+                "Origin: http://x",
+                "Sec-WebSocket-Extensions: permessage-deflate",
+                "X:",
+            ],
+        ),
+        ("", &["Content-Length: 0"]),
+        ("Host", &["host:"]),
+        ("Connection", &["connection: keep-alive, UPGRADE"]),
+        (
+            "Connection",
+            &["Connection: keep-alive", "Connection: ,upgrade ,"],
+        ),
+        ("Upgrade", &["UPGRADE: h2c, WebSocket"]),
+        ("Sec-WebSocket-Version", &["sec-websocket-version:   13  "]),
+        (
+            "Sec-WebSocket-Key",
+            &[&format!("sec-websocket-key:\t{KEY}\t")],
+        ),
+        ("", &["Authorization: Bearer other"]),
+    ] {
+        check(&upgrade_with(name, fields), Ok(&room));
+    }
+}
+
+#[test]
+fn targets() {
+    for (target, expected) in [
+        (
+            "/v1/sync/workspace-123?token=t",
+            Ok(sync("workspace-123", Some("t"))),
+        ),
+        (
+            "/v1/sync/a%2Fb%20c?userId=7&token=t",
+            Ok(sync("a/b c", Some("t"))),
+        ),
+        ("/v1/sync/a", Ok(sync("a", None))),
+        ("/v1/sync/a?token=", Ok(sync("a", None))),
+        (
+            "http://localhost/v1/sync/a?token=t",
+            Ok(sync("a", Some("t"))),
+        ),
+        ("/v1/sync/", Err(400)),
+        ("/v1/sync/%", Err(400)),
+        ("/v1/sync/%FF", Err(400)),
+        ("/v1/sync/%00", Err(400)),
+        ("/v1/sync/a#b", Err(400)),
+        ("*", Err(400)),
+        ("v1/sync/a", Err(400)),
+        ("/", Err(404)),
+        ("/v1/sync", Err(404)),
+        ("/v1/sync/a/b", Err(404)),
+        ("/v1/sync/a/", Err(404)),
+        ("//v1/sync/a", Err(404)),
+        ("/V1/sync/a", Err(404)),
+        ("/healthz/", Err(404)),
+    ] {
+        check(
+            &head(&format!("GET {target} HTTP/1.1"), &FIELDS),
+            expected.as_ref().map_err(|status| *status),
+        );
+    }
+}
+
+#[test]
+fn bearer_tokens() {
+    for (fields, token) in [
+        (&[] as &[&str], None),
+        (&["Authorization: Bearer a.b.c"], Some("a.b.c")),
+        (&["authorization: bEARER   a.b.c "], Some("a.b.c")),
+        (&["Authorization: Bearer"], None),
+        (&["Authorization: Bearer "], None),
+        (&["Authorization: Bearera.b.c"], None),
+        (&["Authorization: Basic abc"], None),
+        (
+            &["Authorization: Basic abc", "Authorization: Bearer a"],
+            Some("a"),
+        ),
+    ] {
+        for target in ["/v1/sync/a", "/v1/sync/a?token="] {
+            let all = [&FIELDS, fields].concat();
+            check(
+                &head(&format!("GET {target} HTTP/1.1"), &all),
+                Ok(&sync("a", token)),
+            );
+        }
+    }
+}
+
+#[test]
+fn refused_upgrades() {
+    let key = |value: &str| format!("Sec-WebSocket-Key: {value}");
+    for (name, fields, status) in [
+        ("Host", &[] as &[&str], 400),
+        ("", &["Host: twice"], 400),
+        ("Connection", &[], 426),
+        ("Connection", &["Connection: keep-alive"], 426),
+        ("Connection", &["Connection: upgrades"], 426),
+        ("Upgrade", &[], 426),
+        ("Upgrade", &["Upgrade: h2c"], 426),
+        ("Sec-WebSocket-Version", &[], 400),
+        ("Sec-WebSocket-Version", &["Sec-WebSocket-Version: 8"], 426),
+        (
+            "Sec-WebSocket-Version",
+            &["Sec-WebSocket-Version: 13, 8"],
+            426,
+        ),
+        (
+            "Sec-WebSocket-Version",
+            &["Sec-WebSocket-Version: 013"],
+            426,
+        ),
+        ("", &["Sec-WebSocket-Version: 13"], 400),
+        ("Sec-WebSocket-Key", &[], 400),
+        ("", &[&key(KEY)], 400),
+        ("Sec-WebSocket-Key", &[&key("")], 400),
+        ("Sec-WebSocket-Key", &[&key("dGhlIHNhbXBsZSBub25jZQ")], 400),
+        (
+            "Sec-WebSocket-Key",
+            &[&key("dGhlIHNhbXBsZSBub25jZQ=A")],
+            400,
+        ),
+        ("Sec-WebSocket-Key", &[&key("dGhlIHNhbXBsZSBub25j===")], 400),
+        (
+            "Sec-WebSocket-Key",
+            &[&key("dGhlIHNhbXBsZSBub25jZ-==")],
+            400,
+        ),
+        (
+            "Sec-WebSocket-Key",
+            &[&key("dGhlIHNhbXBsZSBub25jZQAAAA==")],
+            400,
+        ),
+        ("", &["Content-Length: 5"], 400),
+        ("", &["Transfer-Encoding: chunked"], 400),
+        ("", &["No colon"], 400),
+        ("", &["Spaced : x"], 400),
+        ("", &["X: a", " folded"], 400),
+        ("", &["X: a\0b"], 400),
+        ("", &["X: a\x7fb"], 400),
+        ("", &["X: a\rb"], 400),
+    ] {
+        check(&upgrade_with(name, fields), Err(status));
+    }
+}
+
+#[test]
+fn request_lines() {
+    let alive = |head_only| Ok(Request::Healthz { head_only });
+    let ready = |head_only| Ok(Request::Readyz { head_only });
+    for (line, expected) in [
+        ("GET /healthz HTTP/1.1", alive(false)),
+        ("HEAD /healthz HTTP/1.1", alive(true)),
+        ("GET /healthz?verbose HTTP/1.0", alive(false)),
+        ("GET /readyz HTTP/1.0", ready(false)),
+        ("HEAD /readyz HTTP/1.1", ready(true)),
+        ("POST /healthz HTTP/1.1", Err(405)),
+        ("get /healthz HTTP/1.1", Err(405)),
+        ("DELETE /readyz HTTP/1.1", Err(405)),
+        ("POST /v1/sync/a HTTP/1.1", Err(405)),
+        ("HEAD /v1/sync/a HTTP/1.1", Err(405)),
+        ("GET /v1/sync/a HTTP/1.0", Err(426)),
+        ("OPTIONS / HTTP/1.1", Err(404)),
+        ("GET /healthz HTTP/2.0", Err(400)),
+        ("GET /healthz", Err(400)),
+        ("GET  /healthz HTTP/1.1", Err(400)),
+        ("G\x01T /healthz HTTP/1.1", Err(400)),
+        ("GET /heal\0thz HTTP/1.1", Err(400)),
+        ("GET /heal thz HTTP/1.1", Err(400)),
+        (" GET /healthz HTTP/1.1", Err(400)),
+    ] {
+        check(
+            &head(line, &FIELDS),
+            expected.as_ref().map_err(|status| *status),
+        );
+    }
+    check(
+        b"GET /healthz HTTP/1.0\r\n\r\n",
+        Ok(&Request::Healthz { head_only: false }),
+    );
+    check(b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", Err(400));
+}
+
+#[test]
+fn sizes() {
+    let with_padding = |head_bytes: usize| {
+        let bare = upgrade_with("", &["X: "]).len();
+        upgrade_with("", &[&format!("X: {}", "x".repeat(head_bytes - bare))])
+    };
+    let room = sync("room", Some("a.b.c"));
+    for (head_bytes, expected) in [
+        (HEAD_BYTES_MAX - 1, Ok(&room)),
+        (HEAD_BYTES_MAX, Ok(&room)),
+        (HEAD_BYTES_MAX + 1, Err(431)),
+        (4 * HEAD_BYTES_MAX, Err(431)),
+    ] {
+        let bytes = with_padding(head_bytes);
+        assert_eq!(bytes.len(), head_bytes);
+        let outcome = parse_head(&bytes).map_err(|answer| answer.status());
+        assert_eq!(
+            outcome,
+            expected.map(|request| Some((head_bytes, request.clone())))
+        );
+    }
+    let endless = with_padding(2 * HEAD_BYTES_MAX);
+    assert_eq!(parse_head(&endless[..HEAD_BYTES_MAX - 1]), Ok(None));
+    assert_eq!(
+        parse_head(&endless[..HEAD_BYTES_MAX]).unwrap_err().status(),
+        431
+    );
+
+    let room_for = HEADERS_MAX - FIELDS.len();
+    check(&upgrade_with("", &vec!["X: y"; room_for]), Ok(&room));
+    check(&upgrade_with("", &vec!["X: y"; room_for + 1]), Err(431));
+}
+
+#[test]
+fn answers_name_what_is_allowed() {
+    for (line, fields, expected) in [
+        (
+            "POST /healthz HTTP/1.1",
+            &FIELDS[..],
+            "\r\nAllow: GET, HEAD\r\n",
+        ),
+        (
+            "POST /v1/sync/a HTTP/1.1",
+            &FIELDS[..],
+            "\r\nAllow: GET\r\n",
+        ),
+        (
+            "GET /v1/sync/a HTTP/1.1",
+            &FIELDS[..1],
+            "\r\nUpgrade: websocket\r\n",
+        ),
+        (
+            "GET /v1/sync/a HTTP/1.1",
+            &FIELDS[..1],
+            "\r\nSec-WebSocket-Version: 13\r\n",
+        ),
+    ] {
+        let mut out = Vec::new();
+        parse_head(&head(line, fields))
+            .unwrap_err()
+            .encode(&mut out);
+        let out = String::from_utf8(out).unwrap();
+        assert!(
+            out.contains(expected) && out.contains("\r\nConnection: close"),
+            "{out}"
+        );
+    }
+}
+
+#[test]
+fn an_error_for_head_has_no_body() {
+    for (line, has_body) in [
+        ("HEAD /nowhere HTTP/1.1", false),
+        ("GET /nowhere HTTP/1.1", true),
+    ] {
+        let mut out = Vec::new();
+        parse_head(&head(line, &FIELDS))
+            .unwrap_err()
+            .encode(&mut out);
+        assert_eq!(!out.ends_with(b"\r\n\r\n"), has_body, "{line}");
+    }
+}
+
+#[test]
+fn no_token_is_shown() {
+    let bytes = upgrade_with("", &["Authorization: Bearer hidden"]);
+    let bytes = String::from_utf8(bytes).unwrap().replace("a.b.c", "hidden");
+    let shown = format!("{:?}", parse_head(bytes.as_bytes()));
+    assert!(
+        shown.contains("redacted") && !shown.contains("hidden"),
+        "{shown}"
+    );
+    for (from, to) in [
+        ("GET", "PUT"),
+        ("room", "ro/om"),
+        ("room", "%"),
+        ("13", "12"),
+        ("Host", "X"),
+    ] {
+        let broken = bytes.replacen(from, to, 1);
+        let answer = parse_head(broken.as_bytes()).unwrap_err();
+        let mut out = Vec::new();
+        answer.encode(&mut out);
+        let shown = format!("{answer:?} {}", String::from_utf8_lossy(&out));
+        assert!(!shown.contains("hidden"), "{shown}");
+    }
+}
+
+#[test]
+fn switching() {
+    let mut out = Vec::new();
+    switching_protocols(ACCEPT, &mut out);
+    let text = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+    assert_eq!(out, text.as_bytes());
+}
+
+proptest! {
+    #[test]
+    fn any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = parse_head(&bytes);
+    }
+
+    #[test]
+    fn a_changed_head(at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>()) {
+        let mut bytes = upgrade_with("", &["Authorization: Bearer x"]);
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        if let Ok(Some((head_bytes, Request::Sync(request)))) = parse_head(&bytes) {
+            prop_assert!(head_bytes <= bytes.len());
+            prop_assert!((1..=256).contains(&request.workspace.len()));
+            prop_assert!(request.token.is_none_or(|token| !token.is_empty()));
+        }
+        let cut = cut.index(bytes.len());
+        let _ = parse_head(&bytes[..cut]);
+    }
+
+    #[test]
+    fn any_target(target in "/v1/sync/[^ \r\n\t\0\x01-\x1f\x7f]{0,40}") {
+        let bytes = head(&format!("GET {target} HTTP/1.1"), &FIELDS);
+        match parse_head(&bytes) {
+            Ok(Some((_, Request::Sync(request)))) => prop_assert!(!request.workspace.contains(char::is_control)),
+            Ok(other) => prop_assert!(false, "{other:?}"),
+            Err(answer) => prop_assert!([400, 404].contains(&answer.status())),
+        }
+    }
+}

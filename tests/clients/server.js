@@ -1,0 +1,79 @@
+// One `etherply serve` process for a story: its own temporary data directory, its own secret, a free port.
+'use strict';
+
+const { execFileSync, spawn } = require('node:child_process');
+const fs = require('node:fs');
+const os = require('node:os');
+const path = require('node:path');
+
+const SECRET = 'a secret of the client tests, 32+ bytes long';
+const START_MS = 10_000;
+
+// Each flag of the server is an environment variable too, so that one set outside must not reach it.
+function environment(secret) {
+  const kept = Object.entries(process.env).filter(([name]) => name !== 'PORT' && !name.startsWith('ETHERPLY_'));
+  return { ...Object.fromEntries(kept), ETHERPLY_JWT_SECRET: secret };
+}
+
+class Server {
+  constructor(binary) {
+    this.binary = binary;
+    this.port = 0;
+    this.home = fs.mkdtempSync(path.join(os.tmpdir(), 'etherply-clients-'));
+    // Neither a failed story nor a signal leaves a server or a folder behind.
+    process.on('exit', () => {
+      this.child?.kill('SIGKILL');
+      fs.rmSync(this.home, { recursive: true, force: true });
+    });
+    for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => process.exit(1));
+  }
+
+  // Ends when the server listens. The first start takes a free port; every later one takes the same again.
+  async start() {
+    const errors = path.join(this.home, 'stderr');
+    const stderr = fs.openSync(errors, 'a');
+    const flags = ['--host', '127.0.0.1', '--port', this.port, '--data-dir', path.join(this.home, 'data'), '--shards', 2];
+    const child = spawn(this.binary, ['serve', ...flags.map(String)], {
+      env: environment(SECRET),
+      stdio: ['ignore', 'pipe', stderr],
+    });
+    fs.closeSync(stderr);
+    this.child = child;
+    this.exited = new Promise((resolve) => child.once('exit', resolve).once('error', resolve));
+
+    const line = await new Promise((resolve, reject) => {
+      const fail = (why) => reject(new Error(`the server ${why}; its stderr: ${fs.readFileSync(errors, 'utf8').trim()}`));
+      const timer = setTimeout(() => fail(`printed no line in ${START_MS} ms`), START_MS);
+      let seen = '';
+      child.once('error', (error) => fail(`did not start: ${error.message}`));
+      child.once('exit', (code, signal) => fail(`ended with ${code ?? signal} before it listened`));
+      // The listener stays, so that the pipe never fills up.
+      child.stdout.on('data', (bytes) => {
+        seen += bytes;
+        if (!seen.includes('\n')) return;
+        clearTimeout(timer);
+        resolve(seen.slice(0, seen.indexOf('\n')));
+      });
+    });
+    const port = /^listening on 127\.0\.0\.1:(\d+)$/.exec(line)?.[1];
+    if (!port) throw new Error(`the first line of the server is not "listening on 127.0.0.1:PORT": ${line}`);
+    this.port = Number(port);
+  }
+
+  // What a power cut leaves of a process: SIGKILL, no goodbye to anybody.
+  async kill() {
+    this.child?.kill('SIGKILL');
+    await this.exited;
+  }
+
+  token(secret = SECRET) {
+    return execFileSync(this.binary, ['token', '--sub', 'client-test'], { env: environment(secret), encoding: 'utf8' }).trim();
+  }
+
+  url(token) {
+    const query = token === undefined ? '' : `?token=${encodeURIComponent(token)}`;
+    return `ws://127.0.0.1:${this.port}/v1/sync/workspace-123${query}`;
+  }
+}
+
+module.exports = { Server };

@@ -1,0 +1,306 @@
+//! Each rule bites: run on made-up sources, it finds the marked lines and no others.
+
+use std::collections::BTreeSet;
+
+use super::source::read;
+use super::{FILE_LINES, FUNCTION_LINES, MAIN_LINES, Rule};
+use super::{cycles, headers, layering, leftovers, purity, sizes, unsafety};
+
+/// Runs a rule on files that stand in one text, each behind a line `== path`. The rule has to find the lines that end in `// <-`.
+#[track_caller]
+fn check(rule: Rule, text: &str) {
+    let mut files: Vec<(String, String)> = Vec::new();
+    let mut expected = BTreeSet::new();
+    for line in text.lines() {
+        if let Some(path) = line.strip_prefix("== ") {
+            files.push((path.to_owned(), String::new()));
+        } else if let Some((path, content)) = files.last_mut() {
+            content.push_str(line);
+            content.push('\n');
+            if line.ends_with("// <-") {
+                expected.insert(format!("{path}:{}", content.lines().count()));
+            }
+        }
+    }
+    let mut found = BTreeSet::new();
+    let mut told = String::new();
+    for fault in rule(&read(&files)) {
+        found.insert(format!("{}:{}", fault.path, fault.line));
+        told = format!("{told}{fault}\n");
+    }
+    assert_eq!(found, expected, "{told}");
+}
+
+#[test]
+fn layering_bites() {
+    check(layering, LAYERS);
+    let raw_string = "r#\" \\\" crate::io::ring \"#";
+    check(
+        layering,
+        &format!("== io/ring.rs\n== core/a.rs\nlet a = {raw_string};\nuse crate::io::ring; // <-"),
+    );
+}
+
+const LAYERS: &str = r#"
+== main.rs
+use etherply::{config::Settings, io::ring};
+== lib.rs
+pub mod core;
+pub use core::shard::Shard;
+== config.rs
+use crate::{core::shard::Durability, limits, wire::auth::Secret};
+use crate::io::ring; // <-
+== limits.rs
+use crate::config::Settings; // <-
+== io/ring.rs
+use crate::{Everything, admin, config, core::shard::Shard, log::segment, wire};
+== admin/mod.rs
+use crate::{config, io::ring};
+== core/mod.rs
+pub mod shard;
+== core/shard.rs
+use super::Timers;
+use crate::log::{commit, record::Record};
+use crate::{limits,
+    wire::frame,
+    log, // <-
+};
+use crate::io::ring; // <-
+use crate::log::segment; // <-
+use crate::Everything; // <-
+use crate::admin as shown; // <-
+fn f() { crate::wire::frame::g(frame::H) }
+fn g() { let settings = crate::config::Settings::default(); } // <-
+#[cfg(test)]
+mod tests { use crate::io::ring; }
+fn h() { crate::io::ring::submit() } // <-
+== wire/mod.rs
+pub mod frame;
+== wire/frame.rs
+//! Used by [`crate::io::ring`].
+use super::super::core::Shard; // <-
+use crate::log::record::Record; // <-
+const A: &str = "crate::io::ring"; // crate::io::ring
+const B: &str = r"\"; /* /* */ crate::io::ring */ const C: &[u8] = br"\";
+use crate::admin; // <-
+const D: [char; 2] = ['"', '\'']; fn f<'a>() { crate::io::ring::submit() } // <-
+== log/mod.rs
+use crate::core; // <-
+== log/commit.rs
+use super::record;
+use super::segment::Segment; // <-
+use super::Position; // <-
+== log/record.rs
+use crate::wire::frame; // <-
+== log/segment.rs
+use super::{Position, record};
+use crate::limits;
+use crate::config; // <-
+== attic.rs
+fn in_no_room() {} // <-
+"#;
+
+#[test]
+fn cycles_bite() {
+    check(
+        cycles,
+        "== core/a.rs\nuse super::b::B;\n== core/b.rs\nuse crate::core::c;\n== core/c.rs",
+    );
+    check(
+        cycles,
+        "== core/a.rs\nuse super::b::B;\n== core/b.rs\n\nuse crate::core::a; // <-",
+    );
+    check(
+        cycles,
+        "== core/a.rs\nuse super::b;\n== core/b.rs\nuse super::c;\n== core/c.rs\nuse super::{a}; // <-",
+    );
+    // A name is followed to where it comes from.
+    check(
+        cycles,
+        "== core/mod.rs\n== core/a.rs\nuse super::b;\n== core/b.rs\nuse crate::core;\nfn f() { core::a::g() } // <-",
+    );
+    // A parent that passes on its child's names imports the child; one that only declares it does not.
+    check(
+        cycles,
+        "== core/mod.rs\nmod a;\npub use a::A;\n== core/a.rs\nuse super::Shared; // <-",
+    );
+    check(
+        cycles,
+        "== core/mod.rs\npub use self::a::A;\n== core/a.rs\nuse super::Shared; // <-",
+    );
+    check(
+        cycles,
+        "== core/mod.rs\nmod a;\n== core/a.rs\nuse super::Shared;",
+    );
+    // Braces of a `use` do not count as those of a module.
+    check(
+        cycles,
+        "== core/mod.rs\n== core/a.rs\nuse {x::Y};\nmod b {}\nuse self::C;\n== core/a/b.rs\nuse super::A;",
+    );
+    // Inline modules are a part of their file, and test code may look back, also from a file of its own.
+    check(
+        cycles,
+        "== core/mod.rs\n== core/a.rs\nmod inner {\n  use super::A;\n  use super::super::Shared;\n}",
+    );
+    check(
+        cycles,
+        "== core/a.rs\nuse super::b::B;\n== core/b.rs\n#[cfg(test)]\nmod tests { use crate::core::a; }",
+    );
+    check(
+        cycles,
+        "== core/a.rs\n#[cfg(test)]\nmod tests;\nuse self::tests::X;\n== core/a/tests.rs\nuse super::A;",
+    );
+}
+
+#[test]
+fn purity_bites() {
+    for path in [
+        "core/a.rs",
+        "wire/a.rs",
+        "log/commit.rs",
+        "log/record.rs",
+        "limits.rs",
+    ] {
+        check(purity, &format!("== {path}\n{IMPURITIES}"));
+    }
+    for path in [
+        "main.rs",
+        "config.rs",
+        "io/worker.rs",
+        "log/segment.rs",
+        "admin/mod.rs",
+    ] {
+        check(
+            purity,
+            &format!("== {path}\n{}", IMPURITIES.replace(" // <-", "")),
+        );
+    }
+}
+
+const IMPURITIES: &str = r#"
+use std::time::Duration;
+use std::io::{self, Write};
+use strand::rand_core; use tokio_like::x;
+fn f() -> io::Result<Duration> { io::empty() }
+fn g() { io::stdout().lock() } // <-
+use std::time::Instant; // <-
+use std::{collections::BTreeMap, time::{Duration, SystemTime}}; // <-
+use std::time::*; // <-
+use std::fs::*; // <-
+use std::time;
+fn h() { time::Instant::now() } // <-
+use std as base;
+fn i() { base::thread::yield_now() } // <-
+fn j() { ::std::fs::read(x) } // <-
+fn k() { tracing::info!(x) } // <-
+use {std::net::TcpStream, smallvec::SmallVec}; // <-
+use tokio; // <-
+use tokio_uring::net; // <-
+use rustix::fs; // <-
+use getrandom::fill; // <-
+use rand::Rng; // <-
+/// Like [`std::fs`].
+const A: &str = "\" std::fs::read";
+#[cfg(test)] use std::fs;
+#[cfg(test)]
+mod tests { use std::time::Instant; }
+struct A { #[cfg(test)] at: std::time::Instant }
+fn l(#[cfg(test)] at: std::time::Instant) {}
+use std::net::IpAddr; // <-
+"#;
+
+#[test]
+fn unsafety_bites() {
+    check(
+        unsafety,
+        "== core/a.rs\n#![allow(unsafe_code)]\n// unsafe\nfn f() { unsafe { g() } } // <-",
+    );
+    check(unsafety, UNSAFETIES);
+}
+
+const UNSAFETIES: &str = r"
+== io/ring.rs
+// SAFETY: it is ours.
+unsafe { f() };
+unsafe { g() }; // <-
+
+// SAFETY: it is ours,
+// and stays.
+#[allow(unsafe_code)]
+let a =
+    unsafe { h() };
+
+// It is ours.
+unsafe impl Send for A {} // <-
+unsafe fn i() {
+    unsafe { j() } // <-
+}
+== io/worker.rs
+// SAFETY: it is ours.
+unsafe { f() }; // <-
+";
+
+#[test]
+fn sizes_bite() {
+    let comments = |lines: usize| "//\n".repeat(lines - 1);
+    check(
+        sizes,
+        &format!("== core/a.rs\n{}//", comments(FILE_LINES - 1)),
+    );
+    check(
+        sizes,
+        &format!("== core/a.rs\n{}// <-", comments(FILE_LINES)),
+    );
+    check(
+        sizes,
+        &format!("== main.rs\n{}//", comments(MAIN_LINES - 1)),
+    );
+    check(sizes, &format!("== main.rs\n{}// <-", comments(MAIN_LINES)));
+
+    // The head of a function gets so many lines of body and a brace that closes it.
+    let function = |head: &str, lines: usize| {
+        let body = "g(|x: [u8; 4]| { h(\"}\", '}') });\n".repeat(lines);
+        check(
+            sizes,
+            &format!("== core/a.rs\ntype F = fn(u8);\n{head}\n{body}}}"),
+        );
+    };
+    function("fn f() {", FUNCTION_LINES - 3);
+    function("fn f() { // <-", FUNCTION_LINES - 2);
+    function(
+        "pub fn f( // <-\n  a: [u8; 4],\n)\nwhere\n  A: B,\n{",
+        FUNCTION_LINES - 7,
+    );
+    function(
+        "#[cfg(test)]\nmod tests {}\n#[test]\nfn f() { // <-",
+        FUNCTION_LINES - 2,
+    );
+    function("trait T {\n  fn f();\n}\nimpl U {", FUNCTION_LINES);
+}
+
+#[test]
+fn leftovers_bite() {
+    check(leftovers, LEFTOVERS);
+}
+
+const LEFTOVERS: &str = r#"
+== core/a.rs
+// TODO: later // <-
+/* FIXME */ // <-
+fn f() { todo!() } // <-
+fn g() { unimplemented!("x") } // <-
+let a = dbg!(b); // <-
+#[ignore = "slow"] // <-
+#[test]
+fn h() {}
+// ignore, dbg!
+let todo = "todo!()"; let b = [ignore];
+"#;
+
+#[test]
+fn headers_bite() {
+    check(
+        headers,
+        "== core/a.rs\n//! The core.\nuse x;\n== core/b.rs\nuse x; // <-\n//! Late.",
+    );
+}

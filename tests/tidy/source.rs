@@ -1,0 +1,403 @@
+//! Reads the sources: as tokens, and as the paths that each file names.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Fault;
+
+#[derive(Clone)]
+pub(super) struct Token {
+    pub(super) text: String,
+    pub(super) line: usize,
+}
+
+/// A path that a file names: its segments, from `crate` or from the name of another crate.
+pub(super) struct Named {
+    pub(super) segments: Vec<String>,
+    pub(super) line: usize,
+}
+
+pub(super) struct Source {
+    /// Relative to `src/`.
+    pub(super) path: String,
+    /// `wire::frame` for `wire/frame.rs`, `wire` for `wire/mod.rs`, nothing for `lib.rs`.
+    pub(super) module: String,
+    pub(super) raw: String,
+    /// Without comments, and without the contents of literals.
+    pub(super) tokens: Vec<Token>,
+    /// What the product's code names: test code may import and use anything.
+    pub(super) named: Vec<Named>,
+}
+
+impl Source {
+    /// The tokens that are this word, with their indices.
+    pub(super) fn words(&self, word: &str) -> impl Iterator<Item = (usize, &Token)> {
+        let numbered = self.tokens.iter().enumerate();
+        numbered.filter(move |(_, token)| token.text == word)
+    }
+
+    pub(super) fn fault(&self, line: usize, what: impl Into<String>) -> Fault {
+        Fault {
+            path: self.path.clone(),
+            line,
+            what: what.into(),
+        }
+    }
+}
+
+// ---- reading ----
+
+/// Reads files given as (path in `src/`, text).
+pub(super) fn read(files: &[(String, String)]) -> Vec<Source> {
+    let mut test_modules = BTreeSet::new();
+    let mut sources = Vec::new();
+    for (path, raw) in files {
+        let module = path
+            .trim_end_matches(".rs")
+            .trim_end_matches("/mod")
+            .replace('/', "::");
+        let module = if module == "lib" {
+            String::new()
+        } else {
+            module
+        };
+        let tokens = tokens(raw);
+        let (product, declared) = without_tests(&tokens);
+        test_modules.extend(declared.into_iter().map(|name| join(&module, &name)));
+        let named = named(&product, &module);
+        sources.push(Source {
+            path: path.clone(),
+            module,
+            raw: raw.clone(),
+            tokens,
+            named,
+        });
+    }
+    for source in &mut sources {
+        let is_test = |test: &String| {
+            source.module == *test || source.module.starts_with(&format!("{test}::"))
+        };
+        if test_modules.iter().any(is_test) {
+            source.named.clear();
+        }
+    }
+    sources
+}
+
+fn join(module: &str, name: &str) -> String {
+    if module.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{module}::{name}")
+    }
+}
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+/// Words, `::`, and every other character by itself.
+fn tokens(text: &str) -> Vec<Token> {
+    let chars: Vec<char> = text.chars().collect();
+    let mut tokens = Vec::new();
+    let (mut at, mut line) = (0, 1);
+    while at < chars.len() {
+        let skipped = comment_or_literal_end(&chars, at);
+        let end = skipped.unwrap_or_else(|| match chars[at] {
+            ':' if chars.get(at + 1) == Some(&':') => at + 2,
+            c if is_word(c) => at + chars[at..].iter().take_while(|c| is_word(**c)).count(),
+            _ => at + 1,
+        });
+        if skipped.is_none() && !chars[at].is_whitespace() {
+            tokens.push(Token {
+                text: chars[at..end].iter().collect(),
+                line,
+            });
+        }
+        line += chars[at..end].iter().filter(|c| **c == '\n').count();
+        at = end;
+    }
+    tokens
+}
+
+/// Where the comment or the string or character literal ends that starts at `at`, if one does.
+fn comment_or_literal_end(chars: &[char], at: usize) -> Option<usize> {
+    let rest = &chars[at..];
+    let starts = |prefix: &str| {
+        prefix
+            .chars()
+            .enumerate()
+            .all(|(i, c)| rest.get(i) == Some(&c))
+    };
+    if starts("//") {
+        return Some(at + rest.iter().take_while(|c| **c != '\n').count());
+    }
+    if starts("/*") {
+        return Some(at + block_comment_len(rest));
+    }
+    if starts("'") {
+        // A lifetime has no second quote behind one character.
+        let is_literal = starts("'\\") || rest.get(2) == Some(&'\'');
+        return is_literal.then(|| at + quoted_len(rest, '\''));
+    }
+    let prefix = ["", "b", "c"]
+        .into_iter()
+        .find(|prefix| starts(&format!("{prefix}\"")));
+    if let Some(prefix) = prefix {
+        return Some(at + prefix.len() + quoted_len(&rest[prefix.len()..], '"'));
+    }
+    let prefix = ["r", "br", "cr"]
+        .into_iter()
+        .find(|prefix| starts(prefix))?;
+    let hashes = rest[prefix.len()..]
+        .iter()
+        .take_while(|c| **c == '#')
+        .count();
+    let open = prefix.len() + hashes;
+    if rest.get(open) != Some(&'"') {
+        return None;
+    }
+    let close: Vec<char> = format!("\"{}", "#".repeat(hashes)).chars().collect();
+    let body = rest[open + 1..]
+        .windows(close.len())
+        .position(|window| window == close);
+    Some(body.map_or(chars.len(), |body| at + open + 1 + body + close.len()))
+}
+
+/// The length of a literal with escapes, its quotes included.
+fn quoted_len(chars: &[char], quote: char) -> usize {
+    let mut at = 1;
+    while at < chars.len() && chars[at] != quote {
+        at += if chars[at] == '\\' { 2 } else { 1 };
+    }
+    (at + 1).min(chars.len())
+}
+
+fn block_comment_len(chars: &[char]) -> usize {
+    let (mut at, mut depth) = (0, 0);
+    while at < chars.len() {
+        match chars[at..] {
+            ['/', '*', ..] => depth += 1,
+            ['*', '/', ..] => depth -= 1,
+            _ => {
+                at += 1;
+                continue;
+            }
+        }
+        at += 2;
+        if depth == 0 {
+            return at;
+        }
+    }
+    at
+}
+
+pub(super) fn text_at(tokens: &[Token], at: usize) -> &str {
+    tokens.get(at).map_or("", |token| token.text.as_str())
+}
+
+/// The index of the last token of the item that starts at `at`: its closing brace, its semicolon, or, for a field or an
+/// argument, what stands before the bracket that closes the list.
+pub(super) fn item_end(tokens: &[Token], at: usize) -> usize {
+    let (mut depth, mut braces) = (0_i32, 0_i32);
+    for (i, token) in tokens.iter().enumerate().skip(at) {
+        match token.text.as_str() {
+            "(" | "[" => depth += 1,
+            ")" | "]" if depth == 0 => return i - 1,
+            ")" | "]" => depth -= 1,
+            "{" if depth == 0 => braces += 1,
+            "}" if depth == 0 && braces == 0 => return i - 1,
+            "}" if depth == 0 && braces == 1 => return i,
+            "}" if depth == 0 => braces -= 1,
+            ";" if depth == 0 && braces == 0 => return i,
+            _ => {}
+        }
+    }
+    tokens.len().saturating_sub(1)
+}
+
+/// The tokens without the items under `#[cfg(test)]`, and the modules of other files that are declared under it.
+fn without_tests(tokens: &[Token]) -> (Vec<Token>, Vec<String>) {
+    const CFG_TEST: [&str; 7] = ["#", "[", "cfg", "(", "test", ")", "]"];
+    let (mut product, mut declared) = (Vec::new(), Vec::new());
+    let mut at = 0;
+    while at < tokens.len() {
+        if (0..CFG_TEST.len()).all(|i| text_at(tokens, at + i) == CFG_TEST[i]) {
+            let end = item_end(tokens, at);
+            if text_at(tokens, end) == ";" && end >= 2 && text_at(tokens, end - 2) == "mod" {
+                declared.push(tokens[end - 1].text.clone());
+            }
+            at = end + 1;
+        } else {
+            product.push(tokens[at].clone());
+            at += 1;
+        }
+    }
+    (product, declared)
+}
+
+// ---- paths ----
+
+/// One leaf of a path or of a `use` tree, as written, and the name that a `use` gives it.
+struct Leaf {
+    segments: Vec<String>,
+    name: String,
+    line: usize,
+}
+
+/// Reads the path or `use` tree at `at` into `leaves`, and returns the index behind it.
+fn read_path(tokens: &[Token], mut at: usize, prefix: &[String], leaves: &mut Vec<Leaf>) -> usize {
+    let mut segments = prefix.to_vec();
+    let line = tokens.get(at).map_or(0, |token| token.line);
+    if text_at(tokens, at) == "::" {
+        at += 1;
+    }
+    loop {
+        match text_at(tokens, at) {
+            "{" => {
+                at += 1;
+                while !matches!(text_at(tokens, at), "}" | "") {
+                    let is_comma = text_at(tokens, at) == ",";
+                    at = if is_comma {
+                        at + 1
+                    } else {
+                        read_path(tokens, at, &segments, leaves)
+                    };
+                }
+                return at + 1;
+            }
+            "self" if !segments.is_empty() => {}
+            segment => segments.push(segment.to_owned()),
+        }
+        at += 1;
+        let goes_on = text_at(tokens, at + 1).starts_with(|c| is_word(c) || c == '{' || c == '*');
+        if text_at(tokens, at) != "::" || !goes_on {
+            break;
+        }
+        at += 1;
+    }
+    let mut name = segments.last().cloned().unwrap_or_default();
+    if text_at(tokens, at) == "as" {
+        text_at(tokens, at + 1).clone_into(&mut name);
+        at += 2;
+    }
+    leaves.push(Leaf {
+        segments,
+        name,
+        line,
+    });
+    at
+}
+
+/// Every path in the tokens of a module. A name that a `use` brought in (`use crate::wire;`) or that a `mod` declares is
+/// followed to where it comes from, also when the path starts with it (`wire::frame::decode`).
+fn named(tokens: &[Token], module: &str) -> Vec<Named> {
+    let mut inside: Vec<String> = vec!["crate".to_owned()];
+    inside.extend(
+        module
+            .split("::")
+            .filter(|name| !name.is_empty() && *name != "main")
+            .map(str::to_owned),
+    );
+    let mut origins = BTreeMap::new();
+    for (i, token) in tokens.iter().enumerate() {
+        if token.text == "mod" && text_at(tokens, i + 2) == ";" {
+            let name = text_at(tokens, i + 1).to_owned();
+            origins.insert(name.clone(), [inside.clone(), vec![name]].concat());
+        }
+    }
+    let mut found = Vec::new();
+    // The brace depths at which the inline modules that we are in were opened.
+    let (mut depth, mut opened) = (0, Vec::new());
+    let mut at = 0;
+    while at < tokens.len() {
+        let is_use = at > 0 && text_at(tokens, at - 1) == "use";
+        let is_path = text_at(tokens, at).starts_with(is_word) && text_at(tokens, at + 1) == "::";
+        if !is_use && !is_path {
+            match text_at(tokens, at) {
+                "mod" if text_at(tokens, at + 2) == "{" => {
+                    opened.push(depth);
+                    inside.push(text_at(tokens, at + 1).to_owned());
+                }
+                "{" => depth += 1,
+                "}" => depth -= 1,
+                _ => {}
+            }
+            if text_at(tokens, at) == "}" && opened.last() == Some(&depth) {
+                opened.pop();
+                inside.pop();
+            }
+            at += 1;
+            continue;
+        }
+        let mut leaves = Vec::new();
+        at = read_path(tokens, at, &[], &mut leaves);
+        for leaf in leaves {
+            let segments = from_root(&leaf.segments, &inside, &origins);
+            // Types are named like `Instant`; only modules and crates stand before a `::` that matters here.
+            if is_use && leaf.name.starts_with(|c: char| c.is_lowercase()) {
+                origins.insert(leaf.name, segments.clone());
+            }
+            found.push(Named {
+                segments,
+                line: leaf.line,
+            });
+        }
+    }
+    found
+}
+
+/// The path from `crate`, or from another crate's name.
+fn from_root(
+    written: &[String],
+    inside: &[String],
+    origins: &BTreeMap<String, Vec<String>>,
+) -> Vec<String> {
+    let (first, rest) = written.split_first().expect("a path has a segment");
+    let supers = written
+        .iter()
+        .take_while(|segment| *segment == "super")
+        .count();
+    match first.as_str() {
+        "crate" => [&["crate".to_owned()], rest].concat(),
+        "self" => [inside, rest].concat(),
+        "super" => [
+            &inside[..inside.len().saturating_sub(supers).max(1)],
+            &written[supers..],
+        ]
+        .concat(),
+        name => origins
+            .get(name)
+            .map_or_else(|| written.to_vec(), |origin| [&origin[..], rest].concat()),
+    }
+}
+
+/// The module, among those that are files, in which a path of this crate ends.
+fn module_of<'a>(segments: &[String], modules: &BTreeMap<&'a str, usize>) -> Option<&'a str> {
+    let (first, rest) = segments.split_first()?;
+    let mut lengths = (0..=rest.len()).rev();
+    let found = lengths.find_map(|len| modules.get_key_value(rest[..len].join("::").as_str()));
+    found
+        .filter(|_| first == "crate")
+        .map(|(module, _)| *module)
+}
+
+/// For each source the modules that it imports: (index of the source, line). Its own inline modules are no import.
+pub(super) fn imports(sources: &[Source]) -> Vec<Vec<(usize, usize)>> {
+    let numbered = sources
+        .iter()
+        .enumerate()
+        .filter(|(_, source)| source.module != "main");
+    let modules: BTreeMap<&str, usize> = numbered
+        .map(|(i, source)| (source.module.as_str(), i))
+        .collect();
+    let of_source = |source: &Source| {
+        let targets = source
+            .named
+            .iter()
+            .filter_map(|named| Some((modules[module_of(&named.segments, &modules)?], named.line)));
+        targets
+            .filter(|(target, _)| sources[*target].module != source.module)
+            .collect()
+    };
+    sources.iter().map(of_source).collect()
+}
