@@ -1,13 +1,14 @@
 //! What goes wrong while serving, the two triggers of 500: a panic, and a log that cannot be written or synced.
 //!
-//! Four faulty disks: a limit on the size of files (EFBIG, needs nothing), a full tmpfs (ENOSPC, needs root), and a loop
-//! device that takes writes but fails to sync them (needs root), once more with what the kernel's cache pretended forgotten.
+//! Faulty disks: a limit on the size of files (EFBIG, needs nothing), a full tmpfs (ENOSPC, needs root), and a loop
+//! device that takes writes but fails to sync them (needs root).
 
 mod support;
 
 use serde_json::{Map, Value, json};
+use std::path::PathBuf;
 use support::client::{Client, Event, Op, error_of, op_text, state_of};
-use support::disk::{Ballast, Mount, limit_file_size, make_sparse_image, may_mount};
+use support::disk::{Ballast, Journal, Mount, limit_file_size, make_sparse_image, may_mount};
 use support::raw::{CLOSE, Raw, handshake_head};
 use support::server::{Server, Setup};
 use tokio_tungstenite::tungstenite::Message;
@@ -259,19 +260,24 @@ async fn a_full_disk_gives_500_and_1011_and_503_and_the_server_serves_again_when
     check_restart(&mut server, &shown).await;
 }
 
-#[tokio::test]
-async fn a_failing_sync_is_never_taken_for_a_good_one() {
+/// The ground of an image, the image mounted on it, and the image's file. The ground is sparse: when it is filled, the
+/// image takes writes, and fails to sync them.
+fn disk_that_fails_to_sync(journal: Journal) -> Option<(Mount, Mount, PathBuf)> {
     if !may_mount("a disk that fails to sync") {
-        return;
+        return None;
     }
-    let Some(ground) = Mount::tmpfs("8m") else {
-        return;
-    };
+    let ground = Mount::tmpfs("24m")?;
     let image = ground.path().join("image");
-    if !make_sparse_image(&image, 64 * 1024 * 1024) {
-        return;
+    if !make_sparse_image(&image, 64 * 1024 * 1024, journal) {
+        return None;
     }
-    let Some(disk) = Mount::image(&image) else {
+    let disk = Mount::image(&image)?;
+    Some((ground, disk, image))
+}
+
+#[tokio::test]
+async fn a_failing_sync_gives_500_and_1011_and_503_and_the_server_serves_again() {
+    let Some((ground, disk, _image)) = disk_that_fails_to_sync(Journal::No) else {
         return;
     };
     let setup = Setup::new()
@@ -282,11 +288,42 @@ async fn a_failing_sync_is_never_taken_for_a_good_one() {
     let mut shown = check_failure(&server, || ballast = Some(Ballast::fill(ground.path()))).await;
     ballast.take().expect("it was filled").remove();
     check_recovery(&server, &mut shown).await;
-
-    // The image is not mounted afresh here: ext4 without a journal, the one that goes on after a failed write, answers
-    // an fdatasync well whose blocks never reached the disk (a bare program sees it too), so that it proves nothing.
     server.kill9();
     check_restart(&mut server, &shown).await;
+}
+
+#[tokio::test]
+async fn a_failing_sync_is_never_taken_for_a_good_one() {
+    let Some((ground, disk, image)) = disk_that_fails_to_sync(Journal::Yes) else {
+        return;
+    };
+    let data_dir = |disk: &Mount| disk.path().join("data");
+    let mut server = Setup::new()
+        .shards(1)
+        .in_data_dir(&data_dir(&disk))
+        .start()
+        .await;
+    let mut ballast = None;
+    let shown = check_failure(&server, || ballast = Some(Ballast::fill(ground.path()))).await;
+    ballast.take().expect("it was filled").remove();
+
+    // Unmounting drops the kernel's cache, and with it the writes that never reached the disk.
+    server.kill9();
+    drop(disk);
+    let Some(disk) = Mount::image(&image) else {
+        return;
+    };
+    let again = server
+        .setup()
+        .clone()
+        .in_data_dir(&data_dir(&disk))
+        .start()
+        .await;
+    check_nothing_lost(
+        &state_of(&again, "room").await,
+        &shown,
+        "when only the disk is asked",
+    );
 }
 
 // ---- a panic ----
