@@ -4,6 +4,7 @@ mod support;
 
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::client::{Client, Event, Op, op_text};
@@ -19,12 +20,12 @@ const KEYS_COUNT: u64 = 200;
 #[derive(Default)]
 struct Ledger {
     newest: HashMap<(usize, String), Value>,
-    shown_count: u64,
+    /// Broadcasts and corrections, without what inits repeat.
+    ops_count: u64,
 }
 
 impl Ledger {
     fn shown(&mut self, room: usize, key: &str, value: &Value) {
-        self.shown_count += 1;
         let newest = self
             .newest
             .entry((room, key.to_string()))
@@ -71,7 +72,9 @@ async fn take_part(mut client: Client, room: usize, ledger: SharedLedger, mut di
             event = client.event() => match event {
                 Event::Text(text) => {
                     let op = Op::parse(&text).unwrap_or_else(|| panic!("no op of this test is refused: {text}"));
-                    ledger.lock().expect("no client panics").shown(room, &op.key, &op.value);
+                    let mut ledger = ledger.lock().expect("no client panics");
+                    ledger.ops_count += 1;
+                    ledger.shown(room, &op.key, &op.value);
                 }
                 Event::Close(..) | Event::Lost(_) => return,
             },
@@ -80,6 +83,22 @@ async fn take_part(mut client: Client, room: usize, ledger: SharedLedger, mut di
                     return;
                 }
             }
+        }
+    }
+}
+
+/// Joins and leaves again and again, until the server is gone: what an init shows counts as shown.
+async fn come_and_go(addr: SocketAddr, first_room: usize, ledger: SharedLedger) {
+    for room in (0..ROOMS_COUNT).cycle().skip(first_room) {
+        let dialed = Client::dial(addr, &Server::sync_path(&room_name(room))).await;
+        let Ok(mut client) = dialed else { return };
+        let Event::Text(text) = client.event().await else {
+            return;
+        };
+        client.take_init(&text);
+        let mut ledger = ledger.lock().expect("no client panics");
+        for (key, value) in &client.init {
+            ledger.shown(room, key, value);
         }
     }
 }
@@ -101,7 +120,7 @@ fn room_name(room: usize) -> String {
     format!("room {room}")
 }
 
-/// Puts two writers and a reader into each room.
+/// Puts two writers and a reader into each room, and lets others come and go.
 async fn load(
     server: &Server,
     ledger: &SharedLedger,
@@ -114,6 +133,13 @@ async fn load(
             let dice = (member > 0).then(|| Dice::new(seed * 1000 + (room * 10 + member) as u64));
             tasks.push(tokio::spawn(take_part(client, room, ledger.clone(), dice)));
         }
+    }
+    for first_room in [0, 5, 10, 15] {
+        tasks.push(tokio::spawn(come_and_go(
+            server.addr(),
+            first_room,
+            ledger.clone(),
+        )));
     }
     tasks
 }
@@ -137,10 +163,10 @@ async fn kill_9_under_load_twenty_times_loses_nothing_that_was_shown_with_1_2_an
     let mut server = Setup::new().shards(2).start().await;
     for round in 1..=ROUNDS_COUNT {
         let tasks = load(&server, &ledger, round).await;
-        let before = ledger.lock().expect("no client panics").shown_count;
+        let before = ledger.lock().expect("no client panics").ops_count;
         let goal = before + 100 + dice.below(2000);
         let reached =
-            async || (ledger.lock().expect("no client panics").shown_count >= goal).then_some(());
+            async || (ledger.lock().expect("no client panics").ops_count >= goal).then_some(());
         eventually("the clients are shown ops", reached).await;
 
         server.kill9();

@@ -1,15 +1,17 @@
 //! What goes wrong while serving, the two triggers of 500: a panic, and a log that cannot be written or synced.
 //!
-//! Four faulty disks: a limit on the size of files (EFBIG, needs nothing), a full tmpfs (ENOSPC, needs root), and a loop
-//! device that takes writes but fails to sync them (needs root), once more with what the kernel's cache pretended forgotten.
+//! Faulty disks: a limit on the size of files (EFBIG, needs nothing), a full tmpfs (ENOSPC, needs root), and a loop
+//! device that takes writes but fails to sync them (needs root).
 
 mod support;
 
 use serde_json::{Map, Value, json};
-use support::client::{Client, Event, Op, error_of, state_of};
-use support::disk::{Ballast, Mount, limit_file_size, make_sparse_image, may_mount};
-use support::raw::Raw;
+use std::path::PathBuf;
+use support::client::{Client, Event, Op, error_of, op_text, state_of};
+use support::disk::{Ballast, Journal, Mount, limit_file_size, make_sparse_image, may_mount};
+use support::raw::{CLOSE, Raw, handshake_head};
 use support::server::{Server, Setup};
+use tokio_tungstenite::tungstenite::Message;
 
 // ---- a disk that fails ----
 
@@ -160,6 +162,84 @@ async fn a_write_that_fails_half_way_through_loses_nothing_that_was_shown() {
     check_restart(&mut server, &shown).await;
 }
 
+/// All that a newcomer gets to see until it is turned away, before the handshake or after it.
+async fn all_shown(newcomer: &mut Raw) -> String {
+    let answer = newcomer.answer().await;
+    if answer.status != 101 {
+        return answer.body;
+    }
+    let mut seen = String::new();
+    loop {
+        let frame = newcomer.frame_but_ping().await;
+        if frame.first_byte == CLOSE {
+            return seen;
+        }
+        seen.push_str(&String::from_utf8_lossy(&frame.payload));
+    }
+}
+
+#[tokio::test]
+async fn an_init_never_shows_an_op_that_was_not_kept() {
+    let server = Setup::new()
+        .shards(1)
+        .ignoring_file_size_signal()
+        .start()
+        .await;
+    for round in 0..20 {
+        let key = format!("k{round}");
+        let mut writer = Client::connect_at_last(&server, "room").await;
+        let mut witness = Client::connect_at_last(&server, "room").await;
+        write_some(&mut writer, &mut witness, "between", &mut Shown::new()).await;
+        let head = handshake_head(&Server::sync_path("room"), "");
+        let (most, rest) = head.as_bytes().split_at(head.len() - 1);
+        let mut joining = Raw::connect(server.addr()).await;
+        joining.send(most).await;
+        limit_file_size(server.pid(), Some(1));
+        // Back to back, so that the op is applied, and not yet written, when the newcomer is let in.
+        writer.write(&key, json!(round)).await;
+        joining.send_lossy(rest).await;
+        assert_eq!(writer.close_code().await, 1011);
+        let shown = all_shown(&mut joining).await.contains(&format!("{key:?}"));
+        limit_file_size(server.pid(), None);
+        let state = Client::connect_at_last(&server, "room").await.init;
+        assert!(
+            !shown || state.contains_key(&key),
+            "{key} was shown in an init, and lost"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_correction_never_shows_an_op_that_was_not_kept() {
+    let server = Setup::new()
+        .shards(1)
+        .ignoring_file_size_signal()
+        .start()
+        .await;
+    for round in 0..10 {
+        let mut writer = Client::connect_at_last(&server, "room").await;
+        let mut rival = Client::connect_at_last(&server, "room").await;
+        write_some(&mut writer, &mut rival, "between", &mut Shown::new()).await;
+        limit_file_size(server.pid(), Some(1));
+        let winner = Op::new(&format!("k{round}"), json!("the winner"), 1000);
+        writer.send_op(&winner).await;
+        let loser = Op::new(&winner.key, json!("the loser"), 999);
+        rival.try_send(Message::text(op_text(&loser))).await;
+        let mut was_shown = false;
+        while let Event::Text(text) = rival.event().await {
+            was_shown |= Op::parse(&text).as_ref() == Some(&winner);
+        }
+        assert_eq!(writer.close_code().await, 1011);
+        limit_file_size(server.pid(), None);
+        let state = Client::connect_at_last(&server, "room").await.init;
+        let is_kept = state.get(&winner.key) == Some(&winner.value);
+        assert!(
+            !was_shown || is_kept,
+            "the winner was shown in a correction, and lost"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_full_disk_gives_500_and_1011_and_503_and_the_server_serves_again_when_there_is_space() {
     if !may_mount("a full disk") {
@@ -180,19 +260,24 @@ async fn a_full_disk_gives_500_and_1011_and_503_and_the_server_serves_again_when
     check_restart(&mut server, &shown).await;
 }
 
-#[tokio::test]
-async fn a_failing_sync_is_never_taken_for_a_good_one() {
+/// The ground of an image, the image mounted on it, and the image's file. The ground is sparse: when it is filled, the
+/// image takes writes, and fails to sync them.
+fn disk_that_fails_to_sync(journal: Journal) -> Option<(Mount, Mount, PathBuf)> {
     if !may_mount("a disk that fails to sync") {
-        return;
+        return None;
     }
-    let Some(ground) = Mount::tmpfs("8m") else {
-        return;
-    };
+    let ground = Mount::tmpfs("24m")?;
     let image = ground.path().join("image");
-    if !make_sparse_image(&image, 64 * 1024 * 1024) {
-        return;
+    if !make_sparse_image(&image, 64 * 1024 * 1024, journal) {
+        return None;
     }
-    let Some(disk) = Mount::image(&image) else {
+    let disk = Mount::image(&image)?;
+    Some((ground, disk, image))
+}
+
+#[tokio::test]
+async fn a_failing_sync_gives_500_and_1011_and_503_and_the_server_serves_again() {
+    let Some((ground, disk, _image)) = disk_that_fails_to_sync(Journal::No) else {
         return;
     };
     let setup = Setup::new()
@@ -203,11 +288,42 @@ async fn a_failing_sync_is_never_taken_for_a_good_one() {
     let mut shown = check_failure(&server, || ballast = Some(Ballast::fill(ground.path()))).await;
     ballast.take().expect("it was filled").remove();
     check_recovery(&server, &mut shown).await;
-
-    // The image is not mounted afresh here: ext4 without a journal, the one that goes on after a failed write, answers
-    // an fdatasync well whose blocks never reached the disk (a bare program sees it too), so that it proves nothing.
     server.kill9();
     check_restart(&mut server, &shown).await;
+}
+
+#[tokio::test]
+async fn a_failing_sync_is_never_taken_for_a_good_one() {
+    let Some((ground, disk, image)) = disk_that_fails_to_sync(Journal::Yes) else {
+        return;
+    };
+    let data_dir = |disk: &Mount| disk.path().join("data");
+    let mut server = Setup::new()
+        .shards(1)
+        .in_data_dir(&data_dir(&disk))
+        .start()
+        .await;
+    let mut ballast = None;
+    let shown = check_failure(&server, || ballast = Some(Ballast::fill(ground.path()))).await;
+    ballast.take().expect("it was filled").remove();
+
+    // Unmounting drops the kernel's cache, and with it the writes that never reached the disk.
+    server.kill9();
+    drop(disk);
+    let Some(disk) = Mount::image(&image) else {
+        return;
+    };
+    let again = server
+        .setup()
+        .clone()
+        .in_data_dir(&data_dir(&disk))
+        .start()
+        .await;
+    check_nothing_lost(
+        &state_of(&again, "room").await,
+        &shown,
+        "when only the disk is asked",
+    );
 }
 
 // ---- a panic ----
@@ -300,15 +416,9 @@ async fn a_panic_in_one_shard_leaves_the_other_shard_alone() {
     let mut untouched_count = 0;
     for (writer, reader) in &mut rooms {
         // A room of the failed shard may be closed under the writer's hands, so the reader is asked.
-        writer
-            .try_send(tokio_tungstenite::tungstenite::Message::text(
-                r#"{"type":"ping"}"#,
-            ))
-            .await;
-        let op = support::client::op_text(&Op::new("k", json!(1), support::stamp()));
-        writer
-            .try_send(tokio_tungstenite::tungstenite::Message::text(op))
-            .await;
+        writer.try_send(Message::text(r#"{"type":"ping"}"#)).await;
+        let op = op_text(&Op::new("k", json!(1), support::stamp()));
+        writer.try_send(Message::text(op)).await;
         match reader.event().await {
             Event::Text(_) => untouched_count += 1,
             Event::Close(1011, _) => {}

@@ -252,15 +252,14 @@ async fn concurrent_writers_with_ties_and_late_clocks_all_end_in_the_state_of_th
         println!("seed {seed}");
         let mut server = Server::start().await;
         let mut watcher = Replica::join(&server).await;
-        // All are in before the first writes, so that everybody starts from the empty state.
         let mut joined = Vec::new();
         for _ in 0..5 {
             joined.push(Replica::join(&server).await);
         }
-        let mut writing = Vec::new();
-        for (writer, replica) in (0..).zip(joined) {
-            writing.push(tokio::spawn(write_randomly(replica, writer, seed)));
-        }
+        let writing: Vec<_> = (0..)
+            .zip(joined)
+            .map(|(writer, replica)| tokio::spawn(write_randomly(replica, writer, seed)))
+            .collect();
         let mut replicas = Vec::new();
         for task in writing {
             replicas.push(

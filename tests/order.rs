@@ -94,13 +94,12 @@ async fn all_clients_see_the_ops_of_many_writers_in_one_order() {
     for _ in 0..3 {
         observers.push(Client::connect(&server, "room").await);
     }
-    // All are in before the first writes, so that nobody's init holds an op already.
     let mut writers = Vec::new();
     for _ in 0..WRITERS {
         writers.push(Client::connect(&server, "room").await);
     }
     let mut writing = Vec::new();
-    for (writer, mut client) in (0..).zip(writers) {
+    for (writer, mut client) in writers.into_iter().enumerate() {
         writing.push(tokio::spawn(async move {
             for number in 0..OPS_EACH {
                 client

@@ -111,7 +111,8 @@ impl Client {
         })
     }
 
-    fn take_init(&mut self, text: &str) {
+    /// Keeps the state of an init message.
+    pub fn take_init(&mut self, text: &str) {
         let mut message = parse(text);
         assert_eq!(message["type"], "init", "the first message is init: {text}");
         assert_fields(&message, &["data", "type"], text);
@@ -172,21 +173,25 @@ impl Client {
 
     /// What comes next, apart from pings and pongs.
     pub async fn event(&mut self) -> Event {
-        loop {
-            match within("a message from the server", self.socket.next()).await {
-                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                Some(Ok(Message::Text(text))) => return Event::Text(text.to_string()),
-                Some(Ok(Message::Close(frame))) => {
-                    let (code, reason) = frame.map_or((1005, String::new()), |f| {
-                        (f.code.into(), f.reason.to_string())
-                    });
-                    return Event::Close(code, reason);
+        let socket = &mut self.socket;
+        let reading = async {
+            loop {
+                match socket.next().await {
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                    Some(Ok(Message::Text(text))) => return Event::Text(text.to_string()),
+                    Some(Ok(Message::Close(frame))) => {
+                        let no_code = (1005, String::new());
+                        let (code, reason) =
+                            frame.map_or(no_code, |f| (f.code.into(), f.reason.to_string()));
+                        return Event::Close(code, reason);
+                    }
+                    Some(Ok(other)) => panic!("a server of text frames sent {other:?}"),
+                    Some(Err(error)) => return Event::Lost(error.to_string()),
+                    None => return Event::Lost("the end of the stream".into()),
                 }
-                Some(Ok(other)) => panic!("a server of text frames sent {other:?}"),
-                Some(Err(error)) => return Event::Lost(error.to_string()),
-                None => return Event::Lost("the end of the stream".into()),
             }
-        }
+        };
+        within("a message from the server", reading).await
     }
 
     pub async fn next_text(&mut self) -> String {

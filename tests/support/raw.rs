@@ -155,12 +155,15 @@ impl Raw {
 
     /// The next frame other than a ping.
     pub async fn frame_but_ping(&mut self) -> Frame {
-        loop {
-            let frame = self.frame().await;
-            if frame.first_byte != PING {
-                return frame;
+        let reading = async {
+            loop {
+                let frame = self.frame().await;
+                if frame.first_byte != PING {
+                    return frame;
+                }
             }
-        }
+        };
+        within("a frame other than a ping", reading).await
     }
 
     /// A close frame with this code, and the end of the connection.
@@ -192,7 +195,10 @@ impl Raw {
 
     /// All that comes until the connection ends.
     pub async fn rest(&mut self) -> Vec<u8> {
-        while self.fill().await {}
+        within("the end of the connection", async {
+            while self.fill().await {}
+        })
+        .await;
         std::mem::take(&mut self.unread)
     }
 
