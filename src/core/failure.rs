@@ -64,17 +64,13 @@ impl Shard {
     }
 
     fn dismiss(&mut self, id: SessionId, is_told: bool, clock: Clock) {
-        let visible_position = self.visible_position;
-        let session = &mut self.sessions[id.slot as usize];
-        session.state = State::Handshake;
-        session.outbox.leave(visible_position);
         let last = self.pool.fill(256, |out| {
             if is_told {
                 message::put_error(out, 500, INTERNAL_SERVER_ERROR);
             }
             frame::put_close(out, INTERNAL_ERROR, INTERNAL_SERVER_ERROR);
         });
-        self.send_last(id, last, clock);
+        self.queue_last(id, last, clock);
     }
 
     /// Opens a failed log again when it is time and nothing of the old one is in flight.

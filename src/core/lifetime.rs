@@ -89,14 +89,18 @@ impl Shard {
 
     /// Queues the last bytes of a session: behind what is visible and queued already.
     pub(super) fn send_last(&mut self, id: SessionId, chunk: Chunk, clock: Clock) {
-        let visible_position = self.visible_position;
-        self.leave_room(id);
-        let Some(session) = self.session(id) else {
-            return;
-        };
-        if session.aborted || session.state == State::Closing {
+        let is_closing = |session: &mut Session| session.state == State::Closing;
+        if self.session(id).is_none_or(is_closing) {
             return;
         }
+        self.leave_room(id);
+        self.queue_last(id, chunk, clock);
+    }
+
+    /// The same for a session that stands in no room any more.
+    pub(super) fn queue_last(&mut self, id: SessionId, chunk: Chunk, clock: Clock) {
+        let visible_position = self.visible_position;
+        let session = &mut self.sessions[id.slot as usize];
         session.state = State::Closing;
         session.unparsed = Vec::new();
         session.outbox.leave(visible_position);
@@ -160,7 +164,7 @@ impl Shard {
         else {
             return;
         };
-        session.state = State::Handshake;
+        session.state = State::Closing;
         let room = &mut self.rooms[room_slot as usize];
         room.members.swap_remove(member as usize);
         if let Some(moved) = room.members.get(member as usize) {
