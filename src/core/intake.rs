@@ -165,6 +165,7 @@ impl Shard {
         let session = &mut self.sessions[id.slot as usize];
         let room_slot = session.room().expect("only an open session applies");
         let room = &mut self.rooms[room_slot as usize];
+        let live_bytes_before = room.workspace.log_bytes();
         match room
             .workspace
             .apply(op.key, op.value, op.timestamp, id.as_u64())
@@ -180,6 +181,8 @@ impl Shard {
                 self.enqueue(id);
             }
             Verdict::Won(seq) => {
+                self.live_bytes -= live_bytes_before;
+                self.live_bytes += room.workspace.log_bytes();
                 let workspace = room.workspace.id();
                 let Op {
                     key,

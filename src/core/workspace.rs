@@ -16,6 +16,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 use slab::Slab;
 
+use crate::log::record::OP_HEADER_BYTES;
 use crate::wire::message;
 
 /// No entry: the end of the list of changes.
@@ -89,6 +90,7 @@ pub struct Workspace {
     oldest: u32,
     newest: u32,
     init_fields_bytes: usize,
+    log_bytes: u64,
 }
 
 impl Workspace {
@@ -105,6 +107,7 @@ impl Workspace {
             oldest: NONE,
             newest: NONE,
             init_fields_bytes: 0,
+            log_bytes: 0,
         }
     }
 
@@ -118,6 +121,12 @@ impl Workspace {
     #[must_use]
     pub fn seq(&self) -> u64 {
         self.seq
+    }
+
+    /// The bytes that its entries take in a log in which nothing is dead.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        self.log_bytes
     }
 
     /// Whether it holds nothing and never did: such a workspace may be forgotten.
@@ -160,6 +169,14 @@ impl Workspace {
             }
         } else {
             self.insert(key, value, timestamp, seq, 0);
+        }
+    }
+
+    /// Merges all that another part of the log gave for the same workspace.
+    pub fn restore_from(&mut self, other: &Self) {
+        self.seq = self.seq.max(other.seq);
+        for (_, entry) in &other.entries {
+            self.restore(&entry.key, &entry.value, entry.timestamp, entry.seq);
         }
     }
 
@@ -233,6 +250,8 @@ impl Workspace {
 
     fn insert(&mut self, key: &str, value: &str, timestamp: u64, seq: u64, writer: Writer) -> u32 {
         self.init_fields_bytes += message::init_field_bytes(key, value);
+        let record_bytes = OP_HEADER_BYTES + self.id.len() + key.len() + value.len();
+        self.log_bytes += record_bytes as u64;
         let entry = Entry {
             key: key.into(),
             value: value.to_owned(),
@@ -258,6 +277,8 @@ impl Workspace {
         let entry = &mut self.entries[slot as usize];
         self.init_fields_bytes -= entry.value.len();
         self.init_fields_bytes += value.len();
+        self.log_bytes -= entry.value.len() as u64;
+        self.log_bytes += value.len() as u64;
         entry.value.clear();
         // A value that was large once must not hold its memory for ever.
         if entry.value.capacity() / 4 > value.len().max(64) {

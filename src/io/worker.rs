@@ -9,6 +9,7 @@ use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::net::{Shutdown, shutdown};
@@ -16,10 +17,12 @@ use rustix::net::{Shutdown, shutdown};
 use crate::core::contract::{Clock, Input, Output, Surroundings};
 use crate::core::session::SessionId;
 use crate::core::shard::Shard;
-use crate::io::log_keeper::LogKeeper;
+use crate::io::background::{self, Rotation};
 use crate::io::post::{Connection, Letter, Mailbox, Place, Post, Status};
 use crate::io::ring::{Completion, Ring};
 use crate::limits::{ACCEPT_PAUSE_US, ACCEPTS_IN_FLIGHT, REFUSALS_IN_FLIGHT_MAX};
+use crate::log::disk::HostDisk;
+use crate::log::keeper::LogKeeper;
 
 /// What an operation of the ring was for.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +57,10 @@ pub struct Ties {
     pub mailbox: Mailbox,
     /// To all shards, in order; its own too.
     pub posts: Vec<Post>,
+    /// Where new segments are told.
+    pub rotations: Sender<Rotation>,
+    /// Keys the hashes of what is read back.
+    pub hash_seed: u64,
 }
 
 /// All that one core's loop works on.
@@ -61,7 +68,8 @@ pub struct Worker {
     shard: Shard,
     number: u32,
     ties: Ties,
-    log: LogKeeper,
+    /// None while the log is read at the start: nothing asks for it then.
+    log: Option<LogKeeper<HostDisk>>,
     /// By the slots of their sessions.
     connections: Vec<Option<Connection>>,
     started: Instant,
@@ -77,12 +85,12 @@ pub struct Worker {
 impl Worker {
     /// A worker for the shard of that number; `started` is the zero of its clock.
     #[must_use]
-    pub fn new(shard: Shard, number: u32, ties: Ties, log: LogKeeper, started: Instant) -> Self {
+    pub fn new(shard: Shard, number: u32, ties: Ties, started: Instant) -> Self {
         Self {
             shard,
             number,
             ties,
-            log,
+            log: None,
             connections: Vec::new(),
             started,
             accepts_in_flight: 0,
@@ -106,6 +114,7 @@ impl Worker {
         let clock = clock(self.started);
         self.shard.set_surroundings(Surroundings {
             ready: self.ties.status.is_ready(),
+            recovered_percent: self.ties.status.recovery.percent(),
         });
         let mut completions = std::mem::take(&mut self.completions);
         ring.drain(&mut completions);
@@ -200,10 +209,10 @@ impl Worker {
                 self.shard.handle(Input::Drain, clock);
             }
             Letter::SegmentCreated(outcome) => {
-                let segment = self
-                    .told("new segment", outcome)
-                    .map(|segment| self.log.replace(segment));
+                let segment = self.told("new segment", outcome);
+                let segment = segment.map(|segment| self.log().replace(segment));
                 self.shard.handle(Input::LogOpened(segment), clock);
+                self.tell_rotation();
             }
             Letter::Rebuilt(outcome) => {
                 let outcome = outcome.inspect_err(|error| {
@@ -211,10 +220,35 @@ impl Worker {
                 });
                 let rebuilt = outcome
                     .ok()
-                    .map(|(segment, workspaces)| (self.log.replace(segment), workspaces));
+                    .map(|(segment, workspaces)| (self.log().replace(segment), workspaces));
                 self.shard.handle(Input::Rebuilt(rebuilt), clock);
+                self.tell_rotation();
+            }
+            Letter::Recovered(recovered) => {
+                let log = self.log.insert(recovered.log);
+                let opened = Some((log.open_segment(), recovered.workspaces));
+                self.shard.handle(Input::Rebuilt(opened), clock);
+                self.ties.status.set_ready(self.number, true);
+                self.tell_rotation();
+                // The main thread listens until all have told it.
+                let _ = recovered.serves.send(());
             }
         }
+    }
+
+    fn log(&mut self) -> &mut LogKeeper<HostDisk> {
+        self.log.as_mut().expect("the log was read before it is used")
+    }
+
+    /// Nothing before the open segment changes any more, but by compaction.
+    fn tell_rotation(&mut self) {
+        let rotation = Rotation {
+            shard: self.number,
+            index: self.log().open_segment().index,
+            live_bytes: self.shard.live_bytes(),
+        };
+        // The thread that compacts may have given up.
+        let _ = self.ties.rotations.send(rotation);
     }
 
     fn accepted(&mut self, outcome: io::Result<OwnedFd>, clock: Clock) {
@@ -282,16 +316,23 @@ impl Worker {
                 bytes,
                 from,
             } => {
-                ring.write(self.log.file(), bytes, from, offset, Token::LogWrite);
+                let file = self.log().file().as_fd();
+                ring.write(file, bytes, from, offset, Token::LogWrite);
             }
-            Output::LogSync => ring.sync(self.log.file(), Token::LogSync),
+            Output::LogSync => ring.sync(self.log().file().as_fd(), Token::LogSync),
             Output::LogOpen {
                 index,
                 first_position,
             } => {
-                self.log.create_next(index, first_position, self.own_post());
+                background::create(self.log().next(index, first_position), self.own_post());
             }
-            Output::Rebuild(end) => self.log.rebuild(end, self.own_post()),
+            Output::Rebuild(end) => {
+                let shards = u32::try_from(self.ties.posts.len()).expect("SHARDS_MAX fits");
+                let post = self.own_post();
+                let hash_seed = self.ties.hash_seed;
+                let rebuild = self.log().rebuild(end);
+                background::rebuild(rebuild, (self.number, shards), hash_seed, post);
+            }
             Output::Ready(ready) => {
                 self.ties.status.set_ready(self.number, ready);
                 if ready {
