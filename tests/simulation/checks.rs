@@ -1,0 +1,390 @@
+//! What must hold: after a recovery, after a crash at any time, with flipped bits, and when all is quiet.
+
+use std::path::PathBuf;
+
+use etherply::core::contract::shard_of;
+use etherply::core::workspace::Workspace;
+use etherply::log::compaction::{Compaction, CompactionError, Settings};
+use etherply::log::directory::{DataDirectory, DirectoryError};
+use etherply::log::record::Op;
+use etherply::log::recovery::RecoveryError;
+
+use crate::client::Reading;
+use crate::crash::Crash;
+use crate::dice::Dice;
+use crate::disk::SimDisk;
+use crate::model::Model;
+use crate::server::{self, DATA, closed_bytes};
+use crate::turns::CALM_US;
+use crate::world::{WORKSPACES, World};
+
+/// The ops that a recovery visited.
+#[derive(Debug, Default)]
+pub struct Found(Vec<(String, String, u64, u64)>);
+
+impl Found {
+    pub fn visit(&mut self, op: &Op<'_>) {
+        self.0.push((op.workspace.to_owned(), op.value.to_owned(), op.timestamp, op.seq));
+    }
+}
+
+/// A recovered workspace: its seq, and its registers in the order of their last change.
+type Recovered = (u64, Vec<(String, String, u64, u64)>);
+
+fn recovered(workspace: &Workspace) -> Recovered {
+    let entries = workspace.changed_since(0, None);
+    let entries = entries.map(|(_, entry)| {
+        (entry.key().to_owned(), entry.value().to_owned(), entry.timestamp(), entry.seq())
+    });
+    (workspace.seq(), entries.collect())
+}
+
+impl Model {
+    /// So many of the wins a recovered workspace holds; it is their state.
+    fn matches(&self, workspace: &Workspace) -> usize {
+        let (seq, entries) = recovered(workspace);
+        let count = usize::try_from(seq).expect("a few");
+        assert!(count <= self.wins.len(), "{count} ops were recovered, and {} written", self.wins.len());
+        let mut expected: Vec<usize> = self.state(count).into_values().collect();
+        expected.sort_unstable();
+        let expected: Vec<_> = expected.into_iter().map(|place| {
+            let write = &self.wins[place];
+            (write.key.clone(), write.value.clone(), write.timestamp, place as u64 + 1)
+        }).collect();
+        assert_eq!(entries, expected, "what was recovered is the state after {count} ops");
+        count
+    }
+}
+
+impl World {
+    /// What must have survived: what was synced, and what was shown or, if the kernel lives on, written.
+    fn promised(&self, model: &Model) -> usize {
+        let shown = match self.plan.durability {
+            etherply::log::commit::Durability::Always => model.shown,
+            _ => 0,
+        };
+        shown.max(model.synced)
+    }
+
+    /// Compares what was recovered with the models; gives how many ops of each are there.
+    fn compare(&self, dealt: &[Vec<Workspace>], written: bool) -> Vec<usize> {
+        let mut counts = vec![0; self.models.len()];
+        for (shard, workspaces) in dealt.iter().enumerate() {
+            for workspace in workspaces {
+                let owner = shard_of(workspace.id(), u32::try_from(dealt.len()).expect("a few"));
+                assert_eq!(owner as usize, shard, "a workspace goes to its owner");
+                let place = self.workspace(workspace.id());
+                counts[place] = self.models[place].matches(workspace);
+            }
+        }
+        for (place, model) in self.models.iter().enumerate() {
+            let promised = if written { self.promised(model).max(model.written) } else { self.promised(model) };
+            assert!(counts[place] >= promised, "of {:?} there are {} ops, promised were {promised}", WORKSPACES[place], counts[place]);
+        }
+        counts
+    }
+
+    /// The state was read back: what is not in it is lost.
+    pub fn accept_recovered(&mut self, dealt: &[Vec<Workspace>], found: &Found) {
+        // A failed sync drops what the kernel had.
+        let is_written = self.coverage_of_sync_errors() == 0;
+        let counts = self.compare(dealt, is_written);
+        self.check_found(found, &counts);
+        self.journal.note(|| format!("recovered {counts:?}"));
+        for (model, count) in self.models.iter_mut().zip(counts) {
+            if self.is_sealed {
+                assert_eq!(count, model.wins.len(), "a sealed log holds everything");
+            }
+            model.cut(count);
+        }
+    }
+
+    fn coverage_of_sync_errors(&self) -> u64 {
+        self.disk.state().met.sync_errors
+    }
+
+    /// Every op on disk is one that won, and until a compaction every one is there, once.
+    fn check_found(&self, found: &Found, counts: &[usize]) {
+        let mut seen = vec![Vec::new(); counts.len()];
+        for (workspace, value, timestamp, seq) in &found.0 {
+            let place = self.workspace(workspace);
+            let write = usize::try_from(*seq).ok().and_then(|seq| self.models[place].wins.get(seq - 1));
+            let is_same = write.is_some_and(|write| write.value == *value && write.timestamp == *timestamp);
+            assert!(is_same, "{workspace} has {value:.40} as its op {seq}, which is {write:?}");
+            seen[place].push(*seq);
+        }
+        for (seqs, count) in seen.iter_mut().zip(counts) {
+            seqs.sort_unstable();
+            if !self.is_compacted {
+                assert!(seqs.iter().copied().eq(1..=*count as u64), "seqs have a gap: {seqs:?} of {count}");
+            }
+            seqs.dedup();
+            assert_eq!(seqs.last().copied().unwrap_or(0), *count as u64, "the last op is on disk");
+        }
+    }
+
+    /// A shard has read its state back while others run.
+    pub fn accept_rebuilt(&mut self, shard: usize, workspaces: &[Workspace]) {
+        let is_sync_lost = self.seat(shard).is_sync_lost;
+        for place in 0..self.models.len() {
+            if shard_of(WORKSPACES[place], self.shards) as usize != shard {
+                continue;
+            }
+            let workspace = workspaces.iter().find(|workspace| workspace.id() == WORKSPACES[place]);
+            let model = &self.models[place];
+            let count = workspace.map_or(0, |workspace| model.matches(workspace));
+            let is_kept = self.plan.durability != etherply::log::commit::Durability::Always && !is_sync_lost;
+            let promised = if is_kept { model.written } else { self.promised(model) };
+            assert!(count >= promised, "of {:?} there are {count} ops, promised were {promised}", WORKSPACES[place]);
+            self.models[place].cut(count);
+        }
+    }
+
+    // ---- trials on a copy of the disk ----
+
+    /// The power fails now, on a copy: what was promised is there. It may fail again while the log is read.
+    pub fn try_crash(&mut self) {
+        let fork = self.disk.fork();
+        let crash = self.dice.pick(&[Crash::PowerCut, Crash::PowerCut, Crash::Kill]);
+        fork.crash(crash);
+        self.coverage.trial_crashes += 1;
+        let mut dice = Dice::new(self.dice.below_u64(u64::MAX), 4);
+        if dice.one_in(2) {
+            fork.die_within(30);
+            let _ = try_recover(&fork, self.shards, &mut dice);
+            if fork.is_dead() {
+                self.coverage.trial_crashes_twice += 1;
+                fork.crash(dice.pick(&[Crash::PowerCut, Crash::Kill]));
+            } else {
+                fork.crash(Crash::Kill);
+            }
+        }
+        let shards = 1 + u32::try_from(dice.below(3)).expect("a few");
+        match try_recover(&fork, shards, &mut dice) {
+            Ok((dealt, found)) => {
+                let counts = self.compare(&dealt, false);
+                self.check_found(&found, &counts);
+            }
+            Err(error) => panic!("after a trial {crash:?}: {error}"),
+        }
+    }
+
+    /// Bits on the disk are altered, on a copy: that is found, or makes no difference.
+    pub fn try_flips(&mut self) {
+        let mut dice = Dice::new(self.dice.below_u64(u64::MAX), 5);
+        let clean = self.disk.fork();
+        let shards = self.shards;
+        let Ok((expected, _)) = try_recover(&clean, shards, &mut dice) else {
+            return;
+        };
+        clean.crash(Crash::Kill);
+        let expected = states(&expected);
+        for _ in 0..6 {
+            // Sometimes behind a recovery: then all of the log is closed.
+            let is_closed = dice.one_in(2);
+            let fork = if is_closed { clean.fork() } else { self.disk.fork() };
+            let files = fork.files(DATA.as_ref());
+            let files: Vec<_> = files.iter().filter(|(path, bytes)| !path.ends_with("LOCK") && !bytes.is_empty()).collect();
+            if files.is_empty() {
+                return;
+            }
+            let (path, bytes) = files[dice.below(files.len())];
+            let at = dice.below(bytes.len());
+            fork.flip(path, at, u32::try_from(dice.below(8)).expect("a bit"));
+            let is_provable = crate::proof::is_provable(path, bytes, at, &files);
+            if is_closed && dice.one_in(2) {
+                self.compact_flipped(&fork);
+            }
+            match try_recover(&fork, shards, &mut dice) {
+                Err(_) => self.coverage.flips_found += 1,
+                Ok((dealt, _)) => {
+                    let is_same = states(&dealt) == expected;
+                    assert!(is_same || !is_provable, "byte {at} of {} was altered, and nobody finds it", path.display());
+                    self.coverage.flips_harmless += 1;
+                    // What cannot be told from a torn tail is cut off, and never served altered.
+                    for (place, workspace) in dealt.iter().flatten().map(|workspace| (self.workspace(workspace.id()), workspace)) {
+                        self.models[place].matches(workspace);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A compaction of altered bytes finds them, too, and does not give them a good checksum.
+    fn compact_flipped(&mut self, fork: &SimDisk) {
+        let Ok(directory) = DataDirectory::open_on(fork.clone(), PathBuf::from(DATA), [7; 16]) else {
+            return;
+        };
+        let settings = Settings::routine(self.plan.segment_bytes_min, self.plan.segment_bytes_max).thorough();
+        let compact = || -> Result<(), CompactionError> {
+            let mut compaction = Compaction::plan(std::sync::Arc::new(directory), &[], settings)?;
+            while compaction.step(&mut |_| std::ops::ControlFlow::Continue(()))? {}
+            Ok(())
+        };
+        self.coverage.flips_met_by_compaction += u64::from(compact().is_err());
+        fork.crash(Crash::Kill);
+    }
+
+    /// A second server on the same data must not start.
+    pub fn try_second_server(&mut self) {
+        self.set_trial(true);
+        let second = DataDirectory::open_on(self.disk.clone(), PathBuf::from(DATA), [8; 16]);
+        self.set_trial(false);
+        match second {
+            Err(DirectoryError::InUse { .. }) => self.coverage.locks_refused += 1,
+            other => panic!("a second server on the directory: {other:?}"),
+        }
+    }
+
+    /// While the disk is only looked at, nothing fails.
+    fn set_trial(&self, is_trial: bool) {
+        if is_trial {
+            let mut state = self.disk.state();
+            state.rates = crate::disk::Rates::default();
+            state.dies_at = None;
+        } else {
+            self.set_rates();
+        }
+    }
+
+    // ---- quiet ----
+
+    /// Lets all that is in flight end well, until nothing happens any more.
+    pub fn settle(&mut self) {
+        self.calm_down();
+        let mut until_us = self.clock.now_us + CALM_US;
+        for round in 0.. {
+            assert!(round < 20_000, "it never gets quiet");
+            self.bury();
+            let Some(server) = &self.server else {
+                self.boot();
+                until_us = self.clock.now_us + CALM_US;
+                continue;
+            };
+            let is_starting = !server.is_serving();
+            let is_busy = is_starting
+                || !server.letters.is_empty()
+                || server.compaction.is_some()
+                || server.seats.iter().any(|seat| seat.operation.is_some() || seat.errand.is_some())
+                || (0..self.shards as usize).any(|shard| self.has_reason(shard));
+            self.happen_well();
+            if self.server.is_some() && !is_busy && !self.may_move() && !self.may_compact() {
+                let server = self.server.as_ref().expect("it runs");
+                let next_us = server.seats.iter().filter_map(|seat| seat.shard.next_deadline_us().filter(|_| !seat.is_drained)).min();
+                let Some(next_us) = next_us.filter(|next_us| *next_us <= until_us) else {
+                    return;
+                };
+                let us = next_us.saturating_sub(self.clock.now_us).max(1);
+                self.clock.now_us += us;
+                self.clock.unix_us += us;
+            }
+        }
+    }
+
+    /// Everything that can happen, does.
+    pub fn happen_well(&mut self) {
+        self.deliver();
+        self.finish_send();
+        self.go_on_with_log();
+        self.go_on();
+        if self.server.is_none() {
+            return;
+        }
+        self.compact();
+        for shard in 0..self.shards as usize {
+            self.turn(shard);
+        }
+        self.end_drained();
+    }
+
+    /// Whether a client has something to send or to take.
+    fn may_move(&self) -> bool {
+        self.live.iter().map(|place| &self.clients[*place]).any(|client| {
+            let is_here = client.reading != Reading::HalfOpen;
+            let has_news = !client.outgoing.is_empty() || client.is_leaving;
+            let sends = client.receiving && (client.is_broken || has_news && is_here);
+            sends || client.sending.is_some() && (client.is_broken || is_here)
+        })
+    }
+
+    /// All is quiet: clients and server agree.
+    pub fn check_quiet(&mut self) {
+        self.coverage.settled += 1;
+        for place in self.live.clone() {
+            self.read(place);
+            self.check_client(place);
+        }
+        let server = self.server.as_ref().expect("it runs");
+        for (shard, seat) in server.seats.iter().enumerate() {
+            assert!(seat.is_serving, "shard {shard} serves again");
+            let own = |place: &usize| shard_of(WORKSPACES[*place], self.shards) as usize == shard;
+            let live_bytes: usize = (0..self.models.len()).filter(own).map(|place| {
+                let model = &self.models[place];
+                let places = model.state(model.wins.len()).into_values();
+                places.map(|at| 29 + WORKSPACES[place].len() + model.wins[at].key.len() + model.wins[at].value.len()).sum::<usize>()
+            }).sum();
+            assert_eq!(seat.shard.live_bytes(), live_bytes as u64, "the live bytes of shard {shard}");
+        }
+        for model in &self.models {
+            let kept = match self.plan.durability {
+                etherply::log::commit::Durability::None => model.written,
+                _ => model.synced,
+            };
+            assert_eq!(kept, model.wins.len(), "what is quiet is on disk");
+        }
+        self.check_size();
+    }
+
+    fn check_client(&mut self, place: usize) {
+        let client = &mut self.clients[place];
+        let model = &self.models[client.workspace];
+        let is_served = client.init.is_some() && !client.is_broken && client.code.is_none() && !client.is_leaving;
+        if !is_served || client.reading == Reading::HalfOpen {
+            return;
+        }
+        assert!(client.told.is_empty(), "client {place} has read all: {:?}", client.told);
+        let all = client.sent.len();
+        client.judge_until(all, model);
+        client.check_left_out(model);
+        assert_eq!(client.refusals, client.refusals_due, "client {place} is told of each bad message");
+        assert_eq!(client.pongs, client.pongs_due, "client {place} gets its pongs");
+        let state = model.state(model.wins.len());
+        let state: Vec<_> = state.into_iter().map(|(key, at)| (key, model.wins[at].value.as_str())).collect();
+        let held: Vec<_> = client.held.iter().map(|(key, held)| (key.as_str(), held.0.as_str())).collect();
+        assert_eq!(held, state, "client {place} ends in the server's state");
+        let can_fall_behind = self.plan.outbox_bytes_max < 1 << 20 || self.plan.value_bytes > 100_000;
+        assert!(can_fall_behind || !client.was_conflated, "client {place} never was far behind");
+    }
+
+    /// The log is not longer than its live part allows.
+    fn check_size(&self) {
+        let server = self.server.as_ref().expect("it runs");
+        if server.is_compaction_over || !self.plan.may(crate::plan::faults::COMPACTION) {
+            return;
+        }
+        let live_bytes: u64 = server.seats.iter().map(|seat| seat.shard.live_bytes()).sum();
+        let log_bytes = closed_bytes(&self.disk, &[]);
+        // Each folder has an open segment, which may hold as much again, and pieces that are too small to count.
+        let segment_bytes = (live_bytes / 8).clamp(self.plan.segment_bytes_min, self.plan.segment_bytes_max);
+        let record_bytes = self.plan.value_bytes as u64 + 100;
+        let floor_bytes = 3 * (2 * self.plan.segment_bytes_min + segment_bytes + 35 * record_bytes);
+        let bound = live_bytes * 5 / 2 + floor_bytes;
+        assert!(log_bytes <= bound, "the log has {log_bytes} bytes, {live_bytes} of them live");
+    }
+}
+
+/// Reads a log from its begin, as a start does.
+fn try_recover(disk: &SimDisk, shards: u32, dice: &mut Dice) -> Result<(Vec<Vec<Workspace>>, Found), String> {
+    let opened = DataDirectory::open_on(disk.clone(), PathBuf::from(DATA), [9; 16]);
+    let directory = opened.map_err(|error| error.to_string())?;
+    let mut found = Found::default();
+    let read = server::recover(&directory, shards, dice, |op| found.visit(op));
+    let (_, dealt) = read.map_err(|error: RecoveryError| error.to_string())?;
+    Ok((dealt, found))
+}
+
+fn states(dealt: &[Vec<Workspace>]) -> Vec<(String, Recovered)> {
+    let mut states: Vec<_> = dealt.iter().flatten().map(|workspace| (workspace.id().to_owned(), recovered(workspace))).collect();
+    states.sort();
+    states
+}

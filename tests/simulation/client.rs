@@ -1,0 +1,287 @@
+//! A client with its connection: how it behaves, and what it may be told.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use etherply::core::session::SessionId;
+use etherply::core::window::Spans;
+
+use crate::model::{Model, Write};
+use crate::wire::{self, Stream, Told};
+
+/// Where the server's end of a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    At(usize, SessionId),
+    /// On its way from one shard to another.
+    Travelling,
+    /// The server has closed it, or has ended.
+    Gone,
+}
+
+/// What it takes of what it is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    Swift,
+    Slow,
+    Stopped,
+    /// It does not send any more, either: the other half of the connection is not there.
+    HalfOpen,
+}
+
+#[derive(Debug)]
+pub struct Client {
+    pub number: usize,
+    pub workspace: usize,
+    pub home: Home,
+    pub reading: Reading,
+    /// Of its clock, against the true time.
+    pub skew_us: i64,
+
+    // The connection.
+    pub outgoing: VecDeque<u8>,
+    pub receiving: bool,
+    /// A send in flight, and the bytes as they were when it began.
+    pub sending: Option<(Spans, Vec<u8>)>,
+    /// One of the ends is gone without a farewell: what is in flight comes back as broken.
+    pub is_broken: bool,
+    /// It sends nothing any more behind `outgoing`.
+    pub is_leaving: bool,
+    pub stream: Stream,
+    /// What was sent to it and not read yet, each with its end in the stream.
+    pub told: VecDeque<(u64, Told)>,
+    pub sent_bytes: u64,
+    pub read_bytes: u64,
+
+    // What it knows.
+    pub status_wanted: u16,
+    pub status: Option<u16>,
+    pub init: Option<BTreeMap<String, String>>,
+    /// So many of the wins it was shown, or was told what came after.
+    pub place: usize,
+    /// Its own copy of the state.
+    pub held: BTreeMap<String, (String, u64)>,
+    /// The ops that it sent, in order.
+    pub sent: Vec<Write>,
+    /// So many of them are known to be won or lost.
+    pub judged: usize,
+    pub refusals_due: u64,
+    pub refusals: u64,
+    pub pongs_due: u64,
+    pub pongs: u64,
+    pub was_conflated: bool,
+    /// The places of ops that it was not sent, and of which no later op on their keys is logged yet.
+    pub left_out: Vec<usize>,
+    /// The close codes that it may see.
+    pub codes: BTreeSet<u16>,
+    pub code: Option<u16>,
+    /// It sent an op that is lost; it may be that it did.
+    pub lost_an_op: bool,
+    pub may_have_lost: bool,
+    pub is_told_500: bool,
+    /// The shard was not serving, or the server starting or stopping, at some time before it was answered.
+    pub met_failure: bool,
+    pub met_pause: bool,
+    pub was_corrected: u64,
+    /// It sent the op whose handling panics.
+    pub has_planted: bool,
+    /// When the server last heard of it, and when its socket last took something or was given something to take.
+    pub heard_us: u64,
+    pub moved_us: u64,
+    pub came_us: u64,
+    /// The longest times without a sign of life, and without taking anything.
+    pub silence_us: u64,
+    pub stalled_us: u64,
+}
+
+impl Client {
+    pub fn new(number: usize, workspace: usize, reading: Reading, skew_us: i64) -> Self {
+        Self {
+            number,
+            workspace,
+            home: Home::Travelling,
+            reading,
+            skew_us,
+            outgoing: VecDeque::new(),
+            receiving: false,
+            sending: None,
+            is_broken: false,
+            is_leaving: false,
+            stream: Stream::default(),
+            told: VecDeque::new(),
+            sent_bytes: 0,
+            read_bytes: 0,
+            status_wanted: 101,
+            status: None,
+            init: None,
+            place: 0,
+            held: BTreeMap::new(),
+            sent: Vec::new(),
+            judged: 0,
+            refusals_due: 0,
+            refusals: 0,
+            pongs_due: 0,
+            pongs: 0,
+            was_conflated: false,
+            left_out: Vec::new(),
+            codes: BTreeSet::new(),
+            code: None,
+            lost_an_op: false,
+            may_have_lost: false,
+            is_told_500: false,
+            met_failure: false,
+            met_pause: false,
+            was_corrected: 0,
+            has_planted: false,
+            heard_us: 0,
+            moved_us: 0,
+            came_us: 0,
+            silence_us: 0,
+            stalled_us: 0,
+        }
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.home == Home::Gone
+    }
+
+    /// Whether it is in its workspace, as far as it knows.
+    pub fn is_open(&self) -> bool {
+        let is_connected = !self.is_gone() && !self.is_broken && !self.is_leaving;
+        is_connected && self.init.is_some() && self.code.is_none()
+    }
+
+    /// Sends an op, and applies it at once.
+    pub fn write(&mut self, write: Write) {
+        self.hold(&write);
+        self.outgoing.extend(wire::op_frame(&write));
+        self.sent.push(write);
+    }
+
+    /// Holds an op unless it holds a newer one.
+    fn hold(&mut self, write: &Write) {
+        let held = self.held.get(&write.key);
+        if held.is_none_or(|held| held.1 <= write.timestamp) {
+            self.held.insert(write.key.clone(), (write.value.clone(), write.timestamp));
+        }
+    }
+
+    /// What is known of its ops, when `model` has just taken the one at `judged` of them, or it is quiet and all are handled.
+    pub fn judge_until(&mut self, end: usize, model: &Model) {
+        for write in &self.sent[self.judged.min(end)..end] {
+            let held = model.held(&write.key);
+            let is_handled = held.is_some_and(|held| held.timestamp >= write.timestamp);
+            assert!(is_handled, "client {}: {write:?} is neither won nor lost, there is {held:?}", self.number);
+        }
+        self.judged = self.judged.max(end);
+    }
+
+    /// Reads what it was told. False: the model does not know the op yet, which the log is to tell.
+    pub fn read(&mut self, told: &Told, model: &Model, is_sender: &dyn Fn(&str) -> bool) -> bool {
+        assert!(self.code.is_none(), "client {}: {told:?} behind a close frame", self.number);
+        match told {
+            Told::Status(status) => {
+                self.read_status(*status);
+                return true;
+            }
+            Told::Init(data) => return self.read_init(data, model),
+            Told::Op(write) => return self.read_op(write, model, is_sender),
+            Told::Error(400) => {
+                self.refusals += 1;
+                assert!(self.refusals <= self.refusals_due, "client {}: nothing was bad", self.number);
+            }
+            Told::Error(500) => {
+                let is_right = self.lost_an_op || self.may_have_lost;
+                assert!(is_right, "client {}: 500 is for those whose op is lost", self.number);
+                self.is_told_500 = true;
+            }
+            Told::Error(code) => panic!("client {}: error {code}", self.number),
+            Told::Ping => {
+                if self.reading != Reading::HalfOpen {
+                    self.outgoing.extend(wire::frame(wire::PONG, b""));
+                }
+            }
+            Told::Pong => {
+                self.pongs += 1;
+                assert!(self.pongs <= self.pongs_due, "client {}: a pong to no ping", self.number);
+            }
+            Told::Close(code) => {
+                assert!(self.codes.contains(code), "client {}: closed with {code}, not one of {:?}", self.number, self.codes);
+                assert!(*code != 1011 || self.is_told_500 || !self.lost_an_op, "client {}: it was not told of its lost op", self.number);
+                self.code = Some(*code);
+                self.is_leaving = true;
+            }
+        }
+        true
+    }
+
+    /// What it was not sent, it was not sent because there is something newer.
+    pub fn check_left_out(&mut self, model: &Model) {
+        self.left_out.retain(|place| !model.is_superseded(*place));
+        let left_out: Vec<&Write> = self.left_out.iter().map(|place| &model.wins[*place]).collect();
+        assert!(left_out.is_empty(), "client {} was not sent {left_out:?}", self.number);
+    }
+
+    fn read_status(&mut self, status: u16) {
+        let is_right = match status {
+            500 => self.met_failure,
+            503 => self.met_pause,
+            _ => status == self.status_wanted,
+        };
+        assert!(is_right, "client {}: {status} instead of {}", self.number, self.status_wanted);
+        self.status = Some(status);
+        self.is_leaving |= status != 101;
+    }
+
+    /// The init message is the state after some of the wins, and the ops follow from there.
+    fn read_init(&mut self, data: &BTreeMap<String, String>, model: &Model) -> bool {
+        assert!(self.init.is_none(), "client {}: a second init", self.number);
+        let mut place = 0;
+        for value in data.values() {
+            let Some(at) = model.place(value) else {
+                return false;
+            };
+            place = place.max(at + 1);
+        }
+        let state = model.state(place);
+        let is_state = state.len() == data.len()
+            && data.iter().all(|(key, value)| {
+                state.get(key.as_str()).is_some_and(|at| model.wins[*at].value == *value)
+            });
+        assert!(is_state, "client {}: init {data:?} is no state of {:?}", self.number, model.wins);
+        self.place = place;
+        for (key, value) in data {
+            self.held.insert(key.clone(), (value.clone(), 0));
+        }
+        self.init = Some(data.clone());
+        true
+    }
+
+    fn read_op(&mut self, write: &Write, model: &Model, is_sender: &dyn Fn(&str) -> bool) -> bool {
+        assert!(self.init.is_some(), "client {}: init comes first", self.number);
+        let Some(place) = model.place(&write.value) else {
+            return false;
+        };
+        assert_eq!(*write, model.wins[place], "client {}: an op is what won", self.number);
+        let lost_to = |sent: &Write| {
+            sent.key == write.key && sent.timestamp <= write.timestamp && sent.value != write.value
+        };
+        let is_correction = self.sent.iter().any(lost_to);
+        let mut skipped = self.place..place.max(self.place);
+        let is_owed = |at: &usize| !is_sender(&model.wins[*at].value);
+        if place < self.place || is_sender(&write.value) && is_correction {
+            assert!(is_correction, "client {}: {write:?} comes again, or too late", self.number);
+            self.was_corrected += 1;
+        } else if is_correction && skipped.clone().any(|at| is_owed(&at)) {
+            // The winner may overtake the broadcasts that were dropped.
+            self.was_corrected += 1;
+            self.was_conflated = true;
+        } else {
+            assert!(!is_sender(&write.value), "client {}: its own op comes back: {write:?}", self.number);
+            self.left_out.extend(skipped.clone().filter(|at| is_owed(at) && !model.is_superseded(*at)));
+            self.was_conflated |= skipped.any(|at| is_owed(&at));
+            self.place = place + 1;
+        }
+        self.hold(write);
+        true
+    }
+}

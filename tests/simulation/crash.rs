@@ -1,0 +1,175 @@
+//! What a crash leaves on the disk, and copies of it on which a crash can be tried.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use crate::dice::Journal;
+use crate::disk::{Change, Inode, Met, Node, Rates, SimDisk, State};
+
+/// How a process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Crash {
+    /// The kernel lives on, with all that it was given.
+    Kill,
+    /// What was not synced is lost in part.
+    PowerCut,
+}
+
+impl SimDisk {
+    /// The process that used the disk is gone, and the next one may come.
+    pub fn crash(&self, crash: Crash) {
+        let mut state = self.state();
+        state.journal.note(|| format!("  disk {crash:?}"));
+        (state.is_dead, state.dies_at) = (false, None);
+        for inode in state.inodes.values_mut() {
+            inode.is_locked = false;
+        }
+        if crash == Crash::PowerCut {
+            state.is_read_only = false;
+            state.lose_names();
+            state.lose_bytes();
+        }
+        state.forget_unnamed();
+    }
+
+    /// A disk with the same content for itself, on which nothing fails.
+    pub fn fork(&self) -> Self {
+        let mut state = self.state();
+        let stream = state.dice.below(usize::MAX);
+        let mut fork = state.clone();
+        drop(state);
+        fork.dice = crate::dice::Dice::new(stream as u64, 9);
+        fork.journal = Journal::default();
+        fork.rates = Rates::default();
+        fork.met = Met::default();
+        (fork.is_full, fork.is_read_only) = (false, false);
+        let fork = Self(Arc::new(Mutex::new(fork)));
+        fork.crash(Crash::Kill);
+        fork
+    }
+
+    /// The files under a folder, in order, with their content.
+    pub fn files(&self, folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+        let state = self.state();
+        let mut files = Vec::new();
+        for (path, content) in &state.folders {
+            if path.starts_with(folder) {
+                for (name, node) in &content.seen {
+                    if let Node::File(inode) = node {
+                        files.push((path.join(name), state.inodes[inode].seen.clone()));
+                    }
+                }
+            }
+        }
+        files
+    }
+
+    /// Turns a bit of a file around, on the disk itself.
+    pub fn flip(&self, path: &Path, at: usize, bit: u32) {
+        let mut state = self.state();
+        let (folder, name) = crate::disk::split(path);
+        let Node::File(inode) = state.folders[folder].seen[name] else {
+            unreachable!("only files have bits");
+        };
+        let inode = state.inodes.get_mut(&inode).expect("a name has a file");
+        inode.seen[at] ^= 1 << bit;
+        if let Some(byte) = inode.durable.get_mut(at) {
+            *byte ^= 1 << bit;
+        }
+    }
+
+    /// From now on operations fail at these rates.
+    pub fn set_rates(&self, rates: Rates) {
+        self.state().rates = rates;
+    }
+
+    pub fn set_full(&self, is_full: bool) {
+        self.state().is_full = is_full;
+    }
+
+    /// The process dies within so many operations.
+    pub fn die_within(&self, operations: usize) {
+        let mut state = self.state();
+        let after = state.dice.below(operations) as u64;
+        state.dies_at = Some(state.operations + 1 + after);
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.state().is_dead
+    }
+}
+
+impl State {
+    /// Of the names that were not synced, any subset is there.
+    fn lose_names(&mut self) {
+        let Self { folders, dice, .. } = self;
+        for folder in folders.values_mut() {
+            for change in std::mem::take(&mut folder.pending) {
+                if dice.one_in(2) {
+                    change.apply(&mut folder.durable);
+                }
+            }
+            folder.seen = folder.durable.clone();
+        }
+        // A folder whose name is lost is lost with all that is in it.
+        let is_named = |path: &Path| {
+            path.ancestors().filter(|path| path.parent().is_some()).all(|path| {
+                let (parent, name) = crate::disk::split(path);
+                let parent = folders.get(parent);
+                parent.is_some_and(|parent| parent.seen.get(name) == Some(&Node::Folder))
+            })
+        };
+        let lost: Vec<PathBuf> = folders.keys().filter(|path| !is_named(path)).cloned().collect();
+        for path in lost {
+            folders.remove(&path);
+        }
+    }
+
+    fn lose_bytes(&mut self) {
+        let Self { inodes, dice, sector_bytes, .. } = self;
+        for inode in inodes.values_mut() {
+            let (seen_bytes, durable_bytes) = (inode.seen.len(), inode.durable.len());
+            let (least, most) = (seen_bytes.min(durable_bytes), seen_bytes.max(durable_bytes));
+            let bytes = match dice.below(3) {
+                0 => durable_bytes,
+                1 => seen_bytes,
+                _ => least + dice.below(most - least + 1),
+            };
+            // What the dirty sectors hold is one of three: the new, the old, or the new up to some byte.
+            let Inode { seen, durable, dirty, .. } = inode;
+            durable.resize(bytes, 0);
+            for sector in std::mem::take(dirty) {
+                let start = (sector * *sector_bytes).min(bytes);
+                let end = (start + *sector_bytes).min(bytes).min(seen_bytes).max(start);
+                let (from, until) = match dice.below(4) {
+                    0 => (start, start),
+                    1 => (start, start + dice.below(end - start + 1)),
+                    2 => (start + dice.below(end - start + 1), end),
+                    _ => (start, end),
+                };
+                durable[from..until].copy_from_slice(&seen[from..until]);
+            }
+            *seen = durable.clone();
+        }
+    }
+
+    fn forget_unnamed(&mut self) {
+        let mut named = BTreeSet::new();
+        let mut note = |node: &Node| {
+            if let Node::File(inode) = node {
+                named.insert(*inode);
+            }
+        };
+        for folder in self.folders.values() {
+            folder.seen.values().for_each(&mut note);
+            folder.durable.values().for_each(&mut note);
+            for change in &folder.pending {
+                if let Change::Create(_, node) | Change::Rename(_, _, node) = change {
+                    note(node);
+                }
+            }
+        }
+        self.inodes.retain(|inode, _| named.contains(inode));
+    }
+}

@@ -1,0 +1,536 @@
+//! A disk in memory with everything that an operating system keeps between a program and the disk: what was written and
+//! not synced, names apart from files, and operations that fail. What a crash leaves of it stands in `crash`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use etherply::log::disk::{Disk, DiskFile};
+
+use crate::dice::{Dice, Journal};
+
+/// How likely operations fail; 0 is never.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rates {
+    /// One in so many ends in an error.
+    pub error_one_in: usize,
+    /// One in so many reads and writes does less than it was asked for.
+    pub short_one_in: usize,
+}
+
+/// What was met, to be counted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Met {
+    pub write_errors: u64,
+    pub sync_errors: u64,
+    pub open_errors: u64,
+    pub rename_errors: u64,
+    pub folder_sync_errors: u64,
+    pub full: u64,
+    pub short_writes: u64,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Inode {
+    /// What programs see.
+    pub seen: Vec<u8>,
+    /// What the disk has.
+    pub durable: Vec<u8>,
+    /// Sectors that a sync writes. Where `seen` differs from `durable` elsewhere, a sync has failed, and the kernel thinks that the
+    /// sector was written.
+    pub dirty: BTreeSet<usize>,
+    pub is_locked: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Node {
+    Folder,
+    File(u64),
+}
+
+#[derive(Debug, Clone)]
+pub enum Change {
+    Create(OsString, Node),
+    Rename(OsString, OsString, Node),
+    Remove(OsString),
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Folder {
+    pub seen: BTreeMap<OsString, Node>,
+    pub durable: BTreeMap<OsString, Node>,
+    /// What a sync makes durable.
+    pub pending: Vec<Change>,
+}
+
+impl Change {
+    pub fn apply(self, names: &mut BTreeMap<OsString, Node>) {
+        match self {
+            Self::Create(name, node) => {
+                names.insert(name, node);
+            }
+            Self::Rename(from, to, node) => {
+                if names.get(&from) == Some(&node) {
+                    names.remove(&from);
+                }
+                names.insert(to, node);
+            }
+            Self::Remove(name) => {
+                names.remove(&name);
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct State {
+    pub dice: Dice,
+    pub journal: Journal,
+    pub sector_bytes: usize,
+    pub inodes: BTreeMap<u64, Inode>,
+    pub folders: BTreeMap<PathBuf, Folder>,
+    pub next_inode: u64,
+    pub rates: Rates,
+    pub is_full: bool,
+    /// The file system has given up: nothing is written any more until the machine starts again.
+    pub is_read_only: bool,
+    pub operations: u64,
+    /// At which operation the process dies.
+    pub dies_at: Option<u64>,
+    pub is_dead: bool,
+    pub met: Met,
+}
+
+/// A disk. Clones are the same one.
+#[derive(Clone)]
+pub struct SimDisk(pub Arc<Mutex<State>>);
+
+impl std::fmt::Debug for SimDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SimDisk")
+    }
+}
+
+/// An open file of it.
+#[derive(Debug)]
+pub struct SimFile {
+    disk: SimDisk,
+    inode: u64,
+    /// What stands in it depends on this process, not on the seed: nothing is thrown for it.
+    is_plain: bool,
+    holds_lock: bool,
+}
+
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        if self.holds_lock
+            && let Some(inode) = self.disk.state().inodes.get_mut(&self.inode)
+        {
+            inode.is_locked = false;
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Open,
+    Write,
+    Sync,
+    Names,
+    Rename,
+    FolderSync,
+}
+
+fn error(number: i32) -> io::Error {
+    io::Error::from_raw_os_error(number)
+}
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+const EROFS: i32 = 30;
+
+impl State {
+    /// Every operation begins here: it may be the last one of the process, and it may fail.
+    fn enter(&mut self, kind: Kind, what: impl FnOnce() -> String) -> io::Result<()> {
+        if self.is_dead {
+            return Err(io::Error::other("the process is dead"));
+        }
+        self.operations += 1;
+        let dies = self.dies_at.is_some_and(|at| at <= self.operations);
+        let fails = self.dice.one_in(self.rates.error_one_in);
+        let is_late = self.dice.one_in(2);
+        let changes = !matches!(kind, Kind::Read | Kind::Open);
+        self.journal.note(|| {
+            let end = match (dies, fails) {
+                (true, _) => " †",
+                (_, true) => " EIO",
+                _ => "",
+            };
+            format!("  disk {}{end}", what())
+        });
+        if dies {
+            self.is_dead = true;
+            // The operation may still have been done, but nobody learns of it.
+            return if is_late { Ok(()) } else { Err(io::Error::other("the process dies")) };
+        }
+        if changes && self.is_read_only {
+            return Err(error(EROFS));
+        }
+        if fails {
+            match kind {
+                Kind::Write => self.met.write_errors += 1,
+                Kind::Sync => self.met.sync_errors += 1,
+                Kind::Open => self.met.open_errors += 1,
+                Kind::Rename => self.met.rename_errors += 1,
+                Kind::FolderSync => self.met.folder_sync_errors += 1,
+                Kind::Read | Kind::Names => {}
+            }
+            // A write and a sync fail in the middle of what they do.
+            if !matches!(kind, Kind::Write | Kind::Sync | Kind::FolderSync) {
+                return Err(error(EIO));
+            }
+            return Err(io::Error::new(io::ErrorKind::Interrupted, "in the middle"));
+        }
+        Ok(())
+    }
+
+    fn claim(&mut self) -> io::Result<()> {
+        if self.is_full {
+            self.met.full += 1;
+            return Err(error(ENOSPC));
+        }
+        Ok(())
+    }
+
+    fn folder(&mut self, path: &Path) -> io::Result<&mut Folder> {
+        self.folders.get_mut(path).ok_or(io::ErrorKind::NotFound.into())
+    }
+
+    fn find(&mut self, path: &Path) -> io::Result<Node> {
+        let (folder, name) = split(path);
+        self.folder(folder)?.seen.get(name).copied().ok_or(io::ErrorKind::NotFound.into())
+    }
+
+    fn find_file(&mut self, path: &Path) -> io::Result<u64> {
+        match self.find(path)? {
+            Node::File(inode) => Ok(inode),
+            Node::Folder => Err(io::ErrorKind::IsADirectory.into()),
+        }
+    }
+
+    fn change(&mut self, folder: &Path, change: Change) -> io::Result<()> {
+        let folder = self.folder(folder)?;
+        change.clone().apply(&mut folder.seen);
+        folder.pending.push(change);
+        Ok(())
+    }
+
+    /// The inode of a name, new and empty if there is none.
+    fn find_or_create(&mut self, path: &Path) -> io::Result<u64> {
+        if let Ok(inode) = self.find_file(path) {
+            return Ok(inode);
+        }
+        self.claim()?;
+        let (folder, name) = split(path);
+        self.folder(folder)?;
+        let inode = self.next_inode;
+        self.next_inode += 1;
+        self.inodes.insert(inode, Inode::default());
+        self.change(folder, Change::Create(name.to_owned(), Node::File(inode)))?;
+        Ok(inode)
+    }
+
+    fn sync_inode(&mut self, number: u64, is_whole: bool) {
+        let Self { inodes, dice, sector_bytes, .. } = self;
+        // A file that has no name any more and whose machine was started anew.
+        let Some(inode) = inodes.get_mut(&number) else {
+            return;
+        };
+        let seen_bytes = inode.seen.len();
+        if is_whole || dice.one_in(2) {
+            inode.durable.resize(seen_bytes, 0);
+        }
+        for sector in std::mem::take(&mut inode.dirty) {
+            let end = ((sector + 1) * *sector_bytes).min(seen_bytes).min(inode.durable.len());
+            let start = (sector * *sector_bytes).min(end);
+            if is_whole || dice.one_in(2) {
+                inode.durable[start..end].copy_from_slice(&inode.seen[start..end]);
+            }
+        }
+    }
+}
+
+pub fn split(path: &Path) -> (&Path, &std::ffi::OsStr) {
+    let folder = path.parent().expect("a path below the root");
+    (folder, path.file_name().expect("a path with a name"))
+}
+
+fn name(path: &Path) -> String {
+    let parts: Vec<_> = path.iter().skip(2).map(|part| part.to_string_lossy()).collect();
+    parts.join("/")
+}
+
+impl SimDisk {
+    /// An empty disk.
+    pub fn new(mut dice: Dice, journal: Journal) -> Self {
+        let sector_bytes = dice.pick(&[32, 128, 512]);
+        Self(Arc::new(Mutex::new(State {
+            dice,
+            journal,
+            sector_bytes,
+            inodes: BTreeMap::new(),
+            folders: BTreeMap::from([(PathBuf::from("/"), Folder::default())]),
+            next_inode: 1,
+            rates: Rates::default(),
+            is_full: false,
+            is_read_only: false,
+            operations: 0,
+            dies_at: None,
+            is_dead: false,
+            met: Met::default(),
+        })))
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn file(&self, inode: u64, path: &Path) -> SimFile {
+        SimFile {
+            disk: self.clone(),
+            inode,
+            is_plain: path.ends_with("LOCK"),
+            holds_lock: false,
+        }
+    }
+}
+
+/// An operation that failed in its middle: the caller learns of an I/O error.
+fn is_half_done(outcome: &io::Result<()>) -> bool {
+    outcome.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted)
+}
+
+impl Disk for SimDisk {
+    type File = SimFile;
+
+    fn create_folder(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.enter(Kind::Names, || format!("mkdir {}", name(path)))?;
+        if state.find(path).is_ok() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        state.claim()?;
+        let (parent, name) = split(path);
+        state.change(parent, Change::Create(name.to_owned(), Node::Folder))?;
+        state.folders.insert(path.to_owned(), Folder::default());
+        Ok(())
+    }
+
+    fn is_folder(&self, path: &Path) -> bool {
+        let state = self.state();
+        !state.is_dead && state.folders.contains_key(path)
+    }
+
+    fn names(&self, folder: &Path) -> io::Result<Vec<OsString>> {
+        let mut state = self.state();
+        state.enter(Kind::Open, || format!("list {}", name(folder)))?;
+        let mut names: Vec<_> = state.folder(folder)?.seen.keys().cloned().collect();
+        let turn = state.dice.below(names.len().max(1));
+        names.rotate_left(turn);
+        Ok(names)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        let entered = state.enter(Kind::FolderSync, || format!("sync folder {}", name(folder)));
+        if entered.is_err() && !is_half_done(&entered) {
+            return entered;
+        }
+        let gives_up = state.dice.one_in(2);
+        let pending = std::mem::take(&mut state.folder(folder)?.pending);
+        for change in pending {
+            let is_done = entered.is_ok() || state.dice.one_in(2);
+            let folder = state.folder(folder)?;
+            if is_done {
+                change.apply(&mut folder.durable);
+            } else {
+                folder.pending.push(change);
+            }
+        }
+        if entered.is_err() {
+            // Either a later sync does it, or the file system lets nothing be changed any more.
+            state.is_read_only |= gives_up;
+            return Err(error(EIO));
+        }
+        Ok(())
+    }
+
+    fn open(&self, path: &Path) -> io::Result<SimFile> {
+        let mut state = self.state();
+        state.enter(Kind::Open, || format!("open {}", name(path)))?;
+        Ok(self.file(state.find_file(path)?, path))
+    }
+
+    fn open_writable(&self, path: &Path) -> io::Result<SimFile> {
+        let mut state = self.state();
+        state.enter(Kind::Open, || format!("open {} to write", name(path)))?;
+        if state.is_read_only {
+            return Err(error(EROFS));
+        }
+        Ok(self.file(state.find_file(path)?, path))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<SimFile> {
+        let mut state = self.state();
+        state.enter(Kind::Names, || format!("create {}", name(path)))?;
+        let inode = state.find_or_create(path)?;
+        let file = state.inodes.get_mut(&inode).expect("a name has a file");
+        file.seen.clear();
+        file.dirty.clear();
+        Ok(self.file(inode, path))
+    }
+
+    fn file_bytes(&self, path: &Path) -> io::Result<u64> {
+        let mut state = self.state();
+        state.enter(Kind::Open, || format!("stat {}", name(path)))?;
+        let inode = state.find_file(path)?;
+        Ok(state.inodes[&inode].seen.len() as u64)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.enter(Kind::Rename, || format!("rename {} to {}", name(from), name(to)))?;
+        let node = state.find(from)?;
+        let (folder, from) = split(from);
+        let (to_folder, to) = split(to);
+        assert_eq!(folder, to_folder, "a rename stays in its folder");
+        state.change(folder, Change::Rename(from.to_owned(), to.to_owned(), node))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.enter(Kind::Names, || format!("remove {}", name(path)))?;
+        state.find_file(path)?;
+        let (folder, name) = split(path);
+        state.change(folder, Change::Remove(name.to_owned()))
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Result<SimFile, SimFile>> {
+        let mut state = self.state();
+        state.enter(Kind::Open, || format!("lock {}", name(path)))?;
+        let inode = state.find_or_create(path)?;
+        let mut file = self.file(inode, path);
+        let locked = &mut state.inodes.get_mut(&inode).expect("a name has a file").is_locked;
+        if std::mem::replace(locked, true) {
+            return Ok(Err(file));
+        }
+        file.holds_lock = true;
+        Ok(Ok(file))
+    }
+}
+
+impl DiskFile for SimFile {
+    fn bytes(&self) -> io::Result<u64> {
+        let mut state = self.disk.state();
+        state.enter(Kind::Open, || "fstat".to_owned())?;
+        Ok(state.inodes.get(&self.inode).map_or(0, |inode| inode.seen.len() as u64))
+    }
+
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut state = self.disk.state();
+        state.enter(Kind::Read, || "read".to_owned())?;
+        let is_short = !self.is_plain && {
+            let rate = state.rates.short_one_in;
+            state.dice.one_in(rate)
+        };
+        let share = state.dice.below(8);
+        let seen = &state.inodes[&self.inode].seen;
+        let offset = usize::try_from(offset).expect("a small file").min(seen.len());
+        let mut count = bytes.len().min(seen.len() - offset);
+        if is_short {
+            count -= count * share / 8;
+        }
+        bytes[..count].copy_from_slice(&seen[offset..offset + count]);
+        Ok(count)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        let mut state = self.disk.state();
+        let entered = state.enter(Kind::Write, || {
+            let bytes = if self.is_plain { 0 } else { bytes.len() };
+            format!("write {bytes} at {offset} of inode {}", self.inode)
+        });
+        if entered.is_err() && !is_half_done(&entered) {
+            return entered.map(|()| 0);
+        }
+        let rate = state.rates.short_one_in;
+        let (is_short, share) = (state.dice.one_in(rate), 1 + state.dice.below(7));
+        let is_half = !self.is_plain && (entered.is_err() || is_short || state.is_full);
+        let mut count = bytes.len();
+        if is_half {
+            count = count * share / 8;
+            state.met.short_writes += u64::from(entered.is_ok());
+        }
+        if state.is_full && entered.is_ok() && count == 0 {
+            state.claim()?;
+        }
+        let State { inodes, sector_bytes, .. } = &mut *state;
+        if let Some(inode) = inodes.get_mut(&self.inode) {
+            let start = usize::try_from(offset).expect("a small file");
+            let end = start + count;
+            if inode.seen.len() < end {
+                inode.seen.resize(end, 0);
+            }
+            inode.seen[start..end].copy_from_slice(&bytes[..count]);
+            if count > 0 {
+                inode.dirty.extend(start / *sector_bytes..=(end - 1) / *sector_bytes);
+            }
+        }
+        match entered {
+            Ok(()) if count == 0 && !bytes.is_empty() => Err(error(ENOSPC)),
+            Ok(()) => Ok(count),
+            Err(_) => Err(error(EIO)),
+        }
+    }
+
+    fn set_bytes(&self, bytes: u64) -> io::Result<()> {
+        let mut state = self.disk.state();
+        state.enter(Kind::Names, || format!("truncate inode {} to {bytes}", self.inode))?;
+        if let Some(inode) = state.inodes.get_mut(&self.inode) {
+            inode.seen.resize(usize::try_from(bytes).expect("a small file"), 0);
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let entered = state.enter(Kind::Sync, || format!("sync inode {}", self.inode));
+        if entered.is_err() && !is_half_done(&entered) {
+            return entered;
+        }
+        state.sync_inode(self.inode, entered.is_ok());
+        entered.map_err(|_| error(EIO))
+    }
+
+    fn reserve(&self, _bytes: u64) -> io::Result<()> {
+        let mut state = self.disk.state();
+        state.enter(Kind::Names, || format!("reserve for inode {}", self.inode))?;
+        state.claim()
+    }
+
+    fn drop_cache(&self) {
+        let mut state = self.disk.state();
+        let State { inodes, sector_bytes, .. } = &mut *state;
+        let Some(inode) = inodes.get_mut(&self.inode) else {
+            return;
+        };
+        for at in 0..inode.seen.len() {
+            if !inode.dirty.contains(&(at / *sector_bytes)) {
+                inode.seen[at] = inode.durable.get(at).copied().unwrap_or(0);
+            }
+        }
+    }
+}

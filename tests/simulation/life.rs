@@ -1,0 +1,355 @@
+//! How a process begins, goes on beside its shards, and ends.
+
+use std::ops::ControlFlow;
+
+use etherply::core::contract::Input;
+use etherply::log::compaction::{Compaction, CompactionError, Settings};
+use etherply::log::directory::DirectoryError;
+use etherply::log::keeper::LogKeeper;
+use etherply::log::recovery::RecoveryError;
+
+use crate::checks::Found;
+use crate::client::Home;
+use crate::crash::Crash;
+use crate::plan::faults;
+use crate::server::{self, Server, Stage, closed_bytes, is_due, rubbish};
+use crate::world::{Doing, World};
+
+impl World {
+    // ---- the start ----
+
+    /// Starts a process, with any number of shards.
+    pub fn boot(&mut self) {
+        let shards = 1 + u32::try_from(self.dice.below(3)).expect("a few");
+        self.coverage.reshards += u64::from(shards != self.shards && self.coverage.starts > 0);
+        self.shards = shards;
+        if !self.is_calm && self.dice.one_in(5) && self.plan.may(faults::POWER | faults::KILL) {
+            self.disk.die_within(40);
+        }
+        self.doing = Doing::Creation;
+        self.journal.note(|| format!("a process starts with {shards} shards"));
+        let epoch = self.dice.below_u64(u64::MAX);
+        match Server::open(&self.disk, &self.plan, shards, self.clock, epoch) {
+            Ok(server) => {
+                self.server = Some(server);
+                self.coverage.starts += 1;
+            }
+            Err(_) if self.disk.is_dead() => {}
+            Err(error) => {
+                let is_disk = matches!(error, DirectoryError::Io { .. } | DirectoryError::CannotCreate { .. } | DirectoryError::NotWritable { .. });
+                assert!(is_disk, "without flipped bits: {error}");
+                self.end_process(&format!("it cannot start: {error}"));
+            }
+        }
+        self.bury();
+    }
+
+    /// Reads the log, or opens it for the next shard.
+    fn start_on(&mut self) {
+        let server = self.server.as_mut().expect("it runs");
+        match &mut server.stage {
+            Stage::Opened => self.read_log(),
+            Stage::Read(read) => {
+                let (report, dealt) = &mut **read;
+                let waiting = dealt.iter().position(Option::is_some);
+                let Some(shard) = waiting else {
+                    server.stage = Stage::Serving;
+                    return;
+                };
+                self.doing = Doing::Rotation;
+                let workspaces = dealt[shard].take().expect("it waits");
+                let number = u32::try_from(shard).expect("a few");
+                let opened = LogKeeper::open(server.directory.clone(), number, report);
+                if self.disk.is_dead() {
+                    return;
+                }
+                let Ok(log) = opened else {
+                    return self.end_process("a segment cannot be created");
+                };
+                let seat = &mut server.seats[shard];
+                let segment = seat.log.insert(log).open_segment();
+                seat.shard.handle(Input::Rebuilt(Some((segment, workspaces))), self.clock);
+                (seat.is_serving, seat.is_woken) = (true, true);
+                server.tell_rotation(shard);
+            }
+        Stage::Serving => {}
+        }
+        self.doing = Doing::Nothing;
+    }
+
+    fn read_log(&mut self) {
+        self.doing = Doing::Recovery;
+        let server = self.server.as_ref().expect("it runs");
+        let directory = server.directory.clone();
+        let mut found = Found::default();
+        let read = server::recover(&directory, self.shards, &mut self.dice, |op| found.visit(op));
+        if self.disk.is_dead() {
+            return;
+        }
+        match read {
+            Ok((report, dealt)) => {
+                assert_eq!(rubbish(&self.disk), Vec::<std::path::PathBuf>::new(), "a recovery leaves no rubbish");
+                self.coverage.torn_tails += report.torn.len() as u64;
+                assert!(!self.is_sealed || report.torn.is_empty(), "a sealed log has no torn tail");
+                self.accept_recovered(&dealt, &found);
+                self.is_sealed = false;
+                let dealt = dealt.into_iter().map(Some).collect();
+                self.server.as_mut().expect("it runs").stage = Stage::Read(Box::new((report, dealt)));
+            }
+            Err(error @ (RecoveryError::Damaged { .. } | RecoveryError::Newer { .. })) => {
+                panic!("without flipped bits: {error}");
+            }
+            Err(RecoveryError::Io { .. }) => self.end_process("the log cannot be read"),
+        }
+    }
+
+    // ---- beside the shards ----
+
+    /// What other threads do: the start, letters, slow work on the log.
+    pub fn go_on(&mut self) {
+        let server = self.server.as_mut().expect("it runs");
+        if !server.is_serving() {
+            return self.start_on();
+        }
+        let shards = self.shards as usize;
+        let first = self.dice.below(shards);
+        let errand = (first..shards).chain(0..first).find(|shard| self.seat(*shard).errand.is_some());
+        if let Some(shard) = errand {
+            return self.run_errand(shard);
+        }
+        self.carry_letter();
+    }
+
+    fn carry_letter(&mut self) {
+        let clock = self.clock;
+        let server = self.server.as_mut().expect("it runs");
+        let Some((owner, place, ticket)) = server.letters.pop_front() else {
+            return;
+        };
+        let seat = &mut server.seats[owner];
+        if seat.is_drained {
+            // Its thread has ended, and the letter with the connection in it is dropped.
+            self.clients[place].home = Home::Gone;
+            self.live.retain(|live| *live != place);
+            return;
+        }
+        let id = seat.shard.adopt(ticket, clock);
+        seat.is_woken = true;
+        let is_taken = seat.clients.keys().any(|other| other.slot == id.slot);
+        assert!(!is_taken, "a slot is free before it is used again");
+        seat.clients.insert(id, place);
+        self.clients[place].home = Home::At(owner, id);
+        self.note_panic(owner);
+    }
+
+    /// Compaction goes on by a step, or begins if it is worth it.
+    pub fn compact(&mut self) {
+        if !self.plan.may(faults::COMPACTION) {
+            return;
+        }
+        self.doing = Doing::Compaction;
+        let server = self.server.as_mut().expect("it runs");
+        let compaction = server.compaction.take().or_else(|| self.plan_compaction());
+        let Some(mut compaction) = compaction else {
+            self.doing = Doing::Nothing;
+            return;
+        };
+        let stepped = compaction.step(&mut |_| self.meanwhile());
+        self.is_compacted |= compaction.outcome().segments_written > 0;
+        if self.disk.is_dead() {
+            self.doing = Doing::Compaction;
+            return;
+        }
+        self.doing = Doing::Nothing;
+        let server = self.server.as_mut().expect("it runs");
+        match stepped {
+            Ok(true) => server.compaction = Some(compaction),
+            Ok(false) => {
+                self.coverage.compactions += 1;
+                self.coverage.segments_replaced += compaction.outcome().segments_replaced;
+            }
+            Err(CompactionError::Folder { .. }) => server.is_compaction_over = true,
+            Err(CompactionError::Stopped) => self.coverage.compactions_stopped += 1,
+            // It is tried again after a while.
+            Err(CompactionError::Write { .. } | CompactionError::Recovery(RecoveryError::Io { .. })) => server.is_rotated = true,
+            Err(error @ CompactionError::Recovery(_)) => panic!("without flipped bits: {error}"),
+        }
+    }
+
+    fn plan_compaction(&mut self) -> Option<Compaction<crate::disk::SimDisk>> {
+        let server = self.server.as_mut().expect("it runs");
+        let open = server.open_segments()?;
+        if !self.may_compact() {
+            return None;
+        }
+        let server = self.server.as_mut().expect("it runs");
+        server.is_rotated = false;
+        let settings = Settings::routine(self.plan.segment_bytes_min, self.plan.segment_bytes_max);
+        Compaction::plan(server.directory.clone(), &open, settings).ok()
+    }
+
+    /// Whether a compaction would begin.
+    pub fn may_compact(&self) -> bool {
+        let server = self.server.as_ref().expect("it runs");
+        if !self.plan.may(faults::COMPACTION) || server.is_compaction_over || server.is_draining || !server.is_rotated {
+            return false;
+        }
+        let Some(open) = server.open_segments() else {
+            return false;
+        };
+        let live_bytes: u64 = server.rotations.iter().flatten().map(|told| told.1).sum();
+        let floor_bytes = self.plan.segment_bytes_min * u64::from(self.shards);
+        is_due(closed_bytes(&self.disk, &open), live_bytes, floor_bytes)
+    }
+
+    /// The shards go on while a compaction reads and writes.
+    fn meanwhile(&mut self) -> ControlFlow<()> {
+        for _ in 0..self.dice.below(3) {
+            if self.disk.is_dead() {
+                break;
+            }
+            match self.dice.below(3) {
+                0 => self.go_on_with_log(),
+                1 => self.go_on(),
+                _ => self.deliver(),
+            }
+            let shard = self.dice.below(self.shards as usize);
+            if !self.disk.is_dead() && self.server.is_some() {
+                self.turn(shard);
+            }
+        }
+        self.doing = Doing::Compaction;
+        if !self.is_calm && self.dice.one_in(200) {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+
+    // ---- the end ----
+
+    /// Something kills the process: now, or at one of its next operations on the disk.
+    pub fn come_to_harm(&mut self) {
+        if self.is_calm || !self.plan.may(faults::POWER | faults::KILL) || !self.dice.one_in(self.plan.crash_one_in / 30) {
+            return;
+        }
+        if self.dice.one_in(3) {
+            self.disk.state().is_dead = true;
+        } else {
+            self.disk.die_within(12);
+        }
+    }
+
+    /// A process that has died is cleared away.
+    pub fn bury(&mut self) {
+        if !self.disk.is_dead() {
+            return;
+        }
+        let crash = match (self.plan.may(faults::POWER), self.plan.may(faults::KILL)) {
+            (true, true) => self.dice.pick(&[Crash::PowerCut, Crash::PowerCut, Crash::Kill]),
+            (true, false) => Crash::PowerCut,
+            _ => Crash::Kill,
+        };
+        let doing = self.doing;
+        self.journal.note(|| format!("{crash:?} while {doing:?}"));
+        let seen = match doing {
+            Doing::Nothing => None,
+            Doing::Creation => Some(&mut self.coverage.crashes_in_creation),
+            Doing::Recovery => Some(&mut self.coverage.crashes_in_recovery),
+            Doing::Commit => Some(&mut self.coverage.crashes_in_commit),
+            Doing::Rotation => Some(&mut self.coverage.crashes_in_rotation),
+            Doing::Rebuild => Some(&mut self.coverage.crashes_in_rebuild),
+            Doing::Compaction => Some(&mut self.coverage.crashes_in_compaction),
+        };
+        if let Some(seen) = seen {
+            *seen += 1;
+        }
+        self.server = None;
+        self.hang_up();
+        self.crash(crash);
+    }
+
+    fn crash(&mut self, crash: Crash) {
+        match crash {
+            Crash::PowerCut => {
+                self.coverage.power_cuts += 1;
+                for model in &mut self.models {
+                    model.written = model.synced;
+                }
+            }
+            Crash::Kill => self.coverage.kills += 1,
+        }
+        self.doing = Doing::Nothing;
+        self.disk.crash(crash);
+    }
+
+    /// The process ends by itself, and what it gave the kernel stays.
+    fn end_process(&mut self, why: &str) {
+        self.journal.note(|| format!("the process ends: {why}"));
+        self.server = None;
+        self.hang_up();
+        // Where the file system lets nothing be written, somebody starts the machine anew.
+        let is_read_only = self.disk.state().is_read_only;
+        self.crash(if is_read_only { Crash::PowerCut } else { Crash::Kill });
+    }
+
+    /// A clean stop: everybody is let go, the log is sealed.
+    pub fn stop(&mut self) {
+        let clock = self.clock;
+        let Some(server) = self.server.as_mut().filter(|server| server.is_serving() && !server.is_draining) else {
+            return;
+        };
+        self.journal.note(|| "the process is told to stop".to_owned());
+        server.is_draining = true;
+        for seat in &mut server.seats {
+            seat.shard.handle(Input::Drain, clock);
+            seat.is_woken = true;
+        }
+        for place in &self.live {
+            self.clients[*place].met_pause |= self.clients[*place].status.is_none();
+        }
+    }
+
+    /// The end of a run: all gets well, is compared, stops, and is there again.
+    pub fn end(&mut self) {
+        self.settle();
+        self.check_quiet();
+        self.try_crash();
+        self.stop();
+        for _ in 0..20_000 {
+            if self.server.is_none() {
+                break;
+            }
+            self.happen_well();
+            self.pass(6000);
+        }
+        assert!(self.server.is_none() && self.is_sealed, "a stop ends, and the log is sealed");
+        self.try_flips();
+        self.settle();
+        self.check_quiet();
+    }
+
+    /// Ends a process whose shards have all drained.
+    pub fn end_drained(&mut self) {
+        let Some(server) = self.server.as_ref() else {
+            return;
+        };
+        if !server.seats.iter().all(|seat| seat.is_drained) {
+            return;
+        }
+        let is_settled = server.seats.iter().all(|seat| seat.is_serving);
+        for seat in &server.seats {
+            assert_eq!(seat.shard.connections(), 0, "a drained shard has no connection");
+        }
+        self.coverage.drains += 1;
+        self.is_sealed = is_settled;
+        if is_settled {
+            for model in &self.models {
+                assert_eq!(model.synced, model.wins.len(), "a drained log is on disk");
+            }
+        }
+        self.journal.note(|| format!("the process has stopped, its log sealed: {is_settled}"));
+        self.server = None;
+        self.hang_up();
+        self.disk.crash(Crash::Kill);
+    }
+}

@@ -1,0 +1,165 @@
+//! The deterministic simulation: the real shards, their log, its recovery and its compaction, driven by a seeded scheduler with
+//! a simulated disk, network and clock. No thread, no real time: the same seed is the same run.
+//!
+//! - `cargo test --test simulation` runs a fixed set of seeds.
+//! - `SEED=7 cargo test --test simulation seed` runs one and prints what happens.
+//! - `SEEDS=1000..2000 cargo test --test simulation seed` runs others; `SEED_BASE=<any text> SEEDS=200` as many, which follow from
+//!   the text.
+//!
+//! A failure prints the seed, the kinds of faults that it needs, the smallest number of steps with which it still fails, and
+//! the events of those.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+mod checks;
+mod client;
+mod crash;
+mod dice;
+mod disk;
+mod life;
+mod model;
+mod plan;
+mod proof;
+mod server;
+mod turns;
+mod wire;
+mod world;
+
+use dice::Journal;
+use plan::{Coverage, Plan, faults};
+use world::World;
+
+/// The seeds of each of the fixed tests.
+const SEEDS_PER_TEST: u64 = 100;
+
+/// Runs a world to its end; panics where something does not hold.
+fn live(plan: Plan, journal: Journal) -> Coverage {
+    let mut world = World::new(plan, journal);
+    for step in 0..plan.steps {
+        world.journal.note(|| format!("step {step}"));
+        world.step();
+        world.end_drained();
+    }
+    world.end();
+    world.coverage
+}
+
+/// Runs a seed; gives the text of the panic where it fails.
+fn run(plan: Plan, journal: Journal) -> Result<Coverage, String> {
+    turns::count_panics();
+    catch_unwind(AssertUnwindSafe(|| live(plan, journal))).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+    })
+}
+
+/// Runs a seed, and makes a failure as small as it can.
+fn run_and_tell(seed: u64) -> Coverage {
+    let plan = Plan::new(seed);
+    let Err(first) = run(plan, Journal::default()) else {
+        return run(plan, Journal::default()).expect("it went well a moment ago");
+    };
+    eprintln!("seed {seed} fails, and is made smaller: {first}");
+    let plan = shrink(plan, &kind(&first));
+    let journal = Journal::kept();
+    let last = run(plan, journal.clone()).expect_err("it failed a moment ago");
+    let needed: Vec<_> = (0..).zip(faults::NAMES).filter(|(bit, _)| plan.may(1 << bit)).map(|(_, name)| name).collect();
+    eprintln!("{}", journal.lines().join("\n"));
+    panic!(
+        "seed {seed} fails: {first}\nThe smallest run that fails has {} steps, and of the faults {}: {last}\nIts events stand above. Again: SEED={seed} cargo test --test simulation seed",
+        plan.steps,
+        needed.join(", "),
+    );
+}
+
+/// What a failure tells, without the numbers in it.
+fn kind(failure: &str) -> String {
+    let line = failure.lines().next().unwrap_or_default();
+    line.chars().filter(|letter| !letter.is_ascii_digit()).take(40).collect()
+}
+
+/// The fewest kinds of faults, and then the fewest steps, with which a run fails in the same way.
+fn shrink(mut plan: Plan, wanted: &str) -> Plan {
+    let fails = |plan: Plan| run(plan, Journal::default()).is_err_and(|failure| kind(&failure) == wanted);
+    for bit in 0..faults::NAMES.len() {
+        let without = Plan { faults: plan.faults & !(1 << bit), ..plan };
+        if without.faults != plan.faults && fails(without) {
+            plan = without;
+        }
+    }
+    let steps = (0..plan.steps).find(|steps| fails(Plan { steps: *steps, ..plan }));
+    Plan { steps: steps.unwrap_or(plan.steps), ..plan }
+}
+
+fn run_all(seeds: impl Iterator<Item = u64>) -> Coverage {
+    let mut coverage = Coverage::default();
+    for seed in seeds {
+        coverage.add(&run_and_tell(seed));
+    }
+    coverage
+}
+
+fn run_share(share: u64) {
+    let coverage = run_all(share * SEEDS_PER_TEST..(share + 1) * SEEDS_PER_TEST);
+    println!("{coverage:?}");
+    assert_eq!(coverage.missing(), Vec::<String>::new(), "the simulation does not meet all that it is for");
+}
+
+#[test]
+fn seeds_of_the_first_share() {
+    run_share(0);
+}
+
+#[test]
+fn seeds_of_the_second_share() {
+    run_share(1);
+}
+
+#[test]
+fn seeds_of_the_third_share() {
+    run_share(2);
+}
+
+#[test]
+fn seeds_of_the_fourth_share() {
+    run_share(3);
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for seed in [3, 5, 8] {
+        let journals = [Journal::kept(), Journal::kept()];
+        for journal in &journals {
+            run(Plan::new(seed), journal.clone()).expect("a fixed seed");
+        }
+        let [first, second] = journals.map(|journal| journal.lines());
+        assert!(first.len() > 1000);
+        assert_eq!(first, second);
+    }
+}
+
+/// Seeds from the environment; without any, one that the fixed ones do not hold.
+#[test]
+fn seeds_of_the_environment() {
+    let variable = |name: &str| std::env::var(name).ok();
+    if let Some(seed) = variable("SEED") {
+        let seed = seed.parse().expect("SEED is a number");
+        let journal = Journal::kept();
+        let outcome = run(Plan::new(seed), journal.clone());
+        println!("{}", journal.lines().join("\n"));
+        println!("{outcome:?}");
+        run_and_tell(seed);
+        return;
+    }
+    let base = variable("SEED_BASE").map_or(1 << 32, |base| {
+        // FNV-1a (Fowler, Noll, Vo): any text becomes a seed.
+        base.bytes().fold(0xCBF2_9CE4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3)) >> 8
+    });
+    let seeds = variable("SEEDS").unwrap_or_else(|| "1".to_owned());
+    let number = |text: &str| text.parse::<u64>().expect("SEEDS is a number, or two with .. between");
+    let seeds = match seeds.split_once("..") {
+        Some((from, until)) => number(from)..number(until),
+        None => base..base + number(&seeds),
+    };
+    println!("{:?}", run_all(seeds));
+}

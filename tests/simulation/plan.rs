@@ -1,0 +1,170 @@
+//! What kind of run a seed is, what may go wrong in it, and what was met.
+
+use etherply::limits::SECOND_US;
+use etherply::log::commit::Durability;
+
+use crate::dice::Dice;
+
+/// What may go wrong, as bits, so that a failing run can be tried again without.
+pub mod faults {
+    pub const POWER: u32 = 1;
+    pub const KILL: u32 = 1 << 1;
+    pub const ERRORS: u32 = 1 << 2;
+    pub const FULL: u32 = 1 << 3;
+    pub const PANICS: u32 = 1 << 4;
+    pub const NETWORK: u32 = 1 << 5;
+    pub const CLOCK: u32 = 1 << 6;
+    pub const COMPACTION: u32 = 1 << 7;
+    pub const TRIALS: u32 = 1 << 8;
+    pub const STOPS: u32 = 1 << 9;
+    pub const ALL: u32 = (1 << 10) - 1;
+
+    pub const NAMES: [&str; 10] = [
+        "power cuts", "kills", "disk errors", "a full disk", "panics", "bad clients", "clock jumps", "compaction",
+        "trial crashes and flipped bits", "clean stops",
+    ];
+}
+
+/// What kind of run a seed is.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    pub seed: u64,
+    pub steps: usize,
+    pub faults: u32,
+    pub durability: Durability,
+    pub workspaces: usize,
+    pub keys: usize,
+    pub clients: usize,
+    pub outbox_bytes_max: usize,
+    pub message_bytes_max: usize,
+    /// Values are up to so long.
+    pub value_bytes: usize,
+    /// One value in so many is that long.
+    pub large_one_in: usize,
+    pub segment_bytes_min: u64,
+    pub segment_bytes_max: u64,
+    pub ping_interval_us: u64,
+    pub error_one_in: usize,
+    pub crash_one_in: usize,
+}
+
+impl Plan {
+    pub fn new(seed: u64) -> Self {
+        use Durability::{Always, Interval, None};
+        let mut dice = Dice::new(seed, 1);
+        let durability = dice.pick(&[Always, Always, Always, Always, Interval, None]);
+        let kind = dice.below(12);
+        let plan = Self {
+            seed,
+            steps: 300 + dice.below(200),
+            faults: faults::ALL,
+            durability,
+            workspaces: 1 + dice.below(4),
+            keys: dice.pick(&[3, 6, 12]),
+            clients: 12,
+            outbox_bytes_max: dice.pick(&[512, 1024, 4096, 1 << 20]),
+            message_bytes_max: 4096,
+            value_bytes: 1500,
+            large_one_in: 12,
+            segment_bytes_min: dice.pick(&[200, 700, 3000]),
+            segment_bytes_max: dice.pick(&[5000, 20_000]),
+            ping_interval_us: dice.pick(&[SECOND_US, 25 * SECOND_US]),
+            error_one_in: dice.pick(&[0, 0, 60, 150, 400]),
+            crash_one_in: dice.pick(&[60, 120, 400]),
+        };
+        match kind {
+            // Whole sends, and messages that are longer than one.
+            0 => Self {
+                steps: 150,
+                outbox_bytes_max: 1 << 20,
+                message_bytes_max: 400_000,
+                value_bytes: 330_000,
+                large_one_in: 6,
+                segment_bytes_min: 50_000,
+                segment_bytes_max: 1 << 20,
+                ..plan
+            },
+            // A crowd in one room.
+            1 => Self { steps: 200, clients: 190, workspaces: 1, crash_one_in: 400, ..plan },
+            _ => plan,
+        }
+    }
+
+    pub fn may(&self, fault: u32) -> bool {
+        self.faults & fault != 0
+    }
+}
+
+macro_rules! coverage {
+    ($($name:ident: $least:expr,)*) => {
+        /// What was met.
+        #[derive(Debug, Clone, Copy, Default)]
+        pub struct Coverage { $(pub $name: u64,)* }
+
+        impl Coverage {
+            pub fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)*
+            }
+
+            /// What was met less often than `share` percent of what a whole run of the fixed seeds must meet.
+            pub fn missing(&self) -> Vec<String> {
+                let mut missing = Vec::new();
+                $(if self.$name < $least {
+                    missing.push(format!("{} of {} {}", self.$name, $least, stringify!($name)));
+                })*
+                missing
+            }
+        }
+    };
+}
+
+// Each with the least number that one test's share of the fixed seeds must meet.
+coverage! {
+    starts: 100,
+    power_cuts: 20,
+    kills: 20,
+    crashes_in_creation: 1,
+    crashes_in_recovery: 5,
+    crashes_in_rotation: 1,
+    crashes_in_compaction: 1,
+    crashes_in_rebuild: 1,
+    crashes_in_commit: 5,
+    trial_crashes: 100,
+    trial_crashes_twice: 50,
+    torn_tails: 10,
+    failures: 10,
+    rebuilds: 10,
+    panics: 5,
+    told_500: 5,
+    write_errors: 5,
+    sync_errors: 5,
+    open_errors: 5,
+    rename_errors: 1,
+    folder_sync_errors: 1,
+    full_disks: 5,
+    short_writes: 10,
+    rotations: 50,
+    compactions: 10,
+    compactions_stopped: 1,
+    segments_replaced: 50,
+    flips_found: 50,
+    flips_harmless: 5,
+    flips_met_by_compaction: 5,
+    handoffs: 50,
+    reshards: 10,
+    drains: 20,
+    locks_refused: 10,
+    conflations: 20,
+    corrections: 50,
+    ties: 50,
+    refusals: 20,
+    pongs: 50,
+    inits: 100,
+    broadcasts: 1000,
+    full_sends: 1,
+    long_frames: 1,
+    full_turns: 1,
+    stalls: 1,
+    silences: 1,
+    settled: 20,
+}

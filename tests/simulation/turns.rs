@@ -1,0 +1,502 @@
+//! A shard's turn, and what becomes of what it wants.
+
+use std::cell::Cell;
+use std::sync::Once;
+
+use etherply::core::contract::{Input, Output, Surroundings, shard_of};
+use etherply::core::session::SessionId;
+use etherply::core::window::Spans;
+use etherply::limits::{BATCH_BYTES_MAX, HEAD_TIMEOUT_US, SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX, STALL_TIMEOUT_US};
+use etherply::log::commit::Durability;
+use etherply::log::disk::DiskFile;
+use etherply::log::keeper::KeeperError;
+use etherply::log::recovery::RecoveryError;
+
+use crate::client::Home;
+use crate::server::{Errand, LogOperation, Seat};
+use crate::wire::{Told, records};
+use crate::world::{Doing, WORKSPACES, World};
+
+thread_local! {
+    /// The panics in this thread: those that were planted, and the others.
+    static PANICS: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+}
+
+/// Counts panics, since a shard catches its own. Those that were planted are not told on stderr.
+pub fn count_panics() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let tell = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let (planted, others) = PANICS.get();
+            if info.payload_as_str().is_some_and(|text| text == "a planted fault") {
+                PANICS.set((planted + 1, others));
+            } else {
+                PANICS.set((planted, others + 1));
+                tell(info);
+            }
+        }));
+    });
+}
+
+pub fn panics() -> (u64, u64) {
+    PANICS.get()
+}
+
+impl World {
+    pub fn seat(&mut self, shard: usize) -> &mut Seat {
+        &mut self.server.as_mut().expect("a server runs").seats[shard]
+    }
+
+    /// Whether the shard would wake up now.
+    pub fn has_reason(&self, shard: usize) -> bool {
+        let Some(seat) = self.server.as_ref().and_then(|server| server.seats.get(shard)) else {
+            return false;
+        };
+        let is_due = seat.shard.next_deadline_us().is_some_and(|at_us| at_us <= self.clock.now_us);
+        !seat.is_drained && (seat.is_woken || seat.shard.has_work() || is_due)
+    }
+
+    /// Ends the shard's turn, if it has a reason to take one.
+    pub fn turn(&mut self, shard: usize) {
+        if !self.has_reason(shard) {
+            return;
+        }
+        let clock = self.clock;
+        let server = self.server.as_mut().expect("it has a reason");
+        let ready = server.seats.iter().all(|seat| seat.is_serving);
+        let seat = &mut server.seats[shard];
+        seat.is_woken = false;
+        seat.shard.set_surroundings(Surroundings { ready, recovered_percent: 0 });
+        seat.shard.flush(clock);
+        self.note_panic(shard);
+        let seat = self.seat(shard);
+        let mut sends = 0;
+        let sends_max = SENDS_PER_TURN_MAX + std::mem::take(&mut seat.cut_sends);
+        while let Some(output) = self.server.as_mut().and_then(|server| server.seats[shard].shard.poll_output()) {
+            sends += usize::from(matches!(output, Output::Send(..)));
+            self.take(shard, output);
+        }
+        assert!(sends <= sends_max, "a turn sends to {SENDS_PER_TURN_MAX} sessions, not {sends}");
+        self.coverage.full_turns += u64::from(sends >= SENDS_PER_TURN_MAX);
+    }
+
+    /// A shard that caught a planted panic may fail of it. It catches no other one.
+    pub fn note_panic(&mut self, shard: usize) {
+        let (planted, others) = panics();
+        assert_eq!(others, self.panics.1, "a shard panicked");
+        if planted > self.panics.0 {
+            self.coverage.panics += planted - self.panics.0;
+            self.panics.0 = planted;
+            self.seat(shard).may_fail = true;
+        }
+    }
+
+    fn client_of(&self, shard: usize, id: SessionId) -> usize {
+        let server = self.server.as_ref().expect("a server runs");
+        let place = server.seats[shard].clients.get(&id);
+        *place.expect("an output names a session that is there")
+    }
+
+    fn take(&mut self, shard: usize, output: Output) {
+        self.journal.note(|| format!("shard {shard}: {}", text(&output)));
+        match output {
+            Output::Receive(id) => {
+                let place = self.client_of(shard, id);
+                let client = &mut self.clients[place];
+                assert!(!client.receiving, "one receive at a time");
+                client.receiving = true;
+            }
+            Output::Send(id, spans) => self.take_send(shard, id, spans),
+            Output::Finish(id) => {
+                let place = self.client_of(shard, id);
+                self.clients[place].is_leaving = true;
+            }
+            Output::Abort(id) => {
+                let place = self.client_of(shard, id);
+                self.clients[place].is_broken = true;
+            }
+            Output::Close(id) => {
+                let place = self.client_of(shard, id);
+                let client = &mut self.clients[place];
+                assert!(!client.receiving && client.sending.is_none(), "nothing is in flight");
+                client.home = Home::Gone;
+                self.forget(shard, id, place);
+            }
+            Output::Handoff(id, owner, ticket) => {
+                let place = self.client_of(shard, id);
+                let client = &mut self.clients[place];
+                assert!(!client.receiving && client.sending.is_none(), "nothing is in flight");
+                assert_eq!(owner, shard_of(WORKSPACES[client.workspace], self.shards), "it goes to the owner");
+                client.home = Home::Travelling;
+                self.seat(shard).clients.remove(&id);
+                let server = self.server.as_mut().expect("it runs");
+                server.letters.push_back((owner as usize, place, ticket));
+                self.coverage.handoffs += 1;
+            }
+            Output::LogWrite { ref bytes, from, .. } => {
+                if from == 0 {
+                    self.note_wins(shard, bytes);
+                }
+                self.ask(shard, output);
+            }
+            Output::LogSync => self.ask(shard, output),
+            Output::LogOpen { index, first_position } => {
+                let seat = self.seat(shard);
+                let log = seat.log.as_ref().expect("it is open");
+                let errand = Errand::Create(log.next(index, first_position));
+                assert!(seat.operation.is_none() && seat.errand.replace(errand).is_none(), "one operation at a time");
+            }
+            Output::Rebuild(end) => {
+                let seat = self.seat(shard);
+                let log = seat.log.as_mut().expect("it is open");
+                let errand = Errand::Rebuild(log.rebuild(end));
+                assert!(seat.operation.is_none() && seat.errand.replace(errand).is_none(), "one operation at a time");
+            }
+            Output::Ready(ready) => self.take_ready(shard, ready),
+            Output::Drained => self.seat(shard).is_drained = true,
+        }
+    }
+
+    fn forget(&mut self, shard: usize, id: SessionId, place: usize) {
+        self.seat(shard).clients.remove(&id);
+        self.live.retain(|live| *live != place);
+    }
+
+    fn ask(&mut self, shard: usize, output: Output) {
+        let seat = self.seat(shard);
+        let is_alone = seat.errand.is_none() && seat.operation.is_none();
+        assert!(is_alone, "one operation of the log at a time");
+        seat.operation = Some(LogOperation::Asked(output));
+    }
+
+    /// The order of the ops is the one in which they are logged.
+    fn note_wins(&mut self, shard: usize, batch: &[u8]) {
+        let bytes_max = BATCH_BYTES_MAX + self.plan.message_bytes_max + 1024;
+        assert!(batch.len() <= bytes_max, "a batch of {} bytes", batch.len());
+        for record in records(batch) {
+            let workspace = self.workspace(&record.workspace);
+            let owner = shard_of(&record.workspace, self.shards) as usize;
+            assert_eq!(owner, shard, "a workspace is logged by its shard");
+            let value = record.write.value.clone();
+            self.models[workspace].win(record.write, record.seq);
+            let Self { models, senders, clients, .. } = &mut *self;
+            let model = &models[workspace];
+            let senders = senders.get(&value).expect("somebody sent it");
+            for sender in senders {
+                let client = &mut clients[*sender];
+                assert_eq!(client.workspace, workspace, "nothing crosses workspaces");
+                let at = client.sent.iter().position(|write| write.value == value).expect("it sent it");
+                if senders.len() == 1 {
+                    client.judge_until(at + 1, model);
+                }
+            }
+            let count = model.wins.len();
+            self.seat(shard).handed.push((workspace, count));
+        }
+    }
+
+    pub fn workspace(&self, id: &str) -> usize {
+        let place = WORKSPACES[..self.plan.workspaces].iter().position(|known| *known == id);
+        place.expect("a workspace that a client named")
+    }
+
+    fn take_send(&mut self, shard: usize, id: SessionId, spans: Spans) {
+        let place = self.client_of(shard, id);
+        let now_us = self.clock.now_us;
+        let bytes: Vec<u8> = spans.iter().flat_map(|span| span.bytes().iter().copied()).collect();
+        let client = &mut self.clients[place];
+        assert!(client.sending.is_none(), "one send at a time");
+        assert!(!bytes.is_empty(), "a send carries something");
+        // The rest of a send that was cut short was looked at when that began.
+        let known = client.sent_bytes - client.read_bytes;
+        if known == 0 {
+            let begins_whole = client.stream.is_whole();
+            client.sent_bytes += bytes.len() as u64;
+            client.stream.push(&bytes);
+            client.moved_us = now_us;
+            let mut frames = 0;
+            while let Some((end, told)) = self.clients[place].stream.next() {
+                frames += 1;
+                self.check_send(place, &told);
+                self.clients[place].told.push_back((end, told));
+            }
+            let is_one = frames == 1 && begins_whole && self.clients[place].stream.is_whole();
+            assert!(bytes.len() <= SEND_BYTES_MAX || is_one, "a send of {} bytes", bytes.len());
+            self.coverage.full_sends += u64::from(bytes.len() >= SEND_BYTES_MAX - 70_000);
+            self.coverage.long_frames += u64::from(bytes.len() > SEND_BYTES_MAX);
+        } else {
+            assert_eq!(known, bytes.len() as u64, "the rest of a send is all that was not taken");
+        }
+        self.clients[place].sending = Some((spans, bytes));
+    }
+
+    /// Something is about to leave the server.
+    fn check_send(&mut self, place: usize, told: &Told) {
+        let client = &self.clients[place];
+        let now_us = self.clock.now_us;
+        let model = &mut self.models[client.workspace];
+        let may_be_lost = self.plan.durability != Durability::Always;
+        let mut show = |value: &str| {
+            if let Some(at) = model.place(value) {
+                model.shown = model.shown.max(at + 1);
+            }
+            let is_kept = model.place(value).is_some_and(|at| at < model.synced);
+            assert!(is_kept || may_be_lost, "client {place} is shown {value:.40}, which is not durable");
+        };
+        match told {
+            Told::Op(write) => show(&write.value),
+            Told::Init(data) => {
+                data.values().for_each(|value| show(value));
+                self.coverage.inits += 1;
+            }
+            Told::Status(408) => {
+                let waited_us = now_us - client.came_us;
+                assert!(waited_us >= HEAD_TIMEOUT_US, "client {place} came {waited_us} us ago");
+                self.clients[place].status_wanted = 408;
+            }
+            Told::Close(1001) => {
+                let is_draining = self.server.as_ref().is_some_and(|server| server.is_draining);
+                let silence_us = client.silence_us.max(now_us - client.heard_us);
+                assert!(is_draining || silence_us >= self.plan.ping_interval_us * 5 / 2, "client {place} was never silent for longer than {silence_us} us");
+                self.coverage.silences += u64::from(!is_draining);
+                self.clients[place].codes.insert(1001);
+            }
+            Told::Close(1013) => {
+                let stalled_us = client.stalled_us.max(now_us - client.moved_us);
+                assert!(stalled_us >= STALL_TIMEOUT_US, "client {place} never took nothing for longer than {stalled_us} us");
+                self.coverage.stalls += 1;
+                self.clients[place].codes.insert(1013);
+            }
+            _ => {}
+        }
+    }
+
+    /// Hands a client what its socket has.
+    pub fn read(&mut self, place: usize) {
+        let Self { clients, models, senders, .. } = self;
+        let client = &mut clients[place];
+        let model = &models[client.workspace];
+        let number = client.number;
+        let is_sender = |value: &str| senders.get(value).is_some_and(|senders| senders.contains(&number));
+        while let Some((end, told)) = client.told.front().cloned() {
+            if end > client.read_bytes {
+                break;
+            }
+            let is_kept = self.plan.durability == Durability::Always;
+            // What was shown before it was written may be lost before it gets to the log.
+            if !is_kept && client.codes.contains(&1011) && matches!(told, Told::Op(_) | Told::Init(_)) {
+                client.told.pop_front();
+                continue;
+            }
+            if !client.read(&told, model, &is_sender) {
+                assert!(!is_kept, "client {number} is told of an op that did not win: {told:?}");
+                break;
+            }
+            client.told.pop_front();
+            if is_kept {
+                client.check_left_out(model);
+            }
+            match told {
+                Told::Op(_) => self.coverage.broadcasts += 1,
+                Told::Pong => self.coverage.pongs += 1,
+                Told::Error(400) => self.coverage.refusals += 1,
+                Told::Error(_) => self.coverage.told_500 += 1,
+                _ => {}
+            }
+        }
+    }
+
+    fn take_ready(&mut self, shard: usize, ready: bool) {
+        let seat = self.seat(shard);
+        assert_ne!(seat.is_serving, ready, "a change is told");
+        seat.is_serving = ready;
+        if ready {
+            seat.may_fail = false;
+            return;
+        }
+        assert!(seat.may_fail, "shard {shard} fails without a reason");
+        seat.handed.clear();
+        let clients: Vec<usize> = seat.clients.values().copied().collect();
+        for place in clients {
+            let client = &self.clients[place];
+            let model = &self.models[client.workspace];
+            let lost = &model.wins[model.confirmed.min(model.wins.len())..];
+            let is_lost = |value: &str| self.senders[value] == [place];
+            let lost_an_op = lost.iter().any(|write| is_lost(&write.value));
+            let client = &mut self.clients[place];
+            client.lost_an_op = lost_an_op && client.code.is_none() && !client.is_leaving;
+            client.may_have_lost = lost_an_op || client.has_planted || client.judged < client.sent.len();
+            client.codes.insert(1011);
+        }
+        let server = self.server.as_mut().expect("it runs");
+        server.had_failure = true;
+        for place in &self.live {
+            self.clients[*place].met_failure |= self.clients[*place].status.is_none();
+        }
+        self.coverage.failures += 1;
+    }
+
+    // ---- the log ----
+
+    /// One operation of a log goes on: the disk does it, or the shard is told.
+    pub fn go_on_with_log(&mut self) {
+        let shards = self.shards as usize;
+        let first = self.dice.below(shards);
+        for shard in (first..shards).chain(0..first) {
+            match self.seat(shard).operation.take() {
+                Some(LogOperation::Asked(output)) => {
+                    let done = self.perform(shard, output);
+                    self.seat(shard).operation = Some(LogOperation::Done(done));
+                    if !self.is_calm && self.dice.one_in(2) {
+                        return;
+                    }
+                    if self.disk.is_dead() {
+                        return;
+                    }
+                    let Some(LogOperation::Done(input)) = self.seat(shard).operation.take() else {
+                        unreachable!("it was just put there");
+                    };
+                    return self.tell(shard, input);
+                }
+                Some(LogOperation::Done(input)) => return self.tell(shard, input),
+                None => {}
+            }
+        }
+    }
+
+    fn perform(&mut self, shard: usize, output: Output) -> Input<'static> {
+        self.doing = Doing::Commit;
+        let seat = self.seat(shard);
+        let file = seat.log.as_ref().expect("it is open").file();
+        match output {
+            Output::LogWrite { offset, bytes, from } => {
+                let count = file.write_at(&bytes[from..], offset).ok();
+                let is_whole = count == Some(bytes.len() - from);
+                let handed = seat.handed.clone();
+                if is_whole && !self.disk.is_dead() {
+                    for (workspace, count) in handed {
+                        let model = &mut self.models[workspace];
+                        model.written = model.written.max(count);
+                    }
+                }
+                Input::LogWritten(bytes, count)
+            }
+            Output::LogSync => {
+                let ok = file.sync().is_ok();
+                let handed = seat.handed.clone();
+                seat.is_sync_lost |= !ok;
+                if ok && !self.disk.is_dead() {
+                    for (workspace, count) in handed {
+                        let model = &mut self.models[workspace];
+                        model.synced = model.synced.max(count.min(model.written));
+                    }
+                }
+                Input::LogSynced(ok)
+            }
+            other => unreachable!("{other:?} is no operation of the ring"),
+        }
+    }
+
+    fn tell(&mut self, shard: usize, input: Input<'static>) {
+        self.doing = Doing::Nothing;
+        let clock = self.clock;
+        let durability = self.plan.durability;
+        let seat = self.seat(shard);
+        let is_failure = matches!(&input, Input::LogWritten(_, None) | Input::LogSynced(false));
+        seat.may_fail |= is_failure;
+        // A write that took a part goes on; the sync of an `always` log is still to come.
+        let is_end = match &input {
+            Input::LogWritten(..) => durability != Durability::Always && !is_failure,
+            Input::LogSynced(ok) => *ok,
+            _ => false,
+        };
+        let mut handed = seat.handed.clone();
+        seat.shard.handle(input, clock);
+        seat.is_woken = true;
+        self.note_panic(shard);
+        if is_end {
+            for (workspace, count) in &handed {
+                let model = &mut self.models[*workspace];
+                model.confirmed = model.confirmed.max((*count).min(model.written));
+            }
+            handed.retain(|(workspace, count)| *count > self.models[*workspace].synced);
+            self.seat(shard).handed = handed;
+        }
+    }
+
+    // ---- slow work ----
+
+    pub fn run_errand(&mut self, shard: usize) {
+        let Some(errand) = self.seat(shard).errand.take() else {
+            return;
+        };
+        match errand {
+            Errand::Create(creation) => {
+                self.doing = Doing::Rotation;
+                let outcome = creation.run(0);
+                if self.disk.is_dead() {
+                    return;
+                }
+                self.check_keeper(outcome.as_ref().err());
+                let clock = self.clock;
+                let seat = self.seat(shard);
+                let segment = outcome.ok().map(|segment| seat.log.as_mut().expect("open").replace(segment));
+                seat.may_fail |= segment.is_none();
+                self.coverage.rotations += u64::from(segment.is_some());
+                let seat = self.seat(shard);
+                seat.shard.handle(Input::LogOpened(segment), clock);
+                seat.is_woken = true;
+            }
+            Errand::Rebuild(rebuild) => {
+                self.doing = Doing::Rebuild;
+                let mut deal = etherply::core::deal::Deal::new(crate::server::HASH_SEED);
+                let shards = self.shards;
+                let outcome = rebuild.run(|op| {
+                    if shard_of(op.workspace, shards) as usize == shard {
+                        deal.visit(op);
+                    }
+                });
+                if self.disk.is_dead() {
+                    return;
+                }
+                self.check_keeper(outcome.as_ref().err());
+                deal.finish_restore();
+                let workspaces = deal.finish(shards).swap_remove(shard);
+                let clock = self.clock;
+                if outcome.is_ok() {
+                    self.accept_rebuilt(shard, &workspaces);
+                    self.coverage.rebuilds += 1;
+                }
+                let seat = self.seat(shard);
+                let rebuilt = outcome.ok().map(|segment| (seat.log.as_mut().expect("open").replace(segment), workspaces));
+                seat.is_sync_lost &= rebuilt.is_none();
+                seat.shard.handle(Input::Rebuilt(rebuilt), clock);
+                seat.is_woken = true;
+            }
+        }
+        self.doing = Doing::Nothing;
+        self.server.as_mut().expect("it runs").tell_rotation(shard);
+    }
+
+    /// Without flipped bits nothing is damaged.
+    fn check_keeper(&self, error: Option<&KeeperError>) {
+        let is_damage = matches!(error, Some(KeeperError::Recovery(RecoveryError::Damaged { .. } | RecoveryError::Newer { .. })));
+        assert!(!is_damage, "{}", error.expect("there is one"));
+    }
+}
+
+fn text(output: &Output) -> String {
+    match output {
+        Output::Send(id, spans) => {
+            let bytes: usize = spans.iter().map(|span| span.bytes().len()).sum();
+            format!("send {bytes} bytes to {id:?}")
+        }
+        Output::LogWrite { offset, bytes, from } => format!("write {} bytes at {offset}", bytes.len() - from),
+        Output::Handoff(id, owner, _) => format!("hand {id:?} to {owner}"),
+        other => format!("{other:?}"),
+    }
+}
+
+/// Far enough for a failed log to be opened again, and a timer of `interval` mode to come.
+pub const CALM_US: u64 = 12 * SECOND_US;

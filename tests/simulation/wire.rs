@@ -1,0 +1,179 @@
+//! The client's side of the wire, written down naively: what it sends, and how it reads what it is sent.
+
+use std::collections::BTreeMap;
+
+use crate::model::Write;
+
+pub const TEXT: u8 = 1;
+pub const BINARY: u8 = 2;
+pub const CLOSE: u8 = 8;
+pub const PING: u8 = 9;
+pub const PONG: u8 = 10;
+
+/// A masked frame.
+pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x80 | opcode];
+    match payload.len() {
+        length @ 0..126 => frame.push(0x80 | u8::try_from(length).expect("it is short")),
+        length => match u16::try_from(length) {
+            Ok(length) => {
+                frame.push(0x80 | 126);
+                frame.extend(length.to_be_bytes());
+            }
+            Err(_) => {
+                frame.push(0x80 | 127);
+                frame.extend((length as u64).to_be_bytes());
+            }
+        },
+    }
+    let mask = [3, 1, 4, 1];
+    frame.extend(mask);
+    frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    frame
+}
+
+pub fn op_frame(write: &Write) -> Vec<u8> {
+    let Write { key, value, timestamp } = write;
+    let text = format!(
+        r#"{{"type":"op","payload":{{"key":"{key}","value":{value},"timestamp":{timestamp}}}}}"#
+    );
+    frame(TEXT, text.as_bytes())
+}
+
+pub fn head(path: &str) -> Vec<u8> {
+    let head = format!(
+        "GET {path} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    head.into_bytes()
+}
+
+/// What a client is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    Status(u16),
+    Init(BTreeMap<String, String>),
+    Op(Write),
+    Error(u64),
+    Ping,
+    Pong,
+    Close(u16),
+}
+
+/// What was sent to a client, cut into what it tells.
+#[derive(Debug, Default)]
+pub struct Stream {
+    bytes: Vec<u8>,
+    /// How much of all that came was taken.
+    taken: u64,
+    status: Option<u16>,
+}
+
+impl Stream {
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Whether all that came is whole.
+    pub fn is_whole(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The next whole thing, and where in the stream it ends.
+    pub fn next(&mut self) -> Option<(u64, Told)> {
+        let (length, told) = self.first()?;
+        self.bytes.drain(..length);
+        self.taken += length as u64;
+        Some((self.taken, told))
+    }
+
+    fn first(&mut self) -> Option<(usize, Told)> {
+        if self.status.is_none() {
+            let head = self.bytes.windows(4).position(|at| at == b"\r\n\r\n")? + 4;
+            let text = str::from_utf8(&self.bytes[..head]).expect("a head is text");
+            let status = text[9..12].parse().expect("a status");
+            let is_switch = status == 101;
+            let lengths = text.lines().filter_map(|line| line.strip_prefix("Content-Length: "));
+            let body: usize = lengths.map(|length| length.parse::<usize>().expect("a length")).sum();
+            if self.bytes.len() < head + body {
+                return None;
+            }
+            assert!(is_switch || head + body == self.bytes.len(), "an answer ends the connection");
+            self.status = Some(status);
+            return Some((head + body, Told::Status(status)));
+        }
+        let (start, length) = match *self.bytes.get(1)? {
+            126 => (4, usize::from(u16::from_be_bytes(*self.bytes.get(2..)?.first_chunk()?))),
+            127 => {
+                let length = u64::from_be_bytes(*self.bytes.get(2..)?.first_chunk()?);
+                (10, usize::try_from(length).expect("a length"))
+            }
+            length => (2, usize::from(length)),
+        };
+        let payload = self.bytes.get(start..start + length)?;
+        let told = match self.bytes[0] {
+            0x81 => message(payload),
+            0x88 => Told::Close(u16::from_be_bytes([payload[0], payload[1]])),
+            0x89 => Told::Ping,
+            0x8A => Told::Pong,
+            other => panic!("no such frame is sent: {other:#x}"),
+        };
+        Some((start + length, told))
+    }
+}
+
+fn message(text: &[u8]) -> Told {
+    let message: serde_json::Value = serde_json::from_slice(text).expect("a message is JSON");
+    let payload = &message["payload"];
+    match message["type"].as_str() {
+        Some("op") => Told::Op(Write {
+            key: payload["key"].as_str().expect("a key").to_owned(),
+            value: payload["value"].to_string(),
+            timestamp: payload["timestamp"].as_u64().expect("a timestamp"),
+        }),
+        Some("error") => Told::Error(payload["code"].as_u64().expect("a code")),
+        Some("init") => {
+            let data = message["data"].as_object().expect("an object");
+            let field = |(key, value): (&String, &serde_json::Value)| (key.clone(), value.to_string());
+            Told::Init(data.iter().map(field).collect())
+        }
+        other => panic!("no such message is sent: {other:?}"),
+    }
+}
+
+/// An op as it stands in a batch of the log, by the byte table of `log::record`.
+pub struct Record {
+    pub workspace: String,
+    pub write: Write,
+    pub seq: u64,
+}
+
+pub const BATCH_HEADER_BYTES: usize = 28;
+
+/// The records of a batch, which begins at its header.
+pub fn records(batch: &[u8]) -> Vec<Record> {
+    let mut records = Vec::new();
+    let mut rest = &batch[BATCH_HEADER_BYTES..];
+    while !rest.is_empty() {
+        let length = number(rest, 4, 4);
+        let (workspace, key) = (number(rest, 24, 2), number(rest, 26, 2));
+        let text = |from: usize, until: usize| String::from_utf8(rest[from..until].to_vec()).expect("UTF-8");
+        records.push(Record {
+            workspace: text(29, 29 + workspace),
+            write: Write {
+                key: text(29 + workspace, 29 + workspace + key),
+                value: text(29 + workspace + key, length),
+                timestamp: number(rest, 16, 8) as u64,
+            },
+            seq: number(rest, 8, 8) as u64,
+        });
+        rest = &rest[length..];
+    }
+    records
+}
+
+/// A little-endian number.
+pub fn number(bytes: &[u8], at: usize, length: usize) -> usize {
+    let digits = bytes[at..at + length].iter().rev();
+    digits.fold(0, |number, digit| number << 8 | usize::from(*digit))
+}

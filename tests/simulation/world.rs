@@ -1,0 +1,459 @@
+//! The scheduler: what may happen next, chosen by the seed.
+
+use std::collections::BTreeMap;
+
+use etherply::core::contract::{Clock, Input};
+use etherply::core::window::{skip_sent, spans_bytes};
+use etherply::limits::{RECEIVE_BYTES_MAX, SECOND_US};
+
+use crate::client::{Client, Home, Reading};
+use crate::dice::{Dice, Journal};
+use crate::disk::{Rates, SimDisk};
+use crate::model::{Model, Write};
+use crate::plan::{Coverage, Plan, faults};
+use crate::server::{BEGIN_UNIX_US, PANIC_KEY, Server, token};
+use crate::wire;
+
+/// What a process was doing when it died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doing {
+    Nothing,
+    Creation,
+    Recovery,
+    Commit,
+    Rotation,
+    Rebuild,
+    Compaction,
+}
+
+pub struct World {
+    pub plan: Plan,
+    pub dice: Dice,
+    pub journal: Journal,
+    pub clock: Clock,
+    pub disk: SimDisk,
+    pub server: Option<Server>,
+    pub clients: Vec<Client>,
+    /// Those who are not gone.
+    pub live: Vec<usize>,
+    pub models: Vec<Model>,
+    /// Who sent the op of a value.
+    pub senders: BTreeMap<String, Vec<usize>>,
+    pub count: u64,
+    pub shards: u32,
+    pub doing: Doing,
+    /// A compaction has replaced segments: not every op is on disk any more.
+    pub is_compacted: bool,
+    /// Nothing fails any more.
+    pub is_calm: bool,
+    /// The process before ended well.
+    pub is_sealed: bool,
+    pub coverage: Coverage,
+    /// The panics in this thread that are accounted for.
+    pub panics: (u64, u64),
+}
+
+pub const WORKSPACES: [&str; 4] = ["one", "two", "three of them", "4"];
+const HOUR_US: i64 = 3_600_000_000;
+
+impl World {
+    pub fn new(plan: Plan, journal: Journal) -> Self {
+        let dice = Dice::new(plan.seed, 2);
+        let disk = SimDisk::new(Dice::new(plan.seed, 3), journal.clone());
+        journal.note(|| format!("{plan:?}"));
+        let world = Self {
+            clock: Clock { now_us: SECOND_US, unix_us: BEGIN_UNIX_US },
+            disk,
+            server: None,
+            clients: Vec::new(),
+            live: Vec::new(),
+            models: (0..plan.workspaces).map(|_| Model::default()).collect(),
+            senders: BTreeMap::new(),
+            count: 0,
+            shards: 1,
+            doing: Doing::Nothing,
+            is_compacted: false,
+            is_calm: false,
+            is_sealed: false,
+            coverage: Coverage::default(),
+            panics: crate::turns::panics(),
+            plan,
+            dice,
+            journal,
+        };
+        world.set_rates();
+        world
+    }
+
+    pub fn set_rates(&self) {
+        let may_fail = !self.is_calm && self.plan.may(faults::ERRORS);
+        self.disk.set_rates(Rates {
+            error_one_in: if may_fail { self.plan.error_one_in } else { 0 },
+            short_one_in: if self.is_calm { 0 } else { 9 },
+        });
+    }
+
+    /// One step: a few things happen, then the shards that have a reason to take a turn.
+    pub fn step(&mut self) {
+        for _ in 0..=self.dice.below(4) {
+            self.happen();
+            self.bury();
+        }
+        for shard in 0..self.shards as usize {
+            if self.dice.below(3) > 0 {
+                self.turn(shard);
+            }
+            self.bury();
+        }
+        self.pass(600);
+    }
+
+    fn happen(&mut self) {
+        if self.server.is_none() {
+            return self.happen_without_server();
+        }
+        match self.dice.below(100) {
+            0..8 => self.connect(),
+            8..22 => self.write(),
+            22..44 => self.deliver(),
+            44..60 => self.finish_send(),
+            60..78 => self.go_on_with_log(),
+            78..84 => self.go_on(),
+            84..88 => self.compact(),
+            88..91 => self.misbehave(),
+            91..93 => self.jump(),
+            93..95 if self.plan.may(faults::TRIALS) => self.try_crash(),
+            95 if self.plan.may(faults::TRIALS) => self.try_second_server(),
+            96 => self.fill_disk(),
+            97 => self.come_to_harm(),
+            98 if self.plan.may(faults::STOPS) && self.dice.one_in(6) => self.stop(),
+            _ => {}
+        }
+    }
+
+    fn happen_without_server(&mut self) {
+        match self.dice.below(4) {
+            0 if self.plan.may(faults::TRIALS) => self.try_flips(),
+            1 | 2 => self.boot(),
+            // Somebody has looked why it does not start.
+            _ => self.disk.set_full(false),
+        }
+    }
+
+    fn fill_disk(&mut self) {
+        let is_full = self.dice.one_in(3);
+        let is_full = is_full && self.plan.may(faults::FULL) && !self.is_calm;
+        self.disk.set_full(is_full);
+    }
+
+    // ---- time ----
+
+    pub fn pass(&mut self, most_us: usize) {
+        let most_us = if self.dice.one_in(25) { most_us * 100 } else { most_us };
+        let us = self.dice.below(most_us) as u64;
+        self.clock.now_us += us;
+        self.clock.unix_us += us;
+    }
+
+    fn jump(&mut self) {
+        if !self.plan.may(faults::CLOCK) || self.is_calm {
+            return;
+        }
+        if self.dice.one_in(6) {
+            // The machine slept, or this process did.
+            let us = self.dice.below_u64(90 * SECOND_US);
+            self.journal.note(|| format!("time leaps by {us} us"));
+            self.clock.now_us += us;
+            return;
+        }
+        let jump_us = self.dice.below_u64(6 * 3600 * SECOND_US);
+        self.clock.unix_us = BEGIN_UNIX_US - 3 * 3600 * SECOND_US + jump_us;
+        self.journal.note(|| "the wall clock jumps".to_owned());
+    }
+
+    // ---- clients ----
+
+    /// One of the live clients that fit.
+    pub fn any_client(&mut self, fits: impl Fn(&Client) -> bool) -> Option<usize> {
+        let fitting = |place: &usize| fits(&self.clients[*place]);
+        let count = self.live.iter().filter(|place| fitting(place)).count();
+        if count == 0 {
+            self.dice.below(1);
+            return None;
+        }
+        let chosen = self.dice.below(count);
+        self.live.iter().copied().filter(fitting).nth(chosen)
+    }
+
+    fn connect(&mut self) {
+        let burst = if self.plan.clients > 100 { 40 } else { 1 };
+        for _ in 0..burst {
+            if self.live.len() < self.plan.clients {
+                self.connect_one(None);
+            }
+        }
+    }
+
+    fn connect_one(&mut self, again: Option<usize>) {
+        let Some(server) = &mut self.server else {
+            return;
+        };
+        if server.is_draining {
+            return;
+        }
+        let shard = self.dice.below(server.seats.len());
+        let number = self.clients.len();
+        let may_misbehave = self.plan.may(faults::NETWORK) && !self.is_calm;
+        let reading = match self.dice.below(10) {
+            0..4 if may_misbehave => Reading::Slow,
+            4 if may_misbehave => Reading::Stopped,
+            _ => Reading::Swift,
+        };
+        let skew_us = self.dice.pick(&[0, 0, 0, -5, 2, 3]) * HOUR_US;
+        let workspace = self.dice.below(self.plan.workspaces);
+        let workspace = again.map_or(workspace, |again| self.clients[again].workspace);
+        let mut client = Client::new(number, workspace, reading, skew_us);
+        let is_over_limit = self.dice.one_in(60);
+        let (path, status) = match self.dice.below(40) {
+            0 if may_misbehave => ("/healthz".to_owned(), 200),
+            1 if may_misbehave => ("/nowhere".to_owned(), 404),
+            2 if may_misbehave => ("/v1/sync/one?token=forged".to_owned(), 401),
+            _ => {
+                let id = WORKSPACES[workspace].replace(' ', "%20");
+                (format!("/v1/sync/{id}?token={}", token()), if is_over_limit { 503 } else { 101 })
+            }
+        };
+        client.status_wanted = status;
+        client.met_pause = is_over_limit || !server.is_serving();
+        client.met_failure = server.had_failure;
+        client.outgoing.extend(wire::head(&path));
+        let seat = &mut server.seats[shard];
+        let id = seat.shard.accept(is_over_limit, self.clock);
+        seat.is_woken = true;
+        let is_taken = seat.clients.keys().any(|other| other.slot == id.slot);
+        assert!(!is_taken, "a slot is free before it is used again");
+        seat.clients.insert(id, number);
+        client.home = Home::At(shard, id);
+        let now_us = self.clock.now_us;
+        (client.came_us, client.heard_us, client.moved_us) = (now_us, now_us, now_us);
+        self.journal.note(|| format!("client {number} comes to shard {shard} for {}", WORKSPACES[workspace]));
+        if let Some(again) = again
+            && let Some(write) = self.clients[again].sent.last().cloned()
+            && status == 101
+        {
+            // It does not know what became of its last op.
+            self.senders.get_mut(&write.value).expect("it was sent").push(number);
+            client.write(write);
+            client.judged = 1;
+        }
+        self.clients.push(client);
+        self.live.push(number);
+    }
+
+    fn write(&mut self) {
+        let burst = if self.dice.one_in(20) { 30 } else { 3 };
+        let Some(place) = self.any_client(|client| client.is_open() && client.reading != Reading::HalfOpen) else {
+            return;
+        };
+        for _ in 0..=self.dice.below(burst) {
+            self.write_one(place);
+        }
+    }
+
+    fn write_one(&mut self, place: usize) {
+        self.count += 1;
+        let key = format!("k{}", self.dice.below(self.plan.keys));
+        // A clock that ticks seldom: ties are common.
+        let tick = (self.count / 6 + self.dice.below_u64(4)) * SECOND_US;
+        let timestamp = (BEGIN_UNIX_US + tick).checked_add_signed(self.clients[place].skew_us);
+        let timestamp = timestamp.expect("hours");
+        let is_large = self.dice.one_in(self.plan.large_one_in);
+        let most = if is_large { self.plan.value_bytes } else { 40 };
+        let width = self.dice.below(most);
+        let value = match self.dice.below(3) {
+            0 => format!("[{},\"{:x<width$}\"]", self.count, ""),
+            1 => format!("{{\"n\":{}}}", self.count),
+            _ => format!("\"<{:0width$}>\"", self.count),
+        };
+        let write = Write { key, value, timestamp };
+        let workspace = self.clients[place].workspace;
+        let held = self.models[workspace].held(&write.key);
+        self.coverage.ties += u64::from(held.is_some_and(|held| held.timestamp == timestamp));
+        self.journal.note(|| format!("client {place} writes {} = {:.40} at {timestamp}", write.key, write.value));
+        self.senders.insert(write.value.clone(), vec![place]);
+        self.clients[place].write(write);
+    }
+
+    /// Brings bytes of a client to the shard, cut anywhere.
+    pub fn deliver(&mut self) {
+        let can = |client: &Client| {
+            let has_news = !client.outgoing.is_empty() || client.is_leaving;
+            client.receiving && (client.is_broken || has_news && client.reading != Reading::HalfOpen)
+        };
+        if let Some(place) = self.any_client(can) {
+            self.deliver_from(place);
+        }
+    }
+
+    fn deliver_from(&mut self, place: usize) {
+        let is_whole = self.is_calm || self.dice.below(3) > 0;
+        let cut = self.dice.below(usize::MAX);
+        let client = &mut self.clients[place];
+        client.receiving = false;
+        let Home::At(shard, id) = client.home else {
+            unreachable!("only a shard receives");
+        };
+        let most = client.outgoing.len().min(RECEIVE_BYTES_MAX);
+        let length = if is_whole || most == 0 { most } else { 1 + cut % most };
+        let mut bytes: Vec<u8> = client.outgoing.drain(..length).collect();
+        let is_broken = client.is_broken;
+        client.silence_us = client.silence_us.max(self.clock.now_us - client.heard_us);
+        client.heard_us = self.clock.now_us;
+        self.journal.note(|| format!("client {place} sends {length} bytes, broken: {is_broken}"));
+        let bytes = if is_broken { None } else { Some(&mut bytes[..]) };
+        let seat = &mut self.server.as_mut().expect("it runs").seats[shard];
+        seat.shard.handle(Input::Received(id, bytes), self.clock);
+        seat.is_woken = true;
+        self.note_panic(shard);
+    }
+
+    /// Lets a socket take what was sent.
+    pub fn finish_send(&mut self) {
+        let is_patient = self.dice.one_in(10);
+        let takes = |client: &Client| match client.reading {
+            _ if client.is_broken => true,
+            Reading::Swift => true,
+            Reading::Slow => is_patient,
+            Reading::Stopped | Reading::HalfOpen => false,
+        };
+        if let Some(place) = self.any_client(|client| client.sending.is_some() && takes(client)) {
+            self.finish_send_of(place);
+        }
+    }
+
+    fn finish_send_of(&mut self, place: usize) {
+        let cut = self.dice.below(4);
+        let share = self.dice.below(usize::MAX);
+        let client = &mut self.clients[place];
+        let (spans, bytes) = client.sending.take().expect("it was just there");
+        let now: Vec<u8> = spans.iter().flat_map(|span| span.bytes().iter().copied()).collect();
+        assert!(now == bytes, "what is being sent does not change");
+        let count = spans_bytes(&spans);
+        let taken = match cut {
+            _ if client.is_broken => None,
+            0 => Some(1 + share % count),
+            _ => Some(count),
+        };
+        self.journal.note(|| format!("client {place} takes {taken:?} of {count} bytes"));
+        let Home::At(shard, id) = client.home else {
+            unreachable!("only a shard sends");
+        };
+        if let Some(taken) = taken {
+            client.read_bytes += taken as u64;
+            client.stalled_us = client.stalled_us.max(self.clock.now_us - client.moved_us);
+            client.moved_us = self.clock.now_us;
+            let mut rest = spans.clone();
+            skip_sent(&mut rest, taken);
+        }
+        let seat = &mut self.server.as_mut().expect("it runs").seats[shard];
+        seat.cut_sends += usize::from(taken.is_some_and(|taken| taken < count));
+        seat.shard.handle(Input::Sent(id, spans, taken), self.clock);
+        seat.is_woken = true;
+        self.note_panic(shard);
+        self.read(place);
+    }
+
+    /// A client does what it should not.
+    fn misbehave(&mut self) {
+        let Some(place) = self.any_client(|client| client.init.is_some()) else {
+            return;
+        };
+        if self.is_calm || !self.plan.may(faults::NETWORK) {
+            return;
+        }
+        let kind = self.dice.below(13);
+        self.journal.note(|| format!("client {place} misbehaves: {kind}"));
+        let open = self.clients[place].is_open();
+        match kind {
+            0 => self.clients[place].is_broken = true,
+            1 => {
+                self.clients[place].is_broken = true;
+                self.connect_one(Some(place));
+            }
+            2 => self.clients[place].reading = Reading::HalfOpen,
+            3 => self.clients[place].reading = Reading::Stopped,
+            4 | 5 => self.clients[place].reading = Reading::Slow,
+            6 if open => self.flood(place),
+            7 if open => self.leave(place, 1000, &wire::frame(wire::CLOSE, &1000_u16.to_be_bytes())),
+            8 if open => self.leave(place, 1003, &wire::frame(wire::BINARY, b"1")),
+            9 if open => {
+                let long = vec![b'x'; self.plan.message_bytes_max + 1];
+                self.leave(place, 1009, &wire::frame(wire::TEXT, &long));
+            }
+            10 | 11 if open => self.write_badly(place),
+            12 if open && self.plan.may(faults::PANICS) => self.plant_panic(place),
+            _ => self.clients[place].reading = Reading::Swift,
+        }
+    }
+
+    fn leave(&mut self, place: usize, code: u16, last: &[u8]) {
+        let client = &mut self.clients[place];
+        client.codes.insert(code);
+        client.outgoing.extend(last);
+        client.is_leaving = true;
+    }
+
+    fn flood(&mut self, place: usize) {
+        let client = &mut self.clients[place];
+        let payload = [b'p'; 3];
+        for _ in 0..1500 {
+            client.outgoing.extend(wire::frame(wire::PING, &payload));
+            client.pongs_due += 1;
+        }
+    }
+
+    fn write_badly(&mut self, place: usize) {
+        let far_us = (self.clock.unix_us + 400 * 24 * 3600 * SECOND_US).to_string();
+        let bad = [
+            format!(r#"{{"type":"op","payload":{{"key":"k0","value":666,"timestamp":{far_us}}}}}"#),
+            r#"{"type":"op","payload":{"key":"k0","value":666}}"#.to_owned(),
+            r#"{"type":"op","payload":{"key":"k0","value":666,"timestamp":1.5}}"#.to_owned(),
+            "[666]".to_owned(),
+            "{".to_owned(),
+        ];
+        let text = &bad[self.dice.below(bad.len())];
+        let client = &mut self.clients[place];
+        client.outgoing.extend(wire::frame(wire::TEXT, text.as_bytes()));
+        client.refusals_due += 1;
+    }
+
+    fn plant_panic(&mut self, place: usize) {
+        let client = &mut self.clients[place];
+        let write = Write { key: PANIC_KEY.to_owned(), value: "666".to_owned(), timestamp: 1 };
+        client.outgoing.extend(wire::op_frame(&write));
+        client.has_planted = true;
+        client.is_leaving = true;
+    }
+
+    /// Whatever a client did while things were bad, it behaves well from now on.
+    pub fn calm_down(&mut self) {
+        self.is_calm = true;
+        self.set_rates();
+        self.disk.set_full(false);
+        for place in self.live.clone() {
+            let client = &mut self.clients[place];
+            if client.reading == Reading::HalfOpen {
+                continue;
+            }
+            client.reading = Reading::Swift;
+        }
+    }
+
+    /// The process is over: its connections are, too.
+    pub fn hang_up(&mut self) {
+        for place in std::mem::take(&mut self.live) {
+            self.clients[place].home = Home::Gone;
+            self.clients[place].sending = None;
+        }
+    }
+}
