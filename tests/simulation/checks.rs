@@ -51,7 +51,9 @@ impl Model {
             let write = &self.wins[place];
             (write.key.clone(), write.value.clone(), write.timestamp, place as u64 + 1)
         }).collect();
-        assert_eq!(entries, expected, "what was recovered is the state after {count} ops");
+        let differs = entries.iter().zip(&expected).find(|(entry, expected)| entry != expected);
+        assert_eq!(differs, None, "what was recovered is the state after {count} ops");
+        assert_eq!(entries.len(), expected.len(), "what was recovered is the state after {count} ops");
         count
     }
 }
@@ -103,16 +105,23 @@ impl World {
         self.disk.state().met.sync_errors
     }
 
-    /// Every op on disk is one that won, and until a compaction every one is there, once.
-    fn check_found(&self, found: &Found, counts: &[usize]) {
-        let mut seen = vec![Vec::new(); counts.len()];
+    /// Every op on disk is one that won; gives the seqs of each workspace.
+    fn check_ops(&self, found: &Found) -> Vec<Vec<u64>> {
+        let mut seen = vec![Vec::new(); self.models.len()];
         for (workspace, value, timestamp, seq) in &found.0 {
             let place = self.workspace(workspace);
-            let write = usize::try_from(*seq).ok().and_then(|seq| self.models[place].wins.get(seq - 1));
+            let at = usize::try_from(*seq).ok().and_then(|seq| seq.checked_sub(1));
+            let write = at.and_then(|at| self.models[place].wins.get(at));
             let is_same = write.is_some_and(|write| write.value == *value && write.timestamp == *timestamp);
             assert!(is_same, "{workspace} has {value:.40} as its op {seq}, which is {write:?}");
             seen[place].push(*seq);
         }
+        seen
+    }
+
+    /// Until a compaction every op that won is on disk, once; and the last one always is.
+    fn check_found(&self, found: &Found, counts: &[usize]) {
+        let mut seen = self.check_ops(found);
         for (seqs, count) in seen.iter_mut().zip(counts) {
             seqs.sort_unstable();
             if !self.is_compacted {
@@ -134,7 +143,11 @@ impl World {
             let model = &self.models[place];
             let count = workspace.map_or(0, |workspace| model.matches(workspace));
             let is_kept = self.plan.durability != etherply::log::commit::Durability::Always && !is_sync_lost;
-            let promised = if is_kept { model.written } else { self.promised(model) };
+            let promised = match (self.plan.durability, is_kept) {
+                (etherply::log::commit::Durability::Always, _) => model.shown.max(model.covered),
+                (_, true) => model.confirmed.max(model.covered),
+                (_, false) => model.covered,
+            };
             assert!(count >= promised, "of {:?} there are {count} ops, promised were {promised}", WORKSPACES[place]);
             self.models[place].cut(count);
         }
@@ -197,14 +210,12 @@ impl World {
             }
             match try_recover(&fork, shards, &mut dice) {
                 Err(_) => self.coverage.flips_found += 1,
-                Ok((dealt, _)) => {
+                Ok((dealt, found)) => {
                     let is_same = states(&dealt) == expected;
                     assert!(is_same || !is_provable, "byte {at} of {} was altered, and nobody finds it", path.display());
                     self.coverage.flips_harmless += 1;
                     // What cannot be told from a torn tail is cut off, and never served altered.
-                    for (place, workspace) in dealt.iter().flatten().map(|workspace| (self.workspace(workspace.id()), workspace)) {
-                        self.models[place].matches(workspace);
-                    }
+                    self.check_ops(&found);
                 }
             }
         }

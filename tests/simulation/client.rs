@@ -69,6 +69,8 @@ pub struct Client {
     pub pongs_due: u64,
     pub pongs: u64,
     pub was_conflated: bool,
+    /// The places of the ops that it was sent.
+    pub seen: BTreeSet<usize>,
     /// The places of ops that it was not sent, and of which no later op on their keys is logged yet.
     pub left_out: Vec<usize>,
     /// The close codes that it may see.
@@ -122,6 +124,7 @@ impl Client {
             pongs_due: 0,
             pongs: 0,
             was_conflated: false,
+            seen: BTreeSet::new(),
             left_out: Vec::new(),
             codes: BTreeSet::new(),
             code: None,
@@ -266,8 +269,8 @@ impl Client {
             sent.key == write.key && sent.timestamp <= write.timestamp && sent.value != write.value
         };
         let is_correction = self.sent.iter().any(lost_to);
-        let mut skipped = self.place..place.max(self.place);
-        let is_owed = |at: &usize| !is_sender(&model.wins[*at].value);
+        let skipped = self.place..place.max(self.place);
+        let is_owed = |at: &usize| !is_sender(&model.wins[*at].value) && !self.seen.contains(at);
         if place < self.place || is_sender(&write.value) && is_correction {
             assert!(is_correction, "client {}: {write:?} comes again, or too late", self.number);
             self.was_corrected += 1;
@@ -277,10 +280,12 @@ impl Client {
             self.was_conflated = true;
         } else {
             assert!(!is_sender(&write.value), "client {}: its own op comes back: {write:?}", self.number);
-            self.left_out.extend(skipped.clone().filter(|at| is_owed(at) && !model.is_superseded(*at)));
-            self.was_conflated |= skipped.any(|at| is_owed(&at));
+            let left_out: Vec<usize> = skipped.filter(is_owed).collect();
+            self.was_conflated |= !left_out.is_empty();
+            self.left_out.extend(left_out.into_iter().filter(|at| !model.is_superseded(*at)));
             self.place = place + 1;
         }
+        self.seen.insert(place);
         self.hold(write);
         true
     }

@@ -26,6 +26,8 @@ pub struct Model {
     pub synced: usize,
     /// So many the shard knows to be where its durability wants them.
     pub confirmed: usize,
+    /// So many the shard knows to be synced.
+    pub covered: usize,
 }
 
 impl Model {
@@ -66,6 +68,7 @@ impl Model {
         self.places.retain(|_, place| *place < count);
         self.latest = self.state(count).into_iter().map(|(key, place)| (key.to_owned(), place)).collect();
         self.shown = self.shown.min(count);
-        (self.written, self.synced, self.confirmed) = (count, count, count);
+        (self.written, self.synced) = (count, count);
+        (self.confirmed, self.covered) = (count, count);
     }
 }

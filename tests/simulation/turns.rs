@@ -148,9 +148,13 @@ impl World {
                 assert!(seat.operation.is_none() && seat.errand.replace(errand).is_none(), "one operation at a time");
             }
             Output::Rebuild(end) => {
+                let sync_errors = self.disk.state().met.sync_errors;
                 let seat = self.seat(shard);
                 let log = seat.log.as_mut().expect("it is open");
                 let errand = Errand::Rebuild(log.rebuild(end));
+                let is_sync_lost = self.disk.state().met.sync_errors > sync_errors;
+                let seat = self.seat(shard);
+                seat.is_sync_lost |= is_sync_lost;
                 assert!(seat.operation.is_none() && seat.errand.replace(errand).is_none(), "one operation at a time");
             }
             Output::Ready(ready) => self.take_ready(shard, ready),
@@ -283,6 +287,7 @@ impl World {
             if end > client.read_bytes {
                 break;
             }
+            self.journal.note(|| format!("client {number} reads {}", brief(&told)));
             let is_kept = self.plan.durability == Durability::Always;
             // What was shown before it was written may be lost before it gets to the log.
             if !is_kept && client.codes.contains(&1011) && matches!(told, Told::Op(_) | Told::Init(_)) {
@@ -404,6 +409,8 @@ impl World {
         let durability = self.plan.durability;
         let seat = self.seat(shard);
         let is_failure = matches!(&input, Input::LogWritten(_, None) | Input::LogSynced(false));
+        // What comes after a failure is not looked at any more.
+        let is_late = seat.may_fail;
         seat.may_fail |= is_failure;
         // A write that took a part goes on; the sync of an `always` log is still to come.
         let is_end = match &input {
@@ -411,14 +418,19 @@ impl World {
             Input::LogSynced(ok) => *ok,
             _ => false,
         };
+        let is_sync = matches!(input, Input::LogSynced(_));
         let mut handed = seat.handed.clone();
         seat.shard.handle(input, clock);
         seat.is_woken = true;
         self.note_panic(shard);
-        if is_end {
+        if is_end && !is_late {
             for (workspace, count) in &handed {
                 let model = &mut self.models[*workspace];
-                model.confirmed = model.confirmed.max((*count).min(model.written));
+                let count = (*count).min(model.written);
+                model.confirmed = model.confirmed.max(count);
+                if is_sync {
+                    model.covered = model.covered.max(count);
+                }
             }
             handed.retain(|(workspace, count)| *count > self.models[*workspace].synced);
             self.seat(shard).handed = handed;
@@ -483,6 +495,14 @@ impl World {
     fn check_keeper(&self, error: Option<&KeeperError>) {
         let is_damage = matches!(error, Some(KeeperError::Recovery(RecoveryError::Damaged { .. } | RecoveryError::Newer { .. })));
         assert!(!is_damage, "{}", error.expect("there is one"));
+    }
+}
+
+fn brief(told: &Told) -> String {
+    match told {
+        Told::Op(write) => format!("{} = {:.20} at {}", write.key, write.value, write.timestamp),
+        Told::Init(data) => format!("an init of {} keys", data.len()),
+        other => format!("{other:?}"),
     }
 }
 

@@ -42,7 +42,7 @@ pub struct World {
     pub count: u64,
     pub shards: u32,
     pub doing: Doing,
-    /// A compaction has replaced segments: not every op is on disk any more.
+    /// A compaction has begun: not every op is on disk any more.
     pub is_compacted: bool,
     /// Nothing fails any more.
     pub is_calm: bool,
@@ -271,9 +271,9 @@ impl World {
         let most = if is_large { self.plan.value_bytes } else { 40 };
         let width = self.dice.below(most);
         let value = match self.dice.below(3) {
-            0 => format!("[{},\"{:x<width$}\"]", self.count, ""),
+            0 => format!("[{},\"{}\"]", self.count, "x".repeat(width)),
             1 => format!("{{\"n\":{}}}", self.count),
-            _ => format!("\"<{:0width$}>\"", self.count),
+            _ => format!("\"{}{}\"", self.count, "-".repeat(width)),
         };
         let write = Write { key, value, timestamp };
         let workspace = self.clients[place].workspace;
@@ -440,6 +440,7 @@ impl World {
         self.is_calm = true;
         self.set_rates();
         self.disk.set_full(false);
+        self.disk.state().dies_at = None;
         for place in self.live.clone() {
             let client = &mut self.clients[place];
             if client.reading == Reading::HalfOpen {
