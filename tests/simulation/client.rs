@@ -86,6 +86,8 @@ pub struct Client {
     pub was_corrected: u64,
     /// It sent the op whose handling panics.
     pub has_planted: bool,
+    /// It sent the last op of another connection again.
+    pub has_resent: bool,
     /// When the server last heard of it, and when its socket last took something or was given something to take.
     pub heard_us: u64,
     pub moved_us: u64,
@@ -135,6 +137,7 @@ impl Client {
             met_pause: false,
             was_corrected: 0,
             has_planted: false,
+            has_resent: false,
             heard_us: 0,
             moved_us: 0,
             came_us: 0,
@@ -252,10 +255,15 @@ impl Client {
             });
         assert!(is_state, "client {}: init {data:?} is no state of {:?}", self.number, model.wins);
         self.place = place;
+        self.held.clear();
         for (key, value) in data {
             self.held.insert(key.clone(), (value.clone(), 0));
         }
         self.init = Some(data.clone());
+        // What it wrote before it was told the state comes behind that state.
+        for write in self.sent.clone() {
+            self.hold(&write);
+        }
         true
     }
 

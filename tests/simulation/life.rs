@@ -283,7 +283,7 @@ impl World {
     }
 
     /// The process ends by itself, and what it gave the kernel stays.
-    fn end_process(&mut self, why: &str) {
+    pub fn end_process(&mut self, why: &str) {
         self.journal.note(|| format!("the process ends: {why}"));
         self.server = None;
         self.hang_up();

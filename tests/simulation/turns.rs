@@ -331,7 +331,7 @@ impl World {
             let lost_an_op = lost.iter().any(|write| is_lost(&write.value));
             let client = &mut self.clients[place];
             client.lost_an_op = lost_an_op && client.code.is_none() && !client.is_leaving;
-            client.may_have_lost = lost_an_op || client.has_planted || client.judged < client.sent.len();
+            client.may_have_lost = lost_an_op || client.has_planted || client.has_resent || client.judged < client.sent.len();
             client.codes.insert(1011);
         }
         let server = self.server.as_mut().expect("it runs");

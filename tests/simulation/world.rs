@@ -244,7 +244,7 @@ impl World {
             // It does not know what became of its last op.
             self.senders.get_mut(&write.value).expect("it was sent").push(number);
             client.write(write);
-            client.judged = 1;
+            (client.judged, client.has_resent) = (1, true);
         }
         self.clients.push(client);
         self.live.push(number);
@@ -441,6 +441,9 @@ impl World {
         self.set_rates();
         self.disk.set_full(false);
         self.disk.state().dies_at = None;
+        if self.disk.state().is_read_only {
+            self.end_process("the machine starts anew");
+        }
         for place in self.live.clone() {
             let client = &mut self.clients[place];
             if client.reading == Reading::HalfOpen {
