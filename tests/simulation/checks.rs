@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use etherply::core::contract::shard_of;
 use etherply::core::workspace::Workspace;
+use etherply::log::commit::Durability;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};
 use etherply::log::directory::{DataDirectory, DirectoryError};
 use etherply::log::record::Op;
@@ -62,7 +63,7 @@ impl World {
     /// What must have survived: what was synced, and what was shown or, if the kernel lives on, written.
     fn promised(&self, model: &Model) -> usize {
         let shown = match self.plan.durability {
-            etherply::log::commit::Durability::Always => model.shown,
+            Durability::Always => model.shown,
             _ => 0,
         };
         shown.max(model.synced)
@@ -132,25 +133,36 @@ impl World {
         }
     }
 
+    /// A shard goes on behind what it knows to be kept. What else may be on disk is given up.
+    pub fn give_up_the_rest(&mut self, shard: usize) {
+        let is_sync_lost = self.seat(shard).is_sync_lost;
+        for place in self.places_of(shard) {
+            let model = &mut self.models[place];
+            let kept = match self.plan.durability {
+                Durability::Always => model.shown.max(model.covered),
+                _ if is_sync_lost => model.covered,
+                _ => model.confirmed.max(model.covered),
+            };
+            (model.written, model.synced) = (kept, kept);
+        }
+    }
+
     /// A shard has read its state back while others run.
     pub fn accept_rebuilt(&mut self, shard: usize, workspaces: &[Workspace]) {
-        let is_sync_lost = self.seat(shard).is_sync_lost;
-        for place in 0..self.models.len() {
-            if shard_of(WORKSPACES[place], self.shards) as usize != shard {
-                continue;
-            }
+        for place in self.places_of(shard) {
             let workspace = workspaces.iter().find(|workspace| workspace.id() == WORKSPACES[place]);
-            let model = &self.models[place];
+            let model = &mut self.models[place];
             let count = workspace.map_or(0, |workspace| model.matches(workspace));
-            let is_kept = self.plan.durability != etherply::log::commit::Durability::Always && !is_sync_lost;
-            let promised = match (self.plan.durability, is_kept) {
-                (etherply::log::commit::Durability::Always, _) => model.shown.max(model.covered),
-                (_, true) => model.confirmed.max(model.covered),
-                (_, false) => model.covered,
-            };
+            let promised = model.synced;
             assert!(count >= promised, "of {:?} there are {count} ops, promised were {promised}", WORKSPACES[place]);
-            self.models[place].cut(count);
+            model.cut(count);
         }
+    }
+
+    /// The workspaces of a shard.
+    fn places_of(&self, shard: usize) -> Vec<usize> {
+        let is_own = |place: &usize| shard_of(WORKSPACES[*place], self.shards) as usize == shard;
+        (0..self.models.len()).filter(is_own).collect()
     }
 
     // ---- trials on a copy of the disk ----
@@ -328,17 +340,16 @@ impl World {
         let server = self.server.as_ref().expect("it runs");
         for (shard, seat) in server.seats.iter().enumerate() {
             assert!(seat.is_serving, "shard {shard} serves again");
-            let own = |place: &usize| shard_of(WORKSPACES[*place], self.shards) as usize == shard;
-            let live_bytes: usize = (0..self.models.len()).filter(own).map(|place| {
+            let live_bytes: usize = self.places_of(shard).into_iter().map(|place| {
                 let model = &self.models[place];
-                let places = model.state(model.wins.len()).into_values();
-                places.map(|at| 29 + WORKSPACES[place].len() + model.wins[at].key.len() + model.wins[at].value.len()).sum::<usize>()
+                let writes = model.state(model.wins.len()).into_values().map(|at| &model.wins[at]);
+                writes.map(|write| 29 + WORKSPACES[place].len() + write.key.len() + write.value.len()).sum::<usize>()
             }).sum();
             assert_eq!(seat.shard.live_bytes(), live_bytes as u64, "the live bytes of shard {shard}");
         }
         for model in &self.models {
             let kept = match self.plan.durability {
-                etherply::log::commit::Durability::None => model.written,
+                Durability::None => model.written,
                 _ => model.synced,
             };
             assert_eq!(kept, model.wins.len(), "what is quiet is on disk");

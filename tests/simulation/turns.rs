@@ -462,6 +462,7 @@ impl World {
             }
             Errand::Rebuild(rebuild) => {
                 self.doing = Doing::Rebuild;
+                self.give_up_the_rest(shard);
                 let mut deal = etherply::core::deal::Deal::new(crate::server::HASH_SEED);
                 let shards = self.shards;
                 let outcome = rebuild.run(|op| {
