@@ -249,13 +249,15 @@ pub fn epoch<D: Disk>(disk: &D, path: &Path) -> Result<[u8; 16], DirectoryError>
 fn create_folders<D: Disk>(disk: &D, path: &Path) -> io::Result<()> {
     let parent = parent(path);
     if disk.is_folder(path) {
-        // This process may not be allowed to open the parent of a folder that somebody else made for it.
-        let _ = disk.sync_folder(parent);
-        return Ok(());
+        use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
+        return match disk.sync_folder(parent) {
+            // Somebody else made the folder for this process, which may not even open its parent.
+            Err(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | InvalidInput) => Ok(()),
+            outcome => outcome,
+        };
     }
-    if !disk.is_folder(parent) {
-        create_folders(disk, parent)?;
-    }
+    // The parent's name, too, may be the work of a process that was killed before its sync.
+    create_folders(disk, parent)?;
     disk.create_folder(path)?;
     disk.sync_folder(parent)
 }

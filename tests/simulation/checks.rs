@@ -250,6 +250,9 @@ impl World {
 
     /// A second server on the same data must not start.
     pub fn try_second_server(&mut self) {
+        if self.disk.is_unusable() {
+            return;
+        }
         self.set_trial(true);
         let second = DataDirectory::open_on(self.disk.clone(), PathBuf::from(DATA), [8; 16]);
         self.set_trial(false);

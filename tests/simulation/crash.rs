@@ -95,6 +95,12 @@ impl SimDisk {
         state.dies_at = Some(state.operations + 1 + after);
     }
 
+    /// Whether nothing can be written, by no process.
+    pub fn is_unusable(&self) -> bool {
+        let state = self.state();
+        state.is_dead || state.is_read_only
+    }
+
     pub fn is_dead(&self) -> bool {
         self.state().is_dead
     }

@@ -24,8 +24,8 @@ pub fn is_provable(path: &Path, bytes: &[u8], at: usize, files: &[&(PathBuf, Vec
     let mut is_proven = false;
     while batch + BATCH_HEADER_BYTES <= bytes.len() {
         let end = batch + BATCH_HEADER_BYTES + number(bytes, batch + 4, 4);
-        let is_header = bytes[batch..batch + 4] == *b"\xFFEPB" && number(bytes, batch + 8, 8) == first_position + batch - SEGMENT_HEADER_BYTES;
-        if !is_header || end > bytes.len() {
+        let is_here = number(bytes, batch + 8, 8) == first_position + batch - SEGMENT_HEADER_BYTES;
+        if !is_here || !is_header(bytes, batch) || end > bytes.len() {
             break;
         }
         if let Some(bad) = bad {
@@ -35,12 +35,22 @@ pub fn is_provable(path: &Path, bytes: &[u8], at: usize, files: &[&(PathBuf, Vec
             bad = Some(batch);
         } else if at < end {
             let mut record = batch + BATCH_HEADER_BYTES;
-            while record + number(bytes, record + 4, 4) <= at {
-                record += number(bytes, record + 4, 4);
+            // What a crash has left may be no record; then the fault is there already.
+            let mut length = number(bytes, record + 4, 4);
+            while length > 0 && record + length <= at && record + length + 8 <= end {
+                record += length;
+                length = number(bytes, record + 4, 4);
             }
             bad = Some(record);
         }
         batch = end;
     }
     is_proven
+}
+
+/// Whether a batch header stands here: its checksum is seeded by the segment's.
+fn is_header(bytes: &[u8], at: usize) -> bool {
+    let salt = u32::try_from(number(bytes, 60, 4)).expect("four bytes");
+    let crc = crc32c::crc32c_append(salt, &bytes[at..at + 24]);
+    number(bytes, at + 24, 4) == crc as usize
 }
