@@ -25,7 +25,12 @@ pub struct Found(Vec<(String, String, u64, u64)>);
 
 impl Found {
     pub fn visit(&mut self, op: &Op<'_>) {
-        self.0.push((op.workspace.to_owned(), op.value.to_owned(), op.timestamp, op.seq));
+        self.0.push((
+            op.workspace.to_owned(),
+            op.value.to_owned(),
+            op.timestamp,
+            op.seq,
+        ));
     }
 }
 
@@ -35,7 +40,12 @@ type Recovered = (u64, Vec<(String, String, u64, u64)>);
 fn recovered(workspace: &Workspace) -> Recovered {
     let entries = workspace.changed_since(0, None);
     let entries = entries.map(|(_, entry)| {
-        (entry.key().to_owned(), entry.value().to_owned(), entry.timestamp(), entry.seq())
+        (
+            entry.key().to_owned(),
+            entry.value().to_owned(),
+            entry.timestamp(),
+            entry.seq(),
+        )
     });
     (workspace.seq(), entries.collect())
 }
@@ -45,16 +55,38 @@ impl Model {
     fn matches(&self, workspace: &Workspace) -> usize {
         let (seq, entries) = recovered(workspace);
         let count = usize::try_from(seq).expect("a few");
-        assert!(count <= self.wins.len(), "{count} ops were recovered, and {} written", self.wins.len());
+        assert!(
+            count <= self.wins.len(),
+            "{count} ops were recovered, and {} written",
+            self.wins.len()
+        );
         let mut expected: Vec<usize> = self.state(count).into_values().collect();
         expected.sort_unstable();
-        let expected: Vec<_> = expected.into_iter().map(|place| {
-            let write = &self.wins[place];
-            (write.key.clone(), write.value.clone(), write.timestamp, place as u64 + 1)
-        }).collect();
-        let differs = entries.iter().zip(&expected).find(|(entry, expected)| entry != expected);
-        assert_eq!(differs, None, "what was recovered is the state after {count} ops");
-        assert_eq!(entries.len(), expected.len(), "what was recovered is the state after {count} ops");
+        let expected: Vec<_> = expected
+            .into_iter()
+            .map(|place| {
+                let write = &self.wins[place];
+                (
+                    write.key.clone(),
+                    write.value.clone(),
+                    write.timestamp,
+                    place as u64 + 1,
+                )
+            })
+            .collect();
+        let differs = entries
+            .iter()
+            .zip(&expected)
+            .find(|(entry, expected)| entry != expected);
+        assert_eq!(
+            differs, None,
+            "what was recovered is the state after {count} ops"
+        );
+        assert_eq!(
+            entries.len(),
+            expected.len(),
+            "what was recovered is the state after {count} ops"
+        );
         count
     }
 }
@@ -81,8 +113,17 @@ impl World {
             }
         }
         for (place, model) in self.models.iter().enumerate() {
-            let promised = if written { self.promised(model).max(model.written) } else { self.promised(model) };
-            assert!(counts[place] >= promised, "of {:?} there are {} ops, promised were {promised}", WORKSPACES[place], counts[place]);
+            let promised = if written {
+                self.promised(model).max(model.written)
+            } else {
+                self.promised(model)
+            };
+            assert!(
+                counts[place] >= promised,
+                "of {:?} there are {} ops, promised were {promised}",
+                WORKSPACES[place],
+                counts[place]
+            );
         }
         counts
     }
@@ -111,10 +152,16 @@ impl World {
         let mut seen = vec![Vec::new(); self.models.len()];
         for (workspace, value, timestamp, seq) in &found.0 {
             let place = self.workspace(workspace);
-            let at = usize::try_from(*seq).ok().and_then(|seq| seq.checked_sub(1));
+            let at = usize::try_from(*seq)
+                .ok()
+                .and_then(|seq| seq.checked_sub(1));
             let write = at.and_then(|at| self.models[place].wins.get(at));
-            let is_same = write.is_some_and(|write| write.value == *value && write.timestamp == *timestamp);
-            assert!(is_same, "{workspace} has {value:.40} as its op {seq}, which is {write:?}");
+            let is_same =
+                write.is_some_and(|write| write.value == *value && write.timestamp == *timestamp);
+            assert!(
+                is_same,
+                "{workspace} has {value:.40} as its op {seq}, which is {write:?}"
+            );
             seen[place].push(*seq);
         }
         seen
@@ -126,10 +173,17 @@ impl World {
         for (seqs, count) in seen.iter_mut().zip(counts) {
             seqs.sort_unstable();
             if !self.is_compacted {
-                assert!(seqs.iter().copied().eq(1..=*count as u64), "seqs have a gap: {seqs:?} of {count}");
+                assert!(
+                    seqs.iter().copied().eq(1..=*count as u64),
+                    "seqs have a gap: {seqs:?} of {count}"
+                );
             }
             seqs.dedup();
-            assert_eq!(seqs.last().copied().unwrap_or(0), *count as u64, "the last op is on disk");
+            assert_eq!(
+                seqs.last().copied().unwrap_or(0),
+                *count as u64,
+                "the last op is on disk"
+            );
         }
     }
 
@@ -150,11 +204,17 @@ impl World {
     /// A shard has read its state back while others run.
     pub fn accept_rebuilt(&mut self, shard: usize, workspaces: &[Workspace]) {
         for place in self.places_of(shard) {
-            let workspace = workspaces.iter().find(|workspace| workspace.id() == WORKSPACES[place]);
+            let workspace = workspaces
+                .iter()
+                .find(|workspace| workspace.id() == WORKSPACES[place]);
             let model = &mut self.models[place];
             let count = workspace.map_or(0, |workspace| model.matches(workspace));
             let promised = model.synced;
-            assert!(count >= promised, "of {:?} there are {count} ops, promised were {promised}", WORKSPACES[place]);
+            assert!(
+                count >= promised,
+                "of {:?} there are {count} ops, promised were {promised}",
+                WORKSPACES[place]
+            );
             model.cut(count);
         }
     }
@@ -170,7 +230,9 @@ impl World {
     /// The power fails now, on a copy: what was promised is there. It may fail again while the log is read.
     pub fn try_crash(&mut self) {
         let fork = self.disk.fork();
-        let crash = self.dice.pick(&[Crash::PowerCut, Crash::PowerCut, Crash::Kill]);
+        let crash = self
+            .dice
+            .pick(&[Crash::PowerCut, Crash::PowerCut, Crash::Kill]);
         fork.crash(crash);
         self.coverage.trial_crashes += 1;
         let mut dice = Dice::new(self.dice.below_u64(u64::MAX), 4);
@@ -207,9 +269,16 @@ impl World {
         for _ in 0..6 {
             // Sometimes behind a recovery: then all of the log is closed.
             let is_closed = dice.one_in(2);
-            let fork = if is_closed { clean.fork() } else { self.disk.fork() };
+            let fork = if is_closed {
+                clean.fork()
+            } else {
+                self.disk.fork()
+            };
             let files = fork.files(DATA.as_ref());
-            let files: Vec<_> = files.iter().filter(|(path, bytes)| !path.ends_with("LOCK") && !bytes.is_empty()).collect();
+            let files: Vec<_> = files
+                .iter()
+                .filter(|(path, bytes)| !path.ends_with("LOCK") && !bytes.is_empty())
+                .collect();
             if files.is_empty() {
                 return;
             }
@@ -224,7 +293,11 @@ impl World {
                 Err(_) => self.coverage.flips_found += 1,
                 Ok((dealt, found)) => {
                     let is_same = states(&dealt) == expected;
-                    assert!(is_same || !is_provable, "byte {at} of {} was altered, and nobody finds it", path.display());
+                    assert!(
+                        is_same || !is_provable,
+                        "byte {at} of {} was altered, and nobody finds it",
+                        path.display()
+                    );
                     self.coverage.flips_harmless += 1;
                     // What cannot be told from a torn tail is cut off, and never served altered.
                     self.check_ops(&found);
@@ -235,10 +308,12 @@ impl World {
 
     /// A compaction of altered bytes finds them, too, and does not give them a good checksum.
     fn compact_flipped(&mut self, fork: &SimDisk) {
-        let Ok(directory) = DataDirectory::open_on(fork.clone(), PathBuf::from(DATA), [7; 16]) else {
+        let Ok(directory) = DataDirectory::open_on(fork.clone(), PathBuf::from(DATA), [7; 16])
+        else {
             return;
         };
-        let settings = Settings::routine(self.plan.segment_bytes_min, self.plan.segment_bytes_max).thorough();
+        let settings =
+            Settings::routine(self.plan.segment_bytes_min, self.plan.segment_bytes_max).thorough();
         let compact = || -> Result<(), CompactionError> {
             let mut compaction = Compaction::plan(std::sync::Arc::new(directory), &[], settings)?;
             while compaction.step(&mut |_| std::ops::ControlFlow::Continue(()))? {}
@@ -291,12 +366,22 @@ impl World {
             let is_busy = is_starting
                 || !server.letters.is_empty()
                 || server.compaction.is_some()
-                || server.seats.iter().any(|seat| seat.operation.is_some() || seat.errand.is_some())
+                || server
+                    .seats
+                    .iter()
+                    .any(|seat| seat.operation.is_some() || seat.errand.is_some())
                 || (0..self.shards as usize).any(|shard| self.has_reason(shard));
             self.happen_well();
-            if self.server.is_some() && !is_busy && !self.may_move() && !self.may_compact() {
-                let server = self.server.as_ref().expect("it runs");
-                let next_us = server.seats.iter().filter_map(|seat| seat.shard.next_deadline_us().filter(|_| !seat.is_drained)).min();
+            if let Some(server) = &self.server
+                && !is_busy
+                && !self.may_move()
+                && !self.may_compact()
+            {
+                let next_us = server
+                    .seats
+                    .iter()
+                    .filter_map(|seat| seat.shard.next_deadline_us().filter(|_| !seat.is_drained))
+                    .min();
                 let Some(next_us) = next_us.filter(|next_us| *next_us <= until_us) else {
                     return;
                 };
@@ -325,12 +410,15 @@ impl World {
 
     /// Whether a client has something to send or to take.
     fn may_move(&self) -> bool {
-        self.live.iter().map(|place| &self.clients[*place]).any(|client| {
-            let is_here = client.reading != Reading::HalfOpen;
-            let has_news = !client.outgoing.is_empty() || client.is_leaving;
-            let sends = client.receiving && (client.is_broken || has_news && is_here);
-            sends || client.sending.is_some() && (client.is_broken || is_here)
-        })
+        self.live
+            .iter()
+            .map(|place| &self.clients[*place])
+            .any(|client| {
+                let is_here = client.reading != Reading::HalfOpen;
+                let has_news = !client.outgoing.is_empty() || client.is_leaving;
+                let sends = client.receiving && (client.is_broken || has_news && is_here);
+                sends || client.sending.is_some() && (client.is_broken || is_here)
+            })
     }
 
     /// All is quiet: clients and server agree.
@@ -343,12 +431,27 @@ impl World {
         let server = self.server.as_ref().expect("it runs");
         for (shard, seat) in server.seats.iter().enumerate() {
             assert!(seat.is_serving, "shard {shard} serves again");
-            let live_bytes: usize = self.places_of(shard).into_iter().map(|place| {
-                let model = &self.models[place];
-                let writes = model.state(model.wins.len()).into_values().map(|at| &model.wins[at]);
-                writes.map(|write| 29 + WORKSPACES[place].len() + write.key.len() + write.value.len()).sum::<usize>()
-            }).sum();
-            assert_eq!(seat.shard.live_bytes(), live_bytes as u64, "the live bytes of shard {shard}");
+            let live_bytes: usize = self
+                .places_of(shard)
+                .into_iter()
+                .map(|place| {
+                    let model = &self.models[place];
+                    let writes = model
+                        .state(model.wins.len())
+                        .into_values()
+                        .map(|at| &model.wins[at]);
+                    writes
+                        .map(|write| {
+                            29 + WORKSPACES[place].len() + write.key.len() + write.value.len()
+                        })
+                        .sum::<usize>()
+                })
+                .sum();
+            assert_eq!(
+                seat.shard.live_bytes(),
+                live_bytes as u64,
+                "the live bytes of shard {shard}"
+            );
         }
         for model in &self.models {
             let kept = match self.plan.durability {
@@ -363,22 +466,46 @@ impl World {
     fn check_client(&mut self, place: usize) {
         let client = &mut self.clients[place];
         let model = &self.models[client.workspace];
-        let is_served = client.init.is_some() && !client.is_broken && client.code.is_none() && !client.is_leaving;
+        let is_served = client.init.is_some()
+            && !client.is_broken
+            && client.code.is_none()
+            && !client.is_leaving;
         if !is_served || client.reading == Reading::HalfOpen {
             return;
         }
-        assert!(client.told.is_empty(), "client {place} has read all: {:?}", client.told);
+        assert!(
+            client.told.is_empty(),
+            "client {place} has read all: {:?}",
+            client.told
+        );
         let all = client.sent.len();
         client.judge_until(all, model);
         client.check_left_out(model);
-        assert_eq!(client.refusals, client.refusals_due, "client {place} is told of each bad message");
-        assert_eq!(client.pongs, client.pongs_due, "client {place} gets its pongs");
+        assert_eq!(
+            client.refusals, client.refusals_due,
+            "client {place} is told of each bad message"
+        );
+        assert_eq!(
+            client.pongs, client.pongs_due,
+            "client {place} gets its pongs"
+        );
         let state = model.state(model.wins.len());
-        let state: Vec<_> = state.into_iter().map(|(key, at)| (key, model.wins[at].value.as_str())).collect();
-        let held: Vec<_> = client.held.iter().map(|(key, held)| (key.as_str(), held.0.as_str())).collect();
+        let state: Vec<_> = state
+            .into_iter()
+            .map(|(key, at)| (key, model.wins[at].value.as_str()))
+            .collect();
+        let held: Vec<_> = client
+            .held
+            .iter()
+            .map(|(key, held)| (key.as_str(), held.0.as_str()))
+            .collect();
         assert_eq!(held, state, "client {place} ends in the server's state");
-        let can_fall_behind = self.plan.outbox_bytes_max < 1 << 20 || self.plan.value_bytes > 100_000;
-        assert!(can_fall_behind || !client.was_conflated, "client {place} never was far behind");
+        let can_fall_behind =
+            self.plan.outbox_bytes_max < 1 << 20 || self.plan.value_bytes > 100_000;
+        assert!(
+            can_fall_behind || !client.was_conflated,
+            "client {place} never was far behind"
+        );
     }
 
     /// The log is not longer than its live part allows.
@@ -387,19 +514,31 @@ impl World {
         if server.is_compaction_over || !self.plan.may(crate::plan::faults::COMPACTION) {
             return;
         }
-        let live_bytes: u64 = server.seats.iter().map(|seat| seat.shard.live_bytes()).sum();
+        let live_bytes: u64 = server
+            .seats
+            .iter()
+            .map(|seat| seat.shard.live_bytes())
+            .sum();
         let log_bytes = closed_bytes(&self.disk, &[]);
         // Each folder has an open segment, which may hold as much again, and pieces that are too small to count.
-        let segment_bytes = (live_bytes / 8).clamp(self.plan.segment_bytes_min, self.plan.segment_bytes_max);
+        let segment_bytes =
+            (live_bytes / 8).clamp(self.plan.segment_bytes_min, self.plan.segment_bytes_max);
         let record_bytes = self.plan.value_bytes as u64 + 100;
         let floor_bytes = 3 * (2 * self.plan.segment_bytes_min + segment_bytes + 35 * record_bytes);
         let bound = live_bytes * 5 / 2 + floor_bytes;
-        assert!(log_bytes <= bound, "the log has {log_bytes} bytes, {live_bytes} of them live");
+        assert!(
+            log_bytes <= bound,
+            "the log has {log_bytes} bytes, {live_bytes} of them live"
+        );
     }
 }
 
 /// Reads a log from its begin, as a start does.
-fn try_recover(disk: &SimDisk, shards: u32, dice: &mut Dice) -> Result<(Vec<Vec<Workspace>>, Found), String> {
+fn try_recover(
+    disk: &SimDisk,
+    shards: u32,
+    dice: &mut Dice,
+) -> Result<(Vec<Vec<Workspace>>, Found), String> {
     let opened = DataDirectory::open_on(disk.clone(), PathBuf::from(DATA), [9; 16]);
     let directory = opened.map_err(|error| error.to_string())?;
     let mut found = Found::default();
@@ -409,7 +548,11 @@ fn try_recover(disk: &SimDisk, shards: u32, dice: &mut Dice) -> Result<(Vec<Vec<
 }
 
 fn states(dealt: &[Vec<Workspace>]) -> Vec<(String, Recovered)> {
-    let mut states: Vec<_> = dealt.iter().flatten().map(|workspace| (workspace.id().to_owned(), recovered(workspace))).collect();
+    let mut states: Vec<_> = dealt
+        .iter()
+        .flatten()
+        .map(|workspace| (workspace.id().to_owned(), recovered(workspace)))
+        .collect();
     states.sort();
     states
 }

@@ -28,6 +28,10 @@ pub enum Reading {
     HalfOpen,
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says what may happen yet, or was seen"
+)]
 #[derive(Debug)]
 pub struct Client {
     pub number: usize,
@@ -167,7 +171,8 @@ impl Client {
     fn hold(&mut self, write: &Write) {
         let held = self.held.get(&write.key);
         if held.is_none_or(|held| held.1 <= write.timestamp) {
-            self.held.insert(write.key.clone(), (write.value.clone(), write.timestamp));
+            self.held
+                .insert(write.key.clone(), (write.value.clone(), write.timestamp));
         }
     }
 
@@ -176,14 +181,22 @@ impl Client {
         for write in &self.sent[self.judged.min(end)..end] {
             let held = model.held(&write.key);
             let is_handled = held.is_some_and(|held| held.timestamp >= write.timestamp);
-            assert!(is_handled, "client {}: {write:?} is neither won nor lost, there is {held:?}", self.number);
+            assert!(
+                is_handled,
+                "client {}: {write:?} is neither won nor lost, there is {held:?}",
+                self.number
+            );
         }
         self.judged = self.judged.max(end);
     }
 
     /// Reads what it was told. False: the model does not know the op yet, which the log is to tell.
     pub fn read(&mut self, told: &Told, model: &Model, is_sender: &dyn Fn(&str) -> bool) -> bool {
-        assert!(self.code.is_none(), "client {}: {told:?} behind a close frame", self.number);
+        assert!(
+            self.code.is_none(),
+            "client {}: {told:?} behind a close frame",
+            self.number
+        );
         match told {
             Told::Status(status) => {
                 self.read_status(*status);
@@ -193,11 +206,19 @@ impl Client {
             Told::Op(write) => return self.read_op(write, model, is_sender),
             Told::Error(400) => {
                 self.refusals += 1;
-                assert!(self.refusals <= self.refusals_due, "client {}: nothing was bad", self.number);
+                assert!(
+                    self.refusals <= self.refusals_due,
+                    "client {}: nothing was bad",
+                    self.number
+                );
             }
             Told::Error(500) => {
                 let is_right = self.lost_an_op || self.may_have_lost;
-                assert!(is_right, "client {}: 500 is for those whose op is lost", self.number);
+                assert!(
+                    is_right,
+                    "client {}: 500 is for those whose op is lost",
+                    self.number
+                );
                 self.is_told_500 = true;
             }
             Told::Error(code) => panic!("client {}: error {code}", self.number),
@@ -208,11 +229,24 @@ impl Client {
             }
             Told::Pong => {
                 self.pongs += 1;
-                assert!(self.pongs <= self.pongs_due, "client {}: a pong to no ping", self.number);
+                assert!(
+                    self.pongs <= self.pongs_due,
+                    "client {}: a pong to no ping",
+                    self.number
+                );
             }
             Told::Close(code) => {
-                assert!(self.codes.contains(code), "client {}: closed with {code}, not one of {:?}", self.number, self.codes);
-                assert!(*code != 1011 || self.is_told_500 || !self.lost_an_op, "client {}: it was not told of its lost op", self.number);
+                assert!(
+                    self.codes.contains(code),
+                    "client {}: closed with {code}, not one of {:?}",
+                    self.number,
+                    self.codes
+                );
+                assert!(
+                    *code != 1011 || self.is_told_500 || !self.lost_an_op,
+                    "client {}: it was not told of its lost op",
+                    self.number
+                );
                 self.code = Some(*code);
                 self.is_leaving = true;
             }
@@ -223,8 +257,16 @@ impl Client {
     /// What it was not sent, it was not sent because there is something newer.
     pub fn check_left_out(&mut self, model: &Model) {
         self.left_out.retain(|place| !model.is_superseded(*place));
-        let left_out: Vec<&Write> = self.left_out.iter().map(|place| &model.wins[*place]).collect();
-        assert!(left_out.is_empty(), "client {} was not sent {left_out:?}", self.number);
+        let left_out: Vec<&Write> = self
+            .left_out
+            .iter()
+            .map(|place| &model.wins[*place])
+            .collect();
+        assert!(
+            left_out.is_empty(),
+            "client {} was not sent {left_out:?}",
+            self.number
+        );
     }
 
     fn read_status(&mut self, status: u16) {
@@ -233,7 +275,11 @@ impl Client {
             503 => self.met_pause,
             _ => status == self.status_wanted,
         };
-        assert!(is_right, "client {}: {status} instead of {}", self.number, self.status_wanted);
+        assert!(
+            is_right,
+            "client {}: {status} instead of {}",
+            self.number, self.status_wanted
+        );
         self.status = Some(status);
         self.is_leaving |= status != 101;
     }
@@ -251,9 +297,15 @@ impl Client {
         let state = model.state(place);
         let is_state = state.len() == data.len()
             && data.iter().all(|(key, value)| {
-                state.get(key.as_str()).is_some_and(|at| model.wins[*at].value == *value)
+                state
+                    .get(key.as_str())
+                    .is_some_and(|at| model.wins[*at].value == *value)
             });
-        assert!(is_state, "client {}: init {data:?} is no state of {:?}", self.number, model.wins);
+        assert!(
+            is_state,
+            "client {}: init {data:?} is no state of {:?}",
+            self.number, model.wins
+        );
         self.place = place;
         self.held.clear();
         for (key, value) in data {
@@ -268,11 +320,19 @@ impl Client {
     }
 
     fn read_op(&mut self, write: &Write, model: &Model, is_sender: &dyn Fn(&str) -> bool) -> bool {
-        assert!(self.init.is_some(), "client {}: init comes first", self.number);
+        assert!(
+            self.init.is_some(),
+            "client {}: init comes first",
+            self.number
+        );
         let Some(place) = model.place(&write.value) else {
             return false;
         };
-        assert_eq!(*write, model.wins[place], "client {}: an op is what won", self.number);
+        assert_eq!(
+            *write, model.wins[place],
+            "client {}: an op is what won",
+            self.number
+        );
         let lost_to = |sent: &Write| {
             sent.key == write.key && sent.timestamp <= write.timestamp && sent.value != write.value
         };
@@ -280,17 +340,26 @@ impl Client {
         let skipped = self.place..place.max(self.place);
         let is_owed = |at: &usize| !is_sender(&model.wins[*at].value) && !self.seen.contains(at);
         if place < self.place || is_sender(&write.value) && is_correction {
-            assert!(is_correction, "client {}: {write:?} comes again, or too late", self.number);
+            assert!(
+                is_correction,
+                "client {}: {write:?} comes again, or too late",
+                self.number
+            );
             self.was_corrected += 1;
         } else if is_correction && skipped.clone().any(|at| is_owed(&at)) {
             // The winner may overtake the broadcasts that were dropped.
             self.was_corrected += 1;
             self.was_conflated = true;
         } else {
-            assert!(!is_sender(&write.value), "client {}: its own op comes back: {write:?}", self.number);
+            assert!(
+                !is_sender(&write.value),
+                "client {}: its own op comes back: {write:?}",
+                self.number
+            );
             let left_out: Vec<usize> = skipped.filter(is_owed).collect();
             self.was_conflated |= !left_out.is_empty();
-            self.left_out.extend(left_out.into_iter().filter(|at| !model.is_superseded(*at)));
+            self.left_out
+                .extend(left_out.into_iter().filter(|at| !model.is_superseded(*at)));
             self.place = place + 1;
         }
         self.seen.insert(place);

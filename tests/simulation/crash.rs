@@ -120,20 +120,31 @@ impl State {
         }
         // A folder whose name is lost is lost with all that is in it.
         let is_named = |path: &Path| {
-            path.ancestors().filter(|path| path.parent().is_some()).all(|path| {
-                let (parent, name) = crate::disk::split(path);
-                let parent = folders.get(parent);
-                parent.is_some_and(|parent| parent.seen.get(name) == Some(&Node::Folder))
-            })
+            path.ancestors()
+                .filter(|path| path.parent().is_some())
+                .all(|path| {
+                    let (parent, name) = crate::disk::split(path);
+                    let parent = folders.get(parent);
+                    parent.is_some_and(|parent| parent.seen.get(name) == Some(&Node::Folder))
+                })
         };
-        let lost: Vec<PathBuf> = folders.keys().filter(|path| !is_named(path)).cloned().collect();
+        let lost: Vec<PathBuf> = folders
+            .keys()
+            .filter(|path| !is_named(path))
+            .cloned()
+            .collect();
         for path in lost {
             folders.remove(&path);
         }
     }
 
     fn lose_bytes(&mut self) {
-        let Self { inodes, dice, sector_bytes, .. } = self;
+        let Self {
+            inodes,
+            dice,
+            sector_bytes,
+            ..
+        } = self;
         for inode in inodes.values_mut() {
             let (seen_bytes, durable_bytes) = (inode.seen.len(), inode.durable.len());
             let (least, most) = (seen_bytes.min(durable_bytes), seen_bytes.max(durable_bytes));
@@ -143,11 +154,19 @@ impl State {
                 _ => least + dice.below(most - least + 1),
             };
             // What the dirty sectors hold is one of three: the new, the old, or the new up to some byte.
-            let Inode { seen, durable, dirty, .. } = inode;
+            let Inode {
+                seen,
+                durable,
+                dirty,
+                ..
+            } = inode;
             durable.resize(bytes, 0);
             for sector in std::mem::take(dirty) {
                 let start = (sector * *sector_bytes).min(bytes);
-                let end = (start + *sector_bytes).min(bytes).min(seen_bytes).max(start);
+                let end = (start + *sector_bytes)
+                    .min(bytes)
+                    .min(seen_bytes)
+                    .max(start);
                 let (from, until) = match dice.below(4) {
                     0 => (start, start),
                     1 => (start, start + dice.below(end - start + 1)),
@@ -156,7 +175,7 @@ impl State {
                 };
                 durable[from..until].copy_from_slice(&seen[from..until]);
             }
-            *seen = durable.clone();
+            seen.clone_from(durable);
         }
     }
 

@@ -59,7 +59,9 @@ impl Journal {
     }
 
     pub fn lines(&self) -> Vec<String> {
-        self.0.as_ref().map_or_else(Vec::new, |lines| Self::lock(lines).clone())
+        self.0
+            .as_ref()
+            .map_or_else(Vec::new, |lines| Self::lock(lines).clone())
     }
 
     fn lock(lines: &Mutex<Vec<String>>) -> MutexGuard<'_, Vec<String>> {

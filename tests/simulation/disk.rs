@@ -174,7 +174,11 @@ impl State {
         if dies {
             self.is_dead = true;
             // The operation may still have been done, but nobody learns of it.
-            return if is_late { Ok(()) } else { Err(io::Error::other("the process dies")) };
+            return if is_late {
+                Ok(())
+            } else {
+                Err(io::Error::other("the process dies"))
+            };
         }
         if changes && self.is_read_only {
             return Err(error(EROFS));
@@ -206,12 +210,18 @@ impl State {
     }
 
     fn folder(&mut self, path: &Path) -> io::Result<&mut Folder> {
-        self.folders.get_mut(path).ok_or(io::ErrorKind::NotFound.into())
+        self.folders
+            .get_mut(path)
+            .ok_or(io::ErrorKind::NotFound.into())
     }
 
     fn find(&mut self, path: &Path) -> io::Result<Node> {
         let (folder, name) = split(path);
-        self.folder(folder)?.seen.get(name).copied().ok_or(io::ErrorKind::NotFound.into())
+        self.folder(folder)?
+            .seen
+            .get(name)
+            .copied()
+            .ok_or(io::ErrorKind::NotFound.into())
     }
 
     fn find_file(&mut self, path: &Path) -> io::Result<u64> {
@@ -244,7 +254,12 @@ impl State {
     }
 
     fn sync_inode(&mut self, number: u64, is_whole: bool) {
-        let Self { inodes, dice, sector_bytes, .. } = self;
+        let Self {
+            inodes,
+            dice,
+            sector_bytes,
+            ..
+        } = self;
         // A file that has no name any more and whose machine was started anew.
         let Some(inode) = inodes.get_mut(&number) else {
             return;
@@ -254,7 +269,9 @@ impl State {
             inode.durable.resize(seen_bytes, 0);
         }
         for sector in std::mem::take(&mut inode.dirty) {
-            let end = ((sector + 1) * *sector_bytes).min(seen_bytes).min(inode.durable.len());
+            let end = ((sector + 1) * *sector_bytes)
+                .min(seen_bytes)
+                .min(inode.durable.len());
             let start = (sector * *sector_bytes).min(end);
             if is_whole || dice.one_in(2) {
                 inode.durable[start..end].copy_from_slice(&inode.seen[start..end]);
@@ -269,7 +286,11 @@ pub fn split(path: &Path) -> (&Path, &std::ffi::OsStr) {
 }
 
 fn name(path: &Path) -> String {
-    let parts: Vec<_> = path.iter().skip(2).map(|part| part.to_string_lossy()).collect();
+    let parts: Vec<_> = path
+        .iter()
+        .skip(2)
+        .map(|part| part.to_string_lossy())
+        .collect();
     parts.join("/")
 }
 
@@ -310,7 +331,9 @@ impl SimDisk {
 
 /// An operation that failed in its middle: the caller learns of an I/O error.
 fn is_half_done(outcome: &io::Result<()>) -> bool {
-    outcome.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted)
+    outcome
+        .as_ref()
+        .is_err_and(|error| error.kind() == io::ErrorKind::Interrupted)
 }
 
 impl Disk for SimDisk {
@@ -402,7 +425,9 @@ impl Disk for SimDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.state();
-        state.enter(Kind::Rename, || format!("rename {} to {}", name(from), name(to)))?;
+        state.enter(Kind::Rename, || {
+            format!("rename {} to {}", name(from), name(to))
+        })?;
         let node = state.find(from)?;
         let (folder, from) = split(from);
         let (to_folder, to) = split(to);
@@ -423,7 +448,11 @@ impl Disk for SimDisk {
         state.enter(Kind::Open, || format!("lock {}", name(path)))?;
         let inode = state.find_or_create(path)?;
         let mut file = self.file(inode, path);
-        let locked = &mut state.inodes.get_mut(&inode).expect("a name has a file").is_locked;
+        let locked = &mut state
+            .inodes
+            .get_mut(&inode)
+            .expect("a name has a file")
+            .is_locked;
         if std::mem::replace(locked, true) {
             return Ok(Err(file));
         }
@@ -436,7 +465,10 @@ impl DiskFile for SimFile {
     fn bytes(&self) -> io::Result<u64> {
         let mut state = self.disk.state();
         state.enter(Kind::Open, || "fstat".to_owned())?;
-        Ok(state.inodes.get(&self.inode).map_or(0, |inode| inode.seen.len() as u64))
+        Ok(state
+            .inodes
+            .get(&self.inode)
+            .map_or(0, |inode| inode.seen.len() as u64))
     }
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -448,7 +480,9 @@ impl DiskFile for SimFile {
         };
         let share = state.dice.below(8);
         let seen = &state.inodes[&self.inode].seen;
-        let offset = usize::try_from(offset).expect("a small file").min(seen.len());
+        let offset = usize::try_from(offset)
+            .expect("a small file")
+            .min(seen.len());
         let mut count = bytes.len().min(seen.len() - offset);
         if is_short {
             count -= count * share / 8;
@@ -477,7 +511,11 @@ impl DiskFile for SimFile {
         if state.is_full && entered.is_ok() && count == 0 {
             state.claim()?;
         }
-        let State { inodes, sector_bytes, .. } = &mut *state;
+        let State {
+            inodes,
+            sector_bytes,
+            ..
+        } = &mut *state;
         if let Some(inode) = inodes.get_mut(&self.inode) {
             let start = usize::try_from(offset).expect("a small file");
             let end = start + count;
@@ -486,7 +524,9 @@ impl DiskFile for SimFile {
             }
             inode.seen[start..end].copy_from_slice(&bytes[..count]);
             if count > 0 {
-                inode.dirty.extend(start / *sector_bytes..=(end - 1) / *sector_bytes);
+                inode
+                    .dirty
+                    .extend(start / *sector_bytes..=(end - 1) / *sector_bytes);
             }
         }
         match entered {
@@ -498,9 +538,13 @@ impl DiskFile for SimFile {
 
     fn set_bytes(&self, bytes: u64) -> io::Result<()> {
         let mut state = self.disk.state();
-        state.enter(Kind::Names, || format!("truncate inode {} to {bytes}", self.inode))?;
+        state.enter(Kind::Names, || {
+            format!("truncate inode {} to {bytes}", self.inode)
+        })?;
         if let Some(inode) = state.inodes.get_mut(&self.inode) {
-            inode.seen.resize(usize::try_from(bytes).expect("a small file"), 0);
+            inode
+                .seen
+                .resize(usize::try_from(bytes).expect("a small file"), 0);
         }
         Ok(())
     }
@@ -523,7 +567,11 @@ impl DiskFile for SimFile {
 
     fn drop_cache(&self) {
         let mut state = self.disk.state();
-        let State { inodes, sector_bytes, .. } = &mut *state;
+        let State {
+            inodes,
+            sector_bytes,
+            ..
+        } = &mut *state;
         let Some(inode) = inodes.get_mut(&self.inode) else {
             return;
         };

@@ -27,7 +27,8 @@ impl World {
             self.disk.die_within(40);
         }
         self.doing = Doing::Creation;
-        self.journal.note(|| format!("a process starts with {shards} shards"));
+        self.journal
+            .note(|| format!("a process starts with {shards} shards"));
         let epoch = self.dice.below_u64(u64::MAX);
         match Server::open(&self.disk, &self.plan, shards, self.clock, epoch) {
             Ok(server) => {
@@ -36,7 +37,12 @@ impl World {
             }
             Err(_) if self.disk.is_dead() => {}
             Err(error) => {
-                let is_disk = matches!(error, DirectoryError::Io { .. } | DirectoryError::CannotCreate { .. } | DirectoryError::NotWritable { .. });
+                let is_disk = matches!(
+                    error,
+                    DirectoryError::Io { .. }
+                        | DirectoryError::CannotCreate { .. }
+                        | DirectoryError::NotWritable { .. }
+                );
                 assert!(is_disk, "without flipped bits: {error}");
                 self.end_process(&format!("it cannot start: {error}"));
             }
@@ -68,13 +74,16 @@ impl World {
                 };
                 let seat = &mut server.seats[shard];
                 let segment = seat.log.insert(log).open_segment();
-                seat.shard.handle(Input::Rebuilt(Some((segment, workspaces))), self.clock);
+                seat.shard
+                    .handle(Input::Rebuilt(Some((segment, workspaces))), self.clock);
                 (seat.is_serving, seat.is_woken) = (true, true);
                 server.tell_rotation(shard);
             }
-        Stage::Serving => {}
+            Stage::Serving => {}
         }
-        self.doing = Doing::Nothing;
+        if !self.disk.is_dead() {
+            self.doing = Doing::Nothing;
+        }
     }
 
     fn read_log(&mut self) {
@@ -82,19 +91,29 @@ impl World {
         let server = self.server.as_ref().expect("it runs");
         let directory = server.directory.clone();
         let mut found = Found::default();
-        let read = server::recover(&directory, self.shards, &mut self.dice, |op| found.visit(op));
+        let read = server::recover(&directory, self.shards, &mut self.dice, |op| {
+            found.visit(op);
+        });
         if self.disk.is_dead() {
             return;
         }
         match read {
             Ok((report, dealt)) => {
-                assert_eq!(rubbish(&self.disk), Vec::<std::path::PathBuf>::new(), "a recovery leaves no rubbish");
+                assert_eq!(
+                    rubbish(&self.disk),
+                    Vec::<std::path::PathBuf>::new(),
+                    "a recovery leaves no rubbish"
+                );
                 self.coverage.torn_tails += report.torn.len() as u64;
-                assert!(!self.is_sealed || report.torn.is_empty(), "a sealed log has no torn tail");
+                assert!(
+                    !self.is_sealed || report.torn.is_empty(),
+                    "a sealed log has no torn tail"
+                );
                 self.accept_recovered(&dealt, &found);
                 self.is_sealed = false;
                 let dealt = dealt.into_iter().map(Some).collect();
-                self.server.as_mut().expect("it runs").stage = Stage::Read(Box::new((report, dealt)));
+                self.server.as_mut().expect("it runs").stage =
+                    Stage::Read(Box::new((report, dealt)));
             }
             Err(error @ (RecoveryError::Damaged { .. } | RecoveryError::Newer { .. })) => {
                 panic!("without flipped bits: {error}");
@@ -113,7 +132,9 @@ impl World {
         }
         let shards = self.shards as usize;
         let first = self.dice.below(shards);
-        let errand = (first..shards).chain(0..first).find(|shard| self.seat(*shard).errand.is_some());
+        let errand = (first..shards)
+            .chain(0..first)
+            .find(|shard| self.seat(*shard).errand.is_some());
         if let Some(shard) = errand {
             return self.run_errand(shard);
         }
@@ -170,7 +191,9 @@ impl World {
             Err(CompactionError::Folder { .. }) => server.is_compaction_over = true,
             Err(CompactionError::Stopped) => self.coverage.compactions_stopped += 1,
             // It is tried again after a while.
-            Err(CompactionError::Write { .. } | CompactionError::Recovery(RecoveryError::Io { .. })) => server.is_rotated = true,
+            Err(
+                CompactionError::Write { .. } | CompactionError::Recovery(RecoveryError::Io { .. }),
+            ) => server.is_rotated = true,
             Err(error @ CompactionError::Recovery(_)) => panic!("without flipped bits: {error}"),
         }
     }
@@ -191,7 +214,11 @@ impl World {
     /// Whether a compaction would begin.
     pub fn may_compact(&self) -> bool {
         let server = self.server.as_ref().expect("it runs");
-        if !self.plan.may(faults::COMPACTION) || server.is_compaction_over || server.is_draining || !server.is_rotated {
+        if !self.plan.may(faults::COMPACTION)
+            || server.is_compaction_over
+            || server.is_draining
+            || !server.is_rotated
+        {
             return false;
         }
         let Some(open) = server.open_segments() else {
@@ -229,7 +256,10 @@ impl World {
 
     /// Something kills the process: now, or at one of its next operations on the disk.
     pub fn come_to_harm(&mut self) {
-        if self.is_calm || !self.plan.may(faults::POWER | faults::KILL) || !self.dice.one_in(self.plan.crash_one_in / 30) {
+        if self.is_calm
+            || !self.plan.may(faults::POWER | faults::KILL)
+            || !self.dice.one_in(self.plan.crash_one_in / 30)
+        {
             return;
         }
         if self.dice.one_in(3) {
@@ -245,7 +275,9 @@ impl World {
             return;
         }
         let crash = match (self.plan.may(faults::POWER), self.plan.may(faults::KILL)) {
-            (true, true) => self.dice.pick(&[Crash::PowerCut, Crash::PowerCut, Crash::Kill]),
+            (true, true) => self
+                .dice
+                .pick(&[Crash::PowerCut, Crash::PowerCut, Crash::Kill]),
             (true, false) => Crash::PowerCut,
             _ => Crash::Kill,
         };
@@ -289,16 +321,25 @@ impl World {
         self.hang_up();
         // Where the file system lets nothing be written, somebody starts the machine anew.
         let is_read_only = self.disk.state().is_read_only;
-        self.crash(if is_read_only { Crash::PowerCut } else { Crash::Kill });
+        self.crash(if is_read_only {
+            Crash::PowerCut
+        } else {
+            Crash::Kill
+        });
     }
 
     /// A clean stop: everybody is let go, the log is sealed.
     pub fn stop(&mut self) {
         let clock = self.clock;
-        let Some(server) = self.server.as_mut().filter(|server| server.is_serving() && !server.is_draining) else {
+        let Some(server) = self
+            .server
+            .as_mut()
+            .filter(|server| server.is_serving() && !server.is_draining)
+        else {
             return;
         };
-        self.journal.note(|| "the process is told to stop".to_owned());
+        self.journal
+            .note(|| "the process is told to stop".to_owned());
         server.is_draining = true;
         for seat in &mut server.seats {
             seat.shard.handle(Input::Drain, clock);
@@ -322,10 +363,30 @@ impl World {
             self.happen_well();
             self.pass(6000);
         }
-        assert!(self.server.is_none() && self.is_sealed, "a stop ends, and the log is sealed");
+        assert!(
+            self.server.is_none() && self.is_sealed,
+            "a stop ends, and the log is sealed"
+        );
         self.try_flips();
         self.settle();
         self.check_quiet();
+        self.count_up();
+    }
+
+    fn count_up(&mut self) {
+        let met = self.disk.state().met;
+        let coverage = &mut self.coverage;
+        coverage.write_errors = met.write_errors;
+        coverage.sync_errors = met.sync_errors;
+        coverage.open_errors = met.open_errors;
+        coverage.rename_errors = met.rename_errors;
+        coverage.folder_sync_errors = met.folder_sync_errors;
+        coverage.full_disks = met.full;
+        coverage.short_writes = met.short_writes;
+        for client in &self.clients {
+            coverage.conflations += u64::from(client.was_conflated);
+            coverage.corrections += client.was_corrected;
+        }
     }
 
     /// Ends a process whose shards have all drained.
@@ -340,8 +401,13 @@ impl World {
         let is_settled = server.seats.iter().all(|seat| seat.is_serving);
         for seat in &server.seats {
             // Who came while the log was being sealed is not answered any more.
-            let is_new = |place: &usize| self.clients[*place].met_pause && self.clients[*place].init.is_none();
-            assert!(seat.clients.values().all(is_new), "a drained shard has no members");
+            let is_new = |place: &usize| {
+                self.clients[*place].met_pause && self.clients[*place].init.is_none()
+            };
+            assert!(
+                seat.clients.values().all(is_new),
+                "a drained shard has no members"
+            );
         }
         self.coverage.drains += 1;
         self.is_sealed = is_settled;
@@ -350,7 +416,8 @@ impl World {
                 assert_eq!(model.synced, model.wins.len(), "a drained log is on disk");
             }
         }
-        self.journal.note(|| format!("the process has stopped, its log sealed: {is_settled}"));
+        self.journal
+            .note(|| format!("the process has stopped, its log sealed: {is_settled}"));
         self.server = None;
         self.hang_up();
         self.disk.crash(Crash::Kill);

@@ -17,6 +17,7 @@ mod crash;
 mod dice;
 mod disk;
 mod life;
+mod logs;
 mod model;
 mod plan;
 mod proof;
@@ -49,7 +50,8 @@ fn run(plan: Plan, journal: Journal) -> Result<Coverage, String> {
     turns::count_panics();
     catch_unwind(AssertUnwindSafe(|| live(plan, journal))).map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
-        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+            .unwrap_or_default()
     })
 }
 
@@ -63,7 +65,11 @@ fn run_and_tell(seed: u64) -> Coverage {
     let plan = shrink(plan, &kind(&first));
     let journal = Journal::kept();
     let last = run(plan, journal.clone()).expect_err("it failed a moment ago");
-    let needed: Vec<_> = (0..).zip(faults::NAMES).filter(|(bit, _)| plan.may(1 << bit)).map(|(_, name)| name).collect();
+    let needed: Vec<_> = (0..)
+        .zip(faults::NAMES)
+        .filter(|(bit, _)| plan.may(1 << bit))
+        .map(|(_, name)| name)
+        .collect();
     eprintln!("{}", journal.lines().join("\n"));
     panic!(
         "seed {seed} fails: {first}\nThe smallest run that fails has {} steps, and of the faults {}: {last}\nIts events stand above. Again: SEED={seed} cargo test --test simulation seed",
@@ -75,20 +81,35 @@ fn run_and_tell(seed: u64) -> Coverage {
 /// What a failure tells, without the numbers in it.
 fn kind(failure: &str) -> String {
     let line = failure.lines().next().unwrap_or_default();
-    line.chars().filter(|letter| !letter.is_ascii_digit()).take(40).collect()
+    line.chars()
+        .filter(|letter| !letter.is_ascii_digit())
+        .take(40)
+        .collect()
 }
 
 /// The fewest kinds of faults, and then the fewest steps, with which a run fails in the same way.
 fn shrink(mut plan: Plan, wanted: &str) -> Plan {
-    let fails = |plan: Plan| run(plan, Journal::default()).is_err_and(|failure| kind(&failure) == wanted);
+    let fails =
+        |plan: Plan| run(plan, Journal::default()).is_err_and(|failure| kind(&failure) == wanted);
     for bit in 0..faults::NAMES.len() {
-        let without = Plan { faults: plan.faults & !(1 << bit), ..plan };
+        let without = Plan {
+            faults: plan.faults & !(1 << bit),
+            ..plan
+        };
         if without.faults != plan.faults && fails(without) {
             plan = without;
         }
     }
-    let steps = (0..plan.steps).find(|steps| fails(Plan { steps: *steps, ..plan }));
-    Plan { steps: steps.unwrap_or(plan.steps), ..plan }
+    let steps = (0..plan.steps).find(|steps| {
+        fails(Plan {
+            steps: *steps,
+            ..plan
+        })
+    });
+    Plan {
+        steps: steps.unwrap_or(plan.steps),
+        ..plan
+    }
 }
 
 fn run_all(seeds: impl Iterator<Item = u64>) -> Coverage {
@@ -102,7 +123,11 @@ fn run_all(seeds: impl Iterator<Item = u64>) -> Coverage {
 fn run_share(share: u64) {
     let coverage = run_all(share * SEEDS_PER_TEST..(share + 1) * SEEDS_PER_TEST);
     println!("{coverage:?}");
-    assert_eq!(coverage.missing(), Vec::<String>::new(), "the simulation does not meet all that it is for");
+    assert_eq!(
+        coverage.missing(),
+        Vec::<String>::new(),
+        "the simulation does not meet all that it is for"
+    );
 }
 
 #[test]
@@ -153,10 +178,15 @@ fn seeds_of_the_environment() {
     }
     let base = variable("SEED_BASE").map_or(1 << 32, |base| {
         // FNV-1a (Fowler, Noll, Vo): any text becomes a seed.
-        base.bytes().fold(0xCBF2_9CE4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3)) >> 8
+        base.bytes().fold(0xCBF2_9CE4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3)
+        }) >> 8
     });
     let seeds = variable("SEEDS").unwrap_or_else(|| "1".to_owned());
-    let number = |text: &str| text.parse::<u64>().expect("SEEDS is a number, or two with .. between");
+    let number = |text: &str| {
+        text.parse::<u64>()
+            .expect("SEEDS is a number, or two with .. between")
+    };
     let seeds = match seeds.split_once("..") {
         Some((from, until)) => number(from)..number(until),
         None => base..base + number(&seeds),

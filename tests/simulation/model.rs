@@ -35,7 +35,10 @@ impl Model {
     pub fn win(&mut self, write: Write, seq: u64) {
         assert_eq!(seq, self.wins.len() as u64 + 1, "seq has no gap: {write:?}");
         if let Some(held) = self.held(&write.key) {
-            assert!(write.timestamp > held.timestamp, "{write:?} wins over {held:?}");
+            assert!(
+                write.timestamp > held.timestamp,
+                "{write:?} wins over {held:?}"
+            );
         }
         self.places.insert(write.value.clone(), self.wins.len());
         self.latest.insert(write.key.clone(), self.wins.len());
@@ -59,14 +62,19 @@ impl Model {
     /// The state after the first `count` wins: for each key, the place of its op.
     pub fn state(&self, count: usize) -> BTreeMap<&str, usize> {
         let wins = self.wins[..count].iter().enumerate();
-        wins.map(|(place, write)| (write.key.as_str(), place)).collect()
+        wins.map(|(place, write)| (write.key.as_str(), place))
+            .collect()
     }
 
     /// All behind the first `count` wins was lost, and those are on disk.
     pub fn cut(&mut self, count: usize) {
         self.wins.truncate(count);
         self.places.retain(|_, place| *place < count);
-        self.latest = self.state(count).into_iter().map(|(key, place)| (key.to_owned(), place)).collect();
+        self.latest = self
+            .state(count)
+            .into_iter()
+            .map(|(key, place)| (key.to_owned(), place))
+            .collect();
         self.shown = self.shown.min(count);
         (self.written, self.synced) = (count, count);
         (self.confirmed, self.covered) = (count, count);

@@ -20,8 +20,16 @@ pub mod faults {
     pub const ALL: u32 = (1 << 10) - 1;
 
     pub const NAMES: [&str; 10] = [
-        "power cuts", "kills", "disk errors", "a full disk", "panics", "bad clients", "clock jumps", "compaction",
-        "trial crashes and flipped bits", "clean stops",
+        "power cuts",
+        "kills",
+        "disk errors",
+        "a full disk",
+        "panics",
+        "bad clients",
+        "clock jumps",
+        "compaction",
+        "trial crashes and flipped bits",
+        "clean stops",
     ];
 }
 
@@ -58,7 +66,11 @@ impl Plan {
             seed,
             steps: 300 + dice.below(200),
             // Some are without a compaction, so that every op that ever won is on disk.
-            faults: if dice.one_in(8) { faults::ALL & !faults::COMPACTION } else { faults::ALL },
+            faults: if dice.one_in(8) {
+                faults::ALL & !faults::COMPACTION
+            } else {
+                faults::ALL
+            },
             durability,
             workspaces: 1 + dice.below(4),
             keys: dice.pick(&[3, 6, 12]),
@@ -86,7 +98,13 @@ impl Plan {
                 ..plan
             },
             // A crowd in one room.
-            1 => Self { steps: 200, clients: 190, workspaces: 1, crash_one_in: 400, ..plan },
+            1 => Self {
+                steps: 200,
+                clients: 190,
+                workspaces: 1,
+                crash_one_in: 400,
+                ..plan
+            },
             _ => plan,
         }
     }

@@ -13,7 +13,11 @@ pub fn is_provable(path: &Path, bytes: &[u8], at: usize, files: &[&(PathBuf, Vec
         return true;
     }
     let is_compacted = number(bytes, 10, 2) == 1;
-    let is_last = files.iter().all(|(other, _)| other.parent() != path.parent() || other <= &path.to_path_buf() || !other.to_string_lossy().ends_with(".aof"));
+    let is_last = files.iter().all(|(other, _)| {
+        other.parent() != path.parent()
+            || other <= &path.to_path_buf()
+            || !other.to_string_lossy().ends_with(".aof")
+    });
     if is_compacted || !is_last {
         return true;
     }

@@ -51,6 +51,10 @@ pub enum Errand {
     Rebuild(Rebuild<SimDisk>),
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says what may happen yet, or was seen"
+)]
 /// A shard with what its worker keeps for it.
 pub struct Seat {
     pub shard: Shard,
@@ -79,6 +83,10 @@ pub enum Stage {
     Serving,
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says what may happen yet, or was seen"
+)]
 pub struct Server {
     pub directory: Arc<DataDirectory<SimDisk>>,
     pub stage: Stage,
@@ -97,7 +105,13 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn open(disk: &SimDisk, plan: &Plan, shards: u32, clock: Clock, epoch: u64) -> Result<Self, DirectoryError> {
+    pub fn open(
+        disk: &SimDisk,
+        plan: &Plan,
+        shards: u32,
+        clock: Clock,
+        epoch: u64,
+    ) -> Result<Self, DirectoryError> {
         let epoch = u128::from(epoch).to_be_bytes();
         let directory = DataDirectory::open_on(disk.clone(), PathBuf::from(DATA), epoch)?;
         let seat = |shard| Seat {
@@ -144,7 +158,8 @@ impl Server {
     /// The open segments, if all shards have told theirs.
     pub fn open_segments(&self) -> Option<Vec<(u32, u64)>> {
         let open = self.rotations.iter().zip(0..);
-        open.map(|(told, shard)| told.map(|told| (shard, told.0))).collect()
+        open.map(|(told, shard)| told.map(|told| (shard, told.0)))
+            .collect()
     }
 }
 
@@ -193,7 +208,10 @@ pub fn recover(
         all.merge(deal);
         reads[folder] = Some(read);
     }
-    let reads: Vec<_> = reads.into_iter().map(|read| read.expect("all were read")).collect();
+    let reads: Vec<_> = reads
+        .into_iter()
+        .map(|read| read.expect("all were read"))
+        .collect();
     let report = recovery.finish(&reads)?;
     Ok((report, all.finish(shards)))
 }
@@ -202,13 +220,18 @@ pub fn recover(
 pub fn closed_bytes(disk: &SimDisk, open: &[(u32, u64)]) -> u64 {
     let mut closed_bytes = 0;
     for (path, bytes) in disk.files(DATA.as_ref()) {
-        let name = path.file_name().expect("a file").to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .expect("a file")
+            .to_string_lossy()
+            .into_owned();
         let Some(index) = name.strip_suffix(".aof") else {
             continue;
         };
         let is_open = open.iter().any(|(shard, open_index)| {
             let folder = etherply::log::directory::shard_folder(*shard);
-            path.parent().is_some_and(|parent| parent.ends_with(&folder))
+            path.parent()
+                .is_some_and(|parent| parent.ends_with(&folder))
                 && index.parse::<u64>().is_ok_and(|index| index >= *open_index)
         });
         if !is_open {
@@ -226,6 +249,12 @@ pub fn is_due(closed_bytes: u64, live_bytes: u64, floor_bytes: u64) -> bool {
 /// The files in the folders of shards that a recovery must not leave.
 pub fn rubbish(disk: &SimDisk) -> Vec<PathBuf> {
     let files = disk.files(DATA.as_ref()).into_iter().map(|(path, _)| path);
-    let in_shard = |path: &PathBuf| path.parent().is_some_and(|parent| parent != std::path::Path::new(DATA));
-    files.filter(in_shard).filter(|path| !path.to_string_lossy().ends_with(".aof")).collect()
+    let in_shard = |path: &PathBuf| {
+        path.parent()
+            .is_some_and(|parent| parent != std::path::Path::new(DATA))
+    };
+    files
+        .filter(in_shard)
+        .filter(|path| !path.to_string_lossy().ends_with(".aof"))
+        .collect()
 }

@@ -3,19 +3,19 @@
 use std::cell::Cell;
 use std::sync::Once;
 
-use etherply::core::contract::{Input, Output, Surroundings, shard_of};
+use etherply::core::contract::{Output, Surroundings, shard_of};
 use etherply::core::session::SessionId;
 use etherply::core::window::Spans;
-use etherply::limits::{BATCH_BYTES_MAX, HEAD_TIMEOUT_US, SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX, STALL_TIMEOUT_US};
+use etherply::limits::{
+    BATCH_BYTES_MAX, HEAD_TIMEOUT_US, SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX,
+    STALL_TIMEOUT_US,
+};
 use etherply::log::commit::Durability;
-use etherply::log::disk::DiskFile;
-use etherply::log::keeper::KeeperError;
-use etherply::log::recovery::RecoveryError;
 
 use crate::client::Home;
 use crate::server::{Errand, LogOperation, Seat};
 use crate::wire::{Told, records};
-use crate::world::{Doing, WORKSPACES, World};
+use crate::world::{WORKSPACES, World};
 
 thread_local! {
     /// The panics in this thread: those that were planted, and the others.
@@ -29,7 +29,10 @@ pub fn count_panics() {
         let tell = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             let (planted, others) = PANICS.get();
-            if info.payload_as_str().is_some_and(|text| text == "a planted fault") {
+            if info
+                .payload_as_str()
+                .is_some_and(|text| text == "a planted fault")
+            {
                 PANICS.set((planted + 1, others));
             } else {
                 PANICS.set((planted, others + 1));
@@ -50,10 +53,17 @@ impl World {
 
     /// Whether the shard would wake up now.
     pub fn has_reason(&self, shard: usize) -> bool {
-        let Some(seat) = self.server.as_ref().and_then(|server| server.seats.get(shard)) else {
+        let Some(seat) = self
+            .server
+            .as_ref()
+            .and_then(|server| server.seats.get(shard))
+        else {
             return false;
         };
-        let is_due = seat.shard.next_deadline_us().is_some_and(|at_us| at_us <= self.clock.now_us);
+        let is_due = seat
+            .shard
+            .next_deadline_us()
+            .is_some_and(|at_us| at_us <= self.clock.now_us);
         !seat.is_drained && (seat.is_woken || seat.shard.has_work() || is_due)
     }
 
@@ -67,17 +77,27 @@ impl World {
         let ready = server.seats.iter().all(|seat| seat.is_serving);
         let seat = &mut server.seats[shard];
         seat.is_woken = false;
-        seat.shard.set_surroundings(Surroundings { ready, recovered_percent: 0 });
+        seat.shard.set_surroundings(Surroundings {
+            ready,
+            recovered_percent: 0,
+        });
         seat.shard.flush(clock);
         self.note_panic(shard);
         let seat = self.seat(shard);
         let mut sends = 0;
         let sends_max = SENDS_PER_TURN_MAX + std::mem::take(&mut seat.cut_sends);
-        while let Some(output) = self.server.as_mut().and_then(|server| server.seats[shard].shard.poll_output()) {
+        while let Some(output) = self
+            .server
+            .as_mut()
+            .and_then(|server| server.seats[shard].shard.poll_output())
+        {
             sends += usize::from(matches!(output, Output::Send(..)));
             self.take(shard, output);
         }
-        assert!(sends <= sends_max, "a turn sends to {SENDS_PER_TURN_MAX} sessions, not {sends}");
+        assert!(
+            sends <= sends_max,
+            "a turn sends to {SENDS_PER_TURN_MAX} sessions, not {sends}"
+        );
         self.coverage.full_turns += u64::from(sends >= SENDS_PER_TURN_MAX);
     }
 
@@ -99,7 +119,8 @@ impl World {
     }
 
     fn take(&mut self, shard: usize, output: Output) {
-        self.journal.note(|| format!("shard {shard}: {}", text(&output)));
+        self.journal
+            .note(|| format!("shard {shard}: {}", text(&output)));
         match output {
             Output::Receive(id) => {
                 let place = self.client_of(shard, id);
@@ -119,33 +140,51 @@ impl World {
             Output::Close(id) => {
                 let place = self.client_of(shard, id);
                 let client = &mut self.clients[place];
-                assert!(!client.receiving && client.sending.is_none(), "nothing is in flight");
+                assert!(
+                    !client.receiving && client.sending.is_none(),
+                    "nothing is in flight"
+                );
                 client.home = Home::Gone;
                 self.forget(shard, id, place);
             }
             Output::Handoff(id, owner, ticket) => {
                 let place = self.client_of(shard, id);
                 let client = &mut self.clients[place];
-                assert!(!client.receiving && client.sending.is_none(), "nothing is in flight");
-                assert_eq!(owner, shard_of(WORKSPACES[client.workspace], self.shards), "it goes to the owner");
+                assert!(
+                    !client.receiving && client.sending.is_none(),
+                    "nothing is in flight"
+                );
+                assert_eq!(
+                    owner,
+                    shard_of(WORKSPACES[client.workspace], self.shards),
+                    "it goes to the owner"
+                );
                 client.home = Home::Travelling;
                 self.seat(shard).clients.remove(&id);
                 let server = self.server.as_mut().expect("it runs");
                 server.letters.push_back((owner as usize, place, ticket));
                 self.coverage.handoffs += 1;
             }
-            Output::LogWrite { ref bytes, from, .. } => {
+            Output::LogWrite {
+                ref bytes, from, ..
+            } => {
                 if from == 0 {
                     self.note_wins(shard, bytes);
                 }
                 self.ask(shard, output);
             }
             Output::LogSync => self.ask(shard, output),
-            Output::LogOpen { index, first_position } => {
+            Output::LogOpen {
+                index,
+                first_position,
+            } => {
                 let seat = self.seat(shard);
                 let log = seat.log.as_ref().expect("it is open");
                 let errand = Errand::Create(log.next(index, first_position));
-                assert!(seat.operation.is_none() && seat.errand.replace(errand).is_none(), "one operation at a time");
+                assert!(
+                    seat.operation.is_none() && seat.errand.replace(errand).is_none(),
+                    "one operation at a time"
+                );
             }
             Output::Rebuild(end) => {
                 let sync_errors = self.disk.state().met.sync_errors;
@@ -155,7 +194,10 @@ impl World {
                 let is_sync_lost = self.disk.state().met.sync_errors > sync_errors;
                 let seat = self.seat(shard);
                 seat.is_sync_lost |= is_sync_lost;
-                assert!(seat.operation.is_none() && seat.errand.replace(errand).is_none(), "one operation at a time");
+                assert!(
+                    seat.operation.is_none() && seat.errand.replace(errand).is_none(),
+                    "one operation at a time"
+                );
             }
             Output::Ready(ready) => self.take_ready(shard, ready),
             Output::Drained => self.seat(shard).is_drained = true,
@@ -184,13 +226,22 @@ impl World {
             assert_eq!(owner, shard, "a workspace is logged by its shard");
             let value = record.write.value.clone();
             self.models[workspace].win(record.write, record.seq);
-            let Self { models, senders, clients, .. } = &mut *self;
+            let Self {
+                models,
+                senders,
+                clients,
+                ..
+            } = &mut *self;
             let model = &models[workspace];
             let senders = senders.get(&value).expect("somebody sent it");
             for sender in senders {
                 let client = &mut clients[*sender];
                 assert_eq!(client.workspace, workspace, "nothing crosses workspaces");
-                let at = client.sent.iter().position(|write| write.value == value).expect("it sent it");
+                let at = client
+                    .sent
+                    .iter()
+                    .position(|write| write.value == value)
+                    .expect("it sent it");
                 if senders.len() == 1 {
                     client.judge_until(at + 1, model);
                 }
@@ -201,14 +252,19 @@ impl World {
     }
 
     pub fn workspace(&self, id: &str) -> usize {
-        let place = WORKSPACES[..self.plan.workspaces].iter().position(|known| *known == id);
+        let place = WORKSPACES[..self.plan.workspaces]
+            .iter()
+            .position(|known| *known == id);
         place.expect("a workspace that a client named")
     }
 
     fn take_send(&mut self, shard: usize, id: SessionId, spans: Spans) {
         let place = self.client_of(shard, id);
         let now_us = self.clock.now_us;
-        let bytes: Vec<u8> = spans.iter().flat_map(|span| span.bytes().iter().copied()).collect();
+        let bytes: Vec<u8> = spans
+            .iter()
+            .flat_map(|span| span.bytes().iter().copied())
+            .collect();
         let client = &mut self.clients[place];
         assert!(client.sending.is_none(), "one send at a time");
         assert!(!bytes.is_empty(), "a send carries something");
@@ -226,11 +282,19 @@ impl World {
                 self.clients[place].told.push_back((end, told));
             }
             let is_one = frames == 1 && begins_whole && self.clients[place].stream.is_whole();
-            assert!(bytes.len() <= SEND_BYTES_MAX || is_one, "a send of {} bytes", bytes.len());
+            assert!(
+                bytes.len() <= SEND_BYTES_MAX || is_one,
+                "a send of {} bytes",
+                bytes.len()
+            );
             self.coverage.full_sends += u64::from(bytes.len() >= SEND_BYTES_MAX - 70_000);
             self.coverage.long_frames += u64::from(bytes.len() > SEND_BYTES_MAX);
         } else {
-            assert_eq!(known, bytes.len() as u64, "the rest of a send is all that was not taken");
+            assert_eq!(
+                known,
+                bytes.len() as u64,
+                "the rest of a send is all that was not taken"
+            );
         }
         self.clients[place].sending = Some((spans, bytes));
     }
@@ -246,29 +310,46 @@ impl World {
                 model.shown = model.shown.max(at + 1);
             }
             let is_kept = model.place(value).is_some_and(|at| at < model.synced);
-            assert!(is_kept || may_be_lost, "client {place} is shown {value:.40}, which is not durable");
+            assert!(
+                is_kept || may_be_lost,
+                "client {place} is shown {value:.40}, which is not durable"
+            );
         };
         match told {
             Told::Op(write) => show(&write.value),
             Told::Init(data) => {
-                data.values().for_each(|value| show(value));
+                for value in data.values() {
+                    show(value);
+                }
                 self.coverage.inits += 1;
             }
             Told::Status(408) => {
                 let waited_us = now_us - client.came_us;
-                assert!(waited_us >= HEAD_TIMEOUT_US, "client {place} came {waited_us} us ago");
+                assert!(
+                    waited_us >= HEAD_TIMEOUT_US,
+                    "client {place} came {waited_us} us ago"
+                );
                 self.clients[place].status_wanted = 408;
             }
             Told::Close(1001) => {
-                let is_draining = self.server.as_ref().is_some_and(|server| server.is_draining);
+                let is_draining = self
+                    .server
+                    .as_ref()
+                    .is_some_and(|server| server.is_draining);
                 let silence_us = client.silence_us.max(now_us - client.heard_us);
-                assert!(is_draining || silence_us >= self.plan.ping_interval_us * 5 / 2, "client {place} was never silent for longer than {silence_us} us");
+                assert!(
+                    is_draining || silence_us >= self.plan.ping_interval_us * 5 / 2,
+                    "client {place} was never silent for longer than {silence_us} us"
+                );
                 self.coverage.silences += u64::from(!is_draining);
                 self.clients[place].codes.insert(1001);
             }
             Told::Close(1013) => {
                 let stalled_us = client.stalled_us.max(now_us - client.moved_us);
-                assert!(stalled_us >= STALL_TIMEOUT_US, "client {place} never took nothing for longer than {stalled_us} us");
+                assert!(
+                    stalled_us >= STALL_TIMEOUT_US,
+                    "client {place} never took nothing for longer than {stalled_us} us"
+                );
                 self.coverage.stalls += 1;
                 self.clients[place].codes.insert(1013);
             }
@@ -278,24 +359,40 @@ impl World {
 
     /// Hands a client what its socket has.
     pub fn read(&mut self, place: usize) {
-        let Self { clients, models, senders, .. } = self;
+        let Self {
+            clients,
+            models,
+            senders,
+            ..
+        } = self;
         let client = &mut clients[place];
         let model = &models[client.workspace];
         let number = client.number;
-        let is_sender = |value: &str| senders.get(value).is_some_and(|senders| senders.contains(&number));
+        let is_sender = |value: &str| {
+            senders
+                .get(value)
+                .is_some_and(|senders| senders.contains(&number))
+        };
         while let Some((end, told)) = client.told.front().cloned() {
             if end > client.read_bytes {
                 break;
             }
-            self.journal.note(|| format!("client {number} reads {}", brief(&told)));
+            self.journal
+                .note(|| format!("client {number} reads {}", brief(&told)));
             let is_kept = self.plan.durability == Durability::Always;
             // What was shown before it was written may be lost before it gets to the log.
-            if !is_kept && client.codes.contains(&1011) && matches!(told, Told::Op(_) | Told::Init(_)) {
+            if !is_kept
+                && client.codes.contains(&1011)
+                && matches!(told, Told::Op(_) | Told::Init(_))
+            {
                 client.told.pop_front();
                 continue;
             }
             if !client.read(&told, model, &is_sender) {
-                assert!(!is_kept, "client {number} is told of an op that did not win: {told:?}");
+                assert!(
+                    !is_kept,
+                    "client {number} is told of an op that did not win: {told:?}"
+                );
                 break;
             }
             client.told.pop_front();
@@ -331,7 +428,10 @@ impl World {
             let lost_an_op = lost.iter().any(|write| is_lost(&write.value));
             let client = &mut self.clients[place];
             client.lost_an_op = lost_an_op && client.code.is_none() && !client.is_leaving;
-            client.may_have_lost = lost_an_op || client.has_planted || client.has_resent || client.judged < client.sent.len();
+            client.may_have_lost = lost_an_op
+                || client.has_planted
+                || client.has_resent
+                || client.judged < client.sent.len();
             client.codes.insert(1011);
         }
         let server = self.server.as_mut().expect("it runs");
@@ -340,162 +440,6 @@ impl World {
             self.clients[*place].met_failure |= self.clients[*place].status.is_none();
         }
         self.coverage.failures += 1;
-    }
-
-    // ---- the log ----
-
-    /// One operation of a log goes on: the disk does it, or the shard is told.
-    pub fn go_on_with_log(&mut self) {
-        let shards = self.shards as usize;
-        let first = self.dice.below(shards);
-        for shard in (first..shards).chain(0..first) {
-            match self.seat(shard).operation.take() {
-                Some(LogOperation::Asked(output)) => {
-                    let done = self.perform(shard, output);
-                    self.seat(shard).operation = Some(LogOperation::Done(done));
-                    if !self.is_calm && self.dice.one_in(2) {
-                        return;
-                    }
-                    if self.disk.is_dead() {
-                        return;
-                    }
-                    let Some(LogOperation::Done(input)) = self.seat(shard).operation.take() else {
-                        unreachable!("it was just put there");
-                    };
-                    return self.tell(shard, input);
-                }
-                Some(LogOperation::Done(input)) => return self.tell(shard, input),
-                None => {}
-            }
-        }
-    }
-
-    fn perform(&mut self, shard: usize, output: Output) -> Input<'static> {
-        self.doing = Doing::Commit;
-        let seat = self.seat(shard);
-        let file = seat.log.as_ref().expect("it is open").file();
-        match output {
-            Output::LogWrite { offset, bytes, from } => {
-                let count = file.write_at(&bytes[from..], offset).ok();
-                let is_whole = count == Some(bytes.len() - from);
-                let handed = seat.handed.clone();
-                if is_whole && !self.disk.is_dead() {
-                    for (workspace, count) in handed {
-                        let model = &mut self.models[workspace];
-                        model.written = model.written.max(count);
-                    }
-                }
-                Input::LogWritten(bytes, count)
-            }
-            Output::LogSync => {
-                let ok = file.sync().is_ok();
-                let handed = seat.handed.clone();
-                seat.is_sync_lost |= !ok;
-                if ok && !self.disk.is_dead() {
-                    for (workspace, count) in handed {
-                        let model = &mut self.models[workspace];
-                        model.synced = model.synced.max(count.min(model.written));
-                    }
-                }
-                Input::LogSynced(ok)
-            }
-            other => unreachable!("{other:?} is no operation of the ring"),
-        }
-    }
-
-    fn tell(&mut self, shard: usize, input: Input<'static>) {
-        self.doing = Doing::Nothing;
-        let clock = self.clock;
-        let durability = self.plan.durability;
-        let seat = self.seat(shard);
-        let is_failure = matches!(&input, Input::LogWritten(_, None) | Input::LogSynced(false));
-        // What comes after a failure is not looked at any more.
-        let is_late = seat.may_fail;
-        seat.may_fail |= is_failure;
-        // A write that took a part goes on; the sync of an `always` log is still to come.
-        let is_end = match &input {
-            Input::LogWritten(..) => durability != Durability::Always && !is_failure,
-            Input::LogSynced(ok) => *ok,
-            _ => false,
-        };
-        let is_sync = matches!(input, Input::LogSynced(_));
-        let mut handed = seat.handed.clone();
-        seat.shard.handle(input, clock);
-        seat.is_woken = true;
-        self.note_panic(shard);
-        if is_end && !is_late {
-            for (workspace, count) in &handed {
-                let model = &mut self.models[*workspace];
-                let count = (*count).min(model.written);
-                model.confirmed = model.confirmed.max(count);
-                if is_sync {
-                    model.covered = model.covered.max(count);
-                }
-            }
-            handed.retain(|(workspace, count)| *count > self.models[*workspace].synced);
-            self.seat(shard).handed = handed;
-        }
-    }
-
-    // ---- slow work ----
-
-    pub fn run_errand(&mut self, shard: usize) {
-        let Some(errand) = self.seat(shard).errand.take() else {
-            return;
-        };
-        match errand {
-            Errand::Create(creation) => {
-                self.doing = Doing::Rotation;
-                let outcome = creation.run(0);
-                if self.disk.is_dead() {
-                    return;
-                }
-                self.check_keeper(outcome.as_ref().err());
-                let clock = self.clock;
-                let seat = self.seat(shard);
-                let segment = outcome.ok().map(|segment| seat.log.as_mut().expect("open").replace(segment));
-                seat.may_fail |= segment.is_none();
-                self.coverage.rotations += u64::from(segment.is_some());
-                let seat = self.seat(shard);
-                seat.shard.handle(Input::LogOpened(segment), clock);
-                seat.is_woken = true;
-            }
-            Errand::Rebuild(rebuild) => {
-                self.doing = Doing::Rebuild;
-                self.give_up_the_rest(shard);
-                let mut deal = etherply::core::deal::Deal::new(crate::server::HASH_SEED);
-                let shards = self.shards;
-                let outcome = rebuild.run(|op| {
-                    if shard_of(op.workspace, shards) as usize == shard {
-                        deal.visit(op);
-                    }
-                });
-                if self.disk.is_dead() {
-                    return;
-                }
-                self.check_keeper(outcome.as_ref().err());
-                deal.finish_restore();
-                let workspaces = deal.finish(shards).swap_remove(shard);
-                let clock = self.clock;
-                if outcome.is_ok() {
-                    self.accept_rebuilt(shard, &workspaces);
-                    self.coverage.rebuilds += 1;
-                }
-                let seat = self.seat(shard);
-                let rebuilt = outcome.ok().map(|segment| (seat.log.as_mut().expect("open").replace(segment), workspaces));
-                seat.is_sync_lost &= rebuilt.is_none();
-                seat.shard.handle(Input::Rebuilt(rebuilt), clock);
-                seat.is_woken = true;
-            }
-        }
-        self.doing = Doing::Nothing;
-        self.server.as_mut().expect("it runs").tell_rotation(shard);
-    }
-
-    /// Without flipped bits nothing is damaged.
-    fn check_keeper(&self, error: Option<&KeeperError>) {
-        let is_damage = matches!(error, Some(KeeperError::Recovery(RecoveryError::Damaged { .. } | RecoveryError::Newer { .. })));
-        assert!(!is_damage, "{}", error.expect("there is one"));
     }
 }
 
@@ -513,7 +457,11 @@ fn text(output: &Output) -> String {
             let bytes: usize = spans.iter().map(|span| span.bytes().len()).sum();
             format!("send {bytes} bytes to {id:?}")
         }
-        Output::LogWrite { offset, bytes, from } => format!("write {} bytes at {offset}", bytes.len() - from),
+        Output::LogWrite {
+            offset,
+            bytes,
+            from,
+        } => format!("write {} bytes at {offset}", bytes.len() - from),
         Output::Handoff(id, owner, _) => format!("hand {id:?} to {owner}"),
         other => format!("{other:?}"),
     }

@@ -15,25 +15,33 @@ pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x80 | opcode];
     match payload.len() {
         length @ 0..126 => frame.push(0x80 | u8::try_from(length).expect("it is short")),
-        length => match u16::try_from(length) {
-            Ok(length) => {
-                frame.push(0x80 | 126);
+        length => {
+            if let Ok(length) = u16::try_from(length) {
+                frame.push(0x80 | 0x7E);
                 frame.extend(length.to_be_bytes());
-            }
-            Err(_) => {
-                frame.push(0x80 | 127);
+            } else {
+                frame.push(0x80 | 0x7F);
                 frame.extend((length as u64).to_be_bytes());
             }
-        },
+        }
     }
     let mask = [3, 1, 4, 1];
     frame.extend(mask);
-    frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    frame.extend(
+        payload
+            .iter()
+            .zip(mask.iter().cycle())
+            .map(|(byte, mask)| byte ^ mask),
+    );
     frame
 }
 
 pub fn op_frame(write: &Write) -> Vec<u8> {
-    let Write { key, value, timestamp } = write;
+    let Write {
+        key,
+        value,
+        timestamp,
+    } = write;
     let text = format!(
         r#"{{"type":"op","payload":{{"key":"{key}","value":{value},"timestamp":{timestamp}}}}}"#
     );
@@ -93,17 +101,27 @@ impl Stream {
             let text = str::from_utf8(&self.bytes[..head]).expect("a head is text");
             let status = text[9..12].parse().expect("a status");
             let is_switch = status == 101;
-            let lengths = text.lines().filter_map(|line| line.strip_prefix("Content-Length: "));
-            let body: usize = lengths.map(|length| length.parse::<usize>().expect("a length")).sum();
+            let lengths = text
+                .lines()
+                .filter_map(|line| line.strip_prefix("Content-Length: "));
+            let body: usize = lengths
+                .map(|length| length.parse::<usize>().expect("a length"))
+                .sum();
             if self.bytes.len() < head + body {
                 return None;
             }
-            assert!(is_switch || head + body == self.bytes.len(), "an answer ends the connection");
+            assert!(
+                is_switch || head + body == self.bytes.len(),
+                "an answer ends the connection"
+            );
             self.status = Some(status);
             return Some((head + body, Told::Status(status)));
         }
         let (start, length) = match *self.bytes.get(1)? {
-            126 => (4, usize::from(u16::from_be_bytes(*self.bytes.get(2..)?.first_chunk()?))),
+            126 => (
+                4,
+                usize::from(u16::from_be_bytes(*self.bytes.get(2..)?.first_chunk()?)),
+            ),
             127 => {
                 let length = u64::from_be_bytes(*self.bytes.get(2..)?.first_chunk()?);
                 (10, usize::try_from(length).expect("a length"))
@@ -134,7 +152,8 @@ fn message(text: &[u8]) -> Told {
         Some("error") => Told::Error(payload["code"].as_u64().expect("a code")),
         Some("init") => {
             let data = message["data"].as_object().expect("an object");
-            let field = |(key, value): (&String, &serde_json::Value)| (key.clone(), value.to_string());
+            let field =
+                |(key, value): (&String, &serde_json::Value)| (key.clone(), value.to_string());
             Told::Init(data.iter().map(field).collect())
         }
         other => panic!("no such message is sent: {other:?}"),
@@ -157,7 +176,9 @@ pub fn records(batch: &[u8]) -> Vec<Record> {
     while !rest.is_empty() {
         let length = number(rest, 4, 4);
         let (workspace, key) = (number(rest, 24, 2), number(rest, 26, 2));
-        let text = |from: usize, until: usize| String::from_utf8(rest[from..until].to_vec()).expect("UTF-8");
+        let text = |from: usize, until: usize| {
+            String::from_utf8(rest[from..until].to_vec()).expect("UTF-8")
+        };
         records.push(Record {
             workspace: text(29, 29 + workspace),
             write: Write {

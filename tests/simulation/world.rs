@@ -62,7 +62,10 @@ impl World {
         let disk = SimDisk::new(Dice::new(plan.seed, 3), journal.clone());
         journal.note(|| format!("{plan:?}"));
         let world = Self {
-            clock: Clock { now_us: SECOND_US, unix_us: BEGIN_UNIX_US },
+            clock: Clock {
+                now_us: SECOND_US,
+                unix_us: BEGIN_UNIX_US,
+            },
             disk,
             server: None,
             clients: Vec::new(),
@@ -149,7 +152,11 @@ impl World {
     // ---- time ----
 
     pub fn pass(&mut self, most_us: usize) {
-        let most_us = if self.dice.one_in(25) { most_us * 100 } else { most_us };
+        let most_us = if self.dice.one_in(25) {
+            most_us * 100
+        } else {
+            most_us
+        };
         let us = self.dice.below(most_us) as u64;
         self.clock.now_us += us;
         self.clock.unix_us += us;
@@ -220,7 +227,10 @@ impl World {
             2 if may_misbehave => ("/v1/sync/one?token=forged".to_owned(), 401),
             _ => {
                 let id = WORKSPACES[workspace].replace(' ', "%20");
-                (format!("/v1/sync/{id}?token={}", token()), if is_over_limit { 503 } else { 101 })
+                (
+                    format!("/v1/sync/{id}?token={}", token()),
+                    if is_over_limit { 503 } else { 101 },
+                )
             }
         };
         client.status_wanted = status;
@@ -236,13 +246,21 @@ impl World {
         client.home = Home::At(shard, id);
         let now_us = self.clock.now_us;
         (client.came_us, client.heard_us, client.moved_us) = (now_us, now_us, now_us);
-        self.journal.note(|| format!("client {number} comes to shard {shard} for {}", WORKSPACES[workspace]));
+        self.journal.note(|| {
+            format!(
+                "client {number} comes to shard {shard} for {}",
+                WORKSPACES[workspace]
+            )
+        });
         if let Some(again) = again
             && let Some(write) = self.clients[again].sent.last().cloned()
             && status == 101
         {
             // It does not know what became of its last op.
-            self.senders.get_mut(&write.value).expect("it was sent").push(number);
+            self.senders
+                .get_mut(&write.value)
+                .expect("it was sent")
+                .push(number);
             client.write(write);
             (client.judged, client.has_resent) = (1, true);
         }
@@ -252,7 +270,9 @@ impl World {
 
     fn write(&mut self) {
         let burst = if self.dice.one_in(20) { 30 } else { 3 };
-        let Some(place) = self.any_client(|client| client.is_open() && client.reading != Reading::HalfOpen) else {
+        let Some(place) =
+            self.any_client(|client| client.is_open() && client.reading != Reading::HalfOpen)
+        else {
             return;
         };
         for _ in 0..=self.dice.below(burst) {
@@ -275,11 +295,20 @@ impl World {
             1 => format!("{{\"n\":{}}}", self.count),
             _ => format!("\"{}{}\"", self.count, "-".repeat(width)),
         };
-        let write = Write { key, value, timestamp };
+        let write = Write {
+            key,
+            value,
+            timestamp,
+        };
         let workspace = self.clients[place].workspace;
         let held = self.models[workspace].held(&write.key);
         self.coverage.ties += u64::from(held.is_some_and(|held| held.timestamp == timestamp));
-        self.journal.note(|| format!("client {place} writes {} = {:.40} at {timestamp}", write.key, write.value));
+        self.journal.note(|| {
+            format!(
+                "client {place} writes {} = {:.40} at {timestamp}",
+                write.key, write.value
+            )
+        });
         self.senders.insert(write.value.clone(), vec![place]);
         self.clients[place].write(write);
     }
@@ -288,7 +317,8 @@ impl World {
     pub fn deliver(&mut self) {
         let can = |client: &Client| {
             let has_news = !client.outgoing.is_empty() || client.is_leaving;
-            client.receiving && (client.is_broken || has_news && client.reading != Reading::HalfOpen)
+            client.receiving
+                && (client.is_broken || has_news && client.reading != Reading::HalfOpen)
         };
         if let Some(place) = self.any_client(can) {
             self.deliver_from(place);
@@ -304,13 +334,22 @@ impl World {
             unreachable!("only a shard receives");
         };
         let most = client.outgoing.len().min(RECEIVE_BYTES_MAX);
-        let length = if is_whole || most == 0 { most } else { 1 + cut % most };
+        let length = if is_whole || most == 0 {
+            most
+        } else {
+            1 + cut % most
+        };
         let mut bytes: Vec<u8> = client.outgoing.drain(..length).collect();
         let is_broken = client.is_broken;
         client.silence_us = client.silence_us.max(self.clock.now_us - client.heard_us);
         client.heard_us = self.clock.now_us;
-        self.journal.note(|| format!("client {place} sends {length} bytes, broken: {is_broken}"));
-        let bytes = if is_broken { None } else { Some(&mut bytes[..]) };
+        self.journal
+            .note(|| format!("client {place} sends {length} bytes, broken: {is_broken}"));
+        let bytes = if is_broken {
+            None
+        } else {
+            Some(&mut bytes[..])
+        };
         let seat = &mut self.server.as_mut().expect("it runs").seats[shard];
         seat.shard.handle(Input::Received(id, bytes), self.clock);
         seat.is_woken = true;
@@ -333,18 +372,22 @@ impl World {
 
     fn finish_send_of(&mut self, place: usize) {
         let cut = self.dice.below(4);
-        let share = self.dice.below(usize::MAX);
+        let part = self.dice.below(usize::MAX);
         let client = &mut self.clients[place];
         let (spans, bytes) = client.sending.take().expect("it was just there");
-        let now: Vec<u8> = spans.iter().flat_map(|span| span.bytes().iter().copied()).collect();
+        let now: Vec<u8> = spans
+            .iter()
+            .flat_map(|span| span.bytes().iter().copied())
+            .collect();
         assert!(now == bytes, "what is being sent does not change");
-        let count = spans_bytes(&spans);
+        let all = spans_bytes(&spans);
         let taken = match cut {
             _ if client.is_broken => None,
-            0 => Some(1 + share % count),
-            _ => Some(count),
+            0 => Some(1 + part % all),
+            _ => Some(all),
         };
-        self.journal.note(|| format!("client {place} takes {taken:?} of {count} bytes"));
+        self.journal
+            .note(|| format!("client {place} takes {taken:?} of {all} bytes"));
         let Home::At(shard, id) = client.home else {
             unreachable!("only a shard sends");
         };
@@ -356,7 +399,7 @@ impl World {
             skip_sent(&mut rest, taken);
         }
         let seat = &mut self.server.as_mut().expect("it runs").seats[shard];
-        seat.cut_sends += usize::from(taken.is_some_and(|taken| taken < count));
+        seat.cut_sends += usize::from(taken.is_some_and(|taken| taken < all));
         seat.shard.handle(Input::Sent(id, spans, taken), self.clock);
         seat.is_woken = true;
         self.note_panic(shard);
@@ -372,7 +415,8 @@ impl World {
             return;
         }
         let kind = self.dice.below(13);
-        self.journal.note(|| format!("client {place} misbehaves: {kind}"));
+        self.journal
+            .note(|| format!("client {place} misbehaves: {kind}"));
         let open = self.clients[place].is_open();
         match kind {
             0 => self.clients[place].is_broken = true,
@@ -384,7 +428,11 @@ impl World {
             3 => self.clients[place].reading = Reading::Stopped,
             4 | 5 => self.clients[place].reading = Reading::Slow,
             6 if open => self.flood(place),
-            7 if open => self.leave(place, 1000, &wire::frame(wire::CLOSE, &1000_u16.to_be_bytes())),
+            7 if open => self.leave(
+                place,
+                1000,
+                &wire::frame(wire::CLOSE, &1000_u16.to_be_bytes()),
+            ),
             8 if open => self.leave(place, 1003, &wire::frame(wire::BINARY, b"1")),
             9 if open => {
                 let long = vec![b'x'; self.plan.message_bytes_max + 1];
@@ -423,13 +471,19 @@ impl World {
         ];
         let text = &bad[self.dice.below(bad.len())];
         let client = &mut self.clients[place];
-        client.outgoing.extend(wire::frame(wire::TEXT, text.as_bytes()));
+        client
+            .outgoing
+            .extend(wire::frame(wire::TEXT, text.as_bytes()));
         client.refusals_due += 1;
     }
 
     fn plant_panic(&mut self, place: usize) {
         let client = &mut self.clients[place];
-        let write = Write { key: PANIC_KEY.to_owned(), value: "666".to_owned(), timestamp: 1 };
+        let write = Write {
+            key: PANIC_KEY.to_owned(),
+            value: "666".to_owned(),
+            timestamp: 1,
+        };
         client.outgoing.extend(wire::op_frame(&write));
         client.has_planted = true;
         client.is_leaving = true;

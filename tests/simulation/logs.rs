@@ -1,0 +1,183 @@
+//! What the disk does for the logs of the shards.
+
+use etherply::core::contract::{Input, Output, shard_of};
+use etherply::core::deal::Deal;
+use etherply::log::commit::Durability;
+use etherply::log::disk::DiskFile;
+use etherply::log::keeper::KeeperError;
+use etherply::log::recovery::RecoveryError;
+
+use crate::server::{Errand, HASH_SEED, LogOperation};
+use crate::world::{Doing, World};
+
+impl World {
+    /// One operation of a log goes on: the disk does it, or the shard is told.
+    pub fn go_on_with_log(&mut self) {
+        let shards = self.shards as usize;
+        let first = self.dice.below(shards);
+        for shard in (first..shards).chain(0..first) {
+            match self.seat(shard).operation.take() {
+                Some(LogOperation::Asked(output)) => {
+                    let done = self.perform(shard, output);
+                    self.seat(shard).operation = Some(LogOperation::Done(done));
+                    if !self.is_calm && self.dice.one_in(2) {
+                        return;
+                    }
+                    if self.disk.is_dead() {
+                        return;
+                    }
+                    let Some(LogOperation::Done(input)) = self.seat(shard).operation.take() else {
+                        unreachable!("it was just put there");
+                    };
+                    return self.tell(shard, input);
+                }
+                Some(LogOperation::Done(input)) => return self.tell(shard, input),
+                None => {}
+            }
+        }
+    }
+
+    fn perform(&mut self, shard: usize, output: Output) -> Input<'static> {
+        self.doing = Doing::Commit;
+        let seat = self.seat(shard);
+        let file = seat.log.as_ref().expect("it is open").file();
+        match output {
+            Output::LogWrite {
+                offset,
+                bytes,
+                from,
+            } => {
+                let count = file.write_at(&bytes[from..], offset).ok();
+                let is_whole = count == Some(bytes.len() - from);
+                let handed = seat.handed.clone();
+                if is_whole && !self.disk.is_dead() {
+                    for (workspace, count) in handed {
+                        let model = &mut self.models[workspace];
+                        model.written = model.written.max(count);
+                    }
+                }
+                Input::LogWritten(bytes, count)
+            }
+            Output::LogSync => {
+                let ok = file.sync().is_ok();
+                let handed = seat.handed.clone();
+                seat.is_sync_lost |= !ok;
+                if ok && !self.disk.is_dead() {
+                    for (workspace, count) in handed {
+                        let model = &mut self.models[workspace];
+                        model.synced = model.synced.max(count.min(model.written));
+                    }
+                }
+                Input::LogSynced(ok)
+            }
+            other => unreachable!("{other:?} is no operation of the ring"),
+        }
+    }
+
+    fn tell(&mut self, shard: usize, input: Input<'static>) {
+        self.doing = Doing::Nothing;
+        let clock = self.clock;
+        let durability = self.plan.durability;
+        let seat = self.seat(shard);
+        let is_failure = matches!(&input, Input::LogWritten(_, None) | Input::LogSynced(false));
+        // What comes after a failure is not looked at any more.
+        let is_late = seat.may_fail;
+        seat.may_fail |= is_failure;
+        // A write that took a part goes on; the sync of an `always` log is still to come.
+        let is_end = match &input {
+            Input::LogWritten(..) => durability != Durability::Always && !is_failure,
+            Input::LogSynced(ok) => *ok,
+            _ => false,
+        };
+        let is_sync = matches!(input, Input::LogSynced(_));
+        let mut handed = seat.handed.clone();
+        seat.shard.handle(input, clock);
+        seat.is_woken = true;
+        self.note_panic(shard);
+        if is_end && !is_late {
+            for (workspace, count) in &handed {
+                let model = &mut self.models[*workspace];
+                let count = (*count).min(model.written);
+                model.confirmed = model.confirmed.max(count);
+                if is_sync {
+                    model.covered = model.covered.max(count);
+                }
+            }
+            handed.retain(|(workspace, count)| *count > self.models[*workspace].synced);
+            self.seat(shard).handed = handed;
+        }
+    }
+
+    // ---- slow work ----
+
+    pub fn run_errand(&mut self, shard: usize) {
+        let Some(errand) = self.seat(shard).errand.take() else {
+            return;
+        };
+        match errand {
+            Errand::Create(creation) => {
+                self.doing = Doing::Rotation;
+                let outcome = creation.run(0);
+                if self.disk.is_dead() {
+                    return;
+                }
+                check_keeper(outcome.as_ref().err());
+                let clock = self.clock;
+                let seat = self.seat(shard);
+                let segment = outcome
+                    .ok()
+                    .map(|segment| seat.log.as_mut().expect("open").replace(segment));
+                seat.may_fail |= segment.is_none();
+                self.coverage.rotations += u64::from(segment.is_some());
+                let seat = self.seat(shard);
+                seat.shard.handle(Input::LogOpened(segment), clock);
+                seat.is_woken = true;
+            }
+            Errand::Rebuild(rebuild) => {
+                self.doing = Doing::Rebuild;
+                self.give_up_the_rest(shard);
+                let mut deal = Deal::new(HASH_SEED);
+                let shards = self.shards;
+                let outcome = rebuild.run(|op| {
+                    if shard_of(op.workspace, shards) as usize == shard {
+                        deal.visit(op);
+                    }
+                });
+                if self.disk.is_dead() {
+                    return;
+                }
+                check_keeper(outcome.as_ref().err());
+                deal.finish_restore();
+                let workspaces = deal.finish(shards).swap_remove(shard);
+                let clock = self.clock;
+                if outcome.is_ok() {
+                    self.accept_rebuilt(shard, &workspaces);
+                    self.coverage.rebuilds += 1;
+                }
+                let seat = self.seat(shard);
+                let state = outcome.ok().map(|segment| {
+                    (
+                        seat.log.as_mut().expect("open").replace(segment),
+                        workspaces,
+                    )
+                });
+                seat.is_sync_lost &= state.is_none();
+                seat.shard.handle(Input::Rebuilt(state), clock);
+                seat.is_woken = true;
+            }
+        }
+        self.doing = Doing::Nothing;
+        self.server.as_mut().expect("it runs").tell_rotation(shard);
+    }
+}
+
+/// Without flipped bits nothing is damaged.
+fn check_keeper(error: Option<&KeeperError>) {
+    let is_damage = matches!(
+        error,
+        Some(KeeperError::Recovery(
+            RecoveryError::Damaged { .. } | RecoveryError::Newer { .. }
+        ))
+    );
+    assert!(!is_damage, "{error:?}");
+}
