@@ -69,6 +69,8 @@ pub const REOPEN_WAIT_MIN_US: u64 = 100_000;
 /// The longest such wait.
 pub const REOPEN_WAIT_MAX_US: u64 = 5 * SECOND_US;
 
+/// What of a segment is read at a time.
+pub const READ_BYTES: usize = 256 * 1024;
 /// Between two lines that tell how far the reading of the log is.
 pub const PROGRESS_INTERVAL_MS: u64 = 2_000;
 
@@ -185,9 +187,8 @@ const _: () = assert!(
     "a turn's sends fit the submission queue"
 );
 const _: () = assert!(RING_ENTRIES < COMPLETION_ENTRIES);
-const _: () = assert!(
-    SEGMENT_BYTES_MIN <= SEGMENT_BYTES_MAX && COMPACTION_BATCH_BYTES <= BATCH_BYTES_MAX
-);
+const _: () =
+    assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_MAX && COMPACTION_BATCH_BYTES <= BATCH_BYTES_MAX);
 const _: () = assert!(
     100 + 100 / COMPACTION_DEAD_SHARE < COMPACTION_START_PERCENT,
     "a compaction leaves less than what starts the next one"

@@ -24,9 +24,7 @@ use crate::io::post::{self, Letter, Post, Status, mailbox};
 use crate::io::recovery::{self, Display};
 use crate::io::ring;
 use crate::io::worker::{Ties, Worker, clock};
-use crate::limits::{
-    DESCRIPTORS_RESERVED, LISTEN_BACKLOG, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
-};
+use crate::limits::{DESCRIPTORS_RESERVED, LISTEN_BACKLOG, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use crate::log::directory::{DataDirectory, DirectoryError};
 use crate::log::keeper::LogKeeper;
 use crate::log::recovery::{RecoveryError, Report};

@@ -237,7 +237,9 @@ impl Worker {
     }
 
     fn log(&mut self) -> &mut LogKeeper<HostDisk> {
-        self.log.as_mut().expect("the log was read before it is used")
+        self.log
+            .as_mut()
+            .expect("the log was read before it is used")
     }
 
     /// Nothing before the open segment changes any more, but by compaction.

@@ -60,6 +60,8 @@ impl World {
             ping_interval_us: 25 * SECOND_US,
             outbox_bytes_max: 1024,
             message_bytes_max: 4096,
+            segment_bytes_min: u64::MAX,
+            segment_bytes_max: u64::MAX,
             future_skew_us: 24 * 3600 * SECOND_US,
             drain_us: 5 * SECOND_US,
             hash_seed: 5,
