@@ -167,6 +167,7 @@ impl Loop {
         let settings = Settings::routine(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
         let begun = Instant::now();
         let mut compaction = Compaction::plan(Arc::clone(&self.directory), &open, settings)?;
+        tracing::info!(bytes = compaction.outcome().bytes, "compacting the log");
         let mut since = Instant::now();
         let mut size = self.size();
         loop {
