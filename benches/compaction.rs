@@ -57,7 +57,7 @@ impl Settings {
                 "--ops" => settings.ops = number(),
                 "--keys" => settings.keys = number(),
                 "--value-bytes" => {
-                    settings.value_bytes = usize::try_from(number()).expect("it fits")
+                    settings.value_bytes = usize::try_from(number()).expect("it fits");
                 }
                 "--bench" => {}
                 other => panic!("{other}: it takes --rate, --ops, --keys, --value-bytes"),
@@ -193,8 +193,8 @@ fn write(settings: &Settings, mut socket: WebSocket<TcpStream>, course: &Course)
     let begun = Instant::now();
     let mut timestamp = now_us();
     for op in 0..settings.ops {
-        let due = if settings.rate > 0 {
-            let due = begun + Duration::from_nanos(op * 1_000_000_000 / settings.rate);
+        let due = if let Some(due_ns) = (op * 1_000_000_000).checked_div(settings.rate) {
+            let due = begun + Duration::from_nanos(due_ns);
             thread::sleep(due.saturating_duration_since(Instant::now()));
             due
         } else {
@@ -324,11 +324,11 @@ fn main() {
     let (inside, outside): (Vec<Sample>, Vec<Sample>) = steady.partition(|sample| is_in(sample.0));
     let time: Duration = spans.iter().map(|span| span.1 - span.0).sum();
     println!(
-        "{} ops in {took:.1?}; live data {:.1} MB; at most {:.1} MB on disk: {:.2} times",
+        "{} ops in {took:.1?}; live data {} KB; at most {} KB on disk: {} percent",
         settings.ops,
-        live_bytes as f64 / 1e6,
-        bytes_max as f64 / 1e6,
-        bytes_max as f64 / live_bytes as f64,
+        live_bytes / 1000,
+        bytes_max / 1000,
+        bytes_max * 100 / live_bytes,
     );
     println!("{} compactions, {time:.1?} in all", spans.len());
     for (name, side) in [("while it compacts", inside), ("otherwise", outside)] {
