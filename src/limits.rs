@@ -39,13 +39,16 @@ pub const CONTROL_BYTES_MAX: usize = 125;
 /// cannot touch yet stays a small part of the log;
 pub const SEGMENT_LIVE_SHARE: u64 = 8;
 /// but it may grow to this size,
-pub const SEGMENT_BYTES_MIN: u64 = 4 * 1024 * 1024;
+pub const SEGMENT_BYTES_MIN: u64 = 2 * 1024 * 1024;
 /// and not beyond this one.
 pub const SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Closed segments of more than so many percent of the live data are compacted,
 pub const COMPACTION_START_PERCENT: u64 = 175;
 /// if they have at least this size for each shard.
 pub const COMPACTION_BYTES_MIN: u64 = 4 * 1024 * 1024;
+/// How far compaction stands back behind the shards where a core is busy (nice(2)). Not the most there is: a log that is written as fast
+/// as the cores allow must be compacted, too.
+pub const COMPACTION_NICE: i32 = 5;
 /// Compaction takes so many percent of its time at first,
 pub const COMPACTION_TIME_PERCENT_MIN: u64 = 25;
 /// and all of it when the log has reached so many percent of the live data.

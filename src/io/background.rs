@@ -12,7 +12,7 @@ use crate::core::contract::shard_of;
 use crate::core::deal::Deal;
 use crate::io::post::{Letter, Post, RebuildError};
 use crate::limits::{
-    COMPACTION_BYTES_MIN, COMPACTION_RETRY_US, COMPACTION_START_PERCENT,
+    COMPACTION_BYTES_MIN, COMPACTION_NICE, COMPACTION_RETRY_US, COMPACTION_START_PERCENT,
     COMPACTION_TIME_PERCENT_MIN, COMPACTION_URGENT_PERCENT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
 };
 use crate::log::compaction::{Compaction, CompactionError, Settings};
@@ -89,7 +89,7 @@ impl Compactor {
             .name("etherply-compact".to_owned())
             .spawn(move || {
                 // Linux takes this for the calling thread alone (setpriority(2), "C library/kernel differences").
-                let _ = rustix::process::setpriority_process(None, 19);
+                let _ = rustix::process::setpriority_process(None, COMPACTION_NICE);
                 Loop::new(directory, inbox).run();
             })?;
         Ok(Self { rotations, thread })
