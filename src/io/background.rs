@@ -114,6 +114,8 @@ struct Loop {
     inbox: Receiver<Rotation>,
     /// The last of each shard.
     rotations: Vec<Rotation>,
+    /// Something was told during the last compaction.
+    is_news: bool,
     is_over: bool,
 }
 
@@ -123,6 +125,7 @@ impl Loop {
             directory,
             inbox,
             rotations: Vec::new(),
+            is_news: false,
             is_over: false,
         }
     }
@@ -130,6 +133,7 @@ impl Loop {
     fn run(&mut self) {
         let mut wait = Duration::MAX;
         while !self.is_over {
+            self.is_news = false;
             match self.inbox.recv_timeout(wait) {
                 Ok(rotation) => self.note(rotation),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -141,6 +145,8 @@ impl Loop {
                 continue;
             }
             match self.compact() {
+                // The log has grown meanwhile, perhaps by so much that the next one is due.
+                Ok(()) if self.is_news => wait = Duration::ZERO,
                 Ok(()) | Err(CompactionError::Stopped) => {}
                 Err(error @ CompactionError::Folder { .. }) => {
                     tracing::error!(
@@ -173,6 +179,7 @@ impl Loop {
         loop {
             let more = compaction.step(&mut |_| {
                 if self.catch_up() {
+                    self.is_news = true;
                     size = self.size();
                 }
                 let worked = since.elapsed();
