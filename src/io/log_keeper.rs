@@ -10,6 +10,7 @@ use std::thread;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
+use rustix::io::Errno;
 
 use crate::core::contract::shard_of;
 use crate::core::workspace::Workspace;
@@ -81,6 +82,37 @@ impl LogKeeper {
         self.segment.file.as_fd()
     }
 
+    /// Fails where the open segment has lost its name: a write and an fdatasync of it still end well, and what they kept is
+    /// gone as soon as the file is closed. Cheap enough for every commit.
+    pub fn check_linked(&self) -> Result<(), RebuildError> {
+        let open = rustix::fs::fstat(&self.segment.file).map_err(io::Error::from)?;
+        if open.st_nlink == 0 {
+            return Err(self.deleted());
+        }
+        Ok(())
+    }
+
+    /// Fails where the open segment does not stand at its path: what stands there now, nothing or a backup that was put
+    /// back, does not go on with this log, and must not be given the next segment of it.
+    fn check_in_place(&self) -> Result<(), RebuildError> {
+        let path = &self.segment.path;
+        let open = rustix::fs::fstat(&self.segment.file).map_err(io::Error::from)?;
+        match rustix::fs::stat(path) {
+            Ok(found) if (found.st_dev, found.st_ino) == (open.st_dev, open.st_ino) => Ok(()),
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => Err(self.deleted()),
+            Err(errno) => Err(RebuildError::Segment {
+                path: path.clone(),
+                source: errno.into(),
+            }),
+        }
+    }
+
+    fn deleted(&self) -> RebuildError {
+        RebuildError::Deleted {
+            path: self.segment.path.clone(),
+        }
+    }
+
     /// Makes a new segment the open one. Nothing of the one before may be in flight.
     pub fn replace(&mut self, segment: Segment) -> OpenSegment {
         self.sources.retain(|source| *source != segment.path);
@@ -92,6 +124,9 @@ impl LogKeeper {
 
     /// Creates the next segment on a thread of its own; its outcome comes as a letter.
     pub fn create_next(&self, index: u64, first_position: u64, post: Post) {
+        if let Err(error) = self.check_in_place() {
+            return post.send(Letter::SegmentCreated(Err(error)));
+        }
         let folder = self.directory.shard_path(self.shard);
         let header = SegmentHeader {
             index,
@@ -107,6 +142,9 @@ impl LogKeeper {
     /// own; its outcome comes as a letter. The failed file is not written any more: it ends for its
     /// readers where the next segment says that it begins.
     pub fn rebuild(&mut self, end: End, post: Post) {
+        if let Err(error) = self.check_in_place() {
+            return post.send(Letter::Rebuilt(Err(error)));
+        }
         let folder = self.directory.shard_path(self.shard);
         let path = folder.join(segment::file_name(end.index + 1));
         let first_position = self.kept_position(end);

@@ -84,6 +84,14 @@ pub enum RebuildError {
         /// What the system said.
         source: io::Error,
     },
+    /// The open segment is not in its place any more. Nothing that the server could do brings its ops back there.
+    #[error(
+        "{path} was deleted or moved away under the running server: stop the server, put the data directory back from a backup, and start it again"
+    )]
+    Deleted {
+        /// The segment.
+        path: PathBuf,
+    },
     /// The system has no thread for it, or the segment could not be created.
     #[error(transparent)]
     System(#[from] io::Error),
