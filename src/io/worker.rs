@@ -19,7 +19,9 @@ use crate::core::shard::Shard;
 use crate::io::log_keeper::LogKeeper;
 use crate::io::post::{Connection, Letter, Mailbox, Place, Post, RebuildError, Status};
 use crate::io::ring::{Completion, Ring};
-use crate::limits::{ACCEPT_PAUSE_US, ACCEPTS_IN_FLIGHT, REFUSALS_IN_FLIGHT_MAX};
+use crate::limits::{
+    ACCEPT_PAUSE_US, ACCEPT_WARNING_US, ACCEPTS_IN_FLIGHT, REFUSALS_IN_FLIGHT_MAX,
+};
 
 /// What an operation of the ring was for.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +69,8 @@ pub struct Worker {
     started: Instant,
     accepts_in_flight: usize,
     accepts_paused_until_us: Option<u64>,
+    /// When a pause is worth a warning again.
+    next_accept_warning_us: u64,
     is_accepting: bool,
     /// Timers in flight, each earlier than the one before it.
     armed_timers_us: Vec<u64>,
@@ -87,6 +91,7 @@ impl Worker {
             started,
             accepts_in_flight: 0,
             accepts_paused_until_us: None,
+            next_accept_warning_us: 0,
             is_accepting: true,
             armed_timers_us: Vec::new(),
             is_again_in_flight: false,
@@ -238,8 +243,12 @@ impl Worker {
                 }
             }
             Err(error) if is_exhausted(&error) => {
-                if self.accepts_paused_until_us.is_none() {
-                    tracing::warn!(shard = self.number, "accepting pauses: {error}");
+                if self.next_accept_warning_us <= clock.now_us {
+                    self.next_accept_warning_us = clock.now_us + ACCEPT_WARNING_US;
+                    tracing::warn!(
+                        shard = self.number,
+                        "accepting pauses: {error}; raise the limit of open files (ulimit -n), or lower --max-connections"
+                    );
                 }
                 self.accepts_paused_until_us = Some(clock.now_us + ACCEPT_PAUSE_US);
             }

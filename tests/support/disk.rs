@@ -21,6 +21,19 @@ pub fn limit_file_size(pid: Pid, limit: Option<u64>) {
     .expect("the server runs");
 }
 
+/// From now on the process gets no descriptor from this number on. What it has open it keeps.
+pub fn limit_open_files(pid: Pid, limit: u64) {
+    prlimit(
+        Some(pid),
+        Resource::Nofile,
+        Rlimit {
+            current: Some(limit),
+            maximum: Some(limit),
+        },
+    )
+    .expect("the server runs");
+}
+
 /// Whether this test may mount; where not, it says so.
 pub fn may_mount(test: &str) -> bool {
     let is_root = geteuid().is_root();

@@ -22,7 +22,8 @@ pub struct Setup {
     args: Vec<String>,
     envs: Vec<(String, String)>,
     data_dir: PathBuf,
-    ignores_file_size_signal: bool,
+    /// Shell commands that the process is prepared with.
+    prelude: Vec<String>,
     _folder: Arc<TempDir>,
 }
 
@@ -41,7 +42,7 @@ impl Setup {
             args: Vec::new(),
             envs: vec![("ETHERPLY_JWT_SECRET".into(), SECRET.into())],
             data_dir: folder.path().join("data"),
-            ignores_file_size_signal: false,
+            prelude: Vec::new(),
             _folder: Arc::new(folder),
         }
     }
@@ -74,7 +75,14 @@ impl Setup {
 
     /// A write over the process's file size limit then fails (EFBIG) instead of killing the process.
     pub fn ignoring_file_size_signal(mut self) -> Setup {
-        self.ignores_file_size_signal = true;
+        // An ignored signal stays ignored across exec.
+        self.prelude.push("trap '' XFSZ".into());
+        self
+    }
+
+    /// With a limit of open files that the process cannot raise.
+    pub fn open_files_limit(mut self, limit: u64) -> Setup {
+        self.prelude.push(format!("ulimit -n {limit}"));
         self
     }
 
@@ -146,13 +154,13 @@ impl Setup {
 
     fn command(&self, arguments: &[String]) -> Command {
         let binary = env!("CARGO_BIN_EXE_etherply");
-        let mut command = if self.ignores_file_size_signal {
-            // An ignored signal stays ignored across exec.
-            let mut shell = Command::new("sh");
-            shell.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", binary]);
-            shell
-        } else {
+        let mut command = if self.prelude.is_empty() {
             Command::new(binary)
+        } else {
+            let script = format!("{} && exec \"$0\" \"$@\"", self.prelude.join(" && "));
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &script, binary]);
+            shell
         };
         command
             .args(arguments)
