@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -95,6 +95,26 @@ impl Setup {
         let arguments = self.serve_arguments();
         let command = self.command(&arguments);
         Server::spawn(self, command).await
+    }
+
+    /// Starts the server and kills it as soon as this holds.
+    pub fn start_and_kill(&self, moment: impl Fn() -> bool) {
+        let mut command = self.command(&self.serve_arguments());
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let mut child = child.expect("the binary starts");
+        let begun = Instant::now();
+        let has_ended = |child: &mut Child| child.try_wait().expect("the child is ours").is_some();
+        while !moment() && !has_ended(&mut child) && begun.elapsed() < PATIENCE {
+            std::thread::yield_now();
+        }
+        let came = !has_ended(&mut child) && begun.elapsed() < PATIENCE;
+        // Fails where the process has ended already.
+        let _ = child.kill();
+        child.wait().expect("a killed child is reaped");
+        assert!(
+            came,
+            "that moment of a start never came, or the start failed"
+        );
     }
 
     /// Starts a server that is expected to end by itself, and waits for that.
