@@ -147,8 +147,12 @@ pub const ACCEPTS_IN_FLIGHT: usize = 16;
 pub const LISTEN_BACKLOG: i32 = 4096;
 /// How long accepting rests when the process has no file descriptor left.
 pub const ACCEPT_PAUSE_US: u64 = 100_000;
-/// Descriptors that are kept free of connections: the log, the rings, the standard streams.
+/// How often it is warned of that, as long as it lasts.
+pub const ACCEPT_WARNING_US: u64 = 10 * SECOND_US;
+/// Descriptors that are kept free of connections: the standard streams, the signals, connections that are refused.
 pub const DESCRIPTORS_RESERVED: u64 = 128;
+/// The same for each shard: seven for its ring, its mailbox and its segment, and those of a segment that is opened or read.
+pub const DESCRIPTORS_PER_SHARD: u64 = 10;
 /// Connections over `--max-connections` that are still answered with 503 instead of being dropped.
 pub const REFUSALS_IN_FLIGHT_MAX: usize = 64;
 
@@ -202,4 +206,5 @@ const _: () = assert!(
     "the open segments, and the one that compaction writes, fit between the urgent size and 2.5 times the live data"
 );
 const _: () = assert!(REOPEN_WAIT_MIN_US < REOPEN_WAIT_MAX_US);
+const _: () = assert!(ACCEPT_PAUSE_US < ACCEPT_WARNING_US);
 const _: () = assert!(DESCRIPTORS_RESERVED > REFUSALS_IN_FLIGHT_MAX as u64);

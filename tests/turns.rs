@@ -247,7 +247,7 @@ fn a_segment_that_was_opened_in_the_moment_of_a_failure_is_read_once() {
     let folder = tempfile::tempdir().unwrap();
     let directory = Arc::new(DataDirectory::open(folder.path()).unwrap());
     let mut log = LogKeeper::open(directory, 0, &Report::default()).unwrap();
-    let segment = log.next(2, 0).run(0).unwrap();
+    let segment = log.next(2, 0).unwrap().run(0).unwrap();
     log.replace(segment);
     for _ in 0..2 {
         let end = End {
@@ -255,7 +255,11 @@ fn a_segment_that_was_opened_in_the_moment_of_a_failure_is_read_once() {
             durable: 0,
             shown: 0,
         };
-        let segment = log.rebuild(end).run(|op| panic!("{op:?}")).unwrap();
+        let segment = log
+            .rebuild(end)
+            .unwrap()
+            .run(|op| panic!("{op:?}"))
+            .unwrap();
         log.replace(segment);
     }
 }

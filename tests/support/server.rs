@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -22,7 +22,8 @@ pub struct Setup {
     args: Vec<String>,
     envs: Vec<(String, String)>,
     data_dir: PathBuf,
-    ignores_file_size_signal: bool,
+    /// Shell commands that the process is prepared with.
+    prelude: Vec<String>,
     _folder: Arc<TempDir>,
 }
 
@@ -41,7 +42,7 @@ impl Setup {
             args: Vec::new(),
             envs: vec![("ETHERPLY_JWT_SECRET".into(), SECRET.into())],
             data_dir: folder.path().join("data"),
-            ignores_file_size_signal: false,
+            prelude: Vec::new(),
             _folder: Arc::new(folder),
         }
     }
@@ -74,7 +75,14 @@ impl Setup {
 
     /// A write over the process's file size limit then fails (EFBIG) instead of killing the process.
     pub fn ignoring_file_size_signal(mut self) -> Setup {
-        self.ignores_file_size_signal = true;
+        // An ignored signal stays ignored across exec.
+        self.prelude.push("trap '' XFSZ".into());
+        self
+    }
+
+    /// With a limit of open files that the process cannot raise.
+    pub fn open_files_limit(mut self, limit: u64) -> Setup {
+        self.prelude.push(format!("ulimit -n {limit}"));
         self
     }
 
@@ -87,6 +95,26 @@ impl Setup {
         let arguments = self.serve_arguments();
         let command = self.command(&arguments);
         Server::spawn(self, command).await
+    }
+
+    /// Starts the server and kills it as soon as this holds.
+    pub fn start_and_kill(&self, moment: impl Fn() -> bool) {
+        let mut command = self.command(&self.serve_arguments());
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let mut child = child.expect("the binary starts");
+        let begun = Instant::now();
+        let has_ended = |child: &mut Child| child.try_wait().expect("the child is ours").is_some();
+        while !moment() && !has_ended(&mut child) && begun.elapsed() < PATIENCE {
+            std::thread::yield_now();
+        }
+        let came = !has_ended(&mut child) && begun.elapsed() < PATIENCE;
+        // Fails where the process has ended already.
+        let _ = child.kill();
+        child.wait().expect("a killed child is reaped");
+        assert!(
+            came,
+            "that moment of a start never came, or the start failed"
+        );
     }
 
     /// Starts a server that is expected to end by itself, and waits for that.
@@ -146,13 +174,13 @@ impl Setup {
 
     fn command(&self, arguments: &[String]) -> Command {
         let binary = env!("CARGO_BIN_EXE_etherply");
-        let mut command = if self.ignores_file_size_signal {
-            // An ignored signal stays ignored across exec.
-            let mut shell = Command::new("sh");
-            shell.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", binary]);
-            shell
-        } else {
+        let mut command = if self.prelude.is_empty() {
             Command::new(binary)
+        } else {
+            let script = format!("{} && exec \"$0\" \"$@\"", self.prelude.join(" && "));
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &script, binary]);
+            shell
         };
         command
             .args(arguments)
