@@ -256,12 +256,13 @@ async fn a_server_whose_data_directory_was_deleted_unnoticed_stops_in_good_time(
 
 /// A scene in which the next op needs a new segment before anything is written.
 async fn scene_at_the_end_of_a_segment() -> (Scene, Pair) {
-    const SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+    // With as little live data as here (src/limits.rs).
+    const SEGMENT_BYTES: u64 = 2 * 1024 * 1024;
     let (scene, mut pair) = Scene::new(ALWAYS).await;
     let open_segment = files::segments(&scene.data_dir).pop();
     let open_segment = open_segment.expect("a segment is open");
     let filler = "f".repeat(1_000_000);
-    while open_segment.metadata().expect("it is there").len() <= SEGMENT_BYTES_MAX {
+    while open_segment.metadata().expect("it is there").len() < SEGMENT_BYTES {
         pair.write("filler", json!(filler)).await;
     }
     (scene, pair)
