@@ -144,9 +144,9 @@ impl Worker {
     fn complete(&mut self, completion: Completion<Token>, ring: &mut Ring<Token>, clock: Clock) {
         match completion {
             Completion::Received(Token::Receive(id), mut filled) => {
-                let bytes = ring.buffers().bytes(&mut filled);
-                self.shard.handle(Input::Received(id, Some(bytes)), clock);
-                ring.buffers().give_back(filled);
+                self.shard
+                    .handle(Input::Received(id, Some(filled.bytes())), clock);
+                ring.give_back(filled);
             }
             Completion::Ended(Token::Receive(id), outcome) => {
                 let bytes: Option<&mut [u8]> = outcome.is_ok().then_some(&mut []);

@@ -7,6 +7,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -188,8 +189,10 @@ impl Setup {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        if let Some(path) = std::env::var_os("PATH") {
-            command.env("PATH", path);
+        for name in ["PATH", "ASAN_OPTIONS", "LSAN_OPTIONS"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
         }
         // Whoever asks for backtraces still gets one clear line.
         command.env("RUST_BACKTRACE", "1");
@@ -237,6 +240,8 @@ pub struct Server {
     stdout: UnboundedReceiver<String>,
     output: Arc<Mutex<String>>,
     readers: Vec<JoinHandle<()>>,
+    /// The test has been given the exit code.
+    is_end_seen: bool,
 }
 
 impl Server {
@@ -273,6 +278,7 @@ impl Server {
             stdout,
             output,
             readers: vec![lines, log],
+            is_end_seen: false,
         };
         let first = server.stdout_line().await;
         let addr = first
@@ -387,8 +393,14 @@ impl Server {
     /// The end without warning: nothing that the process had in memory gets out.
     pub fn kill9(&mut self) {
         self.child.kill().expect("the server was running");
-        self.child.wait().expect("a killed child is reaped");
+        let status = self.child.wait().expect("a killed child is reaped");
         self.join_readers();
+        assert_eq!(
+            status.signal(),
+            Some(Signal::KILL.as_raw()),
+            "the server had ended before it was killed ({status}); its log:\n{}",
+            self.log()
+        );
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -406,6 +418,7 @@ impl Server {
         let ended = async || child.try_wait().expect("the child is ours");
         let status = eventually_in(limit, "the server ends", ended).await;
         self.join_readers();
+        self.is_end_seen = true;
         status.code()
     }
 
@@ -440,9 +453,23 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Both fail where the process has ended already, which is what is wanted.
+        // Both fail where the test has seen the end of the process, which is what is wanted.
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        let status = self.child.wait();
+        if std::thread::panicking() {
+            return;
+        }
+        self.join_readers();
+        // A sanitizer's report, an abort, a fault in a shard: the server ends too early, and a test may be done with it
+        // by then.
+        let ended_well = status.as_ref().is_ok_and(|status| {
+            status.code() == Some(0) || status.signal() == Some(Signal::KILL.as_raw())
+        });
+        assert!(
+            ended_well || self.is_end_seen,
+            "the server has ended by itself ({status:?}); its log:\n{}",
+            self.log()
+        );
     }
 }
 
