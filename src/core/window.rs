@@ -446,6 +446,29 @@ mod tests {
     }
 
     #[test]
+    fn what_was_sent_is_taken_off_and_its_chunks_go_back() {
+        for (sent_bytes, left) in [
+            (0, vec![(0, 4), (1, 3)]),
+            (1, vec![(1, 4), (1, 3)]),
+            (4, vec![(1, 3)]),
+            (5, vec![(2, 3)]),
+            (6, vec![]),
+        ] {
+            let chunk = Rc::new(vec![0; 4]);
+            let mut spans = Spans::new();
+            spans.push(Span::new(Rc::clone(&chunk), 0, 4));
+            spans.push(Span::new(Rc::clone(&chunk), 1, 3));
+            skip_sent(&mut spans, sent_bytes);
+            let held: Vec<_> = spans.iter().map(|span| (span.start, span.end)).collect();
+            assert_eq!(held, left, "{sent_bytes}");
+            drop(chunk);
+            let (is_held, mut pool) = (!spans.is_empty(), ChunkPool::default());
+            pool.give_spans(spans);
+            assert_eq!(pool.free.len(), usize::from(is_held), "{sent_bytes}");
+        }
+    }
+
+    #[test]
     fn the_pool_keeps_what_nobody_holds() {
         let mut pool = ChunkPool::default();
         let chunk = pool.fill(10, |out| out.extend_from_slice(b"0123456789"));

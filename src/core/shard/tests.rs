@@ -11,6 +11,12 @@ use crate::wire::auth::{Secret, Verifier, mint};
 
 #[path = "tests/peers.rs"]
 mod peers;
+#[path = "tests/rig.rs"]
+mod rig;
+#[path = "tests/rules.rs"]
+mod rules;
+#[path = "tests/times.rs"]
+mod times;
 
 use peers::{Client, Dice, Disk, Model, Told, Verdict, Write};
 
