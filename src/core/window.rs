@@ -469,6 +469,57 @@ mod tests {
     }
 
     #[test]
+    fn frames_share_a_chunk_and_the_next_one_starts_as_large() {
+        for (first_bytes, second_bytes, pieces) in [
+            (300, 300, 1),
+            (300, CHUNK_BYTES_MAX - 300, 1),
+            (300, CHUNK_BYTES_MAX - 299, 2),
+        ] {
+            let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
+            for (seq, bytes) in [(1, first_bytes), (2, second_bytes)] {
+                window.push(&mut pool, seq, seq, bytes, |out| {
+                    out.resize(out.len() + bytes, 0);
+                });
+            }
+            assert_eq!(window.pieces.len(), pieces, "{first_bytes} {second_bytes}");
+        }
+        let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
+        let mut held = Vec::new();
+        // A guess that was too large is halved from chunk to chunk.
+        for (seq, bytes, capacity_min) in [
+            (1, 10_000, 0),
+            (2, 10, 10_000),
+            (3, 10, 5000),
+            (4, 10, 2500),
+        ] {
+            window.push(&mut pool, seq, seq, bytes, |out| {
+                out.resize(out.len() + bytes, 0);
+            });
+            let chunk = &window.pieces.back().unwrap().chunk;
+            assert!(
+                chunk.capacity() >= capacity_min,
+                "{seq}: {}",
+                chunk.capacity()
+            );
+            held.push(Rc::clone(chunk));
+        }
+    }
+
+    #[test]
+    fn the_pool_is_bounded() {
+        for (capacity, kept) in [
+            (CHUNK_BYTES_MIN, CHUNKS_KEPT_MAX),
+            (CHUNK_BYTES_MAX, CHUNK_BYTES_KEPT_MAX / CHUNK_BYTES_MAX),
+        ] {
+            let mut pool = ChunkPool::default();
+            for _ in 0..=CHUNKS_KEPT_MAX {
+                pool.give(Rc::new(Vec::with_capacity(capacity)));
+            }
+            assert_eq!((pool.free.len(), pool.free_bytes), (kept, kept * capacity));
+        }
+    }
+
+    #[test]
     fn the_pool_keeps_what_nobody_holds() {
         let mut pool = ChunkPool::default();
         let chunk = pool.fill(10, |out| out.extend_from_slice(b"0123456789"));

@@ -3,15 +3,18 @@
 use super::peers::Told;
 use super::rig::{Rig, START_UNIX_S, frame, head, op, pong};
 use crate::core::contract::{Input, Output, Surroundings, shard_of};
-use crate::core::session::{Intake, State};
+use crate::core::session::{Intake, Session, State};
 use crate::core::window::spans_bytes;
 use crate::limits::{
-    ANSWER_BYTES_MAX, BATCH_BYTES_MAX, CONFLATED_BYTES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US,
-    SENDS_PER_TURN_MAX,
+    ANSWER_BYTES_MAX, BATCH_BYTES_MAX, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX,
+    MESSAGES_PER_TURN_MAX, SECOND_US, SENDS_PER_TURN_MAX,
 };
 use crate::log::commit::Durability;
 
 const PING: u8 = 9;
+
+/// Brings a server into a state.
+type Change<'a> = &'a dyn Fn(&mut Rig);
 
 // ---- joining ----
 
@@ -24,7 +27,6 @@ fn a_request_is_answered_by_the_state_of_the_server() {
     let others_fail = |rig: &mut Rig| rig.shard.set_surroundings(Surroundings { ready: false });
     let drains = |rig: &mut Rig| rig.shard.handle(Input::Drain, rig.clock);
     let fails = |rig: &mut Rig| rig.shard.handle(Input::LogSynced(false), rig.clock);
-    type Change<'a> = &'a dyn Fn(&mut Rig);
     let cases: [(&str, Change<'_>, bool, &str, &str); 12] = [
         (&healthz, &as_it_is, false, "200", "ok"),
         (&readyz, &as_it_is, false, "200", "ready"),
@@ -240,13 +242,14 @@ fn a_full_batch_is_written_before_more_is_read() {
     let value = format!("\"{}\"", "x".repeat(60_000));
     rig.op(writer, "k", "0", 1);
     assert!(rig.log.is_some(), "the first batch is under way");
-    let mut count = 1;
+    let (mut count, mut written) = (1, 0);
     while rig.session(writer).intake == Intake::Receiving {
-        count += 1;
+        (count, written) = (count + 1, written + 1);
         rig.op(writer, "k", &value, count);
         assert!(count < 100, "it is read for ever");
     }
-    assert!(count as usize * value.len() > BATCH_BYTES_MAX);
+    let count_max = BATCH_BYTES_MAX / value.len() + 2;
+    assert!((count_max - 1..=count_max).contains(&written));
     assert!(!rig.shard.has_work(), "it waits for the log");
     rig.seen(reader);
     rig.log_hangs = false;
@@ -276,6 +279,100 @@ fn a_turn_sends_to_so_many_sessions_and_no_more() {
         assert_eq!(in_flight(&rig), expected);
         assert_eq!(rig.shard.has_work(), expected == SENDS_PER_TURN_MAX);
     }
+}
+
+#[test]
+fn a_session_stands_in_the_queue_once_and_only_if_it_can_be_sent_to() {
+    type Flag = fn(&mut Session) -> &mut bool;
+    let flags: [Option<Flag>; 5] = [
+        None,
+        Some(|session| &mut session.queued),
+        Some(|session| &mut session.sending),
+        Some(|session| &mut session.aborted),
+        Some(|session| &mut session.finished),
+    ];
+    for (case, flag) in flags.into_iter().enumerate() {
+        let mut rig = Rig::new(|config| config.durability = Durability::None);
+        let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+        let id = rig.peers[reader].client.id;
+        rig.receive_only(writer, &op("k", "1", 1));
+        if let Some(flag) = flag {
+            *flag(rig.session(reader)) = true;
+        }
+        // Frames are announced to members, answers queue their session themselves.
+        if case < 3 {
+            rig.shard.announce();
+            assert_eq!(rig.shard.send_queue.contains(&id), case == 0, "case {case}");
+            let owner = rig.peers[writer].client.id;
+            assert!(!rig.shard.send_queue.contains(&owner), "it has its own op");
+            rig.shard.send_queue.clear();
+            rig.session(reader).queued = case == 1;
+        }
+        rig.shard.enqueue(id);
+        let queued = usize::from(case == 0);
+        assert_eq!(rig.shard.send_queue.len(), queued, "case {case}");
+        if case != 1 {
+            rig.shard.send_queue = [id].into();
+            rig.shard.send_slice(rig.clock);
+            let sends = rig.shard.outputs.iter();
+            let sends = sends.filter(|output| matches!(output, Output::Send(..)));
+            assert_eq!(sends.count(), queued, "case {case}");
+        }
+    }
+}
+
+#[test]
+fn what_shows_an_op_waits_for_the_log() {
+    let mut rig = Rig::new(|_| ());
+    let (writer, other) = (rig.join("w", None), rig.join("w", None));
+    rig.seen(writer);
+    rig.seen(other);
+    rig.log_hangs = true;
+    rig.op(writer, "k", "1", 10);
+    rig.op(writer, "k", "2", 9);
+    rig.op(other, "k", "3", 9);
+    let late = rig.join("w", None);
+    assert_eq!(rig.seen(writer), [""; 0]);
+    assert_eq!(rig.seen(other), [""; 0]);
+    assert_eq!(rig.seen(late), [""; 0]);
+    rig.receive(writer, &frame(1, b"{}"));
+    rig.log_hangs = false;
+    rig.run();
+    assert_eq!(rig.seen(writer), ["k=1@10", "error 400"]);
+    assert_eq!(rig.seen(other), ["k=1@10", "k=1@10"]);
+    assert_eq!(rig.seen(late), ["101", "init 1"]);
+}
+
+#[test]
+fn so_many_keys_are_looked_at_for_a_client_that_fell_behind_and_no_more() {
+    let own = CONFLATED_STEPS_MAX + 10;
+    let mut rig = Rig::new(|config| {
+        config.durability = Durability::None;
+        config.outbox_bytes_max = 16 * 1024;
+    });
+    let (slow, writer) = (rig.join("w", None), rig.join("w", None));
+    rig.peers[slow].reads = false;
+    let value = format!("\"{}\"", "x".repeat(1000));
+    for timestamp in 1..=100 {
+        rig.op(writer, "k", &value, timestamp);
+    }
+    for key in 0..own {
+        rig.receive_only(slow, &op(&format!("its own {key}"), "1", 1));
+        rig.turn();
+    }
+    let since = |rig: &mut Rig| rig.session(slow).outbox.behind().map(|behind| behind.since);
+    assert!(since(&mut rig).expect("it is behind") < 100);
+    // What was on its way is taken, and the latest of the one key is on its way then.
+    rig.peers[slow].reads = true;
+    rig.end_send(slow);
+    rig.turn();
+    let looked_at = 99 + CONFLATED_STEPS_MAX as u64;
+    assert_eq!(since(&mut rig), Some(looked_at), "its own are passed over");
+    rig.run();
+    assert_eq!(since(&mut rig), None);
+    rig.seen(slow);
+    rig.op(writer, "k", "2", 200);
+    assert_eq!(rig.seen(slow), ["k=2@200"]);
 }
 
 #[test]
