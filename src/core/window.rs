@@ -506,6 +506,18 @@ mod tests {
     }
 
     #[test]
+    fn a_window_that_was_long_gives_its_memory_back() {
+        for (pushed, dropped, capacity) in [(64, 64, 64), (65, 65, 0), (65, 64, 128)] {
+            let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
+            for seq in 1..=pushed {
+                window.push(&mut pool, seq, seq, 1, |out| out.push(0));
+            }
+            window.drop_before(dropped, &mut pool);
+            assert_eq!(window.frames.capacity(), capacity, "{pushed} {dropped}");
+        }
+    }
+
+    #[test]
     fn the_pool_is_bounded() {
         for (capacity, kept) in [
             (CHUNK_BYTES_MIN, CHUNKS_KEPT_MAX),

@@ -442,6 +442,27 @@ fn a_window_lets_go_of_what_everybody_has() {
     assert!(!rig.shard.rooms[0].touched);
 }
 
+#[test]
+fn a_window_over_its_bound_does_not_wait_for_the_round() {
+    for (over_bytes, falls_behind) in [(-1, false), (0, false), (1, true)] {
+        let mut rig = Rig::new(|config| config.durability = Durability::None);
+        let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+        rig.receive_only(writer, &op("k", "1", 1));
+        let held_bytes = rig.shard.rooms[0].window.capacity_bytes();
+        rig.shard.config.outbox_bytes_max = held_bytes.strict_sub_signed(over_bytes);
+        rig.shard.announce();
+        assert!(!rig.shard.send_queue.is_empty());
+        rig.shard.trim_windows();
+        assert_eq!(rig.session(reader).outbox.behind().is_some(), falls_behind);
+        let held_bytes = rig.shard.rooms[0].window.capacity_bytes();
+        assert_eq!(held_bytes == 0, falls_behind, "{over_bytes}");
+        assert_eq!(rig.shard.touched, [0], "it is looked at again");
+        rig.run();
+        assert!(rig.shard.touched.is_empty());
+        assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@1"));
+    }
+}
+
 // ---- failing ----
 
 #[test]
