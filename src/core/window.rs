@@ -443,6 +443,12 @@ mod tests {
         assert_eq!(visible, 3 * CHUNK_BYTES_MAX as u64);
         assert_eq!(window.overflow_end(1, visible), visible);
         assert_eq!(window.overflow_end(usize::MAX, visible), 0);
+        // No more than must go.
+        let bound_bytes = window.capacity_bytes() - 2 * CHUNK_BYTES_MAX;
+        for (bytes, chunks) in [(bound_bytes, 2), (bound_bytes + 1, 2), (bound_bytes - 1, 3)] {
+            let end = window.overflow_end(bytes, visible);
+            assert_eq!(end, (chunks * CHUNK_BYTES_MAX) as u64);
+        }
     }
 
     #[test]

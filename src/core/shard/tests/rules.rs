@@ -1,10 +1,10 @@
-//! The rules of a session's way through a shard, one by one: joining, reading, falling behind, failing.
+//! The rules of a session's way through a shard, one by one: joining, reading, falling behind.
 
-use super::peers::Told;
 use super::rig::{Rig, START_UNIX_S, frame, head, op, pong};
 use crate::core::contract::{Input, Output, Surroundings, shard_of};
+use crate::core::outbox::Outbox;
 use crate::core::session::{Intake, Session, State};
-use crate::core::window::spans_bytes;
+use crate::core::window::{Chunk, spans_bytes};
 use crate::limits::{
     ANSWER_BYTES_MAX, BATCH_BYTES_MAX, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX,
     MESSAGES_PER_TURN_MAX, SECOND_US, SENDS_PER_TURN_MAX,
@@ -235,6 +235,25 @@ fn a_client_that_reads_no_answers_is_read_no_more() {
 }
 
 #[test]
+fn a_client_is_read_while_its_answers_are_within_their_bound() {
+    let mut cost = Outbox::default();
+    cost.push(Chunk::new(vec![0; 1000]), 0, 0);
+    let chunk_bytes = ANSWER_BYTES_MAX - (cost.answer_bytes() - 1000);
+    for (more_bytes, intake) in [
+        (-1, Intake::Receiving),
+        (0, Intake::Receiving),
+        (1, Intake::Paused),
+    ] {
+        let mut rig = Rig::new(|_| ());
+        let client = rig.join("w", None);
+        let chunk = Chunk::new(vec![0; chunk_bytes.strict_add_signed(more_bytes)]);
+        rig.session(client).outbox.push(chunk, 0, 0);
+        rig.receive_only(client, &pong());
+        assert_eq!(rig.session(client).intake, intake, "{more_bytes}");
+    }
+}
+
+#[test]
 fn a_full_batch_is_written_before_more_is_read() {
     let mut rig = Rig::new(|_| ());
     let (writer, reader) = (rig.join("w", None), rig.join("w", None));
@@ -461,107 +480,4 @@ fn a_window_over_its_bound_does_not_wait_for_the_round() {
         assert!(rig.shard.touched.is_empty());
         assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@1"));
     }
-}
-
-// ---- failing ----
-
-#[test]
-fn a_panic_is_told_and_the_shard_starts_over() {
-    let mut rig = Rig::new(|config| config.fault_panic_key = Some("boom".to_owned()));
-    let (culprit, other) = (rig.join("w", None), rig.join("v", None));
-    let silent = rig.accept(false);
-    rig.op(culprit, "k", "1", 1);
-    for client in [culprit, other] {
-        rig.seen(client);
-    }
-    rig.op(culprit, "boom", "1", 2);
-    assert_eq!(rig.seen(culprit), ["error 500", "close 1011", "gone"]);
-    assert_eq!(rig.seen(other), ["close 1011", "gone"]);
-    assert_eq!(rig.ready, Some(false));
-    rig.sleep_until(0.05);
-    assert_eq!(rig.ready, Some(false));
-    rig.sleep_until(0.1);
-    assert_eq!(rig.ready, Some(true));
-    rig.receive(silent, head("w", None).as_bytes());
-    assert_eq!(rig.seen(silent), ["101", "init 1"]);
-}
-
-#[test]
-fn the_log_is_tried_again_at_growing_intervals() {
-    let mut rig = Rig::new(|_| ());
-    let client = rig.join("w", None);
-    rig.seen(client);
-    rig.log_fails = true;
-    rig.op(client, "k", "1", 1);
-    assert_eq!(rig.seen(client), ["error 500", "close 1011", "gone"]);
-    let mut waits_ms = Vec::new();
-    for _ in 0..8 {
-        waits_ms.push(rebuild_after_ms(&mut rig));
-        rig.run();
-    }
-    assert_eq!(waits_ms, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
-    rig.log_fails = false;
-    rebuild_after_ms(&mut rig);
-    rig.run();
-    assert_eq!(rig.ready, Some(true));
-    assert_eq!(rig.shard.next_deadline_us(), None);
-    // Only what is durable again proves that the disk is well.
-    for (writes, wait_ms) in [(false, 5000), (true, 100)] {
-        let client = rig.join("w", None);
-        if writes {
-            rig.op(client, "k", "1", 1);
-        }
-        rig.log_fails = true;
-        rig.op(client, "j", "1", 1);
-        assert_eq!(rebuild_after_ms(&mut rig), wait_ms, "{writes}");
-        rig.log_fails = false;
-        rig.run();
-    }
-}
-
-/// Sleeps until the log is tried again; gives how long that was.
-fn rebuild_after_ms(rig: &mut Rig) -> u64 {
-    let before_us = rig.clock.now_us;
-    while !matches!(rig.log, Some(Output::Rebuild(_))) {
-        assert!(!rig.shard.has_work());
-        let next_us = rig.shard.next_deadline_us();
-        let next_us = next_us.expect("it is tried again");
-        assert!(next_us > rig.clock.now_us, "it sleeps");
-        rig.clock.now_us = next_us;
-        rig.turn();
-    }
-    (rig.clock.now_us - before_us) / 1000
-}
-
-#[test]
-fn those_whose_ops_are_lost_are_told_and_nobody_else() {
-    // Failing are: the batch under way, and what came behind it.
-    let mut rig = Rig::new(|_| ());
-    let clients: Vec<usize> = (0..4).map(|_| rig.join("w", None)).collect();
-    rig.op(clients[3], "k", "0", 1);
-    for client in &clients {
-        rig.seen(*client);
-    }
-    rig.log_hangs = true;
-    rig.op(clients[0], "k", "1", 2);
-    rig.op(clients[1], "k", "2", 3);
-    rig.op(clients[2], "k", "2", 3);
-    (rig.log_hangs, rig.log_fails) = (false, true);
-    rig.run();
-    for (client, is_told) in clients.into_iter().zip([true, true, false, false]) {
-        let seen = rig.seen(client);
-        assert_eq!(
-            seen.contains(&"error 500".to_owned()),
-            is_told,
-            "{client}: {seen:?}"
-        );
-        assert!(
-            seen.ends_with(&["close 1011".to_owned(), "gone".to_owned()]),
-            "{seen:?}"
-        );
-    }
-    assert!(!matches!(
-        rig.peers[0].client.next_told(),
-        Some(Told::Op(_))
-    ));
 }
