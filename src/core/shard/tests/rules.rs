@@ -254,6 +254,27 @@ fn a_client_is_read_while_its_answers_are_within_their_bound() {
 }
 
 #[test]
+fn a_paused_client_is_read_again_when_half_of_its_answers_are_out() {
+    let mut cost = Outbox::default();
+    cost.push(Chunk::new(vec![0; 1000]), 0, 0);
+    let chunk_bytes = ANSWER_BYTES_MAX / 2 - (cost.answer_bytes() - 1000);
+    for (more_bytes, intake) in [(0, Intake::Unread), (1, Intake::Paused)] {
+        let mut rig = Rig::new(|_| ());
+        let (client, writer) = (rig.join("w", None), rig.join("w", None));
+        rig.peers[client].reads = false;
+        rig.op(writer, "k", "1", 1);
+        let chunk = Chunk::new(vec![0; chunk_bytes + more_bytes]);
+        rig.session(client).outbox.push(chunk, 0, 0);
+        rig.session(client).intake = Intake::Paused;
+        rig.peers[client].reads = true;
+        assert!(rig.end_send(client));
+        assert_eq!(rig.session(client).intake, intake, "{more_bytes}");
+        let queued = usize::from(intake == Intake::Unread);
+        assert_eq!(rig.shard.unread_queue.len(), queued);
+    }
+}
+
+#[test]
 fn a_full_batch_is_written_before_more_is_read() {
     let mut rig = Rig::new(|_| ());
     let (writer, reader) = (rig.join("w", None), rig.join("w", None));
