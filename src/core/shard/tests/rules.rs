@@ -6,7 +6,7 @@ use crate::core::outbox::Outbox;
 use crate::core::session::{Intake, Session, State};
 use crate::core::window::{Chunk, spans_bytes};
 use crate::limits::{
-    ANSWER_BYTES_MAX, BATCH_BYTES_MAX, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX,
+    ANSWER_BYTES_MAX, BATCH_BYTES_MAX, COMMIT_AGE_US, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX,
     MESSAGES_PER_TURN_MAX, SECOND_US, SENDS_PER_TURN_MAX,
 };
 use crate::log::commit::Durability;
@@ -359,6 +359,50 @@ fn a_session_stands_in_the_queue_once_and_only_if_it_can_be_sent_to() {
             assert_eq!(sends.count(), queued, "case {case}");
         }
     }
+}
+
+#[test]
+fn a_commit_waits_for_the_round_of_sends_but_not_long() {
+    for (durability, passed_us, is_started) in [
+        (Durability::Always, 0, false),
+        (Durability::Always, COMMIT_AGE_US - 1, false),
+        (Durability::Always, COMMIT_AGE_US, true),
+        (Durability::Interval, 0, true),
+        (Durability::None, 0, true),
+    ] {
+        let mut rig = Rig::new(|config| config.durability = durability);
+        let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+        let id = rig.peers[reader].client.id;
+        rig.receive_only(writer, &op("k", "1", 1));
+        let due_us = rig.clock.now_us + COMMIT_AGE_US;
+        assert_eq!(rig.shard.next_deadline_us(), Some(due_us));
+        // The round is not done.
+        rig.shard.enqueue(id);
+        assert!(rig.shard.has_work());
+        rig.clock.now_us += passed_us;
+        rig.turn();
+        let case = format!("{durability:?} {passed_us}");
+        assert_eq!(rig.log.is_some(), is_started, "{case}");
+        if is_started {
+            let next_us = rig.shard.next_deadline_us();
+            assert!(next_us.is_some_and(|next_us| next_us > due_us), "{case}");
+        }
+        rig.run();
+        assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@1"));
+    }
+}
+
+#[test]
+fn an_interval_is_synced_in_its_time() {
+    let mut rig = Rig::new(|config| config.durability = Durability::Interval);
+    let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+    rig.op(writer, "k", "1", 1);
+    assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@1"));
+    assert!(!rig.disk.synced.contains("1"));
+    rig.sleep_until(0.95);
+    assert!(!rig.disk.synced.contains("1"));
+    rig.sleep_until(1.0);
+    assert!(rig.disk.synced.contains("1"));
 }
 
 #[test]
