@@ -69,6 +69,8 @@ impl Rig {
             ping_interval_us: 10 * SECOND_US,
             outbox_bytes_max: 64 * 1024,
             message_bytes_max: 1024 * 1024,
+            segment_bytes_min: 1 << 26,
+            segment_bytes_max: 1 << 26,
             future_skew_us: 3600 * SECOND_US,
             drain_us: 8 * SECOND_US,
             hash_seed: 5,
@@ -77,7 +79,10 @@ impl Rig {
         };
         change(&mut config);
         let mut shard = Shard::new(config, segment, workspaces, clock);
-        shard.set_surroundings(Surroundings { ready: true });
+        shard.set_surroundings(Surroundings {
+            ready: true,
+            ..Surroundings::default()
+        });
         Self {
             shard,
             clock,

@@ -24,7 +24,7 @@ fn a_request_is_answered_by_the_state_of_the_server() {
     let (healthz, readyz) = (health("/healthz"), health("/readyz"));
     let join = head("w", None);
     let as_it_is = |_: &mut Rig| ();
-    let others_fail = |rig: &mut Rig| rig.shard.set_surroundings(Surroundings { ready: false });
+    let others_fail = |rig: &mut Rig| rig.shard.set_surroundings(Surroundings::default());
     let drains = |rig: &mut Rig| rig.shard.handle(Input::Drain, rig.clock);
     let fails = |rig: &mut Rig| rig.shard.handle(Input::LogSynced(false), rig.clock);
     let cases: [(&str, Change<'_>, bool, &str, &str); 12] = [
