@@ -103,15 +103,15 @@ mod tests {
             }
             let [mut deal, other] = deals;
             deal.merge(other);
-            let dealt = deal.finish(3);
+            let shards = deal.finish(3);
             for (id, value, seq) in [("a", "3", 3), ("b", "2", 2)] {
-                let workspaces = &dealt[shard_of(id, 3) as usize];
+                let workspaces = &shards[shard_of(id, 3) as usize];
                 let workspace = workspaces.iter().find(|workspace| workspace.id() == id);
                 let workspace = workspace.expect("it is with the shard that owns it");
-                assert_eq!(workspace.get("key").map(|entry| entry.value()), Some(value));
-                assert_eq!(workspace.seq(), seq);
+                let entry = workspace.get("key").expect("it has the key");
+                assert_eq!((entry.value(), workspace.seq()), (value, seq));
             }
-            assert_eq!(dealt.iter().map(Vec::len).sum::<usize>(), 2);
+            assert_eq!(shards.iter().map(Vec::len).sum::<usize>(), 2);
         }
     }
 }

@@ -160,12 +160,7 @@ impl Shard {
     }
 
     /// Begins to serve.
-    pub(super) fn open(
-        &mut self,
-        segment: OpenSegment,
-        workspaces: Vec<Workspace>,
-        clock: Clock,
-    ) {
+    pub(super) fn open(&mut self, segment: OpenSegment, workspaces: Vec<Workspace>, clock: Clock) {
         self.commit.reopen(segment, clock.now_us);
         self.visible_position = self.commit.visible_position();
         self.health = Health::Serving;
@@ -320,10 +315,10 @@ impl Shard {
             .is_some_and(|since_us| since_us + COMMIT_AGE_US <= clock.now_us);
         let turn = self.send_queue.is_empty() || self.config.durability != Durability::Always;
         let is_due = turn || old || self.commit.is_full();
-        self.commit.set_segment_bytes((self.live_bytes / SEGMENT_LIVE_SHARE).clamp(
-            self.config.segment_bytes_min,
-            self.config.segment_bytes_max,
-        ));
+        self.commit.set_segment_bytes(
+            (self.live_bytes / SEGMENT_LIVE_SHARE)
+                .clamp(self.config.segment_bytes_min, self.config.segment_bytes_max),
+        );
         if let Some(step) = is_due.then(|| self.commit.start(clock.now_us)).flatten() {
             self.push_step(step);
         }

@@ -395,11 +395,42 @@ mod tests {
     }
 
     #[test]
+    fn of_records_with_equal_timestamps_the_one_with_the_lower_seq_stays() {
+        for order in [[(10, 1, "1"), (10, 2, "2")], [(10, 2, "2"), (10, 1, "1")]] {
+            let mut workspace = Workspace::new("w", 1);
+            for (timestamp, seq, value) in order {
+                workspace.restore("k", value, timestamp, seq);
+            }
+            // The same record again changes nothing: its value is not looked at.
+            workspace.restore("k", "3", 10, 1);
+            workspace.finish_restore();
+            let entry = workspace.get("k").map(|entry| (entry.value(), entry.seq()));
+            assert_eq!(entry, Some(("1", 1)), "{order:?}");
+            assert_eq!(workspace.seq(), 2);
+        }
+    }
+
+    #[test]
     fn a_value_that_was_large_gives_its_memory_back() {
-        let mut workspace = Workspace::new("w", 1);
-        workspace.apply("k", &format!("\"{}\"", "x".repeat(100_000)), 1, 0);
-        workspace.apply("k", "1", 2, 0);
-        assert!(workspace.entries[0].value.capacity() < 1000);
+        for (large_bytes, small_bytes, is_kept) in [
+            (100_000, 1, false),
+            (100_000, 24_000, false),
+            // Memory that is used to a quarter, or that is little, is not worth an allocation.
+            (100_000, 25_000, true),
+            (256, 1, true),
+            (260, 1, false),
+        ] {
+            let mut workspace = Workspace::new("w", 1);
+            workspace.apply("k", &"1".repeat(large_bytes), 1, 0);
+            workspace.apply("k", &"1".repeat(small_bytes), 2, 0);
+            let held_bytes = workspace.entries[0].value.capacity();
+            assert_eq!(
+                held_bytes == large_bytes,
+                is_kept,
+                "{large_bytes} {small_bytes}"
+            );
+            assert!(is_kept || held_bytes < small_bytes + 64);
+        }
     }
 
     proptest! {

@@ -10,17 +10,16 @@ use std::time::{Duration, Instant};
 
 use crate::core::contract::shard_of;
 use crate::core::deal::Deal;
-use crate::core::workspace::Workspace;
 use crate::io::post::{Letter, Post, RebuildError};
 use crate::limits::{
-    COMPACTION_BYTES_MIN, COMPACTION_RETRY_US, COMPACTION_START_PERCENT,
+    COMPACTION_BYTES_MIN, COMPACTION_NICE, COMPACTION_RETRY_US, COMPACTION_START_PERCENT,
     COMPACTION_TIME_PERCENT_MIN, COMPACTION_URGENT_PERCENT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
 };
 use crate::log::compaction::{Compaction, CompactionError, Settings};
 use crate::log::directory::DataDirectory;
 use crate::log::disk::HostDisk;
 use crate::log::keeper::{Creation, Rebuild};
-use crate::log::segment::{self, Segment};
+use crate::log::segment;
 
 /// Creates a segment; its outcome comes as a letter.
 pub fn create(creation: Creation<HostDisk>, post: Post) {
@@ -45,9 +44,6 @@ pub fn rebuild(
         Ok((segment, deal.finish(shards).swap_remove(shard as usize)))
     });
 }
-
-/// What a rebuild brings.
-pub type Rebuilt = (Segment<std::fs::File>, Vec<Workspace>);
 
 /// Does slow work on a thread of its own, and sends its outcome. An outcome comes in any case: a shard
 /// that waits for one serves nobody.
@@ -93,7 +89,7 @@ impl Compactor {
             .name("etherply-compact".to_owned())
             .spawn(move || {
                 // Linux takes this for the calling thread alone (setpriority(2), "C library/kernel differences").
-                let _ = rustix::process::setpriority_process(None, 19);
+                let _ = rustix::process::setpriority_process(None, COMPACTION_NICE);
                 Loop::new(directory, inbox).run();
             })?;
         Ok(Self { rotations, thread })
@@ -118,6 +114,8 @@ struct Loop {
     inbox: Receiver<Rotation>,
     /// The last of each shard.
     rotations: Vec<Rotation>,
+    /// Something was told during the last compaction.
+    is_news: bool,
     is_over: bool,
 }
 
@@ -127,6 +125,7 @@ impl Loop {
             directory,
             inbox,
             rotations: Vec::new(),
+            is_news: false,
             is_over: false,
         }
     }
@@ -134,6 +133,7 @@ impl Loop {
     fn run(&mut self) {
         let mut wait = Duration::MAX;
         while !self.is_over {
+            self.is_news = false;
             match self.inbox.recv_timeout(wait) {
                 Ok(rotation) => self.note(rotation),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -145,6 +145,8 @@ impl Loop {
                 continue;
             }
             match self.compact() {
+                // The log has grown meanwhile, perhaps by so much that the next one is due.
+                Ok(()) if self.is_news => wait = Duration::ZERO,
                 Ok(()) | Err(CompactionError::Stopped) => {}
                 Err(error @ CompactionError::Folder { .. }) => {
                     tracing::error!(
@@ -153,7 +155,9 @@ impl Loop {
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!("the log could not be compacted, and is served as it is: {error}");
+                    tracing::warn!(
+                        "the log could not be compacted, and is served as it is: {error}"
+                    );
                     wait = Duration::from_micros(COMPACTION_RETRY_US);
                 }
             }
@@ -161,15 +165,21 @@ impl Loop {
     }
 
     fn compact(&mut self) -> Result<(), CompactionError> {
-        let open: Vec<_> = self.rotations.iter().map(|last| (last.shard, last.index)).collect();
+        let open: Vec<_> = self
+            .rotations
+            .iter()
+            .map(|last| (last.shard, last.index))
+            .collect();
         let settings = Settings::routine(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
         let begun = Instant::now();
         let mut compaction = Compaction::plan(Arc::clone(&self.directory), &open, settings)?;
+        tracing::info!(bytes = compaction.outcome().bytes, "compacting the log");
         let mut since = Instant::now();
         let mut size = self.size();
         loop {
             let more = compaction.step(&mut |_| {
                 if self.catch_up() {
+                    self.is_news = true;
                     size = self.size();
                 }
                 let worked = since.elapsed();
@@ -285,7 +295,7 @@ mod tests {
             (9, 0, true),
             (9, 6, false),
             (100, 58, false),
-            (100, 57, true),
+            (100, 56, true),
         ] {
             assert_eq!(size(closed, live).is_due(), is_due, "{closed} {live}");
         }

@@ -11,7 +11,6 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::core::contract::Ticket;
 use crate::core::workspace::Workspace;
-use crate::io::background::Rebuilt;
 use crate::log::disk::HostDisk;
 use crate::log::keeper::{KeeperError, LogKeeper};
 use crate::log::segment::Segment;
@@ -125,6 +124,9 @@ pub enum RebuildError {
     #[error("a fault of this server")]
     Fault,
 }
+
+/// What a rebuild brings.
+pub type Rebuilt = (Segment<File>, Vec<Workspace>);
 
 /// What a shard begins with.
 pub struct Recovered {

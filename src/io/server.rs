@@ -25,7 +25,8 @@ use crate::io::recovery::{self, Display};
 use crate::io::ring;
 use crate::io::worker::{Ties, Worker, clock};
 use crate::limits::{
-    DESCRIPTORS_RESERVED, LISTEN_BACKLOG, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
+    DESCRIPTORS_PER_SHARD, DESCRIPTORS_RESERVED, LISTEN_BACKLOG, SEGMENT_BYTES_MAX,
+    SEGMENT_BYTES_MIN,
 };
 use crate::log::directory::{DataDirectory, DirectoryError};
 use crate::log::keeper::LogKeeper;
@@ -51,6 +52,18 @@ pub enum ServeError {
         address: SocketAddr,
         /// What the system said.
         source: io::Error,
+    },
+    /// The process may not open enough files.
+    #[error(
+        "the limit of open files is {limit}, and a server of {shards} shards needs {needed}: raise it (ulimit -n), or lower --shards"
+    )]
+    FilesLimit {
+        /// What the process may open.
+        limit: u64,
+        /// The shards that were asked for.
+        shards: u32,
+        /// The least limit with which one client can connect.
+        needed: u64,
     },
     /// The data directory cannot be used.
     #[error(transparent)]
@@ -97,12 +110,12 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     // The port first: a second server on it must not touch anything else.
     let listener = Arc::new(open_listener(address)?);
     let address = listener.local_addr()?;
-    let connections_max = connections_max(settings.max_connections);
+    let shards = settings.shards(thread::available_parallelism().ok());
+    let connections_max = connections_max(settings.max_connections, shards)?;
     let directory = Arc::new(DataDirectory::open(&settings.data_dir)?);
 
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
-    let shards = settings.shards(thread::available_parallelism().ok());
     let hash_seed = random_u64()?;
     let status = Arc::new(Status::new(shards, connections_max));
     let compactor = Compactor::start(Arc::clone(&directory))?;
@@ -406,7 +419,7 @@ fn open_listener(address: SocketAddr) -> Result<TcpListener, ServeError> {
 
 /// The most connections: what was asked for, within the limit of open files, which is raised as far
 /// as the system lets it.
-fn connections_max(wanted: Option<usize>) -> usize {
+fn connections_max(wanted: Option<usize>, shards: u32) -> Result<usize, ServeError> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -416,23 +429,24 @@ fn connections_max(wanted: Option<usize>) -> usize {
         Ok(()) => limit.maximum,
         Err(_) => limit.current,
     };
-    let allowed = files
-        .unwrap_or(u64::MAX)
-        .saturating_sub(DESCRIPTORS_RESERVED)
-        .max(1);
-    let allowed = usize::try_from(allowed).unwrap_or(usize::MAX / 2);
-    match wanted {
-        Some(wanted) if wanted > allowed => {
-            tracing::warn!(
-                wanted,
-                allowed,
-                "--max-connections is over the limit of open files (ulimit -n)"
-            );
-            allowed
-        }
-        Some(wanted) => wanted,
-        None => allowed,
+    let files = files.unwrap_or(u64::MAX);
+    let reserved = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_SHARD * u64::from(shards);
+    if files <= reserved {
+        return Err(ServeError::FilesLimit {
+            limit: files,
+            shards,
+            needed: reserved + 1,
+        });
     }
+    let allowed = usize::try_from(files - reserved).unwrap_or(usize::MAX / 2);
+    if let Some(wanted) = wanted.filter(|wanted| *wanted > allowed) {
+        tracing::warn!(
+            wanted,
+            allowed,
+            "--max-connections is over the limit of open files (ulimit -n)"
+        );
+    }
+    Ok(wanted.unwrap_or(allowed).min(allowed))
 }
 
 fn ring_advice(error: &io::Error) -> String {

@@ -18,9 +18,11 @@ use crate::core::contract::{Clock, Input, Output, Surroundings};
 use crate::core::session::SessionId;
 use crate::core::shard::Shard;
 use crate::io::background::{self, Rotation};
-use crate::io::post::{Connection, Letter, Mailbox, Place, Post, Status};
+use crate::io::post::{Connection, Letter, Mailbox, Place, Post, RebuildError, Status};
 use crate::io::ring::{Completion, Ring};
-use crate::limits::{ACCEPT_PAUSE_US, ACCEPTS_IN_FLIGHT, REFUSALS_IN_FLIGHT_MAX};
+use crate::limits::{
+    ACCEPT_PAUSE_US, ACCEPT_WARNING_US, ACCEPTS_IN_FLIGHT, REFUSALS_IN_FLIGHT_MAX,
+};
 use crate::log::disk::HostDisk;
 use crate::log::keeper::LogKeeper;
 
@@ -75,6 +77,8 @@ pub struct Worker {
     started: Instant,
     accepts_in_flight: usize,
     accepts_paused_until_us: Option<u64>,
+    /// When a pause is worth a warning again.
+    next_accept_warning_us: u64,
     is_accepting: bool,
     /// Timers in flight, each earlier than the one before it.
     armed_timers_us: Vec<u64>,
@@ -95,6 +99,7 @@ impl Worker {
             started,
             accepts_in_flight: 0,
             accepts_paused_until_us: None,
+            next_accept_warning_us: 0,
             is_accepting: true,
             armed_timers_us: Vec::new(),
             is_again_in_flight: false,
@@ -139,9 +144,9 @@ impl Worker {
     fn complete(&mut self, completion: Completion<Token>, ring: &mut Ring<Token>, clock: Clock) {
         match completion {
             Completion::Received(Token::Receive(id), mut filled) => {
-                let bytes = ring.buffers().bytes(&mut filled);
-                self.shard.handle(Input::Received(id, Some(bytes)), clock);
-                ring.buffers().give_back(filled);
+                self.shard
+                    .handle(Input::Received(id, Some(filled.bytes())), clock);
+                ring.give_back(filled);
             }
             Completion::Ended(Token::Receive(id), outcome) => {
                 let bytes: Option<&mut [u8]> = outcome.is_ok().then_some(&mut []);
@@ -157,11 +162,13 @@ impl Worker {
             },
             Completion::Accepted(_, outcome) => self.accepted(outcome, clock),
             Completion::Written(_, bytes, outcome) => {
-                let count = self.told("write", outcome);
+                let count = self.kept(outcome);
+                let count = self.told("write", count);
                 self.shard.handle(Input::LogWritten(bytes, count), clock);
             }
             Completion::Done(Token::LogSync, outcome) => {
-                let ok = self.told("fdatasync", outcome).is_some();
+                let ok = self.kept(outcome);
+                let ok = self.told("fdatasync", ok).is_some();
                 self.shard.handle(Input::LogSynced(ok), clock);
             }
             Completion::Done(Token::Bell, _) => {
@@ -183,12 +190,20 @@ impl Worker {
         }
     }
 
+    /// What was done well to a file that was deleted counts as failed. A write is asked too: in the modes without an
+    /// fdatasync for each batch, ops would long go on otherwise.
+    fn kept<T>(&mut self, outcome: io::Result<T>) -> Result<T, RebuildError> {
+        let outcome = outcome?;
+        self.log().check_linked()?;
+        Ok(outcome)
+    }
+
     fn told<T>(&self, what: &str, outcome: Result<T, impl std::fmt::Display>) -> Option<T> {
         outcome
             .inspect_err(|error| {
                 tracing::error!(
                     shard = self.number,
-                    "the log cannot be written ({what}: {error}): clients are told 500 and closed with 1011, the log is opened again soon"
+                    "the log cannot be written ({what}: {error}): clients are told 500 and closed with 1011, the log is opened again as soon as it can be"
                 );
             })
             .ok()
@@ -237,7 +252,9 @@ impl Worker {
     }
 
     fn log(&mut self) -> &mut LogKeeper<HostDisk> {
-        self.log.as_mut().expect("the log was read before it is used")
+        self.log
+            .as_mut()
+            .expect("the log was read before it is used")
     }
 
     /// Nothing before the open segment changes any more, but by compaction.
@@ -265,8 +282,12 @@ impl Worker {
                 }
             }
             Err(error) if is_exhausted(&error) => {
-                if self.accepts_paused_until_us.is_none() {
-                    tracing::warn!(shard = self.number, "accepting pauses: {error}");
+                if self.next_accept_warning_us <= clock.now_us {
+                    self.next_accept_warning_us = clock.now_us + ACCEPT_WARNING_US;
+                    tracing::warn!(
+                        shard = self.number,
+                        "accepting pauses: {error}; raise the limit of open files (ulimit -n), or lower --max-connections"
+                    );
                 }
                 self.accepts_paused_until_us = Some(clock.now_us + ACCEPT_PAUSE_US);
             }
@@ -324,14 +345,22 @@ impl Worker {
                 index,
                 first_position,
             } => {
-                background::create(self.log().next(index, first_position), self.own_post());
+                let post = self.own_post();
+                match self.log().next(index, first_position) {
+                    Ok(creation) => background::create(creation, post),
+                    Err(error) => post.send(Letter::SegmentCreated(Err(error.into()))),
+                }
             }
             Output::Rebuild(end) => {
                 let shards = u32::try_from(self.ties.posts.len()).expect("SHARDS_MAX fits");
                 let post = self.own_post();
                 let hash_seed = self.ties.hash_seed;
-                let rebuild = self.log().rebuild(end);
-                background::rebuild(rebuild, (self.number, shards), hash_seed, post);
+                match self.log().rebuild(end) {
+                    Ok(rebuild) => {
+                        background::rebuild(rebuild, (self.number, shards), hash_seed, post);
+                    }
+                    Err(error) => post.send(Letter::Rebuilt(Err(error.into()))),
+                }
             }
             Output::Ready(ready) => {
                 self.ties.status.set_ready(self.number, ready);

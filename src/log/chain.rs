@@ -13,9 +13,11 @@ use thiserror::Error;
 use super::directory::shard_folder;
 use super::disk::{Disk, DiskFile};
 use super::record::{
-    FaultKind, HeaderError, Op, Reader, SEGMENT_HEADER_BYTES, SegmentHeader, damage_behind,
+    Cursor, Fault, FaultKind, HeaderError, Op, Reader, SEGMENT_HEADER_BYTES, SegmentHeader,
+    damage_behind,
 };
 use super::segment;
+use crate::limits::READ_BYTES;
 
 /// The index of the first segment of every shard; its first position is 0.
 pub const FIRST_INDEX: u64 = 1;
@@ -177,35 +179,57 @@ pub struct Extent {
 }
 
 impl Link {
-    /// Visits the ops of the segment in order. `bytes` is room for the file, to be used again for the next one. A fault that
-    /// no crash can leave is an error in any segment, and each fault is one in a segment that is not the last.
+    /// Visits the ops of the segment in order. `buffer` is room for a part of the file, to be used again for the next one. A fault
+    /// that no crash can leave is an error in any segment, and each fault is one in a segment that is not the last.
     ///
     /// On an error the ops that were visited are worth nothing.
     pub fn read<D: Disk>(
         &self,
         disk: &D,
-        bytes: &mut Vec<u8>,
+        buffer: &mut Vec<u8>,
+        visit: impl FnMut(&Op<'_>),
+    ) -> Result<Extent, RecoveryError> {
+        let file = disk.open(&self.path);
+        let file = file.map_err(RecoveryError::at(&self.path))?;
+        self.read_file(&file, buffer, visit)
+    }
+
+    /// [`Link::read`] of its file, which the caller has opened.
+    pub fn read_file<F: DiskFile>(
+        &self,
+        file: &F,
+        buffer: &mut Vec<u8>,
         mut visit: impl FnMut(&Op<'_>),
     ) -> Result<Extent, RecoveryError> {
-        self.load(disk, bytes)?;
-        let mut ops = 0;
-        let mut fault = None;
-        let mut reader = Reader::new(&self.header, bytes);
-        for item in reader.by_ref() {
-            match item {
-                Ok(op) => {
-                    visit(&op);
-                    ops += 1;
+        let mut window = self.window(file, buffer)?;
+        let (mut ops, mut cursor) = (0, Cursor::begin());
+        let fault = loop {
+            let mut fault = None;
+            let mut reader = Reader::resume(&self.header, window.bytes, window.base, cursor);
+            for item in reader.by_ref() {
+                match item {
+                    Ok(op) => {
+                        visit(&op);
+                        ops += 1;
+                    }
+                    Err(found) => fault = Some(found),
                 }
-                Err(found) => fault = Some(found),
             }
-        }
-        let whole_bytes = reader.offset() as u64;
+            cursor = reader.cursor();
+            // A fault may be for lack of the rest, until that is here. It is judged by all that stands behind it.
+            if window.is_at_end() {
+                break fault;
+            }
+            window
+                .go_on(cursor.offset())
+                .map_err(RecoveryError::at(&self.path))?;
+        };
+        let whole_bytes = cursor.offset() as u64;
         if let Some(fault) = fault {
-            self.judge(fault, bytes)?;
+            self.judge(fault, window.from(fault.offset))?;
         }
         let end_position = match self.header.compacted {
-            Some(_) if !reader.is_sealed() => {
+            Some(_) if !cursor.is_sealed() => {
                 let what = "the end of a compacted segment is missing";
                 return Err(RecoveryError::damaged(&self.path, whole_bytes, what));
             }
@@ -222,44 +246,60 @@ impl Link {
         }
         Ok(Extent {
             ops,
-            file_bytes: bytes.len() as u64,
+            file_bytes: window.end as u64,
             whole_bytes,
             end_position,
         })
     }
 
-    /// Reads the file, as far as it counts. The last segment may hold what was never synced, so it is made to hold what the disk has.
-    fn load<D: Disk>(&self, disk: &D, bytes: &mut Vec<u8>) -> Result<(), RecoveryError> {
-        let file = disk.open(&self.path).map_err(RecoveryError::at(&self.path))?;
+    /// The first part of the file, as far as it counts. The last segment may hold what was never synced, so it is made to hold
+    /// what the disk has.
+    fn window<'a, F: DiskFile>(
+        &self,
+        file: &'a F,
+        bytes: &'a mut Vec<u8>,
+    ) -> Result<Window<'a, F>, RecoveryError> {
+        let at = || RecoveryError::at(&self.path);
         if self.end_position.is_none() {
-            file.sync().map_err(RecoveryError::at(&self.path))?;
+            file.sync().map_err(at())?;
             file.drop_cache();
         }
-        file.read_whole(bytes)
-            .map_err(RecoveryError::at(&self.path))?;
-        if bytes.get(..SEGMENT_HEADER_BYTES) != Some(&self.header.encode()) {
+        let file_bytes = file.bytes().map_err(at())?;
+        let mut end =
+            usize::try_from(file_bytes).map_err(|_| at()(io::ErrorKind::FileTooLarge.into()))?;
+        if self.header.compacted.is_none()
+            && let Some(next) = self.end_position.and_then(|next| self.header.offset(next))
+        {
+            end = end.min(next);
+        }
+        bytes.clear();
+        let mut window = Window {
+            file,
+            bytes,
+            base: 0,
+            end,
+        };
+        window.go_on(0).map_err(at())?;
+        if window.bytes.get(..SEGMENT_HEADER_BYTES) != Some(&self.header.encode()) {
             let what = "the segment header changed while it was read";
             return Err(RecoveryError::damaged(&self.path, 0, what));
         }
-        if self.header.compacted.is_none()
-            && let Some(end) = self.end_position.and_then(|end| self.header.offset(end))
-        {
-            bytes.truncate(end);
-        }
-        Ok(())
+        Ok(window)
     }
 
-    /// Whether a fault is the trace of a crash.
-    fn judge(&self, fault: super::record::Fault, bytes: &[u8]) -> Result<(), RecoveryError> {
+    /// Whether a fault is the trace of a crash; `behind` are the bytes from the fault on.
+    fn judge(&self, fault: Fault, behind: &[u8]) -> Result<(), RecoveryError> {
         let offset = fault.offset as u64;
         let damaged = |what: String| Err(RecoveryError::damaged(&self.path, offset, what));
         if let FaultKind::Content(_) = fault.kind {
             return damaged(fault.to_string());
         }
         if self.header.compacted.is_some() {
-            return damaged(format!("{fault}, and all of a compacted segment was on disk"));
+            return damaged(format!(
+                "{fault}, and all of a compacted segment was on disk"
+            ));
         }
-        if let Some(proof) = damage_behind(&self.header, bytes, fault.offset) {
+        if let Some(proof) = damage_behind(&self.header, behind, fault.offset) {
             return damaged(format!(
                 "{fault}, and the batch at byte {proof} tells that this was on disk"
             ));
@@ -268,6 +308,44 @@ impl Link {
             return damaged(format!("{fault}, and all of a closed segment was on disk"));
         }
         Ok(())
+    }
+}
+
+/// The part of a file that is in memory.
+struct Window<'a, F> {
+    file: &'a F,
+    bytes: &'a mut Vec<u8>,
+    /// The offset in the file of the first of `bytes`.
+    base: usize,
+    /// Where the file ends, as far as it counts.
+    end: usize,
+}
+
+impl<F: DiskFile> Window<'_, F> {
+    fn is_at_end(&self) -> bool {
+        self.base + self.bytes.len() == self.end
+    }
+
+    /// Lets go of what is before `offset`, and reads on. Where little could be let go, twice as much is read: one record may be
+    /// longer than a part.
+    fn go_on(&mut self, offset: usize) -> io::Result<()> {
+        self.bytes.drain(..offset - self.base);
+        self.base = offset;
+        let kept = self.bytes.len();
+        let wanted = READ_BYTES.max(kept).min(self.end - offset - kept);
+        self.bytes.resize(kept + wanted, 0);
+        let at = (offset + kept) as u64;
+        let count = self.file.read_full_at(&mut self.bytes[kept..], at)?;
+        if count < wanted {
+            // The file is shorter than it was a moment ago.
+            self.bytes.truncate(kept + count);
+            self.end = offset + kept + count;
+        }
+        Ok(())
+    }
+
+    fn from(&self, offset: usize) -> &[u8] {
+        &self.bytes[offset - self.base..]
     }
 }
 

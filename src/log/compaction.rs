@@ -175,14 +175,14 @@ impl<D: Disk> Compaction<D> {
         self.outcome
     }
 
-    fn read_next(&mut self, pace: &mut Pace<'_>) -> Result<(), CompactionError> {
+    fn read_next(&mut self, resting: &mut Pace<'_>) -> Result<(), CompactionError> {
         let place = self.read_count;
         let link = &self.links[place];
         link.read(self.directory.disk(), &mut self.bytes, |op| {
             self.index.note(op, place);
         })?;
         self.read_count += 1;
-        rest(pace, self.links[place].file_bytes)
+        rest(resting, self.links[place].file_bytes)
     }
 
     /// Segments of one folder whose winners fill a segment are a group.
@@ -233,7 +233,7 @@ impl<D: Disk> Compaction<D> {
             first_position: first.header.first_position,
             compacted: Some(Compacted {
                 replaced: u32::try_from(replaced).expect("fewer than 2^32 segments in a group"),
-                end_position: last.end_position.unwrap_or(self.end_of(last)?),
+                end_position: last.end_position.unwrap_or(end_of(last)),
             }),
             ..last.header
         };
@@ -250,14 +250,6 @@ impl<D: Disk> Compaction<D> {
         self.outcome.segments_written += 1;
         self.outcome.bytes_freed += old_bytes.saturating_sub(written_bytes);
         Ok(())
-    }
-
-    /// Where the last segment of a folder without a shard ends.
-    fn end_of(&self, link: &Link) -> Result<u64, CompactionError> {
-        if let Some(compacted) = link.header.compacted {
-            return Ok(compacted.end_position);
-        }
-        Ok(link.header.position(link.file_bytes))
     }
 
     /// Writes the winners of a group, piece by piece, each synced, so that no sync of the log ever waits for much of this.
@@ -313,7 +305,9 @@ impl<D: Disk> Compaction<D> {
     /// Puts the new segment in the place of the group. The order is the argument: the old ones go when the new one has its name on disk.
     fn swap(&self, group: std::ops::Range<usize>, path_new: &Path) -> Result<(), CompactionError> {
         let disk = self.directory.disk();
-        let (last, before) = self.links[group].split_last().expect("a group has a segment");
+        let (last, before) = self.links[group]
+            .split_last()
+            .expect("a group has a segment");
         let _nobody_reads = self.directory.replacing();
         if let Err(source) = disk.rename(path_new, &last.path) {
             let _ = disk.remove(path_new);
@@ -334,6 +328,14 @@ impl<D: Disk> Compaction<D> {
             let _ = disk.remove(&link.path);
         }
         Ok(())
+    }
+}
+
+/// Where the last segment of a folder without a shard ends.
+fn end_of(link: &Link) -> u64 {
+    match link.header.compacted {
+        Some(compacted) => compacted.end_position,
+        None => link.header.position(link.file_bytes),
     }
 }
 

@@ -130,13 +130,11 @@ impl<D: Disk> DataDirectory<D> {
             source,
         })?;
         let lock = lock(&disk, &path)?;
-        let epoch = match read_meta(&disk, &path)? {
-            Some(epoch) => epoch,
-            None => {
-                let meta = write_meta(&disk, &path, new_epoch);
-                meta.map_err(at(&path.join(META)))?;
-                new_epoch
-            }
+        let epoch = if let Some(epoch) = read_meta(&disk, &path)? {
+            epoch
+        } else {
+            write_meta(&disk, &path, new_epoch).map_err(at(&path.join(META)))?;
+            new_epoch
         };
         Self::locked(disk, path, epoch, lock)
     }
@@ -184,14 +182,12 @@ impl<D: Disk> DataDirectory<D> {
     }
 
     /// Keeps closed segments from being replaced for as long as the guard lives. Nothing on the path of an op waits here.
-    #[must_use]
     pub fn reading(&self) -> RwLockReadGuard<'_, ()> {
         // A thread that panicked has left nothing behind a lock that guards no memory.
         self.changes.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps closed segments from being read while they are replaced.
-    #[must_use]
     pub fn replacing(&self) -> RwLockWriteGuard<'_, ()> {
         self.changes.write().unwrap_or_else(PoisonError::into_inner)
     }

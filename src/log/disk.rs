@@ -34,6 +34,8 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
     fn open_writable(&self, path: &Path) -> io::Result<Self::File>;
     /// Opens an empty file for reading and writing, in the place of one that is there.
     fn create(&self, path: &Path) -> io::Result<Self::File>;
+    /// Whether the file that stands at `path` now is the open one.
+    fn is_at(&self, path: &Path, file: &Self::File) -> io::Result<bool>;
     /// The length of a file.
     fn file_bytes(&self, path: &Path) -> io::Result<u64>;
     /// rename(2): replaces a file that is there, in one step.
@@ -49,6 +51,8 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
 pub trait DiskFile: Debug + Send + Sync + 'static {
     /// Its length.
     fn bytes(&self) -> io::Result<u64>;
+    /// Whether it still has a name. Cheap enough for every commit.
+    fn is_linked(&self) -> io::Result<bool>;
     /// pread(2): may read less than there is; 0 at the end.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
     /// pwrite(2): may write less than was asked for.
@@ -144,6 +148,15 @@ impl Disk for HostDisk {
         options.open(path)
     }
 
+    fn is_at(&self, path: &Path, file: &File) -> io::Result<bool> {
+        let open = rustix::fs::fstat(file)?;
+        match rustix::fs::stat(path) {
+            Ok(found) => Ok((found.st_dev, found.st_ino) == (open.st_dev, open.st_ino)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     fn file_bytes(&self, path: &Path) -> io::Result<u64> {
         Ok(fs::metadata(path)?.len())
     }
@@ -172,6 +185,10 @@ impl Disk for HostDisk {
 impl DiskFile for File {
     fn bytes(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    fn is_linked(&self) -> io::Result<bool> {
+        Ok(rustix::fs::fstat(self)?.st_nlink > 0)
     }
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {

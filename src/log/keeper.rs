@@ -35,6 +35,14 @@ pub enum KeeperError {
         /// What the system said.
         source: io::Error,
     },
+    /// The open segment is not in its place any more. Nothing that the server could do brings its ops back there.
+    #[error(
+        "{path} was deleted or moved away under the running server: stop the server, put the data directory back from a backup, and start it again"
+    )]
+    Deleted {
+        /// The segment.
+        path: PathBuf,
+    },
     /// The log could not be read back.
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
@@ -86,6 +94,28 @@ impl<D: Disk> LogKeeper<D> {
         &self.segment.file
     }
 
+    /// Fails where the open segment has lost its name: a write and an fdatasync of it still end well, and what they kept is
+    /// gone as soon as the file is closed.
+    pub fn check_linked(&self) -> Result<(), KeeperError> {
+        self.check(self.segment.file.is_linked())
+    }
+
+    /// Fails where the open segment does not stand at its path: what stands there now, nothing or a backup that was put
+    /// back, does not go on with this log, and must not be given the next segment of it.
+    fn check_in_place(&self) -> Result<(), KeeperError> {
+        let Segment { path, file, .. } = &self.segment;
+        self.check(self.directory.disk().is_at(path, file))
+    }
+
+    fn check(&self, is_there: io::Result<bool>) -> Result<(), KeeperError> {
+        let path = self.segment.path.clone();
+        match is_there {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(KeeperError::Deleted { path }),
+            Err(source) => Err(KeeperError::Segment { path, source }),
+        }
+    }
+
     /// Makes a new segment the open one. Nothing of the one before may be in flight.
     pub fn replace(&mut self, segment: Segment<D::File>) -> OpenSegment {
         self.segment = segment;
@@ -94,22 +124,24 @@ impl<D: Disk> LogKeeper<D> {
     }
 
     /// The errand that creates the next segment.
-    pub fn next(&self, index: u64, first_position: u64) -> Creation<D> {
+    pub fn next(&self, index: u64, first_position: u64) -> Result<Creation<D>, KeeperError> {
+        self.check_in_place()?;
         let SegmentHeader { shard, epoch, .. } = self.segment.header;
-        Creation {
+        Ok(Creation {
             directory: Arc::clone(&self.directory),
             header: SegmentHeader::new(shard, epoch, index, first_position),
-        }
+        })
     }
 
     /// The errand that creates the segment behind the failed one and reads the shard's state back. The failed file is not
     /// written any more: it ends for its readers where the next segment says that it begins.
-    pub fn rebuild(&mut self, end: End) -> Rebuild<D> {
+    pub fn rebuild(&mut self, end: End) -> Result<Rebuild<D>, KeeperError> {
+        self.check_in_place()?;
         let first_position = self.kept_position(end);
-        Rebuild {
-            creation: self.next(end.index + 1, first_position),
+        Ok(Rebuild {
+            creation: self.next(end.index + 1, first_position)?,
             sources: self.sources.clone(),
-        }
+        })
     }
 
     /// Up to where a failed segment is kept: what was shown, if it can still be made durable.

@@ -100,20 +100,19 @@
 use thiserror::Error;
 
 mod header;
+mod number;
 
 #[cfg(test)]
 mod tests;
 
-pub use header::{Compacted, HeaderError, SegmentHeader};
+pub use header::{Compacted, FORMAT_VERSION, HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
 
-/// The length of a segment's header.
-pub const SEGMENT_HEADER_BYTES: usize = 64;
+use number::{field, u16_at, u32_at, u64_at};
+
 /// The length of a batch's header, and of an empty batch.
 pub const BATCH_HEADER_BYTES: usize = 28;
 /// The length of an op record without its three texts.
 pub const OP_HEADER_BYTES: usize = 29;
-/// The format that this server writes and reads.
-pub const FORMAT_VERSION: u16 = 1;
 
 const BATCH_MAGIC: [u8; 4] = *b"\xFFEPB";
 const BATCH_CRC_AT: usize = 24;
@@ -246,30 +245,34 @@ pub enum FaultKind {
 pub struct Reader<'a> {
     header: SegmentHeader,
     salt: u32,
+    /// The bytes of the file from the offset `base` on.
     bytes: &'a [u8],
-    /// Invariant: `offset <= batch_end`, and all bytes before `offset` are valid.
+    base: usize,
+    cursor: Cursor,
+    ended: bool,
+}
+
+/// How far a [`Reader`] is, so that another one can go on from there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor {
+    /// In the file. Invariant: `offset <= batch_end`, and all bytes before `offset` are valid.
     offset: usize,
     batch_end: usize,
     /// The last link of the chain of checksums.
     crc: u32,
     /// The last batch that was entered is empty.
     is_sealed: bool,
-    ended: bool,
 }
 
-impl<'a> Reader<'a> {
-    /// Over `bytes`, a whole segment with its header, which `header` was decoded from.
+impl Cursor {
+    /// Behind the segment header.
     #[must_use]
-    pub fn new(header: &SegmentHeader, bytes: &'a [u8]) -> Self {
+    pub fn begin() -> Self {
         Self {
-            header: *header,
-            salt: header.salt(),
-            bytes,
             offset: SEGMENT_HEADER_BYTES,
             batch_end: SEGMENT_HEADER_BYTES,
             crc: 0,
             is_sealed: false,
-            ended: bytes.len() <= SEGMENT_HEADER_BYTES,
         }
     }
 
@@ -279,16 +282,60 @@ impl<'a> Reader<'a> {
         self.offset
     }
 
-    /// Whether all has been read and the last batch is the empty one that seals what is before it.
+    /// Whether the last batch before the offset is the empty one that seals what is before it.
     #[must_use]
     pub fn is_sealed(&self) -> bool {
-        self.is_sealed && self.offset == self.bytes.len()
+        self.is_sealed
+    }
+}
+
+impl<'a> Reader<'a> {
+    /// Over `bytes`, a whole segment with its header, which `header` was decoded from.
+    #[must_use]
+    pub fn new(header: &SegmentHeader, bytes: &'a [u8]) -> Self {
+        Self {
+            ended: bytes.len() <= SEGMENT_HEADER_BYTES,
+            ..Self::resume(header, bytes, 0, Cursor::begin())
+        }
+    }
+
+    /// Goes on at `cursor` with a part of a segment: `bytes` begin at the offset `base` of the file, at or before the cursor.
+    /// Where they end before the file does, the last fault may be for lack of the rest only.
+    ///
+    /// # Panics
+    /// When the cursor is not within the bytes.
+    #[must_use]
+    pub fn resume(header: &SegmentHeader, bytes: &'a [u8], base: usize, cursor: Cursor) -> Self {
+        Self {
+            header: *header,
+            salt: header.salt(),
+            bytes,
+            base,
+            cursor,
+            ended: false,
+        }
+    }
+
+    /// How far it is.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
+    /// Where the next unread byte stands in the file: behind the last valid record or batch header.
+    #[must_use]
+    pub fn offset(&self) -> usize {
+        self.cursor.offset
+    }
+
+    fn unread(&self) -> &'a [u8] {
+        &self.bytes[self.cursor.offset - self.base..]
     }
 
     fn read(&mut self) -> Result<Option<Op<'a>>, Fault> {
         // Batches without ops are legal anywhere.
-        while self.offset == self.batch_end {
-            if self.offset == self.bytes.len() {
+        while self.cursor.offset == self.cursor.batch_end {
+            if self.unread().is_empty() {
                 return Ok(None);
             }
             self.enter_batch()?;
@@ -297,9 +344,9 @@ impl<'a> Reader<'a> {
     }
 
     fn enter_batch(&mut self) -> Result<(), Fault> {
-        let header = BatchHeader::decode(&self.bytes[self.offset..], self.salt)
-            .ok_or(self.fault(FaultKind::Batch))?;
-        if header.position != self.header.position(self.offset as u64) {
+        let bytes = self.unread();
+        let header = BatchHeader::decode(bytes, self.salt).ok_or(self.fault(FaultKind::Batch))?;
+        if header.position != self.header.position(self.cursor.offset as u64) {
             return Err(self.fault(FaultKind::Content("this batch belongs at another place")));
         }
         if header.durable_position > header.position {
@@ -307,15 +354,22 @@ impl<'a> Reader<'a> {
                 "this batch was durable before it was written",
             )));
         }
-        self.crc = u32_at(&self.bytes[self.offset..], BATCH_CRC_AT);
-        self.offset += BATCH_HEADER_BYTES;
-        self.batch_end = self.offset.saturating_add(header.payload_bytes as usize);
-        self.is_sealed = header.payload_bytes == 0;
+        let offset = self.cursor.offset + BATCH_HEADER_BYTES;
+        self.cursor = Cursor {
+            offset,
+            batch_end: offset.saturating_add(header.payload_bytes as usize),
+            crc: u32_at(bytes, BATCH_CRC_AT),
+            is_sealed: header.payload_bytes == 0,
+        };
         Ok(())
     }
 
     fn read_op(&mut self) -> Result<Op<'a>, Fault> {
-        let rest = &self.bytes[self.offset..self.batch_end.min(self.bytes.len())];
+        let Cursor {
+            offset, batch_end, ..
+        } = self.cursor;
+        let unread = self.unread();
+        let rest = &unread[..unread.len().min(batch_end - offset)];
         if rest.is_empty() {
             return Err(self.fault(FaultKind::Cut));
         }
@@ -323,19 +377,19 @@ impl<'a> Reader<'a> {
         let header: &[u8; OP_HEADER_BYTES] = rest.first_chunk().ok_or(bad_record)?;
         let record = rest.get(..u32_at(header, 4) as usize).ok_or(bad_record)?;
         let texts = record.get(OP_HEADER_BYTES..).ok_or(bad_record)?;
-        let crc = crc32c::crc32c_append(self.crc, &record[RECORD_CRC_BYTES..]);
+        let crc = crc32c::crc32c_append(self.cursor.crc, &record[RECORD_CRC_BYTES..]);
         if crc != u32_at(header, 0) {
             return Err(bad_record);
         }
         let op = decode_op(header, texts).map_err(|what| self.fault(FaultKind::Content(what)))?;
-        self.crc = crc;
-        self.offset += record.len();
+        self.cursor.crc = crc;
+        self.cursor.offset += record.len();
         Ok(op)
     }
 
     fn fault(&self, kind: FaultKind) -> Fault {
         Fault {
-            offset: self.offset,
+            offset: self.cursor.offset,
             kind,
         }
     }
@@ -358,24 +412,25 @@ impl std::iter::FusedIterator for Reader<'_> {}
 
 /// Looks behind the fault at `fault_offset` for the proof that it is in bytes that were on disk: the offset of a batch header
 /// that is valid at its place and was written after them. `None`: the fault is a torn tail, if the segment is the last
-/// one and the fault is not a [`FaultKind::Content`].
+/// one and the fault is not a [`FaultKind::Content`]. `bytes` are those of the file from the fault on.
 ///
 /// Linear in the bytes: of each offset one byte is looked at, and a checksum of 24 bytes is taken where the magic stands.
 #[must_use]
 pub fn damage_behind(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) -> Option<usize> {
     let salt = header.salt();
     let fault_position = header.position(fault_offset as u64);
-    let mut from = fault_offset;
+    let mut from = 0;
     loop {
         let behind = bytes.get(from..)?;
-        let offset = from + behind.iter().position(|&byte| byte == BATCH_MAGIC[0])?;
-        if let Some(batch) = BatchHeader::decode(&bytes[offset..], salt)
+        let at = from + behind.iter().position(|&byte| byte == BATCH_MAGIC[0])?;
+        let offset = fault_offset + at;
+        if let Some(batch) = BatchHeader::decode(&bytes[at..], salt)
             && batch.position == header.position(offset as u64)
             && batch.durable_position > fault_position
         {
             return Some(offset);
         }
-        from = offset + 1;
+        from = at + 1;
     }
 }
 
@@ -432,23 +487,4 @@ fn decode_op<'a>(header: &[u8; OP_HEADER_BYTES], texts: &'a [u8]) -> Result<Op<'
         seq: u64_at(header, 8),
         timestamp: u64_at(header, 16),
     })
-}
-
-/// The `N` bytes at `at`, which the caller has checked to be there.
-fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    *bytes[at..]
-        .first_chunk()
-        .expect("the caller has checked the length")
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes(field(bytes, at))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(field(bytes, at))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(field(bytes, at))
 }

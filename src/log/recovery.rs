@@ -11,8 +11,8 @@
 
 use std::path::PathBuf;
 
-use super::chain::{Chain, Extent, FIRST_INDEX};
 pub use super::chain::RecoveryError;
+use super::chain::{Chain, Extent, FIRST_INDEX};
 use super::directory::DataDirectory;
 use super::disk::Disk;
 use super::record::Op;
@@ -193,7 +193,9 @@ pub fn recover<D: Disk>(
 ) -> Result<Report, RecoveryError> {
     let recovery = Recovery::open(directory)?;
     let read = |folder| recovery.read(folder, &mut visit, |_| {});
-    let folders: Vec<_> = (0..recovery.folders()).map(read).collect::<Result<_, _>>()?;
+    let folders: Vec<_> = (0..recovery.folders())
+        .map(read)
+        .collect::<Result<_, _>>()?;
     recovery.finish(&folders)
 }
 

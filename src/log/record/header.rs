@@ -2,7 +2,12 @@
 
 use thiserror::Error;
 
-use super::{FORMAT_VERSION, SEGMENT_HEADER_BYTES, field, u16_at, u32_at, u64_at};
+use super::number::{field, u16_at, u32_at, u64_at};
+
+/// The length of a segment's header.
+pub const SEGMENT_HEADER_BYTES: usize = 64;
+/// The format that this server writes and reads.
+pub const FORMAT_VERSION: u16 = 1;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"\x89EPLOG\r\n";
 const SEGMENT_CRC_AT: usize = 60;
@@ -74,7 +79,10 @@ impl SegmentHeader {
     /// The first of the indexes that it stands for.
     #[must_use]
     pub fn first_index(&self) -> u64 {
-        self.index - self.compacted.map_or(0, |compacted| compacted.replaced.into())
+        self.index
+            - self
+                .compacted
+                .map_or(0, |compacted| compacted.replaced.into())
     }
 
     /// The header as it stands at the begin of the file.
