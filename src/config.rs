@@ -19,6 +19,8 @@ use crate::limits::{
 use crate::log::commit::Durability;
 use crate::wire::auth::Secret;
 
+pub mod log;
+
 const SECRET: &str = "ETHERPLY_JWT_SECRET";
 const SECRET_PREVIOUS: &str = "ETHERPLY_JWT_SECRET_PREVIOUS";
 
@@ -38,6 +40,8 @@ pub enum Command {
     Serve(Box<Serve>),
     /// Print a token that lets its bearer read and write every workspace
     Token(Token),
+    /// Look into the log, check it, repair it
+    Log(log::Log),
 }
 
 /// The settings of the server, as they were given.
@@ -454,7 +458,7 @@ mod tests {
             .command
         {
             Command::Serve(serve) => Ok(*serve),
-            Command::Token(_) => unreachable!("the line says serve"),
+            Command::Token(_) | Command::Log(_) => unreachable!("the line says serve"),
         }
     }
 

@@ -22,6 +22,7 @@
 //! | what is dead in the log goes: compaction | [`log::compaction`], [`io::background`] |
 //! | the ring, receive buffers, one core's loop | [`io::ring`], [`io::buffers`], [`io::worker`] |
 //! | start-up, threads, signals | [`io::server`], [`io::post`] |
+//! | `etherply log`: a look at the log, its repair | [`command::log`], [`log::snapshot`], [`log::repair`] |
 //! | flags and variables | [`config`] |
 //! | every bound | [`limits`] |
 //!
@@ -45,12 +46,13 @@
 //!
 //! # Architecture invariants
 //!
-//! Imports run one way: `main` → [`io`] → [`core`] → {[`wire`], [`log::commit`], [`log::record`]} →
+//! Imports run one way: `main` → [`command`] → [`io`] → [`core`] → {[`wire`], [`log::commit`], [`log::record`]} →
 //! [`limits`]. [`core`], [`wire`], [`log::commit`] and [`log::record`] are pure: no clock, no
 //! randomness, no file, no socket; time is an argument. `unsafe` stands in [`io::ring`] and
 //! [`io::buffers`] only. `tests/tidy.rs` holds all of this. Between shards there is no lock and no
 //! shared mutable memory on the way of an op: a workspace lives on one shard.
 
+pub mod command;
 pub mod config;
 pub mod core;
 pub mod io;

@@ -2,12 +2,11 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
-use etherply::config::{Command, CommandLine, LogFormat, LogLevel, Serve, Token, usage_line};
+use etherply::command;
+use etherply::config::{Command, CommandLine, LogFormat, LogLevel, Serve, usage_line};
 use etherply::io::server;
-use etherply::wire::auth;
 use tracing::Level;
 
 fn main() -> ExitCode {
@@ -24,7 +23,8 @@ fn main() -> ExitCode {
             start_logging(&settings);
             server::serve(&settings).map_err(|error| error.to_string())
         }
-        Command::Token(settings) => print_token(&settings),
+        Command::Token(settings) => command::token::run(&settings),
+        Command::Log(settings) => command::log::run(&settings),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -54,21 +54,4 @@ fn start_logging(settings: &Serve) {
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!("a fault of this server: {panic}");
     }));
-}
-
-fn print_token(settings: &Token) -> Result<(), String> {
-    let secret = settings.secret().map_err(|error| error.to_string())?;
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO);
-    println!(
-        "{}",
-        auth::mint(
-            &secret,
-            &settings.sub,
-            now.as_secs(),
-            Some(settings.ttl.as_secs())
-        )
-    );
-    Ok(())
 }

@@ -55,6 +55,7 @@ const IMPURE: &[&str] = &[
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Room {
     Main,
+    Command,
     Root,
     Admin,
     Io,
@@ -72,6 +73,7 @@ impl Room {
         let (first, rest) = module.split_once("::").unwrap_or((module, ""));
         Some(match first {
             "main" => Room::Main,
+            "command" => Room::Command,
             "" => Room::Root,
             "admin" => Room::Admin,
             "io" => Room::Io,
@@ -87,9 +89,13 @@ impl Room {
 
     /// The rooms that this one may import, beside itself. Settings stand above the rooms whose types they hold.
     fn may_import(self) -> &'static [Room] {
-        use Room::{Admin, Config, Core, Io, Limits, Log, LogPure, Root, Wire};
+        use Room::{Admin, Command, Config, Core, Io, Limits, Log, LogPure, Root, Wire};
         match self {
-            Room::Main | Room::Root | Room::Admin | Room::Io => {
+            Room::Main | Room::Root => &[
+                Root, Command, Admin, Io, Config, Core, Log, LogPure, Wire, Limits,
+            ],
+            // A command prints and asks: nothing that the server does may come to depend on that.
+            Room::Command | Room::Admin | Room::Io => {
                 &[Root, Admin, Io, Config, Core, Log, LogPure, Wire, Limits]
             }
             Room::Config => &[Core, Log, LogPure, Wire, Limits],
@@ -120,7 +126,7 @@ impl fmt::Display for Fault {
 
 // ---- the rules ----
 
-/// main → io → core → {wire, log/commit, log/record} → limits.
+/// main → command → io → core → {wire, log/commit, log/record} → limits.
 fn layering(sources: &[Source]) -> Vec<Fault> {
     let mut faults = Vec::new();
     for (source, imported) in sources.iter().zip(imports(sources)) {

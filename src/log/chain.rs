@@ -106,22 +106,38 @@ impl Chain {
         epoch: [u8; 16],
         shard: u32,
     ) -> Result<Self, RecoveryError> {
+        Self::read_keeping(disk, data, epoch, shard, drop)
+    }
+
+    /// The same, and `keep` is given the open file of each link, the last one first.
+    pub(super) fn read_keeping<D: Disk>(
+        disk: &D,
+        data: &Path,
+        epoch: [u8; 16],
+        shard: u32,
+        mut keep: impl FnMut(D::File),
+    ) -> Result<Self, RecoveryError> {
         let folder = data.join(shard_folder(shard));
-        let segments = segment::list(disk, &folder).map_err(RecoveryError::at(&folder))?;
+        let listing = segment::scan(disk, &folder).map_err(RecoveryError::at(&folder))?;
+        if let Some(stray) = listing.strays.first() {
+            let what = "this is not the name of a segment";
+            return Err(RecoveryError::damaged(stray, 0, what));
+        }
         let mut links: Vec<Link> = Vec::new();
         let mut replaced = Vec::new();
         // From the last one back: a replaced segment is known before its header is looked at.
-        for (index, path) in segments.into_iter().rev() {
+        for (index, path) in listing.segments.into_iter().rev() {
             let next = links.last();
             if next.is_some_and(|next| index >= next.header.first_index()) {
                 replaced.push(path);
                 continue;
             }
-            let (header, file_bytes) = read_header(disk, &path, shard, index)?;
+            let (file, header, file_bytes) = read_header(disk, &path, shard, index)?;
             if header.epoch != epoch {
                 let what = "it belongs to another data directory";
                 return Err(RecoveryError::damaged(&path, 16, what));
             }
+            keep(file);
             links.push(Link {
                 end_position: next.map(|next| next.header.first_position),
                 path,
@@ -191,10 +207,15 @@ impl Link {
     ) -> Result<Extent, RecoveryError> {
         let file = disk.open(&self.path);
         let file = file.map_err(RecoveryError::at(&self.path))?;
+        // The last segment may hold what was never synced, so it is made to hold what the disk has.
+        if self.end_position.is_none() {
+            file.sync().map_err(RecoveryError::at(&self.path))?;
+            file.drop_cache();
+        }
         self.read_file(&file, buffer, visit)
     }
 
-    /// [`Link::read`] of its file, which the caller has opened.
+    /// [`Link::read`] of its file, which the caller has opened, and as the kernel has it: nothing is synced for it.
     pub fn read_file<F: DiskFile>(
         &self,
         file: &F,
@@ -252,18 +273,13 @@ impl Link {
         })
     }
 
-    /// The first part of the file, as far as it counts. The last segment may hold what was never synced, so it is made to hold
-    /// what the disk has.
+    /// The first part of the file, as far as it counts.
     fn window<'a, F: DiskFile>(
         &self,
         file: &'a F,
         bytes: &'a mut Vec<u8>,
     ) -> Result<Window<'a, F>, RecoveryError> {
         let at = || RecoveryError::at(&self.path);
-        if self.end_position.is_none() {
-            file.sync().map_err(at())?;
-            file.drop_cache();
-        }
         let file_bytes = file.bytes().map_err(at())?;
         let mut end =
             usize::try_from(file_bytes).map_err(|_| at()(io::ErrorKind::FileTooLarge.into()))?;
@@ -355,7 +371,7 @@ fn read_header<D: Disk>(
     path: &Path,
     shard: u32,
     index: u64,
-) -> Result<(SegmentHeader, u64), RecoveryError> {
+) -> Result<(D::File, SegmentHeader, u64), RecoveryError> {
     let mut bytes = [0; SEGMENT_HEADER_BYTES];
     let file = disk.open(path).map_err(RecoveryError::at(path))?;
     let count = file
@@ -380,7 +396,7 @@ fn read_header<D: Disk>(
         return Err(RecoveryError::damaged(path, 32, what));
     }
     let file_bytes = file.bytes().map_err(RecoveryError::at(path))?;
-    Ok((header, file_bytes))
+    Ok((file, header, file_bytes))
 }
 
 /// The data directory of a segment.

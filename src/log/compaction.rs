@@ -20,8 +20,9 @@ use thiserror::Error;
 
 use super::chain::{Chain, Link, RecoveryError};
 use super::directory::DataDirectory;
-use super::disk::{Disk, DiskFile};
+use super::disk::Disk;
 use super::record::{self, BATCH_HEADER_BYTES, Compacted, Op, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::rewrite::Rewrite;
 use super::segment;
 use crate::limits::{COMPACTION_BATCH_BYTES, COMPACTION_DEAD_SHARE, SEGMENT_LIVE_SHARE};
 
@@ -265,41 +266,24 @@ impl<D: Disk> Compaction<D> {
             source,
         };
         let disk = self.directory.disk();
-        let file = disk.create(path).map_err(failed)?;
-        file.write_all_at(&header.encode(), 0).map_err(failed)?;
-        let mut offset = SEGMENT_HEADER_BYTES as u64;
-        let mut batch = Vec::new();
-        let write = |batch: &mut Vec<u8>, offset: &mut u64| {
-            let position = header.position(*offset);
-            record::seal_batch(batch, header.salt(), position, header.first_position);
-            let written = file.write_all_at(batch, *offset);
-            written.and_then(|()| file.sync()).map_err(failed)?;
-            *offset += batch.len() as u64;
-            let written_bytes = batch.len() as u64;
-            record::begin_batch(batch);
-            Ok::<u64, CompactionError>(written_bytes)
-        };
-        record::begin_batch(&mut batch);
+        let mut rewrite = Rewrite::begin(disk, path, *header).map_err(failed)?;
         for place in group {
             // A segment is read whole before its winners are written: what one piece holds is bounded by a segment.
             let mut outcome = Ok(());
             self.links[place].read(disk, &mut self.bytes, |op| {
                 if outcome.is_ok() && self.index.wins(op, place) {
-                    record::push_op(&mut batch, op);
-                    if batch.len() >= COMPACTION_BATCH_BYTES {
-                        outcome = write(&mut batch, &mut offset)
-                            .and_then(|written_bytes| rest(pace, written_bytes));
-                    }
+                    outcome = match rewrite.push(op) {
+                        Ok(None) => Ok(()),
+                        Ok(Some(written_bytes)) => rest(pace, written_bytes),
+                        Err(source) => Err(failed(source)),
+                    };
                 }
             })?;
             outcome?;
         }
-        if batch.len() > BATCH_HEADER_BYTES {
-            write(&mut batch, &mut offset)?;
-        }
-        write(&mut batch, &mut offset)?;
+        let written_bytes = rewrite.finish().map_err(failed)?;
         rest(pace, 0)?;
-        Ok(offset)
+        Ok(written_bytes)
     }
 
     /// Puts the new segment in the place of the group. The order is the argument: the old ones go when the new one has its name on disk.
@@ -380,9 +364,7 @@ impl Index {
         let keys = self.workspaces.entry_ref(op.workspace).or_default();
         if let Some(held) = keys.get_mut(op.key) {
             // The rule of Workspace::restore, which reads what is left.
-            let wins = op.timestamp > held.timestamp
-                || (op.timestamp == held.timestamp && op.seq < held.seq);
-            if !wins {
+            if !op.wins_over(held.timestamp, held.seq) {
                 return;
             }
             self.live_bytes[held.place as usize] -= u64::from(held.bytes);

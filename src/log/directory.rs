@@ -24,7 +24,7 @@ use super::record::FORMAT_VERSION;
 mod tests;
 
 const LOCK: &str = "LOCK";
-const META: &str = "meta.json";
+pub(super) const META: &str = "meta.json";
 const META_NEW: &str = "meta.json.new";
 const PROBE: &str = "LOCK.probe";
 const SHARD_PREFIX: &str = "shard-";
@@ -91,7 +91,10 @@ pub enum DirectoryError {
         found: u64,
     },
     /// `meta.json` cannot be understood, or is missing beside a log.
-    #[error("{path} is damaged ({what}): put it back from a backup")]
+    #[error(
+        "{path} is damaged ({what}); put it back from a backup, or run: etherply log repair --data-dir {}",
+        parent(.path).display()
+    )]
     Meta {
         /// The file.
         path: PathBuf,
@@ -242,6 +245,20 @@ pub fn epoch<D: Disk>(disk: &D, path: &Path) -> Result<[u8; 16], DirectoryError>
     read_meta(disk, path)?.ok_or_else(missing)
 }
 
+/// Locks a directory whose log may be damaged, and reads its epoch. The epoch is None where `meta.json` does not tell it.
+/// The lock is held as long as the file is open.
+pub fn lock_damaged<D: Disk>(
+    disk: &D,
+    path: &Path,
+) -> Result<(D::File, Option<[u8; 16]>), DirectoryError> {
+    let known = match epoch(disk, path) {
+        Ok(known) => Some(known),
+        Err(DirectoryError::Meta { .. }) => None,
+        Err(error) => return Err(error),
+    };
+    Ok((lock(disk, path)?, known))
+}
+
 fn create_folders<D: Disk>(disk: &D, path: &Path) -> io::Result<()> {
     let parent = parent(path);
     if disk.is_folder(path) {
@@ -371,7 +388,7 @@ fn parse_epoch(text: &str) -> Option<[u8; 16]> {
     u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes)
 }
 
-fn write_meta<D: Disk>(disk: &D, path: &Path, epoch: [u8; 16]) -> io::Result<()> {
+pub(super) fn write_meta<D: Disk>(disk: &D, path: &Path, epoch: [u8; 16]) -> io::Result<()> {
     let meta = Meta {
         format_version: FORMAT_VERSION.into(),
         epoch: format!("{:032x}", u128::from_be_bytes(epoch)),

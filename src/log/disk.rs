@@ -40,6 +40,14 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
     fn file_bytes(&self, path: &Path) -> io::Result<u64>;
     /// rename(2): replaces a file that is there, in one step.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a file a second name: link(2). Where a file system has none, the new name is of a copy, which is on disk.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        self.open(from)?.read_whole(&mut bytes)?;
+        let copy = self.create(to)?;
+        copy.write_all_at(&bytes, 0)?;
+        copy.sync()
+    }
     /// unlink(2).
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Opens a file, creating it if it is missing, and locks it for as long as it is open (flock(2)). `Err`: the file, open
@@ -163,6 +171,22 @@ impl Disk for HostDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match fs::hard_link(from, to) {
+            // What file systems without links answer (link(2)).
+            Err(error)
+                if matches!(
+                    Errno::from_io_error(&error),
+                    Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK)
+                ) =>
+            {
+                fs::copy(from, to)?;
+                File::open(to)?.sync_all()
+            }
+            outcome => outcome,
+        }
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

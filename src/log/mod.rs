@@ -1,5 +1,6 @@
 //! The log: what an op becomes on disk, and how it comes back.
 
+pub mod census;
 pub mod chain;
 pub mod commit;
 pub mod compaction;
@@ -8,4 +9,7 @@ pub mod disk;
 pub mod keeper;
 pub mod record;
 pub mod recovery;
+pub mod repair;
+mod rewrite;
 pub mod segment;
+pub mod snapshot;

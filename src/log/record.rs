@@ -97,6 +97,8 @@
 //!
 //! Architecture invariant: no file, no clock, no randomness in here. Bytes from disk never panic.
 
+use std::ops::Range;
+
 use thiserror::Error;
 
 mod header;
@@ -137,6 +139,15 @@ pub struct Op<'a> {
     pub seq: u64,
     /// The client's timestamp, in Unix microseconds.
     pub timestamp: u64,
+}
+
+impl Op<'_> {
+    /// Whether it stays, of two ops of one key: the rule of replay, where ops come in any order. On equal timestamps the one that
+    /// was applied first stays, which is the one with the lower seq.
+    #[must_use]
+    pub fn wins_over(&self, timestamp: u64, seq: u64) -> bool {
+        self.timestamp > timestamp || (self.timestamp == timestamp && self.seq < seq)
+    }
 }
 
 /// The bytes that an op takes in a batch.
@@ -276,6 +287,15 @@ impl Cursor {
         }
     }
 
+    fn at(offset: usize, batch_end: usize, crc: u32) -> Self {
+        Self {
+            offset,
+            batch_end,
+            crc,
+            is_sealed: false,
+        }
+    }
+
     /// Where the next unread byte stands in the file: behind the last valid record or batch header.
     #[must_use]
     pub fn offset(&self) -> usize {
@@ -387,6 +407,67 @@ impl<'a> Reader<'a> {
         Ok(op)
     }
 
+    /// After a fault, over all bytes to the file's end: goes to the next place at which checksums prove what they cover, and gives the
+    /// bytes that are left out. `None`: nothing behind the fault can be proven.
+    ///
+    /// Each batch header begins a chain of its own. Often reading can go on earlier: the checksum of the next record proves it,
+    /// seeded by the checksum of what is bad, as it stands there or as it should be, whichever is right.
+    pub fn skip_damage(&mut self) -> Option<Range<usize>> {
+        let fault_offset = self.cursor.offset;
+        let near = if fault_offset < self.cursor.batch_end {
+            self.behind_record()
+        } else {
+            self.behind_batch_header()
+        };
+        self.cursor = near.or_else(|| {
+            let next = self.next_batch(fault_offset + 1)?;
+            Some(Cursor::at(next, next, 0))
+        })?;
+        self.ended = false;
+        Some(fault_offset..self.cursor.offset)
+    }
+
+    fn behind_record(&self) -> Option<Cursor> {
+        let Cursor {
+            offset, batch_end, ..
+        } = self.cursor;
+        let unread = self.unread();
+        let rest = &unread[..unread.len().min(batch_end - offset)];
+        let header: &[u8; OP_HEADER_BYTES] = rest.first_chunk()?;
+        let record = rest.get(..u32_at(header, 4) as usize)?;
+        let body = record.get(RECORD_CRC_BYTES..)?;
+        let computed = crc32c::crc32c_append(self.cursor.crc, body);
+        let behind = |crc| self.at(Cursor::at(offset + record.len(), batch_end, crc));
+        let mut next = [u32_at(header, 0), computed].into_iter().map(behind);
+        let proven = next.find(|next| matches!(next.clone().read(), Ok(Some(_))));
+        proven.map(|next| next.cursor)
+    }
+
+    fn behind_batch_header(&self) -> Option<Cursor> {
+        let header: &[u8; BATCH_HEADER_BYTES] = self.unread().first_chunk()?;
+        let offset = self.cursor.offset + BATCH_HEADER_BYTES;
+        // The length in the header may be what was altered.
+        let end = self.base + self.bytes.len();
+        let batch_end = self.next_batch(offset).unwrap_or(end);
+        let stored = u32_at(header, BATCH_CRC_AT);
+        let computed = crc32c::crc32c_append(self.salt, &header[..BATCH_CRC_AT]);
+        let begin = |crc| self.at(Cursor::at(offset, batch_end, crc));
+        let mut next = [stored, computed].into_iter().map(begin);
+        let proven = next.find(|next| next.clone().read_op().is_ok());
+        proven.map_or_else(|| begin(stored).behind_record(), |next| Some(next.cursor))
+    }
+
+    fn at(&self, cursor: Cursor) -> Self {
+        Self {
+            cursor,
+            ..self.clone()
+        }
+    }
+
+    fn next_batch(&self, from: usize) -> Option<usize> {
+        next_batch(&self.header, self.bytes.get(from - self.base..)?, from)
+    }
+
     fn fault(&self, kind: FaultKind) -> Fault {
         Fault {
             offset: self.cursor.offset,
@@ -417,21 +498,47 @@ impl std::iter::FusedIterator for Reader<'_> {}
 /// Linear in the bytes: of each offset one byte is looked at, and a checksum of 24 bytes is taken where the magic stands.
 #[must_use]
 pub fn damage_behind(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) -> Option<usize> {
-    let salt = header.salt();
     let fault_position = header.position(fault_offset as u64);
+    batches(header, bytes, fault_offset)
+        .find(|(_, batch)| batch.durable_position > fault_position)
+        .map(|(offset, _)| offset)
+}
+
+/// The offset of the first batch header that is valid at its place; `bytes` are those of the file from the offset `base` on.
+#[must_use]
+pub fn next_batch(header: &SegmentHeader, bytes: &[u8], base: usize) -> Option<usize> {
+    let mut batches = batches(header, bytes, base);
+    batches.next().map(|(offset, _)| offset)
+}
+
+/// The log position before which all was on disk, as far as the batches of a segment tell.
+#[must_use]
+pub fn durable_position(header: &SegmentHeader, bytes: &[u8]) -> u64 {
+    batches(header, bytes, 0)
+        .map(|(_, batch)| batch.durable_position)
+        .fold(header.first_position, u64::max)
+}
+
+/// The batch headers that are valid at their very offset, and these offsets.
+fn batches(
+    header: &SegmentHeader,
+    bytes: &[u8],
+    base: usize,
+) -> impl Iterator<Item = (usize, BatchHeader)> {
+    let salt = header.salt();
     let mut from = 0;
-    loop {
-        let behind = bytes.get(from..)?;
-        let at = from + behind.iter().position(|&byte| byte == BATCH_MAGIC[0])?;
-        let offset = fault_offset + at;
-        if let Some(batch) = BatchHeader::decode(&bytes[at..], salt)
-            && batch.position == header.position(offset as u64)
-            && batch.durable_position > fault_position
-        {
-            return Some(offset);
+    std::iter::from_fn(move || {
+        loop {
+            let behind = bytes.get(from..)?;
+            let at = from + behind.iter().position(|&byte| byte == BATCH_MAGIC[0])?;
+            from = at + 1;
+            if let Some(batch) = BatchHeader::decode(&bytes[at..], salt)
+                && batch.position == header.position((base + at) as u64)
+            {
+                return Some((base + at, batch));
+            }
         }
-        from = at + 1;
-    }
+    })
 }
 
 struct BatchHeader {

@@ -1,6 +1,8 @@
 //! The files of the log: each is created whole, appended to by its shard, and cut at most once, after which it is closed.
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::disk::{Disk, DiskFile};
@@ -83,25 +85,50 @@ pub fn new_path(folder: &Path, index: u64) -> PathBuf {
     folder.join(format!("{index:010}{SUFFIX_NEW}"))
 }
 
+/// What ends like a segment in a shard's folder.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// The segments with their index, in order.
+    pub segments: Vec<(u64, PathBuf)>,
+    /// Those that do not have a segment's name, in order: ops could be in them.
+    pub strays: Vec<PathBuf>,
+}
+
+/// Lists a shard's folder. Files that do not end like a segment are left out.
+pub fn scan<D: Disk>(disk: &D, folder: &Path) -> io::Result<Listing> {
+    let mut listing = Listing::default();
+    for name in disk.names(folder)? {
+        let is_one = name.as_bytes().ends_with(SUFFIX.as_bytes());
+        if !is_one {
+            continue;
+        }
+        let path = folder.join(&name);
+        match index_of(&name) {
+            Some(index) => listing.segments.push((index, path)),
+            None => listing.strays.push(path),
+        }
+    }
+    listing.segments.sort_unstable();
+    listing.strays.sort_unstable();
+    Ok(listing)
+}
+
 /// The segments of a shard's folder with their index, in order. Other files are left out, but not those that end like a
 /// segment and have no segment's name: ops could be in them.
 pub fn list<D: Disk>(disk: &D, folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
-    let mut segments = Vec::new();
-    for name in disk.names(folder)? {
-        let Some(stem) = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)) else {
-            continue;
-        };
-        let path = folder.join(&name);
-        match stem.parse() {
-            Ok(index) if path.ends_with(file_name(index)) => segments.push((index, path)),
-            _ => {
-                let what = format!("{} is not the name of a segment", path.display());
-                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-            }
+    let listing = scan(disk, folder)?;
+    match listing.strays.first() {
+        None => Ok(listing.segments),
+        Some(path) => {
+            let what = format!("{} is not the name of a segment", path.display());
+            Err(io::Error::new(io::ErrorKind::InvalidData, what))
         }
     }
-    segments.sort_unstable();
-    Ok(segments)
+}
+
+fn index_of(name: &OsStr) -> Option<u64> {
+    let index = name.to_str()?.strip_suffix(SUFFIX)?.parse().ok()?;
+    (name == file_name(index).as_str()).then_some(index)
 }
 
 /// Removes what a crash left while a segment was created. No op was ever in such a file.

@@ -43,7 +43,9 @@ fn layering_bites() {
 
 const LAYERS: &str = r#"
 == main.rs
-use etherply::{config::Settings, io::ring};
+use etherply::{command::log, config::Settings, io::ring};
+== command/log.rs
+use crate::{config, io::ring, log::segment};
 == lib.rs
 pub mod core;
 pub use core::shard::Shard;
@@ -54,6 +56,7 @@ use crate::io::ring; // <-
 use crate::config::Settings; // <-
 == io/ring.rs
 use crate::{Everything, admin, config, core::shard::Shard, log::segment, wire};
+use crate::command::log as printed; // <-
 == admin/mod.rs
 use crate::{config, io::ring};
 == core/mod.rs

@@ -1,0 +1,40 @@
+//! `etherply log`: one file for each of its commands.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::output::Stop;
+use crate::config::log::{Log, LogCommand};
+
+mod compact;
+mod dump;
+mod repair;
+mod stat;
+mod verify;
+
+/// Runs a command on the log. The error is one line that tells what to do.
+pub fn run(settings: &Log) -> Result<(), String> {
+    raise_file_limit();
+    let data = &settings.data_dir;
+    let outcome = match &settings.command {
+        LogCommand::Stat(stat) => stat::run(data, stat),
+        LogCommand::Verify => verify::run(data),
+        LogCommand::Dump(dump) => dump::run(data, dump),
+        LogCommand::Repair(repair) => repair::run(data, repair),
+        LogCommand::Compact => compact::run(data),
+    };
+    match outcome {
+        Ok(()) | Err(Stop::NobodyReads) => Ok(()),
+        Err(Stop::Failed(line)) => Err(line),
+    }
+}
+
+/// A reader holds every segment open, and a log of many GiB has more of them than a process may open by default.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    // Where that is not allowed, the limit is what it was.
+    let _ = setrlimit(Resource::Nofile, raised);
+}

@@ -1,0 +1,150 @@
+//! `etherply log dump`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+
+use crate::command::output::{Output, Stop};
+use crate::command::progress::Bar;
+use crate::config::log::Dump;
+use crate::log::disk::HostDisk;
+use crate::log::record::Op;
+use crate::log::snapshot::{Folder, Snapshot};
+
+/// An op of the workspace that is dumped.
+struct Kept {
+    key: String,
+    value: String,
+    seq: u64,
+    timestamp: u64,
+}
+
+/// Prints the ops of a workspace.
+pub fn run(data: &Path, settings: &Dump) -> Result<(), Stop> {
+    let snapshot = Snapshot::take(&HostDisk, data)?;
+    let bar = Bar::new("reading the log", snapshot.bytes());
+    let mut merge = Merge::new(snapshot.folders(), &settings.workspace, &bar);
+    let mut output = Output::new();
+    let mut is_known = false;
+    // The name is the same on each line.
+    let begin = format!(r#"{{"workspace":{}"#, quoted(&settings.workspace));
+    let mut state: BTreeMap<String, Kept> = BTreeMap::new();
+    while let Some(op) = merge.next()? {
+        is_known = true;
+        if !settings.state {
+            print(&mut output, &begin, &op)?;
+            continue;
+        }
+        let held = state.get(&op.key);
+        if held.is_none_or(|held| op.as_op().wins_over(held.timestamp, held.seq)) {
+            state.insert(op.key.clone(), op);
+        }
+    }
+    drop(bar);
+    let mut winners: Vec<Kept> = state.into_values().collect();
+    winners.sort_unstable_by_key(|op| op.seq);
+    for op in &winners {
+        print(&mut output, &begin, op)?;
+    }
+    output.flush()?;
+    if is_known {
+        return Ok(());
+    }
+    let (workspace, data) = (quoted(&settings.workspace), data.display());
+    Err(Stop::Failed(format!(
+        "no workspace {workspace} in this log; to see which there are, run: etherply log stat --all --data-dir {data}"
+    )))
+}
+
+/// The value's text is printed as its writer sent it. The one exception: a line break in it, which can only stand between two
+/// tokens of JSON, is printed as a space, since an op is one line.
+fn print(output: &mut Output, begin: &str, op: &Kept) -> Result<(), Stop> {
+    let value = op.value.replace(['\n', '\r'], " ");
+    let (key, seq, timestamp) = (quoted(&op.key), op.seq, op.timestamp);
+    output.line(format_args!(
+        r#"{begin},"key":{key},"value":{value},"seq":{seq},"timestamp":{timestamp}}}"#
+    ))
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// The ops of one workspace in the order of their seq. Each folder has them in that order; a workspace is in several folders if the
+/// server was started with other numbers of shards. Of each of these, the ops of one segment are held at a time.
+struct Merge<'a> {
+    workspace: &'a str,
+    bar: &'a Bar,
+    folders: Vec<Cursor<'a>>,
+    bytes: Vec<u8>,
+}
+
+struct Cursor<'a> {
+    folder: &'a Folder,
+    next_place: usize,
+    ops: VecDeque<Kept>,
+}
+
+impl<'a> Merge<'a> {
+    fn new(folders: &'a [Folder], workspace: &'a str, bar: &'a Bar) -> Self {
+        let cursor = |folder| Cursor {
+            folder,
+            next_place: 0,
+            ops: VecDeque::new(),
+        };
+        Self {
+            workspace,
+            bar,
+            folders: folders.iter().map(cursor).collect(),
+            bytes: Vec::new(),
+        }
+    }
+
+    fn next(&mut self) -> Result<Option<Kept>, Stop> {
+        for cursor in &mut self.folders {
+            cursor.fill(self.workspace, self.bar, &mut self.bytes)?;
+        }
+        let first_seq = |cursor: &&mut Cursor<'a>| cursor.ops.front().map(|op| op.seq);
+        let cursors = self
+            .folders
+            .iter_mut()
+            .filter(|cursor| !cursor.ops.is_empty());
+        let first = cursors.min_by_key(first_seq);
+        Ok(first.and_then(|cursor| cursor.ops.pop_front()))
+    }
+}
+
+impl Cursor<'_> {
+    /// Reads on until there is an op.
+    fn fill(&mut self, workspace: &str, bar: &Bar, bytes: &mut Vec<u8>) -> Result<(), Stop> {
+        while self.ops.is_empty()
+            && let Some(link) = self.folder.links().get(self.next_place)
+        {
+            let ops = &mut self.ops;
+            self.folder.read(self.next_place, bytes, |op| {
+                if op.workspace == workspace {
+                    ops.push_back(Kept {
+                        key: op.key.to_owned(),
+                        value: op.value.to_owned(),
+                        seq: op.seq,
+                        timestamp: op.timestamp,
+                    });
+                }
+            })?;
+            bar.add(link.file_bytes);
+            self.next_place += 1;
+        }
+        Ok(())
+    }
+}
+
+impl Kept {
+    fn as_op(&self) -> Op<'_> {
+        Op {
+            workspace: "",
+            key: &self.key,
+            value: &self.value,
+            seq: self.seq,
+            timestamp: self.timestamp,
+        }
+    }
+}

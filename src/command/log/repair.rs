@@ -1,0 +1,151 @@
+//! `etherply log repair`.
+
+use std::io::{self, IsTerminal};
+use std::path::Path;
+
+use super::verify;
+use crate::command::output::{Output, Stop};
+use crate::command::progress::Bar;
+use crate::command::text;
+use crate::config::log::Repair as Settings;
+use crate::log::disk::HostDisk;
+use crate::log::repair::Repair;
+use crate::log::repair::row::{Change, Rewritten};
+
+/// How many workspaces that miss ops are told by name.
+const WORKSPACES_TOLD: usize = 20;
+
+/// Plans a repair, tells it, asks, and does it.
+pub fn run(data: &Path, settings: &Settings) -> Result<(), Stop> {
+    let mut epoch = [0; 16];
+    getrandom::fill(&mut epoch)?;
+    let bar = Bar::new("reading the log", 0);
+    let repair = Repair::plan(HostDisk, data.to_path_buf(), epoch, |done, total| {
+        bar.set(done, total);
+    })?;
+    drop(bar);
+    let mut output = Output::new();
+    if repair.is_empty() {
+        output.line("there is nothing to repair")?;
+        verify::check(data, &mut output)?;
+        return output.flush();
+    }
+    tell(data, &repair, &mut output)?;
+    output.flush()?;
+    if !settings.yes {
+        ask(&mut output)?;
+    }
+    repair.run()?;
+    output.line("repaired")?;
+    verify::check(data, &mut output)?;
+    output.flush()
+}
+
+fn ask(output: &mut Output) -> Result<(), Stop> {
+    if !io::stdin().is_terminal() {
+        let line = "nothing was changed: there is no terminal to ask on; to go on, pass --yes";
+        return Err(Stop::Failed(line.to_owned()));
+    }
+    output.bytes(b"Go on? [y/N] ")?;
+    output.flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        return Ok(());
+    }
+    Err(Stop::Failed("nothing was changed".to_owned()))
+}
+
+fn tell(data: &Path, repair: &Repair<HostDisk>, output: &mut Output) -> Result<(), Stop> {
+    let short = |path: &Path| {
+        path.strip_prefix(data)
+            .unwrap_or(path)
+            .display()
+            .to_string()
+    };
+    if repair.is_meta_lost() {
+        output.line("meta.json: lost or damaged\n  it is written anew")?;
+    }
+    for stray in repair.strays() {
+        let (path, what) = (short(&stray.path), &stray.what);
+        output.line(format_args!("{path}: {what}\n  it is set aside"))?;
+    }
+    for step in repair.moves() {
+        let (path, home) = (short(&step.path), short(&step.home));
+        output.line(format_args!(
+            "{path}: this is {home}\n  it gets its name again"
+        ))?;
+    }
+    for change in repair.changes() {
+        match change {
+            Change::Fill { path, header } => {
+                let count = header.index - header.first_index() + 1;
+                output.line(format_args!(
+                    "{}: missing{}\n  its ops are lost; a segment without ops takes its place",
+                    short(path),
+                    if count > 1 {
+                        format!(", and so are the {} before it", count - 1)
+                    } else {
+                        String::new()
+                    }
+                ))?;
+            }
+            Change::Rewrite(rewritten) => {
+                output.line(format_args!("{}: damaged", short(&rewritten.path)))?;
+                tell_rewritten(rewritten, output)?;
+            }
+        }
+    }
+    tell_gaps(repair, output)?;
+    output.line(format_args!(
+        "What is set aside, and every damaged file as it is now, goes to {}. Nothing is deleted.",
+        repair.aside().display()
+    ))
+}
+
+fn tell_rewritten(rewritten: &Rewritten, output: &mut Output) -> Result<(), Stop> {
+    let salvage = &rewritten.salvage;
+    output.line(format_args!("  {}", rewritten.what))?;
+    for lost in &salvage.lost {
+        let is_lost = if lost.is_torn {
+            "never were promised to anybody"
+        } else {
+            "are lost"
+        };
+        output.line(format_args!(
+            "  bytes {} to {} {is_lost}: {}",
+            lost.bytes.start,
+            lost.bytes.end - 1,
+            lost.what
+        ))?;
+    }
+    output.line(format_args!(
+        "  it is rewritten with the {} in it that {} whole, {} of them behind the damage",
+        text::count(salvage.ops, "op"),
+        if salvage.ops == 1 { "is" } else { "are" },
+        salvage.ops_behind
+    ))
+}
+
+fn tell_gaps(repair: &Repair<HostDisk>, output: &mut Output) -> Result<(), Stop> {
+    let gaps = repair.gaps();
+    if gaps.is_empty() {
+        return output.line("Which workspaces miss ops cannot be told from what is left.");
+    }
+    output.line("At least these ops are missing, in the order of their workspaces:")?;
+    for gap in gaps.iter().take(WORKSPACES_TOLD) {
+        let workspace = serde_json::Value::from(gap.workspace.as_str());
+        let (first, last) = (gap.seqs.start(), gap.seqs.end());
+        if first == last {
+            output.line(format_args!("  workspace {workspace}: seq {first}"))?;
+        } else {
+            output.line(format_args!(
+                "  workspace {workspace}: seq {first} to {last}"
+            ))?;
+        }
+    }
+    match gaps.len().saturating_sub(WORKSPACES_TOLD) {
+        0 => Ok(()),
+        more => output.line(format_args!("  and {more} more gaps")),
+    }
+}

@@ -1,0 +1,214 @@
+//! `etherply log stat`.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::command::output::{Output, Stop};
+use crate::command::progress::Bar;
+use crate::command::text;
+use crate::config::log::Stat;
+use crate::log::census::{Census, Share, WorkspaceShare};
+use crate::log::directory::shard_folder;
+use crate::log::disk::HostDisk;
+use crate::log::snapshot::Snapshot;
+
+/// How many workspaces are told without `--all`.
+const WORKSPACES_TOLD: usize = 20;
+
+/// All that is told. The field names are those of `--json`.
+#[derive(Serialize)]
+struct Statistics {
+    #[serde(flatten)]
+    total: Figures,
+    folders: Vec<FolderFigures>,
+    workspaces_total: usize,
+    workspaces: Vec<WorkspaceFigures>,
+}
+
+#[derive(Serialize, Default, Clone, Copy)]
+struct Figures {
+    segments: u64,
+    records: u64,
+    /// Of the files, without a torn tail.
+    bytes: u64,
+    /// Of the records that are the state.
+    live_bytes: u64,
+    /// Of the other records.
+    dead_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct FolderFigures {
+    folder: String,
+    #[serde(flatten)]
+    figures: Figures,
+    torn_tail: Option<TornTail>,
+}
+
+#[derive(Serialize)]
+struct TornTail {
+    file: String,
+    offset: u64,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct WorkspaceFigures {
+    workspace: String,
+    keys: u64,
+    last_seq: u64,
+    records: u64,
+    bytes: u64,
+    live_bytes: u64,
+    dead_bytes: u64,
+}
+
+/// Reads the log and tells what is in it.
+pub fn run(data: &Path, settings: &Stat) -> Result<(), Stop> {
+    let statistics = count(data, settings.all)?;
+    let mut output = Output::new();
+    if settings.json {
+        output.line(serde_json::to_string(&statistics)?)?;
+    } else {
+        output.bytes(tables(&statistics).as_bytes())?;
+    }
+    output.flush()
+}
+
+fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
+    let snapshot = Snapshot::take(&HostDisk, data)?;
+    let bar = Bar::new("reading the log", snapshot.bytes());
+    let (mut census, mut bytes) = (Census::default(), Vec::new());
+    let mut folders = Vec::new();
+    for (number, folder) in snapshot.folders().iter().enumerate() {
+        let mut told = FolderFigures {
+            folder: shard_folder(folder.shard()),
+            figures: Figures::default(),
+            torn_tail: None,
+        };
+        for (place, link) in folder.links().iter().enumerate() {
+            let extent = folder.read(place, &mut bytes, |op| census.visit(number, op))?;
+            bar.add(link.file_bytes);
+            told.figures.segments += 1;
+            told.figures.bytes += extent.whole_bytes;
+            if extent.whole_bytes < extent.file_bytes {
+                told.torn_tail = Some(TornTail {
+                    file: link.path.display().to_string(),
+                    offset: extent.whole_bytes,
+                    bytes: extent.file_bytes - extent.whole_bytes,
+                });
+            }
+        }
+        folders.push(told);
+    }
+    let mut total = Figures::default();
+    // An op of a later folder may have won over one of an earlier folder.
+    for (number, told) in folders.iter_mut().enumerate() {
+        told.figures.take(census.folder(number));
+        total.add(told.figures);
+    }
+    let workspaces = census.workspaces();
+    let workspaces_told = if all {
+        workspaces.len()
+    } else {
+        WORKSPACES_TOLD
+    };
+    Ok(Statistics {
+        total,
+        folders,
+        workspaces_total: workspaces.len(),
+        workspaces: workspaces
+            .into_iter()
+            .take(workspaces_told)
+            .map(Into::into)
+            .collect(),
+    })
+}
+
+impl Figures {
+    fn take(&mut self, share: Share) {
+        self.records = share.records;
+        self.live_bytes = share.live_bytes;
+        self.dead_bytes = share.record_bytes - share.live_bytes;
+    }
+
+    fn add(&mut self, other: Self) {
+        self.segments += other.segments;
+        self.records += other.records;
+        self.bytes += other.bytes;
+        self.live_bytes += other.live_bytes;
+        self.dead_bytes += other.dead_bytes;
+    }
+
+    fn cells(self, name: &str) -> Vec<String> {
+        vec![
+            name.to_owned(),
+            self.segments.to_string(),
+            self.records.to_string(),
+            text::bytes(self.bytes),
+            text::bytes(self.live_bytes),
+            text::bytes(self.dead_bytes),
+        ]
+    }
+}
+
+impl From<WorkspaceShare> for WorkspaceFigures {
+    fn from(workspace: WorkspaceShare) -> Self {
+        let share = workspace.share;
+        Self {
+            workspace: workspace.id,
+            keys: workspace.keys,
+            last_seq: workspace.seq,
+            records: share.records,
+            bytes: share.record_bytes,
+            live_bytes: share.live_bytes,
+            dead_bytes: share.record_bytes - share.live_bytes,
+        }
+    }
+}
+
+fn tables(statistics: &Statistics) -> String {
+    let head = |cells: &[&str]| cells.iter().map(ToString::to_string).collect();
+    let mut rows = vec![head(&[
+        "folder", "segments", "records", "bytes", "live", "dead",
+    ])];
+    let folders = statistics.folders.iter();
+    rows.extend(folders.map(|told| told.figures.cells(&told.folder)));
+    rows.push(statistics.total.cells("total"));
+    let mut parts = vec![text::table(&rows)];
+    let torn = statistics.folders.iter();
+    parts.extend(torn.filter_map(|told| told.torn_tail.as_ref()).map(|torn| {
+        let (torn_bytes, offset) = (text::count(torn.bytes, "byte"), torn.offset);
+        let file = &torn.file;
+        format!("\n{file} ends with {torn_bytes} at byte {offset} that nobody was promised\n")
+    }));
+    if statistics.workspaces.is_empty() {
+        return parts.concat();
+    }
+    let mut rows = vec![head(&[
+        "workspace",
+        "keys",
+        "records",
+        "bytes",
+        "live",
+        "dead",
+    ])];
+    for workspace in &statistics.workspaces {
+        rows.push(vec![
+            // As a string of JSON: an id may hold any space.
+            serde_json::Value::from(workspace.workspace.as_str()).to_string(),
+            workspace.keys.to_string(),
+            workspace.records.to_string(),
+            text::bytes(workspace.bytes),
+            text::bytes(workspace.live_bytes),
+            text::bytes(workspace.dead_bytes),
+        ]);
+    }
+    parts.extend(["\n".to_owned(), text::table(&rows)]);
+    let more = statistics.workspaces_total - statistics.workspaces.len();
+    if more > 0 {
+        parts.push(format!("and {more} more: --all tells them\n"));
+    }
+    parts.concat()
+}

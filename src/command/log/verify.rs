@@ -1,0 +1,49 @@
+//! `etherply log verify`.
+
+use std::path::Path;
+
+use crate::command::output::{Output, Stop};
+use crate::command::progress::Bar;
+use crate::command::text;
+use crate::log::disk::HostDisk;
+use crate::log::snapshot::Snapshot;
+
+/// Reads every record; the first fault is the error.
+pub fn run(data: &Path) -> Result<(), Stop> {
+    let mut output = Output::new();
+    check(data, &mut output)?;
+    output.flush()
+}
+
+/// The same, as a part of another command.
+pub fn check(data: &Path, output: &mut Output) -> Result<(), Stop> {
+    let snapshot = Snapshot::take(&HostDisk, data)?;
+    let bar = Bar::new("reading the log", snapshot.bytes());
+    let (mut segments, mut ops, mut whole_bytes) = (0, 0, 0);
+    let (mut torn, mut bytes) = (Vec::new(), Vec::new());
+    for folder in snapshot.folders() {
+        for (place, link) in folder.links().iter().enumerate() {
+            let extent = folder.read(place, &mut bytes, |_| {})?;
+            bar.add(link.file_bytes);
+            segments += 1;
+            ops += extent.ops;
+            whole_bytes += extent.whole_bytes;
+            if extent.whole_bytes < extent.file_bytes {
+                let torn_bytes = text::count(extent.file_bytes - extent.whole_bytes, "byte");
+                let (path, offset) = (link.path.display(), extent.whole_bytes);
+                torn.push(format!(
+                    "{path} ends with {torn_bytes} at byte {offset} that nobody was promised: of a server that runs they are on their way, \
+                     of one that was killed they are cut off at its next start"
+                ));
+            }
+        }
+    }
+    drop(bar);
+    output.line(format_args!(
+        "all is whole: {} with {} in {}",
+        text::count(segments, "segment"),
+        text::count(ops, "record"),
+        text::bytes(whole_bytes)
+    ))?;
+    torn.iter().try_for_each(|line| output.line(line))
+}

@@ -1,0 +1,20 @@
+//! `etherply token`.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::config::Token;
+use crate::wire::auth;
+
+/// Prints a token. The error is one line that tells what to do.
+pub fn run(settings: &Token) -> Result<(), String> {
+    let secret = settings.secret().map_err(|error| error.to_string())?;
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    let ttl_s = Some(settings.ttl.as_secs());
+    println!(
+        "{}",
+        auth::mint(&secret, &settings.sub, now.as_secs(), ttl_s)
+    );
+    Ok(())
+}

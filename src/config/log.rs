@@ -1,0 +1,74 @@
+//! The settings of `etherply log`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+/// The settings of a look at the log, or of work on it.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "stat, verify and dump read the log of a running server too, and do not disturb it. repair and compact need a stopped one."
+)]
+pub struct Log {
+    /// The folder that holds the log
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "ETHERPLY_DATA_DIR",
+        hide_env_values = true,
+        default_value = "./etherply-data",
+        global = true
+    )]
+    pub data_dir: PathBuf,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: LogCommand,
+}
+
+/// What to do with the log.
+#[derive(Debug, Subcommand)]
+pub enum LogCommand {
+    /// Tell how long the log is, how much of it is the state, and which workspaces are in it
+    Stat(Stat),
+    /// Check every record; exit 1 with the file and the offset of the first fault
+    Verify,
+    /// Print the ops of a workspace as JSON lines, in the order of their seq
+    Dump(Dump),
+    /// Keep what is whole of a damaged log, and set the rest aside; nothing is deleted
+    Repair(Repair),
+    /// Rewrite the log without what is dead
+    Compact,
+}
+
+/// What `stat` tells.
+#[derive(Debug, Args)]
+pub struct Stat {
+    /// All workspaces, not the 20 greatest alone
+    #[arg(long)]
+    pub all: bool,
+
+    /// One JSON object instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `dump` prints.
+#[derive(Debug, Args)]
+pub struct Dump {
+    /// The workspace's id
+    #[arg(long, value_name = "ID")]
+    pub workspace: String,
+
+    /// The last change of each key alone, which is the state
+    #[arg(long)]
+    pub state: bool,
+}
+
+/// How `repair` goes on.
+#[derive(Debug, Args)]
+pub struct Repair {
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+}

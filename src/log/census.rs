@@ -1,0 +1,110 @@
+//! What a log holds, in figures: records and bytes, and how much of it is the state.
+//!
+//! Keeps a key and three numbers for each key of the state, and no values.
+
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+
+use super::record::{self, Op};
+
+/// How much of a log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Ops.
+    pub records: u64,
+    /// The bytes of their records.
+    pub record_bytes: u64,
+    /// The bytes of those that are the state: no other op of their key wins over them.
+    pub live_bytes: u64,
+}
+
+/// How much of a log is of one workspace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkspaceShare {
+    /// Its id.
+    pub id: String,
+    /// The keys in its state.
+    pub keys: u64,
+    /// The greatest seq of its ops.
+    pub seq: u64,
+    /// Its ops.
+    pub share: Share,
+}
+
+/// Counts the ops of a log, in any order.
+#[derive(Default)]
+pub struct Census {
+    folders: Vec<Share>,
+    workspaces: HashMap<String, Counted, RandomState>,
+}
+
+#[derive(Default)]
+struct Counted {
+    seq: u64,
+    share: Share,
+    winners: HashMap<Box<str>, Winner, RandomState>,
+}
+
+struct Winner {
+    timestamp: u64,
+    seq: u64,
+    bytes: u64,
+    folder: usize,
+}
+
+impl Census {
+    /// Takes an op that stands in the folder of this number.
+    pub fn visit(&mut self, folder: usize, op: &Op<'_>) {
+        if self.folders.len() <= folder {
+            self.folders.resize(folder + 1, Share::default());
+        }
+        let bytes = record::op_bytes(op) as u64;
+        let counted = self.workspaces.entry_ref(op.workspace).or_default();
+        counted.seq = counted.seq.max(op.seq);
+        for share in [&mut counted.share, &mut self.folders[folder]] {
+            share.records += 1;
+            share.record_bytes += bytes;
+        }
+        let winner = Winner {
+            timestamp: op.timestamp,
+            seq: op.seq,
+            bytes,
+            folder,
+        };
+        if let Some(held) = counted.winners.get_mut(op.key) {
+            if !op.wins_over(held.timestamp, held.seq) {
+                return;
+            }
+            counted.share.live_bytes -= held.bytes;
+            self.folders[held.folder].live_bytes -= held.bytes;
+            *held = winner;
+        } else {
+            counted.winners.insert(op.key.into(), winner);
+        }
+        counted.share.live_bytes += bytes;
+        self.folders[folder].live_bytes += bytes;
+    }
+
+    /// What stands in the folder of this number.
+    #[must_use]
+    pub fn folder(&self, folder: usize) -> Share {
+        self.folders.get(folder).copied().unwrap_or_default()
+    }
+
+    /// The workspaces, the greatest first; of equal ones by their id.
+    #[must_use]
+    pub fn workspaces(self) -> Vec<WorkspaceShare> {
+        let share = |(id, counted): (String, Counted)| WorkspaceShare {
+            id,
+            keys: counted.winners.len() as u64,
+            seq: counted.seq,
+            share: counted.share,
+        };
+        let mut workspaces: Vec<_> = self.workspaces.into_iter().map(share).collect();
+        workspaces.sort_unstable_by(|a, b| {
+            let bytes = b.share.record_bytes.cmp(&a.share.record_bytes);
+            bytes.then_with(|| a.id.cmp(&b.id))
+        });
+        workspaces
+    }
+}

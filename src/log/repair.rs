@@ -1,0 +1,332 @@
+//! Repairing a damaged log: what is whole is kept, the rest is set aside, nothing is deleted.
+//!
+//! A repair is planned first, and the plan tells all that it will do and all that is lost. Each change swaps one file for
+//! another in one rename, when the new one is on disk and the old one has a second name in a folder `damaged-N` of the data directory.
+//! A log is damaged until its last change is done, and a server does not start on it. So after a crash at any step the
+//! log is repaired or still damaged, with all that was whole in it, and a repair begun again ends it.
+//!
+//! The order: a lost `meta.json`; files that are no segments of this log, and those that have another one's name; and then, folder by
+//! folder, damaged and missing segments, each of which becomes a compacted one ([`row`]).
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::chain::RecoveryError;
+use super::directory::{self, DirectoryError, META, shard_folder};
+use super::disk::Disk;
+use super::record::SegmentHeader;
+use super::rewrite::Rewrite;
+use super::segment;
+
+pub mod gaps;
+pub mod row;
+pub mod salvage;
+pub mod survey;
+
+#[cfg(test)]
+mod tests;
+
+use gaps::{Elsewhere, Gap};
+use row::{Change, Move, Planner, Rewritten, Row};
+use salvage::Found;
+use survey::{Stray, Survey};
+
+const ASIDE_PREFIX: &str = "damaged-";
+const MOVED_EXTENSION: &str = "moved.aof";
+
+/// Why a log cannot be repaired.
+#[derive(Debug, Error)]
+pub enum RepairError {
+    /// There is no log, or it is in use.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// A file cannot be read.
+    #[error(transparent)]
+    Log(#[from] RecoveryError),
+    /// A change cannot be made. What was done before stays, and the repair may be begun again.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A repair that is planned, of a data directory that is locked for it.
+#[derive(Debug)]
+pub struct Repair<D: Disk> {
+    disk: D,
+    data: PathBuf,
+    epoch: [u8; 16],
+    /// `meta.json` does not tell the epoch, and is written anew.
+    is_meta_lost: bool,
+    aside: PathBuf,
+    strays: Vec<Stray>,
+    rows: Vec<Row>,
+    gaps: Vec<Gap>,
+    /// Held, not used.
+    _lock: D::File,
+}
+
+impl<D: Disk> Repair<D> {
+    /// Locks a data directory and plans its repair, without a change. `new_epoch` is for a log of which nothing tells the epoch.
+    /// `progress` is told how much is done, and how much there is to do.
+    pub fn plan(
+        disk: D,
+        data: PathBuf,
+        new_epoch: [u8; 16],
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<Self, RepairError> {
+        let (lock, known) = directory::lock_damaged(&disk, &data)?;
+        let (epoch, survey) = Survey::of(&disk, &data, known, new_epoch)?;
+        let mut strays = survey.strays;
+        let all = survey.rows.values().flatten();
+        let total_bytes: u64 = all.map(|found| found.file_bytes).sum();
+        let (mut rows, mut gaps, mut done_bytes) = (Vec::new(), Vec::new(), 0);
+        for (shard, candidates) in survey.rows {
+            let folder = data.join(shard_folder(shard));
+            let planner = Planner::new(&disk, &folder, epoch, shard);
+            let mut row = planner.plan(candidates, |bytes| {
+                done_bytes += bytes;
+                progress(done_bytes, total_bytes);
+            })?;
+            strays.append(&mut row.strays);
+            gaps.append(&mut row.gaps);
+            rows.push(row);
+        }
+        let gaps = subtract(&disk, gaps, &rows)?;
+        let aside = next_aside(&disk, &data).map_err(at(&data))?;
+        Ok(Self {
+            disk,
+            data,
+            epoch,
+            is_meta_lost: known.is_none(),
+            aside,
+            strays,
+            rows,
+            gaps,
+            _lock: lock,
+        })
+    }
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let is_whole = |row: &Row| row.moves.is_empty() && row.changes.is_empty();
+        !self.is_meta_lost && self.strays.is_empty() && self.rows.iter().all(is_whole)
+    }
+
+    /// Whether `meta.json` is lost.
+    #[must_use]
+    pub fn is_meta_lost(&self) -> bool {
+        self.is_meta_lost
+    }
+
+    /// Files that are set aside as a whole.
+    #[must_use]
+    pub fn strays(&self) -> &[Stray] {
+        &self.strays
+    }
+
+    /// Segments that get their names again.
+    pub fn moves(&self) -> impl Iterator<Item = &Move> {
+        self.rows.iter().flat_map(|row| &row.moves)
+    }
+
+    /// The other changes.
+    pub fn changes(&self) -> impl Iterator<Item = &Change> {
+        self.rows.iter().flat_map(|row| &row.changes)
+    }
+
+    /// Ops that are known to be missing.
+    #[must_use]
+    pub fn gaps(&self) -> &[Gap] {
+        &self.gaps
+    }
+
+    /// The folder in which what is set aside will stand.
+    #[must_use]
+    pub fn aside(&self) -> &Path {
+        &self.aside
+    }
+
+    /// Does it.
+    pub fn run(&self) -> Result<(), RepairError> {
+        self.put_meta()?;
+        for stray in &self.strays {
+            let to = self.aside_path(&stray.path)?;
+            self.rename(&stray.path, &to)?;
+        }
+        // Two segments may have each other's name.
+        let moves: Vec<_> = self
+            .moves()
+            .map(|step| (step, moved_path(&step.home)))
+            .collect();
+        for (step, path) in &moves {
+            if step.path != *path {
+                self.create_folder(parent(path))?;
+                self.rename(&step.path, path)?;
+            }
+        }
+        for (step, path) in &moves {
+            self.rename(path, &step.home)?;
+        }
+        for change in self.changes() {
+            match change {
+                Change::Fill { path, header } => self.fill(path, *header)?,
+                Change::Rewrite(rewritten) => self.rewrite(rewritten)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn put_meta(&self) -> Result<(), RepairError> {
+        if !self.is_meta_lost {
+            return Ok(());
+        }
+        let path = self.data.join(META);
+        if self.disk.file_bytes(&path).is_ok() {
+            let to = self.aside_path(&path)?;
+            self.link(&path, &to)?;
+        }
+        directory::write_meta(&self.disk, &self.data, self.epoch).map_err(at(&path))
+    }
+
+    fn fill(&self, path: &Path, header: SegmentHeader) -> Result<(), RepairError> {
+        let new = segment::new_path(parent(path), header.index);
+        self.keep_leftover(&new)?;
+        let filled = Rewrite::begin(&self.disk, &new, header).and_then(Rewrite::finish);
+        filled.map_err(at(&new))?;
+        self.rename(&new, path)
+    }
+
+    fn rewrite(&self, change: &Rewritten) -> Result<(), RepairError> {
+        let path = &change.path;
+        let mut bytes = Vec::new();
+        salvage::load(&self.disk, path, &mut bytes)?;
+        bytes.truncate(usize::try_from(change.old_bytes).unwrap_or(usize::MAX));
+        let new = segment::new_path(parent(path), change.header.index);
+        self.keep_leftover(&new)?;
+        let mut rewrite = Rewrite::begin(&self.disk, &new, change.header).map_err(at(&new))?;
+        let mut outcome = Ok(());
+        salvage::salvage(&change.old, &bytes, change.is_last, |found| {
+            if let Found::Op(op) = found
+                && outcome.is_ok()
+            {
+                outcome = rewrite.push(op).map(|_| ());
+            }
+        });
+        outcome.and_then(|()| rewrite.finish()).map_err(at(&new))?;
+        let to = self.aside_path(path)?;
+        self.link(path, &to)?;
+        self.replace(&new, path)
+    }
+
+    /// A crash may have left a file of the name that a new segment is written under.
+    fn keep_leftover(&self, new: &Path) -> Result<(), RepairError> {
+        if self.disk.file_bytes(new).is_err() {
+            return Ok(());
+        }
+        let to = self.aside_path(new)?;
+        self.rename(new, &to)
+    }
+
+    /// Where a file of the data directory is set aside; the folders are there and on disk.
+    fn aside_path(&self, path: &Path) -> Result<PathBuf, RepairError> {
+        let inner = path
+            .strip_prefix(&self.data)
+            .expect("a file of the data directory");
+        let to = self.aside.join(inner);
+        self.create_folder(&self.aside)?;
+        self.create_folder(parent(&to))?;
+        Ok(to)
+    }
+
+    fn create_folder(&self, path: &Path) -> Result<(), RepairError> {
+        if self.disk.is_folder(path) {
+            return Ok(());
+        }
+        self.disk.create_folder(path).map_err(at(path))?;
+        self.sync_folder(parent(path))
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> Result<(), RepairError> {
+        self.check_free(to)?;
+        self.disk.link(from, to).map_err(at(to))?;
+        self.sync_folder(parent(to))
+    }
+
+    /// Renames a file, durably, to a name that is free.
+    fn rename(&self, from: &Path, to: &Path) -> Result<(), RepairError> {
+        self.check_free(to)?;
+        self.replace(from, to)
+    }
+
+    /// Renames a file, durably, in the place of one that may be there.
+    fn replace(&self, from: &Path, to: &Path) -> Result<(), RepairError> {
+        self.disk.rename(from, to).map_err(at(from))?;
+        self.sync_folder(parent(to))?;
+        if parent(from) != parent(to) {
+            self.sync_folder(parent(from))?;
+        }
+        Ok(())
+    }
+
+    fn check_free(&self, path: &Path) -> Result<(), RepairError> {
+        match self.disk.file_bytes(path) {
+            Ok(_) => Err(at(path)(io::ErrorKind::AlreadyExists.into())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(at(path)(error)),
+        }
+    }
+
+    fn sync_folder(&self, path: &Path) -> Result<(), RepairError> {
+        self.disk.sync_folder(path).map_err(at(path))
+    }
+}
+
+/// What misses of the gaps in any folder.
+fn subtract<D: Disk>(disk: &D, gaps: Vec<Gap>, rows: &[Row]) -> Result<Vec<Gap>, RecoveryError> {
+    let mut elsewhere = Elsewhere::new(gaps);
+    if elsewhere.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut bytes = Vec::new();
+    for member in rows.iter().flat_map(|row| &row.members) {
+        salvage::load(disk, &member.path, &mut bytes)?;
+        let is_compacted = member.header.compacted.is_some();
+        salvage::salvage(&member.header, &bytes, false, |found| {
+            if let Found::Op(op) = found {
+                elsewhere.visit(op, is_compacted);
+            }
+        });
+    }
+    Ok(elsewhere.finish())
+}
+
+/// The first folder of its kind that is not there yet.
+fn next_aside<D: Disk>(disk: &D, data: &Path) -> io::Result<PathBuf> {
+    let names = disk.names(data)?;
+    let number = |name: &std::ffi::OsString| -> Option<u64> {
+        name.to_str()?.strip_prefix(ASIDE_PREFIX)?.parse().ok()
+    };
+    let last = names.iter().filter_map(number).max().unwrap_or(0);
+    Ok(data.join(format!("{ASIDE_PREFIX}{}", last.saturating_add(1))))
+}
+
+/// A name that is not a segment's, under which a repair that is begun again finds the file.
+fn moved_path(home: &Path) -> PathBuf {
+    home.with_extension(MOVED_EXTENSION)
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> RepairError {
+    let path = path.to_path_buf();
+    move |source| RepairError::Io { path, source }
+}

@@ -1,0 +1,147 @@
+//! Which workspaces miss ops, as far as the seqs of those that are left tell.
+//!
+//! While one folder has a workspace, its seqs follow each other there without a gap, until a compaction drops ops that another one
+//! won over. So a gap is a trace of the damage if it lies over a lost stretch and no compacted segment is near. Of a segment that
+//! is missing nobody can tell whether it was a compacted one: some of the seqs that miss there may have been dead.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::RangeInclusive;
+
+use super::super::record::Op;
+
+/// Ops of one workspace that are missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// The workspace.
+    pub workspace: String,
+    /// Their seqs.
+    pub seqs: RangeInclusive<u64>,
+}
+
+/// Follows the seqs of all workspaces through one folder.
+#[derive(Default)]
+pub struct Follower {
+    last: HashMap<String, Last>,
+    /// Lost stretches so far.
+    damages: u64,
+    had_compacted: bool,
+    gaps: Vec<Gap>,
+}
+
+struct Last {
+    seq: u64,
+    damages: u64,
+    is_compacted: bool,
+}
+
+impl Follower {
+    /// Takes the next op, which may be the same one again.
+    pub fn visit(&mut self, op: &Op<'_>, is_compacted: bool) {
+        self.had_compacted |= is_compacted;
+        let now = Last {
+            seq: op.seq,
+            damages: self.damages,
+            is_compacted,
+        };
+        let (before, is_known) = match self.last.get_mut(op.workspace) {
+            Some(last) if op.seq <= last.seq => return,
+            Some(last) => {
+                let last = std::mem::replace(last, now);
+                (last.seq, last.damages < self.damages && !last.is_compacted)
+            }
+            None => {
+                self.last.insert(op.workspace.to_owned(), now);
+                (0, self.damages > 0 && !self.had_compacted)
+            }
+        };
+        if is_known && !is_compacted && op.seq > before + 1 {
+            self.gaps.push(Gap {
+                workspace: op.workspace.to_owned(),
+                seqs: before + 1..=op.seq - 1,
+            });
+        }
+    }
+
+    /// Between the ops before and behind, something is lost.
+    pub fn note_damage(&mut self) {
+        self.damages += 1;
+    }
+
+    /// What misses, before it is known what stands in other folders.
+    #[must_use]
+    pub fn finish(self) -> Vec<Gap> {
+        self.gaps
+    }
+}
+
+/// Takes out of the gaps what stands in other folders: a start with another number of shards moves a workspace.
+#[derive(Default)]
+pub struct Elsewhere {
+    missing: BTreeMap<String, Missing>,
+}
+
+#[derive(Default)]
+struct Missing {
+    gaps: Vec<RangeInclusive<u64>>,
+    found: BTreeSet<u64>,
+    /// A compaction may have dropped some of them.
+    is_unclear: bool,
+}
+
+impl Elsewhere {
+    /// Over all gaps that were found.
+    #[must_use]
+    pub fn new(gaps: Vec<Gap>) -> Self {
+        let mut missing: BTreeMap<String, Missing> = BTreeMap::new();
+        for gap in gaps {
+            missing
+                .entry(gap.workspace)
+                .or_default()
+                .gaps
+                .push(gap.seqs);
+        }
+        Self { missing }
+    }
+
+    /// Whether nothing misses.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty()
+    }
+
+    /// Takes an op of the log, of any folder.
+    pub fn visit(&mut self, op: &Op<'_>, is_compacted: bool) {
+        let Some(missing) = self.missing.get_mut(op.workspace) else {
+            return;
+        };
+        if missing.gaps.iter().any(|gap| gap.contains(&op.seq)) {
+            missing.found.insert(op.seq);
+            missing.is_unclear |= is_compacted;
+        }
+    }
+
+    /// What misses, in the order of the workspaces and the seqs.
+    #[must_use]
+    pub fn finish(self) -> Vec<Gap> {
+        let mut all = Vec::new();
+        for (workspace, mut missing) in self.missing {
+            if missing.is_unclear {
+                continue;
+            }
+            missing.gaps.sort_by_key(|gap| *gap.start());
+            for gap in missing.gaps {
+                let (mut begin, behind) = (*gap.start(), gap.end() + 1);
+                for seq in missing.found.range(gap).copied().chain([behind]) {
+                    if begin < seq {
+                        all.push(Gap {
+                            workspace: workspace.clone(),
+                            seqs: begin..=seq - 1,
+                        });
+                    }
+                    begin = seq + 1;
+                }
+            }
+        }
+        all
+    }
+}

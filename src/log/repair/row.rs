@@ -1,0 +1,381 @@
+//! What is to be done in one folder, so that its segments are a whole row again.
+//!
+//! A compacted segment stands for indexes and positions that are not its own, so it can take the place of whatever is missing: a
+//! damaged segment becomes a compacted one with the ops that are whole, and missing ones become one without ops. Whole
+//! segments stay as they are.
+
+use std::path::{Path, PathBuf};
+
+use super::super::chain::{Extent, FIRST_INDEX, Link, RecoveryError};
+use super::super::disk::Disk;
+use super::super::record::{Compacted, Op, SegmentHeader};
+use super::super::segment;
+use super::gaps::{Follower, Gap};
+use super::salvage::{self, Found, Lost, Salvage};
+use super::survey::{Candidate, Stray};
+
+/// A segment that is written anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rewritten {
+    /// The file.
+    pub path: PathBuf,
+    /// Its header as it was, or must have been.
+    pub old: SegmentHeader,
+    /// Where it ends for its readers.
+    pub old_bytes: u64,
+    /// None follows it.
+    pub is_last: bool,
+    /// The header of the new file.
+    pub header: SegmentHeader,
+    /// Why it cannot stay as it is.
+    pub what: String,
+    /// What is whole in it.
+    pub salvage: Salvage,
+}
+
+/// A change of one folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Missing segments are replaced by one without ops.
+    Fill {
+        /// The new file.
+        path: PathBuf,
+        /// Its header.
+        header: SegmentHeader,
+    },
+    /// A damaged segment is replaced.
+    Rewrite(Box<Rewritten>),
+}
+
+/// A segment that was given another name, and gets its own again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Move {
+    /// Its name now.
+    pub path: PathBuf,
+    /// Its own name.
+    pub home: PathBuf,
+}
+
+/// What is to be done in one folder.
+#[derive(Debug, Default)]
+pub struct Row {
+    /// Segments of other names.
+    pub moves: Vec<Move>,
+    /// In the order in which it is to be done, when all files have their names.
+    pub changes: Vec<Change>,
+    /// Files that look like segments and are not needed.
+    pub strays: Vec<Stray>,
+    /// The segments that stay in the row, as they are found now.
+    pub members: Vec<Member>,
+    /// Workspaces that miss ops.
+    pub gaps: Vec<Gap>,
+    /// A torn tail of the last segment, which is left to the next start.
+    pub torn: Option<Lost>,
+}
+
+/// A segment of the row.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// Where it stands now.
+    pub path: PathBuf,
+    /// Its header.
+    pub header: SegmentHeader,
+    /// The first of the indexes that it stands for.
+    first_index: u64,
+    /// Where the one before it ends. None: not known, since a part of what it stood for is there.
+    first_position: Option<u64>,
+    is_header_lost: bool,
+    file_bytes: u64,
+    home: PathBuf,
+}
+
+/// Plans a folder.
+pub struct Planner<'a, D: Disk> {
+    disk: &'a D,
+    folder: &'a Path,
+    epoch: [u8; 16],
+    shard: u32,
+    row: Row,
+    follower: Follower,
+    bytes: Vec<u8>,
+    /// What the next segment has to begin with.
+    index: u64,
+    position: u64,
+}
+
+impl<'a, D: Disk> Planner<'a, D> {
+    /// Of a shard's folder.
+    pub fn new(disk: &'a D, folder: &'a Path, epoch: [u8; 16], shard: u32) -> Self {
+        Self {
+            disk,
+            folder,
+            epoch,
+            shard,
+            row: Row::default(),
+            follower: Follower::default(),
+            bytes: Vec::new(),
+            index: FIRST_INDEX,
+            position: 0,
+        }
+    }
+
+    /// Plans; `candidates` are in order. `progress` is told the length of each segment that has been read.
+    pub fn plan(
+        mut self,
+        candidates: Vec<Candidate>,
+        mut progress: impl FnMut(u64),
+    ) -> Result<Row, RecoveryError> {
+        self.row.members = self.select(candidates)?;
+        for at in 0..self.row.members.len() {
+            let member = self.row.members[at].clone();
+            let next = self.row.members.get(at + 1).cloned();
+            self.fill_before(&member);
+            self.settle(&member, next.as_ref())?;
+            progress(member.file_bytes);
+        }
+        self.row.gaps = self.follower.finish();
+        Ok(self.row)
+    }
+
+    /// Leaves out what is there twice, and what another one stands for. A compacted segment stands for others only if all of
+    /// it is whole: if it is not, what it was made from is better than what is left of it.
+    fn select(&mut self, candidates: Vec<Candidate>) -> Result<Vec<Member>, RecoveryError> {
+        let mut single: Vec<Candidate> = Vec::new();
+        for found in candidates {
+            let index_before = single.last().map_or(0, |last| last.header.index);
+            if found.header.index == index_before {
+                self.set_aside(&found.path, "another file has its place");
+            } else if found.header.index - index_before > u64::from(u32::MAX) {
+                self.set_aside(&found.path, "its index is far behind all others");
+            } else {
+                single.push(found);
+            }
+        }
+        let mut members: Vec<Member> = Vec::new();
+        for found in single.into_iter().rev() {
+            let next_index = members.last().map_or(u64::MAX, |next| next.first_index);
+            if found.header.index >= next_index {
+                // At its own place it is a leftover of a compaction, which the next start knows to remove.
+                if found.path != found.home {
+                    self.set_aside(&found.path, "it was replaced by a compacted segment");
+                }
+                continue;
+            }
+            let first_index = if self.is_whole_compacted(&found)? {
+                found.header.first_index()
+            } else {
+                found.header.index
+            };
+            members.push(Member {
+                path: found.path,
+                header: found.header,
+                first_index,
+                first_position: Some(found.header.first_position),
+                is_header_lost: found.is_header_lost,
+                file_bytes: found.file_bytes,
+                home: found.home,
+            });
+        }
+        members.reverse();
+        let mut index_before = 0;
+        for member in &mut members {
+            // What is left of a damaged one stands for what is missing before it, too.
+            let first_index = member.header.first_index().max(index_before + 1);
+            if member.first_index > first_index {
+                member.first_index = first_index;
+            }
+            if member.first_index > member.header.first_index() {
+                member.first_position = None;
+            }
+            index_before = member.header.index;
+        }
+        Ok(members)
+    }
+
+    fn set_aside(&mut self, path: &Path, what: &str) {
+        self.row.strays.push(Stray {
+            path: path.to_path_buf(),
+            what: what.to_owned(),
+        });
+    }
+
+    fn is_whole_compacted(&mut self, found: &Candidate) -> Result<bool, RecoveryError> {
+        if found.header.compacted.is_none() || found.is_header_lost {
+            return Ok(false);
+        }
+        let link = Link {
+            path: found.path.clone(),
+            header: found.header,
+            end_position: None,
+            file_bytes: found.file_bytes,
+        };
+        judged(link.read(self.disk, &mut self.bytes, |_| {})).map(|outcome| outcome.is_ok())
+    }
+
+    /// Puts a segment without ops in the place of missing ones.
+    fn fill_before(&mut self, member: &Member) {
+        let Some(missing) = member.first_index.checked_sub(self.index + 1) else {
+            return;
+        };
+        let end_position = self.position.max(member.first_position.unwrap_or(0));
+        let index = member.first_index - 1;
+        let header = self.compacted(index, self.position, end_position, missing);
+        let path = self.folder.join(segment::file_name(index));
+        self.row.changes.push(Change::Fill { path, header });
+        self.follower.note_damage();
+        self.index = member.first_index;
+        self.position = end_position;
+    }
+
+    fn compacted(&self, index: u64, first: u64, end_position: u64, replaced: u64) -> SegmentHeader {
+        let replaced = u32::try_from(replaced).expect("select leaves no greater gap");
+        SegmentHeader {
+            compacted: Some(Compacted {
+                replaced,
+                end_position,
+            }),
+            ..SegmentHeader::new(self.shard, self.epoch, index, first)
+        }
+    }
+
+    /// Decides whether a segment stays as it is.
+    fn settle(&mut self, member: &Member, next: Option<&Member>) -> Result<(), RecoveryError> {
+        if member.path != member.home {
+            self.row.moves.push(Move {
+                path: member.path.clone(),
+                home: member.home.clone(),
+            });
+        }
+        let is_followed = next.is_some_and(|next| next.first_index == member.header.index + 1);
+        let next_position = next.and_then(|next| next.first_position);
+        let first = member.header.first_position;
+        let link = Link {
+            path: member.path.clone(),
+            header: member.header,
+            end_position: next_position.filter(|&next| is_followed && next >= first),
+            file_bytes: member.file_bytes,
+        };
+        let is_compacted = member.header.compacted.is_some();
+        let what = if member.is_header_lost {
+            "the segment header is damaged".to_owned()
+        } else {
+            let follower = &mut self.follower;
+            let visit = |op: &Op<'_>| follower.visit(op, is_compacted);
+            match judged(link.read(self.disk, &mut self.bytes, visit))? {
+                Err(what) => what,
+                Ok(extent) => {
+                    let Some(what) = self.unfit(member, &extent, next) else {
+                        self.keep(member, &extent);
+                        return Ok(());
+                    };
+                    what
+                }
+            }
+        };
+        self.rewrite(&link, member, next, what)
+    }
+
+    /// Why a segment that is whole for itself does not fit its neighbours.
+    fn unfit(&self, member: &Member, extent: &Extent, next: Option<&Member>) -> Option<String> {
+        let (first, due) = (member.header.first_position, self.position);
+        if first != due {
+            return Some(format!(
+                "it begins at log position {first} instead of {due}"
+            ));
+        }
+        let next = next?;
+        if extent.whole_bytes < extent.file_bytes {
+            // No reader of a row expects that anywhere but at its end.
+            let offset = extent.whole_bytes;
+            return Some(format!(
+                "it is not the last one, and not whole at byte {offset}"
+            ));
+        }
+        let (end, next) = (extent.end_position, next.first_position?);
+        let is_over = next >= self.position && end > next;
+        is_over.then(|| format!("it ends at log position {end}, and the next one begins at {next}"))
+    }
+
+    fn keep(&mut self, member: &Member, extent: &Extent) {
+        if extent.whole_bytes < extent.file_bytes {
+            self.row.torn = Some(Lost {
+                bytes: extent.whole_bytes..extent.file_bytes,
+                what: String::new(),
+                is_torn: true,
+            });
+        }
+        self.position = extent.end_position;
+        self.index = member.header.index + 1;
+    }
+
+    fn rewrite(
+        &mut self,
+        link: &Link,
+        member: &Member,
+        next: Option<&Member>,
+        what: String,
+    ) -> Result<(), RecoveryError> {
+        let old = member.header;
+        let (is_last, next_position) = (next.is_none(), next.and_then(|next| next.first_position));
+        salvage::load(self.disk, &member.path, &mut self.bytes)?;
+        let end_offset = match old.compacted {
+            None => link.end_position.and_then(|end| old.offset(end)),
+            Some(_) => None,
+        };
+        if let Some(end) = end_offset {
+            self.bytes.truncate(end);
+        }
+        let follower = &mut self.follower;
+        let mut salvage = salvage::salvage(&old, &self.bytes, is_last, |found| match found {
+            Found::Op(op) => follower.visit(op, old.compacted.is_some()),
+            Found::Lost(lost) if !lost.is_torn => follower.note_damage(),
+            Found::Lost(_) => {}
+        });
+        if let Some(end) = end_offset
+            && end > self.bytes.len()
+        {
+            salvage.lost.push(Lost {
+                bytes: self.bytes.len() as u64..end as u64,
+                what: "the file ends before them".to_owned(),
+                is_torn: false,
+            });
+            follower.note_damage();
+        }
+        let natural_end = match old.compacted {
+            Some(compacted) => compacted.end_position,
+            None => old.position(self.bytes.len() as u64),
+        };
+        let end = match (link.end_position, next_position) {
+            (Some(end), _) if end >= self.position => end,
+            (_, Some(next)) if next >= self.position => natural_end.clamp(self.position, next),
+            _ => natural_end.max(self.position),
+        };
+        let replaced = old.index - self.index;
+        self.row.changes.push(Change::Rewrite(Box::new(Rewritten {
+            path: member.home.clone(),
+            old,
+            old_bytes: self.bytes.len() as u64,
+            is_last,
+            header: self.compacted(old.index, self.position, end, replaced),
+            what,
+            salvage,
+        })));
+        self.position = end;
+        self.index = old.index + 1;
+        Ok(())
+    }
+}
+
+/// Tells damage from what stops a repair. What the disk cannot read is damage.
+fn judged(outcome: Result<Extent, RecoveryError>) -> Result<Result<Extent, String>, RecoveryError> {
+    match outcome {
+        Ok(extent) => Ok(Ok(extent)),
+        Err(RecoveryError::Damaged { offset, what, .. }) => {
+            Ok(Err(format!("byte {offset}: {what}")))
+        }
+        Err(RecoveryError::Io { source, .. }) if salvage::is_unreadable(&source) => {
+            Ok(Err(source.to_string()))
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,172 @@
+//! What is whole in one damaged file.
+
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+
+use super::super::chain::RecoveryError;
+use super::super::disk::{Disk, DiskFile};
+use super::super::record::{
+    self, Compacted, Fault, FaultKind, Op, Reader, SEGMENT_HEADER_BYTES, SegmentHeader,
+};
+
+/// What a disk that cannot read a file cannot read of it at a time, and the errno that it says so with.
+const BLOCK_BYTES: usize = 4096;
+const EIO: i32 = 5;
+
+/// A stretch of a file that is not whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// The bytes, as offsets in the file; they may lie behind its end.
+    pub bytes: Range<u64>,
+    /// What is wrong with the first of them.
+    pub what: String,
+    /// Nothing proves that it ever was on disk: nobody was promised what stood there.
+    pub is_torn: bool,
+}
+
+/// What is whole in a damaged segment, and what is not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Salvage {
+    /// The ops that are whole.
+    pub ops: u64,
+    /// Those of them that stand behind a lost stretch.
+    pub ops_behind: u64,
+    /// The stretches that are lost, in order.
+    pub lost: Vec<Lost>,
+}
+
+/// What a visit of a damaged segment comes across.
+pub enum Found<'a> {
+    /// An op that is whole.
+    Op(&'a Op<'a>),
+    /// A stretch that is lost.
+    Lost(&'a Lost),
+}
+
+/// Visits what is whole in a segment, in order. `bytes` end where the next segment begins. `is_last`: none follows, so that
+/// its end may be torn.
+pub fn salvage(
+    header: &SegmentHeader,
+    bytes: &[u8],
+    is_last: bool,
+    mut visit: impl FnMut(Found<'_>),
+) -> Salvage {
+    let durable_position = if is_last && header.compacted.is_none() {
+        record::durable_position(header, bytes)
+    } else {
+        u64::MAX
+    };
+    let mut salvage = Salvage::default();
+    let mut reader = Reader::new(header, bytes);
+    loop {
+        let fault = match reader.next() {
+            Some(Ok(op)) => {
+                salvage.ops += 1;
+                salvage.ops_behind += u64::from(!salvage.lost.is_empty());
+                visit(Found::Op(&op));
+                continue;
+            }
+            Some(Err(fault)) => fault,
+            None => break,
+        };
+        let resumed = reader.skip_damage();
+        let is_end = resumed.is_none();
+        let lost = resumed.unwrap_or(fault.offset..bytes.len());
+        let lost = Lost {
+            is_torn: header.position(lost.start as u64) >= durable_position,
+            bytes: lost.start as u64..lost.end as u64,
+            what: what(fault),
+        };
+        // A batch that was cut between two of its records has lost none that was promised.
+        if !lost.bytes.is_empty() {
+            visit(Found::Lost(&lost));
+            salvage.lost.push(lost);
+        }
+        if is_end {
+            break;
+        }
+    }
+    salvage
+}
+
+fn what(fault: Fault) -> String {
+    match fault.kind {
+        // As the text of a stretch, not of a file.
+        FaultKind::Cut => "the end of a batch is missing".to_owned(),
+        kind => kind.to_string(),
+    }
+}
+
+/// Whether the disk cannot read what it holds.
+#[must_use]
+pub fn is_unreadable(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(EIO)
+}
+
+/// Reads a file. What the disk cannot read is taken as zeros.
+pub fn load<D: Disk>(disk: &D, path: &Path, bytes: &mut Vec<u8>) -> Result<(), RecoveryError> {
+    let file = disk.open(path).map_err(RecoveryError::at(path))?;
+    match file.read_whole(bytes) {
+        Ok(()) => return Ok(()),
+        Err(error) if is_unreadable(&error) => {}
+        Err(error) => return Err(RecoveryError::at(path)(error)),
+    }
+    bytes.fill(0);
+    for (block, offset) in bytes
+        .chunks_mut(BLOCK_BYTES)
+        .zip((0..).step_by(BLOCK_BYTES))
+    {
+        match file.read_full_at(block, offset) {
+            Ok(_) => {}
+            Err(error) if is_unreadable(&error) => block.fill(0),
+            Err(error) => return Err(RecoveryError::at(path)(error)),
+        }
+    }
+    Ok(())
+}
+
+/// What stands around a segment whose header is damaged.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// The log.
+    pub epoch: [u8; 16],
+    /// The shard of the folder.
+    pub shard: u32,
+    /// The index in the file's name.
+    pub index: u64,
+    /// The last index before it that there is a segment of.
+    pub index_before: u64,
+    /// Where the next segment begins.
+    pub position_behind: Option<u64>,
+}
+
+/// The header that a segment with a damaged one must have had: of those that its place, its bytes and its neighbours suggest, the
+/// one that makes a batch valid. It is proven by that batch's checksum.
+#[must_use]
+pub fn header_of(bytes: &[u8], place: Place) -> Option<SegmentHeader> {
+    let number = |at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+    let short = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+    // The position in the header, and the one in the first batch.
+    let first_positions = [number(40)?, number(SEGMENT_HEADER_BYTES + 8)?];
+    let ends = [number(48), place.position_behind];
+    let before = u32::try_from(place.index - 1 - place.index_before).ok();
+    let compacted = ends.into_iter().flatten().flat_map(|end_position| {
+        let compacted = move |replaced| Compacted {
+            replaced,
+            end_position,
+        };
+        [short(56), before].into_iter().flatten().map(compacted)
+    });
+    let kinds = [None].into_iter().chain(compacted.map(Some));
+    kinds
+        .flat_map(|compacted| {
+            first_positions.map(|first_position| SegmentHeader {
+                compacted,
+                ..SegmentHeader::new(place.shard, place.epoch, place.index, first_position)
+            })
+        })
+        // What is decoded is legal.
+        .filter(|header| SegmentHeader::decode(&header.encode()) == Ok(*header))
+        .find(|header| record::next_batch(header, bytes, 0).is_some())
+}

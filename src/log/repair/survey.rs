@@ -1,0 +1,207 @@
+//! Which files there are in a damaged log, and which of them are segments of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::super::chain::RecoveryError;
+use super::super::directory::{self, shard_folder};
+use super::super::disk::{Disk, DiskFile};
+use super::super::record::{HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::super::segment;
+use super::salvage::{self, Place};
+
+/// A file whose header tells that it is a segment of this log.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// Where it stands.
+    pub path: PathBuf,
+    /// Where it belongs.
+    pub home: PathBuf,
+    /// Its header.
+    pub header: SegmentHeader,
+    /// The header in the file is damaged; this one is proven by what stands behind it.
+    pub is_header_lost: bool,
+    /// Its length.
+    pub file_bytes: u64,
+}
+
+/// A file that is not a segment of this log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stray {
+    /// Where it stands.
+    pub path: PathBuf,
+    /// Why it is none.
+    pub what: String,
+}
+
+/// What stands in the folders of a log.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// For each shard its segments, in order, one for each index; two where two files claim one, the one at its place
+    /// first.
+    pub rows: BTreeMap<u32, Vec<Candidate>>,
+    /// The others.
+    pub strays: Vec<Stray>,
+}
+
+/// A file that ends like a segment.
+struct Entry {
+    path: PathBuf,
+    shard: u32,
+    /// In its name.
+    index: Option<u64>,
+    header: Result<SegmentHeader, HeaderError>,
+    file_bytes: u64,
+}
+
+impl Survey {
+    /// Reads the headers of all files that end like segments. Without a known epoch it is the one that most bytes are of, or
+    /// `new_epoch` where there is no header.
+    pub fn of<D: Disk>(
+        disk: &D,
+        data: &Path,
+        known: Option<[u8; 16]>,
+        new_epoch: [u8; 16],
+    ) -> Result<([u8; 16], Self), RecoveryError> {
+        let (mut survey, mut entries) = (Self::default(), Vec::new());
+        let shards = directory::shards(disk, data).map_err(RecoveryError::at(data))?;
+        for shard in shards {
+            survey.rows.insert(shard, Vec::new());
+            let folder = data.join(shard_folder(shard));
+            let listing = segment::scan(disk, &folder).map_err(RecoveryError::at(&folder))?;
+            let named = listing.segments.into_iter();
+            let named = named.map(|(index, path)| (Some(index), path));
+            for (index, path) in named.chain(listing.strays.into_iter().map(|path| (None, path))) {
+                if disk.is_folder(&path) {
+                    survey.set_aside(&path, "it is a folder");
+                } else {
+                    entries.push(Entry::read(disk, path, shard, index)?);
+                }
+            }
+        }
+        let epoch = known.or_else(|| epoch_of(&entries)).unwrap_or(new_epoch);
+        survey.sort(disk, data, epoch, entries)?;
+        Ok((epoch, survey))
+    }
+
+    fn set_aside(&mut self, path: &Path, what: impl Into<String>) {
+        self.strays.push(Stray {
+            path: path.to_path_buf(),
+            what: what.into(),
+        });
+    }
+
+    fn sort<D: Disk>(
+        &mut self,
+        disk: &D,
+        data: &Path,
+        epoch: [u8; 16],
+        entries: Vec<Entry>,
+    ) -> Result<(), RecoveryError> {
+        let mut headless = Vec::new();
+        for entry in entries {
+            match entry.header {
+                Ok(header) if header.epoch != epoch => {
+                    self.set_aside(&entry.path, "it belongs to another data directory");
+                }
+                Ok(header) if !(1..u64::MAX).contains(&header.index) => {
+                    let what = format!("no segment has the index {}", header.index);
+                    self.set_aside(&entry.path, what);
+                }
+                Ok(header) => self.add(data, entry.path, header, entry.file_bytes, false),
+                Err(error) => headless.push((entry, error)),
+            }
+        }
+        let mut bytes = Vec::new();
+        for (entry, error) in headless {
+            let place = self.place(&entry, epoch);
+            salvage::load(disk, &entry.path, &mut bytes)?;
+            if let Some(header) = place.and_then(|place| salvage::header_of(&bytes, place)) {
+                self.add(data, entry.path, header, entry.file_bytes, true);
+            } else {
+                let what = format!("{error}, and no batch in it tells what it was");
+                self.set_aside(&entry.path, what);
+            }
+        }
+        for row in self.rows.values_mut() {
+            row.sort_by_key(|found| (found.header.index, found.path != found.home));
+        }
+        Ok(())
+    }
+
+    fn add(
+        &mut self,
+        data: &Path,
+        path: PathBuf,
+        header: SegmentHeader,
+        file_bytes: u64,
+        is_header_lost: bool,
+    ) {
+        let home = data
+            .join(shard_folder(header.shard))
+            .join(segment::file_name(header.index));
+        self.rows.entry(header.shard).or_default().push(Candidate {
+            path,
+            home,
+            header,
+            is_header_lost,
+            file_bytes,
+        });
+    }
+
+    fn place(&self, entry: &Entry, epoch: [u8; 16]) -> Option<Place> {
+        let index = entry.index.filter(|index| (1..u64::MAX).contains(index))?;
+        let headers = || {
+            let row = self.rows.get(&entry.shard).into_iter().flatten();
+            row.map(|found| &found.header)
+        };
+        let indexes: BTreeSet<u64> = headers().map(|header| header.index).collect();
+        let next = headers()
+            .filter(|header| header.index > index)
+            .min_by_key(|header| header.index);
+        Some(Place {
+            epoch,
+            shard: entry.shard,
+            index,
+            index_before: indexes.range(..index).next_back().copied().unwrap_or(0),
+            position_behind: next.map(|header| header.first_position),
+        })
+    }
+}
+
+impl Entry {
+    fn read<D: Disk>(
+        disk: &D,
+        path: PathBuf,
+        shard: u32,
+        index: Option<u64>,
+    ) -> Result<Self, RecoveryError> {
+        let file = disk.open(&path).map_err(RecoveryError::at(&path))?;
+        let file_bytes = file.bytes().map_err(RecoveryError::at(&path))?;
+        let mut bytes = [0; SEGMENT_HEADER_BYTES];
+        // A header that cannot be read is a damaged one.
+        let count = file.read_full_at(&mut bytes, 0).unwrap_or(0);
+        let header = SegmentHeader::decode(&bytes[..count]);
+        if let Err(source @ HeaderError::Version(_)) = header {
+            return Err(RecoveryError::Newer { path, source });
+        }
+        Ok(Self {
+            path,
+            shard,
+            index,
+            header,
+            file_bytes,
+        })
+    }
+}
+
+fn epoch_of(entries: &[Entry]) -> Option<[u8; 16]> {
+    let mut bytes: BTreeMap<[u8; 16], u64> = BTreeMap::new();
+    for entry in entries {
+        if let Ok(header) = entry.header {
+            *bytes.entry(header.epoch).or_default() += entry.file_bytes;
+        }
+    }
+    let most = bytes.into_iter().max_by_key(|&(_, bytes)| bytes);
+    most.map(|(epoch, _)| epoch)
+}

@@ -1,0 +1,513 @@
+//! Repair: random logs, random damage, a crash at every step.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::sync::Arc;
+
+use tempfile::{TempDir, tempdir};
+
+use super::super::chain::{Chain, Link};
+use super::super::compaction::{Compaction, Settings};
+use super::super::directory::DataDirectory;
+use super::super::disk::HostDisk;
+use super::super::record::{Op, begin_batch, push_op, seal_batch};
+use super::super::recovery::recover;
+use super::super::snapshot::Snapshot;
+use super::*;
+
+mod crash;
+mod random;
+
+/// Files that come and go, and hold nothing.
+const PASSING: [&str; 3] = ["LOCK", "LOCK.probe", "meta.json.new"];
+
+/// Workspace, seq, key, value, timestamp.
+type Written = (String, u64, String, String, u64);
+
+/// A batch as it stands in a file.
+#[derive(Debug, Clone)]
+struct Batch {
+    path: PathBuf,
+    begin: usize,
+    bytes: Vec<u8>,
+    ops: Vec<Written>,
+}
+
+/// A log as a server leaves it that syncs each batch, and what stands where in it.
+struct Log {
+    root: TempDir,
+    /// The next index and position of each shard.
+    tails: BTreeMap<u32, (u64, u64)>,
+    seqs: BTreeMap<String, u64>,
+    batches: Vec<Batch>,
+    /// Of all ops that were ever written.
+    clock: u64,
+}
+
+impl Log {
+    fn new() -> Self {
+        let root = tempdir().unwrap();
+        drop(DataDirectory::open(root.path()).unwrap());
+        Self {
+            root,
+            tails: BTreeMap::new(),
+            seqs: BTreeMap::new(),
+            batches: Vec::new(),
+            clock: 0,
+        }
+    }
+
+    /// One shard, three segments of two batches each; `demo` has all even ops.
+    fn sample() -> Self {
+        let mut log = Self::new();
+        for _ in 0..3 {
+            log.segment(0, &[vec!["demo", "other"], vec!["demo", "other", "demo"]]);
+        }
+        log
+    }
+
+    fn data(&self) -> &Path {
+        self.root.path()
+    }
+
+    fn path(&self, shard: u32, index: u64) -> PathBuf {
+        self.data()
+            .join(shard_folder(shard))
+            .join(segment::file_name(index))
+    }
+
+    /// Appends a segment; each batch is a list of the workspaces of its ops.
+    fn segment(&mut self, shard: u32, batches: &[Vec<&str>]) {
+        let epoch = directory::epoch(&HostDisk, self.data()).unwrap();
+        let (index, position) = self.tails.get(&shard).copied().unwrap_or((1, 0));
+        let header = SegmentHeader::new(shard, epoch, index, position);
+        let folder = self.data().join(shard_folder(shard));
+        let path = segment::create(&HostDisk, &folder, header, 0).unwrap().path;
+        let mut bytes = header.encode().to_vec();
+        for workspaces in batches {
+            let mut batch = Vec::new();
+            begin_batch(&mut batch);
+            let mut ops = Vec::new();
+            for &workspace in workspaces {
+                let seq = self.seqs.entry(workspace.to_owned()).or_default();
+                *seq += 1;
+                self.clock += 1;
+                let (key, value) = (format!("key {}", *seq % 5), format!("[{}]", self.clock));
+                let op = (workspace.to_owned(), *seq, key, value, self.clock);
+                push_op(&mut batch, &as_op(&op));
+                ops.push(op);
+            }
+            let position = header.position(bytes.len() as u64);
+            seal_batch(&mut batch, header.salt(), position, position);
+            self.batches.push(Batch {
+                path: path.clone(),
+                begin: bytes.len(),
+                bytes: batch.clone(),
+                ops,
+            });
+            bytes.extend(batch);
+        }
+        fs::write(&path, &bytes).unwrap();
+        let end = header.position(bytes.len() as u64);
+        self.tails.insert(shard, (index + 1, end));
+    }
+
+    /// Compacts all there is into small segments. What is then in a file is one batch of the model.
+    fn compact(&mut self) {
+        let directory = DataDirectory::open(self.data()).unwrap();
+        let settings = Settings {
+            dead_share: u64::MAX,
+            segment_bytes_min: 300,
+            segment_bytes_max: 300,
+        };
+        let mut compaction = Compaction::plan(Arc::new(directory), &[], settings).unwrap();
+        while compaction
+            .step(&mut |_| std::ops::ControlFlow::Continue(()))
+            .unwrap()
+        {}
+        drop(compaction);
+        self.batches.clear();
+        let epoch = directory::epoch(&HostDisk, self.data()).unwrap();
+        for shard in directory::shards(&HostDisk, self.data()).unwrap() {
+            for link in Chain::read(&HostDisk, self.data(), epoch, shard)
+                .unwrap()
+                .links
+            {
+                let bytes = fs::read(&link.path).unwrap();
+                self.batches.push(Batch {
+                    begin: 64,
+                    bytes: bytes[64..].to_vec(),
+                    ops: ops_of(&link),
+                    path: link.path,
+                });
+            }
+        }
+    }
+
+    fn ops(&self) -> BTreeSet<Written> {
+        self.batches
+            .iter()
+            .flat_map(|batch| batch.ops.clone())
+            .collect()
+    }
+
+    fn segments(&self) -> Vec<PathBuf> {
+        let mut paths = Vec::new();
+        for shard in directory::shards(&HostDisk, self.data()).unwrap() {
+            let folder = self.data().join(shard_folder(shard));
+            let segments = segment::list(&HostDisk, &folder).unwrap();
+            paths.extend(segments.into_iter().map(|(_, path)| path));
+        }
+        paths
+    }
+
+    /// The ops of the batches that stand where they stood, under a header that is as it was.
+    fn undamaged(&self, headers: &BTreeMap<PathBuf, Vec<u8>>) -> BTreeSet<Written> {
+        let is_whole = |batch: &&Batch| {
+            let bytes = fs::read(&batch.path).unwrap_or_default();
+            bytes.get(..64) == Some(&headers[&batch.path])
+                && bytes.get(batch.begin..batch.begin + batch.bytes.len()) == Some(&batch.bytes)
+        };
+        let whole = self.batches.iter().filter(is_whole);
+        whole.flat_map(|batch| batch.ops.clone()).collect()
+    }
+
+    fn headers(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let header = |path: PathBuf| {
+            let bytes = fs::read(&path).unwrap();
+            (path, bytes[..64].to_vec())
+        };
+        self.segments().into_iter().map(header).collect()
+    }
+
+    fn plan(&self) -> Repair<HostDisk> {
+        Repair::plan(HostDisk, self.data().to_path_buf(), [9; 16], |_, _| {}).unwrap()
+    }
+
+    /// Repairs, and checks what holds after every repair. Gives the ops that are left, and those that are told to be missing.
+    fn repair(&self) -> (BTreeSet<Written>, Vec<Gap>) {
+        let before = self.contents();
+        let repair = self.plan();
+        repair.run().unwrap();
+        let gaps = repair.gaps().to_vec();
+        drop(repair);
+        let kept = self.assert_repaired(&before);
+        (kept, gaps)
+    }
+
+    fn assert_repaired(&self, before: &BTreeSet<Vec<u8>>) -> BTreeSet<Written> {
+        let after = self.contents();
+        assert!(
+            after.is_superset(before),
+            "the bytes of each file are still there"
+        );
+        assert!(self.plan().is_empty(), "one repair is enough");
+        let kept = read(self.data()).unwrap();
+        let directory = DataDirectory::open(self.data()).unwrap();
+        let mut recovered = BTreeSet::new();
+        recover(&directory, |op| recovered.extend([owned(op)])).unwrap();
+        assert_eq!(recovered, kept);
+        kept
+    }
+
+    /// What stands in all files.
+    fn contents(&self) -> BTreeSet<Vec<u8>> {
+        let mut contents = BTreeSet::new();
+        let mut folders = vec![self.data().to_path_buf()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let entry = entry.unwrap();
+                if entry.file_type().unwrap().is_dir() {
+                    folders.push(entry.path());
+                } else if !PASSING.iter().any(|name| entry.file_name() == *name) {
+                    contents.insert(fs::read(entry.path()).unwrap());
+                }
+            }
+        }
+        contents
+    }
+}
+
+fn as_op(op: &Written) -> Op<'_> {
+    let (workspace, seq, key, value, timestamp) = op;
+    Op {
+        workspace,
+        key,
+        value,
+        seq: *seq,
+        timestamp: *timestamp,
+    }
+}
+
+fn owned(op: &Op<'_>) -> Written {
+    let text = str::to_owned;
+    (
+        text(op.workspace),
+        op.seq,
+        text(op.key),
+        text(op.value),
+        op.timestamp,
+    )
+}
+
+fn ops_of(link: &Link) -> Vec<Written> {
+    let mut ops = Vec::new();
+    let read = link.read(&HostDisk, &mut Vec::new(), |op| ops.push(owned(op)));
+    read.unwrap();
+    ops
+}
+
+/// All ops of a log that is whole.
+fn read(data: &Path) -> Result<BTreeSet<Written>, String> {
+    let snapshot = Snapshot::take(&HostDisk, data).map_err(|error| error.to_string())?;
+    let (mut ops, mut buffer) = (BTreeSet::new(), Vec::new());
+    for folder in snapshot.folders() {
+        for place in 0..folder.links().len() {
+            let read = folder.read(place, &mut buffer, |op| ops.extend([owned(op)]));
+            read.map_err(|error| error.to_string())?;
+        }
+    }
+    Ok(ops)
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 0x10;
+    fs::write(path, bytes).unwrap();
+}
+
+fn seqs(ops: &BTreeSet<Written>, workspace: &str) -> Vec<u64> {
+    let of = ops.iter().filter(|op| op.0 == workspace);
+    of.map(|op| op.1).collect()
+}
+
+fn gap(workspace: &str, seqs: std::ops::RangeInclusive<u64>) -> Gap {
+    Gap {
+        workspace: workspace.to_owned(),
+        seqs,
+    }
+}
+
+#[test]
+fn a_whole_log_is_left_alone() {
+    let log = Log::sample();
+    let before = log.contents();
+    assert!(log.plan().is_empty());
+    assert_eq!(log.contents(), before);
+    let kept = log.repair().0;
+    assert_eq!((kept, log.contents()), (log.ops(), before));
+}
+
+#[test]
+fn a_torn_tail_is_left_to_the_next_start() {
+    let log = Log::sample();
+    let path = log.path(0, 3);
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+    assert!(log.plan().is_empty());
+    assert_eq!(fs::read(&path).unwrap().len(), bytes.len() - 1);
+}
+
+#[test]
+fn one_bad_byte_costs_one_op() {
+    for index in 1..=3 {
+        let log = Log::sample();
+        // The value of the first op of the first batch: its record's length is right.
+        let batch = log.batches[usize::try_from(index).unwrap() * 2 - 2].clone();
+        flip(&batch.path, batch.begin + 28 + 29 + 5);
+        let (kept, gaps) = log.repair();
+        let mut expected = log.ops();
+        assert!(expected.remove(&batch.ops[0]));
+        assert_eq!(kept, expected);
+        let seq = batch.ops[0].1;
+        assert_eq!(gaps, [gap("demo", seq..=seq)], "segment {index}");
+        let aside = log
+            .data()
+            .join("damaged-1/shard-00")
+            .join(segment::file_name(index));
+        let header = log.path(0, index);
+        assert_ne!(fs::read(aside).unwrap(), fs::read(header).unwrap());
+    }
+}
+
+#[test]
+fn a_flipped_byte_costs_one_op_or_the_rest_of_its_batch() {
+    let first = Log::sample().batches[0].clone();
+    assert_eq!(first.ops.len(), 2);
+    for at in 0..first.begin + first.bytes.len() {
+        let log = Log::sample();
+        flip(&log.path(0, 1), at);
+        let (kept, _) = log.repair();
+        // The segment header and the batch's header are found again by what stands behind them. The length of the first
+        // record is not, and the second one with it.
+        let lost = match at.checked_sub(first.begin) {
+            None | Some(0..28) => 0,
+            Some(32..36) => 2,
+            // A checksum that is altered proves itself by the one behind it, but not its op.
+            Some(_) => 1,
+        };
+        assert!(kept.is_subset(&log.ops()), "byte {at}");
+        assert_eq!(log.ops().len() - kept.len(), lost, "byte {at}");
+    }
+}
+
+#[test]
+fn missing_segments_are_replaced_by_one_without_ops() {
+    let mut log = Log::sample();
+    log.segment(0, &[vec!["demo", "late"]]);
+    for index in [2, 3] {
+        fs::remove_file(log.path(0, index)).unwrap();
+    }
+    let (kept, gaps) = log.repair();
+    assert_eq!(seqs(&kept, "demo"), [1, 2, 3, 10]);
+    assert_eq!(gaps, [gap("demo", 4..=9)]);
+    let filler = Snapshot::take(&HostDisk, log.data()).unwrap().folders()[0].links()[1].clone();
+    assert_eq!((filler.header.first_index(), filler.header.index), (2, 3));
+
+    let log = Log::sample();
+    fs::remove_file(log.path(0, 1)).unwrap();
+    let (kept, gaps) = log.repair();
+    assert_eq!(seqs(&kept, "other"), [3, 4, 5, 6]);
+    assert_eq!(gaps, [gap("demo", 1..=3), gap("other", 1..=2)]);
+}
+
+#[test]
+fn a_segment_that_lost_its_end_ends_where_the_next_one_begins() {
+    let log = Log::sample();
+    let batch = log.batches[1].clone();
+    let bytes = fs::read(&batch.path).unwrap();
+    fs::write(&batch.path, &bytes[..batch.begin]).unwrap();
+    let (kept, gaps) = log.repair();
+    assert_eq!(kept.len(), log.ops().len() - 3);
+    assert_eq!(gaps, [gap("demo", 2..=3), gap("other", 2..=2)]);
+}
+
+#[test]
+fn ops_in_another_folder_do_not_miss() {
+    let mut log = Log::new();
+    log.segment(0, &[vec!["demo"], vec!["other"]]);
+    log.segment(1, &[vec!["demo"]]);
+    log.segment(0, &[vec!["demo"]]);
+    let other = log.batches[1].clone();
+    flip(&other.path, other.begin + 60);
+    assert_eq!(log.repair().1, []);
+}
+
+#[test]
+fn a_damaged_compacted_segment_does_not_hide_what_it_was_made_from() {
+    let mut log = Log::sample();
+    let first = fs::read(log.path(0, 1)).unwrap();
+    let first_ops = log.batches[..2].iter().flat_map(|batch| batch.ops.clone());
+    let first_ops: Vec<Written> = first_ops.collect();
+    log.compact();
+    log.segment(0, &[vec!["demo"]]);
+    let compacted = log.batches[0].path.clone();
+    assert_ne!(compacted, log.path(0, 1), "the first one was replaced");
+    // A crash undid its removal.
+    fs::write(log.path(0, 1), first).unwrap();
+    assert!(log.plan().is_empty(), "it is a leftover");
+    flip(&compacted, 64 + 28 + 29 + 5);
+    let (kept, _) = log.repair();
+    let mut expected = log.ops();
+    assert!(expected.remove(&log.batches[0].ops[0]), "this one is lost");
+    expected.extend(first_ops);
+    assert_eq!(kept, expected);
+}
+
+#[test]
+fn a_lost_meta_file_is_written_anew() {
+    for content in [
+        None,
+        Some(""),
+        Some("{\"format_version\":1,\"epoch\":\"x\"}"),
+    ] {
+        let log = Log::sample();
+        let epoch = directory::epoch(&HostDisk, log.data()).unwrap();
+        let meta = log.data().join(META);
+        match content {
+            None => fs::remove_file(&meta).unwrap(),
+            Some(text) => fs::write(&meta, text).unwrap(),
+        }
+        assert!(log.plan().is_meta_lost());
+        assert_eq!(log.repair().0, log.ops(), "{content:?}");
+        assert_eq!(directory::epoch(&HostDisk, log.data()).unwrap(), epoch);
+    }
+}
+
+#[test]
+fn what_is_no_segment_of_this_log_is_set_aside() {
+    let (log, foreign) = (Log::sample(), Log::sample());
+    let folder = log.data().join("shard-00");
+    fs::copy(foreign.path(0, 2), log.path(0, 4)).unwrap();
+    fs::write(log.path(0, 9), "no segment").unwrap();
+    fs::write(folder.join("notes.aof"), "no segment").unwrap();
+    fs::create_dir(folder.join("folder.aof")).unwrap();
+    fs::copy(log.path(0, 1), folder.join("1.aof")).unwrap();
+    let plan = log.plan();
+    let told: BTreeSet<_> = plan
+        .strays()
+        .iter()
+        .map(|stray| stray.what.as_str())
+        .collect();
+    let expected = [
+        "another file has its place",
+        "it belongs to another data directory",
+        "it is a folder",
+        "it is too short to hold a segment header, and no batch in it tells what it was",
+    ];
+    assert_eq!(told, BTreeSet::from(expected));
+    drop(plan);
+    assert_eq!(log.repair().0, log.ops());
+    for name in [
+        "0000000004.aof",
+        "0000000009.aof",
+        "notes.aof",
+        "folder.aof",
+        "1.aof",
+    ] {
+        assert!(
+            log.data().join("damaged-1/shard-00").join(name).exists(),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn segments_get_their_names_again() {
+    let log = Log::sample();
+    let aside = log.data().join("shard-00/third.aof");
+    fs::rename(log.path(0, 3), &aside).unwrap();
+    fs::rename(log.path(0, 2), log.path(0, 3)).unwrap();
+    fs::rename(&aside, log.path(0, 2)).unwrap();
+    fs::create_dir(log.data().join("shard-07")).unwrap();
+    fs::rename(log.path(0, 1), log.path(7, 5)).unwrap();
+    assert_eq!(log.plan().moves().count(), 3);
+    assert_eq!(log.repair().0, log.ops());
+    assert_eq!(log.plan().changes().count(), 0);
+}
+
+#[test]
+fn positions_that_go_back_are_numbered_anew() {
+    let mut log = Log::sample();
+    log.tails.insert(0, (4, 7));
+    log.segment(0, &[vec!["demo"], vec!["demo"]]);
+    log.segment(0, &[vec!["demo"]]);
+    assert_eq!(log.repair().0, log.ops());
+    let mut log = Log::new();
+    log.tails.insert(0, (1, 5));
+    log.segment(0, &[vec!["demo"]]);
+    assert_eq!(log.repair().0, log.ops());
+}
+
+#[test]
+fn a_newer_format_is_not_touched() {
+    let log = Log::sample();
+    let mut bytes = fs::read(log.path(0, 2)).unwrap();
+    bytes[8] = 2;
+    let crc = crc32c::crc32c(&bytes[..60]);
+    bytes[60..64].copy_from_slice(&crc.to_le_bytes());
+    fs::write(log.path(0, 2), bytes).unwrap();
+    let plan = Repair::plan(HostDisk, log.data().to_path_buf(), [9; 16], |_, _| {});
+    let message = plan.unwrap_err().to_string();
+    assert!(message.ends_with("start the newer server"), "{message}");
+}

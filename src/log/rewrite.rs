@@ -1,0 +1,72 @@
+//! Writing a compacted segment: in pieces, each synced, and sealed at the end.
+
+use std::io;
+use std::path::Path;
+
+use super::disk::{Disk, DiskFile};
+use super::record::{self, BATCH_HEADER_BYTES, Op, SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::limits::COMPACTION_BATCH_BYTES;
+
+/// A compacted segment that is being written.
+pub(super) struct Rewrite<F> {
+    file: F,
+    header: SegmentHeader,
+    offset: u64,
+    batch: Vec<u8>,
+}
+
+impl<F: DiskFile> Rewrite<F> {
+    /// Begins it, in the place of a file of this name.
+    pub(super) fn begin<D: Disk<File = F>>(
+        disk: &D,
+        path: &Path,
+        header: SegmentHeader,
+    ) -> io::Result<Self> {
+        let file = disk.create(path)?;
+        file.write_all_at(&header.encode(), 0)?;
+        let mut batch = Vec::new();
+        record::begin_batch(&mut batch);
+        Ok(Self {
+            file,
+            header,
+            offset: SEGMENT_HEADER_BYTES as u64,
+            batch,
+        })
+    }
+
+    /// Appends an op. Some: a piece is full and on disk, and had so many bytes. No sync of anybody else ever waits for
+    /// more than one piece.
+    pub(super) fn push(&mut self, op: &Op<'_>) -> io::Result<Option<u64>> {
+        record::push_op(&mut self.batch, op);
+        if self.batch.len() < COMPACTION_BATCH_BYTES {
+            return Ok(None);
+        }
+        self.write().map(Some)
+    }
+
+    /// Seals it; all of it is on disk then. Gives its length.
+    pub(super) fn finish(mut self) -> io::Result<u64> {
+        if self.batch.len() > BATCH_HEADER_BYTES {
+            self.write()?;
+        }
+        self.write()?;
+        Ok(self.offset)
+    }
+
+    fn write(&mut self) -> io::Result<u64> {
+        let position = self.header.position(self.offset);
+        let durable_position = self.header.first_position;
+        record::seal_batch(
+            &mut self.batch,
+            self.header.salt(),
+            position,
+            durable_position,
+        );
+        self.file.write_all_at(&self.batch, self.offset)?;
+        self.file.sync()?;
+        let bytes = self.batch.len() as u64;
+        self.offset += bytes;
+        record::begin_batch(&mut self.batch);
+        Ok(bytes)
+    }
+}
