@@ -265,7 +265,14 @@ fn create_folders<D: Disk>(disk: &D, path: &Path) -> io::Result<()> {
         use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
         return match disk.sync_folder(parent) {
             // Somebody else made the folder for this process, which may not even open its parent.
-            Err(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | InvalidInput) => Ok(()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    PermissionDenied | ReadOnlyFilesystem | InvalidInput
+                ) =>
+            {
+                Ok(())
+            }
             outcome => outcome,
         };
     }
