@@ -166,25 +166,52 @@ fn messages() -> Seeds {
         )
         .into_bytes()
     };
+    let spaced = b" {\r\n\"payload\" : {\"timestamp\":7 , \"value\" :\t\"}\"\n , \"key\":\"k\" } ,\"x\":[ ],\"type\":\"op\"} ";
+    let escaped = br#"{"\u0074ype":"\u006fp","payload":{"ke\u0079":"\u0000\"","value":"\ud83d\ude00\/","timestamp":0}}"#;
+    let numbers =
+        "[-0,1e-400,1.7976931348623157e308,5e-324,18446744073709551615,-9223372036854775808]";
+    let twice = br#"{"type":"op","payload":{"key":"k","value":1,"v\u0061lue":1,"timestamp":1}}"#;
+    let row = [
+        &br#"{"type":"ping","x":[{}]}"#[..],
+        &op(r#""k""#, "1", "1"),
+        b"[]",
+        b"{",
+    ];
     let nested = |depth| "[".repeat(depth) + &"]".repeat(depth);
     vec![
-        ("op", op(r#""k""#, r#"{"a":[1, 2.0,{}],"b":null}"#, "1700000000000000")),
-        ("op_with_spaces", b" {\r\n\"payload\" : {\"timestamp\":7 , \"value\" :\t\"}\"\n , \"key\":\"k\" } ,\"x\":[ ],\"type\":\"op\"} ".to_vec()),
-        ("op_with_escapes", br#"{"\u0074ype":"\u006fp","payload":{"ke\u0079":"\u0000\"","value":"\ud83d\ude00\/","timestamp":0}}"#.to_vec()),
-        ("numbers", op(r#""k""#, "[-0,1e-400,1.7976931348623157e308,18446744073709551615,-9223372036854775808,5e-324]", "1")),
+        (
+            "op",
+            op(
+                r#""k""#,
+                r#"{"a":[1, 2.0,{}],"b":null}"#,
+                "1700000000000000",
+            ),
+        ),
+        ("op_with_spaces", spaced.to_vec()),
+        ("op_with_escapes", escaped.to_vec()),
+        ("numbers", op(r#""k""#, numbers, "1")),
         ("number_too_big", op(r#""k""#, "[1e309]", "1")),
         ("integer_too_big", op(r#""k""#, "18446744073709551616", "1")),
         ("lone_surrogate", op(r#""k""#, r#""\udc00""#, "1")),
         ("timestamp_fraction", op(r#""k""#, "true", "1.0")),
-        ("timestamp_range", op(r#""k""#, "false", "9223372036854775808")),
+        (
+            "timestamp_range",
+            op(r#""k""#, "false", "9223372036854775808"),
+        ),
         ("timestamp_negative", op(r#""k""#, "0", "-1")),
-        ("key_of_1024", op(&format!("\"{}\"", "k".repeat(1024)), "0", "1")),
-        ("key_of_1025", op(&format!("\"{}\"", "k".repeat(1025)), "0", "1")),
+        (
+            "key_of_1024",
+            op(&format!("\"{}\"", "k".repeat(1024)), "0", "1"),
+        ),
+        (
+            "key_of_1025",
+            op(&format!("\"{}\"", "k".repeat(1025)), "0", "1"),
+        ),
         ("key_empty", op(r#""""#, "0", "1")),
         ("deepest", op(r#""k""#, &nested(128), "1")),
         ("too_deep", op(r#""k""#, &nested(129), "1")),
-        ("field_twice", br#"{"type":"op","payload":{"key":"k","value":1,"v\u0061lue":1,"timestamp":1}}"#.to_vec()),
-        ("ping_and_op", [br#"{"type":"ping","x":[{}]}"#, &b"\x1e"[..], &op(r#""k""#, "1", "1"), b"\x1e[]\x1e{"].concat()),
+        ("field_twice", twice.to_vec()),
+        ("one_behind_the_other", row.join(&0x1e)),
     ]
 }
 

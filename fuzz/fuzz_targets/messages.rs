@@ -1,4 +1,4 @@
-//! The messages of a client against serde_json, which judges the grammar and cuts the fields; what simd-json refuses beyond
+//! The messages of a client against `serde_json`, which judges the grammar and cuts the fields; what simd-json refuses beyond
 //! that is modelled here. Input: texts for one and the same parser, with the byte 1E (which no JSON holds) between them.
 #![no_main]
 

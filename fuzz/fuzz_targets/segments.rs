@@ -85,7 +85,7 @@ fn check_reader(header: &SegmentHeader, bytes: &[u8]) {
         match item {
             Ok(op) => {
                 let start = reader.offset() - op_bytes(&op);
-                assert!(start >= offset && (start - offset) % BATCH_HEADER_BYTES == 0);
+                assert!(start >= offset && (start - offset).is_multiple_of(BATCH_HEADER_BYTES));
                 begin_batch(&mut batch);
                 push_op(&mut batch, &op);
                 assert_eq!(

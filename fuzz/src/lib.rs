@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | `head` | `wire::upgrade::parse_head` | every shorter prefix; tungstenite's handshake |
 //! | `frames` | `wire::frame::Decoder` | tungstenite's reader |
-//! | `messages` | `wire::message::Parser` | serde_json, and a model of what simd-json refuses |
+//! | `messages` | `wire::message::Parser` | `serde_json`, and a model of what simd-json refuses |
 //! | `records` | a segment with one change, by `log::record::Reader` | the encoder |
 //! | `segments` | any bytes as a segment, `log::record::damage_behind` | the encoder; a naive search |
 //!
