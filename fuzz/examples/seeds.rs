@@ -70,6 +70,14 @@ fn head() -> Seeds {
             "sync_bare_line_feeds",
             sync("/v1/sync/w", "").replace('\r', ""),
         ),
+        seed(
+            "sync_key_not_base64",
+            sync("/v1/sync/w", "").replace("dGhl", "d-hl"),
+        ),
+        seed(
+            "sync_id_of_257",
+            sync(&format!("/v1/sync/{}", "w".repeat(257)), ""),
+        ),
         seed("sync_long_id", sync("/v1/sync/\u{1}", "")),
         seed(
             "head_too_long",
@@ -166,8 +174,8 @@ fn messages() -> Seeds {
         )
         .into_bytes()
     };
-    let spaced = b" {\r\n\"payload\" : {\"timestamp\":7 , \"value\" :\t\"}\"\n , \"key\":\"k\" } ,\"x\":[ ],\"type\":\"op\"} ";
-    let escaped = br#"{"\u0074ype":"\u006fp","payload":{"ke\u0079":"\u0000\"","value":"\ud83d\ude00\/","timestamp":0}}"#;
+    let spaced = b" {\r\n\"payload\" : {\"timestamp\":7 , \"value\" :\t\"}\"\r\t\n , \"key\":\"k\" } ,\"x\":[ ],\"type\":\"op\"} ";
+    let escaped = br#"{"\u0074ype":"\u006fp","payload":{"ke\u0079":"\u0000\"\\\b\f\n\r\t\u001f","value":"\ud83d\ude00\/","timestamp":0}}"#;
     let numbers =
         "[-0,1e-400,1.7976931348623157e308,5e-324,18446744073709551615,-9223372036854775808]";
     let twice = br#"{"type":"op","payload":{"key":"k","value":1,"v\u0061lue":1,"timestamp":1}}"#;
@@ -216,7 +224,8 @@ fn messages() -> Seeds {
 }
 
 fn records() -> Seeds {
-    // Two batches of two ops, the first of them synced, one of one op, and an empty one that seals.
+    // Two batches of two ops, of the same size (64..167 and 167..270), the first of them synced; one of one op (298..363),
+    // and an empty one that seals.
     let batches = |last: u8| {
         let text = |text: &str| {
             [
@@ -241,10 +250,10 @@ fn records() -> Seeds {
             &op(1, "\"bar\"", 0),
             &op(2, "null", 0),
             &[2],
-            &op(3, "[1,\"€\"]", 15),
+            &op(3, "\"€\"", 0),
             &op(4, "true", 0),
             &[last | 1],
-            &op(5, "{}", 0),
+            &op(5, "{}", 15),
             &[8],
         ]
         .concat()
@@ -257,17 +266,18 @@ fn records() -> Seeds {
         seed("bit_of_header", 0, [20, 0, 0], 8),
         seed("bit_of_batch", 5, [70, 0, 0], 8),
         seed("bit_of_record", 10, [100, 0, 0], 8),
-        seed("bit_of_last_record", 35, [420, 0, 0], 0),
+        seed("bit_of_last_record", 35, [310, 0, 0], 0),
         seed("cut_in_record", 1, [150, 0, 0], 8),
-        seed("cut_in_batch_header", 1, [80, 0, 0], 8),
+        seed("cut_in_batch_header", 1, [180, 0, 0], 8),
         seed("cut_between_records", 1, [130, 0, 0], 8),
         seed("cut_in_header", 1, [40, 0, 0], 8),
         seed("zeros", 2, [200, 64, 0], 8),
-        seed("zeros_of_many", 2, [90, 300, 0], 8),
-        seed("copied", 3, [64, 28, 164], 8),
-        seed("copied_forward", 3, [92, 60, 180], 0),
-        seed("stale_batch", 4, [164, 40, 0], 8),
-        seed("stale_batches", 4, [0, 500, 0], 8),
+        seed("zeros_of_many", 2, [90, 200, 0], 8),
+        seed("copied_batch", 3, [64, 103, 167], 8),
+        seed("copied_record", 3, [92, 38, 195], 8),
+        seed("copied_across", 3, [92, 60, 180], 0),
+        seed("stale_batch", 4, [167, 103, 0], 8),
+        seed("stale_batches", 4, [0, 391, 0], 8),
     ]
 }
 

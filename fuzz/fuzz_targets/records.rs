@@ -219,13 +219,17 @@ fn apply(change: &mut Script<'_>, batches: &[Batch], bytes: &mut Vec<u8>) {
             bytes.copy_within(range, to);
         }
         _ => {
-            // What the disk held there before: the same ops, in the segment before this one. Its header is whole too,
-            // and it is the file's name that tells them apart.
+            // What the disk held there before: other ops of the same size, in the segment before this one. Its header is
+            // whole too, and it is the file's name that tells them apart.
             let before = SegmentHeader {
                 index: segment_header().index - 1,
                 ..segment_header()
             };
-            let stale = Written::new(&before, batches).bytes;
+            let mut other = batches.to_vec();
+            for op in other.iter_mut().flat_map(|(ops, _)| ops) {
+                op.timestamp = !op.timestamp;
+            }
+            let stale = Written::new(&before, &other).bytes;
             let range = range.start.max(SEGMENT_HEADER_BYTES)..range.end.max(SEGMENT_HEADER_BYTES);
             bytes[range.clone()].copy_from_slice(&stale[range]);
         }
