@@ -17,10 +17,11 @@
 //! | pings, silence, stalls, 4001, closing, drain | `core::lifetime`, [`core::timers`] |
 //! | a log that fails, a panic, rebuilding | `core::failure` |
 //! | when an op is durable: group commit | [`log::commit`] |
-//! | what stands on disk, and what a crash can leave | [`log::record`], [`log::segment`], [`log::directory`] |
-//! | reading the log back, torn tails, damage | [`log::recovery`] |
+//! | what stands on disk, and what a crash can leave | [`log::record`], [`log::segment`], [`log::directory`], [`log::keeper`], [`log::disk`] |
+//! | reading the log back, torn tails, damage | [`log::chain`], [`log::recovery`], [`core::deal`], [`io::recovery`] |
+//! | what is dead in the log goes: compaction | [`log::compaction`], [`io::background`] |
 //! | the ring, receive buffers, one core's loop | [`io::ring`], [`io::buffers`], [`io::worker`] |
-//! | start-up, threads, signals | [`io::server`], [`io::post`], [`io::log_keeper`] |
+//! | start-up, threads, signals | [`io::server`], [`io::post`] |
 //! | flags and variables | [`config`] |
 //! | every bound | [`limits`] |
 //!

@@ -35,8 +35,30 @@ pub const CONTROL_BYTES_MAX: usize = 125;
 
 // ---- the log ----
 
-/// A segment that has reached this size is closed at the end of its batch.
+/// A segment is closed at the end of its batch when it has reached one in so many bytes of the shard's live data, so that what compaction
+/// cannot touch yet stays a small part of the log;
+pub const SEGMENT_LIVE_SHARE: u64 = 8;
+/// but it may grow to this size,
+pub const SEGMENT_BYTES_MIN: u64 = 2 * 1024 * 1024;
+/// and not beyond this one.
 pub const SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Closed segments of more than so many percent of the live data are compacted,
+pub const COMPACTION_START_PERCENT: u64 = 175;
+/// if they have at least this size for each shard.
+pub const COMPACTION_BYTES_MIN: u64 = 4 * 1024 * 1024;
+/// How far compaction stands back behind the shards where a core is busy (nice(2)). Not the most there is: a log that is written as fast
+/// as the cores allow must be compacted, too.
+pub const COMPACTION_NICE: i32 = 5;
+/// Compaction takes so many percent of its time at first,
+pub const COMPACTION_TIME_PERCENT_MIN: u64 = 25;
+/// and all of it when the log has reached so many percent of the live data.
+pub const COMPACTION_URGENT_PERCENT: u64 = 225;
+/// Segments in which less than one in so many bytes is dead are left as they are.
+pub const COMPACTION_DEAD_SHARE: u64 = 16;
+/// What compaction writes and syncs at a time.
+pub const COMPACTION_BATCH_BYTES: usize = 1024 * 1024;
+/// How long compaction rests after a failure.
+pub const COMPACTION_RETRY_US: u64 = 30 * SECOND_US;
 /// A batch of ops that has reached this size takes no more sessions' messages until it is written.
 pub const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -49,6 +71,11 @@ pub const SEGMENT_RESERVE_BYTES: u64 = 1024 * 1024;
 pub const REOPEN_WAIT_MIN_US: u64 = 100_000;
 /// The longest such wait.
 pub const REOPEN_WAIT_MAX_US: u64 = 5 * SECOND_US;
+
+/// What of a segment is read at a time.
+pub const READ_BYTES: usize = 256 * 1024;
+/// Between two lines that tell how far the reading of the log is.
+pub const PROGRESS_INTERVAL_MS: u64 = 2_000;
 
 // ---- what goes out ----
 
@@ -120,8 +147,12 @@ pub const ACCEPTS_IN_FLIGHT: usize = 16;
 pub const LISTEN_BACKLOG: i32 = 4096;
 /// How long accepting rests when the process has no file descriptor left.
 pub const ACCEPT_PAUSE_US: u64 = 100_000;
-/// Descriptors that are kept free of connections: the log, the rings, the standard streams.
+/// How often it is warned of that, as long as it lasts.
+pub const ACCEPT_WARNING_US: u64 = 10 * SECOND_US;
+/// Descriptors that are kept free of connections: the standard streams, the signals, connections that are refused.
 pub const DESCRIPTORS_RESERVED: u64 = 128;
+/// The same for each shard: seven for its ring, its mailbox and its segment, and those of a segment that is opened or read.
+pub const DESCRIPTORS_PER_SHARD: u64 = 10;
 /// Connections over `--max-connections` that are still answered with 503 instead of being dropped.
 pub const REFUSALS_IN_FLIGHT_MAX: usize = 64;
 
@@ -163,5 +194,17 @@ const _: () = assert!(
     "a turn's sends fit the submission queue"
 );
 const _: () = assert!(RING_ENTRIES < COMPLETION_ENTRIES);
+const _: () =
+    assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_MAX && COMPACTION_BATCH_BYTES <= BATCH_BYTES_MAX);
+const _: () = assert!(
+    100 + 100 / COMPACTION_DEAD_SHARE < COMPACTION_START_PERCENT,
+    "a compaction leaves less than what starts the next one"
+);
+const _: () = assert!(
+    COMPACTION_START_PERCENT < COMPACTION_URGENT_PERCENT
+        && COMPACTION_URGENT_PERCENT + 2 * 100 / SEGMENT_LIVE_SHARE <= 250,
+    "the open segments, and the one that compaction writes, fit between the urgent size and 2.5 times the live data"
+);
 const _: () = assert!(REOPEN_WAIT_MIN_US < REOPEN_WAIT_MAX_US);
+const _: () = assert!(ACCEPT_PAUSE_US < ACCEPT_WARNING_US);
 const _: () = assert!(DESCRIPTORS_RESERVED > REFUSALS_IN_FLIGHT_MAX as u64);

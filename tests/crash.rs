@@ -1,31 +1,64 @@
-//! kill -9 under load: nothing that any client was shown is lost, whatever the number of shards that comes after.
+//! kill -9 under load, and in the middle of a start: nothing that any client was shown is lost, whatever the number of
+//! shards that comes after, and nothing is served that nobody sent.
 
 mod support;
 
-use serde_json::{Value, json};
-use std::collections::HashMap;
+use serde_json::{Map, Value, json};
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use support::client::{Client, Event, Op, op_text};
 use support::server::{Server, Setup};
-use support::{Dice, eventually, stamp, within};
+use support::{Dice, eventually, files, stamp, within};
 use tokio_tungstenite::tungstenite::Message;
 
 const ROOMS_COUNT: usize = 20;
-const ROUNDS_COUNT: u64 = 20;
 const KEYS_COUNT: u64 = 200;
+/// The numbers of shards, one after another: up and down, by one and by more.
+const SHARDS: [u32; 7] = [2, 1, 3, 5, 4, 1, 2];
 
-/// For each room and key, the newest op that some client was shown. A value carries its timestamp in the field `n`.
-#[derive(Default)]
+/// What the clients sent, and what they were shown. A value carries its timestamp in the field `n`.
 struct Ledger {
+    /// For each room and key, the newest op that counts as kept.
     newest: HashMap<(usize, String), Value>,
+    /// Whether an op counts as kept when a broadcast has shown it, or only when a restart has.
+    keeps_what_is_broadcast: bool,
+    sent: HashSet<(usize, String, String)>,
+    /// Of each room, the newest timestamps that were sent and that were shown.
+    newest_sent: [u64; ROOMS_COUNT],
+    newest_shown: [u64; ROOMS_COUNT],
     /// Broadcasts and corrections, without what inits repeat.
     ops_count: u64,
 }
 
 impl Ledger {
-    fn shown(&mut self, room: usize, key: &str, value: &Value) {
+    fn new(keeps_what_is_broadcast: bool) -> SharedLedger {
+        Arc::new(Mutex::new(Ledger {
+            newest: HashMap::new(),
+            keeps_what_is_broadcast,
+            sent: HashSet::new(),
+            newest_sent: [0; ROOMS_COUNT],
+            newest_shown: [0; ROOMS_COUNT],
+            ops_count: 0,
+        }))
+    }
+
+    fn sent(&mut self, room: usize, op: &Op) {
+        self.sent
+            .insert((room, op.key.clone(), op.value.to_string()));
+        self.newest_sent[room] = self.newest_sent[room].max(op.timestamp);
+    }
+
+    fn broadcast(&mut self, room: usize, key: &str, value: &Value) {
+        let newest_shown = &mut self.newest_shown[room];
+        *newest_shown = timestamp_of(value).max(*newest_shown);
+        if self.keeps_what_is_broadcast {
+            self.keep(room, key, value);
+        }
+    }
+
+    fn keep(&mut self, room: usize, key: &str, value: &Value) {
         let newest = self
             .newest
             .entry((room, key.to_string()))
@@ -35,23 +68,33 @@ impl Ledger {
         }
     }
 
-    /// The state shows all that was shown before, or what has overwritten it.
-    fn check(&self, room: usize, state: &serde_json::Map<String, Value>, when: &str) {
-        for ((_, key), shown) in self
-            .newest
-            .iter()
-            .filter(|((shown_in, _), _)| *shown_in == room)
-        {
+    /// The state shows all that was kept before, or what has overwritten it, and nothing that nobody sent.
+    fn check(&self, room: usize, state: &Map<String, Value>, when: &str) {
+        let of_room = |entry: &(&(usize, String), &Value)| entry.0.0 == room;
+        for ((_, key), kept) in self.newest.iter().filter(of_room) {
             let held = state.get(key);
             let held = held.unwrap_or_else(|| {
-                panic!("{when}: room {room} lost {key}, of which {shown} was shown")
+                panic!("{when}: room {room} lost {key}, of which {kept} was shown")
             });
-            let is_later = timestamp_of(held) > timestamp_of(shown);
+            let is_later = timestamp_of(held) > timestamp_of(kept);
             assert!(
-                is_later || held == shown,
-                "{when}: room {room} holds {held} under {key}, but {shown} was shown"
+                is_later || held == kept,
+                "{when}: room {room} holds {held} under {key}, but {kept} was shown"
             );
         }
+        for (key, value) in state {
+            let op = (room, key.clone(), value.to_string());
+            assert!(
+                self.sent.contains(&op),
+                "{when}: room {room} holds {value} under {key}, which nobody sent"
+            );
+        }
+    }
+
+    /// The rooms with an op on its way: sent, and nothing as new was shown to anybody.
+    fn rooms_with_ops_on_their_way(&self) -> usize {
+        let pairs = self.newest_sent.iter().zip(&self.newest_shown);
+        pairs.filter(|(sent, shown)| sent > shown).count()
     }
 }
 
@@ -63,6 +106,10 @@ fn timestamp_of(value: &Value) -> u64 {
 
 type SharedLedger = Arc<Mutex<Ledger>>;
 
+fn open(ledger: &SharedLedger) -> MutexGuard<'_, Ledger> {
+    ledger.lock().expect("no client panics")
+}
+
 /// Reads, and with dice also writes, until the server is gone.
 async fn take_part(mut client: Client, room: usize, ledger: SharedLedger, mut dice: Option<Dice>) {
     loop {
@@ -72,15 +119,19 @@ async fn take_part(mut client: Client, room: usize, ledger: SharedLedger, mut di
             event = client.event() => match event {
                 Event::Text(text) => {
                     let op = Op::parse(&text).unwrap_or_else(|| panic!("no op of this test is refused: {text}"));
-                    let mut ledger = ledger.lock().expect("no client panics");
+                    let mut ledger = open(&ledger);
                     ledger.ops_count += 1;
-                    ledger.shown(room, &op.key, &op.value);
+                    ledger.broadcast(room, &op.key, &op.value);
                 }
                 Event::Close(..) | Event::Lost(_) => return,
             },
             () = tokio::time::sleep(pause) => {
-                if let Some(dice) = &mut dice && !client.try_send(random_op(dice)).await {
-                    return;
+                if let Some(dice) = &mut dice {
+                    let op = random_op(dice);
+                    open(&ledger).sent(room, &op);
+                    if !client.try_send(Message::text(op_text(&op))).await {
+                        return;
+                    }
                 }
             }
         }
@@ -96,24 +147,23 @@ async fn come_and_go(addr: SocketAddr, first_room: usize, ledger: SharedLedger) 
             return;
         };
         client.take_init(&text);
-        let mut ledger = ledger.lock().expect("no client panics");
+        let mut ledger = open(&ledger);
         for (key, value) in &client.init {
-            ledger.shown(room, key, value);
+            ledger.broadcast(room, key, value);
         }
     }
 }
 
 /// A write, one in ten of them with a clock that is a second late.
-fn random_op(dice: &mut Dice) -> Message {
+fn random_op(dice: &mut Dice) -> Op {
     let late_us = if dice.below(10) == 0 { 1_000_000 } else { 0 };
     let timestamp = stamp() - late_us;
     let filler = "x".repeat(usize::try_from(dice.below(300)).expect("a small number"));
-    let op = Op::new(
+    Op::new(
         &format!("k{}", dice.below(KEYS_COUNT)),
         json!({"n": timestamp, "filler": filler}),
         timestamp,
-    );
-    Message::text(op_text(&op))
+    )
 }
 
 fn room_name(room: usize) -> String {
@@ -144,47 +194,72 @@ async fn load(
     tasks
 }
 
-/// What a new client is shown in each room agrees with the ledger, and is entered in it.
+/// What a new client is shown in each room agrees with the ledger, and counts as kept from now on.
 async fn check_all_rooms(server: &Server, ledger: &SharedLedger, when: &str) {
     for room in 0..ROOMS_COUNT {
         let state = Client::connect(server, &room_name(room)).await.init;
-        let mut ledger = ledger.lock().expect("no client panics");
+        let mut ledger = open(ledger);
         ledger.check(room, &state, when);
         for (key, value) in &state {
-            ledger.shown(room, key, value);
+            ledger.keep(room, key, value);
         }
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill_9_under_load_twenty_times_loses_nothing_that_was_shown_with_1_2_and_3_shards() {
-    let ledger = SharedLedger::default();
+/// Kills a start once it has made so many segments, at most one for each shard.
+fn kill_a_start(setup: &Setup, segments_made: u64) {
+    let count = || files::segments(setup.data_dir()).len() as u64;
+    let wanted = count() + segments_made;
+    setup.start_and_kill(|| count() >= wanted);
+}
+
+/// Runs a load and kills the server in the middle of it, again and again.
+async fn kill_under_load(mode: &str, rounds_count: u64) {
+    let ledger = Ledger::new(mode == "always");
     let mut dice = Dice::new(7);
-    let mut server = Setup::new().shards(2).start().await;
-    for round in 1..=ROUNDS_COUNT {
+    let setup = Setup::new().args(&["--durability", mode]);
+    let mut server = setup.clone().shards(SHARDS[0]).start().await;
+    let mut rooms_hit = 0;
+    for (round, shards) in (1..=rounds_count).zip(SHARDS.into_iter().cycle().skip(1)) {
         let tasks = load(&server, &ledger, round).await;
-        let before = ledger.lock().expect("no client panics").ops_count;
-        let goal = before + 100 + dice.below(2000);
-        let reached =
-            async || (ledger.lock().expect("no client panics").ops_count >= goal).then_some(());
+        let goal = open(&ledger).ops_count + 100 + dice.below(2000);
+        let reached = async || (open(&ledger).ops_count >= goal).then_some(());
         eventually("the clients are shown ops", reached).await;
 
+        rooms_hit += open(&ledger).rooms_with_ops_on_their_way();
         server.kill9();
         for task in tasks {
-            within("a client notices the end", task)
-                .await
-                .expect("no client panics");
+            let ended = within("a client notices the end", task).await;
+            ended.expect("no client panics");
         }
-        let shards = [1, 2, 3, 2][usize::try_from(round % 4).expect("a small number")];
-        server.restart(shards).await;
-        check_all_rooms(
-            &server,
-            &ledger,
-            &format!("after kill {round}, with {shards} shards"),
-        )
-        .await;
+        let setup = setup.clone().shards(shards);
+        for _ in 0..dice.below(3) {
+            kill_a_start(&setup, dice.below(u64::from(shards) + 1));
+        }
+        server = setup.start().await;
+        let when = format!("{mode}, after kill {round}, with {shards} shards");
+        check_all_rooms(&server, &ledger, &when).await;
     }
+    assert!(
+        rooms_hit as u64 >= rounds_count,
+        "{mode}: in {rounds_count} kills, ops were on their way in {rooms_hit} rooms: that is no load"
+    );
     server.stop().await;
     server.restart(2).await;
     check_all_rooms(&server, &ledger, "after a stop in good order").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_under_load_loses_nothing_that_was_shown_whatever_the_number_of_shards() {
+    kill_under_load("always", 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_under_load_in_mode_interval_loses_nothing_that_a_restart_has_shown() {
+    kill_under_load("interval", 7).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_under_load_in_mode_none_loses_nothing_that_a_restart_has_shown() {
+    kill_under_load("none", 7).await;
 }

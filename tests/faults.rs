@@ -260,6 +260,77 @@ async fn a_full_disk_gives_500_and_1011_and_503_and_the_server_serves_again_when
     check_restart(&mut server, &shown).await;
 }
 
+#[tokio::test]
+async fn a_start_on_a_full_disk_is_refused_and_loses_nothing() {
+    if !may_mount("a start on a full disk") {
+        return;
+    }
+    let Some(disk) = Mount::tmpfs("16m") else {
+        return;
+    };
+    let setup = Setup::new().in_data_dir(&disk.path().join("data"));
+    let mut server = setup.start().await;
+    let mut shown = Shown::new();
+    let mut writer = Client::connect(&server, "room").await;
+    let mut witness = Client::connect(&server, "room").await;
+    write_some(&mut writer, &mut witness, "before", &mut shown).await;
+    server.kill9();
+    let ballast = Ballast::fill(disk.path());
+    for _ in 0..2 {
+        let outcome = server.setup().run().await;
+        let log = outcome.stderr.lines();
+        let errors: Vec<&str> = log.filter(|line| line.starts_with("error:")).collect();
+        let [line] = errors[..] else {
+            panic!("one line says why: {outcome:?}");
+        };
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
+        assert!(!outcome.stdout.contains("listening"), "{outcome:?}");
+        assert!(line.contains("No space left on device"), "{line}");
+        let path = server.data_dir().display().to_string();
+        assert!(line.contains(&path), "the line names the folder: {line}");
+    }
+    ballast.remove();
+    check_restart(&mut server, &shown).await;
+}
+
+/// What the modes do that show an op before it is kept: a failure costs the last ops, and none before one that is kept.
+#[tokio::test]
+async fn a_write_error_in_the_modes_interval_and_none_leaves_no_gap() {
+    for mode in [&["--durability", "none"][..], &["--durability", "interval"]] {
+        let setup = Setup::new().shards(1).args(mode);
+        let mut server = setup.ignoring_file_size_signal().start().await;
+        let mut writer = Client::connect(&server, "room").await;
+        let mut witness = Client::connect(&server, "room").await;
+        let mut shown = Shown::new();
+        write_some(&mut writer, &mut witness, "before", &mut shown).await;
+        support::eventually("these ops are written", async || {
+            let segment = support::files::segments(server.data_dir()).pop()?;
+            let bytes = std::fs::read(segment).ok()?;
+            let last = b"before 19";
+            bytes
+                .windows(last.len())
+                .any(|part| part == last)
+                .then_some(())
+        })
+        .await;
+        limit_file_size(server.pid(), Some(30_000));
+        let mut during = Shown::new();
+        write_until_it_fails(&mut writer, &mut witness, &mut during).await;
+        limit_file_size(server.pid(), None);
+        server.until_ready_is(200).await;
+
+        let state = state_of(&server, "room").await;
+        check_nothing_lost(&state, &shown, "what was written before");
+        let kept_count = state.len() - shown.len();
+        for number in 0..kept_count {
+            let key = format!("during {number}");
+            assert!(state.contains_key(&key), "{key} is a gap before others");
+        }
+        server.kill9();
+        check_restart(&mut server, &state).await;
+    }
+}
+
 /// The ground of an image, the image mounted on it, and the image's file. The ground is sparse: when it is filled, the
 /// image takes writes, and fails to sync them.
 fn disk_that_fails_to_sync(journal: Journal) -> Option<(Mount, Mount, PathBuf)> {

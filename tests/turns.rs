@@ -1,17 +1,15 @@
 //! Single turns of a shard, driven by hand: sequences that went wrong once.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use etherply::core::contract::{Clock, Input, Output, ShardConfig};
 use etherply::core::session::SessionId;
 use etherply::core::shard::Shard;
 use etherply::core::window::{Spans, spans_bytes};
-use etherply::io::log_keeper::LogKeeper;
-use etherply::io::post::{Letter, Mailbox, mailbox};
 use etherply::log::commit::{Durability, End, OpenSegment};
 use etherply::log::directory::DataDirectory;
-use etherply::log::recovery::Tail;
+use etherply::log::keeper::LogKeeper;
+use etherply::log::recovery::Report;
 use etherply::wire::auth::{Secret, Verifier, mint};
 
 const MS_US: u64 = 1000;
@@ -48,6 +46,8 @@ impl Driver {
             ping_interval_us: 25_000 * MS_US,
             outbox_bytes_max: 1 << 20,
             message_bytes_max: 1 << 20,
+            segment_bytes_min: 1 << 26,
+            segment_bytes_max: 1 << 26,
             future_skew_us: u64::MAX / 2,
             drain_us: 0,
             hash_seed: 1,
@@ -242,30 +242,12 @@ fn one_who_reads_slowly_shows_that_it_lives() {
     }
 }
 
-fn letter(mailbox: &Mailbox) -> Letter {
-    let begun = Instant::now();
-    loop {
-        if let Some(letter) = mailbox.next() {
-            return letter;
-        }
-        assert!(
-            begun.elapsed() < Duration::from_secs(10),
-            "the log's thread answers"
-        );
-        std::thread::yield_now();
-    }
-}
-
 #[test]
 fn a_segment_that_was_opened_in_the_moment_of_a_failure_is_read_once() {
     let folder = tempfile::tempdir().unwrap();
     let directory = Arc::new(DataDirectory::open(folder.path()).unwrap());
-    let mut log = LogKeeper::open(directory, 0, 1, 1, Tail::first(0), &[]).unwrap();
-    let (post, mailbox) = mailbox().unwrap();
-    log.create_next(2, 0, post.clone());
-    let Letter::SegmentCreated(Ok(segment)) = letter(&mailbox) else {
-        panic!("a segment is created");
-    };
+    let mut log = LogKeeper::open(directory, 0, &Report::default()).unwrap();
+    let segment = log.next(2, 0).unwrap().run(0).unwrap();
     log.replace(segment);
     for _ in 0..2 {
         let end = End {
@@ -273,11 +255,11 @@ fn a_segment_that_was_opened_in_the_moment_of_a_failure_is_read_once() {
             durable: 0,
             shown: 0,
         };
-        log.rebuild(end, post.clone());
-        let Letter::Rebuilt(Ok((segment, workspaces))) = letter(&mailbox) else {
-            panic!("the shard is rebuilt");
-        };
-        assert!(workspaces.is_empty());
+        let segment = log
+            .rebuild(end)
+            .unwrap()
+            .run(|op| panic!("{op:?}"))
+            .unwrap();
         log.replace(segment);
     }
 }

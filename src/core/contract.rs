@@ -34,6 +34,10 @@ pub struct ShardConfig {
     pub outbox_bytes_max: usize,
     /// The longest message.
     pub message_bytes_max: usize,
+    /// A segment of the log may grow to this size, however little of it is live;
+    pub segment_bytes_min: u64,
+    /// and not beyond this one.
+    pub segment_bytes_max: u64,
     /// How far ahead of the clock a timestamp may be.
     pub future_skew_us: u64,
     /// How long a drain may take.
@@ -51,6 +55,8 @@ pub struct ShardConfig {
 pub struct Surroundings {
     /// Every shard can write its log.
     pub ready: bool,
+    /// How much of the log has been read, while the server starts.
+    pub recovered_percent: u8,
 }
 
 /// Something that happened.
@@ -65,7 +71,8 @@ pub enum Input<'a> {
     LogSynced(bool),
     /// The next segment is open, or could not be.
     LogOpened(Option<OpenSegment>),
-    /// The state was read back and a new segment is open; or not, and it is to be tried again later.
+    /// The state was read back and a new segment is open; or not, and it is to be tried again later. It is the first input of
+    /// the log for a shard that began with [`Shard::recovering`](super::shard::Shard::recovering).
     Rebuilt(Option<(OpenSegment, Vec<Workspace>)>),
     /// Stop: refuse, finish, close. A second one closes everybody at once.
     Drain,
@@ -106,7 +113,7 @@ pub enum Output {
     },
     /// Open the segment behind the failed one, which ends there, and read the shard's state back.
     Rebuild(End),
-    /// The shard can write its log, or cannot any more.
+    /// The shard serves, or does not any more.
     Ready(bool),
     /// All sessions are closed and the log is sealed.
     Drained,

@@ -4,7 +4,6 @@
 //! In `always` mode nobody was shown an op that is forgotten here; those who sent them get a 500.
 
 use crate::core::contract::{Clock, Output};
-use crate::core::room::Room;
 use crate::core::session::{SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
 use crate::core::workspace::Workspace;
@@ -85,30 +84,25 @@ impl Shard {
         }
     }
 
-    /// Takes the outcome of a rebuild.
+    /// Takes the outcome of a rebuild, or of the reading at the start.
     pub(super) fn rebuilt(&mut self, outcome: Option<(OpenSegment, Vec<Workspace>)>, clock: Clock) {
-        assert_eq!(
-            self.health,
-            Health::Rebuilding,
+        let is_rebuild = self.health == Health::Rebuilding;
+        assert!(
+            is_rebuild || self.health == Health::Recovering,
             "an outcome follows its rebuild"
         );
-        self.reopen_wait_us = (self.reopen_wait_us * 2).min(REOPEN_WAIT_MAX_US);
+        if is_rebuild {
+            self.reopen_wait_us = (self.reopen_wait_us * 2).min(REOPEN_WAIT_MAX_US);
+        }
         let Some((segment, workspaces)) = outcome else {
             self.health = Health::Failed {
                 next_try_us: clock.now_us + self.reopen_wait_us,
             };
             return;
         };
-        self.commit.reopen(segment, clock.now_us);
-        self.visible_position = self.commit.visible_position();
-        self.health = Health::Serving;
-        self.install(workspaces);
-        self.outputs.push_back(Output::Ready(true));
-    }
-
-    pub(super) fn install(&mut self, workspaces: Vec<Workspace>) {
-        for workspace in workspaces {
-            self.insert_room(Room::new(workspace));
+        self.open(segment, workspaces, clock);
+        if is_rebuild {
+            self.outputs.push_back(Output::Ready(true));
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::core::contract::{Clock, Output, Ticket, shard_of};
 use crate::core::room::Room;
 use crate::core::session::{Intake, Session, SessionId, State};
-use crate::core::shard::{Drain, Shard};
+use crate::core::shard::{Drain, Health, Shard};
 use crate::core::workspace::Workspace;
 use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
 use crate::wire::frame;
@@ -50,6 +50,11 @@ impl Shard {
     fn readiness(&self, head_only: bool) -> Answer {
         if self.drain != Drain::No {
             return Answer::health(false, head_only, "draining");
+        }
+        if self.health == Health::Recovering {
+            let percent = self.surroundings.recovered_percent;
+            let text = format!("the log is being read: {percent} %");
+            return Answer::health(false, head_only, &text);
         }
         let ready = self.surroundings.ready && self.health.is_serving();
         Answer::health(
@@ -107,6 +112,10 @@ impl Shard {
                 &Answer::unavailable("the server is stopping", RETRY_AFTER_S),
                 clock,
             );
+        }
+        if self.health == Health::Recovering {
+            let answer = Answer::unavailable("the server is starting", RETRY_AFTER_S);
+            return self.answer(id, &answer, clock);
         }
         if !self.health.is_serving() {
             return self.answer(id, &Answer::internal_server_error(), clock);

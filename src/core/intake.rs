@@ -165,6 +165,7 @@ impl Shard {
         let session = &mut self.sessions[id.slot as usize];
         let room_slot = session.room().expect("only an open session applies");
         let room = &mut self.rooms[room_slot as usize];
+        let live_bytes_before = room.workspace.log_bytes();
         match room
             .workspace
             .apply(op.key, op.value, op.timestamp, id.as_u64())
@@ -180,6 +181,8 @@ impl Shard {
                 self.enqueue(id);
             }
             Verdict::Won(seq) => {
+                self.live_bytes -= live_bytes_before;
+                self.live_bytes += room.workspace.log_bytes();
                 let workspace = room.workspace.id();
                 let Op {
                     key,
@@ -237,4 +240,27 @@ fn skew_text(ahead_us: u64, most_us: u64) -> String {
         text(most_us),
         text(ahead_us.max(SECOND_US)),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timestamp_that_is_ahead_is_told_by_how_much() {
+        for (ahead_us, most_us, most, ahead) in [
+            (SECOND_US * 86_401, SECOND_US * 86_400, "1day", "1day 1s"),
+            (SECOND_US * 7262, SECOND_US * 60, "1m", "2h 1m 2s"),
+            // Less than a second is one.
+            (5, 0, "0s", "1s"),
+        ] {
+            let text = skew_text(ahead_us, most_us);
+            let expected = [
+                format!("at most {most} ahead of"),
+                format!("it is {ahead} ahead"),
+            ];
+            assert!(text.contains(&expected[0]), "{text}");
+            assert!(text.ends_with(&expected[1]), "{text}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The server's logic as a pure state machine: no clock, no IO. Open [`shard`] first.
 
 pub mod contract;
+pub mod deal;
 pub mod outbox;
 pub mod session;
 pub mod shard;

@@ -126,3 +126,64 @@ impl Room {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATE_BYTES: usize = 2000;
+
+    fn write(room: &mut Room, pool: &mut ChunkPool, key: &str, value: &str) {
+        let timestamp = room.workspace.seq() + 1;
+        room.workspace.apply(key, value, timestamp, 0);
+        room.broadcast(key, value, timestamp, timestamp * 10, pool);
+    }
+
+    #[test]
+    fn one_encoding_of_init_serves_all_who_join_while_it_is_cheap() {
+        let frame_fixed_bytes = message::op_frame_bytes("k", &"1".repeat(500), 3) - 500;
+        // What was written since, as frame bytes beyond half of the init message; whether the
+        // window still has it; whether the encoding is still good.
+        for (over_half_bytes, is_kept, is_shared) in [
+            (None, true, true),
+            (None, false, true),
+            (Some(-400), true, true),
+            (Some(-400), false, false),
+            (Some(0), true, true),
+            (Some(1), true, false),
+        ] {
+            let mut pool = ChunkPool::default();
+            let mut room = Room::new(Workspace::new("w", 1));
+            write(&mut room, &mut pool, "j", "1");
+            write(&mut room, &mut pool, "k", &"1".repeat(STATE_BYTES));
+            let first = room.init();
+            assert_eq!((first.at, first.gate), (room.window.end(), 20));
+            if let Some(over_half_bytes) = over_half_bytes {
+                let frame_bytes = (first.chunk.len() / 2).strict_add_signed(over_half_bytes);
+                let value = "1".repeat(frame_bytes - frame_fixed_bytes);
+                write(&mut room, &mut pool, "k", &value);
+                assert_eq!(room.window.end() - first.at, frame_bytes as u64);
+            }
+            if !is_kept {
+                room.window.drop_before(room.window.end(), &mut pool);
+            }
+            let second = room.init();
+            let case = format!("{over_half_bytes:?} {is_kept}");
+            assert_eq!(Rc::ptr_eq(&first.chunk, &second.chunk), is_shared, "{case}");
+            let expected = if is_shared {
+                (first.at, first.gate)
+            } else {
+                (room.window.end(), 30)
+            };
+            assert_eq!((second.at, second.gate), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn an_init_that_is_on_its_way_to_nobody_is_let_go() {
+        let mut room = Room::new(Workspace::new("w", 1));
+        let first = Rc::downgrade(&room.init().chunk);
+        assert!(first.upgrade().is_none());
+        assert!(room.init().chunk.ends_with(b"{}}"));
+    }
+}

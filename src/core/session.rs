@@ -144,3 +144,24 @@ impl Session {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_goes_through_its_number_and_back() {
+        for (slot, generation, number) in [
+            (0, 0, 1),
+            (1, 0, 2),
+            (0, 1, (1 << 32) + 1),
+            (u32::MAX, 0, 1 << 32),
+            (0, u32::MAX, (u64::from(u32::MAX) << 32) + 1),
+            (7, 9, (9 << 32) + 8),
+        ] {
+            let id = SessionId { slot, generation };
+            assert_eq!(id.as_u64(), number, "{id:?}");
+            assert_eq!(SessionId::from_u64(number), id);
+        }
+    }
+}

@@ -35,7 +35,7 @@ use crate::core::session::{Session, SessionId, State};
 use crate::core::timers::Wheel;
 use crate::core::window::ChunkPool;
 use crate::core::workspace::Workspace;
-use crate::limits::{COMMIT_AGE_US, REOPEN_WAIT_MIN_US};
+use crate::limits::{COMMIT_AGE_US, REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE};
 use crate::log::commit::{Commit, Durability, OpenSegment, Step};
 use crate::wire::message::Parser;
 
@@ -69,6 +69,8 @@ pub struct Shard {
     pub(super) senders: Vec<SessionId>,
     pub(super) written_senders: usize,
     pub(super) visible_position: u64,
+    /// What the entries of all workspaces take in a log in which nothing is dead.
+    pub(super) live_bytes: u64,
     pub(super) health: Health,
     /// The wait before the next try to open a failed log.
     pub(super) reopen_wait_us: u64,
@@ -79,6 +81,8 @@ pub struct Shard {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Health {
     Serving,
+    /// The server starts: the log is being read.
+    Recovering,
     /// The log is to be opened again at this time.
     Failed {
         next_try_us: u64,
@@ -95,7 +99,7 @@ impl Health {
     pub fn next_try_us(self) -> Option<u64> {
         match self {
             Self::Failed { next_try_us } => Some(next_try_us),
-            Self::Serving | Self::Rebuilding => None,
+            Self::Serving | Self::Recovering | Self::Rebuilding => None,
         }
     }
 }
@@ -118,13 +122,16 @@ impl Shard {
         workspaces: Vec<Workspace>,
         clock: Clock,
     ) -> Self {
-        let commit = Commit::new(
-            config.durability,
-            config.sync_interval_us,
-            segment,
-            clock.now_us,
-        );
-        let mut shard = Self {
+        let mut shard = Self::recovering(config, clock);
+        shard.open(segment, workspaces, clock);
+        shard
+    }
+
+    /// A shard whose state is still being read: it answers 503 until [`Input::Rebuilt`] brings that.
+    #[must_use]
+    pub fn recovering(config: ShardConfig, clock: Clock) -> Self {
+        let commit = Commit::closed(config.durability, config.sync_interval_us, clock.now_us);
+        Self {
             parser: None,
             surroundings: Surroundings::default(),
             sessions: Slab::new(),
@@ -145,12 +152,22 @@ impl Shard {
             touched: Vec::new(),
             senders: Vec::new(),
             written_senders: 0,
-            health: Health::Serving,
+            live_bytes: 0,
+            health: Health::Recovering,
             reopen_wait_us: REOPEN_WAIT_MIN_US,
             drain: Drain::No,
-        };
-        shard.install(workspaces);
-        shard
+        }
+    }
+
+    /// Begins to serve.
+    pub(super) fn open(&mut self, segment: OpenSegment, workspaces: Vec<Workspace>, clock: Clock) {
+        self.commit.reopen(segment, clock.now_us);
+        self.visible_position = self.commit.visible_position();
+        self.health = Health::Serving;
+        self.live_bytes = workspaces.iter().map(Workspace::log_bytes).sum();
+        for workspace in workspaces {
+            self.insert_room(Room::new(workspace));
+        }
     }
 
     /// Tells what the other shards do.
@@ -246,6 +263,12 @@ impl Shard {
             .min()
     }
 
+    /// What the state takes in a log in which nothing is dead.
+    #[must_use]
+    pub fn live_bytes(&self) -> u64 {
+        self.live_bytes
+    }
+
     /// The number of connections, closing ones included.
     #[must_use]
     pub fn connections(&self) -> usize {
@@ -292,6 +315,10 @@ impl Shard {
             .is_some_and(|since_us| since_us + COMMIT_AGE_US <= clock.now_us);
         let turn = self.send_queue.is_empty() || self.config.durability != Durability::Always;
         let is_due = turn || old || self.commit.is_full();
+        self.commit.set_segment_bytes(
+            (self.live_bytes / SEGMENT_LIVE_SHARE)
+                .clamp(self.config.segment_bytes_min, self.config.segment_bytes_max),
+        );
         if let Some(step) = is_due.then(|| self.commit.start(clock.now_us)).flatten() {
             self.push_step(step);
         }

@@ -443,6 +443,98 @@ mod tests {
         assert_eq!(visible, 3 * CHUNK_BYTES_MAX as u64);
         assert_eq!(window.overflow_end(1, visible), visible);
         assert_eq!(window.overflow_end(usize::MAX, visible), 0);
+        // No more than must go.
+        let bound_bytes = window.capacity_bytes() - 2 * CHUNK_BYTES_MAX;
+        for (bytes, chunks) in [(bound_bytes, 2), (bound_bytes + 1, 2), (bound_bytes - 1, 3)] {
+            let end = window.overflow_end(bytes, visible);
+            assert_eq!(end, (chunks * CHUNK_BYTES_MAX) as u64);
+        }
+    }
+
+    #[test]
+    fn what_was_sent_is_taken_off_and_its_chunks_go_back() {
+        for (sent_bytes, left) in [
+            (0, vec![(0, 4), (1, 3)]),
+            (1, vec![(1, 4), (1, 3)]),
+            (4, vec![(1, 3)]),
+            (5, vec![(2, 3)]),
+            (6, vec![]),
+        ] {
+            let chunk = Rc::new(vec![0; 4]);
+            let mut spans = Spans::new();
+            spans.push(Span::new(Rc::clone(&chunk), 0, 4));
+            spans.push(Span::new(Rc::clone(&chunk), 1, 3));
+            skip_sent(&mut spans, sent_bytes);
+            let held: Vec<_> = spans.iter().map(|span| (span.start, span.end)).collect();
+            assert_eq!(held, left, "{sent_bytes}");
+            drop(chunk);
+            let (is_held, mut pool) = (!spans.is_empty(), ChunkPool::default());
+            pool.give_spans(spans);
+            assert_eq!(pool.free.len(), usize::from(is_held), "{sent_bytes}");
+        }
+    }
+
+    #[test]
+    fn frames_share_a_chunk_and_the_next_one_starts_as_large() {
+        for (first_bytes, second_bytes, pieces) in [
+            (300, 300, 1),
+            (300, CHUNK_BYTES_MAX - 300, 1),
+            (300, CHUNK_BYTES_MAX - 299, 2),
+        ] {
+            let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
+            for (seq, bytes) in [(1, first_bytes), (2, second_bytes)] {
+                window.push(&mut pool, seq, seq, bytes, |out| {
+                    out.resize(out.len() + bytes, 0);
+                });
+            }
+            assert_eq!(window.pieces.len(), pieces, "{first_bytes} {second_bytes}");
+        }
+        let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
+        let mut held = Vec::new();
+        // A guess that was too large is halved from chunk to chunk.
+        for (seq, bytes, capacity_min) in [
+            (1, 10_000, 0),
+            (2, 10, 10_000),
+            (3, 10, 5000),
+            (4, 10, 2500),
+        ] {
+            window.push(&mut pool, seq, seq, bytes, |out| {
+                out.resize(out.len() + bytes, 0);
+            });
+            let chunk = &window.pieces.back().unwrap().chunk;
+            assert!(
+                chunk.capacity() >= capacity_min,
+                "{seq}: {}",
+                chunk.capacity()
+            );
+            held.push(Rc::clone(chunk));
+        }
+    }
+
+    #[test]
+    fn a_window_that_was_long_gives_its_memory_back() {
+        for (pushed, dropped, capacity) in [(64, 64, 64), (65, 65, 0), (65, 64, 128)] {
+            let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
+            for seq in 1..=pushed {
+                window.push(&mut pool, seq, seq, 1, |out| out.push(0));
+            }
+            window.drop_before(dropped, &mut pool);
+            assert_eq!(window.frames.capacity(), capacity, "{pushed} {dropped}");
+        }
+    }
+
+    #[test]
+    fn the_pool_is_bounded() {
+        for (capacity, kept) in [
+            (CHUNK_BYTES_MIN, CHUNKS_KEPT_MAX),
+            (CHUNK_BYTES_MAX, CHUNK_BYTES_KEPT_MAX / CHUNK_BYTES_MAX),
+        ] {
+            let mut pool = ChunkPool::default();
+            for _ in 0..=CHUNKS_KEPT_MAX {
+                pool.give(Rc::new(Vec::with_capacity(capacity)));
+            }
+            assert_eq!((pool.free.len(), pool.free_bytes), (kept, kept * capacity));
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 use slab::Slab;
 
+use crate::log::record::OP_HEADER_BYTES;
 use crate::wire::message;
 
 /// No entry: the end of the list of changes.
@@ -89,6 +90,7 @@ pub struct Workspace {
     oldest: u32,
     newest: u32,
     init_fields_bytes: usize,
+    log_bytes: u64,
 }
 
 impl Workspace {
@@ -105,6 +107,7 @@ impl Workspace {
             oldest: NONE,
             newest: NONE,
             init_fields_bytes: 0,
+            log_bytes: 0,
         }
     }
 
@@ -118,6 +121,12 @@ impl Workspace {
     #[must_use]
     pub fn seq(&self) -> u64 {
         self.seq
+    }
+
+    /// The bytes that its entries take in a log in which nothing is dead.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        self.log_bytes
     }
 
     /// Whether it holds nothing and never did: such a workspace may be forgotten.
@@ -160,6 +169,14 @@ impl Workspace {
             }
         } else {
             self.insert(key, value, timestamp, seq, 0);
+        }
+    }
+
+    /// Merges all that another part of the log gave for the same workspace.
+    pub fn restore_from(&mut self, other: &Self) {
+        self.seq = self.seq.max(other.seq);
+        for (_, entry) in &other.entries {
+            self.restore(&entry.key, &entry.value, entry.timestamp, entry.seq);
         }
     }
 
@@ -233,6 +250,8 @@ impl Workspace {
 
     fn insert(&mut self, key: &str, value: &str, timestamp: u64, seq: u64, writer: Writer) -> u32 {
         self.init_fields_bytes += message::init_field_bytes(key, value);
+        let record_bytes = OP_HEADER_BYTES + self.id.len() + key.len() + value.len();
+        self.log_bytes += record_bytes as u64;
         let entry = Entry {
             key: key.into(),
             value: value.to_owned(),
@@ -258,6 +277,8 @@ impl Workspace {
         let entry = &mut self.entries[slot as usize];
         self.init_fields_bytes -= entry.value.len();
         self.init_fields_bytes += value.len();
+        self.log_bytes -= entry.value.len() as u64;
+        self.log_bytes += value.len() as u64;
         entry.value.clear();
         // A value that was large once must not hold its memory for ever.
         if entry.value.capacity() / 4 > value.len().max(64) {
@@ -374,11 +395,42 @@ mod tests {
     }
 
     #[test]
+    fn of_records_with_equal_timestamps_the_one_with_the_lower_seq_stays() {
+        for order in [[(10, 1, "1"), (10, 2, "2")], [(10, 2, "2"), (10, 1, "1")]] {
+            let mut workspace = Workspace::new("w", 1);
+            for (timestamp, seq, value) in order {
+                workspace.restore("k", value, timestamp, seq);
+            }
+            // The same record again changes nothing: its value is not looked at.
+            workspace.restore("k", "3", 10, 1);
+            workspace.finish_restore();
+            let entry = workspace.get("k").map(|entry| (entry.value(), entry.seq()));
+            assert_eq!(entry, Some(("1", 1)), "{order:?}");
+            assert_eq!(workspace.seq(), 2);
+        }
+    }
+
+    #[test]
     fn a_value_that_was_large_gives_its_memory_back() {
-        let mut workspace = Workspace::new("w", 1);
-        workspace.apply("k", &format!("\"{}\"", "x".repeat(100_000)), 1, 0);
-        workspace.apply("k", "1", 2, 0);
-        assert!(workspace.entries[0].value.capacity() < 1000);
+        for (large_bytes, small_bytes, is_kept) in [
+            (100_000, 1, false),
+            (100_000, 24_000, false),
+            // Memory that is used to a quarter, or that is little, is not worth an allocation.
+            (100_000, 25_000, true),
+            (256, 1, true),
+            (260, 1, false),
+        ] {
+            let mut workspace = Workspace::new("w", 1);
+            workspace.apply("k", &"1".repeat(large_bytes), 1, 0);
+            workspace.apply("k", &"1".repeat(small_bytes), 2, 0);
+            let held_bytes = workspace.entries[0].value.capacity();
+            assert_eq!(
+                held_bytes == large_bytes,
+                is_kept,
+                "{large_bytes} {small_bytes}"
+            );
+            assert!(is_kept || held_bytes < small_bytes + 64);
+        }
     }
 
     proptest! {

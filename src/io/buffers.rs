@@ -19,9 +19,11 @@ use std::rc::Rc;
 
 use crate::limits::{RECEIVE_BUFFERS, RECEIVE_BYTES_MAX};
 
-/// A buffer that the kernel has filled and given up: whoever holds this holds the buffer.
+/// A buffer that the kernel has filled and given up: whoever holds this holds the buffer. It keeps the
+/// memory alive, and is not `Send`; one that is dropped instead of given back is lost to its ring.
 #[derive(Debug)]
 pub struct Filled {
+    memory: Rc<Memory>,
     index: u16,
     bytes: usize,
 }
@@ -34,17 +36,19 @@ pub(super) struct Run {
     pub count: u16,
 }
 
-/// The memory, alone: it must outlive the ring, which may write to it as long as it exists.
+/// The memory, alone. The kernel may write to it as long as the ring exists.
 #[derive(Debug)]
-pub(super) struct Memory {
+struct Memory {
     base: NonNull<u8>,
 }
 
 /// The receive buffers of a ring.
-pub struct ReceiveBuffers {
+pub(super) struct ReceiveBuffers {
     memory: Rc<Memory>,
     /// Given back and not provided yet.
     returned: Vec<u16>,
+    /// Whether the kernel has it. One that it has not is in `returned` or held as a [`Filled`].
+    lent: [bool; RECEIVE_BUFFERS as usize],
 }
 
 const BYTES: usize = RECEIVE_BUFFERS as usize * RECEIVE_BYTES_MAX;
@@ -52,6 +56,17 @@ const BYTES: usize = RECEIVE_BUFFERS as usize * RECEIVE_BYTES_MAX;
 impl Memory {
     fn layout() -> Layout {
         Layout::from_size_align(BYTES, 4096).expect("a constant that fits")
+    }
+
+    fn new() -> Self {
+        // SAFETY:
+        // - the layout has a size above zero
+        let base = unsafe { alloc_zeroed(Self::layout()) };
+        let Some(base) = NonNull::new(base) else {
+            handle_alloc_error(Self::layout())
+        };
+        sanitizer::hide(base.as_ptr(), BYTES);
+        Self { base }
     }
 
     fn address(&self, index: u16) -> *mut u8 {
@@ -71,83 +86,97 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        sanitizer::show(self.base.as_ptr(), BYTES);
         // SAFETY:
         // - `base` came from alloc_zeroed with this very layout, and is freed only here
-        // - the kernel does not write to it any more: ring::run holds it until its ring is gone
+        // - the kernel does not write to it any more: the ring holds it, and ring::run drops the ring
+        //   after the runtime, which has waited for the end of all receives
         unsafe { dealloc(self.base.as_ptr(), Self::layout()) }
+    }
+}
+
+impl Filled {
+    /// The bytes that were received.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY:
+        // - the address lies within the allocation, which `memory` keeps alive; RECEIVE_BYTES_MAX
+        //   bytes of it belong to this index, and `self` was made with at most that many (checked in
+        //   ReceiveBuffers::filled)
+        // - the memory was zeroed at first, so all of it is initialized
+        // - the kernel has given this buffer up with the completion that made `self`, and gets it
+        //   back only by `give_back`, which consumes `self`
+        // - there is no second Filled of this index: it is made only of a buffer that is lent, is not
+        //   lent any more then, and cannot be cloned; the slice borrows it mutably
+        unsafe { std::slice::from_raw_parts_mut(self.memory.address(self.index), self.bytes) }
     }
 }
 
 impl ReceiveBuffers {
     /// Buffers that are all still to be provided.
-    #[must_use]
     pub fn new() -> Self {
-        // SAFETY:
-        // - the layout has a size above zero
-        let base = unsafe { alloc_zeroed(Memory::layout()) };
-        let Some(base) = NonNull::new(base) else {
-            handle_alloc_error(Memory::layout())
-        };
         Self {
-            memory: Rc::new(Memory { base }),
+            memory: Rc::new(Memory::new()),
             returned: (0..RECEIVE_BUFFERS).collect(),
+            lent: [false; RECEIVE_BUFFERS as usize],
         }
-    }
-
-    /// The memory, to be held until the ring is gone.
-    pub(super) fn memory(&self) -> Rc<Memory> {
-        Rc::clone(&self.memory)
     }
 
     /// Takes over the buffer that a completion names, with so many bytes in it. Only the ring calls
     /// this, once for each completion.
-    pub(super) fn filled(&self, index: u16, bytes: usize) -> Filled {
+    pub fn filled(&mut self, index: u16, bytes: usize) -> Filled {
         assert!(
             index < RECEIVE_BUFFERS && bytes <= RECEIVE_BYTES_MAX,
             "a completion fits its buffer"
         );
-        assert!(
-            !self.returned.contains(&index),
-            "the kernel fills a buffer only once it is provided"
-        );
-        Filled { index, bytes }
-    }
-
-    /// The bytes that were received.
-    pub fn bytes<'a>(&'a mut self, filled: &'a mut Filled) -> &'a mut [u8] {
-        // SAFETY:
-        // - the address lies within the allocation; RECEIVE_BYTES_MAX bytes of it belong to this
-        //   index, and `filled` was made with at most that many (checked in `filled`)
-        // - the memory was zeroed at first, so all of it is initialized
-        // - the kernel has given this buffer up with the completion that made `filled`, and gets it
-        //   back only by `give_back`, which consumes `filled`; that cannot be cloned, and is
-        //   borrowed mutably for as long as the slice lives, so nobody else has these bytes
-        unsafe { std::slice::from_raw_parts_mut(self.memory.address(filled.index), filled.bytes) }
+        self.end_loan(index);
+        sanitizer::show(self.memory.address(index), bytes);
+        Filled {
+            memory: Rc::clone(&self.memory),
+            index,
+            bytes,
+        }
     }
 
     /// Lends a buffer to the kernel again, at the end of the turn.
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "whoever gives a buffer back has it no more"
-    )]
     pub fn give_back(&mut self, filled: Filled) {
-        let Filled { index, .. } = filled;
+        let Filled {
+            memory,
+            index,
+            bytes,
+        } = filled;
+        assert!(
+            Rc::ptr_eq(&memory, &self.memory),
+            "a buffer goes back to its own ring"
+        );
+        sanitizer::hide(memory.address(index), bytes);
         self.returned.push(index);
     }
 
     /// Takes buffers back that the kernel did not take or did not use.
-    pub(super) fn take_back(&mut self, first: u16, count: u16) {
-        self.returned.extend(first..first + count);
+    pub fn take_back(&mut self, first: u16, count: u16) {
+        for index in first..first + count {
+            self.end_loan(index);
+            self.returned.push(index);
+        }
     }
 
-    /// The next run of neighbours among the buffers that are to be provided now.
-    pub(super) fn next_run(&mut self) -> Option<Run> {
+    fn end_loan(&mut self, index: u16) {
+        let was_lent = std::mem::take(&mut self.lent[usize::from(index)]);
+        assert!(was_lent, "the kernel gives up a buffer that it was lent");
+    }
+
+    /// The next run of neighbours among the buffers that are to be provided now; they are lent from here on.
+    pub fn next_run(&mut self) -> Option<Run> {
         self.returned.sort_unstable_by(|one, other| other.cmp(one));
         let first = self.returned.pop()?;
         let mut count = 1;
         while self.returned.last() == Some(&(first + count)) {
             self.returned.pop();
             count += 1;
+        }
+        for lent in &mut self.lent[usize::from(first)..usize::from(first + count)] {
+            assert!(!*lent, "a buffer is lent once");
+            *lent = true;
         }
         Some(Run {
             address: self.memory.address(first),
@@ -157,9 +186,74 @@ impl ReceiveBuffers {
     }
 }
 
-impl Default for ReceiveBuffers {
-    fn default() -> Self {
-        Self::new()
+/// Tells `AddressSanitizer` of the kernel, whose reads and writes it does not see. Nothing of this is in
+/// a build without it (`.ci/sanitize` sets the cfg).
+pub(super) mod sanitizer {
+    /// A stretch of memory that the kernel is pointed to.
+    pub type Stretch = (*const u8, usize);
+
+    /// All that an operation points the kernel to. It is read when the operation's flight ends: whoever
+    /// has freed it before is reported.
+    #[cfg(address_sanitizer)]
+    pub struct Pointed(Vec<Stretch>);
+    #[cfg(not(address_sanitizer))]
+    pub struct Pointed;
+
+    #[cfg(address_sanitizer)]
+    unsafe extern "C" {
+        fn __asan_poison_memory_region(address: *const libc::c_void, bytes: usize);
+        fn __asan_unpoison_memory_region(address: *const libc::c_void, bytes: usize);
+    }
+
+    /// Whoever reads or writes it from now on is reported: the kernel holds it.
+    #[cfg_attr(not(address_sanitizer), expect(unused_variables))]
+    pub fn hide(address: *const u8, bytes: usize) {
+        #[cfg(address_sanitizer)]
+        // SAFETY:
+        // - it is memory of this process; only the sanitizer's notes on it change
+        unsafe {
+            __asan_poison_memory_region(address.cast(), bytes);
+        }
+    }
+
+    /// Takes back what [`hide`] did.
+    #[cfg_attr(not(address_sanitizer), expect(unused_variables))]
+    pub fn show(address: *const u8, bytes: usize) {
+        #[cfg(address_sanitizer)]
+        // SAFETY:
+        // - it is memory of this process; only the sanitizer's notes on it change
+        unsafe {
+            __asan_unpoison_memory_region(address.cast(), bytes);
+        }
+    }
+
+    #[cfg(not(address_sanitizer))]
+    impl Pointed {
+        pub fn to(_: impl IntoIterator<Item = Stretch>) -> Self {
+            Self
+        }
+    }
+
+    #[cfg(address_sanitizer)]
+    impl Pointed {
+        pub fn to(stretches: impl IntoIterator<Item = Stretch>) -> Self {
+            Self(stretches.into_iter().collect())
+        }
+    }
+
+    #[cfg(address_sanitizer)]
+    impl Drop for Pointed {
+        fn drop(&mut self) {
+            for (address, bytes) in &self.0 {
+                // The sanitizer's unit is eight bytes.
+                for offset in (0..*bytes).step_by(8).chain(bytes.checked_sub(1)) {
+                    // SAFETY:
+                    // - what the flight owns contains the stretch, and is dropped after this; where
+                    //   that is not so, the sanitizer is to report it
+                    unsafe { address.add(offset).read_volatile() };
+                }
+            }
+        }
     }
 }
 
@@ -174,11 +268,47 @@ mod tests {
         assert_eq!((all.first, all.count), (0, RECEIVE_BUFFERS));
         for index in [7, 3, 4, 9, 8] {
             let mut filled = buffers.filled(index, 5);
-            buffers.bytes(&mut filled).copy_from_slice(b"hello");
+            filled.bytes().copy_from_slice(b"hello");
             buffers.give_back(filled);
         }
         let runs = std::iter::from_fn(|| buffers.next_run()).map(|run| (run.first, run.count));
         assert_eq!(runs.collect::<Vec<_>>(), [(3, 2), (7, 3)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "the kernel gives up a buffer that it was lent")]
+    fn a_buffer_is_filled_once() {
+        let mut buffers = ReceiveBuffers::new();
+        assert!(buffers.next_run().is_some());
+        let _held = buffers.filled(3, 5);
+        let _ = buffers.filled(3, 5);
+    }
+
+    #[test]
+    #[should_panic(expected = "the kernel gives up a buffer that it was lent")]
+    fn a_buffer_comes_back_once() {
+        let mut buffers = ReceiveBuffers::new();
+        assert!(buffers.next_run().is_some());
+        buffers.take_back(3, 1);
+        buffers.take_back(3, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "a buffer goes back to its own ring")]
+    fn a_buffer_does_not_change_its_ring() {
+        let (mut one, mut other) = (ReceiveBuffers::new(), ReceiveBuffers::new());
+        assert!(one.next_run().is_some());
+        other.give_back(one.filled(3, 5));
+    }
+
+    #[test]
+    fn a_buffer_that_is_held_outlives_its_ring() {
+        let mut buffers = ReceiveBuffers::new();
+        assert!(buffers.next_run().is_some());
+        let mut filled = buffers.filled(3, 5);
+        drop(buffers);
+        filled.bytes().copy_from_slice(b"hello");
+        assert_eq!(filled.bytes(), b"hello");
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The thin rim around the pure core: rings, sockets, files, threads, signals.
 
+pub mod background;
 pub mod buffers;
-pub mod log_keeper;
 pub mod post;
+pub mod recovery;
 pub mod ring;
 pub mod server;
 pub mod worker;

@@ -1,35 +1,39 @@
 //! What the threads of the server tell each other: letters to a shard, and the status of all.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::core::contract::Ticket;
 use crate::core::workspace::Workspace;
-use crate::log::recovery::RecoveryError;
+use crate::log::disk::HostDisk;
+use crate::log::keeper::{KeeperError, LogKeeper};
 use crate::log::segment::Segment;
 
 /// What the shards know of each other, and the outside of them.
 #[derive(Debug)]
 pub struct Status {
     ready: Vec<AtomicBool>,
+    /// How much of the log has been read, while the server starts.
+    pub recovery: Progress,
     connections: AtomicUsize,
     /// The most connections.
     pub connections_max: usize,
 }
 
 impl Status {
-    /// Of so many shards that can all serve.
+    /// Of so many shards, none of which can serve yet.
     #[must_use]
     pub fn new(shards: u32, connections_max: usize) -> Self {
-        let ready = (0..shards).map(|_| AtomicBool::new(true)).collect();
+        let ready = (0..shards).map(|_| AtomicBool::new(false)).collect();
         Self {
             ready,
+            recovery: Progress::default(),
             connections: AtomicUsize::new(0),
             connections_max,
         }
@@ -44,6 +48,40 @@ impl Status {
     /// Tells whether a shard can serve.
     pub fn set_ready(&self, shard: u32, ready: bool) {
         self.ready[shard as usize].store(ready, Ordering::Relaxed);
+    }
+}
+
+/// How far something is that takes long.
+#[derive(Debug, Default)]
+pub struct Progress {
+    done_bytes: AtomicU64,
+    total_bytes: AtomicU64,
+}
+
+impl Progress {
+    /// Tells how much there is to do.
+    pub fn begin(&self, total_bytes: u64) {
+        self.total_bytes.store(total_bytes, Ordering::Relaxed);
+    }
+
+    /// Tells that so much more is done.
+    pub fn add(&self, bytes: u64) {
+        self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// What is done, and what there is to do.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        let total_bytes = self.total_bytes.load(Ordering::Relaxed);
+        (self.done_bytes.load(Ordering::Relaxed), total_bytes)
+    }
+
+    /// What is done of it.
+    #[must_use]
+    pub fn percent(&self) -> u8 {
+        let (done_bytes, total_bytes) = self.bytes();
+        let percent = done_bytes.saturating_mul(100) / total_bytes.max(1);
+        u8::try_from(percent.min(100)).expect("at most 100")
     }
 }
 
@@ -76,23 +114,28 @@ pub struct Connection {
 /// Why a shard could not be rebuilt. It is tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum RebuildError {
-    /// The failed segment could not be cut, or the next one not created.
-    #[error("{path}: {source}")]
-    Segment {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The system has no thread for it, or the segment could not be created.
+    /// The segment could not be created, or the log not be read back.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
+    /// The system has no thread for it.
     #[error(transparent)]
     System(#[from] io::Error),
     /// A panic on the way: a fault of this server.
     #[error("a fault of this server")]
     Fault,
-    /// The log could not be read back.
-    #[error(transparent)]
-    Recovery(#[from] RecoveryError),
+}
+
+/// What a rebuild brings.
+pub type Rebuilt = (Segment<File>, Vec<Workspace>);
+
+/// What a shard begins with.
+pub struct Recovered {
+    /// Its log.
+    pub log: LogKeeper<HostDisk>,
+    /// Its state.
+    pub workspaces: Vec<Workspace>,
+    /// Told when it serves.
+    pub serves: Sender<()>,
 }
 
 /// What threads tell each other.
@@ -102,9 +145,11 @@ pub enum Letter {
     /// Stop.
     Drain,
     /// The next segment was created, or not.
-    SegmentCreated(Result<Segment, RebuildError>),
+    SegmentCreated(Result<Segment<File>, RebuildError>),
     /// The shard's state was read back, or not.
-    Rebuilt(Result<(Segment, Vec<Workspace>), RebuildError>),
+    Rebuilt(Result<Rebuilt, RebuildError>),
+    /// The log was read at the start.
+    Recovered(Box<Recovered>),
 }
 
 /// Where letters to one shard are put in.

@@ -7,9 +7,21 @@
 //! tokio-uring submits. A future that woke itself would never park and nothing would be submitted:
 //! whoever wants another turn at once submits a no-op ([`Ring::again`]).
 //!
+//! # What keeps memory alive while the kernel works on it
+//!
 //! What an operation points into (bytes, a message header, a time) moves into its flight and comes back
-//! with its completion. A flight is never dropped before: not while the ring runs, and at its end only
-//! after the runtime has waited for the kernel.
+//! with its completion. A flight leaves the slab by its only completion, or with the ring, which
+//! [`run`] drops after the runtime, by a panic too: the runtime's end cancels all and waits for all.
+//! That order is needed. An in-flight future that is dropped earlier hands its memory to
+//! tokio-uring, which keeps it until the completion while the runtime lives, but frees it *before* it
+//! cancels when the runtime ends. Receives point nowhere: the kernel picks one of the ring's buffers.
+//!
+//! A completion cannot meet a stranger: tokio-uring names an operation by a slot that it frees with the
+//! completion, and so does the slab here; no operation has more than one (no multishot, no zero-copy
+//! send).
+//!
+//! Descriptors are not held: their owner keeps them open until the completion has come, or the kernel
+//! would take an operation that was not submitted yet to be for the next file of that number.
 //!
 //! The interface knows no sessions and no log, so that another ring can stand behind it one day.
 
@@ -31,6 +43,7 @@ use slab::Slab;
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
 use crate::core::window::Spans;
+use crate::io::buffers::sanitizer::{Pointed, Stretch};
 use crate::io::buffers::{Filled, ReceiveBuffers};
 use crate::limits::{COMPLETION_ENTRIES, RECEIVE_BYTES_MAX, RING_ENTRIES, SEND_SPANS_MAX};
 
@@ -73,6 +86,23 @@ struct Vectored {
     spans: Spans,
 }
 
+impl Vectored {
+    fn stretches(&self) -> impl Iterator<Item = Stretch> {
+        let pieces = &self.pieces[..self.header.msg_iovlen];
+        let header = (&raw const self.header).cast();
+        [
+            (header, size_of::<libc::msghdr>()),
+            (pieces.as_ptr().cast(), size_of_val(pieces)),
+        ]
+        .into_iter()
+        .chain(
+            pieces
+                .iter()
+                .map(|piece| (piece.iov_base.cast_const().cast(), piece.iov_len)),
+        )
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Kind {
     Receive {
@@ -94,6 +124,8 @@ enum Kind {
 struct Flight<T> {
     token: T,
     kind: Kind,
+    /// Before the operation, since fields are dropped in order.
+    _pointed: Pointed,
     operation: InFlightOneshot<Owned, Outcome>,
 }
 
@@ -109,7 +141,7 @@ impl OneshotOutputTransform for Outcome {
 }
 
 thread_local! {
-    static READY: RefCell<Ready> = const { RefCell::new(Ready { indices: Vec::new(), waker: None }) };
+    static READY: RefCell<Ready> = const { RefCell::new(Ready::EMPTY) };
 }
 
 /// What has completed on this thread and was not taken yet.
@@ -119,6 +151,11 @@ struct Ready {
 }
 
 impl Ready {
+    const EMPTY: Self = Self {
+        indices: Vec::new(),
+        waker: None,
+    };
+
     fn push(index: usize) {
         READY.with_borrow_mut(|ready| {
             ready.indices.push(index);
@@ -145,19 +182,17 @@ pub fn run<T: Copy + 'static>(
     waits_before_receive: bool,
     mut turn: impl FnMut(&mut Ring<T>) -> ControlFlow<()>,
 ) -> io::Result<()> {
-    let buffers = ReceiveBuffers::new();
-    // Held until the runtime is dropped, which cancels all receives and waits for them.
-    let memory = buffers.memory();
     let waits_before_receive = waits_before_receive || !kernel_is_at_least(KERNEL_LENDS_LATE);
+    // What a ring before this one left when a panic ended it.
+    READY.set(Ready::EMPTY);
     let mut ring = Ring {
         flights: Slab::new(),
-        buffers,
+        buffers: ReceiveBuffers::new(),
         starved: Vec::new(),
         waits_before_receive,
     };
-    // Dropped before the ring: it cancels what is in flight and waits for the end of it, and until then
-    // the flights hold what the kernel works on. (If the flights went first, the runtime would own
-    // that, and frees it before it cancels.)
+    // Declared behind the ring, so that it is dropped before it on a panic too: until it has waited
+    // for the kernel, the flights hold what the kernel works on.
     let runtime = runtime()?;
     runtime.block_on(poll_fn(|context| {
         READY.with_borrow_mut(|ready| match &mut ready.waker {
@@ -171,13 +206,7 @@ pub fn run<T: Copy + 'static>(
     }));
     drop(runtime);
     drop(ring);
-    drop(memory);
-    READY.with_borrow_mut(|ready| {
-        *ready = Ready {
-            indices: Vec::new(),
-            waker: None,
-        }
-    });
+    READY.set(Ready::EMPTY);
     Ok(())
 }
 
@@ -208,25 +237,27 @@ pub fn probe() -> io::Result<()> {
 
 /// A runtime with the flags that this kernel knows: none of them on 5.10, which must work too.
 fn runtime() -> io::Result<tokio_uring::Runtime> {
-    let mut outcome = Err(io::Error::from(io::ErrorKind::Unsupported));
-    for flags in [2, 1, 0] {
-        let mut ring = tokio_uring::uring_builder();
-        ring.setup_cqsize(COMPLETION_ENTRIES);
-        if flags >= 1 {
-            // 5.19: a core that is busy with a turn is not interrupted.
-            ring.setup_coop_taskrun().setup_taskrun_flag();
-        }
-        if flags >= 2 {
-            // 6.0: no lock on submission.
-            ring.setup_single_issuer();
-        }
-        let mut builder = tokio_uring::builder();
-        outcome = tokio_uring::Runtime::new(builder.entries(RING_ENTRIES).uring_builder(&ring));
-        if outcome.is_ok() {
-            break;
-        }
-    }
-    outcome
+    let mut plain = tokio_uring::uring_builder();
+    plain.setup_cqsize(COMPLETION_ENTRIES);
+    // 5.19: a core that is busy with a turn is not interrupted.
+    let mut cooperative = plain.clone();
+    cooperative.setup_coop_taskrun().setup_taskrun_flag();
+    // 6.0: no lock on submission.
+    let mut single_issuer = cooperative.clone();
+    single_issuer.setup_single_issuer();
+    let setup = first_known([single_issuer, cooperative], plain);
+    let mut builder = tokio_uring::builder();
+    tokio_uring::Runtime::new(builder.entries(RING_ENTRIES).uring_builder(&setup))
+}
+
+/// The first setup that the kernel knows. They are tried on bare rings: a runtime that cannot be made
+/// leaves the half that was made behind, with its descriptors.
+fn first_known<const COUNT: usize>(
+    setups: [io_uring::Builder; COUNT],
+    otherwise: io_uring::Builder,
+) -> io_uring::Builder {
+    let is_known = |setup: &io_uring::Builder| setup.build(8).is_ok();
+    setups.into_iter().find(is_known).unwrap_or(otherwise)
 }
 
 fn kernel_is_at_least(wanted: (u32, u32)) -> bool {
@@ -271,8 +302,12 @@ impl<T: Copy + 'static> Ring<T> {
         let count = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
         Some(match (kind, owned) {
             (Kind::Provide { first, count: run }, _) => {
-                // Nothing was provided, or only a part: it is tried again with the next turn.
-                let provided = if result < 0 { 0 } else { run };
+                // Where memory was short, none was provided, or only so many. Some kernels say 0 for all.
+                let provided = match u16::try_from(result) {
+                    Ok(0) => run,
+                    Ok(count) => count.min(run),
+                    Err(_) => 0,
+                };
                 self.buffers.take_back(first + provided, run - provided);
                 return None;
             }
@@ -322,9 +357,9 @@ impl<T: Copy + 'static> Ring<T> {
         })
     }
 
-    /// The receive buffers, to read what a completion brought and to give it back.
-    pub fn buffers(&mut self) -> &mut ReceiveBuffers {
-        &mut self.buffers
+    /// Lends a buffer to the kernel again, at the end of the turn.
+    pub fn give_back(&mut self, filled: Filled) {
+        self.buffers.give_back(filled);
     }
 
     /// Ends a turn: buffers that came back are provided again, and receives that lacked one are
@@ -332,8 +367,8 @@ impl<T: Copy + 'static> Ring<T> {
     pub fn finish_turn(&mut self, own: T) {
         while let Some(run) = self.buffers.next_run() {
             let length = i32::try_from(RECEIVE_BYTES_MAX).expect("a buffer's length fits");
-            // The memory outlives the ring (see `run`), and buffers that were given back are read
-            // and written by nobody until a completion names them.
+            // The ring holds the memory until the kernel is done with it, and buffers that were given
+            // back are read and written by nobody until a completion names them.
             let entry = opcode::ProvideBuffers::new(
                 run.address,
                 length,
@@ -345,7 +380,7 @@ impl<T: Copy + 'static> Ring<T> {
                 first: run.first,
                 count: run.count,
             };
-            self.submit(own, kind, Owned::Nothing, entry.build());
+            self.submit(own, kind, entry.build());
         }
         for (token, fd) in std::mem::take(&mut self.starved) {
             self.submit_receive(fd, token);
@@ -354,12 +389,7 @@ impl<T: Copy + 'static> Ring<T> {
 
     /// Wants another turn at once.
     pub fn again(&mut self, token: T) {
-        self.submit(
-            token,
-            Kind::Other,
-            Owned::Nothing,
-            opcode::Nop::new().build(),
-        );
+        self.submit(token, Kind::Other, opcode::Nop::new().build());
     }
 
     /// Receives into a provided buffer.
@@ -368,7 +398,7 @@ impl<T: Copy + 'static> Ring<T> {
         if self.waits_before_receive {
             let readable = u32::from(libc::POLLIN.unsigned_abs());
             let entry = opcode::PollAdd::new(types::Fd(fd), readable).build();
-            self.submit(token, Kind::Readable { fd }, Owned::Nothing, entry);
+            self.submit(token, Kind::Readable { fd }, entry);
         } else {
             self.submit_receive(fd, token);
         }
@@ -380,7 +410,7 @@ impl<T: Copy + 'static> Ring<T> {
             .buf_group(BUFFER_GROUP)
             .build()
             .flags(squeue::Flags::BUFFER_SELECT);
-        self.submit(token, Kind::Receive { fd }, Owned::Nothing, entry);
+        self.submit(token, Kind::Receive { fd }, entry);
     }
 
     /// Sends the spans in order; only a part of them may be taken.
@@ -401,13 +431,15 @@ impl<T: Copy + 'static> Ring<T> {
             let entry = opcode::Send::new(fd, bytes.as_ptr(), length)
                 .flags(libc::MSG_NOSIGNAL)
                 .build();
-            return self.submit(token, Kind::Other, Owned::Spans(spans), entry);
+            let pointed = Pointed::to([(bytes.as_ptr(), bytes.len())]);
+            return self.submit_pointing(pointed, token, Owned::Spans(spans), entry);
         }
         let message = vectored(spans);
+        let pointed = Pointed::to(message.stretches());
         let entry = opcode::SendMsg::new(fd, &raw const message.header)
             .flags(libc::MSG_NOSIGNAL.unsigned_abs())
             .build();
-        self.submit(token, Kind::Other, Owned::Vectored(message), entry);
+        self.submit_pointing(pointed, token, Owned::Vectored(message), entry);
     }
 
     /// Accepts one connection.
@@ -416,7 +448,7 @@ impl<T: Copy + 'static> Ring<T> {
         let entry = opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut())
             .flags(libc::SOCK_CLOEXEC)
             .build();
-        self.submit(token, Kind::Accept, Owned::Nothing, entry);
+        self.submit(token, Kind::Accept, entry);
     }
 
     /// Writes `bytes[from..]` at a file offset; only a part of it may be taken.
@@ -433,7 +465,8 @@ impl<T: Copy + 'static> Ring<T> {
         let entry = opcode::Write::new(types::Fd(fd.as_raw_fd()), part.as_ptr(), length)
             .offset(offset)
             .build();
-        self.submit(token, Kind::Other, Owned::Bytes(bytes), entry);
+        let pointed = Pointed::to([(part.as_ptr(), part.len())]);
+        self.submit_pointing(pointed, token, Owned::Bytes(bytes), entry);
     }
 
     /// Makes a file's data durable: fdatasync(2).
@@ -441,7 +474,7 @@ impl<T: Copy + 'static> Ring<T> {
         let entry = opcode::Fsync::new(types::Fd(fd.as_raw_fd()))
             .flags(types::FsyncFlags::DATASYNC)
             .build();
-        self.submit(token, Kind::Other, Owned::Nothing, entry);
+        self.submit(token, Kind::Other, entry);
     }
 
     /// Completes after so many microseconds (with an error, ETIME).
@@ -452,7 +485,8 @@ impl<T: Copy + 'static> Ring<T> {
             .nsec(nanoseconds);
         let time = Box::new(time);
         let entry = opcode::Timeout::new(&raw const *time).build();
-        self.submit(token, Kind::Other, Owned::Time(time), entry);
+        let pointed = Pointed::to([((&raw const *time).cast(), size_of::<types::Timespec>())]);
+        self.submit_pointing(pointed, token, Owned::Time(time), entry);
     }
 
     /// Waits until an eventfd(2) is signalled, and resets it.
@@ -460,10 +494,28 @@ impl<T: Copy + 'static> Ring<T> {
         let mut count = Box::new(0_u64);
         let address = (&raw mut *count).cast();
         let entry = opcode::Read::new(types::Fd(event.as_raw_fd()), address, 8).build();
-        self.submit(token, Kind::Other, Owned::Count(count), entry);
+        let pointed = Pointed::to([(address.cast_const(), 8)]);
+        self.submit_pointing(pointed, token, Owned::Count(count), entry);
     }
 
-    fn submit(&mut self, token: T, kind: Kind, owned: Owned, entry: squeue::Entry) {
+    /// An operation that points nowhere.
+    fn submit(&mut self, token: T, kind: Kind, entry: squeue::Entry) {
+        self.launch(Pointed::to([]), token, kind, Owned::Nothing, entry);
+    }
+
+    /// An operation that points into what it owns.
+    fn submit_pointing(&mut self, pointed: Pointed, token: T, owned: Owned, entry: squeue::Entry) {
+        self.launch(pointed, token, Kind::Other, owned, entry);
+    }
+
+    fn launch(
+        &mut self,
+        pointed: Pointed,
+        token: T,
+        kind: Kind,
+        owned: Owned,
+        entry: squeue::Entry,
+    ) {
         let mut operation = UnsubmittedOneshot::new(owned, Outcome, entry).submit();
         let slot = self.flights.vacant_entry();
         let waker = waker(slot.key());
@@ -477,6 +529,7 @@ impl<T: Copy + 'static> Ring<T> {
         slot.insert(Flight {
             token,
             kind,
+            _pointed: pointed,
             operation,
         });
     }
@@ -524,3 +577,6 @@ fn waker(index: usize) -> Waker {
     //   that thread's list (tokio-uring wakes on the thread of its ring)
     unsafe { Waker::from_raw(RawWaker::new(std::ptr::without_provenance(index), &TABLE)) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -19,13 +19,18 @@ use crate::config::{ConfigError, Secrets, Serve};
 use crate::core::contract::ShardConfig;
 use crate::core::shard::Shard;
 use crate::core::workspace::Workspace;
-use crate::io::log_keeper::{Deal, LogKeeper};
-use crate::io::post::{Letter, Post, Status, mailbox};
+use crate::io::background::{Compactor, Rotation};
+use crate::io::post::{self, Letter, Post, Status, mailbox};
+use crate::io::recovery::{self, Display};
 use crate::io::ring;
 use crate::io::worker::{Ties, Worker, clock};
-use crate::limits::{DESCRIPTORS_RESERVED, LISTEN_BACKLOG};
+use crate::limits::{
+    DESCRIPTORS_PER_SHARD, DESCRIPTORS_RESERVED, LISTEN_BACKLOG, SEGMENT_BYTES_MAX,
+    SEGMENT_BYTES_MIN,
+};
 use crate::log::directory::{DataDirectory, DirectoryError};
-use crate::log::recovery::{self, RecoveryError, Report};
+use crate::log::keeper::LogKeeper;
+use crate::log::recovery::{RecoveryError, Report};
 use crate::wire::auth::{Verifier, mint};
 
 /// Why the server did not start, or stopped. Each is one line that names what to do.
@@ -47,6 +52,18 @@ pub enum ServeError {
         address: SocketAddr,
         /// What the system said.
         source: io::Error,
+    },
+    /// The process may not open enough files.
+    #[error(
+        "the limit of open files is {limit}, and a server of {shards} shards needs {needed}: raise it (ulimit -n), or lower --shards"
+    )]
+    FilesLimit {
+        /// What the process may open.
+        limit: u64,
+        /// The shards that were asked for.
+        shards: u32,
+        /// The least limit with which one client can connect.
+        needed: u64,
     },
     /// The data directory cannot be used.
     #[error(transparent)]
@@ -72,11 +89,17 @@ pub enum ServeError {
     Shard(u32),
 }
 
+/// How often the display of the recovery is brought up to date.
+const PROGRESS_STEP_MS: u64 = 200;
+
 /// What wakes the main thread.
 enum Event {
     Signal(i32),
     Stopped { shard: u32, ok: bool },
+    Recovered(Box<Result<Recovered, RecoveryError>>),
 }
+
+type Recovered = (Report, Vec<Vec<Workspace>>);
 
 /// Runs the server until it is told to stop.
 pub fn serve(settings: &Serve) -> Result<(), ServeError> {
@@ -87,56 +110,53 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     // The port first: a second server on it must not touch anything else.
     let listener = Arc::new(open_listener(address)?);
     let address = listener.local_addr()?;
-    let connections_max = connections_max(settings.max_connections);
+    let shards = settings.shards(thread::available_parallelism().ok());
+    let connections_max = connections_max(settings.max_connections, shards)?;
     let directory = Arc::new(DataDirectory::open(&settings.data_dir)?);
 
-    let started = Instant::now();
-    let shards = settings.shards(thread::available_parallelism().ok());
-    let hash_seed = random_u64()?;
-    let (report, dealt) = recover(&directory, shards, hash_seed)?;
-    let status = Arc::new(Status::new(shards, connections_max));
     let (events, inbox) = channel();
-    let (posts, mailboxes): (Vec<_>, Vec<_>) = (0..shards)
-        .map(|_| mailbox())
-        .collect::<io::Result<Vec<_>>>()?
-        .into_iter()
-        .unzip();
-    let verifier = Arc::new(Verifier::new(&secrets.current, secrets.previous.as_ref()));
-    for (number, (mailbox, workspaces)) in (0..).zip(mailboxes.into_iter().zip(dealt)) {
-        let log = LogKeeper::open(
-            Arc::clone(&directory),
-            number,
-            shards,
-            hash_seed,
-            report.tail(number),
-            &report.segments,
-        )
-        .map_err(|source| ServeError::Segment {
+    watch_signals(events.clone())?;
+    let hash_seed = random_u64()?;
+    let status = Arc::new(Status::new(shards, connections_max));
+    let compactor = Compactor::start(Arc::clone(&directory))?;
+    let common = Common {
+        settings,
+        shards,
+        hash_seed,
+        verifier: Arc::new(Verifier::new(&secrets.current, secrets.previous.as_ref())),
+        status: Arc::clone(&status),
+        listener,
+        started: Instant::now(),
+    };
+    // They answer from now on: that the log is being read.
+    let posts = spawn_shards(&common, &compactor.rotations(), &events)?;
+    spawn_recovery(Arc::clone(&directory), &common, events)?;
+    let Some((report, dealt)) = wait_for_recovery(&inbox, &status)? else {
+        return Ok(());
+    };
+    let (serves, serving) = channel();
+    for (number, (post, workspaces)) in (0..).zip(posts.iter().zip(dealt)) {
+        let log = LogKeeper::open(Arc::clone(&directory), number, &report);
+        let log = log.map_err(|source| ServeError::Segment {
             path: directory.path().to_owned(),
             source,
         })?;
-        let config = shard_config(settings, number, shards, hash_seed, Arc::clone(&verifier));
-        let ties = Ties {
-            status: Arc::clone(&status),
-            listener: Arc::clone(&listener),
-            mailbox,
-            posts: posts.clone(),
-        };
-        let is_pinned = !settings.no_pin;
-        let start = Start {
-            config,
-            workspaces,
+        let serves = serves.clone();
+        post.send(Letter::Recovered(Box::new(post::Recovered {
             log,
-            ties,
-            started,
-            is_pinned,
-        };
-        spawn_shard(start, events.clone())?;
+            workspaces,
+            serves,
+        })));
     }
-    watch_signals(events)?;
+    drop(serves);
+    // Ends when each has told it, or has ended: then that is told next.
+    serving.iter().for_each(drop);
     tracing::info!(%address, shards, connections_max, "listening");
     announce(settings, &secrets, address)?;
-    run_until_stopped(&posts, &inbox, shards)
+    run_until_stopped(&posts, &inbox, shards)?;
+    compactor.stop();
+    tracing::info!("stopped");
+    Ok(())
 }
 
 fn run_until_stopped(
@@ -161,27 +181,59 @@ fn run_until_stopped(
             }
             Event::Stopped { shard, ok: false } => return Err(ServeError::Shard(shard)),
             Event::Stopped { ok: true, .. } => running -= 1,
+            Event::Recovered(_) => unreachable!("the log is read once"),
         }
     }
-    tracing::info!("stopped");
     Ok(())
 }
 
-fn recover(
-    directory: &DataDirectory,
-    shards: u32,
-    hash_seed: u64,
-) -> Result<(Report, Vec<Vec<Workspace>>), ServeError> {
+fn spawn_recovery(
+    directory: Arc<DataDirectory>,
+    common: &Common<'_>,
+    events: Sender<Event>,
+) -> io::Result<()> {
+    let (shards, hash_seed) = (common.shards, common.hash_seed);
+    let status = Arc::clone(&common.status);
+    thread::Builder::new()
+        .name("etherply-log".to_owned())
+        .spawn(move || {
+            let recovered = recovery::recover(&directory, shards, hash_seed, &status.recovery);
+            // The main thread may have been told to stop meanwhile.
+            let _ = events.send(Event::Recovered(Box::new(recovered)));
+        })?;
+    Ok(())
+}
+
+/// Waits until the log is read. None: a signal came before; nothing was changed that must be finished.
+fn wait_for_recovery(
+    inbox: &Receiver<Event>,
+    status: &Status,
+) -> Result<Option<Recovered>, ServeError> {
     let begun = Instant::now();
-    let mut deal = Deal::new(shards, hash_seed, None);
-    let report = recovery::recover(directory, &mut |op| deal.visit(op))?;
+    let mut display = Display::new();
+    let recovered = loop {
+        match inbox.recv_timeout(Duration::from_millis(PROGRESS_STEP_MS)) {
+            Err(RecvTimeoutError::Timeout) => display.show(&status.recovery),
+            Err(RecvTimeoutError::Disconnected) => {
+                unreachable!("a thread that sends events runs as long as this one")
+            }
+            Ok(Event::Signal(signal)) => {
+                display.end();
+                tracing::info!(signal, "stopped while the log was read");
+                return Ok(None);
+            }
+            Ok(Event::Stopped { shard, .. }) => return Err(ServeError::Shard(shard)),
+            Ok(Event::Recovered(recovered)) => break *recovered,
+        }
+    };
+    display.end();
+    let (report, dealt) = recovered?;
     for torn in &report.torn {
         tracing::warn!(
             path = %torn.path.display(), offset = torn.offset, bytes = torn.bytes,
             "cut off a torn tail of {} bytes: writes that a crash had interrupted and nobody was shown", torn.bytes,
         );
     }
-    let dealt = deal.finish();
     let workspaces: usize = dealt.iter().map(Vec::len).sum();
     let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::info!(
@@ -191,14 +243,52 @@ fn recover(
         took_ms,
         "read the log"
     );
-    Ok((report, dealt))
+    Ok(Some((report, dealt)))
+}
+
+/// What all shards are started with.
+struct Common<'a> {
+    settings: &'a Serve,
+    shards: u32,
+    hash_seed: u64,
+    verifier: Arc<Verifier>,
+    status: Arc<Status>,
+    listener: Arc<TcpListener>,
+    started: Instant,
+}
+
+fn spawn_shards(
+    common: &Common<'_>,
+    rotations: &Sender<Rotation>,
+    events: &Sender<Event>,
+) -> io::Result<Vec<Post>> {
+    let (posts, mailboxes): (Vec<_>, Vec<_>) = (0..common.shards)
+        .map(|_| mailbox())
+        .collect::<io::Result<Vec<_>>>()?
+        .into_iter()
+        .unzip();
+    for (number, mailbox) in (0..).zip(mailboxes) {
+        let start = Start {
+            config: shard_config(common, number),
+            ties: Ties {
+                status: Arc::clone(&common.status),
+                listener: Arc::clone(&common.listener),
+                mailbox,
+                posts: posts.clone(),
+                rotations: rotations.clone(),
+                hash_seed: common.hash_seed,
+            },
+            started: common.started,
+            is_pinned: !common.settings.no_pin,
+        };
+        spawn_shard(start, events.clone())?;
+    }
+    Ok(posts)
 }
 
 /// What a shard's thread is started with.
 struct Start {
     config: ShardConfig,
-    workspaces: Vec<Workspace>,
-    log: LogKeeper,
     ties: Ties,
     started: Instant,
     is_pinned: bool,
@@ -233,8 +323,6 @@ fn spawn_shard(start: Start, events: Sender<Event>) -> io::Result<()> {
 fn run_shard(start: Start) -> io::Result<()> {
     let Start {
         config,
-        workspaces,
-        log,
         ties,
         started,
         is_pinned,
@@ -243,8 +331,8 @@ fn run_shard(start: Start) -> io::Result<()> {
     if is_pinned {
         pin(number);
     }
-    let shard = Shard::new(config, log.open_segment(), workspaces, clock(started));
-    let mut worker = Worker::new(shard, number, ties, log, started);
+    let shard = Shard::recovering(config, clock(started));
+    let mut worker = Worker::new(shard, number, ties, started);
     let mut is_started = false;
     // Lets the tests take the way of kernels before 5.19.
     let waits_before_receive =
@@ -267,19 +355,14 @@ fn pin(number: u32) {
     }
 }
 
-fn shard_config(
-    settings: &Serve,
-    shard: u32,
-    shards: u32,
-    hash_seed: u64,
-    verifier: Arc<Verifier>,
-) -> ShardConfig {
+fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
+    let settings = common.settings;
     let fault_panic_key = cfg!(debug_assertions)
         .then(|| std::env::var("ETHERPLY_FAULT_PANIC_KEY").ok())
         .flatten();
     ShardConfig {
         shard,
-        shards,
+        shards: common.shards,
         durability: settings.durability.into(),
         sync_interval_us: settings.sync_interval_ms * 1000,
         ping_interval_us: settings.ping_interval_ms * 1000,
@@ -287,8 +370,10 @@ fn shard_config(
         message_bytes_max: settings.max_message_bytes,
         future_skew_us: u64::try_from(settings.max_future_skew.as_micros()).unwrap_or(u64::MAX),
         drain_us: settings.drain_ms * 1000,
-        hash_seed,
-        verifier,
+        segment_bytes_min: SEGMENT_BYTES_MIN,
+        segment_bytes_max: SEGMENT_BYTES_MAX,
+        hash_seed: common.hash_seed,
+        verifier: Arc::clone(&common.verifier),
         fault_panic_key,
     }
 }
@@ -334,7 +419,7 @@ fn open_listener(address: SocketAddr) -> Result<TcpListener, ServeError> {
 
 /// The most connections: what was asked for, within the limit of open files, which is raised as far
 /// as the system lets it.
-fn connections_max(wanted: Option<usize>) -> usize {
+fn connections_max(wanted: Option<usize>, shards: u32) -> Result<usize, ServeError> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -344,23 +429,24 @@ fn connections_max(wanted: Option<usize>) -> usize {
         Ok(()) => limit.maximum,
         Err(_) => limit.current,
     };
-    let allowed = files
-        .unwrap_or(u64::MAX)
-        .saturating_sub(DESCRIPTORS_RESERVED)
-        .max(1);
-    let allowed = usize::try_from(allowed).unwrap_or(usize::MAX / 2);
-    match wanted {
-        Some(wanted) if wanted > allowed => {
-            tracing::warn!(
-                wanted,
-                allowed,
-                "--max-connections is over the limit of open files (ulimit -n)"
-            );
-            allowed
-        }
-        Some(wanted) => wanted,
-        None => allowed,
+    let files = files.unwrap_or(u64::MAX);
+    let reserved = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_SHARD * u64::from(shards);
+    if files <= reserved {
+        return Err(ServeError::FilesLimit {
+            limit: files,
+            shards,
+            needed: reserved + 1,
+        });
     }
+    let allowed = usize::try_from(files - reserved).unwrap_or(usize::MAX / 2);
+    if let Some(wanted) = wanted.filter(|wanted| *wanted > allowed) {
+        tracing::warn!(
+            wanted,
+            allowed,
+            "--max-connections is over the limit of open files (ulimit -n)"
+        );
+    }
+    Ok(wanted.unwrap_or(allowed).min(allowed))
 }
 
 fn ring_advice(error: &io::Error) -> String {

@@ -9,6 +9,7 @@ use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::net::{Shutdown, shutdown};
@@ -16,10 +17,14 @@ use rustix::net::{Shutdown, shutdown};
 use crate::core::contract::{Clock, Input, Output, Surroundings};
 use crate::core::session::SessionId;
 use crate::core::shard::Shard;
-use crate::io::log_keeper::LogKeeper;
-use crate::io::post::{Connection, Letter, Mailbox, Place, Post, Status};
+use crate::io::background::{self, Rotation};
+use crate::io::post::{Connection, Letter, Mailbox, Place, Post, RebuildError, Status};
 use crate::io::ring::{Completion, Ring};
-use crate::limits::{ACCEPT_PAUSE_US, ACCEPTS_IN_FLIGHT, REFUSALS_IN_FLIGHT_MAX};
+use crate::limits::{
+    ACCEPT_PAUSE_US, ACCEPT_WARNING_US, ACCEPTS_IN_FLIGHT, REFUSALS_IN_FLIGHT_MAX,
+};
+use crate::log::disk::HostDisk;
+use crate::log::keeper::LogKeeper;
 
 /// What an operation of the ring was for.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +59,10 @@ pub struct Ties {
     pub mailbox: Mailbox,
     /// To all shards, in order; its own too.
     pub posts: Vec<Post>,
+    /// Where new segments are told.
+    pub rotations: Sender<Rotation>,
+    /// Keys the hashes of what is read back.
+    pub hash_seed: u64,
 }
 
 /// All that one core's loop works on.
@@ -61,12 +70,15 @@ pub struct Worker {
     shard: Shard,
     number: u32,
     ties: Ties,
-    log: LogKeeper,
+    /// None while the log is read at the start: nothing asks for it then.
+    log: Option<LogKeeper<HostDisk>>,
     /// By the slots of their sessions.
     connections: Vec<Option<Connection>>,
     started: Instant,
     accepts_in_flight: usize,
     accepts_paused_until_us: Option<u64>,
+    /// When a pause is worth a warning again.
+    next_accept_warning_us: u64,
     is_accepting: bool,
     /// Timers in flight, each earlier than the one before it.
     armed_timers_us: Vec<u64>,
@@ -77,16 +89,17 @@ pub struct Worker {
 impl Worker {
     /// A worker for the shard of that number; `started` is the zero of its clock.
     #[must_use]
-    pub fn new(shard: Shard, number: u32, ties: Ties, log: LogKeeper, started: Instant) -> Self {
+    pub fn new(shard: Shard, number: u32, ties: Ties, started: Instant) -> Self {
         Self {
             shard,
             number,
             ties,
-            log,
+            log: None,
             connections: Vec::new(),
             started,
             accepts_in_flight: 0,
             accepts_paused_until_us: None,
+            next_accept_warning_us: 0,
             is_accepting: true,
             armed_timers_us: Vec::new(),
             is_again_in_flight: false,
@@ -106,6 +119,7 @@ impl Worker {
         let clock = clock(self.started);
         self.shard.set_surroundings(Surroundings {
             ready: self.ties.status.is_ready(),
+            recovered_percent: self.ties.status.recovery.percent(),
         });
         let mut completions = std::mem::take(&mut self.completions);
         ring.drain(&mut completions);
@@ -130,9 +144,9 @@ impl Worker {
     fn complete(&mut self, completion: Completion<Token>, ring: &mut Ring<Token>, clock: Clock) {
         match completion {
             Completion::Received(Token::Receive(id), mut filled) => {
-                let bytes = ring.buffers().bytes(&mut filled);
-                self.shard.handle(Input::Received(id, Some(bytes)), clock);
-                ring.buffers().give_back(filled);
+                self.shard
+                    .handle(Input::Received(id, Some(filled.bytes())), clock);
+                ring.give_back(filled);
             }
             Completion::Ended(Token::Receive(id), outcome) => {
                 let bytes: Option<&mut [u8]> = outcome.is_ok().then_some(&mut []);
@@ -148,11 +162,13 @@ impl Worker {
             },
             Completion::Accepted(_, outcome) => self.accepted(outcome, clock),
             Completion::Written(_, bytes, outcome) => {
-                let count = self.told("write", outcome);
+                let count = self.kept(outcome);
+                let count = self.told("write", count);
                 self.shard.handle(Input::LogWritten(bytes, count), clock);
             }
             Completion::Done(Token::LogSync, outcome) => {
-                let ok = self.told("fdatasync", outcome).is_some();
+                let ok = self.kept(outcome);
+                let ok = self.told("fdatasync", ok).is_some();
                 self.shard.handle(Input::LogSynced(ok), clock);
             }
             Completion::Done(Token::Bell, _) => {
@@ -174,12 +190,20 @@ impl Worker {
         }
     }
 
+    /// What was done well to a file that was deleted counts as failed. A write is asked too: in the modes without an
+    /// fdatasync for each batch, ops would long go on otherwise.
+    fn kept<T>(&mut self, outcome: io::Result<T>) -> Result<T, RebuildError> {
+        let outcome = outcome?;
+        self.log().check_linked()?;
+        Ok(outcome)
+    }
+
     fn told<T>(&self, what: &str, outcome: Result<T, impl std::fmt::Display>) -> Option<T> {
         outcome
             .inspect_err(|error| {
                 tracing::error!(
                     shard = self.number,
-                    "the log cannot be written ({what}: {error}): clients are told 500 and closed with 1011, the log is opened again soon"
+                    "the log cannot be written ({what}: {error}): clients are told 500 and closed with 1011, the log is opened again as soon as it can be"
                 );
             })
             .ok()
@@ -200,10 +224,10 @@ impl Worker {
                 self.shard.handle(Input::Drain, clock);
             }
             Letter::SegmentCreated(outcome) => {
-                let segment = self
-                    .told("new segment", outcome)
-                    .map(|segment| self.log.replace(segment));
+                let segment = self.told("new segment", outcome);
+                let segment = segment.map(|segment| self.log().replace(segment));
                 self.shard.handle(Input::LogOpened(segment), clock);
+                self.tell_rotation();
             }
             Letter::Rebuilt(outcome) => {
                 let outcome = outcome.inspect_err(|error| {
@@ -211,10 +235,37 @@ impl Worker {
                 });
                 let rebuilt = outcome
                     .ok()
-                    .map(|(segment, workspaces)| (self.log.replace(segment), workspaces));
+                    .map(|(segment, workspaces)| (self.log().replace(segment), workspaces));
                 self.shard.handle(Input::Rebuilt(rebuilt), clock);
+                self.tell_rotation();
+            }
+            Letter::Recovered(recovered) => {
+                let log = self.log.insert(recovered.log);
+                let opened = Some((log.open_segment(), recovered.workspaces));
+                self.shard.handle(Input::Rebuilt(opened), clock);
+                self.ties.status.set_ready(self.number, true);
+                self.tell_rotation();
+                // The main thread listens until all have told it.
+                let _ = recovered.serves.send(());
             }
         }
+    }
+
+    fn log(&mut self) -> &mut LogKeeper<HostDisk> {
+        self.log
+            .as_mut()
+            .expect("the log was read before it is used")
+    }
+
+    /// Nothing before the open segment changes any more, but by compaction.
+    fn tell_rotation(&mut self) {
+        let rotation = Rotation {
+            shard: self.number,
+            index: self.log().open_segment().index,
+            live_bytes: self.shard.live_bytes(),
+        };
+        // The thread that compacts may have given up.
+        let _ = self.ties.rotations.send(rotation);
     }
 
     fn accepted(&mut self, outcome: io::Result<OwnedFd>, clock: Clock) {
@@ -231,8 +282,12 @@ impl Worker {
                 }
             }
             Err(error) if is_exhausted(&error) => {
-                if self.accepts_paused_until_us.is_none() {
-                    tracing::warn!(shard = self.number, "accepting pauses: {error}");
+                if self.next_accept_warning_us <= clock.now_us {
+                    self.next_accept_warning_us = clock.now_us + ACCEPT_WARNING_US;
+                    tracing::warn!(
+                        shard = self.number,
+                        "accepting pauses: {error}; raise the limit of open files (ulimit -n), or lower --max-connections"
+                    );
                 }
                 self.accepts_paused_until_us = Some(clock.now_us + ACCEPT_PAUSE_US);
             }
@@ -282,16 +337,31 @@ impl Worker {
                 bytes,
                 from,
             } => {
-                ring.write(self.log.file(), bytes, from, offset, Token::LogWrite);
+                let file = self.log().file().as_fd();
+                ring.write(file, bytes, from, offset, Token::LogWrite);
             }
-            Output::LogSync => ring.sync(self.log.file(), Token::LogSync),
+            Output::LogSync => ring.sync(self.log().file().as_fd(), Token::LogSync),
             Output::LogOpen {
                 index,
                 first_position,
             } => {
-                self.log.create_next(index, first_position, self.own_post());
+                let post = self.own_post();
+                match self.log().next(index, first_position) {
+                    Ok(creation) => background::create(creation, post),
+                    Err(error) => post.send(Letter::SegmentCreated(Err(error.into()))),
+                }
             }
-            Output::Rebuild(end) => self.log.rebuild(end, self.own_post()),
+            Output::Rebuild(end) => {
+                let shards = u32::try_from(self.ties.posts.len()).expect("SHARDS_MAX fits");
+                let post = self.own_post();
+                let hash_seed = self.ties.hash_seed;
+                match self.log().rebuild(end) {
+                    Ok(rebuild) => {
+                        background::rebuild(rebuild, (self.number, shards), hash_seed, post);
+                    }
+                    Err(error) => post.send(Letter::Rebuilt(Err(error.into()))),
+                }
+            }
             Output::Ready(ready) => {
                 self.ties.status.set_ready(self.number, ready);
                 if ready {

@@ -100,6 +100,8 @@ pub struct Commit {
     durability: Durability,
     sync_interval_us: u64,
     segment: OpenSegment,
+    /// A segment that has reached this size is followed by the next.
+    segment_bytes: u64,
     phase: Phase,
     filling: Vec<u8>,
     spare: Vec<u8>,
@@ -129,6 +131,7 @@ impl Commit {
             durability,
             sync_interval_us,
             segment,
+            segment_bytes: SEGMENT_BYTES_MAX,
             phase: Phase::Idle,
             filling: Vec::new(),
             spare: Vec::new(),
@@ -140,6 +143,25 @@ impl Commit {
             last_sync_us: now_us,
             sync_failed: false,
         }
+    }
+
+    /// A log that has no segment yet: it takes no op before [`Commit::reopen`].
+    #[must_use]
+    pub fn closed(durability: Durability, sync_interval_us: u64, now_us: u64) -> Self {
+        let nowhere = OpenSegment {
+            index: 0,
+            first_position: 0,
+            salt: 0,
+        };
+        Self {
+            phase: Phase::Failed { in_flight: false },
+            ..Self::new(durability, sync_interval_us, nowhere, now_us)
+        }
+    }
+
+    /// Sets the size at which a segment is followed by the next.
+    pub fn set_segment_bytes(&mut self, bytes: u64) {
+        self.segment_bytes = bytes;
     }
 
     /// Appends an op to the batch that is being filled; gives the position that must be visible
@@ -227,7 +249,7 @@ impl Commit {
         if self.phase != Phase::Idle {
             return None;
         }
-        let full = self.written - self.segment.first_position >= SEGMENT_BYTES_MAX;
+        let full = self.written - self.segment.first_position >= self.segment_bytes;
         if full && self.has_ops() {
             return Some(if self.durable < self.written {
                 self.sync(now_us)

@@ -10,14 +10,14 @@
 //! A sync is done again when the thing is found to be there, since the process that created it may have been killed
 //! before its sync.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::disk::{Disk, DiskFile, HostDisk};
 use super::record::FORMAT_VERSION;
 
 #[cfg(test)]
@@ -31,11 +31,14 @@ const SHARD_PREFIX: &str = "shard-";
 
 /// A data directory that is locked for this process, as long as the value lives.
 #[derive(Debug)]
-pub struct DataDirectory {
+pub struct DataDirectory<D: Disk = HostDisk> {
+    disk: D,
     path: PathBuf,
     epoch: [u8; 16],
+    /// Taken to read closed segments, and to replace them.
+    changes: RwLock<()>,
     /// Held, not used: closing the file gives the lock back, in a crash too.
-    _lock: File,
+    _lock: D::File,
 }
 
 /// Why a data directory cannot be used. Each is one line that tells what to do.
@@ -71,6 +74,12 @@ pub enum DirectoryError {
         /// The other server's process id as it wrote it into `LOCK`, or `unknown`.
         pid: String,
     },
+    /// There is no log.
+    #[error("{path} is no data directory of a server: name one with --data-dir")]
+    Missing {
+        /// The path that was given.
+        path: PathBuf,
+    },
     /// A newer server wrote it.
     #[error(
         "data directory {path} is from a newer format ({found}; this server reads {FORMAT_VERSION}): start the newer server"
@@ -100,35 +109,64 @@ pub enum DirectoryError {
 }
 
 impl DataDirectory {
-    /// Creates the directory if it is missing, locks it and reads which log it holds; an empty one gets a new epoch.
-    /// The lock comes before every other change, so that a directory in use is left as it is.
+    /// [`DataDirectory::open_on`] of this machine's disks, with a random epoch.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, DirectoryError> {
         let path = path.into();
-        create_folders(&path).map_err(|source| DirectoryError::CannotCreate {
+        let mut epoch = [0; 16];
+        getrandom::fill(&mut epoch).map_err(|error| DirectoryError::Io {
+            path: path.clone(),
+            source: error.into(),
+        })?;
+        Self::open_on(HostDisk, path, epoch)
+    }
+}
+
+impl<D: Disk> DataDirectory<D> {
+    /// Creates the directory if it is missing, locks it and reads which log it holds; an empty one gets `new_epoch`.
+    /// The lock comes before every other change, so that a directory in use is left as it is.
+    pub fn open_on(disk: D, path: PathBuf, new_epoch: [u8; 16]) -> Result<Self, DirectoryError> {
+        create_folders(&disk, &path).map_err(|source| DirectoryError::CannotCreate {
             path: path.clone(),
             source,
         })?;
-        let lock = lock(&path)?;
-        probe(&path).map_err(|source| DirectoryError::NotWritable {
-            path: path.clone(),
-            source,
-        })?;
-        let epoch = match read_meta(&path)? {
-            Some(epoch) => epoch,
-            None => write_meta(&path).map_err(|source| DirectoryError::Io {
-                path: path.join(META),
-                source,
-            })?,
+        let lock = lock(&disk, &path)?;
+        let epoch = if let Some(epoch) = read_meta(&disk, &path)? {
+            epoch
+        } else {
+            write_meta(&disk, &path, new_epoch).map_err(at(&path.join(META)))?;
+            new_epoch
         };
-        sync_folder(&path).map_err(|source| DirectoryError::Io {
-            path: path.clone(),
-            source,
-        })?;
+        Self::locked(disk, path, epoch, lock)
+    }
+
+    /// Locks a directory that holds a log already.
+    pub fn open_existing(disk: D, path: PathBuf) -> Result<Self, DirectoryError> {
+        // What is no data directory is left as it is, without a lock file in it.
+        let epoch = epoch(&disk, &path)?;
+        let lock = lock(&disk, &path)?;
+        Self::locked(disk, path, epoch, lock)
+    }
+
+    fn locked(
+        disk: D,
+        path: PathBuf,
+        epoch: [u8; 16],
+        lock: D::File,
+    ) -> Result<Self, DirectoryError> {
+        disk.sync_folder(&path).map_err(at(&path))?;
         Ok(Self {
+            disk,
             path,
             epoch,
+            changes: RwLock::new(()),
             _lock: lock,
         })
+    }
+
+    /// The disk that it is on.
+    #[must_use]
+    pub fn disk(&self) -> &D {
+        &self.disk
     }
 
     /// The directory's path, as it was given.
@@ -143,6 +181,17 @@ impl DataDirectory {
         self.epoch
     }
 
+    /// Keeps closed segments from being replaced for as long as the guard lives. Nothing on the path of an op waits here.
+    pub fn reading(&self) -> RwLockReadGuard<'_, ()> {
+        // A thread that panicked has left nothing behind a lock that guards no memory.
+        self.changes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps closed segments from being read while they are replaced.
+    pub fn replacing(&self) -> RwLockWriteGuard<'_, ()> {
+        self.changes.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The folder of a shard's segments. It is created with the first segment in it.
     #[must_use]
     pub fn shard_path(&self, shard: u32) -> PathBuf {
@@ -151,7 +200,7 @@ impl DataDirectory {
 
     /// The shards that have a folder, in order. There may be more of them than this server runs.
     pub fn shards(&self) -> io::Result<Vec<u32>> {
-        shards(&self.path)
+        shards(&self.disk, &self.path)
     }
 }
 
@@ -168,17 +217,12 @@ pub fn shard_of_folder(name: &str) -> Option<u32> {
     (shard_folder(shard) == name).then_some(shard)
 }
 
-/// Makes the names in a folder durable.
-pub fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-fn shards(path: &Path) -> io::Result<Vec<u32>> {
+/// The shards that have a folder in a data directory, in order.
+pub fn shards<D: Disk>(disk: &D, path: &Path) -> io::Result<Vec<u32>> {
     let mut shards = Vec::new();
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        if let Some(shard) = entry.file_name().to_str().and_then(shard_of_folder)
-            && entry.path().is_dir()
+    for name in disk.names(path)? {
+        if let Some(shard) = name.to_str().and_then(shard_of_folder)
+            && disk.is_folder(&path.join(&name))
         {
             shards.push(shard);
         }
@@ -187,18 +231,29 @@ fn shards(path: &Path) -> io::Result<Vec<u32>> {
     Ok(shards)
 }
 
-fn create_folders(path: &Path) -> io::Result<()> {
+/// The epoch of a data directory, which may be in use by a server.
+pub fn epoch<D: Disk>(disk: &D, path: &Path) -> Result<[u8; 16], DirectoryError> {
+    let missing = || DirectoryError::Missing {
+        path: path.to_path_buf(),
+    };
+    if !disk.is_folder(path) {
+        return Err(missing());
+    }
+    read_meta(disk, path)?.ok_or_else(missing)
+}
+
+fn create_folders<D: Disk>(disk: &D, path: &Path) -> io::Result<()> {
     let parent = parent(path);
-    if path.is_dir() {
+    if disk.is_folder(path) {
         // This process may not be allowed to open the parent of a folder that somebody else made for it.
-        let _ = sync_folder(parent);
+        let _ = disk.sync_folder(parent);
         return Ok(());
     }
-    if !parent.is_dir() {
-        create_folders(parent)?;
+    if !disk.is_folder(parent) {
+        create_folders(disk, parent)?;
     }
-    fs::create_dir(path)?;
-    sync_folder(parent)
+    disk.create_folder(path)?;
+    disk.sync_folder(parent)
 }
 
 fn parent(path: &Path) -> &Path {
@@ -209,44 +264,34 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-fn lock(path: &Path) -> Result<File, DirectoryError> {
+fn lock<D: Disk>(disk: &D, path: &Path) -> Result<D::File, DirectoryError> {
     let not_writable = |source| DirectoryError::NotWritable {
         path: path.to_path_buf(),
         source,
     };
-    let mut options = OpenOptions::new();
-    // Not truncated: until the lock is taken, the content is the other server's.
-    options.read(true).write(true).create(true).truncate(false);
-    let mut file = options.open(path.join(LOCK)).map_err(not_writable)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
+    let file = match disk.lock(&path.join(LOCK)).map_err(not_writable)? {
+        Ok(file) => file,
+        Err(other) => {
             return Err(DirectoryError::InUse {
                 path: path.to_path_buf(),
-                pid: lock_holder(&mut file),
+                pid: lock_holder(&other),
             });
         }
-        Err(errno) => {
-            return Err(DirectoryError::Io {
-                path: path.join(LOCK),
-                source: errno.into(),
-            });
-        }
-    }
-    file.set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()))
+    };
+    let pid = format!("{}\n", std::process::id());
+    file.set_bytes(0)
+        .and_then(|()| file.write_all_at(pid.as_bytes(), 0))
+        .and_then(|()| probe(disk, path))
         .map_err(not_writable)?;
     Ok(file)
 }
 
 /// The process id in a `LOCK` that another process holds; it may not have written it yet.
-fn lock_holder(file: &mut File) -> String {
-    let mut text = String::new();
-    let read = file
-        .rewind()
-        .and_then(|()| file.take(16).read_to_string(&mut text));
-    let pid = text.trim();
-    if read.is_ok() && !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()) {
+fn lock_holder(file: &impl DiskFile) -> String {
+    let mut text = [0; 16];
+    let count = file.read_full_at(&mut text, 0).unwrap_or(0);
+    let pid = str::from_utf8(&text[..count]).unwrap_or_default().trim();
+    if !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()) {
         pid.to_owned()
     } else {
         "unknown".to_owned()
@@ -254,10 +299,10 @@ fn lock_holder(file: &mut File) -> String {
 }
 
 /// Creates and removes a file: `LOCK` may be writable where its folder is not.
-fn probe(path: &Path) -> io::Result<()> {
+fn probe<D: Disk>(disk: &D, path: &Path) -> io::Result<()> {
     let path = path.join(PROBE);
-    File::create(&path)?;
-    fs::remove_file(&path)
+    drop(disk.create(&path)?);
+    disk.remove(&path)
 }
 
 #[derive(Deserialize)]
@@ -271,17 +316,18 @@ struct Meta {
     epoch: String,
 }
 
-fn read_meta(path: &Path) -> Result<Option<[u8; 16]>, DirectoryError> {
+fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<[u8; 16]>, DirectoryError> {
     let file = path.join(META);
     let damaged = |what: String| DirectoryError::Meta {
         path: file.clone(),
         what,
     };
-    let text = match fs::read(&file) {
-        Ok(text) => text,
+    let mut text = Vec::new();
+    match disk.open(&file).and_then(|meta| meta.read_whole(&mut text)) {
+        Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             // A new epoch would turn every segment there is into one of another directory.
-            let shards = shards(path).map_err(|source| DirectoryError::Io {
+            let shards = shards(disk, path).map_err(|source| DirectoryError::Io {
                 path: path.to_path_buf(),
                 source,
             })?;
@@ -294,7 +340,7 @@ fn read_meta(path: &Path) -> Result<Option<[u8; 16]>, DirectoryError> {
             };
         }
         Err(source) => return Err(DirectoryError::Io { path: file, source }),
-    };
+    }
     // Only the version's name is the same in every format, so it is read first and alone.
     let version: Version =
         serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
@@ -323,9 +369,7 @@ fn parse_epoch(text: &str) -> Option<[u8; 16]> {
     u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes)
 }
 
-fn write_meta(path: &Path) -> io::Result<[u8; 16]> {
-    let mut epoch = [0; 16];
-    getrandom::fill(&mut epoch).map_err(|error| io::Error::other(error.to_string()))?;
+fn write_meta<D: Disk>(disk: &D, path: &Path, epoch: [u8; 16]) -> io::Result<()> {
     let meta = Meta {
         format_version: FORMAT_VERSION.into(),
         epoch: format!("{:032x}", u128::from_be_bytes(epoch)),
@@ -333,10 +377,14 @@ fn write_meta(path: &Path) -> io::Result<[u8; 16]> {
     let mut text = serde_json::to_vec(&meta)?;
     text.push(b'\n');
     let path_new = path.join(META_NEW);
-    let mut file = File::create(&path_new)?;
-    file.write_all(&text)?;
-    file.sync_all()?;
-    fs::rename(&path_new, path.join(META))?;
-    sync_folder(path)?;
-    Ok(epoch)
+    let file = disk.create(&path_new)?;
+    file.write_all_at(&text, 0)?;
+    file.sync()?;
+    disk.rename(&path_new, &path.join(META))?;
+    disk.sync_folder(path)
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> DirectoryError {
+    let path = path.to_path_buf();
+    move |source| DirectoryError::Io { path, source }
 }

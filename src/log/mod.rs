@@ -1,7 +1,11 @@
 //! The log: what an op becomes on disk, and how it comes back.
 
+pub mod chain;
 pub mod commit;
+pub mod compaction;
 pub mod directory;
+pub mod disk;
+pub mod keeper;
 pub mod record;
 pub mod recovery;
 pub mod segment;

@@ -10,12 +10,13 @@
 //! | --- | --- | --- |
 //! | magic | 0..8 | `89 45 50 4C 4F 47 0D 0A`; fixed in every version, as is the version's place |
 //! | format version | 8..10 | [`FORMAT_VERSION`] |
-//! | reserved | 10..12 | zero |
+//! | kind | 10..12 | 0: written by its shard; 1: *compacted*, made from other segments |
 //! | shard | 12..16 | of the folder |
 //! | epoch | 16..32 | of the data directory: a segment of another one is refused |
 //! | index | 32..40 | in the shard's row of segments, the number in the file's name |
 //! | first position | 40..48 | the log position of the first batch |
-//! | reserved | 48..60 | zero |
+//! | end position | 48..56 | of a compacted one: where the next one begins; else zero |
+//! | replaced | 56..60 | of a compacted one: how many indexes before its own it stands for, too; else zero |
 //! | crc | 60..64 | of bytes 0..60: the segment's *salt* |
 //!
 //! | batch header | bytes | |
@@ -46,7 +47,8 @@
 //!    file's end. Sectors may also be torn.
 //! 3. A write does not harm the bytes beside it, in the same sector neither. Where a disk breaks this, the damage is
 //!    found as below, and nothing altered is served.
-//! 4. A rename followed by an `fsync` of the folder is whole and stays.
+//! 4. A rename followed by an `fsync` of the folder that returned success is whole and stays. Before that, a crash may undo
+//!    it, and any of the removals since, each for itself.
 //!
 //! # What a crash can leave
 //!
@@ -60,6 +62,15 @@
 //!   bad ones, even whole batches, where several were written without a sync (`--durability interval` or `none`).
 //! - **In the cut that follows.** Either length of the file; the start after it does it again.
 //! - **While a segment is created.** A file whose name ends in `.new`, which is swept; or a segment without batches.
+//! - **In a compaction.** Segments `a` to `b` become one: it is written under the name of `b` and `.new`, sealed, synced,
+//!   renamed over `b`, the folder is synced, and only then `a` up to the one before `b` are removed. Before the rename, and where a
+//!   crash undoes it, the old row is whole and the `.new` file is swept. Behind it, the new `b` tells by its header that
+//!   any of the others which are still there are *replaced*; they are not read, and removed by the next start.
+//!
+//! A compacted segment is all on disk before it has its name, and its last batch is empty. So any bad byte in it is
+//! damage, and so is a missing last batch. It holds, of the ops of the segments it was made from, at least each one that no op in any closed
+//! segment of the data directory wins over. The op with a workspace's greatest seq is the last change of its key, so it is
+//! among these, and the seq of a workspace goes on from it.
 //!
 //! So a valid record behind a bad one proves nothing: after a power cut it is ordinary. What proves damage is *synced*
 //! bytes that are bad, and each batch header tells how far the log was synced before it. Hence the rule for the first bad
@@ -88,130 +99,30 @@
 
 use thiserror::Error;
 
+mod header;
+mod number;
+
 #[cfg(test)]
 mod tests;
 
-/// The length of a segment's header.
-pub const SEGMENT_HEADER_BYTES: usize = 64;
+pub use header::{Compacted, FORMAT_VERSION, HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
+
+use number::{field, u16_at, u32_at, u64_at};
+
 /// The length of a batch's header, and of an empty batch.
 pub const BATCH_HEADER_BYTES: usize = 28;
 /// The length of an op record without its three texts.
 pub const OP_HEADER_BYTES: usize = 29;
-/// The format that this server writes and reads.
-pub const FORMAT_VERSION: u16 = 1;
 
-const SEGMENT_MAGIC: [u8; 8] = *b"\x89EPLOG\r\n";
-const SEGMENT_CRC_AT: usize = 60;
 const BATCH_MAGIC: [u8; 4] = *b"\xFFEPB";
 const BATCH_CRC_AT: usize = 24;
 const RECORD_CRC_BYTES: usize = 4;
 const KIND_OP: u8 = 1;
 
 const _: () = assert!(
-    SEGMENT_CRC_AT + 4 == SEGMENT_HEADER_BYTES,
-    "the crc ends the segment header"
-);
-const _: () = assert!(
     BATCH_CRC_AT + 4 == BATCH_HEADER_BYTES,
     "the crc ends the batch header"
 );
-
-/// Which log a segment belongs to, and where in it it stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SegmentHeader {
-    /// The shard that wrote it.
-    pub shard: u32,
-    /// The data directory's random id.
-    pub epoch: [u8; 16],
-    /// The place in the shard's row of segments.
-    pub index: u64,
-    /// The log position of the first batch.
-    pub first_position: u64,
-}
-
-/// Why the first bytes of a file are not a segment header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum HeaderError {
-    /// The file is shorter than a header.
-    #[error("it is too short to hold a segment header")]
-    Short,
-    /// The file does not begin like a segment.
-    #[error("it does not begin like a segment")]
-    Magic,
-    /// Another version of the server wrote it, and the header is whole.
-    #[error("it has format {0}; this server reads {FORMAT_VERSION}")]
-    Version(u16),
-    /// The header was altered.
-    #[error("the checksum of the segment header is wrong")]
-    Checksum,
-    /// Bytes that this format leaves zero are not.
-    #[error("reserved bytes of the segment header are not zero")]
-    Reserved,
-}
-
-impl SegmentHeader {
-    /// The header as it stands at the begin of the file.
-    #[must_use]
-    pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
-        let mut bytes = [0; SEGMENT_HEADER_BYTES];
-        bytes[0..8].copy_from_slice(&SEGMENT_MAGIC);
-        bytes[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
-        bytes[12..16].copy_from_slice(&self.shard.to_le_bytes());
-        bytes[16..32].copy_from_slice(&self.epoch);
-        bytes[32..40].copy_from_slice(&self.index.to_le_bytes());
-        bytes[40..48].copy_from_slice(&self.first_position.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[..SEGMENT_CRC_AT]);
-        bytes[SEGMENT_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
-        bytes
-    }
-
-    /// Reads the header of a segment; `bytes` may be longer.
-    pub fn decode(bytes: &[u8]) -> Result<Self, HeaderError> {
-        let bytes: &[u8; SEGMENT_HEADER_BYTES] = bytes.first_chunk().ok_or(HeaderError::Short)?;
-        if field(bytes, 0) != SEGMENT_MAGIC {
-            return Err(HeaderError::Magic);
-        }
-        // The checksum goes first, so that a flipped bit in the version is not told as a newer server's file.
-        if u32_at(bytes, SEGMENT_CRC_AT) != crc32c::crc32c(&bytes[..SEGMENT_CRC_AT]) {
-            return Err(HeaderError::Checksum);
-        }
-        let version = u16_at(bytes, 8);
-        if version != FORMAT_VERSION {
-            return Err(HeaderError::Version(version));
-        }
-        if field(bytes, 10) != [0; 2] || field(bytes, 48) != [0; 12] {
-            return Err(HeaderError::Reserved);
-        }
-        Ok(Self {
-            shard: u32_at(bytes, 12),
-            epoch: field(bytes, 16),
-            index: u64_at(bytes, 32),
-            first_position: u64_at(bytes, 40),
-        })
-    }
-
-    /// The checksum that seeds every batch header: a batch of another segment is never valid in this one.
-    #[must_use]
-    pub fn salt(&self) -> u32 {
-        u32_at(&self.encode(), SEGMENT_CRC_AT)
-    }
-
-    /// The log position of a byte of this segment's file, at or behind the end of the header.
-    #[must_use]
-    pub fn position(&self, offset: u64) -> u64 {
-        // Saturating: a first position read from disk may be anything, and near the end of u64 nothing matches it.
-        self.first_position
-            .saturating_add(offset.saturating_sub(SEGMENT_HEADER_BYTES as u64))
-    }
-
-    /// The offset of a log position in this segment's file; None where that is before the segment, or
-    /// beyond what memory can hold.
-    #[must_use]
-    pub fn offset(&self, position: u64) -> Option<usize> {
-        let behind_header = usize::try_from(position.checked_sub(self.first_position)?).ok()?;
-        behind_header.checked_add(SEGMENT_HEADER_BYTES)
-    }
-}
 
 /// One op as it is logged. The texts are borrowed, from a message on the way in and from a segment on the way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -334,27 +245,34 @@ pub enum FaultKind {
 pub struct Reader<'a> {
     header: SegmentHeader,
     salt: u32,
+    /// The bytes of the file from the offset `base` on.
     bytes: &'a [u8],
-    /// Invariant: `offset <= batch_end`, and all bytes before `offset` are valid.
+    base: usize,
+    cursor: Cursor,
+    ended: bool,
+}
+
+/// How far a [`Reader`] is, so that another one can go on from there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor {
+    /// In the file. Invariant: `offset <= batch_end`, and all bytes before `offset` are valid.
     offset: usize,
     batch_end: usize,
     /// The last link of the chain of checksums.
     crc: u32,
-    ended: bool,
+    /// The last batch that was entered is empty.
+    is_sealed: bool,
 }
 
-impl<'a> Reader<'a> {
-    /// Over `bytes`, a whole segment with its header, which `header` was decoded from.
+impl Cursor {
+    /// Behind the segment header.
     #[must_use]
-    pub fn new(header: &SegmentHeader, bytes: &'a [u8]) -> Self {
+    pub fn begin() -> Self {
         Self {
-            header: *header,
-            salt: header.salt(),
-            bytes,
             offset: SEGMENT_HEADER_BYTES,
             batch_end: SEGMENT_HEADER_BYTES,
             crc: 0,
-            ended: bytes.len() <= SEGMENT_HEADER_BYTES,
+            is_sealed: false,
         }
     }
 
@@ -364,10 +282,60 @@ impl<'a> Reader<'a> {
         self.offset
     }
 
+    /// Whether the last batch before the offset is the empty one that seals what is before it.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.is_sealed
+    }
+}
+
+impl<'a> Reader<'a> {
+    /// Over `bytes`, a whole segment with its header, which `header` was decoded from.
+    #[must_use]
+    pub fn new(header: &SegmentHeader, bytes: &'a [u8]) -> Self {
+        Self {
+            ended: bytes.len() <= SEGMENT_HEADER_BYTES,
+            ..Self::resume(header, bytes, 0, Cursor::begin())
+        }
+    }
+
+    /// Goes on at `cursor` with a part of a segment: `bytes` begin at the offset `base` of the file, at or before the cursor.
+    /// Where they end before the file does, the last fault may be for lack of the rest only.
+    ///
+    /// # Panics
+    /// When the cursor is not within the bytes.
+    #[must_use]
+    pub fn resume(header: &SegmentHeader, bytes: &'a [u8], base: usize, cursor: Cursor) -> Self {
+        Self {
+            header: *header,
+            salt: header.salt(),
+            bytes,
+            base,
+            cursor,
+            ended: false,
+        }
+    }
+
+    /// How far it is.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
+    /// Where the next unread byte stands in the file: behind the last valid record or batch header.
+    #[must_use]
+    pub fn offset(&self) -> usize {
+        self.cursor.offset
+    }
+
+    fn unread(&self) -> &'a [u8] {
+        &self.bytes[self.cursor.offset - self.base..]
+    }
+
     fn read(&mut self) -> Result<Option<Op<'a>>, Fault> {
         // Batches without ops are legal anywhere.
-        while self.offset == self.batch_end {
-            if self.offset == self.bytes.len() {
+        while self.cursor.offset == self.cursor.batch_end {
+            if self.unread().is_empty() {
                 return Ok(None);
             }
             self.enter_batch()?;
@@ -376,9 +344,9 @@ impl<'a> Reader<'a> {
     }
 
     fn enter_batch(&mut self) -> Result<(), Fault> {
-        let header = BatchHeader::decode(&self.bytes[self.offset..], self.salt)
-            .ok_or(self.fault(FaultKind::Batch))?;
-        if header.position != self.header.position(self.offset as u64) {
+        let bytes = self.unread();
+        let header = BatchHeader::decode(bytes, self.salt).ok_or(self.fault(FaultKind::Batch))?;
+        if header.position != self.header.position(self.cursor.offset as u64) {
             return Err(self.fault(FaultKind::Content("this batch belongs at another place")));
         }
         if header.durable_position > header.position {
@@ -386,14 +354,22 @@ impl<'a> Reader<'a> {
                 "this batch was durable before it was written",
             )));
         }
-        self.crc = u32_at(&self.bytes[self.offset..], BATCH_CRC_AT);
-        self.offset += BATCH_HEADER_BYTES;
-        self.batch_end = self.offset.saturating_add(header.payload_bytes as usize);
+        let offset = self.cursor.offset + BATCH_HEADER_BYTES;
+        self.cursor = Cursor {
+            offset,
+            batch_end: offset.saturating_add(header.payload_bytes as usize),
+            crc: u32_at(bytes, BATCH_CRC_AT),
+            is_sealed: header.payload_bytes == 0,
+        };
         Ok(())
     }
 
     fn read_op(&mut self) -> Result<Op<'a>, Fault> {
-        let rest = &self.bytes[self.offset..self.batch_end.min(self.bytes.len())];
+        let Cursor {
+            offset, batch_end, ..
+        } = self.cursor;
+        let unread = self.unread();
+        let rest = &unread[..unread.len().min(batch_end - offset)];
         if rest.is_empty() {
             return Err(self.fault(FaultKind::Cut));
         }
@@ -401,19 +377,19 @@ impl<'a> Reader<'a> {
         let header: &[u8; OP_HEADER_BYTES] = rest.first_chunk().ok_or(bad_record)?;
         let record = rest.get(..u32_at(header, 4) as usize).ok_or(bad_record)?;
         let texts = record.get(OP_HEADER_BYTES..).ok_or(bad_record)?;
-        let crc = crc32c::crc32c_append(self.crc, &record[RECORD_CRC_BYTES..]);
+        let crc = crc32c::crc32c_append(self.cursor.crc, &record[RECORD_CRC_BYTES..]);
         if crc != u32_at(header, 0) {
             return Err(bad_record);
         }
         let op = decode_op(header, texts).map_err(|what| self.fault(FaultKind::Content(what)))?;
-        self.crc = crc;
-        self.offset += record.len();
+        self.cursor.crc = crc;
+        self.cursor.offset += record.len();
         Ok(op)
     }
 
     fn fault(&self, kind: FaultKind) -> Fault {
         Fault {
-            offset: self.offset,
+            offset: self.cursor.offset,
             kind,
         }
     }
@@ -436,24 +412,25 @@ impl std::iter::FusedIterator for Reader<'_> {}
 
 /// Looks behind the fault at `fault_offset` for the proof that it is in bytes that were on disk: the offset of a batch header
 /// that is valid at its place and was written after them. `None`: the fault is a torn tail, if the segment is the last
-/// one and the fault is not a [`FaultKind::Content`].
+/// one and the fault is not a [`FaultKind::Content`]. `bytes` are those of the file from the fault on.
 ///
 /// Linear in the bytes: of each offset one byte is looked at, and a checksum of 24 bytes is taken where the magic stands.
 #[must_use]
 pub fn damage_behind(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) -> Option<usize> {
     let salt = header.salt();
     let fault_position = header.position(fault_offset as u64);
-    let mut from = fault_offset;
+    let mut from = 0;
     loop {
         let behind = bytes.get(from..)?;
-        let offset = from + behind.iter().position(|&byte| byte == BATCH_MAGIC[0])?;
-        if let Some(batch) = BatchHeader::decode(&bytes[offset..], salt)
+        let at = from + behind.iter().position(|&byte| byte == BATCH_MAGIC[0])?;
+        let offset = fault_offset + at;
+        if let Some(batch) = BatchHeader::decode(&bytes[at..], salt)
             && batch.position == header.position(offset as u64)
             && batch.durable_position > fault_position
         {
             return Some(offset);
         }
-        from = offset + 1;
+        from = at + 1;
     }
 }
 
@@ -510,23 +487,4 @@ fn decode_op<'a>(header: &[u8; OP_HEADER_BYTES], texts: &'a [u8]) -> Result<Op<'
         seq: u64_at(header, 8),
         timestamp: u64_at(header, 16),
     })
-}
-
-/// The `N` bytes at `at`, which the caller has checked to be there.
-fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    *bytes[at..]
-        .first_chunk()
-        .expect("the caller has checked the length")
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes(field(bytes, at))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(field(bytes, at))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(field(bytes, at))
 }

@@ -1,14 +1,9 @@
 //! The files of the log: each is created whole, appended to by its shard, and cut at most once, after which it is closed.
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FallocateFlags;
-use rustix::io::Errno;
-
-use super::directory::sync_folder;
+use super::disk::{Disk, DiskFile};
 use super::record::SegmentHeader;
 
 #[cfg(test)]
@@ -17,11 +12,11 @@ mod tests;
 const SUFFIX: &str = ".aof";
 const SUFFIX_NEW: &str = ".aof.new";
 
-/// A segment that is open for writing; the file's cursor stands behind the header.
+/// A segment that is open for writing.
 #[derive(Debug)]
-pub struct Segment {
+pub struct Segment<F> {
     /// Open for reading and writing.
-    pub file: File,
+    pub file: F,
     /// Its final name.
     pub path: PathBuf,
     /// The header that stands in it.
@@ -42,49 +37,57 @@ pub fn file_name(index: u64) -> String {
 /// no op hangs on it; zero claims none, as does a file system that cannot. [`cut`] gives back what is not used.
 ///
 /// After a failure there is no new file. An index that is in use already is such a failure.
-pub fn create(folder: &Path, header: SegmentHeader, reserve_bytes: u64) -> io::Result<Segment> {
-    match fs::create_dir(folder) {
+pub fn create<D: Disk>(
+    disk: &D,
+    folder: &Path,
+    header: SegmentHeader,
+    reserve_bytes: u64,
+) -> io::Result<Segment<D::File>> {
+    match disk.create_folder(folder) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         Ok(()) | Err(_) => {}
     }
     if let Some(data) = folder.parent() {
-        // An empty parent is the way in which a relative path of one name tells the working directory.
-        sync_folder(if data.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            data
-        })?;
+        disk.sync_folder(named(data))?;
     }
     let path = folder.join(file_name(header.index));
-    if path.try_exists()? {
+    match disk.file_bytes(&path) {
         // A rename would replace it, with all of its ops.
-        return Err(io::Error::new(
-            io::ErrorKind::AlreadyExists,
-            format!("{} exists", path.display()),
-        ));
+        Ok(_) => {
+            let what = format!("{} exists", path.display());
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
-    let path_new = folder.join(format!("{:010}{SUFFIX_NEW}", header.index));
-    let created = write_new(&path_new, &header, reserve_bytes).and_then(|file| {
-        fs::rename(&path_new, &path)?;
-        sync_folder(folder)?;
+    let path_new = new_path(folder, header.index);
+    let created = write_new(disk, &path_new, &header, reserve_bytes).and_then(|file| {
+        disk.rename(&path_new, &path)?;
+        disk.sync_folder(folder)?;
         Ok(file)
     });
     match created {
         Ok(file) => Ok(Segment { file, path, header }),
         Err(error) => {
             // At most one of the two is there, without ops. The error to tell is the first one.
-            let _ = fs::remove_file(&path_new);
-            let _ = fs::remove_file(&path);
+            let _ = disk.remove(&path_new);
+            let _ = disk.remove(&path);
             Err(error)
         }
     }
 }
 
+/// The name of a segment while it is being made: what a crash leaves of it is swept.
+#[must_use]
+pub fn new_path(folder: &Path, index: u64) -> PathBuf {
+    folder.join(format!("{index:010}{SUFFIX_NEW}"))
+}
+
 /// The segments of a shard's folder with their index, in order. Other files are left out, but not those that end like a
 /// segment and have no segment's name: ops could be in them.
-pub fn list(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+pub fn list<D: Disk>(disk: &D, folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut segments = Vec::new();
-    for name in file_names(folder)? {
+    for name in disk.names(folder)? {
         let Some(stem) = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)) else {
             continue;
         };
@@ -102,10 +105,10 @@ pub fn list(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 }
 
 /// Removes what a crash left while a segment was created. No op was ever in such a file.
-pub fn sweep(folder: &Path) -> io::Result<()> {
-    for name in file_names(folder)? {
+pub fn sweep<D: Disk>(disk: &D, folder: &Path) -> io::Result<()> {
+    for name in disk.names(folder)? {
         if name.to_str().is_some_and(|name| name.ends_with(SUFFIX_NEW)) {
-            fs::remove_file(folder.join(name))?;
+            disk.remove(&folder.join(name))?;
         }
     }
     Ok(())
@@ -116,36 +119,37 @@ pub fn sweep(folder: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// `InvalidInput`, when the file is shorter: a cut never makes a hole.
-pub fn cut(path: &Path, bytes: u64) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).open(path)?;
-    if file.metadata()?.len() < bytes {
+pub fn cut<D: Disk>(disk: &D, path: &Path, bytes: u64) -> io::Result<()> {
+    let file = disk.open_writable(path)?;
+    if file.bytes()? < bytes {
         let what = format!("{} is shorter than {bytes} bytes", path.display());
         return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
     }
-    file.set_len(bytes)?;
-    file.sync_all()
+    file.set_bytes(bytes)?;
+    file.sync()
 }
 
-fn write_new(path: &Path, header: &SegmentHeader, reserve_bytes: u64) -> io::Result<File> {
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(path)?;
+fn write_new<D: Disk>(
+    disk: &D,
+    path: &Path,
+    header: &SegmentHeader,
+    reserve_bytes: u64,
+) -> io::Result<D::File> {
+    let file = disk.create(path)?;
     if reserve_bytes > 0 {
-        match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, reserve_bytes) {
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
-            Err(errno) => return Err(errno.into()),
-        }
+        file.reserve(reserve_bytes)?;
     }
-    file.write_all(&header.encode())?;
-    file.sync_all()?;
+    file.write_all_at(&header.encode(), 0)?;
+    file.sync()?;
     Ok(file)
 }
 
-fn file_names(folder: &Path) -> io::Result<Vec<OsString>> {
-    fs::read_dir(folder)?
-        .map(|entry| Ok(entry?.file_name()))
-        .collect()
+/// The path of a folder that can be opened: an empty one is the way in which a relative path of one name tells that its
+/// parent is the working directory.
+fn named(folder: &Path) -> &Path {
+    if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    }
 }

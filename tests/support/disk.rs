@@ -4,7 +4,7 @@ use rustix::process::{Pid, Resource, Rlimit, geteuid, prlimit};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -16,6 +16,19 @@ pub fn limit_file_size(pid: Pid, limit: Option<u64>) {
         Rlimit {
             current: limit,
             maximum: None,
+        },
+    )
+    .expect("the server runs");
+}
+
+/// From now on the process gets no descriptor from this number on. What it has open it keeps.
+pub fn limit_open_files(pid: Pid, limit: u64) {
+    prlimit(
+        Some(pid),
+        Resource::Nofile,
+        Rlimit {
+            current: Some(limit),
+            maximum: Some(limit),
         },
     )
     .expect("the server runs");
@@ -33,6 +46,9 @@ pub fn may_mount(test: &str) -> bool {
 /// A mounted file system. Dropping it unmounts it, once nobody uses it any more.
 pub struct Mount {
     point: TempDir,
+    /// Unmounts too, when the test process ends without dropping anything: it waits for the end of its stdin, in a session
+    /// of its own, so that it is not killed with the test.
+    guard: Option<Child>,
 }
 
 impl Mount {
@@ -49,16 +65,27 @@ impl Mount {
     fn run(arguments: &[&str]) -> Option<Mount> {
         let point = TempDir::new().expect("a temporary folder");
         let path = point.path().display().to_string();
-        succeeds("mount", &[arguments, &[&path]].concat()).then_some(Mount { point })
+        if !succeeds("mount", &[arguments, &[&path]].concat()) {
+            return None;
+        }
+        let script = "read -r _; umount -l \"$0\"; rmdir \"$0\"";
+        let guard = Command::new("setsid")
+            .args(["sh", "-c", script, &path])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        Some(Mount {
+            point,
+            guard: guard.ok(),
+        })
     }
 
     pub fn path(&self) -> &Path {
         self.point.path()
     }
-}
 
-impl Drop for Mount {
-    fn drop(&mut self) {
+    fn unmount(&self) {
         // What a killed process had in flight may hold the disk a little longer than the process lived.
         let path = self.path().display().to_string();
         for _ in 0..200 {
@@ -69,6 +96,17 @@ impl Drop for Mount {
             std::thread::sleep(Duration::from_millis(50));
         }
         succeeds("umount", &["-l", &path]);
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        self.unmount();
+        if let Some(mut guard) = self.guard.take() {
+            drop(guard.stdin.take());
+            // It has nothing left to do, and is only to be reaped.
+            let _ = guard.wait();
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The data directory as files: the segments, and what a crash or a bad disk does to them.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,34 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     entries
         .map(|entry| entry.expect("the data directory can be read").path())
         .collect()
+}
+
+/// All files under a folder, by their path in it. Empty for a folder that is not there.
+pub fn image(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut image = BTreeMap::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(inner) = folders.pop().filter(|inner| inner.is_dir()) {
+        for path in entries(&inner) {
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(folder).expect("it was found in there");
+                let bytes = std::fs::read(&path).expect("a file can be read");
+                image.insert(name.to_path_buf(), bytes);
+            }
+        }
+    }
+    image
+}
+
+/// Puts the files of an [`image`] into a folder.
+pub fn put_back(folder: &Path, image: &BTreeMap<PathBuf, Vec<u8>>) {
+    for (name, bytes) in image {
+        let path = folder.join(name);
+        let parent = path.parent().expect("a file is in a folder");
+        std::fs::create_dir_all(parent).expect("a folder can be made");
+        std::fs::write(path, bytes).expect("a file can be written");
+    }
 }
 
 /// The last segment that has this text in it, and where.

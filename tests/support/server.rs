@@ -7,11 +7,12 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -22,7 +23,8 @@ pub struct Setup {
     args: Vec<String>,
     envs: Vec<(String, String)>,
     data_dir: PathBuf,
-    ignores_file_size_signal: bool,
+    /// Shell commands that the process is prepared with.
+    prelude: Vec<String>,
     _folder: Arc<TempDir>,
 }
 
@@ -41,7 +43,7 @@ impl Setup {
             args: Vec::new(),
             envs: vec![("ETHERPLY_JWT_SECRET".into(), SECRET.into())],
             data_dir: folder.path().join("data"),
-            ignores_file_size_signal: false,
+            prelude: Vec::new(),
             _folder: Arc::new(folder),
         }
     }
@@ -74,7 +76,14 @@ impl Setup {
 
     /// A write over the process's file size limit then fails (EFBIG) instead of killing the process.
     pub fn ignoring_file_size_signal(mut self) -> Setup {
-        self.ignores_file_size_signal = true;
+        // An ignored signal stays ignored across exec.
+        self.prelude.push("trap '' XFSZ".into());
+        self
+    }
+
+    /// With a limit of open files that the process cannot raise.
+    pub fn open_files_limit(mut self, limit: u64) -> Setup {
+        self.prelude.push(format!("ulimit -n {limit}"));
         self
     }
 
@@ -87,6 +96,26 @@ impl Setup {
         let arguments = self.serve_arguments();
         let command = self.command(&arguments);
         Server::spawn(self, command).await
+    }
+
+    /// Starts the server and kills it as soon as this holds.
+    pub fn start_and_kill(&self, moment: impl Fn() -> bool) {
+        let mut command = self.command(&self.serve_arguments());
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let mut child = child.expect("the binary starts");
+        let begun = Instant::now();
+        let has_ended = |child: &mut Child| child.try_wait().expect("the child is ours").is_some();
+        while !moment() && !has_ended(&mut child) && begun.elapsed() < PATIENCE {
+            std::thread::yield_now();
+        }
+        let came = !has_ended(&mut child) && begun.elapsed() < PATIENCE;
+        // Fails where the process has ended already.
+        let _ = child.kill();
+        child.wait().expect("a killed child is reaped");
+        assert!(
+            came,
+            "that moment of a start never came, or the start failed"
+        );
     }
 
     /// Starts a server that is expected to end by itself, and waits for that.
@@ -146,13 +175,13 @@ impl Setup {
 
     fn command(&self, arguments: &[String]) -> Command {
         let binary = env!("CARGO_BIN_EXE_etherply");
-        let mut command = if self.ignores_file_size_signal {
-            // An ignored signal stays ignored across exec.
-            let mut shell = Command::new("sh");
-            shell.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", binary]);
-            shell
-        } else {
+        let mut command = if self.prelude.is_empty() {
             Command::new(binary)
+        } else {
+            let script = format!("{} && exec \"$0\" \"$@\"", self.prelude.join(" && "));
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &script, binary]);
+            shell
         };
         command
             .args(arguments)
@@ -160,8 +189,10 @@ impl Setup {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        if let Some(path) = std::env::var_os("PATH") {
-            command.env("PATH", path);
+        for name in ["PATH", "ASAN_OPTIONS", "LSAN_OPTIONS"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
         }
         // Whoever asks for backtraces still gets one clear line.
         command.env("RUST_BACKTRACE", "1");
@@ -209,6 +240,8 @@ pub struct Server {
     stdout: UnboundedReceiver<String>,
     output: Arc<Mutex<String>>,
     readers: Vec<JoinHandle<()>>,
+    /// The test has been given the exit code.
+    is_end_seen: bool,
 }
 
 impl Server {
@@ -245,6 +278,7 @@ impl Server {
             stdout,
             output,
             readers: vec![lines, log],
+            is_end_seen: false,
         };
         let first = server.stdout_line().await;
         let addr = first
@@ -359,8 +393,14 @@ impl Server {
     /// The end without warning: nothing that the process had in memory gets out.
     pub fn kill9(&mut self) {
         self.child.kill().expect("the server was running");
-        self.child.wait().expect("a killed child is reaped");
+        let status = self.child.wait().expect("a killed child is reaped");
         self.join_readers();
+        assert_eq!(
+            status.signal(),
+            Some(Signal::KILL.as_raw()),
+            "the server had ended before it was killed ({status}); its log:\n{}",
+            self.log()
+        );
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -378,6 +418,7 @@ impl Server {
         let ended = async || child.try_wait().expect("the child is ours");
         let status = eventually_in(limit, "the server ends", ended).await;
         self.join_readers();
+        self.is_end_seen = true;
         status.code()
     }
 
@@ -412,9 +453,23 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Both fail where the process has ended already, which is what is wanted.
+        // Both fail where the test has seen the end of the process, which is what is wanted.
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        let status = self.child.wait();
+        if std::thread::panicking() {
+            return;
+        }
+        self.join_readers();
+        // A sanitizer's report, an abort, a fault in a shard: the server ends too early, and a test may be done with it
+        // by then.
+        let ended_well = status.as_ref().is_ok_and(|status| {
+            status.code() == Some(0) || status.signal() == Some(Signal::KILL.as_raw())
+        });
+        assert!(
+            ended_well || self.is_end_seen,
+            "the server has ended by itself ({status:?}); its log:\n{}",
+            self.log()
+        );
     }
 }
 

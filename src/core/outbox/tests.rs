@@ -186,6 +186,36 @@ fn many_pieces_become_one() {
 }
 
 #[test]
+fn one_send_carries_what_fits() {
+    // The window's offsets are far beyond what one send carries.
+    let far = 3 * SEND_BYTES_MAX;
+    for (answer_bytes, frame_bytes, sent_bytes) in [
+        (100, 200, 300),
+        (100, SEND_BYTES_MAX - 100, SEND_BYTES_MAX),
+        (100, SEND_BYTES_MAX - 99, 100),
+        (SEND_BYTES_MAX, 10, SEND_BYTES_MAX),
+        (SEND_BYTES_MAX + 1, 10, SEND_BYTES_MAX),
+    ] {
+        let mut rig = Rig::default();
+        assert!(rig.frame(far, true));
+        rig.answer(answer_bytes, false);
+        rig.frame(frame_bytes, false);
+        rig.visible_position = rig.position;
+        let view = View {
+            window: &rig.window,
+            visible_end: rig.window.end(),
+        };
+        let position = rig.visible_position;
+        let spans = rig.outbox.take(Some(view), position, &mut rig.pool);
+        assert_eq!(
+            spans_bytes(&spans),
+            sent_bytes,
+            "{answer_bytes} {frame_bytes}"
+        );
+    }
+}
+
+#[test]
 fn a_client_with_too_many_own_stretches_is_told_so() {
     let mut rig = Rig::default();
     assert!(rig.frame(10, false));
@@ -204,6 +234,19 @@ fn a_client_with_too_many_own_stretches_is_told_so() {
 }
 
 #[test]
+fn own_stretches_that_were_passed_are_forgotten() {
+    let mut rig = Rig::default();
+    for _ in 0..=OWN_STRETCHES_MAX {
+        rig.frame(10, false);
+        assert!(rig.frame(10, true));
+        rig.frame(10, false);
+        rig.show(4);
+        assert!(rig.send());
+    }
+    assert!(rig.outbox.own.is_empty());
+}
+
+#[test]
 fn a_client_that_leaves_keeps_what_is_visible() {
     let mut rig = Rig::default();
     rig.frame(10, false);
@@ -213,6 +256,7 @@ fn a_client_that_leaves_keeps_what_is_visible() {
     rig.answer(5, true);
     rig.answer(7, false);
     let all_bytes = rig.outbox.answer_bytes();
+    assert!(all_bytes >= 3 * CHUNK_BYTES_MIN);
     rig.outbox.leave(rig.visible_position);
     assert_eq!(
         rig.outbox.answer_bytes() * 3,

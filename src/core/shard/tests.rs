@@ -9,8 +9,16 @@ use crate::core::window::{Spans, skip_sent, spans_bytes};
 use crate::limits::SECOND_US;
 use crate::wire::auth::{Secret, Verifier, mint};
 
+#[path = "tests/failures.rs"]
+mod failures;
 #[path = "tests/peers.rs"]
 mod peers;
+#[path = "tests/rig.rs"]
+mod rig;
+#[path = "tests/rules.rs"]
+mod rules;
+#[path = "tests/times.rs"]
+mod times;
 
 use peers::{Client, Dice, Disk, Model, Told, Verdict, Write};
 
@@ -60,6 +68,8 @@ impl World {
             ping_interval_us: 25 * SECOND_US,
             outbox_bytes_max: 1024,
             message_bytes_max: 4096,
+            segment_bytes_min: u64::MAX,
+            segment_bytes_max: u64::MAX,
             future_skew_us: 24 * 3600 * SECOND_US,
             drain_us: 5 * SECOND_US,
             hash_seed: 5,

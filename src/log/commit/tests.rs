@@ -8,12 +8,7 @@ use crate::log::record::{Op, Reader, SegmentHeader};
 const INTERVAL_US: u64 = 1000;
 
 fn header(index: u64, first_position: u64) -> SegmentHeader {
-    SegmentHeader {
-        shard: 3,
-        epoch: [7; 16],
-        index,
-        first_position,
-    }
+    SegmentHeader::new(3, [7; 16], index, first_position)
 }
 
 fn segment(index: u64, first_position: u64) -> OpenSegment {

@@ -1,5 +1,6 @@
 //! The data directory: locking, formats, damage.
 
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use tempfile::tempdir;

@@ -11,6 +11,7 @@ const HEADER: SegmentHeader = SegmentHeader {
     epoch: *b"0123456789abcdef",
     index: 7,
     first_position: 1_000_000,
+    compacted: None,
 };
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -256,14 +257,16 @@ fn a_segment_header_is_whole_or_refused() {
     }
     let cases = [
         (8, 2, HeaderError::Version(2)),
-        (10, 1, HeaderError::Reserved),
-        (59, 1, HeaderError::Reserved),
+        (10, 2, HeaderError::Content),
+        (11, 1, HeaderError::Content),
+        (48, 1, HeaderError::Content),
+        (59, 1, HeaderError::Content),
     ];
     for (at, value, expected) in cases {
         let mut bytes = bytes;
         bytes[at] = value;
-        let crc = crc32c::crc32c(&bytes[..SEGMENT_CRC_AT]);
-        bytes[SEGMENT_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..60]);
+        bytes[60..].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(SegmentHeader::decode(&bytes), Err(expected), "byte {at}");
     }
 }
@@ -285,7 +288,10 @@ fn every_truncation_leaves_a_prefix_and_a_torn_tail() {
                 offset == length,
                 "a cut file tells so, at length {length}"
             );
-            assert_eq!(damage_behind(&HEADER, bytes, fault.offset), None);
+            assert_eq!(
+                damage_behind(&HEADER, &bytes[fault.offset..], fault.offset),
+                None
+            );
         }
     }
 }
@@ -314,7 +320,7 @@ fn a_flipped_bit_in_synced_bytes_is_damage_and_in_the_last_batch_a_torn_tail() {
         assert!(!matches!(fault.kind, FaultKind::Content(_)), "byte {at}");
         let proof = (at < unsynced).then_some(unsynced);
         // The first header behind the flip that is whole and later than the flip.
-        let found = damage_behind(&HEADER, bytes, fault.offset);
+        let found = damage_behind(&HEADER, &bytes[fault.offset..], fault.offset);
         assert_eq!(found.is_some(), proof.is_some(), "byte {at}");
     });
 }
@@ -325,7 +331,8 @@ fn a_sealed_tail_has_no_blind_spot_but_the_seal() {
     let seal = *built.batch_starts.last().unwrap();
     for_each_flip(&built, |at, bytes| {
         let (ops, fault, offset) = read(bytes);
-        let proof = damage_behind(&HEADER, bytes, fault.expect("a flip is a fault").offset);
+        let fault_offset = fault.expect("a flip is a fault").offset;
+        let proof = damage_behind(&HEADER, &bytes[fault_offset..], fault_offset);
         if at < seal {
             assert!(proof.is_some(), "byte {at}");
         } else {
@@ -357,7 +364,7 @@ fn a_batch_is_valid_only_in_its_segment_and_at_its_place() {
         "written so, not torn"
     );
     let shifted = [&built.bytes[..first], &[0], &whole, &rest].concat();
-    let proof = damage_behind(&HEADER, &shifted, first);
+    let proof = damage_behind(&HEADER, &shifted[first..], first);
     assert_eq!(proof, None, "a header that stands elsewhere proves nothing");
 
     let other = SegmentHeader { index: 8, ..HEADER };
@@ -444,7 +451,7 @@ proptest! {
         prop_assert_eq!(&ops[..], &built.ops[..ops.len()]);
         if let Some(fault) = fault {
             prop_assert!(!matches!(fault.kind, FaultKind::Content(_)));
-            prop_assert_eq!(damage_behind(&HEADER, &bytes, fault.offset), None);
+            prop_assert_eq!(damage_behind(&HEADER, &bytes[fault.offset..], fault.offset), None);
         }
     }
 
@@ -466,7 +473,8 @@ proptest! {
         prop_assume!(bytes != built.bytes);
         let (ops, fault, _) = read(&bytes);
         prop_assert_eq!(&ops[..], &built.ops[..ops.len()]);
-        prop_assert!(damage_behind(&HEADER, &bytes, fault.unwrap().offset).is_some());
+        let offset = fault.unwrap().offset;
+        prop_assert!(damage_behind(&HEADER, &bytes[offset..], offset).is_some());
     }
 
     #[test]
@@ -474,8 +482,34 @@ proptest! {
         let _ = SegmentHeader::decode(&garbage);
         let bytes = [&HEADER.encode()[..], &BATCH_MAGIC, &garbage].concat();
         prop_assert_eq!(read(&bytes).0, []);
-        prop_assert_eq!(damage_behind(&HEADER, &bytes, from), None);
+        prop_assert_eq!(damage_behind(&HEADER, bytes.get(from..).unwrap_or_default(), from), None);
         let extreme = SegmentHeader { first_position: u64::MAX, ..HEADER };
         prop_assert!(Reader::new(&extreme, &bytes).all(|item| item.is_err()));
+    }
+}
+
+#[test]
+fn a_segment_that_is_read_in_parts_gives_the_same_ops() {
+    let built = sample();
+    let whole = read(&built.bytes);
+    for part_bytes in (1..200).chain([1000]) {
+        let (mut ops, mut cursor, mut end) = (Vec::new(), Cursor::begin(), SEGMENT_HEADER_BYTES);
+        while end < built.bytes.len() {
+            end = (end + part_bytes).min(built.bytes.len());
+            let base = cursor.offset();
+            let mut reader = Reader::resume(&HEADER, &built.bytes[base..end], base, cursor);
+            ops.extend(
+                reader
+                    .by_ref()
+                    .map_while(Result::ok)
+                    .map(|op| OwnedOp::of(&op)),
+            );
+            cursor = reader.cursor();
+        }
+        assert_eq!(
+            (ops, cursor.offset()),
+            (whole.0.clone(), whole.2),
+            "{part_bytes}"
+        );
     }
 }

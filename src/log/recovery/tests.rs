@@ -1,12 +1,15 @@
 //! Recovery: torn tails, damage, gaps, against a naive model.
 
 use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use tempfile::{TempDir, tempdir};
 
 use super::super::directory::DataDirectory;
-use super::super::record::{SEGMENT_HEADER_BYTES, begin_batch, push_op, seal_batch};
+use super::super::disk::HostDisk;
+use super::super::record::{SEGMENT_HEADER_BYTES, SegmentHeader, begin_batch, push_op, seal_batch};
 use super::*;
 
 /// An op in brief: its workspace is its shard's, and the other fields follow from its number.
@@ -48,13 +51,10 @@ impl Log {
 
     /// Writes a segment, each batch synced before the next, and returns where the one after it begins.
     fn write(&mut self, tail: Tail, batches: &[Vec<Number>]) -> Tail {
-        let header = SegmentHeader {
-            shard: tail.shard,
-            epoch: self.directory.epoch(),
-            index: tail.next_index,
-            first_position: tail.next_position,
-        };
-        let segment = segment::create(&self.directory.shard_path(tail.shard), header, 0).unwrap();
+        let epoch = self.directory.epoch();
+        let header = SegmentHeader::new(tail.shard, epoch, tail.next_index, tail.next_position);
+        let folder = self.directory.shard_path(tail.shard);
+        let segment = segment::create(&HostDisk, &folder, header, 0).unwrap();
         let mut bytes = header.encode().to_vec();
         let mut batch = Vec::new();
         let shard = tail.shard as usize;
@@ -95,7 +95,7 @@ impl Log {
 
     fn recover(&self) -> (Result<Report, RecoveryError>, Vec<(u32, Number)>) {
         let mut ops = Vec::new();
-        let report = recover(&self.directory, &mut |op| ops.push(checked(op)));
+        let report = recover(&self.directory, |op| ops.push(checked(op)));
         (report, ops)
     }
 
@@ -103,12 +103,14 @@ impl Log {
         let (report, ops) = self.recover();
         let report = report.unwrap();
         assert_eq!(report.ops, ops.len() as u64);
-        let bytes: u64 = report
-            .segments
-            .iter()
-            .map(|path| fs::metadata(path).unwrap().len())
-            .sum();
-        assert_eq!(report.bytes, bytes);
+        let mut paths = Vec::new();
+        for shard in self.directory.shards().unwrap() {
+            let folder = self.directory.shard_path(shard);
+            paths.extend(segment::list(&HostDisk, &folder).unwrap());
+        }
+        let length = |(_, path): &(u64, PathBuf)| fs::metadata(path).unwrap().len();
+        assert_eq!(report.bytes, paths.iter().map(length).sum::<u64>());
+        assert_eq!(report.segments, paths.len() as u64);
         (report, ops)
     }
 
@@ -131,20 +133,28 @@ impl Log {
         assert_eq!(self.image(), image, "{message}");
     }
 
+    /// What a rebuild of the last shard reads, if it owned everything.
+    fn replayed(&self) -> Result<Vec<(u32, Number)>, RecoveryError> {
+        let shards = self.directory.shards().unwrap();
+        let Some((&shard, others)) = shards.split_last() else {
+            return Ok(Vec::new());
+        };
+        let others = others.iter().map(|&other| (other, u64::MAX)).collect();
+        let mut ops = Vec::new();
+        let count = replay(&self.directory, &Sources { shard, others }, |op| {
+            ops.push(checked(op));
+        })?;
+        assert_eq!(count, ops.len() as u64);
+        Ok(ops)
+    }
+
     fn image(&self) -> Vec<(PathBuf, Vec<u8>)> {
-        let segments = segment::list(&self.directory.shard_path(0)).unwrap();
+        let segments = segment::list(&HostDisk, &self.directory.shard_path(0)).unwrap();
         segments
             .into_iter()
             .map(|(_, path)| (path.clone(), fs::read(path).unwrap()))
             .collect()
     }
-}
-
-fn replayed(paths: &[PathBuf]) -> Result<Vec<(u32, Number)>, RecoveryError> {
-    let mut ops = Vec::new();
-    let count = replay(paths, &mut |op| ops.push(checked(op)))?;
-    assert_eq!(count, ops.len() as u64);
-    Ok(ops)
 }
 
 fn with_op(shard: u32, number: Number, take: impl FnOnce(&Op<'_>)) {
@@ -205,7 +215,7 @@ fn every_truncation_is_a_torn_tail_of_the_last_segment_and_damage_of_another() {
             fs::write(&path, &whole[..length]).unwrap();
             if index < 3 || length < SEGMENT_HEADER_BYTES {
                 log.assert_damaged(&path, "");
-                replayed(&[log.path(1), log.path(2), log.path(3)]).unwrap_err();
+                log.replayed().unwrap_err();
                 continue;
             }
             let (report, ops) = log.recovered();
@@ -241,13 +251,12 @@ fn a_log_goes_on_behind_a_cut_inside_of_a_batch() {
     let (report, _) = log.recovered();
     assert_eq!(report.torn.len(), 1);
     assert_eq!(log.shards[0].pop(), Some(11));
-    let paths = [log.path(1), log.path(2), log.path(3)];
-    assert_eq!(replayed(&paths).unwrap(), log.model());
+    assert_eq!(log.replayed().unwrap(), log.model());
 
     log.write(report.tail(0), &[vec![12, 13], vec![]]);
     let (report, ops) = log.recovered();
     assert_eq!((ops, report.torn), (log.model(), vec![]));
-    assert_eq!(replayed(&report.segments).unwrap(), log.model());
+    assert_eq!(log.replayed().unwrap(), log.model());
 
     // The next segment vouches for the end of the cut one, to the byte.
     let kept = fs::read(&path).unwrap();
@@ -255,7 +264,7 @@ fn a_log_goes_on_behind_a_cut_inside_of_a_batch() {
     log.assert_damaged(&path, "all of a closed segment was on disk");
     // What stands behind that end is dead: a write that failed, and was shown to nobody.
     fs::write(&path, &whole).unwrap();
-    assert_eq!(replayed(&report.segments).unwrap(), log.model());
+    assert_eq!(log.replayed().unwrap(), log.model());
     let (report, ops) = log.recover();
     assert_eq!((ops, report.unwrap().torn), (log.model(), vec![]));
 }
@@ -346,7 +355,7 @@ fn a_segment_that_belongs_elsewhere_is_damage() {
     let (log, other) = (Log::sample(), Log::sample());
     fs::copy(other.path(2), log.path(2)).unwrap();
     log.assert_damaged(&log.path(2), "it belongs to another data directory");
-    replayed(&[log.path(1), log.path(2)]).unwrap_err();
+    log.replayed().unwrap_err();
 }
 
 #[test]
@@ -365,24 +374,36 @@ fn a_segment_of_a_newer_server_is_not_repaired() {
 }
 
 #[test]
-fn replay_reads_what_it_is_given_and_takes_no_torn_tail() {
-    let log = Log::sample();
-    let ops = replayed(&[log.path(2), log.path(3)]).unwrap();
-    assert_eq!(ops, log.model()[3..]);
-    assert_eq!(replayed(&[]).unwrap(), []);
-    replayed(&[log.path(1), log.path(3)]).unwrap_err();
-    let error = replayed(&[log.path(9)]).unwrap_err();
+fn a_replay_reads_its_own_folder_and_the_past_of_the_others() {
+    let mut log = Log::sample();
+    let tail = log.write(Tail::first(1), &[vec![21], vec![22]]);
+    log.write(tail, &[vec![23]]);
+    let of = |shard: u32, others: &[(u32, u64)]| {
+        let sources = Sources {
+            shard,
+            others: others.to_vec(),
+        };
+        let mut numbers = Vec::new();
+        let count = replay(&log.directory, &sources, |op| numbers.push(op.seq));
+        count.map(|count| {
+            assert_eq!(count, numbers.len() as u64);
+            numbers
+        })
+    };
+    assert_eq!(of(1, &[]).unwrap(), [21, 22, 23]);
+    assert_eq!(of(1, &[(0, 0)]).unwrap(), [21, 22, 23]);
+    assert_eq!(of(1, &[(0, 1)]).unwrap(), [1, 2, 3, 21, 22, 23]);
+    assert_eq!(of(0, &[(1, 1)]).unwrap()[..2], [21, 22]);
+    let error = of(9, &[]).unwrap_err();
     assert!(matches!(error, RecoveryError::Io { .. }), "{error}");
 
-    let whole = fs::read(log.path(3)).unwrap();
-    fs::write(log.path(3), &whole[..whole.len() - 1]).unwrap();
-    let error = replayed(&[log.path(3)]).unwrap_err();
+    let path = log.path(3);
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    let error = of(0, &[]).unwrap_err();
     assert!(matches!(error, RecoveryError::Damaged { .. }), "{error}");
-    assert_eq!(
-        fs::read(log.path(3)).unwrap().len(),
-        whole.len() - 1,
-        "a replay cuts nothing"
-    );
+    let length = fs::read(&path).unwrap().len();
+    assert_eq!(length, whole.len() - 1, "a replay cuts nothing");
 }
 
 proptest! {
@@ -411,9 +432,9 @@ proptest! {
                 io::Write::write_all(&mut file, &vec![0; bytes]).unwrap();
             }
         }
-        let (report, ops) = log.recovered();
+        let (_, ops) = log.recovered();
         prop_assert_eq!(ops, log.model());
-        prop_assert_eq!(replayed(&report.segments).unwrap(), log.model());
+        prop_assert_eq!(log.replayed().unwrap(), log.model());
         prop_assert_eq!(log.recovered().0.torn, []);
     }
 }

@@ -1,23 +1,21 @@
 //! Segment files: creating, listing, cutting.
 
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use tempfile::tempdir;
 
+use super::super::disk::HostDisk;
 use super::super::record::SEGMENT_HEADER_BYTES;
 use super::*;
 
 fn header(index: u64) -> SegmentHeader {
-    SegmentHeader {
-        shard: 0,
-        epoch: [9; 16],
-        index,
-        first_position: 0,
-    }
+    SegmentHeader::new(0, [9; 16], index, 0)
 }
 
 fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> = file_names(folder)
+    let mut names: Vec<String> = HostDisk
+        .names(folder)
         .unwrap()
         .into_iter()
         .map(|name| name.into_string().unwrap())
@@ -30,26 +28,19 @@ fn names(folder: &Path) -> Vec<String> {
 fn a_segment_is_created_with_its_folder_and_its_header() {
     let data = tempdir().unwrap();
     let folder = data.path().join("shard-00");
-    let mut segment = create(&folder, header(1), 0).unwrap();
+    let segment = create(&HostDisk, &folder, header(1), 0).unwrap();
     assert_eq!(segment.path, folder.join("0000000001.aof"));
     assert_eq!(fs::read(&segment.path).unwrap(), header(1).encode());
-    segment.file.write_all(b"next").unwrap();
-    let bytes = fs::read(&segment.path).unwrap();
-    assert_eq!(
-        bytes[SEGMENT_HEADER_BYTES..],
-        *b"next",
-        "the cursor stands behind the header"
-    );
     assert_eq!(names(&folder), ["0000000001.aof"]);
 }
 
 #[test]
 fn disk_is_reserved_without_a_length_and_given_back_by_a_cut() {
     let data = tempdir().unwrap();
-    let segment = create(&data.path().join("shard-00"), header(1), 1 << 20).unwrap();
+    let segment = create(&HostDisk, &data.path().join("shard-00"), header(1), 1 << 20).unwrap();
     let reserved = segment.file.metadata().unwrap();
     assert_eq!(reserved.len(), SEGMENT_HEADER_BYTES as u64);
-    cut(&segment.path, reserved.len()).unwrap();
+    cut(&HostDisk, &segment.path, reserved.len()).unwrap();
     let after = segment.file.metadata().unwrap();
     assert_eq!(after.len(), reserved.len());
     if reserved.blocks() * 512 >= 1 << 20 {
@@ -64,22 +55,31 @@ fn a_failed_create_leaves_nothing_and_replaces_nothing() {
     let data = tempdir().unwrap();
     let folder = data.path().join("shard-00");
     // No disk holds this, and no file system allows it.
-    create(&folder, header(1), u64::MAX / 2).unwrap_err();
+    create(&HostDisk, &folder, header(1), u64::MAX / 2).unwrap_err();
     assert_eq!(names(&folder), [""; 0]);
 
-    let mut segment = create(&folder, header(1), 0).unwrap();
-    segment.file.write_all(b"ops").unwrap();
-    let error = create(&folder, header(1), 0).unwrap_err();
+    let segment = create(&HostDisk, &folder, header(1), 0).unwrap();
+    segment
+        .file
+        .write_all_at(b"ops", SEGMENT_HEADER_BYTES as u64)
+        .unwrap();
+    let error = create(&HostDisk, &folder, header(1), 0).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
     assert!(fs::read(&segment.path).unwrap().ends_with(b"ops"));
     assert_eq!(names(&folder), ["0000000001.aof"]);
 
     // What a crash left under the new name is no obstacle.
     fs::write(folder.join("0000000002.aof.new"), [1; 1000]).unwrap();
-    let segment = create(&folder, header(2), 0).unwrap();
+    let segment = create(&HostDisk, &folder, header(2), 0).unwrap();
     assert_eq!(fs::read(&segment.path).unwrap(), header(2).encode());
 
-    create(&data.path().join("missing/shard-00"), header(1), 0).unwrap_err();
+    create(
+        &HostDisk,
+        &data.path().join("missing/shard-00"),
+        header(1),
+        0,
+    )
+    .unwrap_err();
 }
 
 #[test]
@@ -95,8 +95,8 @@ fn the_list_is_in_order_and_tells_of_doubtful_names() {
     ] {
         fs::write(data.path().join(name), "").unwrap();
     }
-    sweep(data.path()).unwrap();
-    let indexes: Vec<u64> = list(data.path())
+    sweep(&HostDisk, data.path()).unwrap();
+    let indexes: Vec<u64> = list(&HostDisk, data.path())
         .unwrap()
         .into_iter()
         .map(|(index, _)| index)
@@ -107,7 +107,7 @@ fn the_list_is_in_order_and_tells_of_doubtful_names() {
         let path = data.path().join(name);
         fs::write(&path, "").unwrap();
         assert_eq!(
-            list(data.path()).unwrap_err().kind(),
+            list(&HostDisk, data.path()).unwrap_err().kind(),
             io::ErrorKind::InvalidData,
             "{name}"
         );
@@ -120,11 +120,11 @@ fn a_cut_shortens_and_never_lengthens() {
     let data = tempdir().unwrap();
     let path = data.path().join("0000000001.aof");
     fs::write(&path, [7; 100]).unwrap();
-    cut(&path, 60).unwrap();
-    cut(&path, 60).unwrap();
+    cut(&HostDisk, &path, 60).unwrap();
+    cut(&HostDisk, &path, 60).unwrap();
     assert_eq!(fs::read(&path).unwrap(), [7; 60]);
     assert_eq!(
-        cut(&path, 61).unwrap_err().kind(),
+        cut(&HostDisk, &path, 61).unwrap_err().kind(),
         io::ErrorKind::InvalidInput
     );
     assert_eq!(fs::read(&path).unwrap(), [7; 60]);

@@ -92,12 +92,7 @@ impl Disk {
     }
 
     pub fn open(&mut self, index: u64, first_position: u64) -> OpenSegment {
-        let header = SegmentHeader {
-            shard: 0,
-            epoch: [1; 16],
-            index,
-            first_position,
-        };
+        let header = SegmentHeader::new(0, [1; 16], index, first_position);
         let bytes = header.encode().to_vec();
         let synced = bytes.len();
         self.files.push(File {

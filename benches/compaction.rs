@@ -1,0 +1,345 @@
+//! What compaction costs those who use the server meanwhile, and how much disk it leaves a log of overwrites.
+//!
+//! ```text
+//! cargo bench --bench compaction                     # 60 s of a steady load
+//! cargo bench --bench compaction -- --rate 0 --ops 3600000   # an hour's worth at 1,000 ops a second, as fast as it goes
+//! ```
+//!
+//! A real server on loopback, one client that overwrites keys and one that reads. The latency of an op, from the moment in which it
+//! should have been sent to its arrival at the reader, counts for one of two sides: those that arrived while the server
+//! compacted (between its two lines in the log), and the others. The answer is checked first: after a restart, the
+//! server holds what was written.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use etherply::log::record::OP_HEADER_BYTES;
+use tungstenite::protocol::WebSocketConfig;
+use tungstenite::{Message, WebSocket};
+
+const SECRET: &str = "a secret of the bench, long enough to be one";
+const WORKSPACE: &str = "bench";
+/// Ops that may be under way where no rate is given.
+const WINDOW: u64 = 512;
+/// Messages that are written to the socket at once, where no rate is given.
+const BURST: u64 = 64;
+
+struct Settings {
+    rate: u64,
+    ops: u64,
+    keys: u64,
+    value_bytes: usize,
+}
+
+impl Settings {
+    fn read() -> Self {
+        let mut settings = Self {
+            rate: 4000,
+            ops: 240_000,
+            keys: 20_000,
+            value_bytes: 2000,
+        };
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
+            let mut number = || {
+                let value = arguments.next().and_then(|text| text.parse().ok());
+                value.unwrap_or_else(|| panic!("{argument} takes a number"))
+            };
+            match argument.as_str() {
+                "--rate" => settings.rate = number(),
+                "--ops" => settings.ops = number(),
+                "--keys" => settings.keys = number(),
+                "--value-bytes" => {
+                    settings.value_bytes = usize::try_from(number()).expect("it fits");
+                }
+                "--bench" => {}
+                other => panic!("{other}: it takes --rate, --ops, --keys, --value-bytes"),
+            }
+        }
+        settings
+    }
+
+    fn key(number: u64) -> String {
+        format!("key-{number:08}")
+    }
+
+    /// Ops walk over the keys in an order that is not that of the log before.
+    fn key_number(&self, op: u64) -> u64 {
+        op.wrapping_mul(7919) % self.keys
+    }
+
+    fn value(&self, op: u64) -> String {
+        format!("{op:0width$}", width = self.value_bytes - 2)
+    }
+
+    fn live_bytes(&self) -> u64 {
+        let record_bytes =
+            OP_HEADER_BYTES + WORKSPACE.len() + Self::key(0).len() + self.value_bytes;
+        self.keys * record_bytes as u64
+    }
+}
+
+fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(since.expect("after 1970").as_micros()).expect("it fits")
+}
+
+/// When the server said that it began to compact, and that it had.
+#[derive(Default)]
+struct Compactions {
+    begun: Option<Instant>,
+    spans: Vec<(Instant, Instant)>,
+}
+
+struct Server {
+    process: Child,
+    address: String,
+    compactions: Arc<Mutex<Compactions>>,
+}
+
+impl Server {
+    fn start(data: &Path) -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_etherply"))
+            .args(["serve", "--host", "127.0.0.1", "--port", "0", "--data-dir"])
+            .arg(data)
+            .env("ETHERPLY_JWT_SECRET", SECRET)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the server starts");
+        let mut lines = BufReader::new(process.stdout.take().expect("it is piped")).lines();
+        let line = lines.next().expect("a first line").expect("text");
+        let address = line.strip_prefix("listening on ").expect("an address");
+        let compactions = Arc::new(Mutex::new(Compactions::default()));
+        let told = Arc::clone(&compactions);
+        let stderr = BufReader::new(process.stderr.take().expect("it is piped"));
+        thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let mut told = told.lock().expect("nobody panics");
+                if line.contains("compacting the log") {
+                    told.begun = Some(Instant::now());
+                } else if line.contains("compacted the log") {
+                    let begun = told.begun.take().expect("it has begun");
+                    told.spans.push((begun, Instant::now()));
+                } else if line.contains("WARN") || line.contains("ERROR") {
+                    eprintln!("{line}");
+                }
+            }
+        });
+        Self {
+            process,
+            address: address.to_owned(),
+            compactions,
+        }
+    }
+
+    fn connect(&self) -> WebSocket<TcpStream> {
+        let token = Command::new(env!("CARGO_BIN_EXE_etherply"))
+            .args(["token", "--sub", "bench"])
+            .env("ETHERPLY_JWT_SECRET", SECRET)
+            .output()
+            .expect("a token");
+        let token = String::from_utf8(token.stdout).expect("text");
+        let url = format!(
+            "ws://{}/v1/sync/{WORKSPACE}?token={}",
+            self.address,
+            token.trim()
+        );
+        let stream = TcpStream::connect(&self.address).expect("the server listens");
+        stream.set_nodelay(true).expect("a socket option");
+        let config = WebSocketConfig::default()
+            .max_frame_size(None)
+            .max_message_size(None);
+        tungstenite::client::client_with_config(url, stream, Some(config))
+            .expect("a handshake")
+            .0
+    }
+
+    fn stop(mut self) {
+        let pid = i32::try_from(self.process.id()).expect("a process id");
+        let pid = rustix::process::Pid::from_raw(pid).expect("a process id");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+        assert!(self.process.wait().expect("it ends").success());
+    }
+}
+
+fn op_text(key: &str, value: &str, timestamp: u64) -> String {
+    format!(
+        r#"{{"type":"op","payload":{{"key":"{key}","value":"{value}","timestamp":{timestamp}}}}}"#
+    )
+}
+
+/// The number in the value of an op, which is all that the reader needs.
+fn op_number(text: &str) -> u64 {
+    let at = text.find(r#""value":""#).expect("a value") + 9;
+    let digits = &text[at..at + text[at..].find('"').expect("an end")];
+    digits.parse().expect("a number")
+}
+
+/// When each op was to be sent, and how far the reader is.
+struct Course {
+    due: Mutex<VecDeque<Instant>>,
+    read_count: AtomicU64,
+}
+
+fn write(settings: &Settings, mut socket: WebSocket<TcpStream>, course: &Course) {
+    let begun = Instant::now();
+    let mut timestamp = now_us();
+    for op in 0..settings.ops {
+        let due = if let Some(due_ns) = (op * 1_000_000_000).checked_div(settings.rate) {
+            let due = begun + Duration::from_nanos(due_ns);
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            due
+        } else {
+            while op >= course.read_count.load(Ordering::Relaxed) + WINDOW {
+                thread::yield_now();
+            }
+            Instant::now()
+        };
+        timestamp = now_us().max(timestamp + 1);
+        course.due.lock().expect("nobody panics").push_back(due);
+        let key = Settings::key(settings.key_number(op));
+        let text = op_text(&key, &settings.value(op), timestamp);
+        socket.write(Message::text(text)).expect("it is sent");
+        if settings.rate > 0 || op % BURST == 0 || op + 1 == settings.ops {
+            socket.flush().expect("it is sent");
+        }
+    }
+}
+
+/// When an op arrived, and how long it took.
+type Sample = (Instant, Duration);
+
+fn read(settings: &Settings, mut socket: WebSocket<TcpStream>, course: &Course) -> Vec<Sample> {
+    let mut samples = Vec::new();
+    while (samples.len() as u64) < settings.ops {
+        let Message::Text(text) = socket.read().expect("the server serves") else {
+            continue;
+        };
+        if !text.starts_with(r#"{"type":"op""#) {
+            continue;
+        }
+        let now = Instant::now();
+        assert_eq!(
+            op_number(&text),
+            samples.len() as u64,
+            "ops come in order, and none is missing"
+        );
+        let due = course.due.lock().expect("nobody panics").pop_front();
+        samples.push((now, now - due.expect("it was sent")));
+        course.read_count.fetch_add(1, Ordering::Relaxed);
+    }
+    samples
+}
+
+/// The longest that the segments were.
+fn watch_disk(data: &Path, is_over: &AtomicU64) -> u64 {
+    let mut bytes_max = 0;
+    while is_over.load(Ordering::Relaxed) == 0 {
+        let mut bytes = 0;
+        for folder in std::fs::read_dir(data)
+            .expect("the data directory")
+            .flatten()
+        {
+            for file in std::fs::read_dir(folder.path())
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                bytes += file.metadata().map_or(0, |metadata| metadata.len());
+            }
+        }
+        bytes_max = bytes_max.max(bytes);
+        thread::sleep(Duration::from_millis(20));
+    }
+    bytes_max
+}
+
+fn percentile(samples: &mut [Duration], percent: usize) -> Duration {
+    samples.sort_unstable();
+    samples[(samples.len() * percent / 100).min(samples.len() - 1)]
+}
+
+fn check_state(settings: &Settings, data: &Path) {
+    let mut expected = HashMap::new();
+    for op in 0..settings.ops {
+        expected.insert(Settings::key(settings.key_number(op)), op);
+    }
+    let server = Server::start(data);
+    let mut socket = server.connect();
+    let init = socket.read().expect("init").into_text().expect("text");
+    let init: serde_json::Value = serde_json::from_str(&init).expect("JSON");
+    for (key, op) in &expected {
+        assert_eq!(
+            init["data"][key],
+            settings.value(*op),
+            "{key} is what was written last"
+        );
+    }
+    server.stop();
+}
+
+fn main() {
+    let settings = Settings::read();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = folder.path().join("data");
+    let server = Server::start(&data);
+    let (writer, mut reader) = (server.connect(), server.connect());
+    reader.read().expect("init");
+    let course = Course {
+        due: Mutex::default(),
+        read_count: AtomicU64::new(0),
+    };
+    let is_over = AtomicU64::new(0);
+    let begun = Instant::now();
+    let (samples, bytes_max) = thread::scope(|scope| {
+        scope.spawn(|| write(&settings, writer, &course));
+        let disk = scope.spawn(|| watch_disk(&data, &is_over));
+        let samples = read(&settings, reader, &course);
+        is_over.store(1, Ordering::Relaxed);
+        (samples, disk.join().expect("the disk is watched"))
+    });
+    let took = begun.elapsed();
+    let spans = server
+        .compactions
+        .lock()
+        .expect("nobody panics")
+        .spans
+        .clone();
+    server.stop();
+    check_state(&settings, &data);
+
+    let live_bytes = settings.live_bytes();
+    // Before the first compaction the state is still growing.
+    let first = spans.first().map(|span| span.0);
+    let is_in = |at: Instant| spans.iter().any(|span| (span.0..=span.1).contains(&at));
+    let steady = samples.into_iter().filter(|sample| Some(sample.0) >= first);
+    let (inside, outside): (Vec<Sample>, Vec<Sample>) = steady.partition(|sample| is_in(sample.0));
+    let time: Duration = spans.iter().map(|span| span.1 - span.0).sum();
+    println!(
+        "{} ops in {took:.1?}; live data {} KB; at most {} KB on disk: {} percent",
+        settings.ops,
+        live_bytes / 1000,
+        bytes_max / 1000,
+        bytes_max * 100 / live_bytes,
+    );
+    println!("{} compactions, {time:.1?} in all", spans.len());
+    for (name, side) in [("while it compacts", inside), ("otherwise", outside)] {
+        let mut side: Vec<_> = side.into_iter().map(|sample| sample.1).collect();
+        if !side.is_empty() {
+            println!(
+                "{name}: {} ops, p50 {:.2?}, p99 {:.2?}",
+                side.len(),
+                percentile(&mut side, 50),
+                percentile(&mut side, 99)
+            );
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! What a failed log and a panic are answered with, and how the shard comes back.
+
+use super::peers::Told;
+use super::rig::{Rig, frame, head};
+use crate::core::contract::{Input, Output};
+use crate::core::session::State;
+use crate::core::window::spans_bytes;
+
+#[test]
+fn a_panic_over_a_request_is_answered_with_500() {
+    let mut rig = Rig::new(|_| ());
+    let (culprit, other) = (rig.accept(false), rig.accept(false));
+    // A fault of the server: a room that is not there.
+    rig.shard.room_index.insert("w".into(), 99);
+    rig.receive(culprit, head("w", None).as_bytes());
+    assert_eq!(rig.seen(culprit), ["500", "gone"]);
+    assert_eq!(rig.session(other).state, State::Handshake);
+    rig.sleep_until(0.1);
+    rig.receive(other, head("w", None).as_bytes());
+    assert_eq!(rig.seen(other), ["101", "init 0"]);
+}
+
+#[test]
+fn a_panic_over_a_closing_connection_ends_that_one() {
+    let mut rig = Rig::new(|_| ());
+    let (culprit, other) = (rig.join("w", None), rig.join("w", None));
+    for client in [culprit, other] {
+        rig.seen(client);
+        rig.peers[client].reads = false;
+        rig.receive(client, &frame(8, b""));
+        assert_eq!(rig.session(client).state, State::Closing);
+    }
+    // No socket takes more than it was given.
+    let spans = rig.peers[culprit].client.sending.take();
+    let spans = spans.expect("the close frame is on its way");
+    let (id, bytes) = (rig.peers[culprit].client.id, spans_bytes(&spans));
+    let input = Input::Sent(id, spans, Some(bytes + 1));
+    rig.shard.handle(input, rig.clock);
+    rig.run();
+    assert_eq!(rig.seen(culprit), ["aborted", "gone"]);
+    rig.peers[other].reads = true;
+    rig.run();
+    assert_eq!(rig.seen(other), ["close 1000", "gone"]);
+}
+
+#[test]
+fn a_panic_is_told_and_the_shard_starts_over() {
+    let mut rig = Rig::new(|config| config.fault_panic_key = Some("boom".to_owned()));
+    let (culprit, other) = (rig.join("w", None), rig.join("v", None));
+    let silent = rig.accept(false);
+    rig.op(culprit, "k", "1", 1);
+    for client in [culprit, other] {
+        rig.seen(client);
+    }
+    rig.op(culprit, "boom", "1", 2);
+    assert_eq!(rig.seen(culprit), ["error 500", "close 1011", "gone"]);
+    assert_eq!(rig.seen(other), ["close 1011", "gone"]);
+    assert_eq!(rig.ready, Some(false));
+    rig.sleep_until(0.05);
+    assert_eq!(rig.ready, Some(false));
+    rig.sleep_until(0.1);
+    assert_eq!(rig.ready, Some(true));
+    rig.receive(silent, head("w", None).as_bytes());
+    assert_eq!(rig.seen(silent), ["101", "init 1"]);
+}
+
+#[test]
+fn the_log_is_tried_again_at_growing_intervals() {
+    let mut rig = Rig::new(|_| ());
+    let client = rig.join("w", None);
+    rig.seen(client);
+    rig.log_fails = true;
+    rig.op(client, "k", "1", 1);
+    assert_eq!(rig.seen(client), ["error 500", "close 1011", "gone"]);
+    let mut waits_ms = Vec::new();
+    for _ in 0..8 {
+        waits_ms.push(rebuild_after_ms(&mut rig));
+        rig.run();
+    }
+    assert_eq!(waits_ms, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+    rig.log_fails = false;
+    rebuild_after_ms(&mut rig);
+    rig.run();
+    assert_eq!(rig.ready, Some(true));
+    assert_eq!(rig.shard.next_deadline_us(), None);
+    // Only what is durable again proves that the disk is well.
+    for (writes, wait_ms) in [(false, 5000), (true, 100)] {
+        let client = rig.join("w", None);
+        if writes {
+            rig.op(client, "k", "1", 1);
+        }
+        rig.log_fails = true;
+        rig.op(client, "j", "1", 1);
+        assert_eq!(rebuild_after_ms(&mut rig), wait_ms, "{writes}");
+        rig.log_fails = false;
+        rig.run();
+    }
+}
+
+/// Sleeps until the log is tried again; gives how long that was.
+fn rebuild_after_ms(rig: &mut Rig) -> u64 {
+    let before_us = rig.clock.now_us;
+    while !matches!(rig.log, Some(Output::Rebuild(_))) {
+        assert!(!rig.shard.has_work());
+        let next_us = rig.shard.next_deadline_us();
+        let next_us = next_us.expect("it is tried again");
+        assert!(next_us > rig.clock.now_us, "it sleeps");
+        rig.clock.now_us = next_us;
+        rig.turn();
+    }
+    (rig.clock.now_us - before_us) / 1000
+}
+
+#[test]
+fn those_whose_ops_are_lost_are_told_and_nobody_else() {
+    // Failing are: the batch under way, and what came behind it.
+    let mut rig = Rig::new(|_| ());
+    let clients: Vec<usize> = (0..4).map(|_| rig.join("w", None)).collect();
+    rig.op(clients[3], "k", "0", 1);
+    for client in &clients {
+        rig.seen(*client);
+    }
+    rig.log_hangs = true;
+    rig.op(clients[0], "k", "1", 2);
+    rig.op(clients[1], "k", "2", 3);
+    rig.op(clients[2], "k", "2", 3);
+    (rig.log_hangs, rig.log_fails) = (false, true);
+    rig.run();
+    for (client, is_told) in clients.into_iter().zip([true, true, false, false]) {
+        let seen = rig.seen(client);
+        assert_eq!(
+            seen.contains(&"error 500".to_owned()),
+            is_told,
+            "{client}: {seen:?}"
+        );
+        assert!(
+            seen.ends_with(&["close 1011".to_owned(), "gone".to_owned()]),
+            "{seen:?}"
+        );
+    }
+    assert!(!matches!(
+        rig.peers[0].client.next_told(),
+        Some(Told::Op(_))
+    ));
+}

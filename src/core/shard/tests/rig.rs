@@ -1,0 +1,398 @@
+//! One shard, and clients that do as a test says: what each is told, and when.
+
+use std::sync::Arc;
+
+use super::peers::{Client, Disk, Told};
+use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Ticket};
+use crate::core::session::{Session, SessionId};
+use crate::core::shard::Shard;
+use crate::core::window::Spans;
+use crate::core::workspace::Workspace;
+use crate::limits::SECOND_US;
+use crate::log::commit::Durability;
+use crate::wire::auth::{Secret, Verifier, mint};
+
+/// The monotonic time at which every rig begins: a whole tick, so that deadlines on ticks are kept exactly.
+pub const START_US: u64 = 1000 * SECOND_US;
+/// The wall clock then.
+pub const START_UNIX_S: u64 = 1_700_000_000;
+/// More turns than this at one time are a loop.
+const TURNS_MAX: usize = 20_000;
+
+/// A client and what it does.
+pub struct Peer {
+    pub client: Client,
+    /// Its socket takes what is sent.
+    pub reads: bool,
+    /// It closes its side when the server has closed its own.
+    pub closes: bool,
+    pub handed_off: Option<(u32, Ticket)>,
+}
+
+pub struct Rig {
+    pub shard: Shard,
+    pub clock: Clock,
+    pub disk: Disk,
+    /// The operation of the log that is in flight.
+    pub log: Option<Output>,
+    /// Operations of the log stay in flight.
+    pub log_hangs: bool,
+    /// Operations of the log fail.
+    pub log_fails: bool,
+    pub peers: Vec<Peer>,
+    /// What happened since it was looked at last: milliseconds since the start, who, what.
+    seen: Vec<(u64, usize, String)>,
+    pub ready: Option<bool>,
+    pub drained: usize,
+}
+
+pub fn secret() -> Secret {
+    Secret::new(b"a secret of the rig, which is long enough".to_vec()).expect("it is not empty")
+}
+
+impl Rig {
+    pub fn new(change: impl FnOnce(&mut ShardConfig)) -> Self {
+        Self::with(Vec::new(), change)
+    }
+
+    pub fn with(workspaces: Vec<Workspace>, change: impl FnOnce(&mut ShardConfig)) -> Self {
+        let (disk, segment) = Disk::new();
+        let clock = Clock {
+            now_us: START_US,
+            unix_us: START_UNIX_S * SECOND_US,
+        };
+        let mut config = ShardConfig {
+            shard: 0,
+            shards: 1,
+            durability: Durability::Always,
+            sync_interval_us: SECOND_US,
+            ping_interval_us: 10 * SECOND_US,
+            outbox_bytes_max: 64 * 1024,
+            message_bytes_max: 1024 * 1024,
+            segment_bytes_min: 1 << 26,
+            segment_bytes_max: 1 << 26,
+            future_skew_us: 3600 * SECOND_US,
+            drain_us: 8 * SECOND_US,
+            hash_seed: 5,
+            verifier: Arc::new(Verifier::new(&secret(), None)),
+            fault_panic_key: None,
+        };
+        change(&mut config);
+        let mut shard = Shard::new(config, segment, workspaces, clock);
+        shard.set_surroundings(Surroundings {
+            ready: true,
+            ..Surroundings::default()
+        });
+        Self {
+            shard,
+            clock,
+            disk,
+            log: None,
+            log_hangs: false,
+            log_fails: false,
+            peers: Vec::new(),
+            seen: Vec::new(),
+            ready: None,
+            drained: 0,
+        }
+    }
+
+    // ---- what a client does ----
+
+    /// A connection that has said nothing yet.
+    pub fn accept(&mut self, over_limit: bool) -> usize {
+        let id = self.shard.accept(over_limit, self.clock);
+        self.add_peer(id)
+    }
+
+    pub fn add_peer(&mut self, id: SessionId) -> usize {
+        let mut client = Client::new(id, 0, Vec::new(), false);
+        client.outgoing.clear();
+        self.peers.push(Peer {
+            client,
+            reads: true,
+            closes: true,
+            handed_off: None,
+        });
+        self.run();
+        self.peers.len() - 1
+    }
+
+    /// A client that joins `workspace` with a token that is valid for so long.
+    pub fn join(&mut self, workspace: &str, ttl_s: Option<u64>) -> usize {
+        let place = self.accept(false);
+        self.receive(place, head(workspace, ttl_s).as_bytes());
+        place
+    }
+
+    /// The shard receives bytes, and all that follows from that happens.
+    pub fn receive(&mut self, place: usize, bytes: &[u8]) {
+        self.receive_only(place, bytes);
+        self.run();
+    }
+
+    pub fn receive_only(&mut self, place: usize, bytes: &[u8]) {
+        let client = &mut self.peers[place].client;
+        assert!(client.receiving, "client {place} is read");
+        client.receiving = false;
+        let id = client.id;
+        let mut bytes = bytes.to_vec();
+        self.shard
+            .handle(Input::Received(id, Some(&mut bytes)), self.clock);
+    }
+
+    pub fn op(&mut self, place: usize, key: &str, value: &str, timestamp: u64) {
+        self.receive(place, &op(key, value, timestamp));
+    }
+
+    // ---- time ----
+
+    /// Turns until nothing more happens at this time.
+    pub fn run(&mut self) {
+        for _ in 0..TURNS_MAX {
+            self.turn();
+            let moved = self.end_operations();
+            if !moved && !self.shard.has_work() {
+                return;
+            }
+        }
+        panic!("a loop at {} µs", self.clock.now_us);
+    }
+
+    /// One turn; what it starts stays in flight.
+    pub fn turn(&mut self) {
+        self.shard.flush(self.clock);
+        while let Some(output) = self.shard.poll_output() {
+            self.take(output);
+        }
+    }
+
+    /// Sleeps as the worker does, from deadline to deadline, until `after_s` seconds since the start.
+    pub fn sleep_until(&mut self, after_s: f64) {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a few seconds"
+        )]
+        let until_us = START_US + (after_s * 1e6) as u64;
+        for _ in 0..TURNS_MAX {
+            self.run();
+            let next_us = self.shard.next_deadline_us().unwrap_or(u64::MAX);
+            let done = next_us > until_us;
+            self.advance(next_us.clamp(self.clock.now_us, until_us));
+            if done {
+                return self.run();
+            }
+        }
+        panic!("it does not sleep at {} µs", self.clock.now_us);
+    }
+
+    fn advance(&mut self, now_us: u64) {
+        self.clock.unix_us += now_us - self.clock.now_us;
+        self.clock.now_us = now_us;
+    }
+
+    // ---- what the shard does ----
+
+    fn place(&self, id: SessionId) -> usize {
+        let is_it = |peer: &Peer| peer.client.id == id && !peer.client.closed;
+        let place = self.peers.iter().position(is_it);
+        place.expect("an output names a session that is there")
+    }
+
+    fn take(&mut self, output: Output) {
+        let place = match &output {
+            Output::Receive(id)
+            | Output::Send(id, _)
+            | Output::Finish(id)
+            | Output::Abort(id)
+            | Output::Close(id)
+            | Output::Handoff(id, ..) => self.place(*id),
+            _ => usize::MAX,
+        };
+        match output {
+            Output::Receive(_) => {
+                assert!(!self.peers[place].client.receiving, "one receive at a time");
+                self.peers[place].client.receiving = true;
+            }
+            Output::Send(_, spans) => {
+                let sending = self.peers[place].client.sending.replace(spans);
+                assert!(sending.is_none(), "one send at a time");
+            }
+            Output::Finish(_) => self.peers[place].client.finished = true,
+            Output::Abort(_) => {
+                self.peers[place].client.broken = true;
+                self.see(place, "aborted");
+            }
+            Output::Close(_) => {
+                self.peers[place].client.closed = true;
+                self.see(place, "gone");
+            }
+            Output::Handoff(_, shard, ticket) => {
+                self.peers[place].client.closed = true;
+                self.peers[place].handed_off = Some((shard, ticket));
+            }
+            Output::Ready(ready) => self.ready = Some(ready),
+            Output::Drained => self.drained += 1,
+            Output::LogWrite { .. }
+            | Output::LogSync
+            | Output::LogOpen { .. }
+            | Output::Rebuild(_) => {
+                assert!(self.log.is_none(), "one operation of the log at a time");
+                self.log = Some(output);
+            }
+        }
+    }
+
+    fn see(&mut self, place: usize, what: impl Into<String>) {
+        let after_ms = (self.clock.now_us - START_US) / 1000;
+        self.seen.push((after_ms, place, what.into()));
+    }
+
+    /// Ends what is in flight and may end; whether there was any of that.
+    fn end_operations(&mut self) -> bool {
+        let mut moved = self.end_log();
+        for place in 0..self.peers.len() {
+            moved |= self.end_send(place);
+            moved |= self.end_receive(place);
+        }
+        moved
+    }
+
+    /// A send takes all that it was given, unless the connection is broken.
+    pub fn end_send(&mut self, place: usize) -> bool {
+        let Peer { client, reads, .. } = &mut self.peers[place];
+        if !(*reads || client.broken) {
+            return false;
+        }
+        let Some(spans) = client.sending.take() else {
+            return false;
+        };
+        let taken = (!client.broken).then(|| crate::core::window::spans_bytes(&spans));
+        self.end_send_with(place, spans, taken);
+        true
+    }
+
+    pub fn end_send_with(&mut self, place: usize, spans: Spans, taken: Option<usize>) {
+        let client = &mut self.peers[place].client;
+        let all = spans.iter().flat_map(|span| span.bytes().iter().copied());
+        client.incoming.extend(all.take(taken.unwrap_or(0)));
+        let id = client.id;
+        self.shard.handle(Input::Sent(id, spans, taken), self.clock);
+        self.read(place);
+    }
+
+    fn end_receive(&mut self, place: usize) -> bool {
+        let Peer { client, closes, .. } = &mut self.peers[place];
+        let ends = client.broken || client.finished && *closes;
+        if !(client.receiving && ends) {
+            return false;
+        }
+        client.receiving = false;
+        let (id, mut none) = (client.id, []);
+        let bytes: Option<&mut [u8]> = if client.broken { None } else { Some(&mut none) };
+        self.shard.handle(Input::Received(id, bytes), self.clock);
+        true
+    }
+
+    pub fn end_log(&mut self) -> bool {
+        let fails = self.log_fails;
+        if self.log_hangs {
+            return false;
+        }
+        let input = match self.log.take() {
+            None => return false,
+            Some(Output::LogWrite { bytes, .. }) if fails => Input::LogWritten(bytes, None),
+            Some(Output::LogWrite {
+                offset,
+                bytes,
+                from,
+            }) => {
+                self.disk.write(offset, &bytes[from..]);
+                let count = bytes.len() - from;
+                Input::LogWritten(bytes, Some(count))
+            }
+            Some(Output::LogSync) => {
+                self.disk.sync();
+                Input::LogSynced(!fails)
+            }
+            Some(Output::Rebuild(_)) if fails => Input::Rebuilt(None),
+            Some(Output::Rebuild(end)) => Input::Rebuilt(Some(self.disk.rebuild(end))),
+            Some(output) => unreachable!("{output:?} is no operation of this log"),
+        };
+        self.shard.handle(input, self.clock);
+        true
+    }
+
+    // ---- what a client is told ----
+
+    fn read(&mut self, place: usize) {
+        while let Some(told) = self.peers[place].client.next_told() {
+            let what = match told {
+                Told::Status(status) => status.to_string(),
+                Told::Init(data) => format!("init {}", data.len()),
+                Told::Op(write) => format!("{}={}@{}", write.key, write.value, write.timestamp),
+                Told::Error(code) => format!("error {code}"),
+                Told::Close(code) => format!("close {code}"),
+                Told::Control => "ping".to_owned(),
+            };
+            self.see(place, what);
+        }
+    }
+
+    /// What happened to a client since this was asked last, with the milliseconds since the start.
+    pub fn seen_at(&mut self, place: usize) -> Vec<(u64, String)> {
+        let all = std::mem::take(&mut self.seen);
+        let (its, rest) = all.into_iter().partition(|event| event.1 == place);
+        self.seen = rest;
+        let its: Vec<(u64, usize, String)> = its;
+        its.into_iter().map(|(at, _, what)| (at, what)).collect()
+    }
+
+    /// The same without the times.
+    pub fn seen(&mut self, place: usize) -> Vec<String> {
+        let its = self.seen_at(place);
+        its.into_iter().map(|(_, what)| what).collect()
+    }
+
+    pub fn session(&mut self, place: usize) -> &mut Session {
+        let id = self.peers[place].client.id;
+        self.shard.session(id).expect("it is there")
+    }
+}
+
+/// The request of a client that joins `workspace`.
+pub fn head(workspace: &str, ttl_s: Option<u64>) -> String {
+    let token = mint(&secret(), "client", START_UNIX_S, ttl_s);
+    format!(
+        "GET /v1/sync/{workspace}?token={token} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+}
+
+/// A frame of a client, masked with zeros.
+pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x80 | opcode];
+    match u16::try_from(payload.len()).expect("no longer than 64 KiB") {
+        length @ 0..126 => frame.push(0x80 | length.to_be_bytes()[1]),
+        length => {
+            frame.push(0xFE);
+            frame.extend_from_slice(&length.to_be_bytes());
+        }
+    }
+    frame.extend_from_slice(&[0; 4]);
+    frame.extend_from_slice(payload);
+    frame
+}
+
+pub fn op(key: &str, value: &str, timestamp: u64) -> Vec<u8> {
+    let text = format!(
+        r#"{{"type":"op","payload":{{"key":"{key}","value":{value},"timestamp":{timestamp}}}}}"#
+    );
+    frame(1, text.as_bytes())
+}
+
+/// An unasked pong: a sign of life.
+pub fn pong() -> Vec<u8> {
+    frame(10, b"")
+}

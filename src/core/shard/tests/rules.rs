@@ -1,0 +1,548 @@
+//! The rules of a session's way through a shard, one by one: joining, reading, falling behind.
+
+use super::rig::{Rig, START_UNIX_S, frame, head, op, pong};
+use crate::core::contract::{Input, Output, Surroundings, shard_of};
+use crate::core::outbox::Outbox;
+use crate::core::session::{Intake, Session, State};
+use crate::core::window::{Chunk, spans_bytes};
+use crate::limits::{
+    ANSWER_BYTES_MAX, BATCH_BYTES_MAX, COMMIT_AGE_US, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX,
+    MESSAGES_PER_TURN_MAX, SECOND_US, SENDS_PER_TURN_MAX,
+};
+use crate::log::commit::Durability;
+
+const PING: u8 = 9;
+
+/// Brings a server into a state.
+type Change<'a> = &'a dyn Fn(&mut Rig);
+
+// ---- joining ----
+
+#[test]
+fn a_request_is_answered_by_the_state_of_the_server() {
+    let health = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
+    let (healthz, readyz) = (health("/healthz"), health("/readyz"));
+    let join = head("w", None);
+    let as_it_is = |_: &mut Rig| ();
+    let others_fail = |rig: &mut Rig| rig.shard.set_surroundings(Surroundings::default());
+    let drains = |rig: &mut Rig| rig.shard.handle(Input::Drain, rig.clock);
+    let fails = |rig: &mut Rig| rig.shard.handle(Input::LogSynced(false), rig.clock);
+    let cases: [(&str, Change<'_>, bool, &str, &str); 12] = [
+        (&healthz, &as_it_is, false, "200", "ok"),
+        (&readyz, &as_it_is, false, "200", "ready"),
+        (&readyz, &as_it_is, true, "200", "ready"),
+        (&join, &as_it_is, true, "503", "as many connections"),
+        (&readyz, &others_fail, false, "503", "cannot write its log"),
+        (&healthz, &others_fail, false, "200", "ok"),
+        (&join, &others_fail, false, "101", ""),
+        (&readyz, &drains, false, "503", "draining"),
+        (&join, &drains, false, "503", "is stopping"),
+        (&healthz, &drains, false, "200", "ok"),
+        (&readyz, &fails, false, "503", "cannot write its log"),
+        (&join, &fails, false, "500", "cannot take writes"),
+    ];
+    for (case, (request, change, over_limit, status, text)) in cases.into_iter().enumerate() {
+        let mut rig = Rig::new(|_| ());
+        let client = rig.accept(over_limit);
+        change(&mut rig);
+        rig.receive(client, request.as_bytes());
+        let seen = rig.seen(client);
+        assert_eq!(
+            seen.first().map(String::as_str),
+            Some(status),
+            "case {case}"
+        );
+        let body = String::from_utf8_lossy(&rig.peers[client].client.incoming).into_owned();
+        assert!(body.contains(text), "case {case}: {body}");
+        assert_eq!(
+            seen.contains(&"gone".to_owned()),
+            status != "101",
+            "case {case}"
+        );
+    }
+}
+
+#[test]
+fn a_request_may_come_in_parts_and_frames_behind_it() {
+    let mut bytes = head("w", None).into_bytes();
+    let head_bytes = bytes.len();
+    bytes.extend(op("k", "1", 5));
+    for cut in [
+        1,
+        head_bytes - 1,
+        head_bytes,
+        head_bytes + 1,
+        bytes.len() - 1,
+        bytes.len(),
+    ] {
+        let mut rig = Rig::new(|_| ());
+        let (writer, reader) = (rig.accept(false), rig.join("w", None));
+        rig.receive(writer, &bytes[..cut]);
+        if cut < bytes.len() {
+            rig.receive(writer, &bytes[cut..]);
+        }
+        assert_eq!(rig.seen(reader), ["101", "init 0", "k=1@5"], "{cut}");
+        assert_eq!(rig.seen(writer), ["101", "init 0"], "{cut}");
+        assert!(rig.session(writer).unparsed.is_empty());
+    }
+}
+
+#[test]
+fn a_client_of_another_shards_workspace_is_handed_over() {
+    let names = ["a", "b", "c", "d", "e", "f"];
+    let elsewhere = names.iter().find(|name| shard_of(name, 2) == 1);
+    let elsewhere = elsewhere.expect("half of all are");
+    for behind in [&b""[..], &op("k", "1", 5)] {
+        let mut rig = Rig::new(|config| config.shards = 2);
+        let mut other = Rig::new(|config| (config.shard, config.shards) = (1, 2));
+        let reader = other.join(elsewhere, None);
+        let client = rig.accept(false);
+        rig.receive(
+            client,
+            &[head(elsewhere, Some(3)).as_bytes(), behind].concat(),
+        );
+        assert_eq!(rig.shard.connections(), 0);
+        assert_eq!(rig.seen(client).len(), 0);
+        let handed_off = rig.peers[client].handed_off.take();
+        let (owner, ticket) = handed_off.expect("it was handed off");
+        assert_eq!(owner, 1);
+        let id = other.shard.adopt(ticket, other.clock);
+        let client = other.add_peer(id);
+        assert_eq!(other.seen(client), ["101", "init 0"]);
+        assert!(other.session(client).expires_at_us.is_some());
+        let expected = if behind.is_empty() {
+            vec!["101", "init 0"]
+        } else {
+            vec!["101", "init 0", "k=1@5"]
+        };
+        assert_eq!(other.seen(reader), expected);
+        other.receive(client, &op("j", "2", 6));
+        assert_eq!(other.seen(reader), ["j=2@6"]);
+    }
+}
+
+#[test]
+fn a_workspace_that_nobody_wrote_to_is_forgotten() {
+    for (writes, rooms) in [(false, 0), (true, 1)] {
+        let mut rig = Rig::new(|_| ());
+        let clients = [rig.join("w", None), rig.join("w", None)];
+        assert_eq!((rig.shard.rooms.len(), rig.shard.room_index.len()), (1, 1));
+        if writes {
+            rig.op(clients[0], "k", "1", 1);
+        }
+        for client in clients {
+            assert_eq!(rig.shard.rooms.len(), 1);
+            rig.receive(client, &frame(8, b""));
+        }
+        assert_eq!(rig.shard.rooms.len(), rooms, "{writes}");
+        assert_eq!(rig.shard.room_index.len(), rooms, "{writes}");
+        let late = rig.join("w", None);
+        assert_eq!(rig.seen(late), ["101".to_owned(), format!("init {rooms}")]);
+    }
+}
+
+#[test]
+fn members_that_leave_in_any_order_leave_the_others_in() {
+    for leaving in [[0, 1], [1, 0], [2, 0], [0, 2], [1, 2], [2, 1]] {
+        let mut rig = Rig::new(|_| ());
+        let clients: Vec<usize> = (0..3).map(|_| rig.join("w", None)).collect();
+        for place in leaving {
+            rig.receive(clients[place], &frame(8, b""));
+        }
+        let stays = clients[3 - leaving[0] - leaving[1]];
+        let writer = rig.join("w", None);
+        rig.seen(stays);
+        rig.op(writer, "k", "1", 1);
+        assert_eq!(rig.seen(stays), ["k=1@1"], "{leaving:?}");
+        assert_eq!(rig.shard.rooms[0].members.len(), 2);
+    }
+}
+
+// ---- reading ----
+
+#[test]
+fn a_frame_is_answered_by_its_kind() {
+    let skew_us = 3600 * SECOND_US;
+    let latest = (START_UNIX_S * SECOND_US) + skew_us;
+    for (bytes, expected) in [
+        (frame(1, br#"{"type":"ping"}"#), &[][..]),
+        (pong(), &[]),
+        (frame(PING, b"abc"), &["ping"]),
+        (frame(1, b"{}"), &["error 400"]),
+        (frame(2, b"abc"), &["close 1003", "gone"]),
+        (frame(1, b"\xff"), &["close 1007", "gone"]),
+        (frame(3, b""), &["close 1002", "gone"]),
+        (frame(8, b""), &["close 1000", "gone"]),
+        (frame(8, &3001_u16.to_be_bytes()), &["close 3001", "gone"]),
+        (op("k", "1", 10), &["k=2@11"]),
+        (op("k", "1", 11), &["k=2@11"]),
+        (op("k", "2", 11), &[]),
+        (op("j", "1", latest), &[]),
+        (op("j", "1", latest + 1), &["error 400"]),
+    ] {
+        let mut rig = Rig::new(|_| ());
+        let (client, other) = (rig.join("w", None), rig.join("w", None));
+        rig.op(other, "k", "2", 11);
+        rig.seen(client);
+        rig.receive(client, &bytes);
+        assert_eq!(rig.seen(client), expected, "{bytes:?}");
+    }
+}
+
+#[test]
+fn a_turn_reads_so_many_frames_of_a_session_and_no_more() {
+    let mut rig = Rig::new(|_| ());
+    let client = rig.join("w", None);
+    let frames = 2 * MESSAGES_PER_TURN_MAX + 10;
+    rig.receive_only(client, &pong().repeat(frames));
+    for left in [frames - MESSAGES_PER_TURN_MAX, 10, 0] {
+        assert_eq!(rig.session(client).unparsed.len(), left * pong().len());
+        assert_eq!(rig.session(client).intake == Intake::Unread, left > 0);
+        assert_eq!(rig.shard.has_work(), left > 0);
+        assert_eq!(rig.peers[client].client.receiving, left == 0);
+        rig.turn();
+    }
+}
+
+#[test]
+fn a_client_that_reads_no_answers_is_read_no_more() {
+    let mut rig = Rig::new(|_| ());
+    let client = rig.join("w", None);
+    rig.seen(client);
+    rig.peers[client].reads = false;
+    let mut pings = 0;
+    while rig.session(client).intake != Intake::Paused {
+        rig.receive(client, &frame(PING, &[7; 100]));
+        pings += 1;
+        assert!(pings < 1000, "it is read for ever");
+        // One is on its way, the others wait.
+        let waiting_bytes = rig.session(client).outbox.answer_bytes();
+        let is_over = waiting_bytes > ANSWER_BYTES_MAX;
+        assert_eq!(rig.session(client).intake == Intake::Paused, is_over);
+        assert_eq!(rig.peers[client].client.receiving, !is_over);
+    }
+    // It is not asked for a sign of life while nobody reads it.
+    rig.sleep_until(40.0);
+    assert!(matches!(rig.session(client).state, State::Open { .. }));
+    rig.peers[client].reads = true;
+    rig.run();
+    let answers = rig.seen(client);
+    assert!(answers.iter().all(|answer| answer == "ping"));
+    assert!(answers.len() > pings);
+    assert!(rig.peers[client].client.receiving);
+    let now_us = rig.clock.now_us;
+    assert_eq!(rig.session(client).last_received_us, now_us);
+}
+
+#[test]
+fn a_client_is_read_while_its_answers_are_within_their_bound() {
+    let mut cost = Outbox::default();
+    cost.push(Chunk::new(vec![0; 1000]), 0, 0);
+    let chunk_bytes = ANSWER_BYTES_MAX - (cost.answer_bytes() - 1000);
+    for (more_bytes, intake) in [
+        (-1, Intake::Receiving),
+        (0, Intake::Receiving),
+        (1, Intake::Paused),
+    ] {
+        let mut rig = Rig::new(|_| ());
+        let client = rig.join("w", None);
+        let chunk = Chunk::new(vec![0; chunk_bytes.strict_add_signed(more_bytes)]);
+        rig.session(client).outbox.push(chunk, 0, 0);
+        rig.receive_only(client, &pong());
+        assert_eq!(rig.session(client).intake, intake, "{more_bytes}");
+    }
+}
+
+#[test]
+fn a_paused_client_is_read_again_when_half_of_its_answers_are_out() {
+    let mut cost = Outbox::default();
+    cost.push(Chunk::new(vec![0; 1000]), 0, 0);
+    let chunk_bytes = ANSWER_BYTES_MAX / 2 - (cost.answer_bytes() - 1000);
+    for (more_bytes, intake) in [(0, Intake::Unread), (1, Intake::Paused)] {
+        let mut rig = Rig::new(|_| ());
+        let (client, writer) = (rig.join("w", None), rig.join("w", None));
+        rig.peers[client].reads = false;
+        rig.op(writer, "k", "1", 1);
+        let chunk = Chunk::new(vec![0; chunk_bytes + more_bytes]);
+        rig.session(client).outbox.push(chunk, 0, 0);
+        rig.session(client).intake = Intake::Paused;
+        rig.peers[client].reads = true;
+        assert!(rig.end_send(client));
+        assert_eq!(rig.session(client).intake, intake, "{more_bytes}");
+        let queued = usize::from(intake == Intake::Unread);
+        assert_eq!(rig.shard.unread_queue.len(), queued);
+    }
+}
+
+#[test]
+fn a_full_batch_is_written_before_more_is_read() {
+    let mut rig = Rig::new(|_| ());
+    let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+    rig.log_hangs = true;
+    let value = format!("\"{}\"", "x".repeat(60_000));
+    rig.op(writer, "k", "0", 1);
+    assert!(rig.log.is_some(), "the first batch is under way");
+    let (mut count, mut written) = (1, 0);
+    while rig.session(writer).intake == Intake::Receiving {
+        (count, written) = (count + 1, written + 1);
+        rig.op(writer, "k", &value, count);
+        assert!(count < 100, "it is read for ever");
+    }
+    let count_max = BATCH_BYTES_MAX / value.len() + 2;
+    assert!((count_max - 1..=count_max).contains(&written));
+    assert!(!rig.shard.has_work(), "it waits for the log");
+    rig.seen(reader);
+    rig.log_hangs = false;
+    rig.run();
+    assert_eq!(rig.session(writer).intake, Intake::Receiving);
+    assert!(rig.peers[writer].client.receiving);
+    assert_eq!(rig.seen(reader).last(), Some(&format!("k={value}@{count}")));
+}
+
+// ---- delivery ----
+
+#[test]
+fn a_turn_sends_to_so_many_sessions_and_no_more() {
+    let mut rig = Rig::new(|config| config.durability = Durability::None);
+    let writer = rig.join("w", None);
+    for _ in 0..=SENDS_PER_TURN_MAX {
+        let reader = rig.join("w", None);
+        rig.peers[reader].reads = false;
+    }
+    let in_flight = |rig: &Rig| {
+        let peers = rig.peers.iter();
+        peers.filter(|peer| peer.client.sending.is_some()).count()
+    };
+    rig.receive_only(writer, &op("k", "1", 1));
+    for expected in [SENDS_PER_TURN_MAX, SENDS_PER_TURN_MAX + 1] {
+        rig.turn();
+        assert_eq!(in_flight(&rig), expected);
+        assert_eq!(rig.shard.has_work(), expected == SENDS_PER_TURN_MAX);
+    }
+}
+
+#[test]
+fn a_session_stands_in_the_queue_once_and_only_if_it_can_be_sent_to() {
+    type Flag = fn(&mut Session) -> &mut bool;
+    let flags: [Option<Flag>; 5] = [
+        None,
+        Some(|session| &mut session.queued),
+        Some(|session| &mut session.sending),
+        Some(|session| &mut session.aborted),
+        Some(|session| &mut session.finished),
+    ];
+    for (case, flag) in flags.into_iter().enumerate() {
+        let mut rig = Rig::new(|config| config.durability = Durability::None);
+        let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+        let id = rig.peers[reader].client.id;
+        rig.receive_only(writer, &op("k", "1", 1));
+        if let Some(flag) = flag {
+            *flag(rig.session(reader)) = true;
+        }
+        // Frames are announced to members, answers queue their session themselves.
+        if case < 3 {
+            rig.shard.announce();
+            assert_eq!(rig.shard.send_queue.contains(&id), case == 0, "case {case}");
+            let owner = rig.peers[writer].client.id;
+            assert!(!rig.shard.send_queue.contains(&owner), "it has its own op");
+            rig.shard.send_queue.clear();
+            rig.session(reader).queued = case == 1;
+        }
+        rig.shard.enqueue(id);
+        let queued = usize::from(case == 0);
+        assert_eq!(rig.shard.send_queue.len(), queued, "case {case}");
+        if case != 1 {
+            rig.shard.send_queue = [id].into();
+            rig.shard.send_slice(rig.clock);
+            let sends = rig.shard.outputs.iter();
+            let sends = sends.filter(|output| matches!(output, Output::Send(..)));
+            assert_eq!(sends.count(), queued, "case {case}");
+        }
+    }
+}
+
+#[test]
+fn a_commit_waits_for_the_round_of_sends_but_not_long() {
+    for (durability, passed_us, is_started) in [
+        (Durability::Always, 0, false),
+        (Durability::Always, COMMIT_AGE_US - 1, false),
+        (Durability::Always, COMMIT_AGE_US, true),
+        (Durability::Interval, 0, true),
+        (Durability::None, 0, true),
+    ] {
+        let mut rig = Rig::new(|config| config.durability = durability);
+        let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+        let id = rig.peers[reader].client.id;
+        rig.receive_only(writer, &op("k", "1", 1));
+        let due_us = rig.clock.now_us + COMMIT_AGE_US;
+        assert_eq!(rig.shard.next_deadline_us(), Some(due_us));
+        // The round is not done.
+        rig.shard.enqueue(id);
+        assert!(rig.shard.has_work());
+        rig.clock.now_us += passed_us;
+        rig.turn();
+        let case = format!("{durability:?} {passed_us}");
+        assert_eq!(rig.log.is_some(), is_started, "{case}");
+        if is_started {
+            let next_us = rig.shard.next_deadline_us();
+            assert!(next_us.is_some_and(|next_us| next_us > due_us), "{case}");
+        }
+        rig.run();
+        assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@1"));
+    }
+}
+
+#[test]
+fn an_interval_is_synced_in_its_time() {
+    let mut rig = Rig::new(|config| config.durability = Durability::Interval);
+    let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+    rig.op(writer, "k", "1", 1);
+    assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@1"));
+    assert!(!rig.disk.synced.contains("1"));
+    rig.sleep_until(0.95);
+    assert!(!rig.disk.synced.contains("1"));
+    rig.sleep_until(1.0);
+    assert!(rig.disk.synced.contains("1"));
+}
+
+#[test]
+fn what_shows_an_op_waits_for_the_log() {
+    let mut rig = Rig::new(|_| ());
+    let (writer, other) = (rig.join("w", None), rig.join("w", None));
+    rig.seen(writer);
+    rig.seen(other);
+    rig.log_hangs = true;
+    rig.op(writer, "k", "1", 10);
+    rig.op(writer, "k", "2", 9);
+    rig.op(other, "k", "3", 9);
+    let late = rig.join("w", None);
+    assert_eq!(rig.seen(writer), [""; 0]);
+    assert_eq!(rig.seen(other), [""; 0]);
+    assert_eq!(rig.seen(late), [""; 0]);
+    rig.receive(writer, &frame(1, b"{}"));
+    rig.log_hangs = false;
+    rig.run();
+    assert_eq!(rig.seen(writer), ["k=1@10", "error 400"]);
+    assert_eq!(rig.seen(other), ["k=1@10", "k=1@10"]);
+    assert_eq!(rig.seen(late), ["101", "init 1"]);
+}
+
+#[test]
+fn so_many_keys_are_looked_at_for_a_client_that_fell_behind_and_no_more() {
+    let own = CONFLATED_STEPS_MAX + 10;
+    let mut rig = Rig::new(|config| {
+        config.durability = Durability::None;
+        config.outbox_bytes_max = 16 * 1024;
+    });
+    let (slow, writer) = (rig.join("w", None), rig.join("w", None));
+    rig.peers[slow].reads = false;
+    let value = format!("\"{}\"", "x".repeat(1000));
+    for timestamp in 1..=100 {
+        rig.op(writer, "k", &value, timestamp);
+    }
+    for key in 0..own {
+        rig.receive_only(slow, &op(&format!("its own {key}"), "1", 1));
+        rig.turn();
+    }
+    let since = |rig: &mut Rig| rig.session(slow).outbox.behind().map(|behind| behind.since);
+    assert!(since(&mut rig).expect("it is behind") < 100);
+    // What was on its way is taken, and the latest of the one key is on its way then.
+    rig.peers[slow].reads = true;
+    rig.end_send(slow);
+    rig.turn();
+    let looked_at = 99 + CONFLATED_STEPS_MAX as u64;
+    assert_eq!(since(&mut rig), Some(looked_at), "its own are passed over");
+    rig.run();
+    assert_eq!(since(&mut rig), None);
+    rig.seen(slow);
+    rig.op(writer, "k", "2", 200);
+    assert_eq!(rig.seen(slow), ["k=2@200"]);
+}
+
+#[test]
+fn a_client_that_fell_behind_gets_the_latest_of_each_key() {
+    let mut rig = Rig::new(|config| config.outbox_bytes_max = 16 * 1024);
+    let (slow, writer) = (rig.join("w", None), rig.join("w", None));
+    let value = format!("\"{}\"", "x".repeat(1000));
+    rig.op(writer, "before", "1", 1);
+    rig.op(slow, "its own", "1", 1);
+    rig.peers[slow].reads = false;
+    let keys = 200;
+    for round in 1..=2 {
+        for key in 0..keys {
+            rig.op(writer, &format!("k{key}"), &value, round);
+        }
+    }
+    rig.op(slow, "its own", "2", 2);
+    rig.op(writer, "k0", "3", 3);
+    assert!(rig.session(slow).outbox.behind().is_some());
+    // Its window holds what it is bound to, and what is in flight.
+    let held_bytes = rig.shard.rooms[0].window.capacity_bytes();
+    assert!(held_bytes <= 2 * 16 * 1024, "{held_bytes}");
+    rig.seen(slow);
+    // What it is sent at a time.
+    let mut sends = Vec::new();
+    while let Some(spans) = rig.peers[slow].client.sending.take() {
+        let bytes = spans_bytes(&spans);
+        sends.push(bytes);
+        rig.end_send_with(slow, spans, Some(bytes));
+        rig.run();
+    }
+    assert!(sends.len() >= 4, "{sends:?}");
+    assert!(
+        sends.iter().all(|bytes| *bytes <= CONFLATED_BYTES_MAX),
+        "{sends:?}"
+    );
+    let frame_bytes = 1100;
+    let full = sends[1..sends.len() - 1].iter();
+    assert!(
+        full.clone()
+            .all(|bytes| *bytes > CONFLATED_BYTES_MAX - frame_bytes),
+        "{sends:?}"
+    );
+    let seen = rig.seen(slow);
+    let latest = &seen[seen.len() - keys..];
+    for (key, told) in (1..keys).zip(latest) {
+        assert_eq!(*told, format!("k{key}={value}@2"));
+    }
+    assert_eq!(latest.last().map(String::as_str), Some("k0=3@3"));
+    assert!(rig.session(slow).outbox.behind().is_none());
+    rig.peers[slow].reads = true;
+    rig.op(writer, "k1", "4", 4);
+    assert_eq!(rig.seen(slow), ["k1=4@4"]);
+}
+
+#[test]
+fn a_window_lets_go_of_what_everybody_has() {
+    let mut rig = Rig::new(|_| ());
+    let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+    for timestamp in 1..=20 {
+        rig.op(writer, "k", "1", timestamp);
+    }
+    assert_eq!(rig.seen(reader).len(), 22);
+    let window = &rig.shard.rooms[0].window;
+    assert_eq!((window.capacity_bytes(), window.start()), (0, window.end()));
+    assert!(rig.shard.touched.is_empty());
+    assert!(!rig.shard.rooms[0].touched);
+}
+
+#[test]
+fn a_window_over_its_bound_does_not_wait_for_the_round() {
+    for (over_bytes, falls_behind) in [(-1, false), (0, false), (1, true)] {
+        let mut rig = Rig::new(|config| config.durability = Durability::None);
+        let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+        rig.receive_only(writer, &op("k", "1", 1));
+        let held_bytes = rig.shard.rooms[0].window.capacity_bytes();
+        rig.shard.config.outbox_bytes_max = held_bytes.strict_sub_signed(over_bytes);
+        rig.shard.announce();
+        assert!(!rig.shard.send_queue.is_empty());
+        rig.shard.trim_windows();
+        assert_eq!(rig.session(reader).outbox.behind().is_some(), falls_behind);
+        let held_bytes = rig.shard.rooms[0].window.capacity_bytes();
+        assert_eq!(held_bytes == 0, falls_behind, "{over_bytes}");
+        assert_eq!(rig.shard.touched, [0], "it is looked at again");
+        rig.run();
+        assert!(rig.shard.touched.is_empty());
+        assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@1"));
+    }
+}

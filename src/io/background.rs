@@ -1,0 +1,311 @@
+//! Slow work on the log, on threads of its own, so that no shard's loop waits for it: new segments, rebuilds, compaction.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::core::contract::shard_of;
+use crate::core::deal::Deal;
+use crate::io::post::{Letter, Post, RebuildError};
+use crate::limits::{
+    COMPACTION_BYTES_MIN, COMPACTION_NICE, COMPACTION_RETRY_US, COMPACTION_START_PERCENT,
+    COMPACTION_TIME_PERCENT_MIN, COMPACTION_URGENT_PERCENT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
+};
+use crate::log::compaction::{Compaction, CompactionError, Settings};
+use crate::log::directory::DataDirectory;
+use crate::log::disk::HostDisk;
+use crate::log::keeper::{Creation, Rebuild};
+use crate::log::segment;
+
+/// Creates a segment; its outcome comes as a letter.
+pub fn create(creation: Creation<HostDisk>, post: Post) {
+    spawn(post, Letter::SegmentCreated, move || Ok(creation.run(0)?));
+}
+
+/// Rebuilds a shard, of so many; its outcome comes as a letter.
+pub fn rebuild(
+    rebuild: Rebuild<HostDisk>,
+    (shard, shards): (u32, u32),
+    hash_seed: u64,
+    post: Post,
+) {
+    spawn(post, Letter::Rebuilt, move || {
+        let mut deal = Deal::new(hash_seed);
+        let segment = rebuild.run(|op| {
+            if shard_of(op.workspace, shards) == shard {
+                deal.visit(op);
+            }
+        })?;
+        deal.finish_restore();
+        Ok((segment, deal.finish(shards).swap_remove(shard as usize)))
+    });
+}
+
+/// Does slow work on a thread of its own, and sends its outcome. An outcome comes in any case: a shard
+/// that waits for one serves nobody.
+fn spawn<T: Send + 'static>(
+    post: Post,
+    letter: impl FnOnce(Result<T, RebuildError>) -> Letter + Copy + Send + 'static,
+    work: impl FnOnce() -> Result<T, RebuildError> + Send + 'static,
+) {
+    let own_post = post.clone();
+    let spawned = thread::Builder::new()
+        .name("etherply-log".to_owned())
+        .spawn(move || {
+            let outcome = catch_unwind(AssertUnwindSafe(work));
+            post.send(letter(outcome.unwrap_or(Err(RebuildError::Fault))));
+        });
+    if let Err(error) = spawned {
+        own_post.send(letter(Err(RebuildError::System(error))));
+    }
+}
+
+/// A shard's log goes on in a new segment.
+#[derive(Debug, Clone, Copy)]
+pub struct Rotation {
+    /// The shard.
+    pub shard: u32,
+    /// The segment that is open now.
+    pub index: u64,
+    /// What the shard's state takes in a log in which nothing is dead.
+    pub live_bytes: u64,
+}
+
+/// The thread that compacts the log. It sleeps until a shard begins a new segment, so a server without ops costs nothing.
+pub struct Compactor {
+    rotations: Sender<Rotation>,
+    thread: JoinHandle<()>,
+}
+
+impl Compactor {
+    /// Starts it.
+    pub fn start(directory: Arc<DataDirectory>) -> io::Result<Self> {
+        let (rotations, inbox) = channel();
+        let thread = thread::Builder::new()
+            .name("etherply-compact".to_owned())
+            .spawn(move || {
+                // Linux takes this for the calling thread alone (setpriority(2), "C library/kernel differences").
+                let _ = rustix::process::setpriority_process(None, COMPACTION_NICE);
+                Loop::new(directory, inbox).run();
+            })?;
+        Ok(Self { rotations, thread })
+    }
+
+    /// Where rotations are told. When all senders are gone, the thread ends.
+    #[must_use]
+    pub fn rotations(&self) -> Sender<Rotation> {
+        self.rotations.clone()
+    }
+
+    /// Ends it, and leaves nothing half done. The shards must have ended.
+    pub fn stop(self) {
+        drop(self.rotations);
+        // It has told what went wrong.
+        let _ = self.thread.join();
+    }
+}
+
+struct Loop {
+    directory: Arc<DataDirectory>,
+    inbox: Receiver<Rotation>,
+    /// The last of each shard.
+    rotations: Vec<Rotation>,
+    /// Something was told during the last compaction.
+    is_news: bool,
+    is_over: bool,
+}
+
+impl Loop {
+    fn new(directory: Arc<DataDirectory>, inbox: Receiver<Rotation>) -> Self {
+        Self {
+            directory,
+            inbox,
+            rotations: Vec::new(),
+            is_news: false,
+            is_over: false,
+        }
+    }
+
+    fn run(&mut self) {
+        let mut wait = Duration::MAX;
+        while !self.is_over {
+            self.is_news = false;
+            match self.inbox.recv_timeout(wait) {
+                Ok(rotation) => self.note(rotation),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.catch_up();
+            wait = Duration::MAX;
+            if !self.size().is_some_and(Size::is_due) {
+                continue;
+            }
+            match self.compact() {
+                // The log has grown meanwhile, perhaps by so much that the next one is due.
+                Ok(()) if self.is_news => wait = Duration::ZERO,
+                Ok(()) | Err(CompactionError::Stopped) => {}
+                Err(error @ CompactionError::Folder { .. }) => {
+                    tracing::error!(
+                        "the log is not compacted any more until the next start: {error}"
+                    );
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        "the log could not be compacted, and is served as it is: {error}"
+                    );
+                    wait = Duration::from_micros(COMPACTION_RETRY_US);
+                }
+            }
+        }
+    }
+
+    fn compact(&mut self) -> Result<(), CompactionError> {
+        let open: Vec<_> = self
+            .rotations
+            .iter()
+            .map(|last| (last.shard, last.index))
+            .collect();
+        let settings = Settings::routine(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+        let begun = Instant::now();
+        let mut compaction = Compaction::plan(Arc::clone(&self.directory), &open, settings)?;
+        tracing::info!(bytes = compaction.outcome().bytes, "compacting the log");
+        let mut since = Instant::now();
+        let mut size = self.size();
+        loop {
+            let more = compaction.step(&mut |_| {
+                if self.catch_up() {
+                    self.is_news = true;
+                    size = self.size();
+                }
+                let worked = since.elapsed();
+                thread::sleep(size.map_or(Duration::ZERO, |size| size.rest(worked)));
+                since = Instant::now();
+                if self.is_over {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            })?;
+            if !more {
+                break;
+            }
+        }
+        let outcome = compaction.outcome();
+        tracing::info!(
+            bytes = outcome.bytes,
+            bytes_freed = outcome.bytes_freed,
+            segments_replaced = outcome.segments_replaced,
+            segments_written = outcome.segments_written,
+            took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "compacted the log"
+        );
+        Ok(())
+    }
+
+    fn note(&mut self, rotation: Rotation) {
+        self.rotations.retain(|last| last.shard != rotation.shard);
+        self.rotations.push(rotation);
+    }
+
+    /// Takes what has been told meanwhile; true where there was something.
+    fn catch_up(&mut self) -> bool {
+        let mut is_news = false;
+        loop {
+            match self.inbox.try_recv() {
+                Ok(rotation) => self.note(rotation),
+                Err(TryRecvError::Empty) => return is_news,
+                Err(TryRecvError::Disconnected) => {
+                    self.is_over = true;
+                    return is_news;
+                }
+            }
+            is_news = true;
+        }
+    }
+
+    /// How long the closed segments are; None where that cannot be told now.
+    fn size(&self) -> Option<Size> {
+        let mut closed_bytes = 0;
+        for shard in self.directory.shards().ok()? {
+            let open = self.rotations.iter().find(|last| last.shard == shard);
+            let open_index = open.map_or(u64::MAX, |last| last.index);
+            let folder = self.directory.shard_path(shard);
+            for (index, path) in segment::list(&HostDisk, &folder).ok()? {
+                if index < open_index {
+                    closed_bytes += path.metadata().ok()?.len();
+                }
+            }
+        }
+        Some(Size {
+            closed_bytes,
+            live_bytes: self.rotations.iter().map(|last| last.live_bytes).sum(),
+            shards: self.rotations.len() as u64,
+        })
+    }
+}
+
+/// How long the closed segments are, and how long they would be without what is dead.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    closed_bytes: u64,
+    live_bytes: u64,
+    shards: u64,
+}
+
+impl Size {
+    fn percent(self) -> u64 {
+        self.closed_bytes.saturating_mul(100) / self.live_bytes.max(1)
+    }
+
+    fn is_due(self) -> bool {
+        self.closed_bytes > COMPACTION_BYTES_MIN * self.shards
+            && self.percent() > COMPACTION_START_PERCENT
+    }
+
+    /// How long to rest after so much work: the longer the log, the less.
+    fn rest(self, worked: Duration) -> Duration {
+        let over = self.percent().saturating_sub(COMPACTION_START_PERCENT);
+        let range = COMPACTION_URGENT_PERCENT - COMPACTION_START_PERCENT;
+        let share = COMPACTION_TIME_PERCENT_MIN
+            + (100 - COMPACTION_TIME_PERCENT_MIN) * over.min(range) / range;
+        let rest_percent = u32::try_from((100 - share) * 100 / share).expect("a small number");
+        worked * rest_percent / 100
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compaction_begins_when_enough_is_dead_and_hurries_as_the_log_grows() {
+        let size = |closed_mib: u64, live_mib: u64| Size {
+            closed_bytes: closed_mib << 20,
+            live_bytes: live_mib << 20,
+            shards: 2,
+        };
+        for (closed, live, is_due) in [
+            (0, 0, false),
+            (8, 0, false),
+            (9, 0, true),
+            (9, 6, false),
+            (100, 58, false),
+            (100, 56, true),
+        ] {
+            assert_eq!(size(closed, live).is_due(), is_due, "{closed} {live}");
+        }
+        let worked = Duration::from_millis(10);
+        for (closed, rest_ms) in [(0, 30), (175, 30), (200, 6), (225, 0), (1000, 0)] {
+            assert_eq!(
+                size(closed, 100).rest(worked).as_millis(),
+                rest_ms,
+                "{closed}"
+            );
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Reading the log at the start: the folders of the shards side by side, one thread for each core, and telling how far it is.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::core::deal::Deal;
+use crate::core::workspace::Workspace;
+use crate::io::post::Progress;
+use crate::limits::PROGRESS_INTERVAL_MS;
+use crate::log::directory::DataDirectory;
+use crate::log::disk::Disk;
+use crate::log::recovery::{Recovery, RecoveryError, Report};
+
+/// Reads the log and deals its workspaces out to `shards`.
+pub fn recover<D: Disk>(
+    directory: &DataDirectory<D>,
+    shards: u32,
+    hash_seed: u64,
+    progress: &Progress,
+) -> Result<(Report, Vec<Vec<Workspace>>), RecoveryError> {
+    let recovery = Recovery::open(directory)?;
+    progress.begin(recovery.bytes());
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicUsize::new(0);
+    let reads = Mutex::new(Vec::new());
+    // Each thread takes the next folder that nobody has taken. Usually the workspaces of a folder are in no other one.
+    let work = || loop {
+        let folder = next.fetch_add(1, Ordering::Relaxed);
+        if folder >= recovery.folders() {
+            break;
+        }
+        let mut deal = Deal::new(hash_seed);
+        let read = recovery.read(folder, |op| deal.visit(op), |bytes| progress.add(bytes));
+        deal.finish_restore();
+        let read = read.map(|read| (read, deal));
+        let mut reads = reads.lock().unwrap_or_else(PoisonError::into_inner);
+        reads.push((folder, read));
+    };
+    thread::scope(|scope| {
+        for _ in 1..threads.min(recovery.folders()) {
+            scope.spawn(work);
+        }
+        work();
+    });
+    let mut reads = reads.into_inner().unwrap_or_else(PoisonError::into_inner);
+    reads.sort_by_key(|(folder, _)| *folder);
+    let (mut folders, mut deal) = (Vec::new(), Deal::new(hash_seed));
+    for (_, read) in reads {
+        let (folder, part) = read?;
+        folders.push(folder);
+        deal.merge(part);
+    }
+    let report = recovery.finish(&folders)?;
+    Ok((report, deal.finish(shards)))
+}
+
+/// Shows a [`Progress`]: a bar on a terminal, else a line in the log every few seconds.
+pub struct Display {
+    bar: Option<ProgressBar>,
+    next_line: Instant,
+}
+
+impl Display {
+    /// Shows nothing yet: what is quick needs no display.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            bar: None,
+            next_line: Instant::now() + Duration::from_millis(PROGRESS_INTERVAL_MS),
+        }
+    }
+
+    /// Brings it up to date; to be called several times a second.
+    pub fn show(&mut self, progress: &Progress) {
+        let (done_bytes, total_bytes) = progress.bytes();
+        if std::io::stderr().is_terminal() {
+            let bar = self.bar.get_or_insert_with(|| bar(total_bytes));
+            bar.set_length(total_bytes);
+            bar.set_position(done_bytes);
+        } else if self.next_line <= Instant::now() {
+            self.next_line += Duration::from_millis(PROGRESS_INTERVAL_MS);
+            let percent = progress.percent();
+            tracing::info!(done_bytes, total_bytes, "reading the log: {percent} %");
+        }
+    }
+
+    /// Takes the bar off the terminal.
+    pub fn end(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Default for Display {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn bar(total_bytes: u64) -> ProgressBar {
+    let style = "reading the log [{wide_bar}] {bytes} of {total_bytes}, {eta} left";
+    let style = ProgressStyle::with_template(style).expect("the template is legal");
+    let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr());
+    bar.set_style(style.progress_chars("=> "));
+    bar
+}

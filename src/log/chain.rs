@@ -1,0 +1,389 @@
+//! The row of segments in one shard's folder: which there are, how they hang together, and what each holds.
+//!
+//! Everybody who reads a log reads it through here: recovery, rebuilds, compaction, the tools. The rules are those of
+//! [`super::record`]: the first segment stands for [`FIRST_INDEX`] and begins at position 0; each next one stands for the next
+//! index and begins where the one before ends; only the last may have a torn tail. A segment whose index another one
+//! stands for has been replaced by it, and is not read.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::directory::shard_folder;
+use super::disk::{Disk, DiskFile};
+use super::record::{
+    Cursor, Fault, FaultKind, HeaderError, Op, Reader, SEGMENT_HEADER_BYTES, SegmentHeader,
+    damage_behind,
+};
+use super::segment;
+use crate::limits::READ_BYTES;
+
+/// The index of the first segment of every shard; its first position is 0.
+pub const FIRST_INDEX: u64 = 1;
+
+/// Why a log cannot be read.
+#[derive(Debug, Error)]
+pub enum RecoveryError {
+    /// Bytes that were on disk are lost or altered.
+    #[error("{path} is damaged at byte {offset}: {what}; run: etherply log repair --data-dir {}", data_path(.path).display())]
+    Damaged {
+        /// The segment.
+        path: PathBuf,
+        /// The first bad byte, or the begin of the record or header that it is in.
+        offset: u64,
+        /// What is wrong there.
+        what: String,
+    },
+    /// A segment that a newer server wrote.
+    #[error("{path}: {source}; start the newer server")]
+    Newer {
+        /// The segment.
+        path: PathBuf,
+        /// Which version it has.
+        source: HeaderError,
+    },
+    /// The system failed to read, sync or cut.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl RecoveryError {
+    pub(super) fn damaged(path: &Path, offset: u64, what: impl Into<String>) -> Self {
+        Self::Damaged {
+            path: path.to_path_buf(),
+            offset,
+            what: what.into(),
+        }
+    }
+
+    pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io {
+            path: path.to_path_buf(),
+            source,
+        }
+    }
+}
+
+/// One segment of a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The file.
+    pub path: PathBuf,
+    /// Its header.
+    pub header: SegmentHeader,
+    /// The log position where the next one begins, and so this one ends. What stands behind it was left by a write that failed and
+    /// was shown to nobody. None: it is the last.
+    pub end_position: Option<u64>,
+    /// Its length.
+    pub file_bytes: u64,
+}
+
+/// The segments of one shard.
+#[derive(Debug, Clone)]
+pub struct Chain {
+    /// The shard.
+    pub shard: u32,
+    /// Its segments, in order.
+    pub links: Vec<Link>,
+    /// Segments that were replaced by one of `links`, and not removed yet.
+    pub replaced: Vec<PathBuf>,
+}
+
+impl Chain {
+    /// Reads the headers of all segments of a shard in the data directory at `data`.
+    ///
+    /// Of a directory in use, the caller sees to it that no segment is replaced meanwhile
+    /// ([`super::directory::DataDirectory::reading`]).
+    pub fn read<D: Disk>(
+        disk: &D,
+        data: &Path,
+        epoch: [u8; 16],
+        shard: u32,
+    ) -> Result<Self, RecoveryError> {
+        let folder = data.join(shard_folder(shard));
+        let segments = segment::list(disk, &folder).map_err(RecoveryError::at(&folder))?;
+        let mut links: Vec<Link> = Vec::new();
+        let mut replaced = Vec::new();
+        // From the last one back: a replaced segment is known before its header is looked at.
+        for (index, path) in segments.into_iter().rev() {
+            let next = links.last();
+            if next.is_some_and(|next| index >= next.header.first_index()) {
+                replaced.push(path);
+                continue;
+            }
+            let (header, file_bytes) = read_header(disk, &path, shard, index)?;
+            if header.epoch != epoch {
+                let what = "it belongs to another data directory";
+                return Err(RecoveryError::damaged(&path, 16, what));
+            }
+            links.push(Link {
+                end_position: next.map(|next| next.header.first_position),
+                path,
+                header,
+                file_bytes,
+            });
+        }
+        links.reverse();
+        let chain = Self {
+            shard,
+            links,
+            replaced,
+        };
+        chain.check(&folder)?;
+        Ok(chain)
+    }
+
+    fn check(&self, folder: &Path) -> Result<(), RecoveryError> {
+        let mut next_index = FIRST_INDEX;
+        for link in &self.links {
+            if link.header.first_index() != next_index {
+                let missing = folder.join(segment::file_name(next_index));
+                let what = "the segment is missing";
+                return Err(RecoveryError::damaged(&missing, 0, what));
+            }
+            next_index = link.header.index + 1;
+        }
+        match self.links.first() {
+            Some(first) if first.header.first_position != 0 => {
+                let what = "the log does not begin at position 0";
+                Err(RecoveryError::damaged(&first.path, 40, what))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The length of all segments that are read.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.links.iter().map(|link| link.file_bytes).sum()
+    }
+}
+
+/// A segment that was read up to its end or to its first fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// The ops that were visited.
+    pub ops: u64,
+    /// The length of the file, or up to where the next segment begins.
+    pub file_bytes: u64,
+    /// All before it is valid; what is behind it is a torn tail.
+    pub whole_bytes: u64,
+    /// The log position where it ends.
+    pub end_position: u64,
+}
+
+impl Link {
+    /// Visits the ops of the segment in order. `buffer` is room for a part of the file, to be used again for the next one. A fault
+    /// that no crash can leave is an error in any segment, and each fault is one in a segment that is not the last.
+    ///
+    /// On an error the ops that were visited are worth nothing.
+    pub fn read<D: Disk>(
+        &self,
+        disk: &D,
+        buffer: &mut Vec<u8>,
+        visit: impl FnMut(&Op<'_>),
+    ) -> Result<Extent, RecoveryError> {
+        let file = disk.open(&self.path);
+        let file = file.map_err(RecoveryError::at(&self.path))?;
+        self.read_file(&file, buffer, visit)
+    }
+
+    /// [`Link::read`] of its file, which the caller has opened.
+    pub fn read_file<F: DiskFile>(
+        &self,
+        file: &F,
+        buffer: &mut Vec<u8>,
+        mut visit: impl FnMut(&Op<'_>),
+    ) -> Result<Extent, RecoveryError> {
+        let mut window = self.window(file, buffer)?;
+        let (mut ops, mut cursor) = (0, Cursor::begin());
+        let fault = loop {
+            let mut fault = None;
+            let mut reader = Reader::resume(&self.header, window.bytes, window.base, cursor);
+            for item in reader.by_ref() {
+                match item {
+                    Ok(op) => {
+                        visit(&op);
+                        ops += 1;
+                    }
+                    Err(found) => fault = Some(found),
+                }
+            }
+            cursor = reader.cursor();
+            // A fault may be for lack of the rest, until that is here. It is judged by all that stands behind it.
+            if window.is_at_end() {
+                break fault;
+            }
+            window
+                .go_on(cursor.offset())
+                .map_err(RecoveryError::at(&self.path))?;
+        };
+        let whole_bytes = cursor.offset() as u64;
+        if let Some(fault) = fault {
+            self.judge(fault, window.from(fault.offset))?;
+        }
+        let end_position = match self.header.compacted {
+            Some(_) if !cursor.is_sealed() => {
+                let what = "the end of a compacted segment is missing";
+                return Err(RecoveryError::damaged(&self.path, whole_bytes, what));
+            }
+            Some(compacted) => compacted.end_position,
+            None => self.header.position(whole_bytes),
+        };
+        if let Some(next) = self.end_position
+            && next != end_position
+        {
+            let what = format!(
+                "the segment ends at log position {end_position}, and the next one begins at {next}"
+            );
+            return Err(RecoveryError::damaged(&self.path, whole_bytes, what));
+        }
+        Ok(Extent {
+            ops,
+            file_bytes: window.end as u64,
+            whole_bytes,
+            end_position,
+        })
+    }
+
+    /// The first part of the file, as far as it counts. The last segment may hold what was never synced, so it is made to hold
+    /// what the disk has.
+    fn window<'a, F: DiskFile>(
+        &self,
+        file: &'a F,
+        bytes: &'a mut Vec<u8>,
+    ) -> Result<Window<'a, F>, RecoveryError> {
+        let at = || RecoveryError::at(&self.path);
+        if self.end_position.is_none() {
+            file.sync().map_err(at())?;
+            file.drop_cache();
+        }
+        let file_bytes = file.bytes().map_err(at())?;
+        let mut end =
+            usize::try_from(file_bytes).map_err(|_| at()(io::ErrorKind::FileTooLarge.into()))?;
+        if self.header.compacted.is_none()
+            && let Some(next) = self.end_position.and_then(|next| self.header.offset(next))
+        {
+            end = end.min(next);
+        }
+        bytes.clear();
+        let mut window = Window {
+            file,
+            bytes,
+            base: 0,
+            end,
+        };
+        window.go_on(0).map_err(at())?;
+        if window.bytes.get(..SEGMENT_HEADER_BYTES) != Some(&self.header.encode()) {
+            let what = "the segment header changed while it was read";
+            return Err(RecoveryError::damaged(&self.path, 0, what));
+        }
+        Ok(window)
+    }
+
+    /// Whether a fault is the trace of a crash; `behind` are the bytes from the fault on.
+    fn judge(&self, fault: Fault, behind: &[u8]) -> Result<(), RecoveryError> {
+        let offset = fault.offset as u64;
+        let damaged = |what: String| Err(RecoveryError::damaged(&self.path, offset, what));
+        if let FaultKind::Content(_) = fault.kind {
+            return damaged(fault.to_string());
+        }
+        if self.header.compacted.is_some() {
+            return damaged(format!(
+                "{fault}, and all of a compacted segment was on disk"
+            ));
+        }
+        if let Some(proof) = damage_behind(&self.header, behind, fault.offset) {
+            return damaged(format!(
+                "{fault}, and the batch at byte {proof} tells that this was on disk"
+            ));
+        }
+        if self.end_position.is_some() && fault.kind != FaultKind::Cut {
+            return damaged(format!("{fault}, and all of a closed segment was on disk"));
+        }
+        Ok(())
+    }
+}
+
+/// The part of a file that is in memory.
+struct Window<'a, F> {
+    file: &'a F,
+    bytes: &'a mut Vec<u8>,
+    /// The offset in the file of the first of `bytes`.
+    base: usize,
+    /// Where the file ends, as far as it counts.
+    end: usize,
+}
+
+impl<F: DiskFile> Window<'_, F> {
+    fn is_at_end(&self) -> bool {
+        self.base + self.bytes.len() == self.end
+    }
+
+    /// Lets go of what is before `offset`, and reads on. Where little could be let go, twice as much is read: one record may be
+    /// longer than a part.
+    fn go_on(&mut self, offset: usize) -> io::Result<()> {
+        self.bytes.drain(..offset - self.base);
+        self.base = offset;
+        let kept = self.bytes.len();
+        let wanted = READ_BYTES.max(kept).min(self.end - offset - kept);
+        self.bytes.resize(kept + wanted, 0);
+        let at = (offset + kept) as u64;
+        let count = self.file.read_full_at(&mut self.bytes[kept..], at)?;
+        if count < wanted {
+            // The file is shorter than it was a moment ago.
+            self.bytes.truncate(kept + count);
+            self.end = offset + kept + count;
+        }
+        Ok(())
+    }
+
+    fn from(&self, offset: usize) -> &[u8] {
+        &self.bytes[offset - self.base..]
+    }
+}
+
+/// The header of a segment, judged by the name of its file, and the file's length.
+fn read_header<D: Disk>(
+    disk: &D,
+    path: &Path,
+    shard: u32,
+    index: u64,
+) -> Result<(SegmentHeader, u64), RecoveryError> {
+    let mut bytes = [0; SEGMENT_HEADER_BYTES];
+    let file = disk.open(path).map_err(RecoveryError::at(path))?;
+    let count = file
+        .read_full_at(&mut bytes, 0)
+        .map_err(RecoveryError::at(path))?;
+    let header = SegmentHeader::decode(&bytes[..count]).map_err(|error| match error {
+        HeaderError::Version(_) => RecoveryError::Newer {
+            path: path.to_path_buf(),
+            source: error,
+        },
+        _ => RecoveryError::damaged(path, 0, error.to_string()),
+    })?;
+    if (header.shard, header.index) != (shard, index) {
+        let what = format!(
+            "its header tells segment {} of shard {}",
+            header.index, header.shard
+        );
+        return Err(RecoveryError::damaged(path, 0, what));
+    }
+    if header.index == u64::MAX {
+        let what = "no index can follow this one";
+        return Err(RecoveryError::damaged(path, 32, what));
+    }
+    let file_bytes = file.bytes().map_err(RecoveryError::at(path))?;
+    Ok((header, file_bytes))
+}
+
+/// The data directory of a segment.
+fn data_path(segment: &Path) -> &Path {
+    segment.parent().and_then(Path::parent).unwrap_or(segment)
+}

@@ -1,0 +1,404 @@
+//! Compaction: closed segments are written again without the ops that others have won over.
+//!
+//! It runs beside the server, on closed segments only, and shares nothing with the path of an op. It reads all closed
+//! segments of the data directory once, and remembers for each key which op wins: keys and numbers, no values. Then it goes
+//! through each folder's row of segments in groups whose winners fill one segment, and replaces each group in which enough is dead
+//! by one segment. What a crash leaves at each step stands in [`super::record`].
+//!
+//! An op is left out only if another one, in any folder, wins over it, and that one stands in a closed segment, which is all on
+//! disk. It does not matter in which order segments are read afterwards: replay is a merge by timestamp and seq.
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+use thiserror::Error;
+
+use super::chain::{Chain, Link, RecoveryError};
+use super::directory::DataDirectory;
+use super::disk::{Disk, DiskFile};
+use super::record::{self, BATCH_HEADER_BYTES, Compacted, Op, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::segment;
+use crate::limits::{COMPACTION_BATCH_BYTES, COMPACTION_DEAD_SHARE, SEGMENT_LIVE_SHARE};
+
+#[cfg(test)]
+mod tests;
+
+/// Why a compaction ended early. What it had replaced by then stays replaced; the rest is as it was.
+#[derive(Debug, Error)]
+pub enum CompactionError {
+    /// A segment cannot be read.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
+    /// The new segment cannot be written. It may be tried again.
+    #[error("{path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The folder cannot be synced after a segment was replaced. The old segments are kept, since nobody knows whether the new name is on
+    /// disk, and a sync that returns well later may lie: it must not be tried again before the next start.
+    #[error("{path} cannot be synced: {source}")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The caller told it to stop.
+    #[error("stopped")]
+    Stopped,
+}
+
+/// How much a compaction does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// A group of segments is rewritten if at least one in so many of its bytes is dead.
+    pub dead_share: u64,
+    /// The new segments are about as long as an eighth of the live data, but at least so long,
+    pub segment_bytes_min: u64,
+    /// and at most so long.
+    pub segment_bytes_max: u64,
+}
+
+impl Settings {
+    /// For a running server: what is hardly dead is left alone.
+    #[must_use]
+    pub fn routine(segment_bytes_min: u64, segment_bytes_max: u64) -> Self {
+        Self {
+            dead_share: COMPACTION_DEAD_SHARE,
+            segment_bytes_min,
+            segment_bytes_max,
+        }
+    }
+
+    /// Removes all that is dead.
+    #[must_use]
+    pub fn thorough(self) -> Self {
+        Self {
+            dead_share: u64::MAX,
+            ..self
+        }
+    }
+}
+
+/// Called after each piece of work with the number of bytes that were read or written: a place to rest, and to stop.
+pub type Pace<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
+
+/// What a compaction did so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Closed segments that were looked at.
+    pub segments: u64,
+    /// Their length.
+    pub bytes: u64,
+    /// Segments that were replaced.
+    pub segments_replaced: u64,
+    /// Segments that were written in their place.
+    pub segments_written: u64,
+    /// What the disk has back.
+    pub bytes_freed: u64,
+}
+
+/// A compaction under way.
+pub struct Compaction<D: Disk> {
+    directory: Arc<DataDirectory<D>>,
+    settings: Settings,
+    /// Closed segments, those of a folder in their order.
+    links: Vec<Link>,
+    /// How many of `links` are in the index.
+    read_count: usize,
+    index: Index,
+    /// Ranges of `links`.
+    groups: VecDeque<std::ops::Range<usize>>,
+    outcome: Outcome,
+    bytes: Vec<u8>,
+}
+
+impl<D: Disk> Compaction<D> {
+    /// Finds the closed segments. `open` tells, of each shard that runs, the index of its open segment: that one and what
+    /// comes behind it is left alone. There must be one compaction at a time.
+    pub fn plan(
+        directory: Arc<DataDirectory<D>>,
+        open: &[(u32, u64)],
+        settings: Settings,
+    ) -> Result<Self, CompactionError> {
+        let shards = directory.shards();
+        let shards = shards.map_err(RecoveryError::at(directory.path()))?;
+        let mut links = Vec::new();
+        for shard in shards {
+            let chain = Chain::read(directory.disk(), directory.path(), directory.epoch(), shard)?;
+            let open_index = open.iter().find(|open| open.0 == shard);
+            let open_index = open_index.map_or(u64::MAX, |open| open.1);
+            let closed = |link: &Link| link.header.index < open_index;
+            links.extend(chain.links.into_iter().filter(closed));
+        }
+        let outcome = Outcome {
+            segments: links.len() as u64,
+            bytes: links.iter().map(|link| link.file_bytes).sum(),
+            ..Outcome::default()
+        };
+        Ok(Self {
+            index: Index::new(links.len()),
+            directory,
+            settings,
+            links,
+            read_count: 0,
+            groups: VecDeque::new(),
+            outcome,
+            bytes: Vec::new(),
+        })
+    }
+
+    /// Does the next part: reads a segment, or replaces a group. False: all is done.
+    pub fn step(&mut self, pace: &mut Pace<'_>) -> Result<bool, CompactionError> {
+        if self.read_count < self.links.len() {
+            self.read_next(pace)?;
+            if self.read_count == self.links.len() {
+                self.group();
+            }
+        } else if let Some(group) = self.groups.pop_front() {
+            self.replace(group, pace)?;
+        }
+        Ok(self.read_count < self.links.len() || !self.groups.is_empty())
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
+    fn read_next(&mut self, resting: &mut Pace<'_>) -> Result<(), CompactionError> {
+        let place = self.read_count;
+        let link = &self.links[place];
+        link.read(self.directory.disk(), &mut self.bytes, |op| {
+            self.index.note(op, place);
+        })?;
+        self.read_count += 1;
+        rest(resting, self.links[place].file_bytes)
+    }
+
+    /// Segments of one folder whose winners fill a segment are a group.
+    fn group(&mut self) {
+        let live_bytes: u64 = self.index.live_bytes.iter().sum();
+        let segment_bytes = (live_bytes / SEGMENT_LIVE_SHARE).clamp(
+            self.settings.segment_bytes_min,
+            self.settings.segment_bytes_max,
+        );
+        let mut begin = 0;
+        let mut live = 0;
+        for end in 1..=self.links.len() {
+            live += self.index.live_bytes[end - 1];
+            let next = self.links.get(end);
+            let is_last = next.is_none_or(|next| {
+                next.header.shard != self.links[begin].header.shard
+                    || live + self.index.live_bytes[end] > segment_bytes
+            });
+            if is_last {
+                if self.is_worth_it(begin..end, live) {
+                    self.groups.push_back(begin..end);
+                }
+                (begin, live) = (end, 0);
+            }
+        }
+    }
+
+    fn is_worth_it(&self, group: std::ops::Range<usize>, live_bytes: u64) -> bool {
+        let bytes: u64 = self.links[group].iter().map(|link| link.file_bytes).sum();
+        let batches = live_bytes / COMPACTION_BATCH_BYTES as u64 + 2;
+        let needed = SEGMENT_HEADER_BYTES as u64 + live_bytes + batches * BATCH_HEADER_BYTES as u64;
+        let dead = bytes.saturating_sub(needed);
+        dead > 0 && dead.saturating_mul(self.settings.dead_share) >= bytes
+    }
+
+    fn replace(
+        &mut self,
+        group: std::ops::Range<usize>,
+        pace: &mut Pace<'_>,
+    ) -> Result<(), CompactionError> {
+        let (first, last) = (&self.links[group.start], &self.links[group.end - 1]);
+        let path_new = segment::new_path(
+            &self.directory.shard_path(last.header.shard),
+            last.header.index,
+        );
+        let replaced = last.header.index - first.header.first_index();
+        let header = SegmentHeader {
+            first_position: first.header.first_position,
+            compacted: Some(Compacted {
+                replaced: u32::try_from(replaced).expect("fewer than 2^32 segments in a group"),
+                end_position: last.end_position.unwrap_or(end_of(last)),
+            }),
+            ..last.header
+        };
+        let written = self.write(group.clone(), &path_new, &header, pace);
+        if written.is_err() {
+            // The error to tell is the first one. What cannot be removed is swept at the next start.
+            let _ = self.directory.disk().remove(&path_new);
+        }
+        let written_bytes = written?;
+        self.swap(group.clone(), &path_new)?;
+        let links = &self.links[group];
+        let old_bytes: u64 = links.iter().map(|link| link.file_bytes).sum();
+        self.outcome.segments_replaced += links.len() as u64;
+        self.outcome.segments_written += 1;
+        self.outcome.bytes_freed += old_bytes.saturating_sub(written_bytes);
+        Ok(())
+    }
+
+    /// Writes the winners of a group, piece by piece, each synced, so that no sync of the log ever waits for much of this.
+    fn write(
+        &mut self,
+        group: std::ops::Range<usize>,
+        path: &Path,
+        header: &SegmentHeader,
+        pace: &mut Pace<'_>,
+    ) -> Result<u64, CompactionError> {
+        let failed = |source| CompactionError::Write {
+            path: path.to_path_buf(),
+            source,
+        };
+        let disk = self.directory.disk();
+        let file = disk.create(path).map_err(failed)?;
+        file.write_all_at(&header.encode(), 0).map_err(failed)?;
+        let mut offset = SEGMENT_HEADER_BYTES as u64;
+        let mut batch = Vec::new();
+        let write = |batch: &mut Vec<u8>, offset: &mut u64| {
+            let position = header.position(*offset);
+            record::seal_batch(batch, header.salt(), position, header.first_position);
+            let written = file.write_all_at(batch, *offset);
+            written.and_then(|()| file.sync()).map_err(failed)?;
+            *offset += batch.len() as u64;
+            let written_bytes = batch.len() as u64;
+            record::begin_batch(batch);
+            Ok::<u64, CompactionError>(written_bytes)
+        };
+        record::begin_batch(&mut batch);
+        for place in group {
+            // A segment is read whole before its winners are written: what one piece holds is bounded by a segment.
+            let mut outcome = Ok(());
+            self.links[place].read(disk, &mut self.bytes, |op| {
+                if outcome.is_ok() && self.index.wins(op, place) {
+                    record::push_op(&mut batch, op);
+                    if batch.len() >= COMPACTION_BATCH_BYTES {
+                        outcome = write(&mut batch, &mut offset)
+                            .and_then(|written_bytes| rest(pace, written_bytes));
+                    }
+                }
+            })?;
+            outcome?;
+        }
+        if batch.len() > BATCH_HEADER_BYTES {
+            write(&mut batch, &mut offset)?;
+        }
+        write(&mut batch, &mut offset)?;
+        rest(pace, 0)?;
+        Ok(offset)
+    }
+
+    /// Puts the new segment in the place of the group. The order is the argument: the old ones go when the new one has its name on disk.
+    fn swap(&self, group: std::ops::Range<usize>, path_new: &Path) -> Result<(), CompactionError> {
+        let disk = self.directory.disk();
+        let (last, before) = self.links[group]
+            .split_last()
+            .expect("a group has a segment");
+        let _nobody_reads = self.directory.replacing();
+        if let Err(source) = disk.rename(path_new, &last.path) {
+            let _ = disk.remove(path_new);
+            return Err(CompactionError::Write {
+                path: last.path.clone(),
+                source,
+            });
+        }
+        let folder = self.directory.shard_path(last.header.shard);
+        if let Err(source) = disk.sync_folder(&folder) {
+            return Err(CompactionError::Folder {
+                path: folder,
+                source,
+            });
+        }
+        for link in before {
+            // What stays is known as replaced, and removed by the next start.
+            let _ = disk.remove(&link.path);
+        }
+        Ok(())
+    }
+}
+
+/// Where the last segment of a folder without a shard ends.
+fn end_of(link: &Link) -> u64 {
+    match link.header.compacted {
+        Some(compacted) => compacted.end_position,
+        None => link.header.position(link.file_bytes),
+    }
+}
+
+fn rest(pace: &mut Pace<'_>, bytes: u64) -> Result<(), CompactionError> {
+    match pace(bytes) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(CompactionError::Stopped),
+    }
+}
+
+/// Which op of each key wins, and how much of each segment is such ops.
+struct Index {
+    workspaces: HashMap<String, HashMap<Box<str>, Winner, RandomState>, RandomState>,
+    /// By the place of the segment.
+    live_bytes: Vec<u64>,
+}
+
+struct Winner {
+    timestamp: u64,
+    seq: u64,
+    bytes: u32,
+    place: u32,
+}
+
+impl Index {
+    fn new(segments: usize) -> Self {
+        Self {
+            workspaces: HashMap::default(),
+            live_bytes: vec![0; segments],
+        }
+    }
+
+    /// Takes an op that stands in the segment at `place`.
+    fn note(&mut self, op: &Op<'_>, place: usize) {
+        let bytes = u32::try_from(record::op_bytes(op)).expect("a record is below 4 GiB");
+        let winner = Winner {
+            timestamp: op.timestamp,
+            seq: op.seq,
+            bytes,
+            place: u32::try_from(place).expect("fewer than 2^32 segments"),
+        };
+        let keys = self.workspaces.entry_ref(op.workspace).or_default();
+        if let Some(held) = keys.get_mut(op.key) {
+            // The rule of Workspace::restore, which reads what is left.
+            let wins = op.timestamp > held.timestamp
+                || (op.timestamp == held.timestamp && op.seq < held.seq);
+            if !wins {
+                return;
+            }
+            self.live_bytes[held.place as usize] -= u64::from(held.bytes);
+            *held = winner;
+        } else {
+            keys.insert(op.key.into(), winner);
+        }
+        self.live_bytes[place] += u64::from(bytes);
+    }
+
+    fn wins(&self, op: &Op<'_>, place: usize) -> bool {
+        let winner = self
+            .workspaces
+            .get(op.workspace)
+            .and_then(|keys| keys.get(op.key));
+        let winner = winner.expect("each op was noted before");
+        (winner.place as usize, winner.timestamp, winner.seq) == (place, op.timestamp, op.seq)
+    }
+}

@@ -1,0 +1,311 @@
+//! Compaction: the state stays, the dead go, and a stop or an error at any place harms nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use proptest::prelude::*;
+use tempfile::{TempDir, tempdir};
+
+use super::super::disk::HostDisk;
+use super::super::recovery::{Report, Tail, recover};
+use super::*;
+
+/// The winner of each key, by the rule of replay.
+type State = BTreeMap<(String, String), (u64, u64, String)>;
+
+const SMALL: Settings = Settings {
+    dead_share: COMPACTION_DEAD_SHARE,
+    segment_bytes_min: 1000,
+    segment_bytes_max: 4000,
+};
+
+struct Log {
+    root: TempDir,
+    directory: Arc<DataDirectory>,
+    seq: u64,
+}
+
+impl Log {
+    fn new() -> Self {
+        let root = tempdir().unwrap();
+        let directory = Arc::new(DataDirectory::open(root.path()).unwrap());
+        Self {
+            root,
+            directory,
+            seq: 0,
+        }
+    }
+
+    /// Writes the next segment of a shard: each op has the next seq and a timestamp that may repeat.
+    fn segment(&mut self, shard: u32, keys: &[u8]) {
+        let tail = self.recovered().0.tail(shard);
+        self.segment_at(tail, keys);
+    }
+
+    fn segment_at(&mut self, tail: Tail, keys: &[u8]) {
+        let Tail {
+            shard,
+            next_index,
+            next_position,
+        } = tail;
+        let header = SegmentHeader::new(shard, self.directory.epoch(), next_index, next_position);
+        let folder = self.directory.shard_path(shard);
+        let segment = segment::create(&HostDisk, &folder, header, 0).unwrap();
+        let mut bytes = header.encode().to_vec();
+        let mut batch = Vec::new();
+        for ops in keys.chunks(3) {
+            record::begin_batch(&mut batch);
+            for key in ops {
+                self.seq += 1;
+                record::push_op(
+                    &mut batch,
+                    &Op {
+                        workspace: &format!("workspace-{}", key % 3),
+                        key: &format!("key-{key}"),
+                        value: &format!("\"{:0width$}\"", self.seq, width = 5 + usize::from(*key)),
+                        seq: self.seq,
+                        timestamp: self.seq / 2,
+                    },
+                );
+            }
+            let position = header.position(bytes.len() as u64);
+            record::seal_batch(&mut batch, header.salt(), position, position);
+            bytes.extend_from_slice(&batch);
+        }
+        fs::write(segment.path, bytes).unwrap();
+    }
+
+    fn recovered(&self) -> (Report, State) {
+        let mut state = State::new();
+        let report = recover(&self.directory, |op| {
+            let key = (op.workspace.to_owned(), op.key.to_owned());
+            let held = (op.timestamp, op.seq, op.value.to_owned());
+            let entry = state.entry(key).or_insert_with(|| held.clone());
+            if held.0 > entry.0 || (held.0 == entry.0 && held.1 < entry.1) {
+                *entry = held;
+            }
+        });
+        (report.unwrap(), state)
+    }
+
+    fn compaction(&self, open: &[(u32, u64)], settings: Settings) -> Compaction<HostDisk> {
+        Compaction::plan(Arc::clone(&self.directory), open, settings).unwrap()
+    }
+
+    fn compact(&self, open: &[(u32, u64)], settings: Settings) -> Outcome {
+        let mut compaction = self.compaction(open, settings);
+        while compaction.step(&mut |_| ControlFlow::Continue(())).unwrap() {}
+        compaction.outcome()
+    }
+
+    fn image(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut image = BTreeMap::new();
+        for shard in self.directory.shards().unwrap() {
+            for entry in fs::read_dir(self.directory.shard_path(shard)).unwrap() {
+                let path = entry.unwrap().path();
+                image.insert(path.clone(), fs::read(path).unwrap());
+            }
+        }
+        image
+    }
+}
+
+#[test]
+fn what_is_dead_goes_and_the_log_goes_on() {
+    let mut log = Log::new();
+    for _ in 0..20 {
+        log.segment(0, &[1, 2, 3, 1, 2, 3, 1, 2, 3]);
+    }
+    let (before, state) = log.recovered();
+    let outcome = log.compact(&[], SMALL);
+    assert_eq!(outcome.segments, 20);
+    assert_eq!(
+        (outcome.segments_replaced, outcome.segments_written),
+        (20, 1)
+    );
+    let (after, state_after) = log.recovered();
+    assert_eq!(state_after, state);
+    assert_eq!(after.ops, 3, "one for each key");
+    assert_eq!(after.segments, 1);
+    assert_eq!(before.bytes - after.bytes, outcome.bytes_freed);
+    // It stands for all that were there: the next segment is the one that would have been next.
+    assert_eq!(after.tails, before.tails);
+    assert_eq!(
+        log.compact(&[], SMALL).segments_replaced,
+        0,
+        "nothing is dead"
+    );
+    log.segment(0, &[9]);
+    assert_eq!(log.recovered().1.len(), 4);
+}
+
+#[test]
+fn the_open_segment_and_what_follows_is_left_alone() {
+    let mut log = Log::new();
+    for _ in 0..3 {
+        log.segment(0, &[1; 9]);
+        log.segment(1, &[1; 9]);
+    }
+    let before = log.image();
+    log.compact(&[(0, 2), (1, 1)], SMALL.thorough());
+    let after = log.image();
+    for (path, bytes) in &before {
+        let is_closed = path.ends_with("shard-00/0000000001.aof");
+        assert_eq!(after.get(path) != Some(bytes), is_closed, "{path:?}");
+    }
+}
+
+#[test]
+fn an_op_gives_way_to_one_in_another_folder() {
+    let mut log = Log::new();
+    log.segment(0, &[1, 1, 1, 4]);
+    log.segment(1, &[1, 1, 1, 7]);
+    let (_, state) = log.recovered();
+    log.compact(&[], SMALL.thorough());
+    let (report, state_after) = log.recovered();
+    assert_eq!((state_after, report.ops), (state, 3));
+}
+
+#[test]
+fn what_is_hardly_dead_is_left_until_it_is_asked_for() {
+    let mut log = Log::new();
+    log.segment(0, &(0..100).collect::<Vec<u8>>());
+    log.segment(0, &[50]);
+    let settings = Settings {
+        segment_bytes_min: 1 << 20,
+        segment_bytes_max: 1 << 20,
+        dead_share: 4,
+    };
+    assert_eq!(log.compact(&[], settings).segments_replaced, 0);
+    assert_eq!(log.compact(&[], settings.thorough()).segments_replaced, 2);
+    assert_eq!(log.recovered().0.ops, 100);
+    assert_eq!(log.compact(&[], settings.thorough()).segments_replaced, 0);
+}
+
+#[test]
+fn a_stop_anywhere_leaves_a_whole_log_and_no_rubbish() {
+    for stop_at in 0..100 {
+        let mut log = Log::new();
+        for round in 0..12 {
+            log.segment(round % 2, &[1, 2, 3, 60, 60, 61, 62, 63]);
+        }
+        let (_, state) = log.recovered();
+        let mut compaction = log.compaction(&[], SMALL);
+        let mut pauses = 0;
+        let stopped = loop {
+            let step = compaction.step(&mut |_| {
+                pauses += 1;
+                if pauses > stop_at {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            });
+            match step {
+                Ok(true) => {}
+                Ok(false) => break false,
+                Err(CompactionError::Stopped) => break true,
+                Err(error) => panic!("{error}"),
+            }
+        };
+        let names: Vec<_> = log.image().into_keys().collect();
+        assert!(
+            names
+                .iter()
+                .all(|name| !name.to_string_lossy().ends_with(".new"))
+        );
+        assert_eq!(log.recovered().1, state, "stopped at {stop_at}");
+        if !stopped {
+            assert!(stop_at > 12, "it pauses at least once for each segment");
+            return;
+        }
+    }
+    panic!("it never ends");
+}
+
+#[test]
+fn replaced_segments_that_a_crash_left_are_not_read_and_go_at_the_next_start() {
+    let mut log = Log::new();
+    for _ in 0..4 {
+        log.segment(0, &[1, 2, 1, 2]);
+    }
+    let before = log.image();
+    let (_, state) = log.recovered();
+    log.compact(&[], SMALL);
+    let after = log.image();
+    assert_eq!(after.len(), 1);
+    // Any of the removals may be undone by a crash; what they hold does not count any more.
+    for left in 0..1 << 3 {
+        for (place, (path, _)) in before.iter().take(3).enumerate() {
+            if left >> place & 1 == 1 {
+                fs::write(path, "not even a segment").unwrap();
+            }
+        }
+        let (report, state_after) = log.recovered();
+        assert_eq!((report.ops, state_after), (2, state.clone()));
+        assert_eq!(log.image(), after);
+    }
+}
+
+#[test]
+fn a_compacted_segment_has_no_torn_tail() {
+    let mut log = Log::new();
+    log.segment(0, &[1, 2, 1, 2]);
+    log.compact(&[], SMALL.thorough());
+    let path = log.root.path().join("shard-00/0000000001.aof");
+    let whole = fs::read(&path).unwrap();
+    for length in 0..whole.len() {
+        fs::write(&path, &whole[..length]).unwrap();
+        let error = recover(&log.directory, |_| {}).unwrap_err();
+        assert!(
+            matches!(error, RecoveryError::Damaged { .. }),
+            "length {length}: {error}"
+        );
+        assert_eq!(fs::read(&path).unwrap().len(), length, "left as it is");
+    }
+}
+
+#[test]
+fn what_cannot_be_written_is_told_and_changes_nothing() {
+    let mut log = Log::new();
+    log.segment(0, &[1, 2, 1, 2]);
+    let before = log.image();
+    let mut compaction = log.compaction(&[], SMALL.thorough());
+    // A folder stands where the new segment is to be written.
+    let path_new = log.root.path().join("shard-00/0000000001.aof.new");
+    fs::create_dir(&path_new).unwrap();
+    let mut step = || compaction.step(&mut |_| ControlFlow::Continue(()));
+    assert!(step().unwrap());
+    let error = step().unwrap_err();
+    assert!(matches!(error, CompactionError::Write { .. }), "{error}");
+    fs::remove_dir(path_new).unwrap();
+    assert_eq!(log.image(), before);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    /// Whatever is written and compacted when: the state is that of the log without compaction.
+    #[test]
+    fn the_state_is_that_of_the_log_without_compaction(
+        rounds in prop::collection::vec((0_u32..3, prop::collection::vec(0_u8..12, 0..30), 0_u8..4), 1..8),
+    ) {
+        let (mut plain, mut compacted) = (Log::new(), Log::new());
+        for (shard, keys, what) in rounds {
+            plain.segment(shard, &keys);
+            compacted.segment(shard, &keys);
+            match what {
+                0 => drop(compacted.compact(&[], SMALL)),
+                1 => drop(compacted.compact(&[], SMALL.thorough())),
+                2 => {
+                    let open = compacted.recovered().0.tail(shard).next_index - 1;
+                    compacted.compact(&[(shard, open)], SMALL.thorough());
+                }
+                _ => {}
+            }
+            let (_, state) = plain.recovered();
+            let (_, state_compacted) = compacted.recovered();
+            prop_assert_eq!(state_compacted, state);
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The file system as the log needs it, so that everything which decides about files runs on a simulated disk too.
+//!
+//! Each method is one system call, or what a file system makes of one: it may fail at any time, and a crash may come
+//! between any two. The assumptions about what a crash leaves stand in [`super::record`].
+//!
+//! Architecture invariant: outside of this file, nothing under `log` touches a file.
+
+use std::ffi::OsString;
+use std::fmt::Debug;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::{Advice, FallocateFlags, FlockOperation};
+use rustix::io::Errno;
+
+/// A disk with folders and files.
+pub trait Disk: Debug + Clone + Send + Sync + 'static {
+    /// An open file of it.
+    type File: DiskFile;
+
+    /// mkdir(2).
+    fn create_folder(&self, path: &Path) -> io::Result<()>;
+    /// Whether there is a folder of this name.
+    fn is_folder(&self, path: &Path) -> bool;
+    /// What stands in a folder, in no order.
+    fn names(&self, folder: &Path) -> io::Result<Vec<OsString>>;
+    /// Makes the names in a folder durable: fsync(2) of the folder.
+    fn sync_folder(&self, folder: &Path) -> io::Result<()>;
+    /// Opens a file for reading.
+    fn open(&self, path: &Path) -> io::Result<Self::File>;
+    /// Opens a file for reading and writing.
+    fn open_writable(&self, path: &Path) -> io::Result<Self::File>;
+    /// Opens an empty file for reading and writing, in the place of one that is there.
+    fn create(&self, path: &Path) -> io::Result<Self::File>;
+    /// Whether the file that stands at `path` now is the open one.
+    fn is_at(&self, path: &Path, file: &Self::File) -> io::Result<bool>;
+    /// The length of a file.
+    fn file_bytes(&self, path: &Path) -> io::Result<u64>;
+    /// rename(2): replaces a file that is there, in one step.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// unlink(2).
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Opens a file, creating it if it is missing, and locks it for as long as it is open (flock(2)). `Err`: the file, open
+    /// for reading, which another process has locked.
+    fn lock(&self, path: &Path) -> io::Result<Result<Self::File, Self::File>>;
+}
+
+/// An open file.
+pub trait DiskFile: Debug + Send + Sync + 'static {
+    /// Its length.
+    fn bytes(&self) -> io::Result<u64>;
+    /// Whether it still has a name. Cheap enough for every commit.
+    fn is_linked(&self) -> io::Result<bool>;
+    /// pread(2): may read less than there is; 0 at the end.
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// pwrite(2): may write less than was asked for.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
+    /// ftruncate(2).
+    fn set_bytes(&self, bytes: u64) -> io::Result<()>;
+    /// Makes content and length durable: fdatasync(2).
+    fn sync(&self) -> io::Result<()>;
+    /// Claims disk ahead without a change of the length; nothing where the file system cannot.
+    fn reserve(&self, bytes: u64) -> io::Result<()>;
+    /// Drops what the kernel holds of the file in memory and has on disk too, so that what is read next comes from the disk.
+    /// Advice: where it is not taken, reads still give what was written.
+    fn drop_cache(&self);
+
+    /// Writes all of `bytes`.
+    fn write_all_at(&self, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.write_at(bytes, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    bytes = &bytes[count..];
+                    offset += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads into `bytes` from `offset` on, until they are full or the file ends; gives the number of bytes read.
+    fn read_full_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut count = 0;
+        while count < bytes.len() {
+            match self.read_at(&mut bytes[count..], offset + count as u64) {
+                Ok(0) => break,
+                Ok(more) => count += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(count)
+    }
+
+    /// Replaces `bytes` by the content of the whole file.
+    fn read_whole(&self, bytes: &mut Vec<u8>) -> io::Result<()> {
+        let file_bytes = usize::try_from(self.bytes()?)
+            .map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        // Only what is new must be zeroed: a buffer that is used for one segment after the other is not.
+        bytes.resize(file_bytes, 0);
+        let count = self.read_full_at(bytes, 0)?;
+        bytes.truncate(count);
+        Ok(())
+    }
+}
+
+/// The disks of this machine.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HostDisk;
+
+impl Disk for HostDisk {
+    type File = File;
+
+    fn create_folder(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir(path)
+    }
+
+    fn is_folder(&self, path: &Path) -> bool {
+        path.is_dir()
+    }
+
+    fn names(&self, folder: &Path) -> io::Result<Vec<OsString>> {
+        fs::read_dir(folder)?
+            .map(|entry| Ok(entry?.file_name()))
+            .collect()
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        File::open(folder)?.sync_all()
+    }
+
+    fn open(&self, path: &Path) -> io::Result<File> {
+        File::open(path)
+    }
+
+    fn open_writable(&self, path: &Path) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).open(path)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true);
+        options.open(path)
+    }
+
+    fn is_at(&self, path: &Path, file: &File) -> io::Result<bool> {
+        let open = rustix::fs::fstat(file)?;
+        match rustix::fs::stat(path) {
+            Ok(found) => Ok((found.st_dev, found.st_ino) == (open.st_dev, open.st_ino)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn file_bytes(&self, path: &Path) -> io::Result<u64> {
+        Ok(fs::metadata(path)?.len())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Result<File, File>> {
+        let mut options = OpenOptions::new();
+        // Not truncated: until the lock is taken, the content is the other process's.
+        options.read(true).write(true).create(true).truncate(false);
+        let file = options.open(path)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Ok(file)),
+            Err(Errno::WOULDBLOCK) => Ok(Err(file)),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+impl DiskFile for File {
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn is_linked(&self) -> io::Result<bool> {
+        Ok(rustix::fs::fstat(self)?.st_nlink > 0)
+    }
+
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        FileExt::read_at(self, bytes, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        FileExt::write_at(self, bytes, offset)
+    }
+
+    fn set_bytes(&self, bytes: u64) -> io::Result<()> {
+        self.set_len(bytes)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    fn reserve(&self, bytes: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(self, FallocateFlags::KEEP_SIZE, 0, bytes) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn drop_cache(&self) {
+        let _ = rustix::fs::fadvise(self, 0, None, Advice::DontNeed);
+    }
+}

@@ -1,0 +1,217 @@
+//! The files of one shard's log: the open segment, and the slow work on the others, as errands for another thread.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::commit::{End, OpenSegment};
+use super::directory::DataDirectory;
+use super::disk::{Disk, DiskFile};
+use super::record::{Op, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::recovery::{self, RecoveryError, Report, Sources};
+use super::segment::{self, Segment};
+use crate::limits::SEGMENT_RESERVE_BYTES;
+
+/// The log files of one shard.
+#[derive(Debug)]
+pub struct LogKeeper<D: Disk> {
+    directory: Arc<DataDirectory<D>>,
+    segment: Segment<D::File>,
+    sources: Sources,
+    /// An fdatasync of the open segment has failed: the next one would lie.
+    is_sync_lost: bool,
+}
+
+/// Why the next segment or the state of a shard is not there. It is tried again.
+#[derive(Debug, Error)]
+pub enum KeeperError {
+    /// The next segment cannot be created.
+    #[error("{path}: {source}")]
+    Segment {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The open segment is not in its place any more. Nothing that the server could do brings its ops back there.
+    #[error(
+        "{path} was deleted or moved away under the running server: stop the server, put the data directory back from a backup, and start it again"
+    )]
+    Deleted {
+        /// The segment.
+        path: PathBuf,
+    },
+    /// The log could not be read back.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
+}
+
+impl<D: Disk> LogKeeper<D> {
+    /// Creates the segment with which a shard begins, behind all that was recovered.
+    pub fn open(
+        directory: Arc<DataDirectory<D>>,
+        shard: u32,
+        recovered: &Report,
+    ) -> io::Result<Self> {
+        let tail = recovered.tail(shard);
+        let header = SegmentHeader::new(
+            shard,
+            directory.epoch(),
+            tail.next_index,
+            tail.next_position,
+        );
+        let folder = directory.shard_path(shard);
+        let segment = segment::create(directory.disk(), &folder, header, 0)?;
+        let others = recovered.tails.iter().filter(|tail| tail.shard != shard);
+        let others = others.map(|tail| (tail.shard, tail.next_index - 1));
+        Ok(Self {
+            sources: Sources {
+                shard,
+                others: others.collect(),
+            },
+            directory,
+            segment,
+            is_sync_lost: false,
+        })
+    }
+
+    /// The open segment, as the log's state machine knows it.
+    #[must_use]
+    pub fn open_segment(&self) -> OpenSegment {
+        let header = self.segment.header;
+        OpenSegment {
+            index: header.index,
+            first_position: header.first_position,
+            salt: header.salt(),
+        }
+    }
+
+    /// The open segment's file.
+    #[must_use]
+    pub fn file(&self) -> &D::File {
+        &self.segment.file
+    }
+
+    /// Fails where the open segment has lost its name: a write and an fdatasync of it still end well, and what they kept is
+    /// gone as soon as the file is closed.
+    pub fn check_linked(&self) -> Result<(), KeeperError> {
+        self.check(self.segment.file.is_linked())
+    }
+
+    /// Fails where the open segment does not stand at its path: what stands there now, nothing or a backup that was put
+    /// back, does not go on with this log, and must not be given the next segment of it.
+    fn check_in_place(&self) -> Result<(), KeeperError> {
+        let Segment { path, file, .. } = &self.segment;
+        self.check(self.directory.disk().is_at(path, file))
+    }
+
+    fn check(&self, is_there: io::Result<bool>) -> Result<(), KeeperError> {
+        let path = self.segment.path.clone();
+        match is_there {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(KeeperError::Deleted { path }),
+            Err(source) => Err(KeeperError::Segment { path, source }),
+        }
+    }
+
+    /// Makes a new segment the open one. Nothing of the one before may be in flight.
+    pub fn replace(&mut self, segment: Segment<D::File>) -> OpenSegment {
+        self.segment = segment;
+        self.is_sync_lost = false;
+        self.open_segment()
+    }
+
+    /// The errand that creates the next segment.
+    pub fn next(&self, index: u64, first_position: u64) -> Result<Creation<D>, KeeperError> {
+        self.check_in_place()?;
+        let SegmentHeader { shard, epoch, .. } = self.segment.header;
+        Ok(Creation {
+            directory: Arc::clone(&self.directory),
+            header: SegmentHeader::new(shard, epoch, index, first_position),
+        })
+    }
+
+    /// The errand that creates the segment behind the failed one and reads the shard's state back. The failed file is not
+    /// written any more: it ends for its readers where the next segment says that it begins.
+    pub fn rebuild(&mut self, end: End) -> Result<Rebuild<D>, KeeperError> {
+        self.check_in_place()?;
+        let first_position = self.kept_position(end);
+        Ok(Rebuild {
+            creation: self.next(end.index + 1, first_position)?,
+            sources: self.sources.clone(),
+        })
+    }
+
+    /// Up to where a failed segment is kept: what was shown, if it can still be made durable.
+    fn kept_position(&mut self, end: End) -> u64 {
+        if end.shown == end.durable {
+            return end.durable;
+        }
+        if !self.is_sync_lost && self.segment.file.sync().is_ok() {
+            return end.shown;
+        }
+        self.is_sync_lost = true;
+        end.durable
+    }
+}
+
+/// The creation of a segment.
+#[derive(Debug)]
+pub struct Creation<D: Disk> {
+    directory: Arc<DataDirectory<D>>,
+    header: SegmentHeader,
+}
+
+impl<D: Disk> Creation<D> {
+    /// Creates it.
+    pub fn run(&self, reserve_bytes: u64) -> Result<Segment<D::File>, KeeperError> {
+        let folder = self.directory.shard_path(self.header.shard);
+        segment::create(self.directory.disk(), &folder, self.header, reserve_bytes)
+            .map_err(|source| self.failed(source))
+    }
+
+    /// A try before this one may have got as far as an empty segment.
+    fn remove_unused(&self) -> Result<(), KeeperError> {
+        let (disk, path) = (self.directory.disk(), self.path());
+        match disk.file_bytes(&path) {
+            Ok(bytes) if bytes <= SEGMENT_HEADER_BYTES as u64 => disk.remove(&path),
+            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+        .map_err(|source| self.failed(source))
+    }
+
+    fn path(&self) -> PathBuf {
+        let folder = self.directory.shard_path(self.header.shard);
+        folder.join(segment::file_name(self.header.index))
+    }
+
+    fn failed(&self, source: io::Error) -> KeeperError {
+        KeeperError::Segment {
+            path: self.path(),
+            source,
+        }
+    }
+}
+
+/// A rebuild of a shard.
+#[derive(Debug)]
+pub struct Rebuild<D: Disk> {
+    creation: Creation<D>,
+    sources: Sources,
+}
+
+impl<D: Disk> Rebuild<D> {
+    /// Creates the next segment and visits the ops.
+    pub fn run(&self, visit: impl FnMut(&Op<'_>)) -> Result<Segment<D::File>, KeeperError> {
+        self.creation.remove_unused()?;
+        // The room on the disk is claimed first: a shard that serves for a moment and fails again would be worse than one
+        // that waits.
+        let segment = self.creation.run(SEGMENT_RESERVE_BYTES)?;
+        recovery::replay(&self.creation.directory, &self.sources, visit)?;
+        Ok(segment)
+    }
+}

@@ -1,0 +1,164 @@
+//! The header of a segment.
+
+use thiserror::Error;
+
+use super::number::{field, u16_at, u32_at, u64_at};
+
+/// The length of a segment's header.
+pub const SEGMENT_HEADER_BYTES: usize = 64;
+/// The format that this server writes and reads.
+pub const FORMAT_VERSION: u16 = 1;
+
+const SEGMENT_MAGIC: [u8; 8] = *b"\x89EPLOG\r\n";
+const SEGMENT_CRC_AT: usize = 60;
+const KIND_WRITTEN: u16 = 0;
+const KIND_COMPACTED: u16 = 1;
+
+const _: () = assert!(
+    SEGMENT_CRC_AT + 4 == SEGMENT_HEADER_BYTES,
+    "the crc ends the segment header"
+);
+
+/// Which log a segment belongs to, and where in it it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentHeader {
+    /// The shard that wrote it.
+    pub shard: u32,
+    /// The data directory's random id.
+    pub epoch: [u8; 16],
+    /// The place in the shard's row of segments.
+    pub index: u64,
+    /// The log position of the first batch.
+    pub first_position: u64,
+    /// What it stands for, if it was made from other segments.
+    pub compacted: Option<Compacted>,
+}
+
+/// What a compacted segment stands for: the segments that it was made from, as if it were all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compacted {
+    /// How many indexes before its own.
+    pub replaced: u32,
+    /// The log position where they ended. Its own bytes are fewer.
+    pub end_position: u64,
+}
+
+/// Why the first bytes of a file are not a segment header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum HeaderError {
+    /// The file is shorter than a header.
+    #[error("it is too short to hold a segment header")]
+    Short,
+    /// The file does not begin like a segment.
+    #[error("it does not begin like a segment")]
+    Magic,
+    /// Another version of the server wrote it, and the header is whole.
+    #[error("it has format {0}; this server reads {FORMAT_VERSION}")]
+    Version(u16),
+    /// The header was altered.
+    #[error("the checksum of the segment header is wrong")]
+    Checksum,
+    /// The checksum is right, the content is not.
+    #[error("the segment header is not legal")]
+    Content,
+}
+
+impl SegmentHeader {
+    /// Of a segment that a shard writes.
+    #[must_use]
+    pub fn new(shard: u32, epoch: [u8; 16], index: u64, first_position: u64) -> Self {
+        Self {
+            shard,
+            epoch,
+            index,
+            first_position,
+            compacted: None,
+        }
+    }
+
+    /// The first of the indexes that it stands for.
+    #[must_use]
+    pub fn first_index(&self) -> u64 {
+        self.index
+            - self
+                .compacted
+                .map_or(0, |compacted| compacted.replaced.into())
+    }
+
+    /// The header as it stands at the begin of the file.
+    #[must_use]
+    pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
+        let mut bytes = [0; SEGMENT_HEADER_BYTES];
+        bytes[0..8].copy_from_slice(&SEGMENT_MAGIC);
+        bytes[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.shard.to_le_bytes());
+        bytes[16..32].copy_from_slice(&self.epoch);
+        bytes[32..40].copy_from_slice(&self.index.to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.first_position.to_le_bytes());
+        if let Some(compacted) = self.compacted {
+            bytes[10..12].copy_from_slice(&KIND_COMPACTED.to_le_bytes());
+            bytes[48..56].copy_from_slice(&compacted.end_position.to_le_bytes());
+            bytes[56..60].copy_from_slice(&compacted.replaced.to_le_bytes());
+        }
+        let crc = crc32c::crc32c(&bytes[..SEGMENT_CRC_AT]);
+        bytes[SEGMENT_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// Reads the header of a segment; `bytes` may be longer.
+    pub fn decode(bytes: &[u8]) -> Result<Self, HeaderError> {
+        let bytes: &[u8; SEGMENT_HEADER_BYTES] = bytes.first_chunk().ok_or(HeaderError::Short)?;
+        if field(bytes, 0) != SEGMENT_MAGIC {
+            return Err(HeaderError::Magic);
+        }
+        // The checksum goes first, so that a flipped bit in the version is not told as a newer server's file.
+        if u32_at(bytes, SEGMENT_CRC_AT) != crc32c::crc32c(&bytes[..SEGMENT_CRC_AT]) {
+            return Err(HeaderError::Checksum);
+        }
+        let version = u16_at(bytes, 8);
+        if version != FORMAT_VERSION {
+            return Err(HeaderError::Version(version));
+        }
+        let (index, first_position) = (u64_at(bytes, 32), u64_at(bytes, 40));
+        let (end_position, replaced) = (u64_at(bytes, 48), u32_at(bytes, 56));
+        let compacted = match u16_at(bytes, 10) {
+            KIND_WRITTEN if (end_position, replaced) == (0, 0) => None,
+            KIND_COMPACTED if first_position <= end_position && u64::from(replaced) < index => {
+                Some(Compacted {
+                    replaced,
+                    end_position,
+                })
+            }
+            _ => return Err(HeaderError::Content),
+        };
+        Ok(Self {
+            shard: u32_at(bytes, 12),
+            epoch: field(bytes, 16),
+            index,
+            first_position,
+            compacted,
+        })
+    }
+
+    /// The checksum that seeds every batch header: a batch of another segment is never valid in this one.
+    #[must_use]
+    pub fn salt(&self) -> u32 {
+        u32_at(&self.encode(), SEGMENT_CRC_AT)
+    }
+
+    /// The log position of a byte of this segment's file, at or behind the end of the header.
+    #[must_use]
+    pub fn position(&self, offset: u64) -> u64 {
+        // Saturating: a first position read from disk may be anything, and near the end of u64 nothing matches it.
+        self.first_position
+            .saturating_add(offset.saturating_sub(SEGMENT_HEADER_BYTES as u64))
+    }
+
+    /// The offset of a log position in this segment's file; None where that is before the segment, or
+    /// beyond what memory can hold.
+    #[must_use]
+    pub fn offset(&self, position: u64) -> Option<usize> {
+        let behind_header = usize::try_from(position.checked_sub(self.first_position)?).ok()?;
+        behind_header.checked_add(SEGMENT_HEADER_BYTES)
+    }
+}
