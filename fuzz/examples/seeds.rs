@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use etherply::log::record::{Op, begin_batch, push_op, seal_batch};
+use etherply::log::record::{Compacted, Op, SegmentHeader, begin_batch, push_op, seal_batch};
 use etherply::wire::frame::{Opcode, put_header};
 use etherply_fuzz::segment_header;
 
@@ -315,6 +315,15 @@ fn segments() -> Seeds {
         bytes
     };
     let (whole, unsynced) = (segment(true), segment(false));
+    let replaced = Compacted {
+        replaced: 2,
+        end_position: header.first_position + 1000,
+    };
+    let compacted = SegmentHeader {
+        compacted: Some(replaced),
+        ..header
+    };
+    let compacted = [&compacted.encode(), &whole[64..]].concat();
     let seed = |name, mode: u8, bytes: &[u8]| (name, [&[mode], bytes].concat());
     let changed = |at: usize| {
         let mut bytes = whole.clone();
@@ -328,6 +337,8 @@ fn segments() -> Seeds {
         seed("never_synced", 0, &unsynced),
         seed("damaged_record", 0, &changed(100)),
         seed("torn_record", 1, &unsynced[64..unsynced.len() - 5]),
+        seed("in_small_parts", 8 | 1, &whole[64..]),
+        seed("compacted", 2, &compacted),
         seed("bad_header", 0, &changed(9)),
         seed("bad_magic", 0, &changed(1)),
         seed("short", 0, &whole[..30]),

@@ -20,7 +20,7 @@ fuzz_target!(|input: &[u8]| {
     let mut change = Script(script.bytes(13));
     let batches = batches(&mut script);
     let written = Written::new(&segment_header(), &batches);
-    assert_eq!(read(&written.bytes), (written.ops.clone(), None));
+    assert_eq!(written.read(&written.bytes), (written.ops.clone(), None));
 
     let mut bytes = written.bytes.clone();
     apply(&mut change, &batches, &mut bytes);
@@ -127,6 +127,40 @@ impl Written {
         Self { bytes, ops, units }
     }
 
+    /// Reads these bytes, or what became of them: the ops, and the first fault.
+    fn read(&self, bytes: &[u8]) -> (Vec<OwnedOp>, Option<(usize, FaultKind)>) {
+        let header = SegmentHeader::decode(bytes).expect("the header is whole");
+        assert_eq!(header, segment_header());
+        let mut reader = Reader::new(&header, bytes);
+        let (mut ops, mut fault) = (Vec::new(), None);
+        for item in reader.by_ref() {
+            match item {
+                Ok(op) => ops.push(OwnedOp {
+                    workspace: op.workspace.into(),
+                    key: op.key.into(),
+                    value: op.value.into(),
+                    seq: op.seq,
+                    timestamp: op.timestamp,
+                }),
+                Err(error) => fault = Some((error.offset, error.kind)),
+            }
+        }
+        let end = fault.map_or(bytes.len(), |(offset, _)| offset);
+        assert_eq!(reader.offset(), end);
+        assert_eq!(reader.cursor().is_sealed(), self.is_sealed(end));
+        (ops, fault)
+    }
+
+    /// Whether the last batch header before `end` is that of an empty batch.
+    fn is_sealed(&self, end: usize) -> bool {
+        let is_header = |unit: &Unit| unit.durable_position.is_some();
+        let entered = self
+            .units
+            .iter()
+            .rposition(|unit| is_header(unit) && unit.at.end <= end);
+        entered.is_some_and(|entered| self.units.get(entered + 1).is_none_or(is_header))
+    }
+
     /// `bytes` differ from those that were written, at `first` for the first time.
     fn check(&self, bytes: &[u8], first: usize) {
         if first < SEGMENT_HEADER_BYTES {
@@ -136,7 +170,7 @@ impl Written {
             );
             return;
         }
-        let (ops, fault) = read(bytes);
+        let (ops, fault) = self.read(bytes);
         let bad = self.units.iter().position(|unit| unit.at.contains(&first));
         let bad = bad.expect("the units are the whole segment");
         let is_record = |unit: &&Unit| unit.durable_position.is_none();
@@ -178,32 +212,9 @@ impl Written {
                 && bytes.get(unit.at.clone()) == Some(&self.bytes[unit.at.clone()])
         });
         let proof = proof.map(|unit| unit.at.start);
-        assert_eq!(damage_behind(&header, bytes, fault_offset), proof);
+        let behind = &bytes[fault_offset..];
+        assert_eq!(damage_behind(&header, behind, fault_offset), proof);
     }
-}
-
-fn read(bytes: &[u8]) -> (Vec<OwnedOp>, Option<(usize, FaultKind)>) {
-    let header = SegmentHeader::decode(bytes).expect("the header is whole");
-    assert_eq!(header, segment_header());
-    let mut reader = Reader::new(&header, bytes);
-    let (mut ops, mut fault) = (Vec::new(), None);
-    for item in reader.by_ref() {
-        match item {
-            Ok(op) => ops.push(OwnedOp {
-                workspace: op.workspace.into(),
-                key: op.key.into(),
-                value: op.value.into(),
-                seq: op.seq,
-                timestamp: op.timestamp,
-            }),
-            Err(error) => fault = Some((error.offset, error.kind)),
-        }
-    }
-    assert_eq!(
-        reader.offset(),
-        fault.map_or(bytes.len(), |(offset, _)| offset)
-    );
-    (ops, fault)
 }
 
 fn apply(change: &mut Script<'_>, batches: &[Batch], bytes: &mut Vec<u8>) {

@@ -1,11 +1,11 @@
 //! Any bytes as a segment. Input: a byte that tells what is made whole before they are read (bit 0: a segment header is put
-//! before them; bit 1: the magic numbers and the checksums; bit 2: the positions too), then the bytes. Without the checksums
-//! made right the fuzzer would never see the inside of a record.
+//! before them; bit 1: the magic numbers and the checksums; bit 2: the positions too) and how many bytes are read at a time
+//! (the bits above), then the bytes. Without the checksums made right the fuzzer would never see the inside of a record.
 #![no_main]
 
 use etherply::log::record::{
-    BATCH_HEADER_BYTES, OP_HEADER_BYTES, Op, Reader, SEGMENT_HEADER_BYTES, SegmentHeader,
-    begin_batch, damage_behind, op_bytes, push_op,
+    BATCH_HEADER_BYTES, Cursor, FaultKind, OP_HEADER_BYTES, Op, Reader, SEGMENT_HEADER_BYTES,
+    SegmentHeader, begin_batch, damage_behind, op_bytes, push_op,
 };
 use etherply_fuzz::{Script, segment_header};
 use libfuzzer_sys::fuzz_target;
@@ -20,18 +20,24 @@ fuzz_target!(|input: &[u8]| {
         bytes.extend_from_slice(&segment_header().encode());
     }
     bytes.extend_from_slice(script.0);
+    if whole & 2 != 0 && bytes.len() >= SEGMENT_HEADER_BYTES {
+        let crc = crc32c::crc32c(&bytes[..SEGMENT_HEADER_BYTES - 4]);
+        bytes[SEGMENT_HEADER_BYTES - 4..SEGMENT_HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+    }
+    if let Ok(header) = SegmentHeader::decode(&bytes) {
+        assert_eq!(header.encode(), bytes[..SEGMENT_HEADER_BYTES]);
+        assert!(header.first_index() <= header.index);
+    }
     let header = SegmentHeader::decode(&bytes).unwrap_or_else(|_| segment_header());
     if whole & 2 != 0 {
         mend(&header, &mut bytes, whole & 4 != 0);
     }
-    check_reader(&header, &bytes);
-    for fault_offset in [
-        0,
-        SEGMENT_HEADER_BYTES,
-        bytes.len() / 2,
-        bytes.len(),
-        usize::MAX,
-    ] {
+    let read = check_reader(&header, &bytes);
+    assert_eq!(
+        read_in_parts(&header, &bytes, usize::from(whole >> 3) + 1),
+        read
+    );
+    for fault_offset in [0, SEGMENT_HEADER_BYTES, bytes.len() / 2, bytes.len()] {
         check_damage(&header, &bytes, fault_offset);
     }
 });
@@ -75,12 +81,15 @@ fn number(bytes: &[u8], at: usize, width: usize) -> u64 {
     Script(&bytes[at..at + width]).number::<8>()
 }
 
+/// The ops, the fault that ended them, and where that was.
+type Read<'a> = (Vec<Op<'a>>, Option<FaultKind>, Cursor);
+
 /// Whatever is served is what the encoder would have written there, and the reader never leaves the bytes.
-fn check_reader(header: &SegmentHeader, bytes: &[u8]) {
+fn check_reader<'a>(header: &SegmentHeader, bytes: &'a [u8]) -> Read<'a> {
     let mut reader = Reader::new(header, bytes);
+    let (mut ops, mut fault) = (Vec::new(), None);
     let mut batch = Vec::new();
     let mut offset = reader.offset();
-    let mut fault = None;
     while let Some(item) = reader.next() {
         match item {
             Ok(op) => {
@@ -94,20 +103,47 @@ fn check_reader(header: &SegmentHeader, bytes: &[u8]) {
                 );
                 check_inside(&op, bytes);
                 offset = reader.offset();
+                ops.push(op);
             }
             Err(error) => {
                 assert_eq!(error.offset, reader.offset(), "all before a fault is valid");
-                assert!(error.offset <= bytes.len());
-                fault = Some(error);
+                assert!(error.offset <= bytes.len() && !error.to_string().is_empty());
+                check_damage(header, bytes, error.offset);
+                fault = Some(error.kind);
             }
         }
     }
     assert!(reader.next().is_none());
-    let end = fault.map_or(bytes.len().max(SEGMENT_HEADER_BYTES), |fault| fault.offset);
-    assert_eq!(reader.offset(), end);
-    if let Some(fault) = fault {
-        assert!(!fault.to_string().is_empty());
-        check_damage(header, bytes, fault.offset);
+    if fault.is_none() {
+        assert_eq!(reader.offset(), bytes.len().max(SEGMENT_HEADER_BYTES));
+    }
+    (ops, fault, reader.cursor())
+}
+
+/// The same with a part of the bytes at a time, each from where the one before it ended; more of them where that brings nothing.
+fn read_in_parts<'a>(header: &SegmentHeader, bytes: &'a [u8], mut part_bytes: usize) -> Read<'a> {
+    let (mut ops, mut cursor) = (Vec::new(), Cursor::begin());
+    if bytes.len() <= SEGMENT_HEADER_BYTES {
+        return (ops, None, cursor);
+    }
+    loop {
+        let base = cursor.offset();
+        let end = bytes.len().min(base + part_bytes);
+        let mut reader = Reader::resume(header, &bytes[base..end], base, cursor);
+        let mut fault = None;
+        for item in reader.by_ref() {
+            match item {
+                Ok(op) => ops.push(op),
+                Err(error) => fault = Some(error.kind),
+            }
+        }
+        cursor = reader.cursor();
+        if end == bytes.len() {
+            return (ops, fault, cursor);
+        }
+        if cursor.offset() == base {
+            part_bytes *= 2;
+        }
     }
 }
 
@@ -131,5 +167,6 @@ fn check_damage(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) {
             && number(batch, 16, 8) > header.position(fault_offset as u64)
     };
     let proof = (fault_offset..bytes.len()).find(is_proof);
-    assert_eq!(damage_behind(header, bytes, fault_offset), proof);
+    let behind = bytes.get(fault_offset..).unwrap_or_default();
+    assert_eq!(damage_behind(header, behind, fault_offset), proof);
 }

@@ -6,7 +6,7 @@
 //! | `frames` | `wire::frame::Decoder` | tungstenite's reader |
 //! | `messages` | `wire::message::Parser` | `serde_json`, and a model of what simd-json refuses |
 //! | `records` | a segment with one change, by `log::record::Reader` | the encoder |
-//! | `segments` | any bytes as a segment, `log::record::damage_behind` | the encoder; a naive search |
+//! | `segments` | any bytes as a segment, whole and in parts, `log::record::damage_behind` | the encoder; a naive search |
 //!
 //! # How to run
 //!
@@ -29,12 +29,7 @@ use etherply::log::record::SegmentHeader;
 /// The segment that the log's targets write and read. The only place that builds a header.
 #[must_use]
 pub fn segment_header() -> SegmentHeader {
-    SegmentHeader {
-        shard: 3,
-        epoch: *b"0123456789abcdef",
-        index: 7,
-        first_position: 1_000_000,
-    }
+    SegmentHeader::new(3, *b"0123456789abcdef", 7, 1_000_000)
 }
 
 /// Takes an input apart from its front. Where it has ended, everything is zero or empty, so every input means something.
