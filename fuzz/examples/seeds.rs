@@ -1,0 +1,357 @@
+//! Writes the committed seeds of all targets into `corpus/`: `cargo run --manifest-path fuzz/Cargo.toml --example seeds`.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use etherply::log::record::{Compacted, Op, SegmentHeader, begin_batch, push_op, seal_batch};
+use etherply::wire::frame::{Opcode, put_header};
+use etherply_fuzz::segment_header;
+
+fn main() -> io::Result<()> {
+    for (target, seeds) in [
+        ("head", head()),
+        ("frames", frames()),
+        ("messages", messages()),
+        ("records", records()),
+        ("segments", segments()),
+    ] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("corpus")
+            .join(target);
+        fs::create_dir_all(&folder)?;
+        for (name, bytes) in seeds {
+            fs::write(folder.join(name), bytes)?;
+        }
+    }
+    Ok(())
+}
+
+type Seeds = Vec<(&'static str, Vec<u8>)>;
+
+fn head() -> Seeds {
+    const UPGRADE: &str = "Host: h\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
+                           Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let seed = |name, head: String| {
+        (
+            name,
+            [b"\x05\0\x20\0\x90\0\0\x40", head.as_bytes()].concat(),
+        )
+    };
+    let sync = |target: &str, more: &str| format!("GET {target} HTTP/1.1\r\n{UPGRADE}{more}\r\n");
+    vec![
+        seed(
+            "sync_query_token",
+            sync("/v1/sync/w?userId=7&token=a.b.c", ""),
+        ),
+        seed(
+            "sync_bearer",
+            sync("/v1/sync/a%2Fb%E2%82%AC", "Authorization: Bearer a.b.c\r\n"),
+        ),
+        seed(
+            "sync_absolute_form",
+            sync("ws://h:1/v1/sync/w?token=%41", ""),
+        ),
+        seed(
+            "sync_with_frames_behind",
+            sync("/v1/sync/w", "") + "\u{2}\u{3}",
+        ),
+        seed("sync_bad_escape", sync("/v1/sync/%zz", "")),
+        seed(
+            "sync_with_body",
+            sync("/v1/sync/w", "Content-Length: 1\r\n"),
+        ),
+        seed("sync_host_twice", sync("/v1/sync/w", "Host: h\r\n")),
+        seed(
+            "sync_old_version",
+            sync("/v1/sync/w", "").replace(": 13", ": 8"),
+        ),
+        seed(
+            "sync_bare_line_feeds",
+            sync("/v1/sync/w", "").replace('\r', ""),
+        ),
+        seed(
+            "sync_key_not_base64",
+            sync("/v1/sync/w", "").replace("dGhl", "d-hl"),
+        ),
+        seed(
+            "sync_id_of_257",
+            sync(&format!("/v1/sync/{}", "w".repeat(257)), ""),
+        ),
+        seed("sync_long_id", sync("/v1/sync/\u{1}", "")),
+        seed(
+            "head_too_long",
+            sync("/v1/sync/w", "X: \u{1}\u{1}\u{1}\u{1}\r\n"),
+        ),
+        seed("too_many_fields", sync("/v1/sync/w", &"X:\r\n".repeat(60))),
+        seed("healthz", "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n".into()),
+        seed("readyz_head_only", "HEAD /readyz HTTP/1.0\r\n\r\n".into()),
+        seed("post", "POST /healthz HTTP/1.1\r\nHost: h\r\n\r\n".into()),
+        seed("not_http", "\u{16}\u{3}\u{1}\r\n\r\n".into()),
+    ]
+}
+
+/// A masked frame. `first`: FIN, RSV and opcode.
+fn frame(first: u8, mask: [u8; 4], payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_header(&mut out, Opcode::Text, payload.len());
+    out[0] = first;
+    out[1] |= 0x80;
+    out.extend_from_slice(&mask);
+    out.extend(
+        payload
+            .iter()
+            .zip(mask.into_iter().cycle())
+            .map(|(byte, key)| byte ^ key),
+    );
+    out
+}
+
+fn frames() -> Seeds {
+    const MASK: [u8; 4] = [0xa5, 0, 0x3c, 0xff];
+    let seed = |name, frames: &[(u8, &[u8])]| {
+        let stream: Vec<u8> = frames
+            .iter()
+            .flat_map(|(first, payload)| frame(*first, MASK, payload))
+            .collect();
+        (
+            name,
+            [&b"\0\x01\x01\x02\x03\x07\x01\xff\x01\x0d"[..], &stream].concat(),
+        )
+    };
+    let close = |code: u16, reason: &str| [&code.to_be_bytes(), reason.as_bytes()].concat();
+    let mut seeds = vec![
+        seed(
+            "text_and_close",
+            &[(0x81, "a€".as_bytes()), (0x88, &close(1000, "bye"))],
+        ),
+        seed(
+            "fragments_cut_in_a_character",
+            &[
+                (0x01, b"\xe2"),
+                (0x89, b"p"),
+                (0x00, b"\x82"),
+                (0x80, b"\xac"),
+            ],
+        ),
+        seed(
+            "binary_fragments",
+            &[(0x02, b"\xff"), (0x8a, b""), (0x00, b""), (0x80, b"\x01")],
+        ),
+        seed("length_of_16_bits", &[(0x82, &[7; 126]), (0x81, b"")]),
+        seed("over_the_limit", &[(0x81, &[b'x'; 382])]),
+        seed(
+            "fragments_over_the_limit",
+            &[(0x01, &[b'x'; 300]), (0x80, &[b'x'; 82])],
+        ),
+        seed("not_utf8", &[(0x81, b"\xed\xa0\x80")]),
+        seed("not_utf8_in_a_fragment", &[(0x01, b"a\xff"), (0x80, b"")]),
+        seed("start_inside_message", &[(0x01, b"a"), (0x81, b"b")]),
+        seed("continuation_alone", &[(0x80, b"a")]),
+        seed("control_in_fragments", &[(0x09, b"a")]),
+        seed("control_too_long", &[(0x89, &[0; 126])]),
+        seed("reserved", &[(0x83, b""), (0xc1, b"")]),
+        seed("close_1014", &[(0x88, &close(1014, ""))]),
+        seed("close_1005", &[(0x88, &close(1005, ""))]),
+        seed("close_of_one_byte", &[(0x88, b"\x03")]),
+    ];
+    let mut unmasked = seed("unmasked", &[(0x81, b"abcdef")]);
+    unmasked.1[11] &= 0x7f;
+    let not_minimal = [&[0; 10][..], b"\x81\xfe\0\x01\0\0\0\0a"].concat();
+    let too_long = [&[0; 10][..], b"\x81\xff\x80\0\0\0\0\0\0\0\0\0\0\0"].concat();
+    seeds.extend([
+        unmasked,
+        ("length_not_minimal", not_minimal),
+        ("length_over_63_bits", too_long),
+    ]);
+    seeds
+}
+
+fn messages() -> Seeds {
+    let op = |key: &str, value: &str, timestamp: &str| {
+        format!(
+            r#"{{"type":"op","payload":{{"key":{key},"value":{value},"timestamp":{timestamp}}}}}"#
+        )
+        .into_bytes()
+    };
+    let spaced = b" {\r\n\"payload\" : {\"timestamp\":7 , \"value\" :\t\"}\"\r\t\n , \"key\":\"k\" } ,\"x\":[ ],\"type\":\"op\"} ";
+    let escaped = br#"{"\u0074ype":"\u006fp","payload":{"ke\u0079":"\u0000\"\\\b\f\n\r\t\u001f","value":"\ud83d\ude00\/","timestamp":0}}"#;
+    let numbers =
+        "[-0,1e-400,1.7976931348623157e308,5e-324,18446744073709551615,-9223372036854775808]";
+    let twice = br#"{"type":"op","payload":{"key":"k","value":1,"v\u0061lue":1,"timestamp":1}}"#;
+    let row = [
+        &br#"{"type":"ping","x":[{}]}"#[..],
+        &op(r#""k""#, "1", "1"),
+        b"[]",
+        b"{",
+    ];
+    let nested = |depth| "[".repeat(depth) + &"]".repeat(depth);
+    vec![
+        (
+            "op",
+            op(
+                r#""k""#,
+                r#"{"a":[1, 2.0,{}],"b":null}"#,
+                "1700000000000000",
+            ),
+        ),
+        ("op_with_spaces", spaced.to_vec()),
+        ("op_with_escapes", escaped.to_vec()),
+        ("numbers", op(r#""k""#, numbers, "1")),
+        ("number_too_big", op(r#""k""#, "[1e309]", "1")),
+        ("integer_too_big", op(r#""k""#, "18446744073709551616", "1")),
+        ("lone_surrogate", op(r#""k""#, r#""\udc00""#, "1")),
+        ("timestamp_fraction", op(r#""k""#, "true", "1.0")),
+        (
+            "timestamp_range",
+            op(r#""k""#, "false", "9223372036854775808"),
+        ),
+        ("timestamp_negative", op(r#""k""#, "0", "-1")),
+        (
+            "key_of_1024",
+            op(&format!("\"{}\"", "k".repeat(1024)), "0", "1"),
+        ),
+        (
+            "key_of_1025",
+            op(&format!("\"{}\"", "k".repeat(1025)), "0", "1"),
+        ),
+        ("key_empty", op(r#""""#, "0", "1")),
+        ("deepest", op(r#""k""#, &nested(128), "1")),
+        ("too_deep", op(r#""k""#, &nested(129), "1")),
+        ("field_twice", twice.to_vec()),
+        ("one_behind_the_other", row.join(&0x1e)),
+    ]
+}
+
+fn records() -> Seeds {
+    // Two batches of two ops, of the same size (64..167 and 167..270), the first of them synced; one of one op (298..363),
+    // and an empty one that seals.
+    let batches = |last: u8| {
+        let text = |text: &str| {
+            [
+                &[u8::try_from(text.len()).expect("a short text")],
+                text.as_bytes(),
+            ]
+            .concat()
+        };
+        let op = |seq: u8, value: &str, times: u8| {
+            let mut bytes = [text("w"), text("key"), text(value), vec![times]].concat();
+            bytes.extend(
+                [
+                    u64::from(seq).to_le_bytes(),
+                    1_700_000_000_000_000_u64.to_le_bytes(),
+                ]
+                .concat(),
+            );
+            bytes
+        };
+        [
+            &[8 | 2][..],
+            &op(1, "\"bar\"", 0),
+            &op(2, "null", 0),
+            &[2],
+            &op(3, "\"€\"", 0),
+            &op(4, "true", 0),
+            &[last | 1],
+            &op(5, "{}", 15),
+            &[8],
+        ]
+        .concat()
+    };
+    let seed = |name, kind: u8, numbers: [u32; 3], last| {
+        let numbers = numbers.map(u32::to_le_bytes).concat();
+        (name, [&[kind][..], &numbers, &batches(last)].concat())
+    };
+    vec![
+        seed("bit_of_header", 0, [20, 0, 0], 8),
+        seed("bit_of_batch", 5, [70, 0, 0], 8),
+        seed("bit_of_record", 10, [100, 0, 0], 8),
+        seed("bit_of_last_record", 35, [310, 0, 0], 0),
+        seed("cut_in_record", 1, [150, 0, 0], 8),
+        seed("cut_in_batch_header", 1, [180, 0, 0], 8),
+        seed("cut_between_records", 1, [130, 0, 0], 8),
+        seed("cut_in_header", 1, [40, 0, 0], 8),
+        seed("zeros", 2, [200, 64, 0], 8),
+        seed("zeros_of_many", 2, [90, 200, 0], 8),
+        seed("copied_batch", 3, [64, 103, 167], 8),
+        seed("copied_record", 3, [92, 38, 195], 8),
+        seed("copied_across", 3, [92, 60, 180], 0),
+        seed("stale_batch", 4, [167, 103, 0], 8),
+        seed("stale_batches", 4, [0, 391, 0], 8),
+    ]
+}
+
+fn segments() -> Seeds {
+    let header = segment_header();
+    let ops = [
+        ("w", "k", "1", 1),
+        ("w", "", "\"€\"", 2),
+        ("workspace", "key", "{\"a\":[]}", 3),
+    ];
+    let segment = |durable_is_late: bool| {
+        let mut bytes = header.encode().to_vec();
+        let mut batch = Vec::new();
+        let first = header.position(bytes.len() as u64);
+        for count in [2, 0, 3] {
+            begin_batch(&mut batch);
+            for (workspace, key, value, seq) in &ops[..count] {
+                let (seq, timestamp) = (*seq, 1_700_000_000_000_000 + *seq);
+                push_op(
+                    &mut batch,
+                    &Op {
+                        workspace,
+                        key,
+                        value,
+                        seq,
+                        timestamp,
+                    },
+                );
+            }
+            let position = header.position(bytes.len() as u64);
+            let durable_position = if durable_is_late { position } else { first };
+            seal_batch(&mut batch, header.salt(), position, durable_position);
+            bytes.extend_from_slice(&batch);
+        }
+        bytes
+    };
+    let (whole, unsynced) = (segment(true), segment(false));
+    let replaced = Compacted {
+        replaced: 2,
+        end_position: header.first_position + 1000,
+    };
+    let compacted = SegmentHeader {
+        compacted: Some(replaced),
+        ..header
+    };
+    let compacted = [&compacted.encode(), &whole[64..]].concat();
+    let seed = |name, mode: u8, bytes: &[u8]| (name, [&[mode], bytes].concat());
+    let changed = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x40;
+        bytes
+    };
+    vec![
+        seed("whole", 0, &whole),
+        seed("whole_behind_header", 1, &whole[64..]),
+        seed("whole_mended", 7, &whole[64..]),
+        seed("never_synced", 0, &unsynced),
+        seed("damaged_record", 0, &changed(100)),
+        seed("torn_record", 1, &unsynced[64..unsynced.len() - 5]),
+        seed("in_small_parts", 8 | 1, &whole[64..]),
+        seed("compacted", 2, &compacted),
+        seed("bad_header", 0, &changed(9)),
+        seed("bad_magic", 0, &changed(1)),
+        seed("short", 0, &whole[..30]),
+        seed("only_header", 1, b""),
+        seed("wrong_place", 3, &whole[64 + 28..]),
+        // The key's length runs over the record; the kind is not known; a text is not UTF-8.
+        seed("content_overrun", 7, &changed(64 + 28 + 27)[64..]),
+        seed("content_kind", 7, &changed(64 + 28 + 28)[64..]),
+        seed(
+            "content_text",
+            7,
+            &[&whole[64..64 + 28 + 29], b"\xff", &whole[64 + 28 + 30..]].concat(),
+        ),
+        seed("zeros", 7, &[0; 100]),
+    ]
+}

@@ -1,0 +1,189 @@
+//! The request head, cut anywhere. Input: four cuts of two bytes each, then the bytes of the connection; each byte 01 in them
+//! stands for 4 KiB of `a`, so that short inputs reach the limit of the head.
+#![no_main]
+
+use etherply::limits::{HEAD_BYTES_MAX, WORKSPACE_ID_BYTES_MAX};
+use etherply::wire::upgrade::{Answer, Request, SyncRequest, parse_head, switching_protocols};
+use etherply_fuzz::Script;
+use libfuzzer_sys::fuzz_target;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use tungstenite::Error;
+use tungstenite::error::ProtocolError;
+use tungstenite::handshake::derive_accept_key;
+use tungstenite::handshake::machine::TryParse;
+use tungstenite::handshake::server::{self, create_response};
+
+const LONG: &[u8] = &[b'a'; 4096];
+
+fuzz_target!(|input: &[u8]| {
+    let mut script = Script(input);
+    let cuts = [(); 4].map(|()| script.index::<2>(1 << 16));
+    let parts: Vec<&[u8]> = script.0.split(|byte| *byte == 1).collect();
+    let bytes = parts.join(LONG);
+
+    let whole = parse_head(&bytes);
+    for cut in cuts {
+        check_cut(&bytes, cut % (bytes.len() + 1), &whole);
+    }
+    if let Some(longest) = bytes.get(..HEAD_BYTES_MAX) {
+        let longest = parse_head(longest);
+        assert_eq!(longest, whole, "what is behind the limit is not looked at");
+        assert_ne!(longest, Ok(None), "an endless head is refused");
+    }
+    match &whole {
+        Ok(Some((head_bytes, request))) => {
+            let head = &bytes[..*head_bytes];
+            assert!(head.len() <= HEAD_BYTES_MAX && head.ends_with(b"\n"));
+            assert_eq!(
+                parse_head(head),
+                whole,
+                "what is behind a head is not looked at"
+            );
+            assert_eq!(
+                parse_head(&head[..head.len() - 1]),
+                Ok(None),
+                "a head ends once"
+            );
+            if let Request::Sync(request) = request {
+                check_request(request);
+            }
+        }
+        Ok(None) => {}
+        Err(answer) => check_answer(answer, bytes.trim_ascii_start().starts_with(b"HEAD ")),
+    }
+    check_oracle(&bytes, &whole);
+});
+
+type Outcome = Result<Option<(usize, Request)>, Answer>;
+
+/// A connection that has brought less knows nothing yet, or the same.
+fn check_cut(bytes: &[u8], cut: usize, whole: &Outcome) {
+    let early = parse_head(&bytes[..cut]);
+    assert!(
+        early == Ok(None) || early == *whole,
+        "cut at {cut}: {early:?}, whole: {whole:?}"
+    );
+}
+
+/// A request keeps what is promised of it, and means the same when it is written plainly.
+fn check_request(request: &SyncRequest) {
+    let SyncRequest {
+        workspace,
+        token,
+        accept_key,
+    } = request;
+    assert!((1..=WORKSPACE_ID_BYTES_MAX).contains(&workspace.len()));
+    assert!(!workspace.contains(char::is_control));
+    assert!(token.as_ref().is_none_or(|token| !token.is_empty()));
+    let plain = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+    let head = format!(
+        "GET /v1/sync/{}?token={} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        plain(workspace),
+        plain(token.as_deref().unwrap_or_default()),
+    );
+    if head.len() <= HEAD_BYTES_MAX {
+        let accept_key_of_sample = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".to_owned();
+        let again = SyncRequest {
+            accept_key: accept_key_of_sample,
+            ..request.clone()
+        };
+        assert_eq!(
+            parse_head(head.as_bytes()),
+            Ok(Some((head.len(), Request::Sync(again))))
+        );
+    }
+    let mut answer = Vec::new();
+    switching_protocols(accept_key, &mut answer);
+    check_http(&answer, 101);
+}
+
+/// An answer is whole HTTP, and one of those that protocol.md has for a head.
+fn check_answer(answer: &Answer, may_lack_body: bool) {
+    assert!(matches!(answer.status(), 400 | 404 | 405 | 426 | 431));
+    let mut bytes = Vec::new();
+    answer.encode(&mut bytes);
+    let (length, body) = check_http(&bytes, answer.status());
+    if body.is_empty() && may_lack_body {
+        return;
+    }
+    assert_eq!(length, body.len().to_string());
+    let body: serde_json::Value = serde_json::from_slice(body).expect("the body is JSON");
+    assert!(body["error"].is_string() && body["message"].is_string());
+}
+
+/// Reads an answer; gives its Content-Length and its body.
+fn check_http(bytes: &[u8], status: u16) -> (String, &[u8]) {
+    let mut fields = [httparse::EMPTY_HEADER; 16];
+    let mut answer = httparse::Response::new(&mut fields);
+    let head_bytes = answer.parse(bytes).expect("the answer is HTTP").unwrap();
+    assert_eq!(answer.code, Some(status));
+    let length = answer
+        .headers
+        .iter()
+        .find(|field| field.name == "Content-Length");
+    let length = length.map_or(&b""[..], |field| field.value);
+    (
+        String::from_utf8_lossy(length).into_owned(),
+        &bytes[head_bytes..],
+    )
+}
+
+/// tungstenite's own handshake on the same bytes, as far as the limit of the head: the length of the head and the accept key.
+fn by_tungstenite(bytes: &[u8]) -> Result<Option<(usize, String)>, Error> {
+    let within_limit = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
+    let Some((head_bytes, mut request)) = server::Request::try_parse(within_limit)? else {
+        return Ok(None);
+    };
+    // It takes a space in the list for a comma.
+    let connection = request.headers().get("Connection");
+    let is_upgrade = |element: &str| element.trim().eq_ignore_ascii_case("upgrade");
+    if !connection.is_some_and(|list| {
+        list.to_str()
+            .is_ok_and(|list| list.split(',').any(is_upgrade))
+    }) {
+        return Err(ProtocolError::MissingConnectionUpgradeHeader.into());
+    }
+    // It minds the last four bits of the key's base64 text, which mean nothing.
+    let key = request.headers().get("Sec-WebSocket-Key");
+    let key = key.map_or_else(Vec::new, |key| key.as_bytes().to_vec());
+    if let Some(last_digit) = key.len().checked_sub(3) {
+        let plain = [&key[..last_digit], b"A", &key[last_digit + 1..]].concat();
+        request.headers_mut().insert(
+            "Sec-WebSocket-Key",
+            plain.try_into().map_err(tungstenite::http::Error::from)?,
+        );
+    }
+    create_response(&request)?;
+    Ok(Some((head_bytes, derive_accept_key(&key))))
+}
+
+/// tungstenite knows neither paths nor tokens, and is laxer or stricter at known places.
+fn check_oracle(bytes: &[u8], ours: &Outcome) {
+    match (ours, by_tungstenite(bytes)) {
+        (Ok(Some((ours, Request::Sync(request)))), Ok(Some((theirs, key)))) => {
+            assert_eq!((*ours, &request.accept_key), (theirs, &key));
+        }
+        (Ok(Some((_, Request::Sync(_)))), Err(Error::Protocol(error))) => {
+            let is_known = matches!(
+                error,
+                // It looks at the first line of a list only, and takes Upgrade for no list.
+                ProtocolError::MissingConnectionUpgradeHeader
+                    | ProtocolError::MissingUpgradeWebSocketHeader
+            );
+            assert!(is_known, "tungstenite refuses: {error}");
+        }
+        // `http` takes fewer targets and field values than httparse.
+        (Ok(Some((_, Request::Sync(_)))), Err(Error::HttpFormat(_))) => {}
+        (Ok(Some((_, Request::Sync(_)))), theirs) => panic!("tungstenite tells {theirs:?}"),
+        // A bad path, host, key, id or body; more than 64 fields, or a head that is too long.
+        (Err(answer), Ok(Some(_))) => {
+            assert!(
+                matches!(answer.status(), 400 | 404 | 405 | 431),
+                "{answer:?}"
+            );
+        }
+        (Ok(None), theirs) => assert!(matches!(theirs, Ok(None)), "tungstenite tells {theirs:?}"),
+        _ => {}
+    }
+}

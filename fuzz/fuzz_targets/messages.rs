@@ -1,0 +1,240 @@
+//! The messages of a client against `serde_json`, which judges the grammar and cuts the fields; what simd-json refuses beyond
+//! that is modelled here. Input: texts for one and the same parser, with the byte 1E (which no JSON holds) between them.
+#![no_main]
+
+use std::fmt;
+
+use etherply::limits::{KEY_BYTES_MAX, TIMESTAMP_MAX_US, VALUE_DEPTH_MAX};
+use etherply::wire::frame;
+use etherply::wire::message::{
+    Message, MessageError, Op, Parser, init_field_bytes, op_frame_bytes, put_init, put_op,
+};
+use libfuzzer_sys::fuzz_target;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// The message and its payload are a level each around the value.
+const DEPTH_MAX: usize = VALUE_DEPTH_MAX + 2;
+
+fuzz_target!(|input: &[u8]| {
+    let mut parser = Parser::new();
+    for text in input.split(|byte| *byte == 0x1e) {
+        if let Ok(text) = str::from_utf8(text) {
+            let ours = parser.parse(text);
+            let key;
+            let expected = match model(text) {
+                Ok(None) => Ok(Message::Ping),
+                Ok(Some((k, value, timestamp))) => {
+                    key = k;
+                    Ok(Message::Op(Op {
+                        key: &key,
+                        value,
+                        timestamp,
+                    }))
+                }
+                Err(error) => Err(error),
+            };
+            let is_either = brackets(text) > DEPTH_MAX && ours == Err(MessageError::Depth);
+            // Two reasons to refuse a text: which is found first is not promised.
+            if !(is_either && expected == Err(MessageError::Json)) {
+                assert_eq!(ours, expected, "{text:?}");
+            }
+            if let Ok(Message::Op(op)) = ours {
+                check_frames(&op);
+            }
+        }
+    }
+});
+
+/// The fields of an object in their order, names unescaped, values as they were sent.
+struct Fields<'a>(Vec<(String, &'a str)>);
+
+impl<'a> Deserialize<'a> for Fields<'a> {
+    fn deserialize<D: Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+        impl<'a> Visitor<'a> for Collect {
+            type Value = Fields<'a>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<Fields<'a>, M::Error> {
+                let mut fields = Vec::new();
+                while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
+                    fields.push((name, value.get()));
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(Collect)
+    }
+}
+
+impl<'a> Fields<'a> {
+    fn of(text: &'a str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+
+    fn get(&self, name: &str) -> Option<&'a str> {
+        self.0
+            .iter()
+            .find(|field| field.0 == name)
+            .map(|field| field.1)
+    }
+
+    /// The first name that stands there for the second time.
+    fn twice(&self, names: &[(&str, &'static str)]) -> Result<(), MessageError> {
+        for (index, (name, _)) in self.0.iter().enumerate() {
+            let known = names.iter().find(|known| known.0 == name);
+            if let Some((_, told)) = known
+                && self.0[..index].iter().any(|before| before.0 == *name)
+            {
+                return Err(MessageError::Twice(told));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a text says by protocol.md: an op, or a ping.
+fn model(text: &str) -> Result<Option<(String, &str, u64)>, MessageError> {
+    if serde_json::from_str::<&RawValue>(text).is_err() || has_refused_token(text) {
+        return Err(MessageError::Json);
+    }
+    if depth(text) > DEPTH_MAX {
+        return Err(MessageError::Depth);
+    }
+    let fields = Fields::of(text).ok_or(MessageError::NotAnObject)?;
+    fields.twice(&[("type", "type"), ("payload", "payload")])?;
+    let string = |text| serde_json::from_str::<String>(text).ok();
+    match fields.get("type").and_then(string).as_deref() {
+        Some("ping") => return Ok(None),
+        Some("op") => {}
+        _ => return Err(MessageError::Type),
+    }
+    let payload = fields
+        .get("payload")
+        .and_then(Fields::of)
+        .ok_or(MessageError::Payload)?;
+    payload.twice(&[
+        ("key", "payload.key"),
+        ("value", "payload.value"),
+        ("timestamp", "payload.timestamp"),
+    ])?;
+    let key = payload
+        .get("key")
+        .and_then(string)
+        .filter(|key| (1..=KEY_BYTES_MAX).contains(&key.len()));
+    let key = key.ok_or(MessageError::Key)?;
+    let value = payload.get("value").ok_or(MessageError::Value)?;
+    let timestamp = payload
+        .get("timestamp")
+        .and_then(|text| text.parse::<i128>().ok());
+    match u64::try_from(timestamp.ok_or(MessageError::Timestamp)?) {
+        Ok(timestamp) if timestamp <= TIMESTAMP_MAX_US => Ok(Some((key, value, timestamp))),
+        _ => Err(MessageError::TimestampRange),
+    }
+}
+
+/// Calls `visit` with each string, number and bracket of a text that is JSON.
+fn tokens<'a>(text: &'a str, mut visit: impl FnMut(&'a str)) {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while let Some(first) = bytes.get(at) {
+        let start = at;
+        at += 1;
+        match first {
+            b'"' => {
+                while bytes[at] != b'"' {
+                    at += if bytes[at] == b'\\' { 2 } else { 1 };
+                }
+                at += 1;
+            }
+            b'-' | b'0'..=b'9' => {
+                let is_number =
+                    |byte: &u8| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E');
+                at += bytes[at..]
+                    .iter()
+                    .take_while(|byte| is_number(byte))
+                    .count();
+            }
+            b'[' | b']' | b'{' | b'}' => {}
+            _ => continue,
+        }
+        visit(&text[start..at]);
+    }
+}
+
+/// What simd-json refuses, though it is JSON: a number outside u64, i64 and f64, and a lone surrogate.
+fn has_refused_token(text: &str) -> bool {
+    let mut is_refused = false;
+    tokens(text, |token| {
+        is_refused |= match token.as_bytes()[0] {
+            b'"' => serde_json::from_str::<String>(token).is_err(),
+            b'[' | b']' | b'{' | b'}' => false,
+            _ if token.contains(['.', 'e', 'E']) => !token.parse().is_ok_and(f64::is_finite),
+            _ => token.parse::<u64>().is_err() && token.parse::<i64>().is_err(),
+        };
+    });
+    is_refused
+}
+
+fn depth(text: &str) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    tokens(text, |token| match token {
+        "[" | "{" => {
+            depth += 1;
+            deepest = deepest.max(depth);
+        }
+        "]" | "}" => depth -= 1,
+        _ => {}
+    });
+    deepest
+}
+
+/// At least as many as the depth of a text that may be no JSON.
+fn brackets(text: &str) -> usize {
+    text.bytes()
+        .filter(|byte| matches!(byte, b'[' | b'{'))
+        .count()
+}
+
+/// The op goes out as it came in: in a broadcast, and in an init.
+fn check_frames(op: &Op<'_>) {
+    let Op {
+        key,
+        value,
+        timestamp,
+    } = *op;
+    let mut out = Vec::new();
+    put_op(&mut out, key, value, timestamp);
+    assert_eq!(out.len(), op_frame_bytes(key, value, timestamp));
+    assert_eq!(Parser::new().parse(payload(&out)), Ok(Message::Op(*op)));
+    assert_eq!(
+        model(payload(&out)),
+        Ok(Some((key.to_owned(), value, timestamp)))
+    );
+
+    out.clear();
+    let fields = [(key, value), (value, "0")];
+    let fields_bytes = fields
+        .iter()
+        .map(|(key, value)| init_field_bytes(key, value))
+        .sum();
+    put_init(&mut out, fields_bytes, fields.into_iter());
+    let init = Fields::of(payload(&out)).expect("an init message is an object");
+    let data = init
+        .get("data")
+        .and_then(Fields::of)
+        .expect("with its data");
+    assert_eq!(data.0, fields.map(|(key, value)| (key.to_owned(), value)));
+}
+
+/// Of the one frame in `out`.
+fn payload(out: &[u8]) -> &str {
+    let fits =
+        |header: &usize| out.len() > *header && frame::header_bytes(out.len() - header) == *header;
+    let header_bytes = [2, 4, 10].into_iter().find(fits).expect("a frame");
+    str::from_utf8(&out[header_bytes..]).expect("a text frame")
+}

@@ -1,0 +1,248 @@
+//! A segment that the encoder wrote, with one change: a flipped bit, a shorter file, a range of zeros, a range that was
+//! written to the wrong place, or one of another segment. What is whole before the change is served and nothing else,
+//! the fault is told at its place, and it is called damage where a later batch proves that it was on disk.
+//!
+//! Input: the change (kind, and three numbers of four bytes), then the batches: a byte with the number of ops and whether
+//! a sync follows, and for each op its texts, how often the value repeats, its seq and its timestamp.
+#![no_main]
+
+use std::ops::Range;
+
+use etherply::log::record::{
+    BATCH_HEADER_BYTES, FaultKind, Op, Reader, SEGMENT_HEADER_BYTES, SegmentHeader, begin_batch,
+    damage_behind, op_bytes, push_op, seal_batch,
+};
+use etherply_fuzz::{Script, segment_header};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| {
+    let mut script = Script(input);
+    let mut change = Script(script.bytes(13));
+    let batches = batches(&mut script);
+    let written = Written::new(&segment_header(), &batches);
+    assert_eq!(written.read(&written.bytes), (written.ops.clone(), None));
+
+    let mut bytes = written.bytes.clone();
+    apply(&mut change, &batches, &mut bytes);
+    if let Some(first) =
+        (0..written.bytes.len()).find(|at| bytes.get(*at) != written.bytes.get(*at))
+    {
+        written.check(&bytes, first);
+    }
+});
+
+#[derive(Clone, Debug, PartialEq)]
+struct OwnedOp {
+    workspace: String,
+    key: String,
+    value: String,
+    seq: u64,
+    timestamp: u64,
+}
+
+impl OwnedOp {
+    fn op(&self) -> Op<'_> {
+        Op {
+            workspace: &self.workspace,
+            key: &self.key,
+            value: &self.value,
+            seq: self.seq,
+            timestamp: self.timestamp,
+        }
+    }
+}
+
+/// The ops of a batch, and whether it was synced.
+type Batch = (Vec<OwnedOp>, bool);
+
+fn batches(script: &mut Script<'_>) -> Vec<Batch> {
+    let mut batches = Vec::new();
+    while !script.0.is_empty() {
+        let shape = script.byte();
+        let op = |_| OwnedOp {
+            workspace: script.text(),
+            key: script.text(),
+            value: script.text().repeat(1 + script.index::<1>(16)),
+            seq: script.number::<8>(),
+            timestamp: script.number::<8>(),
+        };
+        batches.push(((0..shape & 7).map(op).collect(), shape & 8 != 0));
+    }
+    batches
+}
+
+/// A segment, and what is known of its bytes.
+struct Written {
+    bytes: Vec<u8>,
+    ops: Vec<OwnedOp>,
+    /// The batch headers and the records, in order, without a gap.
+    units: Vec<Unit>,
+}
+
+struct Unit {
+    at: Range<usize>,
+    /// Of a batch header: the durable position that it tells.
+    durable_position: Option<u64>,
+}
+
+impl Written {
+    fn new(header: &SegmentHeader, batches: &[Batch]) -> Self {
+        let mut bytes = header.encode().to_vec();
+        let (mut ops, mut units) = (Vec::new(), Vec::new());
+        let mut durable_position = header.position(bytes.len() as u64);
+        let mut batch = Vec::new();
+        for (batch_ops, is_synced) in batches {
+            let start = bytes.len();
+            begin_batch(&mut batch);
+            units.push(Unit {
+                at: start..start + BATCH_HEADER_BYTES,
+                durable_position: Some(durable_position),
+            });
+            for op in batch_ops {
+                let from = start + batch.len();
+                push_op(&mut batch, &op.op());
+                let at = from..from + op_bytes(&op.op());
+                assert_eq!(
+                    at.end,
+                    start + batch.len(),
+                    "op_bytes tells what push_op writes"
+                );
+                units.push(Unit {
+                    at,
+                    durable_position: None,
+                });
+                ops.push(op.clone());
+            }
+            seal_batch(
+                &mut batch,
+                header.salt(),
+                header.position(start as u64),
+                durable_position,
+            );
+            bytes.extend_from_slice(&batch);
+            if *is_synced {
+                durable_position = header.position(bytes.len() as u64);
+            }
+        }
+        Self { bytes, ops, units }
+    }
+
+    /// Reads these bytes, or what became of them: the ops, and the first fault.
+    fn read(&self, bytes: &[u8]) -> (Vec<OwnedOp>, Option<(usize, FaultKind)>) {
+        let header = SegmentHeader::decode(bytes).expect("the header is whole");
+        assert_eq!(header, segment_header());
+        let mut reader = Reader::new(&header, bytes);
+        let (mut ops, mut fault) = (Vec::new(), None);
+        for item in reader.by_ref() {
+            match item {
+                Ok(op) => ops.push(OwnedOp {
+                    workspace: op.workspace.into(),
+                    key: op.key.into(),
+                    value: op.value.into(),
+                    seq: op.seq,
+                    timestamp: op.timestamp,
+                }),
+                Err(error) => fault = Some((error.offset, error.kind)),
+            }
+        }
+        let end = fault.map_or(bytes.len(), |(offset, _)| offset);
+        assert_eq!(reader.offset(), end);
+        assert_eq!(reader.cursor().is_sealed(), self.is_sealed(end));
+        (ops, fault)
+    }
+
+    /// Whether the last batch header before `end` is that of an empty batch.
+    fn is_sealed(&self, end: usize) -> bool {
+        let is_header = |unit: &Unit| unit.durable_position.is_some();
+        let entered = self
+            .units
+            .iter()
+            .rposition(|unit| is_header(unit) && unit.at.end <= end);
+        entered.is_some_and(|entered| self.units.get(entered + 1).is_none_or(is_header))
+    }
+
+    /// `bytes` differ from those that were written, at `first` for the first time.
+    fn check(&self, bytes: &[u8], first: usize) {
+        if first < SEGMENT_HEADER_BYTES {
+            assert!(
+                SegmentHeader::decode(bytes).is_err(),
+                "a header with a change is refused"
+            );
+            return;
+        }
+        let (ops, fault) = self.read(bytes);
+        let bad = self.units.iter().position(|unit| unit.at.contains(&first));
+        let bad = bad.expect("the units are the whole segment");
+        let is_record = |unit: &&Unit| unit.durable_position.is_none();
+        let whole_ops = self.units[..bad].iter().filter(is_record).count();
+        assert_eq!(
+            ops,
+            self.ops[..whole_ops],
+            "what is whole before the change, and no more"
+        );
+
+        let unit = &self.units[bad];
+        let is_header = unit.durable_position.is_some();
+        let Some((offset, kind)) = fault else {
+            assert!(is_header && bytes.len() == unit.at.start, "a fault is told");
+            return;
+        };
+        assert_eq!(offset, unit.at.start, "the fault is told at its place");
+        let is_right = match kind {
+            FaultKind::Cut => !is_header && bytes.len() == offset,
+            FaultKind::Record => !is_header && bytes.len() > offset,
+            FaultKind::Batch => is_header,
+            // A whole batch header that came from another place of the segment.
+            FaultKind::Content(_) => is_header && first >= unit.at.start + 4,
+        };
+        assert!(is_right, "{kind:?} at {offset}, changed at {first}");
+        if !matches!(kind, FaultKind::Content(_)) {
+            self.check_damage(bytes, offset);
+        }
+    }
+
+    fn check_damage(&self, bytes: &[u8], fault_offset: usize) {
+        let header = segment_header();
+        let fault_position = header.position(fault_offset as u64);
+        let proof = self.units.iter().find(|unit| {
+            unit.at.start >= fault_offset
+                && unit
+                    .durable_position
+                    .is_some_and(|durable| durable > fault_position)
+                && bytes.get(unit.at.clone()) == Some(&self.bytes[unit.at.clone()])
+        });
+        let proof = proof.map(|unit| unit.at.start);
+        let behind = &bytes[fault_offset..];
+        assert_eq!(damage_behind(&header, behind, fault_offset), proof);
+    }
+}
+
+fn apply(change: &mut Script<'_>, batches: &[Batch], bytes: &mut Vec<u8>) {
+    let kind = change.byte();
+    let from = change.index::<4>(bytes.len());
+    let range = from..from + change.index::<4>(bytes.len() - from + 1);
+    match kind % 5 {
+        0 => bytes[from] ^= 1 << (kind / 5 % 8),
+        1 => bytes.truncate(from),
+        2 => bytes[range].fill(0),
+        3 => {
+            let to = change.index::<4>(bytes.len() - range.len() + 1);
+            bytes.copy_within(range, to);
+        }
+        _ => {
+            // What the disk held there before: other ops of the same size, in the segment before this one. Its header is
+            // whole too, and it is the file's name that tells them apart.
+            let before = SegmentHeader {
+                index: segment_header().index - 1,
+                ..segment_header()
+            };
+            let mut other = batches.to_vec();
+            for op in other.iter_mut().flat_map(|(ops, _)| ops) {
+                op.timestamp = !op.timestamp;
+            }
+            let stale = Written::new(&before, &other).bytes;
+            let range = range.start.max(SEGMENT_HEADER_BYTES)..range.end.max(SEGMENT_HEADER_BYTES);
+            bytes[range.clone()].copy_from_slice(&stale[range]);
+        }
+    }
+}

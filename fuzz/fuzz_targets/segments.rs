@@ -1,0 +1,172 @@
+//! Any bytes as a segment. Input: a byte that tells what is made whole before they are read (bit 0: a segment header is put
+//! before them; bit 1: the magic numbers and the checksums; bit 2: the positions too) and how many bytes are read at a time
+//! (the bits above), then the bytes. Without the checksums made right the fuzzer would never see the inside of a record.
+#![no_main]
+
+use etherply::log::record::{
+    BATCH_HEADER_BYTES, Cursor, FaultKind, OP_HEADER_BYTES, Op, Reader, SEGMENT_HEADER_BYTES,
+    SegmentHeader, begin_batch, damage_behind, op_bytes, push_op,
+};
+use etherply_fuzz::{Script, segment_header};
+use libfuzzer_sys::fuzz_target;
+
+const BATCH_MAGIC: &[u8] = b"\xFFEPB";
+
+fuzz_target!(|input: &[u8]| {
+    let mut script = Script(input);
+    let whole = script.byte();
+    let mut bytes = Vec::new();
+    if whole & 1 != 0 {
+        bytes.extend_from_slice(&segment_header().encode());
+    }
+    bytes.extend_from_slice(script.0);
+    if whole & 2 != 0 && bytes.len() >= SEGMENT_HEADER_BYTES {
+        let crc = crc32c::crc32c(&bytes[..SEGMENT_HEADER_BYTES - 4]);
+        bytes[SEGMENT_HEADER_BYTES - 4..SEGMENT_HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+    }
+    if let Ok(header) = SegmentHeader::decode(&bytes) {
+        assert_eq!(header.encode(), bytes[..SEGMENT_HEADER_BYTES]);
+        assert!(header.first_index() <= header.index);
+    }
+    let header = SegmentHeader::decode(&bytes).unwrap_or_else(|_| segment_header());
+    if whole & 2 != 0 {
+        mend(&header, &mut bytes, whole & 4 != 0);
+    }
+    let read = check_reader(&header, &bytes);
+    assert_eq!(
+        read_in_parts(&header, &bytes, usize::from(whole >> 3) + 1),
+        read
+    );
+    for fault_offset in [0, SEGMENT_HEADER_BYTES, bytes.len() / 2, bytes.len()] {
+        check_damage(&header, &bytes, fault_offset);
+    }
+});
+
+/// Walks the bytes as a segment and makes every magic number and checksum right.
+fn mend(header: &SegmentHeader, bytes: &mut [u8], with_positions: bool) {
+    let mut at = SEGMENT_HEADER_BYTES;
+    while let Some(batch) = bytes
+        .get_mut(at..)
+        .and_then(|rest| rest.split_at_mut_checked(BATCH_HEADER_BYTES))
+    {
+        let (batch_header, rest) = batch;
+        batch_header[..4].copy_from_slice(BATCH_MAGIC);
+        if with_positions {
+            let position = header.position(at as u64);
+            batch_header[8..16].copy_from_slice(&position.to_le_bytes());
+            let durable = number(batch_header, 16, 8).min(position);
+            batch_header[16..24].copy_from_slice(&durable.to_le_bytes());
+        }
+        let mut crc = crc32c::crc32c_append(header.salt(), &batch_header[..24]);
+        batch_header[24..].copy_from_slice(&crc.to_le_bytes());
+        let payload_bytes = length(batch_header).min(rest.len());
+        let mut payload = &mut rest[..payload_bytes];
+        while payload.len() >= OP_HEADER_BYTES {
+            let record_bytes = length(payload).clamp(OP_HEADER_BYTES, payload.len());
+            let (record, behind) = payload.split_at_mut(record_bytes);
+            crc = crc32c::crc32c_append(crc, &record[4..]);
+            record[..4].copy_from_slice(&crc.to_le_bytes());
+            payload = behind;
+        }
+        at += BATCH_HEADER_BYTES + payload_bytes;
+    }
+}
+
+/// Batch headers and records have their length at the same place.
+fn length(bytes: &[u8]) -> usize {
+    usize::try_from(number(bytes, 4, 4)).expect("four bytes")
+}
+
+fn number(bytes: &[u8], at: usize, width: usize) -> u64 {
+    Script(&bytes[at..at + width]).number::<8>()
+}
+
+/// The ops, the fault that ended them, and where that was.
+type Read<'a> = (Vec<Op<'a>>, Option<FaultKind>, Cursor);
+
+/// Whatever is served is what the encoder would have written there, and the reader never leaves the bytes.
+fn check_reader<'a>(header: &SegmentHeader, bytes: &'a [u8]) -> Read<'a> {
+    let mut reader = Reader::new(header, bytes);
+    let (mut ops, mut fault) = (Vec::new(), None);
+    let mut batch = Vec::new();
+    let mut offset = reader.offset();
+    while let Some(item) = reader.next() {
+        match item {
+            Ok(op) => {
+                let start = reader.offset() - op_bytes(&op);
+                assert!(start >= offset && (start - offset).is_multiple_of(BATCH_HEADER_BYTES));
+                begin_batch(&mut batch);
+                push_op(&mut batch, &op);
+                assert_eq!(
+                    batch[BATCH_HEADER_BYTES + 4..],
+                    bytes[start + 4..reader.offset()]
+                );
+                check_inside(&op, bytes);
+                offset = reader.offset();
+                ops.push(op);
+            }
+            Err(error) => {
+                assert_eq!(error.offset, reader.offset(), "all before a fault is valid");
+                assert!(error.offset <= bytes.len() && !error.to_string().is_empty());
+                check_damage(header, bytes, error.offset);
+                fault = Some(error.kind);
+            }
+        }
+    }
+    assert!(reader.next().is_none());
+    if fault.is_none() {
+        assert_eq!(reader.offset(), bytes.len().max(SEGMENT_HEADER_BYTES));
+    }
+    (ops, fault, reader.cursor())
+}
+
+/// The same with a part of the bytes at a time, each from where the one before it ended; more of them where that brings nothing.
+fn read_in_parts<'a>(header: &SegmentHeader, bytes: &'a [u8], mut part_bytes: usize) -> Read<'a> {
+    let (mut ops, mut cursor) = (Vec::new(), Cursor::begin());
+    if bytes.len() <= SEGMENT_HEADER_BYTES {
+        return (ops, None, cursor);
+    }
+    loop {
+        let base = cursor.offset();
+        let end = bytes.len().min(base + part_bytes);
+        let mut reader = Reader::resume(header, &bytes[base..end], base, cursor);
+        let mut fault = None;
+        for item in reader.by_ref() {
+            match item {
+                Ok(op) => ops.push(op),
+                Err(error) => fault = Some(error.kind),
+            }
+        }
+        cursor = reader.cursor();
+        if end == bytes.len() {
+            return (ops, fault, cursor);
+        }
+        if cursor.offset() == base {
+            part_bytes *= 2;
+        }
+    }
+}
+
+/// The texts are borrowed from the segment: nothing was read elsewhere.
+fn check_inside(op: &Op<'_>, bytes: &[u8]) {
+    for text in [op.workspace, op.key, op.value] {
+        let (inner, outer) = (text.as_bytes().as_ptr_range(), bytes.as_ptr_range());
+        assert!(outer.start <= inner.start && inner.end <= outer.end);
+    }
+}
+
+/// The proof of damage is the first batch header that is valid at its offset and tells of more than the fault.
+fn check_damage(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) {
+    let is_proof = |offset: &usize| {
+        let Some(batch) = bytes.get(*offset..*offset + BATCH_HEADER_BYTES) else {
+            return false;
+        };
+        batch.starts_with(BATCH_MAGIC)
+            && number(batch, 24, 4) == u64::from(crc32c::crc32c_append(header.salt(), &batch[..24]))
+            && number(batch, 8, 8) == header.position(*offset as u64)
+            && number(batch, 16, 8) > header.position(fault_offset as u64)
+    };
+    let proof = (fault_offset..bytes.len()).find(is_proof);
+    let behind = bytes.get(fault_offset..).unwrap_or_default();
+    assert_eq!(damage_behind(header, behind, fault_offset), proof);
+}
