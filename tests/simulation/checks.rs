@@ -259,7 +259,9 @@ impl World {
     /// Bits on the disk are altered, on a copy: that is found, or makes no difference.
     pub fn try_flips(&mut self) {
         let mut dice = Dice::new(self.dice.below_u64(u64::MAX), 5);
-        let clean = self.disk.fork();
+        let dirty = self.disk.fork();
+        dirty.write_back();
+        let clean = dirty.fork();
         let shards = self.shards;
         let Ok((expected, _)) = try_recover(&clean, shards, &mut dice) else {
             return;
@@ -272,7 +274,7 @@ impl World {
             let fork = if is_closed {
                 clean.fork()
             } else {
-                self.disk.fork()
+                dirty.fork()
             };
             let files = fork.files(DATA.as_ref());
             let files: Vec<_> = files

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use crate::dice::Journal;
-use crate::disk::{Change, Inode, Met, Node, Rates, SimDisk, State};
+use crate::disk::{Met, Rates, SimDisk, State};
+use crate::inodes::{Change, Inode, Node};
 
 /// How a process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +48,18 @@ impl SimDisk {
         let fork = Self(Arc::new(Mutex::new(fork)));
         fork.crash(Crash::Kill);
         fork
+    }
+
+    /// The kernel writes all that it takes for unwritten, and keeps nothing in memory.
+    pub fn write_back(&self) {
+        let mut state = self.state();
+        let numbers: Vec<u64> = state.inodes.keys().copied().collect();
+        for number in numbers {
+            state.sync_inode(number, true);
+        }
+        for inode in state.inodes.values_mut() {
+            inode.seen.clone_from(&inode.durable);
+        }
     }
 
     /// The files under a folder, in order, with their content.

@@ -1,7 +1,7 @@
 //! A disk in memory with everything that an operating system keeps between a program and the disk: what was written and
 //! not synced, names apart from files, and operations that fail. What a crash leaves of it stands in `crash`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use etherply::log::disk::{Disk, DiskFile};
 
 use crate::dice::{Dice, Journal};
+use crate::inodes::{Change, Folder, Inode, Node};
 
 /// How likely operations fail; 0 is never.
 #[derive(Debug, Clone, Copy, Default)]
@@ -30,58 +31,6 @@ pub struct Met {
     pub folder_sync_errors: u64,
     pub full: u64,
     pub short_writes: u64,
-}
-
-#[derive(Debug, Clone, Default)]
-pub struct Inode {
-    /// What programs see.
-    pub seen: Vec<u8>,
-    /// What the disk has.
-    pub durable: Vec<u8>,
-    /// Sectors that a sync writes. Where `seen` differs from `durable` elsewhere, a sync has failed, and the kernel thinks that the
-    /// sector was written.
-    pub dirty: BTreeSet<usize>,
-    pub is_locked: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Node {
-    Folder,
-    File(u64),
-}
-
-#[derive(Debug, Clone)]
-pub enum Change {
-    Create(OsString, Node),
-    Rename(OsString, OsString, Node),
-    Remove(OsString),
-}
-
-#[derive(Debug, Clone, Default)]
-pub struct Folder {
-    pub seen: BTreeMap<OsString, Node>,
-    pub durable: BTreeMap<OsString, Node>,
-    /// What a sync makes durable.
-    pub pending: Vec<Change>,
-}
-
-impl Change {
-    pub fn apply(self, names: &mut BTreeMap<OsString, Node>) {
-        match self {
-            Self::Create(name, node) => {
-                names.insert(name, node);
-            }
-            Self::Rename(from, to, node) => {
-                if names.get(&from) == Some(&node) {
-                    names.remove(&from);
-                }
-                names.insert(to, node);
-            }
-            Self::Remove(name) => {
-                names.remove(&name);
-            }
-        }
-    }
 }
 
 #[derive(Debug, Clone)]
@@ -253,7 +202,7 @@ impl State {
         Ok(inode)
     }
 
-    fn sync_inode(&mut self, number: u64, is_whole: bool) {
+    pub fn sync_inode(&mut self, number: u64, is_whole: bool) {
         let Self {
             inodes,
             dice,
@@ -416,6 +365,12 @@ impl Disk for SimDisk {
         Ok(self.file(inode, path))
     }
 
+    fn is_at(&self, path: &Path, file: &SimFile) -> io::Result<bool> {
+        let mut state = self.state();
+        state.enter(Kind::Open, || format!("compare {}", name(path)))?;
+        Ok(state.find_file(path).ok() == Some(file.inode))
+    }
+
     fn file_bytes(&self, path: &Path) -> io::Result<u64> {
         let mut state = self.state();
         state.enter(Kind::Open, || format!("stat {}", name(path)))?;
@@ -469,6 +424,16 @@ impl DiskFile for SimFile {
             .inodes
             .get(&self.inode)
             .map_or(0, |inode| inode.seen.len() as u64))
+    }
+
+    fn is_linked(&self) -> io::Result<bool> {
+        let mut state = self.disk.state();
+        state.enter(Kind::Open, || "fstat".to_owned())?;
+        let mut names = state
+            .folders
+            .values()
+            .flat_map(|folder| folder.seen.values());
+        Ok(names.any(|node| *node == Node::File(self.inode)))
     }
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {

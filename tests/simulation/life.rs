@@ -7,12 +7,14 @@ use etherply::log::compaction::{Compaction, CompactionError, Settings};
 use etherply::log::directory::DirectoryError;
 use etherply::log::keeper::LogKeeper;
 use etherply::log::recovery::RecoveryError;
+use etherply::log::segment;
 
 use crate::checks::Found;
 use crate::client::Home;
 use crate::crash::Crash;
 use crate::plan::faults;
 use crate::server::{self, Server, Stage, closed_bytes, is_due, rubbish};
+use crate::wire::BATCH_HEADER_BYTES;
 use crate::world::{Doing, World};
 
 impl World {
@@ -246,7 +248,7 @@ impl World {
             }
         }
         self.doing = Doing::Compaction;
-        if !self.is_calm && self.dice.one_in(200) {
+        if !self.is_calm && self.dice.one_in(50) {
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
@@ -266,6 +268,29 @@ impl World {
             self.disk.state().is_dead = true;
         } else {
             self.disk.die_within(12);
+        }
+    }
+
+    /// A clean stop ends each log with an empty batch, which tells that all before it is on disk.
+    fn check_seals(&self) {
+        let server = self.server.as_ref().expect("it runs");
+        let files = self.disk.files(server::DATA.as_ref());
+        for (shard, seat) in (0..).zip(&server.seats) {
+            let index = seat.log.as_ref().expect("it is open").open_segment().index;
+            let path = server
+                .directory
+                .shard_path(shard)
+                .join(segment::file_name(index));
+            let (_, bytes) = files
+                .iter()
+                .find(|(known, _)| *known == path)
+                .expect("it is there");
+            let seal = &bytes[bytes.len() - BATCH_HEADER_BYTES..];
+            assert!(
+                seal[..8] == *b"\xFFEPB\0\0\0\0",
+                "{} is sealed",
+                path.display()
+            );
         }
     }
 
@@ -412,6 +437,7 @@ impl World {
         self.coverage.drains += 1;
         self.is_sealed = is_settled;
         if is_settled {
+            self.check_seals();
             for model in &self.models {
                 assert_eq!(model.synced, model.wins.len(), "a drained log is on disk");
             }

@@ -5,6 +5,7 @@ use etherply::core::deal::Deal;
 use etherply::log::commit::Durability;
 use etherply::log::disk::DiskFile;
 use etherply::log::keeper::KeeperError;
+use etherply::log::record::Op;
 use etherply::log::recovery::RecoveryError;
 
 use crate::server::{Errand, HASH_SEED, LogOperation};
@@ -40,7 +41,8 @@ impl World {
     fn perform(&mut self, shard: usize, output: Output) -> Input<'static> {
         self.doing = Doing::Commit;
         let seat = self.seat(shard);
-        let file = seat.log.as_ref().expect("it is open").file();
+        let log = seat.log.as_ref().expect("it is open");
+        let file = log.file();
         match output {
             Output::LogWrite {
                 offset,
@@ -48,6 +50,7 @@ impl World {
                 from,
             } => {
                 let count = file.write_at(&bytes[from..], offset).ok();
+                let count = count.filter(|_| log.check_linked().is_ok());
                 let is_whole = count == Some(bytes.len() - from);
                 let handed = seat.handed.clone();
                 if is_whole && !self.disk.is_dead() {
@@ -59,7 +62,7 @@ impl World {
                 Input::LogWritten(bytes, count)
             }
             Output::LogSync => {
-                let ok = file.sync().is_ok();
+                let ok = file.sync().is_ok() && log.check_linked().is_ok();
                 let handed = seat.handed.clone();
                 seat.is_sync_lost |= !ok;
                 if ok && !self.disk.is_dead() {
@@ -117,7 +120,7 @@ impl World {
         match errand {
             Errand::Create(creation) => {
                 self.doing = Doing::Rotation;
-                let outcome = creation.run(0);
+                let outcome = creation.and_then(|creation| creation.run(0));
                 if self.disk.is_dead() {
                     return;
                 }
@@ -138,11 +141,12 @@ impl World {
                 self.give_up_the_rest(shard);
                 let mut deal = Deal::new(HASH_SEED);
                 let shards = self.shards;
-                let outcome = rebuild.run(|op| {
+                let visit = |op: &Op<'_>| {
                     if shard_of(op.workspace, shards) as usize == shard {
                         deal.visit(op);
                     }
-                });
+                };
+                let outcome = rebuild.and_then(|rebuild| rebuild.run(visit));
                 if self.disk.is_dead() {
                     return;
                 }
@@ -175,9 +179,12 @@ impl World {
 fn check_keeper(error: Option<&KeeperError>) {
     let is_damage = matches!(
         error,
-        Some(KeeperError::Recovery(
-            RecoveryError::Damaged { .. } | RecoveryError::Newer { .. }
-        ))
+        Some(
+            KeeperError::Deleted { .. }
+                | KeeperError::Recovery(
+                    RecoveryError::Damaged { .. } | RecoveryError::Newer { .. }
+                )
+        )
     );
     assert!(!is_damage, "{error:?}");
 }

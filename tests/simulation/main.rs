@@ -16,6 +16,7 @@ mod client;
 mod crash;
 mod dice;
 mod disk;
+mod inodes;
 mod life;
 mod logs;
 mod model;

@@ -61,7 +61,7 @@ impl Plan {
         use Durability::{Always, Interval, None};
         let mut dice = Dice::new(seed, 1);
         let durability = dice.pick(&[Always, Always, Always, Always, Interval, None]);
-        let kind = dice.below(12);
+        let kind = seed % 12;
         let plan = Self {
             seed,
             steps: 300 + dice.below(200),

@@ -13,7 +13,7 @@ use etherply::core::workspace::Workspace;
 use etherply::limits::{COMPACTION_START_PERCENT, SECOND_US};
 use etherply::log::compaction::Compaction;
 use etherply::log::directory::{DataDirectory, DirectoryError};
-use etherply::log::keeper::{Creation, LogKeeper, Rebuild};
+use etherply::log::keeper::{Creation, KeeperError, LogKeeper, Rebuild};
 use etherply::log::record::Op;
 use etherply::log::recovery::{Recovery, RecoveryError, Report};
 use etherply::wire::auth::{Secret, Verifier, mint};
@@ -47,8 +47,8 @@ pub enum LogOperation {
 
 /// Work for another thread.
 pub enum Errand {
-    Create(Creation<SimDisk>),
-    Rebuild(Rebuild<SimDisk>),
+    Create(Result<Creation<SimDisk>, KeeperError>),
+    Rebuild(Result<Rebuild<SimDisk>, KeeperError>),
 }
 
 #[expect(

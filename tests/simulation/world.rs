@@ -289,7 +289,10 @@ impl World {
         let timestamp = timestamp.expect("hours");
         let is_large = self.dice.one_in(self.plan.large_one_in);
         let most = if is_large { self.plan.value_bytes } else { 40 };
-        let width = self.dice.below(most);
+        let width = self
+            .dice
+            .below(most)
+            .max(if self.dice.one_in(4) { most - 1 } else { 0 });
         let value = match self.dice.below(3) {
             0 => format!("[{},\"{}\"]", self.count, "x".repeat(width)),
             1 => format!("{{\"n\":{}}}", self.count),
