@@ -38,6 +38,14 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
     fn is_at(&self, path: &Path, file: &Self::File) -> io::Result<bool>;
     /// The length of a file.
     fn file_bytes(&self, path: &Path) -> io::Result<u64>;
+    /// Whether there is a file of this name.
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        match self.file_bytes(path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
     /// rename(2): replaces a file that is there, in one step.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Gives a file a second name: link(2). Where a file system has none, the new name is of a copy, which is on disk.

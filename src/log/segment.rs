@@ -53,14 +53,10 @@ pub fn create<D: Disk>(
         disk.sync_folder(named(data))?;
     }
     let path = folder.join(file_name(header.index));
-    match disk.file_bytes(&path) {
+    if disk.exists(&path)? {
         // A rename would replace it, with all of its ops.
-        Ok(_) => {
-            let what = format!("{} exists", path.display());
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+        let what = format!("{} exists", path.display());
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
     }
     let path_new = new_path(folder, header.index);
     let created = write_new(disk, &path_new, &header, reserve_bytes).and_then(|file| {
