@@ -126,20 +126,28 @@ impl<D: Disk> LogKeeper<D> {
     /// The errand that creates the next segment.
     pub fn next(&self, index: u64, first_position: u64) -> Result<Creation<D>, KeeperError> {
         self.check_in_place()?;
+        Ok(self.creation(index, first_position))
+    }
+
+    fn creation(&self, index: u64, first_position: u64) -> Creation<D> {
         let SegmentHeader { shard, epoch, .. } = self.segment.header;
-        Ok(Creation {
+        Creation {
             directory: Arc::clone(&self.directory),
             header: SegmentHeader::new(shard, epoch, index, first_position),
-        })
+        }
     }
 
     /// The errand that creates the segment behind the failed one and reads the shard's state back. The failed file is not
     /// written any more: it ends for its readers where the next segment says that it begins.
     pub fn rebuild(&mut self, end: End) -> Result<Rebuild<D>, KeeperError> {
-        self.check_in_place()?;
+        // Where the shard failed while the next segment was being created, that one is the open one here. It is empty, and
+        // the try before this one may have removed it already.
+        if self.segment.header.index == end.index {
+            self.check_in_place()?;
+        }
         let first_position = self.kept_position(end);
         Ok(Rebuild {
-            creation: self.next(end.index + 1, first_position)?,
+            creation: self.creation(end.index + 1, first_position),
             sources: self.sources.clone(),
         })
     }
