@@ -149,12 +149,11 @@ impl<'a, D: Disk> Recovery<'a, D> {
         assert_eq!(folders.len(), self.chains.len(), "each folder was read");
         for (chain, read) in self.chains.iter().zip(folders) {
             let folder = self.directory.shard_path(chain.shard);
+            // What was read hangs on the names that were found: the rename that replaced segments may not be durable yet, nor
+            // the removal of an empty one, which would end the one before it earlier if it came back.
+            disk.sync_folder(&folder)
+                .map_err(RecoveryError::at(&folder))?;
             segment::sweep(disk, &folder).map_err(RecoveryError::at(&folder))?;
-            if !chain.replaced.is_empty() {
-                // The rename that replaced them may not be durable yet.
-                disk.sync_folder(&folder)
-                    .map_err(RecoveryError::at(&folder))?;
-            }
             for path in &chain.replaced {
                 disk.remove(path).map_err(RecoveryError::at(path))?;
             }

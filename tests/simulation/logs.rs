@@ -138,7 +138,9 @@ impl World {
             }
             Errand::Rebuild(rebuild) => {
                 self.doing = Doing::Rebuild;
-                self.give_up_the_rest(shard);
+                if rebuild.is_ok() {
+                    self.give_up_the_rest(shard);
+                }
                 let mut deal = Deal::new(HASH_SEED);
                 let shards = self.shards;
                 let visit = |op: &Op<'_>| {

@@ -88,7 +88,8 @@ impl Plan {
         match kind {
             // Whole sends, and messages that are longer than one.
             0 => Self {
-                steps: 150,
+                steps: 400,
+                clients: 5,
                 outbox_bytes_max: 1 << 20,
                 message_bytes_max: 400_000,
                 value_bytes: 330_000,
