@@ -133,7 +133,7 @@ impl Redis {
             .stderr(Stdio::inherit());
         let (mut process, begun) = Process::start(command);
         let loaded = process.line_with("DB loaded from append only file: ");
-        process.line_with("Ready to accept connections");
+        process.line_with("eady to accept connections");
         let mut client = UnixStream::connect(&socket).expect("redis listens");
         let pong = ask(&mut client, &["PING"]);
         let mut run = process.measure(begun);
