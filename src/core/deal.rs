@@ -216,4 +216,57 @@ mod tests {
             assert_eq!(shards.iter().map(Vec::len).sum::<usize>(), 2);
         }
     }
+
+    #[test]
+    fn groups_give_what_the_ops_give_one_by_one() {
+        let mut deal = Deal::new(1);
+        let mut wanted: Vec<Workspace> = Vec::new();
+        for number in 0..10 * GROUP_OPS as u64 + 5 {
+            // Keys that come twice in a group, new ones, and older timestamps; a few ops are long.
+            let (id, key) = (
+                format!("w{}", number % 3),
+                format!("k{}", number * number % 90),
+            );
+            let value = "1".repeat(1 + usize::from(number % 50 == 0) * GROUP_BYTES);
+            let (timestamp, seq) = (number * 7 % 100, number + 1);
+            deal.visit(&Op {
+                workspace: &id,
+                key: &key,
+                value: &value,
+                seq,
+                timestamp,
+            });
+            let held = wanted.iter().position(|workspace| workspace.id() == id);
+            let held = held.unwrap_or_else(|| {
+                wanted.push(Workspace::new(&id, 2));
+                wanted.len() - 1
+            });
+            wanted[held].restore(&key, &value, timestamp, seq);
+        }
+        deal.finish_restore();
+        let dealt = deal.finish(1).swap_remove(0);
+        assert_eq!(dealt.len(), wanted.len());
+        for (workspace, mut wanted) in dealt.iter().zip(wanted) {
+            wanted.finish_restore();
+            let state = |workspace: &Workspace| {
+                let (mut init, id) = (Vec::new(), workspace.id().to_owned());
+                workspace.put_init(&mut init);
+                (id, workspace.seq(), workspace.log_bytes(), init)
+            };
+            assert_eq!(state(workspace), state(&wanted));
+        }
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_ops_and_in_bytes() {
+        let mut deal = Deal::new(1);
+        for seq in 1..=GROUP_OPS as u64 {
+            assert_eq!(deal.group.len() as u64, seq - 1);
+            deal.visit(&op("w", "1", seq, seq));
+        }
+        assert!(deal.group.is_empty() && deal.texts.is_empty());
+        deal.visit(&op("w", &"1".repeat(8 * GROUP_BYTES), 90, 90));
+        assert!(deal.group.is_empty() && deal.texts.is_empty());
+        assert!(deal.texts.capacity() <= 2 * GROUP_BYTES);
+    }
 }
