@@ -12,6 +12,7 @@ pub mod workspace;
 mod delivery;
 mod failure;
 mod handshake;
+mod index;
 mod intake;
 mod lifetime;
 mod room;

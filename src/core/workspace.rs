@@ -13,9 +13,9 @@
 use std::hash::BuildHasher;
 
 use foldhash::fast::FixedState;
-use hashbrown::HashTable;
 use slab::Slab;
 
+use super::index::{Index, Tag};
 use crate::log::record::OP_HEADER_BYTES;
 use crate::wire::message;
 
@@ -28,26 +28,32 @@ pub type Writer = u64;
 /// One register.
 #[derive(Debug)]
 pub struct Entry {
-    key: Box<str>,
-    value: String,
+    /// The key, and behind it the JSON text of the value: one allocation, and one line of the cache for both.
+    texts: String,
     timestamp: u64,
     seq: u64,
     writer: Writer,
     older: u32,
     newer: u32,
+    key_bytes: u32,
 }
+
+const _: () = assert!(
+    size_of::<Entry>() <= 64,
+    "an entry is no longer than a line of the cache"
+);
 
 impl Entry {
     /// The key, unescaped.
     #[must_use]
     pub fn key(&self) -> &str {
-        &self.key
+        &self.texts[..self.key_bytes as usize]
     }
 
     /// The JSON text of the value.
     #[must_use]
     pub fn value(&self) -> &str {
-        &self.value
+        &self.texts[self.key_bytes as usize..]
     }
 
     /// Unix microseconds, as its writer gave them.
@@ -67,6 +73,22 @@ impl Entry {
     pub fn writer(&self) -> Writer {
         self.writer
     }
+
+    /// How long a value may be without another allocation.
+    fn value_capacity(&self) -> usize {
+        self.texts.capacity() - self.key_bytes as usize
+    }
+
+    fn set_value(&mut self, value: &str) {
+        self.texts.truncate(self.key_bytes as usize);
+        // A value that was large once must not hold its memory for ever.
+        if self.value_capacity() / 4 > value.len().max(64) {
+            self.texts.shrink_to(self.texts.len() + value.len());
+        }
+        // Not by doubling: the next value need not be longer than this one.
+        self.texts.reserve_exact(value.len());
+        self.texts.push_str(value);
+    }
 }
 
 /// What became of an op.
@@ -85,7 +107,7 @@ pub struct Workspace {
     id: Box<str>,
     seq: u64,
     entries: Slab<Entry>,
-    index: HashTable<u32>,
+    index: Index,
     hasher: FixedState,
     oldest: u32,
     newest: u32,
@@ -102,7 +124,7 @@ impl Workspace {
             id: id.into(),
             seq: 0,
             entries: Slab::new(),
-            index: HashTable::new(),
+            index: Index::default(),
             hasher: FixedState::with_seed(hash_seed),
             oldest: NONE,
             newest: NONE,
@@ -137,9 +159,11 @@ impl Workspace {
 
     /// Applies an op: the greater timestamp wins, and on equal ones the first that was applied stays.
     pub fn apply(&mut self, key: &str, value: &str, timestamp: u64, writer: Writer) -> Verdict<'_> {
-        if let Some(slot) = self.find(key) {
+        let tag = self.tag(key);
+        if let Some(slot) = self.find(tag, key) {
             let entry = &self.entries[slot as usize];
-            if timestamp < entry.timestamp || (timestamp == entry.timestamp && value != entry.value)
+            if timestamp < entry.timestamp
+                || (timestamp == entry.timestamp && value != entry.value())
             {
                 return Verdict::Lost(&self.entries[slot as usize]);
             }
@@ -152,7 +176,7 @@ impl Workspace {
             self.link_newest(slot);
         } else {
             self.seq += 1;
-            let slot = self.insert(key, value, timestamp, self.seq, writer);
+            let slot = self.insert(tag, key, value, timestamp, self.seq, writer);
             self.link_newest(slot);
         }
         Verdict::Won(self.seq)
@@ -161,22 +185,49 @@ impl Workspace {
     /// Merges an op read from the log: the greater timestamp wins, and on equal ones the lower seq.
     /// The order of the calls does not matter; [`Workspace::finish_restore`] must follow the last.
     pub fn restore(&mut self, key: &str, value: &str, timestamp: u64, seq: u64) {
+        self.restore_tagged(self.tag(key), key, value, timestamp, seq);
+    }
+
+    /// [`Workspace::restore`] of a key whose tag is known.
+    pub(super) fn restore_tagged(
+        &mut self,
+        tag: Tag,
+        key: &str,
+        value: &str,
+        timestamp: u64,
+        seq: u64,
+    ) {
         self.seq = self.seq.max(seq);
-        if let Some(slot) = self.find(key) {
+        if let Some(slot) = self.find(tag, key) {
             let entry = &self.entries[slot as usize];
             if timestamp > entry.timestamp || (timestamp == entry.timestamp && seq < entry.seq) {
                 self.overwrite(slot, value, timestamp, seq, 0);
             }
         } else {
-            self.insert(key, value, timestamp, seq, 0);
+            self.insert(tag, key, value, timestamp, seq, 0);
         }
+    }
+
+    /// The tag of a key in this workspace, and in all with the same hash seed.
+    pub(super) fn tag(&self, key: &str) -> Tag {
+        Tag::of(self.hasher.hash_one(key))
+    }
+
+    /// The slot that a key with this tag has, or one that has the same tag.
+    pub(super) fn likely_slot(&self, tag: Tag) -> Option<u32> {
+        self.index.find(tag, |_| true)
+    }
+
+    /// The first byte of the key in a slot. Who looks at it has the whole entry near.
+    pub(super) fn first_byte(&self, slot: u32) -> Option<u8> {
+        self.entries[slot as usize].texts.bytes().next()
     }
 
     /// Merges all that another part of the log gave for the same workspace.
     pub fn restore_from(&mut self, other: &Self) {
         self.seq = self.seq.max(other.seq);
         for (_, entry) in &other.entries {
-            self.restore(&entry.key, &entry.value, entry.timestamp, entry.seq);
+            self.restore(entry.key(), entry.value(), entry.timestamp, entry.seq);
         }
     }
 
@@ -197,7 +248,8 @@ impl Workspace {
     /// The register of a key.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Entry> {
-        self.find(key).map(|slot| &self.entries[slot as usize])
+        let slot = self.find(self.tag(key), key)?;
+        Some(&self.entries[slot as usize])
     }
 
     /// Appends the init message: the whole state.
@@ -241,50 +293,48 @@ impl Workspace {
         })
     }
 
-    fn find(&self, key: &str) -> Option<u32> {
-        let hash = self.hasher.hash_one(key);
-        self.index
-            .find(hash, |slot| &*self.entries[*slot as usize].key == key)
-            .copied()
+    fn find(&self, tag: Tag, key: &str) -> Option<u32> {
+        let is_it = |slot| self.entries[slot as usize].key() == key;
+        self.index.find(tag, is_it)
     }
 
-    fn insert(&mut self, key: &str, value: &str, timestamp: u64, seq: u64, writer: Writer) -> u32 {
+    fn insert(
+        &mut self,
+        tag: Tag,
+        key: &str,
+        value: &str,
+        timestamp: u64,
+        seq: u64,
+        writer: Writer,
+    ) -> u32 {
         self.init_fields_bytes += message::init_field_bytes(key, value);
         let record_bytes = OP_HEADER_BYTES + self.id.len() + key.len() + value.len();
         self.log_bytes += record_bytes as u64;
+        let mut texts = String::with_capacity(key.len() + value.len());
+        texts.push_str(key);
+        texts.push_str(value);
         let entry = Entry {
-            key: key.into(),
-            value: value.to_owned(),
+            texts,
             timestamp,
             seq,
             writer,
             older: NONE,
             newer: NONE,
+            key_bytes: u32::try_from(key.len()).expect("KEY_BYTES_MAX is far smaller than 4 GiB"),
         };
         let slot = slot_index(self.entries.insert(entry));
-        let Self {
-            entries,
-            index,
-            hasher,
-            ..
-        } = self;
-        let rehash = |slot: &u32| hasher.hash_one(&*entries[*slot as usize].key);
-        index.insert_unique(hasher.hash_one(key), slot, rehash);
+        self.index.insert(tag, slot);
         slot
     }
 
     fn overwrite(&mut self, slot: u32, value: &str, timestamp: u64, seq: u64, writer: Writer) {
         let entry = &mut self.entries[slot as usize];
-        self.init_fields_bytes -= entry.value.len();
+        let held_bytes = entry.value().len();
+        self.init_fields_bytes -= held_bytes;
         self.init_fields_bytes += value.len();
-        self.log_bytes -= entry.value.len() as u64;
+        self.log_bytes -= held_bytes as u64;
         self.log_bytes += value.len() as u64;
-        entry.value.clear();
-        // A value that was large once must not hold its memory for ever.
-        if entry.value.capacity() / 4 > value.len().max(64) {
-            entry.value.shrink_to(value.len());
-        }
-        entry.value.push_str(value);
+        entry.set_value(value);
         (entry.timestamp, entry.seq, entry.writer) = (timestamp, seq, writer);
     }
 
@@ -423,7 +473,7 @@ mod tests {
             let mut workspace = Workspace::new("w", 1);
             workspace.apply("k", &"1".repeat(large_bytes), 1, 0);
             workspace.apply("k", &"1".repeat(small_bytes), 2, 0);
-            let held_bytes = workspace.entries[0].value.capacity();
+            let held_bytes = workspace.entries[0].value_capacity();
             assert_eq!(
                 held_bytes == large_bytes,
                 is_kept,

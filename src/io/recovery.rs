@@ -1,6 +1,7 @@
 //! Reading the log at the start: the folders of the shards side by side, one thread for each core, and telling how far it is.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -35,7 +36,11 @@ pub fn recover<D: Disk>(
             break;
         }
         let mut deal = Deal::new(hash_seed);
-        let read = recovery.read(folder, |op| deal.visit(op), |bytes| progress.add(bytes));
+        let told = |bytes| {
+            progress.add(bytes);
+            hold();
+        };
+        let read = recovery.read(folder, |op| deal.visit(op), told);
         deal.finish_restore();
         let read = read.map(|read| (read, deal));
         let mut reads = reads.lock().unwrap_or_else(PoisonError::into_inner);
@@ -57,6 +62,18 @@ pub fn recover<D: Disk>(
     }
     let report = recovery.finish(&folders)?;
     Ok((report, deal.finish(shards)))
+}
+
+/// Lets the tests see a server that is reading its log: it goes on when the file is there.
+fn hold() {
+    if !cfg!(debug_assertions) {
+        return;
+    }
+    if let Some(path) = std::env::var_os("ETHERPLY_FAULT_HOLD_RECOVERY") {
+        while !Path::new(&path).exists() {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
 }
 
 /// Shows a [`Progress`]: a bar on a terminal, else a line in the log every few seconds.

@@ -95,7 +95,20 @@ impl Setup {
     pub async fn start(self) -> Server {
         let arguments = self.serve_arguments();
         let command = self.command(&arguments);
-        Server::spawn(self, command).await
+        let mut server = Server::spawn(self, command);
+        server.until_it_listens().await;
+        server
+    }
+
+    /// Starts the server, and waits until its port is open: it may still be reading its log then.
+    pub async fn start_reading(self) -> Server {
+        let arguments = self.serve_arguments();
+        let command = self.command(&arguments);
+        let mut server = Server::spawn(self, command);
+        let pid = server.child.id();
+        let port = eventually("the server opens its port", async || listening_port(pid)).await;
+        server.addr.set_port(port);
+        server
     }
 
     /// Starts the server and kills it as soon as this holds.
@@ -255,7 +268,7 @@ impl Server {
         Setup::new().args(args).start().await
     }
 
-    async fn spawn(setup: Setup, mut command: Command) -> Server {
+    fn spawn(setup: Setup, mut command: Command) -> Server {
         let mut child = command.spawn().expect("the binary starts");
         let output = Arc::new(Mutex::new(String::new()));
         let (sender, stdout) = unbounded_channel();
@@ -271,7 +284,7 @@ impl Server {
             output.clone(),
         );
         let addr = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut server = Server {
+        Server {
             setup,
             child,
             addr,
@@ -279,15 +292,18 @@ impl Server {
             output,
             readers: vec![lines, log],
             is_end_seen: false,
-        };
-        let first = server.stdout_line().await;
+        }
+    }
+
+    /// Waits for the line that says where it listens.
+    pub async fn until_it_listens(&mut self) {
+        let first = self.stdout_line().await;
         let addr = first
             .strip_prefix("listening on ")
             .and_then(|addr| addr.parse().ok());
-        server.addr = addr.unwrap_or_else(|| {
+        self.addr = addr.unwrap_or_else(|| {
             panic!("the first line on stdout says where it listens, not {first:?}")
         });
-        server
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -471,6 +487,24 @@ impl Drop for Server {
             self.log()
         );
     }
+}
+
+/// The port of the one listening socket of a process, from the kernel's account (proc(5), /proc/net/tcp).
+fn listening_port(pid: u32) -> Option<u16> {
+    const LISTEN: &str = "0A";
+    let opened = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let opened: Vec<String> = opened
+        .filter_map(|file| std::fs::read_link(file.ok()?.path()).ok())
+        .map(|target| target.display().to_string())
+        .collect();
+    let sockets = std::fs::read_to_string("/proc/net/tcp").ok()?;
+    sockets.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (local, state, inode) = (fields.get(1)?, fields.get(3)?, fields.get(9)?);
+        let is_it = *state == LISTEN && opened.contains(&format!("socket:[{inode}]"));
+        let (_, port) = local.split_once(':')?;
+        is_it.then(|| u16::from_str_radix(port, 16).ok()).flatten()
+    })
 }
 
 fn drain(mut stream: impl Read + Send + 'static, output: Arc<Mutex<String>>) -> JoinHandle<()> {

@@ -1,0 +1,266 @@
+//! How fast the log is read back at a start, beside `redis-server` that loads an append-only file with the same keys and values.
+//!
+//! ```text
+//! apt-get install redis-server                       # to be compared with; no root is needed to run this
+//! cargo bench --bench recovery                       # 3,000,000 records, 5 rounds, about 1.5 GB in $TMPDIR
+//! cargo bench --bench recovery -- --records 1000000 --keys 400000 --rounds 3
+//! ```
+//!
+//! Records of 100 bytes on disk, in random order over the workspaces and keys, in batches of 1 to 128. Redis gets the same ops in the same
+//! order as plain commands, once as `SET workspace:key value` and once as `HSET workspace key value`; the faster of the two
+//! counts. All files are in the page cache, and the contestants take turns. Each is a real process, timed from its start to the line in
+//! which it says that it serves, and an answer to a request behind it. CPU time is that of the whole process until then: on a
+//! machine that has other work to do, it says more than the clock does. One workspace, chosen anew in each round, is asked
+//! for and compared key by key, and the number of keys or ops is compared too.
+//!
+//! `replay` is the library's recovery alone, in a process of its own, on a log of one shard and so on one core.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use clap::Parser;
+use etherply::io::post::Progress;
+use etherply::log::directory::DataDirectory;
+
+#[path = "recovery/contest.rs"]
+mod contest;
+#[path = "recovery/workload.rs"]
+mod workload;
+
+use contest::{Etherply, Redis, Run, cpu_s, memory_bytes};
+use workload::{Shape, Workload};
+
+#[derive(Parser)]
+struct Settings {
+    /// Records in the log
+    #[arg(long, env = "RECOVERY_RECORDS", default_value_t = 3_000_000)]
+    records: u32,
+    /// Distinct keys; the other records overwrite one
+    #[arg(long, env = "RECOVERY_KEYS", default_value_t = 2_000_000)]
+    keys: u32,
+    /// Workspaces that the keys are in
+    #[arg(long, env = "RECOVERY_WORKSPACES", default_value_t = 10_000)]
+    workspaces: u32,
+    /// Rounds, in each of which every contestant starts once
+    #[arg(long, env = "RECOVERY_ROUNDS", default_value_t = 5)]
+    rounds: u32,
+    /// Where the logs are written: a folder of its own in here, removed at the end
+    #[arg(long, default_value_os_t = std::env::temp_dir())]
+    folder: PathBuf,
+    /// Reads the log in this data directory back, tells how long that took, and ends
+    #[arg(long)]
+    replay: Option<PathBuf>,
+    /// Given by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> ExitCode {
+    let settings = Settings::parse();
+    if let Some(data) = &settings.replay {
+        replay(data);
+        return ExitCode::SUCCESS;
+    }
+    let Some(redis) = version_of("redis-server") else {
+        eprintln!("redis-server is missing: apt-get install redis-server");
+        return ExitCode::FAILURE;
+    };
+    let folder = tempfile::Builder::new()
+        .prefix("etherply-recovery-")
+        .tempdir_in(&settings.folder)
+        .expect("the folder can be written");
+    let workload = Workload::new(settings.records, settings.keys, settings.workspaces);
+    println!("{}", machine());
+    println!("{redis}");
+    println!(
+        "{} records, {} keys, {} workspaces, {:.0} MB of live state; load {}",
+        settings.records,
+        settings.keys,
+        settings.workspaces,
+        workload.live_bytes() / 1e6,
+        load(),
+    );
+    measure(&workload, settings.rounds, folder.path());
+    ExitCode::SUCCESS
+}
+
+/// The contestants, by their place in the table.
+const NAMES: [&str; 5] = [
+    "etherply, 2 shards",
+    "etherply, 1 shard",
+    "replay, 1 shard",
+    "redis, SET",
+    "redis, HSET",
+];
+
+fn measure(workload: &Workload, rounds: u32, folder: &Path) {
+    let two = Etherply::new(workload, folder.join("two"), 2);
+    let one = Etherply::new(workload, folder.join("one"), 1);
+    let set = Redis::new(workload, folder.join("set"), Shape::Set);
+    let hset = Redis::new(workload, folder.join("hset"), Shape::Hset);
+    let mut runs: [Vec<Run>; NAMES.len()] = Default::default();
+    for round in 0..rounds {
+        runs[0].push(two.run(workload, round));
+        runs[3].push(set.run(workload, round));
+        runs[1].push(one.run(workload, round));
+        runs[4].push(hset.run(workload, round));
+        runs[2].push(replayed(&one, workload));
+        eprintln!("round {} of {rounds}; load {}", round + 1, load());
+    }
+    print_table(workload, &runs);
+}
+
+fn print_table(workload: &Workload, runs: &[Vec<Run>; NAMES.len()]) {
+    let records = f64::from(workload.records());
+    println!(
+        "\n| | clock, s | CPU, s | records/s by the clock | records/s of CPU | resident, MB | most resident, MB |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    for (name, runs) in NAMES.iter().zip(runs) {
+        let [clock, cpu] =
+            [|run: &Run| run.clock_s, |run: &Run| run.cpu_s].map(|of| spread(runs, of));
+        println!(
+            "| {name} | {clock} | {cpu} | {:.2} M | {:.2} M | {:.0} | {:.0} |",
+            records / clock.median / 1e6,
+            records / cpu.median / 1e6,
+            spread(runs, |run| run.memory.resident_bytes).median / 1e6,
+            spread(runs, |run| run.memory.most_bytes).median / 1e6,
+        );
+    }
+    let [two, one, _, set, hset] = runs;
+    for (what, of) in [
+        ("the clock", (|run| run.clock_s) as fn(&Run) -> f64),
+        ("CPU", |run| run.cpu_s),
+    ] {
+        let [two, one, set, hset] = [two, one, set, hset].map(|runs| spread(runs, of).median);
+        let redis = set.min(hset);
+        println!(
+            "by {what}, times as fast as redis: {:.2} with 2 shards, {:.2} with 1",
+            redis / two,
+            redis / one
+        );
+    }
+    let own = |runs: &[Run]| spread(runs, |run| run.own_s);
+    println!(
+        "by their own account, seconds: etherply {}, redis {}",
+        own(two),
+        [own(set), own(hset)]
+            .into_iter()
+            .min_by(|a, b| a.median.total_cmp(&b.median))
+            .expect("there are two"),
+    );
+}
+
+/// A median, the least and the most.
+struct Spread {
+    least: f64,
+    median: f64,
+    most: f64,
+}
+
+impl std::fmt::Display for Spread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            least,
+            median,
+            most,
+        } = self;
+        write!(f, "{median:.2} ({least:.2} to {most:.2})")
+    }
+}
+
+fn spread(runs: &[Run], of: impl Fn(&Run) -> f64) -> Spread {
+    let mut values: Vec<f64> = runs.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    Spread {
+        least: values[0],
+        median: values[values.len() / 2],
+        most: values[values.len() - 1],
+    }
+}
+
+/// [`replay`] in a process of its own, whose memory nobody has used before.
+fn replayed(log: &Etherply, workload: &Workload) -> Run {
+    log.warm();
+    let binary = std::env::current_exe().expect("this runs");
+    let mut command = Command::new(binary);
+    command.arg("--replay").arg(log.data());
+    let output = command.output().expect("this can be run again");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let numbers: Vec<f64> = text
+        .split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    let [ops, clock_s, cpu_s, resident_bytes, most_bytes] = numbers[..] else {
+        panic!(
+            "the replay failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    };
+    assert!(
+        (ops - f64::from(workload.records())).abs() < 0.5,
+        "every record is read"
+    );
+    Run {
+        clock_s,
+        cpu_s,
+        own_s: clock_s,
+        memory: contest::Memory {
+            resident_bytes,
+            most_bytes,
+        },
+    }
+}
+
+fn replay(data: &Path) {
+    let directory = DataDirectory::open(data).expect("a data directory");
+    let cpu_before_s = cpu_s(std::process::id());
+    let begun = Instant::now();
+    let progress = Progress::default();
+    let (report, dealt) =
+        etherply::io::recovery::recover(&directory, 1, 1, &progress).expect("a whole log");
+    let clock_s = begun.elapsed().as_secs_f64();
+    let cpu_s = cpu_s(std::process::id()) - cpu_before_s;
+    let memory = memory_bytes(std::process::id());
+    println!(
+        "{} {clock_s} {cpu_s} {} {}",
+        report.ops, memory.resident_bytes, memory.most_bytes
+    );
+    drop(dealt);
+}
+
+fn version_of(program: &str) -> Option<String> {
+    let output = Command::new(program).arg("--version").output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+fn machine() -> String {
+    let mut told = String::new();
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let memory = memory
+        .lines()
+        .next()
+        .and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    let _ = write!(
+        told,
+        "{}, {cores} cores, {} GiB, Linux {}",
+        model.map_or("an unknown CPU", |(_, name)| name),
+        memory.unwrap_or(0) / (1024 * 1024),
+        kernel.trim(),
+    );
+    told
+}
+
+fn load() -> String {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split(' ').next().unwrap_or_default().to_owned()
+}

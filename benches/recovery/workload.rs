@@ -1,0 +1,294 @@
+//! The ops that every contestant reads back, as a log of the server and as an append-only file of redis.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use etherply::core::contract::shard_of;
+use etherply::log::chain::FIRST_INDEX;
+use etherply::log::directory::DataDirectory;
+use etherply::log::disk::{DiskFile, HostDisk};
+use etherply::log::record::{
+    BATCH_HEADER_BYTES, OP_HEADER_BYTES, Op, SEGMENT_HEADER_BYTES, SegmentHeader, begin_batch,
+    push_op, seal_batch,
+};
+use etherply::log::segment::{self, Segment};
+
+/// The bytes of a record on disk.
+const RECORD_BYTES: u16 = 100;
+/// A segment of the log is closed when it has this length.
+const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
+/// The most ops of a batch; the least is 1.
+const BATCH_OPS_MAX: u64 = 128;
+
+/// A generator of numbers (xorshift64*), the same in each run.
+pub struct Dice(pub u64);
+
+impl Dice {
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
+    }
+}
+
+/// Ops in the order in which they were applied.
+pub struct Workload {
+    /// Which key each op writes.
+    ops: Vec<u32>,
+    /// The last op of each key.
+    last: Vec<u32>,
+    workspaces: u32,
+}
+
+/// The texts of an op.
+#[derive(Default)]
+pub struct Texts {
+    pub workspace: String,
+    pub key: String,
+    pub value: String,
+}
+
+/// How redis holds a workspace.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// Each key by itself.
+    Set,
+    /// A hash.
+    Hset,
+}
+
+impl Workload {
+    pub fn new(records: u32, keys: u32, workspaces: u32) -> Self {
+        assert!(
+            (workspaces..=records).contains(&keys),
+            "each workspace has a key, and each key an op"
+        );
+        assert!(workspaces <= 100_000, "the id of a workspace has 5 digits");
+        let mut dice = Dice(1);
+        let overwrites = (keys..records)
+            .map(|_| pick(&mut dice, keys))
+            .collect::<Vec<_>>();
+        let mut ops: Vec<u32> = (0..keys).chain(overwrites).collect();
+        for place in (1..records).rev() {
+            let other = pick(&mut dice, place + 1);
+            ops.swap(place as usize, other as usize);
+        }
+        let mut last = vec![0; keys as usize];
+        for (op, &key) in (0..).zip(&ops) {
+            last[key as usize] = op;
+        }
+        Self {
+            ops,
+            last,
+            workspaces,
+        }
+    }
+
+    pub fn records(&self) -> u32 {
+        u32::try_from(self.ops.len()).expect("it was made from 32 bits")
+    }
+
+    pub fn keys(&self) -> u32 {
+        u32::try_from(self.last.len()).expect("it was made from 32 bits")
+    }
+
+    pub fn workspaces(&self) -> u32 {
+        self.workspaces
+    }
+
+    /// What the state takes in a log in which nothing is dead.
+    pub fn live_bytes(&self) -> f64 {
+        f64::from(self.keys()) * f64::from(RECORD_BYTES)
+    }
+
+    /// The state of a workspace after the last op, in no order.
+    pub fn state(&self, workspace: u32) -> Vec<Texts> {
+        let keys = (workspace..self.keys()).step_by(self.workspaces as usize);
+        keys.map(|key| {
+            let mut texts = Texts::default();
+            self.put_texts(&mut texts, key, self.last[key as usize]);
+            texts
+        })
+        .collect()
+    }
+
+    fn put_texts(&self, texts: &mut Texts, key: u32, op: u32) {
+        let Texts {
+            workspace,
+            key: name,
+            value,
+        } = texts;
+        workspace.clear();
+        name.clear();
+        value.clear();
+        let (x, y) = (10_000_000 + op % 90_000_000, 99_999_999 - key % 90_000_000);
+        let told = write!(workspace, "room-{:05}", key % self.workspaces)
+            .and_then(|()| write!(name, "shape-{:08}", key / self.workspaces))
+            .and_then(|()| write!(value, r#"{{"x":{x},"y":{y},"by":"user-{:07}"}}"#, op % 997));
+        told.expect("a String takes all");
+        assert_eq!(
+            OP_HEADER_BYTES + workspace.len() + name.len() + value.len(),
+            usize::from(RECORD_BYTES)
+        );
+    }
+
+    /// Writes the log of a server with so many shards.
+    pub fn write_log(&self, data: &Path, shards: u32) {
+        let directory = DataDirectory::open(data).expect("the folder can be written");
+        let mut logs: Vec<Log> = (0..shards)
+            .map(|shard| Log::new(&directory, shard))
+            .collect();
+        let mut seqs = vec![0; self.workspaces as usize];
+        let mut texts = Texts::default();
+        for (op, &key) in (0..).zip(&self.ops) {
+            self.put_texts(&mut texts, key, op);
+            let seq = &mut seqs[(key % self.workspaces) as usize];
+            *seq += 1;
+            let log = &mut logs[shard_of(&texts.workspace, shards) as usize];
+            log.push(
+                &directory,
+                &Op {
+                    workspace: &texts.workspace,
+                    key: &texts.key,
+                    value: &texts.value,
+                    seq: *seq,
+                    timestamp: 1_700_000_000_000_000 + u64::from(op) * 100,
+                },
+            );
+        }
+        for log in &mut logs {
+            log.commit();
+            log.segment.file.sync().expect("a disk that works");
+        }
+    }
+
+    /// Writes the folder of a redis 7.
+    pub fn write_aof(&self, data: &Path, shape: Shape) {
+        let folder = data.join("appendonlydir");
+        fs::create_dir_all(&folder).expect("the folder can be written");
+        let manifest = "file appendonly.aof.1.incr.aof seq 1 type i\n";
+        fs::write(folder.join("appendonly.aof.manifest"), manifest)
+            .expect("the folder can be written");
+        let file = File::create(folder.join("appendonly.aof.1.incr.aof"))
+            .expect("the folder can be written");
+        let mut file = BufWriter::new(file);
+        let mut texts = Texts::default();
+        put_command(&mut file, &["SELECT", "0"]);
+        for (op, &key) in (0..).zip(&self.ops) {
+            self.put_texts(&mut texts, key, op);
+            let Texts {
+                workspace,
+                key,
+                value,
+            } = &mut texts;
+            match shape {
+                Shape::Hset => put_command(&mut file, &["HSET", workspace, key, value]),
+                Shape::Set => {
+                    workspace.push(':');
+                    workspace.push_str(key);
+                    put_command(&mut file, &["SET", workspace, value]);
+                }
+            }
+        }
+        let file = file.into_inner().expect("a disk that works");
+        file.sync_all().expect("a disk that works");
+    }
+}
+
+fn pick(dice: &mut Dice, bound: u32) -> u32 {
+    u32::try_from(dice.below(bound.into())).expect("it is below 32 bits")
+}
+
+/// Appends a command as redis reads it.
+pub fn put_command(out: &mut impl Write, words: &[&str]) {
+    let mut put = || -> std::io::Result<()> {
+        write!(out, "*{}\r\n", words.len())?;
+        for word in words {
+            write!(out, "${}\r\n{word}\r\n", word.len())?;
+        }
+        Ok(())
+    };
+    put().expect("a disk that works");
+}
+
+/// The log of one shard while it is written.
+struct Log {
+    segment: Segment<File>,
+    /// The length of the segment.
+    bytes: u64,
+    durable_position: u64,
+    batch: Vec<u8>,
+    batch_ops: u64,
+    dice: Dice,
+}
+
+impl Log {
+    fn new(directory: &DataDirectory, shard: u32) -> Self {
+        let mut batch = Vec::new();
+        begin_batch(&mut batch);
+        let mut dice = Dice(u64::from(shard) + 2);
+        Self {
+            segment: create(
+                directory,
+                SegmentHeader::new(shard, directory.epoch(), FIRST_INDEX, 0),
+            ),
+            bytes: SEGMENT_HEADER_BYTES as u64,
+            durable_position: 0,
+            batch,
+            batch_ops: 1 + dice.below(BATCH_OPS_MAX),
+            dice,
+        }
+    }
+
+    fn push(&mut self, directory: &DataDirectory, op: &Op<'_>) {
+        push_op(&mut self.batch, op);
+        self.batch_ops -= 1;
+        if self.batch_ops > 0 {
+            return;
+        }
+        self.commit();
+        self.batch_ops = 1 + self.dice.below(BATCH_OPS_MAX);
+        if self.bytes >= SEGMENT_BYTES {
+            self.segment.file.sync().expect("a disk that works");
+            let header = self.segment.header;
+            let header = SegmentHeader::new(
+                header.shard,
+                header.epoch,
+                header.index + 1,
+                header.position(self.bytes),
+            );
+            self.segment = create(directory, header);
+            self.bytes = SEGMENT_HEADER_BYTES as u64;
+        }
+    }
+
+    fn commit(&mut self) {
+        if self.batch.len() == BATCH_HEADER_BYTES {
+            return;
+        }
+        let header = self.segment.header;
+        let position = header.position(self.bytes);
+        // As where each commit before was synced.
+        seal_batch(
+            &mut self.batch,
+            header.salt(),
+            position,
+            self.durable_position,
+        );
+        let file = &self.segment.file;
+        file.write_all_at(&self.batch, self.bytes)
+            .expect("a disk that works");
+        self.bytes += self.batch.len() as u64;
+        self.durable_position = position;
+        begin_batch(&mut self.batch);
+    }
+}
+
+fn create(directory: &DataDirectory, header: SegmentHeader) -> Segment<File> {
+    segment::create(&HostDisk, &directory.shard_path(header.shard), header, 0)
+        .expect("a disk that works")
+}

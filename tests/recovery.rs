@@ -1,0 +1,108 @@
+//! A start with a log that takes its time: what the server answers meanwhile, what it tells, and that it can be stopped.
+//!
+//! Builds with debug assertions stop after each segment until a file is there, so that no log has to be long.
+
+use serde_json::{Map, Value, json};
+use std::fs;
+use std::path::PathBuf;
+
+mod support;
+use support::client::{Client, Op, state_of};
+use support::files::segments;
+use support::server::{Server, Setup};
+use support::{PATIENCE, eventually, stamp};
+
+/// The file for which such a server waits.
+fn gate(setup: &Setup) -> PathBuf {
+    setup.data_dir().with_extension("gate")
+}
+
+async fn write_some(server: &Server, round: u32, state: &mut Map<String, Value>) {
+    let mut writer = Client::connect(server, "room").await;
+    let mut witness = Client::connect(server, "room").await;
+    for number in 0..20 {
+        let key = format!("{round} {number}");
+        let op = Op::new(&key, json!("x".repeat(500)), stamp());
+        writer.send_op(&op).await;
+        witness.expect_op(&op).await;
+        state.insert(op.key, op.value);
+    }
+}
+
+/// A server that has read the first of some segments, how much of the log that is, and the state in the log.
+async fn half_way() -> (Server, u64, Map<String, Value>) {
+    let mut state = Map::new();
+    let mut server = Setup::new().shards(1).start().await;
+    for round in 0..3 {
+        write_some(&server, round, &mut state).await;
+        server.stop().await;
+        if round < 2 {
+            server.restart(1).await;
+        }
+    }
+    let files = segments(server.data_dir()).into_iter();
+    let bytes: Vec<u64> = files
+        .map(|path| path.metadata().expect("a segment is there").len())
+        .collect();
+    let percent = bytes[0] * 100 / bytes.iter().sum::<u64>();
+    assert!((20..50).contains(&percent), "a third of {bytes:?}");
+    let setup = server.setup().clone();
+    let path = gate(&setup).display().to_string();
+    let held = setup.env("ETHERPLY_FAULT_HOLD_RECOVERY", &path);
+    (held.start_reading().await, percent, state)
+}
+
+async fn until_it_reads(server: &Server, percent: u64) {
+    let wanted = json!({"status": format!("the log is being read: {percent} %")});
+    eventually(&format!("/readyz tells {wanted}"), async || {
+        let answer = server.get("/readyz").await;
+        assert_eq!(answer.status, 503, "{answer:?}");
+        (answer.json() == wanted).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn it_answers_and_tells_how_far_it_is_while_the_log_is_read() {
+    let (mut server, percent, state) = half_way().await;
+    until_it_reads(&server, percent).await;
+    assert_eq!(server.get("/healthz").await.status, 200);
+    let answer = server.handshake(&Server::sync_path("room")).await;
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert_eq!(answer.header("retry-after"), Some("5"));
+    assert_eq!(server.handshake("/v1/sync/room").await.status, 401);
+
+    // Not one line, but one from time to time.
+    let line = format!("reading the log: {percent} %");
+    eventually("a second line about it", async || {
+        (server.log().matches(&line).count() > 1).then_some(())
+    })
+    .await;
+
+    fs::write(gate(server.setup()), "").expect("the folder can be written");
+    server.until_it_listens().await;
+    server.until_ready_is(200).await;
+    server.log_line(&["read the log", "ops=60"]).await;
+    assert_eq!(state_of(&server, "room").await, state);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn it_can_be_stopped_while_the_log_is_read() {
+    let (mut server, percent, state) = half_way().await;
+    until_it_reads(&server, percent).await;
+    let before = segments(server.data_dir());
+    server.terminate();
+    assert_eq!(server.exit_code_within(PATIENCE).await, Some(0));
+    assert!(
+        server.log().contains("stopped while the log was read"),
+        "{}",
+        server.log()
+    );
+    assert_eq!(segments(server.data_dir()), before, "nothing was begun");
+
+    fs::write(gate(server.setup()), "").expect("the folder can be written");
+    server.restart(2).await;
+    assert_eq!(state_of(&server, "room").await, state);
+    server.stop().await;
+}
