@@ -397,3 +397,15 @@ async fn an_idle_server_stops_at_once_and_not_after_the_drain_time() {
     let mut server = Setup::new().args(&["--drain-ms", "3600000"]).start().await;
     server.stop().await;
 }
+
+#[tokio::test]
+#[should_panic(expected = "the server has ended by itself")]
+async fn a_server_that_dies_while_nobody_looks_fails_the_test() {
+    let server = Server::start().await;
+    server.signal(Signal::ABORT);
+    let is_gone = async || {
+        let connected = tokio::net::TcpStream::connect(server.addr()).await;
+        connected.is_err().then_some(())
+    };
+    support::eventually("nobody listens any more", is_gone).await;
+}
