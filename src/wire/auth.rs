@@ -510,6 +510,7 @@ mod tests {
                 !shown.contains("hidden") && !shown.contains("104, 105"),
                 "{shown}"
             );
+            assert!(shown.contains("[redacted]"), "{shown}");
         }
         assert!(Secret::new(Vec::new()).is_none());
         assert!(Secret::new(vec![1; 31]).unwrap().is_short());

@@ -555,9 +555,14 @@ fn a_client_that_fell_behind_gets_the_latest_of_each_key() {
 fn a_window_lets_go_of_what_everybody_has() {
     let mut rig = Rig::new(|_| ());
     let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+    // The reader stands still for a while, with one send on its way and the rest in the window.
     for timestamp in 1..=20 {
+        rig.peers[reader].reads = timestamp < 10;
         rig.op(writer, "k", "1", timestamp);
     }
+    assert!(rig.shard.rooms[0].window.capacity_bytes() > 0);
+    rig.peers[reader].reads = true;
+    rig.run();
     assert_eq!(rig.seen(reader).len(), 22);
     let window = &rig.shard.rooms[0].window;
     assert_eq!((window.capacity_bytes(), window.start()), (0, window.end()));
