@@ -399,6 +399,8 @@ mod tests {
         });
         for (claims, now_us, expected) in [
             (r#"{"sub":{"odd":1},"aud":"x","iss":7}"#, NOW_US, FOREVER),
+            (r#"{"exp":0.0}"#, 0, until(0)),
+            (r#"{"exp":-0.1}"#, 0, Err(AuthError::Expired)),
             (r#"{"exp":1700000000}"#, NOW_US - 1, until(NOW_S)),
             (
                 r#"{"exp":1700000000}"#,
@@ -510,6 +512,7 @@ mod tests {
                 !shown.contains("hidden") && !shown.contains("104, 105"),
                 "{shown}"
             );
+            assert!(shown.contains("[redacted]"), "{shown}");
         }
         assert!(Secret::new(Vec::new()).is_none());
         assert!(Secret::new(vec![1; 31]).unwrap().is_short());

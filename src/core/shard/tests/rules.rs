@@ -428,6 +428,45 @@ fn what_shows_an_op_waits_for_the_log() {
 }
 
 #[test]
+fn an_answer_that_the_log_holds_up_comes_with_the_commit() {
+    let mut rig = Rig::new(|_| ());
+    let writer = rig.join("w", None);
+    rig.seen(writer);
+    // The correction is owed before the commit of the op that it shows has begun.
+    rig.receive_only(writer, &[op("k", "1", 10), op("k", "2", 9)].concat());
+    rig.turn();
+    assert_eq!(rig.shard.gated, [rig.peers[writer].client.id]);
+    assert!(rig.peers[writer].client.sending.is_none());
+    rig.sleep_until(0.01);
+    assert_eq!(rig.seen(writer), ["k=1@10"]);
+    assert!(rig.shard.gated.is_empty());
+}
+
+#[test]
+fn a_send_that_takes_nothing_ends_the_connection() {
+    // Whether the connection was shut down before; what the send took of its bytes.
+    for (is_aborted, takes_all) in [(false, false), (true, false), (true, true)] {
+        let mut rig = Rig::new(|_| ());
+        let (client, writer) = (rig.join("w", None), rig.join("w", None));
+        rig.peers[client].reads = false;
+        rig.op(writer, "k", "1", 1);
+        rig.seen(client);
+        let spans = rig.peers[client].client.sending.take();
+        let spans = spans.expect("it is on its way");
+        if is_aborted {
+            let id = rig.peers[client].client.id;
+            rig.shard.abort(id);
+        }
+        let bytes = if takes_all { spans_bytes(&spans) } else { 0 };
+        rig.end_send_with(client, spans, Some(bytes));
+        rig.run();
+        let seen = rig.seen(client);
+        assert_eq!(seen.last().map(String::as_str), Some("gone"), "{seen:?}");
+        assert_eq!(rig.shard.connections(), 1);
+    }
+}
+
+#[test]
 fn so_many_keys_are_looked_at_for_a_client_that_fell_behind_and_no_more() {
     let own = CONFLATED_STEPS_MAX + 10;
     let mut rig = Rig::new(|config| {
@@ -516,9 +555,14 @@ fn a_client_that_fell_behind_gets_the_latest_of_each_key() {
 fn a_window_lets_go_of_what_everybody_has() {
     let mut rig = Rig::new(|_| ());
     let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+    // The reader stands still for a while, with one send on its way and the rest in the window.
     for timestamp in 1..=20 {
+        rig.peers[reader].reads = timestamp < 10;
         rig.op(writer, "k", "1", timestamp);
     }
+    assert!(rig.shard.rooms[0].window.capacity_bytes() > 0);
+    rig.peers[reader].reads = true;
+    rig.run();
     assert_eq!(rig.seen(reader).len(), 22);
     let window = &rig.shard.rooms[0].window;
     assert_eq!((window.capacity_bytes(), window.start()), (0, window.end()));

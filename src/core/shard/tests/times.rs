@@ -33,6 +33,21 @@ fn a_silent_client_is_pinged_and_given_up() {
 }
 
 #[test]
+fn an_idle_client_wakes_nobody_before_its_next_deadline() {
+    let mut rig = Rig::new(|_| ());
+    let client = rig.join("w", None);
+    for next_s in [10, 20, 25] {
+        assert_eq!(
+            rig.shard.next_deadline_us(),
+            Some(START_US + next_s * SECOND_US)
+        );
+        rig.clock.now_us = START_US + next_s * SECOND_US;
+        rig.run();
+    }
+    assert_eq!(rig.seen(client).last().map(String::as_str), Some("gone"));
+}
+
+#[test]
 fn a_client_that_answers_stays() {
     let mut rig = Rig::new(|_| ());
     let client = rig.join("w", None);
