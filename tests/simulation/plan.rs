@@ -100,9 +100,9 @@ impl Plan {
             },
             // A crowd in one room.
             1 => Self {
-                steps: 200,
                 clients: 190,
                 workspaces: 1,
+                error_one_in: 0,
                 crash_one_in: 400,
                 ..plan
             },
