@@ -1,5 +1,6 @@
 //! Reading the log at the start: the folders of the shards side by side, one thread for each core, and telling how far it is.
 
+use std::cell::Cell;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,9 +13,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::core::deal::Deal;
 use crate::core::workspace::Workspace;
 use crate::io::post::Progress;
-use crate::limits::PROGRESS_INTERVAL_MS;
+use crate::limits::{PROGRESS_INTERVAL_MS, READ_BYTES};
 use crate::log::directory::DataDirectory;
 use crate::log::disk::Disk;
+use crate::log::record::{Op, op_bytes};
 use crate::log::recovery::{Recovery, RecoveryError, Report};
 
 /// Reads the log and deals its workspaces out to `shards`.
@@ -36,11 +38,15 @@ pub fn recover<D: Disk>(
             break;
         }
         let mut deal = Deal::new(hash_seed);
-        let told = |bytes| {
-            progress.add(bytes);
-            hold();
+        let meter = Meter::new(progress);
+        let visit = |op: &Op<'_>| {
+            deal.visit(op);
+            meter.op(op_bytes(op));
         };
-        let read = recovery.read(folder, |op| deal.visit(op), told);
+        let read = recovery.read(folder, visit, |bytes| {
+            meter.segment(bytes);
+            hold();
+        });
         deal.finish_restore();
         let read = read.map(|read| (read, deal));
         let mut reads = reads.lock().unwrap_or_else(PoisonError::into_inner);
@@ -62,6 +68,41 @@ pub fn recover<D: Disk>(
     }
     let report = recovery.finish(&folders)?;
     Ok((report, deal.finish(shards)))
+}
+
+/// Tells a [`Progress`] what is read of a folder, in the middle of a segment too: it may be long.
+struct Meter<'a> {
+    progress: &'a Progress,
+    /// Of this segment.
+    told_bytes: Cell<u64>,
+    untold_bytes: Cell<u64>,
+}
+
+impl<'a> Meter<'a> {
+    fn new(progress: &'a Progress) -> Self {
+        Self {
+            progress,
+            told_bytes: Cell::new(0),
+            untold_bytes: Cell::new(0),
+        }
+    }
+
+    fn op(&self, bytes: usize) {
+        let untold_bytes = self.untold_bytes.get() + bytes as u64;
+        self.untold_bytes.set(untold_bytes);
+        // Not each op: the threads share the number.
+        if untold_bytes >= READ_BYTES as u64 {
+            self.progress.add(self.untold_bytes.take());
+            self.told_bytes.set(self.told_bytes.get() + untold_bytes);
+        }
+    }
+
+    /// The end of a segment of this length, headers and all.
+    fn segment(&self, file_bytes: u64) {
+        self.untold_bytes.set(0);
+        let told_bytes = self.told_bytes.take();
+        self.progress.add(file_bytes.saturating_sub(told_bytes));
+    }
 }
 
 /// Lets the tests see a server that is reading its log: it goes on when the file is there.
@@ -126,4 +167,26 @@ fn bar(total_bytes: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr());
     bar.set_style(style.progress_chars("=> "));
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_segment_is_told_in_parts_and_each_byte_once() {
+        let progress = Progress::default();
+        let meter = Meter::new(&progress);
+        for begin in [0, 10_000_000] {
+            meter.op(READ_BYTES - 1);
+            assert_eq!(progress.bytes().0, begin);
+            meter.op(100);
+            assert_eq!(progress.bytes().0, begin + READ_BYTES as u64 + 99);
+            meter.op(READ_BYTES - 1);
+            meter.segment(10_000_000);
+            assert_eq!(progress.bytes().0, begin + 10_000_000);
+        }
+        meter.segment(64);
+        assert_eq!(progress.bytes().0, 20_000_064);
+    }
 }
