@@ -13,7 +13,7 @@
 //! machine that has other work to do, it says more than the clock does. One workspace, chosen anew in each round, is asked
 //! for and compared key by key, and the number of keys or ops is compared too.
 //!
-//! `replay` is the library's recovery alone, in a process of its own, on a log of one shard and so on one core.
+//! `replay` is the library's recovery alone, in a process of its own, on a log of one shard and so on one core. `--rounds`, `--folder` and the like: `-- --help`.
 
 use std::fmt::Write as _;
 use std::fs;

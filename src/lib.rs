@@ -6,7 +6,7 @@
 //! | to find | open |
 //! | --- | --- |
 //! | how it all goes together: the state machine and its contract | [`core::shard`], then [`core::contract`] |
-//! | which op wins, the order of ops, what changed since | [`core::workspace`] |
+//! | which op wins, the order of ops, what changed since | [`core::workspace`], `core::index` |
 //! | the request head, every HTTP answer, percent-decoding | [`wire::upgrade`] |
 //! | who may connect: tokens, leeway, rotation | [`wire::auth`] |
 //! | joining a workspace, init, 500 and 503, health checks | `core::handshake`, `core::room` |
