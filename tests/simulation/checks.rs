@@ -93,7 +93,7 @@ impl Model {
 
 impl World {
     /// What must have survived: what was synced, and what was shown or, if the kernel lives on, written.
-    fn promised(&self, model: &Model) -> usize {
+    pub fn promised(&self, model: &Model) -> usize {
         let shown = match self.plan.durability {
             Durability::Always => model.shown,
             _ => 0,
@@ -102,7 +102,7 @@ impl World {
     }
 
     /// Compares what was recovered with the models; gives how many ops of each are there.
-    fn compare(&self, dealt: &[Vec<Workspace>], written: bool) -> Vec<usize> {
+    fn compare(&self, dealt: &[Vec<Workspace>], promised: &[usize]) -> Vec<usize> {
         let mut counts = vec![0; self.models.len()];
         for (shard, workspaces) in dealt.iter().enumerate() {
             for workspace in workspaces {
@@ -112,17 +112,11 @@ impl World {
                 counts[place] = self.models[place].matches(workspace);
             }
         }
-        for (place, model) in self.models.iter().enumerate() {
-            let promised = if written {
-                self.promised(model).max(model.written)
-            } else {
-                self.promised(model)
-            };
+        for (place, (count, promised)) in counts.iter().zip(promised).enumerate() {
+            let id = WORKSPACES[place];
             assert!(
-                counts[place] >= promised,
-                "of {:?} there are {} ops, promised were {promised}",
-                WORKSPACES[place],
-                counts[place]
+                count >= promised,
+                "of {id:?} there are {count} ops, promised were {promised}"
             );
         }
         counts
@@ -131,8 +125,14 @@ impl World {
     /// The state was read back: what is not in it is lost.
     pub fn accept_recovered(&mut self, dealt: &[Vec<Workspace>], found: &Found) {
         // A failed sync drops what the kernel had.
-        let is_written = self.coverage_of_sync_errors() == 0;
-        let counts = self.compare(dealt, is_written);
+        let is_written = self.disk.state().met.sync_errors == 0;
+        let written = |model: &Model| if is_written { model.written } else { 0 };
+        let promised = self
+            .models
+            .iter()
+            .map(|model| self.promised(model).max(written(model)));
+        let promised: Vec<usize> = promised.collect();
+        let counts = self.compare(dealt, &promised);
         self.check_found(found, &counts);
         self.journal.note(|| format!("recovered {counts:?}"));
         for (model, count) in self.models.iter_mut().zip(counts) {
@@ -141,10 +141,6 @@ impl World {
             }
             model.cut(count);
         }
-    }
-
-    fn coverage_of_sync_errors(&self) -> u64 {
-        self.disk.state().met.sync_errors
     }
 
     /// Every op on disk is one that won; gives the seqs of each workspace.
@@ -229,7 +225,13 @@ impl World {
 
     /// The power fails now, on a copy: what was promised is there. It may fail again while the log is read.
     pub fn try_crash(&mut self) {
-        let fork = self.disk.fork();
+        let promised = self.models.iter().map(|model| self.promised(model));
+        let promised: Vec<usize> = promised.collect();
+        self.try_crash_of(&self.disk.fork(), &promised);
+    }
+
+    /// The same for a time in the middle of something, before which so much was promised.
+    pub fn try_crash_of(&mut self, fork: &SimDisk, promised: &[usize]) {
         let crash = self
             .dice
             .pick(&[Crash::PowerCut, Crash::PowerCut, Crash::Kill]);
@@ -238,7 +240,7 @@ impl World {
         let mut dice = Dice::new(self.dice.below_u64(u64::MAX), 4);
         if dice.one_in(2) {
             fork.die_within(30);
-            let _ = try_recover(&fork, self.shards, &mut dice);
+            let _ = try_recover(fork, self.shards, &mut dice);
             if fork.is_dead() {
                 self.coverage.trial_crashes_twice += 1;
                 fork.crash(dice.pick(&[Crash::PowerCut, Crash::Kill]));
@@ -247,9 +249,9 @@ impl World {
             }
         }
         let shards = 1 + u32::try_from(dice.below(3)).expect("a few");
-        match try_recover(&fork, shards, &mut dice) {
+        match try_recover(fork, shards, &mut dice) {
             Ok((dealt, found)) => {
-                let counts = self.compare(&dealt, false);
+                let counts = self.compare(&dealt, promised);
                 self.check_found(&found, &counts);
             }
             Err(error) => panic!("after a trial {crash:?}: {error}"),

@@ -38,12 +38,34 @@ impl SimDisk {
     pub fn fork(&self) -> Self {
         let mut state = self.state();
         let stream = state.dice.below(usize::MAX);
-        let mut fork = state.clone();
+        let fork = state.clone();
         drop(state);
+        Self::of(fork, stream)
+    }
+
+    /// Within so many operations the disk is copied as it is then.
+    pub fn copy_within(&self, operations: usize) {
+        let mut state = self.state();
+        let after = state.dice.below(operations) as u64;
+        state.copied_at = Some(state.operations + 1 + after);
+    }
+
+    /// The copy that was made meanwhile.
+    pub fn take_copy(&self) -> Option<Self> {
+        let mut state = self.state();
+        state.copied_at = None;
+        let copy = state.copy.take()?;
+        let stream = state.dice.below(usize::MAX);
+        drop(state);
+        Some(Self::of(*copy, stream))
+    }
+
+    fn of(mut fork: State, stream: usize) -> Self {
         fork.dice = crate::dice::Dice::new(stream as u64, 9);
         fork.journal = Journal::default();
         fork.rates = Rates::default();
         fork.met = Met::default();
+        (fork.copied_at, fork.copy) = (None, None);
         (fork.is_full, fork.is_read_only) = (false, false);
         let fork = Self(Arc::new(Mutex::new(fork)));
         fork.crash(Crash::Kill);

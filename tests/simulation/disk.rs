@@ -49,6 +49,9 @@ pub struct State {
     /// At which operation the process dies.
     pub dies_at: Option<u64>,
     pub is_dead: bool,
+    /// Before which operation a copy of all this is put aside.
+    pub copied_at: Option<u64>,
+    pub copy: Option<Box<State>>,
     pub met: Met,
 }
 
@@ -108,6 +111,10 @@ impl State {
             return Err(io::Error::other("the process is dead"));
         }
         self.operations += 1;
+        if self.copied_at.is_some_and(|at| at <= self.operations) {
+            self.copied_at = None;
+            self.copy = Some(Box::new(self.clone()));
+        }
         let dies = self.dies_at.is_some_and(|at| at <= self.operations);
         let fails = self.dice.one_in(self.rates.error_one_in);
         let is_late = self.dice.one_in(2);
@@ -260,6 +267,8 @@ impl SimDisk {
             operations: 0,
             dies_at: None,
             is_dead: false,
+            copied_at: None,
+            copy: None,
             met: Met::default(),
         })))
     }

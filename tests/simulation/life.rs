@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use etherply::core::contract::Input;
+use etherply::log::chain::Chain;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};
 use etherply::log::directory::DirectoryError;
 use etherply::log::keeper::LogKeeper;
@@ -25,8 +26,10 @@ impl World {
         let shards = 1 + u32::try_from(self.dice.below(3)).expect("a few");
         self.coverage.reshards += u64::from(shards != self.shards && self.coverage.starts > 0);
         self.shards = shards;
+        // The first start, which creates the data directory, is as short as the others are long.
+        let is_first = self.coverage.starts == 0;
         if !self.is_calm && self.dice.one_in(5) && self.plan.may(faults::POWER | faults::KILL) {
-            self.disk.die_within(40);
+            self.disk.die_within(if is_first { 12 } else { 40 });
         }
         self.doing = Doing::Creation;
         self.journal
@@ -107,6 +110,7 @@ impl World {
                     "a recovery leaves no rubbish"
                 );
                 self.coverage.torn_tails += report.torn.len() as u64;
+                self.check_replaced();
                 assert!(
                     !self.is_sealed || report.torn.is_empty(),
                     "a sealed log has no torn tail"
@@ -121,6 +125,20 @@ impl World {
                 panic!("without flipped bits: {error}");
             }
             Err(RecoveryError::Io { .. }) => self.end_process("the log cannot be read"),
+        }
+    }
+
+    /// What a compaction has replaced is gone after a start.
+    fn check_replaced(&self) {
+        let directory = &self.server.as_ref().expect("it runs").directory;
+        let fork = self.disk.fork();
+        for shard in directory.shards().unwrap_or_default() {
+            let chain = Chain::read(&fork, directory.path(), directory.epoch(), shard);
+            let replaced = chain.expect("it was just read").replaced;
+            assert!(
+                replaced.is_empty(),
+                "a start leaves no replaced segments: {replaced:?}"
+            );
         }
     }
 

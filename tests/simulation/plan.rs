@@ -150,6 +150,7 @@ coverage! {
     crashes_in_rebuild: 1,
     crashes_in_commit: 5,
     trial_crashes: 100,
+    trial_crashes_inside: 50,
     trial_crashes_twice: 50,
     torn_tails: 10,
     failures: 10,

@@ -99,7 +99,7 @@ impl World {
     /// One step: a few things happen, then the shards that have a reason to take a turn.
     pub fn step(&mut self) {
         for _ in 0..=self.dice.below(4) {
-            self.happen();
+            self.happen_and_try();
             self.bury();
         }
         for shard in 0..self.shards as usize {
@@ -109,6 +109,38 @@ impl World {
             self.bury();
         }
         self.pass(600);
+    }
+
+    /// Something happens, and perhaps it is tried what a crash in its middle would leave.
+    fn happen_and_try(&mut self) {
+        let is_tried = self.dice.one_in(2) && self.plan.may(faults::TRIALS);
+        if !is_tried {
+            return self.happen();
+        }
+        let before: Vec<_> = self
+            .models
+            .iter()
+            .map(|model| (self.promised(model), model.wins.len()))
+            .collect();
+        self.disk.copy_within(16);
+        self.happen();
+        let Some(copy) = self.disk.take_copy() else {
+            return;
+        };
+        // What a rebuild has dropped may still have been there.
+        let is_cut = before
+            .iter()
+            .zip(&self.models)
+            .any(|(before, model)| model.wins.len() < before.1);
+        if !is_cut {
+            let promised = before
+                .iter()
+                .zip(&self.models)
+                .map(|(before, model)| before.0.min(self.promised(model)));
+            let promised: Vec<usize> = promised.collect();
+            self.coverage.trial_crashes_inside += 1;
+            self.try_crash_of(&copy, &promised);
+        }
     }
 
     fn happen(&mut self) {
