@@ -15,7 +15,7 @@ use crate::crash::Crash;
 use crate::dice::Dice;
 use crate::disk::SimDisk;
 use crate::model::Model;
-use crate::server::{self, DATA, closed_bytes};
+use crate::server::{self, DATA, Seat, closed_bytes};
 use crate::turns::CALM_US;
 use crate::world::{WORKSPACES, World};
 
@@ -361,39 +361,41 @@ impl World {
         for round in 0.. {
             assert!(round < 20_000, "it never gets quiet");
             self.bury();
-            let Some(server) = &self.server else {
+            if self.server.is_none() {
                 self.boot();
                 until_us = self.clock.now_us + CALM_US;
                 continue;
-            };
-            let is_starting = !server.is_serving();
-            let is_busy = is_starting
-                || !server.letters.is_empty()
-                || server.compaction.is_some()
-                || server
-                    .seats
-                    .iter()
-                    .any(|seat| seat.operation.is_some() || seat.errand.is_some())
-                || (0..self.shards as usize).any(|shard| self.has_reason(shard));
-            self.happen_well();
-            if let Some(server) = &self.server
-                && !is_busy
-                && !self.may_move()
-                && !self.may_compact()
-            {
-                let next_us = server
-                    .seats
-                    .iter()
-                    .filter_map(|seat| seat.shard.next_deadline_us().filter(|_| !seat.is_drained))
-                    .min();
-                let Some(next_us) = next_us.filter(|next_us| *next_us <= until_us) else {
-                    return;
-                };
-                let us = next_us.saturating_sub(self.clock.now_us).max(1);
-                self.clock.now_us += us;
-                self.clock.unix_us += us;
             }
+            self.happen_well();
+            let Some(server) = self.server.as_ref().filter(|_| !self.is_busy()) else {
+                continue;
+            };
+            let running = server.seats.iter().filter(|seat| !seat.is_drained);
+            let next_us = running
+                .filter_map(|seat| seat.shard.next_deadline_us())
+                .min();
+            let Some(next_us) = next_us.filter(|next_us| *next_us <= until_us) else {
+                return;
+            };
+            let us = next_us.saturating_sub(self.clock.now_us).max(1);
+            self.clock.now_us += us;
+            self.clock.unix_us += us;
         }
+    }
+
+    /// Whether something is under way that is not waiting for the clock.
+    fn is_busy(&self) -> bool {
+        let Some(server) = &self.server else {
+            return true;
+        };
+        let has_work = |seat: &Seat| seat.operation.is_some() || seat.errand.is_some();
+        !server.is_serving()
+            || !server.letters.is_empty()
+            || server.compaction.is_some()
+            || server.seats.iter().any(has_work)
+            || (0..server.seats.len()).any(|shard| self.has_reason(shard))
+            || self.may_move()
+            || self.may_compact()
     }
 
     /// Everything that can happen, does.

@@ -397,6 +397,14 @@ impl World {
     pub fn end(&mut self) {
         self.settle();
         self.check_quiet();
+        // A full house is told at once what comes into the quiet.
+        for _ in 0..5 {
+            self.connect();
+        }
+        self.settle();
+        self.write();
+        self.settle();
+        self.check_quiet();
         self.try_crash();
         self.stop();
         for _ in 0..20_000 {

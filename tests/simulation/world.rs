@@ -224,7 +224,7 @@ impl World {
         self.live.iter().copied().filter(fitting).nth(chosen)
     }
 
-    fn connect(&mut self) {
+    pub fn connect(&mut self) {
         let burst = if self.plan.clients > 100 { 40 } else { 1 };
         for _ in 0..burst {
             if self.live.len() < self.plan.clients {
@@ -300,7 +300,7 @@ impl World {
         self.live.push(number);
     }
 
-    fn write(&mut self) {
+    pub fn write(&mut self) {
         let burst = if self.dice.one_in(20) { 30 } else { 3 };
         let Some(place) =
             self.any_client(|client| client.is_open() && client.reading != Reading::HalfOpen)
