@@ -1,6 +1,7 @@
 //! A segment that the encoder wrote, with one change: a flipped bit, a shorter file, a range of zeros, a range that was
 //! written to the wrong place, or one of another segment. What is whole before the change is served and nothing else,
-//! the fault is told at its place, and it is called damage where a later batch proves that it was on disk.
+//! the fault is told at its place, and it is called damage where a later batch proves that it was on disk. Behind the
+//! fault, every batch without a change is read again, and nothing that was never written.
 //!
 //! Input: the change (kind, and three numbers of four bytes), then the batches: a byte with the number of ops and whether
 //! a sync follows, and for each op its texts, how often the value repeats, its seq and its timestamp.
@@ -12,6 +13,7 @@ use etherply::log::record::{
     BATCH_HEADER_BYTES, FaultKind, Op, Reader, SEGMENT_HEADER_BYTES, SegmentHeader, begin_batch,
     damage_behind, op_bytes, push_op, seal_batch,
 };
+use etherply::log::repair::salvage::{Place, header_of};
 use etherply_fuzz::{Script, segment_header};
 use libfuzzer_sys::fuzz_target;
 
@@ -23,11 +25,15 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!(written.read(&written.bytes), (written.ops.clone(), None));
 
     let mut bytes = written.bytes.clone();
-    apply(&mut change, &batches, &mut bytes);
-    if let Some(first) =
-        (0..written.bytes.len()).find(|at| bytes.get(*at) != written.bytes.get(*at))
-    {
-        written.check(&bytes, first);
+    let moved = apply(&mut change, &batches, &mut bytes);
+    let change_at = (0..written.bytes.len()).find(|at| bytes.get(*at) != written.bytes.get(*at));
+    match change_at {
+        None => {}
+        Some(at) if at < SEGMENT_HEADER_BYTES => written.check_header(&bytes),
+        Some(at) => {
+            written.check(&bytes, at);
+            written.check_salvage(&bytes, &moved);
+        }
     }
 });
 
@@ -127,6 +133,57 @@ impl Written {
         Self { bytes, ops, units }
     }
 
+    /// Reads all that can still be proven. `moved`: the ops that may be found at another place than their own.
+    fn check_salvage(&self, bytes: &[u8], moved: &[OwnedOp]) {
+        let is_same =
+            |unit: &Unit| bytes.get(unit.at.clone()) == Some(&self.bytes[unit.at.clone()]);
+        let mut reader = Reader::new(&segment_header(), bytes);
+        let mut found = Vec::new();
+        loop {
+            match reader.next() {
+                Some(Ok(op)) => {
+                    let start = reader.offset() - op_bytes(&op);
+                    let unit = self
+                        .units
+                        .iter()
+                        .position(|unit| unit.at == (start..reader.offset()));
+                    match unit.filter(|unit| is_same(&self.units[*unit])) {
+                        Some(unit) => found.push(unit),
+                        None => assert!(moved.iter().any(|moved| moved.op() == op), "{op:?}"),
+                    }
+                }
+                Some(Err(fault)) => match reader.skip_damage() {
+                    Some(lost) => {
+                        assert_eq!((lost.start, lost.end), (fault.offset, reader.offset()));
+                        assert!(lost.start < lost.end && lost.end <= bytes.len());
+                    }
+                    None => break,
+                },
+                None => break,
+            }
+        }
+        assert!(
+            found.is_sorted_by(|one, next| one < next),
+            "no op is read twice"
+        );
+        let is_header = |unit: &Unit| unit.durable_position.is_some();
+        let starts = (0..self.units.len()).filter(|at| is_header(&self.units[*at]));
+        for start in starts {
+            let ops = self.units[start + 1..]
+                .iter()
+                .take_while(|unit| !is_header(unit))
+                .count();
+            let batch = start..=start + ops;
+            if self.units[batch.clone()].iter().all(is_same) {
+                let mut ops = batch.skip(1);
+                assert!(
+                    ops.all(|op| found.binary_search(&op).is_ok()),
+                    "a whole batch is read"
+                );
+            }
+        }
+    }
+
     /// Reads these bytes, or what became of them: the ops, and the first fault.
     fn read(&self, bytes: &[u8]) -> (Vec<OwnedOp>, Option<(usize, FaultKind)>) {
         let header = SegmentHeader::decode(bytes).expect("the header is whole");
@@ -161,15 +218,29 @@ impl Written {
         entered.is_some_and(|entered| self.units.get(entered + 1).is_none_or(is_header))
     }
 
+    /// A segment header with a change is refused, and found again by a batch that it makes valid.
+    fn check_header(&self, bytes: &[u8]) {
+        assert!(SegmentHeader::decode(bytes).is_err());
+        let header = segment_header();
+        let place = Place {
+            epoch: header.epoch,
+            shard: header.shard,
+            index: header.index,
+            index_before: header.index - 1,
+            position_behind: None,
+        };
+        let found = header_of(bytes, place);
+        let is_rest_whole =
+            bytes.get(SEGMENT_HEADER_BYTES..) == Some(&self.bytes[SEGMENT_HEADER_BYTES..]);
+        let is_found = !self.units.is_empty() && is_rest_whole;
+        assert!(
+            found == Some(header) || found.is_none() && !is_found,
+            "{found:?}"
+        );
+    }
+
     /// `bytes` differ from those that were written, at `first` for the first time.
     fn check(&self, bytes: &[u8], first: usize) {
-        if first < SEGMENT_HEADER_BYTES {
-            assert!(
-                SegmentHeader::decode(bytes).is_err(),
-                "a header with a change is refused"
-            );
-            return;
-        }
         let (ops, fault) = self.read(bytes);
         let bad = self.units.iter().position(|unit| unit.at.contains(&first));
         let bad = bad.expect("the units are the whole segment");
@@ -217,7 +288,9 @@ impl Written {
     }
 }
 
-fn apply(change: &mut Script<'_>, batches: &[Batch], bytes: &mut Vec<u8>) {
+/// Gives the ops that stand somewhere else now: where records were copied, a chain of checksums may go on from what is bad.
+fn apply(change: &mut Script<'_>, batches: &[Batch], bytes: &mut Vec<u8>) -> Vec<OwnedOp> {
+    let ops = |batches: &[Batch]| batches.iter().flat_map(|(ops, _)| ops.clone()).collect();
     let kind = change.byte();
     let from = change.index::<4>(bytes.len());
     let range = from..from + change.index::<4>(bytes.len() - from + 1);
@@ -228,6 +301,7 @@ fn apply(change: &mut Script<'_>, batches: &[Batch], bytes: &mut Vec<u8>) {
         3 => {
             let to = change.index::<4>(bytes.len() - range.len() + 1);
             bytes.copy_within(range, to);
+            return ops(batches);
         }
         _ => {
             // What the disk held there before: other ops of the same size, in the segment before this one. Its header is
@@ -243,6 +317,8 @@ fn apply(change: &mut Script<'_>, batches: &[Batch], bytes: &mut Vec<u8>) {
             let stale = Written::new(&before, &other).bytes;
             let range = range.start.max(SEGMENT_HEADER_BYTES)..range.end.max(SEGMENT_HEADER_BYTES);
             bytes[range.clone()].copy_from_slice(&stale[range]);
+            return ops(&other);
         }
     }
+    Vec::new()
 }

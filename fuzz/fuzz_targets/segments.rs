@@ -5,7 +5,7 @@
 
 use etherply::log::record::{
     BATCH_HEADER_BYTES, Cursor, FaultKind, OP_HEADER_BYTES, Op, Reader, SEGMENT_HEADER_BYTES,
-    SegmentHeader, begin_batch, damage_behind, op_bytes, push_op,
+    SegmentHeader, begin_batch, damage_behind, durable_position, next_batch, op_bytes, push_op,
 };
 use etherply_fuzz::{Script, segment_header};
 use libfuzzer_sys::fuzz_target;
@@ -37,6 +37,7 @@ fuzz_target!(|input: &[u8]| {
         read_in_parts(&header, &bytes, usize::from(whole >> 3) + 1),
         read
     );
+    check_salvage(&header, &bytes);
     for fault_offset in [0, SEGMENT_HEADER_BYTES, bytes.len() / 2, bytes.len()] {
         check_damage(&header, &bytes, fault_offset);
     }
@@ -88,20 +89,12 @@ type Read<'a> = (Vec<Op<'a>>, Option<FaultKind>, Cursor);
 fn check_reader<'a>(header: &SegmentHeader, bytes: &'a [u8]) -> Read<'a> {
     let mut reader = Reader::new(header, bytes);
     let (mut ops, mut fault) = (Vec::new(), None);
-    let mut batch = Vec::new();
     let mut offset = reader.offset();
     while let Some(item) = reader.next() {
         match item {
             Ok(op) => {
-                let start = reader.offset() - op_bytes(&op);
+                let start = check_op(&op, bytes, reader.offset());
                 assert!(start >= offset && (start - offset).is_multiple_of(BATCH_HEADER_BYTES));
-                begin_batch(&mut batch);
-                push_op(&mut batch, &op);
-                assert_eq!(
-                    batch[BATCH_HEADER_BYTES + 4..],
-                    bytes[start + 4..reader.offset()]
-                );
-                check_inside(&op, bytes);
                 offset = reader.offset();
                 ops.push(op);
             }
@@ -147,26 +140,68 @@ fn read_in_parts<'a>(header: &SegmentHeader, bytes: &'a [u8], mut part_bytes: us
     }
 }
 
-/// The texts are borrowed from the segment: nothing was read elsewhere.
-fn check_inside(op: &Op<'_>, bytes: &[u8]) {
-    for text in [op.workspace, op.key, op.value] {
-        let (inner, outer) = (text.as_bytes().as_ptr_range(), bytes.as_ptr_range());
-        assert!(outer.start <= inner.start && inner.end <= outer.end);
+/// Goes on behind every fault, to the end.
+fn check_salvage(header: &SegmentHeader, bytes: &[u8]) {
+    let mut reader = Reader::new(header, bytes);
+    while let Some(item) = reader.next() {
+        match item {
+            Ok(op) => {
+                check_op(&op, bytes, reader.offset());
+            }
+            Err(fault) => match reader.skip_damage() {
+                Some(lost) => {
+                    assert_eq!((lost.start, lost.end), (fault.offset, reader.offset()));
+                    assert!(lost.start < lost.end && lost.end <= bytes.len());
+                }
+                None => break,
+            },
+        }
     }
 }
 
-/// The proof of damage is the first batch header that is valid at its offset and tells of more than the fault.
+/// An op that was read up to `end` is the one that the encoder would write there, and its texts are borrowed from there. Gives
+/// its begin.
+fn check_op(op: &Op<'_>, bytes: &[u8], end: usize) -> usize {
+    let start = end - op_bytes(op);
+    let mut batch = Vec::new();
+    begin_batch(&mut batch);
+    push_op(&mut batch, op);
+    assert_eq!(batch[BATCH_HEADER_BYTES + 4..], bytes[start + 4..end]);
+    let outer = bytes[start..end].as_ptr_range();
+    for text in [op.workspace, op.key, op.value] {
+        let inner = text.as_bytes().as_ptr_range();
+        assert!(outer.start <= inner.start && inner.end <= outer.end);
+    }
+    start
+}
+
+/// The batch headers that are valid at their offset, and the first that tells of more than the fault, which proves damage.
 fn check_damage(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) {
-    let is_proof = |offset: &usize| {
+    let is_batch = |offset: &usize| {
         let Some(batch) = bytes.get(*offset..*offset + BATCH_HEADER_BYTES) else {
             return false;
         };
         batch.starts_with(BATCH_MAGIC)
             && number(batch, 24, 4) == u64::from(crc32c::crc32c_append(header.salt(), &batch[..24]))
             && number(batch, 8, 8) == header.position(*offset as u64)
-            && number(batch, 16, 8) > header.position(fault_offset as u64)
     };
-    let proof = (fault_offset..bytes.len()).find(is_proof);
+    let durable = |offset: &usize| number(bytes, offset + 16, 8);
+    let batches: Vec<usize> = (fault_offset..bytes.len()).filter(is_batch).collect();
     let behind = bytes.get(fault_offset..).unwrap_or_default();
-    assert_eq!(damage_behind(header, behind, fault_offset), proof);
+    assert_eq!(
+        next_batch(header, behind, fault_offset),
+        batches.first().copied()
+    );
+    let fault_position = header.position(fault_offset as u64);
+    let proof = batches
+        .iter()
+        .find(|offset| durable(offset) > fault_position);
+    assert_eq!(damage_behind(header, behind, fault_offset), proof.copied());
+    if fault_offset == 0 {
+        let greatest = batches
+            .iter()
+            .map(durable)
+            .fold(header.first_position, u64::max);
+        assert_eq!(durable_position(header, bytes), greatest);
+    }
 }
