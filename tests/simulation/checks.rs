@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use etherply::core::contract::shard_of;
 use etherply::core::workspace::Workspace;
+use etherply::limits::{HEAD_TIMEOUT_US, SECOND_US, STALL_LINGER_US, STALL_TIMEOUT_US};
 use etherply::log::commit::Durability;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};
 use etherply::log::directory::{DataDirectory, DirectoryError};
@@ -356,14 +357,19 @@ impl World {
 
     /// Lets all that is in flight end well, until nothing happens any more.
     pub fn settle(&mut self) {
+        self.settle_for(CALM_US);
+    }
+
+    /// The same for so long.
+    pub fn settle_for(&mut self, quiet_us: u64) {
         self.calm_down();
-        let mut until_us = self.clock.now_us + CALM_US;
+        let mut until_us = self.clock.now_us + quiet_us;
         for round in 0.. {
             assert!(round < 20_000, "it never gets quiet");
             self.bury();
             if self.server.is_none() {
                 self.boot();
-                until_us = self.clock.now_us + CALM_US;
+                until_us = self.clock.now_us + quiet_us;
                 continue;
             }
             self.happen_well();
@@ -407,7 +413,7 @@ impl World {
         if self.server.is_none() {
             return;
         }
-        self.compact();
+        self.try_inside(Self::compact);
         for shard in 0..self.shards as usize {
             self.turn(shard);
         }
@@ -471,6 +477,12 @@ impl World {
 
     fn check_client(&mut self, place: usize) {
         let client = &mut self.clients[place];
+        let waited_us = self.clock.now_us - client.came_us;
+        let is_answered = client.sent_bytes > 0;
+        assert!(
+            is_answered || waited_us < HEAD_TIMEOUT_US + SECOND_US,
+            "client {place} waits for its answer"
+        );
         let model = &self.models[client.workspace];
         let is_served = client.init.is_some()
             && !client.is_broken
@@ -512,6 +524,15 @@ impl World {
             can_fall_behind || !client.was_conflated,
             "client {place} never was far behind"
         );
+    }
+
+    /// Who has vanished without a farewell is let go in time.
+    pub fn check_vanished(&mut self) {
+        let silence_us = self.plan.ping_interval_us * 5 / 2;
+        self.settle_for(silence_us.max(STALL_TIMEOUT_US) + STALL_LINGER_US + 2 * SECOND_US);
+        let is_vanished = |place: &&usize| self.clients[**place].reading == Reading::HalfOpen;
+        let vanished = self.live.iter().find(is_vanished);
+        assert_eq!(vanished, None, "this client is gone for long");
     }
 
     /// The log is not longer than its live part allows.

@@ -549,10 +549,21 @@ impl DiskFile for SimFile {
         let Some(inode) = inodes.get_mut(&self.inode) else {
             return;
         };
-        for at in 0..inode.seen.len() {
-            if !inode.dirty.contains(&(at / *sector_bytes)) {
-                inode.seen[at] = inode.durable.get(at).copied().unwrap_or(0);
+        let Inode {
+            seen,
+            durable,
+            dirty,
+            ..
+        } = inode;
+        // What lies behind the end of the file on disk is read as zeros.
+        let durable_bytes = durable.len();
+        durable.resize(durable_bytes.max(seen.len()), 0);
+        for (sector, bytes) in seen.chunks_mut(*sector_bytes).enumerate() {
+            if !dirty.contains(&sector) {
+                let start = sector * *sector_bytes;
+                bytes.copy_from_slice(&durable[start..start + bytes.len()]);
             }
         }
+        durable.truncate(durable_bytes);
     }
 }

@@ -406,6 +406,10 @@ impl World {
         self.settle();
         self.check_quiet();
         self.try_crash();
+        if self.plan.seed.is_multiple_of(5) {
+            self.check_vanished();
+            self.check_quiet();
+        }
         self.stop();
         for _ in 0..20_000 {
             if self.server.is_none() {

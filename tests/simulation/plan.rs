@@ -93,7 +93,7 @@ impl Plan {
                 outbox_bytes_max: 1 << 20,
                 message_bytes_max: 400_000,
                 value_bytes: 330_000,
-                large_one_in: 6,
+                large_one_in: 3,
                 segment_bytes_min: 50_000,
                 segment_bytes_max: 1 << 20,
                 ..plan

@@ -14,7 +14,7 @@ use etherply::log::commit::Durability;
 
 use crate::client::Home;
 use crate::server::{Errand, LogOperation, Seat};
-use crate::wire::{Told, records};
+use crate::wire::{self, Told, records};
 use crate::world::{WORKSPACES, World};
 
 thread_local! {
@@ -261,10 +261,7 @@ impl World {
     fn take_send(&mut self, shard: usize, id: SessionId, spans: Spans) {
         let place = self.client_of(shard, id);
         let now_us = self.clock.now_us;
-        let bytes: Vec<u8> = spans
-            .iter()
-            .flat_map(|span| span.bytes().iter().copied())
-            .collect();
+        let bytes = wire::bytes_of(&spans);
         let client = &mut self.clients[place];
         assert!(client.sending.is_none(), "one send at a time");
         assert!(!bytes.is_empty(), "a send carries something");

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use etherply::core::window::Span;
+
 use crate::model::Write;
 
 pub const TEXT: u8 = 1;
@@ -25,14 +27,16 @@ pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
             }
         }
     }
+    // A long one is masked by nothing: byte by byte takes its time.
+    if payload.len() > 4096 {
+        frame.extend([0; 4]);
+        frame.extend_from_slice(payload);
+        return frame;
+    }
     let mask = [3, 1, 4, 1];
     frame.extend(mask);
-    frame.extend(
-        payload
-            .iter()
-            .zip(mask.iter().cycle())
-            .map(|(byte, mask)| byte ^ mask),
-    );
+    let masked = payload.iter().zip(mask.iter().cycle());
+    frame.extend(masked.map(|(byte, mask)| byte ^ mask));
     frame
 }
 
@@ -158,6 +162,15 @@ fn message(text: &[u8]) -> Told {
         }
         other => panic!("no such message is sent: {other:?}"),
     }
+}
+
+/// The bytes of a send.
+pub fn bytes_of(spans: &[Span]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for span in spans {
+        bytes.extend_from_slice(span.bytes());
+    }
+    bytes
 }
 
 /// An op as it stands in a batch of the log, by the byte table of `log::record`.

@@ -99,7 +99,18 @@ impl World {
     /// One step: a few things happen, then the shards that have a reason to take a turn.
     pub fn step(&mut self) {
         for _ in 0..=self.dice.below(4) {
-            self.happen_and_try();
+            self.try_inside(Self::happen);
+            self.bury();
+        }
+        if self
+            .server
+            .as_ref()
+            .is_some_and(|server| server.compaction.is_some())
+        {
+            if self.dice.one_in(25) && self.plan.may(faults::POWER | faults::KILL) {
+                self.disk.die_within(24);
+            }
+            self.try_inside(Self::compact);
             self.bury();
         }
         for shard in 0..self.shards as usize {
@@ -112,18 +123,18 @@ impl World {
     }
 
     /// Something happens, and perhaps it is tried what a crash in its middle would leave.
-    fn happen_and_try(&mut self) {
-        let is_tried = self.dice.one_in(2) && self.plan.may(faults::TRIALS);
+    pub fn try_inside(&mut self, happen: impl FnOnce(&mut Self)) {
+        let is_tried = self.dice.one_in(3) && self.plan.may(faults::TRIALS);
         if !is_tried {
-            return self.happen();
+            return happen(self);
         }
         let before: Vec<_> = self
             .models
             .iter()
             .map(|model| (self.promised(model), model.wins.len()))
             .collect();
-        self.disk.copy_within(16);
-        self.happen();
+        self.disk.copy_within(24);
+        happen(self);
         let Some(copy) = self.disk.take_copy() else {
             return;
         };
@@ -374,7 +385,8 @@ impl World {
         } else {
             1 + cut % most
         };
-        let mut bytes: Vec<u8> = client.outgoing.drain(..length).collect();
+        let rest = client.outgoing.split_off(length);
+        let mut bytes = Vec::from(std::mem::replace(&mut client.outgoing, rest));
         let is_broken = client.is_broken;
         client.silence_us = client.silence_us.max(self.clock.now_us - client.heard_us);
         client.heard_us = self.clock.now_us;
@@ -410,10 +422,7 @@ impl World {
         let part = self.dice.below(usize::MAX);
         let client = &mut self.clients[place];
         let (spans, bytes) = client.sending.take().expect("it was just there");
-        let now: Vec<u8> = spans
-            .iter()
-            .flat_map(|span| span.bytes().iter().copied())
-            .collect();
+        let now = wire::bytes_of(&spans);
         assert!(now == bytes, "what is being sent does not change");
         let all = spans_bytes(&spans);
         let taken = match cut {
