@@ -118,7 +118,7 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     watch_signals(events.clone())?;
     let hash_seed = random_u64()?;
     let status = Arc::new(Status::new(shards, connections_max));
-    let compactor = Compactor::start(Arc::clone(&directory))?;
+    let compactor = Compactor::start(Arc::clone(&directory), shards as usize)?;
     let common = Common {
         settings,
         shards,
