@@ -8,28 +8,26 @@
  *
  * A room is a map of keys to JSON values that all of its clients share. `set` takes effect here at once and goes to the
  * server as soon as there is a connection; of what is set meanwhile, the newest op of each key is kept. The greater
- * timestamp wins, everywhere. The protocol has no acknowledgement, so an own op counts as taken when an init shows it, when
- * a newer one has come in its place, or when `echo` has come back; until then it is sent again after each reconnect,
- * which the server accepts silently. Values are those of JavaScript: numbers above 2^53 lose digits.
+ * timestamp wins, everywhere. The protocol has no acknowledgement, so an own op counts as taken when a newer one has come in
+ * its place, or when an `echo` sent after it has come back; until then it is sent again after each reconnect, which the
+ * server accepts silently. Values are those of JavaScript: numbers above 2^53 lose digits.
  *
  * @typedef {"Disconnected" | "Connecting" | "Authenticating" | "Connected" | "Synced" | "Error"} State
  * `Error` is final: the token was refused, or the server does not accept what this client sends.
- *
  * @typedef {{key: string, value: any, timestamp: number, source: "self" | "other" | "init", over?: {value: any, timestamp: number}}} Change
  * `value` is undefined when the server no longer has the key. `timestamp` is in Unix microseconds, and 0 where it is not
  * known, since an init does not tell it. `over` is the own op, not known to be taken, that lost to this one.
- * @typedef {{url?: string, workspace?: string, token?: string | (() => string | Promise<string>), userId?: string}} Options
+ * @typedef {{url?: string, workspace?: string, token?: string | (() => string | Promise<string>)}} Options
  * `url` is that of the server (http, https, ws or wss), by default the one that this module came from; `workspace` is by
- * default the one in `url`. A function is asked again when a token is refused or has expired. `userId` is what presence shows.
+ * default the one in `url`. A function is asked again when a token is refused or has expired.
  */
 
 const KEY_BYTES_MAX = 1024, MESSAGE_BYTES_MAX = 1 << 20;
-const RETRY_MS = 250, RETRY_MS_MAX = 15_000;
-/** A connection that lives shorter than this is a failure too, so that a server in trouble is not hammered. */
-const STABLE_MS = 5_000;
-const ANSWER_MS = 15_000;
-/** Close codes that the same messages would meet again. */
-const FATAL_CODES = [1002, 1003, 1007, 1008, 1009];
+const RETRY_MS = 250, RETRY_MS_MAX = 15_000, ANSWER_MS = 15_000;
+const STABLE_MS = 5_000; // A connection that lives shorter is a failure too: a server in trouble is not hammered.
+const RESYNC = 4000; // The close code of a client that wants the state anew.
+const SETTLE_MS = 500; // So long after an op the client asks by itself whether it was taken.
+const FATAL_CODES = [1002, 1003, 1007, 1008, 1009]; // The same messages would meet these again.
 const REFUSALS = { 400: "bad workspace", 401: "Unauthorized", 403: "not from this origin" };
 
 /**
@@ -42,33 +40,31 @@ export function connect(options, host = globalThis) {
 
 const bytesOf = (text) => new TextEncoder().encode(text).length;
 
-class Room {
-  #host; #base; #workspace; #query; #source; #token;
-  #socket; #timer; #echo;
+class Room extends EventTarget {
+  #host; #base; #segment; #query; #source; #token;
+  #socket; #timer; #echo; #settling;
   #state = "Disconnected";
-  #listeners = { change: new Set(), state: new Set(), error: new Set() };
   /** What is shown, by key: `{value, text, timestamp, source}`. After an init the timestamp is 0: any op may replace it. */
   #entries = new Map();
   /** Own ops that are not known to be taken, by key, in the order of their timestamps. */
   #pending = new Map();
+  /** Keys that the server has for certain. */
+  #proven = new Set();
+  #echoes = Promise.resolve();
   /** Ops of which the server has refused at least one. */
   #doubtful = [];
-  #attempt = 0;
-  #last_us = 0;
-  #synced_ms = Infinity;
-  #ended = false;
+  #attempt = 0; #last_us = 0; #synced_ms = Infinity; #ended = false;
   #online = () => { this.#attempt = 0; this.#retry("online again"); };
 
-  constructor({ url = import.meta.url, workspace, token, userId }, host) {
-    const { protocol, host: address, pathname, searchParams } = new URL(url);
-    const [prefix, segment = ""] = pathname.replace(/\/(client\.mjs)?$/, "").split("/v1/sync/");
+  constructor({ url = import.meta.url, workspace, token }, host) {
+    super();
+    const [prefix, segment = ""] = (url + "").split("?")[0].replace(/\/(client\.mjs)?$/, "").split("/v1/sync/");
     this.#host = host;
-    this.#base = `${protocol.replace(/^ws/, "http")}//${address}${prefix}`;
-    this.#workspace = workspace ?? decodeURIComponent(segment);
-    this.#query = searchParams;
+    this.#base = prefix.replace(/^ws/, "http");
+    this.#segment = workspace === undefined ? segment : encodeURIComponent(workspace);
+    this.#query = new URL(url).searchParams;
     this.#source = token ?? this.#query.get("token") ?? "";
-    if (userId !== undefined) this.#query.set("userId", userId);
-    if (this.#workspace === "") throw new TypeError("a workspace is needed");
+    if (this.#segment === "") throw new TypeError("a workspace is needed");
     host.addEventListener?.("online", this.#online);
     // The caller attaches its listeners first.
     queueMicrotask(() => this.#ended || this.#open());
@@ -102,40 +98,32 @@ class Room {
    * refused, which is then undone here. What `on` returns takes the listener away.
    */
   on(name, listener) {
-    this.#listeners[name].add(listener);
-    return () => this.#listeners[name].delete(listener);
+    const handle = ({ detail }) => listener(detail);
+    this.addEventListener(name, handle);
+    return () => this.removeEventListener(name, handle);
   }
 
   /**
-   * Sends an op that cannot win, since its timestamp is 0 and its key exists: it changes nothing, and the server answers it
-   * with the winner. When that is here, all that was set before has been taken. Gives the milliseconds to the server and
-   * back, undefined without a connection or any key. @returns {Promise<number | undefined>}
+   * Sends an op that cannot win, since it is older than what its key holds: it changes nothing, and the server answers it with
+   * the winner. When that is here, all that was set before has been taken. Gives the milliseconds to the server and back,
+   * undefined without a connection or any key. @returns {Promise<number | undefined>}
    */
-  echo() {
-    let key, shortest = Infinity;
-    for (const [name, { text }] of this.#entries)
-      if (text.length < shortest && !this.#pending.has(name)) [key, shortest] = [name, text.length];
-    this.#endEcho();
-    if (this.#state !== "Synced" || key === undefined) return Promise.resolve(undefined);
-    return new Promise((resolve) => {
-      this.#echo = { key, last_us: this.#last_us, since_ms: this.#host.performance.now(), resolve };
-      this.#send(key, this.#entries.get(key).text === "null" ? "0" : "null", 0);
-    });
-  }
+  echo() { return (this.#echoes = this.#echoes.then(() => new Promise((resolve) => this.#startEcho(resolve)))); }
 
-  /** Ends the connection for good. What has not been sent yet is not sent any more. */
+  /** Ends the connection for good; what waits to be sent is lost. */
   close() { if (!this.#ended) this.#end("Disconnected", "closed here"); }
 
   /** `base` is what the user saw when its timestamp was not known: if that very value wins, his edit of it came later. */
   #write(key, text, least_us, base) {
-    const timestamp = Math.max(this.#host.Date.now() * 1000, this.#last_us + 1, least_us);
+    const timestamp = (this.#last_us = Math.max(this.#host.Date.now() * 1000, this.#last_us + 1, least_us));
     const value = JSON.parse(text);
-    this.#last_us = timestamp;
     this.#pending.delete(key);
     this.#pending.set(key, { key, text, timestamp, base });
     this.#entries.set(key, { value, text, timestamp, source: "self" });
-    if (this.#echo?.key === key) this.#endEcho();
-    if (this.#state === "Synced") this.#send(key, text, timestamp);
+    if (this.#state === "Synced") {
+      this.#send(key, text, timestamp);
+      this.#settling ??= this.#host.setTimeout(() => { this.#settling = undefined; this.echo(); }, SETTLE_MS);
+    }
     this.#emit("change", { key, value, timestamp, source: "self" });
     return timestamp;
   }
@@ -146,22 +134,23 @@ class Room {
 
   #init(shown) {
     const changes = [];
+    this.#proven = new Set(shown.keys());
     for (const key of this.#entries.keys()) {
       if (shown.has(key) || this.#pending.has(key)) continue;
       this.#entries.delete(key);
       changes.push({ key, value: undefined, timestamp: 0, source: "init" });
     }
     for (const [key, value] of shown) {
+      if (this.#pending.has(key)) continue;
       const text = JSON.stringify(value);
       const held = this.#entries.get(key);
-      if (this.#pending.get(key)?.text === text) this.#pending.delete(key);
-      if (this.#pending.has(key)) continue;
       this.#entries.set(key, { value, text, timestamp: 0, source: held?.text === text ? held.source : "init" });
       if (held?.text !== text) changes.push({ key, value, timestamp: 0, source: "init" });
     }
     this.#state = "Synced";
     this.#synced_ms = this.#host.performance.now();
     for (const { key, text, timestamp } of this.#pending.values()) this.#send(key, text, timestamp);
+    if (this.#pending.size > 0) this.echo();
     for (const change of changes) this.#emit("change", change);
     if (this.#state === "Synced") this.#emit("state", { state: "Synced" });
   }
@@ -170,6 +159,8 @@ class Room {
     const text = JSON.stringify(value);
     const held = this.#entries.get(key);
     const own = this.#pending.get(key);
+    this.#proven.add(key);
+    if (this.#echo?.key === key) this.#readEcho(text, timestamp);
     if (held && timestamp < held.timestamp) return;
     if (own?.base === text) return void this.#write(key, own.text, timestamp + 1);
     const is_known = held?.text === text && (held.timestamp === timestamp || held.timestamp === 0);
@@ -177,32 +168,52 @@ class Room {
     this.#pending.delete(key);
     this.#entries.set(key, { value, text, timestamp, source });
     if (!is_known) this.#emit("change", { key, value, timestamp, source, over: own && { value: held.value, timestamp: own.timestamp } });
-    else if (this.#echo?.key === key) this.#endEcho(true);
   }
 
   /** The message does not say which op was refused: the next init does. */
   #refuse({ code, message }) {
-    // What a 500 or a 429 keeps out is sent again.
+    // What a 500 or a 429 keeps out is sent again. With a 500 the server closes by itself.
     if (code === 400 || code === 413) this.#doubtful = [...this.#pending.values()];
-    // The server closes by itself when its log fails.
-    if (code !== 500) {
-      this.#socket.close(4000, "resync");
-      this.#timer = this.#host.setTimeout(() => this.#retry("no answer"), ANSWER_MS);
-      this.#enter("Connected", message);
-    }
+    if (code !== 500) this.#enter("Connected", message);
+    if (code !== 500) this.#socket?.close(RESYNC);
     this.#emit("error", { code, message });
   }
 
-  #endEcho(has_come = false) {
-    const echo = this.#echo;
+  #startEcho(resolve) {
+    const names = [...(this.#proven.size > 0 ? this.#proven : this.#pending).keys()];
+    const key = names.find((name) => this.#entries.get(name).text.length < 256) ?? names[0];
+    if (this.#state !== "Synced" || key === undefined) return resolve(undefined);
+    this.#echo = { key, last_us: this.#last_us, resolve };
+    this.#probe(this.#entries.get(key));
+  }
+
+  /** What init showed has no timestamp: a first answer tells it, and a second one is known for an answer. */
+  #probe({ text, timestamp }) {
+    const { key } = Object.assign(this.#echo, { text, timestamp, since_ms: this.#host.performance.now() });
+    // Where no key is known to exist: if the own op was refused, this is its like, and writes nothing else either.
+    if (this.#proven.has(key)) this.#send(key, text === "null" ? "0" : "null", 0);
+    else this.#send(key, text, timestamp - 1);
+  }
+
+  /** An answer shows what stood already, a broadcast is news. */
+  #readEcho(text, timestamp) {
+    const echo = this.#echo, held = this.#entries.get(echo.key);
+    if (echo.text === text && echo.timestamp === timestamp) this.#endEcho(this.#host.performance.now() - echo.since_ms);
+    else if (echo.timestamp === 0) this.#probe(held.timestamp > timestamp ? held : { text, timestamp });
+    else if (timestamp >= echo.timestamp) Object.assign(echo, { text, timestamp });
+  }
+
+  #endEcho(took_ms) {
+    const { last_us, resolve } = this.#echo ?? {};
     this.#echo = undefined;
-    if (has_come) this.#pending.forEach((own, key) => own.timestamp <= echo.last_us && this.#pending.delete(key));
-    echo?.resolve(has_come ? this.#host.performance.now() - echo.since_ms : undefined);
+    for (const [key, own] of took_ms === undefined ? [] : this.#pending) {
+      if (own.timestamp <= last_us) this.#pending.delete(key) && this.#proven.add(key);
+    }
+    resolve?.(took_ms);
   }
 
   async #open() {
-    // Whoever calls `#leave` meanwhile has taken over.
-    const mine = (this.#socket = {});
+    const mine = (this.#socket = {}); // Whoever calls `#leave` meanwhile has taken over.
     const is_fresh = this.#token === undefined;
     this.#timer = this.#host.setTimeout(() => this.#retry("no answer"), ANSWER_MS);
     this.#enter("Connecting");
@@ -213,8 +224,8 @@ class Room {
       this.#token = token;
       if (!/^[\x21-\x7e]+$/.test(token)) return this.#end("Error", "the token is empty or malformed");
       // A page does not see why a WebSocket failed, and the browser's console would show its URL with the token. So this asks first.
-      const url = `${this.#base}/v1/presence/${encodeURIComponent(this.#workspace)}`;
-      const answer = await this.#host.fetch(url, { headers: { Authorization: `Bearer ${token}` }, cache: "no-store" });
+      const headers = { Authorization: `Bearer ${token}` };
+      const answer = await this.#host.fetch(`${this.#base}/v1/presence/${this.#segment}`, { headers, cache: "no-store" });
       answer.body?.cancel().catch(() => {});
       status = answer.status;
     } catch (error) { return void (this.#socket === mine && this.#retry(error.message)); }
@@ -223,13 +234,10 @@ class Room {
     if ([400, 401, 403].includes(status)) return this.#renew(REFUSALS[status], is_fresh);
     if (status >= 500 || status === 429) return this.#retry(`the server answered ${status}`);
     this.#query.set("token", this.#token);
-    const path = `/v1/sync/${encodeURIComponent(this.#workspace)}?${this.#query}`;
-    const socket = (this.#socket = new this.#host.WebSocket(this.#base.replace(/^http/, "ws") + path));
+    const socket = new this.#host.WebSocket(`${this.#base.replace(/^http/, "ws")}/v1/sync/${this.#segment}?${this.#query}`);
+    this.#socket = socket;
     const whileMine = (handle) => (event) => this.#socket === socket && handle(event);
-    socket.onopen = whileMine(() => {
-      this.#host.clearTimeout(this.#timer);
-      this.#enter("Connected");
-    });
+    socket.onopen = whileMine(() => this.#enter("Connected"));
     socket.onmessage = whileMine((event) => {
       const { type, data, payload } = JSON.parse(event.data);
       if (type === "init") this.#init(new Map(Object.entries(data)));
@@ -239,9 +247,9 @@ class Room {
     socket.onclose = whileMine((event) => this.#closed(event));
   }
 
-  #closed({ code, reason, wasClean }) {
-    // After a clean close the server has handled all that was sent: what it took is in the next init.
-    if (wasClean) for (const own of this.#doubtful) this.#pending.get(own.key) === own && this.#pending.delete(own.key);
+  #closed({ code, reason }) {
+    // The server has come to our close, so it has handled all that was sent: what it took is in the next init.
+    for (const own of code === RESYNC ? this.#doubtful : []) this.#pending.get(own.key) === own && this.#pending.delete(own.key);
     if (code === 4001) this.#renew(reason, false);
     else if (FATAL_CODES.includes(code)) this.#end("Error", `closed with ${code} ${reason}`);
     else this.#retry(`closed with ${code} ${reason}`.trim());
@@ -273,6 +281,7 @@ class Room {
     const socket = this.#socket;
     this.#socket = undefined;
     this.#host.clearTimeout(this.#timer);
+    this.#settling = this.#host.clearTimeout(this.#settling);
     this.#doubtful = [];
     this.#synced_ms = Infinity;
     this.#endEcho();
@@ -283,13 +292,9 @@ class Room {
 
   #enter(state, reason, retry_ms) {
     this.#state = state;
+    if (state === "Connected") this.#host.clearTimeout(this.#timer);
     this.#emit("state", { state, reason, retry_ms });
   }
 
-  #emit(name, event) {
-    for (const listener of this.#listeners[name]) {
-      // A listener that fails must not stop the room: it is reported as if nobody stood in between.
-      try { listener(event); } catch (error) { queueMicrotask(() => { throw error; }); }
-    }
-  }
+  #emit(name, detail) { this.dispatchEvent(new CustomEvent(name, { detail })); }
 }
