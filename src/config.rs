@@ -133,6 +133,21 @@ pub struct Serve {
     )]
     pub jwt_secret_previous_file: Option<PathBuf>,
 
+    /// A page origin that may connect and read, as <https://app.example>; may be given several times [default: all]
+    #[arg(
+        long = "allow-origin",
+        value_name = "ORIGIN",
+        env = "ETHERPLY_ALLOW_ORIGIN",
+        hide_env_values = true,
+        value_delimiter = ',',
+        value_parser = origin
+    )]
+    pub allow_origins: Vec<String>,
+
+    /// Serve the console, a page to look at workspaces and at the server, at /
+    #[arg(long, env = "ETHERPLY_CONSOLE", hide_env_values = true)]
+    pub console: bool,
+
     /// What to log on stderr
     #[arg(
         long,
@@ -155,7 +170,7 @@ pub struct Serve {
     )]
     pub log_format: LogFormat,
 
-    /// Try it out: loopback only, a secret for this run unless one is set, and a URL that works is printed
+    /// Try it out: loopback only, a secret for this run unless one is set, the console, and a URL that works is printed
     #[arg(long, env = "ETHERPLY_DEV", hide_env_values = true)]
     pub dev: bool,
 }
@@ -445,6 +460,25 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "it takes a time such as 30s, 15m, 24h or 7days, up to 100 years".to_owned())
 }
 
+/// An origin as a browser sends it (RFC 6454 section 6.2): no path, no slash at the end, no upper case.
+fn origin(text: &str) -> Result<String, String> {
+    let example =
+        "it takes an origin as browsers send it, like https://app.example or http://localhost:3000";
+    let is_origin = text.split_once("://").is_some_and(|(scheme, host)| {
+        let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
+        !scheme.is_empty()
+            && scheme
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+            && !host.is_empty()
+            && host.bytes().all(is_host)
+    });
+    if !is_origin && text != "null" {
+        return Err(example.to_owned());
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -502,6 +536,33 @@ mod tests {
                 assert!(error.contains(part), "{error} names {part}");
             }
         }
+    }
+
+    #[test]
+    fn origins() {
+        for (text, expected) in [
+            ("https://app.example", Some("https://app.example")),
+            ("HTTPS://App.Example:8443", Some("https://app.example:8443")),
+            ("http://[::1]:3000", Some("http://[::1]:3000")),
+            ("null", Some("null")),
+            ("app.example", None),
+            ("https://app.example/", None),
+            ("https://", None),
+            ("*", None),
+            ("", None),
+        ] {
+            assert_eq!(origin(text).ok().as_deref(), expected, "{text}");
+        }
+        let several = serve(&[
+            "--allow-origin",
+            "http://a,http://b",
+            "--allow-origin",
+            "http://c",
+        ]);
+        assert_eq!(
+            several.unwrap().allow_origins,
+            ["http://a", "http://b", "http://c"]
+        );
     }
 
     #[test]
