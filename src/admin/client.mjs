@@ -9,8 +9,8 @@
  * A room is a map of keys to JSON values that all of its clients share. `set` takes effect here at once and goes to the
  * server as soon as there is a connection; of what is set meanwhile, the newest op of each key is kept. The greater
  * timestamp wins, everywhere. The protocol has no acknowledgement, so an own op counts as taken when a newer one has come in
- * its place, or when an `echo` sent after it has come back; until then it is sent again after each reconnect, which the
- * server accepts silently. Values are those of JavaScript: numbers above 2^53 lose digits.
+ * its place, or when the server has shown it in answer to an `echo`; until then it is sent again after each reconnect, which
+ * the server accepts silently. Values are those of JavaScript: numbers above 2^53 lose digits.
  *
  * @typedef {"Disconnected" | "Connecting" | "Authenticating" | "Connected" | "Synced" | "Error"} State
  * `Error` is final: the token was refused, or the server does not accept what this client sends.
@@ -48,8 +48,6 @@ class Room extends EventTarget {
   #entries = new Map();
   /** Own ops that are not known to be taken, by key, in the order of their timestamps. */
   #pending = new Map();
-  /** Keys that the server has for certain. */
-  #proven = new Set();
   #echoes = Promise.resolve();
   /** Ops of which the server has refused at least one. */
   #doubtful = [];
@@ -105,8 +103,8 @@ class Room extends EventTarget {
 
   /**
    * Sends an op that cannot win, since it is older than what its key holds: it changes nothing, and the server answers it with
-   * the winner. When that is here, all that was set before has been taken. Gives the milliseconds to the server and back,
-   * undefined without a connection or any key. @returns {Promise<number | undefined>}
+   * the winner. Gives the milliseconds to the server and back, undefined without a connection or any key.
+   * @returns {Promise<number | undefined>}
    */
   echo() { return (this.#echoes = this.#echoes.then(() => new Promise((resolve) => this.#startEcho(resolve)))); }
 
@@ -122,7 +120,7 @@ class Room extends EventTarget {
     this.#entries.set(key, { value, text, timestamp, source: "self" });
     if (this.#state === "Synced") {
       this.#send(key, text, timestamp);
-      this.#settling ??= this.#host.setTimeout(() => { this.#settling = undefined; this.echo(); }, SETTLE_MS);
+      this.#settle();
     }
     this.#emit("change", { key, value, timestamp, source: "self" });
     return timestamp;
@@ -134,7 +132,6 @@ class Room extends EventTarget {
 
   #init(shown) {
     const changes = [];
-    this.#proven = new Set(shown.keys());
     for (const key of this.#entries.keys()) {
       if (shown.has(key) || this.#pending.has(key)) continue;
       this.#entries.delete(key);
@@ -150,7 +147,7 @@ class Room extends EventTarget {
     this.#state = "Synced";
     this.#synced_ms = this.#host.performance.now();
     for (const { key, text, timestamp } of this.#pending.values()) this.#send(key, text, timestamp);
-    if (this.#pending.size > 0) this.echo();
+    this.#settle();
     for (const change of changes) this.#emit("change", change);
     if (this.#state === "Synced") this.#emit("state", { state: "Synced" });
   }
@@ -159,9 +156,9 @@ class Room extends EventTarget {
     const text = JSON.stringify(value);
     const held = this.#entries.get(key);
     const own = this.#pending.get(key);
-    this.#proven.add(key);
-    if (this.#echo?.key === key) this.#readEcho(text, timestamp);
+    if (this.#echo?.key === key) this.#endEcho(this.#host.performance.now() - this.#echo.since_ms);
     if (held && timestamp < held.timestamp) return;
+    if (own?.text === text && own.timestamp === timestamp) this.#taken(timestamp);
     if (own?.base === text) return void this.#write(key, own.text, timestamp + 1);
     const is_known = held?.text === text && (held.timestamp === timestamp || held.timestamp === 0);
     const source = is_known ? held.source : "other";
@@ -179,37 +176,33 @@ class Room extends EventTarget {
     this.#emit("error", { code, message });
   }
 
+  /** An own op that comes back has been applied, and all that was sent before it has been handled. */
+  #taken(until_us) {
+    for (const [key, { timestamp }] of this.#pending) if (timestamp <= until_us) this.#pending.delete(key);
+  }
+
+  #settle() {
+    if (this.#pending.size === 0 || this.#state !== "Synced") return;
+    this.#settling ??= this.#host.setTimeout(async () => {
+      await this.echo();
+      this.#settling = undefined;
+      this.#settle();
+    }, SETTLE_MS);
+  }
+
   #startEcho(resolve) {
-    const names = [...(this.#proven.size > 0 ? this.#proven : this.#pending).keys()];
-    const key = names.find((name) => this.#entries.get(name).text.length < 256) ?? names[0];
+    const own = [...this.#pending.values()].at(-1);
+    const key = own?.key ?? this.#entries.keys().next().value;
     if (this.#state !== "Synced" || key === undefined) return resolve(undefined);
-    this.#echo = { key, last_us: this.#last_us, resolve };
-    this.#probe(this.#entries.get(key));
-  }
-
-  /** What init showed has no timestamp: a first answer tells it, and a second one is known for an answer. */
-  #probe({ text, timestamp }) {
-    const { key } = Object.assign(this.#echo, { text, timestamp, since_ms: this.#host.performance.now() });
-    // Where no key is known to exist: if the own op was refused, this is its like, and writes nothing else either.
-    if (this.#proven.has(key)) this.#send(key, text === "null" ? "0" : "null", 0);
-    else this.#send(key, text, timestamp - 1);
-  }
-
-  /** An answer shows what stood already, a broadcast is news. */
-  #readEcho(text, timestamp) {
-    const echo = this.#echo, held = this.#entries.get(echo.key);
-    if (echo.text === text && echo.timestamp === timestamp) this.#endEcho(this.#host.performance.now() - echo.since_ms);
-    else if (echo.timestamp === 0) this.#probe(held.timestamp > timestamp ? held : { text, timestamp });
-    else if (timestamp >= echo.timestamp) Object.assign(echo, { text, timestamp });
+    this.#echo = { key, since_ms: this.#host.performance.now(), resolve };
+    // If the own op is refused, so is its like; any other key is known to the server.
+    if (own) this.#send(key, own.text, own.timestamp - 1);
+    else this.#send(key, this.#entries.get(key).text === "null" ? "0" : "null", 0);
   }
 
   #endEcho(took_ms) {
-    const { last_us, resolve } = this.#echo ?? {};
+    this.#echo?.resolve(took_ms);
     this.#echo = undefined;
-    for (const [key, own] of took_ms === undefined ? [] : this.#pending) {
-      if (own.timestamp <= last_us) this.#pending.delete(key) && this.#proven.add(key);
-    }
-    resolve?.(took_ms);
   }
 
   async #open() {
