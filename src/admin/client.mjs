@@ -217,10 +217,9 @@ class Room extends EventTarget {
       this.#token = token;
       if (!/^[\x21-\x7e]+$/.test(token)) return this.#end("Error", "the token is empty or malformed");
       // A page does not see why a WebSocket failed, and the browser's console would show its URL with the token. So this asks first.
-      const headers = { Authorization: `Bearer ${token}` };
-      const answer = await this.#host.fetch(`${this.#base}/v1/presence/${this.#segment}`, { headers, cache: "no-store" });
-      answer.body?.cancel().catch(() => {});
-      status = answer.status;
+      const ask = { method: "HEAD", headers: { Authorization: `Bearer ${token}` }, cache: "no-store" };
+      const answer = this.#host.fetch(`${this.#base}/v1/presence/${this.#segment}`, ask);
+      ({ status } = await answer.catch(() => { throw new Error("no answer"); }));
     } catch (error) { return void (this.#socket === mine && this.#retry(error.message)); }
     if (this.#socket === mine) this.#enter("Authenticating");
     if (this.#socket !== mine) return;
