@@ -129,8 +129,11 @@ function edit(key, button) {
   const before = JSON.stringify(entries.get(key).value);
   const input = make("input", { "aria-label": `Value of ${key}`, spellcheck: "false", autocapitalize: "off" });
   input.value = before;
+  let has_left = false;
   const leave = (writes, keeps_focus) => {
-    if (!input.isConnected) return;
+    // Taking the field out of the page makes it lose its focus, which leads here again.
+    if (has_left) return;
+    has_left = true;
     const text = input.value;
     input.replaceWith(button);
     if (entries.has(key)) fill(button, entries.get(key).value);
@@ -138,10 +141,11 @@ function edit(key, button) {
     if (keeps_focus) button.focus();
   };
   input.addEventListener("blur", () => leave(true, false));
-  input.addEventListener("keydown", ({ key: pressed, isComposing }) => {
-    if (isComposing) return;
-    if (pressed === "Enter") leave(true, true);
-    if (pressed === "Escape") leave(false, true);
+  input.addEventListener("keydown", (event) => {
+    if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
+    // The button gets the focus, and this Enter would press it.
+    event.preventDefault();
+    leave(event.key === "Enter", true);
   });
   button.replaceWith(input);
   input.select();
