@@ -1,5 +1,5 @@
 /**
- * EtherPly's client for browsers and Node.js 22 or later. No dependency.
+ * EtherPly's client for browsers, and as a copy of this file for Node.js 22 or later. No dependency.
  *
  *     import { connect } from "http://127.0.0.1:8080/client.mjs";
  *     const room = connect({ workspace: "demo", token });
@@ -171,8 +171,10 @@ class Room extends EventTarget {
   #refuse({ code, message }) {
     // What a 500 or a 429 keeps out is sent again. With a 500 the server closes by itself.
     if (code === 400 || code === 413) this.#doubtful = [...this.#pending.values()];
-    if (code !== 500) this.#enter("Connected", message);
-    if (code !== 500) this.#socket?.close(RESYNC);
+    if (code !== 500) {
+      this.#socket.close(RESYNC);
+      this.#enter("Connected", message);
+    }
     this.#emit("error", { code, message });
   }
 

@@ -207,6 +207,121 @@ const cases = {
     assert.deepEqual(stateOf(world.server), shownBy(room));
   },
 
+  async 'a server that closes before it has read all is sent all again, though it refused some of it'() {
+    const world = new World(22);
+    const room = join(world);
+    await synced(world, room);
+    const [socket] = world.server.sockets;
+    room.set('k', 'kept');
+    socket.up.cut();
+    socket.down.send({ text: '{"type":"error","payload":{"code":400,"message":"of another op"}}' });
+    socket.down.send({ closes: { code: 1011, reason: '', wasClean: true } });
+    await settled(world, room);
+    assert.equal(room.heard.error.length, 1);
+    assert.deepEqual(stateOf(world.server), { k: 'kept' });
+  },
+
+  async 'what a busy server keeps out (429, 500) is sent again'() {
+    for (const [code, closes] of [[429, true], [500, false]]) {
+      const world = new World(23);
+      const room = join(world);
+      await synced(world, room);
+      const [socket] = world.server.sockets;
+      room.set('k', 'kept');
+      socket.up.cut();
+      socket.down.send({ text: `{"type":"error","payload":{"code":${code},"message":"not now"}}` });
+      await world.run(world.now_ms + 100);
+      assert.equal(world.server.sockets.has(socket), !closes);
+      if (!closes) world.server.close(socket, 1011, '');
+      await settled(world, room);
+      assert.deepEqual([room.heard.error.map((error) => error.code), stateOf(world.server)], [[code], { k: 'kept' }]);
+    }
+  },
+
+  async 'an op counts as taken when it comes back, and none that was sent after it'() {
+    const world = new World(24);
+    const room = join(world);
+    await synced(world, room);
+    room.set('k', 1);
+    await world.run(FOR_EVER_MS, () => world.server.heard.length === 2);
+    assert.equal(room.pending, 1);
+    room.set('l', 2);
+    [...world.server.sockets][0].up.cut();
+    await world.run(world.now_ms + 100);
+    assert.equal(room.pending, 1);
+    world.server.drop([...world.server.sockets][0]);
+    await settled(world, room);
+    assert.deepEqual(stateOf(world.server), { k: 1, l: 2 });
+  },
+
+  async 'an echo of the only key, null since the beginning of time, is answered'() {
+    const world = new World(25);
+    world.server.state.set('k', { text: 'null', timestamp: 0 });
+    const room = join(world);
+    await synced(world, room);
+    let took_ms;
+    room.echo().then((took) => { took_ms = took; });
+    assert(await world.run(FOR_EVER_MS, () => took_ms > 0));
+    assert.deepEqual(world.server.state.get('k'), { text: 'null', timestamp: 0 });
+  },
+
+  async 'an answer without a WebSocket: what it means'() {
+    for (const [status, state, sockets_count] of [
+      [200, 'Connecting', 1], [404, 'Connecting', 1], [400, 'Error', 0], [401, 'Error', 0], [403, 'Error', 0],
+      [429, 'Disconnected', 0], [500, 'Disconnected', 0], [503, 'Disconnected', 0],
+    ]) {
+      const world = new World(26);
+      const host = world.host();
+      let opened_count = 0;
+      host.fetch = async () => ({ status });
+      host.WebSocket = class { constructor() { opened_count += 1; } };
+      host.Math = { random: () => 1 };
+      const room = connect({ url: 'http://server', workspace: 'w', token: 'good' }, host);
+      await world.run(100);
+      assert.deepEqual([room.state, opened_count], [state === 'Connecting' ? 'Authenticating' : state, sockets_count], `${status}`);
+    }
+  },
+
+  async 'closed while it connects, it opens nothing, and leaves no socket'() {
+    for (let wait_ms = 0; wait_ms < 120; wait_ms += 1) {
+      const world = new World(27);
+      const room = join(world);
+      await world.run(wait_ms);
+      room.close();
+      await world.run(FOR_EVER_MS);
+      assert.deepEqual([room.state, world.server.sockets.size], ['Disconnected', 0]);
+      assert.equal(room.heard.state.at(-1).reason, 'closed here');
+    }
+  },
+
+  async 'a connection that has lasted makes the next try a quick one again, a short one does not'() {
+    for (const [lasts_ms, retry_ms] of [[6000, 250], [100, 2000]]) {
+      const world = new World(28);
+      const host = world.host();
+      host.Math = { random: () => 1 };
+      world.server.kill();
+      const room = connect({ url: 'http://server', workspace: 'w', token: 'good' }, host);
+      const delays = [];
+      room.on('state', (event) => event.retry_ms !== undefined && delays.push(event.retry_ms));
+      await world.run(FOR_EVER_MS, () => delays.length === 3);
+      world.server.start();
+      await synced(world, room);
+      await world.run(world.now_ms + lasts_ms);
+      world.server.kill();
+      await world.run(FOR_EVER_MS, () => delays.length === 4);
+      assert.deepEqual(delays, [250, 500, 1000, retry_ms]);
+    }
+  },
+
+  async 'a connection that works is left alone'() {
+    const world = new World(29);
+    const room = join(world);
+    await synced(world, room);
+    await world.run(world.now_ms + 10 * 60_000);
+    assert.equal(room.states().at(-1), 'Synced');
+    assert.equal(room.states().length, 4);
+  },
+
   async 'a clock that is days ahead is told'() {
     const world = new World(12);
     const room = join(world, { clock: { ahead_ms: 2 * DAY_MS } });

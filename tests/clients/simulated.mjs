@@ -108,13 +108,15 @@ class Socket {
   }
 
   send(text) {
-    if (this.readyState === 0) throw new Error("a send before the socket is open");
+    if (this.readyState === 0) throw new Error('a send before the socket is open');
     // What a browser does with a socket that is closing or closed.
     if (this.readyState === 1) this.up.send({ text });
   }
 
   close(code) {
     if (this.readyState >= 2) return;
+    // A browser would show its URL, with the token, in the console.
+    if (this.readyState === 0) throw new Error('closed while it opens');
     this.readyState = 2;
     this.up.send({ closes: code });
   }
@@ -137,27 +139,27 @@ export class NaiveServer {
   constructor(world) {
     this.world = world;
     this.is_up = true;
-    this.tokens = new Set(["good"]);
+    this.tokens = new Set(['good']);
     this.state = new Map();
     this.sockets = new Set();
     this.heard = [];
   }
 
   answer(url, headers) {
-    if (!this.is_up) throw new TypeError("connection refused");
-    return { status: this.tokens.has(headers.Authorization.slice("Bearer ".length)) ? 200 : 401 };
+    if (!this.is_up) throw new TypeError('connection refused');
+    return { status: this.tokens.has(headers.Authorization.slice('Bearer '.length)) ? 200 : 401 };
   }
 
   receive(socket, { opens, text, closes }) {
     if (opens) return this.open(socket);
     if (!this.sockets.has(socket)) return;
-    if (closes) return this.close(socket, closes, "");
+    if (closes) return this.close(socket, closes, '');
     this.heard.push(text);
     this.apply(socket, text);
   }
 
   open(socket) {
-    if (!this.is_up || !this.tokens.has(socket.url.searchParams.get("token"))) return this.drop(socket);
+    if (!this.is_up || !this.tokens.has(socket.url.searchParams.get('token'))) return this.drop(socket);
     this.sockets.add(socket);
     socket.down.send({ opens: true });
     const entries = [...this.state].map(([key, { text }]) => `${JSON.stringify(key)}:${text}`);
@@ -167,7 +169,7 @@ export class NaiveServer {
   apply(socket, text) {
     const { key, value, timestamp } = JSON.parse(text).payload;
     const ahead_ms = timestamp / 1000 - 1_700_000_000_000 - this.world.now_ms;
-    if (value === "bad" || ahead_ms > 24 * 3600 * 1000) {
+    if (value === 'bad' || ahead_ms > 24 * 3600 * 1000) {
       return socket.down.send({ text: '{"type":"error","payload":{"code":400,"message":"payload.value is bad"}}' });
     }
     const op = { text: JSON.stringify(value), timestamp };
@@ -211,7 +213,7 @@ export class NaiveServer {
     this.sockets.delete(socket);
     socket.up.cut();
     if (this.world.random() < 0.5) socket.down.cut();
-    socket.down.send({ closes: { code: 1006, reason: "", wasClean: false } });
+    socket.down.send({ closes: { code: 1006, reason: '', wasClean: false } });
   }
 
   kill() {
