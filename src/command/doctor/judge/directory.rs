@@ -20,7 +20,7 @@ const REMOTE: [&str; 9] = [
     "fuse",
 ];
 /// A sync promises nothing with these.
-const LYING_OPTIONS: [&str; 4] = ["nobarrier", "barrier=0", "nolog", "norecovery"];
+const LYING_OPTIONS: [&str; 2] = ["nobarrier", "barrier=0"];
 /// No disk that keeps what it has taken is faster than this.
 const SYNC_BELIEVED_US: u64 = 10;
 /// A median over this is felt in every op of a light load.

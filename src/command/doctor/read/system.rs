@@ -87,8 +87,8 @@ pub fn limits() -> Limits {
 }
 
 pub fn network(host: &Host, address: SocketAddr) -> Network {
-    let ports = |path: &str| host.text(path).unwrap_or_default();
-    let local = ports("proc/sys/net/ipv4/ip_local_port_range");
+    let text = |path: &str| host.text(path).unwrap_or_default();
+    let local = text("proc/sys/net/ipv4/ip_local_port_range");
     let mut local = local.split_whitespace().map(str::parse);
     Network {
         port: match bound_socket(address) {
@@ -97,11 +97,17 @@ pub fn network(host: &Host, address: SocketAddr) -> Network {
             Err(error) => Port::Refused(error.to_string()),
         },
         somaxconn: host.number("proc/sys/net/core/somaxconn"),
+        unsent_bytes_max: host.number("proc/sys/net/ipv4/tcp_notsent_lowat"),
+        // The least, the first and the most.
+        send_bytes_max: text("proc/sys/net/ipv4/tcp_wmem")
+            .split_whitespace()
+            .nth(2)
+            .and_then(|most| most.parse().ok()),
         local_ports: match (local.next(), local.next()) {
             (Some(Ok(first)), Some(Ok(last))) => Some((first, last)),
             _ => None,
         },
-        reserved_ports: port_list(&ports("proc/sys/net/ipv4/ip_local_reserved_ports")),
+        reserved_ports: port_list(&text("proc/sys/net/ipv4/ip_local_reserved_ports")),
     }
 }
 
