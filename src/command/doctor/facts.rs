@@ -1,4 +1,4 @@
-//! What is known of a host: plain data, read by [`super::read`] and judged by [`super::judge`].
+//! What is known of a host: plain data, read by `super::read` and judged by `super::judge`.
 //!
 //! None stands for what this host does not tell. The field names are those of `--json`.
 
