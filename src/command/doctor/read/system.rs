@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use io_uring::{Builder, IoUring};
 use rustix::process::{Resource, getrlimit};
+use rustix::system::uname;
 
 use super::host::Host;
 use crate::command::doctor::facts::{Kernel, Limits, Network, Port, Ring, RingFault};
@@ -28,7 +29,8 @@ pub fn kernel(host: &Host) -> Kernel {
     let capabilities = field("CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok());
     let has = |bit: u32| capabilities.is_some_and(|bits| bits >> bit & 1 == 1);
     Kernel {
-        release: host.text("proc/sys/kernel/osrelease").unwrap_or_default(),
+        // Not from /proc/sys, which a sandbox may not show (ProcSubset= of systemd).
+        release: uname().release().to_string_lossy().into_owned(),
         io_uring_disabled: host.number("proc/sys/kernel/io_uring_disabled"),
         has_seccomp_filter: field("Seccomp") == Some(SECCOMP_FILTER),
         is_administrator: has(ADMINISTRATOR),

@@ -28,7 +28,6 @@ fn host(files: &[(&str, &str)]) -> (TempDir, Host) {
 #[test]
 fn the_kernel_tells_of_its_filters_and_of_this_process() {
     let (_root, container) = host(&[
-        ("proc/sys/kernel/osrelease", "6.1.0"),
         ("proc/sys/kernel/io_uring_disabled", "2"),
         (
             "proc/self/status",
@@ -36,10 +35,8 @@ fn the_kernel_tells_of_its_filters_and_of_this_process() {
         ),
     ]);
     let kernel = system::kernel(&container);
-    assert_eq!(
-        (kernel.release.as_str(), kernel.io_uring_disabled),
-        ("6.1.0", Some(2))
-    );
+    assert_eq!(kernel.io_uring_disabled, Some(2));
+    assert!(kernel.release.contains('.'), "{kernel:?}");
     assert!(kernel.has_seccomp_filter && !kernel.is_administrator && !kernel.may_lock_memory);
     let (_root, root_user) = host(&[(
         "proc/self/status",
