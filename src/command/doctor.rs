@@ -1,6 +1,6 @@
 //! `etherply doctor`: reads the host, judges it, and tells what to change.
 //!
-//! Reading ([`read`]) knows no good or bad, judging ([`judge`]) touches nothing: what is said of a host can be tested without
+//! Reading (`read`) knows no good or bad, judging (`judge`) touches nothing: what is said of a host can be tested without
 //! that host.
 
 use serde::Serialize;

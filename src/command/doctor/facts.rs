@@ -1,4 +1,4 @@
-//! What is known of a host: plain data, read by [`super::read`] and judged by [`super::judge`].
+//! What is known of a host: plain data, read by `super::read` and judged by `super::judge`.
 //!
 //! None stands for what this host does not tell. The field names are those of `--json`.
 
@@ -82,6 +82,10 @@ pub struct Limits {
 pub struct Network {
     pub port: Port,
     pub somaxconn: Option<u64>,
+    /// What the kernel queues of a connection and has not sent (`tcp_notsent_lowat`).
+    pub unsent_bytes_max: Option<u64>,
+    /// What the send buffer of a connection grows to (`tcp_wmem`).
+    pub send_bytes_max: Option<u64>,
     /// The ports of outgoing connections.
     pub local_ports: Option<(u16, u16)>,
     /// Those of them that are left alone.

@@ -30,6 +30,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
         Some(network::open_files(limits, wanted)),
         Some(network::port(network, directory, wanted)),
         network::backlog(network),
+        network::send_queue(network),
         network::local_ports(network, wanted),
         Some(directory::folder(directory)),
         directory::file_system(directory),

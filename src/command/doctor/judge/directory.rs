@@ -20,7 +20,7 @@ const REMOTE: [&str; 9] = [
     "fuse",
 ];
 /// A sync promises nothing with these.
-const LYING_OPTIONS: [&str; 4] = ["nobarrier", "barrier=0", "nolog", "norecovery"];
+const LYING_OPTIONS: [&str; 2] = ["nobarrier", "barrier=0"];
 /// No disk that keeps what it has taken is faster than this.
 const SYNC_BELIEVED_US: u64 = 10;
 /// A median over this is felt in every op of a light load.
@@ -155,6 +155,12 @@ pub fn sync(directory: &Directory, processor: &Processor) -> Option<Finding> {
         text::milliseconds(p99_us),
         text::milliseconds(max_us)
     );
+    // The kernel's threads that sync wait for a core, too.
+    let found = if processor.is_busy() {
+        found + ", while the cores are busy: measure again at rest"
+    } else {
+        found
+    };
     let in_memory = directory.mount.as_ref();
     let in_memory = in_memory.is_some_and(|mount| IN_MEMORY.contains(&mount.file_system.as_str()));
     Some(if in_memory {
@@ -166,22 +172,14 @@ pub fn sync(directory: &Directory, processor: &Processor) -> Option<Finding> {
             "something swallows it (a hypervisor's cache=unsafe, eatmydata, a mount without barriers): tuning/disk.md",
         )
     } else if p50_us > SYNC_SLOW_US || p99_us > SYNC_TAIL_US {
-        // A thread that has to wait for its core takes that time for the disk's.
-        let is_busy = processor.is_busy();
         let why = match directory.is_rotational {
-            _ if is_busy => ", while the cores are busy",
             Some(true) => ", on a device that says that it turns",
             _ => "",
-        };
-        let advice = if is_busy {
-            "measure again on a host at rest; tuning/disk.md tells what else it may be"
-        } else {
-            "tuning/disk.md tells what it may be; --durability interval does not wait for it"
         };
         Finding::warn(
             CHECK,
             format!("{found}{why}: with --durability always, each change is so long on its way"),
-            advice,
+            "tuning/disk.md tells what it may be; --durability interval does not wait for it",
         )
     } else {
         Finding::ok(CHECK, found)

@@ -90,6 +90,20 @@ pub fn backlog(network: &Network) -> Option<Finding> {
     })
 }
 
+pub fn send_queue(network: &Network) -> Option<Finding> {
+    let (unsent, most) = (network.unsent_bytes_max?, network.send_bytes_max?);
+    let found = if unsent < most {
+        format!("{} unsent at most for each client", text::bytes(unsent))
+    } else {
+        // How much of that is too much depends on the clients.
+        format!(
+            "a client that stalls holds up to {} of kernel memory; net.ipv4.tcp_notsent_lowat bounds it: tuning/sysctl.conf",
+            text::bytes(most)
+        )
+    };
+    Some(Finding::ok("send queue", found))
+}
+
 pub fn local_ports(network: &Network, wanted: &Wanted) -> Option<Finding> {
     const CHECK: &str = "local ports";
     let (first, last) = network.local_ports?;

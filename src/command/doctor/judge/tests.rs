@@ -44,6 +44,8 @@ fn good() -> Facts {
         network: Network {
             port: Port::Free,
             somaxconn: Some(4096),
+            unsent_bytes_max: Some(u64::from(u32::MAX)),
+            send_bytes_max: Some(4 * MIB),
             local_ports: Some((32768, 60999)),
             reserved_ports: Vec::new(),
         },
@@ -144,6 +146,7 @@ fn a_host_that_tells_nothing_of_itself_is_not_blamed() {
     let mut facts = good();
     facts.kernel.clock_source = None;
     facts.network.somaxconn = None;
+    facts.network.send_bytes_max = None;
     facts.network.local_ports = None;
     facts.directory.mount = None;
     facts.directory.free_bytes = None;
@@ -159,6 +162,7 @@ fn a_host_that_tells_nothing_of_itself_is_not_blamed() {
     }
     for check in [
         "accept queue",
+        "send queue",
         "local ports",
         "file system",
         "memory",

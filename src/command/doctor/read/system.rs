@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use io_uring::{Builder, IoUring};
 use rustix::process::{Resource, getrlimit};
+use rustix::system::uname;
 
 use super::host::Host;
 use crate::command::doctor::facts::{Kernel, Limits, Network, Port, Ring, RingFault};
@@ -28,7 +29,8 @@ pub fn kernel(host: &Host) -> Kernel {
     let capabilities = field("CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok());
     let has = |bit: u32| capabilities.is_some_and(|bits| bits >> bit & 1 == 1);
     Kernel {
-        release: host.text("proc/sys/kernel/osrelease").unwrap_or_default(),
+        // Not from /proc/sys, which a sandbox may not show (ProcSubset= of systemd).
+        release: uname().release().to_string_lossy().into_owned(),
         io_uring_disabled: host.number("proc/sys/kernel/io_uring_disabled"),
         has_seccomp_filter: field("Seccomp") == Some(SECCOMP_FILTER),
         is_administrator: has(ADMINISTRATOR),
@@ -87,8 +89,8 @@ pub fn limits() -> Limits {
 }
 
 pub fn network(host: &Host, address: SocketAddr) -> Network {
-    let ports = |path: &str| host.text(path).unwrap_or_default();
-    let local = ports("proc/sys/net/ipv4/ip_local_port_range");
+    let text = |path: &str| host.text(path).unwrap_or_default();
+    let local = text("proc/sys/net/ipv4/ip_local_port_range");
     let mut local = local.split_whitespace().map(str::parse);
     Network {
         port: match bound_socket(address) {
@@ -97,11 +99,17 @@ pub fn network(host: &Host, address: SocketAddr) -> Network {
             Err(error) => Port::Refused(error.to_string()),
         },
         somaxconn: host.number("proc/sys/net/core/somaxconn"),
+        unsent_bytes_max: host.number("proc/sys/net/ipv4/tcp_notsent_lowat"),
+        // The least, the first and the most.
+        send_bytes_max: text("proc/sys/net/ipv4/tcp_wmem")
+            .split_whitespace()
+            .nth(2)
+            .and_then(|most| most.parse().ok()),
         local_ports: match (local.next(), local.next()) {
             (Some(Ok(first)), Some(Ok(last))) => Some((first, last)),
             _ => None,
         },
-        reserved_ports: port_list(&ports("proc/sys/net/ipv4/ip_local_reserved_ports")),
+        reserved_ports: port_list(&text("proc/sys/net/ipv4/ip_local_reserved_ports")),
     }
 }
 

@@ -28,7 +28,6 @@ fn host(files: &[(&str, &str)]) -> (TempDir, Host) {
 #[test]
 fn the_kernel_tells_of_its_filters_and_of_this_process() {
     let (_root, container) = host(&[
-        ("proc/sys/kernel/osrelease", "6.1.0"),
         ("proc/sys/kernel/io_uring_disabled", "2"),
         (
             "proc/self/status",
@@ -36,10 +35,8 @@ fn the_kernel_tells_of_its_filters_and_of_this_process() {
         ),
     ]);
     let kernel = system::kernel(&container);
-    assert_eq!(
-        (kernel.release.as_str(), kernel.io_uring_disabled),
-        ("6.1.0", Some(2))
-    );
+    assert_eq!(kernel.io_uring_disabled, Some(2));
+    assert!(kernel.release.contains('.'), "{kernel:?}");
     assert!(kernel.has_seccomp_filter && !kernel.is_administrator && !kernel.may_lock_memory);
     let (_root, root_user) = host(&[(
         "proc/self/status",
@@ -72,6 +69,8 @@ fn a_ring_s_errors_are_told_apart() {
 fn the_network_s_files_and_its_port() {
     let (_root, host) = host(&[
         ("proc/sys/net/core/somaxconn", "128"),
+        ("proc/sys/net/ipv4/tcp_notsent_lowat", "131072"),
+        ("proc/sys/net/ipv4/tcp_wmem", "4096\t16384\t4194304"),
         ("proc/sys/net/ipv4/ip_local_port_range", "1024\t65535"),
         (
             "proc/sys/net/ipv4/ip_local_reserved_ports",
@@ -86,6 +85,8 @@ fn the_network_s_files_and_its_port() {
         (network.somaxconn, network.local_ports),
         (Some(128), Some((1024, 65535)))
     );
+    let queue = (network.unsent_bytes_max, network.send_bytes_max);
+    assert_eq!(queue, (Some(131_072), Some(4_194_304)));
     assert_eq!(network.reserved_ports, [(8080, 8080), (9000, 9010)]);
     let free = system::network(&host, "127.0.0.1:0".parse().unwrap());
     assert_eq!(free.port, Port::Free);

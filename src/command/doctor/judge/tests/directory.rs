@@ -146,13 +146,20 @@ fn the_time_of_a_sync() {
                     f.processor.load_percent = Some(801);
                 },
                 Verdict::Warn,
-                &["the cores are busy", "at rest"],
+                &["the cores are busy", "at rest", "tuning/disk.md"],
+            ),
+            (
+                |f| f.processor.load_percent = Some(801),
+                Verdict::Ok,
+                &["p50 0.18 ms", "the cores are busy"],
             ),
         ],
     );
     let mut facts = good();
     facts.directory.sync = Some(times(3, 9));
     facts.directory.mount = Some(mount("tmpfs", &["rw"]));
+    let at_rest = finding(&good(), "fdatasync").found;
+    assert!(!at_rest.contains("busy"), "{at_rest}");
     assert_eq!(
         finding(&facts, "fdatasync").verdict,
         Verdict::Ok,

@@ -67,6 +67,16 @@ fn a_ring_that_works() {
 }
 
 #[test]
+fn before_linux_5_19_it_is_told_that_receives_poll_first() {
+    for (release, polls) in [("5.18.19", true), ("5.19.0", false), ("5.10.0", true)] {
+        let mut facts = good();
+        facts.kernel.release = release.into();
+        let found = finding(&facts, "io_uring").found;
+        assert_eq!(found.contains("poll first"), polls, "{release}: {found}");
+    }
+}
+
+#[test]
 fn who_has_forbidden_a_ring_is_told_apart() {
     fn forbid(facts: &mut Facts, disabled: Option<u32>, filter: bool, administrator: bool) {
         facts.ring.fault = Some(RingFault::Forbidden);
@@ -162,6 +172,11 @@ fn a_ring_that_cannot_be_set_up_fails() {
 fn locked_memory_matters_before_linux_5_12_alone() {
     let has_line = |facts: &Facts| judge(facts).iter().any(|one| one.check == "locked memory");
     assert!(!has_line(&good()), "a limit of 64 KiB is fine on Linux 6.1");
+    let mut first = good();
+    first.kernel.release = "5.12.0".into();
+    assert!(!has_line(&first));
+    first.kernel.release = "5.11.0".into();
+    assert!(has_line(&first));
     check_rows(
         "locked memory",
         &[
@@ -196,13 +211,17 @@ fn locked_memory_matters_before_linux_5_12_alone() {
 fn the_clock() {
     check_rows(
         "clock",
-        &[(
-            |f| {
-                f.kernel.clock_source = Some("acpi_pm".into());
-                f.kernel.clock_read_ns = 1_700;
-            },
-            Verdict::Warn,
-            &["acpi_pm", "1,700 ns", "tuning/cpu.md"],
-        )],
+        &[
+            (|f| f.kernel.clock_read_ns = 200, Verdict::Ok, &["200 ns"]),
+            (|f| f.kernel.clock_read_ns = 201, Verdict::Warn, &[]),
+            (
+                |f| {
+                    f.kernel.clock_source = Some("acpi_pm".into());
+                    f.kernel.clock_read_ns = 1_700;
+                },
+                Verdict::Warn,
+                &["acpi_pm", "1,700 ns", "tuning/cpu.md"],
+            ),
+        ],
     );
 }

@@ -95,6 +95,17 @@ fn the_queue_of_connections_and_the_ports_of_others() {
         )],
     );
     check_rows(
+        "send queue",
+        &[
+            (|_| {}, Verdict::Ok, &["4.0 MiB", "tuning/sysctl.conf"]),
+            (
+                |f| f.network.unsent_bytes_max = Some(128 * 1024),
+                Verdict::Ok,
+                &["128.0 KiB unsent"],
+            ),
+        ],
+    );
+    check_rows(
         "local ports",
         &[
             (|_| {}, Verdict::Ok, &["28,232 connections"]),
