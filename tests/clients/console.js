@@ -188,6 +188,7 @@ async function steps(step, server, browser) {
     await add(b, 'both', 'of b');
     await untilRow(a, 'both', '"of a"', 'you');
     await untilRow(b, 'both', '"of b"', 'you');
+    await until('what A is told', async () => /the next try comes in .* 2 edits wait/.test(await a.textContent('#told')), true);
   });
 
   await step('started again on the same port and data: what B wrote meanwhile arrives', async () => {
@@ -204,6 +205,8 @@ async function steps(step, server, browser) {
     }
     await untilRow(b, 'from a', '1', 'other');
     await untilRow(a, 'from b', '2', 'before');
+    // An init does not tell it: the page has asked.
+    await until('when it was written', () => a.locator('#rows tr', { hasText: 'from b' }).locator('td').nth(1).textContent().then((text) => /^\d/.test(text)), true);
     const told = (page) => page.locator('#events li', { hasText: 'both = ' }).first().textContent();
     await until('what A is told', async () => /both = "of b" won over yours: "of a" \(newer by \d/.test(await told(a)), true);
     assert.match(await told(b), /you.*both = "of b"$/);

@@ -37,9 +37,19 @@ function parseValue(text) {
 
 // ---- what happens ----
 
+/** What has not been drawn yet, oldest first. */
+const news = [];
+
 function tell(who, kind, ...parts) {
-  const item = make("li", {}, make("time", {}, timeOf(Date.now() * 1000)), make("span", { class: `by ${kind}` }, who), make("p", {}, ...parts));
-  at("events").prepend(item);
+  news.push({ told_us: Date.now() * 1000, who, kind, parts });
+  if (news.length > EVENTS_MAX) news.shift();
+  drawSoon();
+}
+
+function drawNews() {
+  for (const { told_us, who, kind, parts } of news.splice(0)) {
+    at("events").prepend(make("li", {}, make("time", {}, timeOf(told_us)), make("span", { class: `by ${kind}` }, who), make("p", {}, ...parts)));
+  }
   while (at("events").children.length > EVENTS_MAX) at("events").lastChild.remove();
 }
 
@@ -63,17 +73,25 @@ const entries = new Map();
 const changed = new Set();
 /** The keys that have a row, sorted. */
 let shown = [];
+let will_draw = false;
 
 function note({ key, value, timestamp, source }) {
   if (value === undefined) entries.get(key)?.row?.remove();
   if (value === undefined) entries.delete(key);
   else entries.set(key, { ...entries.get(key), value, timestamp, source });
-  if (changed.size === 0) requestAnimationFrame(draw);
   changed.add(key);
+  drawSoon();
 }
 
 /** At most once a frame, however many ops arrive. */
+function drawSoon() {
+  if (!will_draw) requestAnimationFrame(draw);
+  will_draw = true;
+}
+
 function draw() {
+  will_draw = false;
+  drawNews();
   for (const key of changed) {
     const entry = entries.get(key);
     if (!entry) shown = shown.filter((other) => other !== key);
@@ -188,12 +206,11 @@ function showState({ state, reason, retry_ms }) {
     if (item.dataset.state === state) item.setAttribute("aria-current", "step");
     else item.removeAttribute("aria-current");
   }
-  const waiting = ["", " 1 edit waits for it."][room?.pending ?? 0] ?? ` ${room.pending} edits wait for it.`;
+  const waiting = ["", " 1 edit waits."][room?.pending ?? 0] ?? ` ${room.pending} edits wait.`;
   if (state === "Synced") say(refusal, true);
   else if (retry_ms !== undefined) say(`${reason}; the next try comes in ${durationOf(retry_ms * 1000)}.${waiting}`);
   else if (reason) say(reason, state === "Error");
   if (state === "Synced") tell("server", "init", `sent the state: ${room.entries().length} keys`);
-  if (state === "Synced") learnTimestamps();
   if (state === "Error" || (state === "Disconnected" && told_state !== "Disconnected" && reason)) tell("server", "init", make("span", { class: "bad" }, `${state}: ${reason}`));
   if (state !== "Synced") at("round-trip").textContent = "–";
   if (state !== "Connecting") told_state = state;
@@ -206,11 +223,11 @@ function setLive(is_live) {
 }
 
 /** An init has no timestamps; this answer has. */
-async function learnTimestamps() {
+async function learnTimestamps({ workspace, token }) {
   const asked = room;
-  const url = `/v1/workspaces/${encodeURIComponent(at("workspace").value)}`;
+  const url = `/v1/workspaces/${encodeURIComponent(workspace)}`;
   try {
-    const answer = await fetch(url, { headers: { Authorization: `Bearer ${at("token").value}` }, cache: "no-store" });
+    const answer = await fetch(url, { headers: { Authorization: `Bearer ${token}` }, cache: "no-store" });
     if (!answer.ok) return;
     const { data, timestamps } = await answer.json();
     if (room !== asked) return;
@@ -232,6 +249,7 @@ function leave() {
   entries.clear();
   shown = [];
   changed.clear();
+  news.length = 0;
   at("rows").replaceChildren();
   at("events").replaceChildren();
   draw();
@@ -239,14 +257,17 @@ function leave() {
 
 function join() {
   leave();
-  const workspace = at("workspace").value;
+  const [workspace, token] = [at("workspace").value, at("token").value.trim()];
   // The workspace is in the address, so that it can be opened again; the token never is.
   history.replaceState(null, "", `#${encodeURIComponent(workspace)}`);
   document.title = `${workspace} · EtherPly`;
   at("twin").href = `#${encodeURIComponent(workspace)}`;
-  const joined = (room = connect({ workspace, token: at("token").value.trim() }));
+  const joined = (room = connect({ workspace, token }));
   const whileJoined = (handle) => (event) => room === joined && handle(event);
-  room.on("state", whileJoined(showState));
+  room.on("state", whileJoined((event) => {
+    showState(event);
+    if (event.state === "Synced") learnTimestamps({ workspace, token });
+  }));
   room.on("error", whileJoined(({ code: number, message }) => {
     tell("server", "init", make("span", { class: "bad" }, `refused (${number}): ${message}`));
     refusal = message;
@@ -352,9 +373,17 @@ async function poll() {
 
 // ---- the start ----
 
+function workspaceInAddress() {
+  try {
+    return decodeURIComponent(location.hash.slice(1));
+  } catch {
+    return "";
+  }
+}
+
 async function start() {
   const session = await fetch("/console/session.json", { cache: "no-store" }).then((answer) => answer.json(), () => ({}));
-  at("workspace").value = decodeURIComponent(location.hash.slice(1)) || session.workspace || "demo";
+  at("workspace").value = workspaceInAddress() || session.workspace || "demo";
   at("token").value = session.token ?? "";
   at("snippet").textContent = `import { connect } from "${location.origin}/client.mjs";
 
