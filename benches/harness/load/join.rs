@@ -1,0 +1,112 @@
+//! How a client comes into a room: connect, upgrade, first message. It blocks, since nothing is measured yet.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use tungstenite::handshake::derive_accept_key;
+use tungstenite::protocol::frame::FrameHeader;
+
+use super::Failure;
+
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where a server is, and what lets a client in.
+#[derive(Clone)]
+pub struct Door {
+    pub address: SocketAddr,
+    pub token: String,
+}
+
+impl Door {
+    /// Joins a workspace; gives the connection and the text of the first message.
+    pub fn join(&self, workspace: &str) -> Result<(TcpStream, String), Failure> {
+        let joined = self.try_join(workspace);
+        joined.map_err(|error| Failure::Join {
+            workspace: workspace.to_owned(),
+            error,
+        })
+    }
+
+    fn try_join(&self, workspace: &str) -> io::Result<(TcpStream, String)> {
+        let mut stream = TcpStream::connect(self.address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let Self { address, token } = self;
+        let head = format!(
+            "GET /v1/sync/{workspace}?token={token} HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\n\
+             Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes())?;
+        let mut seen = Vec::new();
+        let body = read_until(&mut stream, &mut seen, upgraded)?;
+        seen.drain(..body);
+        let end = read_until(&mut stream, &mut seen, first_frame)?;
+        if seen.len() > end {
+            return Err(io::Error::other(
+                "something came after the first message, before any op",
+            ));
+        }
+        let payload = seen.split_off(end - payload_bytes(&seen)?);
+        let text = String::from_utf8(payload).map_err(io::Error::other)?;
+        stream.set_read_timeout(None)?;
+        Ok((stream, text))
+    }
+}
+
+/// Reads until `end_of` finds the end of what is read for.
+fn read_until(
+    stream: &mut TcpStream,
+    seen: &mut Vec<u8>,
+    end_of: fn(&[u8]) -> io::Result<Option<usize>>,
+) -> io::Result<usize> {
+    loop {
+        if let Some(end) = end_of(seen)? {
+            return Ok(end);
+        }
+        let mut piece = [0; 16 * 1024];
+        let count = stream.read(&mut piece)?;
+        if count == 0 {
+            let seen = String::from_utf8_lossy(seen);
+            let message = format!("the server closed the connection; it had said {seen:?}");
+            return Err(io::Error::other(message));
+        }
+        seen.extend_from_slice(&piece[..count]);
+    }
+}
+
+/// The end of the answer to the upgrade.
+fn upgraded(seen: &[u8]) -> io::Result<Option<usize>> {
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut response = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(end) = response.parse(seen).map_err(io::Error::other)? else {
+        return Ok(None);
+    };
+    let accept = derive_accept_key(KEY.as_bytes());
+    let accepts = response.headers.iter().any(|header| {
+        header.name.eq_ignore_ascii_case("sec-websocket-accept")
+            && header.value == accept.as_bytes()
+    });
+    if response.code != Some(101) || !accepts {
+        let told = String::from_utf8_lossy(seen);
+        return Err(io::Error::other(format!("no upgrade: {told}")));
+    }
+    Ok(Some(end))
+}
+
+/// The end of the first frame.
+fn first_frame(seen: &[u8]) -> io::Result<Option<usize>> {
+    let mut reader = io::Cursor::new(seen);
+    let Some((_, bytes)) = FrameHeader::parse(&mut reader).map_err(io::Error::other)? else {
+        return Ok(None);
+    };
+    let end = usize::try_from(reader.position() + bytes).map_err(io::Error::other)?;
+    Ok((seen.len() >= end).then_some(end))
+}
+
+fn payload_bytes(frame: &[u8]) -> io::Result<usize> {
+    let header = FrameHeader::parse(&mut io::Cursor::new(frame)).map_err(io::Error::other)?;
+    let (_, bytes) = header.ok_or_else(|| io::Error::other("no frame"))?;
+    usize::try_from(bytes).map_err(io::Error::other)
+}

@@ -1,0 +1,118 @@
+//! What the scenarios share that put a load on a server and count deliveries.
+
+use crate::contestant::Contestant;
+use crate::figures::{Figure, Numbers};
+use crate::house::{House, LATE};
+use crate::load::pace::Pace;
+use crate::load::{self, Outcome, Plan};
+
+pub const CPU_PER_DELIVERY: Figure = Figure {
+    id: "cpu_us_per_delivery",
+    title: "server CPU, µs/delivery",
+    decimals: 2,
+};
+pub const CPU_PER_OP: Figure = Figure {
+    id: "cpu_us_per_op",
+    title: "server CPU, µs/op",
+    decimals: 2,
+};
+pub const DELIVERIES: Figure = Figure {
+    id: "deliveries_per_s",
+    title: "deliveries/s",
+    decimals: 0,
+};
+pub const OPS: Figure = Figure {
+    id: "ops_per_s",
+    title: "ops/s",
+    decimals: 0,
+};
+pub const OPS_PER_CPU: Figure = Figure {
+    id: "ops_per_cpu_s",
+    title: "ops/s of server CPU",
+    decimals: 0,
+};
+pub const P50: Figure = Figure {
+    id: "p50_us",
+    title: "p50, µs",
+    decimals: 0,
+};
+pub const P99: Figure = Figure {
+    id: "p99_us",
+    title: "p99, µs",
+    decimals: 0,
+};
+pub const MAX: Figure = Figure {
+    id: "max_us",
+    title: "max, µs",
+    decimals: 0,
+};
+pub const RESIDENT: Figure = Figure {
+    id: "resident_mb",
+    title: "resident, MB",
+    decimals: 1,
+};
+/// The share of its core that the load generator used.
+pub const OWN_SHARE: Figure = Figure {
+    id: "load_generator_percent",
+    title: "load generator, % of its core",
+    decimals: 0,
+};
+
+/// The shape of a load.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    pub title: &'static str,
+    pub rooms: u32,
+    /// In each room, beside its one sender.
+    pub receivers: u32,
+    pub pace: Pace,
+}
+
+/// Starts a server, puts it under the load, and gives all the figures above.
+pub fn measure(shape: &Shape, contestant: &Contestant, house: &House) -> Result<Numbers, String> {
+    let server = contestant.start(house).map_err(|error| error.to_string())?;
+    let plan = Plan {
+        rooms: shape.rooms,
+        receivers: shape.receivers,
+        pace: shape.pace,
+        order: contestant.order(),
+        has_state: contestant.has_state(),
+        warm_up: house.warm_up,
+        measured: house.measured,
+        late: LATE,
+    };
+    let process = server.process.as_ref();
+    let outcome = load::run(&server.door, &plan, &mut || {
+        process.and_then(crate::process::Process::cpu_s)
+    });
+    let outcome = outcome.map_err(|failure| {
+        let words = process.map(crate::process::Process::last_words);
+        format!("{failure}\n{}", words.unwrap_or_default())
+    })?;
+    let mut numbers = numbers_of(&outcome);
+    if let Some(bytes) = process.and_then(crate::process::Process::resident_bytes) {
+        numbers.insert(RESIDENT.id, bytes / 1e6);
+    }
+    Ok(numbers)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+pub fn numbers_of(outcome: &Outcome) -> Numbers {
+    let latencies = &outcome.latencies_ns;
+    let us = |nanoseconds: u64| nanoseconds as f64 / 1e3;
+    let (deliveries, ops) = (outcome.deliveries as f64, outcome.ops as f64);
+    let mut numbers = Numbers::from([
+        (DELIVERIES.id, deliveries / outcome.seconds),
+        (OPS.id, ops / outcome.seconds),
+        (P50.id, us(latencies.value_at_quantile(0.5))),
+        (P99.id, us(latencies.value_at_quantile(0.99))),
+        (MAX.id, us(latencies.max())),
+        (OWN_SHARE.id, outcome.own_share * 100.0),
+    ]);
+    if let Some(cpu_s) = outcome.server_cpu_s {
+        numbers.insert(CPU_PER_DELIVERY.id, cpu_s * 1e6 / deliveries);
+        numbers.insert(CPU_PER_OP.id, cpu_s * 1e6 / ops);
+        numbers.insert(OPS_PER_CPU.id, ops / cpu_s);
+    }
+    numbers
+}
