@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use etherply::wire::auth::{Secret, mint};
 
@@ -111,6 +111,7 @@ impl Contestant {
                     door: Door {
                         address: *address,
                         token: house.token.clone().unwrap_or_else(token),
+                        prefix: format!("harness-{}-", unix().as_nanos()),
                     },
                 });
             }
@@ -138,6 +139,7 @@ impl Contestant {
         let door = Door {
             address: process.address,
             token: token(),
+            prefix: String::new(),
         };
         Ok(Server {
             process: Some(process),
@@ -148,7 +150,10 @@ impl Contestant {
 
 fn token() -> String {
     let secret = Secret::new(SECRET.into()).expect("it is not empty");
+    mint(&secret, "harness", unix().as_secs(), None)
+}
+
+fn unix() -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.expect("the clock is past 1970");
-    mint(&secret, "harness", now.as_secs(), None)
+    now.expect("the clock is past 1970")
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::contestant::Contestant;
 use crate::cores::{Cores, Halves};
+use crate::peers;
 
 /// Measures the server beside its peers: `cargo bench --bench harness -- [SCENARIO …] [flags]`
 #[derive(Debug, Parser)]
@@ -32,7 +33,7 @@ pub struct Settings {
     #[arg(long, value_name = "TEXT")]
     pub only: Option<String>,
     /// The peers beside the server; none: --peers ''
-    #[arg(long, value_delimiter = ',', default_value = "floor,axum")]
+    #[arg(long, value_delimiter = ',', default_values_t = peers::NAMES.map(String::from))]
     pub peers: Vec<String>,
     /// The durability modes of the server
     #[arg(long, value_delimiter = ',', default_value = "none,always")]
@@ -95,10 +96,10 @@ impl House {
             .map_err(|error| format!("--load-cores {}: {error}", cores.load))?;
         raise_open_files();
         let quick = settings.quick;
-        let seconds = settings.seconds.unwrap_or(if quick { 0.8 } else { 5.0 });
+        let seconds = settings.seconds.unwrap_or(if quick { 0.6 } else { 5.0 });
         let measured =
             Duration::try_from_secs_f64(seconds).map_err(|error| format!("--seconds: {error}"))?;
-        let warm_up = Duration::from_millis(if quick { 300 } else { 1000 });
+        let warm_up = Duration::from_millis(if quick { 200 } else { 1000 });
         Ok(Self {
             cores,
             folder: settings.folder.clone(),
