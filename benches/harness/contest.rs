@@ -61,7 +61,8 @@ pub fn run(
 ) -> Result<Rounds, String> {
     let count = case.contestants.len();
     let mut rounds: Rounds = vec![Vec::new(); count];
-    for round in 0..house.rounds {
+    let rounds_count = scenario.rounds(house);
+    for round in 0..rounds_count {
         for step in 0..count {
             let place = (step + round as usize) % count;
             let contestant = &case.contestants[place];
@@ -70,7 +71,7 @@ pub fn run(
                 scenario.name(),
                 case.title,
                 round + 1,
-                house.rounds,
+                rounds_count,
                 contestant.name
             );
             progress.begin(what.clone());

@@ -24,7 +24,6 @@ mod cores;
 mod figures;
 mod house;
 mod load;
-#[allow(dead_code, unused_imports, reason = "a scenario may use more of them")]
 #[path = "../peers/mod.rs"]
 mod peers;
 mod picture;
@@ -88,9 +87,13 @@ fn run(settings: &Settings) -> Result<(), String> {
         .into_iter()
         .map(|scenario| (scenario, cases(scenario)))
         .collect();
-    let all = planned.iter().flat_map(|(_, cases)| cases);
-    let measurements: usize = all.map(|case| case.contestants.len()).sum();
-    let progress = Progress::new(measurements * house.rounds as usize);
+    let all = planned.iter().flat_map(|(scenario, cases)| {
+        let rounds = scenario.rounds(&house) as usize;
+        cases
+            .iter()
+            .map(move |case| case.contestants.len() * rounds)
+    });
+    let progress = Progress::new(all.sum());
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let stamp = now.expect("the clock is past 1970").as_secs();
     let mut record = Record {

@@ -16,7 +16,8 @@ pub struct Process {
     child: Child,
     pub address: SocketAddr,
     stderr: PathBuf,
-    _folder: TempDir,
+    /// `None`: it was taken, for the next.
+    folder: Option<TempDir>,
 }
 
 /// What it says first.
@@ -44,7 +45,7 @@ impl Process {
                 child,
                 address,
                 stderr,
-                _folder: folder,
+                folder: Some(folder),
             });
         }
         // It may have ended by itself.
@@ -52,6 +53,11 @@ impl Process {
         let _ = child.wait();
         let told = last_lines(&stderr);
         Err(io::Error::other(format!("it did not start: {line}{told}")))
+    }
+
+    /// Kills it and gives its folder, in which another may be started.
+    pub fn stop(mut self) -> TempDir {
+        self.folder.take().expect("it was not stopped before")
     }
 
     /// The last lines that it wrote to stderr.

@@ -94,8 +94,7 @@ impl Book {
             nothing: Window::empty(),
             answer: Vec::new(),
             timed_ns: 0..u64::MAX,
-            latencies_ns: Histogram::new_with_max(600_000_000_000, 3)
-                .expect("the bounds are legal"),
+            latencies_ns: histogram(),
             deliveries: 0,
             ops: 0,
             done_rooms: Vec::new(),
@@ -103,13 +102,10 @@ impl Book {
         }
     }
 
-    /// Only the latencies of ops count that are due in this time.
-    pub fn time_only(&mut self, timed_ns: Range<u64>) {
+    /// Only the latencies of ops count that are due in this time. Gives those that have counted until now.
+    pub fn time_only(&mut self, timed_ns: Range<u64>) -> Histogram<u64> {
         self.timed_ns = timed_ns;
-    }
-
-    pub fn latencies_ns(&self) -> &Histogram<u64> {
-        &self.latencies_ns
+        std::mem::replace(&mut self.latencies_ns, histogram())
     }
 
     pub fn deliveries(&self) -> u64 {
@@ -271,6 +267,11 @@ impl Book {
         });
         fields.collect()
     }
+}
+
+/// Of nanoseconds up to ten minutes.
+pub fn histogram() -> Histogram<u64> {
+    Histogram::new_with_max(600_000_000_000, 3).expect("the bounds are legal")
 }
 
 fn slot(number: u64, kept_ops: usize) -> usize {

@@ -8,10 +8,12 @@ use thiserror::Error;
 
 pub mod book;
 pub mod check;
+pub mod crowd;
 pub mod join;
 pub mod op;
 pub mod pace;
 pub mod ring;
+pub mod state;
 
 use book::{Book, Clock};
 use check::Wrong;
@@ -59,7 +61,7 @@ impl Plan {
 }
 
 /// What a load came to, in the time that was measured.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Outcome {
     pub seconds: f64,
     pub deliveries: u64,
@@ -137,20 +139,50 @@ pub fn run(
     plan: &Plan,
     server_cpu_s: &mut dyn FnMut() -> Option<f64>,
 ) -> Result<Outcome, Failure> {
+    let mut outcomes = run_in_parts(door, plan, 1, server_cpu_s)?;
+    Ok(outcomes.remove(0))
+}
+
+/// The same, with an outcome for each of so many parts of the time.
+pub fn run_in_parts(
+    door: &Door,
+    plan: &Plan,
+    parts: u32,
+    server_cpu_s: &mut dyn FnMut() -> Option<f64>,
+) -> Result<Vec<Outcome>, Failure> {
     let mut load = Load::join(door, plan)?;
-    let (begin, end) = load.measure(server_cpu_s)?;
+    let outcomes = load.measure(parts, server_cpu_s)?;
     load.finish()?;
-    let seconds = Duration::from_nanos(end.at_ns - begin.at_ns).as_secs_f64();
-    let cpu = begin.server_cpu_s.zip(end.server_cpu_s);
-    let own_cpu = Duration::from_nanos(end.own_cpu_ns - begin.own_cpu_ns);
-    Ok(Outcome {
-        seconds,
-        deliveries: end.deliveries - begin.deliveries,
-        ops: end.ops - begin.ops,
-        server_cpu_s: cpu.map(|(begin, end)| end - begin),
-        own_share: own_cpu.as_secs_f64() / seconds,
-        latencies_ns: load.book.latencies_ns().clone(),
-    })
+    Ok(outcomes)
+}
+
+impl Outcome {
+    /// Takes what came in another time.
+    pub fn add(&mut self, other: &Self) {
+        let cpu = self.server_cpu_s.zip(other.server_cpu_s);
+        self.server_cpu_s = cpu.map(|(one, other)| one + other);
+        let own_s = self.own_share * self.seconds + other.own_share * other.seconds;
+        self.seconds += other.seconds;
+        self.own_share = own_s / self.seconds;
+        self.deliveries += other.deliveries;
+        self.ops += other.ops;
+        let added = self.latencies_ns.add(&other.latencies_ns);
+        added.expect("the histograms are alike");
+    }
+
+    fn between(begin: &Mark, end: &Mark, latencies_ns: Histogram<u64>) -> Self {
+        let seconds = Duration::from_nanos(end.at_ns - begin.at_ns).as_secs_f64();
+        let cpu = begin.server_cpu_s.zip(end.server_cpu_s);
+        let own_cpu = Duration::from_nanos(end.own_cpu_ns - begin.own_cpu_ns);
+        Self {
+            seconds,
+            deliveries: end.deliveries - begin.deliveries,
+            ops: end.ops - begin.ops,
+            server_cpu_s: cpu.map(|(begin, end)| end - begin),
+            own_share: own_cpu.as_secs_f64() / seconds,
+            latencies_ns,
+        }
+    }
 }
 
 impl Load {
@@ -184,15 +216,15 @@ impl Load {
         })
     }
 
-    /// Warms up, then measures.
+    /// Warms up, then measures so many parts, one behind the other.
     fn measure(
         &mut self,
+        parts: u32,
         server_cpu_s: &mut dyn FnMut() -> Option<f64>,
-    ) -> Result<(Mark, Mark), Failure> {
+    ) -> Result<Vec<Outcome>, Failure> {
         let start_ns = self.clock.now_ns();
         let begin_ns = start_ns + whole_ns(self.plan.warm_up);
-        let end_ns = begin_ns + whole_ns(self.plan.measured);
-        self.book.time_only(begin_ns..end_ns);
+        let part_ns = whole_ns(self.plan.measured) / u64::from(parts);
         let schedule = match self.plan.pace {
             Pace::Open { ops_per_s } => Some(Schedule {
                 start_ns,
@@ -205,11 +237,19 @@ impl Load {
                 None
             }
         };
+        self.book.time_only(begin_ns..begin_ns + part_ns);
         self.keep_pace(schedule, begin_ns)?;
-        let begin = self.mark(server_cpu_s);
-        self.keep_pace(schedule, end_ns)?;
-        let end = self.mark(server_cpu_s);
-        Ok((begin, end))
+        let mut begin = self.mark(server_cpu_s);
+        let mut outcomes = Vec::new();
+        for part in 1..=u64::from(parts) {
+            let end_ns = begin_ns + part * part_ns;
+            self.keep_pace(schedule, end_ns)?;
+            let end = self.mark(server_cpu_s);
+            let latencies_ns = self.book.time_only(end_ns..end_ns + part_ns);
+            outcomes.push(Outcome::between(&begin, &end, latencies_ns));
+            begin = end;
+        }
+        Ok(outcomes)
     }
 
     fn mark(&self, server_cpu_s: &mut dyn FnMut() -> Option<f64>) -> Mark {
@@ -337,13 +377,14 @@ fn ops_within(ops_per_s: f64, time: Duration) -> usize {
     (ops_per_s * time.as_secs_f64()).ceil() as usize
 }
 
-fn is_init(text: &str, data: &serde_json::Map<String, serde_json::Value>) -> bool {
+/// Whether a first message shows this state.
+pub fn is_init(text: &str, data: &serde_json::Map<String, serde_json::Value>) -> bool {
     let init: Result<serde_json::Value, _> = serde_json::from_str(text);
     init.is_ok_and(|init| init["type"] == "init" && init["data"].as_object() == Some(data))
 }
 
 /// The CPU time of this thread.
-fn own_cpu_ns() -> u64 {
+pub fn own_cpu_ns() -> u64 {
     let told = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let first = told.split(' ').next();
     first.and_then(|number| number.parse().ok()).unwrap_or(0)

@@ -1,11 +1,10 @@
 //! What the scenarios share that put a load on a server and count deliveries.
 
-use crate::contestant::Contestant;
+use crate::contestant::{Contestant, Server};
 use crate::figures::{Figure, Numbers};
 use crate::house::{House, LATE};
 use crate::load::pace::Pace;
 use crate::load::{self, Outcome, Plan};
-use crate::process::Process;
 
 pub const CPU_PER_DELIVERY: Figure = Figure {
     id: "cpu_us_per_delivery",
@@ -82,7 +81,28 @@ pub struct Shape {
 /// Starts a server, puts it under the load, and gives all the figures above.
 pub fn measure(shape: &Shape, contestant: &Contestant, house: &House) -> Result<Numbers, String> {
     let server = contestant.start(house).map_err(|error| error.to_string())?;
-    let plan = Plan {
+    measure_server(shape, contestant, &server, house)
+}
+
+/// The same with a server that runs, in whose rooms nothing was said yet.
+pub fn measure_server(
+    shape: &Shape,
+    contestant: &Contestant,
+    server: &Server,
+    house: &House,
+) -> Result<Numbers, String> {
+    let plan = plan(shape, contestant, house);
+    let outcome = load::run(&server.door, &plan, &mut || server.cpu_s());
+    let outcome = outcome.map_err(|failure| server.blamed(failure))?;
+    let mut numbers = numbers_of(&outcome);
+    if let Some(bytes) = server.resident_bytes() {
+        numbers.insert(RESIDENT.id, bytes / 1e6);
+    }
+    Ok(numbers)
+}
+
+pub fn plan(shape: &Shape, contestant: &Contestant, house: &House) -> Plan {
+    Plan {
         rooms: shape.rooms,
         receivers: shape.receivers,
         pace: shape.pace,
@@ -91,18 +111,7 @@ pub fn measure(shape: &Shape, contestant: &Contestant, house: &House) -> Result<
         warm_up: house.warm_up,
         measured: house.measured,
         late: LATE,
-    };
-    let process = server.process.as_ref();
-    let outcome = load::run(&server.door, &plan, &mut || process.map(Process::cpu_s));
-    let outcome = outcome.map_err(|failure| {
-        let words = process.map(Process::last_words);
-        format!("{failure}\n{}", words.unwrap_or_default())
-    })?;
-    let mut numbers = numbers_of(&outcome);
-    if let Some(process) = process {
-        numbers.insert(RESIDENT.id, process.resident_bytes() / 1e6);
     }
-    Ok(numbers)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
