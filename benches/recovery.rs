@@ -27,15 +27,14 @@ use etherply::log::directory::DataDirectory;
 
 #[path = "recovery/contest.rs"]
 mod contest;
-#[path = "support/process.rs"]
-mod process;
-#[path = "support/resp.rs"]
-mod resp;
+#[path = "support/mod.rs"]
+mod support;
 #[path = "recovery/workload.rs"]
 mod workload;
 
 use contest::{Etherply, Redis, Run};
-use process::{Memory, cpu_s, memory_bytes};
+use support::process::{Memory, cpu_s, memory_bytes};
+use support::resp;
 use workload::{Shape, Workload};
 
 #[derive(Parser)]

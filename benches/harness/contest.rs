@@ -51,7 +51,8 @@ impl Drop for Progress {
     }
 }
 
-/// Measures everybody in all rounds. The first failure ends it.
+/// Measures everybody in all rounds. A failure of the server ends it. That of a peer is told, and the round has no
+/// numbers of it: a peer may be too slow for a load, which says something about the peer alone.
 pub fn run(
     scenario: &dyn Scenario,
     case: &Case,
@@ -60,7 +61,8 @@ pub fn run(
 ) -> Result<Rounds, String> {
     let count = case.contestants.len();
     let mut rounds: Rounds = vec![Vec::new(); count];
-    for round in 0..house.rounds {
+    let rounds_count = scenario.rounds(house);
+    for round in 0..rounds_count {
         for step in 0..count {
             let place = (step + round as usize) % count;
             let contestant = &case.contestants[place];
@@ -69,12 +71,19 @@ pub fn run(
                 scenario.name(),
                 case.title,
                 round + 1,
-                house.rounds,
+                rounds_count,
                 contestant.name
             );
             progress.begin(what.clone());
             let numbers = scenario.measure(case, contestant, house);
-            rounds[place].push(numbers.map_err(|failure| format!("{what}\n{failure}"))?);
+            rounds[place].push(match numbers {
+                Ok(numbers) => numbers,
+                Err(failure) if contestant.is_peer() => {
+                    progress.print(&format!("\n{what}: FAILED: {}", failure.trim_end()));
+                    Numbers::new()
+                }
+                Err(failure) => return Err(format!("{what}\n{failure}")),
+            });
             progress.bar.inc(1);
         }
     }

@@ -2,10 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use etherply::wire::auth::{Secret, mint};
+use tempfile::TempDir;
 
 use crate::house::House;
 use crate::load::join::Door;
@@ -39,6 +41,24 @@ pub struct Server {
     /// `None`: it is elsewhere.
     pub process: Option<Process>,
     pub door: Door,
+}
+
+impl Server {
+    /// The CPU time that it has used, where that can be read.
+    pub fn cpu_s(&self) -> Option<f64> {
+        Some(self.process.as_ref()?.cpu_s())
+    }
+
+    /// Its resident memory, where that can be read.
+    pub fn resident_bytes(&self) -> Option<f64> {
+        Some(self.process.as_ref()?.resident_bytes())
+    }
+
+    /// A failure, and what it has said last.
+    pub fn blamed(&self, failure: impl std::fmt::Display) -> String {
+        let words = self.process.as_ref().map(Process::last_words);
+        format!("{failure}\n{}", words.unwrap_or_default())
+    }
 }
 
 impl Contestant {
@@ -101,19 +121,57 @@ impl Contestant {
 
     /// Starts it with an empty folder.
     pub fn start(&self, house: &House) -> io::Result<Server> {
+        self.start_with(house, &[])
+    }
+
+    /// The same, with more flags.
+    pub fn start_with(&self, house: &House, flags: &[String]) -> io::Result<Server> {
         let folder = tempfile::Builder::new()
             .prefix("etherply-harness-")
             .tempdir_in(&house.folder)?;
+        self.start_in(folder, house, flags)
+    }
+
+    /// Kills it and starts it again with what it has on disk.
+    pub fn restart(&self, server: Server, house: &House) -> io::Result<Server> {
+        match server.process {
+            Some(process) => self.start_in(process.stop(), house, &[]),
+            None => Err(io::Error::other("a server elsewhere cannot be restarted")),
+        }
+    }
+
+    fn start_in(&self, folder: TempDir, house: &House, flags: &[String]) -> io::Result<Server> {
+        let Some(mut command) = self.command(folder.path())? else {
+            let Kind::Elsewhere(address) = self.kind else {
+                return Err(io::Error::other("it serves nobody"));
+            };
+            let token = house.token.clone().unwrap_or_else(token);
+            return Ok(Server {
+                process: None,
+                door: Door {
+                    address,
+                    token,
+                    prefix: format!("harness-{}-", unix().as_nanos()),
+                },
+            });
+        };
+        command.args(flags);
+        let process = Process::start(command, folder, &house.cores)?;
+        let door = Door {
+            address: process.address,
+            token: token(),
+            prefix: String::new(),
+        };
+        Ok(Server {
+            process: Some(process),
+            door,
+        })
+    }
+
+    /// What starts it; `None`: it runs elsewhere.
+    fn command(&self, folder: &Path) -> io::Result<Option<Command>> {
         let command = match &self.kind {
-            Kind::Elsewhere(address) => {
-                return Ok(Server {
-                    process: None,
-                    door: Door {
-                        address: *address,
-                        token: house.token.clone().unwrap_or_else(token),
-                    },
-                });
-            }
+            Kind::Elsewhere(_) => return Ok(None),
             Kind::Etherply { durability, shards } => {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_etherply"));
                 command
@@ -121,7 +179,7 @@ impl Contestant {
                     .args(["--log-level", "warn", "--durability", durability])
                     .args(["--shards", &shards.to_string()])
                     .arg("--data-dir")
-                    .arg(folder.path().join("data"))
+                    .arg(folder.join("data"))
                     .env("ETHERPLY_JWT_SECRET", SECRET);
                 command
             }
@@ -129,26 +187,21 @@ impl Contestant {
                 let mut command = Command::new(std::env::current_exe()?);
                 command.args(["peer", name, "--port", "0"]);
                 if name == "axum" {
-                    command.arg("--log").arg(folder.path().join("log"));
+                    command.arg("--log").arg(folder.join("log"));
                 }
                 command
             }
         };
-        let process = Process::start(command, folder, &house.cores)?;
-        let door = Door {
-            address: process.address,
-            token: token(),
-        };
-        Ok(Server {
-            process: Some(process),
-            door,
-        })
+        Ok(Some(command))
     }
 }
 
 fn token() -> String {
     let secret = Secret::new(SECRET.into()).expect("it is not empty");
+    mint(&secret, "harness", unix().as_secs(), None)
+}
+
+fn unix() -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.expect("the clock is past 1970");
-    mint(&secret, "harness", now.as_secs(), None)
+    now.expect("the clock is past 1970")
 }

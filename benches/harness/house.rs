@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::contestant::Contestant;
 use crate::cores::{Cores, Halves};
+use crate::peers;
 
 /// Measures the server beside its peers: `cargo bench --bench harness -- [SCENARIO …] [flags]`
 #[derive(Debug, Parser)]
@@ -28,11 +29,14 @@ pub struct Settings {
     /// Every scenario once, in about a minute in all
     #[arg(long)]
     pub quick: bool,
+    /// How long the soak lasts [default: 5; seconds with --quick]
+    #[arg(long, value_name = "MINUTES")]
+    pub soak_minutes: Option<f64>,
     /// Only the loads whose title has this in it
     #[arg(long, value_name = "TEXT")]
     pub only: Option<String>,
     /// The peers beside the server; none: --peers ''
-    #[arg(long, value_delimiter = ',', default_value = "floor,axum")]
+    #[arg(long, value_delimiter = ',', default_values_t = peers::NAMES.map(String::from))]
     pub peers: Vec<String>,
     /// The durability modes of the server
     #[arg(long, value_delimiter = ',', default_value = "none,always")]
@@ -71,8 +75,12 @@ pub struct House {
     pub token: Option<String>,
     pub target: Option<SocketAddr>,
     pub rounds: u32,
+    /// `--quick`: less of everything.
+    pub quick: bool,
     pub warm_up: Duration,
     pub measured: Duration,
+    /// How long the soak lasts.
+    pub soak: Duration,
     pub durability: Vec<String>,
     /// The peers that start here.
     pub peers: Vec<String>,
@@ -89,24 +97,36 @@ impl House {
             server: settings.server_cores.clone().unwrap_or(halves.server),
             load: settings.load_cores.clone().unwrap_or(halves.load),
         };
-        cores
-            .load
-            .take()
-            .map_err(|error| format!("--load-cores {}: {error}", cores.load))?;
+        for (flag, chosen) in [
+            ("--server-cores", &cores.server),
+            ("--load-cores", &cores.load),
+        ] {
+            if !chosen.0.iter().all(|core| allowed.0.contains(core)) {
+                return Err(format!("{flag} {chosen}: this process may use {allowed}"));
+            }
+        }
+        cores.load.take().map_err(|error| error.to_string())?;
         raise_open_files();
         let quick = settings.quick;
-        let seconds = settings.seconds.unwrap_or(if quick { 0.8 } else { 5.0 });
+        let seconds = settings.seconds.unwrap_or(if quick { 0.6 } else { 5.0 });
         let measured =
             Duration::try_from_secs_f64(seconds).map_err(|error| format!("--seconds: {error}"))?;
-        let warm_up = Duration::from_millis(if quick { 300 } else { 1000 });
+        let soak_minutes = settings
+            .soak_minutes
+            .unwrap_or(if quick { 0.05 } else { 5.0 });
+        let soak = Duration::try_from_secs_f64(soak_minutes * 60.0)
+            .map_err(|error| format!("--soak-minutes: {error}"))?;
+        let warm_up = Duration::from_millis(if quick { 200 } else { 1000 });
         Ok(Self {
             cores,
             folder: settings.folder.clone(),
             token: settings.token.clone(),
             target: settings.target,
+            quick,
             rounds: settings.rounds.unwrap_or(if quick { 1 } else { 5 }).max(1),
             warm_up,
             measured,
+            soak,
             durability: settings.durability.clone(),
             peers: Vec::new(),
         })

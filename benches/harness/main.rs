@@ -9,7 +9,7 @@
 //!
 //! For each measurement a server is started anew, on the first half of the cores; the load generator has the other half. It is
 //! one thread (`load/`), and it checks every delivery: each receiver gets each op once, in order, byte for byte. What is wrong or
-//! missing ends the run with exit code 1. The contestants take turns, in each round in another order; a ratio is that of
+//! missing ends the run with exit code 1; where it is a peer's, it is told, and the peer has no figures there. The contestants take turns, in each round in another order; a ratio is that of
 //! two figures of one round. The CPU time of the server's process is the first figure: where other work is done
 //! on the machine, it is steadier than the clock.
 
@@ -31,6 +31,8 @@ mod process;
 mod report;
 mod scenarios;
 mod selfcheck;
+#[path = "../support/mod.rs"]
+mod support;
 
 use contest::Progress;
 use house::{House, Machine, Settings};
@@ -85,9 +87,13 @@ fn run(settings: &Settings) -> Result<(), String> {
         .into_iter()
         .map(|scenario| (scenario, cases(scenario)))
         .collect();
-    let all = planned.iter().flat_map(|(_, cases)| cases);
-    let measurements: usize = all.map(|case| case.contestants.len()).sum();
-    let progress = Progress::new(measurements * house.rounds as usize);
+    let all = planned.iter().flat_map(|(scenario, cases)| {
+        let rounds = scenario.rounds(&house) as usize;
+        cases
+            .iter()
+            .map(move |case| case.contestants.len() * rounds)
+    });
+    let progress = Progress::new(all.sum());
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let stamp = now.expect("the clock is past 1970").as_secs();
     let mut record = Record {

@@ -9,13 +9,15 @@ use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
 use crate::cores::Halves;
+use crate::support::process::{cpu_s, memory_bytes};
 
 /// A running server; it is killed when this is dropped, and its folder removed.
 pub struct Process {
     child: Child,
     pub address: SocketAddr,
     stderr: PathBuf,
-    _folder: TempDir,
+    /// `None`: it was taken, for the next.
+    folder: Option<TempDir>,
 }
 
 /// What it says first.
@@ -43,7 +45,7 @@ impl Process {
                 child,
                 address,
                 stderr,
-                _folder: folder,
+                folder: Some(folder),
             });
         }
         // It may have ended by itself.
@@ -53,30 +55,24 @@ impl Process {
         Err(io::Error::other(format!("it did not start: {line}{told}")))
     }
 
+    /// Kills it and gives its folder, in which another may be started.
+    pub fn stop(mut self) -> TempDir {
+        self.folder.take().expect("it was not stopped before")
+    }
+
     /// The last lines that it wrote to stderr.
     pub fn last_words(&self) -> String {
         last_lines(&self.stderr)
     }
 
-    /// The CPU time of all its threads, those of the kernel that work for its rings too, also of those that have ended.
-    pub fn cpu_s(&self) -> Option<f64> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
-        // The name in the second field may have anything in it (proc(5)).
-        let (_, rest) = stat.rsplit_once(')')?;
-        let mut fields = rest.split_whitespace().skip(11);
-        let user: f64 = fields.next()?.parse().ok()?;
-        let system: f64 = fields.next()?.parse().ok()?;
-        // Linux tells these in hundredths of a second on every machine that this runs on.
-        Some((user + system) / 100.0)
+    /// The CPU time of all its threads, those of the kernel that work for its rings too.
+    pub fn cpu_s(&self) -> f64 {
+        cpu_s(self.child.id())
     }
 
-    /// Its resident memory.
-    pub fn resident_bytes(&self) -> Option<f64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
-        let mut lines = status.lines();
-        let text = lines.find_map(|line| line.strip_prefix("VmRSS:"))?;
-        let kib: f64 = text.split_whitespace().next()?.parse().ok()?;
-        Some(kib * 1024.0)
+    /// Its resident memory; it has to run.
+    pub fn resident_bytes(&self) -> f64 {
+        memory_bytes(self.child.id()).resident_bytes
     }
 }
 

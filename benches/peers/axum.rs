@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::net::Ipv4Addr;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,8 +18,10 @@ use axum::serve::ListenerExt as _;
 use clap::Parser;
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use serde_json::{Map, Value};
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tokio::sync::broadcast;
+
+const BACKLOG: u32 = 4096;
 
 /// A server that a Rust developer writes in an afternoon
 #[derive(Parser)]
@@ -52,7 +55,11 @@ pub fn serve(arguments: &[String]) -> io::Result<()> {
         let router = Router::new()
             .route("/v1/sync/{workspace}", get(upgrade))
             .with_state(hub);
-        let listener = TcpListener::bind(("127.0.0.1", settings.port)).await?;
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind((Ipv4Addr::LOCALHOST, settings.port).into())?;
+        // With the default, many who come at once wait a second for their next try.
+        let listener = socket.listen(BACKLOG)?;
         super::tell_address(listener.local_addr()?)?;
         let listener = listener.tap_io(|stream| {
             // It fails where the peer has gone already.

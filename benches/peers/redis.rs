@@ -7,22 +7,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use process::Process;
+use crate::support::process::{self, Process};
+use crate::support::resp;
 
-#[path = "../support/process.rs"]
-mod process;
-#[path = "../support/resp.rs"]
-mod resp;
-
-pub use resp::version;
+pub use crate::support::resp::version;
 
 /// When redis syncs its append-only file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fsync {
     /// Before it answers.
     Always,
-    /// Once a second.
-    Everysec,
     /// When the kernel likes.
     No,
 }
@@ -76,7 +70,6 @@ impl Redis {
         let port = free_port();
         let fsync = match fsync {
             Fsync::Always => "always",
-            Fsync::Everysec => "everysec",
             Fsync::No => "no",
         };
         let mut command = Command::new("redis-server");

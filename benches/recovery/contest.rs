@@ -11,9 +11,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use crate::process::{Memory, Process, cpu_s, memory_bytes};
-use crate::resp::ask;
-use crate::workload::{Dice, Shape, Workload};
+use super::workload::{Dice, Shape, Workload};
+use crate::support::process::{Memory, Process, cpu_s, memory_bytes};
+use crate::support::resp::ask;
 
 const SECRET: &str = "a secret of the bench, long enough to be one";
 

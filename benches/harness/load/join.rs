@@ -17,41 +17,65 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Door {
     pub address: SocketAddr,
     pub token: String,
+    /// What the names of the rooms begin with: a server elsewhere may have those of another run.
+    pub prefix: String,
 }
 
 impl Door {
+    /// The name of a room.
+    pub fn workspace(&self, room: u32) -> String {
+        format!("{}room-{room}", self.prefix)
+    }
+
     /// Joins a workspace; gives the connection and the text of the first message.
     pub fn join(&self, workspace: &str) -> Result<(TcpStream, String), Failure> {
-        let joined = self.try_join(workspace);
+        let joined = self.try_join(workspace).and_then(|(stream, text, more)| {
+            if more {
+                let message = "something came after the first message, before any op";
+                return Err(io::Error::other(message));
+            }
+            Ok((stream, text))
+        });
         joined.map_err(|error| Failure::Join {
             workspace: workspace.to_owned(),
             error,
         })
     }
 
-    fn try_join(&self, workspace: &str) -> io::Result<(TcpStream, String)> {
+    /// The same where ops may follow at once, for a client that leaves again.
+    pub fn visit(&self, workspace: &str) -> Result<String, Failure> {
+        let joined = self.try_join(workspace);
+        let joined = joined.map_err(|error| Failure::Join {
+            workspace: workspace.to_owned(),
+            error,
+        });
+        Ok(joined?.1)
+    }
+
+    /// What a client says first.
+    pub fn request(&self, workspace: &str) -> String {
+        let Self { address, token, .. } = self;
+        format!(
+            "GET /v1/sync/{workspace}?token={token} HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\n\
+             Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
+        )
+    }
+
+    fn try_join(&self, workspace: &str) -> io::Result<(TcpStream, String, bool)> {
         let mut stream = TcpStream::connect(self.address)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        let Self { address, token } = self;
-        let head = format!(
-            "GET /v1/sync/{workspace}?token={token} HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\n\
-             Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
-        );
-        stream.write_all(head.as_bytes())?;
+        stream.write_all(self.request(workspace).as_bytes())?;
         let mut seen = Vec::new();
         let body = read_until(&mut stream, &mut seen, upgraded)?;
         seen.drain(..body);
         let end = read_until(&mut stream, &mut seen, first_frame)?;
-        if seen.len() > end {
-            return Err(io::Error::other(
-                "something came after the first message, before any op",
-            ));
-        }
+        let more = seen.len() > end;
+        seen.truncate(end);
         let payload = seen.split_off(end - payload_bytes(&seen)?);
         let text = String::from_utf8(payload).map_err(io::Error::other)?;
         stream.set_read_timeout(None)?;
-        Ok((stream, text))
+        Ok((stream, text, more))
     }
 }
 
@@ -65,19 +89,31 @@ fn read_until(
         if let Some(end) = end_of(seen)? {
             return Ok(end);
         }
-        let mut piece = [0; 16 * 1024];
-        let count = stream.read(&mut piece)?;
-        if count == 0 {
-            let seen = String::from_utf8_lossy(seen);
-            let message = format!("the server closed the connection; it had said {seen:?}");
-            return Err(io::Error::other(message));
-        }
-        seen.extend_from_slice(&piece[..count]);
+        read_more(stream, seen)?;
     }
 }
 
+/// Waits for more, and appends it.
+pub fn read_more(stream: &mut TcpStream, seen: &mut Vec<u8>) -> io::Result<()> {
+    let mut piece = [0; 16 * 1024];
+    let count = loop {
+        match stream.read(&mut piece) {
+            // A ring of this thread may have something to do meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => break other?,
+        }
+    };
+    if count == 0 {
+        let seen = String::from_utf8_lossy(&seen[..seen.len().min(1024)]);
+        let message = format!("the server closed the connection; it had said {seen:?}");
+        return Err(io::Error::other(message));
+    }
+    seen.extend_from_slice(&piece[..count]);
+    Ok(())
+}
+
 /// The end of the answer to the upgrade.
-fn upgraded(seen: &[u8]) -> io::Result<Option<usize>> {
+pub fn upgraded(seen: &[u8]) -> io::Result<Option<usize>> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut response = httparse::Response::new(&mut headers);
     let httparse::Status::Complete(end) = response.parse(seen).map_err(io::Error::other)? else {
@@ -97,12 +133,18 @@ fn upgraded(seen: &[u8]) -> io::Result<Option<usize>> {
 
 /// The end of the first frame.
 fn first_frame(seen: &[u8]) -> io::Result<Option<usize>> {
+    Ok(first_message(seen)?.map(|(_, end)| end))
+}
+
+/// Where the payload of the first frame begins and ends, once it is there as a whole.
+pub fn first_message(seen: &[u8]) -> io::Result<Option<(usize, usize)>> {
     let mut reader = io::Cursor::new(seen);
     let Some((_, bytes)) = FrameHeader::parse(&mut reader).map_err(io::Error::other)? else {
         return Ok(None);
     };
-    let end = usize::try_from(reader.position() + bytes).map_err(io::Error::other)?;
-    Ok((seen.len() >= end).then_some(end))
+    let start = usize::try_from(reader.position()).map_err(io::Error::other)?;
+    let end = start + usize::try_from(bytes).map_err(io::Error::other)?;
+    Ok((seen.len() >= end).then_some((start, end)))
 }
 
 fn payload_bytes(frame: &[u8]) -> io::Result<usize> {

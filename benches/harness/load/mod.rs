@@ -8,10 +8,12 @@ use thiserror::Error;
 
 pub mod book;
 pub mod check;
+pub mod crowd;
 pub mod join;
 pub mod op;
 pub mod pace;
 pub mod ring;
+pub mod state;
 
 use book::{Book, Clock};
 use check::Wrong;
@@ -37,8 +39,29 @@ pub struct Plan {
     pub late: Duration,
 }
 
+impl Plan {
+    /// How many ops may be on the way in a room: as many as are due until one is late, or as many as the pace allows.
+    fn kept_ops(&self) -> usize {
+        match self.pace {
+            Pace::Open { ops_per_s } => {
+                let each_s = f64::from(ops_per_s) / f64::from(self.rooms);
+                ops_within(each_s, self.late + LATENESS_CHECK) + 1
+            }
+            Pace::Closed { in_flight } => in_flight as usize,
+        }
+    }
+
+    /// One delivery of so many is timed: all of a light load, where a look at the clock costs nothing.
+    fn sample(&self) -> u64 {
+        match self.pace {
+            Pace::Open { ops_per_s } if ops_per_s * self.receivers <= 100_000 => 1,
+            _ => 16,
+        }
+    }
+}
+
 /// What a load came to, in the time that was measured.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Outcome {
     pub seconds: f64,
     pub deliveries: u64,
@@ -116,20 +139,50 @@ pub fn run(
     plan: &Plan,
     server_cpu_s: &mut dyn FnMut() -> Option<f64>,
 ) -> Result<Outcome, Failure> {
+    let mut outcomes = run_in_parts(door, plan, 1, server_cpu_s)?;
+    Ok(outcomes.remove(0))
+}
+
+/// The same, with an outcome for each of so many parts of the time.
+pub fn run_in_parts(
+    door: &Door,
+    plan: &Plan,
+    parts: u32,
+    server_cpu_s: &mut dyn FnMut() -> Option<f64>,
+) -> Result<Vec<Outcome>, Failure> {
     let mut load = Load::join(door, plan)?;
-    let (begin, end) = load.measure(server_cpu_s)?;
+    let outcomes = load.measure(parts, server_cpu_s)?;
     load.finish()?;
-    let seconds = Duration::from_nanos(end.at_ns - begin.at_ns).as_secs_f64();
-    let cpu = begin.server_cpu_s.zip(end.server_cpu_s);
-    let own_cpu = Duration::from_nanos(end.own_cpu_ns - begin.own_cpu_ns);
-    Ok(Outcome {
-        seconds,
-        deliveries: end.deliveries - begin.deliveries,
-        ops: end.ops - begin.ops,
-        server_cpu_s: cpu.map(|(begin, end)| end - begin),
-        own_share: own_cpu.as_secs_f64() / seconds,
-        latencies_ns: load.book.latencies_ns().clone(),
-    })
+    Ok(outcomes)
+}
+
+impl Outcome {
+    /// Takes what came in another time.
+    pub fn add(&mut self, other: &Self) {
+        let cpu = self.server_cpu_s.zip(other.server_cpu_s);
+        self.server_cpu_s = cpu.map(|(one, other)| one + other);
+        let own_s = self.own_share * self.seconds + other.own_share * other.seconds;
+        self.seconds += other.seconds;
+        self.own_share = own_s / self.seconds;
+        self.deliveries += other.deliveries;
+        self.ops += other.ops;
+        let added = self.latencies_ns.add(&other.latencies_ns);
+        added.expect("the histograms are alike");
+    }
+
+    fn between(begin: &Mark, end: &Mark, latencies_ns: Histogram<u64>) -> Self {
+        let seconds = Duration::from_nanos(end.at_ns - begin.at_ns).as_secs_f64();
+        let cpu = begin.server_cpu_s.zip(end.server_cpu_s);
+        let own_cpu = Duration::from_nanos(end.own_cpu_ns - begin.own_cpu_ns);
+        Self {
+            seconds,
+            deliveries: end.deliveries - begin.deliveries,
+            ops: end.ops - begin.ops,
+            server_cpu_s: cpu.map(|(begin, end)| end - begin),
+            own_share: own_cpu.as_secs_f64() / seconds,
+            latencies_ns,
+        }
+    }
 }
 
 impl Load {
@@ -138,7 +191,7 @@ impl Load {
         let mut ring = Ring::new()?;
         for room in 0..plan.rooms {
             for _ in 0..=plan.receivers {
-                let (stream, init) = door.join(&workspace(room))?;
+                let (stream, init) = door.join(&door.workspace(room))?;
                 let empty = r#"{"type":"init","data":{}}"#;
                 if !is_init(&init, &serde_json::Map::new()) {
                     return Err(Failure::State {
@@ -151,15 +204,7 @@ impl Load {
             }
         }
         let clock = Clock::new();
-        let kept_ops = match plan.pace {
-            // As many as are due until one is late.
-            Pace::Open { ops_per_s } => {
-                let each_s = f64::from(ops_per_s) / f64::from(plan.rooms);
-                ops_within(each_s, plan.late + LATENESS_CHECK) + 1
-            }
-            Pace::Closed { in_flight } => in_flight as usize,
-        };
-        let book = Book::new(plan.rooms, plan.receivers, kept_ops, plan.order, clock);
+        let book = Book::new(plan, clock);
         Ok(Self {
             plan: plan.clone(),
             door: door.clone(),
@@ -171,15 +216,15 @@ impl Load {
         })
     }
 
-    /// Warms up, then measures.
+    /// Warms up, then measures so many parts, one behind the other.
     fn measure(
         &mut self,
+        parts: u32,
         server_cpu_s: &mut dyn FnMut() -> Option<f64>,
-    ) -> Result<(Mark, Mark), Failure> {
+    ) -> Result<Vec<Outcome>, Failure> {
         let start_ns = self.clock.now_ns();
         let begin_ns = start_ns + whole_ns(self.plan.warm_up);
-        let end_ns = begin_ns + whole_ns(self.plan.measured);
-        self.book.time_only(begin_ns..end_ns);
+        let part_ns = whole_ns(self.plan.measured) / u64::from(parts);
         let schedule = match self.plan.pace {
             Pace::Open { ops_per_s } => Some(Schedule {
                 start_ns,
@@ -192,11 +237,19 @@ impl Load {
                 None
             }
         };
+        self.book.time_only(begin_ns..begin_ns + part_ns);
         self.keep_pace(schedule, begin_ns)?;
-        let begin = self.mark(server_cpu_s);
-        self.keep_pace(schedule, end_ns)?;
-        let end = self.mark(server_cpu_s);
-        Ok((begin, end))
+        let mut begin = self.mark(server_cpu_s);
+        let mut outcomes = Vec::new();
+        for part in 1..=u64::from(parts) {
+            let end_ns = begin_ns + part * part_ns;
+            self.keep_pace(schedule, end_ns)?;
+            let end = self.mark(server_cpu_s);
+            let latencies_ns = self.book.time_only(end_ns..end_ns + part_ns);
+            outcomes.push(Outcome::between(&begin, &end, latencies_ns));
+            begin = end;
+        }
+        Ok(outcomes)
     }
 
     fn mark(&self, server_cpu_s: &mut dyn FnMut() -> Option<f64>) -> Mark {
@@ -214,13 +267,16 @@ impl Load {
         let mut lateness_check_ns = 0;
         loop {
             let now_ns = self.clock.now_ns();
+            let mut wake_ns = until_ns;
+            if let Some(schedule) = schedule {
+                // All that is due until then, also where this thread was kept from it for so long.
+                let last_ns = now_ns.min(until_ns - 1);
+                wake_ns = wake_ns.min(self.put_scheduled(schedule, last_ns)?);
+            }
             if now_ns >= until_ns {
                 return Ok(());
             }
-            let mut wake_ns = until_ns;
-            if let Some(schedule) = schedule {
-                wake_ns = wake_ns.min(self.put_scheduled(schedule, now_ns)?);
-            } else {
+            if schedule.is_none() {
                 self.put_in_place_of_done(now_ns)?;
             }
             if now_ns >= lateness_check_ns {
@@ -296,7 +352,7 @@ impl Load {
         }
         if self.plan.has_state {
             for room in [0, self.book.rooms() - 1] {
-                let (_stream, init) = self.door.join(&workspace(room))?;
+                let (_stream, init) = self.door.join(&self.door.workspace(room))?;
                 let expected = self.book.state(room);
                 if !is_init(&init, &expected) {
                     let expected = serde_json::Value::Object(expected).to_string();
@@ -321,18 +377,14 @@ fn ops_within(ops_per_s: f64, time: Duration) -> usize {
     (ops_per_s * time.as_secs_f64()).ceil() as usize
 }
 
-/// The name of a room.
-fn workspace(room: u32) -> String {
-    format!("room-{room}")
-}
-
-fn is_init(text: &str, data: &serde_json::Map<String, serde_json::Value>) -> bool {
+/// Whether a first message shows this state.
+pub fn is_init(text: &str, data: &serde_json::Map<String, serde_json::Value>) -> bool {
     let init: Result<serde_json::Value, _> = serde_json::from_str(text);
     init.is_ok_and(|init| init["type"] == "init" && init["data"].as_object() == Some(data))
 }
 
 /// The CPU time of this thread.
-fn own_cpu_ns() -> u64 {
+pub fn own_cpu_ns() -> u64 {
     let told = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let first = told.split(' ').next();
     first.and_then(|number| number.parse().ok()).unwrap_or(0)

@@ -4,12 +4,29 @@ use crate::contestant::Contestant;
 use crate::figures::{Bound, Figure, Numbers};
 use crate::house::House;
 
+pub mod crowds;
+pub mod durable;
 pub mod fanout;
+pub mod idle;
 pub mod loads;
+pub mod recovery;
 pub mod rooms;
+pub mod slow;
+pub mod soak;
 
 /// All scenarios, in the order in which they run.
-pub const ALL: [&dyn Scenario; 3] = [&fanout::Fanout, &rooms::Rooms, &rooms::Shards];
+pub const ALL: [&dyn Scenario; 10] = [
+    &fanout::Fanout,
+    &rooms::Rooms,
+    &rooms::Shards,
+    &durable::Durable,
+    &idle::Idle,
+    &crowds::Join,
+    &slow::Slow,
+    &crowds::Reconnect,
+    &recovery::Recovery,
+    &soak::Soak,
+];
 
 pub trait Scenario: Sync {
     fn name(&self) -> &'static str;
@@ -23,8 +40,13 @@ pub trait Scenario: Sync {
     /// What is measured in turn, each with a table of its own.
     fn cases(&self, house: &House) -> Vec<Case>;
 
-    /// One measurement of one contestant, with a server of its own. An error ends the whole run: a server that loses a
-    /// delivery has no speed.
+    /// How often everybody is measured.
+    fn rounds(&self, house: &House) -> u32 {
+        house.rounds
+    }
+
+    /// One measurement of one contestant, with a server of its own. An error of the server ends the whole run: who
+    /// loses a delivery has no speed.
     fn measure(
         &self,
         case: &Case,
