@@ -26,10 +26,10 @@ use tungstenite::{Message, WebSocket};
 
 const SECRET: &str = "a secret of the bench, long enough to be one";
 const WORKSPACE: &str = "bench";
-/// Ops that may be under way where no rate is given.
-const WINDOW: u64 = 512;
+/// Bytes of values that may be under way where no rate is given: well below what makes a server conflate.
+const UNDER_WAY_BYTES: u64 = 256 << 10;
 /// Messages that are written to the socket at once, where no rate is given.
-const BURST: u64 = 64;
+const BURST: u64 = 32;
 
 struct Settings {
     rate: u64,
@@ -70,9 +70,15 @@ impl Settings {
         format!("key-{number:08}")
     }
 
-    /// Ops walk over the keys in an order that is not that of the log before.
+    /// Each key once, and then keys by chance, so that every segment keeps a part of what it held.
     fn key_number(&self, op: u64) -> u64 {
-        op.wrapping_mul(7919) % self.keys
+        if op < self.keys {
+            return op;
+        }
+        // The finalizer of SplitMix64 (Steele et al., 2014).
+        let mixed = (op ^ (op >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (mixed ^ (mixed >> 31)) % self.keys
     }
 
     fn value(&self, op: u64) -> String {
@@ -170,6 +176,13 @@ impl Server {
     }
 }
 
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 fn op_text(key: &str, value: &str, timestamp: u64) -> String {
     format!(
         r#"{{"type":"op","payload":{{"key":"{key}","value":"{value}","timestamp":{timestamp}}}}}"#
@@ -198,7 +211,8 @@ fn write(settings: &Settings, mut socket: WebSocket<TcpStream>, course: &Course)
             thread::sleep(due.saturating_duration_since(Instant::now()));
             due
         } else {
-            while op >= course.read_count.load(Ordering::Relaxed) + WINDOW {
+            let count_max = (UNDER_WAY_BYTES / settings.value_bytes as u64).max(BURST);
+            while op >= course.read_count.load(Ordering::Relaxed) + count_max {
                 thread::yield_now();
             }
             Instant::now()
@@ -214,10 +228,20 @@ fn write(settings: &Settings, mut socket: WebSocket<TcpStream>, course: &Course)
     }
 }
 
+/// Lets the writer end where the reader fails.
+struct Release<'a>(&'a Course);
+
+impl Drop for Release<'_> {
+    fn drop(&mut self) {
+        self.0.read_count.store(1 << 62, Ordering::Relaxed);
+    }
+}
+
 /// When an op arrived, and how long it took.
 type Sample = (Instant, Duration);
 
 fn read(settings: &Settings, mut socket: WebSocket<TcpStream>, course: &Course) -> Vec<Sample> {
+    let _release = Release(course);
     let mut samples = Vec::new();
     while (samples.len() as u64) < settings.ops {
         let Message::Text(text) = socket.read().expect("the server serves") else {

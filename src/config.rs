@@ -4,7 +4,7 @@
 //! from the environment or from a file, never from a flag: the command line of a process is public.
 
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -13,13 +13,15 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::limits::{
-    DRAIN_MS_DEFAULT, MESSAGE_BYTES_DEFAULT, MESSAGE_BYTES_MAX, OUTBOX_BYTES_DEFAULT,
-    OUTBOX_BYTES_MIN, PING_INTERVAL_MS_DEFAULT, SHARDS_MAX,
+    DRAIN_MS_DEFAULT, MESSAGE_BYTES_DEFAULT, OUTBOX_BYTES_DEFAULT, PING_INTERVAL_MS_DEFAULT,
+    SHARDS_MAX,
 };
 use crate::log::commit::Durability;
 use crate::wire::auth::Secret;
 
+pub mod doctor;
 pub mod log;
+mod value;
 
 const SECRET: &str = "ETHERPLY_JWT_SECRET";
 const SECRET_PREVIOUS: &str = "ETHERPLY_JWT_SECRET_PREVIOUS";
@@ -42,6 +44,8 @@ pub enum Command {
     Token(Token),
     /// Look into the log, check it, repair it
     Log(log::Log),
+    /// Read this host, and tell what to change for the server; exit 1 where it would not work
+    Doctor(doctor::Doctor),
 }
 
 /// The settings of the server, as they were given.
@@ -49,15 +53,15 @@ pub enum Command {
 #[command(after_help = SECRETS_HELP)]
 pub struct Serve {
     /// The address to listen on [default: 0.0.0.0; with --dev 127.0.0.1]
-    #[arg(long, value_name = "IP", env = "ETHERPLY_HOST", hide_env_values = true, value_parser = ip)]
+    #[arg(long, value_name = "IP", env = "ETHERPLY_HOST", hide_env_values = true, value_parser = value::ip)]
     pub host: Option<IpAddr>,
 
     /// The port to listen on; 0 takes a free one. The variable PORT sets it too [default: 8080]
-    #[arg(long, value_name = "PORT", env = "ETHERPLY_PORT", hide_env_values = true, value_parser = port)]
+    #[arg(long, value_name = "PORT", env = "ETHERPLY_PORT", hide_env_values = true, value_parser = value::port)]
     pub port: Option<u16>,
 
     /// How many event loops share the workspaces [default: one for each core]
-    #[arg(long, value_name = "N", env = "ETHERPLY_SHARDS", hide_env_values = true, value_parser = shards)]
+    #[arg(long, value_name = "N", env = "ETHERPLY_SHARDS", hide_env_values = true, value_parser = value::shards)]
     pub shards: Option<u32>,
 
     /// Let the kernel move the event loops between cores
@@ -87,32 +91,32 @@ pub struct Serve {
     pub durability: DurabilityMode,
 
     /// Milliseconds between two syncs with `--durability interval`
-    #[arg(long, value_name = "MS", env = "ETHERPLY_SYNC_INTERVAL_MS", hide_env_values = true, default_value = "1000", value_parser = interval_ms)]
+    #[arg(long, value_name = "MS", env = "ETHERPLY_SYNC_INTERVAL_MS", hide_env_values = true, default_value = "1000", value_parser = value::interval_ms)]
     pub sync_interval_ms: u64,
 
     /// Milliseconds between two pings; a client without a sign of life for two and a half of them is closed
-    #[arg(long, value_name = "MS", env = "ETHERPLY_PING_INTERVAL_MS", hide_env_values = true, default_value_t = PING_INTERVAL_MS_DEFAULT, value_parser = interval_ms)]
+    #[arg(long, value_name = "MS", env = "ETHERPLY_PING_INTERVAL_MS", hide_env_values = true, default_value_t = PING_INTERVAL_MS_DEFAULT, value_parser = value::interval_ms)]
     pub ping_interval_ms: u64,
 
     /// What a client may have queued before it gets the latest op of each key instead of every op
-    #[arg(long, value_name = "BYTES", env = "ETHERPLY_OUTBOX_MAX_BYTES", hide_env_values = true, default_value_t = OUTBOX_BYTES_DEFAULT, value_parser = outbox_bytes)]
+    #[arg(long, value_name = "BYTES", env = "ETHERPLY_OUTBOX_MAX_BYTES", hide_env_values = true, default_value_t = OUTBOX_BYTES_DEFAULT, value_parser = value::outbox_bytes)]
     pub outbox_max_bytes: usize,
 
     /// The longest message; a longer one is answered with close code 1009
-    #[arg(long, value_name = "BYTES", env = "ETHERPLY_MAX_MESSAGE_BYTES", hide_env_values = true, default_value_t = MESSAGE_BYTES_DEFAULT, value_parser = message_bytes)]
+    #[arg(long, value_name = "BYTES", env = "ETHERPLY_MAX_MESSAGE_BYTES", hide_env_values = true, default_value_t = MESSAGE_BYTES_DEFAULT, value_parser = value::message_bytes)]
     pub max_message_bytes: usize,
 
     /// The most connections at a time; others are answered with 503 [default: what the limit of
     /// open files allows]
-    #[arg(long, value_name = "N", env = "ETHERPLY_MAX_CONNECTIONS", hide_env_values = true, value_parser = connections)]
+    #[arg(long, value_name = "N", env = "ETHERPLY_MAX_CONNECTIONS", hide_env_values = true, value_parser = value::connections)]
     pub max_connections: Option<usize>,
 
     /// How far ahead of this server's clock the timestamp of an op may be
-    #[arg(long, value_name = "TIME", env = "ETHERPLY_MAX_FUTURE_SKEW", hide_env_values = true, default_value = "24h", value_parser = duration)]
+    #[arg(long, value_name = "TIME", env = "ETHERPLY_MAX_FUTURE_SKEW", hide_env_values = true, default_value = "24h", value_parser = value::duration)]
     pub max_future_skew: Duration,
 
     /// Milliseconds over which the connections are closed on SIGTERM or SIGINT
-    #[arg(long, value_name = "MS", env = "ETHERPLY_DRAIN_MS", hide_env_values = true, default_value_t = DRAIN_MS_DEFAULT, value_parser = drain_ms)]
+    #[arg(long, value_name = "MS", env = "ETHERPLY_DRAIN_MS", hide_env_values = true, default_value_t = DRAIN_MS_DEFAULT, value_parser = value::drain_ms)]
     pub drain_ms: u64,
 
     /// A file that holds the secret with which tokens are signed
@@ -176,7 +180,7 @@ pub struct Token {
     pub sub: String,
 
     /// How long it is valid
-    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = value::duration)]
     pub ttl: Duration,
 
     /// A file that holds the secret with which tokens are signed
@@ -285,23 +289,13 @@ impl Serve {
 
     /// The port to listen on; `fallback` is the value of the variable PORT.
     pub fn port(&self, fallback: Option<OsString>) -> Result<u16, ConfigError> {
-        match (self.port, fallback) {
-            (Some(port), _) => Ok(port),
-            (None, None) => Ok(8080),
-            (None, Some(text)) => {
-                let text = text.to_string_lossy();
-                text.parse()
-                    .map_err(|_| ConfigError::Port(text.into_owned()))
-            }
-        }
+        chosen_port(self.port, fallback)
     }
 
     /// The number of shards, with so many cores.
     #[must_use]
     pub fn shards(&self, cores: Option<NonZeroUsize>) -> u32 {
-        let cores = cores.map_or(1, NonZeroUsize::get);
-        self.shards
-            .unwrap_or_else(|| u32::try_from(cores).unwrap_or(SHARDS_MAX).min(SHARDS_MAX))
+        chosen_shards(self.shards, cores)
     }
 
     /// The secrets, from the environment or from files; with `--dev` one is made up.
@@ -323,6 +317,20 @@ impl Serve {
             previous,
             is_ephemeral,
         })
+    }
+}
+
+impl doctor::Doctor {
+    /// The address that the server would listen on; `fallback` is the value of the variable PORT.
+    pub fn address(&self, fallback: Option<OsString>) -> Result<SocketAddr, ConfigError> {
+        let host = self.host.unwrap_or(IpAddr::from([0, 0, 0, 0]));
+        Ok(SocketAddr::new(host, chosen_port(self.port, fallback)?))
+    }
+
+    /// The number of shards that the server would have, with so many cores.
+    #[must_use]
+    pub fn shards(&self, cores: Option<NonZeroUsize>) -> u32 {
+        chosen_shards(self.shards, cores)
     }
 }
 
@@ -351,6 +359,23 @@ pub fn usage_line(error: &clap::Error) -> String {
     let paragraph = text.split("\n\n").next().unwrap_or_default();
     let lines: Vec<&str> = paragraph.lines().map(str::trim).collect();
     lines.join(" ")
+}
+
+fn chosen_port(port: Option<u16>, fallback: Option<OsString>) -> Result<u16, ConfigError> {
+    match (port, fallback) {
+        (Some(port), _) => Ok(port),
+        (None, None) => Ok(8080),
+        (None, Some(text)) => {
+            let text = text.to_string_lossy();
+            text.parse()
+                .map_err(|_| ConfigError::Port(text.into_owned()))
+        }
+    }
+}
+
+fn chosen_shards(shards: Option<u32>, cores: Option<NonZeroUsize>) -> u32 {
+    let cores = cores.map_or(1, NonZeroUsize::get);
+    shards.unwrap_or_else(|| u32::try_from(cores).unwrap_or(SHARDS_MAX).min(SHARDS_MAX))
 }
 
 fn secret(
@@ -387,64 +412,6 @@ fn random_secret() -> Result<Secret, ConfigError> {
     Ok(Secret::new(bytes).expect("32 bytes are not empty"))
 }
 
-fn number<T: std::str::FromStr + PartialOrd + std::fmt::Display + Copy>(
-    text: &str,
-    range: std::ops::RangeInclusive<T>,
-) -> Result<T, String> {
-    match text.parse::<T>() {
-        Ok(number) if range.contains(&number) => Ok(number),
-        _ => Err(format!(
-            "it takes a whole number from {} to {}",
-            range.start(),
-            range.end()
-        )),
-    }
-}
-
-fn ip(text: &str) -> Result<IpAddr, String> {
-    match text {
-        "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
-        text => text
-            .parse()
-            .map_err(|_| "it takes an IP address, such as 127.0.0.1 or ::".to_owned()),
-    }
-}
-
-fn port(text: &str) -> Result<u16, String> {
-    number(text, 0..=u16::MAX)
-}
-
-fn shards(text: &str) -> Result<u32, String> {
-    number(text, 1..=SHARDS_MAX)
-}
-
-fn interval_ms(text: &str) -> Result<u64, String> {
-    number(text, 10..=86_400_000)
-}
-
-fn drain_ms(text: &str) -> Result<u64, String> {
-    number(text, 0..=3_600_000)
-}
-
-fn outbox_bytes(text: &str) -> Result<usize, String> {
-    number(text, OUTBOX_BYTES_MIN..=1 << 30)
-}
-
-fn message_bytes(text: &str) -> Result<usize, String> {
-    number(text, 64..=MESSAGE_BYTES_MAX)
-}
-
-fn connections(text: &str) -> Result<usize, String> {
-    number(text, 1..=100_000_000)
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .ok()
-        .filter(|duration| *duration <= Duration::from_hours(100 * 365 * 24))
-        .ok_or_else(|| "it takes a time such as 30s, 15m, 24h or 7days, up to 100 years".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -458,7 +425,9 @@ mod tests {
             .command
         {
             Command::Serve(serve) => Ok(*serve),
-            Command::Token(_) | Command::Log(_) => unreachable!("the line says serve"),
+            Command::Token(_) | Command::Log(_) | Command::Doctor(_) => {
+                unreachable!("the line says serve")
+            }
         }
     }
 

@@ -23,6 +23,7 @@
 //! | the ring, receive buffers, one core's loop | [`io::ring`], [`io::buffers`], [`io::worker`] |
 //! | start-up, threads, signals | [`io::server`], [`io::post`] |
 //! | `etherply log`: a look at the log, its repair | [`command::log`], [`log::snapshot`], [`log::repair`] |
+//! | `etherply doctor`: the host's facts, and what is said of them | [`command::doctor`], its `facts`, `read` and `judge` |
 //! | flags and variables | [`config`] |
 //! | every bound | [`limits`] |
 //!

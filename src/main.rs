@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         }
         Command::Token(settings) => command::token::run(&settings),
         Command::Log(settings) => command::log::run(&settings),
+        Command::Doctor(settings) => command::doctor::run(&settings),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

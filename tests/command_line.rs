@@ -66,7 +66,7 @@ async fn help_names_each_flag_its_variable_and_its_default() {
 async fn help_of_the_program_names_its_commands() {
     let help = Setup::new().run_only(&["--help"]).await;
     assert_eq!(help.code, Some(0));
-    for command in ["serve", "token", "log"] {
+    for command in ["serve", "token", "log", "doctor"] {
         assert!(help.stdout.contains(command), "--help names {command}");
     }
 }

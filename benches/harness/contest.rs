@@ -51,7 +51,8 @@ impl Drop for Progress {
     }
 }
 
-/// Measures everybody in all rounds. The first failure ends it.
+/// Measures everybody in all rounds. A failure of the server ends it. That of a peer is told, and the round has no
+/// numbers of it: a peer may be too slow for a load, which says something about the peer alone.
 pub fn run(
     scenario: &dyn Scenario,
     case: &Case,
@@ -75,7 +76,14 @@ pub fn run(
             );
             progress.begin(what.clone());
             let numbers = scenario.measure(case, contestant, house);
-            rounds[place].push(numbers.map_err(|failure| format!("{what}\n{failure}"))?);
+            rounds[place].push(match numbers {
+                Ok(numbers) => numbers,
+                Err(failure) if contestant.is_peer() => {
+                    progress.print(&format!("\n{what}: FAILED: {}", failure.trim_end()));
+                    Numbers::new()
+                }
+                Err(failure) => return Err(format!("{what}\n{failure}")),
+            });
             progress.bar.inc(1);
         }
     }

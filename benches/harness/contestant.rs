@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use etherply::wire::auth::{Secret, mint};
 use tempfile::TempDir;
@@ -148,7 +148,11 @@ impl Contestant {
             let token = house.token.clone().unwrap_or_else(token);
             return Ok(Server {
                 process: None,
-                door: Door { address, token },
+                door: Door {
+                    address,
+                    token,
+                    prefix: format!("harness-{}-", unix().as_nanos()),
+                },
             });
         };
         command.args(flags);
@@ -156,6 +160,7 @@ impl Contestant {
         let door = Door {
             address: process.address,
             token: token(),
+            prefix: String::new(),
         };
         Ok(Server {
             process: Some(process),
@@ -193,7 +198,10 @@ impl Contestant {
 
 fn token() -> String {
     let secret = Secret::new(SECRET.into()).expect("it is not empty");
+    mint(&secret, "harness", unix().as_secs(), None)
+}
+
+fn unix() -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.expect("the clock is past 1970");
-    mint(&secret, "harness", now.as_secs(), None)
+    now.expect("the clock is past 1970")
 }

@@ -11,10 +11,21 @@ pub type Numbers = BTreeMap<&'static str, f64>;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Figure {
     pub id: &'static str,
-    /// Its head in the table, with the unit.
-    pub title: &'static str,
+    pub name: &'static str,
+    /// Empty where the name tells it.
+    pub unit: &'static str,
     /// Decimals in the table.
     pub decimals: usize,
+}
+
+impl Figure {
+    /// The head of its column.
+    pub fn title(&self) -> String {
+        match self.unit {
+            "" => self.name.to_owned(),
+            unit => format!("{}, {unit}", self.name),
+        }
+    }
 }
 
 /// A median, the least and the most.

@@ -97,13 +97,18 @@ impl House {
             server: settings.server_cores.clone().unwrap_or(halves.server),
             load: settings.load_cores.clone().unwrap_or(halves.load),
         };
-        cores
-            .load
-            .take()
-            .map_err(|error| format!("--load-cores {}: {error}", cores.load))?;
+        for (flag, chosen) in [
+            ("--server-cores", &cores.server),
+            ("--load-cores", &cores.load),
+        ] {
+            if !chosen.0.iter().all(|core| allowed.0.contains(core)) {
+                return Err(format!("{flag} {chosen}: this process may use {allowed}"));
+            }
+        }
+        cores.load.take().map_err(|error| error.to_string())?;
         raise_open_files();
         let quick = settings.quick;
-        let seconds = settings.seconds.unwrap_or(if quick { 0.8 } else { 5.0 });
+        let seconds = settings.seconds.unwrap_or(if quick { 0.6 } else { 5.0 });
         let measured =
             Duration::try_from_secs_f64(seconds).map_err(|error| format!("--seconds: {error}"))?;
         let soak_minutes = settings
@@ -111,7 +116,7 @@ impl House {
             .unwrap_or(if quick { 0.05 } else { 5.0 });
         let soak = Duration::try_from_secs_f64(soak_minutes * 60.0)
             .map_err(|error| format!("--soak-minutes: {error}"))?;
-        let warm_up = Duration::from_millis(if quick { 300 } else { 1000 });
+        let warm_up = Duration::from_millis(if quick { 200 } else { 1000 });
         Ok(Self {
             cores,
             folder: settings.folder.clone(),

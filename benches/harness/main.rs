@@ -9,7 +9,7 @@
 //!
 //! For each measurement a server is started anew, on the first half of the cores; the load generator has the other half. It is
 //! one thread (`load/`), and it checks every delivery: each receiver gets each op once, in order, byte for byte. What is wrong or
-//! missing ends the run with exit code 1. The contestants take turns, in each round in another order; a ratio is that of
+//! missing ends the run with exit code 1; where it is a peer's, it is told, and the peer has no figures there. The contestants take turns, in each round in another order; a ratio is that of
 //! two figures of one round. The CPU time of the server's process is the first figure: where other work is done
 //! on the machine, it is steadier than the clock.
 

@@ -20,6 +20,9 @@ const COLOURS: [RGBColor; 6] = [
     RGBColor(0xB0, 0x8A, 0x00),
 ];
 
+/// The legend stands above the highest latency.
+const ABOVE: f64 = 12.0;
+
 /// A line of the picture: the latency of a contestant over the load, medians of the rounds.
 struct Line {
     name: String,
@@ -39,9 +42,9 @@ pub fn draw(
     let path = folder.join(format!("{}.svg", scenario.name()));
     let lines = lines(picture, cases);
     let points = || lines.iter().flat_map(|line| line.points.iter());
-    let range = |of: fn(&(f64, f64)) -> f64| {
+    let range = |of: fn(&(f64, f64)) -> f64, above: f64| {
         let spread = Spread::of(points().map(of));
-        spread.map_or(1.0..10.0, |spread| spread.least / 1.5..spread.most * 1.5)
+        spread.map_or(1.0..10.0, |spread| spread.least / 1.5..spread.most * above)
     };
     let root = SVGBackend::new(&path, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
@@ -52,12 +55,12 @@ pub fn draw(
         .x_label_area_size(44)
         .y_label_area_size(72)
         .build_cartesian_2d(
-            range(|point| point.0).log_scale(),
-            range(|point| point.1).log_scale(),
+            range(|point| point.0, 1.5).log_scale(),
+            range(|point| point.1, ABOVE).log_scale(),
         )?;
     chart
         .configure_mesh()
-        .x_desc(picture.load.title)
+        .x_desc(picture.load.title())
         .y_desc("latency, µs")
         .x_label_formatter(&|number| grouped(*number, 0))
         .y_label_formatter(&|number| grouped(*number, 0))
@@ -104,9 +107,8 @@ fn lines(picture: &Picture, cases: &[(Case, Rounds)]) -> Vec<Line> {
             };
             let mut points: Vec<(f64, f64)> = cases.iter().filter_map(point).collect();
             points.sort_by(|one, other| one.0.total_cmp(&other.0));
-            let title = latency.title.split(',').next().unwrap_or_default();
             lines.push(Line {
-                name: format!("{} {title}", contestant.name),
+                name: format!("{} {}", contestant.name, latency.name),
                 points,
                 colour: COLOURS[place % COLOURS.len()],
                 is_first: rank == 0,

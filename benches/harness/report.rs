@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::contest::Rounds;
-use crate::figures::{Numbers, Spread, ratio};
+use crate::figures::{Figure, Numbers, Spread, ratio};
 use crate::house::Machine;
 use crate::scenarios::loads::OWN_SHARE;
 use crate::scenarios::{Case, Scenario};
@@ -52,7 +52,7 @@ fn put_table(out: &mut String, scenario: &dyn Scenario, case: &Case, rounds: &Ro
                 .any(|rounds| spread(rounds, figure.id).is_some())
         })
         .collect();
-    let heads: Vec<&str> = figures.iter().map(|figure| figure.title).collect();
+    let heads: Vec<String> = figures.iter().map(|figure| figure.title()).collect();
     let _ = writeln!(out, "| | {} |", heads.join(" | "));
     let _ = writeln!(out, "|{}", " --- |".repeat(heads.len() + 1));
     for (contestant, rounds) in case.contestants.iter().zip(rounds) {
@@ -79,10 +79,7 @@ fn put_ratios(out: &mut String, scenario: &dyn Scenario, case: &Case, rounds: &R
             pairs.any(|(of, to)| ratio(&rounds[*of], &rounds[*to], figure.id).is_some())
         })
         .collect();
-    let heads: Vec<&str> = figures
-        .iter()
-        .map(|figure| figure.title.split([',', '/']).next().unwrap_or_default())
-        .collect();
+    let heads: Vec<&str> = figures.iter().map(|figure| figure.name).collect();
     let _ = writeln!(out, "\n| ratio | {} |", heads.join(" | "));
     let _ = writeln!(out, "|{}", " --- |".repeat(heads.len() + 1));
     for (of, to) in &case.pairs {
@@ -122,7 +119,7 @@ fn put_targets(out: &mut String, scenario: &dyn Scenario, case: &Case, rounds: &
             .figures()
             .iter()
             .find(|figure| figure.id == target.figure);
-        let title = title.map_or(target.figure, |figure| figure.title);
+        let title = title.map_or_else(|| target.figure.to_owned(), Figure::title);
         let outcome = match &value {
             Some(value) if target.bound.is_met(value.median) => {
                 format!("{}: met", value.told(2))

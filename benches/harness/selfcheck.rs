@@ -87,6 +87,7 @@ fn try_fault(fault: Fault) -> io::Result<Result<load::Outcome, Failure>> {
     let door = Door {
         address: listener.local_addr()?,
         token: "any".to_owned(),
+        prefix: String::new(),
     };
     // It ends when its clients do, with an error that is of no interest.
     thread::spawn(move || serve(&listener, fault));

@@ -22,6 +22,24 @@ pub fn count(count: u64, noun: &str) -> String {
     format!("{count} {noun}{plural}")
 }
 
+/// A count, with a comma between thousands.
+pub fn thousands(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.char_indices() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Microseconds as milliseconds.
+pub fn milliseconds(us: u64) -> String {
+    format!("{}.{:02} ms", us / 1000, us % 1000 / 10)
+}
+
 /// Lines of cells: the first column to the left, the others to the right.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -61,6 +79,21 @@ mod tests {
             (u64::MAX, "15.9 EiB"),
         ] {
             assert_eq!(bytes(count), text);
+        }
+    }
+
+    #[test]
+    fn figures_can_be_read() {
+        for (count, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (1_048_448, "1,048,448"),
+        ] {
+            assert_eq!(thousands(count), text);
+        }
+        for (us, text) in [(0, "0.00 ms"), (99, "0.09 ms"), (12_345, "12.34 ms")] {
+            assert_eq!(milliseconds(us), text);
         }
     }
 

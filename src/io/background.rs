@@ -82,15 +82,16 @@ pub struct Compactor {
 }
 
 impl Compactor {
-    /// Starts it.
-    pub fn start(directory: Arc<DataDirectory>) -> io::Result<Self> {
+    /// Starts it, for a server with so many shards. Nothing is compacted before each of them has told its first rotation:
+    /// until then, nobody knows which of its segments is open.
+    pub fn start(directory: Arc<DataDirectory>, shards: usize) -> io::Result<Self> {
         let (rotations, inbox) = channel();
         let thread = thread::Builder::new()
             .name("etherply-compact".to_owned())
             .spawn(move || {
                 // Linux takes this for the calling thread alone (setpriority(2), "C library/kernel differences").
                 let _ = rustix::process::setpriority_process(None, COMPACTION_NICE);
-                Loop::new(directory, inbox).run();
+                Loop::new(directory, shards, inbox).run();
             })?;
         Ok(Self { rotations, thread })
     }
@@ -111,6 +112,8 @@ impl Compactor {
 
 struct Loop {
     directory: Arc<DataDirectory>,
+    /// How many run.
+    shards: usize,
     inbox: Receiver<Rotation>,
     /// The last of each shard.
     rotations: Vec<Rotation>,
@@ -120,9 +123,10 @@ struct Loop {
 }
 
 impl Loop {
-    fn new(directory: Arc<DataDirectory>, inbox: Receiver<Rotation>) -> Self {
+    fn new(directory: Arc<DataDirectory>, shards: usize, inbox: Receiver<Rotation>) -> Self {
         Self {
             directory,
+            shards,
             inbox,
             rotations: Vec::new(),
             is_news: false,
@@ -141,7 +145,7 @@ impl Loop {
             }
             self.catch_up();
             wait = Duration::MAX;
-            if !self.size().is_some_and(Size::is_due) {
+            if !self.is_due() {
                 continue;
             }
             match self.compact() {
@@ -162,6 +166,10 @@ impl Loop {
                 }
             }
         }
+    }
+
+    fn is_due(&self) -> bool {
+        self.rotations.len() == self.shards && self.size().is_some_and(Size::is_due)
     }
 
     fn compact(&mut self) -> Result<(), CompactionError> {
@@ -281,6 +289,28 @@ impl Size {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_compacted_before_each_shard_has_told_which_segment_is_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Arc::new(DataDirectory::open(folder.path()).unwrap());
+        for shard in 0..2 {
+            let path = directory.shard_path(shard);
+            std::fs::create_dir(&path).unwrap();
+            let closed = std::fs::File::create(path.join("0000000001.aof")).unwrap();
+            closed.set_len(100 << 20).unwrap();
+            std::fs::File::create(path.join("0000000002.aof")).unwrap();
+        }
+        let mut compactor = Loop::new(directory, 2, channel().1);
+        for (shard, is_due) in [(1, false), (1, false), (0, true)] {
+            compactor.note(Rotation {
+                shard,
+                index: 2,
+                live_bytes: 1,
+            });
+            assert_eq!(compactor.is_due(), is_due, "shard {shard} has told");
+        }
+    }
 
     #[test]
     fn compaction_begins_when_enough_is_dead_and_hurries_as_the_log_grows() {

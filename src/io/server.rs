@@ -118,7 +118,7 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     watch_signals(events.clone())?;
     let hash_seed = random_u64()?;
     let status = Arc::new(Status::new(shards, connections_max));
-    let compactor = Compactor::start(Arc::clone(&directory))?;
+    let compactor = Compactor::start(Arc::clone(&directory), shards as usize)?;
     let common = Common {
         settings,
         shards,
@@ -393,6 +393,13 @@ fn watch_signals(events: Sender<Event>) -> io::Result<()> {
 }
 
 fn open_listener(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let socket = bound_socket(address)?;
+    listen(&socket, LISTEN_BACKLOG).map_err(|errno| listen_error(address, errno.into()))?;
+    Ok(TcpListener::from(socket))
+}
+
+/// The socket of an address, which nobody can connect to yet. While another one listens on the address there is none.
+pub fn bound_socket(address: SocketAddr) -> Result<OwnedFd, ServeError> {
     let open = || -> io::Result<OwnedFd> {
         let family = if address.is_ipv4() {
             AddressFamily::INET
@@ -405,15 +412,15 @@ fn open_listener(address: SocketAddr) -> Result<TcpListener, ServeError> {
         // Inherited by the accepted sockets (tcp(7)): a small op must not wait for a bigger one.
         sockopt::set_tcp_nodelay(&socket, true)?;
         bind(&socket, &address)?;
-        listen(&socket, LISTEN_BACKLOG)?;
         Ok(socket)
     };
-    match open() {
-        Ok(socket) => Ok(TcpListener::from(socket)),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            Err(ServeError::AddressInUse(address))
-        }
-        Err(source) => Err(ServeError::Listen { address, source }),
+    open().map_err(|error| listen_error(address, error))
+}
+
+fn listen_error(address: SocketAddr, source: io::Error) -> ServeError {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => ServeError::AddressInUse(address),
+        _ => ServeError::Listen { address, source },
     }
 }
 
@@ -429,16 +436,7 @@ fn connections_max(wanted: Option<usize>, shards: u32) -> Result<usize, ServeErr
         Ok(()) => limit.maximum,
         Err(_) => limit.current,
     };
-    let files = files.unwrap_or(u64::MAX);
-    let reserved = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_SHARD * u64::from(shards);
-    if files <= reserved {
-        return Err(ServeError::FilesLimit {
-            limit: files,
-            shards,
-            needed: reserved + 1,
-        });
-    }
-    let allowed = usize::try_from(files - reserved).unwrap_or(usize::MAX / 2);
+    let allowed = connections_allowed(files.unwrap_or(u64::MAX), shards)?;
     if let Some(wanted) = wanted.filter(|wanted| *wanted > allowed) {
         tracing::warn!(
             wanted,
@@ -447,6 +445,19 @@ fn connections_max(wanted: Option<usize>, shards: u32) -> Result<usize, ServeErr
         );
     }
     Ok(wanted.unwrap_or(allowed).min(allowed))
+}
+
+/// How many connections a process can have that may open so many files.
+pub fn connections_allowed(files: u64, shards: u32) -> Result<usize, ServeError> {
+    let reserved = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_SHARD * u64::from(shards);
+    if files <= reserved {
+        return Err(ServeError::FilesLimit {
+            limit: files,
+            shards,
+            needed: reserved + 1,
+        });
+    }
+    Ok(usize::try_from(files - reserved).unwrap_or(usize::MAX / 2))
 }
 
 fn ring_advice(error: &io::Error) -> String {

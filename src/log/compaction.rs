@@ -20,11 +20,13 @@ use thiserror::Error;
 
 use super::chain::{Chain, Link, RecoveryError};
 use super::directory::DataDirectory;
-use super::disk::Disk;
+use super::disk::{Disk, DiskFile};
 use super::record::{self, BATCH_HEADER_BYTES, Compacted, Op, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::rewrite::Rewrite;
 use super::segment;
-use crate::limits::{COMPACTION_BATCH_BYTES, COMPACTION_DEAD_SHARE, SEGMENT_LIVE_SHARE};
+use crate::limits::{
+    COMPACTION_BATCH_BYTES, COMPACTION_DEAD_SHARE, COMPACTION_READ_BYTES, SEGMENT_LIVE_SHARE,
+};
 
 #[cfg(test)]
 mod tests;
@@ -89,7 +91,7 @@ impl Settings {
     }
 }
 
-/// Called after each piece of work with the number of bytes that were read or written: a place to rest, and to stop.
+/// Called after each piece of work with the number of bytes that were read: a place to rest, and to stop.
 pub type Pace<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
 
 /// What a compaction did so far.
@@ -178,12 +180,14 @@ impl<D: Disk> Compaction<D> {
 
     fn read_next(&mut self, resting: &mut Pace<'_>) -> Result<(), CompactionError> {
         let place = self.read_count;
-        let link = &self.links[place];
-        link.read(self.directory.disk(), &mut self.bytes, |op| {
+        let mut breath = Breath::default();
+        self.links[place].read(self.directory.disk(), &mut self.bytes, |op| {
             self.index.note(op, place);
+            breath.took(op, resting);
         })?;
+        breath.end(resting)?;
         self.read_count += 1;
-        rest(resting, self.links[place].file_bytes)
+        Ok(())
     }
 
     /// Segments of one folder whose winners fill a segment are a group.
@@ -244,7 +248,7 @@ impl<D: Disk> Compaction<D> {
             let _ = self.directory.disk().remove(&path_new);
         }
         let written_bytes = written?;
-        self.swap(group.clone(), &path_new)?;
+        self.swap(group.clone(), &path_new, pace)?;
         let links = &self.links[group];
         let old_bytes: u64 = links.iter().map(|link| link.file_bytes).sum();
         self.outcome.segments_replaced += links.len() as u64;
@@ -270,16 +274,19 @@ impl<D: Disk> Compaction<D> {
         for place in group {
             // A segment is read whole before its winners are written: what one piece holds is bounded by a segment.
             let mut outcome = Ok(());
+            let mut breath = Breath::default();
             self.links[place].read(disk, &mut self.bytes, |op| {
+                breath.took(op, pace);
                 if outcome.is_ok() && self.index.wins(op, place) {
                     outcome = match rewrite.push(op) {
-                        Ok(None) => Ok(()),
-                        Ok(Some(written_bytes)) => rest(pace, written_bytes),
+                        Ok(false) => Ok(()),
+                        Ok(true) => rest(pace, 0),
                         Err(source) => Err(failed(source)),
                     };
                 }
             })?;
             outcome?;
+            breath.end(pace)?;
         }
         let written_bytes = rewrite.finish().map_err(failed)?;
         rest(pace, 0)?;
@@ -287,12 +294,19 @@ impl<D: Disk> Compaction<D> {
     }
 
     /// Puts the new segment in the place of the group. The order is the argument: the old ones go when the new one has its name on disk.
-    fn swap(&self, group: std::ops::Range<usize>, path_new: &Path) -> Result<(), CompactionError> {
+    fn swap(
+        &self,
+        group: std::ops::Range<usize>,
+        path_new: &Path,
+        pace: &mut Pace<'_>,
+    ) -> Result<(), CompactionError> {
         let disk = self.directory.disk();
         let (last, before) = self.links[group]
             .split_last()
             .expect("a group has a segment");
-        let _nobody_reads = self.directory.replacing();
+        // What cannot be opened is freed at once, by the kernel.
+        let last_old = disk.open_writable(&last.path).ok();
+        let nobody_reads = self.directory.replacing();
         if let Err(source) = disk.rename(path_new, &last.path) {
             let _ = disk.remove(path_new);
             return Err(CompactionError::Write {
@@ -307,12 +321,36 @@ impl<D: Disk> Compaction<D> {
                 source,
             });
         }
+        drop(nobody_reads);
         for link in before {
+            let file = disk.open_writable(&link.path).ok();
+            let nobody_reads = self.directory.replacing();
             // What stays is known as replaced, and removed by the next start.
-            let _ = disk.remove(&link.path);
+            let removed = disk.remove(&link.path);
+            drop(nobody_reads);
+            if let (Ok(()), Some(file)) = (removed, file) {
+                shrink(&file, pace)?;
+            }
         }
-        Ok(())
+        last_old.map_or(Ok(()), |file| shrink(&file, pace))
     }
+}
+
+/// Gives the blocks of a file that has no name any more back piece by piece: freed at once, a large file holds up every
+/// sync of the disk meanwhile, above all where ext4 is mounted with `discard`. Whoever reads the file keeps it whole.
+fn shrink<F: DiskFile>(file: &F, pace: &mut Pace<'_>) -> Result<(), CompactionError> {
+    let Ok(mut bytes) = file.bytes() else {
+        return Ok(());
+    };
+    while bytes > 0 && matches!(file.claim(), Ok(true)) {
+        let piece_bytes = bytes.min(COMPACTION_BATCH_BYTES as u64);
+        bytes -= piece_bytes;
+        if file.set_bytes(bytes).is_err() {
+            break;
+        }
+        rest(pace, 0)?;
+    }
+    Ok(())
 }
 
 /// Where the last segment of a folder without a shard ends.
@@ -327,6 +365,31 @@ fn rest(pace: &mut Pace<'_>, bytes: u64) -> Result<(), CompactionError> {
     match pace(bytes) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(CompactionError::Stopped),
+    }
+}
+
+/// Rests between the pieces of what is read, so that a core which is shared is given back soon.
+#[derive(Default)]
+struct Breath {
+    bytes: usize,
+    is_stopped: bool,
+}
+
+impl Breath {
+    fn took(&mut self, op: &Op<'_>, pace: &mut Pace<'_>) {
+        self.bytes += record::op_bytes(op);
+        if self.bytes >= COMPACTION_READ_BYTES && !self.is_stopped {
+            self.is_stopped = rest(pace, self.bytes as u64).is_err();
+            self.bytes = 0;
+        }
+    }
+
+    /// Rests after what is left, and tells whether it is to go on.
+    fn end(self, pace: &mut Pace<'_>) -> Result<(), CompactionError> {
+        if self.is_stopped {
+            return Err(CompactionError::Stopped);
+        }
+        rest(pace, self.bytes as u64)
     }
 }
 

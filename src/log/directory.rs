@@ -312,8 +312,8 @@ fn lock<D: Disk>(disk: &D, path: &Path) -> Result<D::File, DirectoryError> {
     Ok(file)
 }
 
-/// The process id in a `LOCK` that another process holds; it may not have written it yet.
-fn lock_holder(file: &impl DiskFile) -> String {
+/// The process id in a `LOCK` that another process holds; `unknown` where it has not written it yet.
+pub fn lock_holder(file: &impl DiskFile) -> String {
     let mut text = [0; 16];
     let count = file.read_full_at(&mut text, 0).unwrap_or(0);
     let pid = str::from_utf8(&text[..count]).unwrap_or_default().trim();

@@ -79,6 +79,11 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     fn sync(&self) -> io::Result<()>;
     /// Claims disk ahead without a change of the length; nothing where the file system cannot.
     fn reserve(&self, bytes: u64) -> io::Result<()>;
+    /// Keeps others from claiming it for as long as it is open. False: somebody has claimed it (flock(2), shared).
+    fn share(&self) -> io::Result<bool>;
+    /// Keeps others from sharing it for as long as it is open. False: somebody shares or has claimed it (flock(2),
+    /// exclusive).
+    fn claim(&self) -> io::Result<bool>;
     /// Drops what the kernel holds of the file in memory and has on disk too, so that what is read next comes from the disk.
     /// Advice: where it is not taken, reads still give what was written.
     fn drop_cache(&self);
@@ -206,11 +211,7 @@ impl Disk for HostDisk {
         // Not truncated: until the lock is taken, the content is the other process's.
         options.read(true).write(true).create(true).truncate(false);
         let file = options.open(path)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Ok(file)),
-            Err(Errno::WOULDBLOCK) => Ok(Err(file)),
-            Err(errno) => Err(errno.into()),
-        }
+        Ok(if file.claim()? { Ok(file) } else { Err(file) })
     }
 }
 
@@ -246,7 +247,23 @@ impl DiskFile for File {
         }
     }
 
+    fn share(&self) -> io::Result<bool> {
+        flock(self, FlockOperation::NonBlockingLockShared)
+    }
+
+    fn claim(&self) -> io::Result<bool> {
+        flock(self, FlockOperation::NonBlockingLockExclusive)
+    }
+
     fn drop_cache(&self) {
         let _ = rustix::fs::fadvise(self, 0, None, Advice::DontNeed);
+    }
+}
+
+fn flock(file: &File, operation: FlockOperation) -> io::Result<bool> {
+    match rustix::fs::flock(file, operation) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(errno) => Err(errno.into()),
     }
 }

@@ -34,14 +34,15 @@ impl<F: DiskFile> Rewrite<F> {
         })
     }
 
-    /// Appends an op. Some: a piece is full and on disk, and had so many bytes. No sync of anybody else ever waits for
+    /// Appends an op. True: a piece is full and on disk. No sync of anybody else ever waits for
     /// more than one piece.
-    pub(super) fn push(&mut self, op: &Op<'_>) -> io::Result<Option<u64>> {
+    pub(super) fn push(&mut self, op: &Op<'_>) -> io::Result<bool> {
         record::push_op(&mut self.batch, op);
         if self.batch.len() < COMPACTION_BATCH_BYTES {
-            return Ok(None);
+            return Ok(false);
         }
-        self.write().map(Some)
+        self.write()?;
+        Ok(true)
     }
 
     /// Seals it; all of it is on disk then. Gives its length.
@@ -53,7 +54,7 @@ impl<F: DiskFile> Rewrite<F> {
         Ok(self.offset)
     }
 
-    fn write(&mut self) -> io::Result<u64> {
+    fn write(&mut self) -> io::Result<()> {
         let position = self.header.position(self.offset);
         let durable_position = self.header.first_position;
         record::seal_batch(
@@ -64,9 +65,8 @@ impl<F: DiskFile> Rewrite<F> {
         );
         self.file.write_all_at(&self.batch, self.offset)?;
         self.file.sync()?;
-        let bytes = self.batch.len() as u64;
-        self.offset += bytes;
+        self.offset += self.batch.len() as u64;
         record::begin_batch(&mut self.batch);
-        Ok(bytes)
+        Ok(())
     }
 }

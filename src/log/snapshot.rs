@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use super::chain::{Chain, Extent, Link, RecoveryError};
 use super::directory::{self, DirectoryError};
-use super::disk::{Disk, HostDisk};
+use super::disk::{Disk, DiskFile, HostDisk};
 use super::record::Op;
 
 #[cfg(test)]
@@ -96,6 +96,13 @@ impl<D: Disk> Folder<D> {
         let mut files = Vec::new();
         let chain = Chain::read_keeping(disk, data, epoch, shard, |file| files.push(file))?;
         files.reverse();
+        for (link, file) in chain.links.iter().zip(&files) {
+            // A compaction gives back the blocks of what it has replaced, of which nobody shall be reading.
+            if matches!(file.share(), Ok(false)) {
+                let gone = io::Error::from(io::ErrorKind::NotFound);
+                return Err(RecoveryError::at(&link.path)(gone));
+            }
+        }
         Ok(Self { chain, files })
     }
 

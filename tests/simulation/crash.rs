@@ -197,11 +197,10 @@ impl State {
             } = inode;
             durable.resize(bytes, 0);
             for sector in std::mem::take(dirty) {
+                // A file that was cut has dirty sectors behind its end.
+                let bytes = bytes.min(seen_bytes);
                 let start = (sector * *sector_bytes).min(bytes);
-                let end = (start + *sector_bytes)
-                    .min(bytes)
-                    .min(seen_bytes)
-                    .max(start);
+                let end = (start + *sector_bytes).min(bytes);
                 let (from, until) = match dice.below(4) {
                     0 => (start, start),
                     1 => (start, start + dice.below(end - start + 1)),

@@ -539,6 +539,14 @@ impl DiskFile for SimFile {
         state.claim()
     }
 
+    fn share(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    fn claim(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
     fn drop_cache(&self) {
         let mut state = self.disk.state();
         let State {

@@ -5,12 +5,9 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use super::Failure;
 use super::check::{Cursor, Window};
 use super::op::{Order, Text, put_client_frame, put_server_frame};
-
-/// One delivery of so many is timed: with each op, other receivers.
-const SAMPLE: u64 = 16;
+use super::{Failure, Plan};
 
 /// Nanoseconds since the load began.
 #[derive(Clone, Copy)]
@@ -30,8 +27,8 @@ struct Room {
     window: Window,
     /// When each op in the window was due.
     due_ns: Box<[u64]>,
-    /// How many receivers each op in the window is still to reach.
-    left: Box<[u32]>,
+    /// How many receivers have got exactly so many ops, from `done` on, in a circle.
+    at_count: Box<[u32]>,
     /// The ops that all have got.
     done: u64,
 }
@@ -41,7 +38,10 @@ pub struct Book {
     rooms: Vec<Room>,
     cursors: Vec<Cursor>,
     receivers: u32,
+    /// How far the last receiver of a room may be behind its sender.
     kept_ops: usize,
+    /// One delivery of so many is timed: with each op, other receivers.
+    sample: u64,
     clock: Clock,
     sent_text: Text,
     expected_text: Text,
@@ -60,16 +60,26 @@ pub struct Book {
 }
 
 impl Book {
-    /// `kept_ops`: how far the last receiver of a room may be behind its sender.
-    pub fn new(rooms: u32, receivers: u32, kept_ops: usize, order: Order, clock: Clock) -> Self {
+    /// Before anybody has sent anything.
+    pub fn new(plan: &Plan, clock: Clock) -> Self {
+        let Plan {
+            rooms,
+            receivers,
+            order,
+            ..
+        } = *plan;
+        let kept_ops = plan.kept_ops();
         let first_timestamp_us = unix_us();
         let expected_text = Text::new(order, first_timestamp_us);
+        let mut at_count = vec![0; kept_ops + 1];
+        at_count[0] = receivers;
         let room = || Room {
             window: Window::new(expected_text.frame_bytes(), kept_ops),
             due_ns: vec![0; kept_ops].into(),
-            left: vec![0; kept_ops].into(),
+            at_count: at_count.clone().into(),
             done: 0,
         };
+
         Self {
             rooms: (0..rooms).map(|_| room()).collect(),
             cursors: (0..rooms * (receivers + 1))
@@ -77,6 +87,7 @@ impl Book {
                 .collect(),
             receivers,
             kept_ops,
+            sample: plan.sample(),
             clock,
             sent_text: Text::new(Order::AsSent, first_timestamp_us),
             expected_text,
@@ -137,7 +148,6 @@ impl Book {
         room.window.push(|frame| put_server_frame(frame, expected));
         let slot = slot(number, self.kept_ops);
         room.due_ns[slot] = due_ns;
-        room.left[slot] = self.receivers;
         put_client_frame(out, self.sent_text.of(room_number, number));
         Ok(())
     }
@@ -173,27 +183,28 @@ impl Book {
     fn delivered(&mut self, room_number: u32, place: u32, numbers: Range<u64>) {
         let room = &mut self.rooms[room_number as usize];
         self.deliveries += numbers.end - numbers.start;
-        for number in numbers.clone() {
-            let left = &mut room.left[slot(number, self.kept_ops)];
-            *left -= 1;
-            if *left == 0 {
-                room.done = number + 1;
-                self.ops += 1;
-                self.done_rooms.push(room_number);
-            }
+        room.at_count[slot(numbers.start, self.kept_ops + 1)] -= 1;
+        room.at_count[slot(numbers.end, self.kept_ops + 1)] += 1;
+        while room.at_count[slot(room.done, self.kept_ops + 1)] == 0 {
+            room.done += 1;
+            self.ops += 1;
+            self.done_rooms.push(room_number);
         }
-        let step = (numbers.start + u64::from(place)) % SAMPLE;
-        let first = numbers.start + (SAMPLE - step) % SAMPLE;
+        let sample = self.sample;
+        let step = (numbers.start + u64::from(place) + u64::from(room_number)) % sample;
+        let first = numbers.start + (sample - step) % sample;
         if first >= numbers.end {
             return;
         }
         let now_ns = self.clock.now_ns();
-        for number in (first..numbers.end).step_by(usize::try_from(SAMPLE).expect("it is small")) {
+        let mut number = first;
+        while number < numbers.end {
             let due_ns = room.due_ns[slot(number, self.kept_ops)];
             if self.timed_ns.contains(&due_ns) {
                 self.latencies_ns
                     .saturating_record(now_ns.saturating_sub(due_ns).max(1));
             }
+            number += sample;
         }
     }
 

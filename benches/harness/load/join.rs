@@ -16,9 +16,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Door {
     pub address: SocketAddr,
     pub token: String,
+    /// What the names of the rooms begin with: a server elsewhere may have those of another run.
+    pub prefix: String,
 }
 
 impl Door {
+    /// The name of a room.
+    pub fn workspace(&self, room: u32) -> String {
+        format!("{}room-{room}", self.prefix)
+    }
+
     /// Joins a workspace; gives the connection and the text of the first message.
     pub fn join(&self, workspace: &str) -> Result<(TcpStream, String), Failure> {
         let joined = self.try_join(workspace).and_then(|(stream, text, more)| {
@@ -46,7 +53,7 @@ impl Door {
 
     /// What a client says first.
     pub fn request(&self, workspace: &str) -> String {
-        let Self { address, token } = self;
+        let Self { address, token, .. } = self;
         format!(
             "GET /v1/sync/{workspace}?token={token} HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\n\
              Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"

@@ -20,17 +20,20 @@ pub struct Reconnect;
 
 const CPU_PER_JOIN: Figure = Figure {
     id: "cpu_us_per_join",
-    title: "server CPU, µs/join",
+    name: "server CPU",
+    unit: "µs/join",
     decimals: 1,
 };
 const JOINS: Figure = Figure {
     id: "joins_per_s",
-    title: "joins/s",
+    name: "joins/s",
+    unit: "",
     decimals: 0,
 };
 const ALL_IN: Figure = Figure {
     id: "all_in_ms",
-    title: "until all have their state, ms",
+    name: "until all have their state",
+    unit: "ms",
     decimals: 0,
 };
 

@@ -21,12 +21,14 @@ const ALONE: usize = 1;
 
 const RESIDENT_EACH: Figure = Figure {
     id: "resident_bytes_each",
-    title: "resident bytes for each connection",
+    name: "resident bytes for each connection",
+    unit: "",
     decimals: 0,
 };
 const CPU_EACH: Figure = Figure {
     id: "cpu_us_per_connection",
-    title: "server CPU, µs/connection",
+    name: "server CPU",
+    unit: "µs/connection",
     decimals: 0,
 };
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -8,53 +8,63 @@ use crate::load::{self, Outcome, Plan};
 
 pub const CPU_PER_DELIVERY: Figure = Figure {
     id: "cpu_us_per_delivery",
-    title: "server CPU, µs/delivery",
-    decimals: 2,
+    name: "server CPU",
+    unit: "µs/delivery",
+    decimals: 3,
 };
 pub const CPU_PER_OP: Figure = Figure {
     id: "cpu_us_per_op",
-    title: "server CPU, µs/op",
+    name: "server CPU",
+    unit: "µs/op",
     decimals: 2,
 };
 pub const DELIVERIES: Figure = Figure {
     id: "deliveries_per_s",
-    title: "deliveries/s",
+    name: "deliveries/s",
+    unit: "",
     decimals: 0,
 };
 pub const OPS: Figure = Figure {
     id: "ops_per_s",
-    title: "ops/s",
+    name: "ops/s",
+    unit: "",
     decimals: 0,
 };
 pub const OPS_PER_CPU: Figure = Figure {
     id: "ops_per_cpu_s",
-    title: "ops/s of server CPU",
+    name: "ops/s of server CPU",
+    unit: "",
     decimals: 0,
 };
 pub const P50: Figure = Figure {
     id: "p50_us",
-    title: "p50, µs",
+    name: "p50",
+    unit: "µs",
     decimals: 0,
 };
 pub const P99: Figure = Figure {
     id: "p99_us",
-    title: "p99, µs",
+    name: "p99",
+    unit: "µs",
     decimals: 0,
 };
 pub const MAX: Figure = Figure {
     id: "max_us",
-    title: "max, µs",
+    name: "max",
+    unit: "µs",
     decimals: 0,
 };
 pub const RESIDENT: Figure = Figure {
     id: "resident_mb",
-    title: "resident, MB",
+    name: "resident",
+    unit: "MB",
     decimals: 1,
 };
 /// The share of its core that the load generator used.
 pub const OWN_SHARE: Figure = Figure {
     id: "load_generator_percent",
-    title: "load generator, % of its core",
+    name: "load generator",
+    unit: "% of its core",
     decimals: 0,
 };
 
@@ -112,11 +122,17 @@ pub fn numbers_of(outcome: &Outcome) -> Numbers {
     let mut numbers = Numbers::from([
         (DELIVERIES.id, deliveries / outcome.seconds),
         (OPS.id, ops / outcome.seconds),
-        (P50.id, us(latencies.value_at_quantile(0.5))),
-        (P99.id, us(latencies.value_at_quantile(0.99))),
-        (MAX.id, us(latencies.max())),
         (OWN_SHARE.id, outcome.own_share * 100.0),
+        (
+            "load_generator_ns_per_delivery",
+            outcome.own_share * outcome.seconds * 1e9 / deliveries,
+        ),
     ]);
+    if !latencies.is_empty() {
+        numbers.insert(P50.id, us(latencies.value_at_quantile(0.5)));
+        numbers.insert(P99.id, us(latencies.value_at_quantile(0.99)));
+        numbers.insert(MAX.id, us(latencies.max()));
+    }
     if let Some(cpu_s) = outcome.server_cpu_s {
         numbers.insert(CPU_PER_DELIVERY.id, cpu_s * 1e6 / deliveries);
         numbers.insert(CPU_PER_OP.id, cpu_s * 1e6 / ops);

@@ -45,8 +45,8 @@ pub trait Scenario: Sync {
         house.rounds
     }
 
-    /// One measurement of one contestant, with a server of its own. An error ends the whole run: a server that loses a
-    /// delivery has no speed.
+    /// One measurement of one contestant, with a server of its own. An error of the server ends the whole run: who
+    /// loses a delivery has no speed.
     fn measure(
         &self,
         case: &Case,

@@ -22,12 +22,14 @@ pub struct Recovery;
 
 const CPU: Figure = Figure {
     id: "cpu_s",
-    title: "server CPU, s",
+    name: "server CPU",
+    unit: "s",
     decimals: 2,
 };
 const CLOCK: Figure = Figure {
     id: "clock_s",
-    title: "until it serves, s",
+    name: "until it serves",
+    unit: "s",
     decimals: 2,
 };
 const REDIS: &str = "redis, SET";

@@ -38,7 +38,8 @@ const SHAPES: [Shape; 2] = [
 /// p50 over what it may be: the p50 of fdatasync on this disk, and 0.4 ms.
 const P50_OF_DISK: Figure = Figure {
     id: "p50_over_disk_and_400_us",
-    title: "p50 / (fdatasync p50 + 400 µs)",
+    name: "p50 / (fdatasync p50 + 400 µs)",
+    unit: "",
     decimals: 2,
 };
 

@@ -14,7 +14,6 @@ use crate::house::House;
 use crate::load::guest::first_message;
 use crate::load::join::read_more;
 use crate::load::pace::Pace;
-use crate::load::workspace;
 
 pub struct Slow;
 
@@ -33,7 +32,8 @@ const SHAPE: Shape = Shape {
 /// What was left for a stalled reader when it read again.
 const LEFT: Figure = Figure {
     id: "ops_for_stalled_reader",
-    title: "ops sent to a stalled reader",
+    name: "ops sent to a stalled reader",
+    unit: "",
     decimals: 0,
 };
 
@@ -120,13 +120,13 @@ impl Scenario for Slow {
 
 /// A client that joins and then reads nothing.
 fn stall(server: &Server) -> Result<TcpStream, String> {
-    let joined = server.door.join(&workspace(0));
+    let joined = server.door.join(&server.door.workspace(0));
     Ok(joined.map_err(|error| error.to_string())?.0)
 }
 
 /// Reads all that is there for a reader that had stalled, until it knows what the room holds; tells how many ops that took.
 fn catch_up(server: &Server, mut stream: TcpStream) -> Result<f64, String> {
-    let joined = server.door.join(&workspace(0));
+    let joined = server.door.join(&server.door.workspace(0));
     let (_, init) = joined.map_err(|error| error.to_string())?;
     let init: Value = serde_json::from_str(&init).map_err(|error| error.to_string())?;
     let (mut held, mut seen) = (Map::new(), Vec::new());

@@ -15,7 +15,7 @@ use crate::figures::{Figure, Numbers};
 use crate::house::House;
 use crate::load::join::Door;
 use crate::load::pace::Pace;
-use crate::load::{self, Outcome, workspace};
+use crate::load::{self, Outcome};
 
 pub struct Soak;
 
@@ -33,33 +33,38 @@ const SETTLED_S: f64 = 5.0;
 /// Between two clients that come and go.
 const PAUSE: Duration = Duration::from_millis(20);
 
-const RESIDENT_FIRST: Figure = megabytes("resident_mb_first", "resident after the first part, MB");
-const RESIDENT_LAST: Figure = megabytes("resident_mb_last", "resident after the last, MB");
+const RESIDENT_FIRST: Figure = megabytes("resident_mb_first", "resident after the first part");
+const RESIDENT_LAST: Figure = megabytes("resident_mb_last", "resident after the last");
 const P99_FIRST: Figure = Figure {
     id: "p99_us_first",
-    title: "p99 of the first part, µs",
+    name: "p99 of the first part",
+    unit: "µs",
     decimals: 0,
 };
 const P99_LAST: Figure = Figure {
     id: "p99_us_last",
-    title: "p99 of the last, µs",
+    name: "p99 of the last",
+    unit: "µs",
     decimals: 0,
 };
 const RESIDENT_GROWTH: Figure = Figure {
     id: "resident_last_to_first",
-    title: "resident, last : first",
+    name: "resident",
+    unit: "last : first",
     decimals: 2,
 };
 const CAME_AND_WENT: Figure = Figure {
     id: "came_and_went",
-    title: "clients that came and went",
+    name: "clients that came and went",
+    unit: "",
     decimals: 0,
 };
 
-const fn megabytes(id: &'static str, title: &'static str) -> Figure {
+const fn megabytes(id: &'static str, name: &'static str) -> Figure {
     Figure {
         id,
-        title,
+        name,
+        unit: "MB",
         decimals: 1,
     }
 }
@@ -116,7 +121,7 @@ impl Scenario for Soak {
             .map(|room| {
                 Ok(server
                     .door
-                    .join(&workspace(room))
+                    .join(&server.door.workspace(room))
                     .map_err(|error| error.to_string())?
                     .0)
             })
@@ -156,7 +161,7 @@ impl Scenario for Soak {
 fn come_and_go(door: &Door, is_over: &AtomicBool) -> Result<u32, String> {
     let mut guests = 0;
     while !is_over.load(Ordering::Relaxed) {
-        let name = workspace(guests % SHAPE.rooms);
+        let name = door.workspace(guests % SHAPE.rooms);
         let init = door.visit(&name).map_err(|error| error.to_string())?;
         let shown: Value = serde_json::from_str(&init).map_err(|error| error.to_string())?;
         let data = shown["data"].as_object();

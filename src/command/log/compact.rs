@@ -21,8 +21,8 @@ pub fn run(data: &Path) -> Result<(), Stop> {
     let settings = Settings::routine(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX).thorough();
     let mut compaction = Compaction::plan(Arc::new(directory), &[], settings)?;
     let before = compaction.outcome();
-    // Everything is read once to find what is dead, and what is not is written.
-    let bar = Bar::new("compacting", before.bytes);
+    // A segment is read once to find what is dead, and once more where it is worth to be written anew.
+    let bar = Bar::new("compacting", before.bytes * 2);
     let mut pace = |bytes| {
         bar.add(bytes);
         ControlFlow::Continue(())

@@ -110,6 +110,12 @@ impl DiskFile for MortalFile {
     fn reserve(&self, _: u64) -> io::Result<()> {
         Ok(())
     }
+    fn share(&self) -> io::Result<bool> {
+        self.file.share()
+    }
+    fn claim(&self) -> io::Result<bool> {
+        self.file.claim()
+    }
     fn drop_cache(&self) {}
 }
 

@@ -1,0 +1,106 @@
+//! `etherply doctor`: reads the host, judges it, and tells what to change.
+//!
+//! Reading (`read`) knows no good or bad, judging (`judge`) touches nothing: what is said of a host can be tested without
+//! that host.
+
+use serde::Serialize;
+
+use super::output::{Output, Stop};
+use super::text;
+use crate::config::doctor::Doctor;
+
+mod facts;
+mod finding;
+mod judge;
+mod read;
+
+use facts::Facts;
+use finding::{Finding, Verdict};
+
+/// All that is told with `--json`.
+#[derive(Serialize)]
+struct Report<'a> {
+    /// No check has failed.
+    works: bool,
+    checks: &'a [Finding],
+    facts: &'a Facts,
+}
+
+/// Tells what is fine and what to change. The error is that the server would not work.
+pub fn run(settings: &Doctor) -> Result<(), String> {
+    let facts = read::facts(settings).map_err(|error| error.to_string())?;
+    let findings = judge::judge(&facts);
+    match print(settings.json, &facts, &findings) {
+        Ok(()) | Err(Stop::NobodyReads) => {}
+        Err(Stop::Failed(line)) => return Err(line),
+    }
+    match count(&findings, Verdict::Fail) {
+        0 => Ok(()),
+        fails => {
+            let fails = text::count(fails, "check");
+            Err(format!("the server would not work here: {fails} failed"))
+        }
+    }
+}
+
+fn print(is_json: bool, facts: &Facts, findings: &[Finding]) -> Result<(), Stop> {
+    let mut output = Output::new();
+    if is_json {
+        let report = Report {
+            works: count(findings, Verdict::Fail) == 0,
+            checks: findings,
+            facts,
+        };
+        output.line(serde_json::to_string(&report)?)?;
+    } else {
+        output.bytes(lines(findings).as_bytes())?;
+    }
+    output.flush()
+}
+
+fn count(findings: &[Finding], verdict: Verdict) -> u64 {
+    let found = findings.iter().filter(|found| found.verdict == verdict);
+    found.count() as u64
+}
+
+fn lines(findings: &[Finding]) -> String {
+    let width = findings.iter().map(|found| found.check.len()).max();
+    let width = width.unwrap_or(0);
+    let mut text = String::new();
+    for Finding {
+        check,
+        verdict,
+        found,
+        advice,
+    } in findings
+    {
+        let verdict = verdict.name();
+        text.extend([format!("{verdict:<4}  {check:<width$}  {found}\n")]);
+        if let Some(advice) = advice {
+            text.extend([format!("{:width$}        → {advice}\n", "")]);
+        }
+    }
+    let warnings = text::count(count(findings, Verdict::Warn), "warning");
+    let fails = text::count(count(findings, Verdict::Fail), "failure");
+    text + &format!("{warnings}, {fails}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_finding_is_a_line_and_its_advice_another() {
+        let findings = [
+            Finding::ok("kernel", "Linux 6.1"),
+            Finding::warn("accept queue", "short", "make it longer"),
+        ];
+        assert_eq!(
+            lines(&findings),
+            "ok    kernel        Linux 6.1\n\
+             warn  accept queue  short\n\
+             \u{20}                   → make it longer\n\
+             1 warning, 0 failures\n"
+        );
+    }
+}

@@ -1,0 +1,132 @@
+//! Connections: descriptors, the port, the queue before it, the ports of others.
+
+use crate::command::doctor::facts::{Directory, Limits, Network, Port, Wanted};
+use crate::command::doctor::finding::Finding;
+use crate::command::text;
+use crate::io::server::connections_allowed;
+use crate::limits::LISTEN_BACKLOG;
+
+/// A server that nobody has given a number should have room for so many.
+const CONNECTIONS_ADVISED: usize = 10_000;
+
+pub fn open_files(limits: &Limits, wanted: &Wanted) -> Finding {
+    const CHECK: &str = "open files";
+    const RAISE: &str = "raise it (ulimit -Hn): LimitNOFILE in tuning/etherply.service, tuning/limits.conf, or --ulimit nofile= of a container";
+    let allowed = match connections_allowed(limits.open_files.unwrap_or(u64::MAX), wanted.shards) {
+        Ok(allowed) => allowed,
+        Err(error) => return Finding::fail(CHECK, error.to_string(), RAISE),
+    };
+    let Some(limit) = limits.open_files else {
+        return Finding::ok(CHECK, "no limit");
+    };
+    let found = format!(
+        "a limit of {}, room for {} connections",
+        text::thousands(limit),
+        text::thousands(allowed as u64)
+    );
+    match wanted.connections {
+        Some(connections) if connections > allowed => Finding::warn(
+            CHECK,
+            format!(
+                "{found}, and --max-connections is {}",
+                text::thousands(connections as u64)
+            ),
+            RAISE,
+        ),
+        None if allowed < CONNECTIONS_ADVISED => Finding::warn(CHECK, found, RAISE),
+        _ => Finding::ok(CHECK, found),
+    }
+}
+
+pub fn port(network: &Network, directory: &Directory, wanted: &Wanted) -> Finding {
+    const CHECK: &str = "port";
+    let address = wanted.address;
+    match (&network.port, &directory.server) {
+        (Port::Free, _) if address.port() == 0 => Finding::ok(CHECK, "a free one is taken"),
+        (Port::Free, _) => Finding::ok(CHECK, format!("{address} is free")),
+        (Port::Taken, Some(pid)) => Finding::warn(
+            CHECK,
+            format!(
+                "{address} is taken, by the server on this data directory (pid {pid}) or by another process"
+            ),
+            format!(
+                "ss -ltnp 'sport = :{}' tells; if it is that server, all is well",
+                address.port()
+            ),
+        ),
+        (Port::Taken, None) => Finding::fail(
+            CHECK,
+            format!("{address} is taken by another process"),
+            format!(
+                "ss -ltnp 'sport = :{}' tells by which: stop it, or give --port another",
+                address.port()
+            ),
+        ),
+        (Port::Refused(error), _) => Finding::fail(
+            CHECK,
+            error.clone(),
+            "give --host an address of this host; a port under 1024 needs AmbientCapabilities=CAP_NET_BIND_SERVICE (tuning/etherply.service)",
+        ),
+    }
+}
+
+pub fn backlog(network: &Network) -> Option<Finding> {
+    const CHECK: &str = "accept queue";
+    let somaxconn = network.somaxconn?;
+    let wanted = u64::from(LISTEN_BACKLOG.unsigned_abs());
+    Some(if somaxconn < wanted {
+        Finding::warn(
+            CHECK,
+            format!(
+                "net.core.somaxconn is {somaxconn}, and the server asks for {wanted}: when all clients come back at once, some wait for a second and more"
+            ),
+            format!("sudo sysctl -w net.core.somaxconn={wanted}, and keep it: tuning/sysctl.conf"),
+        )
+    } else {
+        Finding::ok(
+            CHECK,
+            format!("net.core.somaxconn is {somaxconn}; the server asks for {wanted}"),
+        )
+    })
+}
+
+pub fn send_queue(network: &Network) -> Option<Finding> {
+    let (unsent, most) = (network.unsent_bytes_max?, network.send_bytes_max?);
+    let found = if unsent < most {
+        format!("{} unsent at most for each client", text::bytes(unsent))
+    } else {
+        // How much of that is too much depends on the clients.
+        format!(
+            "a client that stalls holds up to {} of kernel memory; net.ipv4.tcp_notsent_lowat bounds it: tuning/sysctl.conf",
+            text::bytes(most)
+        )
+    };
+    Some(Finding::ok("send queue", found))
+}
+
+pub fn local_ports(network: &Network, wanted: &Wanted) -> Option<Finding> {
+    const CHECK: &str = "local ports";
+    let (first, last) = network.local_ports?;
+    let is_in = |range: &(u16, u16)| (range.0..=range.1).contains(&wanted.address.port());
+    let is_reserved = network.reserved_ports.iter().any(is_in);
+    let port = wanted.address.port();
+    if is_in(&(first, last)) && !is_reserved {
+        return Some(Finding::warn(
+            CHECK,
+            format!(
+                "port {port} is one of those that outgoing connections take ({first} to {last}): one of these may have it when the server starts"
+            ),
+            format!(
+                "sudo sysctl -w net.ipv4.ip_local_reserved_ports={port} (a list; keep what is in it), see tuning/sysctl.conf"
+            ),
+        ));
+    }
+    let count = u64::from(last.saturating_sub(first)) + 1;
+    Some(Finding::ok(
+        CHECK,
+        format!(
+            "{first} to {last}: a proxy on this host can hold {} connections to the server",
+            text::thousands(count)
+        ),
+    ))
+}

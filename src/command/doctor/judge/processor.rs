@@ -1,0 +1,101 @@
+//! Cores, their speed, and memory.
+
+use crate::command::doctor::facts::{Processor, Wanted};
+use crate::command::doctor::finding::Finding;
+use crate::command::text;
+use crate::limits::{BATCH_BYTES_MAX, CHUNK_BYTES_KEPT_MAX, RECEIVE_BUFFERS, RECEIVE_BYTES_MAX};
+
+/// What the process takes before there is a shard, a workspace or a connection.
+const PROCESS_BYTES: u64 = 16 * 1024 * 1024;
+
+pub fn shards(processor: &Processor, wanted: &Wanted) -> Finding {
+    const CHECK: &str = "shards";
+    let (allowed, shards) = (processor.cores_allowed, wanted.shards);
+    let online = processor.cores_online.unwrap_or(allowed);
+    let cores = if online == allowed {
+        text::count(allowed as u64, "core")
+    } else {
+        format!("{allowed} of {} cores", online.max(allowed))
+    };
+    let found = format!("{} on {cores}", text::count(u64::from(shards), "shard"));
+    if shards as usize > allowed {
+        return Finding::warn(
+            CHECK,
+            format!("{found}: some share a core, and wait for each other"),
+            format!("--shards {allowed}, or fewer: tuning/cpu.md has a table"),
+        );
+    }
+    Finding::ok(CHECK, found)
+}
+
+pub fn quota(processor: &Processor, wanted: &Wanted) -> Option<Finding> {
+    const CHECK: &str = "CPU quota";
+    let millicores = processor.quota_millicores?;
+    let found = format!("{}.{:03} cores", millicores / 1000, millicores % 1000);
+    Some(if millicores < 1000 * u64::from(wanted.shards) {
+        Finding::warn(
+            CHECK,
+            format!(
+                "{found} for {}: when it is used up, all clients wait until the period ends (100 ms by default)",
+                text::count(u64::from(wanted.shards), "shard")
+            ),
+            "give the group a core for each shard and some for the kernel's work, or pin it to cores instead (cpuset): tuning/cpu.md",
+        )
+    } else {
+        Finding::ok(CHECK, found)
+    })
+}
+
+/// What so many shards take when they are busy, without any state.
+pub fn working_bytes(shards: u32) -> u64 {
+    let receive = usize::from(RECEIVE_BUFFERS) * RECEIVE_BYTES_MAX;
+    // One batch fills while the other is written.
+    let shard = receive + CHUNK_BYTES_KEPT_MAX + 2 * BATCH_BYTES_MAX;
+    PROCESS_BYTES + u64::from(shards) * shard as u64
+}
+
+pub fn memory(processor: &Processor, wanted: &Wanted) -> Option<Finding> {
+    const CHECK: &str = "memory";
+    let total = processor.memory_total_bytes;
+    let limit = processor.memory_max_bytes;
+    let most = [total, limit].into_iter().flatten().min()?;
+    let of_group = limit.is_some_and(|limit| limit == most);
+    let whose = if of_group {
+        "for the control group"
+    } else {
+        "in this host"
+    };
+    let found = format!("{} {whose}", text::bytes(most));
+    let needed = working_bytes(wanted.shards);
+    Some(if most < needed {
+        Finding::warn(
+            CHECK,
+            format!(
+                "{found}, and {} take up to {} under load, beside the state and the kernel's socket buffers",
+                text::count(u64::from(wanted.shards), "shard"),
+                text::bytes(needed)
+            ),
+            "give it more, or lower --shards: a process over the limit is killed",
+        )
+    } else {
+        Finding::ok(CHECK, found)
+    })
+}
+
+pub fn governor(processor: &Processor) -> Option<Finding> {
+    const CHECK: &str = "CPU governor";
+    let slow = processor.governors.iter().any(|name| name != "performance");
+    let names = processor.governors.join(", ");
+    if names.is_empty() {
+        return None;
+    }
+    Some(if slow {
+        Finding::warn(
+            CHECK,
+            format!("{names}: a core that rests between two ops is slow at first"),
+            "sudo cpupower frequency-set -g performance: tuning/cpu.md",
+        )
+    } else {
+        Finding::ok(CHECK, names)
+    })
+}

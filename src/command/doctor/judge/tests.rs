@@ -1,0 +1,173 @@
+//! Hosts, good and bad, and what is said of them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+mod directory;
+mod kernel;
+mod surroundings;
+
+use super::judge;
+use crate::command::doctor::facts::{
+    Directory, Facts, Kernel, Limits, Mount, Network, Port, Processor, Ring, SyncTimes, Wanted,
+};
+use crate::command::doctor::finding::{Finding, Verdict};
+
+const MIB: u64 = 1024 * 1024;
+
+/// A host on which all is well.
+fn good() -> Facts {
+    Facts {
+        wanted: Wanted {
+            address: SocketAddr::from(([0, 0, 0, 0], 8080)),
+            shards: 4,
+            connections: None,
+        },
+        kernel: Kernel {
+            release: "6.1.0-18-amd64".into(),
+            io_uring_disabled: None,
+            has_seccomp_filter: false,
+            is_administrator: false,
+            may_lock_memory: false,
+            clock_source: Some("tsc".into()),
+            clock_read_ns: 25,
+        },
+        ring: Ring {
+            fault: None,
+            is_cooperative: true,
+            has_single_issuer: true,
+        },
+        limits: Limits {
+            open_files: Some(524_288),
+            locked_memory_bytes: Some(65_536),
+        },
+        network: Network {
+            port: Port::Free,
+            somaxconn: Some(4096),
+            unsent_bytes_max: Some(u64::from(u32::MAX)),
+            send_bytes_max: Some(4 * MIB),
+            local_ports: Some((32768, 60999)),
+            reserved_ports: Vec::new(),
+        },
+        directory: Directory {
+            path: "/var/lib/etherply".into(),
+            measured_in: "/var/lib/etherply".into(),
+            is_there: true,
+            server: None,
+            fault: None,
+            sync: Some(times(180, 600)),
+            mount: Some(mount("ext4", &["rw", "noatime"])),
+            free_bytes: Some(100_000 * MIB),
+            total_bytes: Some(200_000 * MIB),
+            write_cache: Some("write back".into()),
+            is_rotational: Some(false),
+        },
+        processor: Processor {
+            cores_online: Some(8),
+            cores_allowed: 8,
+            quota_millicores: None,
+            governors: vec!["performance".into()],
+            load_percent: Some(20),
+            memory_max_bytes: None,
+            memory_total_bytes: Some(16_000 * MIB),
+        },
+    }
+}
+
+fn times(p50_us: u64, p99_us: u64) -> SyncTimes {
+    SyncTimes {
+        appends: 400,
+        p50_us,
+        p99_us,
+        max_us: 2 * p99_us,
+    }
+}
+
+fn mount(file_system: &str, options: &[&str]) -> Mount {
+    Mount {
+        point: PathBuf::from("/var"),
+        file_system: file_system.into(),
+        options: options.iter().map(ToString::to_string).collect(),
+        device: "8:1".into(),
+    }
+}
+
+/// A change of the good host, what is found then, and words of the finding and its advice.
+type Row<'a> = (fn(&mut Facts), Verdict, &'a [&'a str]);
+
+fn finding(facts: &Facts, check: &str) -> Finding {
+    let mut found = judge(facts).into_iter().filter(|one| one.check == check);
+    let first = found.next();
+    assert!(found.next().is_none(), "{check} is told once");
+    first.unwrap_or_else(|| panic!("{check} is told"))
+}
+
+/// Each row changes what is said of this check as it says, and nothing that is said of the others.
+fn check_rows(check: &str, rows: &[Row<'_>]) {
+    for (number, (change, verdict, words)) in rows.iter().enumerate() {
+        let mut facts = good();
+        change(&mut facts);
+        let found = finding(&facts, check);
+        assert_eq!(found.verdict, *verdict, "row {number}: {found:?}");
+        let text = format!(
+            "{} {}",
+            found.found,
+            found.advice.clone().unwrap_or_default()
+        );
+        for word in *words {
+            assert!(text.contains(word), "row {number} says {word:?}: {text}");
+        }
+        assert_eq!(
+            found.advice.is_some(),
+            found.verdict != Verdict::Ok,
+            "{found:?}"
+        );
+        for other in judge(&facts).into_iter().filter(|one| one.check != check) {
+            assert_eq!(other.verdict, Verdict::Ok, "row {number}: {other:?}");
+        }
+    }
+}
+
+#[test]
+fn on_a_good_host_all_is_well() {
+    let findings = judge(&good());
+    assert!(findings.len() >= 12, "{findings:?}");
+    for found in findings {
+        assert_eq!(
+            (found.verdict, &found.advice),
+            (Verdict::Ok, &None),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
+fn a_host_that_tells_nothing_of_itself_is_not_blamed() {
+    let mut facts = good();
+    facts.kernel.clock_source = None;
+    facts.network.somaxconn = None;
+    facts.network.send_bytes_max = None;
+    facts.network.local_ports = None;
+    facts.directory.mount = None;
+    facts.directory.free_bytes = None;
+    facts.directory.write_cache = None;
+    facts.directory.is_rotational = None;
+    facts.processor.cores_online = None;
+    facts.processor.governors.clear();
+    facts.processor.load_percent = None;
+    facts.processor.memory_total_bytes = None;
+    let findings = judge(&facts);
+    for found in &findings {
+        assert_eq!(found.verdict, Verdict::Ok, "{found:?}");
+    }
+    for check in [
+        "accept queue",
+        "send queue",
+        "local ports",
+        "file system",
+        "memory",
+        "CPU governor",
+    ] {
+        assert!(findings.iter().all(|found| found.check != check), "{check}");
+    }
+}

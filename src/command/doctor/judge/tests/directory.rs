@@ -1,0 +1,168 @@
+//! The data directory.
+
+use super::{MIB, check_rows, finding, good, mount, times};
+use crate::command::doctor::finding::Verdict;
+
+#[test]
+fn the_data_directory() {
+    check_rows(
+        "data directory",
+        &[
+            (
+                |f| f.directory.server = Some("4711".into()),
+                Verdict::Ok,
+                &["pid 4711"],
+            ),
+            (
+                |f| f.directory.is_there = false,
+                Verdict::Ok,
+                &["can be made in /var/lib"],
+            ),
+            (
+                |f| {
+                    f.directory.sync = None;
+                    f.directory.fault = Some("read-only".into());
+                },
+                Verdict::Fail,
+                &["/var/lib/etherply: read-only", "--data-dir"],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn the_file_system() {
+    check_rows(
+        "file system",
+        &[
+            (|_| {}, Verdict::Ok, &["ext4 on /var", "write back"]),
+            (
+                |f| f.directory.mount = Some(mount("xfs", &["rw", "discard"])),
+                Verdict::Ok,
+                &["xfs"],
+            ),
+            (
+                |f| f.directory.mount = Some(mount("ext4", &["nobarrier"])),
+                Verdict::Warn,
+                &["nobarrier", "power cut"],
+            ),
+            (
+                |f| f.directory.mount = Some(mount("tmpfs", &["rw"])),
+                Verdict::Warn,
+                &["memory"],
+            ),
+            (
+                |f| f.directory.mount = Some(mount("nfs4", &["rw"])),
+                Verdict::Warn,
+                &["not a disk of this host"],
+            ),
+            (
+                |f| f.directory.mount = Some(mount("fuse.sshfs", &["rw"])),
+                Verdict::Warn,
+                &["fuse.sshfs"],
+            ),
+            (
+                |f| f.directory.mount = Some(mount("overlay", &["rw"])),
+                Verdict::Warn,
+                &["tuning/containers.md"],
+            ),
+        ],
+    );
+    check_rows(
+        "discard",
+        &[(
+            |f| f.directory.mount = Some(mount("ext4", &["rw", "discard"])),
+            Verdict::Warn,
+            &["fstrim.timer"],
+        )],
+    );
+}
+
+#[test]
+fn room_on_the_disk() {
+    check_rows(
+        "free space",
+        &[
+            (
+                |f| f.directory.free_bytes = Some(MIB - 1),
+                Verdict::Fail,
+                &["1023.9 KiB"],
+            ),
+            (
+                |f| f.directory.free_bytes = Some(MIB),
+                Verdict::Warn,
+                &["1.0 MiB", "8.0 MiB a shard"],
+            ),
+            (
+                |f| f.directory.free_bytes = Some(1024 * MIB),
+                Verdict::Ok,
+                &["1.0 GiB"],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn the_time_of_a_sync() {
+    check_rows(
+        "fdatasync",
+        &[
+            (
+                |_| {},
+                Verdict::Ok,
+                &["p50 0.18 ms, p99 0.60 ms, most 1.20 ms", "400"],
+            ),
+            (
+                |f| f.directory.sync = Some(times(3, 9)),
+                Verdict::Warn,
+                &["faster than any disk"],
+            ),
+            (
+                |f| f.directory.sync = Some(times(5_000, 50_000)),
+                Verdict::Ok,
+                &[],
+            ),
+            (
+                |f| f.directory.sync = Some(times(5_001, 9_000)),
+                Verdict::Warn,
+                &["tuning/disk.md"],
+            ),
+            (
+                |f| f.directory.sync = Some(times(200, 50_001)),
+                Verdict::Warn,
+                &["50.00 ms"],
+            ),
+            (
+                |f| {
+                    f.directory.sync = Some(times(9_000, 20_000));
+                    f.directory.is_rotational = Some(true);
+                },
+                Verdict::Warn,
+                &["it turns", "--durability interval"],
+            ),
+            (
+                |f| {
+                    f.directory.sync = Some(times(9_000, 20_000));
+                    f.processor.load_percent = Some(801);
+                },
+                Verdict::Warn,
+                &["the cores are busy", "at rest", "tuning/disk.md"],
+            ),
+            (
+                |f| f.processor.load_percent = Some(801),
+                Verdict::Ok,
+                &["p50 0.18 ms", "the cores are busy"],
+            ),
+        ],
+    );
+    let mut facts = good();
+    facts.directory.sync = Some(times(3, 9));
+    facts.directory.mount = Some(mount("tmpfs", &["rw"]));
+    let at_rest = finding(&good(), "fdatasync").found;
+    assert!(!at_rest.contains("busy"), "{at_rest}");
+    assert_eq!(
+        finding(&facts, "fdatasync").verdict,
+        Verdict::Ok,
+        "it is told once"
+    );
+}

@@ -1,0 +1,227 @@
+//! The kernel, its ring and its clock.
+
+use super::super::judge;
+use super::super::kernel::{numbers, ring_bytes};
+use super::{check_rows, finding, good};
+use crate::command::doctor::facts::{Facts, RingFault};
+use crate::command::doctor::finding::Verdict;
+
+#[test]
+fn a_release_has_two_numbers() {
+    for (release, expected) in [
+        ("6.18.44-fc-v669", (6, 18)),
+        ("5.10.0-28-amd64", (5, 10)),
+        ("5.4", (5, 4)),
+        ("6.6-rc1", (6, 6)),
+        ("7", (7, 0)),
+        ("", (0, 0)),
+    ] {
+        assert_eq!(numbers(release), expected, "{release}");
+    }
+}
+
+#[test]
+fn the_kernel() {
+    check_rows(
+        "kernel",
+        &[
+            (
+                |f| f.kernel.release = "5.15.0".into(),
+                Verdict::Ok,
+                &["5.15.0"],
+            ),
+            (
+                |f| {
+                    f.kernel.release = "5.4.0".into();
+                    f.limits.locked_memory_bytes = None;
+                },
+                Verdict::Warn,
+                &["5.4.0", "5.10"],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn a_ring_that_works() {
+    check_rows(
+        "io_uring",
+        &[
+            (|_| {}, Verdict::Ok, &["SINGLE_ISSUER", "COOP_TASKRUN"]),
+            (
+                |f| {
+                    f.kernel.release = "5.15.0".into();
+                    f.ring.is_cooperative = false;
+                    f.ring.has_single_issuer = false;
+                },
+                Verdict::Ok,
+                &["without", "poll first"],
+            ),
+            (
+                |f| f.kernel.io_uring_disabled = Some(1),
+                Verdict::Warn,
+                &["kernel.io_uring_disabled is 1", "server's user"],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn before_linux_5_19_it_is_told_that_receives_poll_first() {
+    for (release, polls) in [("5.18.19", true), ("5.19.0", false), ("5.10.0", true)] {
+        let mut facts = good();
+        facts.kernel.release = release.into();
+        let found = finding(&facts, "io_uring").found;
+        assert_eq!(found.contains("poll first"), polls, "{release}: {found}");
+    }
+}
+
+#[test]
+fn who_has_forbidden_a_ring_is_told_apart() {
+    fn forbid(facts: &mut Facts, disabled: Option<u32>, filter: bool, administrator: bool) {
+        facts.ring.fault = Some(RingFault::Forbidden);
+        facts.kernel.io_uring_disabled = disabled;
+        facts.kernel.has_seccomp_filter = filter;
+        facts.kernel.is_administrator = administrator;
+    }
+    check_rows(
+        "io_uring",
+        &[
+            (
+                |f| forbid(f, Some(2), false, true),
+                Verdict::Fail,
+                &["by the sysctl", "io_uring_disabled=0"],
+            ),
+            (
+                |f| forbid(f, Some(1), false, false),
+                Verdict::Fail,
+                &["by the sysctl"],
+            ),
+            (
+                |f| forbid(f, Some(2), true, true),
+                Verdict::Fail,
+                &["sysctl", "perhaps by the seccomp filter"],
+            ),
+            (
+                |f| forbid(f, Some(0), true, false),
+                Verdict::Fail,
+                &["by a seccomp filter", "tuning/seccomp.json"],
+            ),
+            (
+                |f| forbid(f, None, true, false),
+                Verdict::Fail,
+                &["by a seccomp filter"],
+            ),
+            (
+                |f| forbid(f, Some(1), true, true),
+                Verdict::Fail,
+                &["by a seccomp filter"],
+            ),
+            (
+                |f| forbid(f, Some(0), false, false),
+                Verdict::Fail,
+                &["security module"],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn a_ring_that_cannot_be_set_up_fails() {
+    check_rows(
+        "io_uring",
+        &[
+            (
+                |f| f.ring.fault = Some(RingFault::Missing),
+                Verdict::Fail,
+                &["a seccomp filter hides it"],
+            ),
+            (
+                |f| f.ring.fault = Some(RingFault::NoMemory),
+                Verdict::Fail,
+                &["ulimit -l"],
+            ),
+            (
+                |f| f.ring.fault = Some(RingFault::NoDescriptor),
+                Verdict::Fail,
+                &["ulimit -n"],
+            ),
+            (
+                |f| f.ring.fault = Some(RingFault::LacksOperations),
+                Verdict::Fail,
+                &["Linux 5.10"],
+            ),
+            (
+                |f| f.ring.fault = Some(RingFault::Other("odd".into())),
+                Verdict::Fail,
+                &["odd"],
+            ),
+        ],
+    );
+    let mut facts = good();
+    facts.kernel.release = "4.19.0".into();
+    facts.ring.fault = Some(RingFault::Missing);
+    let found = finding(&facts, "io_uring");
+    assert!(
+        found.found.contains("this kernel has no io_uring"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn locked_memory_matters_before_linux_5_12_alone() {
+    let has_line = |facts: &Facts| judge(facts).iter().any(|one| one.check == "locked memory");
+    assert!(!has_line(&good()), "a limit of 64 KiB is fine on Linux 6.1");
+    let mut first = good();
+    first.kernel.release = "5.12.0".into();
+    assert!(!has_line(&first));
+    first.kernel.release = "5.11.0".into();
+    assert!(has_line(&first));
+    check_rows(
+        "locked memory",
+        &[
+            (
+                |f| f.kernel.release = "5.10.0".into(),
+                Verdict::Fail,
+                &["64.0 KiB", "4 shards", "1.2 MiB"],
+            ),
+            (
+                |f| {
+                    f.kernel.release = "5.11.22".into();
+                    f.limits.locked_memory_bytes = Some(ring_bytes(4));
+                },
+                Verdict::Ok,
+                &["1.2 MiB"],
+            ),
+            (
+                |f| {
+                    f.kernel.release = "5.10.0".into();
+                    f.kernel.may_lock_memory = true;
+                },
+                Verdict::Ok,
+                &["no limit"],
+            ),
+        ],
+    );
+    // Half of 512 KiB are the queues, 64 KiB the submissions (io_uring.c of Linux 5.10, ring_pages).
+    assert_eq!(ring_bytes(1), (256 + 64) * 1024);
+}
+
+#[test]
+fn the_clock() {
+    check_rows(
+        "clock",
+        &[
+            (|f| f.kernel.clock_read_ns = 200, Verdict::Ok, &["200 ns"]),
+            (|f| f.kernel.clock_read_ns = 201, Verdict::Warn, &[]),
+            (
+                |f| {
+                    f.kernel.clock_source = Some("acpi_pm".into());
+                    f.kernel.clock_read_ns = 1_700;
+                },
+                Verdict::Warn,
+                &["acpi_pm", "1,700 ns", "tuning/cpu.md"],
+            ),
+        ],
+    );
+}

@@ -1,0 +1,174 @@
+//! The data directory: what it lies on, and how long a sync takes in it.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock, statvfs};
+use rustix::io::Errno;
+
+use super::host::Host;
+use crate::command::doctor::facts::{Directory, Mount, SyncTimes};
+use crate::log::directory::lock_holder;
+use crate::log::disk::{Disk, DiskFile, HostDisk};
+
+/// Appends that are timed, unless they take too long.
+const APPENDS: usize = 400;
+const APPENDING_MAX: Duration = Duration::from_secs(4);
+/// A batch of one small op.
+const APPEND_BYTES: usize = 200;
+
+pub fn read(host: &Host, path: &Path) -> Directory {
+    let measured_in = existing(path);
+    let (sync, fault) = match time_syncs(&HostDisk, &measured_in) {
+        Ok(times) => (Some(times), None),
+        Err(error) => (None, Some(fault(&measured_in, &error))),
+    };
+    let canonical = measured_in.canonicalize();
+    let mount = canonical.ok().and_then(|folder| mount_of(host, &folder));
+    let room = statvfs(&measured_in).ok();
+    let device = mount.as_ref().map(|mount| mount.device.as_str());
+    let queue = |name: &str| device.and_then(|device| queue(host, device, name));
+    Directory {
+        path: path.to_owned(),
+        is_there: measured_in == path,
+        server: server(path),
+        fault,
+        sync,
+        free_bytes: room.as_ref().map(|room| room.f_bavail * room.f_frsize),
+        total_bytes: room.as_ref().map(|room| room.f_blocks * room.f_frsize),
+        write_cache: queue("write_cache"),
+        is_rotational: queue("rotational").map(|text| text == "1"),
+        mount,
+        measured_in,
+    }
+}
+
+fn fault(measured_in: &Path, error: &io::Error) -> String {
+    if measured_in.is_dir() {
+        let folder = measured_in.display();
+        format!("no file can be written and synced in {folder} ({error})")
+    } else {
+        format!("{} is not a folder", measured_in.display())
+    }
+}
+
+/// The path, or the first of its parents that is there.
+pub fn existing(path: &Path) -> PathBuf {
+    let mut at = path;
+    loop {
+        if at.symlink_metadata().is_ok() {
+            return at.to_owned();
+        }
+        match at.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => at = parent,
+            _ if path.is_absolute() => return PathBuf::from("/"),
+            _ => return PathBuf::from("."),
+        }
+    }
+}
+
+/// The process id of the server that holds the directory's lock, or `unknown`.
+pub fn server(path: &Path) -> Option<String> {
+    let file = File::open(path.join("LOCK")).ok()?;
+    // Shared, and for a moment: no other way tells of a server in another container, too.
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Err(Errno::WOULDBLOCK) => Some(lock_holder(&file)),
+        _ => None,
+    }
+}
+
+/// A file that is removed in any case.
+struct Probe<'a, D: Disk> {
+    disk: &'a D,
+    path: PathBuf,
+}
+
+impl<D: Disk> Drop for Probe<'_, D> {
+    fn drop(&mut self) {
+        // What cannot be removed has mostly not been made.
+        let _ = self.disk.remove(&self.path);
+    }
+}
+
+/// Times appends as the log does them: the file grows, so that a sync has to write its length, too.
+pub fn time_syncs<D: Disk>(disk: &D, folder: &Path) -> io::Result<SyncTimes> {
+    let name = format!(".doctor-{}", std::process::id());
+    let probe = Probe {
+        disk,
+        path: folder.join(name),
+    };
+    let file = disk.create(&probe.path)?;
+    let bytes = [0; APPEND_BYTES];
+    // The first one allocates.
+    file.write_all_at(&bytes, 0)?;
+    file.sync()?;
+    let mut times_us = Vec::with_capacity(APPENDS);
+    let all = Instant::now();
+    while times_us.len() < APPENDS && all.elapsed() < APPENDING_MAX {
+        let offset = (times_us.len() + 1) * APPEND_BYTES;
+        let begun = Instant::now();
+        file.write_all_at(&bytes, offset as u64)?;
+        file.sync()?;
+        times_us.push(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+    }
+    Ok(sync_times(times_us))
+}
+
+/// # Panics
+/// Without any time.
+pub fn sync_times(mut times_us: Vec<u64>) -> SyncTimes {
+    times_us.sort_unstable();
+    let appends = times_us.len();
+    let at = |percent: usize| times_us[(appends * percent).div_ceil(100) - 1];
+    SyncTimes {
+        appends,
+        p50_us: at(50),
+        p99_us: at(99),
+        max_us: at(100),
+    }
+}
+
+/// The mount that a path is on: of those whose point is above it, the nearest, and of these the last.
+pub fn mount_of(host: &Host, path: &Path) -> Option<Mount> {
+    let table = host.text("proc/self/mountinfo")?;
+    let mounts = table.lines().filter_map(mount);
+    let above = mounts.filter(|mount| path.starts_with(&mount.point));
+    above.max_by_key(|mount| mount.point.components().count())
+}
+
+/// A line of the table (proc(5)): `36 35 98:0 /root /point rw,noatime master:1 - ext4 /dev/sda1 rw,discard`.
+fn mount(line: &str) -> Option<Mount> {
+    let (own, of_file_system) = line.split_once(" - ")?;
+    let own: Vec<&str> = own.split(' ').collect();
+    let mut of_file_system = of_file_system.split(' ');
+    let file_system = of_file_system.next()?.to_owned();
+    let options = of_file_system.nth(1).unwrap_or_default();
+    let options = own.get(5)?.split(',').chain(options.split(','));
+    Some(Mount {
+        point: PathBuf::from(unescaped(own.get(4)?)),
+        file_system,
+        options: options.map(str::to_owned).collect(),
+        device: (*own.get(2)?).to_owned(),
+    })
+}
+
+/// Spaces, tabs, line breaks and backslashes stand there as octal numbers.
+fn unescaped(text: &str) -> String {
+    let escapes = [
+        ("\\040", " "),
+        ("\\011", "\t"),
+        ("\\012", "\n"),
+        ("\\134", "\\"),
+    ];
+    let replace = |text: String, (escape, plain): (&str, &str)| text.replace(escape, plain);
+    escapes.into_iter().fold(text.to_owned(), replace)
+}
+
+/// A setting of the device's queue. A partition has that of its disk.
+fn queue(host: &Host, device: &str, name: &str) -> Option<String> {
+    let device = Path::new("sys/dev/block").join(device);
+    let own = host.text(device.join("queue").join(name));
+    own.or_else(|| host.text(device.join("../queue").join(name)))
+}

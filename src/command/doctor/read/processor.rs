@@ -1,0 +1,113 @@
+//! The cores and the memory that this process may use.
+
+use std::path::{Path, PathBuf};
+
+use super::host::Host;
+use crate::command::doctor::facts::Processor;
+
+pub fn read(host: &Host) -> Processor {
+    let online = host.text("sys/devices/system/cpu/online");
+    let cores = core_affinity::get_core_ids().map_or(0, |cores| cores.len());
+    Processor {
+        cores_online: online.and_then(|list| count_of_list(&list)),
+        cores_allowed: cores.max(1),
+        quota_millicores: quota_millicores(host),
+        governors: governors(host),
+        load_percent: load_percent(host),
+        memory_max_bytes: memory_max_bytes(host),
+        memory_total_bytes: memory_total_bytes(host),
+    }
+}
+
+/// How many numbers a list as `0-3,8` has.
+pub fn count_of_list(numbers: &str) -> Option<usize> {
+    numbers
+        .split(',')
+        .map(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+            (last + 1).checked_sub(first)
+        })
+        .sum()
+}
+
+/// The different ones there are, in order.
+fn governors(host: &Host) -> Vec<String> {
+    let cores = Path::new("sys/devices/system/cpu");
+    let names = host.names(cores).into_iter();
+    let of_core = |name: String| host.text(cores.join(name).join("cpufreq/scaling_governor"));
+    let mut governors: Vec<String> = names.filter_map(of_core).collect();
+    governors.sort();
+    governors.dedup();
+    governors
+}
+
+/// The first figure of `0.52 0.48 0.44 1/123 4567`.
+fn load_percent(host: &Host) -> Option<u64> {
+    let text = host.text("proc/loadavg")?;
+    let (whole, hundredths) = text.split_once(' ')?.0.split_once('.')?;
+    let (whole, hundredths): (u64, u64) = (whole.parse().ok()?, hundredths.parse().ok()?);
+    Some(whole * 100 + hundredths)
+}
+
+fn memory_total_bytes(host: &Host) -> Option<u64> {
+    let text = host.text("proc/meminfo")?;
+    let mut lines = text.lines();
+    let total = lines.find_map(|line| line.strip_prefix("MemTotal:")?.strip_suffix("kB"))?;
+    total.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// The least of the quotas that lie on the groups of this process.
+pub fn quota_millicores(host: &Host) -> Option<u64> {
+    // `max 100000`, or the time in a period and the period.
+    let unified = groups(host, None).filter_map(|group| {
+        let text = host.text(group.join("cpu.max"))?;
+        let (quota, period) = text.split_once(' ')?;
+        millicores(quota, period)
+    });
+    // `-1` for none.
+    let old = groups(host, Some("cpu")).filter_map(|group| {
+        let quota = host.text(group.join("cpu.cfs_quota_us"))?;
+        let period = host.text(group.join("cpu.cfs_period_us"))?;
+        millicores(&quota, &period)
+    });
+    unified.chain(old).min()
+}
+
+fn millicores(quota: &str, period: &str) -> Option<u64> {
+    let (quota, period): (u64, u64) = (quota.parse().ok()?, period.parse().ok()?);
+    (quota * 1000).checked_div(period)
+}
+
+/// The least of the limits that lie on the groups of this process.
+pub fn memory_max_bytes(host: &Host) -> Option<u64> {
+    /// The old groups say a number that no machine has for none.
+    const NO_LIMIT: u64 = 1 << 60;
+    let unified = groups(host, None).filter_map(|group| host.number(group.join("memory.max")));
+    let old = groups(host, Some("memory"))
+        .filter_map(|group| host.number(group.join("memory.limit_in_bytes")));
+    unified.chain(old).filter(|limit| *limit < NO_LIMIT).min()
+}
+
+/// The folders of the control group of this process and of those that it is in: of a controller of version 1, or of
+/// version 2. A container sees its own group as the root, under the path that it has outside, or both.
+fn groups(host: &Host, controller: Option<&str>) -> impl Iterator<Item = PathBuf> {
+    let table = host.text("proc/self/cgroup").unwrap_or_default();
+    let own = table.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':');
+        let controllers = fields.nth(1)?;
+        let is_it = match controller {
+            None => controllers.is_empty(),
+            Some(name) => controllers.split(',').any(|one| one == name),
+        };
+        fields.next().filter(|_| is_it).map(str::to_owned)
+    });
+    let root = Path::new("sys/fs/cgroup").join(controller.unwrap_or_default());
+    let own = own.map(|own| root.join(own.trim_start_matches('/')));
+    let above = own.map(|own| own.ancestors().map(Path::to_path_buf).collect());
+    let above: Vec<PathBuf> = above.unwrap_or_default();
+    let end = root.components().count();
+    above
+        .into_iter()
+        .filter(move |group| group.components().count() >= end)
+}

@@ -1,0 +1,123 @@
+//! The kernel, its ring, the limits of this process, the network.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use io_uring::{Builder, IoUring};
+use rustix::process::{Resource, getrlimit};
+use rustix::system::uname;
+
+use super::host::Host;
+use crate::command::doctor::facts::{Kernel, Limits, Network, Port, Ring, RingFault};
+use crate::io::ring::probe;
+use crate::io::server::{ServeError, bound_socket};
+use crate::limits::{COMPLETION_ENTRIES, RING_ENTRIES};
+
+/// `CAP_IPC_LOCK` and `CAP_SYS_ADMIN` (capabilities(7)).
+const MAY_LOCK_MEMORY: u32 = 14;
+const ADMINISTRATOR: u32 = 21;
+/// A mode of seccomp (proc(5)).
+const SECCOMP_FILTER: &str = "2";
+
+pub fn kernel(host: &Host) -> Kernel {
+    let status = host.text("proc/self/status").unwrap_or_default();
+    let field = |name: &str| {
+        let mut lines = status.lines();
+        lines.find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
+    };
+    let capabilities = field("CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok());
+    let has = |bit: u32| capabilities.is_some_and(|bits| bits >> bit & 1 == 1);
+    Kernel {
+        // Not from /proc/sys, which a sandbox may not show (ProcSubset= of systemd).
+        release: uname().release().to_string_lossy().into_owned(),
+        io_uring_disabled: host.number("proc/sys/kernel/io_uring_disabled"),
+        has_seccomp_filter: field("Seccomp") == Some(SECCOMP_FILTER),
+        is_administrator: has(ADMINISTRATOR),
+        may_lock_memory: has(MAY_LOCK_MEMORY),
+        clock_source: host.text("sys/devices/system/clocksource/clocksource0/current_clocksource"),
+        clock_read_ns: clock_read_ns(),
+    }
+}
+
+/// The quickest of some rounds: the others were interrupted.
+fn clock_read_ns() -> u64 {
+    const ROUNDS: u32 = 20;
+    const READS: u32 = 500;
+    let round = |_| {
+        let begun = Instant::now();
+        let last = (0..READS).fold(begun, |_, _| Instant::now());
+        (last - begun) / READS
+    };
+    let quickest = (0..ROUNDS).map(round).min().unwrap_or_default();
+    u64::try_from(quickest.as_nanos()).unwrap_or(u64::MAX)
+}
+
+pub fn ring() -> Ring {
+    let knows = |builder: &Builder| builder.build(8).is_ok();
+    let mut cooperative: Builder = IoUring::builder();
+    cooperative.setup_coop_taskrun().setup_taskrun_flag();
+    let mut single_issuer = cooperative.clone();
+    single_issuer.setup_single_issuer();
+    // A shard's ring in its real size: what fits a small one may not fit that.
+    let mut plain: Builder = IoUring::builder();
+    plain.setup_cqsize(COMPLETION_ENTRIES);
+    let works = probe().and_then(|()| plain.build(RING_ENTRIES).map(drop));
+    Ring {
+        fault: works.err().map(|error| ring_fault(&error)),
+        is_cooperative: knows(&cooperative),
+        has_single_issuer: knows(&single_issuer),
+    }
+}
+
+pub fn ring_fault(error: &io::Error) -> RingFault {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS) => RingFault::Missing,
+        Some(libc::EPERM | libc::EACCES) => RingFault::Forbidden,
+        Some(libc::ENOMEM) => RingFault::NoMemory,
+        Some(libc::EMFILE | libc::ENFILE) => RingFault::NoDescriptor,
+        _ if error.kind() == io::ErrorKind::Unsupported => RingFault::LacksOperations,
+        _ => RingFault::Other(error.to_string()),
+    }
+}
+
+pub fn limits() -> Limits {
+    Limits {
+        open_files: getrlimit(Resource::Nofile).maximum,
+        locked_memory_bytes: getrlimit(Resource::Memlock).current,
+    }
+}
+
+pub fn network(host: &Host, address: SocketAddr) -> Network {
+    let text = |path: &str| host.text(path).unwrap_or_default();
+    let local = text("proc/sys/net/ipv4/ip_local_port_range");
+    let mut local = local.split_whitespace().map(str::parse);
+    Network {
+        port: match bound_socket(address) {
+            Ok(_) => Port::Free,
+            Err(ServeError::AddressInUse(_)) => Port::Taken,
+            Err(error) => Port::Refused(error.to_string()),
+        },
+        somaxconn: host.number("proc/sys/net/core/somaxconn"),
+        unsent_bytes_max: host.number("proc/sys/net/ipv4/tcp_notsent_lowat"),
+        // The least, the first and the most.
+        send_bytes_max: text("proc/sys/net/ipv4/tcp_wmem")
+            .split_whitespace()
+            .nth(2)
+            .and_then(|most| most.parse().ok()),
+        local_ports: match (local.next(), local.next()) {
+            (Some(Ok(first)), Some(Ok(last))) => Some((first, last)),
+            _ => None,
+        },
+        reserved_ports: port_list(&text("proc/sys/net/ipv4/ip_local_reserved_ports")),
+    }
+}
+
+/// A list as `8080,9000-9010`.
+fn port_list(text: &str) -> Vec<(u16, u16)> {
+    let ranges = text.split(',').filter_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
+    });
+    ranges.collect()
+}

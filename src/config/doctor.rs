@@ -1,0 +1,45 @@
+//! The settings of `etherply doctor`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::value;
+
+/// The settings of the server whose host is looked at.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Give it the flags and variables that the server gets, and run it as the server's user, under the limits and in the container of the server: most answers depend on these. It changes nothing; a file that it writes into the data directory to time the disk is removed. Exit 1: the server would not work here."
+)]
+pub struct Doctor {
+    /// The address to listen on [default: 0.0.0.0]
+    #[arg(long, value_name = "IP", env = "ETHERPLY_HOST", hide_env_values = true, value_parser = value::ip)]
+    pub host: Option<IpAddr>,
+
+    /// The port to listen on. The variable PORT sets it too [default: 8080]
+    #[arg(long, value_name = "PORT", env = "ETHERPLY_PORT", hide_env_values = true, value_parser = value::port)]
+    pub port: Option<u16>,
+
+    /// How many event loops share the workspaces [default: one for each core]
+    #[arg(long, value_name = "N", env = "ETHERPLY_SHARDS", hide_env_values = true, value_parser = value::shards)]
+    pub shards: Option<u32>,
+
+    /// The folder that holds the log
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "ETHERPLY_DATA_DIR",
+        hide_env_values = true,
+        default_value = "./etherply-data"
+    )]
+    pub data_dir: PathBuf,
+
+    /// The most connections at a time [default: what the limit of open files allows]
+    #[arg(long, value_name = "N", env = "ETHERPLY_MAX_CONNECTIONS", hide_env_values = true, value_parser = value::connections)]
+    pub max_connections: Option<usize>,
+
+    /// One JSON object instead of lines: the checks, and the facts that they judge
+    #[arg(long)]
+    pub json: bool,
+}

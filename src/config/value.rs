@@ -1,0 +1,64 @@
+//! The values of flags: what each takes, told where it gets something else.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::limits::{MESSAGE_BYTES_MAX, OUTBOX_BYTES_MIN, SHARDS_MAX};
+
+fn number<T: std::str::FromStr + PartialOrd + std::fmt::Display + Copy>(
+    text: &str,
+    range: std::ops::RangeInclusive<T>,
+) -> Result<T, String> {
+    match text.parse::<T>() {
+        Ok(number) if range.contains(&number) => Ok(number),
+        _ => Err(format!(
+            "it takes a whole number from {} to {}",
+            range.start(),
+            range.end()
+        )),
+    }
+}
+
+pub(super) fn ip(text: &str) -> Result<IpAddr, String> {
+    match text {
+        "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
+        text => text
+            .parse()
+            .map_err(|_| "it takes an IP address, such as 127.0.0.1 or ::".to_owned()),
+    }
+}
+
+pub(super) fn port(text: &str) -> Result<u16, String> {
+    number(text, 0..=u16::MAX)
+}
+
+pub(super) fn shards(text: &str) -> Result<u32, String> {
+    number(text, 1..=SHARDS_MAX)
+}
+
+pub(super) fn interval_ms(text: &str) -> Result<u64, String> {
+    number(text, 10..=86_400_000)
+}
+
+pub(super) fn drain_ms(text: &str) -> Result<u64, String> {
+    number(text, 0..=3_600_000)
+}
+
+pub(super) fn outbox_bytes(text: &str) -> Result<usize, String> {
+    number(text, OUTBOX_BYTES_MIN..=1 << 30)
+}
+
+pub(super) fn message_bytes(text: &str) -> Result<usize, String> {
+    number(text, 64..=MESSAGE_BYTES_MAX)
+}
+
+pub(super) fn connections(text: &str) -> Result<usize, String> {
+    number(text, 1..=100_000_000)
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .ok()
+        .filter(|duration| *duration <= Duration::from_hours(100 * 365 * 24))
+        .ok_or_else(|| "it takes a time such as 30s, 15m, 24h or 7days, up to 100 years".to_owned())
+}

@@ -1,0 +1,136 @@
+//! The files of `tuning/`: they name what is there, in the kernel's and the server's own words.
+
+mod support;
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+use support::server::Setup;
+
+fn text(name: &str) -> String {
+    // Cargo runs a test in the folder of its package.
+    std::fs::read_to_string(format!("tuning/{name}")).expect("the file is there")
+}
+
+/// The settings of a file of `name = value` lines; a name that is set twice has both values.
+fn settings(text: &str) -> BTreeMap<String, Vec<String>> {
+    let mut settings: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let lines = text.lines().map(str::trim);
+    for line in lines.filter(|line| !line.starts_with(['#', '[']) && !line.is_empty()) {
+        let (name, value) = line.split_once('=').expect("a line sets something");
+        let values = settings.entry(name.trim().to_owned()).or_default();
+        values.push(value.trim().to_owned());
+    }
+    settings
+}
+
+#[test]
+fn each_sysctl_is_one_of_the_kernel_and_the_backlog_is_the_server_s() {
+    let settings = settings(&text("sysctl.conf"));
+    assert_eq!(
+        settings["net.core.somaxconn"],
+        [etherply::limits::LISTEN_BACKLOG.to_string()]
+    );
+    let mut found = 0;
+    for name in settings.keys().filter(|name| !name.starts_with('-')) {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        // A container may not show all of them.
+        let group = path.rsplit_once('/').expect("a path has slashes").0;
+        if std::path::Path::new(group).is_dir() {
+            assert!(std::path::Path::new(&path).exists(), "{name}");
+            found += 1;
+        }
+    }
+    assert!(found > 0, "this host shows some of them");
+}
+
+#[test]
+fn the_seccomp_profile_allows_rings_and_denies_what_it_does_not_name() {
+    let profile: Value = serde_json::from_str(&text("seccomp.json")).expect("it is JSON");
+    assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
+    let rules = profile["syscalls"].as_array().expect("a list of rules");
+    let mut names = Vec::new();
+    for rule in rules {
+        assert_eq!(rule["action"], "SCMP_ACT_ALLOW", "{rule}");
+        let of_rule = rule["names"].as_array().expect("a list of names");
+        names.extend(of_rule.iter().map(|name| name.as_str().expect("a name")));
+    }
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), count, "each call is named once");
+    for call in [
+        "io_uring_setup",
+        "io_uring_enter",
+        "io_uring_register",
+        "fdatasync",
+        "execve",
+    ] {
+        assert!(names.binary_search(&call).is_ok(), "{call} is allowed");
+    }
+    for call in ["mount", "ptrace", "bpf", "unshare", "keyctl", "init_module"] {
+        assert!(names.binary_search(&call).is_err(), "{call} is not allowed");
+    }
+}
+
+#[tokio::test]
+async fn the_unit_sets_variables_that_the_server_knows_and_lets_rings_through() {
+    let unit = settings(&text("etherply.service"));
+    let help = Setup::new().run_only(&["serve", "--help"]).await.stdout;
+    for assignment in &unit["Environment"] {
+        let (variable, _) = assignment.split_once('=').expect("a variable has a value");
+        assert!(help.contains(variable), "serve knows {variable}");
+    }
+    let calls = unit["SystemCallFilter"].join(" ");
+    for call in ["io_uring_setup", "io_uring_enter", "io_uring_register"] {
+        assert!(calls.split(' ').any(|one| one == call), "{call} is allowed");
+    }
+    let stop_s: u64 = unit["TimeoutStopSec"][0].parse().expect("seconds");
+    let drain_us = etherply::limits::DRAIN_MS_DEFAULT * 1000 + etherply::limits::LINGER_US;
+    assert!(
+        stop_s * etherply::limits::SECOND_US > drain_us,
+        "a stop has time for its drain"
+    );
+}
+
+#[test]
+fn what_the_index_names_is_there_and_the_other_way_round() {
+    let index = text("README.md");
+    let entries = std::fs::read_dir("tuning").expect("the folder is there");
+    for entry in entries {
+        let name = entry.expect("a readable folder").file_name();
+        let name = name.to_string_lossy();
+        let is_told = index.contains(&format!("[{name}]({name})"));
+        assert!(name == "README.md" || is_told, "README.md names {name}");
+    }
+    for link in index.split("](").skip(1) {
+        let name = link.split(')').next().expect("a link ends");
+        assert!(!text(name).is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn the_files_that_the_doctor_sends_its_readers_to_are_there() {
+    let mut folders = vec![std::path::PathBuf::from("src/command/doctor")];
+    let mut named = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("the folder is there") {
+            let path = entry.expect("a readable folder").path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let source = std::fs::read_to_string(path).expect("a readable file");
+            let of_file = source.split("tuning/").skip(1).map(|rest| {
+                let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '.');
+                rest[..end.unwrap_or(rest.len())]
+                    .trim_end_matches('.')
+                    .to_owned()
+            });
+            named.extend(of_file);
+        }
+    }
+    assert!(named.len() > 10, "the doctor names some: {named:?}");
+    for name in named {
+        assert!(!text(&name).is_empty(), "tuning/{name}");
+    }
+}
