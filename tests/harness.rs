@@ -11,6 +11,10 @@ mod check_tests;
 mod figures;
 #[path = "harness/figures_tests.rs"]
 mod figures_tests;
+#[path = "../benches/harness/load/guest.rs"]
+mod guest;
+#[path = "harness/guest_tests.rs"]
+mod guest_tests;
 #[path = "../benches/harness/load/op.rs"]
 mod op;
 #[path = "harness/op_tests.rs"]

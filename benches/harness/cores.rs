@@ -36,6 +36,22 @@ impl Cores {
         Ok(sched_setaffinity(None, &set)?)
     }
 
+    /// The CPU time that anybody has used on these.
+    pub fn busy_s(&self) -> f64 {
+        let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+        let of_these = stat.lines().filter_map(|line| {
+            let (name, times) = line.strip_prefix("cpu")?.split_once(' ')?;
+            self.0.contains(&name.parse().ok()?).then_some(times)
+        });
+        // User, nice, system, idle, waiting for a disk, interrupts, and what the host took (proc(5)); in hundredths.
+        let busy = of_these.flat_map(|times| {
+            let fields = times.split(' ').enumerate();
+            let fields = fields.filter(|(at, _)| matches!(at, 0..=2 | 5..=7));
+            fields.filter_map(|(_, ticks)| ticks.parse::<f64>().ok())
+        });
+        busy.sum::<f64>() / 100.0
+    }
+
     /// The first half and the other; of one core, both have it.
     pub fn halves(&self) -> Halves {
         let (server, load) = self.0.split_at(self.0.len() / 2);
@@ -44,6 +60,16 @@ impl Cores {
             server: Self(server.to_vec()),
             load: Self(load.to_vec()),
         }
+    }
+}
+
+impl Halves {
+    /// The cores of both.
+    pub fn all(&self) -> Cores {
+        let mut all = [&self.server.0[..], &self.load.0].concat();
+        all.sort_unstable();
+        all.dedup();
+        Cores(all)
     }
 }
 

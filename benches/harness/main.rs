@@ -111,7 +111,9 @@ fn run(settings: &Settings) -> Result<(), String> {
             record.cases.push(CaseRecord::new(scenario, &case, &rounds));
             done.push((case, rounds));
         }
-        if let Some(note) = scenario.note(&house) {
+        if let Some(note) = scenario.note(&house)
+            && !done.is_empty()
+        {
             progress.print(&format!("\n{note}"));
         }
         if let Some(picture) = scenario.picture() {

@@ -10,11 +10,14 @@ use serde::Serialize;
 use crate::contest::Rounds;
 use crate::figures::{Figure, Numbers, Spread, ratio};
 use crate::house::Machine;
-use crate::scenarios::loads::OWN_SHARE;
+use crate::scenarios::loads::{OTHERS_PERCENT, OWN_SHARE};
 use crate::scenarios::{Case, Scenario};
 
 /// Above this the load generator may be what limits the figures.
 const OWN_SHARE_LIMIT_PERCENT: f64 = 90.0;
+
+/// Above this, what else the machine does shows in the figures.
+const OTHERS_LIMIT_PERCENT: f64 = 10.0;
 
 /// The text of a case: its table, the ratios, the targets.
 pub fn told(scenario: &dyn Scenario, case: &Case, rounds: &Rounds) -> String {
@@ -28,6 +31,17 @@ pub fn told(scenario: &dyn Scenario, case: &Case, rounds: &Rounds) -> String {
     let limited: Vec<&str> = limited
         .map(|(contestant, _)| contestant.name.as_str())
         .collect();
+    let others = rounds.iter().flatten();
+    let others = Spread::of(others.filter_map(|numbers| numbers.get(OTHERS_PERCENT).copied()));
+    if let Some(others) = others
+        && others.median > OTHERS_LIMIT_PERCENT
+    {
+        let _ = writeln!(
+            out,
+            "\nOther work used {} % of a core meanwhile: measure on a quiet machine.",
+            others.told(0)
+        );
+    }
     if !limited.is_empty() {
         let _ = writeln!(
             out,

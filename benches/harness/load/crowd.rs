@@ -8,25 +8,13 @@ use etherply::wire::frame::put_text_header;
 use hdrhistogram::Histogram;
 
 use super::book::{Clock, histogram};
-use super::join::{Door, first_message, upgraded};
+use super::guest::Guest;
+use super::join::Door;
 use super::ring::{Event, Ring};
-
-/// What a client waits for.
-enum Wanted {
-    /// The answer to its upgrade; the first message comes behind it.
-    Upgrade(Option<Rc<[u8]>>),
-    /// These bytes, of which so many have come.
-    Bytes(Rc<[u8]>, usize),
-    /// A first message, whatever it says.
-    AnyMessage,
-    Nothing,
-}
 
 struct Client {
     due_ns: u64,
-    wanted: Wanted,
-    /// What has come and is not whole yet; and the first message, where any will do.
-    held: Vec<u8>,
+    guest: Guest,
 }
 
 /// The clients, by their number: 0, 1, 2, …
@@ -92,8 +80,7 @@ impl Crowd {
             .send(number, |out| out.extend_from_slice(request.as_bytes()));
         self.clients.push(Client {
             due_ns,
-            wanted: Wanted::Upgrade(init),
-            held: Vec::new(),
+            guest: Guest::new(init),
         });
         Ok(())
     }
@@ -101,19 +88,14 @@ impl Crowd {
     /// From now on, a client must be sent this frame, and nothing else before it.
     pub fn expect(&mut self, client: usize, frame: &Rc<[u8]>) {
         let client = &mut self.clients[client];
-        assert!(
-            matches!(client.wanted, Wanted::Nothing),
-            "it has got what it waited for"
-        );
         client.due_ns = self.clock.now_ns();
-        client.wanted = Wanted::Bytes(Rc::clone(frame), 0);
+        client.guest.expect(frame);
         self.served -= 1;
     }
 
     /// The first message of a client that took any; once.
     pub fn take_message(&mut self, client: usize) -> String {
-        let held = std::mem::take(&mut self.clients[client].held);
-        String::from_utf8_lossy(&held).into_owned()
+        self.clients[client].guest.take_message()
     }
 
     /// Waits at most so long for something to happen, and checks what has come.
@@ -133,7 +115,7 @@ impl Crowd {
             }
             let client = &mut clients[number as usize];
             let taken = match event {
-                Event::Received(bytes) => client.take(bytes),
+                Event::Received(bytes) => client.guest.take(bytes),
                 Event::Ended(error) => Err(error.map_or_else(
                     || "the server closed the connection".to_owned(),
                     |error| error.to_string(),
@@ -160,7 +142,7 @@ impl Crowd {
             self.turn(Duration::from_millis(50))?;
             if self.clock.now_ns() > limit_ns {
                 let mut clients = self.clients.iter();
-                let first = clients.position(|client| !matches!(client.wanted, Wanted::Nothing));
+                let first = clients.position(|client| !client.guest.is_served());
                 return Err(format!(
                     "{} of {} clients have not got what they wait for after {patience:?}, client {} among them",
                     self.len() - self.served,
@@ -171,76 +153,4 @@ impl Crowd {
         }
         Ok(())
     }
-}
-
-impl Client {
-    /// Takes what came; tells whether it has now got what it has waited for.
-    fn take(&mut self, mut bytes: &[u8]) -> Result<bool, String> {
-        if let Wanted::Upgrade(init) = &self.wanted {
-            self.held.extend_from_slice(bytes);
-            let end = upgraded(&self.held).map_err(|error| error.to_string())?;
-            let Some(end) = end else { return Ok(false) };
-            self.wanted = match init {
-                Some(init) => Wanted::Bytes(Rc::clone(init), 0),
-                None => Wanted::AnyMessage,
-            };
-            let rest = self.held.split_off(end);
-            self.held = Vec::new();
-            return self.take(&rest);
-        }
-        if bytes.is_empty() {
-            return Ok(false);
-        }
-        match &mut self.wanted {
-            Wanted::Upgrade(_) => unreachable!("it was just handled"),
-            Wanted::Nothing if is_ping(bytes) => Ok(false),
-            Wanted::Nothing => Err(format!("nothing was to come, and {} came", told(bytes))),
-            Wanted::Bytes(expected, at) => {
-                let rest = &expected[*at..];
-                let length = rest.len().min(bytes.len());
-                if rest[..length] != bytes[..length] {
-                    let same = rest.iter().zip(bytes).take_while(|(a, b)| a == b).count();
-                    return Err(format!(
-                        "byte {} is wrong\n  expected {}\n  seen     {}",
-                        *at + same,
-                        told(&rest[same..]),
-                        told(&bytes[same..])
-                    ));
-                }
-                *at += length;
-                bytes = &bytes[length..];
-                let is_whole = *at == expected.len();
-                if is_whole {
-                    self.wanted = Wanted::Nothing;
-                }
-                if !bytes.is_empty() {
-                    self.take(bytes)?;
-                }
-                Ok(is_whole)
-            }
-            Wanted::AnyMessage => {
-                self.held.extend_from_slice(bytes);
-                let message = first_message(&self.held).map_err(|error| error.to_string())?;
-                let Some((start, end)) = message else {
-                    return Ok(false);
-                };
-                if self.held.len() > end {
-                    return Err("something came behind the first message".to_owned());
-                }
-                self.held.drain(..start);
-                self.wanted = Wanted::Nothing;
-                Ok(true)
-            }
-        }
-    }
-}
-
-/// A server may ask who is there for long; an answer is not needed for as long as a crowd is watched.
-fn is_ping(bytes: &[u8]) -> bool {
-    bytes[0] == 0x89
-}
-
-fn told(bytes: &[u8]) -> String {
-    let shown = &bytes[..bytes.len().min(80)];
-    format!("{:?}", String::from_utf8_lossy(shown))
 }

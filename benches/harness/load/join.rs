@@ -4,12 +4,11 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use tungstenite::handshake::derive_accept_key;
 use tungstenite::protocol::frame::FrameHeader;
 
 use super::Failure;
+use super::guest::{KEY, first_message, upgraded};
 
-const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where a server is, and what lets a client in.
@@ -112,39 +111,9 @@ pub fn read_more(stream: &mut TcpStream, seen: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// The end of the answer to the upgrade.
-pub fn upgraded(seen: &[u8]) -> io::Result<Option<usize>> {
-    let mut headers = [httparse::EMPTY_HEADER; 32];
-    let mut response = httparse::Response::new(&mut headers);
-    let httparse::Status::Complete(end) = response.parse(seen).map_err(io::Error::other)? else {
-        return Ok(None);
-    };
-    let accept = derive_accept_key(KEY.as_bytes());
-    let accepts = response.headers.iter().any(|header| {
-        header.name.eq_ignore_ascii_case("sec-websocket-accept")
-            && header.value == accept.as_bytes()
-    });
-    if response.code != Some(101) || !accepts {
-        let told = String::from_utf8_lossy(seen);
-        return Err(io::Error::other(format!("no upgrade: {told}")));
-    }
-    Ok(Some(end))
-}
-
 /// The end of the first frame.
 fn first_frame(seen: &[u8]) -> io::Result<Option<usize>> {
     Ok(first_message(seen)?.map(|(_, end)| end))
-}
-
-/// Where the payload of the first frame begins and ends, once it is there as a whole.
-pub fn first_message(seen: &[u8]) -> io::Result<Option<(usize, usize)>> {
-    let mut reader = io::Cursor::new(seen);
-    let Some((_, bytes)) = FrameHeader::parse(&mut reader).map_err(io::Error::other)? else {
-        return Ok(None);
-    };
-    let start = usize::try_from(reader.position()).map_err(io::Error::other)?;
-    let end = start + usize::try_from(bytes).map_err(io::Error::other)?;
-    Ok((seen.len() >= end).then_some((start, end)))
 }
 
 fn payload_bytes(frame: &[u8]) -> io::Result<usize> {

@@ -9,6 +9,7 @@ use thiserror::Error;
 pub mod book;
 pub mod check;
 pub mod crowd;
+pub mod guest;
 pub mod join;
 pub mod op;
 pub mod pace;

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use super::guest::first_message;
 use super::is_init;
-use super::join::{Door, first_message, read_more};
+use super::join::{Door, read_more};
 use super::op::put_client_frame;
 
 /// So long an op may take.

@@ -68,6 +68,9 @@ pub const OWN_SHARE: Figure = Figure {
     decimals: 0,
 };
 
+/// What others used of the cores of the server and of the load, in percent of one core.
+pub const OTHERS_PERCENT: &str = "other_work_percent";
+
 /// The shape of a load.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
@@ -92,9 +95,19 @@ pub fn measure_server(
     house: &House,
 ) -> Result<Numbers, String> {
     let plan = plan(shape, contestant, house);
-    let outcome = load::run(&server.door, &plan, &mut || server.cpu_s());
+    let all = house.cores.all();
+    let mut busy_s = Vec::new();
+    let outcome = load::run(&server.door, &plan, &mut || {
+        busy_s.push(all.busy_s());
+        server.cpu_s()
+    });
     let outcome = outcome.map_err(|failure| server.blamed(failure))?;
     let mut numbers = numbers_of(&outcome);
+    if let (Some(server_s), [begin, .., end]) = (outcome.server_cpu_s, &busy_s[..]) {
+        let own_s = outcome.own_share * outcome.seconds;
+        let others_s = (end - begin - server_s - own_s).max(0.0);
+        numbers.insert(OTHERS_PERCENT, others_s * 100.0 / outcome.seconds);
+    }
     if let Some(bytes) = server.resident_bytes() {
         numbers.insert(RESIDENT.id, bytes / 1e6);
     }

@@ -11,7 +11,8 @@ use crate::contestant::{Contestant, Server};
 use crate::figures::Bound::AtMost;
 use crate::figures::{Figure, Numbers};
 use crate::house::House;
-use crate::load::join::{first_message, read_more};
+use crate::load::guest::first_message;
+use crate::load::join::read_more;
 use crate::load::pace::Pace;
 
 pub struct Slow;
