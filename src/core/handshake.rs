@@ -141,8 +141,10 @@ impl Shard {
             upgrade::switching_protocols(&ticket.accept_key, out);
         });
         session.outbox.follow(init.at);
-        session.outbox.push(answer, init.at, 0);
-        session.outbox.push(init.chunk, init.at, init.gate);
+        session.outbox.push(answer, init.at, 0, &mut self.pool);
+        session
+            .outbox
+            .push(init.chunk, init.at, init.gate, &mut self.pool);
         session.intake = if ticket.unparsed.is_empty() {
             Intake::Receiving
         } else {
