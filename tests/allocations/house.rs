@@ -27,14 +27,52 @@ pub struct Member {
     pub id: SessionId,
     /// Its socket takes what is sent.
     pub reads: bool,
-    /// The frames that it was sent, the answer to its request not counted.
-    pub frames: u64,
+    pub told: Told,
     sending: Option<Spans>,
     is_receiving: bool,
-    /// What it was sent of the frame that is not whole yet: its header, and how much of it is still to come.
+}
+
+/// Counts the frames that a client was sent.
+pub struct Told {
+    /// Those since the answer to its request.
+    pub frames: u64,
+    /// Of the frame that is not whole yet: its header, and how much of it is still to come.
     header: Vec<u8>,
     missing_bytes: usize,
     is_joined: bool,
+}
+
+/// The settings of a shard whose segments never end.
+pub fn config(durability: Durability) -> ShardConfig {
+    ShardConfig {
+        shard: 0,
+        shards: 1,
+        durability,
+        sync_interval_us: SECOND_US,
+        ping_interval_us: 25 * SECOND_US,
+        outbox_bytes_max: 1 << 20,
+        message_bytes_max: 1 << 20,
+        segment_bytes_min: 1 << 30,
+        segment_bytes_max: 1 << 30,
+        future_skew_us: u64::MAX / 2,
+        drain_us: 0,
+        hash_seed: 1,
+        verifier: Arc::new(Verifier::new(&secret(), None)),
+        fault_panic_key: None,
+    }
+}
+
+fn secret() -> Secret {
+    Secret::new(b"0123456789abcdef0123456789abcdef".to_vec()).expect("a secret")
+}
+
+/// The request of a client that joins.
+pub fn head(workspace: &str) -> String {
+    let token = mint(&secret(), "house", START_UNIX_S, None);
+    format!(
+        "GET /v1/sync/{workspace}?token={token} HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
 }
 
 pub struct House {
@@ -46,34 +84,17 @@ pub struct House {
     /// By the slots of their sessions.
     places: Vec<usize>,
     log: Option<Output>,
-    token: String,
     outgoing: Vec<u8>,
 }
 
 impl House {
     /// `change` moves the settings.
     pub fn new(durability: Durability, change: impl FnOnce(&mut ShardConfig)) -> Self {
-        let secret = Secret::new(b"0123456789abcdef0123456789abcdef".to_vec()).expect("a secret");
         let clock = Clock {
             now_us: START_S * SECOND_US,
             unix_us: START_UNIX_S * SECOND_US,
         };
-        let mut config = ShardConfig {
-            shard: 0,
-            shards: 1,
-            durability,
-            sync_interval_us: SECOND_US,
-            ping_interval_us: 25 * SECOND_US,
-            outbox_bytes_max: 1 << 20,
-            message_bytes_max: 1 << 20,
-            segment_bytes_min: 1 << 30,
-            segment_bytes_max: 1 << 30,
-            future_skew_us: u64::MAX / 2,
-            drain_us: 0,
-            hash_seed: 1,
-            verifier: Arc::new(Verifier::new(&secret, None)),
-            fault_panic_key: None,
-        };
+        let mut config = config(durability);
         change(&mut config);
         let segment = OpenSegment {
             index: 1,
@@ -87,7 +108,6 @@ impl House {
             members: Vec::new(),
             places: Vec::new(),
             log: None,
-            token: mint(&secret, "house", START_UNIX_S, None),
             outgoing: Vec::with_capacity(1 << 20),
         }
     }
@@ -99,12 +119,9 @@ impl House {
         self.members.push(Member {
             id,
             reads: true,
-            frames: 0,
+            told: Told::new(),
             sending: None,
             is_receiving: false,
-            header: Vec::with_capacity(16),
-            missing_bytes: 0,
-            is_joined: false,
         });
         let slot = id.slot as usize;
         if slot >= self.places.len() {
@@ -112,15 +129,11 @@ impl House {
         }
         self.places[slot] = place;
         self.settle();
-        let head = format!(
-            "GET /v1/sync/{workspace}?token={} HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-            self.token
-        );
-        self.receive(place, &mut head.into_bytes());
+        self.receive(place, &mut head(workspace).into_bytes());
         self.settle();
-        assert!(self.members[place].is_joined, "101 and init came");
-        self.members[place].frames = 0;
+        let told = &mut self.members[place].told;
+        assert_eq!((told.is_joined, told.frames), (true, 1), "101 and init");
+        told.frames = 0;
         place
     }
 
@@ -216,7 +229,7 @@ impl House {
         };
         if self.counts_frames {
             for span in &spans {
-                member.read(span.bytes());
+                member.told.read(span.bytes());
             }
         }
         let (id, bytes) = (member.id, spans_bytes(&spans));
@@ -226,9 +239,17 @@ impl House {
     }
 }
 
-impl Member {
-    /// Counts frames.
-    fn read(&mut self, mut bytes: &[u8]) {
+impl Told {
+    pub fn new() -> Self {
+        Self {
+            frames: 0,
+            header: Vec::with_capacity(16),
+            missing_bytes: 0,
+            is_joined: false,
+        }
+    }
+
+    pub fn read(&mut self, mut bytes: &[u8]) {
         if !self.is_joined {
             let head_bytes = bytes
                 .windows(4)
