@@ -227,29 +227,46 @@ impl ChunkPool {
 
     /// Takes a chunk back; one that somebody still holds, or that is large, is let go.
     pub fn give(&mut self, mut chunk: Chunk) {
-        let keep = (CHUNK_BYTES_MIN..=SEND_BYTES_MAX).contains(&chunk.capacity())
+        // All who are sent the same but the last come no further.
+        let Some(bytes) = Rc::get_mut(&mut chunk) else {
+            return;
+        };
+        let capacity = bytes.capacity();
+        if (CHUNK_BYTES_MIN..=SEND_BYTES_MAX).contains(&capacity)
             && self.free_count < CHUNKS_KEPT_MAX
-            && self.free_bytes + chunk.capacity() <= CHUNK_BYTES_KEPT_MAX;
-        if let (true, Some(bytes)) = (keep, Rc::get_mut(&mut chunk)) {
+            && self.free_bytes + capacity <= CHUNK_BYTES_KEPT_MAX
+        {
             bytes.clear();
             self.free_count += 1;
-            self.free_bytes += chunk.capacity();
-            self.free[class_of(chunk.capacity())].push(chunk);
+            self.free_bytes += capacity;
+            self.free[class_of(capacity)].push(chunk);
         }
     }
 
     /// Appends a span.
+    #[inline]
     pub(super) fn push_span(&mut self, spans: &mut Spans, span: Span) {
-        if spans.len() == spans.inline_size() && !spans.spilled() {
-            let mut list = self.spans.take();
-            list.extend(spans.drain(..));
-            *spans = list;
+        if spans.len() == spans.capacity() && !spans.spilled() {
+            self.spill(spans);
         }
         spans.push(span);
     }
 
+    #[cold]
+    fn spill(&mut self, spans: &mut Spans) {
+        let mut list = self.spans.take();
+        list.extend(spans.drain(..));
+        *spans = list;
+    }
+
     /// Takes back all chunks of a send.
     pub fn give_spans(&mut self, mut spans: Spans) {
+        if !spans.spilled() {
+            for span in spans {
+                self.give(span.into_chunk());
+            }
+            return;
+        }
         for span in spans.drain(..) {
             self.give(span.into_chunk());
         }
