@@ -27,10 +27,14 @@ use etherply::log::directory::DataDirectory;
 
 #[path = "recovery/contest.rs"]
 mod contest;
+#[path = "support/mod.rs"]
+mod support;
 #[path = "recovery/workload.rs"]
 mod workload;
 
-use contest::{Etherply, Redis, Run, cpu_s, memory_bytes};
+use contest::{Etherply, Redis, Run};
+use support::process::{Memory, cpu_s, memory_bytes};
+use support::resp;
 use workload::{Shape, Workload};
 
 #[derive(Parser)]
@@ -64,7 +68,7 @@ fn main() -> ExitCode {
         replay(data);
         return ExitCode::SUCCESS;
     }
-    let Some(redis) = version_of("redis-server") else {
+    let Some(redis) = resp::version() else {
         eprintln!("redis-server is missing: apt-get install redis-server");
         return ExitCode::FAILURE;
     };
@@ -208,7 +212,7 @@ fn replayed(log: &Etherply, workload: &Workload) -> Run {
         clock_s,
         cpu_s,
         own_s: clock_s,
-        memory: contest::Memory {
+        memory: Memory {
             resident_bytes,
             most_bytes,
         },
@@ -230,11 +234,6 @@ fn replay(data: &Path) {
         report.ops, memory.resident_bytes, memory.most_bytes
     );
     drop(dealt);
-}
-
-fn version_of(program: &str) -> Option<String> {
-    let output = Command::new(program).arg("--version").output().ok()?;
-    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 fn machine() -> String {

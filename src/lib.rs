@@ -14,6 +14,7 @@
 //! | messages: fields, errors, the value's bytes as sent | [`wire::message`] |
 //! | a message's way into the state: errors, corrections, 1003, skew | `core::intake` |
 //! | broadcasts, slow clients, conflation, what goes out when | `core::delivery`, [`core::outbox`], [`core::window`] |
+//! | chunks of bytes, the pool that lets the steady state allocate nothing | [`core::chunk`] |
 //! | pings, silence, stalls, 4001, closing, drain | `core::lifetime`, [`core::timers`] |
 //! | a log that fails, a panic, rebuilding | `core::failure` |
 //! | when an op is durable: group commit | [`log::commit`] |

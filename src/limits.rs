@@ -111,6 +111,10 @@ pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
 pub const CHUNKS_KEPT_MAX: usize = 1024;
 /// The memory of the chunks that a shard keeps.
 pub const CHUNK_BYTES_KEPT_MAX: usize = 4 * 1024 * 1024;
+/// Lists of each kind that a shard keeps for their next use: of frames, answers, spans, and bytes that are no whole frame yet.
+pub const LISTS_KEPT_MAX: usize = 1024;
+/// The memory of the lists of each kind that a shard keeps.
+pub const LIST_BYTES_KEPT_MAX: usize = 1024 * 1024;
 
 // ---- time ----
 
@@ -179,6 +183,12 @@ const _: () = assert!(
 const _: () = assert!(
     CHUNK_BYTES_MAX <= SEND_BYTES_MAX,
     "one send can empty a chunk"
+);
+const _: () = assert!(
+    CHUNK_BYTES_MIN.is_power_of_two()
+        && CHUNK_BYTES_MAX.is_power_of_two()
+        && SEND_BYTES_MAX.is_power_of_two(),
+    "chunks that are kept fall into classes"
 );
 const _: () = assert!(
     CONFLATED_BYTES_MAX <= SEND_BYTES_MAX,

@@ -6,12 +6,14 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use crate::workload::{Dice, Shape, Workload, put_command};
+use super::workload::{Dice, Shape, Workload};
+use crate::support::process::{Memory, Process, cpu_s, memory_bytes};
+use crate::support::resp::ask;
 
 const SECRET: &str = "a secret of the bench, long enough to be one";
 
@@ -24,13 +26,6 @@ pub struct Run {
     /// How long the reading took by the process's own account.
     pub own_s: f64,
     pub memory: Memory,
-}
-
-pub struct Memory {
-    /// Resident when it serves.
-    pub resident_bytes: f64,
-    /// The most that was resident on the way.
-    pub most_bytes: f64,
 }
 
 /// A log of the server.
@@ -88,7 +83,7 @@ impl Etherply {
         let address = process.line_with("listening on ");
         let address = address.trim_start_matches("listening on ").to_owned();
         let ready = get(&address, "/readyz");
-        let mut run = process.measure(begun);
+        let mut run = measure(&process, begun);
         assert!(ready.starts_with("HTTP/1.1 200"), "it is ready: {ready}");
         let stderr = process.child.stderr.take().expect("it is piped");
         let read = BufReader::new(stderr).lines().map_while(Result::ok);
@@ -136,7 +131,7 @@ impl Redis {
         process.line_with("eady to accept connections");
         let mut client = UnixStream::connect(&socket).expect("redis listens");
         let pong = ask(&mut client, &["PING"]);
-        let mut run = process.measure(begun);
+        let mut run = measure(&process, begun);
         assert_eq!(pong, ["PONG"]);
         let own = loaded
             .split_whitespace()
@@ -169,6 +164,15 @@ impl Redis {
     }
 }
 
+fn measure(process: &Process, begun: Instant) -> Run {
+    Run {
+        clock_s: begun.elapsed().as_secs_f64(),
+        cpu_s: cpu_s(process.child.id()),
+        own_s: 0.0,
+        memory: memory_bytes(process.child.id()),
+    }
+}
+
 /// Compares a workspace, chosen by the round, with what it must be.
 fn check(workload: &Workload, round: u32, mut held: impl FnMut(&str) -> HashMap<String, Value>) {
     let chosen = Dice(u64::from(round) + 7).below(workload.workspaces().into());
@@ -180,83 +184,6 @@ fn check(workload: &Workload, round: u32, mut held: impl FnMut(&str) -> HashMap<
         .map(|texts| (texts.key, json(&texts.value)))
         .collect();
     assert!(held == wanted, "{workspace} is what was written");
-}
-
-/// A process whose stdout is read; killed when it is dropped.
-struct Process {
-    child: Child,
-    lines: BufReader<ChildStdout>,
-}
-
-impl Process {
-    fn start(mut command: Command) -> (Self, Instant) {
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let begun = Instant::now();
-        let mut child = command.spawn().expect("it can be started");
-        let lines = BufReader::new(child.stdout.take().expect("it is piped"));
-        (Self { child, lines }, begun)
-    }
-
-    /// Waits for a line that has this in it.
-    fn line_with(&mut self, text: &str) -> String {
-        let mut seen = String::new();
-        loop {
-            let mut line = String::new();
-            let count = self.lines.read_line(&mut line).expect("it can be read");
-            assert!(count > 0, "it ended before it said {text:?}:\n{seen}");
-            if line.contains(text) {
-                return line.trim_end().to_owned();
-            }
-            seen.push_str(&line);
-        }
-    }
-
-    fn measure(&self, begun: Instant) -> Run {
-        Run {
-            clock_s: begun.elapsed().as_secs_f64(),
-            cpu_s: cpu_s(self.child.id()),
-            own_s: 0.0,
-            memory: memory_bytes(self.child.id()),
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The CPU time of all threads of a process, also of those that have ended.
-pub fn cpu_s(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
-    // The name in the second field may have anything in it (proc(5)).
-    let (_, rest) = stat.rsplit_once(')').expect("the name is in brackets");
-    let ticks = rest.split_whitespace().skip(11).take(2);
-    // Linux tells these in hundredths of a second on every machine that this runs on.
-    ticks
-        .map(|ticks| ticks.parse::<f64>().expect("a number"))
-        .sum::<f64>()
-        / 100.0
-}
-
-pub fn memory_bytes(pid: u32) -> Memory {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let [resident_bytes, most_bytes] = ["VmRSS:", "VmHWM:"].map(|name| {
-        let kib = status
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
-        kib.expect("each process has memory")
-            .parse::<f64>()
-            .expect("a number")
-            * 1024.0
-    });
-    Memory {
-        resident_bytes,
-        most_bytes,
-    }
 }
 
 fn files_under(folder: &Path) -> Vec<PathBuf> {
@@ -312,31 +239,4 @@ fn init(address: &str, workspace: &str) -> HashMap<String, Value> {
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).expect("it is JSON")
-}
-
-/// The strings of the answer to a command, an array or a single one.
-fn ask(client: &mut UnixStream, words: &[&str]) -> Vec<String> {
-    let mut command = Vec::new();
-    put_command(&mut command, words);
-    client.write_all(&command).expect("redis reads");
-    let mut reader = BufReader::new(client);
-    let first = answer_line(&mut reader);
-    match first.split_at(1) {
-        ("*", count) => (0..count.parse().expect("a number"))
-            .map(|_| {
-                let line = answer_line(&mut reader);
-                assert!(line.starts_with('$'), "redis answered {line}");
-                answer_line(&mut reader)
-            })
-            .collect(),
-        ("$", _) => vec![answer_line(&mut reader)],
-        ("+" | ":", text) => vec![text.to_owned()],
-        _ => panic!("redis answered {first}"),
-    }
-}
-
-fn answer_line(reader: &mut impl BufRead) -> String {
-    let mut line = String::new();
-    reader.read_line(&mut line).expect("redis answers");
-    line.trim_end().to_owned()
 }

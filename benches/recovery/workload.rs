@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::BufWriter;
 use std::path::Path;
 
 use etherply::core::contract::shard_of;
@@ -14,6 +14,8 @@ use etherply::log::record::{
     push_op, seal_batch,
 };
 use etherply::log::segment::{self, Segment};
+
+use crate::support::resp::put_command;
 
 /// The bytes of a record on disk.
 const RECORD_BYTES: u16 = 100;
@@ -201,18 +203,6 @@ impl Workload {
 
 fn pick(dice: &mut Dice, bound: u32) -> u32 {
     u32::try_from(dice.below(bound.into())).expect("it is below 32 bits")
-}
-
-/// Appends a command as redis reads it.
-pub fn put_command(out: &mut impl Write, words: &[&str]) {
-    let mut put = || -> std::io::Result<()> {
-        write!(out, "*{}\r\n", words.len())?;
-        for word in words {
-            write!(out, "${}\r\n{word}\r\n", word.len())?;
-        }
-        Ok(())
-    };
-    put().expect("a disk that works");
 }
 
 /// The log of one shard while it is written.

@@ -45,12 +45,14 @@ impl Shard {
         self.written_senders = 0;
         self.reopen_wait_us = REOPEN_WAIT_MIN_US;
         self.visible_position = self.commit.visible_position();
-        for id in std::mem::take(&mut self.gated) {
+        let mut gated = std::mem::take(&mut self.gated);
+        for id in gated.drain(..) {
             if let Some(session) = self.session(id) {
                 session.gated = false;
                 self.enqueue(id);
             }
         }
+        self.gated = gated;
     }
 
     /// Queues the members of all rooms in which more may be shown than before.
@@ -177,7 +179,9 @@ impl Shard {
                 self.enqueue(id);
             }
         } else {
-            session.outbox.push(chunk, room.window.end(), room.gate());
+            session
+                .outbox
+                .push(chunk, room.window.end(), room.gate(), &mut self.pool);
         }
         true
     }
@@ -286,7 +290,7 @@ impl Shard {
             .window
             .overflow_end(self.config.outbox_bytes_max, visible_end);
         let mut least = room.window.end();
-        let mut fallen = Vec::new();
+        let mut fallen = std::mem::take(&mut self.fallen);
         for slot in &room.members {
             let session = &self.sessions[*slot as usize];
             if session.outbox.behind().is_some() {
@@ -301,9 +305,10 @@ impl Shard {
                 least = least.min(session.outbox.cursor());
             }
         }
-        for id in fallen {
+        for id in fallen.drain(..) {
             self.fall_behind(id);
         }
+        self.fallen = fallen;
         let room = &mut self.rooms[room_slot as usize];
         room.window
             .drop_before(least.max(overflow_end), &mut self.pool);

@@ -219,8 +219,10 @@ impl Shard {
             upgrade::switching_protocols(accept_key, out);
         });
         session.outbox.follow(init.at);
-        session.outbox.push(answer, init.at, 0);
-        session.outbox.push(init.chunk, init.at, init.gate);
+        session.outbox.push(answer, init.at, 0, &mut self.pool);
+        session
+            .outbox
+            .push(init.chunk, init.at, init.gate, &mut self.pool);
         session.intake = if unparsed.is_empty() {
             Intake::Receiving
         } else {

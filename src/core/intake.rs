@@ -65,14 +65,17 @@ impl Shard {
         let consumed = if unparsed.is_empty() {
             let consumed = self.read_frames(id, bytes, clock);
             // Only what is not whole yet is copied.
-            unparsed.extend_from_slice(&bytes[consumed..]);
+            if consumed < bytes.len() {
+                unparsed = self.pool.unparsed.take();
+                unparsed.extend_from_slice(&bytes[consumed..]);
+            }
             return self.keep_unparsed(id, unparsed);
         } else {
             unparsed.extend_from_slice(bytes);
             self.read_frames(id, &mut unparsed, clock)
         };
         if consumed == unparsed.len() {
-            unparsed = Vec::new();
+            self.pool.unparsed.give(std::mem::take(&mut unparsed));
         } else {
             unparsed.drain(..consumed);
         }
@@ -177,7 +180,9 @@ impl Shard {
                 let chunk = self
                     .pool
                     .fill(bytes, |out| message::put_op(out, key, value, timestamp));
-                session.outbox.push(chunk, room.window.end(), room.gate());
+                session
+                    .outbox
+                    .push(chunk, room.window.end(), room.gate(), &mut self.pool);
                 self.enqueue(id);
             }
             Verdict::Won(seq) => {
@@ -228,7 +233,7 @@ impl Shard {
         let at = session
             .room()
             .map_or(0, |room| self.rooms[room as usize].window.end());
-        session.outbox.push(chunk, at, 0);
+        session.outbox.push(chunk, at, 0, &mut self.pool);
         self.enqueue(id);
     }
 }

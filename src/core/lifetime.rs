@@ -35,8 +35,8 @@ impl Shard {
     }
 
     pub(super) fn expire_timers(&mut self, clock: Clock) {
-        while let Some((tick, ids)) = self.wheel.expire(clock.now_us) {
-            for id in ids {
+        while let Some((tick, mut ids)) = self.wheel.expire(clock.now_us) {
+            for id in ids.drain(..) {
                 if self
                     .session(id)
                     .is_some_and(|session| session.timer_tick == tick)
@@ -44,6 +44,7 @@ impl Shard {
                     self.check_deadlines(id, clock);
                 }
             }
+            self.wheel.give_back(ids);
         }
     }
 
@@ -104,7 +105,7 @@ impl Shard {
         session.state = State::Closing;
         session.unparsed = Vec::new();
         session.outbox.leave(visible_position);
-        session.outbox.push(chunk, 0, gate);
+        session.outbox.push(chunk, 0, gate, &mut self.pool);
         session.deadline_us = clock.now_us + LINGER_US;
         self.schedule(id, clock.now_us + LINGER_US);
         // What still comes in is read and dropped: bytes left unread would make the kernel reset

@@ -13,8 +13,12 @@ use std::collections::VecDeque;
 
 use smallvec::SmallVec;
 
-use crate::core::window::{Chunk, ChunkPool, Span, Spans, Window, spans_bytes};
+use crate::core::chunk::{Answer, Chunk, ChunkPool, Span, Spans, spans_bytes};
+use crate::core::window::Window;
 use crate::limits::{CHUNK_BYTES_MIN, OWN_STRETCHES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX};
+
+/// The memory of so many stretches stays with a client that falls behind: it is soon needed again.
+const OWN_STRETCHES_KEPT: usize = 32;
 
 /// Where a client stands that fell out of the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,16 +29,6 @@ pub struct Behind {
     pub hint: Option<u32>,
 }
 
-struct Answer {
-    chunk: Chunk,
-    start: usize,
-    end: usize,
-    /// The window offset behind which it belongs.
-    at: u64,
-    /// The log position that must be visible first.
-    gate: u64,
-}
-
 /// What one client is owed.
 #[derive(Default)]
 pub struct Outbox {
@@ -43,7 +37,7 @@ pub struct Outbox {
     cursor: u64,
     /// Stretches behind the cursor that are the client's own ops, which it is not sent.
     own: SmallVec<[(u64, u64); 1]>,
-    behind: Option<Box<Behind>>,
+    behind: Option<Behind>,
 }
 
 /// The part of a window that may leave.
@@ -72,13 +66,16 @@ impl Outbox {
     /// Where the client stands if it fell out of the window.
     #[must_use]
     pub fn behind(&self) -> Option<Behind> {
-        self.behind.as_deref().copied()
+        self.behind
     }
 
     /// The client fell out of the window: its broadcasts are dropped.
     pub fn fall_behind(&mut self, behind: Behind) {
-        self.own = SmallVec::new();
-        self.behind = Some(Box::new(behind));
+        self.own.clear();
+        if self.own.capacity() > OWN_STRETCHES_KEPT {
+            self.own.shrink_to_fit();
+        }
+        self.behind = Some(behind);
     }
 
     /// The memory of the answers that wait.
@@ -101,7 +98,10 @@ impl Outbox {
     }
 
     /// Queues bytes for this client alone: behind the window offset `at`, once `gate` is visible.
-    pub fn push(&mut self, chunk: Chunk, at: u64, gate: u64) {
+    pub fn push(&mut self, chunk: Chunk, at: u64, gate: u64, pool: &mut ChunkPool) {
+        if self.answers.capacity() == 0 {
+            self.answers = pool.answers.take();
+        }
         let (start, end) = (0, chunk.len());
         self.answer_bytes += cost_bytes(end);
         self.answers.push_back(Answer {
@@ -161,7 +161,7 @@ impl Outbox {
                 view.is_none() || self.behind.is_some() || answer.at <= self.cursor
             };
             if self.answers.front().is_some_and(in_order) {
-                match self.take_answer(visible_position, room_bytes, &mut spans) {
+                match self.take_answer(visible_position, room_bytes, pool, &mut spans) {
                     0 => break,
                     bytes => room_bytes -= bytes,
                 }
@@ -183,7 +183,7 @@ impl Outbox {
                 break;
             }
             let before = spans.len();
-            self.take_frames(view.window, end, &mut spans);
+            self.take_frames(view.window, end, pool, &mut spans);
             // Own ops are passed over and take no room: what stands behind them is owed now.
             room_bytes = room_bytes.saturating_sub(spans_bytes(&spans[before..]));
         }
@@ -194,43 +194,46 @@ impl Outbox {
         }
     }
 
-    fn take_answer(&mut self, visible_position: u64, bytes_max: usize, spans: &mut Spans) -> usize {
+    fn take_answer(
+        &mut self,
+        visible_position: u64,
+        bytes_max: usize,
+        pool: &mut ChunkPool,
+        spans: &mut Spans,
+    ) -> usize {
         let answer = self.answers.front_mut().expect("the caller saw an answer");
         if answer.gate > visible_position {
             return 0;
         }
         let bytes = (answer.end - answer.start).min(bytes_max);
-        spans.push(Span::new(
-            answer.chunk.clone(),
-            answer.start,
-            answer.start + bytes,
-        ));
+        let span = Span::new(answer.chunk.clone(), answer.start, answer.start + bytes);
+        pool.push_span(spans, span);
         answer.start += bytes;
         if answer.start == answer.end {
             self.answer_bytes -= cost_bytes(answer.end);
             self.answers.pop_front();
         }
         if self.answers.is_empty() {
-            self.answers.shrink_to(8);
+            pool.answers.give(std::mem::take(&mut self.answers));
         }
         bytes
     }
 
-    fn take_frames(&mut self, window: &Window, end: u64, spans: &mut Spans) {
+    fn take_frames(&mut self, window: &Window, end: u64, pool: &mut ChunkPool, spans: &mut Spans) {
         let mut passed = 0;
         for (own_start, own_end) in &self.own {
             if *own_start >= end {
                 break;
             }
             if *own_start > self.cursor {
-                window.spans(self.cursor, *own_start, spans);
+                window.spans(self.cursor, *own_start, pool, spans);
             }
             self.cursor = self.cursor.max(*own_end);
             passed += 1;
         }
         self.own.drain(..passed);
         if end > self.cursor {
-            window.spans(self.cursor, end, spans);
+            window.spans(self.cursor, end, pool, spans);
             self.cursor = end;
         }
     }

@@ -69,6 +69,8 @@ pub struct Shard {
     pub(super) gated: Vec<SessionId>,
     /// Rooms with news, or with frames to let go.
     pub(super) touched: Vec<u32>,
+    /// Empty but while a window is trimmed: those who fall out of it.
+    pub(super) fallen: Vec<SessionId>,
     /// Who sent the ops that are not visible yet.
     pub(super) senders: Vec<SessionId>,
     pub(super) written_senders: usize,
@@ -156,6 +158,7 @@ impl Shard {
             unread_queue: VecDeque::new(),
             gated: Vec::new(),
             touched: Vec::new(),
+            fallen: Vec::new(),
             senders: Vec::new(),
             written_senders: 0,
             live_bytes: 0,

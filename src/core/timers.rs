@@ -6,11 +6,13 @@
 //!
 //! Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (1987), scheme 4.
 
+use crate::core::chunk::Lists;
 use crate::limits::{TIMER_SLOTS, TIMER_TICK_US};
 
 /// Times of one shard's sessions. `T` names a session.
 pub struct Wheel<T> {
     slots: Vec<Vec<T>>,
+    spare: Lists<Vec<T>>,
     occupied: usize,
     /// The first tick that has not been taken out yet.
     next_tick: u64,
@@ -28,6 +30,7 @@ impl<T: Copy> Wheel<T> {
     pub fn new(now_us: u64) -> Self {
         Self {
             slots: (0..TIMER_SLOTS).map(|_| Vec::new()).collect(),
+            spare: Lists::default(),
             occupied: 0,
             next_tick: tick_of(now_us),
         }
@@ -38,7 +41,11 @@ impl<T: Copy> Wheel<T> {
     pub fn insert(&mut self, at_us: u64, entry: T) -> u64 {
         let last = self.next_tick + TIMER_SLOTS as u64 - 1;
         let tick = tick_of(at_us).clamp(self.next_tick, last);
-        self.slot(tick).push(entry);
+        let slot = &mut self.slots[slot_of(tick)];
+        if slot.capacity() == 0 {
+            *slot = self.spare.take();
+        }
+        slot.push(entry);
         self.occupied += 1;
         tick
     }
@@ -58,6 +65,11 @@ impl<T: Copy> Wheel<T> {
             }
         }
         None
+    }
+
+    /// Takes the memory of what [`Wheel::expire`] gave back.
+    pub fn give_back(&mut self, entries: Vec<T>) {
+        self.spare.give(entries);
     }
 
     /// When the next entry comes out.

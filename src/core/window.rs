@@ -4,134 +4,14 @@
 //! back. A client's outbox is a cursor, an offset, so a thousand slow clients cost no more memory
 //! than one. Frames stay until every cursor has passed them, or until the window is over its bound:
 //! a cursor that would fall out of it then is what "behind" means.
-//!
-//! Chunks are `Rc`s without locks: a chunk with one owner may grow, one that a send in flight holds
-//! too is sealed. Chunks that nobody holds any more go back to a pool, so that the steady state
-//! allocates nothing.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use smallvec::SmallVec;
+use crate::core::chunk::Frame;
+use crate::limits::CHUNK_BYTES_MAX;
 
-use crate::limits::{CHUNK_BYTES_KEPT_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CHUNKS_KEPT_MAX};
-
-/// Bytes on their way out, shared by all who are sent them.
-pub type Chunk = Rc<Vec<u8>>;
-
-/// A stretch of a chunk.
-#[derive(Debug, Clone)]
-pub struct Span {
-    chunk: Chunk,
-    start: usize,
-    end: usize,
-}
-
-impl Span {
-    /// A stretch of `chunk`.
-    ///
-    /// # Panics
-    /// Where it is empty or not within the chunk.
-    #[must_use]
-    pub fn new(chunk: Chunk, start: usize, end: usize) -> Self {
-        assert!(
-            start < end && end <= chunk.len(),
-            "a span lies within its chunk"
-        );
-        Self { chunk, start, end }
-    }
-
-    /// The bytes.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
-        &self.chunk[self.start..self.end]
-    }
-
-    /// Gives the chunk back.
-    #[must_use]
-    pub fn into_chunk(self) -> Chunk {
-        self.chunk
-    }
-}
-
-/// What one send carries: all of it in order.
-pub type Spans = SmallVec<[Span; 2]>;
-
-/// The bytes of all spans.
-#[must_use]
-pub fn spans_bytes(spans: &[Span]) -> usize {
-    spans.iter().map(|span| span.end - span.start).sum()
-}
-
-/// Takes the first `bytes` off: they have been sent.
-pub fn skip_sent(spans: &mut Spans, mut bytes: usize) {
-    spans.retain(|span| {
-        let skipped = bytes.min(span.end - span.start);
-        span.start += skipped;
-        bytes -= skipped;
-        span.start < span.end
-    });
-    assert_eq!(bytes, 0, "a send carries no more than it was given");
-}
-
-/// Chunks that wait for their next use.
-#[derive(Default)]
-pub struct ChunkPool {
-    free: Vec<Chunk>,
-    free_bytes: usize,
-}
-
-impl ChunkPool {
-    /// An empty chunk that nobody else holds, with room for `bytes`.
-    pub fn take(&mut self, bytes: usize) -> Chunk {
-        // The last ones in are the likeliest to be in the processor's cache.
-        let fits = |chunk: &Chunk| {
-            (bytes..=bytes.saturating_mul(16).max(CHUNK_BYTES_MIN)).contains(&chunk.capacity())
-        };
-        let recent = self.free.len().saturating_sub(8);
-        if let Some(place) = self.free[recent..].iter().rposition(fits) {
-            let chunk = self.free.swap_remove(recent + place);
-            self.free_bytes -= chunk.capacity();
-            return chunk;
-        }
-        Rc::new(Vec::with_capacity(bytes.max(CHUNK_BYTES_MIN)))
-    }
-
-    /// Takes a chunk back; one that somebody still holds, or that is large, is let go.
-    pub fn give(&mut self, mut chunk: Chunk) {
-        let keep = chunk.capacity() <= CHUNK_BYTES_MAX
-            && self.free.len() < CHUNKS_KEPT_MAX
-            && self.free_bytes + chunk.capacity() <= CHUNK_BYTES_KEPT_MAX;
-        if let (true, Some(bytes)) = (keep, Rc::get_mut(&mut chunk)) {
-            bytes.clear();
-            self.free_bytes += chunk.capacity();
-            self.free.push(chunk);
-        }
-    }
-
-    /// Takes back all chunks of a send.
-    pub fn give_spans(&mut self, spans: Spans) {
-        for span in spans {
-            self.give(span.into_chunk());
-        }
-    }
-
-    /// A chunk of its own for what `write` appends, which is about `bytes` long.
-    pub fn fill(&mut self, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> Chunk {
-        let mut chunk = self.take(bytes);
-        write(Rc::get_mut(&mut chunk).expect("a chunk of the pool has one owner"));
-        chunk
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Frame {
-    /// The offset behind the frame's last byte.
-    end: u64,
-    seq: u64,
-    /// The log position that must be durable before the frame may leave.
-    position: u64,
-}
+pub use crate::core::chunk::{Chunk, ChunkPool, Span, Spans, skip_sent, spans_bytes};
 
 struct Piece {
     start: u64,
@@ -198,6 +78,9 @@ impl Window {
                 .is_none_or(|last| last.seq < seq && last.position <= position),
             "frames come in order"
         );
+        if self.frames.capacity() == 0 {
+            self.frames = pool.frames.take();
+        }
         let chunk = self.open_chunk(pool, bytes);
         let (old_bytes, old_capacity) = (chunk.len(), chunk.capacity());
         write(chunk);
@@ -231,6 +114,9 @@ impl Window {
             });
         }
         let piece = self.pieces.back_mut().expect("a chunk was opened");
+        self.capacity_bytes -= piece.chunk.capacity();
+        pool.grow(&mut piece.chunk, bytes);
+        self.capacity_bytes += piece.chunk.capacity();
         Rc::get_mut(&mut piece.chunk).expect("an open chunk has one owner")
     }
 
@@ -277,7 +163,7 @@ impl Window {
     ///
     /// # Panics
     /// Where they are not in the window.
-    pub fn spans(&self, from: u64, until: u64, out: &mut Spans) {
+    pub fn spans(&self, from: u64, until: u64, pool: &mut ChunkPool, out: &mut Spans) {
         assert!(
             self.start <= from && from <= until && until <= self.end,
             "a cursor lies within the window"
@@ -296,11 +182,8 @@ impl Window {
             let within =
                 |offset: u64| usize::try_from(offset - piece.start).expect("a chunk fits memory");
             if end > from {
-                out.push(Span::new(
-                    Rc::clone(&piece.chunk),
-                    within(from),
-                    within(end),
-                ));
+                let span = Span::new(Rc::clone(&piece.chunk), within(from), within(end));
+                pool.push_span(out, span);
                 from = end;
             }
         }
@@ -320,8 +203,8 @@ impl Window {
             let piece = self.pieces.pop_front().expect("it was just there");
             pool.give(piece.chunk);
         }
-        if self.frames.is_empty() && self.frames.capacity() > 64 {
-            self.frames.shrink_to(0);
+        if self.frames.is_empty() {
+            pool.frames.give(std::mem::take(&mut self.frames));
         }
     }
 
@@ -396,7 +279,7 @@ mod tests {
                         prop_assert!(end - cursor <= bytes_max as u64 || ends.iter().filter(|known| known.0 > cursor && known.0 <= end).count() == 1);
                         prop_assert!(end > cursor || cursor == window.end());
                         let mut spans = Spans::new();
-                        window.spans(cursor, end, &mut spans);
+                        window.spans(cursor, end, &mut pool, &mut spans);
                         prop_assert_eq!(window.seq_at(end), ends.iter().find(|known| known.0 == end).unwrap().1);
                         in_flight.push((cursor, end, spans));
                         cursor = end;
@@ -452,29 +335,6 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_is_taken_off_and_its_chunks_go_back() {
-        for (sent_bytes, left) in [
-            (0, vec![(0, 4), (1, 3)]),
-            (1, vec![(1, 4), (1, 3)]),
-            (4, vec![(1, 3)]),
-            (5, vec![(2, 3)]),
-            (6, vec![]),
-        ] {
-            let chunk = Rc::new(vec![0; 4]);
-            let mut spans = Spans::new();
-            spans.push(Span::new(Rc::clone(&chunk), 0, 4));
-            spans.push(Span::new(Rc::clone(&chunk), 1, 3));
-            skip_sent(&mut spans, sent_bytes);
-            let held: Vec<_> = spans.iter().map(|span| (span.start, span.end)).collect();
-            assert_eq!(held, left, "{sent_bytes}");
-            drop(chunk);
-            let (is_held, mut pool) = (!spans.is_empty(), ChunkPool::default());
-            pool.give_spans(spans);
-            assert_eq!(pool.free.len(), usize::from(is_held), "{sent_bytes}");
-        }
-    }
-
-    #[test]
     fn frames_share_a_chunk_and_the_next_one_starts_as_large() {
         for (first_bytes, second_bytes, pieces) in [
             (300, 300, 1),
@@ -512,43 +372,27 @@ mod tests {
     }
 
     #[test]
-    fn a_window_that_was_long_gives_its_memory_back() {
-        for (pushed, dropped, capacity) in [(64, 64, 64), (65, 65, 0), (65, 64, 128)] {
-            let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
-            for seq in 1..=pushed {
-                window.push(&mut pool, seq, seq, 1, |out| out.push(0));
-            }
-            window.drop_before(dropped, &mut pool);
-            assert_eq!(window.frames.capacity(), capacity, "{pushed} {dropped}");
-        }
-    }
-
-    #[test]
-    fn the_pool_is_bounded() {
-        for (capacity, kept) in [
-            (CHUNK_BYTES_MIN, CHUNKS_KEPT_MAX),
-            (CHUNK_BYTES_MAX, CHUNK_BYTES_KEPT_MAX / CHUNK_BYTES_MAX),
-        ] {
-            let mut pool = ChunkPool::default();
-            for _ in 0..=CHUNKS_KEPT_MAX {
-                pool.give(Rc::new(Vec::with_capacity(capacity)));
-            }
-            assert_eq!((pool.free.len(), pool.free_bytes), (kept, kept * capacity));
-        }
-    }
-
-    #[test]
-    fn the_pool_keeps_what_nobody_holds() {
+    fn an_empty_window_holds_no_memory_for_its_frames() {
         let mut pool = ChunkPool::default();
-        let chunk = pool.fill(10, |out| out.extend_from_slice(b"0123456789"));
-        let held = Rc::clone(&chunk);
-        pool.give(chunk);
-        assert!(pool.free.is_empty());
-        pool.give(held);
-        assert_eq!((pool.free.len(), pool.free[0].len()), (1, 0));
-        pool.give(Rc::new(Vec::with_capacity(CHUNK_BYTES_MAX + 1)));
-        assert_eq!(pool.free.len(), 1);
-        assert_eq!(pool.take(10).len(), 0);
-        assert_eq!(pool.free_bytes, 0);
+        let fill = |window: &mut Window, pool: &mut ChunkPool| {
+            for seq in 1..=100 {
+                window.push(pool, seq, seq, 1, |out| out.push(0));
+            }
+        };
+        let mut window = Window::new(0);
+        fill(&mut window, &mut pool);
+        let capacity = window.frames.capacity();
+        window.drop_before(99, &mut pool);
+        assert_eq!(
+            window.frames.capacity(),
+            capacity,
+            "one frame is still held"
+        );
+        window.drop_before(100, &mut pool);
+        assert_eq!((window.frames.capacity(), window.capacity_bytes()), (0, 0));
+        // Another one goes on in it.
+        let mut window = Window::new(0);
+        window.push(&mut pool, 1, 1, 1, |out| out.push(0));
+        assert_eq!(window.frames.capacity(), capacity);
     }
 }

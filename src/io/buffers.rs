@@ -19,6 +19,18 @@ use std::rc::Rc;
 
 use crate::limits::{RECEIVE_BUFFERS, RECEIVE_BYTES_MAX};
 
+/// The first kernel on which a receive that waits holds no provided buffer.
+pub(super) const KERNEL_LENDS_LATE: (u32, u32) = (5, 19);
+
+pub(super) fn kernel_is_at_least(wanted: (u32, u32)) -> bool {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= wanted
+}
+
 /// A buffer that the kernel has filled and given up: whoever holds this holds the buffer. It keeps the
 /// memory alive, and is not `Send`; one that is dropped instead of given back is lost to its ring.
 #[derive(Debug)]

@@ -44,13 +44,13 @@ use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
 use crate::core::window::Spans;
 use crate::io::buffers::sanitizer::{Pointed, Stretch};
-use crate::io::buffers::{Filled, ReceiveBuffers};
-use crate::limits::{COMPLETION_ENTRIES, RECEIVE_BYTES_MAX, RING_ENTRIES, SEND_SPANS_MAX};
+use crate::io::buffers::{Filled, KERNEL_LENDS_LATE, ReceiveBuffers, kernel_is_at_least};
+use crate::limits::{
+    COMPLETION_ENTRIES, RECEIVE_BYTES_MAX, RING_ENTRIES, SEND_SPANS_MAX, SENDS_PER_TURN_MAX,
+};
 
 /// The group of the provided buffers; a ring has one.
 const BUFFER_GROUP: u16 = 0;
-/// The first kernel on which a receive that waits holds no provided buffer.
-const KERNEL_LENDS_LATE: (u32, u32) = (5, 19);
 
 /// The end of an operation.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ enum Owned {
     Bytes(Vec<u8>),
     Spans(Spans),
     Vectored(Box<Vectored>),
-    Time(#[expect(dead_code, reason = "the kernel reads it")] Box<types::Timespec>),
+    Time(Box<types::Timespec>),
     Count(#[expect(dead_code, reason = "the kernel writes it")] Box<u64>),
 }
 
@@ -174,6 +174,15 @@ pub struct Ring<T> {
     /// Receives that found no buffer or were interrupted: armed again behind the buffers that come back.
     starved: Vec<(T, i32)>,
     waits_before_receive: bool,
+    spare: Spare,
+}
+
+/// What the kernel is done with, to be used again.
+#[derive(Default)]
+#[expect(clippy::vec_box, reason = "what the kernel is given does not move")]
+struct Spare {
+    messages: Vec<Box<Vectored>>,
+    times: Vec<Box<types::Timespec>>,
 }
 
 /// Runs `turn` on a ring of this thread: at first, and whenever something has completed, until it
@@ -190,6 +199,7 @@ pub fn run<T: Copy + 'static>(
         buffers: ReceiveBuffers::new(),
         starved: Vec::new(),
         waits_before_receive,
+        spare: Spare::default(),
     };
     // Declared behind the ring, so that it is dropped before it on a panic too: until it has waited
     // for the kernel, the flights hold what the kernel works on.
@@ -258,15 +268,6 @@ fn first_known<const COUNT: usize>(
 ) -> io_uring::Builder {
     let is_known = |setup: &io_uring::Builder| setup.build(8).is_ok();
     setups.into_iter().find(is_known).unwrap_or(otherwise)
-}
-
-fn kernel_is_at_least(wanted: (u32, u32)) -> bool {
-    let name = rustix::system::uname();
-    let release = name.release().to_string_lossy();
-    let mut numbers = release
-        .split(['.', '-'])
-        .map(|number| number.parse().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= wanted
 }
 
 impl<T: Copy + 'static> Ring<T> {
@@ -347,11 +348,17 @@ impl<T: Copy + 'static> Ring<T> {
                 Completion::Accepted(token, accepted)
             }
             (Kind::Other, Owned::Spans(spans)) => Completion::Sent(token, spans, count),
-            (Kind::Other, Owned::Vectored(message)) => {
-                Completion::Sent(token, message.spans, count)
+            (Kind::Other, Owned::Vectored(mut message)) => {
+                let spans = std::mem::take(&mut message.spans);
+                keep(&mut self.spare.messages, message);
+                Completion::Sent(token, spans, count)
             }
             (Kind::Other, Owned::Bytes(bytes)) => Completion::Written(token, bytes, count),
-            (Kind::Other, Owned::Nothing | Owned::Time(_) | Owned::Count(_)) => {
+            (Kind::Other, Owned::Time(time)) => {
+                keep(&mut self.spare.times, time);
+                Completion::Done(token, count.map(|_| ()))
+            }
+            (Kind::Other, Owned::Nothing | Owned::Count(_)) => {
                 Completion::Done(token, count.map(|_| ()))
             }
         })
@@ -382,9 +389,11 @@ impl<T: Copy + 'static> Ring<T> {
             };
             self.submit(own, kind, entry.build());
         }
-        for (token, fd) in std::mem::take(&mut self.starved) {
+        let mut starved = std::mem::take(&mut self.starved);
+        for (token, fd) in starved.drain(..) {
             self.submit_receive(fd, token);
         }
+        self.starved = starved;
     }
 
     /// Wants another turn at once.
@@ -434,7 +443,7 @@ impl<T: Copy + 'static> Ring<T> {
             let pointed = Pointed::to([(bytes.as_ptr(), bytes.len())]);
             return self.submit_pointing(pointed, token, Owned::Spans(spans), entry);
         }
-        let message = vectored(spans);
+        let message = vectored(spans, self.spare.messages.pop());
         let pointed = Pointed::to(message.stretches());
         let entry = opcode::SendMsg::new(fd, &raw const message.header)
             .flags(libc::MSG_NOSIGNAL.unsigned_abs())
@@ -480,10 +489,10 @@ impl<T: Copy + 'static> Ring<T> {
     /// Completes after so many microseconds (with an error, ETIME).
     pub fn timer(&mut self, after_us: u64, token: T) {
         let nanoseconds = u32::try_from(after_us % 1_000_000 * 1000).expect("below a second");
-        let time = types::Timespec::new()
+        let mut time = self.spare.times.pop().unwrap_or_default();
+        *time = types::Timespec::new()
             .sec(after_us / 1_000_000)
             .nsec(nanoseconds);
-        let time = Box::new(time);
         let entry = opcode::Timeout::new(&raw const *time).build();
         let pointed = Pointed::to([((&raw const *time).cast(), size_of::<types::Timespec>())]);
         self.submit_pointing(pointed, token, Owned::Time(time), entry);
@@ -535,13 +544,28 @@ impl<T: Copy + 'static> Ring<T> {
     }
 }
 
-fn vectored(spans: Spans) -> Box<Vectored> {
+/// Keeps memory for its next use; no more of it than a turn takes.
+fn keep<M>(spare: &mut Vec<M>, memory: M) {
+    if spare.len() < SENDS_PER_TURN_MAX {
+        spare.push(memory);
+    }
+}
+
+fn vectored(spans: Spans, spare: Option<Box<Vectored>>) -> Box<Vectored> {
     const NONE: libc::iovec = libc::iovec {
         iov_base: std::ptr::null_mut(),
         iov_len: 0,
     };
-    let mut pieces = [NONE; SEND_SPANS_MAX];
-    for (piece, span) in pieces.iter_mut().zip(&spans) {
+    let mut message = spare.unwrap_or_else(|| {
+        Box::new(Vectored {
+            // SAFETY:
+            // - msghdr is a C struct of integers and pointers, for which all zeroes is a valid value
+            header: unsafe { std::mem::zeroed() },
+            pieces: [NONE; SEND_SPANS_MAX],
+            spans: Spans::new(),
+        })
+    });
+    for (piece, span) in message.pieces.iter_mut().zip(&spans) {
         let bytes = span.bytes();
         // sendmsg(2) takes mutable pointers and only reads.
         *piece = libc::iovec {
@@ -549,17 +573,10 @@ fn vectored(spans: Spans) -> Box<Vectored> {
             iov_len: bytes.len(),
         };
     }
-    // SAFETY:
-    // - msghdr is a C struct of integers and pointers, for which all zeroes is a valid value
-    let header: libc::msghdr = unsafe { std::mem::zeroed() };
-    let mut message = Box::new(Vectored {
-        header,
-        pieces,
-        spans,
-    });
     // The box never moves its content, so the header may point to the field beside it.
     message.header.msg_iov = message.pieces.as_mut_ptr();
-    message.header.msg_iovlen = message.spans.len();
+    message.header.msg_iovlen = spans.len();
+    message.spans = spans;
     message
 }
 

@@ -108,11 +108,15 @@ impl<D: Disk> LogKeeper<D> {
     }
 
     fn check(&self, is_there: io::Result<bool>) -> Result<(), KeeperError> {
-        let path = self.segment.path.clone();
+        // Only for an error: this is asked for each commit.
+        let path = || self.segment.path.clone();
         match is_there {
             Ok(true) => Ok(()),
-            Ok(false) => Err(KeeperError::Deleted { path }),
-            Err(source) => Err(KeeperError::Segment { path, source }),
+            Ok(false) => Err(KeeperError::Deleted { path: path() }),
+            Err(source) => Err(KeeperError::Segment {
+                path: path(),
+                source,
+            }),
         }
     }
 

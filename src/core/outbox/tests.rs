@@ -63,7 +63,8 @@ impl Rig {
         let bytes = self.content(length);
         let gate = if is_gated { self.position } else { 0 };
         let chunk = self.pool.fill(length, |out| out.extend_from_slice(&bytes));
-        self.outbox.push(chunk, self.window.end(), gate);
+        self.outbox
+            .push(chunk, self.window.end(), gate, &mut self.pool);
         let due = self.position;
         self.owed.push(Item { bytes, gate, due });
     }
@@ -177,7 +178,7 @@ fn many_pieces_become_one() {
         for piece in 0..pieces {
             let text = format!("answer {piece};");
             expected.extend_from_slice(text.as_bytes());
-            outbox.push(Chunk::new(text.into_bytes()), 0, 0);
+            outbox.push(Chunk::new(text.into_bytes()), 0, 0, &mut pool);
         }
         let spans = outbox.take(None, 0, &mut pool);
         assert_eq!(spans.len(), spans_expected);

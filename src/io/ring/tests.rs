@@ -261,6 +261,7 @@ fn buffers_that_the_kernel_did_not_take_are_provided_again() {
             buffers: ReceiveBuffers::new(),
             starved: Vec::new(),
             waits_before_receive: false,
+            spare: Spare::default(),
         };
         let run = ring.buffers.next_run().unwrap();
         let kind = Kind::Provide {

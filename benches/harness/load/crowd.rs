@@ -1,0 +1,156 @@
+//! Many clients that come in at once, or on a schedule. What each is shown is checked byte by byte, or kept and looked at later.
+
+use std::net::TcpStream;
+use std::rc::Rc;
+use std::time::Duration;
+
+use etherply::wire::frame::put_text_header;
+use hdrhistogram::Histogram;
+
+use super::book::{Clock, histogram};
+use super::guest::Guest;
+use super::join::Door;
+use super::ring::{Event, Ring};
+
+struct Client {
+    due_ns: u64,
+    guest: Guest,
+}
+
+/// The clients, by their number: 0, 1, 2, …
+pub struct Crowd {
+    ring: Ring,
+    door: Door,
+    clock: Clock,
+    clients: Vec<Client>,
+    /// Those who have got all that they wait for.
+    served: usize,
+    latencies_ns: Histogram<u64>,
+}
+
+/// The frame of a text, as a server sends it.
+pub fn frame_of(text: &str) -> Rc<[u8]> {
+    let mut frame = Vec::new();
+    put_text_header(&mut frame, text.len());
+    frame.extend_from_slice(text.as_bytes());
+    frame.into()
+}
+
+impl Crowd {
+    pub fn new(door: &Door, clock: Clock) -> Result<Self, String> {
+        Ok(Self {
+            ring: Ring::new()
+                .map_err(|error| format!("the ring of the load generator: {error}"))?,
+            door: door.clone(),
+            clock,
+            clients: Vec::new(),
+            served: 0,
+            latencies_ns: histogram(),
+        })
+    }
+
+    pub fn len(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// How long each has waited from when it was due.
+    pub fn latencies_ns(&self) -> &Histogram<u64> {
+        &self.latencies_ns
+    }
+
+    /// Starts to count anew.
+    pub fn forget_latencies(&mut self) {
+        self.latencies_ns.reset();
+    }
+
+    /// Sends another client in, who was due then. `init`: the frame that it must be shown; `None`: any.
+    pub fn enter(
+        &mut self,
+        workspace: &str,
+        due_ns: u64,
+        init: Option<Rc<[u8]>>,
+    ) -> Result<(), String> {
+        let joined = TcpStream::connect(self.door.address).and_then(|stream| {
+            stream.set_nodelay(true)?;
+            self.ring.add(stream)
+        });
+        let number = joined.map_err(|error| format!("client {}: {error}", self.len()))?;
+        let request = self.door.request(workspace);
+        self.ring
+            .send(number, |out| out.extend_from_slice(request.as_bytes()));
+        self.clients.push(Client {
+            due_ns,
+            guest: Guest::new(init),
+        });
+        Ok(())
+    }
+
+    /// From now on, a client must be sent this frame, and nothing else before it.
+    pub fn expect(&mut self, client: usize, frame: &Rc<[u8]>) {
+        let client = &mut self.clients[client];
+        client.due_ns = self.clock.now_ns();
+        client.guest.expect(frame);
+        self.served -= 1;
+    }
+
+    /// The first message of a client that took any; once.
+    pub fn take_message(&mut self, client: usize) -> String {
+        self.clients[client].guest.take_message()
+    }
+
+    /// Waits at most so long for something to happen, and checks what has come.
+    pub fn turn(&mut self, wait: Duration) -> Result<(), String> {
+        let Self {
+            ring,
+            clock,
+            clients,
+            served,
+            latencies_ns,
+            ..
+        } = self;
+        let mut outcome = Ok(());
+        let turned = ring.turn(wait, &mut |number, event| {
+            if outcome.is_err() {
+                return;
+            }
+            let client = &mut clients[number as usize];
+            let taken = match event {
+                Event::Received(bytes) => client.guest.take(bytes),
+                Event::Ended(error) => Err(error.map_or_else(
+                    || "the server closed the connection".to_owned(),
+                    |error| error.to_string(),
+                )),
+            };
+            match taken {
+                Ok(false) => {}
+                Ok(true) => {
+                    *served += 1;
+                    let latency_ns = clock.now_ns().saturating_sub(client.due_ns);
+                    latencies_ns.saturating_record(latency_ns.max(1));
+                }
+                Err(error) => outcome = Err(format!("client {number}: {error}")),
+            }
+        });
+        turned.map_err(|error| format!("the ring of the load generator: {error}"))?;
+        outcome
+    }
+
+    /// Waits until all have got what they wait for; who is not served in this time is a failure.
+    pub fn finish(&mut self, patience: Duration) -> Result<(), String> {
+        let limit_ns = self.clock.now_ns() + u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
+        while self.served < self.len() {
+            self.turn(Duration::from_millis(50))?;
+            if self.clock.now_ns() > limit_ns {
+                let mut clients = self.clients.iter();
+                let first = clients.position(|client| !client.guest.is_served());
+                return Err(format!(
+                    "{} of {} clients have not got what they wait for after {patience:?}, client {} among them",
+                    self.len() - self.served,
+                    self.len(),
+                    first.unwrap_or_default(),
+                ));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,155 @@
+//! What a client has to be sent who comes in, and whether it is. Pure.
+
+use std::io;
+use std::rc::Rc;
+
+use tungstenite::handshake::derive_accept_key;
+use tungstenite::protocol::frame::FrameHeader;
+
+/// What every client asks the server to prove with.
+pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+
+/// What a client waits for.
+enum Wanted {
+    /// The answer to its upgrade; the first message comes behind it.
+    Upgrade(Option<Rc<[u8]>>),
+    /// These bytes, of which so many have come.
+    Bytes(Rc<[u8]>, usize),
+    /// A first message, whatever it says.
+    AnyMessage,
+    Nothing,
+}
+
+/// A client, from its upgrade on.
+pub struct Guest {
+    wanted: Wanted,
+    /// What has come and is not whole yet; and the first message, where any will do.
+    held: Vec<u8>,
+}
+
+impl Guest {
+    /// `init`: the frame that it must be shown first; `None`: any text.
+    pub fn new(init: Option<Rc<[u8]>>) -> Self {
+        Self {
+            wanted: Wanted::Upgrade(init),
+            held: Vec::new(),
+        }
+    }
+
+    /// From now on, it must be sent this frame, and nothing else before it.
+    pub fn expect(&mut self, frame: &Rc<[u8]>) {
+        assert!(self.is_served(), "it has got what it waited for");
+        self.wanted = Wanted::Bytes(Rc::clone(frame), 0);
+    }
+
+    /// Whether it waits for nothing.
+    pub fn is_served(&self) -> bool {
+        matches!(self.wanted, Wanted::Nothing)
+    }
+
+    /// The first message of one that took any; once.
+    pub fn take_message(&mut self) -> String {
+        let held = std::mem::take(&mut self.held);
+        String::from_utf8_lossy(&held).into_owned()
+    }
+
+    /// Takes what came; tells whether it has now got what it has waited for.
+    pub fn take(&mut self, mut bytes: &[u8]) -> Result<bool, String> {
+        if let Wanted::Upgrade(init) = &self.wanted {
+            self.held.extend_from_slice(bytes);
+            let end = upgraded(&self.held).map_err(|error| error.to_string())?;
+            let Some(end) = end else { return Ok(false) };
+            self.wanted = match init {
+                Some(init) => Wanted::Bytes(Rc::clone(init), 0),
+                None => Wanted::AnyMessage,
+            };
+            let rest = self.held.split_off(end);
+            self.held = Vec::new();
+            return self.take(&rest);
+        }
+        if bytes.is_empty() {
+            return Ok(false);
+        }
+        match &mut self.wanted {
+            Wanted::Upgrade(_) => unreachable!("it was just handled"),
+            Wanted::Nothing if is_ping(bytes) => Ok(false),
+            Wanted::Nothing => Err(format!("nothing was to come, and {} came", told(bytes))),
+            Wanted::Bytes(expected, at) => {
+                let rest = &expected[*at..];
+                let length = rest.len().min(bytes.len());
+                if rest[..length] != bytes[..length] {
+                    let same = rest.iter().zip(bytes).take_while(|(a, b)| a == b).count();
+                    return Err(format!(
+                        "byte {} is wrong\n  expected {}\n  seen     {}",
+                        *at + same,
+                        told(&rest[same..]),
+                        told(&bytes[same..])
+                    ));
+                }
+                *at += length;
+                bytes = &bytes[length..];
+                let is_whole = *at == expected.len();
+                if is_whole {
+                    self.wanted = Wanted::Nothing;
+                }
+                if !bytes.is_empty() {
+                    self.take(bytes)?;
+                }
+                Ok(is_whole)
+            }
+            Wanted::AnyMessage => {
+                self.held.extend_from_slice(bytes);
+                let message = first_message(&self.held).map_err(|error| error.to_string())?;
+                let Some((start, end)) = message else {
+                    return Ok(false);
+                };
+                if self.held.len() > end {
+                    return Err("something came behind the first message".to_owned());
+                }
+                self.held.drain(..start);
+                self.wanted = Wanted::Nothing;
+                Ok(true)
+            }
+        }
+    }
+}
+
+/// A server may ask who is there for long; an answer is not needed for as long as a crowd is watched.
+fn is_ping(bytes: &[u8]) -> bool {
+    bytes[0] == 0x89
+}
+
+fn told(bytes: &[u8]) -> String {
+    let shown = &bytes[..bytes.len().min(80)];
+    format!("{:?}", String::from_utf8_lossy(shown))
+}
+
+/// The end of the answer to the upgrade.
+pub fn upgraded(seen: &[u8]) -> io::Result<Option<usize>> {
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut response = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(end) = response.parse(seen).map_err(io::Error::other)? else {
+        return Ok(None);
+    };
+    let accept = derive_accept_key(KEY.as_bytes());
+    let accepts = response.headers.iter().any(|header| {
+        header.name.eq_ignore_ascii_case("sec-websocket-accept")
+            && header.value == accept.as_bytes()
+    });
+    if response.code != Some(101) || !accepts {
+        let told = String::from_utf8_lossy(seen);
+        return Err(io::Error::other(format!("no upgrade: {told}")));
+    }
+    Ok(Some(end))
+}
+
+/// Where the payload of the first frame begins and ends, once it is there as a whole.
+pub fn first_message(seen: &[u8]) -> io::Result<Option<(usize, usize)>> {
+    let mut reader = io::Cursor::new(seen);
+    let Some((_, bytes)) = FrameHeader::parse(&mut reader).map_err(io::Error::other)? else {
+        return Ok(None);
+    };
+    let start = usize::try_from(reader.position()).map_err(io::Error::other)?;
+    let end = start + usize::try_from(bytes).map_err(io::Error::other)?;
+    Ok((seen.len() >= end).then_some((start, end)))
+}

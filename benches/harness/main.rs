@@ -1,0 +1,143 @@
+//! How fast the server is, beside its peers, and whether what it delivers is right.
+//!
+//! ```text
+//! cargo bench --bench harness                            # all scenarios, 5 rounds
+//! cargo bench --bench harness -- fanout --rounds 3
+//! cargo bench --bench harness -- --quick                 # a minute in all
+//! cargo bench --bench harness -- --list
+//! ```
+//!
+//! For each measurement a server is started anew, on the first half of the cores; the load generator has the other half. It is
+//! one thread (`load/`), and it checks every delivery: each receiver gets each op once, in order, byte for byte. What is wrong or
+//! missing ends the run with exit code 1; where it is a peer's, it is told, and the peer has no figures there. The contestants take turns, in each round in another order; a ratio is that of
+//! two figures of one round. The CPU time of the server's process is the first figure: where other work is done
+//! on the machine, it is steadier than the clock.
+
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Parser;
+
+mod contest;
+mod contestant;
+mod cores;
+mod figures;
+mod house;
+mod load;
+#[path = "../peers/mod.rs"]
+mod peers;
+mod picture;
+mod process;
+mod report;
+mod scenarios;
+mod selfcheck;
+#[path = "../support/mod.rs"]
+mod support;
+
+use contest::Progress;
+use house::{House, Machine, Settings};
+use report::{CaseRecord, Record};
+use scenarios::{Case, Scenario};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, name, rest @ ..] = &arguments[..]
+        && word == "peer"
+    {
+        return peers::serve(name, rest);
+    }
+    let settings = Settings::parse();
+    if settings.list {
+        for scenario in scenarios::ALL {
+            println!("{:10} {}", scenario.name(), scenario.about());
+        }
+        return ExitCode::SUCCESS;
+    }
+    match run(&settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("FAILED: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(settings: &Settings) -> Result<(), String> {
+    let chosen = chosen(settings)?;
+    let mut house = House::new(settings)?;
+    selfcheck::run()?;
+    println!("self-check: every planted fault was noticed");
+    house.ask_peers(&settings.peers);
+    let machine = Machine::new(&house);
+    println!("{machine}");
+    if house.target.is_some() {
+        println!("the server is elsewhere: its CPU time and memory cannot be read");
+    }
+    let cases = |scenario: &dyn Scenario| {
+        let mut cases = scenario.cases(&house);
+        cases.retain(|case| {
+            settings
+                .only
+                .as_ref()
+                .is_none_or(|text| case.title.contains(text))
+        });
+        cases
+    };
+    let planned: Vec<(&dyn Scenario, Vec<Case>)> = chosen
+        .into_iter()
+        .map(|scenario| (scenario, cases(scenario)))
+        .collect();
+    let all = planned.iter().flat_map(|(scenario, cases)| {
+        let rounds = scenario.rounds(&house) as usize;
+        cases
+            .iter()
+            .map(move |case| case.contestants.len() * rounds)
+    });
+    let progress = Progress::new(all.sum());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let stamp = now.expect("the clock is past 1970").as_secs();
+    let mut record = Record {
+        machine,
+        rounds: house.rounds,
+        warm_up_s: house.warm_up.as_secs_f64(),
+        measured_s: house.measured.as_secs_f64(),
+        cases: Vec::new(),
+    };
+    for (scenario, cases) in planned {
+        let mut done = Vec::new();
+        for case in cases {
+            let rounds = contest::run(scenario, &case, &house, &progress)?;
+            progress.print(report::told(scenario, &case, &rounds).trim_end());
+            record.cases.push(CaseRecord::new(scenario, &case, &rounds));
+            done.push((case, rounds));
+        }
+        if let Some(note) = scenario.note(&house)
+            && !done.is_empty()
+        {
+            progress.print(&format!("\n{note}"));
+        }
+        if let Some(picture) = scenario.picture() {
+            let drawn = picture::draw(scenario, &picture, &done, &settings.output);
+            let path = drawn.map_err(|error| format!("the picture: {error}"))?;
+            progress.print(&format!("\n{}", path.display()));
+        }
+        let written = record.write(&settings.output, stamp);
+        let path = written.map_err(|error| format!("{}: {error}", settings.output.display()))?;
+        progress.print(&path.display().to_string());
+    }
+    Ok(())
+}
+
+/// The scenarios that were named, or all.
+fn chosen(settings: &Settings) -> Result<Vec<&'static dyn Scenario>, String> {
+    if settings.scenarios.is_empty() {
+        return Ok(scenarios::ALL.to_vec());
+    }
+    let names = settings.scenarios.iter();
+    let found = names.map(|name| {
+        let mut all = scenarios::ALL.into_iter();
+        let found = all.find(|scenario| scenario.name() == name);
+        found.ok_or_else(|| format!("no scenario {name}: see --list"))
+    });
+    found.collect()
+}

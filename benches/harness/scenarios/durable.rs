@@ -1,0 +1,146 @@
+//! What it costs to make an op durable, beside redis.
+
+use std::io;
+
+use hdrhistogram::Histogram;
+
+use super::loads::{self, CPU_PER_OP, MAX, OPS, OPS_PER_CPU, OWN_SHARE, P50, P99, Shape};
+use super::{Case, Scenario, Target};
+use crate::contestant::{Contestant, Kind};
+use crate::figures::Bound::AtLeast;
+use crate::figures::{Figure, Numbers};
+use crate::house::House;
+use crate::load::book::histogram;
+use crate::load::op::{KEYS, VALUE_BYTES};
+use crate::load::pace::Pace;
+use crate::peers::redis::{self, Fsync, Load, Redis};
+
+pub struct Durable;
+
+const BUSY: usize = 0;
+const IN_FLIGHT: [u32; 2] = [256, 1];
+const TITLES: [&str; 2] = ["256 in flight", "1 in flight"];
+
+/// The contestants that are redis.
+const REDIS: [(&str, redis::Shape, Fsync); 3] = [
+    ("redis always, SET", redis::Shape::Set, Fsync::Always),
+    ("redis always, XADD", redis::Shape::Xadd, Fsync::Always),
+    ("redis no, SET", redis::Shape::Set, Fsync::No),
+];
+
+impl Scenario for Durable {
+    fn name(&self) -> &'static str {
+        "durable"
+    }
+
+    fn about(&self) -> &'static str {
+        "each durability mode, 1 sender and 1 receiver, beside redis with as many commands on their way"
+    }
+
+    fn figures(&self) -> &'static [Figure] {
+        &[OPS_PER_CPU, OPS, CPU_PER_OP, P50, P99, MAX, OWN_SHARE]
+    }
+
+    fn cases(&self, house: &House) -> Vec<Case> {
+        if house.target.is_some() {
+            return Vec::new();
+        }
+        let modes = ["always", "interval", "none"].map(Contestant::etherply);
+        let mut contestants = Vec::from(modes);
+        if redis::version().is_some() {
+            contestants.extend(REDIS.map(|(name, ..)| Contestant {
+                name: name.to_owned(),
+                kind: Kind::Peer("redis".to_owned()),
+            }));
+        }
+        let titles = TITLES.iter().enumerate();
+        titles
+            .map(|(index, title)| Case::against_peers(index, title, contestants.clone()))
+            .collect()
+    }
+
+    fn note(&self, _: &House) -> Option<String> {
+        let told = redis::version().map_or_else(
+            || "left out: redis-server is not installed".to_owned(),
+            |version| {
+                format!("{version}\nAn op of the server counts when a second client was shown it, one of redis when it was answered.")
+            },
+        );
+        Some(told)
+    }
+
+    fn measure(
+        &self,
+        case: &Case,
+        contestant: &Contestant,
+        house: &House,
+    ) -> Result<Numbers, String> {
+        let in_flight = IN_FLIGHT[case.index];
+        let found = REDIS.iter().find(|(name, ..)| *name == contestant.name);
+        if let Some((_, shape, fsync)) = found {
+            let measured = measure_redis(*shape, *fsync, in_flight, house);
+            return measured.map_err(|error| error.to_string());
+        }
+        let shape = Shape {
+            title: TITLES[case.index],
+            rooms: 1,
+            receivers: 1,
+            pace: Pace::Closed { in_flight },
+        };
+        loads::measure(&shape, contestant, house)
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        vec![Target {
+            case: BUSY,
+            figure: OPS_PER_CPU.id,
+            of: "etherply always",
+            to: Some("redis always, SET"),
+            bound: AtLeast(1.0),
+        }]
+    }
+}
+
+fn measure_redis(
+    shape: redis::Shape,
+    fsync: Fsync,
+    in_flight: u32,
+    house: &House,
+) -> io::Result<Numbers> {
+    let folder = tempfile::Builder::new()
+        .prefix("etherply-harness-")
+        .tempdir_in(&house.folder)?;
+    // What a thread starts runs where the thread runs.
+    house.cores.server.take()?;
+    let server = Redis::start(folder.path(), fsync);
+    house.cores.load.take()?;
+    let mut server = server;
+    let figures = server.run(&Load {
+        shape,
+        in_flight: in_flight as usize,
+        keys: KEYS,
+        key_bytes: 5,
+        // A value in JSON has quotes.
+        value_bytes: VALUE_BYTES + 2,
+        warm_up: house.warm_up,
+        duration: house.measured,
+    });
+    let mut latencies_us: Histogram<u64> = histogram();
+    for latency_us in &figures.latencies_us {
+        latencies_us.saturating_record(u64::from(*latency_us).max(1));
+    }
+    Ok(numbers_of(&figures, &latencies_us))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+fn numbers_of(figures: &redis::Figures, latencies_us: &Histogram<u64>) -> Numbers {
+    let ops = figures.ops as f64;
+    Numbers::from([
+        (OPS.id, ops / figures.clock_s),
+        (OPS_PER_CPU.id, ops / figures.cpu_s),
+        (CPU_PER_OP.id, figures.cpu_s * 1e6 / ops),
+        (P50.id, latencies_us.value_at_quantile(0.5) as f64),
+        (P99.id, latencies_us.value_at_quantile(0.99) as f64),
+        (MAX.id, latencies_us.max() as f64),
+    ])
+}

@@ -1,0 +1,102 @@
+//! One room, one sender, a thousand receivers.
+
+use super::loads::{self, CPU_PER_DELIVERY, DELIVERIES, MAX, OWN_SHARE, P50, P99, RESIDENT, Shape};
+use super::{Case, Picture, Scenario, Target};
+use crate::contestant::Contestant;
+use crate::figures::Bound::{AtLeast, AtMost};
+use crate::figures::{Figure, Numbers};
+use crate::house::House;
+use crate::load::pace::Pace;
+
+pub struct Fanout;
+
+const RECEIVERS: u32 = 1000;
+
+const fn shape(title: &'static str, pace: Pace) -> Shape {
+    Shape {
+        title,
+        rooms: 1,
+        receivers: RECEIVERS,
+        pace,
+    }
+}
+
+const LIGHT: usize = 0;
+const BUSY: usize = 1;
+const SATURATED: usize = 2;
+
+const SHAPES: [Shape; 3] = [
+    shape("100 ops/s", Pace::Open { ops_per_s: 100 }),
+    shape("2,000 ops/s", Pace::Open { ops_per_s: 2000 }),
+    shape("saturated, 256 in flight", Pace::Closed { in_flight: 256 }),
+];
+
+impl Scenario for Fanout {
+    fn name(&self) -> &'static str {
+        "fanout"
+    }
+
+    fn about(&self) -> &'static str {
+        "1 room, 1 sender, 1,000 receivers: 100 ops/s; 2,000 ops/s; saturated with 256 in flight"
+    }
+
+    fn figures(&self) -> &'static [Figure] {
+        &[
+            CPU_PER_DELIVERY,
+            DELIVERIES,
+            P50,
+            P99,
+            MAX,
+            RESIDENT,
+            OWN_SHARE,
+        ]
+    }
+
+    fn cases(&self, house: &House) -> Vec<Case> {
+        let shapes = SHAPES.iter().enumerate();
+        let cases = shapes
+            .map(|(index, shape)| Case::against_peers(index, shape.title, house.contestants()));
+        cases.collect()
+    }
+
+    fn measure(
+        &self,
+        case: &Case,
+        contestant: &Contestant,
+        house: &House,
+    ) -> Result<Numbers, String> {
+        loads::measure(&SHAPES[case.index], contestant, house)
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        let (none, always) = ("etherply none", "etherply always");
+        let (cpu, deliveries) = (CPU_PER_DELIVERY.id, DELIVERIES.id);
+        [
+            (LIGHT, cpu, none, "floor", AtMost(1.05)),
+            (LIGHT, cpu, always, "floor", AtMost(1.25)),
+            (BUSY, cpu, none, "floor", AtMost(1.1)),
+            (BUSY, cpu, always, "floor", AtMost(1.1)),
+            (BUSY, P50.id, none, "floor", AtMost(0.9)),
+            (BUSY, P50.id, always, "floor", AtMost(1.1)),
+            (SATURATED, deliveries, none, "floor", AtLeast(1.0)),
+            (SATURATED, deliveries, always, "floor", AtLeast(0.95)),
+            (SATURATED, deliveries, none, "axum", AtLeast(3.0)),
+            (SATURATED, deliveries, always, "axum", AtLeast(2.5)),
+        ]
+        .map(|(case, figure, of, to, bound)| Target {
+            case,
+            figure,
+            of,
+            to: Some(to),
+            bound,
+        })
+        .into()
+    }
+
+    fn picture(&self) -> Option<Picture> {
+        Some(Picture {
+            load: DELIVERIES,
+            latencies: &[P50, P99],
+        })
+    }
+}

@@ -1,0 +1,192 @@
+//! What a connection costs that does nothing.
+
+use std::io::Write as _;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::loads::RESIDENT;
+use super::{Case, Scenario, Target};
+use crate::contestant::{Contestant, Server};
+use crate::figures::Bound::AtMost;
+use crate::figures::{Figure, Numbers};
+use crate::house::House;
+use crate::load::book::Clock;
+use crate::load::crowd::{Crowd, frame_of};
+use crate::load::op::{Text, put_client_frame};
+
+pub struct Idle;
+
+const TOGETHER: usize = 0;
+const ALONE: usize = 1;
+
+const RESIDENT_EACH: Figure = Figure {
+    id: "resident_bytes_each",
+    name: "resident bytes for each connection",
+    unit: "",
+    decimals: 0,
+};
+const CPU_EACH: Figure = Figure {
+    id: "cpu_us_per_connection",
+    name: "server CPU",
+    unit: "µs/connection",
+    decimals: 0,
+};
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Connections that come at once.
+const BURST: usize = 32;
+/// Of those who are alone, so many are looked at.
+const SAMPLE: usize = 100;
+
+impl Scenario for Idle {
+    fn name(&self) -> &'static str {
+        "idle"
+    }
+
+    fn about(&self) -> &'static str {
+        "10,000 connections that do nothing: in one workspace, and each in its own"
+    }
+
+    fn figures(&self) -> &'static [Figure] {
+        &[RESIDENT_EACH, RESIDENT, CPU_EACH]
+    }
+
+    fn cases(&self, house: &House) -> Vec<Case> {
+        if house.target.is_some() {
+            return Vec::new();
+        }
+        let count = count(house);
+        vec![
+            Case::against_peers(
+                TOGETHER,
+                &format!("{count} in one workspace"),
+                house.contestants(),
+            ),
+            Case::against_peers(
+                ALONE,
+                &format!("{count}, each in its own workspace"),
+                house.contestants(),
+            ),
+        ]
+    }
+
+    fn note(&self, _: &House) -> Option<String> {
+        Some("Memory of the process, without that of the kernel for its sockets.".to_owned())
+    }
+
+    fn measure(
+        &self,
+        case: &Case,
+        contestant: &Contestant,
+        house: &House,
+    ) -> Result<Numbers, String> {
+        let server = contestant.start(house).map_err(|error| error.to_string())?;
+        let clock = Clock::new();
+        let mut crowd = Crowd::new(&server.door, clock)?;
+        let measured = measure(case.index, contestant, &server, &mut crowd, count(house));
+        measured.map_err(|failure| server.blamed(failure))
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        [TOGETHER, ALONE]
+            .into_iter()
+            .flat_map(|case| {
+                ["etherply none", "etherply always"].map(|of| Target {
+                    case,
+                    figure: RESIDENT_EACH.id,
+                    of,
+                    to: None,
+                    bound: AtMost(512.0),
+                })
+            })
+            .collect()
+    }
+}
+
+fn count(house: &House) -> usize {
+    if house.quick { 2000 } else { 10_000 }
+}
+
+/// The workspace of a connection.
+fn workspace(case: usize, connection: usize) -> String {
+    match case {
+        TOGETHER => "all".to_owned(),
+        _ => format!("own-{connection}"),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+fn measure(
+    case: usize,
+    contestant: &Contestant,
+    server: &Server,
+    crowd: &mut Crowd,
+    count: usize,
+) -> Result<Numbers, String> {
+    let empty = frame_of(r#"{"type":"init","data":{}}"#);
+    // What the first ones make the server set up is not theirs.
+    enter(crowd, case, BURST, &empty)?;
+    let used = |server: &Server| server.resident_bytes().zip(server.cpu_s());
+    let before = used(server);
+    enter(crowd, case, count, &empty)?;
+    let after = used(server);
+    look(case, contestant, server, crowd)?;
+    let Some(((bytes_before, cpu_before_s), (bytes, cpu_s))) = before.zip(after) else {
+        return Err("nothing can be read of the server".to_owned());
+    };
+    Ok(Numbers::from([
+        (RESIDENT_EACH.id, (bytes - bytes_before) / count as f64),
+        (CPU_EACH.id, (cpu_s - cpu_before_s) * 1e6 / count as f64),
+        (RESIDENT.id, bytes / 1e6),
+    ]))
+}
+
+/// So many more come in, and each is shown an empty workspace.
+fn enter(crowd: &mut Crowd, case: usize, count: usize, empty: &Rc<[u8]>) -> Result<(), String> {
+    for step in 0..count {
+        let name = workspace(case, crowd.len());
+        crowd.enter(&name, 0, Some(Rc::clone(empty)))?;
+        if step % BURST == 0 {
+            crowd.finish(PATIENCE)?;
+        }
+    }
+    crowd.finish(PATIENCE)
+}
+
+/// Sees that they are still there: all, or some of those who are alone, must be sent an op.
+fn look(
+    case: usize,
+    contestant: &Contestant,
+    server: &Server,
+    crowd: &mut Crowd,
+) -> Result<(), String> {
+    let step = if case == TOGETHER {
+        1
+    } else {
+        crowd.len().div_ceil(SAMPLE)
+    };
+    let mut sent = Text::new(crate::load::op::Order::AsSent, 1_700_000_000_000_000);
+    let mut expected = Text::new(contestant.order(), 1_700_000_000_000_000);
+    let op = frame_of(&String::from_utf8_lossy(expected.of(0, 0)));
+    let mut frame = Vec::new();
+    put_client_frame(&mut frame, sent.of(0, 0));
+    let looked_at: Vec<usize> = (0..crowd.len()).step_by(step).collect();
+    for connection in &looked_at {
+        crowd.expect(*connection, &op);
+    }
+    let rooms = if case == TOGETHER {
+        &looked_at[..1]
+    } else {
+        &looked_at
+    };
+    let mut senders = Vec::new();
+    for connection in rooms {
+        let name = workspace(case, *connection);
+        let joined = server.door.join(&name);
+        let (mut sender, _) = joined.map_err(|error| error.to_string())?;
+        let written = sender.write_all(&frame);
+        written.map_err(|error| format!("workspace {name}: {error}"))?;
+        // Who leaves at once may take back what the server has not read.
+        senders.push(sender);
+    }
+    crowd.finish(PATIENCE)
+}

@@ -1,0 +1,111 @@
+//! How fast a log is read back at a start, beside redis: the bench `recovery` in small.
+
+use super::loads::RESIDENT;
+use super::{Case, Scenario, Target};
+use crate::contestant::{Contestant, Kind};
+use crate::figures::Bound::AtMost;
+use crate::figures::{Figure, Numbers};
+use crate::house::House;
+use crate::support::resp;
+
+#[path = "../../recovery/contest.rs"]
+#[allow(dead_code, reason = "the bench `recovery` uses the rest")]
+mod contest;
+#[path = "../../recovery/workload.rs"]
+#[allow(dead_code, reason = "the bench `recovery` uses the rest")]
+mod workload;
+
+use contest::{Etherply, Redis, Run};
+use workload::{Shape, Workload};
+
+pub struct Recovery;
+
+const CPU: Figure = Figure {
+    id: "cpu_s",
+    name: "server CPU",
+    unit: "s",
+    decimals: 2,
+};
+const CLOCK: Figure = Figure {
+    id: "clock_s",
+    name: "until it serves",
+    unit: "s",
+    decimals: 2,
+};
+const REDIS: &str = "redis, SET";
+const WORKSPACES: u32 = 10_000;
+
+impl Scenario for Recovery {
+    fn name(&self) -> &'static str {
+        "recovery"
+    }
+
+    fn about(&self) -> &'static str {
+        "a start with 1,000,000 records of 100 bytes in the log (more: cargo bench --bench recovery)"
+    }
+
+    fn figures(&self) -> &'static [Figure] {
+        &[CPU, CLOCK, RESIDENT]
+    }
+
+    fn cases(&self, house: &House) -> Vec<Case> {
+        if house.target.is_some() {
+            return Vec::new();
+        }
+        let mut contestants = vec![Contestant::sharded("always", 1)];
+        if resp::version().is_some() {
+            contestants.push(Contestant {
+                name: REDIS.to_owned(),
+                kind: Kind::Peer("redis".to_owned()),
+            });
+        }
+        let title = format!("{} records", records(house));
+        vec![Case::against_peers(0, &title, contestants)]
+    }
+
+    fn measure(&self, _: &Case, contestant: &Contestant, house: &House) -> Result<Numbers, String> {
+        let folder = tempfile::Builder::new()
+            .prefix("etherply-harness-")
+            .tempdir_in(&house.folder)
+            .map_err(|error| error.to_string())?;
+        let records = records(house);
+        let workload = Workload::new(records, records / 3 * 2, WORKSPACES.min(records / 10));
+        let data = folder.path().join("data");
+        let cores = &house.cores;
+        // What a thread starts runs where the thread runs.
+        let run = if contestant.name == REDIS {
+            let redis = Redis::new(&workload, data, Shape::Set);
+            on(cores, || redis.run(&workload, 0))
+        } else {
+            let etherply = Etherply::new(&workload, data, 1);
+            on(cores, || etherply.run(&workload, 0))
+        };
+        let run = run.map_err(|error| error.to_string())?;
+        Ok(Numbers::from([
+            (CPU.id, run.cpu_s),
+            (CLOCK.id, run.clock_s),
+            (RESIDENT.id, run.memory.resident_bytes / 1e6),
+        ]))
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        vec![Target {
+            case: 0,
+            figure: CPU.id,
+            of: "etherply always, 1 shard",
+            to: Some(REDIS),
+            bound: AtMost(1.0),
+        }]
+    }
+}
+
+fn records(house: &House) -> u32 {
+    if house.quick { 100_000 } else { 1_000_000 }
+}
+
+fn on(cores: &crate::cores::Halves, run: impl FnOnce() -> Run) -> std::io::Result<Run> {
+    cores.server.take()?;
+    let run = run();
+    cores.load.take()?;
+    Ok(run)
+}

@@ -1,0 +1,209 @@
+//! Many small rooms, with one shard and with two.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Instant;
+
+use super::loads::{self, CPU_PER_OP, MAX, OPS, OPS_PER_CPU, OWN_SHARE, P50, P99, RESIDENT, Shape};
+use super::{Case, Scenario, Target};
+use crate::contestant::{Contestant, Kind};
+use crate::cores::{Cores, Halves};
+use crate::figures::Bound::{AtLeast, AtMost};
+use crate::figures::{Figure, Numbers};
+use crate::house::House;
+use crate::load::pace::Pace;
+
+pub struct Rooms;
+pub struct Shards;
+
+const SATURATED: usize = 0;
+const LIGHT: usize = 1;
+
+const SHAPES: [Shape; 2] = [
+    Shape {
+        title: "1,000 rooms of 2, saturated, 1 in flight in each",
+        rooms: 1000,
+        receivers: 1,
+        pace: Pace::Closed { in_flight: 1 },
+    },
+    Shape {
+        title: "100 rooms of 10, 500 ops/s in all",
+        rooms: 100,
+        receivers: 9,
+        pace: Pace::Open { ops_per_s: 500 },
+    },
+];
+
+/// p50 over what it may be: the p50 of fdatasync on this disk, and 0.4 ms.
+const P50_OF_DISK: Figure = Figure {
+    id: "p50_over_disk_and_400_us",
+    name: "p50 / (fdatasync p50 + 400 µs)",
+    unit: "",
+    decimals: 2,
+};
+
+impl Scenario for Rooms {
+    fn name(&self) -> &'static str {
+        "rooms"
+    }
+
+    fn about(&self) -> &'static str {
+        "1,000 rooms of 2, saturated; 100 rooms of 10 at 500 ops/s in all"
+    }
+
+    fn figures(&self) -> &'static [Figure] {
+        &[
+            CPU_PER_OP,
+            OPS,
+            P50,
+            P99,
+            MAX,
+            P50_OF_DISK,
+            RESIDENT,
+            OWN_SHARE,
+        ]
+    }
+
+    fn cases(&self, house: &House) -> Vec<Case> {
+        let shapes = SHAPES.iter().enumerate();
+        let cases = shapes
+            .map(|(index, shape)| Case::against_peers(index, shape.title, house.contestants()));
+        cases.collect()
+    }
+
+    fn measure(
+        &self,
+        case: &Case,
+        contestant: &Contestant,
+        house: &House,
+    ) -> Result<Numbers, String> {
+        let mut numbers = loads::measure(&SHAPES[case.index], contestant, house)?;
+        let waits_for_disk =
+            matches!(&contestant.kind, Kind::Etherply { durability, .. } if durability == "always");
+        if case.index == LIGHT && waits_for_disk {
+            let disk_us = fdatasync_p50_us(&house.folder).map_err(|error| error.to_string())?;
+            numbers.insert(P50_OF_DISK.id, numbers[P50.id] / (disk_us + 400.0));
+            numbers.insert("fdatasync_p50_us", disk_us);
+        }
+        Ok(numbers)
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        let (none, always) = ("etherply none", "etherply always");
+        [
+            (SATURATED, CPU_PER_OP.id, none, Some("axum"), AtMost(0.35)),
+            (SATURATED, CPU_PER_OP.id, always, Some("axum"), AtMost(0.45)),
+            (LIGHT, P50.id, none, Some("floor"), AtMost(1.2)),
+            (LIGHT, P50_OF_DISK.id, always, None, AtMost(1.0)),
+        ]
+        .map(|(case, figure, of, to, bound)| Target {
+            case,
+            figure,
+            of,
+            to,
+            bound,
+        })
+        .into()
+    }
+}
+
+impl Scenario for Shards {
+    fn name(&self) -> &'static str {
+        "shards"
+    }
+
+    fn about(&self) -> &'static str {
+        "1,000 rooms of 2, saturated, with 2 shards beside 1"
+    }
+
+    fn figures(&self) -> &'static [Figure] {
+        &[OPS, OPS_PER_CPU, CPU_PER_OP, P50, P99, OWN_SHARE]
+    }
+
+    fn cases(&self, house: &House) -> Vec<Case> {
+        if house.target.is_some() {
+            return Vec::new();
+        }
+        let modes = house.durability.iter();
+        let contestants: Vec<Contestant> = modes
+            .flat_map(|mode| [1, 2].map(|shards| Contestant::sharded(mode, shards)))
+            .collect();
+        let both = (0..contestants.len()).step_by(2);
+        vec![Case {
+            index: 0,
+            title: SHAPES[SATURATED].title.to_owned(),
+            pairs: both.map(|one| (one + 1, one)).collect(),
+            contestants,
+        }]
+    }
+
+    fn note(&self, house: &House) -> Option<String> {
+        let cores = cores(house);
+        let told = format!("server on cores {}, load on {}", cores.server, cores.load);
+        let is_shared = cores
+            .load
+            .0
+            .iter()
+            .any(|core| cores.server.0.contains(core));
+        is_shared.then(|| {
+            format!("{told}: two shards and the load generator share these cores, which is what limits them here")
+        })
+    }
+
+    fn measure(&self, _: &Case, contestant: &Contestant, house: &House) -> Result<Numbers, String> {
+        let house = House {
+            cores: cores(house),
+            ..house.clone()
+        };
+        loads::measure(&SHAPES[SATURATED], contestant, &house)
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        [
+            ("etherply none, 2 shards", "etherply none, 1 shard"),
+            ("etherply always, 2 shards", "etherply always, 1 shard"),
+        ]
+        .map(|(of, to)| Target {
+            case: 0,
+            figure: OPS.id,
+            of,
+            to: Some(to),
+            bound: AtLeast(1.7),
+        })
+        .into()
+    }
+}
+
+/// Two shards need two cores; where the server's half has only one, it gets that of the load too.
+fn cores(house: &House) -> Halves {
+    let Halves { server, load } = &house.cores;
+    let mut server = server.0.clone();
+    if server.len() < 2 {
+        server.extend(
+            load.0
+                .iter()
+                .copied()
+                .filter(|core| !house.cores.server.0.contains(core)),
+        );
+    }
+    Halves {
+        server: Cores(server),
+        load: load.clone(),
+    }
+}
+
+/// The middle time that a write of 200 bytes and its fdatasync take in a file of this folder.
+fn fdatasync_p50_us(folder: &Path) -> io::Result<f64> {
+    let folder = tempfile::tempdir_in(folder)?;
+    let mut file = File::create(folder.path().join("file"))?;
+    let mut times_us = Vec::new();
+    for _ in 0..200 {
+        let begun = Instant::now();
+        file.write_all(&[7; 200])?;
+        file.sync_data()?;
+        times_us.push(begun.elapsed().as_secs_f64() * 1e6);
+    }
+    times_us.sort_by(f64::total_cmp);
+    Ok(times_us[times_us.len() / 2])
+}

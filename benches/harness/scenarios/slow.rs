@@ -1,0 +1,163 @@
+//! What readers who stall do to the others.
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value};
+
+use super::loads::{self, CPU_PER_DELIVERY, DELIVERIES, MAX, OWN_SHARE, P50, P99, RESIDENT, Shape};
+use super::{Case, Scenario, Target};
+use crate::contestant::{Contestant, Server};
+use crate::figures::Bound::AtMost;
+use crate::figures::{Figure, Numbers};
+use crate::house::House;
+use crate::load::guest::first_message;
+use crate::load::join::read_more;
+use crate::load::pace::Pace;
+
+pub struct Slow;
+
+const STALLED: usize = 10;
+/// What a contestant's name ends with, in whose room some readers stall.
+const WITH: &str = ", 10 stalled";
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const SHAPE: Shape = Shape {
+    title: "2,000 ops/s, 1,000 receivers",
+    rooms: 1,
+    receivers: 1000,
+    pace: Pace::Open { ops_per_s: 2000 },
+};
+
+/// What was left for a stalled reader when it read again.
+const LEFT: Figure = Figure {
+    id: "ops_for_stalled_reader",
+    name: "ops sent to a stalled reader",
+    unit: "",
+    decimals: 0,
+};
+
+impl Scenario for Slow {
+    fn name(&self) -> &'static str {
+        "slow"
+    }
+
+    fn about(&self) -> &'static str {
+        "1,000 receivers at 2,000 ops/s, with and without 10 more that read nothing"
+    }
+
+    fn figures(&self) -> &'static [Figure] {
+        &[
+            P99,
+            P50,
+            MAX,
+            CPU_PER_DELIVERY,
+            DELIVERIES,
+            RESIDENT,
+            LEFT,
+            OWN_SHARE,
+        ]
+    }
+
+    fn cases(&self, house: &House) -> Vec<Case> {
+        if house.target.is_some() {
+            return Vec::new();
+        }
+        let modes = house
+            .durability
+            .iter()
+            .map(|mode| Contestant::etherply(mode));
+        let contestants: Vec<Contestant> = modes
+            .flat_map(|contestant| {
+                let with = Contestant {
+                    name: format!("{}{WITH}", contestant.name),
+                    kind: contestant.kind.clone(),
+                };
+                [contestant, with]
+            })
+            .collect();
+        let without = (0..contestants.len()).step_by(2);
+        vec![Case {
+            index: 0,
+            title: SHAPE.title.to_owned(),
+            pairs: without.map(|without| (without + 1, without)).collect(),
+            contestants,
+        }]
+    }
+
+    fn measure(&self, _: &Case, contestant: &Contestant, house: &House) -> Result<Numbers, String> {
+        let server = contestant.start(house).map_err(|error| error.to_string())?;
+        let count = if contestant.name.ends_with(WITH) {
+            STALLED
+        } else {
+            0
+        };
+        let stalled: Result<Vec<TcpStream>, String> = (0..count).map(|_| stall(&server)).collect();
+        let stalled = stalled?;
+        let mut numbers = loads::measure_server(&SHAPE, contestant, &server, house)?;
+        for reader in stalled {
+            let ops = catch_up(&server, reader).map_err(|failure| server.blamed(failure))?;
+            numbers.insert(LEFT.id, ops);
+        }
+        Ok(numbers)
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        [
+            ("etherply none, 10 stalled", "etherply none"),
+            ("etherply always, 10 stalled", "etherply always"),
+        ]
+        .map(|(of, to)| Target {
+            case: 0,
+            figure: P99.id,
+            of,
+            to: Some(to),
+            bound: AtMost(1.2),
+        })
+        .into()
+    }
+}
+
+/// A client that joins and then reads nothing.
+fn stall(server: &Server) -> Result<TcpStream, String> {
+    let joined = server.door.join(&server.door.workspace(0));
+    Ok(joined.map_err(|error| error.to_string())?.0)
+}
+
+/// Reads all that is there for a reader that had stalled, until it knows what the room holds; tells how many ops that took.
+fn catch_up(server: &Server, mut stream: TcpStream) -> Result<f64, String> {
+    let joined = server.door.join(&server.door.workspace(0));
+    let (_, init) = joined.map_err(|error| error.to_string())?;
+    let init: Value = serde_json::from_str(&init).map_err(|error| error.to_string())?;
+    let (mut held, mut seen) = (Map::new(), Vec::new());
+    let (mut ops, begun) = (0.0, Instant::now());
+    let timeout = stream.set_read_timeout(Some(PATIENCE));
+    timeout.map_err(|error| error.to_string())?;
+    while init["data"].as_object() != Some(&held) {
+        let read = read_more(&mut stream, &mut seen);
+        let late = (begun.elapsed() > PATIENCE).then(|| "it takes too long".to_owned());
+        if let Some(why) = read.err().map(|error| error.to_string()).or(late) {
+            let data = init["data"].as_object().into_iter().flatten();
+            let wrong = data.filter(|(key, value)| held.get(*key) != Some(*value));
+            return Err(format!(
+                "a stalled reader was sent {ops} ops, and not the last of {} keys: {why}",
+                wrong.count()
+            ));
+        }
+        let mut taken = 0;
+        while let Some((start, end)) =
+            first_message(&seen[taken..]).map_err(|error| error.to_string())?
+        {
+            // A ping may stand between two ops.
+            let op: Value =
+                serde_json::from_slice(&seen[taken + start..taken + end]).unwrap_or_default();
+            if let Some(key) = op["payload"]["key"].as_str() {
+                held.insert(key.to_owned(), op["payload"]["value"].clone());
+                ops += 1.0;
+            }
+            taken += end;
+        }
+        seen.drain(..taken);
+    }
+    Ok(ops)
+}

@@ -1,0 +1,208 @@
+//! Minutes of everything at once: is the end as the beginning was?
+
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::loads::{self, CPU_PER_DELIVERY, DELIVERIES, MAX, OWN_SHARE, P50, P99, Shape};
+use super::{Case, Scenario, Target};
+use crate::contestant::{Contestant, Server};
+use crate::figures::Bound::AtMost;
+use crate::figures::{Figure, Numbers};
+use crate::house::House;
+use crate::load::join::Door;
+use crate::load::pace::Pace;
+use crate::load::{self, Outcome};
+
+pub struct Soak;
+
+const SHAPE: Shape = Shape {
+    title: "100 rooms of 10 at 2,000 ops/s in all, clients that come and go, 10 that read nothing",
+    rooms: 100,
+    receivers: 9,
+    pace: Pace::Open { ops_per_s: 2000 },
+};
+/// The first and the last of so many parts are compared.
+const PARTS: u32 = 10;
+const STALLED: u32 = 10;
+/// A shorter part is not compared by its memory.
+const SETTLED_S: f64 = 5.0;
+/// Between two clients that come and go.
+const PAUSE: Duration = Duration::from_millis(20);
+
+const RESIDENT_FIRST: Figure = megabytes("resident_mb_first", "resident after the first part");
+const RESIDENT_LAST: Figure = megabytes("resident_mb_last", "resident after the last");
+const P99_FIRST: Figure = Figure {
+    id: "p99_us_first",
+    name: "p99 of the first part",
+    unit: "µs",
+    decimals: 0,
+};
+const P99_LAST: Figure = Figure {
+    id: "p99_us_last",
+    name: "p99 of the last",
+    unit: "µs",
+    decimals: 0,
+};
+const RESIDENT_GROWTH: Figure = Figure {
+    id: "resident_last_to_first",
+    name: "resident",
+    unit: "last : first",
+    decimals: 2,
+};
+const CAME_AND_WENT: Figure = Figure {
+    id: "came_and_went",
+    name: "clients that came and went",
+    unit: "",
+    decimals: 0,
+};
+
+const fn megabytes(id: &'static str, name: &'static str) -> Figure {
+    Figure {
+        id,
+        name,
+        unit: "MB",
+        decimals: 1,
+    }
+}
+
+impl Scenario for Soak {
+    fn name(&self) -> &'static str {
+        "soak"
+    }
+
+    fn about(&self) -> &'static str {
+        "mixed load for minutes (--soak-minutes): memory and latency of the first tenth and of the last"
+    }
+
+    fn figures(&self) -> &'static [Figure] {
+        &[
+            RESIDENT_GROWTH,
+            RESIDENT_FIRST,
+            RESIDENT_LAST,
+            P99_FIRST,
+            P99_LAST,
+            P50,
+            MAX,
+            CPU_PER_DELIVERY,
+            DELIVERIES,
+            CAME_AND_WENT,
+            OWN_SHARE,
+        ]
+    }
+
+    fn cases(&self, house: &House) -> Vec<Case> {
+        if house.target.is_some() {
+            return Vec::new();
+        }
+        let modes = house.durability.iter();
+        let contestants = modes.map(|mode| Contestant::etherply(mode)).collect();
+        vec![Case {
+            index: 0,
+            title: SHAPE.title.to_owned(),
+            contestants,
+            pairs: Vec::new(),
+        }]
+    }
+
+    /// Once is enough: it takes minutes, and it compares a run with itself.
+    fn rounds(&self, _: &House) -> u32 {
+        1
+    }
+
+    fn measure(&self, _: &Case, contestant: &Contestant, house: &House) -> Result<Numbers, String> {
+        let server = contestant.start(house).map_err(|error| error.to_string())?;
+        let mut plan = loads::plan(&SHAPE, contestant, house);
+        plan.measured = house.soak;
+        let stalled: Result<Vec<TcpStream>, String> = (0..STALLED)
+            .map(|room| {
+                Ok(server
+                    .door
+                    .join(&server.door.workspace(room))
+                    .map_err(|error| error.to_string())?
+                    .0)
+            })
+            .collect();
+        let stalled = stalled?;
+        let mut resident_bytes = Vec::new();
+        let is_over = AtomicBool::new(false);
+        let (outcomes, guests) = thread::scope(|scope| {
+            let guests = scope.spawn(|| come_and_go(&server.door, &is_over));
+            let outcomes = load::run_in_parts(&server.door, &plan, PARTS, &mut || {
+                resident_bytes.extend(server.resident_bytes());
+                server.cpu_s()
+            });
+            is_over.store(true, Ordering::Relaxed);
+            (outcomes, guests.join().expect("it does not panic"))
+        });
+        let outcomes = outcomes.map_err(|failure| server.blamed(failure))?;
+        let guests = guests.map_err(|failure| server.blamed(failure))?;
+        drop(stalled);
+        numbers_of(&outcomes, &resident_bytes, guests, &server)
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        ["etherply none", "etherply always"]
+            .map(|of| Target {
+                case: 0,
+                figure: RESIDENT_GROWTH.id,
+                of,
+                to: None,
+                bound: AtMost(1.1),
+            })
+            .into()
+    }
+}
+
+/// One client after the other joins one of the rooms, looks at what it is shown, and leaves; gives how many did.
+fn come_and_go(door: &Door, is_over: &AtomicBool) -> Result<u32, String> {
+    let mut guests = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        let name = door.workspace(guests % SHAPE.rooms);
+        let init = door.visit(&name).map_err(|error| error.to_string())?;
+        let shown: Value = serde_json::from_str(&init).map_err(|error| error.to_string())?;
+        let data = shown["data"].as_object();
+        let is_right = data.is_some_and(|data| data.values().all(Value::is_string));
+        if shown["type"] != "init" || !is_right {
+            return Err(format!("a guest in {name} is shown a wrong state: {init}"));
+        }
+        guests += 1;
+        thread::sleep(PAUSE);
+    }
+    Ok(guests)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+fn numbers_of(
+    outcomes: &[Outcome],
+    resident_bytes: &[f64],
+    guests: u32,
+    server: &Server,
+) -> Result<Numbers, String> {
+    let ([first, .., last], [_, resident_first, .., resident_last]) = (outcomes, resident_bytes)
+    else {
+        return Err(server.blamed("too few parts to compare"));
+    };
+    let mut all = first.clone();
+    for outcome in &outcomes[1..] {
+        all.add(outcome);
+    }
+    let p99_us = |outcome: &Outcome| outcome.latencies_ns.value_at_quantile(0.99) as f64 / 1e3;
+    let mut numbers = loads::numbers_of(&all);
+    // At first, every server takes what it then keeps.
+    if first.seconds >= SETTLED_S {
+        numbers.insert(RESIDENT_GROWTH.id, resident_last / resident_first);
+    }
+    numbers.extend([
+        (RESIDENT_FIRST.id, resident_first / 1e6),
+        (RESIDENT_LAST.id, resident_last / 1e6),
+        (P99_FIRST.id, p99_us(first)),
+        (P99_LAST.id, p99_us(last)),
+        (P99.id, p99_us(&all)),
+        (CAME_AND_WENT.id, f64::from(guests)),
+    ]);
+    Ok(numbers)
+}

@@ -1,0 +1,247 @@
+//! Redis as a durable store: a client that keeps so many commands on their way, and what it costs the server.
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::process::{self, Process};
+use crate::support::resp;
+
+pub use crate::support::resp::version;
+
+/// When redis syncs its append-only file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fsync {
+    /// Before it answers.
+    Always,
+    /// When the kernel likes.
+    No,
+}
+
+/// How an op is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// `SET key value`.
+    Set,
+    /// `XADD workspace * key value`.
+    Xadd,
+}
+
+/// What is asked of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    pub shape: Shape,
+    /// Commands whose answer has not come yet.
+    pub in_flight: usize,
+    /// Distinct keys.
+    pub keys: u64,
+    pub key_bytes: usize,
+    pub value_bytes: usize,
+    /// Not measured.
+    pub warm_up: Duration,
+    pub duration: Duration,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Figures {
+    pub ops: u64,
+    pub clock_s: f64,
+    /// Of the server.
+    pub cpu_s: f64,
+    /// From the moment in which each command was written to its answer.
+    pub latencies_us: Vec<u32>,
+}
+
+/// A running `redis-server`.
+pub struct Redis {
+    process: Process,
+    client: TcpStream,
+    /// The next op to be written.
+    next: u64,
+}
+
+impl Redis {
+    /// Starts it on the cores that the calling thread may use.
+    pub fn start(folder: &Path, fsync: Fsync) -> Self {
+        let port = free_port();
+        let fsync = match fsync {
+            Fsync::Always => "always",
+            Fsync::No => "no",
+        };
+        let mut command = Command::new("redis-server");
+        command
+            .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--dir"])
+            .arg(folder)
+            .args(["--appendonly", "yes", "--appendfsync", fsync, "--save", ""])
+            .args(["--auto-aof-rewrite-percentage", "0"])
+            .stderr(Stdio::inherit());
+        let (mut process, _) = Process::start(command);
+        process.line_with("eady to accept connections");
+        let client = TcpStream::connect(("127.0.0.1", port)).expect("redis listens");
+        client.set_nodelay(true).expect("TCP has this");
+        Self {
+            process,
+            client,
+            next: 0,
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.child.id()
+    }
+
+    /// Keeps so many commands on their way for so long. Each answer is looked at, and at the end the last values are asked for.
+    ///
+    /// # Panics
+    ///
+    /// Where an answer is not what it must be.
+    pub fn run(&mut self, load: &Load) -> Figures {
+        let mut pipe = Pipe::new(load, self.next);
+        let first = self.next;
+        let begun = Instant::now();
+        while begun.elapsed() < load.warm_up {
+            pipe.turn(&mut self.client, load.in_flight);
+        }
+        pipe.latencies_us.clear();
+        let (from, cpu_from_s) = (Instant::now(), process::cpu_s(self.pid()));
+        while from.elapsed() < load.duration {
+            pipe.turn(&mut self.client, load.in_flight);
+        }
+        let clock_s = from.elapsed().as_secs_f64();
+        let cpu_s = process::cpu_s(self.pid()) - cpu_from_s;
+        let latencies_us = std::mem::take(&mut pipe.latencies_us);
+        while !pipe.sent.is_empty() {
+            pipe.turn(&mut self.client, 0);
+        }
+        self.next = pipe.next;
+        self.check(load, first);
+        Figures {
+            ops: latencies_us.len() as u64,
+            clock_s,
+            cpu_s,
+            latencies_us,
+        }
+    }
+
+    fn check(&mut self, load: &Load, first: u64) {
+        match load.shape {
+            Shape::Set => {
+                for op in self.next.saturating_sub(load.keys).max(first)..self.next {
+                    let key = key(load, op);
+                    let held = resp::ask(&mut self.client, &["GET", &key]);
+                    assert_eq!(
+                        held,
+                        [value(load, op)],
+                        "redis holds the last value of {key}"
+                    );
+                }
+            }
+            Shape::Xadd => {
+                let held = resp::ask(&mut self.client, &["XLEN", STREAM]);
+                assert_eq!(held, [self.next.to_string()], "redis holds each op");
+            }
+        }
+    }
+}
+
+const STREAM: &str = "bench";
+/// What one call reads.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+fn key(load: &Load, op: u64) -> String {
+    format!("{:0width$}", op % load.keys, width = load.key_bytes)
+}
+
+fn value(load: &Load, op: u64) -> String {
+    format!("{op:0width$}", width = load.value_bytes)
+}
+
+/// The commands on their way.
+struct Pipe<'a> {
+    load: &'a Load,
+    next: u64,
+    /// When each was written, the eldest first.
+    sent: VecDeque<Instant>,
+    /// Answers that are not looked at yet.
+    answers: Vec<u8>,
+    buffer: Box<[u8]>,
+    commands: Vec<u8>,
+    latencies_us: Vec<u32>,
+}
+
+impl<'a> Pipe<'a> {
+    fn new(load: &'a Load, next: u64) -> Self {
+        Self {
+            load,
+            next,
+            sent: VecDeque::new(),
+            answers: Vec::new(),
+            buffer: vec![0; ANSWER_BYTES_MAX].into(),
+            commands: Vec::new(),
+            latencies_us: Vec::new(),
+        }
+    }
+
+    /// Fills the pipe, and takes the answers that have come: one at least.
+    fn turn(&mut self, client: &mut TcpStream, in_flight: usize) {
+        self.commands.clear();
+        let now = Instant::now();
+        while self.sent.len() < in_flight {
+            let (key, value) = (key(self.load, self.next), value(self.load, self.next));
+            match self.load.shape {
+                Shape::Set => resp::put_command(&mut self.commands, &["SET", &key, &value]),
+                Shape::Xadd => {
+                    let words = ["XADD", STREAM, "*", &key, &value];
+                    resp::put_command(&mut self.commands, &words);
+                }
+            }
+            self.sent.push_back(now);
+            self.next += 1;
+        }
+        client.write_all(&self.commands).expect("redis reads");
+        let bytes = client.read(&mut self.buffer).expect("redis answers");
+        assert!(bytes > 0, "redis has left");
+        self.answers.extend_from_slice(&self.buffer[..bytes]);
+        self.take_answers();
+    }
+
+    fn take_answers(&mut self) {
+        let now = Instant::now();
+        let mut rest = self.answers.as_slice();
+        while let Some(answer_bytes) = answer_bytes(self.load.shape, rest) {
+            let sent = self.sent.pop_front().expect("an answer for each command");
+            let latency_us = (now - sent).as_micros();
+            self.latencies_us
+                .push(u32::try_from(latency_us).unwrap_or(u32::MAX));
+            rest = &rest[answer_bytes..];
+        }
+        let taken = self.answers.len() - rest.len();
+        self.answers.drain(..taken);
+    }
+}
+
+/// The length of the answer that `bytes` start with; `None`: more must come.
+fn answer_bytes(shape: Shape, bytes: &[u8]) -> Option<usize> {
+    let line_bytes = |bytes: &[u8]| Some(bytes.windows(2).position(|end| end == b"\r\n")? + 2);
+    let first = line_bytes(bytes)?;
+    let is_right = match shape {
+        Shape::Set => &bytes[..first] == b"+OK\r\n",
+        Shape::Xadd => bytes[0] == b'$',
+    };
+    let told = String::from_utf8_lossy(&bytes[..first]);
+    assert!(is_right, "redis answered {told}");
+    match shape {
+        Shape::Set => Some(first),
+        Shape::Xadd => Some(first + line_bytes(&bytes[first..])?),
+    }
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    listener.local_addr().expect("it is bound").port()
+}

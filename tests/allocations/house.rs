@@ -1,0 +1,318 @@
+//! One shard with clients that take what they are sent, without IO. In its steady state nothing here allocates, so that
+//! what is counted, or timed, is the shard.
+
+// Each suite and bench is a crate of its own and uses its own part of this file.
+#![allow(dead_code)]
+
+use std::io::Write;
+use std::sync::Arc;
+
+use etherply::core::contract::{Clock, Input, Output, ShardConfig};
+use etherply::core::session::SessionId;
+use etherply::core::shard::Shard;
+use etherply::core::window::{Spans, spans_bytes};
+use etherply::limits::SECOND_US;
+use etherply::log::commit::{Durability, OpenSegment};
+use etherply::wire::auth::{Secret, Verifier, mint};
+
+/// More turns than this without an end are a loop.
+const TURNS_MAX: usize = 100_000;
+const START_S: u64 = 1000;
+const START_UNIX_S: u64 = 1_700_000_000;
+/// What a client masks its frames with.
+const MASK: [u8; 4] = [0x37, 0xFA, 0x21, 0x3D];
+
+/// A client.
+pub struct Member {
+    pub id: SessionId,
+    /// Its socket takes what is sent.
+    pub reads: bool,
+    pub told: Told,
+    sending: Option<Spans>,
+    is_receiving: bool,
+}
+
+/// Counts the frames that a client was sent.
+pub struct Told {
+    /// Those since the answer to its request.
+    pub frames: u64,
+    /// Of the frame that is not whole yet: its header, and how much of it is still to come.
+    header: Vec<u8>,
+    missing_bytes: usize,
+    is_joined: bool,
+}
+
+/// The settings of a shard whose segments never end.
+pub fn config(durability: Durability) -> ShardConfig {
+    ShardConfig {
+        shard: 0,
+        shards: 1,
+        durability,
+        sync_interval_us: SECOND_US,
+        ping_interval_us: 25 * SECOND_US,
+        outbox_bytes_max: 1 << 20,
+        message_bytes_max: 1 << 20,
+        segment_bytes_min: 1 << 30,
+        segment_bytes_max: 1 << 30,
+        future_skew_us: u64::MAX / 2,
+        drain_us: 0,
+        hash_seed: 1,
+        verifier: Arc::new(Verifier::new(&secret(), None)),
+        origins: std::sync::Arc::default(),
+        fault_panic_key: None,
+    }
+}
+
+fn secret() -> Secret {
+    Secret::new(b"0123456789abcdef0123456789abcdef".to_vec()).expect("a secret")
+}
+
+/// The request of a client that joins.
+pub fn head(workspace: &str) -> String {
+    let token = mint(&secret(), "house", START_UNIX_S, None);
+    format!(
+        "GET /v1/sync/{workspace}?token={token} HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+}
+
+pub struct House {
+    pub shard: Shard,
+    /// Frames are counted: off where the shard alone is timed.
+    pub counts_frames: bool,
+    pub clock: Clock,
+    pub members: Vec<Member>,
+    /// By the slots of their sessions.
+    places: Vec<usize>,
+    log: Option<Output>,
+    outgoing: Vec<u8>,
+}
+
+impl House {
+    /// `change` moves the settings.
+    pub fn new(durability: Durability, change: impl FnOnce(&mut ShardConfig)) -> Self {
+        let clock = Clock {
+            now_us: START_S * SECOND_US,
+            unix_us: START_UNIX_S * SECOND_US,
+        };
+        let mut config = config(durability);
+        change(&mut config);
+        let segment = OpenSegment {
+            index: 1,
+            first_position: 0,
+            salt: 7,
+        };
+        Self {
+            shard: Shard::new(config, segment, Vec::new(), clock),
+            counts_frames: true,
+            clock,
+            members: Vec::new(),
+            places: Vec::new(),
+            log: None,
+            outgoing: Vec::with_capacity(1 << 20),
+        }
+    }
+
+    /// A client joins; gives its place among the members.
+    pub fn join(&mut self, workspace: &str) -> usize {
+        let id = self.shard.accept(false, self.clock);
+        let place = self.members.len();
+        self.members.push(Member {
+            id,
+            reads: true,
+            told: Told::new(),
+            sending: None,
+            is_receiving: false,
+        });
+        let slot = id.slot as usize;
+        if slot >= self.places.len() {
+            self.places.resize(slot + 1, usize::MAX);
+        }
+        self.places[slot] = place;
+        self.settle();
+        self.receive(place, &mut head(workspace).into_bytes());
+        self.settle();
+        let told = &mut self.members[place].told;
+        assert_eq!((told.is_joined, told.frames), (true, 1), "101 and init");
+        told.frames = 0;
+        place
+    }
+
+    /// The shard receives what `write` writes.
+    pub fn say(&mut self, place: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut outgoing = std::mem::take(&mut self.outgoing);
+        outgoing.clear();
+        write(&mut outgoing);
+        self.receive(place, &mut outgoing);
+        self.outgoing = outgoing;
+    }
+
+    fn receive(&mut self, place: usize, bytes: &mut [u8]) {
+        let member = &mut self.members[place];
+        assert!(member.is_receiving, "member {place} is read");
+        member.is_receiving = false;
+        let id = member.id;
+        self.shard
+            .handle(Input::Received(id, Some(bytes)), self.clock);
+    }
+
+    pub fn pass(&mut self, us: u64) {
+        self.clock.now_us += us;
+        self.clock.unix_us += us;
+    }
+
+    /// Since the start, the one that runs counted as a whole one.
+    pub fn seconds(&self) -> u64 {
+        self.clock.now_us / SECOND_US - START_S + 1
+    }
+
+    /// Turns until nothing is under way any more but sends to those who do not read.
+    pub fn settle(&mut self) {
+        for _ in 0..TURNS_MAX {
+            let moved = self.turn();
+            if !moved && !self.shard.has_work() {
+                return;
+            }
+        }
+        panic!("a loop");
+    }
+
+    /// One turn, and the ends of all that it started; whether there was any of that.
+    pub fn turn(&mut self) -> bool {
+        self.shard.flush(self.clock);
+        while let Some(output) = self.shard.poll_output() {
+            self.take(output);
+        }
+        let mut moved = self.end_log();
+        for place in 0..self.members.len() {
+            moved |= self.members[place].reads && self.end_send(place);
+        }
+        moved
+    }
+
+    fn take(&mut self, output: Output) {
+        match output {
+            Output::Receive(id) => {
+                let place = self.places[id.slot as usize];
+                self.members[place].is_receiving = true;
+            }
+            Output::Send(id, spans) => {
+                let place = self.places[id.slot as usize];
+                let before = self.members[place].sending.replace(spans);
+                assert!(before.is_none(), "one send at a time");
+            }
+            Output::LogWrite { .. } | Output::LogSync => {
+                assert!(self.log.is_none(), "one operation of the log at a time");
+                self.log = Some(output);
+            }
+            output => panic!("{output:?} does not happen here"),
+        }
+    }
+
+    fn end_log(&mut self) -> bool {
+        let input = match self.log.take() {
+            None => return false,
+            Some(Output::LogWrite { bytes, from, .. }) => {
+                let count = bytes.len() - from;
+                Input::LogWritten(bytes, Some(count))
+            }
+            Some(_) => Input::LogSynced(true),
+        };
+        self.shard.handle(input, self.clock);
+        true
+    }
+
+    /// A send takes all that it was given; whether there was one.
+    pub fn end_send(&mut self, place: usize) -> bool {
+        let member = &mut self.members[place];
+        let Some(spans) = member.sending.take() else {
+            return false;
+        };
+        if self.counts_frames {
+            for span in &spans {
+                member.told.read(span.bytes());
+            }
+        }
+        let (id, bytes) = (member.id, spans_bytes(&spans));
+        self.shard
+            .handle(Input::Sent(id, spans, Some(bytes)), self.clock);
+        true
+    }
+}
+
+impl Told {
+    pub fn new() -> Self {
+        Self {
+            frames: 0,
+            header: Vec::with_capacity(16),
+            missing_bytes: 0,
+            is_joined: false,
+        }
+    }
+
+    pub fn read(&mut self, mut bytes: &[u8]) {
+        if !self.is_joined {
+            let head_bytes = bytes
+                .windows(4)
+                .position(|end| end == b"\r\n\r\n")
+                .expect("the answer comes in one piece");
+            self.is_joined = bytes.starts_with(b"HTTP/1.1 101");
+            bytes = &bytes[head_bytes + 4..];
+        }
+        while let Some((first, rest)) = bytes.split_first() {
+            if self.missing_bytes > 0 {
+                let passed = self.missing_bytes.min(bytes.len());
+                self.missing_bytes -= passed;
+                bytes = &bytes[passed..];
+                continue;
+            }
+            self.header.push(*first);
+            bytes = rest;
+            let length = match (&self.header[..], self.header.get(1)) {
+                ([_, short], _) if *short < 126 => usize::from(*short),
+                ([_, _, high, low], Some(126)) => usize::from(u16::from_be_bytes([*high, *low])),
+                ([_, _, long @ ..], Some(127)) if long.len() == 8 => {
+                    usize::try_from(u64::from_be_bytes(long.try_into().expect("eight bytes")))
+                        .expect("it fits")
+                }
+                _ => continue,
+            };
+            self.header.clear();
+            self.missing_bytes = length;
+            self.frames += 1;
+        }
+    }
+}
+
+/// Appends a client's frame of what `write` writes, at most 64 KiB.
+pub fn put_frame(out: &mut Vec<u8>, opcode: u8, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend_from_slice(&[0x80 | opcode, 0x80 | 0x7E, 0, 0]);
+    out.extend_from_slice(&MASK);
+    let payload_start = out.len();
+    write(out);
+    let payload_bytes = out.len() - payload_start;
+    if payload_bytes < 126 {
+        out[start + 1] = 0x80 | u8::try_from(payload_bytes).expect("it is short");
+        out.drain(start + 2..start + 4);
+    } else {
+        let length = u16::try_from(payload_bytes).expect("at most 64 KiB");
+        out[start + 2..start + 4].copy_from_slice(&length.to_be_bytes());
+    }
+    let payload_start = out.len() - payload_bytes;
+    for (byte, key) in out[payload_start..].iter_mut().zip(MASK.iter().cycle()) {
+        *byte ^= key;
+    }
+}
+
+/// Appends the frame of an op whose value is a string of so many bytes.
+pub fn put_op(out: &mut Vec<u8>, key: u64, value_bytes: usize, timestamp: u64) {
+    put_frame(out, 1, |out| {
+        write!(
+            out,
+            r#"{{"type":"op","payload":{{"key":"key-{key}","value":"{:0value_bytes$}","timestamp":{timestamp}}}}}"#,
+            timestamp % 1_000_000_000,
+        )
+        .expect("a Vec takes every write");
+    });
+}

@@ -1,0 +1,169 @@
+//! One shard's worker on this thread, with a real ring, log and sockets; its clients are another thread.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use etherply::core::shard::Shard;
+use etherply::io::post::{Letter, Post, Recovered, Status, mailbox};
+use etherply::io::ring;
+use etherply::io::worker::{Ties, Worker, clock};
+use etherply::limits::SECOND_US;
+use etherply::log::commit::Durability;
+use etherply::log::directory::DataDirectory;
+use etherply::log::keeper::LogKeeper;
+use etherply::log::recovery::Report;
+
+use crate::house::{Told, config, head, put_op};
+
+/// Stretches of the load, of which each is like the one before.
+pub const WINDOWS: u64 = 20;
+const ROUNDS: u64 = 40;
+const CLIENTS: usize = 4;
+const WRITERS: usize = 2;
+/// In a round, of each writer.
+const OPS: u64 = 5;
+const KEYS: u64 = 20;
+/// How long a client waits for anything: no measure of speed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs the load; gives how much `count` went up on the worker's thread in each window.
+pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) -> Vec<u64> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let directory = Arc::new(DataDirectory::open(folder.path()).expect("a data directory"));
+    let log = LogKeeper::open(directory, 0, &Report::default()).expect("a log");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let (post, mailbox) = mailbox().expect("a mailbox");
+    let (rotations, _rotated) = channel();
+    let (serves, told) = channel();
+    let ties = Ties {
+        status: Arc::new(Status::new(1, 100)),
+        listener: Arc::new(listener),
+        mailbox,
+        posts: vec![post.clone()],
+        rotations,
+        hash_seed: 1,
+        pages: Arc::new(etherply::admin::Pages::new(false, None)),
+    };
+    let workspaces = Vec::new();
+    post.send(Letter::Recovered(Box::new(Recovered {
+        log,
+        workspaces,
+        serves,
+    })));
+    let started = Instant::now();
+    let mut config = config(durability);
+    // What a client is sent is what it is owed.
+    config.ping_interval_us = 3600 * SECOND_US;
+    let shard = Shard::recovering(config, clock(started));
+    let mut worker = Worker::new(shard, 0, ties, started);
+
+    let window = Arc::new(AtomicU64::new(0));
+    let clients = thread::spawn({
+        let window = Arc::clone(&window);
+        move || {
+            let _stop = Stop(post);
+            told.recv_timeout(PATIENCE).expect("the worker serves");
+            load(address, &window);
+        }
+    });
+    let mut counts = Vec::with_capacity(usize::try_from(WINDOWS).expect("it is small"));
+    let (mut seen, mut before, mut is_started) = (0, 0, false);
+    ring::run(false, |ring| {
+        if !is_started {
+            is_started = true;
+            worker.start(ring);
+            return ControlFlow::Continue(());
+        }
+        let now = window.load(Ordering::Acquire);
+        if now != seen {
+            if seen > 0 {
+                counts.push(count() - before);
+            }
+            (seen, before) = (now, count());
+        }
+        worker.turn(ring)
+    })
+    .expect("a ring");
+    clients.join().expect("the clients were told all");
+    counts
+}
+
+/// Ends the worker, however the clients end.
+struct Stop(Post);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.send(Letter::Drain);
+        self.0.send(Letter::Drain);
+    }
+}
+
+struct Client {
+    socket: TcpStream,
+    told: Told,
+    owed: u64,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    fn join(address: SocketAddr) -> Self {
+        let mut socket = TcpStream::connect(address).expect("a connection");
+        socket.set_nodelay(true).expect("a socket option");
+        socket
+            .set_read_timeout(Some(PATIENCE))
+            .expect("a socket option");
+        socket.write_all(head("w").as_bytes()).expect("a request");
+        let mut client = Self {
+            socket,
+            told: Told::new(),
+            owed: 1,
+            buffer: vec![0; 1 << 16],
+        };
+        client.read();
+        client
+    }
+
+    /// Until all that it is owed has come.
+    fn read(&mut self) {
+        while self.told.frames < self.owed {
+            let count = self.socket.read(&mut self.buffer).expect("bytes in time");
+            assert!(count > 0, "the worker serves");
+            self.told.read(&self.buffer[..count]);
+        }
+        assert_eq!(self.told.frames, self.owed);
+    }
+}
+
+fn load(address: SocketAddr, window: &AtomicU64) {
+    let mut clients: Vec<Client> = (0..CLIENTS).map(|_| Client::join(address)).collect();
+    let (mut op, mut text) = (0, Vec::new());
+    for number in 1..=WINDOWS {
+        window.store(number, Ordering::Release);
+        for _ in 0..ROUNDS {
+            for client in &mut clients[..WRITERS] {
+                text.clear();
+                for _ in 0..OPS {
+                    op += 1;
+                    put_op(&mut text, op % KEYS, 50, op);
+                }
+                // It loses: the correction makes a send of more than one piece.
+                put_op(&mut text, op % KEYS, 50, 0);
+                client.socket.write_all(&text).expect("it is sent");
+            }
+            for (place, client) in clients.iter_mut().enumerate() {
+                let is_writer = place < WRITERS;
+                let others = WRITERS - usize::from(is_writer);
+                client.owed += OPS * others as u64 + u64::from(is_writer);
+                client.read();
+            }
+        }
+    }
+    window.store(WINDOWS + 1, Ordering::Release);
+}
