@@ -16,6 +16,8 @@
 //! | broadcasts, slow clients, conflation, what goes out when | `core::delivery`, [`core::outbox`], [`core::window`] |
 //! | chunks of bytes, the pool that lets the steady state allocate nothing | [`core::chunk`] |
 //! | pings, silence, stalls, 4001, closing, drain | `core::lifetime`, [`core::timers`] |
+//! | looks at a workspace without a WebSocket, presence, origins | `core::look`, [`wire::state`] |
+//! | the console, the client module, figures | [`admin`] |
 //! | a log that fails, a panic, rebuilding | `core::failure` |
 //! | when an op is durable: group commit | [`log::commit`] |
 //! | what stands on disk, and what a crash can leave | [`log::record`], [`log::segment`], [`log::directory`], [`log::keeper`], [`log::disk`] |

@@ -160,7 +160,7 @@ pub struct Counters {
     pub ops: u64,
     /// Those times the clients that were owed them.
     pub deliveries: u64,
-    /// Connections, closing ones included.
+    /// Clients in a workspace.
     pub connections: u64,
     /// Workspaces in memory.
     pub workspaces: u64,

@@ -30,6 +30,7 @@ impl Shard {
         self.rooms.clear();
         self.room_index.clear();
         self.users.clear();
+        self.members_count = 0;
         self.touched.clear();
         self.parser = None;
         for slot in 0..self.sessions.capacity() {

@@ -203,6 +203,7 @@ impl Shard {
         let init = room.init();
         let member = u32::try_from(room.members.len()).expect("fewer members than descriptors");
         room.members.push(id.slot);
+        self.members_count += 1;
 
         let session = &mut self.sessions[id.slot as usize];
         session.state = State::Open {

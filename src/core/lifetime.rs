@@ -167,6 +167,7 @@ impl Shard {
         };
         session.state = State::Closing;
         self.users.remove(&id.slot);
+        self.members_count -= 1;
         let room = &mut self.rooms[room_slot as usize];
         room.members.swap_remove(member as usize);
         if let Some(moved) = room.members.get(member as usize) {

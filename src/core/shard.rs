@@ -54,6 +54,8 @@ pub struct Shard {
     pub(super) users: HashMap<u32, Box<str>, FixedState>,
     /// Ops that won, and those times the clients that were owed them.
     pub(super) counted: (u64, u64),
+    /// Sessions in a room.
+    pub(super) members_count: u64,
     pub(super) room_index: HashMap<Box<str>, u32, FixedState>,
     pub(super) commit: Commit,
     pub(super) pool: ChunkPool,
@@ -146,6 +148,7 @@ impl Shard {
             rooms: Slab::new(),
             users: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             counted: (0, 0),
+            members_count: 0,
             room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             visible_position: commit.visible_position(),
             commit,
@@ -286,7 +289,7 @@ impl Shard {
         Counters {
             ops: self.counted.0,
             deliveries: self.counted.1,
-            connections: self.sessions.len() as u64,
+            connections: self.members_count,
             workspaces: self.rooms.len() as u64,
         }
     }
