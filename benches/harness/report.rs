@@ -38,7 +38,7 @@ pub fn told(scenario: &dyn Scenario, case: &Case, rounds: &Rounds) -> String {
     {
         let _ = writeln!(
             out,
-            "\nOther work used {} % of a core: CPU time and ratios still say something, rates and latencies hardly.",
+            "\nOther work used {} % of a core meanwhile: measure on a quiet machine.",
             others.told(0)
         );
     }
