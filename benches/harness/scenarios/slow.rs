@@ -22,7 +22,7 @@ pub struct Slow;
 const STALLED: usize = 10;
 /// What a contestant's name ends with, in whose room some readers stall.
 const WITH: &str = ", 10 stalled";
-/// After so long, neither a socket takes more (the kernel keeps up to 4 MB for the sender, net.ipv4.tcp_wmem) nor the server keeps more.
+/// After so long, neither a socket takes more (the kernel keeps up to 4 MB for the sender, `net.ipv4.tcp_wmem`) nor the server keeps more.
 const MEASURED_MIN: Duration = Duration::from_secs(15);
 const ROUNDS_MAX: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(10);
