@@ -137,6 +137,21 @@ pub struct Serve {
     )]
     pub jwt_secret_previous_file: Option<PathBuf>,
 
+    /// A page origin that may connect and read, as <https://app.example>; may be given several times [default: all]
+    #[arg(
+        long = "allow-origin",
+        value_name = "ORIGIN",
+        env = "ETHERPLY_ALLOW_ORIGIN",
+        hide_env_values = true,
+        value_delimiter = ',',
+        value_parser = value::origin
+    )]
+    pub allow_origins: Vec<String>,
+
+    /// Serve the console, a page to look at workspaces and at the server, at /
+    #[arg(long, env = "ETHERPLY_CONSOLE", hide_env_values = true)]
+    pub console: bool,
+
     /// What to log on stderr
     #[arg(
         long,
@@ -159,7 +174,7 @@ pub struct Serve {
     )]
     pub log_format: LogFormat,
 
-    /// Try it out: loopback only, a secret for this run unless one is set, and a URL that works is printed
+    /// Try it out: loopback only, a secret for this run unless one is set, the console, and a URL that works is printed
     #[arg(long, env = "ETHERPLY_DEV", hide_env_values = true)]
     pub dev: bool,
 }
@@ -471,6 +486,33 @@ mod tests {
                 assert!(error.contains(part), "{error} names {part}");
             }
         }
+    }
+
+    #[test]
+    fn origins() {
+        for (text, expected) in [
+            ("https://app.example", Some("https://app.example")),
+            ("HTTPS://App.Example:8443", Some("https://app.example:8443")),
+            ("http://[::1]:3000", Some("http://[::1]:3000")),
+            ("null", Some("null")),
+            ("app.example", None),
+            ("https://app.example/", None),
+            ("https://", None),
+            ("*", None),
+            ("", None),
+        ] {
+            assert_eq!(value::origin(text).ok().as_deref(), expected, "{text}");
+        }
+        let several = serve(&[
+            "--allow-origin",
+            "http://a,http://b",
+            "--allow-origin",
+            "http://c",
+        ]);
+        assert_eq!(
+            several.unwrap().allow_origins,
+            ["http://a", "http://b", "http://c"]
+        );
     }
 
     #[test]

@@ -53,6 +53,7 @@
 //! [`io::buffers`] only. `tests/tidy.rs` holds all of this. Between shards there is no lock and no
 //! shared mutable memory on the way of an op: a workspace lives on one shard.
 
+pub mod admin;
 pub mod command;
 pub mod config;
 pub mod core;

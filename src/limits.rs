@@ -13,6 +13,8 @@ pub const HEADERS_MAX: usize = 64;
 pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
 /// The longest workspace id, after percent-decoding.
 pub const WORKSPACE_ID_BYTES_MAX: usize = 256;
+/// The longest `userId`; a longer one is not listed.
+pub const USER_ID_BYTES_MAX: usize = 256;
 /// How far `exp` and `nbf` may be off (RFC 7519 section 4.1.4: "some small leeway").
 pub const TOKEN_LEEWAY_S: u64 = 30;
 /// A secret shorter than this is warned of: RFC 7518 section 3.2 wants the size of the hash.

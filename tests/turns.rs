@@ -52,6 +52,7 @@ impl Driver {
             drain_us: 0,
             hash_seed: 1,
             verifier: Arc::new(Verifier::new(&secret, None)),
+            origins: std::sync::Arc::default(),
             fault_panic_key: None,
         };
         let segment = OpenSegment {

@@ -7,6 +7,7 @@ use crate::core::window::Spans;
 use crate::core::workspace::Workspace;
 use crate::log::commit::{Durability, End, OpenSegment};
 use crate::wire::auth::{Grant, Verifier};
+use crate::wire::upgrade::{Answer, Look, Page};
 
 /// The time, as the caller sees it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -46,6 +47,8 @@ pub struct ShardConfig {
     pub hash_seed: u64,
     /// Checks tokens.
     pub verifier: Arc<Verifier>,
+    /// The origins whose pages may connect and read (RFC 6454); none named: all.
+    pub origins: Arc<[String]>,
     /// Handling an op with this key panics: a fault for tests.
     pub fault_panic_key: Option<String>,
 }
@@ -74,6 +77,8 @@ pub enum Input<'a> {
     /// The state was read back and a new segment is open; or not, and it is to be tried again later. It is the first input of
     /// the log for a shard that began with [`Shard::recovering`](super::shard::Shard::recovering).
     Rebuilt(Option<(OpenSegment, Vec<Workspace>)>),
+    /// The page that was asked for.
+    Page(SessionId, Answer),
     /// Stop: refuse, finish, close. A second one closes everybody at once.
     Drain,
 }
@@ -93,6 +98,8 @@ pub enum Output {
     Close(SessionId),
     /// Move the connection to the shard that owns its workspace, and forget the session here.
     Handoff(SessionId, u32, Ticket),
+    /// Make a page, and bring it back at once as [`Input::Page`].
+    Page(SessionId, Page),
     /// Write `bytes[from..]` at `offset` of the open segment.
     LogWrite {
         /// The file offset of `bytes[from]`.
@@ -123,10 +130,40 @@ pub enum Output {
 #[derive(Debug)]
 pub struct Ticket {
     pub(super) workspace: String,
-    pub(super) grant: Grant,
-    pub(super) accept_key: String,
+    pub(super) wish: Wish,
     /// What the client sent behind its request.
     pub(super) unparsed: Vec<u8>,
+}
+
+/// What a client wants of a workspace.
+#[derive(Debug)]
+pub(super) enum Wish {
+    /// To be a member.
+    Join {
+        grant: Grant,
+        accept_key: String,
+        user: Option<Box<str>>,
+    },
+    /// To look at it.
+    Look {
+        look: Look,
+        if_none_match: Option<String>,
+        allow_origin: Option<String>,
+        head_only: bool,
+    },
+}
+
+/// What a shard has done since it began, and what it has now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Ops that won.
+    pub ops: u64,
+    /// Those times the clients that were owed them.
+    pub deliveries: u64,
+    /// Connections, closing ones included.
+    pub connections: u64,
+    /// Workspaces in memory.
+    pub workspaces: u64,
 }
 
 /// The shard that owns a workspace. The same on every start with the same count, and spread evenly.

@@ -29,6 +29,7 @@ impl Shard {
         // as a whole instead of session by session.
         self.rooms.clear();
         self.room_index.clear();
+        self.users.clear();
         self.touched.clear();
         self.parser = None;
         for slot in 0..self.sessions.capacity() {
@@ -47,6 +48,12 @@ impl Shard {
                     self.answer(id, &Answer::internal_server_error(), clock);
                 }
                 State::Closing if culprit == Some(id) => self.abort(id),
+                // What it was to be shown is lost.
+                State::Closing if session.outbox.is_gated(self.visible_position) => {
+                    let answer = Answer::internal_server_error();
+                    let chunk = self.pool.fill(512, |out| answer.encode(out));
+                    self.queue_last(id, chunk, 0, clock);
+                }
                 // A panic may have come between a timer and its next one.
                 State::Handshake | State::Closing => self.reschedule(id, clock),
             }
@@ -69,7 +76,7 @@ impl Shard {
             }
             frame::put_close(out, INTERNAL_ERROR, INTERNAL_SERVER_ERROR);
         });
-        self.queue_last(id, last, clock);
+        self.queue_last(id, last, 0, clock);
     }
 
     /// Opens a failed log again when it is time and nothing of the old one is in flight.

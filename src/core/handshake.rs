@@ -1,11 +1,13 @@
 //! The first part of a session's life: the request head, the token, joining a workspace.
 
-use crate::core::contract::{Clock, Output, Ticket, shard_of};
+use crate::core::contract::{Clock, Output, Ticket, Wish, shard_of};
+use crate::core::look::for_allowed;
 use crate::core::room::Room;
 use crate::core::session::{Intake, Session, SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
 use crate::core::workspace::Workspace;
 use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
+use crate::wire::auth::Grant;
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
 
@@ -34,16 +36,28 @@ impl Shard {
             Ok(None) => self.receive_queue.push(id),
             Ok(Some((head_bytes, request))) => {
                 session.unparsed.drain(..head_bytes);
-                let answer = match request {
-                    Request::Sync(request) => self.admit(id, request, clock).err(),
-                    Request::Healthz { head_only } => Some(Answer::health(true, head_only, "ok")),
-                    Request::Readyz { head_only } => Some(self.readiness(head_only)),
-                };
-                if let Some(answer) = answer {
+                if let Err(answer) = self.requested(id, request, clock) {
                     self.answer(id, &answer, clock);
                 }
             }
             Err(answer) => self.answer(id, &answer, clock),
+        }
+    }
+
+    fn requested(&mut self, id: SessionId, request: Request, clock: Clock) -> Result<(), Answer> {
+        match request {
+            Request::Sync(request) => self.admit(id, request, clock),
+            Request::Look(request) => self.admit_look(id, request, clock),
+            Request::Page { page, head_only } => {
+                self.sessions[id.slot as usize].head_only = head_only;
+                self.outputs.push_back(Output::Page(id, page));
+                Ok(())
+            }
+            Request::Preflight { origin } => {
+                Err(self.for_origin(Answer::preflight(), origin.as_deref()))
+            }
+            Request::Healthz { head_only } => Err(Answer::health(true, head_only, "ok")),
+            Request::Readyz { head_only } => Err(self.readiness(head_only)),
         }
     }
 
@@ -70,11 +84,36 @@ impl Shard {
 
     /// Lets a client in, here or at the shard that owns its workspace.
     fn admit(&mut self, id: SessionId, request: SyncRequest, clock: Clock) -> Result<(), Answer> {
-        let grant = self
-            .config
-            .verifier
-            .verify(request.token.as_deref(), clock.unix_us)
-            .map_err(|error| Answer::unauthorized(&error.to_string()))?;
+        let grant = self.verified(request.token.as_deref(), clock)?;
+        // What is no browser has no origin, and could name any.
+        if let Some(origin) = &request.origin
+            && !self.is_allowed(origin)
+        {
+            return Err(Answer::forbidden(
+                "pages of this origin may not connect (--allow-origin)",
+            ));
+        }
+        let wish = Wish::Join {
+            grant,
+            accept_key: request.accept_key,
+            user: request.user.map(Box::from),
+        };
+        self.pass_on(id, request.workspace, wish, clock)
+    }
+
+    pub(super) fn verified(&self, token: Option<&str>, clock: Clock) -> Result<Grant, Answer> {
+        let verified = self.config.verifier.verify(token, clock.unix_us);
+        verified.map_err(|error| Answer::unauthorized(&error.to_string()))
+    }
+
+    /// Gives a request that was checked to the shard that owns the workspace.
+    pub(super) fn pass_on(
+        &mut self,
+        id: SessionId,
+        workspace: String,
+        wish: Wish,
+        clock: Clock,
+    ) -> Result<(), Answer> {
         let session = &mut self.sessions[id.slot as usize];
         if session.over_limit {
             return Err(Answer::unavailable(
@@ -82,21 +121,15 @@ impl Shard {
                 RETRY_AFTER_S,
             ));
         }
-        let owner = shard_of(&request.workspace, self.config.shards);
-        let SyncRequest {
-            workspace,
-            accept_key,
-            ..
-        } = request;
+        let owner = shard_of(&workspace, self.config.shards);
         let unparsed = std::mem::take(&mut session.unparsed);
         let ticket = Ticket {
             workspace,
-            grant,
-            accept_key,
+            wish,
             unparsed,
         };
         if owner == self.config.shard {
-            self.join(id, ticket, clock);
+            self.redeem(id, ticket, clock);
         } else {
             self.retire(id);
             self.outputs.push_back(Output::Handoff(id, owner, ticket));
@@ -104,23 +137,68 @@ impl Shard {
         Ok(())
     }
 
-    /// Makes a client a member of its workspace: 101, then init.
-    pub(super) fn join(&mut self, id: SessionId, ticket: Ticket, clock: Clock) {
+    /// Does what a ticket is for.
+    pub(super) fn redeem(&mut self, id: SessionId, ticket: Ticket, clock: Clock) {
+        let Ticket {
+            workspace,
+            wish,
+            unparsed,
+        } = ticket;
+        let refusal = self.refusal();
+        match wish {
+            Wish::Join {
+                grant,
+                accept_key,
+                user,
+            } => {
+                if let Some(refusal) = refusal {
+                    return self.answer(id, &refusal, clock);
+                }
+                if let Some(user) = user {
+                    self.users.insert(id.slot, user);
+                }
+                self.join(id, &workspace, &grant, &accept_key, unparsed, clock);
+            }
+            Wish::Look {
+                look,
+                if_none_match,
+                allow_origin,
+                head_only,
+            } => {
+                let (answer, gate) = match refusal {
+                    Some(refusal) => (refusal, 0),
+                    None => self.look(look, &workspace, if_none_match.as_deref()),
+                };
+                let answer = for_allowed(answer, allow_origin.as_deref()).for_method(head_only);
+                self.answer_gated(id, &answer, gate, clock);
+            }
+        }
+    }
+
+    /// Why nobody can be served now.
+    fn refusal(&self) -> Option<Answer> {
         if self.drain != Drain::No {
-            return self.answer(
-                id,
-                &Answer::unavailable("the server is stopping", RETRY_AFTER_S),
-                clock,
-            );
+            let why = "the server is stopping";
+            return Some(Answer::unavailable(why, RETRY_AFTER_S));
         }
         if self.health == Health::Recovering {
-            let answer = Answer::unavailable("the server is starting", RETRY_AFTER_S);
-            return self.answer(id, &answer, clock);
+            let why = "the server is starting";
+            return Some(Answer::unavailable(why, RETRY_AFTER_S));
         }
-        if !self.health.is_serving() {
-            return self.answer(id, &Answer::internal_server_error(), clock);
-        }
-        let room_slot = self.enter_room(&ticket.workspace);
+        (!self.health.is_serving()).then(Answer::internal_server_error)
+    }
+
+    /// Makes a client a member of its workspace: 101, then init.
+    fn join(
+        &mut self,
+        id: SessionId,
+        workspace: &str,
+        grant: &Grant,
+        accept_key: &str,
+        unparsed: Vec<u8>,
+        clock: Clock,
+    ) {
+        let room_slot = self.enter_room(workspace);
         let room = &mut self.rooms[room_slot as usize];
         let init = room.init();
         let member = u32::try_from(room.members.len()).expect("fewer members than descriptors");
@@ -131,24 +209,24 @@ impl Shard {
             room: room_slot,
             member,
         };
-        session.expires_at_us = ticket.grant.expires_at_us;
+        session.expires_at_us = grant.expires_at_us;
         session.deadline_us = u64::MAX;
         // Pings are spread over the interval by a walk of the golden ratio over the slots.
         let spread =
             (u64::from(id.slot.wrapping_mul(0x9E37_79B9)) * self.config.ping_interval_us) >> 32;
         session.next_ping_us = clock.now_us + self.config.ping_interval_us - spread / 2;
         let answer = self.pool.fill(256, |out| {
-            upgrade::switching_protocols(&ticket.accept_key, out);
+            upgrade::switching_protocols(accept_key, out);
         });
         session.outbox.follow(init.at);
         session.outbox.push(answer, init.at, 0);
         session.outbox.push(init.chunk, init.at, init.gate);
-        session.intake = if ticket.unparsed.is_empty() {
+        session.intake = if unparsed.is_empty() {
             Intake::Receiving
         } else {
             Intake::Unread
         };
-        session.unparsed = ticket.unparsed;
+        session.unparsed = unparsed;
         if session.intake == Intake::Unread {
             self.unread_queue.push_back(id);
         } else {

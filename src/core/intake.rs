@@ -181,6 +181,8 @@ impl Shard {
                 self.enqueue(id);
             }
             Verdict::Won(seq) => {
+                self.counted.0 += 1;
+                self.counted.1 += room.members.len() as u64 - 1;
                 self.live_bytes -= live_bytes_before;
                 self.live_bytes += room.workspace.log_bytes();
                 let workspace = room.workspace.id();

@@ -94,17 +94,17 @@ impl Shard {
             return;
         }
         self.leave_room(id);
-        self.queue_last(id, chunk, clock);
+        self.queue_last(id, chunk, 0, clock);
     }
 
-    /// The same for a session that stands in no room any more.
-    pub(super) fn queue_last(&mut self, id: SessionId, chunk: Chunk, clock: Clock) {
+    /// The same for a session that stands in no room any more, once `gate` is visible.
+    pub(super) fn queue_last(&mut self, id: SessionId, chunk: Chunk, gate: u64, clock: Clock) {
         let visible_position = self.visible_position;
         let session = &mut self.sessions[id.slot as usize];
         session.state = State::Closing;
         session.unparsed = Vec::new();
         session.outbox.leave(visible_position);
-        session.outbox.push(chunk, 0, 0);
+        session.outbox.push(chunk, 0, gate);
         session.deadline_us = clock.now_us + LINGER_US;
         self.schedule(id, clock.now_us + LINGER_US);
         // What still comes in is read and dropped: bytes left unread would make the kernel reset
@@ -165,6 +165,7 @@ impl Shard {
             return;
         };
         session.state = State::Closing;
+        self.users.remove(&id.slot);
         let room = &mut self.rooms[room_slot as usize];
         room.members.swap_remove(member as usize);
         if let Some(moved) = room.members.get(member as usize) {

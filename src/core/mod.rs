@@ -15,4 +15,5 @@ mod handshake;
 mod index;
 mod intake;
 mod lifetime;
+mod look;
 mod room;

@@ -93,6 +93,13 @@ impl Outbox {
         !self.answers.is_empty()
     }
 
+    /// Whether an answer waits for what lies behind the visible position.
+    #[must_use]
+    pub fn is_gated(&self, visible_position: u64) -> bool {
+        let mut gates = self.answers.iter().map(|answer| answer.gate);
+        gates.any(|gate| gate > visible_position)
+    }
+
     /// Queues bytes for this client alone: behind the window offset `at`, once `gate` is visible.
     pub fn push(&mut self, chunk: Chunk, at: u64, gate: u64) {
         let (start, end) = (0, chunk.len());

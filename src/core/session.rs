@@ -84,6 +84,8 @@ pub(crate) struct Session {
     pub intake: Intake,
     /// It stands in the list of those who wait for the log.
     pub gated: bool,
+    /// The page that it asked for is sent without its body.
+    pub head_only: bool,
     /// It was accepted over the limit of connections: an upgrade is refused.
     pub over_limit: bool,
     /// The peer has closed its side.
@@ -120,6 +122,7 @@ impl Session {
             queued: false,
             intake: Intake::Receiving,
             gated: false,
+            head_only: false,
             over_limit,
             ended: false,
             finished: false,

@@ -29,7 +29,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use slab::Slab;
 
-use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Ticket};
+use crate::core::contract::{Clock, Counters, Input, Output, ShardConfig, Surroundings, Ticket};
 use crate::core::room::Room;
 use crate::core::session::{Session, SessionId, State};
 use crate::core::timers::Wheel;
@@ -50,6 +50,10 @@ pub struct Shard {
     pub(super) gone_count: usize,
     pub(super) generation: u32,
     pub(super) rooms: Slab<Room>,
+    /// Who says to be in a slot, of those who say it.
+    pub(super) users: HashMap<u32, Box<str>, FixedState>,
+    /// Ops that won, and those times the clients that were owed them.
+    pub(super) counted: (u64, u64),
     pub(super) room_index: HashMap<Box<str>, u32, FixedState>,
     pub(super) commit: Commit,
     pub(super) pool: ChunkPool,
@@ -138,6 +142,8 @@ impl Shard {
             gone_count: 0,
             generation: 0,
             rooms: Slab::new(),
+            users: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
+            counted: (0, 0),
             room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             visible_position: commit.visible_position(),
             commit,
@@ -185,14 +191,16 @@ impl Shard {
     /// Takes a connection whose request another shard has read and checked.
     pub fn adopt(&mut self, ticket: Ticket, clock: Clock) -> SessionId {
         let id = self.open_session(false, clock);
-        self.guard(Some(id), clock, |shard| shard.join(id, ticket, clock));
+        self.guard(Some(id), clock, |shard| {
+            shard.redeem(id, ticket, clock);
+        });
         id
     }
 
     /// Takes something that happened.
     pub fn handle(&mut self, input: Input<'_>, clock: Clock) {
         let culprit = match &input {
-            Input::Received(id, _) | Input::Sent(id, ..) => Some(*id),
+            Input::Received(id, _) | Input::Sent(id, ..) | Input::Page(id, _) => Some(*id),
             _ => None,
         };
         self.guard(culprit, clock, |shard| shard.dispatch(input, clock));
@@ -269,6 +277,17 @@ impl Shard {
         self.live_bytes
     }
 
+    /// What it has done, and what it has.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        Counters {
+            ops: self.counted.0,
+            deliveries: self.counted.1,
+            connections: self.sessions.len() as u64,
+            workspaces: self.rooms.len() as u64,
+        }
+    }
+
     /// The number of connections, closing ones included.
     #[must_use]
     pub fn connections(&self) -> usize {
@@ -296,6 +315,7 @@ impl Shard {
                 }
             }
             Input::Rebuilt(outcome) => self.rebuilt(outcome, clock),
+            Input::Page(id, answer) => self.paged(id, answer, clock),
             Input::Drain => self.start_drain(clock),
         }
     }

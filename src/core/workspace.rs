@@ -260,6 +260,11 @@ impl Workspace {
         message::put_init(out, self.init_fields_bytes, fields);
     }
 
+    /// All registers, in the order of their last change.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> + Clone {
+        self.entries_from(self.oldest).map(|(_, entry)| entry)
+    }
+
     /// The entries whose last change came after `since`, in the order of that change. `hint`, where
     /// the slot of the entry with seq `since` is known, saves the walk back from the newest.
     pub fn changed_since(
@@ -283,7 +288,7 @@ impl Workspace {
         self.entries_from(first)
     }
 
-    fn entries_from(&self, first: u32) -> impl Iterator<Item = (u32, &Entry)> {
+    fn entries_from(&self, first: u32) -> impl Iterator<Item = (u32, &Entry)> + Clone {
         let mut slot = first;
         std::iter::from_fn(move || {
             let entry = self.entries.get(slot as usize)?;

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::admin::stats::ShardStats;
 use crate::core::contract::Ticket;
 use crate::core::workspace::Workspace;
 use crate::log::disk::HostDisk;
@@ -22,6 +23,8 @@ pub struct Status {
     /// How much of the log has been read, while the server starts.
     pub recovery: Progress,
     connections: AtomicUsize,
+    /// Of each shard.
+    pub stats: Vec<ShardStats>,
     /// The most connections.
     pub connections_max: usize,
 }
@@ -35,6 +38,7 @@ impl Status {
             ready,
             recovery: Progress::default(),
             connections: AtomicUsize::new(0),
+            stats: (0..shards).map(|_| ShardStats::default()).collect(),
             connections_max,
         }
     }

@@ -15,6 +15,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::admin::Pages;
 use crate::config::{ConfigError, Secrets, Serve};
 use crate::core::contract::ShardConfig;
 use crate::core::shard::Shard;
@@ -117,6 +118,7 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
     let hash_seed = random_u64()?;
+    let dev_token = settings.dev.then(|| dev_token(&secrets));
     let status = Arc::new(Status::new(shards, connections_max));
     let compactor = Compactor::start(Arc::clone(&directory), shards as usize)?;
     let common = Common {
@@ -124,6 +126,11 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
         shards,
         hash_seed,
         verifier: Arc::new(Verifier::new(&secrets.current, secrets.previous.as_ref())),
+        origins: settings.allow_origins.clone().into(),
+        pages: Arc::new(Pages::new(
+            settings.console || settings.dev,
+            dev_token.clone(),
+        )),
         status: Arc::clone(&status),
         listener,
         started: Instant::now(),
@@ -152,7 +159,7 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     // Ends when each has told it, or has ended: then that is told next.
     serving.iter().for_each(drop);
     tracing::info!(%address, shards, connections_max, "listening");
-    announce(settings, &secrets, address)?;
+    announce(dev_token.as_deref(), address)?;
     run_until_stopped(&posts, &inbox, shards)?;
     compactor.stop();
     tracing::info!("stopped");
@@ -252,6 +259,8 @@ struct Common<'a> {
     shards: u32,
     hash_seed: u64,
     verifier: Arc<Verifier>,
+    origins: Arc<[String]>,
+    pages: Arc<Pages>,
     status: Arc<Status>,
     listener: Arc<TcpListener>,
     started: Instant,
@@ -277,6 +286,7 @@ fn spawn_shards(
                 posts: posts.clone(),
                 rotations: rotations.clone(),
                 hash_seed: common.hash_seed,
+                pages: Arc::clone(&common.pages),
             },
             started: common.started,
             is_pinned: !common.settings.no_pin,
@@ -374,6 +384,7 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
         segment_bytes_max: SEGMENT_BYTES_MAX,
         hash_seed: common.hash_seed,
         verifier: Arc::clone(&common.verifier),
+        origins: Arc::clone(&common.origins),
         fault_panic_key,
     }
 }
@@ -493,29 +504,27 @@ fn random_u64() -> io::Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
+/// A token for who tries the server out.
+fn dev_token(secrets: &Secrets) -> String {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    mint(&secrets.current, "dev", now.as_secs(), None)
+}
+
 /// What a person or a script at the terminal waits for.
-fn announce(settings: &Serve, secrets: &Secrets, address: SocketAddr) -> io::Result<()> {
+fn announce(dev_token: Option<&str>, address: SocketAddr) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "listening on {address}")?;
-    if settings.dev {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or(Duration::ZERO);
-        let token = mint(&secrets.current, "dev", now.as_secs(), None);
+    if let Some(token) = dev_token {
         let url = format!("ws://{address}/v1/sync/demo?token={token}");
         writeln!(out, "\n  {url}\n")?;
-        writeln!(out, "Try it in a second terminal, or in two:\n")?;
+        writeln!(
+            out,
+            "Open http://{address}/ in a browser, in two windows side by side.\n"
+        )?;
+        writeln!(out, "Or try it in a second terminal, or in two:\n")?;
         writeln!(out, "  cargo run --release --example client -- '{url}'\n")?;
-        writeln!(
-            out,
-            "or in the console of a browser (not on an https page):\n"
-        )?;
-        writeln!(out, "  ws = new WebSocket(\"{url}\")")?;
-        writeln!(out, "  ws.onmessage = (event) => console.log(event.data)")?;
-        writeln!(
-            out,
-            "  ws.send(JSON.stringify({{type: \"op\", payload: {{key: \"hello\", value: \"world\", timestamp: Date.now() * 1000}}}}))\n"
-        )?;
     }
     out.flush()
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::net::{Shutdown, shutdown};
 
+use crate::admin::Pages;
 use crate::core::contract::{Clock, Input, Output, Surroundings};
 use crate::core::session::SessionId;
 use crate::core::shard::Shard;
@@ -63,6 +64,8 @@ pub struct Ties {
     pub rotations: Sender<Rotation>,
     /// Keys the hashes of what is read back.
     pub hash_seed: u64,
+    /// What the server shows of itself.
+    pub pages: Arc<Pages>,
 }
 
 /// All that one core's loop works on.
@@ -83,6 +86,8 @@ pub struct Worker {
     /// Timers in flight, each earlier than the one before it.
     armed_timers_us: Vec<u64>,
     is_again_in_flight: bool,
+    /// When the fdatasync in flight began.
+    sync_began_us: u64,
     completions: Vec<Completion<Token>>,
 }
 
@@ -103,6 +108,7 @@ impl Worker {
             is_accepting: true,
             armed_timers_us: Vec::new(),
             is_again_in_flight: false,
+            sync_began_us: 0,
             completions: Vec::new(),
         }
     }
@@ -129,8 +135,9 @@ impl Worker {
         self.completions = completions;
         self.shard.flush(clock);
         while let Some(output) = self.shard.poll_output() {
-            self.perform(output, ring)?;
+            self.perform(output, ring, clock)?;
         }
+        self.ties.status.stats[self.number as usize].publish(self.shard.counters());
         self.arm_accepts(ring, clock.now_us);
         self.arm_timer(ring, clock.now_us);
         ring.finish_turn(Token::Own);
@@ -167,6 +174,8 @@ impl Worker {
                 self.shard.handle(Input::LogWritten(bytes, count), clock);
             }
             Completion::Done(Token::LogSync, outcome) => {
+                let took_us = clock.now_us.saturating_sub(self.sync_began_us);
+                self.ties.status.stats[self.number as usize].synced(took_us);
                 let ok = self.kept(outcome);
                 let ok = self.told("fdatasync", ok).is_some();
                 self.shard.handle(Input::LogSynced(ok), clock);
@@ -319,7 +328,7 @@ impl Worker {
         ring.send(self.socket(id).as_fd(), spans, Token::Send(id));
     }
 
-    fn perform(&mut self, output: Output, ring: &mut Ring<Token>) -> ControlFlow<()> {
+    fn perform(&mut self, output: Output, ring: &mut Ring<Token>, clock: Clock) -> ControlFlow<()> {
         match output {
             Output::Receive(id) => ring.receive(self.socket(id).as_fd(), Token::Receive(id)),
             Output::Send(id, spans) => self.send(id, spans, ring),
@@ -332,6 +341,11 @@ impl Worker {
                 let connection = connection.expect("a session has a connection");
                 self.ties.posts[owner as usize].send(Letter::Adopt(connection, ticket));
             }
+            Output::Page(id, page) => {
+                let stats = &self.ties.status.stats;
+                let answer = self.ties.pages.answer(page, clock.now_us, stats);
+                self.shard.handle(Input::Page(id, answer), clock);
+            }
             Output::LogWrite {
                 offset,
                 bytes,
@@ -340,7 +354,10 @@ impl Worker {
                 let file = self.log().file().as_fd();
                 ring.write(file, bytes, from, offset, Token::LogWrite);
             }
-            Output::LogSync => ring.sync(self.log().file().as_fd(), Token::LogSync),
+            Output::LogSync => {
+                self.sync_began_us = now_us(self.started);
+                ring.sync(self.log().file().as_fd(), Token::LogSync);
+            }
             Output::LogOpen {
                 index,
                 first_position,
@@ -424,13 +441,20 @@ fn is_exhausted(error: &io::Error) -> bool {
 /// The time now; monotonic time counts from `started`.
 #[must_use]
 pub fn clock(started: Instant) -> Clock {
-    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
     // A clock before 1970 is as wrong as a clock can be; ops are then refused as too far ahead.
     let unix = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     Clock {
-        now_us: micros(started.elapsed()),
+        now_us: now_us(started),
         unix_us: micros(unix),
     }
+}
+
+fn now_us(started: Instant) -> u64 {
+    micros(started.elapsed())
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

@@ -334,7 +334,7 @@ pub fn put_error(out: &mut Vec<u8>, code: u16, message: &str) {
     out.extend_from_slice(payload.as_bytes());
 }
 
-fn put_json_string(out: &mut Vec<u8>, string: &str) {
+pub(super) fn put_json_string(out: &mut Vec<u8>, string: &str) {
     serde_json::to_writer(out, string).expect("a string serializes into memory");
 }
 

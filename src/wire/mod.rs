@@ -3,4 +3,5 @@
 pub mod auth;
 pub mod frame;
 pub mod message;
+pub mod state;
 pub mod upgrade;

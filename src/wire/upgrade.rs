@@ -1,6 +1,6 @@
 //! The request head of a connection (RFC 9112, read by httparse) and every HTTP answer to it.
 //!
-//! A connection carries one request: a WebSocket upgrade, or a health check. Every answer but 101 ends it.
+//! A connection carries one request: a WebSocket upgrade, a look at a workspace, or a page. Every answer but 101 ends it.
 //! What each request is answered with stands in a table in `protocol.md`; the checks here go from the outside
 //! in (head, path, method, upgrade, version, key, workspace), and the first that fails gives the answer.
 //!
@@ -15,8 +15,10 @@ use self::target::Target;
 use crate::limits::{HEAD_BYTES_MAX, HEADERS_MAX};
 
 pub use self::answer::Answer;
+pub use self::look::{Look, LookRequest, matches_tag};
 
 mod answer;
+mod look;
 mod target;
 
 /// What a connection was opened for.
@@ -24,6 +26,20 @@ mod target;
 pub enum Request {
     /// A WebSocket to a workspace.
     Sync(SyncRequest),
+    /// A look at a workspace.
+    Look(LookRequest),
+    /// A page, or what belongs to one.
+    Page {
+        /// Which.
+        page: Page,
+        /// A HEAD request: the answer has no body.
+        head_only: bool,
+    },
+    /// A browser asks what a page of another origin may do here (the Fetch standard, "CORS-preflight request").
+    Preflight {
+        /// The page's origin.
+        origin: Option<String>,
+    },
     /// Is the process alive?
     Healthz {
         /// A HEAD request: the answer has no body.
@@ -36,6 +52,39 @@ pub enum Request {
     },
 }
 
+/// What has an address of its own, beside the workspaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Page {
+    /// The console.
+    Console,
+    /// Its style sheet.
+    ConsoleStyle,
+    /// Its script.
+    ConsoleScript,
+    /// What its form is filled with.
+    ConsoleSession {
+        /// The browser asks a host of this machine's own name: no name that somebody else made lead here.
+        is_local: bool,
+    },
+    /// What its plots show.
+    ConsoleStats,
+    /// The client as a JavaScript module, for everybody's pages.
+    ClientModule,
+}
+
+/// The paths of the pages.
+const PAGES: [(&str, Page); 6] = [
+    ("/", Page::Console),
+    ("/console.css", Page::ConsoleStyle),
+    ("/console.mjs", Page::ConsoleScript),
+    (
+        "/console/session.json",
+        Page::ConsoleSession { is_local: false },
+    ),
+    ("/console/stats.json", Page::ConsoleStats),
+    ("/client.mjs", Page::ClientModule),
+];
+
 /// A well-formed upgrade request. Its token is not checked yet.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SyncRequest {
@@ -43,6 +92,10 @@ pub struct SyncRequest {
     pub workspace: String,
     /// The token, from the query or the `Authorization` header; never empty.
     pub token: Option<String>,
+    /// Who says to be there: the query parameter `userId`, which nobody checks.
+    pub user: Option<String>,
+    /// The `Origin` of the page that asks; none from what is no browser.
+    pub origin: Option<String>,
     /// The `Sec-WebSocket-Accept` that [`switching_protocols`] is to send.
     pub accept_key: String,
 }
@@ -52,6 +105,8 @@ impl fmt::Debug for SyncRequest {
         f.debug_struct("SyncRequest")
             .field("workspace", &self.workspace)
             .field("token", &self.token.as_ref().map(|_| "[redacted]"))
+            .field("user", &self.user)
+            .field("origin", &self.origin)
             .field("accept_key", &self.accept_key)
             .finish()
     }
@@ -89,7 +144,7 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Request)>, Answer> {
     match request(&head) {
         Ok(request) => Ok(Some((head_bytes, request))),
         // RFC 9110 section 9.3.2: no answer to HEAD has a body, an error neither.
-        Err(answer) if head.method == "HEAD" => Err(answer.without_body()),
+        Err(answer) if head.method == "HEAD" => Err(answer.for_method(true)),
         Err(answer) => Err(answer),
     }
 }
@@ -129,6 +184,12 @@ impl<'a> Head<'a> {
             .any(|element| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
     }
 
+    /// The origin of the page that asks (RFC 6454 section 7). What is no text is no origin that anybody allows.
+    fn origin(&self) -> Option<String> {
+        let value = self.values("origin").next()?;
+        Some(String::from_utf8_lossy(value).into_owned())
+    }
+
     /// The value of a field that must not be repeated.
     fn single(&self, name: &str, if_repeated: &'static str) -> Result<Option<&'a [u8]>, Answer> {
         let mut values = self.values(name);
@@ -160,13 +221,49 @@ fn request(head: &Head<'_>) -> Result<Request, Answer> {
         "/healthz" if is_read => Ok(Request::Healthz { head_only }),
         "/readyz" if is_read => Ok(Request::Readyz { head_only }),
         "/healthz" | "/readyz" => Err(Answer::method_not_allowed("GET, HEAD")),
-        path => match path.strip_prefix("/v1/sync/") {
-            Some(segment) if !segment.contains('/') => {
-                sync_request(head, segment, target.query).map(Request::Sync)
+        path => {
+            if let Some((_, page)) = PAGES.iter().find(|(known, _)| *known == path) {
+                return page_request(head, *page);
             }
-            _ => Err(Answer::not_found()),
-        },
+            let Some((folder, segment)) = path.rsplit_once('/') else {
+                return Err(Answer::not_found());
+            };
+            match folder {
+                "/v1/sync" => sync_request(head, segment, target.query).map(Request::Sync),
+                "/v1/workspaces" => look_request(head, Look::State, segment, target.query),
+                "/v1/presence" => look_request(head, Look::Presence, segment, target.query),
+                _ => Err(Answer::not_found()),
+            }
+        }
     }
+}
+
+fn page_request(head: &Head<'_>, page: Page) -> Result<Request, Answer> {
+    match head.method {
+        "OPTIONS" if page == Page::ClientModule => Ok(Request::Preflight {
+            origin: head.origin(),
+        }),
+        "GET" | "HEAD" => {
+            let page = match page {
+                Page::ConsoleSession { .. } => Page::ConsoleSession {
+                    is_local: head.values("host").all(is_local),
+                },
+                page => page,
+            };
+            let head_only = head.method == "HEAD";
+            Ok(Request::Page { page, head_only })
+        }
+        _ => Err(Answer::method_not_allowed("GET, HEAD")),
+    }
+}
+
+/// Whether a `Host` is a name of this machine for itself, with or without a port.
+fn is_local(host: &[u8]) -> bool {
+    ["localhost", "127.0.0.1", "[::1]"].iter().any(|name| {
+        host.get(..name.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()))
+            && matches!(host.get(name.len()), None | Some(b':'))
+    })
 }
 
 /// RFC 6455 section 4.2.1.
@@ -212,8 +309,38 @@ fn sync_request(head: &Head<'_>, segment: &str, query: &str) -> Result<SyncReque
     Ok(SyncRequest {
         workspace: target::workspace_id(segment).map_err(Answer::bad_request)?,
         token: target::query_token(query).or_else(|| bearer_token(head)),
+        user: target::query_user(query),
+        origin: head.origin(),
         accept_key: derive_accept_key(key),
     })
+}
+
+fn look_request(
+    head: &Head<'_>,
+    look: Look,
+    segment: &str,
+    query: &str,
+) -> Result<Request, Answer> {
+    if head.method == "OPTIONS" {
+        return Ok(Request::Preflight {
+            origin: head.origin(),
+        });
+    }
+    if !matches!(head.method, "GET" | "HEAD") {
+        return Err(Answer::method_not_allowed("GET, HEAD, OPTIONS"));
+    }
+    let tags: Vec<_> = head
+        .values("if-none-match")
+        .map(String::from_utf8_lossy)
+        .collect();
+    Ok(Request::Look(LookRequest {
+        look,
+        workspace: target::workspace_id(segment).map_err(Answer::bad_request)?,
+        token: target::query_token(query).or_else(|| bearer_token(head)),
+        origin: head.origin(),
+        if_none_match: (!tags.is_empty()).then(|| tags.join(",")),
+        head_only: head.method == "HEAD",
+    }))
 }
 
 /// Whether `value` is base64 of 16 bytes: 22 characters and the padding.

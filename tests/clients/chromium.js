@@ -5,14 +5,10 @@ const fs = require('node:fs');
 const http = require('node:http');
 const path = require('node:path');
 const { chromium } = require('playwright-core');
+const { QUIET } = require('./browser.js');
 const { tell, within } = require('./story.js');
 
 const ANSWER_MS = 10_000;
-const QUIET = [
-  '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-  '--disable-background-networking', '--disable-component-update', '--disable-sync',
-];
-
 // A page cannot see the status of a refused handshake. The browser's console names it, and has words of its own for 401.
 function statusOf(told) {
   if (told.includes('HTTP Authentication failed')) return 401;

@@ -16,10 +16,12 @@ function environment(secret) {
 }
 
 class Server {
-  constructor(binary) {
+  constructor(binary, flags = []) {
     this.binary = binary;
+    this.flags = flags;
     this.port = 0;
     this.home = fs.mkdtempSync(path.join(os.tmpdir(), 'etherply-clients-'));
+    this.log_path = path.join(this.home, 'stderr');
     // Neither a failed story nor a signal leaves a server or a folder behind.
     process.on('exit', () => {
       this.child?.kill('SIGKILL');
@@ -30,9 +32,9 @@ class Server {
 
   // Ends when the server listens. The first start takes a free port; every later one takes the same again.
   async start() {
-    const errors = path.join(this.home, 'stderr');
+    const errors = this.log_path;
     const stderr = fs.openSync(errors, 'a');
-    const flags = ['--host', '127.0.0.1', '--port', this.port, '--data-dir', path.join(this.home, 'data'), '--shards', 2];
+    const flags = ['--host', '127.0.0.1', '--port', this.port, '--data-dir', path.join(this.home, 'data'), '--shards', 2, ...this.flags];
     const child = spawn(this.binary, ['serve', ...flags.map(String)], {
       env: environment(SECRET),
       stdio: ['ignore', 'pipe', stderr],

@@ -90,10 +90,12 @@ async function steps(step, server, connect) {
   await step('with a token of another secret: 401', () => refuses(server.token('some other secret, also 32+ bytes long')));
 }
 
+const tell = (name, connect) => play(name, [], (step, server) => steps(step, server, connect));
+
 // Prints one line for each step. The exit code is 0 when the whole story came true.
-async function tell(name, connect) {
+async function play(name, flags, story) {
   const [binary] = process.argv.slice(2);
-  const server = new Server(binary);
+  const server = new Server(binary, flags);
   const step = async (what, body) => {
     try {
       await body();
@@ -106,7 +108,7 @@ async function tell(name, connect) {
   // An event loop that runs dry in the middle of the story is a failure too.
   process.exitCode = 1;
   try {
-    await steps(step, server, connect);
+    await story(step, server);
     process.exitCode = 0;
   } catch {
     // It has been printed. The steps behind it build on it and are not told.
@@ -124,4 +126,4 @@ function within(ms, what, promise) {
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
-module.exports = { tell, within };
+module.exports = { play, tell, within };

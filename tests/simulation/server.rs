@@ -178,6 +178,7 @@ fn config(plan: &Plan, shard: u32, shards: u32) -> ShardConfig {
         drain_us: 5 * SECOND_US,
         hash_seed: HASH_SEED,
         verifier: Arc::clone(&KEYS.0),
+        origins: std::sync::Arc::default(),
         fault_panic_key: Some(PANIC_KEY.to_owned()),
     }
 }

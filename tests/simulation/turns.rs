@@ -128,6 +128,7 @@ impl World {
                 assert!(!client.receiving, "one receive at a time");
                 client.receiving = true;
             }
+            Output::Page(..) => unreachable!("nobody asks for a page"),
             Output::Send(id, spans) => self.take_send(shard, id, spans),
             Output::Finish(id) => {
                 let place = self.client_of(shard, id);

@@ -11,6 +11,8 @@ use crate::wire::auth::{Secret, Verifier, mint};
 
 #[path = "tests/failures.rs"]
 mod failures;
+#[path = "tests/looks.rs"]
+mod looks;
 #[path = "tests/peers.rs"]
 mod peers;
 #[path = "tests/rig.rs"]
@@ -74,6 +76,7 @@ impl World {
             drain_us: 5 * SECOND_US,
             hash_seed: 5,
             verifier: Arc::new(Verifier::new(&secret, None)),
+            origins: std::sync::Arc::default(),
             fault_panic_key: None,
         };
         Self {
@@ -165,7 +168,9 @@ impl World {
                 assert!(!client.receiving && client.sending.is_none());
                 (client.closed, client.joined) = (true, false);
             }
-            Output::Handoff(..) => unreachable!("there is one shard"),
+            Output::Handoff(..) | Output::Page(..) => {
+                unreachable!("there is one shard, and no page")
+            }
             Output::LogWrite { .. } | Output::LogSync | Output::LogOpen { .. } => {
                 assert!(self.log.is_none(), "one operation of the log at a time");
                 self.log = Some(output);

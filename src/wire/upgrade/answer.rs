@@ -1,5 +1,8 @@
 //! The HTTP answers that end a connection.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
 use serde_json::json;
 use tungstenite::http::StatusCode;
 
@@ -8,9 +11,13 @@ use tungstenite::http::StatusCode;
 pub struct Answer {
     status: StatusCode,
     fields: Vec<(&'static str, String)>,
-    body: String,
+    /// Empty: there is none, and no body.
+    content_type: &'static str,
+    body: Cow<'static, [u8]>,
     has_body: bool,
 }
+
+const JSON: &str = "application/json";
 
 impl Answer {
     /// 401: no token, or one that is refused.
@@ -54,20 +61,87 @@ impl Answer {
             StatusCode::SERVICE_UNAVAILABLE
         };
         let body = json!({ "status": state }).to_string();
-        Self {
+        let answer = Self {
             status,
+            ..Self::content(JSON, body.into_bytes())
+        };
+        answer.for_method(head_only)
+    }
+
+    /// 200 with a body of that media type.
+    #[must_use]
+    pub fn content(content_type: &'static str, body: impl Into<Cow<'static, [u8]>>) -> Self {
+        Self {
+            status: StatusCode::OK,
             fields: Vec::new(),
-            body,
-            has_body: !head_only,
+            content_type,
+            body: body.into(),
+            has_body: true,
+        }
+    }
+
+    /// 200 with JSON.
+    #[must_use]
+    pub fn json(body: Vec<u8>) -> Self {
+        Self::content(JSON, body)
+    }
+
+    /// 304: the client has what it asks for.
+    #[must_use]
+    pub fn not_modified() -> Self {
+        Self {
+            status: StatusCode::NOT_MODIFIED,
+            ..Self::content("", Vec::new())
+        }
+    }
+
+    /// 204: what a page of another origin may do, which is to read with a token.
+    #[must_use]
+    pub fn preflight() -> Self {
+        let answer = Self {
+            status: StatusCode::NO_CONTENT,
+            ..Self::content("", Vec::new())
+        };
+        answer
+            .with("Access-Control-Allow-Methods", "GET, HEAD")
+            .with(
+                "Access-Control-Allow-Headers",
+                "Authorization, If-None-Match",
+            )
+            .with("Access-Control-Max-Age", "86400")
+    }
+
+    /// 403: a page of this origin may not connect.
+    #[must_use]
+    pub fn forbidden(message: &str) -> Self {
+        Self::error(StatusCode::FORBIDDEN, message)
+    }
+
+    /// 404: nothing is here.
+    #[must_use]
+    pub fn not_found() -> Self {
+        Self::error(StatusCode::NOT_FOUND, "there is nothing at this path")
+    }
+
+    /// The answer with another field.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.fields.push((name, value.to_owned()));
+        self
+    }
+
+    /// The answer to a HEAD request, if it is one: the same fields, its `Content-Length` too, and no body (RFC 9110
+    /// section 9.3.2).
+    #[must_use]
+    pub fn for_method(self, head_only: bool) -> Self {
+        Self {
+            has_body: self.has_body && !head_only,
+            ..self
         }
     }
 
     pub(super) fn bad_request(message: &str) -> Self {
         Self::error(StatusCode::BAD_REQUEST, message)
-    }
-
-    pub(super) fn not_found() -> Self {
-        Self::error(StatusCode::NOT_FOUND, "there is nothing at this path")
     }
 
     pub(super) fn method_not_allowed(allowed: &str) -> Self {
@@ -88,27 +162,12 @@ impl Answer {
         Self::error(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, message)
     }
 
-    /// The answer to a HEAD request: the same fields, its `Content-Length` too, and no body.
-    pub(super) fn without_body(self) -> Self {
-        Self {
-            has_body: false,
-            ..self
-        }
-    }
-
     fn error(status: StatusCode, message: &str) -> Self {
         let body = json!({ "error": reason_phrase(status), "message": message }).to_string();
         Self {
             status,
-            fields: Vec::new(),
-            body,
-            has_body: true,
+            ..Self::content(JSON, body.into_bytes())
         }
-    }
-
-    fn with(mut self, name: &'static str, value: &str) -> Self {
-        self.fields.push((name, value.to_owned()));
-        self
     }
 
     /// The status code.
@@ -127,11 +186,19 @@ impl Answer {
             "close"
         };
         let mut head = format!(
-            "HTTP/1.1 {} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: {connection}\r\n",
+            "HTTP/1.1 {} {}\r\n",
             self.status.as_str(),
-            reason_phrase(self.status),
-            self.body.len(),
+            reason_phrase(self.status)
         );
+        // RFC 9110 sections 8.6 and 15.4.5: neither 204 nor 304 tells a length that is not that of the content.
+        if !self.content_type.is_empty() {
+            let (content_type, body_bytes) = (self.content_type, self.body.len());
+            let _ = write!(
+                head,
+                "Content-Type: {content_type}\r\nContent-Length: {body_bytes}\r\n"
+            );
+        }
+        let _ = write!(head, "Connection: {connection}\r\n");
         for (name, value) in &self.fields {
             for part in [name, ": ", value, "\r\n"] {
                 head.push_str(part);
@@ -140,7 +207,7 @@ impl Answer {
         head.push_str("\r\n");
         out.extend_from_slice(head.as_bytes());
         if self.has_body {
-            out.extend_from_slice(self.body.as_bytes());
+            out.extend_from_slice(&self.body);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use percent_encoding::percent_decode_str;
 
-use crate::limits::WORKSPACE_ID_BYTES_MAX;
+use crate::limits::{USER_ID_BYTES_MAX, WORKSPACE_ID_BYTES_MAX};
 
 /// A request target, cut but not yet decoded: an encoded slash is no separator.
 pub(super) struct Target<'a> {
@@ -63,6 +63,18 @@ pub(super) fn query_token(query: &str) -> Option<String> {
         .filter_map(|parameter| parameter.strip_prefix("token="))
         .find(|value| !value.is_empty())
         .map(|value| percent_decode_str(value).decode_utf8_lossy().into_owned())
+}
+
+/// The first `userId` parameter, percent-decoded. One that is empty, too long, no text or has control characters is none: nobody
+/// is refused for it.
+pub(super) fn query_user(query: &str) -> Option<String> {
+    let value = query
+        .split('&')
+        .find_map(|parameter| parameter.strip_prefix("userId="))?;
+    let user = percent_decode_str(value).decode_utf8().ok()?;
+    let is_good =
+        !user.is_empty() && user.len() <= USER_ID_BYTES_MAX && !user.contains(char::is_control);
+    is_good.then(|| user.into_owned())
 }
 
 fn has_whole_escapes(segment: &str) -> bool {
@@ -136,6 +148,28 @@ mod tests {
             ("%C0%AF", None),
         ] {
             assert_eq!(workspace_id(segment).ok().as_deref(), expected, "{segment}");
+        }
+    }
+
+    #[test]
+    fn query_users() {
+        let longest = format!("userId={}", "x".repeat(256));
+        let too_long = format!("{longest}x");
+        for (query, expected) in [
+            ("", None),
+            ("userId", None),
+            ("userId=", None),
+            ("userId=ann", Some("ann")),
+            ("token=a&userId=%C3%84nn%20%3Cb%3E", Some("Änn <b>")),
+            ("userId=a+b", Some("a+b")),
+            ("userId=a&userId=b", Some("a")),
+            ("userid=a", None),
+            ("userId=%FF", None),
+            ("userId=%0A", None),
+            (&longest, Some(&longest["userId=".len()..])),
+            (&too_long, None),
+        ] {
+            assert_eq!(query_user(query).as_deref(), expected, "{query}");
         }
     }
 

@@ -36,11 +36,40 @@ fn upgrade_with(name: &str, fields: &[&str]) -> Vec<u8> {
 }
 
 fn sync(workspace: &str, token: Option<&str>) -> Request {
+    sync_by(workspace, token, None, None)
+}
+
+fn sync_by(
+    workspace: &str,
+    token: Option<&str>,
+    user: Option<&str>,
+    origin: Option<&str>,
+) -> Request {
     Request::Sync(SyncRequest {
         workspace: workspace.into(),
         token: token.map(Into::into),
+        user: user.map(Into::into),
+        origin: origin.map(Into::into),
         accept_key: ACCEPT.into(),
     })
+}
+
+fn look(look: Look, workspace: &str, token: Option<&str>, tags: Option<&str>) -> Request {
+    Request::Look(LookRequest {
+        look,
+        workspace: workspace.into(),
+        token: token.map(Into::into),
+        origin: None,
+        if_none_match: tags.map(Into::into),
+        head_only: false,
+    })
+}
+
+fn page(page: Page) -> Request {
+    Request::Page {
+        page,
+        head_only: false,
+    }
 }
 
 /// Parses `bytes` whole, with frames behind them, and cut at every byte.
@@ -69,14 +98,7 @@ fn good_requests() {
     let room = sync("room", Some("a.b.c"));
     for (name, fields) in [
         ("", &[] as &[&str]),
-        (
-            "",
-            &[
-                "Origin: http://x",
-                "Sec-WebSocket-Extensions: permessage-deflate",
-                "X:",
-            ],
-        ),
+        ("", &["Sec-WebSocket-Extensions: permessage-deflate", "X:"]),
         ("", &["Content-Length: 0"]),
         ("Host", &["host:"]),
         ("Connection", &["connection: keep-alive, UPGRADE"]),
@@ -94,6 +116,8 @@ fn good_requests() {
     ] {
         check(&upgrade_with(name, fields), Ok(&room));
     }
+    let from_page = sync_by("room", Some("a.b.c"), None, Some("http://x"));
+    check(&upgrade_with("", &["Origin: http://x"]), Ok(&from_page));
 }
 
 #[test]
@@ -105,8 +129,24 @@ fn targets() {
         ),
         (
             "/v1/sync/a%2Fb%20c?userId=7&token=t",
-            Ok(sync("a/b c", Some("t"))),
+            Ok(sync_by("a/b c", Some("t"), Some("7"), None)),
         ),
+        (
+            "/v1/workspaces/a%2Fb?token=t",
+            Ok(look(Look::State, "a/b", Some("t"), None)),
+        ),
+        ("/v1/presence/a", Ok(look(Look::Presence, "a", None, None))),
+        ("/", Ok(page(Page::Console))),
+        ("/?x", Ok(page(Page::Console))),
+        (
+            "/console/session.json",
+            Ok(page(Page::ConsoleSession { is_local: true })),
+        ),
+        ("/client.mjs", Ok(page(Page::ClientModule))),
+        ("/v1/workspaces/", Err(400)),
+        ("/v1/workspaces", Err(404)),
+        ("/v1/presence/a/b", Err(404)),
+        ("/console", Err(404)),
         ("/v1/sync/a", Ok(sync("a", None))),
         ("/v1/sync/a?token=", Ok(sync("a", None))),
         (
@@ -120,7 +160,6 @@ fn targets() {
         ("/v1/sync/a#b", Err(400)),
         ("*", Err(400)),
         ("v1/sync/a", Err(400)),
-        ("/", Err(404)),
         ("/v1/sync", Err(404)),
         ("/v1/sync/a/b", Err(404)),
         ("/v1/sync/a/", Err(404)),
@@ -233,7 +272,13 @@ fn request_lines() {
         ("POST /v1/sync/a HTTP/1.1", Err(405)),
         ("HEAD /v1/sync/a HTTP/1.1", Err(405)),
         ("GET /v1/sync/a HTTP/1.0", Err(426)),
-        ("OPTIONS / HTTP/1.1", Err(404)),
+        ("OPTIONS / HTTP/1.1", Err(405)),
+        ("POST / HTTP/1.1", Err(405)),
+        ("POST /v1/workspaces/a HTTP/1.1", Err(405)),
+        (
+            "OPTIONS /v1/presence/a HTTP/1.1",
+            Ok(Request::Preflight { origin: None }),
+        ),
         ("GET /healthz HTTP/2.0", Err(400)),
         ("GET /healthz", Err(400)),
         ("GET  /healthz HTTP/1.1", Err(400)),

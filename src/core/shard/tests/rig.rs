@@ -44,6 +44,8 @@ pub struct Rig {
     seen: Vec<(u64, usize, String)>,
     pub ready: Option<bool>,
     pub drained: usize,
+    /// Pages that were asked for.
+    pub pages: Vec<Output>,
 }
 
 pub fn secret() -> Secret {
@@ -75,6 +77,7 @@ impl Rig {
             drain_us: 8 * SECOND_US,
             hash_seed: 5,
             verifier: Arc::new(Verifier::new(&secret(), None)),
+            origins: std::sync::Arc::default(),
             fault_panic_key: None,
         };
         change(&mut config);
@@ -94,6 +97,7 @@ impl Rig {
             seen: Vec::new(),
             ready: None,
             drained: 0,
+            pages: Vec::new(),
         }
     }
 
@@ -232,6 +236,7 @@ impl Rig {
                 self.peers[place].client.closed = true;
                 self.peers[place].handed_off = Some((shard, ticket));
             }
+            Output::Page(..) => self.pages.push(output),
             Output::Ready(ready) => self.ready = Some(ready),
             Output::Drained => self.drained += 1,
             Output::LogWrite { .. }
@@ -368,6 +373,12 @@ pub fn head(workspace: &str, ttl_s: Option<u64>) -> String {
         "GET /v1/sync/{workspace}?token={token} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
+}
+
+/// The head of a request that looks at `path`, with a token.
+pub fn look(path: &str) -> String {
+    let token = mint(&secret(), "client", START_UNIX_S, None);
+    format!("GET {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\r\n")
 }
 
 /// A frame of a client, masked with zeros.

@@ -1,0 +1,294 @@
+/**
+ * EtherPly's client for browsers, and as a copy of this file for Node.js 22 or later. No dependency.
+ *
+ *     import { connect } from "http://127.0.0.1:8080/client.mjs";
+ *     const room = connect({ workspace: "demo", token });
+ *     room.on("change", ({ key, value, source }) => console.log(source, key, value));
+ *     room.set("title", "hello");
+ *
+ * A room is a map of keys to JSON values that all of its clients share. `set` takes effect here at once and goes to the
+ * server as soon as there is a connection; of what is set meanwhile, the newest op of each key is kept. The greater
+ * timestamp wins, everywhere. The protocol has no acknowledgement, so an own op counts as taken when a newer one has come in
+ * its place, or when the server has shown it in answer to an `echo`; until then it is sent again after each reconnect, which
+ * the server accepts silently. Values are those of JavaScript: numbers above 2^53 lose digits.
+ *
+ * @typedef {"Disconnected" | "Connecting" | "Authenticating" | "Connected" | "Synced" | "Error"} State
+ * `Error` is final: the token was refused, or the server does not accept what this client sends.
+ * @typedef {{key: string, value: any, timestamp: number, source: "self" | "other" | "init", over?: {value: any, timestamp: number}}} Change
+ * `value` is undefined when the server no longer has the key. `timestamp` is in Unix microseconds, and 0 where it is not
+ * known, since an init does not tell it. `over` is the own op, not known to be taken, that lost to this one.
+ * @typedef {{url?: string, workspace?: string, token?: string | (() => string | Promise<string>)}} Options
+ * `url` is that of the server (http, https, ws or wss), by default the one that this module came from; `workspace` is by
+ * default the one in `url`. A function is asked again when a token is refused or has expired.
+ */
+
+const KEY_BYTES_MAX = 1024, MESSAGE_BYTES_MAX = 1 << 20;
+const RETRY_MS = 250, RETRY_MS_MAX = 15_000, ANSWER_MS = 15_000;
+const STABLE_MS = 5_000; // A connection that lives shorter is a failure too: a server in trouble is not hammered.
+const RESYNC = 4000; // The close code of a client that wants the state anew.
+const SETTLE_MS = 500; // So long after an op the client asks by itself whether it was taken.
+const FATAL_CODES = [1002, 1003, 1007, 1008, 1009]; // The same messages would meet these again.
+const REFUSALS = { 400: "bad workspace", 401: "Unauthorized", 403: "not from this origin" };
+
+/**
+ * Opens a room. A `url` alone is enough where it is the whole `ws://host:port/v1/sync/workspace?token=…`. WebSocket, fetch,
+ * timers, clock and randomness are those of `host`. @returns {Room} @param {string | Options} options
+ */
+export function connect(options, host = globalThis) {
+  return new Room(typeof options === "string" ? { url: options } : options, host);
+}
+
+const bytesOf = (text) => new TextEncoder().encode(text).length;
+
+class Room extends EventTarget {
+  #host; #base; #segment; #query; #source; #token;
+  #socket; #timer; #echo; #settling;
+  #state = "Disconnected";
+  /** What is shown, by key: `{value, text, timestamp, source}`. After an init the timestamp is 0: any op may replace it. */
+  #entries = new Map();
+  /** Own ops that are not known to be taken, by key, in the order of their timestamps. */
+  #pending = new Map();
+  #echoes = Promise.resolve();
+  /** Ops of which the server has refused at least one. */
+  #doubtful = [];
+  #attempt = 0; #last_us = 0; #synced_ms = Infinity; #ended = false;
+  #online = () => { this.#attempt = 0; this.#retry("online again"); };
+
+  constructor({ url = import.meta.url, workspace, token }, host) {
+    super();
+    const [prefix, segment = ""] = (url + "").split("?")[0].replace(/\/(client\.mjs)?$/, "").split("/v1/sync/");
+    this.#host = host;
+    this.#base = prefix.replace(/^ws/, "http");
+    this.#segment = workspace === undefined ? segment : encodeURIComponent(workspace);
+    this.#query = new URL(url).searchParams;
+    this.#source = token ?? this.#query.get("token") ?? "";
+    if (this.#segment === "") throw new TypeError("a workspace is needed");
+    host.addEventListener?.("online", this.#online);
+    // The caller attaches its listeners first.
+    queueMicrotask(() => this.#ended || this.#open());
+  }
+
+  /** @returns {State} */
+  get state() { return this.#state; }
+  /** How many own ops are not known to be taken by the server. */
+  get pending() { return this.#pending.size; }
+  get(key) { return this.#entries.get(key)?.value; }
+  /** @returns {[string, any][]} */
+  entries() { return Array.from(this.#entries, ([key, entry]) => [key, entry.value]); }
+
+  /**
+   * Writes a key (1 to 1024 bytes) and returns the op's timestamp, which is greater than that of what the op replaces, as
+   * far as this client knows. There is no deletion: null is a value too.
+   */
+  set(key, value) {
+    const text = JSON.stringify(value);
+    if (this.#ended) throw new Error("this room has ended");
+    if (typeof key !== "string" || key === "" || bytesOf(key) > KEY_BYTES_MAX) throw new TypeError("a key is a string of 1 to 1024 bytes");
+    if (text === undefined) throw new TypeError("a value is what JSON can say");
+    if (bytesOf(text) > MESSAGE_BYTES_MAX - 8 * KEY_BYTES_MAX) throw new RangeError("a value is under 1 MiB");
+    const held = this.#entries.get(key);
+    const base = held?.timestamp === 0 ? held.text : this.#pending.get(key)?.base;
+    return this.#write(key, text, (held?.timestamp ?? 0) + 1, base);
+  }
+
+  /**
+   * `change` gets a Change, `state` gets `{state, reason, retry_ms}`, `error` gets the `{code, message}` of what the server
+   * refused, which is then undone here. What `on` returns takes the listener away.
+   */
+  on(name, listener) {
+    const handle = ({ detail }) => listener(detail);
+    this.addEventListener(name, handle);
+    return () => this.removeEventListener(name, handle);
+  }
+
+  /**
+   * Sends an op that cannot win, since it is older than what its key holds: it changes nothing, and the server answers it with
+   * the winner. Gives the milliseconds to the server and back, undefined without a connection or any key.
+   * @returns {Promise<number | undefined>}
+   */
+  echo() { return (this.#echoes = this.#echoes.then(() => new Promise((resolve) => this.#startEcho(resolve)))); }
+
+  /** Ends the connection for good; what waits to be sent is lost. */
+  close() { if (!this.#ended) this.#end("Disconnected", "closed here"); }
+
+  /** `base` is what the user saw when its timestamp was not known: if that very value wins, his edit of it came later. */
+  #write(key, text, least_us, base) {
+    const timestamp = (this.#last_us = Math.max(this.#host.Date.now() * 1000, this.#last_us + 1, least_us));
+    const value = JSON.parse(text);
+    this.#pending.delete(key);
+    this.#pending.set(key, { key, text, timestamp, base });
+    this.#entries.set(key, { value, text, timestamp, source: "self" });
+    if (this.#state === "Synced") {
+      this.#send(key, text, timestamp);
+      this.#settle();
+    }
+    this.#emit("change", { key, value, timestamp, source: "self" });
+    return timestamp;
+  }
+
+  #send(key, text, timestamp) {
+    this.#socket.send(`{"type":"op","payload":{"key":${JSON.stringify(key)},"value":${text},"timestamp":${timestamp}}}`);
+  }
+
+  #init(shown) {
+    const changes = [];
+    for (const key of this.#entries.keys()) {
+      if (shown.has(key) || this.#pending.has(key)) continue;
+      this.#entries.delete(key);
+      changes.push({ key, value: undefined, timestamp: 0, source: "init" });
+    }
+    for (const [key, value] of shown) {
+      if (this.#pending.has(key)) continue;
+      const text = JSON.stringify(value);
+      const held = this.#entries.get(key);
+      this.#entries.set(key, { value, text, timestamp: 0, source: held?.text === text ? held.source : "init" });
+      if (held?.text !== text) changes.push({ key, value, timestamp: 0, source: "init" });
+    }
+    this.#state = "Synced";
+    this.#synced_ms = this.#host.performance.now();
+    for (const { key, text, timestamp } of this.#pending.values()) this.#send(key, text, timestamp);
+    this.#settle();
+    for (const change of changes) this.#emit("change", change);
+    if (this.#state === "Synced") this.#emit("state", { state: "Synced" });
+  }
+
+  #op({ key, value, timestamp }) {
+    const text = JSON.stringify(value);
+    const held = this.#entries.get(key);
+    const own = this.#pending.get(key);
+    if (this.#echo?.key === key) this.#endEcho(this.#host.performance.now() - this.#echo.since_ms);
+    if (held && timestamp < held.timestamp) return;
+    if (own?.text === text && own.timestamp === timestamp) this.#taken(timestamp);
+    if (own?.base === text) return void this.#write(key, own.text, timestamp + 1);
+    const is_known = held?.text === text && (held.timestamp === timestamp || held.timestamp === 0);
+    const source = is_known ? held.source : "other";
+    this.#pending.delete(key);
+    this.#entries.set(key, { value, text, timestamp, source });
+    if (!is_known) this.#emit("change", { key, value, timestamp, source, over: own && { value: held.value, timestamp: own.timestamp } });
+  }
+
+  /** The message does not say which op was refused: the next init does. */
+  #refuse({ code, message }) {
+    // What a 500 or a 429 keeps out is sent again. With a 500 the server closes by itself.
+    if (code === 400 || code === 413) this.#doubtful = [...this.#pending.values()];
+    if (code !== 500) {
+      this.#socket.close(RESYNC);
+      this.#enter("Connected", message);
+    }
+    this.#emit("error", { code, message });
+  }
+
+  /** An own op that comes back has been applied, and all that was sent before it has been handled. */
+  #taken(until_us) {
+    for (const [key, { timestamp }] of this.#pending) if (timestamp <= until_us) this.#pending.delete(key);
+  }
+
+  #settle() {
+    if (this.#pending.size === 0 || this.#state !== "Synced") return;
+    this.#settling ??= this.#host.setTimeout(async () => {
+      await this.echo();
+      this.#settling = undefined;
+      this.#settle();
+    }, SETTLE_MS);
+  }
+
+  #startEcho(resolve) {
+    const own = [...this.#pending.values()].at(-1);
+    const key = own?.key ?? this.#entries.keys().next().value;
+    if (this.#state !== "Synced" || key === undefined) return resolve(undefined);
+    this.#echo = { key, since_ms: this.#host.performance.now(), resolve };
+    // If the own op is refused, so is its like; any other key is known to the server.
+    if (own) this.#send(key, own.text, own.timestamp - 1);
+    else this.#send(key, this.#entries.get(key).text === "null" ? "0" : "null", 0);
+  }
+
+  #endEcho(took_ms) {
+    this.#echo?.resolve(took_ms);
+    this.#echo = undefined;
+  }
+
+  async #open() {
+    const mine = (this.#socket = {}); // Whoever calls `#leave` meanwhile has taken over.
+    const is_fresh = this.#token === undefined;
+    this.#timer = this.#host.setTimeout(() => this.#retry("no answer"), ANSWER_MS);
+    this.#enter("Connecting");
+    let status;
+    try {
+      const token = this.#token ?? (typeof this.#source === "function" ? await this.#source() : this.#source);
+      if (this.#socket !== mine) return;
+      this.#token = token;
+      if (!/^[\x21-\x7e]+$/.test(token)) return this.#end("Error", "the token is empty or malformed");
+      // A page does not see why a WebSocket failed, and the browser's console would show its URL with the token. So this asks first.
+      const ask = { method: "HEAD", headers: { Authorization: `Bearer ${token}` }, cache: "no-store" };
+      const answer = this.#host.fetch(`${this.#base}/v1/presence/${this.#segment}`, ask);
+      ({ status } = await answer.catch(() => { throw new Error("no answer"); }));
+    } catch (error) { return void (this.#socket === mine && this.#retry(error.message)); }
+    if (this.#socket === mine) this.#enter("Authenticating");
+    if (this.#socket !== mine) return;
+    if ([400, 401, 403].includes(status)) return this.#renew(REFUSALS[status], is_fresh);
+    if (status >= 500 || status === 429) return this.#retry(`the server answered ${status}`);
+    this.#query.set("token", this.#token);
+    const socket = new this.#host.WebSocket(`${this.#base.replace(/^http/, "ws")}/v1/sync/${this.#segment}?${this.#query}`);
+    this.#socket = socket;
+    const whileMine = (handle) => (event) => this.#socket === socket && handle(event);
+    socket.onopen = whileMine(() => this.#enter("Connected"));
+    socket.onmessage = whileMine((event) => {
+      const { type, data, payload } = JSON.parse(event.data);
+      if (type === "init") this.#init(new Map(Object.entries(data)));
+      else if (type === "op") this.#op(payload);
+      else if (type === "error") this.#refuse(payload);
+    });
+    socket.onclose = whileMine((event) => this.#closed(event));
+  }
+
+  #closed({ code, reason }) {
+    // The server has come to our close, so it has handled all that was sent: what it took is in the next init.
+    for (const own of code === RESYNC ? this.#doubtful : []) this.#pending.get(own.key) === own && this.#pending.delete(own.key);
+    if (code === 4001) this.#renew(reason, false);
+    else if (FATAL_CODES.includes(code)) this.#end("Error", `closed with ${code} ${reason}`);
+    else this.#retry(`closed with ${code} ${reason}`.trim());
+  }
+
+  #renew(reason, is_fresh) {
+    if (is_fresh || typeof this.#source !== "function") return this.#end("Error", reason);
+    this.#token = undefined;
+    this.#retry(reason);
+  }
+
+  #retry(reason) {
+    if (this.#host.performance.now() - this.#synced_ms > STABLE_MS) this.#attempt = 0;
+    this.#leave();
+    const retry_ms = this.#host.Math.random() * Math.min(RETRY_MS_MAX, RETRY_MS * 2 ** this.#attempt);
+    this.#attempt += 1;
+    this.#timer = this.#host.setTimeout(() => this.#open(), retry_ms);
+    this.#enter("Disconnected", reason, retry_ms);
+  }
+
+  #end(state, reason) {
+    this.#ended = true;
+    this.#host.removeEventListener?.("online", this.#online);
+    this.#leave();
+    this.#enter(state, reason);
+  }
+
+  #leave() {
+    const socket = this.#socket;
+    this.#socket = undefined;
+    this.#host.clearTimeout(this.#timer);
+    this.#settling = this.#host.clearTimeout(this.#settling);
+    this.#doubtful = [];
+    this.#synced_ms = Infinity;
+    this.#endEcho();
+    // Closed while it opens, its URL would stand in the browser's console.
+    if (socket?.readyState === 0) socket.onopen = () => socket.close(1000);
+    else socket?.close?.(1000);
+  }
+
+  #enter(state, reason, retry_ms) {
+    this.#state = state;
+    if (state === "Connected") this.#host.clearTimeout(this.#timer);
+    this.#emit("state", { state, reason, retry_ms });
+  }
+
+  #emit(name, detail) { this.dispatchEvent(new CustomEvent(name, { detail })); }
+}

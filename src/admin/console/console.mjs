@@ -1,0 +1,400 @@
+// The console page. All that comes from a workspace is put into the page as text, never as markup.
+import { connect } from "/client.mjs";
+
+const ROWS_MAX = 300;
+const EVENTS_MAX = 100;
+const SAMPLES_MAX = 60;
+const POLL_MS = 1000;
+const ECHO_MS = 2000;
+const WHO = { self: "you", other: "other", init: "before" };
+
+const at = (id) => document.getElementById(id);
+
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+const timeOf = (timestamp_us) => {
+  const date = new Date(timestamp_us / 1000);
+  const time = `${date.toLocaleTimeString("en-GB")}.${String(date.getMilliseconds()).padStart(3, "0")}`;
+  return date.toDateString() === new Date().toDateString() ? time : date.toISOString().slice(0, 10);
+};
+const durationOf = (us) => (us < 1000 ? `${Math.round(us)} µs` : us < 1e6 ? `${(us / 1000).toFixed(us < 1e4 ? 1 : 0)} ms` : `${(us / 1e6).toFixed(1)} s`);
+const countOf = (count) => (count < 10 && count % 1 ? count.toFixed(1) : Math.round(count).toLocaleString("en"));
+const shorten = (text, length_max) => (text.length > length_max ? `${text.slice(0, length_max)}…` : text);
+
+/** What is typed is JSON, or else the text that it is. */
+function parseValue(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
+}
+
+// ---- what happens ----
+
+/** What has not been drawn yet, oldest first. */
+const news = [];
+
+function tell(who, kind, ...parts) {
+  news.push({ told_us: Date.now() * 1000, who, kind, parts });
+  if (news.length > EVENTS_MAX) news.shift();
+  drawSoon();
+}
+
+function drawNews() {
+  for (const { told_us, who, kind, parts } of news.splice(0)) {
+    at("events").prepend(make("li", {}, make("time", {}, timeOf(told_us)), make("span", { class: `by ${kind}` }, who), make("p", {}, ...parts)));
+  }
+  while (at("events").children.length > EVENTS_MAX) at("events").lastChild.remove();
+}
+
+const code = (text) => make("code", {}, text);
+
+function tellChange({ key, value, timestamp, source, over }) {
+  const parts = [code(shorten(key, 60)), " = ", code(shorten(JSON.stringify(value) ?? "gone", 120))];
+  if (over) {
+    const newer_us = timestamp - over.timestamp;
+    const by = newer_us === 0 ? "came first" : `newer by ${durationOf(newer_us)}`;
+    parts.push(" ", make("span", { class: "lost" }, "won over yours: "), code(shorten(JSON.stringify(over.value), 60)), ` (${by})`);
+  }
+  tell(WHO[source], source, ...parts);
+}
+
+// ---- the state ----
+
+let room;
+/** By key: what is known of it, and its row once it has one. */
+const entries = new Map();
+const changed = new Set();
+/** The keys that have a row, sorted. */
+let shown = [];
+let will_draw = false;
+
+function note({ key, value, timestamp, source }) {
+  if (value === undefined) entries.get(key)?.row?.remove();
+  if (value === undefined) entries.delete(key);
+  else entries.set(key, { ...entries.get(key), value, timestamp, source });
+  changed.add(key);
+  drawSoon();
+}
+
+/** At most once a frame, however many ops arrive. */
+function drawSoon() {
+  if (!will_draw) requestAnimationFrame(draw);
+  will_draw = true;
+}
+
+function draw() {
+  will_draw = false;
+  drawNews();
+  for (const key of changed) {
+    const entry = entries.get(key);
+    if (!entry) shown = shown.filter((other) => other !== key);
+    else drawRow(key, entry);
+  }
+  changed.clear();
+  at("keys-count").textContent = entries.size === 1 ? "1 key" : `${entries.size} keys`;
+  at("empty").hidden = entries.size > 0;
+  at("more").hidden = entries.size <= shown.length;
+  at("more").textContent = `and ${entries.size - shown.length} more keys, which are not shown here`;
+}
+
+function drawRow(key, entry) {
+  if (!entry.row) {
+    if (shown.length >= ROWS_MAX) return;
+    entry.row = makeRow(key);
+    const place = shown.findIndex((other) => other > key);
+    at("rows").insertBefore(entry.row, place < 0 ? null : entries.get(shown[place]).row);
+    shown.splice(place < 0 ? shown.length : place, 0, key);
+  }
+  const [, value, written, by] = entry.row.children;
+  const button = value.firstChild;
+  if (button.tagName === "BUTTON") fill(button, entry.value);
+  written.textContent = entry.timestamp > 0 ? timeOf(entry.timestamp) : "–";
+  by.replaceChildren(make("span", { class: `by ${entry.source}` }, WHO[entry.source]));
+  if (entry.source !== "init" && entry.flashed !== entry.timestamp) flash(entry.row);
+  entry.flashed = entry.timestamp;
+}
+
+function fill(button, value) {
+  button.className = `value ${value === null ? "null" : typeof value}`;
+  button.textContent = shorten(JSON.stringify(value), 2000);
+}
+
+function flash(row) {
+  if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+  const { color } = getComputedStyle(row.querySelector(".by"));
+  row.animate([{ backgroundColor: `color-mix(in srgb, ${color} 28%, transparent)` }, { backgroundColor: "transparent" }], 1100);
+}
+
+function makeRow(key) {
+  const button = make("button", { type: "button", class: "value", "aria-label": `Edit ${key}` });
+  button.addEventListener("click", () => edit(key, button));
+  return make("tr", { role: "row" },
+    make("th", { scope: "row", role: "rowheader" }, key),
+    make("td", { role: "cell" }, button),
+    make("td", { role: "cell" }),
+    make("td", { role: "cell" }));
+}
+
+/** In the place of the value: Enter and leaving it write what has changed, Escape does not. */
+function edit(key, button) {
+  const before = JSON.stringify(entries.get(key).value);
+  const input = make("input", { "aria-label": `Value of ${key}`, spellcheck: "false", autocapitalize: "off" });
+  input.value = before;
+  let has_left = false;
+  const leave = (writes, keeps_focus) => {
+    // Taking the field out of the page makes it lose its focus, which leads here again.
+    if (has_left) return;
+    has_left = true;
+    const text = input.value;
+    input.replaceWith(button);
+    if (entries.has(key)) fill(button, entries.get(key).value);
+    if (writes && text !== before) write(key, text);
+    if (keeps_focus) button.focus();
+  };
+  input.addEventListener("blur", () => leave(true, false));
+  input.addEventListener("keydown", (event) => {
+    if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
+    // The button gets the focus, and this Enter would press it.
+    event.preventDefault();
+    leave(event.key === "Enter", true);
+  });
+  button.replaceWith(input);
+  input.select();
+}
+
+function write(key, text) {
+  try {
+    if (!room) throw new Error("connect first");
+    if (room.state === "Synced") say("");
+    refusal = "";
+    room.set(key, parseValue(text));
+    return true;
+  } catch (error) {
+    say(error.message, true);
+    return false;
+  }
+}
+
+at("add").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (!write(at("key").value, at("value").value)) return;
+  at("add").reset();
+  at("key").focus();
+});
+
+// ---- the connection ----
+
+function say(text, is_bad = false) {
+  at("told").textContent = text;
+  at("told").classList.toggle("bad", is_bad);
+}
+
+/** What the server refused last, until the next edit. */
+let refusal = "";
+/** The last state that was no mere try. */
+let told_state = "Disconnected";
+
+function showState({ state, reason, retry_ms }) {
+  for (const item of at("states").children) {
+    if (item.dataset.state === state) item.setAttribute("aria-current", "step");
+    else item.removeAttribute("aria-current");
+  }
+  const waiting = ["", " 1 edit waits."][room?.pending ?? 0] ?? ` ${room.pending} edits wait.`;
+  if (state === "Synced") say(refusal, true);
+  else if (retry_ms !== undefined) say(`${reason}; the next try comes in ${durationOf(retry_ms * 1000)}.${waiting}`);
+  else if (reason) say(reason, state === "Error");
+  if (state === "Synced") tell("server", "init", `sent the state: ${room.entries().length} keys`);
+  if (state === "Error" || (state === "Disconnected" && told_state !== "Disconnected" && reason)) tell("server", "init", make("span", { class: "bad" }, `${state}: ${reason}`));
+  if (state !== "Synced") at("round-trip").textContent = "–";
+  if (state !== "Connecting") told_state = state;
+  setLive(room !== undefined && state !== "Error");
+}
+
+function setLive(is_live) {
+  at("toggle").textContent = is_live ? "Disconnect" : "Connect";
+  at("toggle").classList.toggle("quiet", is_live);
+}
+
+/** An init has no timestamps; this answer has. */
+async function learnTimestamps({ workspace, token }) {
+  const asked = room;
+  const url = `/v1/workspaces/${encodeURIComponent(workspace)}`;
+  try {
+    const answer = await fetch(url, { headers: { Authorization: `Bearer ${token}` }, cache: "no-store" });
+    if (!answer.ok) return;
+    const { data, timestamps } = await answer.json();
+    if (room !== asked) return;
+    for (const [key, timestamp] of Object.entries(timestamps)) {
+      const entry = entries.get(key);
+      if (entry?.timestamp !== 0 || JSON.stringify(entry.value) !== JSON.stringify(data[key])) continue;
+      entry.flashed = timestamp;
+      note({ key, value: entry.value, timestamp, source: entry.source });
+    }
+  } catch {
+    // The table does without, and the next init asks again.
+  }
+}
+
+function leave() {
+  const left = room;
+  room = undefined;
+  left?.close();
+  entries.clear();
+  shown = [];
+  changed.clear();
+  news.length = 0;
+  at("rows").replaceChildren();
+  at("events").replaceChildren();
+  draw();
+}
+
+function join() {
+  leave();
+  const [workspace, token] = [at("workspace").value, at("token").value.trim()];
+  // The workspace is in the address, so that it can be opened again; the token never is.
+  history.replaceState(null, "", `#${encodeURIComponent(workspace)}`);
+  document.title = `${workspace} · EtherPly`;
+  at("twin").href = `#${encodeURIComponent(workspace)}`;
+  const joined = (room = connect({ workspace, token }));
+  const whileJoined = (handle) => (event) => room === joined && handle(event);
+  room.on("state", whileJoined((event) => {
+    showState(event);
+    if (event.state === "Synced") learnTimestamps({ workspace, token });
+  }));
+  room.on("error", whileJoined(({ code: number, message }) => {
+    tell("server", "init", make("span", { class: "bad" }, `refused (${number}): ${message}`));
+    refusal = message;
+    say(message, true);
+  }));
+  room.on("change", whileJoined((change) => {
+    note(change);
+    if (change.source !== "init") tellChange(change);
+  }));
+}
+
+at("connect").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (at("toggle").textContent === "Connect") return join();
+  const left = room;
+  left.close();
+  room = undefined;
+  setLive(false);
+});
+
+setInterval(async () => {
+  if (document.hidden || room?.state !== "Synced") return;
+  const asked = room;
+  const took_ms = await asked.echo();
+  if (room === asked && took_ms !== undefined) at("round-trip").textContent = durationOf(took_ms * 1000);
+}, ECHO_MS);
+
+// ---- the server's figures ----
+
+const PLOTS = {
+  ops: { per_second: "ops", text: (shards) => countOf(sum(shards, "ops")) },
+  deliveries: { per_second: "deliveries", text: (shards) => countOf(sum(shards, "deliveries")) },
+  connections: { text: (shards) => countOf(sum(shards, "connections")) },
+  sync: {
+    lines: ["sync_us_p99", "sync_us_p50"],
+    format: durationOf,
+    text: (shards) => {
+      const most = (name) => Math.max(...shards.map((shard) => shard[name] ?? 0));
+      return sum(shards, "sync_count") > 0 ? `${durationOf(most("sync_us_p50"))} · ${durationOf(most("sync_us_p99"))}` : "none";
+    },
+  },
+};
+const sum = (shards, name) => shards.reduce((total, shard) => total + (shard[name] ?? 0), 0);
+
+/** For each second: one object for each shard, its counters made into what came in a second. */
+let samples = [];
+let before;
+
+function take({ uptime_us, shards }) {
+  const took_us = uptime_us - before?.uptime_us;
+  // A server that has started anew counts from nothing.
+  const is_next = took_us > 0 && before.shards.length === shards.length;
+  if (is_next) {
+    const rate = (name, i) => Math.max(0, shards[i][name] - before.shards[i][name]) / (took_us / 1e6);
+    samples.push(shards.map((shard, i) => ({ ...shard, ops: rate("ops", i), deliveries: rate("deliveries", i) })));
+    samples = samples.slice(-SAMPLES_MAX);
+  }
+  before = { uptime_us, shards };
+  const workspaces_count = sum(shards, "workspaces");
+  at("uptime").textContent = `up ${upFor(uptime_us / 1e6)} · ${countOf(workspaces_count)} workspace${workspaces_count === 1 ? "" : "s"}`;
+  if (at("legend").children.length !== shards.length) {
+    at("legend").replaceChildren(...shards.map((_, i) => make("li", { class: `s${i % 8}` }, `shard ${i}`)));
+  }
+  if (is_next) for (const figure of at("plots").children) plot(figure, PLOTS[figure.dataset.plot]);
+}
+
+const upFor = (s) => (s < 60 ? `${Math.floor(s)} s` : s < 3600 ? `${Math.floor(s / 60)} min` : s < 86400 ? `${(s / 3600).toFixed(1)} h` : `${(s / 86400).toFixed(1)} days`);
+
+function plot(figure, { lines = [figure.dataset.plot], format = countOf, text }) {
+  const newest = samples.at(-1);
+  const most = Math.max(1, ...samples.flat().flatMap((shard) => lines.map((line) => shard[line] ?? 0)));
+  figure.querySelector("output").textContent = text(newest);
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("viewBox", `0 0 ${SAMPLES_MAX - 1} 100`);
+  svg.setAttribute("preserveAspectRatio", "none");
+  svg.setAttribute("role", "img");
+  svg.setAttribute("aria-label", `the last minute, at most ${format(most)} on a shard`);
+  newest.forEach((_, shard) => lines.forEach((line, i) => {
+    const drawn = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
+    const points = samples.map((sample, t) => `${SAMPLES_MAX - samples.length + t},${(100 - (92 * (sample[shard]?.[line] ?? 0)) / most).toFixed(1)}`);
+    drawn.setAttribute("class", `s${shard % 8}${i > 0 ? " thin" : ""}`);
+    drawn.setAttribute("points", points.join(" "));
+    svg.append(drawn);
+    if (i > 0) return;
+    const area = document.createElementNS("http://www.w3.org/2000/svg", "polygon");
+    area.setAttribute("class", `s${shard % 8}`);
+    area.setAttribute("points", `${SAMPLES_MAX - samples.length},100 ${points.join(" ")} ${SAMPLES_MAX - 1},100`);
+    svg.prepend(area);
+  }));
+  figure.replaceChildren(figure.querySelector("figcaption"), make("span", { class: "top", "aria-hidden": "true" }, format(most)), svg);
+}
+
+async function poll() {
+  if (document.hidden || (room && told_state === "Disconnected")) return;
+  try {
+    const answer = await fetch("/console/stats.json", { cache: "no-store" });
+    if (answer.ok) take(await answer.json());
+  } catch {
+    before = undefined;
+    at("uptime").textContent = "does not answer";
+  }
+}
+
+// ---- the start ----
+
+function workspaceInAddress() {
+  try {
+    return decodeURIComponent(location.hash.slice(1));
+  } catch {
+    return "";
+  }
+}
+
+async function start() {
+  const session = await fetch("/console/session.json", { cache: "no-store" }).then((answer) => answer.json(), () => ({}));
+  at("workspace").value = workspaceInAddress() || session.workspace || "demo";
+  at("token").value = session.token ?? "";
+  at("snippet").textContent = `import { connect } from "${location.origin}/client.mjs";
+
+const room = connect({ workspace: "demo", token: "…" });
+room.on("change", ({ key, value, source }) => console.log(source, key, value));
+room.set("title", "hello");`;
+  showState({ state: "Disconnected" });
+  if (session.token) join();
+  else at("token").focus();
+}
+
+setInterval(poll, POLL_MS);
+poll();
+start();

@@ -1,0 +1,73 @@
+//! A look at a workspace without a WebSocket: its state, or who is in it.
+
+use std::fmt;
+
+/// What is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// The state: `/v1/workspaces/{id}`.
+    State,
+    /// Who is connected: `/v1/presence/{id}`.
+    Presence,
+}
+
+/// A well-formed request for a look. Its token is not checked yet.
+#[derive(Clone, PartialEq, Eq)]
+pub struct LookRequest {
+    /// What is looked at.
+    pub look: Look,
+    /// The workspace id, percent-decoded: 1 to 256 bytes, no control characters.
+    pub workspace: String,
+    /// The token, from the query or the `Authorization` header; never empty.
+    pub token: Option<String>,
+    /// The `Origin` of the page that asks.
+    pub origin: Option<String>,
+    /// The entity tags that the client has the state of (RFC 9110 section 13.1.2).
+    pub if_none_match: Option<String>,
+    /// A HEAD request: the answer has no body.
+    pub head_only: bool,
+}
+
+impl fmt::Debug for LookRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LookRequest")
+            .field("look", &self.look)
+            .field("workspace", &self.workspace)
+            .field("token", &self.token.as_ref().map(|_| "[redacted]"))
+            .field("origin", &self.origin)
+            .field("if_none_match", &self.if_none_match)
+            .field("head_only", &self.head_only)
+            .finish()
+    }
+}
+
+/// Whether a list of entity tags names this one, by the weak comparison (RFC 9110 section 8.8.3.2). `tag` has its quotes.
+#[must_use]
+pub fn matches_tag(if_none_match: &str, tag: &str) -> bool {
+    if_none_match
+        .split(',')
+        .map(str::trim)
+        .any(|listed| listed == "*" || listed.strip_prefix("W/").unwrap_or(listed) == tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entity_tags() {
+        for (list, is_match) in [
+            ("\"7\"", true),
+            ("W/\"7\"", true),
+            ("\"6\", \"7\"", true),
+            ("\"6\",W/\"7\" ,\"8\"", true),
+            ("*", true),
+            ("\"77\"", false),
+            ("7", false),
+            ("w/\"7\"", false),
+            ("", false),
+        ] {
+            assert_eq!(matches_tag(list, "\"7\""), is_match, "{list}");
+        }
+    }
+}

@@ -1,0 +1,536 @@
+// The client module beside a naive server, in a world without a clock: `node client_module.mjs`. The last step plays many
+// random stories; `SEED=17 node client_module.mjs` plays that one alone.
+import assert from 'node:assert/strict';
+
+import { connect } from '../../src/admin/client.mjs';
+import { World } from './simulated.mjs';
+
+const SEEDS_COUNT = 400;
+const FOR_EVER_MS = Infinity;
+const DAY_MS = 24 * 3600 * 1000;
+
+// A client of a world, with all that it tells.
+function join(world, { token = 'good', clock, ...options } = {}) {
+  const room = connect({ url: 'http://server', workspace: 'w', token, ...options }, world.host(clock));
+  const heard = { change: [], state: [], error: [] };
+  for (const name of Object.keys(heard)) room.on(name, (event) => heard[name].push(event));
+  return Object.assign(room, { heard, states: () => heard.state.map(({ state }) => state) });
+}
+
+async function synced(world, ...rooms) {
+  assert(await world.run(FOR_EVER_MS, () => rooms.every(({ state }) => state === 'Synced')), 'never synced');
+}
+
+async function settled(world, ...rooms) {
+  assert(await world.run(FOR_EVER_MS, () => rooms.every(({ state, pending }) => state === 'Synced' && pending === 0)), 'never settled');
+}
+
+const stateOf = (server) => Object.fromEntries([...server.state].map(([key, { text }]) => [key, JSON.parse(text)]));
+const shownBy = (room) => Object.fromEntries(room.entries());
+const opsOf = (server) => server.heard.map((text) => JSON.parse(text).payload);
+
+const cases = {
+  async 'the address of the server, the workspace and the token'() {
+    for (const [options, http, ws] of [
+      ['ws://h:8080/v1/sync/demo?token=a.b', 'http://h:8080/v1/presence/demo', 'ws://h:8080/v1/sync/demo?token=a.b'],
+      ['wss://h/v1/sync/a%2Fb?token=t', 'https://h/v1/presence/a%2Fb', 'wss://h/v1/sync/a%2Fb?token=t'],
+      [{ url: 'http://h', workspace: 'ü/?', token: 't' }, 'http://h/v1/presence/%C3%BC%2F%3F', 'ws://h/v1/sync/%C3%BC%2F%3F?token=t'],
+      [{ url: 'https://h/base/', workspace: 'w', token: 't&x' }, 'https://h/base/v1/presence/w', 'wss://h/base/v1/sync/w?token=t%26x'],
+      [{ url: 'http://h/client.mjs', workspace: 'w', token: () => 't' }, 'http://h/v1/presence/w', 'ws://h/v1/sync/w?token=t'],
+    ]) {
+      const world = new World(1);
+      const host = world.host();
+      const asked = [];
+      host.fetch = async (url) => asked.push(url) && { status: 200 };
+      host.WebSocket = class { constructor(url) { asked.push(url); } };
+      connect(options, host);
+      await world.run(1);
+      assert.deepEqual(asked, [http, ws]);
+    }
+    assert.throws(() => connect({ url: 'http://h', token: 't' }), /workspace/);
+  },
+
+  async 'the states are those of the specification'() {
+    const world = new World(2);
+    const room = join(world);
+    assert.equal(room.state, 'Disconnected');
+    await synced(world, room);
+    assert.deepEqual(room.states(), ['Connecting', 'Authenticating', 'Connected', 'Synced']);
+    world.server.kill();
+    await world.run(FOR_EVER_MS, () => room.state === 'Disconnected');
+    assert.match(room.heard.state.at(-1).reason, /1006/);
+    room.close();
+    await world.run(FOR_EVER_MS);
+    assert.equal(room.state, 'Disconnected');
+  },
+
+  async 'what is set takes effect at once, and reaches the others'() {
+    const world = new World(3);
+    const [a, b] = [join(world), join(world)];
+    a.set('early', [1, { deep: null }]);
+    assert.deepEqual(a.get('early'), [1, { deep: null }]);
+    await synced(world, a, b);
+    await settled(world, a);
+    a.set('late', 'x');
+    await settled(world, a);
+    for (const room of [a, b]) assert.deepEqual(shownBy(room), { early: [1, { deep: null }], late: 'x' });
+    assert.deepEqual(a.heard.change.map(({ source }) => source), ['self', 'self']);
+    assert.equal(b.heard.change.at(-1).source, 'other');
+  },
+
+  async 'what is set while offline: the newest op of each key is sent, in order'() {
+    const world = new World(4);
+    world.server.kill();
+    const room = join(world);
+    for (const [key, value] of [['a', 1], ['b', 1], ['a', 2], ['c', 1], ['b', 2]]) room.set(key, value);
+    assert.equal(room.pending, 3);
+    world.server.start();
+    await synced(world, room);
+    await settled(world, room);
+    const [sent, echo] = [opsOf(world.server).slice(0, 3), opsOf(world.server).slice(3)];
+    assert.deepEqual(sent.map(({ key, value }) => [key, value]), [['a', 2], ['c', 1], ['b', 2]]);
+    // The echo that asks whether they were taken.
+    assert.deepEqual(echo, [{ ...sent[2], timestamp: sent[2].timestamp - 1 }]);
+  },
+
+  async 'timestamps increase when the clock stands or goes back, and pass what is seen of the key'() {
+    const world = new World(5);
+    const clock = { ahead_ms: 0 };
+    const [room, ahead] = [join(world, { clock }), join(world, { clock: { ahead_ms: 3_600_000 } })];
+    await synced(world, room, ahead);
+    const stamps = [room.set('k', 1), room.set('k', 2), room.set('l', 3)];
+    clock.ahead_ms = -1_000_000;
+    stamps.push(room.set('k', 4));
+    const theirs = ahead.set('m', 'ahead');
+    await world.run(FOR_EVER_MS, () => room.get('m') === 'ahead');
+    stamps.push(room.set('m', 'mine'));
+    assert(stamps.every((stamp, i) => Number.isSafeInteger(stamp) && (i === 0 || stamp > stamps[i - 1])), `${stamps}`);
+    assert(stamps.at(-1) > theirs);
+    await settled(world, room);
+    assert.deepEqual(stateOf(world.server), { k: 4, l: 3, m: 'mine' });
+  },
+
+  async 'of ops from the server, an older one is ignored, an equal and a newer one are applied'() {
+    const world = new World(6);
+    const room = join(world);
+    await synced(world, room);
+    const [socket] = world.server.sockets;
+    const tell = (value, timestamp) => socket.down.send({ text: JSON.stringify({ type: 'op', payload: { key: 'k', value, timestamp } }) });
+    for (const [value, timestamp, shown] of [['a', 10, 'a'], ['b', 9, 'a'], ['c', 10, 'c'], ['d', 11, 'd']]) {
+      tell(value, timestamp);
+      await world.run(world.now_ms + 100);
+      assert.equal(room.get('k'), shown);
+    }
+  },
+
+  async 'an init replaces the state, but for own ops that are not known to be taken'() {
+    const world = new World(7);
+    const room = join(world);
+    await synced(world, room);
+    for (const key of ['gone', 'changed', 'own']) room.set(key, 'before');
+    await settled(world, room);
+    world.server.kill();
+    await world.run(FOR_EVER_MS, () => room.state === 'Disconnected');
+    room.set('own', 'offline');
+    world.server.state.delete('gone');
+    world.server.state.set('changed', { text: '"after"', timestamp: 1 });
+    world.server.start();
+    room.heard.change.length = 0;
+    await synced(world, room);
+    assert.deepEqual(shownBy(room), { changed: 'after', own: 'offline' });
+    assert.deepEqual(room.heard.change.map(({ key, value, source }) => [key, value, source]), [['gone', undefined, 'init'], ['changed', 'after', 'init']]);
+    await settled(world, room);
+    assert.deepEqual(stateOf(world.server), shownBy(room));
+  },
+
+  async 'an op that loses is corrected, and told as lost'() {
+    const world = new World(8);
+    const [winner, loser] = [join(world, { clock: { ahead_ms: 5000 } }), join(world)];
+    await synced(world, winner, loser);
+    winner.set('k', 'theirs');
+    loser.set('k', 'mine');
+    assert.equal(loser.get('k'), 'mine');
+    await settled(world, winner, loser);
+    for (const room of [winner, loser]) assert.equal(room.get('k'), 'theirs');
+    const { source, over } = loser.heard.change.at(-1);
+    assert.deepEqual([source, over.value], ['other', 'mine']);
+    assert(winner.heard.change.every(({ over: lost }) => lost === undefined));
+  },
+
+  async 'an edit of what an init showed wins, though its writer has a clock ahead'() {
+    const world = new World(9);
+    const ahead_us = (1_700_000_000_000 + 3_600_000) * 1000;
+    world.server.state.set('k', { text: '"from the future"', timestamp: ahead_us });
+    const room = join(world);
+    await synced(world, room);
+    room.set('k', 'first thought');
+    room.set('k', 'edited');
+    await settled(world, room);
+    assert.equal(room.get('k'), 'edited');
+    assert.deepEqual(world.server.state.get('k'), { text: '"edited"', timestamp: ahead_us + 1 });
+  },
+
+  async 'an echo tells the way to the server and back, and changes nothing'() {
+    const world = new World(10);
+    const [room, other] = [join(world), join(world)];
+    await synced(world, room, other);
+    let empty = 'not back yet';
+    room.echo().then((took) => { empty = took; });
+    await world.run(world.now_ms + 1);
+    assert.equal(empty, undefined);
+    world.server.state.set('k', { text: 'null', timestamp: 5 });
+    world.server.kill();
+    world.server.start();
+    await world.run(FOR_EVER_MS, () => room.state === 'Disconnected');
+    await synced(world, room, other);
+    const took = [];
+    for (let i = 0; i < 3; i += 1) room.echo().then((took_ms) => took.push(took_ms));
+    assert(await world.run(FOR_EVER_MS, () => took.length === 3));
+    assert(took.every((took_ms) => took_ms > 0 && took_ms < 80), `${took}`);
+    assert.deepEqual(world.server.state.get('k'), { text: 'null', timestamp: 5 });
+    assert.deepEqual(room.heard.change.filter(({ source }) => source !== 'init'), []);
+  },
+
+  async 'what the server refuses is told and undone, all else is kept'() {
+    const world = new World(11);
+    const room = join(world);
+    room.set('k', 'good');
+    await settled(world, room);
+    room.set('l', 'also good');
+    room.set('k', 'bad');
+    assert.equal(room.get('k'), 'bad');
+    await world.run(FOR_EVER_MS, () => room.heard.error.length > 0);
+    room.set('m', 'meanwhile');
+    await settled(world, room);
+    assert.deepEqual(room.heard.error, [{ code: 400, message: 'payload.value is bad' }]);
+    assert.deepEqual(shownBy(room), { k: 'good', l: 'also good', m: 'meanwhile' });
+    assert.deepEqual(stateOf(world.server), shownBy(room));
+  },
+
+  async 'a server that closes before it has read all is sent all again, though it refused some of it'() {
+    const world = new World(22);
+    const room = join(world);
+    await synced(world, room);
+    const [socket] = world.server.sockets;
+    room.set('k', 'kept');
+    socket.up.cut();
+    socket.down.send({ text: '{"type":"error","payload":{"code":400,"message":"of another op"}}' });
+    socket.down.send({ closes: { code: 1011, reason: '', wasClean: true } });
+    await settled(world, room);
+    assert.equal(room.heard.error.length, 1);
+    assert.deepEqual(stateOf(world.server), { k: 'kept' });
+  },
+
+  async 'what a busy server keeps out (429, 500) is sent again'() {
+    for (const [code, closes] of [[429, true], [500, false]]) {
+      const world = new World(23);
+      const room = join(world);
+      await synced(world, room);
+      const [socket] = world.server.sockets;
+      room.set('k', 'kept');
+      socket.up.cut();
+      socket.down.send({ text: `{"type":"error","payload":{"code":${code},"message":"not now"}}` });
+      await world.run(world.now_ms + 100);
+      assert.equal(world.server.sockets.has(socket), !closes);
+      if (!closes) world.server.close(socket, 1011, '');
+      await settled(world, room);
+      assert.deepEqual([room.heard.error.map((error) => error.code), stateOf(world.server)], [[code], { k: 'kept' }]);
+    }
+  },
+
+  async 'an op counts as taken when it comes back, and none that was sent after it'() {
+    const world = new World(24);
+    const room = join(world);
+    await synced(world, room);
+    room.set('k', 1);
+    await world.run(FOR_EVER_MS, () => world.server.heard.length === 2);
+    assert.equal(room.pending, 1);
+    room.set('l', 2);
+    [...world.server.sockets][0].up.cut();
+    await world.run(world.now_ms + 100);
+    assert.equal(room.pending, 1);
+    world.server.drop([...world.server.sockets][0]);
+    await settled(world, room);
+    assert.deepEqual(stateOf(world.server), { k: 1, l: 2 });
+  },
+
+  async 'an echo of the only key, null since the beginning of time, is answered'() {
+    const world = new World(25);
+    world.server.state.set('k', { text: 'null', timestamp: 0 });
+    const room = join(world);
+    await synced(world, room);
+    let took_ms;
+    room.echo().then((took) => { took_ms = took; });
+    assert(await world.run(FOR_EVER_MS, () => took_ms > 0));
+    assert.deepEqual(world.server.state.get('k'), { text: 'null', timestamp: 0 });
+  },
+
+  async 'an answer without a WebSocket: what it means'() {
+    for (const [status, state, sockets_count] of [
+      [200, 'Connecting', 1], [404, 'Connecting', 1], [400, 'Error', 0], [401, 'Error', 0], [403, 'Error', 0],
+      [429, 'Disconnected', 0], [500, 'Disconnected', 0], [503, 'Disconnected', 0],
+    ]) {
+      const world = new World(26);
+      const host = world.host();
+      let opened_count = 0;
+      host.fetch = async () => ({ status });
+      host.WebSocket = class { constructor() { opened_count += 1; } };
+      host.Math = { random: () => 1 };
+      const room = connect({ url: 'http://server', workspace: 'w', token: 'good' }, host);
+      await world.run(100);
+      assert.deepEqual([room.state, opened_count], [state === 'Connecting' ? 'Authenticating' : state, sockets_count], `${status}`);
+    }
+  },
+
+  async 'closed while it connects, it opens nothing, and leaves no socket'() {
+    for (let wait_ms = 0; wait_ms < 120; wait_ms += 1) {
+      const world = new World(27);
+      const room = join(world);
+      await world.run(wait_ms);
+      room.close();
+      await world.run(FOR_EVER_MS);
+      assert.deepEqual([room.state, world.server.sockets.size], ['Disconnected', 0]);
+      assert.equal(room.heard.state.at(-1).reason, 'closed here');
+    }
+  },
+
+  async 'a connection that has lasted makes the next try a quick one again, a short one does not'() {
+    for (const [lasts_ms, retry_ms] of [[6000, 250], [100, 2000]]) {
+      const world = new World(28);
+      const host = world.host();
+      host.Math = { random: () => 1 };
+      world.server.kill();
+      const room = connect({ url: 'http://server', workspace: 'w', token: 'good' }, host);
+      const delays = [];
+      room.on('state', (event) => event.retry_ms !== undefined && delays.push(event.retry_ms));
+      await world.run(FOR_EVER_MS, () => delays.length === 3);
+      world.server.start();
+      await synced(world, room);
+      await world.run(world.now_ms + lasts_ms);
+      world.server.kill();
+      await world.run(FOR_EVER_MS, () => delays.length === 4);
+      assert.deepEqual(delays, [250, 500, 1000, retry_ms]);
+    }
+  },
+
+  async 'a connection that works is left alone'() {
+    const world = new World(29);
+    const room = join(world);
+    await synced(world, room);
+    await world.run(world.now_ms + 10 * 60_000);
+    assert.equal(room.states().at(-1), 'Synced');
+    assert.equal(room.states().length, 4);
+  },
+
+  async 'a clock that is days ahead is told'() {
+    const world = new World(12);
+    const room = join(world, { clock: { ahead_ms: 2 * DAY_MS } });
+    await synced(world, room);
+    room.set('k', 1);
+    await world.run(FOR_EVER_MS, () => room.heard.error.length > 0);
+    await synced(world, room);
+    assert.deepEqual([room.heard.error[0].code, shownBy(room), room.pending], [400, {}, 0]);
+  },
+
+  async 'a token that is refused: a function is asked again once, then it is an error'() {
+    for (const [tokens, asked_count, state] of [
+      [['bad'], 1, 'Error'],
+      [['old', 'good'], 2, 'Synced'],
+      [['old', 'bad'], 2, 'Error'],
+    ]) {
+      const world = new World(13);
+      world.server.tokens.add('old');
+      let asked = 0;
+      const room = join(world, { token: () => tokens[asked++] });
+      if (tokens[0] === 'old') await synced(world, room);
+      world.server.tokens.delete('old');
+      world.server.kill();
+      world.server.start();
+      await world.run(world.now_ms + 60_000);
+      assert.deepEqual([asked, room.state], [asked_count, state]);
+    }
+    for (const token of ['bad', '', 'line\nbreak', 'ü']) {
+      const world = new World(14);
+      const room = join(world, { token });
+      await world.run(FOR_EVER_MS);
+      assert.equal(room.state, 'Error');
+      assert.throws(() => room.set('k', 1), /ended/);
+    }
+  },
+
+  async 'a token that expires (4001): a function is asked again, a string is an error'() {
+    for (const [token, state] of [[() => 'good', 'Synced'], ['good', 'Error']]) {
+      const world = new World(15);
+      const room = join(world, { token });
+      await synced(world, room);
+      world.server.close([...world.server.sockets][0], 4001, 'token expired');
+      await world.run(world.now_ms + 1000);
+      assert.equal(room.state, state);
+      assert(room.heard.state.some(({ reason }) => reason === 'token expired'));
+    }
+  },
+
+  async 'a close that would come again is an error'() {
+    for (const code of [1002, 1003, 1007, 1008, 1009]) {
+      const world = new World(16);
+      const room = join(world);
+      await synced(world, room);
+      world.server.close([...world.server.sockets][0], code, 'why');
+      await world.run(FOR_EVER_MS);
+      assert.deepEqual(room.heard.state.at(-1), { state: 'Error', reason: `closed with ${code} why`, retry_ms: undefined });
+    }
+  },
+
+  async 'tries again after ever longer times, at random up to a bound'() {
+    const delays = async (random) => {
+      const world = new World(17);
+      world.server.kill();
+      const host = world.host();
+      host.Math = { random: () => random };
+      const room = connect({ url: 'http://server', workspace: 'w', token: 'good' }, host);
+      const seen = [];
+      room.on('state', ({ retry_ms }) => retry_ms !== undefined && seen.push(retry_ms));
+      await world.run(FOR_EVER_MS, () => seen.length === 9);
+      return seen;
+    };
+    const longest = [250, 500, 1000, 2000, 4000, 8000, 15_000, 15_000, 15_000];
+    assert.deepEqual(await delays(1), longest);
+    assert.deepEqual(await delays(0.5), longest.map((delay_ms) => delay_ms / 2));
+  },
+
+  async 'back online, it tries at once'() {
+    const world = new World(18);
+    const host = Object.assign(world.host(), { addEventListener: (_, run) => { host.online = run; }, removeEventListener: () => {} });
+    world.server.kill();
+    const room = connect({ url: 'http://server', workspace: 'w', token: 'good' }, host);
+    await world.run(60_000);
+    world.server.start();
+    const since_ms = world.now_ms;
+    host.online();
+    await synced(world, room);
+    assert(world.now_ms - since_ms < 1000);
+  },
+
+  async 'a server that never answers is left after a while'() {
+    const world = new World(19);
+    const host = world.host();
+    host.fetch = () => new Promise(() => {});
+    const room = connect({ url: 'http://server', workspace: 'w', token: 'good' }, host);
+    await world.run(14_999);
+    assert.equal(room.state, 'Connecting');
+    await world.run(15_000);
+    assert.equal(room.state, 'Disconnected');
+  },
+
+  async 'what cannot be sent is not set'() {
+    const world = new World(20);
+    const room = join(world);
+    for (const [key, value] of [['', 1], ['ü'.repeat(513), 1], [7, 1], ['k', undefined], ['k', () => 1], ['k', 'x'.repeat(1 << 20)]]) {
+      assert.throws(() => room.set(key, value));
+    }
+    room.set('ü'.repeat(512), 1);
+    room.set('__proto__', { polluted: true });
+    await settled(world, room);
+    assert.deepEqual(room.entries().map(([key]) => key), ['ü'.repeat(512), '__proto__']);
+    assert.equal({}.polluted, undefined);
+  },
+
+  async 'a listener that was taken away hears nothing, one that closes the room ends it'() {
+    const world = new World(21);
+    const room = join(world);
+    let count = 0;
+    const off = room.on('change', () => { count += 1; });
+    room.set('k', 1);
+    off();
+    room.set('k', 2);
+    assert.equal(count, 1);
+    room.on('state', ({ state }) => state === 'Connected' && room.close());
+    await world.run(FOR_EVER_MS);
+    assert.deepEqual(room.states(), ['Connecting', 'Authenticating', 'Connected', 'Disconnected']);
+    assert.equal(world.server.sockets.size, 0);
+  },
+};
+
+// What may go wrong at any time.
+const troubles = [
+  ({ server }) => { server.kill(); },
+  ({ server }) => { server.start(); },
+  ({ server }) => { server.start(); },
+  (world) => { each(world, (socket) => world.server.drop(socket)); },
+  (world) => { each(world, (socket) => world.server.close(socket, 1011, 'the log has failed')); },
+  (world) => { each(world, (socket) => world.server.close(socket, 4001, 'token expired')); },
+  (world) => { each(world, (socket) => world.server.fallBehind(socket)); },
+  (world) => { each(world, (socket) => world.server.catchUp(socket)); },
+];
+
+function each(world, act) {
+  for (const socket of world.server.sockets) if (world.random() < 0.5) act(socket);
+}
+
+// Some clients with wrong clocks write few keys through much trouble. In the end all hold what the server holds, and of each
+// key that is the greatest op that anybody wrote.
+async function story(seed) {
+  const world = new World(seed);
+  const clocks = [0, 1, 2].map(() => ({ ahead_ms: world.pick([0, 0, -3_600_000, 3_600_000]) }));
+  const rooms = clocks.map((clock) => join(world, { clock, token: () => 'good' }));
+  const written = new Map();
+  let echoes_count = 0;
+  for (let i = 0; i < 120; i += 1) {
+    await world.run(world.now_ms + 30 * world.random() ** 2);
+    const at = Math.floor(world.random() * rooms.length);
+    const dice = world.random();
+    if (dice < 0.7) {
+      const key = world.pick(['a', 'b', 'c', 'refused']);
+      const value = key === 'refused' && world.random() < 0.2 ? 'bad' : world.pick([0, 1, null, 'x']);
+      const timestamp = rooms[at].set(key, value);
+      // A refused op may have taken the place of one that waited.
+      if (key !== 'refused') written.set(key, Math.max(written.get(key) ?? 0, timestamp));
+    } else if (dice < 0.8) {
+      rooms[at].echo().then((took_ms) => { echoes_count += took_ms === undefined ? 0 : 1; });
+    } else if (dice < 0.85) {
+      clocks[at].ahead_ms += world.pick([-5, 5, -60_000, 60_000]);
+    } else if (dice < 0.95 || world.random() < 0.5) {
+      world.pick(troubles)(world);
+    } else {
+      await world.run(world.now_ms + 1000 * world.random());
+    }
+  }
+  world.server.start();
+  for (const socket of world.server.sockets) world.server.catchUp(socket);
+  await settled(world, ...rooms);
+  await world.run(world.now_ms + 1000);
+  for (const room of rooms) assert.deepEqual(shownBy(room), stateOf(world.server));
+  for (const [key, timestamp] of written) {
+    const { timestamp: held } = world.server.state.get(key);
+    assert(held >= timestamp, `an edit of ${key} is lost: ${timestamp} against ${held}`);
+  }
+  return echoes_count;
+}
+
+cases['random stories of three clients in trouble'] = async () => {
+  const seeds = process.env.SEED === undefined ? Array.from({ length: SEEDS_COUNT }, (_, i) => i) : [Number(process.env.SEED)];
+  let echoes_count = 0;
+  for (const seed of seeds) {
+    try {
+      echoes_count += await story(seed);
+    } catch (error) {
+      error.message = `SEED=${seed}: ${error.message}`;
+      throw error;
+    }
+  }
+  assert(echoes_count > 0);
+};
+
+process.exitCode = 1;
+let failed_count = 0;
+for (const [what, run] of Object.entries(cases)) {
+  try {
+    await run();
+    console.log(`ok - client module: ${what}`);
+  } catch (error) {
+    failed_count += 1;
+    console.log(`not ok - client module: ${what}: ${error.message.split('\n').slice(0, 30).join(' ')}`);
+    if (process.env.SEED) console.log(error.stack);
+  }
+}
+process.exitCode = failed_count === 0 ? 0 : 1;

@@ -1,0 +1,321 @@
+// The console that the server serves, in headless Chromium: two pages side by side, each in a context of its own, as two users
+// would have it. A third page, of another origin, uses the client module alone.
+'use strict';
+
+const assert = require('node:assert/strict');
+const fs = require('node:fs');
+const http = require('node:http');
+const { chromium } = require('playwright-core');
+const { QUIET } = require('./browser.js');
+const { play, within } = require('./story.js');
+
+const WAIT_MS = 20_000;
+const POLL_MS = 20;
+const PAGE_BYTES_MAX = 60_000;
+const DESKTOP = { width: 1280, height: 800 };
+const PHONE = { width: 390, height: 844 };
+const HOUR_MS = 3_600_000;
+// Chromium tells these by itself, whatever a page does: the server was away, or refused a token.
+const NETWORK = /^Failed to load resource: (net::ERR_(CONNECTION_REFUSED|CONNECTION_RESET|EMPTY_RESPONSE|INTERNET_DISCONNECTED)|the server responded with a status of 401 )/;
+
+// The row of a key, as a user sees it.
+const readRow = (page, key) => page.evaluate((wanted) => {
+  const row = [...document.querySelectorAll('#rows tr')].find((other) => other.children[0].textContent === wanted);
+  return row && { value: row.children[1].textContent, by: row.children[3].textContent };
+}, key);
+
+const readState = (page) => page.locator('#states [aria-current]').textContent();
+
+async function until(what, read, wanted) {
+  const end_ms = Date.now() + WAIT_MS;
+  for (;;) {
+    const got = await read();
+    try {
+      return assert.deepEqual(got, wanted);
+    } catch {
+      if (Date.now() > end_ms) throw new Error(`${what}: ${JSON.stringify(got)}, not ${JSON.stringify(wanted)}`);
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    }
+  }
+}
+
+const untilRow = (page, key, value, by) => until(`the row of ${key}`, () => readRow(page, key), { value, by });
+const untilState = (page, state) => until('the state', () => readState(page), state);
+
+async function add(page, key, value) {
+  await page.fill('#key', key);
+  await page.fill('#value', value);
+  await page.press('#value', 'Enter');
+}
+
+// A page with a clock of its own; what its console says and what its policy stops is kept.
+async function open(browser, url, said, { ahead_ms = 0, ...options } = {}) {
+  const context = await browser.newContext({ viewport: DESKTOP, colorScheme: 'light', reducedMotion: 'reduce', ...options });
+  await context.addInitScript((ahead) => {
+    const now = Date.now.bind(Date);
+    Date.now = () => now() + ahead;
+    addEventListener('securitypolicyviolation', (event) => console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`));
+  }, ahead_ms);
+  const page = await context.newPage();
+  page.on('console', (message) => said.push(message.text()));
+  page.on('pageerror', (error) => said.push(error.stack));
+  await page.goto(url);
+  return page;
+}
+
+// WCAG 2.2, 1.4.3: the contrast of each text that is shown with what is behind it.
+const readContrasts = (page) => page.evaluate(() => {
+  const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  const channels = (color) => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = color;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const luminance = (color) => channels(color).slice(0, 3)
+    .map((c) => c / 255)
+    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const backgroundOf = (element) => {
+    const color = getComputedStyle(element).backgroundColor;
+    return channels(color)[3] > 0 || !element.parentElement ? color : backgroundOf(element.parentElement);
+  };
+  const shown = [...document.body.querySelectorAll('*')].filter((element) => element.checkVisibility()
+    && (element.tagName === 'INPUT' || [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim() !== '')));
+  return shown.map((element) => {
+    const [text, behind] = [luminance(getComputedStyle(element).color), luminance(backgroundOf(element))];
+    const contrast = (Math.max(text, behind) + 0.05) / (Math.min(text, behind) + 0.05);
+    return { what: `${element.tagName}.${element.className} ${element.textContent.slice(0, 20)}`, contrast };
+  });
+});
+
+async function expectReadable(page) {
+  const contrasts = await readContrasts(page);
+  assert(contrasts.length > 20, 'no text found');
+  assert.deepEqual(contrasts.filter(({ contrast }) => contrast < 4.5), []);
+}
+
+async function steps(step, server, browser) {
+  const said = [];
+  const secrets = [];
+  let a, b, home;
+  const get = async (path, token) => (await fetch(home + path, { headers: { Authorization: `Bearer ${token}` } })).json();
+
+  await step('the server starts', async () => {
+    await server.start();
+    home = `http://127.0.0.1:${server.port}`;
+    secrets.push((await get('/console/session.json')).token);
+    assert.match(secrets[0], /^[\w-]+\.[\w-]+\.[\w-]+$/);
+  });
+
+  await step(`all files of the page together are under ${PAGE_BYTES_MAX} bytes, and all come from the server`, async () => {
+    const context = await browser.newContext();
+    const page = await context.newPage();
+    const loaded = [];
+    page.on('response', (response) => loaded.push(response));
+    await page.goto(home, { waitUntil: 'networkidle' }).catch(() => {});
+    const files = loaded.filter((response) => !response.url().startsWith('data:') && response.request().method() === 'GET');
+    const sizes = await Promise.all(files.map(async (response) => (await response.body()).length));
+    const bytes = sizes.reduce((sum, size) => sum + size, 0);
+    assert.deepEqual(new Set(files.map((response) => new URL(response.url()).origin)), new Set([home]));
+    assert(files.length >= 4 && bytes < PAGE_BYTES_MAX, `${files.length} files of ${bytes} bytes`);
+    assert.match(await files[0].headerValue('content-security-policy'), /^default-src 'none'; (?!.*unsafe)/);
+    await context.close();
+  });
+
+  await step('with --dev it connects by itself', async () => {
+    a = await open(browser, home, said);
+    // The clock of this one is an hour ahead.
+    b = await open(browser, home, said, { ahead_ms: HOUR_MS });
+    for (const page of [a, b]) {
+      await untilState(page, 'Synced');
+      assert.equal(await page.locator('#empty').isVisible(), true);
+    }
+  });
+
+  await step("A's new key reaches B", async () => {
+    await add(a, 'title', 'Plans');
+    await untilRow(a, 'title', '"Plans"', 'you');
+    await untilRow(b, 'title', '"Plans"', 'other');
+  });
+
+  await step("B edits it in its place, with the keyboard alone, and A follows", async () => {
+    await b.getByRole('button', { name: 'Edit title' }).focus();
+    await b.keyboard.press('Enter');
+    await b.keyboard.type('{"n":[1,null]}');
+    await b.keyboard.press('Enter');
+    await untilRow(b, 'title', '{"n":[1,null]}', 'you');
+    await untilRow(a, 'title', '{"n":[1,null]}', 'other');
+    assert.equal(await b.evaluate(() => document.activeElement.getAttribute('aria-label')), 'Edit title');
+  });
+
+  await step('Escape leaves a value as it is', async () => {
+    await a.getByRole('button', { name: 'Edit title' }).click();
+    await a.keyboard.type('never');
+    await a.keyboard.press('Escape');
+    await add(a, 'after', '1');
+    await untilRow(b, 'after', '1', 'other');
+    assert.equal((await readRow(b, 'title')).value, '{"n":[1,null]}');
+  });
+
+  await step("an edit of what was seen wins, though its writer's clock is an hour behind", async () => {
+    await a.getByRole('button', { name: 'Edit title' }).click();
+    await a.keyboard.type('"mine"');
+    await a.keyboard.press('Enter');
+    await untilRow(b, 'title', '"mine"', 'other');
+  });
+
+  await step('markup in keys and values stays text', async () => {
+    const markup = '<img src=x onerror="document.title=1"><b>';
+    await add(a, markup, markup);
+    await untilRow(b, markup, JSON.stringify(markup), 'other');
+    for (const page of [a, b]) assert.equal(await page.locator('img, #rows b, #events b').count(), 0);
+  });
+
+  await step('the round trip and the figures are shown', async () => {
+    await until('the round trip', async () => /^[\d.]+ (µs|ms|s)$/.test(await a.textContent('#round-trip')), true);
+    await until('lines of two shards', () => a.locator('#plots polyline').count(), 10);
+    // The request for the figures is a connection of its own.
+    await until('connections', async () => ['2', '3', '4'].includes(await a.textContent('[data-plot=connections] output')), true);
+  });
+
+  await step('killed with SIGKILL: both pages say so, and let their users write on', async () => {
+    await server.kill();
+    for (const page of [a, b]) await untilState(page, 'Disconnected');
+    await add(a, 'from a', '1');
+    await add(b, 'from b', '2');
+    await add(a, 'both', 'of a');
+    await add(b, 'both', 'of b');
+    await untilRow(a, 'both', '"of a"', 'you');
+    await untilRow(b, 'both', '"of b"', 'you');
+    await until('what A is told', async () => /the next try comes in .* [2-9] edits wait/.test(await a.textContent('#told')), true);
+  });
+
+  await step('started again on the same port and data: what B wrote meanwhile arrives', async () => {
+    await a.context().setOffline(true);
+    await server.start();
+    await until('the state on the server', async () => (await get('/v1/workspaces/demo', secrets[0])).data.both, 'of b');
+  });
+
+  await step("A comes back: its edits arrive, and the one that loses is corrected and told", async () => {
+    await a.context().setOffline(false);
+    for (const page of [a, b]) {
+      await untilState(page, 'Synced');
+      await until('the row of both', async () => (await readRow(page, 'both')).value, '"of b"');
+    }
+    await untilRow(b, 'from a', '1', 'other');
+    await untilRow(a, 'from b', '2', 'before');
+    // An init does not tell it: the page has asked.
+    await until('when it was written', () => a.locator('#rows tr', { hasText: 'from b' }).locator('td').nth(1).textContent().then((text) => /^\d/.test(text)), true);
+    const told = (page) => page.locator('#events li', { hasText: 'both = ' }).first().textContent();
+    await until('what A is told', async () => /both = "of b" won over yours: "of a" \(newer by \d/.test(await told(a)), true);
+    assert.match(await told(b), /you.*both = "of b"$/);
+  });
+
+  await step('both pages show what the server has', async () => {
+    const { data } = await get('/v1/workspaces/demo', secrets[0]);
+    const wanted = Object.entries(data).map(([key, value]) => [key, JSON.stringify(value)]).sort();
+    for (const page of [a, b]) {
+      const rows = await page.evaluate(() => [...document.querySelectorAll('#rows tr')].map((row) => [row.children[0].textContent, row.children[1].textContent]));
+      assert.deepEqual(rows.sort(), wanted);
+    }
+  });
+
+  await step('on a phone nothing is wider than the screen, and what is pressed is large enough', async () => {
+    const phone = await open(browser, home, said, { viewport: PHONE, hasTouch: true, isMobile: true, colorScheme: 'dark' });
+    await untilState(phone, 'Synced');
+    await until('rows', async () => (await phone.locator('#rows tr').count()) > 3, true);
+    assert.equal(await phone.evaluate(() => document.documentElement.scrollWidth), PHONE.width);
+    const heights = await phone.evaluate(() => [...document.querySelectorAll('button')].map((button) => button.getBoundingClientRect().height));
+    assert(heights.every((height) => height >= 32), `${heights}`);
+    await phone.context().close();
+  });
+
+  await step('light and dark: every text can be read', async () => {
+    const grounds = [];
+    for (const colorScheme of ['light', 'dark']) {
+      await a.emulateMedia({ colorScheme });
+      await expectReadable(a);
+      grounds.push(await a.evaluate(() => getComputedStyle(document.body).backgroundColor));
+    }
+    assert.notEqual(grounds[0], grounds[1]);
+  });
+
+  await step('the keyboard reaches everything, sees where it is, and each field has a name', async () => {
+    const wanted = new Set(await a.evaluate(() => [...document.querySelectorAll('a, button, input, summary')].map((element) => element.id || element.textContent)));
+    await a.evaluate(() => document.activeElement.blur());
+    // Twice around, since nothing says where the first Tab begins.
+    for (let presses = 2 * wanted.size + 10; presses > 0; presses -= 1) {
+      await a.keyboard.press('Tab');
+      const [name, outline] = await a.evaluate(() => {
+        const element = document.activeElement;
+        return [element.id || element.textContent, getComputedStyle(element).outlineStyle];
+      });
+      if (wanted.delete(name)) assert.equal(outline, 'solid', name);
+    }
+    assert.deepEqual([...wanted], []);
+    const names = await a.evaluate(() => [...document.querySelectorAll('input')].map((input) => input.ariaLabel ?? [...input.labels].map((label) => label.textContent.trim()).join()));
+    assert(names.length >= 4 && !names.includes(''), `${names}`);
+  });
+
+  await step('a token that is refused: told, and not tried again', async () => {
+    const wrong = `${secrets[0].slice(0, -6)}AAAAAA`;
+    secrets.push(wrong);
+    await b.click('#toggle');
+    await untilState(b, 'Disconnected');
+    await b.fill('#token', wrong);
+    await b.click('#toggle');
+    await untilState(b, 'Error');
+    assert.equal(await b.textContent('#told'), 'Unauthorized');
+    assert.equal(await b.textContent('#toggle'), 'Connect');
+  });
+
+  await step('a page of another origin uses the module', async () => {
+    const html = `<!doctype html><title>other</title><script type="module">
+      import { connect } from "${home}/client.mjs";
+      window.room = connect({ workspace: "demo", token: ${JSON.stringify(secrets[0])} });
+    </script>`;
+    const pages = http.createServer((_, response) => response.setHeader('Content-Type', 'text/html').end(html));
+    await new Promise((resolve) => pages.listen(0, '127.0.0.1', resolve));
+    try {
+      const page = await open(browser, `http://127.0.0.1:${pages.address().port}/`, []);
+      await until('the room', () => page.evaluate(() => window.room?.state), 'Synced');
+      assert.equal(await page.evaluate(() => window.room.get('both')), 'of b');
+      await page.evaluate(() => { window.room.set('from afar', true); });
+      await untilRow(a, 'from afar', 'true', 'other');
+      await page.context().close();
+    } finally {
+      pages.close();
+    }
+  });
+
+  await step('no token stands in an address, a title, the history, the storage, a log', async () => {
+    const places = [fs.readFileSync(server.log_path, 'utf8'), ...said];
+    for (const page of [a, b]) {
+      places.push(page.url(), await page.title(), await page.content());
+      places.push(await page.evaluate(() => JSON.stringify([history.state, { ...localStorage }, { ...sessionStorage }, document.cookie])));
+      const session = await page.context().newCDPSession(page);
+      places.push(JSON.stringify(await session.send('Page.getNavigationHistory')));
+      places.push(await page.evaluate(() => JSON.stringify(performance.getEntries().map(({ name }) => name))));
+    }
+    for (const secret of secrets) assert(places.every((place) => !place.includes(secret)));
+    assert(places[0].includes('listening'), 'the log is empty');
+  });
+
+  await step('the console has told nothing but that the server was away, or refused a token', () => {
+    assert.deepEqual(said.filter((text) => !NETWORK.test(text)), []);
+    assert(said.some((text) => text.includes('401')), 'nothing is heard of the console');
+  });
+}
+
+async function main() {
+  const [, executablePath] = process.argv.slice(2);
+  const browser = await chromium.launch({ executablePath, args: QUIET });
+  try {
+    await play('console', ['--dev'], (step, server) => steps((what, body) => step(what, () => within(60_000, what, Promise.resolve().then(body))), server, browser));
+  } finally {
+    await browser.close();
+  }
+}
+
+main();

@@ -1,0 +1,334 @@
+//! What is served without a WebSocket: the state and the presence of a workspace, to pages of other origins too; the
+//! console and the client module.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::client::{Client, Op};
+use support::raw::{Answer, Raw};
+use support::server::{Server, Setup};
+use support::{eventually, stamp, token};
+
+/// A request with these header lines, each ending in CRLF.
+async fn ask(server: &Server, line: &str, headers: &str) -> Answer {
+    let mut socket = Raw::connect(server.addr()).await;
+    let head = format!("{line} HTTP/1.1\r\nHost: test\r\n{headers}\r\n");
+    socket.send(head.as_bytes()).await;
+    socket.answer().await
+}
+
+fn bearer() -> String {
+    format!("Authorization: Bearer {}\r\n", token::valid())
+}
+
+// ---- the state ----
+
+#[tokio::test]
+async fn the_state_is_told_as_json_with_the_values_as_they_were_written() {
+    let server = Server::start().await;
+    let mut writer = Client::connect(&server, "a/b c").await;
+    let mut reader = Client::connect(&server, "a/b c").await;
+    let ops = [
+        Op::new("k", json!({"n": 1}), stamp()),
+        Op::new("\"quoted\"\n", json!(null), stamp()),
+    ];
+    for op in &ops {
+        writer.send_op(op).await;
+        reader.expect_op(op).await;
+    }
+    let spelled = writer.write_spelled("spelled", "1.0").await;
+    reader.next_op().await;
+    let answer = ask(&server, "GET /v1/workspaces/a%2Fb%20c", &bearer()).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    assert!(answer.body.contains(r#""spelled":1.0"#), "{}", answer.body);
+    assert_eq!(
+        answer.json(),
+        json!({
+            "data": {"k": {"n": 1}, "\"quoted\"\n": null, "spelled": 1.0},
+            "timestamps": {"k": ops[0].timestamp, "\"quoted\"\n": ops[1].timestamp, "spelled": spelled},
+            "seq": 3,
+            "connections": 2,
+        })
+    );
+    let query = format!("GET /v1/workspaces/a%2Fb%20c?token={}", token::valid());
+    assert_eq!(ask(&server, &query, "").await.json(), answer.json());
+}
+
+#[tokio::test]
+async fn a_workspace_that_was_never_seen_is_empty() {
+    let server = Server::start().await;
+    let answer = ask(&server, "GET /v1/workspaces/new", &bearer()).await;
+    assert_eq!(
+        answer.json(),
+        json!({"data": {}, "timestamps": {}, "seq": 0, "connections": 0})
+    );
+    assert_eq!(
+        ask(&server, "GET /v1/presence/new", &bearer()).await.json(),
+        json!([])
+    );
+}
+
+#[tokio::test]
+async fn the_state_that_the_client_has_is_not_sent_again() {
+    let server = Setup::new().shards(3).start().await;
+    let mut writer = Client::connect(&server, "room").await;
+    let mut reader = Client::connect(&server, "room").await;
+    for is_first in [true, false] {
+        let op = writer.write("k", json!(is_first)).await;
+        reader.expect_op(&op).await;
+        let first = ask(&server, "GET /v1/workspaces/room", &bearer()).await;
+        let tag = first.header("etag").expect("an entity tag").to_owned();
+        for (tags, status) in [
+            (tag.as_str(), 304),
+            (&format!("\"x\", {tag}"), 304),
+            ("*", 304),
+            ("W/\"0\"", 200),
+        ] {
+            let headers = format!("{}If-None-Match: {tags}\r\n", bearer());
+            let answer = ask(&server, "GET /v1/workspaces/room", &headers).await;
+            assert_eq!(answer.status, status, "{tags}");
+            assert_eq!(answer.header("etag"), Some(tag.as_str()));
+            assert_eq!(answer.body.is_empty(), status == 304, "{tags}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_large_state_comes_whole() {
+    let server = Server::start().await;
+    let mut writer = Client::connect(&server, "room").await;
+    let mut reader = Client::connect(&server, "room").await;
+    let value = json!("x".repeat(500_000));
+    for number in 0..6 {
+        let op = writer.write(&format!("k{number}"), value.clone()).await;
+        reader.expect_op(&op).await;
+    }
+    let answer = ask(&server, "GET /v1/workspaces/room", &bearer()).await;
+    assert_eq!(answer.json()["data"]["k5"], value);
+    assert_eq!(
+        answer.json()["data"].as_object().map(serde_json::Map::len),
+        Some(6)
+    );
+}
+
+#[tokio::test]
+async fn without_a_good_token_nothing_is_told() {
+    let server = Server::start().await;
+    for path in ["/v1/workspaces/room", "/v1/presence/room"] {
+        for headers in ["", "Authorization: Bearer x.y.z\r\n"] {
+            let answer = ask(&server, &format!("GET {path}"), headers).await;
+            assert_eq!(answer.status, 401);
+            assert_eq!(answer.json()["error"], "Unauthorized");
+            assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
+        }
+        for (line, status) in [
+            (format!("POST {path}"), 405),
+            (format!("GET {path}/x"), 404),
+            (format!("GET {path}%00"), 400),
+        ] {
+            assert_eq!(
+                ask(&server, &line, &bearer()).await.status,
+                status,
+                "{line}"
+            );
+        }
+    }
+}
+
+// ---- presence ----
+
+#[tokio::test]
+async fn presence_is_who_says_to_be_there_once_each() {
+    let server = Setup::new().shards(2).start().await;
+    let path = |user: &str| format!("{}&userId={user}", Server::sync_path("room"));
+    let mut clients = Vec::new();
+    for user in ["ben", "%C3%84nn%20%3Cb%3E", "ben", "", "%0A"] {
+        clients.push(Client::connect_path(&server, &path(user)).await);
+    }
+    clients.push(Client::connect(&server, "room").await);
+    let _elsewhere = Client::connect_path(
+        &server,
+        &format!("{}&userId=carl", Server::sync_path("other")),
+    )
+    .await;
+    let online = |names: &[&str]| -> Value {
+        let entry = |name: &&str| json!({"userId": name, "status": "online"});
+        names.iter().map(entry).collect()
+    };
+    let answer = ask(&server, "GET /v1/presence/room", &bearer()).await;
+    assert_eq!(answer.json(), online(&["ben", "Änn <b>"]));
+    clients.remove(0).close().await;
+    clients.remove(0).close().await;
+    eventually("those who left to be gone", async || {
+        let answer = ask(&server, "GET /v1/presence/room", &bearer()).await;
+        (answer.json() == online(&["ben"])).then_some(())
+    })
+    .await;
+}
+
+// ---- origins ----
+
+#[tokio::test]
+async fn pages_of_every_origin_may_read_where_none_is_named() {
+    let server = Server::start().await;
+    for path in ["/v1/workspaces/room", "/v1/presence/room", "/client.mjs"] {
+        let origin = "Origin: https://app.example\r\n";
+        let headers = format!("{}{origin}", bearer());
+        let answer = ask(&server, &format!("GET {path}"), &headers).await;
+        assert_eq!(answer.status, 200, "{path}");
+        assert_eq!(
+            answer.header("access-control-allow-origin"),
+            Some("*"),
+            "{path}"
+        );
+        let preflight = ask(&server, &format!("OPTIONS {path}"), origin).await;
+        assert_eq!((preflight.status, preflight.body.as_str()), (204, ""));
+        assert_eq!(preflight.header("access-control-allow-origin"), Some("*"));
+        assert_eq!(
+            preflight.header("access-control-allow-headers"),
+            Some("Authorization, If-None-Match")
+        );
+    }
+}
+
+#[tokio::test]
+async fn only_pages_of_named_origins_may_connect_and_read() {
+    let origins = "https://app.example,http://localhost:3000";
+    let server = Server::start_with(&["--allow-origin", origins]).await;
+    for (origin, is_allowed) in [
+        ("https://app.example", true),
+        ("http://localhost:3000", true),
+        ("https://app.example.evil", false),
+        ("http://app.example", false),
+        ("null", false),
+    ] {
+        let field = format!("Origin: {origin}\r\n");
+        let mut socket = Raw::connect(server.addr()).await;
+        let answer = socket.handshake(&Server::sync_path("room"), &field).await;
+        assert_eq!(
+            answer.status,
+            if is_allowed { 101 } else { 403 },
+            "{origin}"
+        );
+        for line in ["GET /v1/workspaces/room", "OPTIONS /v1/workspaces/room"] {
+            let answer = ask(&server, line, &format!("{}{field}", bearer())).await;
+            assert_eq!(
+                answer.header("access-control-allow-origin"),
+                is_allowed.then_some(origin),
+                "{origin}"
+            );
+            assert_eq!(answer.header("vary"), Some("Origin"));
+        }
+    }
+    // What is no browser has no origin.
+    assert_eq!(
+        server.handshake(&Server::sync_path("room")).await.status,
+        101
+    );
+}
+
+#[tokio::test]
+async fn an_origin_that_is_none_is_refused_at_the_start() {
+    let outcome = Setup::new()
+        .args(&["--allow-origin", "https://app.example/"])
+        .run()
+        .await;
+    assert_eq!(outcome.code, Some(2));
+    assert!(
+        outcome
+            .stderr
+            .contains("it takes an origin as browsers send it"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+// ---- pages ----
+
+#[tokio::test]
+async fn the_console_is_there_where_it_is_asked_for() {
+    let pages = [
+        ("/", "text/html; charset=utf-8"),
+        ("/console.css", "text/css; charset=utf-8"),
+        ("/console.mjs", "text/javascript; charset=utf-8"),
+        ("/console/session.json", "application/json"),
+        ("/console/stats.json", "application/json"),
+    ];
+    let (with, without) = (
+        Server::start_with(&["--console"]).await,
+        Server::start().await,
+    );
+    for (path, content_type) in pages {
+        let answer = with.get(path).await;
+        assert_eq!(answer.status, 200, "{path}");
+        assert_eq!(answer.header("content-type"), Some(content_type), "{path}");
+        let policy = answer.header("content-security-policy").unwrap_or_default();
+        assert!(policy.starts_with("default-src 'none';"), "{policy}");
+        assert!(!policy.contains("unsafe"), "{policy}");
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
+        assert_eq!(answer.header("access-control-allow-origin"), None, "{path}");
+        assert_eq!(without.get(path).await.status, 404, "{path}");
+    }
+    let session = with.get("/console/session.json").await.json();
+    assert_eq!(session, json!({"workspace": "demo"}));
+    for server in [&with, &without] {
+        let module = server.get("/client.mjs").await;
+        assert_eq!(
+            module.header("content-type"),
+            Some("text/javascript; charset=utf-8")
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_tried_out_gives_its_token_to_its_own_machine_alone() {
+    let server = Setup::new().args(&["--dev"]).start().await;
+    for (host, is_given) in [
+        ("localhost", true),
+        ("127.0.0.1:8080", true),
+        ("[::1]:80", true),
+        ("rebound.example", false),
+        ("localhost.example", false),
+    ] {
+        let mut socket = Raw::connect(server.addr()).await;
+        let head = format!("GET /console/session.json HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        socket.send(head.as_bytes()).await;
+        let session = socket.answer().await.json();
+        let given = session["token"].as_str().map(str::to_owned);
+        assert_eq!(given.is_some(), is_given, "{host}");
+        if let Some(token) = given {
+            let path = format!("/v1/sync/demo?token={token}");
+            assert_eq!(server.handshake(&path).await.status, 101);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_figures_are_those_of_what_happened() {
+    let server = Setup::new().shards(2).args(&["--console"]).start().await;
+    let mut writer = Client::connect(&server, "room").await;
+    let mut reader = Client::connect(&server, "room").await;
+    for _ in 0..5 {
+        let op = writer.write("k", json!(1)).await;
+        reader.expect_op(&op).await;
+    }
+    eventually("the figures to be told", async || {
+        let stats = server.get("/console/stats.json").await.json();
+        let shards = stats["shards"].as_array().expect("a list of shards");
+        let sum = |name: &str| {
+            shards
+                .iter()
+                .filter_map(|shard| shard[name].as_u64())
+                .sum::<u64>()
+        };
+        assert_eq!(shards.len(), 2);
+        // The connection that asks counts too.
+        let is_told = (sum("ops"), sum("deliveries"), sum("workspaces")) == (5, 5, 1)
+            && sum("connections") >= 2
+            && sum("sync_count") >= 5
+            && sum("sync_us_p50") > 0;
+        is_told.then_some(())
+    })
+    .await;
+}
