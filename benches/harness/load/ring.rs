@@ -12,7 +12,7 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
@@ -23,6 +23,8 @@ const COMPLETIONS: u32 = 16 * 1024;
 const BUFFERS: u16 = 128;
 const BUFFER_BYTES: usize = 16 * 1024;
 const GROUP: u16 = 0;
+/// So long all operations may take to end when the ring does.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What happened at a socket.
 pub enum Event<'a> {
@@ -253,14 +255,11 @@ impl Drop for Ring {
             // It fails where the peer was first.
             let _ = socket.stream.shutdown(Shutdown::Both);
         }
-        for _ in 0..100 {
-            if self.in_flight == 0 {
-                break;
-            }
-            if self
-                .turn(Duration::from_millis(50), &mut |_, _| {})
-                .is_err()
-            {
+        // A kernel may end no more than twenty operations at a time (IO_LOCAL_TW_DEFAULT_MAX).
+        let until = Instant::now() + PATIENCE;
+        while self.in_flight > 0 && Instant::now() < until {
+            let turned = self.turn(Duration::from_millis(50), &mut |_, _| {});
+            if turned.is_err() {
                 break;
             }
         }
