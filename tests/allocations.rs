@@ -263,7 +263,7 @@ fn bursts() {
     check(Load {
         members: 4,
         writers: 2,
-        ops: 60,
+        ops: 30,
         ..PLAIN
     });
 }
@@ -301,7 +301,7 @@ fn slow_clients_are_conflated() {
             members: 5,
             writers,
             slow: 2,
-            ops: 50,
+            ops: 30,
             ..PLAIN
         });
     }

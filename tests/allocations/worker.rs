@@ -22,8 +22,8 @@ use etherply::log::recovery::Report;
 use crate::house::{Told, config, head, put_op};
 
 /// Stretches of the load, of which each is like the one before.
-pub const WINDOWS: u64 = 20;
-const ROUNDS: u64 = 40;
+pub const WINDOWS: u64 = 10;
+const ROUNDS: u64 = 25;
 const CLIENTS: usize = 4;
 const WRITERS: usize = 2;
 /// In a round, of each writer.
