@@ -25,15 +25,16 @@ const SHAPE: Shape = Shape {
     receivers: 9,
     pace: Pace::Open { ops_per_s: 2000 },
 };
-/// The first and the last of so many parts are compared.
+/// The latency of the first and of the last of so many parts are compared, and the memory after the third and after the last:
+/// until then the server takes what it then keeps, and drops who reads nothing.
 const PARTS: u32 = 10;
 const STALLED: u32 = 10;
-/// Shorter parts are not compared by their memory: who reads nothing has the server keep what was said, until it is dropped after 60 s.
+/// Shorter parts are not compared by their memory.
 const SETTLED_S: f64 = 25.0;
 /// Between two clients that come and go.
 const PAUSE: Duration = Duration::from_millis(20);
 
-const RESIDENT_FIRST: Figure = megabytes("resident_mb_first", "resident after the first part");
+const RESIDENT_FIRST: Figure = megabytes("resident_mb_first", "resident after 3 of 10 parts");
 const RESIDENT_LAST: Figure = megabytes("resident_mb_last", "resident after the last");
 const P99_FIRST: Figure = Figure {
     id: "p99_us_first",
@@ -75,7 +76,7 @@ impl Scenario for Soak {
     }
 
     fn about(&self) -> &'static str {
-        "mixed load for minutes (--soak-minutes): memory and latency of the first tenth and of the last"
+        "mixed load for minutes (--soak-minutes): do memory and latency stay as they are?"
     }
 
     fn figures(&self) -> &'static [Figure] {
@@ -182,7 +183,8 @@ fn numbers_of(
     guests: u32,
     server: &Server,
 ) -> Result<Numbers, String> {
-    let ([first, .., last], [_, resident_first, .., resident_last]) = (outcomes, resident_bytes)
+    let ([first, .., last], [_, _, _, resident_first, .., resident_last]) =
+        (outcomes, resident_bytes)
     else {
         return Err(server.blamed("too few parts to compare"));
     };
