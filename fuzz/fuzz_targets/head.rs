@@ -2,8 +2,10 @@
 //! stands for 4 KiB of `a`, so that short inputs reach the limit of the head.
 #![no_main]
 
-use etherply::limits::{HEAD_BYTES_MAX, WORKSPACE_ID_BYTES_MAX};
-use etherply::wire::upgrade::{Answer, Request, SyncRequest, parse_head, switching_protocols};
+use etherply::limits::{HEAD_BYTES_MAX, USER_ID_BYTES_MAX, WORKSPACE_ID_BYTES_MAX};
+use etherply::wire::upgrade::{
+    Answer, LookRequest, Request, SyncRequest, parse_head, switching_protocols,
+};
 use etherply_fuzz::Script;
 use libfuzzer_sys::fuzz_target;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -44,8 +46,10 @@ fuzz_target!(|input: &[u8]| {
                 Ok(None),
                 "a head ends once"
             );
-            if let Request::Sync(request) = request {
-                check_request(request);
+            match request {
+                Request::Sync(request) => check_request(request),
+                Request::Look(request) => check_look(request),
+                _ => {}
             }
         }
         Ok(None) => {}
@@ -70,17 +74,25 @@ fn check_request(request: &SyncRequest) {
     let SyncRequest {
         workspace,
         token,
+        user,
+        origin,
         accept_key,
     } = request;
-    assert!((1..=WORKSPACE_ID_BYTES_MAX).contains(&workspace.len()));
-    assert!(!workspace.contains(char::is_control));
-    assert!(token.as_ref().is_none_or(|token| !token.is_empty()));
+    check_names(workspace, token.as_deref());
+    assert!(user.as_ref().is_none_or(|user| {
+        (1..=USER_ID_BYTES_MAX).contains(&user.len()) && !user.contains(char::is_control)
+    }));
     let plain = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+    let origin = origin
+        .as_ref()
+        .map(|origin| format!("Origin: {origin}\r\n"));
     let head = format!(
-        "GET /v1/sync/{}?token={} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        "GET /v1/sync/{}?token={}&userId={} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         {}Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
         plain(workspace),
         plain(token.as_deref().unwrap_or_default()),
+        plain(user.as_deref().unwrap_or_default()),
+        origin.unwrap_or_default(),
     );
     if head.len() <= HEAD_BYTES_MAX {
         let accept_key_of_sample = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".to_owned();
@@ -96,6 +108,22 @@ fn check_request(request: &SyncRequest) {
     let mut answer = Vec::new();
     switching_protocols(accept_key, &mut answer);
     check_http(&answer, 101);
+}
+
+fn check_names(workspace: &str, token: Option<&str>) {
+    assert!((1..=WORKSPACE_ID_BYTES_MAX).contains(&workspace.len()));
+    assert!(!workspace.contains(char::is_control));
+    assert!(token.is_none_or(|token| !token.is_empty()));
+}
+
+/// A look keeps what is promised of it, and does not tell its token.
+fn check_look(request: &LookRequest) {
+    check_names(&request.workspace, request.token.as_deref());
+    let hidden = LookRequest {
+        token: request.token.as_ref().map(|_| "x".to_owned()),
+        ..request.clone()
+    };
+    assert_eq!(format!("{request:?}"), format!("{hidden:?}"));
 }
 
 /// An answer is whole HTTP, and one of those that protocol.md has for a head.
