@@ -94,6 +94,32 @@ pub(super) struct Answer {
     pub gate: u64,
 }
 
+/// Where a client stands that fell out of the window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Behind {
+    /// All ops up to this seq reached it.
+    pub since: u64,
+    /// The slot of the entry with that seq, where it is known.
+    pub hint: Option<u32>,
+}
+
+/// What sets a client apart from the others of its workspace.
+#[derive(Default)]
+pub(super) struct Apart {
+    pub answers: VecDeque<Answer>,
+    pub answer_bytes: usize,
+    /// Stretches behind the cursor that are the client's own ops, which it is not sent.
+    pub own: Vec<(u64, u64)>,
+    pub behind: Option<Behind>,
+}
+
+impl Apart {
+    /// Nothing sets it apart any more.
+    pub fn is_over(&self) -> bool {
+        self.answers.is_empty() && self.own.is_empty() && self.behind.is_none()
+    }
+}
+
 /// A list that can be emptied and filled again in the memory that it has.
 pub(super) trait List: Default {
     fn clear(&mut self);
@@ -135,6 +161,20 @@ impl List for Spans {
     }
 }
 
+impl List for Box<Apart> {
+    fn clear(&mut self) {
+        self.answers.clear();
+        self.answer_bytes = 0;
+        self.own.clear();
+        self.behind = None;
+    }
+
+    fn bytes(&self) -> usize {
+        let Apart { answers, own, .. } = &**self;
+        size_of::<Apart>() + List::bytes(answers) + List::bytes(own)
+    }
+}
+
 /// Lists that wait for their next use.
 #[derive(Default)]
 pub(super) struct Lists<L> {
@@ -145,7 +185,9 @@ pub(super) struct Lists<L> {
 impl<L: List> Lists<L> {
     /// An empty list, which has memory if there is any to be had.
     pub fn take(&mut self) -> L {
-        let list = self.free.pop().unwrap_or_default();
+        let Some(list) = self.free.pop() else {
+            return L::default();
+        };
         self.free_bytes -= list.bytes();
         list
     }
@@ -184,7 +226,7 @@ pub struct ChunkPool {
     free_bytes: usize,
     spans: Lists<Spans>,
     pub(super) frames: Lists<VecDeque<Frame>>,
-    pub(super) answers: Lists<VecDeque<Answer>>,
+    pub(super) aparts: Lists<Box<Apart>>,
     /// Of bytes that came in and are no whole frame yet.
     pub(super) unparsed: Lists<Vec<u8>>,
 }
@@ -197,7 +239,7 @@ impl Default for ChunkPool {
             free_bytes: 0,
             spans: Lists::default(),
             frames: Lists::default(),
-            answers: Lists::default(),
+            aparts: Lists::default(),
             unparsed: Lists::default(),
         }
     }

@@ -97,7 +97,7 @@ pub enum Output {
     /// Nothing is in flight: close the descriptor and forget the session.
     Close(SessionId),
     /// Move the connection to the shard that owns its workspace, and forget the session here.
-    Handoff(SessionId, u32, Ticket),
+    Handoff(SessionId, u32, Box<Ticket>),
     /// Make a page, and bring it back at once as [`Input::Page`].
     Page(SessionId, Page),
     /// Write `bytes[from..]` at `offset` of the open segment.

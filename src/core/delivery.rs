@@ -169,7 +169,9 @@ impl Shard {
             }
         });
         if more {
-            session.outbox.fall_behind(Behind { since, hint });
+            session
+                .outbox
+                .fall_behind(Behind { since, hint }, &mut self.pool);
         } else {
             session.outbox.follow(room.window.end());
         }
@@ -191,7 +193,8 @@ impl Shard {
         let session = &mut self.sessions[id.slot as usize];
         let room = &self.rooms[session.room().expect("only a member falls behind") as usize];
         let since = room.window.seq_at(session.outbox.cursor());
-        session.outbox.fall_behind(Behind { since, hint: None });
+        let behind = Behind { since, hint: None };
+        session.outbox.fall_behind(behind, &mut self.pool);
         self.enqueue(id);
     }
 

@@ -132,7 +132,8 @@ impl Shard {
             self.redeem(id, ticket, clock);
         } else {
             self.retire(id);
-            self.outputs.push_back(Output::Handoff(id, owner, ticket));
+            self.outputs
+                .push_back(Output::Handoff(id, owner, Box::new(ticket)));
         }
         Ok(())
     }
@@ -210,7 +211,7 @@ impl Shard {
             room: room_slot,
             member,
         };
-        session.expires_at_us = grant.expires_at_us;
+        session.expires_at_us = grant.expires_at_us.unwrap_or(u64::MAX);
         session.deadline_us = u64::MAX;
         // Pings are spread over the interval by a walk of the golden ratio over the slots.
         let spread =

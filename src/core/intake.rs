@@ -207,7 +207,7 @@ impl Shard {
                     clock.now_us,
                 );
                 let (start, end) = room.broadcast(key, value, timestamp, position, &mut self.pool);
-                if !session.outbox.skip_own(start, end) {
+                if !session.outbox.skip_own(start, end, &mut self.pool) {
                     self.fall_behind(id);
                 }
                 // Not those of the batch that is on its way: they are let go with it.

@@ -59,10 +59,7 @@ impl Shard {
             State::Closing if past(session.deadline_us) => self.abort(id),
             State::Handshake | State::Closing => self.reschedule(id, clock),
             State::Open { .. } => {
-                if session
-                    .expires_at_us
-                    .is_some_and(|expires_at_us| expires_at_us <= clock.unix_us)
-                {
+                if session.expires_at_us <= clock.unix_us {
                     self.close(id, TOKEN_EXPIRED, "token expired", clock);
                 } else if past(session.deadline_us) {
                     self.close(id, GOING_AWAY, "the server is stopping", clock);
@@ -275,11 +272,9 @@ fn next_deadline_us(session: &Session, ping_interval_us: u64, clock: Clock) -> u
     let State::Open { .. } = session.state else {
         return session.deadline_us;
     };
-    let expires_us = session.expires_at_us.map(|expires_at_us| {
-        clock
-            .now_us
-            .saturating_add(expires_at_us.saturating_sub(clock.unix_us))
-    });
+    let expires_us = clock
+        .now_us
+        .saturating_add(session.expires_at_us.saturating_sub(clock.unix_us));
     let silent_us = session
         .is_read()
         .then(|| session.last_received_us + silence_us(ping_interval_us));
@@ -293,7 +288,7 @@ fn next_deadline_us(session: &Session, ping_interval_us: u64, clock: Clock) -> u
         Some(session.next_ping_us),
         Some(session.deadline_us),
         Some(stall_us),
-        expires_us,
+        Some(expires_us),
         silent_us,
     ]
     .into_iter()

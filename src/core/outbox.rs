@@ -9,35 +9,22 @@
 //! the latest op of each key that changed since, which `core::delivery` reads from the
 //! workspace when its socket drains.
 
-use std::collections::VecDeque;
-
 use smallvec::SmallVec;
 
-use crate::core::chunk::{Answer, Chunk, ChunkPool, Span, Spans, spans_bytes};
+pub use crate::core::chunk::Behind;
+use crate::core::chunk::{Answer, Apart, Chunk, ChunkPool, Span, Spans, spans_bytes};
 use crate::core::window::Window;
 use crate::limits::{CHUNK_BYTES_MIN, OWN_STRETCHES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX};
 
 /// The memory of so many stretches stays with a client that falls behind: it is soon needed again.
 const OWN_STRETCHES_KEPT: usize = 32;
 
-/// Where a client stands that fell out of the window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Behind {
-    /// All ops up to this seq reached it.
-    pub since: u64,
-    /// The slot of the entry with that seq, where it is known.
-    pub hint: Option<u32>,
-}
-
 /// What one client is owed.
 #[derive(Default)]
 pub struct Outbox {
-    answers: VecDeque<Answer>,
-    answer_bytes: usize,
     cursor: u64,
-    /// Stretches behind the cursor that are the client's own ops, which it is not sent.
-    own: SmallVec<[(u64, u64); 1]>,
-    behind: Option<Behind>,
+    /// None for who is owed what all others are owed and no more: nearly everybody, nearly always.
+    apart: Option<Box<Apart>>,
 }
 
 /// The part of a window that may leave.
@@ -53,8 +40,10 @@ impl Outbox {
     /// Starts following a window at `cursor`.
     pub fn follow(&mut self, cursor: u64) {
         self.cursor = cursor;
-        self.own.clear();
-        self.behind = None;
+        if let Some(apart) = &mut self.apart {
+            apart.own.clear();
+            apart.behind = None;
+        }
     }
 
     /// The offset of the next byte of the window that the client is owed.
@@ -66,45 +55,47 @@ impl Outbox {
     /// Where the client stands if it fell out of the window.
     #[must_use]
     pub fn behind(&self) -> Option<Behind> {
-        self.behind
+        self.apart.as_ref()?.behind
     }
 
     /// The client fell out of the window: its broadcasts are dropped.
-    pub fn fall_behind(&mut self, behind: Behind) {
-        self.own.clear();
-        if self.own.capacity() > OWN_STRETCHES_KEPT {
-            self.own.shrink_to_fit();
+    pub fn fall_behind(&mut self, behind: Behind, pool: &mut ChunkPool) {
+        let apart = self.apart(pool);
+        apart.own.clear();
+        if apart.own.capacity() > OWN_STRETCHES_KEPT {
+            apart.own.shrink_to_fit();
         }
-        self.behind = Some(behind);
+        apart.behind = Some(behind);
     }
 
     /// The memory of the answers that wait.
     #[must_use]
     pub fn answer_bytes(&self) -> usize {
-        self.answer_bytes
+        self.apart.as_ref().map_or(0, |apart| apart.answer_bytes)
     }
 
     /// Whether answers wait.
     #[must_use]
     pub fn has_answers(&self) -> bool {
-        !self.answers.is_empty()
+        let apart = self.apart.as_ref();
+        apart.is_some_and(|apart| !apart.answers.is_empty())
     }
 
     /// Whether an answer waits for what lies behind the visible position.
     #[must_use]
     pub fn is_gated(&self, visible_position: u64) -> bool {
-        let mut gates = self.answers.iter().map(|answer| answer.gate);
-        gates.any(|gate| gate > visible_position)
+        let answers = self.apart.iter().flat_map(|apart| &apart.answers);
+        answers
+            .map(|answer| answer.gate)
+            .any(|gate| gate > visible_position)
     }
 
     /// Queues bytes for this client alone: behind the window offset `at`, once `gate` is visible.
     pub fn push(&mut self, chunk: Chunk, at: u64, gate: u64, pool: &mut ChunkPool) {
-        if self.answers.capacity() == 0 {
-            self.answers = pool.answers.take();
-        }
         let (start, end) = (0, chunk.len());
-        self.answer_bytes += cost_bytes(end);
-        self.answers.push_back(Answer {
+        let apart = self.apart(pool);
+        apart.answer_bytes += cost_bytes(end);
+        apart.answers.push_back(Answer {
             chunk,
             start,
             end,
@@ -116,34 +107,36 @@ impl Outbox {
     /// The frame at `start..end` of the window is the client's own. False: it has too many apart to
     /// remember, and must be conflated instead.
     #[must_use]
-    pub fn skip_own(&mut self, start: u64, end: u64) -> bool {
-        if self.behind.is_some() {
+    pub fn skip_own(&mut self, start: u64, end: u64, pool: &mut ChunkPool) -> bool {
+        if self.behind().is_some() {
             return true;
         }
         if self.cursor == start {
             self.cursor = end;
             return true;
         }
-        match self.own.last_mut() {
+        let own = &mut self.apart(pool).own;
+        match own.last_mut() {
             Some(last) if last.1 == start => last.1 = end,
-            _ => self.own.push((start, end)),
+            _ => own.push((start, end)),
         }
-        self.own.len() <= OWN_STRETCHES_MAX
+        own.len() <= OWN_STRETCHES_MAX
     }
 
     /// Drops all that is not visible yet and forgets the window: the connection is closing.
     pub fn leave(&mut self, visible_position: u64) {
-        self.answers
-            .retain(|answer| answer.gate <= visible_position);
-        self.answer_bytes = self
-            .answers
-            .iter()
-            .map(|answer| cost_bytes(answer.end))
-            .sum();
-        for answer in &mut self.answers {
-            answer.at = 0;
-        }
         self.follow(0);
+        let Some(apart) = &mut self.apart else {
+            return;
+        };
+        apart
+            .answers
+            .retain(|answer| answer.gate <= visible_position);
+        apart.answer_bytes = 0;
+        for answer in &mut apart.answers {
+            answer.at = 0;
+            apart.answer_bytes += cost_bytes(answer.end);
+        }
     }
 
     /// Takes what may be sent now, in order, at most [`SEND_BYTES_MAX`] unless one frame is longer.
@@ -155,22 +148,63 @@ impl Outbox {
         pool: &mut ChunkPool,
     ) -> Spans {
         let mut spans = Spans::new();
+        match (self.apart.take(), view) {
+            (Some(mut apart), view) => {
+                self.take_apart(&mut apart, view, visible_position, pool, &mut spans);
+                if apart.is_over() {
+                    pool.aparts.give(apart);
+                } else {
+                    self.apart = Some(apart);
+                }
+            }
+            (
+                None,
+                Some(View {
+                    window,
+                    visible_end,
+                }),
+            ) if self.cursor < visible_end => {
+                let end = window.frame_end_within(self.cursor, visible_end, SEND_BYTES_MAX);
+                window.spans(self.cursor, end, pool, &mut spans);
+                self.cursor = end;
+            }
+            (None, _) => {}
+        }
+        if spans.len() > SEND_SPANS_MAX {
+            join(spans, pool)
+        } else {
+            spans
+        }
+    }
+
+    fn apart(&mut self, pool: &mut ChunkPool) -> &mut Apart {
+        self.apart.get_or_insert_with(|| pool.aparts.take())
+    }
+
+    fn take_apart(
+        &mut self,
+        apart: &mut Apart,
+        view: Option<View<'_>>,
+        visible_position: u64,
+        pool: &mut ChunkPool,
+        spans: &mut Spans,
+    ) {
         let mut room_bytes = SEND_BYTES_MAX;
         while room_bytes > 0 {
             let in_order = |answer: &Answer| {
-                view.is_none() || self.behind.is_some() || answer.at <= self.cursor
+                view.is_none() || apart.behind.is_some() || answer.at <= self.cursor
             };
-            if self.answers.front().is_some_and(in_order) {
-                match self.take_answer(visible_position, room_bytes, pool, &mut spans) {
+            if apart.answers.front().is_some_and(in_order) {
+                match apart.take_answer(visible_position, room_bytes, pool, spans) {
                     0 => break,
                     bytes => room_bytes -= bytes,
                 }
                 continue;
             }
-            let Some(view) = view.filter(|_| self.behind.is_none()) else {
+            let Some(view) = view.filter(|_| apart.behind.is_none()) else {
                 break;
             };
-            let until = self
+            let until = apart
                 .answers
                 .front()
                 .map_or(view.visible_end, |answer| answer.at.min(view.visible_end));
@@ -183,17 +217,40 @@ impl Outbox {
                 break;
             }
             let before = spans.len();
-            self.take_frames(view.window, end, pool, &mut spans);
+            self.take_frames(&mut apart.own, view.window, end, pool, spans);
             // Own ops are passed over and take no room: what stands behind them is owed now.
             room_bytes = room_bytes.saturating_sub(spans_bytes(&spans[before..]));
         }
-        if spans.len() > SEND_SPANS_MAX {
-            join(spans, pool)
-        } else {
-            spans
-        }
     }
 
+    fn take_frames(
+        &mut self,
+        own: &mut Vec<(u64, u64)>,
+        window: &Window,
+        end: u64,
+        pool: &mut ChunkPool,
+        spans: &mut Spans,
+    ) {
+        let mut passed = 0;
+        for (own_start, own_end) in own.iter() {
+            if *own_start >= end {
+                break;
+            }
+            if *own_start > self.cursor {
+                window.spans(self.cursor, *own_start, pool, spans);
+            }
+            self.cursor = self.cursor.max(*own_end);
+            passed += 1;
+        }
+        own.drain(..passed);
+        if end > self.cursor {
+            window.spans(self.cursor, end, pool, spans);
+            self.cursor = end;
+        }
+    }
+}
+
+impl Apart {
     fn take_answer(
         &mut self,
         visible_position: u64,
@@ -213,29 +270,7 @@ impl Outbox {
             self.answer_bytes -= cost_bytes(answer.end);
             self.answers.pop_front();
         }
-        if self.answers.is_empty() {
-            pool.answers.give(std::mem::take(&mut self.answers));
-        }
         bytes
-    }
-
-    fn take_frames(&mut self, window: &Window, end: u64, pool: &mut ChunkPool, spans: &mut Spans) {
-        let mut passed = 0;
-        for (own_start, own_end) in &self.own {
-            if *own_start >= end {
-                break;
-            }
-            if *own_start > self.cursor {
-                window.spans(self.cursor, *own_start, pool, spans);
-            }
-            self.cursor = self.cursor.max(*own_end);
-            passed += 1;
-        }
-        self.own.drain(..passed);
-        if end > self.cursor {
-            window.spans(self.cursor, end, pool, spans);
-            self.cursor = end;
-        }
     }
 }
 

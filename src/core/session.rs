@@ -106,8 +106,8 @@ pub(crate) struct Session {
     /// When its socket last took bytes, or a send began that found it idle.
     pub last_progress_us: u64,
     pub next_ping_us: u64,
-    /// Unix time at which its token is not valid any more.
-    pub expires_at_us: Option<u64>,
+    /// Unix time at which its token is not valid any more; [`u64::MAX`]: never.
+    pub expires_at_us: u64,
     /// The deadline of its state: of the head, of the drain, of the last bytes.
     pub deadline_us: u64,
 }
@@ -135,7 +135,7 @@ impl Session {
             last_received_us: now_us,
             last_progress_us: now_us,
             next_ping_us: u64::MAX,
-            expires_at_us: None,
+            expires_at_us: u64::MAX,
             deadline_us,
         }
     }

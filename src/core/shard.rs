@@ -195,10 +195,10 @@ impl Shard {
     }
 
     /// Takes a connection whose request another shard has read and checked.
-    pub fn adopt(&mut self, ticket: Ticket, clock: Clock) -> SessionId {
+    pub fn adopt(&mut self, ticket: Box<Ticket>, clock: Clock) -> SessionId {
         let id = self.open_session(false, clock);
         self.guard(Some(id), clock, |shard| {
-            shard.redeem(id, ticket, clock);
+            shard.redeem(id, *ticket, clock);
         });
         id
     }

@@ -145,7 +145,7 @@ pub struct Recovered {
 /// What threads tell each other.
 pub enum Letter {
     /// A connection whose workspace the receiver owns.
-    Adopt(Connection, Ticket),
+    Adopt(Connection, Box<Ticket>),
     /// Stop.
     Drain,
     /// The next segment was created, or not.

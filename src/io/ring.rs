@@ -42,7 +42,7 @@ use io_uring::{cqueue, opcode, squeue, types};
 use slab::Slab;
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
-use crate::core::window::Spans;
+use crate::core::chunk::{Span, Spans};
 use crate::io::buffers::sanitizer::{Pointed, Stretch};
 use crate::io::buffers::{Filled, KERNEL_LENDS_LATE, ReceiveBuffers, kernel_is_at_least};
 use crate::limits::{
@@ -73,7 +73,7 @@ pub enum Completion<T> {
 enum Owned {
     Nothing,
     Bytes(Vec<u8>),
-    Spans(Spans),
+    Span(Span),
     Vectored(Box<Vectored>),
     Time(Box<types::Timespec>),
     Count(#[expect(dead_code, reason = "the kernel writes it")] Box<u64>),
@@ -347,7 +347,11 @@ impl<T: Copy + 'static> Ring<T> {
                 });
                 Completion::Accepted(token, accepted)
             }
-            (Kind::Other, Owned::Spans(spans)) => Completion::Sent(token, spans, count),
+            (Kind::Other, Owned::Span(span)) => {
+                let mut spans = Spans::new();
+                spans.push(span);
+                Completion::Sent(token, spans, count)
+            }
             (Kind::Other, Owned::Vectored(mut message)) => {
                 let spans = std::mem::take(&mut message.spans);
                 keep(&mut self.spare.messages, message);
@@ -426,22 +430,26 @@ impl<T: Copy + 'static> Ring<T> {
     ///
     /// # Panics
     /// With no span, or more than [`SEND_SPANS_MAX`].
-    pub fn send(&mut self, fd: BorrowedFd<'_>, spans: Spans, token: T) {
+    pub fn send(&mut self, fd: BorrowedFd<'_>, mut spans: Spans, token: T) {
         let fd = types::Fd(fd.as_raw_fd());
         assert!(
             (1..=SEND_SPANS_MAX).contains(&spans.len()),
             "a send has a bounded number of pieces"
         );
-        if let [span] = &spans[..] {
+        // Flights are many, so they have room for one piece; a list with memory of its own keeps that.
+        if spans.len() == 1
+            && !spans.spilled()
+            && let Some(span) = spans.pop()
+        {
             let bytes = span.bytes();
             let length = u32::try_from(bytes.len()).expect("a send is far below 4 GiB");
-            // The bytes stand in the heap behind an Rc that `spans` holds: they stay where they are
-            // when `spans` moves, and nobody writes to a chunk that two hold.
+            // The bytes stand in the heap behind an Rc that `span` holds: they stay where they are
+            // when `span` moves, and nobody writes to a chunk that two hold.
             let entry = opcode::Send::new(fd, bytes.as_ptr(), length)
                 .flags(libc::MSG_NOSIGNAL)
                 .build();
             let pointed = Pointed::to([(bytes.as_ptr(), bytes.len())]);
-            return self.submit_pointing(pointed, token, Owned::Spans(spans), entry);
+            return self.submit_pointing(pointed, token, Owned::Span(span), entry);
         }
         let message = vectored(spans, self.spare.messages.pop());
         let pointed = Pointed::to(message.stretches());

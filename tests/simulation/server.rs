@@ -92,7 +92,7 @@ pub struct Server {
     pub stage: Stage,
     pub seats: Vec<Seat>,
     /// To which shard which client goes.
-    pub letters: VecDeque<(usize, usize, Ticket)>,
+    pub letters: VecDeque<(usize, usize, Box<Ticket>)>,
     pub compaction: Option<Compaction<SimDisk>>,
     /// The open segment of each shard, as it was told last, and the live bytes then.
     pub rotations: Vec<Option<(u64, u64)>>,

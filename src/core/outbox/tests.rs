@@ -51,7 +51,9 @@ impl Rig {
             out.extend_from_slice(&content);
         });
         if is_own {
-            return self.outbox.skip_own(start, self.window.end());
+            return self
+                .outbox
+                .skip_own(start, self.window.end(), &mut self.pool);
         }
         let (gate, due) = (self.position, self.position);
         let bytes = content;
@@ -227,10 +229,11 @@ fn a_client_with_too_many_own_stretches_is_told_so() {
         assert!(rig.frame(10, false));
     }
     assert!(!rig.frame(10, true));
-    rig.outbox.fall_behind(Behind {
+    let behind = Behind {
         since: 0,
         hint: None,
-    });
+    };
+    rig.outbox.fall_behind(behind, &mut rig.pool);
     assert!(rig.frame(10, true), "one that is behind remembers none");
 }
 
@@ -244,7 +247,7 @@ fn own_stretches_that_were_passed_are_forgotten() {
         rig.show(4);
         assert!(rig.send());
     }
-    assert!(rig.outbox.own.is_empty());
+    assert!(rig.outbox.apart.is_none());
 }
 
 #[test]

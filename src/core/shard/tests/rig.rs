@@ -26,7 +26,7 @@ pub struct Peer {
     pub reads: bool,
     /// It closes its side when the server has closed its own.
     pub closes: bool,
-    pub handed_off: Option<(u32, Ticket)>,
+    pub handed_off: Option<(u32, Box<Ticket>)>,
 }
 
 pub struct Rig {

@@ -109,7 +109,7 @@ fn a_client_of_another_shards_workspace_is_handed_over() {
         let id = other.shard.adopt(ticket, other.clock);
         let client = other.add_peer(id);
         assert_eq!(other.seen(client), ["101", "init 0"]);
-        assert!(other.session(client).expires_at_us.is_some());
+        assert!(other.session(client).expires_at_us < u64::MAX);
         let expected = if behind.is_empty() {
             vec!["101", "init 0"]
         } else {
