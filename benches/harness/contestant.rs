@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -30,6 +30,8 @@ pub enum Kind {
     Etherply {
         durability: String,
         shards: u32,
+        /// Another build than that of this tree.
+        program: Option<PathBuf>,
     },
     Peer(String),
     /// `--target`
@@ -69,6 +71,7 @@ impl Contestant {
             kind: Kind::Etherply {
                 durability: durability.to_owned(),
                 shards: 1,
+                program: None,
             },
         }
     }
@@ -81,6 +84,19 @@ impl Contestant {
             kind: Kind::Etherply {
                 durability: durability.to_owned(),
                 shards,
+                program: None,
+            },
+        }
+    }
+
+    /// Another build of the server, with one shard.
+    pub fn rival(program: &Path, durability: &str) -> Self {
+        Self {
+            name: format!("rival {durability}"),
+            kind: Kind::Etherply {
+                durability: durability.to_owned(),
+                shards: 1,
+                program: Some(program.to_owned()),
             },
         }
     }
@@ -100,7 +116,8 @@ impl Contestant {
     }
 
     pub fn is_peer(&self) -> bool {
-        matches!(self.kind, Kind::Peer(_))
+        let is_rival = matches!(&self.kind, Kind::Etherply { program, .. } if program.is_some());
+        is_rival || matches!(self.kind, Kind::Peer(_))
     }
 
     /// In which order it writes the fields of an op.
@@ -172,8 +189,13 @@ impl Contestant {
     fn command(&self, folder: &Path) -> io::Result<Option<Command>> {
         let command = match &self.kind {
             Kind::Elsewhere(_) => return Ok(None),
-            Kind::Etherply { durability, shards } => {
-                let mut command = Command::new(env!("CARGO_BIN_EXE_etherply"));
+            Kind::Etherply {
+                durability,
+                shards,
+                program,
+            } => {
+                let own = Path::new(env!("CARGO_BIN_EXE_etherply"));
+                let mut command = Command::new(program.as_deref().unwrap_or(own));
                 command
                     .args(["serve", "--host", "127.0.0.1", "--port", "0"])
                     .args(["--log-level", "warn", "--durability", durability])

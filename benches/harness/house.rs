@@ -38,6 +38,9 @@ pub struct Settings {
     /// The peers beside the server; none: --peers ''
     #[arg(long, value_delimiter = ',', default_values_t = peers::NAMES.map(String::from))]
     pub peers: Vec<String>,
+    /// Another build of the server, which is measured in the same rounds
+    #[arg(long, value_name = "PROGRAM")]
+    pub rival: Option<PathBuf>,
     /// The durability modes of the server
     #[arg(long, value_delimiter = ',', default_value = "none,always")]
     pub durability: Vec<String>,
@@ -82,6 +85,8 @@ pub struct House {
     /// How long the soak lasts.
     pub soak: Duration,
     pub durability: Vec<String>,
+    /// Another build of the server.
+    pub rival: Option<PathBuf>,
     /// The peers that start here.
     pub peers: Vec<String>,
 }
@@ -128,6 +133,7 @@ impl House {
             measured,
             soak,
             durability: settings.durability.clone(),
+            rival: settings.rival.clone(),
             peers: Vec::new(),
         })
     }
@@ -154,8 +160,12 @@ impl House {
             .durability
             .iter()
             .map(|mode| Contestant::etherply(mode));
+        let rivals = self.rival.iter().flat_map(|program| {
+            let modes = self.durability.iter();
+            modes.map(|mode| Contestant::rival(program, mode))
+        });
         let peers = self.peers.iter().map(|name| Contestant::peer(name));
-        modes.chain(peers).collect()
+        modes.chain(rivals).chain(peers).collect()
     }
 }
 
