@@ -199,11 +199,11 @@ impl Broadcast {
                     message::put_op(out, key, value, timestamp);
                 });
         }
-        let view = View {
-            window: &self.window,
-            visible_end: self.window.end(),
-        };
         for outbox in &mut self.outboxes {
+            let view = View {
+                visible_end: self.window.end(),
+                window: &mut self.window,
+            };
             let spans = outbox.take(Some(view), self.seq, &mut self.pool);
             self.sends.push(spans);
         }

@@ -91,8 +91,10 @@ pub const OUTBOX_BYTES_MIN: usize = 4 * 1024;
 pub const SEND_BYTES_MAX: usize = 256 * 1024;
 /// A send of more pieces than this is copied into one.
 pub const SEND_SPANS_MAX: usize = 16;
-/// Sessions that are sent to in one turn, so that receives and log completions never wait long.
-pub const SENDS_PER_TURN_MAX: usize = 128;
+/// Sessions that are sent to in one turn, so that receives and log completions never wait long;
+pub const SENDS_PER_TURN_MIN: usize = 128;
+/// and as many as this, by doubling, while nothing else comes in: each turn has a price.
+pub const SENDS_PER_TURN_MAX: usize = 512;
 /// What a conflated session is sent at a time, unless a single op is longer.
 pub const CONFLATED_BYTES_MAX: usize = 64 * 1024;
 /// Keys that are looked at for a conflated session in a turn: its own are passed over.
@@ -107,6 +109,8 @@ pub const MESSAGES_PER_TURN_MAX: usize = 256;
 pub const CHUNK_BYTES_MIN: usize = 256;
 /// Frames share a chunk up to this size; a longer frame has one for itself.
 pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
+/// A stretch of a window that is copied into one piece for those who are sent it is no longer than this.
+pub const JOINED_BYTES_MAX: usize = 64 * 1024;
 /// Chunks that a shard keeps for their next use.
 pub const CHUNKS_KEPT_MAX: usize = 1024;
 /// The memory of the chunks that a shard keeps.
@@ -204,7 +208,7 @@ const _: () = assert!(
 );
 const _: () = assert!(LINGER_US < STALL_LINGER_US && HEAD_TIMEOUT_US < STALL_TIMEOUT_US);
 const _: () = assert!(
-    SENDS_PER_TURN_MAX <= RING_ENTRIES as usize,
+    SENDS_PER_TURN_MIN <= SENDS_PER_TURN_MAX && SENDS_PER_TURN_MAX <= RING_ENTRIES as usize,
     "a turn's sends fit the submission queue"
 );
 const _: () = assert!(RING_ENTRIES < COMPLETION_ENTRIES);

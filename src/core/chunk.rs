@@ -322,6 +322,15 @@ impl ChunkPool {
         chunk
     }
 
+    /// The bytes of all spans in a chunk of their own.
+    pub fn join(&mut self, spans: &[Span]) -> Chunk {
+        self.fill(spans_bytes(spans), |out| {
+            for span in spans {
+                out.extend_from_slice(span.bytes());
+            }
+        })
+    }
+
     /// Makes room for `bytes` more in a chunk that has one owner.
     pub(super) fn grow(&mut self, chunk: &mut Chunk, bytes: usize) {
         let needed_bytes = chunk.len() + bytes;

@@ -63,7 +63,7 @@ impl Shard {
             let Some(room) = self.rooms.get_mut(room_slot as usize) else {
                 continue;
             };
-            let visible_end = room.view(visible_position).visible_end;
+            let visible_end = room.window.visible_end(visible_position);
             if visible_end <= room.announced_end {
                 continue;
             }
@@ -88,11 +88,14 @@ impl Shard {
         if self.commit.holds_sends() {
             return;
         }
-        for _ in 0..SENDS_PER_TURN_MAX {
+        for _ in 0..self.slice {
             let Some(id) = self.send_queue.pop_front() else {
                 break;
             };
             self.serve(id, clock);
+        }
+        if !self.send_queue.is_empty() {
+            self.slice = (self.slice * 2).min(SENDS_PER_TURN_MAX);
         }
     }
 
@@ -277,7 +280,7 @@ impl Shard {
             let visible_position = self.visible_position;
             let room = &mut self.rooms[room_slot as usize];
             room.touched =
-                !round_done || room.view(visible_position).visible_end < room.window.end();
+                !round_done || room.window.visible_end(visible_position) < room.window.end();
             if room.touched {
                 self.touched[kept] = room_slot;
                 kept += 1;

@@ -28,10 +28,9 @@ pub struct Outbox {
 }
 
 /// The part of a window that may leave.
-#[derive(Clone, Copy)]
 pub struct View<'a> {
     /// The frames.
-    pub window: &'a Window,
+    pub window: &'a mut Window,
     /// The offset up to which they may be shown.
     pub visible_end: u64,
 }
@@ -150,7 +149,13 @@ impl Outbox {
         let mut spans = Spans::new();
         match (self.apart.take(), view) {
             (Some(mut apart), view) => {
-                self.take_apart(&mut apart, view, visible_position, pool, &mut spans);
+                self.take_apart(
+                    &mut apart,
+                    view.as_ref(),
+                    visible_position,
+                    pool,
+                    &mut spans,
+                );
                 if apart.is_over() {
                     pool.aparts.give(apart);
                 } else {
@@ -165,7 +170,7 @@ impl Outbox {
                 }),
             ) if self.cursor < visible_end => {
                 let end = window.frame_end_within(self.cursor, visible_end, SEND_BYTES_MAX);
-                window.spans(self.cursor, end, pool, &mut spans);
+                window.joined(self.cursor, end, pool, &mut spans);
                 self.cursor = end;
             }
             (None, _) => {}
@@ -184,7 +189,7 @@ impl Outbox {
     fn take_apart(
         &mut self,
         apart: &mut Apart,
-        view: Option<View<'_>>,
+        view: Option<&View<'_>>,
         visible_position: u64,
         pool: &mut ChunkPool,
         spans: &mut Spans,
@@ -281,12 +286,8 @@ fn cost_bytes(bytes: usize) -> usize {
 
 /// One piece instead of many: for so many, the kernel's walk costs more than this copy.
 fn join(spans: Spans, pool: &mut ChunkPool) -> Spans {
-    let bytes = spans_bytes(&spans);
-    let chunk = pool.fill(bytes, |out| {
-        for span in &spans {
-            out.extend_from_slice(span.bytes());
-        }
-    });
+    let chunk = pool.join(&spans);
+    let bytes = chunk.len();
     pool.give_spans(spans);
     SmallVec::from_iter([Span::new(chunk, 0, bytes)])
 }

@@ -57,10 +57,10 @@ impl Room {
     }
 
     /// What may be shown now.
-    pub fn view(&self, visible_position: u64) -> View<'_> {
+    pub fn view(&mut self, visible_position: u64) -> View<'_> {
         View {
-            window: &self.window,
             visible_end: self.window.visible_end(visible_position),
+            window: &mut self.window,
         }
     }
 

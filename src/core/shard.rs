@@ -35,7 +35,7 @@ use crate::core::session::{Session, SessionId, State};
 use crate::core::timers::Wheel;
 use crate::core::window::ChunkPool;
 use crate::core::workspace::Workspace;
-use crate::limits::{COMMIT_AGE_US, REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE};
+use crate::limits::{COMMIT_AGE_US, REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SENDS_PER_TURN_MIN};
 use crate::log::commit::{Commit, Durability, OpenSegment, Step};
 use crate::wire::message::Parser;
 
@@ -63,6 +63,8 @@ pub struct Shard {
     pub(super) outputs: VecDeque<Output>,
     /// Those who are owed something.
     pub(super) send_queue: VecDeque<SessionId>,
+    /// How many of them the next turn serves.
+    pub(super) slice: usize,
     /// Those whose receive is to be armed again.
     pub(super) receive_queue: Vec<SessionId>,
     /// Those who have bytes that wait to be read on.
@@ -157,6 +159,7 @@ impl Shard {
             wheel: Wheel::new(clock.now_us),
             outputs: VecDeque::new(),
             send_queue: VecDeque::new(),
+            slice: SENDS_PER_TURN_MIN,
             receive_queue: Vec::new(),
             unread_queue: VecDeque::new(),
             gated: Vec::new(),
@@ -301,6 +304,9 @@ impl Shard {
     }
 
     fn dispatch(&mut self, input: Input<'_>, clock: Clock) {
+        if !matches!(input, Input::Sent(..)) {
+            self.slice = SENDS_PER_TURN_MIN;
+        }
         match input {
             Input::Received(id, bytes) => self.received(id, bytes, clock),
             Input::Sent(id, spans, taken) => self.sent(id, spans, taken, clock),

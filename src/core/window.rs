@@ -9,13 +9,27 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use crate::core::chunk::Frame;
-use crate::limits::CHUNK_BYTES_MAX;
+use crate::limits::{CHUNK_BYTES_MAX, JOINED_BYTES_MAX};
 
 pub use crate::core::chunk::{Chunk, ChunkPool, Span, Spans, skip_sent, spans_bytes};
 
 struct Piece {
     start: u64,
     chunk: Chunk,
+}
+
+impl Piece {
+    fn end(&self) -> u64 {
+        self.start + self.chunk.len() as u64
+    }
+
+    /// The stretch from one offset to another, if it holds all of it.
+    fn span(&self, from: u64, until: u64) -> Option<Span> {
+        let within =
+            |offset: u64| usize::try_from(offset - self.start).expect("a chunk fits memory");
+        let holds = self.start <= from && until <= self.end();
+        holds.then(|| Span::new(Rc::clone(&self.chunk), within(from), within(until)))
+    }
 }
 
 /// The frames of the recent past of one workspace.
@@ -30,6 +44,8 @@ pub struct Window {
     capacity_bytes: usize,
     /// What the last chunk grew to: the next one starts that large.
     chunk_bytes_hint: usize,
+    /// A stretch of several pieces in one: those who stand where another stood are sent the same.
+    joined: Option<Piece>,
 }
 
 impl Window {
@@ -177,15 +193,44 @@ impl Window {
             if from == until {
                 break;
             }
-            let piece_end = piece.start + piece.chunk.len() as u64;
-            let end = piece_end.min(until);
-            let within =
-                |offset: u64| usize::try_from(offset - piece.start).expect("a chunk fits memory");
+            let end = piece.end().min(until);
             if end > from {
-                let span = Span::new(Rc::clone(&piece.chunk), within(from), within(end));
+                let span = piece.span(from, end).expect("pieces are neighbours");
                 pool.push_span(out, span);
                 from = end;
             }
+        }
+    }
+
+    /// The same in one piece if it is not too long for that: one for all who are sent it, since each piece of a send costs
+    /// the kernel more than this copy.
+    ///
+    /// # Panics
+    /// Where they are not in the window.
+    pub fn joined(&mut self, from: u64, until: u64, pool: &mut ChunkPool, out: &mut Spans) {
+        let is_short = until - from <= JOINED_BYTES_MAX as u64;
+        if let Some(span) = self
+            .joined
+            .as_ref()
+            .and_then(|piece| piece.span(from, until))
+        {
+            return pool.push_span(out, span);
+        }
+        let before = out.len();
+        self.spans(from, until, pool, out);
+        if out.len() - before < 2 || !is_short {
+            return;
+        }
+        let chunk = pool.join(&out[before..]);
+        out.truncate(before);
+        pool.push_span(out, Span::new(Rc::clone(&chunk), 0, chunk.len()));
+        self.drop_joined(pool);
+        self.joined = Some(Piece { start: from, chunk });
+    }
+
+    fn drop_joined(&mut self, pool: &mut ChunkPool) {
+        if let Some(piece) = self.joined.take() {
+            pool.give(piece.chunk);
         }
     }
 
@@ -196,12 +241,19 @@ impl Window {
             self.frames.pop_front();
         }
         while let Some(piece) = self.pieces.front() {
-            if piece.start + piece.chunk.len() as u64 > self.start {
+            if piece.end() > self.start {
                 break;
             }
             self.capacity_bytes -= piece.chunk.capacity();
             let piece = self.pieces.pop_front().expect("it was just there");
             pool.give(piece.chunk);
+        }
+        if self
+            .joined
+            .as_ref()
+            .is_some_and(|piece| piece.end() <= self.start)
+        {
+            self.drop_joined(pool);
         }
         if self.frames.is_empty() {
             pool.frames.give(std::mem::take(&mut self.frames));
@@ -214,7 +266,7 @@ impl Window {
     pub fn overflow_end(&self, bytes: usize, visible_end: u64) -> u64 {
         let (mut held, mut end) = (self.capacity_bytes, self.start);
         for piece in &self.pieces {
-            let piece_end = piece.start + piece.chunk.len() as u64;
+            let piece_end = piece.end();
             if held <= bytes || piece_end > visible_end {
                 break;
             }
@@ -279,7 +331,12 @@ mod tests {
                         prop_assert!(end - cursor <= bytes_max as u64 || ends.iter().filter(|known| known.0 > cursor && known.0 <= end).count() == 1);
                         prop_assert!(end > cursor || cursor == window.end());
                         let mut spans = Spans::new();
-                        window.spans(cursor, end, &mut pool, &mut spans);
+                        if bytes_max % 2 == 0 {
+                            window.joined(cursor, end, &mut pool, &mut spans);
+                            prop_assert!(spans.len() <= 1 || end - cursor > JOINED_BYTES_MAX as u64);
+                        } else {
+                            window.spans(cursor, end, &mut pool, &mut spans);
+                        }
                         prop_assert_eq!(window.seq_at(end), ends.iter().find(|known| known.0 == end).unwrap().1);
                         in_flight.push((cursor, end, spans));
                         cursor = end;

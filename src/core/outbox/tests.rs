@@ -205,8 +205,8 @@ fn one_send_carries_what_fits() {
         rig.frame(frame_bytes, false);
         rig.visible_position = rig.position;
         let view = View {
-            window: &rig.window,
             visible_end: rig.window.end(),
+            window: &mut rig.window,
         };
         let position = rig.visible_position;
         let spans = rig.outbox.take(Some(view), position, &mut rig.pool);

@@ -9,6 +9,8 @@ use crate::core::window::{Spans, skip_sent, spans_bytes};
 use crate::limits::SECOND_US;
 use crate::wire::auth::{Secret, Verifier, mint};
 
+#[path = "tests/delivery.rs"]
+mod delivery;
 #[path = "tests/failures.rs"]
 mod failures;
 #[path = "tests/looks.rs"]

@@ -1,0 +1,318 @@
+//! Who is sent what, and when.
+
+use super::rig::{Rig, frame, op, pong};
+use crate::core::contract::Output;
+use crate::core::session::Session;
+use crate::core::window::spans_bytes;
+use crate::limits::{
+    COMMIT_AGE_US, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SENDS_PER_TURN_MAX, SENDS_PER_TURN_MIN,
+};
+use crate::log::commit::Durability;
+
+#[test]
+fn a_turn_sends_to_so_many_sessions_and_no_more() {
+    let mut rig = Rig::new(|config| config.durability = Durability::None);
+    let writer = rig.join("w", None);
+    let readers = 4 * SENDS_PER_TURN_MAX;
+    for _ in 0..readers {
+        let reader = rig.join("w", None);
+        rig.peers[reader].reads = false;
+    }
+    let in_flight = |rig: &Rig| {
+        let peers = rig.peers.iter();
+        peers.filter(|peer| peer.client.sending.is_some()).count()
+    };
+    rig.receive_only(writer, &op("k", "1", 1));
+    let mut sent = 0;
+    let mut turn = |rig: &mut Rig, slice: usize| {
+        rig.turn();
+        sent += slice;
+        assert_eq!(in_flight(rig), sent);
+        assert_eq!(rig.shard.has_work(), sent < readers);
+    };
+    // Fewer again as soon as something else comes in.
+    for slice in [SENDS_PER_TURN_MIN, 2 * SENDS_PER_TURN_MIN] {
+        turn(&mut rig, slice);
+    }
+    rig.receive_only(writer, &pong());
+    let mut slice = SENDS_PER_TURN_MIN;
+    while slice < SENDS_PER_TURN_MAX {
+        turn(&mut rig, slice);
+        slice *= 2;
+    }
+    turn(&mut rig, SENDS_PER_TURN_MAX);
+    turn(&mut rig, SENDS_PER_TURN_MAX);
+    let left = readers - in_flight(&rig);
+    assert!((1..=SENDS_PER_TURN_MAX).contains(&left));
+    turn(&mut rig, left);
+}
+
+#[test]
+fn a_session_stands_in_the_queue_once_and_only_if_it_can_be_sent_to() {
+    type Flag = fn(&mut Session) -> &mut bool;
+    let flags: [Option<Flag>; 5] = [
+        None,
+        Some(|session| &mut session.queued),
+        Some(|session| &mut session.sending),
+        Some(|session| &mut session.aborted),
+        Some(|session| &mut session.finished),
+    ];
+    for (case, flag) in flags.into_iter().enumerate() {
+        let mut rig = Rig::new(|config| config.durability = Durability::None);
+        let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+        let id = rig.peers[reader].client.id;
+        rig.receive_only(writer, &op("k", "1", 1));
+        if let Some(flag) = flag {
+            *flag(rig.session(reader)) = true;
+        }
+        // Frames are announced to members, answers queue their session themselves.
+        if case < 3 {
+            rig.shard.announce();
+            assert_eq!(rig.shard.send_queue.contains(&id), case == 0, "case {case}");
+            let owner = rig.peers[writer].client.id;
+            assert!(!rig.shard.send_queue.contains(&owner), "it has its own op");
+            rig.shard.send_queue.clear();
+            rig.session(reader).queued = case == 1;
+        }
+        rig.shard.enqueue(id);
+        let queued = usize::from(case == 0);
+        assert_eq!(rig.shard.send_queue.len(), queued, "case {case}");
+        if case != 1 {
+            rig.shard.send_queue = [id].into();
+            rig.shard.send_slice(rig.clock);
+            let sends = rig.shard.outputs.iter();
+            let sends = sends.filter(|output| matches!(output, Output::Send(..)));
+            assert_eq!(sends.count(), queued, "case {case}");
+        }
+    }
+}
+
+#[test]
+fn a_commit_waits_for_the_round_of_sends_but_not_long() {
+    for (durability, passed_us, is_started) in [
+        (Durability::Always, 0, false),
+        (Durability::Always, COMMIT_AGE_US - 1, false),
+        (Durability::Always, COMMIT_AGE_US, true),
+        (Durability::Interval, 0, true),
+        (Durability::None, 0, true),
+    ] {
+        let mut rig = Rig::new(|config| config.durability = durability);
+        let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+        let id = rig.peers[reader].client.id;
+        rig.receive_only(writer, &op("k", "1", 1));
+        let due_us = rig.clock.now_us + COMMIT_AGE_US;
+        assert_eq!(rig.shard.next_deadline_us(), Some(due_us));
+        // The round is not done.
+        rig.shard.enqueue(id);
+        assert!(rig.shard.has_work());
+        rig.clock.now_us += passed_us;
+        rig.turn();
+        let case = format!("{durability:?} {passed_us}");
+        assert_eq!(rig.log.is_some(), is_started, "{case}");
+        if is_started {
+            let next_us = rig.shard.next_deadline_us();
+            assert!(next_us.is_some_and(|next_us| next_us > due_us), "{case}");
+        }
+        rig.run();
+        assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@1"));
+    }
+}
+
+#[test]
+fn an_interval_is_synced_in_its_time() {
+    let mut rig = Rig::new(|config| config.durability = Durability::Interval);
+    let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+    rig.op(writer, "k", "1", 1);
+    assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@1"));
+    assert!(!rig.disk.synced.contains("1"));
+    rig.sleep_until(0.95);
+    assert!(!rig.disk.synced.contains("1"));
+    rig.sleep_until(1.0);
+    assert!(rig.disk.synced.contains("1"));
+}
+
+#[test]
+fn what_shows_an_op_waits_for_the_log() {
+    let mut rig = Rig::new(|_| ());
+    let (writer, other) = (rig.join("w", None), rig.join("w", None));
+    rig.seen(writer);
+    rig.seen(other);
+    rig.log_hangs = true;
+    rig.op(writer, "k", "1", 10);
+    rig.op(writer, "k", "2", 9);
+    rig.op(other, "k", "3", 9);
+    let late = rig.join("w", None);
+    assert_eq!(rig.seen(writer), [""; 0]);
+    assert_eq!(rig.seen(other), [""; 0]);
+    assert_eq!(rig.seen(late), [""; 0]);
+    rig.receive(writer, &frame(1, b"{}"));
+    rig.log_hangs = false;
+    rig.run();
+    assert_eq!(rig.seen(writer), ["k=1@10", "error 400"]);
+    assert_eq!(rig.seen(other), ["k=1@10", "k=1@10"]);
+    assert_eq!(rig.seen(late), ["101", "init 1"]);
+}
+
+#[test]
+fn an_answer_that_the_log_holds_up_comes_with_the_commit() {
+    let mut rig = Rig::new(|_| ());
+    let writer = rig.join("w", None);
+    rig.seen(writer);
+    // The correction is owed before the commit of the op that it shows has begun.
+    rig.receive_only(writer, &[op("k", "1", 10), op("k", "2", 9)].concat());
+    rig.turn();
+    assert_eq!(rig.shard.gated, [rig.peers[writer].client.id]);
+    assert!(rig.peers[writer].client.sending.is_none());
+    rig.sleep_until(0.01);
+    assert_eq!(rig.seen(writer), ["k=1@10"]);
+    assert!(rig.shard.gated.is_empty());
+}
+
+#[test]
+fn a_send_that_takes_nothing_ends_the_connection() {
+    // Whether the connection was shut down before; what the send took of its bytes.
+    for (is_aborted, takes_all) in [(false, false), (true, false), (true, true)] {
+        let mut rig = Rig::new(|_| ());
+        let (client, writer) = (rig.join("w", None), rig.join("w", None));
+        rig.peers[client].reads = false;
+        rig.op(writer, "k", "1", 1);
+        rig.seen(client);
+        let spans = rig.peers[client].client.sending.take();
+        let spans = spans.expect("it is on its way");
+        if is_aborted {
+            let id = rig.peers[client].client.id;
+            rig.shard.abort(id);
+        }
+        let bytes = if takes_all { spans_bytes(&spans) } else { 0 };
+        rig.end_send_with(client, spans, Some(bytes));
+        rig.run();
+        let seen = rig.seen(client);
+        assert_eq!(seen.last().map(String::as_str), Some("gone"), "{seen:?}");
+        assert_eq!(rig.shard.connections(), 1);
+    }
+}
+
+#[test]
+fn so_many_keys_are_looked_at_for_a_client_that_fell_behind_and_no_more() {
+    let own = CONFLATED_STEPS_MAX + 10;
+    let mut rig = Rig::new(|config| {
+        config.durability = Durability::None;
+        config.outbox_bytes_max = 16 * 1024;
+    });
+    let (slow, writer) = (rig.join("w", None), rig.join("w", None));
+    rig.peers[slow].reads = false;
+    let value = format!("\"{}\"", "x".repeat(1000));
+    for timestamp in 1..=100 {
+        rig.op(writer, "k", &value, timestamp);
+    }
+    for key in 0..own {
+        rig.receive_only(slow, &op(&format!("its own {key}"), "1", 1));
+        rig.turn();
+    }
+    let since = |rig: &mut Rig| rig.session(slow).outbox.behind().map(|behind| behind.since);
+    assert!(since(&mut rig).expect("it is behind") < 100);
+    // What was on its way is taken, and the latest of the one key is on its way then.
+    rig.peers[slow].reads = true;
+    rig.end_send(slow);
+    rig.turn();
+    let looked_at = 99 + CONFLATED_STEPS_MAX as u64;
+    assert_eq!(since(&mut rig), Some(looked_at), "its own are passed over");
+    rig.run();
+    assert_eq!(since(&mut rig), None);
+    rig.seen(slow);
+    rig.op(writer, "k", "2", 200);
+    assert_eq!(rig.seen(slow), ["k=2@200"]);
+}
+
+#[test]
+fn a_client_that_fell_behind_gets_the_latest_of_each_key() {
+    let mut rig = Rig::new(|config| config.outbox_bytes_max = 16 * 1024);
+    let (slow, writer) = (rig.join("w", None), rig.join("w", None));
+    let value = format!("\"{}\"", "x".repeat(1000));
+    rig.op(writer, "before", "1", 1);
+    rig.op(slow, "its own", "1", 1);
+    rig.peers[slow].reads = false;
+    let keys = 200;
+    for round in 1..=2 {
+        for key in 0..keys {
+            rig.op(writer, &format!("k{key}"), &value, round);
+        }
+    }
+    rig.op(slow, "its own", "2", 2);
+    rig.op(writer, "k0", "3", 3);
+    assert!(rig.session(slow).outbox.behind().is_some());
+    // Its window holds what it is bound to, and what is in flight.
+    let held_bytes = rig.shard.rooms[0].window.capacity_bytes();
+    assert!(held_bytes <= 2 * 16 * 1024, "{held_bytes}");
+    rig.seen(slow);
+    // What it is sent at a time.
+    let mut sends = Vec::new();
+    while let Some(spans) = rig.peers[slow].client.sending.take() {
+        let bytes = spans_bytes(&spans);
+        sends.push(bytes);
+        rig.end_send_with(slow, spans, Some(bytes));
+        rig.run();
+    }
+    assert!(sends.len() >= 4, "{sends:?}");
+    assert!(
+        sends.iter().all(|bytes| *bytes <= CONFLATED_BYTES_MAX),
+        "{sends:?}"
+    );
+    let frame_bytes = 1100;
+    let full = sends[1..sends.len() - 1].iter();
+    assert!(
+        full.clone()
+            .all(|bytes| *bytes > CONFLATED_BYTES_MAX - frame_bytes),
+        "{sends:?}"
+    );
+    let seen = rig.seen(slow);
+    let latest = &seen[seen.len() - keys..];
+    for (key, told) in (1..keys).zip(latest) {
+        assert_eq!(*told, format!("k{key}={value}@2"));
+    }
+    assert_eq!(latest.last().map(String::as_str), Some("k0=3@3"));
+    assert!(rig.session(slow).outbox.behind().is_none());
+    rig.peers[slow].reads = true;
+    rig.op(writer, "k1", "4", 4);
+    assert_eq!(rig.seen(slow), ["k1=4@4"]);
+}
+
+#[test]
+fn a_window_lets_go_of_what_everybody_has() {
+    let mut rig = Rig::new(|_| ());
+    let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+    // The reader stands still for a while, with one send on its way and the rest in the window.
+    for timestamp in 1..=20 {
+        rig.peers[reader].reads = timestamp < 10;
+        rig.op(writer, "k", "1", timestamp);
+    }
+    assert!(rig.shard.rooms[0].window.capacity_bytes() > 0);
+    rig.peers[reader].reads = true;
+    rig.run();
+    assert_eq!(rig.seen(reader).len(), 22);
+    let window = &rig.shard.rooms[0].window;
+    assert_eq!((window.capacity_bytes(), window.start()), (0, window.end()));
+    assert!(rig.shard.touched.is_empty());
+    assert!(!rig.shard.rooms[0].touched);
+}
+
+#[test]
+fn a_window_over_its_bound_does_not_wait_for_the_round() {
+    for (over_bytes, falls_behind) in [(-1, false), (0, false), (1, true)] {
+        let mut rig = Rig::new(|config| config.durability = Durability::None);
+        let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+        rig.receive_only(writer, &op("k", "1", 1));
+        let held_bytes = rig.shard.rooms[0].window.capacity_bytes();
+        rig.shard.config.outbox_bytes_max = held_bytes.strict_sub_signed(over_bytes);
+        rig.shard.announce();
+        assert!(!rig.shard.send_queue.is_empty());
+        rig.shard.trim_windows();
+        assert_eq!(rig.session(reader).outbox.behind().is_some(), falls_behind);
+        let held_bytes = rig.shard.rooms[0].window.capacity_bytes();
+        assert_eq!(held_bytes == 0, falls_behind, "{over_bytes}");
+        assert_eq!(rig.shard.touched, [0], "it is looked at again");
+        rig.run();
+        assert!(rig.shard.touched.is_empty());
+        assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@1"));
+    }
+}
