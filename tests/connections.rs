@@ -233,9 +233,9 @@ async fn a_client_that_takes_nothing_for_60_s_is_closed_with_1013() {
     let mut reader = Client::connect(&server, "room").await;
     let mut stalled = connect_with_small_buffer(&server).await;
     push(&server, &mut writer, &mut reader, 1500).await;
-    let open_before = server.open_files_count();
+    let open_before = server.open_sockets_count();
     let begun = Instant::now();
-    let gone = async || (server.open_files_count() < open_before).then_some(());
+    let gone = async || (server.open_sockets_count() < open_before).then_some(());
     eventually_in(
         Duration::from_secs(90),
         "the server drops a client that takes nothing",

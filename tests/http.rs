@@ -462,14 +462,14 @@ async fn connections_that_ended_are_forgotten() {
     // The first of each kind may open something that stays.
     Client::connect(&server, "room").await.close().await;
     server.get("/nope").await;
-    let before = server.open_files_count();
+    let before = server.open_sockets_count();
     for _ in 0..20 {
         drop(Client::connect(&server, "room").await);
         assert_eq!(server.handshake("/v1/sync/room").await.status, 401);
         assert_eq!(server.get("/nope").await.status, 404);
     }
     eventually("the sockets are closed", async || {
-        (server.open_files_count() <= before).then_some(())
+        (server.open_sockets_count() <= before).then_some(())
     })
     .await;
 }

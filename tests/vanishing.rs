@@ -128,7 +128,7 @@ async fn crowd(server: &Server, progress: watch::Receiver<usize>) {
 }
 
 async fn expect_nothing_left(server: &Server, open_before: usize) {
-    let left = async || (server.open_files_count() <= open_before).then_some(());
+    let left = async || (server.open_sockets_count() <= open_before).then_some(());
     eventually("the connections of all who vanished are gone", left).await;
 }
 
@@ -142,7 +142,7 @@ async fn check_that_those_who_stay_get_every_op(setup: Setup) {
         pairs.push((writer, witness));
     }
     // The rooms belong to both shards, so that the rings of both are open by now.
-    let open_before = server.open_files_count() - 2 * pairs.len();
+    let open_before = server.open_sockets_count() - 2 * pairs.len();
     let stays: Vec<_> = pairs
         .into_iter()
         .map(|(writer, witness)| tokio::spawn(stay(writer, witness, sender.clone())))
@@ -197,7 +197,7 @@ async fn a_shard_that_fails_under_a_crowd_leaves_nothing_and_loses_nothing_that_
         Client::connect(&server, &room_name(0)).await,
         Client::connect(&server, &room_name(1)).await,
     ];
-    let open_before = server.open_files_count() - early.len();
+    let open_before = server.open_sockets_count() - early.len();
     drop(early);
     let (sender, progress) = watch::channel(0);
     tokio::join!(

@@ -373,6 +373,15 @@ impl Server {
             .count()
     }
 
+    /// How many sockets it has open. Files come and go: a compaction reads and writes some.
+    pub fn open_sockets_count(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
+            .expect("the server runs")
+            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+            .filter(|target| target.to_string_lossy().starts_with("socket:"))
+            .count()
+    }
+
     /// The path of the handshake of a workspace, with a valid token.
     pub fn sync_path(workspace: &str) -> String {
         let segment = utf8_percent_encode(workspace, NON_ALPHANUMERIC);
