@@ -113,7 +113,7 @@ impl House {
         cores.load.take().map_err(|error| error.to_string())?;
         raise_open_files();
         let quick = settings.quick;
-        let seconds = settings.seconds.unwrap_or(if quick { 0.6 } else { 5.0 });
+        let seconds = settings.seconds.unwrap_or(if quick { 0.4 } else { 5.0 });
         let measured =
             Duration::try_from_secs_f64(seconds).map_err(|error| format!("--seconds: {error}"))?;
         let soak_minutes = settings
@@ -121,7 +121,7 @@ impl House {
             .unwrap_or(if quick { 0.05 } else { 5.0 });
         let soak = Duration::try_from_secs_f64(soak_minutes * 60.0)
             .map_err(|error| format!("--soak-minutes: {error}"))?;
-        let warm_up = Duration::from_millis(if quick { 200 } else { 1000 });
+        let warm_up = Duration::from_millis(if quick { 100 } else { 1000 });
         Ok(Self {
             cores,
             folder: settings.folder.clone(),

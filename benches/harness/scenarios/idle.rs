@@ -87,15 +87,16 @@ impl Scenario for Idle {
     }
 
     fn targets(&self) -> Vec<Target> {
-        [TOGETHER, ALONE]
+        // Apart, each connection comes with a workspace of its own.
+        [(TOGETHER, 512.0), (ALONE, 1024.0)]
             .into_iter()
-            .flat_map(|case| {
+            .flat_map(|(case, bytes)| {
                 ["etherply none", "etherply always"].map(|of| Target {
                     case,
                     figure: RESIDENT_EACH.id,
                     of,
                     to: None,
-                    bound: AtMost(512.0),
+                    bound: AtMost(bytes),
                 })
             })
             .collect()
