@@ -108,3 +108,57 @@ impl Census {
         workspaces
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_op_counts_where_it_stands_and_the_winner_is_live() {
+        let op = |workspace, key, value, seq, timestamp| Op {
+            workspace,
+            key,
+            value,
+            seq,
+            timestamp,
+        };
+        let ops = [
+            (0, op("w", "k", "1", 1, 10)),
+            (2, op("w", "k", "\"a longer one\"", 2, 20)),
+            (0, op("w", "k", "3", 3, 15)),
+            (0, op("w", "l", "4", 4, 1)),
+            (2, op("v", "k", "5", 9, 1)),
+        ];
+        let bytes: Vec<u64> = ops
+            .iter()
+            .map(|(_, op)| record::op_bytes(op) as u64)
+            .collect();
+        // In any order: last write wins.
+        for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 0, 4, 2, 3]] {
+            let mut census = Census::default();
+            for place in order {
+                census.visit(ops[place].0, &ops[place].1);
+            }
+            let share = |of: &[usize], live: &[usize]| Share {
+                records: of.len() as u64,
+                record_bytes: of.iter().map(|place| bytes[*place]).sum(),
+                live_bytes: live.iter().map(|place| bytes[*place]).sum(),
+            };
+            assert_eq!(census.folder(0), share(&[0, 2, 3], &[3]));
+            assert_eq!(census.folder(1), Share::default());
+            assert_eq!(census.folder(2), share(&[1, 4], &[1, 4]));
+            assert_eq!(census.folder(3), Share::default());
+            let workspace = |id: &str, keys, seq, share| WorkspaceShare {
+                id: id.to_owned(),
+                keys,
+                seq,
+                share,
+            };
+            let expected = [
+                workspace("w", 2, 4, share(&[0, 1, 2, 3], &[1, 3])),
+                workspace("v", 1, 9, share(&[4], &[4])),
+            ];
+            assert_eq!(census.workspaces(), expected);
+        }
+    }
+}

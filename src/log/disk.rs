@@ -267,3 +267,116 @@ fn flock(file: &File, operation: FlockOperation) -> io::Result<bool> {
         Err(errno) => Err(errno.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tempfile::{tempdir, tempfile};
+
+    use super::*;
+
+    /// A file that takes and gives three bytes at a time, and is interrupted before each.
+    #[derive(Debug)]
+    struct Choppy {
+        file: File,
+        was_interrupted: Mutex<bool>,
+    }
+
+    impl Choppy {
+        fn piece(&self, bytes: usize) -> io::Result<usize> {
+            let mut was_interrupted = self.was_interrupted.lock().unwrap();
+            *was_interrupted = !*was_interrupted;
+            if *was_interrupted {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            Ok(bytes.min(3))
+        }
+    }
+
+    impl DiskFile for Choppy {
+        fn bytes(&self) -> io::Result<u64> {
+            DiskFile::bytes(&self.file)
+        }
+        fn is_linked(&self) -> io::Result<bool> {
+            self.file.is_linked()
+        }
+        fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+            let piece = self.piece(bytes.len())?;
+            DiskFile::read_at(&self.file, &mut bytes[..piece], offset)
+        }
+        fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+            let piece = self.piece(bytes.len())?;
+            DiskFile::write_at(&self.file, &bytes[..piece], offset)
+        }
+        fn set_bytes(&self, bytes: u64) -> io::Result<()> {
+            self.file.set_bytes(bytes)
+        }
+        fn sync(&self) -> io::Result<()> {
+            self.file.sync()
+        }
+        fn reserve(&self, bytes: u64) -> io::Result<()> {
+            self.file.reserve(bytes)
+        }
+        fn share(&self) -> io::Result<bool> {
+            self.file.share()
+        }
+        fn claim(&self) -> io::Result<bool> {
+            self.file.claim()
+        }
+        fn drop_cache(&self) {}
+    }
+
+    #[test]
+    fn all_is_written_and_read_however_short_the_pieces_are() {
+        for length in [0, 1, 2, 3, 4, 9, 100] {
+            let file = Choppy {
+                file: tempfile().unwrap(),
+                was_interrupted: Mutex::new(false),
+            };
+            let written: Vec<u8> = (0..length).collect();
+            file.write_all_at(&written, 5).unwrap();
+            let mut read = vec![0xFF; usize::from(length) + 7];
+            let count = file.read_full_at(&mut read, 5).unwrap();
+            assert_eq!(read[..count], written, "{length}");
+        }
+    }
+
+    #[test]
+    fn another_error_ends_it() {
+        let readable = File::open("/dev/null").unwrap();
+        let error = DiskFile::write_all_at(&readable, b"x", 0).unwrap_err();
+        assert_eq!(Errno::from_io_error(&error), Some(Errno::BADF));
+        let folder = File::open("/").unwrap();
+        let error = folder.read_full_at(&mut [0], 0).unwrap_err();
+        assert_eq!(Errno::from_io_error(&error), Some(Errno::ISDIR));
+    }
+
+    #[test]
+    fn a_file_is_known_by_what_it_is_and_not_by_its_name() {
+        let folder = tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let file = HostDisk.create(&path("a")).unwrap();
+        assert!(HostDisk.is_at(&path("a"), &file).unwrap());
+        assert!(!HostDisk.is_at(&path("b"), &file).unwrap());
+        assert!(!HostDisk.is_at(&path("a/b"), &file).unwrap());
+        HostDisk.link(&path("a"), &path("c")).unwrap();
+        assert!(HostDisk.is_at(&path("c"), &file).unwrap());
+        HostDisk.remove(&path("a")).unwrap();
+        HostDisk.create(&path("a")).unwrap();
+        assert!(!HostDisk.is_at(&path("a"), &file).unwrap());
+    }
+
+    #[test]
+    fn a_file_is_linked_as_long_as_it_has_a_name() {
+        let folder = tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let file = HostDisk.create(&path("a")).unwrap();
+        HostDisk.link(&path("a"), &path("b")).unwrap();
+        for (name, is_linked) in [("a", true), ("b", false)] {
+            assert!(file.is_linked().unwrap());
+            HostDisk.remove(&path(name)).unwrap();
+            assert_eq!(file.is_linked().unwrap(), is_linked);
+        }
+    }
+}

@@ -70,3 +70,35 @@ impl<F: DiskFile> Rewrite<F> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::tempdir;
+
+    use super::super::disk::HostDisk;
+    use super::*;
+
+    #[test]
+    fn it_ends_with_one_empty_batch_and_has_no_other() {
+        let folder = tempdir().unwrap();
+        let header = SegmentHeader::new(0, [7; 16], 1, 0);
+        let op = Op {
+            workspace: "w",
+            key: "k",
+            value: "1",
+            seq: 1,
+            timestamp: 1,
+        };
+        let batch_bytes = BATCH_HEADER_BYTES + record::op_bytes(&op);
+        for (ops, batches_bytes) in [(0, 0), (1, batch_bytes)] {
+            let path = folder.path().join(ops.to_string());
+            let mut rewrite = Rewrite::begin(&HostDisk, &path, header).unwrap();
+            for _ in 0..ops {
+                assert!(!rewrite.push(&op).unwrap());
+            }
+            let bytes = SEGMENT_HEADER_BYTES + batches_bytes + BATCH_HEADER_BYTES;
+            assert_eq!(rewrite.finish().unwrap(), bytes as u64, "{ops}");
+            assert_eq!(HostDisk.file_bytes(&path).unwrap(), bytes as u64, "{ops}");
+        }
+    }
+}

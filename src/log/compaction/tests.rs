@@ -309,3 +309,60 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn reading_rests_after_each_piece_and_goes_on_until_it_is_stopped() {
+    let value = "1".repeat(COMPACTION_READ_BYTES / 2);
+    let op = Op {
+        workspace: "w",
+        key: "k",
+        value: &value,
+        seq: 1,
+        timestamp: 1,
+    };
+    let op_bytes = record::op_bytes(&op) as u64;
+    for stop_at in [1, 2, 3, 9] {
+        let mut rests = Vec::new();
+        let mut pace = |bytes| {
+            rests.push(bytes);
+            if rests.len() == stop_at {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        let mut breath = Breath::default();
+        for _ in 0..5 {
+            breath.took(&op, &mut pace);
+        }
+        let ended = breath.end(&mut pace);
+        assert_eq!(ended.is_err(), stop_at <= 3, "{stop_at}");
+        let all = [2 * op_bytes, 2 * op_bytes, op_bytes];
+        assert_eq!(rests, all[..stop_at.min(3)]);
+    }
+}
+
+#[test]
+fn a_file_without_a_name_shrinks_piece_by_piece_unless_somebody_reads_it() {
+    let piece = COMPACTION_BATCH_BYTES as u64;
+    for (is_read, bytes, rests_count) in
+        [(false, 5 * piece / 2, 3), (false, 0, 0), (true, piece, 0)]
+    {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join("segment");
+        let file = HostDisk.create(&path).unwrap();
+        file.set_bytes(bytes).unwrap();
+        let reader = HostDisk.open(&path).unwrap();
+        assert!(!is_read || reader.share().unwrap());
+        let mut left = Vec::new();
+        let mut pace = |_| {
+            left.push(DiskFile::bytes(&reader).unwrap());
+            ControlFlow::Continue(())
+        };
+        shrink(&file, &mut pace).unwrap();
+        assert_eq!(left.len(), rests_count, "{is_read}, {bytes}");
+        assert!(left.is_sorted_by(|a, b| a - b == piece || *b == 0));
+        let expected = if is_read { bytes } else { 0 };
+        assert_eq!(DiskFile::bytes(&file).unwrap(), expected);
+    }
+}

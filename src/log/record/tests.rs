@@ -272,6 +272,34 @@ fn a_segment_header_is_whole_or_refused() {
 }
 
 #[test]
+fn a_compacted_segment_stands_behind_those_that_it_replaced() {
+    let (index, first_position) = (5, 1000);
+    for (replaced, end_position, is_whole) in [
+        (4, 1000, true),
+        (0, 2000, true),
+        (5, 1000, false),
+        (6, 1000, false),
+        (4, 999, false),
+    ] {
+        let header = SegmentHeader {
+            index,
+            first_position,
+            compacted: Some(Compacted {
+                replaced,
+                end_position,
+            }),
+            ..HEADER
+        };
+        let expected = if is_whole {
+            Ok(header)
+        } else {
+            Err(HeaderError::Content)
+        };
+        assert_eq!(SegmentHeader::decode(&header.encode()), expected);
+    }
+}
+
+#[test]
 fn every_truncation_leaves_a_prefix_and_a_torn_tail() {
     let built = sample();
     for length in SEGMENT_HEADER_BYTES..=built.bytes.len() {

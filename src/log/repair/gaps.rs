@@ -145,3 +145,33 @@ impl Elsewhere {
         all
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_is_what_misses_over_a_damage_and_no_more() {
+        for (before, behind, gap) in [
+            (1, 5, Some(2..=4)),
+            (1, 3, Some(2..=2)),
+            (1, 2, None),
+            (7, 7, None),
+            (7, 3, None),
+        ] {
+            let mut follower = Follower::default();
+            let op = |seq| Op {
+                workspace: "w",
+                key: "k",
+                value: "1",
+                seq,
+                timestamp: 1,
+            };
+            follower.visit(&op(before), false);
+            follower.note_damage();
+            follower.visit(&op(behind), false);
+            let seqs: Vec<_> = follower.finish().into_iter().map(|gap| gap.seqs).collect();
+            assert_eq!(seqs, Vec::from_iter(gap), "{before}, {behind}");
+        }
+    }
+}
