@@ -10,6 +10,7 @@ use std::rc::{Rc, Weak};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::setup::first_known;
 use super::*;
 use crate::core::window::{Chunk, Span};
 use crate::limits::RECEIVE_BUFFERS;
