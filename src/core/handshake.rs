@@ -114,6 +114,10 @@ impl Shard {
         wish: Wish,
         clock: Clock,
     ) -> Result<(), Answer> {
+        // The owner may have stopped already.
+        if self.drain != Drain::No {
+            return Err(stopping());
+        }
         let session = &mut self.sessions[id.slot as usize];
         if session.over_limit {
             return Err(Answer::unavailable(
@@ -178,8 +182,7 @@ impl Shard {
     /// Why nobody can be served now.
     fn refusal(&self) -> Option<Answer> {
         if self.drain != Drain::No {
-            let why = "the server is stopping";
-            return Some(Answer::unavailable(why, RETRY_AFTER_S));
+            return Some(stopping());
         }
         if self.health == Health::Recovering {
             let why = "the server is starting";
@@ -268,4 +271,8 @@ impl Shard {
             .fill(128, |out| frame::put_close(out, code, reason));
         self.send_last(id, chunk, clock);
     }
+}
+
+fn stopping() -> Answer {
+    Answer::unavailable("the server is stopping", RETRY_AFTER_S)
 }
