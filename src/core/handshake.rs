@@ -1,5 +1,7 @@
 //! The first part of a session's life: the request head, the token, joining a workspace.
 
+use std::sync::Arc;
+
 use crate::core::contract::{Clock, Output, Ticket, Wish, shard_of};
 use crate::core::look::for_allowed;
 use crate::core::room::Room;
@@ -7,7 +9,7 @@ use crate::core::session::{Intake, Session, SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
 use crate::core::workspace::Workspace;
 use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
-use crate::wire::auth::Grant;
+use crate::wire::auth::{Grant, Verifier};
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
 
@@ -99,6 +101,11 @@ impl Shard {
             user: request.user.map(Box::from),
         };
         self.pass_on(id, request.workspace, wish, clock)
+    }
+
+    /// Checks the tokens of who comes from now on; who is here stays.
+    pub fn set_verifier(&mut self, verifier: Arc<Verifier>) {
+        self.config.verifier = verifier;
     }
 
     pub(super) fn verified(&self, token: Option<&str>, clock: Clock) -> Result<Grant, Answer> {

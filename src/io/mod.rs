@@ -5,5 +5,6 @@ pub mod buffers;
 pub mod post;
 pub mod recovery;
 pub mod ring;
+pub mod secrets;
 pub mod server;
 pub mod worker;

@@ -15,6 +15,7 @@ use crate::core::workspace::Workspace;
 use crate::log::disk::HostDisk;
 use crate::log::keeper::{KeeperError, LogKeeper};
 use crate::log::segment::Segment;
+use crate::wire::auth::Verifier;
 
 /// What the shards know of each other, and the outside of them.
 #[derive(Debug)]
@@ -146,6 +147,8 @@ pub struct Recovered {
 pub enum Letter {
     /// A connection whose workspace the receiver owns.
     Adopt(Connection, Ticket),
+    /// Check tokens with this from now on.
+    Verify(Arc<Verifier>),
     /// Stop.
     Drain,
     /// The next segment was created, or not.

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::admin::Pages;
-use crate::config::{ConfigError, Secrets, Serve};
+use crate::config::{ConfigError, SecretError, Secrets, Serve};
 use crate::core::contract::ShardConfig;
 use crate::core::shard::Shard;
 use crate::core::workspace::Workspace;
@@ -24,6 +24,7 @@ use crate::io::background::{Compactor, Rotation};
 use crate::io::post::{self, Letter, Post, Status, mailbox};
 use crate::io::recovery::{self, Display};
 use crate::io::ring;
+use crate::io::secrets::Keeper;
 use crate::io::worker::{Ties, Worker, clock};
 use crate::limits::{
     DESCRIPTORS_PER_SHARD, DESCRIPTORS_RESERVED, LISTEN_BACKLOG, SEGMENT_BYTES_MAX,
@@ -40,6 +41,9 @@ pub enum ServeError {
     /// The settings do not make a server.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// There is no secret for the tokens.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// The kernel or the container does not let this process use `io_uring`.
     #[error("io_uring is not available: {0}")]
     Ring(String),
@@ -104,10 +108,9 @@ type Recovered = (Report, Vec<Vec<Workspace>>);
 
 /// Runs the server until it is told to stop.
 pub fn serve(settings: &Serve) -> Result<(), ServeError> {
-    let secrets = settings.secrets()?;
+    let mut secrets = Keeper::new(settings.secret_sources())?;
     let address = SocketAddr::new(settings.host()?, settings.port(std::env::var_os("PORT"))?);
     ring::probe().map_err(|error| ServeError::Ring(ring_advice(&error)))?;
-    warn_of(&secrets);
     // The port first: a second server on it must not touch anything else.
     let listener = Arc::new(open_listener(address)?);
     let address = listener.local_addr()?;
@@ -118,14 +121,14 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
     let hash_seed = random_u64()?;
-    let dev_token = settings.dev.then(|| dev_token(&secrets));
+    let dev_token = settings.dev.then(|| dev_token(secrets.secrets()));
     let status = Arc::new(Status::new(shards, connections_max));
     let compactor = Compactor::start(Arc::clone(&directory), shards as usize)?;
     let common = Common {
         settings,
         shards,
         hash_seed,
-        verifier: Arc::new(Verifier::new(&secrets.current, secrets.previous.as_ref())),
+        verifier: Arc::new(secrets.secrets().verifier()),
         origins: settings.allow_origins.clone().into(),
         pages: Arc::new(Pages::new(
             settings.console || settings.dev,
@@ -138,7 +141,7 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     // They answer from now on: that the log is being read.
     let posts = spawn_shards(&common, &compactor.rotations(), &events)?;
     spawn_recovery(Arc::clone(&directory), &common, events)?;
-    let Some((report, dealt)) = wait_for_recovery(&inbox, &status)? else {
+    let Some((report, dealt)) = wait_for_recovery(&inbox, &status, &posts, &mut secrets)? else {
         return Ok(());
     };
     let (serves, serving) = channel();
@@ -160,7 +163,7 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     serving.iter().for_each(drop);
     tracing::info!(%address, shards, connections_max, "listening");
     announce(dev_token.as_deref(), address)?;
-    run_until_stopped(&posts, &inbox, shards)?;
+    run_until_stopped(&posts, &inbox, &mut secrets)?;
     compactor.stop();
     tracing::info!("stopped");
     Ok(())
@@ -169,14 +172,15 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
 fn run_until_stopped(
     posts: &[Post],
     inbox: &Receiver<Event>,
-    shards: u32,
+    secrets: &mut Keeper<'_>,
 ) -> Result<(), ServeError> {
-    let mut running = shards;
+    let mut running = posts.len();
     while running > 0 {
         match inbox
             .recv()
             .expect("a thread that sends events runs as long as this one")
         {
+            Event::Signal(SIGHUP) => secrets.read_again(posts),
             Event::Signal(signal) => {
                 tracing::info!(
                     signal,
@@ -215,6 +219,8 @@ fn spawn_recovery(
 fn wait_for_recovery(
     inbox: &Receiver<Event>,
     status: &Status,
+    posts: &[Post],
+    secrets: &mut Keeper<'_>,
 ) -> Result<Option<Recovered>, ServeError> {
     let begun = Instant::now();
     let mut display = Display::new();
@@ -224,6 +230,7 @@ fn wait_for_recovery(
             Err(RecvTimeoutError::Disconnected) => {
                 unreachable!("a thread that sends events runs as long as this one")
             }
+            Ok(Event::Signal(SIGHUP)) => secrets.read_again(posts),
             Ok(Event::Signal(signal)) => {
                 display.end();
                 tracing::info!(signal, "stopped while the log was read");
@@ -390,7 +397,7 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
 }
 
 fn watch_signals(events: Sender<Event>) -> io::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     thread::Builder::new()
         .name("etherply-signals".to_owned())
         .spawn(move || {
@@ -479,22 +486,6 @@ fn ring_advice(error: &io::Error) -> String {
         Some(libc::EMFILE | libc::ENFILE) => "no file may be opened for it: raise the limit of open files (ulimit -n)".to_owned(),
         _ if error.kind() == io::ErrorKind::Unsupported => "the kernel lacks operations that the server needs: use Linux 5.10 or later".to_owned(),
         _ => error.to_string(),
-    }
-}
-
-fn warn_of(secrets: &Secrets) {
-    for secret in [Some(&secrets.current), secrets.previous.as_ref()]
-        .into_iter()
-        .flatten()
-    {
-        if secret.is_short() {
-            tracing::warn!(
-                "a secret for the tokens has fewer than 32 bytes: it can be guessed; use what `openssl rand -hex 32` prints"
-            );
-        }
-    }
-    if secrets.is_ephemeral {
-        tracing::info!("the secret for the tokens was made up for this run: tokens end with it");
     }
 }
 

@@ -224,6 +224,7 @@ impl Worker {
                 let id = self.shard.adopt(ticket, clock);
                 self.keep(id, connection);
             }
+            Letter::Verify(verifier) => self.shard.set_verifier(verifier),
             Letter::Drain => {
                 if self.is_accepting {
                     self.is_accepting = false;
