@@ -182,7 +182,11 @@ const SERVE_HELP: &str = "Secrets:
   ETHERPLY_JWT_SECRET           signs the tokens (HS256); or --jwt-secret-file
   ETHERPLY_JWT_SECRET_PREVIOUS  the secret before, still accepted; or --jwt-secret-previous-file
 A secret should be 32 random bytes or more, for example: openssl rand -hex 32
-SIGHUP reads the files again.";
+SIGHUP reads the files again.
+
+Sockets:
+  A listening socket that a service manager passes (LISTEN_FDS, as a .socket unit of systemd does) is used; leave
+  out --host and --port then.";
 
 /// The settings of a token.
 #[derive(Debug, Args)]

@@ -175,6 +175,7 @@ pub struct Ring<T> {
     buffers: ReceiveBuffers,
     /// Receives that found no buffer or were interrupted: armed again behind the buffers that come back.
     starved: Vec<(T, i32)>,
+    /// As on kernels before 5.19.
     waits_before_receive: bool,
     spare: Spare,
 }
@@ -410,6 +411,18 @@ impl<T: Copy + 'static> Ring<T> {
             .flags(libc::SOCK_CLOEXEC)
             .build();
         self.submit(token, Kind::Accept, entry);
+    }
+
+    /// Cancels all operations on this descriptor, which end with an error, and completes then. False where the kernel (before
+    /// 5.19) cannot: nothing is cancelled then, and nothing completes.
+    pub fn cancel(&mut self, fd: BorrowedFd<'_>, token: T) -> bool {
+        let is_known = !self.waits_before_receive;
+        if is_known {
+            let of_descriptor = types::CancelBuilder::fd(types::Fd(fd.as_raw_fd())).all();
+            let entry = opcode::AsyncCancel2::new(of_descriptor).build();
+            self.submit(token, Kind::Other, entry);
+        }
+        is_known
     }
 
     /// Writes `bytes[from..]` at a file offset; only a part of it may be taken.
