@@ -32,6 +32,11 @@ pub enum SecretError {
         "{0} is empty: set ETHERPLY_JWT_SECRET or --jwt-secret-file to 32 random bytes or more (for example what `openssl rand -hex 32` prints)"
     )]
     Empty(String),
+    /// The file of the secret before is empty.
+    #[error(
+        "{SECRET_PREVIOUS_FILE} {} is empty: put the secret before into it, or remove it", .0.display()
+    )]
+    EmptyPrevious(PathBuf),
     /// A file of a secret cannot be read.
     #[error("{flag} {path}: {source}")]
     File {
@@ -185,6 +190,7 @@ fn previous_in(path: &Path) -> Result<Option<Secret>, SecretError> {
         Err(SecretError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             Ok(None)
         }
+        Err(SecretError::Empty(_)) => Err(SecretError::EmptyPrevious(path.to_owned())),
         Err(error) => Err(error),
     }
 }
