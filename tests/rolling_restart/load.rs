@@ -102,6 +102,16 @@ impl Load {
         .await;
     }
 
+    /// Waits until each client is let in once more than before.
+    pub async fn until_all_are_back(&self, let_in_before: u64) {
+        let clients_count = (self.writers.len() + self.readers.len()) as u64;
+        eventually("all clients are back", async || {
+            let let_in = self.tally.let_in.load(Relaxed);
+            (let_in >= let_in_before + clients_count).then_some(())
+        })
+        .await;
+    }
+
     /// Lets each writer send its last op until it is shown, and ends all.
     pub async fn finish(self) -> Ledger {
         self.shared.is_ending.store(true, Relaxed);
