@@ -6,7 +6,6 @@
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
-use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -21,10 +20,10 @@ use crate::wire::auth::Secret;
 
 pub mod doctor;
 pub mod log;
+mod secrets;
 mod value;
 
-const SECRET: &str = "ETHERPLY_JWT_SECRET";
-const SECRET_PREVIOUS: &str = "ETHERPLY_JWT_SECRET_PREVIOUS";
+pub use secrets::{SecretError, SecretSources, Secrets};
 
 /// A sync server: a small shared state per workspace, told to everybody in it at once, never lost.
 #[derive(Debug, Parser)]
@@ -50,7 +49,7 @@ pub enum Command {
 
 /// The settings of the server, as they were given.
 #[derive(Debug, Args)]
-#[command(after_help = SECRETS_HELP)]
+#[command(after_help = SERVE_HELP)]
 pub struct Serve {
     /// The address to listen on [default: 0.0.0.0; with --dev 127.0.0.1]
     #[arg(long, value_name = "IP", env = "ETHERPLY_HOST", hide_env_values = true, value_parser = value::ip)]
@@ -128,7 +127,7 @@ pub struct Serve {
     )]
     pub jwt_secret_file: Option<PathBuf>,
 
-    /// A file that holds the secret before, which is still accepted
+    /// A file that holds the secret before, which is still accepted; without that file there is none
     #[arg(
         long,
         value_name = "FILE",
@@ -179,10 +178,15 @@ pub struct Serve {
     pub dev: bool,
 }
 
-const SECRETS_HELP: &str = "Secrets:
+const SERVE_HELP: &str = "Secrets:
   ETHERPLY_JWT_SECRET           signs the tokens (HS256); or --jwt-secret-file
   ETHERPLY_JWT_SECRET_PREVIOUS  the secret before, still accepted; or --jwt-secret-previous-file
-A secret should be 32 random bytes or more, for example: openssl rand -hex 32";
+A secret should be 32 random bytes or more, for example: openssl rand -hex 32
+SIGHUP reads the files again.
+
+Sockets:
+  A listening socket that a service manager passes (LISTEN_FDS, as a .socket unit of systemd does) is used; leave
+  out --host and --port then.";
 
 /// The settings of a token.
 #[derive(Debug, Args)]
@@ -242,53 +246,15 @@ pub enum LogFormat {
 /// Why the settings do not make a server.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// No secret was given.
-    #[error(
-        "no secret for the tokens: set ETHERPLY_JWT_SECRET or --jwt-secret-file (for example to what `openssl rand -hex 32` prints), or try the server with --dev"
-    )]
-    NoSecret,
-    /// A secret was given in two ways.
-    #[error("both {variable} and {flag} are set: give one of them")]
-    TwoSecrets {
-        /// The environment variable.
-        variable: &'static str,
-        /// The flag.
-        flag: &'static str,
-    },
-    /// A secret is empty.
-    #[error(
-        "{0} is empty: set ETHERPLY_JWT_SECRET or --jwt-secret-file to 32 random bytes or more (for example what `openssl rand -hex 32` prints)"
-    )]
-    EmptySecret(String),
-    /// A file of a secret cannot be read.
-    #[error("{flag} {path}: {source}")]
-    SecretFile {
-        /// The flag.
-        flag: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    /// There is no secret for the tokens.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// `--dev` with an address that others can reach.
     #[error("--dev listens on loopback only, but --host is {0}: leave out one of them")]
     DevHost(IpAddr),
     /// The variable PORT holds no port.
     #[error("invalid value '{0}' for PORT: it takes a number from 0 to 65535")]
     Port(String),
-    /// The system has no random numbers.
-    #[error("the system gives no random numbers: {0}")]
-    Random(getrandom::Error),
-}
-
-/// The secrets of a server.
-pub struct Secrets {
-    /// Signs tokens.
-    pub current: Secret,
-    /// Still accepted.
-    pub previous: Option<Secret>,
-    /// Made up for this run.
-    pub is_ephemeral: bool,
 }
 
 impl Serve {
@@ -313,25 +279,14 @@ impl Serve {
         chosen_shards(self.shards, cores)
     }
 
-    /// The secrets, from the environment or from files; with `--dev` one is made up.
-    pub fn secrets(&self) -> Result<Secrets, ConfigError> {
-        let previous = secret(
-            SECRET_PREVIOUS,
-            "--jwt-secret-previous-file",
-            self.jwt_secret_previous_file.as_ref(),
-        )?;
-        let current = secret(SECRET, "--jwt-secret-file", self.jwt_secret_file.as_ref())?;
-        let is_ephemeral = current.is_none() && self.dev;
-        let current = if is_ephemeral {
-            Some(random_secret()?)
-        } else {
-            current
-        };
-        Ok(Secrets {
-            current: current.ok_or(ConfigError::NoSecret)?,
-            previous,
-            is_ephemeral,
-        })
+    /// Where the secrets come from; with `--dev` one is made up if there is none.
+    #[must_use]
+    pub fn secret_sources(&self) -> SecretSources<'_> {
+        SecretSources {
+            current: self.jwt_secret_file.as_deref(),
+            previous: self.jwt_secret_previous_file.as_deref(),
+            may_be_made_up: self.dev,
+        }
     }
 }
 
@@ -351,9 +306,8 @@ impl doctor::Doctor {
 
 impl Token {
     /// The secret that signs the token.
-    pub fn secret(&self) -> Result<Secret, ConfigError> {
-        secret(SECRET, "--jwt-secret-file", self.jwt_secret_file.as_ref())?
-            .ok_or(ConfigError::NoSecret)
+    pub fn secret(&self) -> Result<Secret, SecretError> {
+        secrets::current(self.jwt_secret_file.as_deref())?.ok_or(SecretError::None)
     }
 }
 
@@ -391,40 +345,6 @@ fn chosen_port(port: Option<u16>, fallback: Option<OsString>) -> Result<u16, Con
 fn chosen_shards(shards: Option<u32>, cores: Option<NonZeroUsize>) -> u32 {
     let cores = cores.map_or(1, NonZeroUsize::get);
     shards.unwrap_or_else(|| u32::try_from(cores).unwrap_or(SHARDS_MAX).min(SHARDS_MAX))
-}
-
-fn secret(
-    variable: &'static str,
-    flag: &'static str,
-    file: Option<&PathBuf>,
-) -> Result<Option<Secret>, ConfigError> {
-    let (bytes, source) = match (std::env::var_os(variable), file) {
-        (None, None) => return Ok(None),
-        (Some(_), Some(_)) => return Err(ConfigError::TwoSecrets { variable, flag }),
-        (Some(value), None) => (value.into_vec(), variable.to_owned()),
-        (None, Some(path)) => {
-            let bytes = std::fs::read(path).map_err(|source| ConfigError::SecretFile {
-                flag,
-                path: path.clone(),
-                source,
-            })?;
-            // Editors and `echo` end a file with a newline; no secret does.
-            let end = bytes
-                .iter()
-                .rposition(|byte| !matches!(byte, b'\r' | b'\n'))
-                .map_or(0, |last| last + 1);
-            (bytes[..end].to_vec(), format!("{flag} {}", path.display()))
-        }
-    };
-    Secret::new(bytes)
-        .map(Some)
-        .ok_or(ConfigError::EmptySecret(source))
-}
-
-fn random_secret() -> Result<Secret, ConfigError> {
-    let mut bytes = vec![0; 32];
-    getrandom::fill(&mut bytes).map_err(ConfigError::Random)?;
-    Ok(Secret::new(bytes).expect("32 bytes are not empty"))
 }
 
 #[cfg(test)]

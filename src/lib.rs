@@ -8,7 +8,7 @@
 //! | how it all goes together: the state machine and its contract | [`core::shard`], then [`core::contract`] |
 //! | which op wins, the order of ops, what changed since | [`core::workspace`], `core::index` |
 //! | the request head, every HTTP answer, percent-decoding | [`wire::upgrade`] |
-//! | who may connect: tokens, leeway, rotation | [`wire::auth`] |
+//! | who may connect: tokens, leeway, rotation | [`wire::auth`], `config::secrets`, [`io::secrets`] |
 //! | joining a workspace, init, 500 and 503, health checks | `core::handshake`, `core::room` |
 //! | frames: masking, fragments, UTF-8, close codes | [`wire::frame`] |
 //! | messages: fields, errors, the value's bytes as sent | [`wire::message`] |
@@ -25,6 +25,7 @@
 //! | what is dead in the log goes: compaction | [`log::compaction`], [`io::background`] |
 //! | the ring, receive buffers, one core's loop | [`io::ring`], [`io::buffers`], [`io::worker`] |
 //! | start-up, threads, signals | [`io::server`], [`io::post`] |
+//! | the listening socket, one's own or inherited; restarts that refuse nobody | [`io::listener`], `io::worker` |
 //! | `etherply log`: a look at the log, its repair | [`command::log`], [`log::snapshot`], [`log::repair`] |
 //! | `etherply doctor`: the host's facts, and what is said of them | [`command::doctor`], its `facts`, `read` and `judge` |
 //! | flags and variables | [`config`] |

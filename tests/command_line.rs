@@ -2,6 +2,7 @@
 
 mod support;
 
+use rustix::process::Signal;
 use serde_json::json;
 use support::client::Client;
 use support::server::{Outcome, Server, Setup};
@@ -451,6 +452,18 @@ async fn dev_refuses_a_host_that_is_not_loopback() {
         );
         assert!(!outcome.stdout.contains("ws://"), "{}", outcome.stdout);
     }
+}
+
+// ---- the log ----
+
+#[tokio::test]
+async fn a_log_that_nobody_can_be_told_stops_nothing() {
+    let mut server = Setup::new().prepared("exec 2>/dev/full").start().await;
+    // Each writes a line.
+    server.signal(Signal::HUP);
+    Client::connect(&server, "room").await;
+    server.stop().await;
+    assert_eq!(server.log(), "");
 }
 
 // ---- token ----

@@ -93,6 +93,53 @@ async fn the_unit_sets_variables_that_the_server_knows_and_lets_rings_through() 
 }
 
 #[test]
+fn the_socket_is_the_one_that_the_server_would_open() {
+    let socket = settings(&text("etherply.socket"));
+    assert_eq!(socket["ListenStream"], ["8080"]);
+    assert_eq!(socket["Accept"], ["no"]);
+    assert_eq!(
+        socket["Backlog"],
+        [etherply::limits::LISTEN_BACKLOG.to_string()]
+    );
+    let unit = settings(&text("etherply.service"));
+    assert_eq!(unit["Type"], ["notify"]);
+    // The server says that it is ready when the log is read.
+    assert_eq!(unit["TimeoutStartSec"], ["infinity"]);
+    assert!(unit["After"][0].contains("etherply.socket"));
+    let sets_address = |line: &&String| line.contains("_HOST=") || line.contains("_PORT=");
+    assert_eq!(unit["Environment"].iter().find(sets_address), None);
+}
+
+#[test]
+fn systemd_finds_no_fault_in_the_units() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut verify = std::process::Command::new("systemd-analyze");
+    verify.args(["verify", "--man=no"]);
+    for name in ["etherply.service", "etherply.socket"] {
+        let installed = "/usr/local/bin/etherply";
+        let unit = text(name).replace(installed, env!("CARGO_BIN_EXE_etherply"));
+        let path = folder.path().join(name);
+        std::fs::write(&path, unit).expect("the folder can be written");
+        verify.arg(path);
+    }
+    let output = match verify.output() {
+        Ok(output) => output,
+        // .ci/run installs it.
+        Err(error) => {
+            assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+            return;
+        }
+    };
+    let told = String::from_utf8_lossy(&output.stderr);
+    // It looks at what the units name, too, and a host may have faults of its own.
+    let of_ours: Vec<&str> = told
+        .lines()
+        .filter(|line| line.contains("etherply"))
+        .collect();
+    assert!(of_ours.is_empty(), "{of_ours:?}");
+}
+
+#[test]
 fn what_the_index_names_is_there_and_the_other_way_round() {
     let index = text("README.md");
     let entries = std::fs::read_dir("tuning").expect("the folder is there");

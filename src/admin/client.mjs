@@ -17,9 +17,11 @@
  * @typedef {{key: string, value: any, timestamp: number, source: "self" | "other" | "init", over?: {value: any, timestamp: number}}} Change
  * `value` is undefined when the server no longer has the key. `timestamp` is in Unix microseconds, and 0 where it is not
  * known, since an init does not tell it. `over` is the own op, not known to be taken, that lost to this one.
- * @typedef {{url?: string, workspace?: string, token?: string | (() => string | Promise<string>)}} Options
+ * @typedef {{url?: string, workspace?: string, token?: string | ((refusal?: string) => string | Promise<string>)}} Options
  * `url` is that of the server (http, https, ws or wss), by default the one that this module came from; `workspace` is by
- * default the one in `url`. A function is asked again when a token is refused or has expired.
+ * default the one in `url`. A function is asked for a token before each connect. After a token of it was refused (401) or has
+ * expired (4001) it is given the reason, so that one that keeps tokens knows that it needs a new one; if that is refused too,
+ * the room ends. What it throws counts as no connection: it is asked again later. A string cannot be renewed: both end the room.
  */
 
 const KEY_BYTES_MAX = 1024, MESSAGE_BYTES_MAX = 1 << 20;
@@ -41,7 +43,7 @@ export function connect(options, host = globalThis) {
 const bytesOf = (text) => new TextEncoder().encode(text).length;
 
 class Room extends EventTarget {
-  #host; #base; #segment; #query; #source; #token;
+  #host; #base; #segment; #query; #source; #refusal;
   #socket; #timer; #echo; #settling;
   #state = "Disconnected";
   /** What is shown, by key: `{value, text, timestamp, source}`. After an init the timestamp is 0: any op may replace it. */
@@ -209,14 +211,12 @@ class Room extends EventTarget {
 
   async #open() {
     const mine = (this.#socket = {}); // Whoever calls `#leave` meanwhile has taken over.
-    const is_fresh = this.#token === undefined;
     this.#timer = this.#host.setTimeout(() => this.#retry("no answer"), ANSWER_MS);
     this.#enter("Connecting");
-    let status;
+    let status, token;
     try {
-      const token = this.#token ?? (typeof this.#source === "function" ? await this.#source() : this.#source);
+      token = typeof this.#source === "function" ? await this.#source(this.#refusal) : this.#source;
       if (this.#socket !== mine) return;
-      this.#token = token;
       if (!/^[\x21-\x7e]+$/.test(token)) return this.#end("Error", "the token is empty or malformed");
       // A page does not see why a WebSocket failed, and the browser's console would show its URL with the token. So this asks first.
       const ask = { method: "HEAD", headers: { Authorization: `Bearer ${token}` }, cache: "no-store" };
@@ -225,13 +225,13 @@ class Room extends EventTarget {
     } catch (error) { return void (this.#socket === mine && this.#retry(error.message)); }
     if (this.#socket === mine) this.#enter("Authenticating");
     if (this.#socket !== mine) return;
-    if ([400, 401, 403].includes(status)) return this.#renew(REFUSALS[status], is_fresh);
+    if ([400, 401, 403].includes(status)) return this.#renew(REFUSALS[status], status === 401);
     if (status >= 500 || status === 429) return this.#retry(`the server answered ${status}`);
-    this.#query.set("token", this.#token);
+    this.#query.set("token", token);
     const socket = new this.#host.WebSocket(`${this.#base.replace(/^http/, "ws")}/v1/sync/${this.#segment}?${this.#query}`);
     this.#socket = socket;
     const whileMine = (handle) => (event) => this.#socket === socket && handle(event);
-    socket.onopen = whileMine(() => this.#enter("Connected"));
+    socket.onopen = whileMine(() => { this.#refusal = undefined; this.#enter("Connected"); });
     socket.onmessage = whileMine((event) => {
       const { type, data, payload } = JSON.parse(event.data);
       if (type === "init") this.#init(new Map(Object.entries(data)));
@@ -244,14 +244,15 @@ class Room extends EventTarget {
   #closed({ code, reason }) {
     // The server has come to our close, so it has handled all that was sent: what it took is in the next init.
     for (const own of code === RESYNC ? this.#doubtful : []) this.#pending.get(own.key) === own && this.#pending.delete(own.key);
-    if (code === 4001) this.#renew(reason, false);
+    if (code === 4001) this.#renew(reason, true);
     else if (FATAL_CODES.includes(code)) this.#end("Error", `closed with ${code} ${reason}`);
     else this.#retry(`closed with ${code} ${reason}`.trim());
   }
 
-  #renew(reason, is_fresh) {
-    if (is_fresh || typeof this.#source !== "function") return this.#end("Error", reason);
-    this.#token = undefined;
+  /** A new token may help, unless it is the new one that is refused. */
+  #renew(reason, may_help) {
+    if (!may_help || this.#refusal !== undefined || typeof this.#source !== "function") return this.#end("Error", reason);
+    this.#refusal = reason;
     this.#retry(reason);
   }
 

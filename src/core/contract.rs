@@ -18,7 +18,7 @@ pub struct Clock {
     pub unix_us: u64,
 }
 
-/// What a shard must know; the same for its whole life.
+/// What a shard must know; the same for its whole life, but for the verifier.
 #[derive(Clone)]
 pub struct ShardConfig {
     /// Its number.

@@ -1,5 +1,7 @@
 //! The first part of a session's life: the request head, the token, joining a workspace.
 
+use std::sync::Arc;
+
 use crate::core::contract::{Clock, Output, Ticket, Wish, shard_of};
 use crate::core::look::for_allowed;
 use crate::core::room::Room;
@@ -7,7 +9,7 @@ use crate::core::session::{Intake, Session, SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
 use crate::core::workspace::Workspace;
 use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
-use crate::wire::auth::Grant;
+use crate::wire::auth::{Grant, Verifier};
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
 
@@ -101,6 +103,11 @@ impl Shard {
         self.pass_on(id, request.workspace, wish, clock)
     }
 
+    /// Checks the tokens of who comes from now on; who is here stays.
+    pub fn set_verifier(&mut self, verifier: Arc<Verifier>) {
+        self.config.verifier = verifier;
+    }
+
     pub(super) fn verified(&self, token: Option<&str>, clock: Clock) -> Result<Grant, Answer> {
         let verified = self.config.verifier.verify(token, clock.unix_us);
         verified.map_err(|error| Answer::unauthorized(&error.to_string()))
@@ -114,6 +121,10 @@ impl Shard {
         wish: Wish,
         clock: Clock,
     ) -> Result<(), Answer> {
+        // The owner may have stopped already.
+        if self.drain != Drain::No {
+            return Err(stopping());
+        }
         let session = &mut self.sessions[id.slot as usize];
         if session.over_limit {
             return Err(Answer::unavailable(
@@ -179,8 +190,7 @@ impl Shard {
     /// Why nobody can be served now.
     fn refusal(&self) -> Option<Answer> {
         if self.drain != Drain::No {
-            let why = "the server is stopping";
-            return Some(Answer::unavailable(why, RETRY_AFTER_S));
+            return Some(stopping());
         }
         if self.health == Health::Recovering {
             let why = "the server is starting";
@@ -269,4 +279,8 @@ impl Shard {
             .fill(128, |out| frame::put_close(out, code, reason));
         self.send_last(id, chunk, clock);
     }
+}
+
+fn stopping() -> Answer {
+    Answer::unavailable("the server is stopping", RETRY_AFTER_S)
 }

@@ -16,19 +16,17 @@ impl Shard {
         request: LookRequest,
         clock: Clock,
     ) -> Result<(), Answer> {
-        let origin = request.origin.as_deref();
-        if let Err(refusal) = self.verified(request.token.as_deref(), clock) {
-            return Err(self
-                .for_origin(refusal, origin)
-                .for_method(request.head_only));
-        }
+        let head_only = request.head_only;
+        let allow_origin = self.allow_origin(request.origin.as_deref());
         let wish = Wish::Look {
             look: request.look,
-            allow_origin: self.allow_origin(origin),
+            allow_origin: allow_origin.clone(),
             if_none_match: request.if_none_match,
-            head_only: request.head_only,
+            head_only,
         };
-        self.pass_on(id, request.workspace, wish, clock)
+        self.verified(request.token.as_deref(), clock)
+            .and_then(|_| self.pass_on(id, request.workspace, wish, clock))
+            .map_err(|refusal| for_allowed(refusal, allow_origin.as_deref()).for_method(head_only))
     }
 
     /// The answer to a look, and the log position that must be visible before it may be shown.

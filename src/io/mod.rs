@@ -2,8 +2,10 @@
 
 pub mod background;
 pub mod buffers;
+pub mod listener;
 pub mod post;
 pub mod recovery;
 pub mod ring;
+pub mod secrets;
 pub mod server;
 pub mod worker;

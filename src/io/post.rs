@@ -8,13 +8,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::net::{SendFlags, send};
 
 use crate::admin::stats::ShardStats;
 use crate::core::contract::Ticket;
 use crate::core::workspace::Workspace;
+use crate::limits::RETRY_AFTER_S;
 use crate::log::disk::HostDisk;
 use crate::log::keeper::{KeeperError, LogKeeper};
 use crate::log::segment::Segment;
+use crate::wire::auth::Verifier;
+use crate::wire::upgrade::Answer;
 
 /// What the shards know of each other, and the outside of them.
 #[derive(Debug)]
@@ -142,10 +146,45 @@ pub struct Recovered {
     pub serves: Sender<()>,
 }
 
+/// A connection on its way to the shard that owns its workspace. If it never gets there, since that shard has stopped, its peer
+/// is told so.
+pub struct Handoff(Option<Connection>);
+
+impl Handoff {
+    /// Sends it on its way.
+    #[must_use]
+    pub fn new(connection: Connection) -> Self {
+        Self(Some(connection))
+    }
+
+    /// It has got there.
+    #[must_use]
+    pub fn arrive(mut self) -> Connection {
+        self.0.take().expect("a connection arrives once")
+    }
+}
+
+impl Drop for Handoff {
+    fn drop(&mut self) {
+        let Some(connection) = self.0.take() else {
+            return;
+        };
+        let mut bytes = Vec::new();
+        Answer::unavailable("the server is stopping", RETRY_AFTER_S).encode(&mut bytes);
+        // Nothing was sent to it before, so there is room in the socket; a peer that has gone needs no answer.
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let _ = send(&connection.socket, &bytes, flags);
+    }
+}
+
 /// What threads tell each other.
 pub enum Letter {
     /// A connection whose workspace the receiver owns.
-    Adopt(Connection, Box<Ticket>),
+    Adopt(Handoff, Box<Ticket>),
+    /// Accept connections: for a socket that waited until all shards serve.
+    Accept,
+    /// Check tokens with this from now on.
+    Verify(Arc<Verifier>),
     /// Stop.
     Drain,
     /// The next segment was created, or not.
@@ -164,7 +203,7 @@ pub struct Post {
 }
 
 impl Post {
-    /// Sends a letter. One to a shard that has stopped is dropped, and with it its connection.
+    /// Sends a letter. One to a shard that has stopped is dropped.
     pub fn send(&self, letter: Letter) {
         if self.letters.send(letter).is_ok() {
             // It cannot overflow: it is reset long before 2^64 letters.
@@ -207,4 +246,33 @@ pub fn mailbox() -> io::Result<(Post, Mailbox)> {
             bell,
         },
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_that_never_arrives_is_told_so() {
+        let status = Arc::new(Status::new(1, 1));
+        for arrives in [false, true] {
+            let (socket, mut peer) = UnixStream::pair().unwrap();
+            let (place, taken) = Place::take(&status);
+            assert_eq!(taken, 0, "the place of the one before is free");
+            let socket = socket.into();
+            let handoff = Handoff::new(Connection { socket, place });
+            if arrives {
+                drop(handoff.arrive());
+            } else {
+                drop(handoff);
+            }
+            let mut told = String::new();
+            peer.read_to_string(&mut told).unwrap();
+            assert_eq!(told.starts_with("HTTP/1.1 503 "), !arrives, "{told}");
+            assert_eq!(told.contains("Retry-After: "), !arrives, "{told}");
+        }
+    }
 }

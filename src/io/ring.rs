@@ -45,9 +45,11 @@ use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 use crate::core::chunk::{Span, Spans};
 use crate::io::buffers::sanitizer::{Pointed, Stretch};
 use crate::io::buffers::{Filled, KERNEL_LENDS_LATE, ReceiveBuffers, kernel_is_at_least};
-use crate::limits::{
-    COMPLETION_ENTRIES, RECEIVE_BYTES_MAX, RING_ENTRIES, SEND_SPANS_MAX, SENDS_PER_TURN_MAX,
-};
+use crate::limits::{RECEIVE_BYTES_MAX, SEND_SPANS_MAX, SENDS_PER_TURN_MAX};
+
+mod setup;
+
+pub use setup::probe;
 
 /// The group of the provided buffers; a ring has one.
 const BUFFER_GROUP: u16 = 0;
@@ -173,6 +175,7 @@ pub struct Ring<T> {
     buffers: ReceiveBuffers,
     /// Receives that found no buffer or were interrupted: armed again behind the buffers that come back.
     starved: Vec<(T, i32)>,
+    /// As on kernels before 5.19.
     waits_before_receive: bool,
     spare: Spare,
 }
@@ -203,7 +206,7 @@ pub fn run<T: Copy + 'static>(
     };
     // Declared behind the ring, so that it is dropped before it on a panic too: until it has waited
     // for the kernel, the flights hold what the kernel works on.
-    let runtime = runtime()?;
+    let runtime = setup::runtime()?;
     runtime.block_on(poll_fn(|context| {
         READY.with_borrow_mut(|ready| match &mut ready.waker {
             Some(waker) => waker.clone_from(context.waker()),
@@ -218,56 +221,6 @@ pub fn run<T: Copy + 'static>(
     drop(ring);
     READY.set(Ready::EMPTY);
     Ok(())
-}
-
-/// Whether this process may use `io_uring` at all, with all that a ring needs of it.
-pub fn probe() -> io::Result<()> {
-    let ring = io_uring::IoUring::new(8)?;
-    let mut probe = io_uring::Probe::new();
-    ring.submitter().register_probe(&mut probe)?;
-    let needed = [
-        opcode::Accept::CODE,
-        opcode::Fsync::CODE,
-        opcode::Nop::CODE,
-        opcode::PollAdd::CODE,
-        opcode::ProvideBuffers::CODE,
-        opcode::Read::CODE,
-        opcode::Recv::CODE,
-        opcode::Send::CODE,
-        opcode::SendMsg::CODE,
-        opcode::Timeout::CODE,
-        opcode::Write::CODE,
-    ];
-    if needed.into_iter().all(|code| probe.is_supported(code)) {
-        Ok(())
-    } else {
-        Err(io::Error::from(io::ErrorKind::Unsupported))
-    }
-}
-
-/// A runtime with the flags that this kernel knows: none of them on 5.10, which must work too.
-fn runtime() -> io::Result<tokio_uring::Runtime> {
-    let mut plain = tokio_uring::uring_builder();
-    plain.setup_cqsize(COMPLETION_ENTRIES);
-    // 5.19: a core that is busy with a turn is not interrupted.
-    let mut cooperative = plain.clone();
-    cooperative.setup_coop_taskrun().setup_taskrun_flag();
-    // 6.0: no lock on submission.
-    let mut single_issuer = cooperative.clone();
-    single_issuer.setup_single_issuer();
-    let setup = first_known([single_issuer, cooperative], plain);
-    let mut builder = tokio_uring::builder();
-    tokio_uring::Runtime::new(builder.entries(RING_ENTRIES).uring_builder(&setup))
-}
-
-/// The first setup that the kernel knows. They are tried on bare rings: a runtime that cannot be made
-/// leaves the half that was made behind, with its descriptors.
-fn first_known<const COUNT: usize>(
-    setups: [io_uring::Builder; COUNT],
-    otherwise: io_uring::Builder,
-) -> io_uring::Builder {
-    let is_known = |setup: &io_uring::Builder| setup.build(8).is_ok();
-    setups.into_iter().find(is_known).unwrap_or(otherwise)
 }
 
 impl<T: Copy + 'static> Ring<T> {
@@ -466,6 +419,18 @@ impl<T: Copy + 'static> Ring<T> {
             .flags(libc::SOCK_CLOEXEC)
             .build();
         self.submit(token, Kind::Accept, entry);
+    }
+
+    /// Cancels all operations on this descriptor, which end with an error, and completes then. False where the kernel (before
+    /// 5.19) cannot: nothing is cancelled then, and nothing completes.
+    pub fn cancel(&mut self, fd: BorrowedFd<'_>, token: T) -> bool {
+        let is_known = !self.waits_before_receive;
+        if is_known {
+            let of_descriptor = types::CancelBuilder::fd(types::Fd(fd.as_raw_fd())).all();
+            let entry = opcode::AsyncCancel2::new(of_descriptor).build();
+            self.submit(token, Kind::Other, entry);
+        }
+        is_known
     }
 
     /// Writes `bytes[from..]` at a file offset; only a part of it may be taken.

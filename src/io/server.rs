@@ -1,33 +1,33 @@
 //! The process: start-up in its order, the threads, the signals, the stop.
 
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::ops::ControlFlow;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use sd_notify::NotifyState;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::admin::Pages;
-use crate::config::{ConfigError, Secrets, Serve};
+use crate::config::{SecretError, Secrets, Serve};
 use crate::core::contract::ShardConfig;
 use crate::core::shard::Shard;
 use crate::core::workspace::Workspace;
 use crate::io::background::{Compactor, Rotation};
+use crate::io::listener::{ListenError, Listener};
 use crate::io::post::{self, Letter, Post, Status, mailbox};
 use crate::io::recovery::{self, Display};
 use crate::io::ring;
+use crate::io::secrets::Keeper;
 use crate::io::worker::{Ties, Worker, clock};
 use crate::limits::{
-    DESCRIPTORS_PER_SHARD, DESCRIPTORS_RESERVED, LISTEN_BACKLOG, SEGMENT_BYTES_MAX,
-    SEGMENT_BYTES_MIN,
+    DESCRIPTORS_PER_SHARD, DESCRIPTORS_RESERVED, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
 };
 use crate::log::directory::{DataDirectory, DirectoryError};
 use crate::log::keeper::LogKeeper;
@@ -37,23 +37,15 @@ use crate::wire::auth::{Verifier, mint};
 /// Why the server did not start, or stopped. Each is one line that names what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The settings do not make a server.
+    /// There is no secret for the tokens.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Secret(#[from] SecretError),
     /// The kernel or the container does not let this process use `io_uring`.
     #[error("io_uring is not available: {0}")]
     Ring(String),
-    /// The port is taken.
-    #[error("address already in use: {0}")]
-    AddressInUse(SocketAddr),
-    /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// There is no socket to listen on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The process may not open enough files.
     #[error(
         "the limit of open files is {limit}, and a server of {shards} shards needs {needed}: raise it (ulimit -n), or lower --shards"
@@ -104,13 +96,10 @@ type Recovered = (Report, Vec<Vec<Workspace>>);
 
 /// Runs the server until it is told to stop.
 pub fn serve(settings: &Serve) -> Result<(), ServeError> {
-    let secrets = settings.secrets()?;
-    let address = SocketAddr::new(settings.host()?, settings.port(std::env::var_os("PORT"))?);
+    let mut secrets = Keeper::new(settings.secret_sources())?;
     ring::probe().map_err(|error| ServeError::Ring(ring_advice(&error)))?;
-    warn_of(&secrets);
     // The port first: a second server on it must not touch anything else.
-    let listener = Arc::new(open_listener(address)?);
-    let address = listener.local_addr()?;
+    let listener = Arc::new(Listener::open(settings)?);
     let shards = settings.shards(thread::available_parallelism().ok());
     let connections_max = connections_max(settings.max_connections, shards)?;
     let directory = Arc::new(DataDirectory::open(&settings.data_dir)?);
@@ -118,32 +107,50 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
     let hash_seed = random_u64()?;
-    let dev_token = settings.dev.then(|| dev_token(&secrets));
+    let dev_token = settings.dev.then(|| dev_token(secrets.secrets()));
     let status = Arc::new(Status::new(shards, connections_max));
     let compactor = Compactor::start(Arc::clone(&directory), shards as usize)?;
     let common = Common {
         settings,
         shards,
         hash_seed,
-        verifier: Arc::new(Verifier::new(&secrets.current, secrets.previous.as_ref())),
+        verifier: Arc::new(secrets.secrets().verifier()),
         origins: settings.allow_origins.clone().into(),
         pages: Arc::new(Pages::new(
             settings.console || settings.dev,
             dev_token.clone(),
         )),
         status: Arc::clone(&status),
-        listener,
+        listener: Arc::clone(&listener),
         started: Instant::now(),
     };
     // They answer from now on: that the log is being read.
     let posts = spawn_shards(&common, &compactor.rotations(), &events)?;
     spawn_recovery(Arc::clone(&directory), &common, events)?;
-    let Some((report, dealt)) = wait_for_recovery(&inbox, &status)? else {
+    let Some((report, dealt)) = wait_for_recovery(&inbox, &status, &posts, &mut secrets)? else {
         return Ok(());
     };
+    begin_to_serve(&posts, &directory, &report, dealt)?;
+    let (address, inherited) = (listener.address(), listener.is_inherited());
+    tracing::info!(%address, inherited, shards, connections_max, "listening");
+    announce(dev_token.as_deref(), address)?;
+    tell_manager(&NotifyState::Ready);
+    run_until_stopped(&posts, &inbox, &mut secrets)?;
+    compactor.stop();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Gives the shards their logs and what was read of them, and waits until all serve.
+fn begin_to_serve(
+    posts: &[Post],
+    directory: &Arc<DataDirectory>,
+    report: &Report,
+    dealt: Vec<Vec<Workspace>>,
+) -> Result<(), ServeError> {
     let (serves, serving) = channel();
     for (number, (post, workspaces)) in (0..).zip(posts.iter().zip(dealt)) {
-        let log = LogKeeper::open(Arc::clone(&directory), number, &report);
+        let log = LogKeeper::open(Arc::clone(directory), number, report);
         let log = log.map_err(|source| ServeError::Segment {
             path: directory.path().to_owned(),
             source,
@@ -158,30 +165,31 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     drop(serves);
     // Ends when each has told it, or has ended: then that is told next.
     serving.iter().for_each(drop);
-    tracing::info!(%address, shards, connections_max, "listening");
-    announce(dev_token.as_deref(), address)?;
-    run_until_stopped(&posts, &inbox, shards)?;
-    compactor.stop();
-    tracing::info!("stopped");
+    // For an inherited socket, on which connections have waited; with one of its own they do so already.
+    for post in posts {
+        post.send(Letter::Accept);
+    }
     Ok(())
 }
 
 fn run_until_stopped(
     posts: &[Post],
     inbox: &Receiver<Event>,
-    shards: u32,
+    secrets: &mut Keeper<'_>,
 ) -> Result<(), ServeError> {
-    let mut running = shards;
+    let mut running = posts.len();
     while running > 0 {
         match inbox
             .recv()
             .expect("a thread that sends events runs as long as this one")
         {
+            Event::Signal(SIGHUP) => secrets.read_again(posts),
             Event::Signal(signal) => {
                 tracing::info!(
                     signal,
                     "stopping: connections are closed, the log is finished"
                 );
+                tell_manager(&NotifyState::Stopping);
                 for post in posts {
                     post.send(Letter::Drain);
                 }
@@ -215,6 +223,8 @@ fn spawn_recovery(
 fn wait_for_recovery(
     inbox: &Receiver<Event>,
     status: &Status,
+    posts: &[Post],
+    secrets: &mut Keeper<'_>,
 ) -> Result<Option<Recovered>, ServeError> {
     let begun = Instant::now();
     let mut display = Display::new();
@@ -224,6 +234,7 @@ fn wait_for_recovery(
             Err(RecvTimeoutError::Disconnected) => {
                 unreachable!("a thread that sends events runs as long as this one")
             }
+            Ok(Event::Signal(SIGHUP)) => secrets.read_again(posts),
             Ok(Event::Signal(signal)) => {
                 display.end();
                 tracing::info!(signal, "stopped while the log was read");
@@ -262,7 +273,7 @@ struct Common<'a> {
     origins: Arc<[String]>,
     pages: Arc<Pages>,
     status: Arc<Status>,
-    listener: Arc<TcpListener>,
+    listener: Arc<Listener>,
     started: Instant,
 }
 
@@ -390,7 +401,7 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
 }
 
 fn watch_signals(events: Sender<Event>) -> io::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     thread::Builder::new()
         .name("etherply-signals".to_owned())
         .spawn(move || {
@@ -401,38 +412,6 @@ fn watch_signals(events: Sender<Event>) -> io::Result<()> {
             }
         })?;
     Ok(())
-}
-
-fn open_listener(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    let socket = bound_socket(address)?;
-    listen(&socket, LISTEN_BACKLOG).map_err(|errno| listen_error(address, errno.into()))?;
-    Ok(TcpListener::from(socket))
-}
-
-/// The socket of an address, which nobody can connect to yet. While another one listens on the address there is none.
-pub fn bound_socket(address: SocketAddr) -> Result<OwnedFd, ServeError> {
-    let open = || -> io::Result<OwnedFd> {
-        let family = if address.is_ipv4() {
-            AddressFamily::INET
-        } else {
-            AddressFamily::INET6
-        };
-        let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        // So that a restart finds the port free while old connections are in TIME_WAIT (socket(7)).
-        sockopt::set_socket_reuseaddr(&socket, true)?;
-        // Inherited by the accepted sockets (tcp(7)): a small op must not wait for a bigger one.
-        sockopt::set_tcp_nodelay(&socket, true)?;
-        bind(&socket, &address)?;
-        Ok(socket)
-    };
-    open().map_err(|error| listen_error(address, error))
-}
-
-fn listen_error(address: SocketAddr, source: io::Error) -> ServeError {
-    match source.kind() {
-        io::ErrorKind::AddrInUse => ServeError::AddressInUse(address),
-        _ => ServeError::Listen { address, source },
-    }
 }
 
 /// The most connections: what was asked for, within the limit of open files, which is raised as far
@@ -482,22 +461,6 @@ fn ring_advice(error: &io::Error) -> String {
     }
 }
 
-fn warn_of(secrets: &Secrets) {
-    for secret in [Some(&secrets.current), secrets.previous.as_ref()]
-        .into_iter()
-        .flatten()
-    {
-        if secret.is_short() {
-            tracing::warn!(
-                "a secret for the tokens has fewer than 32 bytes: it can be guessed; use what `openssl rand -hex 32` prints"
-            );
-        }
-    }
-    if secrets.is_ephemeral {
-        tracing::info!("the secret for the tokens was made up for this run: tokens end with it");
-    }
-}
-
 fn random_u64() -> io::Result<u64> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(io::Error::from)?;
@@ -510,6 +473,13 @@ fn dev_token(secrets: &Secrets) -> String {
         .duration_since(UNIX_EPOCH)
         .unwrap_or(Duration::ZERO);
     mint(&secrets.current, "dev", now.as_secs(), None)
+}
+
+/// Tells the service manager, where one asks for it (`sd_notify(3)`).
+fn tell_manager(state: &NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
+        tracing::warn!("the service manager cannot be told {state} (NOTIFY_SOCKET): {error}");
+    }
 }
 
 /// What a person or a script at the terminal waits for.

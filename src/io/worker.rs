@@ -5,7 +5,6 @@
 //! descriptors, the other shards' mailboxes, the clock.
 
 use std::io;
-use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -19,7 +18,8 @@ use crate::core::contract::{Clock, Input, Output, Surroundings};
 use crate::core::session::SessionId;
 use crate::core::shard::Shard;
 use crate::io::background::{self, Rotation};
-use crate::io::post::{Connection, Letter, Mailbox, Place, Post, RebuildError, Status};
+use crate::io::listener::Listener;
+use crate::io::post::{Connection, Handoff, Letter, Mailbox, Place, Post, RebuildError, Status};
 use crate::io::ring::{Completion, Ring};
 use crate::limits::{
     ACCEPT_PAUSE_US, ACCEPT_WARNING_US, ACCEPTS_IN_FLIGHT, REFUSALS_IN_FLIGHT_MAX,
@@ -32,6 +32,8 @@ use crate::log::keeper::LogKeeper;
 pub enum Token {
     /// An accept on the listening socket.
     Accept,
+    /// The end of all accepts.
+    AcceptsCancelled,
     /// The mailbox's bell.
     Bell,
     /// The timer for this time.
@@ -55,7 +57,7 @@ pub struct Ties {
     /// What all know of all.
     pub status: Arc<Status>,
     /// The one listening socket.
-    pub listener: Arc<TcpListener>,
+    pub listener: Arc<Listener>,
     /// Where its own letters come out.
     pub mailbox: Mailbox,
     /// To all shards, in order; its own too.
@@ -95,6 +97,7 @@ impl Worker {
     /// A worker for the shard of that number; `started` is the zero of its clock.
     #[must_use]
     pub fn new(shard: Shard, number: u32, ties: Ties, started: Instant) -> Self {
+        let is_accepting = !ties.listener.is_inherited();
         Self {
             shard,
             number,
@@ -105,7 +108,7 @@ impl Worker {
             accepts_in_flight: 0,
             accepts_paused_until_us: None,
             next_accept_warning_us: 0,
-            is_accepting: true,
+            is_accepting,
             armed_timers_us: Vec::new(),
             is_again_in_flight: false,
             sync_began_us: 0,
@@ -182,7 +185,7 @@ impl Worker {
             }
             Completion::Done(Token::Bell, _) => {
                 while let Some(letter) = self.ties.mailbox.next() {
-                    self.read(letter, clock);
+                    self.read(letter, ring, clock);
                 }
                 ring.wait(self.ties.mailbox.bell(), Token::Bell);
             }
@@ -190,6 +193,8 @@ impl Worker {
                 self.armed_timers_us.retain(|armed_us| *armed_us != at_us);
             }
             Completion::Done(Token::Again, _) => self.is_again_in_flight = false,
+            // What was accepted before has been told before.
+            Completion::Done(Token::AcceptsCancelled, _) => self.shard.handle(Input::Drain, clock),
             Completion::Done(token, _) => unreachable!("{token:?} has a completion of its own"),
             Completion::Received(token, _)
             | Completion::Ended(token, _)
@@ -218,20 +223,15 @@ impl Worker {
             .ok()
     }
 
-    fn read(&mut self, letter: Letter, clock: Clock) {
+    fn read(&mut self, letter: Letter, ring: &mut Ring<Token>, clock: Clock) {
         match letter {
-            Letter::Adopt(connection, ticket) => {
+            Letter::Adopt(handoff, ticket) => {
                 let id = self.shard.adopt(ticket, clock);
-                self.keep(id, connection);
+                self.keep(id, handoff.arrive());
             }
-            Letter::Drain => {
-                if self.is_accepting {
-                    self.is_accepting = false;
-                    // All shards share the socket: the first to get here ends the accepts of all.
-                    let _ = shutdown(&*self.ties.listener, Shutdown::Both);
-                }
-                self.shard.handle(Input::Drain, clock);
-            }
+            Letter::Accept => self.is_accepting = true,
+            Letter::Verify(verifier) => self.shard.set_verifier(verifier),
+            Letter::Drain => self.drain(ring, clock),
             Letter::SegmentCreated(outcome) => {
                 let segment = self.told("new segment", outcome);
                 let segment = segment.map(|segment| self.log().replace(segment));
@@ -258,6 +258,22 @@ impl Worker {
                 let _ = recovered.serves.send(());
             }
         }
+    }
+
+    /// Accepts nothing more, and begins to stop.
+    fn drain(&mut self, ring: &mut Ring<Token>, clock: Clock) {
+        let listener = &self.ties.listener;
+        if std::mem::replace(&mut self.is_accepting, false) {
+            if !listener.is_inherited() {
+                // All shards share the socket: the first to get here ends the accepts of all.
+                listener.end();
+            } else if ring.cancel(listener.as_fd(), Token::AcceptsCancelled) {
+                // The stop begins when no accept is left: all who were accepted are answered then, and the others wait for the
+                // successor. Where the kernel cannot cancel, an accept may still take somebody, who is answered 503.
+                return;
+            }
+        }
+        self.shard.handle(Input::Drain, clock);
     }
 
     fn log(&mut self) -> &mut LogKeeper<HostDisk> {
@@ -339,7 +355,8 @@ impl Worker {
             Output::Handoff(id, owner, ticket) => {
                 let connection = self.connections[id.slot as usize].take();
                 let connection = connection.expect("a session has a connection");
-                self.ties.posts[owner as usize].send(Letter::Adopt(connection, ticket));
+                let handoff = Handoff::new(connection);
+                self.ties.posts[owner as usize].send(Letter::Adopt(handoff, ticket));
             }
             Output::Page(id, page) => {
                 let stats = &self.ties.status.stats;

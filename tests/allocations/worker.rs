@@ -1,7 +1,7 @@
 //! One shard's worker on this thread, with a real ring, log and sockets; its clients are another thread.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use etherply::core::shard::Shard;
+use etherply::io::listener::Listener;
 use etherply::io::post::{Letter, Post, Recovered, Status, mailbox};
 use etherply::io::ring;
 use etherply::io::worker::{Ties, Worker, clock};
@@ -37,8 +38,8 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     let folder = tempfile::tempdir().expect("a temporary folder");
     let directory = Arc::new(DataDirectory::open(folder.path()).expect("a data directory"));
     let log = LogKeeper::open(directory, 0, &Report::default()).expect("a log");
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("an address");
+    let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+    let address = listener.address();
     let (post, mailbox) = mailbox().expect("a mailbox");
     let (rotations, _rotated) = channel();
     let (serves, told) = channel();

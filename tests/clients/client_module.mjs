@@ -332,22 +332,19 @@ const cases = {
     assert.deepEqual([room.heard.error[0].code, shownBy(room), room.pending], [400, {}, 0]);
   },
 
-  async 'a token that is refused: a function is asked again once, then it is an error'() {
-    for (const [tokens, asked_count, state] of [
-      [['bad'], 1, 'Error'],
-      [['old', 'good'], 2, 'Synced'],
-      [['old', 'bad'], 2, 'Error'],
+  async 'a token that is refused: a function is asked again once and told why, then it is an error'() {
+    const refused = 'Unauthorized';
+    for (const [tokens, asked, state] of [
+      [['good'], [undefined], 'Synced'],
+      [['bad', 'good'], [undefined, refused], 'Synced'],
+      [['bad', 'bad', 'good'], [undefined, refused], 'Error'],
+      [['bad', ''], [undefined, refused], 'Error'],
     ]) {
       const world = new World(13);
-      world.server.tokens.add('old');
-      let asked = 0;
-      const room = join(world, { token: () => tokens[asked++] });
-      if (tokens[0] === 'old') await synced(world, room);
-      world.server.tokens.delete('old');
-      world.server.kill();
-      world.server.start();
-      await world.run(world.now_ms + 60_000);
-      assert.deepEqual([asked, room.state], [asked_count, state]);
+      const heard = [];
+      const room = join(world, { token: async (reason) => tokens[heard.push(reason) - 1] });
+      await world.run(60_000);
+      assert.deepEqual([heard, room.state], [asked, state]);
     }
     for (const token of ['bad', '', 'line\nbreak', 'ü']) {
       const world = new World(14);
@@ -358,16 +355,48 @@ const cases = {
     }
   },
 
-  async 'a token that expires (4001): a function is asked again, a string is an error'() {
-    for (const [token, state] of [[() => 'good', 'Synced'], ['good', 'Error']]) {
+  async 'a token that expires (4001): a function is asked again and told why, a string is an error'() {
+    for (const [tokens, asked, state] of [
+      [['good', 'good'], [undefined, 'token expired'], 'Synced'],
+      [['good', 'bad', 'good'], [undefined, 'token expired'], 'Error'],
+      ['good', [], 'Error'],
+    ]) {
       const world = new World(15);
-      const room = join(world, { token });
+      const heard = [];
+      const room = join(world, { token: typeof tokens === 'string' ? tokens : (reason) => tokens[heard.push(reason) - 1] });
       await synced(world, room);
       world.server.close([...world.server.sockets][0], 4001, 'token expired');
       await world.run(world.now_ms + 1000);
-      assert.equal(room.state, state);
+      assert.deepEqual([heard, room.state], [asked, state]);
       assert(room.heard.state.some(({ reason }) => reason === 'token expired'));
     }
+  },
+
+  async 'a function is asked before each connect, and again later when it throws'() {
+    const world = new World(22);
+    const heard = [];
+    const answers = ['old', new Error('no network'), 'new', 'newer'];
+    const token = (reason) => {
+      const answer = answers[heard.push(reason) - 1];
+      if (answer instanceof Error) throw answer;
+      return answer;
+    };
+    for (const good of ['old', 'new', 'newer']) world.server.tokens.add(good);
+    const room = join(world, { token });
+    await synced(world, room);
+    // The secret is rotated, which live connections survive; with a restart, all come again.
+    world.server.tokens.delete('old');
+    room.set('k', 1);
+    await settled(world, room);
+    for (const count of [3, 4]) {
+      world.server.kill();
+      world.server.start();
+      await world.run(world.now_ms + 60_000, () => room.state === 'Disconnected');
+      await synced(world, room);
+      assert.equal(heard.length, count);
+    }
+    assert.deepEqual(heard, [undefined, undefined, undefined, undefined]);
+    assert(room.heard.state.some(({ reason }) => reason === 'no network'));
   },
 
   async 'a close that would come again is an error'() {

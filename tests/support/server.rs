@@ -7,6 +7,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -25,6 +26,8 @@ pub struct Setup {
     data_dir: PathBuf,
     /// Shell commands that the process is prepared with.
     prelude: Vec<String>,
+    /// What it is given as its descriptor 3, as a service manager would.
+    passed: Option<Arc<OwnedFd>>,
     _folder: Arc<TempDir>,
 }
 
@@ -44,6 +47,7 @@ impl Setup {
             envs: vec![("ETHERPLY_JWT_SECRET".into(), SECRET.into())],
             data_dir: folder.path().join("data"),
             prelude: Vec::new(),
+            passed: None,
             _folder: Arc::new(folder),
         }
     }
@@ -84,6 +88,21 @@ impl Setup {
     /// With a limit of open files that the process cannot raise.
     pub fn open_files_limit(mut self, limit: u64) -> Setup {
         self.prelude.push(format!("ulimit -n {limit}"));
+        self
+    }
+
+    /// With a descriptor that it inherits, passed as `sd_listen_fds(3)` describes. The shell moves it to its place, since it
+    /// knows the process id that the variable needs, and std has no safe way to pass any descriptor but the standard ones.
+    pub fn passing(mut self, passed: impl Into<OwnedFd>) -> Setup {
+        self.passed = Some(Arc::new(passed.into()));
+        let commands = "exec 3<&0 </dev/null && export LISTEN_FDS=1 LISTEN_PID=$$";
+        self.prelude.push(commands.into());
+        self
+    }
+
+    /// With a shell command before the server in the same process, after those that were given before.
+    pub fn prepared(mut self, command: &str) -> Setup {
+        self.prelude.push(command.into());
         self
     }
 
@@ -176,7 +195,11 @@ impl Setup {
             ),
         ];
         for (flag, env, value) in defaults {
-            let is_set = chosen(flag) || has_env(env) || (flag == "--port" && has_env("PORT"));
+            let is_address = matches!(flag, "--host" | "--port");
+            let is_set = chosen(flag)
+                || has_env(env)
+                || (flag == "--port" && has_env("PORT"))
+                || (is_address && self.passed.is_some());
             if !is_set {
                 arguments.extend([flag.to_string(), value]);
             }
@@ -184,6 +207,13 @@ impl Setup {
         arguments.push("--no-pin".into());
         arguments.extend(self.args.iter().cloned());
         arguments
+    }
+
+    fn stdin(&self) -> Stdio {
+        match &self.passed {
+            Some(passed) => passed.try_clone().expect("a free descriptor").into(),
+            None => Stdio::null(),
+        }
     }
 
     fn command(&self, arguments: &[String]) -> Command {
@@ -199,7 +229,7 @@ impl Setup {
         command
             .args(arguments)
             .env_clear()
-            .stdin(Stdio::null())
+            .stdin(self.stdin())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         for name in ["PATH", "ASAN_OPTIONS", "LSAN_OPTIONS"] {

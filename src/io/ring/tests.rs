@@ -10,6 +10,7 @@ use std::rc::{Rc, Weak};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::setup::first_known;
 use super::*;
 use crate::core::window::{Chunk, Span};
 use crate::limits::RECEIVE_BUFFERS;
@@ -171,6 +172,58 @@ fn more_receives_than_buffers_get_their_own_bytes() {
             assert_eq!(received, text(number));
         }
     }
+}
+
+#[test]
+fn a_cancel_ends_the_operations_on_its_descriptor_and_no_other() {
+    let bell = eventfd(0, EventfdFlags::empty()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut outcomes = Vec::new();
+    let mut is_started = false;
+    run_turns(false, &mut |ring, completions| {
+        if !is_started {
+            is_started = true;
+            ring.accept(listener.as_fd(), 0);
+            ring.accept(listener.as_fd(), 1);
+            ring.wait(bell.as_fd(), 2);
+            assert!(ring.cancel(listener.as_fd(), 3));
+        }
+        outcomes.extend(
+            completions
+                .into_iter()
+                .map(|completion| outcome(ring, completion)),
+        );
+        if outcomes.len() == 3 {
+            rustix::io::write(&bell, &1_u64.to_ne_bytes()).unwrap();
+        }
+        if outcomes.len() < 4 {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    });
+    let bell_last = outcomes.pop();
+    assert_eq!(bell_last, Some((2, "done None".to_owned())));
+    outcomes.sort();
+    let cancelled = "accepted false";
+    let expected = [(0, cancelled), (1, cancelled), (3, "done None")];
+    assert_eq!(
+        outcomes,
+        expected.map(|(token, text)| (token, text.to_owned()))
+    );
+    let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    assert!(listener.accept().is_ok(), "it listens still");
+}
+
+#[test]
+fn where_the_kernel_cannot_cancel_nothing_is_submitted() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    run_turns(true, &mut |ring, _| {
+        let before = ring.flights.len();
+        assert!(!ring.cancel(listener.as_fd(), 0));
+        assert_eq!(ring.flights.len(), before);
+        ControlFlow::Break(())
+    });
 }
 
 /// A socket that takes no more bytes, and its peer.

@@ -10,8 +10,8 @@ use rustix::system::uname;
 
 use super::host::Host;
 use crate::command::doctor::facts::{Kernel, Limits, Network, Port, Ring, RingFault};
+use crate::io::listener::{ListenError, bound_socket};
 use crate::io::ring::probe;
-use crate::io::server::{ServeError, bound_socket};
 use crate::limits::{COMPLETION_ENTRIES, RING_ENTRIES};
 
 /// `CAP_IPC_LOCK` and `CAP_SYS_ADMIN` (capabilities(7)).
@@ -95,7 +95,7 @@ pub fn network(host: &Host, address: SocketAddr) -> Network {
     Network {
         port: match bound_socket(address) {
             Ok(_) => Port::Free,
-            Err(ServeError::AddressInUse(_)) => Port::Taken,
+            Err(ListenError::AddressInUse(_)) => Port::Taken,
             Err(error) => Port::Refused(error.to_string()),
         },
         somaxconn: host.number("proc/sys/net/core/somaxconn"),

@@ -41,6 +41,12 @@ fn a_look_is_refused_like_a_handshake() {
     let over = rig.accept(true);
     rig.receive(over, look("/v1/workspaces/w").as_bytes());
     assert_eq!(rig.seen(over), ["503", "gone"]);
+    let head_only = rig.accept(true);
+    let request = look("/v1/workspaces/w").replace("GET", "HEAD");
+    rig.receive(head_only, request.as_bytes());
+    assert_eq!(rig.seen(head_only), ["503", "gone"]);
+    let answer = &rig.peers[head_only].client.incoming;
+    assert!(answer.is_empty(), "an answer to HEAD has no body");
     let client = rig.accept(false);
     rig.receive(client, b"GET /v1/workspaces/w HTTP/1.1\r\nHost: h\r\n\r\n");
     assert_eq!(rig.seen(client), ["401", "gone"]);

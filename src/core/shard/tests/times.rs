@@ -1,7 +1,7 @@
 //! When a session is pinged, given up and closed. The clock is the test's own.
 
-use super::rig::{Rig, START_US, head, pong};
-use crate::core::contract::Input;
+use super::rig::{Rig, START_US, head, look, pong};
+use crate::core::contract::{Input, shard_of};
 use crate::core::session::State;
 use crate::limits::{SECOND_US, TIMER_TICK_US};
 
@@ -255,5 +255,25 @@ fn a_stop_waits_for_nobody_beyond_its_time() {
         let expected = [(over_ms, "aborted"), (over_ms, "gone")];
         assert_eq!(rig.seen_at(silent), events(&expected), "{drain_s}");
         assert_eq!(rig.drained, 1);
+    }
+}
+
+#[test]
+fn in_a_stop_nobody_is_handed_to_an_owner_that_may_have_stopped() {
+    let mut names = (0..).map(|number| format!("w{number}"));
+    let of_other = names.find(|name| shard_of(name, 2) == 1).unwrap();
+    let requests = [
+        head(&of_other, None),
+        look(&format!("/v1/presence/{of_other}")),
+    ];
+    for request in requests {
+        let mut rig = Rig::new(|config| config.shards = 2);
+        let (before, after) = (rig.accept(false), rig.accept(false));
+        rig.receive(before, request.as_bytes());
+        assert!(rig.peers[before].handed_off.is_some());
+        rig.shard.handle(Input::Drain, rig.clock);
+        rig.receive(after, request.as_bytes());
+        assert!(rig.peers[after].handed_off.is_none());
+        assert_eq!(rig.seen(after), ["503", "gone"]);
     }
 }

@@ -1,0 +1,176 @@
+//! The listening socket: opened here, or inherited from a service manager (`sd_listen_fds(3)`).
+//!
+//! An inherited socket outlives this process. Its manager holds it too, and hands it to the successor, so nothing may be done to it
+//! that the successor would feel: shutdown(2) reaches every descriptor of a socket. It is accepted from only while the server
+//! serves. What comes before and after waits in the kernel, in the queue of the socket.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use listenfd::ListenFd;
+use rustix::net::{
+    AddressFamily, Shutdown, SocketFlags, SocketType, bind, listen, shutdown, socket_with, sockopt,
+};
+
+use crate::config::{ConfigError, Serve};
+use crate::limits::LISTEN_BACKLOG;
+
+/// Why there is no socket to listen on.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The settings name no address.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The port is taken.
+    #[error("address already in use: {0}")]
+    AddressInUse(SocketAddr),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Address {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// More than one socket was passed.
+    #[error(
+        "{0} sockets were passed (LISTEN_FDS), and the server listens on one: name one address in the .socket unit"
+    )]
+    Several(usize),
+    /// What was passed is nothing to listen on.
+    #[error(
+        "the descriptor that was passed (LISTEN_FDS) is no listening TCP socket ({0}): use ListenStream= with a port, and Accept=no, in the .socket unit"
+    )]
+    Passed(io::Error),
+    /// An address was given beside the socket.
+    #[error(
+        "a listening socket was passed (LISTEN_FDS, for {0}), and --host or --port is given too: leave out one of them"
+    )]
+    Twice(SocketAddr),
+    /// `--dev` with a socket that others can reach.
+    #[error(
+        "--dev listens on loopback only, but the socket that was passed (LISTEN_FDS) is for {0}: leave out one of them"
+    )]
+    DevAddress(IpAddr),
+}
+
+/// A socket that listens.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
+    is_inherited: bool,
+}
+
+impl Listener {
+    /// The socket that was passed to this process, or else one of its own at the address of the settings. Before any thread: the
+    /// variables that tell of the socket are taken out of the environment.
+    pub fn open(settings: &Serve) -> Result<Self, ListenError> {
+        let passed = ListenFd::from_env();
+        if passed.len() > 0 {
+            return inherited(passed, settings);
+        }
+        let port = settings.port(std::env::var_os("PORT"))?;
+        Self::bind(SocketAddr::new(settings.host()?, port))
+    }
+
+    /// A socket of its own at this address.
+    pub fn bind(address: SocketAddr) -> Result<Self, ListenError> {
+        let socket = bound_socket(address)?;
+        let at_address = |source| listen_error(address, source);
+        listen(&socket, LISTEN_BACKLOG).map_err(|errno| at_address(errno.into()))?;
+        let socket = TcpListener::from(socket);
+        Ok(Self {
+            address: socket.local_addr().map_err(at_address)?,
+            socket,
+            is_inherited: false,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Whether somebody else holds it, too.
+    #[must_use]
+    pub fn is_inherited(&self) -> bool {
+        self.is_inherited
+    }
+
+    /// Ends the accepts of all who wait on it, and refuses connections from now on.
+    ///
+    /// # Panics
+    /// If it is inherited.
+    pub fn end(&self) {
+        assert!(!self.is_inherited, "the successor listens on it");
+        // That it has ended already is no fault: the shards share it.
+        let _ = shutdown(&self.socket, Shutdown::Both);
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn inherited(mut passed: ListenFd, settings: &Serve) -> Result<Listener, ListenError> {
+    if passed.len() > 1 {
+        return Err(ListenError::Several(passed.len()));
+    }
+    let socket = passed.take_tcp_listener(0).map_err(ListenError::Passed)?;
+    let socket = socket.expect("the first is taken for the first time");
+    let (address, listens) = examine(&socket).map_err(ListenError::Passed)?;
+    if !listens {
+        let what = "it does not listen, as a connection or a socket without listen(2)";
+        return Err(ListenError::Passed(io::Error::other(what)));
+    }
+    if settings.host.is_some() || settings.port.is_some() {
+        return Err(ListenError::Twice(address));
+    }
+    if settings.dev && !address.ip().is_loopback() {
+        return Err(ListenError::DevAddress(address.ip()));
+    }
+    Ok(Listener {
+        socket,
+        address,
+        is_inherited: true,
+    })
+}
+
+/// Where a socket is bound and whether it listens; it is made fit for the ring.
+fn examine(socket: &TcpListener) -> io::Result<(SocketAddr, bool)> {
+    // A ring gives EAGAIN for an accept on a nonblocking socket, instead of waiting.
+    socket.set_nonblocking(false)?;
+    sockopt::set_tcp_nodelay(socket, true)?;
+    Ok((socket.local_addr()?, sockopt::socket_acceptconn(socket)?))
+}
+
+/// The socket of an address, which nobody can connect to yet. While another one listens on the address there is none.
+pub fn bound_socket(address: SocketAddr) -> Result<OwnedFd, ListenError> {
+    let open = || -> io::Result<OwnedFd> {
+        let family = if address.is_ipv4() {
+            AddressFamily::INET
+        } else {
+            AddressFamily::INET6
+        };
+        let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        // So that a restart finds the port free while old connections are in TIME_WAIT (socket(7)).
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        // Inherited by the accepted sockets (tcp(7)): a small op must not wait for a bigger one.
+        sockopt::set_tcp_nodelay(&socket, true)?;
+        bind(&socket, &address)?;
+        Ok(socket)
+    };
+    open().map_err(|error| listen_error(address, error))
+}
+
+fn listen_error(address: SocketAddr, source: io::Error) -> ListenError {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => ListenError::AddressInUse(address),
+        _ => ListenError::Address { address, source },
+    }
+}

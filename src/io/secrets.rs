@@ -1,0 +1,96 @@
+//! The secrets of a running server: SIGHUP reads their files again.
+
+use std::sync::Arc;
+
+use crate::config::{SecretError, SecretSources, Secrets};
+use crate::io::post::{Letter, Post};
+
+/// What tokens are signed with, now.
+pub struct Keeper<'a> {
+    sources: SecretSources<'a>,
+    secrets: Secrets,
+}
+
+impl<'a> Keeper<'a> {
+    /// Reads the secrets for the first time.
+    pub fn new(sources: SecretSources<'a>) -> Result<Self, SecretError> {
+        let secrets = sources.read()?;
+        warn_of(&secrets);
+        if secrets.is_ephemeral {
+            tracing::info!(
+                "the secret for the tokens was made up for this run: tokens end with it"
+            );
+        }
+        if let (Some(path), None) = (sources.previous, &secrets.previous) {
+            tracing::info!(path = %path.display(), "no previous secret: its file is not there");
+        }
+        Ok(Self { sources, secrets })
+    }
+
+    /// The secrets.
+    #[must_use]
+    pub fn secrets(&self) -> &Secrets {
+        &self.secrets
+    }
+
+    /// Reads the files again and tells the shards. Where one is bad, all stays as it is.
+    pub fn read_again(&mut self, posts: &[Post]) {
+        if !self.sources.has_files() {
+            tracing::warn!(
+                "SIGHUP changes nothing: the secrets did not come from files, and the environment of a process cannot change; use --jwt-secret-file and --jwt-secret-previous-file"
+            );
+            return;
+        }
+        let secrets = match self.sources.read_again(&self.secrets) {
+            Ok(secrets) => secrets,
+            Err(error) => {
+                tracing::error!("SIGHUP changes nothing, the secrets stay as they were: {error}");
+                return;
+            }
+        };
+        let before = std::mem::replace(&mut self.secrets, secrets);
+        let verifier = Arc::new(self.secrets.verifier());
+        for post in posts {
+            post.send(Letter::Verify(Arc::clone(&verifier)));
+        }
+        warn_of(&self.secrets);
+        self.tell(&before);
+    }
+
+    fn tell(&self, before: &Secrets) {
+        let is_same = self.secrets.current.bytes() == before.current.bytes();
+        let current = match (is_same, self.sources.current) {
+            (true, None) => "as before, since it did not come from a file",
+            (true, Some(_)) => "as before",
+            (false, _) => "new",
+        };
+        let previous = match (&self.secrets.previous, &before.previous) {
+            (None, _) => "none",
+            (Some(now), Some(before)) if now.bytes() == before.bytes() => "as before",
+            (Some(_), _) => "new",
+        };
+        tracing::info!(
+            current,
+            previous,
+            "the secrets were read again; live connections stay"
+        );
+        if !self.secrets.accept(&before.current) {
+            tracing::warn!(
+                "tokens of the secret before are refused from now on; to accept them for a while, put it into the file of --jwt-secret-previous-file and send SIGHUP again"
+            );
+        }
+    }
+}
+
+fn warn_of(secrets: &Secrets) {
+    for secret in [Some(&secrets.current), secrets.previous.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        if secret.is_short() {
+            tracing::warn!(
+                "a secret for the tokens has fewer than 32 bytes: it can be guessed; use what `openssl rand -hex 32` prints"
+            );
+        }
+    }
+}
