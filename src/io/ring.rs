@@ -256,13 +256,7 @@ impl<T: Copy + 'static> Ring<T> {
         let count = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
         Some(match (kind, owned) {
             (Kind::Provide { first, count: run }, _) => {
-                // Where memory was short, none was provided, or only so many. Some kernels say 0 for all.
-                let provided = match u16::try_from(result) {
-                    Ok(0) => run,
-                    Ok(count) => count.min(run),
-                    Err(_) => 0,
-                };
-                self.buffers.take_back(first + provided, run - provided);
+                self.provided(first, run, result);
                 return None;
             }
             (Kind::Readable { fd }, _) if result >= 0 => {
@@ -319,6 +313,17 @@ impl<T: Copy + 'static> Ring<T> {
                 Completion::Done(token, count.map(|_| ()))
             }
         })
+    }
+
+    /// Takes back what was not provided: where memory was short, the kernel took none of a run, or a part of it.
+    fn provided(&mut self, first: u16, run: u16, result: i32) {
+        let provided = match u16::try_from(result) {
+            // Some kernels say 0 for all.
+            Ok(0) => run,
+            Ok(count) => count.min(run),
+            Err(_) => 0,
+        };
+        self.buffers.take_back(first + provided, run - provided);
     }
 
     /// Lends a buffer to the kernel again, at the end of the turn.

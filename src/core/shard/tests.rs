@@ -9,19 +9,12 @@ use crate::core::window::{Spans, skip_sent, spans_bytes};
 use crate::limits::SECOND_US;
 use crate::wire::auth::{Secret, Verifier, mint};
 
-#[path = "tests/delivery.rs"]
 mod delivery;
-#[path = "tests/failures.rs"]
 mod failures;
-#[path = "tests/looks.rs"]
 mod looks;
-#[path = "tests/peers.rs"]
 mod peers;
-#[path = "tests/rig.rs"]
 mod rig;
-#[path = "tests/rules.rs"]
 mod rules;
-#[path = "tests/times.rs"]
 mod times;
 
 use peers::{Client, Dice, Disk, Model, Told, Verdict, Write};
