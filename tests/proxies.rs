@@ -126,6 +126,19 @@ async fn expect_one_node_however_it_is_asked(site: &Site, settled: &[usize]) {
     }
 }
 
+/// To a node, whoever comes through a proxy on its host looks like somebody on that host.
+async fn expect_nothing_else_passes(site: &Site) {
+    let of_one_node = ["/", "/metrics", "/readyz", "/console/session.json"];
+    for path in of_one_node
+        .into_iter()
+        .chain(["/v1/sync", "/v1/nothing/A1"])
+    {
+        let answer = site.get(path).await;
+        assert_eq!(answer.status, 404, "{path}");
+        assert_eq!(answer.header("etherply-node"), None, "{path}");
+    }
+}
+
 async fn a_dead_node_s_workspaces_wait_for_it(kind: Kind) {
     const DEAD: usize = 1;
     let Some(mut site) = Site::start(kind, |_| Vec::new()).await else {
@@ -138,6 +151,7 @@ async fn a_dead_node_s_workspaces_wait_for_it(kind: Kind) {
         assert!(share >= WORKSPACES / 5, "node {node} has {share}");
     }
     expect_one_node_however_it_is_asked(&site, &settled).await;
+    expect_nothing_else_passes(&site).await;
 
     site.nodes[DEAD].kill9();
     for (number, (status, node, value)) in look(&site).await.into_iter().enumerate() {
