@@ -20,6 +20,7 @@ use crate::wire::auth::Secret;
 
 pub mod doctor;
 pub mod log;
+pub mod paper;
 mod secrets;
 mod value;
 
@@ -45,6 +46,10 @@ pub enum Command {
     Log(log::Log),
     /// Read this host, and tell what to change for the server; exit 1 where it would not work
     Doctor(doctor::Doctor),
+    /// Print the completions of a shell
+    Completions(paper::Completions),
+    /// Write the manual pages, one for each command
+    Manual(paper::Manual),
 }
 
 /// The settings of the server, as they were given.
@@ -360,9 +365,7 @@ mod tests {
             .command
         {
             Command::Serve(serve) => Ok(*serve),
-            Command::Token(_) | Command::Log(_) | Command::Doctor(_) => {
-                unreachable!("the line says serve")
-            }
+            _ => unreachable!("the line says serve"),
         }
     }
 

@@ -28,6 +28,7 @@
 //! | the listening socket, one's own or inherited; restarts that refuse nobody | [`io::listener`], `io::worker` |
 //! | `etherply log`: a look at the log, its repair | [`command::log`], [`log::snapshot`], [`log::repair`] |
 //! | `etherply doctor`: the host's facts, and what is said of them | [`command::doctor`], its `facts`, `read` and `judge` |
+//! | completions of shells, manual pages | [`command::paper`] |
 //! | flags and variables | [`config`] |
 //! | every bound | [`limits`] |
 //!

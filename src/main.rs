@@ -26,6 +26,8 @@ fn main() -> ExitCode {
         Command::Token(settings) => command::token::run(&settings),
         Command::Log(settings) => command::log::run(&settings),
         Command::Doctor(settings) => command::doctor::run(&settings),
+        Command::Completions(settings) => command::paper::completions(&settings),
+        Command::Manual(settings) => command::paper::manual(&settings),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -181,3 +181,43 @@ fn the_files_that_the_doctor_sends_its_readers_to_are_there() {
         assert!(!text(&name).is_empty(), "tuning/{name}");
     }
 }
+
+#[tokio::test]
+async fn the_settings_of_the_package_are_variables_of_the_server() {
+    let settings = std::fs::read_to_string("tuning/package/environment").expect("the file is there");
+    let help = Setup::new().run_only(&["serve", "--help"]).await.stdout;
+    let assignments = settings.lines().filter_map(|line| line.split_once('='));
+    let variables: Vec<&str> = assignments
+        .map(|(name, _)| name.trim_start_matches('#'))
+        .collect();
+    assert!(variables.len() > 3, "it shows some: {variables:?}");
+    for variable in variables {
+        assert!(help.contains(variable), "serve knows {variable}");
+    }
+}
+
+#[test]
+fn the_proxies_wait_for_longer_than_the_server_does_for_a_sign_of_life() {
+    let silence_ms = etherply::limits::PING_INTERVAL_MS_DEFAULT * 5 / 2;
+    for (file, setting) in [
+        ("haproxy.cfg", "timeout tunnel "),
+        ("nginx.conf", "proxy_read_timeout "),
+        ("nginx.conf", "proxy_send_timeout "),
+    ] {
+        let text = text(file);
+        let mut lines = text.lines().map(str::trim);
+        let value = lines.find_map(|line| line.strip_prefix(setting));
+        let seconds = value.map(|value| value.trim_end_matches([';', 's']).parse());
+        let seconds: u64 = seconds.expect("it is set").expect("in whole seconds");
+        assert!(seconds * 1000 > silence_ms, "{file}: {setting}");
+    }
+}
+
+#[test]
+fn the_image_is_made_by_the_compiler_of_the_project() {
+    let toolchain = std::fs::read_to_string("rust-toolchain.toml").expect("the file is there");
+    let channel = toolchain.split('"').nth(1).expect("it has a channel");
+    let version = channel.rsplit_once('.').expect("with a patch level").0;
+    let from = format!("FROM rust:{version}-");
+    assert!(text("Dockerfile").contains(&from), "the image is {from}…");
+}

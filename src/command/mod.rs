@@ -3,6 +3,7 @@
 
 pub mod doctor;
 pub mod log;
+pub mod paper;
 pub mod token;
 
 mod output;

@@ -1,0 +1,33 @@
+//! `etherply completions` and `etherply manual`: what is written about the command line, out of the command line.
+
+use clap::CommandFactory;
+
+use super::output::{Output, Stop};
+use crate::config::CommandLine;
+use crate::config::paper::{Completions, Manual};
+
+/// Prints the completions of a shell.
+pub fn completions(settings: &Completions) -> Result<(), String> {
+    let mut script = Vec::new();
+    clap_complete::generate(
+        settings.shell,
+        &mut CommandLine::command(),
+        "etherply",
+        &mut script,
+    );
+    let mut output = Output::new();
+    match output.bytes(&script).and_then(|()| output.flush()) {
+        Ok(()) | Err(Stop::NobodyReads) => Ok(()),
+        Err(Stop::Failed(line)) => Err(line),
+    }
+}
+
+/// Writes a page for each command.
+pub fn manual(settings: &Manual) -> Result<(), String> {
+    clap_mangen::generate_to(CommandLine::command(), &settings.folder).map_err(|error| {
+        format!(
+            "the manual cannot be written to {}: {error}; give a folder that is there",
+            settings.folder.display()
+        )
+    })
+}
