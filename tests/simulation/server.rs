@@ -179,6 +179,7 @@ fn config(plan: &Plan, shard: u32, shards: u32) -> ShardConfig {
         hash_seed: HASH_SEED,
         verifier: Arc::clone(&KEYS.0),
         origins: std::sync::Arc::default(),
+        limits: etherply::core::contract::Limits::default(),
         fault_panic_key: Some(PANIC_KEY.to_owned()),
     }
 }
