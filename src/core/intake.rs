@@ -217,15 +217,12 @@ impl Shard {
             Verdict::Same => {}
             Verdict::Lost(winner) => {
                 let chunk = correction(winner, &mut self.pool);
-                let (at, gate) = (room.window.end(), room.gate());
-                session.outbox.push(chunk, at, gate, &mut self.pool);
-                self.enqueue(id);
+                self.correct(id, chunk);
             }
             Verdict::TooLarge(held) => {
                 if let Some(held) = held {
                     let chunk = correction(held, &mut self.pool);
-                    let (at, gate) = (room.window.end(), room.gate());
-                    session.outbox.push(chunk, at, gate, &mut self.pool);
+                    self.correct(id, chunk);
                 }
                 self.refuse_too_large(id, bytes_max, &op);
             }
@@ -268,6 +265,16 @@ impl Shard {
         self.reply(id, text.len() + 64, |out| {
             message::put_error(out, code, text);
         });
+    }
+
+    /// Queues what stays, which may not be durable yet.
+    fn correct(&mut self, id: SessionId, chunk: Chunk) {
+        let session = &mut self.sessions[id.slot as usize];
+        let room_slot = session.room().expect("only an open session applies");
+        let room = &self.rooms[room_slot as usize];
+        let (at, gate) = (room.window.end(), room.gate());
+        session.outbox.push(chunk, at, gate, &mut self.pool);
+        self.enqueue(id);
     }
 
     fn refuse_too_large(&mut self, id: SessionId, bytes_max: u64, op: &Op<'_>) {
