@@ -77,8 +77,8 @@ class Room extends EventTarget {
     return this.#write(key, text, (held?.timestamp ?? 0) + 1, base);
   }
 
-  /** `change` gets a Change, `state` gets `{state, reason, retry_ms}`, `error` gets the `{code, message}` of what the server refused, which
-   * is then undone here, or with 429 sent again, slowly. What `on` returns takes the listener away. */
+  /** `change` gets a Change, `state` gets `{state, reason, retry_ms}`, `error` gets the `{code, message, key}` of what the server refused, the key
+   * where it is known: that is undone here, or with 429 sent again, slowly. What `on` returns takes the listener away. */
   on(name, listener) {
     const handle = ({ detail }) => listener(detail);
     this.addEventListener(name, handle);
@@ -187,7 +187,7 @@ class Room extends EventTarget {
       else this.#entries.delete(key);
       this.#emit("change", { key, value: under?.value, timestamp: under?.timestamp ?? 0, source: "other", over });
     }
-    if (!is_told) this.#emit("error", { code, message });
+    if (!is_told) this.#emit("error", { code, message, key });
   }
 
   /** An own op that comes back has been applied, and all that was sent before it has been handled. */

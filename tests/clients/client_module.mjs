@@ -290,7 +290,7 @@ const cases = {
       assert.equal(room.get(key), before);
       const { value, over } = room.heard.change.at(-1);
       assert.deepEqual([value, over], [before, { value: 'much longer', timestamp }]);
-      assert.deepEqual(room.heard.error.at(-1), { code: 413, message: 'no room for this' });
+      assert.deepEqual(room.heard.error.at(-1), { code: 413, message: 'no room for this', key });
     }
     // Of several, the last one that fits stays.
     for (const value of ['too long', 'z', 'too long, too']) room.set('mine', value);
