@@ -19,6 +19,7 @@ use crate::log::commit::Durability;
 use crate::wire::auth::Secret;
 
 pub mod doctor;
+pub mod limits;
 pub mod log;
 pub mod paper;
 mod secrets;
@@ -114,6 +115,10 @@ pub struct Serve {
     /// open files allows]
     #[arg(long, value_name = "N", env = "ETHERPLY_MAX_CONNECTIONS", hide_env_values = true, value_parser = value::connections)]
     pub max_connections: Option<usize>,
+
+    /// What protects it from its clients.
+    #[command(flatten)]
+    pub limits: limits::Limits,
 
     /// How far ahead of this server's clock the timestamp of an op may be
     #[arg(long, value_name = "TIME", env = "ETHERPLY_MAX_FUTURE_SKEW", hide_env_values = true, default_value = "24h", value_parser = value::duration)]

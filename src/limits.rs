@@ -35,6 +35,21 @@ pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The longest payload of a control frame (RFC 6455 section 5.5).
 pub const CONTROL_BYTES_MAX: usize = 125;
 
+// ---- what protects the server from its clients ----
+
+/// The greatest `--max-ops-per-second` and `--max-handshakes-per-second`.
+pub const PER_SECOND_MAX: u32 = 1_000_000;
+/// So many seconds' worth of a rate may come at once.
+pub const RATE_BURST_S: u64 = 2;
+/// A client that goes on over its rate is closed when so many seconds' worth of its messages were refused,
+pub const PATIENCE_S: u64 = 10;
+/// and at least so many messages.
+pub const REFUSALS_MIN: u64 = 256;
+/// Default of `--max-workspace-bytes`: far above what a page can hold, and far below what a host can.
+pub const WORKSPACE_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
+/// The greatest `--max-workspace-bytes`.
+pub const WORKSPACE_BYTES_MAX: u64 = 1 << 40;
+
 // ---- the log ----
 
 /// A segment is closed at the end of its batch when it has reached one in so many bytes of the shard's live data, so that what compaction
@@ -222,6 +237,15 @@ const _: () = assert!(
     COMPACTION_START_PERCENT < COMPACTION_URGENT_PERCENT
         && COMPACTION_URGENT_PERCENT + 2 * 100 / SEGMENT_LIVE_SHARE <= 250,
     "the open segments, and the one that compaction writes, fit between the urgent size and 2.5 times the live data"
+);
+const _: () = assert!(
+    RATE_BURST_S < PATIENCE_S,
+    "who is refused has more to lose than its burst"
+);
+const _: () = assert!(
+    MESSAGE_BYTES_DEFAULT as u64 <= WORKSPACE_BYTES_DEFAULT / 16
+        && WORKSPACE_BYTES_DEFAULT <= WORKSPACE_BYTES_MAX,
+    "a workspace holds more than a few messages"
 );
 const _: () = assert!(REOPEN_WAIT_MIN_US < REOPEN_WAIT_MAX_US);
 const _: () = assert!(ACCEPT_PAUSE_US < ACCEPT_WARNING_US);

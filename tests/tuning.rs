@@ -184,7 +184,8 @@ fn the_files_that_the_doctor_sends_its_readers_to_are_there() {
 
 #[tokio::test]
 async fn the_settings_of_the_package_are_variables_of_the_server() {
-    let settings = std::fs::read_to_string("tuning/package/environment").expect("the file is there");
+    let settings =
+        std::fs::read_to_string("tuning/package/environment").expect("the file is there");
     let help = Setup::new().run_only(&["serve", "--help"]).await.stdout;
     let assignments = settings.lines().filter_map(|line| line.split_once('='));
     let variables: Vec<&str> = assignments

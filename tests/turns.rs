@@ -53,6 +53,7 @@ impl Driver {
             hash_seed: 1,
             verifier: Arc::new(Verifier::new(&secret, None)),
             origins: std::sync::Arc::default(),
+            limits: etherply::core::contract::Limits::default(),
             fault_panic_key: None,
         };
         let segment = OpenSegment {

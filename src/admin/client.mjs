@@ -6,17 +6,16 @@
  *     room.on("change", ({ key, value, source }) => console.log(source, key, value));
  *     room.set("title", "hello");
  *
- * A room is a map of keys to JSON values that all of its clients share. `set` takes effect here at once and goes to the
- * server as soon as there is a connection; of what is set meanwhile, the newest op of each key is kept. The greater
- * timestamp wins, everywhere. The protocol has no acknowledgement, so an own op counts as taken when a newer one has come in
- * its place, or when the server has shown it in answer to an `echo`; until then it is sent again after each reconnect, which
- * the server accepts silently. Values are those of JavaScript: numbers above 2^53 lose digits.
+ * A room is a map of keys to JSON values that all of its clients share. `set` takes effect here at once and goes to the server as soon as
+ * there is a connection; of what is set meanwhile, the newest op of each key is kept. The greater timestamp wins, everywhere. The protocol
+ * has no acknowledgement, so an own op counts as taken when a newer one has come in its place, or when the server has shown it in answer to
+ * an `echo`; until then it is sent again after each reconnect, which is accepted silently. Numbers above 2^53 lose digits.
  *
  * @typedef {"Disconnected" | "Connecting" | "Authenticating" | "Connected" | "Synced" | "Error"} State
  * `Error` is final: the token was refused, or the server does not accept what this client sends.
  * @typedef {{key: string, value: any, timestamp: number, source: "self" | "other" | "init", over?: {value: any, timestamp: number}}} Change
- * `value` is undefined when the server no longer has the key. `timestamp` is in Unix microseconds, and 0 where it is not
- * known, since an init does not tell it. `over` is the own op, not known to be taken, that lost to this one.
+ * `value` is undefined when the server does not have the key. `timestamp` is in Unix microseconds, 0 where it is not known, since an init
+ * does not tell it. `over` is the own op, not known to be taken, that lost to this one or was refused.
  * @typedef {{url?: string, workspace?: string, token?: string | ((refusal?: string) => string | Promise<string>)}} Options
  * `url` is that of the server (http, https, ws or wss), by default the one that this module came from; `workspace` is by
  * default the one in `url`. A function is asked for a token before each connect. After a token of it was refused (401) or has
@@ -24,43 +23,34 @@
  * the room ends. What it throws counts as no connection: it is asked again later. A string cannot be renewed: both end the room.
  */
 
-const KEY_BYTES_MAX = 1024, MESSAGE_BYTES_MAX = 1 << 20;
-const RETRY_MS = 250, RETRY_MS_MAX = 15_000, ANSWER_MS = 15_000;
+const KEY_BYTES_MAX = 1024, MESSAGE_BYTES_MAX = 1 << 20, RETRY_MS = 250, RETRY_MS_MAX = 15_000, ANSWER_MS = 15_000;
 const STABLE_MS = 5_000; // A connection that lives shorter is a failure too: a server in trouble is not hammered.
 const RESYNC = 4000; // The close code of a client that wants the state anew.
-const SETTLE_MS = 500; // So long after an op the client asks by itself whether it was taken.
-const FATAL_CODES = [1002, 1003, 1007, 1008, 1009]; // The same messages would meet these again.
+const SETTLE_MS = 500, PACE_MS = 1_000; // From an op to asking whether it was taken; between parts of what was too much for the server.
+const FATAL_CODES = [1002, 1003, 1007, 1008, 1009]; // The same messages would meet these again,
+const TOO_MANY = "too many messages"; // but for a 1008 that says this: it meets none that take their time.
 const REFUSALS = { 400: "bad workspace", 401: "Unauthorized", 403: "not from this origin" };
 
-/**
- * Opens a room. A `url` alone is enough where it is the whole `ws://host:port/v1/sync/workspace?token=…`. WebSocket, fetch,
- * timers, clock and randomness are those of `host`. @returns {Room} @param {string | Options} options
- */
-export function connect(options, host = globalThis) {
-  return new Room(typeof options === "string" ? { url: options } : options, host);
-}
-
+/** Opens a room. A `url` alone is enough where it is the whole `ws://host:port/v1/sync/workspace?token=…`. WebSocket, fetch, timers, clock
+ * and randomness are those of `host`. @returns {Room} @param {string | Options} options */
+export const connect = (options, host = globalThis) => new Room(typeof options === "string" ? { url: options } : options, host);
 const bytesOf = (text) => new TextEncoder().encode(text).length;
+const was_sent = ({ order }) => order < Infinity;
 
 class Room extends EventTarget {
   #host; #base; #segment; #query; #source; #refusal;
-  #socket; #timer; #echo; #settling;
-  #state = "Disconnected";
-  /** What is shown, by key: `{value, text, timestamp, source}`. After an init the timestamp is 0: any op may replace it. */
-  #entries = new Map();
-  /** Own ops that are not known to be taken, by key, in the order of their timestamps. */
-  #pending = new Map();
-  #echoes = Promise.resolve();
-  /** Ops of which the server has refused at least one. */
-  #doubtful = [];
-  #attempt = 0; #last_us = 0; #synced_ms = Infinity; #ended = false;
+  #socket; #timer; #echo; #settling; #pacing; #state = "Disconnected";
+  #entries = new Map(); // What is shown, by key: `{value, text, timestamp, source}`. After an init the timestamp is 0: any op may replace it.
+  #pending = new Map(); // Own ops not known to be taken, by key, in the order of their timestamps; `order` is that of sending, or Infinity.
+  #doubtful = []; // Ops of which the server has refused at least one.
+  #pace = Infinity; #is_over = false; // Of what waits, so many ops are sent at a time; the last ones were too many.
+  #echoes = Promise.resolve(); #attempt = 0; #last_us = 0; #last_order = 0; #synced_ms = Infinity; #ended = false;
   #online = () => { this.#attempt = 0; this.#retry("online again"); };
 
   constructor({ url = import.meta.url, workspace, token }, host) {
     super();
     const [prefix, segment = ""] = (url + "").split("?")[0].replace(/\/(client\.mjs)?$/, "").split("/v1/sync/");
-    this.#host = host;
-    this.#base = prefix.replace(/^ws/, "http");
+    [this.#host, this.#base] = [host, prefix.replace(/^ws/, "http")];
     this.#segment = workspace === undefined ? segment : encodeURIComponent(workspace);
     this.#query = new URL(url).searchParams;
     this.#source = token ?? this.#query.get("token") ?? "";
@@ -72,16 +62,12 @@ class Room extends EventTarget {
 
   /** @returns {State} */
   get state() { return this.#state; }
-  /** How many own ops are not known to be taken by the server. */
-  get pending() { return this.#pending.size; }
+  get pending() { return this.#pending.size; } // How many own ops are not known to be taken by the server.
   get(key) { return this.#entries.get(key)?.value; }
   /** @returns {[string, any][]} */
   entries() { return Array.from(this.#entries, ([key, entry]) => [key, entry.value]); }
 
-  /**
-   * Writes a key (1 to 1024 bytes) and returns the op's timestamp, which is greater than that of what the op replaces, as
-   * far as this client knows. There is no deletion: null is a value too.
-   */
+  /** Writes a key and returns the op's timestamp, greater than that of what it replaces, as far as this client knows. Null is a value too. */
   set(key, value) {
     const text = JSON.stringify(value);
     if (this.#ended) throw new Error("this room has ended");
@@ -93,23 +79,17 @@ class Room extends EventTarget {
     return this.#write(key, text, (held?.timestamp ?? 0) + 1, base);
   }
 
-  /**
-   * `change` gets a Change, `state` gets `{state, reason, retry_ms}`, `error` gets the `{code, message}` of what the server
-   * refused, which is then undone here. What `on` returns takes the listener away.
-   */
+  /** `change` gets a Change, `state` gets `{state, reason, retry_ms}`, `error` gets the `{code, message, key}` of what the server refused, the key
+   * where it is known: that is undone here, or with 429 sent again, slowly. What `on` returns takes the listener away. */
   on(name, listener) {
     const handle = ({ detail }) => listener(detail);
     this.addEventListener(name, handle);
     return () => this.removeEventListener(name, handle);
   }
 
-  /**
-   * Sends an op that cannot win, since it is older than what its key holds: it changes nothing, and the server answers it with
-   * the winner. Gives the milliseconds to the server and back, undefined without a connection or any key.
-   * @returns {Promise<number | undefined>}
-   */
+  /** Sends an op that cannot win, since it is older than what its key holds: it changes nothing, and the server answers it with the winner.
+   * Gives the milliseconds to the server and back, undefined without a connection or any key. @returns {Promise<number | undefined>} */
   echo() { return (this.#echoes = this.#echoes.then(() => new Promise((resolve) => this.#startEcho(resolve)))); }
-
   /** Ends the connection for good; what waits to be sent is lost. */
   close() { if (!this.#ended) this.#end("Disconnected", "closed here"); }
 
@@ -117,50 +97,61 @@ class Room extends EventTarget {
   #write(key, text, least_us, base) {
     const timestamp = (this.#last_us = Math.max(this.#host.Date.now() * 1000, this.#last_us + 1, least_us));
     const value = JSON.parse(text);
+    const own = { key, text, timestamp, base, order: Infinity };
     this.#pending.delete(key);
-    this.#pending.set(key, { key, text, timestamp, base });
+    this.#pending.set(key, own);
     this.#entries.set(key, { value, text, timestamp, source: "self" });
-    if (this.#state === "Synced") {
-      this.#send(key, text, timestamp);
-      this.#settle();
-    }
+    if (this.#state === "Synced" && this.#pacing === undefined) this.#send(own);
+    this.#settle();
     this.#emit("change", { key, value, timestamp, source: "self" });
     return timestamp;
   }
 
-  #send(key, text, timestamp) {
-    this.#socket.send(`{"type":"op","payload":{"key":${JSON.stringify(key)},"value":${text},"timestamp":${timestamp}}}`);
+  #send(op) {
+    op.order = this.#last_order += 1;
+    this.#socket.send(`{"type":"op","payload":{"key":${JSON.stringify(op.key)},"value":${op.text},"timestamp":${op.timestamp}}}`);
+  }
+
+  /** Sends what waits, or a part of it and the rest later: half as much at a time after a refusal, twice as much without one. */
+  #sendSome() {
+    this.#pace = this.#is_over ? Math.max(1, Math.min(this.#pace, 32) / 2) : this.#pace * 2;
+    this.#is_over = false;
+    const waiting = [...this.#pending.values()].filter((own) => !was_sent(own));
+    for (const own of waiting.slice(0, this.#pace)) this.#send(own);
+    if (waiting.length === 0) this.#pace = Infinity;
+    this.#pacing = this.#pace === Infinity ? undefined : this.#host.setTimeout(() => this.#sendSome(), PACE_MS);
+    this.#settle();
   }
 
   #init(shown) {
     const changes = [];
-    for (const key of this.#entries.keys()) {
-      if (shown.has(key) || this.#pending.has(key)) continue;
+    for (const key of [...this.#entries.keys()].filter((key) => !shown.has(key) && !this.#pending.has(key))) {
       this.#entries.delete(key);
       changes.push({ key, value: undefined, timestamp: 0, source: "init" });
     }
     for (const [key, value] of shown) {
       if (this.#pending.has(key)) continue;
-      const text = JSON.stringify(value);
-      const held = this.#entries.get(key);
+      const [text, held] = [JSON.stringify(value), this.#entries.get(key)];
       this.#entries.set(key, { value, text, timestamp: 0, source: held?.text === text ? held.source : "init" });
       if (held?.text !== text) changes.push({ key, value, timestamp: 0, source: "init" });
     }
     this.#state = "Synced";
     this.#synced_ms = this.#host.performance.now();
-    for (const { key, text, timestamp } of this.#pending.values()) this.#send(key, text, timestamp);
-    this.#settle();
+    for (const own of this.#pending.values()) own.order = Infinity;
+    this.#sendSome();
     for (const change of changes) this.#emit("change", change);
     if (this.#state === "Synced") this.#emit("state", { state: "Synced" });
   }
 
   #op({ key, value, timestamp }) {
     const text = JSON.stringify(value);
-    const held = this.#entries.get(key);
-    const own = this.#pending.get(key);
-    if (this.#echo?.key === key) this.#endEcho(this.#host.performance.now() - this.#echo.since_ms);
+    const [held, own] = [this.#entries.get(key), this.#pending.get(key)];
+    if (this.#echo?.key === key) {
+      if (own?.text === text && own.timestamp === timestamp) this.#taken(own);
+      this.#endEcho(this.#host.performance.now() - this.#echo.since_ms);
+    }
+    if (own) own.under = { value, text, timestamp, source: "other" };
     if (held && timestamp < held.timestamp) return;
-    if (own?.text === text && own.timestamp === timestamp) this.#taken(timestamp);
     if (own?.base === text) return void this.#write(key, own.text, timestamp + 1);
     const is_known = held?.text === text && (held.timestamp === timestamp || held.timestamp === 0);
     const source = is_known ? held.source : "other";
@@ -169,10 +160,15 @@ class Room extends EventTarget {
     if (!is_known) this.#emit("change", { key, value, timestamp, source, over: own && { value: held.value, timestamp: own.timestamp } });
   }
 
-  /** The message does not say which op was refused: the next init does. */
-  #refuse({ code, message }) {
+  /** Where the message does not say which op was refused, the next init does. */
+  #refuse({ code, message, key, timestamp }) {
+    const own = this.#pending.get(key);
+    // Another op has taken its place, or it was an echo.
+    if (key !== undefined && own?.timestamp !== timestamp) return this.#endEcho();
+    // Where an op has no room, its echo may have found some.
+    if (key !== undefined && (code === 429 || !own.is_echoed)) return this.#refuseOp(own, code, message);
     // What a 500 or a 429 keeps out is sent again. With a 500 the server closes by itself.
-    if (code === 400 || code === 413) this.#doubtful = [...this.#pending.values()];
+    if (code === 400 || code === 413) this.#doubtful = [...this.#pending.values()].filter(was_sent);
     if (code !== 500) {
       this.#socket.close(RESYNC);
       this.#enter("Connected", message);
@@ -180,34 +176,43 @@ class Room extends EventTarget {
     this.#emit("error", { code, message });
   }
 
-  /** An own op that comes back has been applied, and all that was sent before it has been handled. */
-  #taken(until_us) {
-    for (const [key, { timestamp }] of this.#pending) if (timestamp <= until_us) this.#pending.delete(key);
+  #refuseOp(own, code, message) {
+    const { key, timestamp, under } = own; // What stays of the key, if anything, was told just before.
+    const [is_told, over] = [code === 429 && this.#is_over, { value: this.#entries.get(key).value, timestamp }];
+    this.#endEcho();
+    if (code === 429) {
+      [own.order, this.#is_over] = [Infinity, true];
+      this.#pacing ??= this.#host.setTimeout(() => this.#sendSome(), PACE_MS);
+    } else {
+      this.#pending.delete(key);
+      if (under) this.#entries.set(key, under);
+      else this.#entries.delete(key);
+      this.#emit("change", { key, value: under?.value, timestamp: under?.timestamp ?? 0, source: "other", over });
+    }
+    if (!is_told) this.#emit("error", { code, message, key });
   }
 
+  /** An own op that comes back has been applied, and all that was sent before it has been handled. */
+  #taken({ order }) { for (const [key, own] of this.#pending) if (was_sent(own) && own.order <= order) this.#pending.delete(key); }
+
   #settle() {
-    if (this.#pending.size === 0 || this.#state !== "Synced") return;
-    this.#settling ??= this.#host.setTimeout(async () => {
-      await this.echo();
-      this.#settling = undefined;
-      this.#settle();
-    }, SETTLE_MS);
+    if (this.#pending.size === 0 || this.#state !== "Synced" || this.#pacing) return;
+    const ask = () => this.echo().then(() => { this.#settling = undefined; this.#settle(); });
+    this.#settling ??= this.#host.setTimeout(ask, SETTLE_MS);
   }
 
   #startEcho(resolve) {
-    const own = [...this.#pending.values()].at(-1);
-    const key = own?.key ?? this.#entries.keys().next().value;
+    const own = [...this.#pending.values()].filter(was_sent).at(-1);
+    const key = own?.key ?? (this.#pending.size === 0 ? this.#entries.keys().next().value : undefined);
     if (this.#state !== "Synced" || key === undefined) return resolve(undefined);
     this.#echo = { key, since_ms: this.#host.performance.now(), resolve };
     // If the own op is refused, so is its like; any other key is known to the server.
-    if (own) this.#send(key, own.text, own.timestamp - 1);
-    else this.#send(key, this.#entries.get(key).text === "null" ? "0" : "null", 0);
+    if (own) own.is_echoed = true;
+    const other = this.#entries.get(key).text === "null" ? "0" : "null";
+    this.#send(own ? { key, text: own.text, timestamp: own.timestamp - 1 } : { key, text: other, timestamp: 0 });
   }
 
-  #endEcho(took_ms) {
-    this.#echo?.resolve(took_ms);
-    this.#echo = undefined;
-  }
+  #endEcho(took_ms) { this.#echo = void this.#echo?.resolve(took_ms); }
 
   async #open() {
     const mine = (this.#socket = {}); // Whoever calls `#leave` meanwhile has taken over.
@@ -244,8 +249,9 @@ class Room extends EventTarget {
   #closed({ code, reason }) {
     // The server has come to our close, so it has handled all that was sent: what it took is in the next init.
     for (const own of code === RESYNC ? this.#doubtful : []) this.#pending.get(own.key) === own && this.#pending.delete(own.key);
+    if (reason === TOO_MANY) this.#pace = 1;
     if (code === 4001) this.#renew(reason, true);
-    else if (FATAL_CODES.includes(code)) this.#end("Error", `closed with ${code} ${reason}`);
+    else if (FATAL_CODES.includes(code) && reason !== TOO_MANY) this.#end("Error", `closed with ${code} ${reason}`);
     else this.#retry(`closed with ${code} ${reason}`.trim());
   }
 
@@ -259,8 +265,7 @@ class Room extends EventTarget {
   #retry(reason) {
     if (this.#host.performance.now() - this.#synced_ms > STABLE_MS) this.#attempt = 0;
     this.#leave();
-    const retry_ms = this.#host.Math.random() * Math.min(RETRY_MS_MAX, RETRY_MS * 2 ** this.#attempt);
-    this.#attempt += 1;
+    const retry_ms = this.#host.Math.random() * Math.min(RETRY_MS_MAX, RETRY_MS * 2 ** this.#attempt++);
     this.#timer = this.#host.setTimeout(() => this.#open(), retry_ms);
     this.#enter("Disconnected", reason, retry_ms);
   }
@@ -276,9 +281,8 @@ class Room extends EventTarget {
     const socket = this.#socket;
     this.#socket = undefined;
     this.#host.clearTimeout(this.#timer);
-    this.#settling = this.#host.clearTimeout(this.#settling);
-    this.#doubtful = [];
-    this.#synced_ms = Infinity;
+    [this.#settling, this.#pacing] = [this.#settling, this.#pacing].map((timer) => this.#host.clearTimeout(timer));
+    [this.#doubtful, this.#synced_ms] = [[], Infinity];
     this.#endEcho();
     // Closed while it opens, its URL would stand in the browser's console.
     if (socket?.readyState === 0) socket.onopen = () => socket.close(1000);

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use serde::Serialize;
 
-use crate::core::contract::Counters;
+use crate::core::contract::{Counters, Refused};
 
 /// How many fdatasyncs are remembered: those of the last seconds, of a busy shard.
 const SYNCS_COUNT: usize = 256;
@@ -16,9 +16,45 @@ pub struct ShardStats {
     deliveries: AtomicU64,
     connections: AtomicU64,
     workspaces: AtomicU64,
+    refused: RefusedStats,
     sync_count: AtomicU64,
     /// How long the last ones took, in turn.
     syncs_us: [AtomicU32; SYNCS_COUNT],
+}
+
+/// What the limits of a shard kept out: [`Refused`], as its shard writes it.
+#[derive(Debug, Default)]
+struct RefusedStats {
+    ops_by_rate: AtomicU64,
+    ops_by_workspace_bytes: AtomicU64,
+    connections_by_workspace: AtomicU64,
+    handshakes_by_rate: AtomicU64,
+    closed_by_policy: AtomicU64,
+}
+
+impl RefusedStats {
+    fn publish(&self, refused: Refused) {
+        self.ops_by_rate
+            .store(refused.ops_by_rate, Ordering::Relaxed);
+        self.ops_by_workspace_bytes
+            .store(refused.ops_by_workspace_bytes, Ordering::Relaxed);
+        self.connections_by_workspace
+            .store(refused.connections_by_workspace, Ordering::Relaxed);
+        self.handshakes_by_rate
+            .store(refused.handshakes_by_rate, Ordering::Relaxed);
+        self.closed_by_policy
+            .store(refused.closed_by_policy, Ordering::Relaxed);
+    }
+
+    fn read(&self) -> Refused {
+        Refused {
+            ops_by_rate: self.ops_by_rate.load(Ordering::Relaxed),
+            ops_by_workspace_bytes: self.ops_by_workspace_bytes.load(Ordering::Relaxed),
+            connections_by_workspace: self.connections_by_workspace.load(Ordering::Relaxed),
+            handshakes_by_rate: self.handshakes_by_rate.load(Ordering::Relaxed),
+            closed_by_policy: self.closed_by_policy.load(Ordering::Relaxed),
+        }
+    }
 }
 
 impl Default for ShardStats {
@@ -28,6 +64,7 @@ impl Default for ShardStats {
             deliveries: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             workspaces: AtomicU64::new(0),
+            refused: RefusedStats::default(),
             sync_count: AtomicU64::new(0),
             syncs_us: [const { AtomicU32::new(0) }; SYNCS_COUNT],
         }
@@ -44,6 +81,7 @@ impl ShardStats {
             .store(counters.connections, Ordering::Relaxed);
         self.workspaces
             .store(counters.workspaces, Ordering::Relaxed);
+        self.refused.publish(counters.refused);
     }
 
     /// Tells how long an fdatasync took.
@@ -54,6 +92,12 @@ impl ShardStats {
         let took_us = u32::try_from(took_us).unwrap_or(u32::MAX);
         self.syncs_us[place].store(took_us, Ordering::Relaxed);
         self.sync_count.store(count + 1, Ordering::Relaxed);
+    }
+
+    /// What its limits kept out.
+    #[must_use]
+    pub fn refused(&self) -> Refused {
+        self.refused.read()
     }
 
     fn figures(&self) -> Figures {
@@ -73,6 +117,7 @@ impl ShardStats {
             deliveries: self.deliveries.load(Ordering::Relaxed),
             connections: self.connections.load(Ordering::Relaxed),
             workspaces: self.workspaces.load(Ordering::Relaxed),
+            refused: self.refused(),
             sync_count,
             sync_us_p50: percentile(50),
             sync_us_p99: percentile(99),
@@ -86,6 +131,7 @@ struct Figures {
     deliveries: u64,
     connections: u64,
     workspaces: u64,
+    refused: Refused,
     sync_count: u64,
     sync_us_p50: u32,
     sync_us_p99: u32,
@@ -139,12 +185,19 @@ mod tests {
             deliveries: 2,
             connections: 3,
             workspaces: 4,
+            refused: Refused {
+                ops_by_rate: 5,
+                ops_by_workspace_bytes: 6,
+                connections_by_workspace: 7,
+                handshakes_by_rate: 8,
+                closed_by_policy: 9,
+            },
         });
         stats.synced(u64::MAX);
         let json = String::from_utf8(to_json(9, &[stats])).unwrap();
         assert_eq!(
             json,
-            r#"{"uptime_us":9,"shards":[{"ops":1,"deliveries":2,"connections":3,"workspaces":4,"sync_count":1,"sync_us_p50":4294967295,"sync_us_p99":4294967295}]}"#
+            r#"{"uptime_us":9,"shards":[{"ops":1,"deliveries":2,"connections":3,"workspaces":4,"refused":{"ops_by_rate":5,"ops_by_workspace_bytes":6,"connections_by_workspace":7,"handshakes_by_rate":8,"closed_by_policy":9},"sync_count":1,"sync_us_p50":4294967295,"sync_us_p99":4294967295}]}"#
         );
     }
 }

@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::limits::{MESSAGE_BYTES_MAX, OUTBOX_BYTES_MIN, SHARDS_MAX};
+use crate::limits::{
+    MESSAGE_BYTES_MAX, OUTBOX_BYTES_MIN, PER_SECOND_MAX, SHARDS_MAX, WORKSPACE_BYTES_MAX,
+};
 
 fn number<T: std::str::FromStr + PartialOrd + std::fmt::Display + Copy>(
     text: &str,
@@ -54,6 +56,18 @@ pub(super) fn message_bytes(text: &str) -> Result<usize, String> {
 
 pub(super) fn connections(text: &str) -> Result<usize, String> {
     number(text, 1..=100_000_000)
+}
+
+pub(super) fn workspace_connections(text: &str) -> Result<usize, String> {
+    number(text, 0..=100_000_000)
+}
+
+pub(super) fn workspace_bytes(text: &str) -> Result<u64, String> {
+    number(text, 0..=WORKSPACE_BYTES_MAX)
+}
+
+pub(super) fn per_second(text: &str) -> Result<u32, String> {
+    number(text, 0..=PER_SECOND_MAX)
 }
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {

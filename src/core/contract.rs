@@ -49,8 +49,23 @@ pub struct ShardConfig {
     pub verifier: Arc<Verifier>,
     /// The origins whose pages may connect and read (RFC 6454); none named: all.
     pub origins: Arc<[String]>,
+    /// What protects the server from its clients.
+    pub limits: Limits,
     /// Handling an op with this key panics: a fault for tests.
     pub fault_panic_key: Option<String>,
+}
+
+/// What protects the server from its clients; None: no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Messages of one connection in a second.
+    pub ops_per_second: Option<u32>,
+    /// Members of one workspace.
+    pub connections_per_workspace: Option<usize>,
+    /// What a workspace's entries may take in a log in which nothing is dead.
+    pub workspace_bytes: Option<u64>,
+    /// Requests with a token in a second, of all shards together: each takes its share.
+    pub handshakes_per_second: Option<u32>,
 }
 
 /// What the caller sees of the other shards, brought up to date before a turn.
@@ -164,6 +179,23 @@ pub struct Counters {
     pub connections: u64,
     /// Workspaces in memory.
     pub workspaces: u64,
+    /// What its limits kept out.
+    pub refused: Refused,
+}
+
+/// What the limits of a shard have kept out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Refused {
+    /// Messages, ops most of all, of connections over `--max-ops-per-second`.
+    pub ops_by_rate: u64,
+    /// Ops that would have grown a workspace over `--max-workspace-bytes`.
+    pub ops_by_workspace_bytes: u64,
+    /// Connections over `--max-connections-per-workspace`.
+    pub connections_by_workspace: u64,
+    /// Requests with a token over `--max-handshakes-per-second`.
+    pub handshakes_by_rate: u64,
+    /// Connections closed with 1008, since they went on over `--max-ops-per-second`.
+    pub closed_by_policy: u64,
 }
 
 /// The shard that owns a workspace. The same on every start with the same count, and spread evenly.

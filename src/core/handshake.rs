@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::core::contract::{Clock, Output, Ticket, Wish, shard_of};
 use crate::core::look::for_allowed;
+use crate::core::rate::{Meter, Rate};
 use crate::core::room::Room;
 use crate::core::session::{Intake, Session, SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
@@ -108,7 +109,19 @@ impl Shard {
         self.config.verifier = verifier;
     }
 
-    pub(super) fn verified(&self, token: Option<&str>, clock: Clock) -> Result<Grant, Answer> {
+    /// Checks a token. That is what costs, so it comes behind the limit of handshakes.
+    pub(super) fn verified(&mut self, token: Option<&str>, clock: Clock) -> Result<Grant, Answer> {
+        if let Some(per_second) = self.config.limits.handshakes_per_second {
+            let rate = Rate::share(per_second, self.config.shards);
+            if !self.handshakes.take(rate, clock.now_us) {
+                self.refused.handshakes_by_rate += 1;
+                // Not 429, which is about what one client sends (RFC 6585 section 4): this one may be the first of its kind.
+                return Err(Answer::unavailable(
+                    "the server is asked for too much at once",
+                    RETRY_AFTER_S,
+                ));
+            }
+        }
         let verified = self.config.verifier.verify(token, clock.unix_us);
         verified.map_err(|error| Answer::unauthorized(&error.to_string()))
     }
@@ -163,7 +176,7 @@ impl Shard {
                 accept_key,
                 user,
             } => {
-                if let Some(refusal) = refusal {
+                if let Some(refusal) = refusal.or_else(|| self.full_room(&workspace)) {
                     return self.answer(id, &refusal, clock);
                 }
                 if let Some(user) = user {
@@ -199,6 +212,18 @@ impl Shard {
         (!self.health.is_serving()).then(Answer::internal_server_error)
     }
 
+    /// Why nobody can join a workspace now.
+    fn full_room(&mut self, workspace: &str) -> Option<Answer> {
+        let most = self.config.limits.connections_per_workspace?;
+        let room = &self.rooms[*self.room_index.get(workspace)? as usize];
+        if room.members.len() < most {
+            return None;
+        }
+        self.refused.connections_by_workspace += 1;
+        let why = "the workspace has as many connections as it may";
+        Some(Answer::unavailable(why, RETRY_AFTER_S))
+    }
+
     /// Makes a client a member of its workspace: 101, then init.
     fn join(
         &mut self,
@@ -215,6 +240,7 @@ impl Shard {
         let member = u32::try_from(room.members.len()).expect("fewer members than descriptors");
         room.members.push(id.slot);
         self.members_count += 1;
+        self.meter_anew(id);
 
         let session = &mut self.sessions[id.slot as usize];
         session.state = State::Open {
@@ -249,6 +275,17 @@ impl Shard {
         }
         self.enqueue(id);
         self.reschedule(id, clock);
+    }
+
+    /// A session begins with all that it may send.
+    fn meter_anew(&mut self, id: SessionId) {
+        if self.config.limits.ops_per_second.is_some() {
+            let slot = id.slot as usize;
+            if slot >= self.meters.len() {
+                self.meters.resize_with(slot + 1, Meter::default);
+            }
+            self.meters[slot] = Meter::default();
+        }
     }
 
     /// The slot of a workspace's room; one that was never seen begins empty.

@@ -1,9 +1,11 @@
 //! Bytes in: frames, messages, the state.
 
 use crate::core::contract::Clock;
+use crate::core::rate::Pace;
 use crate::core::session::{Intake, SessionId, State};
 use crate::core::shard::Shard;
-use crate::core::workspace::Verdict;
+use crate::core::window::{Chunk, ChunkPool};
+use crate::core::workspace::{Entry, Verdict};
 use crate::limits::{ANSWER_BYTES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US};
 use crate::log::record;
 use crate::wire::frame::{self, Event};
@@ -13,8 +15,14 @@ use crate::wire::message::{self, Message, Op};
 const UNSUPPORTED_DATA: u16 = 1003;
 /// RFC 6455 section 7.4.1: the normal end.
 const NORMAL: u16 = 1000;
+/// RFC 6455 section 7.4.1: "a message that violates its policy".
+const POLICY_VIOLATION: u16 = 1008;
 /// The code of an error message about a message that is none.
 const BAD_MESSAGE: u16 = 400;
+/// The code of an error message about an op for which there is no room.
+const TOO_LARGE: u16 = 413;
+/// The code of an error message about a message that came too soon.
+const TOO_MANY: u16 = 429;
 
 impl Shard {
     pub(super) fn received(&mut self, id: SessionId, bytes: Option<&mut [u8]>, clock: Clock) {
@@ -131,8 +139,17 @@ impl Shard {
     }
 
     fn read_event(&mut self, id: SessionId, event: Event<'_>, clock: Clock) {
+        let pace = match event {
+            Event::Text(_) | Event::Ping(_) => self.pace(id, clock),
+            // A pong is what the server asked for.
+            Event::Binary(_) | Event::Pong(_) | Event::Close(_) => Pace::Within,
+        };
+        if pace == Pace::Beyond {
+            self.refused.closed_by_policy += 1;
+            return self.close(id, POLICY_VIOLATION, "too many messages", clock);
+        }
         match event {
-            Event::Text(text) => self.read_message(id, text, clock),
+            Event::Text(text) => self.read_message(id, text, pace, clock),
             Event::Binary(_) => self.close(id, UNSUPPORTED_DATA, "messages are text frames", clock),
             Event::Ping(payload) => {
                 self.reply(id, payload.len() + 2, |out| frame::put_pong(out, payload));
@@ -142,14 +159,37 @@ impl Shard {
         }
     }
 
-    fn read_message(&mut self, id: SessionId, text: &str, clock: Clock) {
+    /// Counts what a session sends.
+    fn pace(&mut self, id: SessionId, clock: Clock) -> Pace {
+        match self.config.limits.ops_per_second {
+            None => Pace::Within,
+            Some(per_second) => self.meters[id.slot as usize].count(per_second, clock.now_us),
+        }
+    }
+
+    fn read_message(&mut self, id: SessionId, text: &str, pace: Pace, clock: Clock) {
         let mut parser = self.parser.take().unwrap_or_default();
-        match parser.parse(text) {
-            Ok(Message::Op(op)) => self.apply(id, op, clock),
+        let message = parser.parse(text);
+        match message {
+            // A sign of life is one, however many there are.
             Ok(Message::Ping) => {}
+            _ if pace == Pace::Over => self.refuse_too_many(id, message.ok()),
+            Ok(Message::Op(op)) => self.apply(id, op, clock),
             Err(error) => self.refuse(id, BAD_MESSAGE, &error.to_string()),
         }
         self.parser = Some(parser);
+    }
+
+    fn refuse_too_many(&mut self, id: SessionId, message: Option<Message<'_>>) {
+        self.refused.ops_by_rate += 1;
+        let per_second = self.config.limits.ops_per_second.unwrap_or_default();
+        let text = format!(
+            "too many messages: send at most {per_second} in a second (--max-ops-per-second), and this one again later"
+        );
+        match message {
+            Some(Message::Op(op)) => self.refuse_op(id, TOO_MANY, &text, &op),
+            _ => self.refuse(id, TOO_MANY, &text),
+        }
     }
 
     fn apply(&mut self, id: SessionId, op: Op<'_>, clock: Clock) {
@@ -169,21 +209,22 @@ impl Shard {
         let room_slot = session.room().expect("only an open session applies");
         let room = &mut self.rooms[room_slot as usize];
         let live_bytes_before = room.workspace.log_bytes();
+        let bytes_max = self.config.limits.workspace_bytes.unwrap_or(u64::MAX);
         match room
             .workspace
-            .apply(op.key, op.value, op.timestamp, id.as_u64())
+            .apply_within(bytes_max, op.key, op.value, op.timestamp, id.as_u64())
         {
             Verdict::Same => {}
             Verdict::Lost(winner) => {
-                let (key, value, timestamp) = (winner.key(), winner.value(), winner.timestamp());
-                let bytes = message::op_frame_bytes(key, value, timestamp);
-                let chunk = self
-                    .pool
-                    .fill(bytes, |out| message::put_op(out, key, value, timestamp));
-                session
-                    .outbox
-                    .push(chunk, room.window.end(), room.gate(), &mut self.pool);
-                self.enqueue(id);
+                let chunk = correction(winner, &mut self.pool);
+                self.correct(id, chunk);
+            }
+            Verdict::TooLarge(held) => {
+                if let Some(held) = held {
+                    let chunk = correction(held, &mut self.pool);
+                    self.correct(id, chunk);
+                }
+                self.refuse_too_large(id, bytes_max, &op);
             }
             Verdict::Won(seq) => {
                 self.counted.0 += 1;
@@ -226,6 +267,31 @@ impl Shard {
         });
     }
 
+    /// Queues what stays, which may not be durable yet.
+    fn correct(&mut self, id: SessionId, chunk: Chunk) {
+        let session = &mut self.sessions[id.slot as usize];
+        let room_slot = session.room().expect("only an open session applies");
+        let room = &self.rooms[room_slot as usize];
+        let (at, gate) = (room.window.end(), room.gate());
+        session.outbox.push(chunk, at, gate, &mut self.pool);
+        self.enqueue(id);
+    }
+
+    fn refuse_too_large(&mut self, id: SessionId, bytes_max: u64, op: &Op<'_>) {
+        self.refused.ops_by_workspace_bytes += 1;
+        let text = format!(
+            "the workspace is full: it may have {bytes_max} bytes (--max-workspace-bytes), and this op would make it larger"
+        );
+        self.refuse_op(id, TOO_LARGE, &text, op);
+    }
+
+    /// Sends an error message about an op, which it names; the connection stays open.
+    fn refuse_op(&mut self, id: SessionId, code: u16, text: &str, op: &Op<'_>) {
+        self.reply(id, text.len() + op.key.len() + 128, |out| {
+            message::put_op_error(out, code, text, op);
+        });
+    }
+
     /// Queues an answer that shows nobody's op.
     pub(super) fn reply(&mut self, id: SessionId, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let chunk = self.pool.fill(bytes, write);
@@ -236,6 +302,13 @@ impl Shard {
         session.outbox.push(chunk, at, 0, &mut self.pool);
         self.enqueue(id);
     }
+}
+
+/// What stays, for the sender of an op that is not taken.
+fn correction(entry: &Entry, pool: &mut ChunkPool) -> Chunk {
+    let (key, value, timestamp) = (entry.key(), entry.value(), entry.timestamp());
+    let bytes = message::op_frame_bytes(key, value, timestamp);
+    pool.fill(bytes, |out| message::put_op(out, key, value, timestamp))
 }
 
 fn skew_text(ahead_us: u64, most_us: u64) -> String {

@@ -4,6 +4,7 @@ pub mod chunk;
 pub mod contract;
 pub mod deal;
 pub mod outbox;
+pub mod rate;
 pub mod session;
 pub mod shard;
 pub mod timers;

@@ -29,7 +29,10 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use slab::Slab;
 
-use crate::core::contract::{Clock, Counters, Input, Output, ShardConfig, Surroundings, Ticket};
+use crate::core::contract::{
+    Clock, Counters, Input, Output, Refused, ShardConfig, Surroundings, Ticket,
+};
+use crate::core::rate::{Bucket, Meter};
 use crate::core::room::Room;
 use crate::core::session::{Session, SessionId, State};
 use crate::core::timers::Wheel;
@@ -54,6 +57,12 @@ pub struct Shard {
     pub(super) users: HashMap<u32, Box<str>, FixedState>,
     /// Ops that won, and those times the clients that were owed them.
     pub(super) counted: (u64, u64),
+    /// What the limits kept out.
+    pub(super) refused: Refused,
+    /// What each session in a room has sent lately, by slot; empty where that is not limited.
+    pub(super) meters: Vec<Meter>,
+    /// The requests with a token.
+    pub(super) handshakes: Bucket,
     /// Sessions in a room.
     pub(super) members_count: u64,
     pub(super) room_index: HashMap<Box<str>, u32, FixedState>,
@@ -150,6 +159,9 @@ impl Shard {
             rooms: Slab::new(),
             users: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             counted: (0, 0),
+            refused: Refused::default(),
+            meters: Vec::new(),
+            handshakes: Bucket::default(),
             members_count: 0,
             room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             visible_position: commit.visible_position(),
@@ -294,6 +306,7 @@ impl Shard {
             deliveries: self.counted.1,
             connections: self.members_count,
             workspaces: self.rooms.len() as u64,
+            refused: self.refused,
         }
     }
 

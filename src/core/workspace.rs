@@ -100,6 +100,8 @@ pub enum Verdict<'a> {
     Same,
     /// Another op stays; here it is.
     Lost(&'a Entry),
+    /// It would have won, and made the workspace larger than it may be. What stays, if there is anything.
+    TooLarge(Option<&'a Entry>),
 }
 
 /// The state of one workspace.
@@ -159,6 +161,18 @@ impl Workspace {
 
     /// Applies an op: the greater timestamp wins, and on equal ones the first that was applied stays.
     pub fn apply(&mut self, key: &str, value: &str, timestamp: u64, writer: Writer) -> Verdict<'_> {
+        self.apply_within(u64::MAX, key, value, timestamp, writer)
+    }
+
+    /// The same in a workspace that an op may not make larger than `log_bytes_max`. One that is larger already may still shrink.
+    pub fn apply_within(
+        &mut self,
+        log_bytes_max: u64,
+        key: &str,
+        value: &str,
+        timestamp: u64,
+        writer: Writer,
+    ) -> Verdict<'_> {
         let tag = self.tag(key);
         if let Some(slot) = self.find(tag, key) {
             let entry = &self.entries[slot as usize];
@@ -170,11 +184,20 @@ impl Workspace {
             if timestamp == entry.timestamp {
                 return Verdict::Same;
             }
+            let held_bytes = entry.value().len();
+            let grown_bytes =
+                self.log_bytes + (value.len() as u64).saturating_sub(held_bytes as u64);
+            if value.len() > held_bytes && grown_bytes > log_bytes_max {
+                return Verdict::TooLarge(Some(&self.entries[slot as usize]));
+            }
             self.seq += 1;
             self.overwrite(slot, value, timestamp, self.seq, writer);
             self.unlink(slot);
             self.link_newest(slot);
         } else {
+            if self.log_bytes + self.record_bytes(key, value) > log_bytes_max {
+                return Verdict::TooLarge(None);
+            }
             self.seq += 1;
             let slot = self.insert(tag, key, value, timestamp, self.seq, writer);
             self.link_newest(slot);
@@ -303,6 +326,11 @@ impl Workspace {
         self.index.find(tag, is_it)
     }
 
+    /// What an entry takes in the log.
+    fn record_bytes(&self, key: &str, value: &str) -> u64 {
+        (OP_HEADER_BYTES + self.id.len() + key.len() + value.len()) as u64
+    }
+
     fn insert(
         &mut self,
         tag: Tag,
@@ -313,8 +341,7 @@ impl Workspace {
         writer: Writer,
     ) -> u32 {
         self.init_fields_bytes += message::init_field_bytes(key, value);
-        let record_bytes = OP_HEADER_BYTES + self.id.len() + key.len() + value.len();
-        self.log_bytes += record_bytes as u64;
+        self.log_bytes += self.record_bytes(key, value);
         let mut texts = String::with_capacity(key.len() + value.len());
         texts.push_str(key);
         texts.push_str(value);
@@ -370,6 +397,9 @@ impl Workspace {
 fn slot_index(slot: usize) -> u32 {
     u32::try_from(slot).expect("a workspace has fewer than 2^32 keys")
 }
+
+#[cfg(test)]
+mod size_tests;
 
 #[cfg(test)]
 mod tests {
@@ -502,6 +532,7 @@ mod tests {
                         prop_assert_eq!(&model.map[&key].0, entry.value());
                         None
                     }
+                    Verdict::TooLarge(_) => unreachable!("it may grow as it likes"),
                 };
                 prop_assert_eq!(won, model.apply(&key, &value, timestamp));
                 log.extend(won.map(|seq| (key, value, timestamp, seq)));

@@ -396,6 +396,7 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
         hash_seed: common.hash_seed,
         verifier: Arc::clone(&common.verifier),
         origins: Arc::clone(&common.origins),
+        limits: (&settings.limits).into(),
         fault_panic_key,
     }
 }

@@ -327,11 +327,27 @@ pub fn put_init<'a>(
 /// # Panics
 /// Never: a string always serializes.
 pub fn put_error(out: &mut Vec<u8>, code: u16, message: &str) {
-    let payload =
-        serde_json::json!({"type": "error", "payload": {"code": code, "message": message}});
-    let payload = payload.to_string();
-    frame::put_text_header(out, payload.len());
-    out.extend_from_slice(payload.as_bytes());
+    put_json(
+        out,
+        &serde_json::json!({"type": "error", "payload": {"code": code, "message": message}}),
+    );
+}
+
+/// Appends an error message about an op, which it names, as a text frame.
+pub fn put_op_error(out: &mut Vec<u8>, code: u16, message: &str, op: &Op<'_>) {
+    let payload = serde_json::json!({
+        "code": code, "message": message, "key": op.key, "timestamp": op.timestamp,
+    });
+    put_json(
+        out,
+        &serde_json::json!({"type": "error", "payload": payload}),
+    );
+}
+
+fn put_json(out: &mut Vec<u8>, message: &serde_json::Value) {
+    let text = message.to_string();
+    frame::put_text_header(out, text.len());
+    out.extend_from_slice(text.as_bytes());
 }
 
 pub(super) fn put_json_string(out: &mut Vec<u8>, string: &str) {

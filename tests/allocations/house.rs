@@ -59,6 +59,7 @@ pub fn config(durability: Durability) -> ShardConfig {
         hash_seed: 1,
         verifier: Arc::new(Verifier::new(&secret(), None)),
         origins: std::sync::Arc::default(),
+        limits: etherply::core::contract::Limits::default(),
         fault_panic_key: None,
     }
 }

@@ -238,6 +238,103 @@ const cases = {
     }
   },
 
+  async 'ops that are too many (429) are sent again, slowly, and nothing else is'() {
+    for (const [per_second, count] of [[1, 12], [10, 25], [10, 110], [100, 1000]]) {
+      const world = new World(30);
+      world.server.ops_per_second = per_second;
+      const [room, other] = [join(world), join(world)];
+      await synced(world, room, other);
+      for (let i = 0; i < count; i += 1) room.set(`k${i}`, i);
+      await settled(world, room);
+      // What is set meanwhile waits, and the newest of it is sent.
+      for (let i = 0; i < 30; i += 1) room.set('again', i);
+      await settled(world, room);
+      for (const one of [room, other]) assert.deepEqual(shownBy(one), stateOf(world.server));
+      assert.deepEqual([room.entries().length, room.get('again')], [count + 1, 29]);
+      assert.deepEqual(room.states(), ['Connecting', 'Authenticating', 'Connected', 'Synced'], `${per_second}: ${room.heard.state.at(-1).reason}`);
+      assert.deepEqual(new Set(room.heard.error.map(({ code }) => code)), new Set([429]));
+      assert(world.server.heard.length < 4 * count + 100, `${world.server.heard.length} messages for ${count} of ${per_second}`);
+      assert(room.heard.change.every(({ source }) => source === 'self'));
+    }
+  },
+
+  async 'a client that was closed for too many ops (1008) comes back with fewer'() {
+    const world = new World(31);
+    world.server.ops_per_second = 20;
+    const room = join(world);
+    await synced(world, room);
+    for (let i = 0; i < 2000; i += 1) room.set(`k${i}`, i);
+    await settled(world, room);
+    assert.equal(room.states().filter((state) => state === 'Synced').length, 2);
+    assert.match(room.heard.state.find(({ state }) => state === 'Disconnected').reason, /1008 too many/);
+    assert.equal(world.server.state.size, 2000);
+    assert.deepEqual(shownBy(room), stateOf(world.server));
+    // And then at its full pace again.
+    room.set('last', 1);
+    assert(await world.run(world.now_ms + 100, () => world.server.state.has('last')));
+  },
+
+  async 'an op that is too large (413) is told and undone, without a reconnect'() {
+    const world = new World(32);
+    const [room, other] = [join(world), join(world)];
+    await synced(world, room, other);
+    room.set('mine', 'x');
+    other.set('theirs', 'y');
+    await settled(world, room, other);
+    world.server.bytes_max = world.server.bytes();
+    for (const { heard } of [room, other]) heard.change.length = 0;
+    for (const [key, before] of [['mine', 'x'], ['theirs', 'y'], ['new', undefined]]) {
+      const timestamp = room.set(key, 'much longer');
+      assert.equal(room.get(key), 'much longer');
+      await settled(world, room);
+      assert.equal(room.get(key), before);
+      const { value, over } = room.heard.change.at(-1);
+      assert.deepEqual([value, over], [before, { value: 'much longer', timestamp }]);
+      assert.deepEqual(room.heard.error.at(-1), { code: 413, message: 'no room for this', key });
+    }
+    // Of several, the last one that fits stays.
+    for (const value of ['too long', 'z', 'too long, too']) room.set('mine', value);
+    await settled(world, room);
+    assert.equal(room.get('mine'), 'z');
+    assert.equal(room.heard.error.length, 4);
+    assert.equal(room.states().length, 4);
+    for (const one of [room, other]) assert.deepEqual(shownBy(one), stateOf(world.server));
+    assert.deepEqual(other.heard.change.map(({ key, value }) => [key, value]), [['mine', 'z']]);
+  },
+
+  async 'what another writes while an op is refused is not missed'() {
+    const world = new World(33);
+    const [room, other] = [join(world), join(world, { clock: { ahead_ms: -5000 } })];
+    await synced(world, room, other);
+    other.set('k', 'a');
+    await settled(world, other);
+    world.server.bytes_max = world.server.bytes();
+    // Both at once: the older one is applied, and ignored here, before the newer one is refused.
+    other.set('k', 'b');
+    room.set('k', 'too long');
+    await settled(world, room, other);
+    for (const one of [room, other]) assert.deepEqual(shownBy(one), { k: 'b' });
+  },
+
+  async 'an echo of an op that is refused does not bring it back'() {
+    const world = new World(34);
+    const room = join(world);
+    await synced(world, room);
+    room.set('k', 'a');
+    await settled(world, room);
+    world.server.bytes_max = world.server.bytes();
+    const [socket] = world.server.sockets;
+    room.set('k', 'too long');
+    // The op is with the server, its refusal on its way back; the echo finds room.
+    await world.run(FOR_EVER_MS, () => world.server.heard.length === 3);
+    const echoed = room.echo();
+    world.server.bytes_max = Infinity;
+    await settled(world, room);
+    await echoed;
+    assert.equal(world.server.sockets.has(socket), false, 'it asked for the state anew');
+    assert.deepEqual(shownBy(room), stateOf(world.server));
+  },
+
   async 'an op counts as taken when it comes back, and none that was sent after it'() {
     const world = new World(24);
     const room = join(world);
@@ -500,6 +597,8 @@ function each(world, act) {
 // key that is the greatest op that anybody wrote.
 async function story(seed) {
   const world = new World(seed);
+  if (seed % 4 === 1) world.server.ops_per_second = world.pick([1, 5, 20]);
+  if (seed % 4 === 2) world.server.bytes_max = 20;
   const clocks = [0, 1, 2].map(() => ({ ahead_ms: world.pick([0, 0, -3_600_000, 3_600_000]) }));
   const rooms = clocks.map((clock) => join(world, { clock, token: () => 'good' }));
   const written = new Map();
@@ -510,10 +609,12 @@ async function story(seed) {
     const dice = world.random();
     if (dice < 0.7) {
       const key = world.pick(['a', 'b', 'c', 'refused']);
-      const value = key === 'refused' && world.random() < 0.2 ? 'bad' : world.pick([0, 1, null, 'x']);
+      // A message that is refused as a whole hides what was too many behind it.
+      const may_be_bad = key === 'refused' && world.server.ops_per_second === Infinity;
+      const value = may_be_bad && world.random() < 0.2 ? 'bad' : world.pick([0, 1, null, 'x', 'longer']);
       const timestamp = rooms[at].set(key, value);
       // A refused op may have taken the place of one that waited.
-      if (key !== 'refused') written.set(key, Math.max(written.get(key) ?? 0, timestamp));
+      if (key !== 'refused' && world.server.bytes_max === Infinity) written.set(key, Math.max(written.get(key) ?? 0, timestamp));
     } else if (dice < 0.8) {
       rooms[at].echo().then((took_ms) => { echoes_count += took_ms === undefined ? 0 : 1; });
     } else if (dice < 0.85) {

@@ -143,6 +143,9 @@ export class NaiveServer {
     this.state = new Map();
     this.sockets = new Set();
     this.heard = [];
+    // Limits, as a server may have them.
+    this.ops_per_second = Infinity;
+    this.bytes_max = Infinity;
   }
 
   answer(url, headers) {
@@ -168,6 +171,11 @@ export class NaiveServer {
 
   apply(socket, text) {
     const { key, value, timestamp } = JSON.parse(text).payload;
+    const refuse = (code, message) => socket.down.send({ text: JSON.stringify({ type: 'error', payload: { code, message, key, timestamp } }) });
+    if (!this.takes(socket, 'sent', this.ops_per_second, 2 * this.ops_per_second)) {
+      if (this.takes(socket, 'refused', this.ops_per_second / 10, Math.max(256, 10 * this.ops_per_second))) return refuse(429, 'not so fast');
+      return this.close(socket, 1008, 'too many messages');
+    }
     const ahead_ms = timestamp / 1000 - 1_700_000_000_000 - this.world.now_ms;
     if (value === 'bad' || ahead_ms > 24 * 3600 * 1000) {
       return socket.down.send({ text: '{"type":"error","payload":{"code":400,"message":"payload.value is bad"}}' });
@@ -178,12 +186,29 @@ export class NaiveServer {
       if (held.timestamp > timestamp || held.text !== op.text) this.tell(socket, key);
       return;
     }
+    if (this.bytes() + op.text.length - (held?.text.length ?? -key.length) > this.bytes_max && op.text.length > (held?.text.length ?? 0)) {
+      if (held) this.tell(socket, key);
+      return refuse(413, 'no room for this');
+    }
     this.state.set(key, op);
     for (const other of this.sockets) {
       if (other === socket) continue;
       if (other.missed) other.missed.delete(key), other.missed.add(key);
       else this.tell(other, key);
     }
+  }
+
+  // A bucket that leaks so much in a second, and holds so much.
+  takes(socket, name, per_second, most) {
+    const { level, at_ms } = socket[name] ?? { level: 0, at_ms: this.world.now_ms };
+    const left = Math.max(0, level - ((this.world.now_ms - at_ms) / 1000) * per_second) || 0;
+    const takes = left + 1 <= most;
+    socket[name] = { level: left + (takes ? 1 : 0), at_ms: this.world.now_ms };
+    return takes;
+  }
+
+  bytes() {
+    return [...this.state].reduce((sum, [key, { text }]) => sum + key.length + text.length, 0);
   }
 
   tell(socket, key) {

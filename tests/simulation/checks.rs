@@ -217,7 +217,7 @@ impl World {
     }
 
     /// The workspaces of a shard.
-    fn places_of(&self, shard: usize) -> Vec<usize> {
+    pub fn places_of(&self, shard: usize) -> Vec<usize> {
         let is_own = |place: &usize| shard_of(WORKSPACES[*place], self.shards) as usize == shard;
         (0..self.models.len()).filter(is_own).collect()
     }
@@ -498,6 +498,15 @@ impl World {
         );
         let all = client.sent.len();
         client.judge_until(all, model);
+        let refused = &client.refused;
+        client
+            .unexplained
+            .retain(|write| !refused.contains(&write.value));
+        assert!(
+            client.unexplained.is_empty(),
+            "client {place}: neither won, nor lost, nor refused: {:?}",
+            client.unexplained
+        );
         client.check_left_out(model);
         assert_eq!(
             client.refusals, client.refusals_due,

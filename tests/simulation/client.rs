@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use etherply::core::contract::Limits;
 use etherply::core::session::SessionId;
 use etherply::core::window::Spans;
 
 use crate::model::{Model, Write};
+use crate::server::PANIC_KEY;
 use crate::wire::{self, Stream, Told};
 
 /// Where the server's end of a connection is.
@@ -64,8 +66,18 @@ pub struct Client {
     pub place: usize,
     /// Its own copy of the state.
     pub held: BTreeMap<String, (String, u64)>,
+    /// All that it ever held came from here: what it was told, and what it wrote itself (true).
+    pub known: Vec<(Write, bool)>,
+    /// What the server that it is connected to allows.
+    pub limits: Limits,
     /// The ops that it sent, in order.
     pub sent: Vec<Write>,
+    /// The values of those that the server has refused.
+    pub refused: BTreeSet<String>,
+    /// Ops that neither won nor lost, so they must have been refused, which it is yet to be told.
+    pub unexplained: Vec<Write>,
+    /// Messages and pings.
+    pub messages: u64,
     /// So many of them are known to be won or lost.
     pub judged: usize,
     pub refusals_due: u64,
@@ -123,7 +135,12 @@ impl Client {
             init: None,
             place: 0,
             held: BTreeMap::new(),
+            known: Vec::new(),
+            limits: Limits::default(),
             sent: Vec::new(),
+            refused: BTreeSet::new(),
+            unexplained: Vec::new(),
+            messages: 0,
             judged: 0,
             refusals_due: 0,
             refusals: 0,
@@ -162,13 +179,19 @@ impl Client {
 
     /// Sends an op, and applies it at once.
     pub fn write(&mut self, write: Write) {
-        self.hold(&write);
+        self.hold(&write, true);
         self.outgoing.extend(wire::op_frame(&write));
+        self.messages += 1;
         self.sent.push(write);
     }
 
-    /// Holds an op unless it holds a newer one.
-    fn hold(&mut self, write: &Write) {
+    /// Takes an op to know, and holds it unless it holds a newer one.
+    fn hold(&mut self, write: &Write, is_own: bool) {
+        self.known.push((write.clone(), is_own));
+        self.prefer(write);
+    }
+
+    fn prefer(&mut self, write: &Write) {
         let held = self.held.get(&write.key);
         if held.is_none_or(|held| held.1 <= write.timestamp) {
             self.held
@@ -181,11 +204,16 @@ impl Client {
         for write in &self.sent[self.judged.min(end)..end] {
             let held = model.held(&write.key);
             let is_handled = held.is_some_and(|held| held.timestamp >= write.timestamp);
+            let may_be_refused =
+                self.limits.ops_per_second.is_some() || self.limits.workspace_bytes.is_some();
             assert!(
-                is_handled,
+                is_handled || may_be_refused,
                 "client {}: {write:?} is neither won nor lost, there is {held:?}",
                 self.number
             );
+            if !is_handled {
+                self.unexplained.push(write.clone());
+            }
         }
         self.judged = self.judged.max(end);
     }
@@ -204,15 +232,19 @@ impl Client {
             }
             Told::Init(data) => return self.read_init(data, model),
             Told::Op(write) => return self.read_op(write, model, is_sender),
-            Told::Error(400) => {
-                self.refusals += 1;
-                assert!(
-                    self.refusals <= self.refusals_due,
-                    "client {}: nothing was bad",
-                    self.number
-                );
+            Told::Error(429, Some(about)) => {
+                assert!(self.limits.ops_per_second.is_some(), "nothing is too many");
+                self.undo(about, model);
             }
-            Told::Error(500) => {
+            Told::Error(413, Some(about)) => {
+                assert!(
+                    self.limits.workspace_bytes.is_some(),
+                    "nothing is too large"
+                );
+                self.undo(about, model);
+            }
+            Told::Error(400 | 429, None) => self.count_refusal(),
+            Told::Error(500, None) => {
                 let is_right = self.lost_an_op || self.may_have_lost;
                 assert!(
                     is_right,
@@ -221,7 +253,7 @@ impl Client {
                 );
                 self.is_told_500 = true;
             }
-            Told::Error(code) => panic!("client {}: error {code}", self.number),
+            Told::Error(..) => panic!("client {}: {told:?}", self.number),
             Told::Ping => {
                 if self.reading != Reading::HalfOpen {
                     self.outgoing.extend(wire::frame(wire::PONG, b""));
@@ -254,6 +286,46 @@ impl Client {
         true
     }
 
+    fn count_refusal(&mut self) {
+        self.refusals += 1;
+        assert!(
+            self.refusals <= self.refusals_due,
+            "client {}: nothing was bad",
+            self.number
+        );
+    }
+
+    /// An op of it was refused: it forgets that one, and goes back to what it holds otherwise.
+    fn undo(&mut self, (key, timestamp): &(String, u64), model: &Model) {
+        let number = self.number;
+        if key == PANIC_KEY {
+            return assert!(self.has_planted, "client {number} never sent that");
+        }
+        let is_it = |write: &Write| write.key == *key && write.timestamp == *timestamp;
+        let write = self.sent.iter().find(|write| is_it(write));
+        let Some(write) = write else {
+            // It was bad besides.
+            return self.count_refusal();
+        };
+        assert!(
+            self.has_resent || model.place(&write.value).is_none(),
+            "client {number}: {write:?} was refused, and won"
+        );
+        let is_first = self.refused.insert(write.value.clone());
+        assert!(is_first, "client {number}: {write:?} is refused once");
+        let place = self
+            .known
+            .iter()
+            .position(|(write, is_own)| *is_own && is_it(write));
+        self.known.remove(place.expect("it held what it sent"));
+        self.held.remove(key);
+        for (write, _) in self.known.clone() {
+            if write.key == *key {
+                self.prefer(&write);
+            }
+        }
+    }
+
     /// What it was not sent, it was not sent because there is something newer.
     pub fn check_left_out(&mut self, model: &Model) {
         self.left_out.retain(|place| !model.is_superseded(*place));
@@ -272,7 +344,7 @@ impl Client {
     fn read_status(&mut self, status: u16) {
         let is_right = match status {
             500 => self.met_failure,
-            503 => self.met_pause,
+            503 => self.met_pause || self.may_be_put_off(),
             _ => status == self.status_wanted,
         };
         assert!(
@@ -282,6 +354,17 @@ impl Client {
         );
         self.status = Some(status);
         self.is_leaving |= status != 101;
+    }
+
+    /// Whether it may meet a limit of members, or of handshakes.
+    pub fn may_be_put_off(&self) -> bool {
+        let asks = self.status_wanted == 101 || self.status_wanted == 401;
+        let Limits {
+            connections_per_workspace,
+            handshakes_per_second,
+            ..
+        } = self.limits;
+        asks && (connections_per_workspace.is_some() || handshakes_per_second.is_some())
     }
 
     /// The init message is the state after some of the wins, and the ops follow from there.
@@ -307,14 +390,19 @@ impl Client {
             self.number, model.wins
         );
         self.place = place;
-        self.held.clear();
+        (self.held, self.known) = (BTreeMap::new(), Vec::new());
         for (key, value) in data {
-            self.held.insert(key.clone(), (value.clone(), 0));
+            let write = Write {
+                key: key.clone(),
+                value: value.clone(),
+                timestamp: 0,
+            };
+            self.hold(&write, false);
         }
         self.init = Some(data.clone());
         // What it wrote before it was told the state comes behind that state.
         for write in self.sent.clone() {
-            self.hold(&write);
+            self.hold(&write, true);
         }
         true
     }
@@ -336,7 +424,15 @@ impl Client {
         let lost_to = |sent: &Write| {
             sent.key == write.key && sent.timestamp <= write.timestamp && sent.value != write.value
         };
-        let is_correction = self.sent.iter().any(lost_to);
+        // What stays of a key is told ahead of the refusal of an op that would have won.
+        let is_refused_for = |sent: &Write| {
+            self.limits.workspace_bytes.is_some()
+                && sent.key == write.key
+                && sent.timestamp > write.timestamp
+                && model.place(&sent.value).is_none()
+        };
+        let is_answer = |sent: &Write| lost_to(sent) || is_refused_for(sent);
+        let is_correction = self.sent.iter().any(is_answer);
         let skipped = self.place..place.max(self.place);
         let is_owed = |at: &usize| !is_sender(&model.wins[*at].value) && !self.seen.contains(at);
         if place < self.place || is_sender(&write.value) && is_correction {
@@ -364,7 +460,7 @@ impl Client {
             self.place = place + 1;
         }
         self.seen.insert(place);
-        self.hold(write);
+        self.hold(write, false);
         true
     }
 }

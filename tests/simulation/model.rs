@@ -45,6 +45,13 @@ impl Model {
         self.wins.push(write);
     }
 
+    /// What its registers take in a log in which nothing is dead, with an id of so many bytes.
+    pub fn bytes(&self, id_bytes: usize) -> u64 {
+        let held = self.latest.values().map(|place| &self.wins[*place]);
+        held.map(|write| (29 + id_bytes + write.key.len() + write.value.len()) as u64)
+            .sum()
+    }
+
     /// The register of a key.
     pub fn held(&self, key: &str) -> Option<&Write> {
         self.latest.get(key).map(|place| &self.wins[*place])

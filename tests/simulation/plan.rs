@@ -1,5 +1,6 @@
 //! What kind of run a seed is, what may go wrong in it, and what was met.
 
+use etherply::core::contract::Limits;
 use etherply::limits::SECOND_US;
 use etherply::log::commit::Durability;
 
@@ -54,6 +55,7 @@ pub struct Plan {
     pub ping_interval_us: u64,
     pub error_one_in: usize,
     pub crash_one_in: usize,
+    pub limits: Limits,
 }
 
 impl Plan {
@@ -84,6 +86,7 @@ impl Plan {
             ping_interval_us: dice.pick(&[SECOND_US, 25 * SECOND_US]),
             error_one_in: dice.pick(&[0, 0, 60, 150, 400]),
             crash_one_in: dice.pick(&[60, 120, 400]),
+            limits: limits(seed, kind),
         };
         match kind {
             // Whole sends, and messages that are longer than one.
@@ -112,6 +115,22 @@ impl Plan {
 
     pub fn may(&self, fault: u32) -> bool {
         self.faults & fault != 0
+    }
+}
+
+/// Each limit is on in some runs.
+fn limits(seed: u64, kind: u64) -> Limits {
+    let mut dice = Dice::new(seed, 6);
+    let (members, bytes) = match kind {
+        0 => ([2, 4], [700_000, 1_500_000]),
+        1 => ([80, 150], [600, 4000]),
+        _ => ([2, 4], [600, 4000]),
+    };
+    Limits {
+        ops_per_second: dice.one_in(3).then(|| dice.pick(&[5, 20])),
+        connections_per_workspace: dice.one_in(3).then(|| dice.pick(&members)),
+        workspace_bytes: dice.one_in(3).then(|| dice.pick(&bytes)),
+        handshakes_per_second: dice.one_in(4).then(|| dice.pick(&[20, 60])),
     }
 }
 
@@ -180,6 +199,10 @@ coverage! {
     ties: 50,
     refusals: 20,
     pongs: 50,
+    refused_by_rate: 50,
+    refused_by_size: 50,
+    closed_by_policy: 1,
+    put_off: 20,
     inits: 100,
     broadcasts: 1000,
     full_sends: 1,

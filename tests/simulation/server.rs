@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
-use etherply::core::contract::{Clock, Input, Output, ShardConfig, Ticket};
+use etherply::core::contract::{Clock, Input, Limits, Output, ShardConfig, Ticket};
 use etherply::core::deal::Deal;
 use etherply::core::session::SessionId;
 use etherply::core::shard::Shard;
@@ -89,6 +89,7 @@ pub enum Stage {
 )]
 pub struct Server {
     pub directory: Arc<DataDirectory<SimDisk>>,
+    pub limits: Limits,
     pub stage: Stage,
     pub seats: Vec<Seat>,
     /// To which shard which client goes.
@@ -114,8 +115,9 @@ impl Server {
     ) -> Result<Self, DirectoryError> {
         let epoch = u128::from(epoch).to_be_bytes();
         let directory = DataDirectory::open_on(disk.clone(), PathBuf::from(DATA), epoch)?;
+        let limits = limits(plan, epoch[15]);
         let seat = |shard| Seat {
-            shard: Shard::recovering(config(plan, shard, shards), clock),
+            shard: Shard::recovering(config(plan, limits, shard, shards), clock),
             log: None,
             operation: None,
             errand: None,
@@ -130,6 +132,7 @@ impl Server {
         };
         Ok(Self {
             directory: Arc::new(directory),
+            limits,
             stage: Stage::Opened,
             seats: (0..shards).map(seat).collect(),
             letters: VecDeque::new(),
@@ -163,7 +166,17 @@ impl Server {
     }
 }
 
-fn config(plan: &Plan, shard: u32, shards: u32) -> ShardConfig {
+/// A process may be started with another limit than the one before it.
+fn limits(plan: &Plan, epoch: u8) -> Limits {
+    let bytes = plan.limits.workspace_bytes;
+    let divisor = if epoch.is_multiple_of(3) { 2 } else { 1 };
+    Limits {
+        workspace_bytes: bytes.map(|bytes| bytes / divisor),
+        ..plan.limits
+    }
+}
+
+fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
     ShardConfig {
         shard,
         shards,
@@ -179,6 +192,7 @@ fn config(plan: &Plan, shard: u32, shards: u32) -> ShardConfig {
         hash_seed: HASH_SEED,
         verifier: Arc::clone(&KEYS.0),
         origins: std::sync::Arc::default(),
+        limits,
         fault_panic_key: Some(PANIC_KEY.to_owned()),
     }
 }

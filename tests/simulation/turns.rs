@@ -7,8 +7,8 @@ use etherply::core::contract::{Output, Surroundings, shard_of};
 use etherply::core::session::SessionId;
 use etherply::core::window::Spans;
 use etherply::limits::{
-    BATCH_BYTES_MAX, HEAD_TIMEOUT_US, SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX,
-    STALL_TIMEOUT_US,
+    BATCH_BYTES_MAX, HEAD_TIMEOUT_US, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN, SECOND_US,
+    SEND_BYTES_MAX, SENDS_PER_TURN_MAX, STALL_TIMEOUT_US,
 };
 use etherply::log::commit::Durability;
 
@@ -99,6 +99,17 @@ impl World {
             "a turn sends to {SENDS_PER_TURN_MAX} sessions, not {sends}"
         );
         self.coverage.full_turns += u64::from(sends >= SENDS_PER_TURN_MAX);
+        self.check_members(shard);
+    }
+
+    /// No workspace has more members than it may.
+    fn check_members(&self, shard: usize) {
+        let server = self.server.as_ref().expect("it just took a turn");
+        if let Some(most) = server.limits.connections_per_workspace {
+            let members = server.seats[shard].shard.counters().connections;
+            let bound = (most * self.places_of(shard).len()) as u64;
+            assert!(members <= bound, "{members} members where {bound} may be");
+        }
     }
 
     /// A shard that caught a planted panic may fail of it. It catches no other one.
@@ -226,7 +237,18 @@ impl World {
             let owner = shard_of(&record.workspace, self.shards) as usize;
             assert_eq!(owner, shard, "a workspace is logged by its shard");
             let value = record.write.value.clone();
+            let id_bytes = record.workspace.len();
+            let before_bytes = self.models[workspace].bytes(id_bytes);
             self.models[workspace].win(record.write, record.seq);
+            let after_bytes = self.models[workspace].bytes(id_bytes);
+            let bytes_max = self
+                .server
+                .as_ref()
+                .and_then(|server| server.limits.workspace_bytes);
+            assert!(
+                after_bytes <= before_bytes.max(bytes_max.unwrap_or(u64::MAX)),
+                "{value:.40} grows its workspace to {after_bytes} bytes"
+            );
             let Self {
                 models,
                 senders,
@@ -342,6 +364,18 @@ impl World {
                 self.coverage.silences += u64::from(!is_draining);
                 self.clients[place].codes.insert(1001);
             }
+            Told::Close(1008) => {
+                let per_second = self.plan.limits.ops_per_second;
+                let per_second = u64::from(per_second.expect("nothing is too many"));
+                let least = per_second * RATE_BURST_S + (per_second * PATIENCE_S).max(REFUSALS_MIN);
+                let sent = client.messages;
+                assert!(
+                    sent > least,
+                    "client {place} sent {sent} messages, and is closed"
+                );
+                self.coverage.closed_by_policy += 1;
+                self.clients[place].codes.insert(1008);
+            }
             Told::Close(1013) => {
                 let stalled_us = client.stalled_us.max(now_us - client.moved_us);
                 assert!(
@@ -400,8 +434,11 @@ impl World {
             match told {
                 Told::Op(_) => self.coverage.broadcasts += 1,
                 Told::Pong => self.coverage.pongs += 1,
-                Told::Error(400) => self.coverage.refusals += 1,
-                Told::Error(_) => self.coverage.told_500 += 1,
+                Told::Error(429, _) => self.coverage.refused_by_rate += 1,
+                Told::Error(413, _) => self.coverage.refused_by_size += 1,
+                Told::Error(400, _) => self.coverage.refusals += 1,
+                Told::Error(..) => self.coverage.told_500 += 1,
+                Told::Status(503) if !client.met_pause => self.coverage.put_off += 1,
                 _ => {}
             }
         }

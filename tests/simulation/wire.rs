@@ -66,7 +66,8 @@ pub enum Told {
     Status(u16),
     Init(BTreeMap<String, String>),
     Op(Write),
-    Error(u64),
+    /// A code, and the key and timestamp of the op that it is about.
+    Error(u64, Option<(String, u64)>),
     Ping,
     Pong,
     Close(u16),
@@ -153,7 +154,11 @@ fn message(text: &[u8]) -> Told {
             value: payload["value"].to_string(),
             timestamp: payload["timestamp"].as_u64().expect("a timestamp"),
         }),
-        Some("error") => Told::Error(payload["code"].as_u64().expect("a code")),
+        Some("error") => {
+            let key = payload["key"].as_str().map(str::to_owned);
+            let about = key.zip(payload["timestamp"].as_u64());
+            Told::Error(payload["code"].as_u64().expect("a code"), about)
+        }
         Some("init") => {
             let data = message["data"].as_object().expect("an object");
             let field =

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use etherply::core::contract::{Clock, Input};
+use etherply::core::contract::{Clock, Input, Limits};
 use etherply::core::window::{skip_sent, spans_bytes};
 use etherply::limits::{RECEIVE_BYTES_MAX, SECOND_US};
 
@@ -277,6 +277,7 @@ impl World {
             }
         };
         client.status_wanted = status;
+        client.limits = server.limits;
         client.met_pause = is_over_limit || !server.is_serving();
         client.met_failure = server.had_failure;
         client.outgoing.extend(wire::head(&path));
@@ -329,7 +330,16 @@ impl World {
         // A clock that ticks seldom: ties are common.
         let tick = (self.count / 6 + self.dice.below_u64(4)) * SECOND_US;
         let timestamp = (BEGIN_UNIX_US + tick).checked_add_signed(self.clients[place].skew_us);
-        let timestamp = timestamp.expect("hours");
+        let mut timestamp = timestamp.expect("hours");
+        // A refusal names an op by its key and timestamp.
+        let sent = &self.clients[place].sent;
+        let is_taken = |at| {
+            sent.iter()
+                .any(|sent| sent.key == key && sent.timestamp == at)
+        };
+        while self.plan.limits != Limits::default() && is_taken(timestamp) {
+            timestamp += 1;
+        }
         let is_large = self.dice.one_in(self.plan.large_one_in);
         let most = if is_large { self.plan.value_bytes } else { 40 };
         let width = self
@@ -500,6 +510,7 @@ impl World {
         let payload = [b'p'; 3];
         for _ in 0..1500 {
             client.outgoing.extend(wire::frame(wire::PING, &payload));
+            client.messages += 1;
             client.pongs_due += 1;
         }
     }
@@ -519,6 +530,7 @@ impl World {
             .outgoing
             .extend(wire::frame(wire::TEXT, text.as_bytes()));
         client.refusals_due += 1;
+        client.messages += 1;
     }
 
     fn plant_panic(&mut self, place: usize) {
@@ -529,6 +541,7 @@ impl World {
             timestamp: 1,
         };
         client.outgoing.extend(wire::op_frame(&write));
+        client.messages += 1;
         client.has_planted = true;
         client.is_leaving = true;
     }

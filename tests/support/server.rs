@@ -67,6 +67,12 @@ impl Setup {
         self
     }
 
+    /// Without the arguments that were set.
+    pub fn without_args(mut self) -> Setup {
+        self.args.clear();
+        self
+    }
+
     /// Without the secret of the suites, and whatever else was set.
     pub fn without_envs(mut self) -> Setup {
         self.envs.clear();

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use super::*;
 use crate::core::window::{Spans, skip_sent, spans_bytes};
 use crate::limits::SECOND_US;
-use crate::wire::auth::{Secret, Verifier, mint};
+use crate::wire::auth::{Verifier, mint};
 
 mod delivery;
 mod failures;
+mod limits;
 mod looks;
 mod peers;
 mod rig;
@@ -50,8 +51,7 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let secret = Secret::new(b"a secret of the simulation, long enough".to_vec());
-        let secret = secret.expect("it is not empty");
+        let secret = rig::secret();
         let (disk, segment) = Disk::new();
         let clock = Clock {
             now_us: 1_000_000,
@@ -72,6 +72,7 @@ impl World {
             hash_seed: 5,
             verifier: Arc::new(Verifier::new(&secret, None)),
             origins: std::sync::Arc::default(),
+            limits: crate::core::contract::Limits::default(),
             fault_panic_key: None,
         };
         Self {
@@ -122,9 +123,8 @@ impl World {
         let pass_us = if self.dice.one_in(30) { 40_000 } else { 500 };
         self.clock.now_us += self.dice.below(pass_us) as u64;
         // The wall clock is set now and then.
-        let hour_us = usize::try_from(3600 * SECOND_US).expect("it fits");
         if self.dice.one_in(40) {
-            self.clock.unix_us = 1_700_000_000 * SECOND_US + self.dice.below(hour_us) as u64;
+            self.clock.unix_us = 1_700_000_000 * SECOND_US + self.dice.below(3_600_000_000) as u64;
         }
     }
 
@@ -443,7 +443,7 @@ impl World {
                 Told::Status(status) => assert_eq!(Some(status), client.status_expected),
                 Told::Init(data) => self.read_init(place, &data),
                 Told::Op(write) => self.read_op(place, &write),
-                Told::Error(code) => {
+                Told::Error(code, _) => {
                     assert_eq!(code, 500);
                     assert!(client.lost_an_op, "500 is for those whose op is lost");
                     client.has_error = true;

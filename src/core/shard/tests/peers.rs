@@ -159,7 +159,8 @@ pub enum Told {
     Status(u16),
     Init(BTreeMap<String, String>),
     Op(Write),
-    Error(u64),
+    /// A code, and the op that it is about.
+    Error(u64, Option<(String, u64)>),
     Close(u16),
     Control,
 }
@@ -308,7 +309,11 @@ fn told_by(text: &[u8]) -> Told {
             value: payload["value"].to_string(),
             timestamp: payload["timestamp"].as_u64().expect("a timestamp"),
         }),
-        Some("error") => Told::Error(payload["code"].as_u64().expect("a code")),
+        Some("error") => {
+            let key = payload["key"].as_str().map(str::to_owned);
+            let about = key.zip(payload["timestamp"].as_u64());
+            Told::Error(payload["code"].as_u64().expect("a code"), about)
+        }
         Some("init") => {
             let data = message["data"].as_object().expect("an object");
             let field =

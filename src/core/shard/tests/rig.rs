@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::peers::{Client, Disk, Told};
-use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Ticket};
+use crate::core::contract::{Clock, Input, Limits, Output, ShardConfig, Surroundings, Ticket};
 use crate::core::session::{Session, SessionId};
 use crate::core::shard::Shard;
 use crate::core::window::Spans;
@@ -78,6 +78,7 @@ impl Rig {
             hash_seed: 5,
             verifier: Arc::new(Verifier::new(&secret(), None)),
             origins: std::sync::Arc::default(),
+            limits: Limits::default(),
             fault_panic_key: None,
         };
         change(&mut config);
@@ -337,7 +338,10 @@ impl Rig {
                 Told::Status(status) => status.to_string(),
                 Told::Init(data) => format!("init {}", data.len()),
                 Told::Op(write) => format!("{}={}@{}", write.key, write.value, write.timestamp),
-                Told::Error(code) => format!("error {code}"),
+                Told::Error(code, None) => format!("error {code}"),
+                Told::Error(code, Some((key, timestamp))) => {
+                    format!("error {code} {key}@{timestamp}")
+                }
                 Told::Close(code) => format!("close {code}"),
                 Told::Control => "ping".to_owned(),
             };
