@@ -38,7 +38,6 @@ pub enum SnapshotError {
 /// The segments of a data directory at one moment, each one open.
 #[derive(Debug)]
 pub struct Snapshot<D: Disk = HostDisk> {
-    epoch: [u8; 16],
     folders: Vec<Folder<D>>,
 }
 
@@ -55,7 +54,7 @@ impl<D: Disk> Snapshot<D> {
     pub fn take(disk: &D, data: &Path) -> Result<Self, SnapshotError> {
         let epoch = directory::epoch(disk, data)?;
         let folders = settled(|| Self::open(disk, data, epoch))?;
-        Ok(Self { epoch, folders })
+        Ok(Self { folders })
     }
 
     fn open(disk: &D, data: &Path, epoch: [u8; 16]) -> Result<Vec<Folder<D>>, RecoveryError> {
@@ -70,12 +69,6 @@ impl<D: Disk> Snapshot<D> {
                 return Ok(folders);
             }
         }
-    }
-
-    /// The random id of this log.
-    #[must_use]
-    pub fn epoch(&self) -> [u8; 16] {
-        self.epoch
     }
 
     /// The folders of the shards, in order.

@@ -379,3 +379,32 @@ fn judged(outcome: Result<Extent, RecoveryError>) -> Result<Result<Extent, Strin
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn what_the_disk_cannot_read_is_damage_and_other_errors_stop_a_repair() {
+        for (errno, is_damage) in [
+            (Errno::IO, true),
+            (Errno::ACCESS, false),
+            (Errno::NOENT, false),
+        ] {
+            let error = RecoveryError::at(Path::new("a segment"))(errno.into());
+            match judged(Err(error)) {
+                Ok(judgement) => assert!(is_damage && judgement.is_err(), "{errno}"),
+                Err(error) => {
+                    assert!(
+                        !is_damage && error.to_string().contains("a segment"),
+                        "{errno}"
+                    );
+                }
+            }
+        }
+    }
+}

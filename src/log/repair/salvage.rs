@@ -170,3 +170,66 @@ pub fn header_of(bytes: &[u8], place: Place) -> Option<SegmentHeader> {
         .filter(|header| SegmentHeader::decode(&header.encode()) == Ok(*header))
         .find(|header| record::next_batch(header, bytes, 0).is_some())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::record::Op;
+    use super::*;
+
+    #[test]
+    fn a_damaged_header_is_found_again_by_its_place_and_its_first_batch() {
+        let compacted = Compacted {
+            replaced: 3,
+            end_position: 5000,
+        };
+        for compacted in [None, Some(compacted)] {
+            let header = SegmentHeader {
+                compacted,
+                ..SegmentHeader::new(2, [9; 16], 9, 1000)
+            };
+            let mut batch = Vec::new();
+            record::begin_batch(&mut batch);
+            let op = Op {
+                workspace: "w",
+                key: "k",
+                value: "1",
+                seq: 1,
+                timestamp: 1,
+            };
+            record::push_op(&mut batch, &op);
+            record::seal_batch(&mut batch, header.salt(), 1000, 1000);
+            let bytes = [&header.encode()[..], &batch[..]].concat();
+            let place = Place {
+                epoch: [9; 16],
+                shard: 2,
+                index: 9,
+                index_before: 5,
+                position_behind: Some(5000),
+            };
+            for damage in [
+                0..8,
+                8..12,
+                12..32,
+                32..40,
+                40..48,
+                48..56,
+                56..60,
+                60..64,
+                0..64,
+            ] {
+                for fill in [0x00, 0xAA, 0xFF] {
+                    let mut bytes = bytes.clone();
+                    bytes[damage.clone()].fill(fill);
+                    assert_eq!(header_of(&bytes, place), Some(header), "{damage:?}");
+                }
+            }
+            // Where no batch proves one, there is none.
+            let stranger = Place {
+                epoch: [8; 16],
+                ..place
+            };
+            assert_eq!(header_of(&bytes, stranger), None);
+            assert_eq!(header_of(&bytes[..SEGMENT_HEADER_BYTES], place), None);
+        }
+    }
+}
