@@ -153,19 +153,6 @@ pub(super) enum Wish {
     },
 }
 
-/// What a shard has done since it began, and what it has now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counters {
-    /// Ops that won.
-    pub ops: u64,
-    /// Those times the clients that were owed them.
-    pub deliveries: u64,
-    /// Clients in a workspace.
-    pub connections: u64,
-    /// Workspaces in memory.
-    pub workspaces: u64,
-}
-
 /// The shard that owns a workspace. The same on every start with the same count, and spread evenly.
 #[must_use]
 pub fn shard_of(workspace: &str, shards: u32) -> u32 {

@@ -22,6 +22,7 @@ impl Shard {
             slot,
             generation: self.generation,
         };
+        self.handshakes_count += 1;
         self.schedule(id, deadline_us);
         id
     }
@@ -204,6 +205,8 @@ impl Shard {
         let member = u32::try_from(room.members.len()).expect("fewer members than descriptors");
         room.members.push(id.slot);
         self.members_count += 1;
+        self.handshakes_count -= 1;
+        self.counters.responses.answered(101);
 
         let session = &mut self.sessions[id.slot as usize];
         session.state = State::Open {
@@ -257,12 +260,18 @@ impl Shard {
 
     /// Answers a request with something else than 101, and closes.
     pub(super) fn answer(&mut self, id: SessionId, answer: &Answer, clock: Clock) {
+        self.counters.responses.answered(answer.status());
         let chunk = self.pool.fill(512, |out| answer.encode(out));
         self.send_last(id, chunk, clock);
     }
 
     /// Closes an open session with a close frame.
     pub(super) fn close(&mut self, id: SessionId, code: u16, reason: &str, clock: Clock) {
+        self.counters.closes.closed(code);
+        self.close_with(id, code, reason, clock);
+    }
+
+    pub(super) fn close_with(&mut self, id: SessionId, code: u16, reason: &str, clock: Clock) {
         let chunk = self
             .pool
             .fill(128, |out| frame::put_close(out, code, reason));

@@ -11,6 +11,8 @@ use crate::wire::message::{self, Message, Op};
 
 /// RFC 6455 section 7.4.1: "a type of data it cannot accept".
 const UNSUPPORTED_DATA: u16 = 1003;
+/// RFC 6455 section 7.4.1: "a message that is too big for it to process".
+const MESSAGE_TOO_BIG: u16 = 1009;
 /// RFC 6455 section 7.4.1: the normal end.
 const NORMAL: u16 = 1000;
 /// The code of an error message about a message that is none.
@@ -23,6 +25,8 @@ impl Shard {
         let Some(bytes) = bytes.filter(|_| !session.aborted) else {
             return self.abort(id);
         };
+        self.counters.bytes_received += bytes.len() as u64;
+        let session = &mut self.sessions[id.slot as usize];
         if bytes.is_empty() {
             session.ended = true;
             // Before 101 a client may close its side and still wait for its answer.
@@ -117,7 +121,11 @@ impl Shard {
                         self.read_event(id, event, clock);
                     }
                 }
-                Err(error) => self.close(id, error.close_code(), &error.to_string(), clock),
+                Err(error) => {
+                    let code = error.close_code();
+                    self.counters.refused_too_large += u64::from(code == MESSAGE_TOO_BIG);
+                    self.close(id, code, &error.to_string(), clock);
+                }
             }
             if !self.is_open(id) {
                 return bytes.len();
@@ -138,7 +146,10 @@ impl Shard {
                 self.reply(id, payload.len() + 2, |out| frame::put_pong(out, payload));
             }
             Event::Pong(_) => {}
-            Event::Close(code) => self.close(id, code.map_or(NORMAL, |(code, _)| code), "", clock),
+            Event::Close(code) => {
+                self.counters.closed_by_peer += 1;
+                self.close_with(id, code.map_or(NORMAL, |(code, _)| code), "", clock);
+            }
         }
     }
 
@@ -147,7 +158,10 @@ impl Shard {
         match parser.parse(text) {
             Ok(Message::Op(op)) => self.apply(id, op, clock),
             Ok(Message::Ping) => {}
-            Err(error) => self.refuse(id, BAD_MESSAGE, &error.to_string()),
+            Err(error) => {
+                self.counters.refused_bad_message += 1;
+                self.refuse(id, BAD_MESSAGE, &error.to_string());
+            }
         }
         self.parser = Some(parser);
     }
@@ -159,6 +173,7 @@ impl Shard {
         );
         let ahead_us = op.timestamp.saturating_sub(clock.unix_us);
         if ahead_us > self.config.future_skew_us {
+            self.counters.refused_future_skew += 1;
             return self.refuse(
                 id,
                 BAD_MESSAGE,
@@ -173,8 +188,9 @@ impl Shard {
             .workspace
             .apply(op.key, op.value, op.timestamp, id.as_u64())
         {
-            Verdict::Same => {}
+            Verdict::Same => self.counters.ops_duplicate += 1,
             Verdict::Lost(winner) => {
+                self.counters.ops_lost += 1;
                 let (key, value, timestamp) = (winner.key(), winner.value(), winner.timestamp());
                 let bytes = message::op_frame_bytes(key, value, timestamp);
                 let chunk = self
@@ -186,8 +202,8 @@ impl Shard {
                 self.enqueue(id);
             }
             Verdict::Won(seq) => {
-                self.counted.0 += 1;
-                self.counted.1 += room.members.len() as u64 - 1;
+                self.counters.ops += 1;
+                self.counters.deliveries += room.members.len() as u64 - 1;
                 self.live_bytes -= live_bytes_before;
                 self.live_bytes += room.workspace.log_bytes();
                 let workspace = room.workspace.id();

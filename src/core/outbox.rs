@@ -104,6 +104,7 @@ impl Outbox {
         }
         let (start, end) = (0, chunk.len());
         self.answer_bytes += cost_bytes(end);
+        pool.held.answer_bytes += cost_bytes(end);
         self.answers.push_back(Answer {
             chunk,
             start,
@@ -132,7 +133,8 @@ impl Outbox {
     }
 
     /// Drops all that is not visible yet and forgets the window: the connection is closing.
-    pub fn leave(&mut self, visible_position: u64) {
+    pub fn leave(&mut self, visible_position: u64, pool: &mut ChunkPool) {
+        pool.held.answer_bytes -= self.answer_bytes;
         self.answers
             .retain(|answer| answer.gate <= visible_position);
         self.answer_bytes = self
@@ -140,10 +142,17 @@ impl Outbox {
             .iter()
             .map(|answer| cost_bytes(answer.end))
             .sum();
+        pool.held.answer_bytes += self.answer_bytes;
         for answer in &mut self.answers {
             answer.at = 0;
         }
         self.follow(0);
+    }
+
+    /// Drops all: nothing more is sent.
+    pub fn drop_all(&mut self, pool: &mut ChunkPool) {
+        pool.held.answer_bytes -= self.answer_bytes;
+        *self = Self::default();
     }
 
     /// Takes what may be sent now, in order, at most [`SEND_BYTES_MAX`] unless one frame is longer.
@@ -211,6 +220,7 @@ impl Outbox {
         answer.start += bytes;
         if answer.start == answer.end {
             self.answer_bytes -= cost_bytes(answer.end);
+            pool.held.answer_bytes -= cost_bytes(answer.end);
             self.answers.pop_front();
         }
         if self.answers.is_empty() {

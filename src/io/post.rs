@@ -6,10 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::admin::stats::ShardStats;
+use crate::admin::stats::{LogStats, ShardStats};
 use crate::core::contract::Ticket;
 use crate::core::workspace::Workspace;
 use crate::log::disk::HostDisk;
@@ -20,11 +21,16 @@ use crate::log::segment::Segment;
 #[derive(Debug)]
 pub struct Status {
     ready: Vec<AtomicBool>,
+    /// When the server was started, in Unix microseconds.
+    pub started_unix_us: u64,
     /// How much of the log has been read, while the server starts.
     pub recovery: Progress,
     connections: AtomicUsize,
+    admin_connections: AtomicUsize,
     /// Of each shard.
     pub stats: Vec<ShardStats>,
+    /// Of the log.
+    pub log: LogStats,
     /// The most connections.
     pub connections_max: usize,
 }
@@ -33,12 +39,17 @@ impl Status {
     /// Of so many shards, none of which can serve yet.
     #[must_use]
     pub fn new(shards: u32, connections_max: usize) -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+        let started_us = since_epoch.unwrap_or_default().as_micros();
         let ready = (0..shards).map(|_| AtomicBool::new(false)).collect();
         Self {
             ready,
+            started_unix_us: u64::try_from(started_us).unwrap_or(u64::MAX),
             recovery: Progress::default(),
             connections: AtomicUsize::new(0),
+            admin_connections: AtomicUsize::new(0),
             stats: (0..shards).map(|_| ShardStats::default()).collect(),
+            log: LogStats::default(),
             connections_max,
         }
     }
@@ -46,7 +57,25 @@ impl Status {
     /// Whether all shards can serve.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.ready.iter().all(|ready| ready.load(Ordering::Relaxed))
+        self.each_ready().all(|ready| ready)
+    }
+
+    /// Whether each shard can serve.
+    pub fn each_ready(&self) -> impl Iterator<Item = bool> {
+        self.ready.iter().map(|ready| ready.load(Ordering::Relaxed))
+    }
+
+    /// The connections that came in by a door.
+    #[must_use]
+    pub fn connections(&self, door: Door) -> usize {
+        self.behind(door).load(Ordering::Relaxed)
+    }
+
+    fn behind(&self, door: Door) -> &AtomicUsize {
+        match door {
+            Door::Public => &self.connections,
+            Door::Admin => &self.admin_connections,
+        }
     }
 
     /// Tells whether a shard can serve.
@@ -89,21 +118,41 @@ impl Progress {
     }
 }
 
+/// Where connections come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// `--port`.
+    Public,
+    /// `--admin-port`.
+    Admin,
+}
+
 /// A connection's place among those that are allowed; given back when it is dropped.
-pub struct Place(Arc<Status>);
+pub struct Place {
+    status: Arc<Status>,
+    door: Door,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        let connections = self.status.behind(self.door);
+        connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Place {
-    /// Takes a place; gives the number of those that were taken before.
+    /// Takes a place; gives the number of those behind that door that were taken before.
     #[must_use]
-    pub fn take(status: &Arc<Status>) -> (Self, usize) {
-        let before = status.connections.fetch_add(1, Ordering::Relaxed);
-        (Self(Arc::clone(status)), before)
+    pub fn take(status: &Arc<Status>, door: Door) -> (Self, usize) {
+        let before = status.behind(door).fetch_add(1, Ordering::Relaxed);
+        let status = Arc::clone(status);
+        (Self { status, door }, before)
+    }
+
+    /// Where the connection came in.
+    #[must_use]
+    pub fn door(&self) -> Door {
+        self.door
     }
 }
 

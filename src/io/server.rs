@@ -54,6 +54,9 @@ pub enum ServeError {
         /// What the system said.
         source: io::Error,
     },
+    /// The port for the metrics and the console cannot be had.
+    #[error("--admin-port: {0}; choose another with --admin-port, or another --admin-host")]
+    Admin(Box<ServeError>),
     /// The process may not open enough files.
     #[error(
         "the limit of open files is {limit}, and a server of {shards} shards needs {needed}: raise it (ulimit -n), or lower --shards"
@@ -106,11 +109,17 @@ type Recovered = (Report, Vec<Vec<Workspace>>);
 pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let secrets = settings.secrets()?;
     let address = SocketAddr::new(settings.host()?, settings.port(std::env::var_os("PORT"))?);
+    let admin_address = settings.admin_address()?;
     ring::probe().map_err(|error| ServeError::Ring(ring_advice(&error)))?;
     warn_of(&secrets);
     // The port first: a second server on it must not touch anything else.
     let listener = Arc::new(open_listener(address)?);
     let address = listener.local_addr()?;
+    let admin_listener = admin_address.map(open_admin_listener).transpose()?;
+    let admin_address = admin_listener
+        .as_ref()
+        .map(|listener| listener.local_addr());
+    let admin_address = admin_address.transpose()?;
     let shards = settings.shards(thread::available_parallelism().ok());
     let connections_max = connections_max(settings.max_connections, shards)?;
     let directory = Arc::new(DataDirectory::open(&settings.data_dir)?);
@@ -120,19 +129,17 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let hash_seed = random_u64()?;
     let dev_token = settings.dev.then(|| dev_token(&secrets));
     let status = Arc::new(Status::new(shards, connections_max));
-    let compactor = Compactor::start(Arc::clone(&directory), shards as usize)?;
+    let compactor = Compactor::start(Arc::clone(&directory), shards as usize, Arc::clone(&status))?;
     let common = Common {
         settings,
         shards,
         hash_seed,
         verifier: Arc::new(Verifier::new(&secrets.current, secrets.previous.as_ref())),
         origins: settings.allow_origins.clone().into(),
-        pages: Arc::new(Pages::new(
-            settings.console || settings.dev,
-            dev_token.clone(),
-        )),
+        pages: Arc::new(pages(settings, dev_token.clone())),
         status: Arc::clone(&status),
         listener,
+        admin_listener,
         started: Instant::now(),
     };
     // They answer from now on: that the log is being read.
@@ -159,11 +166,17 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     // Ends when each has told it, or has ended: then that is told next.
     serving.iter().for_each(drop);
     tracing::info!(%address, shards, connections_max, "listening");
-    announce(dev_token.as_deref(), address)?;
+    announce(dev_token.as_deref(), address, admin_address)?;
     run_until_stopped(&posts, &inbox, shards)?;
     compactor.stop();
     tracing::info!("stopped");
     Ok(())
+}
+
+fn pages(settings: &Serve, dev_token: Option<String>) -> Pages {
+    Pages::new(settings.console || settings.dev, dev_token)
+        .with_admin_port(settings.admin.admin_port.is_some())
+        .with_public_metrics(settings.admin.metrics_public)
 }
 
 fn run_until_stopped(
@@ -243,6 +256,11 @@ fn wait_for_recovery(
     }
     let workspaces: usize = dealt.iter().map(Vec::len).sum();
     let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    status.log.tell(|log| {
+        log.recovered_ops = report.ops;
+        log.torn_bytes = report.torn.iter().map(|torn| torn.bytes).sum();
+        log.recovery_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+    });
     tracing::info!(
         ops = report.ops,
         bytes = report.bytes,
@@ -263,6 +281,7 @@ struct Common<'a> {
     pages: Arc<Pages>,
     status: Arc<Status>,
     listener: Arc<TcpListener>,
+    admin_listener: Option<Arc<TcpListener>>,
     started: Instant,
 }
 
@@ -282,6 +301,7 @@ fn spawn_shards(
             ties: Ties {
                 status: Arc::clone(&common.status),
                 listener: Arc::clone(&common.listener),
+                admin_listener: common.admin_listener.clone(),
                 mailbox,
                 posts: posts.clone(),
                 rotations: rotations.clone(),
@@ -409,6 +429,11 @@ fn open_listener(address: SocketAddr) -> Result<TcpListener, ServeError> {
     Ok(TcpListener::from(socket))
 }
 
+fn open_admin_listener(address: SocketAddr) -> Result<Arc<TcpListener>, ServeError> {
+    let opened = open_listener(address).map(Arc::new);
+    opened.map_err(|error| ServeError::Admin(Box::new(error)))
+}
+
 /// The socket of an address, which nobody can connect to yet. While another one listens on the address there is none.
 pub fn bound_socket(address: SocketAddr) -> Result<OwnedFd, ServeError> {
     let open = || -> io::Result<OwnedFd> {
@@ -513,15 +538,23 @@ fn dev_token(secrets: &Secrets) -> String {
 }
 
 /// What a person or a script at the terminal waits for.
-fn announce(dev_token: Option<&str>, address: SocketAddr) -> io::Result<()> {
+fn announce(
+    dev_token: Option<&str>,
+    address: SocketAddr,
+    admin_address: Option<SocketAddr>,
+) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "listening on {address}")?;
+    if let Some(address) = admin_address {
+        writeln!(out, "metrics and console on {address}")?;
+    }
     if let Some(token) = dev_token {
         let url = format!("ws://{address}/v1/sync/demo?token={token}");
         writeln!(out, "\n  {url}\n")?;
         writeln!(
             out,
-            "Open http://{address}/ in a browser, in two windows side by side.\n"
+            "Open http://{}/ in a browser, in two windows side by side.\n",
+            admin_address.unwrap_or(address)
         )?;
         writeln!(out, "Or try it in a second terminal, or in two:\n")?;
         writeln!(out, "  cargo run --release --example client -- '{url}'\n")?;
