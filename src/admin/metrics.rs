@@ -92,7 +92,7 @@ const FAMILIES: &[Family] = &[
         name: "etherply_sends_in_flight",
         kind: "gauge",
         help: "Sends that sockets have not taken yet.",
-        series: &[("", |c| c.sends - c.sends_ended)],
+        series: &[("", |c| c.sends.saturating_sub(c.sends_ended))],
     },
     Family {
         name: "etherply_sent_frames_total",

@@ -25,8 +25,8 @@ pub struct Status {
     pub started_unix_us: u64,
     /// How much of the log has been read, while the server starts.
     pub recovery: Progress,
-    connections: AtomicUsize,
-    admin_connections: AtomicUsize,
+    public: Arc<Gate>,
+    admin: Arc<Gate>,
     /// Of each shard.
     pub stats: Vec<ShardStats>,
     /// Of the log.
@@ -46,8 +46,8 @@ impl Status {
             ready,
             started_unix_us: u64::try_from(started_us).unwrap_or(u64::MAX),
             recovery: Progress::default(),
-            connections: AtomicUsize::new(0),
-            admin_connections: AtomicUsize::new(0),
+            public: Arc::new(Gate::new(Door::Public)),
+            admin: Arc::new(Gate::new(Door::Admin)),
             stats: (0..shards).map(|_| ShardStats::default()).collect(),
             log: LogStats::default(),
             connections_max,
@@ -68,13 +68,13 @@ impl Status {
     /// The connections that came in by a door.
     #[must_use]
     pub fn connections(&self, door: Door) -> usize {
-        self.behind(door).load(Ordering::Relaxed)
+        self.gate(door).connections.load(Ordering::Relaxed)
     }
 
-    fn behind(&self, door: Door) -> &AtomicUsize {
+    fn gate(&self, door: Door) -> &Arc<Gate> {
         match door {
-            Door::Public => &self.connections,
-            Door::Admin => &self.admin_connections,
+            Door::Public => &self.public,
+            Door::Admin => &self.admin,
         }
     }
 
@@ -127,32 +127,44 @@ pub enum Door {
     Admin,
 }
 
-/// A connection's place among those that are allowed; given back when it is dropped.
-pub struct Place {
-    status: Arc<Status>,
+/// The connections that came in by one door.
+#[derive(Debug)]
+struct Gate {
     door: Door,
+    connections: AtomicUsize,
 }
+
+impl Gate {
+    fn new(door: Door) -> Self {
+        Self {
+            door,
+            connections: AtomicUsize::new(0),
+        }
+    }
+}
+
+/// A connection's place among those that are allowed; given back when it is dropped.
+pub struct Place(Arc<Gate>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let connections = self.status.behind(self.door);
-        connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Place {
     /// Takes a place; gives the number of those behind that door that were taken before.
     #[must_use]
-    pub fn take(status: &Arc<Status>, door: Door) -> (Self, usize) {
-        let before = status.behind(door).fetch_add(1, Ordering::Relaxed);
-        let status = Arc::clone(status);
-        (Self { status, door }, before)
+    pub fn take(status: &Status, door: Door) -> (Self, usize) {
+        let gate = status.gate(door);
+        let before = gate.connections.fetch_add(1, Ordering::Relaxed);
+        (Self(Arc::clone(gate)), before)
     }
 
     /// Where the connection came in.
     #[must_use]
     pub fn door(&self) -> Door {
-        self.door
+        self.0.door
     }
 }
 
