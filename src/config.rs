@@ -18,6 +18,7 @@ use crate::limits::{
 use crate::log::commit::Durability;
 use crate::wire::auth::Secret;
 
+pub mod admin;
 pub mod doctor;
 pub mod limits;
 pub mod log;
@@ -161,6 +162,10 @@ pub struct Serve {
     #[arg(long, env = "ETHERPLY_CONSOLE", hide_env_values = true)]
     pub console: bool,
 
+    #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
+    #[command(flatten)]
+    pub admin: admin::Admin,
+
     /// What to log on stderr
     #[arg(
         long,
@@ -260,8 +265,8 @@ pub enum ConfigError {
     #[error(transparent)]
     Secret(#[from] SecretError),
     /// `--dev` with an address that others can reach.
-    #[error("--dev listens on loopback only, but --host is {0}: leave out one of them")]
-    DevHost(IpAddr),
+    #[error("--dev listens on loopback only, but {0} is {1}: leave out one of them")]
+    DevHost(&'static str, IpAddr),
     /// The variable PORT holds no port.
     #[error("invalid value '{0}' for PORT: it takes a number from 0 to 65535")]
     Port(String),
@@ -271,10 +276,20 @@ impl Serve {
     /// The address to listen on.
     pub fn host(&self) -> Result<IpAddr, ConfigError> {
         match (self.dev, self.host) {
-            (true, Some(host)) if !host.is_loopback() => Err(ConfigError::DevHost(host)),
+            (true, Some(host)) if !host.is_loopback() => Err(ConfigError::DevHost("--host", host)),
             (_, Some(host)) => Ok(host),
             (true, None) => Ok(IpAddr::from([127, 0, 0, 1])),
             (false, None) => Ok(IpAddr::from([0, 0, 0, 0])),
+        }
+    }
+
+    /// The address for the metrics and the console, where they have one of their own.
+    pub fn admin_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
+        match self.admin.address() {
+            Some(address) if self.dev && !address.ip().is_loopback() => {
+                Err(ConfigError::DevHost("--admin-host", address.ip()))
+            }
+            address => Ok(address),
         }
     }
 

@@ -17,7 +17,8 @@
 //! | chunks of bytes, the pool that lets the steady state allocate nothing | [`core::chunk`] |
 //! | pings, silence, stalls, 4001, closing, drain | `core::lifetime`, [`core::timers`] |
 //! | looks at a workspace without a WebSocket, presence, origins | `core::look`, [`wire::state`] |
-//! | the console, the client module, figures | [`admin`] |
+//! | the console, the client module, who may see what | [`admin`] |
+//! | what is counted, how it reaches `/metrics` | [`core::counters`], [`admin::stats`], [`admin::metrics`] |
 //! | a log that fails, a panic, rebuilding | `core::failure` |
 //! | when an op is durable: group commit | [`log::commit`] |
 //! | what stands on disk, and what a crash can leave | [`log::record`], [`log::segment`], [`log::directory`], [`log::keeper`], [`log::disk`] |

@@ -176,10 +176,15 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 pub const ACCEPT_PAUSE_US: u64 = 100_000;
 /// How often it is warned of that, as long as it lasts.
 pub const ACCEPT_WARNING_US: u64 = 10 * SECOND_US;
-/// Descriptors that are kept free of connections: the standard streams, the signals, connections that are refused.
+/// Descriptors that are kept free of connections: the standard streams, the signals, connections that are refused, those to
+/// `--admin-port`.
 pub const DESCRIPTORS_RESERVED: u64 = 128;
 /// The same for each shard: seven for its ring, its mailbox and its segment, and those of a segment that is opened or read.
 pub const DESCRIPTORS_PER_SHARD: u64 = 10;
+/// Connections to `--admin-port`; more are dropped.
+pub const ADMIN_CONNECTIONS_MAX: usize = 32;
+/// How long the longest turn of a loop is told, at least; twice as long at most.
+pub const LONGEST_TURN_WINDOW_US: u64 = 60 * SECOND_US;
 /// Connections over `--max-connections` that are still answered with 503 instead of being dropped.
 pub const REFUSALS_IN_FLIGHT_MAX: usize = 64;
 
@@ -249,4 +254,5 @@ const _: () = assert!(
 );
 const _: () = assert!(REOPEN_WAIT_MIN_US < REOPEN_WAIT_MAX_US);
 const _: () = assert!(ACCEPT_PAUSE_US < ACCEPT_WARNING_US);
-const _: () = assert!(DESCRIPTORS_RESERVED > REFUSALS_IN_FLIGHT_MAX as u64);
+const _: () =
+    assert!(DESCRIPTORS_RESERVED > (REFUSALS_IN_FLIGHT_MAX + ADMIN_CONNECTIONS_MAX) as u64);

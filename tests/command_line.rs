@@ -8,7 +8,10 @@ use support::client::Client;
 use support::server::{Outcome, Server, Setup};
 use support::token::{self, OTHER_SECRET, SECRET};
 
-const FLAGS: [&str; 18] = [
+const FLAGS: [&str; 21] = [
+    "--admin-host",
+    "--admin-port",
+    "--metrics-public",
     "--host",
     "--port",
     "--shards",

@@ -1,109 +1,224 @@
-//! Figures of the shards, each written by its own shard alone and read by whoever shows them.
+//! Figures of the shards, each written by its own shard alone and read by whoever shows them; figures of the log as a whole.
+//!
+//! A shard writes with plain stores, and reads again only what it has written itself, so that no processor waits for another
+//! one; what seldom changes is stored only when it did. No figure depends on another: each is read as it stands.
 
+use std::array;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
-use crate::core::contract::{Counters, Refused};
+use crate::core::counters::{
+    CLOSE_CLASSES, Counters, DURATION_CLASSES, Durations, GROUP_CLASSES, RESPONSE_CLASSES, Tally,
+    duration_class,
+};
+use crate::limits::LONGEST_TURN_WINDOW_US;
 
 /// How many fdatasyncs are remembered: those of the last seconds, of a busy shard.
 const SYNCS_COUNT: usize = 256;
 
-/// The figures of a shard. No figure depends on another: each is read as it stands.
+/// A [`Tally`] that one thread writes and others read.
 #[derive(Debug)]
-pub struct ShardStats {
-    ops: AtomicU64,
-    deliveries: AtomicU64,
-    connections: AtomicU64,
-    workspaces: AtomicU64,
-    refused: RefusedStats,
-    sync_count: AtomicU64,
-    /// How long the last ones took, in turn.
-    syncs_us: [AtomicU32; SYNCS_COUNT],
+struct SharedTally<const CLASSES: usize> {
+    counts: [AtomicU64; CLASSES],
+    sum: AtomicU64,
+    count: AtomicU64,
 }
 
-/// What the limits of a shard kept out: [`Refused`], as its shard writes it.
-#[derive(Debug, Default)]
-struct RefusedStats {
-    ops_by_rate: AtomicU64,
-    ops_by_workspace_bytes: AtomicU64,
-    connections_by_workspace: AtomicU64,
-    handshakes_by_rate: AtomicU64,
-    closed_by_policy: AtomicU64,
-}
-
-impl RefusedStats {
-    fn publish(&self, refused: Refused) {
-        self.ops_by_rate
-            .store(refused.ops_by_rate, Ordering::Relaxed);
-        self.ops_by_workspace_bytes
-            .store(refused.ops_by_workspace_bytes, Ordering::Relaxed);
-        self.connections_by_workspace
-            .store(refused.connections_by_workspace, Ordering::Relaxed);
-        self.handshakes_by_rate
-            .store(refused.handshakes_by_rate, Ordering::Relaxed);
-        self.closed_by_policy
-            .store(refused.closed_by_policy, Ordering::Relaxed);
-    }
-
-    fn read(&self) -> Refused {
-        Refused {
-            ops_by_rate: self.ops_by_rate.load(Ordering::Relaxed),
-            ops_by_workspace_bytes: self.ops_by_workspace_bytes.load(Ordering::Relaxed),
-            connections_by_workspace: self.connections_by_workspace.load(Ordering::Relaxed),
-            handshakes_by_rate: self.handshakes_by_rate.load(Ordering::Relaxed),
-            closed_by_policy: self.closed_by_policy.load(Ordering::Relaxed),
+impl<const CLASSES: usize> Default for SharedTally<CLASSES> {
+    fn default() -> Self {
+        Self {
+            counts: array::from_fn(|_| AtomicU64::new(0)),
+            sum: AtomicU64::new(0),
+            count: AtomicU64::new(0),
         }
     }
+}
+
+impl<const CLASSES: usize> SharedTally<CLASSES> {
+    fn show(&self, tally: &Tally<CLASSES>) {
+        if self.count.load(Ordering::Relaxed) == tally.count {
+            return;
+        }
+        for (shared, count) in self.counts.iter().zip(&tally.counts) {
+            shared.store(*count, Ordering::Relaxed);
+        }
+        self.sum.store(tally.sum, Ordering::Relaxed);
+        self.count.store(tally.count, Ordering::Relaxed);
+    }
+
+    fn add(&self, class: usize, value: u64) {
+        raise(&self.counts[class], 1);
+        raise(&self.sum, value);
+        raise(&self.count, 1);
+    }
+
+    fn read(&self) -> Tally<CLASSES> {
+        let counts = array::from_fn(|class| self.counts[class].load(Ordering::Relaxed));
+        Tally {
+            counts,
+            sum: self.sum.load(Ordering::Relaxed),
+            // What is shown adds up, whatever was stored meanwhile.
+            count: counts.iter().sum(),
+        }
+    }
+}
+
+/// Adds to a number that this thread alone writes.
+fn raise(number: &AtomicU64, by: u64) {
+    number.store(number.load(Ordering::Relaxed) + by, Ordering::Relaxed);
+}
+
+/// The longest turn of this window of time, and of the one before.
+#[derive(Debug, Default)]
+struct Longest {
+    window_began_us: AtomicU64,
+    us: AtomicU64,
+    before_us: AtomicU64,
+}
+
+impl Longest {
+    fn note(&self, took_us: u64, now_us: u64) {
+        if now_us - self.window_began_us.load(Ordering::Relaxed) >= LONGEST_TURN_WINDOW_US {
+            // Of a window that ended longer ago than one more, nothing is told any more.
+            let age_us = now_us - self.window_began_us.load(Ordering::Relaxed);
+            let is_last = age_us < 2 * LONGEST_TURN_WINDOW_US;
+            let us = self.us.load(Ordering::Relaxed);
+            self.before_us
+                .store(if is_last { us } else { 0 }, Ordering::Relaxed);
+            self.us.store(took_us, Ordering::Relaxed);
+            self.window_began_us.store(now_us, Ordering::Relaxed);
+        } else if took_us > self.us.load(Ordering::Relaxed) {
+            self.us.store(took_us, Ordering::Relaxed);
+        }
+    }
+
+    /// A shard without turns does not move its window on.
+    fn read_us(&self, now_us: u64) -> u64 {
+        let us = self.us.load(Ordering::Relaxed);
+        let age_us = now_us.saturating_sub(self.window_began_us.load(Ordering::Relaxed));
+        if age_us < LONGEST_TURN_WINDOW_US {
+            us.max(self.before_us.load(Ordering::Relaxed))
+        } else if age_us < 2 * LONGEST_TURN_WINDOW_US {
+            us
+        } else {
+            0
+        }
+    }
+}
+
+/// The figures of a shard.
+#[derive(Debug)]
+pub struct ShardStats {
+    numbers: [AtomicU64; Counters::NUMBERS],
+    groups: SharedTally<GROUP_CLASSES>,
+    durable: SharedTally<DURATION_CLASSES>,
+    sent: SharedTally<DURATION_CLASSES>,
+    responses: SharedTally<RESPONSE_CLASSES>,
+    closes: SharedTally<CLOSE_CLASSES>,
+    writes: SharedTally<DURATION_CLASSES>,
+    syncs: SharedTally<DURATION_CLASSES>,
+    turns: SharedTally<DURATION_CLASSES>,
+    longest_turn: Longest,
+    /// How long the last ones took, in turn.
+    last_syncs_us: [AtomicU32; SYNCS_COUNT],
 }
 
 impl Default for ShardStats {
     fn default() -> Self {
         Self {
-            ops: AtomicU64::new(0),
-            deliveries: AtomicU64::new(0),
-            connections: AtomicU64::new(0),
-            workspaces: AtomicU64::new(0),
-            refused: RefusedStats::default(),
-            sync_count: AtomicU64::new(0),
-            syncs_us: [const { AtomicU32::new(0) }; SYNCS_COUNT],
+            numbers: array::from_fn(|_| AtomicU64::new(0)),
+            groups: SharedTally::default(),
+            durable: SharedTally::default(),
+            sent: SharedTally::default(),
+            responses: SharedTally::default(),
+            closes: SharedTally::default(),
+            writes: SharedTally::default(),
+            syncs: SharedTally::default(),
+            turns: SharedTally::default(),
+            longest_turn: Longest::default(),
+            last_syncs_us: array::from_fn(|_| AtomicU32::new(0)),
         }
     }
 }
 
+/// What the figures of a shard were when they were read.
+#[derive(Debug, Clone, Default)]
+pub struct Reading {
+    /// What the shard counts.
+    pub counters: Counters,
+    /// How long the log's writes took.
+    pub writes: Durations,
+    /// How long its fdatasyncs took.
+    pub syncs: Durations,
+    /// How long the turns of the loop took.
+    pub turns: Durations,
+    /// The longest of them of late.
+    pub longest_turn_us: u64,
+}
+
 impl ShardStats {
     /// Tells what the shard has done.
-    pub fn publish(&self, counters: Counters) {
-        self.ops.store(counters.ops, Ordering::Relaxed);
-        self.deliveries
-            .store(counters.deliveries, Ordering::Relaxed);
-        self.connections
-            .store(counters.connections, Ordering::Relaxed);
-        self.workspaces
-            .store(counters.workspaces, Ordering::Relaxed);
-        self.refused.publish(counters.refused);
+    pub fn publish(&self, counters: &Counters) {
+        for (shared, number) in self.numbers.iter().zip(counters.numbers()) {
+            shared.store(number, Ordering::Relaxed);
+        }
+        self.groups.show(&counters.groups);
+        self.durable.show(&counters.durable);
+        self.sent.show(&counters.sent);
+        self.responses.show(&counters.responses);
+        self.closes.show(&counters.closes);
     }
 
     /// Tells how long an fdatasync took.
     pub fn synced(&self, took_us: u64) {
-        // Only its shard counts here.
-        let count = self.sync_count.load(Ordering::Relaxed);
+        let count = self.syncs.count.load(Ordering::Relaxed);
         let place = usize::try_from(count % SYNCS_COUNT as u64).expect("a small number");
-        let took_us = u32::try_from(took_us).unwrap_or(u32::MAX);
-        self.syncs_us[place].store(took_us, Ordering::Relaxed);
-        self.sync_count.store(count + 1, Ordering::Relaxed);
+        let short_us = u32::try_from(took_us).unwrap_or(u32::MAX);
+        self.last_syncs_us[place].store(short_us, Ordering::Relaxed);
+        self.syncs.add(duration_class(took_us), took_us);
     }
 
-    /// What its limits kept out.
+    /// Tells how long a write of the log took.
+    pub fn written(&self, took_us: u64) {
+        self.writes.add(duration_class(took_us), took_us);
+    }
+
+    /// Tells how long a turn of the loop took that has just ended.
+    pub fn turned(&self, took_us: u64, now_us: u64) {
+        self.turns.add(duration_class(took_us), took_us);
+        self.longest_turn.note(took_us, now_us);
+    }
+
+    /// The figures as they stand.
     #[must_use]
-    pub fn refused(&self) -> Refused {
-        self.refused.read()
+    pub fn read(&self, now_us: u64) -> Reading {
+        let mut counters = Counters {
+            groups: self.groups.read(),
+            durable: self.durable.read(),
+            sent: self.sent.read(),
+            responses: self.responses.read(),
+            closes: self.closes.read(),
+            ..Counters::default()
+        };
+        counters.set_numbers(array::from_fn(|place| {
+            self.numbers[place].load(Ordering::Relaxed)
+        }));
+        Reading {
+            counters,
+            writes: self.writes.read(),
+            syncs: self.syncs.read(),
+            turns: self.turns.read(),
+            longest_turn_us: self.longest_turn.read_us(now_us),
+        }
     }
 
     fn figures(&self) -> Figures {
-        let sync_count = self.sync_count.load(Ordering::Relaxed);
+        let counters = self.read(0).counters;
+        let sync_count = self.syncs.count.load(Ordering::Relaxed);
         let known = usize::try_from(sync_count).map_or(SYNCS_COUNT, |n| n.min(SYNCS_COUNT));
-        let mut syncs_us: Vec<u32> = self.syncs_us[..known]
+        let mut syncs_us: Vec<u32> = self.last_syncs_us[..known]
             .iter()
             .map(|took_us| took_us.load(Ordering::Relaxed))
             .collect();
@@ -113,15 +228,59 @@ impl ShardStats {
             syncs_us.get(rank).copied().unwrap_or(0)
         };
         Figures {
-            ops: self.ops.load(Ordering::Relaxed),
-            deliveries: self.deliveries.load(Ordering::Relaxed),
-            connections: self.connections.load(Ordering::Relaxed),
-            workspaces: self.workspaces.load(Ordering::Relaxed),
-            refused: self.refused(),
+            ops: counters.ops,
+            deliveries: counters.deliveries,
+            connections: counters.connections,
+            workspaces: counters.workspaces,
+            refused: Refused {
+                ops_by_rate: counters.refused_rate,
+                ops_by_workspace_bytes: counters.refused_workspace_bytes,
+                connections_by_workspace: counters.refused_members,
+                handshakes_by_rate: counters.refused_handshakes,
+                closed_by_policy: counters.closes.of(1008),
+            },
             sync_count,
             sync_us_p50: percentile(50),
             sync_us_p99: percentile(99),
         }
+    }
+}
+
+/// What is known of the log as a whole.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LogFigures {
+    /// Segments, the open ones too.
+    pub segments: u64,
+    /// The length of those that are closed.
+    pub closed_bytes: u64,
+    /// Compactions that came to their end.
+    pub compactions: u64,
+    /// What they freed.
+    pub compaction_freed_bytes: u64,
+    /// Compactions that failed.
+    pub compaction_failures: u64,
+    /// Ops that were read at the start.
+    pub recovered_ops: u64,
+    /// What was cut off then: writes that a crash had interrupted.
+    pub torn_bytes: u64,
+    /// How long that took.
+    pub recovery_us: u64,
+}
+
+/// The figures of the log. They change seldom, and on no way of an op.
+#[derive(Debug, Default)]
+pub struct LogStats(Mutex<LogFigures>);
+
+impl LogStats {
+    /// Tells what has changed.
+    pub fn tell(&self, change: impl FnOnce(&mut LogFigures)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// The figures as they stand.
+    #[must_use]
+    pub fn read(&self) -> LogFigures {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -135,6 +294,16 @@ struct Figures {
     sync_count: u64,
     sync_us_p50: u32,
     sync_us_p99: u32,
+}
+
+/// What the limits of a shard have kept out.
+#[derive(Debug, Serialize, PartialEq, Eq)]
+struct Refused {
+    ops_by_rate: u64,
+    ops_by_workspace_bytes: u64,
+    connections_by_workspace: u64,
+    handshakes_by_rate: u64,
+    closed_by_policy: u64,
 }
 
 #[derive(Serialize)]
@@ -180,24 +349,69 @@ mod tests {
     #[test]
     fn the_figures_are_the_counters() {
         let stats = ShardStats::default();
-        stats.publish(Counters {
+        stats.publish(&Counters {
             ops: 1,
             deliveries: 2,
             connections: 3,
             workspaces: 4,
-            refused: Refused {
-                ops_by_rate: 5,
-                ops_by_workspace_bytes: 6,
-                connections_by_workspace: 7,
-                handshakes_by_rate: 8,
-                closed_by_policy: 9,
-            },
+            refused_rate: 5,
+            refused_workspace_bytes: 6,
+            refused_members: 7,
+            refused_handshakes: 8,
+            ..Counters::default()
         });
-        stats.synced(u64::MAX);
+        stats.synced(u64::from(u32::MAX) + 1);
         let json = String::from_utf8(to_json(9, &[stats])).unwrap();
         assert_eq!(
             json,
-            r#"{"uptime_us":9,"shards":[{"ops":1,"deliveries":2,"connections":3,"workspaces":4,"refused":{"ops_by_rate":5,"ops_by_workspace_bytes":6,"connections_by_workspace":7,"handshakes_by_rate":8,"closed_by_policy":9},"sync_count":1,"sync_us_p50":4294967295,"sync_us_p99":4294967295}]}"#
+            r#"{"uptime_us":9,"shards":[{"ops":1,"deliveries":2,"connections":3,"workspaces":4,"refused":{"ops_by_rate":5,"ops_by_workspace_bytes":6,"connections_by_workspace":7,"handshakes_by_rate":8,"closed_by_policy":0},"sync_count":1,"sync_us_p50":4294967295,"sync_us_p99":4294967295}]}"#
         );
+    }
+
+    #[test]
+    fn what_is_read_is_what_was_published() {
+        let stats = ShardStats::default();
+        let mut counters = Counters::default();
+        counters.set_numbers(array::from_fn(|place| place as u64 * 3));
+        for us in [1, 30, 60_000_000] {
+            counters.durable.took(us);
+            counters.sent.took(us * 2);
+            counters.groups.had(us);
+            counters.responses.answered(401);
+            counters.closes.closed(1013);
+            stats.publish(&counters);
+            stats.written(us);
+            stats.synced(us + 1);
+            stats.turned(us + 2, us);
+        }
+        let reading = stats.read(60_000_000);
+        assert_eq!(reading.counters, counters);
+        assert_eq!(reading.writes, counters.durable);
+        assert_eq!((reading.syncs.count, reading.syncs.sum), (3, 60_000_034));
+        assert_eq!((reading.turns.count, reading.turns.sum), (3, 60_000_037));
+        assert_eq!(reading.longest_turn_us, 60_000_002);
+    }
+
+    #[test]
+    fn the_longest_turn_is_forgotten_after_a_while() {
+        const WINDOW_US: u64 = LONGEST_TURN_WINDOW_US;
+        let longest = Longest::default();
+        longest.note(500, 1000);
+        longest.note(100, WINDOW_US - 1);
+        assert_eq!(longest.read_us(WINDOW_US - 1), 500);
+        longest.note(200, WINDOW_US);
+        assert_eq!(longest.read_us(WINDOW_US), 500, "of the window before");
+        longest.note(30, 2 * WINDOW_US);
+        assert_eq!(longest.read_us(2 * WINDOW_US), 200);
+        // No turn moves the window on.
+        for (now_us, us) in [
+            (3 * WINDOW_US - 1, 200),
+            (3 * WINDOW_US, 30),
+            (4 * WINDOW_US, 0),
+        ] {
+            assert_eq!(longest.read_us(now_us), us, "{now_us}");
+        }
+        longest.note(1, 9 * WINDOW_US);
+        assert_eq!(longest.read_us(9 * WINDOW_US), 1, "nothing of long ago");
     }
 }

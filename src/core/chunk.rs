@@ -229,6 +229,18 @@ pub struct ChunkPool {
     pub(super) aparts: Lists<Box<Apart>>,
     /// Of bytes that came in and are no whole frame yet.
     pub(super) unparsed: Lists<Vec<u8>>,
+    pub(super) held: Held,
+}
+
+/// What the windows and outboxes of a shard hold, and what left them: they all count here, since all take their chunks here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Held {
+    /// The memory of the windows.
+    pub window_bytes: usize,
+    /// The memory of the answers that wait.
+    pub answer_bytes: usize,
+    /// Frames that were taken out of windows, once for each session.
+    pub frames_taken: u64,
 }
 
 impl Default for ChunkPool {
@@ -241,6 +253,7 @@ impl Default for ChunkPool {
             frames: Lists::default(),
             aparts: Lists::default(),
             unparsed: Lists::default(),
+            held: Held::default(),
         }
     }
 }

@@ -168,36 +168,6 @@ pub(super) enum Wish {
     },
 }
 
-/// What a shard has done since it began, and what it has now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counters {
-    /// Ops that won.
-    pub ops: u64,
-    /// Those times the clients that were owed them.
-    pub deliveries: u64,
-    /// Clients in a workspace.
-    pub connections: u64,
-    /// Workspaces in memory.
-    pub workspaces: u64,
-    /// What its limits kept out.
-    pub refused: Refused,
-}
-
-/// What the limits of a shard have kept out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-pub struct Refused {
-    /// Messages, ops most of all, of connections over `--max-ops-per-second`.
-    pub ops_by_rate: u64,
-    /// Ops that would have grown a workspace over `--max-workspace-bytes`.
-    pub ops_by_workspace_bytes: u64,
-    /// Connections over `--max-connections-per-workspace`.
-    pub connections_by_workspace: u64,
-    /// Requests with a token over `--max-handshakes-per-second`.
-    pub handshakes_by_rate: u64,
-    /// Connections closed with 1008, since they went on over `--max-ops-per-second`.
-    pub closed_by_policy: u64,
-}
-
 /// The shard that owns a workspace. The same on every start with the same count, and spread evenly.
 #[must_use]
 pub fn shard_of(workspace: &str, shards: u32) -> u32 {

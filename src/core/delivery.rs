@@ -7,12 +7,13 @@
 use crate::core::contract::{Clock, Output};
 use crate::core::outbox::Behind;
 use crate::core::session::{Intake, SessionId, State};
-use crate::core::shard::Shard;
+use crate::core::shard::{Shard, Watch};
 use crate::core::window::{Spans, skip_sent, spans_bytes};
 use crate::limits::{
     ANSWER_BYTES_MAX, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, REOPEN_WAIT_MIN_US, SECOND_US,
     SENDS_PER_TURN_MAX,
 };
+use crate::log::commit::Durability;
 use crate::wire::message;
 
 impl Shard {
@@ -92,10 +93,33 @@ impl Shard {
             let Some(id) = self.send_queue.pop_front() else {
                 break;
             };
+            self.served_count += 1;
             self.serve(id, clock);
         }
         if !self.send_queue.is_empty() {
             self.slice = (self.slice * 2).min(SENDS_PER_TURN_MAX);
+        }
+        // Nothing will end that could tell how long the round took.
+        if self.counters.sends == self.counters.sends_ended {
+            self.watch.take_if(|watch| watch.end <= self.served_count);
+        }
+    }
+
+    /// Follows the ops that may be shown since this turn until all who are owed them now were sent to: those of one commit at a
+    /// time.
+    pub(super) fn watch_sends(&mut self, clock: Clock) {
+        let since_us = if self.config.durability == Durability::Always {
+            self.shown_since_us.take()
+        } else {
+            let oldest_us = self.commit.oldest_us();
+            oldest_us.filter(|oldest_us| *oldest_us == clock.now_us)
+        };
+        if let Some(since_us) = since_us
+            && self.watch.is_none()
+            && !self.send_queue.is_empty()
+        {
+            let end = self.served_count + self.send_queue.len() as u64;
+            self.watch = Some(Watch { since_us, end });
         }
     }
 
@@ -115,6 +139,7 @@ impl Shard {
         if !spans.is_empty() {
             session.sending = true;
             session.last_progress_us = clock.now_us;
+            self.counters.sends += 1;
             self.outputs.push_back(Output::Send(id, spans));
         } else if session.outbox.has_answers() {
             if !session.gated {
@@ -167,6 +192,7 @@ impl Shard {
                         break;
                     }
                     message::put_op(out, entry.key(), entry.value(), entry.timestamp());
+                    self.counters.conflated_keys += 1;
                 }
                 (since, hint) = (entry.seq(), Some(slot));
             }
@@ -198,6 +224,7 @@ impl Shard {
         let since = room.window.seq_at(session.outbox.cursor());
         let behind = Behind { since, hint: None };
         session.outbox.fall_behind(behind, &mut self.pool);
+        self.counters.conflations += 1;
         self.enqueue(id);
     }
 
@@ -209,12 +236,20 @@ impl Shard {
         taken: Option<usize>,
         clock: Clock,
     ) {
+        self.counters.sends_ended += 1;
+        let ended = self.watch.take_if(|watch| watch.end <= self.served_count);
+        if let Some(watch) = ended {
+            let took_us = clock.now_us.saturating_sub(watch.since_us);
+            self.counters.sent.took(took_us);
+        }
         let session = self.session(id).expect("a session outlives its send");
         session.sending = false;
         let Some(bytes) = taken.filter(|bytes| *bytes > 0 && !session.aborted) else {
             self.pool.give_spans(spans);
             return self.abort(id);
         };
+        self.counters.bytes_sent += bytes as u64;
+        let session = &mut self.sessions[id.slot as usize];
         if clock.now_us - session.last_progress_us > SECOND_US {
             // The socket was full, and now it is not: the peer has read.
             session.last_received_us = clock.now_us;
@@ -224,6 +259,7 @@ impl Shard {
         if !whole {
             skip_sent(&mut spans, bytes);
             session.sending = true;
+            self.counters.sends += 1;
             self.outputs.push_back(Output::Send(id, spans));
             return;
         }

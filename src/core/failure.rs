@@ -32,7 +32,10 @@ impl Shard {
         self.users.clear();
         self.members_count = 0;
         self.touched.clear();
+        (self.watch, self.shown_since_us) = (None, None);
+        self.counters.refused_log_failed += told.len() as u64;
         self.parser = None;
+        self.count_anew();
         for slot in 0..self.sessions.capacity() {
             let Some(session) = self.sessions.get_mut(slot) else {
                 continue;
@@ -52,6 +55,7 @@ impl Shard {
                 // What it was to be shown is lost.
                 State::Closing if session.outbox.is_gated(self.visible_position) => {
                     let answer = Answer::internal_server_error();
+                    self.counters.responses.answered(answer.status());
                     let chunk = self.pool.fill(512, |out| answer.encode(out));
                     self.queue_last(id, chunk, 0, clock);
                 }
@@ -63,11 +67,25 @@ impl Shard {
             self.commit.fail();
         }
         if self.health.is_serving() {
+            self.counters.failures += 1;
             self.health = Health::Failed {
                 next_try_us: clock.now_us + self.reopen_wait_us,
             };
             self.outputs.push_back(Output::Ready(false));
         }
+    }
+
+    /// A panic may have left the sums over all sessions half done, too.
+    fn count_anew(&mut self) {
+        let sessions = self.sessions.iter().map(|(_, session)| session);
+        let (mut handshakes_count, mut answer_bytes) = (0, 0);
+        for session in sessions {
+            handshakes_count += u64::from(session.state == State::Handshake);
+            answer_bytes += session.outbox.answer_bytes();
+        }
+        self.handshakes_count = handshakes_count;
+        self.pool.held.answer_bytes = answer_bytes;
+        self.pool.held.window_bytes = 0;
     }
 
     fn dismiss(&mut self, id: SessionId, is_told: bool, clock: Clock) {
@@ -77,6 +95,7 @@ impl Shard {
             }
             frame::put_close(out, INTERNAL_ERROR, INTERNAL_SERVER_ERROR);
         });
+        self.counters.closes.closed(INTERNAL_ERROR);
         self.queue_last(id, last, 0, clock);
     }
 

@@ -25,6 +25,7 @@ impl Shard {
             slot,
             generation: self.generation,
         };
+        self.handshakes_count += 1;
         self.schedule(id, deadline_us);
         id
     }
@@ -114,7 +115,7 @@ impl Shard {
         if let Some(per_second) = self.config.limits.handshakes_per_second {
             let rate = Rate::share(per_second, self.config.shards);
             if !self.handshakes.take(rate, clock.now_us) {
-                self.refused.handshakes_by_rate += 1;
+                self.counters.refused_handshakes += 1;
                 // Not 429, which is about what one client sends (RFC 6585 section 4): this one may be the first of its kind.
                 return Err(Answer::unavailable(
                     "the server is asked for too much at once",
@@ -219,7 +220,7 @@ impl Shard {
         if room.members.len() < most {
             return None;
         }
-        self.refused.connections_by_workspace += 1;
+        self.counters.refused_members += 1;
         let why = "the workspace has as many connections as it may";
         Some(Answer::unavailable(why, RETRY_AFTER_S))
     }
@@ -241,6 +242,8 @@ impl Shard {
         room.members.push(id.slot);
         self.members_count += 1;
         self.meter_anew(id);
+        self.handshakes_count -= 1;
+        self.counters.responses.answered(101);
 
         let session = &mut self.sessions[id.slot as usize];
         session.state = State::Open {
@@ -305,12 +308,18 @@ impl Shard {
 
     /// Answers a request with something else than 101, and closes.
     pub(super) fn answer(&mut self, id: SessionId, answer: &Answer, clock: Clock) {
+        self.counters.responses.answered(answer.status());
         let chunk = self.pool.fill(512, |out| answer.encode(out));
         self.send_last(id, chunk, clock);
     }
 
     /// Closes an open session with a close frame.
     pub(super) fn close(&mut self, id: SessionId, code: u16, reason: &str, clock: Clock) {
+        self.counters.closes.closed(code);
+        self.close_with(id, code, reason, clock);
+    }
+
+    pub(super) fn close_with(&mut self, id: SessionId, code: u16, reason: &str, clock: Clock) {
         let chunk = self
             .pool
             .fill(128, |out| frame::put_close(out, code, reason));

@@ -13,6 +13,8 @@ use crate::wire::message::{self, Message, Op};
 
 /// RFC 6455 section 7.4.1: "a type of data it cannot accept".
 const UNSUPPORTED_DATA: u16 = 1003;
+/// RFC 6455 section 7.4.1: "a message that is too big for it to process".
+const MESSAGE_TOO_BIG: u16 = 1009;
 /// RFC 6455 section 7.4.1: the normal end.
 const NORMAL: u16 = 1000;
 /// RFC 6455 section 7.4.1: "a message that violates its policy".
@@ -31,6 +33,8 @@ impl Shard {
         let Some(bytes) = bytes.filter(|_| !session.aborted) else {
             return self.abort(id);
         };
+        self.counters.bytes_received += bytes.len() as u64;
+        let session = &mut self.sessions[id.slot as usize];
         if bytes.is_empty() {
             session.ended = true;
             // Before 101 a client may close its side and still wait for its answer.
@@ -125,7 +129,11 @@ impl Shard {
                         self.read_event(id, event, clock);
                     }
                 }
-                Err(error) => self.close(id, error.close_code(), &error.to_string(), clock),
+                Err(error) => {
+                    let code = error.close_code();
+                    self.counters.refused_too_large += u64::from(code == MESSAGE_TOO_BIG);
+                    self.close(id, code, &error.to_string(), clock);
+                }
             }
             if !self.is_open(id) {
                 return bytes.len();
@@ -145,7 +153,6 @@ impl Shard {
             Event::Binary(_) | Event::Pong(_) | Event::Close(_) => Pace::Within,
         };
         if pace == Pace::Beyond {
-            self.refused.closed_by_policy += 1;
             return self.close(id, POLICY_VIOLATION, "too many messages", clock);
         }
         match event {
@@ -155,7 +162,10 @@ impl Shard {
                 self.reply(id, payload.len() + 2, |out| frame::put_pong(out, payload));
             }
             Event::Pong(_) => {}
-            Event::Close(code) => self.close(id, code.map_or(NORMAL, |(code, _)| code), "", clock),
+            Event::Close(code) => {
+                self.counters.closed_by_peer += 1;
+                self.close_with(id, code.map_or(NORMAL, |(code, _)| code), "", clock);
+            }
         }
     }
 
@@ -175,13 +185,16 @@ impl Shard {
             Ok(Message::Ping) => {}
             _ if pace == Pace::Over => self.refuse_too_many(id, message.ok()),
             Ok(Message::Op(op)) => self.apply(id, op, clock),
-            Err(error) => self.refuse(id, BAD_MESSAGE, &error.to_string()),
+            Err(error) => {
+                self.counters.refused_bad_message += 1;
+                self.refuse(id, BAD_MESSAGE, &error.to_string());
+            }
         }
         self.parser = Some(parser);
     }
 
     fn refuse_too_many(&mut self, id: SessionId, message: Option<Message<'_>>) {
-        self.refused.ops_by_rate += 1;
+        self.counters.refused_rate += 1;
         let per_second = self.config.limits.ops_per_second.unwrap_or_default();
         let text = format!(
             "too many messages: send at most {per_second} in a second (--max-ops-per-second), and this one again later"
@@ -199,6 +212,7 @@ impl Shard {
         );
         let ahead_us = op.timestamp.saturating_sub(clock.unix_us);
         if ahead_us > self.config.future_skew_us {
+            self.counters.refused_future_skew += 1;
             return self.refuse(
                 id,
                 BAD_MESSAGE,
@@ -214,8 +228,9 @@ impl Shard {
             .workspace
             .apply_within(bytes_max, op.key, op.value, op.timestamp, id.as_u64())
         {
-            Verdict::Same => {}
+            Verdict::Same => self.counters.ops_duplicate += 1,
             Verdict::Lost(winner) => {
+                self.counters.ops_lost += 1;
                 let chunk = correction(winner, &mut self.pool);
                 self.correct(id, chunk);
             }
@@ -227,8 +242,8 @@ impl Shard {
                 self.refuse_too_large(id, bytes_max, &op);
             }
             Verdict::Won(seq) => {
-                self.counted.0 += 1;
-                self.counted.1 += room.members.len() as u64 - 1;
+                self.counters.ops += 1;
+                self.counters.deliveries += room.members.len() as u64 - 1;
                 self.live_bytes -= live_bytes_before;
                 self.live_bytes += room.workspace.log_bytes();
                 let workspace = room.workspace.id();
@@ -278,7 +293,7 @@ impl Shard {
     }
 
     fn refuse_too_large(&mut self, id: SessionId, bytes_max: u64, op: &Op<'_>) {
-        self.refused.ops_by_workspace_bytes += 1;
+        self.counters.refused_workspace_bytes += 1;
         let text = format!(
             "the workspace is full: it may have {bytes_max} bytes (--max-workspace-bytes), and this op would make it larger"
         );

@@ -1,7 +1,6 @@
 //! The times of a session: pings, silence, stalls, expiry; closing, aborting, and the drain of a stop.
 
 use crate::core::contract::{Clock, Output};
-use crate::core::outbox::Outbox;
 use crate::core::session::{Session, SessionId, State};
 use crate::core::shard::{Drain, Shard};
 use crate::core::window::Chunk;
@@ -98,10 +97,11 @@ impl Shard {
     /// The same for a session that stands in no room any more, once `gate` is visible.
     pub(super) fn queue_last(&mut self, id: SessionId, chunk: Chunk, gate: u64, clock: Clock) {
         let visible_position = self.visible_position;
+        self.end_handshake(id);
         let session = &mut self.sessions[id.slot as usize];
         session.state = State::Closing;
         session.unparsed = Vec::new();
-        session.outbox.leave(visible_position);
+        session.outbox.leave(visible_position, &mut self.pool);
         session.outbox.push(chunk, 0, gate, &mut self.pool);
         session.deadline_us = clock.now_us + LINGER_US;
         self.schedule(id, clock.now_us + LINGER_US);
@@ -125,11 +125,13 @@ impl Shard {
     /// Ends a connection at once. Its slot is free when nothing of it is in flight.
     pub(super) fn abort(&mut self, id: SessionId) {
         self.leave_room(id);
-        let Some(session) = self.session(id).filter(|session| !session.gone) else {
+        if self.session(id).is_none_or(|session| session.gone) {
             return;
-        };
+        }
+        self.end_handshake(id);
+        let session = &mut self.sessions[id.slot as usize];
         session.state = State::Closing;
-        session.outbox = Outbox::default();
+        session.outbox.drop_all(&mut self.pool);
         session.unparsed = Vec::new();
         let was_aborted = std::mem::replace(&mut session.aborted, true);
         if !session.sending && !session.receiving {
@@ -142,6 +144,7 @@ impl Shard {
 
     /// A session is over: nothing of it is in flight, and nothing must be started for it.
     pub(super) fn retire(&mut self, id: SessionId) {
+        self.end_handshake(id);
         let session = &mut self.sessions[id.slot as usize];
         assert!(
             !session.sending && !session.receiving && !session.gone,
@@ -149,6 +152,13 @@ impl Shard {
         );
         (session.state, session.aborted, session.gone) = (State::Closing, true, true);
         self.gone_count += 1;
+    }
+
+    /// A session has its answer, or none is needed any more.
+    fn end_handshake(&mut self, id: SessionId) {
+        if self.sessions[id.slot as usize].state == State::Handshake {
+            self.handshakes_count -= 1;
+        }
     }
 
     fn leave_room(&mut self, id: SessionId) {

@@ -89,6 +89,7 @@ impl Shard {
 
     /// Answers a request, once `gate` is visible, with what may be long.
     pub(super) fn answer_gated(&mut self, id: SessionId, answer: &Answer, gate: u64, clock: Clock) {
+        self.counters.responses.answered(answer.status());
         let chunk = self.pool.fill(512, |out| answer.encode(out));
         self.queue_last(id, chunk, gate, clock);
         self.sessions[id.slot as usize].deadline_us = clock.now_us + STALL_TIMEOUT_US;

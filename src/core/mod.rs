@@ -2,6 +2,7 @@
 
 pub mod chunk;
 pub mod contract;
+pub mod counters;
 pub mod deal;
 pub mod outbox;
 pub mod rate;

@@ -92,6 +92,7 @@ impl Outbox {
     /// Queues bytes for this client alone: behind the window offset `at`, once `gate` is visible.
     pub fn push(&mut self, chunk: Chunk, at: u64, gate: u64, pool: &mut ChunkPool) {
         let (start, end) = (0, chunk.len());
+        pool.held.answer_bytes += cost_bytes(end);
         let apart = self.apart(pool);
         apart.answer_bytes += cost_bytes(end);
         apart.answers.push_back(Answer {
@@ -123,7 +124,7 @@ impl Outbox {
     }
 
     /// Drops all that is not visible yet and forgets the window: the connection is closing.
-    pub fn leave(&mut self, visible_position: u64) {
+    pub fn leave(&mut self, visible_position: u64, pool: &mut ChunkPool) {
         self.follow(0);
         let Some(apart) = &mut self.apart else {
             return;
@@ -131,11 +132,19 @@ impl Outbox {
         apart
             .answers
             .retain(|answer| answer.gate <= visible_position);
+        pool.held.answer_bytes -= apart.answer_bytes;
         apart.answer_bytes = 0;
         for answer in &mut apart.answers {
             answer.at = 0;
             apart.answer_bytes += cost_bytes(answer.end);
         }
+        pool.held.answer_bytes += apart.answer_bytes;
+    }
+
+    /// Drops all: nothing more is sent.
+    pub fn drop_all(&mut self, pool: &mut ChunkPool) {
+        pool.held.answer_bytes -= self.answer_bytes();
+        *self = Self::default();
     }
 
     /// Takes what may be sent now, in order, at most [`SEND_BYTES_MAX`] unless one frame is longer.
@@ -273,6 +282,7 @@ impl Apart {
         answer.start += bytes;
         if answer.start == answer.end {
             self.answer_bytes -= cost_bytes(answer.end);
+            pool.held.answer_bytes -= cost_bytes(answer.end);
             self.answers.pop_front();
         }
         bytes

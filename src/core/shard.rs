@@ -29,9 +29,8 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use slab::Slab;
 
-use crate::core::contract::{
-    Clock, Counters, Input, Output, Refused, ShardConfig, Surroundings, Ticket,
-};
+use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Ticket};
+use crate::core::counters::Counters;
 use crate::core::rate::{Bucket, Meter};
 use crate::core::room::Room;
 use crate::core::session::{Session, SessionId, State};
@@ -55,10 +54,9 @@ pub struct Shard {
     pub(super) rooms: Slab<Room>,
     /// Who says to be in a slot, of those who say it.
     pub(super) users: HashMap<u32, Box<str>, FixedState>,
-    /// Ops that won, and those times the clients that were owed them.
-    pub(super) counted: (u64, u64),
-    /// What the limits kept out.
-    pub(super) refused: Refused,
+    pub(super) counters: Counters,
+    /// Sessions that have no answer yet.
+    pub(super) handshakes_count: u64,
     /// What each session in a room has sent lately, by slot; empty where that is not limited.
     pub(super) meters: Vec<Meter>,
     /// The requests with a token.
@@ -87,6 +85,11 @@ pub struct Shard {
     /// Who sent the ops that are not visible yet.
     pub(super) senders: Vec<SessionId>,
     pub(super) written_senders: usize,
+    /// How often one of the send queue had its turn.
+    pub(super) served_count: u64,
+    /// When the oldest op came of those that may be shown since the last commit.
+    pub(super) shown_since_us: Option<u64>,
+    pub(super) watch: Option<Watch>,
     pub(super) visible_position: u64,
     /// What the entries of all workspaces take in a log in which nothing is dead.
     pub(super) live_bytes: u64,
@@ -121,6 +124,15 @@ impl Health {
             Self::Serving | Self::Recovering | Self::Rebuilding => None,
         }
     }
+}
+
+/// Sends that are followed to their end.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Watch {
+    /// When the oldest of their ops came.
+    pub since_us: u64,
+    /// They are out when so many of the send queue have had their turn.
+    pub end: u64,
 }
 
 /// How far a drain is.
@@ -158,8 +170,8 @@ impl Shard {
             generation: 0,
             rooms: Slab::new(),
             users: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
-            counted: (0, 0),
-            refused: Refused::default(),
+            counters: Counters::default(),
+            handshakes_count: 0,
             meters: Vec::new(),
             handshakes: Bucket::default(),
             members_count: 0,
@@ -179,6 +191,9 @@ impl Shard {
             fallen: Vec::new(),
             senders: Vec::new(),
             written_senders: 0,
+            served_count: 0,
+            shown_since_us: None,
+            watch: None,
             live_bytes: 0,
             health: Health::Recovering,
             reopen_wait_us: REOPEN_WAIT_MIN_US,
@@ -241,12 +256,14 @@ impl Shard {
             shard.expire_timers(clock);
             shard.read_on(clock);
             shard.announce();
+            shard.watch_sends(clock);
             shard.start_commit(clock);
             shard.send_slice(clock);
             shard.trim_windows();
             shard.arm_receives();
             shard.go_on_draining(clock);
         });
+        self.gauge();
     }
 
     /// The next thing to do. A session's slot is free for the next one only from here on: before the
@@ -298,16 +315,24 @@ impl Shard {
         self.live_bytes
     }
 
-    /// What it has done, and what it has.
+    /// What it had done, and what it had, when its last turn ended.
     #[must_use]
-    pub fn counters(&self) -> Counters {
-        Counters {
-            ops: self.counted.0,
-            deliveries: self.counted.1,
-            connections: self.members_count,
-            workspaces: self.rooms.len() as u64,
-            refused: self.refused,
-        }
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn gauge(&mut self) {
+        let sessions_count = (self.sessions.len() - self.gone_count) as u64;
+        let counters = &mut self.counters;
+        counters.connections = self.members_count;
+        counters.sessions_handshake = self.handshakes_count;
+        counters.sessions_closing = sessions_count - self.members_count - self.handshakes_count;
+        counters.workspaces = self.rooms.len() as u64;
+        counters.window_bytes = self.pool.held.window_bytes as u64;
+        counters.answer_bytes = self.pool.held.answer_bytes as u64;
+        counters.frames_sent = self.pool.held.frames_taken + counters.conflated_keys;
+        counters.log_live_bytes = self.live_bytes;
+        counters.log_open_bytes = self.commit.segment_bytes_written();
     }
 
     /// The number of connections, closing ones included.
@@ -324,6 +349,7 @@ impl Shard {
             Input::Received(id, bytes) => self.received(id, bytes, clock),
             Input::Sent(id, spans, taken) => self.sent(id, spans, taken, clock),
             Input::LogWritten(bytes, count) => {
+                self.counters.log_bytes_written += count.unwrap_or(0) as u64;
                 match self.commit.written(bytes, count, clock.now_us) {
                     Ok(Some(step)) => self.push_step(step),
                     Ok(None) => self.show_committed(),
@@ -331,7 +357,14 @@ impl Shard {
                 }
             }
             Input::LogSynced(ok) => match self.commit.synced(ok, clock.now_us) {
-                Ok(()) => self.show_committed(),
+                Ok(()) => {
+                    if let Some(since_us) = self.commit.take_synced_since_us() {
+                        let took_us = clock.now_us.saturating_sub(since_us);
+                        self.counters.durable.took(took_us);
+                        self.shown_since_us = Some(since_us);
+                    }
+                    self.show_committed();
+                }
                 Err(_) => self.fail(None, clock),
             },
             Input::LogOpened(segment) => {
@@ -379,6 +412,10 @@ impl Shard {
             } => {
                 if from == 0 {
                     self.written_senders = self.senders.len();
+                    let ops = self.commit.take_group();
+                    if ops > 0 {
+                        self.counters.groups.had(ops);
+                    }
                 }
                 Output::LogWrite {
                     offset,

@@ -97,6 +97,7 @@ impl Window {
         if self.frames.capacity() == 0 {
             self.frames = pool.frames.take();
         }
+        let held_bytes = self.capacity_bytes;
         let chunk = self.open_chunk(pool, bytes);
         let (old_bytes, old_capacity) = (chunk.len(), chunk.capacity());
         write(chunk);
@@ -107,6 +108,8 @@ impl Window {
         );
         let (grown, filled) = (chunk.capacity() - old_capacity, chunk.len());
         self.capacity_bytes += grown;
+        pool.held.window_bytes += self.capacity_bytes;
+        pool.held.window_bytes -= held_bytes;
         self.chunk_bytes_hint = self.chunk_bytes_hint.max(filled.min(CHUNK_BYTES_MAX));
         self.end += bytes as u64;
         self.frames.push_back(Frame {
@@ -157,6 +160,11 @@ impl Window {
     /// The seq of the last frame before `offset`, which is a frame's end.
     #[must_use]
     pub fn seq_at(&self, offset: u64) -> u64 {
+        if offset >= self.end
+            && let Some(last) = self.frames.back()
+        {
+            return last.seq;
+        }
         let before = self.frames.partition_point(|frame| frame.end <= offset);
         before
             .checked_sub(1)
@@ -184,6 +192,8 @@ impl Window {
             self.start <= from && from <= until && until <= self.end,
             "a cursor lies within the window"
         );
+        // Each op that won has a frame, so their numbers count them.
+        pool.held.frames_taken += self.seq_at(until) - self.seq_at(from);
         let mut from = from;
         let first = self
             .pieces
@@ -245,6 +255,7 @@ impl Window {
                 break;
             }
             self.capacity_bytes -= piece.chunk.capacity();
+            pool.held.window_bytes -= piece.chunk.capacity();
             let piece = self.pieces.pop_front().expect("it was just there");
             pool.give(piece.chunk);
         }
@@ -359,6 +370,7 @@ mod tests {
                 }
                 let held: usize = window.pieces.iter().map(|piece| piece.chunk.capacity()).sum();
                 prop_assert_eq!(held, window.capacity_bytes());
+                prop_assert_eq!(held, pool.held.window_bytes);
                 for (end, seq) in ends.iter().filter(|known| known.0 >= window.start()) {
                     prop_assert_eq!(window.visible_end(seq * 10), *end);
                     prop_assert_eq!(window.visible_end(seq * 10 + 9), *end);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::core::contract::shard_of;
 use crate::core::deal::Deal;
-use crate::io::post::{Letter, Post, RebuildError};
+use crate::io::post::{Letter, Post, RebuildError, Status};
 use crate::limits::{
     COMPACTION_BYTES_MIN, COMPACTION_NICE, COMPACTION_RETRY_US, COMPACTION_START_PERCENT,
     COMPACTION_TIME_PERCENT_MIN, COMPACTION_URGENT_PERCENT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
@@ -84,14 +84,18 @@ pub struct Compactor {
 impl Compactor {
     /// Starts it, for a server with so many shards. Nothing is compacted before each of them has told its first rotation:
     /// until then, nobody knows which of its segments is open.
-    pub fn start(directory: Arc<DataDirectory>, shards: usize) -> io::Result<Self> {
+    pub fn start(
+        directory: Arc<DataDirectory>,
+        shards: usize,
+        status: Arc<Status>,
+    ) -> io::Result<Self> {
         let (rotations, inbox) = channel();
         let thread = thread::Builder::new()
             .name("etherply-compact".to_owned())
             .spawn(move || {
                 // Linux takes this for the calling thread alone (setpriority(2), "C library/kernel differences").
                 let _ = rustix::process::setpriority_process(None, COMPACTION_NICE);
-                Loop::new(directory, shards, inbox).run();
+                Loop::new(directory, shards, status, inbox).run();
             })?;
         Ok(Self { rotations, thread })
     }
@@ -114,6 +118,7 @@ struct Loop {
     directory: Arc<DataDirectory>,
     /// How many run.
     shards: usize,
+    status: Arc<Status>,
     inbox: Receiver<Rotation>,
     /// The last of each shard.
     rotations: Vec<Rotation>,
@@ -123,10 +128,16 @@ struct Loop {
 }
 
 impl Loop {
-    fn new(directory: Arc<DataDirectory>, shards: usize, inbox: Receiver<Rotation>) -> Self {
+    fn new(
+        directory: Arc<DataDirectory>,
+        shards: usize,
+        status: Arc<Status>,
+        inbox: Receiver<Rotation>,
+    ) -> Self {
         Self {
             directory,
             shards,
+            status,
             inbox,
             rotations: Vec::new(),
             is_news: false,
@@ -153,12 +164,14 @@ impl Loop {
                 Ok(()) if self.is_news => wait = Duration::ZERO,
                 Ok(()) | Err(CompactionError::Stopped) => {}
                 Err(error @ CompactionError::Folder { .. }) => {
+                    self.status.log.tell(|log| log.compaction_failures += 1);
                     tracing::error!(
                         "the log is not compacted any more until the next start: {error}"
                     );
                     return;
                 }
                 Err(error) => {
+                    self.status.log.tell(|log| log.compaction_failures += 1);
                     tracing::warn!(
                         "the log could not be compacted, and is served as it is: {error}"
                     );
@@ -204,6 +217,11 @@ impl Loop {
             }
         }
         let outcome = compaction.outcome();
+        self.status.log.tell(|log| {
+            log.compactions += 1;
+            log.compaction_freed_bytes += outcome.bytes_freed;
+        });
+        self.size();
         tracing::info!(
             bytes = outcome.bytes,
             bytes_freed = outcome.bytes_freed,
@@ -236,18 +254,24 @@ impl Loop {
         }
     }
 
-    /// How long the closed segments are; None where that cannot be told now.
+    /// How long the closed segments are, which is told to those who show it; None where it is not known now.
     fn size(&self) -> Option<Size> {
-        let mut closed_bytes = 0;
+        let (mut segments, mut closed_bytes) = (0, 0);
         for shard in self.directory.shards().ok()? {
             let open = self.rotations.iter().find(|last| last.shard == shard);
             let open_index = open.map_or(u64::MAX, |last| last.index);
             let folder = self.directory.shard_path(shard);
             for (index, path) in segment::list(&HostDisk, &folder).ok()? {
+                segments += 1;
                 if index < open_index {
                     closed_bytes += path.metadata().ok()?.len();
                 }
             }
+        }
+        if self.rotations.len() == self.shards {
+            self.status.log.tell(|log| {
+                (log.segments, log.closed_bytes) = (segments, closed_bytes);
+            });
         }
         Some(Size {
             closed_bytes,
@@ -301,7 +325,8 @@ mod tests {
             closed.set_len(100 << 20).unwrap();
             std::fs::File::create(path.join("0000000002.aof")).unwrap();
         }
-        let mut compactor = Loop::new(directory, 2, channel().1);
+        let status = Arc::new(Status::new(2, 1));
+        let mut compactor = Loop::new(directory, 2, Arc::clone(&status), channel().1);
         for (shard, is_due) in [(1, false), (1, false), (0, true)] {
             compactor.note(Rotation {
                 shard,
@@ -309,6 +334,12 @@ mod tests {
                 live_bytes: 1,
             });
             assert_eq!(compactor.is_due(), is_due, "shard {shard} has told");
+            let known = status.log.read();
+            let (segments, closed_bytes) = if is_due { (4, 200 << 20) } else { (0, 0) };
+            assert_eq!(
+                (known.segments, known.closed_bytes),
+                (segments, closed_bytes)
+            );
         }
     }
 

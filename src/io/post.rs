@@ -6,11 +6,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{SendFlags, send};
 
-use crate::admin::stats::ShardStats;
+use crate::admin::stats::{LogStats, ShardStats};
 use crate::core::contract::Ticket;
 use crate::core::workspace::Workspace;
 use crate::limits::RETRY_AFTER_S;
@@ -24,11 +25,16 @@ use crate::wire::upgrade::Answer;
 #[derive(Debug)]
 pub struct Status {
     ready: Vec<AtomicBool>,
+    /// When the server was started, in Unix microseconds.
+    pub started_unix_us: u64,
     /// How much of the log has been read, while the server starts.
     pub recovery: Progress,
-    connections: AtomicUsize,
+    public: Arc<Gate>,
+    admin: Arc<Gate>,
     /// Of each shard.
     pub stats: Vec<ShardStats>,
+    /// Of the log.
+    pub log: LogStats,
     /// The most connections.
     pub connections_max: usize,
 }
@@ -37,12 +43,17 @@ impl Status {
     /// Of so many shards, none of which can serve yet.
     #[must_use]
     pub fn new(shards: u32, connections_max: usize) -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+        let started_us = since_epoch.unwrap_or_default().as_micros();
         let ready = (0..shards).map(|_| AtomicBool::new(false)).collect();
         Self {
             ready,
+            started_unix_us: u64::try_from(started_us).unwrap_or(u64::MAX),
             recovery: Progress::default(),
-            connections: AtomicUsize::new(0),
+            public: Arc::new(Gate::new(Door::Public)),
+            admin: Arc::new(Gate::new(Door::Admin)),
             stats: (0..shards).map(|_| ShardStats::default()).collect(),
+            log: LogStats::default(),
             connections_max,
         }
     }
@@ -50,7 +61,25 @@ impl Status {
     /// Whether all shards can serve.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.ready.iter().all(|ready| ready.load(Ordering::Relaxed))
+        self.each_ready().all(|ready| ready)
+    }
+
+    /// Whether each shard can serve.
+    pub fn each_ready(&self) -> impl Iterator<Item = bool> {
+        self.ready.iter().map(|ready| ready.load(Ordering::Relaxed))
+    }
+
+    /// The connections that came in by a door.
+    #[must_use]
+    pub fn connections(&self, door: Door) -> usize {
+        self.gate(door).connections.load(Ordering::Relaxed)
+    }
+
+    fn gate(&self, door: Door) -> &Arc<Gate> {
+        match door {
+            Door::Public => &self.public,
+            Door::Admin => &self.admin,
+        }
     }
 
     /// Tells whether a shard can serve.
@@ -93,8 +122,33 @@ impl Progress {
     }
 }
 
+/// Where connections come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// `--port`.
+    Public,
+    /// `--admin-port`.
+    Admin,
+}
+
+/// The connections that came in by one door.
+#[derive(Debug)]
+struct Gate {
+    door: Door,
+    connections: AtomicUsize,
+}
+
+impl Gate {
+    fn new(door: Door) -> Self {
+        Self {
+            door,
+            connections: AtomicUsize::new(0),
+        }
+    }
+}
+
 /// A connection's place among those that are allowed; given back when it is dropped.
-pub struct Place(Arc<Status>);
+pub struct Place(Arc<Gate>);
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -103,11 +157,18 @@ impl Drop for Place {
 }
 
 impl Place {
-    /// Takes a place; gives the number of those that were taken before.
+    /// Takes a place; gives the number of those behind that door that were taken before.
     #[must_use]
-    pub fn take(status: &Arc<Status>) -> (Self, usize) {
-        let before = status.connections.fetch_add(1, Ordering::Relaxed);
-        (Self(Arc::clone(status)), before)
+    pub fn take(status: &Status, door: Door) -> (Self, usize) {
+        let gate = status.gate(door);
+        let before = gate.connections.fetch_add(1, Ordering::Relaxed);
+        (Self(Arc::clone(gate)), before)
+    }
+
+    /// Where the connection came in.
+    #[must_use]
+    pub fn door(&self) -> Door {
+        self.0.door
     }
 }
 
@@ -260,7 +321,7 @@ mod tests {
         let status = Arc::new(Status::new(1, 1));
         for arrives in [false, true] {
             let (socket, mut peer) = UnixStream::pair().unwrap();
-            let (place, taken) = Place::take(&status);
+            let (place, taken) = Place::take(&status, Door::Public);
             assert_eq!(taken, 0, "the place of the one before is free");
             let socket = socket.into();
             let handoff = Handoff::new(Connection { socket, place });

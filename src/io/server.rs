@@ -46,6 +46,9 @@ pub enum ServeError {
     /// There is no socket to listen on.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The port for the metrics and the console cannot be had.
+    #[error("--admin-port: {0}; choose another with --admin-port, or another --admin-host")]
+    Admin(ListenError),
     /// The process may not open enough files.
     #[error(
         "the limit of open files is {limit}, and a server of {shards} shards needs {needed}: raise it (ulimit -n), or lower --shards"
@@ -97,9 +100,12 @@ type Recovered = (Report, Vec<Vec<Workspace>>);
 /// Runs the server until it is told to stop.
 pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let mut secrets = Keeper::new(settings.secret_sources())?;
+    let admin_address = settings.admin_address().map_err(ListenError::from)?;
     ring::probe().map_err(|error| ServeError::Ring(ring_advice(&error)))?;
     // The port first: a second server on it must not touch anything else.
     let listener = Arc::new(Listener::open(settings)?);
+    let admin_listener = admin_address.map(Listener::bind).transpose();
+    let admin_listener = admin_listener.map_err(ServeError::Admin)?.map(Arc::new);
     let shards = settings.shards(thread::available_parallelism().ok());
     let connections_max = connections_max(settings.max_connections, shards)?;
     let directory = Arc::new(DataDirectory::open(&settings.data_dir)?);
@@ -109,19 +115,17 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let hash_seed = random_u64()?;
     let dev_token = settings.dev.then(|| dev_token(secrets.secrets()));
     let status = Arc::new(Status::new(shards, connections_max));
-    let compactor = Compactor::start(Arc::clone(&directory), shards as usize)?;
+    let compactor = Compactor::start(Arc::clone(&directory), shards as usize, Arc::clone(&status))?;
     let common = Common {
         settings,
         shards,
         hash_seed,
         verifier: Arc::new(secrets.secrets().verifier()),
         origins: settings.allow_origins.clone().into(),
-        pages: Arc::new(Pages::new(
-            settings.console || settings.dev,
-            dev_token.clone(),
-        )),
+        pages: Arc::new(pages(settings, dev_token.clone())),
         status: Arc::clone(&status),
         listener: Arc::clone(&listener),
+        admin_listener: admin_listener.clone(),
         started: Instant::now(),
     };
     // They answer from now on: that the log is being read.
@@ -133,7 +137,8 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     begin_to_serve(&posts, &directory, &report, dealt)?;
     let (address, inherited) = (listener.address(), listener.is_inherited());
     tracing::info!(%address, inherited, shards, connections_max, "listening");
-    announce(dev_token.as_deref(), address)?;
+    let admin_address = admin_listener.map(|listener| listener.address());
+    announce(dev_token.as_deref(), address, admin_address)?;
     tell_manager(&NotifyState::Ready);
     run_until_stopped(&posts, &inbox, &mut secrets)?;
     compactor.stop();
@@ -170,6 +175,12 @@ fn begin_to_serve(
         post.send(Letter::Accept);
     }
     Ok(())
+}
+
+fn pages(settings: &Serve, dev_token: Option<String>) -> Pages {
+    Pages::new(settings.console || settings.dev, dev_token)
+        .with_admin_port(settings.admin.admin_port.is_some())
+        .with_public_metrics(settings.admin.metrics_public)
 }
 
 fn run_until_stopped(
@@ -254,6 +265,11 @@ fn wait_for_recovery(
     }
     let workspaces: usize = dealt.iter().map(Vec::len).sum();
     let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    status.log.tell(|log| {
+        log.recovered_ops = report.ops;
+        log.torn_bytes = report.torn.iter().map(|torn| torn.bytes).sum();
+        log.recovery_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+    });
     tracing::info!(
         ops = report.ops,
         bytes = report.bytes,
@@ -274,6 +290,7 @@ struct Common<'a> {
     pages: Arc<Pages>,
     status: Arc<Status>,
     listener: Arc<Listener>,
+    admin_listener: Option<Arc<Listener>>,
     started: Instant,
 }
 
@@ -293,6 +310,7 @@ fn spawn_shards(
             ties: Ties {
                 status: Arc::clone(&common.status),
                 listener: Arc::clone(&common.listener),
+                admin_listener: common.admin_listener.clone(),
                 mailbox,
                 posts: posts.clone(),
                 rotations: rotations.clone(),
@@ -484,15 +502,23 @@ fn tell_manager(state: &NotifyState<'_>) {
 }
 
 /// What a person or a script at the terminal waits for.
-fn announce(dev_token: Option<&str>, address: SocketAddr) -> io::Result<()> {
+fn announce(
+    dev_token: Option<&str>,
+    address: SocketAddr,
+    admin_address: Option<SocketAddr>,
+) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "listening on {address}")?;
+    if let Some(address) = admin_address {
+        writeln!(out, "metrics and console on {address}")?;
+    }
     if let Some(token) = dev_token {
         let url = format!("ws://{address}/v1/sync/demo?token={token}");
         writeln!(out, "\n  {url}\n")?;
         writeln!(
             out,
-            "Open http://{address}/ in a browser, in two windows side by side.\n"
+            "Open http://{}/ in a browser, in two windows side by side.\n",
+            admin_address.unwrap_or(address)
         )?;
         writeln!(out, "Or try it in a second terminal, or in two:\n")?;
         writeln!(out, "  cargo run --release --example client -- '{url}'\n")?;

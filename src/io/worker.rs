@@ -5,24 +5,29 @@
 //! descriptors, the other shards' mailboxes, the clock.
 
 use std::io;
+use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::net::{Shutdown, shutdown};
+use rustix::net::{Shutdown, getpeername, shutdown};
 
-use crate::admin::Pages;
+use crate::admin::stats::ShardStats;
+use crate::admin::{Pages, Visitor};
 use crate::core::contract::{Clock, Input, Output, Surroundings};
 use crate::core::session::SessionId;
 use crate::core::shard::Shard;
 use crate::io::background::{self, Rotation};
 use crate::io::listener::Listener;
-use crate::io::post::{Connection, Handoff, Letter, Mailbox, Place, Post, RebuildError, Status};
+use crate::io::post::{
+    Connection, Door, Handoff, Letter, Mailbox, Place, Post, RebuildError, Status,
+};
 use crate::io::ring::{Completion, Ring};
 use crate::limits::{
-    ACCEPT_PAUSE_US, ACCEPT_WARNING_US, ACCEPTS_IN_FLIGHT, REFUSALS_IN_FLIGHT_MAX,
+    ACCEPT_PAUSE_US, ACCEPT_WARNING_US, ACCEPTS_IN_FLIGHT, ADMIN_CONNECTIONS_MAX,
+    REFUSALS_IN_FLIGHT_MAX,
 };
 use crate::log::disk::HostDisk;
 use crate::log::keeper::LogKeeper;
@@ -30,8 +35,8 @@ use crate::log::keeper::LogKeeper;
 /// What an operation of the ring was for.
 #[derive(Debug, Clone, Copy)]
 pub enum Token {
-    /// An accept on the listening socket.
-    Accept,
+    /// An accept on a listening socket.
+    Accept(Door),
     /// The end of all accepts.
     AcceptsCancelled,
     /// The mailbox's bell.
@@ -58,6 +63,8 @@ pub struct Ties {
     pub status: Arc<Status>,
     /// The one listening socket.
     pub listener: Arc<Listener>,
+    /// That of `--admin-port`.
+    pub admin_listener: Option<Arc<Listener>>,
     /// Where its own letters come out.
     pub mailbox: Mailbox,
     /// To all shards, in order; its own too.
@@ -81,6 +88,7 @@ pub struct Worker {
     connections: Vec<Option<Connection>>,
     started: Instant,
     accepts_in_flight: usize,
+    admin_accepts_in_flight: usize,
     accepts_paused_until_us: Option<u64>,
     /// When a pause is worth a warning again.
     next_accept_warning_us: u64,
@@ -88,9 +96,18 @@ pub struct Worker {
     /// Timers in flight, each earlier than the one before it.
     armed_timers_us: Vec<u64>,
     is_again_in_flight: bool,
-    /// When the fdatasync in flight began.
-    sync_began_us: u64,
+    begun: Begun,
     completions: Vec<Completion<Token>>,
+}
+
+/// When what is measured began.
+#[derive(Default)]
+struct Begun {
+    turn_us: u64,
+    /// A write or an fdatasync of the log, when it was submitted.
+    log_us: u64,
+    /// One is begun in this turn.
+    has_log: bool,
 }
 
 impl Worker {
@@ -106,12 +123,13 @@ impl Worker {
             connections: Vec::new(),
             started,
             accepts_in_flight: 0,
+            admin_accepts_in_flight: 0,
             accepts_paused_until_us: None,
             next_accept_warning_us: 0,
             is_accepting,
             armed_timers_us: Vec::new(),
             is_again_in_flight: false,
-            sync_began_us: 0,
+            begun: Begun::default(),
             completions: Vec::new(),
         }
     }
@@ -126,6 +144,10 @@ impl Worker {
     /// One turn of the loop. Breaks when the shard has drained.
     pub fn turn(&mut self, ring: &mut Ring<Token>) -> ControlFlow<()> {
         let clock = clock(self.started);
+        if self.is_again_in_flight {
+            self.turned(clock.now_us);
+        }
+        self.begun.turn_us = clock.now_us;
         self.shard.set_surroundings(Surroundings {
             ready: self.ties.status.is_ready(),
             recovered_percent: self.ties.status.recovery.percent(),
@@ -140,7 +162,7 @@ impl Worker {
         while let Some(output) = self.shard.poll_output() {
             self.perform(output, ring, clock)?;
         }
-        self.ties.status.stats[self.number as usize].publish(self.shard.counters());
+        self.stats().publish(self.shard.counters());
         self.arm_accepts(ring, clock.now_us);
         self.arm_timer(ring, clock.now_us);
         ring.finish_turn(Token::Own);
@@ -148,7 +170,28 @@ impl Worker {
             self.is_again_in_flight = true;
             ring.again(Token::Again);
         }
+        self.end_turn();
         ControlFlow::Continue(())
+    }
+
+    /// One look at the clock serves all that began in the turn: it is submitted right after it.
+    fn end_turn(&mut self) {
+        let ended_us = now_us(self.started);
+        if std::mem::take(&mut self.begun.has_log) {
+            self.begun.log_us = ended_us;
+        }
+        if !self.is_again_in_flight {
+            self.turned(ended_us);
+        }
+    }
+
+    fn turned(&self, ended_us: u64) {
+        let took_us = ended_us.saturating_sub(self.begun.turn_us);
+        self.stats().turned(took_us, ended_us);
+    }
+
+    fn stats(&self) -> &ShardStats {
+        &self.ties.status.stats[self.number as usize]
     }
 
     fn complete(&mut self, completion: Completion<Token>, ring: &mut Ring<Token>, clock: Clock) {
@@ -170,15 +213,19 @@ impl Worker {
                     .shard
                     .handle(Input::Sent(id, spans, outcome.ok()), clock),
             },
-            Completion::Accepted(_, outcome) => self.accepted(outcome, clock),
+            Completion::Accepted(Token::Accept(door), outcome) => {
+                self.accepted(door, outcome, clock);
+            }
             Completion::Written(_, bytes, outcome) => {
+                let took_us = clock.now_us.saturating_sub(self.begun.log_us);
+                self.stats().written(took_us);
                 let count = self.kept(outcome);
                 let count = self.told("write", count);
                 self.shard.handle(Input::LogWritten(bytes, count), clock);
             }
             Completion::Done(Token::LogSync, outcome) => {
-                let took_us = clock.now_us.saturating_sub(self.sync_began_us);
-                self.ties.status.stats[self.number as usize].synced(took_us);
+                let took_us = clock.now_us.saturating_sub(self.begun.log_us);
+                self.stats().synced(took_us);
                 let ok = self.kept(outcome);
                 let ok = self.told("fdatasync", ok).is_some();
                 self.shard.handle(Input::LogSynced(ok), clock);
@@ -196,6 +243,7 @@ impl Worker {
             // What was accepted before has been told before.
             Completion::Done(Token::AcceptsCancelled, _) => self.shard.handle(Input::Drain, clock),
             Completion::Done(token, _) => unreachable!("{token:?} has a completion of its own"),
+            Completion::Accepted(token, _) => unreachable!("{token:?} names no door"),
             Completion::Received(token, _)
             | Completion::Ended(token, _)
             | Completion::Sent(token, ..) => {
@@ -264,6 +312,9 @@ impl Worker {
     fn drain(&mut self, ring: &mut Ring<Token>, clock: Clock) {
         let listener = &self.ties.listener;
         if std::mem::replace(&mut self.is_accepting, false) {
+            if let Some(listener) = &self.ties.admin_listener {
+                listener.end();
+            }
             if !listener.is_inherited() {
                 // All shards share the socket: the first to get here ends the accepts of all.
                 listener.end();
@@ -293,16 +344,25 @@ impl Worker {
         let _ = self.ties.rotations.send(rotation);
     }
 
-    fn accepted(&mut self, outcome: io::Result<OwnedFd>, clock: Clock) {
-        self.accepts_in_flight -= 1;
+    fn accepted(&mut self, door: Door, outcome: io::Result<OwnedFd>, clock: Clock) {
+        match door {
+            Door::Public => self.accepts_in_flight -= 1,
+            Door::Admin => self.admin_accepts_in_flight -= 1,
+        }
         match outcome {
             Ok(socket) => {
-                let (place, before) = Place::take(&self.ties.status);
+                let (place, before) = Place::take(&self.ties.status, door);
                 let connection = Connection { socket, place };
-                if before < self.ties.status.connections_max + REFUSALS_IN_FLIGHT_MAX {
-                    let id = self
-                        .shard
-                        .accept(before >= self.ties.status.connections_max, clock);
+                let connections_max = self.ties.status.connections_max;
+                let (is_over, is_dropped) = match door {
+                    Door::Public => (
+                        before >= connections_max,
+                        before >= connections_max + REFUSALS_IN_FLIGHT_MAX,
+                    ),
+                    Door::Admin => (false, before >= ADMIN_CONNECTIONS_MAX),
+                };
+                if !is_dropped {
+                    let id = self.shard.accept(is_over, clock);
                     self.keep(id, connection);
                 }
             }
@@ -340,6 +400,18 @@ impl Worker {
             .socket
     }
 
+    fn visitor(&self, id: SessionId) -> Visitor {
+        let connection = self.connections[id.slot as usize].as_ref();
+        let Connection { socket, place } = connection.expect("a session has a connection");
+        let peer = getpeername(socket).ok().flatten();
+        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+        Visitor {
+            door: place.door(),
+            // An address of IPv4 may come in the clothes of IPv6 (RFC 4291 section 2.5.5.2).
+            is_local: peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()),
+        }
+    }
+
     fn send(&self, id: SessionId, spans: crate::core::window::Spans, ring: &mut Ring<Token>) {
         ring.send(self.socket(id).as_fd(), spans, Token::Send(id));
     }
@@ -359,8 +431,8 @@ impl Worker {
                 self.ties.posts[owner as usize].send(Letter::Adopt(handoff, ticket));
             }
             Output::Page(id, page) => {
-                let stats = &self.ties.status.stats;
-                let answer = self.ties.pages.answer(page, clock.now_us, stats);
+                let (visitor, status) = (self.visitor(id), &self.ties.status);
+                let answer = self.ties.pages.answer(page, visitor, clock.now_us, status);
                 self.shard.handle(Input::Page(id, answer), clock);
             }
             Output::LogWrite {
@@ -368,11 +440,12 @@ impl Worker {
                 bytes,
                 from,
             } => {
+                self.begun.has_log = true;
                 let file = self.log().file().as_fd();
                 ring.write(file, bytes, from, offset, Token::LogWrite);
             }
             Output::LogSync => {
-                self.sync_began_us = now_us(self.started);
+                self.begun.has_log = true;
                 ring.sync(self.log().file().as_fd(), Token::LogSync);
             }
             Output::LogOpen {
@@ -425,7 +498,13 @@ impl Worker {
         }
         while self.accepts_in_flight < ACCEPTS_IN_FLIGHT {
             self.accepts_in_flight += 1;
-            ring.accept(self.ties.listener.as_fd(), Token::Accept);
+            ring.accept(self.ties.listener.as_fd(), Token::Accept(Door::Public));
+        }
+        if let Some(listener) = &self.ties.admin_listener
+            && self.admin_accepts_in_flight == 0
+        {
+            self.admin_accepts_in_flight = 1;
+            ring.accept(listener.as_fd(), Token::Accept(Door::Admin));
         }
     }
 

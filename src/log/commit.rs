@@ -106,6 +106,13 @@ pub struct Commit {
     filling: Vec<u8>,
     spare: Vec<u8>,
     oldest_us: u64,
+    filling_ops: u64,
+    /// Ops of the batch that was handed to a write, until somebody asks.
+    group_ops: u64,
+    /// When the oldest op came of those that were handed to a write and that no fdatasync covers yet.
+    unsynced_since_us: Option<u64>,
+    /// The same of those that the last fdatasync covers, until somebody asks.
+    synced_since_us: Option<u64>,
     /// When the last commit ended.
     idle_since_us: u64,
     /// The log position behind the last byte that was handed to a write.
@@ -136,6 +143,10 @@ impl Commit {
             filling: Vec::new(),
             spare: Vec::new(),
             oldest_us: 0,
+            filling_ops: 0,
+            group_ops: 0,
+            unsynced_since_us: None,
+            synced_since_us: None,
             idle_since_us: now_us,
             handed: position,
             written: position,
@@ -176,6 +187,7 @@ impl Commit {
             record::begin_batch(&mut self.filling);
         }
         record::push_op(&mut self.filling, op);
+        self.filling_ops += 1;
         self.handed + self.filling.len() as u64
     }
 
@@ -235,6 +247,28 @@ impl Commit {
     pub fn waiting_since_us(&self) -> Option<u64> {
         self.has_ops()
             .then_some(self.oldest_us.max(self.idle_since_us))
+    }
+
+    /// When the oldest op of the batch that is being filled was pushed.
+    #[must_use]
+    pub fn oldest_us(&self) -> Option<u64> {
+        self.has_ops().then_some(self.oldest_us)
+    }
+
+    /// How many ops the batch has that was handed to a write last; told once.
+    pub fn take_group(&mut self) -> u64 {
+        std::mem::take(&mut self.group_ops)
+    }
+
+    /// When the oldest op was pushed of those that the last fdatasync has made durable; told once.
+    pub fn take_synced_since_us(&mut self) -> Option<u64> {
+        self.synced_since_us.take()
+    }
+
+    /// How much of the open segment is written.
+    #[must_use]
+    pub fn segment_bytes_written(&self) -> u64 {
+        self.offset(self.written)
     }
 
     /// When the timer of `interval` mode wants a [`Commit::start`].
@@ -325,6 +359,7 @@ impl Commit {
             return self.broken().map(|_| ());
         }
         self.durable = self.written;
+        self.synced_since_us = self.unsynced_since_us.take();
         self.phase = Phase::Idle;
         self.idle_since_us = now_us;
         Ok(())
@@ -355,6 +390,7 @@ impl Commit {
     pub fn fail(&mut self) {
         let in_flight = !self.is_quiet();
         self.filling.clear();
+        self.filling_ops = 0;
         self.phase = Phase::Failed { in_flight };
     }
 
@@ -395,6 +431,10 @@ impl Commit {
             from: 0,
         };
         self.handed += bytes.len() as u64;
+        self.group_ops = std::mem::take(&mut self.filling_ops);
+        if self.group_ops > 0 {
+            self.unsynced_since_us.get_or_insert(self.oldest_us);
+        }
         Step::Write {
             offset: self.offset(self.written),
             bytes,
@@ -423,6 +463,7 @@ impl Commit {
     fn broken(&mut self) -> Result<Option<Step>, LogBroken> {
         self.phase = Phase::Failed { in_flight: false };
         self.filling.clear();
+        self.filling_ops = 0;
         Err(LogBroken)
     }
 

@@ -68,12 +68,17 @@ pub enum Page {
     },
     /// What its plots show.
     ConsoleStats,
+    /// What monitoring reads.
+    Metrics {
+        /// A proxy passes the request on for somebody else.
+        is_forwarded: bool,
+    },
     /// The client as a JavaScript module, for everybody's pages.
     ClientModule,
 }
 
 /// The paths of the pages.
-const PAGES: [(&str, Page); 6] = [
+const PAGES: [(&str, Page); 7] = [
     ("/", Page::Console),
     ("/console.css", Page::ConsoleStyle),
     ("/console.mjs", Page::ConsoleScript),
@@ -82,8 +87,17 @@ const PAGES: [(&str, Page); 6] = [
         Page::ConsoleSession { is_local: false },
     ),
     ("/console/stats.json", Page::ConsoleStats),
+    (
+        "/metrics",
+        Page::Metrics {
+            is_forwarded: false,
+        },
+    ),
     ("/client.mjs", Page::ClientModule),
 ];
+
+/// Fields that a proxy adds: RFC 7239, and what was usual before that.
+const FORWARDED: [&str; 4] = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
 
 /// A well-formed upgrade request. Its token is not checked yet.
 #[derive(Clone, PartialEq, Eq)]
@@ -247,6 +261,11 @@ fn page_request(head: &Head<'_>, page: Page) -> Result<Request, Answer> {
             let page = match page {
                 Page::ConsoleSession { .. } => Page::ConsoleSession {
                     is_local: head.values("host").all(is_local),
+                },
+                Page::Metrics { .. } => Page::Metrics {
+                    is_forwarded: FORWARDED
+                        .iter()
+                        .any(|name| head.values(name).next().is_some()),
                 },
                 page => page,
             };

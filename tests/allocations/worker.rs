@@ -46,6 +46,7 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     let ties = Ties {
         status: Arc::new(Status::new(1, 100)),
         listener: Arc::new(listener),
+        admin_listener: None,
         mailbox,
         posts: vec![post.clone()],
         rotations,

@@ -261,7 +261,7 @@ fn a_client_that_leaves_keeps_what_is_visible() {
     rig.answer(7, false);
     let all_bytes = rig.outbox.answer_bytes();
     assert!(all_bytes >= 3 * CHUNK_BYTES_MIN);
-    rig.outbox.leave(rig.visible_position);
+    rig.outbox.leave(rig.visible_position, &mut rig.pool);
     assert_eq!(
         rig.outbox.answer_bytes() * 3,
         all_bytes * 2,

@@ -1,5 +1,4 @@
-//! A whole shard in miniature: clients, sockets and a disk that delay, cut and fail by the seed,
-//! against a naive model.
+//! A whole shard in miniature: clients, sockets and a disk that delay, cut and fail by the seed, against a naive model.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,6 +8,7 @@ use crate::core::window::{Spans, skip_sent, spans_bytes};
 use crate::limits::SECOND_US;
 use crate::wire::auth::{Verifier, mint};
 
+mod counters;
 mod delivery;
 mod failures;
 mod limits;

@@ -143,6 +143,12 @@ fn targets() {
             Ok(page(Page::ConsoleSession { is_local: true })),
         ),
         ("/client.mjs", Ok(page(Page::ClientModule))),
+        (
+            "/metrics",
+            Ok(page(Page::Metrics {
+                is_forwarded: false,
+            })),
+        ),
         ("/v1/workspaces/", Err(400)),
         ("/v1/workspaces", Err(404)),
         ("/v1/presence/a/b", Err(404)),

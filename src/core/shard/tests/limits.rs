@@ -1,7 +1,8 @@
 //! What protects a shard from its clients: each limit reached, told, and lifted again; and nobody below it notices.
 
 use super::rig::{Rig, frame, head, look, op, pong};
-use crate::core::contract::{Limits, Refused, shard_of};
+use crate::core::contract::{Limits, shard_of};
+use crate::core::counters::Counters;
 use crate::limits::{MESSAGES_PER_TURN_MAX, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN, SECOND_US};
 use crate::log::record::OP_HEADER_BYTES;
 
@@ -30,6 +31,26 @@ const ENTRY_BYTES: u64 = OP_HEADER_BYTES as u64 + 1;
 
 // ---- messages in a second ----
 
+/// Ops over their rate and over the size of their workspace, connections over that of a workspace, handshakes over their rate,
+/// and connections that were closed since they went on.
+fn refused(rig: &Rig) -> [u64; 5] {
+    let Counters {
+        refused_rate,
+        refused_workspace_bytes,
+        refused_members,
+        refused_handshakes,
+        closes,
+        ..
+    } = rig.shard.counters();
+    [
+        *refused_rate,
+        *refused_workspace_bytes,
+        *refused_members,
+        *refused_handshakes,
+        closes.of(1008),
+    ]
+}
+
 #[test]
 fn an_op_over_the_rate_is_told_and_shown_to_nobody() {
     let mut rig = rig(ops_per_second(2));
@@ -51,11 +72,7 @@ fn an_op_over_the_rate_is_told_and_shown_to_nobody() {
     rig.op(writer, "k", "4", 11);
     assert_eq!(rig.seen(writer), ["error 429 k@11"]);
     assert_eq!(rig.seen(reader), ["k=3@10"]);
-    let refused = Refused {
-        ops_by_rate: 3,
-        ..Refused::default()
-    };
-    assert_eq!(rig.shard.counters().refused, refused);
+    assert_eq!(refused(&rig), [3, 0, 0, 0, 0]);
 }
 
 #[test]
@@ -105,7 +122,7 @@ fn who_goes_on_over_the_rate_is_closed() {
         assert_eq!(told, if is_ping { 0 } else { refusals });
         rig.receive(flooder, message);
         assert_eq!(rig.seen(flooder), ["close 1008", "gone"]);
-        assert_eq!(rig.shard.counters().refused.closed_by_policy, 1);
+        assert_eq!(refused(&rig)[4], 1);
         // The next one in its slot begins anew, and the other one was not disturbed.
         let next = rig.join("w", None);
         rig.op(next, "j", "2", 6);
@@ -127,7 +144,7 @@ fn a_flood_in_one_turn_ends_there() {
     let mut seen = rig.seen(flooder);
     seen.retain(|what| !what.starts_with("error 429 k@"));
     assert_eq!(seen, ["close 1008", "gone"]);
-    assert_eq!(rig.shard.counters().refused.ops_by_rate, REFUSALS_MIN);
+    assert_eq!(refused(&rig)[0], REFUSALS_MIN);
     assert_eq!(rig.shard.counters().ops, RATE_BURST_S);
 }
 
@@ -146,7 +163,7 @@ fn who_keeps_to_the_rate_never_notices() {
     let seen = rig.seen(writer);
     assert!(seen.iter().all(|what| what == "ping"), "{seen:?}");
     assert_eq!(rig.shard.counters().ops, 200);
-    assert_eq!(rig.shard.counters().refused, Refused::default());
+    assert_eq!(refused(&rig), [0; 5]);
 }
 
 // ---- the size of a workspace ----
@@ -183,10 +200,7 @@ fn an_op_over_the_size_is_told_with_what_stays() {
     assert_eq!(rig.seen(reader).len(), 0);
     assert_eq!(rig.seen(other), ["101", "init 0"]);
     let counters = rig.shard.counters();
-    assert_eq!(
-        (counters.ops, counters.refused.ops_by_workspace_bytes),
-        (6, 3)
-    );
+    assert_eq!((counters.ops, counters.refused_workspace_bytes), (6, 3));
     let late = rig.join("w", None);
     assert_eq!(rig.seen(late), ["101", "init 2"]);
 }
@@ -261,11 +275,7 @@ fn a_full_workspace_takes_nobody_until_one_goes() {
     owner.receive(first, &frame(8, &1000_u16.to_be_bytes()));
     let fourth = hand_over(&mut owner);
     assert_eq!(owner.seen(fourth), ["101", "init 0"]);
-    let refused = Refused {
-        connections_by_workspace: 1,
-        ..Refused::default()
-    };
-    assert_eq!(owner.shard.counters().refused, refused);
+    assert_eq!(refused(&owner), [0, 0, 1, 0, 0]);
     assert_eq!(owner.shard.counters().connections, 2);
 }
 
@@ -300,7 +310,6 @@ fn a_token_over_the_rate_is_not_even_checked() {
         for status in ["401", if shards == 1 { "401" } else { "503" }, "503"] {
             assert_eq!(answer(&mut rig, forged), status);
         }
-        let refused = rig.shard.counters().refused.handshakes_by_rate;
-        assert_eq!(refused, if shards == 1 { 4 } else { 5 });
+        assert_eq!(refused(&rig)[3], if shards == 1 { 4 } else { 5 });
     }
 }

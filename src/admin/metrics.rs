@@ -1,0 +1,554 @@
+//! `/metrics`: the figures in the Prometheus text format, version 0.0.4.
+//!
+//! The text is written by own code: `prometheus-client` writes `OpenMetrics` alone, whose counters have other names, and
+//! `prometheus` copies each name and label of each sample first. A shard's loop waits for this page, which has two hundred
+//! samples for each shard, so that it is one buffer that is filled.
+//!
+//! <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>
+
+use crate::admin::stats::{LogFigures, Reading};
+use crate::core::counters::{
+    CLOSE_CODES, Counters, DURATION_BOUNDS_US, Durations, GROUP_BOUNDS, RESPONSE_CODES,
+};
+use crate::io::post::{Door, Status};
+
+/// The media type of the page.
+pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Numbers of each shard under one name.
+struct Family {
+    name: &'static str,
+    kind: &'static str,
+    help: &'static str,
+    series: &'static [Series],
+}
+
+/// Labels beside `shard`, and the number.
+type Series = (&'static str, fn(&Counters) -> u64);
+
+const FAMILIES: &[Family] = &[
+    Family {
+        name: "etherply_sessions",
+        kind: "gauge",
+        help: "Connections by state: handshake (the request is awaited), open (in a workspace), closing (the last bytes are on their way).",
+        series: &[
+            ("state=\"handshake\"", |c| c.sessions_handshake),
+            ("state=\"open\"", |c| c.connections),
+            ("state=\"closing\"", |c| c.sessions_closing),
+        ],
+    },
+    Family {
+        name: "etherply_workspaces",
+        kind: "gauge",
+        help: "Workspaces in memory.",
+        series: &[("", |c| c.workspaces)],
+    },
+    Family {
+        name: "etherply_ops_total",
+        kind: "counter",
+        help: "Ops by result: won, lost (the sender is sent the winner), duplicate (sent again, there already).",
+        series: &[
+            ("result=\"won\"", |c| c.ops),
+            ("result=\"lost\"", |c| c.ops_lost),
+            ("result=\"duplicate\"", |c| c.ops_duplicate),
+        ],
+    },
+    Family {
+        name: "etherply_ops_refused_total",
+        kind: "counter",
+        help: "Messages that were refused, by reason: bad_message, future_skew (--max-future-skew), too_large (--max-message-bytes), rate (--max-ops-per-second), workspace_bytes (--max-workspace-bytes); log_failed counts the clients that were told 500.",
+        series: &[
+            ("reason=\"bad_message\"", |c| c.refused_bad_message),
+            ("reason=\"future_skew\"", |c| c.refused_future_skew),
+            ("reason=\"too_large\"", |c| c.refused_too_large),
+            ("reason=\"rate\"", |c| c.refused_rate),
+            ("reason=\"workspace_bytes\"", |c| c.refused_workspace_bytes),
+            ("reason=\"log_failed\"", |c| c.refused_log_failed),
+        ],
+    },
+    Family {
+        name: "etherply_handshakes_refused_total",
+        kind: "counter",
+        help: "Requests that a limit refused with 503, by reason: members (--max-connections-per-workspace), rate (--max-handshakes-per-second).",
+        series: &[
+            ("reason=\"members\"", |c| c.refused_members),
+            ("reason=\"rate\"", |c| c.refused_handshakes),
+        ],
+    },
+    Family {
+        name: "etherply_deliveries_total",
+        kind: "counter",
+        help: "Ops that won, times the clients that were owed them.",
+        series: &[("", |c| c.deliveries)],
+    },
+    Family {
+        name: "etherply_received_bytes_total",
+        kind: "counter",
+        help: "Bytes that came in from clients.",
+        series: &[("", |c| c.bytes_received)],
+    },
+    Family {
+        name: "etherply_sent_bytes_total",
+        kind: "counter",
+        help: "Bytes that the sockets of clients took.",
+        series: &[("", |c| c.bytes_sent)],
+    },
+    Family {
+        name: "etherply_sends_total",
+        kind: "counter",
+        help: "Sends. Each carries all that its client is owed by then.",
+        series: &[("", |c| c.sends)],
+    },
+    Family {
+        name: "etherply_sends_in_flight",
+        kind: "gauge",
+        help: "Sends that sockets have not taken yet.",
+        series: &[("", |c| c.sends.saturating_sub(c.sends_ended))],
+    },
+    Family {
+        name: "etherply_sent_frames_total",
+        kind: "counter",
+        help: "Frames with the ops of others in all sends; divided by etherply_sends_total, frames per send.",
+        series: &[("", |c| c.frames_sent)],
+    },
+    Family {
+        name: "etherply_conflations_total",
+        kind: "counter",
+        help: "How often a client fell behind (--outbox-max-bytes), and was owed the latest op of each key from then on.",
+        series: &[("", |c| c.conflations)],
+    },
+    Family {
+        name: "etherply_conflated_keys_total",
+        kind: "counter",
+        help: "Ops that such clients were sent, each the latest of its key.",
+        series: &[("", |c| c.conflated_keys)],
+    },
+    Family {
+        name: "etherply_outbox_bytes",
+        kind: "gauge",
+        help: "Memory of what goes out: windows (frames, shared by the clients of a workspace), answers (what waits for one client each).",
+        series: &[
+            ("kind=\"windows\"", |c| c.window_bytes),
+            ("kind=\"answers\"", |c| c.answer_bytes),
+        ],
+    },
+    Family {
+        name: "etherply_shard_failures_total",
+        kind: "counter",
+        help: "How often the shard stopped serving: its log could not be written, or a fault of the server.",
+        series: &[("", |c| c.failures)],
+    },
+    Family {
+        name: "etherply_log_written_bytes_total",
+        kind: "counter",
+        help: "Bytes that were written to the log.",
+        series: &[("", |c| c.log_bytes_written)],
+    },
+    Family {
+        name: "etherply_log_open_bytes",
+        kind: "gauge",
+        help: "Length of the open segment.",
+        series: &[("", |c| c.log_open_bytes)],
+    },
+    Family {
+        name: "etherply_log_live_bytes",
+        kind: "gauge",
+        help: "What the state takes in a log in which nothing is dead.",
+        series: &[("", |c| c.log_live_bytes)],
+    },
+];
+
+/// Durations of each shard under one name.
+struct Histogram {
+    name: &'static str,
+    help: &'static str,
+    of: fn(&Reading) -> &Durations,
+}
+
+const HISTOGRAMS: &[Histogram] = &[
+    Histogram {
+        name: "etherply_log_write_seconds",
+        help: "Writes of the log, from their submission to the turn that saw their end.",
+        of: |reading| &reading.writes,
+    },
+    Histogram {
+        name: "etherply_log_fdatasync_seconds",
+        help: "The fdatasyncs of the log, likewise.",
+        of: |reading| &reading.syncs,
+    },
+    Histogram {
+        name: "etherply_op_durable_seconds",
+        help: "From the receipt of an op to the end of the fdatasync that covers it. A sample: the oldest op of each fdatasync.",
+        of: |reading| &reading.counters.durable,
+    },
+    Histogram {
+        name: "etherply_op_sent_seconds",
+        help: "From the receipt of an op to the end of the sends to all who were owed it, but for those whose send before had not ended. A sample: the oldest op of a commit, one commit at a time.",
+        of: |reading| &reading.counters.sent,
+    },
+    Histogram {
+        name: "etherply_turn_seconds",
+        help: "Turns of the event loop; one that wants another at once counts until that begins, the kernel's part with it.",
+        of: |reading| &reading.turns,
+    },
+];
+
+/// The page.
+#[must_use]
+pub fn text(status: &Status, now_us: u64) -> Vec<u8> {
+    let shards: Vec<Shard> = (0_u64..)
+        .zip(&status.stats)
+        .map(|(number, stats)| Shard {
+            label: label("shard", number),
+            reading: stats.read(now_us),
+        })
+        .collect();
+    let mut page = Page(Vec::with_capacity(4096 + shards.len() * 20_000));
+    put_process(&mut page, status);
+    put_log(&mut page, status, &shards);
+    for family in FAMILIES {
+        page.family(family.name, family.kind, family.help);
+        for shard in &shards {
+            for (labels, number) in family.series {
+                let number = Value::Count(number(&shard.reading.counters));
+                page.sample(family.name, "", &[&shard.label, labels], number);
+            }
+        }
+    }
+    put_codes(&mut page, &shards);
+    put_histograms(&mut page, &shards);
+    page.0
+}
+
+struct Shard {
+    label: String,
+    reading: Reading,
+}
+
+fn put_process(page: &mut Page, status: &Status) {
+    let version = concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"");
+    page.family("etherply_build_info", "gauge", "The version of the server.");
+    page.sample("etherply_build_info", "", &[version], Value::Count(1));
+    let name = "process_start_time_seconds";
+    page.family(name, "gauge", "When the server was started, in Unix time.");
+    let started = Value::Microseconds(status.started_unix_us);
+    page.sample(name, "", &[], started);
+    let name = "etherply_connections";
+    page.family(
+        name,
+        "gauge",
+        "Open connections, by the port that they came to.",
+    );
+    for (door, label) in [
+        (Door::Public, "port=\"public\""),
+        (Door::Admin, "port=\"admin\""),
+    ] {
+        let count = Value::Count(status.connections(door) as u64);
+        page.sample(name, "", &[label], count);
+    }
+    let name = "etherply_connections_limit";
+    page.family(
+        name,
+        "gauge",
+        "The most connections: --max-connections, or what the limit of open files allows.",
+    );
+    page.sample(name, "", &[], Value::Count(status.connections_max as u64));
+    let name = "etherply_ready";
+    page.family(
+        name,
+        "gauge",
+        "Whether the shard serves: 0 while its log is read or cannot be written.",
+    );
+    for (number, is_ready) in (0_u64..).zip(status.each_ready()) {
+        let is_ready = Value::Count(u64::from(is_ready));
+        page.sample(name, "", &[&label("shard", number)], is_ready);
+    }
+}
+
+/// Numbers of the log as a whole.
+struct OfLog {
+    name: &'static str,
+    kind: &'static str,
+    help: &'static str,
+    value: fn(&LogFigures) -> Value,
+}
+
+const OF_LOG: &[OfLog] = &[
+    OfLog {
+        name: "etherply_log_segments",
+        kind: "gauge",
+        help: "Segments of the log, when one was opened or the log was compacted last.",
+        value: |log| Value::Count(log.segments),
+    },
+    OfLog {
+        name: "etherply_log_closed_bytes",
+        kind: "gauge",
+        help: "Length of the closed segments, likewise.",
+        value: |log| Value::Count(log.closed_bytes),
+    },
+    OfLog {
+        name: "etherply_log_compactions_total",
+        kind: "counter",
+        help: "Compactions of the log.",
+        value: |log| Value::Count(log.compactions),
+    },
+    OfLog {
+        name: "etherply_log_compaction_freed_bytes_total",
+        kind: "counter",
+        help: "What compactions have freed.",
+        value: |log| Value::Count(log.compaction_freed_bytes),
+    },
+    OfLog {
+        name: "etherply_log_compaction_failures_total",
+        kind: "counter",
+        help: "Compactions that failed. The log is served as it is, and grows.",
+        value: |log| Value::Count(log.compaction_failures),
+    },
+    OfLog {
+        name: "etherply_recovery_ops",
+        kind: "gauge",
+        help: "Ops that were read from the log at the start.",
+        value: |log| Value::Count(log.recovered_ops),
+    },
+    OfLog {
+        name: "etherply_recovery_torn_bytes",
+        kind: "gauge",
+        help: "What was cut off the log at the start: writes that a crash had interrupted.",
+        value: |log| Value::Count(log.torn_bytes),
+    },
+    OfLog {
+        name: "etherply_recovery_seconds",
+        kind: "gauge",
+        help: "How long the log was read at the start; 0 until that is done.",
+        value: |log| Value::Microseconds(log.recovery_us),
+    },
+];
+
+fn put_log(page: &mut Page, status: &Status, shards: &[Shard]) {
+    let log = status.log.read();
+    for family in OF_LOG {
+        page.family(family.name, family.kind, family.help);
+        page.sample(family.name, "", &[], (family.value)(&log));
+    }
+    let name = "etherply_recovery_bytes";
+    page.family(
+        name,
+        "gauge",
+        "The length of the log at the start, and how much of it has been read.",
+    );
+    let (read_bytes, total_bytes) = status.recovery.bytes();
+    page.sample(name, "", &["state=\"total\""], Value::Count(total_bytes));
+    page.sample(name, "", &["state=\"read\""], Value::Count(read_bytes));
+    let sum = |number: fn(&Counters) -> u64| -> u64 {
+        let counters = shards.iter().map(|shard| &shard.reading.counters);
+        counters.map(number).sum()
+    };
+    let bytes = log.closed_bytes + sum(|counters| counters.log_open_bytes);
+    let live_bytes = sum(|counters| counters.log_live_bytes);
+    let name = "etherply_log_live_ratio";
+    page.family(name, "gauge", "The part of the log that is live. A log that is over a little size is compacted below 0.57.");
+    // In millionths, which is how durations are written too.
+    let ratio = u128::from(live_bytes) * 1_000_000 / u128::from(bytes.max(1));
+    let ratio = u64::try_from(ratio).unwrap_or(u64::MAX).min(1_000_000);
+    page.sample(name, "", &[], Value::Microseconds(ratio));
+}
+
+fn put_codes(page: &mut Page, shards: &[Shard]) {
+    let name = "etherply_http_responses_total";
+    page.family(
+        name,
+        "counter",
+        "Answers to requests by status; 101 is a WebSocket handshake that succeeded.",
+    );
+    let codes: Vec<String> = labels_of(&RESPONSE_CODES);
+    for shard in shards {
+        for (code, count) in codes.iter().zip(shard.reading.counters.responses.counts) {
+            page.sample(name, "", &[&shard.label, code], Value::Count(count));
+        }
+    }
+    let name = "etherply_closes_total";
+    page.family(name, "counter", "Close frames that the server sent first, by code; client: those that answered one of the client.");
+    let codes: Vec<String> = labels_of(&CLOSE_CODES);
+    for shard in shards {
+        let counters = &shard.reading.counters;
+        for (code, count) in codes.iter().zip(counters.closes.counts) {
+            page.sample(name, "", &[&shard.label, code], Value::Count(count));
+        }
+        let count = Value::Count(counters.closed_by_peer);
+        page.sample(name, "", &[&shard.label, "code=\"client\""], count);
+    }
+}
+
+fn labels_of(codes: &[u16]) -> Vec<String> {
+    let known = codes.iter().map(|code| label("code", (*code).into()));
+    known.chain(["code=\"other\"".to_owned()]).collect()
+}
+
+fn put_histograms(page: &mut Page, shards: &[Shard]) {
+    let name = "etherply_turn_longest_seconds";
+    page.family(name, "gauge", "The longest turn of the event loop within the last minute or two: nothing else of the shard moved meanwhile.");
+    for shard in shards {
+        let longest = Value::Microseconds(shard.reading.longest_turn_us);
+        page.sample(name, "", &[&shard.label], longest);
+    }
+    let name = "etherply_commit_ops";
+    page.family(
+        name,
+        "histogram",
+        "Ops of each batch that was written to the log at once.",
+    );
+    let bounds = GROUP_BOUNDS.map(Value::Count);
+    for shard in shards {
+        let groups = &shard.reading.counters.groups;
+        page.histogram(
+            name,
+            &shard.label,
+            &bounds,
+            &groups.counts,
+            Value::Count(groups.sum),
+        );
+    }
+    let bounds = DURATION_BOUNDS_US.map(Value::Microseconds);
+    for Histogram { name, help, of } in HISTOGRAMS {
+        page.family(name, "histogram", help);
+        for shard in shards {
+            let tally = of(&shard.reading);
+            page.histogram(
+                name,
+                &shard.label,
+                &bounds,
+                &tally.counts,
+                Value::Microseconds(tally.sum),
+            );
+        }
+    }
+}
+
+fn label(name: &str, number: u64) -> String {
+    format!("{name}=\"{number}\"")
+}
+
+#[derive(Clone, Copy)]
+enum Value {
+    Count(u64),
+    /// Written as seconds.
+    Microseconds(u64),
+}
+
+/// The page as it grows.
+struct Page(Vec<u8>);
+
+impl Page {
+    fn put(&mut self, parts: &[&str]) {
+        for part in parts {
+            self.0.extend_from_slice(part.as_bytes());
+        }
+    }
+
+    fn value(&mut self, value: Value) {
+        let mut buffer = itoa::Buffer::new();
+        match value {
+            Value::Count(count) => self.put(&[buffer.format(count)]),
+            Value::Microseconds(us) => {
+                self.put(&[buffer.format(us / 1_000_000)]);
+                let fraction = us % 1_000_000;
+                if fraction > 0 {
+                    // With the zeros that stand before it, and without those behind it.
+                    let digits = buffer.format(1_000_000 + fraction);
+                    self.put(&[".", digits[1..].trim_end_matches('0')]);
+                }
+            }
+        }
+    }
+
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        self.put(&[
+            "# HELP ",
+            name,
+            " ",
+            help,
+            "\n# TYPE ",
+            name,
+            " ",
+            kind,
+            "\n",
+        ]);
+    }
+
+    fn sample(&mut self, name: &str, suffix: &str, labels: &[&str], value: Value) {
+        self.put(&[name, suffix]);
+        let mut before = "{";
+        for label in labels.iter().filter(|label| !label.is_empty()) {
+            self.put(&[before, label]);
+            before = ",";
+        }
+        self.put(&[if before == "," { "} " } else { " " }]);
+        self.value(value);
+        self.put(&["\n"]);
+    }
+
+    /// Classes count all that is in those below, too.
+    fn histogram(&mut self, name: &str, shard: &str, bounds: &[Value], counts: &[u64], sum: Value) {
+        let (mut count, mut counts) = (0, counts.iter());
+        for (bound, of_class) in bounds.iter().zip(&mut counts) {
+            count += of_class;
+            self.put(&[name, "_bucket{", shard, ",le=\""]);
+            self.value(*bound);
+            self.put(&["\"} "]);
+            self.value(Value::Count(count));
+            self.put(&["\n"]);
+        }
+        count += counts.sum::<u64>();
+        self.sample(
+            name,
+            "_bucket",
+            &[shard, "le=\"+Inf\""],
+            Value::Count(count),
+        );
+        self.sample(name, "_sum", &[shard], sum);
+        self.sample(name, "_count", &[shard], Value::Count(count));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_written_in_base_units() {
+        for (value, written) in [
+            (Value::Count(0), "0"),
+            (Value::Count(u64::MAX), "18446744073709551615"),
+            (Value::Microseconds(0), "0"),
+            (Value::Microseconds(10), "0.00001"),
+            (Value::Microseconds(1_000_000), "1"),
+            (Value::Microseconds(1_050_000), "1.05"),
+            (Value::Microseconds(12_345_678), "12.345678"),
+        ] {
+            let mut page = Page(Vec::new());
+            page.value(value);
+            assert_eq!(String::from_utf8(page.0).unwrap(), written);
+        }
+    }
+
+    #[test]
+    fn a_histogram_counts_upwards_and_ends_in_infinity() {
+        let mut page = Page(Vec::new());
+        let bounds = [Value::Microseconds(10), Value::Microseconds(2_000_000)];
+        page.histogram(
+            "h",
+            "shard=\"7\"",
+            &bounds,
+            &[1, 2, 4],
+            Value::Microseconds(500),
+        );
+        assert_eq!(
+            String::from_utf8(page.0).unwrap(),
+            "h_bucket{shard=\"7\",le=\"0.00001\"} 1\n\
+             h_bucket{shard=\"7\",le=\"2\"} 3\n\
+             h_bucket{shard=\"7\",le=\"+Inf\"} 7\n\
+             h_sum{shard=\"7\"} 0.0005\n\
+             h_count{shard=\"7\"} 7\n"
+        );
+    }
+}

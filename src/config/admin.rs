@@ -1,0 +1,73 @@
+//! Where the metrics, the health checks and the console are.
+
+use std::net::{IpAddr, SocketAddr};
+
+use clap::Args;
+
+use super::value;
+
+/// The settings of what the server shows of itself, as they were given.
+#[derive(Debug, Args)]
+pub struct Admin {
+    /// A port of its own for /metrics, /healthz, /readyz and the console; 0 takes a free one. /metrics and the console are then
+    /// not on --port [default: none, they are all on --port]
+    #[arg(long, value_name = "PORT", env = "ETHERPLY_ADMIN_PORT", hide_env_values = true, value_parser = value::port)]
+    pub admin_port: Option<u16>,
+
+    /// The address of --admin-port: who reaches it may read the metrics [default: 127.0.0.1]
+    #[arg(long, value_name = "IP", env = "ETHERPLY_ADMIN_HOST", hide_env_values = true, value_parser = value::ip, requires = "admin_port")]
+    pub admin_host: Option<IpAddr>,
+
+    /// Without --admin-port: answer /metrics to everybody, and not to this machine alone
+    #[arg(long, env = "ETHERPLY_METRICS_PUBLIC", hide_env_values = true)]
+    pub metrics_public: bool,
+}
+
+impl Admin {
+    /// The address of the port of their own, where there is one.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        let host = self.admin_host;
+        let host = host.unwrap_or(IpAddr::from([127, 0, 0, 1]));
+        self.admin_port.map(|port| SocketAddr::new(host, port))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use crate::config::{Command, CommandLine, usage_line};
+
+    fn address(flags: &[&str]) -> Result<String, String> {
+        let line = ["etherply", "serve"].iter().chain(flags);
+        let line = CommandLine::try_parse_from(line).map_err(|error| usage_line(&error))?;
+        let Command::Serve(serve) = line.command else {
+            unreachable!("the line says serve");
+        };
+        let address = serve.admin_address().map_err(|error| error.to_string())?;
+        Ok(address.map_or_else(String::new, |address| address.to_string()))
+    }
+
+    #[test]
+    fn the_address_is_one_of_this_machine_unless_another_is_named() {
+        let port = "--admin-port=9090";
+        for (flags, expected) in [
+            (&[][..], Ok("")),
+            (&[port], Ok("127.0.0.1:9090")),
+            (&[port, "--admin-host=::"], Ok("[::]:9090")),
+            (&["--dev", port], Ok("127.0.0.1:9090")),
+            (
+                &["--dev", port, "--admin-host=::"],
+                Err("--admin-host is ::"),
+            ),
+            (&["--admin-host=::1"], Err("--admin-port <PORT>")),
+        ] {
+            match (address(flags), expected) {
+                (Ok(address), Ok(expected)) => assert_eq!(address, expected, "{flags:?}"),
+                (Err(line), Err(words)) => assert!(line.contains(words), "{line}"),
+                (outcome, _) => panic!("{flags:?}: {outcome:?}"),
+            }
+        }
+    }
+}
