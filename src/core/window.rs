@@ -23,11 +23,11 @@ impl Piece {
         self.start + self.chunk.len() as u64
     }
 
-    /// The stretch from one offset to another, if it holds all of it.
+    /// The stretch from one offset to another, if there is one and it holds all of it.
     fn span(&self, from: u64, until: u64) -> Option<Span> {
         let within =
             |offset: u64| usize::try_from(offset - self.start).expect("a chunk fits memory");
-        let holds = self.start <= from && until <= self.end();
+        let holds = self.start <= from && from < until && until <= self.end();
         holds.then(|| Span::new(Rc::clone(&self.chunk), within(from), within(until)))
     }
 }
@@ -183,6 +183,11 @@ impl Window {
         self.frames[first.max(behind.saturating_sub(1))].end
     }
 
+    /// Each op that won has a frame, so their numbers count them.
+    fn frames_between(&self, from: u64, until: u64) -> u64 {
+        self.seq_at(until) - self.seq_at(from)
+    }
+
     /// Appends the bytes from one offset to another to `out`.
     ///
     /// # Panics
@@ -192,8 +197,7 @@ impl Window {
             self.start <= from && from <= until && until <= self.end,
             "a cursor lies within the window"
         );
-        // Each op that won has a frame, so their numbers count them.
-        pool.held.frames_taken += self.seq_at(until) - self.seq_at(from);
+        pool.held.frames_taken += self.frames_between(from, until);
         let mut from = from;
         let first = self
             .pieces
@@ -224,6 +228,7 @@ impl Window {
             .as_ref()
             .and_then(|piece| piece.span(from, until))
         {
+            pool.held.frames_taken += self.frames_between(from, until);
             return pool.push_span(out, span);
         }
         let before = out.len();
@@ -318,6 +323,39 @@ mod tests {
             2 => (0..2000_u64).prop_map(Step::Drop),
         ];
         prop::collection::vec(step, 0..60)
+    }
+
+    #[test]
+    fn those_who_stand_at_the_same_place_are_sent_the_same_piece() {
+        let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
+        let mut in_flight = Vec::new();
+        for seq in 1..=3 {
+            window.push(&mut pool, seq, seq, 10, |out| out.resize(out.len() + 10, 7));
+            // A chunk that is on its way is not written to, so that the next frame has one of its own.
+            let mut spans = Spans::new();
+            window.spans(window.end() - 10, window.end(), &mut pool, &mut spans);
+            in_flight.push(spans);
+        }
+        let mut taken = |from, until| {
+            let before = pool.held.frames_taken;
+            let mut spans = Spans::new();
+            window.joined(from, until, &mut pool, &mut spans);
+            let frames = pool.held.frames_taken - before;
+            assert_eq!(frames, (until - from) / 10);
+            spans
+        };
+        assert!(taken(0, 0).is_empty());
+        let joined = taken(0, 30).pop().unwrap().into_chunk();
+        assert_eq!(*joined, [7; 30]);
+        for (from, until) in [(0, 30), (10, 30), (0, 20)] {
+            let spans = taken(from, until);
+            assert_eq!(spans_bytes(&spans) as u64, until - from);
+            let chunk = spans.into_iter().next().unwrap().into_chunk();
+            assert!(Rc::ptr_eq(&chunk, &joined), "{from}..{until}");
+        }
+        assert!(taken(30, 30).is_empty());
+        window.drop_before(30, &mut pool);
+        assert_eq!(Rc::strong_count(&joined), 1, "nobody needs it any more");
     }
 
     proptest! {

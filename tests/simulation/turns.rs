@@ -8,7 +8,7 @@ use etherply::core::session::SessionId;
 use etherply::core::window::Spans;
 use etherply::limits::{
     BATCH_BYTES_MAX, HEAD_TIMEOUT_US, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN, SECOND_US,
-    SEND_BYTES_MAX, SENDS_PER_TURN_MAX, STALL_TIMEOUT_US,
+    SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SENDS_PER_TURN_MIN, STALL_TIMEOUT_US,
 };
 use etherply::log::commit::Durability;
 
@@ -98,7 +98,7 @@ impl World {
             sends <= sends_max,
             "a turn sends to {SENDS_PER_TURN_MAX} sessions, not {sends}"
         );
-        self.coverage.full_turns += u64::from(sends >= SENDS_PER_TURN_MAX);
+        self.coverage.full_turns += u64::from(sends >= SENDS_PER_TURN_MIN);
         self.check_members(shard);
     }
 
