@@ -124,6 +124,8 @@ pub const MESSAGES_PER_TURN_MAX: usize = 256;
 pub const CHUNK_BYTES_MIN: usize = 256;
 /// Frames share a chunk up to this size; a longer frame has one for itself.
 pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
+/// An init message up to this size is kept for whoever joins next; one for each shard.
+pub const INIT_BYTES_KEPT_MAX: usize = 4 * 1024 * 1024;
 /// A stretch of a window that is copied into one piece for those who are sent it is no longer than this.
 pub const JOINED_BYTES_MAX: usize = 64 * 1024;
 /// Chunks that a shard keeps for their next use.

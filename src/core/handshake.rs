@@ -1,5 +1,6 @@
 //! The first part of a session's life: the request head, the token, joining a workspace.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::core::contract::{Clock, Output, Ticket, Wish, shard_of};
@@ -9,7 +10,7 @@ use crate::core::room::Room;
 use crate::core::session::{Intake, Session, SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
 use crate::core::workspace::Workspace;
-use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
+use crate::limits::{HEAD_TIMEOUT_US, INIT_BYTES_KEPT_MAX, RETRY_AFTER_S};
 use crate::wire::auth::{Grant, Verifier};
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
@@ -238,6 +239,10 @@ impl Shard {
         let room_slot = self.enter_room(workspace);
         let room = &mut self.rooms[room_slot as usize];
         let init = room.init();
+        // Who comes next, a moment after this one has it all, is to find it encoded.
+        if init.chunk.len() <= INIT_BYTES_KEPT_MAX {
+            self.kept_init = Some(Rc::clone(&init.chunk));
+        }
         let member = u32::try_from(room.members.len()).expect("fewer members than descriptors");
         room.members.push(id.slot);
         self.members_count += 1;

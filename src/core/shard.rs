@@ -35,7 +35,7 @@ use crate::core::rate::{Bucket, Meter};
 use crate::core::room::Room;
 use crate::core::session::{Session, SessionId, State};
 use crate::core::timers::Wheel;
-use crate::core::window::ChunkPool;
+use crate::core::window::{Chunk, ChunkPool};
 use crate::core::workspace::Workspace;
 use crate::limits::{COMMIT_AGE_US, REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SENDS_PER_TURN_MIN};
 use crate::log::commit::{Commit, Durability, OpenSegment, Step};
@@ -61,6 +61,8 @@ pub struct Shard {
     pub(super) meters: Vec<Meter>,
     /// The requests with a token.
     pub(super) handshakes: Bucket,
+    /// The init that somebody was sent last.
+    pub(super) kept_init: Option<Chunk>,
     /// Sessions in a room.
     pub(super) members_count: u64,
     pub(super) room_index: HashMap<Box<str>, u32, FixedState>,
@@ -174,6 +176,7 @@ impl Shard {
             handshakes_count: 0,
             meters: Vec::new(),
             handshakes: Bucket::default(),
+            kept_init: None,
             members_count: 0,
             room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             visible_position: commit.visible_position(),

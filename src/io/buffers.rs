@@ -177,6 +177,11 @@ impl ReceiveBuffers {
         assert!(was_lent, "the kernel gives up a buffer that it was lent");
     }
 
+    /// How many buffers the kernel has, or has filled since.
+    pub fn lent_count(&self) -> usize {
+        self.lent.iter().filter(|is_lent| **is_lent).count()
+    }
+
     /// The next run of neighbours among the buffers that are to be provided now; they are lent from here on.
     pub fn next_run(&mut self) -> Option<Run> {
         self.returned.sort_unstable_by(|one, other| other.cmp(one));
@@ -278,6 +283,8 @@ mod tests {
         let mut buffers = ReceiveBuffers::new();
         let all = buffers.next_run().unwrap();
         assert_eq!((all.first, all.count), (0, RECEIVE_BUFFERS));
+        assert_eq!(buffers.lent_count(), usize::from(RECEIVE_BUFFERS));
+        assert!(buffers.next_run().is_none());
         for index in [7, 3, 4, 9, 8] {
             let mut filled = buffers.filled(index, 5);
             filled.bytes().copy_from_slice(b"hello");

@@ -31,6 +31,7 @@
 )]
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::ops::ControlFlow;
@@ -173,8 +174,8 @@ impl Ready {
 pub struct Ring<T> {
     flights: Slab<Flight<T>>,
     buffers: ReceiveBuffers,
-    /// Receives that found no buffer or were interrupted: armed again behind the buffers that come back.
-    starved: Vec<(T, i32)>,
+    /// Receives that found no buffer or were interrupted, the oldest first: armed again behind the buffers that come back.
+    starved: VecDeque<(T, i32)>,
     /// As on kernels before 5.19.
     waits_before_receive: bool,
     spare: Spare,
@@ -200,7 +201,7 @@ pub fn run<T: Copy + 'static>(
     let mut ring = Ring {
         flights: Slab::new(),
         buffers: ReceiveBuffers::new(),
-        starved: Vec::new(),
+        starved: VecDeque::new(),
         waits_before_receive,
         spare: Spare::default(),
     };
@@ -270,7 +271,7 @@ impl<T: Copy + 'static> Ring<T> {
                 if let Some(index) = cqueue::buffer_select(flags) {
                     self.buffers.take_back(index, 1);
                 }
-                self.starved.push((token, fd));
+                self.starved.push_back((token, fd));
                 return None;
             }
             (Kind::Receive { .. } | Kind::Readable { .. }, _) => {
@@ -351,11 +352,12 @@ impl<T: Copy + 'static> Ring<T> {
             };
             self.submit(own, kind, entry.build());
         }
-        let mut starved = std::mem::take(&mut self.starved);
-        for (token, fd) in starved.drain(..) {
+        // The oldest, and no more than there can be buffers for: who is tried in vain would stand behind those who came later.
+        let count = self.starved.len().min(self.buffers.lent_count());
+        for _ in 0..count {
+            let (token, fd) = self.starved.pop_front().expect("so many wait");
             self.submit_receive(fd, token);
         }
-        self.starved = starved;
     }
 
     /// Wants another turn at once.

@@ -175,6 +175,46 @@ fn more_receives_than_buffers_get_their_own_bytes() {
 }
 
 #[test]
+fn receives_that_lack_a_buffer_get_one_in_their_turn() {
+    let count = 4 * usize::from(RECEIVE_BUFFERS);
+    let pairs: Vec<_> = (0..count).map(|_| UnixStream::pair().unwrap()).collect();
+    for (_, peer) in &pairs {
+        (&*peer).write_all(b"x").unwrap();
+    }
+    let (mut received, mut turns) = (vec![0_u32; count], 0);
+    run_turns(false, &mut |ring, completions| {
+        if turns == 0 {
+            for (token, (socket, _)) in pairs.iter().enumerate() {
+                ring.receive(socket.as_fd(), token);
+            }
+        }
+        turns += 1;
+        for completion in completions {
+            // Who was read has something to say again at once, as a client that was answered.
+            let (token, text) = outcome(ring, completion);
+            assert_eq!(text, "x");
+            received[token] += 1;
+            (&pairs[token].1).write_all(b"x").unwrap();
+            ring.receive(pairs[token].0.as_fd(), token);
+        }
+        let all: u32 = received.iter().sum();
+        if all >= 20 * u32::try_from(count).unwrap() {
+            return ControlFlow::Break(());
+        }
+        assert!(
+            turns < 10_000,
+            "nobody is read any more: {all} times in all"
+        );
+        ControlFlow::Continue(())
+    });
+    let (least, most) = (received.iter().min(), received.iter().max());
+    assert!(
+        least >= Some(&15) && most <= Some(&25),
+        "{least:?} to {most:?}"
+    );
+}
+
+#[test]
 fn a_cancel_ends_the_operations_on_its_descriptor_and_no_other() {
     let bell = eventfd(0, EventfdFlags::empty()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -312,7 +352,7 @@ fn buffers_that_the_kernel_did_not_take_are_provided_again() {
         let mut ring: Ring<usize> = Ring {
             flights: Slab::new(),
             buffers: ReceiveBuffers::new(),
-            starved: Vec::new(),
+            starved: VecDeque::new(),
             waits_before_receive: false,
             spare: Spare::default(),
         };

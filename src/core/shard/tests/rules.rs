@@ -1,5 +1,7 @@
 //! The rules of a session's way through a shard, one by one: joining, reading, falling behind.
 
+use std::rc::Rc;
+
 use super::rig::{Rig, START_UNIX_S, frame, head, op, pong};
 use crate::core::contract::{Input, Surroundings, shard_of};
 use crate::core::outbox::Outbox;
@@ -152,6 +154,30 @@ fn members_that_leave_in_any_order_leave_the_others_in() {
         assert_eq!(rig.seen(stays), ["k=1@1"], "{leaving:?}");
         assert_eq!(rig.shard.rooms[0].members.len(), 2);
     }
+}
+
+#[test]
+fn an_init_is_encoded_once_for_those_who_join_one_after_the_other() {
+    let mut rig = Rig::new(|_| ());
+    let kept = |rig: &Rig| rig.shard.kept_init.as_ref().map(Rc::as_ptr);
+    let writer = rig.join("w", None);
+    rig.op(writer, "k", "1", 1);
+    let (first, second) = (rig.join("w", None), rig.join("w", None));
+    let encoded = kept(&rig).expect("it is small");
+    assert_eq!(rig.seen(first), ["101", "init 1"]);
+    let third = rig.join("w", None);
+    assert_eq!(kept(&rig), Some(encoded));
+    assert_eq!(
+        (rig.seen(second), rig.seen(third)),
+        (
+            vec!["101".to_owned(), "init 1".to_owned()],
+            vec!["101".to_owned(), "init 1".to_owned()]
+        )
+    );
+    // One at a time.
+    let elsewhere = rig.join("v", None);
+    assert_eq!(rig.seen(elsewhere), ["101", "init 0"]);
+    assert_ne!(kept(&rig), Some(encoded));
 }
 
 // ---- reading ----
