@@ -1,0 +1,257 @@
+//! Whole blocks out of appends of any length: what a write past the page cache wants (open(2), `O_DIRECT`).
+//!
+//! An append begins anywhere in a block and ends anywhere in one. The block that it begins in is written again, with the same
+//! bytes before the append, as the page cache would do; the one that it ends in is filled with zeros.
+//!
+//! ```text
+//!              ┌ end of what was appended before
+//!   ── block ──┼────── block ──────┬────── block ──────┬── zeros that were claimed ahead ──
+//!      │ tail  │ the append ...            │ zeros      │
+//!      └────────────── one write ──────────────────────┘
+//! ```
+//!
+//! A write that makes the file longer costs the file system a commit of its journal, one into what is there does not. So a
+//! write that goes beyond the end of the file takes some zeros along, and those that follow find room.
+
+use std::io;
+
+use aligned_vec::{AVec, ConstAlign};
+
+use super::record::SEGMENT_HEADER_BYTES;
+
+/// The length and the alignment of a block: a multiple of what the disks ask for that there are.
+pub const BLOCK_BYTES: usize = 4096;
+/// An append of this length pays for a longer file anyway: it takes no zeros along, which would be written twice.
+const LONG_BYTES: usize = 64 * 1024;
+/// What is kept of the memory of a write for the next one.
+const SPARE_BYTES: usize = 512 * 1024;
+
+/// Bytes that begin where a block may.
+pub type Blocks = AVec<u8, ConstAlign<BLOCK_BYTES>>;
+
+/// A write of whole blocks.
+#[derive(Debug)]
+pub struct BlockWrite {
+    /// In the file; a multiple of [`BLOCK_BYTES`], as is the length.
+    pub offset: u64,
+    /// What to write.
+    pub blocks: Blocks,
+}
+
+/// Makes whole blocks of the appends to one file.
+#[derive(Debug)]
+pub struct BlockWriter {
+    /// Where the next append begins.
+    end: u64,
+    /// The bytes before it of the block that it is in.
+    tail: Vec<u8>,
+    /// The end of the file, as far as it is known to be filled.
+    filled_end: u64,
+    /// The file grows to a multiple of this.
+    fill_bytes: u64,
+    /// What is being written, and what of it was written before.
+    appended: Option<(Vec<u8>, usize)>,
+    spare: Blocks,
+}
+
+impl BlockWriter {
+    /// Appends to a file that holds this header and nothing else. It grows by `fill_bytes` at a time.
+    ///
+    /// # Panics
+    /// Where `fill_bytes` are not whole blocks.
+    #[must_use]
+    pub fn new(header: &[u8; SEGMENT_HEADER_BYTES], fill_bytes: u64) -> Self {
+        assert!(
+            fill_bytes > 0 && fill_bytes.is_multiple_of(BLOCK_BYTES as u64),
+            "a file grows by whole blocks"
+        );
+        Self {
+            end: header.len() as u64,
+            tail: header.to_vec(),
+            filled_end: 0,
+            fill_bytes,
+            appended: None,
+            spare: Blocks::new(BLOCK_BYTES),
+        }
+    }
+
+    /// The write that appends `bytes[from..]` at `offset`.
+    ///
+    /// # Panics
+    /// Where `offset` is not the end, nothing is to be appended, or another write is under way.
+    pub fn begin(&mut self, bytes: Vec<u8>, from: usize, offset: u64) -> BlockWrite {
+        assert!(
+            offset == self.end && from < bytes.len() && self.appended.is_none(),
+            "appends follow each other"
+        );
+        let start = self.end - self.tail.len() as u64;
+        let mut blocks = std::mem::replace(&mut self.spare, Blocks::new(BLOCK_BYTES));
+        blocks.clear();
+        blocks.extend_from_slice(&self.tail);
+        blocks.extend_from_slice(&bytes[from..]);
+        let end = start + blocks.len() as u64;
+        let is_growing = end > self.filled_end && bytes.len() - from < LONG_BYTES;
+        let unit = if is_growing {
+            self.fill_bytes
+        } else {
+            BLOCK_BYTES as u64
+        };
+        let length = end.next_multiple_of(unit) - start;
+        blocks.resize(usize::try_from(length).expect("it is in memory"), 0);
+        self.appended = Some((bytes, from));
+        BlockWrite {
+            offset: start,
+            blocks,
+        }
+    }
+
+    /// Takes the outcome of the write: how many bytes of the blocks were taken. Gives the bytes back, and how many of those that
+    /// were to be appended were taken; none is an error, `WriteZero`.
+    ///
+    /// # Panics
+    /// Where no write is under way.
+    pub fn finish(
+        &mut self,
+        blocks: Blocks,
+        outcome: io::Result<usize>,
+    ) -> (Vec<u8>, io::Result<usize>) {
+        let (bytes, from) = self.appended.take().expect("a write is under way");
+        let outcome = outcome.and_then(|count| match self.took(&bytes[from..], count) {
+            // The disk took what was there before, and has no room for more.
+            0 => Err(io::ErrorKind::WriteZero.into()),
+            count => Ok(count),
+        });
+        if blocks.capacity() <= SPARE_BYTES {
+            self.spare = blocks;
+        }
+        (bytes, outcome)
+    }
+
+    fn took(&mut self, bytes: &[u8], blocks_count: usize) -> usize {
+        let start = self.end - self.tail.len() as u64;
+        self.filled_end = self.filled_end.max(start + blocks_count as u64);
+        // What stands before the append was there already.
+        let count = blocks_count
+            .saturating_sub(self.tail.len())
+            .min(bytes.len());
+        self.end += count as u64;
+        let tail_bytes = usize::try_from(self.end % BLOCK_BYTES as u64).expect("a part of a block");
+        if count >= tail_bytes {
+            self.tail.clear();
+            self.tail
+                .extend_from_slice(&bytes[count - tail_bytes..count]);
+        } else {
+            self.tail.extend_from_slice(&bytes[..count]);
+        }
+        count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HEADER: [u8; SEGMENT_HEADER_BYTES] = [b'h'; SEGMENT_HEADER_BYTES];
+
+    /// A file that takes whole blocks at their places, and nothing else.
+    #[derive(Default)]
+    struct File {
+        bytes: Vec<u8>,
+        grown_count: usize,
+    }
+
+    impl File {
+        fn write(&mut self, write: &BlockWrite, count: usize) {
+            let offset = usize::try_from(write.offset).unwrap();
+            assert!(offset.is_multiple_of(BLOCK_BYTES));
+            assert!(write.blocks.len().is_multiple_of(BLOCK_BYTES));
+            assert!(write.blocks.as_ptr().addr().is_multiple_of(BLOCK_BYTES));
+            assert!(offset <= self.bytes.len(), "there is no hole");
+            let end = (offset + count).max(self.bytes.len());
+            self.grown_count += usize::from(end > self.bytes.len());
+            self.bytes.resize(end, 0);
+            self.bytes[offset..offset + count].copy_from_slice(&write.blocks[..count]);
+        }
+    }
+
+    fn append(writer: &mut BlockWriter, file: &mut File, end: &mut u64, bytes: &[u8]) {
+        let write = writer.begin(bytes.to_vec(), 0, *end);
+        let count = write.blocks.len();
+        file.write(&write, count);
+        let (back, outcome) = writer.finish(write.blocks, Ok(count));
+        assert_eq!(
+            (back.as_slice(), outcome.unwrap()),
+            (bytes, bytes.len()),
+            "all of it is there"
+        );
+        *end += bytes.len() as u64;
+    }
+
+    #[test]
+    fn the_file_grows_rarely_by_short_appends_and_without_zeros_by_long_ones() {
+        const FILL_BYTES: u64 = 16 * BLOCK_BYTES as u64;
+        for (bytes, appends, grown_count, file_bytes) in [
+            (100, 600, 1, FILL_BYTES),
+            (100, 700, 2, 2 * FILL_BYTES),
+            (BLOCK_BYTES, 15, 1, FILL_BYTES),
+            (LONG_BYTES, 1, 1, FILL_BYTES + BLOCK_BYTES as u64),
+            (LONG_BYTES - 1, 1, 1, FILL_BYTES * 2),
+        ] {
+            let (mut file, mut end) = (File::default(), SEGMENT_HEADER_BYTES as u64);
+            let mut writer = BlockWriter::new(&HEADER, FILL_BYTES);
+            for _ in 0..appends {
+                append(&mut writer, &mut file, &mut end, &vec![b'x'; bytes]);
+            }
+            assert_eq!(
+                (file.grown_count, file.bytes.len() as u64),
+                (grown_count, file_bytes),
+                "{appends} of {bytes}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_failed_write_changes_nothing() {
+        let mut writer = BlockWriter::new(&HEADER, BLOCK_BYTES as u64);
+        let write = writer.begin(b"abc".to_vec(), 1, 64);
+        let (bytes, outcome) = writer.finish(write.blocks, Err(io::ErrorKind::StorageFull.into()));
+        assert_eq!(
+            (bytes.as_slice(), outcome.is_err(), writer.end),
+            (&b"abc"[..], true, 64)
+        );
+    }
+
+    proptest! {
+        /// The file is what was appended, whatever the lengths are and wherever writes are cut short.
+        #[test]
+        fn the_file_is_what_was_appended(
+            appends in prop::collection::vec((1..20_000_usize, prop::collection::vec(0..6_usize, 0..4)), 1..20),
+            fill_blocks in 1..5_u64,
+        ) {
+            let (mut file, mut naive) = (File::default(), HEADER.to_vec());
+            let mut writer = BlockWriter::new(&HEADER, fill_blocks * BLOCK_BYTES as u64);
+            for (number, (length, cuts)) in appends.into_iter().enumerate() {
+                let bytes = vec![b'0' + u8::try_from(number).unwrap(); length];
+                let (mut from, mut cuts) = (0, cuts.into_iter());
+                while from < length {
+                    let write = writer.begin(bytes.clone(), from, naive.len() as u64);
+                    let most = write.blocks.len();
+                    let count = cuts.next().map_or(most, |cut| most.min(cut * BLOCK_BYTES));
+                    file.write(&write, count);
+                    let (_, outcome) = writer.finish(write.blocks, Ok(count));
+                    prop_assert_eq!(outcome.is_err(), count <= naive.len() % BLOCK_BYTES);
+                    let taken = outcome.unwrap_or(0);
+                    naive.extend_from_slice(&bytes[from..from + taken]);
+                    from += taken;
+                    // Before the first write the header is there by another way.
+                    if !file.bytes.is_empty() {
+                        prop_assert_eq!(&file.bytes[..naive.len()], naive.as_slice());
+                        prop_assert!(file.bytes[naive.len()..].iter().all(|byte| *byte == 0 || taken == 0));
+                    }
+                }
+            }
+        }
+    }
+}
