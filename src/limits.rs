@@ -78,12 +78,16 @@ pub const COMPACTION_BATCH_BYTES: usize = 1024 * 1024;
 pub const COMPACTION_READ_BYTES: usize = 256 * 1024;
 /// How long compaction rests after a failure.
 pub const COMPACTION_RETRY_US: u64 = 30 * SECOND_US;
+/// A segment that is written through grows by so much at a time, filled with zeros: only these writes are slow.
+pub const SEGMENT_FILL_BYTES: u64 = 256 * 1024;
 /// A batch of ops that has reached this size takes no more sessions' messages until it is written.
 pub const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// A commit starts when its oldest op is this old, even where a round of sends is not done yet: a
-/// long round in one workspace must not hold up the ops of the others.
-pub const COMMIT_AGE_US: u64 = 2_000;
+/// A commit starts when its oldest op is this old, even where a round of sends is not done yet: a long round in one workspace
+/// must not hold up the ops of the others, nor those of its own.
+pub const COMMIT_AGE_MIN_US: u64 = 250;
+/// It may become older where commits take long, but not older than this.
+pub const COMMIT_AGE_MAX_US: u64 = 10_000;
 /// The room that a new segment must find on the disk before a shard that had failed serves again.
 pub const SEGMENT_RESERVE_BYTES: u64 = 1024 * 1024;
 /// The first wait before a failed shard tries to open its log again; doubled from try to try.
@@ -237,6 +241,10 @@ const _: () = assert!(RING_ENTRIES < COMPLETION_ENTRIES);
 const _: () =
     assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_MAX && COMPACTION_BATCH_BYTES <= BATCH_BYTES_MAX);
 const _: () = assert!(
+    SEGMENT_FILL_BYTES <= SEGMENT_BYTES_MIN / 8 && SEGMENT_FILL_BYTES <= SEGMENT_RESERVE_BYTES,
+    "what is filled ahead is a small part of a segment, and a shard that serves again finds room for it"
+);
+const _: () = assert!(
     100 + 100 / COMPACTION_DEAD_SHARE < COMPACTION_START_PERCENT,
     "a compaction leaves less than what starts the next one"
 );
@@ -255,6 +263,7 @@ const _: () = assert!(
     "a workspace holds more than a few messages"
 );
 const _: () = assert!(REOPEN_WAIT_MIN_US < REOPEN_WAIT_MAX_US);
+const _: () = assert!(COMMIT_AGE_MIN_US < COMMIT_AGE_MAX_US);
 const _: () = assert!(ACCEPT_PAUSE_US < ACCEPT_WARNING_US);
 const _: () =
     assert!(DESCRIPTORS_RESERVED > (REFUSALS_IN_FLIGHT_MAX + ADMIN_CONNECTIONS_MAX) as u64);

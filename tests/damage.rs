@@ -47,11 +47,9 @@ enum End {
 /// What a start has to make of a log.
 #[derive(Debug, PartialEq, Eq)]
 enum Expected {
-    /// It serves the first so many ops. `cut`: of segment 1, so many bytes from that offset on were cut off, and this is told.
-    Starts {
-        ops: usize,
-        cut: Option<(usize, usize)>,
-    },
+    /// It serves the first so many ops. `cut`: segment 1 was cut off there. What was cut off is told, but for zeros at the end,
+    /// with which a segment is filled ahead.
+    Starts { ops: usize, cut: Option<usize> },
     /// One line with the file, the offset, and the command that helps.
     Refused { file: &'static str, offset: usize },
 }
@@ -90,8 +88,14 @@ impl Log {
                 server.kill9();
             }
         }
-        let image = files::image(server.data_dir());
+        let mut image = files::image(server.data_dir());
         let layout = Layout::of(&image[Path::new(SEGMENT_1)]);
+        for (_, bytes) in image.iter_mut().filter(|(name, _)| {
+            let extension = name.extension();
+            extension.is_some_and(|extension| extension == "aof")
+        }) {
+            bytes.truncate(Layout::of(bytes).len);
+        }
         Log {
             image,
             layout,
@@ -109,7 +113,7 @@ impl Log {
     }
 
     /// What is expected where the first bad byte of segment 1 is at this offset.
-    fn expected_bad_at(&self, offset: usize, file_len: usize) -> Expected {
+    fn expected_bad_at(&self, offset: usize) -> Expected {
         let unit = self.layout.unit_at(offset);
         let is_last_batch = unit.batch + 1 == self.layout.batches_count;
         let is_vouched_for = match self.end {
@@ -125,7 +129,7 @@ impl Log {
         }
         Expected::Starts {
             ops: unit.ops_before,
-            cut: Some((unit.start, file_len - unit.start)),
+            cut: Some(unit.start),
         }
     }
 
@@ -138,10 +142,9 @@ impl Log {
                 offset: unit.start,
             };
         }
-        let cut_bytes = len - unit.start;
         Expected::Starts {
             ops: unit.ops_before,
-            cut: (cut_bytes > 0).then_some((unit.start, cut_bytes)),
+            cut: Some(unit.start),
         }
     }
 
@@ -168,7 +171,12 @@ impl Log {
                 );
                 assert!(line.ends_with(&command), "what helps: {line}");
             }
-            Expected::Starts { ops, cut } => self.check_start(setup, *ops, *cut).await,
+            Expected::Starts { ops, cut } => {
+                let behind = cut.map(|cut| (cut, &image[Path::new(SEGMENT_1)][cut..]));
+                let cut = behind.map(|(cut, behind)| (cut, files::written_len(behind)));
+                let cut = cut.filter(|(_, bytes)| *bytes > 0);
+                self.check_start(setup, *ops, cut).await;
+            }
         }
     }
 
@@ -242,7 +250,7 @@ async fn check_flips(end: End) {
     for unit in &log.layout.units {
         for (field, at) in &unit.fields {
             let what = format!("a bit of {field} of {:?} at {}", unit.kind, unit.start);
-            let expected = log.expected_bad_at(*at, log.layout.len);
+            let expected = log.expected_bad_at(*at);
             let image = log.harmed(|bytes| bytes[*at] ^= 1);
             log.check(&what, &image, &expected).await;
         }
@@ -382,7 +390,6 @@ async fn pieces_that_are_gone_or_moved_are_never_passed_over() {
         for surgery in SURGERIES {
             let image = log.harmed(|bytes| (surgery.harm)(bytes, &log.layout));
             let unit = log.layout.unit_at((surgery.bad_at)(&log.layout));
-            let file_len = image[Path::new(SEGMENT_1)].len();
             let expected = if end == End::Followed || surgery.is_found_in_the_last {
                 Expected::Refused {
                     file: SEGMENT_1,
@@ -391,7 +398,7 @@ async fn pieces_that_are_gone_or_moved_are_never_passed_over() {
             } else {
                 Expected::Starts {
                     ops: unit.ops_before,
-                    cut: Some((unit.start, file_len - unit.start)),
+                    cut: Some(unit.start),
                 }
             };
             log.check(surgery.what, &image, &expected).await;
@@ -405,12 +412,19 @@ async fn bytes_behind_the_end_are_cut_off_or_ignored() {
     for end in [End::Killed, End::Sealed, End::Followed] {
         let log = Log::new(end).await;
         let first_batch = &log.image[Path::new(SEGMENT_1)][log.layout.range(0)];
-        for more in [&[0; 4096][..], &noise, b"\xFFEPB", &first_batch[..20]] {
+        let behind_zeros = [&[0; 4096][..], &noise, &[0; 4096]].concat();
+        for more in [
+            &[0; 4096][..],
+            &noise,
+            &behind_zeros,
+            b"\xFFEPB",
+            &first_batch[..20],
+        ] {
             let image = log.harmed(|bytes| bytes.extend_from_slice(more));
             let expected = Expected::Starts {
                 ops: log.ops.len(),
                 // The next segment says where an earlier one ends.
-                cut: (end != End::Followed).then_some((log.layout.len, more.len())),
+                cut: (end != End::Followed).then_some(log.layout.len),
             };
             log.check("bytes behind the end", &image, &expected).await;
         }

@@ -60,6 +60,7 @@ impl Driver {
             index: 1,
             first_position: 0,
             salt: 7,
+            writes_through: false,
         };
         let token = mint(&secret, "test", 1, None);
         Self {
@@ -248,7 +249,7 @@ fn one_who_reads_slowly_shows_that_it_lives() {
 fn a_segment_that_was_opened_in_the_moment_of_a_failure_is_read_once() {
     let folder = tempfile::tempdir().unwrap();
     let directory = Arc::new(DataDirectory::open(folder.path()).unwrap());
-    let mut log = LogKeeper::open(directory, 0, &Report::default()).unwrap();
+    let mut log = LogKeeper::open(directory, 0, &Report::default(), None).unwrap();
     let segment = log.next(2, 0).unwrap().run(0).unwrap();
     log.replace(segment);
     for is_kept in [true, false, true] {

@@ -173,12 +173,12 @@ const HISTOGRAMS: &[Histogram] = &[
     },
     Histogram {
         name: "etherply_log_fdatasync_seconds",
-        help: "The fdatasyncs of the log, likewise.",
+        help: "The fdatasyncs of the log, likewise; where it is written past the page cache its writes, since these wait for the disk.",
         of: |reading| &reading.syncs,
     },
     Histogram {
         name: "etherply_op_durable_seconds",
-        help: "From the receipt of an op to the end of the fdatasync that covers it. A sample: the oldest op of each fdatasync.",
+        help: "From the receipt of an op until it is on disk. A sample: the oldest op of each commit.",
         of: |reading| &reading.counters.durable,
     },
     Histogram {

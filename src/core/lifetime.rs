@@ -235,7 +235,7 @@ impl Shard {
                 if is_empty && self.commit.is_failed() && self.commit.is_quiet() {
                     self.drained();
                 } else if is_empty && self.commit.is_settled() {
-                    let step = self.commit.seal();
+                    let step = self.commit.seal(clock.now_us);
                     self.push_step(step);
                     self.drain = Drain::Sealing;
                 } else if is_empty && let Some(step) = self.commit.settle(clock.now_us) {

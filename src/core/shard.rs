@@ -37,7 +37,7 @@ use crate::core::session::{Session, SessionId, State};
 use crate::core::timers::Wheel;
 use crate::core::window::{Chunk, ChunkPool};
 use crate::core::workspace::Workspace;
-use crate::limits::{COMMIT_AGE_US, REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SENDS_PER_TURN_MIN};
+use crate::limits::{REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SENDS_PER_TURN_MIN};
 use crate::log::commit::{Commit, Durability, OpenSegment, Step};
 use crate::wire::message::Parser;
 
@@ -290,13 +290,9 @@ impl Shard {
     /// When the next turn must come, if nothing happens until then.
     #[must_use]
     pub fn next_deadline_us(&self) -> Option<u64> {
-        // What waits for something in flight is looked at when that comes back.
+        // What waits for something in flight is looked at when that comes back, and a batch that waits for a round of sends in the
+        // turns that the round takes.
         let quiet = self.commit.is_quiet();
-        let commit_us = self
-            .commit
-            .waiting_since_us()
-            .filter(|_| quiet)
-            .map(|since_us| since_us + COMMIT_AGE_US);
         let sync_us = self.commit.sync_due_us().filter(|_| quiet);
         let retry_us = self
             .health
@@ -306,7 +302,7 @@ impl Shard {
             Drain::Closing { deadline_us } => Some(deadline_us),
             _ => None,
         };
-        [self.wheel.next_us(), sync_us, retry_us, commit_us, drain_us]
+        [self.wheel.next_us(), sync_us, retry_us, drain_us]
             .into_iter()
             .flatten()
             .min()
@@ -355,19 +351,12 @@ impl Shard {
                 self.counters.log_bytes_written += count.unwrap_or(0) as u64;
                 match self.commit.written(bytes, count, clock.now_us) {
                     Ok(Some(step)) => self.push_step(step),
-                    Ok(None) => self.show_committed(),
+                    Ok(None) => self.committed(clock),
                     Err(_) => self.fail(None, clock),
                 }
             }
             Input::LogSynced(ok) => match self.commit.synced(ok, clock.now_us) {
-                Ok(()) => {
-                    if let Some(since_us) = self.commit.take_synced_since_us() {
-                        let took_us = clock.now_us.saturating_sub(since_us);
-                        self.counters.durable.took(took_us);
-                        self.shown_since_us = Some(since_us);
-                    }
-                    self.show_committed();
-                }
+                Ok(()) => self.committed(clock),
                 Err(_) => self.fail(None, clock),
             },
             Input::LogOpened(segment) => {
@@ -381,6 +370,16 @@ impl Shard {
         }
     }
 
+    /// A batch is where its durability wants it.
+    fn committed(&mut self, clock: Clock) {
+        if let Some(since_us) = self.commit.take_synced_since_us() {
+            let took_us = clock.now_us.saturating_sub(since_us);
+            self.counters.durable.took(took_us);
+            self.shown_since_us = Some(since_us);
+        }
+        self.show_committed();
+    }
+
     /// Runs a part of a turn. A panic in it is a fault of this server, not of the process: the one
     /// whose input caused it is told 500, and the shard starts over from its log.
     fn guard(&mut self, culprit: Option<SessionId>, clock: Clock, part: impl FnOnce(&mut Self)) {
@@ -390,10 +389,8 @@ impl Shard {
     }
 
     fn start_commit(&mut self, clock: Clock) {
-        let old = self
-            .commit
-            .waiting_since_us()
-            .is_some_and(|since_us| since_us + COMMIT_AGE_US <= clock.now_us);
+        let due_us = self.commit.batch_due_us();
+        let old = due_us.is_some_and(|due_us| due_us <= clock.now_us);
         let turn = self.send_queue.is_empty() || self.config.durability != Durability::Always;
         let is_due = turn || old || self.commit.is_full();
         self.commit.set_segment_bytes(

@@ -47,6 +47,7 @@ use crate::core::chunk::{Span, Spans};
 use crate::io::buffers::sanitizer::{Pointed, Stretch};
 use crate::io::buffers::{Filled, KERNEL_LENDS_LATE, ReceiveBuffers, kernel_is_at_least};
 use crate::limits::{RECEIVE_BYTES_MAX, SEND_SPANS_MAX, SENDS_PER_TURN_MAX};
+use crate::log::blocks::{BlockWrite, Blocks};
 
 mod setup;
 
@@ -68,6 +69,8 @@ pub enum Completion<T> {
     Accepted(T, io::Result<OwnedFd>),
     /// A write took so many bytes.
     Written(T, Vec<u8>, io::Result<usize>),
+    /// A write of whole blocks took so many bytes, which are on disk.
+    BlocksWritten(T, Blocks, io::Result<usize>),
     /// An fdatasync, a timer, a wait or a no-op ended.
     Done(T, io::Result<()>),
 }
@@ -76,6 +79,7 @@ pub enum Completion<T> {
 enum Owned {
     Nothing,
     Bytes(Vec<u8>),
+    Blocks(Blocks),
     Span(Span),
     Vectored(Box<Vectored>),
     Time(Box<types::Timespec>),
@@ -306,6 +310,7 @@ impl<T: Copy + 'static> Ring<T> {
                 Completion::Sent(token, spans, count)
             }
             (Kind::Other, Owned::Bytes(bytes)) => Completion::Written(token, bytes, count),
+            (Kind::Other, Owned::Blocks(blocks)) => Completion::BlocksWritten(token, blocks, count),
             (Kind::Other, Owned::Time(time)) => {
                 keep(&mut self.spare.times, time);
                 Completion::Done(token, count.map(|_| ()))
@@ -456,6 +461,19 @@ impl<T: Copy + 'static> Ring<T> {
             .build();
         let pointed = Pointed::to([(part.as_ptr(), part.len())]);
         self.submit_pointing(pointed, token, Owned::Bytes(bytes), entry);
+    }
+
+    /// Writes whole blocks at a file offset, and completes when they are on disk (`RWF_DSYNC`, pwritev2(2)); only a part of them may
+    /// be taken.
+    pub fn write_blocks(&mut self, fd: BorrowedFd<'_>, write: BlockWrite, token: T) {
+        let BlockWrite { offset, blocks } = write;
+        let length = u32::try_from(blocks.len()).expect("a batch is far below 4 GiB");
+        let entry = opcode::Write::new(types::Fd(fd.as_raw_fd()), blocks.as_ptr(), length)
+            .offset(offset)
+            .rw_flags(libc::RWF_DSYNC)
+            .build();
+        let pointed = Pointed::to([(blocks.as_ptr(), blocks.len())]);
+        self.submit_pointing(pointed, token, Owned::Blocks(blocks), entry);
     }
 
     /// Makes a file's data durable: fdatasync(2).

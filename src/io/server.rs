@@ -28,7 +28,9 @@ use crate::io::secrets::Keeper;
 use crate::io::worker::{Ties, Worker, clock};
 use crate::limits::{
     DESCRIPTORS_PER_SHARD, DESCRIPTORS_RESERVED, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
+    SEGMENT_FILL_BYTES,
 };
+use crate::log::commit::Durability;
 use crate::log::directory::{DataDirectory, DirectoryError};
 use crate::log::keeper::LogKeeper;
 use crate::log::recovery::{RecoveryError, Report};
@@ -134,7 +136,10 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let Some((report, dealt)) = wait_for_recovery(&inbox, &status, &posts, &mut secrets)? else {
         return Ok(());
     };
-    begin_to_serve(&posts, &directory, &report, dealt)?;
+    // Only this mode waits for the disk.
+    let fill_bytes =
+        (Durability::from(settings.durability) == Durability::Always).then_some(SEGMENT_FILL_BYTES);
+    begin_to_serve(&posts, &directory, &report, dealt, fill_bytes)?;
     let (address, inherited) = (listener.address(), listener.is_inherited());
     tracing::info!(%address, inherited, shards, connections_max, "listening");
     let admin_address = admin_listener.map(|listener| listener.address());
@@ -152,10 +157,11 @@ fn begin_to_serve(
     directory: &Arc<DataDirectory>,
     report: &Report,
     dealt: Vec<Vec<Workspace>>,
+    fill_bytes: Option<u64>,
 ) -> Result<(), ServeError> {
     let (serves, serving) = channel();
     for (number, (post, workspaces)) in (0..).zip(posts.iter().zip(dealt)) {
-        let log = LogKeeper::open(Arc::clone(directory), number, report);
+        let log = LogKeeper::open(Arc::clone(directory), number, report, fill_bytes);
         let log = log.map_err(|source| ServeError::Segment {
             path: directory.path().to_owned(),
             source,

@@ -217,15 +217,19 @@ impl Worker {
                 self.accepted(door, outcome, clock);
             }
             Completion::Written(_, bytes, outcome) => {
-                let took_us = clock.now_us.saturating_sub(self.begun.log_us);
-                self.stats().written(took_us);
-                let count = self.kept(outcome);
-                let count = self.told("write", count);
-                self.shard.handle(Input::LogWritten(bytes, count), clock);
+                self.stats().written(self.log_took_us(clock));
+                self.written(bytes, outcome, clock);
+            }
+            Completion::BlocksWritten(_, blocks, outcome) => {
+                self.stats().written(self.log_took_us(clock));
+                self.stats().synced(self.log_took_us(clock));
+                let writer = self.log().blocks();
+                let writer = writer.expect("a segment is not replaced while it is written");
+                let (bytes, outcome) = writer.finish(blocks, outcome);
+                self.written(bytes, outcome, clock);
             }
             Completion::Done(Token::LogSync, outcome) => {
-                let took_us = clock.now_us.saturating_sub(self.begun.log_us);
-                self.stats().synced(took_us);
+                self.stats().synced(self.log_took_us(clock));
                 let ok = self.kept(outcome);
                 let ok = self.told("fdatasync", ok).is_some();
                 self.shard.handle(Input::LogSynced(ok), clock);
@@ -250,6 +254,17 @@ impl Worker {
                 unreachable!("{token:?} names no session")
             }
         }
+    }
+
+    /// How long the operation of the log took that has just ended.
+    fn log_took_us(&self, clock: Clock) -> u64 {
+        clock.now_us.saturating_sub(self.begun.log_us)
+    }
+
+    fn written(&mut self, bytes: Vec<u8>, outcome: io::Result<usize>, clock: Clock) {
+        let count = self.kept(outcome);
+        let count = self.told("write", count);
+        self.shard.handle(Input::LogWritten(bytes, count), clock);
     }
 
     /// What was done well to a file that was deleted counts as failed. A write is asked too: in the modes without an
@@ -441,8 +456,13 @@ impl Worker {
                 from,
             } => {
                 self.begun.has_log = true;
-                let file = self.log().file().as_fd();
-                ring.write(file, bytes, from, offset, Token::LogWrite);
+                let log = self.log();
+                if let Some(writer) = log.blocks() {
+                    let write = writer.begin(bytes, from, offset);
+                    ring.write_blocks(log.file().as_fd(), write, Token::LogWrite);
+                } else {
+                    ring.write(log.file().as_fd(), bytes, from, offset, Token::LogWrite);
+                }
             }
             Output::LogSync => {
                 self.begun.has_log = true;

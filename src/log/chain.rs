@@ -186,7 +186,7 @@ impl Chain {
 pub struct Extent {
     /// The ops that were visited.
     pub ops: u64,
-    /// The length of the file, or up to where the next segment begins.
+    /// The length of the file, or up to where the next segment begins, without zeros that were claimed ahead.
     pub file_bytes: u64,
     /// All before it is valid; what is behind it is a torn tail.
     pub whole_bytes: u64,
@@ -246,8 +246,11 @@ impl Link {
                 .map_err(RecoveryError::at(&self.path))?;
         };
         let whole_bytes = cursor.offset() as u64;
+        let mut file_bytes = window.end as u64;
         if let Some(fault) = fault {
-            self.judge(fault, window.from(fault.offset))?;
+            let behind = window.from(fault.offset);
+            self.judge(fault, behind)?;
+            file_bytes = whole_bytes + unfilled_bytes(behind) as u64;
         }
         let end_position = match self.header.compacted {
             Some(_) if !cursor.is_sealed() => {
@@ -267,7 +270,7 @@ impl Link {
         }
         Ok(Extent {
             ops,
-            file_bytes: window.end as u64,
+            file_bytes,
             whole_bytes,
             end_position,
         })
@@ -325,6 +328,14 @@ impl Link {
         }
         Ok(())
     }
+}
+
+/// How many of the bytes behind the last whole batch were written there: without the zeros that a segment is filled with ahead.
+pub(super) fn unfilled_bytes(bytes: &[u8]) -> usize {
+    bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |last| last + 1)
 }
 
 /// The part of a file that is in memory.

@@ -11,6 +11,9 @@
 //!                          └──────────────┴───────────────── Idle ◄───────────────┘
 //! ```
 //!
+//! Where the segment is *written through* ([`OpenSegment::writes_through`]), the write itself ends when the disk has all of
+//! it, and is durable then: there is no step of its own for the sync.
+//!
 //! A position counts the bytes of batches over the whole log of the shard (see
 //! [`record`]). An op may be shown to anyone once
 //! [`Commit::visible_position`] has reached the position that [`Commit::push`] gave for it.
@@ -20,7 +23,7 @@
 //! Recover from fsync Failures?", USENIX ATC 2020). The machine stays in `Failed` until
 //! [`Commit::reopen`] gives it a new segment.
 
-use crate::limits::{BATCH_BYTES_MAX, SEGMENT_BYTES_MAX};
+use crate::limits::{BATCH_BYTES_MAX, COMMIT_AGE_MAX_US, COMMIT_AGE_MIN_US, SEGMENT_BYTES_MAX};
 use crate::log::record::{self, BATCH_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 
 /// When an op counts as kept.
@@ -43,6 +46,8 @@ pub struct OpenSegment {
     pub first_position: u64,
     /// What its checksums are seeded with.
     pub salt: u32,
+    /// A write of it is on disk when it returns, and needs no fdatasync.
+    pub writes_through: bool,
 }
 
 /// What the caller is to do next with the log's file.
@@ -109,11 +114,12 @@ pub struct Commit {
     filling_ops: u64,
     /// Ops of the batch that was handed to a write, until somebody asks.
     group_ops: u64,
-    /// When the oldest op came of those that were handed to a write and that no fdatasync covers yet.
+    /// When the oldest op came of those that were handed to a write and that are not known to be durable.
     unsynced_since_us: Option<u64>,
-    /// The same of those that the last fdatasync covers, until somebody asks.
+    /// The same of those that became durable last, until somebody asks.
     synced_since_us: Option<u64>,
-    /// When the last commit ended.
+    /// When the last commit began, and when it ended.
+    begun_us: u64,
     idle_since_us: u64,
     /// The log position behind the last byte that was handed to a write.
     handed: u64,
@@ -147,6 +153,7 @@ impl Commit {
             group_ops: 0,
             unsynced_since_us: None,
             synced_since_us: None,
+            begun_us: now_us,
             idle_since_us: now_us,
             handed: position,
             written: position,
@@ -163,6 +170,7 @@ impl Commit {
             index: 0,
             first_position: 0,
             salt: 0,
+            writes_through: false,
         };
         Self {
             phase: Phase::Failed { in_flight: false },
@@ -238,15 +246,17 @@ impl Commit {
         self.phase == Phase::Idle && self.filling.is_empty() && self.durable == self.handed
     }
 
-    /// Since when the batch that is being filled could have been written: since its oldest op was
-    /// pushed, and the commit before has ended. With a disk slower than [`COMMIT_AGE_US`], every batch
-    /// would be old at once otherwise, and no send would ever find its turn.
+    /// When the batch that is being filled is to be written, even if a round of sends is not done by then: a while after its
+    /// oldest op was pushed and the commit before has ended, and a longer one where commits take long.
     ///
-    /// [`COMMIT_AGE_US`]: crate::limits::COMMIT_AGE_US
+    /// No send starts during a commit. So that a shard whose rounds never end has a fifth of its time for sends on a slow disk too, a
+    /// batch becomes a quarter as old as the last commit took, up to [`COMMIT_AGE_MAX_US`].
     #[must_use]
-    pub fn waiting_since_us(&self) -> Option<u64> {
+    pub fn batch_due_us(&self) -> Option<u64> {
+        let took_us = self.idle_since_us.saturating_sub(self.begun_us);
+        let age_us = (took_us / 4).clamp(COMMIT_AGE_MIN_US, COMMIT_AGE_MAX_US);
         self.has_ops()
-            .then_some(self.oldest_us.max(self.idle_since_us))
+            .then(|| self.oldest_us.max(self.idle_since_us) + age_us)
     }
 
     /// When the oldest op of the batch that is being filled was pushed.
@@ -260,7 +270,7 @@ impl Commit {
         std::mem::take(&mut self.group_ops)
     }
 
-    /// When the oldest op was pushed of those that the last fdatasync has made durable; told once.
+    /// When the oldest op was pushed of those that became durable last; told once.
     pub fn take_synced_since_us(&mut self) -> Option<u64> {
         self.synced_since_us.take()
     }
@@ -294,7 +304,7 @@ impl Commit {
         if self.sync_due_us().is_some_and(|due_us| due_us <= now_us) {
             return Some(self.sync(now_us));
         }
-        self.has_ops().then(|| self.write())
+        self.has_ops().then(|| self.write(now_us))
     }
 
     /// Starts an fdatasync of all that was written, whatever the mode; None where there is nothing to sync.
@@ -306,10 +316,10 @@ impl Commit {
     ///
     /// # Panics
     /// Where the log is not settled.
-    pub fn seal(&mut self) -> Step {
+    pub fn seal(&mut self, now_us: u64) -> Step {
         assert!(self.is_settled(), "only a settled log is sealed");
         record::begin_batch(&mut self.filling);
-        self.write()
+        self.write(now_us)
     }
 
     /// Takes the outcome of a [`Step::Write`]: the bytes written, or None for an error. Some(step) follows at once.
@@ -342,6 +352,10 @@ impl Commit {
         self.spare.clear();
         self.spare.shrink_to(BATCH_BYTES_MAX);
         self.phase = Phase::Idle;
+        if self.segment.writes_through {
+            self.settled(now_us);
+            return Ok(None);
+        }
         match self.durability {
             Durability::Always => Ok(Some(self.sync(now_us))),
             Durability::Interval | Durability::None => Ok(None),
@@ -358,10 +372,8 @@ impl Commit {
             self.sync_failed = true;
             return self.broken().map(|_| ());
         }
-        self.durable = self.written;
-        self.synced_since_us = self.unsynced_since_us.take();
         self.phase = Phase::Idle;
-        self.idle_since_us = now_us;
+        self.settled(now_us);
         Ok(())
     }
 
@@ -423,7 +435,15 @@ impl Commit {
         *self = Self::new(self.durability, self.sync_interval_us, segment, now_us);
     }
 
-    fn write(&mut self) -> Step {
+    /// All that was written is on disk.
+    fn settled(&mut self, now_us: u64) {
+        self.durable = self.written;
+        self.synced_since_us = self.unsynced_since_us.take();
+        self.idle_since_us = now_us;
+    }
+
+    fn write(&mut self, now_us: u64) -> Step {
+        self.begun_us = now_us;
         let mut bytes = std::mem::replace(&mut self.filling, std::mem::take(&mut self.spare));
         record::seal_batch(&mut bytes, self.segment.salt, self.handed, self.durable);
         self.phase = Phase::Writing {

@@ -12,8 +12,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::{Advice, FallocateFlags, FlockOperation};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
+
+use super::blocks::{BLOCK_BYTES, Blocks};
 
 /// A disk with folders and files.
 pub trait Disk: Debug + Clone + Send + Sync + 'static {
@@ -77,6 +79,9 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     fn set_bytes(&self, bytes: u64) -> io::Result<()>;
     /// Makes content and length durable: fdatasync(2).
     fn sync(&self) -> io::Result<()>;
+    /// From now on the file is written past the page cache (open(2), `O_DIRECT`): by whole blocks at their places, each write with
+    /// `RWF_DSYNC` (pwritev2(2)), so that it is on disk when it returns. False: the file system cannot, and nothing has changed.
+    fn write_through(&self) -> io::Result<bool>;
     /// Claims disk ahead without a change of the length; nothing where the file system cannot.
     fn reserve(&self, bytes: u64) -> io::Result<()>;
     /// Keeps others from claiming it for as long as it is open. False: somebody has claimed it (flock(2), shared).
@@ -240,6 +245,23 @@ impl DiskFile for File {
         self.sync_data()
     }
 
+    fn write_through(&self) -> io::Result<bool> {
+        let flags = rustix::fs::fcntl_getfl(self)?;
+        let set = rustix::fs::fcntl_setfl(self, flags | OFlags::DIRECT);
+        // Some file systems take the flag, and refuse blocks that are too short for them.
+        let mut block = Blocks::new(BLOCK_BYTES);
+        block.resize(BLOCK_BYTES, 0);
+        let probed = set.and_then(|()| rustix::io::pread(self, &mut *block, 0));
+        match probed {
+            Ok(_) => Ok(true),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+                rustix::fs::fcntl_setfl(self, flags)?;
+                Ok(false)
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     fn reserve(&self, bytes: u64) -> io::Result<()> {
         match rustix::fs::fallocate(self, FallocateFlags::KEEP_SIZE, 0, bytes) {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
@@ -315,6 +337,9 @@ mod tests {
         fn sync(&self) -> io::Result<()> {
             self.file.sync()
         }
+        fn write_through(&self) -> io::Result<bool> {
+            Ok(false)
+        }
         fn reserve(&self, bytes: u64) -> io::Result<()> {
             self.file.reserve(bytes)
         }
@@ -365,6 +390,25 @@ mod tests {
         HostDisk.remove(&path("a")).unwrap();
         HostDisk.create(&path("a")).unwrap();
         assert!(!HostDisk.is_at(&path("a"), &file).unwrap());
+    }
+
+    #[test]
+    fn a_file_that_is_written_through_takes_blocks() {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join("a");
+        let file = HostDisk.create(&path).unwrap();
+        let write = |bytes: &[u8], at| DiskFile::write_all_at(&file, bytes, at);
+        write(b"header", 0).unwrap();
+        // Where the file system cannot, it stays as it was.
+        let takes_bytes = !DiskFile::write_through(&file).unwrap();
+        let mut blocks = Blocks::new(BLOCK_BYTES);
+        blocks.resize(2 * BLOCK_BYTES, b'b');
+        write(&blocks, 0).unwrap();
+        write(&blocks[..BLOCK_BYTES], BLOCK_BYTES as u64).unwrap();
+        assert_eq!(write(b"short", 1).is_ok(), takes_bytes);
+        let mut read = Vec::new();
+        File::open(&path).unwrap().read_whole(&mut read).unwrap();
+        assert_eq!(read.len(), 2 * BLOCK_BYTES);
     }
 
     #[test]

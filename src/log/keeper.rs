@@ -1,11 +1,12 @@
 //! The files of one shard's log: the open segment, and the slow work on the others, as errands for another thread.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::blocks::BlockWriter;
 use super::commit::{End, OpenSegment};
 use super::directory::DataDirectory;
 use super::disk::{Disk, DiskFile};
@@ -19,6 +20,8 @@ use crate::limits::SEGMENT_RESERVE_BYTES;
 pub struct LogKeeper<D: Disk> {
     directory: Arc<DataDirectory<D>>,
     segment: Segment<D::File>,
+    /// Segments are written through, where the file system can do that, and grow by so much.
+    fill_bytes: Option<u64>,
     sources: Sources,
     /// An fdatasync of the open segment has failed: the next one would lie.
     is_sync_lost: bool,
@@ -49,11 +52,13 @@ pub enum KeeperError {
 }
 
 impl<D: Disk> LogKeeper<D> {
-    /// Creates the segment with which a shard begins, behind all that was recovered.
+    /// Creates the segment with which a shard begins, behind all that was recovered. With `fill_bytes`, this one and those that
+    /// follow are [written through](Segment::write_through), if the file system can do that.
     pub fn open(
         directory: Arc<DataDirectory<D>>,
         shard: u32,
         recovered: &Report,
+        fill_bytes: Option<u64>,
     ) -> io::Result<Self> {
         let tail = recovered.tail(shard);
         let header = SegmentHeader::new(
@@ -63,7 +68,7 @@ impl<D: Disk> LogKeeper<D> {
             tail.next_position,
         );
         let folder = directory.shard_path(shard);
-        let segment = segment::create(directory.disk(), &folder, header, 0)?;
+        let segment = create(&directory, &folder, header, 0, fill_bytes)?;
         let others = recovered.tails.iter().filter(|tail| tail.shard != shard);
         let others = others.map(|tail| (tail.shard, tail.next_index - 1));
         Ok(Self {
@@ -73,6 +78,7 @@ impl<D: Disk> LogKeeper<D> {
             },
             directory,
             segment,
+            fill_bytes,
             is_sync_lost: false,
         })
     }
@@ -85,7 +91,13 @@ impl<D: Disk> LogKeeper<D> {
             index: header.index,
             first_position: header.first_position,
             salt: header.salt(),
+            writes_through: self.segment.blocks.is_some(),
         }
+    }
+
+    /// What makes whole blocks of appends to the open segment, where it is written through.
+    pub fn blocks(&mut self) -> Option<&mut BlockWriter> {
+        self.segment.blocks.as_mut()
     }
 
     /// The open segment's file.
@@ -130,7 +142,13 @@ impl<D: Disk> LogKeeper<D> {
     /// The errand that creates the next segment.
     pub fn next(&self, index: u64, first_position: u64) -> Result<Creation<D>, KeeperError> {
         self.check_in_place()?;
-        Ok(self.creation(index, first_position))
+        let Segment { path, header, .. } = &self.segment;
+        let end = header.offset(first_position);
+        let end = end.expect("a segment is followed where it ends") as u64;
+        Ok(Creation {
+            closed: Some((path.clone(), end)),
+            ..self.creation(index, first_position)
+        })
     }
 
     fn creation(&self, index: u64, first_position: u64) -> Creation<D> {
@@ -138,6 +156,8 @@ impl<D: Disk> LogKeeper<D> {
         Creation {
             directory: Arc::clone(&self.directory),
             header: SegmentHeader::new(shard, epoch, index, first_position),
+            fill_bytes: self.fill_bytes,
+            closed: None,
         }
     }
 
@@ -171,19 +191,42 @@ impl<D: Disk> LogKeeper<D> {
     }
 }
 
+fn create<D: Disk>(
+    directory: &DataDirectory<D>,
+    folder: &Path,
+    header: SegmentHeader,
+    reserve_bytes: u64,
+    fill_bytes: Option<u64>,
+) -> io::Result<Segment<D::File>> {
+    let segment = segment::create(directory.disk(), folder, header, reserve_bytes)?;
+    match fill_bytes {
+        Some(fill_bytes) => segment.write_through(fill_bytes),
+        None => Ok(segment),
+    }
+}
+
 /// The creation of a segment.
 #[derive(Debug)]
 pub struct Creation<D: Disk> {
     directory: Arc<DataDirectory<D>>,
     header: SegmentHeader,
+    fill_bytes: Option<u64>,
+    /// The segment before it, and its length without what was claimed ahead.
+    closed: Option<(PathBuf, u64)>,
 }
 
 impl<D: Disk> Creation<D> {
     /// Creates it.
     pub fn run(&self, reserve_bytes: u64) -> Result<Segment<D::File>, KeeperError> {
-        let folder = self.directory.shard_path(self.header.shard);
-        segment::create(self.directory.disk(), &folder, self.header, reserve_bytes)
-            .map_err(|source| self.failed(source))
+        let (directory, header) = (&self.directory, self.header);
+        let folder = directory.shard_path(header.shard);
+        let segment = create(directory, &folder, header, reserve_bytes, self.fill_bytes)
+            .map_err(|source| self.failed(source))?;
+        if let Some((path, bytes)) = &self.closed {
+            // Readers stop there anyway: where this fails, some disk is taken for nothing.
+            let _ = segment::trim(directory.disk(), path, *bytes);
+        }
+        Ok(segment)
     }
 
     /// A try before this one may have got as far as an empty segment.

@@ -38,14 +38,16 @@
 //! | kind | 28 | 1: an op |
 //! | workspace id, key, value | 29.. | UTF-8; the value is the JSON text as the client sent it, and takes the rest |
 //!
+//! Zeros behind the last batch of a last segment are no part of the log: it was filled ahead with them ([`super::blocks`]).
+//!
 //! A *position* counts the bytes of batches over the whole log of a shard: `first position + (offset in the file - 64)`.
 //!
 //! # Assumptions about the disk
 //!
-//! 1. What was written before an `fdatasync` that returned success is on disk, with the file's length, and stays.
+//! 1. What was written before an `fdatasync` that returned success, or by a write with `RWF_DSYNC`, is on disk, with the file's length, and stays.
 //! 2. Of what was written since, a power cut leaves any subset of the sectors; the others hold zeros or lie behind the
 //!    file's end. Sectors may also be torn.
-//! 3. A write does not harm the bytes beside it, in the same sector neither. Where a disk breaks this, the damage is
+//! 3. A write does not harm the bytes beside it, in the same sector neither: what is written there again is what was there. Where a disk breaks this, the damage is
 //!    found as below, and nothing altered is served.
 //! 4. A rename followed by an `fsync` of the folder that returned success is whole and stays. Before that, a crash may undo
 //!    it, and any of the removals since, each for itself.

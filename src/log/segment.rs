@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::blocks::BlockWriter;
 use super::disk::{Disk, DiskFile};
 use super::record::SegmentHeader;
 
@@ -23,6 +24,19 @@ pub struct Segment<F> {
     pub path: PathBuf,
     /// The header that stands in it.
     pub header: SegmentHeader,
+    /// Makes whole blocks of what is appended, where it is written through.
+    pub blocks: Option<BlockWriter>,
+}
+
+impl<F: DiskFile> Segment<F> {
+    /// From now on each write goes past the page cache and is on disk when it returns, if the file system can do that. The file
+    /// grows by `fill_bytes` at a time then: behind what was appended, zeros stand in it.
+    pub fn write_through(mut self, fill_bytes: u64) -> io::Result<Self> {
+        if self.file.write_through()? {
+            self.blocks = Some(BlockWriter::new(&self.header.encode(), fill_bytes));
+        }
+        Ok(self)
+    }
 }
 
 /// The file name of a segment.
@@ -65,7 +79,12 @@ pub fn create<D: Disk>(
         Ok(file)
     });
     match created {
-        Ok(file) => Ok(Segment { file, path, header }),
+        Ok(file) => Ok(Segment {
+            file,
+            path,
+            header,
+            blocks: None,
+        }),
         Err(error) => {
             // At most one of the two is there, without ops. The error to tell is the first one.
             let _ = disk.remove(&path_new);
@@ -150,6 +169,15 @@ pub fn cut<D: Disk>(disk: &D, path: &Path, bytes: u64) -> io::Result<()> {
     }
     file.set_bytes(bytes)?;
     file.sync()
+}
+
+/// Shortens a segment that is closed to its first `bytes`: what stands behind them is of no use to anybody. A crash may undo it.
+pub fn trim<D: Disk>(disk: &D, path: &Path, bytes: u64) -> io::Result<()> {
+    let file = disk.open_writable(path)?;
+    if file.bytes()? > bytes {
+        file.set_bytes(bytes)?;
+    }
+    Ok(())
 }
 
 fn write_new<D: Disk>(

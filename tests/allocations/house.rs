@@ -102,6 +102,7 @@ impl House {
             index: 1,
             first_position: 0,
             salt: 7,
+            writes_through: false,
         };
         Self {
             shard: Shard::new(config, segment, Vec::new(), clock),

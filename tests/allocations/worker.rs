@@ -14,7 +14,7 @@ use etherply::io::listener::Listener;
 use etherply::io::post::{Letter, Post, Recovered, Status, mailbox};
 use etherply::io::ring;
 use etherply::io::worker::{Ties, Worker, clock};
-use etherply::limits::SECOND_US;
+use etherply::limits::{SECOND_US, SEGMENT_FILL_BYTES};
 use etherply::log::commit::Durability;
 use etherply::log::directory::DataDirectory;
 use etherply::log::keeper::LogKeeper;
@@ -37,7 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) -> Vec<u64> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let directory = Arc::new(DataDirectory::open(folder.path()).expect("a data directory"));
-    let log = LogKeeper::open(directory, 0, &Report::default()).expect("a log");
+    let fill_bytes = (durability == Durability::Always).then_some(SEGMENT_FILL_BYTES);
+    let log = LogKeeper::open(directory, 0, &Report::default(), fill_bytes).expect("a log");
     let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
     let address = listener.address();
     let (post, mailbox) = mailbox().expect("a mailbox");

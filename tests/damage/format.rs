@@ -85,17 +85,17 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Of a whole segment.
+    /// Of a whole segment. Behind its last batch there may be nothing but the zeros that it was filled with ahead.
     pub fn of(bytes: &[u8]) -> Layout {
         let header = Unit::new(Kind::SegmentHeader, 0, SEGMENT_HEADER_BYTES, SEGMENT_FIELDS);
         let mut layout = Layout {
             units: vec![header],
             batches_count: 0,
             ops_count: 0,
-            len: bytes.len(),
+            len: 0,
         };
         let mut at = SEGMENT_HEADER_BYTES;
-        while at < bytes.len() {
+        while bytes[at..].iter().any(|byte| *byte != 0) {
             assert_eq!(&bytes[at..at + 4], b"\xFFEPB", "a batch begins at {at}");
             layout.push(Unit::new(
                 Kind::BatchHeader,
@@ -117,6 +117,7 @@ impl Layout {
             assert_eq!(at, batch_end, "the records fill their batch");
             layout.batches_count += 1;
         }
+        layout.len = at;
         layout
     }
 

@@ -560,7 +560,9 @@ impl World {
         let segment_bytes =
             (live_bytes / 8).clamp(self.plan.segment_bytes_min, self.plan.segment_bytes_max);
         let record_bytes = self.plan.value_bytes as u64 + 100;
-        let floor_bytes = 3 * (2 * self.plan.segment_bytes_min + segment_bytes + 35 * record_bytes);
+        let filled_bytes = self.plan.fill_bytes.unwrap_or(0);
+        let floor_bytes = 3
+            * (2 * self.plan.segment_bytes_min + segment_bytes + filled_bytes + 35 * record_bytes);
         let bound = live_bytes * 5 / 2 + floor_bytes;
         assert!(
             log_bytes <= bound,

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use etherply::log::blocks::BLOCK_BYTES;
 use etherply::log::disk::{Disk, DiskFile};
 
 use crate::dice::{Dice, Journal};
@@ -33,11 +35,17 @@ pub struct Met {
     pub short_writes: u64,
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says what the disk can do, or what has become of it"
+)]
 #[derive(Debug, Clone)]
 pub struct State {
     pub dice: Dice,
     pub journal: Journal,
     pub sector_bytes: usize,
+    /// Files can be written past the cache.
+    pub knows_direct: bool,
     pub inodes: BTreeMap<u64, Inode>,
     pub folders: BTreeMap<PathBuf, Folder>,
     pub next_inode: u64,
@@ -73,6 +81,8 @@ pub struct SimFile {
     /// What stands in it depends on this process, not on the seed: nothing is thrown for it.
     is_plain: bool,
     holds_lock: bool,
+    /// Past the cache, and on disk when a write returns.
+    writes_through: AtomicBool,
 }
 
 impl Drop for SimFile {
@@ -209,6 +219,18 @@ impl State {
         Ok(inode)
     }
 
+    /// Nothing of a write past the cache waits for a sync, unless the process has died meanwhile: then it is still on its way. What
+    /// did not reach the disk is not seen either.
+    fn end_write_through(&mut self, number: u64, is_whole: bool) {
+        if self.is_dead {
+            return;
+        }
+        self.sync_inode(number, is_whole);
+        if let Some(inode) = self.inodes.get_mut(&number) {
+            inode.seen.clone_from(&inode.durable);
+        }
+    }
+
     pub fn sync_inode(&mut self, number: u64, is_whole: bool) {
         let Self {
             inodes,
@@ -254,10 +276,12 @@ impl SimDisk {
     /// An empty disk.
     pub fn new(mut dice: Dice, journal: Journal) -> Self {
         let sector_bytes = dice.pick(&[32, 128, 512]);
+        let knows_direct = !dice.one_in(6);
         Self(Arc::new(Mutex::new(State {
             dice,
             journal,
             sector_bytes,
+            knows_direct,
             inodes: BTreeMap::new(),
             folders: BTreeMap::from([(PathBuf::from("/"), Folder::default())]),
             next_inode: 1,
@@ -283,6 +307,7 @@ impl SimDisk {
             inode,
             is_plain: path.ends_with("LOCK"),
             holds_lock: false,
+            writes_through: AtomicBool::new(false),
         }
     }
 }
@@ -474,6 +499,14 @@ impl DiskFile for SimFile {
         if entered.is_err() && !is_half_done(&entered) {
             return entered.map(|()| 0);
         }
+        let writes_through = self.writes_through.load(Ordering::Relaxed);
+        if writes_through {
+            let block = BLOCK_BYTES as u64;
+            assert!(
+                bytes.len().is_multiple_of(BLOCK_BYTES) && offset.is_multiple_of(block),
+                "past the cache only whole blocks are written"
+            );
+        }
         let rate = state.rates.short_one_in;
         let (is_short, share) = (state.dice.one_in(rate), 1 + state.dice.below(7));
         let is_half = !self.is_plain && (entered.is_err() || is_short || state.is_full);
@@ -503,6 +536,9 @@ impl DiskFile for SimFile {
                     .extend(start / *sector_bytes..=(end - 1) / *sector_bytes);
             }
         }
+        if writes_through {
+            state.end_write_through(self.inode, entered.is_ok());
+        }
         match entered {
             Ok(()) if count == 0 && !bytes.is_empty() => Err(error(ENOSPC)),
             Ok(()) => Ok(count),
@@ -531,6 +567,14 @@ impl DiskFile for SimFile {
         }
         state.sync_inode(self.inode, entered.is_ok());
         entered.map_err(|_| error(EIO))
+    }
+
+    fn write_through(&self) -> io::Result<bool> {
+        let mut state = self.disk.state();
+        state.enter(Kind::Open, || format!("write through inode {}", self.inode))?;
+        self.writes_through
+            .store(state.knows_direct, Ordering::Relaxed);
+        Ok(state.knows_direct)
     }
 
     fn reserve(&self, _bytes: u64) -> io::Result<()> {

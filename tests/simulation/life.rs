@@ -70,7 +70,8 @@ impl World {
                 self.doing = Doing::Rotation;
                 let workspaces = dealt[shard].take().expect("it waits");
                 let number = u32::try_from(shard).expect("a few");
-                let opened = LogKeeper::open(server.directory.clone(), number, report);
+                let fill_bytes = self.plan.fill_bytes;
+                let opened = LogKeeper::open(server.directory.clone(), number, report, fill_bytes);
                 if self.disk.is_dead() {
                     return;
                 }
@@ -303,12 +304,15 @@ impl World {
                 .iter()
                 .find(|(known, _)| *known == path)
                 .expect("it is there");
-            let seal = &bytes[bytes.len() - BATCH_HEADER_BYTES..];
-            assert!(
-                seal[..8] == *b"\xFFEPB\0\0\0\0",
-                "{} is sealed",
-                path.display()
-            );
+            // A segment that is written through ends in zeros.
+            let empty = b"\xFFEPB\0\0\0\0";
+            let seal = bytes.windows(empty.len()).rposition(|part| part == empty);
+            let is_last = |at: usize| {
+                bytes[at + BATCH_HEADER_BYTES..]
+                    .iter()
+                    .all(|byte| *byte == 0)
+            };
+            assert!(seal.is_some_and(is_last), "{} is sealed", path.display());
         }
     }
 

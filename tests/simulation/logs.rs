@@ -2,12 +2,14 @@
 
 use etherply::core::contract::{Input, Output, shard_of};
 use etherply::core::deal::Deal;
+use etherply::log::blocks::BlockWrite;
 use etherply::log::commit::Durability;
 use etherply::log::disk::DiskFile;
-use etherply::log::keeper::KeeperError;
+use etherply::log::keeper::{KeeperError, LogKeeper};
 use etherply::log::record::Op;
 use etherply::log::recovery::RecoveryError;
 
+use crate::disk::SimDisk;
 use crate::server::{Errand, HASH_SEED, LogOperation};
 use crate::world::{Doing, World};
 
@@ -41,28 +43,32 @@ impl World {
     fn perform(&mut self, shard: usize, output: Output) -> Input<'static> {
         self.doing = Doing::Commit;
         let seat = self.seat(shard);
-        let log = seat.log.as_ref().expect("it is open");
-        let file = log.file();
+        let log = seat.log.as_mut().expect("it is open");
         match output {
             Output::LogWrite {
                 offset,
                 bytes,
                 from,
             } => {
-                let count = file.write_at(&bytes[from..], offset).ok();
+                let writes_through = log.open_segment().writes_through;
+                let (bytes, count) = write(log, bytes, from, offset);
                 let count = count.filter(|_| log.check_linked().is_ok());
                 let is_whole = count == Some(bytes.len() - from);
                 let handed = seat.handed.clone();
                 if is_whole && !self.disk.is_dead() {
+                    self.coverage.writes_through += u64::from(writes_through);
                     for (workspace, count) in handed {
                         let model = &mut self.models[workspace];
                         model.written = model.written.max(count);
+                        if writes_through {
+                            model.synced = model.synced.max(count);
+                        }
                     }
                 }
                 Input::LogWritten(bytes, count)
             }
             Output::LogSync => {
-                let ok = file.sync().is_ok() && log.check_linked().is_ok();
+                let ok = log.file().sync().is_ok() && log.check_linked().is_ok();
                 let handed = seat.handed.clone();
                 seat.is_sync_lost |= !ok;
                 if ok && !self.disk.is_dead() {
@@ -86,13 +92,17 @@ impl World {
         // What comes after a failure is not looked at any more.
         let is_late = seat.may_fail;
         seat.may_fail |= is_failure;
-        // A write that took a part goes on; the sync of an `always` log is still to come.
+        let log = seat.log.as_ref().expect("it is open");
+        let writes_through = log.open_segment().writes_through;
+        // A write that took a part goes on; the sync of an `always` log is still to come, unless it is written through.
         let is_end = match &input {
-            Input::LogWritten(..) => durability != Durability::Always && !is_failure,
+            Input::LogWritten(..) => {
+                (durability != Durability::Always || writes_through) && !is_failure
+            }
             Input::LogSynced(ok) => *ok,
             _ => false,
         };
-        let is_sync = matches!(input, Input::LogSynced(_));
+        let is_sync = writes_through || matches!(input, Input::LogSynced(_));
         let mut handed = seat.handed.clone();
         seat.shard.handle(input, clock);
         seat.is_woken = true;
@@ -175,6 +185,24 @@ impl World {
         self.doing = Doing::Nothing;
         self.server.as_mut().expect("it runs").tell_rotation(shard);
     }
+}
+
+/// Writes as the worker does: whole blocks, where the segment is written through.
+fn write(
+    log: &mut LogKeeper<SimDisk>,
+    bytes: Vec<u8>,
+    from: usize,
+    offset: u64,
+) -> (Vec<u8>, Option<usize>) {
+    let Some(writer) = log.blocks() else {
+        let outcome = log.file().write_at(&bytes[from..], offset);
+        return (bytes, outcome.ok());
+    };
+    let BlockWrite { offset, blocks } = writer.begin(bytes, from, offset);
+    let outcome = log.file().write_at(&blocks, offset);
+    let writer = log.blocks().expect("it is the same segment");
+    let (bytes, outcome) = writer.finish(blocks, outcome);
+    (bytes, outcome.ok())
 }
 
 /// Without flipped bits nothing is damaged.

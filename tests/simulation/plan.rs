@@ -2,6 +2,7 @@
 
 use etherply::core::contract::Limits;
 use etherply::limits::SECOND_US;
+use etherply::log::blocks::BLOCK_BYTES;
 use etherply::log::commit::Durability;
 
 use crate::dice::Dice;
@@ -52,6 +53,8 @@ pub struct Plan {
     pub large_one_in: usize,
     pub segment_bytes_min: u64,
     pub segment_bytes_max: u64,
+    /// Segments are written through, where the disk can do that.
+    pub fill_bytes: Option<u64>,
     pub ping_interval_us: u64,
     pub error_one_in: usize,
     pub crash_one_in: usize,
@@ -83,6 +86,7 @@ impl Plan {
             large_one_in: 12,
             segment_bytes_min: dice.pick(&[200, 700, 3000]),
             segment_bytes_max: dice.pick(&[5000, 20_000]),
+            fill_bytes: fill_bytes(seed, durability),
             ping_interval_us: dice.pick(&[SECOND_US, 25 * SECOND_US]),
             error_one_in: dice.pick(&[0, 0, 60, 150, 400]),
             crash_one_in: dice.pick(&[60, 120, 400]),
@@ -116,6 +120,11 @@ impl Plan {
     pub fn may(&self, fault: u32) -> bool {
         self.faults & fault != 0
     }
+}
+
+fn fill_bytes(seed: u64, durability: Durability) -> Option<u64> {
+    let blocks = Dice::new(seed, 11).pick(&[0, 1, 1, 5]);
+    (blocks > 0 && durability == Durability::Always).then_some(blocks * BLOCK_BYTES as u64)
 }
 
 /// Each limit is on in some runs.
@@ -182,6 +191,7 @@ coverage! {
     rename_errors: 1,
     folder_sync_errors: 1,
     full_disks: 5,
+    writes_through: 200,
     short_writes: 10,
     rotations: 50,
     compactions: 10,

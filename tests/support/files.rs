@@ -76,6 +76,12 @@ pub fn append(path: &Path, bytes: &[u8]) {
     file.write_all(bytes).expect("a segment can be written");
 }
 
+/// The length without the zeros that a segment is filled with ahead; of one that ends in a record, which ends in no zero.
+pub fn written_len(bytes: &[u8]) -> usize {
+    let zeros = bytes.iter().rev().take_while(|byte| **byte == 0);
+    bytes.len() - zeros.count()
+}
+
 /// Cuts the file off at this length.
 pub fn cut(path: &Path, len: usize) {
     let file = OpenOptions::new()

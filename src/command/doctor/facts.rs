@@ -125,6 +125,8 @@ pub struct Directory {
 /// How long an append of a small batch and its fdatasync took.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct SyncTimes {
+    /// The file system lets the log write past the page cache.
+    pub writes_through: bool,
     pub appends: usize,
     pub p50_us: u64,
     pub p99_us: u64,

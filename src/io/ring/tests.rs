@@ -1,7 +1,7 @@
 //! The ring with real sockets and files: what goes into an operation comes back out of it, and nothing stays behind.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -14,6 +14,7 @@ use super::setup::first_known;
 use super::*;
 use crate::core::window::{Chunk, Span};
 use crate::limits::RECEIVE_BUFFERS;
+use crate::log::blocks::BLOCK_BYTES;
 
 type Turns<'a> = &'a mut dyn FnMut(&mut Ring<usize>, Vec<Completion<usize>>) -> ControlFlow<()>;
 
@@ -60,6 +61,10 @@ fn outcome(ring: &mut Ring<usize>, completion: Completion<usize>) -> (usize, Str
             let text = String::from_utf8(bytes).unwrap();
             (token, format!("{text} {}", outcome.unwrap()))
         }
+        Completion::BlocksWritten(token, blocks, outcome) => {
+            let text = String::from_utf8(blocks[..5].to_vec()).unwrap();
+            (token, format!("{text}… {}", outcome.unwrap()))
+        }
         Completion::Done(token, outcome) => {
             let code = outcome.err().and_then(|error| error.raw_os_error());
             (token, format!("done {code:?}"))
@@ -77,9 +82,14 @@ fn every_operation(waits_before_receive: bool) -> BTreeMap<usize, String> {
     let (closed, _) = UnixStream::pair().unwrap();
     let mut outcomes = BTreeMap::new();
     let mut is_started = false;
+    let blocks_file = tempfile::tempfile().unwrap();
     run_turns(waits_before_receive, &mut |ring, completions| {
         if !is_started {
             is_started = true;
+            let mut blocks = Blocks::new(BLOCK_BYTES);
+            blocks.resize(2 * BLOCK_BYTES, b'b');
+            let offset = BLOCK_BYTES as u64;
+            ring.write_blocks(blocks_file.as_fd(), BlockWrite { offset, blocks }, 11);
             ring.write(file.as_fd(), b"not written".to_vec(), 4, 2, 0);
             ring.sync(file.as_fd(), 1);
             ring.timer(1000, 2);
@@ -96,7 +106,7 @@ fn every_operation(waits_before_receive: bool) -> BTreeMap<usize, String> {
             let (token, text) = outcome(ring, completion);
             assert_eq!(outcomes.insert(token, text), None, "an operation ends once");
         }
-        if outcomes.len() == 11 {
+        if outcomes.len() == 12 {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())
@@ -106,6 +116,12 @@ fn every_operation(waits_before_receive: bool) -> BTreeMap<usize, String> {
     let mut file = file;
     file.read_to_string(&mut written).unwrap();
     assert_eq!(written, "\0\0written");
+    let written = "\0".repeat(BLOCK_BYTES) + &"b".repeat(2 * BLOCK_BYTES);
+    let mut found = String::new();
+    let mut blocks_file = blocks_file;
+    blocks_file.rewind().unwrap();
+    blocks_file.read_to_string(&mut found).unwrap();
+    assert!(found == written, "whole blocks at their place");
     outcomes
 }
 
@@ -124,6 +140,7 @@ fn what_an_operation_held_comes_back_with_its_outcome() {
         "one",
         "one after another",
         "ended true",
+        "bbbbb… 8192",
     ];
     for waits_before_receive in [false, true] {
         let outcomes = every_operation(waits_before_receive);

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
-use super::super::chain::RecoveryError;
+use super::super::chain::{RecoveryError, unfilled_bytes};
 use super::super::disk::{Disk, DiskFile};
 use super::super::record::{
     self, Compacted, Fault, FaultKind, Op, Reader, SEGMENT_HEADER_BYTES, SegmentHeader,
@@ -72,7 +72,13 @@ pub fn salvage(
         };
         let resumed = reader.skip_damage();
         let is_end = resumed.is_none();
-        let lost = resumed.unwrap_or(fault.offset..bytes.len());
+        // A last segment is filled with zeros ahead.
+        let end = if is_last {
+            fault.offset + unfilled_bytes(&bytes[fault.offset..])
+        } else {
+            bytes.len()
+        };
+        let lost = resumed.unwrap_or(fault.offset..end);
         let lost = Lost {
             is_torn: header.position(lost.start as u64) >= durable_position,
             bytes: lost.start as u64..lost.end as u64,

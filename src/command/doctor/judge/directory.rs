@@ -144,13 +144,19 @@ pub fn sync(directory: &Directory, processor: &Processor) -> Option<Finding> {
     const CHECK: &str = "fdatasync";
     let times = directory.sync?;
     let SyncTimes {
+        writes_through,
         appends,
         p50_us,
         p99_us,
         max_us,
     } = times;
+    let way = if writes_through {
+        ", past the page cache"
+    } else {
+        ""
+    };
     let found = format!(
-        "p50 {}, p99 {}, most {} ({appends} small appends)",
+        "p50 {}, p99 {}, most {} ({appends} small appends{way})",
         text::milliseconds(p50_us),
         text::milliseconds(p99_us),
         text::milliseconds(max_us)

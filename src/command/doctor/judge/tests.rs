@@ -76,6 +76,7 @@ fn good() -> Facts {
 
 fn times(p50_us: u64, p99_us: u64) -> SyncTimes {
     SyncTimes {
+        writes_through: false,
         appends: 400,
         p50_us,
         p99_us,

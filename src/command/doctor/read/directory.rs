@@ -10,8 +10,11 @@ use rustix::io::Errno;
 
 use super::host::Host;
 use crate::command::doctor::facts::{Directory, Mount, SyncTimes};
+use crate::limits::SEGMENT_FILL_BYTES;
+use crate::log::blocks::{BlockWrite, BlockWriter};
 use crate::log::directory::lock_holder;
 use crate::log::disk::{Disk, DiskFile, HostDisk};
+use crate::log::record::SEGMENT_HEADER_BYTES;
 
 /// Appends that are timed, unless they take too long.
 const APPENDS: usize = 400;
@@ -92,7 +95,7 @@ impl<D: Disk> Drop for Probe<'_, D> {
     }
 }
 
-/// Times appends as the log does them: the file grows, so that a sync has to write its length, too.
+/// Times appends as the log does them: past the page cache, or to a file that grows, so that a sync has to write its length, too.
 pub fn time_syncs<D: Disk>(disk: &D, folder: &Path) -> io::Result<SyncTimes> {
     let name = format!(".doctor-{}", std::process::id());
     let probe = Probe {
@@ -100,20 +103,38 @@ pub fn time_syncs<D: Disk>(disk: &D, folder: &Path) -> io::Result<SyncTimes> {
         path: folder.join(name),
     };
     let file = disk.create(&probe.path)?;
-    let bytes = [0; APPEND_BYTES];
-    // The first one allocates.
-    file.write_all_at(&bytes, 0)?;
+    let header = [0; SEGMENT_HEADER_BYTES];
+    file.write_all_at(&header, 0)?;
     file.sync()?;
+    let writer = file.write_through()?;
+    let mut writer = writer.then(|| BlockWriter::new(&header, SEGMENT_FILL_BYTES));
+    let writes_through = writer.is_some();
+    let mut append = |number: usize| {
+        let offset = (SEGMENT_HEADER_BYTES + number * APPEND_BYTES) as u64;
+        let bytes = vec![1; APPEND_BYTES];
+        let Some(writer) = &mut writer else {
+            file.write_all_at(&bytes, offset)?;
+            return file.sync();
+        };
+        let BlockWrite { offset, blocks } = writer.begin(bytes, 0, offset);
+        file.write_all_at(&blocks, offset)?;
+        let count = blocks.len();
+        writer.finish(blocks, Ok(count)).1?;
+        file.sync()
+    };
+    // The first one allocates.
+    append(0)?;
     let mut times_us = Vec::with_capacity(APPENDS);
     let all = Instant::now();
     while times_us.len() < APPENDS && all.elapsed() < APPENDING_MAX {
-        let offset = (times_us.len() + 1) * APPEND_BYTES;
         let begun = Instant::now();
-        file.write_all_at(&bytes, offset as u64)?;
-        file.sync()?;
+        append(times_us.len() + 1)?;
         times_us.push(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
     }
-    Ok(sync_times(times_us))
+    Ok(SyncTimes {
+        writes_through,
+        ..sync_times(times_us)
+    })
 }
 
 /// # Panics
@@ -123,6 +144,7 @@ pub fn sync_times(mut times_us: Vec<u64>) -> SyncTimes {
     let appends = times_us.len();
     let at = |percent: usize| times_us[(appends * percent).div_ceil(100) - 1];
     SyncTimes {
+        writes_through: false,
         appends,
         p50_us: at(50),
         p99_us: at(99),

@@ -104,6 +104,7 @@ impl Disk {
             index,
             first_position,
             salt: header.salt(),
+            writes_through: false,
         }
     }
 

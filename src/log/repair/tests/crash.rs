@@ -107,6 +107,9 @@ impl DiskFile for MortalFile {
     fn sync(&self) -> io::Result<()> {
         Ok(())
     }
+    fn write_through(&self) -> io::Result<bool> {
+        Ok(false)
+    }
     fn reserve(&self, _: u64) -> io::Result<()> {
         Ok(())
     }
