@@ -64,6 +64,11 @@ impl Cores {
 }
 
 impl Halves {
+    /// Whether the load runs on cores of the server.
+    pub fn overlap(&self) -> bool {
+        self.server.0.iter().any(|core| self.load.0.contains(core))
+    }
+
     /// The cores of both.
     pub fn all(&self) -> Cores {
         let mut all = [&self.server.0[..], &self.load.0].concat();

@@ -1,6 +1,9 @@
 //! One room, one sender, a thousand receivers.
 
-use super::loads::{self, CPU_PER_DELIVERY, DELIVERIES, MAX, OWN_SHARE, P50, P99, RESIDENT, Shape};
+use super::loads::{
+    self, CORES_PER_DELIVERY, CPU_PER_DELIVERY, DELIVERIES, MAX, OWN_SHARE, P50, P99, RESIDENT,
+    Shape,
+};
 use super::{Case, Picture, Scenario, Target};
 use crate::contestant::Contestant;
 use crate::figures::Bound::{AtLeast, AtMost};
@@ -43,6 +46,7 @@ impl Scenario for Fanout {
     fn figures(&self) -> &'static [Figure] {
         &[
             CPU_PER_DELIVERY,
+            CORES_PER_DELIVERY,
             DELIVERIES,
             P50,
             P99,

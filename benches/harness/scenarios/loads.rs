@@ -12,6 +12,14 @@ pub const CPU_PER_DELIVERY: Figure = Figure {
     unit: "µs/delivery",
     decimals: 3,
 };
+/// What the cores of the server were busy, with whatever: the kernel's threads that deliver packets for it (`ksoftirqd`), write its log
+/// and sync it count here, and nowhere in the process.
+pub const CORES_PER_DELIVERY: Figure = Figure {
+    id: "cores_us_per_delivery",
+    name: "server's cores",
+    unit: "µs/delivery",
+    decimals: 3,
+};
 pub const CPU_PER_OP: Figure = Figure {
     id: "cpu_us_per_op",
     name: "server CPU",
@@ -88,6 +96,7 @@ pub fn measure(shape: &Shape, contestant: &Contestant, house: &House) -> Result<
 }
 
 /// The same with a server that runs, in whose rooms nothing was said yet.
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
 pub fn measure_server(
     shape: &Shape,
     contestant: &Contestant,
@@ -95,18 +104,22 @@ pub fn measure_server(
     house: &House,
 ) -> Result<Numbers, String> {
     let plan = plan(shape, contestant, house);
-    let all = house.cores.all();
+    let (all, cores) = (house.cores.all(), &house.cores.server);
     let mut busy_s = Vec::new();
     let outcome = load::run(&server.door, &plan, &mut || {
-        busy_s.push(all.busy_s());
+        busy_s.push((all.busy_s(), cores.busy_s()));
         server.cpu_s()
     });
     let outcome = outcome.map_err(|failure| server.blamed(failure))?;
     let mut numbers = numbers_of(&outcome);
     if let (Some(server_s), [begin, .., end]) = (outcome.server_cpu_s, &busy_s[..]) {
         let own_s = outcome.own_share * outcome.seconds;
-        let others_s = (end - begin - server_s - own_s).max(0.0);
+        let others_s = (end.0 - begin.0 - server_s - own_s).max(0.0);
         numbers.insert(OTHERS_PERCENT, others_s * 100.0 / outcome.seconds);
+        if !house.cores.overlap() {
+            let (cores_s, deliveries) = (end.1 - begin.1, outcome.deliveries as f64);
+            numbers.insert(CORES_PER_DELIVERY.id, cores_s * 1e6 / deliveries);
+        }
     }
     if let Some(bytes) = server.resident_bytes() {
         numbers.insert(RESIDENT.id, bytes / 1e6);
