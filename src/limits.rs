@@ -104,6 +104,9 @@ pub const OUTBOX_BYTES_DEFAULT: usize = 1024 * 1024;
 pub const OUTBOX_BYTES_MIN: usize = 4 * 1024;
 /// What one send carries, unless a single frame is longer: it pins its chunks until it is done.
 pub const SEND_BYTES_MAX: usize = 256 * 1024;
+/// The same where the rest are answers, such as an init: their chunks are held whole from the moment they are queued, so a send of all of
+/// them pins nothing more, and each piece less is a way through the ring and the kernel less.
+pub const ANSWER_SEND_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// A send of more pieces than this is copied into one.
 pub const SEND_SPANS_MAX: usize = 16;
 /// Sessions that are sent to in one turn, so that receives and log completions never wait long;
@@ -215,6 +218,11 @@ const _: () = assert!(
         && CHUNK_BYTES_MAX.is_power_of_two()
         && SEND_BYTES_MAX.is_power_of_two(),
     "chunks that are kept fall into classes"
+);
+const _: () = assert!(
+    MESSAGE_BYTES_DEFAULT + SEND_BYTES_MAX <= ANSWER_SEND_BYTES_MAX
+        && ANSWER_SEND_BYTES_MAX < u32::MAX as usize,
+    "the longest usual correction goes out in one send, whatever stands before it, and a length fits the ring"
 );
 const _: () = assert!(
     CONFLATED_BYTES_MAX <= SEND_BYTES_MAX,

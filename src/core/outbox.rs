@@ -14,7 +14,9 @@ use smallvec::SmallVec;
 pub use crate::core::chunk::Behind;
 use crate::core::chunk::{Answer, Apart, Chunk, ChunkPool, Span, Spans, spans_bytes};
 use crate::core::window::Window;
-use crate::limits::{CHUNK_BYTES_MIN, OWN_STRETCHES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX};
+use crate::limits::{
+    ANSWER_SEND_BYTES_MAX, CHUNK_BYTES_MIN, OWN_STRETCHES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX,
+};
 
 /// The memory of so many stretches stays with a client that falls behind: it is soon needed again.
 const OWN_STRETCHES_KEPT: usize = 32;
@@ -147,7 +149,10 @@ impl Outbox {
         *self = Self::default();
     }
 
-    /// Takes what may be sent now, in order, at most [`SEND_BYTES_MAX`] unless one frame is longer.
+    /// Takes what may be sent now, in order. Frames are taken up to [`SEND_BYTES_MAX`] in all, unless
+    /// one is longer, since a send pins chunks of the window that may go before it is done. Answers
+    /// are taken up to [`ANSWER_SEND_BYTES_MAX`]: their chunks are the client's from the moment they
+    /// are queued until the last byte is out, in however many sends.
     /// `view` is None for a client without a workspace.
     pub fn take(
         &mut self,
@@ -203,15 +208,22 @@ impl Outbox {
         pool: &mut ChunkPool,
         spans: &mut Spans,
     ) {
-        let mut room_bytes = SEND_BYTES_MAX;
-        while room_bytes > 0 {
+        let mut taken_bytes = 0;
+        loop {
             let in_order = |answer: &Answer| {
                 view.is_none() || apart.behind.is_some() || answer.at <= self.cursor
             };
             if apart.answers.front().is_some_and(in_order) {
+                // What would be copied into one piece is not to be long.
+                let bytes_max = if spans.len() < SEND_SPANS_MAX {
+                    ANSWER_SEND_BYTES_MAX
+                } else {
+                    SEND_BYTES_MAX
+                };
+                let room_bytes = bytes_max.saturating_sub(taken_bytes);
                 match apart.take_answer(visible_position, room_bytes, pool, spans) {
                     0 => break,
-                    bytes => room_bytes -= bytes,
+                    bytes => taken_bytes += bytes,
                 }
                 continue;
             }
@@ -222,7 +234,8 @@ impl Outbox {
                 .answers
                 .front()
                 .map_or(view.visible_end, |answer| answer.at.min(view.visible_end));
-            if self.cursor >= until {
+            let room_bytes = SEND_BYTES_MAX.saturating_sub(taken_bytes);
+            if self.cursor >= until || room_bytes == 0 {
                 break;
             }
             let end = view.window.frame_end_within(self.cursor, until, room_bytes);
@@ -233,7 +246,7 @@ impl Outbox {
             let before = spans.len();
             self.take_frames(&mut apart.own, view.window, end, pool, spans);
             // Own ops are passed over and take no room: what stands behind them is owed now.
-            room_bytes = room_bytes.saturating_sub(spans_bytes(&spans[before..]));
+            taken_bytes += spans_bytes(&spans[before..]);
         }
     }
 
@@ -273,7 +286,7 @@ impl Apart {
         spans: &mut Spans,
     ) -> usize {
         let answer = self.answers.front_mut().expect("the caller saw an answer");
-        if answer.gate > visible_position {
+        if answer.gate > visible_position || bytes_max == 0 {
             return 0;
         }
         let bytes = (answer.end - answer.start).min(bytes_max);

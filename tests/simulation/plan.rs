@@ -207,6 +207,7 @@ coverage! {
     broadcasts: 1000,
     full_sends: 1,
     long_frames: 1,
+    long_answers: 1,
     full_turns: 1,
     stalls: 1,
     silences: 1,

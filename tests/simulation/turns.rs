@@ -7,8 +7,9 @@ use etherply::core::contract::{Output, Surroundings, shard_of};
 use etherply::core::session::SessionId;
 use etherply::core::window::Spans;
 use etherply::limits::{
-    BATCH_BYTES_MAX, HEAD_TIMEOUT_US, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN, SECOND_US,
-    SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SENDS_PER_TURN_MIN, STALL_TIMEOUT_US,
+    ANSWER_SEND_BYTES_MAX, BATCH_BYTES_MAX, HEAD_TIMEOUT_US, PATIENCE_S, RATE_BURST_S,
+    REFUSALS_MIN, SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SENDS_PER_TURN_MIN,
+    STALL_TIMEOUT_US,
 };
 use etherply::log::commit::Durability;
 
@@ -303,12 +304,14 @@ impl World {
             }
             let is_one = frames == 1 && begins_whole && self.clients[place].stream.is_whole();
             assert!(
-                bytes.len() <= SEND_BYTES_MAX || is_one,
+                bytes.len() <= ANSWER_SEND_BYTES_MAX || is_one,
                 "a send of {} bytes",
                 bytes.len()
             );
             self.coverage.full_sends += u64::from(bytes.len() >= SEND_BYTES_MAX - 70_000);
-            self.coverage.long_frames += u64::from(bytes.len() > SEND_BYTES_MAX);
+            let is_long = bytes.len() > SEND_BYTES_MAX;
+            self.coverage.long_frames += u64::from(is_long && is_one);
+            self.coverage.long_answers += u64::from(is_long && !is_one);
         } else {
             assert_eq!(
                 known,
