@@ -17,7 +17,7 @@ use slab::Slab;
 
 use super::index::{Index, Tag};
 use crate::log::record::OP_HEADER_BYTES;
-use crate::wire::message;
+use crate::wire::state;
 
 /// No entry: the end of the list of changes.
 const NONE: u32 = u32::MAX;
@@ -280,7 +280,7 @@ impl Workspace {
         let fields = self
             .entries_from(self.oldest)
             .map(|(_, entry)| (entry.key(), entry.value()));
-        message::put_init(out, self.init_fields_bytes, fields);
+        state::put_init(out, self.init_fields_bytes, fields);
     }
 
     /// All registers, in the order of their last change.
@@ -340,7 +340,7 @@ impl Workspace {
         seq: u64,
         writer: Writer,
     ) -> u32 {
-        self.init_fields_bytes += message::init_field_bytes(key, value);
+        self.init_fields_bytes += state::init_field_bytes(key, value);
         self.log_bytes += self.record_bytes(key, value);
         let mut texts = String::with_capacity(key.len() + value.len());
         texts.push_str(key);

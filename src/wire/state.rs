@@ -1,6 +1,10 @@
-//! What a look at a workspace shows, as JSON texts.
+//! A workspace as JSON texts: what its clients are sent when they join, and what a look at it shows.
 
-use super::message::put_json_string;
+use super::frame;
+use super::message::{json_string_bytes, put_json_string};
+
+const INIT_START: &str = r#"{"type":"init","data":{"#;
+const INIT_END: &str = "}}";
 
 /// A register of a workspace.
 pub struct Register<'a> {
@@ -10,6 +14,43 @@ pub struct Register<'a> {
     pub value: &'a str,
     /// When it was written, Unix microseconds.
     pub timestamp: u64,
+}
+
+/// The bytes of one field of an init message, with its comma.
+#[must_use]
+pub fn init_field_bytes(key: &str, value: &str) -> usize {
+    json_string_bytes(key) + value.len() + 2
+}
+
+/// Appends an init message as a text frame. `fields_bytes` is the sum of [`init_field_bytes`] over `fields`.
+///
+/// # Panics
+/// Where the sum is not that of the fields: the frame's header would lie.
+pub fn put_init<'a>(
+    out: &mut Vec<u8>,
+    fields_bytes: usize,
+    fields: impl Iterator<Item = (&'a str, &'a str)>,
+) {
+    // The last field has no comma.
+    let payload_bytes = INIT_START.len() + fields_bytes.saturating_sub(1) + INIT_END.len();
+    out.reserve_exact(frame::header_bytes(payload_bytes) + payload_bytes);
+    frame::put_text_header(out, payload_bytes);
+    let payload_start = out.len();
+    out.extend_from_slice(INIT_START.as_bytes());
+    for (index, (key, value)) in fields.enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        put_json_string(out, key);
+        out.push(b':');
+        out.extend_from_slice(value.as_bytes());
+    }
+    out.extend_from_slice(INIT_END.as_bytes());
+    assert_eq!(
+        out.len() - payload_start,
+        payload_bytes,
+        "the state's byte count is the state's"
+    );
 }
 
 /// Appends a workspace as a JSON text: `{"data":{…},"timestamps":{…},"seq":n,"connections":n}`.
