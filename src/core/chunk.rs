@@ -92,6 +92,16 @@ pub(super) struct Answer {
     pub at: u64,
     /// The log position that must be visible first.
     pub gate: u64,
+    pub cost: Cost,
+}
+
+/// What an answer costs.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Cost {
+    /// Memory that is there for the client alone.
+    pub own_bytes: usize,
+    /// Memory that others may hold too.
+    pub shared_bytes: usize,
 }
 
 /// Where a client stands that fell out of the window.
@@ -107,7 +117,8 @@ pub struct Behind {
 #[derive(Default)]
 pub(super) struct Apart {
     pub answers: VecDeque<Answer>,
-    pub answer_bytes: usize,
+    /// Of all answers.
+    pub cost: Cost,
     /// Stretches behind the cursor that are the client's own ops, which it is not sent.
     pub own: Vec<(u64, u64)>,
     pub behind: Option<Behind>,
@@ -164,7 +175,7 @@ impl List for Spans {
 impl List for Box<Apart> {
     fn clear(&mut self) {
         self.answers.clear();
-        self.answer_bytes = 0;
+        self.cost = Cost::default();
         self.own.clear();
         self.behind = None;
     }
@@ -237,7 +248,7 @@ pub struct ChunkPool {
 pub struct Held {
     /// The memory of the windows.
     pub window_bytes: usize,
-    /// The memory of the answers that wait.
+    /// The memory of the answers that wait, without what they share.
     pub answer_bytes: usize,
     /// Frames that were taken out of windows, once for each session.
     pub frames_taken: u64,

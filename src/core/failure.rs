@@ -81,7 +81,7 @@ impl Shard {
         let (mut handshakes_count, mut answer_bytes) = (0, 0);
         for session in sessions {
             handshakes_count += u64::from(session.state == State::Handshake);
-            answer_bytes += session.outbox.answer_bytes();
+            answer_bytes += session.outbox.own_answer_bytes();
         }
         self.handshakes_count = handshakes_count;
         self.pool.held.answer_bytes = answer_bytes;

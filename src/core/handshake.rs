@@ -4,11 +4,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::core::contract::{Clock, Output, Ticket, Wish, shard_of};
-use crate::core::look::for_allowed;
+use crate::core::look::{Shown, for_allowed};
 use crate::core::rate::{Meter, Rate};
 use crate::core::room::Room;
 use crate::core::session::{Intake, Session, SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
+use crate::core::snapshot::{Texts, Wanted};
 use crate::core::workspace::Workspace;
 use crate::limits::{HEAD_TIMEOUT_US, INIT_BYTES_KEPT_MAX, RETRY_AFTER_S};
 use crate::wire::auth::{Grant, Verifier};
@@ -192,12 +193,13 @@ impl Shard {
                 allow_origin,
                 head_only,
             } => {
-                let (answer, gate) = match refusal {
-                    Some(refusal) => (refusal, 0),
-                    None => self.look(look, &workspace, if_none_match.as_deref()),
+                let mut shown = match refusal {
+                    Some(refusal) => Shown::from(refusal),
+                    None => self.look(look, &workspace, if_none_match.as_deref(), head_only),
                 };
-                let answer = for_allowed(answer, allow_origin.as_deref()).for_method(head_only);
-                self.answer_gated(id, &answer, gate, clock);
+                let allow_origin = allow_origin.as_deref();
+                shown.answer = for_allowed(shown.answer, allow_origin).for_method(head_only);
+                self.show(id, shown, clock);
             }
         }
     }
@@ -238,10 +240,11 @@ impl Shard {
     ) {
         let room_slot = self.enter_room(workspace);
         let room = &mut self.rooms[room_slot as usize];
-        let init = room.init();
+        let at_hand = room.texts_at_hand(Wanted::Init);
+        let texts = at_hand.unwrap_or_else(|| room.encode_texts(Wanted::Init));
         // Who comes next, a moment after this one has it all, is to find it encoded.
-        if init.chunk.len() <= INIT_BYTES_KEPT_MAX {
-            self.kept_init = Some(Rc::clone(&init.chunk));
+        if texts.init.len() <= INIT_BYTES_KEPT_MAX {
+            self.kept_init = Some(Rc::clone(&texts.init));
         }
         let member = u32::try_from(room.members.len()).expect("fewer members than descriptors");
         room.members.push(id.slot);
@@ -264,11 +267,13 @@ impl Shard {
         let answer = self.pool.fill(256, |out| {
             upgrade::switching_protocols(accept_key, out);
         });
-        session.outbox.follow(init.at);
-        session.outbox.push(answer, init.at, 0, &mut self.pool);
+        let Texts { init, at, gate, .. } = texts;
+        session.outbox.follow(at);
+        session.outbox.push(answer, at, 0, &mut self.pool);
+        let all = 0..init.len();
         session
             .outbox
-            .push(init.chunk, init.at, init.gate, &mut self.pool);
+            .push_shared(init, all, at, gate, &mut self.pool);
         session.intake = if unparsed.is_empty() {
             Intake::Receiving
         } else {

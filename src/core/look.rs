@@ -1,12 +1,41 @@
 //! What is answered without a WebSocket: looks at a workspace, pages, and what pages of other origins may do.
 
+use std::iter;
+use std::ops::Range;
+
 use crate::core::contract::{Clock, Wish};
 use crate::core::room::Room;
 use crate::core::session::SessionId;
 use crate::core::shard::Shard;
+use crate::core::snapshot::{Texts, Wanted};
 use crate::limits::STALL_TIMEOUT_US;
-use crate::wire::state::{self, Register};
+use crate::wire::state;
 use crate::wire::upgrade::{Answer, Look, LookRequest, matches_tag};
+
+/// What a look shows, and the log position that must be visible before it may be shown.
+pub(super) struct Shown {
+    pub answer: Answer,
+    pub gate: u64,
+    state: Option<ShownState>,
+}
+
+/// A state that is sent behind an answer.
+struct ShownState {
+    texts: Texts,
+    /// Where it stands in the init message.
+    fields: Range<usize>,
+    connections: usize,
+}
+
+impl From<Answer> for Shown {
+    fn from(answer: Answer) -> Self {
+        Self {
+            answer,
+            gate: 0,
+            state: None,
+        }
+    }
+}
 
 impl Shard {
     /// Checks a request for a look, and gives it to the shard that owns the workspace.
@@ -29,41 +58,19 @@ impl Shard {
             .map_err(|refusal| for_allowed(refusal, allow_origin.as_deref()).for_method(head_only))
     }
 
-    /// The answer to a look, and the log position that must be visible before it may be shown.
+    /// What a look shows.
     pub(super) fn look(
-        &self,
+        &mut self,
         look: Look,
         workspace: &str,
         if_none_match: Option<&str>,
-    ) -> (Answer, u64) {
-        let room = self.room_index.get(workspace);
-        let room = room.map(|slot| &self.rooms[*slot as usize]);
+        head_only: bool,
+    ) -> Shown {
+        let room_slot = self.room_index.get(workspace).copied();
         match look {
-            Look::State => {
-                let seq = room.map_or(0, |room| room.workspace.seq());
-                let tag = format!("\"{seq}\"");
-                let is_known = if_none_match.is_some_and(|list| matches_tag(list, &tag));
-                let answer = if is_known {
-                    Answer::not_modified()
-                } else {
-                    let mut body = Vec::new();
-                    let connections = room.map_or(0, |room| room.members.len());
-                    let entries = room.into_iter().flat_map(|room| room.workspace.entries());
-                    let fields = entries.map(|entry| Register {
-                        key: entry.key(),
-                        value: entry.value(),
-                        timestamp: entry.timestamp(),
-                    });
-                    state::put_state(&mut body, fields, seq, connections);
-                    Answer::json(body)
-                };
-                // Weak: the number of connections changes without the state.
-                let answer = answer
-                    .with("ETag", &format!("W/{tag}"))
-                    .with("Cache-Control", "no-cache");
-                (answer, room.map_or(0, Room::gate))
-            }
+            Look::State => self.look_at_state(room_slot, if_none_match, head_only),
             Look::Presence => {
+                let room = room_slot.map(|slot| &self.rooms[slot as usize]);
                 let mut users: Vec<&str> = room
                     .into_iter()
                     .flat_map(|room| &room.members)
@@ -73,9 +80,64 @@ impl Shard {
                 users.dedup();
                 let mut body = Vec::new();
                 state::put_presence(&mut body, &users);
-                (Answer::json(body).with("Cache-Control", "no-store"), 0)
+                Shown::from(Answer::json(body).with("Cache-Control", "no-store"))
             }
         }
+    }
+
+    fn look_at_state(
+        &mut self,
+        room_slot: Option<u32>,
+        if_none_match: Option<&str>,
+        head_only: bool,
+    ) -> Shown {
+        let room = room_slot.map(|slot| &mut self.rooms[slot as usize]);
+        let seq = room.as_ref().map_or(0, |room| room.workspace.seq());
+        let gate = room.as_ref().map_or(0, |room| room.gate());
+        let tag = format!("\"{seq}\"");
+        let mut shown = if if_none_match.is_some_and(|list| matches_tag(list, &tag)) {
+            Shown::from(Answer::not_modified())
+        } else if let Some(room) = room {
+            show_state(room, head_only)
+        } else {
+            let mut body = Vec::new();
+            state::put_look(&mut body, iter::empty(), 0, 0);
+            Shown::from(Answer::json(body))
+        };
+        shown.gate = gate;
+        // Weak: the number of connections changes without the state.
+        shown.answer = shown
+            .answer
+            .with("ETag", &format!("W/{tag}"))
+            .with("Cache-Control", "no-cache");
+        shown
+    }
+
+    /// Shows it.
+    pub(super) fn show(&mut self, id: SessionId, shown: Shown, clock: Clock) {
+        let Shown {
+            answer,
+            gate,
+            state,
+        } = shown;
+        self.answer_gated(id, &answer, gate, clock);
+        let Some(ShownState {
+            texts,
+            fields,
+            connections,
+        }) = state
+        else {
+            return;
+        };
+        let end = self
+            .pool
+            .fill(32, |out| state::put_look_end(out, connections));
+        let outbox = &mut self.sessions[id.slot as usize].outbox;
+        outbox.push_shared(texts.init, fields, 0, gate, &mut self.pool);
+        let stamps = texts.stamps.expect("a look wants stamps");
+        let all = 0..stamps.len();
+        outbox.push_shared(stamps, all, 0, gate, &mut self.pool);
+        outbox.push(end, 0, gate, &mut self.pool);
     }
 
     /// Sends a page that was made for a session.
@@ -126,5 +188,28 @@ pub(super) fn for_allowed(answer: Answer, allow_origin: Option<&str>) -> Answer 
             .with("Access-Control-Allow-Origin", origin)
             .with("Access-Control-Expose-Headers", "ETag"),
         None => answer,
+    }
+}
+
+/// The state of a room; of one that is only asked for its head, how long it is.
+fn show_state(room: &mut Room, head_only: bool) -> Shown {
+    let connections = room.members.len();
+    let fields = room.workspace.init_fields();
+    let mut start = Vec::new();
+    state::put_look_start(&mut start);
+    let body_bytes =
+        state::look_ends_bytes(connections) + fields.len() + room.workspace.stamps_bytes();
+    let further_bytes = body_bytes - start.len();
+    let answer = Answer::json_start(start, further_bytes);
+    let state = (!head_only).then(|| ShownState {
+        texts: room
+            .texts_at_hand(Wanted::Look)
+            .unwrap_or_else(|| room.encode_texts(Wanted::Look)),
+        fields,
+        connections,
+    });
+    Shown {
+        state,
+        ..Shown::from(answer)
     }
 }

@@ -20,3 +20,4 @@ mod intake;
 mod lifetime;
 mod look;
 mod room;
+mod snapshot;

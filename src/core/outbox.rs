@@ -9,10 +9,12 @@
 //! the latest op of each key that changed since, which `core::delivery` reads from the
 //! workspace when its socket drains.
 
+use std::ops::Range;
+
 use smallvec::SmallVec;
 
 pub use crate::core::chunk::Behind;
-use crate::core::chunk::{Answer, Apart, Chunk, ChunkPool, Span, Spans, spans_bytes};
+use crate::core::chunk::{Answer, Apart, Chunk, ChunkPool, Cost, Span, Spans, spans_bytes};
 use crate::core::window::Window;
 use crate::limits::{
     ANSWER_SEND_BYTES_MAX, CHUNK_BYTES_MIN, OWN_STRETCHES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX,
@@ -72,7 +74,14 @@ impl Outbox {
     /// The memory of the answers that wait.
     #[must_use]
     pub fn answer_bytes(&self) -> usize {
-        self.apart.as_ref().map_or(0, |apart| apart.answer_bytes)
+        let cost = self.cost();
+        cost.own_bytes + cost.shared_bytes
+    }
+
+    /// The same without what others may hold too.
+    #[must_use]
+    pub fn own_answer_bytes(&self) -> usize {
+        self.cost().own_bytes
     }
 
     /// Whether answers wait.
@@ -93,17 +102,49 @@ impl Outbox {
 
     /// Queues bytes for this client alone: behind the window offset `at`, once `gate` is visible.
     pub fn push(&mut self, chunk: Chunk, at: u64, gate: u64, pool: &mut ChunkPool) {
-        let (start, end) = (0, chunk.len());
-        pool.held.answer_bytes += cost_bytes(end);
-        let apart = self.apart(pool);
-        apart.answer_bytes += cost_bytes(end);
-        apart.answers.push_back(Answer {
-            chunk,
-            start,
-            end,
-            at,
-            gate,
-        });
+        let end = chunk.len();
+        self.push_answer(
+            Answer {
+                chunk,
+                start: 0,
+                end,
+                at,
+                gate,
+                cost: Cost {
+                    own_bytes: cost_bytes(end),
+                    shared_bytes: 0,
+                },
+            },
+            pool,
+        );
+    }
+
+    /// The same of a stretch of what many are sent. Nothing where it is empty.
+    pub fn push_shared(
+        &mut self,
+        chunk: Chunk,
+        stretch: Range<usize>,
+        at: u64,
+        gate: u64,
+        pool: &mut ChunkPool,
+    ) {
+        let Range { start, end } = stretch;
+        if start < end {
+            self.push_answer(
+                Answer {
+                    chunk,
+                    start,
+                    end,
+                    at,
+                    gate,
+                    cost: Cost {
+                        own_bytes: size_of::<Answer>(),
+                        shared_bytes: end - start,
+                    },
+                },
+                pool,
+            );
+        }
     }
 
     /// The frame at `start..end` of the window is the client's own. False: it has too many apart to
@@ -134,18 +175,19 @@ impl Outbox {
         apart
             .answers
             .retain(|answer| answer.gate <= visible_position);
-        pool.held.answer_bytes -= apart.answer_bytes;
-        apart.answer_bytes = 0;
+        pool.held.answer_bytes -= apart.cost.own_bytes;
+        apart.cost = Cost::default();
         for answer in &mut apart.answers {
             answer.at = 0;
-            apart.answer_bytes += cost_bytes(answer.end);
+            apart.cost.own_bytes += answer.cost.own_bytes;
+            apart.cost.shared_bytes += answer.cost.shared_bytes;
         }
-        pool.held.answer_bytes += apart.answer_bytes;
+        pool.held.answer_bytes += apart.cost.own_bytes;
     }
 
     /// Drops all: nothing more is sent.
     pub fn drop_all(&mut self, pool: &mut ChunkPool) {
-        pool.held.answer_bytes -= self.answer_bytes();
+        pool.held.answer_bytes -= self.own_answer_bytes();
         *self = Self::default();
     }
 
@@ -194,6 +236,21 @@ impl Outbox {
         } else {
             spans
         }
+    }
+
+    fn cost(&self) -> Cost {
+        self.apart
+            .as_ref()
+            .map_or_else(Cost::default, |apart| apart.cost)
+    }
+
+    fn push_answer(&mut self, answer: Answer, pool: &mut ChunkPool) {
+        let cost = answer.cost;
+        let apart = self.apart(pool);
+        apart.cost.own_bytes += cost.own_bytes;
+        apart.cost.shared_bytes += cost.shared_bytes;
+        apart.answers.push_back(answer);
+        pool.held.answer_bytes += cost.own_bytes;
     }
 
     fn apart(&mut self, pool: &mut ChunkPool) -> &mut Apart {
@@ -294,8 +351,9 @@ impl Apart {
         pool.push_span(spans, span);
         answer.start += bytes;
         if answer.start == answer.end {
-            self.answer_bytes -= cost_bytes(answer.end);
-            pool.held.answer_bytes -= cost_bytes(answer.end);
+            self.cost.own_bytes -= answer.cost.own_bytes;
+            self.cost.shared_bytes -= answer.cost.shared_bytes;
+            pool.held.answer_bytes -= answer.cost.own_bytes;
             self.answers.pop_front();
         }
         bytes

@@ -3,24 +3,10 @@
 use std::rc::{Rc, Weak};
 
 use crate::core::outbox::View;
-use crate::core::window::{Chunk, ChunkPool, Window};
+use crate::core::snapshot::{Snapshot, Texts, Wanted, chunk_of};
+use crate::core::window::{ChunkPool, Window};
 use crate::core::workspace::Workspace;
 use crate::wire::message;
-
-/// An init message as it was encoded at one point of the order of the ops.
-struct Snapshot {
-    chunk: Weak<Vec<u8>>,
-    seq: u64,
-    at: u64,
-    gate: u64,
-}
-
-/// What a client that joins is sent, and from where on it follows the window.
-pub(crate) struct Init {
-    pub chunk: Chunk,
-    pub at: u64,
-    pub gate: u64,
-}
 
 /// A workspace on its shard.
 pub(crate) struct Room {
@@ -34,7 +20,7 @@ pub(crate) struct Room {
     pub announced_end: u64,
     /// The log position of its last op; 0 where that came from the disk.
     position: u64,
-    snapshot: Option<Snapshot>,
+    snapshot: Snapshot,
 }
 
 impl Room {
@@ -47,7 +33,7 @@ impl Room {
             touched: false,
             announced_end: 0,
             position: 0,
-            snapshot: None,
+            snapshot: Snapshot::default(),
         }
     }
 
@@ -84,46 +70,48 @@ impl Room {
         (start, self.window.end())
     }
 
-    /// The whole state. One encoding serves all who join while it is still on its way to anyone, as
-    /// long as the frames since are at hand.
-    pub fn init(&mut self) -> Init {
-        if let Some(init) = self.shared_init() {
-            return init;
+    /// The state as it is on its way to others already, if that will do: the newest for a look; for who joins also an older one, as
+    /// long as the frames since are at hand and few.
+    pub fn texts_at_hand(&self, wanted: Wanted) -> Option<Texts> {
+        let snapshot = &self.snapshot;
+        let init = snapshot.init()?;
+        let is_newest = snapshot.seq == self.workspace.seq();
+        match wanted {
+            Wanted::Init => {
+                let behind = self.window.end() - snapshot.at;
+                let is_cheap =
+                    snapshot.at >= self.window.start() && behind <= init.len() as u64 / 2;
+                (is_newest || is_cheap).then(|| snapshot.texts(init, None))
+            }
+            Wanted::Look => {
+                let stamps = snapshot.stamps.upgrade().filter(|_| is_newest)?;
+                Some(snapshot.texts(init, Some(stamps)))
+            }
         }
-        let mut bytes = Vec::new();
-        self.workspace.put_init(&mut bytes);
-        let init = Init {
-            chunk: Rc::new(bytes),
-            at: self.window.end(),
-            gate: self.position,
-        };
-        let chunk = Rc::downgrade(&init.chunk);
-        self.snapshot = Some(Snapshot {
-            chunk,
-            seq: self.workspace.seq(),
-            at: init.at,
-            gate: init.gate,
-        });
-        init
     }
 
-    fn shared_init(&self) -> Option<Init> {
-        let snapshot = self.snapshot.as_ref()?;
-        let chunk = snapshot.chunk.upgrade()?;
-        if snapshot.seq == self.workspace.seq() {
-            return Some(Init {
-                chunk,
+    /// The state as it is now. What of it is on its way to others already is not encoded again.
+    pub fn encode_texts(&mut self, wanted: Wanted) -> Texts {
+        let workspace = &self.workspace;
+        let is_newest = self.snapshot.seq == workspace.seq();
+        let held = self.snapshot.init().filter(|_| is_newest);
+        let init = held.unwrap_or_else(|| {
+            let init = chunk_of(workspace.init_bytes(), |out| workspace.put_init(out));
+            self.snapshot = Snapshot {
+                seq: workspace.seq(),
                 at: self.window.end(),
-                gate: snapshot.gate,
-            });
+                gate: self.position,
+                init: Rc::downgrade(&init),
+                stamps: Weak::new(),
+            };
+            init
+        });
+        let stamps = (wanted == Wanted::Look)
+            .then(|| chunk_of(workspace.stamps_bytes(), |out| workspace.put_stamps(out)));
+        if let Some(stamps) = &stamps {
+            self.snapshot.stamps = Rc::downgrade(stamps);
         }
-        let behind = self.window.end() - snapshot.at;
-        let cheap = snapshot.at >= self.window.start() && behind <= chunk.len() as u64 / 2;
-        cheap.then_some(Init {
-            chunk,
-            at: snapshot.at,
-            gate: snapshot.gate,
-        })
+        self.snapshot.texts(init, stamps)
     }
 }
 
@@ -137,6 +125,11 @@ mod tests {
         let timestamp = room.workspace.seq() + 1;
         room.workspace.apply(key, value, timestamp, 0);
         room.broadcast(key, value, timestamp, timestamp * 10, pool);
+    }
+
+    fn texts(room: &mut Room, wanted: Wanted) -> Texts {
+        let at_hand = room.texts_at_hand(wanted);
+        at_hand.unwrap_or_else(|| room.encode_texts(wanted))
     }
 
     #[test]
@@ -156,10 +149,10 @@ mod tests {
             let mut room = Room::new(Workspace::new("w", 1));
             write(&mut room, &mut pool, "j", "1");
             write(&mut room, &mut pool, "k", &"1".repeat(STATE_BYTES));
-            let first = room.init();
+            let first = texts(&mut room, Wanted::Init);
             assert_eq!((first.at, first.gate), (room.window.end(), 20));
             if let Some(over_half_bytes) = over_half_bytes {
-                let frame_bytes = (first.chunk.len() / 2).strict_add_signed(over_half_bytes);
+                let frame_bytes = (first.init.len() / 2).strict_add_signed(over_half_bytes);
                 let value = "1".repeat(frame_bytes - frame_fixed_bytes);
                 write(&mut room, &mut pool, "k", &value);
                 assert_eq!(room.window.end() - first.at, frame_bytes as u64);
@@ -167,9 +160,9 @@ mod tests {
             if !is_kept {
                 room.window.drop_before(room.window.end(), &mut pool);
             }
-            let second = room.init();
+            let second = texts(&mut room, Wanted::Init);
             let case = format!("{over_half_bytes:?} {is_kept}");
-            assert_eq!(Rc::ptr_eq(&first.chunk, &second.chunk), is_shared, "{case}");
+            assert_eq!(Rc::ptr_eq(&first.init, &second.init), is_shared, "{case}");
             let expected = if is_shared {
                 (first.at, first.gate)
             } else {
@@ -182,8 +175,32 @@ mod tests {
     #[test]
     fn an_init_that_is_on_its_way_to_nobody_is_let_go() {
         let mut room = Room::new(Workspace::new("w", 1));
-        let first = Rc::downgrade(&room.init().chunk);
+        let first = Rc::downgrade(&texts(&mut room, Wanted::Init).init);
         assert!(first.upgrade().is_none());
-        assert!(room.init().chunk.ends_with(b"{}}"));
+        let second = texts(&mut room, Wanted::Init);
+        assert!(second.init.ends_with(b"{}}"));
+    }
+
+    #[test]
+    fn a_look_is_the_newest_state_and_shares_what_is_on_its_way() {
+        let mut pool = ChunkPool::default();
+        let mut room = Room::new(Workspace::new("w", 1));
+        write(&mut room, &mut pool, "j", &"1".repeat(STATE_BYTES));
+        let joined = texts(&mut room, Wanted::Init);
+        assert!(joined.stamps.is_none());
+        let first = texts(&mut room, Wanted::Look);
+        assert!(Rc::ptr_eq(&first.init, &joined.init));
+        let second = texts(&mut room, Wanted::Look);
+        assert!(Rc::ptr_eq(&second.init, &joined.init));
+        let stamps = [first, second].map(|look| look.stamps.unwrap());
+        assert!(Rc::ptr_eq(&stamps[0], &stamps[1]));
+        assert!(stamps[0].starts_with(br#"},"timestamps":{"j":1},"seq":1"#));
+        write(&mut room, &mut pool, "k", "1");
+        let newest = texts(&mut room, Wanted::Look);
+        assert!(!Rc::ptr_eq(&newest.init, &joined.init), "one op is missing");
+        assert_eq!((newest.at, newest.gate), (room.window.end(), 20));
+        // Who joins takes the newest too.
+        let again = texts(&mut room, Wanted::Init);
+        assert!(Rc::ptr_eq(&newest.init, &again.init));
     }
 }

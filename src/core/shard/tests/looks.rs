@@ -1,8 +1,11 @@
 //! Looks at a workspace without a WebSocket, and pages.
 
-use super::rig::{Rig, look};
+use std::collections::HashSet;
+
+use super::rig::{Rig, head, look};
 use crate::core::contract::{Input, Output};
 use crate::core::session::SessionId;
+use crate::core::window::Span;
 use crate::wire::upgrade::{Answer, Page};
 
 #[test]
@@ -21,6 +24,72 @@ fn a_look_shows_nothing_that_is_not_durable() {
         assert_eq!(rig.seen(state), [status, "gone"]);
         // Who is there is no op.
         assert_eq!(rig.seen(presence), ["200", "gone"]);
+    }
+}
+
+/// A client that asks for that, and takes nothing of the answer.
+fn stalled(rig: &mut Rig, request: &str) -> usize {
+    let client = rig.accept(false);
+    rig.peers[client].reads = false;
+    rig.receive(client, request.as_bytes());
+    client
+}
+
+#[test]
+fn one_encoding_serves_all_who_join_and_look() {
+    let mut rig = Rig::new(|_| ());
+    let writer = rig.join("w", None);
+    let value = format!("\"{}\"", "x".repeat(50_000));
+    rig.op(writer, "k", &value, 1);
+    let requests = [head("w", None), look("/v1/workspaces/w")];
+    let clients = [0, 1, 1, 0, 1].map(|kind| stalled(&mut rig, &requests[kind]));
+    let mut held = HashSet::new();
+    for client in clients {
+        let spans = rig.peers[client].client.sending.clone();
+        let chunks = spans.unwrap().into_iter().map(Span::into_chunk);
+        held.extend(
+            chunks
+                .filter(|chunk| chunk.len() > 1000)
+                .map(|chunk| chunk.as_ptr()),
+        );
+    }
+    assert_eq!(held.len(), 1, "the state is held once");
+    assert!(rig.shard.counters().answer_bytes < 10_000);
+    for client in clients {
+        rig.peers[client].reads = true;
+    }
+    rig.run();
+    assert_eq!(rig.seen(clients[0]), ["101", "init 1"]);
+    assert_eq!(rig.seen(clients[1]), ["200", "gone"]);
+    let body = String::from_utf8(rig.peers[clients[1]].client.incoming.clone()).unwrap();
+    let state =
+        format!(r#"{{"data":{{"k":{value}}},"timestamps":{{"k":1}},"seq":1,"connections":2}}"#);
+    assert_eq!(body, state);
+}
+
+#[test]
+fn a_look_at_a_state_is_the_same_for_head_without_the_body() {
+    let mut rig = Rig::new(|_| ());
+    let writer = rig.join("w", None);
+    for state in 0..2 {
+        let answers = ["GET", "HEAD"].map(|method| {
+            let client = stalled(&mut rig, &look("/v1/workspaces/w").replace("GET", method));
+            let spans = rig.peers[client].client.sending.as_ref().unwrap();
+            let bytes: Vec<u8> = spans
+                .iter()
+                .flat_map(|span| span.bytes().to_vec())
+                .collect();
+            String::from_utf8(bytes).unwrap()
+        });
+        let (head, body) = answers[0].split_at(answers[1].len());
+        assert_eq!(head, answers[1]);
+        assert!(
+            head.contains(&format!("Content-Length: {}\r\n", body.len())),
+            "{head}{body}"
+        );
+        let is_json = serde_json::from_str::<serde_json::Value>(body).is_ok();
+        assert!(is_json, "{body}");
+        rig.op(writer, "k", "{}", state + 1);
     }
 }
 
