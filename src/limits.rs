@@ -129,6 +129,13 @@ pub const CHUNK_BYTES_MIN: usize = 256;
 pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
 /// An init message up to this size is kept for whoever joins next; one for each shard.
 pub const INIT_BYTES_KEPT_MAX: usize = 4 * 1024 * 1024;
+/// What the init messages, and the other texts of states, may take that a shard has on their way to anybody. One text serves all who want
+/// the same state, so what fills this is clients that take the states of many workspaces, or of one at many moments, and do not read them.
+/// Four of the largest states that the default allows; beyond, a join or a look is answered with 503, but for a state that is small, or where nothing
+/// else is on its way.
+pub const SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Texts of which a shard looks in a turn whether they are still on their way.
+pub const SNAPSHOTS_SWEPT_PER_TURN: usize = 32;
 /// A stretch of a window that is copied into one piece for those who are sent it is no longer than this.
 pub const JOINED_BYTES_MAX: usize = 64 * 1024;
 /// Chunks that a shard keeps for their next use.
@@ -223,6 +230,11 @@ const _: () = assert!(
     MESSAGE_BYTES_DEFAULT + SEND_BYTES_MAX <= ANSWER_SEND_BYTES_MAX
         && ANSWER_SEND_BYTES_MAX < u32::MAX as usize,
     "the longest usual correction goes out in one send, whatever stands before it, and a length fits the ring"
+);
+const _: () = assert!(
+    4 * WORKSPACE_BYTES_DEFAULT <= SNAPSHOT_BYTES_MAX as u64
+        && 16 * INIT_BYTES_KEPT_MAX <= SNAPSHOT_BYTES_MAX,
+    "a few large states may be on their way at once, and the one that is kept is a small part of them"
 );
 const _: () = assert!(
     CONFLATED_BYTES_MAX <= SEND_BYTES_MAX,

@@ -1,6 +1,5 @@
 //! The first part of a session's life: the request head, the token, joining a workspace.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::core::contract::{Clock, Output, Ticket, Wish, shard_of};
@@ -11,10 +10,16 @@ use crate::core::session::{Intake, Session, SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
 use crate::core::snapshot::{Texts, Wanted};
 use crate::core::workspace::Workspace;
-use crate::limits::{HEAD_TIMEOUT_US, INIT_BYTES_KEPT_MAX, RETRY_AFTER_S};
+use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
 use crate::wire::auth::{Grant, Verifier};
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
+
+/// Where a client is to be a member, and the state that it is sent.
+struct Place {
+    room_slot: u32,
+    texts: Texts,
+}
 
 impl Shard {
     pub(super) fn open_session(&mut self, over_limit: bool, clock: Clock) -> SessionId {
@@ -179,13 +184,16 @@ impl Shard {
                 accept_key,
                 user,
             } => {
-                if let Some(refusal) = refusal.or_else(|| self.full_room(&workspace)) {
-                    return self.answer(id, &refusal, clock);
+                let place = refusal.map_or_else(|| self.place(&workspace), Err);
+                match place {
+                    Ok(place) => {
+                        if let Some(user) = user {
+                            self.users.insert(id.slot, user);
+                        }
+                        self.join(id, place, &grant, &accept_key, unparsed, clock);
+                    }
+                    Err(refusal) => self.answer(id, &refusal, clock),
                 }
-                if let Some(user) = user {
-                    self.users.insert(id.slot, user);
-                }
-                self.join(id, &workspace, &grant, &accept_key, unparsed, clock);
             }
             Wish::Look {
                 look,
@@ -228,24 +236,28 @@ impl Shard {
         Some(Answer::unavailable(why, RETRY_AFTER_S))
     }
 
+    /// A place for one more in a workspace, with the state that it is sent.
+    fn place(&mut self, workspace: &str) -> Result<Place, Answer> {
+        if let Some(refusal) = self.full_room(workspace) {
+            return Err(refusal);
+        }
+        let room_slot = self.enter_room(workspace);
+        let texts = self.texts(room_slot, Wanted::Init)?;
+        Ok(Place { room_slot, texts })
+    }
+
     /// Makes a client a member of its workspace: 101, then init.
     fn join(
         &mut self,
         id: SessionId,
-        workspace: &str,
+        place: Place,
         grant: &Grant,
         accept_key: &str,
         unparsed: Vec<u8>,
         clock: Clock,
     ) {
-        let room_slot = self.enter_room(workspace);
+        let Place { room_slot, texts } = place;
         let room = &mut self.rooms[room_slot as usize];
-        let at_hand = room.texts_at_hand(Wanted::Init);
-        let texts = at_hand.unwrap_or_else(|| room.encode_texts(Wanted::Init));
-        // Who comes next, a moment after this one has it all, is to find it encoded.
-        if texts.init.len() <= INIT_BYTES_KEPT_MAX {
-            self.kept_init = Some(Rc::clone(&texts.init));
-        }
         let member = u32::try_from(room.members.len()).expect("fewer members than descriptors");
         room.members.push(id.slot);
         self.members_count += 1;

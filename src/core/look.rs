@@ -91,14 +91,16 @@ impl Shard {
         if_none_match: Option<&str>,
         head_only: bool,
     ) -> Shown {
-        let room = room_slot.map(|slot| &mut self.rooms[slot as usize]);
-        let seq = room.as_ref().map_or(0, |room| room.workspace.seq());
-        let gate = room.as_ref().map_or(0, |room| room.gate());
+        let room = room_slot.map(|slot| &self.rooms[slot as usize]);
+        let (seq, gate) = room.map_or((0, 0), |room| (room.workspace.seq(), room.gate()));
         let tag = format!("\"{seq}\"");
         let mut shown = if if_none_match.is_some_and(|list| matches_tag(list, &tag)) {
             Shown::from(Answer::not_modified())
-        } else if let Some(room) = room {
-            show_state(room, head_only)
+        } else if let Some(room_slot) = room_slot {
+            match self.state_of(room_slot, head_only) {
+                Ok(shown) => shown,
+                Err(refusal) => return Shown::from(refusal),
+            }
         } else {
             let mut body = Vec::new();
             state::put_look(&mut body, iter::empty(), 0, 0);
@@ -111,6 +113,32 @@ impl Shard {
             .with("ETag", &format!("W/{tag}"))
             .with("Cache-Control", "no-cache");
         shown
+    }
+
+    /// The state of a room; of one that is only asked for its head, how long it is.
+    fn state_of(&mut self, room_slot: u32, head_only: bool) -> Result<Shown, Answer> {
+        let Room {
+            workspace, members, ..
+        } = &self.rooms[room_slot as usize];
+        let (connections, fields) = (members.len(), workspace.init_fields());
+        let shared_bytes = fields.len() + workspace.stamps_bytes();
+        let mut start = Vec::new();
+        state::put_look_start(&mut start);
+        let own_bytes = state::look_ends_bytes(connections) - start.len();
+        let answer = Answer::json_start(start, shared_bytes + own_bytes);
+        let state = if head_only {
+            None
+        } else {
+            Some(ShownState {
+                texts: self.texts(room_slot, Wanted::Look)?,
+                fields,
+                connections,
+            })
+        };
+        Ok(Shown {
+            state,
+            ..Shown::from(answer)
+        })
     }
 
     /// Shows it.
@@ -188,28 +216,5 @@ pub(super) fn for_allowed(answer: Answer, allow_origin: Option<&str>) -> Answer 
             .with("Access-Control-Allow-Origin", origin)
             .with("Access-Control-Expose-Headers", "ETag"),
         None => answer,
-    }
-}
-
-/// The state of a room; of one that is only asked for its head, how long it is.
-fn show_state(room: &mut Room, head_only: bool) -> Shown {
-    let connections = room.members.len();
-    let fields = room.workspace.init_fields();
-    let mut start = Vec::new();
-    state::put_look_start(&mut start);
-    let body_bytes =
-        state::look_ends_bytes(connections) + fields.len() + room.workspace.stamps_bytes();
-    let further_bytes = body_bytes - start.len();
-    let answer = Answer::json_start(start, further_bytes);
-    let state = (!head_only).then(|| ShownState {
-        texts: room
-            .texts_at_hand(Wanted::Look)
-            .unwrap_or_else(|| room.encode_texts(Wanted::Look)),
-        fields,
-        connections,
-    });
-    Shown {
-        state,
-        ..Shown::from(answer)
     }
 }

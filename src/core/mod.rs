@@ -13,10 +13,12 @@ pub mod window;
 pub mod workspace;
 
 mod delivery;
+mod encoding;
 mod failure;
 mod handshake;
 mod index;
 mod intake;
+mod ledger;
 mod lifetime;
 mod look;
 mod room;

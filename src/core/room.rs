@@ -90,6 +90,22 @@ impl Room {
         }
     }
 
+    /// The bytes that must be encoded for that, and those of it that are on their way to others already.
+    pub fn texts_missing(&self, wanted: Wanted) -> (usize, usize) {
+        let is_newest = self.snapshot.seq == self.workspace.seq();
+        let held = self.snapshot.init().filter(|_| is_newest);
+        let init_bytes = self.workspace.init_bytes();
+        let (missing_bytes, held_bytes) = if held.is_some() {
+            (0, init_bytes)
+        } else {
+            (init_bytes, 0)
+        };
+        match wanted {
+            Wanted::Init => (missing_bytes, held_bytes),
+            Wanted::Look => (missing_bytes + self.workspace.stamps_bytes(), held_bytes),
+        }
+    }
+
     /// The state as it is now. What of it is on its way to others already is not encoded again.
     pub fn encode_texts(&mut self, wanted: Wanted) -> Texts {
         let workspace = &self.workspace;

@@ -19,8 +19,8 @@
 //! # Rooms
 //!
 //! `handshake` (the request head, joining), `intake` (bytes to messages to the state), `delivery`
-//! (who is sent what, and when), `lifetime` (timers, closing, drain), `failure` (a log that cannot be
-//! written, a panic) are parts of this type, a file each.
+//! (who is sent what, and when), `lifetime` (timers, closing, drain), `encoding` (states as texts), `failure` (a
+//! log that cannot be written, a panic) are parts of this type, a file each.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,13 +31,17 @@ use slab::Slab;
 
 use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Ticket};
 use crate::core::counters::Counters;
+use crate::core::ledger::Ledger;
 use crate::core::rate::{Bucket, Meter};
 use crate::core::room::Room;
 use crate::core::session::{Session, SessionId, State};
 use crate::core::timers::Wheel;
 use crate::core::window::{Chunk, ChunkPool};
 use crate::core::workspace::Workspace;
-use crate::limits::{COMMIT_AGE_US, REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SENDS_PER_TURN_MIN};
+use crate::limits::{
+    COMMIT_AGE_US, REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SENDS_PER_TURN_MIN,
+    SNAPSHOTS_SWEPT_PER_TURN,
+};
 use crate::log::commit::{Commit, Durability, OpenSegment, Step};
 use crate::wire::message::Parser;
 
@@ -63,6 +67,8 @@ pub struct Shard {
     pub(super) handshakes: Bucket,
     /// The init that somebody was sent last.
     pub(super) kept_init: Option<Chunk>,
+    /// The texts of states that are on their way.
+    pub(super) ledger: Ledger,
     /// Sessions in a room.
     pub(super) members_count: u64,
     pub(super) room_index: HashMap<Box<str>, u32, FixedState>,
@@ -177,6 +183,7 @@ impl Shard {
             meters: Vec::new(),
             handshakes: Bucket::default(),
             kept_init: None,
+            ledger: Ledger::default(),
             members_count: 0,
             room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             visible_position: commit.visible_position(),
@@ -333,6 +340,8 @@ impl Shard {
         counters.workspaces = self.rooms.len() as u64;
         counters.window_bytes = self.pool.held.window_bytes as u64;
         counters.answer_bytes = self.pool.held.answer_bytes as u64;
+        self.ledger.sweep(SNAPSHOTS_SWEPT_PER_TURN);
+        counters.snapshot_bytes = self.ledger.bytes() as u64;
         counters.frames_sent = self.pool.held.frames_taken + counters.conflated_keys;
         counters.log_live_bytes = self.live_bytes;
         counters.log_open_bytes = self.commit.segment_bytes_written();

@@ -1,7 +1,7 @@
 //! What kind of run a seed is, what may go wrong in it, and what was met.
 
 use etherply::core::contract::Limits;
-use etherply::limits::SECOND_US;
+use etherply::limits::{SECOND_US, SNAPSHOT_BYTES_MAX};
 use etherply::log::commit::Durability;
 
 use crate::dice::Dice;
@@ -46,6 +46,7 @@ pub struct Plan {
     pub clients: usize,
     pub outbox_bytes_max: usize,
     pub message_bytes_max: usize,
+    pub snapshot_bytes_max: usize,
     /// Values are up to so long.
     pub value_bytes: usize,
     /// One value in so many is that long.
@@ -79,6 +80,7 @@ impl Plan {
             clients: 12,
             outbox_bytes_max: dice.pick(&[512, 1024, 4096, 1 << 20]),
             message_bytes_max: 4096,
+            snapshot_bytes_max: SNAPSHOT_BYTES_MAX,
             value_bytes: 1500,
             large_one_in: 12,
             segment_bytes_min: dice.pick(&[200, 700, 3000]),
@@ -95,6 +97,7 @@ impl Plan {
                 clients: 5,
                 outbox_bytes_max: 1 << 20,
                 message_bytes_max: 400_000,
+                snapshot_bytes_max: Dice::new(seed, 7).pick(&[SNAPSHOT_BYTES_MAX, 1_500_000]),
                 value_bytes: 330_000,
                 large_one_in: 3,
                 segment_bytes_min: 50_000,

@@ -65,6 +65,7 @@ impl World {
             ping_interval_us: 25 * SECOND_US,
             outbox_bytes_max: 1024,
             message_bytes_max: 4096,
+            snapshot_bytes_max: crate::limits::SNAPSHOT_BYTES_MAX,
             segment_bytes_min: u64::MAX,
             segment_bytes_max: u64::MAX,
             future_skew_us: 24 * 3600 * SECOND_US,

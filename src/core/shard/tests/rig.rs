@@ -71,6 +71,7 @@ impl Rig {
             ping_interval_us: 10 * SECOND_US,
             outbox_bytes_max: 64 * 1024,
             message_bytes_max: 1024 * 1024,
+            snapshot_bytes_max: crate::limits::SNAPSHOT_BYTES_MAX,
             segment_bytes_min: 1 << 26,
             segment_bytes_max: 1 << 26,
             future_skew_us: 3600 * SECOND_US,
