@@ -10,13 +10,12 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
+pub use crate::core::text::Chunk;
+use crate::core::text::Text;
 use crate::limits::{
     CHUNK_BYTES_KEPT_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CHUNKS_KEPT_MAX, LIST_BYTES_KEPT_MAX,
     LISTS_KEPT_MAX, SEND_BYTES_MAX,
 };
-
-/// Bytes on their way out, shared by all who are sent them.
-pub type Chunk = Rc<Vec<u8>>;
 
 /// A stretch of a chunk.
 #[derive(Debug, Clone)]
@@ -83,15 +82,23 @@ pub(super) struct Frame {
     pub position: u64,
 }
 
-/// What one client alone is sent.
+/// When an answer may be sent.
+#[derive(Debug, Clone)]
+pub struct Due {
+    /// Behind this window offset,
+    pub at: u64,
+    /// when this log position is visible,
+    pub gate: u64,
+    /// and when this text is whole, which others stand around: all of them, or none, are sent.
+    pub awaits: Option<Text>,
+}
+
+/// What one client is sent, and not all the others too.
 pub(super) struct Answer {
-    pub chunk: Chunk,
+    pub text: Text,
     pub start: usize,
     pub end: usize,
-    /// The window offset behind which it belongs.
-    pub at: u64,
-    /// The log position that must be visible first.
-    pub gate: u64,
+    pub due: Due,
     pub cost: Cost,
 }
 

@@ -46,6 +46,11 @@ impl Shard {
         self.written_senders = 0;
         self.reopen_wait_us = REOPEN_WAIT_MIN_US;
         self.visible_position = self.commit.visible_position();
+        self.wake_gated();
+    }
+
+    /// Queues those whose answers were waiting: for the log, or for a text.
+    pub(super) fn wake_gated(&mut self) {
         let mut gated = std::mem::take(&mut self.gated);
         for id in gated.drain(..) {
             if let Some(session) = self.session(id) {

@@ -32,6 +32,8 @@ impl Shard {
         self.users.clear();
         self.members_count = 0;
         self.touched.clear();
+        self.encoding_queue.clear();
+        self.ledger.release_all();
         (self.watch, self.shown_since_us) = (None, None);
         self.counters.refused_log_failed += told.len() as u64;
         self.parser = None;

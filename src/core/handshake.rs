@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use crate::core::contract::{Clock, Output, Ticket, Wish, shard_of};
 use crate::core::look::{Shown, for_allowed};
+use crate::core::outbox::Due;
 use crate::core::rate::{Meter, Rate};
 use crate::core::room::Room;
 use crate::core::session::{Intake, Session, SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
-use crate::core::snapshot::{Texts, Wanted};
+use crate::core::snapshot::{Point, Texts, Wanted};
 use crate::core::workspace::Workspace;
 use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
 use crate::wire::auth::{Grant, Verifier};
@@ -279,13 +280,17 @@ impl Shard {
         let answer = self.pool.fill(256, |out| {
             upgrade::switching_protocols(accept_key, out);
         });
-        let Texts { init, at, gate, .. } = texts;
+        let Texts { init, point, .. } = texts;
+        let Point { at, gate, .. } = point;
         session.outbox.follow(at);
         session.outbox.push(answer, at, 0, &mut self.pool);
-        let all = 0..init.len();
-        session
-            .outbox
-            .push_shared(init, all, at, gate, &mut self.pool);
+        let all = 0..init.bytes();
+        let due = Due {
+            at,
+            gate,
+            awaits: None,
+        };
+        session.outbox.push_shared(init, all, due, &mut self.pool);
         session.intake = if unparsed.is_empty() {
             Intake::Receiving
         } else {

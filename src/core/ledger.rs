@@ -9,14 +9,31 @@ use crate::core::window::Chunk;
 pub(super) struct Ledger {
     held: Vec<(Weak<Vec<u8>>, usize)>,
     bytes: usize,
+    /// Of texts that are being written.
+    promised_bytes: usize,
     /// Where the next sweep goes on.
     place: usize,
 }
 
 impl Ledger {
-    /// What is held, and what was let go and not swept yet.
+    /// What is held, or promised, and what was let go and not swept yet.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.promised_bytes
+    }
+
+    /// So many bytes are going to be written.
+    pub fn promise(&mut self, bytes: usize) {
+        self.promised_bytes += bytes;
+    }
+
+    /// So many of those are not promised any more: they were written and added, or nobody wants them.
+    pub fn release(&mut self, bytes: usize) {
+        self.promised_bytes -= bytes;
+    }
+
+    /// Nothing is promised any more.
+    pub fn release_all(&mut self) {
+        self.promised_bytes = 0;
     }
 
     /// Adds a text that was just made.
@@ -72,5 +89,10 @@ mod tests {
         ledger.sweep_all();
         assert_eq!((ledger.bytes(), ledger.held.len()), (0, 0));
         ledger.sweep(1);
+        ledger.promise(30);
+        ledger.release(10);
+        assert_eq!(ledger.bytes(), 20);
+        ledger.release_all();
+        assert_eq!(ledger.bytes(), 0);
     }
 }

@@ -4,6 +4,7 @@ use std::iter;
 use std::ops::Range;
 
 use crate::core::contract::{Clock, Wish};
+use crate::core::outbox::Due;
 use crate::core::room::Room;
 use crate::core::session::SessionId;
 use crate::core::shard::Shard;
@@ -148,7 +149,13 @@ impl Shard {
             gate,
             state,
         } = shown;
-        self.answer_gated(id, &answer, gate, clock);
+        let stamps = state.as_ref().map(|state| state.texts.stamps.clone());
+        let due = Due {
+            at: 0,
+            gate,
+            awaits: stamps.flatten(),
+        };
+        self.answer_due(id, &answer, due.clone(), clock);
         let Some(ShownState {
             texts,
             fields,
@@ -157,15 +164,14 @@ impl Shard {
         else {
             return;
         };
-        let end = self
-            .pool
-            .fill(32, |out| state::put_look_end(out, connections));
+        let pool = &mut self.pool;
+        let end = pool.fill(32, |out| state::put_look_end(out, connections));
         let outbox = &mut self.sessions[id.slot as usize].outbox;
-        outbox.push_shared(texts.init, fields, 0, gate, &mut self.pool);
+        outbox.push_shared(texts.init, fields, due.clone(), pool);
         let stamps = texts.stamps.expect("a look wants stamps");
-        let all = 0..stamps.len();
-        outbox.push_shared(stamps, all, 0, gate, &mut self.pool);
-        outbox.push(end, 0, gate, &mut self.pool);
+        let all = 0..stamps.bytes();
+        outbox.push_shared(stamps, all, due.clone(), pool);
+        outbox.push_due(end, due, pool);
     }
 
     /// Sends a page that was made for a session.
@@ -179,9 +185,20 @@ impl Shard {
 
     /// Answers a request, once `gate` is visible, with what may be long.
     pub(super) fn answer_gated(&mut self, id: SessionId, answer: &Answer, gate: u64, clock: Clock) {
+        let due = Due {
+            at: 0,
+            gate,
+            awaits: None,
+        };
+        self.answer_due(id, answer, due, clock);
+    }
+
+    fn answer_due(&mut self, id: SessionId, answer: &Answer, due: Due, clock: Clock) {
         self.counters.responses.answered(answer.status());
         let chunk = self.pool.fill(512, |out| answer.encode(out));
-        self.queue_last(id, chunk, gate, clock);
+        self.begin_closing(id, clock);
+        let outbox = &mut self.sessions[id.slot as usize].outbox;
+        outbox.push_due(chunk, due, &mut self.pool);
         self.sessions[id.slot as usize].deadline_us = clock.now_us + STALL_TIMEOUT_US;
         self.reschedule(id, clock);
     }

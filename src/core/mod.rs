@@ -8,10 +8,12 @@ pub mod outbox;
 pub mod rate;
 pub mod session;
 pub mod shard;
+pub mod text;
 pub mod timers;
 pub mod window;
 pub mod workspace;
 
+mod cut;
 mod delivery;
 mod encoding;
 mod failure;

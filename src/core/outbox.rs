@@ -14,7 +14,9 @@ use std::ops::Range;
 use smallvec::SmallVec;
 
 pub use crate::core::chunk::Behind;
+pub use crate::core::chunk::Due;
 use crate::core::chunk::{Answer, Apart, Chunk, ChunkPool, Cost, Span, Spans, spans_bytes};
+use crate::core::text::Text;
 use crate::core::window::Window;
 use crate::limits::{
     ANSWER_SEND_BYTES_MAX, CHUNK_BYTES_MIN, OWN_STRETCHES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX,
@@ -91,59 +93,47 @@ impl Outbox {
         apart.is_some_and(|apart| !apart.answers.is_empty())
     }
 
-    /// Whether an answer waits for what lies behind the visible position.
+    /// Whether an answer waits for what lies behind the visible position, or is not written yet.
     #[must_use]
     pub fn is_gated(&self, visible_position: u64) -> bool {
-        let answers = self.apart.iter().flat_map(|apart| &apart.answers);
-        answers
-            .map(|answer| answer.gate)
-            .any(|gate| gate > visible_position)
+        let mut answers = self.apart.iter().flat_map(|apart| &apart.answers);
+        answers.any(|answer| answer.chunk(visible_position).is_none())
     }
 
     /// Queues bytes for this client alone: behind the window offset `at`, once `gate` is visible.
     pub fn push(&mut self, chunk: Chunk, at: u64, gate: u64, pool: &mut ChunkPool) {
-        let end = chunk.len();
-        self.push_answer(
-            Answer {
-                chunk,
-                start: 0,
-                end,
-                at,
-                gate,
-                cost: Cost {
-                    own_bytes: cost_bytes(end),
-                    shared_bytes: 0,
-                },
-            },
-            pool,
-        );
+        let due = Due {
+            at,
+            gate,
+            awaits: None,
+        };
+        self.push_due(chunk, due, pool);
     }
 
-    /// The same of a stretch of what many are sent. Nothing where it is empty.
+    /// Queues bytes for this client alone.
+    pub fn push_due(&mut self, chunk: Chunk, due: Due, pool: &mut ChunkPool) {
+        let end = chunk.len();
+        let cost = Cost {
+            own_bytes: cost_bytes(end),
+            shared_bytes: 0,
+        };
+        self.push_answer(Text::Whole(chunk), 0..end, due, cost, pool);
+    }
+
+    /// Queues a stretch of what many are sent. Nothing where it is empty.
     pub fn push_shared(
         &mut self,
-        chunk: Chunk,
+        text: Text,
         stretch: Range<usize>,
-        at: u64,
-        gate: u64,
+        due: Due,
         pool: &mut ChunkPool,
     ) {
-        let Range { start, end } = stretch;
-        if start < end {
-            self.push_answer(
-                Answer {
-                    chunk,
-                    start,
-                    end,
-                    at,
-                    gate,
-                    cost: Cost {
-                        own_bytes: size_of::<Answer>(),
-                        shared_bytes: end - start,
-                    },
-                },
-                pool,
-            );
+        if !stretch.is_empty() {
+            let cost = Cost {
+                own_bytes: size_of::<Answer>(),
+                shared_bytes: stretch.len(),
+            };
+            self.push_answer(text, stretch, due, cost, pool);
         }
     }
 
@@ -166,7 +156,7 @@ impl Outbox {
         own.len() <= OWN_STRETCHES_MAX
     }
 
-    /// Drops all that is not visible yet and forgets the window: the connection is closing.
+    /// Drops all that is not visible yet, or not written, and forgets the window: the connection is closing.
     pub fn leave(&mut self, visible_position: u64, pool: &mut ChunkPool) {
         self.follow(0);
         let Some(apart) = &mut self.apart else {
@@ -174,11 +164,11 @@ impl Outbox {
         };
         apart
             .answers
-            .retain(|answer| answer.gate <= visible_position);
+            .retain(|answer| answer.chunk(visible_position).is_some());
         pool.held.answer_bytes -= apart.cost.own_bytes;
         apart.cost = Cost::default();
         for answer in &mut apart.answers {
-            answer.at = 0;
+            answer.due.at = 0;
             apart.cost.own_bytes += answer.cost.own_bytes;
             apart.cost.shared_bytes += answer.cost.shared_bytes;
         }
@@ -244,8 +234,21 @@ impl Outbox {
             .map_or_else(Cost::default, |apart| apart.cost)
     }
 
-    fn push_answer(&mut self, answer: Answer, pool: &mut ChunkPool) {
-        let cost = answer.cost;
+    fn push_answer(
+        &mut self,
+        text: Text,
+        stretch: Range<usize>,
+        due: Due,
+        cost: Cost,
+        pool: &mut ChunkPool,
+    ) {
+        let answer = Answer {
+            text,
+            start: stretch.start,
+            end: stretch.end,
+            due,
+            cost,
+        };
         let apart = self.apart(pool);
         apart.cost.own_bytes += cost.own_bytes;
         apart.cost.shared_bytes += cost.shared_bytes;
@@ -268,7 +271,7 @@ impl Outbox {
         let mut taken_bytes = 0;
         loop {
             let in_order = |answer: &Answer| {
-                view.is_none() || apart.behind.is_some() || answer.at <= self.cursor
+                view.is_none() || apart.behind.is_some() || answer.due.at <= self.cursor
             };
             if apart.answers.front().is_some_and(in_order) {
                 // What would be copied into one piece is not to be long.
@@ -287,10 +290,9 @@ impl Outbox {
             let Some(view) = view.filter(|_| apart.behind.is_none()) else {
                 break;
             };
-            let until = apart
-                .answers
-                .front()
-                .map_or(view.visible_end, |answer| answer.at.min(view.visible_end));
+            let until = apart.answers.front().map_or(view.visible_end, |answer| {
+                answer.due.at.min(view.visible_end)
+            });
             let room_bytes = SEND_BYTES_MAX.saturating_sub(taken_bytes);
             if self.cursor >= until || room_bytes == 0 {
                 break;
@@ -334,6 +336,16 @@ impl Outbox {
     }
 }
 
+impl Answer {
+    /// What it is a stretch of, if it may be sent.
+    fn chunk(&self, visible_position: u64) -> Option<&Chunk> {
+        let is_whole = |text: &Text| text.chunk().is_some();
+        let is_due =
+            self.due.gate <= visible_position && self.due.awaits.as_ref().is_none_or(is_whole);
+        self.text.chunk().filter(|_| is_due)
+    }
+}
+
 impl Apart {
     fn take_answer(
         &mut self,
@@ -343,11 +355,12 @@ impl Apart {
         spans: &mut Spans,
     ) -> usize {
         let answer = self.answers.front_mut().expect("the caller saw an answer");
-        if answer.gate > visible_position || bytes_max == 0 {
+        let Some(chunk) = answer.chunk(visible_position).filter(|_| bytes_max > 0) else {
             return 0;
-        }
+        };
+        let chunk = Chunk::clone(chunk);
         let bytes = (answer.end - answer.start).min(bytes_max);
-        let span = Span::new(answer.chunk.clone(), answer.start, answer.start + bytes);
+        let span = Span::new(chunk, answer.start, answer.start + bytes);
         pool.push_span(spans, span);
         answer.start += bytes;
         if answer.start == answer.end {

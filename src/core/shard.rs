@@ -69,6 +69,8 @@ pub struct Shard {
     pub(super) kept_init: Option<Chunk>,
     /// The texts of states that are on their way.
     pub(super) ledger: Ledger,
+    /// The rooms whose states are being encoded; one that has several stands there as often.
+    pub(super) encoding_queue: VecDeque<u32>,
     /// Sessions in a room.
     pub(super) members_count: u64,
     pub(super) room_index: HashMap<Box<str>, u32, FixedState>,
@@ -184,6 +186,7 @@ impl Shard {
             handshakes: Bucket::default(),
             kept_init: None,
             ledger: Ledger::default(),
+            encoding_queue: VecDeque::new(),
             members_count: 0,
             room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             visible_position: commit.visible_position(),
@@ -268,6 +271,7 @@ impl Shard {
             shard.announce();
             shard.watch_sends(clock);
             shard.start_commit(clock);
+            shard.encode_parts();
             shard.send_slice(clock);
             shard.trim_windows();
             shard.arm_receives();
@@ -291,7 +295,8 @@ impl Shard {
     #[must_use]
     pub fn has_work(&self) -> bool {
         let may_send = !self.send_queue.is_empty() && !self.commit.holds_sends();
-        may_send || self.may_read_on() && !self.unread_queue.is_empty()
+        let may_encode = !self.encoding_queue.is_empty();
+        may_send || may_encode || self.may_read_on() && !self.unread_queue.is_empty()
     }
 
     /// When the next turn must come, if nothing happens until then.

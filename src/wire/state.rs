@@ -77,19 +77,19 @@ pub fn put_init<'a>(
 }
 
 /// Appends what stands before the fields of an init message.
-fn put_init_start(out: &mut Vec<u8>, fields_bytes: usize) {
+pub fn put_init_start(out: &mut Vec<u8>, fields_bytes: usize) {
     frame::put_text_header(out, init_payload_bytes(fields_bytes));
     out.extend_from_slice(INIT_START.as_bytes());
 }
 
 /// Appends a field behind [`put_init_start`] or another field.
-fn put_init_field(out: &mut Vec<u8>, key: &str, value: &str) {
+pub fn put_init_field(out: &mut Vec<u8>, key: &str, value: &str) {
     put_name(out, key);
     out.extend_from_slice(value.as_bytes());
 }
 
 /// Appends what stands behind the fields of an init message.
-fn put_init_end(out: &mut Vec<u8>) {
+pub fn put_init_end(out: &mut Vec<u8>) {
     out.extend_from_slice(INIT_END.as_bytes());
 }
 
@@ -122,16 +122,19 @@ pub fn put_stamps<'a>(out: &mut Vec<u8>, seq: u64, fields: impl Iterator<Item = 
     put_stamps_end(out, seq);
 }
 
-fn put_stamps_start(out: &mut Vec<u8>) {
+/// Appends what stands before the fields of the stamps of a look.
+pub fn put_stamps_start(out: &mut Vec<u8>) {
     out.extend_from_slice(STAMPS_START.as_bytes());
 }
 
-fn put_stamp_field(out: &mut Vec<u8>, key: &str, timestamp: u64) {
+/// Appends a field behind [`put_stamps_start`] or another field.
+pub fn put_stamp_field(out: &mut Vec<u8>, key: &str, timestamp: u64) {
     put_name(out, key);
     put_number(out, timestamp);
 }
 
-fn put_stamps_end(out: &mut Vec<u8>, seq: u64) {
+/// Appends what stands behind the fields of the stamps of a look.
+pub fn put_stamps_end(out: &mut Vec<u8>, seq: u64) {
     out.extend_from_slice(STAMPS_SEQ.as_bytes());
     put_number(out, seq);
     out.extend_from_slice(STAMPS_END.as_bytes());

@@ -2,10 +2,30 @@
 
 use std::ops::Range;
 
-use super::Workspace;
+use super::{Entry, Workspace, slot_index};
 use crate::wire::state;
 
 impl Workspace {
+    /// The sum of [`state::init_field_bytes`] over its entries.
+    pub(crate) fn init_fields_bytes(&self) -> usize {
+        self.init_fields_bytes
+    }
+
+    /// How many slots there are; an entry never leaves its own.
+    pub(crate) fn slots(&self) -> u32 {
+        slot_index(self.entries.len())
+    }
+
+    /// What stands in a slot.
+    pub(crate) fn entry(&self, slot: u32) -> &Entry {
+        &self.entries[slot as usize]
+    }
+
+    /// The slot that a key has.
+    pub(crate) fn slot_of(&self, key: &str) -> Option<u32> {
+        self.find(self.tag(key), key)
+    }
+
     /// The bytes of the init message.
     #[must_use]
     pub fn init_bytes(&self) -> usize {
