@@ -127,7 +127,7 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_outbox_bytes",
         kind: "gauge",
-        help: "Memory of what goes out: windows (frames, shared by the clients of a workspace), answers (what waits for one client each), snapshots (states, each shared by all who joined or looked meanwhile, until the last has it; those of up to 4 MiB may be kept for the next).",
+        help: "Memory of what goes out: windows (frames, shared by the clients of a workspace), answers (what waits for one client each), snapshots (states, each shared by all who joined or looked meanwhile, until the last has it).",
         series: &[
             ("kind=\"windows\"", |c| c.window_bytes),
             ("kind=\"answers\"", |c| c.answer_bytes),

@@ -24,6 +24,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
@@ -346,7 +347,11 @@ impl Shard {
         counters.window_bytes = self.pool.held.window_bytes as u64;
         counters.answer_bytes = self.pool.held.answer_bytes as u64;
         self.ledger.sweep(SNAPSHOTS_SWEPT_PER_TURN);
-        counters.snapshot_bytes = self.ledger.bytes() as u64;
+        // What is only kept for the next one is on its way to nobody.
+        let kept = self.kept_init.as_ref();
+        let idle = kept.filter(|init| Rc::strong_count(init) == 1);
+        let idle_bytes = idle.map_or(0, |init| init.len());
+        counters.snapshot_bytes = (self.ledger.bytes() - idle_bytes) as u64;
         counters.frames_sent = self.pool.held.frames_taken + counters.conflated_keys;
         counters.log_live_bytes = self.live_bytes;
         counters.log_open_bytes = self.commit.segment_bytes_written();
