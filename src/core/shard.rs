@@ -81,7 +81,9 @@ pub struct Shard {
     pub(super) outputs: VecDeque<Output>,
     /// Those who are owed something.
     pub(super) send_queue: VecDeque<SessionId>,
-    /// How many of them the next turn serves.
+    /// Those of them who are owed so much that the others do not wait for them.
+    pub(super) bulk_queue: VecDeque<SessionId>,
+    /// How many of either the next turn serves.
     pub(super) slice: usize,
     /// Those whose receive is to be armed again.
     pub(super) receive_queue: Vec<SessionId>,
@@ -197,6 +199,7 @@ impl Shard {
             wheel: Wheel::new(clock.now_us),
             outputs: VecDeque::new(),
             send_queue: VecDeque::new(),
+            bulk_queue: VecDeque::new(),
             slice: SENDS_PER_TURN_MIN,
             receive_queue: Vec::new(),
             unread_queue: VecDeque::new(),
@@ -295,7 +298,8 @@ impl Shard {
     /// Whether the next turn should come at once, even if nothing happens until then.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        let may_send = !self.send_queue.is_empty() && !self.commit.holds_sends();
+        let is_owed = !self.send_queue.is_empty() || !self.bulk_queue.is_empty();
+        let may_send = is_owed && !self.commit.holds_sends();
         let may_encode = !self.encoding_queue.is_empty();
         may_send || may_encode || self.may_read_on() && !self.unread_queue.is_empty()
     }

@@ -2,7 +2,8 @@
 
 use super::rig::{Rig, frame, head, look, op};
 use crate::core::session::State;
-use crate::limits::SECOND_US;
+use crate::core::workspace::Workspace;
+use crate::limits::{ANSWER_SEND_BYTES_MAX, BULK_BYTES_PER_TURN, SECOND_US};
 
 const KEYS: u64 = 20;
 const PART_BYTES: usize = 1000;
@@ -217,4 +218,32 @@ fn what_a_client_sends_behind_its_request_waits_for_the_state() {
     rig.run();
     assert_eq!(rig.seen(joiner), ["101", "init 3", "ping"]);
     assert_eq!(rig.seen(writer), ["k=1@1"]);
+}
+
+#[test]
+fn those_who_are_sent_a_large_state_do_not_hold_up_the_others() {
+    const SENDS: usize = BULK_BYTES_PER_TURN / ANSWER_SEND_BYTES_MAX;
+    let mut workspace = Workspace::new("w", 5);
+    let value = format!("\"{}\"", "x".repeat(ANSWER_SEND_BYTES_MAX));
+    workspace.apply("k", &value, 1, 0);
+    let mut rig = Rig::with(vec![workspace], |config| {
+        config.snapshot_part_bytes = usize::MAX;
+    });
+    let clients: Vec<usize> = (0..=2 * SENDS).map(|_| rig.accept(false)).collect();
+    let other = rig.accept(false);
+    for client in &clients {
+        ask(&mut rig, *client, &head("w", None));
+    }
+    ask(&mut rig, other, &head("v", None));
+    for sends in [SENDS, 2 * SENDS, 2 * SENDS + 1] {
+        assert!(rig.shard.has_work());
+        rig.turn();
+        let is_sent = |client: &&usize| rig.peers[**client].client.sending.is_some();
+        assert_eq!(clients.iter().filter(is_sent).count(), sends);
+        assert!(rig.peers[other].client.sending.is_some());
+    }
+    rig.run();
+    for client in clients {
+        assert_eq!(rig.seen(client), ["101", "init 1"]);
+    }
 }
