@@ -137,7 +137,7 @@ pub const INIT_BYTES_KEPT_MAX: usize = 4 * 1024 * 1024;
 /// Four of the largest states that the default allows; beyond, a join or a look is answered with 503, but for a state that is small, or where nothing
 /// else is on its way.
 pub const SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// What of large states is encoded in a turn, and the rest of a field: half a millisecond or so. A state that is no larger is encoded at once.
+/// What of large states is encoded in a turn, and the rest of a field. A state that is no larger is encoded at once.
 pub const SNAPSHOT_PART_BYTES: usize = 1024 * 1024;
 /// Texts of which a shard looks in a turn whether they are still on their way.
 pub const SNAPSHOTS_SWEPT_PER_TURN: usize = 32;

@@ -265,7 +265,8 @@ impl Shard {
     ///    round of sends is done or the batch is old. From here on the batch is closed, so no op
     ///    can slip under an fdatasync that does not cover it.
     /// 2. Then sends, and only while no commit is in flight (`Commit::holds_sends`). Each carries
-    ///    what lies at or before the position that was durable when the turn began.
+    ///    what lies at or before the position that was durable when the turn began. A part of the
+    ///    states that are being encoded comes before them, so that what is whole goes out at once.
     /// 3. Receives are armed after the sends: a client that answers at once is read in the next
     ///    turn, with all others who answered, so that batches grow with the load.
     pub fn flush(&mut self, clock: Clock) {
