@@ -144,12 +144,15 @@ impl Room {
                 })
             }
             Wanted::Look => {
-                let init = self.newest_init().map(Text::Whole);
-                let init = init.or_else(|| self.newest_encoding(Part::Init)?.text(Part::Init))?;
-                let whole = self.snapshot.stamps().map(Text::Whole);
-                let stamps = whole
-                    .filter(|_| self.is_newest(self.snapshot.point))
-                    .or_else(|| self.newest_encoding(Part::Stamps)?.text(Part::Stamps))?;
+                let (init, stamps) = if let Some(init) = self.newest_init() {
+                    let whole = self.snapshot.stamps().map(Text::Whole);
+                    let awaited = || self.newest_encoding(Part::Stamps)?.text(Part::Stamps);
+                    (Text::Whole(init), whole.or_else(awaited)?)
+                } else {
+                    // Those of another encoding might be whole before the init message is.
+                    let encoding = self.newest_encoding(Part::Init)?;
+                    (encoding.text(Part::Init)?, encoding.text(Part::Stamps)?)
+                };
                 Some(Texts {
                     point: self.point(),
                     init,

@@ -237,6 +237,22 @@ impl Rig {
     }
 }
 
+#[test]
+fn of_a_look_the_state_is_whole_before_its_timestamps() {
+    let mut rig = Rig::new();
+    rig.op(0, 1, 0);
+    rig.want(Wanted::Look);
+    // Its init message is whole, then it is gone, and so is that message; its timestamps are not written to their end.
+    rig.part(100);
+    rig.waiting.clear();
+    rig.want(Wanted::Init);
+    rig.want(Wanted::Look);
+    while !rig.room.encodings.is_empty() {
+        rig.part(100);
+    }
+    assert!(rig.waiting.is_empty());
+}
+
 proptest! {
     #[test]
     fn a_state_in_parts_is_that_of_one_point(actions in actions()) {
