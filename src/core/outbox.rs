@@ -156,15 +156,18 @@ impl Outbox {
         own.len() <= OWN_STRETCHES_MAX
     }
 
-    /// Drops all that is not visible yet, or not written, and forgets the window: the connection is closing.
+    /// Drops all that is not visible yet, and what is not written with all behind it, and forgets the
+    /// window: the connection is closing.
     pub fn leave(&mut self, visible_position: u64, pool: &mut ChunkPool) {
         self.follow(0);
         let Some(apart) = &mut self.apart else {
             return;
         };
-        apart
-            .answers
-            .retain(|answer| answer.chunk(visible_position).is_some());
+        // What comes behind a state makes no sense without it.
+        let answers = &mut apart.answers;
+        let written = answers.iter().take_while(|answer| answer.is_written());
+        answers.truncate(written.count());
+        answers.retain(|answer| answer.chunk(visible_position).is_some());
         pool.held.answer_bytes -= apart.cost.own_bytes;
         apart.cost = Cost::default();
         for answer in &mut apart.answers {
@@ -339,10 +342,13 @@ impl Outbox {
 impl Answer {
     /// What it is a stretch of, if it may be sent.
     fn chunk(&self, visible_position: u64) -> Option<&Chunk> {
-        let is_whole = |text: &Text| text.chunk().is_some();
-        let is_due =
-            self.due.gate <= visible_position && self.due.awaits.as_ref().is_none_or(is_whole);
+        let is_due = self.due.gate <= visible_position && self.is_written();
         self.text.chunk().filter(|_| is_due)
+    }
+
+    fn is_written(&self) -> bool {
+        let mut texts = self.due.awaits.iter().chain([&self.text]);
+        texts.all(|text| text.chunk().is_some())
     }
 }
 

@@ -162,6 +162,21 @@ fn who_waits_can_be_closed_and_nothing_is_left() {
 }
 
 #[test]
+fn who_waits_and_is_closed_is_sent_nothing_that_came_behind_the_state() {
+    let (mut rig, [joiner]) = rig(1);
+    ask(&mut rig, joiner, &head("w", None));
+    rig.step();
+    // It loses: what stays is sent to it.
+    rig.receive_only(joiner, &op("k0", "1", 0));
+    rig.step();
+    let id = rig.peers[joiner].client.id;
+    rig.shard.close(id, 1000, "", rig.clock);
+    rig.run();
+    assert_eq!(rig.seen(joiner), ["101", "close 1000", "gone"]);
+    assert_eq!(rig.shard.counters().answer_bytes, 0);
+}
+
+#[test]
 fn who_waits_when_the_log_fails_is_told_so() {
     let (mut rig, [joiner, looker]) = rig(PART_BYTES);
     ask(&mut rig, joiner, &head("w", None));
