@@ -11,6 +11,7 @@
 //! | who may connect: tokens, leeway, rotation | [`wire::auth`], `config::secrets`, [`io::secrets`] |
 //! | joining a workspace, init, 500 and 503, health checks | `core::handshake`, `core::room` |
 //! | frames: masking, fragments, UTF-8, close codes | [`wire::frame`] |
+//! | states as texts: encoded once for all, large ones in parts, within a bound | `core::encoding`, `core::snapshot`, `core::cut` |
 //! | messages: fields, errors, the value's bytes as sent | [`wire::message`] |
 //! | a message's way into the state: errors, corrections, 1003, skew | `core::intake` |
 //! | broadcasts, slow clients, conflation, what goes out when | `core::delivery`, [`core::outbox`], [`core::window`] |

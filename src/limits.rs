@@ -108,12 +108,18 @@ pub const OUTBOX_BYTES_DEFAULT: usize = 1024 * 1024;
 pub const OUTBOX_BYTES_MIN: usize = 4 * 1024;
 /// What one send carries, unless a single frame is longer: it pins its chunks until it is done.
 pub const SEND_BYTES_MAX: usize = 256 * 1024;
+/// The same where the rest are answers, such as an init: their chunks are held whole from the moment they are queued, so a send of all of
+/// them pins nothing more, and each piece less is a way through the ring and the kernel less.
+pub const ANSWER_SEND_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// A send of more pieces than this is copied into one.
 pub const SEND_SPANS_MAX: usize = 16;
 /// Sessions that are sent to in one turn, so that receives and log completions never wait long;
 pub const SENDS_PER_TURN_MIN: usize = 128;
 /// and as many as this, by doubling, while nothing else comes in: each turn has a price.
 pub const SENDS_PER_TURN_MAX: usize = 512;
+/// Those who are owed more than one send of frames may be, a state most of all, are sent to in a queue of their own, which a turn leaves
+/// when it has reached this: the kernel copies all of it before the turn is over, and the ops of others are not to wait for that.
+pub const BULK_BYTES_PER_TURN: usize = 4 * 1024 * 1024;
 /// What a conflated session is sent at a time, unless a single op is longer.
 pub const CONFLATED_BYTES_MAX: usize = 64 * 1024;
 /// Keys that are looked at for a conflated session in a turn: its own are passed over.
@@ -130,6 +136,15 @@ pub const CHUNK_BYTES_MIN: usize = 256;
 pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
 /// An init message up to this size is kept for whoever joins next; one for each shard.
 pub const INIT_BYTES_KEPT_MAX: usize = 4 * 1024 * 1024;
+/// What the init messages, and the other texts of states, may take that a shard has on their way to anybody. One text serves all who want
+/// the same state, so what fills this is clients that take the states of many workspaces, or of one at many moments, and do not read them.
+/// Four of the largest states that the default allows; beyond, a join or a look is answered with 503, but for a state that is small, or where nothing
+/// else is on its way.
+pub const SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// What of large states is encoded in a turn, and the rest of a field. A state that is no larger is encoded at once.
+pub const SNAPSHOT_PART_BYTES: usize = 1024 * 1024;
+/// Texts of which a shard looks in a turn whether they are still on their way.
+pub const SNAPSHOTS_SWEPT_PER_TURN: usize = 32;
 /// A stretch of a window that is copied into one piece for those who are sent it is no longer than this.
 pub const JOINED_BYTES_MAX: usize = 64 * 1024;
 /// Chunks that a shard keeps for their next use.
@@ -221,6 +236,17 @@ const _: () = assert!(
     "chunks that are kept fall into classes"
 );
 const _: () = assert!(
+    MESSAGE_BYTES_DEFAULT + SEND_BYTES_MAX <= ANSWER_SEND_BYTES_MAX
+        && ANSWER_SEND_BYTES_MAX < u32::MAX as usize,
+    "the longest usual correction goes out in one send, whatever stands before it, and a length fits the ring"
+);
+const _: () = assert!(
+    4 * WORKSPACE_BYTES_DEFAULT <= SNAPSHOT_BYTES_MAX as u64
+        && SNAPSHOT_PART_BYTES <= INIT_BYTES_KEPT_MAX
+        && 16 * INIT_BYTES_KEPT_MAX <= SNAPSHOT_BYTES_MAX,
+    "a few large states may be on their way at once, and the one that is kept is a small part of them"
+);
+const _: () = assert!(
     CONFLATED_BYTES_MAX <= SEND_BYTES_MAX,
     "what is conflated at a time goes out in one send"
 );
@@ -233,6 +259,11 @@ const _: () = assert!(
     "a session is looked at twice within the stall timeout"
 );
 const _: () = assert!(LINGER_US < STALL_LINGER_US && HEAD_TIMEOUT_US < STALL_TIMEOUT_US);
+const _: () = assert!(
+    ANSWER_SEND_BYTES_MAX < BULK_BYTES_PER_TURN
+        && BULK_BYTES_PER_TURN <= SENDS_PER_TURN_MIN * SEND_BYTES_MAX,
+    "a turn serves several who are sent a state, and does not take longer for them than for the others"
+);
 const _: () = assert!(
     SENDS_PER_TURN_MIN <= SENDS_PER_TURN_MAX && SENDS_PER_TURN_MAX <= RING_ENTRIES as usize,
     "a turn's sends fit the submission queue"

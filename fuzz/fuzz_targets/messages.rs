@@ -6,9 +6,8 @@ use std::fmt;
 
 use etherply::limits::{KEY_BYTES_MAX, TIMESTAMP_MAX_US, VALUE_DEPTH_MAX};
 use etherply::wire::frame;
-use etherply::wire::message::{
-    Message, MessageError, Op, Parser, init_field_bytes, op_frame_bytes, put_init, put_op,
-};
+use etherply::wire::message::{Message, MessageError, Op, Parser, op_frame_bytes, put_op};
+use etherply::wire::state::{init_field_bytes, put_init};
 use libfuzzer_sys::fuzz_target;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;

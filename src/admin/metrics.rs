@@ -69,10 +69,11 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_handshakes_refused_total",
         kind: "counter",
-        help: "Requests that a limit refused with 503, by reason: members (--max-connections-per-workspace), rate (--max-handshakes-per-second).",
+        help: "Requests that a limit refused with 503, by reason: members (--max-connections-per-workspace), rate (--max-handshakes-per-second), snapshot_bytes (a join, or a look, where the states that are on their way have all the memory that they may).",
         series: &[
             ("reason=\"members\"", |c| c.refused_members),
             ("reason=\"rate\"", |c| c.refused_handshakes),
+            ("reason=\"snapshot_bytes\"", |c| c.refused_snapshot_bytes),
         ],
     },
     Family {
@@ -126,10 +127,11 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_outbox_bytes",
         kind: "gauge",
-        help: "Memory of what goes out: windows (frames, shared by the clients of a workspace), answers (what waits for one client each).",
+        help: "Memory of what goes out: windows (frames, shared by the clients of a workspace), answers (what waits for one client each), snapshots (states, each shared by all who joined or looked meanwhile, until the last has it).",
         series: &[
             ("kind=\"windows\"", |c| c.window_bytes),
             ("kind=\"answers\"", |c| c.answer_bytes),
+            ("kind=\"snapshots\"", |c| c.snapshot_bytes),
         ],
     },
     Family {

@@ -237,6 +237,7 @@ impl ShardStats {
                 ops_by_workspace_bytes: counters.refused_workspace_bytes,
                 connections_by_workspace: counters.refused_members,
                 handshakes_by_rate: counters.refused_handshakes,
+                snapshot_bytes: counters.refused_snapshot_bytes,
                 closed_by_policy: counters.closes.of(1008),
             },
             sync_count,
@@ -303,6 +304,7 @@ struct Refused {
     ops_by_workspace_bytes: u64,
     connections_by_workspace: u64,
     handshakes_by_rate: u64,
+    snapshot_bytes: u64,
     closed_by_policy: u64,
 }
 
@@ -358,13 +360,14 @@ mod tests {
             refused_workspace_bytes: 6,
             refused_members: 7,
             refused_handshakes: 8,
+            refused_snapshot_bytes: 9,
             ..Counters::default()
         });
         stats.synced(u64::from(u32::MAX) + 1);
         let json = String::from_utf8(to_json(9, &[stats])).unwrap();
         assert_eq!(
             json,
-            r#"{"uptime_us":9,"shards":[{"ops":1,"deliveries":2,"connections":3,"workspaces":4,"refused":{"ops_by_rate":5,"ops_by_workspace_bytes":6,"connections_by_workspace":7,"handshakes_by_rate":8,"closed_by_policy":0},"sync_count":1,"sync_us_p50":4294967295,"sync_us_p99":4294967295}]}"#
+            r#"{"uptime_us":9,"shards":[{"ops":1,"deliveries":2,"connections":3,"workspaces":4,"refused":{"ops_by_rate":5,"ops_by_workspace_bytes":6,"connections_by_workspace":7,"handshakes_by_rate":8,"snapshot_bytes":9,"closed_by_policy":0},"sync_count":1,"sync_us_p50":4294967295,"sync_us_p99":4294967295}]}"#
         );
     }
 

@@ -10,13 +10,12 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
+pub use crate::core::text::Chunk;
+use crate::core::text::Text;
 use crate::limits::{
     CHUNK_BYTES_KEPT_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CHUNKS_KEPT_MAX, LIST_BYTES_KEPT_MAX,
     LISTS_KEPT_MAX, SEND_BYTES_MAX,
 };
-
-/// Bytes on their way out, shared by all who are sent them.
-pub type Chunk = Rc<Vec<u8>>;
 
 /// A stretch of a chunk.
 #[derive(Debug, Clone)]
@@ -83,15 +82,33 @@ pub(super) struct Frame {
     pub position: u64,
 }
 
-/// What one client alone is sent.
+/// When an answer may be sent.
+#[derive(Debug, Clone)]
+pub struct Due {
+    /// Behind this window offset,
+    pub at: u64,
+    /// when this log position is visible,
+    pub gate: u64,
+    /// and when this text is whole, which others stand around: all of them, or none, are sent.
+    pub awaits: Option<Text>,
+}
+
+/// What one client is sent, and not all the others too.
 pub(super) struct Answer {
-    pub chunk: Chunk,
+    pub text: Text,
     pub start: usize,
     pub end: usize,
-    /// The window offset behind which it belongs.
-    pub at: u64,
-    /// The log position that must be visible first.
-    pub gate: u64,
+    pub due: Due,
+    pub cost: Cost,
+}
+
+/// What an answer costs.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Cost {
+    /// Memory that is there for the client alone.
+    pub own_bytes: usize,
+    /// Memory that others may hold too.
+    pub shared_bytes: usize,
 }
 
 /// Where a client stands that fell out of the window.
@@ -107,7 +124,8 @@ pub struct Behind {
 #[derive(Default)]
 pub(super) struct Apart {
     pub answers: VecDeque<Answer>,
-    pub answer_bytes: usize,
+    /// Of all answers.
+    pub cost: Cost,
     /// Stretches behind the cursor that are the client's own ops, which it is not sent.
     pub own: Vec<(u64, u64)>,
     pub behind: Option<Behind>,
@@ -164,7 +182,7 @@ impl List for Spans {
 impl List for Box<Apart> {
     fn clear(&mut self) {
         self.answers.clear();
-        self.answer_bytes = 0;
+        self.cost = Cost::default();
         self.own.clear();
         self.behind = None;
     }
@@ -237,7 +255,7 @@ pub struct ChunkPool {
 pub struct Held {
     /// The memory of the windows.
     pub window_bytes: usize,
-    /// The memory of the answers that wait.
+    /// The memory of the answers that wait, without what they share.
     pub answer_bytes: usize,
     /// Frames that were taken out of windows, once for each session.
     pub frames_taken: u64,

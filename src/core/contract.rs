@@ -35,6 +35,10 @@ pub struct ShardConfig {
     pub outbox_bytes_max: usize,
     /// The longest message.
     pub message_bytes_max: usize,
+    /// What the texts of states may take that are on their way to anybody.
+    pub snapshot_bytes_max: usize,
+    /// What is encoded of states in a turn; one that is no larger is encoded at once.
+    pub snapshot_part_bytes: usize,
     /// A segment of the log may grow to this size, however little of it is live;
     pub segment_bytes_min: u64,
     /// and not beyond this one.

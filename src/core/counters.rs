@@ -166,6 +166,8 @@ counters! {
     refused_members,
     /// Requests with a token over `--max-handshakes-per-second`.
     refused_handshakes,
+    /// Joins and looks for which too many states were on their way.
+    refused_snapshot_bytes,
     /// Senders whose ops a log that failed has lost, or that caused a panic.
     refused_log_failed,
     /// Ops that won, times the clients that were owed them.
@@ -202,6 +204,8 @@ counters! {
     window_bytes,
     /// The memory of what waits for one client each.
     answer_bytes,
+    /// The memory of the texts of states that are on their way.
+    snapshot_bytes,
     /// What the state takes in a log in which nothing is dead.
     log_live_bytes,
     /// The length of the open segment.

@@ -2,7 +2,8 @@
 //!
 //! Sessions with something owed stand in a queue. A turn serves a slice of it, and each session gets
 //! all that it is owed by then in one send: the busier the shard, the bigger the batches. When the
-//! queue is empty the round is done, and the windows let go of what everybody has.
+//! queue is empty the round is done, and the windows let go of what everybody has. Those who are owed
+//! much for themselves, a large state most of all, go over into a queue of their own.
 
 use crate::core::contract::{Clock, Output};
 use crate::core::outbox::Behind;
@@ -10,8 +11,8 @@ use crate::core::session::{Intake, SessionId, State};
 use crate::core::shard::{Shard, Watch};
 use crate::core::window::{Spans, skip_sent, spans_bytes};
 use crate::limits::{
-    ANSWER_BYTES_MAX, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, REOPEN_WAIT_MIN_US, SECOND_US,
-    SENDS_PER_TURN_MAX,
+    ANSWER_BYTES_MAX, BULK_BYTES_PER_TURN, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX,
+    REOPEN_WAIT_MIN_US, SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX,
 };
 use crate::log::commit::Durability;
 use crate::wire::message;
@@ -46,6 +47,11 @@ impl Shard {
         self.written_senders = 0;
         self.reopen_wait_us = REOPEN_WAIT_MIN_US;
         self.visible_position = self.commit.visible_position();
+        self.wake_gated();
+    }
+
+    /// Queues those whose answers were waiting: for the log, or for a text.
+    pub(super) fn wake_gated(&mut self) {
         let mut gated = std::mem::take(&mut self.gated);
         for id in gated.drain(..) {
             if let Some(session) = self.session(id) {
@@ -94,14 +100,39 @@ impl Shard {
                 break;
             };
             self.served_count += 1;
-            self.serve(id, clock);
+            if self.is_owed_bulk(id) {
+                self.bulk_queue.push_back(id);
+            } else {
+                self.serve(id, clock);
+            }
         }
+        self.send_bulk(clock);
         if !self.send_queue.is_empty() {
             self.slice = (self.slice * 2).min(SENDS_PER_TURN_MAX);
         }
         // Nothing will end that could tell how long the round took.
         if self.counters.sends == self.counters.sends_ended {
             self.watch.take_if(|watch| watch.end <= self.served_count);
+        }
+    }
+
+    /// Whether a session is owed more than a send of frames may be.
+    fn is_owed_bulk(&mut self, id: SessionId) -> bool {
+        let session = self.session(id);
+        session.is_some_and(|session| session.outbox.answer_bytes() > SEND_BYTES_MAX)
+    }
+
+    /// Serves some of those who are owed much.
+    fn send_bulk(&mut self, clock: Clock) {
+        let mut bytes = 0;
+        for _ in 0..self.slice {
+            let Some(id) = self.bulk_queue.pop_front() else {
+                break;
+            };
+            bytes += self.serve(id, clock);
+            if bytes >= BULK_BYTES_PER_TURN {
+                break;
+            }
         }
     }
 
@@ -123,18 +154,20 @@ impl Shard {
         }
     }
 
-    fn serve(&mut self, id: SessionId, clock: Clock) {
+    /// Sends a session what it is owed; gives how much that is.
+    fn serve(&mut self, id: SessionId, clock: Clock) -> usize {
         let Some(session) = self.session(id) else {
-            return;
+            return 0;
         };
         session.queued = false;
         if session.sending || session.aborted || session.finished {
-            return;
+            return 0;
         }
         let mut spans = self.take(id);
         if spans.is_empty() && self.encode_behind(id) {
             spans = self.take(id);
         }
+        let bytes = spans_bytes(&spans);
         let session = &mut self.sessions[id.slot as usize];
         if !spans.is_empty() {
             session.sending = true;
@@ -149,6 +182,7 @@ impl Shard {
         } else if session.state == State::Closing {
             self.finish(id);
         }
+        bytes
     }
 
     fn take(&mut self, id: SessionId) -> Spans {

@@ -32,6 +32,8 @@ impl Shard {
         self.users.clear();
         self.members_count = 0;
         self.touched.clear();
+        self.encoding_queue.clear();
+        self.ledger.release_all();
         (self.watch, self.shown_since_us) = (None, None);
         self.counters.refused_log_failed += told.len() as u64;
         self.parser = None;
@@ -81,7 +83,7 @@ impl Shard {
         let (mut handshakes_count, mut answer_bytes) = (0, 0);
         for session in sessions {
             handshakes_count += u64::from(session.state == State::Handshake);
-            answer_bytes += session.outbox.answer_bytes();
+            answer_bytes += session.outbox.own_answer_bytes();
         }
         self.handshakes_count = handshakes_count;
         self.pool.held.answer_bytes = answer_bytes;

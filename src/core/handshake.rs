@@ -1,19 +1,26 @@
 //! The first part of a session's life: the request head, the token, joining a workspace.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::core::contract::{Clock, Output, Ticket, Wish, shard_of};
-use crate::core::look::for_allowed;
+use crate::core::look::{Shown, for_allowed};
+use crate::core::outbox::Due;
 use crate::core::rate::{Meter, Rate};
 use crate::core::room::Room;
 use crate::core::session::{Intake, Session, SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
+use crate::core::snapshot::{Point, Texts, Wanted};
 use crate::core::workspace::Workspace;
-use crate::limits::{HEAD_TIMEOUT_US, INIT_BYTES_KEPT_MAX, RETRY_AFTER_S};
+use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
 use crate::wire::auth::{Grant, Verifier};
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
+
+/// Where a client is to be a member, and the state that it is sent.
+struct Place {
+    room_slot: u32,
+    texts: Texts,
+}
 
 impl Shard {
     pub(super) fn open_session(&mut self, over_limit: bool, clock: Clock) -> SessionId {
@@ -178,13 +185,16 @@ impl Shard {
                 accept_key,
                 user,
             } => {
-                if let Some(refusal) = refusal.or_else(|| self.full_room(&workspace)) {
-                    return self.answer(id, &refusal, clock);
+                let place = refusal.map_or_else(|| self.place(&workspace), Err);
+                match place {
+                    Ok(place) => {
+                        if let Some(user) = user {
+                            self.users.insert(id.slot, user);
+                        }
+                        self.join(id, place, &grant, &accept_key, unparsed, clock);
+                    }
+                    Err(refusal) => self.answer(id, &refusal, clock),
                 }
-                if let Some(user) = user {
-                    self.users.insert(id.slot, user);
-                }
-                self.join(id, &workspace, &grant, &accept_key, unparsed, clock);
             }
             Wish::Look {
                 look,
@@ -192,12 +202,13 @@ impl Shard {
                 allow_origin,
                 head_only,
             } => {
-                let (answer, gate) = match refusal {
-                    Some(refusal) => (refusal, 0),
-                    None => self.look(look, &workspace, if_none_match.as_deref()),
+                let mut shown = match refusal {
+                    Some(refusal) => Shown::from(refusal),
+                    None => self.look(look, &workspace, if_none_match.as_deref(), head_only),
                 };
-                let answer = for_allowed(answer, allow_origin.as_deref()).for_method(head_only);
-                self.answer_gated(id, &answer, gate, clock);
+                let allow_origin = allow_origin.as_deref();
+                shown.answer = for_allowed(shown.answer, allow_origin).for_method(head_only);
+                self.show(id, shown, clock);
             }
         }
     }
@@ -226,23 +237,28 @@ impl Shard {
         Some(Answer::unavailable(why, RETRY_AFTER_S))
     }
 
+    /// A place for one more in a workspace, with the state that it is sent.
+    fn place(&mut self, workspace: &str) -> Result<Place, Answer> {
+        if let Some(refusal) = self.full_room(workspace) {
+            return Err(refusal);
+        }
+        let room_slot = self.enter_room(workspace);
+        let texts = self.texts(room_slot, Wanted::Init)?;
+        Ok(Place { room_slot, texts })
+    }
+
     /// Makes a client a member of its workspace: 101, then init.
     fn join(
         &mut self,
         id: SessionId,
-        workspace: &str,
+        place: Place,
         grant: &Grant,
         accept_key: &str,
         unparsed: Vec<u8>,
         clock: Clock,
     ) {
-        let room_slot = self.enter_room(workspace);
+        let Place { room_slot, texts } = place;
         let room = &mut self.rooms[room_slot as usize];
-        let init = room.init();
-        // Who comes next, a moment after this one has it all, is to find it encoded.
-        if init.chunk.len() <= INIT_BYTES_KEPT_MAX {
-            self.kept_init = Some(Rc::clone(&init.chunk));
-        }
         let member = u32::try_from(room.members.len()).expect("fewer members than descriptors");
         room.members.push(id.slot);
         self.members_count += 1;
@@ -264,11 +280,17 @@ impl Shard {
         let answer = self.pool.fill(256, |out| {
             upgrade::switching_protocols(accept_key, out);
         });
-        session.outbox.follow(init.at);
-        session.outbox.push(answer, init.at, 0, &mut self.pool);
-        session
-            .outbox
-            .push(init.chunk, init.at, init.gate, &mut self.pool);
+        let Texts { init, point, .. } = texts;
+        let Point { at, gate, .. } = point;
+        session.outbox.follow(at);
+        session.outbox.push(answer, at, 0, &mut self.pool);
+        let all = 0..init.bytes();
+        let due = Due {
+            at,
+            gate,
+            awaits: None,
+        };
+        session.outbox.push_shared(init, all, due, &mut self.pool);
         session.intake = if unparsed.is_empty() {
             Intake::Receiving
         } else {

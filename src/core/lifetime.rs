@@ -96,13 +96,19 @@ impl Shard {
 
     /// The same for a session that stands in no room any more, once `gate` is visible.
     pub(super) fn queue_last(&mut self, id: SessionId, chunk: Chunk, gate: u64, clock: Clock) {
+        self.begin_closing(id, clock);
+        let outbox = &mut self.sessions[id.slot as usize].outbox;
+        outbox.push(chunk, 0, gate, &mut self.pool);
+    }
+
+    /// A session that stands in no room any more is sent what is visible, and what is queued next, and is closed then.
+    pub(super) fn begin_closing(&mut self, id: SessionId, clock: Clock) {
         let visible_position = self.visible_position;
         self.end_handshake(id);
         let session = &mut self.sessions[id.slot as usize];
         session.state = State::Closing;
         session.unparsed = Vec::new();
         session.outbox.leave(visible_position, &mut self.pool);
-        session.outbox.push(chunk, 0, gate, &mut self.pool);
         session.deadline_us = clock.now_us + LINGER_US;
         self.schedule(id, clock.now_us + LINGER_US);
         // What still comes in is read and dropped: bytes left unread would make the kernel reset

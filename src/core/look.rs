@@ -1,12 +1,42 @@
 //! What is answered without a WebSocket: looks at a workspace, pages, and what pages of other origins may do.
 
+use std::iter;
+use std::ops::Range;
+
 use crate::core::contract::{Clock, Wish};
+use crate::core::outbox::Due;
 use crate::core::room::Room;
 use crate::core::session::SessionId;
 use crate::core::shard::Shard;
+use crate::core::snapshot::{Texts, Wanted};
 use crate::limits::STALL_TIMEOUT_US;
-use crate::wire::state::{self, Register};
+use crate::wire::state;
 use crate::wire::upgrade::{Answer, Look, LookRequest, matches_tag};
+
+/// What a look shows, and the log position that must be visible before it may be shown.
+pub(super) struct Shown {
+    pub answer: Answer,
+    pub gate: u64,
+    state: Option<ShownState>,
+}
+
+/// A state that is sent behind an answer.
+struct ShownState {
+    texts: Texts,
+    /// Where it stands in the init message.
+    fields: Range<usize>,
+    connections: usize,
+}
+
+impl From<Answer> for Shown {
+    fn from(answer: Answer) -> Self {
+        Self {
+            answer,
+            gate: 0,
+            state: None,
+        }
+    }
+}
 
 impl Shard {
     /// Checks a request for a look, and gives it to the shard that owns the workspace.
@@ -29,41 +59,19 @@ impl Shard {
             .map_err(|refusal| for_allowed(refusal, allow_origin.as_deref()).for_method(head_only))
     }
 
-    /// The answer to a look, and the log position that must be visible before it may be shown.
+    /// What a look shows.
     pub(super) fn look(
-        &self,
+        &mut self,
         look: Look,
         workspace: &str,
         if_none_match: Option<&str>,
-    ) -> (Answer, u64) {
-        let room = self.room_index.get(workspace);
-        let room = room.map(|slot| &self.rooms[*slot as usize]);
+        head_only: bool,
+    ) -> Shown {
+        let room_slot = self.room_index.get(workspace).copied();
         match look {
-            Look::State => {
-                let seq = room.map_or(0, |room| room.workspace.seq());
-                let tag = format!("\"{seq}\"");
-                let is_known = if_none_match.is_some_and(|list| matches_tag(list, &tag));
-                let answer = if is_known {
-                    Answer::not_modified()
-                } else {
-                    let mut body = Vec::new();
-                    let connections = room.map_or(0, |room| room.members.len());
-                    let entries = room.into_iter().flat_map(|room| room.workspace.entries());
-                    let fields = entries.map(|entry| Register {
-                        key: entry.key(),
-                        value: entry.value(),
-                        timestamp: entry.timestamp(),
-                    });
-                    state::put_state(&mut body, fields, seq, connections);
-                    Answer::json(body)
-                };
-                // Weak: the number of connections changes without the state.
-                let answer = answer
-                    .with("ETag", &format!("W/{tag}"))
-                    .with("Cache-Control", "no-cache");
-                (answer, room.map_or(0, Room::gate))
-            }
+            Look::State => self.look_at_state(room_slot, if_none_match, head_only),
             Look::Presence => {
+                let room = room_slot.map(|slot| &self.rooms[slot as usize]);
                 let mut users: Vec<&str> = room
                     .into_iter()
                     .flat_map(|room| &room.members)
@@ -73,9 +81,97 @@ impl Shard {
                 users.dedup();
                 let mut body = Vec::new();
                 state::put_presence(&mut body, &users);
-                (Answer::json(body).with("Cache-Control", "no-store"), 0)
+                Shown::from(Answer::json(body).with("Cache-Control", "no-store"))
             }
         }
+    }
+
+    fn look_at_state(
+        &mut self,
+        room_slot: Option<u32>,
+        if_none_match: Option<&str>,
+        head_only: bool,
+    ) -> Shown {
+        let room = room_slot.map(|slot| &self.rooms[slot as usize]);
+        let (seq, gate) = room.map_or((0, 0), |room| (room.workspace.seq(), room.gate()));
+        let tag = format!("\"{seq}\"");
+        let mut shown = if if_none_match.is_some_and(|list| matches_tag(list, &tag)) {
+            Shown::from(Answer::not_modified())
+        } else if let Some(room_slot) = room_slot {
+            match self.state_of(room_slot, head_only) {
+                Ok(shown) => shown,
+                Err(refusal) => return Shown::from(refusal),
+            }
+        } else {
+            let mut body = Vec::new();
+            state::put_look(&mut body, iter::empty(), 0, 0);
+            Shown::from(Answer::json(body))
+        };
+        shown.gate = gate;
+        // Weak: the number of connections changes without the state.
+        shown.answer = shown
+            .answer
+            .with("ETag", &format!("W/{tag}"))
+            .with("Cache-Control", "no-cache");
+        shown
+    }
+
+    /// The state of a room; of one that is only asked for its head, how long it is.
+    fn state_of(&mut self, room_slot: u32, head_only: bool) -> Result<Shown, Answer> {
+        let Room {
+            workspace, members, ..
+        } = &self.rooms[room_slot as usize];
+        let (connections, fields) = (members.len(), workspace.init_fields());
+        let shared_bytes = fields.len() + workspace.stamps_bytes();
+        let mut start = Vec::new();
+        state::put_look_start(&mut start);
+        let own_bytes = state::look_ends_bytes(connections) - start.len();
+        let answer = Answer::json_start(start, shared_bytes + own_bytes);
+        let state = if head_only {
+            None
+        } else {
+            Some(ShownState {
+                texts: self.texts(room_slot, Wanted::Look)?,
+                fields,
+                connections,
+            })
+        };
+        Ok(Shown {
+            state,
+            ..Shown::from(answer)
+        })
+    }
+
+    /// Shows it.
+    pub(super) fn show(&mut self, id: SessionId, shown: Shown, clock: Clock) {
+        let Shown {
+            answer,
+            gate,
+            state,
+        } = shown;
+        let stamps = state.as_ref().map(|state| state.texts.stamps.clone());
+        let due = Due {
+            at: 0,
+            gate,
+            awaits: stamps.flatten(),
+        };
+        self.answer_due(id, &answer, due.clone(), clock);
+        let Some(ShownState {
+            texts,
+            fields,
+            connections,
+        }) = state
+        else {
+            return;
+        };
+        let pool = &mut self.pool;
+        let end = pool.fill(32, |out| state::put_look_end(out, connections));
+        let outbox = &mut self.sessions[id.slot as usize].outbox;
+        outbox.push_shared(texts.init, fields, due.clone(), pool);
+        let stamps = texts.stamps.expect("a look wants stamps");
+        let all = 0..stamps.bytes();
+        outbox.push_shared(stamps, all, due.clone(), pool);
+        outbox.push_due(end, due, pool);
     }
 
     /// Sends a page that was made for a session.
@@ -89,9 +185,20 @@ impl Shard {
 
     /// Answers a request, once `gate` is visible, with what may be long.
     pub(super) fn answer_gated(&mut self, id: SessionId, answer: &Answer, gate: u64, clock: Clock) {
+        let due = Due {
+            at: 0,
+            gate,
+            awaits: None,
+        };
+        self.answer_due(id, answer, due, clock);
+    }
+
+    fn answer_due(&mut self, id: SessionId, answer: &Answer, due: Due, clock: Clock) {
         self.counters.responses.answered(answer.status());
         let chunk = self.pool.fill(512, |out| answer.encode(out));
-        self.queue_last(id, chunk, gate, clock);
+        self.begin_closing(id, clock);
+        let outbox = &mut self.sessions[id.slot as usize].outbox;
+        outbox.push_due(chunk, due, &mut self.pool);
         self.sessions[id.slot as usize].deadline_us = clock.now_us + STALL_TIMEOUT_US;
         self.reschedule(id, clock);
     }

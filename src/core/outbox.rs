@@ -9,12 +9,18 @@
 //! the latest op of each key that changed since, which `core::delivery` reads from the
 //! workspace when its socket drains.
 
+use std::ops::Range;
+
 use smallvec::SmallVec;
 
 pub use crate::core::chunk::Behind;
-use crate::core::chunk::{Answer, Apart, Chunk, ChunkPool, Span, Spans, spans_bytes};
+pub use crate::core::chunk::Due;
+use crate::core::chunk::{Answer, Apart, Chunk, ChunkPool, Cost, Span, Spans, spans_bytes};
+use crate::core::text::Text;
 use crate::core::window::Window;
-use crate::limits::{CHUNK_BYTES_MIN, OWN_STRETCHES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX};
+use crate::limits::{
+    ANSWER_SEND_BYTES_MAX, CHUNK_BYTES_MIN, OWN_STRETCHES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX,
+};
 
 /// The memory of so many stretches stays with a client that falls behind: it is soon needed again.
 const OWN_STRETCHES_KEPT: usize = 32;
@@ -70,7 +76,14 @@ impl Outbox {
     /// The memory of the answers that wait.
     #[must_use]
     pub fn answer_bytes(&self) -> usize {
-        self.apart.as_ref().map_or(0, |apart| apart.answer_bytes)
+        let cost = self.cost();
+        cost.own_bytes + cost.shared_bytes
+    }
+
+    /// The same without what others may hold too.
+    #[must_use]
+    pub fn own_answer_bytes(&self) -> usize {
+        self.cost().own_bytes
     }
 
     /// Whether answers wait.
@@ -80,28 +93,48 @@ impl Outbox {
         apart.is_some_and(|apart| !apart.answers.is_empty())
     }
 
-    /// Whether an answer waits for what lies behind the visible position.
+    /// Whether an answer waits for what lies behind the visible position, or is not written yet.
     #[must_use]
     pub fn is_gated(&self, visible_position: u64) -> bool {
-        let answers = self.apart.iter().flat_map(|apart| &apart.answers);
-        answers
-            .map(|answer| answer.gate)
-            .any(|gate| gate > visible_position)
+        let mut answers = self.apart.iter().flat_map(|apart| &apart.answers);
+        answers.any(|answer| answer.chunk(visible_position).is_none())
     }
 
     /// Queues bytes for this client alone: behind the window offset `at`, once `gate` is visible.
     pub fn push(&mut self, chunk: Chunk, at: u64, gate: u64, pool: &mut ChunkPool) {
-        let (start, end) = (0, chunk.len());
-        pool.held.answer_bytes += cost_bytes(end);
-        let apart = self.apart(pool);
-        apart.answer_bytes += cost_bytes(end);
-        apart.answers.push_back(Answer {
-            chunk,
-            start,
-            end,
+        let due = Due {
             at,
             gate,
-        });
+            awaits: None,
+        };
+        self.push_due(chunk, due, pool);
+    }
+
+    /// Queues bytes for this client alone.
+    pub fn push_due(&mut self, chunk: Chunk, due: Due, pool: &mut ChunkPool) {
+        let end = chunk.len();
+        let cost = Cost {
+            own_bytes: cost_bytes(end),
+            shared_bytes: 0,
+        };
+        self.push_answer(Text::Whole(chunk), 0..end, due, cost, pool);
+    }
+
+    /// Queues a stretch of what many are sent. Nothing where it is empty.
+    pub fn push_shared(
+        &mut self,
+        text: Text,
+        stretch: Range<usize>,
+        due: Due,
+        pool: &mut ChunkPool,
+    ) {
+        if !stretch.is_empty() {
+            let cost = Cost {
+                own_bytes: size_of::<Answer>(),
+                shared_bytes: stretch.len(),
+            };
+            self.push_answer(text, stretch, due, cost, pool);
+        }
     }
 
     /// The frame at `start..end` of the window is the client's own. False: it has too many apart to
@@ -123,31 +156,38 @@ impl Outbox {
         own.len() <= OWN_STRETCHES_MAX
     }
 
-    /// Drops all that is not visible yet and forgets the window: the connection is closing.
+    /// Drops all that is not visible yet, and what is not written with all behind it, and forgets the
+    /// window: the connection is closing.
     pub fn leave(&mut self, visible_position: u64, pool: &mut ChunkPool) {
         self.follow(0);
         let Some(apart) = &mut self.apart else {
             return;
         };
-        apart
-            .answers
-            .retain(|answer| answer.gate <= visible_position);
-        pool.held.answer_bytes -= apart.answer_bytes;
-        apart.answer_bytes = 0;
+        // What comes behind a state makes no sense without it.
+        let answers = &mut apart.answers;
+        let written = answers.iter().take_while(|answer| answer.is_written());
+        answers.truncate(written.count());
+        answers.retain(|answer| answer.chunk(visible_position).is_some());
+        pool.held.answer_bytes -= apart.cost.own_bytes;
+        apart.cost = Cost::default();
         for answer in &mut apart.answers {
-            answer.at = 0;
-            apart.answer_bytes += cost_bytes(answer.end);
+            answer.due.at = 0;
+            apart.cost.own_bytes += answer.cost.own_bytes;
+            apart.cost.shared_bytes += answer.cost.shared_bytes;
         }
-        pool.held.answer_bytes += apart.answer_bytes;
+        pool.held.answer_bytes += apart.cost.own_bytes;
     }
 
     /// Drops all: nothing more is sent.
     pub fn drop_all(&mut self, pool: &mut ChunkPool) {
-        pool.held.answer_bytes -= self.answer_bytes();
+        pool.held.answer_bytes -= self.own_answer_bytes();
         *self = Self::default();
     }
 
-    /// Takes what may be sent now, in order, at most [`SEND_BYTES_MAX`] unless one frame is longer.
+    /// Takes what may be sent now, in order. Frames are taken up to [`SEND_BYTES_MAX`] in all, unless
+    /// one is longer, since a send pins chunks of the window that may go before it is done. Answers
+    /// are taken up to [`ANSWER_SEND_BYTES_MAX`]: their chunks are the client's from the moment they
+    /// are queued until the last byte is out, in however many sends.
     /// `view` is None for a client without a workspace.
     pub fn take(
         &mut self,
@@ -191,6 +231,34 @@ impl Outbox {
         }
     }
 
+    fn cost(&self) -> Cost {
+        self.apart
+            .as_ref()
+            .map_or_else(Cost::default, |apart| apart.cost)
+    }
+
+    fn push_answer(
+        &mut self,
+        text: Text,
+        stretch: Range<usize>,
+        due: Due,
+        cost: Cost,
+        pool: &mut ChunkPool,
+    ) {
+        let answer = Answer {
+            text,
+            start: stretch.start,
+            end: stretch.end,
+            due,
+            cost,
+        };
+        let apart = self.apart(pool);
+        apart.cost.own_bytes += cost.own_bytes;
+        apart.cost.shared_bytes += cost.shared_bytes;
+        apart.answers.push_back(answer);
+        pool.held.answer_bytes += cost.own_bytes;
+    }
+
     fn apart(&mut self, pool: &mut ChunkPool) -> &mut Apart {
         self.apart.get_or_insert_with(|| pool.aparts.take())
     }
@@ -203,26 +271,33 @@ impl Outbox {
         pool: &mut ChunkPool,
         spans: &mut Spans,
     ) {
-        let mut room_bytes = SEND_BYTES_MAX;
-        while room_bytes > 0 {
+        let mut taken_bytes = 0;
+        loop {
             let in_order = |answer: &Answer| {
-                view.is_none() || apart.behind.is_some() || answer.at <= self.cursor
+                view.is_none() || apart.behind.is_some() || answer.due.at <= self.cursor
             };
             if apart.answers.front().is_some_and(in_order) {
+                // What would be copied into one piece is not to be long.
+                let bytes_max = if spans.len() < SEND_SPANS_MAX {
+                    ANSWER_SEND_BYTES_MAX
+                } else {
+                    SEND_BYTES_MAX
+                };
+                let room_bytes = bytes_max.saturating_sub(taken_bytes);
                 match apart.take_answer(visible_position, room_bytes, pool, spans) {
                     0 => break,
-                    bytes => room_bytes -= bytes,
+                    bytes => taken_bytes += bytes,
                 }
                 continue;
             }
             let Some(view) = view.filter(|_| apart.behind.is_none()) else {
                 break;
             };
-            let until = apart
-                .answers
-                .front()
-                .map_or(view.visible_end, |answer| answer.at.min(view.visible_end));
-            if self.cursor >= until {
+            let until = apart.answers.front().map_or(view.visible_end, |answer| {
+                answer.due.at.min(view.visible_end)
+            });
+            let room_bytes = SEND_BYTES_MAX.saturating_sub(taken_bytes);
+            if self.cursor >= until || room_bytes == 0 {
                 break;
             }
             let end = view.window.frame_end_within(self.cursor, until, room_bytes);
@@ -233,7 +308,7 @@ impl Outbox {
             let before = spans.len();
             self.take_frames(&mut apart.own, view.window, end, pool, spans);
             // Own ops are passed over and take no room: what stands behind them is owed now.
-            room_bytes = room_bytes.saturating_sub(spans_bytes(&spans[before..]));
+            taken_bytes += spans_bytes(&spans[before..]);
         }
     }
 
@@ -264,6 +339,19 @@ impl Outbox {
     }
 }
 
+impl Answer {
+    /// What it is a stretch of, if it may be sent.
+    fn chunk(&self, visible_position: u64) -> Option<&Chunk> {
+        let is_due = self.due.gate <= visible_position && self.is_written();
+        self.text.chunk().filter(|_| is_due)
+    }
+
+    fn is_written(&self) -> bool {
+        let mut texts = self.due.awaits.iter().chain([&self.text]);
+        texts.all(|text| text.chunk().is_some())
+    }
+}
+
 impl Apart {
     fn take_answer(
         &mut self,
@@ -273,16 +361,18 @@ impl Apart {
         spans: &mut Spans,
     ) -> usize {
         let answer = self.answers.front_mut().expect("the caller saw an answer");
-        if answer.gate > visible_position {
+        let Some(chunk) = answer.chunk(visible_position).filter(|_| bytes_max > 0) else {
             return 0;
-        }
+        };
+        let chunk = Chunk::clone(chunk);
         let bytes = (answer.end - answer.start).min(bytes_max);
-        let span = Span::new(answer.chunk.clone(), answer.start, answer.start + bytes);
+        let span = Span::new(chunk, answer.start, answer.start + bytes);
         pool.push_span(spans, span);
         answer.start += bytes;
         if answer.start == answer.end {
-            self.answer_bytes -= cost_bytes(answer.end);
-            pool.held.answer_bytes -= cost_bytes(answer.end);
+            self.cost.own_bytes -= answer.cost.own_bytes;
+            self.cost.shared_bytes -= answer.cost.shared_bytes;
+            pool.held.answer_bytes -= answer.cost.own_bytes;
             self.answers.pop_front();
         }
         bytes

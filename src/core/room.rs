@@ -1,25 +1,30 @@
 //! A workspace on its shard: the state, the frames of its recent past, and who is in it.
 
-use std::rc::{Rc, Weak};
+use std::collections::VecDeque;
 
 use crate::core::outbox::View;
+use crate::core::snapshot::{Encoding, Part, Point, Snapshot, Step, Texts, Wanted, encode};
+use crate::core::text::Text;
 use crate::core::window::{Chunk, ChunkPool, Window};
-use crate::core::workspace::Workspace;
+use crate::core::workspace::{Verdict, Workspace, Writer};
 use crate::wire::message;
 
-/// An init message as it was encoded at one point of the order of the ops.
-struct Snapshot {
-    chunk: Weak<Vec<u8>>,
-    seq: u64,
-    at: u64,
-    gate: u64,
+/// What of a state must be encoded.
+pub(crate) struct Missing {
+    pub bytes: usize,
+    /// What of the same state is there already, or is promised.
+    pub held_bytes: usize,
+    /// That is being encoded.
+    pub is_awaited: bool,
 }
 
-/// What a client that joins is sent, and from where on it follows the window.
-pub(crate) struct Init {
-    pub chunk: Chunk,
-    pub at: u64,
-    pub gate: u64,
+/// What a part of an encoding has done.
+#[derive(Default)]
+pub(crate) struct Progress {
+    pub step: Step,
+    /// What is not promised any more.
+    pub released_bytes: usize,
+    pub goes_on: bool,
 }
 
 /// A workspace on its shard.
@@ -34,7 +39,9 @@ pub(crate) struct Room {
     pub announced_end: u64,
     /// The log position of its last op; 0 where that came from the disk.
     position: u64,
-    snapshot: Option<Snapshot>,
+    snapshot: Snapshot,
+    /// The states that are being encoded, the oldest first.
+    encodings: VecDeque<Encoding>,
 }
 
 impl Room {
@@ -47,7 +54,8 @@ impl Room {
             touched: false,
             announced_end: 0,
             position: 0,
-            snapshot: None,
+            snapshot: Snapshot::default(),
+            encodings: VecDeque::new(),
         }
     }
 
@@ -84,106 +92,201 @@ impl Room {
         (start, self.window.end())
     }
 
-    /// The whole state. One encoding serves all who join while it is still on its way to anyone, as
-    /// long as the frames since are at hand.
-    pub fn init(&mut self) -> Init {
-        if let Some(init) = self.shared_init() {
-            return init;
-        }
-        let mut bytes = Vec::new();
-        self.workspace.put_init(&mut bytes);
-        let init = Init {
-            chunk: Rc::new(bytes),
+    /// The point behind its last op.
+    fn point(&self) -> Point {
+        Point {
+            seq: self.workspace.seq(),
             at: self.window.end(),
             gate: self.position,
-        };
-        let chunk = Rc::downgrade(&init.chunk);
-        self.snapshot = Some(Snapshot {
-            chunk,
-            seq: self.workspace.seq(),
-            at: init.at,
-            gate: init.gate,
-        });
-        init
+        }
     }
 
-    fn shared_init(&self) -> Option<Init> {
-        let snapshot = self.snapshot.as_ref()?;
-        let chunk = snapshot.chunk.upgrade()?;
-        if snapshot.seq == self.workspace.seq() {
-            return Some(Init {
-                chunk,
-                at: self.window.end(),
-                gate: snapshot.gate,
-            });
+    fn is_newest(&self, point: Point) -> bool {
+        point.seq == self.workspace.seq()
+    }
+
+    /// Whether a text of that length, of the state at that point, will do for one who joins: the newest will, and an older one as long
+    /// as the frames since are at hand and few.
+    fn is_init(&self, point: Point, bytes: usize) -> bool {
+        let behind = self.window.end() - point.at;
+        let is_cheap = point.at >= self.window.start() && behind <= bytes as u64 / 2;
+        self.is_newest(point) || is_cheap
+    }
+
+    /// The init message of the newest state, if there is one.
+    fn newest_init(&self) -> Option<Chunk> {
+        let snapshot = &self.snapshot;
+        snapshot.init().filter(|_| self.is_newest(snapshot.point))
+    }
+
+    /// The encoding of the newest state that this text is still to come from.
+    fn newest_encoding(&self, part: Part) -> Option<&Encoding> {
+        let mut newest_first = self.encodings.iter().rev();
+        newest_first
+            .find(|encoding| self.is_newest(encoding.point) && encoding.text(part).is_some())
+    }
+
+    /// The state as it is on its way to others already, or is being encoded for them, if that will do: for a look only the newest.
+    pub fn texts_at_hand(&self, wanted: Wanted) -> Option<Texts> {
+        match wanted {
+            Wanted::Init => {
+                let whole = (self.snapshot.point, self.snapshot.init().map(Text::Whole));
+                let awaited = self.encodings.iter().rev();
+                let awaited = awaited.map(|encoding| (encoding.point, encoding.text(Part::Init)));
+                let mut all = std::iter::once(whole)
+                    .chain(awaited)
+                    .filter_map(|(point, init)| Some((point, init?)));
+                let (point, init) = all.find(|(point, init)| self.is_init(*point, init.bytes()))?;
+                Some(Texts {
+                    point,
+                    init,
+                    stamps: None,
+                })
+            }
+            Wanted::Look => {
+                let (init, stamps) = if let Some(init) = self.newest_init() {
+                    let whole = self.snapshot.stamps().map(Text::Whole);
+                    let awaited = || self.newest_encoding(Part::Stamps)?.text(Part::Stamps);
+                    (Text::Whole(init), whole.or_else(awaited)?)
+                } else {
+                    // Those of another encoding might be whole before the init message is.
+                    let encoding = self.newest_encoding(Part::Init)?;
+                    (encoding.text(Part::Init)?, encoding.text(Part::Stamps)?)
+                };
+                Some(Texts {
+                    point: self.point(),
+                    init,
+                    stamps: Some(stamps),
+                })
+            }
         }
-        let behind = self.window.end() - snapshot.at;
-        let cheap = snapshot.at >= self.window.start() && behind <= chunk.len() as u64 / 2;
-        cheap.then_some(Init {
-            chunk,
-            at: snapshot.at,
-            gate: snapshot.gate,
-        })
+    }
+
+    /// What must be encoded where nothing is at hand.
+    pub fn texts_missing(&self, wanted: Wanted) -> Missing {
+        let init_bytes = self.workspace.init_bytes();
+        let is_awaited = self.newest_encoding(Part::Init).is_some();
+        let is_held = is_awaited || self.newest_init().is_some();
+        let (bytes, held_bytes) = if is_held {
+            (0, init_bytes)
+        } else {
+            (init_bytes, 0)
+        };
+        let stamps_bytes = match wanted {
+            Wanted::Init => 0,
+            Wanted::Look => self.workspace.stamps_bytes(),
+        };
+        Missing {
+            bytes: bytes + stamps_bytes,
+            held_bytes,
+            is_awaited,
+        }
+    }
+
+    /// The state as it is now, encoded in one step. What of it is on its way to others already is not encoded again.
+    pub fn encode_texts(&mut self, wanted: Wanted) -> Texts {
+        let point = self.point();
+        let init = self.newest_init().unwrap_or_else(|| {
+            let init = encode(&self.workspace, Part::Init);
+            self.snapshot.take(Part::Init, point, &init);
+            init
+        });
+        let stamps = (wanted == Wanted::Look).then(|| {
+            let stamps = encode(&self.workspace, Part::Stamps);
+            self.snapshot.take(Part::Stamps, point, &stamps);
+            Text::Whole(stamps)
+        });
+        Texts {
+            point,
+            init: Text::Whole(init),
+            stamps,
+        }
+    }
+
+    /// Begins to encode the state as it is now, in parts; whether that is one encoding more than there was.
+    pub fn begin_texts(&mut self, wanted: Wanted) -> (Texts, bool) {
+        let before = self.encodings.len();
+        let held = self.newest_init().map(Text::Whole);
+        let init = held.unwrap_or_else(|| self.begin_text(Part::Init));
+        let stamps = (wanted == Wanted::Look).then(|| self.begin_text(Part::Stamps));
+        let texts = Texts {
+            point: self.point(),
+            init,
+            stamps,
+        };
+        (texts, self.encodings.len() > before)
+    }
+
+    fn begin_text(&mut self, part: Part) -> Text {
+        let point = self.point();
+        let newest = self.encodings.iter_mut().rev();
+        let mut writes_init = newest
+            .filter(|encoding| encoding.point.seq == point.seq)
+            .filter(|encoding| encoding.text(Part::Init).is_some());
+        if let Some(encoding) = writes_init.next() {
+            if encoding.text(part).is_none() {
+                encoding.add_stamps(&self.workspace);
+            }
+            return encoding.text(part).expect("it was just added");
+        }
+        let encoding = Encoding::new(&self.workspace, point, part);
+        let text = encoding.text(part).expect("it has just begun");
+        self.encodings.push_back(encoding);
+        text
+    }
+
+    /// Applies an op to the workspace; a state that is being encoded stays as it was.
+    pub fn apply_within(
+        &mut self,
+        log_bytes_max: u64,
+        key: &str,
+        value: &str,
+        timestamp: u64,
+        writer: Writer,
+    ) -> Verdict<'_> {
+        self.put_aside(key);
+        self.workspace
+            .apply_within(log_bytes_max, key, value, timestamp, writer)
+    }
+
+    /// Puts aside what a key has, where a state is being encoded: an op on it may win.
+    fn put_aside(&mut self, key: &str) {
+        if self.encodings.is_empty() {
+            return;
+        }
+        if let Some(slot) = self.workspace.slot_of(key) {
+            let entry = self.workspace.entry(slot);
+            for encoding in &mut self.encodings {
+                encoding.put_aside(slot, entry);
+            }
+        }
+    }
+
+    /// Goes on with the encoding that began first, for about so many bytes.
+    pub fn encode_part(&mut self, bytes_max: usize) -> Progress {
+        let Some(mut encoding) = self.encodings.pop_front() else {
+            return Progress::default();
+        };
+        let promised_bytes = encoding.bytes();
+        let mut step = Step::default();
+        if encoding.is_wanted() {
+            step = encoding.write(&self.workspace, bytes_max);
+        }
+        if let Some((part, chunk)) = &step.whole {
+            self.snapshot.take(*part, encoding.point, chunk);
+        }
+        let goes_on = !encoding.is_over() && encoding.is_wanted();
+        let kept_bytes = if goes_on { encoding.bytes() } else { 0 };
+        if goes_on {
+            self.encodings.push_front(encoding);
+        }
+        Progress {
+            step,
+            released_bytes: promised_bytes - kept_bytes,
+            goes_on,
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const STATE_BYTES: usize = 2000;
-
-    fn write(room: &mut Room, pool: &mut ChunkPool, key: &str, value: &str) {
-        let timestamp = room.workspace.seq() + 1;
-        room.workspace.apply(key, value, timestamp, 0);
-        room.broadcast(key, value, timestamp, timestamp * 10, pool);
-    }
-
-    #[test]
-    fn one_encoding_of_init_serves_all_who_join_while_it_is_cheap() {
-        let frame_fixed_bytes = message::op_frame_bytes("k", &"1".repeat(500), 3) - 500;
-        // What was written since, as frame bytes beyond half of the init message; whether the
-        // window still has it; whether the encoding is still good.
-        for (over_half_bytes, is_kept, is_shared) in [
-            (None, true, true),
-            (None, false, true),
-            (Some(-400), true, true),
-            (Some(-400), false, false),
-            (Some(0), true, true),
-            (Some(1), true, false),
-        ] {
-            let mut pool = ChunkPool::default();
-            let mut room = Room::new(Workspace::new("w", 1));
-            write(&mut room, &mut pool, "j", "1");
-            write(&mut room, &mut pool, "k", &"1".repeat(STATE_BYTES));
-            let first = room.init();
-            assert_eq!((first.at, first.gate), (room.window.end(), 20));
-            if let Some(over_half_bytes) = over_half_bytes {
-                let frame_bytes = (first.chunk.len() / 2).strict_add_signed(over_half_bytes);
-                let value = "1".repeat(frame_bytes - frame_fixed_bytes);
-                write(&mut room, &mut pool, "k", &value);
-                assert_eq!(room.window.end() - first.at, frame_bytes as u64);
-            }
-            if !is_kept {
-                room.window.drop_before(room.window.end(), &mut pool);
-            }
-            let second = room.init();
-            let case = format!("{over_half_bytes:?} {is_kept}");
-            assert_eq!(Rc::ptr_eq(&first.chunk, &second.chunk), is_shared, "{case}");
-            let expected = if is_shared {
-                (first.at, first.gate)
-            } else {
-                (room.window.end(), 30)
-            };
-            assert_eq!((second.at, second.gate), expected, "{case}");
-        }
-    }
-
-    #[test]
-    fn an_init_that_is_on_its_way_to_nobody_is_let_go() {
-        let mut room = Room::new(Workspace::new("w", 1));
-        let first = Rc::downgrade(&room.init().chunk);
-        assert!(first.upgrade().is_none());
-        assert!(room.init().chunk.ends_with(b"{}}"));
-    }
-}
+mod tests;

@@ -19,11 +19,12 @@
 //! # Rooms
 //!
 //! `handshake` (the request head, joining), `intake` (bytes to messages to the state), `delivery`
-//! (who is sent what, and when), `lifetime` (timers, closing, drain), `failure` (a log that cannot be
-//! written, a panic) are parts of this type, a file each.
+//! (who is sent what, and when), `lifetime` (timers, closing, drain), `encoding` (states as texts), `failure` (a
+//! log that cannot be written, a panic) are parts of this type, a file each.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
@@ -31,13 +32,16 @@ use slab::Slab;
 
 use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Ticket};
 use crate::core::counters::Counters;
+use crate::core::ledger::Ledger;
 use crate::core::rate::{Bucket, Meter};
 use crate::core::room::Room;
 use crate::core::session::{Session, SessionId, State};
 use crate::core::timers::Wheel;
 use crate::core::window::{Chunk, ChunkPool};
 use crate::core::workspace::Workspace;
-use crate::limits::{REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SENDS_PER_TURN_MIN};
+use crate::limits::{
+    REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SENDS_PER_TURN_MIN, SNAPSHOTS_SWEPT_PER_TURN,
+};
 use crate::log::commit::{Commit, Durability, OpenSegment, Step};
 use crate::wire::message::Parser;
 
@@ -63,6 +67,10 @@ pub struct Shard {
     pub(super) handshakes: Bucket,
     /// The init that somebody was sent last.
     pub(super) kept_init: Option<Chunk>,
+    /// The texts of states that are on their way.
+    pub(super) ledger: Ledger,
+    /// The rooms whose states are being encoded; one that has several stands there as often.
+    pub(super) encoding_queue: VecDeque<u32>,
     /// Sessions in a room.
     pub(super) members_count: u64,
     pub(super) room_index: HashMap<Box<str>, u32, FixedState>,
@@ -72,7 +80,9 @@ pub struct Shard {
     pub(super) outputs: VecDeque<Output>,
     /// Those who are owed something.
     pub(super) send_queue: VecDeque<SessionId>,
-    /// How many of them the next turn serves.
+    /// Those of them who are owed so much that the others do not wait for them.
+    pub(super) bulk_queue: VecDeque<SessionId>,
+    /// How many of either the next turn serves.
     pub(super) slice: usize,
     /// Those whose receive is to be armed again.
     pub(super) receive_queue: Vec<SessionId>,
@@ -177,6 +187,8 @@ impl Shard {
             meters: Vec::new(),
             handshakes: Bucket::default(),
             kept_init: None,
+            ledger: Ledger::default(),
+            encoding_queue: VecDeque::new(),
             members_count: 0,
             room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             visible_position: commit.visible_position(),
@@ -186,6 +198,7 @@ impl Shard {
             wheel: Wheel::new(clock.now_us),
             outputs: VecDeque::new(),
             send_queue: VecDeque::new(),
+            bulk_queue: VecDeque::new(),
             slice: SENDS_PER_TURN_MIN,
             receive_queue: Vec::new(),
             unread_queue: VecDeque::new(),
@@ -251,7 +264,8 @@ impl Shard {
     ///    round of sends is done or the batch is old. From here on the batch is closed, so no op
     ///    can slip under an fdatasync that does not cover it.
     /// 2. Then sends, and only while no commit is in flight (`Commit::holds_sends`). Each carries
-    ///    what lies at or before the position that was durable when the turn began.
+    ///    what lies at or before the position that was durable when the turn began. A part of the
+    ///    states that are being encoded comes before them, so that what is whole goes out at once.
     /// 3. Receives are armed after the sends: a client that answers at once is read in the next
     ///    turn, with all others who answered, so that batches grow with the load.
     pub fn flush(&mut self, clock: Clock) {
@@ -261,6 +275,7 @@ impl Shard {
             shard.announce();
             shard.watch_sends(clock);
             shard.start_commit(clock);
+            shard.encode_parts();
             shard.send_slice(clock);
             shard.trim_windows();
             shard.arm_receives();
@@ -283,8 +298,10 @@ impl Shard {
     /// Whether the next turn should come at once, even if nothing happens until then.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        let may_send = !self.send_queue.is_empty() && !self.commit.holds_sends();
-        may_send || self.may_read_on() && !self.unread_queue.is_empty()
+        let is_owed = !self.send_queue.is_empty() || !self.bulk_queue.is_empty();
+        let may_send = is_owed && !self.commit.holds_sends();
+        let may_encode = !self.encoding_queue.is_empty();
+        may_send || may_encode || self.may_read_on() && !self.unread_queue.is_empty()
     }
 
     /// When the next turn must come, if nothing happens until then.
@@ -329,6 +346,12 @@ impl Shard {
         counters.workspaces = self.rooms.len() as u64;
         counters.window_bytes = self.pool.held.window_bytes as u64;
         counters.answer_bytes = self.pool.held.answer_bytes as u64;
+        self.ledger.sweep(SNAPSHOTS_SWEPT_PER_TURN);
+        // What is only kept for the next one is on its way to nobody.
+        let kept = self.kept_init.as_ref();
+        let idle = kept.filter(|init| Rc::strong_count(init) == 1);
+        let idle_bytes = idle.map_or(0, |init| init.len());
+        counters.snapshot_bytes = (self.ledger.bytes() - idle_bytes) as u64;
         counters.frames_sent = self.pool.held.frames_taken + counters.conflated_keys;
         counters.log_live_bytes = self.live_bytes;
         counters.log_open_bytes = self.commit.segment_bytes_written();

@@ -17,7 +17,7 @@ use slab::Slab;
 
 use super::index::{Index, Tag};
 use crate::log::record::OP_HEADER_BYTES;
-use crate::wire::message;
+use crate::wire::state;
 
 /// No entry: the end of the list of changes.
 const NONE: u32 = u32::MAX;
@@ -114,6 +114,7 @@ pub struct Workspace {
     oldest: u32,
     newest: u32,
     init_fields_bytes: usize,
+    stamp_fields_bytes: usize,
     log_bytes: u64,
 }
 
@@ -131,6 +132,7 @@ impl Workspace {
             oldest: NONE,
             newest: NONE,
             init_fields_bytes: 0,
+            stamp_fields_bytes: 0,
             log_bytes: 0,
         }
     }
@@ -275,14 +277,6 @@ impl Workspace {
         Some(&self.entries[slot as usize])
     }
 
-    /// Appends the init message: the whole state.
-    pub fn put_init(&self, out: &mut Vec<u8>) {
-        let fields = self
-            .entries_from(self.oldest)
-            .map(|(_, entry)| (entry.key(), entry.value()));
-        message::put_init(out, self.init_fields_bytes, fields);
-    }
-
     /// All registers, in the order of their last change.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> + Clone {
         self.entries_from(self.oldest).map(|(_, entry)| entry)
@@ -340,7 +334,8 @@ impl Workspace {
         seq: u64,
         writer: Writer,
     ) -> u32 {
-        self.init_fields_bytes += message::init_field_bytes(key, value);
+        self.init_fields_bytes += state::init_field_bytes(key, value);
+        self.stamp_fields_bytes += state::stamp_field_bytes(key, timestamp);
         self.log_bytes += self.record_bytes(key, value);
         let mut texts = String::with_capacity(key.len() + value.len());
         texts.push_str(key);
@@ -364,6 +359,8 @@ impl Workspace {
         let held_bytes = entry.value().len();
         self.init_fields_bytes -= held_bytes;
         self.init_fields_bytes += value.len();
+        self.stamp_fields_bytes -= state::digits(entry.timestamp);
+        self.stamp_fields_bytes += state::digits(timestamp);
         self.log_bytes -= held_bytes as u64;
         self.log_bytes += value.len() as u64;
         entry.set_value(value);
@@ -397,6 +394,8 @@ impl Workspace {
 fn slot_index(slot: usize) -> u32 {
     u32::try_from(slot).expect("a workspace has fewer than 2^32 keys")
 }
+
+mod texts;
 
 #[cfg(test)]
 mod size_tests;

@@ -257,8 +257,6 @@ const OP_START: &str = r#"{"type":"op","payload":{"key":"#;
 const OP_VALUE: &str = r#","value":"#;
 const OP_TIMESTAMP: &str = r#","timestamp":"#;
 const OP_END: &str = "}}";
-const INIT_START: &str = r#"{"type":"init","data":{"#;
-const INIT_END: &str = "}}";
 
 /// The bytes of the frame that [`put_op`] appends.
 #[must_use]
@@ -283,43 +281,6 @@ fn op_payload_bytes(key: &str, value: &str, timestamp: u64) -> usize {
     let fixed = OP_START.len() + OP_VALUE.len() + OP_TIMESTAMP.len() + OP_END.len();
     let digits = timestamp.checked_ilog10().map_or(1, |log| log as usize + 1);
     fixed + json_string_bytes(key) + value.len() + digits
-}
-
-/// The bytes of one field of an init message, with its comma.
-#[must_use]
-pub fn init_field_bytes(key: &str, value: &str) -> usize {
-    json_string_bytes(key) + value.len() + 2
-}
-
-/// Appends an init message as a text frame. `fields_bytes` is the sum of [`init_field_bytes`] over `fields`.
-///
-/// # Panics
-/// Where the sum is not that of the fields: the frame's header would lie.
-pub fn put_init<'a>(
-    out: &mut Vec<u8>,
-    fields_bytes: usize,
-    fields: impl Iterator<Item = (&'a str, &'a str)>,
-) {
-    // The last field has no comma.
-    let payload_bytes = INIT_START.len() + fields_bytes.saturating_sub(1) + INIT_END.len();
-    out.reserve_exact(frame::header_bytes(payload_bytes) + payload_bytes);
-    frame::put_text_header(out, payload_bytes);
-    let payload_start = out.len();
-    out.extend_from_slice(INIT_START.as_bytes());
-    for (index, (key, value)) in fields.enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
-        put_json_string(out, key);
-        out.push(b':');
-        out.extend_from_slice(value.as_bytes());
-    }
-    out.extend_from_slice(INIT_END.as_bytes());
-    assert_eq!(
-        out.len() - payload_start,
-        payload_bytes,
-        "the state's byte count is the state's"
-    );
 }
 
 /// Appends an error message as a text frame.
@@ -355,7 +316,7 @@ pub(super) fn put_json_string(out: &mut Vec<u8>, string: &str) {
 }
 
 /// The bytes that [`put_json_string`] appends, so that a frame's header can stand before its payload.
-fn json_string_bytes(string: &str) -> usize {
+pub(super) fn json_string_bytes(string: &str) -> usize {
     let escapes: usize = string
         .bytes()
         .map(|byte| match byte {

@@ -1,6 +1,25 @@
-//! What a look at a workspace shows, as JSON texts.
+//! A workspace as JSON texts: what its clients are sent when they join, and what a look at it shows.
+//!
+//! A look is made of the init message, so that a state that many join and look at is encoded once:
+//!
+//! ```text
+//! init   frame header {"type":"init","data":{ "k":1,"l":2 }}
+//! look                {"data":{               "k":1,"l":2 },"timestamps":{"k":7,"l":8},"seq":2,"connections": 5}
+//!                     own, for each           shared        shared: the stamps                                own
+//! ```
 
-use super::message::put_json_string;
+use std::ops::Range;
+
+use super::frame;
+use super::message::{json_string_bytes, put_json_string};
+
+const INIT_START: &str = r#"{"type":"init","data":{"#;
+const INIT_END: &str = "}}";
+const LOOK_START: &str = r#"{"data":{"#;
+const LOOK_END: &str = "}";
+const STAMPS_START: &str = r#"},"timestamps":{"#;
+const STAMPS_SEQ: &str = r#"},"seq":"#;
+const STAMPS_END: &str = r#","connections":"#;
 
 /// A register of a workspace.
 pub struct Register<'a> {
@@ -12,37 +31,148 @@ pub struct Register<'a> {
     pub timestamp: u64,
 }
 
-/// Appends a workspace as a JSON text: `{"data":{…},"timestamps":{…},"seq":n,"connections":n}`.
-pub fn put_state<'a>(
+// ---- the init message ----
+
+/// The bytes of one field of an init message, with its comma.
+#[must_use]
+pub fn init_field_bytes(key: &str, value: &str) -> usize {
+    json_string_bytes(key) + value.len() + 2
+}
+
+/// The bytes of the frame of an init message. `fields_bytes` is the sum of [`init_field_bytes`] over its fields.
+#[must_use]
+pub fn init_frame_bytes(fields_bytes: usize) -> usize {
+    let payload_bytes = init_payload_bytes(fields_bytes);
+    frame::header_bytes(payload_bytes) + payload_bytes
+}
+
+/// Where the fields stand in that frame.
+#[must_use]
+pub fn init_fields(fields_bytes: usize) -> Range<usize> {
+    let end = init_frame_bytes(fields_bytes) - INIT_END.len();
+    end - fields_bytes.saturating_sub(1)..end
+}
+
+/// Appends an init message as a text frame. `fields_bytes` is the sum of [`init_field_bytes`] over `fields`.
+///
+/// # Panics
+/// Where the sum is not that of the fields: the frame's header would lie.
+pub fn put_init<'a>(
+    out: &mut Vec<u8>,
+    fields_bytes: usize,
+    fields: impl Iterator<Item = (&'a str, &'a str)>,
+) {
+    let (start, frame_bytes) = (out.len(), init_frame_bytes(fields_bytes));
+    out.reserve_exact(frame_bytes);
+    put_init_start(out, fields_bytes);
+    for (key, value) in fields {
+        put_init_field(out, key, value);
+    }
+    put_init_end(out);
+    assert_eq!(
+        out.len() - start,
+        frame_bytes,
+        "the state's byte count is the state's"
+    );
+}
+
+/// Appends what stands before the fields of an init message.
+pub fn put_init_start(out: &mut Vec<u8>, fields_bytes: usize) {
+    frame::put_text_header(out, init_payload_bytes(fields_bytes));
+    out.extend_from_slice(INIT_START.as_bytes());
+}
+
+/// Appends a field behind [`put_init_start`] or another field.
+pub fn put_init_field(out: &mut Vec<u8>, key: &str, value: &str) {
+    put_name(out, key);
+    out.extend_from_slice(value.as_bytes());
+}
+
+/// Appends what stands behind the fields of an init message.
+pub fn put_init_end(out: &mut Vec<u8>) {
+    out.extend_from_slice(INIT_END.as_bytes());
+}
+
+/// The last field has no comma.
+fn init_payload_bytes(fields_bytes: usize) -> usize {
+    INIT_START.len() + fields_bytes.saturating_sub(1) + INIT_END.len()
+}
+
+// ---- a look ----
+
+/// The bytes of one field of the stamps of a look, with its comma.
+#[must_use]
+pub fn stamp_field_bytes(key: &str, timestamp: u64) -> usize {
+    json_string_bytes(key) + digits(timestamp) + 2
+}
+
+/// The bytes of the stamps of a look. `fields_bytes` is the sum of [`stamp_field_bytes`] over their fields.
+#[must_use]
+pub fn stamps_bytes(fields_bytes: usize, seq: u64) -> usize {
+    let fixed = STAMPS_START.len() + STAMPS_SEQ.len() + STAMPS_END.len();
+    fixed + fields_bytes.saturating_sub(1) + digits(seq)
+}
+
+/// Appends the stamps of a look: all that stands between the fields of its state and the number of connections.
+pub fn put_stamps<'a>(out: &mut Vec<u8>, seq: u64, fields: impl Iterator<Item = (&'a str, u64)>) {
+    put_stamps_start(out);
+    for (key, timestamp) in fields {
+        put_stamp_field(out, key, timestamp);
+    }
+    put_stamps_end(out, seq);
+}
+
+/// Appends what stands before the fields of the stamps of a look.
+pub fn put_stamps_start(out: &mut Vec<u8>) {
+    out.extend_from_slice(STAMPS_START.as_bytes());
+}
+
+/// Appends a field behind [`put_stamps_start`] or another field.
+pub fn put_stamp_field(out: &mut Vec<u8>, key: &str, timestamp: u64) {
+    put_name(out, key);
+    put_number(out, timestamp);
+}
+
+/// Appends what stands behind the fields of the stamps of a look.
+pub fn put_stamps_end(out: &mut Vec<u8>, seq: u64) {
+    out.extend_from_slice(STAMPS_SEQ.as_bytes());
+    put_number(out, seq);
+    out.extend_from_slice(STAMPS_END.as_bytes());
+}
+
+/// Appends what stands before the fields of a look.
+pub fn put_look_start(out: &mut Vec<u8>) {
+    out.extend_from_slice(LOOK_START.as_bytes());
+}
+
+/// Appends what stands behind the stamps of a look.
+pub fn put_look_end(out: &mut Vec<u8>, connections: usize) {
+    put_number(out, connections as u64);
+    out.extend_from_slice(LOOK_END.as_bytes());
+}
+
+/// The bytes of what [`put_look_start`] and [`put_look_end`] append.
+#[must_use]
+pub fn look_ends_bytes(connections: usize) -> usize {
+    LOOK_START.len() + digits(connections as u64) + LOOK_END.len()
+}
+
+/// Appends a whole look: `{"data":{…},"timestamps":{…},"seq":n,"connections":n}`.
+pub fn put_look<'a>(
     out: &mut Vec<u8>,
     fields: impl Iterator<Item = Register<'a>> + Clone,
     seq: u64,
     connections: usize,
 ) {
-    let mut digits = itoa::Buffer::new();
-    let put_name = |out: &mut Vec<u8>, index, key| {
-        if index > 0 {
-            out.push(b',');
-        }
-        put_json_string(out, key);
-        out.push(b':');
-    };
-    out.extend_from_slice(br#"{"data":{"#);
-    for (index, field) in fields.clone().enumerate() {
-        put_name(out, index, field.key);
-        out.extend_from_slice(field.value.as_bytes());
+    put_look_start(out);
+    for field in fields.clone() {
+        put_init_field(out, field.key, field.value);
     }
-    out.extend_from_slice(br#"},"timestamps":{"#);
-    for (index, field) in fields.enumerate() {
-        put_name(out, index, field.key);
-        out.extend_from_slice(digits.format(field.timestamp).as_bytes());
-    }
-    out.extend_from_slice(br#"},"seq":"#);
-    out.extend_from_slice(digits.format(seq).as_bytes());
-    out.extend_from_slice(br#","connections":"#);
-    out.extend_from_slice(digits.format(connections).as_bytes());
-    out.push(b'}');
+    put_stamps(out, seq, fields.map(|field| (field.key, field.timestamp)));
+    put_look_end(out, connections);
 }
+
+// ---- who is there ----
 
 /// Appends who is there as a JSON text: `[{"userId":…,"status":"online"},…]`.
 pub fn put_presence(out: &mut Vec<u8>, users: &[&str]) {
@@ -58,6 +188,25 @@ pub fn put_presence(out: &mut Vec<u8>, users: &[&str]) {
     out.push(b']');
 }
 
+/// Appends the name of a field, and a comma before it unless it is the first: no value ends in a brace that opens.
+fn put_name(out: &mut Vec<u8>, key: &str) {
+    if out.last() != Some(&b'{') {
+        out.push(b',');
+    }
+    put_json_string(out, key);
+    out.push(b':');
+}
+
+fn put_number(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+/// The decimal digits of a number.
+#[must_use]
+pub fn digits(number: u64) -> usize {
+    number.checked_ilog10().map_or(1, |log| log as usize + 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,7 +218,7 @@ mod tests {
             timestamp: *timestamp,
         });
         let mut out = Vec::new();
-        put_state(&mut out, fields, 7, 2);
+        put_look(&mut out, fields, 7, 2);
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 

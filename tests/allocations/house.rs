@@ -52,6 +52,8 @@ pub fn config(durability: Durability) -> ShardConfig {
         ping_interval_us: 25 * SECOND_US,
         outbox_bytes_max: 1 << 20,
         message_bytes_max: 1 << 20,
+        snapshot_bytes_max: etherply::limits::SNAPSHOT_BYTES_MAX,
+        snapshot_part_bytes: etherply::limits::SNAPSHOT_PART_BYTES,
         segment_bytes_min: 1 << 30,
         segment_bytes_max: 1 << 30,
         future_skew_us: u64::MAX / 2,

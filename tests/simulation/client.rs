@@ -230,6 +230,13 @@ impl Client {
                 self.read_status(*status);
                 return true;
             }
+            Told::Look(data) => {
+                if self.state_place(data, model).is_none() {
+                    return false;
+                }
+                self.read_status(200);
+                return true;
+            }
             Told::Init(data) => return self.read_init(data, model),
             Told::Op(write) => return self.read_op(write, model, is_sender),
             Told::Error(429, Some(about)) => {
@@ -358,7 +365,7 @@ impl Client {
 
     /// Whether it may meet a limit of members, or of handshakes.
     pub fn may_be_put_off(&self) -> bool {
-        let asks = self.status_wanted == 101 || self.status_wanted == 401;
+        let asks = [101, 200, 401].contains(&self.status_wanted);
         let Limits {
             connections_per_workspace,
             handshakes_per_second,
@@ -367,15 +374,11 @@ impl Client {
         asks && (connections_per_workspace.is_some() || handshakes_per_second.is_some())
     }
 
-    /// The init message is the state after some of the wins, and the ops follow from there.
-    fn read_init(&mut self, data: &BTreeMap<String, String>, model: &Model) -> bool {
-        assert!(self.init.is_none(), "client {}: a second init", self.number);
+    /// A state is that after some of the wins: how many. None: one of its ops did not win.
+    fn state_place(&self, data: &BTreeMap<String, String>, model: &Model) -> Option<usize> {
         let mut place = 0;
         for value in data.values() {
-            let Some(at) = model.place(value) else {
-                return false;
-            };
-            place = place.max(at + 1);
+            place = place.max(model.place(value)? + 1);
         }
         let state = model.state(place);
         let is_state = state.len() == data.len()
@@ -386,9 +389,18 @@ impl Client {
             });
         assert!(
             is_state,
-            "client {}: init {data:?} is no state of {:?}",
+            "client {}: {data:?} is no state of {:?}",
             self.number, model.wins
         );
+        Some(place)
+    }
+
+    /// The init message is the state after some of the wins, and the ops follow from there.
+    fn read_init(&mut self, data: &BTreeMap<String, String>, model: &Model) -> bool {
+        assert!(self.init.is_none(), "client {}: a second init", self.number);
+        let Some(place) = self.state_place(data, model) else {
+            return false;
+        };
         self.place = place;
         (self.held, self.known) = (BTreeMap::new(), Vec::new());
         for (key, value) in data {

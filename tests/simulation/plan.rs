@@ -1,7 +1,7 @@
 //! What kind of run a seed is, what may go wrong in it, and what was met.
 
 use etherply::core::contract::Limits;
-use etherply::limits::SECOND_US;
+use etherply::limits::{SECOND_US, SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES};
 use etherply::log::blocks::BLOCK_BYTES;
 use etherply::log::commit::Durability;
 
@@ -47,6 +47,8 @@ pub struct Plan {
     pub clients: usize,
     pub outbox_bytes_max: usize,
     pub message_bytes_max: usize,
+    pub snapshot_bytes_max: usize,
+    pub snapshot_part_bytes: usize,
     /// Values are up to so long.
     pub value_bytes: usize,
     /// One value in so many is that long.
@@ -82,6 +84,15 @@ impl Plan {
             clients: 12,
             outbox_bytes_max: dice.pick(&[512, 1024, 4096, 1 << 20]),
             message_bytes_max: 4096,
+            snapshot_bytes_max: SNAPSHOT_BYTES_MAX,
+            snapshot_part_bytes: Dice::new(seed, 9).pick(&[
+                1,
+                100,
+                1000,
+                SNAPSHOT_PART_BYTES,
+                SNAPSHOT_PART_BYTES,
+                SNAPSHOT_PART_BYTES,
+            ]),
             value_bytes: 1500,
             large_one_in: 12,
             segment_bytes_min: dice.pick(&[200, 700, 3000]),
@@ -96,9 +107,10 @@ impl Plan {
             // Whole sends, and messages that are longer than one.
             0 => Self {
                 steps: 400,
-                clients: 5,
+                clients: 8,
                 outbox_bytes_max: 1 << 20,
                 message_bytes_max: 400_000,
+                snapshot_bytes_max: Dice::new(seed, 7).pick(&[SNAPSHOT_BYTES_MAX, 1_500_000]),
                 value_bytes: 330_000,
                 large_one_in: 3,
                 segment_bytes_min: 50_000,
@@ -214,9 +226,12 @@ coverage! {
     closed_by_policy: 1,
     put_off: 20,
     inits: 100,
+    looks: 20,
+    states_in_parts: 50,
     broadcasts: 1000,
     full_sends: 1,
     long_frames: 1,
+    long_answers: 1,
     full_turns: 1,
     stalls: 1,
     silences: 1,

@@ -7,8 +7,9 @@ use etherply::core::contract::{Output, Surroundings, shard_of};
 use etherply::core::session::SessionId;
 use etherply::core::window::Spans;
 use etherply::limits::{
-    BATCH_BYTES_MAX, HEAD_TIMEOUT_US, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN, SECOND_US,
-    SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SENDS_PER_TURN_MIN, STALL_TIMEOUT_US,
+    ANSWER_SEND_BYTES_MAX, BATCH_BYTES_MAX, HEAD_TIMEOUT_US, PATIENCE_S, RATE_BURST_S,
+    REFUSALS_MIN, SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SENDS_PER_TURN_MIN,
+    STALL_TIMEOUT_US,
 };
 use etherply::log::commit::Durability;
 
@@ -295,20 +296,23 @@ impl World {
             client.sent_bytes += bytes.len() as u64;
             client.stream.push(&bytes);
             client.moved_us = now_us;
-            let mut frames = 0;
+            let (mut frames, mut has_state) = (0, false);
             while let Some((end, told)) = self.clients[place].stream.next() {
                 frames += 1;
+                has_state |= matches!(told, Told::Init(_) | Told::Look(_));
                 self.check_send(place, &told);
                 self.clients[place].told.push_back((end, told));
             }
             let is_one = frames == 1 && begins_whole && self.clients[place].stream.is_whole();
             assert!(
-                bytes.len() <= SEND_BYTES_MAX || is_one,
+                bytes.len() <= ANSWER_SEND_BYTES_MAX || is_one,
                 "a send of {} bytes",
                 bytes.len()
             );
             self.coverage.full_sends += u64::from(bytes.len() >= SEND_BYTES_MAX - 70_000);
-            self.coverage.long_frames += u64::from(bytes.len() > SEND_BYTES_MAX);
+            let is_long = bytes.len() > SEND_BYTES_MAX;
+            self.coverage.long_frames += u64::from(is_long && !has_state);
+            self.coverage.long_answers += u64::from(is_long && has_state);
         } else {
             assert_eq!(
                 known,
@@ -337,11 +341,16 @@ impl World {
         };
         match told {
             Told::Op(write) => show(&write.value),
-            Told::Init(data) => {
-                for value in data.values() {
+            Told::Init(data) | Told::Look(data) => {
+                let mut bytes = 0;
+                for (key, value) in data {
                     show(value);
+                    bytes += key.len() + value.len();
                 }
-                self.coverage.inits += 1;
+                let is_init = matches!(told, Told::Init(_));
+                self.coverage.inits += u64::from(is_init);
+                self.coverage.looks += u64::from(!is_init);
+                self.coverage.states_in_parts += u64::from(bytes > self.plan.snapshot_part_bytes);
             }
             Told::Status(408) => {
                 let waited_us = now_us - client.came_us;
@@ -481,7 +490,7 @@ impl World {
 fn brief(told: &Told) -> String {
     match told {
         Told::Op(write) => format!("{} = {:.20} at {}", write.key, write.value, write.timestamp),
-        Told::Init(data) => format!("an init of {} keys", data.len()),
+        Told::Init(data) | Told::Look(data) => format!("a state of {} keys", data.len()),
         other => format!("{other:?}"),
     }
 }

@@ -64,6 +64,8 @@ pub fn head(path: &str) -> Vec<u8> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Told {
     Status(u16),
+    /// The answer to a look, with status 200.
+    Look(BTreeMap<String, String>),
     Init(BTreeMap<String, String>),
     Op(Write),
     /// A code, and the key and timestamp of the op that it is about.
@@ -120,7 +122,13 @@ impl Stream {
                 "an answer ends the connection"
             );
             self.status = Some(status);
-            return Some((head + body, Told::Status(status)));
+            let body = &self.bytes[head..head + body];
+            let told = if body.starts_with(br#"{"data""#) {
+                Told::Look(look(body))
+            } else {
+                Told::Status(status)
+            };
+            return Some((head + body.len(), told));
         }
         let (start, length) = match *self.bytes.get(1)? {
             126 => (
@@ -145,6 +153,20 @@ impl Stream {
     }
 }
 
+fn data(of: &serde_json::Value) -> BTreeMap<String, String> {
+    let data = of["data"].as_object().expect("an object");
+    let field = |(key, value): (&String, &serde_json::Value)| (key.clone(), value.to_string());
+    data.iter().map(field).collect()
+}
+
+fn look(body: &[u8]) -> BTreeMap<String, String> {
+    let state: serde_json::Value = serde_json::from_slice(body).expect("a body is JSON");
+    let stamps = state["timestamps"].as_object().expect("an object");
+    let data = data(&state);
+    assert!(stamps.keys().eq(data.keys()), "each key has a timestamp");
+    data
+}
+
 fn message(text: &[u8]) -> Told {
     let message: serde_json::Value = serde_json::from_slice(text).expect("a message is JSON");
     let payload = &message["payload"];
@@ -159,12 +181,7 @@ fn message(text: &[u8]) -> Told {
             let about = key.zip(payload["timestamp"].as_u64());
             Told::Error(payload["code"].as_u64().expect("a code"), about)
         }
-        Some("init") => {
-            let data = message["data"].as_object().expect("an object");
-            let field =
-                |(key, value): (&String, &serde_json::Value)| (key.clone(), value.to_string());
-            Told::Init(data.iter().map(field).collect())
-        }
+        Some("init") => Told::Init(data(&message)),
         other => panic!("no such message is sent: {other:?}"),
     }
 }

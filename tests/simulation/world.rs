@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use etherply::core::contract::{Clock, Input, Limits};
 use etherply::core::window::{skip_sent, spans_bytes};
-use etherply::limits::{RECEIVE_BYTES_MAX, SECOND_US};
+use etherply::limits::{RECEIVE_BYTES_MAX, SECOND_US, SNAPSHOT_BYTES_MAX};
 
 use crate::client::{Client, Home, Reading};
 use crate::dice::{Dice, Journal};
@@ -268,6 +268,11 @@ impl World {
             0 if may_misbehave => ("/healthz".to_owned(), 200),
             1 if may_misbehave => ("/nowhere".to_owned(), 404),
             2 if may_misbehave => ("/v1/sync/one?token=forged".to_owned(), 401),
+            3 => {
+                let id = WORKSPACES[workspace].replace(' ', "%20");
+                let status = if is_over_limit { 503 } else { 200 };
+                (format!("/v1/workspaces/{id}?token={}", token()), status)
+            }
             _ => {
                 let id = WORKSPACES[workspace].replace(' ', "%20");
                 (
@@ -278,7 +283,9 @@ impl World {
         };
         client.status_wanted = status;
         client.limits = server.limits;
-        client.met_pause = is_over_limit || !server.is_serving();
+        client.met_pause = is_over_limit
+            || !server.is_serving()
+            || self.plan.snapshot_bytes_max < SNAPSHOT_BYTES_MAX;
         client.met_failure = server.had_failure;
         client.outgoing.extend(wire::head(&path));
         let seat = &mut server.seats[shard];

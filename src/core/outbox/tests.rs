@@ -15,6 +15,7 @@ fn bytes(spans: &[Span]) -> Vec<u8> {
 /// One thing that the client is owed.
 struct Item {
     bytes: Vec<u8>,
+    is_frame: bool,
     /// It must not be sent before this position is visible.
     gate: u64,
     /// It must be sent once this position is visible: all before it is, too.
@@ -57,7 +58,12 @@ impl Rig {
         }
         let (gate, due) = (self.position, self.position);
         let bytes = content;
-        self.owed.push(Item { bytes, gate, due });
+        self.owed.push(Item {
+            bytes,
+            is_frame: true,
+            gate,
+            due,
+        });
         true
     }
 
@@ -68,7 +74,12 @@ impl Rig {
         self.outbox
             .push(chunk, self.window.end(), gate, &mut self.pool);
         let due = self.position;
-        self.owed.push(Item { bytes, gate, due });
+        self.owed.push(Item {
+            bytes,
+            is_frame: false,
+            gate,
+            due,
+        });
     }
 
     /// Takes one send and checks it; false where there was nothing.
@@ -88,7 +99,8 @@ impl Rig {
         let mut taken = &bytes(&spans)[..];
         assert!(spans.len() <= SEND_SPANS_MAX);
         let first_bytes = self.owed.first().map_or(0, |item| item.bytes.len());
-        assert!(taken.len() <= SEND_BYTES_MAX.max(first_bytes));
+        let mut frames_bytes = 0;
+        assert!(taken.len() <= ANSWER_SEND_BYTES_MAX.max(first_bytes));
         assert_eq!(taken.len(), spans_bytes(&spans));
         if taken.is_empty() {
             let is_due = |item: &Item| item.due <= self.visible_position;
@@ -104,6 +116,9 @@ impl Rig {
             let left = &item.bytes[self.sent_bytes..];
             let (part, rest) = taken.split_at(left.len().min(taken.len()));
             assert_eq!(part, &left[..part.len()]);
+            if item.is_frame {
+                frames_bytes += part.len();
+            }
             self.sent_bytes += part.len();
             taken = rest;
             if self.sent_bytes == self.owed[0].bytes.len() {
@@ -111,6 +126,7 @@ impl Rig {
                 self.sent_bytes = 0;
             }
         }
+        assert!(frames_bytes <= SEND_BYTES_MAX.max(first_bytes));
         self.pool.give_spans(spans);
         self.window
             .drop_before(self.outbox.cursor().min(visible_end), &mut self.pool);
@@ -138,7 +154,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (1..300_000_usize).prop_map(Step::Other),
         6 => (1..300_usize).prop_map(Step::Own),
         3 => (1..300_usize, any::<bool>()).prop_map(|(length, is_gated)| Step::Answer(length, is_gated)),
-        1 => (1..600_000_usize, any::<bool>()).prop_map(|(length, is_gated)| Step::Answer(length, is_gated)),
+        1 => (1..3_000_000_usize, any::<bool>()).prop_map(|(length, is_gated)| Step::Answer(length, is_gated)),
         4 => (0..=4_u64).prop_map(Step::Show),
         3 => Just(Step::Send),
     ];
@@ -197,7 +213,9 @@ fn one_send_carries_what_fits() {
         (100, SEND_BYTES_MAX - 100, SEND_BYTES_MAX),
         (100, SEND_BYTES_MAX - 99, 100),
         (SEND_BYTES_MAX, 10, SEND_BYTES_MAX),
-        (SEND_BYTES_MAX + 1, 10, SEND_BYTES_MAX),
+        (SEND_BYTES_MAX + 1, 10, SEND_BYTES_MAX + 1),
+        (ANSWER_SEND_BYTES_MAX, 10, ANSWER_SEND_BYTES_MAX),
+        (ANSWER_SEND_BYTES_MAX + 1, 10, ANSWER_SEND_BYTES_MAX),
     ] {
         let mut rig = Rig::default();
         assert!(rig.frame(far, true));
@@ -215,6 +233,28 @@ fn one_send_carries_what_fits() {
             sent_bytes,
             "{answer_bytes} {frame_bytes}"
         );
+    }
+}
+
+#[test]
+fn an_answer_that_is_long_is_not_copied() {
+    for (short_count, sent_bytes) in [
+        (1, ANSWER_SEND_BYTES_MAX),
+        (SEND_SPANS_MAX - 1, ANSWER_SEND_BYTES_MAX),
+        (SEND_SPANS_MAX, SEND_BYTES_MAX),
+        (2 * SEND_SPANS_MAX, SEND_BYTES_MAX),
+    ] {
+        let (mut outbox, mut pool) = (Outbox::default(), ChunkPool::default());
+        for _ in 0..short_count {
+            outbox.push(Chunk::new(vec![1]), 0, 0, &mut pool);
+        }
+        let long = Chunk::new(vec![2; 2 * ANSWER_SEND_BYTES_MAX]);
+        outbox.push(Chunk::clone(&long), 0, 0, &mut pool);
+        let spans = outbox.take(None, 0, &mut pool);
+        assert_eq!(spans_bytes(&spans), sent_bytes, "{short_count}");
+        let last = spans.into_iter().next_back().unwrap().into_chunk();
+        let is_shared = Chunk::ptr_eq(&last, &long);
+        assert_eq!(is_shared, sent_bytes > SEND_BYTES_MAX, "{short_count}");
     }
 }
 

@@ -13,6 +13,7 @@ mod delivery;
 mod failures;
 mod limits;
 mod looks;
+mod parts;
 mod peers;
 mod rig;
 mod rules;
@@ -65,6 +66,8 @@ impl World {
             ping_interval_us: 25 * SECOND_US,
             outbox_bytes_max: 1024,
             message_bytes_max: 4096,
+            snapshot_bytes_max: crate::limits::SNAPSHOT_BYTES_MAX,
+            snapshot_part_bytes: crate::limits::SNAPSHOT_PART_BYTES,
             segment_bytes_min: u64::MAX,
             segment_bytes_max: u64::MAX,
             future_skew_us: 24 * 3600 * SECOND_US,

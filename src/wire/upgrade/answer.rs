@@ -14,6 +14,8 @@ pub struct Answer {
     /// Empty: there is none, and no body.
     content_type: &'static str,
     body: Cow<'static, [u8]>,
+    /// What the caller sends behind that.
+    further_bytes: usize,
     has_body: bool,
 }
 
@@ -76,6 +78,7 @@ impl Answer {
             fields: Vec::new(),
             content_type,
             body: body.into(),
+            further_bytes: 0,
             has_body: true,
         }
     }
@@ -84,6 +87,15 @@ impl Answer {
     #[must_use]
     pub fn json(body: Vec<u8>) -> Self {
         Self::content(JSON, body)
+    }
+
+    /// 200 with JSON that begins with `start`; the caller sends `further_bytes` of it behind this answer, unless that is one to HEAD.
+    #[must_use]
+    pub fn json_start(start: Vec<u8>, further_bytes: usize) -> Self {
+        Self {
+            further_bytes,
+            ..Self::json(start)
+        }
     }
 
     /// 304: the client has what it asks for.
@@ -176,7 +188,7 @@ impl Answer {
         self.status.as_u16()
     }
 
-    /// Appends the whole answer.
+    /// Appends the whole answer, but for what the caller sends behind it.
     pub fn encode(&self, out: &mut Vec<u8>) {
         // RFC 9110 section 7.8: who sends Upgrade names it in Connection too.
         let has_upgrade = self.fields.iter().any(|(name, _)| *name == "Upgrade");
@@ -192,7 +204,8 @@ impl Answer {
         );
         // RFC 9110 sections 8.6 and 15.4.5: neither 204 nor 304 tells a length that is not that of the content.
         if !self.content_type.is_empty() {
-            let (content_type, body_bytes) = (self.content_type, self.body.len());
+            let (content_type, body_bytes) =
+                (self.content_type, self.body.len() + self.further_bytes);
             let _ = write!(
                 head,
                 "Content-Type: {content_type}\r\nContent-Length: {body_bytes}\r\n"

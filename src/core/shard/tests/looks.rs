@@ -1,8 +1,11 @@
 //! Looks at a workspace without a WebSocket, and pages.
 
-use super::rig::{Rig, look};
+use std::collections::HashSet;
+
+use super::rig::{Rig, head, look};
 use crate::core::contract::{Input, Output};
 use crate::core::session::SessionId;
+use crate::core::window::Span;
 use crate::wire::upgrade::{Answer, Page};
 
 #[test]
@@ -21,6 +24,156 @@ fn a_look_shows_nothing_that_is_not_durable() {
         assert_eq!(rig.seen(state), [status, "gone"]);
         // Who is there is no op.
         assert_eq!(rig.seen(presence), ["200", "gone"]);
+    }
+}
+
+/// A client that asks for that, and takes nothing of the answer.
+fn stalled(rig: &mut Rig, request: &str) -> usize {
+    let client = rig.accept(false);
+    rig.peers[client].reads = false;
+    rig.receive(client, request.as_bytes());
+    client
+}
+
+#[test]
+fn one_encoding_serves_all_who_join_and_look() {
+    let mut rig = Rig::new(|_| ());
+    let writer = rig.join("w", None);
+    let value = format!("\"{}\"", "x".repeat(50_000));
+    rig.op(writer, "k", &value, 1);
+    let requests = [head("w", None), look("/v1/workspaces/w")];
+    let clients = [0, 1, 1, 0, 1].map(|kind| stalled(&mut rig, &requests[kind]));
+    let mut held = HashSet::new();
+    for client in clients {
+        let spans = rig.peers[client].client.sending.clone();
+        let chunks = spans.unwrap().into_iter().map(Span::into_chunk);
+        held.extend(
+            chunks
+                .filter(|chunk| chunk.len() > 1000)
+                .map(|chunk| chunk.as_ptr()),
+        );
+    }
+    assert_eq!(held.len(), 1, "the state is held once");
+    assert!(rig.shard.counters().answer_bytes < 10_000);
+    for client in clients {
+        rig.peers[client].reads = true;
+    }
+    rig.run();
+    assert_eq!(rig.seen(clients[0]), ["101", "init 1"]);
+    assert_eq!(rig.seen(clients[1]), ["200", "gone"]);
+    let body = String::from_utf8(rig.peers[clients[1]].client.incoming.clone()).unwrap();
+    let state =
+        format!(r#"{{"data":{{"k":{value}}},"timestamps":{{"k":1}},"seq":1,"connections":2}}"#);
+    assert_eq!(body, state);
+}
+
+/// A rig with these rooms, each with a state of some 100 KB.
+fn large_rooms(rooms: &[&str], snapshot_bytes_max: usize) -> Rig {
+    let mut rig = Rig::new(|config| config.snapshot_bytes_max = snapshot_bytes_max);
+    let value = format!("\"{}\"", "x".repeat(50_000));
+    for room in rooms {
+        let writer = rig.join(room, None);
+        for (key, timestamp) in [("k", 1), ("l", 2)] {
+            rig.op(writer, key, &value, timestamp);
+        }
+    }
+    rig
+}
+
+#[test]
+fn states_that_are_on_their_way_are_bounded() {
+    let mut rig = large_rooms(&["a", "b", "c"], 250_000);
+    let held = |rig: &Rig| {
+        let counters = rig.shard.counters();
+        (counters.snapshot_bytes, counters.refused_snapshot_bytes)
+    };
+    assert_eq!(held(&rig).1, 0);
+    let a = stalled(&mut rig, &head("a", None));
+    let b = stalled(&mut rig, &look("/v1/workspaces/b"));
+    assert!(
+        (200_000..201_000).contains(&held(&rig).0),
+        "{:?}",
+        held(&rig)
+    );
+    for request in [head("c", None), look("/v1/workspaces/c")] {
+        let client = stalled(&mut rig, &request);
+        rig.peers[client].reads = true;
+        rig.run();
+        assert_eq!(rig.seen(client), ["503", "gone"]);
+    }
+    assert_eq!(held(&rig).1, 2);
+    // What is on its way already, and what is small, is served.
+    let others = [
+        (head("a", None), &["101", "init 2"][..]),
+        (look("/v1/workspaces/b"), &["200", "gone"]),
+        (head("new", None), &["101", "init 0"]),
+        (
+            look("/v1/workspaces/c").replace("GET", "HEAD"),
+            &["200", "gone"],
+        ),
+    ];
+    for (request, seen) in others {
+        let client = rig.accept(false);
+        rig.receive(client, request.as_bytes());
+        assert_eq!(rig.seen(client), seen);
+    }
+    rig.peers[a].reads = true;
+    rig.run();
+    assert_eq!(rig.seen(a), ["101", "init 2"]);
+    let late = rig.join("c", None);
+    assert_eq!(rig.seen(late), ["101", "init 2"]);
+    rig.peers[b].reads = true;
+    rig.run();
+    assert_eq!(rig.seen(b), ["200", "gone"]);
+    assert_eq!(held(&rig).1, 2);
+}
+
+#[test]
+fn one_state_that_is_larger_than_all_that_may_be_on_its_way_is_served() {
+    let mut rig = large_rooms(&["a", "b"], 1000);
+    for _ in 0..2 {
+        let client = rig.join("a", None);
+        assert_eq!(rig.seen(client), ["101", "init 2"]);
+    }
+    // Its timestamps, and all who want the same.
+    let clients = [0, 0].map(|_| stalled(&mut rig, &look("/v1/workspaces/a")));
+    let other = rig.join("b", None);
+    assert_eq!(rig.seen(other), ["503", "gone"]);
+    for client in clients {
+        rig.peers[client].reads = true;
+    }
+    rig.run();
+    for client in clients {
+        assert_eq!(rig.seen(client), ["200", "gone"]);
+    }
+    let client = rig.join("b", None);
+    assert_eq!(rig.seen(client), ["101", "init 2"]);
+    assert_eq!(rig.shard.counters().refused_snapshot_bytes, 1);
+}
+
+#[test]
+fn a_look_at_a_state_is_the_same_for_head_without_the_body() {
+    let mut rig = Rig::new(|_| ());
+    let writer = rig.join("w", None);
+    for state in 0..2 {
+        let answers = ["GET", "HEAD"].map(|method| {
+            let client = stalled(&mut rig, &look("/v1/workspaces/w").replace("GET", method));
+            let spans = rig.peers[client].client.sending.as_ref().unwrap();
+            let bytes: Vec<u8> = spans
+                .iter()
+                .flat_map(|span| span.bytes().to_vec())
+                .collect();
+            String::from_utf8(bytes).unwrap()
+        });
+        let (head, body) = answers[0].split_at(answers[1].len());
+        assert_eq!(head, answers[1]);
+        assert!(
+            head.contains(&format!("Content-Length: {}\r\n", body.len())),
+            "{head}{body}"
+        );
+        let is_json = serde_json::from_str::<serde_json::Value>(body).is_ok();
+        assert!(is_json, "{body}");
+        rig.op(writer, "k", "{}", state + 1);
     }
 }
 

@@ -287,7 +287,10 @@ impl Client {
                 4,
                 usize::from(u16::from_be_bytes(*self.incoming.get(2..)?.first_chunk()?)),
             ),
-            127 => unreachable!("no message is that long here"),
+            127 => {
+                let length = u64::from_be_bytes(*self.incoming.get(2..)?.first_chunk()?);
+                (10, usize::try_from(length).expect("a length"))
+            }
             length => (2, usize::from(length)),
         };
         let payload = self.incoming.get(start..start + length)?.to_vec();

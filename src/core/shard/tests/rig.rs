@@ -71,6 +71,8 @@ impl Rig {
             ping_interval_us: 10 * SECOND_US,
             outbox_bytes_max: 64 * 1024,
             message_bytes_max: 1024 * 1024,
+            snapshot_bytes_max: crate::limits::SNAPSHOT_BYTES_MAX,
+            snapshot_part_bytes: crate::limits::SNAPSHOT_PART_BYTES,
             segment_bytes_min: 1 << 26,
             segment_bytes_max: 1 << 26,
             future_skew_us: 3600 * SECOND_US,
@@ -170,6 +172,12 @@ impl Rig {
         while let Some(output) = self.shard.poll_output() {
             self.take(output);
         }
+    }
+
+    /// One turn, and all that it starts ends.
+    pub fn step(&mut self) {
+        self.turn();
+        self.end_operations();
     }
 
     /// Sleeps as the worker does, from deadline to deadline, until `after_s` seconds since the start.

@@ -1,0 +1,264 @@
+//! A large state, which is encoded in parts: who waits for it, and what happens meanwhile.
+
+use super::rig::{Rig, frame, head, look, op};
+use crate::core::session::State;
+use crate::core::workspace::Workspace;
+use crate::limits::{ANSWER_SEND_BYTES_MAX, BULK_BYTES_PER_TURN, SECOND_US};
+
+const KEYS: u64 = 20;
+const PART_BYTES: usize = 1000;
+
+fn value(mark: u64) -> String {
+    format!("\"{mark:0500}\"")
+}
+
+/// A rig with a state of some ten parts in room `w`, which its client 0 has written, and so many connections that have said nothing yet.
+fn rig<const COUNT: usize>(part_bytes: usize) -> (Rig, [usize; COUNT]) {
+    let mut rig = Rig::new(|config| config.snapshot_part_bytes = part_bytes);
+    let writer = rig.join("w", None);
+    for key in 0..KEYS {
+        rig.op(writer, &format!("k{key}"), &value(key), key + 1);
+    }
+    rig.seen(writer);
+    let clients = [(); COUNT].map(|()| rig.accept(false));
+    (rig, clients)
+}
+
+/// A connection asks for that.
+fn ask(rig: &mut Rig, client: usize, request: &str) {
+    rig.receive_only(client, request.as_bytes());
+}
+
+/// Turns until nobody waits for a text; how many.
+fn turns(rig: &mut Rig) -> usize {
+    for turns in 1.. {
+        rig.step();
+        if rig.shard.encoding_queue.is_empty() {
+            rig.run();
+            return turns;
+        }
+    }
+    unreachable!("it comes to an end")
+}
+
+fn body(rig: &Rig, client: usize) -> serde_json::Value {
+    serde_json::from_slice(&rig.peers[client].client.incoming).expect("a body is JSON")
+}
+
+#[test]
+fn those_who_wait_get_the_state_of_one_point_and_what_follows() {
+    let (mut rig, [joiner, looker, elsewhere, late]) = rig(PART_BYTES);
+    ask(&mut rig, joiner, &head("w", None));
+    ask(&mut rig, looker, &look("/v1/workspaces/w"));
+    ask(&mut rig, elsewhere, &head("v", None));
+    rig.step();
+    rig.step();
+    assert_eq!(rig.seen(joiner), ["101"]);
+    assert!(rig.seen(looker).is_empty());
+    assert_eq!(rig.seen(elsewhere), ["101", "init 0"], "others go on");
+    // One key that was read already, one that was not, and a new one.
+    for (key, timestamp) in [(0, 100), (KEYS - 1, 101), (KEYS, 102)] {
+        rig.receive_only(0, &op(&format!("k{key}"), "1", timestamp));
+        rig.step();
+    }
+    ask(&mut rig, late, &look("/v1/workspaces/w"));
+    // Its own op comes behind the state that it is told, and does not come back.
+    rig.receive_only(joiner, &op("own", "1", 103));
+    assert!(turns(&mut rig) > 5);
+    let follows = ["init 20", "k0=1@100", "k19=1@101", "k20=1@102"];
+    assert_eq!(rig.seen(joiner), follows);
+    assert_eq!(rig.seen(looker), ["200", "gone"]);
+    let told = body(&rig, looker);
+    assert_eq!(
+        (&told["seq"], &told["connections"]),
+        (&20.into(), &2.into())
+    );
+    for key in 0..KEYS {
+        let name = format!("k{key}");
+        assert_eq!(told["data"][&name].to_string(), value(key));
+        assert_eq!(told["timestamps"][&name], key + 1);
+    }
+    assert_eq!(rig.seen(late), ["200", "gone"]);
+    let told = body(&rig, late);
+    assert_eq!((&told["seq"], &told["data"]["k0"]), (&23.into(), &1.into()));
+    assert_eq!(rig.seen(0), ["own=1@103"]);
+    rig.run();
+    let counters = rig.shard.counters();
+    assert_eq!(counters.answer_bytes, 0);
+    assert_eq!(counters.snapshot_bytes, 0);
+}
+
+#[test]
+fn a_turn_does_a_part() {
+    let (mut rig, [joiner]) = rig(PART_BYTES);
+    let bytes = rig.shard.rooms[0].workspace.init_bytes();
+    ask(&mut rig, joiner, &head("w", None));
+    let turns = turns(&mut rig);
+    // A part ends behind a field.
+    let expected = bytes / (PART_BYTES + 600)..=bytes / PART_BYTES + 1;
+    assert!(expected.contains(&turns), "{turns}");
+}
+
+#[test]
+fn who_waits_and_falls_behind_is_sent_the_latest_of_each_key() {
+    let (mut rig, [joiner]) = rig(1);
+    ask(&mut rig, joiner, &head("w", None));
+    rig.step();
+    for count in 0..8 {
+        let value = format!("\"{}\"", "x".repeat(20_000));
+        rig.receive_only(0, &op("k3", &value, 100 + count));
+        rig.step();
+        rig.step();
+    }
+    rig.run();
+    let seen = rig.seen(joiner);
+    assert_eq!(seen[..2], ["101", "init 20"]);
+    assert_eq!(seen.len(), 3, "{seen:?}");
+    assert!(seen[2].ends_with("@107"));
+    assert_eq!(rig.shard.counters().conflations, 1);
+}
+
+#[test]
+fn who_waits_can_be_closed_and_nothing_is_left() {
+    for reason in ["peer", "expiry", "abort", "drain"] {
+        let (mut rig, [joiner, looker]) = rig(PART_BYTES);
+        ask(&mut rig, joiner, &head("w", Some(1)));
+        ask(&mut rig, looker, &look("/v1/workspaces/w"));
+        rig.step();
+        rig.step();
+        assert_eq!(rig.seen(joiner), ["101"]);
+        match reason {
+            "peer" | "abort" => {
+                for client in [joiner, looker] {
+                    rig.peers[client].client.broken |= reason == "abort" || client == looker;
+                }
+                if reason == "peer" {
+                    let id = rig.peers[joiner].client.id;
+                    rig.shard.close(id, 1000, "", rig.clock);
+                }
+            }
+            "expiry" => {
+                rig.clock.now_us += 40 * SECOND_US;
+                rig.clock.unix_us += 40 * SECOND_US;
+            }
+            _ => rig.shard.start_drain(rig.clock),
+        }
+        rig.step();
+        let is_open = matches!(rig.session(joiner).state, State::Open { .. });
+        assert!(!is_open || reason == "drain", "{reason}");
+        rig.sleep_until(60.0);
+        let seen = rig.seen(joiner);
+        match reason {
+            "peer" => assert_eq!(seen, ["close 1000", "gone"]),
+            "expiry" => assert_eq!(seen, ["close 4001", "gone"]),
+            "abort" => assert_eq!(seen.last().map(String::as_str), Some("gone")),
+            _ => assert_eq!(seen, ["init 20", "close 1001", "gone"]),
+        }
+        assert!(rig.shard.encoding_queue.is_empty(), "{reason}");
+        let counters = rig.shard.counters();
+        assert_eq!(counters.answer_bytes, 0, "{reason}");
+        assert_eq!(counters.snapshot_bytes, 0, "{reason}");
+    }
+}
+
+#[test]
+fn who_waits_and_is_closed_is_sent_nothing_that_came_behind_the_state() {
+    let (mut rig, [joiner]) = rig(1);
+    ask(&mut rig, joiner, &head("w", None));
+    rig.step();
+    // It loses: what stays is sent to it.
+    rig.receive_only(joiner, &op("k0", "1", 0));
+    rig.step();
+    let id = rig.peers[joiner].client.id;
+    rig.shard.close(id, 1000, "", rig.clock);
+    rig.run();
+    assert_eq!(rig.seen(joiner), ["101", "close 1000", "gone"]);
+    assert_eq!(rig.shard.counters().answer_bytes, 0);
+}
+
+#[test]
+fn who_waits_when_the_log_fails_is_told_so() {
+    let (mut rig, [joiner, looker]) = rig(PART_BYTES);
+    ask(&mut rig, joiner, &head("w", None));
+    ask(&mut rig, looker, &look("/v1/workspaces/w"));
+    rig.step();
+    rig.log_fails = true;
+    rig.receive_only(0, &op("k0", "1", 100));
+    rig.run();
+    assert_eq!(rig.seen(joiner)[..2], ["101", "close 1011"]);
+    assert_eq!(rig.seen(looker)[..1], ["500"]);
+    assert!(rig.shard.encoding_queue.is_empty());
+    let held_bytes = rig.shard.ledger.bytes();
+    assert!(held_bytes < 100, "the first init, which is empty, is kept");
+    rig.log_fails = false;
+    rig.sleep_until(2.0);
+    let again = rig.join("w", None);
+    assert_eq!(rig.seen(again), ["101", "init 20"]);
+}
+
+#[test]
+fn of_a_look_all_parts_are_sent_or_none() {
+    let (mut rig, [joiner, looker]) = rig(PART_BYTES);
+    rig.peers[joiner].reads = false;
+    // The init message is whole, the timestamps are not.
+    ask(&mut rig, joiner, &head("w", None));
+    turns(&mut rig);
+    rig.shard.config.snapshot_part_bytes = 1;
+    ask(&mut rig, looker, &look("/v1/workspaces/w"));
+    rig.step();
+    assert!(!rig.shard.encoding_queue.is_empty());
+    assert!(rig.seen(looker).is_empty());
+    rig.log_fails = true;
+    rig.receive_only(0, &op("k0", "1", 100));
+    rig.run();
+    assert_eq!(rig.seen(looker), ["500", "gone"]);
+}
+
+#[test]
+fn what_a_client_sends_behind_its_request_waits_for_the_state() {
+    let mut rig = Rig::new(|config| config.snapshot_part_bytes = 20_000);
+    let writer = rig.join("w", None);
+    for key in 0..3 {
+        let value = format!("\"{}\"", "x".repeat(50_000));
+        rig.op(writer, &format!("k{key}"), &value, 1);
+    }
+    rig.seen(writer);
+    let mut request = head("w", None).into_bytes();
+    request.extend_from_slice(&op("k", "1", 1));
+    request.extend_from_slice(&frame(9, b"ping"));
+    let joiner = rig.accept(false);
+    rig.receive_only(joiner, &request);
+    rig.step();
+    assert!(rig.seen(writer).is_empty());
+    rig.run();
+    assert_eq!(rig.seen(joiner), ["101", "init 3", "ping"]);
+    assert_eq!(rig.seen(writer), ["k=1@1"]);
+}
+
+#[test]
+fn those_who_are_sent_a_large_state_do_not_hold_up_the_others() {
+    const SENDS: usize = BULK_BYTES_PER_TURN / ANSWER_SEND_BYTES_MAX;
+    let mut workspace = Workspace::new("w", 5);
+    let value = format!("\"{}\"", "x".repeat(ANSWER_SEND_BYTES_MAX));
+    workspace.apply("k", &value, 1, 0);
+    let mut rig = Rig::with(vec![workspace], |config| {
+        config.snapshot_part_bytes = usize::MAX;
+    });
+    let clients: Vec<usize> = (0..=2 * SENDS).map(|_| rig.accept(false)).collect();
+    let other = rig.accept(false);
+    for client in &clients {
+        ask(&mut rig, *client, &head("w", None));
+    }
+    ask(&mut rig, other, &head("v", None));
+    for sends in [SENDS, 2 * SENDS, 2 * SENDS + 1] {
+        assert!(rig.shard.has_work());
+        rig.turn();
+        let is_sent = |client: &&usize| rig.peers[**client].client.sending.is_some();
+        assert_eq!(clients.iter().filter(is_sent).count(), sends);
+        assert!(rig.peers[other].client.sending.is_some());
+    }
+    rig.run();
+    for client in clients {
+        assert_eq!(rig.seen(client), ["101", "init 1"]);
+    }
+}
