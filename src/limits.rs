@@ -113,13 +113,13 @@ pub const SEND_BYTES_MAX: usize = 256 * 1024;
 pub const ANSWER_SEND_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// A send of more pieces than this is copied into one.
 pub const SEND_SPANS_MAX: usize = 16;
-/// Sessions that are sent to in one turn, so that receives and log completions never wait long;
-pub const SENDS_PER_TURN_MIN: usize = 128;
-/// and as many as this, by doubling, while nothing else comes in: each turn has a price.
-pub const SENDS_PER_TURN_MAX: usize = 512;
+/// Sessions that are sent to in one turn, so that receives and log completions never wait long.
+pub const SENDS_PER_TURN_MAX: usize = 128;
 /// Those who are owed more than one send of frames may be, a state most of all, are sent to in a queue of their own, which a turn leaves
 /// when it has reached this: the kernel copies all of it before the turn is over, and the ops of others are not to wait for that.
 pub const BULK_BYTES_PER_TURN: usize = 4 * 1024 * 1024;
+/// So many of them at the most.
+pub const BULK_SENDS_PER_TURN_MAX: usize = BULK_BYTES_PER_TURN / SEND_BYTES_MAX;
 /// What a conflated session is sent at a time, unless a single op is longer.
 pub const CONFLATED_BYTES_MAX: usize = 64 * 1024;
 /// Keys that are looked at for a conflated session in a turn: its own are passed over.
@@ -260,12 +260,11 @@ const _: () = assert!(
 );
 const _: () = assert!(LINGER_US < STALL_LINGER_US && HEAD_TIMEOUT_US < STALL_TIMEOUT_US);
 const _: () = assert!(
-    ANSWER_SEND_BYTES_MAX < BULK_BYTES_PER_TURN
-        && BULK_BYTES_PER_TURN <= SENDS_PER_TURN_MIN * SEND_BYTES_MAX,
+    ANSWER_SEND_BYTES_MAX < BULK_BYTES_PER_TURN && BULK_SENDS_PER_TURN_MAX <= SENDS_PER_TURN_MAX,
     "a turn serves several who are sent a state, and does not take longer for them than for the others"
 );
 const _: () = assert!(
-    SENDS_PER_TURN_MIN <= SENDS_PER_TURN_MAX && SENDS_PER_TURN_MAX <= RING_ENTRIES as usize,
+    SENDS_PER_TURN_MAX + BULK_SENDS_PER_TURN_MAX <= RING_ENTRIES as usize,
     "a turn's sends fit the submission queue"
 );
 const _: () = assert!(RING_ENTRIES < COMPLETION_ENTRIES);

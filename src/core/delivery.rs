@@ -11,8 +11,8 @@ use crate::core::session::{Intake, SessionId, State};
 use crate::core::shard::{Shard, Watch};
 use crate::core::window::{Spans, skip_sent, spans_bytes};
 use crate::limits::{
-    ANSWER_BYTES_MAX, BULK_BYTES_PER_TURN, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX,
-    REOPEN_WAIT_MIN_US, SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX,
+    ANSWER_BYTES_MAX, BULK_BYTES_PER_TURN, BULK_SENDS_PER_TURN_MAX, CONFLATED_BYTES_MAX,
+    CONFLATED_STEPS_MAX, REOPEN_WAIT_MIN_US, SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX,
 };
 use crate::log::commit::Durability;
 use crate::wire::message;
@@ -95,7 +95,7 @@ impl Shard {
         if self.commit.holds_sends() {
             return;
         }
-        for _ in 0..self.slice {
+        for _ in 0..SENDS_PER_TURN_MAX {
             let Some(id) = self.send_queue.pop_front() else {
                 break;
             };
@@ -107,9 +107,6 @@ impl Shard {
             }
         }
         self.send_bulk(clock);
-        if !self.send_queue.is_empty() {
-            self.slice = (self.slice * 2).min(SENDS_PER_TURN_MAX);
-        }
         // Nothing will end that could tell how long the round took.
         if self.counters.sends == self.counters.sends_ended {
             self.watch.take_if(|watch| watch.end <= self.served_count);
@@ -125,7 +122,7 @@ impl Shard {
     /// Serves some of those who are owed much.
     fn send_bulk(&mut self, clock: Clock) {
         let mut bytes = 0;
-        for _ in 0..self.slice {
+        for _ in 0..BULK_SENDS_PER_TURN_MAX {
             let Some(id) = self.bulk_queue.pop_front() else {
                 break;
             };

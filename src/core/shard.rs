@@ -39,9 +39,7 @@ use crate::core::session::{Session, SessionId, State};
 use crate::core::timers::Wheel;
 use crate::core::window::{Chunk, ChunkPool};
 use crate::core::workspace::Workspace;
-use crate::limits::{
-    REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SENDS_PER_TURN_MIN, SNAPSHOTS_SWEPT_PER_TURN,
-};
+use crate::limits::{REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN};
 use crate::log::commit::{Commit, Durability, OpenSegment, Step};
 use crate::wire::message::Parser;
 
@@ -82,8 +80,6 @@ pub struct Shard {
     pub(super) send_queue: VecDeque<SessionId>,
     /// Those of them who are owed so much that the others do not wait for them.
     pub(super) bulk_queue: VecDeque<SessionId>,
-    /// How many of either the next turn serves.
-    pub(super) slice: usize,
     /// Those whose receive is to be armed again.
     pub(super) receive_queue: Vec<SessionId>,
     /// Those who have bytes that wait to be read on.
@@ -199,7 +195,6 @@ impl Shard {
             outputs: VecDeque::new(),
             send_queue: VecDeque::new(),
             bulk_queue: VecDeque::new(),
-            slice: SENDS_PER_TURN_MIN,
             receive_queue: Vec::new(),
             unread_queue: VecDeque::new(),
             gated: Vec::new(),
@@ -364,9 +359,6 @@ impl Shard {
     }
 
     fn dispatch(&mut self, input: Input<'_>, clock: Clock) {
-        if !matches!(input, Input::Sent(..)) {
-            self.slice = SENDS_PER_TURN_MIN;
-        }
         match input {
             Input::Received(id, bytes) => self.received(id, bytes, clock),
             Input::Sent(id, spans, taken) => self.sent(id, spans, taken, clock),
