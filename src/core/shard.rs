@@ -84,7 +84,7 @@ pub struct Shard {
     pub(super) receive_queue: Vec<SessionId>,
     /// Those who have bytes that wait to be read on.
     pub(super) unread_queue: VecDeque<SessionId>,
-    /// Those whose answers wait for the log.
+    /// Those whose answers wait: for the log, or for a text.
     pub(super) gated: Vec<SessionId>,
     /// Rooms with news, or with frames to let go.
     pub(super) touched: Vec<u32>,
@@ -293,17 +293,19 @@ impl Shard {
     /// Whether the next turn should come at once, even if nothing happens until then.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        let is_owed = !self.send_queue.is_empty() || !self.bulk_queue.is_empty();
-        let may_send = is_owed && !self.commit.holds_sends();
+        let may_send = self.is_round() && !self.commit.holds_sends();
+        // A round may have ended in this turn, behind the step in which a commit starts.
+        let may_commit = !self.is_round() && self.commit.is_ready();
         let may_encode = !self.encoding_queue.is_empty();
-        may_send || may_encode || self.may_read_on() && !self.unread_queue.is_empty()
+        let may_read = self.may_read_on() && !self.unread_queue.is_empty();
+        may_send || may_commit || may_encode || may_read
     }
 
     /// When the next turn must come, if nothing happens until then.
     #[must_use]
     pub fn next_deadline_us(&self) -> Option<u64> {
         // What waits for something in flight is looked at when that comes back, and a batch that waits for a round of sends in the
-        // turns that the round takes.
+        // turns that the round takes, or in the one behind it (`has_work`).
         let quiet = self.commit.is_quiet();
         let sync_us = self.commit.sync_due_us().filter(|_| quiet);
         let retry_us = self
@@ -403,10 +405,15 @@ impl Shard {
         }
     }
 
+    /// Whether somebody waits for the turn to be sent to.
+    fn is_round(&self) -> bool {
+        !self.send_queue.is_empty() || !self.bulk_queue.is_empty()
+    }
+
     fn start_commit(&mut self, clock: Clock) {
         let due_us = self.commit.batch_due_us();
         let old = due_us.is_some_and(|due_us| due_us <= clock.now_us);
-        let turn = self.send_queue.is_empty() || self.config.durability != Durability::Always;
+        let turn = !self.is_round() || self.config.durability != Durability::Always;
         let is_due = turn || old || self.commit.is_full();
         self.commit.set_segment_bytes(
             (self.live_bytes / SEGMENT_LIVE_SHARE)

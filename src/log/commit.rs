@@ -29,7 +29,7 @@ use crate::log::record::{self, BATCH_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 /// When an op counts as kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// Once the fdatasync that covers it has returned.
+    /// Once the disk has it.
     Always,
     /// At once; an fdatasync follows on a timer.
     Interval,
@@ -238,6 +238,12 @@ impl Commit {
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         matches!(self.phase, Phase::Idle | Phase::Failed { in_flight: false })
+    }
+
+    /// Whether a batch could be written.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.phase == Phase::Idle && self.has_ops()
     }
 
     /// Whether all that was ever pushed is on disk.

@@ -1,6 +1,6 @@
 //! Who is sent what, and when.
 
-use super::rig::{Rig, frame, op};
+use super::rig::{Rig, frame, look, op};
 use crate::core::contract::Output;
 use crate::core::session::Session;
 use crate::core::window::spans_bytes;
@@ -92,6 +92,30 @@ fn a_commit_waits_for_the_round_of_sends_but_not_long() {
         assert_eq!(rig.log.is_some(), is_started, "{case}");
         rig.run();
         assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@1"));
+    }
+}
+
+#[test]
+fn a_batch_waits_for_no_event() {
+    // What stands in the queue of sends while a commit could start, and is out of it when the turn ends.
+    for case in ["a correction", "a look", "one who does not read"] {
+        let mut rig = Rig::new(|_| ());
+        let (writer, slow) = (rig.join("w", None), rig.join("w", None));
+        let loser = rig.join("w", None);
+        let visitor = rig.accept(false);
+        rig.run();
+        rig.peers[slow].reads = false;
+        rig.receive_only(writer, &op("k", "1", 2));
+        match case {
+            "a correction" => rig.receive_only(loser, &op("k", "2", 1)),
+            "a look" => rig.receive_only(visitor, look("/v1/workspaces/w").as_bytes()),
+            _ => rig.shard.enqueue(rig.peers[slow].client.id),
+        }
+        for _ in 0..3 {
+            rig.turn();
+            assert!(rig.log.is_some() || rig.shard.has_work(), "{case}");
+        }
+        assert!(rig.log.is_some(), "{case}: the batch is on its way");
     }
 }
 
