@@ -13,6 +13,8 @@ pub(super) struct Ledger {
     promised_bytes: usize,
     /// Where the next sweep goes on.
     place: usize,
+    /// Those that were added since the last one.
+    added: usize,
 }
 
 impl Ledger {
@@ -38,12 +40,14 @@ impl Ledger {
 
     /// Adds a text that was just made.
     pub fn add(&mut self, chunk: &Chunk) {
+        self.added += 1;
         self.held.push((Rc::downgrade(chunk), chunk.len()));
         self.bytes += chunk.len();
     }
 
-    /// Looks at so many texts, and forgets those that are on their way to nobody any more.
+    /// Looks at so many texts, and at twice as many as were added, and forgets those that are on their way to nobody any more.
     pub fn sweep(&mut self, count: usize) {
+        let count = count.max(2 * std::mem::take(&mut self.added));
         for _ in 0..count.min(self.held.len()) {
             if self.place >= self.held.len() {
                 self.place = 0;
@@ -77,7 +81,7 @@ mod tests {
             ledger.add(chunk);
         }
         assert_eq!(ledger.bytes(), 1000);
-        ledger.sweep_all();
+        ledger.sweep(0);
         assert_eq!(ledger.bytes(), 1000);
         let mut is_kept = [false, true].into_iter().cycle();
         chunks.retain(|_| is_kept.next().expect("it goes on for ever"));
@@ -88,7 +92,15 @@ mod tests {
         chunks.clear();
         ledger.sweep_all();
         assert_eq!((ledger.bytes(), ledger.held.len()), (0, 0));
-        ledger.sweep(1);
+        for _ in 0..100 {
+            ledger.add(&Rc::new(vec![0; 100]));
+            ledger.sweep(1);
+        }
+        assert_eq!(
+            ledger.held.len(),
+            0,
+            "it does not grow faster than it is swept"
+        );
         ledger.promise(30);
         ledger.release(10);
         assert_eq!(ledger.bytes(), 20);

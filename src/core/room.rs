@@ -244,18 +244,21 @@ impl Room {
         timestamp: u64,
         writer: Writer,
     ) -> Verdict<'_> {
-        self.put_aside(key);
+        self.put_aside(key, timestamp);
         self.workspace
             .apply_within(log_bytes_max, key, value, timestamp, writer)
     }
 
-    /// Puts aside what a key has, where a state is being encoded: an op on it may win.
-    fn put_aside(&mut self, key: &str) {
+    /// Puts aside what a key has, where a state is being encoded and an op of that time may win.
+    fn put_aside(&mut self, key: &str, timestamp: u64) {
         if self.encodings.is_empty() {
             return;
         }
         if let Some(slot) = self.workspace.slot_of(key) {
             let entry = self.workspace.entry(slot);
+            if timestamp <= entry.timestamp() {
+                return;
+            }
             for encoding in &mut self.encodings {
                 encoding.put_aside(slot, entry);
             }

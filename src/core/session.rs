@@ -82,7 +82,7 @@ pub(crate) struct Session {
     /// It stands in the queue of those who are sent to.
     pub queued: bool,
     pub intake: Intake,
-    /// It stands in the list of those who wait for the log.
+    /// It stands in the list of those whose answers wait.
     pub gated: bool,
     /// The page that it asked for is sent without its body.
     pub head_only: bool,
