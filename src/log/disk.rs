@@ -8,12 +8,12 @@
 use std::ffi::OsString;
 use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use super::blocks::{BLOCK_BYTES, Blocks};
 
@@ -82,6 +82,12 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     /// From now on the file is written past the page cache (open(2), `O_DIRECT`): by whole blocks at their places, each write with
     /// `RWF_DSYNC` (pwritev2(2)), so that it is on disk when it returns. False: the file system cannot, and nothing has changed.
     fn write_through(&self) -> io::Result<bool>;
+    /// pwritev2(2) with `RWF_DSYNC`: what it takes is on disk when it returns.
+    fn write_synced_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        let count = self.write_at(bytes, offset)?;
+        self.sync()?;
+        Ok(count)
+    }
     /// Claims disk ahead without a change of the length; nothing where the file system cannot.
     fn reserve(&self, bytes: u64) -> io::Result<()>;
     /// Keeps others from claiming it for as long as it is open. False: somebody has claimed it (flock(2), shared).
@@ -262,6 +268,16 @@ impl DiskFile for File {
         }
     }
 
+    fn write_synced_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        let parts = [IoSlice::new(bytes)];
+        Ok(rustix::io::pwritev2(
+            self,
+            &parts,
+            offset,
+            ReadWriteFlags::DSYNC,
+        )?)
+    }
+
     fn reserve(&self, bytes: u64) -> io::Result<()> {
         match rustix::fs::fallocate(self, FallocateFlags::KEEP_SIZE, 0, bytes) {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
@@ -406,6 +422,8 @@ mod tests {
         write(&blocks, 0).unwrap();
         write(&blocks[..BLOCK_BYTES], BLOCK_BYTES as u64).unwrap();
         assert_eq!(write(b"short", 1).is_ok(), takes_bytes);
+        let synced = file.write_synced_at(&blocks, 0).unwrap();
+        assert_eq!(synced, blocks.len());
         let mut read = Vec::new();
         File::open(&path).unwrap().read_whole(&mut read).unwrap();
         assert_eq!(read.len(), 2 * BLOCK_BYTES);

@@ -199,10 +199,14 @@ fn create<D: Disk>(
     fill_bytes: Option<u64>,
 ) -> io::Result<Segment<D::File>> {
     let segment = segment::create(directory.disk(), folder, header, reserve_bytes)?;
-    match fill_bytes {
-        Some(fill_bytes) => segment.write_through(fill_bytes),
-        None => Ok(segment),
-    }
+    let Some(fill_bytes) = fill_bytes else {
+        return Ok(segment);
+    };
+    let path = segment.path.clone();
+    segment.write_through(fill_bytes).inspect_err(|_| {
+        // It has no ops. The error to tell is the first one.
+        let _ = directory.disk().remove(&path);
+    })
 }
 
 /// The creation of a segment.

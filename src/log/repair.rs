@@ -30,7 +30,7 @@ mod tests;
 
 use gaps::{Elsewhere, Gap};
 use row::{Change, Move, Planner, Rewritten, Row};
-use salvage::Found;
+use salvage::{Ending, Found};
 use survey::{Stray, Survey};
 
 const ASIDE_PREFIX: &str = "damaged-";
@@ -212,7 +212,11 @@ impl<D: Disk> Repair<D> {
         self.keep_leftover(&new)?;
         let mut rewrite = Rewrite::begin(&self.disk, &new, change.header).map_err(at(&new))?;
         let mut outcome = Ok(());
-        salvage::salvage(&change.old, &bytes, change.is_last, |found| {
+        let ending = Ending {
+            is_last: change.is_last,
+            ..Ending::NEXT
+        };
+        salvage::salvage(&change.old, &bytes, ending, |found| {
             if let Found::Op(op) = found
                 && outcome.is_ok()
             {
@@ -298,7 +302,7 @@ fn subtract<D: Disk>(disk: &D, gaps: Vec<Gap>, rows: &[Row]) -> Result<Vec<Gap>,
     for member in rows.iter().flat_map(|row| &row.members) {
         salvage::load(disk, &member.path, &mut bytes)?;
         let is_compacted = member.header.compacted.is_some();
-        salvage::salvage(&member.header, &bytes, false, |found| {
+        salvage::salvage(&member.header, &bytes, Ending::NEXT, |found| {
             if let Found::Op(op) = found {
                 elsewhere.visit(op, is_compacted);
             }

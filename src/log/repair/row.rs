@@ -11,7 +11,7 @@ use super::super::disk::Disk;
 use super::super::record::{Compacted, Op, SegmentHeader};
 use super::super::segment;
 use super::gaps::{Follower, Gap};
-use super::salvage::{self, Found, Lost, Salvage};
+use super::salvage::{self, Ending, Found, Lost, Salvage};
 use super::survey::{Candidate, Stray};
 
 /// A segment that is written anew.
@@ -317,7 +317,7 @@ impl<'a, D: Disk> Planner<'a, D> {
     ) -> Result<(), RecoveryError> {
         let old = member.header;
         let (is_last, next_position) = (next.is_none(), next.and_then(|next| next.first_position));
-        salvage::load(self.disk, &member.path, &mut self.bytes)?;
+        let unreadable_end = salvage::load(self.disk, &member.path, &mut self.bytes)?;
         let end_offset = match old.compacted {
             None => link.end_position.and_then(|end| old.offset(end)),
             Some(_) => None,
@@ -325,8 +325,13 @@ impl<'a, D: Disk> Planner<'a, D> {
         if let Some(end) = end_offset {
             self.bytes.truncate(end);
         }
+        let ending = Ending {
+            is_last,
+            may_be_filled: end_offset.is_none() && old.compacted.is_none(),
+            unreadable_end,
+        };
         let follower = &mut self.follower;
-        let mut salvage = salvage::salvage(&old, &self.bytes, is_last, |found| match found {
+        let mut salvage = salvage::salvage(&old, &self.bytes, ending, |found| match found {
             Found::Op(op) => follower.visit(op, old.compacted.is_some()),
             Found::Lost(lost) if !lost.is_torn => follower.note_damage(),
             Found::Lost(_) => {}

@@ -44,15 +44,34 @@ pub enum Found<'a> {
     Lost(&'a Lost),
 }
 
-/// Visits what is whole in a segment, in order. `bytes` end where the next segment begins. `is_last`: none follows, so that
-/// its end may be torn.
+/// Where a segment ends.
+#[derive(Debug, Clone, Copy)]
+pub struct Ending {
+    /// None follows, so that its end may be torn.
+    pub is_last: bool,
+    /// Nobody knows how far it was written: zeros at the end may be what it was filled with ahead,
+    pub may_be_filled: bool,
+    /// but not those before this offset, which stand for what the disk cannot read.
+    pub unreadable_end: usize,
+}
+
+impl Ending {
+    /// Where the next one begins.
+    pub const NEXT: Self = Self {
+        is_last: false,
+        may_be_filled: false,
+        unreadable_end: 0,
+    };
+}
+
+/// Visits what is whole in a segment, in order. `bytes` end where the next segment begins.
 pub fn salvage(
     header: &SegmentHeader,
     bytes: &[u8],
-    is_last: bool,
+    ending: Ending,
     mut visit: impl FnMut(Found<'_>),
 ) -> Salvage {
-    let durable_position = if is_last && header.compacted.is_none() {
+    let durable_position = if ending.is_last && header.compacted.is_none() {
         record::durable_position(header, bytes)
     } else {
         u64::MAX
@@ -72,9 +91,9 @@ pub fn salvage(
         };
         let resumed = reader.skip_damage();
         let is_end = resumed.is_none();
-        // A last segment is filled with zeros ahead.
-        let end = if is_last {
-            fault.offset + unfilled_bytes(&bytes[fault.offset..])
+        let end = if ending.may_be_filled {
+            let end = fault.offset + unfilled_bytes(&bytes[fault.offset..]);
+            end.max(ending.unreadable_end)
         } else {
             bytes.len()
         };
@@ -110,26 +129,30 @@ pub fn is_unreadable(error: &io::Error) -> bool {
     error.raw_os_error() == Some(EIO)
 }
 
-/// Reads a file. What the disk cannot read is taken as zeros.
-pub fn load<D: Disk>(disk: &D, path: &Path, bytes: &mut Vec<u8>) -> Result<(), RecoveryError> {
+/// Reads a file. What the disk cannot read is taken as zeros; gives the end of the last such block, or 0.
+pub fn load<D: Disk>(disk: &D, path: &Path, bytes: &mut Vec<u8>) -> Result<usize, RecoveryError> {
     let file = disk.open(path).map_err(RecoveryError::at(path))?;
     match file.read_whole(bytes) {
-        Ok(()) => return Ok(()),
+        Ok(()) => return Ok(0),
         Err(error) if is_unreadable(&error) => {}
         Err(error) => return Err(RecoveryError::at(path)(error)),
     }
     bytes.fill(0);
+    let mut unreadable_end = 0;
     for (block, offset) in bytes
         .chunks_mut(BLOCK_BYTES)
         .zip((0..).step_by(BLOCK_BYTES))
     {
         match file.read_full_at(block, offset) {
             Ok(_) => {}
-            Err(error) if is_unreadable(&error) => block.fill(0),
+            Err(error) if is_unreadable(&error) => {
+                block.fill(0);
+                unreadable_end = usize::try_from(offset).expect("it is in memory") + block.len();
+            }
             Err(error) => return Err(RecoveryError::at(path)(error)),
         }
     }
-    Ok(())
+    Ok(unreadable_end)
 }
 
 /// What stands around a segment whose header is damaged.
@@ -181,6 +204,32 @@ pub fn header_of(bytes: &[u8], place: Place) -> Option<SegmentHeader> {
 mod tests {
     use super::super::super::record::Op;
     use super::*;
+
+    #[test]
+    fn what_cannot_be_read_at_the_end_is_told_and_zeros_are_not() {
+        let header = SegmentHeader::new(2, [9; 16], 9, 1000);
+        let mut batch = Vec::new();
+        record::begin_batch(&mut batch);
+        record::seal_batch(&mut batch, header.salt(), 1000, 1000);
+        let mut bytes = [&header.encode()[..], &batch[..]].concat();
+        let whole_bytes = bytes.len();
+        bytes.resize(3 * BLOCK_BYTES, 0);
+        for (may_be_filled, unreadable_end, lost_end) in [
+            (true, 0, None),
+            (true, 2 * BLOCK_BYTES, Some(2 * BLOCK_BYTES)),
+            (false, 0, Some(3 * BLOCK_BYTES)),
+        ] {
+            let ending = Ending {
+                is_last: true,
+                may_be_filled,
+                unreadable_end,
+            };
+            let salvage = salvage(&header, &bytes, ending, |_| ());
+            let lost: Vec<_> = salvage.lost.iter().map(|lost| lost.bytes.clone()).collect();
+            let expected = lost_end.map(|end| whole_bytes as u64..end as u64);
+            assert_eq!(lost, Vec::from_iter(expected), "{ending:?}");
+        }
+    }
 
     #[test]
     fn a_damaged_header_is_found_again_by_its_place_and_its_first_batch() {

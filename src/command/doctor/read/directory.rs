@@ -117,10 +117,11 @@ pub fn time_syncs<D: Disk>(disk: &D, folder: &Path) -> io::Result<SyncTimes> {
             return file.sync();
         };
         let BlockWrite { offset, blocks } = writer.begin(bytes, 0, offset);
-        file.write_all_at(&blocks, offset)?;
-        let count = blocks.len();
-        writer.finish(blocks, Ok(count)).1?;
-        file.sync()
+        let outcome = file.write_synced_at(&blocks, offset);
+        match writer.finish(blocks, outcome).1? {
+            APPEND_BYTES => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        }
     };
     // The first one allocates.
     append(0)?;
