@@ -258,9 +258,7 @@ async fn a_torn_tail_is_cut_off_and_told_with_the_number_of_bytes() {
         let garbage: Vec<u8> = (0..garbage_len)
             .map(|index| u8::try_from(index % 251).expect("below 256") | 1)
             .collect();
-        let bytes = std::fs::read(&last).expect("a segment can be read");
-        files::cut(&last, files::written_len(&bytes));
-        files::append(&last, &garbage);
+        files::append_to_log(&last, &garbage);
         server.restart(1).await;
         let name = last
             .file_name()

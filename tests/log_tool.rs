@@ -88,7 +88,7 @@ async fn stat_counts_records_live_and_dead() {
     assert_eq!(stat["workspaces_total"], 2);
     let bytes: usize = files::segments(server.data_dir())
         .iter()
-        .map(|path| std::fs::read(path).expect("a segment").len())
+        .map(|path| files::log_len(&std::fs::read(path).expect("a segment")))
         .sum();
     assert_eq!(stat["bytes"], bytes);
     let folders = stat["folders"].as_array().expect("a list");
@@ -177,13 +177,13 @@ async fn a_torn_tail_is_told_and_is_no_fault() {
     write(&server, "demo", 10, 4).await;
     server.kill9();
     let path = demo_segment(server.data_dir());
-    let bytes = std::fs::read(&path).expect("a segment");
-    files::append(&path, &[7; 11]);
+    let whole_len = files::log_len(&std::fs::read(&path).expect("a segment"));
+    files::append_to_log(&path, &[7; 11]);
     let told = tool_output(server.data_dir(), &["verify"]).await;
     let tail = format!(
         "{} ends with 11 bytes at byte {} that nobody",
         path.display(),
-        bytes.len()
+        whole_len
     );
     assert!(told.contains(&tail), "{told}");
     let table = tool_output(server.data_dir(), &["stat"]).await;
@@ -194,12 +194,12 @@ async fn a_torn_tail_is_told_and_is_no_fault() {
         .map(|folder| &folder["torn_tail"])
         .filter(|tail| !tail.is_null())
         .collect();
-    let expected = json!({"file": path.display().to_string(), "offset": bytes.len(), "bytes": 11});
+    let expected = json!({"file": path.display().to_string(), "offset": whole_len, "bytes": 11});
     assert_eq!(tails, [&expected]);
     // Nothing is cut: that is for a start to do.
     assert_eq!(
         std::fs::read(&path).expect("a segment").len(),
-        bytes.len() + 11
+        whole_len + 11
     );
 }
 
@@ -519,7 +519,7 @@ async fn compact_leaves_the_state_and_nothing_else() {
     write(&server, "demo", 400, 4).await;
     server.kill9();
     let data_dir = server.data_dir().to_path_buf();
-    files::append(&demo_segment(&data_dir), &[7; 5]);
+    files::append_to_log(&demo_segment(&data_dir), &[7; 5]);
     let told = tool_output(&data_dir, &["compact"]).await;
     assert!(
         told.contains("a torn tail of 5 bytes was cut off"),

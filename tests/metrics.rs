@@ -252,7 +252,7 @@ async fn histograms_agree_with_each_other_and_with_the_log() {
     let bytes: usize = segments
         .iter()
         .map(|path| std::fs::read(path).expect("a segment is there"))
-        .map(|bytes| support::files::written_len(&bytes))
+        .map(|bytes| support::files::log_len(&bytes))
         .sum();
     let bytes = u32::try_from(bytes).expect("it is small");
     let headers_bytes = figures.sum("etherply_log_segments") * 64.0;

@@ -1,4 +1,4 @@
-//! Disks that fail on demand: a file size limit, a full tmpfs, and a loop device that loses its ground.
+//! Disks that fail on demand: a file size limit, a full tmpfs, and a disk in memory that may take no more.
 
 use rustix::process::{Pid, Resource, Rlimit, geteuid, prlimit};
 use std::fs::File;
@@ -57,9 +57,9 @@ impl Mount {
         Mount::run(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
     }
 
-    /// A file system in an image, over a loop device.
-    pub fn image(image: &Path) -> Option<Mount> {
-        Mount::run(&["-o", "loop,errors=continue", &image.display().to_string()])
+    /// The file system of a disk.
+    pub fn disk(disk: &MemoryDisk) -> Option<Mount> {
+        Mount::run(&["-o", "errors=continue", &disk.device()])
     }
 
     fn run(arguments: &[&str]) -> Option<Mount> {
@@ -119,25 +119,74 @@ pub enum Journal {
     Yes,
 }
 
-/// An ext4 in a file that takes up space only where it was written.
-pub fn make_sparse_image(path: &Path, len: u64, journal: Journal) -> bool {
-    File::create(path)
-        .and_then(|file| file.set_len(len))
-        .expect("an image can be made");
-    let image = path.display().to_string();
-    let journal: &[&str] = match journal {
-        Journal::No => &["-O", "^has_journal"],
-        Journal::Yes => &["-J", "size=4"],
-    };
-    let common = [
-        "-q",
-        "-F",
-        "-b",
-        "4096",
-        "-E",
-        "lazy_itable_init=0,lazy_journal_init=0",
-    ];
-    succeeds("mkfs.ext4", &[&common[..], journal, &[&image]].concat())
+/// A disk in memory (zram), of which writes fail on demand. A loop device over a sparse file is none for this: where there is room for a
+/// part of a write, it says that all of it was written (6.18).
+pub struct MemoryDisk {
+    number: u32,
+}
+
+impl MemoryDisk {
+    /// A disk with an ext4. `None`, and a printed reason, where there is no such thing.
+    pub fn ext4(size: &str, journal: Journal) -> Option<MemoryDisk> {
+        // Reading makes one more.
+        let number = match std::fs::read_to_string("/sys/class/zram-control/hot_add") {
+            Ok(number) => number.trim().parse().expect("a number"),
+            Err(error) => {
+                println!("skipped: no disk in memory can be made: {error}");
+                return None;
+            }
+        };
+        let disk = MemoryDisk { number };
+        disk.set("disksize", size);
+        let journal: &[&str] = match journal {
+            Journal::No => &["-O", "^has_journal"],
+            Journal::Yes => &["-J", "size=4"],
+        };
+        let common = [
+            "-q",
+            "-F",
+            "-b",
+            "4096",
+            "-E",
+            "lazy_itable_init=0,lazy_journal_init=0",
+        ];
+        succeeds(
+            "mkfs.ext4",
+            &[&common[..], journal, &[&disk.device()]].concat(),
+        )
+        .then_some(disk)
+    }
+
+    fn device(&self) -> String {
+        format!("/dev/zram{}", self.number)
+    }
+
+    /// From now on no write is taken for which memory would be needed.
+    pub fn fail(&self) {
+        self.set("mem_limit", "4096");
+    }
+
+    /// From now on all is well again.
+    pub fn mend(&self) {
+        self.set("mem_limit", "0");
+    }
+
+    fn set(&self, name: &str, value: &str) {
+        let path = format!("/sys/block/zram{}/{name}", self.number);
+        std::fs::write(&path, value).unwrap_or_else(|error| panic!("{path}: {error}"));
+    }
+}
+
+impl Drop for MemoryDisk {
+    fn drop(&mut self) {
+        // Busy as long as it is mounted: then it stays until the machine goes.
+        let reset = format!("/sys/block/zram{}/reset", self.number);
+        let _ = std::fs::write(reset, "1");
+        let _ = std::fs::write(
+            "/sys/class/zram-control/hot_remove",
+            self.number.to_string(),
+        );
+    }
 }
 
 fn succeeds(program: &str, arguments: &[&str]) -> bool {

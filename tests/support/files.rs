@@ -76,7 +76,26 @@ pub fn append(path: &Path, bytes: &[u8]) {
     file.write_all(bytes).expect("a segment can be written");
 }
 
-/// The length without the zeros that a segment is filled with ahead; of one that ends in a record, which ends in no zero.
+/// The length of a whole segment, without the zeros that it is filled with ahead: up to the end of its last batch.
+pub fn log_len(bytes: &[u8]) -> usize {
+    let magic = b"\xFFEPB";
+    let last = bytes
+        .windows(magic.len())
+        .rposition(|window| window == magic);
+    last.map_or(64, |at| {
+        let payload = bytes[at + 4..at + 8].try_into().expect("four bytes");
+        at + 28 + usize::try_from(u32::from_le_bytes(payload)).expect("a small number")
+    })
+}
+
+/// Writes behind the last batch of a segment, which ends there then.
+pub fn append_to_log(path: &Path, bytes: &[u8]) {
+    let whole = std::fs::read(path).expect("a segment can be read");
+    cut(path, log_len(&whole));
+    append(path, bytes);
+}
+
+/// The length without the zeros at the end, with which a segment is filled ahead.
 pub fn written_len(bytes: &[u8]) -> usize {
     let zeros = bytes.iter().rev().take_while(|byte| **byte == 0);
     bytes.len() - zeros.count()
