@@ -41,14 +41,14 @@
 //!                                                                       │ won: seq
 //!                                          commit: the batch ◄──────────┤
 //!                                          window: the frame, encoded once
-//!            worker ◄─ Shard::flush: 1. write the batch, then fdatasync; 2. sends of what is durable;
+//!            worker ◄─ Shard::flush: 1. write the batch to the disk; 2. sends of what is durable;
 //! socket ◄─ ring ◄┘                  3. receives
 //! ```
 //!
 //! # What it promises
 //!
 //! With `--durability always`, nothing leaves the server that a crash could take back: every
-//! broadcast, correction and init waits for the `fdatasync` that covers what it shows. All clients
+//! broadcast, correction and init waits until the disk has what it shows. All clients
 //! of a workspace see its ops in one order. A client that applies every op that is not older than
 //! what it holds ends in the server's state, however slow it was.
 //!

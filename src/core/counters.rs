@@ -117,7 +117,7 @@ macro_rules! counters {
             $($(#[doc = $doc])+ pub $name: u64,)+
             /// Ops of each batch that went to the log.
             pub groups: Groups,
-            /// From the oldest op of a commit to the end of its fdatasync.
+            /// From the oldest op of a commit until it is on disk.
             pub durable: Durations,
             /// From the oldest op of a round of sends to the end of the round.
             pub sent: Durations,

@@ -454,16 +454,7 @@ impl Worker {
                 offset,
                 bytes,
                 from,
-            } => {
-                self.begun.has_log = true;
-                let log = self.log();
-                if let Some(writer) = log.blocks() {
-                    let write = writer.begin(bytes, from, offset);
-                    ring.write_blocks(log.file().as_fd(), write, Token::LogWrite);
-                } else {
-                    ring.write(log.file().as_fd(), bytes, from, offset, Token::LogWrite);
-                }
-            }
+            } => self.write_log(bytes, from, offset, ring),
             Output::LogSync => {
                 self.begun.has_log = true;
                 ring.sync(self.log().file().as_fd(), Token::LogSync);
@@ -500,6 +491,17 @@ impl Worker {
             Output::Drained => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())
+    }
+
+    fn write_log(&mut self, bytes: Vec<u8>, from: usize, offset: u64, ring: &mut Ring<Token>) {
+        self.begun.has_log = true;
+        let log = self.log();
+        if let Some(writer) = log.blocks() {
+            let write = writer.begin(bytes, from, offset);
+            ring.write_blocks(log.file().as_fd(), write, Token::LogWrite);
+        } else {
+            ring.write(log.file().as_fd(), bytes, from, offset, Token::LogWrite);
+        }
     }
 
     fn own_post(&self) -> Post {

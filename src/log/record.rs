@@ -1,6 +1,6 @@
 //! The format of the log: how ops become bytes, and how bytes are judged when they come back.
 //!
-//! The log of a shard is a row of *segments*, files that are written once from front to back. A segment is a header and then
+//! The log of a shard is a row of *segments*, files that are written from front to back. A segment is a header and then
 //! *batches*; a batch is what one group commit writes, a header and then one record for each op. All numbers are
 //! little-endian, all checksums CRC-32C.
 //!
@@ -93,7 +93,7 @@
 //! # What is not found
 //!
 //! An altered byte in the last batches of a log that was not stopped cleanly, when no later batch tells that they were
-//! synced: it cannot be told from a torn tail, and the log is cut before it. Files or folders that vanished from the end
+//! synced: it cannot be told from a torn tail, and the log is cut before it; without a word where it became zeros. Files or folders that vanished from the end
 //! of a log, and a last segment that lost exactly its last batches or records. An alteration of more than 32 bits in a row
 //! passes a checksum once in 2^32 times.
 //!

@@ -1,4 +1,4 @@
-//! The files of the log: each is created whole, appended to by its shard, and cut at most once, after which it is closed.
+//! The files of the log: each is created whole, appended to by its shard, and cut once it is closed.
 
 use std::ffi::OsStr;
 use std::io;

@@ -3,7 +3,8 @@
 //! A running server appends to the open segments, begins new ones, and replaces closed ones by compacted ones. So the
 //! reader first opens all files, and then looks whether the directory still tells the same log: then what it holds was the log at
 //! one moment. A file that is open stays what it is when its name goes. What is appended to a file meanwhile may
-//! be seen or not, and the end of an open segment is judged like any last segment: what is not whole there is no fault.
+//! be seen or not, and the end of an open segment is judged like any last segment: what is not whole there is no fault. Where zeros are read
+//! that the file was filled with, and a batch behind them that came a moment later, that looks like a fault until it is read again.
 //!
 //! A fault is believed when it is found three times in a row, in files that were opened anew or read anew: whatever a
 //! running server does to files takes them from one legal state to another, so what looks like a fault in between passes.
@@ -140,7 +141,7 @@ impl<D: Disk> Folder<D> {
             let mut ops = 0_u64;
             link.read_file(file, bytes, |op| {
                 ops += 1;
-                // A file only grows, so what was read before stands there again.
+                // What stood there as an op stands there again.
                 if ops > visited {
                     visited = ops;
                     visit(op);
