@@ -55,7 +55,15 @@ impl Shard {
             State::Handshake if past(session.deadline_us) => {
                 self.answer(id, &Answer::request_timeout(), clock);
             }
-            State::Closing if past(session.deadline_us) => self.abort(id),
+            State::Closing if past(session.deadline_us) => {
+                let stalled_us = session.last_progress_us + STALL_TIMEOUT_US;
+                if session.ends_long && session.sending && !past(stalled_us) {
+                    session.deadline_us = stalled_us;
+                    self.reschedule(id, clock);
+                } else {
+                    self.abort(id);
+                }
+            }
             State::Handshake | State::Closing => self.reschedule(id, clock),
             State::Open { .. } => {
                 if session.expires_at_us <= clock.unix_us {

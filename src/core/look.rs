@@ -199,7 +199,9 @@ impl Shard {
         self.begin_closing(id, clock);
         let outbox = &mut self.sessions[id.slot as usize].outbox;
         outbox.push_due(chunk, due, &mut self.pool);
-        self.sessions[id.slot as usize].deadline_us = clock.now_us + STALL_TIMEOUT_US;
+        let session = &mut self.sessions[id.slot as usize];
+        session.ends_long = true;
+        session.deadline_us = clock.now_us + STALL_TIMEOUT_US;
         self.reschedule(id, clock);
     }
 

@@ -86,6 +86,8 @@ pub(crate) struct Session {
     pub gated: bool,
     /// The page that it asked for is sent without its body.
     pub head_only: bool,
+    /// What it is sent last may be long: it has time for that as long as it goes on.
+    pub ends_long: bool,
     /// It was accepted over the limit of connections: an upgrade is refused.
     pub over_limit: bool,
     /// The peer has closed its side.
@@ -123,6 +125,7 @@ impl Session {
             intake: Intake::Receiving,
             gated: false,
             head_only: false,
+            ends_long: false,
             over_limit,
             ended: false,
             finished: false,

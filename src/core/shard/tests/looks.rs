@@ -36,6 +36,30 @@ fn stalled(rig: &mut Rig, request: &str) -> usize {
 }
 
 #[test]
+fn a_look_may_take_long_as_long_as_it_goes_on() {
+    let mut rig = Rig::new(|_| ());
+    let writer = rig.join("w", None);
+    rig.op(writer, "k", "1", 1);
+    let client = stalled(&mut rig, &look("/v1/workspaces/w"));
+    for at_s in [50.0, 100.0, 150.0] {
+        rig.sleep_until(at_s);
+        let sending = rig.peers[client].client.sending.take();
+        rig.end_send_with(client, sending.expect("it goes on"), Some(1));
+        rig.run();
+    }
+    rig.sleep_until(209.0);
+    assert!(rig.peers[client].client.sending.is_some(), "it may go on");
+    assert!(rig.seen(client).is_empty());
+    rig.sleep_until(212.0);
+    let seen = rig.seen(client);
+    assert_eq!(
+        seen,
+        ["aborted", "gone"],
+        "it has taken nothing for a minute"
+    );
+}
+
+#[test]
 fn one_encoding_serves_all_who_join_and_look() {
     let mut rig = Rig::new(|_| ());
     let writer = rig.join("w", None);
