@@ -114,7 +114,7 @@ pub const ANSWER_SEND_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// A send of more pieces than this is copied into one.
 pub const SEND_SPANS_MAX: usize = 16;
 /// Sessions that are sent to in one turn, so that receives and log completions never wait long.
-pub const SENDS_PER_TURN_MAX: usize = 128;
+pub const SENDS_PER_TURN_MAX: usize = 256;
 /// Those who are owed more than one send of frames may be, a state most of all, are sent to in a queue of their own, which a turn leaves
 /// when it has reached this: the kernel copies all of it before the turn is over, and the ops of others are not to wait for that.
 pub const BULK_BYTES_PER_TURN: usize = 4 * 1024 * 1024;

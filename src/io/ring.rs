@@ -7,6 +7,9 @@
 //! tokio-uring submits. A future that woke itself would never park and nothing would be submitted:
 //! whoever wants another turn at once submits a no-op ([`Ring::again`]).
 //!
+//! tokio polls that future once more, before it takes the completions, and a turn at that point would have nothing to go by: there
+//! is none.
+//!
 //! # What keeps memory alive while the kernel works on it
 //!
 //! What an operation points into (bytes, a message header, a time) moves into its flight and comes back
@@ -49,31 +52,14 @@ use crate::io::buffers::{Filled, KERNEL_LENDS_LATE, ReceiveBuffers, kernel_is_at
 use crate::limits::{RECEIVE_BYTES_MAX, SEND_SPANS_MAX, SENDS_PER_TURN_MAX};
 use crate::log::blocks::{BlockWrite, Blocks};
 
+mod completion;
 mod setup;
 
+pub use completion::Completion;
 pub use setup::probe;
 
 /// The group of the provided buffers; a ring has one.
 const BUFFER_GROUP: u16 = 0;
-
-/// The end of an operation.
-#[derive(Debug)]
-pub enum Completion<T> {
-    /// Bytes came in. Give the buffer back after use.
-    Received(T, Filled),
-    /// The peer has closed its side, or the connection is broken.
-    Ended(T, io::Result<()>),
-    /// A send took so many bytes.
-    Sent(T, Spans, io::Result<usize>),
-    /// A connection was accepted.
-    Accepted(T, io::Result<OwnedFd>),
-    /// A write took so many bytes.
-    Written(T, Vec<u8>, io::Result<usize>),
-    /// A write of whole blocks took so many bytes, which are on disk.
-    BlocksWritten(T, Blocks, io::Result<usize>),
-    /// An fdatasync, a timer, a wait or a no-op ended.
-    Done(T, io::Result<()>),
-}
 
 /// What an operation owns while it is in flight.
 enum Owned {
@@ -126,6 +112,8 @@ enum Kind {
         first: u16,
         count: u16,
     },
+    /// The ring's own: there are receives to arm.
+    Arm,
 }
 
 struct Flight<T> {
@@ -178,8 +166,8 @@ impl Ready {
 pub struct Ring<T> {
     flights: Slab<Flight<T>>,
     buffers: ReceiveBuffers,
-    /// Receives that found no buffer or were interrupted, the oldest first: armed again behind the buffers that come back.
-    starved: VecDeque<(T, i32)>,
+    /// Receives that are to be armed at the end of a turn, behind the buffers that come back; the oldest first.
+    unarmed: VecDeque<(T, i32)>,
     /// As on kernels before 5.19.
     waits_before_receive: bool,
     spare: Spare,
@@ -205,18 +193,25 @@ pub fn run<T: Copy + 'static>(
     let mut ring = Ring {
         flights: Slab::new(),
         buffers: ReceiveBuffers::new(),
-        starved: VecDeque::new(),
+        unarmed: VecDeque::new(),
         waits_before_receive,
         spare: Spare::default(),
     };
     // Declared behind the ring, so that it is dropped before it on a panic too: until it has waited
     // for the kernel, the flights hold what the kernel works on.
     let runtime = setup::runtime()?;
+    let mut is_begun = false;
     runtime.block_on(poll_fn(|context| {
-        READY.with_borrow_mut(|ready| match &mut ready.waker {
-            Some(waker) => waker.clone_from(context.waker()),
-            none => *none = Some(context.waker().clone()),
+        let is_news = READY.with_borrow_mut(|ready| {
+            match &mut ready.waker {
+                Some(waker) => waker.clone_from(context.waker()),
+                none => *none = Some(context.waker().clone()),
+            }
+            !ready.indices.is_empty()
         });
+        if !is_news && std::mem::replace(&mut is_begun, true) {
+            return Poll::Pending;
+        }
         match turn(&mut ring) {
             ControlFlow::Continue(()) => Poll::Pending,
             ControlFlow::Break(()) => Poll::Ready(()),
@@ -264,8 +259,9 @@ impl<T: Copy + 'static> Ring<T> {
                 self.provided(first, run, result);
                 return None;
             }
+            (Kind::Arm, _) => return None,
             (Kind::Readable { fd }, _) if result >= 0 => {
-                self.submit_receive(fd, token);
+                self.unarmed.push_back((token, fd));
                 return None;
             }
             (Kind::Receive { fd }, _)
@@ -275,7 +271,7 @@ impl<T: Copy + 'static> Ring<T> {
                 if let Some(index) = cqueue::buffer_select(flags) {
                     self.buffers.take_back(index, 1);
                 }
-                self.starved.push_back((token, fd));
+                self.unarmed.push_back((token, fd));
                 return None;
             }
             (Kind::Receive { .. } | Kind::Readable { .. }, _) => {
@@ -337,8 +333,8 @@ impl<T: Copy + 'static> Ring<T> {
         self.buffers.give_back(filled);
     }
 
-    /// Ends a turn: buffers that came back are provided again, and receives that lacked one are
-    /// armed. `own` is the token of operations that nobody waits for.
+    /// Ends a turn: buffers that came back are provided again, and receives are armed, the oldest first. `own` is the token of
+    /// operations that nobody waits for.
     pub fn finish_turn(&mut self, own: T) {
         while let Some(run) = self.buffers.next_run() {
             let length = i32::try_from(RECEIVE_BYTES_MAX).expect("a buffer's length fits");
@@ -357,11 +353,16 @@ impl<T: Copy + 'static> Ring<T> {
             };
             self.submit(own, kind, entry.build());
         }
-        // The oldest, and no more than there can be buffers for: who is tried in vain would stand behind those who came later.
-        let count = self.starved.len().min(self.buffers.lent_count());
+        // No more than there can be buffers for: who is tried in vain is tried again, at the price of another operation, and stands
+        // behind those who came later.
+        let count = self.unarmed.len().min(self.buffers.lent_count());
         for _ in 0..count {
-            let (token, fd) = self.starved.pop_front().expect("so many wait");
+            let (token, fd) = self.unarmed.pop_front().expect("so many wait");
             self.submit_receive(fd, token);
+        }
+        // Those that were armed may wait for bytes for long.
+        if count > 0 && !self.unarmed.is_empty() {
+            self.submit(own, Kind::Arm, opcode::Nop::new().build());
         }
     }
 
@@ -370,7 +371,7 @@ impl<T: Copy + 'static> Ring<T> {
         self.submit(token, Kind::Other, opcode::Nop::new().build());
     }
 
-    /// Receives into a provided buffer.
+    /// Receives into a provided buffer, from the end of the turn on, or of a later one where there are not enough of them.
     pub fn receive(&mut self, fd: BorrowedFd<'_>, token: T) {
         let fd = fd.as_raw_fd();
         if self.waits_before_receive {
@@ -378,7 +379,7 @@ impl<T: Copy + 'static> Ring<T> {
             let entry = opcode::PollAdd::new(types::Fd(fd), readable).build();
             self.submit(token, Kind::Readable { fd }, entry);
         } else {
-            self.submit_receive(fd, token);
+            self.unarmed.push_back((token, fd));
         }
     }
 

@@ -168,7 +168,8 @@ fn more_receives_than_buffers_get_their_own_bytes() {
                     ring.receive(socket.as_fd(), number);
                 }
             }
-            held.extend(completions);
+            let is_received = |completion: &_| matches!(completion, Completion::Received(..));
+            held.extend(completions.into_iter().filter(is_received));
             // All buffers are held at once, so that the rest finds none.
             if held.len() + received.len() == COUNT || held.len() == usize::from(RECEIVE_BUFFERS) {
                 for completion in held.drain(..) {
@@ -177,7 +178,6 @@ fn more_receives_than_buffers_get_their_own_bytes() {
                 }
             } else {
                 ring.again(usize::MAX);
-                held.retain(|completion| matches!(completion, Completion::Received(..)));
             }
             if received.len() == COUNT {
                 ControlFlow::Break(())
@@ -229,6 +229,54 @@ fn receives_that_lack_a_buffer_get_one_in_their_turn() {
         least >= Some(&15) && most <= Some(&25),
         "{least:?} to {most:?}"
     );
+}
+
+#[test]
+fn receives_beyond_the_buffers_are_armed_while_nothing_else_happens() {
+    const GUARD: usize = usize::MAX - 1;
+    let count = 4 * usize::from(RECEIVE_BUFFERS);
+    let pairs: Vec<_> = (0..count).map(|_| UnixStream::pair().unwrap()).collect();
+    // All but the last one are silent.
+    let last = count - 1;
+    (&pairs[last].1).write_all(b"x").unwrap();
+    let mut outcomes = Vec::new();
+    let mut is_started = false;
+    run_turns(false, &mut |ring, completions| {
+        if !is_started {
+            is_started = true;
+            for (token, (socket, _)) in pairs.iter().enumerate() {
+                ring.receive(socket.as_fd(), token);
+            }
+            ring.timer(10_000_000, GUARD);
+        }
+        for completion in completions {
+            outcomes.push(outcome(ring, completion));
+        }
+        if outcomes.is_empty() {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    });
+    assert_eq!(outcomes, [(last, "x".to_owned())]);
+}
+
+#[test]
+fn a_turn_comes_when_something_has_completed_and_only_then() {
+    let (mut turns, mut is_started) = (0_usize, false);
+    run_turns(false, &mut |ring, completions| {
+        if is_started {
+            assert_eq!(completions.len(), 1, "turn {turns}");
+            turns += 1;
+        }
+        is_started = true;
+        ring.again(turns);
+        if turns < 20 {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    });
 }
 
 #[test]
@@ -369,7 +417,7 @@ fn buffers_that_the_kernel_did_not_take_are_provided_again() {
         let mut ring: Ring<usize> = Ring {
             flights: Slab::new(),
             buffers: ReceiveBuffers::new(),
-            starved: VecDeque::new(),
+            unarmed: VecDeque::new(),
             waits_before_receive: false,
             spare: Spare::default(),
         };
