@@ -103,7 +103,7 @@ fn apply(c: &mut Criterion) {
     let mut workspace = Workspace::new("w", 1);
     for (timestamp, key) in (1..).zip(&keys) {
         assert!(
-            matches!(workspace.apply(key, &value, timestamp, 1), Verdict::Won(seq) if seq == timestamp)
+            matches!(workspace.apply(key, &value, timestamp, 1), Verdict::Won { seq, .. } if seq == timestamp)
         );
     }
     let lost = matches!(workspace.apply(&keys[0], "2", 0, 1), Verdict::Lost(entry) if entry.value() == value);
@@ -113,7 +113,7 @@ fn apply(c: &mut Criterion) {
         b.iter(|| {
             at += 1;
             let key = &keys[length(at % KEYS)];
-            matches!(workspace.apply(key, &value, at, 1), Verdict::Won(_))
+            matches!(workspace.apply(key, &value, at, 1), Verdict::Won { .. })
         });
     });
     group.bench_function("a loser", |b| {

@@ -62,7 +62,9 @@ pub const SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Closed segments of more than so many percent of the live data are compacted,
 pub const COMPACTION_START_PERCENT: u64 = 175;
 /// if they have at least this size for each shard.
-pub const COMPACTION_BYTES_MIN: u64 = 4 * 1024 * 1024;
+pub const COMPACTION_BYTES_MIN: u64 = 8 * 1024 * 1024;
+/// How many segments a shard counts the live ops of. Those of older ones are found by reading.
+pub const SEGMENTS_MARKED_MAX: usize = 4096;
 /// How far compaction stands back behind the shards where a core is busy (nice(2)). Not the most there is: a log that is written as fast
 /// as the cores allow must be compacted, too.
 pub const COMPACTION_NICE: i32 = 5;

@@ -5,7 +5,7 @@ use crate::core::rate::Pace;
 use crate::core::session::{Intake, SessionId, State};
 use crate::core::shard::Shard;
 use crate::core::window::{Chunk, ChunkPool};
-use crate::core::workspace::{Entry, Verdict};
+use crate::core::workspace::{Entry, Source, Verdict};
 use crate::limits::{ANSWER_BYTES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US};
 use crate::log::record;
 use crate::wire::frame::{self, Event};
@@ -219,12 +219,13 @@ impl Shard {
                 &skew_text(ahead_us, self.config.future_skew_us),
             );
         }
+        let source = self.source(id);
         let session = &mut self.sessions[id.slot as usize];
         let room_slot = session.room().expect("only an open session applies");
         let room = &mut self.rooms[room_slot as usize];
         let live_bytes_before = room.workspace.log_bytes();
         let bytes_max = self.config.limits.workspace_bytes.unwrap_or(u64::MAX);
-        match room.apply_within(bytes_max, op.key, op.value, op.timestamp, id.as_u64()) {
+        match room.apply_within(bytes_max, op.key, op.value, op.timestamp, source) {
             Verdict::Same => self.counters.ops_duplicate += 1,
             Verdict::Lost(winner) => {
                 self.counters.ops_lost += 1;
@@ -238,8 +239,9 @@ impl Shard {
                 }
                 self.refuse_too_large(id, bytes_max, &op);
             }
-            Verdict::Won(seq) => {
+            Verdict::Won { seq, replaced } => {
                 self.counters.ops += 1;
+                self.usage.replaced(replaced);
                 self.counters.deliveries += room.members.len() as u64 - 1;
                 self.live_bytes -= live_bytes_before;
                 self.live_bytes += room.workspace.log_bytes();
@@ -269,6 +271,13 @@ impl Shard {
                 }
                 self.touch(room_slot);
             }
+        }
+    }
+
+    fn source(&self, id: SessionId) -> Source {
+        Source {
+            writer: id.as_u64(),
+            mark: self.usage.mark(),
         }
     }
 

@@ -10,6 +10,7 @@ pub mod session;
 pub mod shard;
 pub mod text;
 pub mod timers;
+pub mod usage;
 pub mod window;
 pub mod workspace;
 

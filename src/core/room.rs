@@ -6,7 +6,7 @@ use crate::core::outbox::View;
 use crate::core::snapshot::{Encoding, Part, Point, Snapshot, Step, Texts, Wanted, encode};
 use crate::core::text::Text;
 use crate::core::window::{Chunk, ChunkPool, Window};
-use crate::core::workspace::{Verdict, Workspace, Writer};
+use crate::core::workspace::{Source, Verdict, Workspace};
 use crate::wire::message;
 
 /// What of a state must be encoded.
@@ -242,11 +242,11 @@ impl Room {
         key: &str,
         value: &str,
         timestamp: u64,
-        writer: Writer,
+        source: Source,
     ) -> Verdict<'_> {
         self.put_aside(key, timestamp);
         self.workspace
-            .apply_within(log_bytes_max, key, value, timestamp, writer)
+            .apply_within(log_bytes_max, key, value, timestamp, source)
     }
 
     /// Puts aside what a key has, where a state is being encoded and an op of that time may win.

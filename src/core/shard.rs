@@ -37,6 +37,7 @@ use crate::core::rate::{Bucket, Meter};
 use crate::core::room::Room;
 use crate::core::session::{Session, SessionId, State};
 use crate::core::timers::Wheel;
+use crate::core::usage::{Dead, Usage};
 use crate::core::window::{Chunk, ChunkPool};
 use crate::core::workspace::Workspace;
 use crate::limits::{REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN};
@@ -67,6 +68,7 @@ pub struct Shard {
     pub(super) kept_init: Option<Chunk>,
     /// The texts of states that are on their way.
     pub(super) ledger: Ledger,
+    pub(super) usage: Usage,
     /// The rooms whose states are being encoded; one that has several stands there as often.
     pub(super) encoding_queue: VecDeque<u32>,
     /// Sessions in a room.
@@ -184,6 +186,7 @@ impl Shard {
             handshakes: Bucket::default(),
             kept_init: None,
             ledger: Ledger::default(),
+            usage: Usage::new(0),
             encoding_queue: VecDeque::new(),
             members_count: 0,
             room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
@@ -214,6 +217,7 @@ impl Shard {
 
     /// Begins to serve.
     pub(super) fn open(&mut self, segment: OpenSegment, workspaces: Vec<Workspace>, clock: Clock) {
+        self.usage = Usage::new(segment.index);
         self.commit.reopen(segment, clock.now_us);
         self.visible_position = self.commit.visible_position();
         self.health = Health::Serving;
@@ -328,6 +332,12 @@ impl Shard {
         self.live_bytes
     }
 
+    /// Which segments of the log may go without being read.
+    #[must_use]
+    pub fn dead_segments(&self) -> &Dead {
+        self.usage.dead()
+    }
+
     /// What it had done, and what it had, when its last turn ended.
     #[must_use]
     pub fn counters(&self) -> &Counters {
@@ -379,6 +389,8 @@ impl Shard {
             Input::LogOpened(segment) => {
                 if self.commit.opened(segment).is_err() {
                     self.fail(None, clock);
+                } else if segment.is_some() {
+                    self.usage.rotate();
                 }
             }
             Input::Rebuilt(outcome) => self.rebuilt(outcome, clock),

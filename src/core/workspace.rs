@@ -16,86 +16,28 @@ use foldhash::fast::FixedState;
 use slab::Slab;
 
 use super::index::{Index, Tag};
+use super::usage::{Mark, UNMARKED};
 use crate::log::record::OP_HEADER_BYTES;
 use crate::wire::state;
+
+mod entry;
+mod texts;
+
+pub use entry::{Entry, Source, Writer};
 
 /// No entry: the end of the list of changes.
 const NONE: u32 = u32::MAX;
 
-/// Who wrote an entry last, so that a writer is not sent its own op. Zero: nobody who is connected.
-pub type Writer = u64;
-
-/// One register.
-#[derive(Debug)]
-pub struct Entry {
-    /// The key, and behind it the JSON text of the value: one allocation, and one line of the cache for both.
-    texts: String,
-    timestamp: u64,
-    seq: u64,
-    writer: Writer,
-    older: u32,
-    newer: u32,
-    key_bytes: u32,
-}
-
-const _: () = assert!(
-    size_of::<Entry>() <= 64,
-    "an entry is no longer than a line of the cache"
-);
-
-impl Entry {
-    /// The key, unescaped.
-    #[must_use]
-    pub fn key(&self) -> &str {
-        &self.texts[..self.key_bytes as usize]
-    }
-
-    /// The JSON text of the value.
-    #[must_use]
-    pub fn value(&self) -> &str {
-        &self.texts[self.key_bytes as usize..]
-    }
-
-    /// Unix microseconds, as its writer gave them.
-    #[must_use]
-    pub fn timestamp(&self) -> u64 {
-        self.timestamp
-    }
-
-    /// The place of its last change in the order of the workspace's ops.
-    #[must_use]
-    pub fn seq(&self) -> u64 {
-        self.seq
-    }
-
-    /// Who wrote it last.
-    #[must_use]
-    pub fn writer(&self) -> Writer {
-        self.writer
-    }
-
-    /// How long a value may be without another allocation.
-    fn value_capacity(&self) -> usize {
-        self.texts.capacity() - self.key_bytes as usize
-    }
-
-    fn set_value(&mut self, value: &str) {
-        self.texts.truncate(self.key_bytes as usize);
-        // A value that was large once must not hold its memory for ever.
-        if self.value_capacity() / 4 > value.len().max(64) {
-            self.texts.shrink_to(self.texts.len() + value.len());
-        }
-        // Not by doubling: the next value need not be longer than this one.
-        self.texts.reserve_exact(value.len());
-        self.texts.push_str(value);
-    }
-}
-
 /// What became of an op.
 #[derive(Debug)]
 pub enum Verdict<'a> {
-    /// It is the state now, with this seq.
-    Won(u64),
+    /// It is the state now.
+    Won {
+        /// Its place in the order of the workspace's ops.
+        seq: u64,
+        /// The mark of what was there before.
+        replaced: Mark,
+    },
     /// It is what the state holds already: a resend.
     Same,
     /// Another op stays; here it is.
@@ -163,7 +105,8 @@ impl Workspace {
 
     /// Applies an op: the greater timestamp wins, and on equal ones the first that was applied stays.
     pub fn apply(&mut self, key: &str, value: &str, timestamp: u64, writer: Writer) -> Verdict<'_> {
-        self.apply_within(u64::MAX, key, value, timestamp, writer)
+        let mark = UNMARKED;
+        self.apply_within(u64::MAX, key, value, timestamp, Source { writer, mark })
     }
 
     /// The same in a workspace that an op may not make larger than `log_bytes_max`. One that is larger already may still shrink.
@@ -173,8 +116,9 @@ impl Workspace {
         key: &str,
         value: &str,
         timestamp: u64,
-        writer: Writer,
+        source: Source,
     ) -> Verdict<'_> {
+        let mut replaced = UNMARKED;
         let tag = self.tag(key);
         if let Some(slot) = self.find(tag, key) {
             let entry = &self.entries[slot as usize];
@@ -193,7 +137,8 @@ impl Workspace {
                 return Verdict::TooLarge(Some(&self.entries[slot as usize]));
             }
             self.seq += 1;
-            self.overwrite(slot, value, timestamp, self.seq, writer);
+            replaced = entry.mark;
+            self.overwrite(slot, value, timestamp, self.seq, source);
             self.unlink(slot);
             self.link_newest(slot);
         } else {
@@ -201,10 +146,13 @@ impl Workspace {
                 return Verdict::TooLarge(None);
             }
             self.seq += 1;
-            let slot = self.insert(tag, key, value, timestamp, self.seq, writer);
+            let slot = self.insert(tag, key, value, timestamp, self.seq, source);
             self.link_newest(slot);
         }
-        Verdict::Won(self.seq)
+        Verdict::Won {
+            seq: self.seq,
+            replaced,
+        }
     }
 
     /// Merges an op read from the log: the greater timestamp wins, and on equal ones the lower seq.
@@ -226,10 +174,10 @@ impl Workspace {
         if let Some(slot) = self.find(tag, key) {
             let entry = &self.entries[slot as usize];
             if timestamp > entry.timestamp || (timestamp == entry.timestamp && seq < entry.seq) {
-                self.overwrite(slot, value, timestamp, seq, 0);
+                self.overwrite(slot, value, timestamp, seq, Source::LOG);
             }
         } else {
-            self.insert(tag, key, value, timestamp, seq, 0);
+            self.insert(tag, key, value, timestamp, seq, Source::LOG);
         }
     }
 
@@ -332,7 +280,7 @@ impl Workspace {
         value: &str,
         timestamp: u64,
         seq: u64,
-        writer: Writer,
+        source: Source,
     ) -> u32 {
         self.init_fields_bytes += state::init_field_bytes(key, value);
         self.stamp_fields_bytes += state::stamp_field_bytes(key, timestamp);
@@ -344,7 +292,8 @@ impl Workspace {
             texts,
             timestamp,
             seq,
-            writer,
+            writer: source.writer,
+            mark: source.mark,
             older: NONE,
             newer: NONE,
             key_bytes: u32::try_from(key.len()).expect("KEY_BYTES_MAX is far smaller than 4 GiB"),
@@ -354,7 +303,7 @@ impl Workspace {
         slot
     }
 
-    fn overwrite(&mut self, slot: u32, value: &str, timestamp: u64, seq: u64, writer: Writer) {
+    fn overwrite(&mut self, slot: u32, value: &str, timestamp: u64, seq: u64, source: Source) {
         let entry = &mut self.entries[slot as usize];
         let held_bytes = entry.value().len();
         self.init_fields_bytes -= held_bytes;
@@ -364,7 +313,8 @@ impl Workspace {
         self.log_bytes -= held_bytes as u64;
         self.log_bytes += value.len() as u64;
         entry.set_value(value);
-        (entry.timestamp, entry.seq, entry.writer) = (timestamp, seq, writer);
+        (entry.timestamp, entry.seq) = (timestamp, seq);
+        (entry.writer, entry.mark) = (source.writer, source.mark);
     }
 
     fn unlink(&mut self, slot: u32) {
@@ -394,8 +344,6 @@ impl Workspace {
 fn slot_index(slot: usize) -> u32 {
     u32::try_from(slot).expect("a workspace has fewer than 2^32 keys")
 }
-
-mod texts;
 
 #[cfg(test)]
 mod size_tests;
@@ -450,7 +398,10 @@ mod tests {
     fn the_rules_of_last_write_wins() {
         let mut workspace = Workspace::new("w", 1);
         assert!(workspace.is_untouched());
-        assert!(matches!(workspace.apply("k", "1", 10, 7), Verdict::Won(1)));
+        assert!(matches!(
+            workspace.apply("k", "1", 10, 7),
+            Verdict::Won { seq: 1, .. }
+        ));
         assert!(matches!(workspace.apply("k", "1", 10, 8), Verdict::Same));
         assert!(
             matches!(workspace.apply("k", "1.0", 10, 8), Verdict::Lost(entry) if entry.value() == "1")
@@ -459,7 +410,10 @@ mod tests {
             matches!(workspace.apply("k", "2", 9, 8), Verdict::Lost(entry) if entry.timestamp() == 10)
         );
         assert_eq!(workspace.get("k").map(Entry::writer), Some(7));
-        assert!(matches!(workspace.apply("k", "3", 11, 8), Verdict::Won(2)));
+        assert!(matches!(
+            workspace.apply("k", "3", 11, 8),
+            Verdict::Won { seq: 2, .. }
+        ));
         assert_eq!(
             workspace
                 .get("k")
@@ -525,7 +479,7 @@ mod tests {
             for (key, value, timestamp) in ops {
                 let (key, value) = (format!("k{key}"), value.to_string());
                 let won = match workspace.apply(&key, &value, timestamp, 0) {
-                    Verdict::Won(seq) => Some(seq),
+                    Verdict::Won { seq, .. } => Some(seq),
                     Verdict::Same => None,
                     Verdict::Lost(entry) => {
                         prop_assert_eq!(&model.map[&key].0, entry.value());

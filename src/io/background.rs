@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::core::contract::shard_of;
 use crate::core::deal::Deal;
+use crate::core::usage::Dead;
 use crate::io::post::{Letter, Post, RebuildError, Status};
 use crate::limits::{
     COMPACTION_BYTES_MIN, COMPACTION_NICE, COMPACTION_RETRY_US, COMPACTION_START_PERCENT,
@@ -65,7 +66,7 @@ fn spawn<T: Send + 'static>(
 }
 
 /// A shard's log goes on in a new segment.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Rotation {
     /// The shard.
     pub shard: u32,
@@ -73,6 +74,8 @@ pub struct Rotation {
     pub index: u64,
     /// What the shard's state takes in a log in which nothing is dead.
     pub live_bytes: u64,
+    /// Which segments hold nothing of it.
+    pub dead: Dead,
 }
 
 /// The thread that compacts the log. It sleeps until a shard begins a new segment, so a server without ops costs nothing.
@@ -185,15 +188,37 @@ impl Loop {
         self.rotations.len() == self.shards && self.size().is_some_and(Size::is_due)
     }
 
+    /// What is known to be dead goes first. Where few keys are written again and again, the rest need not be read then.
     fn compact(&mut self) -> Result<(), CompactionError> {
-        let open: Vec<_> = self
-            .rotations
-            .iter()
-            .map(|last| (last.shard, last.index))
-            .collect();
         let settings = Settings::routine(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+        let sweep = Compaction::sweep(
+            Arc::clone(&self.directory),
+            &self.open(),
+            settings,
+            |shard, segments| {
+                let of_shard = |last: &&Rotation| last.shard == shard;
+                let rotation = self.rotations.iter().find(of_shard);
+                rotation.is_some_and(|last| last.dead.has(segments))
+            },
+        )?;
+        if !sweep.is_done() {
+            self.carry_out(sweep)?;
+            if !self.is_due() {
+                return Ok(());
+            }
+        }
+        let directory = Arc::clone(&self.directory);
+        self.carry_out(Compaction::plan(directory, &self.open(), settings)?)
+    }
+
+    /// The open segment of each shard.
+    fn open(&self) -> Vec<(u32, u64)> {
+        let each = self.rotations.iter();
+        each.map(|last| (last.shard, last.index)).collect()
+    }
+
+    fn carry_out(&mut self, mut compaction: Compaction<HostDisk>) -> Result<(), CompactionError> {
         let begun = Instant::now();
-        let mut compaction = Compaction::plan(Arc::clone(&self.directory), &open, settings)?;
         tracing::info!(bytes = compaction.outcome().bytes, "compacting the log");
         let mut since = Instant::now();
         let mut size = self.size();
@@ -332,6 +357,7 @@ mod tests {
                 shard,
                 index: 2,
                 live_bytes: 1,
+                dead: Dead::default(),
             });
             assert_eq!(compactor.is_due(), is_due, "shard {shard} has told");
             let known = status.log.read();
@@ -352,9 +378,9 @@ mod tests {
         };
         for (closed, live, is_due) in [
             (0, 0, false),
-            (8, 0, false),
-            (9, 0, true),
-            (9, 6, false),
+            (16, 0, false),
+            (17, 0, true),
+            (17, 10, false),
             (100, 58, false),
             (100, 56, true),
         ] {

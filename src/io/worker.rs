@@ -354,6 +354,7 @@ impl Worker {
             shard: self.number,
             index: self.log().open_segment().index,
             live_bytes: self.shard.live_bytes(),
+            dead: self.shard.dead_segments().clone(),
         };
         // The thread that compacts may have given up.
         let _ = self.ties.rotations.send(rotation);

@@ -5,12 +5,15 @@
 //! through each folder's row of segments in groups whose winners fill one segment, and replaces each group in which enough is dead
 //! by one segment. What a crash leaves at each step stands in [`super::record`].
 //!
+//! Segments of which the caller knows that all of it is overwritten are not even read ([`Compaction::sweep`]): where few keys are written
+//! again and again, nearly all segments are.
+//!
 //! An op is left out only if another one, in any folder, wins over it, and that one stands in a closed segment, which is all on
 //! disk. It does not matter in which order segments are read afterwards: replay is a merge by timestamp and seq.
 
 use std::collections::VecDeque;
 use std::io;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -159,6 +162,42 @@ impl<D: Disk> Compaction<D> {
         })
     }
 
+    /// Finds the closed segments of which nothing is left, and reads none: `is_dead` tells whether all ops of a shard's segments of these
+    /// indices are overwritten, by ops that stand in closed segments. Otherwise as [`Compaction::plan`].
+    pub fn sweep(
+        directory: Arc<DataDirectory<D>>,
+        open: &[(u32, u64)],
+        settings: Settings,
+        is_dead: impl Fn(u32, &RangeInclusive<u64>) -> bool,
+    ) -> Result<Self, CompactionError> {
+        let mut sweep = Self::plan(directory, open, settings)?;
+        sweep.read_count = sweep.links.len();
+        let mut begin = 0;
+        for end in 1..=sweep.links.len() {
+            let is_swept = |link: &Link| {
+                let SegmentHeader { shard, index, .. } = link.header;
+                is_dead(shard, &(link.header.first_index()..=index))
+            };
+            let last = &sweep.links[end - 1];
+            let goes_on = |next: &Link| next.header.shard == last.header.shard && is_swept(next);
+            if !is_swept(last) {
+                begin = end;
+            } else if !sweep.links.get(end).is_some_and(goes_on) {
+                if sweep.is_worth_it(begin..end, 0) {
+                    sweep.groups.push_back(begin..end);
+                }
+                begin = end;
+            }
+        }
+        Ok(sweep)
+    }
+
+    /// Whether there is nothing to do, or nothing any more.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.read_count == self.links.len() && self.groups.is_empty()
+    }
+
     /// Does the next part: reads a segment, or replaces a group. False: all is done.
     pub fn step(&mut self, pace: &mut Pace<'_>) -> Result<bool, CompactionError> {
         if self.read_count < self.links.len() {
@@ -169,7 +208,7 @@ impl<D: Disk> Compaction<D> {
         } else if let Some(group) = self.groups.pop_front() {
             self.replace(group, pace)?;
         }
-        Ok(self.read_count < self.links.len() || !self.groups.is_empty())
+        Ok(!self.is_done())
     }
 
     /// What was done so far.
@@ -271,7 +310,7 @@ impl<D: Disk> Compaction<D> {
         };
         let disk = self.directory.disk();
         let mut rewrite = Rewrite::begin(disk, path, *header).map_err(failed)?;
-        for place in group {
+        for place in group.filter(|place| self.index.live_bytes[*place] > 0) {
             // A segment is read whole before its winners are written: what one piece holds is bounded by a segment.
             let mut outcome = Ok(());
             let mut breath = Breath::default();

@@ -562,7 +562,10 @@ impl World {
         let record_bytes = self.plan.value_bytes as u64 + 100;
         let filled_bytes = self.plan.fill_bytes.unwrap_or(0);
         let floor_bytes = 3
-            * (2 * self.plan.segment_bytes_min + segment_bytes + filled_bytes + 35 * record_bytes);
+            * ((1 + self.plan.segments_spared) * self.plan.segment_bytes_min
+                + segment_bytes
+                + filled_bytes
+                + 35 * record_bytes);
         let bound = live_bytes * 5 / 2 + floor_bytes;
         assert!(
             log_bytes <= bound,

@@ -207,7 +207,13 @@ impl World {
             Ok(true) => server.compaction = Some(compaction),
             Ok(false) => {
                 self.coverage.compactions += 1;
-                self.coverage.segments_replaced += compaction.outcome().segments_replaced;
+                let replaced = compaction.outcome().segments_replaced;
+                self.coverage.segments_replaced += replaced;
+                if server.is_sweep {
+                    self.coverage.segments_swept += replaced;
+                    // The rest follows, if there is still too much.
+                    server.is_rotated = true;
+                }
             }
             Err(CompactionError::Folder { .. }) => server.is_compaction_over = true,
             Err(CompactionError::Stopped) => self.coverage.compactions_stopped += 1,
@@ -229,7 +235,18 @@ impl World {
         server.is_rotated = false;
         self.is_compacted = true;
         let settings = Settings::routine(self.plan.segment_bytes_min, self.plan.segment_bytes_max);
-        Compaction::plan(server.directory.clone(), &open, settings).ok()
+        server.is_sweep = !server.is_sweep;
+        let directory = server.directory.clone();
+        let compaction = if server.is_sweep {
+            let seats = &server.seats;
+            Compaction::sweep(directory, &open, settings, |shard, segments| {
+                let seat = seats.get(shard as usize);
+                seat.is_some_and(|seat| seat.shard.dead_segments().has(segments))
+            })
+        } else {
+            Compaction::plan(directory, &open, settings)
+        };
+        compaction.ok()
     }
 
     /// Whether a compaction would begin.
@@ -246,7 +263,8 @@ impl World {
             return false;
         };
         let live_bytes: u64 = server.rotations.iter().flatten().map(|told| told.1).sum();
-        let floor_bytes = self.plan.segment_bytes_min * u64::from(self.shards);
+        let spared_bytes = self.plan.segments_spared * self.plan.segment_bytes_min;
+        let floor_bytes = spared_bytes * u64::from(self.shards);
         is_due(closed_bytes(&self.disk, &open), live_bytes, floor_bytes)
     }
 

@@ -55,6 +55,8 @@ pub struct Plan {
     pub large_one_in: usize,
     pub segment_bytes_min: u64,
     pub segment_bytes_max: u64,
+    /// A log of so many small segments is never compacted.
+    pub segments_spared: u64,
     /// Segments are written through, where the disk can do that.
     pub fill_bytes: Option<u64>,
     pub ping_interval_us: u64,
@@ -97,16 +99,17 @@ impl Plan {
             large_one_in: 12,
             segment_bytes_min: dice.pick(&[200, 700, 3000]),
             segment_bytes_max: dice.pick(&[5000, 20_000]),
+            segments_spared: 1,
             fill_bytes: fill_bytes(seed, durability),
             ping_interval_us: dice.pick(&[SECOND_US, 25 * SECOND_US]),
-            error_one_in: dice.pick(&[0, 0, 60, 150, 400]),
+            error_one_in: dice.pick(&[0, 0, 60, 100, 200]),
             crash_one_in: dice.pick(&[60, 120, 400]),
             limits: limits(seed, kind),
         };
         match kind {
             // Whole sends, and messages that are longer than one.
             0 => Self {
-                steps: 400,
+                steps: 600,
                 clients: 8,
                 outbox_bytes_max: 1 << 20,
                 message_bytes_max: 400_000,
@@ -119,10 +122,27 @@ impl Plan {
             },
             // A crowd in one room.
             1 => Self {
-                clients: 190,
+                steps: 600,
+                clients: 600,
                 workspaces: 1,
                 error_one_in: 0,
                 crash_one_in: 400,
+                ..plan
+            },
+            // Few keys, written again and again: all of most segments is overwritten.
+            2 => Self {
+                steps: 2000,
+                faults: faults::COMPACTION | faults::POWER | faults::KILL | faults::TRIALS,
+                limits: Limits::default(),
+                clients: 4,
+                workspaces: 1,
+                keys: 2,
+                value_bytes: 80,
+                segment_bytes_min: 200,
+                segment_bytes_max: 5000,
+                segments_spared: 8,
+                error_one_in: 0,
+                crash_one_in: dice.pick(&[400, 1000]),
                 ..plan
             },
             _ => plan,
@@ -209,6 +229,7 @@ coverage! {
     compactions: 10,
     compactions_stopped: 1,
     segments_replaced: 50,
+    segments_swept: 20,
     flips_found: 50,
     flips_harmless: 5,
     flips_met_by_compaction: 5,

@@ -99,6 +99,8 @@ pub struct Server {
     pub rotations: Vec<Option<(u64, u64)>>,
     /// A rotation was told since a compaction began: only then another one may be due.
     pub is_rotated: bool,
+    /// The compaction that began last reads nothing. The next one does.
+    pub is_sweep: bool,
     /// A folder could not be synced: nothing is compacted until the next start.
     pub is_compaction_over: bool,
     pub is_draining: bool,
@@ -139,6 +141,7 @@ impl Server {
             compaction: None,
             rotations: vec![None; shards as usize],
             is_rotated: false,
+            is_sweep: false,
             is_compaction_over: false,
             is_draining: false,
             had_failure: false,

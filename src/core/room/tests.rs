@@ -179,8 +179,11 @@ impl Rig {
         let seq = self.room.workspace.seq();
         let (key, value) = (format!("k{key}"), "1".repeat(bytes.min(18)));
         let timestamp = (seq + 10).saturating_add_signed(ahead);
-        let verdict = self.room.apply_within(u64::MAX, &key, &value, timestamp, 0);
-        if matches!(verdict, Verdict::Won(_)) {
+        let source = Source { writer: 0, mark: 0 };
+        let verdict = self
+            .room
+            .apply_within(u64::MAX, &key, &value, timestamp, source);
+        if matches!(verdict, Verdict::Won { .. }) {
             self.room
                 .broadcast(&key, &value, timestamp, (seq + 1) * 10, &mut self.pool);
             self.note();

@@ -4,8 +4,14 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::{Verdict, Workspace};
+use super::{Source, Verdict, Workspace};
+use crate::core::usage::UNMARKED;
 use crate::log::record::OP_HEADER_BYTES;
+
+const SOURCE: Source = Source {
+    writer: 0,
+    mark: UNMARKED,
+};
 
 type State = BTreeMap<String, (String, u64)>;
 
@@ -47,8 +53,8 @@ fn the_bound_is_met_to_the_byte() {
         (0, "k", "5", 5, "same"),
         (u64::MAX, "k", "789", 7, "won"),
     ] {
-        let verdict = match workspace.apply_within(bytes_max, key, value, timestamp, 0) {
-            Verdict::Won(_) => "won".to_owned(),
+        let verdict = match workspace.apply_within(bytes_max, key, value, timestamp, SOURCE) {
+            Verdict::Won { .. } => "won".to_owned(),
             Verdict::Same => "same".to_owned(),
             Verdict::Lost(held) => format!("lost to {}", held.value()),
             Verdict::TooLarge(None) => "too large, nothing is there".to_owned(),
@@ -80,8 +86,8 @@ proptest! {
             after.insert(key.clone(), (value.clone(), timestamp));
             let wins = before.get(&key).is_none_or(|held| held.1 < timestamp);
             let fits = bytes(&after) <= bytes(&before).max(bytes_max);
-            let is_won = match workspace.apply_within(bytes_max, &key, &value, timestamp, 0) {
-                Verdict::Won(_) => true,
+            let is_won = match workspace.apply_within(bytes_max, &key, &value, timestamp, SOURCE) {
+                Verdict::Won { .. } => true,
                 Verdict::TooLarge(held) => {
                     prop_assert!(wins && !fits);
                     let held = held.map(|held| (held.value().to_owned(), held.timestamp()));

@@ -98,6 +98,18 @@ impl Log {
         compaction.outcome()
     }
 
+    /// Sweeps, where all of the segments of these indices is known to be dead.
+    fn sweep(&self, open: &[(u32, u64)], dead: &[(u32, u64)]) -> Outcome {
+        let directory = Arc::clone(&self.directory);
+        let sweep = Compaction::sweep(directory, open, SMALL, |shard, segments| {
+            segments.clone().all(|index| dead.contains(&(shard, index)))
+        });
+        let mut sweep = sweep.unwrap();
+        while sweep.step(&mut |_| ControlFlow::Continue(())).unwrap() {}
+        assert!(sweep.is_done());
+        sweep.outcome()
+    }
+
     fn image(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut image = BTreeMap::new();
         for shard in self.directory.shards().unwrap() {
@@ -137,6 +149,40 @@ fn what_is_dead_goes_and_the_log_goes_on() {
     );
     log.segment(0, &[9]);
     assert_eq!(log.recovered().1.len(), 4);
+}
+
+#[test]
+fn what_is_known_to_be_dead_goes_without_being_read() {
+    let mut log = Log::new();
+    for shard in [0, 1] {
+        for _ in 0..6 {
+            log.segment(shard, &[1, 2, 1, 2, 1, 2]);
+        }
+    }
+    let (before, state) = log.recovered();
+    let folder = log.directory.shard_path(0);
+    // Nobody can read it: its first record is broken.
+    let path = folder.join(segment::file_name(2));
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[SEGMENT_HEADER_BYTES + BATCH_HEADER_BYTES + 4] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert!(recover(&log.directory, |_| {}).is_err());
+    let dead = [(0, 1), (0, 2), (0, 3), (0, 5), (0, 6), (1, 4), (1, 5)];
+    let outcome = log.sweep(&[(0, 6), (1, 6)], &dead);
+    assert_eq!((outcome.segments, outcome.bytes), (10, outcome.bytes));
+    assert_eq!(
+        (outcome.segments_replaced, outcome.segments_written),
+        (3 + 1 + 2, 3),
+        "each row by one segment, but for the open one"
+    );
+    let (after, state_after) = log.recovered();
+    assert_eq!(state_after, state);
+    assert_eq!(after.ops, before.ops - 6 * 6);
+    assert_eq!(after.tails, before.tails);
+    assert_eq!(before.bytes - after.bytes, outcome.bytes_freed);
+    let again = log.sweep(&[(0, 6), (1, 6)], &dead);
+    assert_eq!(again.segments_replaced, 0, "there is nothing left in them");
+    assert_eq!(log.sweep(&[(0, 7)], &dead).segments_replaced, 2, "5 and 6");
 }
 
 #[test]
