@@ -117,6 +117,12 @@ pub const ANSWER_SEND_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub const SEND_SPANS_MAX: usize = 16;
 /// Sessions that are sent to in one turn, so that receives and log completions never wait long.
 pub const SENDS_PER_TURN_MAX: usize = 256;
+/// A shard that had somebody left to send to after each turn for so long
+pub const REST_AFTER_US: u64 = 20_000;
+/// rests after each of them for one part in so many of the time that it took,
+pub const REST_SHARE: u64 = 4;
+/// and at most for so long.
+pub const REST_US_MAX: u64 = 1000;
 /// Those who are owed more than one send of frames may be, a state most of all, are sent to in a queue of their own, which a turn leaves
 /// when it has reached this: the kernel copies all of it before the turn is over, and the ops of others are not to wait for that.
 pub const BULK_BYTES_PER_TURN: usize = 4 * 1024 * 1024;

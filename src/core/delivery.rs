@@ -90,9 +90,10 @@ impl Shard {
         }
     }
 
-    /// Serves a slice of the queue, unless a commit is in flight.
+    /// Serves a slice of the queue, unless a commit is in flight or the shard rests.
     pub(super) fn send_slice(&mut self, clock: Clock) {
-        if self.commit.holds_sends() {
+        let has_commits = self.config.durability == Durability::Always;
+        if self.commit.holds_sends() || !has_commits && self.rest.holds(clock.now_us) {
             return;
         }
         for _ in 0..SENDS_PER_TURN_MAX {
@@ -106,6 +107,7 @@ impl Shard {
                 self.serve(id, clock);
             }
         }
+        self.rest.served(!self.send_queue.is_empty(), clock.now_us);
         self.send_bulk(clock);
         // Nothing will end that could tell how long the round took.
         if self.counters.sends == self.counters.sends_ended {

@@ -24,5 +24,6 @@ mod intake;
 mod ledger;
 mod lifetime;
 mod look;
+mod rest;
 mod room;
 mod snapshot;

@@ -34,6 +34,7 @@ use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Tic
 use crate::core::counters::Counters;
 use crate::core::ledger::Ledger;
 use crate::core::rate::{Bucket, Meter};
+use crate::core::rest::Rest;
 use crate::core::room::Room;
 use crate::core::session::{Session, SessionId, State};
 use crate::core::timers::Wheel;
@@ -68,6 +69,7 @@ pub struct Shard {
     pub(super) kept_init: Option<Chunk>,
     /// The texts of states that are on their way.
     pub(super) ledger: Ledger,
+    pub(super) rest: Rest,
     pub(super) usage: Usage,
     /// The rooms whose states are being encoded; one that has several stands there as often.
     pub(super) encoding_queue: VecDeque<u32>,
@@ -186,6 +188,7 @@ impl Shard {
             handshakes: Bucket::default(),
             kept_init: None,
             ledger: Ledger::default(),
+            rest: Rest::default(),
             usage: Usage::new(0),
             encoding_queue: VecDeque::new(),
             members_count: 0,
@@ -297,7 +300,8 @@ impl Shard {
     /// Whether the next turn should come at once, even if nothing happens until then.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        let may_send = self.is_round() && !self.commit.holds_sends();
+        let may_send =
+            self.is_round() && !self.commit.holds_sends() && self.rest.until_us().is_none();
         // A round may have ended in this turn, behind the step in which a commit starts.
         let may_commit = !self.is_round() && self.commit.is_ready();
         let may_encode = !self.encoding_queue.is_empty();
@@ -320,7 +324,8 @@ impl Shard {
             Drain::Closing { deadline_us } => Some(deadline_us),
             _ => None,
         };
-        [self.wheel.next_us(), sync_us, retry_us, drain_us]
+        let rest_us = self.rest.until_us();
+        [self.wheel.next_us(), sync_us, retry_us, drain_us, rest_us]
             .into_iter()
             .flatten()
             .min()

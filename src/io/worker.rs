@@ -544,7 +544,8 @@ impl Worker {
         {
             self.armed_timers_us.push(wanted_us);
             // A deadline that has passed waits for something in flight: it must not make the loop spin.
-            let after_us = wanted_us.saturating_sub(now_us).max(1000);
+            let after_us = wanted_us.checked_sub(now_us).filter(|us| *us > 0);
+            let after_us = after_us.unwrap_or(1000);
             ring.timer(after_us, Token::Timer(wanted_us));
         }
     }

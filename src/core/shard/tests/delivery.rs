@@ -5,7 +5,8 @@ use crate::core::contract::Output;
 use crate::core::session::Session;
 use crate::core::window::spans_bytes;
 use crate::limits::{
-    COMMIT_AGE_MIN_US, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SENDS_PER_TURN_MAX,
+    COMMIT_AGE_MIN_US, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, REST_AFTER_US, REST_SHARE,
+    SENDS_PER_TURN_MAX,
 };
 use crate::log::commit::Durability;
 
@@ -315,5 +316,43 @@ fn a_window_over_its_bound_does_not_wait_for_the_round() {
         rig.run();
         assert!(rig.shard.touched.is_empty());
         assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@1"));
+    }
+}
+
+#[test]
+fn a_shard_that_is_never_done_rests_between_its_slices() {
+    for durability in [Durability::None, Durability::Interval, Durability::Always] {
+        let mut rig = Rig::new(|config| config.durability = durability);
+        let writer = rig.join("w", None);
+        let readers: Vec<_> = (0..SENDS_PER_TURN_MAX + 40)
+            .map(|_| rig.join("w", None))
+            .collect();
+        let (mut rests, mut rested_us, begun_us) = (0, 0, rig.clock.now_us);
+        for timestamp in 1..=200 {
+            rig.receive_only(writer, &op("k", "1", timestamp));
+            rig.step();
+            let until_us = rig.shard.rest.until_us();
+            if let Some(until_us) = until_us {
+                assert!(rig.clock.now_us - begun_us >= REST_AFTER_US);
+                assert!(!rig.shard.has_work(), "it would spin");
+                assert_eq!(rig.shard.next_deadline_us(), Some(until_us));
+                rests += 1;
+                rested_us += until_us - rig.clock.now_us;
+            }
+            rig.clock.now_us = until_us.unwrap_or(rig.clock.now_us + 1000);
+        }
+        if durability == Durability::Always {
+            assert_eq!(rests, 0, "its commits are rests");
+        } else {
+            assert!(
+                rests > 50 && rested_us == rests * 1000 / REST_SHARE,
+                "{rests}"
+            );
+        }
+        rig.sleep_until(1.0);
+        assert_eq!(rig.shard.rest.until_us(), None);
+        for reader in readers {
+            assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@200"));
+        }
     }
 }
