@@ -14,7 +14,7 @@
 //! | states as texts: encoded once for all, large ones in parts, within a bound | `core::encoding`, `core::snapshot`, `core::cut` |
 //! | messages: fields, errors, the value's bytes as sent | [`wire::message`] |
 //! | a message's way into the state: errors, corrections, 1003, skew | `core::intake` |
-//! | broadcasts, slow clients, conflation, what goes out when | `core::delivery`, [`core::outbox`], [`core::window`] |
+//! | broadcasts, slow clients, conflation, what goes out when | `core::delivery`, `core::rest`, [`core::outbox`], [`core::window`] |
 //! | chunks of bytes, the pool that lets the steady state allocate nothing | [`core::chunk`] |
 //! | pings, silence, stalls, 4001, closing, drain | `core::lifetime`, [`core::timers`] |
 //! | looks at a workspace without a WebSocket, presence, origins | `core::look`, [`wire::state`] |
@@ -24,7 +24,7 @@
 //! | when an op is durable: group commit | [`log::commit`] |
 //! | what stands on disk, and what a crash can leave | [`log::record`], [`log::segment`], [`log::directory`], [`log::keeper`], [`log::disk`] |
 //! | reading the log back, torn tails, damage | [`log::chain`], [`log::recovery`], [`core::deal`], [`io::recovery`] |
-//! | what is dead in the log goes: compaction | [`log::compaction`], [`io::background`] |
+//! | what is dead in the log goes: compaction | [`log::compaction`], [`core::usage`], [`io::background`] |
 //! | the ring, receive buffers, one core's loop | [`io::ring`], [`io::buffers`], [`io::worker`] |
 //! | start-up, threads, signals | [`io::server`], [`io::post`] |
 //! | the listening socket, one's own or inherited; restarts that refuse nobody | [`io::listener`], `io::worker` |
