@@ -291,7 +291,7 @@ const OF_LOG: &[OfLog] = &[
     OfLog {
         name: "etherply_log_compactions_total",
         kind: "counter",
-        help: "Compactions of the log.",
+        help: "Compactions of the log. What is known to be dead goes in one of its own, before the rest.",
         value: |log| Value::Count(log.compactions),
     },
     OfLog {

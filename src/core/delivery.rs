@@ -171,6 +171,7 @@ impl Shard {
         if !spans.is_empty() {
             session.sending = true;
             session.last_progress_us = clock.now_us;
+            self.rest.sends(&mut session.last_stretch);
             self.counters.sends += 1;
             self.outputs.push_back(Output::Send(id, spans));
         } else if session.outbox.has_answers() {

@@ -9,6 +9,7 @@
 //! [`SessionId`] carries a generation, so that an outcome that comes late never meets a stranger.
 
 use crate::core::outbox::Outbox;
+use crate::core::rest::{NEVER, Stretch};
 use crate::wire::frame::Decoder;
 
 /// The name of a session within its shard.
@@ -107,6 +108,8 @@ pub(crate) struct Session {
     pub last_received_us: u64,
     /// When its socket last took bytes, or a send began that found it idle.
     pub last_progress_us: u64,
+    /// When it was sent to last.
+    pub last_stretch: Stretch,
     pub next_ping_us: u64,
     /// Unix time at which its token is not valid any more; [`u64::MAX`]: never.
     pub expires_at_us: u64,
@@ -137,6 +140,7 @@ impl Session {
             timer_tick: 0,
             last_received_us: now_us,
             last_progress_us: now_us,
+            last_stretch: NEVER,
             next_ping_us: u64::MAX,
             expires_at_us: u64::MAX,
             deadline_us,

@@ -265,7 +265,7 @@ impl Shard {
     /// 1. The log comes first: a batch is handed over when nothing of the log is in flight, and the
     ///    round of sends is done or the batch is old. From here on the batch is closed, so no op
     ///    can slip under an fdatasync that does not cover it.
-    /// 2. Then sends, and only while no commit is in flight (`Commit::holds_sends`). Each carries
+    /// 2. Then sends, and only while no commit is in flight (`Commit::holds_sends`) and the shard does not rest. Each carries
     ///    what lies at or before the position that was durable when the turn began. A part of the
     ///    states that are being encoded comes before them, so that what is whole goes out at once.
     /// 3. Receives are armed after the sends: a client that answers at once is read in the next

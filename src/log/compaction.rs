@@ -100,7 +100,7 @@ pub type Pace<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
 /// What a compaction did so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Closed segments that were looked at.
+    /// Closed segments that there were.
     pub segments: u64,
     /// Their length.
     pub bytes: u64,
@@ -118,7 +118,7 @@ pub struct Compaction<D: Disk> {
     settings: Settings,
     /// Closed segments, those of a folder in their order.
     links: Vec<Link>,
-    /// How many of `links` are in the index.
+    /// How many of `links` are in the index; of a sweep, all, since none is read.
     read_count: usize,
     index: Index,
     /// Ranges of `links`.
