@@ -154,6 +154,13 @@ async fn a_dead_node_s_workspaces_wait_for_it(kind: Kind) {
     expect_nothing_else_passes(&site).await;
 
     site.nodes[DEAD].kill9();
+    // The kernel ends a dead process's ring on its own time, and the accepts in it hold the port until then.
+    let dead = site.nodes[DEAD].addr();
+    eventually("the port of the dead node is closed", async || {
+        let probe = tokio::net::TcpStream::connect(dead).await;
+        probe.is_err().then_some(())
+    })
+    .await;
     for (number, (status, node, value)) in look(&site).await.into_iter().enumerate() {
         assert_eq!(node, node_name(settled[number]), "{}", id(number));
         let expected = if settled[number] == DEAD {
