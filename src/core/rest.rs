@@ -1,8 +1,9 @@
 //! When a shard that has always somebody to send to rests.
 //!
-//! A shard whose rounds run into each other, so that somebody is sent to again before the queue was empty, sends each session what has come since it was there last, and could go on so for ever. But a
-//! send costs nearly the same with few frames as with many, on both ends, and who receives is as busy as the shard, and answers
-//! late. So it rests for a while after each slice, and more gathers for each send. In `always` mode the commits are such rests.
+//! A shard whose rounds run into each other, so that somebody is sent to again before the queue was empty, sends each session what
+//! has come since it was there last, and could go on so for ever. But a send costs nearly the same with few frames as with
+//! many, on both ends, and who receives is as busy as the shard, and answers late. So it rests for a while after each slice, and
+//! more gathers for each send. In `always` mode the commits are such rests.
 
 use crate::limits::{REST_AFTER_US, REST_SHARE, REST_US_MAX};
 
