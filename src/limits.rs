@@ -201,6 +201,8 @@ pub const RECEIVE_BUFFERS: u16 = 128;
 pub const ACCEPTS_IN_FLIGHT: usize = 16;
 /// Connections that wait in the kernel to be accepted (listen(2), cut to net.core.somaxconn).
 pub const LISTEN_BACKLOG: i32 = 4096;
+/// How long a start waits for a port that is taken: a server that was killed held it for 8 ms here.
+pub const PORT_WAIT_US: u64 = 500_000;
 /// How long accepting rests when the process has no file descriptor left.
 pub const ACCEPT_PAUSE_US: u64 = 100_000;
 /// How often it is warned of that, as long as it lasts.

@@ -207,6 +207,18 @@ async fn error_connection_refused_when_the_server_does_not_run() {
 }
 
 #[tokio::test]
+async fn a_server_starts_at_once_on_the_port_of_one_that_was_killed() {
+    let mut server = Server::start().await;
+    let port = server.addr().port().to_string();
+    let setup = server.setup().clone().args(&["--port", &port]);
+    for _ in 0..10 {
+        server.kill9();
+        server = setup.clone().start().await;
+    }
+    assert_eq!(server.get("/healthz").await.status, 200);
+}
+
+#[tokio::test]
 async fn error_address_already_in_use_when_the_port_is_occupied() {
     let server = Server::start().await;
     let port = server.addr().port();

@@ -7,6 +7,8 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use listenfd::ListenFd;
 use rustix::net::{
@@ -14,7 +16,9 @@ use rustix::net::{
 };
 
 use crate::config::{ConfigError, Serve};
-use crate::limits::LISTEN_BACKLOG;
+use crate::limits::{LISTEN_BACKLOG, PORT_WAIT_US};
+
+const PORT_WAIT: Duration = Duration::from_micros(PORT_WAIT_US);
 
 /// Why there is no socket to listen on.
 #[derive(Debug, thiserror::Error)]
@@ -75,9 +79,18 @@ impl Listener {
         Self::bind(SocketAddr::new(settings.host()?, port))
     }
 
-    /// A socket of its own at this address.
+    /// A socket of its own at this address. A port that is taken is waited for, for a moment: the kernel ends the ring of a server that
+    /// was killed after its process, and the accepts in it hold the port until then.
     pub fn bind(address: SocketAddr) -> Result<Self, ListenError> {
-        let socket = bound_socket(address)?;
+        let begun = Instant::now();
+        let socket = loop {
+            match bound_socket(address) {
+                Err(ListenError::AddressInUse(_)) if begun.elapsed() < PORT_WAIT => {
+                    thread::sleep(PORT_WAIT / 50);
+                }
+                outcome => break outcome?,
+            }
+        };
         let at_address = |source| listen_error(address, source);
         listen(&socket, LISTEN_BACKLOG).map_err(|errno| at_address(errno.into()))?;
         let socket = TcpListener::from(socket);
