@@ -266,7 +266,9 @@ fn wait_for_recovery(
     for torn in &report.torn {
         tracing::warn!(
             path = %torn.path.display(), offset = torn.offset, bytes = torn.bytes,
-            "cut off a torn tail of {} bytes: writes that a crash had interrupted and nobody was shown", torn.bytes,
+            "cut off a torn tail of {} bytes: the rest of a write that was interrupted. With --durability always no \
+             client was shown it, unless the disk lost what it had confirmed",
+            torn.bytes,
         );
     }
     let workspaces: usize = dealt.iter().map(Vec::len).sum();

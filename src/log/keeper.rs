@@ -23,8 +23,8 @@ pub struct LogKeeper<D: Disk> {
     /// Segments are written through, where the file system can do that, and grow by so much.
     fill_bytes: Option<u64>,
     sources: Sources,
-    /// An fdatasync of the open segment has failed: the next one would lie.
-    is_sync_lost: bool,
+    /// Where the open segment ends, once it has failed: the first try to rebuild decides, for all that follow.
+    kept_position: Option<u64>,
 }
 
 /// Why the next segment or the state of a shard is not there. It is tried again.
@@ -79,7 +79,7 @@ impl<D: Disk> LogKeeper<D> {
             directory,
             segment,
             fill_bytes,
-            is_sync_lost: false,
+            kept_position: None,
         })
     }
 
@@ -135,7 +135,7 @@ impl<D: Disk> LogKeeper<D> {
     /// Makes a new segment the open one. Nothing of the one before may be in flight.
     pub fn replace(&mut self, segment: Segment<D::File>) -> OpenSegment {
         self.segment = segment;
-        self.is_sync_lost = false;
+        self.kept_position = None;
         self.open_segment()
     }
 
@@ -179,15 +179,18 @@ impl<D: Disk> LogKeeper<D> {
     }
 
     /// Up to where a failed segment is kept: what was shown, if it can still be made durable.
+    ///
+    /// There is one fdatasync for all tries. After one that failed, the next would succeed without having written anything;
+    /// after one that succeeded, a failure of the next would drop ops that are on disk.
     fn kept_position(&mut self, end: End) -> u64 {
-        if end.shown == end.durable {
-            return end.durable;
-        }
-        if !self.is_sync_lost && self.segment.file.sync().is_ok() {
-            return end.shown;
-        }
-        self.is_sync_lost = true;
-        end.durable
+        let file = &self.segment.file;
+        *self.kept_position.get_or_insert_with(|| {
+            if end.shown == end.durable || file.sync().is_ok() {
+                end.shown
+            } else {
+                end.durable
+            }
+        })
     }
 }
 

@@ -289,8 +289,9 @@ impl World {
             }
             let (path, bytes) = files[dice.below(files.len())];
             let at = dice.below(bytes.len());
-            fork.flip(path, at, u32::try_from(dice.below(8)).expect("a bit"));
-            let is_provable = crate::proof::is_provable(path, bytes, at, &files);
+            let bit = u32::try_from(dice.below(8)).expect("a bit");
+            fork.flip(path, at, bit);
+            let is_provable = crate::proof::is_provable(path, bytes, (at, bit), &files);
             if is_closed && dice.one_in(2) {
                 self.compact_flipped(&fork);
             }

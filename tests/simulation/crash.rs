@@ -188,7 +188,7 @@ impl State {
                 1 => seen_bytes,
                 _ => least + dice.below(most - least + 1),
             };
-            // What the dirty sectors hold is one of three: the new, the old, or the new up to some byte.
+            // What the dirty sectors hold is the new or the old.
             let Inode {
                 seen,
                 durable,
@@ -201,13 +201,9 @@ impl State {
                 let bytes = bytes.min(seen_bytes);
                 let start = (sector * *sector_bytes).min(bytes);
                 let end = (start + *sector_bytes).min(bytes);
-                let (from, until) = match dice.below(4) {
-                    0 => (start, start),
-                    1 => (start, start + dice.below(end - start + 1)),
-                    2 => (start + dice.below(end - start + 1), end),
-                    _ => (start, end),
-                };
-                durable[from..until].copy_from_slice(&seen[from..until]);
+                if dice.one_in(2) {
+                    durable[start..end].copy_from_slice(&seen[start..end]);
+                }
             }
             seen.clone_from(durable);
         }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use etherply::log::blocks::BLOCK_BYTES;
 use etherply::log::disk::{Disk, DiskFile};
+use etherply::log::record::SECTOR_BYTES;
 
 use crate::dice::{Dice, Journal};
 use crate::inodes::{Change, Folder, Inode, Node};
@@ -27,7 +28,9 @@ pub struct Rates {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Met {
     pub write_errors: u64,
+    /// Of those that failed in their middle; and of all, where the file system lets nothing be written too.
     pub sync_errors: u64,
+    pub failed_syncs: u64,
     pub open_errors: u64,
     pub rename_errors: u64,
     pub folder_sync_errors: u64,
@@ -275,7 +278,7 @@ fn name(path: &Path) -> String {
 impl SimDisk {
     /// An empty disk.
     pub fn new(mut dice: Dice, journal: Journal) -> Self {
-        let sector_bytes = dice.pick(&[32, 128, 512]);
+        let sector_bytes = dice.pick(&[SECTOR_BYTES, SECTOR_BYTES, 4096]);
         let knows_direct = !dice.one_in(6);
         Self(Arc::new(Mutex::new(State {
             dice,
@@ -562,6 +565,7 @@ impl DiskFile for SimFile {
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.state();
         let entered = state.enter(Kind::Sync, || format!("sync inode {}", self.inode));
+        state.met.failed_syncs += u64::from(entered.is_err());
         if entered.is_err() && !is_half_done(&entered) {
             return entered;
         }

@@ -178,6 +178,7 @@ impl World {
                     )
                 });
                 seat.is_sync_lost &= state.is_none();
+                seat.is_end_known &= state.is_none();
                 seat.shard.handle(Input::Rebuilt(state), clock);
                 seat.is_woken = true;
             }
