@@ -378,17 +378,28 @@ fn a_flipped_bit_in_a_last_batch_is_damage_wherever_the_sectors_begin() {
         let built = filled_sample(before_bytes);
         let (start, end) = (built.batch_starts[1], built.ends.last().copied().unwrap());
         // The edges of sectors in the batch, where a checksum may happen to be zeros up to the edge.
-        let is_unlucky = (start..end).filter(|at| at.is_multiple_of(SECTOR_BYTES)).any(|edge| {
-            let units = built.ends.iter().chain([&start]);
-            let mut near = units.filter(|unit| unit.abs_diff(edge) <= 4);
-            near.any(|&unit| {
-                built.bytes[unit.min(edge)..unit.max(edge)].iter().all(|byte| *byte == 0)
-            })
-        });
+        let is_unlucky = (start..end)
+            .filter(|at| at.is_multiple_of(SECTOR_BYTES))
+            .any(|edge| {
+                let units = built.ends.iter().chain([&start]);
+                let mut near = units.filter(|unit| unit.abs_diff(edge) <= 4);
+                near.any(|&unit| {
+                    built.bytes[unit.min(edge)..unit.max(edge)]
+                        .iter()
+                        .all(|byte| *byte == 0)
+                })
+            });
         let mut bytes = built.bytes.clone();
-        for at in (start..end).step_by(if before_bytes.is_multiple_of(64) { 1 } else { 37 }) {
+        for at in (start..end).step_by(if before_bytes.is_multiple_of(64) {
+            1
+        } else {
+            37
+        }) {
             bytes[at] ^= 4;
-            assert!(is_unlucky || !is_torn(&bytes), "byte {at} after {before_bytes}");
+            assert!(
+                is_unlucky || !is_torn(&bytes),
+                "byte {at} after {before_bytes}"
+            );
             bytes[at] ^= 4;
         }
     }

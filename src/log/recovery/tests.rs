@@ -321,7 +321,10 @@ fn any_sector_of_the_last_batch_may_be_missing() {
             offset: kept,
             bytes: end.saturating_sub(kept),
         };
-        assert_eq!(report.torn, Vec::from_iter((torn.bytes > 0).then_some(torn)));
+        assert_eq!(
+            report.torn,
+            Vec::from_iter((torn.bytes > 0).then_some(torn))
+        );
     }
     let mut bytes = whole.clone();
     bytes.resize(8 * SECTOR_BYTES, 0);

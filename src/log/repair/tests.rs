@@ -317,7 +317,12 @@ fn a_damaged_last_batch_is_rewritten_and_its_loss_is_told_as_one() {
     let Some(Change::Rewrite(rewritten)) = plan.changes().next() else {
         panic!("a damaged segment is rewritten");
     };
-    let are_torn: Vec<bool> = rewritten.salvage.lost.iter().map(|lost| lost.is_torn).collect();
+    let are_torn: Vec<bool> = rewritten
+        .salvage
+        .lost
+        .iter()
+        .map(|lost| lost.is_torn)
+        .collect();
     assert_eq!(are_torn, [false]);
     drop(plan);
     let (kept, _) = log.repair();
