@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use crate::wire::auth::{Secret, Verifier};
 
-const SECRET: &str = "ETHERPLY_JWT_SECRET";
+pub(super) const SECRET: &str = "ETHERPLY_JWT_SECRET";
 const SECRET_FILE: &str = "--jwt-secret-file";
-const SECRET_PREVIOUS: &str = "ETHERPLY_JWT_SECRET_PREVIOUS";
+pub(super) const SECRET_PREVIOUS: &str = "ETHERPLY_JWT_SECRET_PREVIOUS";
 const SECRET_PREVIOUS_FILE: &str = "--jwt-secret-previous-file";
 
 /// Why there is no secret.
