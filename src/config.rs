@@ -3,7 +3,7 @@
 //! Every flag of `serve` is an environment variable too: `ETHERPLY_` and the flag's name. Secrets come
 //! from the environment or from a file, never from a flag: the command line of a process is public.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -323,6 +323,15 @@ impl Serve {
         chosen_port(self.port, fallback)
     }
 
+    /// The setting that the port came from; `fallback` is the value of the variable PORT.
+    #[must_use]
+    pub fn port_name(&self, fallback: Option<&OsStr>) -> String {
+        match (self.port, fallback) {
+            (None, Some(_)) => "PORT".to_owned(),
+            (Some(_), _) | (None, None) => self.given.name("--port"),
+        }
+    }
+
     /// The number of shards, with so many cores.
     #[must_use]
     pub fn shards(&self, cores: Option<NonZeroUsize>) -> u32 {
@@ -336,6 +345,7 @@ impl Serve {
             current: self.jwt_secret_file.as_deref(),
             previous: self.jwt_secret_previous_file.as_deref(),
             may_be_made_up: self.dev,
+            given: &self.given,
         }
     }
 }
@@ -357,7 +367,7 @@ impl doctor::Doctor {
 impl Token {
     /// The secret that signs the token.
     pub fn secret(&self) -> Result<Secret, SecretError> {
-        secrets::current(self.jwt_secret_file.as_deref())?.ok_or(SecretError::None)
+        secrets::signing(self.jwt_secret_file.as_deref(), &self.given)
     }
 }
 

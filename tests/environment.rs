@@ -2,6 +2,7 @@
 
 mod support;
 
+use support::disk::{Mount, may_mount};
 use support::server::{Outcome, Server, Setup};
 use support::token::{self, OTHER_SECRET, SECRET};
 
@@ -67,9 +68,15 @@ async fn an_unknown_variable_gets_one_warning_with_the_nearest_name() {
             panic!("one line names {name}:\n{log}");
         };
         assert!(line.contains("WARN"), "{line}");
-        assert!(nearest.is_none_or(|nearest| line.contains(nearest)), "{line}");
+        assert!(
+            nearest.is_none_or(|nearest| line.contains(nearest)),
+            "{line}"
+        );
         assert_eq!(line.contains("did you mean"), nearest.is_some(), "{line}");
-        assert!(!log.contains("private value"), "a value may be a secret: {log}");
+        assert!(
+            !log.contains("private value"),
+            "a value may be a secret: {log}"
+        );
     }
 }
 
@@ -112,7 +119,11 @@ async fn an_empty_variable_counts_as_unset() {
 
 #[tokio::test]
 async fn a_boolean_variable_accepts_what_people_write() {
-    for variable in ["ETHERPLY_NO_PIN", "ETHERPLY_CONSOLE", "ETHERPLY_METRICS_PUBLIC"] {
+    for variable in [
+        "ETHERPLY_NO_PIN",
+        "ETHERPLY_CONSOLE",
+        "ETHERPLY_METRICS_PUBLIC",
+    ] {
         for value in ["1", "0", "true", "FALSE", "Yes", "no"] {
             let outcome = Setup::new().without_envs().env(variable, value).run().await;
             expect_settings_accepted(&outcome, &format!("{variable}={value}"));
@@ -128,9 +139,14 @@ async fn a_boolean_variable_accepts_what_people_write() {
     ] {
         let setup = Setup::new().without_envs().env("ETHERPLY_DEV", value);
         let outcome = setup.args(&["--host", "192.0.2.1"]).run().await;
-        let line = outcome.expect_refusal();
-        assert_eq!(line.contains("loopback"), is_dev, "{value}: {line}");
-        assert_eq!(line.contains("no secret"), !is_dev, "{value}: {line}");
+        assert_eq!(outcome.code, Some(1), "{value}: {outcome:?}");
+        let said = &outcome.stderr;
+        assert_eq!(
+            said.contains("--dev listens on loopback"),
+            is_dev,
+            "{value}: {said}"
+        );
+        assert_eq!(said.contains("no secret for"), !is_dev, "{value}: {said}");
     }
     for (value, status) in [("yes", 200), ("0", 404)] {
         let server = Setup::new().env("ETHERPLY_CONSOLE", value).start().await;
@@ -158,8 +174,18 @@ async fn a_wrong_value_in_a_variable_is_told_by_the_variable() {
         ("ETHERPLY_PORT", "--port", "http", "whole number from 0"),
         ("ETHERPLY_HOST", "--host", "here", "IP address"),
         ("ETHERPLY_DURABILITY", "--durability", "often", "interval"),
-        ("ETHERPLY_ALLOW_ORIGIN", "--allow-origin", "a.example", "https://"),
-        ("ETHERPLY_DRAIN_MS", "--drain-ms", "-1", "whole number from 0"),
+        (
+            "ETHERPLY_ALLOW_ORIGIN",
+            "--allow-origin",
+            "a.example",
+            "https://",
+        ),
+        (
+            "ETHERPLY_DRAIN_MS",
+            "--drain-ms",
+            "-1",
+            "whole number from 0",
+        ),
     ] {
         let outcome = Setup::new().env(variable, value).run().await;
         let line = expect_usage_line(
@@ -182,21 +208,58 @@ async fn a_wrong_value_in_a_variable_is_told_by_the_variable() {
 #[tokio::test]
 async fn a_usage_error_points_to_the_help_that_has_the_answer() {
     for (arguments, words) in [
-        (&["serve", "--prot", "1"][..], &["'--prot'", "did you mean '--port'?", "`etherply serve --help`"][..]),
-        (&["serve", "--durability", "alwais"], &["did you mean 'always'?", "`etherply serve --help`"]),
-        (&["srve"], &["'srve'", "did you mean 'serve'?", "`etherply --help`"]),
-        (&["serve", "--drain-ms", "-1"], &["'-1'", "whole number from 0", "`etherply serve --help`"]),
-        (&["serve", "--max-future-skew", "-5s"], &["'-5s'", "24h", "`etherply serve --help`"]),
-        (&["serve", "--admin-host", "::1"], &["--admin-port", "`etherply serve --help`"]),
+        (
+            &["serve", "--prot", "1"][..],
+            &[
+                "'--prot'",
+                "did you mean '--port'?",
+                "`etherply serve --help`",
+            ][..],
+        ),
+        (
+            &["serve", "--durability", "alwais"],
+            &["did you mean 'always'?", "`etherply serve --help`"],
+        ),
+        (
+            &["srve"],
+            &["'srve'", "did you mean 'serve'?", "`etherply --help`"],
+        ),
+        (
+            &["serve", "--drain-ms", "-1"],
+            &["'-1'", "whole number from 0", "`etherply serve --help`"],
+        ),
+        (
+            &["serve", "--max-future-skew", "-5s"],
+            &["'-5s'", "24h", "`etherply serve --help`"],
+        ),
+        (
+            &["serve", "--admin-host", "::1"],
+            &["--admin-port", "`etherply serve --help`"],
+        ),
         (&["serve", "--port"], &["--port", "`etherply serve --help`"]),
         (&["token"], &["--sub", "`etherply token --help`"]),
-        (&["token", "--sub", "a", "--ttl", "0"], &["--ttl", "'0'", "1s", "100years", "`etherply token --help`"]),
+        (
+            &["token", "--sub", "a", "--ttl", "0"],
+            &["--ttl", "'0'", "1s", "100years", "`etherply token --help`"],
+        ),
         (&["token", "--sub", "a", "--ttl", "100ms"], &["--ttl", "1s"]),
-        (&["log", "--data-dir", "stat", "verify", "--all"], &["'--all'", "`etherply log verify --help`"]),
-        (&["log", "dump"], &["--workspace", "`etherply log dump --help`"]),
+        (
+            &["log", "--data-dir", "stat", "verify", "--all"],
+            &["'--all'", "`etherply log verify --help`"],
+        ),
+        (
+            &["log", "dump"],
+            &["--workspace", "`etherply log dump --help`"],
+        ),
         (&["log"], &["command", "`etherply log --help`"]),
-        (&["doctor", "--shards", "0"], &["'0'", "`etherply doctor --help`"]),
-        (&["completions", "ksh"], &["'ksh'", "bash", "`etherply completions --help`"]),
+        (
+            &["doctor", "--shards", "0"],
+            &["'0'", "`etherply doctor --help`"],
+        ),
+        (
+            &["completions", "ksh"],
+            &["'ksh'", "bash", "`etherply completions --help`"],
+        ),
         (&["manual"], &["<DIR>", "`etherply manual --help`"]),
         (&[], &["command", "serve", "`etherply --help`"]),
     ] {
@@ -217,15 +280,30 @@ async fn a_taken_port_names_what_the_user_set() {
     let address = format!("127.0.0.1:{port}");
     for (setup, name, other) in [
         (Setup::new().args(&["--port", &port]), "--port", "PORT"),
-        (Setup::new().env("ETHERPLY_PORT", &port), "ETHERPLY_PORT", "--port"),
+        (
+            Setup::new().env("ETHERPLY_PORT", &port),
+            "ETHERPLY_PORT",
+            "--port",
+        ),
         (Setup::new().env("PORT", &port), "PORT", "ETHERPLY_PORT"),
-        (Setup::new().args(&["--admin-port", &port]), "--admin-port", "ETHERPLY"),
-        (Setup::new().env("ETHERPLY_ADMIN_PORT", &port), "ETHERPLY_ADMIN_PORT", "--admin-port"),
+        (
+            Setup::new().args(&["--admin-port", &port]),
+            "--admin-port",
+            "ETHERPLY",
+        ),
+        (
+            Setup::new().env("ETHERPLY_ADMIN_PORT", &port),
+            "ETHERPLY_ADMIN_PORT",
+            "--admin-port",
+        ),
     ] {
         let outcome = setup.run().await;
         let line = outcome.expect_refusal();
         assert!(line.contains(&address), "{line}");
-        assert!(line.contains(&format!("another port with {name}")), "{line}");
+        assert!(
+            line.contains(&format!("another port with {name}")),
+            "{line}"
+        );
         assert!(!line.contains(&format!(" {other}")), "{line}");
     }
 }
@@ -240,7 +318,8 @@ async fn a_port_below_1024_without_the_right_says_how_to_get_it() {
     }
     // Without the capability, root may not either; a shell cannot give it up, setpriv of util-linux can.
     let setup = Setup::new().args(&["--port", "81"]);
-    let drop = "exec setpriv --bounding-set=-net_bind_service --inh-caps=-net_bind_service \"$0\" \"$@\"";
+    let drop =
+        "exec setpriv --bounding-set=-net_bind_service --inh-caps=-net_bind_service \"$0\" \"$@\"";
     let outcome = setup.prepared(drop).run().await;
     let line = outcome.expect_refusal();
     for word in ["127.0.0.1:81", "CAP_NET_BIND_SERVICE", "--port"] {
@@ -311,6 +390,30 @@ async fn a_new_log_does_not_mix_with_other_files() {
     setup.start().await.stop().await;
 }
 
+#[tokio::test]
+async fn a_disk_that_takes_nothing_is_told_by_what_is_wrong_with_it() {
+    if !may_mount("a disk that takes nothing") {
+        return;
+    }
+    for (options, words) in [
+        // The root of the file system is an inode, and the only one.
+        ("1m,nr_inodes=1", &["(df -h)", "(df -i)"][..]),
+        // Folders of a tmpfs take no room, and a file does.
+        ("4k", &["(df -h)", "(df -i)"]),
+        ("1m,ro", &["mount its file system for writing"]),
+    ] {
+        let Some(disk) = Mount::tmpfs(options) else {
+            return;
+        };
+        let outcome = Setup::new().in_data_dir(disk.path()).run().await;
+        let line = outcome.expect_refusal();
+        for word in words {
+            assert!(line.contains(word), "{options}: {line}");
+        }
+        assert!(!line.contains("write access"), "{options}: {line}");
+    }
+}
+
 // ---- secrets ----
 
 #[tokio::test]
@@ -320,11 +423,30 @@ async fn a_secret_of_white_space_is_refused() {
     std::fs::write(&path, " \t\n").expect("a file can be written");
     let path = path.display().to_string();
     for (setup, name) in [
-        (Setup::new().without_envs().env("ETHERPLY_JWT_SECRET", " "), "ETHERPLY_JWT_SECRET"),
-        (Setup::new().env("ETHERPLY_JWT_SECRET_PREVIOUS", "\n"), "ETHERPLY_JWT_SECRET_PREVIOUS"),
-        (Setup::new().without_envs().args(&["--jwt-secret-file", &path]), "--jwt-secret-file"),
-        (Setup::new().without_envs().env("ETHERPLY_JWT_SECRET_FILE", &path), "ETHERPLY_JWT_SECRET_FILE"),
-        (Setup::new().args(&["--jwt-secret-previous-file", &path]), "--jwt-secret-previous-file"),
+        (
+            Setup::new().without_envs().env("ETHERPLY_JWT_SECRET", " "),
+            "ETHERPLY_JWT_SECRET",
+        ),
+        (
+            Setup::new().env("ETHERPLY_JWT_SECRET_PREVIOUS", "\n"),
+            "ETHERPLY_JWT_SECRET_PREVIOUS",
+        ),
+        (
+            Setup::new()
+                .without_envs()
+                .args(&["--jwt-secret-file", &path]),
+            "--jwt-secret-file",
+        ),
+        (
+            Setup::new()
+                .without_envs()
+                .env("ETHERPLY_JWT_SECRET_FILE", &path),
+            "ETHERPLY_JWT_SECRET_FILE",
+        ),
+        (
+            Setup::new().args(&["--jwt-secret-previous-file", &path]),
+            "--jwt-secret-previous-file",
+        ),
     ] {
         let outcome = setup.run().await;
         let line = outcome.expect_refusal();
@@ -332,7 +454,10 @@ async fn a_secret_of_white_space_is_refused() {
         assert!(line.contains("white space"), "{line}");
     }
     // Each is told its own remedy.
-    let outcome = Setup::new().env("ETHERPLY_JWT_SECRET_PREVIOUS", " ").run().await;
+    let outcome = Setup::new()
+        .env("ETHERPLY_JWT_SECRET_PREVIOUS", " ")
+        .run()
+        .await;
     assert!(outcome.expect_refusal().contains("unset it"), "{outcome:?}");
 }
 
@@ -346,7 +471,9 @@ async fn a_secret_file_that_others_can_read_gets_a_warning() {
         let permissions = std::fs::Permissions::from_mode(mode);
         std::fs::set_permissions(&path, permissions).expect("the file is there");
         let text = path.display().to_string();
-        let setup = Setup::new().without_envs().args(&["--jwt-secret-file", &text]);
+        let setup = Setup::new()
+            .without_envs()
+            .args(&["--jwt-secret-file", &text]);
         let mut server = setup.start().await;
         server.stop().await;
         let log = server.log();
@@ -374,10 +501,17 @@ async fn a_line_break_at_the_end_of_a_secret_is_not_part_of_it() {
     server.stop().await;
     let log = server.log();
     let line = log.lines().find(|line| line.contains("line break"));
-    assert!(line.is_some_and(|line| line.contains("ETHERPLY_JWT_SECRET")), "{log}");
+    assert!(
+        line.is_some_and(|line| line.contains("ETHERPLY_JWT_SECRET")),
+        "{log}"
+    );
     let printed = async |secret: &str| {
-        let setup = Setup::new().without_envs().env("ETHERPLY_JWT_SECRET", secret);
-        setup.run_only(&["token", "--sub", "a", "--ttl", "1h"]).await
+        let setup = Setup::new()
+            .without_envs()
+            .env("ETHERPLY_JWT_SECRET", secret);
+        setup
+            .run_only(&["token", "--sub", "a", "--ttl", "1h"])
+            .await
     };
     let token = printed(&with_break).await.stdout;
     let key = jsonwebtoken::DecodingKey::from_secret(SECRET.as_bytes());
@@ -393,7 +527,10 @@ async fn a_socket_that_is_passed_to_nobody_is_not_taken() {
     let passed = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = passed.local_addr().expect("it is bound").port();
     let setup = Setup::new().passing(passed).prepared("unset LISTEN_PID");
-    let server = setup.args(&["--port", "0", "--host", "127.0.0.1"]).start().await;
+    let server = setup
+        .args(&["--port", "0", "--host", "127.0.0.1"])
+        .start()
+        .await;
     assert_ne!(server.addr().port(), port);
     server.log_line(&["LISTEN_FDS", "LISTEN_PID"]).await;
 }

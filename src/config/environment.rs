@@ -66,7 +66,8 @@ pub(super) fn readable(command: Command) -> Command {
 
 /// Returns the name of an argument's variable.
 pub(super) fn variable(arg: &Arg) -> Option<String> {
-    arg.get_env().map(|name| name.to_string_lossy().into_owned())
+    arg.get_env()
+        .map(|name| name.to_string_lossy().into_owned())
 }
 
 fn others_of(variables: impl Iterator<Item = (OsString, OsString)>) -> Others {
@@ -141,7 +142,9 @@ fn is_service_link(name: &str, value: &OsStr) -> bool {
         || rest.ends_with("_SERVICE_PORT")
         || rest.contains("_SERVICE_PORT_")
         || rest.ends_with("_PORT") && is_url()
-        || rest.rmatch_indices("_PORT_").any(|(at, found)| is_of_port(&rest[at + found.len()..]))
+        || rest
+            .rmatch_indices("_PORT_")
+            .any(|(at, found)| is_of_port(&rest[at + found.len()..]))
 }
 
 #[cfg(test)]
@@ -172,7 +175,11 @@ mod tests {
             ("ETHERPLY_PORT_WS", "x", false),
             ("PORT", "tcp://10.96.12.7:8080", false),
         ] {
-            assert_eq!(is_service_link(name, OsStr::new(value)), expected, "{name}={value}");
+            assert_eq!(
+                is_service_link(name, OsStr::new(value)),
+                expected,
+                "{name}={value}"
+            );
         }
     }
 
@@ -188,7 +195,9 @@ mod tests {
             ("ETHERPLY_", "x"),
             ("HOME", "/"),
         ];
-        let variables = variables.iter().map(|(name, value)| (name.into(), value.into()));
+        let variables = variables
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()));
         let found = others_of(variables);
         let unknown = |name: &str, nearest: Option<&str>| Unknown {
             name: name.to_owned(),

@@ -38,8 +38,7 @@ impl Given {
 
     fn of(matches: &ArgMatches) -> Self {
         let ids = matches.ids().map(clap::Id::as_str);
-        let from_variable =
-            |id: &&str| matches.value_source(id) == Some(ValueSource::EnvVariable);
+        let from_variable = |id: &&str| matches.value_source(id) == Some(ValueSource::EnvVariable);
         Self {
             from_variables: ids.filter(from_variable).map(str::to_owned).collect(),
         }
@@ -61,7 +60,13 @@ pub fn read(arguments: &[OsString]) -> Result<CommandLine, Usage> {
         if error.use_stderr() {
             Usage::Wrong(line(&error, &command, arguments))
         } else {
-            Usage::Help(error)
+            // Without what was left out: the help names each variable, also one that is unset.
+            Usage::Help(
+                base()
+                    .try_get_matches_from(arguments)
+                    .err()
+                    .unwrap_or(error),
+            )
         }
     })
 }
@@ -82,8 +87,7 @@ fn base() -> Command {
 fn line(error: &Error, command: &Command, arguments: &[OsString]) -> String {
     let (path, at) = addressed(command, arguments);
     let text = match error.kind() {
-        ErrorKind::MissingSubcommand
-        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let names: Vec<&str> = at.get_subcommands().map(Command::get_name).collect();
             format!("error: it takes a command, one of {}", names.join(", "))
         }
@@ -117,11 +121,17 @@ pub(super) fn summary(error: &Error) -> String {
 
 fn suggestion(error: &Error) -> Option<String> {
     let text = error.render().to_string();
-    let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
+    let tips = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("tip: "));
     // One that says how to write a value that begins with a dash is of no use: no flag takes one.
     let mut suggestions = tips.filter_map(|tip| {
-        let similar = tip.split_once("similar").and_then(|(_, rest)| rest.split_once(": "));
-        similar.map(|(_, names)| names).or(tip.strip_suffix(" exists"))
+        let similar = tip
+            .split_once("similar")
+            .and_then(|(_, rest)| rest.split_once(": "));
+        similar
+            .map(|(_, names)| names)
+            .or(tip.strip_suffix(" exists"))
     });
     suggestions.next().map(str::to_owned)
 }
@@ -161,7 +171,9 @@ fn without_variables(command: Command) -> Command {
 }
 
 fn argument<'a>(command: &'a Command, long: &str) -> Option<&'a Arg> {
-    command.get_arguments().find(|arg| arg.get_long() == Some(long))
+    command
+        .get_arguments()
+        .find(|arg| arg.get_long() == Some(long))
 }
 
 /// Returns the command that is meant, with the words that name it.
@@ -172,7 +184,10 @@ fn addressed<'a>(command: &'a Command, arguments: &[OsString]) -> (String, &'a C
     while let Some(word) = words.next() {
         globals.extend(at.get_arguments().filter(|arg| arg.is_global_set()));
         if let Some(long) = word.strip_prefix("--") {
-            let global = globals.iter().copied().find(|arg| arg.get_long() == Some(long));
+            let global = globals
+                .iter()
+                .copied()
+                .find(|arg| arg.get_long() == Some(long));
             let takes_next = argument(at, long).or(global);
             if takes_next.is_some_and(|arg| arg.get_action().takes_values()) {
                 words.next();
@@ -214,11 +229,23 @@ mod tests {
         for (arguments, help) in [
             (&["--bad"][..], "`etherply --help`"),
             (&["serve", "--bad"], "`etherply serve --help`"),
-            (&["serve", "--data-dir", "token", "--bad"], "`etherply serve --help`"),
-            (&["serve", "--data-dir=x", "--bad"], "`etherply serve --help`"),
+            (
+                &["serve", "--data-dir", "token", "--bad"],
+                "`etherply serve --help`",
+            ),
+            (
+                &["serve", "--data-dir=x", "--bad"],
+                "`etherply serve --help`",
+            ),
             (&["log", "--bad"], "`etherply log --help`"),
-            (&["log", "--data-dir", "stat", "verify", "--bad"], "`etherply log verify --help`"),
-            (&["log", "verify", "--data-dir", "stat", "--bad"], "`etherply log verify --help`"),
+            (
+                &["log", "--data-dir", "stat", "verify", "--bad"],
+                "`etherply log verify --help`",
+            ),
+            (
+                &["log", "verify", "--data-dir", "stat", "--bad"],
+                "`etherply log verify --help`",
+            ),
         ] {
             let line = wrong(arguments);
             assert!(line.contains("'--bad'") && line.contains(help), "{line}");

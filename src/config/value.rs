@@ -83,9 +83,8 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
 const HUNDRED_YEARS: Duration = Duration::from_secs(100 * 31_557_600);
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    time(text, Duration::ZERO).ok_or_else(|| {
-        "it takes a time such as 30s, 15m, 24h or 7days, up to 100years".to_owned()
-    })
+    time(text, Duration::ZERO)
+        .ok_or_else(|| "it takes a time such as 30s, 15m, 24h or 7days, up to 100years".to_owned())
 }
 
 /// How long a token is valid, in whole seconds as its `exp` is.
