@@ -86,7 +86,10 @@ impl Pages {
             return fresh(metrics::CONTENT_TYPE, metrics::text(status, uptime_us));
         }
         if !self.has_console {
-            return Answer::not_found();
+            return match page {
+                Page::Console => Answer::not_found_as("the console is off: start with --console"),
+                _ => Answer::not_found(),
+            };
         }
         let answer = match page {
             Page::Console => {
