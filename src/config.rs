@@ -22,6 +22,7 @@ pub mod admin;
 pub mod doctor;
 pub mod limits;
 pub mod log;
+mod origin;
 pub mod paper;
 mod secrets;
 mod value;
@@ -154,11 +155,12 @@ pub struct Serve {
         env = "ETHERPLY_ALLOW_ORIGIN",
         hide_env_values = true,
         value_delimiter = ',',
-        value_parser = value::origin
+        value_parser = origin::origin
     )]
     pub allow_origins: Vec<String>,
 
-    /// Serve the console, a page to look at workspaces and at the server, at /
+    /// Serve the console, a page that shows workspaces and the server, at /; to this machine alone,
+    /// unless it is on --admin-port
     #[arg(long, env = "ETHERPLY_CONSOLE", hide_env_values = true)]
     pub console: bool,
 
@@ -433,19 +435,6 @@ mod tests {
 
     #[test]
     fn origins() {
-        for (text, expected) in [
-            ("https://app.example", Some("https://app.example")),
-            ("HTTPS://App.Example:8443", Some("https://app.example:8443")),
-            ("http://[::1]:3000", Some("http://[::1]:3000")),
-            ("null", Some("null")),
-            ("app.example", None),
-            ("https://app.example/", None),
-            ("https://", None),
-            ("*", None),
-            ("", None),
-        ] {
-            assert_eq!(value::origin(text).ok().as_deref(), expected, "{text}");
-        }
         let several = serve(&[
             "--allow-origin",
             "http://a,http://b",

@@ -76,22 +76,3 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         .filter(|duration| *duration <= Duration::from_hours(100 * 365 * 24))
         .ok_or_else(|| "it takes a time such as 30s, 15m, 24h or 7days, up to 100 years".to_owned())
 }
-
-/// An origin as a browser sends it (RFC 6454 section 6.2): no path, no slash at the end, no upper case.
-pub(super) fn origin(text: &str) -> Result<String, String> {
-    let example =
-        "it takes an origin as browsers send it, like https://app.example or http://localhost:3000";
-    let is_origin = text.split_once("://").is_some_and(|(scheme, host)| {
-        let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
-        !scheme.is_empty()
-            && scheme
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
-            && !host.is_empty()
-            && host.bytes().all(is_host)
-    });
-    if !is_origin && text != "null" {
-        return Err(example.to_owned());
-    }
-    Ok(text.to_ascii_lowercase())
-}
