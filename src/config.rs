@@ -190,7 +190,8 @@ pub struct Serve {
     )]
     pub log_format: LogFormat,
 
-    /// Try it out: loopback only, a secret for this run unless one is set, the console, and a URL that works is printed
+    /// Try it out: listens on loopback only, serves the console, prints a URL that works, and unless
+    /// a secret is set, keeps one in the file dev-secret of the data directory
     #[arg(long, env = "ETHERPLY_DEV", hide_env_values = true)]
     pub dev: bool,
 }

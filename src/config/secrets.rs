@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::wire::auth::{Secret, Verifier};
 
+mod dev;
+
 const SECRET: &str = "ETHERPLY_JWT_SECRET";
 const SECRET_FILE: &str = "--jwt-secret-file";
 const SECRET_PREVIOUS: &str = "ETHERPLY_JWT_SECRET_PREVIOUS";
@@ -47,6 +49,19 @@ pub enum SecretError {
         /// What the system said.
         source: io::Error,
     },
+    /// The secret that `--dev` keeps is empty.
+    #[error("{} is empty: remove it, and --dev makes a new one", .0.display())]
+    EmptyDev(PathBuf),
+    /// The secret that `--dev` keeps cannot be read or written.
+    #[error(
+        "{path}: {source}: --dev keeps its secret there; set ETHERPLY_JWT_SECRET to use another"
+    )]
+    Dev {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The system has no random numbers.
     #[error("the system gives no random numbers: {0}")]
     Random(getrandom::Error),
@@ -59,8 +74,8 @@ pub struct Secrets {
     pub current: Secret,
     /// Still accepted.
     pub previous: Option<Secret>,
-    /// Made up for this run.
-    pub is_ephemeral: bool,
+    /// Made up, for a server that is tried out with `--dev`.
+    pub is_made_up: bool,
 }
 
 impl Secrets {
@@ -100,8 +115,8 @@ impl SecretSources<'_> {
             None => None,
         };
         let current = current(self.current)?;
-        let is_ephemeral = current.is_none() && self.may_be_made_up;
-        let current = if is_ephemeral {
+        let is_made_up = current.is_none() && self.may_be_made_up;
+        let current = if is_made_up {
             Some(random_secret()?)
         } else {
             current
@@ -109,7 +124,7 @@ impl SecretSources<'_> {
         Ok(Secrets {
             current: current.ok_or(SecretError::None)?,
             previous,
-            is_ephemeral,
+            is_made_up,
         })
     }
 
@@ -132,7 +147,7 @@ impl SecretSources<'_> {
         Ok(Secrets {
             current,
             previous,
-            is_ephemeral: before.is_ephemeral,
+            is_made_up: before.is_made_up,
         })
     }
 }
@@ -173,13 +188,17 @@ fn secret_in(flag: &'static str, path: &Path) -> Result<Secret, SecretError> {
         path: PathBuf::from(path),
         source,
     })?;
-    // Editors and `echo` end a file with a newline; no secret does.
+    from_file(&bytes).ok_or_else(|| SecretError::Empty(format!("{flag} {}", path.display())))
+}
+
+/// The secret in the content of a file. Editors and `echo` end a file with a newline; no secret
+/// does.
+fn from_file(bytes: &[u8]) -> Option<Secret> {
     let end = bytes
         .iter()
         .rposition(|byte| !matches!(byte, b'\r' | b'\n'))
         .map_or(0, |last| last + 1);
     Secret::new(bytes[..end].to_vec())
-        .ok_or_else(|| SecretError::Empty(format!("{flag} {}", path.display())))
 }
 
 /// A file that is not there means that no secret is being rotated, so that the flag can stay. One that is empty is a mistake, or
@@ -195,8 +214,10 @@ fn previous_in(path: &Path) -> Result<Option<Secret>, SecretError> {
     }
 }
 
+/// 32 random bytes in hex: text, so that a file of it is one for `--jwt-secret-file`.
 fn random_secret() -> Result<Secret, SecretError> {
-    let mut bytes = vec![0; 32];
+    let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(SecretError::Random)?;
-    Ok(Secret::new(bytes).expect("32 bytes are not empty"))
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(Secret::new(digits.into_bytes()).expect("64 digits are not empty"))
 }

@@ -1,5 +1,6 @@
 //! The secrets of a running server: SIGHUP reads their files again.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::{SecretError, SecretSources, Secrets};
@@ -16,15 +17,23 @@ impl<'a> Keeper<'a> {
     pub fn new(sources: SecretSources<'a>) -> Result<Self, SecretError> {
         let secrets = sources.read()?;
         warn_of(&secrets);
-        if secrets.is_ephemeral {
-            tracing::info!(
-                "the secret for the tokens was made up for this run: tokens end with it"
-            );
-        }
         if let (Some(path), None) = (sources.previous, &secrets.previous) {
             tracing::info!(path = %path.display(), "no previous secret: its file is not there");
         }
         Ok(Self { sources, secrets })
+    }
+
+    /// Keeps a secret that was made up in the data directory, which is locked.
+    pub fn keep_in(&mut self, folder: &Path) -> Result<(), SecretError> {
+        let Some((path, is_public)) = self.secrets.keep_in(folder)? else {
+            return Ok(());
+        };
+        let path = path.display();
+        tracing::info!(%path, "tokens are signed with the secret of --dev");
+        if is_public {
+            tracing::warn!("{path} can be read by other users: chmod 600 {path}");
+        }
+        Ok(())
     }
 
     /// The secrets.

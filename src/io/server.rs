@@ -111,6 +111,7 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let shards = settings.shards(thread::available_parallelism().ok());
     let connections_max = connections_max(settings.max_connections, shards)?;
     let directory = Arc::new(DataDirectory::open(&settings.data_dir)?);
+    secrets.keep_in(directory.path())?;
 
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
