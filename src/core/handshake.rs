@@ -60,9 +60,9 @@ impl Shard {
         match request {
             Request::Sync(request) => self.admit(id, request, clock),
             Request::Look(request) => self.admit_look(id, request, clock),
-            Request::Page { page, head_only } => {
-                self.sessions[id.slot as usize].head_only = head_only;
-                self.outputs.push_back(Output::Page(id, page));
+            Request::Page(request) => {
+                self.sessions[id.slot as usize].head_only = request.head_only;
+                self.outputs.push_back(Output::Page(id, request));
                 Ok(())
             }
             Request::Preflight { origin } => {
@@ -336,7 +336,7 @@ impl Shard {
     /// Answers a request with something else than 101, and closes.
     pub(super) fn answer(&mut self, id: SessionId, answer: &Answer, clock: Clock) {
         self.counters.responses.answered(answer.status());
-        let chunk = self.pool.fill(512, |out| answer.encode(out));
+        let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
         self.send_last(id, chunk, clock);
     }
 

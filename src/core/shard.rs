@@ -108,6 +108,8 @@ pub struct Shard {
     pub(super) health: Health,
     /// The wait before the next try to open a failed log.
     pub(super) reopen_wait_us: u64,
+    /// How often the state was read back from the log since the start.
+    pub(super) rebuilds_count: u64,
     pub(super) drain: Drain,
 }
 
@@ -214,6 +216,7 @@ impl Shard {
             live_bytes: 0,
             health: Health::Recovering,
             reopen_wait_us: REOPEN_WAIT_MIN_US,
+            rebuilds_count: 0,
             drain: Drain::No,
         }
     }
