@@ -403,6 +403,9 @@ impl Shard {
                 }
             }
             Input::Rebuilt(outcome) => self.rebuilt(outcome, clock),
+            Input::LogDisplaced if self.health.is_serving() => self.fail(None, clock),
+            // Each try to open the log again finds it out.
+            Input::LogDisplaced => {}
             Input::Page(id, answer) => self.paged(id, answer, clock),
             Input::Drain => self.start_drain(clock),
         }

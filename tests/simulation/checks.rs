@@ -1,6 +1,6 @@
 //! What must hold: after a recovery, after a crash at any time, with flipped bits, and when all is quiet.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use etherply::core::contract::shard_of;
 use etherply::core::workspace::Workspace;
@@ -334,7 +334,22 @@ impl World {
             return;
         }
         self.set_trial(true);
+        // People delete LOCK where a server does not start.
+        let lock = self
+            .dice
+            .one_in(2)
+            .then(|| self.disk.take_name(&Path::new(DATA).join("LOCK")));
         let second = DataDirectory::open_on(self.disk.clone(), PathBuf::from(DATA), [8; 16]);
+        let server = self.server.as_ref().expect("it runs");
+        let is_noticed = server
+            .directory
+            .is_lock_in_place()
+            .is_ok_and(|is_there| !is_there);
+        assert_eq!(is_noticed, lock.is_some(), "the first one notices");
+        if let Some(lock) = lock {
+            self.disk.put_name(&Path::new(DATA).join("LOCK"), lock);
+            self.coverage.locks_deleted += 1;
+        }
         self.set_trial(false);
         match second {
             Err(DirectoryError::InUse { .. }) => self.coverage.locks_refused += 1,

@@ -26,6 +26,9 @@ impl SimDisk {
         for inode in state.inodes.values_mut() {
             inode.is_locked = false;
         }
+        for folder in state.folders.values_mut() {
+            folder.is_locked = false;
+        }
         if crash == Crash::PowerCut {
             state.is_read_only = false;
             state.lose_names();
@@ -98,6 +101,23 @@ impl SimDisk {
             }
         }
         files
+    }
+
+    /// Takes a file's name away, and gives its node.
+    pub fn take_name(&self, path: &Path) -> Node {
+        let mut state = self.state();
+        let (folder, name) = crate::disk::split(path);
+        let folder = state.folders.get_mut(folder).expect("a folder");
+        folder.seen.remove(name).expect("a name")
+    }
+
+    /// Gives it back. Nothing of that needs a sync.
+    pub fn put_name(&self, path: &Path, node: Node) {
+        let mut state = self.state();
+        let (folder, name) = crate::disk::split(path);
+        let folder = state.folders.get_mut(folder).expect("a folder");
+        let other = folder.seen.insert(name.to_owned(), node);
+        assert_eq!(other, None, "nobody has made another one");
     }
 
     /// Turns a bit of a file around, on the disk itself.

@@ -84,6 +84,7 @@ pub struct SimFile {
     /// What stands in it depends on this process, not on the seed: nothing is thrown for it.
     is_plain: bool,
     holds_lock: bool,
+    locked_folder: Option<PathBuf>,
     /// Past the cache, and on disk when a write returns.
     writes_through: AtomicBool,
 }
@@ -94,6 +95,11 @@ impl Drop for SimFile {
             && let Some(inode) = self.disk.state().inodes.get_mut(&self.inode)
         {
             inode.is_locked = false;
+        }
+        if let Some(path) = &self.locked_folder
+            && let Some(folder) = self.disk.state().folders.get_mut(path)
+        {
+            folder.is_locked = false;
         }
     }
 }
@@ -310,6 +316,7 @@ impl SimDisk {
             inode,
             is_plain: path.ends_with("LOCK"),
             holds_lock: false,
+            locked_folder: None,
             writes_through: AtomicBool::new(false),
         }
     }
@@ -450,6 +457,19 @@ impl Disk for SimDisk {
         }
         file.holds_lock = true;
         Ok(Ok(file))
+    }
+
+    fn lock_folder(&self, path: &Path) -> io::Result<Option<SimFile>> {
+        let mut state = self.state();
+        state.enter(Kind::Open, || format!("lock folder {}", name(path)))?;
+        let folder = state.folder(path)?;
+        if std::mem::replace(&mut folder.is_locked, true) {
+            return Ok(None);
+        }
+        // No file has this number.
+        let mut file = self.file(0, path);
+        file.locked_folder = Some(path.to_owned());
+        Ok(Some(file))
     }
 }
 
