@@ -79,8 +79,9 @@ impl Listener {
         Self::bind(SocketAddr::new(settings.host()?, port))
     }
 
-    /// A socket of its own at this address. A port that is taken is waited for, for a moment: the kernel ends the ring of a server that
-    /// was killed after its process, and the accepts in it hold the port until then.
+    /// A socket of its own at this address, to which nobody can connect before [`Self::listen`]. A port
+    /// that is taken is waited for, for a moment: the kernel ends the ring of a server that was killed
+    /// after its process, and the accepts in it hold the port until then.
     pub fn bind(address: SocketAddr) -> Result<Self, ListenError> {
         let begun = Instant::now();
         let socket = loop {
@@ -91,14 +92,22 @@ impl Listener {
                 outcome => break outcome?,
             }
         };
-        let at_address = |source| listen_error(address, source);
-        listen(&socket, LISTEN_BACKLOG).map_err(|errno| at_address(errno.into()))?;
         let socket = TcpListener::from(socket);
+        let bound = socket.local_addr();
         Ok(Self {
-            address: socket.local_addr().map_err(at_address)?,
+            address: bound.map_err(|source| listen_error(address, source))?,
             socket,
             is_inherited: false,
         })
+    }
+
+    /// Lets clients connect from now on. To a socket that was inherited they can already.
+    pub fn listen(&self) -> Result<(), ListenError> {
+        if self.is_inherited {
+            return Ok(());
+        }
+        let begun = listen(&self.socket, LISTEN_BACKLOG);
+        begun.map_err(|errno| listen_error(self.address, errno.into()))
     }
 
     /// Where it listens.
