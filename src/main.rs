@@ -1,23 +1,29 @@
 //! The `etherply` binary: the command line, and nothing else. See the library for the server.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use etherply::command;
 use etherply::config::{Command, CommandLine, LogFormat, LogLevel, Serve, usage_line};
 use etherply::io::server;
+use signal_hook::consts::SIGXFSZ;
+use signal_hook::flag;
 use tracing::Level;
 
 fn main() -> ExitCode {
     let command = match CommandLine::try_parse() {
         Ok(line) => line.command,
         Err(error) if error.use_stderr() => {
-            eprintln!("{} (see `etherply --help`)", usage_line(&error));
+            complain(&format!("{} (see `etherply --help`)", usage_line(&error)));
             return ExitCode::from(2);
         }
-        Err(help) => help.exit(),
+        Err(help) => return end(command::output::print_help(&help)),
     };
+    // A write over the limit of file sizes (ulimit -f) fails then, as on a full disk, instead of ending
+    // the process.
+    flag::register(SIGXFSZ, Arc::default()).expect("a signal that may be handled");
     let outcome = match command {
         Command::Serve(settings) => {
             start_logging(&settings);
@@ -29,13 +35,22 @@ fn main() -> ExitCode {
         Command::Completions(settings) => command::paper::completions(&settings),
         Command::Manual(settings) => command::paper::manual(&settings),
     };
+    end(outcome)
+}
+
+fn end(outcome: Result<(), String>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
-            eprintln!("error: {line}");
+            complain(&format!("error: {line}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints a line on stderr. Where nothing can be written there, the exit code has to say it.
+fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn start_logging(settings: &Serve) {
