@@ -17,6 +17,7 @@ use rustix::net::{Shutdown, getpeername, shutdown};
 use crate::admin::stats::ShardStats;
 use crate::admin::{Pages, Visitor};
 use crate::core::contract::{Clock, Input, Output, Surroundings};
+use crate::core::journal::{Ended, Note};
 use crate::core::session::SessionId;
 use crate::core::shard::Shard;
 use crate::io::background::{self, Rotation};
@@ -106,6 +107,10 @@ struct Begun {
     turn_us: u64,
     /// A write or an fdatasync of the log, when it was submitted.
     log_us: u64,
+    /// The ops of all batches that were submitted.
+    ops: u64,
+    /// Those of the last one.
+    batch_ops: u64,
     /// One is begun in this turn.
     has_log: bool,
 }
@@ -232,6 +237,12 @@ impl Worker {
                 self.stats().synced(self.log_took_us(clock));
                 let ok = self.kept(outcome);
                 let ok = self.told("fdatasync", ok).is_some();
+                tracing::trace!(
+                    shard = self.number,
+                    ok,
+                    took_us = self.log_took_us(clock),
+                    "log synced"
+                );
                 self.shard.handle(Input::LogSynced(ok), clock);
             }
             Completion::Done(Token::Bell, _) => {
@@ -264,6 +275,13 @@ impl Worker {
     fn written(&mut self, bytes: Vec<u8>, outcome: io::Result<usize>, clock: Clock) {
         let count = self.kept(outcome);
         let count = self.told("write", count);
+        tracing::trace!(
+            shard = self.number,
+            ops = std::mem::take(&mut self.begun.batch_ops),
+            bytes = count,
+            took_us = self.log_took_us(clock),
+            "batch written"
+        );
         self.shard.handle(Input::LogWritten(bytes, count), clock);
     }
 
@@ -418,13 +436,35 @@ impl Worker {
 
     fn visitor(&self, id: SessionId) -> Visitor {
         let connection = self.connections[id.slot as usize].as_ref();
-        let Connection { socket, place } = connection.expect("a session has a connection");
-        let peer = getpeername(socket).ok().flatten();
-        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+        let Connection { place, .. } = connection.expect("a session has a connection");
         Visitor {
             door: place.door(),
             // An address of IPv4 may come in the clothes of IPv6 (RFC 4291 section 2.5.5.2).
-            is_local: peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()),
+            is_local: self
+                .peer(id)
+                .is_some_and(|peer| peer.ip().to_canonical().is_loopback()),
+        }
+    }
+
+    fn peer(&self, id: SessionId) -> Option<SocketAddr> {
+        let peer = getpeername(self.socket(id)).ok().flatten()?;
+        SocketAddr::try_from(peer).ok()
+    }
+
+    /// Logs what the shard notes of a connection.
+    fn log_note(&self, id: SessionId, note: Note, clock: Clock) {
+        let (shard, connection) = (self.number, id.generation);
+        let peer = self.peer(id).map(tracing::field::display);
+        match note {
+            Note::Joined(member) => tracing::debug!(
+                shard,
+                connection,
+                peer,
+                workspace = member.workspace,
+                sub = member.subject,
+                "client connected"
+            ),
+            Note::Ended(ended) => log_end(shard, connection, ended, clock),
         }
     }
 
@@ -446,6 +486,7 @@ impl Worker {
                 let handoff = Handoff::new(connection);
                 self.ties.posts[owner as usize].send(Letter::Adopt(handoff, ticket));
             }
+            Output::Note(id, note) => self.log_note(id, *note, clock),
             Output::Page(id, page) => {
                 let (visitor, status) = (self.visitor(id), &self.ties.status);
                 let answer = self.ties.pages.answer(page, visitor, clock.now_us, status);
@@ -496,6 +537,11 @@ impl Worker {
 
     fn write_log(&mut self, bytes: Vec<u8>, from: usize, offset: u64, ring: &mut Ring<Token>) {
         self.begun.has_log = true;
+        // The rest of a batch, of which a part was written, is no other one.
+        if from == 0 {
+            let ops = self.shard.counters().groups.sum;
+            self.begun.batch_ops = ops - std::mem::replace(&mut self.begun.ops, ops);
+        }
         let log = self.log();
         if let Some(writer) = log.blocks() {
             let write = writer.begin(bytes, from, offset);
@@ -548,6 +594,55 @@ impl Worker {
             let after_us = after_us.unwrap_or(1000);
             ring.timer(after_us, Token::Timer(wanted_us));
         }
+    }
+}
+
+fn log_end(shard: u32, connection: u32, ended: Ended, clock: Clock) {
+    let Ended {
+        member,
+        ending,
+        begun_us,
+        bytes_received,
+        bytes_sent,
+        ops,
+    } = ended;
+    let duration_ms = clock.now_us.saturating_sub(begun_us) / 1000;
+    let (code, reason, closed_by) = ending.map_or((None, None, None), |ending| {
+        let reason = Some(ending.reason).filter(|reason| !reason.is_empty());
+        (Some(ending.code), reason, Some(ending.closed_by.name()))
+    });
+    match member {
+        Some(member) => tracing::debug!(
+            shard,
+            connection,
+            workspace = member.workspace,
+            sub = member.subject,
+            code,
+            reason,
+            closed_by,
+            duration_ms,
+            bytes_received,
+            bytes_sent,
+            ops,
+            "client disconnected"
+        ),
+        None if code.is_some() => tracing::debug!(
+            shard,
+            connection,
+            status = code,
+            reason,
+            duration_ms,
+            bytes_received,
+            bytes_sent,
+            "request answered"
+        ),
+        None => tracing::debug!(
+            shard,
+            connection,
+            duration_ms,
+            bytes_received,
+            "connection closed before its request was answered"
+        ),
     }
 }
 
