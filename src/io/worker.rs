@@ -17,11 +17,11 @@ use rustix::net::{Shutdown, getpeername, shutdown};
 use crate::admin::stats::ShardStats;
 use crate::admin::{Pages, Visitor};
 use crate::core::contract::{Clock, Input, Output, Surroundings};
-use crate::core::journal::{Ended, Note};
 use crate::core::session::SessionId;
 use crate::core::shard::Shard;
 use crate::io::background::{self, Rotation};
 use crate::io::listener::Listener;
+use crate::io::notes::{self, Batch};
 use crate::io::post::{
     Connection, Door, Handoff, Letter, Mailbox, Place, Post, RebuildError, Status,
 };
@@ -107,10 +107,7 @@ struct Begun {
     turn_us: u64,
     /// A write or an fdatasync of the log, when it was submitted.
     log_us: u64,
-    /// The ops of all batches that were submitted.
-    ops: u64,
-    /// Those of the last one.
-    batch_ops: u64,
+    batch: Batch,
     /// One is begun in this turn.
     has_log: bool,
 }
@@ -237,12 +234,7 @@ impl Worker {
                 self.stats().synced(self.log_took_us(clock));
                 let ok = self.kept(outcome);
                 let ok = self.told("fdatasync", ok).is_some();
-                tracing::trace!(
-                    shard = self.number,
-                    ok,
-                    took_us = self.log_took_us(clock),
-                    "log synced"
-                );
+                notes::log_sync(self.number, ok, self.log_took_us(clock));
                 self.shard.handle(Input::LogSynced(ok), clock);
             }
             Completion::Done(Token::Bell, _) => {
@@ -275,13 +267,8 @@ impl Worker {
     fn written(&mut self, bytes: Vec<u8>, outcome: io::Result<usize>, clock: Clock) {
         let count = self.kept(outcome);
         let count = self.told("write", count);
-        tracing::trace!(
-            shard = self.number,
-            ops = std::mem::take(&mut self.begun.batch_ops),
-            bytes = count,
-            took_us = self.log_took_us(clock),
-            "batch written"
-        );
+        let took_us = self.log_took_us(clock);
+        self.begun.batch.log_written(self.number, count, took_us);
         self.shard.handle(Input::LogWritten(bytes, count), clock);
     }
 
@@ -451,23 +438,6 @@ impl Worker {
         SocketAddr::try_from(peer).ok()
     }
 
-    /// Logs what the shard notes of a connection.
-    fn log_note(&self, id: SessionId, note: Note, clock: Clock) {
-        let (shard, connection) = (self.number, id.generation);
-        let peer = self.peer(id).map(tracing::field::display);
-        match note {
-            Note::Joined(member) => tracing::debug!(
-                shard,
-                connection,
-                peer,
-                workspace = member.workspace,
-                sub = member.subject,
-                "client connected"
-            ),
-            Note::Ended(ended) => log_end(shard, connection, ended, clock),
-        }
-    }
-
     fn send(&self, id: SessionId, spans: crate::core::window::Spans, ring: &mut Ring<Token>) {
         ring.send(self.socket(id).as_fd(), spans, Token::Send(id));
     }
@@ -486,7 +456,9 @@ impl Worker {
                 let handoff = Handoff::new(connection);
                 self.ties.posts[owner as usize].send(Letter::Adopt(handoff, ticket));
             }
-            Output::Note(id, note) => self.log_note(id, *note, clock),
+            Output::Note(id, note) => {
+                notes::log((self.number, id), self.peer(id), *note, clock.now_us);
+            }
             Output::Page(id, page) => {
                 let (visitor, status) = (self.visitor(id), &self.ties.status);
                 let answer = self.ties.pages.answer(page, visitor, clock.now_us, status);
@@ -537,11 +509,8 @@ impl Worker {
 
     fn write_log(&mut self, bytes: Vec<u8>, from: usize, offset: u64, ring: &mut Ring<Token>) {
         self.begun.has_log = true;
-        // The rest of a batch, of which a part was written, is no other one.
-        if from == 0 {
-            let ops = self.shard.counters().groups.sum;
-            self.begun.batch_ops = ops - std::mem::replace(&mut self.begun.ops, ops);
-        }
+        let ops = self.shard.counters().groups.sum;
+        self.begun.batch.begin(ops);
         let log = self.log();
         if let Some(writer) = log.blocks() {
             let write = writer.begin(bytes, from, offset);
@@ -594,55 +563,6 @@ impl Worker {
             let after_us = after_us.unwrap_or(1000);
             ring.timer(after_us, Token::Timer(wanted_us));
         }
-    }
-}
-
-fn log_end(shard: u32, connection: u32, ended: Ended, clock: Clock) {
-    let Ended {
-        member,
-        ending,
-        begun_us,
-        bytes_received,
-        bytes_sent,
-        ops,
-    } = ended;
-    let duration_ms = clock.now_us.saturating_sub(begun_us) / 1000;
-    let (code, reason, closed_by) = ending.map_or((None, None, None), |ending| {
-        let reason = Some(ending.reason).filter(|reason| !reason.is_empty());
-        (Some(ending.code), reason, Some(ending.closed_by.name()))
-    });
-    match member {
-        Some(member) => tracing::debug!(
-            shard,
-            connection,
-            workspace = member.workspace,
-            sub = member.subject,
-            code,
-            reason,
-            closed_by,
-            duration_ms,
-            bytes_received,
-            bytes_sent,
-            ops,
-            "client disconnected"
-        ),
-        None if code.is_some() => tracing::debug!(
-            shard,
-            connection,
-            status = code,
-            reason,
-            duration_ms,
-            bytes_received,
-            bytes_sent,
-            "request answered"
-        ),
-        None => tracing::debug!(
-            shard,
-            connection,
-            duration_ms,
-            bytes_received,
-            "connection closed before its request was answered"
-        ),
     }
 }
 
