@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::limits::{
     DRAIN_MS_DEFAULT, MESSAGE_BYTES_DEFAULT, OUTBOX_BYTES_DEFAULT, PING_INTERVAL_MS_DEFAULT,
@@ -21,6 +21,7 @@ use crate::wire::auth::Secret;
 pub mod admin;
 pub mod doctor;
 pub mod environment;
+mod given;
 pub mod limits;
 pub mod log;
 mod origin;
@@ -29,8 +30,8 @@ mod secrets;
 pub mod usage;
 mod value;
 
+pub use given::Given;
 pub use secrets::{SecretError, SecretSources, Secrets};
-pub use usage::{Given, Usage};
 
 /// A sync server: a small shared state per workspace, told to everybody in it at once, never lost.
 #[derive(Debug, Parser)]
@@ -286,6 +287,12 @@ pub enum ConfigError {
     Port(String),
 }
 
+/// Returns what this process's environment holds beside the settings, in the order of the names.
+#[must_use]
+pub fn other_variables() -> environment::Others {
+    environment::others(&CommandLine::command())
+}
+
 impl Command {
     /// Keeps which settings came from variables.
     fn note(&mut self, given: &Given) {
@@ -403,8 +410,6 @@ fn chosen_shards(shards: Option<u32>, cores: Option<NonZeroUsize>) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn serve(arguments: &[&str]) -> Result<Serve, String> {

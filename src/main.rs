@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use etherply::command;
-use etherply::config::{Command, LogFormat, LogLevel, Serve, Usage, environment, usage};
+use etherply::config::usage::{self, Usage};
+use etherply::config::{Command, LogFormat, LogLevel, Serve, other_variables};
 use etherply::io::server;
 use signal_hook::consts::SIGXFSZ;
 use signal_hook::flag;
@@ -56,7 +57,7 @@ fn complain(line: &str) {
 }
 
 fn warn_of_variables() {
-    let others = environment::others();
+    let others = other_variables();
     for variable in others.unknown {
         let name = variable.name.escape_debug();
         match variable.nearest {

@@ -57,6 +57,7 @@ impl Driver {
             verifier: Arc::new(Verifier::new(&secret, None)),
             origins: std::sync::Arc::default(),
             limits: etherply::core::contract::Limits::default(),
+            has_journal: false,
             fault_panic_key: None,
         };
         let segment = OpenSegment {

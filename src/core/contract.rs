@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::core::journal::Note;
 use crate::core::session::SessionId;
 use crate::core::window::Spans;
 use crate::core::workspace::Workspace;
@@ -57,6 +58,8 @@ pub struct ShardConfig {
     pub origins: Arc<[String]>,
     /// What protects the server from its clients.
     pub limits: Limits,
+    /// Whether it notes each connection for the log ([`Output::Note`]).
+    pub has_journal: bool,
     /// Handling an op with this key panics: a fault for tests.
     pub fault_panic_key: Option<String>,
 }
@@ -121,6 +124,8 @@ pub enum Output {
     Close(SessionId),
     /// Move the connection to the shard that owns its workspace, and forget the session here.
     Handoff(SessionId, u32, Box<Ticket>),
+    /// Log this of the connection. Only with [`ShardConfig::has_journal`].
+    Note(SessionId, Box<Note>),
     /// Make a page, and bring it back at once as [`Input::Page`].
     Page(SessionId, PageRequest),
     /// Write `bytes[from..]` at `offset` of the open segment.
@@ -164,6 +169,8 @@ pub(super) enum Wish {
     /// To be a member.
     Join {
         grant: Grant,
+        /// For the journal, where there is one.
+        subject: Option<Box<str>>,
         accept_key: String,
         user: Option<Box<str>>,
     },

@@ -4,6 +4,7 @@
 //! In `always` mode nobody was shown an op that is forgotten here; those who sent them get a 500.
 
 use crate::core::contract::{Clock, Output};
+use crate::core::journal::Party;
 use crate::core::session::{SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
 use crate::core::workspace::Workspace;
@@ -57,6 +58,7 @@ impl Shard {
                 // What it was to be shown is lost.
                 State::Closing if session.outbox.is_gated(self.visible_position) => {
                     let answer = Answer::internal_server_error();
+                    self.note_answer(id, &answer);
                     self.counters.responses.answered(answer.status());
                     let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
                     self.queue_last(id, chunk, 0, clock);
@@ -97,6 +99,7 @@ impl Shard {
             }
             frame::put_close(out, INTERNAL_ERROR, INTERNAL_SERVER_ERROR);
         });
+        self.note_ending(id, INTERNAL_ERROR, INTERNAL_SERVER_ERROR, Party::Server);
         self.counters.closes.closed(INTERNAL_ERROR);
         self.queue_last(id, last, 0, clock);
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::core::contract::{Clock, Output, Ticket, Wish, shard_of};
+use crate::core::journal::Party;
 use crate::core::look::{Shown, for_allowed};
 use crate::core::outbox::Due;
 use crate::core::rate::{Meter, Rate};
@@ -12,7 +13,7 @@ use crate::core::shard::{Drain, Health, Shard};
 use crate::core::snapshot::{Point, Texts, Wanted};
 use crate::core::workspace::Workspace;
 use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
-use crate::wire::auth::{Grant, Verifier};
+use crate::wire::auth::{self, Grant, Verifier};
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
 
@@ -32,6 +33,9 @@ impl Shard {
         let slot = u32::try_from(slot).expect("fewer sessions than descriptors");
         let id = SessionId { slot, generation };
         self.handshakes_count += 1;
+        if let Some(journal) = &mut self.journal {
+            journal.begin(id, clock.now_us);
+        }
         self.schedule(id, deadline_us);
         id
     }
@@ -103,8 +107,11 @@ impl Shard {
                 "pages of this origin may not connect (--allow-origin)",
             ));
         }
+        let is_noted = self.journal.is_some();
+        let token = request.token.as_deref().filter(|_| is_noted);
         let wish = Wish::Join {
             grant,
+            subject: token.and_then(auth::subject),
             accept_key: request.accept_key,
             user: request.user.map(Box::from),
         };
@@ -162,6 +169,9 @@ impl Shard {
         if owner == self.config.shard {
             self.redeem(id, ticket, clock);
         } else {
+            if let Some(journal) = &mut self.journal {
+                journal.forget(id);
+            }
             self.retire(id);
             self.outputs
                 .push_back(Output::Handoff(id, owner, Box::new(ticket)));
@@ -180,6 +190,7 @@ impl Shard {
         match wish {
             Wish::Join {
                 grant,
+                subject,
                 accept_key,
                 user,
             } => {
@@ -188,6 +199,10 @@ impl Shard {
                     Ok(place) => {
                         if let Some(user) = user {
                             self.users.insert(id.slot, user);
+                        }
+                        if let Some(journal) = &mut self.journal {
+                            let note = journal.joined(id, &workspace, subject.as_deref());
+                            self.outputs.push_back(Output::Note(id, Box::new(note)));
                         }
                         self.join(id, place, &grant, &accept_key, unparsed, clock);
                     }
@@ -333,13 +348,21 @@ impl Shard {
 
     /// Answers a request with something else than 101, and closes.
     pub(super) fn answer(&mut self, id: SessionId, answer: &Answer, clock: Clock) {
+        self.note_answer(id, answer);
         self.counters.responses.answered(answer.status());
         let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
         self.send_last(id, chunk, clock);
     }
 
+    pub(super) fn note_answer(&mut self, id: SessionId, answer: &Answer) {
+        if self.journal.is_some() {
+            self.note_ending(id, answer.status(), &answer.message(), Party::Server);
+        }
+    }
+
     /// Closes an open session with a close frame.
     pub(super) fn close(&mut self, id: SessionId, code: u16, reason: &str, clock: Clock) {
+        self.note_ending(id, code, reason, Party::Server);
         self.counters.closes.closed(code);
         self.close_with(id, code, reason, clock);
     }

@@ -34,6 +34,9 @@ impl Shard {
             return self.abort(id);
         };
         self.counters.bytes_received += bytes.len() as u64;
+        if let Some(journal) = &mut self.journal {
+            journal.received(id, bytes.len());
+        }
         let session = &mut self.sessions[id.slot as usize];
         if bytes.is_empty() {
             session.ended = true;
@@ -164,6 +167,9 @@ impl Shard {
             Event::Pong(_) => {}
             Event::Close(code) => {
                 self.counters.closed_by_peer += 1;
+                if let Some(journal) = &mut self.journal {
+                    journal.closed_by_client(id, code);
+                }
                 self.close_with(id, code.map_or(NORMAL, |(code, _)| code), "", clock);
             }
         }
@@ -180,6 +186,11 @@ impl Shard {
     fn read_message(&mut self, id: SessionId, text: &str, pace: Pace, clock: Clock) {
         let mut parser = self.parser.take().unwrap_or_default();
         let message = parser.parse(text);
+        if let Some(journal) = &mut self.journal
+            && let Ok(Message::Op(_)) = message
+        {
+            journal.op(id);
+        }
         match message {
             // A sign of life is one, however many there are.
             Ok(Message::Ping) => {}

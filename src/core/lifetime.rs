@@ -159,6 +159,11 @@ impl Shard {
     /// A session is over: nothing of it is in flight, and nothing must be started for it.
     pub(super) fn retire(&mut self, id: SessionId) {
         self.end_handshake(id);
+        if let Some(journal) = &mut self.journal
+            && let Some(note) = journal.end(id)
+        {
+            self.outputs.push_back(Output::Note(id, Box::new(note)));
+        }
         let session = &mut self.sessions[id.slot as usize];
         assert!(
             !session.sending && !session.receiving && !session.gone,

@@ -204,6 +204,7 @@ impl Shard {
     }
 
     fn answer_due(&mut self, id: SessionId, answer: &Answer, due: Due, clock: Clock) {
+        self.note_answer(id, answer);
         self.counters.responses.answered(answer.status());
         let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
         self.begin_closing(id, clock);

@@ -4,6 +4,7 @@ pub mod chunk;
 pub mod contract;
 pub mod counters;
 pub mod deal;
+pub mod journal;
 pub mod outbox;
 pub mod rate;
 pub mod session;

@@ -32,6 +32,7 @@ use slab::Slab;
 
 use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Ticket};
 use crate::core::counters::Counters;
+use crate::core::journal::{Journal, Party};
 use crate::core::ledger::Ledger;
 use crate::core::rate::{Bucket, Meter};
 use crate::core::rest::Rest;
@@ -60,6 +61,8 @@ pub struct Shard {
     /// Who says to be in a slot, of those who say it.
     pub(super) users: HashMap<u32, Box<str>, FixedState>,
     pub(super) counters: Counters,
+    /// None: nothing is logged of single connections.
+    pub(super) journal: Option<Box<Journal>>,
     /// Sessions that have no answer yet.
     pub(super) handshakes_count: u64,
     /// What each session in a room has sent lately, by slot; empty where that is not limited.
@@ -186,6 +189,7 @@ impl Shard {
             rooms: Slab::new(),
             users: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             counters: Counters::default(),
+            journal: config.has_journal.then(Box::default),
             handshakes_count: 0,
             meters: Vec::new(),
             handshakes: Bucket::default(),
@@ -484,6 +488,13 @@ impl Shard {
         self.sessions
             .get_mut(id.slot as usize)
             .filter(|session| session.generation() == id.generation)
+    }
+
+    /// Records in the journal why a connection is about to end, if there is a journal.
+    pub(super) fn note_ending(&mut self, id: SessionId, code: u16, reason: &str, by: Party) {
+        if let Some(journal) = &mut self.journal {
+            journal.ending(id, code, reason, by);
+        }
     }
 
     pub(super) fn id_of(&self, slot: u32) -> SessionId {

@@ -63,6 +63,7 @@ pub fn config(durability: Durability) -> ShardConfig {
         verifier: Arc::new(Verifier::new(&secret(), None)),
         origins: std::sync::Arc::default(),
         limits: etherply::core::contract::Limits::default(),
+        has_journal: false,
         fault_panic_key: None,
     }
 }

@@ -202,6 +202,7 @@ fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
         verifier: Arc::clone(&KEYS.0),
         origins: std::sync::Arc::default(),
         limits,
+        has_journal: false,
         fault_panic_key: Some(PANIC_KEY.to_owned()),
     }
 }

@@ -141,6 +141,7 @@ impl World {
                 client.receiving = true;
             }
             Output::Page(..) => unreachable!("nobody asks for a page"),
+            Output::Note(..) => unreachable!("nobody keeps a journal"),
             Output::Send(id, spans) => self.take_send(shard, id, spans),
             Output::Finish(id) => {
                 let place = self.client_of(shard, id);

@@ -13,6 +13,7 @@ mod delivery;
 mod failures;
 mod limits;
 mod looks;
+mod notes;
 mod parts;
 mod peers;
 mod rig;
@@ -77,6 +78,7 @@ impl World {
             verifier: Arc::new(Verifier::new(&secret, None)),
             origins: std::sync::Arc::default(),
             limits: crate::core::contract::Limits::default(),
+            has_journal: false,
             fault_panic_key: None,
         };
         Self {
@@ -167,8 +169,8 @@ impl World {
                 assert!(!client.receiving && client.sending.is_none());
                 (client.closed, client.joined) = (true, false);
             }
-            Output::Handoff(..) | Output::Page(..) => {
-                unreachable!("there is one shard, and no page")
+            Output::Handoff(..) | Output::Page(..) | Output::Note(..) => {
+                unreachable!("there is one shard, no page and no journal")
             }
             Output::LogWrite { .. } | Output::LogSync | Output::LogOpen { .. } => {
                 assert!(self.log.is_none(), "one operation of the log at a time");

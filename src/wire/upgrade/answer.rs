@@ -196,8 +196,19 @@ impl Answer {
         self.status.as_u16()
     }
 
-    /// Appends the whole answer, but for what the caller sends after it. `unix_us` is the time, for
-    /// its
+    /// Returns the message of an error, for a log; empty for what is none.
+    #[must_use]
+    pub fn message(&self) -> String {
+        if self.status.is_success() || self.content_type != JSON {
+            return String::new();
+        }
+        let body: serde_json::Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        let message = [&body["message"], &body["status"]];
+        let mut texts = message.iter().filter_map(|text| text.as_str());
+        texts.next().unwrap_or_default().to_owned()
+    }
+
+    /// Appends the whole answer, but for what the caller sends after it. `unix_us` is the time, for its
     /// `Date` (RFC 9110 section 6.6.1).
     pub fn encode(&self, unix_us: u64, out: &mut Vec<u8>) {
         // RFC 9110 section 7.8: who sends Upgrade names it in Connection too.

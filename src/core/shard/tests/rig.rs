@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::peers::{Client, Disk, Told};
 use crate::core::contract::{Clock, Input, Limits, Output, ShardConfig, Surroundings, Ticket};
+use crate::core::journal::Note;
 use crate::core::session::{Session, SessionId};
 use crate::core::shard::Shard;
 use crate::core::window::Spans;
@@ -46,6 +47,8 @@ pub struct Rig {
     pub drained: usize,
     /// Pages that were asked for.
     pub pages: Vec<Output>,
+    /// What is to be logged.
+    pub notes: Vec<Note>,
 }
 
 pub fn secret() -> Secret {
@@ -82,6 +85,7 @@ impl Rig {
             verifier: Arc::new(Verifier::new(&secret(), None)),
             origins: std::sync::Arc::default(),
             limits: Limits::default(),
+            has_journal: false,
             fault_panic_key: None,
         };
         change(&mut config);
@@ -102,6 +106,7 @@ impl Rig {
             ready: None,
             drained: 0,
             pages: Vec::new(),
+            notes: Vec::new(),
         }
     }
 
@@ -247,6 +252,7 @@ impl Rig {
                 self.peers[place].handed_off = Some((shard, ticket));
             }
             Output::Page(..) => self.pages.push(output),
+            Output::Note(_, note) => self.notes.push(*note),
             Output::Ready(ready) => self.ready = Some(ready),
             Output::Drained => self.drained += 1,
             Output::LogWrite { .. }
