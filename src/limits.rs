@@ -98,6 +98,10 @@ pub const SEGMENT_RESERVE_BYTES: u64 = 1024 * 1024;
 pub const REOPEN_WAIT_MIN_US: u64 = 100_000;
 /// The longest such wait.
 pub const REOPEN_WAIT_MAX_US: u64 = 5 * SECOND_US;
+/// How often an idle server checks that its data directory is still at its path.
+pub const PLACE_CHECK_US: u64 = SECOND_US;
+/// The same for a server that commits.
+pub const PLACE_CHECK_COMMIT_US: u64 = 50_000;
 
 /// What of a segment is read at a time.
 pub const READ_BYTES: usize = 256 * 1024;

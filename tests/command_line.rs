@@ -117,18 +117,6 @@ async fn a_wrong_value_is_one_line_that_names_the_flag_what_it_got_and_what_it_t
 }
 
 #[tokio::test]
-async fn a_wrong_value_in_a_variable_is_refused_as_the_flag_is() {
-    for (variable, flag, value) in [
-        ("ETHERPLY_DURABILITY", "--durability", "sometimes"),
-        ("ETHERPLY_SHARDS", "--shards", "many"),
-        ("ETHERPLY_PORT", "--port", "http"),
-    ] {
-        let outcome = Setup::new().env(variable, value).run().await;
-        expect_usage_error(&outcome, &[flag, value]);
-    }
-}
-
-#[tokio::test]
 async fn an_unknown_flag_or_command_is_a_usage_error() {
     for arguments in [&["serve", "--frobnicate"][..], &["frobnicate"], &[]] {
         let outcome = Setup::new().run_only(arguments).await;

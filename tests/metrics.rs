@@ -456,7 +456,9 @@ async fn without_a_port_of_their_own_they_are_for_this_machine_alone() {
 /// The server's line about the second port.
 async fn admin_address(server: &mut Server) -> SocketAddr {
     let line = server.stdout_line().await;
-    let address = line.strip_prefix("metrics and console on ");
+    let address = line
+        .strip_prefix("metrics on ")
+        .or_else(|| line.strip_prefix("metrics and console on "));
     let address = address.and_then(|address| address.parse().ok());
     address.unwrap_or_else(|| panic!("the second line says where the metrics are, not {line:?}"))
 }

@@ -142,8 +142,14 @@ impl Pages {
                 .with("Cross-Origin-Resource-Policy", "cross-origin");
         }
         let is_elsewhere = self.admin_host.is_some() && visitor.door == Door::Public;
-        if is_elsewhere || page != Page::Metrics && !self.has_console {
+        if is_elsewhere {
             return Answer::not_found();
+        }
+        if page != Page::Metrics && !self.has_console {
+            return match page {
+                Page::Console => Answer::not_found_as("the console is off: start with --console"),
+                _ => Answer::not_found(),
+            };
         }
         if let Err(reason) = self.check(request, visitor) {
             let remedy = match page {

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use clap::Args;
+use clap::{ArgAction, Args};
 
 use super::value;
 
@@ -20,7 +20,7 @@ pub struct Admin {
     pub admin_host: Option<IpAddr>,
 
     /// Without --admin-port: answer /metrics to everybody, and not to this machine alone
-    #[arg(long, env = "ETHERPLY_METRICS_PUBLIC", hide_env_values = true)]
+    #[arg(long, env = "ETHERPLY_METRICS_PUBLIC", hide_env_values = true, action = ArgAction::SetTrue, value_parser = value::boolean)]
     pub metrics_public: bool,
 }
 
@@ -38,11 +38,12 @@ impl Admin {
 mod tests {
     use clap::Parser;
 
-    use crate::config::{Command, CommandLine, usage_line};
+    use crate::config::usage::summary;
+    use crate::config::{Command, CommandLine};
 
     fn address(flags: &[&str]) -> Result<String, String> {
         let line = ["etherply", "serve"].iter().chain(flags);
-        let line = CommandLine::try_parse_from(line).map_err(|error| usage_line(&error))?;
+        let line = CommandLine::try_parse_from(line).map_err(|error| summary(&error))?;
         let Command::Serve(serve) = line.command else {
             unreachable!("the line says serve");
         };

@@ -98,6 +98,8 @@ pub enum Input<'a> {
     /// The state was read back and a new segment is open; or not, and it is to be tried again later. It is the first input of
     /// the log for a shard that began with [`Shard::recovering`](super::shard::Shard::recovering).
     Rebuilt(Option<(OpenSegment, Vec<Workspace>)>),
+    /// The log's files are not at their paths any more. What is written to them would be lost.
+    LogDisplaced,
     /// The page that was asked for.
     Page(SessionId, Answer),
     /// Stop: refuse, finish, close. A second one closes everybody at once.

@@ -45,7 +45,7 @@ impl Shard {
             let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
             let id = SessionId {
                 slot,
-                generation: session.generation,
+                generation: session.generation(),
             };
             let is_told = told.binary_search(&id).is_ok();
             match session.state {

@@ -24,15 +24,13 @@ struct Place {
 
 impl Shard {
     pub(super) fn open_session(&mut self, over_limit: bool, clock: Clock) -> SessionId {
-        self.generation = self.generation.wrapping_add(1);
+        self.sessions_begun += 1;
         let deadline_us = clock.now_us + HEAD_TIMEOUT_US;
-        let session = Session::new(self.generation, over_limit, clock.now_us, deadline_us);
+        let session = Session::new(self.sessions_begun, over_limit, clock.now_us, deadline_us);
+        let generation = session.generation();
         let slot = self.sessions.insert(session);
         let slot = u32::try_from(slot).expect("fewer sessions than descriptors");
-        let id = SessionId {
-            slot,
-            generation: self.generation,
-        };
+        let id = SessionId { slot, generation };
         self.handshakes_count += 1;
         self.schedule(id, deadline_us);
         id

@@ -54,7 +54,8 @@ pub struct Shard {
     pub(super) sessions: Slab<Session>,
     /// Sessions that are over, but still stand in the table until their output is taken.
     pub(super) gone_count: usize,
-    pub(super) generation: u32,
+    /// The number of the last session.
+    pub(super) sessions_begun: u64,
     pub(super) rooms: Slab<Room>,
     /// Who says to be in a slot, of those who say it.
     pub(super) users: HashMap<u32, Box<str>, FixedState>,
@@ -181,7 +182,7 @@ impl Shard {
             surroundings: Surroundings::default(),
             sessions: Slab::new(),
             gone_count: 0,
-            generation: 0,
+            sessions_begun: 0,
             rooms: Slab::new(),
             users: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             counters: Counters::default(),
@@ -402,6 +403,9 @@ impl Shard {
                 }
             }
             Input::Rebuilt(outcome) => self.rebuilt(outcome, clock),
+            Input::LogDisplaced if self.health.is_serving() => self.fail(None, clock),
+            // Each try to open the log again finds it out.
+            Input::LogDisplaced => {}
             Input::Page(id, answer) => self.paged(id, answer, clock),
             Input::Drain => self.start_drain(clock),
         }
@@ -479,20 +483,20 @@ impl Shard {
     pub(super) fn session(&mut self, id: SessionId) -> Option<&mut Session> {
         self.sessions
             .get_mut(id.slot as usize)
-            .filter(|session| session.generation == id.generation)
+            .filter(|session| session.generation() == id.generation)
     }
 
     pub(super) fn id_of(&self, slot: u32) -> SessionId {
         SessionId {
             slot,
-            generation: self.sessions[slot as usize].generation,
+            generation: self.sessions[slot as usize].generation(),
         }
     }
 
     pub(super) fn is_open(&self, id: SessionId) -> bool {
         let session = self.sessions.get(id.slot as usize);
         session.is_some_and(|session| {
-            session.generation == id.generation && matches!(session.state, State::Open { .. })
+            session.generation() == id.generation && matches!(session.state, State::Open { .. })
         })
     }
 }

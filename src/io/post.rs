@@ -17,6 +17,7 @@ use crate::core::workspace::Workspace;
 use crate::limits::RETRY_AFTER_S;
 use crate::log::disk::HostDisk;
 use crate::log::keeper::{KeeperError, LogKeeper};
+use crate::log::remedy::WithRemedy;
 use crate::log::segment::Segment;
 use crate::wire::auth::Verifier;
 use crate::wire::upgrade::Answer;
@@ -185,10 +186,10 @@ pub enum RebuildError {
     #[error(transparent)]
     Keeper(#[from] KeeperError),
     /// The system has no thread for it.
-    #[error(transparent)]
+    #[error("{}", WithRemedy(.0))]
     System(#[from] io::Error),
     /// A panic on the way: a fault of this server.
-    #[error("a fault of this server")]
+    #[error("a bug in this server, please report it")]
     Fault,
 }
 

@@ -16,9 +16,14 @@ impl<'a> Keeper<'a> {
     /// Reads the secrets for the first time.
     pub fn new(sources: SecretSources<'a>) -> Result<Self, SecretError> {
         let secrets = sources.read()?;
-        warn_of(&secrets);
+        warn_of(&secrets, &sources);
+        for (variable, _) in &secrets.with_line_breaks {
+            tracing::warn!(
+                "{variable} ends in a line break, which is not part of the secret: set it without one; tokens that were signed with it are accepted too"
+            );
+        }
         if let (Some(path), None) = (sources.previous, &secrets.previous) {
-            tracing::info!(path = %path.display(), "no previous secret: its file is not there");
+            tracing::info!(path = %path.display(), "no previous secret: its file does not exist");
         }
         Ok(Self { sources, secrets })
     }
@@ -46,7 +51,7 @@ impl<'a> Keeper<'a> {
     pub fn read_again(&mut self, posts: &[Post]) {
         if !self.sources.has_files() {
             tracing::warn!(
-                "SIGHUP changes nothing: the secrets did not come from files, and the environment of a process cannot change; use --jwt-secret-file and --jwt-secret-previous-file"
+                "SIGHUP changes nothing: no secret came from a file, and the environment of a process cannot change; use --jwt-secret-file and --jwt-secret-previous-file"
             );
             return;
         }
@@ -62,7 +67,7 @@ impl<'a> Keeper<'a> {
         for post in posts {
             post.send(Letter::Verify(Arc::clone(&verifier)));
         }
-        warn_of(&self.secrets);
+        warn_of(&self.secrets, &self.sources);
         self.tell(&before);
     }
 
@@ -81,17 +86,23 @@ impl<'a> Keeper<'a> {
         tracing::info!(
             current,
             previous,
-            "the secrets were read again; live connections stay"
+            "the secrets were read again; open connections stay"
         );
         if !self.secrets.accept(&before.current) {
             tracing::warn!(
-                "tokens of the secret before are refused from now on; to accept them for a while, put it into the file of --jwt-secret-previous-file and send SIGHUP again"
+                "tokens signed with the previous secret are refused from now on; to accept them for a while, put it into the file of --jwt-secret-previous-file and send SIGHUP again"
             );
         }
     }
 }
 
-fn warn_of(secrets: &Secrets) {
+fn warn_of(secrets: &Secrets, sources: &SecretSources<'_>) {
+    for (path, mode) in sources.exposed() {
+        let path = path.display();
+        tracing::warn!(
+            "every user of this machine can read the secret in {path} (mode {mode:04o}): chmod 600 {path}; in Kubernetes, defaultMode: 0440 of its volume"
+        );
+    }
     for secret in [Some(&secrets.current), secrets.previous.as_ref()]
         .into_iter()
         .flatten()

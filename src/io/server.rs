@@ -20,7 +20,7 @@ use crate::core::contract::ShardConfig;
 use crate::core::shard::Shard;
 use crate::core::workspace::Workspace;
 use crate::io::background::{Compactor, Rotation};
-use crate::io::listener::{ListenError, Listener};
+use crate::io::listener::{AddressNames, ListenError, Listener};
 use crate::io::post::{self, Letter, Post, Status, mailbox};
 use crate::io::recovery::{self, Display};
 use crate::io::ring;
@@ -34,6 +34,7 @@ use crate::log::commit::Durability;
 use crate::log::directory::{DataDirectory, DirectoryError};
 use crate::log::keeper::LogKeeper;
 use crate::log::recovery::{RecoveryError, Report};
+use crate::log::remedy::WithRemedy;
 use crate::wire::auth::{Verifier, mint};
 
 /// Why the server did not start, or stopped. Each is one line that names what to do.
@@ -48,9 +49,6 @@ pub enum ServeError {
     /// There is no socket to listen on.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The port for the metrics and the console cannot be had.
-    #[error("--admin-port: {0}; choose another with --admin-port, or another --admin-host")]
-    Admin(ListenError),
     /// The process may not open enough files.
     #[error(
         "the limit of open files is {limit}, and a server of {shards} shards needs {needed}: raise it (ulimit -n), or lower --shards"
@@ -70,7 +68,7 @@ pub enum ServeError {
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
     /// The first segments cannot be created.
-    #[error("cannot create a log segment in {path}: {source}")]
+    #[error("cannot create a log segment in {path}: {}", WithRemedy(.source))]
     Segment {
         /// The data directory.
         path: PathBuf,
@@ -106,8 +104,14 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     ring::probe().map_err(|error| ServeError::Ring(ring_advice(&error)))?;
     // The port first: a second server on it must not touch anything else.
     let listener = Arc::new(Listener::open(settings)?);
-    let admin_listener = admin_address.map(Listener::bind).transpose();
-    let admin_listener = admin_listener.map_err(ServeError::Admin)?.map(Arc::new);
+    let admin_listener = admin_address.map(|address| {
+        let names = AddressNames {
+            host: &settings.given.name("--admin-host"),
+            port: &settings.given.name("--admin-port"),
+        };
+        Listener::bind(address, names).map(Arc::new)
+    });
+    let admin_listener = admin_listener.transpose()?;
     let shards = settings.shards(thread::available_parallelism().ok());
     let connections_max = connections_max(settings.max_connections, shards)?;
     let directory = Arc::new(DataDirectory::open(&settings.data_dir)?);
@@ -148,7 +152,8 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let (address, inherited) = (listener.address(), listener.is_inherited());
     tracing::info!(%address, inherited, shards, connections_max, "listening");
     let admin_address = admin_listener.map(|listener| listener.address());
-    announce(token.as_deref(), address, admin_address)?;
+    let has_console = settings.console || settings.dev;
+    announce(token.as_deref(), address, admin_address, has_console)?;
     tell_manager(&NotifyState::Ready);
     run_until_stopped(&posts, &inbox, &mut secrets, &common.pages)?;
     compactor.stop();
@@ -275,7 +280,9 @@ fn wait_for_recovery(
     for torn in &report.torn {
         tracing::warn!(
             path = %torn.path.display(), offset = torn.offset, bytes = torn.bytes,
-            "cut off a torn tail of {} bytes: writes that a crash had interrupted and nobody was shown", torn.bytes,
+            "cut off a torn tail of {} bytes: the rest of a write that was interrupted. With --durability always no \
+             client was shown it, unless the disk lost what it had confirmed",
+            torn.bytes,
         );
     }
     let workspaces: usize = dealt.iter().map(Vec::len).sum();
@@ -525,11 +532,17 @@ fn announce(
     dev_token: Option<&str>,
     address: SocketAddr,
     admin_address: Option<SocketAddr>,
+    has_console: bool,
 ) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "listening on {address}")?;
     if let Some(address) = admin_address {
-        writeln!(out, "metrics and console on {address}")?;
+        let pages = if has_console {
+            "metrics and console"
+        } else {
+            "metrics"
+        };
+        writeln!(out, "{pages} on {address}")?;
     }
     if let Some(token) = dev_token {
         let url = format!("ws://{address}/v1/sync/demo?token={token}");

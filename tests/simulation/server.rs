@@ -70,6 +70,8 @@ pub struct Seat {
     pub may_fail: bool,
     /// A sync of the open segment has failed.
     pub is_sync_lost: bool,
+    /// It has failed, and its log knows up to where it is kept.
+    pub is_end_known: bool,
     /// Wins that were handed to a write and are not confirmed: the workspace, and how many there are then.
     pub handed: Vec<(usize, usize)>,
     /// Sends that were cut short since the last turn, each of which is another send.
@@ -129,6 +131,7 @@ impl Server {
             is_drained: false,
             may_fail: false,
             is_sync_lost: false,
+            is_end_known: false,
             handed: Vec::new(),
             cut_sends: 0,
         };

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::{SecretError, Secrets, from_file};
+use super::{SecretError, Secrets, stripped};
 use crate::wire::auth::Secret;
 
 /// The file of the secret, in the data directory.
@@ -30,7 +30,7 @@ impl Secrets {
         };
         match fs::read(&path) {
             Ok(bytes) => {
-                self.current = from_file(&bytes).ok_or(SecretError::EmptyDev(path.clone()))?;
+                self.current = stripped(&bytes).ok_or(SecretError::EmptyDev(path.clone()))?;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 write(folder, &self.current).map_err(failed)?;
@@ -71,6 +71,7 @@ mod tests {
             current: Secret::new(secret.into()).unwrap(),
             previous: None,
             is_made_up,
+            with_line_breaks: Vec::new(),
         }
     }
 

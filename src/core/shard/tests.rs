@@ -135,7 +135,7 @@ impl World {
     fn note_conflation(&mut self) {
         for client in self.clients.iter_mut().filter(|client| !client.closed) {
             let session = self.shard.sessions.get(client.id.slot as usize);
-            let is_it = |session: &&Session| session.generation == client.id.generation;
+            let is_it = |session: &&Session| session.generation() == client.id.generation;
             let outbox = session.filter(is_it).map(|session| &session.outbox);
             if outbox.is_some_and(|outbox| outbox.behind().is_some()) && !client.was_behind {
                 client.was_behind = true;

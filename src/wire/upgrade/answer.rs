@@ -134,7 +134,13 @@ impl Answer {
     /// 404: nothing is here.
     #[must_use]
     pub fn not_found() -> Self {
-        Self::error(StatusCode::NOT_FOUND, "there is nothing at this path")
+        Self::not_found_as("there is nothing at this path")
+    }
+
+    /// 404: nothing is here, and why.
+    #[must_use]
+    pub fn not_found_as(message: &str) -> Self {
+        Self::error(StatusCode::NOT_FOUND, message)
     }
 
     /// The answer with another field.
