@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `LOCK` | locked with flock as long as a server uses the directory, as is the directory itself; holds that server's process id |
 //! | `meta.json` | the format version, and the epoch: a random id that stands in every segment's header |
+//! | `dev-secret` | the secret of `--dev`, which this module leaves alone (`config::secrets`) |
 //! | `shard-NN/NNNNNNNNNN.aof` | the segments of each shard ([`super::segment`]) |
 //!
 //! Every folder is synced after something in it was created or renamed: a file whose name is lost is lost with its bytes.
