@@ -24,6 +24,7 @@ pub mod environment;
 mod given;
 pub mod limits;
 pub mod log;
+mod origin;
 pub mod paper;
 mod secrets;
 pub mod usage;
@@ -158,11 +159,12 @@ pub struct Serve {
         env = "ETHERPLY_ALLOW_ORIGIN",
         hide_env_values = true,
         value_delimiter = ',',
-        value_parser = value::origin
+        value_parser = origin::origin
     )]
     pub allow_origins: Vec<String>,
 
-    /// Serve the console, a page to look at workspaces and at the server, at /
+    /// Serve the console, a page that shows workspaces and the server, at /; to this machine alone,
+    /// unless it is on --admin-port
     #[arg(long, env = "ETHERPLY_CONSOLE", hide_env_values = true, action = ArgAction::SetTrue, value_parser = value::boolean)]
     pub console: bool,
 
@@ -192,7 +194,8 @@ pub struct Serve {
     )]
     pub log_format: LogFormat,
 
-    /// Try it out: loopback only, a secret for this run unless one is set, the console, and a URL that works is printed
+    /// Try it out: listens on loopback only, serves the console, prints a URL that works, and unless
+    /// a secret is set, keeps one in the file dev-secret of the data directory
     #[arg(long, env = "ETHERPLY_DEV", hide_env_values = true, action = ArgAction::SetTrue, value_parser = value::boolean)]
     pub dev: bool,
 
@@ -464,19 +467,6 @@ mod tests {
 
     #[test]
     fn origins() {
-        for (text, expected) in [
-            ("https://app.example", Some("https://app.example")),
-            ("HTTPS://App.Example:8443", Some("https://app.example:8443")),
-            ("http://[::1]:3000", Some("http://[::1]:3000")),
-            ("null", Some("null")),
-            ("app.example", None),
-            ("https://app.example/", None),
-            ("https://", None),
-            ("*", None),
-            ("", None),
-        ] {
-            assert_eq!(value::origin(text).ok().as_deref(), expected, "{text}");
-        }
         let several = serve(&[
             "--allow-origin",
             "http://a,http://b",

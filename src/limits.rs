@@ -7,8 +7,10 @@
 
 /// A request head longer than this is answered with 431.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// More header lines than this are answered with 431.
-pub const HEADERS_MAX: usize = 64;
+/// The most header fields that fit into a head: the shortest is `a:` and a line feed.
+pub const HEADERS_MAX: usize = HEAD_BYTES_MAX / 3;
+/// A head with more header fields than this is parsed a second time, with room for all that fit.
+pub const HEADERS_USUAL: usize = 64;
 /// A head that is not complete after this long is answered with 408.
 pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
 /// The longest workspace id, after percent-decoding.
@@ -96,6 +98,10 @@ pub const SEGMENT_RESERVE_BYTES: u64 = 1024 * 1024;
 pub const REOPEN_WAIT_MIN_US: u64 = 100_000;
 /// The longest such wait.
 pub const REOPEN_WAIT_MAX_US: u64 = 5 * SECOND_US;
+/// How often an idle server checks that its data directory is still at its path.
+pub const PLACE_CHECK_US: u64 = SECOND_US;
+/// The same for a server that commits.
+pub const PLACE_CHECK_COMMIT_US: u64 = 50_000;
 
 /// What of a segment is read at a time.
 pub const READ_BYTES: usize = 256 * 1024;

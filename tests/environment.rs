@@ -384,7 +384,9 @@ async fn a_new_log_does_not_mix_with_other_files() {
     for name in ["lost+found", ".snapshot", "damaged-1"] {
         std::fs::create_dir(data.join(name)).expect("a folder can be made");
     }
-    std::fs::write(data.join(".gitkeep"), "").expect("a file can be written");
+    for name in [".gitkeep", "dev-secret"] {
+        std::fs::write(data.join(name), "").expect("a file can be written");
+    }
     setup.clone().start().await.stop().await;
     std::fs::write(data.join("README"), "").expect("a file can be written");
     setup.start().await.stop().await;

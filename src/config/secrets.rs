@@ -9,6 +9,8 @@ use super::environment::{self, SECRET, SECRET_PREVIOUS};
 use super::given::Given;
 use crate::wire::auth::{Secret, Verifier};
 
+mod dev;
+
 const SECRET_FILE: &str = "--jwt-secret-file";
 const SECRET_PREVIOUS_FILE: &str = "--jwt-secret-previous-file";
 
@@ -46,6 +48,19 @@ pub enum SecretError {
         /// What the system said.
         source: io::Error,
     },
+    /// The secret that `--dev` keeps is empty.
+    #[error("{} is empty: remove it, and --dev makes a new one", .0.display())]
+    EmptyDev(PathBuf),
+    /// The secret that `--dev` keeps cannot be read or written.
+    #[error(
+        "{path}: {source}: --dev keeps its secret there; set ETHERPLY_JWT_SECRET to use another"
+    )]
+    Dev {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The system has no random numbers.
     #[error("the system has no random numbers for a secret: {0}")]
     Random(getrandom::Error),
@@ -58,8 +73,8 @@ pub struct Secrets {
     pub current: Secret,
     /// Still accepted.
     pub previous: Option<Secret>,
-    /// Made up for this run.
-    pub is_ephemeral: bool,
+    /// Made up, for a server that is tried out with `--dev`.
+    pub is_made_up: bool,
     /// The variables whose values end in a line break, which is not part of a secret, and these values. Tokens that were
     /// signed with one of them are accepted too.
     pub with_line_breaks: Vec<(&'static str, Secret)>,
@@ -107,8 +122,8 @@ impl SecretSources<'_> {
             (None, None) => None,
         };
         let current = current(self.current, self.given)?;
-        let is_ephemeral = current.is_none() && self.may_be_made_up;
-        let current = if is_ephemeral {
+        let is_made_up = current.is_none() && self.may_be_made_up;
+        let current = if is_made_up {
             Some(Read::from(random_secret()?))
         } else {
             current
@@ -120,7 +135,7 @@ impl SecretSources<'_> {
             with_line_breaks: with_line_breaks.collect(),
             current: current.secret,
             previous: previous.map(|read| read.secret),
-            is_ephemeral,
+            is_made_up,
         })
     }
 
@@ -143,7 +158,7 @@ impl SecretSources<'_> {
         Ok(Secrets {
             current,
             previous,
-            is_ephemeral: before.is_ephemeral,
+            is_made_up: before.is_made_up,
             with_line_breaks: before.with_line_breaks.clone(),
         })
     }
@@ -274,8 +289,10 @@ fn previous_in(path: &Path, given: &Given) -> Result<Option<Secret>, SecretError
     }
 }
 
+/// 32 random bytes in hex: text, so that a file of it is one for `--jwt-secret-file`.
 fn random_secret() -> Result<Secret, SecretError> {
-    let mut bytes = vec![0; 32];
+    let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(SecretError::Random)?;
-    Ok(Secret::new(bytes).expect("32 bytes are not empty"))
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(Secret::new(digits.into_bytes()).expect("64 digits are not empty"))
 }

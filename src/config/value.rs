@@ -98,22 +98,3 @@ fn time(text: &str, least: Duration) -> Option<Duration> {
     let time = humantime::parse_duration(text).ok();
     time.filter(|time| (least..=HUNDRED_YEARS).contains(time))
 }
-
-/// An origin as a browser sends it (RFC 6454 section 6.2): no path, no slash at the end, no upper case.
-pub(super) fn origin(text: &str) -> Result<String, String> {
-    let example =
-        "it takes an origin as browsers send it, like https://app.example or http://localhost:3000";
-    let is_origin = text.split_once("://").is_some_and(|(scheme, host)| {
-        let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
-        !scheme.is_empty()
-            && scheme
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
-            && !host.is_empty()
-            && host.bytes().all(is_host)
-    });
-    if !is_origin && text != "null" {
-        return Err(example.to_owned());
-    }
-    Ok(text.to_ascii_lowercase())
-}

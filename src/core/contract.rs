@@ -8,7 +8,7 @@ use crate::core::window::Spans;
 use crate::core::workspace::Workspace;
 use crate::log::commit::{Durability, End, OpenSegment};
 use crate::wire::auth::{Grant, Verifier};
-use crate::wire::upgrade::{Answer, Look, Page};
+use crate::wire::upgrade::{Answer, Look, PageRequest};
 
 /// The time, as the caller sees it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -50,6 +50,8 @@ pub struct ShardConfig {
     pub drain_us: u64,
     /// Keys the hash of every workspace's keys.
     pub hash_seed: u64,
+    /// A random id of this start of the server, the same for all its shards.
+    pub start_id: u64,
     /// Checks tokens.
     pub verifier: Arc<Verifier>,
     /// The origins whose pages may connect and read (RFC 6454); none named: all.
@@ -99,6 +101,8 @@ pub enum Input<'a> {
     /// The state was read back and a new segment is open; or not, and it is to be tried again later. It is the first input of
     /// the log for a shard that began with [`Shard::recovering`](super::shard::Shard::recovering).
     Rebuilt(Option<(OpenSegment, Vec<Workspace>)>),
+    /// The log's files are not at their paths any more. What is written to them would be lost.
+    LogDisplaced,
     /// The page that was asked for.
     Page(SessionId, Answer),
     /// Stop: refuse, finish, close. A second one closes everybody at once.
@@ -123,7 +127,7 @@ pub enum Output {
     /// Log this of the connection. Only with [`ShardConfig::has_journal`].
     Note(SessionId, Box<Note>),
     /// Make a page, and bring it back at once as [`Input::Page`].
-    Page(SessionId, Page),
+    Page(SessionId, PageRequest),
     /// Write `bytes[from..]` at `offset` of the open segment.
     LogWrite {
         /// The file offset of `bytes[from]`.

@@ -1,5 +1,6 @@
 //! The secrets of a running server: SIGHUP reads their files again.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::{SecretError, SecretSources, Secrets};
@@ -21,15 +22,23 @@ impl<'a> Keeper<'a> {
                 "{variable} ends in a line break, which is not part of the secret: set it without one; tokens that were signed with it are accepted too"
             );
         }
-        if secrets.is_ephemeral {
-            tracing::info!(
-                "the secret for the tokens was generated for this run: its tokens are refused after a restart"
-            );
-        }
         if let (Some(path), None) = (sources.previous, &secrets.previous) {
             tracing::info!(path = %path.display(), "no previous secret: its file does not exist");
         }
         Ok(Self { sources, secrets })
+    }
+
+    /// Keeps a secret that was made up in the data directory, which is locked.
+    pub fn keep_in(&mut self, folder: &Path) -> Result<(), SecretError> {
+        let Some((path, is_public)) = self.secrets.keep_in(folder)? else {
+            return Ok(());
+        };
+        let path = path.display();
+        tracing::info!(%path, "tokens are signed with the secret of --dev");
+        if is_public {
+            tracing::warn!("{path} can be read by other users: chmod 600 {path}");
+        }
+        Ok(())
     }
 
     /// The secrets.

@@ -115,20 +115,22 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let shards = settings.shards(thread::available_parallelism().ok());
     let connections_max = connections_max(settings.max_connections, shards)?;
     let directory = Arc::new(DataDirectory::open(&settings.data_dir)?);
+    secrets.keep_in(directory.path())?;
 
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
-    let hash_seed = random_u64()?;
-    let dev_token = settings.dev.then(|| dev_token(secrets.secrets()));
+    let (hash_seed, start_id) = (random_u64()?, random_u64()?);
+    let token = settings.dev.then(|| dev_token(secrets.secrets()));
     let status = Arc::new(Status::new(shards, connections_max));
     let compactor = Compactor::start(Arc::clone(&directory), shards as usize, Arc::clone(&status))?;
     let common = Common {
         settings,
         shards,
         hash_seed,
+        start_id,
         verifier: Arc::new(secrets.secrets().verifier()),
         origins: settings.allow_origins.clone().into(),
-        pages: Arc::new(pages(settings, dev_token.clone())),
+        pages: Arc::new(pages(settings, token)),
         status: Arc::clone(&status),
         listener: Arc::clone(&listener),
         admin_listener: admin_listener.clone(),
@@ -140,6 +142,9 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let Some((report, dealt)) = wait_for_recovery(&inbox, &status, &posts, &mut secrets)? else {
         return Ok(());
     };
+    // The secret may have changed while the log was read.
+    let token = settings.dev.then(|| dev_token(secrets.secrets()));
+    common.pages.renew_token(|| dev_token(secrets.secrets()));
     // Only this mode waits for the disk.
     let fill_bytes =
         (Durability::from(settings.durability) == Durability::Always).then_some(SEGMENT_FILL_BYTES);
@@ -148,9 +153,9 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     tracing::info!(%address, inherited, shards, connections_max, "listening");
     let admin_address = admin_listener.map(|listener| listener.address());
     let has_console = settings.console || settings.dev;
-    announce(dev_token.as_deref(), address, admin_address, has_console)?;
+    announce(token.as_deref(), address, admin_address, has_console)?;
     tell_manager(&NotifyState::Ready);
-    run_until_stopped(&posts, &inbox, &mut secrets)?;
+    run_until_stopped(&posts, &inbox, &mut secrets, &common.pages)?;
     compactor.stop();
     tracing::info!("stopped");
     Ok(())
@@ -190,7 +195,7 @@ fn begin_to_serve(
 
 fn pages(settings: &Serve, dev_token: Option<String>) -> Pages {
     Pages::new(settings.console || settings.dev, dev_token)
-        .with_admin_port(settings.admin.admin_port.is_some())
+        .with_admin_host(settings.admin.address().map(|address| address.ip()))
         .with_public_metrics(settings.admin.metrics_public)
 }
 
@@ -198,6 +203,7 @@ fn run_until_stopped(
     posts: &[Post],
     inbox: &Receiver<Event>,
     secrets: &mut Keeper<'_>,
+    pages: &Pages,
 ) -> Result<(), ServeError> {
     let mut running = posts.len();
     while running > 0 {
@@ -205,7 +211,10 @@ fn run_until_stopped(
             .recv()
             .expect("a thread that sends events runs as long as this one")
         {
-            Event::Signal(SIGHUP) => secrets.read_again(posts),
+            Event::Signal(SIGHUP) => {
+                secrets.read_again(posts);
+                pages.renew_token(|| dev_token(secrets.secrets()));
+            }
             Event::Signal(signal) => {
                 tracing::info!(
                     signal,
@@ -271,7 +280,9 @@ fn wait_for_recovery(
     for torn in &report.torn {
         tracing::warn!(
             path = %torn.path.display(), offset = torn.offset, bytes = torn.bytes,
-            "cut off a torn tail of {} bytes: writes that a crash had interrupted and nobody was shown", torn.bytes,
+            "cut off a torn tail of {} bytes: the rest of a write that was interrupted. With --durability always no \
+             client was shown it, unless the disk lost what it had confirmed",
+            torn.bytes,
         );
     }
     let workspaces: usize = dealt.iter().map(Vec::len).sum();
@@ -296,6 +307,7 @@ struct Common<'a> {
     settings: &'a Serve,
     shards: u32,
     hash_seed: u64,
+    start_id: u64,
     verifier: Arc<Verifier>,
     origins: Arc<[String]>,
     pages: Arc<Pages>,
@@ -425,6 +437,7 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
         segment_bytes_min: SEGMENT_BYTES_MIN,
         segment_bytes_max: SEGMENT_BYTES_MAX,
         hash_seed: common.hash_seed,
+        start_id: common.start_id,
         verifier: Arc::clone(&common.verifier),
         origins: Arc::clone(&common.origins),
         limits: (&settings.limits).into(),

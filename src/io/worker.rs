@@ -28,10 +28,10 @@ use crate::io::post::{
 use crate::io::ring::{Completion, Ring};
 use crate::limits::{
     ACCEPT_PAUSE_US, ACCEPT_WARNING_US, ACCEPTS_IN_FLIGHT, ADMIN_CONNECTIONS_MAX,
-    REFUSALS_IN_FLIGHT_MAX,
+    PLACE_CHECK_COMMIT_US, PLACE_CHECK_US, REFUSALS_IN_FLIGHT_MAX,
 };
 use crate::log::disk::HostDisk;
-use crate::log::keeper::LogKeeper;
+use crate::log::keeper::{KeeperError, LogKeeper};
 
 /// What an operation of the ring was for.
 #[derive(Debug, Clone, Copy)]
@@ -99,6 +99,9 @@ pub struct Worker {
     is_again_in_flight: bool,
     begun: Begun,
     completions: Vec<Completion<Token>>,
+    /// When it was last checked that the log's files are at their paths, and whether they were not.
+    place_checked_us: u64,
+    is_displaced: bool,
 }
 
 /// When what is measured began.
@@ -133,6 +136,8 @@ impl Worker {
             is_again_in_flight: false,
             begun: Begun::default(),
             completions: Vec::new(),
+            place_checked_us: 0,
+            is_displaced: false,
         }
     }
 
@@ -160,6 +165,7 @@ impl Worker {
             self.complete(completion, ring, clock);
         }
         self.completions = completions;
+        self.watch_place(clock);
         self.shard.flush(clock);
         while let Some(output) = self.shard.poll_output() {
             self.perform(output, ring, clock)?;
@@ -232,7 +238,7 @@ impl Worker {
             }
             Completion::Done(Token::LogSync, outcome) => {
                 self.stats().synced(self.log_took_us(clock));
-                let ok = self.kept(outcome);
+                let ok = self.kept(outcome, clock);
                 let ok = self.told("fdatasync", ok).is_some();
                 notes::log_sync(self.number, ok, self.log_took_us(clock));
                 self.shard.handle(Input::LogSynced(ok), clock);
@@ -265,7 +271,7 @@ impl Worker {
     }
 
     fn written(&mut self, bytes: Vec<u8>, outcome: io::Result<usize>, clock: Clock) {
-        let count = self.kept(outcome);
+        let count = self.kept(outcome, clock);
         let count = self.told("write", count);
         let took_us = self.log_took_us(clock);
         self.begun.batch.log_written(self.number, count, took_us);
@@ -274,10 +280,37 @@ impl Worker {
 
     /// What was done well to a file that was deleted counts as failed. A write is asked too: in the modes without an
     /// fdatasync for each batch, ops would long go on otherwise.
-    fn kept<T>(&mut self, outcome: io::Result<T>) -> Result<T, RebuildError> {
+    fn kept<T>(&mut self, outcome: io::Result<T>, clock: Clock) -> Result<T, RebuildError> {
         let outcome = outcome?;
         self.log().check_linked()?;
+        if self.is_place_check_due(PLACE_CHECK_COMMIT_US, clock) {
+            self.check_place(clock)?;
+        }
         Ok(outcome)
+    }
+
+    /// Notices that the data directory was moved or replaced while nothing is written, too.
+    fn watch_place(&mut self, clock: Clock) {
+        if self.log.is_none() || !self.is_place_check_due(PLACE_CHECK_US, clock) {
+            return;
+        }
+        let was_displaced = self.is_displaced;
+        let outcome = self.check_place(clock);
+        if outcome.is_err() && !was_displaced {
+            self.told("data directory", outcome);
+            self.shard.handle(Input::LogDisplaced, clock);
+        }
+    }
+
+    fn is_place_check_due(&self, interval_us: u64, clock: Clock) -> bool {
+        clock.now_us >= self.place_checked_us + interval_us
+    }
+
+    fn check_place(&mut self, clock: Clock) -> Result<(), KeeperError> {
+        self.place_checked_us = clock.now_us;
+        let outcome = self.log().check_place();
+        self.is_displaced = outcome.is_err();
+        outcome
     }
 
     fn told<T>(&self, what: &str, outcome: Result<T, impl std::fmt::Display>) -> Option<T> {
@@ -313,6 +346,7 @@ impl Worker {
                 let rebuilt = outcome
                     .ok()
                     .map(|(segment, workspaces)| (self.log().replace(segment), workspaces));
+                self.is_displaced &= rebuilt.is_none();
                 self.shard.handle(Input::Rebuilt(rebuilt), clock);
                 self.tell_rotation();
             }
@@ -459,9 +493,10 @@ impl Worker {
             Output::Note(id, note) => {
                 notes::log((self.number, id), self.peer(id), *note, clock.now_us);
             }
-            Output::Page(id, page) => {
+            Output::Page(id, request) => {
                 let (visitor, status) = (self.visitor(id), &self.ties.status);
-                let answer = self.ties.pages.answer(page, visitor, clock.now_us, status);
+                let pages = &self.ties.pages;
+                let answer = pages.answer(&request, visitor, clock.now_us, status);
                 self.shard.handle(Input::Page(id, answer), clock);
             }
             Output::LogWrite {
@@ -547,7 +582,12 @@ impl Worker {
     }
 
     fn arm_timer(&mut self, ring: &mut Ring<Token>, now_us: u64) {
-        let wanted = [self.shard.next_deadline_us(), self.accepts_paused_until_us];
+        let has_log = self.log.is_some();
+        let wanted = [
+            self.shard.next_deadline_us(),
+            self.accepts_paused_until_us,
+            has_log.then_some(self.place_checked_us + PLACE_CHECK_US),
+        ];
         let Some(wanted_us) = wanted.into_iter().flatten().min() else {
             return;
         };

@@ -2,7 +2,7 @@
 //!
 //! | file | |
 //! | --- | --- |
-//! | `LOCK` | locked with flock as long as a server uses the directory; holds that server's process id |
+//! | `LOCK` | locked with flock as long as a server uses the directory, as is the directory itself; holds that server's process id |
 //! | `meta.json` | the format version, and the epoch: a random id that stands in every segment's header |
 //! | `shard-NN/NNNNNNNNNN.aof` | the segments of each shard ([`super::segment`]) |
 //!
@@ -28,6 +28,9 @@ const LOCK: &str = "LOCK";
 pub(super) const META: &str = "meta.json";
 const META_NEW: &str = "meta.json.new";
 const PROBE: &str = "LOCK.probe";
+const UNKNOWN_PID: &str = "unknown";
+/// Where `--dev` keeps its secret.
+pub const DEV_SECRET_FILE: &str = "dev-secret";
 const SHARD_PREFIX: &str = "shard-";
 /// What a repair sets aside is in folders with this and a number as their names.
 pub(super) const ASIDE_PREFIX: &str = "damaged-";
@@ -40,8 +43,17 @@ pub struct DataDirectory<D: Disk = HostDisk> {
     epoch: [u8; 16],
     /// Taken to read closed segments, and to replace them.
     changes: RwLock<()>,
-    /// Held, not used: closing the file gives the lock back, in a crash too.
-    _lock: D::File,
+    lock: Lock<D::File>,
+}
+
+/// The locks of a data directory, held as long as the value lives: closing the files gives them back, in a crash too.
+#[derive(Debug)]
+pub struct Lock<F> {
+    /// `LOCK` alone does not do: it can be deleted under a server, and the next one locks a new file of that name. The folder alone
+    /// does not do either: servers before this one did not lock it, and some file systems cannot.
+    _folder: F,
+    file: F,
+    path: PathBuf,
 }
 
 /// Why a data directory cannot be used. Each is one line that tells what to do.
@@ -177,7 +189,7 @@ impl<D: Disk> DataDirectory<D> {
         disk: D,
         path: PathBuf,
         epoch: [u8; 16],
-        lock: D::File,
+        lock: Lock<D::File>,
     ) -> Result<Self, DirectoryError> {
         disk.sync_folder(&path).map_err(at(&path))?;
         Ok(Self {
@@ -185,8 +197,24 @@ impl<D: Disk> DataDirectory<D> {
             path,
             epoch,
             changes: RwLock::new(()),
-            _lock: lock,
+            lock,
         })
+    }
+
+    /// The path of `LOCK`.
+    #[must_use]
+    pub fn lock_path(&self) -> &Path {
+        &self.lock.path
+    }
+
+    /// Whether the locked `LOCK` still has a name. Cheap enough for every commit.
+    pub fn is_lock_linked(&self) -> io::Result<bool> {
+        self.lock.file.is_linked()
+    }
+
+    /// Whether what is at the path of `LOCK` is the locked file. If not, it or the whole directory was deleted, moved or replaced.
+    pub fn is_lock_in_place(&self) -> io::Result<bool> {
+        self.disk.is_at(&self.lock.path, &self.lock.file)
     }
 
     /// The disk that it is on.
@@ -273,7 +301,7 @@ pub fn epoch<D: Disk>(disk: &D, path: &Path) -> Result<[u8; 16], DirectoryError>
 pub fn lock_damaged<D: Disk>(
     disk: &D,
     path: &Path,
-) -> Result<(D::File, Option<[u8; 16]>), DirectoryError> {
+) -> Result<(Lock<D::File>, Option<[u8; 16]>), DirectoryError> {
     let known = match epoch(disk, path) {
         Ok(known) => Some(known),
         Err(DirectoryError::Meta { .. }) => None,
@@ -330,7 +358,10 @@ fn foreign<D: Disk>(disk: &D, path: &Path) -> Option<String> {
     let names = names.iter().map(|name| name.to_string_lossy());
     let is_ours = |name: &str| {
         let is_known = [LOCK, PROBE, META_NEW, "lost+found"].contains(&name);
-        is_known || name.starts_with(['.']) || name.starts_with(ASIDE_PREFIX)
+        is_known
+            || name.starts_with(DEV_SECRET_FILE)
+            || name.starts_with(['.'])
+            || name.starts_with(ASIDE_PREFIX)
     };
     let names: Vec<_> = names.collect();
     // A log that has lost its `meta.json` is damage, and told as such.
@@ -347,26 +378,34 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-fn lock<D: Disk>(disk: &D, path: &Path) -> Result<D::File, DirectoryError> {
+fn lock<D: Disk>(disk: &D, path: &Path) -> Result<Lock<D::File>, DirectoryError> {
     let not_writable = |source| DirectoryError::NotWritable {
         path: path.to_path_buf(),
         source,
     };
-    let file = match disk.lock(&path.join(LOCK)).map_err(not_writable)? {
+    let in_use = |pid| DirectoryError::InUse {
+        path: path.to_path_buf(),
+        pid,
+    };
+    let lock_path = path.join(LOCK);
+    let Some(folder) = disk.lock_folder(path).map_err(not_writable)? else {
+        let pid = disk.open(&lock_path).map(|file| lock_holder(&file));
+        return Err(in_use(pid.unwrap_or_else(|_| UNKNOWN_PID.to_owned())));
+    };
+    let file = match disk.lock(&lock_path).map_err(not_writable)? {
         Ok(file) => file,
-        Err(other) => {
-            return Err(DirectoryError::InUse {
-                path: path.to_path_buf(),
-                pid: lock_holder(&other),
-            });
-        }
+        Err(other) => return Err(in_use(lock_holder(&other))),
     };
     let pid = format!("{}\n", std::process::id());
     file.set_bytes(0)
         .and_then(|()| file.write_all_at(pid.as_bytes(), 0))
         .and_then(|()| probe(disk, path))
         .map_err(not_writable)?;
-    Ok(file)
+    Ok(Lock {
+        _folder: folder,
+        file,
+        path: lock_path,
+    })
 }
 
 /// The process id in a `LOCK` that another process holds; `unknown` where it has not written it yet.
@@ -377,7 +416,7 @@ pub fn lock_holder(file: &impl DiskFile) -> String {
     if !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()) {
         pid.to_owned()
     } else {
-        "unknown".to_owned()
+        UNKNOWN_PID.to_owned()
     }
 }
 

@@ -63,6 +63,9 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
     /// Opens a file, creating it if it is missing, and locks it for as long as it is open (flock(2)). `Err`: the file, open
     /// for reading, which another process has locked.
     fn lock(&self, path: &Path) -> io::Result<Result<Self::File, Self::File>>;
+    /// Opens a folder and locks it for as long as it is open (flock(2)). None: another process has locked it. Where the file
+    /// system cannot lock folders, it is open and not locked.
+    fn lock_folder(&self, path: &Path) -> io::Result<Option<Self::File>>;
 }
 
 /// An open file.
@@ -223,6 +226,19 @@ impl Disk for HostDisk {
         options.read(true).write(true).create(true).truncate(false);
         let file = options.open(path)?;
         Ok(if file.claim()? { Ok(file) } else { Err(file) })
+    }
+
+    fn lock_folder(&self, path: &Path) -> io::Result<Option<File>> {
+        let folder = File::open(path)?;
+        match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            // NFS makes it a lock of bytes, which only a file that is open for writing can have; others know none.
+            Ok(())
+            | Err(Errno::BADF | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOLCK) => {
+                Ok(Some(folder))
+            }
+            Err(errno) => Err(errno.into()),
+        }
     }
 }
 

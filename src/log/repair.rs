@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::chain::RecoveryError;
-use super::directory::{self, ASIDE_PREFIX, DirectoryError, META, shard_folder};
+use super::directory::{self, ASIDE_PREFIX, DirectoryError, Lock, META, shard_folder};
 use super::disk::Disk;
 use super::record::SegmentHeader;
 use super::rewrite::Rewrite;
@@ -68,7 +68,7 @@ pub struct Repair<D: Disk> {
     rows: Vec<Row>,
     gaps: Vec<Gap>,
     /// Held, not used.
-    _lock: D::File,
+    _lock: Lock<D::File>,
 }
 
 impl<D: Disk> Repair<D> {

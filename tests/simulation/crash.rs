@@ -26,6 +26,9 @@ impl SimDisk {
         for inode in state.inodes.values_mut() {
             inode.is_locked = false;
         }
+        for folder in state.folders.values_mut() {
+            folder.is_locked = false;
+        }
         if crash == Crash::PowerCut {
             state.is_read_only = false;
             state.lose_names();
@@ -98,6 +101,23 @@ impl SimDisk {
             }
         }
         files
+    }
+
+    /// Takes a file's name away, and gives its node.
+    pub fn take_name(&self, path: &Path) -> Node {
+        let mut state = self.state();
+        let (folder, name) = crate::disk::split(path);
+        let folder = state.folders.get_mut(folder).expect("a folder");
+        folder.seen.remove(name).expect("a name")
+    }
+
+    /// Gives it back. Nothing of that needs a sync.
+    pub fn put_name(&self, path: &Path, node: Node) {
+        let mut state = self.state();
+        let (folder, name) = crate::disk::split(path);
+        let folder = state.folders.get_mut(folder).expect("a folder");
+        let other = folder.seen.insert(name.to_owned(), node);
+        assert_eq!(other, None, "nobody has made another one");
     }
 
     /// Turns a bit of a file around, on the disk itself.
@@ -188,7 +208,7 @@ impl State {
                 1 => seen_bytes,
                 _ => least + dice.below(most - least + 1),
             };
-            // What the dirty sectors hold is one of three: the new, the old, or the new up to some byte.
+            // What the dirty sectors hold is the new or the old.
             let Inode {
                 seen,
                 durable,
@@ -201,13 +221,9 @@ impl State {
                 let bytes = bytes.min(seen_bytes);
                 let start = (sector * *sector_bytes).min(bytes);
                 let end = (start + *sector_bytes).min(bytes);
-                let (from, until) = match dice.below(4) {
-                    0 => (start, start),
-                    1 => (start, start + dice.below(end - start + 1)),
-                    2 => (start + dice.below(end - start + 1), end),
-                    _ => (start, end),
-                };
-                durable[from..until].copy_from_slice(&seen[from..until]);
+                if dice.one_in(2) {
+                    durable[start..end].copy_from_slice(&seen[start..end]);
+                }
             }
             seen.clone_from(durable);
         }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use etherply::log::blocks::BLOCK_BYTES;
 use etherply::log::disk::{Disk, DiskFile};
+use etherply::log::record::SECTOR_BYTES;
 
 use crate::dice::{Dice, Journal};
 use crate::inodes::{Change, Folder, Inode, Node};
@@ -27,7 +28,9 @@ pub struct Rates {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Met {
     pub write_errors: u64,
+    /// Of those that failed in their middle; and of all, where the file system lets nothing be written too.
     pub sync_errors: u64,
+    pub failed_syncs: u64,
     pub open_errors: u64,
     pub rename_errors: u64,
     pub folder_sync_errors: u64,
@@ -81,6 +84,7 @@ pub struct SimFile {
     /// What stands in it depends on this process, not on the seed: nothing is thrown for it.
     is_plain: bool,
     holds_lock: bool,
+    locked_folder: Option<PathBuf>,
     /// Past the cache, and on disk when a write returns.
     writes_through: AtomicBool,
 }
@@ -91,6 +95,11 @@ impl Drop for SimFile {
             && let Some(inode) = self.disk.state().inodes.get_mut(&self.inode)
         {
             inode.is_locked = false;
+        }
+        if let Some(path) = &self.locked_folder
+            && let Some(folder) = self.disk.state().folders.get_mut(path)
+        {
+            folder.is_locked = false;
         }
     }
 }
@@ -275,7 +284,7 @@ fn name(path: &Path) -> String {
 impl SimDisk {
     /// An empty disk.
     pub fn new(mut dice: Dice, journal: Journal) -> Self {
-        let sector_bytes = dice.pick(&[32, 128, 512]);
+        let sector_bytes = dice.pick(&[SECTOR_BYTES, SECTOR_BYTES, 4096]);
         let knows_direct = !dice.one_in(6);
         Self(Arc::new(Mutex::new(State {
             dice,
@@ -307,6 +316,7 @@ impl SimDisk {
             inode,
             is_plain: path.ends_with("LOCK"),
             holds_lock: false,
+            locked_folder: None,
             writes_through: AtomicBool::new(false),
         }
     }
@@ -448,6 +458,19 @@ impl Disk for SimDisk {
         file.holds_lock = true;
         Ok(Ok(file))
     }
+
+    fn lock_folder(&self, path: &Path) -> io::Result<Option<SimFile>> {
+        let mut state = self.state();
+        state.enter(Kind::Open, || format!("lock folder {}", name(path)))?;
+        let folder = state.folder(path)?;
+        if std::mem::replace(&mut folder.is_locked, true) {
+            return Ok(None);
+        }
+        // No file has this number.
+        let mut file = self.file(0, path);
+        file.locked_folder = Some(path.to_owned());
+        Ok(Some(file))
+    }
 }
 
 impl DiskFile for SimFile {
@@ -562,6 +585,7 @@ impl DiskFile for SimFile {
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.state();
         let entered = state.enter(Kind::Sync, || format!("sync inode {}", self.inode));
+        state.met.failed_syncs += u64::from(entered.is_err());
         if entered.is_err() && !is_half_done(&entered) {
             return entered;
         }

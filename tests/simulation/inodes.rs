@@ -34,6 +34,7 @@ pub struct Folder {
     pub durable: BTreeMap<OsString, Node>,
     /// What a sync makes durable.
     pub pending: Vec<Change>,
+    pub is_locked: bool,
 }
 
 impl Change {

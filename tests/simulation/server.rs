@@ -70,6 +70,8 @@ pub struct Seat {
     pub may_fail: bool,
     /// A sync of the open segment has failed.
     pub is_sync_lost: bool,
+    /// It has failed, and its log knows up to where it is kept.
+    pub is_end_known: bool,
     /// Wins that were handed to a write and are not confirmed: the workspace, and how many there are then.
     pub handed: Vec<(usize, usize)>,
     /// Sends that were cut short since the last turn, each of which is another send.
@@ -129,6 +131,7 @@ impl Server {
             is_drained: false,
             may_fail: false,
             is_sync_lost: false,
+            is_end_known: false,
             handed: Vec::new(),
             cut_sends: 0,
         };
@@ -195,6 +198,7 @@ fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
         future_skew_us: 24 * 3600 * SECOND_US,
         drain_us: 5 * SECOND_US,
         hash_seed: HASH_SEED,
+        start_id: 1,
         verifier: Arc::clone(&KEYS.0),
         origins: std::sync::Arc::default(),
         limits,

@@ -108,7 +108,7 @@ fn tell_rewritten(rewritten: &Rewritten, output: &mut Output) -> Result<(), Stop
     output.line(format_args!("  {}", rewritten.what))?;
     for lost in &salvage.lost {
         let is_lost = if lost.is_torn {
-            "never were promised to anybody"
+            "are a torn tail, which an interrupted write left"
         } else {
             "are lost"
         };

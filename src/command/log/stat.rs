@@ -181,7 +181,7 @@ fn tables(statistics: &Statistics) -> String {
     parts.extend(torn.filter_map(|told| told.torn_tail.as_ref()).map(|torn| {
         let (torn_bytes, offset) = (text::count(torn.bytes, "byte"), torn.offset);
         let file = &torn.file;
-        format!("\n{file} ends with {torn_bytes} at byte {offset} that nobody was promised\n")
+        format!("\n{file} ends with {torn_bytes} of an unfinished batch at byte {offset}\n")
     }));
     if statistics.workspaces.is_empty() {
         return parts.concat();

@@ -32,8 +32,8 @@ pub fn check(data: &Path, output: &mut Output) -> Result<(), Stop> {
                 let torn_bytes = text::count(extent.file_bytes - extent.whole_bytes, "byte");
                 let (path, offset) = (link.path.display(), extent.whole_bytes);
                 torn.push(format!(
-                    "{path} ends with {torn_bytes} at byte {offset} that nobody was promised: of a server that runs they are on their way, \
-                     of one that was killed they are cut off at its next start"
+                    "{path} ends with {torn_bytes} of an unfinished batch at byte {offset}: a running server is \
+                     still writing it; after a crash it is a torn tail, which the next start cuts off"
                 ));
             }
         }

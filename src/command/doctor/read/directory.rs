@@ -74,12 +74,15 @@ pub fn existing(path: &Path) -> PathBuf {
 
 /// The process id of the server that holds the directory's lock, or `unknown`.
 pub fn server(path: &Path) -> Option<String> {
-    let file = File::open(path.join("LOCK")).ok()?;
     // Shared, and for a moment: no other way tells of a server in another container, too.
-    match flock(&file, FlockOperation::NonBlockingLockShared) {
-        Err(Errno::WOULDBLOCK) => Some(lock_holder(&file)),
-        _ => None,
-    }
+    let is_locked =
+        |file: &File| flock(file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK);
+    let file = File::open(path.join("LOCK"));
+    let folder = File::open(path).ok()?;
+    // Its server holds the folder, too, if somebody has deleted LOCK.
+    let is_used = file.as_ref().is_ok_and(is_locked) || is_locked(&folder);
+    let pid = || file.map_or_else(|_| "unknown".to_owned(), |file| lock_holder(&file));
+    is_used.then(pid)
 }
 
 /// A file that is removed in any case.

@@ -84,6 +84,10 @@ impl Disk for Mortal {
             Err(file) => Err(wrap(file)?),
         })
     }
+    fn lock_folder(&self, path: &Path) -> io::Result<Option<MortalFile>> {
+        let folder = HostDisk.lock_folder(path)?;
+        folder.map(|folder| self.wrap(Ok(folder))).transpose()
+    }
 }
 
 impl DiskFile for MortalFile {
