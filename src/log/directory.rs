@@ -164,7 +164,7 @@ impl<D: Disk> DataDirectory<D> {
     /// The lock comes before every other change, so that a directory in use is left as it is.
     pub fn open_on(disk: D, path: PathBuf, new_epoch: [u8; 16]) -> Result<Self, DirectoryError> {
         create_folders(&disk, &path).map_err(|source| not_created(&disk, &path, source))?;
-        if let Some(name) = foreign(&disk, &path) {
+        if let Some(name) = other_file(&disk, &path) {
             return Err(DirectoryError::OtherFiles { path, name });
         }
         let lock = lock(&disk, &path)?;
@@ -349,7 +349,8 @@ fn not_created<D: Disk>(disk: &D, path: &Path, source: io::Error) -> DirectoryEr
 
 /// Returns the name of something in a folder without a log that no server has put there. Hidden names, and that of the folder
 /// with which a file system begins, are nobody's.
-fn foreign<D: Disk>(disk: &D, path: &Path) -> Option<String> {
+#[must_use]
+pub fn other_file<D: Disk>(disk: &D, path: &Path) -> Option<String> {
     // Where the folder cannot be looked into, what follows says so.
     if disk.exists(&path.join(META)).unwrap_or(true) {
         return None;
@@ -366,8 +367,8 @@ fn foreign<D: Disk>(disk: &D, path: &Path) -> Option<String> {
     let names: Vec<_> = names.collect();
     // A log that has lost its `meta.json` is damage, and told as such.
     let has_log = names.iter().any(|name| shard_of_folder(name).is_some());
-    let foreign = names.iter().filter(|name| !has_log && !is_ours(name)).min();
-    foreign.map(|name| name.escape_debug().to_string())
+    let other = names.iter().filter(|name| !has_log && !is_ours(name)).min();
+    other.map(|name| name.escape_debug().to_string())
 }
 
 fn parent(path: &Path) -> &Path {

@@ -37,7 +37,17 @@ pub fn folder(directory: &Directory) -> Finding {
         return Finding::fail(
             CHECK,
             format!("{path}: {fault}"),
-            "give the server's user write access, or name another with --data-dir",
+            match directory.fault_remedy {
+                Some(remedy) => format!("{remedy}, or name another with --data-dir"),
+                None => "name another with --data-dir".to_owned(),
+            },
+        );
+    }
+    if let Some(name) = &directory.other_file {
+        return Finding::fail(
+            CHECK,
+            format!("{path} has no log, and other files (such as {name})"),
+            "name an empty folder, or a new one in it, with --data-dir",
         );
     }
     match &directory.server {
