@@ -199,10 +199,22 @@ pub const SHARDS_MAX: u32 = 1024;
 pub const RING_ENTRIES: u32 = 1024;
 /// Entries of a shard's completion queue.
 pub const COMPLETION_ENTRIES: u32 = 8192;
+/// How long after operations were handed over it is checked that the kernel has taken them; and how
+/// often they are submitted again where it has not.
+pub const RESUBMIT_US: u64 = 10_000;
+/// How long a ring that ends tries to submit what is left.
+pub const LAST_SUBMIT_US: u64 = SECOND_US;
 /// The size of a provided receive buffer.
 pub const RECEIVE_BYTES_MAX: usize = 16 * 1024;
 /// The provided receive buffers of a shard.
 pub const RECEIVE_BUFFERS: u16 = 128;
+/// What a shard takes when it is busy, without any state: its receive buffers, the chunks that it keeps,
+/// and two batches, since one fills while the other is written.
+pub const SHARD_BYTES: u64 = (RECEIVE_BUFFERS as usize * RECEIVE_BYTES_MAX
+    + CHUNK_BYTES_KEPT_MAX
+    + 2 * BATCH_BYTES_MAX) as u64;
+/// A start with more shards than this for each core warns: they wait for each other.
+pub const SHARDS_PER_CORE_MAX: usize = 4;
 /// Accepts that a shard has in flight.
 pub const ACCEPTS_IN_FLIGHT: usize = 16;
 /// Connections that wait in the kernel to be accepted (listen(2), cut to net.core.somaxconn).

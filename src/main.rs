@@ -3,11 +3,14 @@
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use etherply::command;
 use etherply::config::usage::{self, Usage};
 use etherply::config::{Command, LogFormat, LogLevel, Serve, other_variables};
 use etherply::io::server;
+use signal_hook::consts::SIGXFSZ;
+use signal_hook::flag;
 use tracing::Level;
 
 fn main() -> ExitCode {
@@ -18,8 +21,11 @@ fn main() -> ExitCode {
             complain(&line);
             return ExitCode::from(2);
         }
-        Err(Usage::Help(help)) => help.exit(),
+        Err(Usage::Help(help)) => return end(command::output::print_help(&help)),
     };
+    // A write over the limit of file sizes (ulimit -f) fails then, as on a full disk, instead of ending
+    // the process.
+    flag::register(SIGXFSZ, Arc::default()).expect("a signal that may be handled");
     let outcome = match command {
         Command::Serve(settings) => {
             start_logging(&settings);
@@ -32,6 +38,10 @@ fn main() -> ExitCode {
         Command::Completions(settings) => command::paper::completions(&settings),
         Command::Manual(settings) => command::paper::manual(&settings),
     };
+    end(outcome)
+}
+
+fn end(outcome: Result<(), String>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
@@ -41,7 +51,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Where stderr leads nowhere there is nobody to tell, and the exit code says enough.
+/// Prints a line on stderr. Where nothing can be written there, the exit code has to say it.
 fn complain(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -393,6 +393,12 @@ fn put_histograms(page: &mut Page, shards: &[Shard]) {
         let longest = Value::Microseconds(shard.reading.longest_turn_us);
         page.sample(name, "", &[&shard.label], longest);
     }
+    let name = "etherply_ring_retries_total";
+    page.family(name, "counter", "Times that the kernel had refused operations (io_uring_enter(2)), and they were submitted again a moment later.");
+    for shard in shards {
+        let retries = Value::Count(shard.reading.ring_retries);
+        page.sample(name, "", &[&shard.label], retries);
+    }
     let name = "etherply_commit_ops";
     page.family(
         name,

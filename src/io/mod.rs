@@ -9,4 +9,5 @@ pub mod recovery;
 pub mod ring;
 pub mod secrets;
 pub mod server;
+pub mod threads;
 pub mod worker;

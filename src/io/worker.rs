@@ -171,6 +171,7 @@ impl Worker {
             self.perform(output, ring, clock)?;
         }
         self.stats().publish(self.shard.counters());
+        self.stats().retried(ring.retries());
         self.arm_accepts(ring, clock.now_us);
         self.arm_timer(ring, clock.now_us);
         ring.finish_turn(Token::Own);

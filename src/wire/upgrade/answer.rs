@@ -208,8 +208,7 @@ impl Answer {
         texts.next().unwrap_or_default().to_owned()
     }
 
-    /// Appends the whole answer, but for what the caller sends after it. `unix_us` is the time, for
-    /// its
+    /// Appends the whole answer, but for what the caller sends after it. `unix_us` is the time, for its
     /// `Date` (RFC 9110 section 6.6.1).
     pub fn encode(&self, unix_us: u64, out: &mut Vec<u8>) {
         // RFC 9110 section 7.8: who sends Upgrade names it in Connection too.

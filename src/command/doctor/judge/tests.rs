@@ -34,6 +34,7 @@ fn good() -> Facts {
         },
         ring: Ring {
             fault: None,
+            set_up: 4,
             is_cooperative: true,
             has_single_issuer: true,
         },
