@@ -131,7 +131,7 @@ impl Shard {
                 self.counters.refused_handshakes += 1;
                 // Not 429, which is about what one client sends (RFC 6585 section 4): this one may be the first of its kind.
                 return Err(Answer::unavailable(
-                    "the server is asked for too much at once",
+                    "too many requests with a token at once, try again later",
                     RETRY_AFTER_S,
                 ));
             }
@@ -155,7 +155,7 @@ impl Shard {
         let session = &mut self.sessions[id.slot as usize];
         if session.over_limit {
             return Err(Answer::unavailable(
-                "the server has as many connections as it may",
+                "the server is at its limit of connections, try again later",
                 RETRY_AFTER_S,
             ));
         }
@@ -246,7 +246,7 @@ impl Shard {
             return None;
         }
         self.counters.refused_members += 1;
-        let why = "the workspace has as many connections as it may";
+        let why = "the workspace is at its limit of connections, try again later";
         Some(Answer::unavailable(why, RETRY_AFTER_S))
     }
 

@@ -208,7 +208,7 @@ impl Shard {
         self.counters.refused_rate += 1;
         let per_second = self.config.limits.ops_per_second.unwrap_or_default();
         let text = format!(
-            "too many messages: send at most {per_second} in a second (--max-ops-per-second), and this one again later"
+            "too many messages: at most {per_second} per second are allowed (--max-ops-per-second); send this one again later"
         );
         match message {
             Some(Message::Op(op)) => self.refuse_op(id, TOO_MANY, &text, &op),
@@ -312,7 +312,7 @@ impl Shard {
     fn refuse_too_large(&mut self, id: SessionId, bytes_max: u64, op: &Op<'_>) {
         self.counters.refused_workspace_bytes += 1;
         let text = format!(
-            "the workspace is full: it may have {bytes_max} bytes (--max-workspace-bytes), and this op would make it larger"
+            "the workspace is full: its limit is {bytes_max} bytes (--max-workspace-bytes), and this op would exceed it"
         );
         self.refuse_op(id, TOO_LARGE, &text, op);
     }

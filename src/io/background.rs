@@ -164,15 +164,13 @@ impl Loop {
                 Ok(()) | Err(CompactionError::Stopped) => {}
                 Err(error @ CompactionError::Folder { .. }) => {
                     self.status.log.tell(|log| log.compaction_failures += 1);
-                    tracing::error!(
-                        "the log is not compacted any more until the next start: {error}"
-                    );
+                    tracing::error!("compaction is off until the next start: {error}");
                     return;
                 }
                 Err(error) => {
                     self.status.log.tell(|log| log.compaction_failures += 1);
                     tracing::warn!(
-                        "the log could not be compacted, and is served as it is: {error}"
+                        "compaction failed, and the log stays as it is for now: {error}"
                     );
                     wait = Duration::from_micros(COMPACTION_RETRY_US);
                 }

@@ -81,7 +81,7 @@ pub enum ServeError {
         source: io::Error,
     },
     /// The system has no descriptor or random number for the server.
-    #[error("the system is short of something: {0}")]
+    #[error("the server cannot start: {}", WithRemedy(.0))]
     System(#[from] io::Error),
     /// A shard's thread has ended by a fault of this server.
     #[error(
@@ -120,7 +120,7 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
         Listener::bind(address, names).map(Arc::new)
     });
     let admin_listener = admin_listener.transpose()?;
-    let connections_max = connections_max(settings.max_connections, shards)?;
+    let connections_max = connections_max(settings, shards)?;
     let directory = Arc::new(DataDirectory::open(&settings.data_dir)?);
     secrets.keep_in(directory.path())?;
 
@@ -227,7 +227,7 @@ fn run_until_stopped(
             Event::Signal(signal) => {
                 tracing::info!(
                     signal,
-                    "stopping: connections are closed, the log is finished"
+                    "stopping: closing connections and finishing the log"
                 );
                 tell_manager(&NotifyState::Stopping);
                 for post in posts {
@@ -275,7 +275,7 @@ fn wait_for_recovery(
             Ok(Event::Signal(SIGHUP)) => secrets.read_again(posts),
             Ok(Event::Signal(signal)) => {
                 display.end();
-                tracing::info!(signal, "stopped while the log was read");
+                tracing::info!(signal, "stopped while reading the log");
                 return Ok(None);
             }
             Ok(Event::Stopped { shard, .. }) => return Err(ServeError::Shard(shard)),
@@ -468,7 +468,10 @@ fn pin(number: u32) {
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     let core = cores.get(number as usize % cores.len().max(1)).copied();
     if !core.is_some_and(core_affinity::set_for_current) {
-        tracing::warn!(shard = number, "cannot pin a shard to its core");
+        tracing::warn!(
+            shard = number,
+            "cannot pin a shard to its core: it runs on any core (--no-pin does not try)"
+        );
     }
 }
 
@@ -528,7 +531,7 @@ fn watch_signals(events: Sender<Event>) -> Result<(), ServeError> {
 
 /// The most connections: what was asked for, within the limit of open files, which is raised as far
 /// as the system lets it.
-fn connections_max(wanted: Option<usize>, shards: u32) -> Result<usize, ServeError> {
+fn connections_max(settings: &Serve, shards: u32) -> Result<usize, ServeError> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -539,11 +542,13 @@ fn connections_max(wanted: Option<usize>, shards: u32) -> Result<usize, ServeErr
         Err(_) => limit.current,
     };
     let allowed = connections_allowed(files.unwrap_or(u64::MAX), shards)?;
+    let wanted = settings.max_connections;
     if let Some(wanted) = wanted.filter(|wanted| *wanted > allowed) {
+        let name = settings.given.name("--max-connections");
         tracing::warn!(
             wanted,
             allowed,
-            "--max-connections is over the limit of open files (ulimit -n)"
+            "{name} is over the limit of open files: raise that (ulimit -n)"
         );
     }
     Ok(wanted.unwrap_or(allowed).min(allowed))
@@ -579,7 +584,7 @@ fn dev_token(secrets: &Secrets) -> String {
 /// Tells the service manager, where one asks for it (`sd_notify(3)`).
 fn tell_manager(state: &NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
-        tracing::warn!("the service manager cannot be told {state} (NOTIFY_SOCKET): {error}");
+        tracing::warn!("cannot notify the service manager of {state} (NOTIFY_SOCKET): {error}");
     }
 }
 

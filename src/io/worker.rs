@@ -319,7 +319,7 @@ impl Worker {
             .inspect_err(|error| {
                 tracing::error!(
                     shard = self.number,
-                    "the log cannot be written ({what}: {error}): clients are told 500 and closed with 1011, the log is opened again as soon as it can be"
+                    "the log cannot be written ({what}: {error}); senders get error 500, clients are closed with 1011, and the log is reopened as soon as possible"
                 );
             })
             .ok()
@@ -427,7 +427,7 @@ impl Worker {
                     self.next_accept_warning_us = clock.now_us + ACCEPT_WARNING_US;
                     tracing::warn!(
                         shard = self.number,
-                        "accepting pauses: {error}; raise the limit of open files (ulimit -n), or lower --max-connections"
+                        "accepting is paused: {error}; raise the limit of open files (ulimit -n), or lower --max-connections"
                     );
                 }
                 self.accepts_paused_until_us = Some(clock.now_us + ACCEPT_PAUSE_US);

@@ -42,7 +42,7 @@ pub struct Op<'a> {
 pub enum MessageError {
     /// simd-json refused the text.
     #[error(
-        "the message must be one valid JSON object, its numbers within u64, i64 or f64 and its strings without lone surrogates"
+        "the message must be one valid JSON object, with numbers that fit u64, i64 or f64 and strings without lone surrogates"
     )]
     Json,
     /// A value deeper than [`VALUE_DEPTH_MAX`](crate::limits::VALUE_DEPTH_MAX), or another field of that kind.
@@ -61,7 +61,7 @@ pub enum MessageError {
     #[error("payload.key must be a string of 1 to {KEY_BYTES_MAX} bytes")]
     Key,
     /// `payload.value` is missing.
-    #[error("payload.value must be present (any JSON value, null too)")]
+    #[error("payload.value is required (any JSON value, including null)")]
     Value,
     /// `payload.timestamp` is missing or not an integer.
     #[error("payload.timestamp must be an integer (Unix microseconds)")]

@@ -114,6 +114,10 @@ pub struct Directory {
     pub server: Option<String>,
     /// Why no file can be written and synced there.
     pub fault: Option<String>,
+    /// What to do about that, where it is known.
+    pub fault_remedy: Option<&'static str>,
+    /// A file that is not a server's, in a folder without a log.
+    pub other_file: Option<String>,
     pub sync: Option<SyncTimes>,
     pub mount: Option<Mount>,
     pub free_bytes: Option<u64>,

@@ -208,7 +208,7 @@ fn tables(statistics: &Statistics) -> String {
     parts.extend(["\n".to_owned(), text::table(&rows)]);
     let more = statistics.workspaces_total - statistics.workspaces.len();
     if more > 0 {
-        parts.push(format!("and {more} more: --all tells them\n"));
+        parts.push(format!("and {more} more: --all lists them\n"));
     }
     parts.concat()
 }

@@ -7,10 +7,9 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::{SecretError, Secrets, stripped};
+use crate::log::directory::DEV_SECRET_FILE;
 use crate::wire::auth::Secret;
 
-/// The file of the secret, in the data directory.
-const DEV_SECRET_FILE: &str = "dev-secret";
 const NEW_FILE: &str = "dev-secret.new";
 /// The owner reads and writes it, nobody else.
 const MODE: u32 = 0o600;

@@ -167,7 +167,7 @@ impl Answer {
     pub(super) fn method_not_allowed(allowed: &str) -> Self {
         Self::error(
             StatusCode::METHOD_NOT_ALLOWED,
-            "this path does not take the method",
+            "this path does not allow the method",
         )
         .with("Allow", allowed)
     }

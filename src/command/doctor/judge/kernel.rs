@@ -28,7 +28,7 @@ pub fn release(kernel: &Kernel) -> Finding {
     if numbers < OLDEST {
         return Finding::warn(
             "kernel",
-            format!("Linux {release} is older than all that the server is tested on"),
+            format!("Linux {release} is older than any kernel that the server is tested on"),
             "use Linux 5.10 or later; 6.0 or later is best",
         );
     }
@@ -42,7 +42,7 @@ pub fn ring(kernel: &Kernel, ring: &Ring, wanted: &Wanted) -> Finding {
     let is_new = numbers(&kernel.release) >= OLDEST;
     let (found, advice) = match fault {
         RingFault::Missing if is_new => (
-            "io_uring is not there (ENOSYS), and this kernel should have it: a seccomp filter hides it, or the kernel was built without",
+            "io_uring is missing (ENOSYS), and this kernel should have it: a seccomp filter hides it, or the kernel was built without",
             ALLOW,
         ),
         RingFault::Missing => (
@@ -97,7 +97,7 @@ fn forbidden(kernel: &Kernel) -> (&'static str, &'static str) {
         (false, true) => ("io_uring is forbidden by a seccomp filter (EPERM)", ALLOW),
         (false, false) => (
             "io_uring is forbidden (EPERM), by no sysctl and no seccomp filter: a security module (AppArmor, SELinux) does it",
-            "allow io_uring in that module's profile: journalctl -k | grep -i denied tells which",
+            "allow io_uring in that module's profile: journalctl -k | grep -i denied shows which",
         ),
     }
 }
@@ -106,7 +106,7 @@ fn working_ring(kernel: &Kernel, ring: &Ring, wanted: &Wanted) -> Finding {
     if kernel.io_uring_disabled == Some(1) {
         return Finding::warn(
             "io_uring",
-            "a ring works for this user, and kernel.io_uring_disabled is 1: it does not for most others",
+            "a ring works for this user, but kernel.io_uring_disabled is 1: most other users cannot have one",
             "run this as the server's user; sudo sysctl -w kernel.io_uring_disabled=0, and keep it: tuning/sysctl.conf",
         );
     }

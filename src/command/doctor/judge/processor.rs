@@ -21,7 +21,7 @@ pub fn shards(processor: &Processor, wanted: &Wanted) -> Finding {
     if shards as usize > allowed {
         return Finding::warn(
             CHECK,
-            format!("{found}: some share a core, and wait for each other"),
+            format!("{found}: some share a core and wait for each other"),
             format!("--shards {allowed}, or fewer: tuning/cpu.md has a table"),
         );
     }
@@ -89,7 +89,7 @@ pub fn governor(processor: &Processor) -> Option<Finding> {
     Some(if slow {
         Finding::warn(
             CHECK,
-            format!("{names}: a core that rests between two ops is slow at first"),
+            format!("{names}: a core that idles between two ops starts slowly"),
             "sudo cpupower frequency-set -g performance: tuning/cpu.md",
         )
     } else {
