@@ -3,13 +3,13 @@
 //! Every flag of `serve` is an environment variable too: `ETHERPLY_` and the flag's name. Secrets come
 //! from the environment or from a file, never from a flag: the command line of a process is public.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::limits::{
     DRAIN_MS_DEFAULT, MESSAGE_BYTES_DEFAULT, OUTBOX_BYTES_DEFAULT, PING_INTERVAL_MS_DEFAULT,
@@ -20,13 +20,17 @@ use crate::wire::auth::Secret;
 
 pub mod admin;
 pub mod doctor;
+pub mod environment;
 pub mod limits;
 pub mod log;
+mod origin;
 pub mod paper;
 mod secrets;
+pub mod usage;
 mod value;
 
 pub use secrets::{SecretError, SecretSources, Secrets};
+pub use usage::{Given, Usage};
 
 /// A sync server: a small shared state per workspace, told to everybody in it at once, never lost.
 #[derive(Debug, Parser)]
@@ -71,7 +75,7 @@ pub struct Serve {
     pub shards: Option<u32>,
 
     /// Let the kernel move the event loops between cores
-    #[arg(long, env = "ETHERPLY_NO_PIN", hide_env_values = true)]
+    #[arg(long, env = "ETHERPLY_NO_PIN", hide_env_values = true, action = ArgAction::SetTrue, value_parser = value::boolean)]
     pub no_pin: bool,
 
     /// The folder that holds the log; it is created
@@ -122,7 +126,7 @@ pub struct Serve {
     pub limits: limits::Limits,
 
     /// How far ahead of this server's clock the timestamp of an op may be
-    #[arg(long, value_name = "TIME", env = "ETHERPLY_MAX_FUTURE_SKEW", hide_env_values = true, default_value = "24h", value_parser = value::duration)]
+    #[arg(long, value_name = "TIME", env = "ETHERPLY_MAX_FUTURE_SKEW", hide_env_values = true, default_value = "24h", value_parser = value::duration, allow_hyphen_values = true)]
     pub max_future_skew: Duration,
 
     /// Milliseconds over which the connections are closed on SIGTERM or SIGINT
@@ -154,12 +158,13 @@ pub struct Serve {
         env = "ETHERPLY_ALLOW_ORIGIN",
         hide_env_values = true,
         value_delimiter = ',',
-        value_parser = value::origin
+        value_parser = origin::origin
     )]
     pub allow_origins: Vec<String>,
 
-    /// Serve the console, a page to look at workspaces and at the server, at /
-    #[arg(long, env = "ETHERPLY_CONSOLE", hide_env_values = true)]
+    /// Serve the console, a page that shows workspaces and the server, at /; to this machine alone,
+    /// unless it is on --admin-port
+    #[arg(long, env = "ETHERPLY_CONSOLE", hide_env_values = true, action = ArgAction::SetTrue, value_parser = value::boolean)]
     pub console: bool,
 
     #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
@@ -188,9 +193,14 @@ pub struct Serve {
     )]
     pub log_format: LogFormat,
 
-    /// Try it out: loopback only, a secret for this run unless one is set, the console, and a URL that works is printed
-    #[arg(long, env = "ETHERPLY_DEV", hide_env_values = true)]
+    /// Try it out: listens on loopback only, serves the console, prints a URL that works, and unless
+    /// a secret is set, keeps one in the file dev-secret of the data directory
+    #[arg(long, env = "ETHERPLY_DEV", hide_env_values = true, action = ArgAction::SetTrue, value_parser = value::boolean)]
     pub dev: bool,
+
+    /// Which of them came from variables.
+    #[arg(skip)]
+    pub given: Given,
 }
 
 const SERVE_HELP: &str = "Secrets:
@@ -214,7 +224,7 @@ pub struct Token {
     pub sub: String,
 
     /// How long it is valid
-    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = value::duration)]
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = value::ttl, allow_hyphen_values = true)]
     pub ttl: Duration,
 
     /// A file that holds the secret with which tokens are signed
@@ -225,6 +235,10 @@ pub struct Token {
         hide_env_values = true
     )]
     pub jwt_secret_file: Option<PathBuf>,
+
+    /// Which of them came from variables.
+    #[arg(skip)]
+    pub given: Given,
 }
 
 /// When an op counts as kept.
@@ -266,17 +280,30 @@ pub enum ConfigError {
     Secret(#[from] SecretError),
     /// `--dev` with an address that others can reach.
     #[error("--dev listens on loopback only, but {0} is {1}: leave out one of them")]
-    DevHost(&'static str, IpAddr),
+    DevHost(String, IpAddr),
     /// The variable PORT holds no port.
-    #[error("invalid value '{0}' for PORT: it takes a number from 0 to 65535")]
+    #[error("invalid value '{0}' for the variable PORT: it takes a whole number from 0 to 65535")]
     Port(String),
+}
+
+impl Command {
+    /// Keeps which settings came from variables.
+    fn note(&mut self, given: &Given) {
+        match self {
+            Self::Serve(serve) => serve.given.clone_from(given),
+            Self::Token(token) => token.given.clone_from(given),
+            Self::Log(_) | Self::Doctor(_) | Self::Completions(_) | Self::Manual(_) => {}
+        }
+    }
 }
 
 impl Serve {
     /// The address to listen on.
     pub fn host(&self) -> Result<IpAddr, ConfigError> {
         match (self.dev, self.host) {
-            (true, Some(host)) if !host.is_loopback() => Err(ConfigError::DevHost("--host", host)),
+            (true, Some(host)) if !host.is_loopback() => {
+                Err(ConfigError::DevHost(self.given.name("--host"), host))
+            }
             (_, Some(host)) => Ok(host),
             (true, None) => Ok(IpAddr::from([127, 0, 0, 1])),
             (false, None) => Ok(IpAddr::from([0, 0, 0, 0])),
@@ -287,7 +314,8 @@ impl Serve {
     pub fn admin_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
         match self.admin.address() {
             Some(address) if self.dev && !address.ip().is_loopback() => {
-                Err(ConfigError::DevHost("--admin-host", address.ip()))
+                let name = self.given.name("--admin-host");
+                Err(ConfigError::DevHost(name, address.ip()))
             }
             address => Ok(address),
         }
@@ -296,6 +324,15 @@ impl Serve {
     /// The port to listen on; `fallback` is the value of the variable PORT.
     pub fn port(&self, fallback: Option<OsString>) -> Result<u16, ConfigError> {
         chosen_port(self.port, fallback)
+    }
+
+    /// The setting that the port came from; `fallback` is the value of the variable PORT.
+    #[must_use]
+    pub fn port_name(&self, fallback: Option<&OsStr>) -> String {
+        match (self.port, fallback) {
+            (None, Some(_)) => "PORT".to_owned(),
+            (Some(_), _) | (None, None) => self.given.name("--port"),
+        }
     }
 
     /// The number of shards, with so many cores.
@@ -311,6 +348,7 @@ impl Serve {
             current: self.jwt_secret_file.as_deref(),
             previous: self.jwt_secret_previous_file.as_deref(),
             may_be_made_up: self.dev,
+            given: &self.given,
         }
     }
 }
@@ -332,7 +370,7 @@ impl doctor::Doctor {
 impl Token {
     /// The secret that signs the token.
     pub fn secret(&self) -> Result<Secret, SecretError> {
-        secrets::current(self.jwt_secret_file.as_deref())?.ok_or(SecretError::None)
+        secrets::signing(self.jwt_secret_file.as_deref(), &self.given)
     }
 }
 
@@ -344,15 +382,6 @@ impl From<DurabilityMode> for Durability {
             DurabilityMode::None => Self::None,
         }
     }
-}
-
-/// The one line that tells what is wrong with a command line: the flag, what it got, what it takes.
-#[must_use]
-pub fn usage_line(error: &clap::Error) -> String {
-    let text = error.render().to_string();
-    let paragraph = text.split("\n\n").next().unwrap_or_default();
-    let lines: Vec<&str> = paragraph.lines().map(str::trim).collect();
-    lines.join(" ")
 }
 
 fn chosen_port(port: Option<u16>, fallback: Option<OsString>) -> Result<u16, ConfigError> {
@@ -381,7 +410,7 @@ mod tests {
     fn serve(arguments: &[&str]) -> Result<Serve, String> {
         let line = ["etherply", "serve"].iter().chain(arguments);
         match CommandLine::try_parse_from(line)
-            .map_err(|error| usage_line(&error))?
+            .map_err(|error| usage::summary(&error))?
             .command
         {
             Command::Serve(serve) => Ok(*serve),
@@ -433,19 +462,6 @@ mod tests {
 
     #[test]
     fn origins() {
-        for (text, expected) in [
-            ("https://app.example", Some("https://app.example")),
-            ("HTTPS://App.Example:8443", Some("https://app.example:8443")),
-            ("http://[::1]:3000", Some("http://[::1]:3000")),
-            ("null", Some("null")),
-            ("app.example", None),
-            ("https://app.example/", None),
-            ("https://", None),
-            ("*", None),
-            ("", None),
-        ] {
-            assert_eq!(value::origin(text).ok().as_deref(), expected, "{text}");
-        }
         let several = serve(&[
             "--allow-origin",
             "http://a,http://b",

@@ -7,8 +7,10 @@
 
 /// A request head longer than this is answered with 431.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// More header lines than this are answered with 431.
-pub const HEADERS_MAX: usize = 64;
+/// The most header fields that fit into a head: the shortest is `a:` and a line feed.
+pub const HEADERS_MAX: usize = HEAD_BYTES_MAX / 3;
+/// A head with more header fields than this is parsed a second time, with room for all that fit.
+pub const HEADERS_USUAL: usize = 64;
 /// A head that is not complete after this long is answered with 408.
 pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
 /// The longest workspace id, after percent-decoding.

@@ -1,26 +1,28 @@
 //! The `etherply` binary: the command line, and nothing else. See the library for the server.
 
-use std::io::IsTerminal;
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
 use etherply::command;
-use etherply::config::{Command, CommandLine, LogFormat, LogLevel, Serve, usage_line};
+use etherply::config::{Command, LogFormat, LogLevel, Serve, Usage, environment, usage};
 use etherply::io::server;
 use tracing::Level;
 
 fn main() -> ExitCode {
-    let command = match CommandLine::try_parse() {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let command = match usage::read(&arguments) {
         Ok(line) => line.command,
-        Err(error) if error.use_stderr() => {
-            eprintln!("{} (see `etherply --help`)", usage_line(&error));
+        Err(Usage::Wrong(line)) => {
+            complain(&line);
             return ExitCode::from(2);
         }
-        Err(help) => help.exit(),
+        Err(Usage::Help(help)) => help.exit(),
     };
     let outcome = match command {
         Command::Serve(settings) => {
             start_logging(&settings);
+            warn_of_variables();
             server::serve(&settings).map_err(|error| error.to_string())
         }
         Command::Token(settings) => command::token::run(&settings),
@@ -32,9 +34,35 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
-            eprintln!("error: {line}");
+            complain(&format!("error: {line}"));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Where stderr leads nowhere there is nobody to tell, and the exit code says enough.
+fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+fn warn_of_variables() {
+    let others = environment::others();
+    for variable in others.unknown {
+        let name = variable.name.escape_debug();
+        match variable.nearest {
+            Some(nearest) => tracing::warn!(
+                "the variable {name} is unknown and has no effect: did you mean {nearest}?"
+            ),
+            None => tracing::warn!(
+                "the variable {name} is unknown and has no effect (see `etherply serve --help`)"
+            ),
+        }
+    }
+    if !others.service_links.is_empty() {
+        let names = others.service_links.join(", ").escape_debug().to_string();
+        tracing::debug!(
+            "variables that describe a Service of Kubernetes are not read: {names}; enableServiceLinks: false in the pod leaves them out"
+        );
     }
 }
 
@@ -54,7 +82,7 @@ fn start_logging(settings: &Serve) {
         .with_ansi(std::io::stderr().is_terminal());
     match settings.log_format {
         LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!("a fault of this server: {panic}");

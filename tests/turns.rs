@@ -53,6 +53,7 @@ impl Driver {
             future_skew_us: u64::MAX / 2,
             drain_us: 0,
             hash_seed: 1,
+            start_id: 1,
             verifier: Arc::new(Verifier::new(&secret, None)),
             origins: std::sync::Arc::default(),
             limits: etherply::core::contract::Limits::default(),

@@ -49,7 +49,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::config::usage_line;
+    use crate::config::usage::summary;
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -59,7 +59,7 @@ mod tests {
 
     fn limits(arguments: &[&str]) -> Result<contract::Limits, String> {
         let line = ["etherply"].iter().chain(arguments);
-        let line = Line::try_parse_from(line).map_err(|error| usage_line(&error))?;
+        let line = Line::try_parse_from(line).map_err(|error| summary(&error))?;
         Ok((&line.limits).into())
     }
 

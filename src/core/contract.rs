@@ -7,7 +7,7 @@ use crate::core::window::Spans;
 use crate::core::workspace::Workspace;
 use crate::log::commit::{Durability, End, OpenSegment};
 use crate::wire::auth::{Grant, Verifier};
-use crate::wire::upgrade::{Answer, Look, Page};
+use crate::wire::upgrade::{Answer, Look, PageRequest};
 
 /// The time, as the caller sees it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -49,6 +49,8 @@ pub struct ShardConfig {
     pub drain_us: u64,
     /// Keys the hash of every workspace's keys.
     pub hash_seed: u64,
+    /// A random id of this start of the server, the same for all its shards.
+    pub start_id: u64,
     /// Checks tokens.
     pub verifier: Arc<Verifier>,
     /// The origins whose pages may connect and read (RFC 6454); none named: all.
@@ -120,7 +122,7 @@ pub enum Output {
     /// Move the connection to the shard that owns its workspace, and forget the session here.
     Handoff(SessionId, u32, Box<Ticket>),
     /// Make a page, and bring it back at once as [`Input::Page`].
-    Page(SessionId, Page),
+    Page(SessionId, PageRequest),
     /// Write `bytes[from..]` at `offset` of the open segment.
     LogWrite {
         /// The file offset of `bytes[from]`.

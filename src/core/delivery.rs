@@ -83,7 +83,7 @@ impl Shard {
                     session.queued = true;
                     self.send_queue.push_back(SessionId {
                         slot: *slot,
-                        generation: session.generation,
+                        generation: session.generation(),
                     });
                 }
             }
@@ -199,6 +199,7 @@ impl Shard {
     /// changed since, without its own. False where there is nothing of the kind to do.
     fn encode_behind(&mut self, id: SessionId) -> bool {
         let session = &mut self.sessions[id.slot as usize];
+        let number = session.number;
         let Some(Behind {
             mut since,
             mut hint,
@@ -218,7 +219,7 @@ impl Shard {
                 if more {
                     break;
                 }
-                if entry.writer() != id.as_u64() {
+                if entry.writer() != number {
                     let bytes =
                         message::op_frame_bytes(entry.key(), entry.value(), entry.timestamp());
                     more = !out.is_empty() && out.len() + bytes > CONFLATED_BYTES_MAX;
@@ -375,7 +376,7 @@ impl Shard {
             if session.outbox.cursor() < overflow_end {
                 fallen.push(SessionId {
                     slot: *slot,
-                    generation: session.generation,
+                    generation: session.generation(),
                 });
             } else {
                 least = least.min(session.outbox.cursor());

@@ -45,7 +45,7 @@ impl Shard {
             let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
             let id = SessionId {
                 slot,
-                generation: session.generation,
+                generation: session.generation(),
             };
             let is_told = told.binary_search(&id).is_ok();
             match session.state {
@@ -58,7 +58,7 @@ impl Shard {
                 State::Closing if session.outbox.is_gated(self.visible_position) => {
                     let answer = Answer::internal_server_error();
                     self.counters.responses.answered(answer.status());
-                    let chunk = self.pool.fill(512, |out| answer.encode(out));
+                    let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
                     self.queue_last(id, chunk, 0, clock);
                 }
                 // A panic may have come between a timer and its next one.
@@ -121,6 +121,7 @@ impl Shard {
             "an outcome follows its rebuild"
         );
         if is_rebuild {
+            self.rebuilds_count += 1;
             self.reopen_wait_us = (self.reopen_wait_us * 2).min(REOPEN_WAIT_MAX_US);
         }
         let Some((segment, workspaces)) = outcome else {

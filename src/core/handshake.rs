@@ -24,15 +24,13 @@ struct Place {
 
 impl Shard {
     pub(super) fn open_session(&mut self, over_limit: bool, clock: Clock) -> SessionId {
-        self.generation = self.generation.wrapping_add(1);
+        self.sessions_begun += 1;
         let deadline_us = clock.now_us + HEAD_TIMEOUT_US;
-        let session = Session::new(self.generation, over_limit, clock.now_us, deadline_us);
+        let session = Session::new(self.sessions_begun, over_limit, clock.now_us, deadline_us);
+        let generation = session.generation();
         let slot = self.sessions.insert(session);
         let slot = u32::try_from(slot).expect("fewer sessions than descriptors");
-        let id = SessionId {
-            slot,
-            generation: self.generation,
-        };
+        let id = SessionId { slot, generation };
         self.handshakes_count += 1;
         self.schedule(id, deadline_us);
         id
@@ -60,9 +58,9 @@ impl Shard {
         match request {
             Request::Sync(request) => self.admit(id, request, clock),
             Request::Look(request) => self.admit_look(id, request, clock),
-            Request::Page { page, head_only } => {
-                self.sessions[id.slot as usize].head_only = head_only;
-                self.outputs.push_back(Output::Page(id, page));
+            Request::Page(request) => {
+                self.sessions[id.slot as usize].head_only = request.head_only;
+                self.outputs.push_back(Output::Page(id, request));
                 Ok(())
             }
             Request::Preflight { origin } => {
@@ -336,7 +334,7 @@ impl Shard {
     /// Answers a request with something else than 101, and closes.
     pub(super) fn answer(&mut self, id: SessionId, answer: &Answer, clock: Clock) {
         self.counters.responses.answered(answer.status());
-        let chunk = self.pool.fill(512, |out| answer.encode(out));
+        let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
         self.send_last(id, chunk, clock);
     }
 

@@ -98,7 +98,7 @@ impl Shard {
         let Some(session) = self.sessions.get_mut(id.slot as usize) else {
             return;
         };
-        if session.generation != id.generation || !matches!(session.state, State::Open { .. }) {
+        if session.generation() != id.generation || !matches!(session.state, State::Open { .. }) {
             return;
         }
         session.unparsed = unparsed;
@@ -276,7 +276,7 @@ impl Shard {
 
     fn source(&self, id: SessionId) -> Source {
         Source {
-            writer: id.as_u64(),
+            writer: self.sessions[id.slot as usize].number,
             mark: self.usage.mark(),
         }
     }

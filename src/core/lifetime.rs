@@ -223,7 +223,7 @@ impl Shard {
                 let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
                 SessionId {
                     slot,
-                    generation: session.generation,
+                    generation: session.generation(),
                 }
             })
             .filter(|id| self.is_open(*id))

@@ -17,28 +17,8 @@ use crate::wire::frame::Decoder;
 pub struct SessionId {
     /// The slot in the session table.
     pub slot: u32,
-    /// Which of the slot's sessions, in order.
+    /// Which of the slot's sessions, in order. It wraps, after so long that no handle is left of the session before.
     pub generation: u32,
-}
-
-impl SessionId {
-    /// The id as one number, never 0.
-    #[must_use]
-    pub fn as_u64(self) -> u64 {
-        (u64::from(self.generation) << 32 | u64::from(self.slot)) + 1
-    }
-
-    /// The id of a number that [`SessionId::as_u64`] gave.
-    ///
-    /// # Panics
-    /// Where it gave no such number.
-    #[must_use]
-    pub fn from_u64(number: u64) -> Self {
-        let number = number.checked_sub(1).expect("0 names no session");
-        let slot = u32::try_from(number & u64::from(u32::MAX)).expect("masked");
-        let generation = u32::try_from(number >> 32).expect("shifted");
-        Self { slot, generation }
-    }
 }
 
 /// Where a session stands in its life.
@@ -74,7 +54,8 @@ pub(crate) enum Intake {
     reason = "each says what is in flight or queued for it"
 )]
 pub(crate) struct Session {
-    pub generation: u32,
+    /// Its place in the order of its shard's sessions, from 1. It marks what the session wrote, which may stay for years, so it never wraps.
+    pub number: u64,
     pub state: State,
     /// A receive is in flight.
     pub receiving: bool,
@@ -118,9 +99,9 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub fn new(generation: u32, over_limit: bool, now_us: u64, deadline_us: u64) -> Self {
+    pub fn new(number: u64, over_limit: bool, now_us: u64, deadline_us: u64) -> Self {
         Self {
-            generation,
+            number,
             state: State::Handshake,
             receiving: false,
             sending: false,
@@ -147,31 +128,15 @@ impl Session {
         }
     }
 
+    /// The part of its number that its handles have.
+    pub fn generation(&self) -> u32 {
+        u32::try_from(self.number & u64::from(u32::MAX)).expect("masked")
+    }
+
     pub fn room(&self) -> Option<u32> {
         match self.state {
             State::Open { room, .. } => Some(room),
             State::Handshake | State::Closing => None,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_id_goes_through_its_number_and_back() {
-        for (slot, generation, number) in [
-            (0, 0, 1),
-            (1, 0, 2),
-            (0, 1, (1 << 32) + 1),
-            (u32::MAX, 0, 1 << 32),
-            (0, u32::MAX, (u64::from(u32::MAX) << 32) + 1),
-            (7, 9, (9 << 32) + 8),
-        ] {
-            let id = SessionId { slot, generation };
-            assert_eq!(id.as_u64(), number, "{id:?}");
-            assert_eq!(SessionId::from_u64(number), id);
         }
     }
 }

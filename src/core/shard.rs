@@ -54,7 +54,8 @@ pub struct Shard {
     pub(super) sessions: Slab<Session>,
     /// Sessions that are over, but still stand in the table until their output is taken.
     pub(super) gone_count: usize,
-    pub(super) generation: u32,
+    /// The number of the last session.
+    pub(super) sessions_begun: u64,
     pub(super) rooms: Slab<Room>,
     /// Who says to be in a slot, of those who say it.
     pub(super) users: HashMap<u32, Box<str>, FixedState>,
@@ -108,6 +109,8 @@ pub struct Shard {
     pub(super) health: Health,
     /// The wait before the next try to open a failed log.
     pub(super) reopen_wait_us: u64,
+    /// How often the state was read back from the log since the start.
+    pub(super) rebuilds_count: u64,
     pub(super) drain: Drain,
 }
 
@@ -179,7 +182,7 @@ impl Shard {
             surroundings: Surroundings::default(),
             sessions: Slab::new(),
             gone_count: 0,
-            generation: 0,
+            sessions_begun: 0,
             rooms: Slab::new(),
             users: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             counters: Counters::default(),
@@ -214,6 +217,7 @@ impl Shard {
             live_bytes: 0,
             health: Health::Recovering,
             reopen_wait_us: REOPEN_WAIT_MIN_US,
+            rebuilds_count: 0,
             drain: Drain::No,
         }
     }
@@ -479,20 +483,20 @@ impl Shard {
     pub(super) fn session(&mut self, id: SessionId) -> Option<&mut Session> {
         self.sessions
             .get_mut(id.slot as usize)
-            .filter(|session| session.generation == id.generation)
+            .filter(|session| session.generation() == id.generation)
     }
 
     pub(super) fn id_of(&self, slot: u32) -> SessionId {
         SessionId {
             slot,
-            generation: self.sessions[slot as usize].generation,
+            generation: self.sessions[slot as usize].generation(),
         }
     }
 
     pub(super) fn is_open(&self, id: SessionId) -> bool {
         let session = self.sessions.get(id.slot as usize);
         session.is_some_and(|session| {
-            session.generation == id.generation && matches!(session.state, State::Open { .. })
+            session.generation() == id.generation && matches!(session.state, State::Open { .. })
         })
     }
 }

@@ -17,6 +17,7 @@ use crate::core::workspace::Workspace;
 use crate::limits::RETRY_AFTER_S;
 use crate::log::disk::HostDisk;
 use crate::log::keeper::{KeeperError, LogKeeper};
+use crate::log::remedy::WithRemedy;
 use crate::log::segment::Segment;
 use crate::wire::auth::Verifier;
 use crate::wire::upgrade::Answer;
@@ -43,12 +44,10 @@ impl Status {
     /// Of so many shards, none of which can serve yet.
     #[must_use]
     pub fn new(shards: u32, connections_max: usize) -> Self {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-        let started_us = since_epoch.unwrap_or_default().as_micros();
         let ready = (0..shards).map(|_| AtomicBool::new(false)).collect();
         Self {
             ready,
-            started_unix_us: u64::try_from(started_us).unwrap_or(u64::MAX),
+            started_unix_us: unix_us(),
             recovery: Progress::default(),
             public: Arc::new(Gate::new(Door::Public)),
             admin: Arc::new(Gate::new(Door::Admin)),
@@ -187,10 +186,10 @@ pub enum RebuildError {
     #[error(transparent)]
     Keeper(#[from] KeeperError),
     /// The system has no thread for it.
-    #[error(transparent)]
+    #[error("{}", WithRemedy(.0))]
     System(#[from] io::Error),
     /// A panic on the way: a fault of this server.
-    #[error("a fault of this server")]
+    #[error("a bug in this server, please report it")]
     Fault,
 }
 
@@ -231,11 +230,17 @@ impl Drop for Handoff {
             return;
         };
         let mut bytes = Vec::new();
-        Answer::unavailable("the server is stopping", RETRY_AFTER_S).encode(&mut bytes);
+        let answer = Answer::unavailable("the server is stopping", RETRY_AFTER_S);
+        answer.encode(unix_us(), &mut bytes);
         // Nothing was sent to it before, so there is room in the socket; a peer that has gone needs no answer.
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let _ = send(&connection.socket, &bytes, flags);
     }
+}
+
+fn unix_us() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(since_epoch.unwrap_or_default().as_micros()).unwrap_or(u64::MAX)
 }
 
 /// What threads tell each other.

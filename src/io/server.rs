@@ -20,7 +20,7 @@ use crate::core::contract::ShardConfig;
 use crate::core::shard::Shard;
 use crate::core::workspace::Workspace;
 use crate::io::background::{Compactor, Rotation};
-use crate::io::listener::{ListenError, Listener};
+use crate::io::listener::{AddressNames, ListenError, Listener};
 use crate::io::post::{self, Letter, Post, Status, mailbox};
 use crate::io::recovery::{self, Display};
 use crate::io::ring;
@@ -34,6 +34,7 @@ use crate::log::commit::Durability;
 use crate::log::directory::{DataDirectory, DirectoryError};
 use crate::log::keeper::LogKeeper;
 use crate::log::recovery::{RecoveryError, Report};
+use crate::log::remedy::WithRemedy;
 use crate::wire::auth::{Verifier, mint};
 
 /// Why the server did not start, or stopped. Each is one line that names what to do.
@@ -48,9 +49,6 @@ pub enum ServeError {
     /// There is no socket to listen on.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The port for the metrics and the console cannot be had.
-    #[error("--admin-port: {0}; choose another with --admin-port, or another --admin-host")]
-    Admin(ListenError),
     /// The process may not open enough files.
     #[error(
         "the limit of open files is {limit}, and a server of {shards} shards needs {needed}: raise it (ulimit -n), or lower --shards"
@@ -70,7 +68,7 @@ pub enum ServeError {
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
     /// The first segments cannot be created.
-    #[error("cannot create a log segment in {path}: {source}")]
+    #[error("cannot create a log segment in {path}: {}", WithRemedy(.source))]
     Segment {
         /// The data directory.
         path: PathBuf,
@@ -106,25 +104,33 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     ring::probe().map_err(|error| ServeError::Ring(ring_advice(&error)))?;
     // The port first: a second server on it must not touch anything else.
     let listener = Arc::new(Listener::open(settings)?);
-    let admin_listener = admin_address.map(Listener::bind).transpose();
-    let admin_listener = admin_listener.map_err(ServeError::Admin)?.map(Arc::new);
+    let admin_listener = admin_address.map(|address| {
+        let names = AddressNames {
+            host: &settings.given.name("--admin-host"),
+            port: &settings.given.name("--admin-port"),
+        };
+        Listener::bind(address, names).map(Arc::new)
+    });
+    let admin_listener = admin_listener.transpose()?;
     let shards = settings.shards(thread::available_parallelism().ok());
     let connections_max = connections_max(settings.max_connections, shards)?;
     let directory = Arc::new(DataDirectory::open(&settings.data_dir)?);
+    secrets.keep_in(directory.path())?;
 
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
-    let hash_seed = random_u64()?;
-    let dev_token = settings.dev.then(|| dev_token(secrets.secrets()));
+    let (hash_seed, start_id) = (random_u64()?, random_u64()?);
+    let token = settings.dev.then(|| dev_token(secrets.secrets()));
     let status = Arc::new(Status::new(shards, connections_max));
     let compactor = Compactor::start(Arc::clone(&directory), shards as usize, Arc::clone(&status))?;
     let common = Common {
         settings,
         shards,
         hash_seed,
+        start_id,
         verifier: Arc::new(secrets.secrets().verifier()),
         origins: settings.allow_origins.clone().into(),
-        pages: Arc::new(pages(settings, dev_token.clone())),
+        pages: Arc::new(pages(settings, token)),
         status: Arc::clone(&status),
         listener: Arc::clone(&listener),
         admin_listener: admin_listener.clone(),
@@ -136,6 +142,9 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let Some((report, dealt)) = wait_for_recovery(&inbox, &status, &posts, &mut secrets)? else {
         return Ok(());
     };
+    // The secret may have changed while the log was read.
+    let token = settings.dev.then(|| dev_token(secrets.secrets()));
+    common.pages.renew_token(|| dev_token(secrets.secrets()));
     // Only this mode waits for the disk.
     let fill_bytes =
         (Durability::from(settings.durability) == Durability::Always).then_some(SEGMENT_FILL_BYTES);
@@ -143,9 +152,10 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let (address, inherited) = (listener.address(), listener.is_inherited());
     tracing::info!(%address, inherited, shards, connections_max, "listening");
     let admin_address = admin_listener.map(|listener| listener.address());
-    announce(dev_token.as_deref(), address, admin_address)?;
+    let has_console = settings.console || settings.dev;
+    announce(token.as_deref(), address, admin_address, has_console)?;
     tell_manager(&NotifyState::Ready);
-    run_until_stopped(&posts, &inbox, &mut secrets)?;
+    run_until_stopped(&posts, &inbox, &mut secrets, &common.pages)?;
     compactor.stop();
     tracing::info!("stopped");
     Ok(())
@@ -185,7 +195,7 @@ fn begin_to_serve(
 
 fn pages(settings: &Serve, dev_token: Option<String>) -> Pages {
     Pages::new(settings.console || settings.dev, dev_token)
-        .with_admin_port(settings.admin.admin_port.is_some())
+        .with_admin_host(settings.admin.address().map(|address| address.ip()))
         .with_public_metrics(settings.admin.metrics_public)
 }
 
@@ -193,6 +203,7 @@ fn run_until_stopped(
     posts: &[Post],
     inbox: &Receiver<Event>,
     secrets: &mut Keeper<'_>,
+    pages: &Pages,
 ) -> Result<(), ServeError> {
     let mut running = posts.len();
     while running > 0 {
@@ -200,7 +211,10 @@ fn run_until_stopped(
             .recv()
             .expect("a thread that sends events runs as long as this one")
         {
-            Event::Signal(SIGHUP) => secrets.read_again(posts),
+            Event::Signal(SIGHUP) => {
+                secrets.read_again(posts);
+                pages.renew_token(|| dev_token(secrets.secrets()));
+            }
             Event::Signal(signal) => {
                 tracing::info!(
                     signal,
@@ -293,6 +307,7 @@ struct Common<'a> {
     settings: &'a Serve,
     shards: u32,
     hash_seed: u64,
+    start_id: u64,
     verifier: Arc<Verifier>,
     origins: Arc<[String]>,
     pages: Arc<Pages>,
@@ -422,6 +437,7 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
         segment_bytes_min: SEGMENT_BYTES_MIN,
         segment_bytes_max: SEGMENT_BYTES_MAX,
         hash_seed: common.hash_seed,
+        start_id: common.start_id,
         verifier: Arc::clone(&common.verifier),
         origins: Arc::clone(&common.origins),
         limits: (&settings.limits).into(),
@@ -516,11 +532,17 @@ fn announce(
     dev_token: Option<&str>,
     address: SocketAddr,
     admin_address: Option<SocketAddr>,
+    has_console: bool,
 ) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "listening on {address}")?;
     if let Some(address) = admin_address {
-        writeln!(out, "metrics and console on {address}")?;
+        let pages = if has_console {
+            "metrics and console"
+        } else {
+            "metrics"
+        };
+        writeln!(out, "{pages} on {address}")?;
     }
     if let Some(token) = dev_token {
         let url = format!("ws://{address}/v1/sync/demo?token={token}");

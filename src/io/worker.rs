@@ -480,9 +480,10 @@ impl Worker {
                 let handoff = Handoff::new(connection);
                 self.ties.posts[owner as usize].send(Letter::Adopt(handoff, ticket));
             }
-            Output::Page(id, page) => {
+            Output::Page(id, request) => {
                 let (visitor, status) = (self.visitor(id), &self.ties.status);
-                let answer = self.ties.pages.answer(page, visitor, clock.now_us, status);
+                let pages = &self.ties.pages;
+                let answer = pages.answer(&request, visitor, clock.now_us, status);
                 self.shard.handle(Input::Page(id, answer), clock);
             }
             Output::LogWrite {

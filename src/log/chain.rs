@@ -18,6 +18,7 @@ use super::record::{
 };
 use super::segment;
 use crate::limits::READ_BYTES;
+use crate::log::remedy::WithRemedy;
 
 /// The index of the first segment of every shard; its first position is 0.
 pub const FIRST_INDEX: u64 = 1;
@@ -44,7 +45,7 @@ pub enum RecoveryError {
         source: HeaderError,
     },
     /// The system failed to read, sync or cut.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", WithRemedy(.source))]
     Io {
         /// The file or folder.
         path: PathBuf,

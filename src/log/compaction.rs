@@ -30,6 +30,7 @@ use super::segment;
 use crate::limits::{
     COMPACTION_BATCH_BYTES, COMPACTION_DEAD_SHARE, COMPACTION_READ_BYTES, SEGMENT_LIVE_SHARE,
 };
+use crate::log::remedy::WithRemedy;
 
 #[cfg(test)]
 mod tests;
@@ -41,7 +42,7 @@ pub enum CompactionError {
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
     /// The new segment cannot be written. It may be tried again.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", WithRemedy(.source))]
     Write {
         /// The file.
         path: PathBuf,
@@ -50,7 +51,7 @@ pub enum CompactionError {
     },
     /// The folder cannot be synced after a segment was replaced. The old segments are kept, since nobody knows whether the new name is on
     /// disk, and a sync that returns well later may lie: it must not be tried again before the next start.
-    #[error("{path} cannot be synced: {source}")]
+    #[error("{path} cannot be synced: {}", WithRemedy(.source))]
     Folder {
         /// The folder.
         path: PathBuf,

@@ -19,6 +19,7 @@ use thiserror::Error;
 
 use super::disk::{Disk, DiskFile, HostDisk};
 use super::record::FORMAT_VERSION;
+use super::remedy::{WithRemedy, remedy};
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,8 @@ const META_NEW: &str = "meta.json.new";
 const PROBE: &str = "LOCK.probe";
 const UNKNOWN_PID: &str = "unknown";
 const SHARD_PREFIX: &str = "shard-";
+/// What a repair sets aside is in folders with this and a number as their names.
+pub(super) const ASIDE_PREFIX: &str = "damaged-";
 
 /// A data directory that is locked for this process, as long as the value lives.
 #[derive(Debug)]
@@ -56,7 +59,8 @@ pub struct Lock<F> {
 pub enum DirectoryError {
     /// The folder or a parent of it cannot be created.
     #[error(
-        "data directory {path} cannot be created ({source}): create it, or name another with --data-dir"
+        "data directory {path} cannot be created ({source}): {}, or name another with --data-dir",
+        remedy(.source).unwrap_or("create it")
     )]
     CannotCreate {
         /// The data directory.
@@ -66,13 +70,32 @@ pub enum DirectoryError {
     },
     /// The folder is there, and no file can be written in it.
     #[error(
-        "data directory {path} is not writable ({source}): give this user write access, or name another with --data-dir"
+        "data directory {path} is not writable ({source}): {}, or name another with --data-dir",
+        remedy(.source).unwrap_or("make it writable")
     )]
     NotWritable {
         /// The data directory.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// There is a file where the folder, or one above it, is to be.
+    #[error("data directory {path}: {} is not a folder: name another with --data-dir", .file.display())]
+    NotAFolder {
+        /// The data directory.
+        path: PathBuf,
+        /// The file.
+        file: PathBuf,
+    },
+    /// It has no log, and files that are none of a server's.
+    #[error(
+        "data directory {path} has no log, and other files (such as {name}): name an empty folder, or a new one in it, with --data-dir"
+    )]
+    OtherFiles {
+        /// The data directory.
+        path: PathBuf,
+        /// One of the files.
+        name: String,
     },
     /// A server is running on it.
     #[error(
@@ -85,7 +108,7 @@ pub enum DirectoryError {
         pid: String,
     },
     /// There is no log.
-    #[error("{path} is no data directory of a server: name one with --data-dir")]
+    #[error("{path} is not a data directory of a server: name one with --data-dir")]
     Missing {
         /// The path that was given.
         path: PathBuf,
@@ -112,7 +135,7 @@ pub enum DirectoryError {
         what: String,
     },
     /// Any other failure.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", WithRemedy(.source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -138,10 +161,10 @@ impl<D: Disk> DataDirectory<D> {
     /// Creates the directory if it is missing, locks it and reads which log it holds; an empty one gets `new_epoch`.
     /// The lock comes before every other change, so that a directory in use is left as it is.
     pub fn open_on(disk: D, path: PathBuf, new_epoch: [u8; 16]) -> Result<Self, DirectoryError> {
-        create_folders(&disk, &path).map_err(|source| DirectoryError::CannotCreate {
-            path: path.clone(),
-            source,
-        })?;
+        create_folders(&disk, &path).map_err(|source| not_created(&disk, &path, source))?;
+        if let Some(name) = foreign(&disk, &path) {
+            return Err(DirectoryError::OtherFiles { path, name });
+        }
         let lock = lock(&disk, &path)?;
         let epoch = if let Some(epoch) = read_meta(&disk, &path)? {
             epoch
@@ -306,6 +329,40 @@ fn create_folders<D: Disk>(disk: &D, path: &Path) -> io::Result<()> {
     create_folders(disk, parent)?;
     disk.create_folder(path)?;
     disk.sync_folder(parent)
+}
+
+fn not_created<D: Disk>(disk: &D, path: &Path, source: io::Error) -> DirectoryError {
+    let is_file = |path: &&Path| disk.exists(path).unwrap_or(false) && !disk.is_folder(path);
+    let kinds = [io::ErrorKind::AlreadyExists, io::ErrorKind::NotADirectory];
+    let file = path.ancestors().find(is_file);
+    let path = path.to_path_buf();
+    match file.filter(|_| kinds.contains(&source.kind())) {
+        Some(file) => DirectoryError::NotAFolder {
+            file: file.to_path_buf(),
+            path,
+        },
+        None => DirectoryError::CannotCreate { path, source },
+    }
+}
+
+/// Returns the name of something in a folder without a log that no server has put there. Hidden names, and that of the folder
+/// with which a file system begins, are nobody's.
+fn foreign<D: Disk>(disk: &D, path: &Path) -> Option<String> {
+    // Where the folder cannot be looked into, what follows says so.
+    if disk.exists(&path.join(META)).unwrap_or(true) {
+        return None;
+    }
+    let names = disk.names(path).ok()?;
+    let names = names.iter().map(|name| name.to_string_lossy());
+    let is_ours = |name: &str| {
+        let is_known = [LOCK, PROBE, META_NEW, "lost+found"].contains(&name);
+        is_known || name.starts_with(['.']) || name.starts_with(ASIDE_PREFIX)
+    };
+    let names: Vec<_> = names.collect();
+    // A log that has lost its `meta.json` is damage, and told as such.
+    let has_log = names.iter().any(|name| shard_of_folder(name).is_some());
+    let foreign = names.iter().filter(|name| !has_log && !is_ours(name)).min();
+    foreign.map(|name| name.escape_debug().to_string())
 }
 
 fn parent(path: &Path) -> &Path {

@@ -14,6 +14,7 @@ use super::record::{Op, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::recovery::{self, RecoveryError, Report, Sources};
 use super::segment::{self, Segment};
 use crate::limits::SEGMENT_RESERVE_BYTES;
+use crate::log::remedy::WithRemedy;
 
 /// The log files of one shard.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ pub struct LogKeeper<D: Disk> {
 #[derive(Debug, Error)]
 pub enum KeeperError {
     /// The next segment cannot be created.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", WithRemedy(.source))]
     Segment {
         /// The file.
         path: PathBuf,

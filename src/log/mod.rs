@@ -10,6 +10,7 @@ pub mod disk;
 pub mod keeper;
 pub mod record;
 pub mod recovery;
+pub mod remedy;
 pub mod repair;
 mod rewrite;
 pub mod segment;

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use etherply::core::shard::Shard;
-use etherply::io::listener::Listener;
+use etherply::io::listener::{AddressNames, Listener};
 use etherply::io::post::{Letter, Post, Recovered, Status, mailbox};
 use etherply::io::ring;
 use etherply::io::worker::{Ties, Worker, clock};
@@ -39,7 +39,12 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     let directory = Arc::new(DataDirectory::open(folder.path()).expect("a data directory"));
     let fill_bytes = (durability == Durability::Always).then_some(SEGMENT_FILL_BYTES);
     let log = LogKeeper::open(directory, 0, &Report::default(), fill_bytes).expect("a log");
-    let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+    let names = AddressNames {
+        host: "--host",
+        port: "--port",
+    };
+    let listener =
+        Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), names).expect("a free port");
     let address = listener.address();
     let (post, mailbox) = mailbox().expect("a mailbox");
     let (rotations, _rotated) = channel();

@@ -16,8 +16,7 @@ use crate::crash::Crash;
 use crate::dice::Dice;
 use crate::disk::SimDisk;
 use crate::model::Model;
-use crate::server::{self, DATA, Seat, closed_bytes};
-use crate::turns::CALM_US;
+use crate::server::{self, DATA, closed_bytes};
 use crate::world::{WORKSPACES, World};
 
 /// The ops that a recovery visited.
@@ -370,84 +369,6 @@ impl World {
     }
 
     // ---- quiet ----
-
-    /// Lets all that is in flight end well, until nothing happens any more.
-    pub fn settle(&mut self) {
-        self.settle_for(CALM_US);
-    }
-
-    /// The same for so long.
-    pub fn settle_for(&mut self, quiet_us: u64) {
-        self.calm_down();
-        let mut until_us = self.clock.now_us + quiet_us;
-        for round in 0.. {
-            assert!(round < 20_000, "it never gets quiet");
-            self.bury();
-            if self.server.is_none() {
-                self.boot();
-                until_us = self.clock.now_us + quiet_us;
-                continue;
-            }
-            self.happen_well();
-            let Some(server) = self.server.as_ref().filter(|_| !self.is_busy()) else {
-                continue;
-            };
-            let running = server.seats.iter().filter(|seat| !seat.is_drained);
-            let next_us = running
-                .filter_map(|seat| seat.shard.next_deadline_us())
-                .min();
-            let Some(next_us) = next_us.filter(|next_us| *next_us <= until_us) else {
-                return;
-            };
-            let us = next_us.saturating_sub(self.clock.now_us).max(1);
-            self.clock.now_us += us;
-            self.clock.unix_us += us;
-        }
-    }
-
-    /// Whether something is under way that is not waiting for the clock.
-    fn is_busy(&self) -> bool {
-        let Some(server) = &self.server else {
-            return true;
-        };
-        let has_work = |seat: &Seat| seat.operation.is_some() || seat.errand.is_some();
-        !server.is_serving()
-            || !server.letters.is_empty()
-            || server.compaction.is_some()
-            || server.seats.iter().any(has_work)
-            || (0..server.seats.len()).any(|shard| self.has_reason(shard))
-            || self.may_move()
-            || self.may_compact()
-    }
-
-    /// Everything that can happen, does.
-    pub fn happen_well(&mut self) {
-        self.deliver();
-        self.finish_send();
-        self.go_on_with_log();
-        self.go_on();
-        if self.server.is_none() {
-            return;
-        }
-        self.try_inside(Self::compact);
-        for shard in 0..self.shards as usize {
-            self.turn(shard);
-        }
-        self.end_drained();
-    }
-
-    /// Whether a client has something to send or to take.
-    fn may_move(&self) -> bool {
-        self.live
-            .iter()
-            .map(|place| &self.clients[*place])
-            .any(|client| {
-                let is_here = client.reading != Reading::HalfOpen;
-                let has_news = !client.outgoing.is_empty() || client.is_leaving;
-                let sends = client.receiving && (client.is_broken || has_news && is_here);
-                sends || client.sending.is_some() && (client.is_broken || is_here)
-            })
-    }
 
     /// All is quiet: clients and server agree.
     pub fn check_quiet(&mut self) {

@@ -198,6 +198,7 @@ fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
         future_skew_us: 24 * 3600 * SECOND_US,
         drain_us: 5 * SECOND_US,
         hash_seed: HASH_SEED,
+        start_id: 1,
         verifier: Arc::clone(&KEYS.0),
         origins: std::sync::Arc::default(),
         limits,

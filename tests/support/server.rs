@@ -429,7 +429,7 @@ impl Server {
         let mut socket = Raw::connect(self.addr).await;
         socket
             .send(
-                format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+                format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                     .as_bytes(),
             )
             .await;

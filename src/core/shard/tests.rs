@@ -73,6 +73,7 @@ impl World {
             future_skew_us: 24 * 3600 * SECOND_US,
             drain_us: 5 * SECOND_US,
             hash_seed: 5,
+            start_id: 0xabc,
             verifier: Arc::new(Verifier::new(&secret, None)),
             origins: std::sync::Arc::default(),
             limits: crate::core::contract::Limits::default(),
@@ -134,7 +135,7 @@ impl World {
     fn note_conflation(&mut self) {
         for client in self.clients.iter_mut().filter(|client| !client.closed) {
             let session = self.shard.sessions.get(client.id.slot as usize);
-            let is_it = |session: &&Session| session.generation == client.id.generation;
+            let is_it = |session: &&Session| session.generation() == client.id.generation;
             let outbox = session.filter(is_it).map(|session| &session.outbox);
             if outbox.is_some_and(|outbox| outbox.behind().is_some()) && !client.was_behind {
                 client.was_behind = true;

@@ -10,7 +10,7 @@ use rustix::system::uname;
 
 use super::host::Host;
 use crate::command::doctor::facts::{Kernel, Limits, Network, Port, Ring, RingFault};
-use crate::io::listener::{ListenError, bound_socket};
+use crate::io::listener::bound_socket;
 use crate::io::ring::probe;
 use crate::limits::{COMPLETION_ENTRIES, RING_ENTRIES};
 
@@ -95,8 +95,8 @@ pub fn network(host: &Host, address: SocketAddr) -> Network {
     Network {
         port: match bound_socket(address) {
             Ok(_) => Port::Free,
-            Err(ListenError::AddressInUse(_)) => Port::Taken,
-            Err(error) => Port::Refused(error.to_string()),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Port::Taken,
+            Err(error) => Port::Refused(format!("cannot listen on {address}: {error}")),
         },
         somaxconn: host.number("proc/sys/net/core/somaxconn"),
         unsent_bytes_max: host.number("proc/sys/net/ipv4/tcp_notsent_lowat"),

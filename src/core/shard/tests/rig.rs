@@ -78,6 +78,7 @@ impl Rig {
             future_skew_us: 3600 * SECOND_US,
             drain_us: 8 * SECOND_US,
             hash_seed: 5,
+            start_id: 0xabc,
             verifier: Arc::new(Verifier::new(&secret(), None)),
             origins: std::sync::Arc::default(),
             limits: Limits::default(),
