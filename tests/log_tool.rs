@@ -610,7 +610,10 @@ async fn what_is_no_data_directory_is_left_alone() {
         ] {
             let outcome = tool(&path, command).await;
             let line = outcome.expect_refusal();
-            assert!(line.contains("is not a data directory of a server"), "{line}");
+            assert!(
+                line.contains("is not a data directory of a server"),
+                "{line}"
+            );
             assert!(line.contains("--data-dir"), "{line}");
         }
     }
