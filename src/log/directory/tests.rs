@@ -205,10 +205,10 @@ fn a_path_through_a_file_cannot_be_created() {
     for path in ["file", "file/data"] {
         let error = DataDirectory::open(root.path().join(path)).unwrap_err();
         assert!(
-            matches!(error, DirectoryError::CannotCreate { .. }),
+            matches!(error, DirectoryError::NotAFolder { .. }),
             "{error}"
         );
-        assert!(error.to_string().contains("cannot be created"), "{error}");
+        assert!(error.to_string().contains("is not a folder"), "{error}");
     }
 }
 
