@@ -158,6 +158,14 @@ impl DataDirectory {
         })?;
         Self::open_on(HostDisk, path, epoch)
     }
+
+    /// Returns the mode of the directory, if users who are neither its owner nor in its group may read or enter it. A directory
+    /// that was there keeps the mode that it had; while it is closed to them, they cannot get to the files in it either.
+    #[must_use]
+    pub fn public_mode(&self) -> Option<u32> {
+        let mode = HostDisk.mode(&self.path).ok()?;
+        (mode & 0o007 != 0).then_some(mode)
+    }
 }
 
 impl<D: Disk> DataDirectory<D> {
