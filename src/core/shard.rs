@@ -5,7 +5,8 @@
 //! Any number of [`Shard::accept`], [`Shard::adopt`] and [`Shard::handle`], then one
 //! [`Shard::flush`], then [`Shard::poll_output`] until it gives None. The caller carries the outputs
 //! out and brings their outcomes back as inputs. Time is an argument ([`Clock`]) and may jump. The
-//! ring's worker and the simulator are two callers of the same code.
+//! ring's worker and the simulator are two callers of the same code. Inside, time is that during which
+//! the shard was there ([`absence`](crate::core::absence)): only these functions see the caller's.
 //!
 //! | output | brings the input |
 //! | --- | --- |
@@ -30,6 +31,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use slab::Slab;
 
+use crate::core::absence::Absence;
 use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Ticket};
 use crate::core::counters::Counters;
 use crate::core::ledger::Ledger;
@@ -109,6 +111,7 @@ pub struct Shard {
     /// The wait before the next try to open a failed log.
     pub(super) reopen_wait_us: u64,
     pub(super) drain: Drain,
+    absence: Absence,
 }
 
 /// Whether a shard can serve.
@@ -215,6 +218,7 @@ impl Shard {
             health: Health::Recovering,
             reopen_wait_us: REOPEN_WAIT_MIN_US,
             drain: Drain::No,
+            absence: Absence::default(),
         }
     }
 
@@ -237,6 +241,7 @@ impl Shard {
 
     /// Takes a fresh connection; gives the name under which its outcomes come.
     pub fn accept(&mut self, over_limit: bool, clock: Clock) -> SessionId {
+        let clock = self.woke(clock);
         let id = self.open_session(over_limit, clock);
         self.receive_queue.push(id);
         id
@@ -244,6 +249,7 @@ impl Shard {
 
     /// Takes a connection whose request another shard has read and checked.
     pub fn adopt(&mut self, ticket: Box<Ticket>, clock: Clock) -> SessionId {
+        let clock = self.woke(clock);
         let id = self.open_session(false, clock);
         self.guard(Some(id), clock, |shard| {
             shard.redeem(id, *ticket, clock);
@@ -253,6 +259,7 @@ impl Shard {
 
     /// Takes something that happened.
     pub fn handle(&mut self, input: Input<'_>, clock: Clock) {
+        let clock = self.woke(clock);
         let culprit = match &input {
             Input::Received(id, _) | Input::Sent(id, ..) | Input::Page(id, _) => Some(*id),
             _ => None,
@@ -271,6 +278,7 @@ impl Shard {
     /// 3. Receives are armed after the sends: a client that answers at once is read in the next
     ///    turn, with all others who answered, so that batches grow with the load.
     pub fn flush(&mut self, clock: Clock) {
+        let clock = self.woke(clock);
         self.guard(None, clock, |shard| {
             shard.expire_timers(clock);
             shard.read_on(clock);
@@ -284,6 +292,23 @@ impl Shard {
             shard.go_on_draining(clock);
         });
         self.gauge();
+        let due_us = if self.has_work() {
+            Some(clock.now_us)
+        } else {
+            self.next_local_deadline_us()
+        };
+        self.absence.slept(clock.now_us, due_us);
+    }
+
+    /// Reads the clock: the time of the shard, which begins a turn or goes on with it.
+    fn woke(&mut self, clock: Clock) -> Clock {
+        let missed = self.absence.woke(clock.now_us);
+        let clock = self.absence.local(clock);
+        if let Some(missed) = missed {
+            self.counters.absent_us += missed.us;
+            self.allow_for_absence(missed, clock);
+        }
+        clock
     }
 
     /// The next thing to do. A session's slot is free for the next one only from here on: before the
@@ -312,6 +337,11 @@ impl Shard {
     /// When the next turn must come, if nothing happens until then.
     #[must_use]
     pub fn next_deadline_us(&self) -> Option<u64> {
+        let local_us = self.next_local_deadline_us();
+        local_us.map(|local_us| self.absence.caller_us(local_us))
+    }
+
+    fn next_local_deadline_us(&self) -> Option<u64> {
         // What waits for something in flight is looked at when that comes back, and a batch that waits for a round of sends in the
         // turns that the round takes, or in the one behind it (`has_work`).
         let quiet = self.commit.is_quiet();

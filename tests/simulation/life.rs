@@ -419,8 +419,8 @@ impl World {
     pub fn end(&mut self) {
         self.settle();
         self.check_quiet();
-        // A full house is told at once what comes into the quiet.
-        for _ in 0..5 {
+        // A full house is told at once what comes into the quiet: more than one turn sends to.
+        for _ in 0..8 {
             self.connect();
         }
         self.settle();

@@ -257,4 +257,5 @@ coverage! {
     stalls: 1,
     silences: 1,
     settled: 20,
+    stopped: 100,
 }

@@ -8,6 +8,7 @@ use crate::core::window::{Spans, skip_sent, spans_bytes};
 use crate::limits::SECOND_US;
 use crate::wire::auth::{Verifier, mint};
 
+mod absence;
 mod counters;
 mod delivery;
 mod failures;
