@@ -9,7 +9,10 @@
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// More header lines than this are answered with 431.
 pub const HEADERS_MAX: usize = 64;
-/// A head that is not complete after this long is answered with 408.
+/// Requests that waited for the state of their shard and are answered in one turn: each may have a state of
+/// [`SNAPSHOT_PART_BYTES`] encoded.
+pub const WAITING_PER_TURN_MAX: usize = 64;
+/// A head that is not complete after this long is answered with 408; one whose answer takes until then is answered with 503.
 pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
 /// The longest workspace id, after percent-decoding.
 pub const WORKSPACE_ID_BYTES_MAX: usize = 256;

@@ -28,3 +28,4 @@ mod look;
 mod rest;
 mod room;
 mod snapshot;
+mod waiting;

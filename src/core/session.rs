@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!   accept ─► Handshake ──101──► Open ──close──► Closing ──► slot free
-//!                 └───── another answer ───────────▲
+//!               │  │               ▲                ▲ ▲
+//!               │  └─► Waiting ────┴────────────────┘ │
+//!               └───── another answer ────────────────┘
 //! ```
 //!
 //! A session knows what is in flight for it. Its slot is given back only when nothing is, and a
@@ -46,6 +48,8 @@ impl SessionId {
 pub enum State {
     /// The request head is awaited.
     Handshake,
+    /// The request was read and checked, and waits for the state of the shard.
+    Waiting,
     /// A member of a workspace.
     Open {
         /// The slot of its room.
@@ -150,7 +154,7 @@ impl Session {
     pub fn room(&self) -> Option<u32> {
         match self.state {
             State::Open { room, .. } => Some(room),
-            State::Handshake | State::Closing => None,
+            State::Handshake | State::Waiting | State::Closing => None,
         }
     }
 }

@@ -23,7 +23,7 @@
 //! (who is sent what, and when), `lifetime` (timers, closing, drain), `encoding` (states as texts), `failure` (a
 //! log that cannot be written, a panic) are parts of this type, a file each.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
@@ -43,7 +43,9 @@ use crate::core::timers::Wheel;
 use crate::core::usage::{Dead, Usage};
 use crate::core::window::{Chunk, ChunkPool};
 use crate::core::workspace::Workspace;
-use crate::limits::{REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN};
+use crate::limits::{
+    HEAD_TIMEOUT_US, REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN,
+};
 use crate::log::commit::{Commit, Durability, OpenSegment, Step};
 use crate::wire::message::Parser;
 
@@ -63,6 +65,8 @@ pub struct Shard {
     pub(super) counters: Counters,
     /// Sessions that have no answer yet.
     pub(super) handshakes_count: u64,
+    /// Requests that wait for the state of the shard, by the numbers of their sessions.
+    pub(super) waiting: BTreeMap<u64, Ticket>,
     /// What each session in a room has sent lately, by slot; empty where that is not limited.
     pub(super) meters: Vec<Meter>,
     /// The requests with a token.
@@ -173,7 +177,7 @@ impl Shard {
         shard
     }
 
-    /// A shard whose state is still being read: it answers 503 until [`Input::Rebuilt`] brings that.
+    /// A shard whose state is still being read: requests that need it wait until [`Input::Rebuilt`] brings that.
     #[must_use]
     pub fn recovering(config: ShardConfig, clock: Clock) -> Self {
         let commit = Commit::closed(config.durability, config.sync_interval_us, clock.now_us);
@@ -187,6 +191,7 @@ impl Shard {
             users: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             counters: Counters::default(),
             handshakes_count: 0,
+            waiting: BTreeMap::new(),
             meters: Vec::new(),
             handshakes: Bucket::default(),
             kept_init: None,
@@ -242,7 +247,7 @@ impl Shard {
     /// Takes a fresh connection; gives the name under which its outcomes come.
     pub fn accept(&mut self, over_limit: bool, clock: Clock) -> SessionId {
         let clock = self.woke(clock);
-        let id = self.open_session(over_limit, clock);
+        let id = self.open_session(over_limit, HEAD_TIMEOUT_US, clock);
         self.receive_queue.push(id);
         id
     }
@@ -250,7 +255,7 @@ impl Shard {
     /// Takes a connection whose request another shard has read and checked.
     pub fn adopt(&mut self, ticket: Box<Ticket>, clock: Clock) -> SessionId {
         let clock = self.woke(clock);
-        let id = self.open_session(false, clock);
+        let id = self.open_session(false, ticket.left_us, clock);
         self.guard(Some(id), clock, |shard| {
             shard.redeem(id, *ticket, clock);
         });
@@ -279,6 +284,7 @@ impl Shard {
     ///    turn, with all others who answered, so that batches grow with the load.
     pub fn flush(&mut self, clock: Clock) {
         let clock = self.woke(clock);
+        self.answer_waiting(clock);
         self.guard(None, clock, |shard| {
             shard.expire_timers(clock);
             shard.read_on(clock);
@@ -331,7 +337,7 @@ impl Shard {
         let may_commit = !self.is_round() && self.commit.is_ready();
         let may_encode = !self.encoding_queue.is_empty();
         let may_read = self.may_read_on() && !self.unread_queue.is_empty();
-        may_send || may_commit || may_encode || may_read
+        may_send || may_commit || may_encode || may_read || self.may_answer_waiting()
     }
 
     /// When the next turn must come, if nothing happens until then.
@@ -446,7 +452,12 @@ impl Shard {
 
     /// Runs a part of a turn. A panic in it is a fault of this server, not of the process: the one
     /// whose input caused it is told 500, and the shard starts over from its log.
-    fn guard(&mut self, culprit: Option<SessionId>, clock: Clock, part: impl FnOnce(&mut Self)) {
+    pub(super) fn guard(
+        &mut self,
+        culprit: Option<SessionId>,
+        clock: Clock,
+        part: impl FnOnce(&mut Self),
+    ) {
         if catch_unwind(AssertUnwindSafe(|| part(self))).is_err() {
             self.fail(culprit, clock);
         }

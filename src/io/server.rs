@@ -213,7 +213,8 @@ fn run_until_stopped(
             }
             Event::Stopped { shard, ok: false } => return Err(ServeError::Shard(shard)),
             Event::Stopped { ok: true, .. } => running -= 1,
-            Event::Recovered(_) => unreachable!("the log is read once"),
+            // The stop came before it, and nobody needs it.
+            Event::Recovered(_) => {}
         }
     }
     Ok(())
@@ -236,7 +237,7 @@ fn spawn_recovery(
     Ok(())
 }
 
-/// Waits until the log is read. None: a signal came before; nothing was changed that must be finished.
+/// Waits until the log is read. None: a signal came before, and all shards have stopped; nothing was changed that must be finished.
 fn wait_for_recovery(
     inbox: &Receiver<Event>,
     status: &Status,
@@ -254,6 +255,12 @@ fn wait_for_recovery(
             Ok(Event::Signal(SIGHUP)) => secrets.read_again(posts),
             Ok(Event::Signal(signal)) => {
                 display.end();
+                tell_manager(&NotifyState::Stopping);
+                // Clients that wait for the log are told.
+                for post in posts {
+                    post.send(Letter::Drain);
+                }
+                run_until_stopped(posts, inbox, secrets)?;
                 tracing::info!(signal, "stopped while the log was read");
                 return Ok(None);
             }

@@ -407,6 +407,14 @@ impl World {
                 );
                 self.clients[place].status_wanted = 408;
             }
+            Told::Status(503) if !client.met_pause && !client.may_be_put_off() => {
+                let waited_us = now_us - client.came_us;
+                assert!(
+                    waited_us >= HEAD_TIMEOUT_US,
+                    "client {place} came {waited_us} us ago, and is refused"
+                );
+                self.clients[place].met_pause = true;
+            }
             Told::Close(1001) => {
                 let is_draining = self
                     .server
@@ -495,6 +503,7 @@ impl World {
                 Told::Error(400, _) => self.coverage.refusals += 1,
                 Told::Error(..) => self.coverage.told_500 += 1,
                 Told::Status(503) if !client.met_pause => self.coverage.put_off += 1,
+                Told::Init(_) if client.came_early => self.coverage.waited += 1,
                 _ => {}
             }
         }

@@ -286,9 +286,8 @@ impl World {
         };
         client.status_wanted = status;
         client.limits = server.limits;
-        client.met_pause = is_over_limit
-            || !server.is_serving()
-            || self.plan.snapshot_bytes_max < SNAPSHOT_BYTES_MAX;
+        client.came_early = !server.is_serving();
+        client.met_pause = is_over_limit || self.plan.snapshot_bytes_max < SNAPSHOT_BYTES_MAX;
         client.met_failure = server.had_failure;
         client.outgoing.extend(wire::head(&path));
         let seat = &mut server.seats[shard];
