@@ -11,7 +11,10 @@ pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 pub const HEADERS_MAX: usize = HEAD_BYTES_MAX / 3;
 /// A head with more header fields than this is parsed a second time, with room for all that fit.
 pub const HEADERS_USUAL: usize = 64;
-/// A head that is not complete after this long is answered with 408.
+/// Requests that waited for the state of their shard and are answered in one turn: each may have a state of
+/// [`SNAPSHOT_PART_BYTES`] encoded.
+pub const WAITING_PER_TURN_MAX: usize = 64;
+/// A head that is not complete after this long is answered with 408; one whose answer takes until then is answered with 503.
 pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
 /// The longest workspace id, after percent-decoding.
 pub const WORKSPACE_ID_BYTES_MAX: usize = 256;
@@ -186,6 +189,14 @@ pub const DRAIN_MS_DEFAULT: u64 = 5_000;
 pub const FUTURE_SKEW_S_DEFAULT: u64 = 24 * 3600;
 /// `Retry-After` of a 503, in seconds.
 pub const RETRY_AFTER_S: u32 = 5;
+/// A turn that begins later than it is due by more than this is an absence of the shard, by which its deadlines move
+/// ([`core::absence`](crate::core::absence)): two ticks of the timers, which a machine that is merely busy stays below.
+pub const LATENESS_US_MAX: u64 = 2 * TIMER_TICK_US;
+/// After an absence as much of what was missed, and no more than this, does not count of the time before: what was due then is due
+/// a moment later, when the shard has looked at what came in.
+pub const GRACE_US: u64 = SECOND_US;
+/// An absence of this length is logged as a warning.
+pub const ABSENCE_WARNING_US: u64 = SECOND_US;
 /// The resolution of all session timers.
 pub const TIMER_TICK_US: u64 = 50_000;
 /// Slots of the timer wheel; a deadline further away is looked at again on the way.

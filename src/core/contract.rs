@@ -159,6 +159,8 @@ pub enum Output {
 pub struct Ticket {
     pub(super) workspace: String,
     pub(super) wish: Wish,
+    /// How long the client may still wait for its answer.
+    pub(super) left_us: u64,
     /// What the client sent behind its request.
     pub(super) unparsed: Vec<u8>,
 }

@@ -192,6 +192,8 @@ counters! {
     failures,
     /// Close frames of clients that closed first.
     closed_by_peer,
+    /// How long the shard was away: it was stopped, or got no core.
+    absent_us,
     /// Clients in a workspace.
     connections,
     /// Connections whose request is awaited or waits for its answer.

@@ -51,7 +51,7 @@ impl Shard {
             let is_told = told.binary_search(&id).is_ok();
             match session.state {
                 State::Open { .. } => self.dismiss(id, is_told, clock),
-                State::Handshake if culprit == Some(id) => {
+                State::Handshake | State::Waiting if culprit == Some(id) => {
                     self.answer(id, &Answer::internal_server_error(), clock);
                 }
                 State::Closing if culprit == Some(id) => self.abort(id),
@@ -64,7 +64,7 @@ impl Shard {
                     self.queue_last(id, chunk, 0, clock);
                 }
                 // A panic may have come between a timer and its next one.
-                State::Handshake | State::Closing => self.reschedule(id, clock),
+                State::Handshake | State::Waiting | State::Closing => self.reschedule(id, clock),
             }
         }
         if !self.commit.is_failed() {
@@ -84,7 +84,8 @@ impl Shard {
         let sessions = self.sessions.iter().map(|(_, session)| session);
         let (mut handshakes_count, mut answer_bytes) = (0, 0);
         for session in sessions {
-            handshakes_count += u64::from(session.state == State::Handshake);
+            let is_unanswered = matches!(session.state, State::Handshake | State::Waiting);
+            handshakes_count += u64::from(is_unanswered);
             answer_bytes += session.outbox.own_answer_bytes();
         }
         self.handshakes_count = handshakes_count;

@@ -12,7 +12,7 @@ use crate::core::session::{Intake, Session, SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
 use crate::core::snapshot::{Point, Texts, Wanted};
 use crate::core::workspace::Workspace;
-use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
+use crate::limits::RETRY_AFTER_S;
 use crate::wire::auth::{self, Grant, Verifier};
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
@@ -24,9 +24,15 @@ struct Place {
 }
 
 impl Shard {
-    pub(super) fn open_session(&mut self, over_limit: bool, clock: Clock) -> SessionId {
+    /// Opens a session whose client is to be answered within `answer_us`.
+    pub(super) fn open_session(
+        &mut self,
+        over_limit: bool,
+        answer_us: u64,
+        clock: Clock,
+    ) -> SessionId {
         self.sessions_begun += 1;
-        let deadline_us = clock.now_us + HEAD_TIMEOUT_US;
+        let deadline_us = clock.now_us + answer_us;
         let session = Session::new(self.sessions_begun, over_limit, clock.now_us, deadline_us);
         let generation = session.generation();
         let slot = self.sessions.insert(session);
@@ -164,6 +170,7 @@ impl Shard {
         let ticket = Ticket {
             workspace,
             wish,
+            left_us: session.deadline_us.saturating_sub(clock.now_us),
             unparsed,
         };
         if owner == self.config.shard {
@@ -179,14 +186,29 @@ impl Shard {
         Ok(())
     }
 
-    /// Does what a ticket is for.
+    /// Does what a ticket is for, as soon as the state that it needs is there.
     pub(super) fn redeem(&mut self, id: SessionId, ticket: Ticket, clock: Clock) {
+        if self.is_reading_state() {
+            return self.let_wait(id, ticket);
+        }
+        let refusal = self.refusal();
+        self.fulfil(id, ticket, refusal, clock);
+    }
+
+    /// Does what a ticket is for, or says why not.
+    pub(super) fn fulfil(
+        &mut self,
+        id: SessionId,
+        ticket: Ticket,
+        refusal: Option<Answer>,
+        clock: Clock,
+    ) {
         let Ticket {
             workspace,
             wish,
+            left_us: _,
             unparsed,
         } = ticket;
-        let refusal = self.refusal();
         match wish {
             Wish::Join {
                 grant,
@@ -227,12 +249,12 @@ impl Shard {
     }
 
     /// Why nobody can be served now.
-    fn refusal(&self) -> Option<Answer> {
+    pub(super) fn refusal(&self) -> Option<Answer> {
         if self.drain != Drain::No {
             return Some(stopping());
         }
         if self.health == Health::Recovering {
-            let why = "the server is starting";
+            let why = "the server is still reading its log";
             return Some(Answer::unavailable(why, RETRY_AFTER_S));
         }
         (!self.health.is_serving()).then(Answer::internal_server_error)

@@ -43,12 +43,14 @@ impl Shard {
             // Before 101 a client may close its side and still wait for its answer.
             return match session.state {
                 State::Closing if !session.finished => {}
+                State::Waiting => self.received_waiting(id, bytes),
                 State::Closing | State::Handshake | State::Open { .. } => self.abort(id),
             };
         }
         session.last_received_us = clock.now_us;
         match session.state {
             State::Handshake => self.read_head(id, bytes, clock),
+            State::Waiting => self.received_waiting(id, bytes),
             State::Open { .. } => self.read_bytes(id, bytes, clock),
             State::Closing => self.receive_queue.push(id),
         }

@@ -55,6 +55,7 @@ impl Shard {
             State::Handshake if past(session.deadline_us) => {
                 self.answer(id, &Answer::request_timeout(), clock);
             }
+            State::Waiting if past(session.deadline_us) => self.give_up_waiting(id, clock),
             State::Closing if past(session.deadline_us) => {
                 let stalled_us = session.last_progress_us + STALL_TIMEOUT_US;
                 if session.ends_long && session.sending && !past(stalled_us) {
@@ -64,7 +65,7 @@ impl Shard {
                     self.abort(id);
                 }
             }
-            State::Handshake | State::Closing => self.reschedule(id, clock),
+            State::Handshake | State::Waiting | State::Closing => self.reschedule(id, clock),
             State::Open { .. } => {
                 if session.expires_at_us <= clock.unix_us {
                     self.close(id, TOKEN_EXPIRED, "token expired", clock);
@@ -175,8 +176,14 @@ impl Shard {
 
     /// A session has its answer, or none is needed any more.
     fn end_handshake(&mut self, id: SessionId) {
-        if self.sessions[id.slot as usize].state == State::Handshake {
-            self.handshakes_count -= 1;
+        let session = &self.sessions[id.slot as usize];
+        match session.state {
+            State::Handshake => self.handshakes_count -= 1,
+            State::Waiting => {
+                self.handshakes_count -= 1;
+                self.waiting.remove(&session.number);
+            }
+            State::Open { .. } | State::Closing => {}
         }
     }
 

@@ -1,5 +1,6 @@
 //! The server's logic as a pure state machine: no clock, no IO. Open [`shard`] first.
 
+pub mod absence;
 pub mod chunk;
 pub mod contract;
 pub mod counters;
@@ -28,3 +29,4 @@ mod look;
 mod rest;
 mod room;
 mod snapshot;
+mod waiting;

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!   accept ─► Handshake ──101──► Open ──close──► Closing ──► slot free
-//!                 └───── another answer ───────────▲
+//!               │  │               ▲                ▲ ▲
+//!               │  └─► Waiting ────┴────────────────┘ │
+//!               └───── another answer ────────────────┘
 //! ```
 //!
 //! A session knows what is in flight for it. Its slot is given back only when nothing is, and a
@@ -26,6 +28,8 @@ pub struct SessionId {
 pub enum State {
     /// The request head is awaited.
     Handshake,
+    /// The request was read and checked, and waits for the state of the shard.
+    Waiting,
     /// A member of a workspace.
     Open {
         /// The slot of its room.
@@ -136,7 +140,7 @@ impl Session {
     pub fn room(&self) -> Option<u32> {
         match self.state {
             State::Open { room, .. } => Some(room),
-            State::Handshake | State::Closing => None,
+            State::Handshake | State::Waiting | State::Closing => None,
         }
     }
 }

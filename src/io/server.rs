@@ -146,7 +146,7 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     };
     let posts = spawn_shards(&common, &compactor.rotations(), &events)?;
     spawn_recovery(Arc::clone(&directory), &common, events)?;
-    let Some((report, dealt)) = wait_for_recovery(&inbox, &status, &posts, &mut secrets)? else {
+    let Some((report, dealt)) = wait_for_recovery(&inbox, &common, &posts, &mut secrets)? else {
         return Ok(());
     };
     // The secret may have changed while the log was read.
@@ -246,7 +246,8 @@ fn run_until_stopped(
             }
             Event::Stopped { shard, ok: false } => return Err(ServeError::Shard(shard)),
             Event::Stopped { ok: true, .. } => running -= 1,
-            Event::Recovered(_) => unreachable!("the log is read once"),
+            // The stop came before it, and nobody needs it.
+            Event::Recovered(_) => {}
         }
     }
     Ok(())
@@ -267,13 +268,14 @@ fn spawn_recovery(
     Ok(())
 }
 
-/// Waits until the log is read. None: a signal came before; nothing was changed that must be finished.
+/// Waits until the log is read. None: a signal came before, and all shards have stopped; nothing was changed that must be finished.
 fn wait_for_recovery(
     inbox: &Receiver<Event>,
-    status: &Status,
+    common: &Common<'_>,
     posts: &[Post],
     secrets: &mut Keeper<'_>,
 ) -> Result<Option<Recovered>, ServeError> {
+    let status = &common.status;
     let begun = Instant::now();
     let mut display = Display::new();
     let recovered = loop {
@@ -285,6 +287,12 @@ fn wait_for_recovery(
             Ok(Event::Signal(SIGHUP)) => secrets.read_again(posts),
             Ok(Event::Signal(signal)) => {
                 display.end();
+                tell_manager(&NotifyState::Stopping);
+                // Clients that wait for the log are told.
+                for post in posts {
+                    post.send(Letter::Drain);
+                }
+                run_until_stopped(posts, inbox, secrets, &common.pages)?;
                 tracing::info!(signal, "stopped while reading the log");
                 return Ok(None);
             }

@@ -246,7 +246,7 @@ coverage! {
     refusals: 20,
     pongs: 50,
     refused_by_rate: 50,
-    refused_by_size: 50,
+    refused_by_size: 20,
     closed_by_policy: 1,
     put_off: 20,
     inits: 100,
@@ -260,4 +260,6 @@ coverage! {
     stalls: 1,
     silences: 1,
     settled: 20,
+    stopped: 100,
+    waited: 20,
 }

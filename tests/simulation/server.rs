@@ -66,6 +66,8 @@ pub struct Seat {
     pub is_woken: bool,
     pub is_serving: bool,
     pub is_drained: bool,
+    /// When it wants its next turn.
+    pub due_us: Option<u64>,
     /// Something happened that it may fail of.
     pub may_fail: bool,
     /// A sync of the open segment has failed.
@@ -129,6 +131,7 @@ impl Server {
             is_woken: false,
             is_serving: false,
             is_drained: false,
+            due_us: None,
             may_fail: false,
             is_sync_lost: false,
             is_end_known: false,

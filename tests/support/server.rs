@@ -138,6 +138,25 @@ impl Setup {
         server
     }
 
+    /// Starts the server on a port of its own, and connects to it as soon as that is open.
+    pub async fn start_and_connect(self) -> (Server, Raw) {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let addr = free.local_addr().expect("it is bound");
+        drop(free);
+        let setup = self.args(&["--port", &addr.port().to_string()]);
+        let command = setup.command(&setup.serve_arguments());
+        let mut server = Server::spawn(setup, command);
+        server.addr = addr;
+        let connecting = async {
+            while tokio::net::TcpStream::connect(addr).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+            Raw::connect(addr).await
+        };
+        let raw = within("the port to be open", connecting).await;
+        (server, raw)
+    }
+
     /// Starts the server and kills it as soon as this holds.
     pub fn start_and_kill(&self, moment: impl Fn() -> bool) {
         let mut command = self.command(&self.serve_arguments());

@@ -10,7 +10,7 @@ use crate::core::shard::Shard;
 use crate::core::window::Spans;
 use crate::core::workspace::Workspace;
 use crate::limits::SECOND_US;
-use crate::log::commit::Durability;
+use crate::log::commit::{Durability, OpenSegment};
 use crate::wire::auth::{Secret, Verifier, mint};
 
 /// The monotonic time at which every rig begins: a whole tick, so that deadlines on ticks are kept exactly.
@@ -34,6 +34,8 @@ pub struct Rig {
     pub shard: Shard,
     pub clock: Clock,
     pub disk: Disk,
+    /// The segment with which a shard begins whose log is being read.
+    recovers_to: Option<OpenSegment>,
     /// The operation of the log that is in flight.
     pub log: Option<Output>,
     /// Operations of the log stay in flight.
@@ -61,6 +63,20 @@ impl Rig {
     }
 
     pub fn with(workspaces: Vec<Workspace>, change: impl FnOnce(&mut ShardConfig)) -> Self {
+        let mut rig = Self::recovering(change);
+        rig.recover(workspaces);
+        rig
+    }
+
+    /// The log was read at the start.
+    pub fn recover(&mut self, workspaces: Vec<Workspace>) {
+        let segment = self.recovers_to.take().expect("it is read once");
+        let recovered = Input::Rebuilt(Some((segment, workspaces)));
+        self.shard.handle(recovered, self.clock);
+    }
+
+    /// A shard whose log is being read.
+    pub fn recovering(change: impl FnOnce(&mut ShardConfig)) -> Self {
         let (disk, segment) = Disk::new();
         let clock = Clock {
             now_us: START_US,
@@ -89,7 +105,7 @@ impl Rig {
             fault_panic_key: None,
         };
         change(&mut config);
-        let mut shard = Shard::new(config, segment, workspaces, clock);
+        let mut shard = Shard::recovering(config, clock);
         shard.set_surroundings(Surroundings {
             ready: true,
             ..Surroundings::default()
@@ -98,6 +114,7 @@ impl Rig {
             shard,
             clock,
             disk,
+            recovers_to: Some(segment),
             log: None,
             log_hangs: false,
             log_fails: false,
