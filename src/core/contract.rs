@@ -36,6 +36,8 @@ pub struct ShardConfig {
     pub outbox_bytes_max: usize,
     /// The longest message.
     pub message_bytes_max: usize,
+    /// What may be held for single sessions: [`crate::limits::session_budget_bytes`].
+    pub session_bytes_max: usize,
     /// What the texts of states may take that are on their way to anybody.
     pub snapshot_bytes_max: usize,
     /// What is encoded of states in a turn; one that is no larger is encoded at once.

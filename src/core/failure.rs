@@ -35,6 +35,7 @@ impl Shard {
         self.touched.clear();
         self.encoding_queue.clear();
         self.ledger.release_all();
+        self.budget.forget_frames();
         (self.watch, self.shown_since_us) = (None, None);
         self.counters.refused_log_failed += told.len() as u64;
         self.parser = None;
@@ -81,16 +82,25 @@ impl Shard {
 
     /// A panic may have left the sums over all sessions half done, too.
     fn count_anew(&mut self) {
-        let sessions = self.sessions.iter().map(|(_, session)| session);
-        let (mut handshakes_count, mut answer_bytes) = (0, 0);
-        for session in sessions {
+        let held = &mut self.pool.held;
+        (held.answer_bytes, held.unfinished_bytes, held.window_bytes) = (0, 0, 0);
+        self.handshakes_count = 0;
+        self.budget.forget_sessions();
+        self.kept_presence = None;
+        for slot in 0..self.sessions.capacity() {
+            let Some(session) = self.sessions.get_mut(slot) else {
+                continue;
+            };
             let is_unanswered = matches!(session.state, State::Handshake | State::Waiting);
-            handshakes_count += u64::from(is_unanswered);
-            answer_bytes += session.outbox.own_answer_bytes();
+            self.handshakes_count += u64::from(is_unanswered);
+            (session.has_account, session.unfinished_bytes) = (false, 0);
+            self.pool.held.answer_bytes += session.outbox.own_answer_bytes();
+            if !session.sending {
+                session.outbox.sent(&mut self.pool);
+            }
+            let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
+            self.weigh(self.id_of(slot));
         }
-        self.handshakes_count = handshakes_count;
-        self.pool.held.answer_bytes = answer_bytes;
-        self.pool.held.window_bytes = 0;
     }
 
     fn dismiss(&mut self, id: SessionId, is_told: bool, clock: Clock) {

@@ -1,6 +1,9 @@
 //! The first part of a session's life: the request head, the token, joining a workspace.
 
+use std::rc::Rc;
 use std::sync::Arc;
+
+use smallvec::smallvec;
 
 use crate::core::contract::{Clock, Output, Ticket, Wish, shard_of};
 use crate::core::journal::Party;
@@ -8,7 +11,7 @@ use crate::core::look::{Shown, for_allowed};
 use crate::core::outbox::Due;
 use crate::core::rate::{Meter, Rate};
 use crate::core::room::Room;
-use crate::core::session::{Intake, Session, SessionId, State};
+use crate::core::session::{Intake, Passage, Session, SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
 use crate::core::snapshot::{Point, Texts, Wanted};
 use crate::core::workspace::Workspace;
@@ -216,10 +219,14 @@ impl Shard {
                 accept_key,
                 user,
             } => {
-                let place = refusal.map_or_else(|| self.place(&workspace), Err);
+                let place = match refusal {
+                    Some(refusal) => Err(refusal),
+                    None => self.place(&workspace, clock),
+                };
                 match place {
                     Ok(place) => {
-                        if let Some(user) = user {
+                        if let Some(user) = user.map(Rc::from) {
+                            self.rooms[place.room_slot as usize].user_came(Rc::clone(&user));
                             self.users.insert(id.slot, user);
                         }
                         if let Some(journal) = &mut self.journal {
@@ -239,7 +246,7 @@ impl Shard {
             } => {
                 let mut shown = match refusal {
                     Some(refusal) => Shown::from(refusal),
-                    None => self.look(look, &workspace, if_none_match.as_deref(), head_only),
+                    None => self.look(look, &workspace, if_none_match.as_deref(), head_only, clock),
                 };
                 let allow_origin = allow_origin.as_deref();
                 shown.answer = for_allowed(shown.answer, allow_origin).for_method(head_only);
@@ -273,12 +280,12 @@ impl Shard {
     }
 
     /// A place for one more in a workspace, with the state that it is sent.
-    fn place(&mut self, workspace: &str) -> Result<Place, Answer> {
+    fn place(&mut self, workspace: &str, clock: Clock) -> Result<Place, Answer> {
         if let Some(refusal) = self.full_room(workspace) {
             return Err(refusal);
         }
         let room_slot = self.enter_room(workspace);
-        let texts = self.texts(room_slot, Wanted::Init)?;
+        let texts = self.texts(room_slot, Wanted::Init, clock)?;
         Ok(Place { room_slot, texts })
     }
 
@@ -325,7 +332,8 @@ impl Shard {
             gate,
             awaits: None,
         };
-        session.outbox.push_shared(init, all, due, &mut self.pool);
+        session.passage = Some(Box::new(Passage::new(room_slot, smallvec![init.clone()])));
+        session.outbox.push_state(init, all, due, &mut self.pool);
         session.intake = if unparsed.is_empty() {
             Intake::Receiving
         } else {
@@ -338,6 +346,7 @@ impl Shard {
             session.unparsed = Vec::new();
             self.receive_queue.push(id);
         }
+        self.weigh(id);
         self.enqueue(id);
         self.reschedule(id, clock);
     }

@@ -20,8 +20,8 @@
 //! # Rooms
 //!
 //! `handshake` (the request head, joining), `intake` (bytes to messages to the state), `delivery`
-//! (who is sent what, and when), `lifetime` (timers, closing, drain), `encoding` (states as texts), `failure` (a
-//! log that cannot be written, a panic) are parts of this type, a file each.
+//! (who is sent what, and when), `lifetime` (timers, closing, drain), `encoding` (states as texts), `eviction` (who is given up where a
+//! budget is full), `failure` (a log that cannot be written, a panic) are parts of this type, a file each.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,6 +32,7 @@ use hashbrown::HashMap;
 use slab::Slab;
 
 use crate::core::absence::Absence;
+use crate::core::budget::SessionBudget;
 use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Ticket};
 use crate::core::counters::Counters;
 use crate::core::journal::{Journal, Party};
@@ -63,7 +64,15 @@ pub struct Shard {
     pub(super) sessions_begun: u64,
     pub(super) rooms: Slab<Room>,
     /// Who says to be in a slot, of those who say it.
-    pub(super) users: HashMap<u32, Box<str>, FixedState>,
+    pub(super) users: HashMap<u32, Rc<str>, FixedState>,
+    /// The list of users that somebody was sent last.
+    pub(super) kept_presence: Option<Chunk>,
+    /// What is held for single sessions.
+    pub(super) budget: SessionBudget,
+    /// When states to be given up are looked for again.
+    pub(super) next_search_us: u64,
+    /// Where bytes are joined with those that were left of a frame.
+    pub(super) joined_bytes: Vec<u8>,
     pub(super) counters: Counters,
     /// None: nothing is logged of single connections.
     pub(super) journal: Option<Box<Journal>>,
@@ -195,6 +204,10 @@ impl Shard {
             sessions_begun: 0,
             rooms: Slab::new(),
             users: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
+            kept_presence: None,
+            budget: SessionBudget::new(config.session_bytes_max),
+            next_search_us: 0,
+            joined_bytes: Vec::new(),
             counters: Counters::default(),
             journal: config.has_journal.then(Box::default),
             handshakes_count: 0,
@@ -266,6 +279,7 @@ impl Shard {
         let id = self.open_session(false, ticket.left_us, clock);
         self.guard(Some(id), clock, |shard| {
             shard.redeem(id, *ticket, clock);
+            shard.keep_budget(clock);
         });
         id
     }
@@ -277,7 +291,10 @@ impl Shard {
             Input::Received(id, _) | Input::Sent(id, ..) | Input::Page(id, _) => Some(*id),
             _ => None,
         };
-        self.guard(culprit, clock, |shard| shard.dispatch(input, clock));
+        self.guard(culprit, clock, |shard| {
+            shard.dispatch(input, clock);
+            shard.keep_budget(clock);
+        });
     }
 
     /// Ends a turn. The order of its steps is the argument for durability:
@@ -295,6 +312,7 @@ impl Shard {
         self.answer_waiting(clock);
         self.guard(None, clock, |shard| {
             shard.expire_timers(clock);
+            shard.keep_budget(clock);
             shard.read_on(clock);
             shard.announce();
             shard.watch_sends(clock);
@@ -402,6 +420,9 @@ impl Shard {
         counters.workspaces = self.rooms.len() as u64;
         counters.window_bytes = self.pool.held.window_bytes as u64;
         counters.answer_bytes = self.pool.held.answer_bytes as u64;
+        counters.unfinished_bytes = self.pool.held.unfinished_bytes as u64;
+        self.budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
+        counters.shared_answer_bytes = self.budget.text_bytes() as u64;
         self.ledger.sweep(SNAPSHOTS_SWEPT_PER_TURN);
         // What is only kept for the next one is on its way to nobody.
         let kept = self.kept_init.as_ref();

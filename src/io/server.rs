@@ -31,6 +31,7 @@ use crate::io::worker::{Ties, Worker, clock};
 use crate::limits::{
     DESCRIPTORS_PER_SHARD, DESCRIPTORS_RESERVED, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
     SEGMENT_FILL_BYTES, SHARD_BYTES, SHARDS_PER_CORE_MAX, SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES,
+    session_budget_bytes,
 };
 use crate::log::commit::Durability;
 use crate::log::directory::{DataDirectory, DirectoryError};
@@ -519,6 +520,7 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
         ping_interval_us: settings.ping_interval_ms * 1000,
         outbox_bytes_max: settings.outbox_max_bytes,
         message_bytes_max: settings.max_message_bytes,
+        session_bytes_max: session_budget_bytes(settings.max_message_bytes),
         snapshot_bytes_max: SNAPSHOT_BYTES_MAX,
         snapshot_part_bytes: SNAPSHOT_PART_BYTES,
         future_skew_us: u64::try_from(settings.max_future_skew.as_micros()).unwrap_or(u64::MAX),

@@ -194,6 +194,7 @@ fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
         ping_interval_us: plan.ping_interval_us,
         outbox_bytes_max: plan.outbox_bytes_max,
         message_bytes_max: plan.message_bytes_max,
+        session_bytes_max: plan.session_bytes_max,
         snapshot_bytes_max: plan.snapshot_bytes_max,
         snapshot_part_bytes: plan.snapshot_part_bytes,
         segment_bytes_min: plan.segment_bytes_min,

@@ -9,6 +9,7 @@ use crate::limits::SECOND_US;
 use crate::wire::auth::{Verifier, mint};
 
 mod absence;
+mod budgets;
 mod counters;
 mod delivery;
 mod failures;
@@ -16,6 +17,7 @@ mod limits;
 mod looks;
 mod notes;
 mod parts;
+mod passages;
 mod peers;
 mod rig;
 mod rules;
@@ -70,6 +72,7 @@ impl World {
             ping_interval_us: 25 * SECOND_US,
             outbox_bytes_max: 1024,
             message_bytes_max: 4096,
+            session_bytes_max: crate::limits::SESSION_BUDGET_BYTES,
             snapshot_bytes_max: crate::limits::SNAPSHOT_BYTES_MAX,
             snapshot_part_bytes: crate::limits::SNAPSHOT_PART_BYTES,
             segment_bytes_min: u64::MAX,
@@ -126,6 +129,7 @@ impl World {
     /// Ends the turn, and lets some time pass.
     fn turn(&mut self) {
         self.shard.flush(self.clock);
+        self.shard.audit();
         self.note_conflation();
         while let Some(output) = self.shard.poll_output() {
             self.take(output);

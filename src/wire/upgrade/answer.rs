@@ -143,6 +143,12 @@ impl Answer {
         Self::error(StatusCode::NOT_FOUND, message)
     }
 
+    /// Whether it is sent with its body.
+    #[must_use]
+    pub fn has_body(&self) -> bool {
+        self.has_body
+    }
+
     /// The answer with another field.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: &str) -> Self {

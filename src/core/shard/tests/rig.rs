@@ -90,6 +90,7 @@ impl Rig {
             ping_interval_us: 10 * SECOND_US,
             outbox_bytes_max: 64 * 1024,
             message_bytes_max: 1024 * 1024,
+            session_bytes_max: crate::limits::SESSION_BUDGET_BYTES,
             snapshot_bytes_max: crate::limits::SNAPSHOT_BYTES_MAX,
             snapshot_part_bytes: crate::limits::SNAPSHOT_PART_BYTES,
             segment_bytes_min: 1 << 26,
@@ -135,7 +136,22 @@ impl Rig {
         self.add_peer(id)
     }
 
+    /// The same before the turn has ended, so that nothing else happens.
+    pub fn accept_only(&mut self) -> usize {
+        let id = self.shard.accept(false, self.clock);
+        let place = self.push_peer(id);
+        self.peers[place].client.receiving = true;
+        self.session(place).receiving = true;
+        place
+    }
+
     pub fn add_peer(&mut self, id: SessionId) -> usize {
+        let place = self.push_peer(id);
+        self.run();
+        place
+    }
+
+    fn push_peer(&mut self, id: SessionId) -> usize {
         let mut client = Client::new(id, 0, Vec::new(), false);
         client.outgoing.clear();
         self.peers.push(Peer {
@@ -144,7 +160,6 @@ impl Rig {
             closes: true,
             handed_off: None,
         });
-        self.run();
         self.peers.len() - 1
     }
 
@@ -192,6 +207,7 @@ impl Rig {
     /// One turn; what it starts stays in flight.
     pub fn turn(&mut self) {
         self.shard.flush(self.clock);
+        self.shard.audit();
         while let Some(output) = self.shard.poll_output() {
             self.take(output);
         }
