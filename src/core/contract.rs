@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::core::log_space::LogSize;
 use crate::core::session::SessionId;
 use crate::core::window::Spans;
 use crate::core::workspace::Workspace;
@@ -43,6 +44,8 @@ pub struct ShardConfig {
     pub segment_bytes_min: u64,
     /// and not beyond this one.
     pub segment_bytes_max: u64,
+    /// What the log may have beside what its live data allow, before anybody is slowed down.
+    pub log_spare_bytes: u64,
     /// How far ahead of the clock a timestamp may be.
     pub future_skew_us: u64,
     /// How long a drain may take.
@@ -96,6 +99,9 @@ pub enum Input<'a> {
     /// The state was read back and a new segment is open; or not, and it is to be tried again later. It is the first input of
     /// the log for a shard that began with [`Shard::recovering`](super::shard::Shard::recovering).
     Rebuilt(Option<(OpenSegment, Vec<Workspace>)>),
+    /// The log was measured: after a segment was opened, a compaction has freed something, or the room on
+    /// the disk has changed.
+    LogSize(LogSize),
     /// The page that was asked for.
     Page(SessionId, Answer),
     /// Stop: refuse, finish, close. A second one closes everybody at once.

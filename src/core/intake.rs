@@ -23,6 +23,10 @@ const POLICY_VIOLATION: u16 = 1008;
 const BAD_MESSAGE: u16 = 400;
 /// The code of an error message about an op for which there is no room.
 const TOO_LARGE: u16 = 413;
+/// The code of an error message about an op for which the disk has no room.
+const NO_ROOM: u16 = 500;
+/// Its text.
+const DISK_FULL_TEXT: &str = "the disk of the server is nearly full, and this op was not kept: send it again when there is room";
 /// The code of an error message about a message that came too soon.
 const TOO_MANY: u16 = 429;
 
@@ -71,7 +75,7 @@ impl Shard {
         !self.commit.is_full()
     }
 
-    fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
+    pub(super) fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
         let session = &mut self.sessions[id.slot as usize];
         let mut unparsed = std::mem::take(&mut session.unparsed);
         let consumed = if unparsed.is_empty() {
@@ -105,6 +109,7 @@ impl Shard {
         match session.intake {
             Intake::Receiving => self.receive_queue.push(id),
             Intake::Unread => self.unread_queue.push_back(id),
+            Intake::Held => self.held_queue.push_back(id),
             Intake::Paused => {}
         }
     }
@@ -120,6 +125,9 @@ impl Shard {
             }
             if frames == MESSAGES_PER_TURN_MAX || !self.may_read_on() {
                 break Intake::Unread;
+            }
+            if !self.log_space.is_free() && self.is_held(id, &bytes[consumed..], clock) {
+                break Intake::Held;
             }
             match decoder.decode(&mut bytes[consumed..], message_bytes_max) {
                 Ok(step) if step.consumed == 0 => break Intake::Receiving,
@@ -219,6 +227,10 @@ impl Shard {
                 &skew_text(ahead_us, self.config.future_skew_us),
             );
         }
+        if self.log_space.is_disk_full(self.commit.end_position()) && self.refuse_disk_full(id, &op)
+        {
+            return;
+        }
         let source = self.source(id);
         let session = &mut self.sessions[id.slot as usize];
         let room_slot = session.room().expect("only an open session applies");
@@ -251,16 +263,17 @@ impl Shard {
                     value,
                     timestamp,
                 } = op;
-                let position = self.commit.push(
-                    &record::Op {
-                        workspace,
-                        key,
-                        value,
-                        seq,
-                        timestamp,
-                    },
-                    clock.now_us,
-                );
+                let record = record::Op {
+                    workspace,
+                    key,
+                    value,
+                    seq,
+                    timestamp,
+                };
+                let record_bytes = record::op_bytes(&record) as u64;
+                let position = self.commit.push(&record, clock.now_us);
+                self.log_space
+                    .wrote(&mut room.allowance, record_bytes, clock.now_us);
                 let (start, end) = room.broadcast(key, value, timestamp, position, &mut self.pool);
                 if !session.outbox.skip_own(start, end, &mut self.pool) {
                     self.fall_behind(id);
@@ -296,6 +309,23 @@ impl Shard {
         let (at, gate) = (room.window.end(), room.gate());
         session.outbox.push(chunk, at, gate, &mut self.pool);
         self.enqueue(id);
+    }
+
+    /// Refuses an op that would win, since the disk has no room for it. False: it would not, and needs none.
+    fn refuse_disk_full(&mut self, id: SessionId, op: &Op<'_>) -> bool {
+        let room_slot = self.sessions[id.slot as usize].room();
+        let room_slot = room_slot.expect("only an open session applies");
+        let held = self.rooms[room_slot as usize].workspace.get(op.key);
+        if held.is_some_and(|held| op.timestamp <= held.timestamp()) {
+            return false;
+        }
+        self.counters.refused_disk_full += 1;
+        if let Some(held) = held {
+            let chunk = correction(held, &mut self.pool);
+            self.correct(id, chunk);
+        }
+        self.refuse_op(id, NO_ROOM, DISK_FULL_TEXT, op);
+        true
     }
 
     fn refuse_too_large(&mut self, id: SessionId, bytes_max: u64, op: &Op<'_>) {

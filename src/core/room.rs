@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use crate::core::log_space::Allowance;
 use crate::core::outbox::View;
 use crate::core::snapshot::{Encoding, Part, Point, Snapshot, Step, Texts, Wanted, encode};
 use crate::core::text::Text;
@@ -37,6 +38,8 @@ pub(crate) struct Room {
     pub touched: bool,
     /// The window offset up to which its members were queued to be sent.
     pub announced_end: u64,
+    /// What it has written lately, while the log is long.
+    pub allowance: Allowance,
     /// The log position of its last op; 0 where that came from the disk.
     position: u64,
     snapshot: Snapshot,
@@ -53,6 +56,7 @@ impl Room {
             members: Vec::new(),
             touched: false,
             announced_end: 0,
+            allowance: Allowance::default(),
             position: 0,
             snapshot: Snapshot::default(),
             encodings: VecDeque::new(),

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `LOCK` | locked with flock as long as a server uses the directory; holds that server's process id |
 //! | `meta.json` | the format version, and the epoch: a random id that stands in every segment's header |
+//! | `RESERVE` | empty, with disk claimed for it that compaction may use when nothing else is free ([`super::reserve`]); it may be missing |
 //! | `shard-NN/NNNNNNNNNN.aof` | the segments of each shard ([`super::segment`]) |
 //!
 //! Every folder is synced after something in it was created or renamed: a file whose name is lost is lost with its bytes.
@@ -26,6 +27,8 @@ mod tests;
 const LOCK: &str = "LOCK";
 pub(super) const META: &str = "meta.json";
 const META_NEW: &str = "meta.json.new";
+/// See [`super::reserve`].
+pub(super) const RESERVE: &str = "RESERVE";
 const PROBE: &str = "LOCK.probe";
 const SHARD_PREFIX: &str = "shard-";
 

@@ -11,6 +11,8 @@ pub mod keeper;
 pub mod record;
 pub mod recovery;
 pub mod repair;
+pub mod reserve;
 mod rewrite;
+pub mod schedule;
 pub mod segment;
 pub mod snapshot;
