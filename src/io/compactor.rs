@@ -247,7 +247,8 @@ impl Loop {
         let compaction = self.carry_out(compaction)?;
         for folder in begun.iter().filter(|folder| due.contains(&folder.shard)) {
             let kept_bytes = compaction.kept_bytes(folder.shard);
-            let closed_bytes = compaction.left_bytes(folder.shard);
+            let freed_bytes = compaction.freed_bytes(folder.shard);
+            let closed_bytes = folder.closed_bytes.saturating_sub(freed_bytes);
             self.schedule.compacted(folder, kept_bytes, closed_bytes);
         }
         Ok(())

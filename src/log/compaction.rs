@@ -156,6 +156,7 @@ impl<D: Disk> Compaction<D> {
         let mut links = Vec::new();
         for shard in shards {
             let chain = Chain::read(directory.disk(), directory.path(), directory.epoch(), shard)?;
+            remove_replaced(&directory, &chain)?;
             let open_index = open.iter().find(|open| open.0 == shard);
             let open_index = open_index.map_or(u64::MAX, |open| open.1);
             let closed = |link: &Link| link.header.index < open_index;
@@ -242,14 +243,11 @@ impl<D: Disk> Compaction<D> {
             .sum()
     }
 
-    /// How long the segments of a shard's folder are now that there were when it was planned.
+    /// By how much a shard's folder is shorter than it was.
     #[must_use]
-    pub fn left_bytes(&self, shard: u32) -> u64 {
-        let links = self.links.iter();
-        let links = links.filter(|link| link.header.shard == shard);
+    pub fn freed_bytes(&self, shard: u32) -> u64 {
         let freed = self.freed_bytes.iter().filter(|(of, _)| *of == shard);
-        let freed_bytes: u64 = freed.map(|(_, bytes)| bytes).sum();
-        links.map(|link| link.file_bytes).sum::<u64>() - freed_bytes
+        freed.map(|(_, bytes)| bytes).sum()
     }
 
     /// Whether there is nothing to do, or nothing any more.
@@ -446,6 +444,26 @@ impl<D: Disk> Compaction<D> {
         }
         last_old.map_or(Ok(()), |file| shrink(&file, pace))
     }
+}
+
+/// Removes what was replaced and could not be removed then.
+fn remove_replaced<D: Disk>(
+    directory: &DataDirectory<D>,
+    chain: &Chain,
+) -> Result<(), CompactionError> {
+    if chain.replaced.is_empty() {
+        return Ok(());
+    }
+    let (disk, path) = (directory.disk(), directory.shard_path(chain.shard));
+    // What they were replaced by must be found after a crash.
+    disk.sync_folder(&path)
+        .map_err(|source| CompactionError::Folder { path, source })?;
+    let _nobody_reads = directory.replacing();
+    for path in &chain.replaced {
+        // It is tried again by the next compaction, and by the next start.
+        let _ = disk.remove(path);
+    }
+    Ok(())
 }
 
 fn outcome_of(links: &[Link]) -> Outcome {

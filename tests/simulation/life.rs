@@ -235,7 +235,8 @@ impl World {
                     Some(begun) => {
                         for folder in begun {
                             let kept_bytes = compaction.kept_bytes(folder.shard);
-                            let left_bytes = compaction.left_bytes(folder.shard);
+                            let freed_bytes = compaction.freed_bytes(folder.shard);
+                            let left_bytes = folder.closed_bytes.saturating_sub(freed_bytes);
                             server.schedule.compacted(&folder, kept_bytes, left_bytes);
                         }
                     }

@@ -24,7 +24,7 @@ use etherply::wire::auth::{Secret, Verifier, mint};
 
 use crate::dice::Dice;
 use crate::disk::SimDisk;
-use crate::plan::Plan;
+use crate::plan::{Plan, faults};
 
 pub const DATA: &str = "/data/log";
 pub const PANIC_KEY: &str = "planted";
@@ -76,7 +76,7 @@ pub struct Seat {
     pub is_sync_lost: bool,
     /// Wins that were handed to a write and are not confirmed: the workspace, and how many there are then.
     pub handed: Vec<(usize, usize)>,
-    /// How long its log was when that was looked at last.
+    /// How long its log was when that was looked at last; at the start it may be of any length.
     pub log_bytes: u64,
     /// Sends that were cut short since the last turn, each of which is another send.
     pub cut_sends: usize,
@@ -143,9 +143,13 @@ impl Server {
             may_fail: false,
             is_sync_lost: false,
             handed: Vec::new(),
-            log_bytes: 0,
+            log_bytes: u64::MAX,
             cut_sends: 0,
         };
+        let mut schedule = Schedule::new(plan.floor_bytes());
+        if !plan.may(faults::COMPACTION) {
+            schedule.give_up();
+        }
         Ok(Self {
             reserve: Reserve::new(Arc::clone(&directory)),
             directory,
@@ -155,7 +159,7 @@ impl Server {
             letters: VecDeque::new(),
             compaction: None,
             rotations: vec![None; shards as usize],
-            schedule: Schedule::new(plan.floor_bytes()),
+            schedule,
             room: Room::new(plan.low_marks(), u64::from(shards)),
             folders: Vec::new(),
             told: vec![None; shards as usize],
