@@ -17,6 +17,7 @@ mod parts;
 mod peers;
 mod rig;
 mod rules;
+mod space;
 mod times;
 
 use peers::{Client, Dice, Disk, Model, Told, Verdict, Write};
