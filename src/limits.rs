@@ -79,6 +79,48 @@ pub const COMPACTION_TIME_PERCENT_MIN: u64 = 25;
 pub const COMPACTION_URGENT_PERCENT: u64 = 225;
 /// Segments in which less than one in so many bytes is dead are left as they are.
 pub const COMPACTION_DEAD_SHARE: u64 = 16;
+/// Over this many percent of the live data, and [`LOG_SPARE_BYTES`], a shard slows down the workspaces that
+/// write more than [`LIGHT_BYTES_PER_SECOND`]: compaction works as hard as it can by then.
+pub const LOG_SLOW_PERCENT: u64 = 225;
+/// Over this many percent of the live data, and twice [`LOG_SPARE_BYTES`], those workspaces wait for compaction;
+pub const LOG_FULL_PERCENT: u64 = 250;
+/// and over this many, and three times [`LOG_SPARE_BYTES`], all writers of the shard do.
+pub const LOG_STOP_PERCENT: u64 = 275;
+/// What the log of a shard may have besides, however little of it is live.
+pub const LOG_SPARE_BYTES: u64 = 8 * 1024 * 1024;
+/// How fast a log that is just over [`LOG_SLOW_PERCENT`] may grow: more than a core can write. The rate falls
+/// with the square of the distance to [`LOG_FULL_PERCENT`], so it settles where compaction keeps up.
+pub const LOG_BYTES_PER_SECOND: u64 = 256 * 1024 * 1024;
+/// What may be left of that rate unused, and come at once.
+pub const LOG_BURST_BYTES: u64 = 1024 * 1024;
+/// A workspace that writes no more than this is not slowed down by those that do.
+pub const LIGHT_BYTES_PER_SECOND: u64 = 64 * 1024;
+/// What such a workspace may write at once.
+pub const LIGHT_BURST_BYTES: u64 = 256 * 1024;
+/// How often clients that wait for compaction are looked at.
+pub const HELD_RETRY_US: u64 = 2_000;
+/// How often the free space of the disk is looked at, while compaction works and while nothing happens.
+pub const DISK_LOOK_US: u64 = SECOND_US;
+/// The same while compaction works, which moves it fast.
+pub const DISK_LOOK_BUSY_US: u64 = SECOND_US / 20;
+/// Ops that grow the log are refused when the disk has less room than this, and [`DISK_LOW_SHARD_BYTES`] for
+/// each shard: it is left to compaction,
+pub const DISK_LOW_BYTES: u64 = 16 * 1024 * 1024;
+/// or one part in this many of a small disk;
+pub const DISK_LOW_SHARE: u64 = 32;
+/// and what a shard writes beside ops: zeros that a segment is filled with ahead, headers, a segment to begin again with.
+pub const DISK_LOW_SHARD_BYTES: u64 = 1024 * 1024;
+/// They are taken again when there is this many times that room.
+pub const DISK_ENOUGH_FACTOR: u64 = 2;
+/// With more room than this nobody needs to count.
+pub const DISK_PLENTY_BYTES: u64 = 4 * 1024 * 1024 * 1024;
+/// Compaction keeps one in this many bytes of the live data in reserve on the disk, for when nothing else is free:
+/// about half a segment,
+pub const RESERVE_LIVE_SHARE: u64 = 2 * SEGMENT_LIVE_SHARE;
+/// at least this much
+pub const RESERVE_BYTES_MIN: u64 = 8 * 1024 * 1024;
+/// and at most this much.
+pub const RESERVE_BYTES_MAX: u64 = SEGMENT_BYTES_MAX / 2;
 /// What compaction writes and syncs at a time.
 pub const COMPACTION_BATCH_BYTES: usize = 1024 * 1024;
 /// What compaction reads before it rests: about a quarter of a millisecond of a core.
@@ -387,6 +429,33 @@ const _: () = assert!(
         && COMPACTION_URGENT_PERCENT + 2 * 100 / SEGMENT_LIVE_SHARE <= 250,
     "the open segments, and the one that compaction writes, fit between the urgent size and 2.5 times the live data"
 );
+const _: () = assert!(
+    COMPACTION_URGENT_PERCENT <= LOG_SLOW_PERCENT
+        && LOG_SLOW_PERCENT < LOG_FULL_PERCENT
+        && LOG_FULL_PERCENT < LOG_STOP_PERCENT,
+    "compaction works as hard as it can before anybody is slowed down, and floods wait before the others do"
+);
+const _: () = assert!(
+    // What is measured may hold one segment that is not closed.
+    COMPACTION_START_PERCENT + 100 / SEGMENT_LIVE_SHARE < LOG_SLOW_PERCENT
+        && COMPACTION_BYTES_MIN <= LOG_SPARE_BYTES
+        && SEGMENT_BYTES_MIN < LOG_SPARE_BYTES,
+    "a compaction is due for each shard that waits for one"
+);
+const _: () = assert!(
+    LIGHT_BURST_BYTES < LOG_SPARE_BYTES / 4 && LOG_BURST_BYTES < LOG_SPARE_BYTES / 4,
+    "what may come at once is a small part of what lies between the marks"
+);
+const _: () = assert!(
+    LOG_BYTES_PER_SECOND / SECOND_US * HELD_RETRY_US <= LOG_BURST_BYTES,
+    "clients that are looked at now and then can use all of the rate"
+);
+const _: () = assert!(
+    SEGMENT_FILL_BYTES + SEGMENT_RESERVE_BYTES / 2 <= DISK_LOW_SHARD_BYTES
+        && DISK_ENOUGH_FACTOR > 1,
+    "a shard that refuses ops can still seal its log, and does not change its mind with each look"
+);
+const _: () = assert!(HELD_RETRY_US < DISK_LOOK_BUSY_US && DISK_LOOK_BUSY_US < DISK_LOOK_US);
 const _: () = assert!(
     RATE_BURST_S < PATIENCE_S,
     "who is refused has more to lose than its burst"

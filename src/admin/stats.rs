@@ -276,6 +276,8 @@ pub struct LogFigures {
     pub torn_bytes: u64,
     /// How long that took.
     pub recovery_us: u64,
+    /// What is free on the disk, where that is known.
+    pub disk_free_bytes: Option<u64>,
 }
 
 /// The figures of the log. They change seldom, and on no way of an op.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::core::journal::Note;
+use crate::core::log_space::LogSize;
 use crate::core::session::SessionId;
 use crate::core::window::Spans;
 use crate::core::workspace::Workspace;
@@ -46,6 +47,8 @@ pub struct ShardConfig {
     pub segment_bytes_min: u64,
     /// and not beyond this one.
     pub segment_bytes_max: u64,
+    /// What the log may have beside what its live data allow, before anybody is slowed down.
+    pub log_spare_bytes: u64,
     /// How far ahead of the clock a timestamp may be.
     pub future_skew_us: u64,
     /// How long a drain may take.
@@ -105,6 +108,9 @@ pub enum Input<'a> {
     Rebuilt(Option<(OpenSegment, Vec<Workspace>)>),
     /// The log's files are not at their paths any more. What is written to them would be lost.
     LogDisplaced,
+    /// The log was measured: after a segment was opened, a compaction has freed something, or the room on
+    /// the disk has changed.
+    LogSize(LogSize),
     /// The page that was asked for.
     Page(SessionId, Answer),
     /// Stop: refuse, finish, close. A second one closes everybody at once.

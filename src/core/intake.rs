@@ -30,6 +30,10 @@ const POLICY_VIOLATION: u16 = 1008;
 const BAD_MESSAGE: u16 = 400;
 /// The code of an error message about an op for which there is no room.
 const TOO_LARGE: u16 = 413;
+/// The code of an error message about an op for which the disk has no room.
+const NO_ROOM: u16 = 500;
+/// Its text.
+const DISK_FULL_TEXT: &str = "the disk of the server is nearly full, and this op was not kept: send it again when there is room";
 /// The code of an error message about a message that came too soon.
 const TOO_MANY: u16 = 429;
 
@@ -101,7 +105,7 @@ impl Shard {
         !self.commit.is_full()
     }
 
-    fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
+    pub(super) fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
         let session = &mut self.sessions[id.slot as usize];
         let mut unparsed = std::mem::take(&mut session.unparsed);
         // Only what is not whole yet is copied. A frame that grows long does so in a list of its own,
@@ -149,11 +153,12 @@ impl Shard {
                 self.time_message(id, read.has_ended, clock);
             }
             // It is the server that takes its time.
-            Intake::Unread | Intake::Paused => session.message_since_us = u64::MAX,
+            Intake::Unread | Intake::Held | Intake::Paused => session.message_since_us = u64::MAX,
         }
-        let session = &self.sessions[id.slot as usize];
-        if session.intake == Intake::Unread {
-            self.unread_queue.push_back(id);
+        match self.sessions[id.slot as usize].intake {
+            Intake::Unread => self.unread_queue.push_back(id),
+            Intake::Held => self.held_queue.push_back(id),
+            Intake::Receiving | Intake::Paused => {}
         }
     }
 
@@ -183,6 +188,9 @@ impl Shard {
             }
             if frames == MESSAGES_PER_TURN_MAX || !self.may_read_on() {
                 break Intake::Unread;
+            }
+            if !self.log_space.is_free() && self.is_held(id, &bytes[read.consumed..], clock) {
+                break Intake::Held;
             }
             match decoder.decode(&mut bytes[read.consumed..], message_bytes_max) {
                 Ok(step) if step.consumed == 0 => break Intake::Receiving,
@@ -293,6 +301,10 @@ impl Shard {
                 &skew_text(ahead_us, self.config.future_skew_us),
             );
         }
+        if self.log_space.is_disk_full(self.commit.end_position()) && self.refuse_disk_full(id, &op)
+        {
+            return;
+        }
         let source = self.source(id);
         let session = &mut self.sessions[id.slot as usize];
         let room_slot = session.room().expect("only an open session applies");
@@ -325,16 +337,17 @@ impl Shard {
                     value,
                     timestamp,
                 } = op;
-                let position = self.commit.push(
-                    &record::Op {
-                        workspace,
-                        key,
-                        value,
-                        seq,
-                        timestamp,
-                    },
-                    clock.now_us,
-                );
+                let record = record::Op {
+                    workspace,
+                    key,
+                    value,
+                    seq,
+                    timestamp,
+                };
+                let record_bytes = record::op_bytes(&record) as u64;
+                let position = self.commit.push(&record, clock.now_us);
+                self.log_space
+                    .wrote(&mut room.allowance, record_bytes, clock.now_us);
                 let (start, end) = room.broadcast(key, value, timestamp, position, &mut self.pool);
                 if !session.outbox.skip_own(start, end, &mut self.pool) {
                     self.fall_behind(id);
@@ -378,6 +391,23 @@ impl Shard {
         }
         self.weigh(id);
         self.enqueue(id);
+    }
+
+    /// Refuses an op that would win, since the disk has no room for it. False: it would not, and needs none.
+    fn refuse_disk_full(&mut self, id: SessionId, op: &Op<'_>) -> bool {
+        let room_slot = self.sessions[id.slot as usize].room();
+        let room_slot = room_slot.expect("only an open session applies");
+        let held = self.rooms[room_slot as usize].workspace.get(op.key);
+        if held.is_some_and(|held| op.timestamp <= held.timestamp()) {
+            return false;
+        }
+        self.counters.refused_disk_full += 1;
+        if let Some(held) = held {
+            let correction = correction(room_slot, held, &mut self.budget, &mut self.pool);
+            self.correct(id, correction);
+        }
+        self.refuse_op(id, NO_ROOM, DISK_FULL_TEXT, op);
+        true
     }
 
     fn refuse_too_large(&mut self, id: SessionId, bytes_max: u64, op: &Op<'_>) {

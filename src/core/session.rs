@@ -54,6 +54,8 @@ pub(crate) enum Intake {
     Receiving,
     /// From those that were received and not read in their turn; it stands in the queue for that.
     Unread,
+    /// From those that were received, once the log has room for its ops; it stands in the queue for that.
+    Held,
     /// From nowhere, until its outbox drains.
     Paused,
 }

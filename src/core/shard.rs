@@ -37,6 +37,7 @@ use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Tic
 use crate::core::counters::Counters;
 use crate::core::journal::{Journal, Party};
 use crate::core::ledger::Ledger;
+use crate::core::log_space::LogSpace;
 use crate::core::rate::{Bucket, Meter};
 use crate::core::rest::Rest;
 use crate::core::room::Room;
@@ -107,6 +108,12 @@ pub struct Shard {
     pub(super) receive_queue: Vec<SessionId>,
     /// Those who have bytes that wait to be read on.
     pub(super) unread_queue: VecDeque<SessionId>,
+    /// Those who have ops for which the log has no room, in the order in which they are tried again.
+    pub(super) held_queue: VecDeque<SessionId>,
+    /// When they were tried last, and when the turn ended that left them waiting.
+    pub(super) held_tried_us: u64,
+    pub(super) held_since_us: Option<u64>,
+    pub(super) log_space: LogSpace,
     /// Those whose answers wait: for the log, or for a text.
     pub(super) gated: Vec<SessionId>,
     /// Rooms with news, or with frames to let go.
@@ -223,6 +230,7 @@ impl Shard {
             room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             visible_position: commit.visible_position(),
             commit,
+            log_space: LogSpace::new(config.log_spare_bytes),
             config,
             pool: ChunkPool::default(),
             wheel: Wheel::new(clock.now_us),
@@ -231,6 +239,9 @@ impl Shard {
             bulk_queue: VecDeque::new(),
             receive_queue: Vec::new(),
             unread_queue: VecDeque::new(),
+            held_queue: VecDeque::new(),
+            held_tried_us: 0,
+            held_since_us: None,
             gated: Vec::new(),
             touched: Vec::new(),
             fallen: Vec::new(),
@@ -251,6 +262,9 @@ impl Shard {
     /// Begins to serve.
     pub(super) fn open(&mut self, segment: OpenSegment, workspaces: Vec<Workspace>, clock: Clock) {
         self.usage = Usage::new(segment.index);
+        if self.health != Health::Recovering {
+            self.close_segment();
+        }
         self.commit.reopen(segment, clock.now_us);
         self.visible_position = self.commit.visible_position();
         self.health = Health::Serving;
@@ -313,7 +327,9 @@ impl Shard {
         self.guard(None, clock, |shard| {
             shard.expire_timers(clock);
             shard.keep_budget(clock);
+            shard.look_at_log(clock);
             shard.read_on(clock);
+            shard.read_held(clock);
             shard.announce();
             shard.watch_sends(clock);
             shard.start_commit(clock);
@@ -387,10 +403,18 @@ impl Shard {
             _ => None,
         };
         let rest_us = self.rest.until_us();
-        [self.wheel.next_us(), sync_us, retry_us, drain_us, rest_us]
-            .into_iter()
-            .flatten()
-            .min()
+        let held_us = self.held_due_us();
+        [
+            self.wheel.next_us(),
+            sync_us,
+            retry_us,
+            drain_us,
+            rest_us,
+            held_us,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// What the state takes in a log in which nothing is dead.
@@ -432,6 +456,10 @@ impl Shard {
         counters.frames_sent = self.pool.held.frames_taken + counters.conflated_keys;
         counters.log_live_bytes = self.live_bytes;
         counters.log_open_bytes = self.commit.segment_bytes_written();
+        counters.log_bytes = self.log_space.log_bytes();
+        counters.log_bytes_max = self.log_space.stop_bytes();
+        counters.disk_is_full = u64::from(self.log_space.is_disk_full(self.commit.end_position()));
+        counters.sessions_held = self.held_queue.len() as u64;
     }
 
     /// The number of connections, closing ones included.
@@ -457,16 +485,20 @@ impl Shard {
                 Err(_) => self.fail(None, clock),
             },
             Input::LogOpened(segment) => {
+                let is_closed = segment.is_some() && !self.commit.is_failed();
+                if is_closed {
+                    self.close_segment();
+                    self.usage.rotate();
+                }
                 if self.commit.opened(segment).is_err() {
                     self.fail(None, clock);
-                } else if segment.is_some() {
-                    self.usage.rotate();
                 }
             }
             Input::Rebuilt(outcome) => self.rebuilt(outcome, clock),
             Input::LogDisplaced if self.health.is_serving() => self.fail(None, clock),
             // Each try to open the log again finds it out.
             Input::LogDisplaced => {}
+            Input::LogSize(size) => self.log_space.measured(size),
             Input::Page(id, answer) => self.paged(id, answer, clock),
             Input::Drain => self.start_drain(clock),
         }
@@ -505,14 +537,17 @@ impl Shard {
         let old = due_us.is_some_and(|due_us| due_us <= clock.now_us);
         let turn = !self.is_round() || self.config.durability != Durability::Always;
         let is_due = turn || old || self.commit.is_full();
-        self.commit.set_segment_bytes(
-            (self.live_bytes / SEGMENT_LIVE_SHARE)
-                .clamp(self.config.segment_bytes_min, self.config.segment_bytes_max),
-        );
+        self.commit.set_segment_bytes(self.segment_bytes());
         if let Some(step) = is_due.then(|| self.commit.start(clock.now_us)).flatten() {
             self.push_step(step);
         }
         self.retry_log(clock);
+    }
+
+    /// The length at which a segment is closed.
+    pub(super) fn segment_bytes(&self) -> u64 {
+        (self.live_bytes / SEGMENT_LIVE_SHARE)
+            .clamp(self.config.segment_bytes_min, self.config.segment_bytes_max)
     }
 
     pub(super) fn push_step(&mut self, step: Step) {

@@ -2,6 +2,7 @@
 
 pub mod background;
 pub mod buffers;
+pub mod compactor;
 pub mod listener;
 mod notes;
 pub mod post;

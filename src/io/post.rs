@@ -13,6 +13,7 @@ use rustix::net::{SendFlags, send};
 
 use crate::admin::stats::{LogStats, ShardStats};
 use crate::core::contract::Ticket;
+use crate::core::log_space::LogSize;
 use crate::core::workspace::Workspace;
 use crate::io::threads::ThreadError;
 use crate::limits::RETRY_AFTER_S;
@@ -263,6 +264,8 @@ pub enum Letter {
     Rebuilt(Result<Rebuilt, RebuildError>),
     /// The log was read at the start.
     Recovered(Box<Recovered>),
+    /// The shard's log was measured.
+    LogSize(LogSize),
 }
 
 /// Where letters to one shard are put in.

@@ -20,7 +20,7 @@ use crate::config::{SecretError, Secrets, Serve};
 use crate::core::contract::ShardConfig;
 use crate::core::shard::Shard;
 use crate::core::workspace::Workspace;
-use crate::io::background::{Compactor, Rotation};
+use crate::io::compactor::{Compactor, News};
 use crate::io::listener::{AddressNames, ListenError, Listener};
 use crate::io::post::{self, Letter, Post, Status, mailbox};
 use crate::io::recovery::{self, Display};
@@ -29,9 +29,9 @@ use crate::io::secrets::Keeper;
 use crate::io::threads::{self, ThreadError};
 use crate::io::worker::{Ties, Worker, clock};
 use crate::limits::{
-    DESCRIPTORS_PER_SHARD, DESCRIPTORS_RESERVED, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
-    SEGMENT_FILL_BYTES, SHARD_BYTES, SHARDS_PER_CORE_MAX, SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES,
-    session_budget_bytes,
+    DESCRIPTORS_PER_SHARD, DESCRIPTORS_RESERVED, LOG_SPARE_BYTES, SEGMENT_BYTES_MAX,
+    SEGMENT_BYTES_MIN, SEGMENT_FILL_BYTES, SHARD_BYTES, SHARDS_PER_CORE_MAX, SNAPSHOT_BYTES_MAX,
+    SNAPSHOT_PART_BYTES, session_budget_bytes,
 };
 use crate::log::commit::Durability;
 use crate::log::directory::{DataDirectory, DirectoryError};
@@ -145,7 +145,7 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
         admin_listener: admin_listener.clone(),
         started: Instant::now(),
     };
-    let posts = spawn_shards(&common, &compactor.rotations(), &events)?;
+    let posts = spawn_shards(&common, &compactor.news(), &events)?;
     spawn_recovery(Arc::clone(&directory), &common, events)?;
     let Some((report, dealt)) = wait_for_recovery(&inbox, &common, &posts, &mut secrets)? else {
         return Ok(());
@@ -347,7 +347,7 @@ struct Common<'a> {
 /// that the log is being read.
 fn spawn_shards(
     common: &Common<'_>,
-    rotations: &Sender<Rotation>,
+    news: &Sender<News>,
     events: &Sender<Event>,
 ) -> Result<Vec<Post>, ServeError> {
     let (posts, mailboxes): (Vec<_>, Vec<_>) = (0..common.shards)
@@ -368,7 +368,7 @@ fn spawn_shards(
                 admin_listener: common.admin_listener.clone(),
                 mailbox,
                 posts: posts.clone(),
-                rotations: rotations.clone(),
+                news: news.clone(),
                 hash_seed: common.hash_seed,
                 pages: Arc::clone(&common.pages),
             },
@@ -527,6 +527,7 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
         drain_us: settings.drain_ms * 1000,
         segment_bytes_min: SEGMENT_BYTES_MIN,
         segment_bytes_max: SEGMENT_BYTES_MAX,
+        log_spare_bytes: LOG_SPARE_BYTES,
         hash_seed: common.hash_seed,
         start_id: common.start_id,
         verifier: Arc::clone(&common.verifier),

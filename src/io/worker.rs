@@ -19,7 +19,8 @@ use crate::admin::{Pages, Visitor};
 use crate::core::contract::{Clock, Input, Output, Surroundings};
 use crate::core::session::SessionId;
 use crate::core::shard::Shard;
-use crate::io::background::{self, Rotation};
+use crate::io::background;
+use crate::io::compactor::{News, Rotation};
 use crate::io::listener::Listener;
 use crate::io::notes::{self, Batch};
 use crate::io::post::{
@@ -70,8 +71,8 @@ pub struct Ties {
     pub mailbox: Mailbox,
     /// To all shards, in order; its own too.
     pub posts: Vec<Post>,
-    /// Where new segments are told.
-    pub rotations: Sender<Rotation>,
+    /// Where new segments are told, and failures of the log.
+    pub news: Sender<News>,
     /// Keys the hashes of what is read back.
     pub hash_seed: u64,
     /// What the server shows of itself.
@@ -343,6 +344,7 @@ impl Worker {
             Letter::Rebuilt(outcome) => {
                 let outcome = outcome.inspect_err(|error| {
                     tracing::error!(shard = self.number, "the shard cannot serve yet: {error}");
+                    self.tell_failure();
                 });
                 let rebuilt = outcome
                     .ok()
@@ -351,6 +353,7 @@ impl Worker {
                 self.shard.handle(Input::Rebuilt(rebuilt), clock);
                 self.tell_rotation();
             }
+            Letter::LogSize(size) => self.shard.handle(Input::LogSize(size), clock),
             Letter::Recovered(recovered) => {
                 let log = self.log.insert(recovered.log);
                 let opened = Some((log.open_segment(), recovered.workspaces));
@@ -390,14 +393,22 @@ impl Worker {
 
     /// Nothing before the open segment changes any more, but by compaction.
     fn tell_rotation(&mut self) {
+        let open = self.log().open_segment();
         let rotation = Rotation {
             shard: self.number,
-            index: self.log().open_segment().index,
+            index: open.index,
+            first_position: open.first_position,
             live_bytes: self.shard.live_bytes(),
             dead: self.shard.dead_segments().clone(),
+            post: self.own_post(),
         };
         // The thread that compacts may have given up.
-        let _ = self.ties.rotations.send(rotation);
+        let _ = self.ties.news.send(News::Rotated(rotation));
+    }
+
+    /// The log cannot be written: perhaps the disk is full, and compaction can make room.
+    fn tell_failure(&self) {
+        let _ = self.ties.news.send(News::Failed);
     }
 
     fn accepted(&mut self, door: Door, outcome: io::Result<OwnedFd>, clock: Clock) {
@@ -536,6 +547,7 @@ impl Worker {
                     tracing::info!(shard = self.number, "the shard serves again");
                 } else {
                     tracing::error!(shard = self.number, "the shard has stopped serving");
+                    self.tell_failure();
                 }
             }
             Output::Drained => return ControlFlow::Break(()),

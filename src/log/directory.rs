@@ -5,6 +5,7 @@
 //! | `LOCK` | locked with flock as long as a server uses the directory, as is the directory itself; holds that server's process id |
 //! | `meta.json` | the format version, and the epoch: a random id that stands in every segment's header |
 //! | `dev-secret` | the secret of `--dev`, which this module leaves alone (`config::secrets`) |
+//! | `RESERVE` | empty, with disk claimed for it that compaction may use when nothing else is free ([`super::reserve`]); it may be missing |
 //! | `shard-NN/NNNNNNNNNN.aof` | the segments of each shard ([`super::segment`]) |
 //!
 //! Every folder is synced after something in it was created or renamed: a file whose name is lost is lost with its bytes.
@@ -28,6 +29,8 @@ mod tests;
 const LOCK: &str = "LOCK";
 pub(super) const META: &str = "meta.json";
 const META_NEW: &str = "meta.json.new";
+/// See [`super::reserve`].
+pub(super) const RESERVE: &str = "RESERVE";
 const PROBE: &str = "LOCK.probe";
 const UNKNOWN_PID: &str = "unknown";
 /// Where `--dev` keeps its secret.

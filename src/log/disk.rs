@@ -17,6 +17,15 @@ use rustix::io::{Errno, ReadWriteFlags};
 
 use super::blocks::{BLOCK_BYTES, Blocks};
 
+/// The space of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// What anybody may still write.
+    pub free_bytes: u64,
+    /// All there is.
+    pub total_bytes: u64,
+}
+
 /// A disk with folders and files.
 pub trait Disk: Debug + Clone + Send + Sync + 'static {
     /// An open file of it.
@@ -49,6 +58,8 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
             Err(error) => Err(error),
         }
     }
+    /// The space of the file system that has this folder: statvfs(3).
+    fn space(&self, folder: &Path) -> io::Result<Space>;
     /// rename(2): replaces a file that is there, in one step.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Gives a file a second name: link(2). Where a file system has none, the new name is of a copy, which is on disk.
@@ -206,6 +217,14 @@ impl Disk for HostDisk {
 
     fn file_bytes(&self, path: &Path) -> io::Result<u64> {
         Ok(fs::metadata(path)?.len())
+    }
+
+    fn space(&self, folder: &Path) -> io::Result<Space> {
+        let found = rustix::fs::statvfs(folder)?;
+        Ok(Space {
+            free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
+            total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
+        })
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -13,7 +13,6 @@ use super::disk::{Disk, DiskFile};
 use super::record::{Op, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::recovery::{self, RecoveryError, Report, Sources};
 use super::segment::{self, Segment};
-use crate::limits::SEGMENT_RESERVE_BYTES;
 use crate::log::remedy::WithRemedy;
 
 /// The log files of one shard.
@@ -306,9 +305,9 @@ impl<D: Disk> Rebuild<D> {
     /// Creates the next segment and visits the ops.
     pub fn run(&self, visit: impl FnMut(&Op<'_>)) -> Result<Segment<D::File>, KeeperError> {
         self.creation.remove_unused()?;
-        // The room on the disk is claimed first: a shard that serves for a moment and fails again would be worse than one
-        // that waits.
-        let segment = self.creation.run(SEGMENT_RESERVE_BYTES)?;
+        // No more room is asked for than a segment without ops needs: on a disk that is nearly full the shard
+        // serves what it has, and refuses ops.
+        let segment = self.creation.run(0)?;
         recovery::replay(&self.creation.directory, &self.sources, visit)?;
         Ok(segment)
     }

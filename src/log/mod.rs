@@ -13,6 +13,8 @@ pub mod record;
 pub mod recovery;
 pub mod remedy;
 pub mod repair;
+pub mod reserve;
 mod rewrite;
+pub mod schedule;
 pub mod segment;
 pub mod snapshot;

@@ -251,6 +251,13 @@ impl Decoder {
     }
 }
 
+/// Whether the next frame belongs to a message, as far as its first byte says. Control frames do not.
+#[must_use]
+pub fn is_data(input: &[u8]) -> bool {
+    // RFC 6455 section 5.2: "opcodes … 0x8 to 0xF" are control frames.
+    input.first().is_some_and(|first| first & 0x08 == 0)
+}
+
 /// A frame header that is legal by itself.
 struct Header {
     opcode: Opcode,

@@ -57,6 +57,7 @@ pub fn config(durability: Durability) -> ShardConfig {
         snapshot_part_bytes: etherply::limits::SNAPSHOT_PART_BYTES,
         segment_bytes_min: 1 << 30,
         segment_bytes_max: 1 << 30,
+        log_spare_bytes: etherply::limits::LOG_SPARE_BYTES,
         future_skew_us: u64::MAX / 2,
         drain_us: 0,
         hash_seed: 1,

@@ -48,7 +48,7 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     listener.listen().expect("nobody listens there");
     let address = listener.address();
     let (post, mailbox) = mailbox().expect("a mailbox");
-    let (rotations, _rotated) = channel();
+    let (news, _taken) = channel();
     let (serves, told) = channel();
     let ties = Ties {
         status: Arc::new(Status::new(1, 100)),
@@ -56,7 +56,7 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
         admin_listener: None,
         mailbox,
         posts: vec![post.clone()],
-        rotations,
+        news,
         hash_seed: 1,
         pages: Arc::new(etherply::admin::Pages::new(false, None)),
     };

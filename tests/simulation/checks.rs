@@ -16,7 +16,7 @@ use crate::crash::Crash;
 use crate::dice::Dice;
 use crate::disk::SimDisk;
 use crate::model::Model;
-use crate::server::{self, DATA, closed_bytes};
+use crate::server::{self, DATA, all_bytes, log_bytes};
 use crate::world::{WORKSPACES, World};
 
 /// The ops that a recovery visited.
@@ -410,6 +410,19 @@ impl World {
             assert_eq!(kept, model.wins.len(), "what is quiet is on disk");
         }
         self.check_size();
+        self.check_room();
+    }
+
+    /// Compaction has made room on a small disk, and ops are taken again.
+    fn check_room(&self) {
+        let server = self.server.as_ref().expect("it runs");
+        if server.schedule.is_over() || !self.plan.may(crate::plan::faults::COMPACTION) {
+            return;
+        }
+        assert!(!server.room.is_short(), "the disk is full of what is dead");
+        for seat in &server.seats {
+            assert_eq!(seat.shard.counters().disk_is_full, 0, "ops are taken");
+        }
     }
 
     fn check_client(&mut self, place: usize) {
@@ -484,10 +497,35 @@ impl World {
         assert_eq!(vanished, None, "this client is gone for long");
     }
 
+    /// No log grows beyond its bound, not for a moment. One of which something dies is longer for a while.
+    pub fn check_growth(&mut self) {
+        let may_compact = self.plan.may(crate::plan::faults::COMPACTION);
+        let Some(server) = self.server.as_mut().filter(|server| server.is_serving()) else {
+            return;
+        };
+        let is_bounded = may_compact && server.schedule.is_working();
+        let record_bytes = self.plan.value_bytes as u64 + 100;
+        let filled_bytes = self.plan.fill_bytes.unwrap_or(0);
+        for (number, seat) in (0..).zip(&mut server.seats) {
+            let bytes = log_bytes(&self.disk, number);
+            let live_bytes = seat.shard.live_bytes();
+            let segment_bytes =
+                (live_bytes / 8).clamp(self.plan.segment_bytes_min, self.plan.segment_bytes_max);
+            // What the open segment has over its length, and what was on its way already.
+            let more_bytes = 2 * segment_bytes + 2 * filled_bytes + 35 * record_bytes;
+            let bound = seat.shard.counters().log_bytes_max + more_bytes;
+            assert!(
+                !is_bounded || bytes <= bound.max(seat.log_bytes),
+                "the log of shard {number} grows to {bytes} bytes, and may have {bound}; {live_bytes} are live"
+            );
+            seat.log_bytes = bytes;
+        }
+    }
+
     /// The log is not longer than its live part allows.
     fn check_size(&self) {
         let server = self.server.as_ref().expect("it runs");
-        if server.is_compaction_over || !self.plan.may(crate::plan::faults::COMPACTION) {
+        if server.schedule.is_over() || !self.plan.may(crate::plan::faults::COMPACTION) {
             return;
         }
         let live_bytes: u64 = server
@@ -495,7 +533,7 @@ impl World {
             .iter()
             .map(|seat| seat.shard.live_bytes())
             .sum();
-        let log_bytes = closed_bytes(&self.disk, &[]);
+        let log_bytes = all_bytes(&self.disk);
         // Each folder has an open segment, which may hold as much again, and pieces that are too small to count.
         let segment_bytes =
             (live_bytes / 8).clamp(self.plan.segment_bytes_min, self.plan.segment_bytes_max);

@@ -70,6 +70,7 @@ impl SimDisk {
         fork.met = Met::default();
         (fork.copied_at, fork.copy) = (None, None);
         (fork.is_full, fork.is_read_only) = (false, false);
+        fork.capacity_bytes = None;
         let fork = Self(Arc::new(Mutex::new(fork)));
         fork.crash(Crash::Kill);
         fork
@@ -118,6 +119,23 @@ impl SimDisk {
         let folder = state.folders.get_mut(folder).expect("a folder");
         let other = folder.seen.insert(name.to_owned(), node);
         assert_eq!(other, None, "nobody has made another one");
+    }
+
+    /// The same with their lengths alone.
+    pub fn lengths(&self, folder: &Path) -> Vec<(PathBuf, u64)> {
+        let state = self.state();
+        let folders = state.folders.iter();
+        let folders = folders.filter(|(path, _)| path.starts_with(folder));
+        let names = folders.flat_map(|(path, content)| {
+            let names = content.seen.iter();
+            names.map(move |(name, node)| (path.join(name), *node))
+        });
+        names
+            .filter_map(|(path, node)| match node {
+                Node::File(inode) => Some((path, state.inodes[&inode].seen.len() as u64)),
+                Node::Folder => None,
+            })
+            .collect()
     }
 
     /// Turns a bit of a file around, on the disk itself.

@@ -13,6 +13,8 @@ pub struct Inode {
     /// sector was written.
     pub dirty: BTreeSet<usize>,
     pub is_locked: bool,
+    /// Disk that is claimed for it.
+    pub reserved_bytes: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

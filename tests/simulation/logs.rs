@@ -193,6 +193,7 @@ impl World {
         }
         self.doing = Doing::Nothing;
         self.server.as_mut().expect("it runs").tell_rotation(shard);
+        self.look_at_log();
     }
 }
 

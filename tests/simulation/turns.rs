@@ -103,6 +103,8 @@ impl World {
         );
         self.coverage.full_turns += u64::from(sends >= SENDS_PER_TURN_MAX);
         self.check_members(shard);
+        let counters = self.seat(shard).shard.counters();
+        self.coverage.held += u64::from(counters.sessions_held > 0);
     }
 
     /// When the shard wants its next turn.
@@ -503,6 +505,7 @@ impl World {
                 Told::Op(_) => self.coverage.broadcasts += 1,
                 Told::Pong => self.coverage.pongs += 1,
                 Told::Error(429, _) => self.coverage.refused_by_rate += 1,
+                Told::Error(500, Some(_)) => self.coverage.refused_for_room += 1,
                 Told::Error(413, _) => self.coverage.refused_by_size += 1,
                 Told::Error(400, _) => self.coverage.refusals += 1,
                 Told::Error(..) => self.coverage.told_500 += 1,

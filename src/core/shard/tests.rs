@@ -21,6 +21,7 @@ mod passages;
 mod peers;
 mod rig;
 mod rules;
+mod space;
 mod times;
 mod waiting;
 
@@ -77,6 +78,7 @@ impl World {
             snapshot_part_bytes: crate::limits::SNAPSHOT_PART_BYTES,
             segment_bytes_min: u64::MAX,
             segment_bytes_max: u64::MAX,
+            log_spare_bytes: crate::limits::LOG_SPARE_BYTES,
             future_skew_us: 24 * 3600 * SECOND_US,
             drain_us: 5 * SECOND_US,
             hash_seed: 5,

@@ -95,6 +95,7 @@ impl Rig {
             snapshot_part_bytes: crate::limits::SNAPSHOT_PART_BYTES,
             segment_bytes_min: 1 << 26,
             segment_bytes_max: 1 << 26,
+            log_spare_bytes: crate::limits::LOG_SPARE_BYTES,
             future_skew_us: 3600 * SECOND_US,
             drain_us: 8 * SECOND_US,
             hash_seed: 5,

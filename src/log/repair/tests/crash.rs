@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::sync::Mutex;
 
 use super::*;
-use crate::log::disk::DiskFile;
+use crate::log::disk::{DiskFile, Space};
 
 /// This machine's disk, until a number of changes is used up; then every call fails, as after a kill nothing happens any more.
 #[derive(Debug, Clone)]
@@ -65,6 +65,9 @@ impl Disk for Mortal {
     }
     fn file_bytes(&self, path: &Path) -> io::Result<u64> {
         HostDisk.file_bytes(path)
+    }
+    fn space(&self, folder: &Path) -> io::Result<Space> {
+        HostDisk.space(folder)
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.change()?;
