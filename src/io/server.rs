@@ -109,7 +109,6 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let admin_address = settings.admin_address().map_err(ListenError::from)?;
     let cores = thread::available_parallelism().ok();
     let shards = settings.shards(cores);
-    warn_of_shards(shards, cores);
     ring::probe().map_err(|error| ServeError::Ring(ring::advice(&error, shards)))?;
     // The port first: a second server on it must not touch anything else.
     let listener = Arc::new(Listener::open(settings)?);
@@ -157,6 +156,7 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let fill_bytes =
         (Durability::from(settings.durability) == Durability::Always).then_some(SEGMENT_FILL_BYTES);
     begin_to_serve(&posts, &directory, &report, dealt, fill_bytes)?;
+    warn_of_shards(shards, cores);
     let (address, inherited) = (listener.address(), listener.is_inherited());
     tracing::info!(%address, inherited, shards, connections_max, "listening");
     let admin_address = admin_listener.map(|listener| listener.address());
