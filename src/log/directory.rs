@@ -29,6 +29,8 @@ const LOCK: &str = "LOCK";
 pub(super) const META: &str = "meta.json";
 const META_NEW: &str = "meta.json.new";
 const PROBE: &str = "LOCK.probe";
+/// The secret of a server that is tried out with `--dev`. It is no part of the log.
+pub const DEV_SECRET: &str = "dev-secret";
 const UNKNOWN_PID: &str = "unknown";
 const SHARD_PREFIX: &str = "shard-";
 /// What a repair sets aside is in folders with this and a number as their names.
@@ -357,7 +359,10 @@ fn foreign<D: Disk>(disk: &D, path: &Path) -> Option<String> {
     let names = names.iter().map(|name| name.to_string_lossy());
     let is_ours = |name: &str| {
         let is_known = [LOCK, PROBE, META_NEW, "lost+found"].contains(&name);
-        is_known || name.starts_with(['.']) || name.starts_with(ASIDE_PREFIX)
+        is_known
+            || name.starts_with(['.'])
+            || name.starts_with(ASIDE_PREFIX)
+            || name.starts_with(DEV_SECRET)
     };
     let names: Vec<_> = names.collect();
     // A log that has lost its `meta.json` is damage, and told as such.
