@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::limits::{
     DRAIN_MS_DEFAULT, MESSAGE_BYTES_DEFAULT, OUTBOX_BYTES_DEFAULT, PING_INTERVAL_MS_DEFAULT,
@@ -21,6 +21,7 @@ use crate::wire::auth::Secret;
 pub mod admin;
 pub mod doctor;
 pub mod environment;
+mod given;
 pub mod limits;
 pub mod log;
 mod origin;
@@ -29,10 +30,10 @@ mod secrets;
 pub mod usage;
 mod value;
 
+pub use given::Given;
 pub use secrets::{SecretError, SecretSources, Secrets};
-pub use usage::{Given, Usage};
 
-/// A sync server: a small shared state per workspace, told to everybody in it at once, never lost.
+/// A sync server: a small shared state for each workspace, broadcast to every client in it, never lost.
 #[derive(Debug, Parser)]
 #[command(name = "etherply", version, hide_possible_values = false)]
 pub struct CommandLine {
@@ -48,11 +49,11 @@ pub enum Command {
     Serve(Box<Serve>),
     /// Print a token that lets its bearer read and write every workspace
     Token(Token),
-    /// Look into the log, check it, repair it
+    /// Inspect, check and repair the log
     Log(log::Log),
-    /// Read this host, and tell what to change for the server; exit 1 where it would not work
+    /// Check this host and say what to change for the server; exit 1 if it would not work
     Doctor(doctor::Doctor),
-    /// Print the completions of a shell
+    /// Print shell completions
     Completions(paper::Completions),
     /// Write the manual pages, one for each command
     Manual(paper::Manual),
@@ -66,7 +67,7 @@ pub struct Serve {
     #[arg(long, value_name = "IP", env = "ETHERPLY_HOST", hide_env_values = true, value_parser = value::ip)]
     pub host: Option<IpAddr>,
 
-    /// The port to listen on; 0 takes a free one. The variable PORT sets it too [default: 8080]
+    /// The port to listen on; 0 picks a free one. The variable PORT sets it too [default: 8080]
     #[arg(long, value_name = "PORT", env = "ETHERPLY_PORT", hide_env_values = true, value_parser = value::port)]
     pub port: Option<u16>,
 
@@ -78,7 +79,7 @@ pub struct Serve {
     #[arg(long, env = "ETHERPLY_NO_PIN", hide_env_values = true, action = ArgAction::SetTrue, value_parser = value::boolean)]
     pub no_pin: bool,
 
-    /// The folder that holds the log; it is created
+    /// The folder of the log; it is created if it is missing
     #[arg(
         long,
         value_name = "DIR",
@@ -88,8 +89,8 @@ pub struct Serve {
     )]
     pub data_dir: PathBuf,
 
-    /// When an op counts as kept: `always`, before anyone is shown it; `interval`, on a timer; `none`,
-    /// when the kernel likes
+    /// When an op counts as kept: `always`, before anyone sees it; `interval`, on a timer; `none`,
+    /// whenever the kernel writes it
     #[arg(
         long,
         value_name = "MODE",
@@ -104,20 +105,21 @@ pub struct Serve {
     #[arg(long, value_name = "MS", env = "ETHERPLY_SYNC_INTERVAL_MS", hide_env_values = true, default_value = "1000", value_parser = value::interval_ms)]
     pub sync_interval_ms: u64,
 
-    /// Milliseconds between two pings; a client without a sign of life for two and a half of them is closed
+    /// Milliseconds between two pings; a client that sends nothing for two and a half
+    /// intervals is closed
     #[arg(long, value_name = "MS", env = "ETHERPLY_PING_INTERVAL_MS", hide_env_values = true, default_value_t = PING_INTERVAL_MS_DEFAULT, value_parser = value::interval_ms)]
     pub ping_interval_ms: u64,
 
-    /// What a client may have queued before it gets the latest op of each key instead of every op
+    /// How many bytes a client may have queued before it is sent only the latest op of each key
     #[arg(long, value_name = "BYTES", env = "ETHERPLY_OUTBOX_MAX_BYTES", hide_env_values = true, default_value_t = OUTBOX_BYTES_DEFAULT, value_parser = value::outbox_bytes)]
     pub outbox_max_bytes: usize,
 
-    /// The longest message; a longer one is answered with close code 1009
+    /// The longest message; a longer one closes the connection with 1009
     #[arg(long, value_name = "BYTES", env = "ETHERPLY_MAX_MESSAGE_BYTES", hide_env_values = true, default_value_t = MESSAGE_BYTES_DEFAULT, value_parser = value::message_bytes)]
     pub max_message_bytes: usize,
 
-    /// The most connections at a time; others are answered with 503 [default: what the limit of
-    /// open files allows]
+    /// The most connections at a time; further ones are refused with 503 [default: what the limit
+    /// of open files allows]
     #[arg(long, value_name = "N", env = "ETHERPLY_MAX_CONNECTIONS", hide_env_values = true, value_parser = value::connections)]
     pub max_connections: Option<usize>,
 
@@ -133,7 +135,7 @@ pub struct Serve {
     #[arg(long, value_name = "MS", env = "ETHERPLY_DRAIN_MS", hide_env_values = true, default_value_t = DRAIN_MS_DEFAULT, value_parser = value::drain_ms)]
     pub drain_ms: u64,
 
-    /// A file that holds the secret with which tokens are signed
+    /// A file with the secret that signs the tokens
     #[arg(
         long,
         value_name = "FILE",
@@ -142,7 +144,8 @@ pub struct Serve {
     )]
     pub jwt_secret_file: Option<PathBuf>,
 
-    /// A file that holds the secret before, which is still accepted; without that file there is none
+    /// A file with the previous secret, which is still accepted; a missing file means that there is
+    /// none
     #[arg(
         long,
         value_name = "FILE",
@@ -171,7 +174,8 @@ pub struct Serve {
     #[command(flatten)]
     pub admin: admin::Admin,
 
-    /// What to log on stderr
+    /// What to log on stderr; debug adds a line for the start and the end of each connection, trace one
+    /// for each batch of the log
     #[arg(
         long,
         value_name = "LEVEL",
@@ -182,7 +186,7 @@ pub struct Serve {
     )]
     pub log_level: LogLevel,
 
-    /// How to log it
+    /// The format of the log; json is one flat object a line
     #[arg(
         long,
         value_name = "FORMAT",
@@ -205,13 +209,18 @@ pub struct Serve {
 
 const SERVE_HELP: &str = "Secrets:
   ETHERPLY_JWT_SECRET           signs the tokens (HS256); or --jwt-secret-file
-  ETHERPLY_JWT_SECRET_PREVIOUS  the secret before, still accepted; or --jwt-secret-previous-file
+  ETHERPLY_JWT_SECRET_PREVIOUS  the previous secret, still accepted; or --jwt-secret-previous-file
 A secret should be 32 random bytes or more, for example: openssl rand -hex 32
-SIGHUP reads the files again.
+A line break at the end is not part of it. SIGHUP reads the files again.
+
+Variables:
+  An empty one counts as unset. That of a flag without a value is 1, true or yes, or 0, false or no. An unknown one
+  that begins with ETHERPLY_ gets a warning; those that Kubernetes sets for a Service (ETHERPLY_PORT=tcp://...) are
+  not read.
 
 Sockets:
-  A listening socket that a service manager passes (LISTEN_FDS, as a .socket unit of systemd does) is used; leave
-  out --host and --port then.";
+  A listening socket that a service manager passes (LISTEN_FDS and LISTEN_PID, as a .socket unit of systemd does) is
+  used; leave out --host and --port then.";
 
 /// The settings of a token.
 #[derive(Debug, Args)]
@@ -219,15 +228,15 @@ Sockets:
     after_help = "The secret comes from ETHERPLY_JWT_SECRET or --jwt-secret-file, as for `etherply serve`."
 )]
 pub struct Token {
-    /// Whom the token is for
+    /// The user that the token is for
     #[arg(long, value_name = "NAME")]
     pub sub: String,
 
-    /// How long it is valid
+    /// How long the token is valid
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = value::ttl, allow_hyphen_values = true)]
     pub ttl: Duration,
 
-    /// A file that holds the secret with which tokens are signed
+    /// A file with the secret that signs the tokens
     #[arg(
         long,
         value_name = "FILE",
@@ -284,6 +293,12 @@ pub enum ConfigError {
     /// The variable PORT holds no port.
     #[error("invalid value '{0}' for the variable PORT: it takes a whole number from 0 to 65535")]
     Port(String),
+}
+
+/// Returns what this process's environment holds beside the settings, in the order of the names.
+#[must_use]
+pub fn other_variables() -> environment::Others {
+    environment::others(&CommandLine::command())
 }
 
 impl Command {
@@ -403,8 +418,6 @@ fn chosen_shards(shards: Option<u32>, cores: Option<NonZeroUsize>) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn serve(arguments: &[&str]) -> Result<Serve, String> {

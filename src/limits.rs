@@ -11,7 +11,10 @@ pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 pub const HEADERS_MAX: usize = HEAD_BYTES_MAX / 3;
 /// A head with more header fields than this is parsed a second time, with room for all that fit.
 pub const HEADERS_USUAL: usize = 64;
-/// A head that is not complete after this long is answered with 408.
+/// Requests that waited for the state of their shard and are answered in one turn: each may have a state of
+/// [`SNAPSHOT_PART_BYTES`] encoded.
+pub const WAITING_PER_TURN_MAX: usize = 64;
+/// A head that is not complete after this long is answered with 408; one whose answer takes until then is answered with 503.
 pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
 /// The longest workspace id, after percent-decoding.
 pub const WORKSPACE_ID_BYTES_MAX: usize = 256;
@@ -144,6 +147,19 @@ pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
 pub const OWN_STRETCHES_MAX: usize = 1024;
 /// Messages of one session that one turn handles.
 pub const MESSAGES_PER_TURN_MAX: usize = 256;
+/// What a shard may hold for single sessions: messages and heads that are not whole yet, and answers until their last byte is sent; what
+/// several are sent counts once. It is a quarter of what states may take, as much as 64 messages of the greatest length that the default allows, and far
+/// more than a shard holds whose clients read. Over it the heaviest session is given up.
+pub const SESSION_BUDGET_BYTES: usize = 64 * 1024 * 1024;
+/// But it is never less than so many times `--max-message-bytes`: a message that grows may have twice the memory of its bytes, and one beside
+/// it must not close it.
+pub const SESSION_BUDGET_MESSAGES: usize = 4;
+/// What each session may hold without being counted. One that holds no more is never given up.
+pub const SESSION_BYTES_SPARED: usize = 4 * 1024;
+/// The frame of an op that is at least this long is encoded once for all who are corrected with it, or have fallen behind.
+pub const SHARED_FRAME_BYTES_MIN: usize = SESSION_BYTES_SPARED;
+/// Names in an answer about presence, the first ones in their order; the answer tells how many there are.
+pub const PRESENCE_NAMES_MAX: usize = 1000;
 /// A new chunk of outgoing bytes has at least this capacity.
 pub const CHUNK_BYTES_MIN: usize = 256;
 /// Frames share a chunk up to this size; a longer frame has one for itself.
@@ -155,6 +171,16 @@ pub const INIT_BYTES_KEPT_MAX: usize = 4 * 1024 * 1024;
 /// Four of the largest states that the default allows; beyond, a join or a look is answered with 503, but for a state that is small, or where nothing
 /// else is on its way.
 pub const SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// States longer than this leave one in so many bytes of that free,
+pub const SNAPSHOT_RESERVE_SHARE: usize = 8;
+/// for those that are no longer.
+pub const SNAPSHOT_SMALL_BYTES: usize = INIT_BYTES_KEPT_MAX;
+/// Where the budget is full, a state has to be taken within this time, by one of those who are sent it at least:
+pub const SNAPSHOT_PASSAGE_US: u64 = 60 * SECOND_US;
+/// one that is this far behind that pace makes room for others.
+pub const SNAPSHOT_PATIENCE_US: u64 = 2 * SECOND_US;
+/// How long a shard that found no state to give up does not look for one again.
+pub const SNAPSHOT_SEARCH_INTERVAL_US: u64 = SECOND_US / 10;
 /// What of large states is encoded in a turn, and the rest of a field. A state that is no larger is encoded at once.
 pub const SNAPSHOT_PART_BYTES: usize = 1024 * 1024;
 /// Texts of which a shard looks in a turn whether they are still on their way.
@@ -178,6 +204,9 @@ pub const PING_INTERVAL_MS_DEFAULT: u64 = 25_000;
 pub const STALL_TIMEOUT_US: u64 = 60 * SECOND_US;
 /// How long a stalled client has to read what was on its way, and the close frame behind it.
 pub const STALL_LINGER_US: u64 = 15 * SECOND_US;
+/// A message has to be whole this long after its first byte, or its first fragment; each mebibyte of it that has come brings as much again. A
+/// client that is slower is closed with 1008: the same message would be as slow again.
+pub const MESSAGE_TIMEOUT_US: u64 = 30 * SECOND_US;
 /// How long a connection that is closed has to take the last bytes and to close its side.
 pub const LINGER_US: u64 = 2 * SECOND_US;
 /// Default of `--drain-ms`.
@@ -186,6 +215,14 @@ pub const DRAIN_MS_DEFAULT: u64 = 5_000;
 pub const FUTURE_SKEW_S_DEFAULT: u64 = 24 * 3600;
 /// `Retry-After` of a 503, in seconds.
 pub const RETRY_AFTER_S: u32 = 5;
+/// A turn that begins later than it is due by more than this is an absence of the shard, by which its deadlines move
+/// ([`core::absence`](crate::core::absence)): two ticks of the timers, which a machine that is merely busy stays below.
+pub const LATENESS_US_MAX: u64 = 2 * TIMER_TICK_US;
+/// After an absence as much of what was missed, and no more than this, does not count of the time before: what was due then is due
+/// a moment later, when the shard has looked at what came in.
+pub const GRACE_US: u64 = SECOND_US;
+/// An absence of this length is logged as a warning.
+pub const ABSENCE_WARNING_US: u64 = SECOND_US;
 /// The resolution of all session timers.
 pub const TIMER_TICK_US: u64 = 50_000;
 /// Slots of the timer wheel; a deadline further away is looked at again on the way.
@@ -199,10 +236,22 @@ pub const SHARDS_MAX: u32 = 1024;
 pub const RING_ENTRIES: u32 = 1024;
 /// Entries of a shard's completion queue.
 pub const COMPLETION_ENTRIES: u32 = 8192;
+/// How long after operations were handed over it is checked that the kernel has taken them; and how
+/// often they are submitted again where it has not.
+pub const RESUBMIT_US: u64 = 10_000;
+/// How long a ring that ends tries to submit what is left.
+pub const LAST_SUBMIT_US: u64 = SECOND_US;
 /// The size of a provided receive buffer.
 pub const RECEIVE_BYTES_MAX: usize = 16 * 1024;
 /// The provided receive buffers of a shard.
 pub const RECEIVE_BUFFERS: u16 = 128;
+/// What a shard takes when it is busy, without any state: its receive buffers, the chunks that it keeps,
+/// and two batches, since one fills while the other is written.
+pub const SHARD_BYTES: u64 = (RECEIVE_BUFFERS as usize * RECEIVE_BYTES_MAX
+    + CHUNK_BYTES_KEPT_MAX
+    + 2 * BATCH_BYTES_MAX) as u64;
+/// A start with more shards than this for each core warns: they wait for each other.
+pub const SHARDS_PER_CORE_MAX: usize = 4;
 /// Accepts that a shard has in flight.
 pub const ACCEPTS_IN_FLIGHT: usize = 16;
 /// Connections that wait in the kernel to be accepted (listen(2), cut to net.core.somaxconn).
@@ -224,6 +273,17 @@ pub const ADMIN_CONNECTIONS_MAX: usize = 32;
 pub const LONGEST_TURN_WINDOW_US: u64 = 60 * SECOND_US;
 /// Connections over `--max-connections` that are still answered with 503 instead of being dropped.
 pub const REFUSALS_IN_FLIGHT_MAX: usize = 64;
+
+/// What a shard may hold for single sessions, by its longest message.
+#[must_use]
+pub const fn session_budget_bytes(message_bytes_max: usize) -> usize {
+    let least_bytes = SESSION_BUDGET_MESSAGES * message_bytes_max;
+    if least_bytes > SESSION_BUDGET_BYTES {
+        least_bytes
+    } else {
+        SESSION_BUDGET_BYTES
+    }
+}
 
 /// One second, in the unit of all times inside the server.
 pub const SECOND_US: u64 = 1_000_000;
@@ -257,7 +317,35 @@ const _: () = assert!(
     "the longest usual correction goes out in one send, whatever stands before it, and a length fits the ring"
 );
 const _: () = assert!(
+    session_budget_bytes(MESSAGE_BYTES_DEFAULT) >= 64 * MESSAGE_BYTES_DEFAULT
+        && session_budget_bytes(MESSAGE_BYTES_MAX) >= 4 * MESSAGE_BYTES_MAX,
+    "one legal message always fits, however its memory grows"
+);
+const _: () = assert!(
+    RECEIVE_BYTES_MAX + HEAD_BYTES_MAX + ANSWER_BYTES_MAX < SESSION_BUDGET_BYTES / 64
+        && SESSION_BYTES_SPARED < ANSWER_BYTES_MAX
+        && SHARED_FRAME_BYTES_MIN <= SESSION_BYTES_SPARED,
+    "no session fills the budget with small things, and what is copied for a session is small"
+);
+const _: () = assert!(
+    PRESENCE_NAMES_MAX * (6 * USER_ID_BYTES_MAX + 64) < SESSION_BUDGET_BYTES / 16,
+    "a list of users is a small part of the budget, however much its names are escaped"
+);
+const _: () = assert!(
+    SNAPSHOT_PATIENCE_US < SNAPSHOT_PASSAGE_US
+        && SNAPSHOT_SEARCH_INTERVAL_US < SNAPSHOT_PATIENCE_US
+        && SNAPSHOT_PATIENCE_US / SECOND_US < RETRY_AFTER_S as u64,
+    "a client that was put off finds room when it comes again"
+);
+const _: () = assert!(
+    MESSAGE_TIMEOUT_US < STALL_TIMEOUT_US,
+    "a session is looked at within the time of its message"
+);
+const _: () = assert!(
     4 * WORKSPACE_BYTES_DEFAULT <= SNAPSHOT_BYTES_MAX as u64
+        && 3 * WORKSPACE_BYTES_DEFAULT
+            <= (SNAPSHOT_BYTES_MAX - SNAPSHOT_BYTES_MAX / SNAPSHOT_RESERVE_SHARE) as u64
+        && 8 * SNAPSHOT_SMALL_BYTES <= SNAPSHOT_BYTES_MAX / SNAPSHOT_RESERVE_SHARE
         && SNAPSHOT_PART_BYTES <= INIT_BYTES_KEPT_MAX
         && 16 * INIT_BYTES_KEPT_MAX <= SNAPSHOT_BYTES_MAX,
     "a few large states may be on their way at once, and the one that is kept is a small part of them"

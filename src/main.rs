@@ -3,10 +3,14 @@
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use etherply::command;
-use etherply::config::{Command, LogFormat, LogLevel, Serve, Usage, environment, usage};
+use etherply::config::usage::{self, Usage};
+use etherply::config::{Command, LogFormat, LogLevel, Serve, other_variables};
 use etherply::io::server;
+use signal_hook::consts::SIGXFSZ;
+use signal_hook::flag;
 use tracing::Level;
 
 fn main() -> ExitCode {
@@ -17,8 +21,11 @@ fn main() -> ExitCode {
             complain(&line);
             return ExitCode::from(2);
         }
-        Err(Usage::Help(help)) => help.exit(),
+        Err(Usage::Help(help)) => return end(command::output::print_help(&help)),
     };
+    // A write over the limit of file sizes (ulimit -f) fails then, as on a full disk, instead of ending
+    // the process.
+    flag::register(SIGXFSZ, Arc::default()).expect("a signal that may be handled");
     let outcome = match command {
         Command::Serve(settings) => {
             start_logging(&settings);
@@ -26,11 +33,18 @@ fn main() -> ExitCode {
             server::serve(&settings).map_err(|error| error.to_string())
         }
         Command::Token(settings) => command::token::run(&settings),
-        Command::Log(settings) => command::log::run(&settings),
+        Command::Log(settings) => match command::log::run(&settings) {
+            Ok(code) => return code,
+            Err(line) => Err(line),
+        },
         Command::Doctor(settings) => command::doctor::run(&settings),
         Command::Completions(settings) => command::paper::completions(&settings),
         Command::Manual(settings) => command::paper::manual(&settings),
     };
+    end(outcome)
+}
+
+fn end(outcome: Result<(), String>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
@@ -40,13 +54,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// Where stderr leads nowhere there is nobody to tell, and the exit code says enough.
+/// Prints a line on stderr. Where nothing can be written there, the exit code has to say it.
 fn complain(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn warn_of_variables() {
-    let others = environment::others();
+    let others = other_variables();
     for variable in others.unknown {
         let name = variable.name.escape_debug();
         match variable.nearest {

@@ -378,13 +378,25 @@ async fn a_new_log_does_not_mix_with_other_files() {
     }
     let names = std::fs::read_dir(&data).expect("the folder is there");
     assert_eq!(names.count(), 1, "it is left as it was");
+    let path = data.display().to_string();
+    let doctor = setup
+        .run_only(&["doctor", "--port", "0", "--data-dir", &path])
+        .await;
+    assert!(doctor.stdout.contains("holiday.jpg"), "{doctor:?}");
+    assert_eq!(
+        doctor.code,
+        Some(1),
+        "what would refuse to start does not work"
+    );
 
     // What file systems and tools leave is no obstacle, nor is anything beside a log that is there.
     std::fs::remove_file(data.join("holiday.jpg")).expect("the file is there");
     for name in ["lost+found", ".snapshot", "damaged-1"] {
         std::fs::create_dir(data.join(name)).expect("a folder can be made");
     }
-    std::fs::write(data.join(".gitkeep"), "").expect("a file can be written");
+    for name in [".gitkeep", "dev-secret"] {
+        std::fs::write(data.join(name), "").expect("a file can be written");
+    }
     setup.clone().start().await.stop().await;
     std::fs::write(data.join("README"), "").expect("a file can be written");
     setup.start().await.stop().await;

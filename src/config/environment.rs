@@ -7,15 +7,15 @@
 use std::ffi::{OsStr, OsString};
 
 use clap::builder::Resettable;
-use clap::{Arg, Command, CommandFactory};
+use clap::{Arg, Command};
 
-use super::CommandLine;
-
+/// Of no flag: the command line of a process is public.
+pub(super) const SECRET: &str = "ETHERPLY_JWT_SECRET";
+/// The same for the previous secret.
+pub(super) const SECRET_PREVIOUS: &str = "ETHERPLY_JWT_SECRET_PREVIOUS";
 const PREFIX: &str = "ETHERPLY_";
 /// Faults that tests plant. Only a debug build reads these.
 const FAULT_PREFIX: &str = "ETHERPLY_FAULT_";
-/// Of no flag: the command line of a process is public.
-const SECRETS: [&str; 2] = [super::secrets::SECRET, super::secrets::SECRET_PREVIOUS];
 /// Names whose similarity is below this are not suggested.
 const SIMILARITY_MIN: f64 = 0.6;
 
@@ -49,10 +49,10 @@ pub fn platform_port() -> Option<OsString> {
     value("PORT")
 }
 
-/// Returns what this process's environment holds beside the settings, in the order of the names.
-#[must_use]
-pub fn others() -> Others {
-    others_of(std::env::vars_os())
+/// Returns what this process's environment holds beside the settings of a command and those below it, in the order of the
+/// names.
+pub(super) fn others(command: &Command) -> Others {
+    others_of(&known(command), std::env::vars_os())
 }
 
 /// Returns the command, and all below it, without the variables that count as unset.
@@ -70,8 +70,7 @@ pub(super) fn variable(arg: &Arg) -> Option<String> {
         .map(|name| name.to_string_lossy().into_owned())
 }
 
-fn others_of(variables: impl Iterator<Item = (OsString, OsString)>) -> Others {
-    let known = known();
+fn others_of(known: &[String], variables: impl Iterator<Item = (OsString, OsString)>) -> Others {
     let mut others = Others::default();
     let mut found: Vec<(String, OsString)> = variables
         .map(|(name, value)| (name.to_string_lossy().into_owned(), value))
@@ -84,20 +83,20 @@ fn others_of(variables: impl Iterator<Item = (OsString, OsString)>) -> Others {
         } else if !known.contains(&name)
             && !(cfg!(debug_assertions) && name.starts_with(FAULT_PREFIX))
         {
-            let nearest = nearest(&name, &known);
+            let nearest = nearest(&name, known);
             others.unknown.push(Unknown { name, nearest });
         }
     }
     others
 }
 
-/// All variables of the server and its commands.
-fn known() -> Vec<String> {
-    let mut names = SECRETS.map(str::to_owned).to_vec();
-    let mut commands = vec![CommandLine::command()];
+/// All variables of a command and of those below it.
+fn known(command: &Command) -> Vec<String> {
+    let mut names = [SECRET, SECRET_PREVIOUS].map(str::to_owned).to_vec();
+    let mut commands = vec![command];
     while let Some(command) = commands.pop() {
         names.extend(command.get_arguments().filter_map(variable));
-        commands.extend(command.get_subcommands().cloned());
+        commands.extend(command.get_subcommands());
     }
     names
 }
@@ -149,7 +148,14 @@ fn is_service_link(name: &str, value: &OsStr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
+    use crate::config::CommandLine;
+
+    fn known() -> Vec<String> {
+        super::known(&CommandLine::command())
+    }
 
     #[test]
     fn service_links_are_told_from_settings() {
@@ -198,7 +204,7 @@ mod tests {
         let variables = variables
             .iter()
             .map(|(name, value)| (name.into(), value.into()));
-        let found = others_of(variables);
+        let found = others_of(&known(), variables);
         let unknown = |name: &str, nearest: Option<&str>| Unknown {
             name: name.to_owned(),
             nearest: nearest.map(str::to_owned),

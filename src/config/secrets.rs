@@ -5,15 +5,13 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::environment;
-use super::usage::Given;
+use super::environment::{self, SECRET, SECRET_PREVIOUS};
+use super::given::Given;
 use crate::wire::auth::{Secret, Verifier};
 
 mod dev;
 
-pub(super) const SECRET: &str = "ETHERPLY_JWT_SECRET";
 const SECRET_FILE: &str = "--jwt-secret-file";
-pub(super) const SECRET_PREVIOUS: &str = "ETHERPLY_JWT_SECRET_PREVIOUS";
 const SECRET_PREVIOUS_FILE: &str = "--jwt-secret-previous-file";
 
 /// Why there is no secret.

@@ -3,10 +3,9 @@
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Command, CommandFactory, Error, FromArgMatches};
+use clap::{Arg, Command, CommandFactory, Error, FromArgMatches};
 
-use super::{CommandLine, environment};
+use super::{CommandLine, Given, environment};
 
 /// Why a command line is not carried out.
 #[derive(Debug)]
@@ -15,34 +14,6 @@ pub enum Usage {
     Help(Error),
     /// Something is wrong with it. The line says what, and what to do.
     Wrong(String),
-}
-
-/// The settings that came from variables, so that a message names what the user has set.
-#[derive(Debug, Clone, Default)]
-pub struct Given {
-    /// By the ids of their arguments.
-    from_variables: Vec<String>,
-}
-
-impl Given {
-    /// Returns the name under which a setting was given: that of its flag, or of its variable.
-    #[must_use]
-    pub fn name(&self, flag: &'static str) -> String {
-        let id = flag.trim_start_matches('-').replace('-', "_");
-        if self.from_variables.contains(&id) {
-            format!("ETHERPLY_{}", id.to_ascii_uppercase())
-        } else {
-            flag.to_owned()
-        }
-    }
-
-    fn of(matches: &ArgMatches) -> Self {
-        let ids = matches.ids().map(clap::Id::as_str);
-        let from_variable = |id: &&str| matches.value_source(id) == Some(ValueSource::EnvVariable);
-        Self {
-            from_variables: ids.filter(from_variable).map(str::to_owned).collect(),
-        }
-    }
 }
 
 /// Reads a command line, the name of the program first, and the variables of this process.
@@ -264,14 +235,5 @@ mod tests {
         }
         let none = wrong(&["serve", "--frobnicate"]);
         assert!(!none.contains("did you mean"), "{none}");
-    }
-
-    #[test]
-    fn a_setting_is_named_as_it_was_given() {
-        let given = Given {
-            from_variables: vec!["admin_port".to_owned()],
-        };
-        assert_eq!(given.name("--admin-port"), "ETHERPLY_ADMIN_PORT");
-        assert_eq!(given.name("--port"), "--port");
     }
 }

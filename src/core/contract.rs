@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::core::journal::Note;
 use crate::core::session::SessionId;
 use crate::core::window::Spans;
 use crate::core::workspace::Workspace;
@@ -35,6 +36,8 @@ pub struct ShardConfig {
     pub outbox_bytes_max: usize,
     /// The longest message.
     pub message_bytes_max: usize,
+    /// What may be held for single sessions: [`crate::limits::session_budget_bytes`].
+    pub session_bytes_max: usize,
     /// What the texts of states may take that are on their way to anybody.
     pub snapshot_bytes_max: usize,
     /// What is encoded of states in a turn; one that is no larger is encoded at once.
@@ -57,6 +60,8 @@ pub struct ShardConfig {
     pub origins: Arc<[String]>,
     /// What protects the server from its clients.
     pub limits: Limits,
+    /// Whether it notes each connection for the log ([`Output::Note`]).
+    pub has_journal: bool,
     /// Handling an op with this key panics: a fault for tests.
     pub fault_panic_key: Option<String>,
 }
@@ -121,6 +126,8 @@ pub enum Output {
     Close(SessionId),
     /// Move the connection to the shard that owns its workspace, and forget the session here.
     Handoff(SessionId, u32, Box<Ticket>),
+    /// Log this of the connection. Only with [`ShardConfig::has_journal`].
+    Note(SessionId, Box<Note>),
     /// Make a page, and bring it back at once as [`Input::Page`].
     Page(SessionId, PageRequest),
     /// Write `bytes[from..]` at `offset` of the open segment.
@@ -154,6 +161,8 @@ pub enum Output {
 pub struct Ticket {
     pub(super) workspace: String,
     pub(super) wish: Wish,
+    /// How long the client may still wait for its answer.
+    pub(super) left_us: u64,
     /// What the client sent behind its request.
     pub(super) unparsed: Vec<u8>,
 }
@@ -164,6 +173,8 @@ pub(super) enum Wish {
     /// To be a member.
     Join {
         grant: Grant,
+        /// For the journal, where there is one.
+        subject: Option<Box<str>>,
         accept_key: String,
         user: Option<Box<str>>,
     },

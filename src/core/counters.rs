@@ -168,6 +168,12 @@ counters! {
     refused_handshakes,
     /// Joins and looks for which too many states were on their way.
     refused_snapshot_bytes,
+    /// Sessions that were given up because too much was held for single ones.
+    given_up_sessions,
+    /// States that were given up because nobody took them, and others wanted room.
+    given_up_states,
+    /// Clients that took too long for a message.
+    given_up_messages,
     /// Senders whose ops a log that failed has lost, or that caused a panic.
     refused_log_failed,
     /// Ops that won, times the clients that were owed them.
@@ -192,6 +198,8 @@ counters! {
     failures,
     /// Close frames of clients that closed first.
     closed_by_peer,
+    /// How long the shard was away: it was stopped, or got no core.
+    absent_us,
     /// Clients in a workspace.
     connections,
     /// Connections whose request is awaited or waits for its answer.
@@ -202,8 +210,12 @@ counters! {
     workspaces,
     /// The memory of the frames of the recent past.
     window_bytes,
-    /// The memory of what waits for one client each.
+    /// The memory of what waits for one client each, or is on its way to it.
     answer_bytes,
+    /// The memory of corrections and lists of users, each shared by all who are sent it.
+    shared_answer_bytes,
+    /// The memory of messages and heads that are not whole yet.
+    unfinished_bytes,
     /// The memory of the texts of states that are on their way.
     snapshot_bytes,
     /// What the state takes in a log in which nothing is dead.

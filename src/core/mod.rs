@@ -1,9 +1,11 @@
 //! The server's logic as a pure state machine: no clock, no IO. Open [`shard`] first.
 
+pub mod absence;
 pub mod chunk;
 pub mod contract;
 pub mod counters;
 pub mod deal;
+pub mod journal;
 pub mod outbox;
 pub mod rate;
 pub mod session;
@@ -14,9 +16,11 @@ pub mod usage;
 pub mod window;
 pub mod workspace;
 
+mod budget;
 mod cut;
 mod delivery;
 mod encoding;
+mod eviction;
 mod failure;
 mod handshake;
 mod index;
@@ -24,6 +28,8 @@ mod intake;
 mod ledger;
 mod lifetime;
 mod look;
+mod presence;
 mod rest;
 mod room;
 mod snapshot;
+mod waiting;

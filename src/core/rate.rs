@@ -48,6 +48,8 @@ impl Rate {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Bucket {
     taken: u64,
+    /// What may be taken beyond the burst, once.
+    allowance: u64,
     at_us: u64,
 }
 
@@ -62,8 +64,22 @@ impl Bucket {
         let has_token = self.taken + TOKEN <= rate.burst * TOKEN;
         if has_token {
             self.taken += TOKEN;
+            return true;
         }
-        has_token
+        let allowance = self.allowance.checked_sub(TOKEN);
+        self.allowance = allowance.unwrap_or(self.allowance);
+        allowance.is_some()
+    }
+
+    /// Counts time that has passed beside the clock.
+    pub fn has_aged(&mut self, us: u64) {
+        self.at_us = self.at_us.saturating_sub(us);
+    }
+
+    /// Allows what the rate gives in `us`, beyond the burst: it was sent in that time, and comes now.
+    fn allow_for(&mut self, rate: Rate, us: u64) {
+        let leaked = us.saturating_mul(rate.per_minute);
+        self.allowance = self.allowance.saturating_add(leaked);
     }
 }
 
@@ -95,6 +111,11 @@ impl Meter {
         } else {
             Pace::Beyond
         }
+    }
+
+    /// Allows what the client may have sent in `us` during which nobody read it.
+    pub fn allow_for(&mut self, per_second: u32, us: u64) {
+        self.sent.allow_for(Rate::per_second(per_second), us);
     }
 }
 

@@ -1,8 +1,10 @@
 //! A workspace on its shard: the state, the frames of its recent past, and who is in it.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use crate::core::outbox::View;
+use crate::core::presence::Presence;
 use crate::core::snapshot::{Encoding, Part, Point, Snapshot, Step, Texts, Wanted, encode};
 use crate::core::text::Text;
 use crate::core::window::{Chunk, ChunkPool, Window};
@@ -33,6 +35,8 @@ pub(crate) struct Room {
     pub window: Window,
     /// The slots of the sessions in it.
     pub members: Vec<u32>,
+    /// None: nobody in it has a name.
+    pub presence: Option<Box<Presence>>,
     /// It stands in the list of rooms that have news or frames to let go.
     pub touched: bool,
     /// The window offset up to which its members were queued to be sent.
@@ -51,12 +55,30 @@ impl Room {
             workspace,
             window,
             members: Vec::new(),
+            presence: None,
             touched: false,
             announced_end: 0,
             position: 0,
             snapshot: Snapshot::default(),
             encodings: VecDeque::new(),
         }
+    }
+
+    /// A client of this name has come.
+    pub fn user_came(&mut self, user: Rc<str>) {
+        self.presence.get_or_insert_default().add(user);
+    }
+
+    /// A client of this name has gone.
+    pub fn user_left(&mut self, user: &str) {
+        let presence = self.presence.as_mut().expect("one who goes was here");
+        presence.remove(user);
+        self.presence.take_if(|presence| presence.count() == 0);
+    }
+
+    /// A text of its state was given up: nobody else is sent it.
+    pub fn forget_text(&mut self, text: &Chunk) {
+        self.snapshot.forget(text);
     }
 
     /// The position that must be visible before the newest op may be shown.

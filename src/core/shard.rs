@@ -5,7 +5,8 @@
 //! Any number of [`Shard::accept`], [`Shard::adopt`] and [`Shard::handle`], then one
 //! [`Shard::flush`], then [`Shard::poll_output`] until it gives None. The caller carries the outputs
 //! out and brings their outcomes back as inputs. Time is an argument ([`Clock`]) and may jump. The
-//! ring's worker and the simulator are two callers of the same code.
+//! ring's worker and the simulator are two callers of the same code. Inside, time is that during which
+//! the shard was there ([`absence`](crate::core::absence)): only these functions see the caller's.
 //!
 //! | output | brings the input |
 //! | --- | --- |
@@ -19,10 +20,10 @@
 //! # Rooms
 //!
 //! `handshake` (the request head, joining), `intake` (bytes to messages to the state), `delivery`
-//! (who is sent what, and when), `lifetime` (timers, closing, drain), `encoding` (states as texts), `failure` (a
-//! log that cannot be written, a panic) are parts of this type, a file each.
+//! (who is sent what, and when), `lifetime` (timers, closing, drain), `encoding` (states as texts), `eviction` (who is given up where a
+//! budget is full), `failure` (a log that cannot be written, a panic) are parts of this type, a file each.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
@@ -30,8 +31,11 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use slab::Slab;
 
+use crate::core::absence::Absence;
+use crate::core::budget::SessionBudget;
 use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Ticket};
 use crate::core::counters::Counters;
+use crate::core::journal::{Journal, Party};
 use crate::core::ledger::Ledger;
 use crate::core::rate::{Bucket, Meter};
 use crate::core::rest::Rest;
@@ -41,7 +45,9 @@ use crate::core::timers::Wheel;
 use crate::core::usage::{Dead, Usage};
 use crate::core::window::{Chunk, ChunkPool};
 use crate::core::workspace::Workspace;
-use crate::limits::{REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN};
+use crate::limits::{
+    HEAD_TIMEOUT_US, REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN,
+};
 use crate::log::commit::{Commit, Durability, OpenSegment, Step};
 use crate::wire::message::Parser;
 
@@ -58,10 +64,22 @@ pub struct Shard {
     pub(super) sessions_begun: u64,
     pub(super) rooms: Slab<Room>,
     /// Who says to be in a slot, of those who say it.
-    pub(super) users: HashMap<u32, Box<str>, FixedState>,
+    pub(super) users: HashMap<u32, Rc<str>, FixedState>,
+    /// The list of users that somebody was sent last.
+    pub(super) kept_presence: Option<Chunk>,
+    /// What is held for single sessions.
+    pub(super) budget: SessionBudget,
+    /// When states to be given up are looked for again.
+    pub(super) next_search_us: u64,
+    /// Where bytes are joined with those that were left of a frame.
+    pub(super) joined_bytes: Vec<u8>,
     pub(super) counters: Counters,
+    /// None: nothing is logged of single connections.
+    pub(super) journal: Option<Box<Journal>>,
     /// Sessions that have no answer yet.
     pub(super) handshakes_count: u64,
+    /// Requests that wait for the state of the shard, by the numbers of their sessions.
+    pub(super) waiting: BTreeMap<u64, (SessionId, Ticket)>,
     /// What each session in a room has sent lately, by slot; empty where that is not limited.
     pub(super) meters: Vec<Meter>,
     /// The requests with a token.
@@ -112,6 +130,7 @@ pub struct Shard {
     /// How often the state was read back from the log since the start.
     pub(super) rebuilds_count: u64,
     pub(super) drain: Drain,
+    absence: Absence,
 }
 
 /// Whether a shard can serve.
@@ -173,7 +192,7 @@ impl Shard {
         shard
     }
 
-    /// A shard whose state is still being read: it answers 503 until [`Input::Rebuilt`] brings that.
+    /// A shard whose state is still being read: requests that need it wait until [`Input::Rebuilt`] brings that.
     #[must_use]
     pub fn recovering(config: ShardConfig, clock: Clock) -> Self {
         let commit = Commit::closed(config.durability, config.sync_interval_us, clock.now_us);
@@ -185,8 +204,14 @@ impl Shard {
             sessions_begun: 0,
             rooms: Slab::new(),
             users: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
+            kept_presence: None,
+            budget: SessionBudget::new(config.session_bytes_max),
+            next_search_us: 0,
+            joined_bytes: Vec::new(),
             counters: Counters::default(),
+            journal: config.has_journal.then(Box::default),
             handshakes_count: 0,
+            waiting: BTreeMap::new(),
             meters: Vec::new(),
             handshakes: Bucket::default(),
             kept_init: None,
@@ -219,6 +244,7 @@ impl Shard {
             reopen_wait_us: REOPEN_WAIT_MIN_US,
             rebuilds_count: 0,
             drain: Drain::No,
+            absence: Absence::default(),
         }
     }
 
@@ -241,27 +267,34 @@ impl Shard {
 
     /// Takes a fresh connection; gives the name under which its outcomes come.
     pub fn accept(&mut self, over_limit: bool, clock: Clock) -> SessionId {
-        let id = self.open_session(over_limit, clock);
+        let clock = self.woke(clock);
+        let id = self.open_session(over_limit, HEAD_TIMEOUT_US, clock);
         self.receive_queue.push(id);
         id
     }
 
     /// Takes a connection whose request another shard has read and checked.
     pub fn adopt(&mut self, ticket: Box<Ticket>, clock: Clock) -> SessionId {
-        let id = self.open_session(false, clock);
+        let clock = self.woke(clock);
+        let id = self.open_session(false, ticket.left_us, clock);
         self.guard(Some(id), clock, |shard| {
             shard.redeem(id, *ticket, clock);
+            shard.keep_budget(clock);
         });
         id
     }
 
     /// Takes something that happened.
     pub fn handle(&mut self, input: Input<'_>, clock: Clock) {
+        let clock = self.woke(clock);
         let culprit = match &input {
             Input::Received(id, _) | Input::Sent(id, ..) | Input::Page(id, _) => Some(*id),
             _ => None,
         };
-        self.guard(culprit, clock, |shard| shard.dispatch(input, clock));
+        self.guard(culprit, clock, |shard| {
+            shard.dispatch(input, clock);
+            shard.keep_budget(clock);
+        });
     }
 
     /// Ends a turn. The order of its steps is the argument for durability:
@@ -275,8 +308,11 @@ impl Shard {
     /// 3. Receives are armed after the sends: a client that answers at once is read in the next
     ///    turn, with all others who answered, so that batches grow with the load.
     pub fn flush(&mut self, clock: Clock) {
+        let clock = self.woke(clock);
+        self.answer_waiting(clock);
         self.guard(None, clock, |shard| {
             shard.expire_timers(clock);
+            shard.keep_budget(clock);
             shard.read_on(clock);
             shard.announce();
             shard.watch_sends(clock);
@@ -288,6 +324,23 @@ impl Shard {
             shard.go_on_draining(clock);
         });
         self.gauge();
+        let due_us = if self.has_work() {
+            Some(clock.now_us)
+        } else {
+            self.next_local_deadline_us()
+        };
+        self.absence.slept(clock.now_us, due_us);
+    }
+
+    /// Reads the clock: the time of the shard, which begins a turn or goes on with it.
+    fn woke(&mut self, clock: Clock) -> Clock {
+        let missed = self.absence.woke(clock.now_us);
+        let clock = self.absence.local(clock);
+        if let Some(missed) = missed {
+            self.counters.absent_us += missed.us;
+            self.allow_for_absence(missed, clock);
+        }
+        clock
     }
 
     /// The next thing to do. A session's slot is free for the next one only from here on: before the
@@ -310,12 +363,17 @@ impl Shard {
         let may_commit = !self.is_round() && self.commit.is_ready();
         let may_encode = !self.encoding_queue.is_empty();
         let may_read = self.may_read_on() && !self.unread_queue.is_empty();
-        may_send || may_commit || may_encode || may_read
+        may_send || may_commit || may_encode || may_read || self.may_answer_waiting()
     }
 
     /// When the next turn must come, if nothing happens until then.
     #[must_use]
     pub fn next_deadline_us(&self) -> Option<u64> {
+        let local_us = self.next_local_deadline_us();
+        local_us.map(|local_us| self.absence.caller_us(local_us))
+    }
+
+    fn next_local_deadline_us(&self) -> Option<u64> {
         // What waits for something in flight is looked at when that comes back, and a batch that waits for a round of sends in the
         // turns that the round takes, or in the one behind it (`has_work`).
         let quiet = self.commit.is_quiet();
@@ -362,6 +420,9 @@ impl Shard {
         counters.workspaces = self.rooms.len() as u64;
         counters.window_bytes = self.pool.held.window_bytes as u64;
         counters.answer_bytes = self.pool.held.answer_bytes as u64;
+        counters.unfinished_bytes = self.pool.held.unfinished_bytes as u64;
+        self.budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
+        counters.shared_answer_bytes = self.budget.text_bytes() as u64;
         self.ledger.sweep(SNAPSHOTS_SWEPT_PER_TURN);
         // What is only kept for the next one is on its way to nobody.
         let kept = self.kept_init.as_ref();
@@ -423,7 +484,12 @@ impl Shard {
 
     /// Runs a part of a turn. A panic in it is a fault of this server, not of the process: the one
     /// whose input caused it is told 500, and the shard starts over from its log.
-    fn guard(&mut self, culprit: Option<SessionId>, clock: Clock, part: impl FnOnce(&mut Self)) {
+    pub(super) fn guard(
+        &mut self,
+        culprit: Option<SessionId>,
+        clock: Clock,
+        part: impl FnOnce(&mut Self),
+    ) {
         if catch_unwind(AssertUnwindSafe(|| part(self))).is_err() {
             self.fail(culprit, clock);
         }
@@ -484,6 +550,13 @@ impl Shard {
         self.sessions
             .get_mut(id.slot as usize)
             .filter(|session| session.generation() == id.generation)
+    }
+
+    /// Records in the journal why a connection is about to end, if there is a journal.
+    pub(super) fn note_ending(&mut self, id: SessionId, code: u16, reason: &str, by: Party) {
+        if let Some(journal) = &mut self.journal {
+            journal.ending(id, code, reason, by);
+        }
     }
 
     pub(super) fn id_of(&self, slot: u32) -> SessionId {

@@ -1,6 +1,5 @@
 //! Slow work on the log, on threads of its own, so that no shard's loop waits for it: new segments, rebuilds, compaction.
 
-use std::io;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use crate::core::contract::shard_of;
 use crate::core::deal::Deal;
 use crate::core::usage::Dead;
 use crate::io::post::{Letter, Post, RebuildError, Status};
+use crate::io::threads::{self, ThreadError};
 use crate::limits::{
     COMPACTION_BYTES_MIN, COMPACTION_NICE, COMPACTION_RETRY_US, COMPACTION_START_PERCENT,
     COMPACTION_TIME_PERCENT_MIN, COMPACTION_URGENT_PERCENT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
@@ -54,14 +54,12 @@ fn spawn<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RebuildError> + Send + 'static,
 ) {
     let own_post = post.clone();
-    let spawned = thread::Builder::new()
-        .name("etherply-log".to_owned())
-        .spawn(move || {
-            let outcome = catch_unwind(AssertUnwindSafe(work));
-            post.send(letter(outcome.unwrap_or(Err(RebuildError::Fault))));
-        });
-    if let Err(error) = spawned {
-        own_post.send(letter(Err(RebuildError::System(error))));
+    let started = threads::start("etherply-log".to_owned(), move || {
+        let outcome = catch_unwind(AssertUnwindSafe(work));
+        post.send(letter(outcome.unwrap_or(Err(RebuildError::Fault))));
+    });
+    if let Err(error) = started {
+        own_post.send(letter(Err(RebuildError::Thread(error))));
     }
 }
 
@@ -91,15 +89,13 @@ impl Compactor {
         directory: Arc<DataDirectory>,
         shards: usize,
         status: Arc<Status>,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, ThreadError> {
         let (rotations, inbox) = channel();
-        let thread = thread::Builder::new()
-            .name("etherply-compact".to_owned())
-            .spawn(move || {
-                // Linux takes this for the calling thread alone (setpriority(2), "C library/kernel differences").
-                let _ = rustix::process::setpriority_process(None, COMPACTION_NICE);
-                Loop::new(directory, shards, status, inbox).run();
-            })?;
+        let thread = threads::start("etherply-compact".to_owned(), move || {
+            // Linux takes this for the calling thread alone (setpriority(2), "C library/kernel differences").
+            let _ = rustix::process::setpriority_process(None, COMPACTION_NICE);
+            Loop::new(directory, shards, status, inbox).run();
+        })?;
         Ok(Self { rotations, thread })
     }
 
@@ -168,15 +164,13 @@ impl Loop {
                 Ok(()) | Err(CompactionError::Stopped) => {}
                 Err(error @ CompactionError::Folder { .. }) => {
                     self.status.log.tell(|log| log.compaction_failures += 1);
-                    tracing::error!(
-                        "the log is not compacted any more until the next start: {error}"
-                    );
+                    tracing::error!("compaction is off until the next start: {error}");
                     return;
                 }
                 Err(error) => {
                     self.status.log.tell(|log| log.compaction_failures += 1);
                     tracing::warn!(
-                        "the log could not be compacted, and is served as it is: {error}"
+                        "compaction failed, and the log stays as it is for now: {error}"
                     );
                     wait = Duration::from_micros(COMPACTION_RETRY_US);
                 }

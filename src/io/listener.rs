@@ -88,6 +88,8 @@ pub struct AddressNames<'a> {
 pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
+    /// The settings of host and port, as they were given.
+    names: (String, String),
     is_inherited: bool,
 }
 
@@ -109,8 +111,9 @@ impl Listener {
         Self::bind(SocketAddr::new(settings.host()?, port), names)
     }
 
-    /// A socket of its own at this address. A port that is taken is waited for, for a moment: the kernel ends the ring of a server that
-    /// was killed after its process, and the accepts in it hold the port until then.
+    /// A socket of its own at this address, to which nobody can connect before [`Self::listen`]. A port
+    /// that is taken is waited for, for a moment: the kernel ends the ring of a server that was killed
+    /// after its process, and the accepts in it hold the port until then.
     pub fn bind(address: SocketAddr, names: AddressNames<'_>) -> Result<Self, ListenError> {
         let at_address = |source| listen_error(address, names, source);
         let begun = Instant::now();
@@ -124,13 +127,27 @@ impl Listener {
                 outcome => break outcome.map_err(at_address)?,
             }
         };
-        listen(&socket, LISTEN_BACKLOG).map_err(|errno| at_address(errno.into()))?;
         let socket = TcpListener::from(socket);
+        let bound = socket.local_addr();
         Ok(Self {
-            address: socket.local_addr().map_err(at_address)?,
+            address: bound.map_err(at_address)?,
             socket,
+            names: (names.host.to_owned(), names.port.to_owned()),
             is_inherited: false,
         })
+    }
+
+    /// Lets clients connect from now on. To a socket that was inherited they can already.
+    pub fn listen(&self) -> Result<(), ListenError> {
+        if self.is_inherited {
+            return Ok(());
+        }
+        let begun = listen(&self.socket, LISTEN_BACKLOG);
+        let names = AddressNames {
+            host: &self.names.0,
+            port: &self.names.1,
+        };
+        begun.map_err(|errno| listen_error(self.address, names, errno.into()))
     }
 
     /// Where it listens.
@@ -202,6 +219,7 @@ fn inherited(mut passed: ListenFd, settings: &Serve) -> Result<Listener, ListenE
     Ok(Listener {
         socket,
         address,
+        names: ("--host".to_owned(), "--port".to_owned()),
         is_inherited: true,
     })
 }

@@ -14,6 +14,7 @@ use rustix::net::{SendFlags, send};
 use crate::admin::stats::{LogStats, ShardStats};
 use crate::core::contract::Ticket;
 use crate::core::workspace::Workspace;
+use crate::io::threads::ThreadError;
 use crate::limits::RETRY_AFTER_S;
 use crate::log::disk::HostDisk;
 use crate::log::keeper::{KeeperError, LogKeeper};
@@ -186,6 +187,9 @@ pub enum RebuildError {
     #[error(transparent)]
     Keeper(#[from] KeeperError),
     /// The system has no thread for it.
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
+    /// A write or an fdatasync failed, or was to a segment that is gone.
     #[error("{}", WithRemedy(.0))]
     System(#[from] io::Error),
     /// A panic on the way: a fault of this server.

@@ -21,6 +21,7 @@ use crate::core::session::SessionId;
 use crate::core::shard::Shard;
 use crate::io::background::{self, Rotation};
 use crate::io::listener::Listener;
+use crate::io::notes::{self, Batch};
 use crate::io::post::{
     Connection, Door, Handoff, Letter, Mailbox, Place, Post, RebuildError, Status,
 };
@@ -109,6 +110,7 @@ struct Begun {
     turn_us: u64,
     /// A write or an fdatasync of the log, when it was submitted.
     log_us: u64,
+    batch: Batch,
     /// One is begun in this turn.
     has_log: bool,
 }
@@ -169,6 +171,7 @@ impl Worker {
             self.perform(output, ring, clock)?;
         }
         self.stats().publish(self.shard.counters());
+        self.stats().retried(ring.retries());
         self.arm_accepts(ring, clock.now_us);
         self.arm_timer(ring, clock.now_us);
         ring.finish_turn(Token::Own);
@@ -238,6 +241,7 @@ impl Worker {
                 self.stats().synced(self.log_took_us(clock));
                 let ok = self.kept(outcome, clock);
                 let ok = self.told("fdatasync", ok).is_some();
+                notes::log_sync(self.number, ok, self.log_took_us(clock));
                 self.shard.handle(Input::LogSynced(ok), clock);
             }
             Completion::Done(Token::Bell, _) => {
@@ -270,6 +274,8 @@ impl Worker {
     fn written(&mut self, bytes: Vec<u8>, outcome: io::Result<usize>, clock: Clock) {
         let count = self.kept(outcome, clock);
         let count = self.told("write", count);
+        let took_us = self.log_took_us(clock);
+        self.begun.batch.log_written(self.number, count, took_us);
         self.shard.handle(Input::LogWritten(bytes, count), clock);
     }
 
@@ -313,7 +319,7 @@ impl Worker {
             .inspect_err(|error| {
                 tracing::error!(
                     shard = self.number,
-                    "the log cannot be written ({what}: {error}): clients are told 500 and closed with 1011, the log is opened again as soon as it can be"
+                    "the log cannot be written ({what}: {error}); senders get error 500, clients are closed with 1011, and the log is reopened as soon as possible"
                 );
             })
             .ok()
@@ -421,7 +427,7 @@ impl Worker {
                     self.next_accept_warning_us = clock.now_us + ACCEPT_WARNING_US;
                     tracing::warn!(
                         shard = self.number,
-                        "accepting pauses: {error}; raise the limit of open files (ulimit -n), or lower --max-connections"
+                        "accepting is paused: {error}; raise the limit of open files (ulimit -n), or lower --max-connections"
                     );
                 }
                 self.accepts_paused_until_us = Some(clock.now_us + ACCEPT_PAUSE_US);
@@ -452,14 +458,19 @@ impl Worker {
 
     fn visitor(&self, id: SessionId) -> Visitor {
         let connection = self.connections[id.slot as usize].as_ref();
-        let Connection { socket, place } = connection.expect("a session has a connection");
-        let peer = getpeername(socket).ok().flatten();
-        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+        let Connection { place, .. } = connection.expect("a session has a connection");
         Visitor {
             door: place.door(),
             // An address of IPv4 may come in the clothes of IPv6 (RFC 4291 section 2.5.5.2).
-            is_local: peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()),
+            is_local: self
+                .peer(id)
+                .is_some_and(|peer| peer.ip().to_canonical().is_loopback()),
         }
+    }
+
+    fn peer(&self, id: SessionId) -> Option<SocketAddr> {
+        let peer = getpeername(self.socket(id)).ok().flatten()?;
+        SocketAddr::try_from(peer).ok()
     }
 
     fn send(&self, id: SessionId, spans: crate::core::window::Spans, ring: &mut Ring<Token>) {
@@ -479,6 +490,9 @@ impl Worker {
                 let connection = connection.expect("a session has a connection");
                 let handoff = Handoff::new(connection);
                 self.ties.posts[owner as usize].send(Letter::Adopt(handoff, ticket));
+            }
+            Output::Note(id, note) => {
+                notes::log((self.number, id), self.peer(id), *note, clock.now_us);
             }
             Output::Page(id, request) => {
                 let (visitor, status) = (self.visitor(id), &self.ties.status);
@@ -531,6 +545,8 @@ impl Worker {
 
     fn write_log(&mut self, bytes: Vec<u8>, from: usize, offset: u64, ring: &mut Ring<Token>) {
         self.begun.has_log = true;
+        let ops = self.shard.counters().groups.sum;
+        self.begun.batch.begin(ops);
         let log = self.log();
         if let Some(writer) = log.blocks() {
             let write = writer.begin(bytes, from, offset);

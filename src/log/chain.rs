@@ -121,7 +121,7 @@ impl Chain {
         let folder = data.join(shard_folder(shard));
         let listing = segment::scan(disk, &folder).map_err(RecoveryError::at(&folder))?;
         if let Some(stray) = listing.strays.first() {
-            let what = "this is not the name of a segment";
+            let what = "its name is not that of a segment";
             return Err(RecoveryError::damaged(stray, 0, what));
         }
         let mut links: Vec<Link> = Vec::new();

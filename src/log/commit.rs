@@ -441,6 +441,17 @@ impl Commit {
         *self = Self::new(self.durability, self.sync_interval_us, segment, now_us);
     }
 
+    /// Counts time that has passed beside the clock: all that waits is older by it.
+    pub fn has_aged(&mut self, us: u64) {
+        let aged = |at_us: u64| at_us.saturating_sub(us);
+        self.oldest_us = aged(self.oldest_us);
+        self.begun_us = aged(self.begun_us);
+        self.idle_since_us = aged(self.idle_since_us);
+        self.last_sync_us = aged(self.last_sync_us);
+        self.unsynced_since_us = self.unsynced_since_us.map(aged);
+        self.synced_since_us = self.synced_since_us.map(aged);
+    }
+
     /// All that was written is on disk.
     fn settled(&mut self, now_us: u64) {
         self.durable = self.written;

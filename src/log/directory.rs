@@ -29,9 +29,9 @@ const LOCK: &str = "LOCK";
 pub(super) const META: &str = "meta.json";
 const META_NEW: &str = "meta.json.new";
 const PROBE: &str = "LOCK.probe";
-/// The secret of a server that is tried out with `--dev`. It is no part of the log.
-pub const DEV_SECRET: &str = "dev-secret";
 const UNKNOWN_PID: &str = "unknown";
+/// Where `--dev` keeps its secret.
+pub const DEV_SECRET_FILE: &str = "dev-secret";
 const SHARD_PREFIX: &str = "shard-";
 /// What a repair sets aside is in folders with this and a number as their names.
 pub(super) const ASIDE_PREFIX: &str = "damaged-";
@@ -158,6 +158,14 @@ impl DataDirectory {
         })?;
         Self::open_on(HostDisk, path, epoch)
     }
+
+    /// Returns the mode of the directory, if users who are neither its owner nor in its group may read or enter it. A directory
+    /// that was there keeps the mode that it had; while it is closed to them, they cannot get to the files in it either.
+    #[must_use]
+    pub fn public_mode(&self) -> Option<u32> {
+        let mode = HostDisk.mode(&self.path).ok()?;
+        (mode & 0o007 != 0).then_some(mode)
+    }
 }
 
 impl<D: Disk> DataDirectory<D> {
@@ -165,7 +173,7 @@ impl<D: Disk> DataDirectory<D> {
     /// The lock comes before every other change, so that a directory in use is left as it is.
     pub fn open_on(disk: D, path: PathBuf, new_epoch: [u8; 16]) -> Result<Self, DirectoryError> {
         create_folders(&disk, &path).map_err(|source| not_created(&disk, &path, source))?;
-        if let Some(name) = foreign(&disk, &path) {
+        if let Some(name) = other_file(&disk, &path) {
             return Err(DirectoryError::OtherFiles { path, name });
         }
         let lock = lock(&disk, &path)?;
@@ -350,7 +358,8 @@ fn not_created<D: Disk>(disk: &D, path: &Path, source: io::Error) -> DirectoryEr
 
 /// Returns the name of something in a folder without a log that no server has put there. Hidden names, and that of the folder
 /// with which a file system begins, are nobody's.
-fn foreign<D: Disk>(disk: &D, path: &Path) -> Option<String> {
+#[must_use]
+pub fn other_file<D: Disk>(disk: &D, path: &Path) -> Option<String> {
     // Where the folder cannot be looked into, what follows says so.
     if disk.exists(&path.join(META)).unwrap_or(true) {
         return None;
@@ -360,15 +369,15 @@ fn foreign<D: Disk>(disk: &D, path: &Path) -> Option<String> {
     let is_ours = |name: &str| {
         let is_known = [LOCK, PROBE, META_NEW, "lost+found"].contains(&name);
         is_known
+            || name.starts_with(DEV_SECRET_FILE)
             || name.starts_with(['.'])
             || name.starts_with(ASIDE_PREFIX)
-            || name.starts_with(DEV_SECRET)
     };
     let names: Vec<_> = names.collect();
     // A log that has lost its `meta.json` is damage, and told as such.
     let has_log = names.iter().any(|name| shard_of_folder(name).is_some());
-    let foreign = names.iter().filter(|name| !has_log && !is_ours(name)).min();
-    foreign.map(|name| name.escape_debug().to_string())
+    let other = names.iter().filter(|name| !has_log && !is_ours(name)).min();
+    other.map(|name| name.escape_debug().to_string())
 }
 
 fn parent(path: &Path) -> &Path {

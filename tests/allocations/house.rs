@@ -52,6 +52,7 @@ pub fn config(durability: Durability) -> ShardConfig {
         ping_interval_us: 25 * SECOND_US,
         outbox_bytes_max: 1 << 20,
         message_bytes_max: 1 << 20,
+        session_bytes_max: etherply::limits::SESSION_BUDGET_BYTES,
         snapshot_bytes_max: etherply::limits::SNAPSHOT_BYTES_MAX,
         snapshot_part_bytes: etherply::limits::SNAPSHOT_PART_BYTES,
         segment_bytes_min: 1 << 30,
@@ -63,6 +64,7 @@ pub fn config(durability: Durability) -> ShardConfig {
         verifier: Arc::new(Verifier::new(&secret(), None)),
         origins: std::sync::Arc::default(),
         limits: etherply::core::contract::Limits::default(),
+        has_journal: false,
         fault_panic_key: None,
     }
 }

@@ -45,6 +45,7 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     };
     let listener =
         Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), names).expect("a free port");
+    listener.listen().expect("nobody listens there");
     let address = listener.address();
     let (post, mailbox) = mailbox().expect("a mailbox");
     let (rotations, _rotated) = channel();
@@ -83,7 +84,8 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     });
     let mut counts = Vec::with_capacity(usize::try_from(WINDOWS).expect("it is small"));
     let (mut seen, mut before, mut is_started) = (0, 0, false);
-    ring::run(false, |ring| {
+    let go = || ControlFlow::Continue(());
+    ring::run(false, go, |ring| {
         if !is_started {
             is_started = true;
             worker.start(ring);

@@ -99,6 +99,8 @@ pub struct Client {
     /// The shard was not serving, or the server starting or stopping, at some time before it was answered.
     pub met_failure: bool,
     pub met_pause: bool,
+    /// It came before the log was read.
+    pub came_early: bool,
     pub was_corrected: u64,
     /// It sent the op whose handling panics.
     pub has_planted: bool,
@@ -156,6 +158,7 @@ impl Client {
             is_told_500: false,
             met_failure: false,
             met_pause: false,
+            came_early: false,
             was_corrected: 0,
             has_planted: false,
             has_resent: false,

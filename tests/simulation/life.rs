@@ -149,6 +149,10 @@ impl World {
     pub fn go_on(&mut self) {
         let server = self.server.as_mut().expect("it runs");
         if !server.is_serving() {
+            // Clients are handed over while the log is read, too.
+            if !server.letters.is_empty() && self.dice.one_in(2) {
+                return self.carry_letter();
+            }
             return self.start_on();
         }
         let shards = self.shards as usize;
@@ -419,8 +423,8 @@ impl World {
     pub fn end(&mut self) {
         self.settle();
         self.check_quiet();
-        // A full house is told at once what comes into the quiet.
-        for _ in 0..5 {
+        // A full house is told at once what comes into the quiet: more than one turn sends to.
+        for _ in 0..10 {
             self.connect();
         }
         self.settle();

@@ -1,7 +1,7 @@
 //! What kind of run a seed is, what may go wrong in it, and what was met.
 
 use etherply::core::contract::Limits;
-use etherply::limits::{SECOND_US, SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES};
+use etherply::limits::{SECOND_US, SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES};
 use etherply::log::blocks::BLOCK_BYTES;
 use etherply::log::commit::Durability;
 
@@ -47,6 +47,7 @@ pub struct Plan {
     pub clients: usize,
     pub outbox_bytes_max: usize,
     pub message_bytes_max: usize,
+    pub session_bytes_max: usize,
     pub snapshot_bytes_max: usize,
     pub snapshot_part_bytes: usize,
     /// Values are up to so long.
@@ -88,6 +89,8 @@ impl Plan {
             clients: 12,
             outbox_bytes_max: dice.pick(&[512, 1024, 4096, 1 << 20]),
             message_bytes_max: 4096,
+            // A legal message always fits.
+            session_bytes_max: Dice::new(seed, 12).pick(&[SESSION_BUDGET_BYTES, 16_384, 24_000]),
             snapshot_bytes_max: SNAPSHOT_BYTES_MAX,
             snapshot_part_bytes: Dice::new(seed, 9).pick(&[
                 1,
@@ -115,6 +118,7 @@ impl Plan {
                 clients: 8,
                 outbox_bytes_max: 1 << 20,
                 message_bytes_max: 400_000,
+                session_bytes_max: Dice::new(seed, 12).pick(&[SESSION_BUDGET_BYTES, 1_600_000]),
                 snapshot_bytes_max: Dice::new(seed, 7).pick(&[SNAPSHOT_BYTES_MAX, 1_500_000]),
                 value_bytes: 330_000,
                 large_one_in: 3,
@@ -246,7 +250,7 @@ coverage! {
     refusals: 20,
     pongs: 50,
     refused_by_rate: 50,
-    refused_by_size: 50,
+    refused_by_size: 20,
     closed_by_policy: 1,
     put_off: 20,
     inits: 100,
@@ -260,4 +264,6 @@ coverage! {
     stalls: 1,
     silences: 1,
     settled: 20,
+    stopped: 100,
+    waited: 20,
 }

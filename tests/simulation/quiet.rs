@@ -1,5 +1,7 @@
 //! Letting a world come to rest: everything that can happen happens, and the clock moves only when nothing else does.
 
+use etherply::limits::TIMER_TICK_US;
+
 use crate::client::Reading;
 use crate::server::Seat;
 use crate::turns::CALM_US;
@@ -49,6 +51,29 @@ impl World {
             self.clock.now_us += us;
             self.clock.unix_us += us;
             (rounds_at_once, moves) = (0, moves + 1);
+        }
+    }
+
+    /// For `us` the server is there and the network is not: nothing comes in, and what goes out stays in the sockets.
+    pub fn hear_nobody(&mut self, us: u64) {
+        self.journal.note(|| format!("nobody is heard for {us} us"));
+        let until_us = self.clock.now_us + us;
+        while self.clock.now_us < until_us && !self.disk.is_dead() {
+            self.go_on_with_log();
+            self.finish_send();
+            for shard in 0..self.shards as usize {
+                if self.server.is_some() && !self.disk.is_dead() {
+                    self.turn(shard);
+                }
+            }
+            let seats = self.server.iter().flat_map(|server| &server.seats);
+            let next_us = seats.filter_map(|seat| seat.shard.next_deadline_us()).min();
+            // What waits for the log, or for another thread, is looked at again with the next tick.
+            let next_us = next_us.unwrap_or(until_us);
+            let next_us = next_us.max(self.clock.now_us + TIMER_TICK_US);
+            let us = next_us.min(until_us) - self.clock.now_us;
+            self.clock.now_us += us;
+            self.clock.unix_us += us;
         }
     }
 

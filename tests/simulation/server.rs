@@ -66,6 +66,8 @@ pub struct Seat {
     pub is_woken: bool,
     pub is_serving: bool,
     pub is_drained: bool,
+    /// When it wants its next turn.
+    pub due_us: Option<u64>,
     /// Something happened that it may fail of.
     pub may_fail: bool,
     /// A sync of the open segment has failed.
@@ -129,6 +131,7 @@ impl Server {
             is_woken: false,
             is_serving: false,
             is_drained: false,
+            due_us: None,
             may_fail: false,
             is_sync_lost: false,
             is_end_known: false,
@@ -191,6 +194,7 @@ fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
         ping_interval_us: plan.ping_interval_us,
         outbox_bytes_max: plan.outbox_bytes_max,
         message_bytes_max: plan.message_bytes_max,
+        session_bytes_max: plan.session_bytes_max,
         snapshot_bytes_max: plan.snapshot_bytes_max,
         snapshot_part_bytes: plan.snapshot_part_bytes,
         segment_bytes_min: plan.segment_bytes_min,
@@ -202,6 +206,7 @@ fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
         verifier: Arc::clone(&KEYS.0),
         origins: std::sync::Arc::default(),
         limits,
+        has_journal: false,
         fault_panic_key: Some(PANIC_KEY.to_owned()),
     }
 }

@@ -210,10 +210,13 @@ impl World {
             return;
         }
         if self.dice.one_in(6) {
-            // The machine slept, or this process did.
             let us = self.dice.below_u64(90 * SECOND_US);
-            self.journal.note(|| format!("time leaps by {us} us"));
-            self.clock.now_us += us;
+            // A crowd would be let go, and is there to be a crowd.
+            if self.plan.clients <= 100 && self.dice.one_in(3) {
+                self.hear_nobody(us);
+            } else {
+                self.be_stopped(us);
+            }
             return;
         }
         let jump_us = self.dice.below_u64(6 * 3600 * SECOND_US);
@@ -283,9 +286,8 @@ impl World {
         };
         client.status_wanted = status;
         client.limits = server.limits;
-        client.met_pause = is_over_limit
-            || !server.is_serving()
-            || self.plan.snapshot_bytes_max < SNAPSHOT_BYTES_MAX;
+        client.came_early = !server.is_serving();
+        client.met_pause = is_over_limit || self.plan.snapshot_bytes_max < SNAPSHOT_BYTES_MAX;
         client.met_failure = server.had_failure;
         client.outgoing.extend(wire::head(&path));
         let seat = &mut server.seats[shard];

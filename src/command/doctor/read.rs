@@ -24,7 +24,7 @@ pub fn facts(settings: &Doctor) -> Result<Facts, ConfigError> {
     };
     Ok(Facts {
         kernel: system::kernel(&host),
-        ring: system::ring(),
+        ring: system::ring(wanted.shards),
         limits: system::limits(),
         network: system::network(&host, wanted.address),
         directory: directory::read(&host, &settings.data_dir),

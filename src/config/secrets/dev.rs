@@ -7,7 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::{SecretError, Secrets, stripped};
-use crate::log::directory::DEV_SECRET;
+use crate::log::directory::DEV_SECRET_FILE;
 use crate::wire::auth::Secret;
 
 const NEW_FILE: &str = "dev-secret.new";
@@ -22,7 +22,7 @@ impl Secrets {
         if !self.is_made_up {
             return Ok(None);
         }
-        let path = folder.join(DEV_SECRET);
+        let path = folder.join(DEV_SECRET_FILE);
         let failed = |source| SecretError::Dev {
             path: path.clone(),
             source,
@@ -57,7 +57,7 @@ fn write(folder: &Path, secret: &Secret) -> io::Result<()> {
     file.write_all(secret.bytes())?;
     file.write_all(b"\n")?;
     file.sync_all()?;
-    fs::rename(&new, folder.join(DEV_SECRET))?;
+    fs::rename(&new, folder.join(DEV_SECRET_FILE))?;
     File::open(folder)?.sync_all()
 }
 
@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn the_first_secret_stays() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(DEV_SECRET);
+        let path = folder.path().join(DEV_SECRET_FILE);
         // What a crash may have left.
         fs::write(folder.path().join(NEW_FILE), "torn").unwrap();
         let mut given = made_up("given", false);
@@ -103,7 +103,7 @@ mod tests {
             (0o666, true),
         ] {
             let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join(DEV_SECRET);
+            let path = folder.path().join(DEV_SECRET_FILE);
             fs::write(&path, "secret").unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             let kept = made_up("new", true).keep_in(folder.path()).unwrap();
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn what_cannot_be_kept_is_said() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(DEV_SECRET);
+        let path = folder.path().join(DEV_SECRET_FILE);
         fs::write(&path, "\r\n").unwrap();
         let error = made_up("new", true).keep_in(folder.path()).unwrap_err();
         assert!(error.to_string().contains("dev-secret is empty: remove it"));

@@ -143,6 +143,12 @@ impl Answer {
         Self::error(StatusCode::NOT_FOUND, message)
     }
 
+    /// Whether it is sent with its body.
+    #[must_use]
+    pub fn has_body(&self) -> bool {
+        self.has_body
+    }
+
     /// The answer with another field.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: &str) -> Self {
@@ -167,7 +173,7 @@ impl Answer {
     pub(super) fn method_not_allowed(allowed: &str) -> Self {
         Self::error(
             StatusCode::METHOD_NOT_ALLOWED,
-            "this path does not take the method",
+            "this path does not allow the method",
         )
         .with("Allow", allowed)
     }
@@ -196,8 +202,19 @@ impl Answer {
         self.status.as_u16()
     }
 
-    /// Appends the whole answer, but for what the caller sends after it. `unix_us` is the time, for
-    /// its
+    /// Returns the message of an error, for a log; empty for what is none.
+    #[must_use]
+    pub fn message(&self) -> String {
+        if self.status.is_success() || self.content_type != JSON {
+            return String::new();
+        }
+        let body: serde_json::Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        let message = [&body["message"], &body["status"]];
+        let mut texts = message.iter().filter_map(|text| text.as_str());
+        texts.next().unwrap_or_default().to_owned()
+    }
+
+    /// Appends the whole answer, but for what the caller sends after it. `unix_us` is the time, for its
     /// `Date` (RFC 9110 section 6.6.1).
     pub fn encode(&self, unix_us: u64, out: &mut Vec<u8>) {
         // RFC 9110 section 7.8: who sends Upgrade names it in Connection too.
