@@ -129,16 +129,19 @@ fn shards_are_the_folders_with_a_shards_name() {
 }
 
 #[test]
-fn a_path_through_a_file_cannot_be_created() {
+fn a_path_through_a_file_is_no_folder() {
     let root = tempdir().unwrap();
     fs::write(root.path().join("file"), "").unwrap();
     for path in ["file", "file/data"] {
         let error = DataDirectory::open(root.path().join(path)).unwrap_err();
         assert!(
-            matches!(error, DirectoryError::CannotCreate { .. }),
+            matches!(error, DirectoryError::NotAFolder { .. }),
             "{error}"
         );
-        assert!(error.to_string().contains("cannot be created"), "{error}");
+        assert!(
+            error.to_string().contains("/file is not a folder: "),
+            "{error}"
+        );
     }
 }
 

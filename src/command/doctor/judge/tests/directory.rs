@@ -154,7 +154,7 @@ fn the_time_of_a_sync() {
                     f.directory.is_rotational = Some(true);
                 },
                 Verdict::Warn,
-                &["it turns", "--durability interval"],
+                &["spinning", "--durability interval"],
             ),
             (
                 |f| {
