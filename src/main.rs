@@ -33,7 +33,10 @@ fn main() -> ExitCode {
             server::serve(&settings).map_err(|error| error.to_string())
         }
         Command::Token(settings) => command::token::run(&settings),
-        Command::Log(settings) => command::log::run(&settings),
+        Command::Log(settings) => match command::log::run(&settings) {
+            Ok(code) => return code,
+            Err(line) => Err(line),
+        },
         Command::Doctor(settings) => command::doctor::run(&settings),
         Command::Completions(settings) => command::paper::completions(&settings),
         Command::Manual(settings) => command::paper::manual(&settings),

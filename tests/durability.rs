@@ -3,6 +3,7 @@
 mod support;
 
 use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use support::client::{Client, Op, state_of};
 use support::files;
@@ -212,6 +213,35 @@ async fn a_data_directory_that_cannot_be_written_is_refused_and_named() {
         line.contains("a file and no folder"),
         "the line names the folder: {line}"
     );
+}
+
+#[tokio::test]
+async fn a_data_directory_that_others_can_read_is_told_with_what_closes_it() {
+    let mode_of = |path: &Path| {
+        let meta = std::fs::metadata(path).expect("it is there");
+        meta.permissions().mode() & 0o777
+    };
+    let mut server = Setup::new().shards(1).prepared("umask 000").start().await;
+    write_one_by_one(&server, &["value"]).await;
+    let data_dir = server.data_dir().to_path_buf();
+    for file in files::image(&data_dir).keys() {
+        assert_eq!(mode_of(&data_dir.join(file)), 0o600, "{}", file.display());
+    }
+    assert_eq!(mode_of(&data_dir), 0o700);
+    assert_eq!(mode_of(&data_dir.join("shard-00")), 0o700);
+    server.stop().await;
+    assert!(!server.log().contains("other users"), "{}", server.log());
+
+    let permissions = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&data_dir, permissions).expect("it is ours");
+    server.restart(1).await;
+    let path = data_dir.display().to_string();
+    let command = format!("chmod -R o-rwx {path}");
+    server
+        .log_line(&["WARN", "other users", "mode 0755", &command])
+        .await;
+    assert_eq!(mode_of(&data_dir), 0o755, "it keeps its mode");
+    server.stop().await;
 }
 
 #[tokio::test]

@@ -172,7 +172,10 @@ async fn a_passed_socket_and_an_address_are_one_too_many() {
     for (setup, setting) in [
         (passing(&listener).args(&["--port", "0"]), "--port"),
         (passing(&listener).args(&["--host", "127.0.0.1"]), "--host"),
-        (passing(&listener).env("ETHERPLY_PORT", "0"), "ETHERPLY_PORT"),
+        (
+            passing(&listener).env("ETHERPLY_PORT", "0"),
+            "ETHERPLY_PORT",
+        ),
         (
             passing(&listener).args(&["--host", "127.0.0.1", "--port", "0"]),
             "--host and --port",

@@ -277,7 +277,7 @@ mod tests {
         is_forwarded: false,
         is_host_loopback: true,
     };
-    const FORWARDED: Provenance = Provenance {
+    const PROXIED: Provenance = Provenance {
         is_forwarded: true,
         ..HERE
     };
@@ -300,7 +300,7 @@ mod tests {
         for (is_local, provenance, reason) in [
             (true, HERE, None),
             (false, HERE, Some("another machine")),
-            (true, FORWARDED, Some("a proxy")),
+            (true, PROXIED, Some("a proxy")),
             (true, REBOUND, Some("Host is not localhost")),
         ] {
             for door in [Door::Public, Door::Admin] {
@@ -345,6 +345,7 @@ mod tests {
 
     #[test]
     fn pages_are_for_those_who_are_meant() {
+        use Door::{Admin, Public};
         let host = |text: &str| Some(text.parse().unwrap());
         let public = || Pages::new(true, None);
         let admin_here = || public().with_admin_host(host("127.0.0.1"));
@@ -355,61 +356,25 @@ mod tests {
         let bare = || Pages::new(false, None);
         let (near, far) = (true, false);
         for (pages, door, is_local, provenance, statuses) in [
-            (public(), Door::Public, near, HERE, [200, 200, 200, 200]),
-            (
-                public(),
-                Door::Public,
-                near,
-                FORWARDED,
-                [403, 403, 403, 200],
-            ),
-            (public(), Door::Public, near, REBOUND, [403, 403, 403, 200]),
-            (public(), Door::Public, far, HERE, [403, 403, 403, 200]),
-            (bare(), Door::Public, near, HERE, [200, 404, 404, 200]),
-            (bare(), Door::Public, far, HERE, [403, 404, 404, 200]),
-            (open(), Door::Public, near, REBOUND, [200, 403, 403, 200]),
-            (open(), Door::Public, far, FORWARDED, [200, 403, 403, 200]),
-            (dev(), Door::Public, near, HERE, [200, 200, 200, 200]),
-            (dev(), Door::Public, near, REBOUND, [403, 403, 403, 200]),
-            (admin_here(), Door::Public, near, HERE, [404, 404, 404, 200]),
-            (admin_here(), Door::Admin, near, HERE, [200, 200, 200, 200]),
-            (
-                admin_here(),
-                Door::Admin,
-                near,
-                FORWARDED,
-                [200, 200, 200, 200],
-            ),
-            (
-                admin_here(),
-                Door::Admin,
-                near,
-                REBOUND,
-                [403, 403, 403, 200],
-            ),
-            (
-                admin_far(),
-                Door::Admin,
-                far,
-                FORWARDED,
-                [200, 200, 200, 200],
-            ),
-            (admin_far(), Door::Admin, far, REBOUND, [200, 200, 200, 200]),
-            (dev_admin(), Door::Admin, near, HERE, [200, 200, 200, 200]),
-            (
-                dev_admin(),
-                Door::Admin,
-                near,
-                FORWARDED,
-                [200, 200, 403, 200],
-            ),
-            (
-                dev_admin(),
-                Door::Admin,
-                near,
-                REBOUND,
-                [403, 403, 403, 200],
-            ),
+            (public(), Public, near, HERE, [200, 200, 200, 200]),
+            (public(), Public, near, PROXIED, [403, 403, 403, 200]),
+            (public(), Public, near, REBOUND, [403, 403, 403, 200]),
+            (public(), Public, far, HERE, [403, 403, 403, 200]),
+            (bare(), Public, near, HERE, [200, 404, 404, 200]),
+            (bare(), Public, far, HERE, [403, 404, 404, 200]),
+            (open(), Public, near, REBOUND, [200, 403, 403, 200]),
+            (open(), Public, far, PROXIED, [200, 403, 403, 200]),
+            (dev(), Public, near, HERE, [200, 200, 200, 200]),
+            (dev(), Public, near, REBOUND, [403, 403, 403, 200]),
+            (admin_here(), Public, near, HERE, [404, 404, 404, 200]),
+            (admin_here(), Admin, near, HERE, [200, 200, 200, 200]),
+            (admin_here(), Admin, near, PROXIED, [200, 200, 200, 200]),
+            (admin_here(), Admin, near, REBOUND, [403, 403, 403, 200]),
+            (admin_far(), Admin, far, PROXIED, [200, 200, 200, 200]),
+            (admin_far(), Admin, far, REBOUND, [200, 200, 200, 200]),
+            (dev_admin(), Admin, near, HERE, [200, 200, 200, 200]),
+            (dev_admin(), Admin, near, PROXIED, [200, 200, 403, 200]),
+            (dev_admin(), Admin, near, REBOUND, [403, 403, 403, 200]),
         ] {
             check(&pages, door, is_local, provenance, statuses);
         }

@@ -14,8 +14,8 @@ pub struct Admin {
     #[arg(long, value_name = "PORT", env = "ETHERPLY_ADMIN_PORT", hide_env_values = true, value_parser = value::port)]
     pub admin_port: Option<u16>,
 
-    /// The address of --admin-port: anyone who can reach it can read the metrics. A loopback
-    /// address has to be asked for as localhost, 127.0.0.1 or [::1] [default: 127.0.0.1]
+    /// The address of --admin-port: anyone who can reach it can read the metrics. On a loopback
+    /// address the Host of a request must be a loopback name too, such as localhost [default: 127.0.0.1]
     #[arg(long, value_name = "IP", env = "ETHERPLY_ADMIN_HOST", hide_env_values = true, value_parser = value::ip, requires = "admin_port")]
     pub admin_host: Option<IpAddr>,
 

@@ -291,8 +291,9 @@ fn previous_in(path: &Path, given: &Given) -> Result<Option<Secret>, SecretError
 
 /// 32 random bytes in hex: text, so that a file of it is one for `--jwt-secret-file`.
 fn random_secret() -> Result<Secret, SecretError> {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(SecretError::Random)?;
-    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut halves = [[0; 16]; 2];
+    getrandom::fill(halves.as_flattened_mut()).map_err(SecretError::Random)?;
+    let [high, low] = halves.map(u128::from_be_bytes);
+    let digits = format!("{high:032x}{low:032x}");
     Ok(Secret::new(digits.into_bytes()).expect("64 digits are not empty"))
 }

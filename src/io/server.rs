@@ -122,6 +122,7 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let admin_listener = admin_listener.transpose()?;
     let connections_max = connections_max(settings, shards)?;
     let directory = Arc::new(DataDirectory::open(&settings.data_dir)?);
+    warn_of_public_directory(&directory);
     secrets.keep_in(directory.path())?;
 
     let (events, inbox) = channel();
@@ -200,6 +201,15 @@ fn begin_to_serve(
         post.send(Letter::Accept);
     }
     Ok(())
+}
+
+fn warn_of_public_directory(directory: &DataDirectory) {
+    let path = directory.path().display();
+    if let Some(mode) = directory.public_mode() {
+        tracing::warn!(
+            "other users of this machine can read the data directory {path} (mode {mode:04o}): run chmod -R o-rwx {path}"
+        );
+    }
 }
 
 fn pages(settings: &Serve, dev_token: Option<String>) -> Pages {

@@ -341,6 +341,10 @@ impl<D: Disk> Compaction<D> {
         pace: &mut Pace<'_>,
     ) -> Result<(), CompactionError> {
         let disk = self.directory.disk();
+        // Without its lock, what is at these paths may be another server's by now, or a backup.
+        if !self.directory.is_lock_in_place().unwrap_or(true) {
+            return Err(CompactionError::Stopped);
+        }
         let (last, before) = self.links[group]
             .split_last()
             .expect("a group has a segment");

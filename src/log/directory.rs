@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `LOCK` | locked with flock as long as a server uses the directory, as is the directory itself; holds that server's process id |
 //! | `meta.json` | the format version, and the epoch: a random id that stands in every segment's header |
+//! | `dev-secret` | the secret of `--dev`, which this module leaves alone (`config::secrets`) |
 //! | `shard-NN/NNNNNNNNNN.aof` | the segments of each shard ([`super::segment`]) |
 //!
 //! Every folder is synced after something in it was created or renamed: a file whose name is lost is lost with its bytes.
@@ -159,6 +160,14 @@ impl DataDirectory {
             source: error.into(),
         })?;
         Self::open_on(HostDisk, path, epoch)
+    }
+
+    /// Returns the mode of the directory, if users who are neither its owner nor in its group may read or enter it. A directory
+    /// that was there keeps the mode that it had; while it is closed to them, they cannot get to the files in it either.
+    #[must_use]
+    pub fn public_mode(&self) -> Option<u32> {
+        let mode = HostDisk.mode(&self.path).ok()?;
+        (mode & 0o007 != 0).then_some(mode)
     }
 }
 

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
@@ -22,7 +22,7 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
     /// An open file of it.
     type File: DiskFile;
 
-    /// mkdir(2).
+    /// mkdir(2). Only the user of this process may enter it.
     fn create_folder(&self, path: &Path) -> io::Result<()>;
     /// Whether there is a folder of this name.
     fn is_folder(&self, path: &Path) -> bool;
@@ -34,7 +34,8 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
     fn open(&self, path: &Path) -> io::Result<Self::File>;
     /// Opens a file for reading and writing.
     fn open_writable(&self, path: &Path) -> io::Result<Self::File>;
-    /// Opens an empty file for reading and writing, in the place of one that is there.
+    /// Opens an empty file for reading and writing, in the place of one that is there. A new one is for the user of this
+    /// process alone.
     fn create(&self, path: &Path) -> io::Result<Self::File>;
     /// Whether the file that stands at `path` now is the open one.
     fn is_at(&self, path: &Path, file: &Self::File) -> io::Result<bool>;
@@ -148,11 +149,22 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HostDisk;
 
+/// What the log holds is for nobody but its server, whatever the umask is.
+const FOLDER_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+
+impl HostDisk {
+    /// Returns the permission bits of a file or folder.
+    pub fn mode(self, path: &Path) -> io::Result<u32> {
+        Ok(fs::metadata(path)?.permissions().mode() & 0o7777)
+    }
+}
+
 impl Disk for HostDisk {
     type File = File;
 
     fn create_folder(&self, path: &Path) -> io::Result<()> {
-        fs::create_dir(path)
+        fs::DirBuilder::new().mode(FOLDER_MODE).create(path)
     }
 
     fn is_folder(&self, path: &Path) -> bool {
@@ -180,7 +192,7 @@ impl Disk for HostDisk {
     fn create(&self, path: &Path) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true);
-        options.open(path)
+        options.mode(FILE_MODE).open(path)
     }
 
     fn is_at(&self, path: &Path, file: &File) -> io::Result<bool> {
@@ -224,7 +236,7 @@ impl Disk for HostDisk {
         let mut options = OpenOptions::new();
         // Not truncated: until the lock is taken, the content is the other process's.
         options.read(true).write(true).create(true).truncate(false);
-        let file = options.open(path)?;
+        let file = options.mode(FILE_MODE).open(path)?;
         Ok(if file.claim()? { Ok(file) } else { Err(file) })
     }
 

@@ -1,5 +1,6 @@
 //! The log: what an op becomes on disk, and how it comes back.
 
+pub mod beyond;
 pub mod blocks;
 pub mod census;
 pub mod chain;

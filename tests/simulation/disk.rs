@@ -191,6 +191,9 @@ impl State {
     }
 
     fn find(&mut self, path: &Path) -> io::Result<Node> {
+        if path.parent().is_none() {
+            return Ok(Node::Folder);
+        }
         let (folder, name) = split(path);
         self.folder(folder)?
             .seen

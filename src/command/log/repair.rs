@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::path::Path;
 
-use super::verify;
+use super::verify::{self, Verdict};
 use crate::command::output::{Output, Stop};
 use crate::command::progress::Bar;
 use crate::command::text;
@@ -16,7 +16,7 @@ use crate::log::repair::row::{Change, Rewritten};
 const WORKSPACES_TOLD: usize = 20;
 
 /// Plans a repair, tells it, asks, and does it.
-pub fn run(data: &Path, settings: &Settings) -> Result<(), Stop> {
+pub fn run(data: &Path, settings: &Settings) -> Result<Verdict, Stop> {
     let mut epoch = [0; 16];
     getrandom::fill(&mut epoch)?;
     let bar = Bar::new("reading the log", 0);
@@ -27,8 +27,9 @@ pub fn run(data: &Path, settings: &Settings) -> Result<(), Stop> {
     let mut output = Output::new();
     if repair.is_empty() {
         output.line("there is nothing to repair")?;
-        verify::check(data, &mut output)?;
-        return output.flush();
+        let verdict = verify::check(data, &mut output)?;
+        output.flush()?;
+        return Ok(verdict);
     }
     tell(data, &repair, &mut output)?;
     output.flush()?;
@@ -37,8 +38,9 @@ pub fn run(data: &Path, settings: &Settings) -> Result<(), Stop> {
     }
     repair.run()?;
     output.line("repaired")?;
-    verify::check(data, &mut output)?;
-    output.flush()
+    let verdict = verify::check(data, &mut output)?;
+    output.flush()?;
+    Ok(verdict)
 }
 
 fn ask(output: &mut Output) -> Result<(), Stop> {

@@ -250,8 +250,8 @@ impl Answer {
 /// The time as an IMF-fixdate (RFC 9110 section 5.6.7), which ends with the year 9999.
 fn http_date(unix_us: u64) -> HttpDate {
     const LAST_S: u64 = 253_402_300_799;
-    let unix_s = (unix_us / 1_000_000).min(LAST_S);
-    HttpDate::from(UNIX_EPOCH + Duration::from_secs(unix_s))
+    let since_epoch = Duration::from_micros(unix_us).min(Duration::from_secs(LAST_S));
+    HttpDate::from(UNIX_EPOCH + since_epoch)
 }
 
 fn reason_phrase(status: StatusCode) -> &'static str {

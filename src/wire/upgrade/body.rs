@@ -1,6 +1,7 @@
 //! Whether a request has a body, as its head says (RFC 9112 section 6.3).
 
-use super::{Answer, Head};
+use super::answer::Answer;
+use super::head::Head;
 
 /// Returns whether a body follows the head. An error is the answer to a head that does not say
 /// where its body ends: servers and proxies that read it differently could be led apart

@@ -19,15 +19,12 @@ impl<'a> Host<'a> {
     /// where it is not of that form. User information is not part of it.
     pub fn parse(value: &'a [u8]) -> Option<Self> {
         let value = str::from_utf8(value).ok()?;
-        let (host, rest) = match value.strip_prefix('[') {
-            Some(literal) => {
-                let (address, rest) = literal.split_once(']')?;
-                (Self::literal(address)?, rest)
-            }
-            None => {
-                let (name, rest) = value.split_at(value.find(':').unwrap_or(value.len()));
-                (is_reg_name(name).then_some(Self::Name(name))?, rest)
-            }
+        let (host, rest) = if let Some(literal) = value.strip_prefix('[') {
+            let (address, rest) = literal.split_once(']')?;
+            (Self::literal(address)?, rest)
+        } else {
+            let (name, rest) = value.split_at(value.find(':').unwrap_or(value.len()));
+            (is_reg_name(name).then_some(Self::Name(name))?, rest)
         };
         let port = match rest.strip_prefix(':') {
             Some(port) => port,

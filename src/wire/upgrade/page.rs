@@ -1,6 +1,7 @@
 //! Requests for pages, and what their heads say about where they come from.
 
-use super::{Head, host::Host};
+use super::head::Head;
+use super::host::Host;
 
 /// A request for a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
