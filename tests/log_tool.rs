@@ -144,7 +144,7 @@ async fn stat_tells_the_greatest_workspaces_or_all() {
     assert_eq!((greatest.len(), greatest[0].as_str()), (20, "room 24"));
     assert_eq!(told(&["stat", "--json", "--all"]).await.len(), 25);
     let table = tool_output(server.data_dir(), &["stat"]).await;
-    assert!(table.ends_with("and 5 more: --all tells them\n"), "{table}");
+    assert!(table.ends_with("and 5 more: --all lists them\n"), "{table}");
 }
 
 // ---- verify ----

@@ -86,7 +86,10 @@ pub enum DirectoryError {
         source: io::Error,
     },
     /// There is a file where the folder, or one above it, is to be.
-    #[error("data directory {path}: {} is not a folder: name another with --data-dir", .file.display())]
+    #[error(
+        "data directory {path}{} is not a folder: name another with --data-dir",
+        if file == path { String::new() } else { format!(": {}", file.display()) }
+    )]
     NotAFolder {
         /// The data directory.
         path: PathBuf,

@@ -191,7 +191,7 @@ pub fn sync(directory: &Directory, processor: &Processor) -> Option<Finding> {
         )
     } else if p50_us > SYNC_SLOW_US || p99_us > SYNC_TAIL_US {
         let why = match directory.is_rotational {
-            Some(true) => ", on a spinning disk, by its own account",
+            Some(true) => ", on a device that reports to be a spinning disk",
             _ => "",
         };
         Finding::warn(
