@@ -48,6 +48,14 @@ pub const RATE_BURST_S: u64 = 2;
 pub const PATIENCE_S: u64 = 10;
 /// and at least so many messages.
 pub const REFUSALS_MIN: u64 = 256;
+/// Frames of one client in a second for each message of `--max-ops-per-second`: fragments, and pongs that nobody asked for. Decoding a
+/// hundred of them takes about as long as an op.
+pub const FRAMES_PER_MESSAGE: u32 = 100;
+/// Frames that may come at once, however low the rate: a message in fragments of a kilobyte.
+pub const FRAMES_BURST_MIN: u64 = 1024;
+/// Frames without content that a client may send between two pings of the server, with or without a rate: empty fragments, and pongs
+/// that nobody asked for. A heartbeat each millisecond stays below that for a minute; a flood reaches it within milliseconds.
+pub const EMPTY_FRAMES_MAX: u32 = 1 << 16;
 /// Default of `--max-workspace-bytes`: far above what a page can hold, and far below what a host can.
 pub const WORKSPACE_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
 /// The greatest `--max-workspace-bytes`.

@@ -6,7 +6,7 @@ use crate::core::session::{Intake, SessionId, State};
 use crate::core::shard::Shard;
 use crate::core::window::{Chunk, ChunkPool};
 use crate::core::workspace::{Entry, Source, Verdict};
-use crate::limits::{ANSWER_BYTES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US};
+use crate::limits::{ANSWER_BYTES_MAX, EMPTY_FRAMES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US};
 use crate::log::record;
 use crate::wire::frame::{self, Event};
 use crate::wire::message::{self, Message, Op};
@@ -127,8 +127,10 @@ impl Shard {
                 Ok(step) if step.consumed == 0 => break Intake::Receiving,
                 Ok(step) => {
                     consumed += step.consumed;
-                    if let Some(event) = step.event {
-                        self.read_event(id, event, clock);
+                    let is_empty = step.is_empty_fragment();
+                    match step.event {
+                        Some(event) => self.read_event(id, event, clock),
+                        None => self.count_frame(id, is_empty, clock),
                     }
                 }
                 Err(error) => {
@@ -151,7 +153,6 @@ impl Shard {
     fn read_event(&mut self, id: SessionId, event: Event<'_>, clock: Clock) {
         let pace = match event {
             Event::Text(_) | Event::Ping(_) => self.pace(id, clock),
-            // A pong is what the server asked for.
             Event::Binary(_) | Event::Pong(_) | Event::Close(_) => Pace::Within,
         };
         if pace == Pace::Beyond {
@@ -163,11 +164,40 @@ impl Shard {
             Event::Ping(payload) => {
                 self.reply(id, payload.len() + 2, |out| frame::put_pong(out, payload));
             }
-            Event::Pong(_) => {}
+            Event::Pong(_) => self.read_pong(id, clock),
             Event::Close(code) => {
                 self.counters.closed_by_peer += 1;
                 self.close_with(id, code.map_or(NORMAL, |(code, _)| code), "", clock);
             }
+        }
+    }
+
+    /// The pong that the server asked for is free. Another one is a heartbeat (RFC 6455 section 5.5.3), and counts as a frame.
+    fn read_pong(&mut self, id: SessionId, clock: Clock) {
+        let session = &mut self.sessions[id.slot as usize];
+        if !std::mem::take(&mut session.owes_pong) {
+            self.count_frame(id, true, clock);
+        }
+    }
+
+    /// Counts a frame that is no message: a fragment of one, or a pong that nobody asked for.
+    ///
+    /// There is no end to what costs a client nothing. RFC 6455 names "a long stream of small frames that are a part of a fragmented
+    /// message" (section 10.4) among what an endpoint must protect itself from. So frames without content are bounded for everybody,
+    /// and all others by the rate, where there is one, and by the length of a message. A session that stays within these bounds
+    /// takes its turn with the others: a turn reads no more than [`MESSAGES_PER_TURN_MAX`] frames of each, whatever they are.
+    fn count_frame(&mut self, id: SessionId, is_empty: bool, clock: Clock) {
+        let session = &mut self.sessions[id.slot as usize];
+        session.empty_frames += u32::from(is_empty);
+        let is_within = match self.config.limits.ops_per_second {
+            None => true,
+            Some(per_second) => {
+                let meter = &mut self.meters[id.slot as usize];
+                meter.count_frame(per_second, clock.now_us)
+            }
+        };
+        if session.empty_frames > EMPTY_FRAMES_MAX || !is_within {
+            self.close(id, POLICY_VIOLATION, "too many frames", clock);
         }
     }
 

@@ -89,6 +89,7 @@ impl Shard {
         let session = &mut self.sessions[id.slot as usize];
         if session.next_ping_us <= clock.now_us {
             session.next_ping_us = clock.now_us + self.config.ping_interval_us;
+            (session.owes_pong, session.empty_frames) = (true, 0);
             self.reply(id, 2, frame::put_ping);
         }
     }

@@ -103,7 +103,11 @@ pub(crate) struct Session {
     pub aborted: bool,
     /// It is over; only its output is still to be taken.
     pub gone: bool,
+    /// It was sent a ping and has not answered it.
+    pub owes_pong: bool,
     pub decoder: Decoder,
+    /// Frames without content since the last ping.
+    pub empty_frames: u32,
     /// Bytes that were received and not decoded yet.
     pub unparsed: Vec<u8>,
     pub outbox: Outbox,
@@ -138,7 +142,9 @@ impl Session {
             finished: false,
             aborted: false,
             gone: false,
+            owes_pong: false,
             decoder: Decoder::new(),
+            empty_frames: 0,
             unparsed: Vec::new(),
             outbox: Outbox::default(),
             timer_tick: 0,

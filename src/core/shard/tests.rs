@@ -12,6 +12,7 @@ mod absence;
 mod counters;
 mod delivery;
 mod failures;
+mod frames;
 mod limits;
 mod looks;
 mod parts;
