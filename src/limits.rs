@@ -231,8 +231,10 @@ pub const ACCEPT_WARNING_US: u64 = 10 * SECOND_US;
 pub const DESCRIPTORS_RESERVED: u64 = 128;
 /// The same for each shard: seven for its ring, its mailbox and its segment, and those of a segment that is opened or read.
 pub const DESCRIPTORS_PER_SHARD: u64 = 10;
-/// Connections to `--admin-port`; more are dropped.
+/// Connections to `--admin-port`; of those beyond, no more become members of a workspace.
 pub const ADMIN_CONNECTIONS_MAX: usize = 32;
+/// Connections to `--admin-port` over that which are still answered instead of being dropped: those that gave way are on their way out.
+pub const ADMIN_REFUSALS_IN_FLIGHT_MAX: usize = 16;
 /// How long the longest turn of a loop is told, at least; twice as long at most.
 pub const LONGEST_TURN_WINDOW_US: u64 = 60 * SECOND_US;
 /// Connections over `--max-connections` that are still answered with 503 instead of being dropped.
@@ -324,5 +326,7 @@ const _: () = assert!(
 const _: () = assert!(REOPEN_WAIT_MIN_US < REOPEN_WAIT_MAX_US);
 const _: () = assert!(COMMIT_AGE_MIN_US < COMMIT_AGE_MAX_US);
 const _: () = assert!(ACCEPT_PAUSE_US < ACCEPT_WARNING_US);
-const _: () =
-    assert!(DESCRIPTORS_RESERVED > (REFUSALS_IN_FLIGHT_MAX + ADMIN_CONNECTIONS_MAX) as u64);
+const _: () = assert!(
+    DESCRIPTORS_RESERVED
+        > (REFUSALS_IN_FLIGHT_MAX + ADMIN_CONNECTIONS_MAX + ADMIN_REFUSALS_IN_FLIGHT_MAX) as u64
+);

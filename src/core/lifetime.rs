@@ -113,6 +113,7 @@ impl Shard {
 
     /// A session that stands in no room any more is sent what is visible, and what is queued next, and is closed then.
     pub(super) fn begin_closing(&mut self, id: SessionId, clock: Clock) {
+        self.keeps_its_place(id);
         let visible_position = self.visible_position;
         self.end_handshake(id);
         let session = &mut self.sessions[id.slot as usize];
@@ -134,6 +135,7 @@ impl Shard {
         if session.ended {
             self.abort(id);
         } else {
+            self.is_answered(id);
             self.outputs.push_back(Output::Finish(id));
         }
     }
@@ -144,6 +146,7 @@ impl Shard {
         if self.session(id).is_none_or(|session| session.gone) {
             return;
         }
+        self.keeps_its_place(id);
         self.end_handshake(id);
         let session = &mut self.sessions[id.slot as usize];
         session.state = State::Closing;

@@ -14,6 +14,7 @@ pub mod timers;
 pub mod usage;
 pub mod window;
 pub mod workspace;
+pub mod yielding;
 
 mod cut;
 mod delivery;

@@ -10,6 +10,7 @@
 //! A session knows what is in flight for it. Its slot is given back only when nothing is, and a
 //! [`SessionId`] carries a generation, so that an outcome that comes late never meets a stranger.
 
+use crate::core::contract::Door;
 use crate::core::outbox::Outbox;
 use crate::core::rest::{NEVER, Stretch};
 use crate::wire::frame::Decoder;
@@ -80,6 +81,7 @@ pub(crate) enum Intake {
 pub(crate) struct Session {
     pub generation: u32,
     pub state: State,
+    pub door: Door,
     /// A receive is in flight.
     pub receiving: bool,
     /// A send is in flight.
@@ -130,6 +132,7 @@ impl Session {
         Self {
             generation,
             state: State::Handshake,
+            door: Door::Public,
             receiving: false,
             sending: false,
             queued: false,

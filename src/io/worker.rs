@@ -21,16 +21,13 @@ use crate::core::session::SessionId;
 use crate::core::shard::Shard;
 use crate::io::background::{self, Rotation};
 use crate::io::listener::Listener;
-use crate::io::post::{
-    Connection, Door, Handoff, Letter, Mailbox, Place, Post, RebuildError, Status,
-};
+use crate::io::post::{Connection, Door, Handoff, Letter, Mailbox, Post, RebuildError, Status};
 use crate::io::ring::{Completion, Ring};
-use crate::limits::{
-    ACCEPT_PAUSE_US, ACCEPT_WARNING_US, ACCEPTS_IN_FLIGHT, ADMIN_CONNECTIONS_MAX,
-    REFUSALS_IN_FLIGHT_MAX,
-};
+use crate::limits::ABSENCE_WARNING_US;
 use crate::log::disk::HostDisk;
 use crate::log::keeper::LogKeeper;
+
+mod accepts;
 
 /// What an operation of the ring was for.
 #[derive(Debug, Clone, Copy)]
@@ -98,6 +95,8 @@ pub struct Worker {
     is_again_in_flight: bool,
     begun: Begun,
     completions: Vec<Completion<Token>>,
+    /// How long the shard was away, as far as it was logged.
+    told_absent_us: u64,
 }
 
 /// When what is measured began.
@@ -131,6 +130,7 @@ impl Worker {
             is_again_in_flight: false,
             begun: Begun::default(),
             completions: Vec::new(),
+            told_absent_us: 0,
         }
     }
 
@@ -163,6 +163,11 @@ impl Worker {
             self.perform(output, ring, clock)?;
         }
         self.stats().publish(self.shard.counters());
+        self.tell_absence();
+        for door in [Door::Public, Door::Admin] {
+            let yields = self.shard.may_give_way(door);
+            self.ties.status.set_yielding(self.number, door, yields);
+        }
         self.arm_accepts(ring, clock.now_us);
         self.arm_timer(ring, clock.now_us);
         ring.finish_turn(Token::Own);
@@ -172,6 +177,19 @@ impl Worker {
         }
         self.end_turn();
         ControlFlow::Continue(())
+    }
+
+    /// A stop of the process would otherwise be seen by its clients alone.
+    fn tell_absence(&mut self) {
+        let absent_us = self.shard.counters().absent_us;
+        let missed_us = absent_us - std::mem::replace(&mut self.told_absent_us, absent_us);
+        if missed_us >= ABSENCE_WARNING_US {
+            tracing::warn!(
+                shard = self.number,
+                "the shard was stopped, or had no core, for {:.1} s: all deadlines of clients move by that",
+                Duration::from_micros(missed_us).as_secs_f64()
+            );
+        }
     }
 
     /// One look at the clock serves all that began in the turn: it is submitted right after it.
@@ -292,6 +310,7 @@ impl Worker {
                 let id = self.shard.adopt(ticket, clock);
                 self.keep(id, handoff.arrive());
             }
+            Letter::GiveWay(door) => drop(self.give_way(door, clock)),
             Letter::Accept => self.is_accepting = true,
             Letter::Verify(verifier) => self.shard.set_verifier(verifier),
             Letter::Drain => self.drain(ring, clock),
@@ -358,43 +377,6 @@ impl Worker {
         };
         // The thread that compacts may have given up.
         let _ = self.ties.rotations.send(rotation);
-    }
-
-    fn accepted(&mut self, door: Door, outcome: io::Result<OwnedFd>, clock: Clock) {
-        match door {
-            Door::Public => self.accepts_in_flight -= 1,
-            Door::Admin => self.admin_accepts_in_flight -= 1,
-        }
-        match outcome {
-            Ok(socket) => {
-                let (place, before) = Place::take(&self.ties.status, door);
-                let connection = Connection { socket, place };
-                let connections_max = self.ties.status.connections_max;
-                let (is_over, is_dropped) = match door {
-                    Door::Public => (
-                        before >= connections_max,
-                        before >= connections_max + REFUSALS_IN_FLIGHT_MAX,
-                    ),
-                    Door::Admin => (false, before >= ADMIN_CONNECTIONS_MAX),
-                };
-                if !is_dropped {
-                    let id = self.shard.accept(is_over, clock);
-                    self.keep(id, connection);
-                }
-            }
-            Err(error) if is_exhausted(&error) => {
-                if self.next_accept_warning_us <= clock.now_us {
-                    self.next_accept_warning_us = clock.now_us + ACCEPT_WARNING_US;
-                    tracing::warn!(
-                        shard = self.number,
-                        "accepting pauses: {error}; raise the limit of open files (ulimit -n), or lower --max-connections"
-                    );
-                }
-                self.accepts_paused_until_us = Some(clock.now_us + ACCEPT_PAUSE_US);
-            }
-            // The peer has gone before it was accepted, or the server is stopping.
-            Err(_) => {}
-        }
     }
 
     fn keep(&mut self, id: SessionId, connection: Connection) {
@@ -509,28 +491,6 @@ impl Worker {
         self.ties.posts[self.number as usize].clone()
     }
 
-    fn arm_accepts(&mut self, ring: &mut Ring<Token>, now_us: u64) {
-        if self
-            .accepts_paused_until_us
-            .is_some_and(|until_us| until_us <= now_us)
-        {
-            self.accepts_paused_until_us = None;
-        }
-        if self.accepts_paused_until_us.is_some() || !self.is_accepting {
-            return;
-        }
-        while self.accepts_in_flight < ACCEPTS_IN_FLIGHT {
-            self.accepts_in_flight += 1;
-            ring.accept(self.ties.listener.as_fd(), Token::Accept(Door::Public));
-        }
-        if let Some(listener) = &self.ties.admin_listener
-            && self.admin_accepts_in_flight == 0
-        {
-            self.admin_accepts_in_flight = 1;
-            ring.accept(listener.as_fd(), Token::Accept(Door::Admin));
-        }
-    }
-
     fn arm_timer(&mut self, ring: &mut Ring<Token>, now_us: u64) {
         let wanted = [self.shard.next_deadline_us(), self.accepts_paused_until_us];
         let Some(wanted_us) = wanted.into_iter().flatten().min() else {
@@ -549,13 +509,6 @@ impl Worker {
             ring.timer(after_us, Token::Timer(wanted_us));
         }
     }
-}
-
-/// Whether an accept failed because the process or the system has no room for a connection.
-fn is_exhausted(error: &io::Error) -> bool {
-    [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM]
-        .map(Some)
-        .contains(&error.raw_os_error())
 }
 
 /// The time now; monotonic time counts from `started`.

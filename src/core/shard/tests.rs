@@ -21,6 +21,7 @@ mod rig;
 mod rules;
 mod times;
 mod waiting;
+mod yielding;
 
 use peers::{Client, Dice, Disk, Model, Told, Verdict, Write};
 
