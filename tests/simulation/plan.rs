@@ -259,4 +259,5 @@ coverage! {
     settled: 20,
     stopped: 100,
     waited: 20,
+    gave_way: 20,
 }
