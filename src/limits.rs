@@ -50,6 +50,14 @@ pub const RATE_BURST_S: u64 = 2;
 pub const PATIENCE_S: u64 = 10;
 /// and at least so many messages.
 pub const REFUSALS_MIN: u64 = 256;
+/// Frames of one client in a second for each message of `--max-ops-per-second`: fragments, and pongs that nobody asked for. Decoding a
+/// hundred of them takes about as long as an op.
+pub const FRAMES_PER_MESSAGE: u32 = 100;
+/// Frames that may come at once, however low the rate: a message in fragments of a kilobyte.
+pub const FRAMES_BURST_MIN: u64 = 1024;
+/// Frames without content that a client may send between two pings of the server, with or without a rate: empty fragments, and pongs
+/// that nobody asked for. A heartbeat each millisecond stays below that for a minute; a flood reaches it within milliseconds.
+pub const EMPTY_FRAMES_MAX: u32 = 1 << 16;
 /// Default of `--max-workspace-bytes`: far above what a page can hold, and far below what a host can.
 pub const WORKSPACE_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
 /// The greatest `--max-workspace-bytes`.
@@ -309,8 +317,10 @@ pub const ACCEPT_WARNING_US: u64 = 10 * SECOND_US;
 pub const DESCRIPTORS_RESERVED: u64 = 128;
 /// The same for each shard: seven for its ring, its mailbox and its segment, and those of a segment that is opened or read.
 pub const DESCRIPTORS_PER_SHARD: u64 = 10;
-/// Connections to `--admin-port`; more are dropped.
+/// Connections to `--admin-port`; of those beyond, no more become members of a workspace.
 pub const ADMIN_CONNECTIONS_MAX: usize = 32;
+/// Connections to `--admin-port` over that which are still answered instead of being dropped: those that gave way are on their way out.
+pub const ADMIN_REFUSALS_IN_FLIGHT_MAX: usize = 16;
 /// How long the longest turn of a loop is told, at least; twice as long at most.
 pub const LONGEST_TURN_WINDOW_US: u64 = 60 * SECOND_US;
 /// Connections over `--max-connections` that are still answered with 503 instead of being dropped.
@@ -468,5 +478,7 @@ const _: () = assert!(
 const _: () = assert!(REOPEN_WAIT_MIN_US < REOPEN_WAIT_MAX_US);
 const _: () = assert!(COMMIT_AGE_MIN_US < COMMIT_AGE_MAX_US);
 const _: () = assert!(ACCEPT_PAUSE_US < ACCEPT_WARNING_US);
-const _: () =
-    assert!(DESCRIPTORS_RESERVED > (REFUSALS_IN_FLIGHT_MAX + ADMIN_CONNECTIONS_MAX) as u64);
+const _: () = assert!(
+    DESCRIPTORS_RESERVED
+        > (REFUSALS_IN_FLIGHT_MAX + ADMIN_CONNECTIONS_MAX + ADMIN_REFUSALS_IN_FLIGHT_MAX) as u64
+);

@@ -153,6 +153,12 @@ const FAMILIES: &[Family] = &[
         series: &[("", |c| c.failures)],
     },
     Family {
+        name: "etherply_connections_gave_way_total",
+        kind: "counter",
+        help: "Connections that gave way to others, since there were as many as there may be: without a whole request (408), or with their answer.",
+        series: &[("", |c| c.gave_way)],
+    },
+    Family {
         name: "etherply_log_written_bytes_total",
         kind: "counter",
         help: "Bytes that were written to the log.",
@@ -228,6 +234,16 @@ pub fn text(status: &Status, now_us: u64) -> Vec<u8> {
                 page.sample(family.name, "", &[&shard.label, labels], number);
             }
         }
+    }
+    let name = "etherply_absent_seconds_total";
+    page.family(
+        name,
+        "counter",
+        "How long the shard was stopped, or had no core: the deadlines of its clients moved by that.",
+    );
+    for shard in &shards {
+        let absent = Value::Microseconds(shard.reading.counters.absent_us);
+        page.sample(name, "", &[&shard.label], absent);
     }
     put_codes(&mut page, &shards);
     put_histograms(&mut page, &shards);

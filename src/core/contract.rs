@@ -82,6 +82,15 @@ pub struct Limits {
     pub handshakes_per_second: Option<u32>,
 }
 
+/// Where connections come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// `--port`.
+    Public,
+    /// `--admin-port`.
+    Admin,
+}
+
 /// What the caller sees of the other shards, brought up to date before a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Surroundings {

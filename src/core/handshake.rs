@@ -55,7 +55,12 @@ impl Shard {
             return;
         };
         session.unparsed.extend_from_slice(bytes);
-        match upgrade::parse_head(&session.unparsed) {
+        let parsed = upgrade::parse_head(&session.unparsed);
+        if !matches!(parsed, Ok(None)) {
+            self.keeps_its_place(id);
+        }
+        let session = &mut self.sessions[id.slot as usize];
+        match parsed {
             Ok(None) => self.receive_queue.push(id),
             Ok(Some((head_bytes, request))) => {
                 session.unparsed.drain(..head_bytes);

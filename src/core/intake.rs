@@ -12,7 +12,8 @@ use crate::core::timers::tick_of;
 use crate::core::window::{Chunk, ChunkPool};
 use crate::core::workspace::{Entry, Source, Verdict};
 use crate::limits::{
-    MESSAGES_PER_TURN_MAX, SECOND_US, SESSION_BYTES_SPARED, SHARED_FRAME_BYTES_MIN,
+    EMPTY_FRAMES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US, SESSION_BYTES_SPARED,
+    SHARED_FRAME_BYTES_MIN,
 };
 use crate::log::record;
 use crate::wire::frame::{self, Event};
@@ -196,9 +197,13 @@ impl Shard {
                 Ok(step) if step.consumed == 0 => break Intake::Receiving,
                 Ok(step) => {
                     read.consumed += step.consumed;
-                    if let Some(event) = step.event {
-                        read.has_ended |= matches!(event, Event::Text(_) | Event::Binary(_));
-                        self.read_event(id, event, clock);
+                    let is_empty = step.is_empty_fragment();
+                    match step.event {
+                        Some(event) => {
+                            read.has_ended |= matches!(event, Event::Text(_) | Event::Binary(_));
+                            self.read_event(id, event, clock);
+                        }
+                        None => self.count_frame(id, is_empty, clock),
                     }
                 }
                 Err(error) => {
@@ -223,7 +228,6 @@ impl Shard {
     fn read_event(&mut self, id: SessionId, event: Event<'_>, clock: Clock) {
         let pace = match event {
             Event::Text(_) | Event::Ping(_) => self.pace(id, clock),
-            // A pong is what the server asked for.
             Event::Binary(_) | Event::Pong(_) | Event::Close(_) => Pace::Within,
         };
         if pace == Pace::Beyond {
@@ -235,7 +239,7 @@ impl Shard {
             Event::Ping(payload) => {
                 self.reply(id, payload.len() + 2, |out| frame::put_pong(out, payload));
             }
-            Event::Pong(_) => {}
+            Event::Pong(_) => self.read_pong(id, clock),
             Event::Close(code) => {
                 self.counters.closed_by_peer += 1;
                 if let Some(journal) = &mut self.journal {
@@ -243,6 +247,35 @@ impl Shard {
                 }
                 self.close_with(id, code.map_or(NORMAL, |(code, _)| code), "", clock);
             }
+        }
+    }
+
+    /// The pong that the server asked for is free. Another one is a heartbeat (RFC 6455 section 5.5.3), and counts as a frame.
+    fn read_pong(&mut self, id: SessionId, clock: Clock) {
+        let session = &mut self.sessions[id.slot as usize];
+        if !std::mem::take(&mut session.owes_pong) {
+            self.count_frame(id, true, clock);
+        }
+    }
+
+    /// Counts a frame that is no message: a fragment of one, or a pong that nobody asked for.
+    ///
+    /// There is no end to what costs a client nothing. RFC 6455 names "a long stream of small frames that are a part of a fragmented
+    /// message" (section 10.4) among what an endpoint must protect itself from. So frames without content are bounded for everybody,
+    /// and all others by the rate, where there is one, and by the length of a message. A session that stays within these bounds
+    /// takes its turn with the others: a turn reads no more than [`MESSAGES_PER_TURN_MAX`] frames of each, whatever they are.
+    fn count_frame(&mut self, id: SessionId, is_empty: bool, clock: Clock) {
+        let session = &mut self.sessions[id.slot as usize];
+        session.empty_frames += u32::from(is_empty);
+        let is_within = match self.config.limits.ops_per_second {
+            None => true,
+            Some(per_second) => {
+                let meter = &mut self.meters[id.slot as usize];
+                meter.count_frame(per_second, clock.now_us)
+            }
+        };
+        if session.empty_frames > EMPTY_FRAMES_MAX || !is_within {
+            self.close(id, POLICY_VIOLATION, "too many frames", clock);
         }
     }
 

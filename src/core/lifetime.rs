@@ -94,6 +94,7 @@ impl Shard {
         let session = &mut self.sessions[id.slot as usize];
         if session.next_ping_us <= clock.now_us {
             session.next_ping_us = clock.now_us + self.config.ping_interval_us;
+            (session.owes_pong, session.empty_frames) = (true, 0);
             self.reply(id, 2, frame::put_ping);
         }
     }
@@ -118,6 +119,7 @@ impl Shard {
 
     /// A session that stands in no room any more is sent what is visible, and what is queued next, and is closed then.
     pub(super) fn begin_closing(&mut self, id: SessionId, clock: Clock) {
+        self.keeps_its_place(id);
         let visible_position = self.visible_position;
         self.end_handshake(id);
         let session = &mut self.sessions[id.slot as usize];
@@ -141,6 +143,7 @@ impl Shard {
         if session.ended {
             self.abort(id);
         } else {
+            self.is_answered(id);
             self.outputs.push_back(Output::Finish(id));
         }
     }
@@ -151,6 +154,7 @@ impl Shard {
         if self.session(id).is_none_or(|session| session.gone) {
             return;
         }
+        self.keeps_its_place(id);
         self.end_handshake(id);
         let session = &mut self.sessions[id.slot as usize];
         session.state = State::Closing;

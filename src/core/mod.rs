@@ -16,6 +16,7 @@ pub mod timers;
 pub mod usage;
 pub mod window;
 pub mod workspace;
+pub mod yielding;
 
 mod budget;
 mod cut;

@@ -4,7 +4,7 @@
 //! over the limit. That is the continuous-state leaky bucket of ITU-T I.371, which needs no timer. Whole numbers alone, so nothing is
 //! lost to rounding, however often it is asked.
 
-use crate::limits::{PATIENCE_S, RATE_BURST_S, REFUSALS_MIN};
+use crate::limits::{FRAMES_BURST_MIN, FRAMES_PER_MESSAGE, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN};
 
 /// So much of a bucket is one token: what leaks in a microsecond at one in a minute is 1.
 const TOKEN: u64 = 60_000_000;
@@ -30,6 +30,15 @@ impl Rate {
         Self {
             per_minute: (count * 60).div_ceil(shares),
             burst: (count * RATE_BURST_S).div_ceil(shares),
+        }
+    }
+
+    /// The frames that a client may send which are no messages, where so many messages in a second are allowed.
+    fn of_frames(per_second: u32) -> Self {
+        let count = u64::from(per_second) * u64::from(FRAMES_PER_MESSAGE);
+        Self {
+            per_minute: count * 60,
+            burst: (count * RATE_BURST_S).max(FRAMES_BURST_MIN),
         }
     }
 
@@ -99,6 +108,7 @@ pub enum Pace {
 pub struct Meter {
     sent: Bucket,
     refused: Bucket,
+    frames: Bucket,
 }
 
 impl Meter {
@@ -113,9 +123,15 @@ impl Meter {
         }
     }
 
+    /// Counts a frame that is no message. Returns whether it is within the rate of frames.
+    pub fn count_frame(&mut self, per_second: u32, now_us: u64) -> bool {
+        self.frames.take(Rate::of_frames(per_second), now_us)
+    }
+
     /// Allows what the client may have sent in `us` during which nobody read it.
     pub fn allow_for(&mut self, per_second: u32, us: u64) {
         self.sent.allow_for(Rate::per_second(per_second), us);
+        self.frames.allow_for(Rate::of_frames(per_second), us);
     }
 }
 

@@ -12,6 +12,7 @@
 
 use smallvec::SmallVec;
 
+use crate::core::contract::Door;
 use crate::core::outbox::Outbox;
 use crate::core::rest::{NEVER, Stretch};
 use crate::core::text::Text;
@@ -69,6 +70,7 @@ pub(crate) struct Session {
     /// Its place in the order of its shard's sessions, from 1. It marks what the session wrote, which may stay for years, so it never wraps.
     pub number: u64,
     pub state: State,
+    pub door: Door,
     /// A receive is in flight.
     pub receiving: bool,
     /// A send is in flight.
@@ -96,7 +98,11 @@ pub(crate) struct Session {
     pub has_account: bool,
     /// What it was last known to hold of what is not whole yet.
     pub unfinished_bytes: u32,
+    /// It was sent a ping and has not answered it.
+    pub owes_pong: bool,
     pub decoder: Decoder,
+    /// Frames without content since the last ping.
+    pub empty_frames: u32,
     /// Bytes that were received and not decoded yet.
     pub unparsed: Vec<u8>,
     pub outbox: Outbox,
@@ -123,6 +129,7 @@ impl Session {
         Self {
             number,
             state: State::Handshake,
+            door: Door::Public,
             receiving: false,
             sending: false,
             queued: false,
@@ -137,7 +144,9 @@ impl Session {
             gone: false,
             has_account: false,
             unfinished_bytes: 0,
+            owes_pong: false,
             decoder: Decoder::new(),
+            empty_frames: 0,
             unparsed: Vec::new(),
             outbox: Outbox::default(),
             passage: None,

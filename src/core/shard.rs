@@ -33,7 +33,7 @@ use slab::Slab;
 
 use crate::core::absence::Absence;
 use crate::core::budget::SessionBudget;
-use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Ticket};
+use crate::core::contract::{Clock, Door, Input, Output, ShardConfig, Surroundings, Ticket};
 use crate::core::counters::Counters;
 use crate::core::journal::{Journal, Party};
 use crate::core::ledger::Ledger;
@@ -46,6 +46,7 @@ use crate::core::timers::Wheel;
 use crate::core::usage::{Dead, Usage};
 use crate::core::window::{Chunk, ChunkPool};
 use crate::core::workspace::Workspace;
+use crate::core::yielding::Yielding;
 use crate::limits::{
     HEAD_TIMEOUT_US, REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN,
 };
@@ -81,6 +82,8 @@ pub struct Shard {
     pub(super) handshakes_count: u64,
     /// Requests that wait for the state of the shard, by the numbers of their sessions.
     pub(super) waiting: BTreeMap<u64, (SessionId, Ticket)>,
+    /// The connections that give way when there are as many as there may be, by their door.
+    pub(super) yielding: [Yielding; 2],
     /// What each session in a room has sent lately, by slot; empty where that is not limited.
     pub(super) meters: Vec<Meter>,
     /// The requests with a token.
@@ -219,6 +222,7 @@ impl Shard {
             journal: config.has_journal.then(Box::default),
             handshakes_count: 0,
             waiting: BTreeMap::new(),
+            yielding: Default::default(),
             meters: Vec::new(),
             handshakes: Bucket::default(),
             kept_init: None,
@@ -279,10 +283,17 @@ impl Shard {
         self.surroundings = surroundings;
     }
 
-    /// Takes a fresh connection; gives the name under which its outcomes come.
+    /// Takes a fresh connection to `--port`; gives the name under which its outcomes come.
     pub fn accept(&mut self, over_limit: bool, clock: Clock) -> SessionId {
+        self.accept_at(Door::Public, over_limit, clock)
+    }
+
+    /// Takes a fresh connection; gives the name under which its outcomes come.
+    pub fn accept_at(&mut self, door: Door, over_limit: bool, clock: Clock) -> SessionId {
         let clock = self.woke(clock);
         let id = self.open_session(over_limit, HEAD_TIMEOUT_US, clock);
+        self.sessions[id.slot as usize].door = door;
+        self.is_silent(id);
         self.receive_queue.push(id);
         id
     }
@@ -349,7 +360,7 @@ impl Shard {
     }
 
     /// Reads the clock: the time of the shard, which begins a turn or goes on with it.
-    fn woke(&mut self, clock: Clock) -> Clock {
+    pub(super) fn woke(&mut self, clock: Clock) -> Clock {
         let missed = self.absence.woke(clock.now_us);
         let clock = self.absence.local(clock);
         if let Some(missed) = missed {

@@ -12,6 +12,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{SendFlags, send};
 
 use crate::admin::stats::{LogStats, ShardStats};
+pub use crate::core::contract::Door;
 use crate::core::contract::Ticket;
 use crate::core::log_space::LogSize;
 use crate::core::workspace::Workspace;
@@ -34,6 +35,8 @@ pub struct Status {
     pub recovery: Progress,
     public: Arc<Gate>,
     admin: Arc<Gate>,
+    /// By shard, of each door: whether one of its connections would give way, when its last turn ended.
+    yielding: Vec<[AtomicBool; 2]>,
     /// Of each shard.
     pub stats: Vec<ShardStats>,
     /// Of the log.
@@ -53,6 +56,7 @@ impl Status {
             recovery: Progress::default(),
             public: Arc::new(Gate::new(Door::Public)),
             admin: Arc::new(Gate::new(Door::Admin)),
+            yielding: (0..shards).map(|_| <[AtomicBool; 2]>::default()).collect(),
             stats: (0..shards).map(|_| ShardStats::default()).collect(),
             log: LogStats::default(),
             connections_max,
@@ -81,6 +85,19 @@ impl Status {
             Door::Public => &self.public,
             Door::Admin => &self.admin,
         }
+    }
+
+    /// Tells whether a shard has a connection that would give way to a new one.
+    pub fn set_yielding(&self, shard: u32, door: Door, yields: bool) {
+        self.yielding[shard as usize][door as usize].store(yields, Ordering::Relaxed);
+    }
+
+    /// A shard other than this one that has a connection which would give way: it is not told to others before its next turn.
+    #[must_use]
+    pub fn claim_yielding(&self, shard: u32, door: Door) -> Option<usize> {
+        (0..self.yielding.len())
+            .filter(|other| *other != shard as usize)
+            .find(|other| self.yielding[*other][door as usize].swap(false, Ordering::Relaxed))
     }
 
     /// Tells whether a shard can serve.
@@ -121,15 +138,6 @@ impl Progress {
         let percent = done_bytes.saturating_mul(100) / total_bytes.max(1);
         u8::try_from(percent.min(100)).expect("at most 100")
     }
-}
-
-/// Where connections come in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Door {
-    /// `--port`.
-    Public,
-    /// `--admin-port`.
-    Admin,
 }
 
 /// The connections that came in by one door.
@@ -179,6 +187,17 @@ pub struct Connection {
     pub socket: OwnedFd,
     /// Its place.
     pub place: Place,
+}
+
+impl Connection {
+    /// Sends an answer beside the ring, to a peer that was sent nothing before.
+    pub fn answer_at_once(&self, answer: &Answer) {
+        let mut bytes = Vec::new();
+        answer.encode(unix_us(), &mut bytes);
+        // So there is room in the socket; a peer that has gone needs no answer.
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let _ = send(&self.socket, &bytes, flags);
+    }
 }
 
 /// Why a shard could not be rebuilt. It is tried again.
@@ -234,12 +253,8 @@ impl Drop for Handoff {
         let Some(connection) = self.0.take() else {
             return;
         };
-        let mut bytes = Vec::new();
         let answer = Answer::unavailable("the server is stopping", RETRY_AFTER_S);
-        answer.encode(unix_us(), &mut bytes);
-        // Nothing was sent to it before, so there is room in the socket; a peer that has gone needs no answer.
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let _ = send(&connection.socket, &bytes, flags);
+        connection.answer_at_once(&answer);
     }
 }
 
@@ -252,6 +267,8 @@ fn unix_us() -> u64 {
 pub enum Letter {
     /// A connection whose workspace the receiver owns.
     Adopt(Handoff, Box<Ticket>),
+    /// Let a connection of that door give way to one that another shard has accepted.
+    GiveWay(Door),
     /// Accept connections: for a socket that waited until all shards serve.
     Accept,
     /// Check tokens with this from now on.

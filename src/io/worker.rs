@@ -23,16 +23,13 @@ use crate::io::background;
 use crate::io::compactor::{News, Rotation};
 use crate::io::listener::Listener;
 use crate::io::notes::{self, Batch};
-use crate::io::post::{
-    Connection, Door, Handoff, Letter, Mailbox, Place, Post, RebuildError, Status,
-};
+use crate::io::post::{Connection, Door, Handoff, Letter, Mailbox, Post, RebuildError, Status};
 use crate::io::ring::{Completion, Ring};
-use crate::limits::{
-    ACCEPT_PAUSE_US, ACCEPT_WARNING_US, ACCEPTS_IN_FLIGHT, ADMIN_CONNECTIONS_MAX,
-    PLACE_CHECK_COMMIT_US, PLACE_CHECK_US, REFUSALS_IN_FLIGHT_MAX,
-};
+use crate::limits::{ABSENCE_WARNING_US, PLACE_CHECK_COMMIT_US, PLACE_CHECK_US};
 use crate::log::disk::HostDisk;
 use crate::log::keeper::{KeeperError, LogKeeper};
+
+mod accepts;
 
 /// What an operation of the ring was for.
 #[derive(Debug, Clone, Copy)]
@@ -103,6 +100,8 @@ pub struct Worker {
     /// When it was last checked that the log's files are at their paths, and whether they were not.
     place_checked_us: u64,
     is_displaced: bool,
+    /// How long the shard was away, as far as it was logged.
+    told_absent_us: u64,
 }
 
 /// When what is measured began.
@@ -139,6 +138,7 @@ impl Worker {
             completions: Vec::new(),
             place_checked_us: 0,
             is_displaced: false,
+            told_absent_us: 0,
         }
     }
 
@@ -173,6 +173,11 @@ impl Worker {
         }
         self.stats().publish(self.shard.counters());
         self.stats().retried(ring.retries());
+        self.tell_absence();
+        for door in [Door::Public, Door::Admin] {
+            let yields = self.shard.may_give_way(door);
+            self.ties.status.set_yielding(self.number, door, yields);
+        }
         self.arm_accepts(ring, clock.now_us);
         self.arm_timer(ring, clock.now_us);
         ring.finish_turn(Token::Own);
@@ -182,6 +187,19 @@ impl Worker {
         }
         self.end_turn();
         ControlFlow::Continue(())
+    }
+
+    /// A stop of the process would otherwise be seen by its clients alone.
+    fn tell_absence(&mut self) {
+        let absent_us = self.shard.counters().absent_us;
+        let missed_us = absent_us - std::mem::replace(&mut self.told_absent_us, absent_us);
+        if missed_us >= ABSENCE_WARNING_US {
+            tracing::warn!(
+                shard = self.number,
+                "the shard was stopped, or had no core, for {:.1} s: all deadlines of clients move by that",
+                Duration::from_micros(missed_us).as_secs_f64()
+            );
+        }
     }
 
     /// One look at the clock serves all that began in the turn: it is submitted right after it.
@@ -332,6 +350,7 @@ impl Worker {
                 let id = self.shard.adopt(ticket, clock);
                 self.keep(id, handoff.arrive());
             }
+            Letter::GiveWay(door) => drop(self.give_way(door, clock)),
             Letter::Accept => self.is_accepting = true,
             Letter::Verify(verifier) => self.shard.set_verifier(verifier),
             Letter::Drain => self.drain(ring, clock),
@@ -409,43 +428,6 @@ impl Worker {
     /// The log cannot be written: perhaps the disk is full, and compaction can make room.
     fn tell_failure(&self) {
         let _ = self.ties.news.send(News::Failed);
-    }
-
-    fn accepted(&mut self, door: Door, outcome: io::Result<OwnedFd>, clock: Clock) {
-        match door {
-            Door::Public => self.accepts_in_flight -= 1,
-            Door::Admin => self.admin_accepts_in_flight -= 1,
-        }
-        match outcome {
-            Ok(socket) => {
-                let (place, before) = Place::take(&self.ties.status, door);
-                let connection = Connection { socket, place };
-                let connections_max = self.ties.status.connections_max;
-                let (is_over, is_dropped) = match door {
-                    Door::Public => (
-                        before >= connections_max,
-                        before >= connections_max + REFUSALS_IN_FLIGHT_MAX,
-                    ),
-                    Door::Admin => (false, before >= ADMIN_CONNECTIONS_MAX),
-                };
-                if !is_dropped {
-                    let id = self.shard.accept(is_over, clock);
-                    self.keep(id, connection);
-                }
-            }
-            Err(error) if is_exhausted(&error) => {
-                if self.next_accept_warning_us <= clock.now_us {
-                    self.next_accept_warning_us = clock.now_us + ACCEPT_WARNING_US;
-                    tracing::warn!(
-                        shard = self.number,
-                        "accepting is paused: {error}; raise the limit of open files (ulimit -n), or lower --max-connections"
-                    );
-                }
-                self.accepts_paused_until_us = Some(clock.now_us + ACCEPT_PAUSE_US);
-            }
-            // The peer has gone before it was accepted, or the server is stopping.
-            Err(_) => {}
-        }
     }
 
     fn keep(&mut self, id: SessionId, connection: Connection) {
@@ -572,28 +554,6 @@ impl Worker {
         self.ties.posts[self.number as usize].clone()
     }
 
-    fn arm_accepts(&mut self, ring: &mut Ring<Token>, now_us: u64) {
-        if self
-            .accepts_paused_until_us
-            .is_some_and(|until_us| until_us <= now_us)
-        {
-            self.accepts_paused_until_us = None;
-        }
-        if self.accepts_paused_until_us.is_some() || !self.is_accepting {
-            return;
-        }
-        while self.accepts_in_flight < ACCEPTS_IN_FLIGHT {
-            self.accepts_in_flight += 1;
-            ring.accept(self.ties.listener.as_fd(), Token::Accept(Door::Public));
-        }
-        if let Some(listener) = &self.ties.admin_listener
-            && self.admin_accepts_in_flight == 0
-        {
-            self.admin_accepts_in_flight = 1;
-            ring.accept(listener.as_fd(), Token::Accept(Door::Admin));
-        }
-    }
-
     fn arm_timer(&mut self, ring: &mut Ring<Token>, now_us: u64) {
         let has_log = self.log.is_some();
         let wanted = [
@@ -617,13 +577,6 @@ impl Worker {
             ring.timer(after_us, Token::Timer(wanted_us));
         }
     }
-}
-
-/// Whether an accept failed because the process or the system has no room for a connection.
-fn is_exhausted(error: &io::Error) -> bool {
-    [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM]
-        .map(Some)
-        .contains(&error.raw_os_error())
 }
 
 /// The time now; monotonic time counts from `started`.

@@ -316,4 +316,5 @@ coverage! {
     settled: 20,
     stopped: 100,
     waited: 20,
+    gave_way: 20,
 }

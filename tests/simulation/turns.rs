@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::sync::Once;
 
-use etherply::core::contract::{Output, Surroundings, shard_of};
+use etherply::core::contract::{Door, Output, Surroundings, shard_of};
 use etherply::core::session::SessionId;
 use etherply::core::window::Spans;
 use etherply::limits::{
@@ -150,6 +150,32 @@ impl World {
                 client.came_us += missed_us;
             }
         }
+    }
+
+    /// There are too many connections: one gives way, and no client with a token does.
+    pub fn make_room(&mut self) {
+        let Some(server) = &mut self.server else {
+            return;
+        };
+        let shard = self.dice.below(server.seats.len());
+        let seat = &mut server.seats[shard];
+        let Some(yielded) = seat.shard.give_way(Door::Public, self.clock) else {
+            return;
+        };
+        seat.is_woken = true;
+        let place = self.client_of(shard, yielded.id);
+        self.journal.note(|| format!("client {place} gives way"));
+        let client = &self.clients[place];
+        let is_over = client.code.is_some() || client.is_leaving;
+        assert!(
+            if yielded.is_silent {
+                client.sent_bytes == 0
+            } else {
+                is_over
+            },
+            "client {place} is being served, and gives way"
+        );
+        self.coverage.gave_way += 1;
     }
 
     /// No workspace has more members than it may.

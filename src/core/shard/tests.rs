@@ -13,6 +13,7 @@ mod budgets;
 mod counters;
 mod delivery;
 mod failures;
+mod frames;
 mod limits;
 mod looks;
 mod notes;
@@ -24,6 +25,7 @@ mod rules;
 mod space;
 mod times;
 mod waiting;
+mod yielding;
 
 use peers::{Client, Dice, Disk, Model, Told, Verdict, Write};
 
