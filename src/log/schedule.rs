@@ -38,6 +38,8 @@ pub struct Schedule {
     /// What the last compaction of each folder left.
     left: BTreeMap<u32, Left>,
     failure: Option<Failure>,
+    /// The last compaction had too little room on the disk: the next one works in small steps.
+    lacks_room: bool,
     is_over: bool,
 }
 
@@ -66,6 +68,7 @@ impl Schedule {
             floor_bytes,
             left: BTreeMap::new(),
             failure: None,
+            lacks_room: false,
             is_over: false,
         }
     }
@@ -117,7 +120,7 @@ impl Schedule {
                 && percent(folder.closed_bytes, self.kept_bytes(folder, all))
                     > COMPACTION_START_PERCENT
                 && self.has_grown(folder);
-            is_whole || is_over || is_short && self.has_something(folder)
+            is_whole || is_over || (is_short || self.lacks_room) && self.has_something(folder)
         };
         let due = all.iter().filter(is_due);
         due.map(|folder| folder.shard).collect()
@@ -169,6 +172,18 @@ impl Schedule {
     /// Takes that a compaction went well.
     pub fn succeeded(&mut self) {
         self.failure = None;
+        self.lacks_room = false;
+    }
+
+    /// Takes that one had too little room on the disk.
+    pub fn ran_out_of_room(&mut self) {
+        self.lacks_room = true;
+    }
+
+    /// Whether the last one had too little room: the next one is to need little, and nothing else is to take what there is.
+    #[must_use]
+    pub fn lacks_room(&self) -> bool {
+        self.lacks_room
     }
 
     /// Takes that one failed, for want of room where `free_bytes` tells how much there was. True: it is worth a warning,

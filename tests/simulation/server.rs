@@ -223,7 +223,7 @@ impl Server {
         self.schedule.looked(self.room.free_bytes().unwrap_or(0));
         self.folders = folders(disk, &self.rotations);
         let reserve_bytes = self.room.reserve_bytes(&self.folders, self.floor_bytes);
-        if let Some(bytes) = reserve_bytes {
+        if let Some(bytes) = reserve_bytes.filter(|_| !self.schedule.lacks_room()) {
             let _ = self.reserve.claim(bytes);
         }
         if self.open_segments().is_none() {

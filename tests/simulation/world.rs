@@ -364,7 +364,11 @@ impl World {
             .dice
             .below(most)
             .max(if self.dice.one_in(4) { most - 1 } else { 0 });
+        // On a small disk all values are as long as they may be, so that it is known how much is live.
+        let is_long = self.plan.disk_percent.is_some();
+        let width = if is_long { most - 1 } else { width };
         let value = match self.dice.below(3) {
+            1 if is_long => format!("\"{}{}\"", self.count, "+".repeat(width)),
             0 => format!("[{},\"{}\"]", self.count, "x".repeat(width)),
             1 => format!("{{\"n\":{}}}", self.count),
             _ => format!("\"{}{}\"", self.count, "-".repeat(width)),
