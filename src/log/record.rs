@@ -106,8 +106,8 @@
 //!
 //! A sector of the last batches that became zeros in a log that was not stopped cleanly, when no later batch tells that they
 //! were synced: it cannot be told from a torn tail, and the log is cut before it; without a word where all behind it is zeros. An altered byte there, where the batch begins or ends a
-//! byte or two from the edge of a sector and its checksum happens to have zeros up to that edge. Files or folders that vanished
-//! from the end of a log, and a last segment that lost exactly its last batches or records. An alteration of more than 32 bits in a row
+//! byte or two from the edge of a sector and its checksum happens to have zeros up to that edge. Segments that vanished
+//! from the end of a folder, but for all of them: `meta.json` tells which shards have begun ([`super::directory`]); and a last segment that lost exactly its last batches or records. An alteration of more than 32 bits in a row
 //! passes a checksum once in 2^32 times.
 //!
 //! Architecture invariant: no file, no clock, no randomness in here. Bytes from disk never panic.

@@ -234,6 +234,7 @@ coverage! {
     segments_swept: 20,
     flips_found: 50,
     flips_harmless: 5,
+    emptied_found: 20,
     flips_met_by_compaction: 5,
     handoffs: 50,
     reshards: 10,
