@@ -3,6 +3,7 @@
 pub mod background;
 pub mod buffers;
 pub mod listener;
+pub mod place;
 pub mod post;
 pub mod recovery;
 pub mod ring;

@@ -176,14 +176,14 @@ impl Chain {
     }
 
     /// Fails where a shard that has begun a log has no segment: its folder was emptied or removed. `chains` are all there are.
-    pub(super) fn check_begun<'a>(
+    pub(super) fn check_begun(
         data: &Path,
         shards_begun: u32,
-        chains: impl Iterator<Item = &'a Self> + Clone,
+        chains: &[Self],
     ) -> Result<(), RecoveryError> {
         for shard in 0..shards_begun {
             let is_there = |chain: &Self| chain.shard == shard && !chain.links.is_empty();
-            if !chains.clone().any(is_there) {
+            if !chains.iter().any(is_there) {
                 let missing = data.join(shard_folder(shard));
                 let missing = missing.join(segment::file_name(FIRST_INDEX));
                 let what =

@@ -114,35 +114,30 @@
 
 use std::ops::Range;
 
-use thiserror::Error;
-
+mod batch;
+mod fault;
 mod header;
 mod number;
+mod sectors;
 
 #[cfg(test)]
 mod tests;
 
+pub use batch::BATCH_HEADER_BYTES;
+pub use fault::{Fault, FaultKind};
 pub use header::{Compacted, FORMAT_VERSION, HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
 
-use number::{field, u16_at, u32_at, u64_at};
+pub use sectors::SECTOR_BYTES;
 
-/// The length of a batch's header, and of an empty batch.
-pub const BATCH_HEADER_BYTES: usize = 28;
+use batch::{BATCH_CRC_AT, BATCH_MAGIC, BatchHeader};
+use number::{u16_at, u32_at, u64_at};
+use sectors::misses_sector;
+
 /// The length of an op record without its three texts.
 pub const OP_HEADER_BYTES: usize = 29;
 
-/// The smallest piece of a disk that is written whole or not at all. Larger ones are multiples of it.
-pub const SECTOR_BYTES: usize = 512;
-
-const BATCH_MAGIC: [u8; 4] = *b"\xFFEPB";
-const BATCH_CRC_AT: usize = 24;
 const RECORD_CRC_BYTES: usize = 4;
 const KIND_OP: u8 = 1;
-
-const _: () = assert!(
-    BATCH_CRC_AT + 4 == BATCH_HEADER_BYTES,
-    "the crc ends the batch header"
-);
 
 /// One op as it is logged. The texts are borrowed, from a message on the way in and from a segment on the way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -239,33 +234,6 @@ pub fn seal_batch(batch: &mut [u8], salt: u32, position: u64, durable_position: 
         record_crc.copy_from_slice(&crc.to_le_bytes());
         rest = behind;
     }
-}
-
-/// The first bad byte of a segment, or rather the begin of the record or batch header that it is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("{kind}")]
-pub struct Fault {
-    /// In the file. All before it is valid.
-    pub offset: usize,
-    /// What is wrong with it.
-    pub kind: FaultKind,
-}
-
-/// What is wrong with the bytes at a [`Fault`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum FaultKind {
-    /// The file ends between two records of a batch: what the cut of a torn tail leaves.
-    #[error("the file ends inside of a batch")]
-    Cut,
-    /// No whole batch header, where one must begin.
-    #[error("there is no valid batch header")]
-    Batch,
-    /// A record that runs over its batch or the file, or whose checksum is wrong.
-    #[error("the length or the checksum of a record is wrong")]
-    Record,
-    /// The checksum is right, the content is not: this was written so, and no crash does that.
-    #[error("the checksum is right, but {0}")]
-    Content(&'static str),
 }
 
 /// Reads the ops of one segment in order: each is checked before it is given out. After the first [`Fault`] or the end it
@@ -530,19 +498,10 @@ pub fn is_interrupted(cursor: Cursor, bytes: &[u8]) -> bool {
         0 => BATCH_HEADER_BYTES,
         unread_bytes => unread_bytes,
     };
-    let Some(mut unread) = bytes.get(..unread_bytes) else {
+    let Some(unread) = bytes.get(..unread_bytes) else {
         return true;
     };
-    // The sectors are those of the file: the first part is shorter where the batch does not begin at their edge.
-    let mut part_bytes = SECTOR_BYTES - cursor.offset % SECTOR_BYTES;
-    while !unread.is_empty() {
-        let (part, rest) = unread.split_at(part_bytes.min(unread.len()));
-        if part.iter().all(|byte| *byte == 0) {
-            return true;
-        }
-        (unread, part_bytes) = (rest, SECTOR_BYTES);
-    }
-    false
+    misses_sector(cursor.offset, unread)
 }
 
 /// The offset of the first batch header that is valid at its place; `bytes` are those of the file from the offset `base` on.
@@ -580,40 +539,6 @@ fn batches(
             }
         }
     })
-}
-
-struct BatchHeader {
-    payload_bytes: u32,
-    position: u64,
-    durable_position: u64,
-}
-
-impl BatchHeader {
-    /// Writes the header and returns its checksum.
-    fn encode(&self, bytes: &mut [u8; BATCH_HEADER_BYTES], salt: u32) -> u32 {
-        bytes[0..4].copy_from_slice(&BATCH_MAGIC);
-        bytes[4..8].copy_from_slice(&self.payload_bytes.to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.position.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.durable_position.to_le_bytes());
-        let crc = crc32c::crc32c_append(salt, &bytes[..BATCH_CRC_AT]);
-        bytes[BATCH_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
-        crc
-    }
-
-    /// The header that `bytes` begin with, if its magic and its checksum are right.
-    fn decode(bytes: &[u8], salt: u32) -> Option<Self> {
-        let bytes: &[u8; BATCH_HEADER_BYTES] = bytes.first_chunk()?;
-        if field(bytes, 0) != BATCH_MAGIC
-            || u32_at(bytes, BATCH_CRC_AT) != crc32c::crc32c_append(salt, &bytes[..BATCH_CRC_AT])
-        {
-            return None;
-        }
-        Some(Self {
-            payload_bytes: u32_at(bytes, 4),
-            position: u64_at(bytes, 8),
-            durable_position: u64_at(bytes, 16),
-        })
-    }
 }
 
 fn decode_op<'a>(header: &[u8; OP_HEADER_BYTES], texts: &'a [u8]) -> Result<Op<'a>, &'static str> {

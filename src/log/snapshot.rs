@@ -69,7 +69,7 @@ impl<D: Disk> Snapshot<D> {
             let now: Vec<_> = shards()?.into_iter().map(read).collect::<Result<_, _>>()?;
             let is_same = |(folder, chain): (&Folder<D>, &Chain)| folder.is_now(chain);
             if folders.len() == now.len() && folders.iter().zip(&now).all(is_same) {
-                Chain::check_begun(data, identity.shards_begun, now.iter())?;
+                Chain::check_begun(data, identity.shards_begun, &now)?;
                 return Ok(folders);
             }
         }
