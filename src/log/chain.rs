@@ -175,7 +175,8 @@ impl Chain {
         }
     }
 
-    /// Fails where a shard that has begun a log has no segment: its folder was emptied or removed. `chains` are all there are.
+    /// Fails where a shard that has begun a log has no segment: its folder was emptied or removed.
+    /// `chains` are all there are.
     pub(super) fn check_begun(
         data: &Path,
         shards_begun: u32,

@@ -50,16 +50,18 @@ pub struct DataDirectory<D: Disk = HostDisk> {
 pub struct Identity {
     /// The random id.
     pub epoch: [u8; 16],
-    /// Each shard below this number has had a segment, and no server removes the last one of a folder. Servers before this one
-    /// did not write it; 0 is what they leave.
+    /// Each shard below this number has had a segment, and no server removes the last one of a
+    /// folder. Servers before this one did not write it; 0 is what they leave.
     pub shards_begun: u32,
 }
 
-/// The locks of a data directory, held as long as the value lives: closing the files gives them back, in a crash too.
+/// The locks of a data directory, held as long as the value lives: closing the files gives them
+/// back, in a crash too.
 #[derive(Debug)]
 pub struct Lock<F> {
-    /// `LOCK` alone does not do: it can be deleted under a server, and the next one locks a new file of that name. The folder alone
-    /// does not do either: servers before this one did not lock it, and some file systems cannot.
+    /// `LOCK` alone does not do: it can be deleted under a server, and the next one locks a new
+    /// file of that name. The folder alone does not do either: servers before this one did not lock
+    /// it, and some file systems cannot.
     _folder: F,
     file: F,
     path: PathBuf,
@@ -167,8 +169,9 @@ impl DataDirectory {
         Self::open_on(HostDisk, path, epoch)
     }
 
-    /// Returns the mode of the directory, if users who are neither its owner nor in its group may read or enter it. A directory
-    /// that was there keeps the mode that it had; while it is closed to them, they cannot get to the files in it either.
+    /// Returns the mode of the directory, if users who are neither its owner nor in its group may
+    /// read or enter it. A directory that was there keeps the mode that it had; while it is closed
+    /// to them, they cannot get to the files in it either.
     #[must_use]
     pub fn public_mode(&self) -> Option<u32> {
         let mode = HostDisk.mode(&self.path).ok()?;
@@ -233,7 +236,8 @@ impl<D: Disk> DataDirectory<D> {
         self.lock.file.is_linked()
     }
 
-    /// Whether what is at the path of `LOCK` is the locked file. If not, it or the whole directory was deleted, moved or replaced.
+    /// Whether what is at the path of `LOCK` is the locked file. If not, it or the whole directory
+    /// was deleted, moved or replaced.
     pub fn is_lock_in_place(&self) -> io::Result<bool> {
         self.disk.is_at(&self.lock.path, &self.lock.file)
     }
@@ -262,8 +266,8 @@ impl<D: Disk> DataDirectory<D> {
         self.identity
     }
 
-    /// Notes in `meta.json` which shards have begun a log, so that a folder that is emptied or removed is missed. To be called
-    /// when the first `shards` have a segment that is on disk.
+    /// Notes in `meta.json` which shards have begun a log, so that a folder that is emptied or
+    /// removed is missed. To be called when the first `shards` have a segment that is on disk.
     pub fn note_shards(&self, shards: u32) -> io::Result<()> {
         if shards <= self.identity.shards_begun {
             return Ok(());
@@ -341,8 +345,8 @@ pub fn identity<D: Disk>(disk: &D, path: &Path) -> Result<Identity, DirectoryErr
     read_meta(disk, path)?.ok_or_else(missing)
 }
 
-/// Locks a directory whose log may be damaged, and reads what `meta.json` says; None where that is damaged, too.
-/// The lock is held as long as the file is open.
+/// Locks a directory whose log may be damaged, and reads what `meta.json` says; None where that is
+/// damaged, too. The lock is held as long as the file is open.
 pub fn lock_damaged<D: Disk>(
     disk: &D,
     path: &Path,
@@ -392,8 +396,8 @@ fn not_created<D: Disk>(disk: &D, path: &Path, source: io::Error) -> DirectoryEr
     }
 }
 
-/// Returns the name of something in a folder without a log that no server has put there. Hidden names, and that of the folder
-/// with which a file system begins, are nobody's.
+/// Returns the name of something in a folder without a log that no server has put there. Hidden
+/// names, and that of the folder with which a file system begins, are nobody's.
 fn foreign<D: Disk>(disk: &D, path: &Path) -> Option<String> {
     // Where the folder cannot be looked into, what follows says so.
     if disk.exists(&path.join(META)).unwrap_or(true) {

@@ -45,11 +45,13 @@
 //! # Assumptions about the disk
 //!
 //! 1. What was written before an `fdatasync` that returned success, or by a write with `RWF_DSYNC`, is on disk, with the file's length, and stays.
-//! 2. Of what was written since, a power cut leaves any subset of the sectors of [`SECTOR_BYTES`]. A sector is written whole or
-//!    not at all: disks promise that for their own sectors, which are no smaller (NVMe: "Atomic Write Unit Power Fail"), and
-//!    answer a read of one that broke with an error. A sector that was not written holds what it held before, and behind that
-//!    zeros, or it lies behind the file's end. A file system that shows blocks of other files there (ext4 with
-//!    `data=writeback`) breaks this: then a start calls damage what is a torn tail, and a repair cuts it off.
+//! 2. Of what was written since, a power cut leaves any subset of the sectors of [`SECTOR_BYTES`].
+//!    A sector is written whole or not at all: disks promise that for their own sectors, which are
+//!    no smaller (NVMe: "Atomic Write Unit Power Fail"), and answer a read of one that broke with
+//!    an error. A sector that was not written holds what it held before, and behind that zeros, or
+//!    it lies behind the file's end. A file system that shows blocks of other files there (ext4
+//!    with `data=writeback`) breaks this: then a start calls damage what is a torn tail, and a
+//!    repair cuts it off.
 //! 3. A write does not harm the bytes beside it, in the same sector neither: what is written there again is what was there. Where a disk breaks this, the damage is
 //!    found as below, and nothing altered is served.
 //! 4. A rename followed by an `fsync` of the folder that returned success is whole and stays. Before that, a crash may undo
@@ -62,8 +64,9 @@
 //! writes and syncs an empty batch, which *seals* what is before it.
 //!
 //! - **Between commits.** All batches are whole. Nothing is cut.
-//! - **In a write or before its sync, the process killed.** The kernel has a prefix of the last batch, and the file ends with it;
-//!   where it was filled ahead, any subset of the sectors, as in a power cut.
+//! - **In a write or before its sync, the process killed.** The kernel has a prefix of the last
+//!   batch, and the file ends with it; where it was filled ahead, any subset of the sectors, as in
+//!   a power cut.
 //! - **The same, the power cut.** Any subset of the sectors of the unsynced batches is there: whole records may lie behind
 //!   bad ones, even whole batches, where several were written without a sync (`--durability interval` or `none`).
 //! - **In the cut that follows.** Either length of the file; the start after it does it again.
@@ -84,14 +87,18 @@
 //! offset and whose durable position is over `p`, then bytes that were on disk were lost or altered, and that is
 //! **damage** ([`damage_behind`]).
 //!
-//! The last batch has no header behind it that vouches for it, and often is one that everybody was shown. But a write that was
-//! interrupted *misses* something: the batch that holds the first bad byte was handed over in one piece, all of it was to be
-//! there, and where a byte of it is not as it was written, its sector is not. So, by assumption 2, the file ends within the
-//! batch, or one sector's part of the batch is all zeros. Records have no such stretch of zeros in them: their texts are JSON
-//! and names, in which no byte is zero. If neither is so ([`is_interrupted`]), a write was whole and has been altered since,
-//! and that is **damage** too. Of a bad batch header nobody knows how long the batch is, so only the header itself is looked at.
+//! The last batch has no header behind it that vouches for it, and often is one that everybody was
+//! shown. But a write that was interrupted *misses* something: the batch that holds the first bad
+//! byte was handed over in one piece, all of it was to be there, and where a byte of it is not as
+//! it was written, its sector is not. So, by assumption 2, the file ends within the batch, or one
+//! sector's part of the batch is all zeros. Records have no such stretch of zeros in them: only in
+//! a key can a byte be zero (U+0000), and a value of JSON follows each key. If neither is so
+//! ([`is_interrupted`]), a write was whole and has been altered since, and that is **damage** too.
+//! Of a bad batch header nobody knows how long the batch is, so only the header is looked at.
 //!
-//! Else it is a **torn tail**, and it is cut off. Nothing proves that what is behind `p` was ever promised to anybody. What is valid before `p` is kept, be it a part of a batch: each op stands for itself.
+//! Else it is a **torn tail**, and it is cut off. Nothing proves that what is behind `p` was ever
+//! promised to anybody. What is valid before `p` is kept, be it a part of a batch: each op stands
+//! for itself.
 //!
 //! A crash never takes such a header for a proof by mistake: the headers of unsynced batches were written before the sync
 //! that would move the durable position past the unsynced part, so theirs is at or below its begin, and so at or below `p`.
@@ -104,11 +111,14 @@
 //!
 //! # What is not found
 //!
-//! A sector of the last batches that became zeros in a log that was not stopped cleanly, when no later batch tells that they
-//! were synced: it cannot be told from a torn tail, and the log is cut before it; without a word where all behind it is zeros. An altered byte there, where the batch begins or ends a
-//! byte or two from the edge of a sector and its checksum happens to have zeros up to that edge. Segments that vanished
-//! from the end of a folder, but for all of them: `meta.json` tells which shards have begun ([`super::directory`]); and a last segment that lost exactly its last batches or records. An alteration of more than 32 bits in a row
-//! passes a checksum once in 2^32 times.
+//! A sector of the last batches that became zeros in a log that was not stopped cleanly, when no
+//! later batch tells that they were synced: it cannot be told from a torn tail, and the log is cut
+//! before it; without a word where all behind it is zeros. An altered byte there, where the batch
+//! begins or ends a byte or two from the edge of a sector and its checksum happens to have zeros up
+//! to that edge, or in the batch of a key with hundreds of U+0000. Segments that vanished from the end of a folder, but for all of them: `meta.json`
+//! tells which shards have begun ([`super::directory`]); and a last segment that lost exactly its
+//! last batches or records. An alteration of more than 32 bits in a row passes a checksum once in
+//! 2^32 times.
 //!
 //! Architecture invariant: no file, no clock, no randomness in here. Bytes from disk never panic.
 
@@ -490,8 +500,9 @@ pub fn damage_behind(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) 
         .map(|(offset, _)| offset)
 }
 
-/// Whether a write that was interrupted can have left what stands at `cursor`, where reading has met a fault: the file ends
-/// before the batch does, or one sector's part of the batch is all zeros. `bytes` are those of the file from the cursor on.
+/// Whether a write that was interrupted can have left what stands at `cursor`, where reading has
+/// met a fault: the file ends before the batch does, or one sector's part of the batch is all
+/// zeros. `bytes` are those of the file from the cursor on.
 #[must_use]
 pub fn is_interrupted(cursor: Cursor, bytes: &[u8]) -> bool {
     let unread_bytes = match cursor.batch_end - cursor.offset {

@@ -312,7 +312,8 @@ impl World {
         }
     }
 
-    /// Somebody empties or removes the folder of a shard, on a copy: that is found, if the shard is known to have begun.
+    /// Somebody empties or removes the folder of a shard, on a copy: that is found, if the shard is
+    /// known to have begun.
     fn try_emptied(&mut self, clean: &SimDisk, dice: &mut Dice) {
         let Ok(directory) = DataDirectory::open_existing(clean.fork(), PathBuf::from(DATA)) else {
             return;

@@ -2,7 +2,8 @@
 
 use thiserror::Error;
 
-/// The first bad byte of a segment, or rather the begin of the record or batch header that it is in.
+/// The first bad byte of a segment, or rather the begin of the record or batch header that it is
+/// in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("{kind}")]
 pub struct Fault {

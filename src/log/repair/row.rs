@@ -119,8 +119,8 @@ impl<'a, D: Disk> Planner<'a, D> {
         }
     }
 
-    /// Plans; `candidates` are in order. A shard that has begun gets a segment without ops where it has none left.
-    /// `progress` is told the length of each segment that has been read.
+    /// Plans; `candidates` are in order. A shard that has begun gets a segment without ops where it
+    /// has none left. `progress` is told the length of each segment that has been read.
     pub fn plan(
         mut self,
         candidates: Vec<Candidate>,

@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// A segment whose last batch begins `before_bytes` behind the header and has a long record between two short ones, filled
-/// ahead with zeros.
+/// A segment whose last batch begins `before_bytes` behind the header and has a long record between
+/// two short ones, filled ahead with zeros.
 fn filled_sample(before_bytes: usize) -> Built {
     let before = op(1, &"b".repeat(before_bytes));
     let last = [op(2, "true"), op(3, &"v".repeat(1300)), op(4, "0")];
@@ -17,7 +17,8 @@ fn a_flipped_bit_in_a_last_batch_is_damage_wherever_the_sectors_begin() {
     for before_bytes in 0..SECTOR_BYTES {
         let built = filled_sample(before_bytes);
         let (start, end) = (built.batch_starts[1], built.ends.last().copied().unwrap());
-        // The edges of sectors in the batch, where a checksum may happen to be zeros up to the edge.
+        // The edges of sectors in the batch, where a checksum may happen to be zeros up to the
+        // edge.
         let is_unlucky = (start..end)
             .filter(|at| at.is_multiple_of(SECTOR_BYTES))
             .any(|edge| {
