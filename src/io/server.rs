@@ -194,6 +194,12 @@ fn begin_to_serve(
             serves,
         })));
     }
+    let shards = u32::try_from(posts.len()).expect("SHARDS_MAX fits");
+    let noted = directory.note_shards(shards);
+    noted.map_err(|source| ServeError::Segment {
+        path: directory.path().to_owned(),
+        source,
+    })?;
     drop(serves);
     // Ends when each has told it, or has ended: then that is told next.
     serving.iter().for_each(drop);

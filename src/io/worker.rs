@@ -23,11 +23,12 @@ use crate::io::background;
 use crate::io::compactor::{News, Rotation};
 use crate::io::listener::Listener;
 use crate::io::notes::{self, Batch};
+use crate::io::place::PlaceWatch;
 use crate::io::post::{Connection, Door, Handoff, Letter, Mailbox, Post, RebuildError, Status};
 use crate::io::ring::{Completion, Ring};
-use crate::limits::{ABSENCE_WARNING_US, PLACE_CHECK_COMMIT_US, PLACE_CHECK_US};
+use crate::limits::ABSENCE_WARNING_US;
 use crate::log::disk::HostDisk;
-use crate::log::keeper::{KeeperError, LogKeeper};
+use crate::log::keeper::LogKeeper;
 
 mod accepts;
 
@@ -97,9 +98,7 @@ pub struct Worker {
     is_again_in_flight: bool,
     begun: Begun,
     completions: Vec<Completion<Token>>,
-    /// When it was last checked that the log's files are at their paths, and whether they were not.
-    place_checked_us: u64,
-    is_displaced: bool,
+    place: PlaceWatch,
     /// How long the shard was away, as far as it was logged.
     told_absent_us: u64,
 }
@@ -136,8 +135,7 @@ impl Worker {
             is_again_in_flight: false,
             begun: Begun::default(),
             completions: Vec::new(),
-            place_checked_us: 0,
-            is_displaced: false,
+            place: PlaceWatch::default(),
             told_absent_us: 0,
         }
     }
@@ -302,35 +300,15 @@ impl Worker {
     /// fdatasync for each batch, ops would long go on otherwise.
     fn kept<T>(&mut self, outcome: io::Result<T>, clock: Clock) -> Result<T, RebuildError> {
         let outcome = outcome?;
-        self.log().check_linked()?;
-        if self.is_place_check_due(PLACE_CHECK_COMMIT_US, clock) {
-            self.check_place(clock)?;
-        }
+        self.place.committed(self.log.as_ref(), clock.now_us)?;
         Ok(outcome)
     }
 
-    /// Notices that the data directory was moved or replaced while nothing is written, too.
     fn watch_place(&mut self, clock: Clock) {
-        if self.log.is_none() || !self.is_place_check_due(PLACE_CHECK_US, clock) {
-            return;
-        }
-        let was_displaced = self.is_displaced;
-        let outcome = self.check_place(clock);
-        if outcome.is_err() && !was_displaced {
-            self.told("data directory", outcome);
+        if let Some(error) = self.place.tick(self.log.as_ref(), clock.now_us) {
+            self.told("data directory", Err::<(), _>(error));
             self.shard.handle(Input::LogDisplaced, clock);
         }
-    }
-
-    fn is_place_check_due(&self, interval_us: u64, clock: Clock) -> bool {
-        clock.now_us >= self.place_checked_us + interval_us
-    }
-
-    fn check_place(&mut self, clock: Clock) -> Result<(), KeeperError> {
-        self.place_checked_us = clock.now_us;
-        let outcome = self.log().check_place();
-        self.is_displaced = outcome.is_err();
-        outcome
     }
 
     fn told<T>(&self, what: &str, outcome: Result<T, impl std::fmt::Display>) -> Option<T> {
@@ -368,7 +346,7 @@ impl Worker {
                 let rebuilt = outcome
                     .ok()
                     .map(|(segment, workspaces)| (self.log().replace(segment), workspaces));
-                self.is_displaced &= rebuilt.is_none();
+                self.place.rebuilt(rebuilt.is_some());
                 self.shard.handle(Input::Rebuilt(rebuilt), clock);
                 self.tell_rotation();
             }
@@ -555,11 +533,10 @@ impl Worker {
     }
 
     fn arm_timer(&mut self, ring: &mut Ring<Token>, now_us: u64) {
-        let has_log = self.log.is_some();
         let wanted = [
             self.shard.next_deadline_us(),
             self.accepts_paused_until_us,
-            has_log.then_some(self.place_checked_us + PLACE_CHECK_US),
+            self.log.as_ref().map(|_| self.place.next_us()),
         ];
         let Some(wanted_us) = wanted.into_iter().flatten().min() else {
             return;

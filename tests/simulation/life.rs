@@ -87,6 +87,15 @@ impl World {
                         return self.end_process("a segment cannot be created");
                     }
                 };
+                if dealt.iter().all(Option::is_none) {
+                    let noted = server.directory.note_shards(self.shards);
+                    if self.disk.is_dead() {
+                        return;
+                    }
+                    if noted.is_err() {
+                        return self.end_process("its shards cannot be noted");
+                    }
+                }
                 let seat = &mut server.seats[shard];
                 let segment = seat.log.insert(log).open_segment();
                 seat.shard

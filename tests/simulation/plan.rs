@@ -74,7 +74,8 @@ impl Plan {
         use Durability::{Always, Interval, None};
         let mut dice = Dice::new(seed, 1);
         let durability = dice.pick(&[Always, Always, Always, Always, Interval, None]);
-        // Long messages are in two of twelve, so that a share of a hundred seeds meets what only they bring.
+        // Long messages are in two of twelve, so that a share of a hundred seeds meets what only
+        // they bring.
         let kind =
             [0, 1, 2, 3, 4, 5, 6, 0, 8, 9, 10, 11][usize::try_from(seed % 12).expect("below 12")];
         let plan = Self {
@@ -288,6 +289,7 @@ coverage! {
     reserves_used: 1,
     flips_found: 50,
     flips_harmless: 5,
+    emptied_found: 20,
     flips_met_by_compaction: 5,
     handoffs: 50,
     reshards: 10,

@@ -282,7 +282,8 @@ impl World {
                 let rebuild = log.rebuild(end);
                 let is_sync_lost = self.disk.state().met.failed_syncs > failed_syncs;
                 let seat = self.seat(shard);
-                // The first try decides. What it has kept stays, whatever becomes of those that follow.
+                // The first try decides. What it has kept stays, whatever becomes of those that
+                // follow.
                 seat.is_sync_lost |= is_sync_lost && !seat.is_end_known;
                 seat.is_end_known |= rebuild.is_ok();
                 let errand = Errand::Rebuild(rebuild);
