@@ -34,6 +34,9 @@ pub(super) struct Held {
     pub own_bytes: usize,
     /// What others may hold, too.
     pub shared_bytes: usize,
+    /// What of it is memory taken ahead: it counts, but a message that grows does not weigh more
+    /// for it than one that has stopped.
+    pub spare_bytes: usize,
     /// Its connection was shut down: it comes back by itself.
     pub is_returning: bool,
 }
@@ -56,7 +59,8 @@ impl Held {
     }
 
     fn class(self) -> usize {
-        (usize::BITS - self.weight().leading_zeros()) as usize
+        let weight = self.weight() - self.spare_bytes;
+        (usize::BITS - weight.leading_zeros()) as usize
     }
 
     fn is_listed(self) -> bool {
@@ -77,6 +81,7 @@ impl Account {
         held: Held {
             own_bytes: 0,
             shared_bytes: 0,
+            spare_bytes: 0,
             is_returning: false,
         },
         older: NONE,
@@ -318,7 +323,7 @@ mod tests {
         let mut held = Held {
             own_bytes: 100,
             shared_bytes: 30_000,
-            is_returning: false,
+            ..Held::default()
         };
         for slot in 0..3 {
             budget.weigh(slot, held);
@@ -360,7 +365,7 @@ mod tests {
                 let held = match kind {
                     0 => own(bytes),
                     1 => Held { shared_bytes: bytes, is_returning, ..Held::default() },
-                    _ => Held { own_bytes: bytes, shared_bytes: bytes / 3, is_returning },
+                    _ => Held { own_bytes: bytes, shared_bytes: bytes / 3, spare_bytes: bytes / 2, is_returning },
                 };
                 let (before, since) = model[slot as usize];
                 let stays = before.class() == held.class() && before.is_listed() == held.is_listed();

@@ -151,11 +151,17 @@ impl Session {
         u32::try_from(self.number & u64::from(u32::MAX)).expect("masked")
     }
 
-    /// The memory of what came in and is no whole message or head yet. A short list counts as what is in it: its memory is at most
-    /// as much again as any session is spared.
-    pub fn unfinished(&self) -> usize {
+    /// The memory of what came in and is no whole message or head yet, and what of it is not filled. A short list counts as what is
+    /// in it: its memory is at most as much again as any session is spared.
+    pub fn unfinished(&self) -> (usize, usize) {
         let (bytes, capacity) = self.decoder.held_bytes();
-        counted(self.unparsed.len(), self.unparsed.capacity()) + counted(bytes, capacity)
+        let lists = [
+            (self.unparsed.len(), self.unparsed.capacity()),
+            (bytes, capacity),
+        ];
+        let counted = lists.map(|(bytes, capacity)| counted(bytes, capacity));
+        let all: usize = counted.iter().sum();
+        (all, all - self.unparsed.len() - bytes)
     }
 
     /// When the message that is not whole yet must be.

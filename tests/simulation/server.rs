@@ -74,6 +74,8 @@ pub struct Seat {
     pub handed: Vec<(usize, usize)>,
     /// Sends that were cut short since the last turn, each of which is another send.
     pub cut_sends: usize,
+    /// Sessions that it gave up, as far as they were counted.
+    pub given_up: u64,
 }
 
 /// How far a process is with its start.
@@ -131,6 +133,7 @@ impl Server {
             is_sync_lost: false,
             handed: Vec::new(),
             cut_sends: 0,
+            given_up: 0,
         };
         Ok(Self {
             directory: Arc::new(directory),

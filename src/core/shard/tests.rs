@@ -15,7 +15,6 @@ mod failures;
 mod limits;
 mod looks;
 mod parts;
-mod passages;
 mod peers;
 mod rig;
 mod rules;

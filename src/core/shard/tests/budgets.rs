@@ -5,6 +5,8 @@ use crate::core::session::State;
 use crate::core::window::spans_bytes;
 use crate::limits::{MESSAGE_BYTES_DEFAULT, PRESENCE_NAMES_MAX, SECOND_US, SESSION_BYTES_SPARED};
 
+mod passages;
+
 const TEXT: u8 = 1;
 
 /// A frame of a client without its last `missing` bytes, or a fragment whose end is still to come.

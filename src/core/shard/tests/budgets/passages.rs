@@ -1,7 +1,7 @@
 //! States on their way where the budget for them is full: who is given up, and who gets in.
 
-use super::rig::{Rig, head, look};
 use crate::core::session::State;
+use crate::core::shard::tests::rig::{Rig, head, look};
 use crate::limits::{SNAPSHOT_PATIENCE_US, SNAPSHOT_SMALL_BYTES};
 
 fn is_open(rig: &mut Rig, place: usize) -> bool {
