@@ -1,5 +1,5 @@
-//! What clients can make the server hold: unfinished messages, answers and states that nobody reads. Each has a bound, and
-//! clients that read do not notice.
+//! What clients can make the server hold: unfinished messages, answers and states that nobody
+//! reads. Each has a bound, and clients that read do not notice.
 
 mod support;
 
@@ -155,7 +155,8 @@ async fn corrections_and_presence_are_shared_by_all_who_are_sent_them() {
 
 #[tokio::test]
 async fn states_that_nobody_reads_do_not_lock_out_another_workspace() {
-    // Five of the large states, or four and the reserve, and some of the small ones fill the budget.
+    // Five of the large states, or four and the reserve, and some of the small ones fill the
+    // budget.
     const KEYS: usize = 53;
     const ROUNDS: usize = 6;
     let server = one_shard().await;

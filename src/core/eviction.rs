@@ -1,8 +1,8 @@
 //! Who is given up when a budget is full: the heaviest session, or the states that nobody takes.
 //!
-//! Memory is to be free at once. What waits is dropped; what is on its way is the kernel's until its
-//! send ends, so that connection is shut down, which ends the send. A client that is in the middle of
-//! a frame then has no use for a close frame; all others are told 1013.
+//! Memory is to be free at once. What waits is dropped; what is on its way is the kernel's until
+//! its send ends, so that connection is shut down, which ends the send. A client that is in the
+//! middle of a frame then has no use for a close frame; all others are told 1013.
 
 use std::rc::Rc;
 
@@ -108,8 +108,9 @@ impl Shard {
 
     // ---- states ----
 
-    /// Makes room for a state of so many bytes, so that all take no more than `most_bytes`: gives up those
-    /// that nobody takes at their pace, the slowest first. None of them if that were not enough.
+    /// Makes room for a state of so many bytes, so that all take no more than `most_bytes`: gives
+    /// up those that nobody takes at their pace, the slowest first. None of them if that were not
+    /// enough.
     pub(super) fn give_up_states(&mut self, bytes: usize, most_bytes: usize, clock: Clock) {
         if clock.now_us < self.next_search_us {
             return;

@@ -1,4 +1,5 @@
-//! What a shard holds for single sessions: each bound met, who is given up, and who does not notice.
+//! What a shard holds for single sessions: each bound met, who is given up, and who does not
+//! notice.
 
 use super::rig::{Rig, frame, head, look, op, pong};
 use crate::core::session::State;

@@ -8,7 +8,8 @@ fn is_open(rig: &mut Rig, place: usize) -> bool {
     !rig.peers[place].client.closed && matches!(rig.session(place).state, State::Open { .. })
 }
 
-/// A rig with rooms `r0`, `r1`, … each with a state of some 100 KB, and a budget for so many of them.
+/// A rig with rooms `r0`, `r1`, … each with a state of some 100 KB, and a budget for so many of
+/// them.
 fn rooms(count: usize, budget: f64) -> Rig {
     #[expect(
         clippy::cast_possible_truncation,
