@@ -123,7 +123,7 @@ impl Plan {
                 ]),
                 snapshot_bytes_max: Dice::new(seed, 7).pick(&[SNAPSHOT_BYTES_MAX, 1_500_000]),
                 value_bytes: 330_000,
-                large_one_in: 3,
+                large_one_in: 2,
                 segment_bytes_min: 50_000,
                 segment_bytes_max: 1 << 20,
                 ..plan
