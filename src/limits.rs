@@ -197,18 +197,21 @@ pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
 pub const OWN_STRETCHES_MAX: usize = 1024;
 /// Messages of one session that one turn handles.
 pub const MESSAGES_PER_TURN_MAX: usize = 256;
-/// What a shard may hold for single sessions: messages and heads that are not whole yet, and answers until their last byte is sent; what
-/// several are sent counts once. It is a quarter of what states may take, as much as 64 messages of the greatest length that the default allows, and far
-/// more than a shard holds whose clients read. Over it the heaviest session is given up.
+/// What a shard may hold for single sessions: messages and heads that are not whole yet, and
+/// answers until their last byte is sent; what several are sent counts once. It is a quarter of
+/// what states may take, as much as 64 messages of the greatest length that the default allows, and
+/// far more than a shard holds whose clients read. Over it the heaviest session is given up.
 pub const SESSION_BUDGET_BYTES: usize = 64 * 1024 * 1024;
-/// But it is never less than so many times `--max-message-bytes`: a message that grows may have twice the memory of its bytes, and one beside
-/// it must not close it.
+/// But it is never less than so many times `--max-message-bytes`: a message that grows may have
+/// twice the memory of its bytes, and one beside it must not close it.
 pub const SESSION_BUDGET_MESSAGES: usize = 4;
 /// What each session may hold without being counted. One that holds no more is never given up.
 pub const SESSION_BYTES_SPARED: usize = 4 * 1024;
-/// The frame of an op that is at least this long is encoded once for all who are corrected with it, or have fallen behind.
+/// The frame of an op that is at least this long is encoded once for all who are corrected with it,
+/// or have fallen behind.
 pub const SHARED_FRAME_BYTES_MIN: usize = SESSION_BYTES_SPARED;
-/// Names in an answer about presence, the first ones in their order; the answer tells how many there are.
+/// Names in an answer about presence, the first ones in their order; the answer tells how many
+/// there are.
 pub const PRESENCE_NAMES_MAX: usize = 1000;
 /// A new chunk of outgoing bytes has at least this capacity.
 pub const CHUNK_BYTES_MIN: usize = 256;
@@ -225,7 +228,8 @@ pub const SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub const SNAPSHOT_RESERVE_SHARE: usize = 8;
 /// for those that are no longer.
 pub const SNAPSHOT_SMALL_BYTES: usize = INIT_BYTES_KEPT_MAX;
-/// Where the budget is full, a state has to be taken within this time, by one of those who are sent it at least:
+/// Where the budget is full, a state has to be taken within this time, by one of those who are sent
+/// it at least:
 pub const SNAPSHOT_PASSAGE_US: u64 = 60 * SECOND_US;
 /// one that is this far behind that pace makes room for others.
 pub const SNAPSHOT_PATIENCE_US: u64 = 2 * SECOND_US;
@@ -254,8 +258,9 @@ pub const PING_INTERVAL_MS_DEFAULT: u64 = 25_000;
 pub const STALL_TIMEOUT_US: u64 = 60 * SECOND_US;
 /// How long a stalled client has to read what was on its way, and the close frame behind it.
 pub const STALL_LINGER_US: u64 = 15 * SECOND_US;
-/// A message has to be whole this long after its first byte, or its first fragment; each mebibyte of it that has come brings as much again. A
-/// client that is slower is closed with 1008: the same message would be as slow again.
+/// A message has to be whole this long after its first byte, or its first fragment; each mebibyte
+/// of it that has come brings as much again. A client that is slower is closed with 1008: the same
+/// message would be as slow again.
 pub const MESSAGE_TIMEOUT_US: u64 = 30 * SECOND_US;
 /// How long a connection that is closed has to take the last bytes and to close its side.
 pub const LINGER_US: u64 = 2 * SECOND_US;

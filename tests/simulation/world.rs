@@ -306,6 +306,7 @@ impl World {
         client.home = Home::At(shard, id);
         let now_us = self.clock.now_us;
         (client.came_us, client.heard_us, client.moved_us) = (now_us, now_us, now_us);
+        client.emptied_us = now_us;
         self.journal.note(|| {
             format!(
                 "client {number} comes to shard {shard} for {}",
@@ -422,6 +423,7 @@ impl World {
         let is_broken = client.is_broken;
         client.silence_us = client.silence_us.max(self.clock.now_us - client.heard_us);
         client.heard_us = self.clock.now_us;
+        client.note_delivery(self.clock.now_us);
         self.journal
             .note(|| format!("client {place} sends {length} bytes, broken: {is_broken}"));
         let bytes = if is_broken {
@@ -433,6 +435,7 @@ impl World {
         seat.shard.handle(Input::Received(id, bytes), self.clock);
         seat.is_woken = true;
         self.note_panic(shard);
+        self.check_held(shard);
     }
 
     /// Lets a socket take what was sent.
@@ -479,6 +482,7 @@ impl World {
         seat.shard.handle(Input::Sent(id, spans, taken), self.clock);
         seat.is_woken = true;
         self.note_panic(shard);
+        self.check_held(shard);
         self.read(place);
     }
 
@@ -510,6 +514,7 @@ impl World {
                 &wire::frame(wire::CLOSE, &1000_u16.to_be_bytes()),
             ),
             8 if open => self.leave(place, 1003, &wire::frame(wire::BINARY, b"1")),
+            9 if open && place % 2 == 1 => self.begin_message(place),
             9 if open => {
                 let long = vec![b'x'; self.plan.message_bytes_max + 1];
                 self.leave(place, 1009, &wire::frame(wire::TEXT, &long));
@@ -525,6 +530,17 @@ impl World {
         client.codes.insert(code);
         client.outgoing.extend(last);
         client.is_leaving = true;
+    }
+
+    /// A fragment of a message that never ends.
+    fn begin_message(&mut self, place: usize) {
+        let most = self.plan.message_bytes_max;
+        let bytes = [100, most / 2, most][place / 2 % 3];
+        let mut fragment = wire::frame(wire::TEXT, &vec![b'x'; bytes]);
+        fragment[0] = wire::TEXT;
+        let client = &mut self.clients[place];
+        client.outgoing.extend(fragment);
+        client.is_mid_message = true;
     }
 
     fn flood(&mut self, place: usize) {
