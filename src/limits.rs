@@ -145,7 +145,7 @@ pub const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const COMMIT_AGE_MIN_US: u64 = 250;
 /// It may become older where commits take long, but not older than this.
 pub const COMMIT_AGE_MAX_US: u64 = 10_000;
-/// The room that a new segment must find on the disk before a shard that had failed serves again.
+/// With less room than this on its disk a server should not be started: a segment, and what it is filled with ahead.
 pub const SEGMENT_RESERVE_BYTES: u64 = 1024 * 1024;
 /// The first wait before a failed shard tries to open its log again; doubled from try to try.
 pub const REOPEN_WAIT_MIN_US: u64 = 100_000;
@@ -433,7 +433,7 @@ const _: () =
     assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_MAX && COMPACTION_BATCH_BYTES <= BATCH_BYTES_MAX);
 const _: () = assert!(
     SEGMENT_FILL_BYTES <= SEGMENT_BYTES_MIN / 8 && SEGMENT_FILL_BYTES <= SEGMENT_RESERVE_BYTES,
-    "what is filled ahead is a small part of a segment, and a shard that serves again finds room for it"
+    "what is filled ahead is a small part of a segment, and of the room that a start should find"
 );
 const _: () = assert!(
     100 + 100 / COMPACTION_DEAD_SHARE < COMPACTION_START_PERCENT,
@@ -456,6 +456,12 @@ const _: () = assert!(
         && COMPACTION_BYTES_MIN <= LOG_SPARE_BYTES
         && SEGMENT_BYTES_MIN < LOG_SPARE_BYTES,
     "a compaction is due for each shard that waits for one"
+);
+const _: () = assert!(
+    LOG_STOP_PERCENT + 2 * 100 / SEGMENT_LIVE_SHARE <= 300
+        && 3 * LOG_SPARE_BYTES + 2 * BATCH_BYTES_MAX as u64 <= 4 * LOG_SPARE_BYTES
+        && MESSAGE_BYTES_DEFAULT as u64 <= SEGMENT_BYTES_MIN,
+    "a log, the open segment, the one that compaction writes and two batches fit three times the live data and 4 times what a log may have besides"
 );
 const _: () = assert!(
     LIGHT_BURST_BYTES < LOG_SPARE_BYTES / 4 && LOG_BURST_BYTES < LOG_SPARE_BYTES / 4,

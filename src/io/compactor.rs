@@ -210,6 +210,8 @@ impl Loop {
             self.schedule.give_up();
             return false;
         }
+        // With what the failed step has given back.
+        self.look();
         let free_bytes = self.room.free_bytes().filter(|_| error.is_for_room());
         let now_us = self.now_us();
         if self.schedule.failed(error.to_string(), free_bytes, now_us) {

@@ -38,6 +38,7 @@ use crate::log::directory::{DataDirectory, DirectoryError};
 use crate::log::keeper::LogKeeper;
 use crate::log::recovery::{RecoveryError, Report};
 use crate::log::remedy::WithRemedy;
+use crate::log::reserve::Reserve;
 use crate::wire::auth::{Verifier, mint};
 
 /// Why the server did not start, or stopped. Each is one line that names what to do.
@@ -182,7 +183,14 @@ fn begin_to_serve(
 ) -> Result<(), ServeError> {
     let (serves, serving) = channel();
     for (number, (post, workspaces)) in (0..).zip(posts.iter().zip(dealt)) {
-        let log = LogKeeper::open(Arc::clone(directory), number, report, fill_bytes);
+        let open = || LogKeeper::open(Arc::clone(directory), number, report, fill_bytes);
+        let log = open().or_else(|error| {
+            let is_full = error.kind() == io::ErrorKind::StorageFull;
+            if is_full && Reserve::new(Arc::clone(directory)).give_up() {
+                return open();
+            }
+            Err(error)
+        });
         let log = log.map_err(|source| ServeError::Segment {
             path: directory.path().to_owned(),
             source,

@@ -56,7 +56,7 @@ struct Left {
 struct Failure {
     not_before_us: u64,
     cause: String,
-    /// What was free on the disk, where that was too little.
+    /// What was free on the disk after it, where that was too little.
     free_bytes: Option<u64>,
 }
 
@@ -198,11 +198,13 @@ impl Schedule {
         is_new
     }
 
-    /// Takes how much is free on the disk: where the last compaction had too little, and there is more now, the next
-    /// one need not wait.
+    /// Takes how much is free on the disk: where the last compaction had too little, and there is a quarter more now,
+    /// the next one need not wait.
     pub fn looked(&mut self, free_bytes: u64) {
         if let Some(failure) = &mut self.failure
-            && failure.free_bytes.is_some_and(|had| had < free_bytes)
+            && failure
+                .free_bytes
+                .is_some_and(|had| had + had / 4 < free_bytes)
         {
             failure.not_before_us = 0;
         }

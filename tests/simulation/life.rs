@@ -273,6 +273,7 @@ impl World {
                 if error.is_for_room() {
                     server.schedule.ran_out_of_room();
                 }
+                server.look(&self.disk, clock);
                 let free_bytes = server.room.free_bytes().filter(|_| error.is_for_room());
                 let cause = error.to_string();
                 server.schedule.failed(cause, free_bytes, clock.now_us);

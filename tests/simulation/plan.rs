@@ -168,7 +168,7 @@ impl Plan {
                 keys: 12,
                 large_one_in: 1,
                 segment_bytes_min: 700,
-                segment_bytes_max: 5000,
+                segment_bytes_max: 2500,
                 fill_bytes: Option::None,
                 disk_percent: Some(Dice::new(seed, 12).pick(&[150, 200, 300])),
                 error_one_in: 0,
@@ -199,8 +199,8 @@ impl Plan {
     /// What is left free of it.
     pub fn low_marks(&self) -> LowMarks {
         LowMarks {
-            bytes: 1000,
-            share: 32,
+            bytes: 3500,
+            share: 8,
             shard_bytes: 700,
         }
     }
