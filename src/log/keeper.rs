@@ -16,6 +16,9 @@ use super::segment::{self, Segment};
 use crate::limits::SEGMENT_RESERVE_BYTES;
 use crate::log::remedy::WithRemedy;
 
+#[cfg(test)]
+mod tests;
+
 /// The log files of one shard.
 #[derive(Debug)]
 pub struct LogKeeper<D: Disk> {
