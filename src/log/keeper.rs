@@ -15,6 +15,9 @@ use super::recovery::{self, RecoveryError, Report, Sources};
 use super::segment::{self, Segment};
 use crate::log::remedy::WithRemedy;
 
+#[cfg(test)]
+mod tests;
+
 /// The log files of one shard.
 #[derive(Debug)]
 pub struct LogKeeper<D: Disk> {
