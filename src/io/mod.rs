@@ -3,7 +3,7 @@
 pub mod background;
 pub mod buffers;
 pub mod listener;
-mod notes;
+pub mod notes;
 pub mod post;
 pub mod recovery;
 pub mod ring;
