@@ -1,4 +1,5 @@
-//! What the log says of the environment, and at `debug` and `trace` of single connections and batches.
+//! What the log says of the environment, and at `debug` and `trace` of single connections and
+//! batches.
 
 use std::net::SocketAddr;
 
@@ -30,8 +31,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Records that a batch is submitted, or the rest of one of which a part was written; `ops_total` has its ops and those of
-    /// all batches that came earlier.
+    /// Records that a batch is submitted, or the rest of one of which a part was written;
+    /// `ops_total` has its ops and those of all batches that came earlier.
     pub fn begin(&mut self, ops_total: u64) {
         self.ops = ops_total - std::mem::replace(&mut self.ops_total, ops_total);
     }
