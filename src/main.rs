@@ -8,7 +8,7 @@ use std::sync::Arc;
 use etherply::command;
 use etherply::config::usage::{self, Usage};
 use etherply::config::{Command, LogFormat, LogLevel, Serve, other_variables};
-use etherply::io::server;
+use etherply::io::{notes, server};
 use signal_hook::consts::SIGXFSZ;
 use signal_hook::flag;
 use tracing::Level;
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Serve(settings) => {
             start_logging(&settings);
-            warn_of_variables();
+            notes::log_variables(&other_variables());
             server::serve(&settings).map_err(|error| error.to_string())
         }
         Command::Token(settings) => command::token::run(&settings),
@@ -57,24 +57,6 @@ fn end(outcome: Result<(), String>) -> ExitCode {
 /// Prints a line on stderr. Where nothing can be written there, the exit code has to say it.
 fn complain(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-fn warn_of_variables() {
-    let others = other_variables();
-    for variable in others.unknown {
-        let name = variable.name.escape_debug();
-        let hint = variable.nearest.map_or_else(
-            || "see `etherply serve --help`".to_owned(),
-            |nearest| format!("did you mean {nearest}?"),
-        );
-        tracing::warn!("the variable {name} is unknown and has no effect: {hint}");
-    }
-    if !others.service_links.is_empty() {
-        let names = others.service_links.join(", ").escape_debug().to_string();
-        tracing::debug!(
-            "variables that describe a Service of Kubernetes are not read: {names}; enableServiceLinks: false in the pod leaves them out"
-        );
-    }
 }
 
 fn start_logging(settings: &Serve) {

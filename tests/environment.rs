@@ -1,4 +1,5 @@
-//! The environment of the process: variables that are not the server's, values that are wrong, and what a refusal names.
+//! The environment of the process: variables that are not the server's, values that are wrong, and
+//! what a refusal names.
 
 mod support;
 
@@ -6,7 +7,8 @@ use support::disk::{Mount, may_mount};
 use support::server::{Outcome, Server, Setup};
 use support::token::{self, OTHER_SECRET, SECRET};
 
-/// Without a secret a start is refused, after all settings were read: nothing was wrong with them then.
+/// Without a secret a start is refused, after all settings were read: nothing was wrong with them
+/// then.
 fn expect_settings_accepted(outcome: &Outcome, what: &str) {
     assert_eq!(outcome.code, Some(1), "{what}: {outcome:?}");
     let line = outcome.expect_refusal();

@@ -1,8 +1,8 @@
 //! Which variables of the environment are settings, and which only look like it.
 //!
-//! Kubernetes describes every Service of a namespace to every pod in it by variables that begin with the Service's name
-//! (`enableServiceLinks`, on by default). For one that is named `etherply`, or `etherply-admin`, these begin as the server's
-//! own do, and `ETHERPLY_PORT` is then a URL.
+//! Kubernetes describes every Service of a namespace to every pod in it by variables that begin
+//! with the Service's name (`enableServiceLinks`, on by default). For one that is named `etherply`,
+//! or `etherply-admin`, these begin as the server's own do, and `ETHERPLY_PORT` is then a URL.
 
 use std::ffi::{OsStr, OsString};
 
@@ -37,7 +37,8 @@ pub struct Others {
     pub service_links: Vec<String>,
 }
 
-/// Returns the value of a variable of this process; an empty one counts as unset, and so does a service link.
+/// Returns the value of a variable of this process; an empty one counts as unset, and so does a
+/// service link.
 #[must_use]
 pub fn value(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty() && !is_service_link(name, value))
@@ -49,8 +50,8 @@ pub fn platform_port() -> Option<OsString> {
     value("PORT")
 }
 
-/// Returns what this process's environment holds beside the settings of a command and those below it, in the order of the
-/// names.
+/// Returns what this process's environment holds beside the settings of a command and those below
+/// it, in the order of the names.
 pub(super) fn others(command: &Command) -> Others {
     others_of(&known(command), std::env::vars_os())
 }
@@ -112,8 +113,9 @@ fn nearest(name: &str, known: &[String]) -> Option<String> {
         .map(|(_, known)| known.clone())
 }
 
-/// Whether Kubernetes, or Docker's links, made this variable for a Service: `…_SERVICE_HOST`, `…_SERVICE_PORT`,
-/// `…_SERVICE_PORT_NAME`, `…_PORT=tcp://10.0.0.1:8080`, `…_PORT_8080_TCP` and `…_PORT_8080_TCP_ADDR`, `_PORT`, `_PROTO`.
+/// Whether Kubernetes, or Docker's links, made this variable for a Service: `…_SERVICE_HOST`,
+/// `…_SERVICE_PORT`, `…_SERVICE_PORT_NAME`, `…_PORT=tcp://10.0.0.1:8080`, `…_PORT_8080_TCP` and
+/// `…_PORT_8080_TCP_ADDR`, `_PORT`, `_PROTO`.
 fn is_service_link(name: &str, value: &OsStr) -> bool {
     const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
     let is_url = || {

@@ -75,8 +75,8 @@ pub struct Secrets {
     pub previous: Option<Secret>,
     /// Made up, for a server that is tried out with `--dev`.
     pub is_made_up: bool,
-    /// The variables whose values end in a line break, which is not part of a secret, and these values. Tokens that were
-    /// signed with one of them are accepted too.
+    /// The variables whose values end in a line break, which is not part of a secret, and these
+    /// values. Tokens that were signed with one of them are accepted too.
     pub with_line_breaks: Vec<(&'static str, Secret)>,
 }
 
@@ -163,8 +163,8 @@ impl SecretSources<'_> {
         })
     }
 
-    /// Returns the files that every user of this machine can read, with their modes. Those that a group can read are none:
-    /// service managers and orchestrators hand secrets over so.
+    /// Returns the files that every user of this machine can read, with their modes. Those that a
+    /// group can read are none: service managers and orchestrators hand secrets over so.
     #[must_use]
     pub fn exposed(&self) -> Vec<(PathBuf, u32)> {
         let mode = |path: &Path| {
@@ -275,8 +275,8 @@ fn file_remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Returns the secret in what a variable or a file holds. Editors and `echo` end a text with a line break; no secret does.
-/// None: it is blank, so that anyone could guess it.
+/// Returns the secret in what a variable or a file holds. Editors and `echo` end a text with a line
+/// break; no secret does. None: it is blank, so that anyone could guess it.
 fn stripped(bytes: &[u8]) -> Option<Secret> {
     let is_break = |byte: &u8| matches!(byte, b'\r' | b'\n');
     let end = bytes.iter().rposition(|byte| !is_break(byte))? + 1;
@@ -285,8 +285,8 @@ fn stripped(bytes: &[u8]) -> Option<Secret> {
     Secret::new(secret.to_vec()).filter(|_| !is_blank)
 }
 
-/// A file that is not there means that no secret is being rotated, so that the flag can stay. One that is blank is a mistake, or
-/// is just being written.
+/// A file that is not there means that no secret is being rotated, so that the flag can stay. One
+/// that is blank is a mistake, or is just being written.
 fn previous_in(path: &Path, given: &Given) -> Result<Option<Secret>, SecretError> {
     match secret_in(&PREVIOUS, path, given) {
         Ok(secret) => Ok(Some(secret)),

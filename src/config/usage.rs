@@ -1,4 +1,5 @@
-//! A command line that cannot be read: one line that names what the user wrote and the help that has the answer.
+//! A command line that cannot be read: one line that names what the user wrote and the help that
+//! has the answer.
 
 use std::ffi::OsString;
 
@@ -68,7 +69,8 @@ fn line(error: &Error, command: &Command, arguments: &[OsString]) -> String {
     format!("{text} (see `{path} --help`)")
 }
 
-/// What clap says is wrong, the variable in place of the flag where the value came from there, and what clap would suggest.
+/// What clap says is wrong, the variable in place of the flag where the value came from there, and
+/// what clap would suggest.
 fn first_line(error: &Error, at: &Command, command: &Command, arguments: &[OsString]) -> String {
     let mut text = summary(error);
     if let Some(flag) = context(error, ContextKind::InvalidArg)

@@ -1,7 +1,8 @@
 //! What the log says of each connection, for operators who ask for it (`--log-level debug`).
 //!
-//! The shard keeps a journal only then ([`ShardConfig::has_journal`](crate::core::contract::ShardConfig)): without one, a
-//! session costs no byte more, and what it does no more than a look whether there is one.
+//! The shard keeps a journal only then
+//! ([`ShardConfig::has_journal`](crate::core::contract::ShardConfig)): without one, a session costs
+//! no byte more, and what it does no more than a look whether there is one.
 
 use crate::core::session::SessionId;
 
@@ -159,7 +160,8 @@ impl Journal {
         self.ending(id, code, reason, Party::Client);
     }
 
-    /// Ends the entry of a session and returns what is to be said of it; nothing of one that was forgotten.
+    /// Ends the entry of a session and returns what is to be said of it; nothing of one that was
+    /// forgotten.
     pub fn end(&mut self, id: SessionId) -> Option<Note> {
         let mut ended = *self.entries.get_mut(id.slot as usize)?.take()?;
         if ended.member.is_some() {

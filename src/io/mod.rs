@@ -4,7 +4,7 @@ pub mod background;
 pub mod buffers;
 pub mod compactor;
 pub mod listener;
-mod notes;
+pub mod notes;
 pub mod place;
 pub mod post;
 pub mod recovery;

@@ -1,7 +1,9 @@
-//! What the log says of single connections and batches, at `debug` and `trace`.
+//! What the log says of the environment, and at `debug` and `trace` of single connections and
+//! batches.
 
 use std::net::SocketAddr;
 
+use crate::config::environment::Others;
 use crate::core::journal::{Ended, Note};
 use crate::core::session::SessionId;
 
@@ -29,8 +31,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Records that a batch is submitted, or the rest of one of which a part was written; `ops_total` has its ops and those of
-    /// all batches that came earlier.
+    /// Records that a batch is submitted, or the rest of one of which a part was written;
+    /// `ops_total` has its ops and those of all batches that came earlier.
     pub fn begin(&mut self, ops_total: u64) {
         self.ops = ops_total - std::mem::replace(&mut self.ops_total, ops_total);
     }
@@ -93,5 +95,23 @@ fn log_end((shard, id): (u32, SessionId), ended: Ended, now_us: u64) {
             bytes_received,
             "connection closed before its request was answered"
         ),
+    }
+}
+
+/// Logs the variables that look like settings and are not read.
+pub fn log_variables(others: &Others) {
+    for variable in &others.unknown {
+        let name = variable.name.escape_debug();
+        let hint = variable.nearest.as_ref().map_or_else(
+            || "see `etherply serve --help`".to_owned(),
+            |nearest| format!("did you mean {nearest}?"),
+        );
+        tracing::warn!("the variable {name} is unknown and has no effect: {hint}");
+    }
+    if !others.service_links.is_empty() {
+        let names = others.service_links.join(", ").escape_debug().to_string();
+        tracing::debug!(
+            "variables that describe a Service of Kubernetes are not read: {names}; enableServiceLinks: false in the pod leaves them out"
+        );
     }
 }

@@ -44,8 +44,9 @@ impl fmt::Display for DeepField {
     }
 }
 
-/// Returns the field of an object that is nested deeper than [`DEPTH_MAX`]; none where the text is no object. The text is
-/// valid JSON up to there. It is called for messages that are refused, so that others do not pay for it.
+/// Returns the field of an object that is nested deeper than [`DEPTH_MAX`]; none where the text is
+/// no object. The text is valid JSON up to there. It is called for messages that are refused, so
+/// that others do not pay for it.
 pub(super) fn deep_field(text: &str) -> Option<DeepField> {
     // Of the fields that are read at the first two levels.
     let mut names: [Option<&str>; 2] = [None, None];
