@@ -19,7 +19,7 @@ fn main() -> ExitCode {
             complain(&format!("{} (see `etherply --help`)", usage_line(&error)));
             return ExitCode::from(2);
         }
-        Err(help) => return end(command::output::print_help(&help)),
+        Err(help) => return end(command::print_help(&help)),
     };
     // A write over the limit of file sizes (ulimit -f) fails then, as on a full disk, instead of ending
     // the process.

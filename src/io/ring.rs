@@ -205,6 +205,7 @@ impl<T: Copy + 'static> Ring<T> {
     }
 
     /// How often the kernel had refused operations, which were then submitted again.
+    #[must_use]
     pub fn retries(&self) -> u64 {
         self.submissions.retries()
     }
