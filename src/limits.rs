@@ -293,7 +293,7 @@ pub const RING_ENTRIES: u32 = 1024;
 pub const COMPLETION_ENTRIES: u32 = 8192;
 /// How long after operations were handed over it is checked that the kernel has taken them; and how
 /// often they are submitted again where it has not.
-pub const RESUBMIT_US: u64 = 10_000;
+pub const RESUBMIT_US: u64 = 20_000;
 /// How long a ring that ends tries to submit what is left.
 pub const LAST_SUBMIT_US: u64 = SECOND_US;
 /// The size of a provided receive buffer.
@@ -320,7 +320,7 @@ pub const ACCEPT_WARNING_US: u64 = 10 * SECOND_US;
 /// Descriptors that are kept free of connections: the standard streams, the signals, connections that are refused, those to
 /// `--admin-port`.
 pub const DESCRIPTORS_RESERVED: u64 = 128;
-/// The same for each shard: seven for its ring, its mailbox and its segment, and those of a segment that is opened or read.
+/// The same for each shard: eight for its ring, its mailbox and its segment, and those of a segment that is opened or read.
 pub const DESCRIPTORS_PER_SHARD: u64 = 10;
 /// Connections to `--admin-port`; of those beyond, no more become members of a workspace.
 pub const ADMIN_CONNECTIONS_MAX: usize = 32;
@@ -492,4 +492,8 @@ const _: () = assert!(ACCEPT_PAUSE_US < ACCEPT_WARNING_US);
 const _: () = assert!(
     DESCRIPTORS_RESERVED
         > (REFUSALS_IN_FLIGHT_MAX + ADMIN_CONNECTIONS_MAX + ADMIN_REFUSALS_IN_FLIGHT_MAX) as u64
+);
+const _: () = assert!(
+    RESUBMIT_US < SECOND_US,
+    "a timer's nanoseconds are a part of a second"
 );

@@ -21,7 +21,7 @@ fn main() -> ExitCode {
             complain(&line);
             return ExitCode::from(2);
         }
-        Err(Usage::Help(help)) => return end(command::output::print_help(&help)),
+        Err(Usage::Help(help)) => return end(command::print_help(&help)),
     };
     // A write over the limit of file sizes (ulimit -f) fails then, as on a full disk, instead of ending
     // the process.

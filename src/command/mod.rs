@@ -6,6 +6,8 @@ pub mod log;
 pub mod paper;
 pub mod token;
 
-pub mod output;
+mod output;
 mod progress;
 mod text;
+
+pub use output::print_help;

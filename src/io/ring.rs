@@ -43,6 +43,8 @@ use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 
 use io_uring::{cqueue, opcode, squeue, types};
 use slab::Slab;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio_uring::UnsubmittedOneshot;
 
 use crate::core::chunk::Spans;
@@ -98,10 +100,10 @@ pub fn run<T: Copy + 'static>(
     // Declared behind the ring, so that it is dropped before it on a panic too: until it has waited
     // for the kernel, the flights hold what the kernel works on.
     let runtime = EndingRuntime::new(runtime, enter_of(descriptor));
+    let mut guard = runtime.block_on(async { Guard::new(watch) })?;
     if is_set_up().is_break() {
         return Ok(());
     }
-    let mut guard = Guard::default();
     let mut is_begun = false;
     runtime.block_on(poll_fn(|context| {
         let is_news = READY.with_borrow_mut(|ready| {
@@ -127,6 +129,7 @@ pub fn run<T: Copy + 'static>(
             ControlFlow::Break(()) => Poll::Ready(()),
         }
     }));
+    drop(guard);
     drop(runtime);
     drop(ring);
     READY.set(Ready::EMPTY);
@@ -152,6 +155,14 @@ fn enable(descriptor: RawFd) -> bool {
         )
     };
     result == 0
+}
+
+/// Watches a timer with the runtime of this thread.
+fn watch(timer: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY:
+    // - an OwnedFd has one number, which is open for as long as it lives
+    let watched = unsafe { AsyncFd::register_with_interest(timer, Interest::READABLE) };
+    Ok(watched?)
 }
 
 /// Submits all that is in the submission queue of this thread's ring, and returns how much was taken.
@@ -194,6 +205,7 @@ impl<T: Copy + 'static> Ring<T> {
     }
 
     /// How often the kernel had refused operations, which were then submitted again.
+    #[must_use]
     pub fn retries(&self) -> u64 {
         self.submissions.retries()
     }

@@ -10,12 +10,16 @@
 //! handed to it that might not fit.
 
 use std::io;
-use std::pin::Pin;
-use std::task::Context;
+use std::os::fd::OwnedFd;
+use std::task::{Context, Poll};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+use tokio::io::unix::AsyncFd;
 
 use crate::limits::{LAST_SUBMIT_US, RESUBMIT_US, RING_ENTRIES};
 
@@ -126,35 +130,55 @@ impl Drop for EndingRuntime {
     }
 }
 
-/// A timer of tokio's: it bounds a sleep of the thread, and costs no system call.
-#[derive(Default)]
+/// A timerfd(2) beside the ring, which a full queue does not hold up. It is set once for all that is put
+/// in until it expires: a bound on each sleep of the thread would set a timer at each turn.
 pub(super) struct Guard {
-    sleep: Option<Pin<Box<Sleep>>>,
+    timer: AsyncFd<OwnedFd>,
     is_armed: bool,
 }
 
 impl Guard {
+    /// `watch` makes the runtime watch the timer.
+    pub fn new(watch: impl FnOnce(OwnedFd) -> io::Result<AsyncFd<OwnedFd>>) -> io::Result<Self> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        Ok(Self {
+            timer: watch(timer)?,
+            is_armed: false,
+        })
+    }
+
     /// Wakes the loop in a moment, unless it is about to be woken already.
     pub fn arm(&mut self, context: &mut Context<'_>) {
         if std::mem::replace(&mut self.is_armed, true) {
             return;
         }
-        let at = Instant::now() + Duration::from_micros(RESUBMIT_US);
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(at)));
-        sleep.as_mut().reset(at);
-        if sleep.as_mut().poll(context).is_ready() {
+        let at = |nanoseconds| Timespec {
+            tv_sec: 0,
+            tv_nsec: nanoseconds,
+        };
+        let once = Itimerspec {
+            it_interval: at(0),
+            it_value: at(RESUBMIT_US.cast_signed() * 1000),
+        };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)
+            .expect("a legal time for a timer");
+        if self.timer.poll_read_ready(context).is_ready() {
             context.waker().wake_by_ref();
         }
     }
 
     /// Whether the moment has come. It comes once for each [`Self::arm`].
     pub fn is_due(&mut self, context: &mut Context<'_>) -> bool {
-        let Some(sleep) = self.sleep.as_mut().filter(|_| self.is_armed) else {
+        if !self.is_armed {
             return false;
-        };
-        let is_due = sleep.as_mut().poll(context).is_ready();
-        self.is_armed = !is_due;
-        is_due
+        }
+        // It is not read: to set it again takes the expiry back.
+        if let Poll::Ready(Ok(mut ready)) = self.timer.poll_read_ready(context) {
+            ready.clear_ready();
+            self.is_armed = false;
+        }
+        !self.is_armed
     }
 }
 
