@@ -7,8 +7,10 @@
 
 /// A request head longer than this is answered with 431.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// More header lines than this are answered with 431.
-pub const HEADERS_MAX: usize = 64;
+/// The most header fields that fit into a head: the shortest is `a:` and a line feed.
+pub const HEADERS_MAX: usize = HEAD_BYTES_MAX / 3;
+/// A head with more header fields than this is parsed a second time, with room for all that fit.
+pub const HEADERS_USUAL: usize = 64;
 /// Requests that waited for the state of their shard and are answered in one turn: each may have a state of
 /// [`SNAPSHOT_PART_BYTES`] encoded.
 pub const WAITING_PER_TURN_MAX: usize = 64;
@@ -85,6 +87,48 @@ pub const COMPACTION_TIME_PERCENT_MIN: u64 = 25;
 pub const COMPACTION_URGENT_PERCENT: u64 = 225;
 /// Segments in which less than one in so many bytes is dead are left as they are.
 pub const COMPACTION_DEAD_SHARE: u64 = 16;
+/// Over this many percent of the live data, and [`LOG_SPARE_BYTES`], a shard slows down the workspaces that
+/// write more than [`LIGHT_BYTES_PER_SECOND`]: compaction works as hard as it can by then.
+pub const LOG_SLOW_PERCENT: u64 = 225;
+/// Over this many percent of the live data, and twice [`LOG_SPARE_BYTES`], those workspaces wait for compaction;
+pub const LOG_FULL_PERCENT: u64 = 250;
+/// and over this many, and three times [`LOG_SPARE_BYTES`], all writers of the shard do.
+pub const LOG_STOP_PERCENT: u64 = 275;
+/// What the log of a shard may have besides, however little of it is live.
+pub const LOG_SPARE_BYTES: u64 = 8 * 1024 * 1024;
+/// How fast a log that is just over [`LOG_SLOW_PERCENT`] may grow: more than a core can write. The rate falls
+/// with the square of the distance to [`LOG_FULL_PERCENT`], so it settles where compaction keeps up.
+pub const LOG_BYTES_PER_SECOND: u64 = 256 * 1024 * 1024;
+/// What may be left of that rate unused, and come at once.
+pub const LOG_BURST_BYTES: u64 = 1024 * 1024;
+/// A workspace that writes no more than this is not slowed down by those that do.
+pub const LIGHT_BYTES_PER_SECOND: u64 = 64 * 1024;
+/// What such a workspace may write at once.
+pub const LIGHT_BURST_BYTES: u64 = 256 * 1024;
+/// How often clients that wait for compaction are looked at.
+pub const HELD_RETRY_US: u64 = 2_000;
+/// How often the free space of the disk is looked at, while compaction works and while nothing happens.
+pub const DISK_LOOK_US: u64 = SECOND_US;
+/// The same while compaction works, which moves it fast.
+pub const DISK_LOOK_BUSY_US: u64 = SECOND_US / 20;
+/// Ops that grow the log are refused when the disk has less room than this, and [`DISK_LOW_SHARD_BYTES`] for
+/// each shard: it is left to compaction,
+pub const DISK_LOW_BYTES: u64 = 16 * 1024 * 1024;
+/// or one part in this many of a small disk;
+pub const DISK_LOW_SHARE: u64 = 32;
+/// and what a shard writes beside ops: zeros that a segment is filled with ahead, headers, a segment to begin again with.
+pub const DISK_LOW_SHARD_BYTES: u64 = 1024 * 1024;
+/// They are taken again when there is this many times that room.
+pub const DISK_ENOUGH_FACTOR: u64 = 2;
+/// With more room than this nobody needs to count.
+pub const DISK_PLENTY_BYTES: u64 = 4 * 1024 * 1024 * 1024;
+/// Compaction keeps one in this many bytes of the live data in reserve on the disk, for when nothing else is free:
+/// about half a segment,
+pub const RESERVE_LIVE_SHARE: u64 = 2 * SEGMENT_LIVE_SHARE;
+/// at least this much
+pub const RESERVE_BYTES_MIN: u64 = 8 * 1024 * 1024;
+/// and at most this much.
+pub const RESERVE_BYTES_MAX: u64 = SEGMENT_BYTES_MAX / 2;
 /// What compaction writes and syncs at a time.
 pub const COMPACTION_BATCH_BYTES: usize = 1024 * 1024;
 /// What compaction reads before it rests: about a quarter of a millisecond of a core.
@@ -107,6 +151,10 @@ pub const SEGMENT_RESERVE_BYTES: u64 = 1024 * 1024;
 pub const REOPEN_WAIT_MIN_US: u64 = 100_000;
 /// The longest such wait.
 pub const REOPEN_WAIT_MAX_US: u64 = 5 * SECOND_US;
+/// How often an idle server checks that its data directory is still at its path.
+pub const PLACE_CHECK_US: u64 = SECOND_US;
+/// The same for a server that commits.
+pub const PLACE_CHECK_COMMIT_US: u64 = 50_000;
 
 /// What of a segment is read at a time.
 pub const READ_BYTES: usize = 256 * 1024;
@@ -149,6 +197,19 @@ pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
 pub const OWN_STRETCHES_MAX: usize = 1024;
 /// Messages of one session that one turn handles.
 pub const MESSAGES_PER_TURN_MAX: usize = 256;
+/// What a shard may hold for single sessions: messages and heads that are not whole yet, and answers until their last byte is sent; what
+/// several are sent counts once. It is a quarter of what states may take, as much as 64 messages of the greatest length that the default allows, and far
+/// more than a shard holds whose clients read. Over it the heaviest session is given up.
+pub const SESSION_BUDGET_BYTES: usize = 64 * 1024 * 1024;
+/// But it is never less than so many times `--max-message-bytes`: a message that grows may have twice the memory of its bytes, and one beside
+/// it must not close it.
+pub const SESSION_BUDGET_MESSAGES: usize = 4;
+/// What each session may hold without being counted. One that holds no more is never given up.
+pub const SESSION_BYTES_SPARED: usize = 4 * 1024;
+/// The frame of an op that is at least this long is encoded once for all who are corrected with it, or have fallen behind.
+pub const SHARED_FRAME_BYTES_MIN: usize = SESSION_BYTES_SPARED;
+/// Names in an answer about presence, the first ones in their order; the answer tells how many there are.
+pub const PRESENCE_NAMES_MAX: usize = 1000;
 /// A new chunk of outgoing bytes has at least this capacity.
 pub const CHUNK_BYTES_MIN: usize = 256;
 /// Frames share a chunk up to this size; a longer frame has one for itself.
@@ -160,6 +221,16 @@ pub const INIT_BYTES_KEPT_MAX: usize = 4 * 1024 * 1024;
 /// Four of the largest states that the default allows; beyond, a join or a look is answered with 503, but for a state that is small, or where nothing
 /// else is on its way.
 pub const SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// States longer than this leave one in so many bytes of that free,
+pub const SNAPSHOT_RESERVE_SHARE: usize = 8;
+/// for those that are no longer.
+pub const SNAPSHOT_SMALL_BYTES: usize = INIT_BYTES_KEPT_MAX;
+/// Where the budget is full, a state has to be taken within this time, by one of those who are sent it at least:
+pub const SNAPSHOT_PASSAGE_US: u64 = 60 * SECOND_US;
+/// one that is this far behind that pace makes room for others.
+pub const SNAPSHOT_PATIENCE_US: u64 = 2 * SECOND_US;
+/// How long a shard that found no state to give up does not look for one again.
+pub const SNAPSHOT_SEARCH_INTERVAL_US: u64 = SECOND_US / 10;
 /// What of large states is encoded in a turn, and the rest of a field. A state that is no larger is encoded at once.
 pub const SNAPSHOT_PART_BYTES: usize = 1024 * 1024;
 /// Texts of which a shard looks in a turn whether they are still on their way.
@@ -183,6 +254,9 @@ pub const PING_INTERVAL_MS_DEFAULT: u64 = 25_000;
 pub const STALL_TIMEOUT_US: u64 = 60 * SECOND_US;
 /// How long a stalled client has to read what was on its way, and the close frame behind it.
 pub const STALL_LINGER_US: u64 = 15 * SECOND_US;
+/// A message has to be whole this long after its first byte, or its first fragment; each mebibyte of it that has come brings as much again. A
+/// client that is slower is closed with 1008: the same message would be as slow again.
+pub const MESSAGE_TIMEOUT_US: u64 = 30 * SECOND_US;
 /// How long a connection that is closed has to take the last bytes and to close its side.
 pub const LINGER_US: u64 = 2 * SECOND_US;
 /// Default of `--drain-ms`.
@@ -212,10 +286,22 @@ pub const SHARDS_MAX: u32 = 1024;
 pub const RING_ENTRIES: u32 = 1024;
 /// Entries of a shard's completion queue.
 pub const COMPLETION_ENTRIES: u32 = 8192;
+/// How long after operations were handed over it is checked that the kernel has taken them; and how
+/// often they are submitted again where it has not.
+pub const RESUBMIT_US: u64 = 10_000;
+/// How long a ring that ends tries to submit what is left.
+pub const LAST_SUBMIT_US: u64 = SECOND_US;
 /// The size of a provided receive buffer.
 pub const RECEIVE_BYTES_MAX: usize = 16 * 1024;
 /// The provided receive buffers of a shard.
 pub const RECEIVE_BUFFERS: u16 = 128;
+/// What a shard takes when it is busy, without any state: its receive buffers, the chunks that it keeps,
+/// and two batches, since one fills while the other is written.
+pub const SHARD_BYTES: u64 = (RECEIVE_BUFFERS as usize * RECEIVE_BYTES_MAX
+    + CHUNK_BYTES_KEPT_MAX
+    + 2 * BATCH_BYTES_MAX) as u64;
+/// A start with more shards than this for each core warns: they wait for each other.
+pub const SHARDS_PER_CORE_MAX: usize = 4;
 /// Accepts that a shard has in flight.
 pub const ACCEPTS_IN_FLIGHT: usize = 16;
 /// Connections that wait in the kernel to be accepted (listen(2), cut to net.core.somaxconn).
@@ -239,6 +325,17 @@ pub const ADMIN_REFUSALS_IN_FLIGHT_MAX: usize = 16;
 pub const LONGEST_TURN_WINDOW_US: u64 = 60 * SECOND_US;
 /// Connections over `--max-connections` that are still answered with 503 instead of being dropped.
 pub const REFUSALS_IN_FLIGHT_MAX: usize = 64;
+
+/// What a shard may hold for single sessions, by its longest message.
+#[must_use]
+pub const fn session_budget_bytes(message_bytes_max: usize) -> usize {
+    let least_bytes = SESSION_BUDGET_MESSAGES * message_bytes_max;
+    if least_bytes > SESSION_BUDGET_BYTES {
+        least_bytes
+    } else {
+        SESSION_BUDGET_BYTES
+    }
+}
 
 /// One second, in the unit of all times inside the server.
 pub const SECOND_US: u64 = 1_000_000;
@@ -272,7 +369,35 @@ const _: () = assert!(
     "the longest usual correction goes out in one send, whatever stands before it, and a length fits the ring"
 );
 const _: () = assert!(
+    session_budget_bytes(MESSAGE_BYTES_DEFAULT) >= 64 * MESSAGE_BYTES_DEFAULT
+        && session_budget_bytes(MESSAGE_BYTES_MAX) >= 4 * MESSAGE_BYTES_MAX,
+    "one legal message always fits, however its memory grows"
+);
+const _: () = assert!(
+    RECEIVE_BYTES_MAX + HEAD_BYTES_MAX + ANSWER_BYTES_MAX < SESSION_BUDGET_BYTES / 64
+        && SESSION_BYTES_SPARED < ANSWER_BYTES_MAX
+        && SHARED_FRAME_BYTES_MIN <= SESSION_BYTES_SPARED,
+    "no session fills the budget with small things, and what is copied for a session is small"
+);
+const _: () = assert!(
+    PRESENCE_NAMES_MAX * (6 * USER_ID_BYTES_MAX + 64) < SESSION_BUDGET_BYTES / 16,
+    "a list of users is a small part of the budget, however much its names are escaped"
+);
+const _: () = assert!(
+    SNAPSHOT_PATIENCE_US < SNAPSHOT_PASSAGE_US
+        && SNAPSHOT_SEARCH_INTERVAL_US < SNAPSHOT_PATIENCE_US
+        && SNAPSHOT_PATIENCE_US / SECOND_US < RETRY_AFTER_S as u64,
+    "a client that was put off finds room when it comes again"
+);
+const _: () = assert!(
+    MESSAGE_TIMEOUT_US < STALL_TIMEOUT_US,
+    "a session is looked at within the time of its message"
+);
+const _: () = assert!(
     4 * WORKSPACE_BYTES_DEFAULT <= SNAPSHOT_BYTES_MAX as u64
+        && 3 * WORKSPACE_BYTES_DEFAULT
+            <= (SNAPSHOT_BYTES_MAX - SNAPSHOT_BYTES_MAX / SNAPSHOT_RESERVE_SHARE) as u64
+        && 8 * SNAPSHOT_SMALL_BYTES <= SNAPSHOT_BYTES_MAX / SNAPSHOT_RESERVE_SHARE
         && SNAPSHOT_PART_BYTES <= INIT_BYTES_KEPT_MAX
         && 16 * INIT_BYTES_KEPT_MAX <= SNAPSHOT_BYTES_MAX,
     "a few large states may be on their way at once, and the one that is kept is a small part of them"
@@ -314,6 +439,33 @@ const _: () = assert!(
         && COMPACTION_URGENT_PERCENT + 2 * 100 / SEGMENT_LIVE_SHARE <= 250,
     "the open segments, and the one that compaction writes, fit between the urgent size and 2.5 times the live data"
 );
+const _: () = assert!(
+    COMPACTION_URGENT_PERCENT <= LOG_SLOW_PERCENT
+        && LOG_SLOW_PERCENT < LOG_FULL_PERCENT
+        && LOG_FULL_PERCENT < LOG_STOP_PERCENT,
+    "compaction works as hard as it can before anybody is slowed down, and floods wait before the others do"
+);
+const _: () = assert!(
+    // What is measured may hold one segment that is not closed.
+    COMPACTION_START_PERCENT + 100 / SEGMENT_LIVE_SHARE < LOG_SLOW_PERCENT
+        && COMPACTION_BYTES_MIN <= LOG_SPARE_BYTES
+        && SEGMENT_BYTES_MIN < LOG_SPARE_BYTES,
+    "a compaction is due for each shard that waits for one"
+);
+const _: () = assert!(
+    LIGHT_BURST_BYTES < LOG_SPARE_BYTES / 4 && LOG_BURST_BYTES < LOG_SPARE_BYTES / 4,
+    "what may come at once is a small part of what lies between the marks"
+);
+const _: () = assert!(
+    LOG_BYTES_PER_SECOND / SECOND_US * HELD_RETRY_US <= LOG_BURST_BYTES,
+    "clients that are looked at now and then can use all of the rate"
+);
+const _: () = assert!(
+    SEGMENT_FILL_BYTES + SEGMENT_RESERVE_BYTES / 2 <= DISK_LOW_SHARD_BYTES
+        && DISK_ENOUGH_FACTOR > 1,
+    "a shard that refuses ops can still seal its log, and does not change its mind with each look"
+);
+const _: () = assert!(HELD_RETRY_US < DISK_LOOK_BUSY_US && DISK_LOOK_BUSY_US < DISK_LOOK_US);
 const _: () = assert!(
     RATE_BURST_S < PATIENCE_S,
     "who is refused has more to lose than its burst"

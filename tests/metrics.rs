@@ -17,7 +17,7 @@ use support::{PATIENCE, eventually, now_us, stamp};
 /// A GET with these header lines, each ending in CRLF.
 async fn get(addr: SocketAddr, path: &str, headers: &str) -> Answer {
     let mut socket = Raw::connect(addr).await;
-    let head = format!("GET {path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n");
+    let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
     socket.send(head.as_bytes()).await;
     socket.answer().await
 }
@@ -359,7 +359,7 @@ async fn one_who_falls_behind_is_counted_and_the_memory_comes_back() {
 
 #[tokio::test]
 async fn a_log_that_fails_is_told() {
-    let setup = Setup::new().shards(1).ignoring_file_size_signal();
+    let setup = Setup::new().shards(1);
     let server = setup.start().await;
     let mut writer = Client::connect(&server, "room").await;
     limit_file_size(server.pid(), Some(1));
@@ -435,6 +435,11 @@ async fn without_a_port_of_their_own_they_are_for_this_machine_alone() {
         ("Forwarded: for=192.0.2.1\r\n", 403),
         ("x-real-ip: 192.0.2.1\r\n", 403),
         ("Via: 1.1 a-proxy\r\n", 403),
+        ("X-Forwarded-Host: a.example\r\n", 403),
+        ("X-Forwarded-Proto: https\r\n", 403),
+        ("X-Client-IP: 192.0.2.1\r\n", 403),
+        ("CF-Connecting-IP: 192.0.2.1\r\n", 403),
+        ("True-Client-IP: 192.0.2.1\r\n", 403),
     ] {
         let answer = get(shut.addr(), "/metrics", headers).await;
         assert_eq!(answer.status, status, "{headers}");
@@ -451,7 +456,9 @@ async fn without_a_port_of_their_own_they_are_for_this_machine_alone() {
 /// The server's line about the second port.
 async fn admin_address(server: &mut Server) -> SocketAddr {
     let line = server.stdout_line().await;
-    let address = line.strip_prefix("metrics and console on ");
+    let address = line
+        .strip_prefix("metrics on ")
+        .or_else(|| line.strip_prefix("metrics and console on "));
     let address = address.and_then(|address| address.parse().ok());
     address.unwrap_or_else(|| panic!("the second line says where the metrics are, not {line:?}"))
 }
@@ -478,6 +485,24 @@ async fn with_a_port_of_their_own_they_are_on_no_other() {
         // A proxy before the admin port was put there on purpose.
         let forwarded = "X-Forwarded-For: 192.0.2.1\r\n";
         assert_eq!(get(admin, path, forwarded).await.status, there, "{path}");
+    }
+    // A page whose name was made to lead to this machine reaches a loopback address too.
+    for (host, status) in [
+        ("localhost", 200),
+        ("[::1]:9090", 200),
+        ("evil.example", 403),
+    ] {
+        for path in [
+            "/metrics",
+            "/",
+            "/console/stats.json",
+            "/console/session.json",
+        ] {
+            let mut socket = Raw::connect(admin).await;
+            let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            socket.send(head.as_bytes()).await;
+            assert_eq!(socket.answer().await.status, status, "{head}");
+        }
     }
     // The console speaks to the port that it came from.
     let over_admin = Client::dial(admin, &Server::sync_path("room")).await;
@@ -538,7 +563,7 @@ async fn a_second_port_that_cannot_be_had_stops_the_start() {
     ] {
         let outcome = Setup::new().args(arguments).run().await;
         let line = outcome.expect_refusal();
-        assert!(line.contains("--admin-port"), "{line}");
+        assert!(line.contains("--admin-"), "{line}");
     }
     let alone = Setup::new().args(&["--admin-host", "::1"]).run().await;
     assert_eq!(alone.code, Some(2), "{alone:?}");

@@ -134,7 +134,7 @@ async fn it_can_be_stopped_while_the_log_is_read() {
     drop(waits);
     assert_eq!(server.exit_code_within(PATIENCE).await, Some(0));
     assert!(
-        server.log().contains("stopped while the log was read"),
+        server.log().contains("stopped while reading the log"),
         "{}",
         server.log()
     );

@@ -127,11 +127,23 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_outbox_bytes",
         kind: "gauge",
-        help: "Memory of what goes out: windows (frames, shared by the clients of a workspace), answers (what waits for one client each), snapshots (states, each shared by all who joined or looked meanwhile, until the last has it).",
+        help: "Memory of what goes out, until the last byte is sent: windows (frames, shared by the clients of a workspace), answers (for one client each), shared_answers (corrections and lists of users, each shared by all who are sent it), snapshots (states, each shared by all who joined or looked meanwhile); and unfinished: of messages and requests that came in and are not whole yet. All but windows and snapshots have one budget.",
         series: &[
             ("kind=\"windows\"", |c| c.window_bytes),
             ("kind=\"answers\"", |c| c.answer_bytes),
+            ("kind=\"shared_answers\"", |c| c.shared_answer_bytes),
             ("kind=\"snapshots\"", |c| c.snapshot_bytes),
+            ("kind=\"unfinished\"", |c| c.unfinished_bytes),
+        ],
+    },
+    Family {
+        name: "etherply_given_up_total",
+        kind: "counter",
+        help: "What was given up for its memory, by reason: session_bytes (a connection, the one that held the most of unfinished messages and answers), snapshot_bytes (a state that nobody took at its pace where others wanted room, with the connections that it was sent to), message_time (a connection whose message took too long).",
+        series: &[
+            ("reason=\"session_bytes\"", |c| c.given_up_sessions),
+            ("reason=\"snapshot_bytes\"", |c| c.given_up_states),
+            ("reason=\"message_time\"", |c| c.given_up_messages),
         ],
     },
     Family {
@@ -408,6 +420,12 @@ fn put_histograms(page: &mut Page, shards: &[Shard]) {
     for shard in shards {
         let longest = Value::Microseconds(shard.reading.longest_turn_us);
         page.sample(name, "", &[&shard.label], longest);
+    }
+    let name = "etherply_ring_retries_total";
+    page.family(name, "counter", "Times that the kernel had refused operations (io_uring_enter(2)), and they were submitted again a moment later.");
+    for shard in shards {
+        let retries = Value::Count(shard.reading.ring_retries);
+        page.sample(name, "", &[&shard.label], retries);
     }
     let name = "etherply_commit_ops";
     page.family(

@@ -6,6 +6,7 @@
 
 use std::array;
 use std::collections::VecDeque;
+use std::ops::{AddAssign, SubAssign};
 use std::rc::Rc;
 
 use smallvec::SmallVec;
@@ -14,7 +15,7 @@ pub use crate::core::text::Chunk;
 use crate::core::text::Text;
 use crate::limits::{
     CHUNK_BYTES_KEPT_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CHUNKS_KEPT_MAX, LIST_BYTES_KEPT_MAX,
-    LISTS_KEPT_MAX, SEND_BYTES_MAX,
+    LISTS_KEPT_MAX, SEND_BYTES_MAX, SESSION_BYTES_SPARED,
 };
 
 /// A stretch of a chunk.
@@ -98,6 +99,8 @@ pub(super) struct Answer {
     pub text: Text,
     pub start: usize,
     pub end: usize,
+    /// A part of it was taken.
+    pub is_begun: bool,
     pub due: Due,
     pub cost: Cost,
 }
@@ -107,8 +110,33 @@ pub(super) struct Answer {
 pub(super) struct Cost {
     /// Memory that is there for the client alone.
     pub own_bytes: usize,
-    /// Memory that others may hold too.
+    /// Memory that others may hold too: corrections and the like, in [`crate::core::budget`].
     pub shared_bytes: usize,
+    /// The same of states, which have a budget of their own.
+    pub state_bytes: usize,
+}
+
+impl Cost {
+    /// All of it.
+    pub fn bytes(self) -> usize {
+        self.own_bytes + self.shared_bytes + self.state_bytes
+    }
+}
+
+impl AddAssign for Cost {
+    fn add_assign(&mut self, other: Self) {
+        self.own_bytes += other.own_bytes;
+        self.shared_bytes += other.shared_bytes;
+        self.state_bytes += other.state_bytes;
+    }
+}
+
+impl SubAssign for Cost {
+    fn sub_assign(&mut self, other: Self) {
+        self.own_bytes -= other.own_bytes;
+        self.shared_bytes -= other.shared_bytes;
+        self.state_bytes -= other.state_bytes;
+    }
 }
 
 /// Where a client stands that fell out of the window.
@@ -236,6 +264,9 @@ fn class_of(bytes: usize) -> usize {
     (bytes / CHUNK_BYTES_MIN).ilog2() as usize
 }
 
+/// A short list may be this long: it grows by doubling.
+const UNPARSED_SHORT_BYTES: usize = 2 * SESSION_BYTES_SPARED;
+
 /// Memory that waits for its next use.
 pub struct ChunkPool {
     /// By their class.
@@ -246,7 +277,9 @@ pub struct ChunkPool {
     pub(super) frames: Lists<VecDeque<Frame>>,
     pub(super) aparts: Lists<Box<Apart>>,
     /// Of bytes that came in and are no whole frame yet.
-    pub(super) unparsed: Lists<Vec<u8>>,
+    unparsed: Lists<Vec<u8>>,
+    /// The same where they are few: a session with a few bytes must not hold a long list.
+    unparsed_short: Lists<Vec<u8>>,
     pub(super) held: Held,
 }
 
@@ -255,8 +288,10 @@ pub struct ChunkPool {
 pub struct Held {
     /// The memory of the windows.
     pub window_bytes: usize,
-    /// The memory of the answers that wait, without what they share.
+    /// The memory of the answers that wait or are on their way, without what they share.
     pub answer_bytes: usize,
+    /// The memory of what came in and is no whole message or head yet.
+    pub unfinished_bytes: usize,
     /// Frames that were taken out of windows, once for each session.
     pub frames_taken: u64,
 }
@@ -271,6 +306,7 @@ impl Default for ChunkPool {
             frames: Lists::default(),
             aparts: Lists::default(),
             unparsed: Lists::default(),
+            unparsed_short: Lists::default(),
             held: Held::default(),
         }
     }
@@ -360,6 +396,27 @@ impl ChunkPool {
                 out.extend_from_slice(span.bytes());
             }
         })
+    }
+
+    /// A list of bytes that came in and are no whole frame yet.
+    pub(super) fn keep_unparsed(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let lists = match bytes.len() {
+            0 => return Vec::new(),
+            1..=SESSION_BYTES_SPARED => &mut self.unparsed_short,
+            _ => &mut self.unparsed,
+        };
+        let mut list = lists.take();
+        list.extend_from_slice(bytes);
+        list
+    }
+
+    /// Takes the memory of such a list back.
+    pub(super) fn give_unparsed(&mut self, list: Vec<u8>) {
+        match list.capacity() {
+            ..=UNPARSED_SHORT_BYTES => self.unparsed_short.give(list),
+            ..=CHUNK_BYTES_MAX => self.unparsed.give(list),
+            _ => {}
+        }
     }
 
     /// Makes room for `bytes` more in a chunk that has one owner.

@@ -168,8 +168,20 @@ counters! {
     refused_handshakes,
     /// Joins and looks for which too many states were on their way.
     refused_snapshot_bytes,
+    /// Sessions that were given up because too much was held for single ones.
+    given_up_sessions,
+    /// States that were given up because nobody took them, and others wanted room.
+    given_up_states,
+    /// Clients that took too long for a message.
+    given_up_messages,
     /// Senders whose ops a log that failed has lost, or that caused a panic.
     refused_log_failed,
+    /// Ops for whose log the disk had no room.
+    refused_disk_full,
+    /// Microseconds in which clients waited for compaction.
+    held_us,
+    /// Clients that wait for compaction.
+    sessions_held,
     /// Ops that won, times the clients that were owed them.
     deliveries,
     /// Bytes that came in.
@@ -206,14 +218,24 @@ counters! {
     workspaces,
     /// The memory of the frames of the recent past.
     window_bytes,
-    /// The memory of what waits for one client each.
+    /// The memory of what waits for one client each, or is on its way to it.
     answer_bytes,
+    /// The memory of corrections and lists of users, each shared by all who are sent it.
+    shared_answer_bytes,
+    /// The memory of messages and heads that are not whole yet.
+    unfinished_bytes,
     /// The memory of the texts of states that are on their way.
     snapshot_bytes,
     /// What the state takes in a log in which nothing is dead.
     log_live_bytes,
     /// The length of the open segment.
     log_open_bytes,
+    /// The length of the log in the shard's folder, without what the open segment has over its usual length.
+    log_bytes,
+    /// What that may be.
+    log_bytes_max,
+    /// Whether ops that grow the log are refused.
+    disk_is_full,
 }
 
 #[cfg(test)]

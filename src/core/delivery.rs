@@ -6,13 +6,14 @@
 //! much for themselves, a large state most of all, go over into a queue of their own.
 
 use crate::core::contract::{Clock, Output};
-use crate::core::outbox::Behind;
+use crate::core::intake::shared_frame;
+use crate::core::outbox::{Behind, Due};
 use crate::core::session::{Intake, SessionId, State};
 use crate::core::shard::{Shard, Watch};
 use crate::core::window::{Spans, skip_sent, spans_bytes};
 use crate::limits::{
-    ANSWER_BYTES_MAX, BULK_BYTES_PER_TURN, BULK_SENDS_PER_TURN_MAX, CONFLATED_BYTES_MAX,
-    CONFLATED_STEPS_MAX, REOPEN_WAIT_MIN_US, SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX,
+    BULK_BYTES_PER_TURN, BULK_SENDS_PER_TURN_MAX, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX,
+    REOPEN_WAIT_MIN_US, SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SESSION_BYTES_SPARED,
 };
 use crate::log::commit::Durability;
 use crate::wire::message;
@@ -83,7 +84,7 @@ impl Shard {
                     session.queued = true;
                     self.send_queue.push_back(SessionId {
                         slot: *slot,
-                        generation: session.generation,
+                        generation: session.generation(),
                     });
                 }
             }
@@ -105,6 +106,7 @@ impl Shard {
                 self.bulk_queue.push_back(id);
             } else {
                 self.serve(id, clock);
+                self.keep_budget(clock);
             }
         }
         self.rest.served(!self.send_queue.is_empty(), clock.now_us);
@@ -118,7 +120,7 @@ impl Shard {
     /// Whether a session is owed more than a send of frames may be.
     fn is_owed_bulk(&mut self, id: SessionId) -> bool {
         let session = self.session(id);
-        session.is_some_and(|session| session.outbox.answer_bytes() > SEND_BYTES_MAX)
+        session.is_some_and(|session| session.outbox.waiting_bytes() > SEND_BYTES_MAX)
     }
 
     /// Serves some of those who are owed much.
@@ -129,6 +131,7 @@ impl Shard {
                 break;
             };
             bytes += self.serve(id, clock);
+            self.keep_budget(clock);
             if bytes >= BULK_BYTES_PER_TURN {
                 break;
             }
@@ -199,6 +202,7 @@ impl Shard {
     /// changed since, without its own. False where there is nothing of the kind to do.
     fn encode_behind(&mut self, id: SessionId) -> bool {
         let session = &mut self.sessions[id.slot as usize];
+        let number = session.number;
         let Some(Behind {
             mut since,
             mut hint,
@@ -209,26 +213,41 @@ impl Shard {
         if session.outbox.has_answers() {
             return false;
         }
-        let room = &self.rooms[session.room().expect("only a member is behind") as usize];
-        let (mut more, mut steps) = (false, 0);
-        let chunk = self.pool.fill(CONFLATED_BYTES_MAX, |out| {
+        let room_slot = session.room().expect("only a member is behind");
+        let room = &self.rooms[room_slot as usize];
+        let bytes_max = if self.budget.is_tight() {
+            SESSION_BYTES_SPARED
+        } else {
+            CONFLATED_BYTES_MAX
+        };
+        let (mut more, mut steps, mut long) = (false, 0, None);
+        let chunk = self.pool.fill(bytes_max, |out| {
             for (slot, entry) in room.workspace.changed_since(since, hint) {
                 steps += 1;
                 more = steps > CONFLATED_STEPS_MAX;
                 if more {
                     break;
                 }
-                if entry.writer() != id.as_u64() {
+                if entry.writer() != number {
                     let bytes =
                         message::op_frame_bytes(entry.key(), entry.value(), entry.timestamp());
-                    more = !out.is_empty() && out.len() + bytes > CONFLATED_BYTES_MAX;
+                    more = !out.is_empty() && out.len() + bytes > bytes_max;
                     if more {
                         break;
                     }
-                    message::put_op(out, entry.key(), entry.value(), entry.timestamp());
                     self.counters.conflated_keys += 1;
+                    if bytes > bytes_max {
+                        // It goes out alone, and is the same for all who are as far.
+                        long = Some(shared_frame(room_slot, entry, &mut self.budget));
+                        more = true;
+                    } else {
+                        message::put_op(out, entry.key(), entry.value(), entry.timestamp());
+                    }
                 }
                 (since, hint) = (entry.seq(), Some(slot));
+                if more {
+                    break;
+                }
             }
         });
         if more {
@@ -238,16 +257,24 @@ impl Shard {
         } else {
             session.outbox.follow(room.window.end());
         }
-        if chunk.is_empty() {
+        let due = Due {
+            at: room.window.end(),
+            gate: room.gate(),
+            awaits: None,
+        };
+        let is_empty = chunk.is_empty() && long.is_none();
+        if let Some(frame) = long {
             self.pool.give(chunk);
-            if more {
-                self.enqueue(id);
-            }
+            session.outbox.push_shared(frame, due, &mut self.pool);
+        } else if chunk.is_empty() {
+            self.pool.give(chunk);
         } else {
-            session
-                .outbox
-                .push(chunk, room.window.end(), room.gate(), &mut self.pool);
+            session.outbox.push_due(chunk, due, &mut self.pool);
         }
+        if is_empty && more {
+            self.enqueue(id);
+        }
+        self.weigh(id);
         true
     }
 
@@ -278,15 +305,29 @@ impl Shard {
         }
         let session = self.session(id).expect("a session outlives its send");
         session.sending = false;
+        let is_ended = taken.is_none_or(|bytes| bytes == 0 || bytes == spans_bytes(&spans));
+        if is_ended || session.aborted {
+            let outbox = &mut self.sessions[id.slot as usize].outbox;
+            outbox.sent(&mut self.pool);
+            self.weigh(id);
+        }
+        let session = &mut self.sessions[id.slot as usize];
         let Some(bytes) = taken.filter(|bytes| *bytes > 0 && !session.aborted) else {
             self.pool.give_spans(spans);
             return self.abort(id);
         };
         self.counters.bytes_sent += bytes as u64;
+        if let Some(journal) = &mut self.journal {
+            journal.sent(id, bytes);
+        }
         let session = &mut self.sessions[id.slot as usize];
         if clock.now_us - session.last_progress_us > SECOND_US {
             // The socket was full, and now it is not: the peer has read.
             session.last_received_us = clock.now_us;
+        }
+        if let Some(passage) = &mut session.passage {
+            let took_us = clock.now_us.saturating_sub(session.last_progress_us);
+            passage.took(took_us, bytes);
         }
         session.last_progress_us = clock.now_us;
         let whole = bytes == spans_bytes(&spans);
@@ -299,6 +340,9 @@ impl Shard {
         }
         self.pool.give_spans(spans);
         let session = &mut self.sessions[id.slot as usize];
+        if !session.outbox.has_state() {
+            session.passage = None;
+        }
         let mut owed = session.outbox.has_answers() || session.outbox.behind().is_some();
         match session.room() {
             Some(room_slot) => {
@@ -319,9 +363,9 @@ impl Shard {
 
     /// Reads a paused session again once its outbox has drained.
     fn resume(&mut self, id: SessionId, clock: Clock) {
+        let most_bytes = self.answer_bytes_max();
         let session = &mut self.sessions[id.slot as usize];
-        if session.intake == Intake::Paused && session.outbox.answer_bytes() <= ANSWER_BYTES_MAX / 2
-        {
+        if session.intake == Intake::Paused && session.outbox.answer_bytes() <= most_bytes / 2 {
             session.intake = Intake::Unread;
             // It was not asked for a sign of life meanwhile.
             session.last_received_us = clock.now_us;
@@ -375,7 +419,7 @@ impl Shard {
             if session.outbox.cursor() < overflow_end {
                 fallen.push(SessionId {
                     slot: *slot,
-                    generation: session.generation,
+                    generation: session.generation(),
                 });
             } else {
                 least = least.min(session.outbox.cursor());

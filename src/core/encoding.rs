@@ -2,19 +2,28 @@
 
 use std::rc::Rc;
 
+use crate::core::contract::Clock;
 use crate::core::shard::Shard;
 use crate::core::snapshot::{Part, Texts, Wanted};
 use crate::core::window::Chunk;
-use crate::limits::{ANSWER_BYTES_MAX, INIT_BYTES_KEPT_MAX, RETRY_AFTER_S};
+use crate::limits::{
+    ANSWER_BYTES_MAX, INIT_BYTES_KEPT_MAX, RETRY_AFTER_S, SNAPSHOT_RESERVE_SHARE,
+    SNAPSHOT_SMALL_BYTES,
+};
 use crate::wire::upgrade::Answer;
 
 impl Shard {
     /// The state of a room, for one who joins or looks. What of it is large is whole some turns later.
-    pub(super) fn texts(&mut self, room_slot: u32, wanted: Wanted) -> Result<Texts, Answer> {
+    pub(super) fn texts(
+        &mut self,
+        room_slot: u32,
+        wanted: Wanted,
+        clock: Clock,
+    ) -> Result<Texts, Answer> {
         let at_hand = self.rooms[room_slot as usize].texts_at_hand(wanted);
         let texts = match at_hand {
             Some(texts) => texts,
-            None => self.new_texts(room_slot, wanted)?,
+            None => self.new_texts(room_slot, wanted, clock)?,
         };
         if let Some(init) = texts.init.chunk() {
             self.keep_init(init);
@@ -22,8 +31,8 @@ impl Shard {
         Ok(texts)
     }
 
-    fn new_texts(&mut self, room_slot: u32, wanted: Wanted) -> Result<Texts, Answer> {
-        if !self.may_encode(room_slot, wanted) {
+    fn new_texts(&mut self, room_slot: u32, wanted: Wanted, clock: Clock) -> Result<Texts, Answer> {
+        if !self.may_encode(room_slot, wanted, clock) {
             self.counters.refused_snapshot_bytes += 1;
             let why = "the server has as much on its way as it may";
             return Err(Answer::unavailable(why, RETRY_AFTER_S));
@@ -49,20 +58,38 @@ impl Shard {
         Ok(texts)
     }
 
-    /// Whether what is missing of a state may be made.
-    fn may_encode(&mut self, room_slot: u32, wanted: Wanted) -> bool {
-        let most = self.config.snapshot_bytes_max;
+    /// Whether what is missing of a state may be made. Where there is no room for it, what nobody takes gives way.
+    fn may_encode(&mut self, room_slot: u32, wanted: Wanted, clock: Clock) -> bool {
         let missing = self.rooms[room_slot as usize].texts_missing(wanted);
         // As much as any session may have waiting: those who take so little are not kept out by those who take much.
-        if missing.bytes <= ANSWER_BYTES_MAX || self.ledger.bytes() + missing.bytes <= most {
+        let is_tiny = missing.bytes <= ANSWER_BYTES_MAX;
+        let most = self.snapshot_bytes_for(missing.bytes);
+        if self.ledger.bytes() + missing.bytes <= most {
             return true;
         }
         self.kept_init = None;
         self.ledger.sweep_all();
         let missing = self.rooms[room_slot as usize].texts_missing(wanted);
+        let most = self.snapshot_bytes_for(missing.bytes);
         // One state that is larger than all that may be is served, too.
         let is_alone = self.ledger.bytes() <= missing.held_bytes;
-        is_alone || self.ledger.bytes() + missing.bytes <= most
+        if is_alone || self.ledger.bytes() + missing.bytes <= most {
+            return true;
+        }
+        self.give_up_states(missing.bytes, most, clock);
+        // What it shares may have been given up.
+        let missing = self.rooms[room_slot as usize].texts_missing(wanted);
+        is_tiny || self.ledger.bytes() + missing.bytes <= self.snapshot_bytes_for(missing.bytes)
+    }
+
+    /// What all states may take with one of so many bytes: large ones leave a reserve for those that are not.
+    fn snapshot_bytes_for(&self, bytes: usize) -> usize {
+        let most = self.config.snapshot_bytes_max;
+        if bytes <= SNAPSHOT_SMALL_BYTES {
+            most
+        } else {
+            most - most / SNAPSHOT_RESERVE_SHARE
+        }
     }
 
     /// Goes on with the states that are being encoded: with all together as far as one turn may, and with each in its turn.

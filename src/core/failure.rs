@@ -4,6 +4,7 @@
 //! In `always` mode nobody was shown an op that is forgotten here; those who sent them get a 500.
 
 use crate::core::contract::{Clock, Output};
+use crate::core::journal::Party;
 use crate::core::session::{SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
 use crate::core::workspace::Workspace;
@@ -34,6 +35,7 @@ impl Shard {
         self.touched.clear();
         self.encoding_queue.clear();
         self.ledger.release_all();
+        self.budget.forget_frames();
         (self.watch, self.shown_since_us) = (None, None);
         self.counters.refused_log_failed += told.len() as u64;
         self.parser = None;
@@ -45,7 +47,7 @@ impl Shard {
             let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
             let id = SessionId {
                 slot,
-                generation: session.generation,
+                generation: session.generation(),
             };
             let is_told = told.binary_search(&id).is_ok();
             match session.state {
@@ -57,8 +59,9 @@ impl Shard {
                 // What it was to be shown is lost.
                 State::Closing if session.outbox.is_gated(self.visible_position) => {
                     let answer = Answer::internal_server_error();
+                    self.note_answer(id, &answer);
                     self.counters.responses.answered(answer.status());
-                    let chunk = self.pool.fill(512, |out| answer.encode(out));
+                    let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
                     self.queue_last(id, chunk, 0, clock);
                 }
                 // A panic may have come between a timer and its next one.
@@ -79,16 +82,25 @@ impl Shard {
 
     /// A panic may have left the sums over all sessions half done, too.
     fn count_anew(&mut self) {
-        let sessions = self.sessions.iter().map(|(_, session)| session);
-        let (mut handshakes_count, mut answer_bytes) = (0, 0);
-        for session in sessions {
+        let held = &mut self.pool.held;
+        (held.answer_bytes, held.unfinished_bytes, held.window_bytes) = (0, 0, 0);
+        self.handshakes_count = 0;
+        self.budget.forget_sessions();
+        self.kept_presence = None;
+        for slot in 0..self.sessions.capacity() {
+            let Some(session) = self.sessions.get_mut(slot) else {
+                continue;
+            };
             let is_unanswered = matches!(session.state, State::Handshake | State::Waiting);
-            handshakes_count += u64::from(is_unanswered);
-            answer_bytes += session.outbox.own_answer_bytes();
+            self.handshakes_count += u64::from(is_unanswered);
+            (session.has_account, session.unfinished_bytes) = (false, 0);
+            self.pool.held.answer_bytes += session.outbox.own_answer_bytes();
+            if !session.sending {
+                session.outbox.sent(&mut self.pool);
+            }
+            let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
+            self.weigh(self.id_of(slot));
         }
-        self.handshakes_count = handshakes_count;
-        self.pool.held.answer_bytes = answer_bytes;
-        self.pool.held.window_bytes = 0;
     }
 
     fn dismiss(&mut self, id: SessionId, is_told: bool, clock: Clock) {
@@ -98,6 +110,7 @@ impl Shard {
             }
             frame::put_close(out, INTERNAL_ERROR, INTERNAL_SERVER_ERROR);
         });
+        self.note_ending(id, INTERNAL_ERROR, INTERNAL_SERVER_ERROR, Party::Server);
         self.counters.closes.closed(INTERNAL_ERROR);
         self.queue_last(id, last, 0, clock);
     }
@@ -122,6 +135,7 @@ impl Shard {
             "an outcome follows its rebuild"
         );
         if is_rebuild {
+            self.rebuilds_count += 1;
             self.reopen_wait_us = (self.reopen_wait_us * 2).min(REOPEN_WAIT_MAX_US);
         }
         let Some((segment, workspaces)) = outcome else {

@@ -1,18 +1,22 @@
 //! The first part of a session's life: the request head, the token, joining a workspace.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
+use smallvec::smallvec;
+
 use crate::core::contract::{Clock, Output, Ticket, Wish, shard_of};
+use crate::core::journal::Party;
 use crate::core::look::{Shown, for_allowed};
 use crate::core::outbox::Due;
 use crate::core::rate::{Meter, Rate};
 use crate::core::room::Room;
-use crate::core::session::{Intake, Session, SessionId, State};
+use crate::core::session::{Intake, Passage, Session, SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
 use crate::core::snapshot::{Point, Texts, Wanted};
 use crate::core::workspace::Workspace;
 use crate::limits::RETRY_AFTER_S;
-use crate::wire::auth::{Grant, Verifier};
+use crate::wire::auth::{self, Grant, Verifier};
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
 
@@ -30,16 +34,17 @@ impl Shard {
         answer_us: u64,
         clock: Clock,
     ) -> SessionId {
-        self.generation = self.generation.wrapping_add(1);
+        self.sessions_begun += 1;
         let deadline_us = clock.now_us + answer_us;
-        let session = Session::new(self.generation, over_limit, clock.now_us, deadline_us);
+        let session = Session::new(self.sessions_begun, over_limit, clock.now_us, deadline_us);
+        let generation = session.generation();
         let slot = self.sessions.insert(session);
         let slot = u32::try_from(slot).expect("fewer sessions than descriptors");
-        let id = SessionId {
-            slot,
-            generation: self.generation,
-        };
+        let id = SessionId { slot, generation };
         self.handshakes_count += 1;
+        if let Some(journal) = &mut self.journal {
+            journal.begin(id, clock.now_us);
+        }
         self.schedule(id, deadline_us);
         id
     }
@@ -71,9 +76,9 @@ impl Shard {
         match request {
             Request::Sync(request) => self.admit(id, request, clock),
             Request::Look(request) => self.admit_look(id, request, clock),
-            Request::Page { page, head_only } => {
-                self.sessions[id.slot as usize].head_only = head_only;
-                self.outputs.push_back(Output::Page(id, page));
+            Request::Page(request) => {
+                self.sessions[id.slot as usize].head_only = request.head_only;
+                self.outputs.push_back(Output::Page(id, request));
                 Ok(())
             }
             Request::Preflight { origin } => {
@@ -116,8 +121,11 @@ impl Shard {
                 "pages of this origin may not connect (--allow-origin)",
             ));
         }
+        let is_noted = self.journal.is_some();
+        let token = request.token.as_deref().filter(|_| is_noted);
         let wish = Wish::Join {
             grant,
+            subject: token.and_then(auth::subject),
             accept_key: request.accept_key,
             user: request.user.map(Box::from),
         };
@@ -137,7 +145,7 @@ impl Shard {
                 self.counters.refused_handshakes += 1;
                 // Not 429, which is about what one client sends (RFC 6585 section 4): this one may be the first of its kind.
                 return Err(Answer::unavailable(
-                    "the server is asked for too much at once",
+                    "too many requests with a token at once, try again later",
                     RETRY_AFTER_S,
                 ));
             }
@@ -161,7 +169,7 @@ impl Shard {
         let session = &mut self.sessions[id.slot as usize];
         if session.over_limit {
             return Err(Answer::unavailable(
-                "the server has as many connections as it may",
+                "the server is at its limit of connections, try again later",
                 RETRY_AFTER_S,
             ));
         }
@@ -176,6 +184,9 @@ impl Shard {
         if owner == self.config.shard {
             self.redeem(id, ticket, clock);
         } else {
+            if let Some(journal) = &mut self.journal {
+                journal.forget(id);
+            }
             self.retire(id);
             self.outputs
                 .push_back(Output::Handoff(id, owner, Box::new(ticket)));
@@ -209,14 +220,23 @@ impl Shard {
         match wish {
             Wish::Join {
                 grant,
+                subject,
                 accept_key,
                 user,
             } => {
-                let place = refusal.map_or_else(|| self.place(&workspace), Err);
+                let place = match refusal {
+                    Some(refusal) => Err(refusal),
+                    None => self.place(&workspace, clock),
+                };
                 match place {
                     Ok(place) => {
-                        if let Some(user) = user {
+                        if let Some(user) = user.map(Rc::from) {
+                            self.rooms[place.room_slot as usize].user_came(Rc::clone(&user));
                             self.users.insert(id.slot, user);
+                        }
+                        if let Some(journal) = &mut self.journal {
+                            let note = journal.joined(id, &workspace, subject.as_deref());
+                            self.outputs.push_back(Output::Note(id, Box::new(note)));
                         }
                         self.join(id, place, &grant, &accept_key, unparsed, clock);
                     }
@@ -231,7 +251,7 @@ impl Shard {
             } => {
                 let mut shown = match refusal {
                     Some(refusal) => Shown::from(refusal),
-                    None => self.look(look, &workspace, if_none_match.as_deref(), head_only),
+                    None => self.look(look, &workspace, if_none_match.as_deref(), head_only, clock),
                 };
                 let allow_origin = allow_origin.as_deref();
                 shown.answer = for_allowed(shown.answer, allow_origin).for_method(head_only);
@@ -260,17 +280,17 @@ impl Shard {
             return None;
         }
         self.counters.refused_members += 1;
-        let why = "the workspace has as many connections as it may";
+        let why = "the workspace is at its limit of connections, try again later";
         Some(Answer::unavailable(why, RETRY_AFTER_S))
     }
 
     /// A place for one more in a workspace, with the state that it is sent.
-    fn place(&mut self, workspace: &str) -> Result<Place, Answer> {
+    fn place(&mut self, workspace: &str, clock: Clock) -> Result<Place, Answer> {
         if let Some(refusal) = self.full_room(workspace) {
             return Err(refusal);
         }
         let room_slot = self.enter_room(workspace);
-        let texts = self.texts(room_slot, Wanted::Init)?;
+        let texts = self.texts(room_slot, Wanted::Init, clock)?;
         Ok(Place { room_slot, texts })
     }
 
@@ -317,7 +337,8 @@ impl Shard {
             gate,
             awaits: None,
         };
-        session.outbox.push_shared(init, all, due, &mut self.pool);
+        session.passage = Some(Box::new(Passage::new(room_slot, smallvec![init.clone()])));
+        session.outbox.push_state(init, all, due, &mut self.pool);
         session.intake = if unparsed.is_empty() {
             Intake::Receiving
         } else {
@@ -330,6 +351,7 @@ impl Shard {
             session.unparsed = Vec::new();
             self.receive_queue.push(id);
         }
+        self.weigh(id);
         self.enqueue(id);
         self.reschedule(id, clock);
     }
@@ -362,13 +384,21 @@ impl Shard {
 
     /// Answers a request with something else than 101, and closes.
     pub(super) fn answer(&mut self, id: SessionId, answer: &Answer, clock: Clock) {
+        self.note_answer(id, answer);
         self.counters.responses.answered(answer.status());
-        let chunk = self.pool.fill(512, |out| answer.encode(out));
+        let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
         self.send_last(id, chunk, clock);
+    }
+
+    pub(super) fn note_answer(&mut self, id: SessionId, answer: &Answer) {
+        if self.journal.is_some() {
+            self.note_ending(id, answer.status(), &answer.message(), Party::Server);
+        }
     }
 
     /// Closes an open session with a close frame.
     pub(super) fn close(&mut self, id: SessionId, code: u16, reason: &str, clock: Clock) {
+        self.note_ending(id, code, reason, Party::Server);
         self.counters.closes.closed(code);
         self.close_with(id, code, reason, clock);
     }

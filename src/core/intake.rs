@@ -1,12 +1,20 @@
 //! Bytes in: frames, messages, the state.
 
+use std::rc::Rc;
+
+use crate::core::budget::SessionBudget;
 use crate::core::contract::Clock;
+use crate::core::outbox::Due;
 use crate::core::rate::Pace;
 use crate::core::session::{Intake, SessionId, State};
 use crate::core::shard::Shard;
+use crate::core::timers::tick_of;
 use crate::core::window::{Chunk, ChunkPool};
 use crate::core::workspace::{Entry, Source, Verdict};
-use crate::limits::{ANSWER_BYTES_MAX, EMPTY_FRAMES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US};
+use crate::limits::{
+    EMPTY_FRAMES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US, SESSION_BYTES_SPARED,
+    SHARED_FRAME_BYTES_MIN,
+};
 use crate::log::record;
 use crate::wire::frame::{self, Event};
 use crate::wire::message::{self, Message, Op};
@@ -23,8 +31,27 @@ const POLICY_VIOLATION: u16 = 1008;
 const BAD_MESSAGE: u16 = 400;
 /// The code of an error message about an op for which there is no room.
 const TOO_LARGE: u16 = 413;
+/// The code of an error message about an op for which the disk has no room.
+const NO_ROOM: u16 = 500;
+/// Its text.
+const DISK_FULL_TEXT: &str = "the disk of the server is nearly full, and this op was not kept: send it again when there is room";
 /// The code of an error message about a message that came too soon.
 const TOO_MANY: u16 = 429;
+
+/// What was read of the bytes of a session.
+#[derive(Debug, Clone, Copy, Default)]
+struct Read {
+    /// How many of them were whole frames.
+    consumed: usize,
+    /// A message has ended with one of these.
+    has_ended: bool,
+}
+
+/// What stays of a key, as it is sent to those who lose against it.
+enum Correction {
+    Own(Chunk),
+    Shared(Chunk),
+}
 
 impl Shard {
     pub(super) fn received(&mut self, id: SessionId, bytes: Option<&mut [u8]>, clock: Clock) {
@@ -34,6 +61,9 @@ impl Shard {
             return self.abort(id);
         };
         self.counters.bytes_received += bytes.len() as u64;
+        if let Some(journal) = &mut self.journal {
+            journal.received(id, bytes.len());
+        }
         let session = &mut self.sessions[id.slot as usize];
         if bytes.is_empty() {
             session.ended = true;
@@ -51,6 +81,7 @@ impl Shard {
             State::Open { .. } => self.read_bytes(id, bytes, clock),
             State::Closing => self.receive_queue.push(id),
         }
+        self.weigh(id);
     }
 
     /// Reads on where a turn left bytes unread.
@@ -64,6 +95,8 @@ impl Shard {
             };
             if self.is_open(id) {
                 self.read_bytes(id, &mut [], clock);
+                self.weigh(id);
+                self.keep_budget(clock);
             }
         }
     }
@@ -73,64 +106,103 @@ impl Shard {
         !self.commit.is_full()
     }
 
-    fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
+    pub(super) fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
         let session = &mut self.sessions[id.slot as usize];
         let mut unparsed = std::mem::take(&mut session.unparsed);
-        let consumed = if unparsed.is_empty() {
-            let consumed = self.read_frames(id, bytes, clock);
-            // Only what is not whole yet is copied.
-            if consumed < bytes.len() {
-                unparsed = self.pool.unparsed.take();
-                unparsed.extend_from_slice(&bytes[consumed..]);
-            }
-            return self.keep_unparsed(id, unparsed);
-        } else {
-            unparsed.extend_from_slice(bytes);
-            self.read_frames(id, &mut unparsed, clock)
-        };
-        if consumed == unparsed.len() {
-            self.pool.unparsed.give(std::mem::take(&mut unparsed));
-        } else {
-            unparsed.drain(..consumed);
+        // Only what is not whole yet is copied. A frame that grows long does so in a list of its own,
+        // a short piece of one is joined with what follows in a place that all sessions share.
+        if unparsed.is_empty() {
+            let read = self.read_frames(id, bytes, clock);
+            unparsed = self.pool.keep_unparsed(&bytes[read.consumed..]);
+            return self.keep_unparsed(id, unparsed, read, clock);
         }
-        self.keep_unparsed(id, unparsed);
+        if unparsed.len() <= SESSION_BYTES_SPARED && !bytes.is_empty() {
+            let mut joined = std::mem::take(&mut self.joined_bytes);
+            joined.clear();
+            joined.extend_from_slice(&unparsed);
+            joined.extend_from_slice(bytes);
+            self.pool.give_unparsed(unparsed);
+            let read = self.read_frames(id, &mut joined, clock);
+            unparsed = self.pool.keep_unparsed(&joined[read.consumed..]);
+            self.joined_bytes = joined;
+            return self.keep_unparsed(id, unparsed, read, clock);
+        }
+        unparsed.extend_from_slice(bytes);
+        let read = self.read_frames(id, &mut unparsed, clock);
+        let rest = &unparsed[read.consumed..];
+        if rest.len() <= SESSION_BYTES_SPARED {
+            let rest = self.pool.keep_unparsed(rest);
+            self.pool
+                .give_unparsed(std::mem::replace(&mut unparsed, rest));
+        } else {
+            unparsed.drain(..read.consumed);
+        }
+        self.keep_unparsed(id, unparsed, read, clock);
     }
 
-    fn keep_unparsed(&mut self, id: SessionId, unparsed: Vec<u8>) {
+    fn keep_unparsed(&mut self, id: SessionId, unparsed: Vec<u8>, read: Read, clock: Clock) {
         let Some(session) = self.sessions.get_mut(id.slot as usize) else {
             return;
         };
-        if session.generation != id.generation || !matches!(session.state, State::Open { .. }) {
+        if session.generation() != id.generation || !matches!(session.state, State::Open { .. }) {
             return;
         }
         session.unparsed = unparsed;
         match session.intake {
-            Intake::Receiving => self.receive_queue.push(id),
+            Intake::Receiving => {
+                self.receive_queue.push(id);
+                self.time_message(id, read.has_ended, clock);
+            }
+            // It is the server that takes its time.
+            Intake::Unread | Intake::Held | Intake::Paused => session.message_since_us = u64::MAX,
+        }
+        match self.sessions[id.slot as usize].intake {
             Intake::Unread => self.unread_queue.push_back(id),
-            Intake::Paused => {}
+            Intake::Held => self.held_queue.push_back(id),
+            Intake::Receiving | Intake::Paused => {}
         }
     }
 
-    /// Handles whole frames, as many as one session may have in a turn; gives the bytes that they took.
-    fn read_frames(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) -> usize {
+    /// Notes since when a message is not whole. Nothing is scheduled but where no timer comes in time anyway.
+    fn time_message(&mut self, id: SessionId, has_ended: bool, clock: Clock) {
+        let session = &mut self.sessions[id.slot as usize];
+        if session.unparsed.is_empty() && !session.decoder.is_mid_message() {
+            session.message_since_us = u64::MAX;
+        } else if has_ended || session.message_since_us == u64::MAX {
+            session.message_since_us = clock.now_us;
+            let deadline_us = session.message_deadline_us();
+            if tick_of(deadline_us) < session.timer_tick {
+                self.schedule(id, deadline_us);
+            }
+        }
+    }
+
+    /// Handles whole frames, as many as one session may have in a turn.
+    fn read_frames(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) -> Read {
         let message_bytes_max = self.config.message_bytes_max;
         let mut decoder = std::mem::take(&mut self.sessions[id.slot as usize].decoder);
-        let (mut consumed, mut frames) = (0, 0);
+        let (mut read, mut frames) = (Read::default(), 0);
         let intake = loop {
-            if self.sessions[id.slot as usize].outbox.answer_bytes() > ANSWER_BYTES_MAX {
+            let answer_bytes = self.sessions[id.slot as usize].outbox.answer_bytes();
+            if answer_bytes > self.answer_bytes_max() {
                 break Intake::Paused;
             }
             if frames == MESSAGES_PER_TURN_MAX || !self.may_read_on() {
                 break Intake::Unread;
             }
-            match decoder.decode(&mut bytes[consumed..], message_bytes_max) {
+            if !self.log_space.is_free() && self.is_held(id, &bytes[read.consumed..], clock) {
+                break Intake::Held;
+            }
+            match decoder.decode(&mut bytes[read.consumed..], message_bytes_max) {
                 Ok(step) if step.consumed == 0 => break Intake::Receiving,
                 Ok(step) => {
-                    consumed += step.consumed;
+                    read.consumed += step.consumed;
                     let is_empty = step.is_empty_fragment();
-                    match step.event {
-                        Some(event) => self.read_event(id, event, clock),
-                        None => self.count_frame(id, is_empty, clock),
+                    if let Some(event) = step.event {
+                        read.has_ended |= matches!(event, Event::Text(_) | Event::Binary(_));
+                        self.read_event(id, event, clock);
+                    } else {
+                        self.count_frame(id, is_empty, clock);
                     }
                 }
                 Err(error) => {
@@ -140,14 +212,16 @@ impl Shard {
                 }
             }
             if !self.is_open(id) {
-                return bytes.len();
+                read.consumed = bytes.len();
+                return read;
             }
             frames += 1;
         };
+        decoder.let_go();
         let session = &mut self.sessions[id.slot as usize];
         session.decoder = decoder;
         session.intake = intake;
-        consumed
+        read
     }
 
     fn read_event(&mut self, id: SessionId, event: Event<'_>, clock: Clock) {
@@ -167,6 +241,9 @@ impl Shard {
             Event::Pong(_) => self.read_pong(id, clock),
             Event::Close(code) => {
                 self.counters.closed_by_peer += 1;
+                if let Some(journal) = &mut self.journal {
+                    journal.closed_by_client(id, code);
+                }
                 self.close_with(id, code.map_or(NORMAL, |(code, _)| code), "", clock);
             }
         }
@@ -212,6 +289,11 @@ impl Shard {
     fn read_message(&mut self, id: SessionId, text: &str, pace: Pace, clock: Clock) {
         let mut parser = self.parser.take().unwrap_or_default();
         let message = parser.parse(text);
+        if let Some(journal) = &mut self.journal
+            && let Ok(Message::Op(_)) = message
+        {
+            journal.op(id);
+        }
         match message {
             // A sign of life is one, however many there are.
             Ok(Message::Ping) => {}
@@ -229,7 +311,7 @@ impl Shard {
         self.counters.refused_rate += 1;
         let per_second = self.config.limits.ops_per_second.unwrap_or_default();
         let text = format!(
-            "too many messages: send at most {per_second} in a second (--max-ops-per-second), and this one again later"
+            "too many messages: at most {per_second} per second are allowed (--max-ops-per-second); send this one again later"
         );
         match message {
             Some(Message::Op(op)) => self.refuse_op(id, TOO_MANY, &text, &op),
@@ -251,6 +333,10 @@ impl Shard {
                 &skew_text(ahead_us, self.config.future_skew_us),
             );
         }
+        if self.log_space.is_disk_full(self.commit.end_position()) && self.refuse_disk_full(id, &op)
+        {
+            return;
+        }
         let source = self.source(id);
         let session = &mut self.sessions[id.slot as usize];
         let room_slot = session.room().expect("only an open session applies");
@@ -261,13 +347,13 @@ impl Shard {
             Verdict::Same => self.counters.ops_duplicate += 1,
             Verdict::Lost(winner) => {
                 self.counters.ops_lost += 1;
-                let chunk = correction(winner, &mut self.pool);
-                self.correct(id, chunk);
+                let correction = correction(room_slot, winner, &mut self.budget, &mut self.pool);
+                self.correct(id, correction);
             }
             Verdict::TooLarge(held) => {
                 if let Some(held) = held {
-                    let chunk = correction(held, &mut self.pool);
-                    self.correct(id, chunk);
+                    let correction = correction(room_slot, held, &mut self.budget, &mut self.pool);
+                    self.correct(id, correction);
                 }
                 self.refuse_too_large(id, bytes_max, &op);
             }
@@ -283,16 +369,17 @@ impl Shard {
                     value,
                     timestamp,
                 } = op;
-                let position = self.commit.push(
-                    &record::Op {
-                        workspace,
-                        key,
-                        value,
-                        seq,
-                        timestamp,
-                    },
-                    clock.now_us,
-                );
+                let record = record::Op {
+                    workspace,
+                    key,
+                    value,
+                    seq,
+                    timestamp,
+                };
+                let record_bytes = record::op_bytes(&record) as u64;
+                let position = self.commit.push(&record, clock.now_us);
+                self.log_space
+                    .wrote(&mut room.allowance, record_bytes, clock.now_us);
                 let (start, end) = room.broadcast(key, value, timestamp, position, &mut self.pool);
                 if !session.outbox.skip_own(start, end, &mut self.pool) {
                     self.fall_behind(id);
@@ -308,7 +395,7 @@ impl Shard {
 
     fn source(&self, id: SessionId) -> Source {
         Source {
-            writer: id.as_u64(),
+            writer: self.sessions[id.slot as usize].number,
             mark: self.usage.mark(),
         }
     }
@@ -321,19 +408,44 @@ impl Shard {
     }
 
     /// Queues what stays, which may not be durable yet.
-    fn correct(&mut self, id: SessionId, chunk: Chunk) {
+    fn correct(&mut self, id: SessionId, correction: Correction) {
         let session = &mut self.sessions[id.slot as usize];
         let room_slot = session.room().expect("only an open session applies");
         let room = &self.rooms[room_slot as usize];
-        let (at, gate) = (room.window.end(), room.gate());
-        session.outbox.push(chunk, at, gate, &mut self.pool);
+        let due = Due {
+            at: room.window.end(),
+            gate: room.gate(),
+            awaits: None,
+        };
+        match correction {
+            Correction::Own(chunk) => session.outbox.push_due(chunk, due, &mut self.pool),
+            Correction::Shared(chunk) => session.outbox.push_shared(chunk, due, &mut self.pool),
+        }
+        self.weigh(id);
         self.enqueue(id);
+    }
+
+    /// Refuses an op that would win, since the disk has no room for it. False: it would not, and needs none.
+    fn refuse_disk_full(&mut self, id: SessionId, op: &Op<'_>) -> bool {
+        let room_slot = self.sessions[id.slot as usize].room();
+        let room_slot = room_slot.expect("only an open session applies");
+        let held = self.rooms[room_slot as usize].workspace.get(op.key);
+        if held.is_some_and(|held| op.timestamp <= held.timestamp()) {
+            return false;
+        }
+        self.counters.refused_disk_full += 1;
+        if let Some(held) = held {
+            let correction = correction(room_slot, held, &mut self.budget, &mut self.pool);
+            self.correct(id, correction);
+        }
+        self.refuse_op(id, NO_ROOM, DISK_FULL_TEXT, op);
+        true
     }
 
     fn refuse_too_large(&mut self, id: SessionId, bytes_max: u64, op: &Op<'_>) {
         self.counters.refused_workspace_bytes += 1;
         let text = format!(
-            "the workspace is full: it may have {bytes_max} bytes (--max-workspace-bytes), and this op would make it larger"
+            "the workspace is full: its limit is {bytes_max} bytes (--max-workspace-bytes), and this op would exceed it"
         );
         self.refuse_op(id, TOO_LARGE, &text, op);
     }
@@ -353,15 +465,39 @@ impl Shard {
             .room()
             .map_or(0, |room| self.rooms[room as usize].window.end());
         session.outbox.push(chunk, at, 0, &mut self.pool);
+        self.weigh(id);
         self.enqueue(id);
     }
 }
 
-/// What stays, for the sender of an op that is not taken.
-fn correction(entry: &Entry, pool: &mut ChunkPool) -> Chunk {
-    let (key, value, timestamp) = (entry.key(), entry.value(), entry.timestamp());
-    let bytes = message::op_frame_bytes(key, value, timestamp);
-    pool.fill(bytes, |out| message::put_op(out, key, value, timestamp))
+/// What stays, for the sender of an op that is not taken. A long frame is encoded once for all who lose against the same op.
+fn correction(
+    room_slot: u32,
+    entry: &Entry,
+    budget: &mut SessionBudget,
+    pool: &mut ChunkPool,
+) -> Correction {
+    let bytes = message::op_frame_bytes(entry.key(), entry.value(), entry.timestamp());
+    if bytes >= SHARED_FRAME_BYTES_MIN {
+        return Correction::Shared(shared_frame(room_slot, entry, budget));
+    }
+    let chunk = pool.fill(bytes, |out| {
+        message::put_op(out, entry.key(), entry.value(), entry.timestamp());
+    });
+    Correction::Own(chunk)
+}
+
+/// The frame of the last op of a key. As long as anybody is sent it, it is not encoded again.
+pub(super) fn shared_frame(room_slot: u32, entry: &Entry, budget: &mut SessionBudget) -> Chunk {
+    let key = (room_slot, entry.seq());
+    budget.frame(key).unwrap_or_else(|| {
+        let (name, value, timestamp) = (entry.key(), entry.value(), entry.timestamp());
+        let mut frame = Vec::with_capacity(message::op_frame_bytes(name, value, timestamp));
+        message::put_op(&mut frame, name, value, timestamp);
+        let frame = Rc::new(frame);
+        budget.add_frame(key, &frame);
+        frame
+    })
 }
 
 fn skew_text(ahead_us: u64, most_us: u64) -> String {

@@ -45,6 +45,21 @@ impl Ledger {
         self.bytes += chunk.len();
     }
 
+    /// A text comes back by itself: it does not count any more.
+    pub fn write_off(&mut self, chunk: &Chunk) {
+        let is_it = |(held, _): &&mut (Weak<Vec<u8>>, usize)| {
+            std::ptr::eq(held.as_ptr(), Rc::as_ptr(chunk))
+        };
+        if let Some((_, bytes)) = self.held.iter_mut().find(is_it) {
+            self.bytes -= std::mem::take(bytes);
+        }
+    }
+
+    /// How many texts may be alive.
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
     /// Looks at so many texts, and at twice as many as were added, and forgets those that are on their way to nobody any more.
     pub fn sweep(&mut self, count: usize) {
         let count = count.max(2 * std::mem::take(&mut self.added));
@@ -101,6 +116,14 @@ mod tests {
             0,
             "it does not grow faster than it is swept"
         );
+        let texts: Vec<Chunk> = (1..4).map(|bytes| Rc::new(vec![0; bytes])).collect();
+        texts.iter().for_each(|text| ledger.add(text));
+        ledger.write_off(&texts[1]);
+        ledger.write_off(&texts[1]);
+        assert_eq!((ledger.bytes(), ledger.len()), (4, 3));
+        drop(texts);
+        ledger.sweep_all();
+        assert_eq!((ledger.bytes(), ledger.len()), (0, 0));
         ledger.promise(30);
         ledger.release(10);
         assert_eq!(ledger.bytes(), 20);

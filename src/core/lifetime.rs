@@ -5,13 +5,15 @@ use crate::core::session::{Session, SessionId, State};
 use crate::core::shard::{Drain, Shard};
 use crate::core::window::Chunk;
 use crate::limits::{LINGER_US, STALL_LINGER_US, STALL_TIMEOUT_US};
-use crate::wire::frame;
+use crate::wire::frame::{self, Decoder};
 use crate::wire::upgrade::Answer;
 
 /// RFC 6455 section 7.4.1: the server goes away, or gives a silent client up.
 const GOING_AWAY: u16 = 1001;
 /// The IANA registry of close codes: "Try Again Later".
-const TRY_AGAIN_LATER: u16 = 1013;
+pub(super) const TRY_AGAIN_LATER: u16 = 1013;
+/// RFC 6455 section 7.4.1: "a message that violates its policy".
+const POLICY_VIOLATION: u16 = 1008;
 /// protocol.md: the token of a live connection has expired.
 const TOKEN_EXPIRED: u16 = 4001;
 
@@ -75,6 +77,9 @@ impl Shard {
                     self.close(id, TRY_AGAIN_LATER, "the client reads too slowly", clock);
                     self.sessions[id.slot as usize].deadline_us = clock.now_us + STALL_LINGER_US;
                     self.reschedule(id, clock);
+                } else if past(session.message_deadline_us()) {
+                    self.counters.given_up_messages += 1;
+                    self.close(id, POLICY_VIOLATION, "a message took too long", clock);
                 } else if session.is_read() && past(session.last_received_us + silence_us) {
                     self.close(id, GOING_AWAY, "no sign of life", clock);
                 } else {
@@ -109,6 +114,7 @@ impl Shard {
         self.begin_closing(id, clock);
         let outbox = &mut self.sessions[id.slot as usize].outbox;
         outbox.push(chunk, 0, gate, &mut self.pool);
+        self.weigh(id);
     }
 
     /// A session that stands in no room any more is sent what is visible, and what is queued next, and is closed then.
@@ -119,12 +125,14 @@ impl Shard {
         let session = &mut self.sessions[id.slot as usize];
         session.state = State::Closing;
         session.unparsed = Vec::new();
+        session.decoder = Decoder::new();
         session.outbox.leave(visible_position, &mut self.pool);
         session.deadline_us = clock.now_us + LINGER_US;
         self.schedule(id, clock.now_us + LINGER_US);
         // What still comes in is read and dropped: bytes left unread would make the kernel reset
         // the connection, and the peer might lose the last ones that it was sent.
         self.receive_queue.push(id);
+        self.weigh(id);
         self.enqueue(id);
     }
 
@@ -152,7 +160,11 @@ impl Shard {
         session.state = State::Closing;
         session.outbox.drop_all(&mut self.pool);
         session.unparsed = Vec::new();
+        session.decoder = Decoder::new();
+        session.passage = None;
         let was_aborted = std::mem::replace(&mut session.aborted, true);
+        self.weigh(id);
+        let session = &self.sessions[id.slot as usize];
         if !session.sending && !session.receiving {
             self.retire(id);
             self.outputs.push_back(Output::Close(id));
@@ -164,6 +176,11 @@ impl Shard {
     /// A session is over: nothing of it is in flight, and nothing must be started for it.
     pub(super) fn retire(&mut self, id: SessionId) {
         self.end_handshake(id);
+        if let Some(journal) = &mut self.journal
+            && let Some(note) = journal.end(id)
+        {
+            self.outputs.push_back(Output::Note(id, Box::new(note)));
+        }
         let session = &mut self.sessions[id.slot as usize];
         assert!(
             !session.sending && !session.receiving && !session.gone,
@@ -175,11 +192,12 @@ impl Shard {
 
     /// A session has its answer, or none is needed any more.
     fn end_handshake(&mut self, id: SessionId) {
-        match self.sessions[id.slot as usize].state {
+        let session = &self.sessions[id.slot as usize];
+        match session.state {
             State::Handshake => self.handshakes_count -= 1,
             State::Waiting => {
                 self.handshakes_count -= 1;
-                self.waiting.remove(&id.as_u64());
+                self.waiting.remove(&session.number);
             }
             State::Open { .. } | State::Closing => {}
         }
@@ -197,9 +215,11 @@ impl Shard {
             return;
         };
         session.state = State::Closing;
-        self.users.remove(&id.slot);
         self.members_count -= 1;
         let room = &mut self.rooms[room_slot as usize];
+        if let Some(user) = self.users.remove(&id.slot) {
+            room.user_left(&user);
+        }
         room.members.swap_remove(member as usize);
         if let Some(moved) = room.members.get(member as usize) {
             self.sessions[*moved as usize].state = State::Open {
@@ -233,7 +253,7 @@ impl Shard {
                 let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
                 SessionId {
                     slot,
-                    generation: session.generation,
+                    generation: session.generation(),
                 }
             })
             .filter(|id| self.is_open(*id))
@@ -323,6 +343,7 @@ fn next_deadline_us(session: &Session, ping_interval_us: u64, clock: Clock) -> u
         Some(session.deadline_us),
         Some(stall_us),
         Some(expires_us),
+        Some(session.message_deadline_us()),
         silent_us,
     ]
     .into_iter()

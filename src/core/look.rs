@@ -3,25 +3,34 @@
 use std::iter;
 use std::ops::Range;
 
+use smallvec::smallvec;
+
 use crate::core::contract::{Clock, Wish};
 use crate::core::outbox::Due;
 use crate::core::room::Room;
-use crate::core::session::SessionId;
+use crate::core::session::{Passage, Session, SessionId};
 use crate::core::shard::Shard;
 use crate::core::snapshot::{Texts, Wanted};
+use crate::core::window::Chunk;
 use crate::limits::STALL_TIMEOUT_US;
 use crate::wire::state;
 use crate::wire::upgrade::{Answer, Look, LookRequest, matches_tag};
+
+/// The header field of an answer about presence with the number of all users; the body may name fewer.
+const USER_COUNT: &str = "X-Total-Count";
 
 /// What a look shows, and the log position that must be visible before it may be shown.
 pub(super) struct Shown {
     pub answer: Answer,
     pub gate: u64,
     state: Option<ShownState>,
+    /// A body that several are sent.
+    shared: Option<Chunk>,
 }
 
 /// A state that is sent behind an answer.
 struct ShownState {
+    room_slot: u32,
     texts: Texts,
     /// Where it stands in the init message.
     fields: Range<usize>,
@@ -34,6 +43,7 @@ impl From<Answer> for Shown {
             answer,
             gate: 0,
             state: None,
+            shared: None,
         }
     }
 }
@@ -66,23 +76,38 @@ impl Shard {
         workspace: &str,
         if_none_match: Option<&str>,
         head_only: bool,
+        clock: Clock,
     ) -> Shown {
         let room_slot = self.room_index.get(workspace).copied();
         match look {
-            Look::State => self.look_at_state(room_slot, if_none_match, head_only),
-            Look::Presence => {
-                let room = room_slot.map(|slot| &self.rooms[slot as usize]);
-                let mut users: Vec<&str> = room
-                    .into_iter()
-                    .flat_map(|room| &room.members)
-                    .filter_map(|slot| self.users.get(slot).map(Box::as_ref))
-                    .collect();
-                users.sort_unstable();
-                users.dedup();
-                let mut body = Vec::new();
-                state::put_presence(&mut body, &users);
-                Shown::from(Answer::json(body).with("Cache-Control", "no-store"))
+            Look::State => self.look_at_state(room_slot, if_none_match, head_only, clock),
+            Look::Presence => self.look_at_presence(room_slot),
+        }
+    }
+
+    /// Who is in a room: a list of limited length, and how many there are in all.
+    fn look_at_presence(&mut self, room_slot: Option<u32>) -> Shown {
+        let room = room_slot.map(|slot| &mut self.rooms[slot as usize]);
+        let presence = room.and_then(|room| room.presence.as_mut());
+        let (text, count) = match presence {
+            None => (Chunk::new(b"[]".to_vec()), 0),
+            Some(presence) => {
+                let text = presence.text().unwrap_or_else(|| {
+                    let text = presence.encode();
+                    self.budget.add_text(&text);
+                    text
+                });
+                // Who asks next is to find it, too.
+                self.kept_presence = Some(Chunk::clone(&text));
+                (text, presence.count())
             }
+        };
+        let answer = Answer::json_start(Vec::new(), text.len())
+            .with("Cache-Control", "no-store")
+            .with(USER_COUNT, &count.to_string());
+        Shown {
+            shared: Some(text),
+            ..Shown::from(answer)
         }
     }
 
@@ -91,14 +116,15 @@ impl Shard {
         room_slot: Option<u32>,
         if_none_match: Option<&str>,
         head_only: bool,
+        clock: Clock,
     ) -> Shown {
         let room = room_slot.map(|slot| &self.rooms[slot as usize]);
         let (seq, gate) = room.map_or((0, 0), |room| (room.workspace.seq(), room.gate()));
-        let tag = format!("\"{seq}\"");
+        let tag = self.entity_tag(seq);
         let mut shown = if if_none_match.is_some_and(|list| matches_tag(list, &tag)) {
             Shown::from(Answer::not_modified())
         } else if let Some(room_slot) = room_slot {
-            match self.state_of(room_slot, head_only) {
+            match self.state_of(room_slot, head_only, clock) {
                 Ok(shown) => shown,
                 Err(refusal) => return Shown::from(refusal),
             }
@@ -108,16 +134,26 @@ impl Shard {
             Shown::from(Answer::json(body))
         };
         shown.gate = gate;
-        // Weak: the number of connections changes without the state.
         shown.answer = shown
             .answer
-            .with("ETag", &format!("W/{tag}"))
+            .with("ETag", &tag)
             .with("Cache-Control", "no-cache");
         shown
     }
 
+    /// Returns the entity tag of a workspace's state at this seq.
+    ///
+    /// A seq is given again to another op when the server starts on a restored copy of its log, and
+    /// when a shard rebuilds its state from a log that has lost what `interval` and `none` had
+    /// already shown. So the tag also names the start, by a random id, and counts the rebuilds
+    /// since. It is weak, because the number of connections changes without the state.
+    fn entity_tag(&self, seq: u64) -> String {
+        let (start_id, rebuilds_count) = (self.config.start_id, self.rebuilds_count);
+        format!("W/\"{start_id:016x}.{rebuilds_count}.{seq}\"")
+    }
+
     /// The state of a room; of one that is only asked for its head, how long it is.
-    fn state_of(&mut self, room_slot: u32, head_only: bool) -> Result<Shown, Answer> {
+    fn state_of(&mut self, room_slot: u32, head_only: bool, clock: Clock) -> Result<Shown, Answer> {
         let Room {
             workspace, members, ..
         } = &self.rooms[room_slot as usize];
@@ -131,7 +167,8 @@ impl Shard {
             None
         } else {
             Some(ShownState {
-                texts: self.texts(room_slot, Wanted::Look)?,
+                room_slot,
+                texts: self.texts(room_slot, Wanted::Look, clock)?,
                 fields,
                 connections,
             })
@@ -148,6 +185,7 @@ impl Shard {
             answer,
             gate,
             state,
+            shared,
         } = shown;
         let stamps = state.as_ref().map(|state| state.texts.stamps.clone());
         let due = Due {
@@ -156,7 +194,13 @@ impl Shard {
             awaits: stamps.flatten(),
         };
         self.answer_due(id, &answer, due.clone(), clock);
+        if let Some(shared) = shared.filter(|_| answer.has_body()) {
+            let outbox = &mut self.sessions[id.slot as usize].outbox;
+            outbox.push_shared(shared, due, &mut self.pool);
+            return self.weigh(id);
+        }
         let Some(ShownState {
+            room_slot,
             texts,
             fields,
             connections,
@@ -166,12 +210,17 @@ impl Shard {
         };
         let pool = &mut self.pool;
         let end = pool.fill(32, |out| state::put_look_end(out, connections));
-        let outbox = &mut self.sessions[id.slot as usize].outbox;
-        outbox.push_shared(texts.init, fields, due.clone(), pool);
+        let Session {
+            outbox, passage, ..
+        } = &mut self.sessions[id.slot as usize];
         let stamps = texts.stamps.expect("a look wants stamps");
+        let both = smallvec![texts.init.clone(), stamps.clone()];
+        *passage = Some(Box::new(Passage::new(room_slot, both)));
+        outbox.push_state(texts.init, fields, due.clone(), pool);
         let all = 0..stamps.bytes();
-        outbox.push_shared(stamps, all, due.clone(), pool);
+        outbox.push_state(stamps, all, due.clone(), pool);
         outbox.push_due(end, due, pool);
+        self.weigh(id);
     }
 
     /// Sends a page that was made for a session.
@@ -194,11 +243,13 @@ impl Shard {
     }
 
     fn answer_due(&mut self, id: SessionId, answer: &Answer, due: Due, clock: Clock) {
+        self.note_answer(id, answer);
         self.counters.responses.answered(answer.status());
-        let chunk = self.pool.fill(512, |out| answer.encode(out));
+        let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
         self.begin_closing(id, clock);
         let outbox = &mut self.sessions[id.slot as usize].outbox;
         outbox.push_due(chunk, due, &mut self.pool);
+        self.weigh(id);
         let session = &mut self.sessions[id.slot as usize];
         session.ends_long = true;
         session.deadline_us = clock.now_us + STALL_TIMEOUT_US;
@@ -233,7 +284,7 @@ pub(super) fn for_allowed(answer: Answer, allow_origin: Option<&str>) -> Answer 
     match allow_origin {
         Some(origin) => answer
             .with("Access-Control-Allow-Origin", origin)
-            .with("Access-Control-Expose-Headers", "ETag"),
+            .with("Access-Control-Expose-Headers", "ETag, X-Total-Count"),
         None => answer,
     }
 }

@@ -31,6 +31,23 @@ pub struct Outbox {
     cursor: u64,
     /// None for who is owed what all others are owed and no more: nearly everybody, nearly always.
     apart: Option<Box<Apart>>,
+    in_flight: InFlight,
+}
+
+/// What the answers cost that a send in flight ends, or has ended: their memory is there until it is done.
+#[derive(Debug, Clone, Copy, Default)]
+struct InFlight {
+    own_bytes: u32,
+    shared_bytes: u32,
+}
+
+impl InFlight {
+    fn add(&mut self, cost: Cost) {
+        // Each answer is shorter than a frame may be, and a send carries little more than one.
+        let narrow = |bytes: usize| u32::try_from(bytes).expect("a send is shorter than 4 GiB");
+        self.own_bytes += narrow(cost.own_bytes);
+        self.shared_bytes += narrow(cost.shared_bytes);
+    }
 }
 
 /// The part of a window that may leave.
@@ -75,15 +92,44 @@ impl Outbox {
 
     /// The memory of the answers that wait.
     #[must_use]
-    pub fn answer_bytes(&self) -> usize {
-        let cost = self.cost();
-        cost.own_bytes + cost.shared_bytes
+    pub fn waiting_bytes(&self) -> usize {
+        self.cost().bytes()
     }
 
-    /// The same without what others may hold too.
+    /// The same with those that are on their way; of a state only what waits: the one who reads it may write meanwhile.
+    #[must_use]
+    pub fn answer_bytes(&self) -> usize {
+        self.own_answer_bytes() + self.shared_answer_bytes() + self.cost().state_bytes
+    }
+
+    /// The memory of the answers that wait or are on their way, without what others may hold too.
     #[must_use]
     pub fn own_answer_bytes(&self) -> usize {
-        self.cost().own_bytes
+        self.cost().own_bytes + self.in_flight.own_bytes as usize
+    }
+
+    /// What others may hold too, but for states.
+    #[must_use]
+    pub fn shared_answer_bytes(&self) -> usize {
+        self.cost().shared_bytes + self.in_flight.shared_bytes as usize
+    }
+
+    /// The memory of the answers that are on their way, but for states.
+    #[must_use]
+    pub fn in_flight_bytes(&self) -> usize {
+        self.in_flight.own_bytes as usize + self.in_flight.shared_bytes as usize
+    }
+
+    /// Whether a part of a state waits.
+    #[must_use]
+    pub fn has_state(&self) -> bool {
+        self.cost().state_bytes > 0
+    }
+
+    /// The send in flight is done, and its memory is free.
+    pub fn sent(&mut self, pool: &mut ChunkPool) {
+        pool.held.answer_bytes -= self.in_flight.own_bytes as usize;
+        self.in_flight = InFlight::default();
     }
 
     /// Whether answers wait.
@@ -115,13 +161,26 @@ impl Outbox {
         let end = chunk.len();
         let cost = Cost {
             own_bytes: cost_bytes(end),
-            shared_bytes: 0,
+            ..Cost::default()
         };
         self.push_answer(Text::Whole(chunk), 0..end, due, cost, pool);
     }
 
-    /// Queues a stretch of what many are sent. Nothing where it is empty.
-    pub fn push_shared(
+    /// Queues what several are sent, and what is no state. Nothing where it is empty.
+    pub fn push_shared(&mut self, chunk: Chunk, due: Due, pool: &mut ChunkPool) {
+        let end = chunk.len();
+        if end > 0 {
+            let cost = Cost {
+                own_bytes: size_of::<Answer>(),
+                shared_bytes: end,
+                state_bytes: 0,
+            };
+            self.push_answer(Text::Whole(chunk), 0..end, due, cost, pool);
+        }
+    }
+
+    /// Queues a stretch of a state. Nothing where it is empty.
+    pub fn push_state(
         &mut self,
         text: Text,
         stretch: Range<usize>,
@@ -131,7 +190,8 @@ impl Outbox {
         if !stretch.is_empty() {
             let cost = Cost {
                 own_bytes: size_of::<Answer>(),
-                shared_bytes: stretch.len(),
+                shared_bytes: 0,
+                state_bytes: stretch.len(),
             };
             self.push_answer(text, stretch, due, cost, pool);
         }
@@ -172,16 +232,18 @@ impl Outbox {
         apart.cost = Cost::default();
         for answer in &mut apart.answers {
             answer.due.at = 0;
-            apart.cost.own_bytes += answer.cost.own_bytes;
-            apart.cost.shared_bytes += answer.cost.shared_bytes;
+            apart.cost += answer.cost;
         }
         pool.held.answer_bytes += apart.cost.own_bytes;
     }
 
-    /// Drops all: nothing more is sent.
-    pub fn drop_all(&mut self, pool: &mut ChunkPool) {
-        pool.held.answer_bytes -= self.own_answer_bytes();
-        *self = Self::default();
+    /// Drops all but what is on its way: nothing more is sent. Returns whether the client misses the rest of an answer that it was sent
+    /// a part of.
+    pub fn drop_all(&mut self, pool: &mut ChunkPool) -> bool {
+        pool.held.answer_bytes -= self.cost().own_bytes;
+        let apart = self.apart.take();
+        self.cursor = 0;
+        apart.is_some_and(|apart| apart.answers.front().is_some_and(|answer| answer.is_begun))
     }
 
     /// Takes what may be sent now, in order. Frames are taken up to [`SEND_BYTES_MAX`] in all, unless
@@ -249,12 +311,12 @@ impl Outbox {
             text,
             start: stretch.start,
             end: stretch.end,
+            is_begun: false,
             due,
             cost,
         };
         let apart = self.apart(pool);
-        apart.cost.own_bytes += cost.own_bytes;
-        apart.cost.shared_bytes += cost.shared_bytes;
+        apart.cost += cost;
         apart.answers.push_back(answer);
         pool.held.answer_bytes += cost.own_bytes;
     }
@@ -285,8 +347,11 @@ impl Outbox {
                 };
                 let room_bytes = bytes_max.saturating_sub(taken_bytes);
                 match apart.take_answer(visible_position, room_bytes, pool, spans) {
-                    0 => break,
-                    bytes => taken_bytes += bytes,
+                    (0, _) => break,
+                    (bytes, ended) => {
+                        taken_bytes += bytes;
+                        self.in_flight.add(ended);
+                    }
                 }
                 continue;
             }
@@ -353,29 +418,31 @@ impl Answer {
 }
 
 impl Apart {
+    /// Takes what may be sent of the first answer: how much that is, and what it cost if that was the rest of it.
     fn take_answer(
         &mut self,
         visible_position: u64,
         bytes_max: usize,
         pool: &mut ChunkPool,
         spans: &mut Spans,
-    ) -> usize {
+    ) -> (usize, Cost) {
         let answer = self.answers.front_mut().expect("the caller saw an answer");
         let Some(chunk) = answer.chunk(visible_position).filter(|_| bytes_max > 0) else {
-            return 0;
+            return (0, Cost::default());
         };
         let chunk = Chunk::clone(chunk);
         let bytes = (answer.end - answer.start).min(bytes_max);
         let span = Span::new(chunk, answer.start, answer.start + bytes);
         pool.push_span(spans, span);
         answer.start += bytes;
-        if answer.start == answer.end {
-            self.cost.own_bytes -= answer.cost.own_bytes;
-            self.cost.shared_bytes -= answer.cost.shared_bytes;
-            pool.held.answer_bytes -= answer.cost.own_bytes;
-            self.answers.pop_front();
+        answer.is_begun = true;
+        if answer.start < answer.end {
+            return (bytes, Cost::default());
         }
-        bytes
+        let cost = answer.cost;
+        self.cost -= cost;
+        self.answers.pop_front();
+        (bytes, cost)
     }
 }
 

@@ -1,8 +1,11 @@
 //! A workspace on its shard: the state, the frames of its recent past, and who is in it.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 
+use crate::core::log_space::Allowance;
 use crate::core::outbox::View;
+use crate::core::presence::Presence;
 use crate::core::snapshot::{Encoding, Part, Point, Snapshot, Step, Texts, Wanted, encode};
 use crate::core::text::Text;
 use crate::core::window::{Chunk, ChunkPool, Window};
@@ -33,10 +36,14 @@ pub(crate) struct Room {
     pub window: Window,
     /// The slots of the sessions in it.
     pub members: Vec<u32>,
+    /// None: nobody in it has a name.
+    pub presence: Option<Box<Presence>>,
     /// It stands in the list of rooms that have news or frames to let go.
     pub touched: bool,
     /// The window offset up to which its members were queued to be sent.
     pub announced_end: u64,
+    /// What it has written lately, while the log is long.
+    pub allowance: Allowance,
     /// The log position of its last op; 0 where that came from the disk.
     position: u64,
     snapshot: Snapshot,
@@ -51,12 +58,31 @@ impl Room {
             workspace,
             window,
             members: Vec::new(),
+            presence: None,
             touched: false,
             announced_end: 0,
+            allowance: Allowance::default(),
             position: 0,
             snapshot: Snapshot::default(),
             encodings: VecDeque::new(),
         }
+    }
+
+    /// A client of this name has come.
+    pub fn user_came(&mut self, user: Rc<str>) {
+        self.presence.get_or_insert_default().add(user);
+    }
+
+    /// A client of this name has gone.
+    pub fn user_left(&mut self, user: &str) {
+        let presence = self.presence.as_mut().expect("one who goes was here");
+        presence.remove(user);
+        self.presence.take_if(|presence| presence.count() == 0);
+    }
+
+    /// A text of its state was given up: nobody else is sent it.
+    pub fn forget_text(&mut self, text: &Chunk) {
+        self.snapshot.forget(text);
     }
 
     /// The position that must be visible before the newest op may be shown.

@@ -20,8 +20,8 @@
 //! # Rooms
 //!
 //! `handshake` (the request head, joining), `intake` (bytes to messages to the state), `delivery`
-//! (who is sent what, and when), `lifetime` (timers, closing, drain), `encoding` (states as texts), `failure` (a
-//! log that cannot be written, a panic) are parts of this type, a file each.
+//! (who is sent what, and when), `lifetime` (timers, closing, drain), `encoding` (states as texts), `eviction` (who is given up where a
+//! budget is full), `failure` (a log that cannot be written, a panic) are parts of this type, a file each.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,9 +32,12 @@ use hashbrown::HashMap;
 use slab::Slab;
 
 use crate::core::absence::Absence;
+use crate::core::budget::SessionBudget;
 use crate::core::contract::{Clock, Door, Input, Output, ShardConfig, Surroundings, Ticket};
 use crate::core::counters::Counters;
+use crate::core::journal::{Journal, Party};
 use crate::core::ledger::Ledger;
+use crate::core::log_space::LogSpace;
 use crate::core::rate::{Bucket, Meter};
 use crate::core::rest::Rest;
 use crate::core::room::Room;
@@ -59,15 +62,26 @@ pub struct Shard {
     pub(super) sessions: Slab<Session>,
     /// Sessions that are over, but still stand in the table until their output is taken.
     pub(super) gone_count: usize,
-    pub(super) generation: u32,
+    /// The number of the last session.
+    pub(super) sessions_begun: u64,
     pub(super) rooms: Slab<Room>,
     /// Who says to be in a slot, of those who say it.
-    pub(super) users: HashMap<u32, Box<str>, FixedState>,
+    pub(super) users: HashMap<u32, Rc<str>, FixedState>,
+    /// The list of users that somebody was sent last.
+    pub(super) kept_presence: Option<Chunk>,
+    /// What is held for single sessions.
+    pub(super) budget: SessionBudget,
+    /// When states to be given up are looked for again.
+    pub(super) next_search_us: u64,
+    /// Where bytes are joined with those that were left of a frame.
+    pub(super) joined_bytes: Vec<u8>,
     pub(super) counters: Counters,
+    /// None: nothing is logged of single connections.
+    pub(super) journal: Option<Box<Journal>>,
     /// Sessions that have no answer yet.
     pub(super) handshakes_count: u64,
     /// Requests that wait for the state of the shard, by the numbers of their sessions.
-    pub(super) waiting: BTreeMap<u64, Ticket>,
+    pub(super) waiting: BTreeMap<u64, (SessionId, Ticket)>,
     /// The connections that give way when there are as many as there may be, by their door.
     pub(super) yielding: [Yielding; 2],
     /// What each session in a room has sent lately, by slot; empty where that is not limited.
@@ -97,6 +111,12 @@ pub struct Shard {
     pub(super) receive_queue: Vec<SessionId>,
     /// Those who have bytes that wait to be read on.
     pub(super) unread_queue: VecDeque<SessionId>,
+    /// Those who have ops for which the log has no room, in the order in which they are tried again.
+    pub(super) held_queue: VecDeque<SessionId>,
+    /// When they were tried last, and when the turn ended that left them waiting.
+    pub(super) held_tried_us: u64,
+    pub(super) held_since_us: Option<u64>,
+    pub(super) log_space: LogSpace,
     /// Those whose answers wait: for the log, or for a text.
     pub(super) gated: Vec<SessionId>,
     /// Rooms with news, or with frames to let go.
@@ -117,6 +137,8 @@ pub struct Shard {
     pub(super) health: Health,
     /// The wait before the next try to open a failed log.
     pub(super) reopen_wait_us: u64,
+    /// How often the state was read back from the log since the start.
+    pub(super) rebuilds_count: u64,
     pub(super) drain: Drain,
     absence: Absence,
 }
@@ -189,10 +211,15 @@ impl Shard {
             surroundings: Surroundings::default(),
             sessions: Slab::new(),
             gone_count: 0,
-            generation: 0,
+            sessions_begun: 0,
             rooms: Slab::new(),
             users: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
+            kept_presence: None,
+            budget: SessionBudget::new(config.session_bytes_max),
+            next_search_us: 0,
+            joined_bytes: Vec::new(),
             counters: Counters::default(),
+            journal: config.has_journal.then(Box::default),
             handshakes_count: 0,
             waiting: BTreeMap::new(),
             yielding: Default::default(),
@@ -207,6 +234,7 @@ impl Shard {
             room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             visible_position: commit.visible_position(),
             commit,
+            log_space: LogSpace::new(config.log_spare_bytes),
             config,
             pool: ChunkPool::default(),
             wheel: Wheel::new(clock.now_us),
@@ -215,6 +243,9 @@ impl Shard {
             bulk_queue: VecDeque::new(),
             receive_queue: Vec::new(),
             unread_queue: VecDeque::new(),
+            held_queue: VecDeque::new(),
+            held_tried_us: 0,
+            held_since_us: None,
             gated: Vec::new(),
             touched: Vec::new(),
             fallen: Vec::new(),
@@ -226,6 +257,7 @@ impl Shard {
             live_bytes: 0,
             health: Health::Recovering,
             reopen_wait_us: REOPEN_WAIT_MIN_US,
+            rebuilds_count: 0,
             drain: Drain::No,
             absence: Absence::default(),
         }
@@ -234,6 +266,9 @@ impl Shard {
     /// Begins to serve.
     pub(super) fn open(&mut self, segment: OpenSegment, workspaces: Vec<Workspace>, clock: Clock) {
         self.usage = Usage::new(segment.index);
+        if self.health != Health::Recovering {
+            self.close_segment();
+        }
         self.commit.reopen(segment, clock.now_us);
         self.visible_position = self.commit.visible_position();
         self.health = Health::Serving;
@@ -269,6 +304,7 @@ impl Shard {
         let id = self.open_session(false, ticket.left_us, clock);
         self.guard(Some(id), clock, |shard| {
             shard.redeem(id, *ticket, clock);
+            shard.keep_budget(clock);
         });
         id
     }
@@ -280,7 +316,10 @@ impl Shard {
             Input::Received(id, _) | Input::Sent(id, ..) | Input::Page(id, _) => Some(*id),
             _ => None,
         };
-        self.guard(culprit, clock, |shard| shard.dispatch(input, clock));
+        self.guard(culprit, clock, |shard| {
+            shard.dispatch(input, clock);
+            shard.keep_budget(clock);
+        });
     }
 
     /// Ends a turn. The order of its steps is the argument for durability:
@@ -298,7 +337,10 @@ impl Shard {
         self.answer_waiting(clock);
         self.guard(None, clock, |shard| {
             shard.expire_timers(clock);
+            shard.keep_budget(clock);
+            shard.look_at_log(clock);
             shard.read_on(clock);
+            shard.read_held(clock);
             shard.announce();
             shard.watch_sends(clock);
             shard.start_commit(clock);
@@ -372,10 +414,18 @@ impl Shard {
             _ => None,
         };
         let rest_us = self.rest.until_us();
-        [self.wheel.next_us(), sync_us, retry_us, drain_us, rest_us]
-            .into_iter()
-            .flatten()
-            .min()
+        let held_us = self.held_due_us();
+        [
+            self.wheel.next_us(),
+            sync_us,
+            retry_us,
+            drain_us,
+            rest_us,
+            held_us,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// What the state takes in a log in which nothing is dead.
@@ -405,6 +455,9 @@ impl Shard {
         counters.workspaces = self.rooms.len() as u64;
         counters.window_bytes = self.pool.held.window_bytes as u64;
         counters.answer_bytes = self.pool.held.answer_bytes as u64;
+        counters.unfinished_bytes = self.pool.held.unfinished_bytes as u64;
+        self.budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
+        counters.shared_answer_bytes = self.budget.text_bytes() as u64;
         self.ledger.sweep(SNAPSHOTS_SWEPT_PER_TURN);
         // What is only kept for the next one is on its way to nobody.
         let kept = self.kept_init.as_ref();
@@ -414,6 +467,10 @@ impl Shard {
         counters.frames_sent = self.pool.held.frames_taken + counters.conflated_keys;
         counters.log_live_bytes = self.live_bytes;
         counters.log_open_bytes = self.commit.segment_bytes_written();
+        counters.log_bytes = self.log_space.log_bytes();
+        counters.log_bytes_max = self.log_space.stop_bytes();
+        counters.disk_is_full = u64::from(self.log_space.is_disk_full(self.commit.end_position()));
+        counters.sessions_held = self.held_queue.len() as u64;
     }
 
     /// The number of connections, closing ones included.
@@ -439,13 +496,20 @@ impl Shard {
                 Err(_) => self.fail(None, clock),
             },
             Input::LogOpened(segment) => {
+                let is_closed = segment.is_some() && !self.commit.is_failed();
+                if is_closed {
+                    self.close_segment();
+                    self.usage.rotate();
+                }
                 if self.commit.opened(segment).is_err() {
                     self.fail(None, clock);
-                } else if segment.is_some() {
-                    self.usage.rotate();
                 }
             }
             Input::Rebuilt(outcome) => self.rebuilt(outcome, clock),
+            Input::LogDisplaced if self.health.is_serving() => self.fail(None, clock),
+            // Each try to open the log again finds it out.
+            Input::LogDisplaced => {}
+            Input::LogSize(size) => self.log_space.measured(size),
             Input::Page(id, answer) => self.paged(id, answer, clock),
             Input::Drain => self.start_drain(clock),
         }
@@ -484,14 +548,17 @@ impl Shard {
         let old = due_us.is_some_and(|due_us| due_us <= clock.now_us);
         let turn = !self.is_round() || self.config.durability != Durability::Always;
         let is_due = turn || old || self.commit.is_full();
-        self.commit.set_segment_bytes(
-            (self.live_bytes / SEGMENT_LIVE_SHARE)
-                .clamp(self.config.segment_bytes_min, self.config.segment_bytes_max),
-        );
+        self.commit.set_segment_bytes(self.segment_bytes());
         if let Some(step) = is_due.then(|| self.commit.start(clock.now_us)).flatten() {
             self.push_step(step);
         }
         self.retry_log(clock);
+    }
+
+    /// The length at which a segment is closed.
+    pub(super) fn segment_bytes(&self) -> u64 {
+        (self.live_bytes / SEGMENT_LIVE_SHARE)
+            .clamp(self.config.segment_bytes_min, self.config.segment_bytes_max)
     }
 
     pub(super) fn push_step(&mut self, step: Step) {
@@ -528,20 +595,27 @@ impl Shard {
     pub(super) fn session(&mut self, id: SessionId) -> Option<&mut Session> {
         self.sessions
             .get_mut(id.slot as usize)
-            .filter(|session| session.generation == id.generation)
+            .filter(|session| session.generation() == id.generation)
+    }
+
+    /// Records in the journal why a connection is about to end, if there is a journal.
+    pub(super) fn note_ending(&mut self, id: SessionId, code: u16, reason: &str, by: Party) {
+        if let Some(journal) = &mut self.journal {
+            journal.ending(id, code, reason, by);
+        }
     }
 
     pub(super) fn id_of(&self, slot: u32) -> SessionId {
         SessionId {
             slot,
-            generation: self.sessions[slot as usize].generation,
+            generation: self.sessions[slot as usize].generation(),
         }
     }
 
     pub(super) fn is_open(&self, id: SessionId) -> bool {
         let session = self.sessions.get(id.slot as usize);
         session.is_some_and(|session| {
-            session.generation == id.generation && matches!(session.state, State::Open { .. })
+            session.generation() == id.generation && matches!(session.state, State::Open { .. })
         })
     }
 }

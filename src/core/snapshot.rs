@@ -58,6 +58,15 @@ impl Snapshot {
         self.stamps.upgrade()
     }
 
+    /// Forgets a text.
+    pub fn forget(&mut self, text: &Chunk) {
+        for held in [&mut self.init, &mut self.stamps] {
+            if std::ptr::eq(held.as_ptr(), Rc::as_ptr(text)) {
+                *held = Weak::new();
+            }
+        }
+    }
+
     /// Takes the text of a point, unless it has that of a later one.
     pub fn take(&mut self, part: Part, point: Point, chunk: &Chunk) {
         match part {

@@ -36,8 +36,9 @@ impl Shard {
 
     /// Lets a request wait until the state is there.
     pub(super) fn let_wait(&mut self, id: SessionId, ticket: Ticket) {
-        self.sessions[id.slot as usize].state = State::Waiting;
-        self.waiting.insert(id.as_u64(), ticket);
+        let session = &mut self.sessions[id.slot as usize];
+        session.state = State::Waiting;
+        self.waiting.insert(session.number, (id, ticket));
         // So that the end of the connection is noticed.
         self.receive_queue.push(id);
     }
@@ -48,10 +49,9 @@ impl Shard {
             if !self.may_answer_waiting() {
                 break;
             }
-            let Some((number, ticket)) = self.waiting.pop_first() else {
+            let Some((_, (id, ticket))) = self.waiting.pop_first() else {
                 break;
             };
-            let id = SessionId::from_u64(number);
             self.guard(Some(id), clock, |shard| shard.redeem(id, ticket, clock));
         }
     }
@@ -59,7 +59,8 @@ impl Shard {
     /// A request has waited for as long as it may.
     pub(super) fn give_up_waiting(&mut self, id: SessionId, clock: Clock) {
         // Without its request, a panic has come between.
-        let Some(ticket) = self.waiting.remove(&id.as_u64()) else {
+        let number = self.sessions[id.slot as usize].number;
+        let Some((_, ticket)) = self.waiting.remove(&number) else {
             return self.abort(id);
         };
         let refusal = self.refusal();
@@ -68,7 +69,8 @@ impl Shard {
 
     /// Takes what a client sends behind a request that waits; nothing: it has closed its side.
     pub(super) fn received_waiting(&mut self, id: SessionId, bytes: &[u8]) {
-        let Some(ticket) = self.waiting.get_mut(&id.as_u64()) else {
+        let number = self.sessions[id.slot as usize].number;
+        let Some((_, ticket)) = self.waiting.get_mut(&number) else {
             return;
         };
         if !bytes.is_empty() {

@@ -14,10 +14,13 @@ use rustix::net::{SendFlags, send};
 use crate::admin::stats::{LogStats, ShardStats};
 pub use crate::core::contract::Door;
 use crate::core::contract::Ticket;
+use crate::core::log_space::LogSize;
 use crate::core::workspace::Workspace;
+use crate::io::threads::ThreadError;
 use crate::limits::RETRY_AFTER_S;
 use crate::log::disk::HostDisk;
 use crate::log::keeper::{KeeperError, LogKeeper};
+use crate::log::remedy::WithRemedy;
 use crate::log::segment::Segment;
 use crate::wire::auth::Verifier;
 use crate::wire::upgrade::Answer;
@@ -46,12 +49,10 @@ impl Status {
     /// Of so many shards, none of which can serve yet.
     #[must_use]
     pub fn new(shards: u32, connections_max: usize) -> Self {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-        let started_us = since_epoch.unwrap_or_default().as_micros();
         let ready = (0..shards).map(|_| AtomicBool::new(false)).collect();
         Self {
             ready,
-            started_unix_us: u64::try_from(started_us).unwrap_or(u64::MAX),
+            started_unix_us: unix_us(),
             recovery: Progress::default(),
             public: Arc::new(Gate::new(Door::Public)),
             admin: Arc::new(Gate::new(Door::Admin)),
@@ -192,7 +193,7 @@ impl Connection {
     /// Sends an answer beside the ring, to a peer that was sent nothing before.
     pub fn answer_at_once(&self, answer: &Answer) {
         let mut bytes = Vec::new();
-        answer.encode(&mut bytes);
+        answer.encode(unix_us(), &mut bytes);
         // So there is room in the socket; a peer that has gone needs no answer.
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let _ = send(&self.socket, &bytes, flags);
@@ -207,9 +208,12 @@ pub enum RebuildError {
     Keeper(#[from] KeeperError),
     /// The system has no thread for it.
     #[error(transparent)]
+    Thread(#[from] ThreadError),
+    /// A write or an fdatasync failed, or was to a segment that is gone.
+    #[error("{}", WithRemedy(.0))]
     System(#[from] io::Error),
     /// A panic on the way: a fault of this server.
-    #[error("a fault of this server")]
+    #[error("a bug in this server, please report it")]
     Fault,
 }
 
@@ -254,6 +258,11 @@ impl Drop for Handoff {
     }
 }
 
+fn unix_us() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(since_epoch.unwrap_or_default().as_micros()).unwrap_or(u64::MAX)
+}
+
 /// What threads tell each other.
 pub enum Letter {
     /// A connection whose workspace the receiver owns.
@@ -272,6 +281,8 @@ pub enum Letter {
     Rebuilt(Result<Rebuilt, RebuildError>),
     /// The log was read at the start.
     Recovered(Box<Recovered>),
+    /// The shard's log was measured.
+    LogSize(LogSize),
 }
 
 /// Where letters to one shard are put in.

@@ -19,13 +19,15 @@ use crate::admin::{Pages, Visitor};
 use crate::core::contract::{Clock, Input, Output, Surroundings};
 use crate::core::session::SessionId;
 use crate::core::shard::Shard;
-use crate::io::background::{self, Rotation};
+use crate::io::background;
+use crate::io::compactor::{News, Rotation};
 use crate::io::listener::Listener;
+use crate::io::notes::{self, Batch};
 use crate::io::post::{Connection, Door, Handoff, Letter, Mailbox, Post, RebuildError, Status};
 use crate::io::ring::{Completion, Ring};
-use crate::limits::ABSENCE_WARNING_US;
+use crate::limits::{ABSENCE_WARNING_US, PLACE_CHECK_COMMIT_US, PLACE_CHECK_US};
 use crate::log::disk::HostDisk;
-use crate::log::keeper::LogKeeper;
+use crate::log::keeper::{KeeperError, LogKeeper};
 
 mod accepts;
 
@@ -66,8 +68,8 @@ pub struct Ties {
     pub mailbox: Mailbox,
     /// To all shards, in order; its own too.
     pub posts: Vec<Post>,
-    /// Where new segments are told.
-    pub rotations: Sender<Rotation>,
+    /// Where new segments are told, and failures of the log.
+    pub news: Sender<News>,
     /// Keys the hashes of what is read back.
     pub hash_seed: u64,
     /// What the server shows of itself.
@@ -97,6 +99,9 @@ pub struct Worker {
     completions: Vec<Completion<Token>>,
     /// How long the shard was away, as far as it was logged.
     told_absent_us: u64,
+    /// When it was last checked that the log's files are at their paths, and whether they were not.
+    place_checked_us: u64,
+    is_displaced: bool,
 }
 
 /// When what is measured began.
@@ -105,6 +110,7 @@ struct Begun {
     turn_us: u64,
     /// A write or an fdatasync of the log, when it was submitted.
     log_us: u64,
+    batch: Batch,
     /// One is begun in this turn.
     has_log: bool,
 }
@@ -131,6 +137,8 @@ impl Worker {
             begun: Begun::default(),
             completions: Vec::new(),
             told_absent_us: 0,
+            place_checked_us: 0,
+            is_displaced: false,
         }
     }
 
@@ -158,6 +166,7 @@ impl Worker {
             self.complete(completion, ring, clock);
         }
         self.completions = completions;
+        self.watch_place(clock);
         self.shard.flush(clock);
         while let Some(output) = self.shard.poll_output() {
             self.perform(output, ring, clock)?;
@@ -168,6 +177,7 @@ impl Worker {
             let yields = self.shard.may_give_way(door);
             self.ties.status.set_yielding(self.number, door, yields);
         }
+        self.stats().retried(ring.retries());
         self.arm_accepts(ring, clock.now_us);
         self.arm_timer(ring, clock.now_us);
         ring.finish_turn(Token::Own);
@@ -248,8 +258,9 @@ impl Worker {
             }
             Completion::Done(Token::LogSync, outcome) => {
                 self.stats().synced(self.log_took_us(clock));
-                let ok = self.kept(outcome);
+                let ok = self.kept(outcome, clock);
                 let ok = self.told("fdatasync", ok).is_some();
+                notes::log_sync(self.number, ok, self.log_took_us(clock));
                 self.shard.handle(Input::LogSynced(ok), clock);
             }
             Completion::Done(Token::Bell, _) => {
@@ -280,17 +291,46 @@ impl Worker {
     }
 
     fn written(&mut self, bytes: Vec<u8>, outcome: io::Result<usize>, clock: Clock) {
-        let count = self.kept(outcome);
+        let count = self.kept(outcome, clock);
         let count = self.told("write", count);
+        let took_us = self.log_took_us(clock);
+        self.begun.batch.log_written(self.number, count, took_us);
         self.shard.handle(Input::LogWritten(bytes, count), clock);
     }
 
     /// What was done well to a file that was deleted counts as failed. A write is asked too: in the modes without an
     /// fdatasync for each batch, ops would long go on otherwise.
-    fn kept<T>(&mut self, outcome: io::Result<T>) -> Result<T, RebuildError> {
+    fn kept<T>(&mut self, outcome: io::Result<T>, clock: Clock) -> Result<T, RebuildError> {
         let outcome = outcome?;
         self.log().check_linked()?;
+        if self.is_place_check_due(PLACE_CHECK_COMMIT_US, clock) {
+            self.check_place(clock)?;
+        }
         Ok(outcome)
+    }
+
+    /// Notices that the data directory was moved or replaced while nothing is written, too.
+    fn watch_place(&mut self, clock: Clock) {
+        if self.log.is_none() || !self.is_place_check_due(PLACE_CHECK_US, clock) {
+            return;
+        }
+        let was_displaced = self.is_displaced;
+        let outcome = self.check_place(clock);
+        if outcome.is_err() && !was_displaced {
+            self.told("data directory", outcome);
+            self.shard.handle(Input::LogDisplaced, clock);
+        }
+    }
+
+    fn is_place_check_due(&self, interval_us: u64, clock: Clock) -> bool {
+        clock.now_us >= self.place_checked_us + interval_us
+    }
+
+    fn check_place(&mut self, clock: Clock) -> Result<(), KeeperError> {
+        self.place_checked_us = clock.now_us;
+        let outcome = self.log().check_place();
+        self.is_displaced = outcome.is_err();
+        outcome
     }
 
     fn told<T>(&self, what: &str, outcome: Result<T, impl std::fmt::Display>) -> Option<T> {
@@ -298,7 +338,7 @@ impl Worker {
             .inspect_err(|error| {
                 tracing::error!(
                     shard = self.number,
-                    "the log cannot be written ({what}: {error}): clients are told 500 and closed with 1011, the log is opened again as soon as it can be"
+                    "the log cannot be written ({what}: {error}); senders get error 500, clients are closed with 1011, and the log is reopened as soon as possible"
                 );
             })
             .ok()
@@ -323,13 +363,16 @@ impl Worker {
             Letter::Rebuilt(outcome) => {
                 let outcome = outcome.inspect_err(|error| {
                     tracing::error!(shard = self.number, "the shard cannot serve yet: {error}");
+                    self.tell_failure();
                 });
                 let rebuilt = outcome
                     .ok()
                     .map(|(segment, workspaces)| (self.log().replace(segment), workspaces));
+                self.is_displaced &= rebuilt.is_none();
                 self.shard.handle(Input::Rebuilt(rebuilt), clock);
                 self.tell_rotation();
             }
+            Letter::LogSize(size) => self.shard.handle(Input::LogSize(size), clock),
             Letter::Recovered(recovered) => {
                 let log = self.log.insert(recovered.log);
                 let opened = Some((log.open_segment(), recovered.workspaces));
@@ -369,14 +412,22 @@ impl Worker {
 
     /// Nothing before the open segment changes any more, but by compaction.
     fn tell_rotation(&mut self) {
+        let open = self.log().open_segment();
         let rotation = Rotation {
             shard: self.number,
-            index: self.log().open_segment().index,
+            index: open.index,
+            first_position: open.first_position,
             live_bytes: self.shard.live_bytes(),
             dead: self.shard.dead_segments().clone(),
+            post: self.own_post(),
         };
         // The thread that compacts may have given up.
-        let _ = self.ties.rotations.send(rotation);
+        let _ = self.ties.news.send(News::Rotated(rotation));
+    }
+
+    /// The log cannot be written: perhaps the disk is full, and compaction can make room.
+    fn tell_failure(&self) {
+        let _ = self.ties.news.send(News::Failed);
     }
 
     fn keep(&mut self, id: SessionId, connection: Connection) {
@@ -400,14 +451,19 @@ impl Worker {
 
     fn visitor(&self, id: SessionId) -> Visitor {
         let connection = self.connections[id.slot as usize].as_ref();
-        let Connection { socket, place } = connection.expect("a session has a connection");
-        let peer = getpeername(socket).ok().flatten();
-        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+        let Connection { place, .. } = connection.expect("a session has a connection");
         Visitor {
             door: place.door(),
             // An address of IPv4 may come in the clothes of IPv6 (RFC 4291 section 2.5.5.2).
-            is_local: peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()),
+            is_local: self
+                .peer(id)
+                .is_some_and(|peer| peer.ip().to_canonical().is_loopback()),
         }
+    }
+
+    fn peer(&self, id: SessionId) -> Option<SocketAddr> {
+        let peer = getpeername(self.socket(id)).ok().flatten()?;
+        SocketAddr::try_from(peer).ok()
     }
 
     fn send(&self, id: SessionId, spans: crate::core::window::Spans, ring: &mut Ring<Token>) {
@@ -428,9 +484,13 @@ impl Worker {
                 let handoff = Handoff::new(connection);
                 self.ties.posts[owner as usize].send(Letter::Adopt(handoff, ticket));
             }
-            Output::Page(id, page) => {
+            Output::Note(id, note) => {
+                notes::log((self.number, id), self.peer(id), *note, clock.now_us);
+            }
+            Output::Page(id, request) => {
                 let (visitor, status) = (self.visitor(id), &self.ties.status);
-                let answer = self.ties.pages.answer(page, visitor, clock.now_us, status);
+                let pages = &self.ties.pages;
+                let answer = pages.answer(&request, visitor, clock.now_us, status);
                 self.shard.handle(Input::Page(id, answer), clock);
             }
             Output::LogWrite {
@@ -469,6 +529,7 @@ impl Worker {
                     tracing::info!(shard = self.number, "the shard serves again");
                 } else {
                     tracing::error!(shard = self.number, "the shard has stopped serving");
+                    self.tell_failure();
                 }
             }
             Output::Drained => return ControlFlow::Break(()),
@@ -478,6 +539,8 @@ impl Worker {
 
     fn write_log(&mut self, bytes: Vec<u8>, from: usize, offset: u64, ring: &mut Ring<Token>) {
         self.begun.has_log = true;
+        let ops = self.shard.counters().groups.sum;
+        self.begun.batch.begin(ops);
         let log = self.log();
         if let Some(writer) = log.blocks() {
             let write = writer.begin(bytes, from, offset);
@@ -492,7 +555,12 @@ impl Worker {
     }
 
     fn arm_timer(&mut self, ring: &mut Ring<Token>, now_us: u64) {
-        let wanted = [self.shard.next_deadline_us(), self.accepts_paused_until_us];
+        let has_log = self.log.is_some();
+        let wanted = [
+            self.shard.next_deadline_us(),
+            self.accepts_paused_until_us,
+            has_log.then_some(self.place_checked_us + PLACE_CHECK_US),
+        ];
         let Some(wanted_us) = wanted.into_iter().flatten().min() else {
             return;
         };

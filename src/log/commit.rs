@@ -281,6 +281,18 @@ impl Commit {
         self.synced_since_us.take()
     }
 
+    /// The log position behind the last op that was pushed.
+    #[must_use]
+    pub fn end_position(&self) -> u64 {
+        self.handed + self.filling.len() as u64
+    }
+
+    /// The number of the open segment.
+    #[must_use]
+    pub fn segment_index(&self) -> u64 {
+        self.segment.index
+    }
+
     /// How much of the open segment is written.
     #[must_use]
     pub fn segment_bytes_written(&self) -> u64 {

@@ -45,8 +45,11 @@
 //! # Assumptions about the disk
 //!
 //! 1. What was written before an `fdatasync` that returned success, or by a write with `RWF_DSYNC`, is on disk, with the file's length, and stays.
-//! 2. Of what was written since, a power cut leaves any subset of the sectors; the others hold zeros or lie behind the
-//!    file's end. Sectors may also be torn.
+//! 2. Of what was written since, a power cut leaves any subset of the sectors of [`SECTOR_BYTES`]. A sector is written whole or
+//!    not at all: disks promise that for their own sectors, which are no smaller (NVMe: "Atomic Write Unit Power Fail"), and
+//!    answer a read of one that broke with an error. A sector that was not written holds what it held before, and behind that
+//!    zeros, or it lies behind the file's end. A file system that shows blocks of other files there (ext4 with
+//!    `data=writeback`) breaks this: then a start calls damage what is a torn tail, and a repair cuts it off.
 //! 3. A write does not harm the bytes beside it, in the same sector neither: what is written there again is what was there. Where a disk breaks this, the damage is
 //!    found as below, and nothing altered is served.
 //! 4. A rename followed by an `fsync` of the folder that returned success is whole and stays. Before that, a crash may undo
@@ -59,7 +62,8 @@
 //! writes and syncs an empty batch, which *seals* what is before it.
 //!
 //! - **Between commits.** All batches are whole. Nothing is cut.
-//! - **In a write or before its sync, the process killed.** The kernel has a prefix of the last batch.
+//! - **In a write or before its sync, the process killed.** The kernel has a prefix of the last batch, and the file ends with it;
+//!   where it was filled ahead, any subset of the sectors, as in a power cut.
 //! - **The same, the power cut.** Any subset of the sectors of the unsynced batches is there: whole records may lie behind
 //!   bad ones, even whole batches, where several were written without a sync (`--durability interval` or `none`).
 //! - **In the cut that follows.** Either length of the file; the start after it does it again.
@@ -78,8 +82,16 @@
 //! bytes that are bad, and each batch header tells how far the log was synced before it. Hence the rule for the first bad
 //! byte, at position `p`, of a shard's last segment: if a batch header stands anywhere behind it that is valid at its very
 //! offset and whose durable position is over `p`, then bytes that were on disk were lost or altered, and that is
-//! **damage** ([`damage_behind`]). Else it is a **torn tail**: nothing behind `p` was ever promised to anybody, and it is cut
-//! off. What is valid before `p` is kept, be it a part of a batch: each op stands for itself.
+//! **damage** ([`damage_behind`]).
+//!
+//! The last batch has no header behind it that vouches for it, and often is one that everybody was shown. But a write that was
+//! interrupted *misses* something: the batch that holds the first bad byte was handed over in one piece, all of it was to be
+//! there, and where a byte of it is not as it was written, its sector is not. So, by assumption 2, the file ends within the
+//! batch, or one sector's part of the batch is all zeros. Records have no such stretch of zeros in them: their texts are JSON
+//! and names, in which no byte is zero. If neither is so ([`is_interrupted`]), a write was whole and has been altered since,
+//! and that is **damage** too. Of a bad batch header nobody knows how long the batch is, so only the header itself is looked at.
+//!
+//! Else it is a **torn tail**, and it is cut off. Nothing proves that what is behind `p` was ever promised to anybody. What is valid before `p` is kept, be it a part of a batch: each op stands for itself.
 //!
 //! A crash never takes such a header for a proof by mistake: the headers of unsynced batches were written before the sync
 //! that would move the durable position past the unsynced part, so theirs is at or below its begin, and so at or below `p`.
@@ -92,9 +104,10 @@
 //!
 //! # What is not found
 //!
-//! An altered byte in the last batches of a log that was not stopped cleanly, when no later batch tells that they were
-//! synced: it cannot be told from a torn tail, and the log is cut before it; without a word where it became zeros. Files or folders that vanished from the end
-//! of a log, and a last segment that lost exactly its last batches or records. An alteration of more than 32 bits in a row
+//! A sector of the last batches that became zeros in a log that was not stopped cleanly, when no later batch tells that they
+//! were synced: it cannot be told from a torn tail, and the log is cut before it; without a word where all behind it is zeros. An altered byte there, where the batch begins or ends a
+//! byte or two from the edge of a sector and its checksum happens to have zeros up to that edge. Files or folders that vanished
+//! from the end of a log, and a last segment that lost exactly its last batches or records. An alteration of more than 32 bits in a row
 //! passes a checksum once in 2^32 times.
 //!
 //! Architecture invariant: no file, no clock, no randomness in here. Bytes from disk never panic.
@@ -117,6 +130,9 @@ use number::{field, u16_at, u32_at, u64_at};
 pub const BATCH_HEADER_BYTES: usize = 28;
 /// The length of an op record without its three texts.
 pub const OP_HEADER_BYTES: usize = 29;
+
+/// The smallest piece of a disk that is written whole or not at all. Larger ones are multiples of it.
+pub const SECTOR_BYTES: usize = 512;
 
 const BATCH_MAGIC: [u8; 4] = *b"\xFFEPB";
 const BATCH_CRC_AT: usize = 24;
@@ -504,6 +520,29 @@ pub fn damage_behind(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) 
     batches(header, bytes, fault_offset)
         .find(|(_, batch)| batch.durable_position > fault_position)
         .map(|(offset, _)| offset)
+}
+
+/// Whether a write that was interrupted can have left what stands at `cursor`, where reading has met a fault: the file ends
+/// before the batch does, or one sector's part of the batch is all zeros. `bytes` are those of the file from the cursor on.
+#[must_use]
+pub fn is_interrupted(cursor: Cursor, bytes: &[u8]) -> bool {
+    let unread_bytes = match cursor.batch_end - cursor.offset {
+        0 => BATCH_HEADER_BYTES,
+        unread_bytes => unread_bytes,
+    };
+    let Some(mut unread) = bytes.get(..unread_bytes) else {
+        return true;
+    };
+    // The sectors are those of the file: the first part is shorter where the batch does not begin at their edge.
+    let mut part_bytes = SECTOR_BYTES - cursor.offset % SECTOR_BYTES;
+    while !unread.is_empty() {
+        let (part, rest) = unread.split_at(part_bytes.min(unread.len()));
+        if part.iter().all(|byte| *byte == 0) {
+            return true;
+        }
+        (unread, part_bytes) = (rest, SECTOR_BYTES);
+    }
+    false
 }
 
 /// The offset of the first batch header that is valid at its place; `bytes` are those of the file from the offset `base` on.

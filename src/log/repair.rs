@@ -8,13 +8,14 @@
 //! The order: a lost `meta.json`; files that are no segments of this log, and those that have another one's name; and then, folder by
 //! folder, damaged and missing segments, each of which becomes a compacted one ([`row`]).
 
+use crate::log::remedy::WithRemedy;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
 use super::chain::RecoveryError;
-use super::directory::{self, DirectoryError, META, shard_folder};
+use super::directory::{self, ASIDE_PREFIX, DirectoryError, Lock, META, shard_folder};
 use super::disk::Disk;
 use super::record::SegmentHeader;
 use super::rewrite::Rewrite;
@@ -33,7 +34,6 @@ use row::{Change, Move, Planner, Rewritten, Row};
 use salvage::{Ending, Found};
 use survey::{Stray, Survey};
 
-const ASIDE_PREFIX: &str = "damaged-";
 const MOVED_EXTENSION: &str = "moved.aof";
 
 /// Why a log cannot be repaired.
@@ -46,7 +46,7 @@ pub enum RepairError {
     #[error(transparent)]
     Log(#[from] RecoveryError),
     /// A change cannot be made. What was done before stays, and the repair may be begun again.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", WithRemedy(.source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -68,7 +68,7 @@ pub struct Repair<D: Disk> {
     rows: Vec<Row>,
     gaps: Vec<Gap>,
     /// Held, not used.
-    _lock: D::File,
+    _lock: Lock<D::File>,
 }
 
 impl<D: Disk> Repair<D> {

@@ -14,6 +14,7 @@ use std::path::Path;
 
 use thiserror::Error;
 
+use super::beyond::Beyond;
 use super::chain::{Chain, Extent, Link, RecoveryError};
 use super::directory::{self, DirectoryError};
 use super::disk::{Disk, DiskFile, HostDisk};
@@ -148,6 +149,20 @@ impl<D: Disk> Folder<D> {
                 }
             })
         })
+    }
+}
+
+impl<D: Disk> Folder<D> {
+    /// Looks for records beyond the end of a segment ([`Link::beyond`]); `bytes` is room for it.
+    ///
+    /// # Panics
+    /// When there is no such segment.
+    pub fn beyond(
+        &self,
+        place: usize,
+        bytes: &mut Vec<u8>,
+    ) -> Result<Option<Beyond>, RecoveryError> {
+        self.chain.links[place].beyond(&self.files[place], bytes)
     }
 }
 

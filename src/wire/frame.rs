@@ -175,6 +175,27 @@ impl Decoder {
         Self::default()
     }
 
+    /// What it holds of a fragmented message: how many bytes, and the memory for them.
+    #[must_use]
+    pub fn held_bytes(&self) -> (usize, usize) {
+        let fragments = self.fragments.as_ref();
+        fragments.map_or((0, 0), |fragments| {
+            (fragments.bytes.len(), fragments.bytes.capacity())
+        })
+    }
+
+    /// Whether a fragmented message is under way whose end is still to come.
+    #[must_use]
+    pub fn is_mid_message(&self) -> bool {
+        let fragments = self.fragments.as_ref();
+        fragments.is_some_and(|fragments| !fragments.is_whole)
+    }
+
+    /// Lets a message go that the last call of [`Decoder::decode`] has ended.
+    pub fn let_go(&mut self) {
+        self.fragments.take_if(|fragments| fragments.is_whole);
+    }
+
     /// Takes one frame from the start of `input`, and unmasks its payload in place.
     ///
     /// A message longer than `message_bytes_max`, in one frame or in fragments, is refused as soon as the header
@@ -187,13 +208,7 @@ impl Decoder {
         input: &'a mut [u8],
         message_bytes_max: usize,
     ) -> Result<Decoded<'a>, FrameError> {
-        if self
-            .fragments
-            .as_ref()
-            .is_some_and(|fragments| fragments.is_whole)
-        {
-            self.fragments = None;
-        }
+        self.let_go();
         let Some(header) = Header::parse(input)? else {
             return Ok(Decoded::INCOMPLETE);
         };
@@ -243,6 +258,13 @@ impl Decoder {
             _ => Err(FrameError::MessageTooBig),
         }
     }
+}
+
+/// Whether the next frame belongs to a message, as far as its first byte says. Control frames do not.
+#[must_use]
+pub fn is_data(input: &[u8]) -> bool {
+    // RFC 6455 section 5.2: "opcodes … 0x8 to 0xF" are control frames.
+    input.first().is_some_and(|first| first & 0x08 == 0)
 }
 
 /// A frame header that is legal by itself.

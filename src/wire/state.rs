@@ -175,9 +175,9 @@ pub fn put_look<'a>(
 // ---- who is there ----
 
 /// Appends who is there as a JSON text: `[{"userId":…,"status":"online"},…]`.
-pub fn put_presence(out: &mut Vec<u8>, users: &[&str]) {
+pub fn put_presence<'a>(out: &mut Vec<u8>, users: impl Iterator<Item = &'a str>) {
     out.push(b'[');
-    for (index, user) in users.iter().enumerate() {
+    for (index, user) in users.enumerate() {
         if index > 0 {
             out.push(b',');
         }
@@ -243,7 +243,7 @@ mod tests {
             ),
         ] {
             let mut out = Vec::new();
-            put_presence(&mut out, users);
+            put_presence(&mut out, users.iter().copied());
             assert_eq!(String::from_utf8(out).unwrap(), expected);
         }
     }

@@ -1,6 +1,6 @@
 //! What must hold: after a recovery, after a crash at any time, with flipped bits, and when all is quiet.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use etherply::core::contract::shard_of;
 use etherply::core::workspace::Workspace;
@@ -16,7 +16,7 @@ use crate::crash::Crash;
 use crate::dice::Dice;
 use crate::disk::SimDisk;
 use crate::model::Model;
-use crate::server::{self, DATA, closed_bytes};
+use crate::server::{self, DATA, all_bytes, log_bytes};
 use crate::world::{WORKSPACES, World};
 
 /// The ops that a recovery visited.
@@ -288,8 +288,9 @@ impl World {
             }
             let (path, bytes) = files[dice.below(files.len())];
             let at = dice.below(bytes.len());
-            fork.flip(path, at, u32::try_from(dice.below(8)).expect("a bit"));
-            let is_provable = crate::proof::is_provable(path, bytes, at, &files);
+            let bit = u32::try_from(dice.below(8)).expect("a bit");
+            fork.flip(path, at, bit);
+            let is_provable = crate::proof::is_provable(path, bytes, (at, bit), &files);
             if is_closed && dice.one_in(2) {
                 self.compact_flipped(&fork);
             }
@@ -333,7 +334,22 @@ impl World {
             return;
         }
         self.set_trial(true);
+        // People delete LOCK where a server does not start.
+        let lock = self
+            .dice
+            .one_in(2)
+            .then(|| self.disk.take_name(&Path::new(DATA).join("LOCK")));
         let second = DataDirectory::open_on(self.disk.clone(), PathBuf::from(DATA), [8; 16]);
+        let server = self.server.as_ref().expect("it runs");
+        let is_noticed = server
+            .directory
+            .is_lock_in_place()
+            .is_ok_and(|is_there| !is_there);
+        assert_eq!(is_noticed, lock.is_some(), "the first one notices");
+        if let Some(lock) = lock {
+            self.disk.put_name(&Path::new(DATA).join("LOCK"), lock);
+            self.coverage.locks_deleted += 1;
+        }
         self.set_trial(false);
         match second {
             Err(DirectoryError::InUse { .. }) => self.coverage.locks_refused += 1,
@@ -394,6 +410,19 @@ impl World {
             assert_eq!(kept, model.wins.len(), "what is quiet is on disk");
         }
         self.check_size();
+        self.check_room();
+    }
+
+    /// Compaction has made room on a small disk, and ops are taken again.
+    fn check_room(&self) {
+        let server = self.server.as_ref().expect("it runs");
+        if server.schedule.is_over() || !self.plan.may(crate::plan::faults::COMPACTION) {
+            return;
+        }
+        assert!(!server.room.is_short(), "the disk is full of what is dead");
+        for seat in &server.seats {
+            assert_eq!(seat.shard.counters().disk_is_full, 0, "ops are taken");
+        }
     }
 
     fn check_client(&mut self, place: usize) {
@@ -468,10 +497,35 @@ impl World {
         assert_eq!(vanished, None, "this client is gone for long");
     }
 
+    /// No log grows beyond its bound, not for a moment. One of which something dies is longer for a while.
+    pub fn check_growth(&mut self) {
+        let may_compact = self.plan.may(crate::plan::faults::COMPACTION);
+        let Some(server) = self.server.as_mut().filter(|server| server.is_serving()) else {
+            return;
+        };
+        let is_bounded = may_compact && server.schedule.is_working();
+        let record_bytes = self.plan.value_bytes as u64 + 100;
+        let filled_bytes = self.plan.fill_bytes.unwrap_or(0);
+        for (number, seat) in (0..).zip(&mut server.seats) {
+            let bytes = log_bytes(&self.disk, number);
+            let live_bytes = seat.shard.live_bytes();
+            let segment_bytes =
+                (live_bytes / 8).clamp(self.plan.segment_bytes_min, self.plan.segment_bytes_max);
+            // What the open segment has over its length, and what was on its way already.
+            let more_bytes = 2 * segment_bytes + 2 * filled_bytes + 35 * record_bytes;
+            let bound = seat.shard.counters().log_bytes_max + more_bytes;
+            assert!(
+                !is_bounded || bytes <= bound.max(seat.log_bytes),
+                "the log of shard {number} grows to {bytes} bytes, and may have {bound}; {live_bytes} are live"
+            );
+            seat.log_bytes = bytes;
+        }
+    }
+
     /// The log is not longer than its live part allows.
     fn check_size(&self) {
         let server = self.server.as_ref().expect("it runs");
-        if server.is_compaction_over || !self.plan.may(crate::plan::faults::COMPACTION) {
+        if server.schedule.is_over() || !self.plan.may(crate::plan::faults::COMPACTION) {
             return;
         }
         let live_bytes: u64 = server
@@ -479,7 +533,7 @@ impl World {
             .iter()
             .map(|seat| seat.shard.live_bytes())
             .sum();
-        let log_bytes = closed_bytes(&self.disk, &[]);
+        let log_bytes = all_bytes(&self.disk);
         // Each folder has an open segment, which may hold as much again, and pieces that are too small to count.
         let segment_bytes =
             (live_bytes / 8).clamp(self.plan.segment_bytes_min, self.plan.segment_bytes_max);

@@ -70,6 +70,8 @@ pub struct Client {
     pub known: Vec<(Write, bool)>,
     /// What the server that it is connected to allows.
     pub limits: Limits,
+    /// Its disk may be nearly full.
+    pub has_little_room: bool,
     /// The ops that it sent, in order.
     pub sent: Vec<Write>,
     /// The values of those that the server has refused.
@@ -140,6 +142,7 @@ impl Client {
             known: Vec::new(),
             limits: Limits::default(),
             sent: Vec::new(),
+            has_little_room: false,
             refused: BTreeSet::new(),
             unexplained: Vec::new(),
             messages: 0,
@@ -207,8 +210,9 @@ impl Client {
         for write in &self.sent[self.judged.min(end)..end] {
             let held = model.held(&write.key);
             let is_handled = held.is_some_and(|held| held.timestamp >= write.timestamp);
-            let may_be_refused =
-                self.limits.ops_per_second.is_some() || self.limits.workspace_bytes.is_some();
+            let may_be_refused = self.limits.ops_per_second.is_some()
+                || self.limits.workspace_bytes.is_some()
+                || self.has_little_room;
             assert!(
                 is_handled || may_be_refused,
                 "client {}: {write:?} is neither won nor lost, there is {held:?}",
@@ -251,6 +255,10 @@ impl Client {
                     self.limits.workspace_bytes.is_some(),
                     "nothing is too large"
                 );
+                self.undo(about, model);
+            }
+            Told::Error(500, Some(about)) => {
+                assert!(self.has_little_room, "there is room on the disk");
                 self.undo(about, model);
             }
             Told::Error(400 | 429, None) => self.count_refusal(),
@@ -441,7 +449,7 @@ impl Client {
         };
         // What stays of a key is told ahead of the refusal of an op that would have won.
         let is_refused_for = |sent: &Write| {
-            self.limits.workspace_bytes.is_some()
+            (self.limits.workspace_bytes.is_some() || self.has_little_room)
                 && sent.key == write.key
                 && sent.timestamp > write.timestamp
                 && model.place(&sent.value).is_none()

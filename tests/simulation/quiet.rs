@@ -44,9 +44,13 @@ impl World {
             let next_us = running
                 .filter_map(|seat| seat.shard.next_deadline_us())
                 .min();
-            let Some(next_us) = next_us.filter(|next_us| *next_us <= until_us) else {
+            let next_us = next_us.filter(|next_us| *next_us <= until_us);
+            let compacts_us = server.compacts_at_us();
+            let next_us = next_us.into_iter().chain(compacts_us).min();
+            let Some(next_us) = next_us else {
                 return;
             };
+            until_us = until_us.max(compacts_us.unwrap_or(0));
             let us = next_us.saturating_sub(self.clock.now_us).max(1);
             self.clock.now_us += us;
             self.clock.unix_us += us;
@@ -101,6 +105,7 @@ impl World {
         if self.server.is_none() {
             return;
         }
+        self.look_at_log();
         self.try_inside(Self::compact);
         for shard in 0..self.shards as usize {
             self.turn(shard);

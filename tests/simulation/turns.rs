@@ -103,6 +103,8 @@ impl World {
         );
         self.coverage.full_turns += u64::from(sends >= SENDS_PER_TURN_MAX);
         self.check_members(shard);
+        let counters = self.seat(shard).shard.counters();
+        self.coverage.held += u64::from(counters.sessions_held > 0);
     }
 
     /// When the shard wants its next turn.
@@ -214,6 +216,7 @@ impl World {
                 client.receiving = true;
             }
             Output::Page(..) => unreachable!("nobody asks for a page"),
+            Output::Note(..) => unreachable!("nobody keeps a journal"),
             Output::Send(id, spans) => self.take_send(shard, id, spans),
             Output::Finish(id) => {
                 let place = self.client_of(shard, id);
@@ -273,13 +276,16 @@ impl World {
                 );
             }
             Output::Rebuild(end) => {
-                let sync_errors = self.disk.state().met.sync_errors;
+                let failed_syncs = self.disk.state().met.failed_syncs;
                 let seat = self.seat(shard);
                 let log = seat.log.as_mut().expect("it is open");
-                let errand = Errand::Rebuild(log.rebuild(end));
-                let is_sync_lost = self.disk.state().met.sync_errors > sync_errors;
+                let rebuild = log.rebuild(end);
+                let is_sync_lost = self.disk.state().met.failed_syncs > failed_syncs;
                 let seat = self.seat(shard);
-                seat.is_sync_lost |= is_sync_lost;
+                // The first try decides. What it has kept stays, whatever becomes of those that follow.
+                seat.is_sync_lost |= is_sync_lost && !seat.is_end_known;
+                seat.is_end_known |= rebuild.is_ok();
+                let errand = Errand::Rebuild(rebuild);
                 assert!(
                     seat.operation.is_none() && seat.errand.replace(errand).is_none(),
                     "one operation at a time"
@@ -525,6 +531,7 @@ impl World {
                 Told::Op(_) => self.coverage.broadcasts += 1,
                 Told::Pong => self.coverage.pongs += 1,
                 Told::Error(429, _) => self.coverage.refused_by_rate += 1,
+                Told::Error(500, Some(_)) => self.coverage.refused_for_room += 1,
                 Told::Error(413, _) => self.coverage.refused_by_size += 1,
                 Told::Error(400, _) => self.coverage.refusals += 1,
                 Told::Error(..) => self.coverage.told_500 += 1,

@@ -60,6 +60,7 @@ impl World {
     pub fn new(plan: Plan, journal: Journal) -> Self {
         let dice = Dice::new(plan.seed, 2);
         let disk = SimDisk::new(Dice::new(plan.seed, 3), journal.clone());
+        disk.state().capacity_bytes = plan.disk_bytes();
         journal.note(|| format!("{plan:?}"));
         let world = Self {
             clock: Clock {
@@ -119,6 +120,7 @@ impl World {
             }
             self.bury();
         }
+        self.check_growth();
         self.pass(600);
     }
 
@@ -165,7 +167,10 @@ impl World {
             44..60 => self.finish_send(),
             60..78 => self.go_on_with_log(),
             78..84 => self.go_on(),
-            84..88 => self.compact(),
+            84..88 => {
+                self.look_at_log();
+                self.compact();
+            }
             88..91 => self.misbehave(),
             91..93 => self.jump(),
             93..95 if self.plan.may(faults::TRIALS) => self.try_crash(),
@@ -287,6 +292,7 @@ impl World {
         };
         client.status_wanted = status;
         client.limits = server.limits;
+        client.has_little_room = self.plan.disk_percent.is_some();
         client.came_early = !server.is_serving();
         client.met_pause = is_over_limit || self.plan.snapshot_bytes_max < SNAPSHOT_BYTES_MAX;
         client.met_failure = server.had_failure;
@@ -347,7 +353,9 @@ impl World {
             sent.iter()
                 .any(|sent| sent.key == key && sent.timestamp == at)
         };
-        while self.plan.limits != Limits::default() && is_taken(timestamp) {
+        let may_be_refused =
+            self.plan.limits != Limits::default() || self.plan.disk_percent.is_some();
+        while may_be_refused && is_taken(timestamp) {
             timestamp += 1;
         }
         let is_large = self.dice.one_in(self.plan.large_one_in);

@@ -26,6 +26,8 @@ pub struct Setup {
     data_dir: PathBuf,
     /// Shell commands that the process is prepared with.
     prelude: Vec<String>,
+    /// A command that runs the one after it in the same process, as prlimit(1) does.
+    wrapper: Vec<String>,
     /// What it is given as its descriptor 3, as a service manager would.
     passed: Option<Arc<OwnedFd>>,
     _folder: Arc<TempDir>,
@@ -47,6 +49,7 @@ impl Setup {
             envs: vec![("ETHERPLY_JWT_SECRET".into(), SECRET.into())],
             data_dir: folder.path().join("data"),
             prelude: Vec::new(),
+            wrapper: Vec::new(),
             passed: None,
             _folder: Arc::new(folder),
         }
@@ -84,13 +87,6 @@ impl Setup {
         self
     }
 
-    /// A write over the process's file size limit then fails (EFBIG) instead of killing the process.
-    pub fn ignoring_file_size_signal(mut self) -> Setup {
-        // An ignored signal stays ignored across exec.
-        self.prelude.push("trap '' XFSZ".into());
-        self
-    }
-
     /// With a limit of open files that the process cannot raise.
     pub fn open_files_limit(mut self, limit: u64) -> Setup {
         self.prelude.push(format!("ulimit -n {limit}"));
@@ -109,6 +105,12 @@ impl Setup {
     /// With a shell command before the server in the same process, after those that were given before.
     pub fn prepared(mut self, command: &str) -> Setup {
         self.prelude.push(command.into());
+        self
+    }
+
+    /// Run by this command, which has to become the process that it runs: setpriv(1), prlimit(1).
+    pub fn wrapped(mut self, command: &[&str]) -> Setup {
+        self.wrapper = command.iter().map(ToString::to_string).collect();
         self
     }
 
@@ -243,12 +245,14 @@ impl Setup {
 
     fn command(&self, arguments: &[String]) -> Command {
         let binary = env!("CARGO_BIN_EXE_etherply");
-        let mut command = if self.prelude.is_empty() {
+        let mut command = if self.prelude.is_empty() && self.wrapper.is_empty() {
             Command::new(binary)
         } else {
-            let script = format!("{} && exec \"$0\" \"$@\"", self.prelude.join(" && "));
+            let prelude = self.prelude.iter().map(String::as_str);
+            let script: Vec<&str> = prelude.chain(["exec \"$@\""]).collect();
             let mut shell = Command::new("sh");
-            shell.args(["-c", &script, binary]);
+            shell.args(["-c", &script.join(" && "), "sh"]);
+            shell.args(&self.wrapper).arg(binary);
             shell
         };
         command
@@ -448,7 +452,7 @@ impl Server {
         let mut socket = Raw::connect(self.addr).await;
         socket
             .send(
-                format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+                format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                     .as_bytes(),
             )
             .await;

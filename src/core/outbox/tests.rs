@@ -128,6 +128,7 @@ impl Rig {
         }
         assert!(frames_bytes <= SEND_BYTES_MAX.max(first_bytes));
         self.pool.give_spans(spans);
+        self.outbox.sent(&mut self.pool);
         self.window
             .drop_before(self.outbox.cursor().min(visible_end), &mut self.pool);
         true
@@ -180,6 +181,7 @@ proptest! {
         prop_assert!(rig.owed.is_empty());
         prop_assert!(!rig.outbox.has_answers());
         prop_assert_eq!(rig.outbox.answer_bytes(), 0);
+        prop_assert_eq!(rig.pool.held.answer_bytes, 0);
     }
 }
 
@@ -309,6 +311,9 @@ fn a_client_that_leaves_keeps_what_is_visible() {
     );
     let spans = rig.outbox.take(None, rig.visible_position, &mut rig.pool);
     assert_eq!(spans_bytes(&spans), 10, "the answers, and no broadcast");
+    assert_eq!(rig.outbox.waiting_bytes(), 0);
+    assert_eq!(rig.outbox.in_flight_bytes() * 3, all_bytes * 2);
+    rig.outbox.sent(&mut rig.pool);
     assert_eq!(rig.outbox.answer_bytes(), 0);
 }
 

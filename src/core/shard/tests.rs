@@ -9,16 +9,20 @@ use crate::limits::SECOND_US;
 use crate::wire::auth::{Verifier, mint};
 
 mod absence;
+mod budgets;
 mod counters;
 mod delivery;
 mod failures;
 mod frames;
 mod limits;
 mod looks;
+mod notes;
 mod parts;
+mod passages;
 mod peers;
 mod rig;
 mod rules;
+mod space;
 mod times;
 mod waiting;
 mod yielding;
@@ -71,16 +75,20 @@ impl World {
             ping_interval_us: 25 * SECOND_US,
             outbox_bytes_max: 1024,
             message_bytes_max: 4096,
+            session_bytes_max: crate::limits::SESSION_BUDGET_BYTES,
             snapshot_bytes_max: crate::limits::SNAPSHOT_BYTES_MAX,
             snapshot_part_bytes: crate::limits::SNAPSHOT_PART_BYTES,
             segment_bytes_min: u64::MAX,
             segment_bytes_max: u64::MAX,
+            log_spare_bytes: crate::limits::LOG_SPARE_BYTES,
             future_skew_us: 24 * 3600 * SECOND_US,
             drain_us: 5 * SECOND_US,
             hash_seed: 5,
+            start_id: 0xabc,
             verifier: Arc::new(Verifier::new(&secret, None)),
             origins: std::sync::Arc::default(),
             limits: crate::core::contract::Limits::default(),
+            has_journal: false,
             fault_panic_key: None,
         };
         Self {
@@ -125,6 +133,7 @@ impl World {
     /// Ends the turn, and lets some time pass.
     fn turn(&mut self) {
         self.shard.flush(self.clock);
+        self.shard.audit();
         self.note_conflation();
         while let Some(output) = self.shard.poll_output() {
             self.take(output);
@@ -140,7 +149,7 @@ impl World {
     fn note_conflation(&mut self) {
         for client in self.clients.iter_mut().filter(|client| !client.closed) {
             let session = self.shard.sessions.get(client.id.slot as usize);
-            let is_it = |session: &&Session| session.generation == client.id.generation;
+            let is_it = |session: &&Session| session.generation() == client.id.generation;
             let outbox = session.filter(is_it).map(|session| &session.outbox);
             if outbox.is_some_and(|outbox| outbox.behind().is_some()) && !client.was_behind {
                 client.was_behind = true;
@@ -172,8 +181,8 @@ impl World {
                 assert!(!client.receiving && client.sending.is_none());
                 (client.closed, client.joined) = (true, false);
             }
-            Output::Handoff(..) | Output::Page(..) => {
-                unreachable!("there is one shard, and no page")
+            Output::Handoff(..) | Output::Page(..) | Output::Note(..) => {
+                unreachable!("there is one shard, no page and no journal")
             }
             Output::LogWrite { .. } | Output::LogSync | Output::LogOpen { .. } => {
                 assert!(self.log.is_none(), "one operation of the log at a time");

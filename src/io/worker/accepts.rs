@@ -31,7 +31,7 @@ impl Worker {
                     self.next_accept_warning_us = clock.now_us + ACCEPT_WARNING_US;
                     tracing::warn!(
                         shard = self.number,
-                        "accepting pauses: {error}; raise the limit of open files (ulimit -n), or lower --max-connections"
+                        "accepting is paused: {error}; raise the limit of open files (ulimit -n), or lower --max-connections"
                     );
                 }
                 self.accepts_paused_until_us = Some(clock.now_us + ACCEPT_PAUSE_US);

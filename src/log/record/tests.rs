@@ -4,8 +4,6 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SECTOR_BYTES: usize = 512;
-
 const HEADER: SegmentHeader = SegmentHeader {
     shard: 3,
     epoch: *b"0123456789abcdef",
@@ -147,6 +145,13 @@ fn read(bytes: &[u8]) -> (Vec<OwnedOp>, Option<Fault>, usize) {
         );
     }
     (ops, fault, reader.offset())
+}
+
+/// Whether the first fault is one that an interrupted write leaves.
+fn is_torn(bytes: &[u8]) -> bool {
+    let mut reader = Reader::new(&HEADER, bytes);
+    let fault = reader.by_ref().find_map(Result::err).expect("a fault");
+    is_interrupted(reader.cursor(), &bytes[fault.offset..])
 }
 
 fn op(seq: u64, value: &str) -> OwnedOp {
@@ -320,6 +325,7 @@ fn every_truncation_leaves_a_prefix_and_a_torn_tail() {
                 damage_behind(&HEADER, &bytes[fault.offset..], fault.offset),
                 None
             );
+            assert!(is_torn(bytes), "length {length}");
         }
     }
 }
@@ -337,7 +343,7 @@ fn for_each_flip(built: &Built, mut check: impl FnMut(usize, &[u8])) {
 }
 
 #[test]
-fn a_flipped_bit_in_synced_bytes_is_damage_and_in_the_last_batch_a_torn_tail() {
+fn a_flipped_bit_in_synced_bytes_is_proven_by_a_header_and_in_the_last_batch_by_what_is_there() {
     let built = sample();
     let unsynced = *built.batch_starts.last().unwrap();
     for_each_flip(&built, |at, bytes| {
@@ -350,11 +356,89 @@ fn a_flipped_bit_in_synced_bytes_is_damage_and_in_the_last_batch_a_torn_tail() {
         // The first header behind the flip that is whole and later than the flip.
         let found = damage_behind(&HEADER, &bytes[fault.offset..], fault.offset);
         assert_eq!(found.is_some(), proof.is_some(), "byte {at}");
+        if at >= unsynced {
+            assert!(!is_torn(bytes), "byte {at}: no sector is missing");
+        }
     });
 }
 
+/// A segment whose last batch begins `before_bytes` behind the header and has a long record between two short ones, filled
+/// ahead with zeros.
+fn filled_sample(before_bytes: usize) -> Built {
+    let before = op(1, &"b".repeat(before_bytes));
+    let last = [op(2, "true"), op(3, &"v".repeat(1300)), op(4, "0")];
+    let mut built = build(&[(vec![before], true), (last.to_vec(), false)]);
+    built.bytes.resize(8 * SECTOR_BYTES, 0);
+    built
+}
+
 #[test]
-fn a_sealed_tail_has_no_blind_spot_but_the_seal() {
+fn a_flipped_bit_in_a_last_batch_is_damage_wherever_the_sectors_begin() {
+    for before_bytes in 0..SECTOR_BYTES {
+        let built = filled_sample(before_bytes);
+        let (start, end) = (built.batch_starts[1], built.ends.last().copied().unwrap());
+        // The edges of sectors in the batch, where a checksum may happen to be zeros up to the edge.
+        let is_unlucky = (start..end)
+            .filter(|at| at.is_multiple_of(SECTOR_BYTES))
+            .any(|edge| {
+                let units = built.ends.iter().chain([&start]);
+                let mut near = units.filter(|unit| unit.abs_diff(edge) <= 4);
+                near.any(|&unit| {
+                    built.bytes[unit.min(edge)..unit.max(edge)]
+                        .iter()
+                        .all(|byte| *byte == 0)
+                })
+            });
+        let mut bytes = built.bytes.clone();
+        for at in (start..end).step_by(if before_bytes.is_multiple_of(64) {
+            1
+        } else {
+            37
+        }) {
+            bytes[at] ^= 4;
+            assert!(
+                is_unlucky || !is_torn(&bytes),
+                "byte {at} after {before_bytes}"
+            );
+            bytes[at] ^= 4;
+        }
+    }
+}
+
+#[test]
+fn any_sectors_of_a_last_batch_are_missing_and_it_is_torn() {
+    for before_bytes in 0..SECTOR_BYTES {
+        let built = filled_sample(before_bytes);
+        let (start, end) = (built.batch_starts[1], built.ends.last().copied().unwrap());
+        let sectors = start / SECTOR_BYTES..=(end - 1) / SECTOR_BYTES;
+        let count = sectors.clone().count();
+        for missing in 1..1 << count {
+            let mut bytes = built.bytes.clone();
+            for (bit, sector) in sectors.clone().enumerate() {
+                if missing >> bit & 1 == 1 {
+                    let begin = start.max(sector * SECTOR_BYTES);
+                    bytes[begin..(sector + 1) * SECTOR_BYTES].fill(0);
+                }
+            }
+            assert!(is_torn(&bytes), "after {before_bytes}, sectors {missing:b}");
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_the_zeros_right_behind_the_last_batch_is_damage_and_later_ones_are_cut_off() {
+    let built = filled_sample(0);
+    let end = built.ends.last().copied().unwrap();
+    for at in end..built.bytes.len() {
+        let mut bytes = built.bytes.clone();
+        bytes[at] ^= 1;
+        let is_in_header = at < end + BATCH_HEADER_BYTES;
+        assert_eq!(is_torn(&bytes), !is_in_header, "byte {at} behind {end}");
+    }
+}
+
+#[test]
+fn a_sealed_tail_has_no_blind_spot() {
     let built = sealed_sample();
     let seal = *built.batch_starts.last().unwrap();
     for_each_flip(&built, |at, bytes| {
@@ -369,6 +453,7 @@ fn a_sealed_tail_has_no_blind_spot_but_the_seal() {
                 (None, seal, built.ops.clone()),
                 "byte {at}"
             );
+            assert!(!is_torn(bytes), "byte {at}");
         }
     });
 }
@@ -480,6 +565,7 @@ proptest! {
         if let Some(fault) = fault {
             prop_assert!(!matches!(fault.kind, FaultKind::Content(_)));
             prop_assert_eq!(damage_behind(&HEADER, &bytes[fault.offset..], fault.offset), None);
+            prop_assert!(is_torn(&bytes), "a power cut is not damage");
         }
     }
 

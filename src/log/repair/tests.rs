@@ -309,6 +309,29 @@ fn a_torn_tail_is_left_to_the_next_start() {
 }
 
 #[test]
+fn a_damaged_last_batch_is_rewritten_and_its_loss_is_told_as_one() {
+    let log = Log::sample();
+    let last = log.batches.last().unwrap().clone();
+    flip(&last.path, last.begin + 28 + 29 + 5);
+    let plan = log.plan();
+    let Some(Change::Rewrite(rewritten)) = plan.changes().next() else {
+        panic!("a damaged segment is rewritten");
+    };
+    let are_torn: Vec<bool> = rewritten
+        .salvage
+        .lost
+        .iter()
+        .map(|lost| lost.is_torn)
+        .collect();
+    assert_eq!(are_torn, [false]);
+    drop(plan);
+    let (kept, _) = log.repair();
+    let mut expected = log.ops();
+    assert!(expected.remove(&last.ops[0]));
+    assert_eq!(kept, expected);
+}
+
+#[test]
 fn one_bad_byte_costs_one_op() {
     for index in 1..=3 {
         let log = Log::sample();

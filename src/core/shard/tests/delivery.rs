@@ -1,6 +1,6 @@
 //! Who is sent what, and when.
 
-use super::rig::{Rig, frame, look, op};
+use super::rig::{Rig, frame, head, look, op};
 use crate::core::contract::Output;
 use crate::core::session::Session;
 use crate::core::window::spans_bytes;
@@ -355,4 +355,43 @@ fn a_shard_that_is_never_done_rests_between_its_slices() {
             assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@200"));
         }
     }
+}
+
+#[test]
+fn a_mark_of_a_writer_of_long_ago_hides_no_op_from_a_new_client() {
+    let mut rig = Rig::new(|config| config.outbox_bytes_max = 128 * 1024);
+    let (writer, old) = (rig.join("w", None), rig.join("w", None));
+    let value = |letter: &str, bytes| format!("\"{}\"", letter.repeat(bytes));
+    // An init fills a send: the frames that follow it are sent later.
+    for key in 0..5 {
+        rig.op(writer, &format!("k{key}"), &value("x", 60_000), 1);
+    }
+    // Its init stays on its way, so that who joins later is sent the same one, and what followed.
+    let holder = stalled_join(&mut rig);
+    rig.op(old, "own", "1", 2);
+    let number = rig.session(old).number;
+    rig.receive(old, &frame(8, &1000_u16.to_be_bytes()));
+    // 2^32 connects later a session has the slot and the generation of that one.
+    rig.shard.sessions_begun = number - 1 + (1 << 32);
+    let new = stalled_join(&mut rig);
+    let [old_id, new_id] = [old, new].map(|place| rig.peers[place].client.id);
+    assert_eq!(old_id, new_id);
+    for timestamp in 3..=8 {
+        rig.op(writer, "k0", &value("y", 60_000), timestamp);
+    }
+    assert!(rig.session(new).outbox.behind().is_some());
+    for place in [holder, new] {
+        rig.peers[place].reads = true;
+    }
+    rig.run();
+    let seen = rig.seen(new);
+    assert_eq!(seen[..3], ["101", "init 5", "own=1@2"]);
+}
+
+/// A client that joins and takes nothing.
+fn stalled_join(rig: &mut Rig) -> usize {
+    let place = rig.accept(false);
+    rig.peers[place].reads = false;
+    rig.receive(place, head("w", None).as_bytes());
+    place
 }

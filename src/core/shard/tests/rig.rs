@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::peers::{Client, Disk, Told};
 use crate::core::contract::{Clock, Input, Limits, Output, ShardConfig, Surroundings, Ticket};
+use crate::core::journal::Note;
 use crate::core::session::{Session, SessionId};
 use crate::core::shard::Shard;
 use crate::core::window::Spans;
@@ -48,6 +49,8 @@ pub struct Rig {
     pub drained: usize,
     /// Pages that were asked for.
     pub pages: Vec<Output>,
+    /// What is to be logged.
+    pub notes: Vec<Note>,
 }
 
 pub fn secret() -> Secret {
@@ -87,16 +90,20 @@ impl Rig {
             ping_interval_us: 10 * SECOND_US,
             outbox_bytes_max: 64 * 1024,
             message_bytes_max: 1024 * 1024,
+            session_bytes_max: crate::limits::SESSION_BUDGET_BYTES,
             snapshot_bytes_max: crate::limits::SNAPSHOT_BYTES_MAX,
             snapshot_part_bytes: crate::limits::SNAPSHOT_PART_BYTES,
             segment_bytes_min: 1 << 26,
             segment_bytes_max: 1 << 26,
+            log_spare_bytes: crate::limits::LOG_SPARE_BYTES,
             future_skew_us: 3600 * SECOND_US,
             drain_us: 8 * SECOND_US,
             hash_seed: 5,
+            start_id: 0xabc,
             verifier: Arc::new(Verifier::new(&secret(), None)),
             origins: std::sync::Arc::default(),
             limits: Limits::default(),
+            has_journal: false,
             fault_panic_key: None,
         };
         change(&mut config);
@@ -118,6 +125,7 @@ impl Rig {
             ready: None,
             drained: 0,
             pages: Vec::new(),
+            notes: Vec::new(),
         }
     }
 
@@ -129,7 +137,22 @@ impl Rig {
         self.add_peer(id)
     }
 
+    /// The same before the turn has ended, so that nothing else happens.
+    pub fn accept_only(&mut self) -> usize {
+        let id = self.shard.accept(false, self.clock);
+        let place = self.push_peer(id);
+        self.peers[place].client.receiving = true;
+        self.session(place).receiving = true;
+        place
+    }
+
     pub fn add_peer(&mut self, id: SessionId) -> usize {
+        let place = self.push_peer(id);
+        self.run();
+        place
+    }
+
+    fn push_peer(&mut self, id: SessionId) -> usize {
         let mut client = Client::new(id, 0, Vec::new(), false);
         client.outgoing.clear();
         self.peers.push(Peer {
@@ -138,7 +161,6 @@ impl Rig {
             closes: true,
             handed_off: None,
         });
-        self.run();
         self.peers.len() - 1
     }
 
@@ -186,6 +208,7 @@ impl Rig {
     /// One turn; what it starts stays in flight.
     pub fn turn(&mut self) {
         self.shard.flush(self.clock);
+        self.shard.audit();
         while let Some(output) = self.shard.poll_output() {
             self.take(output);
         }
@@ -263,6 +286,7 @@ impl Rig {
                 self.peers[place].handed_off = Some((shard, ticket));
             }
             Output::Page(..) => self.pages.push(output),
+            Output::Note(_, note) => self.notes.push(*note),
             Output::Ready(ready) => self.ready = Some(ready),
             Output::Drained => self.drained += 1,
             Output::LogWrite { .. }

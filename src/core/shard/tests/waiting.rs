@@ -161,8 +161,9 @@ fn what_comes_behind_a_request_that_waits_is_bounded() {
         sent += 1;
         assert!(sent < 100, "it is read for ever");
     }
-    let number = rig.peers[client].client.id.as_u64();
-    let held = rig.shard.waiting[&number].unparsed.len();
+    let (_, (id, request)) = rig.shard.waiting.first_key_value().unwrap();
+    assert_eq!(*id, rig.peers[client].client.id);
+    let held = request.unparsed.len();
     assert!((HEAD_BYTES_MAX..2 * HEAD_BYTES_MAX).contains(&held));
     rig.recover(Vec::new());
     rig.run();
