@@ -12,7 +12,6 @@
 
 use smallvec::SmallVec;
 
-use crate::core::contract::Door;
 use crate::core::outbox::Outbox;
 use crate::core::rest::{NEVER, Stretch};
 use crate::core::text::Text;
@@ -28,6 +27,15 @@ pub struct SessionId {
     pub slot: u32,
     /// Which of the slot's sessions, in order. It wraps, after so long that no handle is left of the session before.
     pub generation: u32,
+}
+
+/// Where connections come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// `--port`.
+    Public,
+    /// `--admin-port`.
+    Admin,
 }
 
 /// Where a session stands in its life.

@@ -38,6 +38,7 @@ use crate::core::counters::Counters;
 use crate::core::journal::{Journal, Party};
 use crate::core::ledger::Ledger;
 use crate::core::log_space::LogSpace;
+use crate::core::places::Yielding;
 use crate::core::rate::{Bucket, Meter};
 use crate::core::rest::Rest;
 use crate::core::room::Room;
@@ -46,7 +47,6 @@ use crate::core::timers::Wheel;
 use crate::core::usage::{Dead, Usage};
 use crate::core::window::{Chunk, ChunkPool};
 use crate::core::workspace::Workspace;
-use crate::core::yielding::Yielding;
 use crate::limits::{
     HEAD_TIMEOUT_US, REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN,
 };

@@ -12,26 +12,10 @@
 //!
 //! The time for a head is not cut while places are few: a slow client that is in nobody's way may take all of it.
 
-use std::collections::BTreeMap;
-
 use crate::core::contract::{Clock, Door};
+use crate::core::places::Yielding;
 use crate::core::session::{Session, SessionId, State};
 use crate::core::shard::Shard;
-
-/// The connections of a shard that give way, of those that came in by one door. By the numbers of their sessions: in the order in
-/// which they came.
-#[derive(Debug, Default)]
-pub(super) struct Yielding {
-    silent: BTreeMap<u64, SessionId>,
-    answered: BTreeMap<u64, SessionId>,
-}
-
-impl Yielding {
-    fn remove(&mut self, number: u64) {
-        self.silent.remove(&number);
-        self.answered.remove(&number);
-    }
-}
 
 /// A connection that has given way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
