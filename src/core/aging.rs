@@ -6,6 +6,17 @@ use crate::core::shard::Shard;
 use crate::core::timers::tick_of;
 
 impl Shard {
+    /// Reads the clock: the time of the shard, which begins a turn or goes on with it.
+    pub(super) fn woke(&mut self, clock: Clock) -> Clock {
+        let missed = self.absence.woke(clock.now_us);
+        let clock = self.absence.local(clock);
+        if let Some(missed) = missed {
+            self.counters.absent_us += missed.us;
+            self.allow_for_absence(missed, clock);
+        }
+        clock
+    }
+
     /// Corrects what goes by the time that has really passed.
     ///
     /// That is how old ops are that the disk does not have yet (a crash of `interval` mode can lose no more than its interval),
