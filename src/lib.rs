@@ -24,7 +24,8 @@
 //! | when an op is durable: group commit | [`log::commit`] |
 //! | what stands on disk, and what a crash can leave | [`log::record`], [`log::segment`], [`log::directory`], [`log::keeper`], [`log::disk`] |
 //! | reading the log back, torn tails, damage | [`log::chain`], [`log::recovery`], [`core::deal`], [`io::recovery`] |
-//! | what is dead in the log goes: compaction | [`log::compaction`], [`core::usage`], [`io::background`] |
+//! | what is dead in the log goes: compaction | [`log::compaction`], [`core::usage`], [`log::schedule`], [`io::compactor`] |
+//! | how long a log may become, who waits for compaction, a disk that is nearly full | [`core::log_space`], `core::held`, [`log::schedule`], [`log::reserve`] |
 //! | the ring, receive buffers, one core's loop | [`io::ring`], [`io::buffers`], [`io::worker`] |
 //! | start-up, threads, signals | [`io::server`], [`io::post`] |
 //! | the listening socket, one's own or inherited; restarts that refuse nobody | [`io::listener`], `io::worker` |

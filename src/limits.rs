@@ -145,7 +145,7 @@ pub const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const COMMIT_AGE_MIN_US: u64 = 250;
 /// It may become older where commits take long, but not older than this.
 pub const COMMIT_AGE_MAX_US: u64 = 10_000;
-/// The room that a new segment must find on the disk before a shard that had failed serves again.
+/// With less room than this on its disk a server should not be started: a segment, and what it is filled with ahead.
 pub const SEGMENT_RESERVE_BYTES: u64 = 1024 * 1024;
 /// The first wait before a failed shard tries to open its log again; doubled from try to try.
 pub const REOPEN_WAIT_MIN_US: u64 = 100_000;
@@ -197,18 +197,21 @@ pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
 pub const OWN_STRETCHES_MAX: usize = 1024;
 /// Messages of one session that one turn handles.
 pub const MESSAGES_PER_TURN_MAX: usize = 256;
-/// What a shard may hold for single sessions: messages and heads that are not whole yet, and answers until their last byte is sent; what
-/// several are sent counts once. It is a quarter of what states may take, as much as 64 messages of the greatest length that the default allows, and far
-/// more than a shard holds whose clients read. Over it the heaviest session is given up.
+/// What a shard may hold for single sessions: messages and heads that are not whole yet, and
+/// answers until their last byte is sent; what several are sent counts once. It is a quarter of
+/// what states may take, as much as 64 messages of the greatest length that the default allows, and
+/// far more than a shard holds whose clients read. Over it the heaviest session is given up.
 pub const SESSION_BUDGET_BYTES: usize = 64 * 1024 * 1024;
-/// But it is never less than so many times `--max-message-bytes`: a message that grows may have twice the memory of its bytes, and one beside
-/// it must not close it.
+/// But it is never less than so many times `--max-message-bytes`: a message that grows may have
+/// twice the memory of its bytes, and one beside it must not close it.
 pub const SESSION_BUDGET_MESSAGES: usize = 4;
 /// What each session may hold without being counted. One that holds no more is never given up.
 pub const SESSION_BYTES_SPARED: usize = 4 * 1024;
-/// The frame of an op that is at least this long is encoded once for all who are corrected with it, or have fallen behind.
+/// The frame of an op that is at least this long is encoded once for all who are corrected with it,
+/// or have fallen behind.
 pub const SHARED_FRAME_BYTES_MIN: usize = SESSION_BYTES_SPARED;
-/// Names in an answer about presence, the first ones in their order; the answer tells how many there are.
+/// Names in an answer about presence, the first ones in their order; the answer tells how many
+/// there are.
 pub const PRESENCE_NAMES_MAX: usize = 1000;
 /// A new chunk of outgoing bytes has at least this capacity.
 pub const CHUNK_BYTES_MIN: usize = 256;
@@ -225,7 +228,8 @@ pub const SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub const SNAPSHOT_RESERVE_SHARE: usize = 8;
 /// for those that are no longer.
 pub const SNAPSHOT_SMALL_BYTES: usize = INIT_BYTES_KEPT_MAX;
-/// Where the budget is full, a state has to be taken within this time, by one of those who are sent it at least:
+/// Where the budget is full, a state has to be taken within this time, by one of those who are sent
+/// it at least:
 pub const SNAPSHOT_PASSAGE_US: u64 = 60 * SECOND_US;
 /// one that is this far behind that pace makes room for others.
 pub const SNAPSHOT_PATIENCE_US: u64 = 2 * SECOND_US;
@@ -254,8 +258,9 @@ pub const PING_INTERVAL_MS_DEFAULT: u64 = 25_000;
 pub const STALL_TIMEOUT_US: u64 = 60 * SECOND_US;
 /// How long a stalled client has to read what was on its way, and the close frame behind it.
 pub const STALL_LINGER_US: u64 = 15 * SECOND_US;
-/// A message has to be whole this long after its first byte, or its first fragment; each mebibyte of it that has come brings as much again. A
-/// client that is slower is closed with 1008: the same message would be as slow again.
+/// A message has to be whole this long after its first byte, or its first fragment; each mebibyte
+/// of it that has come brings as much again. A client that is slower is closed with 1008: the same
+/// message would be as slow again.
 pub const MESSAGE_TIMEOUT_US: u64 = 30 * SECOND_US;
 /// How long a connection that is closed has to take the last bytes and to close its side.
 pub const LINGER_US: u64 = 2 * SECOND_US;
@@ -428,7 +433,7 @@ const _: () =
     assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_MAX && COMPACTION_BATCH_BYTES <= BATCH_BYTES_MAX);
 const _: () = assert!(
     SEGMENT_FILL_BYTES <= SEGMENT_BYTES_MIN / 8 && SEGMENT_FILL_BYTES <= SEGMENT_RESERVE_BYTES,
-    "what is filled ahead is a small part of a segment, and a shard that serves again finds room for it"
+    "what is filled ahead is a small part of a segment, and of the room that a start should find"
 );
 const _: () = assert!(
     100 + 100 / COMPACTION_DEAD_SHARE < COMPACTION_START_PERCENT,
@@ -451,6 +456,12 @@ const _: () = assert!(
         && COMPACTION_BYTES_MIN <= LOG_SPARE_BYTES
         && SEGMENT_BYTES_MIN < LOG_SPARE_BYTES,
     "a compaction is due for each shard that waits for one"
+);
+const _: () = assert!(
+    LOG_STOP_PERCENT + 2 * 100 / SEGMENT_LIVE_SHARE <= 300
+        && 3 * LOG_SPARE_BYTES + 2 * BATCH_BYTES_MAX as u64 <= 4 * LOG_SPARE_BYTES
+        && MESSAGE_BYTES_DEFAULT as u64 <= SEGMENT_BYTES_MIN,
+    "a log, the open segment, the one that compaction writes and two batches fit three times the live data and 4 times what a log may have besides"
 );
 const _: () = assert!(
     LIGHT_BURST_BYTES < LOG_SPARE_BYTES / 4 && LOG_BURST_BYTES < LOG_SPARE_BYTES / 4,

@@ -63,14 +63,11 @@ fn warn_of_variables() {
     let others = other_variables();
     for variable in others.unknown {
         let name = variable.name.escape_debug();
-        match variable.nearest {
-            Some(nearest) => tracing::warn!(
-                "the variable {name} is unknown and has no effect: did you mean {nearest}?"
-            ),
-            None => tracing::warn!(
-                "the variable {name} is unknown and has no effect (see `etherply serve --help`)"
-            ),
-        }
+        let hint = variable.nearest.map_or_else(
+            || "see `etherply serve --help`".to_owned(),
+            |nearest| format!("did you mean {nearest}?"),
+        );
+        tracing::warn!("the variable {name} is unknown and has no effect: {hint}");
     }
     if !others.service_links.is_empty() {
         let names = others.service_links.join(", ").escape_debug().to_string();

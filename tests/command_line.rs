@@ -532,6 +532,17 @@ async fn the_log_tools_know_the_secret_of_dev() {
             "{arguments:?}"
         );
     }
+    // A directory whose log was removed by hand begins again, with the same secret.
+    for entry in std::fs::read_dir(setup.data_dir()).expect("the folder can be read") {
+        let path = entry.expect("the folder can be read").path();
+        if path.is_dir() {
+            std::fs::remove_dir_all(&path).expect("it is ours");
+        } else if !path.ends_with("dev-secret") {
+            std::fs::remove_file(&path).expect("it is ours");
+        }
+    }
+    let (mut server, _) = dev_server(setup.clone()).await;
+    server.stop().await;
 }
 
 fn mode_of(path: &Path) -> u32 {

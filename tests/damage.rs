@@ -113,7 +113,8 @@ impl Log {
         image
     }
 
-    /// What is expected where one byte of segment 1 was altered. A later batch vouches for it, or that no sector is missing.
+    /// What is expected where one byte of segment 1 was altered. A later batch vouches for it, or
+    /// that no sector is missing.
     fn expected_bad_at(&self, offset: usize) -> Expected {
         assert!(
             self.layout.len < SECTOR_BYTES,
@@ -312,8 +313,9 @@ struct Surgery {
     is_found_in_the_last: bool,
 }
 
-/// Batches that moved are known by the position in their headers. Behind records that moved no header is in its place, but
-/// nothing is missing of their batch. Zeros up to its end are what an interrupted write leaves.
+/// Batches that moved are known by the position in their headers. Behind records that moved no
+/// header is in its place, but nothing is missing of their batch. Zeros up to its end are what an
+/// interrupted write leaves.
 const SURGERIES: &[Surgery] = &[
     Surgery {
         what: "a batch in the middle is gone",

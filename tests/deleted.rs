@@ -405,7 +405,8 @@ async fn a_server_whose_data_directory_was_deleted_unnoticed_stops_in_good_time(
         (INTERVAL, "(fdatasync: "),
         (NONE, "(fdatasync: "),
     ] {
-        // The write of the last op may just not have come back, or the watch come first: then it is noticed at that.
+        // The write of the last op may just not have come back, or the watch come first: then it is
+        // noticed at that.
         for attempt in 0.. {
             assert!(
                 attempt < 10,

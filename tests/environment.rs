@@ -316,11 +316,14 @@ async fn a_port_below_1024_without_the_right_says_how_to_get_it() {
         eprintln!("every user may listen on every port here: nothing to see");
         return;
     }
-    // Without the capability, root may not either; a shell cannot give it up, setpriv of util-linux can.
+    // Without the capability, root may not either.
     let setup = Setup::new().args(&["--port", "81"]);
-    let drop =
-        "exec setpriv --bounding-set=-net_bind_service --inh-caps=-net_bind_service \"$0\" \"$@\"";
-    let outcome = setup.prepared(drop).run().await;
+    let without = [
+        "--bounding-set=-net_bind_service",
+        "--inh-caps=-net_bind_service",
+    ];
+    let wrapper = [&["setpriv"], &without[..]].concat();
+    let outcome = setup.wrapped(&wrapper).run().await;
     let line = outcome.expect_refusal();
     for word in ["127.0.0.1:81", "CAP_NET_BIND_SERVICE", "--port"] {
         assert!(line.contains(word), "{line}");

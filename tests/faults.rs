@@ -224,26 +224,6 @@ async fn a_correction_never_shows_an_op_that_was_not_kept() {
 }
 
 #[tokio::test]
-async fn a_full_disk_gives_500_and_1011_and_503_and_the_server_serves_again_when_there_is_space() {
-    if !may_mount("a full disk") {
-        return;
-    }
-    let Some(disk) = Mount::tmpfs("16m") else {
-        return;
-    };
-    let setup = Setup::new()
-        .shards(1)
-        .in_data_dir(&disk.path().join("data"));
-    let mut server = setup.start().await;
-    let mut ballast = None;
-    let mut shown = check_failure(&server, || ballast = Some(Ballast::fill(disk.path()))).await;
-    ballast.take().expect("it was filled").remove();
-    check_recovery(&server, &mut shown).await;
-    server.kill9();
-    check_restart(&mut server, &shown).await;
-}
-
-#[tokio::test]
 async fn a_start_on_a_full_disk_is_refused_and_loses_nothing() {
     if !may_mount("a start on a full disk") {
         return;

@@ -144,7 +144,7 @@ async fn stat_tells_the_greatest_workspaces_or_all() {
     assert_eq!((greatest.len(), greatest[0].as_str()), (20, "room 24"));
     assert_eq!(told(&["stat", "--json", "--all"]).await.len(), 25);
     let table = tool_output(server.data_dir(), &["stat"]).await;
-    assert!(table.ends_with("and 5 more: --all tells them\n"), "{table}");
+    assert!(table.ends_with("and 5 more: --all lists them\n"), "{table}");
 }
 
 // ---- verify ----
@@ -529,6 +529,39 @@ async fn repair_mends_each_kind_of_damage() {
         server.restart(2).await;
         let state = state_of(&server, "demo").await;
         assert_eq!(state.len(), 4, "{name}");
+    }
+}
+
+/// One segment, and it is the one that is missing: no other one tells of it.
+#[tokio::test]
+async fn a_shard_without_its_only_segment_refuses_the_start_until_it_is_repaired() {
+    let harms: [Damage; 2] = [
+        |segment| std::fs::remove_file(segment).expect("it is there"),
+        |segment| {
+            let folder = segment.parent().expect("a segment is in a folder");
+            std::fs::remove_dir_all(folder).expect("it is there");
+        },
+    ];
+    for harm in harms {
+        let mut server = stopped().await;
+        let data_dir = server.data_dir().to_path_buf();
+        let segment = demo_segment(&data_dir);
+        harm(&segment);
+        let expected = format!("{} is damaged at byte 0: all segments", segment.display());
+        let start = server.setup().run().await;
+        let told = tool(&data_dir, &["verify"]).await;
+        for outcome in [start, told] {
+            let line = outcome.expect_refusal();
+            assert!(line.contains(&expected), "{expected} in {line}");
+            assert!(line.contains("etherply log repair"), "{line}");
+        }
+        let told = tool_output(&data_dir, &["repair", "--yes"]).await;
+        assert!(told.contains("missing"), "{told}");
+        server.restart(2).await;
+        assert_eq!(state_of(&server, "demo").await.len(), 0);
+        write(&server, "demo", 4, 4).await;
+        server.stop().await;
+        tool_output(&data_dir, &["verify"]).await;
     }
 }
 

@@ -1,8 +1,9 @@
-//! A segment that the encoder wrote, with one change: a flipped bit, a shorter file, a range of zeros, a range that was
-//! written to the wrong place, or one of another segment. What is whole before the change is served and nothing else,
-//! the fault is told at its place, and it is called damage where a later batch proves that it was on disk, or where its own
-//! batch misses no sector. Behind the
-//! fault, every batch without a change is read again, and nothing that was never written.
+//! A segment that the encoder wrote, with one change: a flipped bit, a shorter file, a range of
+//! zeros, a range that was written to the wrong place, or one of another segment. What is whole
+//! before the change is served and nothing else, the fault is told at its place, and it is called
+//! damage where a later batch proves that it was on disk, or where its own batch misses no sector.
+//! Behind the fault, every batch without a change is read again, and nothing that was never
+//! written.
 //!
 //! Input: the change (kind, and three numbers of four bytes), then the batches: a byte with the number of ops and whether
 //! a sync follows, and for each op its texts, how often the value repeats, its seq and its timestamp.
@@ -293,7 +294,8 @@ impl Written {
         assert_eq!(is_torn, self.misses_a_sector(bytes, fault_offset));
     }
 
-    /// Whether what was to stand at the fault is not all there: a batch header, or the rest of its batch behind a whole one.
+    /// Whether what was to stand at the fault is not all there: a batch header, or the rest of its
+    /// batch behind a whole one.
     fn misses_a_sector(&self, bytes: &[u8], fault_offset: usize) -> bool {
         let at = self.units.iter().position(|unit| unit.at.start == fault_offset);
         let at = at.expect("a fault is at the begin of a unit");

@@ -276,6 +276,8 @@ pub struct LogFigures {
     pub torn_bytes: u64,
     /// How long that took.
     pub recovery_us: u64,
+    /// The last compaction failed, or none is possible any more.
+    pub compaction_is_broken: bool,
     /// What is free on the disk, where that is known.
     pub disk_free_bytes: Option<u64>,
 }

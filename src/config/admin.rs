@@ -10,7 +10,7 @@ use super::value;
 #[derive(Debug, Args)]
 pub struct Admin {
     /// A separate port for /metrics, /healthz, /readyz and the console (--console); 0 picks a free
-    /// one. /metrics and the console are then not on --port [default: none, all are on --port]
+    /// one. The port of the clients then has no /metrics and no console [default: none]
     #[arg(long, value_name = "PORT", env = "ETHERPLY_ADMIN_PORT", hide_env_values = true, value_parser = value::port)]
     pub admin_port: Option<u16>,
 

@@ -78,11 +78,10 @@ fn others_of(known: &[String], variables: impl Iterator<Item = (OsString, OsStri
         .collect();
     found.sort();
     for (name, value) in found {
+        let is_fault = cfg!(debug_assertions) && name.starts_with(FAULT_PREFIX);
         if is_service_link(&name, &value) {
             others.service_links.push(name);
-        } else if !known.contains(&name)
-            && !(cfg!(debug_assertions) && name.starts_with(FAULT_PREFIX))
-        {
+        } else if !is_fault && !known.contains(&name) {
             let nearest = nearest(&name, known);
             others.unknown.push(Unknown { name, nearest });
         }

@@ -39,7 +39,7 @@ pub enum SecretError {
         remedy: &'static str,
     },
     /// A file of a secret cannot be read.
-    #[error("{name} {path}: {source}")]
+    #[error("{name} {path} cannot be read ({source}): {}", file_remedy(.source))]
     File {
         /// The flag of the file, or its variable.
         name: String,
@@ -265,6 +265,14 @@ fn secret_in(kind: &Kind, path: &Path, given: &Given) -> Result<Secret, SecretEr
         name: format!("{} {}", name(), path.display()),
         remedy: kind.file_remedy,
     })
+}
+
+fn file_remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "create it, or name another file",
+        io::ErrorKind::PermissionDenied => "give this user read access, or name another file",
+        _ => "name another file",
+    }
 }
 
 /// Returns the secret in what a variable or a file holds. Editors and `echo` end a text with a line break; no secret does.

@@ -80,7 +80,7 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
 }
 
 /// What a year is to humantime: 365.25 days.
-const HUNDRED_YEARS: Duration = Duration::from_secs(100 * 31_557_600);
+const HUNDRED_YEARS: Duration = Duration::from_hours(36_525 * 24);
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     time(text, Duration::ZERO)

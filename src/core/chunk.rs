@@ -107,6 +107,7 @@ pub(super) struct Answer {
 
 /// What an answer costs.
 #[derive(Debug, Clone, Copy, Default)]
+#[expect(clippy::struct_field_names, reason = "a unit comes last in a name")]
 pub(super) struct Cost {
     /// Memory that is there for the client alone.
     pub own_bytes: usize,
@@ -412,10 +413,11 @@ impl ChunkPool {
 
     /// Takes the memory of such a list back.
     pub(super) fn give_unparsed(&mut self, list: Vec<u8>) {
-        match list.capacity() {
-            ..=UNPARSED_SHORT_BYTES => self.unparsed_short.give(list),
-            ..=CHUNK_BYTES_MAX => self.unparsed.give(list),
-            _ => {}
+        let capacity = list.capacity();
+        if capacity <= UNPARSED_SHORT_BYTES {
+            self.unparsed_short.give(list);
+        } else if capacity <= CHUNK_BYTES_MAX {
+            self.unparsed.give(list);
         }
     }
 

@@ -10,7 +10,7 @@ use crate::core::intake::shared_frame;
 use crate::core::outbox::{Behind, Due};
 use crate::core::session::{Intake, SessionId, State};
 use crate::core::shard::{Shard, Watch};
-use crate::core::window::{Spans, skip_sent, spans_bytes};
+use crate::core::window::{Chunk, Spans, skip_sent, spans_bytes};
 use crate::limits::{
     BULK_BYTES_PER_TURN, BULK_SENDS_PER_TURN_MAX, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX,
     REOPEN_WAIT_MIN_US, SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SESSION_BYTES_SPARED,
@@ -257,25 +257,31 @@ impl Shard {
         } else {
             session.outbox.follow(room.window.end());
         }
+        if chunk.is_empty() && long.is_none() && more {
+            self.enqueue(id);
+        }
+        self.push_behind(id, room_slot, chunk, long);
+        true
+    }
+
+    /// Queues a part of what a conflated session is owed: short ops together, or a long one.
+    fn push_behind(&mut self, id: SessionId, room_slot: u32, short: Chunk, long: Option<Chunk>) {
+        let room = &self.rooms[room_slot as usize];
         let due = Due {
             at: room.window.end(),
             gate: room.gate(),
             awaits: None,
         };
-        let is_empty = chunk.is_empty() && long.is_none();
+        let outbox = &mut self.sessions[id.slot as usize].outbox;
         if let Some(frame) = long {
-            self.pool.give(chunk);
-            session.outbox.push_shared(frame, due, &mut self.pool);
-        } else if chunk.is_empty() {
-            self.pool.give(chunk);
+            self.pool.give(short);
+            outbox.push_shared(frame, due, &mut self.pool);
+        } else if short.is_empty() {
+            self.pool.give(short);
         } else {
-            session.outbox.push_due(chunk, due, &mut self.pool);
-        }
-        if is_empty && more {
-            self.enqueue(id);
+            outbox.push_due(short, due, &mut self.pool);
         }
         self.weigh(id);
-        true
     }
 
     /// A session is owed more frames than it may have queued: it gets the latest op of each key instead.

@@ -58,7 +58,8 @@ impl Shard {
         Ok(texts)
     }
 
-    /// Whether what is missing of a state may be made. Where there is no room for it, what nobody takes gives way.
+    /// Whether what is missing of a state may be made. Where there is no room for it, what nobody
+    /// takes gives way.
     fn may_encode(&mut self, room_slot: u32, wanted: Wanted, clock: Clock) -> bool {
         let missing = self.rooms[room_slot as usize].texts_missing(wanted);
         // As much as any session may have waiting: those who take so little are not kept out by those who take much.
@@ -82,7 +83,8 @@ impl Shard {
         is_tiny || self.ledger.bytes() + missing.bytes <= self.snapshot_bytes_for(missing.bytes)
     }
 
-    /// What all states may take with one of so many bytes: large ones leave a reserve for those that are not.
+    /// What all states may take with one of so many bytes: large ones leave a reserve for those
+    /// that are not.
     fn snapshot_bytes_for(&self, bytes: usize) -> usize {
         let most = self.config.snapshot_bytes_max;
         if bytes <= SNAPSHOT_SMALL_BYTES {

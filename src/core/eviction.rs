@@ -1,8 +1,8 @@
 //! Who is given up when a budget is full: the heaviest session, or the states that nobody takes.
 //!
-//! Memory is to be free at once. What waits is dropped; what is on its way is the kernel's until its
-//! send ends, so that connection is shut down, which ends the send. A client that is in the middle of
-//! a frame then has no use for a close frame; all others are told 1013.
+//! Memory is to be free at once. What waits is dropped; what is on its way is the kernel's until
+//! its send ends, so that connection is shut down, which ends the send. A client that is in the
+//! middle of a frame then has no use for a close frame; all others are told 1013.
 
 use std::rc::Rc;
 
@@ -41,10 +41,11 @@ impl Shard {
         else {
             return;
         };
-        let unfinished_bytes = session.unfinished();
+        let (unfinished_bytes, spare_bytes) = session.unfinished();
         let held = Held {
             own_bytes: unfinished_bytes + session.outbox.own_answer_bytes(),
             shared_bytes: session.outbox.shared_answer_bytes(),
+            spare_bytes,
             is_returning: session.aborted,
         };
         let told = u32::try_from(unfinished_bytes).unwrap_or(u32::MAX);
@@ -86,31 +87,30 @@ impl Shard {
 
     fn give_up(&mut self, id: SessionId, clock: Clock) {
         self.counters.given_up_sessions += 1;
-        match self.sessions[id.slot as usize].state {
-            State::Handshake | State::Waiting => {
-                let why = "the server holds as much for its clients as it may";
-                self.answer(id, &Answer::unavailable(why, RETRY_AFTER_S), clock);
+        let session = &mut self.sessions[id.slot as usize];
+        if let State::Open { .. } = session.state {
+            let is_cut = session.outbox.drop_all(&mut self.pool);
+            let in_flight_bytes = session.outbox.in_flight_bytes();
+            if is_cut || in_flight_bytes > SESSION_BYTES_SPARED {
+                self.abort(id);
+            } else {
+                let why = "the server has no memory left for this connection";
+                self.close(id, TRY_AGAIN_LATER, why, clock);
             }
-            State::Closing => self.abort(id),
-            State::Open { .. } => {
-                let session = &mut self.sessions[id.slot as usize];
-                let is_cut = session.outbox.drop_all(&mut self.pool);
-                let in_flight_bytes = session.outbox.in_flight_bytes();
-                if is_cut || in_flight_bytes > SESSION_BYTES_SPARED {
-                    self.abort(id);
-                } else {
-                    let why = "the server has no memory left for this connection";
-                    self.close(id, TRY_AGAIN_LATER, why, clock);
-                }
-            }
+        } else if session.state == State::Closing {
+            self.abort(id);
+        } else {
+            let why = "the server holds as much for its clients as it may";
+            self.answer(id, &Answer::unavailable(why, RETRY_AFTER_S), clock);
         }
         self.weigh(id);
     }
 
     // ---- states ----
 
-    /// Makes room for a state of so many bytes, so that all take no more than `most_bytes`: gives up those
-    /// that nobody takes at their pace, the slowest first. None of them if that were not enough.
+    /// Makes room for a state of so many bytes, so that all take no more than `most_bytes`: gives
+    /// up those that nobody takes at their pace, the slowest first. None of them if that were not
+    /// enough.
     pub(super) fn give_up_states(&mut self, bytes: usize, most_bytes: usize, clock: Clock) {
         if clock.now_us < self.next_search_us {
             return;
@@ -185,8 +185,9 @@ impl Shard {
     pub fn audit(&self) {
         let (mut unfinished_bytes, mut answer_bytes, mut charged_bytes) = (0, 0, 0);
         for (slot, session) in &self.sessions {
-            let own_bytes = session.unfinished() + session.outbox.own_answer_bytes();
-            unfinished_bytes += session.unfinished();
+            let (unfinished, _) = session.unfinished();
+            let own_bytes = unfinished + session.outbox.own_answer_bytes();
+            unfinished_bytes += unfinished;
             answer_bytes += session.outbox.own_answer_bytes();
             let counts = !session.aborted;
             charged_bytes += own_bytes.saturating_sub(SESSION_BYTES_SPARED) * usize::from(counts);

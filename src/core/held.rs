@@ -48,6 +48,8 @@ impl Shard {
                 }
                 if self.may_read_on() && self.may_write(id, clock) {
                     self.read_bytes(id, &mut [], clock);
+                    self.weigh(id);
+                    self.keep_budget(clock);
                 } else {
                     waiting.push_back(id);
                 }

@@ -109,8 +109,8 @@ impl Shard {
     pub(super) fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
         let session = &mut self.sessions[id.slot as usize];
         let mut unparsed = std::mem::take(&mut session.unparsed);
-        // Only what is not whole yet is copied. A frame that grows long does so in a list of its own,
-        // a short piece of one is joined with what follows in a place that all sessions share.
+        // Only what is not whole yet is copied. A frame that grows long does so in a list of its
+        // own, a short piece of one is joined with what follows in a place that all sessions share.
         if unparsed.is_empty() {
             let read = self.read_frames(id, bytes, clock);
             unparsed = self.pool.keep_unparsed(&bytes[read.consumed..]);
@@ -163,7 +163,8 @@ impl Shard {
         }
     }
 
-    /// Notes since when a message is not whole. Nothing is scheduled but where no timer comes in time anyway.
+    /// Notes since when a message is not whole. Nothing is scheduled but where no timer comes in
+    /// time anyway.
     fn time_message(&mut self, id: SessionId, has_ended: bool, clock: Clock) {
         let session = &mut self.sessions[id.slot as usize];
         if session.unparsed.is_empty() && !session.decoder.is_mid_message() {
@@ -470,7 +471,8 @@ impl Shard {
     }
 }
 
-/// What stays, for the sender of an op that is not taken. A long frame is encoded once for all who lose against the same op.
+/// What stays, for the sender of an op that is not taken. A long frame is encoded once for all who
+/// lose against the same op.
 fn correction(
     room_slot: u32,
     entry: &Entry,

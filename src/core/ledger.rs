@@ -117,7 +117,9 @@ mod tests {
             "it does not grow faster than it is swept"
         );
         let texts: Vec<Chunk> = (1..4).map(|bytes| Rc::new(vec![0; bytes])).collect();
-        texts.iter().for_each(|text| ledger.add(text));
+        for text in &texts {
+            ledger.add(text);
+        }
         ledger.write_off(&texts[1]);
         ledger.write_off(&texts[1]);
         assert_eq!((ledger.bytes(), ledger.len()), (4, 3));

@@ -16,7 +16,8 @@ use crate::limits::STALL_TIMEOUT_US;
 use crate::wire::state;
 use crate::wire::upgrade::{Answer, Look, LookRequest, matches_tag};
 
-/// The header field of an answer about presence with the number of all users; the body may name fewer.
+/// The header field of an answer about presence with the number of all users; the body may name
+/// fewer.
 const USER_COUNT: &str = "X-Total-Count";
 
 /// What a look shows, and the log position that must be visible before it may be shown.

@@ -34,7 +34,8 @@ pub struct Outbox {
     in_flight: InFlight,
 }
 
-/// What the answers cost that a send in flight ends, or has ended: their memory is there until it is done.
+/// What the answers cost that a send in flight ends, or has ended: their memory is there until it
+/// is done.
 #[derive(Debug, Clone, Copy, Default)]
 struct InFlight {
     own_bytes: u32,
@@ -96,7 +97,8 @@ impl Outbox {
         self.cost().bytes()
     }
 
-    /// The same with those that are on their way; of a state only what waits: the one who reads it may write meanwhile.
+    /// The same with those that are on their way; of a state only what waits: the one who reads it
+    /// may write meanwhile.
     #[must_use]
     pub fn answer_bytes(&self) -> usize {
         self.own_answer_bytes() + self.shared_answer_bytes() + self.cost().state_bytes
@@ -237,8 +239,8 @@ impl Outbox {
         pool.held.answer_bytes += apart.cost.own_bytes;
     }
 
-    /// Drops all but what is on its way: nothing more is sent. Returns whether the client misses the rest of an answer that it was sent
-    /// a part of.
+    /// Drops all but what is on its way: nothing more is sent. Returns whether the client misses
+    /// the rest of an answer that it was sent a part of.
     pub fn drop_all(&mut self, pool: &mut ChunkPool) -> bool {
         pool.held.answer_bytes -= self.cost().own_bytes;
         let apart = self.apart.take();
@@ -418,7 +420,8 @@ impl Answer {
 }
 
 impl Apart {
-    /// Takes what may be sent of the first answer: how much that is, and what it cost if that was the rest of it.
+    /// Takes what may be sent of the first answer: how much that is, and what it cost if that was
+    /// the rest of it.
     fn take_answer(
         &mut self,
         visible_position: u64,

@@ -25,7 +25,8 @@ use crate::wire::frame::Decoder;
 pub struct SessionId {
     /// The slot in the session table.
     pub slot: u32,
-    /// Which of the slot's sessions, in order. It wraps, after so long that no handle is left of the session before.
+    /// Which of the slot's sessions, in order. It wraps, after so long that no handle is left of
+    /// the session before.
     pub generation: u32,
 }
 
@@ -75,7 +76,8 @@ pub(crate) enum Intake {
     reason = "each says what is in flight or queued for it"
 )]
 pub(crate) struct Session {
-    /// Its place in the order of its shard's sessions, from 1. It marks what the session wrote, which may stay for years, so it never wraps.
+    /// Its place in the order of its shard's sessions, from 1. It marks what the session wrote,
+    /// which may stay for years, so it never wraps.
     pub number: u64,
     pub state: State,
     pub door: Door,
@@ -174,11 +176,18 @@ impl Session {
         u32::try_from(self.number & u64::from(u32::MAX)).expect("masked")
     }
 
-    /// The memory of what came in and is no whole message or head yet. A short list counts as what is in it: its memory is at most
-    /// as much again as any session is spared.
-    pub fn unfinished(&self) -> usize {
+    /// The memory of what came in and is no whole message or head yet, and what of it is not
+    /// filled. A short list counts as what is in it: its memory is at most as much again as any
+    /// session is spared.
+    pub fn unfinished(&self) -> (usize, usize) {
         let (bytes, capacity) = self.decoder.held_bytes();
-        counted(self.unparsed.len(), self.unparsed.capacity()) + counted(bytes, capacity)
+        let lists = [
+            (self.unparsed.len(), self.unparsed.capacity()),
+            (bytes, capacity),
+        ];
+        let counted = lists.map(|(bytes, capacity)| counted(bytes, capacity));
+        let all: usize = counted.iter().sum();
+        (all, all - self.unparsed.len() - bytes)
     }
 
     /// When the message that is not whole yet must be.
@@ -227,14 +236,16 @@ impl Passage {
         }
     }
 
-    /// A send took that long for so many bytes. Being early for one part gives no time for the next.
+    /// A send took that long for so many bytes. Being early for one part gives no time for the
+    /// next.
     pub fn took(&mut self, took_us: u64, bytes: usize) {
         let worth_us = u128::from(SNAPSHOT_PASSAGE_US) * bytes as u128 / self.bytes as u128;
         let worth_us = u64::try_from(worth_us).unwrap_or(u64::MAX);
         self.lag_us = (self.lag_us + took_us).saturating_sub(worth_us);
     }
 
-    /// How far it is behind now, `in_flight_us` after a send began or the socket last took a part of it.
+    /// How far it is behind now, `in_flight_us` after a send began or the socket last took a part
+    /// of it.
     pub fn lag_us(&self, in_flight_us: u64) -> u64 {
         self.lag_us + in_flight_us
     }

@@ -20,8 +20,9 @@
 //! # Rooms
 //!
 //! `handshake` (the request head, joining), `intake` (bytes to messages to the state), `delivery`
-//! (who is sent what, and when), `lifetime` (timers, closing, drain), `encoding` (states as texts), `eviction` (who is given up where a
-//! budget is full), `failure` (a log that cannot be written, a panic) are parts of this type, a file each.
+//! (who is sent what, and when), `lifetime` (timers, closing, drain), `encoding` (states as texts),
+//! `eviction` (who is given up where a budget is full), `failure` (a log that cannot be written, a
+//! panic) are parts of this type, a file each.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -177,8 +177,6 @@ impl Loop {
             return false;
         }
         let outcome = self.compact(&due);
-        self.measure();
-        self.look();
         let is_done = match outcome {
             Ok(()) => {
                 self.schedule.succeeded();
@@ -187,16 +185,24 @@ impl Loop {
             Err(CompactionError::Stopped) => false,
             Err(error) => self.failed(&error),
         };
+        self.measure();
+        self.look();
         self.tell();
+        let is_broken = !self.schedule.is_working();
+        self.status
+            .log
+            .tell(|log| log.compaction_is_broken = is_broken);
         is_done
     }
 
     /// Takes that a compaction has failed. True: it may be tried again at once.
     fn failed(&mut self, error: &CompactionError) -> bool {
-        if error.is_for_room() && self.reserve.give_up() {
-            tracing::warn!("compaction uses the reserve on the disk: {error}");
-            self.look();
-            return true;
+        if error.is_for_room() {
+            self.schedule.ran_out_of_room();
+            if self.reserve.give_up() {
+                tracing::warn!("compaction uses the reserve on the disk: {error}");
+                return true;
+            }
         }
         self.status.log.tell(|log| log.compaction_failures += 1);
         if let CompactionError::Folder { .. } = error {
@@ -204,6 +210,8 @@ impl Loop {
             self.schedule.give_up();
             return false;
         }
+        // With what the failed step has given back.
+        self.look();
         let free_bytes = self.room.free_bytes().filter(|_| error.is_for_room());
         let now_us = self.now_us();
         if self.schedule.failed(error.to_string(), free_bytes, now_us) {
@@ -238,7 +246,7 @@ impl Loop {
         }
         let directory = Arc::clone(&self.directory);
         let mut compaction = Compaction::plan(directory, &self.open(), settings)?.only(&due);
-        if self.room.is_short() {
+        if self.room.is_short() || self.schedule.lacks_room() {
             compaction = compaction.in_small_steps();
         }
         let begun = self.folders.clone();
@@ -352,7 +360,7 @@ impl Loop {
             (true, true) | (false, false) => {}
         }
         let reserve_bytes = self.room.reserve_bytes(&self.folders, COMPACTION_BYTES_MIN);
-        if let Some(bytes) = reserve_bytes
+        if let Some(bytes) = reserve_bytes.filter(|_| !self.schedule.lacks_room())
             && bytes > self.reserve.bytes()
             && let Err(error) = self.reserve.claim(bytes)
         {

@@ -5,6 +5,7 @@ pub mod buffers;
 pub mod compactor;
 pub mod listener;
 mod notes;
+pub mod place;
 pub mod post;
 pub mod recovery;
 pub mod ring;

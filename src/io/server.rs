@@ -38,6 +38,7 @@ use crate::log::directory::{DataDirectory, DirectoryError};
 use crate::log::keeper::LogKeeper;
 use crate::log::recovery::{RecoveryError, Report};
 use crate::log::remedy::WithRemedy;
+use crate::log::reserve::Reserve;
 use crate::wire::auth::{Verifier, mint};
 
 /// Why the server did not start, or stopped. Each is one line that names what to do.
@@ -109,7 +110,6 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let admin_address = settings.admin_address().map_err(ListenError::from)?;
     let cores = thread::available_parallelism().ok();
     let shards = settings.shards(cores);
-    warn_of_shards(shards, cores);
     ring::probe().map_err(|error| ServeError::Ring(ring::advice(&error, shards)))?;
     // The port first: a second server on it must not touch anything else.
     let listener = Arc::new(Listener::open(settings)?);
@@ -157,6 +157,7 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let fill_bytes =
         (Durability::from(settings.durability) == Durability::Always).then_some(SEGMENT_FILL_BYTES);
     begin_to_serve(&posts, &directory, &report, dealt, fill_bytes)?;
+    warn_of_shards(shards, cores);
     let (address, inherited) = (listener.address(), listener.is_inherited());
     tracing::info!(%address, inherited, shards, connections_max, "listening");
     let admin_address = admin_listener.map(|listener| listener.address());
@@ -182,7 +183,14 @@ fn begin_to_serve(
 ) -> Result<(), ServeError> {
     let (serves, serving) = channel();
     for (number, (post, workspaces)) in (0..).zip(posts.iter().zip(dealt)) {
-        let log = LogKeeper::open(Arc::clone(directory), number, report, fill_bytes);
+        let open = || LogKeeper::open(Arc::clone(directory), number, report, fill_bytes);
+        let log = open().or_else(|error| {
+            let is_full = error.kind() == io::ErrorKind::StorageFull;
+            if is_full && Reserve::new(Arc::clone(directory)).give_up() {
+                return open();
+            }
+            Err(error)
+        });
         let log = log.map_err(|source| ServeError::Segment {
             path: directory.path().to_owned(),
             source,
@@ -194,6 +202,12 @@ fn begin_to_serve(
             serves,
         })));
     }
+    let shards = u32::try_from(posts.len()).expect("SHARDS_MAX fits");
+    let noted = directory.note_shards(shards);
+    noted.map_err(|source| ServeError::Segment {
+        path: directory.path().to_owned(),
+        source,
+    })?;
     drop(serves);
     // Ends when each has told it, or has ended: then that is told next.
     serving.iter().for_each(drop);

@@ -23,11 +23,11 @@ use crate::io::background;
 use crate::io::compactor::{News, Rotation};
 use crate::io::listener::Listener;
 use crate::io::notes::{self, Batch};
+use crate::io::place::PlaceWatch;
 use crate::io::post::{Connection, Door, Handoff, Letter, Mailbox, Post, RebuildError, Status};
 use crate::io::ring::{Completion, Ring};
-use crate::limits::{PLACE_CHECK_COMMIT_US, PLACE_CHECK_US};
 use crate::log::disk::HostDisk;
-use crate::log::keeper::{KeeperError, LogKeeper};
+use crate::log::keeper::LogKeeper;
 
 mod accepts;
 
@@ -97,11 +97,9 @@ pub struct Worker {
     is_again_in_flight: bool,
     begun: Begun,
     completions: Vec<Completion<Token>>,
+    place: PlaceWatch,
     /// How long the shard was away, as far as it was logged.
     told_absent_us: u64,
-    /// When it was last checked that the log's files are at their paths, and whether they were not.
-    place_checked_us: u64,
-    is_displaced: bool,
 }
 
 /// When what is measured began.
@@ -136,9 +134,8 @@ impl Worker {
             is_again_in_flight: false,
             begun: Begun::default(),
             completions: Vec::new(),
+            place: PlaceWatch::default(),
             told_absent_us: 0,
-            place_checked_us: 0,
-            is_displaced: false,
         }
     }
 
@@ -172,12 +169,12 @@ impl Worker {
             self.perform(output, ring, clock)?;
         }
         self.stats().publish(self.shard.counters());
+        self.stats().retried(ring.retries());
         self.tell_absence();
         for door in [Door::Public, Door::Admin] {
             let yields = self.shard.may_give_way(door);
             self.ties.status.set_yielding(self.number, door, yields);
         }
-        self.stats().retried(ring.retries());
         self.arm_accepts(ring, clock.now_us);
         self.arm_timer(ring, clock.now_us);
         ring.finish_turn(Token::Own);
@@ -289,35 +286,15 @@ impl Worker {
     /// fdatasync for each batch, ops would long go on otherwise.
     fn kept<T>(&mut self, outcome: io::Result<T>, clock: Clock) -> Result<T, RebuildError> {
         let outcome = outcome?;
-        self.log().check_linked()?;
-        if self.is_place_check_due(PLACE_CHECK_COMMIT_US, clock) {
-            self.check_place(clock)?;
-        }
+        self.place.committed(self.log.as_ref(), clock.now_us)?;
         Ok(outcome)
     }
 
-    /// Notices that the data directory was moved or replaced while nothing is written, too.
     fn watch_place(&mut self, clock: Clock) {
-        if self.log.is_none() || !self.is_place_check_due(PLACE_CHECK_US, clock) {
-            return;
-        }
-        let was_displaced = self.is_displaced;
-        let outcome = self.check_place(clock);
-        if outcome.is_err() && !was_displaced {
-            self.told("data directory", outcome);
+        if let Some(error) = self.place.tick(self.log.as_ref(), clock.now_us) {
+            self.told("data directory", Err::<(), _>(error));
             self.shard.handle(Input::LogDisplaced, clock);
         }
-    }
-
-    fn is_place_check_due(&self, interval_us: u64, clock: Clock) -> bool {
-        clock.now_us >= self.place_checked_us + interval_us
-    }
-
-    fn check_place(&mut self, clock: Clock) -> Result<(), KeeperError> {
-        self.place_checked_us = clock.now_us;
-        let outcome = self.log().check_place();
-        self.is_displaced = outcome.is_err();
-        outcome
     }
 
     fn told<T>(&self, what: &str, outcome: Result<T, impl std::fmt::Display>) -> Option<T> {
@@ -355,7 +332,7 @@ impl Worker {
                 let rebuilt = outcome
                     .ok()
                     .map(|(segment, workspaces)| (self.log().replace(segment), workspaces));
-                self.is_displaced &= rebuilt.is_none();
+                self.place.rebuilt(rebuilt.is_some());
                 self.shard.handle(Input::Rebuilt(rebuilt), clock);
                 self.tell_rotation();
             }
@@ -542,11 +519,10 @@ impl Worker {
     }
 
     fn arm_timer(&mut self, ring: &mut Ring<Token>, now_us: u64) {
-        let has_log = self.log.is_some();
         let wanted = [
             self.shard.next_deadline_us(),
             self.accepts_paused_until_us,
-            has_log.then_some(self.place_checked_us + PLACE_CHECK_US),
+            self.log.as_ref().map(|_| self.place.next_us()),
         ];
         let Some(wanted_us) = wanted.into_iter().flatten().min() else {
             return;

@@ -1,9 +1,11 @@
-//! Records beyond the end of a segment: they are in its file, after the place where the next segment begins.
+//! Records beyond the end of a segment: they are in its file, after the place where the next
+//! segment begins.
 //!
-//! No reader counts them, and a healthy server leaves none. There are two ways to them. A write or an fdatasync failed, and the
-//! shard went on in the next segment: then the clients received an error for these ops, and with `--durability interval`
-//! or `none` they may have been shown before. Or a second server used the data directory and cut the segment, while the first
-//! one went on writing to it: then clients of the first were shown them, and they are lost.
+//! No reader counts them, and a healthy server leaves none. There are two ways to them. A write or
+//! an fdatasync failed, and the shard went on in the next segment: then the clients received an
+//! error for these ops, and with `--durability interval` or `none` they may have been shown before.
+//! Or a second server used the data directory and cut the segment, while the first one went on
+//! writing to it: then clients of the first were shown them, and they are lost.
 
 use super::chain::{Link, RecoveryError};
 use super::disk::DiskFile;
@@ -19,8 +21,9 @@ pub struct Beyond {
 }
 
 impl Link {
-    /// Looks for records beyond the segment's end in its file. `bytes` is room for the file, which is read only if something
-    /// other than zeros is there. None: there are none, or the segment is the last one.
+    /// Looks for records beyond the segment's end in its file. `bytes` is room for the file, which
+    /// is read only if something other than zeros is there. None: there are none, or the segment is
+    /// the last one.
     pub fn beyond<F: DiskFile>(
         &self,
         file: &F,

@@ -175,6 +175,26 @@ impl Chain {
         }
     }
 
+    /// Fails where a shard that has begun a log has no segment: its folder was emptied or removed.
+    /// `chains` are all there are.
+    pub(super) fn check_begun(
+        data: &Path,
+        shards_begun: u32,
+        chains: &[Self],
+    ) -> Result<(), RecoveryError> {
+        for shard in 0..shards_begun {
+            let is_there = |chain: &Self| chain.shard == shard && !chain.links.is_empty();
+            if !chains.iter().any(is_there) {
+                let missing = data.join(shard_folder(shard));
+                let missing = missing.join(segment::file_name(FIRST_INDEX));
+                let what =
+                    "all segments of the shard are missing, and meta.json says that it has some";
+                return Err(RecoveryError::damaged(&missing, 0, what));
+            }
+        }
+        Ok(())
+    }
+
     /// The length of all segments that are read.
     #[must_use]
     pub fn bytes(&self) -> u64 {

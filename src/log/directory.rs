@@ -3,7 +3,7 @@
 //! | file | |
 //! | --- | --- |
 //! | `LOCK` | locked with flock as long as a server uses the directory, as is the directory itself; holds that server's process id |
-//! | `meta.json` | the format version, and the epoch: a random id that stands in every segment's header |
+//! | `meta.json` | the format version; the epoch, a random id that stands in every segment's header; how many shards have begun a log |
 //! | `dev-secret` | the secret of `--dev`, which this module leaves alone (`config::secrets`) |
 //! | `RESERVE` | empty, with disk claimed for it that compaction may use when nothing else is free ([`super::reserve`]); it may be missing |
 //! | `shard-NN/NNNNNNNNNN.aof` | the segments of each shard ([`super::segment`]) |
@@ -22,6 +22,7 @@ use thiserror::Error;
 use super::disk::{Disk, DiskFile, HostDisk};
 use super::record::FORMAT_VERSION;
 use super::remedy::{WithRemedy, remedy};
+use crate::limits::SHARDS_MAX;
 
 #[cfg(test)]
 mod tests;
@@ -44,17 +45,29 @@ pub(super) const ASIDE_PREFIX: &str = "damaged-";
 pub struct DataDirectory<D: Disk = HostDisk> {
     disk: D,
     path: PathBuf,
-    epoch: [u8; 16],
+    identity: Identity,
     /// Taken to read closed segments, and to replace them.
     changes: RwLock<()>,
     lock: Lock<D::File>,
 }
 
-/// The locks of a data directory, held as long as the value lives: closing the files gives them back, in a crash too.
+/// What `meta.json` says of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The random id.
+    pub epoch: [u8; 16],
+    /// Each shard below this number has had a segment, and no server removes the last one of a
+    /// folder. Servers before this one did not write it; 0 is what they leave.
+    pub shards_begun: u32,
+}
+
+/// The locks of a data directory, held as long as the value lives: closing the files gives them
+/// back, in a crash too.
 #[derive(Debug)]
 pub struct Lock<F> {
-    /// `LOCK` alone does not do: it can be deleted under a server, and the next one locks a new file of that name. The folder alone
-    /// does not do either: servers before this one did not lock it, and some file systems cannot.
+    /// `LOCK` alone does not do: it can be deleted under a server, and the next one locks a new
+    /// file of that name. The folder alone does not do either: servers before this one did not lock
+    /// it, and some file systems cannot.
     _folder: F,
     file: F,
     path: PathBuf,
@@ -86,7 +99,10 @@ pub enum DirectoryError {
         source: io::Error,
     },
     /// There is a file where the folder, or one above it, is to be.
-    #[error("data directory {path}: {} is not a folder: name another with --data-dir", .file.display())]
+    #[error(
+        "data directory {path}{} is not a folder: name another with --data-dir",
+        if file == path { String::new() } else { format!(": {}", file.display()) }
+    )]
     NotAFolder {
         /// The data directory.
         path: PathBuf,
@@ -162,8 +178,9 @@ impl DataDirectory {
         Self::open_on(HostDisk, path, epoch)
     }
 
-    /// Returns the mode of the directory, if users who are neither its owner nor in its group may read or enter it. A directory
-    /// that was there keeps the mode that it had; while it is closed to them, they cannot get to the files in it either.
+    /// Returns the mode of the directory, if users who are neither its owner nor in its group may
+    /// read or enter it. A directory that was there keeps the mode that it had; while it is closed
+    /// to them, they cannot get to the files in it either.
     #[must_use]
     pub fn public_mode(&self) -> Option<u32> {
         let mode = HostDisk.mode(&self.path).ok()?;
@@ -180,34 +197,38 @@ impl<D: Disk> DataDirectory<D> {
             return Err(DirectoryError::OtherFiles { path, name });
         }
         let lock = lock(&disk, &path)?;
-        let epoch = if let Some(epoch) = read_meta(&disk, &path)? {
-            epoch
+        let identity = if let Some(identity) = read_meta(&disk, &path)? {
+            identity
         } else {
-            write_meta(&disk, &path, new_epoch).map_err(at(&path.join(META)))?;
-            new_epoch
+            let new = Identity {
+                epoch: new_epoch,
+                shards_begun: 0,
+            };
+            write_meta(&disk, &path, new).map_err(at(&path.join(META)))?;
+            new
         };
-        Self::locked(disk, path, epoch, lock)
+        Self::locked(disk, path, identity, lock)
     }
 
     /// Locks a directory that holds a log already.
     pub fn open_existing(disk: D, path: PathBuf) -> Result<Self, DirectoryError> {
         // What is no data directory is left as it is, without a lock file in it.
-        let epoch = epoch(&disk, &path)?;
+        let identity = identity(&disk, &path)?;
         let lock = lock(&disk, &path)?;
-        Self::locked(disk, path, epoch, lock)
+        Self::locked(disk, path, identity, lock)
     }
 
     fn locked(
         disk: D,
         path: PathBuf,
-        epoch: [u8; 16],
+        identity: Identity,
         lock: Lock<D::File>,
     ) -> Result<Self, DirectoryError> {
         disk.sync_folder(&path).map_err(at(&path))?;
         Ok(Self {
             disk,
             path,
-            epoch,
+            identity,
             changes: RwLock::new(()),
             lock,
         })
@@ -224,7 +245,8 @@ impl<D: Disk> DataDirectory<D> {
         self.lock.file.is_linked()
     }
 
-    /// Whether what is at the path of `LOCK` is the locked file. If not, it or the whole directory was deleted, moved or replaced.
+    /// Whether what is at the path of `LOCK` is the locked file. If not, it or the whole directory
+    /// was deleted, moved or replaced.
     pub fn is_lock_in_place(&self) -> io::Result<bool> {
         self.disk.is_at(&self.lock.path, &self.lock.file)
     }
@@ -244,7 +266,26 @@ impl<D: Disk> DataDirectory<D> {
     /// The random id of this log.
     #[must_use]
     pub fn epoch(&self) -> [u8; 16] {
-        self.epoch
+        self.identity.epoch
+    }
+
+    /// What `meta.json` said when the directory was opened.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Notes in `meta.json` which shards have begun a log, so that a folder that is emptied or
+    /// removed is missed. To be called when the first `shards` have a segment that is on disk.
+    pub fn note_shards(&self, shards: u32) -> io::Result<()> {
+        if shards <= self.identity.shards_begun {
+            return Ok(());
+        }
+        let identity = Identity {
+            shards_begun: shards,
+            ..self.identity
+        };
+        write_meta(&self.disk, &self.path, identity)
     }
 
     /// Keeps closed segments from being replaced for as long as the guard lives. Nothing on the path of an op waits here.
@@ -299,6 +340,11 @@ pub fn shards<D: Disk>(disk: &D, path: &Path) -> io::Result<Vec<u32>> {
 
 /// The epoch of a data directory, which may be in use by a server.
 pub fn epoch<D: Disk>(disk: &D, path: &Path) -> Result<[u8; 16], DirectoryError> {
+    identity(disk, path).map(|identity| identity.epoch)
+}
+
+/// What `meta.json` says of a data directory, which may be in use by a server.
+pub fn identity<D: Disk>(disk: &D, path: &Path) -> Result<Identity, DirectoryError> {
     let missing = || DirectoryError::Missing {
         path: path.to_path_buf(),
     };
@@ -308,13 +354,13 @@ pub fn epoch<D: Disk>(disk: &D, path: &Path) -> Result<[u8; 16], DirectoryError>
     read_meta(disk, path)?.ok_or_else(missing)
 }
 
-/// Locks a directory whose log may be damaged, and reads its epoch. The epoch is None where `meta.json` does not tell it.
-/// The lock is held as long as the file is open.
+/// Locks a directory whose log may be damaged, and reads what `meta.json` says; None where that is
+/// damaged, too. The lock is held as long as the file is open.
 pub fn lock_damaged<D: Disk>(
     disk: &D,
     path: &Path,
-) -> Result<(Lock<D::File>, Option<[u8; 16]>), DirectoryError> {
-    let known = match epoch(disk, path) {
+) -> Result<(Lock<D::File>, Option<Identity>), DirectoryError> {
+    let known = match identity(disk, path) {
         Ok(known) => Some(known),
         Err(DirectoryError::Meta { .. }) => None,
         Err(error) => return Err(error),
@@ -449,9 +495,11 @@ struct Version {
 struct Meta {
     format_version: u64,
     epoch: String,
+    #[serde(default)]
+    shards_begun: u32,
 }
 
-fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<[u8; 16]>, DirectoryError> {
+fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<Identity>, DirectoryError> {
     let file = path.join(META);
     let damaged = |what: String| DirectoryError::Meta {
         path: file.clone(),
@@ -494,7 +542,16 @@ fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<[u8; 16]>, Directo
     let meta: Meta = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
     let epoch = parse_epoch(&meta.epoch)
         .ok_or_else(|| damaged("the epoch is not 32 hexadecimal digits".to_owned()))?;
-    Ok(Some(epoch))
+    if meta.shards_begun > SHARDS_MAX {
+        return Err(damaged(format!(
+            "there are no {} shards",
+            meta.shards_begun
+        )));
+    }
+    Ok(Some(Identity {
+        epoch,
+        shards_begun: meta.shards_begun,
+    }))
 }
 
 fn parse_epoch(text: &str) -> Option<[u8; 16]> {
@@ -504,10 +561,11 @@ fn parse_epoch(text: &str) -> Option<[u8; 16]> {
     u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes)
 }
 
-pub(super) fn write_meta<D: Disk>(disk: &D, path: &Path, epoch: [u8; 16]) -> io::Result<()> {
+pub(super) fn write_meta<D: Disk>(disk: &D, path: &Path, identity: Identity) -> io::Result<()> {
     let meta = Meta {
         format_version: FORMAT_VERSION.into(),
-        epoch: format!("{:032x}", u128::from_be_bytes(epoch)),
+        epoch: format!("{:032x}", u128::from_be_bytes(identity.epoch)),
+        shards_begun: identity.shards_begun,
     };
     let mut text = serde_json::to_vec(&meta)?;
     text.push(b'\n');

@@ -43,8 +43,8 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
     fn open(&self, path: &Path) -> io::Result<Self::File>;
     /// Opens a file for reading and writing.
     fn open_writable(&self, path: &Path) -> io::Result<Self::File>;
-    /// Opens an empty file for reading and writing, in the place of one that is there. A new one is for the user of this
-    /// process alone.
+    /// Opens an empty file for reading and writing, in the place of one that is there. A new one is
+    /// for the user of this process alone.
     fn create(&self, path: &Path) -> io::Result<Self::File>;
     /// Whether the file that stands at `path` now is the open one.
     fn is_at(&self, path: &Path, file: &Self::File) -> io::Result<bool>;
@@ -75,8 +75,8 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
     /// Opens a file, creating it if it is missing, and locks it for as long as it is open (flock(2)). `Err`: the file, open
     /// for reading, which another process has locked.
     fn lock(&self, path: &Path) -> io::Result<Result<Self::File, Self::File>>;
-    /// Opens a folder and locks it for as long as it is open (flock(2)). None: another process has locked it. Where the file
-    /// system cannot lock folders, it is open and not locked.
+    /// Opens a folder and locks it for as long as it is open (flock(2)). None: another process has
+    /// locked it. Where the file system cannot lock folders, it is open and not locked.
     fn lock_folder(&self, path: &Path) -> io::Result<Option<Self::File>>;
 }
 
@@ -263,7 +263,8 @@ impl Disk for HostDisk {
         let folder = File::open(path)?;
         match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => Ok(None),
-            // NFS makes it a lock of bytes, which only a file that is open for writing can have; others know none.
+            // NFS makes it a lock of bytes, which only a file that is open for writing can have;
+            // others know none.
             Ok(())
             | Err(Errno::BADF | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOLCK) => {
                 Ok(Some(folder))

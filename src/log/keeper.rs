@@ -23,7 +23,8 @@ pub struct LogKeeper<D: Disk> {
     /// Segments are written through, where the file system can do that, and grow by so much.
     fill_bytes: Option<u64>,
     sources: Sources,
-    /// Where the open segment ends, once it has failed: the first try to rebuild decides, for all that follow.
+    /// Where the open segment ends, once it has failed: the first try to rebuild decides, for all
+    /// that follow.
     kept_position: Option<u64>,
 }
 
@@ -46,7 +47,8 @@ pub enum KeeperError {
         /// The segment.
         path: PathBuf,
     },
-    /// `LOCK` is not in its place any more: nothing keeps a server of an older version from using the directory, too.
+    /// `LOCK` is not in its place any more: nothing keeps a server of an older version from using
+    /// the directory, too.
     #[error(
         "{path} was deleted or replaced under the running server, and another server may use the data directory by now: stop every server on it, and start one again"
     )]
@@ -114,15 +116,17 @@ impl<D: Disk> LogKeeper<D> {
         &self.segment.file
     }
 
-    /// Fails where the open segment or `LOCK` has lost its name. Writes and fdatasyncs of the segment still end well, and
-    /// what they kept is gone as soon as the file is closed; without `LOCK`, another server may cut it.
+    /// Fails where the open segment or `LOCK` has lost its name. Writes and fdatasyncs of the
+    /// segment still end well, and what they kept is gone as soon as the file is closed; without
+    /// `LOCK`, another server may cut it.
     pub fn check_linked(&self) -> Result<(), KeeperError> {
         self.check(self.segment.file.is_linked())?;
         self.check_lock(self.directory.is_lock_linked().unwrap_or(true))
     }
 
-    /// Fails where the open segment or `LOCK` is known not to be at its path: the data directory, the shard's folder or
-    /// one of the two was deleted, moved or replaced. Costs a walk along each path, so it is not for every commit.
+    /// Fails where the open segment or `LOCK` is known not to be at its path: the data directory,
+    /// the shard's folder or one of the two was deleted, moved or replaced. Costs a walk along each
+    /// path, so it is not for every commit.
     pub fn check_place(&self) -> Result<(), KeeperError> {
         // An error tells nothing of the place; creating the next segment will meet it.
         if !self.is_in_place().unwrap_or(true) {
@@ -213,8 +217,9 @@ impl<D: Disk> LogKeeper<D> {
 
     /// Up to where a failed segment is kept: what was shown, if it can still be made durable.
     ///
-    /// There is one fdatasync for all tries. After one that failed, the next would succeed without having written anything;
-    /// after one that succeeded, a failure of the next would drop ops that are on disk.
+    /// There is one fdatasync for all tries. After one that failed, the next would succeed without
+    /// having written anything; after one that succeeded, a failure of the next would drop ops that
+    /// are on disk.
     fn kept_position(&mut self, end: End) -> u64 {
         let file = &self.segment.file;
         *self.kept_position.get_or_insert_with(|| {

@@ -27,7 +27,7 @@ pub fn remedy(error: &io::Error) -> Option<&'static str> {
         Errno::DQUOT => "raise the disk quota of this user",
         Errno::FBIG => "raise the limit of file sizes (ulimit -f)",
         Errno::ROFS => "mount its file system for writing",
-        Errno::ACCESS | Errno::PERM => "give this user write access to it",
+        Errno::ACCESS | Errno::PERM => "give this user read and write access to it",
         Errno::IO => "its disk has failed to read or write, the kernel's log (dmesg) says more",
         Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS => {
             "its file system cannot lock files, use one on a local disk"
@@ -52,7 +52,7 @@ mod tests {
             (Errno::DQUOT, &["quota"]),
             (Errno::FBIG, &["ulimit -f"]),
             (Errno::ROFS, &["mount"]),
-            (Errno::ACCESS, &["write access"]),
+            (Errno::ACCESS, &["read and write access"]),
             (Errno::PERM, &["write access"]),
             (Errno::IO, &["dmesg"]),
             (Errno::NOLCK, &["cannot lock", "local disk"]),

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::chain::RecoveryError;
-use super::directory::{self, ASIDE_PREFIX, DirectoryError, Lock, META, shard_folder};
+use super::directory::{self, ASIDE_PREFIX, DirectoryError, Identity, Lock, META, shard_folder};
 use super::disk::Disk;
 use super::record::SegmentHeader;
 use super::rewrite::Rewrite;
@@ -89,7 +89,8 @@ impl<D: Disk> Repair<D> {
         for (shard, candidates) in survey.rows {
             let folder = data.join(shard_folder(shard));
             let planner = Planner::new(&disk, &folder, epoch, shard);
-            let mut row = planner.plan(candidates, |bytes| {
+            let has_begun = known.is_some_and(|known| shard < known.shards_begun);
+            let mut row = planner.plan(candidates, has_begun, |bytes| {
                 done_bytes += bytes;
                 progress(done_bytes, total_bytes);
             })?;
@@ -192,11 +193,17 @@ impl<D: Disk> Repair<D> {
             let to = self.aside_path(&path)?;
             self.link(&path, &to)?;
         }
-        directory::write_meta(&self.disk, &self.data, self.epoch).map_err(at(&path))
+        let identity = Identity {
+            epoch: self.epoch,
+            // The next start notes them.
+            shards_begun: 0,
+        };
+        directory::write_meta(&self.disk, &self.data, identity).map_err(at(&path))
     }
 
     fn fill(&self, path: &Path, header: SegmentHeader) -> Result<(), RepairError> {
         let new = segment::new_path(parent(path), header.index);
+        self.create_folder(parent(path))?;
         self.keep_leftover(&new)?;
         let filled = Rewrite::begin(&self.disk, &new, header).and_then(Rewrite::finish);
         filled.map_err(at(&new))?;

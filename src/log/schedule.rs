@@ -38,6 +38,8 @@ pub struct Schedule {
     /// What the last compaction of each folder left.
     left: BTreeMap<u32, Left>,
     failure: Option<Failure>,
+    /// The last compaction had too little room on the disk: the next one works in small steps.
+    lacks_room: bool,
     is_over: bool,
 }
 
@@ -54,7 +56,7 @@ struct Left {
 struct Failure {
     not_before_us: u64,
     cause: String,
-    /// What was free on the disk, where that was too little.
+    /// What was free on the disk after it, where that was too little.
     free_bytes: Option<u64>,
 }
 
@@ -66,6 +68,7 @@ impl Schedule {
             floor_bytes,
             left: BTreeMap::new(),
             failure: None,
+            lacks_room: false,
             is_over: false,
         }
     }
@@ -117,7 +120,7 @@ impl Schedule {
                 && percent(folder.closed_bytes, self.kept_bytes(folder, all))
                     > COMPACTION_START_PERCENT
                 && self.has_grown(folder);
-            is_whole || is_over || is_short && self.has_something(folder)
+            is_whole || is_over || (is_short || self.lacks_room) && self.has_something(folder)
         };
         let due = all.iter().filter(is_due);
         due.map(|folder| folder.shard).collect()
@@ -169,6 +172,18 @@ impl Schedule {
     /// Takes that a compaction went well.
     pub fn succeeded(&mut self) {
         self.failure = None;
+        self.lacks_room = false;
+    }
+
+    /// Takes that one had too little room on the disk.
+    pub fn ran_out_of_room(&mut self) {
+        self.lacks_room = true;
+    }
+
+    /// Whether the last one had too little room: the next one is to need little, and nothing else is to take what there is.
+    #[must_use]
+    pub fn lacks_room(&self) -> bool {
+        self.lacks_room
     }
 
     /// Takes that one failed, for want of room where `free_bytes` tells how much there was. True: it is worth a warning,
@@ -183,11 +198,13 @@ impl Schedule {
         is_new
     }
 
-    /// Takes how much is free on the disk: where the last compaction had too little, and there is more now, the next
-    /// one need not wait.
+    /// Takes how much is free on the disk: where the last compaction had too little, and there is a quarter more now,
+    /// the next one need not wait.
     pub fn looked(&mut self, free_bytes: u64) {
         if let Some(failure) = &mut self.failure
-            && failure.free_bytes.is_some_and(|had| had < free_bytes)
+            && failure
+                .free_bytes
+                .is_some_and(|had| had + had / 4 < free_bytes)
         {
             failure.not_before_us = 0;
         }

@@ -27,6 +27,7 @@ async function settled(world, ...rooms) {
 
 const stateOf = (server) => Object.fromEntries([...server.state].map(([key, { text }]) => [key, JSON.parse(text)]));
 const shownBy = (room) => Object.fromEntries(room.entries());
+const world_us = ({ now_ms }) => (1_700_000_000_000 + Math.floor(now_ms)) * 1000;
 const opsOf = (server) => server.heard.map((text) => JSON.parse(text).payload);
 
 const cases = {
@@ -729,13 +730,14 @@ function each(world, act) {
 }
 
 // Some clients with wrong clocks write few keys through much trouble. In the end all hold what the server holds, and of each
-// key that is the greatest op that anybody wrote.
+// key that is the greatest op that anybody wrote. In some stories a clock is days ahead for a while, and rooms end and are opened again.
 async function story(seed) {
   const world = new World(seed);
   if (seed % 4 === 1) world.server.ops_per_second = world.pick([1, 5, 20]);
   if (seed % 4 === 2) world.server.bytes_max = 20;
   const clocks = [0, 1, 2].map(() => ({ ahead_ms: world.pick([0, 0, -3_600_000, 3_600_000]) }));
-  const rooms = clocks.map((clock) => join(world, { clock, token: () => 'good' }));
+  const open = (clock) => join(world, { clock, token: () => 'good', workspace: `story ${seed}` });
+  const rooms = clocks.map(open);
   // Of each key: the last edit of each room. It may be older than one before it that was refused along with others.
   const written = new Map(['a', 'b', 'c', 'refused'].map((key) => [key, [0, 0, 0]]));
   let echoes_count = 0;
@@ -750,11 +752,26 @@ async function story(seed) {
       const value = may_be_bad && world.random() < 0.2 ? 'bad' : world.pick([0, 1, null, 'x', 'longer']);
       const timestamp = rooms[at].set(key, value);
       // A refused op may have taken the place of one that waited.
-      if (key !== 'refused' && world.server.bytes_max === Infinity) written.get(key)[at] = timestamp;
+      const is_kept = key !== 'refused' && world.server.bytes_max === Infinity;
+      // One that follows an op of a wrong clock while that is on its way is refused with it.
+      if (is_kept && timestamp < world_us(world) + DAY_MS * 1000) written.get(key)[at] = timestamp;
     } else if (dice < 0.8) {
       rooms[at].echo().then((took_ms) => { echoes_count += took_ms === undefined ? 0 : 1; });
     } else if (dice < 0.85) {
       clocks[at].ahead_ms += world.pick([-5, 5, -60_000, 60_000]);
+    } else if (seed % 4 === 3 && dice < 0.88) {
+      // A room ends, and another one goes on where it was.
+      rooms[at].close();
+      rooms[at] = open(clocks[at]);
+      rooms[at].restore();
+    } else if (seed % 4 === 3 && dice < 0.9) {
+      clocks[at].ahead_ms += 2 * DAY_MS;
+      const key = world.pick(['a', 'b', 'c']);
+      rooms[at].set(key, 'of a wrong clock');
+      // It may have taken the place of one that waited.
+      written.get(key)[at] = 0;
+      await world.run(world.now_ms + 2000 * world.random());
+      clocks[at].ahead_ms -= 2 * DAY_MS;
     } else if (dice < 0.95 || world.random() < 0.5) {
       world.pick(troubles)(world);
     } else {
@@ -766,6 +783,7 @@ async function story(seed) {
   await settled(world, ...rooms);
   await world.run(world.now_ms + 1000);
   for (const room of rooms) assert.deepEqual(shownBy(room), stateOf(world.server));
+  assert(!Object.values(stateOf(world.server)).includes('of a wrong clock'));
   for (const [key, timestamps] of written) {
     const held = world.server.state.get(key)?.timestamp ?? 0;
     assert(held >= Math.max(...timestamps), `an edit of ${key} is lost: ${timestamps} against ${held}`);

@@ -7,7 +7,7 @@ use etherply::core::workspace::Workspace;
 use etherply::limits::{HEAD_TIMEOUT_US, SECOND_US, STALL_LINGER_US, STALL_TIMEOUT_US};
 use etherply::log::commit::Durability;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};
-use etherply::log::directory::{DataDirectory, DirectoryError};
+use etherply::log::directory::{DataDirectory, DirectoryError, shard_folder};
 use etherply::log::record::Op;
 use etherply::log::recovery::RecoveryError;
 
@@ -270,6 +270,7 @@ impl World {
         };
         clean.crash(Crash::Kill);
         let expected = states(&expected);
+        self.try_emptied(&clean, &mut dice);
         for _ in 0..6 {
             // Sometimes behind a recovery: then all of the log is closed.
             let is_closed = dice.one_in(2);
@@ -309,6 +310,31 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Somebody empties or removes the folder of a shard, on a copy: that is found, if the shard is
+    /// known to have begun.
+    fn try_emptied(&mut self, clean: &SimDisk, dice: &mut Dice) {
+        let Ok(directory) = DataDirectory::open_existing(clean.fork(), PathBuf::from(DATA)) else {
+            return;
+        };
+        let shards_begun = directory.identity().shards_begun;
+        drop(directory);
+        if shards_begun == 0 {
+            return;
+        }
+        let shard = u32::try_from(dice.below(shards_begun as usize)).expect("a few");
+        let fork = clean.fork();
+        let folder = PathBuf::from(DATA).join(shard_folder(shard));
+        for (path, _) in fork.files(&folder) {
+            fork.take_name(&path);
+        }
+        let is_found = try_recover(&fork, self.shards, dice).is_err();
+        assert!(
+            is_found,
+            "the folder of shard {shard} was emptied, and nobody finds it"
+        );
+        self.coverage.emptied_found += 1;
     }
 
     /// A compaction of altered bytes finds them, too, and does not give them a good checksum.

@@ -104,6 +104,12 @@ pub struct Client {
     /// It came before the log was read.
     pub came_early: bool,
     pub was_corrected: u64,
+    /// It has begun a message that it never ends.
+    pub is_mid_message: bool,
+    /// When the server last had all that it had sent, as whole messages.
+    pub emptied_us: u64,
+    /// The longest time until then.
+    pub unfinished_us: u64,
     /// It sent the op whose handling panics.
     pub has_planted: bool,
     /// It sent the last op of another connection again.
@@ -163,6 +169,9 @@ impl Client {
             met_pause: false,
             came_early: false,
             was_corrected: 0,
+            is_mid_message: false,
+            emptied_us: 0,
+            unfinished_us: 0,
             has_planted: false,
             has_resent: false,
             heard_us: 0,
@@ -177,10 +186,18 @@ impl Client {
         self.home == Home::Gone
     }
 
+    /// Some of what it had to send, or all of it, is with the server.
+    pub fn note_delivery(&mut self, now_us: u64) {
+        self.unfinished_us = self.unfinished_us.max(now_us - self.emptied_us);
+        if self.outgoing.is_empty() && !self.is_mid_message {
+            self.emptied_us = now_us;
+        }
+    }
+
     /// Whether it is in its workspace, as far as it knows.
     pub fn is_open(&self) -> bool {
         let is_connected = !self.is_gone() && !self.is_broken && !self.is_leaving;
-        is_connected && self.init.is_some() && self.code.is_none()
+        is_connected && !self.is_mid_message && self.init.is_some() && self.code.is_none()
     }
 
     /// Sends an op, and applies it at once.

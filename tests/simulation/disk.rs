@@ -28,7 +28,8 @@ pub struct Rates {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Met {
     pub write_errors: u64,
-    /// Of those that failed in their middle; and of all, where the file system lets nothing be written too.
+    /// Of those that failed in their middle; and of all, where the file system lets nothing be
+    /// written too.
     pub sync_errors: u64,
     pub failed_syncs: u64,
     pub open_errors: u64,

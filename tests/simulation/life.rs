@@ -87,6 +87,15 @@ impl World {
                         return self.end_process("a segment cannot be created");
                     }
                 };
+                if dealt.iter().all(Option::is_none) {
+                    let noted = server.directory.note_shards(self.shards);
+                    if self.disk.is_dead() {
+                        return;
+                    }
+                    if noted.is_err() {
+                        return self.end_process("its shards cannot be noted");
+                    }
+                }
                 let seat = &mut server.seats[shard];
                 let segment = seat.log.insert(log).open_segment();
                 seat.shard
@@ -235,6 +244,9 @@ impl World {
                     None => {
                         self.coverage.segments_swept += outcome.segments_replaced;
                         server.is_swept = true;
+                        if server.due(clock).is_empty() {
+                            server.schedule.succeeded();
+                        }
                     }
                     Some(begun) => {
                         for folder in begun {
@@ -243,20 +255,25 @@ impl World {
                             let left_bytes = folder.closed_bytes.saturating_sub(freed_bytes);
                             server.schedule.compacted(&folder, kept_bytes, left_bytes);
                         }
+                        server.schedule.succeeded();
                     }
                 }
-                server.schedule.succeeded();
             }
             // Only a process that ends stops one: this one begins another.
             Err(CompactionError::Stopped) => self.coverage.compactions_stopped += 1,
             Err(CompactionError::Folder { .. }) => server.schedule.give_up(),
             Err(error) if error.is_for_room() && server.reserve.give_up() => {
+                server.schedule.ran_out_of_room();
                 self.coverage.reserves_used += 1;
             }
             Err(
                 error @ (CompactionError::Write { .. }
                 | CompactionError::Recovery(RecoveryError::Io { .. })),
             ) => {
+                if error.is_for_room() {
+                    server.schedule.ran_out_of_room();
+                }
+                server.look(&self.disk, clock);
                 let free_bytes = server.room.free_bytes().filter(|_| error.is_for_room());
                 let cause = error.to_string();
                 server.schedule.failed(cause, free_bytes, clock.now_us);
@@ -293,7 +310,7 @@ impl World {
             let planned = Compaction::plan(directory, &open, settings);
             planned.map(|planned| {
                 let planned = planned.only(&due);
-                if server.room.is_short() {
+                if server.room.is_short() || server.schedule.lacks_room() {
                     self.coverage.small_steps += 1;
                     planned.in_small_steps()
                 } else {

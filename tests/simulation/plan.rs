@@ -74,7 +74,8 @@ impl Plan {
         use Durability::{Always, Interval, None};
         let mut dice = Dice::new(seed, 1);
         let durability = dice.pick(&[Always, Always, Always, Always, Interval, None]);
-        // Long messages are in two of twelve, so that a share of a hundred seeds meets what only they bring.
+        // Long messages are in two of twelve, so that a share of a hundred seeds meets what only
+        // they bring.
         let kind =
             [0, 1, 2, 3, 4, 5, 6, 0, 8, 9, 10, 11][usize::try_from(seed % 12).expect("below 12")];
         let plan = Self {
@@ -122,10 +123,14 @@ impl Plan {
                 clients: 8,
                 outbox_bytes_max: 1 << 20,
                 message_bytes_max: 400_000,
-                session_bytes_max: Dice::new(seed, 12).pick(&[SESSION_BUDGET_BYTES, 1_600_000]),
+                session_bytes_max: Dice::new(seed, 12).pick(&[
+                    SESSION_BUDGET_BYTES,
+                    SESSION_BUDGET_BYTES,
+                    1_600_000,
+                ]),
                 snapshot_bytes_max: Dice::new(seed, 7).pick(&[SNAPSHOT_BYTES_MAX, 1_500_000]),
                 value_bytes: 330_000,
-                large_one_in: 3,
+                large_one_in: 2,
                 segment_bytes_min: 50_000,
                 segment_bytes_max: 1 << 20,
                 ..plan
@@ -163,7 +168,7 @@ impl Plan {
                 keys: 12,
                 large_one_in: 1,
                 segment_bytes_min: 700,
-                segment_bytes_max: 5000,
+                segment_bytes_max: 2500,
                 fill_bytes: Option::None,
                 disk_percent: Some(Dice::new(seed, 12).pick(&[150, 200, 300])),
                 error_one_in: 0,
@@ -194,8 +199,8 @@ impl Plan {
     /// What is left free of it.
     pub fn low_marks(&self) -> LowMarks {
         LowMarks {
-            bytes: 1000,
-            share: 32,
+            bytes: 3500,
+            share: 8,
             shard_bytes: 700,
         }
     }
@@ -288,6 +293,7 @@ coverage! {
     reserves_used: 1,
     flips_found: 50,
     flips_harmless: 5,
+    emptied_found: 20,
     flips_met_by_compaction: 5,
     handoffs: 50,
     reshards: 10,
@@ -311,6 +317,8 @@ coverage! {
     long_frames: 1,
     long_answers: 1,
     full_turns: 1,
+    given_up: 5,
+    slow_messages: 1,
     stalls: 1,
     silences: 1,
     settled: 20,

@@ -8,7 +8,8 @@ use crate::wire::{BATCH_HEADER_BYTES, number};
 const SEGMENT_HEADER_BYTES: usize = 64;
 const SECTOR_BYTES: usize = 512;
 
-/// Whether an alteration of one bit of the byte `at` of a file must be found, given all files of the log as they were.
+/// Whether an alteration of one bit of the byte `at` of a file must be found, given all files of
+/// the log as they were.
 pub fn is_provable(
     path: &Path,
     bytes: &[u8],
@@ -28,7 +29,8 @@ pub fn is_provable(
     if is_compacted || !is_last {
         return true;
     }
-    // The last segment: a batch header behind the altered record tells that it was on disk, or the batch misses nothing.
+    // The last segment: a batch header behind the altered record tells that it was on disk, or the
+    // batch misses nothing.
     let first_position = number(bytes, 40, 8);
     let mut batch = SEGMENT_HEADER_BYTES;
     let mut bad = None;

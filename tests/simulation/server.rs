@@ -84,6 +84,8 @@ pub struct Seat {
     pub log_bytes: u64,
     /// Sends that were cut short since the last turn, each of which is another send.
     pub cut_sends: usize,
+    /// Sessions that it gave up, as far as they were counted.
+    pub given_up: u64,
 }
 
 /// How far a process is with its start.
@@ -151,6 +153,7 @@ impl Server {
             handed: Vec::new(),
             log_bytes: u64::MAX,
             cut_sends: 0,
+            given_up: 0,
         };
         let mut schedule = Schedule::new(plan.floor_bytes());
         if !plan.may(faults::COMPACTION) {
@@ -223,7 +226,7 @@ impl Server {
         self.schedule.looked(self.room.free_bytes().unwrap_or(0));
         self.folders = folders(disk, &self.rotations);
         let reserve_bytes = self.room.reserve_bytes(&self.folders, self.floor_bytes);
-        if let Some(bytes) = reserve_bytes {
+        if let Some(bytes) = reserve_bytes.filter(|_| !self.schedule.lacks_room()) {
             let _ = self.reserve.claim(bytes);
         }
         if self.open_segments().is_none() {

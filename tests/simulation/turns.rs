@@ -7,9 +7,9 @@ use etherply::core::contract::{Door, Output, Surroundings, shard_of};
 use etherply::core::session::SessionId;
 use etherply::core::window::Spans;
 use etherply::limits::{
-    ANSWER_SEND_BYTES_MAX, BATCH_BYTES_MAX, BULK_SENDS_PER_TURN_MAX, GRACE_US, HEAD_TIMEOUT_US,
-    LATENESS_US_MAX, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN, SECOND_US, SEND_BYTES_MAX,
-    SENDS_PER_TURN_MAX, STALL_TIMEOUT_US,
+    ANSWER_BYTES_MAX, ANSWER_SEND_BYTES_MAX, BATCH_BYTES_MAX, BULK_SENDS_PER_TURN_MAX, GRACE_US,
+    HEAD_TIMEOUT_US, LATENESS_US_MAX, MESSAGE_TIMEOUT_US, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN,
+    SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SESSION_BUDGET_BYTES, STALL_TIMEOUT_US,
 };
 use etherply::log::commit::Durability;
 
@@ -83,6 +83,7 @@ impl World {
             recovered_percent: 0,
         });
         seat.shard.flush(clock);
+        self.check_held(shard);
         self.note_panic(shard);
         let seat = self.seat(shard);
         let mut sends = 0;
@@ -148,6 +149,7 @@ impl World {
                 client.heard_us += missed_us;
                 client.moved_us += missed_us;
                 client.came_us += missed_us;
+                client.emptied_us += missed_us;
             }
         }
     }
@@ -176,6 +178,25 @@ impl World {
             "client {place} is being served, and gives way"
         );
         self.coverage.gave_way += 1;
+    }
+
+    /// No more is held for clients than may be, and all of it is counted.
+    pub fn check_held(&mut self, shard: usize) {
+        let plan = self.plan;
+        let seat = self.seat(shard);
+        seat.shard.audit();
+        let counters = seat.shard.counters();
+        let state_bytes = plan.keys * (plan.value_bytes + 300);
+        let tiny_bytes = seat.clients.len() * ANSWER_BYTES_MAX;
+        let most_bytes = plan.snapshot_bytes_max.max(state_bytes) + tiny_bytes;
+        assert!(
+            counters.snapshot_bytes <= most_bytes as u64,
+            "{} bytes of states, and {most_bytes} may be",
+            counters.snapshot_bytes
+        );
+        let given_up = counters.given_up_sessions;
+        let news = given_up - std::mem::replace(&mut seat.given_up, given_up);
+        self.coverage.given_up += news;
     }
 
     /// No workspace has more members than it may.
@@ -282,7 +303,8 @@ impl World {
                 let rebuild = log.rebuild(end);
                 let is_sync_lost = self.disk.state().met.failed_syncs > failed_syncs;
                 let seat = self.seat(shard);
-                // The first try decides. What it has kept stays, whatever becomes of those that follow.
+                // The first try decides. What it has kept stays, whatever becomes of those that
+                // follow.
                 seat.is_sync_lost |= is_sync_lost && !seat.is_end_known;
                 seat.is_end_known |= rebuild.is_ok();
                 let errand = Errand::Rebuild(rebuild);
@@ -460,6 +482,12 @@ impl World {
                 self.coverage.silences += u64::from(!is_draining);
                 self.clients[place].codes.insert(1001);
             }
+            Told::Close(1008)
+                if client.unfinished_us.max(now_us - client.emptied_us) >= MESSAGE_TIMEOUT_US =>
+            {
+                self.coverage.slow_messages += 1;
+                self.clients[place].codes.insert(1008);
+            }
             Told::Close(1008) => {
                 let per_second = self.plan.limits.ops_per_second;
                 let per_second = u64::from(per_second.expect("nothing is too many"));
@@ -474,11 +502,12 @@ impl World {
             }
             Told::Close(1013) => {
                 let stalled_us = client.stalled_us.max(now_us - client.moved_us);
+                let is_stalled = stalled_us >= STALL_TIMEOUT_US;
                 assert!(
-                    stalled_us >= STALL_TIMEOUT_US,
+                    is_stalled || self.plan.session_bytes_max < SESSION_BUDGET_BYTES,
                     "client {place} never took nothing for longer than {stalled_us} us"
                 );
-                self.coverage.stalls += 1;
+                self.coverage.stalls += u64::from(is_stalled);
                 self.clients[place].codes.insert(1013);
             }
             _ => {}

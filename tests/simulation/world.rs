@@ -306,6 +306,7 @@ impl World {
         client.home = Home::At(shard, id);
         let now_us = self.clock.now_us;
         (client.came_us, client.heard_us, client.moved_us) = (now_us, now_us, now_us);
+        client.emptied_us = now_us;
         self.journal.note(|| {
             format!(
                 "client {number} comes to shard {shard} for {}",
@@ -364,7 +365,11 @@ impl World {
             .dice
             .below(most)
             .max(if self.dice.one_in(4) { most - 1 } else { 0 });
+        // On a small disk all values are as long as they may be, so that it is known how much is live.
+        let is_long = self.plan.disk_percent.is_some();
+        let width = if is_long { most - 1 } else { width };
         let value = match self.dice.below(3) {
+            1 if is_long => format!("\"{}{}\"", self.count, "+".repeat(width)),
             0 => format!("[{},\"{}\"]", self.count, "x".repeat(width)),
             1 => format!("{{\"n\":{}}}", self.count),
             _ => format!("\"{}{}\"", self.count, "-".repeat(width)),
@@ -418,6 +423,7 @@ impl World {
         let is_broken = client.is_broken;
         client.silence_us = client.silence_us.max(self.clock.now_us - client.heard_us);
         client.heard_us = self.clock.now_us;
+        client.note_delivery(self.clock.now_us);
         self.journal
             .note(|| format!("client {place} sends {length} bytes, broken: {is_broken}"));
         let bytes = if is_broken {
@@ -429,6 +435,7 @@ impl World {
         seat.shard.handle(Input::Received(id, bytes), self.clock);
         seat.is_woken = true;
         self.note_panic(shard);
+        self.check_held(shard);
     }
 
     /// Lets a socket take what was sent.
@@ -475,6 +482,7 @@ impl World {
         seat.shard.handle(Input::Sent(id, spans, taken), self.clock);
         seat.is_woken = true;
         self.note_panic(shard);
+        self.check_held(shard);
         self.read(place);
     }
 
@@ -506,6 +514,7 @@ impl World {
                 &wire::frame(wire::CLOSE, &1000_u16.to_be_bytes()),
             ),
             8 if open => self.leave(place, 1003, &wire::frame(wire::BINARY, b"1")),
+            9 if open && place % 2 == 1 => self.begin_message(place),
             9 if open => {
                 let long = vec![b'x'; self.plan.message_bytes_max + 1];
                 self.leave(place, 1009, &wire::frame(wire::TEXT, &long));
@@ -521,6 +530,17 @@ impl World {
         client.codes.insert(code);
         client.outgoing.extend(last);
         client.is_leaving = true;
+    }
+
+    /// A fragment of a message that never ends.
+    fn begin_message(&mut self, place: usize) {
+        let most = self.plan.message_bytes_max;
+        let bytes = [100, most / 2, most][place / 2 % 3];
+        let mut fragment = wire::frame(wire::TEXT, &vec![b'x'; bytes]);
+        fragment[0] = wire::TEXT;
+        let client = &mut self.clients[place];
+        client.outgoing.extend(fragment);
+        client.is_mid_message = true;
     }
 
     fn flood(&mut self, place: usize) {

@@ -18,7 +18,6 @@ mod limits;
 mod looks;
 mod notes;
 mod parts;
-mod passages;
 mod peers;
 mod rig;
 mod rules;

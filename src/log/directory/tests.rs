@@ -177,6 +177,23 @@ fn a_log_without_its_meta_file_gets_no_new_epoch() {
 }
 
 #[test]
+fn the_shards_that_have_begun_are_noted_and_never_fewer() {
+    let root = tempdir().unwrap();
+    for (shards, expected) in [(0, 0), (2, 2), (1, 2), (3, 3)] {
+        let directory = DataDirectory::open(root.path()).unwrap();
+        let epoch = directory.epoch();
+        directory.note_shards(shards).unwrap();
+        drop(directory);
+        let read = identity(&HostDisk, root.path()).unwrap();
+        assert_eq!((read.epoch, read.shards_begun), (epoch, expected));
+    }
+    let text = "{\"format_version\":1,\"epoch\":\"00112233445566778899aabbccddeeff\",\"shards_begun\":1025}";
+    fs::write(root.path().join(META), text).unwrap();
+    let message = DataDirectory::open(root.path()).unwrap_err().to_string();
+    assert!(message.contains("there are no 1025 shards"), "{message}");
+}
+
+#[test]
 fn shards_are_the_folders_with_a_shards_name() {
     let root = tempdir().unwrap();
     let directory = DataDirectory::open(root.path()).unwrap();

@@ -523,6 +523,40 @@ fn positions_that_go_back_are_numbered_anew() {
 }
 
 #[test]
+fn a_shard_that_lost_all_its_segments_gets_one_without_ops() {
+    for is_folder_left in [false, true] {
+        let mut log = Log::sample();
+        log.segment(1, &[vec!["other"]]);
+        let directory = DataDirectory::open(log.data()).unwrap();
+        directory.note_shards(2).unwrap();
+        drop(directory);
+        assert!(log.plan().is_empty());
+        let folder = log.data().join("shard-01");
+        fs::remove_dir_all(&folder).unwrap();
+        if is_folder_left {
+            fs::create_dir(&folder).unwrap();
+        }
+        let message = read(log.data()).unwrap_err();
+        let expected = format!(
+            "{} is damaged at byte 0: all segments of the shard are missing",
+            log.path(1, 1).display()
+        );
+        assert!(message.starts_with(&expected), "{message}");
+        let directory = DataDirectory::open(log.data()).unwrap();
+        let start = recover(&directory, |_| {}).unwrap_err().to_string();
+        assert_eq!(start, message);
+        drop(directory);
+        let kept = log.repair().0;
+        let expected = log
+            .ops()
+            .into_iter()
+            .filter(|op| op.0 != "other" || op.1 < 7);
+        assert_eq!(kept, expected.collect());
+        assert!(log.path(1, 1).exists());
+    }
+}
+
+#[test]
 fn a_newer_format_is_not_touched() {
     let log = Log::sample();
     let mut bytes = fs::read(log.path(0, 2)).unwrap();

@@ -134,9 +134,9 @@ fn a_failure_for_want_of_room_is_over_when_there_is_more() {
     let all = [folder(0, 100, 1)];
     let mut schedule = schedule();
     schedule.failed("full".to_owned(), Some(1000), NOW_US);
-    schedule.looked(1000);
+    schedule.looked(1250);
     assert!(schedule.due(&all, true, NOW_US).is_empty());
-    schedule.looked(1001);
+    schedule.looked(1251);
     assert_eq!(schedule.due(&all, true, NOW_US), [0]);
 }
 

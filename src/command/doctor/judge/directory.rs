@@ -3,7 +3,7 @@
 use crate::command::doctor::facts::{Directory, Processor, SyncTimes};
 use crate::command::doctor::finding::Finding;
 use crate::command::text;
-use crate::limits::{SEGMENT_BYTES_MIN, SEGMENT_RESERVE_BYTES};
+use crate::limits::{LOG_SPARE_BYTES, SEGMENT_RESERVE_BYTES};
 
 /// They keep nothing.
 const IN_MEMORY: [&str; 2] = ["tmpfs", "ramfs"];
@@ -27,7 +27,7 @@ const SYNC_BELIEVED_US: u64 = 10;
 const SYNC_SLOW_US: u64 = 5_000;
 /// A tail over this is seen as a hitch.
 const SYNC_TAIL_US: u64 = 50_000;
-/// Where less is free, it is told: a log grows to 2.5 times what is live in it, and a compaction needs room to begin.
+/// Where less is free, a warning says so: a log grows to three times what is live in it.
 const FREE_ADVISED_BYTES: u64 = 1024 * 1024 * 1024;
 
 pub fn folder(directory: &Directory) -> Finding {
@@ -131,7 +131,7 @@ pub fn room(directory: &Directory) -> Option<Finding> {
     const CHECK: &str = "free space";
     let free = directory.free_bytes?;
     let found = format!("{} free", text::bytes(free));
-    // Each shard begins with a segment; one that has failed waits until there is room again.
+    // Each shard begins with a segment.
     Some(if free < SEGMENT_RESERVE_BYTES {
         Finding::fail(
             CHECK,
@@ -142,10 +142,10 @@ pub fn room(directory: &Directory) -> Option<Finding> {
         Finding::warn(
             CHECK,
             format!(
-                "{found}: the log grows to 2.5 times its live data, and {} a shard besides",
-                text::bytes(4 * SEGMENT_BYTES_MIN)
+                "{found}: the log grows to 3 times its live data, and {} a shard besides",
+                text::bytes(4 * LOG_SPARE_BYTES)
             ),
-            "make room; on a full disk the server answers 500 until there is some",
+            "make room; on a disk that is nearly full ops get an error 500 until there is some",
         )
     } else {
         Finding::ok(CHECK, found)
@@ -191,7 +191,7 @@ pub fn sync(directory: &Directory, processor: &Processor) -> Option<Finding> {
         )
     } else if p50_us > SYNC_SLOW_US || p99_us > SYNC_TAIL_US {
         let why = match directory.is_rotational {
-            Some(true) => ", on a spinning disk, by its own account",
+            Some(true) => ", on a device that reports to be a spinning disk",
             _ => "",
         };
         Finding::warn(

@@ -1,9 +1,12 @@
-//! What a shard holds for single sessions: each bound met, who is given up, and who does not notice.
+//! What a shard holds for single sessions: each bound met, who is given up, and who does not
+//! notice.
 
 use super::rig::{Rig, frame, head, look, op, pong};
 use crate::core::session::State;
 use crate::core::window::spans_bytes;
 use crate::limits::{MESSAGE_BYTES_DEFAULT, PRESENCE_NAMES_MAX, SECOND_US, SESSION_BYTES_SPARED};
+
+mod passages;
 
 const TEXT: u8 = 1;
 
@@ -52,7 +55,7 @@ fn unfinished_messages_have_one_budget_and_small_ones_are_never_given_up() {
             clients.push(client);
             match kind {
                 "fragments" => rig.receive(client, &fragment(20_000 + number)),
-                "frame" => rig.receive(client, &frame(TEXT, &[b'x'; 60_000])[..20_000]),
+                "frame" => rig.receive(client, &frame(TEXT, &vec![b'x'; 60_000])[..20_000]),
                 _ => {
                     let head = format!("GET / HTTP/1.1\r\nx: {}", "y".repeat(12_000));
                     rig.receive(client, head.as_bytes());

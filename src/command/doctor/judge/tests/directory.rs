@@ -107,7 +107,7 @@ fn room_on_the_disk() {
             (
                 |f| f.directory.free_bytes = Some(MIB),
                 Verdict::Warn,
-                &["1.0 MiB", "8.0 MiB a shard"],
+                &["1.0 MiB", "32.0 MiB a shard"],
             ),
             (
                 |f| f.directory.free_bytes = Some(1024 * MIB),
@@ -154,7 +154,7 @@ fn the_time_of_a_sync() {
                     f.directory.is_rotational = Some(true);
                 },
                 Verdict::Warn,
-                &["it turns", "--durability interval"],
+                &["spinning disk", "--durability interval"],
             ),
             (
                 |f| {

@@ -1,14 +1,15 @@
 //! States on their way where the budget for them is full: who is given up, and who gets in.
 
-use super::rig::{Rig, head, look};
 use crate::core::session::State;
+use crate::core::shard::tests::rig::{Rig, head, look};
 use crate::limits::{SNAPSHOT_PATIENCE_US, SNAPSHOT_SMALL_BYTES};
 
 fn is_open(rig: &mut Rig, place: usize) -> bool {
     !rig.peers[place].client.closed && matches!(rig.session(place).state, State::Open { .. })
 }
 
-/// A rig with rooms `r0`, `r1`, … each with a state of some 100 KB, and a budget for so many of them.
+/// A rig with rooms `r0`, `r1`, … each with a state of some 100 KB, and a budget for so many of
+/// them.
 fn rooms(count: usize, budget: f64) -> Rig {
     #[expect(
         clippy::cast_possible_truncation,
