@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::core::journal::Note;
 use crate::core::log_space::LogSize;
+pub use crate::core::session::Door;
 use crate::core::session::SessionId;
 use crate::core::window::Spans;
 use crate::core::workspace::Workspace;
@@ -80,15 +81,6 @@ pub struct Limits {
     pub workspace_bytes: Option<u64>,
     /// Requests with a token in a second, of all shards together: each takes its share.
     pub handshakes_per_second: Option<u32>,
-}
-
-/// Where connections come in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Door {
-    /// `--port`.
-    Public,
-    /// `--admin-port`.
-    Admin,
 }
 
 /// What the caller sees of the other shards, brought up to date before a turn.

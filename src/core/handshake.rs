@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use smallvec::smallvec;
 
-use crate::core::contract::{Clock, Output, Ticket, Wish, shard_of};
+use crate::core::contract::{Clock, Door, Output, Ticket, Wish, shard_of};
 use crate::core::journal::Party;
 use crate::core::look::{Shown, for_allowed};
 use crate::core::outbox::Due;
@@ -15,7 +15,7 @@ use crate::core::session::{Intake, Passage, Session, SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
 use crate::core::snapshot::{Point, Texts, Wanted};
 use crate::core::workspace::Workspace;
-use crate::limits::RETRY_AFTER_S;
+use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
 use crate::wire::auth::{self, Grant, Verifier};
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
@@ -27,6 +27,32 @@ struct Place {
 }
 
 impl Shard {
+    /// Takes a fresh connection to `--port`; gives the name under which its outcomes come.
+    pub fn accept(&mut self, over_limit: bool, clock: Clock) -> SessionId {
+        self.accept_at(Door::Public, over_limit, clock)
+    }
+
+    /// Takes a fresh connection; gives the name under which its outcomes come.
+    pub fn accept_at(&mut self, door: Door, over_limit: bool, clock: Clock) -> SessionId {
+        let clock = self.woke(clock);
+        let id = self.open_session(over_limit, HEAD_TIMEOUT_US, clock);
+        self.sessions[id.slot as usize].door = door;
+        self.is_silent(id);
+        self.receive_queue.push(id);
+        id
+    }
+
+    /// Takes a connection whose request another shard has read and checked.
+    pub fn adopt(&mut self, ticket: Box<Ticket>, clock: Clock) -> SessionId {
+        let clock = self.woke(clock);
+        let id = self.open_session(false, ticket.left_us, clock);
+        self.guard(Some(id), clock, |shard| {
+            shard.redeem(id, *ticket, clock);
+            shard.keep_budget(clock);
+        });
+        id
+    }
+
     /// Opens a session whose client is to be answered within `answer_us`.
     pub(super) fn open_session(
         &mut self,

@@ -199,12 +199,11 @@ impl Shard {
                 Ok(step) => {
                     read.consumed += step.consumed;
                     let is_empty = step.is_empty_fragment();
-                    match step.event {
-                        Some(event) => {
-                            read.has_ended |= matches!(event, Event::Text(_) | Event::Binary(_));
-                            self.read_event(id, event, clock);
-                        }
-                        None => self.count_frame(id, is_empty, clock),
+                    if let Some(event) = step.event {
+                        read.has_ended |= matches!(event, Event::Text(_) | Event::Binary(_));
+                        self.read_event(id, event, clock);
+                    } else {
+                        self.count_frame(id, is_empty, clock);
                     }
                 }
                 Err(error) => {

@@ -18,6 +18,7 @@ pub mod window;
 pub mod workspace;
 pub mod yielding;
 
+mod aging;
 mod budget;
 mod cut;
 mod delivery;
@@ -31,6 +32,7 @@ mod intake;
 mod ledger;
 mod lifetime;
 mod look;
+mod places;
 mod presence;
 mod rest;
 mod room;

@@ -12,7 +12,6 @@
 
 use smallvec::SmallVec;
 
-use crate::core::contract::Door;
 use crate::core::outbox::Outbox;
 use crate::core::rest::{NEVER, Stretch};
 use crate::core::text::Text;
@@ -29,6 +28,15 @@ pub struct SessionId {
     /// Which of the slot's sessions, in order. It wraps, after so long that no handle is left of
     /// the session before.
     pub generation: u32,
+}
+
+/// Where connections come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// `--port`.
+    Public,
+    /// `--admin-port`.
+    Admin,
 }
 
 /// Where a session stands in its life.
@@ -96,12 +104,12 @@ pub(crate) struct Session {
     pub aborted: bool,
     /// It is over; only its output is still to be taken.
     pub gone: bool,
+    /// It was sent a ping and has not answered it.
+    pub owes_pong: bool,
     /// It holds enough to have an account in the budget.
     pub has_account: bool,
     /// What it was last known to hold of what is not whole yet.
     pub unfinished_bytes: u32,
-    /// It was sent a ping and has not answered it.
-    pub owes_pong: bool,
     pub decoder: Decoder,
     /// Frames without content since the last ping.
     pub empty_frames: u32,
@@ -144,9 +152,9 @@ impl Session {
             finished: false,
             aborted: false,
             gone: false,
+            owes_pong: false,
             has_account: false,
             unfinished_bytes: 0,
-            owes_pong: false,
             decoder: Decoder::new(),
             empty_frames: 0,
             unparsed: Vec::new(),

@@ -34,11 +34,12 @@ use slab::Slab;
 
 use crate::core::absence::Absence;
 use crate::core::budget::SessionBudget;
-use crate::core::contract::{Clock, Door, Input, Output, ShardConfig, Surroundings, Ticket};
+use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Ticket};
 use crate::core::counters::Counters;
 use crate::core::journal::{Journal, Party};
 use crate::core::ledger::Ledger;
 use crate::core::log_space::LogSpace;
+use crate::core::places::Yielding;
 use crate::core::rate::{Bucket, Meter};
 use crate::core::rest::Rest;
 use crate::core::room::Room;
@@ -47,10 +48,7 @@ use crate::core::timers::Wheel;
 use crate::core::usage::{Dead, Usage};
 use crate::core::window::{Chunk, ChunkPool};
 use crate::core::workspace::Workspace;
-use crate::core::yielding::Yielding;
-use crate::limits::{
-    HEAD_TIMEOUT_US, REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN,
-};
+use crate::limits::{REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN};
 use crate::log::commit::{Commit, Durability, OpenSegment, Step};
 use crate::wire::message::Parser;
 
@@ -141,7 +139,7 @@ pub struct Shard {
     /// How often the state was read back from the log since the start.
     pub(super) rebuilds_count: u64,
     pub(super) drain: Drain,
-    absence: Absence,
+    pub(super) absence: Absence,
 }
 
 /// Whether a shard can serve.
@@ -284,32 +282,6 @@ impl Shard {
         self.surroundings = surroundings;
     }
 
-    /// Takes a fresh connection to `--port`; gives the name under which its outcomes come.
-    pub fn accept(&mut self, over_limit: bool, clock: Clock) -> SessionId {
-        self.accept_at(Door::Public, over_limit, clock)
-    }
-
-    /// Takes a fresh connection; gives the name under which its outcomes come.
-    pub fn accept_at(&mut self, door: Door, over_limit: bool, clock: Clock) -> SessionId {
-        let clock = self.woke(clock);
-        let id = self.open_session(over_limit, HEAD_TIMEOUT_US, clock);
-        self.sessions[id.slot as usize].door = door;
-        self.is_silent(id);
-        self.receive_queue.push(id);
-        id
-    }
-
-    /// Takes a connection whose request another shard has read and checked.
-    pub fn adopt(&mut self, ticket: Box<Ticket>, clock: Clock) -> SessionId {
-        let clock = self.woke(clock);
-        let id = self.open_session(false, ticket.left_us, clock);
-        self.guard(Some(id), clock, |shard| {
-            shard.redeem(id, *ticket, clock);
-            shard.keep_budget(clock);
-        });
-        id
-    }
-
     /// Takes something that happened.
     pub fn handle(&mut self, input: Input<'_>, clock: Clock) {
         let clock = self.woke(clock);
@@ -358,17 +330,6 @@ impl Shard {
             self.next_local_deadline_us()
         };
         self.absence.slept(clock.now_us, due_us);
-    }
-
-    /// Reads the clock: the time of the shard, which begins a turn or goes on with it.
-    pub(super) fn woke(&mut self, clock: Clock) -> Clock {
-        let missed = self.absence.woke(clock.now_us);
-        let clock = self.absence.local(clock);
-        if let Some(missed) = missed {
-            self.counters.absent_us += missed.us;
-            self.allow_for_absence(missed, clock);
-        }
-        clock
     }
 
     /// The next thing to do. A session's slot is free for the next one only from here on: before the

@@ -12,26 +12,10 @@
 //!
 //! The time for a head is not cut while places are few: a slow client that is in nobody's way may take all of it.
 
-use std::collections::BTreeSet;
-
 use crate::core::contract::{Clock, Door};
-use crate::core::session::{SessionId, State};
+use crate::core::places::Yielding;
+use crate::core::session::{Session, SessionId, State};
 use crate::core::shard::Shard;
-
-/// The connections of a shard that give way, of those that came in by one door. By the numbers of their sessions: in the order in
-/// which they came.
-#[derive(Debug, Default)]
-pub(super) struct Yielding {
-    silent: BTreeSet<(u64, SessionId)>,
-    answered: BTreeSet<(u64, SessionId)>,
-}
-
-impl Yielding {
-    fn remove(&mut self, entry: (u64, SessionId)) {
-        self.silent.remove(&entry);
-        self.answered.remove(&entry);
-    }
-}
 
 /// A connection that has given way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,24 +29,20 @@ pub struct Yielded {
 impl Shard {
     /// A connection has just come.
     pub(super) fn is_silent(&mut self, id: SessionId) {
-        let session = &self.sessions[id.slot as usize];
-        let (door, number) = (session.door, session.number);
-        self.yielding_of(door).silent.insert((number, id));
+        let Session { door, number, .. } = self.sessions[id.slot as usize];
+        self.yielding_of(door).silent.insert(number, id);
     }
 
     /// A connection has its whole answer.
     pub(super) fn is_answered(&mut self, id: SessionId) {
-        let session = &self.sessions[id.slot as usize];
-        let (door, number) = (session.door, session.number);
-        self.yielding_of(door).answered.insert((number, id));
+        let Session { door, number, .. } = self.sessions[id.slot as usize];
+        self.yielding_of(door).answered.insert(number, id);
     }
 
     /// A connection has sent its head, or is over.
     pub(super) fn keeps_its_place(&mut self, id: SessionId) {
-        let number = self.sessions[id.slot as usize].number;
-        for yielding in &mut self.yielding {
-            yielding.remove((number, id));
-        }
+        let Session { door, number, .. } = self.sessions[id.slot as usize];
+        self.yielding_of(door).remove(number);
     }
 
     /// Whether a connection that came in by this door would give way.
@@ -77,9 +57,9 @@ impl Shard {
         self.woke(clock);
         loop {
             let yielding = self.yielding_of(door);
-            let ((_, id), is_silent) = match yielding.silent.pop_first() {
-                Some(entry) => (entry, true),
-                None => (yielding.answered.pop_first()?, false),
+            let (id, is_silent) = match yielding.silent.pop_first() {
+                Some((_, id)) => (id, true),
+                None => (yielding.answered.pop_first()?.1, false),
             };
             let expected = if is_silent {
                 State::Handshake

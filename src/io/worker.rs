@@ -26,7 +26,6 @@ use crate::io::notes::{self, Batch};
 use crate::io::place::PlaceWatch;
 use crate::io::post::{Connection, Door, Handoff, Letter, Mailbox, Post, RebuildError, Status};
 use crate::io::ring::{Completion, Ring};
-use crate::limits::ABSENCE_WARNING_US;
 use crate::log::disk::HostDisk;
 use crate::log::keeper::LogKeeper;
 
@@ -185,19 +184,6 @@ impl Worker {
         }
         self.end_turn();
         ControlFlow::Continue(())
-    }
-
-    /// A stop of the process would otherwise be seen by its clients alone.
-    fn tell_absence(&mut self) {
-        let absent_us = self.shard.counters().absent_us;
-        let missed_us = absent_us - std::mem::replace(&mut self.told_absent_us, absent_us);
-        if missed_us >= ABSENCE_WARNING_US {
-            tracing::warn!(
-                shard = self.number,
-                "the shard was stopped, or had no core, for {:.1} s: all deadlines of clients move by that",
-                Duration::from_micros(missed_us).as_secs_f64()
-            );
-        }
     }
 
     /// One look at the clock serves all that began in the turn: it is submitted right after it.

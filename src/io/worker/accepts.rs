@@ -7,14 +7,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use super::{Token, Worker};
 use crate::core::contract::Clock;
 use crate::io::post::{Connection, Door, Letter, Place};
 use crate::io::ring::Ring;
 use crate::limits::{
-    ACCEPT_PAUSE_US, ACCEPT_WARNING_US, ACCEPTS_IN_FLIGHT, ADMIN_CONNECTIONS_MAX,
-    ADMIN_REFUSALS_IN_FLIGHT_MAX, REFUSALS_IN_FLIGHT_MAX,
+    ABSENCE_WARNING_US, ACCEPT_PAUSE_US, ACCEPT_WARNING_US, ACCEPTS_IN_FLIGHT,
+    ADMIN_CONNECTIONS_MAX, ADMIN_REFUSALS_IN_FLIGHT_MAX, REFUSALS_IN_FLIGHT_MAX,
 };
 use crate::wire::upgrade::Answer;
 
@@ -31,7 +32,7 @@ impl Worker {
                     self.next_accept_warning_us = clock.now_us + ACCEPT_WARNING_US;
                     tracing::warn!(
                         shard = self.number,
-                        "accepting pauses: {error}; raise the limit of open files (ulimit -n), or lower --max-connections"
+                        "accepting is paused: {error}; raise the limit of open files (ulimit -n), or lower --max-connections"
                     );
                 }
                 self.accepts_paused_until_us = Some(clock.now_us + ACCEPT_PAUSE_US);
@@ -78,6 +79,19 @@ impl Worker {
             connection.answer_at_once(&Answer::request_timeout());
         }
         true
+    }
+
+    /// A stop of the process would otherwise be seen by its clients alone.
+    pub(super) fn tell_absence(&mut self) {
+        let absent_us = self.shard.counters().absent_us;
+        let missed_us = absent_us - std::mem::replace(&mut self.told_absent_us, absent_us);
+        if missed_us >= ABSENCE_WARNING_US {
+            tracing::warn!(
+                shard = self.number,
+                "the shard was stopped, or had no core, for {:.1} s: all deadlines of clients move by that",
+                Duration::from_micros(missed_us).as_secs_f64()
+            );
+        }
     }
 
     pub(super) fn arm_accepts(&mut self, ring: &mut Ring<Token>, now_us: u64) {
