@@ -3,13 +3,13 @@
 //! Every flag of `serve` is an environment variable too: `ETHERPLY_` and the flag's name. Secrets come
 //! from the environment or from a file, never from a flag: the command line of a process is public.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::limits::{
     DRAIN_MS_DEFAULT, MESSAGE_BYTES_DEFAULT, OUTBOX_BYTES_DEFAULT, PING_INTERVAL_MS_DEFAULT,
@@ -20,15 +20,20 @@ use crate::wire::auth::Secret;
 
 pub mod admin;
 pub mod doctor;
+pub mod environment;
+mod given;
 pub mod limits;
 pub mod log;
+mod origin;
 pub mod paper;
 mod secrets;
+pub mod usage;
 mod value;
 
+pub use given::Given;
 pub use secrets::{SecretError, SecretSources, Secrets};
 
-/// A sync server: a small shared state per workspace, told to everybody in it at once, never lost.
+/// A sync server: a small shared state for each workspace, broadcast to every client in it, never lost.
 #[derive(Debug, Parser)]
 #[command(name = "etherply", version, hide_possible_values = false)]
 pub struct CommandLine {
@@ -44,11 +49,11 @@ pub enum Command {
     Serve(Box<Serve>),
     /// Print a token that lets its bearer read and write every workspace
     Token(Token),
-    /// Look into the log, check it, repair it
+    /// Inspect, check and repair the log
     Log(log::Log),
-    /// Read this host, and tell what to change for the server; exit 1 where it would not work
+    /// Check this host and say what to change for the server; exit 1 if it would not work
     Doctor(doctor::Doctor),
-    /// Print the completions of a shell
+    /// Print shell completions
     Completions(paper::Completions),
     /// Write the manual pages, one for each command
     Manual(paper::Manual),
@@ -62,7 +67,7 @@ pub struct Serve {
     #[arg(long, value_name = "IP", env = "ETHERPLY_HOST", hide_env_values = true, value_parser = value::ip)]
     pub host: Option<IpAddr>,
 
-    /// The port to listen on; 0 takes a free one. The variable PORT sets it too [default: 8080]
+    /// The port to listen on; 0 picks a free one. The variable PORT sets it too [default: 8080]
     #[arg(long, value_name = "PORT", env = "ETHERPLY_PORT", hide_env_values = true, value_parser = value::port)]
     pub port: Option<u16>,
 
@@ -71,10 +76,10 @@ pub struct Serve {
     pub shards: Option<u32>,
 
     /// Let the kernel move the event loops between cores
-    #[arg(long, env = "ETHERPLY_NO_PIN", hide_env_values = true)]
+    #[arg(long, env = "ETHERPLY_NO_PIN", hide_env_values = true, action = ArgAction::SetTrue, value_parser = value::boolean)]
     pub no_pin: bool,
 
-    /// The folder that holds the log; it is created
+    /// The folder of the log; it is created if it is missing
     #[arg(
         long,
         value_name = "DIR",
@@ -84,8 +89,8 @@ pub struct Serve {
     )]
     pub data_dir: PathBuf,
 
-    /// When an op counts as kept: `always`, before anyone is shown it; `interval`, on a timer; `none`,
-    /// when the kernel likes
+    /// When an op counts as kept: `always`, before anyone sees it; `interval`, on a timer; `none`,
+    /// whenever the kernel writes it
     #[arg(
         long,
         value_name = "MODE",
@@ -100,20 +105,21 @@ pub struct Serve {
     #[arg(long, value_name = "MS", env = "ETHERPLY_SYNC_INTERVAL_MS", hide_env_values = true, default_value = "1000", value_parser = value::interval_ms)]
     pub sync_interval_ms: u64,
 
-    /// Milliseconds between two pings; a client without a sign of life for two and a half of them is closed
+    /// Milliseconds between two pings; a client that sends nothing for two and a half
+    /// intervals is closed
     #[arg(long, value_name = "MS", env = "ETHERPLY_PING_INTERVAL_MS", hide_env_values = true, default_value_t = PING_INTERVAL_MS_DEFAULT, value_parser = value::interval_ms)]
     pub ping_interval_ms: u64,
 
-    /// What a client may have queued before it gets the latest op of each key instead of every op
+    /// How many bytes a client may have queued before it is sent only the latest op of each key
     #[arg(long, value_name = "BYTES", env = "ETHERPLY_OUTBOX_MAX_BYTES", hide_env_values = true, default_value_t = OUTBOX_BYTES_DEFAULT, value_parser = value::outbox_bytes)]
     pub outbox_max_bytes: usize,
 
-    /// The longest message; a longer one is answered with close code 1009
+    /// The longest message; a longer one closes the connection with 1009
     #[arg(long, value_name = "BYTES", env = "ETHERPLY_MAX_MESSAGE_BYTES", hide_env_values = true, default_value_t = MESSAGE_BYTES_DEFAULT, value_parser = value::message_bytes)]
     pub max_message_bytes: usize,
 
-    /// The most connections at a time; others are answered with 503 [default: what the limit of
-    /// open files allows]
+    /// The most connections at a time; further ones are refused with 503 [default: what the limit
+    /// of open files allows]
     #[arg(long, value_name = "N", env = "ETHERPLY_MAX_CONNECTIONS", hide_env_values = true, value_parser = value::connections)]
     pub max_connections: Option<usize>,
 
@@ -122,14 +128,14 @@ pub struct Serve {
     pub limits: limits::Limits,
 
     /// How far ahead of this server's clock the timestamp of an op may be
-    #[arg(long, value_name = "TIME", env = "ETHERPLY_MAX_FUTURE_SKEW", hide_env_values = true, default_value = "24h", value_parser = value::duration)]
+    #[arg(long, value_name = "TIME", env = "ETHERPLY_MAX_FUTURE_SKEW", hide_env_values = true, default_value = "24h", value_parser = value::duration, allow_hyphen_values = true)]
     pub max_future_skew: Duration,
 
     /// Milliseconds over which the connections are closed on SIGTERM or SIGINT
     #[arg(long, value_name = "MS", env = "ETHERPLY_DRAIN_MS", hide_env_values = true, default_value_t = DRAIN_MS_DEFAULT, value_parser = value::drain_ms)]
     pub drain_ms: u64,
 
-    /// A file that holds the secret with which tokens are signed
+    /// A file with the secret that signs the tokens
     #[arg(
         long,
         value_name = "FILE",
@@ -138,7 +144,8 @@ pub struct Serve {
     )]
     pub jwt_secret_file: Option<PathBuf>,
 
-    /// A file that holds the secret before, which is still accepted; without that file there is none
+    /// A file with the previous secret, which is still accepted; a missing file means that there is
+    /// none
     #[arg(
         long,
         value_name = "FILE",
@@ -154,19 +161,21 @@ pub struct Serve {
         env = "ETHERPLY_ALLOW_ORIGIN",
         hide_env_values = true,
         value_delimiter = ',',
-        value_parser = value::origin
+        value_parser = origin::origin
     )]
     pub allow_origins: Vec<String>,
 
-    /// Serve the console, a page to look at workspaces and at the server, at /
-    #[arg(long, env = "ETHERPLY_CONSOLE", hide_env_values = true)]
+    /// Serve the console, a page that shows workspaces and the server, at /; to this machine alone,
+    /// unless it is on --admin-port
+    #[arg(long, env = "ETHERPLY_CONSOLE", hide_env_values = true, action = ArgAction::SetTrue, value_parser = value::boolean)]
     pub console: bool,
 
     #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
     #[command(flatten)]
     pub admin: admin::Admin,
 
-    /// What to log on stderr
+    /// What to log on stderr; debug adds a line for the start and the end of each connection, trace one
+    /// for each batch of the log
     #[arg(
         long,
         value_name = "LEVEL",
@@ -177,7 +186,7 @@ pub struct Serve {
     )]
     pub log_level: LogLevel,
 
-    /// How to log it
+    /// The format of the log; json is one flat object a line
     #[arg(
         long,
         value_name = "FORMAT",
@@ -188,20 +197,30 @@ pub struct Serve {
     )]
     pub log_format: LogFormat,
 
-    /// Try it out: loopback only, a secret for this run unless one is set, the console, and a URL that works is printed
-    #[arg(long, env = "ETHERPLY_DEV", hide_env_values = true)]
+    /// Try it out: listens on loopback only, serves the console, prints a URL that works, and unless
+    /// a secret is set, keeps one in the file dev-secret of the data directory
+    #[arg(long, env = "ETHERPLY_DEV", hide_env_values = true, action = ArgAction::SetTrue, value_parser = value::boolean)]
     pub dev: bool,
+
+    /// Which of them came from variables.
+    #[arg(skip)]
+    pub given: Given,
 }
 
 const SERVE_HELP: &str = "Secrets:
   ETHERPLY_JWT_SECRET           signs the tokens (HS256); or --jwt-secret-file
-  ETHERPLY_JWT_SECRET_PREVIOUS  the secret before, still accepted; or --jwt-secret-previous-file
+  ETHERPLY_JWT_SECRET_PREVIOUS  the previous secret, still accepted; or --jwt-secret-previous-file
 A secret should be 32 random bytes or more, for example: openssl rand -hex 32
-SIGHUP reads the files again.
+A line break at the end is not part of it. SIGHUP reads the files again.
+
+Variables:
+  An empty one counts as unset. That of a flag without a value is 1, true or yes, or 0, false or no. An unknown one
+  that begins with ETHERPLY_ gets a warning; those that Kubernetes sets for a Service (ETHERPLY_PORT=tcp://...) are
+  not read.
 
 Sockets:
-  A listening socket that a service manager passes (LISTEN_FDS, as a .socket unit of systemd does) is used; leave
-  out --host and --port then.";
+  A listening socket that a service manager passes (LISTEN_FDS and LISTEN_PID, as a .socket unit of systemd does) is
+  used; leave out --host and --port then.";
 
 /// The settings of a token.
 #[derive(Debug, Args)]
@@ -209,15 +228,15 @@ Sockets:
     after_help = "The secret comes from ETHERPLY_JWT_SECRET or --jwt-secret-file, as for `etherply serve`."
 )]
 pub struct Token {
-    /// Whom the token is for
+    /// The user that the token is for
     #[arg(long, value_name = "NAME")]
     pub sub: String,
 
-    /// How long it is valid
-    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = value::duration)]
+    /// How long the token is valid
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = value::ttl, allow_hyphen_values = true)]
     pub ttl: Duration,
 
-    /// A file that holds the secret with which tokens are signed
+    /// A file with the secret that signs the tokens
     #[arg(
         long,
         value_name = "FILE",
@@ -225,6 +244,10 @@ pub struct Token {
         hide_env_values = true
     )]
     pub jwt_secret_file: Option<PathBuf>,
+
+    /// Which of them came from variables.
+    #[arg(skip)]
+    pub given: Given,
 }
 
 /// When an op counts as kept.
@@ -266,17 +289,36 @@ pub enum ConfigError {
     Secret(#[from] SecretError),
     /// `--dev` with an address that others can reach.
     #[error("--dev listens on loopback only, but {0} is {1}: leave out one of them")]
-    DevHost(&'static str, IpAddr),
+    DevHost(String, IpAddr),
     /// The variable PORT holds no port.
-    #[error("invalid value '{0}' for PORT: it takes a number from 0 to 65535")]
+    #[error("invalid value '{0}' for the variable PORT: it takes a whole number from 0 to 65535")]
     Port(String),
+}
+
+/// Returns what this process's environment holds beside the settings, in the order of the names.
+#[must_use]
+pub fn other_variables() -> environment::Others {
+    environment::others(&CommandLine::command())
+}
+
+impl Command {
+    /// Keeps which settings came from variables.
+    fn note(&mut self, given: &Given) {
+        match self {
+            Self::Serve(serve) => serve.given.clone_from(given),
+            Self::Token(token) => token.given.clone_from(given),
+            Self::Log(_) | Self::Doctor(_) | Self::Completions(_) | Self::Manual(_) => {}
+        }
+    }
 }
 
 impl Serve {
     /// The address to listen on.
     pub fn host(&self) -> Result<IpAddr, ConfigError> {
         match (self.dev, self.host) {
-            (true, Some(host)) if !host.is_loopback() => Err(ConfigError::DevHost("--host", host)),
+            (true, Some(host)) if !host.is_loopback() => {
+                Err(ConfigError::DevHost(self.given.name("--host"), host))
+            }
             (_, Some(host)) => Ok(host),
             (true, None) => Ok(IpAddr::from([127, 0, 0, 1])),
             (false, None) => Ok(IpAddr::from([0, 0, 0, 0])),
@@ -287,7 +329,8 @@ impl Serve {
     pub fn admin_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
         match self.admin.address() {
             Some(address) if self.dev && !address.ip().is_loopback() => {
-                Err(ConfigError::DevHost("--admin-host", address.ip()))
+                let name = self.given.name("--admin-host");
+                Err(ConfigError::DevHost(name, address.ip()))
             }
             address => Ok(address),
         }
@@ -296,6 +339,15 @@ impl Serve {
     /// The port to listen on; `fallback` is the value of the variable PORT.
     pub fn port(&self, fallback: Option<OsString>) -> Result<u16, ConfigError> {
         chosen_port(self.port, fallback)
+    }
+
+    /// The setting that the port came from; `fallback` is the value of the variable PORT.
+    #[must_use]
+    pub fn port_name(&self, fallback: Option<&OsStr>) -> String {
+        match (self.port, fallback) {
+            (None, Some(_)) => "PORT".to_owned(),
+            (Some(_), _) | (None, None) => self.given.name("--port"),
+        }
     }
 
     /// The number of shards, with so many cores.
@@ -311,6 +363,7 @@ impl Serve {
             current: self.jwt_secret_file.as_deref(),
             previous: self.jwt_secret_previous_file.as_deref(),
             may_be_made_up: self.dev,
+            given: &self.given,
         }
     }
 }
@@ -332,7 +385,7 @@ impl doctor::Doctor {
 impl Token {
     /// The secret that signs the token.
     pub fn secret(&self) -> Result<Secret, SecretError> {
-        secrets::current(self.jwt_secret_file.as_deref())?.ok_or(SecretError::None)
+        secrets::signing(self.jwt_secret_file.as_deref(), &self.given)
     }
 }
 
@@ -344,15 +397,6 @@ impl From<DurabilityMode> for Durability {
             DurabilityMode::None => Self::None,
         }
     }
-}
-
-/// The one line that tells what is wrong with a command line: the flag, what it got, what it takes.
-#[must_use]
-pub fn usage_line(error: &clap::Error) -> String {
-    let text = error.render().to_string();
-    let paragraph = text.split("\n\n").next().unwrap_or_default();
-    let lines: Vec<&str> = paragraph.lines().map(str::trim).collect();
-    lines.join(" ")
 }
 
 fn chosen_port(port: Option<u16>, fallback: Option<OsString>) -> Result<u16, ConfigError> {
@@ -374,14 +418,12 @@ fn chosen_shards(shards: Option<u32>, cores: Option<NonZeroUsize>) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn serve(arguments: &[&str]) -> Result<Serve, String> {
         let line = ["etherply", "serve"].iter().chain(arguments);
         match CommandLine::try_parse_from(line)
-            .map_err(|error| usage_line(&error))?
+            .map_err(|error| usage::summary(&error))?
             .command
         {
             Command::Serve(serve) => Ok(*serve),
@@ -433,19 +475,6 @@ mod tests {
 
     #[test]
     fn origins() {
-        for (text, expected) in [
-            ("https://app.example", Some("https://app.example")),
-            ("HTTPS://App.Example:8443", Some("https://app.example:8443")),
-            ("http://[::1]:3000", Some("http://[::1]:3000")),
-            ("null", Some("null")),
-            ("app.example", None),
-            ("https://app.example/", None),
-            ("https://", None),
-            ("*", None),
-            ("", None),
-        ] {
-            assert_eq!(value::origin(text).ok().as_deref(), expected, "{text}");
-        }
         let several = serve(&[
             "--allow-origin",
             "http://a,http://b",

@@ -7,9 +7,14 @@
 
 /// A request head longer than this is answered with 431.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// More header lines than this are answered with 431.
-pub const HEADERS_MAX: usize = 64;
-/// A head that is not complete after this long is answered with 408.
+/// The most header fields that fit into a head: the shortest is `a:` and a line feed.
+pub const HEADERS_MAX: usize = HEAD_BYTES_MAX / 3;
+/// A head with more header fields than this is parsed a second time, with room for all that fit.
+pub const HEADERS_USUAL: usize = 64;
+/// Requests that waited for the state of their shard and are answered in one turn: each may have a state of
+/// [`SNAPSHOT_PART_BYTES`] encoded.
+pub const WAITING_PER_TURN_MAX: usize = 64;
+/// A head that is not complete after this long is answered with 408; one whose answer takes until then is answered with 503.
 pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
 /// The longest workspace id, after percent-decoding.
 pub const WORKSPACE_ID_BYTES_MAX: usize = 256;
@@ -45,6 +50,14 @@ pub const RATE_BURST_S: u64 = 2;
 pub const PATIENCE_S: u64 = 10;
 /// and at least so many messages.
 pub const REFUSALS_MIN: u64 = 256;
+/// Frames of one client in a second for each message of `--max-ops-per-second`: fragments, and pongs that nobody asked for. Decoding a
+/// hundred of them takes about as long as an op.
+pub const FRAMES_PER_MESSAGE: u32 = 100;
+/// Frames that may come at once, however low the rate: a message in fragments of a kilobyte.
+pub const FRAMES_BURST_MIN: u64 = 1024;
+/// Frames without content that a client may send between two pings of the server, with or without a rate: empty fragments, and pongs
+/// that nobody asked for. A heartbeat each millisecond stays below that for a minute; a flood reaches it within milliseconds.
+pub const EMPTY_FRAMES_MAX: u32 = 1 << 16;
 /// Default of `--max-workspace-bytes`: far above what a page can hold, and far below what a host can.
 pub const WORKSPACE_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
 /// The greatest `--max-workspace-bytes`.
@@ -74,6 +87,48 @@ pub const COMPACTION_TIME_PERCENT_MIN: u64 = 25;
 pub const COMPACTION_URGENT_PERCENT: u64 = 225;
 /// Segments in which less than one in so many bytes is dead are left as they are.
 pub const COMPACTION_DEAD_SHARE: u64 = 16;
+/// Over this many percent of the live data, and [`LOG_SPARE_BYTES`], a shard slows down the workspaces that
+/// write more than [`LIGHT_BYTES_PER_SECOND`]: compaction works as hard as it can by then.
+pub const LOG_SLOW_PERCENT: u64 = 225;
+/// Over this many percent of the live data, and twice [`LOG_SPARE_BYTES`], those workspaces wait for compaction;
+pub const LOG_FULL_PERCENT: u64 = 250;
+/// and over this many, and three times [`LOG_SPARE_BYTES`], all writers of the shard do.
+pub const LOG_STOP_PERCENT: u64 = 275;
+/// What the log of a shard may have besides, however little of it is live.
+pub const LOG_SPARE_BYTES: u64 = 8 * 1024 * 1024;
+/// How fast a log that is just over [`LOG_SLOW_PERCENT`] may grow: more than a core can write. The rate falls
+/// with the square of the distance to [`LOG_FULL_PERCENT`], so it settles where compaction keeps up.
+pub const LOG_BYTES_PER_SECOND: u64 = 256 * 1024 * 1024;
+/// What may be left of that rate unused, and come at once.
+pub const LOG_BURST_BYTES: u64 = 1024 * 1024;
+/// A workspace that writes no more than this is not slowed down by those that do.
+pub const LIGHT_BYTES_PER_SECOND: u64 = 64 * 1024;
+/// What such a workspace may write at once.
+pub const LIGHT_BURST_BYTES: u64 = 256 * 1024;
+/// How often clients that wait for compaction are looked at.
+pub const HELD_RETRY_US: u64 = 2_000;
+/// How often the free space of the disk is looked at, while compaction works and while nothing happens.
+pub const DISK_LOOK_US: u64 = SECOND_US;
+/// The same while compaction works, which moves it fast.
+pub const DISK_LOOK_BUSY_US: u64 = SECOND_US / 20;
+/// Ops that grow the log are refused when the disk has less room than this, and [`DISK_LOW_SHARD_BYTES`] for
+/// each shard: it is left to compaction,
+pub const DISK_LOW_BYTES: u64 = 16 * 1024 * 1024;
+/// or one part in this many of a small disk;
+pub const DISK_LOW_SHARE: u64 = 32;
+/// and what a shard writes beside ops: zeros that a segment is filled with ahead, headers, a segment to begin again with.
+pub const DISK_LOW_SHARD_BYTES: u64 = 1024 * 1024;
+/// They are taken again when there is this many times that room.
+pub const DISK_ENOUGH_FACTOR: u64 = 2;
+/// With more room than this nobody needs to count.
+pub const DISK_PLENTY_BYTES: u64 = 4 * 1024 * 1024 * 1024;
+/// Compaction keeps one in this many bytes of the live data in reserve on the disk, for when nothing else is free:
+/// about half a segment,
+pub const RESERVE_LIVE_SHARE: u64 = 2 * SEGMENT_LIVE_SHARE;
+/// at least this much
+pub const RESERVE_BYTES_MIN: u64 = 8 * 1024 * 1024;
+/// and at most this much.
+pub const RESERVE_BYTES_MAX: u64 = SEGMENT_BYTES_MAX / 2;
 /// What compaction writes and syncs at a time.
 pub const COMPACTION_BATCH_BYTES: usize = 1024 * 1024;
 /// What compaction reads before it rests: about a quarter of a millisecond of a core.
@@ -96,6 +151,10 @@ pub const SEGMENT_RESERVE_BYTES: u64 = 1024 * 1024;
 pub const REOPEN_WAIT_MIN_US: u64 = 100_000;
 /// The longest such wait.
 pub const REOPEN_WAIT_MAX_US: u64 = 5 * SECOND_US;
+/// How often an idle server checks that its data directory is still at its path.
+pub const PLACE_CHECK_US: u64 = SECOND_US;
+/// The same for a server that commits.
+pub const PLACE_CHECK_COMMIT_US: u64 = 50_000;
 
 /// What of a segment is read at a time.
 pub const READ_BYTES: usize = 256 * 1024;
@@ -211,6 +270,14 @@ pub const DRAIN_MS_DEFAULT: u64 = 5_000;
 pub const FUTURE_SKEW_S_DEFAULT: u64 = 24 * 3600;
 /// `Retry-After` of a 503, in seconds.
 pub const RETRY_AFTER_S: u32 = 5;
+/// A turn that begins later than it is due by more than this is an absence of the shard, by which its deadlines move
+/// ([`core::absence`](crate::core::absence)): two ticks of the timers, which a machine that is merely busy stays below.
+pub const LATENESS_US_MAX: u64 = 2 * TIMER_TICK_US;
+/// After an absence as much of what was missed, and no more than this, does not count of the time before: what was due then is due
+/// a moment later, when the shard has looked at what came in.
+pub const GRACE_US: u64 = SECOND_US;
+/// An absence of this length is logged as a warning.
+pub const ABSENCE_WARNING_US: u64 = SECOND_US;
 /// The resolution of all session timers.
 pub const TIMER_TICK_US: u64 = 50_000;
 /// Slots of the timer wheel; a deadline further away is looked at again on the way.
@@ -224,10 +291,22 @@ pub const SHARDS_MAX: u32 = 1024;
 pub const RING_ENTRIES: u32 = 1024;
 /// Entries of a shard's completion queue.
 pub const COMPLETION_ENTRIES: u32 = 8192;
+/// How long after operations were handed over it is checked that the kernel has taken them; and how
+/// often they are submitted again where it has not.
+pub const RESUBMIT_US: u64 = 10_000;
+/// How long a ring that ends tries to submit what is left.
+pub const LAST_SUBMIT_US: u64 = SECOND_US;
 /// The size of a provided receive buffer.
 pub const RECEIVE_BYTES_MAX: usize = 16 * 1024;
 /// The provided receive buffers of a shard.
 pub const RECEIVE_BUFFERS: u16 = 128;
+/// What a shard takes when it is busy, without any state: its receive buffers, the chunks that it keeps,
+/// and two batches, since one fills while the other is written.
+pub const SHARD_BYTES: u64 = (RECEIVE_BUFFERS as usize * RECEIVE_BYTES_MAX
+    + CHUNK_BYTES_KEPT_MAX
+    + 2 * BATCH_BYTES_MAX) as u64;
+/// A start with more shards than this for each core warns: they wait for each other.
+pub const SHARDS_PER_CORE_MAX: usize = 4;
 /// Accepts that a shard has in flight.
 pub const ACCEPTS_IN_FLIGHT: usize = 16;
 /// Connections that wait in the kernel to be accepted (listen(2), cut to net.core.somaxconn).
@@ -243,8 +322,10 @@ pub const ACCEPT_WARNING_US: u64 = 10 * SECOND_US;
 pub const DESCRIPTORS_RESERVED: u64 = 128;
 /// The same for each shard: seven for its ring, its mailbox and its segment, and those of a segment that is opened or read.
 pub const DESCRIPTORS_PER_SHARD: u64 = 10;
-/// Connections to `--admin-port`; more are dropped.
+/// Connections to `--admin-port`; of those beyond, no more become members of a workspace.
 pub const ADMIN_CONNECTIONS_MAX: usize = 32;
+/// Connections to `--admin-port` over that which are still answered instead of being dropped: those that gave way are on their way out.
+pub const ADMIN_REFUSALS_IN_FLIGHT_MAX: usize = 16;
 /// How long the longest turn of a loop is told, at least; twice as long at most.
 pub const LONGEST_TURN_WINDOW_US: u64 = 60 * SECOND_US;
 /// Connections over `--max-connections` that are still answered with 503 instead of being dropped.
@@ -364,6 +445,33 @@ const _: () = assert!(
     "the open segments, and the one that compaction writes, fit between the urgent size and 2.5 times the live data"
 );
 const _: () = assert!(
+    COMPACTION_URGENT_PERCENT <= LOG_SLOW_PERCENT
+        && LOG_SLOW_PERCENT < LOG_FULL_PERCENT
+        && LOG_FULL_PERCENT < LOG_STOP_PERCENT,
+    "compaction works as hard as it can before anybody is slowed down, and floods wait before the others do"
+);
+const _: () = assert!(
+    // What is measured may hold one segment that is not closed.
+    COMPACTION_START_PERCENT + 100 / SEGMENT_LIVE_SHARE < LOG_SLOW_PERCENT
+        && COMPACTION_BYTES_MIN <= LOG_SPARE_BYTES
+        && SEGMENT_BYTES_MIN < LOG_SPARE_BYTES,
+    "a compaction is due for each shard that waits for one"
+);
+const _: () = assert!(
+    LIGHT_BURST_BYTES < LOG_SPARE_BYTES / 4 && LOG_BURST_BYTES < LOG_SPARE_BYTES / 4,
+    "what may come at once is a small part of what lies between the marks"
+);
+const _: () = assert!(
+    LOG_BYTES_PER_SECOND / SECOND_US * HELD_RETRY_US <= LOG_BURST_BYTES,
+    "clients that are looked at now and then can use all of the rate"
+);
+const _: () = assert!(
+    SEGMENT_FILL_BYTES + SEGMENT_RESERVE_BYTES / 2 <= DISK_LOW_SHARD_BYTES
+        && DISK_ENOUGH_FACTOR > 1,
+    "a shard that refuses ops can still seal its log, and does not change its mind with each look"
+);
+const _: () = assert!(HELD_RETRY_US < DISK_LOOK_BUSY_US && DISK_LOOK_BUSY_US < DISK_LOOK_US);
+const _: () = assert!(
     RATE_BURST_S < PATIENCE_S,
     "who is refused has more to lose than its burst"
 );
@@ -375,5 +483,7 @@ const _: () = assert!(
 const _: () = assert!(REOPEN_WAIT_MIN_US < REOPEN_WAIT_MAX_US);
 const _: () = assert!(COMMIT_AGE_MIN_US < COMMIT_AGE_MAX_US);
 const _: () = assert!(ACCEPT_PAUSE_US < ACCEPT_WARNING_US);
-const _: () =
-    assert!(DESCRIPTORS_RESERVED > (REFUSALS_IN_FLIGHT_MAX + ADMIN_CONNECTIONS_MAX) as u64);
+const _: () = assert!(
+    DESCRIPTORS_RESERVED
+        > (REFUSALS_IN_FLIGHT_MAX + ADMIN_CONNECTIONS_MAX + ADMIN_REFUSALS_IN_FLIGHT_MAX) as u64
+);

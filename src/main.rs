@@ -1,40 +1,79 @@
 //! The `etherply` binary: the command line, and nothing else. See the library for the server.
 
-use std::io::IsTerminal;
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use clap::Parser;
 use etherply::command;
-use etherply::config::{Command, CommandLine, LogFormat, LogLevel, Serve, usage_line};
+use etherply::config::usage::{self, Usage};
+use etherply::config::{Command, LogFormat, LogLevel, Serve, other_variables};
 use etherply::io::server;
+use signal_hook::consts::SIGXFSZ;
+use signal_hook::flag;
 use tracing::Level;
 
 fn main() -> ExitCode {
-    let command = match CommandLine::try_parse() {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let command = match usage::read(&arguments) {
         Ok(line) => line.command,
-        Err(error) if error.use_stderr() => {
-            eprintln!("{} (see `etherply --help`)", usage_line(&error));
+        Err(Usage::Wrong(line)) => {
+            complain(&line);
             return ExitCode::from(2);
         }
-        Err(help) => help.exit(),
+        Err(Usage::Help(help)) => return end(command::output::print_help(&help)),
     };
+    // A write over the limit of file sizes (ulimit -f) fails then, as on a full disk, instead of ending
+    // the process.
+    flag::register(SIGXFSZ, Arc::default()).expect("a signal that may be handled");
     let outcome = match command {
         Command::Serve(settings) => {
             start_logging(&settings);
+            warn_of_variables();
             server::serve(&settings).map_err(|error| error.to_string())
         }
         Command::Token(settings) => command::token::run(&settings),
-        Command::Log(settings) => command::log::run(&settings),
+        Command::Log(settings) => match command::log::run(&settings) {
+            Ok(code) => return code,
+            Err(line) => Err(line),
+        },
         Command::Doctor(settings) => command::doctor::run(&settings),
         Command::Completions(settings) => command::paper::completions(&settings),
         Command::Manual(settings) => command::paper::manual(&settings),
     };
+    end(outcome)
+}
+
+fn end(outcome: Result<(), String>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
-            eprintln!("error: {line}");
+            complain(&format!("error: {line}"));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints a line on stderr. Where nothing can be written there, the exit code has to say it.
+fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+fn warn_of_variables() {
+    let others = other_variables();
+    for variable in others.unknown {
+        let name = variable.name.escape_debug();
+        let hint = variable.nearest.map_or_else(
+            || "see `etherply serve --help`".to_owned(),
+            |nearest| format!("did you mean {nearest}?"),
+        );
+        tracing::warn!("the variable {name} is unknown and has no effect: {hint}");
+    }
+    if !others.service_links.is_empty() {
+        let names = others.service_links.join(", ").escape_debug().to_string();
+        tracing::debug!(
+            "variables that describe a Service of Kubernetes are not read: {names}; enableServiceLinks: false in the pod leaves them out"
+        );
     }
 }
 
@@ -54,7 +93,7 @@ fn start_logging(settings: &Serve) {
         .with_ansi(std::io::stderr().is_terminal());
     match settings.log_format {
         LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!("a fault of this server: {panic}");

@@ -4,6 +4,9 @@ mod support;
 
 use rustix::process::Signal;
 use serde_json::json;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use support::client::Client;
 use support::server::{Outcome, Server, Setup};
 use support::token::{self, OTHER_SECRET, SECRET};
@@ -110,18 +113,6 @@ async fn a_wrong_value_is_one_line_that_names_the_flag_what_it_got_and_what_it_t
     for (flag, value, takes) in cases {
         let outcome = Setup::new().args(&[&format!("{flag}={value}")]).run().await;
         expect_usage_error(&outcome, &[&[flag, value], takes].concat());
-    }
-}
-
-#[tokio::test]
-async fn a_wrong_value_in_a_variable_is_refused_as_the_flag_is() {
-    for (variable, flag, value) in [
-        ("ETHERPLY_DURABILITY", "--durability", "sometimes"),
-        ("ETHERPLY_SHARDS", "--shards", "many"),
-        ("ETHERPLY_PORT", "--port", "http"),
-    ] {
-        let outcome = Setup::new().env(variable, value).run().await;
-        expect_usage_error(&outcome, &[flag, value]);
     }
 }
 
@@ -429,8 +420,134 @@ async fn dev_prints_a_url_that_works_as_it_is_with_a_secret_of_its_own() {
     assert_ne!(
         last_part(&url),
         last_part(&other_url),
-        "and another at each start"
+        "and another one in each data directory"
     );
+}
+
+#[tokio::test]
+async fn a_token_of_dev_is_good_after_a_restart() {
+    let setup = Setup::new().without_envs();
+    let (mut server, url) = dev_server(setup.clone()).await;
+    let path = url.split_once("/v1/").expect("a path").1;
+    let path = format!("/v1/{path}");
+    let file = setup.data_dir().join("dev-secret");
+    let secret = std::fs::read_to_string(&file).expect("the secret is in the data directory");
+    assert!(secret.trim().len() >= 64, "32 random bytes in hex");
+    assert_eq!(mode_of(&file), 0o600);
+    for _ in 0..2 {
+        server.kill9();
+        let log = server.log();
+        assert!(!log.contains(secret.trim()), "it is never printed: {log}");
+        let (next, next_url) = dev_server(setup.clone()).await;
+        server = next;
+        assert_eq!(server.handshake(&path).await.status, 101);
+        let next_path = next_url.split_once("/v1/").expect("a path").1;
+        assert_eq!(
+            server.handshake(&format!("/v1/{next_path}")).await.status,
+            101
+        );
+        assert_eq!(std::fs::read_to_string(&file).expect("it stays"), secret);
+    }
+    // A second terminal can make one too.
+    let file = file.display().to_string();
+    let minted = setup
+        .run_only(&["token", "--sub", "me", "--jwt-secret-file", &file])
+        .await;
+    let path = format!("/v1/sync/demo?token={}", minted.stdout.trim());
+    assert_eq!(server.handshake(&path).await.status, 101);
+    // A server that is given a secret does not take those of the file.
+    server.stop().await;
+    let server = Setup::new().in_data_dir(setup.data_dir()).start().await;
+    assert_eq!(server.handshake(&path).await.status, 401);
+}
+
+#[tokio::test]
+async fn a_secret_of_dev_that_others_can_read_is_warned_of_and_a_bad_one_is_refused() {
+    let setup = Setup::new().without_envs();
+    let (mut server, _) = dev_server(setup.clone()).await;
+    assert!(
+        !server.log().contains("dev-secret can be read"),
+        "{}",
+        server.log()
+    );
+    server.stop().await;
+    let file = setup.data_dir().join("dev-secret");
+    std::fs::set_permissions(&file, Permissions::from_mode(0o644)).expect("it is ours");
+    let (mut server, _) = dev_server(setup.clone()).await;
+    server.log_line(&["dev-secret", "chmod 600"]).await;
+    server.stop().await;
+    for content in ["", "\n"] {
+        std::fs::write(&file, content).expect("it is ours");
+        let outcome = setup.clone().args(&["--dev"]).run().await;
+        let line = outcome.expect_refusal();
+        assert!(line.contains("dev-secret is empty"), "{line}");
+        assert!(line.contains("remove it"), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn the_token_of_dev_follows_a_secret_that_changes() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("secret");
+    std::fs::write(&file, SECRET).expect("a file can be written");
+    let file = file.display().to_string();
+    let setup = Setup::new()
+        .without_envs()
+        .args(&["--jwt-secret-file", &file]);
+    let (server, url) = dev_server(setup).await;
+    let mut token = url.split_once("token=").expect("a token").1.to_owned();
+    for secret in [OTHER_SECRET, SECRET] {
+        std::fs::write(&file, secret).expect("a file can be written");
+        server.signal(Signal::HUP);
+        token = support::eventually("the console is given another token", async || {
+            let session = server.get("/console/session.json").await.json();
+            let next = session["token"].as_str().expect("a token").to_owned();
+            (next != token).then_some(next)
+        })
+        .await;
+        support::eventually("that token is good", async || {
+            let path = format!("/v1/sync/demo?token={token}");
+            (server.handshake(&path).await.status == 101).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn the_log_tools_know_the_secret_of_dev() {
+    let setup = Setup::new().without_envs();
+    let (mut server, _) = dev_server(setup.clone()).await;
+    server.stop().await;
+    let folder = setup.data_dir().display().to_string();
+    for arguments in [
+        &["log", "verify", "--data-dir", &folder][..],
+        &["log", "stat", "--data-dir", &folder],
+        &["log", "compact", "--data-dir", &folder],
+        &["log", "repair", "--yes", "--data-dir", &folder],
+    ] {
+        let outcome = setup.run_only(arguments).await;
+        assert_eq!(outcome.code, Some(0), "{arguments:?}: {outcome:?}");
+        assert!(
+            setup.data_dir().join("dev-secret").exists(),
+            "{arguments:?}"
+        );
+    }
+    // A directory whose log was removed by hand begins again, with the same secret.
+    for entry in std::fs::read_dir(setup.data_dir()).expect("the folder can be read") {
+        let path = entry.expect("the folder can be read").path();
+        if path.is_dir() {
+            std::fs::remove_dir_all(&path).expect("it is ours");
+        } else if !path.ends_with("dev-secret") {
+            std::fs::remove_file(&path).expect("it is ours");
+        }
+    }
+    let (mut server, _) = dev_server(setup.clone()).await;
+    server.stop().await;
+}
+
+fn mode_of(path: &Path) -> u32 {
+    let metadata = std::fs::metadata(path).expect("the file is there");
+    metadata.permissions().mode() & 0o777
 }
 
 #[tokio::test]

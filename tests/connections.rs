@@ -83,6 +83,36 @@ async fn a_client_library_that_only_reads_stays_connected_by_its_pongs() {
     }
 }
 
+// ---- a server that is stopped ----
+
+#[tokio::test]
+async fn a_stopped_server_closes_nobody_when_it_wakes() {
+    let server = Server::start_with(&["--ping-interval-ms", "1000"]).await;
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        clients.push(Client::connect(&server, "room").await);
+    }
+    server.signal(Signal::STOP);
+    // Longer than a silent client has, whatever was due next.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    server.signal(Signal::CONT);
+    // They answer while they read; a client that was closed would read that.
+    let woken = Instant::now();
+    let mut number = 0;
+    while woken.elapsed() < Duration::from_secs(4) {
+        let count = clients.len();
+        let op = clients[number % count].write("k", json!(number)).await;
+        for place in (0..count).filter(|place| *place != number % count) {
+            clients[place].expect_op(&op).await;
+        }
+        number += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    server
+        .log_line(&["WARN", "was stopped, or had no core"])
+        .await;
+}
+
 // ---- a client that stops reading ----
 
 const SLOW_OPS_COUNT: usize = 5000;

@@ -3,11 +3,12 @@
 mod support;
 
 use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use support::client::{Client, Op, state_of};
 use support::files;
 use support::server::{Outcome, Server, Setup};
-use support::stamp;
+use support::{eventually, stamp};
 
 /// Writes these values under `k0`, `k1`, …, each shown to a witness (so each durable) before the next is sent.
 async fn write_one_by_one(server: &Server, values: &[&str]) {
@@ -215,6 +216,35 @@ async fn a_data_directory_that_cannot_be_written_is_refused_and_named() {
 }
 
 #[tokio::test]
+async fn a_data_directory_that_others_can_read_is_told_with_what_closes_it() {
+    let mode_of = |path: &Path| {
+        let meta = std::fs::metadata(path).expect("it is there");
+        meta.permissions().mode() & 0o777
+    };
+    let mut server = Setup::new().shards(1).prepared("umask 000").start().await;
+    write_one_by_one(&server, &["value"]).await;
+    let data_dir = server.data_dir().to_path_buf();
+    for file in files::image(&data_dir).keys() {
+        assert_eq!(mode_of(&data_dir.join(file)), 0o600, "{}", file.display());
+    }
+    assert_eq!(mode_of(&data_dir), 0o700);
+    assert_eq!(mode_of(&data_dir.join("shard-00")), 0o700);
+    server.stop().await;
+    assert!(!server.log().contains("other users"), "{}", server.log());
+
+    let permissions = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&data_dir, permissions).expect("it is ours");
+    server.restart(1).await;
+    let path = data_dir.display().to_string();
+    let command = format!("chmod -R o-rwx {path}");
+    server
+        .log_line(&["WARN", "other users", "mode 0755", &command])
+        .await;
+    assert_eq!(mode_of(&data_dir), 0o755, "it keeps its mode");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_data_directory_of_a_newer_format_is_refused() {
     let mut server = Server::start().await;
     write_one_by_one(&server, &["value"]).await;
@@ -250,14 +280,18 @@ async fn a_data_directory_of_a_newer_format_is_refused() {
 async fn a_torn_tail_is_cut_off_and_told_with_the_number_of_bytes() {
     let mut server = Setup::new().shards(1).start().await;
     write_one_by_one(&server, &["one", "two", "three"]).await;
-    for garbage_len in [1, 37, 5000] {
+    // What was not written is zeros up to the edge of a sector, or behind the end of the file.
+    for (missing_sectors, written_len) in [(0, 1), (0, 27), (1, 1), (3, 5000)] {
         server.kill9();
         let last = files::segments(server.data_dir())
             .pop()
             .expect("there are segments");
-        let garbage: Vec<u8> = (0..garbage_len)
-            .map(|index| u8::try_from(index % 251).expect("below 256") | 1)
-            .collect();
+        let whole = std::fs::read(&last).expect("a segment can be read");
+        let edge = files::log_len(&whole) % 512;
+        let missing_len = missing_sectors * 512 + if missing_sectors == 0 { 0 } else { 512 - edge };
+        let written =
+            (0..written_len).map(|index| u8::try_from(index % 251).expect("below 256") | 1);
+        let garbage: Vec<u8> = std::iter::repeat_n(0, missing_len).chain(written).collect();
         files::append_to_log(&last, &garbage);
         server.restart(1).await;
         let name = last
@@ -265,7 +299,7 @@ async fn a_torn_tail_is_cut_off_and_told_with_the_number_of_bytes() {
             .expect("a segment has a name")
             .to_string_lossy()
             .into_owned();
-        server.log_line(&[&name, &garbage_len.to_string()]).await;
+        server.log_line(&[&name, &garbage.len().to_string()]).await;
         assert_eq!(
             state(&server).await,
             json!({"k0": "one", "k1": "two", "k2": "three"})
@@ -370,6 +404,53 @@ async fn a_flipped_bit_in_an_earlier_batch_refuses_the_start_and_touches_nothing
         state(&server).await,
         json!({"k0": "zero", "k1": "the damaged one", "k2": "two", "k3": "three"})
     );
+}
+
+/// Until a write comes after it, no later batch tells that the last one was on disk.
+#[tokio::test]
+async fn a_flipped_bit_in_the_last_batch_after_a_kill_refuses_the_start_and_is_repaired() {
+    for mode in ["always", "interval", "none"] {
+        let mut server = Setup::new()
+            .shards(1)
+            .args(&["--durability", mode])
+            .start()
+            .await;
+        write_one_by_one(&server, &["first", "the damaged one"]).await;
+        let text = "the damaged one";
+        eventually("it is in the file", async || {
+            let segments = files::segments(server.data_dir()).into_iter();
+            let mut contents = segments.filter_map(|path| std::fs::read(path).ok());
+            let has_it = |bytes: &Vec<u8>| {
+                bytes
+                    .windows(text.len())
+                    .any(|part| part == text.as_bytes())
+            };
+            contents.any(|bytes| has_it(&bytes)).then_some(())
+        })
+        .await;
+        server.kill9();
+        let (path, at) = files::find(server.data_dir(), text);
+        for offset in [at, at - 29] {
+            files::flip(&path, offset);
+            let outcome = server.setup().run().await;
+            expect_damage(&outcome, &path, offset);
+            let data_dir = server.data_dir().display().to_string();
+            let tool = async |arguments: &[&str]| {
+                let arguments = [&["log"], arguments, &["--data-dir", &data_dir]].concat();
+                Setup::new().run_only(&arguments).await
+            };
+            expect_damage(&tool(&["verify"]).await, &path, offset);
+            if offset == at {
+                files::flip(&path, offset);
+                continue;
+            }
+            let repaired = tool(&["repair", "--yes"]).await;
+            assert_eq!(repaired.code, Some(0), "{repaired:?}");
+            assert!(repaired.stdout.contains("are lost"), "{repaired:?}");
+        }
+        server.restart(1).await;
+        assert_eq!(state(&server).await, json!({"k0": "first"}), "{mode}");
+    }
 }
 
 #[tokio::test]

@@ -119,11 +119,7 @@ async fn check_restart(server: &mut Server, shown: &Shown) {
 
 #[tokio::test]
 async fn a_write_error_gives_500_and_1011_and_503_and_the_server_serves_again_without_a_restart() {
-    let mut server = Setup::new()
-        .shards(1)
-        .ignoring_file_size_signal()
-        .start()
-        .await;
+    let mut server = Setup::new().shards(1).start().await;
     let pid = server.pid();
     let mut shown = Shown::new();
     for _ in 0..3 {
@@ -138,11 +134,7 @@ async fn a_write_error_gives_500_and_1011_and_503_and_the_server_serves_again_wi
 
 #[tokio::test]
 async fn a_write_that_fails_half_way_through_loses_nothing_that_was_shown() {
-    let mut server = Setup::new()
-        .shards(1)
-        .ignoring_file_size_signal()
-        .start()
-        .await;
+    let mut server = Setup::new().shards(1).start().await;
     let pid = server.pid();
     let mut shown = Shown::new();
     for room_left in [700, 2999, 4096] {
@@ -179,11 +171,7 @@ async fn all_shown(newcomer: &mut Raw) -> String {
 
 #[tokio::test]
 async fn an_init_never_shows_an_op_that_was_not_kept() {
-    let server = Setup::new()
-        .shards(1)
-        .ignoring_file_size_signal()
-        .start()
-        .await;
+    let server = Setup::new().shards(1).start().await;
     for round in 0..20 {
         let key = format!("k{round}");
         let mut writer = Client::connect_at_last(&server, "room").await;
@@ -210,11 +198,7 @@ async fn an_init_never_shows_an_op_that_was_not_kept() {
 
 #[tokio::test]
 async fn a_correction_never_shows_an_op_that_was_not_kept() {
-    let server = Setup::new()
-        .shards(1)
-        .ignoring_file_size_signal()
-        .start()
-        .await;
+    let server = Setup::new().shards(1).start().await;
     for round in 0..10 {
         let mut writer = Client::connect_at_last(&server, "room").await;
         let mut rival = Client::connect_at_last(&server, "room").await;
@@ -301,7 +285,7 @@ async fn a_start_on_a_full_disk_is_refused_and_loses_nothing() {
 async fn a_write_error_in_the_modes_interval_and_none_leaves_no_gap() {
     for mode in [&["--durability", "none"][..], &["--durability", "interval"]] {
         let setup = Setup::new().shards(1).args(mode);
-        let mut server = setup.ignoring_file_size_signal().start().await;
+        let mut server = setup.start().await;
         let mut writer = Client::connect(&server, "room").await;
         let mut witness = Client::connect(&server, "room").await;
         let mut shown = Shown::new();

@@ -3,12 +3,13 @@
 mod support;
 
 use serde_json::json;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use support::client::{Client, unfinished_head};
-use support::eventually;
 use support::raw::{Answer, Raw, handshake_head};
 use support::server::{Server, Setup};
 use support::token;
+use support::{eventually, now_s};
 
 /// The RFC's own example of a key, and what a server has to make of it (RFC 6455 section 1.3).
 const ACCEPT_OF_SAMPLE_KEY: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
@@ -226,6 +227,53 @@ async fn a_bad_request_line_or_header_is_answered_400() {
 }
 
 #[tokio::test]
+async fn a_host_that_is_none_is_answered_400() {
+    let server = Server::start().await;
+    let good = handshake_head(&Server::sync_path("room"), "");
+    for (host, status) in [
+        ("Host: a.example:8080", 101),
+        ("Host: [2001:db8::1]:80", 101),
+        ("Host:", 101),
+        ("Host: a/b", 400),
+        ("Host: a b", 400),
+        ("Host: a, b", 400),
+        ("Host: [::1", 400),
+        ("Host: user@a", 400),
+        ("Host: a:port", 400),
+        ("Host: a\r\nHost: a", 400),
+        ("X: y", 400),
+    ] {
+        let answer = answer_to(&server, &good.replace("Host: test", host)).await;
+        assert_eq!(answer.status, status, "{host}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_whose_length_is_unclear_is_answered_400() {
+    let server = Server::start().await;
+    let path = format!("/v1/workspaces/room?token={}", token::valid());
+    for (fields, status) in [
+        ("Content-Length: 5\r\n", 200),
+        ("Content-Length: 5\r\nContent-Length: 5\r\n", 200),
+        ("Transfer-Encoding: chunked\r\n", 200),
+        ("Content-Length: 5\r\nContent-Length: 6\r\n", 400),
+        ("Content-Length: 5, 6\r\n", 400),
+        ("Content-Length: -1\r\n", 400),
+        ("Content-Length: five\r\n", 400),
+        ("Content-Length:\r\n", 400),
+        ("Transfer-Encoding: gzip\r\n", 400),
+        ("Transfer-Encoding: chunked, gzip\r\n", 400),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", 400),
+    ] {
+        for path in [path.as_str(), "/healthz", "/client.mjs"] {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n{fields}\r\n");
+            let answer = answer_to(&server, &request).await;
+            assert_eq!(answer.status, status, "{path} {fields}: {answer:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_handshake_without_a_good_key_is_answered_400() {
     let server = Server::start().await;
     let good = handshake_head(&Server::sync_path("room"), "");
@@ -345,6 +393,62 @@ async fn a_head_over_16_kib_is_answered_431() {
             "for a head of {total} bytes"
         );
     }
+}
+
+#[tokio::test]
+async fn a_head_of_many_fields_is_answered_like_any_other_up_to_16_kib() {
+    let server = Server::start().await;
+    let path = Server::sync_path("room");
+    let bare = handshake_head(&path, "").len();
+    let most = (16 * 1024 - bare) / "a:\n".len();
+    for (count, status) in [(60, 101), (200, 101), (most, 101), (most + 1, 431)] {
+        let head = handshake_head(&path, &"a:\n".repeat(count));
+        let answer = answer_to(&server, &head).await;
+        assert_eq!(answer.status, status, "{count} fields more");
+        if status == 431 {
+            assert!(answer.body.contains("16 KiB"), "{answer:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_answer_but_a_switch_of_protocols_has_the_date() {
+    let server = Server::start().await;
+    for path in [
+        "/healthz",
+        "/readyz",
+        "/nope",
+        "/client.mjs",
+        "/metrics",
+        "/v1/workspaces/room",
+        &format!("/v1/workspaces/room?token={}", token::valid()),
+        &Server::sync_path("room"),
+    ] {
+        let answer = server.get(path).await;
+        let date = answer
+            .header("date")
+            .unwrap_or_else(|| panic!("{path}: {answer:?}"));
+        // What `date -u` writes is the judge of the form (RFC 9110 section 5.6.7).
+        let read = Command::new("date")
+            .args(["-u", "-d", date, "+%s %a, %d %b %Y %T GMT"])
+            .env("LC_ALL", "C")
+            .output();
+        let read = String::from_utf8(read.expect("date runs").stdout).expect("text");
+        let (unix_s, again) = read
+            .trim()
+            .split_once(' ')
+            .unwrap_or_else(|| panic!("{path}: {date}"));
+        assert_eq!(again, date, "{path}");
+        let unix_s: u64 = unix_s.parse().expect("a number");
+        assert!(now_s().abs_diff(unix_s) < 60, "{path}: {date}");
+    }
+    assert_eq!(
+        server
+            .handshake(&Server::sync_path("room"))
+            .await
+            .header("date"),
+        None
+    );
 }
 
 #[tokio::test]

@@ -144,7 +144,7 @@ async fn stat_tells_the_greatest_workspaces_or_all() {
     assert_eq!((greatest.len(), greatest[0].as_str()), (20, "room 24"));
     assert_eq!(told(&["stat", "--json", "--all"]).await.len(), 25);
     let table = tool_output(server.data_dir(), &["stat"]).await;
-    assert!(table.ends_with("and 5 more: --all tells them\n"), "{table}");
+    assert!(table.ends_with("and 5 more: --all lists them\n"), "{table}");
 }
 
 // ---- verify ----
@@ -181,7 +181,7 @@ async fn a_torn_tail_is_told_and_is_no_fault() {
     files::append_to_log(&path, &[7; 11]);
     let told = tool_output(server.data_dir(), &["verify"]).await;
     let tail = format!(
-        "{} ends with 11 bytes at byte {} that nobody",
+        "{} ends with 11 bytes of an unfinished batch at byte {}",
         path.display(),
         whole_len
     );
@@ -200,6 +200,60 @@ async fn a_torn_tail_is_told_and_is_no_fault() {
     assert_eq!(
         std::fs::read(&path).expect("a segment").len(),
         whole_len + 11
+    );
+}
+
+/// What a second server leaves that cut a segment to which the first one went on writing.
+#[tokio::test]
+async fn records_beyond_the_end_of_a_segment_are_told_with_an_exit_code_of_their_own() {
+    let mut server = Setup::new().shards(1).start().await;
+    write(&server, "demo", 10, 4).await;
+    server.kill9();
+    let path = demo_segment(server.data_dir());
+    let whole = std::fs::read(&path).expect("a segment");
+    let end = whole.windows(4).rposition(|bytes| bytes == b"\xFFEPB");
+    let end = end.expect("there are batches");
+    let last_ops = whole[end..]
+        .windows(4)
+        .filter(|bytes| bytes == b"demo")
+        .count();
+    files::cut(&path, end);
+    server.restart(1).await;
+    write(&server, "other", 2, 2).await;
+    server.stop().await;
+    tool_output(server.data_dir(), &["verify"]).await;
+    std::fs::write(&path, &whole).expect("a writable segment");
+
+    let records = if last_ops == 1 {
+        "1 record".to_owned()
+    } else {
+        format!("{last_ops} records")
+    };
+    let line = format!(
+        "{} has {records} beyond its end at byte {end}, ",
+        path.display()
+    );
+    for command in [&["verify"][..], &["repair"]] {
+        let outcome = tool(server.data_dir(), command).await;
+        assert_eq!(outcome.code, Some(3), "{outcome:?}");
+        assert_eq!(outcome.stderr, "", "{outcome:?}");
+        assert!(
+            outcome.stdout.contains("all is whole: 2 segments"),
+            "{outcome:?}"
+        );
+        assert!(outcome.stdout.contains(&line), "{line} in {outcome:?}");
+    }
+    let table = tool_output(server.data_dir(), &["stat"]).await;
+    assert!(table.contains(&line), "{line} in {table}");
+    let stat = parse(&tool_output(server.data_dir(), &["stat", "--json"]).await);
+    let expected =
+        json!([{"file": path.display().to_string(), "offset": end, "records": last_ops}]);
+    assert_eq!(stat["folders"][0]["beyond"], expected);
+    server.restart(1).await;
+    let state = state_of(&server, "demo").await;
+    assert!(
+        !state.values().any(|value| value == 9),
+        "they are not served: {state:?}"
     );
 }
 
@@ -478,6 +532,39 @@ async fn repair_mends_each_kind_of_damage() {
     }
 }
 
+/// One segment, and it is the one that is missing: no other one tells of it.
+#[tokio::test]
+async fn a_shard_without_its_only_segment_refuses_the_start_until_it_is_repaired() {
+    let harms: [Damage; 2] = [
+        |segment| std::fs::remove_file(segment).expect("it is there"),
+        |segment| {
+            let folder = segment.parent().expect("a segment is in a folder");
+            std::fs::remove_dir_all(folder).expect("it is there");
+        },
+    ];
+    for harm in harms {
+        let mut server = stopped().await;
+        let data_dir = server.data_dir().to_path_buf();
+        let segment = demo_segment(&data_dir);
+        harm(&segment);
+        let expected = format!("{} is damaged at byte 0: all segments", segment.display());
+        let start = server.setup().run().await;
+        let told = tool(&data_dir, &["verify"]).await;
+        for outcome in [start, told] {
+            let line = outcome.expect_refusal();
+            assert!(line.contains(&expected), "{expected} in {line}");
+            assert!(line.contains("etherply log repair"), "{line}");
+        }
+        let told = tool_output(&data_dir, &["repair", "--yes"]).await;
+        assert!(told.contains("missing"), "{told}");
+        server.restart(2).await;
+        assert_eq!(state_of(&server, "demo").await.len(), 0);
+        write(&server, "demo", 4, 4).await;
+        server.stop().await;
+        tool_output(&data_dir, &["verify"]).await;
+    }
+}
+
 #[tokio::test]
 async fn repair_asks_on_a_terminal() {
     let server = stopped().await;
@@ -556,7 +643,10 @@ async fn what_is_no_data_directory_is_left_alone() {
         ] {
             let outcome = tool(&path, command).await;
             let line = outcome.expect_refusal();
-            assert!(line.contains("is no data directory of a server"), "{line}");
+            assert!(
+                line.contains("is not a data directory of a server"),
+                "{line}"
+            );
             assert!(line.contains("--data-dir"), "{line}");
         }
     }

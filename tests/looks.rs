@@ -4,15 +4,17 @@
 mod support;
 
 use serde_json::{Value, json};
+use std::path::Path;
 use support::client::{Client, Op};
 use support::raw::{Answer, Raw};
 use support::server::{Server, Setup};
 use support::{eventually, stamp, token};
+use tempfile::TempDir;
 
 /// A request with these header lines, each ending in CRLF.
 async fn ask(server: &Server, line: &str, headers: &str) -> Answer {
     let mut socket = Raw::connect(server.addr()).await;
-    let head = format!("{line} HTTP/1.1\r\nHost: test\r\n{headers}\r\n");
+    let head = format!("{line} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
     socket.send(head.as_bytes()).await;
     socket.answer().await
 }
@@ -94,6 +96,70 @@ async fn the_state_that_the_client_has_is_not_sent_again() {
     }
 }
 
+/// The entity tag of the state of `room`.
+async fn tag_of(server: &Server) -> String {
+    let answer = ask(server, "GET /v1/workspaces/room", &bearer()).await;
+    answer.header("etag").expect("an entity tag").to_owned()
+}
+
+/// Writes a value of the key `k` of `room`, and waits until it is shown.
+async fn write_k(server: &Server, value: &str) {
+    let mut writer = Client::connect(server, "room").await;
+    let mut reader = Client::connect(server, "room").await;
+    let op = writer.write("k", json!(value)).await;
+    reader.expect_op(&op).await;
+}
+
+/// The client that has `tag` must be sent the state, in which `k` has this value.
+async fn expect_other_state(server: &Server, tag: &str, value: &str) {
+    let headers = format!("{}If-None-Match: {tag}\r\n", bearer());
+    let answer = ask(server, "GET /v1/workspaces/room", &headers).await;
+    assert_eq!(answer.status, 200, "{tag} is of another state: {answer:?}");
+    assert_eq!(answer.json()["data"], json!({ "k": value }));
+}
+
+#[tokio::test]
+async fn an_entity_tag_of_another_data_directory_never_matches() {
+    let (one, other) = (Server::start().await, Server::start().await);
+    write_k(&one, "of one").await;
+    write_k(&other, "of the other").await;
+    expect_other_state(&other, &tag_of(&one).await, "of the other").await;
+}
+
+#[tokio::test]
+async fn an_entity_tag_from_before_a_restored_copy_never_matches() {
+    let mut server = Server::start().await;
+    write_k(&server, "copied").await;
+    server.stop().await;
+    let copy = TempDir::new().expect("a temporary folder");
+    let copied = copy.path().join("data");
+    copy_folder(server.data_dir(), &copied);
+
+    server.restart(2).await;
+    write_k(&server, "before").await;
+    let tag = tag_of(&server).await;
+    server.stop().await;
+
+    std::fs::remove_dir_all(server.data_dir()).expect("the folder can be removed");
+    copy_folder(&copied, server.data_dir());
+    server.restart(2).await;
+    write_k(&server, "after").await;
+    expect_other_state(&server, &tag, "after").await;
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("a folder can be created");
+    for entry in std::fs::read_dir(from).expect("the folder can be read") {
+        let entry = entry.expect("the folder can be read");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("a file can be copied");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_large_state_comes_whole() {
     let server = Server::start().await;
@@ -167,6 +233,28 @@ async fn presence_is_who_says_to_be_there_once_each() {
     .await;
 }
 
+#[tokio::test]
+async fn a_query_is_form_encoded() {
+    let server = Setup::new().shards(1).start().await;
+    let mut clients = Vec::new();
+    // As `new URLSearchParams({userId})` writes them, and as `encodeURIComponent` does.
+    for user in ["Ann+Lee", "C%2B%2B+dev", "B%26B%3D1", "no%20plus", "%41nn"] {
+        let path = format!("{}&user%49d={user}", Server::sync_path("room"));
+        clients.push(Client::connect_path(&server, &path).await);
+    }
+    let answer = ask(&server, "GET /v1/presence/room", &bearer()).await;
+    let names: Vec<Value> = answer.json().as_array().expect("a list").clone();
+    let names: Vec<&str> = names
+        .iter()
+        .filter_map(|entry| entry["userId"].as_str())
+        .collect();
+    assert_eq!(names, ["Ann", "Ann Lee", "B&B=1", "C++ dev", "no plus"]);
+    // A path is not: there a plus is a plus.
+    let _plus = Client::connect_path(&server, &Server::sync_path("a+b")).await;
+    let state = ask(&server, "GET /v1/workspaces/a+b", &bearer()).await;
+    assert_eq!(state.json()["connections"], 1);
+}
+
 // ---- origins ----
 
 #[tokio::test]
@@ -229,19 +317,36 @@ async fn only_pages_of_named_origins_may_connect_and_read() {
 }
 
 #[tokio::test]
-async fn an_origin_that_is_none_is_refused_at_the_start() {
-    let outcome = Setup::new()
-        .args(&["--allow-origin", "https://app.example/"])
-        .run()
-        .await;
-    assert_eq!(outcome.code, Some(2));
-    assert!(
-        outcome
-            .stderr
-            .contains("it takes an origin as browsers send it"),
-        "{}",
-        outcome.stderr
-    );
+async fn an_origin_with_the_default_port_is_the_one_that_browsers_send() {
+    let origins = "HTTPS://App.Example:443,http://plain.example:80,http://other.example:443";
+    let server = Server::start_with(&["--allow-origin", origins]).await;
+    for (origin, status) in [
+        ("https://app.example", 101),
+        ("http://plain.example", 101),
+        ("http://other.example:443", 101),
+        ("http://other.example", 403),
+        ("http://app.example", 403),
+    ] {
+        let field = format!("Origin: {origin}\r\n");
+        let mut socket = Raw::connect(server.addr()).await;
+        let answer = socket.handshake(&Server::sync_path("room"), &field).await;
+        assert_eq!(answer.status, status, "{origin}");
+    }
+}
+
+#[tokio::test]
+async fn an_origin_that_no_browser_sends_is_refused_at_the_start() {
+    for (origin, reason) in [
+        ("https://app.example/", "without a path"),
+        ("https://*.example", "no wildcards"),
+        ("app.example", "a scheme"),
+    ] {
+        let outcome = Setup::new().args(&["--allow-origin", origin]).run().await;
+        assert_eq!(outcome.code, Some(2), "{origin}");
+        for part in ["--allow-origin", origin, reason] {
+            assert!(outcome.stderr.contains(part), "{part}: {}", outcome.stderr);
+        }
+    }
 }
 
 // ---- pages ----
@@ -294,12 +399,83 @@ async fn a_server_that_is_tried_out_gives_its_token_to_its_own_machine_alone() {
         let mut socket = Raw::connect(server.addr()).await;
         let head = format!("GET /console/session.json HTTP/1.1\r\nHost: {host}\r\n\r\n");
         socket.send(head.as_bytes()).await;
-        let session = socket.answer().await.json();
-        let given = session["token"].as_str().map(str::to_owned);
+        let answer = socket.answer().await;
+        assert_eq!(answer.status, if is_given { 200 } else { 403 }, "{host}");
+        let given = answer.json()["token"].as_str().map(str::to_owned);
         assert_eq!(given.is_some(), is_given, "{host}");
         if let Some(token) = given {
             let path = format!("/v1/sync/demo?token={token}");
             assert_eq!(server.handshake(&path).await.status, 101);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_the_server_shows_of_itself_is_for_this_machine_alone() {
+    let server = Server::start_with(&["--console"]).await;
+    let pages = [
+        "/",
+        "/console.css",
+        "/console.mjs",
+        "/console/session.json",
+        "/console/stats.json",
+        "/metrics",
+    ];
+    let requests = [
+        ("localhost:8080", "", 200),
+        ("app.localhost", "", 200),
+        ("127.8.9.10", "", 200),
+        ("[::1]:80", "", 200),
+        ("localhost", "X-Forwarded-For: 192.0.2.1\r\n", 403),
+        ("localhost", "CF-Connecting-IP: 192.0.2.1\r\n", 403),
+        ("evil.example", "", 403),
+        ("localhost.evil.example", "", 403),
+        ("127.0.0.1.evil.example:80", "", 403),
+        ("", "", 403),
+    ];
+    for page in pages {
+        for (host, headers, status) in requests {
+            let head = format!("GET {page} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n");
+            let mut socket = Raw::connect(server.addr()).await;
+            socket.send(head.as_bytes()).await;
+            let answer = socket.answer().await;
+            assert_eq!(answer.status, status, "{head}{answer:?}");
+            if status == 403 {
+                let message = answer.json()["message"].to_string();
+                assert!(message.contains("--admin-port"), "what to do: {message}");
+            }
+        }
+    }
+    // The target of a proxy's request names the host, and the field does not count (RFC 9112
+    // section 3.2.2).
+    let head = "GET http://evil.example/metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut socket = Raw::connect(server.addr()).await;
+    socket.send(head.as_bytes()).await;
+    assert_eq!(socket.answer().await.status, 403);
+}
+
+#[tokio::test]
+async fn pages_are_sent_once_and_confirmed_after_that() {
+    let server = Server::start_with(&["--console"]).await;
+    for path in ["/client.mjs", "/", "/console.css", "/console.mjs"] {
+        let first = server.get(path).await;
+        let tag = first.header("etag").expect("an entity tag").to_owned();
+        assert!(tag.starts_with('"'), "a strong one: {tag}");
+        assert_eq!(first.header("cache-control"), Some("no-cache"), "{path}");
+        for (tags, status) in [
+            (tag.as_str(), 304),
+            (&format!("\"a,b\", W/{tag}"), 304),
+            ("*", 304),
+            ("\"other\"", 200),
+        ] {
+            let headers = format!("If-None-Match: {tags}\r\n");
+            let answer = ask(&server, &format!("GET {path}"), &headers).await;
+            assert_eq!(answer.status, status, "{path} {tags}");
+            assert_eq!(answer.header("etag"), Some(tag.as_str()));
+            assert_eq!(answer.body.is_empty(), status == 304, "{path} {tags}");
+            for name in ["cache-control", "access-control-allow-origin"] {
+                assert_eq!(answer.header(name), first.header(name), "{path} {name}");
+            }
         }
     }
 }

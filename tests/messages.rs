@@ -117,6 +117,27 @@ async fn a_key_that_is_missing_no_string_empty_or_over_1024_bytes_is_refused_and
 }
 
 #[tokio::test]
+async fn a_field_that_is_nested_too_deep_is_named() {
+    let deep = nested("[", "]", 200);
+    let cases = [
+        (
+            "u must",
+            format!(
+                r#"{{"type":"op","u":{deep},"payload":{{"key":"k","value":1,"timestamp":1}}}}"#
+            ),
+        ),
+        (
+            "payload.u must",
+            format!(
+                r#"{{"type":"op","payload":{{"u":{deep},"key":"k","value":1,"timestamp":1}}}}"#
+            ),
+        ),
+        ("payload.value", op_with("\"k\"", &deep, "1")),
+    ];
+    check_refused(&cases).await;
+}
+
+#[tokio::test]
 async fn a_value_that_is_missing_is_refused_and_named() {
     check_refused(&[("payload.value", payload(r#"{"key":"k","timestamp":1}"#))]).await;
 }

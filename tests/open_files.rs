@@ -110,7 +110,7 @@ async fn a_pause_that_lasts_is_warned_of_now_and_then_and_not_at_every_try() {
 
 #[tokio::test]
 async fn a_log_that_fails_at_the_limit_is_opened_again_when_there_are_descriptors() {
-    let setup = Setup::new().shards(1).ignoring_file_size_signal();
+    let setup = Setup::new().shards(1);
     let mut scene = Scene::new(setup).await;
     let pid = scene.server.pid();
     limit_file_size(pid, Some(1));

@@ -9,8 +9,9 @@ use std::path::PathBuf;
 mod support;
 use support::client::{Client, Op, state_of};
 use support::files::{append_to_log, segments};
+use support::raw::{Raw, TEXT, handshake_head};
 use support::server::{Server, Setup};
-use support::{PATIENCE, eventually, stamp};
+use support::{PATIENCE, eventually, stamp, token};
 
 /// The file for which such a server waits.
 fn gate(setup: &Setup) -> PathBuf {
@@ -54,6 +55,13 @@ async fn half_way() -> (Server, u64, Map<String, Value>) {
     (held.start_reading().await, percent, state)
 }
 
+/// A connection with this request on it.
+async fn ask(server: &Server, head: &str) -> Raw {
+    let mut raw = Raw::connect(server.addr()).await;
+    raw.send(head.as_bytes()).await;
+    raw
+}
+
 async fn until_it_reads(server: &Server, percent: u64) {
     let wanted = json!({"status": format!("the log is being read: {percent} %")});
     eventually(&format!("/readyz tells {wanted}"), async || {
@@ -69,9 +77,6 @@ async fn it_answers_and_tells_how_far_it_is_while_the_log_is_read() {
     let (mut server, percent, state) = half_way().await;
     until_it_reads(&server, percent).await;
     assert_eq!(server.get("/healthz").await.status, 200);
-    let answer = server.handshake(&Server::sync_path("room")).await;
-    assert_eq!(answer.status, 503, "{answer:?}");
-    assert_eq!(answer.header("retry-after"), Some("5"));
     assert_eq!(server.handshake("/v1/sync/room").await.status, 401);
 
     // Not one line, but one from time to time.
@@ -81,7 +86,31 @@ async fn it_answers_and_tells_how_far_it_is_while_the_log_is_read() {
     })
     .await;
 
+    // Whoever needs the state waits for it.
+    let mut waiting = Vec::new();
+    for path in ["room", "hall"].map(Server::sync_path) {
+        waiting.push(ask(&server, &handshake_head(&path, "")).await);
+    }
+    let token = token::valid();
+    let mut look = ask(
+        &server,
+        &format!("GET /v1/workspaces/room?token={token} HTTP/1.1\r\nHost: test\r\n\r\n"),
+    )
+    .await;
+    // All have been read when these are answered: they came later.
+    for _ in 0..10 {
+        assert_eq!(server.get("/healthz").await.status, 200);
+    }
+    assert_eq!(server.get("/readyz").await.status, 503);
+
     fs::write(gate(server.setup()), "").expect("the folder can be written");
+    for raw in &mut waiting {
+        assert_eq!(raw.answer().await.status, 101);
+        assert_eq!(raw.frame().await.first_byte, TEXT);
+    }
+    let answer = look.answer().await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.json()["data"], Value::Object(state.clone()));
     server.until_it_listens().await;
     server.until_ready_is(200).await;
     server.log_line(&["read the log", "ops=60"]).await;
@@ -93,11 +122,19 @@ async fn it_answers_and_tells_how_far_it_is_while_the_log_is_read() {
 async fn it_can_be_stopped_while_the_log_is_read() {
     let (mut server, percent, state) = half_way().await;
     until_it_reads(&server, percent).await;
+    let mut waits = ask(&server, &handshake_head(&Server::sync_path("room"), "")).await;
+    for _ in 0..10 {
+        assert_eq!(server.get("/healthz").await.status, 200);
+    }
     let before = segments(server.data_dir());
     server.terminate();
+    let answer = waits.answer().await;
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert_eq!(answer.header("retry-after"), Some("5"));
+    drop(waits);
     assert_eq!(server.exit_code_within(PATIENCE).await, Some(0));
     assert!(
-        server.log().contains("stopped while the log was read"),
+        server.log().contains("stopped while reading the log"),
         "{}",
         server.log()
     );
@@ -107,4 +144,17 @@ async fn it_can_be_stopped_while_the_log_is_read() {
     server.restart(2).await;
     assert_eq!(state_of(&server, "room").await, state);
     server.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_connects_as_soon_as_the_port_is_open_is_let_in() {
+    for start in 0..20 {
+        let (mut server, mut raw) = Setup::new().start_and_connect().await;
+        let answer = raw.handshake(&Server::sync_path("room"), "").await;
+        assert_eq!(answer.status, 101, "start {start}: {answer:?}");
+        assert_eq!(raw.frame().await.payload, br#"{"type":"init","data":{}}"#);
+        drop(raw);
+        server.until_it_listens().await;
+        server.kill9();
+    }
 }

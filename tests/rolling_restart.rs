@@ -169,14 +169,21 @@ async fn a_passed_socket_is_made_fit_and_the_variable_port_is_not_looked_at() {
 async fn a_passed_socket_and_an_address_are_one_too_many() {
     let listener = listener();
     let address = address_of(&listener).to_string();
-    for setup in [
-        passing(&listener).args(&["--port", "0"]),
-        passing(&listener).args(&["--host", "127.0.0.1"]),
-        passing(&listener).env("ETHERPLY_PORT", "0"),
+    for (setup, setting) in [
+        (passing(&listener).args(&["--port", "0"]), "--port"),
+        (passing(&listener).args(&["--host", "127.0.0.1"]), "--host"),
+        (
+            passing(&listener).env("ETHERPLY_PORT", "0"),
+            "ETHERPLY_PORT",
+        ),
+        (
+            passing(&listener).args(&["--host", "127.0.0.1", "--port", "0"]),
+            "--host and --port",
+        ),
     ] {
         let outcome = setup.run().await;
         let line = outcome.expect_refusal();
-        for word in ["LISTEN_FDS", &address, "--host", "--port", "leave out"] {
+        for word in ["LISTEN_FDS", &address, setting, "leave out"] {
             assert!(line.contains(word), "{line}");
         }
     }

@@ -1,7 +1,9 @@
-//! A segment that the encoder wrote, with one change: a flipped bit, a shorter file, a range of zeros, a range that was
-//! written to the wrong place, or one of another segment. What is whole before the change is served and nothing else,
-//! the fault is told at its place, and it is called damage where a later batch proves that it was on disk. Behind the
-//! fault, every batch without a change is read again, and nothing that was never written.
+//! A segment that the encoder wrote, with one change: a flipped bit, a shorter file, a range of
+//! zeros, a range that was written to the wrong place, or one of another segment. What is whole
+//! before the change is served and nothing else, the fault is told at its place, and it is called
+//! damage where a later batch proves that it was on disk, or where its own batch misses no sector.
+//! Behind the fault, every batch without a change is read again, and nothing that was never
+//! written.
 //!
 //! Input: the change (kind, and three numbers of four bytes), then the batches: a byte with the number of ops and whether
 //! a sync follows, and for each op its texts, how often the value repeats, its seq and its timestamp.
@@ -11,7 +13,7 @@ use std::ops::Range;
 
 use etherply::log::record::{
     BATCH_HEADER_BYTES, FaultKind, Op, Reader, SEGMENT_HEADER_BYTES, SegmentHeader, begin_batch,
-    damage_behind, op_bytes, push_op, seal_batch,
+    SECTOR_BYTES, damage_behind, is_interrupted, op_bytes, push_op, seal_batch,
 };
 use etherply::log::repair::salvage::{Place, header_of};
 use etherply_fuzz::{Script, segment_header};
@@ -285,6 +287,31 @@ impl Written {
         let proof = proof.map(|unit| unit.at.start);
         let behind = &bytes[fault_offset..];
         assert_eq!(damage_behind(&header, behind, fault_offset), proof);
+
+        let mut reader = Reader::new(&header, bytes);
+        reader.by_ref().for_each(drop);
+        let is_torn = is_interrupted(reader.cursor(), behind);
+        assert_eq!(is_torn, self.misses_a_sector(bytes, fault_offset));
+    }
+
+    /// Whether what was to stand at the fault is not all there: a batch header, or the rest of its
+    /// batch behind a whole one.
+    fn misses_a_sector(&self, bytes: &[u8], fault_offset: usize) -> bool {
+        let at = self.units.iter().position(|unit| unit.at.start == fault_offset);
+        let at = at.expect("a fault is at the begin of a unit");
+        let is_header = |unit: &&Unit| unit.durable_position.is_some();
+        let end = if is_header(&&self.units[at]) {
+            self.units[at].at.end
+        } else {
+            let next = self.units[at..].iter().find(is_header);
+            next.map_or(self.bytes.len(), |unit| unit.at.start)
+        };
+        let sector_of = |at: usize| at / SECTOR_BYTES;
+        bytes.len() < end
+            || (sector_of(fault_offset)..=sector_of(end - 1)).any(|sector| {
+                let mut part = (fault_offset..end).filter(|at| sector_of(*at) == sector);
+                part.all(|at| bytes[at] == 0)
+            })
     }
 }
 

@@ -11,6 +11,12 @@
  * has no acknowledgement, so an own op counts as taken when a newer one has come in its place, or when the server has shown it in answer to
  * an `echo`; until then it is sent again after each reconnect, which is accepted silently. Numbers above 2^53 lose digits.
  *
+ * A room that ends (see `Error`, and `close`) with own ops that are not known to be taken lists them in its last `state` event and keeps
+ * them as long as the page lives. The next room of the same server and workspace has them in `unsaved`, without those that the server turns
+ * out to have: `restore()` sends them with the timestamps of their time, so that what others wrote since wins; `discard()` forgets
+ * them. Call `restore()` right after `connect` to always go on where the last room ended, unless another user may have signed in.
+ *
+ * @typedef {{key: string, value: any, timestamp: number}} Edit
  * @typedef {"Disconnected" | "Connecting" | "Authenticating" | "Connected" | "Synced" | "Error"} State
  * `Error` is final: the token was refused, or the server does not accept what this client sends.
  * @typedef {{key: string, value: any, timestamp: number, source: "self" | "other" | "init", over?: {value: any, timestamp: number}}} Change
@@ -24,6 +30,7 @@
  */
 
 const KEY_BYTES_MAX = 1024, MESSAGE_BYTES_MAX = 1 << 20, RETRY_MS = 250, RETRY_MS_MAX = 15_000, ANSWER_MS = 15_000;
+const DAY_US = 86_400e6; // The clock of an op that is further ahead was wrong: a server refuses it.
 const STABLE_MS = 5_000; // A connection that lives shorter is a failure too: a server in trouble is not hammered.
 const RESYNC = 4000; // The close code of a client that wants the state anew.
 const SETTLE_MS = 500, PACE_MS = 1_000; // From an op to asking whether it was taken; between parts of what was too much for the server.
@@ -36,6 +43,8 @@ const REFUSALS = { 400: "bad workspace", 401: "Unauthorized", 403: "not from thi
 export const connect = (options, host = globalThis) => new Room(typeof options === "string" ? { url: options } : options, host);
 const bytesOf = (text) => new TextEncoder().encode(text).length;
 const was_sent = ({ order }) => order < Infinity;
+const editOf = ({ key, text, timestamp }) => ({ key, value: JSON.parse(text), timestamp });
+const kept = new Map(); // By the URL of a workspace: the own ops that rooms ended with, by key.
 
 class Room extends EventTarget {
   #host; #base; #segment; #query; #source; #refusal;
@@ -44,7 +53,7 @@ class Room extends EventTarget {
   #pending = new Map(); // Own ops not known to be taken, by key, in the order of their timestamps; `order` is that of sending, or Infinity.
   #doubtful = []; // Ops of which the server has refused at least one.
   #pace = Infinity; #is_over = false; // Of what waits, so many ops are sent at a time; the last ones were too many.
-  #echoes = Promise.resolve(); #attempt = 0; #last_us = 0; #last_order = 0; #synced_ms = Infinity; #ended = false;
+  #echoes = Promise.resolve(); #attempt = 0; #last_us = 0; #taken_us = 0; #last_order = 0; #synced_ms = Infinity; #ended = false;
   #online = () => { this.#attempt = 0; this.#retry("online again"); };
 
   constructor({ url = import.meta.url, workspace, token }, host) {
@@ -63,6 +72,8 @@ class Room extends EventTarget {
   /** @returns {State} */
   get state() { return this.#state; }
   get pending() { return this.#pending.size; } // How many own ops are not known to be taken by the server.
+  /** What rooms of this server and workspace ended with, oldest first. @returns {Edit[]} */
+  get unsaved() { return this.#kept().map(editOf); }
   get(key) { return this.#entries.get(key)?.value; }
   /** @returns {[string, any][]} */
   entries() { return Array.from(this.#entries, ([key, entry]) => [key, entry.value]); }
@@ -74,12 +85,29 @@ class Room extends EventTarget {
     if (typeof key !== "string" || key === "" || bytesOf(key) > KEY_BYTES_MAX) throw new TypeError("a key is a string of 1 to 1024 bytes");
     if (text === undefined) throw new TypeError("a value is what JSON can say");
     if (bytesOf(text) > MESSAGE_BYTES_MAX - 8 * KEY_BYTES_MAX) throw new RangeError("a value is under 1 MiB");
-    const held = this.#entries.get(key);
-    const base = held?.timestamp === 0 ? held.text : this.#pending.get(key)?.base;
-    return this.#write(key, text, (held?.timestamp ?? 0) + 1, base);
+    const [held, own] = [this.#entries.get(key), this.#pending.get(key)];
+    const base = held?.timestamp === 0 || own?.is_doubtful ? held.text : own?.base;
+    // What was never sent need not be passed, nor what was refused.
+    const need_not_pass = own && (own.is_doubtful || !was_sent(own));
+    const passed_us = need_not_pass ? Math.max(own.passed_us, own.under?.timestamp ?? 0) : held?.timestamp ?? 0;
+    return this.#write(key, text, passed_us, base);
   }
 
-  /** `change` gets a Change, `state` gets `{state, reason, retry_ms}`, `error` gets the `{code, message, key}` of what the server refused, the key
+  /** Takes over what is in `unsaved`, but for keys of which there is something newer. */
+  restore() {
+    if (this.#ended) throw new Error("this room has ended");
+    const edits = this.#kept();
+    this.discard();
+    for (const { key, text, timestamp, base } of edits) {
+      if (this.#pending.has(key) || this.#entries.get(key)?.timestamp > timestamp) continue;
+      this.#put({ key, text, timestamp, base, passed_us: timestamp - 1, order: Infinity });
+    }
+  }
+
+  /** Forgets what is in `unsaved`. */
+  discard() { kept.delete(this.#place); }
+
+  /** `change` gets a Change, `state` gets `{state, reason, retry_ms}`, and at the end `unsaved` too, an Edit[]; `error` gets the `{code, message, key}` of what the server refused, the key
    * where it is known: that is undone here, or with 429 sent again, slowly. What `on` returns takes the listener away. */
   on(name, listener) {
     const handle = ({ detail }) => listener(detail);
@@ -90,21 +118,31 @@ class Room extends EventTarget {
   /** Sends an op that cannot win, since it is older than what its key holds: it changes nothing, and the server answers it with the winner.
    * Gives the milliseconds to the server and back, undefined without a connection or any key. @returns {Promise<number | undefined>} */
   echo() { return (this.#echoes = this.#echoes.then(() => new Promise((resolve) => this.#startEcho(resolve)))); }
-  /** Ends the connection for good; what waits to be sent is lost. */
+  /** Ends the connection for good; what is not known to be taken is kept for the next room. */
   close() { if (!this.#ended) this.#end("Disconnected", "closed here"); }
 
+  get #place() { return `${this.#base}/v1/sync/${this.#segment}`; }
+  #kept() { return [...(kept.get(this.#place)?.values() ?? [])].sort((a, b) => a.timestamp - b.timestamp); }
+
   /** `base` is what the user saw when its timestamp was not known: if that very value wins, his edit of it came later. */
-  #write(key, text, least_us, base) {
-    const timestamp = (this.#last_us = Math.max(this.#host.Date.now() * 1000, this.#last_us + 1, least_us));
+  #write(key, text, passed_us, base) {
+    const now_us = this.#host.Date.now() * 1000;
+    // A clock that was wrong and has been set right is not followed.
+    const last_us = this.#last_us > now_us + DAY_US ? 0 : this.#last_us;
+    const timestamp = (this.#last_us = Math.max(now_us, last_us + 1, passed_us + 1));
+    this.#put({ key, text, timestamp, base, passed_us, order: Infinity });
+    return timestamp;
+  }
+
+  #put(own) {
+    const { key, text, timestamp } = own;
     const value = JSON.parse(text);
-    const own = { key, text, timestamp, base, order: Infinity };
     this.#pending.delete(key);
     this.#pending.set(key, own);
     this.#entries.set(key, { value, text, timestamp, source: "self" });
     if (this.#state === "Synced" && this.#pacing === undefined) this.#send(own);
     this.#settle();
     this.#emit("change", { key, value, timestamp, source: "self" });
-    return timestamp;
   }
 
   #send(op) {
@@ -135,6 +173,7 @@ class Room extends EventTarget {
       this.#entries.set(key, { value, text, timestamp: 0, source: held?.text === text ? held.source : "init" });
       if (held?.text !== text) changes.push({ key, value, timestamp: 0, source: "init" });
     }
+    for (const { key, text } of this.#kept()) if (JSON.stringify(shown.get(key)) === text) kept.get(this.#place).delete(key);
     this.#state = "Synced";
     this.#synced_ms = this.#host.performance.now();
     for (const own of this.#pending.values()) own.order = Infinity;
@@ -152,7 +191,7 @@ class Room extends EventTarget {
     }
     if (own) own.under = { value, text, timestamp, source: "other" };
     if (held && timestamp < held.timestamp) return;
-    if (own?.base === text) return void this.#write(key, own.text, timestamp + 1);
+    if (own?.base === text) return void this.#write(key, own.text, timestamp);
     const is_known = held?.text === text && (held.timestamp === timestamp || held.timestamp === 0);
     const source = is_known ? held.source : "other";
     this.#pending.delete(key);
@@ -168,7 +207,7 @@ class Room extends EventTarget {
     // Where an op has no room, its echo may have found some.
     if (key !== undefined && (code === 429 || !own.is_echoed)) return this.#refuseOp(own, code, message);
     // What a 500 or a 429 keeps out is sent again. With a 500 the server closes by itself.
-    if (code === 400 || code === 413) this.#doubtful = [...this.#pending.values()].filter(was_sent);
+    if (code === 400 || code === 413) this.#forget((this.#doubtful = [...this.#pending.values()].filter(was_sent)));
     if (code !== 500) {
       this.#socket.close(RESYNC);
       this.#enter("Connected", message);
@@ -184,6 +223,7 @@ class Room extends EventTarget {
       [own.order, this.#is_over] = [Infinity, true];
       this.#pacing ??= this.#host.setTimeout(() => this.#sendSome(), PACE_MS);
     } else {
+      this.#forget([own]);
       this.#pending.delete(key);
       if (under) this.#entries.set(key, under);
       else this.#entries.delete(key);
@@ -192,8 +232,21 @@ class Room extends EventTarget {
     if (!is_told) this.#emit("error", { code, message, key });
   }
 
+  /** Later ops need not pass the timestamp of one that was refused: it may be that of a clock that was wrong. */
+  #forget(refused) {
+    for (const own of refused) own.is_doubtful = true;
+    this.#last_us = this.#taken_us;
+    for (const { timestamp, is_doubtful } of this.#pending.values()) if (!is_doubtful) this.#last_us = Math.max(this.#last_us, timestamp);
+  }
+
   /** An own op that comes back has been applied, and all that was sent before it has been handled. */
-  #taken({ order }) { for (const [key, own] of this.#pending) if (was_sent(own) && own.order <= order) this.#pending.delete(key); }
+  #taken({ order }) {
+    for (const [key, own] of this.#pending) {
+      if (!was_sent(own) || own.order > order) continue;
+      this.#taken_us = Math.max(this.#taken_us, own.timestamp);
+      this.#pending.delete(key);
+    }
+  }
 
   #settle() {
     if (this.#pending.size === 0 || this.#state !== "Synced" || this.#pacing) return;
@@ -248,7 +301,11 @@ class Room extends EventTarget {
 
   #closed({ code, reason }) {
     // The server has come to our close, so it has handled all that was sent: what it took is in the next init.
-    for (const own of code === RESYNC ? this.#doubtful : []) this.#pending.get(own.key) === own && this.#pending.delete(own.key);
+    for (const own of code === RESYNC ? this.#doubtful : []) {
+      if (this.#pending.get(own.key) !== own) continue;
+      this.#pending.delete(own.key);
+      this.#entries.get(own.key).timestamp = 0;
+    }
     if (reason === TOO_MANY) this.#pace = 1;
     if (code === 4001) this.#renew(reason, true);
     else if (FATAL_CODES.includes(code) && reason !== TOO_MANY) this.#end("Error", `closed with ${code} ${reason}`);
@@ -274,7 +331,10 @@ class Room extends EventTarget {
     this.#ended = true;
     this.#host.removeEventListener?.("online", this.#online);
     this.#leave();
-    this.#enter(state, reason);
+    const edits = kept.get(this.#place) ?? new Map();
+    for (const own of this.#pending.values()) if (!(edits.get(own.key)?.timestamp > own.timestamp)) edits.set(own.key, own);
+    if (edits.size > 0) kept.set(this.#place, edits);
+    this.#enter(state, reason, undefined, [...this.#pending.values()].map(editOf));
   }
 
   #leave() {
@@ -289,10 +349,10 @@ class Room extends EventTarget {
     else socket?.close?.(1000);
   }
 
-  #enter(state, reason, retry_ms) {
+  #enter(state, reason, retry_ms, unsaved) {
     this.#state = state;
     if (state === "Connected") this.#host.clearTimeout(this.#timer);
-    this.#emit("state", { state, reason, retry_ms });
+    this.#emit("state", { state, reason, retry_ms, ...(unsaved && { unsaved }) });
   }
 
   #emit(name, detail) { this.dispatchEvent(new CustomEvent(name, { detail })); }

@@ -56,13 +56,14 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_ops_refused_total",
         kind: "counter",
-        help: "Messages that were refused, by reason: bad_message, future_skew (--max-future-skew), too_large (--max-message-bytes), rate (--max-ops-per-second), workspace_bytes (--max-workspace-bytes); log_failed counts the clients that were told 500.",
+        help: "Messages that were refused, by reason: bad_message, future_skew (--max-future-skew), too_large (--max-message-bytes), rate (--max-ops-per-second), workspace_bytes (--max-workspace-bytes); disk_full (the disk is nearly full, each got an error 500); log_failed counts the clients that were told 500.",
         series: &[
             ("reason=\"bad_message\"", |c| c.refused_bad_message),
             ("reason=\"future_skew\"", |c| c.refused_future_skew),
             ("reason=\"too_large\"", |c| c.refused_too_large),
             ("reason=\"rate\"", |c| c.refused_rate),
             ("reason=\"workspace_bytes\"", |c| c.refused_workspace_bytes),
+            ("reason=\"disk_full\"", |c| c.refused_disk_full),
             ("reason=\"log_failed\"", |c| c.refused_log_failed),
         ],
     },
@@ -153,6 +154,12 @@ const FAMILIES: &[Family] = &[
         series: &[("", |c| c.failures)],
     },
     Family {
+        name: "etherply_connections_gave_way_total",
+        kind: "counter",
+        help: "Connections that gave way to others, since there were as many as there may be: without a whole request (408), or with their answer.",
+        series: &[("", |c| c.gave_way)],
+    },
+    Family {
         name: "etherply_log_written_bytes_total",
         kind: "counter",
         help: "Bytes that were written to the log.",
@@ -169,6 +176,30 @@ const FAMILIES: &[Family] = &[
         kind: "gauge",
         help: "What the state takes in a log in which nothing is dead.",
         series: &[("", |c| c.log_live_bytes)],
+    },
+    Family {
+        name: "etherply_log_bytes",
+        kind: "gauge",
+        help: "Length of the log in the shard's folder, dead bytes included.",
+        series: &[("", |c| c.log_bytes)],
+    },
+    Family {
+        name: "etherply_log_limit_bytes",
+        kind: "gauge",
+        help: "The bound of etherply_log_bytes, relative to what is live: there all writers of the shard wait for compaction, and well before it those that write much.",
+        series: &[("", |c| c.log_bytes_max)],
+    },
+    Family {
+        name: "etherply_writers_held",
+        kind: "gauge",
+        help: "Clients whose ops wait for compaction, since the log is near its bound.",
+        series: &[("", |c| c.sessions_held)],
+    },
+    Family {
+        name: "etherply_disk_full",
+        kind: "gauge",
+        help: "1 while ops that grow the log are refused with an error 500, since the disk is nearly full.",
+        series: &[("", |c| c.disk_is_full)],
     },
 ];
 
@@ -229,6 +260,17 @@ pub fn text(status: &Status, now_us: u64) -> Vec<u8> {
             }
         }
     }
+    let name = "etherply_absent_seconds_total";
+    page.family(
+        name,
+        "counter",
+        "How long the shard was stopped, or had no core: the deadlines of its clients moved by that.",
+    );
+    for shard in &shards {
+        let absent = Value::Microseconds(shard.reading.counters.absent_us);
+        page.sample(name, "", &[&shard.label], absent);
+    }
+    put_held(&mut page, &shards);
     put_codes(&mut page, &shards);
     put_histograms(&mut page, &shards);
     page.0
@@ -319,6 +361,18 @@ const OF_LOG: &[OfLog] = &[
         value: |log| Value::Count(log.compaction_failures),
     },
     OfLog {
+        name: "etherply_log_compaction_works",
+        kind: "gauge",
+        help: "0 while the last compaction has failed, and for good where a folder could not be synced: then no writer waits for it, and logs grow until the disk is nearly full.",
+        value: |log| Value::Count(u64::from(!log.compaction_is_broken)),
+    },
+    OfLog {
+        name: "etherply_disk_free_bytes",
+        kind: "gauge",
+        help: "What is free on the disk of the log, looked at once a second; 0 where the file system does not say.",
+        value: |log| Value::Count(log.disk_free_bytes.unwrap_or(0)),
+    },
+    OfLog {
         name: "etherply_recovery_ops",
         kind: "gauge",
         help: "Ops that were read from the log at the start.",
@@ -367,6 +421,16 @@ fn put_log(page: &mut Page, status: &Status, shards: &[Shard]) {
     page.sample(name, "", &[], Value::Microseconds(ratio));
 }
 
+fn put_held(page: &mut Page, shards: &[Shard]) {
+    let name = "etherply_writers_held_seconds_total";
+    let help = "Time in which at least one client of the shard waited for compaction.";
+    page.family(name, "counter", help);
+    for shard in shards {
+        let held = Value::Microseconds(shard.reading.counters.held_us);
+        page.sample(name, "", &[&shard.label], held);
+    }
+}
+
 fn put_codes(page: &mut Page, shards: &[Shard]) {
     let name = "etherply_http_responses_total";
     page.family(
@@ -404,6 +468,12 @@ fn put_histograms(page: &mut Page, shards: &[Shard]) {
     for shard in shards {
         let longest = Value::Microseconds(shard.reading.longest_turn_us);
         page.sample(name, "", &[&shard.label], longest);
+    }
+    let name = "etherply_ring_retries_total";
+    page.family(name, "counter", "Times that the kernel had refused operations (io_uring_enter(2)), and they were submitted again a moment later.");
+    for shard in shards {
+        let retries = Value::Count(shard.reading.ring_retries);
+        page.sample(name, "", &[&shard.label], retries);
     }
     let name = "etherply_commit_ops";
     page.family(

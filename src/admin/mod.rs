@@ -2,11 +2,35 @@
 //!
 //! The pages are files in this folder and part of the binary. Nothing on them comes from elsewhere: the policy that they are sent
 //! with (Content Security Policy Level 3) lets them load from this server alone, and forbids inline scripts and styles.
+//!
+//! # Who may see them
+//!
+//! | what | on `--port` | on `--admin-port` |
+//! | --- | --- | --- |
+//! | `/client.mjs` | everybody | everybody |
+//! | `/metrics` | this machine; everybody with `--metrics-public` | see below |
+//! | the console: `/`, `/console…` | this machine | see below |
+//! | `/console/session.json` with the token of `--dev` | this machine | this machine |
+//!
+//! *This machine* ([`Visitor::check_is_here`]) is a connection from a loopback address whose
+//! request no proxy has passed on, and which names a loopback host. The last point keeps out pages
+//! of another site whose name was made to lead to
+//! 127.0.0.1 (DNS rebinding): the browser takes such a server for that site, and lets its scripts
+//! read the answers. It names the site in `Host` though.
+//!
+//! An admin port shows itself to whatever reaches its address, proxies included: somebody put them
+//! there. Where that address is a loopback one, every page that a browser on this machine opens
+//! reaches it too, so the host must be a loopback one there. Elsewhere it may be any name, since
+//! monitoring scrapes by names that only its network knows: keep such an address away from
+//! browsers.
+
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::json;
 
 use crate::io::post::{Door, Status};
-use crate::wire::upgrade::{Answer, Page};
+use crate::wire::upgrade::{Answer, Page, PageRequest, Provenance, matches_tag};
 
 pub mod metrics;
 pub mod stats;
@@ -19,12 +43,14 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
 pub struct Pages {
     has_console: bool,
     /// What the console's form is filled with.
-    token: Option<String>,
-    has_admin_port: bool,
+    token: Mutex<Option<String>>,
+    /// The address of a port of their own.
+    admin_host: Option<IpAddr>,
     are_metrics_public: bool,
+    files: Files,
 }
 
-/// Who asks for a page.
+/// The sender of a request for a page, as far as its connection shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Visitor {
     /// Where it came in.
@@ -33,26 +59,46 @@ pub struct Visitor {
     pub is_local: bool,
 }
 
+impl Visitor {
+    /// Checks that a request was made on this machine, for this machine. The error says why it was
+    /// not.
+    pub fn check_is_here(self, provenance: Provenance) -> Result<(), &'static str> {
+        if !self.is_local {
+            return Err("the request comes from another machine");
+        }
+        if provenance.is_forwarded {
+            return Err("a proxy has passed the request on");
+        }
+        check_host(provenance)
+    }
+}
+
+fn check_host(provenance: Provenance) -> Result<(), &'static str> {
+    provenance
+        .is_host_loopback
+        .then_some(())
+        .ok_or("Host is not localhost, 127.0.0.1 or [::1]")
+}
+
 impl Pages {
-    /// The client module, and the console where it is asked for. `token` is given to everybody who opens that: it is for servers
-    /// that only this machine reaches.
+    /// The client module, and the console where it is asked for. `token` is given to every page of
+    /// this machine that opens it: it is for servers that only this machine reaches.
     #[must_use]
     pub fn new(has_console: bool, token: Option<String>) -> Self {
         Self {
             has_console,
-            token,
-            has_admin_port: false,
+            token: Mutex::new(token),
+            admin_host: None,
             are_metrics_public: false,
+            files: Files::new(),
         }
     }
 
-    /// With a port of their own for the console and the metrics: they are on no other.
+    /// With a port of their own for the console and the metrics, on this address: they are on no
+    /// other.
     #[must_use]
-    pub fn with_admin_port(self, has_admin_port: bool) -> Self {
-        Self {
-            has_admin_port,
-            ..self
-        }
+    pub fn with_admin_host(self, admin_host: Option<IpAddr>) -> Self {
+        Self { admin_host, ..self }
     }
 
     /// Where the metrics are on the port of the clients: they are for everybody there, and not for this machine alone.
@@ -64,52 +110,72 @@ impl Pages {
         }
     }
 
+    /// Replaces the token, if there is one: the secret that signs it may have changed.
+    pub fn renew_token(&self, make: impl FnOnce() -> String) {
+        let mut token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        if token.is_some() {
+            *token = Some(make());
+        }
+    }
+
+    fn token(&self) -> Option<String> {
+        let token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        token.clone()
+    }
+
     /// The answer to a request for a page.
     #[must_use]
-    pub fn answer(&self, page: Page, visitor: Visitor, uptime_us: u64, status: &Status) -> Answer {
+    pub fn answer(
+        &self,
+        request: &PageRequest,
+        visitor: Visitor,
+        uptime_us: u64,
+        status: &Status,
+    ) -> Answer {
+        let page = request.page;
         if page == Page::ClientModule {
-            let module = include_bytes!("client.mjs").as_slice();
-            return content("text/javascript; charset=utf-8", module)
+            return self
+                .files
+                .client_module
+                .answer(request)
                 .with("Access-Control-Allow-Origin", "*")
                 .with("Cross-Origin-Resource-Policy", "cross-origin");
         }
-        if self.has_admin_port && visitor.door == Door::Public {
+        let is_elsewhere = self.admin_host.is_some() && visitor.door == Door::Public;
+        if is_elsewhere {
             return Answer::not_found();
         }
-        if let Page::Metrics { is_forwarded } = page {
-            let is_near = visitor.is_local && !is_forwarded;
-            if visitor.door == Door::Public && !is_near && !self.are_metrics_public {
-                return Answer::forbidden(
-                    "metrics are for this machine alone (--metrics-public, --admin-port)",
-                );
-            }
-            return fresh(metrics::CONTENT_TYPE, metrics::text(status, uptime_us));
+        if page != Page::Metrics && !self.has_console {
+            return match page {
+                Page::Console => Answer::not_found_as("the console is off: start with --console"),
+                _ => Answer::not_found(),
+            };
         }
-        if !self.has_console {
-            return Answer::not_found();
+        if let Err(reason) = self.check(request, visitor) {
+            let remedy = match page {
+                Page::Metrics => "--admin-port or --metrics-public",
+                _ => "--admin-port",
+            };
+            return Answer::forbidden(&format!(
+                "this is for the server's own machine alone, and {reason}: \
+                 {remedy} shows it to others"
+            ));
         }
         let answer = match page {
-            Page::Console => {
-                let html = include_bytes!("console/index.html").as_slice();
-                content("text/html; charset=utf-8", html)
+            Page::Metrics => {
+                return fresh(metrics::CONTENT_TYPE, metrics::text(status, uptime_us));
             }
-            Page::ConsoleStyle => {
-                let css = include_bytes!("console/console.css").as_slice();
-                content("text/css; charset=utf-8", css)
-            }
-            Page::ConsoleScript => {
-                let script = include_bytes!("console/console.mjs").as_slice();
-                content("text/javascript; charset=utf-8", script)
-            }
-            Page::ConsoleSession { is_local } => {
+            Page::Console => self.files.console.answer(request),
+            Page::ConsoleStyle => self.files.console_style.answer(request),
+            Page::ConsoleScript => self.files.console_script.answer(request),
+            Page::ConsoleSession => {
                 let mut session = json!({ "workspace": "demo" });
-                // A page whose own name was made to lead here (DNS rebinding) would be of this origin.
-                if let Some(token) = self.token.as_ref().filter(|_| is_local) {
+                if let Some(token) = self.token() {
                     session["token"] = json!(token);
                 }
                 fresh_json(session.to_string().into_bytes())
             }
-            Page::ConsoleStats | Page::ClientModule | Page::Metrics { .. } => {
+            Page::ConsoleStats | Page::ClientModule => {
                 fresh_json(stats::to_json(uptime_us, &status.stats))
             }
         };
@@ -118,13 +184,79 @@ impl Pages {
             .with("Cross-Origin-Resource-Policy", "same-origin")
             .with("Referrer-Policy", "no-referrer")
     }
+
+    /// The one rule for all that is not for everybody: the table at the top of this module.
+    fn check(&self, request: &PageRequest, visitor: Visitor) -> Result<(), &'static str> {
+        let PageRequest {
+            page, provenance, ..
+        } = *request;
+        match visitor.door {
+            Door::Public if page == Page::Metrics && self.are_metrics_public => Ok(()),
+            Door::Public => visitor.check_is_here(provenance),
+            Door::Admin if page == Page::ConsoleSession && self.token().is_some() => {
+                visitor.check_is_here(provenance)
+            }
+            Door::Admin if self.admin_host.is_some_and(|host| host.is_loopback()) => {
+                check_host(provenance)
+            }
+            Door::Admin => Ok(()),
+        }
+    }
 }
 
-fn content(content_type: &'static str, body: &'static [u8]) -> Answer {
-    // A newer server has newer pages, and they are small.
-    Answer::content(content_type, body)
-        .with("Cache-Control", "no-cache")
-        .with("X-Content-Type-Options", "nosniff")
+/// What is part of the binary.
+#[derive(Debug)]
+struct Files {
+    client_module: PageFile,
+    console: PageFile,
+    console_style: PageFile,
+    console_script: PageFile,
+}
+
+impl Files {
+    fn new() -> Self {
+        const SCRIPT: &str = "text/javascript; charset=utf-8";
+        const STYLE: &str = "text/css; charset=utf-8";
+        const HTML: &str = "text/html; charset=utf-8";
+        Self {
+            client_module: PageFile::new(SCRIPT, include_bytes!("client.mjs")),
+            console: PageFile::new(HTML, include_bytes!("console/index.html")),
+            console_style: PageFile::new(STYLE, include_bytes!("console/console.css")),
+            console_script: PageFile::new(SCRIPT, include_bytes!("console/console.mjs")),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct PageFile {
+    content_type: &'static str,
+    bytes: &'static [u8],
+    entity_tag: String,
+}
+
+impl PageFile {
+    fn new(content_type: &'static str, bytes: &'static [u8]) -> Self {
+        let entity_tag = format!("\"{:x}-{:08x}\"", bytes.len(), crc32c::crc32c(bytes));
+        Self {
+            content_type,
+            bytes,
+            entity_tag,
+        }
+    }
+
+    fn answer(&self, request: &PageRequest) -> Answer {
+        let list = request.if_none_match.as_deref();
+        let answer = if list.is_some_and(|list| matches_tag(list, &self.entity_tag)) {
+            Answer::not_modified()
+        } else {
+            Answer::content(self.content_type, self.bytes)
+        };
+        // A newer server has newer files, so a browser asks each time whether it has the newest.
+        answer
+            .with("ETag", &self.entity_tag)
+            .with("Cache-Control", "no-cache")
+            .with("X-Content-Type-Options", "nosniff")
+    }
 }
 
 fn fresh_json(body: Vec<u8>) -> Answer {
@@ -141,41 +273,141 @@ fn fresh(content_type: &'static str, body: Vec<u8>) -> Answer {
 mod tests {
     use super::*;
 
+    const HERE: Provenance = Provenance {
+        is_forwarded: false,
+        is_host_loopback: true,
+    };
+    const PROXIED: Provenance = Provenance {
+        is_forwarded: true,
+        ..HERE
+    };
+    const REBOUND: Provenance = Provenance {
+        is_host_loopback: false,
+        ..HERE
+    };
+
+    fn request(page: Page, provenance: Provenance) -> PageRequest {
+        PageRequest {
+            page,
+            provenance,
+            if_none_match: None,
+            head_only: false,
+        }
+    }
+
     #[test]
-    fn metrics_and_the_console_are_for_those_who_are_meant() {
-        let status = Status::new(1, 1);
-        let pages = || Pages::new(true, None);
-        let near = (Door::Public, true, false);
-        let forwarded = (Door::Public, true, true);
-        let far = (Door::Public, false, false);
-        let admin = (Door::Admin, false, false);
-        for (pages, (door, is_local, is_forwarded), metrics, console) in [
-            (pages(), near, 200, 200),
-            (pages(), forwarded, 403, 200),
-            (pages(), far, 403, 200),
-            (pages().with_public_metrics(true), forwarded, 200, 200),
-            (pages().with_public_metrics(true), far, 200, 200),
-            (pages().with_admin_port(true), near, 404, 404),
-            (pages().with_admin_port(true), admin, 200, 200),
-            (
-                Pages::new(false, None).with_admin_port(true),
-                admin,
-                200,
-                404,
-            ),
+    fn this_machine() {
+        for (is_local, provenance, reason) in [
+            (true, HERE, None),
+            (false, HERE, Some("another machine")),
+            (true, PROXIED, Some("a proxy")),
+            (true, REBOUND, Some("Host is not localhost")),
         ] {
-            let visitor = Visitor { door, is_local };
-            let status_of = |page| pages.answer(page, visitor, 0, &status).status();
-            let found = [
-                status_of(Page::Metrics { is_forwarded }),
-                status_of(Page::Console),
-                status_of(Page::ClientModule),
-            ];
-            assert_eq!(
-                found,
-                [metrics, console, 200],
-                "{pages:?} {visitor:?} {is_forwarded}"
-            );
+            for door in [Door::Public, Door::Admin] {
+                let found = Visitor { door, is_local }.check_is_here(provenance);
+                match (found, reason) {
+                    (Ok(()), None) => {}
+                    (Err(found), Some(reason)) => assert!(found.contains(reason), "{found}"),
+                    (found, reason) => panic!("{found:?} is not {reason:?}"),
+                }
+            }
+        }
+    }
+
+    /// The statuses of metrics, console, figures, session and client module, asked for at a door by
+    /// a peer.
+    fn check(
+        pages: &Pages,
+        door: Door,
+        is_local: bool,
+        provenance: Provenance,
+        statuses: [u16; 4],
+    ) {
+        let status = Status::new(1, 1);
+        let visitor = Visitor { door, is_local };
+        let found = [
+            Page::Metrics,
+            Page::Console,
+            Page::ConsoleSession,
+            Page::ClientModule,
+        ]
+        .map(|page| {
+            let answer = pages.answer(&request(page, provenance), visitor, 0, &status);
+            answer.status()
+        });
+        assert_eq!(found, statuses, "{door:?} {is_local} {provenance:?}");
+        // All of the console is shown, or none of it.
+        for page in [Page::ConsoleStyle, Page::ConsoleScript, Page::ConsoleStats] {
+            let answer = pages.answer(&request(page, provenance), visitor, 0, &status);
+            assert_eq!(answer.status(), statuses[1], "{page:?}");
+        }
+    }
+
+    #[test]
+    fn pages_are_for_those_who_are_meant() {
+        use Door::{Admin, Public};
+        let host = |text: &str| Some(text.parse().unwrap());
+        let public = || Pages::new(true, None);
+        let admin_here = || public().with_admin_host(host("127.0.0.1"));
+        let admin_far = || public().with_admin_host(host("10.0.0.1"));
+        let dev = || Pages::new(true, Some("token".into()));
+        let dev_admin = || dev().with_admin_host(host("::1"));
+        let open = || public().with_public_metrics(true);
+        let bare = || Pages::new(false, None);
+        let (near, far) = (true, false);
+        for (pages, door, is_local, provenance, statuses) in [
+            (public(), Public, near, HERE, [200, 200, 200, 200]),
+            (public(), Public, near, PROXIED, [403, 403, 403, 200]),
+            (public(), Public, near, REBOUND, [403, 403, 403, 200]),
+            (public(), Public, far, HERE, [403, 403, 403, 200]),
+            (bare(), Public, near, HERE, [200, 404, 404, 200]),
+            (bare(), Public, far, HERE, [403, 404, 404, 200]),
+            (open(), Public, near, REBOUND, [200, 403, 403, 200]),
+            (open(), Public, far, PROXIED, [200, 403, 403, 200]),
+            (dev(), Public, near, HERE, [200, 200, 200, 200]),
+            (dev(), Public, near, REBOUND, [403, 403, 403, 200]),
+            (admin_here(), Public, near, HERE, [404, 404, 404, 200]),
+            (admin_here(), Admin, near, HERE, [200, 200, 200, 200]),
+            (admin_here(), Admin, near, PROXIED, [200, 200, 200, 200]),
+            (admin_here(), Admin, near, REBOUND, [403, 403, 403, 200]),
+            (admin_far(), Admin, far, PROXIED, [200, 200, 200, 200]),
+            (admin_far(), Admin, far, REBOUND, [200, 200, 200, 200]),
+            (dev_admin(), Admin, near, HERE, [200, 200, 200, 200]),
+            (dev_admin(), Admin, near, PROXIED, [200, 200, 403, 200]),
+            (dev_admin(), Admin, near, REBOUND, [403, 403, 403, 200]),
+        ] {
+            check(&pages, door, is_local, provenance, statuses);
+        }
+    }
+
+    #[test]
+    fn files_have_tags_of_their_own() {
+        let files = Files::new();
+        let files = [
+            files.client_module,
+            files.console,
+            files.console_style,
+            files.console_script,
+        ];
+        for file in &files {
+            let same = files
+                .iter()
+                .filter(|other| other.entity_tag == file.entity_tag);
+            assert_eq!(same.count(), 1, "{}", file.entity_tag);
+            let mut request = request(Page::Console, HERE);
+            for (list, status) in [(file.entity_tag.as_str(), 304), ("\"x\"", 200)] {
+                request.if_none_match = Some(list.to_owned());
+                assert_eq!(file.answer(&request).status(), status);
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_token_that_is_there_is_renewed() {
+        for (token, expected) in [(None, None), (Some("old"), Some("new"))] {
+            let pages = Pages::new(true, token.map(str::to_owned));
+            pages.renew_token(|| "new".into());
+            assert_eq!(pages.token().as_deref(), expected);
         }
     }
 }

@@ -121,6 +121,7 @@ pub struct ShardStats {
     syncs: SharedTally<DURATION_CLASSES>,
     turns: SharedTally<DURATION_CLASSES>,
     longest_turn: Longest,
+    ring_retries: AtomicU64,
     /// How long the last ones took, in turn.
     last_syncs_us: [AtomicU32; SYNCS_COUNT],
 }
@@ -138,6 +139,7 @@ impl Default for ShardStats {
             syncs: SharedTally::default(),
             turns: SharedTally::default(),
             longest_turn: Longest::default(),
+            ring_retries: AtomicU64::new(0),
             last_syncs_us: array::from_fn(|_| AtomicU32::new(0)),
         }
     }
@@ -156,6 +158,8 @@ pub struct Reading {
     pub turns: Durations,
     /// The longest of them of late.
     pub longest_turn_us: u64,
+    /// How often the kernel had refused operations of the ring.
+    pub ring_retries: u64,
 }
 
 impl ShardStats {
@@ -191,6 +195,11 @@ impl ShardStats {
         self.longest_turn.note(took_us, now_us);
     }
 
+    /// Sets how often the kernel had refused operations, which were submitted again.
+    pub fn retried(&self, retries: u64) {
+        self.ring_retries.store(retries, Ordering::Relaxed);
+    }
+
     /// The figures as they stand.
     #[must_use]
     pub fn read(&self, now_us: u64) -> Reading {
@@ -211,6 +220,7 @@ impl ShardStats {
             syncs: self.syncs.read(),
             turns: self.turns.read(),
             longest_turn_us: self.longest_turn.read_us(now_us),
+            ring_retries: self.ring_retries.load(Ordering::Relaxed),
         }
     }
 
@@ -266,6 +276,10 @@ pub struct LogFigures {
     pub torn_bytes: u64,
     /// How long that took.
     pub recovery_us: u64,
+    /// The last compaction failed, or none is possible any more.
+    pub compaction_is_broken: bool,
+    /// What is free on the disk, where that is known.
+    pub disk_free_bytes: Option<u64>,
 }
 
 /// The figures of the log. They change seldom, and on no way of an op.
@@ -386,6 +400,7 @@ mod tests {
             stats.written(us);
             stats.synced(us + 1);
             stats.turned(us + 2, us);
+            stats.retried(us + 3);
         }
         let reading = stats.read(60_000_000);
         assert_eq!(reading.counters, counters);
@@ -393,6 +408,7 @@ mod tests {
         assert_eq!((reading.syncs.count, reading.syncs.sum), (3, 60_000_034));
         assert_eq!((reading.turns.count, reading.turns.sum), (3, 60_000_037));
         assert_eq!(reading.longest_turn_us, 60_000_002);
+        assert_eq!(reading.ring_retries, 60_000_003);
     }
 
     #[test]

@@ -2,6 +2,9 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use std::process::ExitCode;
+
+use self::verify::Verdict;
 use super::output::Stop;
 use crate::config::log::{Log, LogCommand};
 
@@ -11,19 +14,23 @@ mod repair;
 mod stat;
 mod verify;
 
+/// The exit code where all that is served is whole, and segments have records beyond their ends.
+const RECORDS_BEYOND: u8 = 3;
+
 /// Runs a command on the log. The error is one line that tells what to do.
-pub fn run(settings: &Log) -> Result<(), String> {
+pub fn run(settings: &Log) -> Result<ExitCode, String> {
     raise_file_limit();
     let data = &settings.data_dir;
     let outcome = match &settings.command {
-        LogCommand::Stat(stat) => stat::run(data, stat),
+        LogCommand::Stat(stat) => stat::run(data, stat).map(|()| Verdict::Whole),
         LogCommand::Verify => verify::run(data),
-        LogCommand::Dump(dump) => dump::run(data, dump),
+        LogCommand::Dump(dump) => dump::run(data, dump).map(|()| Verdict::Whole),
         LogCommand::Repair(repair) => repair::run(data, repair),
-        LogCommand::Compact => compact::run(data),
+        LogCommand::Compact => compact::run(data).map(|()| Verdict::Whole),
     };
     match outcome {
-        Ok(()) | Err(Stop::NobodyReads) => Ok(()),
+        Ok(Verdict::RecordsBeyond) => Ok(ExitCode::from(RECORDS_BEYOND)),
+        Ok(Verdict::Whole) | Err(Stop::NobodyReads) => Ok(ExitCode::SUCCESS),
         Err(Stop::Failed(line)) => Err(line),
     }
 }

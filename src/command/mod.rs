@@ -6,6 +6,6 @@ pub mod log;
 pub mod paper;
 pub mod token;
 
-mod output;
+pub mod output;
 mod progress;
 mod text;

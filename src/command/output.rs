@@ -43,6 +43,14 @@ impl Output {
     }
 }
 
+/// Prints the help or the version that was asked for.
+pub fn print_help(help: &clap::Error) -> Result<(), String> {
+    match help.print().map_err(|error| stop(&error)) {
+        Ok(()) | Err(Stop::NobodyReads) => Ok(()),
+        Err(Stop::Failed(line)) => Err(line),
+    }
+}
+
 fn stop(error: &io::Error) -> Stop {
     match error.kind() {
         io::ErrorKind::BrokenPipe => Stop::NobodyReads,

@@ -26,7 +26,7 @@ pub fn completions(settings: &Completions) -> Result<(), String> {
 pub fn manual(settings: &Manual) -> Result<(), String> {
     clap_mangen::generate_to(CommandLine::command(), &settings.folder).map_err(|error| {
         format!(
-            "the manual cannot be written to {}: {error}; give a folder that is there",
+            "the manual pages cannot be written to {}: {error}; name an existing folder",
             settings.folder.display()
         )
     })

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::output::{Output, Stop};
 use crate::config::Token;
 use crate::wire::auth;
 
@@ -12,9 +13,10 @@ pub fn run(settings: &Token) -> Result<(), String> {
         .duration_since(UNIX_EPOCH)
         .unwrap_or(Duration::ZERO);
     let ttl_s = Some(settings.ttl.as_secs());
-    println!(
-        "{}",
-        auth::mint(&secret, &settings.sub, now.as_secs(), ttl_s)
-    );
-    Ok(())
+    let token = auth::mint(&secret, &settings.sub, now.as_secs(), ttl_s);
+    let mut output = Output::new();
+    match output.line(token).and_then(|()| output.flush()) {
+        Ok(()) | Err(Stop::NobodyReads) => Ok(()),
+        Err(Stop::Failed(line)) => Err(line),
+    }
 }

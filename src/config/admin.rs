@@ -2,24 +2,25 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use clap::Args;
+use clap::{ArgAction, Args};
 
 use super::value;
 
 /// The settings of what the server shows of itself, as they were given.
 #[derive(Debug, Args)]
 pub struct Admin {
-    /// A port of its own for /metrics, /healthz, /readyz and the console; 0 takes a free one. /metrics and the console are then
-    /// not on --port [default: none, they are all on --port]
+    /// A separate port for /metrics, /healthz, /readyz and the console (--console); 0 picks a free
+    /// one. The port of the clients then has no /metrics and no console [default: none]
     #[arg(long, value_name = "PORT", env = "ETHERPLY_ADMIN_PORT", hide_env_values = true, value_parser = value::port)]
     pub admin_port: Option<u16>,
 
-    /// The address of --admin-port: who reaches it may read the metrics [default: 127.0.0.1]
+    /// The address of --admin-port: anyone who can reach it can read the metrics. On a loopback
+    /// address the Host of a request must be a loopback name too, such as localhost [default: 127.0.0.1]
     #[arg(long, value_name = "IP", env = "ETHERPLY_ADMIN_HOST", hide_env_values = true, value_parser = value::ip, requires = "admin_port")]
     pub admin_host: Option<IpAddr>,
 
-    /// Without --admin-port: answer /metrics to everybody, and not to this machine alone
-    #[arg(long, env = "ETHERPLY_METRICS_PUBLIC", hide_env_values = true)]
+    /// Without --admin-port: serve /metrics to everyone, not only to this machine
+    #[arg(long, env = "ETHERPLY_METRICS_PUBLIC", hide_env_values = true, action = ArgAction::SetTrue, value_parser = value::boolean)]
     pub metrics_public: bool,
 }
 
@@ -37,11 +38,12 @@ impl Admin {
 mod tests {
     use clap::Parser;
 
-    use crate::config::{Command, CommandLine, usage_line};
+    use crate::config::usage::summary;
+    use crate::config::{Command, CommandLine};
 
     fn address(flags: &[&str]) -> Result<String, String> {
         let line = ["etherply", "serve"].iter().chain(flags);
-        let line = CommandLine::try_parse_from(line).map_err(|error| usage_line(&error))?;
+        let line = CommandLine::try_parse_from(line).map_err(|error| summary(&error))?;
         let Command::Serve(serve) = line.command else {
             unreachable!("the line says serve");
         };

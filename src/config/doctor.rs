@@ -10,7 +10,7 @@ use super::value;
 /// The settings of the server whose host is looked at.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Give it the flags and variables that the server gets, and run it as the server's user, under the limits and in the container of the server: most answers depend on these. It changes nothing; a file that it writes into the data directory to time the disk is removed. Exit 1: the server would not work here."
+    after_help = "Pass it the server's flags and variables, and run it as the server's user, under the same limits and in the same container: most answers depend on these. It changes nothing; the file that it writes into the data directory to time the disk is removed. Exit 1: the server would not work here."
 )]
 pub struct Doctor {
     /// The address to listen on [default: 0.0.0.0]

@@ -9,22 +9,22 @@ use crate::limits::WORKSPACE_BYTES_DEFAULT;
 /// What protects a server from its clients; 0: no limit.
 #[derive(Debug, Args)]
 pub struct Limits {
-    /// How many messages a connection may send in a second, with twice as many at once; more get error 429, and who goes on is closed
-    /// with 1008; 0: any
+    /// How many messages a connection may send per second, with bursts of twice as many; further ones
+    /// get error 429, and a client that goes on is closed with 1008; 0: no limit
     #[arg(long, value_name = "N", env = "ETHERPLY_MAX_OPS_PER_SECOND", hide_env_values = true, default_value_t = 0, value_parser = value::per_second)]
     pub max_ops_per_second: u32,
 
-    /// The most connections in a workspace; others are answered with 503; 0: any
+    /// The most connections in a workspace; further ones are refused with 503; 0: no limit
     #[arg(long, value_name = "N", env = "ETHERPLY_MAX_CONNECTIONS_PER_WORKSPACE", hide_env_values = true, default_value_t = 0, value_parser = value::workspace_connections)]
     pub max_connections_per_workspace: usize,
 
-    /// What the state of a workspace may take, as `etherply log stat` tells it (live); an op that would make it larger gets error 413;
-    /// 0: any
+    /// The largest state of a workspace, as `etherply log stat` reports it (live); an op that would
+    /// exceed it gets error 413; 0: no limit
     #[arg(long, value_name = "BYTES", env = "ETHERPLY_MAX_WORKSPACE_BYTES", hide_env_values = true, default_value_t = WORKSPACE_BYTES_DEFAULT, value_parser = value::workspace_bytes)]
     pub max_workspace_bytes: u64,
 
-    /// How many tokens are checked in a second, with twice as many at once, each shard its share; other requests are answered with
-    /// 503; 0: any
+    /// How many tokens are checked per second, with bursts of twice as many, divided among the shards;
+    /// further requests are refused with 503; 0: no limit
     #[arg(long, value_name = "N", env = "ETHERPLY_MAX_HANDSHAKES_PER_SECOND", hide_env_values = true, default_value_t = 0, value_parser = value::per_second)]
     pub max_handshakes_per_second: u32,
 }
@@ -49,7 +49,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::config::usage_line;
+    use crate::config::usage::summary;
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -59,7 +59,7 @@ mod tests {
 
     fn limits(arguments: &[&str]) -> Result<contract::Limits, String> {
         let line = ["etherply"].iter().chain(arguments);
-        let line = Line::try_parse_from(line).map_err(|error| usage_line(&error))?;
+        let line = Line::try_parse_from(line).map_err(|error| summary(&error))?;
         Ok((&line.limits).into())
     }
 

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 /// The settings of a look at the log, or of work on it.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "stat, verify and dump read the log of a running server too, and do not disturb it. repair and compact need a stopped one."
+    after_help = "stat, verify and dump also read the log of a running server, without disturbing it. repair and compact need a stopped server."
 )]
 pub struct Log {
     /// The folder that holds the log
@@ -29,22 +29,22 @@ pub struct Log {
 /// What to do with the log.
 #[derive(Debug, Subcommand)]
 pub enum LogCommand {
-    /// Tell how long the log is, how much of it is the state, and which workspaces are in it
+    /// Show how long the log is, how much of it is live, and which workspaces it has
     Stat(Stat),
     /// Check every record; exit 1 with the file and the offset of the first fault
     Verify,
     /// Print the ops of a workspace as JSON lines, in the order of their seq
     Dump(Dump),
-    /// Keep what is whole of a damaged log, and set the rest aside; nothing is deleted
+    /// Keep the intact part of a damaged log and set the rest aside; nothing is deleted
     Repair(Repair),
-    /// Rewrite the log without what is dead
+    /// Rewrite the log without superseded ops
     Compact,
 }
 
 /// What `stat` tells.
 #[derive(Debug, Args)]
 pub struct Stat {
-    /// All workspaces, not the 20 greatest alone
+    /// All workspaces, not only the 20 largest
     #[arg(long)]
     pub all: bool,
 
@@ -60,7 +60,7 @@ pub struct Dump {
     #[arg(long, value_name = "ID")]
     pub workspace: String,
 
-    /// The last change of each key alone, which is the state
+    /// Only the last change of each key, which is the state
     #[arg(long)]
     pub state: bool,
 }

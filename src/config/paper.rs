@@ -20,7 +20,7 @@ pub struct Completions {
 #[derive(Debug, Args)]
 #[command(after_help = "For example: etherply manual /tmp && man /tmp/etherply-serve.1")]
 pub struct Manual {
-    /// A folder that is there
+    /// An existing folder
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
 }

@@ -2,13 +2,16 @@
 
 use std::io;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use super::environment::{self, SECRET, SECRET_PREVIOUS};
+use super::given::Given;
 use crate::wire::auth::{Secret, Verifier};
 
-const SECRET: &str = "ETHERPLY_JWT_SECRET";
+mod dev;
+
 const SECRET_FILE: &str = "--jwt-secret-file";
-const SECRET_PREVIOUS: &str = "ETHERPLY_JWT_SECRET_PREVIOUS";
 const SECRET_PREVIOUS_FILE: &str = "--jwt-secret-previous-file";
 
 /// Why there is no secret.
@@ -20,35 +23,46 @@ pub enum SecretError {
     )]
     None,
     /// A secret was given in two ways.
-    #[error("both {variable} and {flag} are set: give one of them")]
+    #[error("both {variable} and {file} are set: set only one of them")]
     Twice {
         /// The environment variable.
         variable: &'static str,
-        /// The flag.
-        flag: &'static str,
+        /// The flag of the file, or its variable.
+        file: String,
     },
-    /// A secret is empty.
-    #[error(
-        "{0} is empty: set ETHERPLY_JWT_SECRET or --jwt-secret-file to 32 random bytes or more (for example what `openssl rand -hex 32` prints)"
-    )]
-    Empty(String),
-    /// The file of the secret before is empty.
-    #[error(
-        "{SECRET_PREVIOUS_FILE} {} is empty: put the secret before into it, or remove it", .0.display()
-    )]
-    EmptyPrevious(PathBuf),
+    /// A secret that anyone could guess.
+    #[error("{name} is empty, or only white space: {remedy}")]
+    Blank {
+        /// Where it is.
+        name: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// A file of a secret cannot be read.
-    #[error("{flag} {path}: {source}")]
+    #[error("{name} {path} cannot be read ({source}): {}", file_remedy(.source))]
     File {
-        /// The flag.
-        flag: &'static str,
+        /// The flag of the file, or its variable.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The secret that `--dev` keeps is empty.
+    #[error("{} is empty: remove it, and --dev makes a new one", .0.display())]
+    EmptyDev(PathBuf),
+    /// The secret that `--dev` keeps cannot be read or written.
+    #[error(
+        "{path}: {source}: --dev keeps its secret there; set ETHERPLY_JWT_SECRET to use another"
+    )]
+    Dev {
         /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
     /// The system has no random numbers.
-    #[error("the system gives no random numbers: {0}")]
+    #[error("the system has no random numbers for a secret: {0}")]
     Random(getrandom::Error),
 }
 
@@ -59,15 +73,20 @@ pub struct Secrets {
     pub current: Secret,
     /// Still accepted.
     pub previous: Option<Secret>,
-    /// Made up for this run.
-    pub is_ephemeral: bool,
+    /// Made up, for a server that is tried out with `--dev`.
+    pub is_made_up: bool,
+    /// The variables whose values end in a line break, which is not part of a secret, and these values. Tokens that were
+    /// signed with one of them are accepted too.
+    pub with_line_breaks: Vec<(&'static str, Secret)>,
 }
 
 impl Secrets {
     /// Checks the tokens of these secrets.
     #[must_use]
     pub fn verifier(&self) -> Verifier {
-        Verifier::new(&self.current, self.previous.as_ref())
+        let verifier = Verifier::new(&self.current, self.previous.as_ref());
+        let others = self.with_line_breaks.iter();
+        others.fold(verifier, |verifier, (_, secret)| verifier.accepting(secret))
     }
 
     /// Whether tokens of this secret are accepted.
@@ -80,40 +99,47 @@ impl Secrets {
     }
 }
 
-/// Where the secrets come from; a file that is not named stands in the environment.
+/// Where the secrets come from; one that is in no file is in the environment.
 #[derive(Debug, Clone, Copy)]
 pub struct SecretSources<'a> {
     /// The file of the secret.
     pub current: Option<&'a Path>,
-    /// The file of the secret before.
+    /// The file of the previous secret.
     pub previous: Option<&'a Path>,
     /// Whether one is made up where there is none.
     pub may_be_made_up: bool,
+    /// How the files were named.
+    pub given: &'a Given,
 }
 
 impl SecretSources<'_> {
     /// The secrets, for the first time.
     pub fn read(&self) -> Result<Secrets, SecretError> {
-        let previous = match chosen(SECRET_PREVIOUS, SECRET_PREVIOUS_FILE, self.previous)? {
-            Some(Source::File(path)) => previous_in(path)?,
-            Some(Source::Variable(secret)) => Some(secret),
-            None => None,
+        let previous = match (variable(&PREVIOUS)?, self.previous) {
+            (Some(_), Some(_)) => return Err(PREVIOUS.twice(self.given)),
+            (Some(secret), None) => Some(secret),
+            (None, Some(path)) => previous_in(path, self.given)?.map(Read::from),
+            (None, None) => None,
         };
-        let current = current(self.current)?;
-        let is_ephemeral = current.is_none() && self.may_be_made_up;
-        let current = if is_ephemeral {
-            Some(random_secret()?)
+        let current = current(self.current, self.given)?;
+        let is_made_up = current.is_none() && self.may_be_made_up;
+        let current = if is_made_up {
+            Some(Read::from(random_secret()?))
         } else {
             current
         };
+        let current = current.ok_or(SecretError::None)?;
+        let all = [Some(&current), previous.as_ref()].into_iter().flatten();
+        let with_line_breaks = all.filter_map(|read| read.with_line_break.clone());
         Ok(Secrets {
-            current: current.ok_or(SecretError::None)?,
-            previous,
-            is_ephemeral,
+            with_line_breaks: with_line_breaks.collect(),
+            current: current.secret,
+            previous: previous.map(|read| read.secret),
+            is_made_up,
         })
     }
 
-    /// Whether a secret stands in a file, which may change.
+    /// Whether a secret is in a file, which may change.
     #[must_use]
     pub fn has_files(&self) -> bool {
         self.current.is_some() || self.previous.is_some()
@@ -122,81 +148,160 @@ impl SecretSources<'_> {
     /// The secrets as their files hold them now; one that came another way stays.
     pub fn read_again(&self, before: &Secrets) -> Result<Secrets, SecretError> {
         let current = match self.current {
-            Some(path) => secret_in(SECRET_FILE, path)?,
+            Some(path) => secret_in(&CURRENT, path, self.given)?,
             None => before.current.clone(),
         };
         let previous = match self.previous {
-            Some(path) => previous_in(path)?,
+            Some(path) => previous_in(path, self.given)?,
             None => before.previous.clone(),
         };
         Ok(Secrets {
             current,
             previous,
-            is_ephemeral: before.is_ephemeral,
+            is_made_up: before.is_made_up,
+            with_line_breaks: before.with_line_breaks.clone(),
         })
     }
-}
 
-/// Where a secret comes from.
-enum Source<'a> {
-    Variable(Secret),
-    File(&'a Path),
-}
-
-fn chosen<'a>(
-    variable: &'static str,
-    flag: &'static str,
-    file: Option<&'a Path>,
-) -> Result<Option<Source<'a>>, SecretError> {
-    match (std::env::var_os(variable), file) {
-        (None, None) => Ok(None),
-        (Some(_), Some(_)) => Err(SecretError::Twice { variable, flag }),
-        (Some(value), None) => Secret::new(value.into_vec())
-            .map(|secret| Some(Source::Variable(secret)))
-            .ok_or_else(|| SecretError::Empty(variable.to_owned())),
-        (None, Some(path)) => Ok(Some(Source::File(path))),
+    /// Returns the files that every user of this machine can read, with their modes. Those that a group can read are none:
+    /// service managers and orchestrators hand secrets over so.
+    #[must_use]
+    pub fn exposed(&self) -> Vec<(PathBuf, u32)> {
+        let mode = |path: &Path| {
+            let mode = std::fs::metadata(path).ok()?.permissions().mode() & 0o777;
+            (mode & 0o007 != 0).then(|| (path.to_owned(), mode))
+        };
+        let files = [self.current, self.previous].into_iter().flatten();
+        files.filter_map(mode).collect()
     }
+}
+
+/// One of the two secrets: where it may be, and what to do where there is none of use.
+struct Kind {
+    variable: &'static str,
+    file: &'static str,
+    variable_remedy: &'static str,
+    file_remedy: &'static str,
+}
+
+const CURRENT: Kind = Kind {
+    variable: SECRET,
+    file: SECRET_FILE,
+    variable_remedy: "set it to 32 random bytes or more (for example what `openssl rand -hex 32` prints)",
+    file_remedy: "put 32 random bytes or more into it (for example what `openssl rand -hex 32` prints)",
+};
+const PREVIOUS: Kind = Kind {
+    variable: SECRET_PREVIOUS,
+    file: SECRET_PREVIOUS_FILE,
+    variable_remedy: "set it to the previous secret, or unset it",
+    file_remedy: "put the previous secret into it, or remove it",
+};
+
+impl Kind {
+    fn twice(&self, given: &Given) -> SecretError {
+        SecretError::Twice {
+            variable: self.variable,
+            file: given.name(self.file),
+        }
+    }
+}
+
+/// A secret, and the variable that holds it where that ends in a line break.
+struct Read {
+    secret: Secret,
+    with_line_break: Option<(&'static str, Secret)>,
+}
+
+impl From<Secret> for Read {
+    fn from(secret: Secret) -> Self {
+        Self {
+            secret,
+            with_line_break: None,
+        }
+    }
+}
+
+/// The secret that a variable holds.
+fn variable(kind: &Kind) -> Result<Option<Read>, SecretError> {
+    let Some(value) = environment::value(kind.variable) else {
+        return Ok(None);
+    };
+    let bytes = value.into_vec();
+    let secret = stripped(&bytes).ok_or_else(|| SecretError::Blank {
+        name: kind.variable.to_owned(),
+        remedy: kind.variable_remedy,
+    })?;
+    let whole = Secret::new(bytes).filter(|whole| whole.bytes() != secret.bytes());
+    Ok(Some(Read {
+        secret,
+        with_line_break: whole.map(|whole| (kind.variable, whole)),
+    }))
 }
 
 /// The secret that signs tokens, from this file or from the environment.
-pub(super) fn current(file: Option<&Path>) -> Result<Option<Secret>, SecretError> {
-    match chosen(SECRET, SECRET_FILE, file)? {
-        Some(Source::File(path)) => secret_in(SECRET_FILE, path).map(Some),
-        Some(Source::Variable(secret)) => Ok(Some(secret)),
-        None => Ok(None),
+fn current(file: Option<&Path>, given: &Given) -> Result<Option<Read>, SecretError> {
+    match (variable(&CURRENT)?, file) {
+        (Some(_), Some(_)) => Err(CURRENT.twice(given)),
+        (Some(secret), None) => Ok(Some(secret)),
+        (None, Some(path)) => secret_in(&CURRENT, path, given).map(|secret| Some(secret.into())),
+        (None, None) => Ok(None),
     }
 }
 
-fn secret_in(flag: &'static str, path: &Path) -> Result<Secret, SecretError> {
+/// The secret with which a command signs, from this file or from the environment.
+pub(super) fn signing(file: Option<&Path>, given: &Given) -> Result<Secret, SecretError> {
+    let current = current(file, given)?.ok_or(SecretError::None)?;
+    Ok(current.secret)
+}
+
+fn secret_in(kind: &Kind, path: &Path, given: &Given) -> Result<Secret, SecretError> {
+    let name = || given.name(kind.file);
     let bytes = std::fs::read(path).map_err(|source| SecretError::File {
-        flag,
+        name: name(),
         path: PathBuf::from(path),
         source,
     })?;
-    // Editors and `echo` end a file with a newline; no secret does.
-    let end = bytes
-        .iter()
-        .rposition(|byte| !matches!(byte, b'\r' | b'\n'))
-        .map_or(0, |last| last + 1);
-    Secret::new(bytes[..end].to_vec())
-        .ok_or_else(|| SecretError::Empty(format!("{flag} {}", path.display())))
+    stripped(&bytes).ok_or_else(|| SecretError::Blank {
+        name: format!("{} {}", name(), path.display()),
+        remedy: kind.file_remedy,
+    })
 }
 
-/// A file that is not there means that no secret is being rotated, so that the flag can stay. One that is empty is a mistake, or
+fn file_remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "create it, or name another file",
+        io::ErrorKind::PermissionDenied => "give this user read access, or name another file",
+        _ => "name another file",
+    }
+}
+
+/// Returns the secret in what a variable or a file holds. Editors and `echo` end a text with a line break; no secret does.
+/// None: it is blank, so that anyone could guess it.
+fn stripped(bytes: &[u8]) -> Option<Secret> {
+    let is_break = |byte: &u8| matches!(byte, b'\r' | b'\n');
+    let end = bytes.iter().rposition(|byte| !is_break(byte))? + 1;
+    let secret = &bytes[..end];
+    let is_blank = secret.iter().all(u8::is_ascii_whitespace);
+    Secret::new(secret.to_vec()).filter(|_| !is_blank)
+}
+
+/// A file that is not there means that no secret is being rotated, so that the flag can stay. One that is blank is a mistake, or
 /// is just being written.
-fn previous_in(path: &Path) -> Result<Option<Secret>, SecretError> {
-    match secret_in(SECRET_PREVIOUS_FILE, path) {
+fn previous_in(path: &Path, given: &Given) -> Result<Option<Secret>, SecretError> {
+    match secret_in(&PREVIOUS, path, given) {
         Ok(secret) => Ok(Some(secret)),
         Err(SecretError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             Ok(None)
         }
-        Err(SecretError::Empty(_)) => Err(SecretError::EmptyPrevious(path.to_owned())),
         Err(error) => Err(error),
     }
 }
 
+/// 32 random bytes in hex: text, so that a file of it is one for `--jwt-secret-file`.
 fn random_secret() -> Result<Secret, SecretError> {
-    let mut bytes = vec![0; 32];
-    getrandom::fill(&mut bytes).map_err(SecretError::Random)?;
-    Ok(Secret::new(bytes).expect("32 bytes are not empty"))
+    let mut halves = [[0; 16]; 2];
+    getrandom::fill(halves.as_flattened_mut()).map_err(SecretError::Random)?;
+    let [high, low] = halves.map(u128::from_be_bytes);
+    let digits = format!("{high:032x}{low:032x}");
+    Ok(Secret::new(digits.into_bytes()).expect("64 digits are not empty"))
 }

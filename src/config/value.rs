@@ -70,28 +70,31 @@ pub(super) fn per_second(text: &str) -> Result<u32, String> {
     number(text, 0..=PER_SECOND_MAX)
 }
 
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .ok()
-        .filter(|duration| *duration <= Duration::from_hours(100 * 365 * 24))
-        .ok_or_else(|| "it takes a time such as 30s, 15m, 24h or 7days, up to 100 years".to_owned())
+/// What a flag without a value may be as a variable.
+pub(super) fn boolean(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" => Ok(true),
+        "0" | "false" | "no" => Ok(false),
+        _ => Err("it takes 1, true or yes, or 0, false or no".to_owned()),
+    }
 }
 
-/// An origin as a browser sends it (RFC 6454 section 6.2): no path, no slash at the end, no upper case.
-pub(super) fn origin(text: &str) -> Result<String, String> {
-    let example =
-        "it takes an origin as browsers send it, like https://app.example or http://localhost:3000";
-    let is_origin = text.split_once("://").is_some_and(|(scheme, host)| {
-        let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
-        !scheme.is_empty()
-            && scheme
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
-            && !host.is_empty()
-            && host.bytes().all(is_host)
-    });
-    if !is_origin && text != "null" {
-        return Err(example.to_owned());
-    }
-    Ok(text.to_ascii_lowercase())
+/// What a year is to humantime: 365.25 days.
+const HUNDRED_YEARS: Duration = Duration::from_hours(36_525 * 24);
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    time(text, Duration::ZERO)
+        .ok_or_else(|| "it takes a time such as 30s, 15m, 24h or 7days, up to 100years".to_owned())
+}
+
+/// How long a token is valid, in whole seconds as its `exp` is.
+pub(super) fn ttl(text: &str) -> Result<Duration, String> {
+    time(text, Duration::from_secs(1)).ok_or_else(|| {
+        "it takes a time from 1s to 100years, such as 30s, 15m, 24h or 7days".to_owned()
+    })
+}
+
+fn time(text: &str, least: Duration) -> Option<Duration> {
+    let time = humantime::parse_duration(text).ok();
+    time.filter(|time| (least..=HUNDRED_YEARS).contains(time))
 }

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use crate::core::journal::Note;
+use crate::core::log_space::LogSize;
 use crate::core::session::SessionId;
 use crate::core::window::Spans;
 use crate::core::workspace::Workspace;
 use crate::log::commit::{Durability, End, OpenSegment};
 use crate::wire::auth::{Grant, Verifier};
-use crate::wire::upgrade::{Answer, Look, Page};
+use crate::wire::upgrade::{Answer, Look, PageRequest};
 
 /// The time, as the caller sees it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,18 +47,24 @@ pub struct ShardConfig {
     pub segment_bytes_min: u64,
     /// and not beyond this one.
     pub segment_bytes_max: u64,
+    /// What the log may have beside what its live data allow, before anybody is slowed down.
+    pub log_spare_bytes: u64,
     /// How far ahead of the clock a timestamp may be.
     pub future_skew_us: u64,
     /// How long a drain may take.
     pub drain_us: u64,
     /// Keys the hash of every workspace's keys.
     pub hash_seed: u64,
+    /// A random id of this start of the server, the same for all its shards.
+    pub start_id: u64,
     /// Checks tokens.
     pub verifier: Arc<Verifier>,
     /// The origins whose pages may connect and read (RFC 6454); none named: all.
     pub origins: Arc<[String]>,
     /// What protects the server from its clients.
     pub limits: Limits,
+    /// Whether it notes each connection for the log ([`Output::Note`]).
+    pub has_journal: bool,
     /// Handling an op with this key panics: a fault for tests.
     pub fault_panic_key: Option<String>,
 }
@@ -72,6 +80,15 @@ pub struct Limits {
     pub workspace_bytes: Option<u64>,
     /// Requests with a token in a second, of all shards together: each takes its share.
     pub handshakes_per_second: Option<u32>,
+}
+
+/// Where connections come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// `--port`.
+    Public,
+    /// `--admin-port`.
+    Admin,
 }
 
 /// What the caller sees of the other shards, brought up to date before a turn.
@@ -98,6 +115,11 @@ pub enum Input<'a> {
     /// The state was read back and a new segment is open; or not, and it is to be tried again later. It is the first input of
     /// the log for a shard that began with [`Shard::recovering`](super::shard::Shard::recovering).
     Rebuilt(Option<(OpenSegment, Vec<Workspace>)>),
+    /// The log's files are not at their paths any more. What is written to them would be lost.
+    LogDisplaced,
+    /// The log was measured: after a segment was opened, a compaction has freed something, or the room on
+    /// the disk has changed.
+    LogSize(LogSize),
     /// The page that was asked for.
     Page(SessionId, Answer),
     /// Stop: refuse, finish, close. A second one closes everybody at once.
@@ -119,8 +141,10 @@ pub enum Output {
     Close(SessionId),
     /// Move the connection to the shard that owns its workspace, and forget the session here.
     Handoff(SessionId, u32, Box<Ticket>),
+    /// Log this of the connection. Only with [`ShardConfig::has_journal`].
+    Note(SessionId, Box<Note>),
     /// Make a page, and bring it back at once as [`Input::Page`].
-    Page(SessionId, Page),
+    Page(SessionId, PageRequest),
     /// Write `bytes[from..]` at `offset` of the open segment.
     LogWrite {
         /// The file offset of `bytes[from]`.
@@ -152,6 +176,8 @@ pub enum Output {
 pub struct Ticket {
     pub(super) workspace: String,
     pub(super) wish: Wish,
+    /// How long the client may still wait for its answer.
+    pub(super) left_us: u64,
     /// What the client sent behind its request.
     pub(super) unparsed: Vec<u8>,
 }
@@ -162,6 +188,8 @@ pub(super) enum Wish {
     /// To be a member.
     Join {
         grant: Grant,
+        /// For the journal, where there is one.
+        subject: Option<Box<str>>,
         accept_key: String,
         user: Option<Box<str>>,
     },

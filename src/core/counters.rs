@@ -176,6 +176,12 @@ counters! {
     given_up_messages,
     /// Senders whose ops a log that failed has lost, or that caused a panic.
     refused_log_failed,
+    /// Ops for whose log the disk had no room.
+    refused_disk_full,
+    /// Microseconds in which clients waited for compaction.
+    held_us,
+    /// Clients that wait for compaction.
+    sessions_held,
     /// Ops that won, times the clients that were owed them.
     deliveries,
     /// Bytes that came in.
@@ -198,6 +204,10 @@ counters! {
     failures,
     /// Close frames of clients that closed first.
     closed_by_peer,
+    /// Connections that gave way to others.
+    gave_way,
+    /// How long the shard was away: it was stopped, or got no core.
+    absent_us,
     /// Clients in a workspace.
     connections,
     /// Connections whose request is awaited or waits for its answer.
@@ -220,6 +230,12 @@ counters! {
     log_live_bytes,
     /// The length of the open segment.
     log_open_bytes,
+    /// The length of the log in the shard's folder, without what the open segment has over its usual length.
+    log_bytes,
+    /// What that may be.
+    log_bytes_max,
+    /// Whether ops that grow the log are refused.
+    disk_is_full,
 }
 
 #[cfg(test)]

@@ -323,6 +323,9 @@ impl Shard {
             return self.abort(id);
         };
         self.counters.bytes_sent += bytes as u64;
+        if let Some(journal) = &mut self.journal {
+            journal.sent(id, bytes);
+        }
         let session = &mut self.sessions[id.slot as usize];
         if clock.now_us - session.last_progress_us > SECOND_US {
             // The socket was full, and now it is not: the peer has read.

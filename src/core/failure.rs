@@ -4,6 +4,7 @@
 //! In `always` mode nobody was shown an op that is forgotten here; those who sent them get a 500.
 
 use crate::core::contract::{Clock, Output};
+use crate::core::journal::Party;
 use crate::core::session::{SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
 use crate::core::workspace::Workspace;
@@ -51,19 +52,20 @@ impl Shard {
             let is_told = told.binary_search(&id).is_ok();
             match session.state {
                 State::Open { .. } => self.dismiss(id, is_told, clock),
-                State::Handshake if culprit == Some(id) => {
+                State::Handshake | State::Waiting if culprit == Some(id) => {
                     self.answer(id, &Answer::internal_server_error(), clock);
                 }
                 State::Closing if culprit == Some(id) => self.abort(id),
                 // What it was to be shown is lost.
                 State::Closing if session.outbox.is_gated(self.visible_position) => {
                     let answer = Answer::internal_server_error();
+                    self.note_answer(id, &answer);
                     self.counters.responses.answered(answer.status());
-                    let chunk = self.pool.fill(512, |out| answer.encode(out));
+                    let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
                     self.queue_last(id, chunk, 0, clock);
                 }
                 // A panic may have come between a timer and its next one.
-                State::Handshake | State::Closing => self.reschedule(id, clock),
+                State::Handshake | State::Waiting | State::Closing => self.reschedule(id, clock),
             }
         }
         if !self.commit.is_failed() {
@@ -89,7 +91,8 @@ impl Shard {
             let Some(session) = self.sessions.get_mut(slot) else {
                 continue;
             };
-            self.handshakes_count += u64::from(session.state == State::Handshake);
+            let is_unanswered = matches!(session.state, State::Handshake | State::Waiting);
+            self.handshakes_count += u64::from(is_unanswered);
             (session.has_account, session.unfinished_bytes) = (false, 0);
             self.pool.held.answer_bytes += session.outbox.own_answer_bytes();
             if !session.sending {
@@ -107,6 +110,7 @@ impl Shard {
             }
             frame::put_close(out, INTERNAL_ERROR, INTERNAL_SERVER_ERROR);
         });
+        self.note_ending(id, INTERNAL_ERROR, INTERNAL_SERVER_ERROR, Party::Server);
         self.counters.closes.closed(INTERNAL_ERROR);
         self.queue_last(id, last, 0, clock);
     }
@@ -131,6 +135,7 @@ impl Shard {
             "an outcome follows its rebuild"
         );
         if is_rebuild {
+            self.rebuilds_count += 1;
             self.reopen_wait_us = (self.reopen_wait_us * 2).min(REOPEN_WAIT_MAX_US);
         }
         let Some((segment, workspaces)) = outcome else {

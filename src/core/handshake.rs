@@ -6,6 +6,7 @@ use std::sync::Arc;
 use smallvec::smallvec;
 
 use crate::core::contract::{Clock, Output, Ticket, Wish, shard_of};
+use crate::core::journal::Party;
 use crate::core::look::{Shown, for_allowed};
 use crate::core::outbox::Due;
 use crate::core::rate::{Meter, Rate};
@@ -14,8 +15,8 @@ use crate::core::session::{Intake, Passage, Session, SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
 use crate::core::snapshot::{Point, Texts, Wanted};
 use crate::core::workspace::Workspace;
-use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
-use crate::wire::auth::{Grant, Verifier};
+use crate::limits::RETRY_AFTER_S;
+use crate::wire::auth::{self, Grant, Verifier};
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
 
@@ -26,15 +27,24 @@ struct Place {
 }
 
 impl Shard {
-    pub(super) fn open_session(&mut self, over_limit: bool, clock: Clock) -> SessionId {
+    /// Opens a session whose client is to be answered within `answer_us`.
+    pub(super) fn open_session(
+        &mut self,
+        over_limit: bool,
+        answer_us: u64,
+        clock: Clock,
+    ) -> SessionId {
         self.sessions_begun += 1;
-        let deadline_us = clock.now_us + HEAD_TIMEOUT_US;
+        let deadline_us = clock.now_us + answer_us;
         let session = Session::new(self.sessions_begun, over_limit, clock.now_us, deadline_us);
         let generation = session.generation();
         let slot = self.sessions.insert(session);
         let slot = u32::try_from(slot).expect("fewer sessions than descriptors");
         let id = SessionId { slot, generation };
         self.handshakes_count += 1;
+        if let Some(journal) = &mut self.journal {
+            journal.begin(id, clock.now_us);
+        }
         self.schedule(id, deadline_us);
         id
     }
@@ -45,7 +55,12 @@ impl Shard {
             return;
         };
         session.unparsed.extend_from_slice(bytes);
-        match upgrade::parse_head(&session.unparsed) {
+        let parsed = upgrade::parse_head(&session.unparsed);
+        if !matches!(parsed, Ok(None)) {
+            self.keeps_its_place(id);
+        }
+        let session = &mut self.sessions[id.slot as usize];
+        match parsed {
             Ok(None) => self.receive_queue.push(id),
             Ok(Some((head_bytes, request))) => {
                 session.unparsed.drain(..head_bytes);
@@ -61,9 +76,9 @@ impl Shard {
         match request {
             Request::Sync(request) => self.admit(id, request, clock),
             Request::Look(request) => self.admit_look(id, request, clock),
-            Request::Page { page, head_only } => {
-                self.sessions[id.slot as usize].head_only = head_only;
-                self.outputs.push_back(Output::Page(id, page));
+            Request::Page(request) => {
+                self.sessions[id.slot as usize].head_only = request.head_only;
+                self.outputs.push_back(Output::Page(id, request));
                 Ok(())
             }
             Request::Preflight { origin } => {
@@ -106,8 +121,11 @@ impl Shard {
                 "pages of this origin may not connect (--allow-origin)",
             ));
         }
+        let is_noted = self.journal.is_some();
+        let token = request.token.as_deref().filter(|_| is_noted);
         let wish = Wish::Join {
             grant,
+            subject: token.and_then(auth::subject),
             accept_key: request.accept_key,
             user: request.user.map(Box::from),
         };
@@ -127,7 +145,7 @@ impl Shard {
                 self.counters.refused_handshakes += 1;
                 // Not 429, which is about what one client sends (RFC 6585 section 4): this one may be the first of its kind.
                 return Err(Answer::unavailable(
-                    "the server is asked for too much at once",
+                    "too many requests with a token at once, try again later",
                     RETRY_AFTER_S,
                 ));
             }
@@ -151,7 +169,7 @@ impl Shard {
         let session = &mut self.sessions[id.slot as usize];
         if session.over_limit {
             return Err(Answer::unavailable(
-                "the server has as many connections as it may",
+                "the server is at its limit of connections, try again later",
                 RETRY_AFTER_S,
             ));
         }
@@ -160,11 +178,15 @@ impl Shard {
         let ticket = Ticket {
             workspace,
             wish,
+            left_us: session.deadline_us.saturating_sub(clock.now_us),
             unparsed,
         };
         if owner == self.config.shard {
             self.redeem(id, ticket, clock);
         } else {
+            if let Some(journal) = &mut self.journal {
+                journal.forget(id);
+            }
             self.retire(id);
             self.outputs
                 .push_back(Output::Handoff(id, owner, Box::new(ticket)));
@@ -172,17 +194,33 @@ impl Shard {
         Ok(())
     }
 
-    /// Does what a ticket is for.
+    /// Does what a ticket is for, as soon as the state that it needs is there.
     pub(super) fn redeem(&mut self, id: SessionId, ticket: Ticket, clock: Clock) {
+        if self.is_reading_state() {
+            return self.let_wait(id, ticket);
+        }
+        let refusal = self.refusal();
+        self.fulfil(id, ticket, refusal, clock);
+    }
+
+    /// Does what a ticket is for, or says why not.
+    pub(super) fn fulfil(
+        &mut self,
+        id: SessionId,
+        ticket: Ticket,
+        refusal: Option<Answer>,
+        clock: Clock,
+    ) {
         let Ticket {
             workspace,
             wish,
+            left_us: _,
             unparsed,
         } = ticket;
-        let refusal = self.refusal();
         match wish {
             Wish::Join {
                 grant,
+                subject,
                 accept_key,
                 user,
             } => {
@@ -195,6 +233,10 @@ impl Shard {
                         if let Some(user) = user.map(Rc::from) {
                             self.rooms[place.room_slot as usize].user_came(Rc::clone(&user));
                             self.users.insert(id.slot, user);
+                        }
+                        if let Some(journal) = &mut self.journal {
+                            let note = journal.joined(id, &workspace, subject.as_deref());
+                            self.outputs.push_back(Output::Note(id, Box::new(note)));
                         }
                         self.join(id, place, &grant, &accept_key, unparsed, clock);
                     }
@@ -219,12 +261,12 @@ impl Shard {
     }
 
     /// Why nobody can be served now.
-    fn refusal(&self) -> Option<Answer> {
+    pub(super) fn refusal(&self) -> Option<Answer> {
         if self.drain != Drain::No {
             return Some(stopping());
         }
         if self.health == Health::Recovering {
-            let why = "the server is starting";
+            let why = "the server is still reading its log";
             return Some(Answer::unavailable(why, RETRY_AFTER_S));
         }
         (!self.health.is_serving()).then(Answer::internal_server_error)
@@ -238,7 +280,7 @@ impl Shard {
             return None;
         }
         self.counters.refused_members += 1;
-        let why = "the workspace has as many connections as it may";
+        let why = "the workspace is at its limit of connections, try again later";
         Some(Answer::unavailable(why, RETRY_AFTER_S))
     }
 
@@ -342,13 +384,21 @@ impl Shard {
 
     /// Answers a request with something else than 101, and closes.
     pub(super) fn answer(&mut self, id: SessionId, answer: &Answer, clock: Clock) {
+        self.note_answer(id, answer);
         self.counters.responses.answered(answer.status());
-        let chunk = self.pool.fill(512, |out| answer.encode(out));
+        let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
         self.send_last(id, chunk, clock);
+    }
+
+    pub(super) fn note_answer(&mut self, id: SessionId, answer: &Answer) {
+        if self.journal.is_some() {
+            self.note_ending(id, answer.status(), &answer.message(), Party::Server);
+        }
     }
 
     /// Closes an open session with a close frame.
     pub(super) fn close(&mut self, id: SessionId, code: u16, reason: &str, clock: Clock) {
+        self.note_ending(id, code, reason, Party::Server);
         self.counters.closes.closed(code);
         self.close_with(id, code, reason, clock);
     }

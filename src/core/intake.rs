@@ -12,7 +12,8 @@ use crate::core::timers::tick_of;
 use crate::core::window::{Chunk, ChunkPool};
 use crate::core::workspace::{Entry, Source, Verdict};
 use crate::limits::{
-    MESSAGES_PER_TURN_MAX, SECOND_US, SESSION_BYTES_SPARED, SHARED_FRAME_BYTES_MIN,
+    EMPTY_FRAMES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US, SESSION_BYTES_SPARED,
+    SHARED_FRAME_BYTES_MIN,
 };
 use crate::log::record;
 use crate::wire::frame::{self, Event};
@@ -30,6 +31,10 @@ const POLICY_VIOLATION: u16 = 1008;
 const BAD_MESSAGE: u16 = 400;
 /// The code of an error message about an op for which there is no room.
 const TOO_LARGE: u16 = 413;
+/// The code of an error message about an op for which the disk has no room.
+const NO_ROOM: u16 = 500;
+/// Its text.
+const DISK_FULL_TEXT: &str = "the disk of the server is nearly full, and this op was not kept: send it again when there is room";
 /// The code of an error message about a message that came too soon.
 const TOO_MANY: u16 = 429;
 
@@ -56,18 +61,23 @@ impl Shard {
             return self.abort(id);
         };
         self.counters.bytes_received += bytes.len() as u64;
+        if let Some(journal) = &mut self.journal {
+            journal.received(id, bytes.len());
+        }
         let session = &mut self.sessions[id.slot as usize];
         if bytes.is_empty() {
             session.ended = true;
             // Before 101 a client may close its side and still wait for its answer.
             return match session.state {
                 State::Closing if !session.finished => {}
+                State::Waiting => self.received_waiting(id, bytes),
                 State::Closing | State::Handshake | State::Open { .. } => self.abort(id),
             };
         }
         session.last_received_us = clock.now_us;
         match session.state {
             State::Handshake => self.read_head(id, bytes, clock),
+            State::Waiting => self.received_waiting(id, bytes),
             State::Open { .. } => self.read_bytes(id, bytes, clock),
             State::Closing => self.receive_queue.push(id),
         }
@@ -96,7 +106,7 @@ impl Shard {
         !self.commit.is_full()
     }
 
-    fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
+    pub(super) fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
         let session = &mut self.sessions[id.slot as usize];
         let mut unparsed = std::mem::take(&mut session.unparsed);
         // Only what is not whole yet is copied. A frame that grows long does so in a list of its
@@ -144,11 +154,12 @@ impl Shard {
                 self.time_message(id, read.has_ended, clock);
             }
             // It is the server that takes its time.
-            Intake::Unread | Intake::Paused => session.message_since_us = u64::MAX,
+            Intake::Unread | Intake::Held | Intake::Paused => session.message_since_us = u64::MAX,
         }
-        let session = &self.sessions[id.slot as usize];
-        if session.intake == Intake::Unread {
-            self.unread_queue.push_back(id);
+        match self.sessions[id.slot as usize].intake {
+            Intake::Unread => self.unread_queue.push_back(id),
+            Intake::Held => self.held_queue.push_back(id),
+            Intake::Receiving | Intake::Paused => {}
         }
     }
 
@@ -180,13 +191,20 @@ impl Shard {
             if frames == MESSAGES_PER_TURN_MAX || !self.may_read_on() {
                 break Intake::Unread;
             }
+            if !self.log_space.is_free() && self.is_held(id, &bytes[read.consumed..], clock) {
+                break Intake::Held;
+            }
             match decoder.decode(&mut bytes[read.consumed..], message_bytes_max) {
                 Ok(step) if step.consumed == 0 => break Intake::Receiving,
                 Ok(step) => {
                     read.consumed += step.consumed;
-                    if let Some(event) = step.event {
-                        read.has_ended |= matches!(event, Event::Text(_) | Event::Binary(_));
-                        self.read_event(id, event, clock);
+                    let is_empty = step.is_empty_fragment();
+                    match step.event {
+                        Some(event) => {
+                            read.has_ended |= matches!(event, Event::Text(_) | Event::Binary(_));
+                            self.read_event(id, event, clock);
+                        }
+                        None => self.count_frame(id, is_empty, clock),
                     }
                 }
                 Err(error) => {
@@ -211,7 +229,6 @@ impl Shard {
     fn read_event(&mut self, id: SessionId, event: Event<'_>, clock: Clock) {
         let pace = match event {
             Event::Text(_) | Event::Ping(_) => self.pace(id, clock),
-            // A pong is what the server asked for.
             Event::Binary(_) | Event::Pong(_) | Event::Close(_) => Pace::Within,
         };
         if pace == Pace::Beyond {
@@ -223,11 +240,43 @@ impl Shard {
             Event::Ping(payload) => {
                 self.reply(id, payload.len() + 2, |out| frame::put_pong(out, payload));
             }
-            Event::Pong(_) => {}
+            Event::Pong(_) => self.read_pong(id, clock),
             Event::Close(code) => {
                 self.counters.closed_by_peer += 1;
+                if let Some(journal) = &mut self.journal {
+                    journal.closed_by_client(id, code);
+                }
                 self.close_with(id, code.map_or(NORMAL, |(code, _)| code), "", clock);
             }
+        }
+    }
+
+    /// The pong that the server asked for is free. Another one is a heartbeat (RFC 6455 section 5.5.3), and counts as a frame.
+    fn read_pong(&mut self, id: SessionId, clock: Clock) {
+        let session = &mut self.sessions[id.slot as usize];
+        if !std::mem::take(&mut session.owes_pong) {
+            self.count_frame(id, true, clock);
+        }
+    }
+
+    /// Counts a frame that is no message: a fragment of one, or a pong that nobody asked for.
+    ///
+    /// There is no end to what costs a client nothing. RFC 6455 names "a long stream of small frames that are a part of a fragmented
+    /// message" (section 10.4) among what an endpoint must protect itself from. So frames without content are bounded for everybody,
+    /// and all others by the rate, where there is one, and by the length of a message. A session that stays within these bounds
+    /// takes its turn with the others: a turn reads no more than [`MESSAGES_PER_TURN_MAX`] frames of each, whatever they are.
+    fn count_frame(&mut self, id: SessionId, is_empty: bool, clock: Clock) {
+        let session = &mut self.sessions[id.slot as usize];
+        session.empty_frames += u32::from(is_empty);
+        let is_within = match self.config.limits.ops_per_second {
+            None => true,
+            Some(per_second) => {
+                let meter = &mut self.meters[id.slot as usize];
+                meter.count_frame(per_second, clock.now_us)
+            }
+        };
+        if session.empty_frames > EMPTY_FRAMES_MAX || !is_within {
+            self.close(id, POLICY_VIOLATION, "too many frames", clock);
         }
     }
 
@@ -242,6 +291,11 @@ impl Shard {
     fn read_message(&mut self, id: SessionId, text: &str, pace: Pace, clock: Clock) {
         let mut parser = self.parser.take().unwrap_or_default();
         let message = parser.parse(text);
+        if let Some(journal) = &mut self.journal
+            && let Ok(Message::Op(_)) = message
+        {
+            journal.op(id);
+        }
         match message {
             // A sign of life is one, however many there are.
             Ok(Message::Ping) => {}
@@ -259,7 +313,7 @@ impl Shard {
         self.counters.refused_rate += 1;
         let per_second = self.config.limits.ops_per_second.unwrap_or_default();
         let text = format!(
-            "too many messages: send at most {per_second} in a second (--max-ops-per-second), and this one again later"
+            "too many messages: at most {per_second} per second are allowed (--max-ops-per-second); send this one again later"
         );
         match message {
             Some(Message::Op(op)) => self.refuse_op(id, TOO_MANY, &text, &op),
@@ -280,6 +334,10 @@ impl Shard {
                 BAD_MESSAGE,
                 &skew_text(ahead_us, self.config.future_skew_us),
             );
+        }
+        if self.log_space.is_disk_full(self.commit.end_position()) && self.refuse_disk_full(id, &op)
+        {
+            return;
         }
         let source = self.source(id);
         let session = &mut self.sessions[id.slot as usize];
@@ -313,16 +371,17 @@ impl Shard {
                     value,
                     timestamp,
                 } = op;
-                let position = self.commit.push(
-                    &record::Op {
-                        workspace,
-                        key,
-                        value,
-                        seq,
-                        timestamp,
-                    },
-                    clock.now_us,
-                );
+                let record = record::Op {
+                    workspace,
+                    key,
+                    value,
+                    seq,
+                    timestamp,
+                };
+                let record_bytes = record::op_bytes(&record) as u64;
+                let position = self.commit.push(&record, clock.now_us);
+                self.log_space
+                    .wrote(&mut room.allowance, record_bytes, clock.now_us);
                 let (start, end) = room.broadcast(key, value, timestamp, position, &mut self.pool);
                 if !session.outbox.skip_own(start, end, &mut self.pool) {
                     self.fall_behind(id);
@@ -368,10 +427,27 @@ impl Shard {
         self.enqueue(id);
     }
 
+    /// Refuses an op that would win, since the disk has no room for it. False: it would not, and needs none.
+    fn refuse_disk_full(&mut self, id: SessionId, op: &Op<'_>) -> bool {
+        let room_slot = self.sessions[id.slot as usize].room();
+        let room_slot = room_slot.expect("only an open session applies");
+        let held = self.rooms[room_slot as usize].workspace.get(op.key);
+        if held.is_some_and(|held| op.timestamp <= held.timestamp()) {
+            return false;
+        }
+        self.counters.refused_disk_full += 1;
+        if let Some(held) = held {
+            let correction = correction(room_slot, held, &mut self.budget, &mut self.pool);
+            self.correct(id, correction);
+        }
+        self.refuse_op(id, NO_ROOM, DISK_FULL_TEXT, op);
+        true
+    }
+
     fn refuse_too_large(&mut self, id: SessionId, bytes_max: u64, op: &Op<'_>) {
         self.counters.refused_workspace_bytes += 1;
         let text = format!(
-            "the workspace is full: it may have {bytes_max} bytes (--max-workspace-bytes), and this op would make it larger"
+            "the workspace is full: its limit is {bytes_max} bytes (--max-workspace-bytes), and this op would exceed it"
         );
         self.refuse_op(id, TOO_LARGE, &text, op);
     }

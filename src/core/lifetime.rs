@@ -57,6 +57,7 @@ impl Shard {
             State::Handshake if past(session.deadline_us) => {
                 self.answer(id, &Answer::request_timeout(), clock);
             }
+            State::Waiting if past(session.deadline_us) => self.give_up_waiting(id, clock),
             State::Closing if past(session.deadline_us) => {
                 let stalled_us = session.last_progress_us + STALL_TIMEOUT_US;
                 if session.ends_long && session.sending && !past(stalled_us) {
@@ -66,7 +67,7 @@ impl Shard {
                     self.abort(id);
                 }
             }
-            State::Handshake | State::Closing => self.reschedule(id, clock),
+            State::Handshake | State::Waiting | State::Closing => self.reschedule(id, clock),
             State::Open { .. } => {
                 if session.expires_at_us <= clock.unix_us {
                     self.close(id, TOKEN_EXPIRED, "token expired", clock);
@@ -93,6 +94,7 @@ impl Shard {
         let session = &mut self.sessions[id.slot as usize];
         if session.next_ping_us <= clock.now_us {
             session.next_ping_us = clock.now_us + self.config.ping_interval_us;
+            (session.owes_pong, session.empty_frames) = (true, 0);
             self.reply(id, 2, frame::put_ping);
         }
     }
@@ -117,6 +119,7 @@ impl Shard {
 
     /// A session that stands in no room any more is sent what is visible, and what is queued next, and is closed then.
     pub(super) fn begin_closing(&mut self, id: SessionId, clock: Clock) {
+        self.keeps_its_place(id);
         let visible_position = self.visible_position;
         self.end_handshake(id);
         let session = &mut self.sessions[id.slot as usize];
@@ -140,6 +143,7 @@ impl Shard {
         if session.ended {
             self.abort(id);
         } else {
+            self.is_answered(id);
             self.outputs.push_back(Output::Finish(id));
         }
     }
@@ -150,6 +154,7 @@ impl Shard {
         if self.session(id).is_none_or(|session| session.gone) {
             return;
         }
+        self.keeps_its_place(id);
         self.end_handshake(id);
         let session = &mut self.sessions[id.slot as usize];
         session.state = State::Closing;
@@ -171,6 +176,11 @@ impl Shard {
     /// A session is over: nothing of it is in flight, and nothing must be started for it.
     pub(super) fn retire(&mut self, id: SessionId) {
         self.end_handshake(id);
+        if let Some(journal) = &mut self.journal
+            && let Some(note) = journal.end(id)
+        {
+            self.outputs.push_back(Output::Note(id, Box::new(note)));
+        }
         let session = &mut self.sessions[id.slot as usize];
         assert!(
             !session.sending && !session.receiving && !session.gone,
@@ -182,8 +192,14 @@ impl Shard {
 
     /// A session has its answer, or none is needed any more.
     fn end_handshake(&mut self, id: SessionId) {
-        if self.sessions[id.slot as usize].state == State::Handshake {
-            self.handshakes_count -= 1;
+        let session = &self.sessions[id.slot as usize];
+        match session.state {
+            State::Handshake => self.handshakes_count -= 1,
+            State::Waiting => {
+                self.handshakes_count -= 1;
+                self.waiting.remove(&session.number);
+            }
+            State::Open { .. } | State::Closing => {}
         }
     }
 

@@ -121,7 +121,7 @@ impl Shard {
     ) -> Shown {
         let room = room_slot.map(|slot| &self.rooms[slot as usize]);
         let (seq, gate) = room.map_or((0, 0), |room| (room.workspace.seq(), room.gate()));
-        let tag = format!("\"{seq}\"");
+        let tag = self.entity_tag(seq);
         let mut shown = if if_none_match.is_some_and(|list| matches_tag(list, &tag)) {
             Shown::from(Answer::not_modified())
         } else if let Some(room_slot) = room_slot {
@@ -135,12 +135,22 @@ impl Shard {
             Shown::from(Answer::json(body))
         };
         shown.gate = gate;
-        // Weak: the number of connections changes without the state.
         shown.answer = shown
             .answer
-            .with("ETag", &format!("W/{tag}"))
+            .with("ETag", &tag)
             .with("Cache-Control", "no-cache");
         shown
+    }
+
+    /// Returns the entity tag of a workspace's state at this seq.
+    ///
+    /// A seq is given again to another op when the server starts on a restored copy of its log, and
+    /// when a shard rebuilds its state from a log that has lost what `interval` and `none` had
+    /// already shown. So the tag also names the start, by a random id, and counts the rebuilds
+    /// since. It is weak, because the number of connections changes without the state.
+    fn entity_tag(&self, seq: u64) -> String {
+        let (start_id, rebuilds_count) = (self.config.start_id, self.rebuilds_count);
+        format!("W/\"{start_id:016x}.{rebuilds_count}.{seq}\"")
     }
 
     /// The state of a room; of one that is only asked for its head, how long it is.
@@ -234,8 +244,9 @@ impl Shard {
     }
 
     fn answer_due(&mut self, id: SessionId, answer: &Answer, due: Due, clock: Clock) {
+        self.note_answer(id, answer);
         self.counters.responses.answered(answer.status());
-        let chunk = self.pool.fill(512, |out| answer.encode(out));
+        let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
         self.begin_closing(id, clock);
         let outbox = &mut self.sessions[id.slot as usize].outbox;
         outbox.push_due(chunk, due, &mut self.pool);

@@ -1,9 +1,12 @@
 //! The server's logic as a pure state machine: no clock, no IO. Open [`shard`] first.
 
+pub mod absence;
 pub mod chunk;
 pub mod contract;
 pub mod counters;
 pub mod deal;
+pub mod journal;
+pub mod log_space;
 pub mod outbox;
 pub mod rate;
 pub mod session;
@@ -13,6 +16,7 @@ pub mod timers;
 pub mod usage;
 pub mod window;
 pub mod workspace;
+pub mod yielding;
 
 mod budget;
 mod cut;
@@ -21,6 +25,7 @@ mod encoding;
 mod eviction;
 mod failure;
 mod handshake;
+mod held;
 mod index;
 mod intake;
 mod ledger;
@@ -30,3 +35,4 @@ mod presence;
 mod rest;
 mod room;
 mod snapshot;
+mod waiting;

@@ -4,7 +4,7 @@
 //! over the limit. That is the continuous-state leaky bucket of ITU-T I.371, which needs no timer. Whole numbers alone, so nothing is
 //! lost to rounding, however often it is asked.
 
-use crate::limits::{PATIENCE_S, RATE_BURST_S, REFUSALS_MIN};
+use crate::limits::{FRAMES_BURST_MIN, FRAMES_PER_MESSAGE, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN};
 
 /// So much of a bucket is one token: what leaks in a microsecond at one in a minute is 1.
 const TOKEN: u64 = 60_000_000;
@@ -33,6 +33,15 @@ impl Rate {
         }
     }
 
+    /// The frames that a client may send which are no messages, where so many messages in a second are allowed.
+    fn of_frames(per_second: u32) -> Self {
+        let count = u64::from(per_second) * u64::from(FRAMES_PER_MESSAGE);
+        Self {
+            per_minute: count * 60,
+            burst: (count * RATE_BURST_S).max(FRAMES_BURST_MIN),
+        }
+    }
+
     /// What may be refused of a client that may send so much: a tenth of that for ever, and as much as it may send in
     /// [`PATIENCE_S`] seconds before it is given up.
     fn of_refusals(per_second: u32) -> Self {
@@ -48,6 +57,8 @@ impl Rate {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Bucket {
     taken: u64,
+    /// What may be taken beyond the burst, once.
+    allowance: u64,
     at_us: u64,
 }
 
@@ -62,8 +73,22 @@ impl Bucket {
         let has_token = self.taken + TOKEN <= rate.burst * TOKEN;
         if has_token {
             self.taken += TOKEN;
+            return true;
         }
-        has_token
+        let allowance = self.allowance.checked_sub(TOKEN);
+        self.allowance = allowance.unwrap_or(self.allowance);
+        allowance.is_some()
+    }
+
+    /// Counts time that has passed beside the clock.
+    pub fn has_aged(&mut self, us: u64) {
+        self.at_us = self.at_us.saturating_sub(us);
+    }
+
+    /// Allows what the rate gives in `us`, beyond the burst: it was sent in that time, and comes now.
+    fn allow_for(&mut self, rate: Rate, us: u64) {
+        let leaked = us.saturating_mul(rate.per_minute);
+        self.allowance = self.allowance.saturating_add(leaked);
     }
 }
 
@@ -83,6 +108,7 @@ pub enum Pace {
 pub struct Meter {
     sent: Bucket,
     refused: Bucket,
+    frames: Bucket,
 }
 
 impl Meter {
@@ -95,6 +121,17 @@ impl Meter {
         } else {
             Pace::Beyond
         }
+    }
+
+    /// Counts a frame that is no message. Returns whether it is within the rate of frames.
+    pub fn count_frame(&mut self, per_second: u32, now_us: u64) -> bool {
+        self.frames.take(Rate::of_frames(per_second), now_us)
+    }
+
+    /// Allows what the client may have sent in `us` during which nobody read it.
+    pub fn allow_for(&mut self, per_second: u32, us: u64) {
+        self.sent.allow_for(Rate::per_second(per_second), us);
+        self.frames.allow_for(Rate::of_frames(per_second), us);
     }
 }
 

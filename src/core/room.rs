@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use crate::core::log_space::Allowance;
 use crate::core::outbox::View;
 use crate::core::presence::Presence;
 use crate::core::snapshot::{Encoding, Part, Point, Snapshot, Step, Texts, Wanted, encode};
@@ -41,6 +42,8 @@ pub(crate) struct Room {
     pub touched: bool,
     /// The window offset up to which its members were queued to be sent.
     pub announced_end: u64,
+    /// What it has written lately, while the log is long.
+    pub allowance: Allowance,
     /// The log position of its last op; 0 where that came from the disk.
     position: u64,
     snapshot: Snapshot,
@@ -58,6 +61,7 @@ impl Room {
             presence: None,
             touched: false,
             announced_end: 0,
+            allowance: Allowance::default(),
             position: 0,
             snapshot: Snapshot::default(),
             encodings: VecDeque::new(),

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!   accept ─► Handshake ──101──► Open ──close──► Closing ──► slot free
-//!                 └───── another answer ───────────▲
+//!               │  │               ▲                ▲ ▲
+//!               │  └─► Waiting ────┴────────────────┘ │
+//!               └───── another answer ────────────────┘
 //! ```
 //!
 //! A session knows what is in flight for it. Its slot is given back only when nothing is, and a
@@ -10,6 +12,7 @@
 
 use smallvec::SmallVec;
 
+use crate::core::contract::Door;
 use crate::core::outbox::Outbox;
 use crate::core::rest::{NEVER, Stretch};
 use crate::core::text::Text;
@@ -33,6 +36,8 @@ pub struct SessionId {
 pub enum State {
     /// The request head is awaited.
     Handshake,
+    /// The request was read and checked, and waits for the state of the shard.
+    Waiting,
     /// A member of a workspace.
     Open {
         /// The slot of its room.
@@ -51,6 +56,8 @@ pub(crate) enum Intake {
     Receiving,
     /// From those that were received and not read in their turn; it stands in the queue for that.
     Unread,
+    /// From those that were received, once the log has room for its ops; it stands in the queue for that.
+    Held,
     /// From nowhere, until its outbox drains.
     Paused,
 }
@@ -65,6 +72,7 @@ pub(crate) struct Session {
     /// which may stay for years, so it never wraps.
     pub number: u64,
     pub state: State,
+    pub door: Door,
     /// A receive is in flight.
     pub receiving: bool,
     /// A send is in flight.
@@ -92,7 +100,11 @@ pub(crate) struct Session {
     pub has_account: bool,
     /// What it was last known to hold of what is not whole yet.
     pub unfinished_bytes: u32,
+    /// It was sent a ping and has not answered it.
+    pub owes_pong: bool,
     pub decoder: Decoder,
+    /// Frames without content since the last ping.
+    pub empty_frames: u32,
     /// Bytes that were received and not decoded yet.
     pub unparsed: Vec<u8>,
     pub outbox: Outbox,
@@ -119,6 +131,7 @@ impl Session {
         Self {
             number,
             state: State::Handshake,
+            door: Door::Public,
             receiving: false,
             sending: false,
             queued: false,
@@ -133,7 +146,9 @@ impl Session {
             gone: false,
             has_account: false,
             unfinished_bytes: 0,
+            owes_pong: false,
             decoder: Decoder::new(),
+            empty_frames: 0,
             unparsed: Vec::new(),
             outbox: Outbox::default(),
             passage: None,
@@ -178,7 +193,7 @@ impl Session {
     pub fn room(&self) -> Option<u32> {
         match self.state {
             State::Open { room, .. } => Some(room),
-            State::Handshake | State::Closing => None,
+            State::Handshake | State::Waiting | State::Closing => None,
         }
     }
 }

@@ -5,7 +5,8 @@
 //! Any number of [`Shard::accept`], [`Shard::adopt`] and [`Shard::handle`], then one
 //! [`Shard::flush`], then [`Shard::poll_output`] until it gives None. The caller carries the outputs
 //! out and brings their outcomes back as inputs. Time is an argument ([`Clock`]) and may jump. The
-//! ring's worker and the simulator are two callers of the same code.
+//! ring's worker and the simulator are two callers of the same code. Inside, time is that during which
+//! the shard was there ([`absence`](crate::core::absence)): only these functions see the caller's.
 //!
 //! | output | brings the input |
 //! | --- | --- |
@@ -23,7 +24,7 @@
 //! `eviction` (who is given up where a budget is full), `failure` (a log that cannot be written, a
 //! panic) are parts of this type, a file each.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
@@ -31,10 +32,13 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use slab::Slab;
 
+use crate::core::absence::Absence;
 use crate::core::budget::SessionBudget;
-use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Ticket};
+use crate::core::contract::{Clock, Door, Input, Output, ShardConfig, Surroundings, Ticket};
 use crate::core::counters::Counters;
+use crate::core::journal::{Journal, Party};
 use crate::core::ledger::Ledger;
+use crate::core::log_space::LogSpace;
 use crate::core::rate::{Bucket, Meter};
 use crate::core::rest::Rest;
 use crate::core::room::Room;
@@ -43,7 +47,10 @@ use crate::core::timers::Wheel;
 use crate::core::usage::{Dead, Usage};
 use crate::core::window::{Chunk, ChunkPool};
 use crate::core::workspace::Workspace;
-use crate::limits::{REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN};
+use crate::core::yielding::Yielding;
+use crate::limits::{
+    HEAD_TIMEOUT_US, REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN,
+};
 use crate::log::commit::{Commit, Durability, OpenSegment, Step};
 use crate::wire::message::Parser;
 
@@ -70,8 +77,14 @@ pub struct Shard {
     /// Where bytes are joined with those that were left of a frame.
     pub(super) joined_bytes: Vec<u8>,
     pub(super) counters: Counters,
+    /// None: nothing is logged of single connections.
+    pub(super) journal: Option<Box<Journal>>,
     /// Sessions that have no answer yet.
     pub(super) handshakes_count: u64,
+    /// Requests that wait for the state of the shard, by the numbers of their sessions.
+    pub(super) waiting: BTreeMap<u64, (SessionId, Ticket)>,
+    /// The connections that give way when there are as many as there may be, by their door.
+    pub(super) yielding: [Yielding; 2],
     /// What each session in a room has sent lately, by slot; empty where that is not limited.
     pub(super) meters: Vec<Meter>,
     /// The requests with a token.
@@ -99,6 +112,12 @@ pub struct Shard {
     pub(super) receive_queue: Vec<SessionId>,
     /// Those who have bytes that wait to be read on.
     pub(super) unread_queue: VecDeque<SessionId>,
+    /// Those who have ops for which the log has no room, in the order in which they are tried again.
+    pub(super) held_queue: VecDeque<SessionId>,
+    /// When they were tried last, and when the turn ended that left them waiting.
+    pub(super) held_tried_us: u64,
+    pub(super) held_since_us: Option<u64>,
+    pub(super) log_space: LogSpace,
     /// Those whose answers wait: for the log, or for a text.
     pub(super) gated: Vec<SessionId>,
     /// Rooms with news, or with frames to let go.
@@ -119,7 +138,10 @@ pub struct Shard {
     pub(super) health: Health,
     /// The wait before the next try to open a failed log.
     pub(super) reopen_wait_us: u64,
+    /// How often the state was read back from the log since the start.
+    pub(super) rebuilds_count: u64,
     pub(super) drain: Drain,
+    absence: Absence,
 }
 
 /// Whether a shard can serve.
@@ -181,7 +203,7 @@ impl Shard {
         shard
     }
 
-    /// A shard whose state is still being read: it answers 503 until [`Input::Rebuilt`] brings that.
+    /// A shard whose state is still being read: requests that need it wait until [`Input::Rebuilt`] brings that.
     #[must_use]
     pub fn recovering(config: ShardConfig, clock: Clock) -> Self {
         let commit = Commit::closed(config.durability, config.sync_interval_us, clock.now_us);
@@ -198,7 +220,10 @@ impl Shard {
             next_search_us: 0,
             joined_bytes: Vec::new(),
             counters: Counters::default(),
+            journal: config.has_journal.then(Box::default),
             handshakes_count: 0,
+            waiting: BTreeMap::new(),
+            yielding: Default::default(),
             meters: Vec::new(),
             handshakes: Bucket::default(),
             kept_init: None,
@@ -210,6 +235,7 @@ impl Shard {
             room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             visible_position: commit.visible_position(),
             commit,
+            log_space: LogSpace::new(config.log_spare_bytes),
             config,
             pool: ChunkPool::default(),
             wheel: Wheel::new(clock.now_us),
@@ -218,6 +244,9 @@ impl Shard {
             bulk_queue: VecDeque::new(),
             receive_queue: Vec::new(),
             unread_queue: VecDeque::new(),
+            held_queue: VecDeque::new(),
+            held_tried_us: 0,
+            held_since_us: None,
             gated: Vec::new(),
             touched: Vec::new(),
             fallen: Vec::new(),
@@ -229,13 +258,18 @@ impl Shard {
             live_bytes: 0,
             health: Health::Recovering,
             reopen_wait_us: REOPEN_WAIT_MIN_US,
+            rebuilds_count: 0,
             drain: Drain::No,
+            absence: Absence::default(),
         }
     }
 
     /// Begins to serve.
     pub(super) fn open(&mut self, segment: OpenSegment, workspaces: Vec<Workspace>, clock: Clock) {
         self.usage = Usage::new(segment.index);
+        if self.health != Health::Recovering {
+            self.close_segment();
+        }
         self.commit.reopen(segment, clock.now_us);
         self.visible_position = self.commit.visible_position();
         self.health = Health::Serving;
@@ -250,16 +284,25 @@ impl Shard {
         self.surroundings = surroundings;
     }
 
-    /// Takes a fresh connection; gives the name under which its outcomes come.
+    /// Takes a fresh connection to `--port`; gives the name under which its outcomes come.
     pub fn accept(&mut self, over_limit: bool, clock: Clock) -> SessionId {
-        let id = self.open_session(over_limit, clock);
+        self.accept_at(Door::Public, over_limit, clock)
+    }
+
+    /// Takes a fresh connection; gives the name under which its outcomes come.
+    pub fn accept_at(&mut self, door: Door, over_limit: bool, clock: Clock) -> SessionId {
+        let clock = self.woke(clock);
+        let id = self.open_session(over_limit, HEAD_TIMEOUT_US, clock);
+        self.sessions[id.slot as usize].door = door;
+        self.is_silent(id);
         self.receive_queue.push(id);
         id
     }
 
     /// Takes a connection whose request another shard has read and checked.
     pub fn adopt(&mut self, ticket: Box<Ticket>, clock: Clock) -> SessionId {
-        let id = self.open_session(false, clock);
+        let clock = self.woke(clock);
+        let id = self.open_session(false, ticket.left_us, clock);
         self.guard(Some(id), clock, |shard| {
             shard.redeem(id, *ticket, clock);
             shard.keep_budget(clock);
@@ -269,6 +312,7 @@ impl Shard {
 
     /// Takes something that happened.
     pub fn handle(&mut self, input: Input<'_>, clock: Clock) {
+        let clock = self.woke(clock);
         let culprit = match &input {
             Input::Received(id, _) | Input::Sent(id, ..) | Input::Page(id, _) => Some(*id),
             _ => None,
@@ -290,10 +334,14 @@ impl Shard {
     /// 3. Receives are armed after the sends: a client that answers at once is read in the next
     ///    turn, with all others who answered, so that batches grow with the load.
     pub fn flush(&mut self, clock: Clock) {
+        let clock = self.woke(clock);
+        self.answer_waiting(clock);
         self.guard(None, clock, |shard| {
             shard.expire_timers(clock);
             shard.keep_budget(clock);
+            shard.look_at_log(clock);
             shard.read_on(clock);
+            shard.read_held(clock);
             shard.announce();
             shard.watch_sends(clock);
             shard.start_commit(clock);
@@ -304,6 +352,23 @@ impl Shard {
             shard.go_on_draining(clock);
         });
         self.gauge();
+        let due_us = if self.has_work() {
+            Some(clock.now_us)
+        } else {
+            self.next_local_deadline_us()
+        };
+        self.absence.slept(clock.now_us, due_us);
+    }
+
+    /// Reads the clock: the time of the shard, which begins a turn or goes on with it.
+    pub(super) fn woke(&mut self, clock: Clock) -> Clock {
+        let missed = self.absence.woke(clock.now_us);
+        let clock = self.absence.local(clock);
+        if let Some(missed) = missed {
+            self.counters.absent_us += missed.us;
+            self.allow_for_absence(missed, clock);
+        }
+        clock
     }
 
     /// The next thing to do. A session's slot is free for the next one only from here on: before the
@@ -326,12 +391,17 @@ impl Shard {
         let may_commit = !self.is_round() && self.commit.is_ready();
         let may_encode = !self.encoding_queue.is_empty();
         let may_read = self.may_read_on() && !self.unread_queue.is_empty();
-        may_send || may_commit || may_encode || may_read
+        may_send || may_commit || may_encode || may_read || self.may_answer_waiting()
     }
 
     /// When the next turn must come, if nothing happens until then.
     #[must_use]
     pub fn next_deadline_us(&self) -> Option<u64> {
+        let local_us = self.next_local_deadline_us();
+        local_us.map(|local_us| self.absence.caller_us(local_us))
+    }
+
+    fn next_local_deadline_us(&self) -> Option<u64> {
         // What waits for something in flight is looked at when that comes back, and a batch that waits for a round of sends in the
         // turns that the round takes, or in the one behind it (`has_work`).
         let quiet = self.commit.is_quiet();
@@ -345,10 +415,18 @@ impl Shard {
             _ => None,
         };
         let rest_us = self.rest.until_us();
-        [self.wheel.next_us(), sync_us, retry_us, drain_us, rest_us]
-            .into_iter()
-            .flatten()
-            .min()
+        let held_us = self.held_due_us();
+        [
+            self.wheel.next_us(),
+            sync_us,
+            retry_us,
+            drain_us,
+            rest_us,
+            held_us,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// What the state takes in a log in which nothing is dead.
@@ -390,6 +468,10 @@ impl Shard {
         counters.frames_sent = self.pool.held.frames_taken + counters.conflated_keys;
         counters.log_live_bytes = self.live_bytes;
         counters.log_open_bytes = self.commit.segment_bytes_written();
+        counters.log_bytes = self.log_space.log_bytes();
+        counters.log_bytes_max = self.log_space.stop_bytes();
+        counters.disk_is_full = u64::from(self.log_space.is_disk_full(self.commit.end_position()));
+        counters.sessions_held = self.held_queue.len() as u64;
     }
 
     /// The number of connections, closing ones included.
@@ -415,13 +497,20 @@ impl Shard {
                 Err(_) => self.fail(None, clock),
             },
             Input::LogOpened(segment) => {
+                let is_closed = segment.is_some() && !self.commit.is_failed();
+                if is_closed {
+                    self.close_segment();
+                    self.usage.rotate();
+                }
                 if self.commit.opened(segment).is_err() {
                     self.fail(None, clock);
-                } else if segment.is_some() {
-                    self.usage.rotate();
                 }
             }
             Input::Rebuilt(outcome) => self.rebuilt(outcome, clock),
+            Input::LogDisplaced if self.health.is_serving() => self.fail(None, clock),
+            // Each try to open the log again finds it out.
+            Input::LogDisplaced => {}
+            Input::LogSize(size) => self.log_space.measured(size),
             Input::Page(id, answer) => self.paged(id, answer, clock),
             Input::Drain => self.start_drain(clock),
         }
@@ -439,7 +528,12 @@ impl Shard {
 
     /// Runs a part of a turn. A panic in it is a fault of this server, not of the process: the one
     /// whose input caused it is told 500, and the shard starts over from its log.
-    fn guard(&mut self, culprit: Option<SessionId>, clock: Clock, part: impl FnOnce(&mut Self)) {
+    pub(super) fn guard(
+        &mut self,
+        culprit: Option<SessionId>,
+        clock: Clock,
+        part: impl FnOnce(&mut Self),
+    ) {
         if catch_unwind(AssertUnwindSafe(|| part(self))).is_err() {
             self.fail(culprit, clock);
         }
@@ -455,14 +549,17 @@ impl Shard {
         let old = due_us.is_some_and(|due_us| due_us <= clock.now_us);
         let turn = !self.is_round() || self.config.durability != Durability::Always;
         let is_due = turn || old || self.commit.is_full();
-        self.commit.set_segment_bytes(
-            (self.live_bytes / SEGMENT_LIVE_SHARE)
-                .clamp(self.config.segment_bytes_min, self.config.segment_bytes_max),
-        );
+        self.commit.set_segment_bytes(self.segment_bytes());
         if let Some(step) = is_due.then(|| self.commit.start(clock.now_us)).flatten() {
             self.push_step(step);
         }
         self.retry_log(clock);
+    }
+
+    /// The length at which a segment is closed.
+    pub(super) fn segment_bytes(&self) -> u64 {
+        (self.live_bytes / SEGMENT_LIVE_SHARE)
+            .clamp(self.config.segment_bytes_min, self.config.segment_bytes_max)
     }
 
     pub(super) fn push_step(&mut self, step: Step) {
@@ -500,6 +597,13 @@ impl Shard {
         self.sessions
             .get_mut(id.slot as usize)
             .filter(|session| session.generation() == id.generation)
+    }
+
+    /// Records in the journal why a connection is about to end, if there is a journal.
+    pub(super) fn note_ending(&mut self, id: SessionId, code: u16, reason: &str, by: Party) {
+        if let Some(journal) = &mut self.journal {
+            journal.ending(id, code, reason, by);
+        }
     }
 
     pub(super) fn id_of(&self, slot: u32) -> SessionId {

@@ -22,13 +22,14 @@ use crate::limits::{RECEIVE_BUFFERS, RECEIVE_BYTES_MAX};
 /// The first kernel on which a receive that waits holds no provided buffer.
 pub(super) const KERNEL_LENDS_LATE: (u32, u32) = (5, 19);
 
-pub(super) fn kernel_is_at_least(wanted: (u32, u32)) -> bool {
+/// The version of the kernel that this runs on.
+pub(super) fn kernel() -> (u32, u32) {
     let name = rustix::system::uname();
     let release = name.release().to_string_lossy();
     let mut numbers = release
-        .split(['.', '-'])
+        .split(|c: char| !c.is_ascii_digit())
         .map(|number| number.parse().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= wanted
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// A buffer that the kernel has filled and given up: whoever holds this holds the buffer. It keeps the
@@ -38,14 +39,6 @@ pub struct Filled {
     memory: Rc<Memory>,
     index: u16,
     bytes: usize,
-}
-
-/// A run of neighbouring buffers that are to be provided to the kernel.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Run {
-    pub address: *mut u8,
-    pub first: u16,
-    pub count: u16,
 }
 
 /// The memory, alone. The kernel may write to it as long as the ring exists.
@@ -164,12 +157,10 @@ impl ReceiveBuffers {
         self.returned.push(index);
     }
 
-    /// Takes buffers back that the kernel did not take or did not use.
-    pub fn take_back(&mut self, first: u16, count: u16) {
-        for index in first..first + count {
-            self.end_loan(index);
-            self.returned.push(index);
-        }
+    /// Takes a buffer back that the kernel did not take or did not use.
+    pub fn take_back(&mut self, index: u16) {
+        self.end_loan(index);
+        self.returned.push(index);
     }
 
     fn end_loan(&mut self, index: u16) {
@@ -182,24 +173,12 @@ impl ReceiveBuffers {
         self.lent.iter().filter(|is_lent| **is_lent).count()
     }
 
-    /// The next run of neighbours among the buffers that are to be provided now; they are lent from here on.
-    pub fn next_run(&mut self) -> Option<Run> {
-        self.returned.sort_unstable_by(|one, other| other.cmp(one));
-        let first = self.returned.pop()?;
-        let mut count = 1;
-        while self.returned.last() == Some(&(first + count)) {
-            self.returned.pop();
-            count += 1;
-        }
-        for lent in &mut self.lent[usize::from(first)..usize::from(first + count)] {
-            assert!(!*lent, "a buffer is lent once");
-            *lent = true;
-        }
-        Some(Run {
-            address: self.memory.address(first),
-            first,
-            count,
-        })
+    /// The next of the buffers that are to be provided now, and where it is. It is lent from here on.
+    pub fn lend_next(&mut self) -> Option<(u16, *mut u8)> {
+        let index = self.returned.pop()?;
+        let was_lent = std::mem::replace(&mut self.lent[usize::from(index)], true);
+        assert!(!was_lent, "a buffer is lent once");
+        Some((index, self.memory.address(index)))
     }
 }
 
@@ -278,27 +257,36 @@ pub(super) mod sanitizer {
 mod tests {
     use super::*;
 
-    #[test]
-    fn buffers_are_provided_in_runs_of_neighbours() {
+    fn all_lent() -> ReceiveBuffers {
         let mut buffers = ReceiveBuffers::new();
-        let all = buffers.next_run().unwrap();
-        assert_eq!((all.first, all.count), (0, RECEIVE_BUFFERS));
+        while buffers.lend_next().is_some() {}
+        buffers
+    }
+
+    #[test]
+    fn buffers_that_came_back_are_provided_again() {
+        let mut buffers = ReceiveBuffers::new();
+        let all = std::iter::from_fn(|| buffers.lend_next());
+        let mut all: Vec<u16> = all.map(|(index, _)| index).collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..RECEIVE_BUFFERS).collect::<Vec<_>>());
         assert_eq!(buffers.lent_count(), usize::from(RECEIVE_BUFFERS));
-        assert!(buffers.next_run().is_none());
-        for index in [7, 3, 4, 9, 8] {
+        for index in [7, 3, 9] {
             let mut filled = buffers.filled(index, 5);
             filled.bytes().copy_from_slice(b"hello");
             buffers.give_back(filled);
         }
-        let runs = std::iter::from_fn(|| buffers.next_run()).map(|run| (run.first, run.count));
-        assert_eq!(runs.collect::<Vec<_>>(), [(3, 2), (7, 3)]);
+        buffers.take_back(4);
+        let again = std::iter::from_fn(|| buffers.lend_next());
+        let mut again: Vec<u16> = again.map(|(index, _)| index).collect();
+        again.sort_unstable();
+        assert_eq!(again, [3, 4, 7, 9]);
     }
 
     #[test]
     #[should_panic(expected = "the kernel gives up a buffer that it was lent")]
     fn a_buffer_is_filled_once() {
-        let mut buffers = ReceiveBuffers::new();
-        assert!(buffers.next_run().is_some());
+        let mut buffers = all_lent();
         let _held = buffers.filled(3, 5);
         let _ = buffers.filled(3, 5);
     }
@@ -306,24 +294,21 @@ mod tests {
     #[test]
     #[should_panic(expected = "the kernel gives up a buffer that it was lent")]
     fn a_buffer_comes_back_once() {
-        let mut buffers = ReceiveBuffers::new();
-        assert!(buffers.next_run().is_some());
-        buffers.take_back(3, 1);
-        buffers.take_back(3, 1);
+        let mut buffers = all_lent();
+        buffers.take_back(3);
+        buffers.take_back(3);
     }
 
     #[test]
     #[should_panic(expected = "a buffer goes back to its own ring")]
     fn a_buffer_does_not_change_its_ring() {
-        let (mut one, mut other) = (ReceiveBuffers::new(), ReceiveBuffers::new());
-        assert!(one.next_run().is_some());
+        let (mut one, mut other) = (all_lent(), ReceiveBuffers::new());
         other.give_back(one.filled(3, 5));
     }
 
     #[test]
     fn a_buffer_that_is_held_outlives_its_ring() {
-        let mut buffers = ReceiveBuffers::new();
-        assert!(buffers.next_run().is_some());
+        let mut buffers = all_lent();
         let mut filled = buffers.filled(3, 5);
         drop(buffers);
         filled.bytes().copy_from_slice(b"hello");

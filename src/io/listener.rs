@@ -11,11 +11,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use listenfd::ListenFd;
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, Shutdown, SocketFlags, SocketType, bind, listen, shutdown, socket_with, sockopt,
 };
 
-use crate::config::{ConfigError, Serve};
+use crate::config::{ConfigError, Serve, environment};
 use crate::limits::{LISTEN_BACKLOG, PORT_WAIT_US};
 
 const PORT_WAIT: Duration = Duration::from_micros(PORT_WAIT_US);
@@ -27,15 +28,24 @@ pub enum ListenError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The port is taken.
-    #[error("address already in use: {0}")]
-    AddressInUse(SocketAddr),
+    #[error(
+        "address already in use: {address}: stop what listens there, or choose another port with {port}"
+    )]
+    AddressInUse {
+        /// The address.
+        address: SocketAddr,
+        /// The setting of the port.
+        port: String,
+    },
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address} ({source}): {remedy}")]
     Address {
         /// The address.
         address: SocketAddr,
         /// What the system said.
         source: io::Error,
+        /// What to do.
+        remedy: String,
     },
     /// More than one socket was passed.
     #[error(
@@ -44,14 +54,19 @@ pub enum ListenError {
     Several(usize),
     /// What was passed is nothing to listen on.
     #[error(
-        "the descriptor that was passed (LISTEN_FDS) is no listening TCP socket ({0}): use ListenStream= with a port, and Accept=no, in the .socket unit"
+        "the descriptor that was passed (LISTEN_FDS) is not a listening TCP socket ({0}): use ListenStream= with a port, and Accept=no, in the .socket unit"
     )]
     Passed(io::Error),
     /// An address was given beside the socket.
     #[error(
-        "a listening socket was passed (LISTEN_FDS, for {0}), and --host or --port is given too: leave out one of them"
+        "a listening socket was passed (LISTEN_FDS, for {address}), and {settings} is set too: leave out one of them"
     )]
-    Twice(SocketAddr),
+    Twice {
+        /// The address of the socket.
+        address: SocketAddr,
+        /// The settings of another one.
+        settings: String,
+    },
     /// `--dev` with a socket that others can reach.
     #[error(
         "--dev listens on loopback only, but the socket that was passed (LISTEN_FDS) is for {0}: leave out one of them"
@@ -59,11 +74,22 @@ pub enum ListenError {
     DevAddress(IpAddr),
 }
 
+/// The settings of an address under the names by which they were given, for what is said of it.
+#[derive(Debug, Clone, Copy)]
+pub struct AddressNames<'a> {
+    /// That of the IP address.
+    pub host: &'a str,
+    /// That of the port.
+    pub port: &'a str,
+}
+
 /// A socket that listens.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
+    /// The settings of host and port, as they were given.
+    names: (String, String),
     is_inherited: bool,
 }
 
@@ -71,34 +97,57 @@ impl Listener {
     /// The socket that was passed to this process, or else one of its own at the address of the settings. Before any thread: the
     /// variables that tell of the socket are taken out of the environment.
     pub fn open(settings: &Serve) -> Result<Self, ListenError> {
-        let passed = ListenFd::from_env();
+        let passed = passed();
         if passed.len() > 0 {
             return inherited(passed, settings);
         }
-        let port = settings.port(std::env::var_os("PORT"))?;
-        Self::bind(SocketAddr::new(settings.host()?, port))
+        let platform_port = environment::platform_port();
+        let port_name = settings.port_name(platform_port.as_deref());
+        let names = AddressNames {
+            host: &settings.given.name("--host"),
+            port: &port_name,
+        };
+        let port = settings.port(platform_port)?;
+        Self::bind(SocketAddr::new(settings.host()?, port), names)
     }
 
-    /// A socket of its own at this address. A port that is taken is waited for, for a moment: the kernel ends the ring of a server that
-    /// was killed after its process, and the accepts in it hold the port until then.
-    pub fn bind(address: SocketAddr) -> Result<Self, ListenError> {
+    /// A socket of its own at this address, to which nobody can connect before [`Self::listen`]. A port
+    /// that is taken is waited for, for a moment: the kernel ends the ring of a server that was killed
+    /// after its process, and the accepts in it hold the port until then.
+    pub fn bind(address: SocketAddr, names: AddressNames<'_>) -> Result<Self, ListenError> {
+        let at_address = |source| listen_error(address, names, source);
         let begun = Instant::now();
         let socket = loop {
             match bound_socket(address) {
-                Err(ListenError::AddressInUse(_)) if begun.elapsed() < PORT_WAIT => {
+                Err(error)
+                    if error.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < PORT_WAIT =>
+                {
                     thread::sleep(PORT_WAIT / 50);
                 }
-                outcome => break outcome?,
+                outcome => break outcome.map_err(at_address)?,
             }
         };
-        let at_address = |source| listen_error(address, source);
-        listen(&socket, LISTEN_BACKLOG).map_err(|errno| at_address(errno.into()))?;
         let socket = TcpListener::from(socket);
+        let bound = socket.local_addr();
         Ok(Self {
-            address: socket.local_addr().map_err(at_address)?,
+            address: bound.map_err(at_address)?,
             socket,
+            names: (names.host.to_owned(), names.port.to_owned()),
             is_inherited: false,
         })
+    }
+
+    /// Lets clients connect from now on. To a socket that was inherited they can already.
+    pub fn listen(&self) -> Result<(), ListenError> {
+        if self.is_inherited {
+            return Ok(());
+        }
+        let begun = listen(&self.socket, LISTEN_BACKLOG);
+        let names = AddressNames {
+            host: &self.names.0,
+            port: &self.names.1,
+        };
+        begun.map_err(|errno| listen_error(self.address, names, errno.into()))
     }
 
     /// Where it listens.
@@ -130,6 +179,20 @@ impl AsFd for Listener {
     }
 }
 
+/// The sockets that were passed to this process. `LISTEN_PID` says to which process: without it they are nobody's, as
+/// `sd_listen_fds(3)` has it, and whoever inherited the variable alone has some other file at that descriptor.
+fn passed() -> ListenFd {
+    if environment::value("LISTEN_PID").is_some() {
+        return ListenFd::from_env();
+    }
+    if environment::value("LISTEN_FDS").is_some() {
+        tracing::warn!(
+            "LISTEN_FDS is set without LISTEN_PID: no socket was passed to this process, and it opens its own"
+        );
+    }
+    ListenFd::empty()
+}
+
 fn inherited(mut passed: ListenFd, settings: &Serve) -> Result<Listener, ListenError> {
     if passed.len() > 1 {
         return Err(ListenError::Several(passed.len()));
@@ -141,8 +204,14 @@ fn inherited(mut passed: ListenFd, settings: &Serve) -> Result<Listener, ListenE
         let what = "it does not listen, as a connection or a socket without listen(2)";
         return Err(ListenError::Passed(io::Error::other(what)));
     }
-    if settings.host.is_some() || settings.port.is_some() {
-        return Err(ListenError::Twice(address));
+    let set = [
+        settings.host.map(|_| settings.given.name("--host")),
+        settings.port.map(|_| settings.given.name("--port")),
+    ];
+    let set: Vec<String> = set.into_iter().flatten().collect();
+    if !set.is_empty() {
+        let settings = set.join(" and ");
+        return Err(ListenError::Twice { address, settings });
     }
     if settings.dev && !address.ip().is_loopback() {
         return Err(ListenError::DevAddress(address.ip()));
@@ -150,6 +219,7 @@ fn inherited(mut passed: ListenFd, settings: &Serve) -> Result<Listener, ListenE
     Ok(Listener {
         socket,
         address,
+        names: ("--host".to_owned(), "--port".to_owned()),
         is_inherited: true,
     })
 }
@@ -163,27 +233,46 @@ fn examine(socket: &TcpListener) -> io::Result<(SocketAddr, bool)> {
 }
 
 /// The socket of an address, which nobody can connect to yet. While another one listens on the address there is none.
-pub fn bound_socket(address: SocketAddr) -> Result<OwnedFd, ListenError> {
-    let open = || -> io::Result<OwnedFd> {
-        let family = if address.is_ipv4() {
-            AddressFamily::INET
-        } else {
-            AddressFamily::INET6
-        };
-        let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        // So that a restart finds the port free while old connections are in TIME_WAIT (socket(7)).
-        sockopt::set_socket_reuseaddr(&socket, true)?;
-        // Inherited by the accepted sockets (tcp(7)): a small op must not wait for a bigger one.
-        sockopt::set_tcp_nodelay(&socket, true)?;
-        bind(&socket, &address)?;
-        Ok(socket)
+pub fn bound_socket(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
     };
-    open().map_err(|error| listen_error(address, error))
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // So that a restart finds the port free while old connections are in TIME_WAIT (socket(7)).
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    // Inherited by the accepted sockets (tcp(7)): a small op must not wait for a bigger one.
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    bind(&socket, &address)?;
+    Ok(socket)
 }
 
-fn listen_error(address: SocketAddr, source: io::Error) -> ListenError {
-    match source.kind() {
-        io::ErrorKind::AddrInUse => ListenError::AddressInUse(address),
-        _ => ListenError::Address { address, source },
+fn listen_error(address: SocketAddr, names: AddressNames<'_>, source: io::Error) -> ListenError {
+    let AddressNames { host, port } = names;
+    let remedy = match Errno::from_io_error(&source) {
+        Some(Errno::ADDRINUSE) => {
+            let port = port.to_owned();
+            return ListenError::AddressInUse { address, port };
+        }
+        Some(Errno::ACCESS) if address.port() < 1024 => format!(
+            "a port below 1024 needs CAP_NET_BIND_SERVICE (in a systemd unit, AmbientCapabilities=CAP_NET_BIND_SERVICE); or choose another port with {port}"
+        ),
+        Some(Errno::ACCESS | Errno::PERM) => {
+            format!("a security policy forbids it; allow it, or choose another port with {port}")
+        }
+        Some(Errno::ADDRNOTAVAIL) => {
+            format!("this machine has no such address; choose another with {host}")
+        }
+        Some(Errno::AFNOSUPPORT) => {
+            format!("this system has no IPv6; choose an IPv4 address with {host}")
+        }
+        Some(Errno::MFILE | Errno::NFILE) => "raise the limit of open files (ulimit -n)".to_owned(),
+        _ => format!("choose another address with {host} or {port}"),
+    };
+    ListenError::Address {
+        address,
+        source,
+        remedy,
     }
 }

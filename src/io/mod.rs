@@ -2,10 +2,14 @@
 
 pub mod background;
 pub mod buffers;
+pub mod compactor;
 pub mod listener;
+mod notes;
+pub mod place;
 pub mod post;
 pub mod recovery;
 pub mod ring;
 pub mod secrets;
 pub mod server;
+pub mod threads;
 pub mod worker;

@@ -12,11 +12,15 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{SendFlags, send};
 
 use crate::admin::stats::{LogStats, ShardStats};
+pub use crate::core::contract::Door;
 use crate::core::contract::Ticket;
+use crate::core::log_space::LogSize;
 use crate::core::workspace::Workspace;
+use crate::io::threads::ThreadError;
 use crate::limits::RETRY_AFTER_S;
 use crate::log::disk::HostDisk;
 use crate::log::keeper::{KeeperError, LogKeeper};
+use crate::log::remedy::WithRemedy;
 use crate::log::segment::Segment;
 use crate::wire::auth::Verifier;
 use crate::wire::upgrade::Answer;
@@ -31,6 +35,8 @@ pub struct Status {
     pub recovery: Progress,
     public: Arc<Gate>,
     admin: Arc<Gate>,
+    /// By shard, of each door: whether one of its connections would give way, when its last turn ended.
+    yielding: Vec<[AtomicBool; 2]>,
     /// Of each shard.
     pub stats: Vec<ShardStats>,
     /// Of the log.
@@ -43,15 +49,14 @@ impl Status {
     /// Of so many shards, none of which can serve yet.
     #[must_use]
     pub fn new(shards: u32, connections_max: usize) -> Self {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-        let started_us = since_epoch.unwrap_or_default().as_micros();
         let ready = (0..shards).map(|_| AtomicBool::new(false)).collect();
         Self {
             ready,
-            started_unix_us: u64::try_from(started_us).unwrap_or(u64::MAX),
+            started_unix_us: unix_us(),
             recovery: Progress::default(),
             public: Arc::new(Gate::new(Door::Public)),
             admin: Arc::new(Gate::new(Door::Admin)),
+            yielding: (0..shards).map(|_| <[AtomicBool; 2]>::default()).collect(),
             stats: (0..shards).map(|_| ShardStats::default()).collect(),
             log: LogStats::default(),
             connections_max,
@@ -80,6 +85,19 @@ impl Status {
             Door::Public => &self.public,
             Door::Admin => &self.admin,
         }
+    }
+
+    /// Tells whether a shard has a connection that would give way to a new one.
+    pub fn set_yielding(&self, shard: u32, door: Door, yields: bool) {
+        self.yielding[shard as usize][door as usize].store(yields, Ordering::Relaxed);
+    }
+
+    /// A shard other than this one that has a connection which would give way: it is not told to others before its next turn.
+    #[must_use]
+    pub fn claim_yielding(&self, shard: u32, door: Door) -> Option<usize> {
+        (0..self.yielding.len())
+            .filter(|other| *other != shard as usize)
+            .find(|other| self.yielding[*other][door as usize].swap(false, Ordering::Relaxed))
     }
 
     /// Tells whether a shard can serve.
@@ -120,15 +138,6 @@ impl Progress {
         let percent = done_bytes.saturating_mul(100) / total_bytes.max(1);
         u8::try_from(percent.min(100)).expect("at most 100")
     }
-}
-
-/// Where connections come in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Door {
-    /// `--port`.
-    Public,
-    /// `--admin-port`.
-    Admin,
 }
 
 /// The connections that came in by one door.
@@ -180,6 +189,17 @@ pub struct Connection {
     pub place: Place,
 }
 
+impl Connection {
+    /// Sends an answer beside the ring, to a peer that was sent nothing before.
+    pub fn answer_at_once(&self, answer: &Answer) {
+        let mut bytes = Vec::new();
+        answer.encode(unix_us(), &mut bytes);
+        // So there is room in the socket; a peer that has gone needs no answer.
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let _ = send(&self.socket, &bytes, flags);
+    }
+}
+
 /// Why a shard could not be rebuilt. It is tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum RebuildError {
@@ -188,9 +208,12 @@ pub enum RebuildError {
     Keeper(#[from] KeeperError),
     /// The system has no thread for it.
     #[error(transparent)]
+    Thread(#[from] ThreadError),
+    /// A write or an fdatasync failed, or was to a segment that is gone.
+    #[error("{}", WithRemedy(.0))]
     System(#[from] io::Error),
     /// A panic on the way: a fault of this server.
-    #[error("a fault of this server")]
+    #[error("a bug in this server, please report it")]
     Fault,
 }
 
@@ -230,18 +253,22 @@ impl Drop for Handoff {
         let Some(connection) = self.0.take() else {
             return;
         };
-        let mut bytes = Vec::new();
-        Answer::unavailable("the server is stopping", RETRY_AFTER_S).encode(&mut bytes);
-        // Nothing was sent to it before, so there is room in the socket; a peer that has gone needs no answer.
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let _ = send(&connection.socket, &bytes, flags);
+        let answer = Answer::unavailable("the server is stopping", RETRY_AFTER_S);
+        connection.answer_at_once(&answer);
     }
+}
+
+fn unix_us() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(since_epoch.unwrap_or_default().as_micros()).unwrap_or(u64::MAX)
 }
 
 /// What threads tell each other.
 pub enum Letter {
     /// A connection whose workspace the receiver owns.
     Adopt(Handoff, Box<Ticket>),
+    /// Let a connection of that door give way to one that another shard has accepted.
+    GiveWay(Door),
     /// Accept connections: for a socket that waited until all shards serve.
     Accept,
     /// Check tokens with this from now on.
@@ -254,6 +281,8 @@ pub enum Letter {
     Rebuilt(Result<Rebuilt, RebuildError>),
     /// The log was read at the start.
     Recovered(Box<Recovered>),
+    /// The shard's log was measured.
+    LogSize(LogSize),
 }
 
 /// Where letters to one shard are put in.

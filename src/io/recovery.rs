@@ -54,7 +54,10 @@ pub fn recover<D: Disk>(
     };
     thread::scope(|scope| {
         for _ in 1..threads.min(recovery.folders()) {
-            scope.spawn(work);
+            // One thread fewer is no reason not to start: this one reads what is left.
+            if thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                break;
+            }
         }
         work();
     });

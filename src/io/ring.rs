@@ -33,134 +33,41 @@
     reason = "the kernel's interface; see SAFETY at each block"
 )]
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 
 use io_uring::{cqueue, opcode, squeue, types};
 use slab::Slab;
-use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
+use tokio_uring::UnsubmittedOneshot;
 
-use crate::core::chunk::{Span, Spans};
-use crate::io::buffers::sanitizer::{Pointed, Stretch};
-use crate::io::buffers::{Filled, KERNEL_LENDS_LATE, ReceiveBuffers, kernel_is_at_least};
-use crate::limits::{RECEIVE_BYTES_MAX, SEND_SPANS_MAX, SENDS_PER_TURN_MAX};
-use crate::log::blocks::{BlockWrite, Blocks};
+use crate::core::chunk::Spans;
+use crate::io::buffers::sanitizer::Pointed;
+use crate::io::buffers::{Filled, KERNEL_LENDS_LATE, ReceiveBuffers, kernel};
+use crate::limits::{RECEIVE_BYTES_MAX, RING_ENTRIES, SEND_SPANS_MAX};
+use crate::log::blocks::BlockWrite;
 
+mod advice;
 mod completion;
+mod flight;
+mod ready;
 mod setup;
+mod submissions;
 
+use flight::{Flight, Held, Kind, Outcome, Owned, Spare, Vectored, keep};
+use ready::{READY, Ready};
+use submissions::{EndingRuntime, Enter, Guard, Submissions};
+
+pub use advice::advice;
 pub use completion::Completion;
-pub use setup::probe;
+pub use setup::{locked_bytes, probe, try_all};
 
 /// The group of the provided buffers; a ring has one.
 const BUFFER_GROUP: u16 = 0;
-
-/// What an operation owns while it is in flight.
-enum Owned {
-    Nothing,
-    Bytes(Vec<u8>),
-    Blocks(Blocks),
-    Span(Span),
-    Vectored(Box<Vectored>),
-    Time(Box<types::Timespec>),
-    Count(#[expect(dead_code, reason = "the kernel writes it")] Box<u64>),
-}
-
-/// A message of several pieces, as sendmsg(2) wants it. Boxed: the kernel is given its address.
-struct Vectored {
-    header: libc::msghdr,
-    pieces: [libc::iovec; SEND_SPANS_MAX],
-    spans: Spans,
-}
-
-impl Vectored {
-    fn stretches(&self) -> impl Iterator<Item = Stretch> {
-        let pieces = &self.pieces[..self.header.msg_iovlen];
-        let header = (&raw const self.header).cast();
-        [
-            (header, size_of::<libc::msghdr>()),
-            (pieces.as_ptr().cast(), size_of_val(pieces)),
-        ]
-        .into_iter()
-        .chain(
-            pieces
-                .iter()
-                .map(|piece| (piece.iov_base.cast_const().cast(), piece.iov_len)),
-        )
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Kind {
-    Receive {
-        fd: i32,
-    },
-    /// Waits until bytes are there, on a kernel on which a waiting receive would hold a buffer.
-    Readable {
-        fd: i32,
-    },
-    Accept,
-    Other,
-    /// The ring's own: buffers are provided.
-    Provide {
-        first: u16,
-        count: u16,
-    },
-    /// The ring's own: there are receives to arm.
-    Arm,
-}
-
-struct Flight<T> {
-    token: T,
-    kind: Kind,
-    /// Before the operation, since fields are dropped in order.
-    _pointed: Pointed,
-    operation: InFlightOneshot<Owned, Outcome>,
-}
-
-struct Outcome;
-
-impl OneshotOutputTransform for Outcome {
-    type Output = (Owned, i32, u32);
-    type StoredData = Owned;
-
-    fn transform_oneshot_output(self, owned: Owned, entry: cqueue::Entry) -> Self::Output {
-        (owned, entry.result(), entry.flags())
-    }
-}
-
-thread_local! {
-    static READY: RefCell<Ready> = const { RefCell::new(Ready::EMPTY) };
-}
-
-/// What has completed on this thread and was not taken yet.
-struct Ready {
-    indices: Vec<usize>,
-    waker: Option<Waker>,
-}
-
-impl Ready {
-    const EMPTY: Self = Self {
-        indices: Vec::new(),
-        waker: None,
-    };
-
-    fn push(index: usize) {
-        READY.with_borrow_mut(|ready| {
-            ready.indices.push(index);
-            // Awake already, if it was not the first.
-            if let (1, Some(waker)) = (ready.indices.len(), &ready.waker) {
-                waker.wake_by_ref();
-            }
-        });
-    }
-}
 
 /// One thread's ring. `T` is what its owner knows an operation by.
 pub struct Ring<T> {
@@ -171,35 +78,30 @@ pub struct Ring<T> {
     /// As on kernels before 5.19.
     waits_before_receive: bool,
     spare: Spare,
-}
-
-/// What the kernel is done with, to be used again.
-#[derive(Default)]
-#[expect(clippy::vec_box, reason = "what the kernel is given does not move")]
-struct Spare {
-    messages: Vec<Box<Vectored>>,
-    times: Vec<Box<types::Timespec>>,
+    submissions: Submissions,
+    /// Operations for which the submission queue had no room; the oldest first.
+    held: VecDeque<Held<T>>,
 }
 
 /// Runs `turn` on a ring of this thread: at first, and whenever something has completed, until it
-/// breaks. `waits_before_receive` asks for the way of kernels before 5.19, which is taken there anyway.
+/// breaks. Before that, `is_set_up` is called once there is a ring: nothing is run if it breaks.
+/// `waits_before_receive` asks for the way of kernels before 5.19, which is taken there anyway.
 pub fn run<T: Copy + 'static>(
     waits_before_receive: bool,
+    is_set_up: impl FnOnce() -> ControlFlow<()>,
     mut turn: impl FnMut(&mut Ring<T>) -> ControlFlow<()>,
 ) -> io::Result<()> {
-    let waits_before_receive = waits_before_receive || !kernel_is_at_least(KERNEL_LENDS_LATE);
     // What a ring before this one left when a panic ended it.
     READY.set(Ready::EMPTY);
-    let mut ring = Ring {
-        flights: Slab::new(),
-        buffers: ReceiveBuffers::new(),
-        unarmed: VecDeque::new(),
-        waits_before_receive,
-        spare: Spare::default(),
-    };
+    let (runtime, descriptor) = setup::runtime(enable)?;
+    let mut ring = Ring::new(waits_before_receive, descriptor);
     // Declared behind the ring, so that it is dropped before it on a panic too: until it has waited
     // for the kernel, the flights hold what the kernel works on.
-    let runtime = setup::runtime()?;
+    let runtime = EndingRuntime::new(runtime, enter_of(descriptor));
+    if is_set_up().is_break() {
+        return Ok(());
+    }
+    let mut guard = Guard::default();
     let mut is_begun = false;
     runtime.block_on(poll_fn(|context| {
         let is_news = READY.with_borrow_mut(|ready| {
@@ -209,10 +111,18 @@ pub fn run<T: Copy + 'static>(
             }
             !ready.indices.is_empty()
         });
-        if !is_news && std::mem::replace(&mut is_begun, true) {
-            return Poll::Pending;
+        // Where something was left, the owner has a turn, so that it can tell.
+        let is_left = guard.is_due(context) && ring.submit_again();
+        let is_turn = is_news || is_left || !std::mem::replace(&mut is_begun, true);
+        let flow = if is_turn {
+            turn(&mut ring)
+        } else {
+            ControlFlow::Continue(())
+        };
+        if ring.may_have_unsubmitted() {
+            guard.arm(context);
         }
-        match turn(&mut ring) {
+        match flow {
             ControlFlow::Continue(()) => Poll::Pending,
             ControlFlow::Break(()) => Poll::Ready(()),
         }
@@ -223,9 +133,93 @@ pub fn run<T: Copy + 'static>(
     Ok(())
 }
 
+/// Enables a ring that is set up disabled; false for any other ring or file.
+fn enable(descriptor: RawFd) -> bool {
+    /// `io_uring_register(2)`.
+    const IORING_REGISTER_ENABLE_RINGS: libc::c_uint = 12;
+    let none = std::ptr::null::<libc::c_void>();
+    // SAFETY:
+    // - the call has no argument that points anywhere
+    // - it does nothing to a descriptor that is no disabled ring, and only `setup::runtime` sets
+    //   up such a ring, one at a time
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_io_uring_register,
+            descriptor,
+            IORING_REGISTER_ENABLE_RINGS,
+            none,
+            0,
+        )
+    };
+    result == 0
+}
+
+/// Submits all that is in the submission queue of this thread's ring, and returns how much was taken.
+fn enter_of(descriptor: RawFd) -> Enter {
+    let none = std::ptr::null::<libc::c_void>();
+    Box::new(move || {
+        // SAFETY:
+        // - no argument points anywhere: there is no wait, and so no signal mask
+        // - tokio-uring has written all entries up to the queue's tail, as for its own calls, and reads
+        //   the head that the kernel moves before it writes the next one
+        // - what the entries point to is owned by their flights, as for its own calls
+        // - the closure is dropped before the runtime that holds the descriptor, or with its ring,
+        //   which enters no more then
+        let taken = unsafe {
+            libc::syscall(
+                libc::SYS_io_uring_enter,
+                descriptor,
+                RING_ENTRIES,
+                0,
+                0,
+                none,
+                0,
+            )
+        };
+        u32::try_from(taken).map_err(|_| io::Error::last_os_error())
+    })
+}
+
 impl<T: Copy + 'static> Ring<T> {
+    fn new(waits_before_receive: bool, descriptor: RawFd) -> Self {
+        Self {
+            flights: Slab::new(),
+            buffers: ReceiveBuffers::new(),
+            unarmed: VecDeque::new(),
+            waits_before_receive: waits_before_receive || kernel() < KERNEL_LENDS_LATE,
+            spare: Spare::default(),
+            submissions: Submissions::new(enter_of(descriptor)),
+            held: VecDeque::new(),
+        }
+    }
+
+    /// How often the kernel had refused operations, which were then submitted again.
+    pub fn retries(&self) -> u64 {
+        self.submissions.retries()
+    }
+
+    /// Submits what the last park has left; false where there was nothing.
+    fn submit_again(&mut self) -> bool {
+        let is_left = self.submissions.retry();
+        self.let_go();
+        is_left
+    }
+
+    fn may_have_unsubmitted(&self) -> bool {
+        !self.submissions.is_known_empty() || !self.held.is_empty()
+    }
+
+    /// Puts operations that were held back into the submission queue, as far as they fit.
+    fn let_go(&mut self) {
+        while !self.held.is_empty() && self.submissions.has_room() {
+            let held = self.held.pop_front().expect("one is held");
+            self.launch(held);
+        }
+    }
+
     /// Takes all completions there are.
     pub fn drain(&mut self, completions: &mut Vec<Completion<T>>) {
+        self.let_go();
         let mut indices = READY.with_borrow_mut(|ready| std::mem::take(&mut ready.indices));
         for index in indices.drain(..) {
             let flight = self
@@ -255,11 +249,11 @@ impl<T: Copy + 'static> Ring<T> {
     ) -> Option<Completion<T>> {
         let count = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
         Some(match (kind, owned) {
-            (Kind::Provide { first, count: run }, _) => {
-                self.provided(first, run, result);
+            (Kind::Provide { index }, _) if count.is_err() => {
+                self.buffers.take_back(index);
                 return None;
             }
-            (Kind::Arm, _) => return None,
+            (Kind::Provide { .. } | Kind::Arm, _) => return None,
             (Kind::Readable { fd }, _) if result >= 0 => {
                 self.unarmed.push_back((token, fd));
                 return None;
@@ -269,7 +263,7 @@ impl<T: Copy + 'static> Ring<T> {
             {
                 // Kernels before 5.19 may name a buffer that an operation took and did not use.
                 if let Some(index) = cqueue::buffer_select(flags) {
-                    self.buffers.take_back(index, 1);
+                    self.buffers.take_back(index);
                 }
                 self.unarmed.push_back((token, fd));
                 return None;
@@ -317,17 +311,6 @@ impl<T: Copy + 'static> Ring<T> {
         })
     }
 
-    /// Takes back what was not provided: where memory was short, the kernel took none of a run, or a part of it.
-    fn provided(&mut self, first: u16, run: u16, result: i32) {
-        let provided = match u16::try_from(result) {
-            // Some kernels say 0 for all.
-            Ok(0) => run,
-            Ok(count) => count.min(run),
-            Err(_) => 0,
-        };
-        self.buffers.take_back(first + provided, run - provided);
-    }
-
     /// Lends a buffer to the kernel again, at the end of the turn.
     pub fn give_back(&mut self, filled: Filled) {
         self.buffers.give_back(filled);
@@ -336,22 +319,14 @@ impl<T: Copy + 'static> Ring<T> {
     /// Ends a turn: buffers that came back are provided again, and receives are armed, the oldest first. `own` is the token of
     /// operations that nobody waits for.
     pub fn finish_turn(&mut self, own: T) {
-        while let Some(run) = self.buffers.next_run() {
+        // One at a time: where memory was short, the kernel took a part of a run, and newer ones say 0
+        // then, as for all of it.
+        while let Some((index, address)) = self.buffers.lend_next() {
             let length = i32::try_from(RECEIVE_BYTES_MAX).expect("a buffer's length fits");
             // The ring holds the memory until the kernel is done with it, and buffers that were given
             // back are read and written by nobody until a completion names them.
-            let entry = opcode::ProvideBuffers::new(
-                run.address,
-                length,
-                run.count,
-                BUFFER_GROUP,
-                run.first,
-            );
-            let kind = Kind::Provide {
-                first: run.first,
-                count: run.count,
-            };
-            self.submit(own, kind, entry.build());
+            let entry = opcode::ProvideBuffers::new(address, length, 1, BUFFER_GROUP, index);
+            self.submit(own, Kind::Provide { index }, entry.build());
         }
         // No more than there can be buffers for: who is tried in vain is tried again, at the price of another operation, and stands
         // behind those who came later.
@@ -508,28 +483,49 @@ impl<T: Copy + 'static> Ring<T> {
 
     /// An operation that points nowhere.
     fn submit(&mut self, token: T, kind: Kind, entry: squeue::Entry) {
-        self.launch(Pointed::to([]), token, kind, Owned::Nothing, entry);
+        self.put(Held {
+            token,
+            kind,
+            pointed: Pointed::to([]),
+            owned: Owned::Nothing,
+            entry,
+        });
     }
 
     /// An operation that points into what it owns.
     fn submit_pointing(&mut self, pointed: Pointed, token: T, owned: Owned, entry: squeue::Entry) {
-        self.launch(pointed, token, Kind::Other, owned, entry);
+        self.put(Held {
+            token,
+            kind: Kind::Other,
+            pointed,
+            owned,
+            entry,
+        });
     }
 
-    fn launch(
-        &mut self,
-        pointed: Pointed,
-        token: T,
-        kind: Kind,
-        owned: Owned,
-        entry: squeue::Entry,
-    ) {
+    fn put(&mut self, operation: Held<T>) {
+        // In their order: a receive may need the buffer that is provided before it.
+        if self.held.is_empty() && self.submissions.has_room() {
+            self.launch(operation);
+        } else {
+            self.held.push_back(operation);
+        }
+    }
+
+    fn launch(&mut self, operation: Held<T>) {
+        let Held {
+            token,
+            kind,
+            pointed,
+            owned,
+            entry,
+        } = operation;
+        self.submissions.push();
         let mut operation = UnsubmittedOneshot::new(owned, Outcome, entry).submit();
         let slot = self.flights.vacant_entry();
         let waker = waker(slot.key());
         let first_poll = Pin::new(&mut operation).poll(&mut Context::from_waker(&waker));
-        // Where the submission queue was full, tokio-uring has entered the kernel, but completions
-        // are taken only when tokio polls the ring.
+        // Completions are taken only when tokio polls the ring.
         assert!(
             first_poll.is_pending(),
             "an operation completes after its submission"
@@ -540,13 +536,6 @@ impl<T: Copy + 'static> Ring<T> {
             _pointed: pointed,
             operation,
         });
-    }
-}
-
-/// Keeps memory for its next use; no more of it than a turn takes.
-fn keep<M>(spare: &mut Vec<M>, memory: M) {
-    if spare.len() < SENDS_PER_TURN_MAX {
-        spare.push(memory);
     }
 }
 

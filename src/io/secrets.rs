@@ -1,5 +1,6 @@
 //! The secrets of a running server: SIGHUP reads their files again.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::{SecretError, SecretSources, Secrets};
@@ -15,16 +16,29 @@ impl<'a> Keeper<'a> {
     /// Reads the secrets for the first time.
     pub fn new(sources: SecretSources<'a>) -> Result<Self, SecretError> {
         let secrets = sources.read()?;
-        warn_of(&secrets);
-        if secrets.is_ephemeral {
-            tracing::info!(
-                "the secret for the tokens was made up for this run: tokens end with it"
+        warn_of(&secrets, &sources);
+        for (variable, _) in &secrets.with_line_breaks {
+            tracing::warn!(
+                "{variable} ends in a line break, which is not part of the secret: set it without one; tokens that were signed with it are accepted too"
             );
         }
         if let (Some(path), None) = (sources.previous, &secrets.previous) {
-            tracing::info!(path = %path.display(), "no previous secret: its file is not there");
+            tracing::info!(path = %path.display(), "no previous secret: its file does not exist");
         }
         Ok(Self { sources, secrets })
+    }
+
+    /// Keeps a secret that was made up in the data directory, which is locked.
+    pub fn keep_in(&mut self, folder: &Path) -> Result<(), SecretError> {
+        let Some((path, is_public)) = self.secrets.keep_in(folder)? else {
+            return Ok(());
+        };
+        let path = path.display();
+        tracing::info!(%path, "tokens are signed with the secret of --dev");
+        if is_public {
+            tracing::warn!("{path} can be read by other users: chmod 600 {path}");
+        }
+        Ok(())
     }
 
     /// The secrets.
@@ -37,7 +51,7 @@ impl<'a> Keeper<'a> {
     pub fn read_again(&mut self, posts: &[Post]) {
         if !self.sources.has_files() {
             tracing::warn!(
-                "SIGHUP changes nothing: the secrets did not come from files, and the environment of a process cannot change; use --jwt-secret-file and --jwt-secret-previous-file"
+                "SIGHUP changes nothing: no secret came from a file, and the environment of a process cannot change; use --jwt-secret-file and --jwt-secret-previous-file"
             );
             return;
         }
@@ -53,7 +67,7 @@ impl<'a> Keeper<'a> {
         for post in posts {
             post.send(Letter::Verify(Arc::clone(&verifier)));
         }
-        warn_of(&self.secrets);
+        warn_of(&self.secrets, &self.sources);
         self.tell(&before);
     }
 
@@ -72,17 +86,23 @@ impl<'a> Keeper<'a> {
         tracing::info!(
             current,
             previous,
-            "the secrets were read again; live connections stay"
+            "the secrets were read again; open connections stay"
         );
         if !self.secrets.accept(&before.current) {
             tracing::warn!(
-                "tokens of the secret before are refused from now on; to accept them for a while, put it into the file of --jwt-secret-previous-file and send SIGHUP again"
+                "tokens signed with the previous secret are refused from now on; to accept them for a while, put it into the file of --jwt-secret-previous-file and send SIGHUP again"
             );
         }
     }
 }
 
-fn warn_of(secrets: &Secrets) {
+fn warn_of(secrets: &Secrets, sources: &SecretSources<'_>) {
+    for (path, mode) in sources.exposed() {
+        let path = path.display();
+        tracing::warn!(
+            "every user of this machine can read the secret in {path} (mode {mode:04o}): chmod 600 {path}; in Kubernetes, defaultMode: 0440 of its volume"
+        );
+    }
     for secret in [Some(&secrets.current), secrets.previous.as_ref()]
         .into_iter()
         .flatten()

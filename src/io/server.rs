@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,21 +20,24 @@ use crate::config::{SecretError, Secrets, Serve};
 use crate::core::contract::ShardConfig;
 use crate::core::shard::Shard;
 use crate::core::workspace::Workspace;
-use crate::io::background::{Compactor, Rotation};
-use crate::io::listener::{ListenError, Listener};
+use crate::io::compactor::{Compactor, News};
+use crate::io::listener::{AddressNames, ListenError, Listener};
 use crate::io::post::{self, Letter, Post, Status, mailbox};
 use crate::io::recovery::{self, Display};
 use crate::io::ring;
 use crate::io::secrets::Keeper;
+use crate::io::threads::{self, ThreadError};
 use crate::io::worker::{Ties, Worker, clock};
 use crate::limits::{
-    DESCRIPTORS_PER_SHARD, DESCRIPTORS_RESERVED, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
-    SEGMENT_FILL_BYTES, SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES, session_budget_bytes,
+    DESCRIPTORS_PER_SHARD, DESCRIPTORS_RESERVED, LOG_SPARE_BYTES, SEGMENT_BYTES_MAX,
+    SEGMENT_BYTES_MIN, SEGMENT_FILL_BYTES, SHARD_BYTES, SHARDS_PER_CORE_MAX, SNAPSHOT_BYTES_MAX,
+    SNAPSHOT_PART_BYTES, session_budget_bytes,
 };
 use crate::log::commit::Durability;
 use crate::log::directory::{DataDirectory, DirectoryError};
 use crate::log::keeper::LogKeeper;
 use crate::log::recovery::{RecoveryError, Report};
+use crate::log::remedy::WithRemedy;
 use crate::wire::auth::{Verifier, mint};
 
 /// Why the server did not start, or stopped. Each is one line that names what to do.
@@ -45,12 +49,12 @@ pub enum ServeError {
     /// The kernel or the container does not let this process use `io_uring`.
     #[error("io_uring is not available: {0}")]
     Ring(String),
+    /// The system has no thread for the server.
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
     /// There is no socket to listen on.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The port for the metrics and the console cannot be had.
-    #[error("--admin-port: {0}; choose another with --admin-port, or another --admin-host")]
-    Admin(ListenError),
     /// The process may not open enough files.
     #[error(
         "the limit of open files is {limit}, and a server of {shards} shards needs {needed}: raise it (ulimit -n), or lower --shards"
@@ -70,15 +74,15 @@ pub enum ServeError {
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
     /// The first segments cannot be created.
-    #[error("cannot create a log segment in {path}: {source}")]
+    #[error("cannot create a log segment in {path}: {}", WithRemedy(.source))]
     Segment {
         /// The data directory.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
-    /// The system has no thread, descriptor or random number for the server.
-    #[error("the system is short of something: {0}")]
+    /// The system has no descriptor or random number for the server.
+    #[error("the server cannot start: {}", WithRemedy(.0))]
     System(#[from] io::Error),
     /// A shard's thread has ended by a fault of this server.
     #[error(
@@ -103,49 +107,66 @@ type Recovered = (Report, Vec<Vec<Workspace>>);
 pub fn serve(settings: &Serve) -> Result<(), ServeError> {
     let mut secrets = Keeper::new(settings.secret_sources())?;
     let admin_address = settings.admin_address().map_err(ListenError::from)?;
-    ring::probe().map_err(|error| ServeError::Ring(ring_advice(&error)))?;
+    let cores = thread::available_parallelism().ok();
+    let shards = settings.shards(cores);
+    ring::probe().map_err(|error| ServeError::Ring(ring::advice(&error, shards)))?;
     // The port first: a second server on it must not touch anything else.
     let listener = Arc::new(Listener::open(settings)?);
-    let admin_listener = admin_address.map(Listener::bind).transpose();
-    let admin_listener = admin_listener.map_err(ServeError::Admin)?.map(Arc::new);
-    let shards = settings.shards(thread::available_parallelism().ok());
-    let connections_max = connections_max(settings.max_connections, shards)?;
+    let admin_listener = admin_address.map(|address| {
+        let names = AddressNames {
+            host: &settings.given.name("--admin-host"),
+            port: &settings.given.name("--admin-port"),
+        };
+        Listener::bind(address, names).map(Arc::new)
+    });
+    let admin_listener = admin_listener.transpose()?;
+    let connections_max = connections_max(settings, shards)?;
     let directory = Arc::new(DataDirectory::open(&settings.data_dir)?);
+    warn_of_public_directory(&directory);
+    secrets.keep_in(directory.path())?;
 
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
-    let hash_seed = random_u64()?;
-    let dev_token = settings.dev.then(|| dev_token(secrets.secrets()));
+    let (hash_seed, start_id) = (random_u64()?, random_u64()?);
+    let token = settings.dev.then(|| dev_token(secrets.secrets()));
     let status = Arc::new(Status::new(shards, connections_max));
     let compactor = Compactor::start(Arc::clone(&directory), shards as usize, Arc::clone(&status))?;
     let common = Common {
         settings,
         shards,
         hash_seed,
+        start_id,
         verifier: Arc::new(secrets.secrets().verifier()),
         origins: settings.allow_origins.clone().into(),
-        pages: Arc::new(pages(settings, dev_token.clone())),
+        pages: Arc::new(pages(settings, token)),
         status: Arc::clone(&status),
         listener: Arc::clone(&listener),
         admin_listener: admin_listener.clone(),
         started: Instant::now(),
     };
-    // They answer from now on: that the log is being read.
-    let posts = spawn_shards(&common, &compactor.rotations(), &events)?;
+    let posts = spawn_shards(&common, &compactor.news(), &events)?;
     spawn_recovery(Arc::clone(&directory), &common, events)?;
-    let Some((report, dealt)) = wait_for_recovery(&inbox, &status, &posts, &mut secrets)? else {
+    let Some((report, dealt)) = wait_for_recovery(&inbox, &common, &posts, &mut secrets)? else {
         return Ok(());
     };
+    // The secret may have changed while the log was read.
+    let token = settings.dev.then(|| dev_token(secrets.secrets()));
+    common.pages.renew_token(|| dev_token(secrets.secrets()));
     // Only this mode waits for the disk.
     let fill_bytes =
         (Durability::from(settings.durability) == Durability::Always).then_some(SEGMENT_FILL_BYTES);
     begin_to_serve(&posts, &directory, &report, dealt, fill_bytes)?;
+    warn_of_shards(shards, cores);
     let (address, inherited) = (listener.address(), listener.is_inherited());
     tracing::info!(%address, inherited, shards, connections_max, "listening");
     let admin_address = admin_listener.map(|listener| listener.address());
-    announce(dev_token.as_deref(), address, admin_address)?;
+    let has_console = settings.console || settings.dev;
+    if let Err(error) = announce(token.as_deref(), address, admin_address, has_console) {
+        // The same is in the log, but for the token of --dev.
+        tracing::warn!("stdout cannot be written ({error}): the server runs without it");
+    }
     tell_manager(&NotifyState::Ready);
-    run_until_stopped(&posts, &inbox, &mut secrets)?;
+    run_until_stopped(&posts, &inbox, &mut secrets, &common.pages)?;
     compactor.stop();
     tracing::info!("stopped");
     Ok(())
@@ -173,6 +194,12 @@ fn begin_to_serve(
             serves,
         })));
     }
+    let shards = u32::try_from(posts.len()).expect("SHARDS_MAX fits");
+    let noted = directory.note_shards(shards);
+    noted.map_err(|source| ServeError::Segment {
+        path: directory.path().to_owned(),
+        source,
+    })?;
     drop(serves);
     // Ends when each has told it, or has ended: then that is told next.
     serving.iter().for_each(drop);
@@ -183,9 +210,18 @@ fn begin_to_serve(
     Ok(())
 }
 
+fn warn_of_public_directory(directory: &DataDirectory) {
+    let path = directory.path().display();
+    if let Some(mode) = directory.public_mode() {
+        tracing::warn!(
+            "other users of this machine can read the data directory {path} (mode {mode:04o}): run chmod -R o-rwx {path}"
+        );
+    }
+}
+
 fn pages(settings: &Serve, dev_token: Option<String>) -> Pages {
     Pages::new(settings.console || settings.dev, dev_token)
-        .with_admin_port(settings.admin.admin_port.is_some())
+        .with_admin_host(settings.admin.address().map(|address| address.ip()))
         .with_public_metrics(settings.admin.metrics_public)
 }
 
@@ -193,6 +229,7 @@ fn run_until_stopped(
     posts: &[Post],
     inbox: &Receiver<Event>,
     secrets: &mut Keeper<'_>,
+    pages: &Pages,
 ) -> Result<(), ServeError> {
     let mut running = posts.len();
     while running > 0 {
@@ -200,11 +237,14 @@ fn run_until_stopped(
             .recv()
             .expect("a thread that sends events runs as long as this one")
         {
-            Event::Signal(SIGHUP) => secrets.read_again(posts),
+            Event::Signal(SIGHUP) => {
+                secrets.read_again(posts);
+                pages.renew_token(|| dev_token(secrets.secrets()));
+            }
             Event::Signal(signal) => {
                 tracing::info!(
                     signal,
-                    "stopping: connections are closed, the log is finished"
+                    "stopping: closing connections and finishing the log"
                 );
                 tell_manager(&NotifyState::Stopping);
                 for post in posts {
@@ -213,7 +253,8 @@ fn run_until_stopped(
             }
             Event::Stopped { shard, ok: false } => return Err(ServeError::Shard(shard)),
             Event::Stopped { ok: true, .. } => running -= 1,
-            Event::Recovered(_) => unreachable!("the log is read once"),
+            // The stop came before it, and nobody needs it.
+            Event::Recovered(_) => {}
         }
     }
     Ok(())
@@ -223,26 +264,25 @@ fn spawn_recovery(
     directory: Arc<DataDirectory>,
     common: &Common<'_>,
     events: Sender<Event>,
-) -> io::Result<()> {
+) -> Result<(), ThreadError> {
     let (shards, hash_seed) = (common.shards, common.hash_seed);
     let status = Arc::clone(&common.status);
-    thread::Builder::new()
-        .name("etherply-log".to_owned())
-        .spawn(move || {
-            let recovered = recovery::recover(&directory, shards, hash_seed, &status.recovery);
-            // The main thread may have been told to stop meanwhile.
-            let _ = events.send(Event::Recovered(Box::new(recovered)));
-        })?;
+    threads::start("etherply-log".to_owned(), move || {
+        let recovered = recovery::recover(&directory, shards, hash_seed, &status.recovery);
+        // The main thread may have been told to stop meanwhile.
+        let _ = events.send(Event::Recovered(Box::new(recovered)));
+    })?;
     Ok(())
 }
 
-/// Waits until the log is read. None: a signal came before; nothing was changed that must be finished.
+/// Waits until the log is read. None: a signal came before, and all shards have stopped; nothing was changed that must be finished.
 fn wait_for_recovery(
     inbox: &Receiver<Event>,
-    status: &Status,
+    common: &Common<'_>,
     posts: &[Post],
     secrets: &mut Keeper<'_>,
 ) -> Result<Option<Recovered>, ServeError> {
+    let status = &common.status;
     let begun = Instant::now();
     let mut display = Display::new();
     let recovered = loop {
@@ -254,7 +294,13 @@ fn wait_for_recovery(
             Ok(Event::Signal(SIGHUP)) => secrets.read_again(posts),
             Ok(Event::Signal(signal)) => {
                 display.end();
-                tracing::info!(signal, "stopped while the log was read");
+                tell_manager(&NotifyState::Stopping);
+                // Clients that wait for the log are told.
+                for post in posts {
+                    post.send(Letter::Drain);
+                }
+                run_until_stopped(posts, inbox, secrets, &common.pages)?;
+                tracing::info!(signal, "stopped while reading the log");
                 return Ok(None);
             }
             Ok(Event::Stopped { shard, .. }) => return Err(ServeError::Shard(shard)),
@@ -266,7 +312,9 @@ fn wait_for_recovery(
     for torn in &report.torn {
         tracing::warn!(
             path = %torn.path.display(), offset = torn.offset, bytes = torn.bytes,
-            "cut off a torn tail of {} bytes: writes that a crash had interrupted and nobody was shown", torn.bytes,
+            "cut off a torn tail of {} bytes: the rest of a write that was interrupted. With --durability always no \
+             client was shown it, unless the disk lost what it had confirmed",
+            torn.bytes,
         );
     }
     let workspaces: usize = dealt.iter().map(Vec::len).sum();
@@ -291,6 +339,7 @@ struct Common<'a> {
     settings: &'a Serve,
     shards: u32,
     hash_seed: u64,
+    start_id: u64,
     verifier: Arc<Verifier>,
     origins: Arc<[String]>,
     pages: Arc<Pages>,
@@ -300,17 +349,23 @@ struct Common<'a> {
     started: Instant,
 }
 
+/// Starts the shards' threads, and begins to listen once each has its ring. They answer from then on
+/// that the log is being read.
 fn spawn_shards(
     common: &Common<'_>,
-    rotations: &Sender<Rotation>,
+    news: &Sender<News>,
     events: &Sender<Event>,
-) -> io::Result<Vec<Post>> {
+) -> Result<Vec<Post>, ServeError> {
     let (posts, mailboxes): (Vec<_>, Vec<_>) = (0..common.shards)
         .map(|_| mailbox())
         .collect::<io::Result<Vec<_>>>()?
         .into_iter()
         .unzip();
+    let (rings, set_up) = channel();
+    let mut go = Vec::new();
     for (number, mailbox) in (0..).zip(mailboxes) {
+        let (sender, receiver) = channel();
+        go.push(sender);
         let start = Start {
             config: shard_config(common, number),
             ties: Ties {
@@ -319,14 +374,28 @@ fn spawn_shards(
                 admin_listener: common.admin_listener.clone(),
                 mailbox,
                 posts: posts.clone(),
-                rotations: rotations.clone(),
+                news: news.clone(),
                 hash_seed: common.hash_seed,
                 pages: Arc::clone(&common.pages),
             },
             started: common.started,
             is_pinned: !common.settings.no_pin,
+            ring: RingReport(Some(rings.clone())),
+            go: receiver,
         };
         spawn_shard(start, events.clone())?;
+    }
+    for outcome in set_up.iter().take(go.len()) {
+        let no_ring = |error: io::Error| ServeError::Ring(ring::advice(&error, common.shards));
+        outcome.map_err(no_ring)?;
+    }
+    common.listener.listen()?;
+    if let Some(listener) = &common.admin_listener {
+        listener.listen()?;
+    }
+    for shard in go {
+        // One that has ended is reported by its event.
+        let _ = shard.send(());
     }
     Ok(posts)
 }
@@ -337,40 +406,61 @@ struct Start {
     ties: Ties,
     started: Instant,
     is_pinned: bool,
+    ring: RingReport,
+    /// When to begin. It must not where the sender is gone.
+    go: Receiver<()>,
 }
 
-fn spawn_shard(start: Start, events: Sender<Event>) -> io::Result<()> {
+/// Where a shard reports, once, that it has its ring, or why not.
+#[derive(Default)]
+struct RingReport(Option<Sender<io::Result<()>>>);
+
+impl RingReport {
+    fn send(&mut self, outcome: io::Result<()>) {
+        if let Some(sender) = self.0.take() {
+            // The main thread may have given up, since another shard has no ring.
+            let _ = sender.send(outcome);
+        }
+    }
+}
+
+impl Drop for RingReport {
+    fn drop(&mut self) {
+        self.send(Err(io::Error::other("a fault of this server")));
+    }
+}
+
+fn spawn_shard(mut start: Start, events: Sender<Event>) -> Result<(), ThreadError> {
     let number = start.config.shard;
-    thread::Builder::new()
-        .name(format!("etherply-{number}"))
-        .spawn(move || {
-            // Told on every way out, by a panic too: a server with a dead shard must not live on.
-            struct Tell(Sender<Event>, u32, bool);
-            impl Drop for Tell {
-                fn drop(&mut self) {
-                    let _ = self.0.send(Event::Stopped {
-                        shard: self.1,
-                        ok: self.2,
-                    });
-                }
+    threads::start(format!("etherply-{number}"), move || {
+        // Told on every way out, by a panic too: a server with a dead shard must not live on.
+        struct Tell(Sender<Event>, u32, bool);
+        impl Drop for Tell {
+            fn drop(&mut self) {
+                let _ = self.0.send(Event::Stopped {
+                    shard: self.1,
+                    ok: self.2,
+                });
             }
-            let mut tell = Tell(events, number, false);
-            match run_shard(start) {
-                Ok(()) => tell.2 = true,
-                Err(error) => {
-                    tracing::error!(shard = number, "the ring of a shard failed: {error}");
-                }
-            }
-        })?;
+        }
+        let mut tell = Tell(events, number, false);
+        let mut report = std::mem::take(&mut start.ring);
+        match run_shard(start, &mut report) {
+            Ok(()) => tell.2 = true,
+            Err(error) => report.send(Err(error)),
+        }
+    })?;
     Ok(())
 }
 
-fn run_shard(start: Start) -> io::Result<()> {
+fn run_shard(start: Start, report: &mut RingReport) -> io::Result<()> {
     let Start {
         config,
         ties,
         started,
         is_pinned,
+        ring: _,
+        go,
     } = start;
     let number = config.shard;
     if is_pinned {
@@ -382,7 +472,14 @@ fn run_shard(start: Start) -> io::Result<()> {
     // Lets the tests take the way of kernels before 5.19.
     let waits_before_receive =
         cfg!(debug_assertions) && std::env::var_os("ETHERPLY_FAULT_OLD_KERNEL").is_some();
-    ring::run(waits_before_receive, |ring| {
+    let is_set_up = || {
+        report.send(Ok(()));
+        match go.recv() {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    };
+    ring::run(waits_before_receive, is_set_up, |ring| {
         if !is_started {
             is_started = true;
             worker.start(ring);
@@ -396,8 +493,24 @@ fn pin(number: u32) {
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     let core = cores.get(number as usize % cores.len().max(1)).copied();
     if !core.is_some_and(core_affinity::set_for_current) {
-        tracing::warn!(shard = number, "cannot pin a shard to its core");
+        tracing::warn!(
+            shard = number,
+            "cannot pin a shard to its core: it runs on any core (--no-pin does not try)"
+        );
     }
+}
+
+/// Warns of many more shards than cores.
+fn warn_of_shards(shards: u32, cores: Option<NonZeroUsize>) {
+    let Some(cores) = cores.filter(|cores| shards as usize > SHARDS_PER_CORE_MAX * cores.get())
+    else {
+        return;
+    };
+    let (mib, each_mib) = (u64::from(shards) * (SHARD_BYTES >> 20), SHARD_BYTES >> 20);
+    tracing::warn!(
+        "{shards} shards on {cores} cores wait for each other, and take up to {mib} MiB of memory when \
+         they are busy ({each_mib} MiB each), beside the state: use --shards {cores}"
+    );
 }
 
 fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
@@ -420,31 +533,32 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
         drain_us: settings.drain_ms * 1000,
         segment_bytes_min: SEGMENT_BYTES_MIN,
         segment_bytes_max: SEGMENT_BYTES_MAX,
+        log_spare_bytes: LOG_SPARE_BYTES,
         hash_seed: common.hash_seed,
+        start_id: common.start_id,
         verifier: Arc::clone(&common.verifier),
         origins: Arc::clone(&common.origins),
         limits: (&settings.limits).into(),
+        has_journal: tracing::enabled!(tracing::Level::DEBUG),
         fault_panic_key,
     }
 }
 
-fn watch_signals(events: Sender<Event>) -> io::Result<()> {
+fn watch_signals(events: Sender<Event>) -> Result<(), ServeError> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
-    thread::Builder::new()
-        .name("etherply-signals".to_owned())
-        .spawn(move || {
-            for signal in signals.forever() {
-                if events.send(Event::Signal(signal)).is_err() {
-                    break;
-                }
+    threads::start("etherply-signals".to_owned(), move || {
+        for signal in signals.forever() {
+            if events.send(Event::Signal(signal)).is_err() {
+                break;
             }
-        })?;
+        }
+    })?;
     Ok(())
 }
 
 /// The most connections: what was asked for, within the limit of open files, which is raised as far
 /// as the system lets it.
-fn connections_max(wanted: Option<usize>, shards: u32) -> Result<usize, ServeError> {
+fn connections_max(settings: &Serve, shards: u32) -> Result<usize, ServeError> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -455,11 +569,13 @@ fn connections_max(wanted: Option<usize>, shards: u32) -> Result<usize, ServeErr
         Err(_) => limit.current,
     };
     let allowed = connections_allowed(files.unwrap_or(u64::MAX), shards)?;
+    let wanted = settings.max_connections;
     if let Some(wanted) = wanted.filter(|wanted| *wanted > allowed) {
+        let name = settings.given.name("--max-connections");
         tracing::warn!(
             wanted,
             allowed,
-            "--max-connections is over the limit of open files (ulimit -n)"
+            "{name} is over the limit of open files: raise that (ulimit -n)"
         );
     }
     Ok(wanted.unwrap_or(allowed).min(allowed))
@@ -476,17 +592,6 @@ pub fn connections_allowed(files: u64, shards: u32) -> Result<usize, ServeError>
         });
     }
     Ok(usize::try_from(files - reserved).unwrap_or(usize::MAX / 2))
-}
-
-fn ring_advice(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(libc::ENOSYS) => "the kernel has none, or a seccomp filter hides it: use Linux 5.10 or later, and in a container a profile that allows io_uring_setup, io_uring_enter and io_uring_register".to_owned(),
-        Some(libc::EPERM | libc::EACCES) => "it is forbidden: set the sysctl kernel.io_uring_disabled to 0, and in a container use a seccomp profile that allows io_uring_setup, io_uring_enter and io_uring_register".to_owned(),
-        Some(libc::ENOMEM) => "no memory may be locked for it: raise the limit of locked memory (ulimit -l)".to_owned(),
-        Some(libc::EMFILE | libc::ENFILE) => "no file may be opened for it: raise the limit of open files (ulimit -n)".to_owned(),
-        _ if error.kind() == io::ErrorKind::Unsupported => "the kernel lacks operations that the server needs: use Linux 5.10 or later".to_owned(),
-        _ => error.to_string(),
-    }
 }
 
 fn random_u64() -> io::Result<u64> {
@@ -506,7 +611,7 @@ fn dev_token(secrets: &Secrets) -> String {
 /// Tells the service manager, where one asks for it (`sd_notify(3)`).
 fn tell_manager(state: &NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
-        tracing::warn!("the service manager cannot be told {state} (NOTIFY_SOCKET): {error}");
+        tracing::warn!("cannot notify the service manager of {state} (NOTIFY_SOCKET): {error}");
     }
 }
 
@@ -515,11 +620,17 @@ fn announce(
     dev_token: Option<&str>,
     address: SocketAddr,
     admin_address: Option<SocketAddr>,
+    has_console: bool,
 ) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "listening on {address}")?;
     if let Some(address) = admin_address {
-        writeln!(out, "metrics and console on {address}")?;
+        let pages = if has_console {
+            "metrics and console"
+        } else {
+            "metrics"
+        };
+        writeln!(out, "{pages} on {address}")?;
     }
     if let Some(token) = dev_token {
         let url = format!("ws://{address}/v1/sync/demo?token={token}");

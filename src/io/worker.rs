@@ -19,18 +19,18 @@ use crate::admin::{Pages, Visitor};
 use crate::core::contract::{Clock, Input, Output, Surroundings};
 use crate::core::session::SessionId;
 use crate::core::shard::Shard;
-use crate::io::background::{self, Rotation};
+use crate::io::background;
+use crate::io::compactor::{News, Rotation};
 use crate::io::listener::Listener;
-use crate::io::post::{
-    Connection, Door, Handoff, Letter, Mailbox, Place, Post, RebuildError, Status,
-};
+use crate::io::notes::{self, Batch};
+use crate::io::place::PlaceWatch;
+use crate::io::post::{Connection, Door, Handoff, Letter, Mailbox, Post, RebuildError, Status};
 use crate::io::ring::{Completion, Ring};
-use crate::limits::{
-    ACCEPT_PAUSE_US, ACCEPT_WARNING_US, ACCEPTS_IN_FLIGHT, ADMIN_CONNECTIONS_MAX,
-    REFUSALS_IN_FLIGHT_MAX,
-};
+use crate::limits::ABSENCE_WARNING_US;
 use crate::log::disk::HostDisk;
 use crate::log::keeper::LogKeeper;
+
+mod accepts;
 
 /// What an operation of the ring was for.
 #[derive(Debug, Clone, Copy)]
@@ -69,8 +69,8 @@ pub struct Ties {
     pub mailbox: Mailbox,
     /// To all shards, in order; its own too.
     pub posts: Vec<Post>,
-    /// Where new segments are told.
-    pub rotations: Sender<Rotation>,
+    /// Where new segments are told, and failures of the log.
+    pub news: Sender<News>,
     /// Keys the hashes of what is read back.
     pub hash_seed: u64,
     /// What the server shows of itself.
@@ -98,6 +98,9 @@ pub struct Worker {
     is_again_in_flight: bool,
     begun: Begun,
     completions: Vec<Completion<Token>>,
+    place: PlaceWatch,
+    /// How long the shard was away, as far as it was logged.
+    told_absent_us: u64,
 }
 
 /// When what is measured began.
@@ -106,6 +109,7 @@ struct Begun {
     turn_us: u64,
     /// A write or an fdatasync of the log, when it was submitted.
     log_us: u64,
+    batch: Batch,
     /// One is begun in this turn.
     has_log: bool,
 }
@@ -131,6 +135,8 @@ impl Worker {
             is_again_in_flight: false,
             begun: Begun::default(),
             completions: Vec::new(),
+            place: PlaceWatch::default(),
+            told_absent_us: 0,
         }
     }
 
@@ -158,11 +164,18 @@ impl Worker {
             self.complete(completion, ring, clock);
         }
         self.completions = completions;
+        self.watch_place(clock);
         self.shard.flush(clock);
         while let Some(output) = self.shard.poll_output() {
             self.perform(output, ring, clock)?;
         }
         self.stats().publish(self.shard.counters());
+        self.stats().retried(ring.retries());
+        self.tell_absence();
+        for door in [Door::Public, Door::Admin] {
+            let yields = self.shard.may_give_way(door);
+            self.ties.status.set_yielding(self.number, door, yields);
+        }
         self.arm_accepts(ring, clock.now_us);
         self.arm_timer(ring, clock.now_us);
         ring.finish_turn(Token::Own);
@@ -172,6 +185,19 @@ impl Worker {
         }
         self.end_turn();
         ControlFlow::Continue(())
+    }
+
+    /// A stop of the process would otherwise be seen by its clients alone.
+    fn tell_absence(&mut self) {
+        let absent_us = self.shard.counters().absent_us;
+        let missed_us = absent_us - std::mem::replace(&mut self.told_absent_us, absent_us);
+        if missed_us >= ABSENCE_WARNING_US {
+            tracing::warn!(
+                shard = self.number,
+                "the shard was stopped, or had no core, for {:.1} s: all deadlines of clients move by that",
+                Duration::from_micros(missed_us).as_secs_f64()
+            );
+        }
     }
 
     /// One look at the clock serves all that began in the turn: it is submitted right after it.
@@ -230,8 +256,9 @@ impl Worker {
             }
             Completion::Done(Token::LogSync, outcome) => {
                 self.stats().synced(self.log_took_us(clock));
-                let ok = self.kept(outcome);
+                let ok = self.kept(outcome, clock);
                 let ok = self.told("fdatasync", ok).is_some();
+                notes::log_sync(self.number, ok, self.log_took_us(clock));
                 self.shard.handle(Input::LogSynced(ok), clock);
             }
             Completion::Done(Token::Bell, _) => {
@@ -262,17 +289,26 @@ impl Worker {
     }
 
     fn written(&mut self, bytes: Vec<u8>, outcome: io::Result<usize>, clock: Clock) {
-        let count = self.kept(outcome);
+        let count = self.kept(outcome, clock);
         let count = self.told("write", count);
+        let took_us = self.log_took_us(clock);
+        self.begun.batch.log_written(self.number, count, took_us);
         self.shard.handle(Input::LogWritten(bytes, count), clock);
     }
 
     /// What was done well to a file that was deleted counts as failed. A write is asked too: in the modes without an
     /// fdatasync for each batch, ops would long go on otherwise.
-    fn kept<T>(&mut self, outcome: io::Result<T>) -> Result<T, RebuildError> {
+    fn kept<T>(&mut self, outcome: io::Result<T>, clock: Clock) -> Result<T, RebuildError> {
         let outcome = outcome?;
-        self.log().check_linked()?;
+        self.place.committed(self.log.as_ref(), clock.now_us)?;
         Ok(outcome)
+    }
+
+    fn watch_place(&mut self, clock: Clock) {
+        if let Some(error) = self.place.tick(self.log.as_ref(), clock.now_us) {
+            self.told("data directory", Err::<(), _>(error));
+            self.shard.handle(Input::LogDisplaced, clock);
+        }
     }
 
     fn told<T>(&self, what: &str, outcome: Result<T, impl std::fmt::Display>) -> Option<T> {
@@ -280,7 +316,7 @@ impl Worker {
             .inspect_err(|error| {
                 tracing::error!(
                     shard = self.number,
-                    "the log cannot be written ({what}: {error}): clients are told 500 and closed with 1011, the log is opened again as soon as it can be"
+                    "the log cannot be written ({what}: {error}); senders get error 500, clients are closed with 1011, and the log is reopened as soon as possible"
                 );
             })
             .ok()
@@ -292,6 +328,7 @@ impl Worker {
                 let id = self.shard.adopt(ticket, clock);
                 self.keep(id, handoff.arrive());
             }
+            Letter::GiveWay(door) => drop(self.give_way(door, clock)),
             Letter::Accept => self.is_accepting = true,
             Letter::Verify(verifier) => self.shard.set_verifier(verifier),
             Letter::Drain => self.drain(ring, clock),
@@ -304,13 +341,16 @@ impl Worker {
             Letter::Rebuilt(outcome) => {
                 let outcome = outcome.inspect_err(|error| {
                     tracing::error!(shard = self.number, "the shard cannot serve yet: {error}");
+                    self.tell_failure();
                 });
                 let rebuilt = outcome
                     .ok()
                     .map(|(segment, workspaces)| (self.log().replace(segment), workspaces));
+                self.place.rebuilt(rebuilt.is_some());
                 self.shard.handle(Input::Rebuilt(rebuilt), clock);
                 self.tell_rotation();
             }
+            Letter::LogSize(size) => self.shard.handle(Input::LogSize(size), clock),
             Letter::Recovered(recovered) => {
                 let log = self.log.insert(recovered.log);
                 let opened = Some((log.open_segment(), recovered.workspaces));
@@ -350,51 +390,22 @@ impl Worker {
 
     /// Nothing before the open segment changes any more, but by compaction.
     fn tell_rotation(&mut self) {
+        let open = self.log().open_segment();
         let rotation = Rotation {
             shard: self.number,
-            index: self.log().open_segment().index,
+            index: open.index,
+            first_position: open.first_position,
             live_bytes: self.shard.live_bytes(),
             dead: self.shard.dead_segments().clone(),
+            post: self.own_post(),
         };
         // The thread that compacts may have given up.
-        let _ = self.ties.rotations.send(rotation);
+        let _ = self.ties.news.send(News::Rotated(rotation));
     }
 
-    fn accepted(&mut self, door: Door, outcome: io::Result<OwnedFd>, clock: Clock) {
-        match door {
-            Door::Public => self.accepts_in_flight -= 1,
-            Door::Admin => self.admin_accepts_in_flight -= 1,
-        }
-        match outcome {
-            Ok(socket) => {
-                let (place, before) = Place::take(&self.ties.status, door);
-                let connection = Connection { socket, place };
-                let connections_max = self.ties.status.connections_max;
-                let (is_over, is_dropped) = match door {
-                    Door::Public => (
-                        before >= connections_max,
-                        before >= connections_max + REFUSALS_IN_FLIGHT_MAX,
-                    ),
-                    Door::Admin => (false, before >= ADMIN_CONNECTIONS_MAX),
-                };
-                if !is_dropped {
-                    let id = self.shard.accept(is_over, clock);
-                    self.keep(id, connection);
-                }
-            }
-            Err(error) if is_exhausted(&error) => {
-                if self.next_accept_warning_us <= clock.now_us {
-                    self.next_accept_warning_us = clock.now_us + ACCEPT_WARNING_US;
-                    tracing::warn!(
-                        shard = self.number,
-                        "accepting pauses: {error}; raise the limit of open files (ulimit -n), or lower --max-connections"
-                    );
-                }
-                self.accepts_paused_until_us = Some(clock.now_us + ACCEPT_PAUSE_US);
-            }
-            // The peer has gone before it was accepted, or the server is stopping.
-            Err(_) => {}
-        }
+    /// The log cannot be written: perhaps the disk is full, and compaction can make room.
+    fn tell_failure(&self) {
+        let _ = self.ties.news.send(News::Failed);
     }
 
     fn keep(&mut self, id: SessionId, connection: Connection) {
@@ -418,14 +429,19 @@ impl Worker {
 
     fn visitor(&self, id: SessionId) -> Visitor {
         let connection = self.connections[id.slot as usize].as_ref();
-        let Connection { socket, place } = connection.expect("a session has a connection");
-        let peer = getpeername(socket).ok().flatten();
-        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+        let Connection { place, .. } = connection.expect("a session has a connection");
         Visitor {
             door: place.door(),
             // An address of IPv4 may come in the clothes of IPv6 (RFC 4291 section 2.5.5.2).
-            is_local: peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()),
+            is_local: self
+                .peer(id)
+                .is_some_and(|peer| peer.ip().to_canonical().is_loopback()),
         }
+    }
+
+    fn peer(&self, id: SessionId) -> Option<SocketAddr> {
+        let peer = getpeername(self.socket(id)).ok().flatten()?;
+        SocketAddr::try_from(peer).ok()
     }
 
     fn send(&self, id: SessionId, spans: crate::core::window::Spans, ring: &mut Ring<Token>) {
@@ -446,9 +462,13 @@ impl Worker {
                 let handoff = Handoff::new(connection);
                 self.ties.posts[owner as usize].send(Letter::Adopt(handoff, ticket));
             }
-            Output::Page(id, page) => {
+            Output::Note(id, note) => {
+                notes::log((self.number, id), self.peer(id), *note, clock.now_us);
+            }
+            Output::Page(id, request) => {
                 let (visitor, status) = (self.visitor(id), &self.ties.status);
-                let answer = self.ties.pages.answer(page, visitor, clock.now_us, status);
+                let pages = &self.ties.pages;
+                let answer = pages.answer(&request, visitor, clock.now_us, status);
                 self.shard.handle(Input::Page(id, answer), clock);
             }
             Output::LogWrite {
@@ -487,6 +507,7 @@ impl Worker {
                     tracing::info!(shard = self.number, "the shard serves again");
                 } else {
                     tracing::error!(shard = self.number, "the shard has stopped serving");
+                    self.tell_failure();
                 }
             }
             Output::Drained => return ControlFlow::Break(()),
@@ -496,6 +517,8 @@ impl Worker {
 
     fn write_log(&mut self, bytes: Vec<u8>, from: usize, offset: u64, ring: &mut Ring<Token>) {
         self.begun.has_log = true;
+        let ops = self.shard.counters().groups.sum;
+        self.begun.batch.begin(ops);
         let log = self.log();
         if let Some(writer) = log.blocks() {
             let write = writer.begin(bytes, from, offset);
@@ -509,30 +532,12 @@ impl Worker {
         self.ties.posts[self.number as usize].clone()
     }
 
-    fn arm_accepts(&mut self, ring: &mut Ring<Token>, now_us: u64) {
-        if self
-            .accepts_paused_until_us
-            .is_some_and(|until_us| until_us <= now_us)
-        {
-            self.accepts_paused_until_us = None;
-        }
-        if self.accepts_paused_until_us.is_some() || !self.is_accepting {
-            return;
-        }
-        while self.accepts_in_flight < ACCEPTS_IN_FLIGHT {
-            self.accepts_in_flight += 1;
-            ring.accept(self.ties.listener.as_fd(), Token::Accept(Door::Public));
-        }
-        if let Some(listener) = &self.ties.admin_listener
-            && self.admin_accepts_in_flight == 0
-        {
-            self.admin_accepts_in_flight = 1;
-            ring.accept(listener.as_fd(), Token::Accept(Door::Admin));
-        }
-    }
-
     fn arm_timer(&mut self, ring: &mut Ring<Token>, now_us: u64) {
-        let wanted = [self.shard.next_deadline_us(), self.accepts_paused_until_us];
+        let wanted = [
+            self.shard.next_deadline_us(),
+            self.accepts_paused_until_us,
+            self.log.as_ref().map(|_| self.place.next_us()),
+        ];
         let Some(wanted_us) = wanted.into_iter().flatten().min() else {
             return;
         };
@@ -549,13 +554,6 @@ impl Worker {
             ring.timer(after_us, Token::Timer(wanted_us));
         }
     }
-}
-
-/// Whether an accept failed because the process or the system has no room for a connection.
-fn is_exhausted(error: &io::Error) -> bool {
-    [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM]
-        .map(Some)
-        .contains(&error.raw_os_error())
 }
 
 /// The time now; monotonic time counts from `started`.

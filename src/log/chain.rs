@@ -14,10 +14,11 @@ use super::directory::shard_folder;
 use super::disk::{Disk, DiskFile};
 use super::record::{
     Cursor, Fault, FaultKind, HeaderError, Op, Reader, SEGMENT_HEADER_BYTES, SegmentHeader,
-    damage_behind,
+    damage_behind, is_interrupted,
 };
 use super::segment;
 use crate::limits::READ_BYTES;
+use crate::log::remedy::WithRemedy;
 
 /// The index of the first segment of every shard; its first position is 0.
 pub const FIRST_INDEX: u64 = 1;
@@ -44,7 +45,7 @@ pub enum RecoveryError {
         source: HeaderError,
     },
     /// The system failed to read, sync or cut.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", WithRemedy(.source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -120,7 +121,7 @@ impl Chain {
         let folder = data.join(shard_folder(shard));
         let listing = segment::scan(disk, &folder).map_err(RecoveryError::at(&folder))?;
         if let Some(stray) = listing.strays.first() {
-            let what = "this is not the name of a segment";
+            let what = "its name is not that of a segment";
             return Err(RecoveryError::damaged(stray, 0, what));
         }
         let mut links: Vec<Link> = Vec::new();
@@ -172,6 +173,26 @@ impl Chain {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Fails where a shard that has begun a log has no segment: its folder was emptied or removed.
+    /// `chains` are all there are.
+    pub(super) fn check_begun(
+        data: &Path,
+        shards_begun: u32,
+        chains: &[Self],
+    ) -> Result<(), RecoveryError> {
+        for shard in 0..shards_begun {
+            let is_there = |chain: &Self| chain.shard == shard && !chain.links.is_empty();
+            if !chains.iter().any(is_there) {
+                let missing = data.join(shard_folder(shard));
+                let missing = missing.join(segment::file_name(FIRST_INDEX));
+                let what =
+                    "all segments of the shard are missing, and meta.json says that it has some";
+                return Err(RecoveryError::damaged(&missing, 0, what));
+            }
+        }
+        Ok(())
     }
 
     /// The length of all segments that are read.
@@ -249,7 +270,7 @@ impl Link {
         let mut file_bytes = window.end as u64;
         if let Some(fault) = fault {
             let behind = window.from(fault.offset);
-            self.judge(fault, behind)?;
+            self.judge(fault, cursor, behind)?;
             file_bytes = whole_bytes + unfilled_bytes(behind) as u64;
         }
         let end_position = match self.header.compacted {
@@ -307,7 +328,7 @@ impl Link {
     }
 
     /// Whether a fault is the trace of a crash; `behind` are the bytes from the fault on.
-    fn judge(&self, fault: Fault, behind: &[u8]) -> Result<(), RecoveryError> {
+    fn judge(&self, fault: Fault, cursor: Cursor, behind: &[u8]) -> Result<(), RecoveryError> {
         let offset = fault.offset as u64;
         let damaged = |what: String| Err(RecoveryError::damaged(&self.path, offset, what));
         if let FaultKind::Content(_) = fault.kind {
@@ -325,6 +346,11 @@ impl Link {
         }
         if self.end_position.is_some() && fault.kind != FaultKind::Cut {
             return damaged(format!("{fault}, and all of a closed segment was on disk"));
+        }
+        if !is_interrupted(cursor, behind) {
+            return damaged(format!(
+                "{fault}, and no interrupted write leaves that: no sector of it is missing"
+            ));
         }
         Ok(())
     }

@@ -281,6 +281,18 @@ impl Commit {
         self.synced_since_us.take()
     }
 
+    /// The log position behind the last op that was pushed.
+    #[must_use]
+    pub fn end_position(&self) -> u64 {
+        self.handed + self.filling.len() as u64
+    }
+
+    /// The number of the open segment.
+    #[must_use]
+    pub fn segment_index(&self) -> u64 {
+        self.segment.index
+    }
+
     /// How much of the open segment is written.
     #[must_use]
     pub fn segment_bytes_written(&self) -> u64 {
@@ -439,6 +451,17 @@ impl Commit {
             "a log is reopened once it is quiet"
         );
         *self = Self::new(self.durability, self.sync_interval_us, segment, now_us);
+    }
+
+    /// Counts time that has passed beside the clock: all that waits is older by it.
+    pub fn has_aged(&mut self, us: u64) {
+        let aged = |at_us: u64| at_us.saturating_sub(us);
+        self.oldest_us = aged(self.oldest_us);
+        self.begun_us = aged(self.begun_us);
+        self.idle_since_us = aged(self.idle_since_us);
+        self.last_sync_us = aged(self.last_sync_us);
+        self.unsynced_since_us = self.unsynced_since_us.map(aged);
+        self.synced_since_us = self.synced_since_us.map(aged);
     }
 
     /// All that was written is on disk.

@@ -30,6 +30,7 @@ use super::segment;
 use crate::limits::{
     COMPACTION_BATCH_BYTES, COMPACTION_DEAD_SHARE, COMPACTION_READ_BYTES, SEGMENT_LIVE_SHARE,
 };
+use crate::log::remedy::WithRemedy;
 
 #[cfg(test)]
 mod tests;
@@ -41,7 +42,7 @@ pub enum CompactionError {
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
     /// The new segment cannot be written. It may be tried again.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", WithRemedy(.source))]
     Write {
         /// The file.
         path: PathBuf,
@@ -50,7 +51,7 @@ pub enum CompactionError {
     },
     /// The folder cannot be synced after a segment was replaced. The old segments are kept, since nobody knows whether the new name is on
     /// disk, and a sync that returns well later may lie: it must not be tried again before the next start.
-    #[error("{path} cannot be synced: {source}")]
+    #[error("{path} cannot be synced: {}", WithRemedy(.source))]
     Folder {
         /// The folder.
         path: PathBuf,
@@ -60,6 +61,18 @@ pub enum CompactionError {
     /// The caller told it to stop.
     #[error("stopped")]
     Stopped,
+}
+
+impl CompactionError {
+    /// Whether the disk had no room for the new segment.
+    #[must_use]
+    pub fn is_for_room(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull, WriteZero};
+        let Self::Write { source, .. } = self else {
+            return false;
+        };
+        matches!(source.kind(), StorageFull | QuotaExceeded | WriteZero)
+    }
 }
 
 /// How much a compaction does.
@@ -116,6 +129,8 @@ pub struct Outcome {
 pub struct Compaction<D: Disk> {
     directory: Arc<DataDirectory<D>>,
     settings: Settings,
+    /// Each step needs little room on the disk, and the first ones the least.
+    is_short_of_room: bool,
     /// Closed segments, those of a folder in their order.
     links: Vec<Link>,
     /// How many of `links` are in the index; of a sweep, all, since none is read.
@@ -124,6 +139,8 @@ pub struct Compaction<D: Disk> {
     /// Ranges of `links`.
     groups: VecDeque<std::ops::Range<usize>>,
     outcome: Outcome,
+    /// What the disk has back, by shard.
+    freed_bytes: Vec<(u32, u64)>,
     bytes: Vec<u8>,
 }
 
@@ -140,24 +157,22 @@ impl<D: Disk> Compaction<D> {
         let mut links = Vec::new();
         for shard in shards {
             let chain = Chain::read(directory.disk(), directory.path(), directory.epoch(), shard)?;
+            remove_replaced(&directory, &chain)?;
             let open_index = open.iter().find(|open| open.0 == shard);
             let open_index = open_index.map_or(u64::MAX, |open| open.1);
             let closed = |link: &Link| link.header.index < open_index;
             links.extend(chain.links.into_iter().filter(closed));
         }
-        let outcome = Outcome {
-            segments: links.len() as u64,
-            bytes: links.iter().map(|link| link.file_bytes).sum(),
-            ..Outcome::default()
-        };
         Ok(Self {
+            outcome: outcome_of(&links),
             index: Index::new(links.len()),
             directory,
             settings,
+            is_short_of_room: false,
             links,
             read_count: 0,
             groups: VecDeque::new(),
-            outcome,
+            freed_bytes: Vec::new(),
             bytes: Vec::new(),
         })
     }
@@ -190,6 +205,50 @@ impl<D: Disk> Compaction<D> {
             }
         }
         Ok(sweep)
+    }
+
+    /// Leaves the folders of all other shards alone, unread too. An op in one of these is left out only if another one
+    /// of these wins over it, so nothing depends on what was not read.
+    ///
+    /// # Panics
+    /// Where it has begun.
+    #[must_use]
+    pub fn only(mut self, shards: &[u32]) -> Self {
+        assert!(
+            self.read_count == 0 && self.groups.is_empty(),
+            "what is read is decided before the first step"
+        );
+        self.links
+            .retain(|link| shards.contains(&link.header.shard));
+        self.index = Index::new(self.links.len());
+        self.outcome = outcome_of(&self.links);
+        self
+    }
+
+    /// Removes all that is dead, in steps that need little room on the disk: those that need least come first, and
+    /// each frees more than the next ones need.
+    #[must_use]
+    pub fn in_small_steps(mut self) -> Self {
+        self.settings = self.settings.thorough();
+        self.is_short_of_room = true;
+        self
+    }
+
+    /// What of a shard's folder stays, once all segments have been read.
+    #[must_use]
+    pub fn kept_bytes(&self, shard: u32) -> u64 {
+        let live_bytes = self.links.iter().zip(&self.index.live_bytes);
+        live_bytes
+            .filter(|(link, _)| link.header.shard == shard)
+            .map(|(_, live_bytes)| live_bytes)
+            .sum()
+    }
+
+    /// By how much a shard's folder is shorter than it was.
+    #[must_use]
+    pub fn freed_bytes(&self, shard: u32) -> u64 {
+        let freed = self.freed_bytes.iter().filter(|(of, _)| *of == shard);
+        freed.map(|(_, bytes)| bytes).sum()
     }
 
     /// Whether there is nothing to do, or nothing any more.
@@ -232,10 +291,14 @@ impl<D: Disk> Compaction<D> {
     /// Segments of one folder whose winners fill a segment are a group.
     fn group(&mut self) {
         let live_bytes: u64 = self.index.live_bytes.iter().sum();
-        let segment_bytes = (live_bytes / SEGMENT_LIVE_SHARE).clamp(
-            self.settings.segment_bytes_min,
-            self.settings.segment_bytes_max,
-        );
+        let segment_bytes = if self.is_short_of_room {
+            self.settings.segment_bytes_min
+        } else {
+            (live_bytes / SEGMENT_LIVE_SHARE).clamp(
+                self.settings.segment_bytes_min,
+                self.settings.segment_bytes_max,
+            )
+        };
         let mut begin = 0;
         let mut live = 0;
         for end in 1..=self.links.len() {
@@ -251,6 +314,13 @@ impl<D: Disk> Compaction<D> {
                 }
                 (begin, live) = (end, 0);
             }
+        }
+        if self.is_short_of_room {
+            let index = &self.index;
+            let needed_bytes = |group: &std::ops::Range<usize>| -> u64 {
+                index.live_bytes[group.clone()].iter().sum()
+            };
+            self.groups.make_contiguous().sort_by_key(needed_bytes);
         }
     }
 
@@ -292,7 +362,9 @@ impl<D: Disk> Compaction<D> {
         let old_bytes: u64 = links.iter().map(|link| link.file_bytes).sum();
         self.outcome.segments_replaced += links.len() as u64;
         self.outcome.segments_written += 1;
-        self.outcome.bytes_freed += old_bytes.saturating_sub(written_bytes);
+        let freed_bytes = old_bytes.saturating_sub(written_bytes);
+        self.outcome.bytes_freed += freed_bytes;
+        self.freed_bytes.push((header.shard, freed_bytes));
         Ok(())
     }
 
@@ -340,6 +412,10 @@ impl<D: Disk> Compaction<D> {
         pace: &mut Pace<'_>,
     ) -> Result<(), CompactionError> {
         let disk = self.directory.disk();
+        // Without its lock, what is at these paths may be another server's by now, or a backup.
+        if !self.directory.is_lock_in_place().unwrap_or(true) {
+            return Err(CompactionError::Stopped);
+        }
         let (last, before) = self.links[group]
             .split_last()
             .expect("a group has a segment");
@@ -372,6 +448,34 @@ impl<D: Disk> Compaction<D> {
             }
         }
         last_old.map_or(Ok(()), |file| shrink(&file, pace))
+    }
+}
+
+/// Removes what was replaced and could not be removed then.
+fn remove_replaced<D: Disk>(
+    directory: &DataDirectory<D>,
+    chain: &Chain,
+) -> Result<(), CompactionError> {
+    if chain.replaced.is_empty() {
+        return Ok(());
+    }
+    let (disk, path) = (directory.disk(), directory.shard_path(chain.shard));
+    // What they were replaced by must be found after a crash.
+    disk.sync_folder(&path)
+        .map_err(|source| CompactionError::Folder { path, source })?;
+    let _nobody_reads = directory.replacing();
+    for path in &chain.replaced {
+        // It is tried again by the next compaction, and by the next start.
+        let _ = disk.remove(path);
+    }
+    Ok(())
+}
+
+fn outcome_of(links: &[Link]) -> Outcome {
+    Outcome {
+        segments: links.len() as u64,
+        bytes: links.iter().map(|link| link.file_bytes).sum(),
+        ..Outcome::default()
     }
 }
 

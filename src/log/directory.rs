@@ -2,8 +2,10 @@
 //!
 //! | file | |
 //! | --- | --- |
-//! | `LOCK` | locked with flock as long as a server uses the directory; holds that server's process id |
-//! | `meta.json` | the format version, and the epoch: a random id that stands in every segment's header |
+//! | `LOCK` | locked with flock as long as a server uses the directory, as is the directory itself; holds that server's process id |
+//! | `meta.json` | the format version; the epoch, a random id that stands in every segment's header; how many shards have begun a log |
+//! | `dev-secret` | the secret of `--dev`, which this module leaves alone (`config::secrets`) |
+//! | `RESERVE` | empty, with disk claimed for it that compaction may use when nothing else is free ([`super::reserve`]); it may be missing |
 //! | `shard-NN/NNNNNNNNNN.aof` | the segments of each shard ([`super::segment`]) |
 //!
 //! Every folder is synced after something in it was created or renamed: a file whose name is lost is lost with its bytes.
@@ -19,6 +21,8 @@ use thiserror::Error;
 
 use super::disk::{Disk, DiskFile, HostDisk};
 use super::record::FORMAT_VERSION;
+use super::remedy::{WithRemedy, remedy};
+use crate::limits::SHARDS_MAX;
 
 #[cfg(test)]
 mod tests;
@@ -26,19 +30,47 @@ mod tests;
 const LOCK: &str = "LOCK";
 pub(super) const META: &str = "meta.json";
 const META_NEW: &str = "meta.json.new";
+/// See [`super::reserve`].
+pub(super) const RESERVE: &str = "RESERVE";
 const PROBE: &str = "LOCK.probe";
+const UNKNOWN_PID: &str = "unknown";
+/// Where `--dev` keeps its secret.
+pub const DEV_SECRET_FILE: &str = "dev-secret";
 const SHARD_PREFIX: &str = "shard-";
+/// What a repair sets aside is in folders with this and a number as their names.
+pub(super) const ASIDE_PREFIX: &str = "damaged-";
 
 /// A data directory that is locked for this process, as long as the value lives.
 #[derive(Debug)]
 pub struct DataDirectory<D: Disk = HostDisk> {
     disk: D,
     path: PathBuf,
-    epoch: [u8; 16],
+    identity: Identity,
     /// Taken to read closed segments, and to replace them.
     changes: RwLock<()>,
-    /// Held, not used: closing the file gives the lock back, in a crash too.
-    _lock: D::File,
+    lock: Lock<D::File>,
+}
+
+/// What `meta.json` says of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The random id.
+    pub epoch: [u8; 16],
+    /// Each shard below this number has had a segment, and no server removes the last one of a
+    /// folder. Servers before this one did not write it; 0 is what they leave.
+    pub shards_begun: u32,
+}
+
+/// The locks of a data directory, held as long as the value lives: closing the files gives them
+/// back, in a crash too.
+#[derive(Debug)]
+pub struct Lock<F> {
+    /// `LOCK` alone does not do: it can be deleted under a server, and the next one locks a new
+    /// file of that name. The folder alone does not do either: servers before this one did not lock
+    /// it, and some file systems cannot.
+    _folder: F,
+    file: F,
+    path: PathBuf,
 }
 
 /// Why a data directory cannot be used. Each is one line that tells what to do.
@@ -46,7 +78,8 @@ pub struct DataDirectory<D: Disk = HostDisk> {
 pub enum DirectoryError {
     /// The folder or a parent of it cannot be created.
     #[error(
-        "data directory {path} cannot be created ({source}): create it, or name another with --data-dir"
+        "data directory {path} cannot be created ({source}): {}, or name another with --data-dir",
+        remedy(.source).unwrap_or("create it")
     )]
     CannotCreate {
         /// The data directory.
@@ -56,13 +89,35 @@ pub enum DirectoryError {
     },
     /// The folder is there, and no file can be written in it.
     #[error(
-        "data directory {path} is not writable ({source}): give this user write access, or name another with --data-dir"
+        "data directory {path} is not writable ({source}): {}, or name another with --data-dir",
+        remedy(.source).unwrap_or("make it writable")
     )]
     NotWritable {
         /// The data directory.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// There is a file where the folder, or one above it, is to be.
+    #[error(
+        "data directory {path}{} is not a folder: name another with --data-dir",
+        if file == path { String::new() } else { format!(": {}", file.display()) }
+    )]
+    NotAFolder {
+        /// The data directory.
+        path: PathBuf,
+        /// The file.
+        file: PathBuf,
+    },
+    /// It has no log, and files that are none of a server's.
+    #[error(
+        "data directory {path} has no log, and other files (such as {name}): name an empty folder, or a new one in it, with --data-dir"
+    )]
+    OtherFiles {
+        /// The data directory.
+        path: PathBuf,
+        /// One of the files.
+        name: String,
     },
     /// A server is running on it.
     #[error(
@@ -75,7 +130,7 @@ pub enum DirectoryError {
         pid: String,
     },
     /// There is no log.
-    #[error("{path} is no data directory of a server: name one with --data-dir")]
+    #[error("{path} is not a data directory of a server: name one with --data-dir")]
     Missing {
         /// The path that was given.
         path: PathBuf,
@@ -102,7 +157,7 @@ pub enum DirectoryError {
         what: String,
     },
     /// Any other failure.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", WithRemedy(.source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -122,48 +177,78 @@ impl DataDirectory {
         })?;
         Self::open_on(HostDisk, path, epoch)
     }
+
+    /// Returns the mode of the directory, if users who are neither its owner nor in its group may
+    /// read or enter it. A directory that was there keeps the mode that it had; while it is closed
+    /// to them, they cannot get to the files in it either.
+    #[must_use]
+    pub fn public_mode(&self) -> Option<u32> {
+        let mode = HostDisk.mode(&self.path).ok()?;
+        (mode & 0o007 != 0).then_some(mode)
+    }
 }
 
 impl<D: Disk> DataDirectory<D> {
     /// Creates the directory if it is missing, locks it and reads which log it holds; an empty one gets `new_epoch`.
     /// The lock comes before every other change, so that a directory in use is left as it is.
     pub fn open_on(disk: D, path: PathBuf, new_epoch: [u8; 16]) -> Result<Self, DirectoryError> {
-        create_folders(&disk, &path).map_err(|source| DirectoryError::CannotCreate {
-            path: path.clone(),
-            source,
-        })?;
+        create_folders(&disk, &path).map_err(|source| not_created(&disk, &path, source))?;
+        if let Some(name) = other_file(&disk, &path) {
+            return Err(DirectoryError::OtherFiles { path, name });
+        }
         let lock = lock(&disk, &path)?;
-        let epoch = if let Some(epoch) = read_meta(&disk, &path)? {
-            epoch
+        let identity = if let Some(identity) = read_meta(&disk, &path)? {
+            identity
         } else {
-            write_meta(&disk, &path, new_epoch).map_err(at(&path.join(META)))?;
-            new_epoch
+            let new = Identity {
+                epoch: new_epoch,
+                shards_begun: 0,
+            };
+            write_meta(&disk, &path, new).map_err(at(&path.join(META)))?;
+            new
         };
-        Self::locked(disk, path, epoch, lock)
+        Self::locked(disk, path, identity, lock)
     }
 
     /// Locks a directory that holds a log already.
     pub fn open_existing(disk: D, path: PathBuf) -> Result<Self, DirectoryError> {
         // What is no data directory is left as it is, without a lock file in it.
-        let epoch = epoch(&disk, &path)?;
+        let identity = identity(&disk, &path)?;
         let lock = lock(&disk, &path)?;
-        Self::locked(disk, path, epoch, lock)
+        Self::locked(disk, path, identity, lock)
     }
 
     fn locked(
         disk: D,
         path: PathBuf,
-        epoch: [u8; 16],
-        lock: D::File,
+        identity: Identity,
+        lock: Lock<D::File>,
     ) -> Result<Self, DirectoryError> {
         disk.sync_folder(&path).map_err(at(&path))?;
         Ok(Self {
             disk,
             path,
-            epoch,
+            identity,
             changes: RwLock::new(()),
-            _lock: lock,
+            lock,
         })
+    }
+
+    /// The path of `LOCK`.
+    #[must_use]
+    pub fn lock_path(&self) -> &Path {
+        &self.lock.path
+    }
+
+    /// Whether the locked `LOCK` still has a name. Cheap enough for every commit.
+    pub fn is_lock_linked(&self) -> io::Result<bool> {
+        self.lock.file.is_linked()
+    }
+
+    /// Whether what is at the path of `LOCK` is the locked file. If not, it or the whole directory
+    /// was deleted, moved or replaced.
+    pub fn is_lock_in_place(&self) -> io::Result<bool> {
+        self.disk.is_at(&self.lock.path, &self.lock.file)
     }
 
     /// The disk that it is on.
@@ -181,7 +266,26 @@ impl<D: Disk> DataDirectory<D> {
     /// The random id of this log.
     #[must_use]
     pub fn epoch(&self) -> [u8; 16] {
-        self.epoch
+        self.identity.epoch
+    }
+
+    /// What `meta.json` said when the directory was opened.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Notes in `meta.json` which shards have begun a log, so that a folder that is emptied or
+    /// removed is missed. To be called when the first `shards` have a segment that is on disk.
+    pub fn note_shards(&self, shards: u32) -> io::Result<()> {
+        if shards <= self.identity.shards_begun {
+            return Ok(());
+        }
+        let identity = Identity {
+            shards_begun: shards,
+            ..self.identity
+        };
+        write_meta(&self.disk, &self.path, identity)
     }
 
     /// Keeps closed segments from being replaced for as long as the guard lives. Nothing on the path of an op waits here.
@@ -236,6 +340,11 @@ pub fn shards<D: Disk>(disk: &D, path: &Path) -> io::Result<Vec<u32>> {
 
 /// The epoch of a data directory, which may be in use by a server.
 pub fn epoch<D: Disk>(disk: &D, path: &Path) -> Result<[u8; 16], DirectoryError> {
+    identity(disk, path).map(|identity| identity.epoch)
+}
+
+/// What `meta.json` says of a data directory, which may be in use by a server.
+pub fn identity<D: Disk>(disk: &D, path: &Path) -> Result<Identity, DirectoryError> {
     let missing = || DirectoryError::Missing {
         path: path.to_path_buf(),
     };
@@ -245,13 +354,13 @@ pub fn epoch<D: Disk>(disk: &D, path: &Path) -> Result<[u8; 16], DirectoryError>
     read_meta(disk, path)?.ok_or_else(missing)
 }
 
-/// Locks a directory whose log may be damaged, and reads its epoch. The epoch is None where `meta.json` does not tell it.
-/// The lock is held as long as the file is open.
+/// Locks a directory whose log may be damaged, and reads what `meta.json` says; None where that is
+/// damaged, too. The lock is held as long as the file is open.
 pub fn lock_damaged<D: Disk>(
     disk: &D,
     path: &Path,
-) -> Result<(D::File, Option<[u8; 16]>), DirectoryError> {
-    let known = match epoch(disk, path) {
+) -> Result<(Lock<D::File>, Option<Identity>), DirectoryError> {
+    let known = match identity(disk, path) {
         Ok(known) => Some(known),
         Err(DirectoryError::Meta { .. }) => None,
         Err(error) => return Err(error),
@@ -282,6 +391,44 @@ fn create_folders<D: Disk>(disk: &D, path: &Path) -> io::Result<()> {
     disk.sync_folder(parent)
 }
 
+fn not_created<D: Disk>(disk: &D, path: &Path, source: io::Error) -> DirectoryError {
+    let is_file = |path: &&Path| disk.exists(path).unwrap_or(false) && !disk.is_folder(path);
+    let kinds = [io::ErrorKind::AlreadyExists, io::ErrorKind::NotADirectory];
+    let file = path.ancestors().find(is_file);
+    let path = path.to_path_buf();
+    match file.filter(|_| kinds.contains(&source.kind())) {
+        Some(file) => DirectoryError::NotAFolder {
+            file: file.to_path_buf(),
+            path,
+        },
+        None => DirectoryError::CannotCreate { path, source },
+    }
+}
+
+/// Returns the name of something in a folder without a log that no server has put there. Hidden names, and that of the folder
+/// with which a file system begins, are nobody's.
+#[must_use]
+pub fn other_file<D: Disk>(disk: &D, path: &Path) -> Option<String> {
+    // Where the folder cannot be looked into, what follows says so.
+    if disk.exists(&path.join(META)).unwrap_or(true) {
+        return None;
+    }
+    let names = disk.names(path).ok()?;
+    let names = names.iter().map(|name| name.to_string_lossy());
+    let is_ours = |name: &str| {
+        let is_known = [LOCK, PROBE, META_NEW, "lost+found"].contains(&name);
+        is_known
+            || name.starts_with(DEV_SECRET_FILE)
+            || name.starts_with(['.'])
+            || name.starts_with(ASIDE_PREFIX)
+    };
+    let names: Vec<_> = names.collect();
+    // A log that has lost its `meta.json` is damage, and told as such.
+    let has_log = names.iter().any(|name| shard_of_folder(name).is_some());
+    let other = names.iter().filter(|name| !has_log && !is_ours(name)).min();
+    other.map(|name| name.escape_debug().to_string())
+}
+
 fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
@@ -290,26 +437,34 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-fn lock<D: Disk>(disk: &D, path: &Path) -> Result<D::File, DirectoryError> {
+fn lock<D: Disk>(disk: &D, path: &Path) -> Result<Lock<D::File>, DirectoryError> {
     let not_writable = |source| DirectoryError::NotWritable {
         path: path.to_path_buf(),
         source,
     };
-    let file = match disk.lock(&path.join(LOCK)).map_err(not_writable)? {
+    let in_use = |pid| DirectoryError::InUse {
+        path: path.to_path_buf(),
+        pid,
+    };
+    let lock_path = path.join(LOCK);
+    let Some(folder) = disk.lock_folder(path).map_err(not_writable)? else {
+        let pid = disk.open(&lock_path).map(|file| lock_holder(&file));
+        return Err(in_use(pid.unwrap_or_else(|_| UNKNOWN_PID.to_owned())));
+    };
+    let file = match disk.lock(&lock_path).map_err(not_writable)? {
         Ok(file) => file,
-        Err(other) => {
-            return Err(DirectoryError::InUse {
-                path: path.to_path_buf(),
-                pid: lock_holder(&other),
-            });
-        }
+        Err(other) => return Err(in_use(lock_holder(&other))),
     };
     let pid = format!("{}\n", std::process::id());
     file.set_bytes(0)
         .and_then(|()| file.write_all_at(pid.as_bytes(), 0))
         .and_then(|()| probe(disk, path))
         .map_err(not_writable)?;
-    Ok(file)
+    Ok(Lock {
+        _folder: folder,
+        file,
+        path: lock_path,
+    })
 }
 
 /// The process id in a `LOCK` that another process holds; `unknown` where it has not written it yet.
@@ -320,7 +475,7 @@ pub fn lock_holder(file: &impl DiskFile) -> String {
     if !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()) {
         pid.to_owned()
     } else {
-        "unknown".to_owned()
+        UNKNOWN_PID.to_owned()
     }
 }
 
@@ -340,9 +495,11 @@ struct Version {
 struct Meta {
     format_version: u64,
     epoch: String,
+    #[serde(default)]
+    shards_begun: u32,
 }
 
-fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<[u8; 16]>, DirectoryError> {
+fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<Identity>, DirectoryError> {
     let file = path.join(META);
     let damaged = |what: String| DirectoryError::Meta {
         path: file.clone(),
@@ -385,7 +542,16 @@ fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<[u8; 16]>, Directo
     let meta: Meta = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
     let epoch = parse_epoch(&meta.epoch)
         .ok_or_else(|| damaged("the epoch is not 32 hexadecimal digits".to_owned()))?;
-    Ok(Some(epoch))
+    if meta.shards_begun > SHARDS_MAX {
+        return Err(damaged(format!(
+            "there are no {} shards",
+            meta.shards_begun
+        )));
+    }
+    Ok(Some(Identity {
+        epoch,
+        shards_begun: meta.shards_begun,
+    }))
 }
 
 fn parse_epoch(text: &str) -> Option<[u8; 16]> {
@@ -395,10 +561,11 @@ fn parse_epoch(text: &str) -> Option<[u8; 16]> {
     u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes)
 }
 
-pub(super) fn write_meta<D: Disk>(disk: &D, path: &Path, epoch: [u8; 16]) -> io::Result<()> {
+pub(super) fn write_meta<D: Disk>(disk: &D, path: &Path, identity: Identity) -> io::Result<()> {
     let meta = Meta {
         format_version: FORMAT_VERSION.into(),
-        epoch: format!("{:032x}", u128::from_be_bytes(epoch)),
+        epoch: format!("{:032x}", u128::from_be_bytes(identity.epoch)),
+        shards_begun: identity.shards_begun,
     };
     let mut text = serde_json::to_vec(&meta)?;
     text.push(b'\n');

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
@@ -17,12 +17,21 @@ use rustix::io::{Errno, ReadWriteFlags};
 
 use super::blocks::{BLOCK_BYTES, Blocks};
 
+/// The space of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// What anybody may still write.
+    pub free_bytes: u64,
+    /// All there is.
+    pub total_bytes: u64,
+}
+
 /// A disk with folders and files.
 pub trait Disk: Debug + Clone + Send + Sync + 'static {
     /// An open file of it.
     type File: DiskFile;
 
-    /// mkdir(2).
+    /// mkdir(2). Only the user of this process may enter it.
     fn create_folder(&self, path: &Path) -> io::Result<()>;
     /// Whether there is a folder of this name.
     fn is_folder(&self, path: &Path) -> bool;
@@ -34,7 +43,8 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
     fn open(&self, path: &Path) -> io::Result<Self::File>;
     /// Opens a file for reading and writing.
     fn open_writable(&self, path: &Path) -> io::Result<Self::File>;
-    /// Opens an empty file for reading and writing, in the place of one that is there.
+    /// Opens an empty file for reading and writing, in the place of one that is there. A new one is
+    /// for the user of this process alone.
     fn create(&self, path: &Path) -> io::Result<Self::File>;
     /// Whether the file that stands at `path` now is the open one.
     fn is_at(&self, path: &Path, file: &Self::File) -> io::Result<bool>;
@@ -48,6 +58,8 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
             Err(error) => Err(error),
         }
     }
+    /// The space of the file system that has this folder: statvfs(3).
+    fn space(&self, folder: &Path) -> io::Result<Space>;
     /// rename(2): replaces a file that is there, in one step.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Gives a file a second name: link(2). Where a file system has none, the new name is of a copy, which is on disk.
@@ -63,6 +75,9 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
     /// Opens a file, creating it if it is missing, and locks it for as long as it is open (flock(2)). `Err`: the file, open
     /// for reading, which another process has locked.
     fn lock(&self, path: &Path) -> io::Result<Result<Self::File, Self::File>>;
+    /// Opens a folder and locks it for as long as it is open (flock(2)). None: another process has
+    /// locked it. Where the file system cannot lock folders, it is open and not locked.
+    fn lock_folder(&self, path: &Path) -> io::Result<Option<Self::File>>;
 }
 
 /// An open file.
@@ -145,11 +160,22 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HostDisk;
 
+/// What the log holds is for nobody but its server, whatever the umask is.
+const FOLDER_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+
+impl HostDisk {
+    /// Returns the permission bits of a file or folder.
+    pub fn mode(self, path: &Path) -> io::Result<u32> {
+        Ok(fs::metadata(path)?.permissions().mode() & 0o7777)
+    }
+}
+
 impl Disk for HostDisk {
     type File = File;
 
     fn create_folder(&self, path: &Path) -> io::Result<()> {
-        fs::create_dir(path)
+        fs::DirBuilder::new().mode(FOLDER_MODE).create(path)
     }
 
     fn is_folder(&self, path: &Path) -> bool {
@@ -177,7 +203,7 @@ impl Disk for HostDisk {
     fn create(&self, path: &Path) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true);
-        options.open(path)
+        options.mode(FILE_MODE).open(path)
     }
 
     fn is_at(&self, path: &Path, file: &File) -> io::Result<bool> {
@@ -191,6 +217,14 @@ impl Disk for HostDisk {
 
     fn file_bytes(&self, path: &Path) -> io::Result<u64> {
         Ok(fs::metadata(path)?.len())
+    }
+
+    fn space(&self, folder: &Path) -> io::Result<Space> {
+        let found = rustix::fs::statvfs(folder)?;
+        Ok(Space {
+            free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
+            total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
+        })
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -221,8 +255,22 @@ impl Disk for HostDisk {
         let mut options = OpenOptions::new();
         // Not truncated: until the lock is taken, the content is the other process's.
         options.read(true).write(true).create(true).truncate(false);
-        let file = options.open(path)?;
+        let file = options.mode(FILE_MODE).open(path)?;
         Ok(if file.claim()? { Ok(file) } else { Err(file) })
+    }
+
+    fn lock_folder(&self, path: &Path) -> io::Result<Option<File>> {
+        let folder = File::open(path)?;
+        match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            // NFS makes it a lock of bytes, which only a file that is open for writing can have;
+            // others know none.
+            Ok(())
+            | Err(Errno::BADF | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOLCK) => {
+                Ok(Some(folder))
+            }
+            Err(errno) => Err(errno.into()),
+        }
     }
 }
 

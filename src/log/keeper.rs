@@ -13,7 +13,7 @@ use super::disk::{Disk, DiskFile};
 use super::record::{Op, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::recovery::{self, RecoveryError, Report, Sources};
 use super::segment::{self, Segment};
-use crate::limits::SEGMENT_RESERVE_BYTES;
+use crate::log::remedy::WithRemedy;
 
 /// The log files of one shard.
 #[derive(Debug)]
@@ -23,15 +23,16 @@ pub struct LogKeeper<D: Disk> {
     /// Segments are written through, where the file system can do that, and grow by so much.
     fill_bytes: Option<u64>,
     sources: Sources,
-    /// An fdatasync of the open segment has failed: the next one would lie.
-    is_sync_lost: bool,
+    /// Where the open segment ends, once it has failed: the first try to rebuild decides, for all
+    /// that follow.
+    kept_position: Option<u64>,
 }
 
 /// Why the next segment or the state of a shard is not there. It is tried again.
 #[derive(Debug, Error)]
 pub enum KeeperError {
     /// The next segment cannot be created.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", WithRemedy(.source))]
     Segment {
         /// The file.
         path: PathBuf,
@@ -40,10 +41,19 @@ pub enum KeeperError {
     },
     /// The open segment is not in its place any more. Nothing that the server could do brings its ops back there.
     #[error(
-        "{path} was deleted or moved away under the running server: stop the server, put the data directory back from a backup, and start it again"
+        "{path} was deleted or moved away under the running server: stop the server, move the data directory back or put it back from a backup, and start it again"
     )]
     Deleted {
         /// The segment.
+        path: PathBuf,
+    },
+    /// `LOCK` is not in its place any more: nothing keeps a server of an older version from using
+    /// the directory, too.
+    #[error(
+        "{path} was deleted or replaced under the running server, and another server may use the data directory by now: stop every server on it, and start one again"
+    )]
+    Unlocked {
+        /// `LOCK`.
         path: PathBuf,
     },
     /// The log could not be read back.
@@ -79,7 +89,7 @@ impl<D: Disk> LogKeeper<D> {
             directory,
             segment,
             fill_bytes,
-            is_sync_lost: false,
+            kept_position: None,
         })
     }
 
@@ -106,17 +116,43 @@ impl<D: Disk> LogKeeper<D> {
         &self.segment.file
     }
 
-    /// Fails where the open segment has lost its name: a write and an fdatasync of it still end well, and what they kept is
-    /// gone as soon as the file is closed.
+    /// Fails where the open segment or `LOCK` has lost its name. Writes and fdatasyncs of the
+    /// segment still end well, and what they kept is gone as soon as the file is closed; without
+    /// `LOCK`, another server may cut it.
     pub fn check_linked(&self) -> Result<(), KeeperError> {
-        self.check(self.segment.file.is_linked())
+        self.check(self.segment.file.is_linked())?;
+        self.check_lock(self.directory.is_lock_linked().unwrap_or(true))
+    }
+
+    /// Fails where the open segment or `LOCK` is known not to be at its path: the data directory,
+    /// the shard's folder or one of the two was deleted, moved or replaced. Costs a walk along each
+    /// path, so it is not for every commit.
+    pub fn check_place(&self) -> Result<(), KeeperError> {
+        // An error tells nothing of the place; creating the next segment will meet it.
+        if !self.is_in_place().unwrap_or(true) {
+            return self.check(Ok(false));
+        }
+        self.check_lock(self.directory.is_lock_in_place().unwrap_or(true))
+    }
+
+    fn check_lock(&self, is_there: bool) -> Result<(), KeeperError> {
+        if is_there {
+            return Ok(());
+        }
+        let path = self.directory.lock_path().to_path_buf();
+        Err(KeeperError::Unlocked { path })
+    }
+
+    fn is_in_place(&self) -> io::Result<bool> {
+        let Segment { path, file, .. } = &self.segment;
+        self.directory.disk().is_at(path, file)
     }
 
     /// Fails where the open segment does not stand at its path: what stands there now, nothing or a backup that was put
     /// back, does not go on with this log, and must not be given the next segment of it.
     fn check_in_place(&self) -> Result<(), KeeperError> {
-        let Segment { path, file, .. } = &self.segment;
-        self.check(self.directory.disk().is_at(path, file))
+        self.check(self.is_in_place())?;
+        self.check_lock(self.directory.is_lock_in_place().unwrap_or(true))
     }
 
     fn check(&self, is_there: io::Result<bool>) -> Result<(), KeeperError> {
@@ -135,7 +171,7 @@ impl<D: Disk> LogKeeper<D> {
     /// Makes a new segment the open one. Nothing of the one before may be in flight.
     pub fn replace(&mut self, segment: Segment<D::File>) -> OpenSegment {
         self.segment = segment;
-        self.is_sync_lost = false;
+        self.kept_position = None;
         self.open_segment()
     }
 
@@ -170,6 +206,7 @@ impl<D: Disk> LogKeeper<D> {
             // It was opened in the moment of the failure, holds nothing, and a try before this one may have removed it.
             let failed = self.creation(end.index, 0);
             self.check(self.directory.disk().exists(&failed.path()))?;
+            self.check_lock(self.directory.is_lock_in_place().unwrap_or(true))?;
         }
         let first_position = self.kept_position(end);
         Ok(Rebuild {
@@ -179,15 +216,19 @@ impl<D: Disk> LogKeeper<D> {
     }
 
     /// Up to where a failed segment is kept: what was shown, if it can still be made durable.
+    ///
+    /// There is one fdatasync for all tries. After one that failed, the next would succeed without
+    /// having written anything; after one that succeeded, a failure of the next would drop ops that
+    /// are on disk.
     fn kept_position(&mut self, end: End) -> u64 {
-        if end.shown == end.durable {
-            return end.durable;
-        }
-        if !self.is_sync_lost && self.segment.file.sync().is_ok() {
-            return end.shown;
-        }
-        self.is_sync_lost = true;
-        end.durable
+        let file = &self.segment.file;
+        *self.kept_position.get_or_insert_with(|| {
+            if end.shown == end.durable || file.sync().is_ok() {
+                end.shown
+            } else {
+                end.durable
+            }
+        })
     }
 }
 
@@ -269,9 +310,9 @@ impl<D: Disk> Rebuild<D> {
     /// Creates the next segment and visits the ops.
     pub fn run(&self, visit: impl FnMut(&Op<'_>)) -> Result<Segment<D::File>, KeeperError> {
         self.creation.remove_unused()?;
-        // The room on the disk is claimed first: a shard that serves for a moment and fails again would be worse than one
-        // that waits.
-        let segment = self.creation.run(SEGMENT_RESERVE_BYTES)?;
+        // No more room is asked for than a segment without ops needs: on a disk that is nearly full the shard
+        // serves what it has, and refuses ops.
+        let segment = self.creation.run(0)?;
         recovery::replay(&self.creation.directory, &self.sources, visit)?;
         Ok(segment)
     }

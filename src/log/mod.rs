@@ -1,5 +1,6 @@
 //! The log: what an op becomes on disk, and how it comes back.
 
+pub mod beyond;
 pub mod blocks;
 pub mod census;
 pub mod chain;
@@ -10,7 +11,10 @@ pub mod disk;
 pub mod keeper;
 pub mod record;
 pub mod recovery;
+pub mod remedy;
 pub mod repair;
+pub mod reserve;
 mod rewrite;
+pub mod schedule;
 pub mod segment;
 pub mod snapshot;

@@ -45,8 +45,13 @@
 //! # Assumptions about the disk
 //!
 //! 1. What was written before an `fdatasync` that returned success, or by a write with `RWF_DSYNC`, is on disk, with the file's length, and stays.
-//! 2. Of what was written since, a power cut leaves any subset of the sectors; the others hold zeros or lie behind the
-//!    file's end. Sectors may also be torn.
+//! 2. Of what was written since, a power cut leaves any subset of the sectors of [`SECTOR_BYTES`].
+//!    A sector is written whole or not at all: disks promise that for their own sectors, which are
+//!    no smaller (NVMe: "Atomic Write Unit Power Fail"), and answer a read of one that broke with
+//!    an error. A sector that was not written holds what it held before, and behind that zeros, or
+//!    it lies behind the file's end. A file system that shows blocks of other files there (ext4
+//!    with `data=writeback`) breaks this: then a start calls damage what is a torn tail, and a
+//!    repair cuts it off.
 //! 3. A write does not harm the bytes beside it, in the same sector neither: what is written there again is what was there. Where a disk breaks this, the damage is
 //!    found as below, and nothing altered is served.
 //! 4. A rename followed by an `fsync` of the folder that returned success is whole and stays. Before that, a crash may undo
@@ -59,7 +64,9 @@
 //! writes and syncs an empty batch, which *seals* what is before it.
 //!
 //! - **Between commits.** All batches are whole. Nothing is cut.
-//! - **In a write or before its sync, the process killed.** The kernel has a prefix of the last batch.
+//! - **In a write or before its sync, the process killed.** The kernel has a prefix of the last
+//!   batch, and the file ends with it; where it was filled ahead, any subset of the sectors, as in
+//!   a power cut.
 //! - **The same, the power cut.** Any subset of the sectors of the unsynced batches is there: whole records may lie behind
 //!   bad ones, even whole batches, where several were written without a sync (`--durability interval` or `none`).
 //! - **In the cut that follows.** Either length of the file; the start after it does it again.
@@ -78,8 +85,20 @@
 //! bytes that are bad, and each batch header tells how far the log was synced before it. Hence the rule for the first bad
 //! byte, at position `p`, of a shard's last segment: if a batch header stands anywhere behind it that is valid at its very
 //! offset and whose durable position is over `p`, then bytes that were on disk were lost or altered, and that is
-//! **damage** ([`damage_behind`]). Else it is a **torn tail**: nothing behind `p` was ever promised to anybody, and it is cut
-//! off. What is valid before `p` is kept, be it a part of a batch: each op stands for itself.
+//! **damage** ([`damage_behind`]).
+//!
+//! The last batch has no header behind it that vouches for it, and often is one that everybody was
+//! shown. But a write that was interrupted *misses* something: the batch that holds the first bad
+//! byte was handed over in one piece, all of it was to be there, and where a byte of it is not as
+//! it was written, its sector is not. So, by assumption 2, the file ends within the batch, or one
+//! sector's part of the batch is all zeros. Records have no such stretch of zeros in them: only in
+//! a key can a byte be zero (U+0000), and a value of JSON follows each key. If neither is so
+//! ([`is_interrupted`]), a write was whole and has been altered since, and that is **damage** too.
+//! Of a bad batch header nobody knows how long the batch is, so only the header is looked at.
+//!
+//! Else it is a **torn tail**, and it is cut off. Nothing proves that what is behind `p` was ever
+//! promised to anybody. What is valid before `p` is kept, be it a part of a batch: each op stands
+//! for itself.
 //!
 //! A crash never takes such a header for a proof by mistake: the headers of unsynced batches were written before the sync
 //! that would move the durable position past the unsynced part, so theirs is at or below its begin, and so at or below `p`.
@@ -92,41 +111,43 @@
 //!
 //! # What is not found
 //!
-//! An altered byte in the last batches of a log that was not stopped cleanly, when no later batch tells that they were
-//! synced: it cannot be told from a torn tail, and the log is cut before it; without a word where it became zeros. Files or folders that vanished from the end
-//! of a log, and a last segment that lost exactly its last batches or records. An alteration of more than 32 bits in a row
-//! passes a checksum once in 2^32 times.
+//! A sector of the last batches that became zeros in a log that was not stopped cleanly, when no
+//! later batch tells that they were synced: it cannot be told from a torn tail, and the log is cut
+//! before it; without a word where all behind it is zeros. An altered byte there, where the batch
+//! begins or ends a byte or two from the edge of a sector and its checksum happens to have zeros up
+//! to that edge, or in the batch of a key with hundreds of U+0000. Segments that vanished from the end of a folder, but for all of them: `meta.json`
+//! tells which shards have begun ([`super::directory`]); and a last segment that lost exactly its
+//! last batches or records. An alteration of more than 32 bits in a row passes a checksum once in
+//! 2^32 times.
 //!
 //! Architecture invariant: no file, no clock, no randomness in here. Bytes from disk never panic.
 
 use std::ops::Range;
 
-use thiserror::Error;
-
+mod batch;
+mod fault;
 mod header;
 mod number;
+mod sectors;
 
 #[cfg(test)]
 mod tests;
 
+pub use batch::BATCH_HEADER_BYTES;
+pub use fault::{Fault, FaultKind};
 pub use header::{Compacted, FORMAT_VERSION, HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
 
-use number::{field, u16_at, u32_at, u64_at};
+pub use sectors::SECTOR_BYTES;
 
-/// The length of a batch's header, and of an empty batch.
-pub const BATCH_HEADER_BYTES: usize = 28;
+use batch::{BATCH_CRC_AT, BATCH_MAGIC, BatchHeader};
+use number::{u16_at, u32_at, u64_at};
+use sectors::misses_sector;
+
 /// The length of an op record without its three texts.
 pub const OP_HEADER_BYTES: usize = 29;
 
-const BATCH_MAGIC: [u8; 4] = *b"\xFFEPB";
-const BATCH_CRC_AT: usize = 24;
 const RECORD_CRC_BYTES: usize = 4;
 const KIND_OP: u8 = 1;
-
-const _: () = assert!(
-    BATCH_CRC_AT + 4 == BATCH_HEADER_BYTES,
-    "the crc ends the batch header"
-);
 
 /// One op as it is logged. The texts are borrowed, from a message on the way in and from a segment on the way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,33 +244,6 @@ pub fn seal_batch(batch: &mut [u8], salt: u32, position: u64, durable_position: 
         record_crc.copy_from_slice(&crc.to_le_bytes());
         rest = behind;
     }
-}
-
-/// The first bad byte of a segment, or rather the begin of the record or batch header that it is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("{kind}")]
-pub struct Fault {
-    /// In the file. All before it is valid.
-    pub offset: usize,
-    /// What is wrong with it.
-    pub kind: FaultKind,
-}
-
-/// What is wrong with the bytes at a [`Fault`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum FaultKind {
-    /// The file ends between two records of a batch: what the cut of a torn tail leaves.
-    #[error("the file ends inside of a batch")]
-    Cut,
-    /// No whole batch header, where one must begin.
-    #[error("there is no valid batch header")]
-    Batch,
-    /// A record that runs over its batch or the file, or whose checksum is wrong.
-    #[error("the length or the checksum of a record is wrong")]
-    Record,
-    /// The checksum is right, the content is not: this was written so, and no crash does that.
-    #[error("the checksum is right, but {0}")]
-    Content(&'static str),
 }
 
 /// Reads the ops of one segment in order: each is checked before it is given out. After the first [`Fault`] or the end it
@@ -506,6 +500,21 @@ pub fn damage_behind(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) 
         .map(|(offset, _)| offset)
 }
 
+/// Whether a write that was interrupted can have left what stands at `cursor`, where reading has
+/// met a fault: the file ends before the batch does, or one sector's part of the batch is all
+/// zeros. `bytes` are those of the file from the cursor on.
+#[must_use]
+pub fn is_interrupted(cursor: Cursor, bytes: &[u8]) -> bool {
+    let unread_bytes = match cursor.batch_end - cursor.offset {
+        0 => BATCH_HEADER_BYTES,
+        unread_bytes => unread_bytes,
+    };
+    let Some(unread) = bytes.get(..unread_bytes) else {
+        return true;
+    };
+    misses_sector(cursor.offset, unread)
+}
+
 /// The offset of the first batch header that is valid at its place; `bytes` are those of the file from the offset `base` on.
 #[must_use]
 pub fn next_batch(header: &SegmentHeader, bytes: &[u8], base: usize) -> Option<usize> {
@@ -541,40 +550,6 @@ fn batches(
             }
         }
     })
-}
-
-struct BatchHeader {
-    payload_bytes: u32,
-    position: u64,
-    durable_position: u64,
-}
-
-impl BatchHeader {
-    /// Writes the header and returns its checksum.
-    fn encode(&self, bytes: &mut [u8; BATCH_HEADER_BYTES], salt: u32) -> u32 {
-        bytes[0..4].copy_from_slice(&BATCH_MAGIC);
-        bytes[4..8].copy_from_slice(&self.payload_bytes.to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.position.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.durable_position.to_le_bytes());
-        let crc = crc32c::crc32c_append(salt, &bytes[..BATCH_CRC_AT]);
-        bytes[BATCH_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
-        crc
-    }
-
-    /// The header that `bytes` begin with, if its magic and its checksum are right.
-    fn decode(bytes: &[u8], salt: u32) -> Option<Self> {
-        let bytes: &[u8; BATCH_HEADER_BYTES] = bytes.first_chunk()?;
-        if field(bytes, 0) != BATCH_MAGIC
-            || u32_at(bytes, BATCH_CRC_AT) != crc32c::crc32c_append(salt, &bytes[..BATCH_CRC_AT])
-        {
-            return None;
-        }
-        Some(Self {
-            payload_bytes: u32_at(bytes, 4),
-            position: u64_at(bytes, 8),
-            durable_position: u64_at(bytes, 16),
-        })
-    }
 }
 
 fn decode_op<'a>(header: &[u8; OP_HEADER_BYTES], texts: &'a [u8]) -> Result<Op<'a>, &'static str> {

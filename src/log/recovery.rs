@@ -102,7 +102,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
         let shards = shards.map_err(RecoveryError::at(directory.path()))?;
         let (disk, path, epoch) = (directory.disk(), directory.path(), directory.epoch());
         let chain = |shard| Chain::read(disk, path, epoch, shard);
-        let chains = shards.into_iter().map(chain).collect::<Result<_, _>>()?;
+        let chains: Vec<_> = shards.into_iter().map(chain).collect::<Result<_, _>>()?;
+        Chain::check_begun(path, directory.identity().shards_begun, &chains)?;
         Ok(Self { directory, chains })
     }
 

@@ -8,13 +8,14 @@
 //! The order: a lost `meta.json`; files that are no segments of this log, and those that have another one's name; and then, folder by
 //! folder, damaged and missing segments, each of which becomes a compacted one ([`row`]).
 
+use crate::log::remedy::WithRemedy;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
 use super::chain::RecoveryError;
-use super::directory::{self, DirectoryError, META, shard_folder};
+use super::directory::{self, ASIDE_PREFIX, DirectoryError, Identity, Lock, META, shard_folder};
 use super::disk::Disk;
 use super::record::SegmentHeader;
 use super::rewrite::Rewrite;
@@ -33,7 +34,6 @@ use row::{Change, Move, Planner, Rewritten, Row};
 use salvage::{Ending, Found};
 use survey::{Stray, Survey};
 
-const ASIDE_PREFIX: &str = "damaged-";
 const MOVED_EXTENSION: &str = "moved.aof";
 
 /// Why a log cannot be repaired.
@@ -46,7 +46,7 @@ pub enum RepairError {
     #[error(transparent)]
     Log(#[from] RecoveryError),
     /// A change cannot be made. What was done before stays, and the repair may be begun again.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", WithRemedy(.source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -68,7 +68,7 @@ pub struct Repair<D: Disk> {
     rows: Vec<Row>,
     gaps: Vec<Gap>,
     /// Held, not used.
-    _lock: D::File,
+    _lock: Lock<D::File>,
 }
 
 impl<D: Disk> Repair<D> {
@@ -89,7 +89,8 @@ impl<D: Disk> Repair<D> {
         for (shard, candidates) in survey.rows {
             let folder = data.join(shard_folder(shard));
             let planner = Planner::new(&disk, &folder, epoch, shard);
-            let mut row = planner.plan(candidates, |bytes| {
+            let has_begun = known.is_some_and(|known| shard < known.shards_begun);
+            let mut row = planner.plan(candidates, has_begun, |bytes| {
                 done_bytes += bytes;
                 progress(done_bytes, total_bytes);
             })?;
@@ -192,11 +193,17 @@ impl<D: Disk> Repair<D> {
             let to = self.aside_path(&path)?;
             self.link(&path, &to)?;
         }
-        directory::write_meta(&self.disk, &self.data, self.epoch).map_err(at(&path))
+        let identity = Identity {
+            epoch: self.epoch,
+            // The next start notes them.
+            shards_begun: 0,
+        };
+        directory::write_meta(&self.disk, &self.data, identity).map_err(at(&path))
     }
 
     fn fill(&self, path: &Path, header: SegmentHeader) -> Result<(), RepairError> {
         let new = segment::new_path(parent(path), header.index);
+        self.create_folder(parent(path))?;
         self.keep_leftover(&new)?;
         let filled = Rewrite::begin(&self.disk, &new, header).and_then(Rewrite::finish);
         filled.map_err(at(&new))?;

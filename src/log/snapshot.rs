@@ -14,8 +14,9 @@ use std::path::Path;
 
 use thiserror::Error;
 
+use super::beyond::Beyond;
 use super::chain::{Chain, Extent, Link, RecoveryError};
-use super::directory::{self, DirectoryError};
+use super::directory::{self, DirectoryError, Identity};
 use super::disk::{Disk, DiskFile, HostDisk};
 use super::record::Op;
 
@@ -53,12 +54,13 @@ pub struct Folder<D: Disk = HostDisk> {
 impl<D: Disk> Snapshot<D> {
     /// Opens all segments.
     pub fn take(disk: &D, data: &Path) -> Result<Self, SnapshotError> {
-        let epoch = directory::epoch(disk, data)?;
-        let folders = settled(|| Self::open(disk, data, epoch))?;
+        let identity = directory::identity(disk, data)?;
+        let folders = settled(|| Self::open(disk, data, identity))?;
         Ok(Self { folders })
     }
 
-    fn open(disk: &D, data: &Path, epoch: [u8; 16]) -> Result<Vec<Folder<D>>, RecoveryError> {
+    fn open(disk: &D, data: &Path, identity: Identity) -> Result<Vec<Folder<D>>, RecoveryError> {
+        let epoch = identity.epoch;
         loop {
             let shards = || directory::shards(disk, data).map_err(RecoveryError::at(data));
             let open = |shard| Folder::open(disk, data, epoch, shard);
@@ -67,6 +69,7 @@ impl<D: Disk> Snapshot<D> {
             let now: Vec<_> = shards()?.into_iter().map(read).collect::<Result<_, _>>()?;
             let is_same = |(folder, chain): (&Folder<D>, &Chain)| folder.is_now(chain);
             if folders.len() == now.len() && folders.iter().zip(&now).all(is_same) {
+                Chain::check_begun(data, identity.shards_begun, &now)?;
                 return Ok(folders);
             }
         }
@@ -148,6 +151,20 @@ impl<D: Disk> Folder<D> {
                 }
             })
         })
+    }
+}
+
+impl<D: Disk> Folder<D> {
+    /// Looks for records beyond the end of a segment ([`Link::beyond`]); `bytes` is room for it.
+    ///
+    /// # Panics
+    /// When there is no such segment.
+    pub fn beyond(
+        &self,
+        place: usize,
+        bytes: &mut Vec<u8>,
+    ) -> Result<Option<Beyond>, RecoveryError> {
+        self.chain.links[place].beyond(&self.files[place], bytes)
     }
 }
 

@@ -88,8 +88,7 @@ pub enum AuthError {
 /// Checks tokens against the secret and, while it is being rotated, the one before it.
 #[derive(Clone)]
 pub struct Verifier {
-    key: DecodingKey,
-    key_previous: Option<DecodingKey>,
+    keys: Vec<DecodingKey>,
 }
 
 impl fmt::Debug for Verifier {
@@ -102,11 +101,18 @@ impl Verifier {
     /// A verifier that takes tokens of either secret.
     #[must_use]
     pub fn new(secret: &Secret, previous: Option<&Secret>) -> Self {
-        let key_of = |secret: &Secret| DecodingKey::from_secret(secret.bytes());
+        let secrets = [Some(secret), previous].into_iter().flatten();
+        let keys = secrets.map(|secret| DecodingKey::from_secret(secret.bytes()));
         Self {
-            key: key_of(secret),
-            key_previous: previous.map(key_of),
+            keys: keys.collect(),
         }
+    }
+
+    /// The verifier with one more secret whose tokens it accepts.
+    #[must_use]
+    pub fn accepting(mut self, secret: &Secret) -> Self {
+        self.keys.push(DecodingKey::from_secret(secret.bytes()));
+        self
     }
 
     /// Says what `token` allows at the time `now_unix_us`.
@@ -127,10 +133,7 @@ impl Verifier {
     }
 
     fn check_signature(&self, message: &str, signature: &str) -> Result<(), AuthError> {
-        for key in [Some(&self.key), self.key_previous.as_ref()]
-            .into_iter()
-            .flatten()
-        {
+        for key in &self.keys {
             match crypto::verify(signature, message.as_bytes(), key, Algorithm::HS256) {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
@@ -214,6 +217,13 @@ fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<Numeri
 /// would also be read from a JSON array.
 fn decode_object(part: &str) -> Result<Map<String, Value>, AuthError> {
     dangerous::insecure_decode_claims(format!(".{part}.")).map_err(|_| AuthError::Malformed)
+}
+
+/// Returns the `sub` of a token that was verified, for a log.
+#[must_use]
+pub fn subject(token: &str) -> Option<Box<str>> {
+    let claims = decode_object(token.split('.').nth(1)?).ok()?;
+    claims.get("sub")?.as_str().map(Box::from)
 }
 
 #[derive(Serialize)]

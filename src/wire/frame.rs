@@ -24,6 +24,9 @@ use crate::limits::CONTROL_BYTES_MAX;
 /// The longest header of a frame that the server sends: no mask.
 pub const HEADER_BYTES_MAX: usize = 10;
 
+/// A masked frame without a payload: two bytes and the mask. A longer form of the length is refused.
+const EMPTY_FRAME_BYTES: usize = 6;
+
 /// The longest close reason: a control payload less the two bytes of the code.
 pub const CLOSE_REASON_BYTES_MAX: usize = CONTROL_BYTES_MAX - 2;
 
@@ -52,6 +55,12 @@ pub struct Decoded<'a> {
 }
 
 impl Decoded<'_> {
+    /// Whether this is a fragment that adds nothing to its message, and does not end it.
+    #[must_use]
+    pub fn is_empty_fragment(&self) -> bool {
+        self.event.is_none() && (1..=EMPTY_FRAME_BYTES).contains(&self.consumed)
+    }
+
     const INCOMPLETE: Self = Self {
         consumed: 0,
         event: None,
@@ -249,6 +258,13 @@ impl Decoder {
             _ => Err(FrameError::MessageTooBig),
         }
     }
+}
+
+/// Whether the next frame belongs to a message, as far as its first byte says. Control frames do not.
+#[must_use]
+pub fn is_data(input: &[u8]) -> bool {
+    // RFC 6455 section 5.2: "opcodes … 0x8 to 0xF" are control frames.
+    input.first().is_some_and(|first| first & 0x08 == 0)
 }
 
 /// A frame header that is legal by itself.

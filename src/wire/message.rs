@@ -10,8 +10,12 @@
 
 use simd_json::{Buffers, INPUT_PADDING, Node, StaticNode, Tape};
 
-use crate::limits::{KEY_BYTES_MAX, TIMESTAMP_MAX_US, VALUE_DEPTH_MAX};
+use crate::limits::{KEY_BYTES_MAX, TIMESTAMP_MAX_US};
 use crate::wire::frame;
+
+mod depth;
+
+pub use depth::DeepField;
 
 /// A message that a client sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,12 +42,12 @@ pub struct Op<'a> {
 pub enum MessageError {
     /// simd-json refused the text.
     #[error(
-        "the message must be one valid JSON object, its numbers within u64, i64 or f64 and its strings without lone surrogates"
+        "the message must be one valid JSON object, with numbers that fit u64, i64 or f64 and strings without lone surrogates"
     )]
     Json,
-    /// Deeper than [`VALUE_DEPTH_MAX`].
-    #[error("payload.value must not be nested deeper than {VALUE_DEPTH_MAX} levels")]
-    Depth,
+    /// A value deeper than [`VALUE_DEPTH_MAX`](crate::limits::VALUE_DEPTH_MAX), or another field of that kind.
+    #[error("{0} must not be nested deeper than {levels} levels", levels = .0.levels_max())]
+    Depth(DeepField),
     /// JSON, but not an object.
     #[error("the message must be a JSON object")]
     NotAnObject,
@@ -57,7 +61,7 @@ pub enum MessageError {
     #[error("payload.key must be a string of 1 to {KEY_BYTES_MAX} bytes")]
     Key,
     /// `payload.value` is missing.
-    #[error("payload.value must be present (any JSON value, null too)")]
+    #[error("payload.value is required (any JSON value, including null)")]
     Value,
     /// `payload.timestamp` is missing or not an integer.
     #[error("payload.timestamp must be an integer (Unix microseconds)")]
@@ -68,7 +72,7 @@ pub enum MessageError {
     )]
     TimestampRange,
     /// A field stands twice in its object.
-    #[error("{0} must be given once, it is there twice")]
+    #[error("{0} must be given only once")]
     Twice(&'static str),
 }
 
@@ -90,8 +94,7 @@ impl Parser {
     /// A parser with small buffers.
     #[must_use]
     pub fn new() -> Self {
-        // The message and its payload are a level each around the value.
-        let buffers = Buffers::with_max_depth(1024, VALUE_DEPTH_MAX + 2);
+        let buffers = Buffers::with_max_depth(1024, depth::DEPTH_MAX);
         Self {
             buffers,
             tape: Vec::new(),
@@ -124,7 +127,8 @@ impl Parser {
                 .message()
             }
             Err(error) if matches!(error.error(), simd_json::ErrorType::DepthLimitExceeded) => {
-                Err(MessageError::Depth)
+                let field = depth::deep_field(text);
+                Err(field.map_or(MessageError::NotAnObject, MessageError::Depth))
             }
             Err(_) => Err(MessageError::Json),
         };
@@ -398,7 +402,6 @@ mod tests {
     fn a_bad_message_names_its_field() {
         use MessageError as E;
         let long = format!("\"{}\"", "k".repeat(KEY_BYTES_MAX + 1));
-        let deep = "[".repeat(129) + &"]".repeat(129);
         for (text, error) in [
             ("", E::Json),
             ("x", E::Json),
@@ -446,7 +449,6 @@ mod tests {
             (&op("\"k\"", "123456789012345678901", "1"), E::Json),
             (&op("\"k\"", r#""\ud800""#, "1"), E::Json),
             (&op("\"k\"", "01", "1"), E::Json),
-            (&op("\"k\"", &deep, "1"), E::Depth),
         ] {
             check(text, Err(error));
         }
@@ -459,6 +461,25 @@ mod tests {
             &op(&format!("\"{longest}\""), "1", "0"),
             Ok((&longest, "1", 0)),
         );
+    }
+
+    #[test]
+    fn a_field_that_is_nested_too_deep_is_named() {
+        let deep = "[".repeat(129) + &"]".repeat(129);
+        for (text, expected) in [
+            (
+                &op("\"k\"", &deep, "1"),
+                "payload.value must not be nested deeper than 128 levels",
+            ),
+            (
+                &format!(r#"{{"type":"op","u":[{deep}],"payload":{{}}}}"#),
+                "u must not be nested deeper than 129 levels",
+            ),
+            (&format!("[[{deep}]]"), "the message must be a JSON object"),
+        ] {
+            let error = Parser::new().parse(text).unwrap_err();
+            assert_eq!(error.to_string(), expected);
+        }
     }
 
     #[test]

@@ -12,13 +12,24 @@ use httparse::Status;
 use tungstenite::handshake::derive_accept_key;
 
 use self::target::Target;
-use crate::limits::{HEAD_BYTES_MAX, HEADERS_MAX};
+use crate::limits::{HEAD_BYTES_MAX, HEADERS_MAX, HEADERS_USUAL};
 
 pub use self::answer::Answer;
-pub use self::look::{Look, LookRequest, matches_tag};
+pub use self::look::{Look, LookRequest};
+pub use self::page::{Page, PageRequest, Provenance};
+pub use self::tag::matches_tag;
+
+use self::head::Head;
+use self::host::Host;
+use self::page::PAGES;
 
 mod answer;
+mod body;
+mod head;
+mod host;
 mod look;
+mod page;
+mod tag;
 mod target;
 
 /// What a connection was opened for.
@@ -29,12 +40,7 @@ pub enum Request {
     /// A look at a workspace.
     Look(LookRequest),
     /// A page, or what belongs to one.
-    Page {
-        /// Which.
-        page: Page,
-        /// A HEAD request: the answer has no body.
-        head_only: bool,
-    },
+    Page(PageRequest),
     /// A browser asks what a page of another origin may do here (the Fetch standard, "CORS-preflight request").
     Preflight {
         /// The page's origin.
@@ -51,53 +57,6 @@ pub enum Request {
         head_only: bool,
     },
 }
-
-/// What has an address of its own, beside the workspaces.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Page {
-    /// The console.
-    Console,
-    /// Its style sheet.
-    ConsoleStyle,
-    /// Its script.
-    ConsoleScript,
-    /// What its form is filled with.
-    ConsoleSession {
-        /// The browser asks a host of this machine's own name: no name that somebody else made lead here.
-        is_local: bool,
-    },
-    /// What its plots show.
-    ConsoleStats,
-    /// What monitoring reads.
-    Metrics {
-        /// A proxy passes the request on for somebody else.
-        is_forwarded: bool,
-    },
-    /// The client as a JavaScript module, for everybody's pages.
-    ClientModule,
-}
-
-/// The paths of the pages.
-const PAGES: [(&str, Page); 7] = [
-    ("/", Page::Console),
-    ("/console.css", Page::ConsoleStyle),
-    ("/console.mjs", Page::ConsoleScript),
-    (
-        "/console/session.json",
-        Page::ConsoleSession { is_local: false },
-    ),
-    ("/console/stats.json", Page::ConsoleStats),
-    (
-        "/metrics",
-        Page::Metrics {
-            is_forwarded: false,
-        },
-    ),
-    ("/client.mjs", Page::ClientModule),
-];
-
-/// Fields that a proxy adds: RFC 7239, and what was usual before that.
-const FORWARDED: [&str; 4] = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
 
 /// A well-formed upgrade request. Its token is not checked yet.
 #[derive(Clone, PartialEq, Eq)]
@@ -131,23 +90,52 @@ impl fmt::Debug for SyncRequest {
 /// `None`: the head is incomplete, and may still become one that is not too long. An error is the answer to send
 /// before the connection is closed.
 pub fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Request)>, Answer> {
-    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut head = httparse::Request::new(&mut headers);
+    let mut usual = [httparse::EMPTY_HEADER; HEADERS_USUAL];
+    match parse_fields(bytes, &mut usual) {
+        // Memory for as many fields as a head can have is too much to clear for each of them.
+        Err(HeadError::TooManyFields) => {
+            let mut all = vec![httparse::EMPTY_HEADER; HEADERS_MAX];
+            parse_fields(bytes, &mut all)
+        }
+        outcome => outcome,
+    }
+    .map_err(|error| match error {
+        HeadError::Refused(answer) => answer,
+        HeadError::TooManyFields => too_long(),
+    })
+}
+
+/// Why a head is no request.
+enum HeadError {
+    /// It has more fields than there is room for.
+    TooManyFields,
+    /// The answer to it.
+    Refused(Answer),
+}
+
+impl From<Answer> for HeadError {
+    fn from(answer: Answer) -> Self {
+        Self::Refused(answer)
+    }
+}
+
+fn too_long() -> Answer {
+    Answer::header_fields_too_large("the request head is over 16 KiB")
+}
+
+/// Does what [`parse_head`] does, for a head that has no more fields than `fields` has room for.
+fn parse_fields<'a>(
+    bytes: &'a [u8],
+    fields: &mut [httparse::Header<'a>],
+) -> Result<Option<(usize, Request)>, HeadError> {
+    let mut head = httparse::Request::new(fields);
     let within_limit = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
     let head_bytes = match head.parse(within_limit) {
         Ok(Status::Complete(head_bytes)) => head_bytes,
         Ok(Status::Partial) if bytes.len() < HEAD_BYTES_MAX => return Ok(None),
-        Ok(Status::Partial) => {
-            return Err(Answer::header_fields_too_large(
-                "the request head is over 16 KiB",
-            ));
-        }
-        Err(httparse::Error::TooManyHeaders) => {
-            return Err(Answer::header_fields_too_large(
-                "the request has too many header fields",
-            ));
-        }
-        Err(error) => return Err(Answer::bad_request(reason(error))),
+        Ok(Status::Partial) => return Err(too_long().into()),
+        Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooManyFields),
+        Err(error) => return Err(Answer::bad_request(reason(error)).into()),
     };
     let head = Head {
         method: head.method.unwrap_or_default(),
@@ -158,8 +146,7 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Request)>, Answer> {
     match request(&head) {
         Ok(request) => Ok(Some((head_bytes, request))),
         // RFC 9110 section 9.3.2: no answer to HEAD has a body, an error neither.
-        Err(answer) if head.method == "HEAD" => Err(answer.for_method(true)),
-        Err(answer) => Err(answer),
+        Err(answer) => Err(answer.for_method(head.method == "HEAD").into()),
     }
 }
 
@@ -172,45 +159,6 @@ pub fn switching_protocols(accept_key: &str, out: &mut Vec<u8>) {
         "\r\n\r\n",
     ] {
         out.extend_from_slice(part.as_bytes());
-    }
-}
-
-/// A complete head, as httparse leaves it.
-struct Head<'a> {
-    method: &'a str,
-    target: &'a str,
-    is_http_1_1: bool,
-    fields: &'a [httparse::Header<'a>],
-}
-
-impl<'a> Head<'a> {
-    fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
-        self.fields
-            .iter()
-            .filter(move |field| field.name.eq_ignore_ascii_case(name))
-            .map(|field| field.value)
-    }
-
-    /// Whether a comma-separated list, which may go over several lines, has `token` in it.
-    fn lists(&self, name: &str, token: &str) -> bool {
-        self.values(name)
-            .flat_map(|value| value.split(|byte| *byte == b','))
-            .any(|element| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
-    }
-
-    /// The origin of the page that asks (RFC 6454 section 7). What is no text is no origin that anybody allows.
-    fn origin(&self) -> Option<String> {
-        let value = self.values("origin").next()?;
-        Some(String::from_utf8_lossy(value).into_owned())
-    }
-
-    /// The value of a field that must not be repeated.
-    fn single(&self, name: &str, if_repeated: &'static str) -> Result<Option<&'a [u8]>, Answer> {
-        let mut values = self.values(name);
-        match (values.next(), values.next()) {
-            (value, None) => Ok(value),
-            _ => Err(Answer::bad_request(if_repeated)),
-        }
     }
 }
 
@@ -227,6 +175,12 @@ fn request(head: &Head<'_>) -> Result<Request, Answer> {
     if host.is_none() && head.is_http_1_1 {
         return Err(Answer::bad_request("Host is required"));
     }
+    if host.is_some_and(|host| Host::parse(host).is_none()) {
+        return Err(Answer::bad_request(
+            "Host must be a name or an address, with or without a port",
+        ));
+    }
+    let has_body = body::has_body(head)?;
     let target = Target::split(head.target)
         .ok_or_else(|| Answer::bad_request("the request target is malformed"))?;
     let head_only = head.method == "HEAD";
@@ -237,12 +191,16 @@ fn request(head: &Head<'_>) -> Result<Request, Answer> {
         "/healthz" | "/readyz" => Err(Answer::method_not_allowed("GET, HEAD")),
         path => {
             if let Some((_, page)) = PAGES.iter().find(|(known, _)| *known == path) {
-                return page_request(head, *page);
+                return page_request(head, *page, target.host);
             }
             let Some((folder, segment)) = path.rsplit_once('/') else {
                 return Err(Answer::not_found());
             };
             match folder {
+                // The bytes after the head are frames. A body would be taken for some.
+                "/v1/sync" if has_body && head.method == "GET" => Err(Answer::bad_request(
+                    "an upgrade request must not have a body",
+                )),
                 "/v1/sync" => sync_request(head, segment, target.query).map(Request::Sync),
                 "/v1/workspaces" => look_request(head, Look::State, segment, target.query),
                 "/v1/presence" => look_request(head, Look::Presence, segment, target.query),
@@ -252,37 +210,23 @@ fn request(head: &Head<'_>) -> Result<Request, Answer> {
     }
 }
 
-fn page_request(head: &Head<'_>, page: Page) -> Result<Request, Answer> {
+fn page_request(
+    head: &Head<'_>,
+    page: Page,
+    target_host: Option<Host<'_>>,
+) -> Result<Request, Answer> {
     match head.method {
         "OPTIONS" if page == Page::ClientModule => Ok(Request::Preflight {
             origin: head.origin(),
         }),
-        "GET" | "HEAD" => {
-            let page = match page {
-                Page::ConsoleSession { .. } => Page::ConsoleSession {
-                    is_local: head.values("host").all(is_local),
-                },
-                Page::Metrics { .. } => Page::Metrics {
-                    is_forwarded: FORWARDED
-                        .iter()
-                        .any(|name| head.values(name).next().is_some()),
-                },
-                page => page,
-            };
-            let head_only = head.method == "HEAD";
-            Ok(Request::Page { page, head_only })
-        }
+        "GET" | "HEAD" => Ok(Request::Page(PageRequest {
+            page,
+            provenance: Provenance::of(head, target_host),
+            if_none_match: head.joined("if-none-match"),
+            head_only: head.method == "HEAD",
+        })),
         _ => Err(Answer::method_not_allowed("GET, HEAD")),
     }
-}
-
-/// Whether a `Host` is a name of this machine for itself, with or without a port.
-fn is_local(host: &[u8]) -> bool {
-    ["localhost", "127.0.0.1", "[::1]"].iter().any(|name| {
-        host.get(..name.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()))
-            && matches!(host.get(name.len()), None | Some(b':'))
-    })
 }
 
 /// RFC 6455 section 4.2.1.
@@ -318,13 +262,6 @@ fn sync_request(head: &Head<'_>, segment: &str, query: &str) -> Result<SyncReque
             "Sec-WebSocket-Key must be 16 bytes in base64",
         ));
     }
-    // The bytes behind the head are frames. A body would be taken for some.
-    let has_body = head.values("content-length").any(|value| value != b"0");
-    if has_body || head.values("transfer-encoding").next().is_some() {
-        return Err(Answer::bad_request(
-            "an upgrade request must not have a body",
-        ));
-    }
     Ok(SyncRequest {
         workspace: target::workspace_id(segment).map_err(Answer::bad_request)?,
         token: target::query_token(query).or_else(|| bearer_token(head)),
@@ -348,16 +285,12 @@ fn look_request(
     if !matches!(head.method, "GET" | "HEAD") {
         return Err(Answer::method_not_allowed("GET, HEAD, OPTIONS"));
     }
-    let tags: Vec<_> = head
-        .values("if-none-match")
-        .map(String::from_utf8_lossy)
-        .collect();
     Ok(Request::Look(LookRequest {
         look,
         workspace: target::workspace_id(segment).map_err(Answer::bad_request)?,
         token: target::query_token(query).or_else(|| bearer_token(head)),
         origin: head.origin(),
-        if_none_match: (!tags.is_empty()).then(|| tags.join(",")),
+        if_none_match: head.joined("if-none-match"),
         head_only: head.method == "HEAD",
     }))
 }

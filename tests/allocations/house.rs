@@ -57,12 +57,15 @@ pub fn config(durability: Durability) -> ShardConfig {
         snapshot_part_bytes: etherply::limits::SNAPSHOT_PART_BYTES,
         segment_bytes_min: 1 << 30,
         segment_bytes_max: 1 << 30,
+        log_spare_bytes: etherply::limits::LOG_SPARE_BYTES,
         future_skew_us: u64::MAX / 2,
         drain_us: 0,
         hash_seed: 1,
+        start_id: 1,
         verifier: Arc::new(Verifier::new(&secret(), None)),
         origins: std::sync::Arc::default(),
         limits: etherply::core::contract::Limits::default(),
+        has_journal: false,
         fault_panic_key: None,
     }
 }

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use etherply::core::shard::Shard;
-use etherply::io::listener::Listener;
+use etherply::io::listener::{AddressNames, Listener};
 use etherply::io::post::{Letter, Post, Recovered, Status, mailbox};
 use etherply::io::ring;
 use etherply::io::worker::{Ties, Worker, clock};
@@ -39,10 +39,16 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     let directory = Arc::new(DataDirectory::open(folder.path()).expect("a data directory"));
     let fill_bytes = (durability == Durability::Always).then_some(SEGMENT_FILL_BYTES);
     let log = LogKeeper::open(directory, 0, &Report::default(), fill_bytes).expect("a log");
-    let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+    let names = AddressNames {
+        host: "--host",
+        port: "--port",
+    };
+    let listener =
+        Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), names).expect("a free port");
+    listener.listen().expect("nobody listens there");
     let address = listener.address();
     let (post, mailbox) = mailbox().expect("a mailbox");
-    let (rotations, _rotated) = channel();
+    let (news, _taken) = channel();
     let (serves, told) = channel();
     let ties = Ties {
         status: Arc::new(Status::new(1, 100)),
@@ -50,7 +56,7 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
         admin_listener: None,
         mailbox,
         posts: vec![post.clone()],
-        rotations,
+        news,
         hash_seed: 1,
         pages: Arc::new(etherply::admin::Pages::new(false, None)),
     };
@@ -78,7 +84,8 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     });
     let mut counts = Vec::with_capacity(usize::try_from(WINDOWS).expect("it is small"));
     let (mut seen, mut before, mut is_started) = (0, 0, false);
-    ring::run(false, |ring| {
+    let go = || ControlFlow::Continue(());
+    ring::run(false, go, |ring| {
         if !is_started {
             is_started = true;
             worker.start(ring);

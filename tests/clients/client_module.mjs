@@ -27,6 +27,7 @@ async function settled(world, ...rooms) {
 
 const stateOf = (server) => Object.fromEntries([...server.state].map(([key, { text }]) => [key, JSON.parse(text)]));
 const shownBy = (room) => Object.fromEntries(room.entries());
+const world_us = ({ now_ms }) => (1_700_000_000_000 + Math.floor(now_ms)) * 1000;
 const opsOf = (server) => server.heard.map((text) => JSON.parse(text).payload);
 
 const cases = {
@@ -429,6 +430,141 @@ const cases = {
     assert.deepEqual([room.heard.error[0].code, shownBy(room), room.pending], [400, {}, 0]);
   },
 
+  async 'a timestamp that was refused is forgotten: a clock that was wrong once spoils no later edit'() {
+    for (const [ahead_ms, refusal] of [[2 * DAY_MS, 400], [3_600_000, 413]]) {
+      const world = new World(35);
+      const clock = { ahead_ms: 0 };
+      const room = join(world, { clock });
+      await synced(world, room);
+      room.set('w', 'of a right clock');
+      await settled(world, room);
+      if (refusal === 413) world.server.bytes_max = world.server.bytes();
+      clock.ahead_ms = ahead_ms;
+      room.set('x', 'of a wrong clock');
+      await world.run(FOR_EVER_MS, () => room.heard.error.length > 0);
+      assert.equal(room.heard.error[0].code, refusal);
+      clock.ahead_ms = 0;
+      // One before the state has come again, some after it.
+      const stamps = [room.set('x', 1)];
+      world.server.bytes_max = Infinity;
+      await settled(world, room);
+      for (const key of ['w', 'x', 'y', 'z']) stamps.push(room.set(key, 2));
+      await settled(world, room);
+      assert.deepEqual(stateOf(world.server), { w: 2, x: 2, y: 2, z: 2 });
+      assert.deepEqual(shownBy(room), stateOf(world.server));
+      assert.deepEqual(room.heard.error.map(({ code }) => code), [refusal]);
+      const now_us = (1_700_000_000_000 + world.now_ms) * 1000;
+      assert(stamps.every((stamp, i) => stamp < now_us + 1e6 && (i === 0 || stamp > stamps[i - 1])), `${stamps} at ${now_us}`);
+    }
+  },
+
+  async 'a clock that was days ahead while offline spoils only what was written then'() {
+    const world = new World(36);
+    const clock = { ahead_ms: 2 * DAY_MS };
+    world.server.kill();
+    const room = join(world, { clock });
+    room.set('x', 'of a wrong clock');
+    room.set('again', 'of a wrong clock');
+    clock.ahead_ms = 0;
+    room.set('again', 'of a right clock');
+    room.set('y', 'of a right clock');
+    world.server.start();
+    await world.run(FOR_EVER_MS, () => room.heard.error.length > 0);
+    await settled(world, room);
+    assert.deepEqual(stateOf(world.server), { again: 'of a right clock', y: 'of a right clock' });
+    assert.deepEqual(shownBy(room), stateOf(world.server));
+    assert.deepEqual(room.heard.error.map(({ code }) => code), [400]);
+  },
+
+  async 'a room that ends says what was not saved, and keeps it for the next one'() {
+    const world = new World(37);
+    const workspace = 'unsaved';
+    const room = join(world, { workspace });
+    await synced(world, room);
+    for (const key of ['a', 'b', 'c']) room.set(key, 'saved');
+    await settled(world, room);
+    world.server.kill();
+    await world.run(FOR_EVER_MS, () => room.state === 'Disconnected');
+    const edits = ['a', 'b', 'c', 'd'].map((key) => ({ key, value: [key], timestamp: room.set(key, [key]) }));
+    assert.deepEqual(room.unsaved, [], 'they wait for this room');
+    world.server.start();
+    world.server.tokens = new Set(['new']);
+    await world.run(FOR_EVER_MS, () => room.state === 'Error');
+    assert.deepEqual(room.heard.state.at(-1), { state: 'Error', reason: 'Unauthorized', retry_ms: undefined, unsaved: edits });
+    assert.deepEqual([room.pending, room.unsaved], [4, edits]);
+
+    for (const elsewhere of [{ workspace: 'other' }, { workspace, url: 'http://other' }]) {
+      assert.deepEqual(join(world, { token: 'new', ...elsewhere }).unsaved, []);
+    }
+    // Meanwhile somebody has written one of them to the same value, and another one later.
+    const other = join(world, { token: 'new' });
+    await synced(world, other);
+    other.set('b', ['b']);
+    other.set('c', 'of another');
+    await settled(world, other);
+
+    const next = join(world, { workspace, token: 'new' });
+    assert.deepEqual(next.unsaved, edits);
+    await synced(world, next);
+    const [a, , c, d] = edits;
+    assert.deepEqual(next.unsaved, [a, c, d], 'what the server has is saved');
+    assert.deepEqual(next.get('a'), 'saved', 'nothing is sent without being asked to');
+    next.restore();
+    assert.deepEqual([next.unsaved, next.get('a'), next.pending], [[], ['a'], 3]);
+    await settled(world, next, other);
+    assert.deepEqual(stateOf(world.server), { a: ['a'], b: ['b'], c: 'of another', d: ['d'] });
+    for (const one of [next, other]) assert.deepEqual(shownBy(one), stateOf(world.server));
+    const { key, source, over } = next.heard.change.at(-1);
+    assert.deepEqual([key, source, over], ['c', 'other', { value: ['c'], timestamp: c.timestamp }]);
+    assert.deepEqual(next.heard.error, []);
+  },
+
+  async 'what was not saved: the newest of each key, until it is restored or discarded'() {
+    const world = new World(38);
+    const workspace = 'kept';
+    world.server.kill();
+    const [first, second] = [join(world, { workspace }), join(world, { workspace })];
+    first.set('k', 'first');
+    await world.run(world.now_ms + 1);
+    second.set('k', 'second');
+    second.set('l', 1);
+    second.close();
+    assert.deepEqual(second.heard.state.at(-1).unsaved.map(({ key }) => key), ['k', 'l']);
+    first.close();
+    const told = ({ unsaved }) => unsaved.map(({ key, value }) => [key, value]);
+    assert.deepEqual(told(first), [['k', 'second'], ['l', 1]]);
+    // A newer edit of this room stays.
+    const third = join(world, { workspace });
+    third.set('k', 'third');
+    third.restore();
+    assert.deepEqual(shownBy(third), { k: 'third', l: 1 });
+    assert.throws(() => first.restore(), /ended/);
+    third.close();
+    const fourth = join(world, { workspace });
+    assert.deepEqual(told(fourth), [['k', 'third'], ['l', 1]]);
+    fourth.discard();
+    assert.deepEqual([first, third, fourth].map(told), [[], [], []]);
+    fourth.close();
+    assert.equal('unsaved' in fourth.heard.state.at(-1), true);
+    assert.deepEqual(fourth.heard.state.at(-1).unsaved, [], 'it had none of its own');
+    assert.deepEqual(join(world, { workspace }).unsaved, []);
+  },
+
+  async 'what is restored comes in the order in which it was written, before what is written after'() {
+    const world = new World(39);
+    const workspace = 'order';
+    world.server.kill();
+    const first = join(world, { workspace });
+    for (const key of ['c', 'a', 'b', 'c']) first.set(key, key);
+    first.close();
+    world.server.start();
+    const next = join(world, { workspace });
+    next.restore();
+    next.set('d', 'd');
+    await settled(world, next);
+    assert.deepEqual(opsOf(world.server).slice(0, 4).map(({ key }) => key), ['a', 'b', 'c', 'd']);
+  },
+
   async 'a token that is refused: a function is asked again once and told why, then it is an error'() {
     const refused = 'Unauthorized';
     for (const [tokens, asked, state] of [
@@ -503,7 +639,7 @@ const cases = {
       await synced(world, room);
       world.server.close([...world.server.sockets][0], code, 'why');
       await world.run(FOR_EVER_MS);
-      assert.deepEqual(room.heard.state.at(-1), { state: 'Error', reason: `closed with ${code} why`, retry_ms: undefined });
+      assert.deepEqual(room.heard.state.at(-1), { state: 'Error', reason: `closed with ${code} why`, retry_ms: undefined, unsaved: [] });
     }
   },
 
@@ -594,14 +730,16 @@ function each(world, act) {
 }
 
 // Some clients with wrong clocks write few keys through much trouble. In the end all hold what the server holds, and of each
-// key that is the greatest op that anybody wrote.
+// key that is the greatest op that anybody wrote. In some stories a clock is days ahead for a while, and rooms end and are opened again.
 async function story(seed) {
   const world = new World(seed);
   if (seed % 4 === 1) world.server.ops_per_second = world.pick([1, 5, 20]);
   if (seed % 4 === 2) world.server.bytes_max = 20;
   const clocks = [0, 1, 2].map(() => ({ ahead_ms: world.pick([0, 0, -3_600_000, 3_600_000]) }));
-  const rooms = clocks.map((clock) => join(world, { clock, token: () => 'good' }));
-  const written = new Map();
+  const open = (clock) => join(world, { clock, token: () => 'good', workspace: `story ${seed}` });
+  const rooms = clocks.map(open);
+  // Of each key: the last edit of each room. It may be older than one before it that was refused along with others.
+  const written = new Map(['a', 'b', 'c', 'refused'].map((key) => [key, [0, 0, 0]]));
   let echoes_count = 0;
   for (let i = 0; i < 120; i += 1) {
     await world.run(world.now_ms + 30 * world.random() ** 2);
@@ -614,11 +752,26 @@ async function story(seed) {
       const value = may_be_bad && world.random() < 0.2 ? 'bad' : world.pick([0, 1, null, 'x', 'longer']);
       const timestamp = rooms[at].set(key, value);
       // A refused op may have taken the place of one that waited.
-      if (key !== 'refused' && world.server.bytes_max === Infinity) written.set(key, Math.max(written.get(key) ?? 0, timestamp));
+      const is_kept = key !== 'refused' && world.server.bytes_max === Infinity;
+      // One that follows an op of a wrong clock while that is on its way is refused with it.
+      if (is_kept && timestamp < world_us(world) + DAY_MS * 1000) written.get(key)[at] = timestamp;
     } else if (dice < 0.8) {
       rooms[at].echo().then((took_ms) => { echoes_count += took_ms === undefined ? 0 : 1; });
     } else if (dice < 0.85) {
       clocks[at].ahead_ms += world.pick([-5, 5, -60_000, 60_000]);
+    } else if (seed % 4 === 3 && dice < 0.88) {
+      // A room ends, and another one goes on where it was.
+      rooms[at].close();
+      rooms[at] = open(clocks[at]);
+      rooms[at].restore();
+    } else if (seed % 4 === 3 && dice < 0.9) {
+      clocks[at].ahead_ms += 2 * DAY_MS;
+      const key = world.pick(['a', 'b', 'c']);
+      rooms[at].set(key, 'of a wrong clock');
+      // It may have taken the place of one that waited.
+      written.get(key)[at] = 0;
+      await world.run(world.now_ms + 2000 * world.random());
+      clocks[at].ahead_ms -= 2 * DAY_MS;
     } else if (dice < 0.95 || world.random() < 0.5) {
       world.pick(troubles)(world);
     } else {
@@ -630,9 +783,10 @@ async function story(seed) {
   await settled(world, ...rooms);
   await world.run(world.now_ms + 1000);
   for (const room of rooms) assert.deepEqual(shownBy(room), stateOf(world.server));
-  for (const [key, timestamp] of written) {
-    const { timestamp: held } = world.server.state.get(key);
-    assert(held >= timestamp, `an edit of ${key} is lost: ${timestamp} against ${held}`);
+  assert(!Object.values(stateOf(world.server)).includes('of a wrong clock'));
+  for (const [key, timestamps] of written) {
+    const held = world.server.state.get(key)?.timestamp ?? 0;
+    assert(held >= Math.max(...timestamps), `an edit of ${key} is lost: ${timestamps} against ${held}`);
   }
   return echoes_count;
 }

@@ -3,6 +3,7 @@
 'use strict';
 
 const assert = require('node:assert/strict');
+const { execFileSync } = require('node:child_process');
 const fs = require('node:fs');
 const http = require('node:http');
 const { chromium } = require('playwright-core');
@@ -308,11 +309,121 @@ async function steps(step, server, browser) {
   });
 }
 
+// The README's first promise, with no secret set: what is written while the server is down is there when it is up again.
+async function stepsWithoutSecret(step, server, browser) {
+  const said = [];
+  let a, b, home;
+  const tokenNow = async () => (await (await fetch(`${home}/console/session.json`)).json()).token;
+  const dataNow = async () => {
+    const headers = { Authorization: `Bearer ${await tokenNow()}` };
+    return (await (await fetch(`${home}/v1/workspaces/demo`, { headers })).json()).data;
+  };
+  const restartWithAnotherSecret = async () => {
+    await server.kill();
+    fs.unlinkSync(`${server.data_dir}/dev-secret`);
+  };
+
+  await step('two windows, a key in one', async () => {
+    await server.start();
+    home = `http://127.0.0.1:${server.port}`;
+    [a, b] = [await open(browser, home, said), await open(browser, home, said)];
+    for (const page of [a, b]) await untilState(page, 'Synced');
+    await add(a, 'x', '1');
+    await untilRow(b, 'x', '1', 'other');
+  });
+
+  await step('killed, written to meanwhile, started again: both are synced and have all of it', async () => {
+    await server.kill();
+    for (const page of [a, b]) await untilState(page, 'Disconnected');
+    await add(a, 'y', '"written while the server was down"');
+    await server.start();
+    for (const page of [a, b]) {
+      await untilState(page, 'Synced');
+      await until('the row of y', async () => (await readRow(page, 'y'))?.value, '"written while the server was down"');
+    }
+    assert.deepEqual(await dataNow(), { x: 1, y: 'written while the server was down' });
+    const fresh = await open(browser, home, said);
+    await untilRow(fresh, 'y', '"written while the server was down"', 'before');
+    await fresh.context().close();
+  });
+
+  await step('a server with another secret: the page asks for its token, and nothing is lost', async () => {
+    await restartWithAnotherSecret();
+    for (const page of [a, b]) await untilState(page, 'Disconnected');
+    await add(b, 'z', '2');
+    await server.start();
+    for (const page of [a, b]) {
+      await untilState(page, 'Synced');
+      await until('the row of z', async () => (await readRow(page, 'z'))?.value, '2');
+    }
+    assert.deepEqual((await dataNow()).z, 2);
+  });
+
+  // A token that was typed is the page's own: nobody can renew it.
+  await step('a typed token that is refused: the page says what was not saved', async () => {
+    const typed = execFileSync(server.binary, ['token', '--sub', 'typed', '--jwt-secret-file', `${server.data_dir}/dev-secret`], { encoding: 'utf8' });
+    await b.click('#toggle');
+    await untilState(b, 'Disconnected');
+    await b.fill('#token', typed.trim());
+    await b.click('#toggle');
+    await untilState(b, 'Synced');
+    await restartWithAnotherSecret();
+    await untilState(b, 'Disconnected');
+    await add(b, 'kept', '"edit"');
+    await add(b, 'x', '3');
+    await server.start();
+    await untilState(b, 'Error');
+    assert.match(await b.textContent('#unsaved p'), /^2 edits may not be saved: kept = "edit", x = 3$/);
+    await expectReadable(b);
+    const told = await b.locator('#events li', { hasText: 'may not be saved' }).count();
+    assert.equal(told, 1);
+  });
+
+  await step('connected again it offers them, and sends them when told to', async () => {
+    await b.fill('#token', await tokenNow());
+    await b.click('#toggle');
+    await untilState(b, 'Synced');
+    assert.match(await b.textContent('#unsaved p'), /^2 edits may not be saved/);
+    assert.equal((await dataNow()).kept, undefined, 'nothing is sent without being asked to');
+    await b.getByRole('button', { name: 'Send now' }).click();
+    for (const [key, value] of [['kept', '"edit"'], ['x', '3']]) {
+      // This page comes back at a time of its own, and may be sent them with its init.
+      await until(`the row of ${key}`, async () => (await readRow(a, key))?.value, value);
+    }
+    assert.equal(await b.locator('#unsaved').isVisible(), false);
+  });
+
+  await step('edits of a page that was disconnected while they waited can be discarded', async () => {
+    await server.kill();
+    await untilState(b, 'Disconnected');
+    await add(b, 'x', '"never"');
+    await b.click('#toggle');
+    // Whether those that were sent before are saved, the page may not know yet.
+    await until('what is offered', async () => /may not be saved: .*x = "never"$/.test(await b.textContent('#unsaved p')), true);
+    await b.getByRole('button', { name: 'Discard' }).click();
+    assert.equal(await b.locator('#unsaved').isVisible(), false);
+    await server.start();
+    await b.click('#toggle');
+    for (const page of [a, b]) await untilState(page, 'Synced');
+    await until('the row of x', async () => (await readRow(b, 'x'))?.value, '3');
+    assert.equal((await dataNow()).x, 3);
+  });
+
+  await step('neither the secret nor a token is in the log', async () => {
+    const log = fs.readFileSync(server.log_path, 'utf8');
+    assert(log.includes('dev-secret'), 'the log names the file');
+    for (const secret of [fs.readFileSync(`${server.data_dir}/dev-secret`, 'utf8').trim(), await tokenNow()]) assert(!log.includes(secret));
+    assert.deepEqual(said.filter((text) => !NETWORK.test(text)), []);
+  });
+}
+
 async function main() {
   const [, executablePath] = process.argv.slice(2);
   const browser = await chromium.launch({ executablePath, args: QUIET });
+  const timed = (step) => (what, body) => step(what, () => within(60_000, what, Promise.resolve().then(body)));
   try {
-    await play('console', ['--dev'], (step, server) => steps((what, body) => step(what, () => within(60_000, what, Promise.resolve().then(body))), server, browser));
+    await play('console', ['--dev'], (step, server) => steps(timed(step), server, browser));
+    await play('console', ['--dev'], (step, server) => stepsWithoutSecret((what, body) => timed(step)(`without a secret: ${what}`, body), server, browser), null);
   } finally {
     await browser.close();
   }

@@ -12,15 +12,18 @@ const START_MS = 10_000;
 // Each flag of the server is an environment variable too, so that one set outside must not reach it.
 function environment(secret) {
   const kept = Object.entries(process.env).filter(([name]) => name !== 'PORT' && !name.startsWith('ETHERPLY_'));
-  return { ...Object.fromEntries(kept), ETHERPLY_JWT_SECRET: secret };
+  return { ...Object.fromEntries(kept), ...(secret !== null && { ETHERPLY_JWT_SECRET: secret }) };
 }
 
 class Server {
-  constructor(binary, flags = []) {
+  // Without a secret (null) the server has to find one of its own.
+  constructor(binary, flags = [], secret = SECRET) {
     this.binary = binary;
     this.flags = flags;
+    this.secret = secret;
     this.port = 0;
     this.home = fs.mkdtempSync(path.join(os.tmpdir(), 'etherply-clients-'));
+    this.data_dir = path.join(this.home, 'data');
     this.log_path = path.join(this.home, 'stderr');
     // Neither a failed story nor a signal leaves a server or a folder behind.
     process.on('exit', () => {
@@ -34,9 +37,9 @@ class Server {
   async start() {
     const errors = this.log_path;
     const stderr = fs.openSync(errors, 'a');
-    const flags = ['--host', '127.0.0.1', '--port', this.port, '--data-dir', path.join(this.home, 'data'), '--shards', 2, ...this.flags];
+    const flags = ['--host', '127.0.0.1', '--port', this.port, '--data-dir', this.data_dir, '--shards', 2, ...this.flags];
     const child = spawn(this.binary, ['serve', ...flags.map(String)], {
-      env: environment(SECRET),
+      env: environment(this.secret),
       stdio: ['ignore', 'pipe', stderr],
     });
     fs.closeSync(stderr);

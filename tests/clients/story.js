@@ -93,9 +93,9 @@ async function steps(step, server, connect) {
 const tell = (name, connect) => play(name, [], (step, server) => steps(step, server, connect));
 
 // Prints one line for each step. The exit code is 0 when the whole story came true.
-async function play(name, flags, story) {
+async function play(name, flags, story, secret) {
   const [binary] = process.argv.slice(2);
-  const server = new Server(binary, flags);
+  const server = new Server(binary, flags, secret);
   const step = async (what, body) => {
     try {
       await body();
@@ -105,11 +105,12 @@ async function play(name, flags, story) {
     }
     console.log(`ok - ${name}: ${what}`);
   };
-  // An event loop that runs dry in the middle of the story is a failure too.
+  // An event loop that runs dry in the middle of the story is a failure too, and so is a story that was played before.
+  const before = process.exitCode ?? 0;
   process.exitCode = 1;
   try {
     await story(step, server);
-    process.exitCode = 0;
+    process.exitCode = before;
   } catch {
     // It has been printed. The steps behind it build on it and are not told.
   } finally {

@@ -1,13 +1,13 @@
 //! What must hold: after a recovery, after a crash at any time, with flipped bits, and when all is quiet.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use etherply::core::contract::shard_of;
 use etherply::core::workspace::Workspace;
 use etherply::limits::{HEAD_TIMEOUT_US, SECOND_US, STALL_LINGER_US, STALL_TIMEOUT_US};
 use etherply::log::commit::Durability;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};
-use etherply::log::directory::{DataDirectory, DirectoryError};
+use etherply::log::directory::{DataDirectory, DirectoryError, shard_folder};
 use etherply::log::record::Op;
 use etherply::log::recovery::RecoveryError;
 
@@ -16,8 +16,7 @@ use crate::crash::Crash;
 use crate::dice::Dice;
 use crate::disk::SimDisk;
 use crate::model::Model;
-use crate::server::{self, DATA, Seat, closed_bytes};
-use crate::turns::CALM_US;
+use crate::server::{self, DATA, all_bytes, log_bytes};
 use crate::world::{WORKSPACES, World};
 
 /// The ops that a recovery visited.
@@ -271,6 +270,7 @@ impl World {
         };
         clean.crash(Crash::Kill);
         let expected = states(&expected);
+        self.try_emptied(&clean, &mut dice);
         for _ in 0..6 {
             // Sometimes behind a recovery: then all of the log is closed.
             let is_closed = dice.one_in(2);
@@ -289,8 +289,9 @@ impl World {
             }
             let (path, bytes) = files[dice.below(files.len())];
             let at = dice.below(bytes.len());
-            fork.flip(path, at, u32::try_from(dice.below(8)).expect("a bit"));
-            let is_provable = crate::proof::is_provable(path, bytes, at, &files);
+            let bit = u32::try_from(dice.below(8)).expect("a bit");
+            fork.flip(path, at, bit);
+            let is_provable = crate::proof::is_provable(path, bytes, (at, bit), &files);
             if is_closed && dice.one_in(2) {
                 self.compact_flipped(&fork);
             }
@@ -309,6 +310,31 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Somebody empties or removes the folder of a shard, on a copy: that is found, if the shard is
+    /// known to have begun.
+    fn try_emptied(&mut self, clean: &SimDisk, dice: &mut Dice) {
+        let Ok(directory) = DataDirectory::open_existing(clean.fork(), PathBuf::from(DATA)) else {
+            return;
+        };
+        let shards_begun = directory.identity().shards_begun;
+        drop(directory);
+        if shards_begun == 0 {
+            return;
+        }
+        let shard = u32::try_from(dice.below(shards_begun as usize)).expect("a few");
+        let fork = clean.fork();
+        let folder = PathBuf::from(DATA).join(shard_folder(shard));
+        for (path, _) in fork.files(&folder) {
+            fork.take_name(&path);
+        }
+        let is_found = try_recover(&fork, self.shards, dice).is_err();
+        assert!(
+            is_found,
+            "the folder of shard {shard} was emptied, and nobody finds it"
+        );
+        self.coverage.emptied_found += 1;
     }
 
     /// A compaction of altered bytes finds them, too, and does not give them a good checksum.
@@ -334,7 +360,22 @@ impl World {
             return;
         }
         self.set_trial(true);
+        // People delete LOCK where a server does not start.
+        let lock = self
+            .dice
+            .one_in(2)
+            .then(|| self.disk.take_name(&Path::new(DATA).join("LOCK")));
         let second = DataDirectory::open_on(self.disk.clone(), PathBuf::from(DATA), [8; 16]);
+        let server = self.server.as_ref().expect("it runs");
+        let is_noticed = server
+            .directory
+            .is_lock_in_place()
+            .is_ok_and(|is_there| !is_there);
+        assert_eq!(is_noticed, lock.is_some(), "the first one notices");
+        if let Some(lock) = lock {
+            self.disk.put_name(&Path::new(DATA).join("LOCK"), lock);
+            self.coverage.locks_deleted += 1;
+        }
         self.set_trial(false);
         match second {
             Err(DirectoryError::InUse { .. }) => self.coverage.locks_refused += 1,
@@ -354,84 +395,6 @@ impl World {
     }
 
     // ---- quiet ----
-
-    /// Lets all that is in flight end well, until nothing happens any more.
-    pub fn settle(&mut self) {
-        self.settle_for(CALM_US);
-    }
-
-    /// The same for so long.
-    pub fn settle_for(&mut self, quiet_us: u64) {
-        self.calm_down();
-        let mut until_us = self.clock.now_us + quiet_us;
-        for round in 0.. {
-            assert!(round < 20_000, "it never gets quiet");
-            self.bury();
-            if self.server.is_none() {
-                self.boot();
-                until_us = self.clock.now_us + quiet_us;
-                continue;
-            }
-            self.happen_well();
-            let Some(server) = self.server.as_ref().filter(|_| !self.is_busy()) else {
-                continue;
-            };
-            let running = server.seats.iter().filter(|seat| !seat.is_drained);
-            let next_us = running
-                .filter_map(|seat| seat.shard.next_deadline_us())
-                .min();
-            let Some(next_us) = next_us.filter(|next_us| *next_us <= until_us) else {
-                return;
-            };
-            let us = next_us.saturating_sub(self.clock.now_us).max(1);
-            self.clock.now_us += us;
-            self.clock.unix_us += us;
-        }
-    }
-
-    /// Whether something is under way that is not waiting for the clock.
-    fn is_busy(&self) -> bool {
-        let Some(server) = &self.server else {
-            return true;
-        };
-        let has_work = |seat: &Seat| seat.operation.is_some() || seat.errand.is_some();
-        !server.is_serving()
-            || !server.letters.is_empty()
-            || server.compaction.is_some()
-            || server.seats.iter().any(has_work)
-            || (0..server.seats.len()).any(|shard| self.has_reason(shard))
-            || self.may_move()
-            || self.may_compact()
-    }
-
-    /// Everything that can happen, does.
-    pub fn happen_well(&mut self) {
-        self.deliver();
-        self.finish_send();
-        self.go_on_with_log();
-        self.go_on();
-        if self.server.is_none() {
-            return;
-        }
-        self.try_inside(Self::compact);
-        for shard in 0..self.shards as usize {
-            self.turn(shard);
-        }
-        self.end_drained();
-    }
-
-    /// Whether a client has something to send or to take.
-    fn may_move(&self) -> bool {
-        self.live
-            .iter()
-            .map(|place| &self.clients[*place])
-            .any(|client| {
-                let is_here = client.reading != Reading::HalfOpen;
-                let has_news = !client.outgoing.is_empty() || client.is_leaving;
-                let sends = client.receiving && (client.is_broken || has_news && is_here);
-                sends || client.sending.is_some() && (client.is_broken || is_here)
-            })
-    }
 
     /// All is quiet: clients and server agree.
     pub fn check_quiet(&mut self) {
@@ -473,11 +436,27 @@ impl World {
             assert_eq!(kept, model.wins.len(), "what is quiet is on disk");
         }
         self.check_size();
+        self.check_room();
+    }
+
+    /// Compaction has made room on a small disk, and ops are taken again.
+    fn check_room(&self) {
+        let server = self.server.as_ref().expect("it runs");
+        if server.schedule.is_over() || !self.plan.may(crate::plan::faults::COMPACTION) {
+            return;
+        }
+        assert!(!server.room.is_short(), "the disk is full of what is dead");
+        for seat in &server.seats {
+            assert_eq!(seat.shard.counters().disk_is_full, 0, "ops are taken");
+        }
     }
 
     fn check_client(&mut self, place: usize) {
         let client = &mut self.clients[place];
-        let waited_us = self.clock.now_us - client.came_us;
+        // A scheduler that is late is an absence of the shard, too.
+        let seats = self.server.iter().flat_map(|server| &server.seats);
+        let absent_us: u64 = seats.map(|seat| seat.shard.counters().absent_us).sum();
+        let waited_us = (self.clock.now_us - client.came_us).saturating_sub(absent_us);
         let is_answered = client.sent_bytes > 0;
         assert!(
             is_answered || waited_us < HEAD_TIMEOUT_US + SECOND_US,
@@ -544,10 +523,35 @@ impl World {
         assert_eq!(vanished, None, "this client is gone for long");
     }
 
+    /// No log grows beyond its bound, not for a moment. One of which something dies is longer for a while.
+    pub fn check_growth(&mut self) {
+        let may_compact = self.plan.may(crate::plan::faults::COMPACTION);
+        let Some(server) = self.server.as_mut().filter(|server| server.is_serving()) else {
+            return;
+        };
+        let is_bounded = may_compact && server.schedule.is_working();
+        let record_bytes = self.plan.value_bytes as u64 + 100;
+        let filled_bytes = self.plan.fill_bytes.unwrap_or(0);
+        for (number, seat) in (0..).zip(&mut server.seats) {
+            let bytes = log_bytes(&self.disk, number);
+            let live_bytes = seat.shard.live_bytes();
+            let segment_bytes =
+                (live_bytes / 8).clamp(self.plan.segment_bytes_min, self.plan.segment_bytes_max);
+            // What the open segment has over its length, and what was on its way already.
+            let more_bytes = 2 * segment_bytes + 2 * filled_bytes + 35 * record_bytes;
+            let bound = seat.shard.counters().log_bytes_max + more_bytes;
+            assert!(
+                !is_bounded || bytes <= bound.max(seat.log_bytes),
+                "the log of shard {number} grows to {bytes} bytes, and may have {bound}; {live_bytes} are live"
+            );
+            seat.log_bytes = bytes;
+        }
+    }
+
     /// The log is not longer than its live part allows.
     fn check_size(&self) {
         let server = self.server.as_ref().expect("it runs");
-        if server.is_compaction_over || !self.plan.may(crate::plan::faults::COMPACTION) {
+        if server.schedule.is_over() || !self.plan.may(crate::plan::faults::COMPACTION) {
             return;
         }
         let live_bytes: u64 = server
@@ -555,7 +559,7 @@ impl World {
             .iter()
             .map(|seat| seat.shard.live_bytes())
             .sum();
-        let log_bytes = closed_bytes(&self.disk, &[]);
+        let log_bytes = all_bytes(&self.disk);
         // Each folder has an open segment, which may hold as much again, and pieces that are too small to count.
         let segment_bytes =
             (live_bytes / 8).clamp(self.plan.segment_bytes_min, self.plan.segment_bytes_max);

@@ -70,6 +70,8 @@ pub struct Client {
     pub known: Vec<(Write, bool)>,
     /// What the server that it is connected to allows.
     pub limits: Limits,
+    /// Its disk may be nearly full.
+    pub has_little_room: bool,
     /// The ops that it sent, in order.
     pub sent: Vec<Write>,
     /// The values of those that the server has refused.
@@ -99,6 +101,8 @@ pub struct Client {
     /// The shard was not serving, or the server starting or stopping, at some time before it was answered.
     pub met_failure: bool,
     pub met_pause: bool,
+    /// It came before the log was read.
+    pub came_early: bool,
     pub was_corrected: u64,
     /// It has begun a message that it never ends.
     pub is_mid_message: bool,
@@ -144,6 +148,7 @@ impl Client {
             known: Vec::new(),
             limits: Limits::default(),
             sent: Vec::new(),
+            has_little_room: false,
             refused: BTreeSet::new(),
             unexplained: Vec::new(),
             messages: 0,
@@ -162,6 +167,7 @@ impl Client {
             is_told_500: false,
             met_failure: false,
             met_pause: false,
+            came_early: false,
             was_corrected: 0,
             is_mid_message: false,
             emptied_us: 0,
@@ -221,8 +227,9 @@ impl Client {
         for write in &self.sent[self.judged.min(end)..end] {
             let held = model.held(&write.key);
             let is_handled = held.is_some_and(|held| held.timestamp >= write.timestamp);
-            let may_be_refused =
-                self.limits.ops_per_second.is_some() || self.limits.workspace_bytes.is_some();
+            let may_be_refused = self.limits.ops_per_second.is_some()
+                || self.limits.workspace_bytes.is_some()
+                || self.has_little_room;
             assert!(
                 is_handled || may_be_refused,
                 "client {}: {write:?} is neither won nor lost, there is {held:?}",
@@ -265,6 +272,10 @@ impl Client {
                     self.limits.workspace_bytes.is_some(),
                     "nothing is too large"
                 );
+                self.undo(about, model);
+            }
+            Told::Error(500, Some(about)) => {
+                assert!(self.has_little_room, "there is room on the disk");
                 self.undo(about, model);
             }
             Told::Error(400 | 429, None) => self.count_refusal(),
@@ -455,7 +466,7 @@ impl Client {
         };
         // What stays of a key is told ahead of the refusal of an op that would have won.
         let is_refused_for = |sent: &Write| {
-            self.limits.workspace_bytes.is_some()
+            (self.limits.workspace_bytes.is_some() || self.has_little_room)
                 && sent.key == write.key
                 && sent.timestamp > write.timestamp
                 && model.place(&sent.value).is_none()

@@ -26,6 +26,9 @@ impl SimDisk {
         for inode in state.inodes.values_mut() {
             inode.is_locked = false;
         }
+        for folder in state.folders.values_mut() {
+            folder.is_locked = false;
+        }
         if crash == Crash::PowerCut {
             state.is_read_only = false;
             state.lose_names();
@@ -67,6 +70,7 @@ impl SimDisk {
         fork.met = Met::default();
         (fork.copied_at, fork.copy) = (None, None);
         (fork.is_full, fork.is_read_only) = (false, false);
+        fork.capacity_bytes = None;
         let fork = Self(Arc::new(Mutex::new(fork)));
         fork.crash(Crash::Kill);
         fork
@@ -98,6 +102,40 @@ impl SimDisk {
             }
         }
         files
+    }
+
+    /// Takes a file's name away, and gives its node.
+    pub fn take_name(&self, path: &Path) -> Node {
+        let mut state = self.state();
+        let (folder, name) = crate::disk::split(path);
+        let folder = state.folders.get_mut(folder).expect("a folder");
+        folder.seen.remove(name).expect("a name")
+    }
+
+    /// Gives it back. Nothing of that needs a sync.
+    pub fn put_name(&self, path: &Path, node: Node) {
+        let mut state = self.state();
+        let (folder, name) = crate::disk::split(path);
+        let folder = state.folders.get_mut(folder).expect("a folder");
+        let other = folder.seen.insert(name.to_owned(), node);
+        assert_eq!(other, None, "nobody has made another one");
+    }
+
+    /// The same with their lengths alone.
+    pub fn lengths(&self, folder: &Path) -> Vec<(PathBuf, u64)> {
+        let state = self.state();
+        let folders = state.folders.iter();
+        let folders = folders.filter(|(path, _)| path.starts_with(folder));
+        let names = folders.flat_map(|(path, content)| {
+            let names = content.seen.iter();
+            names.map(move |(name, node)| (path.join(name), *node))
+        });
+        names
+            .filter_map(|(path, node)| match node {
+                Node::File(inode) => Some((path, state.inodes[&inode].seen.len() as u64)),
+                Node::Folder => None,
+            })
+            .collect()
     }
 
     /// Turns a bit of a file around, on the disk itself.
@@ -188,7 +226,7 @@ impl State {
                 1 => seen_bytes,
                 _ => least + dice.below(most - least + 1),
             };
-            // What the dirty sectors hold is one of three: the new, the old, or the new up to some byte.
+            // What the dirty sectors hold is the new or the old.
             let Inode {
                 seen,
                 durable,
@@ -201,13 +239,9 @@ impl State {
                 let bytes = bytes.min(seen_bytes);
                 let start = (sector * *sector_bytes).min(bytes);
                 let end = (start + *sector_bytes).min(bytes);
-                let (from, until) = match dice.below(4) {
-                    0 => (start, start),
-                    1 => (start, start + dice.below(end - start + 1)),
-                    2 => (start + dice.below(end - start + 1), end),
-                    _ => (start, end),
-                };
-                durable[from..until].copy_from_slice(&seen[from..until]);
+                if dice.one_in(2) {
+                    durable[start..end].copy_from_slice(&seen[start..end]);
+                }
             }
             seen.clone_from(durable);
         }

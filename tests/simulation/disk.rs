@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use etherply::log::blocks::BLOCK_BYTES;
-use etherply::log::disk::{Disk, DiskFile};
+use etherply::log::disk::{Disk, DiskFile, Space};
+use etherply::log::record::SECTOR_BYTES;
 
 use crate::dice::{Dice, Journal};
 use crate::inodes::{Change, Folder, Inode, Node};
@@ -27,11 +28,15 @@ pub struct Rates {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Met {
     pub write_errors: u64,
+    /// Of those that failed in their middle; and of all, where the file system lets nothing be
+    /// written too.
     pub sync_errors: u64,
+    pub failed_syncs: u64,
     pub open_errors: u64,
     pub rename_errors: u64,
     pub folder_sync_errors: u64,
     pub full: u64,
+    pub out_of_room: u64,
     pub short_writes: u64,
 }
 
@@ -51,6 +56,8 @@ pub struct State {
     pub next_inode: u64,
     pub rates: Rates,
     pub is_full: bool,
+    /// What all files may have together. None: the disk is endless.
+    pub capacity_bytes: Option<u64>,
     /// The file system has given up: nothing is written any more until the machine starts again.
     pub is_read_only: bool,
     pub operations: u64,
@@ -81,6 +88,7 @@ pub struct SimFile {
     /// What stands in it depends on this process, not on the seed: nothing is thrown for it.
     is_plain: bool,
     holds_lock: bool,
+    locked_folder: Option<PathBuf>,
     /// Past the cache, and on disk when a write returns.
     writes_through: AtomicBool,
 }
@@ -91,6 +99,11 @@ impl Drop for SimFile {
             && let Some(inode) = self.disk.state().inodes.get_mut(&self.inode)
         {
             inode.is_locked = false;
+        }
+        if let Some(path) = &self.locked_folder
+            && let Some(folder) = self.disk.state().folders.get_mut(path)
+        {
+            folder.is_locked = false;
         }
     }
 }
@@ -175,6 +188,33 @@ impl State {
         Ok(())
     }
 
+    /// What is free, where the disk has an end. A file without a name has nothing.
+    pub fn free_bytes(&self) -> Option<u64> {
+        let capacity_bytes = self.capacity_bytes?;
+        let names = self
+            .folders
+            .values()
+            .flat_map(|folder| folder.seen.values());
+        let inodes = names.filter_map(|node| match node {
+            Node::File(inode) => self.inodes.get(inode),
+            Node::Folder => None,
+        });
+        let used: usize = inodes
+            .map(|inode| inode.seen.len().max(inode.reserved_bytes))
+            .sum();
+        Some(capacity_bytes.saturating_sub(used as u64))
+    }
+
+    /// How much of a write from `start` to `end` of a file there is room for.
+    fn room(&self, inode: u64, start: usize, end: usize) -> usize {
+        let (Some(free_bytes), Some(inode)) = (self.free_bytes(), self.inodes.get(&inode)) else {
+            return end - start;
+        };
+        let had = inode.seen.len().max(inode.reserved_bytes) as u64;
+        let end_max = usize::try_from(had + free_bytes).expect("a small disk");
+        end.min(end_max).saturating_sub(start)
+    }
+
     fn folder(&mut self, path: &Path) -> io::Result<&mut Folder> {
         self.folders
             .get_mut(path)
@@ -182,6 +222,9 @@ impl State {
     }
 
     fn find(&mut self, path: &Path) -> io::Result<Node> {
+        if path.parent().is_none() {
+            return Ok(Node::Folder);
+        }
         let (folder, name) = split(path);
         self.folder(folder)?
             .seen
@@ -275,7 +318,7 @@ fn name(path: &Path) -> String {
 impl SimDisk {
     /// An empty disk.
     pub fn new(mut dice: Dice, journal: Journal) -> Self {
-        let sector_bytes = dice.pick(&[32, 128, 512]);
+        let sector_bytes = dice.pick(&[SECTOR_BYTES, SECTOR_BYTES, 4096]);
         let knows_direct = !dice.one_in(6);
         Self(Arc::new(Mutex::new(State {
             dice,
@@ -287,6 +330,7 @@ impl SimDisk {
             next_inode: 1,
             rates: Rates::default(),
             is_full: false,
+            capacity_bytes: None,
             is_read_only: false,
             operations: 0,
             dies_at: None,
@@ -307,6 +351,7 @@ impl SimDisk {
             inode,
             is_plain: path.ends_with("LOCK"),
             holds_lock: false,
+            locked_folder: None,
             writes_through: AtomicBool::new(false),
         }
     }
@@ -396,6 +441,7 @@ impl Disk for SimDisk {
         let file = state.inodes.get_mut(&inode).expect("a name has a file");
         file.seen.clear();
         file.dirty.clear();
+        file.reserved_bytes = 0;
         Ok(self.file(inode, path))
     }
 
@@ -410,6 +456,15 @@ impl Disk for SimDisk {
         state.enter(Kind::Open, || format!("stat {}", name(path)))?;
         let inode = state.find_file(path)?;
         Ok(state.inodes[&inode].seen.len() as u64)
+    }
+
+    fn space(&self, _folder: &Path) -> io::Result<Space> {
+        let state = self.state();
+        let total_bytes = state.capacity_bytes.unwrap_or(1 << 60);
+        Ok(Space {
+            free_bytes: state.free_bytes().unwrap_or(total_bytes),
+            total_bytes,
+        })
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -447,6 +502,19 @@ impl Disk for SimDisk {
         }
         file.holds_lock = true;
         Ok(Ok(file))
+    }
+
+    fn lock_folder(&self, path: &Path) -> io::Result<Option<SimFile>> {
+        let mut state = self.state();
+        state.enter(Kind::Open, || format!("lock folder {}", name(path)))?;
+        let folder = state.folder(path)?;
+        if std::mem::replace(&mut folder.is_locked, true) {
+            return Ok(None);
+        }
+        // No file has this number.
+        let mut file = self.file(0, path);
+        file.locked_folder = Some(path.to_owned());
+        Ok(Some(file))
     }
 }
 
@@ -518,13 +586,23 @@ impl DiskFile for SimFile {
         if state.is_full && entered.is_ok() && count == 0 {
             state.claim()?;
         }
+        let start = usize::try_from(offset).expect("a small file");
+        let room = state.room(self.inode, start, start + count);
+        if room < count {
+            state.met.out_of_room += 1;
+            // Past the cache, a part of a block is none.
+            count = if writes_through {
+                room - room % BLOCK_BYTES
+            } else {
+                room
+            };
+        }
         let State {
             inodes,
             sector_bytes,
             ..
         } = &mut *state;
         if let Some(inode) = inodes.get_mut(&self.inode) {
-            let start = usize::try_from(offset).expect("a small file");
             let end = start + count;
             if inode.seen.len() < end {
                 inode.seen.resize(end, 0);
@@ -555,6 +633,7 @@ impl DiskFile for SimFile {
             inode
                 .seen
                 .resize(usize::try_from(bytes).expect("a small file"), 0);
+            inode.reserved_bytes = 0;
         }
         Ok(())
     }
@@ -562,6 +641,7 @@ impl DiskFile for SimFile {
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.state();
         let entered = state.enter(Kind::Sync, || format!("sync inode {}", self.inode));
+        state.met.failed_syncs += u64::from(entered.is_err());
         if entered.is_err() && !is_half_done(&entered) {
             return entered;
         }
@@ -577,10 +657,19 @@ impl DiskFile for SimFile {
         Ok(state.knows_direct)
     }
 
-    fn reserve(&self, _bytes: u64) -> io::Result<()> {
+    fn reserve(&self, bytes: u64) -> io::Result<()> {
         let mut state = self.disk.state();
         state.enter(Kind::Names, || format!("reserve for inode {}", self.inode))?;
-        state.claim()
+        state.claim()?;
+        let bytes = usize::try_from(bytes).expect("a small file");
+        if state.room(self.inode, 0, bytes) < bytes {
+            state.met.out_of_room += 1;
+            return Err(error(ENOSPC));
+        }
+        if let Some(inode) = state.inodes.get_mut(&self.inode) {
+            inode.reserved_bytes = inode.reserved_bytes.max(bytes);
+        }
+        Ok(())
     }
 
     fn share(&self) -> io::Result<bool> {

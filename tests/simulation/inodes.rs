@@ -13,6 +13,8 @@ pub struct Inode {
     /// sector was written.
     pub dirty: BTreeSet<usize>,
     pub is_locked: bool,
+    /// Disk that is claimed for it.
+    pub reserved_bytes: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +36,7 @@ pub struct Folder {
     pub durable: BTreeMap<OsString, Node>,
     /// What a sync makes durable.
     pub pending: Vec<Change>,
+    pub is_locked: bool,
 }
 
 impl Change {

@@ -13,8 +13,9 @@ use etherply::log::segment;
 use crate::checks::Found;
 use crate::client::Home;
 use crate::crash::Crash;
+use crate::disk::SimDisk;
 use crate::plan::faults;
-use crate::server::{self, Server, Stage, closed_bytes, is_due, rubbish};
+use crate::server::{self, Server, Stage, rubbish};
 use crate::wire::BATCH_HEADER_BYTES;
 use crate::world::{Doing, World};
 
@@ -65,7 +66,7 @@ impl World {
                 let waiting = dealt.iter().position(Option::is_some);
                 let Some(shard) = waiting else {
                     server.stage = Stage::Serving;
-                    return;
+                    return self.look_at_log();
                 };
                 self.doing = Doing::Rotation;
                 let workspaces = dealt[shard].take().expect("it waits");
@@ -75,9 +76,26 @@ impl World {
                 if self.disk.is_dead() {
                     return;
                 }
-                let Ok(log) = opened else {
-                    return self.end_process("a segment cannot be created");
+                let log = match opened {
+                    Ok(log) => log,
+                    Err(error) => {
+                        // The next start finds room, if that can help.
+                        let is_full = error.kind() == std::io::ErrorKind::StorageFull;
+                        if is_full {
+                            server.reserve.give_up();
+                        }
+                        return self.end_process("a segment cannot be created");
+                    }
                 };
+                if dealt.iter().all(Option::is_none) {
+                    let noted = server.directory.note_shards(self.shards);
+                    if self.disk.is_dead() {
+                        return;
+                    }
+                    if noted.is_err() {
+                        return self.end_process("its shards cannot be noted");
+                    }
+                }
                 let seat = &mut server.seats[shard];
                 let segment = seat.log.insert(log).open_segment();
                 seat.shard
@@ -149,6 +167,10 @@ impl World {
     pub fn go_on(&mut self) {
         let server = self.server.as_mut().expect("it runs");
         if !server.is_serving() {
+            // Clients are handed over while the log is read, too.
+            if !server.letters.is_empty() && self.dice.one_in(2) {
+                return self.carry_letter();
+            }
             return self.start_on();
         }
         let shards = self.shards as usize;
@@ -202,70 +224,122 @@ impl World {
             return;
         }
         self.doing = Doing::Nothing;
+        self.end_step(compaction, stepped);
+    }
+
+    fn end_step(
+        &mut self,
+        compaction: Compaction<SimDisk>,
+        stepped: Result<bool, CompactionError>,
+    ) {
+        let clock = self.clock;
         let server = self.server.as_mut().expect("it runs");
+        let outcome = compaction.outcome();
         match stepped {
             Ok(true) => server.compaction = Some(compaction),
             Ok(false) => {
                 self.coverage.compactions += 1;
-                let replaced = compaction.outcome().segments_replaced;
-                self.coverage.segments_replaced += replaced;
-                if server.is_sweep {
-                    self.coverage.segments_swept += replaced;
-                    // The rest follows, if there is still too much.
-                    server.is_rotated = true;
+                self.coverage.segments_replaced += outcome.segments_replaced;
+                match server.compacting.take() {
+                    None => {
+                        self.coverage.segments_swept += outcome.segments_replaced;
+                        server.is_swept = true;
+                        if server.due(clock).is_empty() {
+                            server.schedule.succeeded();
+                        }
+                    }
+                    Some(begun) => {
+                        for folder in begun {
+                            let kept_bytes = compaction.kept_bytes(folder.shard);
+                            let freed_bytes = compaction.freed_bytes(folder.shard);
+                            let left_bytes = folder.closed_bytes.saturating_sub(freed_bytes);
+                            server.schedule.compacted(&folder, kept_bytes, left_bytes);
+                        }
+                        server.schedule.succeeded();
+                    }
                 }
             }
-            Err(CompactionError::Folder { .. }) => server.is_compaction_over = true,
+            // Only a process that ends stops one: this one begins another.
             Err(CompactionError::Stopped) => self.coverage.compactions_stopped += 1,
-            // It is tried again after a while.
+            Err(CompactionError::Folder { .. }) => server.schedule.give_up(),
+            Err(error) if error.is_for_room() && server.reserve.give_up() => {
+                server.schedule.ran_out_of_room();
+                self.coverage.reserves_used += 1;
+            }
             Err(
-                CompactionError::Write { .. } | CompactionError::Recovery(RecoveryError::Io { .. }),
-            ) => server.is_rotated = true,
+                error @ (CompactionError::Write { .. }
+                | CompactionError::Recovery(RecoveryError::Io { .. })),
+            ) => {
+                if error.is_for_room() {
+                    server.schedule.ran_out_of_room();
+                }
+                let free_bytes = server.room.free_bytes().filter(|_| error.is_for_room());
+                let cause = error.to_string();
+                server.schedule.failed(cause, free_bytes, clock.now_us);
+            }
             Err(error @ CompactionError::Recovery(_)) => panic!("without flipped bits: {error}"),
+        }
+        self.look_at_log();
+    }
+
+    /// The log is measured, and the shards are told.
+    pub fn look_at_log(&mut self) {
+        let (disk, clock) = (&self.disk, self.clock);
+        if let Some(server) = self.server.as_mut().filter(|server| server.is_serving()) {
+            server.look(disk, clock);
+            self.coverage.short_of_room += u64::from(server.room.is_short());
         }
     }
 
-    fn plan_compaction(&mut self) -> Option<Compaction<crate::disk::SimDisk>> {
-        let server = self.server.as_mut().expect("it runs");
-        let open = server.open_segments()?;
+    fn plan_compaction(&mut self) -> Option<Compaction<SimDisk>> {
         if !self.may_compact() {
             return None;
         }
+        let clock = self.clock;
         let server = self.server.as_mut().expect("it runs");
-        server.is_rotated = false;
+        let open = server.open_segments()?;
+        let due = server.due(clock);
         self.is_compacted = true;
         let settings = Settings::routine(self.plan.segment_bytes_min, self.plan.segment_bytes_max);
-        server.is_sweep = !server.is_sweep;
         let directory = server.directory.clone();
-        let compaction = if server.is_sweep {
+        let planned = if std::mem::take(&mut server.is_swept) {
+            let all = server.folders.iter();
+            let begun = all.filter(|folder| due.contains(&folder.shard)).copied();
+            server.compacting = Some(begun.collect());
+            let planned = Compaction::plan(directory, &open, settings);
+            planned.map(|planned| {
+                let planned = planned.only(&due);
+                if server.room.is_short() || server.schedule.lacks_room() {
+                    self.coverage.small_steps += 1;
+                    planned.in_small_steps()
+                } else {
+                    planned
+                }
+            })
+        } else {
             let seats = &server.seats;
+            server.compacting = None;
             Compaction::sweep(directory, &open, settings, |shard, segments| {
                 let seat = seats.get(shard as usize);
                 seat.is_some_and(|seat| seat.shard.dead_segments().has(segments))
             })
-        } else {
-            Compaction::plan(directory, &open, settings)
         };
-        compaction.ok()
+        match planned {
+            Ok(planned) => Some(planned),
+            Err(error) => {
+                if !self.disk.is_dead() {
+                    let cause = error.to_string();
+                    server.schedule.failed(cause, None, clock.now_us);
+                }
+                None
+            }
+        }
     }
 
     /// Whether a compaction would begin.
     pub fn may_compact(&self) -> bool {
         let server = self.server.as_ref().expect("it runs");
-        if !self.plan.may(faults::COMPACTION)
-            || server.is_compaction_over
-            || server.is_draining
-            || !server.is_rotated
-        {
-            return false;
-        }
-        let Some(open) = server.open_segments() else {
-            return false;
-        };
-        let live_bytes: u64 = server.rotations.iter().flatten().map(|told| told.1).sum();
-        let spared_bytes = self.plan.segments_spared * self.plan.segment_bytes_min;
-        let floor_bytes = spared_bytes * u64::from(self.shards);
-        is_due(closed_bytes(&self.disk, &open), live_bytes, floor_bytes)
+        self.plan.may(faults::COMPACTION) && !server.due(self.clock).is_empty()
     }
 
     /// The shards go on while a compaction reads and writes.
@@ -419,8 +493,8 @@ impl World {
     pub fn end(&mut self) {
         self.settle();
         self.check_quiet();
-        // A full house is told at once what comes into the quiet.
-        for _ in 0..5 {
+        // A full house is told at once what comes into the quiet: more than one turn sends to.
+        for _ in 0..10 {
             self.connect();
         }
         self.settle();

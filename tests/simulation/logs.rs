@@ -10,6 +10,7 @@ use etherply::log::record::Op;
 use etherply::log::recovery::RecoveryError;
 
 use crate::disk::SimDisk;
+use crate::plan::faults;
 use crate::server::{Errand, HASH_SEED, LogOperation};
 use crate::world::{Doing, World};
 
@@ -52,7 +53,8 @@ impl World {
             } => {
                 let writes_through = log.open_segment().writes_through;
                 let (bytes, count) = write(log, bytes, from, offset);
-                let count = count.filter(|_| log.check_linked().is_ok());
+                let is_kept = log.check_linked().is_ok() && log.check_place().is_ok();
+                let count = count.filter(|_| is_kept);
                 let is_whole = count == Some(bytes.len() - from);
                 let handed = seat.handed.clone();
                 if is_whole && !self.disk.is_dead() {
@@ -148,6 +150,12 @@ impl World {
             }
             Errand::Rebuild(rebuild) => {
                 self.doing = Doing::Rebuild;
+                if !self.is_calm
+                    && self.dice.one_in(12)
+                    && self.plan.may(faults::POWER | faults::KILL)
+                {
+                    self.disk.die_within(20);
+                }
                 if rebuild.is_ok() {
                     self.give_up_the_rest(shard);
                 }
@@ -178,12 +186,14 @@ impl World {
                     )
                 });
                 seat.is_sync_lost &= state.is_none();
+                seat.is_end_known &= state.is_none();
                 seat.shard.handle(Input::Rebuilt(state), clock);
                 seat.is_woken = true;
             }
         }
         self.doing = Doing::Nothing;
         self.server.as_mut().expect("it runs").tell_rotation(shard);
+        self.look_at_log();
     }
 }
 
@@ -211,6 +221,7 @@ fn check_keeper(error: Option<&KeeperError>) {
         error,
         Some(
             KeeperError::Deleted { .. }
+                | KeeperError::Unlocked { .. }
                 | KeeperError::Recovery(
                     RecoveryError::Damaged { .. } | RecoveryError::Newer { .. }
                 )

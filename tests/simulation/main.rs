@@ -22,6 +22,7 @@ mod logs;
 mod model;
 mod plan;
 mod proof;
+mod quiet;
 mod server;
 mod turns;
 mod wire;

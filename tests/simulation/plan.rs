@@ -4,6 +4,7 @@ use etherply::core::contract::Limits;
 use etherply::limits::{SECOND_US, SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES};
 use etherply::log::blocks::BLOCK_BYTES;
 use etherply::log::commit::Durability;
+use etherply::log::schedule::LowMarks;
 
 use crate::dice::Dice;
 
@@ -61,6 +62,8 @@ pub struct Plan {
     /// Segments are written through, where the disk can do that.
     pub fill_bytes: Option<u64>,
     pub ping_interval_us: u64,
+    /// The disk is so large, in percent of what all keys may take.
+    pub disk_percent: Option<u64>,
     pub error_one_in: usize,
     pub crash_one_in: usize,
     pub limits: Limits,
@@ -71,7 +74,10 @@ impl Plan {
         use Durability::{Always, Interval, None};
         let mut dice = Dice::new(seed, 1);
         let durability = dice.pick(&[Always, Always, Always, Always, Interval, None]);
-        let kind = seed % 12;
+        // Long messages are in two of twelve, so that a share of a hundred seeds meets what only
+        // they bring.
+        let kind =
+            [0, 1, 2, 3, 4, 5, 6, 0, 8, 9, 10, 11][usize::try_from(seed % 12).expect("below 12")];
         let plan = Self {
             seed,
             steps: 300 + dice.below(200),
@@ -105,6 +111,7 @@ impl Plan {
             segments_spared: 1,
             fill_bytes: fill_bytes(seed, durability),
             ping_interval_us: dice.pick(&[SECOND_US, 25 * SECOND_US]),
+            disk_percent: Option::None,
             error_one_in: dice.pick(&[0, 0, 60, 100, 200]),
             crash_one_in: dice.pick(&[60, 120, 400]),
             limits: limits(seed, kind),
@@ -153,7 +160,48 @@ impl Plan {
                 crash_one_in: dice.pick(&[400, 1000]),
                 ..plan
             },
+            // A disk that is hardly larger than what is live.
+            3 => Self {
+                steps: 700,
+                faults: faults::ALL & !(faults::ERRORS | faults::FULL),
+                workspaces: 3,
+                keys: 12,
+                large_one_in: 1,
+                segment_bytes_min: 700,
+                segment_bytes_max: 5000,
+                fill_bytes: Option::None,
+                disk_percent: Some(Dice::new(seed, 12).pick(&[150, 200, 300])),
+                error_one_in: 0,
+                crash_one_in: 400,
+                ..plan
+            },
             _ => plan,
+        }
+    }
+
+    /// What is not worth a compaction, of each shard.
+    pub fn floor_bytes(&self) -> u64 {
+        self.segments_spared * self.segment_bytes_min
+    }
+
+    /// What a log may have beside what is relative to its live data.
+    pub fn log_spare_bytes(&self) -> u64 {
+        self.floor_bytes() + self.segment_bytes_min + 1000
+    }
+
+    /// The size of the disk.
+    pub fn disk_bytes(&self) -> Option<u64> {
+        let entries = (self.workspaces * self.keys) as u64;
+        let live_bytes = entries * (self.value_bytes as u64 + 50);
+        self.disk_percent.map(|percent| live_bytes * percent / 100)
+    }
+
+    /// What is left free of it.
+    pub fn low_marks(&self) -> LowMarks {
+        LowMarks {
+            bytes: 1000,
+            share: 32,
+            shard_bytes: 700,
         }
     }
 
@@ -178,7 +226,7 @@ fn limits(seed: u64, kind: u64) -> Limits {
     Limits {
         ops_per_second: dice.one_in(3).then(|| dice.pick(&[5, 20])),
         connections_per_workspace: dice.one_in(3).then(|| dice.pick(&members)),
-        workspace_bytes: dice.one_in(3).then(|| dice.pick(&bytes)),
+        workspace_bytes: dice.one_in(2).then(|| dice.pick(&bytes)),
         handshakes_per_second: dice.one_in(4).then(|| dice.pick(&[20, 60])),
     }
 }
@@ -238,20 +286,27 @@ coverage! {
     compactions_stopped: 1,
     segments_replaced: 50,
     segments_swept: 20,
+    held: 5,
+    short_of_room: 5,
+    small_steps: 1,
+    refused_for_room: 5,
+    reserves_used: 1,
     flips_found: 50,
     flips_harmless: 5,
+    emptied_found: 20,
     flips_met_by_compaction: 5,
     handoffs: 50,
     reshards: 10,
     drains: 20,
     locks_refused: 10,
+    locks_deleted: 5,
     conflations: 20,
     corrections: 50,
     ties: 50,
     refusals: 20,
     pongs: 50,
     refused_by_rate: 50,
-    refused_by_size: 50,
+    refused_by_size: 20,
     closed_by_policy: 1,
     put_off: 20,
     inits: 100,
@@ -267,4 +322,7 @@ coverage! {
     stalls: 1,
     silences: 1,
     settled: 20,
+    stopped: 100,
+    waited: 20,
+    gave_way: 20,
 }

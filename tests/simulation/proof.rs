@@ -1,13 +1,21 @@
 //! What the log's format promises to find (`log::record`, "What is not found"), worked out naively.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::wire::{BATCH_HEADER_BYTES, number};
 
 const SEGMENT_HEADER_BYTES: usize = 64;
+const SECTOR_BYTES: usize = 512;
 
-/// Whether an alteration of the byte `at` of a file must be found, given all files of the log as they were.
-pub fn is_provable(path: &Path, bytes: &[u8], at: usize, files: &[&(PathBuf, Vec<u8>)]) -> bool {
+/// Whether an alteration of one bit of the byte `at` of a file must be found, given all files of
+/// the log as they were.
+pub fn is_provable(
+    path: &Path,
+    bytes: &[u8],
+    (at, bit): (usize, u32),
+    files: &[&(PathBuf, Vec<u8>)],
+) -> bool {
     if !path.to_string_lossy().ends_with(".aof") || at < SEGMENT_HEADER_BYTES {
         // A replaced segment is not read, and a file of no shard that holds anything tells nothing: both change no state.
         return true;
@@ -21,11 +29,14 @@ pub fn is_provable(path: &Path, bytes: &[u8], at: usize, files: &[&(PathBuf, Vec
     if is_compacted || !is_last {
         return true;
     }
-    // The last segment: a batch header behind the altered record tells that it was on disk.
+    // The last segment: a batch header behind the altered record tells that it was on disk, or the
+    // batch misses nothing.
     let first_position = number(bytes, 40, 8);
     let mut batch = SEGMENT_HEADER_BYTES;
     let mut bad = None;
     let mut is_proven = false;
+    let mut altered = bytes.to_vec();
+    altered[at] ^= 1 << bit;
     while batch + BATCH_HEADER_BYTES <= bytes.len() {
         let end = batch + BATCH_HEADER_BYTES + number(bytes, batch + 4, 4);
         let is_here = number(bytes, batch + 8, 8) == first_position + batch - SEGMENT_HEADER_BYTES;
@@ -37,6 +48,7 @@ pub fn is_provable(path: &Path, bytes: &[u8], at: usize, files: &[&(PathBuf, Vec
             is_proven |= durable_position > first_position + bad - SEGMENT_HEADER_BYTES;
         } else if at < batch + BATCH_HEADER_BYTES {
             bad = Some(batch);
+            is_proven = !misses_a_sector(&altered, batch..batch + BATCH_HEADER_BYTES);
         } else if at < end {
             let mut record = batch + BATCH_HEADER_BYTES;
             // What a crash has left may be no record; then the fault is there already.
@@ -46,10 +58,20 @@ pub fn is_provable(path: &Path, bytes: &[u8], at: usize, files: &[&(PathBuf, Vec
                 length = number(bytes, record + 4, 4);
             }
             bad = Some(record);
+            is_proven = !misses_a_sector(&altered, record..end);
         }
         batch = end;
     }
     is_proven
+}
+
+/// Whether all bytes of a range that are in one sector are zeros.
+fn misses_a_sector(bytes: &[u8], range: Range<usize>) -> bool {
+    let sectors = range.start / SECTOR_BYTES..=(range.end - 1) / SECTOR_BYTES;
+    sectors
+        .map(|sector| sector * SECTOR_BYTES..(sector + 1) * SECTOR_BYTES)
+        .map(|sector| sector.start.max(range.start)..sector.end.min(range.end))
+        .any(|part| bytes[part].iter().all(|byte| *byte == 0))
 }
 
 /// Whether a batch header stands here: its checksum is seeded by the segment's.

@@ -7,20 +7,24 @@ use std::sync::{Arc, LazyLock};
 
 use etherply::core::contract::{Clock, Input, Limits, Output, ShardConfig, Ticket};
 use etherply::core::deal::Deal;
+use etherply::core::log_space::LogSize;
 use etherply::core::session::SessionId;
 use etherply::core::shard::Shard;
 use etherply::core::workspace::Workspace;
-use etherply::limits::{COMPACTION_START_PERCENT, SECOND_US};
+use etherply::limits::SECOND_US;
 use etherply::log::compaction::Compaction;
-use etherply::log::directory::{DataDirectory, DirectoryError};
+use etherply::log::directory::{DataDirectory, DirectoryError, shard_folder, shard_of_folder};
+use etherply::log::disk::Disk;
 use etherply::log::keeper::{Creation, KeeperError, LogKeeper, Rebuild};
-use etherply::log::record::Op;
+use etherply::log::record::{Op, SEGMENT_HEADER_BYTES};
 use etherply::log::recovery::{Recovery, RecoveryError, Report};
+use etherply::log::reserve::Reserve;
+use etherply::log::schedule::{Folder, Room, Schedule};
 use etherply::wire::auth::{Secret, Verifier, mint};
 
 use crate::dice::Dice;
 use crate::disk::SimDisk;
-use crate::plan::Plan;
+use crate::plan::{Plan, faults};
 
 pub const DATA: &str = "/data/log";
 pub const PANIC_KEY: &str = "planted";
@@ -66,12 +70,18 @@ pub struct Seat {
     pub is_woken: bool,
     pub is_serving: bool,
     pub is_drained: bool,
+    /// When it wants its next turn.
+    pub due_us: Option<u64>,
     /// Something happened that it may fail of.
     pub may_fail: bool,
     /// A sync of the open segment has failed.
     pub is_sync_lost: bool,
+    /// It has failed, and its log knows up to where it is kept.
+    pub is_end_known: bool,
     /// Wins that were handed to a write and are not confirmed: the workspace, and how many there are then.
     pub handed: Vec<(usize, usize)>,
+    /// How long its log was when that was looked at last; at the start it may be of any length.
+    pub log_bytes: u64,
     /// Sends that were cut short since the last turn, each of which is another send.
     pub cut_sends: usize,
     /// Sessions that it gave up, as far as they were counted.
@@ -97,14 +107,20 @@ pub struct Server {
     /// To which shard which client goes.
     pub letters: VecDeque<(usize, usize, Box<Ticket>)>,
     pub compaction: Option<Compaction<SimDisk>>,
-    /// The open segment of each shard, as it was told last, and the live bytes then.
-    pub rotations: Vec<Option<(u64, u64)>>,
-    /// A rotation was told since a compaction began: only then another one may be due.
-    pub is_rotated: bool,
-    /// The compaction that began last reads nothing. The next one does.
-    pub is_sweep: bool,
-    /// A folder could not be synced: nothing is compacted until the next start.
-    pub is_compaction_over: bool,
+    /// The open segment of each shard, as it was told last.
+    pub rotations: Vec<Option<Rotation>>,
+    pub schedule: Schedule,
+    pub room: Room,
+    pub reserve: Reserve<SimDisk>,
+    /// The folders, as they were measured last.
+    pub folders: Vec<Folder>,
+    /// What each shard was told last.
+    told: Vec<Option<LogSize>>,
+    pub floor_bytes: u64,
+    /// What the compaction reads that is under way, as it was when it began. None: it reads nothing.
+    pub compacting: Option<Vec<Folder>>,
+    /// What is known to be dead has just gone: the rest is next.
+    pub is_swept: bool,
     pub is_draining: bool,
     pub had_failure: bool,
 }
@@ -119,6 +135,7 @@ impl Server {
     ) -> Result<Self, DirectoryError> {
         let epoch = u128::from(epoch).to_be_bytes();
         let directory = DataDirectory::open_on(disk.clone(), PathBuf::from(DATA), epoch)?;
+        let directory = Arc::new(directory);
         let limits = limits(plan, epoch[15]);
         let seat = |shard| Seat {
             shard: Shard::recovering(config(plan, limits, shard, shards), clock),
@@ -129,23 +146,35 @@ impl Server {
             is_woken: false,
             is_serving: false,
             is_drained: false,
+            due_us: None,
             may_fail: false,
             is_sync_lost: false,
+            is_end_known: false,
             handed: Vec::new(),
+            log_bytes: u64::MAX,
             cut_sends: 0,
             given_up: 0,
         };
+        let mut schedule = Schedule::new(plan.floor_bytes());
+        if !plan.may(faults::COMPACTION) {
+            schedule.give_up();
+        }
         Ok(Self {
-            directory: Arc::new(directory),
+            reserve: Reserve::new(Arc::clone(&directory)),
+            directory,
             limits,
             stage: Stage::Opened,
             seats: (0..shards).map(seat).collect(),
             letters: VecDeque::new(),
             compaction: None,
             rotations: vec![None; shards as usize],
-            is_rotated: false,
-            is_sweep: false,
-            is_compaction_over: false,
+            schedule,
+            room: Room::new(plan.low_marks(), u64::from(shards)),
+            folders: Vec::new(),
+            told: vec![None; shards as usize],
+            floor_bytes: plan.floor_bytes(),
+            compacting: None,
+            is_swept: false,
             is_draining: false,
             had_failure: false,
         })
@@ -159,17 +188,115 @@ impl Server {
     pub fn tell_rotation(&mut self, shard: usize) {
         let seat = &self.seats[shard];
         if let Some(log) = &seat.log {
-            self.rotations[shard] = Some((log.open_segment().index, seat.shard.live_bytes()));
-            self.is_rotated = true;
+            let open = log.open_segment();
+            self.rotations[shard] = Some(Rotation {
+                index: open.index,
+                first_position: open.first_position,
+                live_bytes: seat.shard.live_bytes(),
+            });
         }
     }
 
     /// The open segments, if all shards have told theirs.
     pub fn open_segments(&self) -> Option<Vec<(u32, u64)>> {
         let open = self.rotations.iter().zip(0..);
-        open.map(|(told, shard)| told.map(|told| (shard, told.0)))
+        open.map(|(told, shard)| told.map(|told| (shard, told.index)))
             .collect()
     }
+
+    /// When a compaction begins that must wait for the clock.
+    pub fn compacts_at_us(&self) -> Option<u64> {
+        let now_us = self.schedule.not_before_us()?;
+        let is_due = !self.due(Clock { now_us, unix_us: 0 }).is_empty();
+        is_due.then_some(now_us)
+    }
+
+    /// The folders that are to be compacted.
+    pub fn due(&self, clock: Clock) -> Vec<u32> {
+        if self.open_segments().is_none() || self.is_draining {
+            return Vec::new();
+        }
+        let is_short = self.room.is_short();
+        self.schedule.due(&self.folders, is_short, clock.now_us)
+    }
+
+    /// Measures the log, looks at the disk, and tells the shards what has changed, as the thread that compacts does.
+    pub fn look(&mut self, disk: &SimDisk, clock: Clock) {
+        self.room.looked(disk.space(DATA.as_ref()).ok());
+        self.schedule.looked(self.room.free_bytes().unwrap_or(0));
+        self.folders = folders(disk, &self.rotations);
+        let reserve_bytes = self.room.reserve_bytes(&self.folders, self.floor_bytes);
+        if let Some(bytes) = reserve_bytes.filter(|_| !self.schedule.lacks_room()) {
+            let _ = self.reserve.claim(bytes);
+        }
+        if self.open_segments().is_none() {
+            return;
+        }
+        for (number, seat) in self.seats.iter_mut().enumerate() {
+            let rotation = self.rotations[number].expect("all have told theirs");
+            let is_it = |folder: &&Folder| folder.shard as usize == number;
+            let Some(folder) = self.folders.iter().find(is_it) else {
+                continue;
+            };
+            let written_bytes = seat.shard.counters().log_open_bytes;
+            let written_bytes = written_bytes.saturating_sub(SEGMENT_HEADER_BYTES as u64);
+            let size = LogSize {
+                open_index: rotation.index,
+                closed_bytes: folder.closed_bytes,
+                kept_bytes: self.schedule.kept_bytes(folder, &self.folders),
+                is_compacted: self.schedule.is_working(),
+                room_end: self.room.end(rotation.first_position + written_bytes),
+            };
+            if self.told[number].replace(size) != Some(size) {
+                seat.shard.handle(Input::LogSize(size), clock);
+                seat.is_woken = true;
+            }
+        }
+    }
+}
+
+/// What a shard told of its open segment.
+#[derive(Debug, Clone, Copy)]
+pub struct Rotation {
+    pub index: u64,
+    pub first_position: u64,
+    pub live_bytes: u64,
+}
+
+/// The folders of all shards there ever were.
+fn folders(disk: &SimDisk, rotations: &[Option<Rotation>]) -> Vec<Folder> {
+    let mut folders: BTreeMap<u32, Folder> = BTreeMap::new();
+    for (path, bytes) in disk.lengths(DATA.as_ref()) {
+        let folder = path.parent().and_then(|folder| folder.file_name());
+        let shard = folder.and_then(|name| shard_of_folder(name.to_str()?));
+        let (Some(shard), Some(index)) = (shard, index_of(&path)) else {
+            continue;
+        };
+        let rotation = rotations.get(shard as usize).copied().flatten();
+        let folder = folders.entry(shard).or_insert(Folder {
+            shard,
+            closed_bytes: 0,
+            live_bytes: rotation.map_or(0, |told| told.live_bytes),
+            is_running: rotation.is_some(),
+        });
+        if rotation.is_none_or(|told| index < told.index) {
+            folder.closed_bytes += bytes;
+        }
+    }
+    folders.into_values().collect()
+}
+
+fn index_of(path: &std::path::Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?;
+    name.strip_suffix(".aof")?.parse().ok()
+}
+
+/// How long a shard's log is: all segments in its folder.
+pub fn log_bytes(disk: &SimDisk, shard: u32) -> u64 {
+    let folder = PathBuf::from(DATA).join(shard_folder(shard));
+    let files = disk.lengths(&folder);
+    let segments = files.iter().filter(|(path, _)| index_of(path).is_some());
+    segments.map(|(_, bytes)| bytes).sum()
 }
 
 /// A process may be started with another limit than the one before it.
@@ -196,12 +323,15 @@ fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
         snapshot_part_bytes: plan.snapshot_part_bytes,
         segment_bytes_min: plan.segment_bytes_min,
         segment_bytes_max: plan.segment_bytes_max,
+        log_spare_bytes: plan.log_spare_bytes(),
         future_skew_us: 24 * 3600 * SECOND_US,
         drain_us: 5 * SECOND_US,
         hash_seed: HASH_SEED,
+        start_id: 1,
         verifier: Arc::clone(&KEYS.0),
         origins: std::sync::Arc::default(),
         limits,
+        has_journal: false,
         fault_panic_key: Some(PANIC_KEY.to_owned()),
     }
 }
@@ -240,34 +370,11 @@ pub fn recover(
     Ok((report, all.finish(shards)))
 }
 
-/// The length of all closed segments, as `io::background` measures it; all of them where `open` is empty.
-pub fn closed_bytes(disk: &SimDisk, open: &[(u32, u64)]) -> u64 {
-    let mut closed_bytes = 0;
-    for (path, bytes) in disk.files(DATA.as_ref()) {
-        let name = path
-            .file_name()
-            .expect("a file")
-            .to_string_lossy()
-            .into_owned();
-        let Some(index) = name.strip_suffix(".aof") else {
-            continue;
-        };
-        let is_open = open.iter().any(|(shard, open_index)| {
-            let folder = etherply::log::directory::shard_folder(*shard);
-            path.parent()
-                .is_some_and(|parent| parent.ends_with(&folder))
-                && index.parse::<u64>().is_ok_and(|index| index >= *open_index)
-        });
-        if !is_open {
-            closed_bytes += bytes.len() as u64;
-        }
-    }
-    closed_bytes
-}
-
-/// Whether so much is worth a compaction.
-pub fn is_due(closed_bytes: u64, live_bytes: u64, floor_bytes: u64) -> bool {
-    closed_bytes > floor_bytes && closed_bytes * 100 / live_bytes.max(1) > COMPACTION_START_PERCENT
+/// The length of all segments.
+pub fn all_bytes(disk: &SimDisk) -> u64 {
+    let files = disk.lengths(DATA.as_ref());
+    let segments = files.iter().filter(|(path, _)| index_of(path).is_some());
+    segments.map(|(_, bytes)| bytes).sum()
 }
 
 /// The files in the folders of shards that a recovery must not leave.

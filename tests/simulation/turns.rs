@@ -3,13 +3,13 @@
 use std::cell::Cell;
 use std::sync::Once;
 
-use etherply::core::contract::{Output, Surroundings, shard_of};
+use etherply::core::contract::{Door, Output, Surroundings, shard_of};
 use etherply::core::session::SessionId;
 use etherply::core::window::Spans;
 use etherply::limits::{
-    ANSWER_BYTES_MAX, ANSWER_SEND_BYTES_MAX, BATCH_BYTES_MAX, BULK_SENDS_PER_TURN_MAX,
-    HEAD_TIMEOUT_US, MESSAGE_TIMEOUT_US, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN, SECOND_US,
-    SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SESSION_BUDGET_BYTES, STALL_TIMEOUT_US,
+    ANSWER_BYTES_MAX, ANSWER_SEND_BYTES_MAX, BATCH_BYTES_MAX, BULK_SENDS_PER_TURN_MAX, GRACE_US,
+    HEAD_TIMEOUT_US, LATENESS_US_MAX, MESSAGE_TIMEOUT_US, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN,
+    SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SESSION_BUDGET_BYTES, STALL_TIMEOUT_US,
 };
 use etherply::log::commit::Durability;
 
@@ -97,12 +97,87 @@ impl World {
             sends += usize::from(matches!(output, Output::Send(..)));
             self.take(shard, output);
         }
+        self.note_sleep(shard);
         assert!(
             sends <= sends_max,
             "a turn sends to {sends_max} sessions, not {sends}"
         );
         self.coverage.full_turns += u64::from(sends >= SENDS_PER_TURN_MAX);
         self.check_members(shard);
+        let counters = self.seat(shard).shard.counters();
+        self.coverage.held += u64::from(counters.sessions_held > 0);
+    }
+
+    /// When the shard wants its next turn.
+    fn note_sleep(&mut self, shard: usize) {
+        let now_us = self.clock.now_us;
+        let seat = self.seat(shard);
+        seat.due_us = if seat.shard.has_work() {
+            Some(now_us)
+        } else {
+            seat.shard.next_deadline_us()
+        };
+    }
+
+    /// The process is stopped for `us`, or its machine is. What it did not hear in that time is nobody's fault: all that clients
+    /// are closed for is later by as much, but for what the shard cannot know: whether it was there until it was due next.
+    pub fn be_stopped(&mut self, us: u64) {
+        self.journal
+            .note(|| format!("the process is stopped for {us} us"));
+        let stopped_us = self.clock.now_us;
+        self.clock.now_us += us;
+        self.clock.unix_us += us;
+        self.coverage.stopped += 1;
+        let Some(server) = &self.server else {
+            return;
+        };
+        let missed = |seat: &Seat| {
+            let due_us = seat.due_us?;
+            let late_us = (stopped_us + us).checked_sub(due_us + LATENESS_US_MAX)?;
+            let slept_us = due_us.saturating_sub(stopped_us + late_us.min(GRACE_US));
+            us.checked_sub(slept_us.max(LATENESS_US_MAX))
+        };
+        let missed: Vec<u64> = server
+            .seats
+            .iter()
+            .map(|seat| missed(seat).unwrap_or(0))
+            .collect();
+        for place in &self.live {
+            let client = &mut self.clients[*place];
+            if let Home::At(shard, _) = client.home {
+                let missed_us = missed[shard];
+                client.heard_us += missed_us;
+                client.moved_us += missed_us;
+                client.came_us += missed_us;
+                client.emptied_us += missed_us;
+            }
+        }
+    }
+
+    /// There are too many connections: one gives way, and no client with a token does.
+    pub fn make_room(&mut self) {
+        let Some(server) = &mut self.server else {
+            return;
+        };
+        let shard = self.dice.below(server.seats.len());
+        let seat = &mut server.seats[shard];
+        let Some(yielded) = seat.shard.give_way(Door::Public, self.clock) else {
+            return;
+        };
+        seat.is_woken = true;
+        let place = self.client_of(shard, yielded.id);
+        self.journal.note(|| format!("client {place} gives way"));
+        let client = &self.clients[place];
+        let is_over = client.code.is_some() || client.is_leaving;
+        assert!(
+            if yielded.is_silent {
+                client.sent_bytes == 0
+            } else {
+                is_over
+            },
+            "client {place} is being served, and gives way"
+        );
+        self.coverage.gave_way += 1;
     }
 
     /// No more is held for clients than may be, and all of it is counted.
@@ -162,6 +237,7 @@ impl World {
                 client.receiving = true;
             }
             Output::Page(..) => unreachable!("nobody asks for a page"),
+            Output::Note(..) => unreachable!("nobody keeps a journal"),
             Output::Send(id, spans) => self.take_send(shard, id, spans),
             Output::Finish(id) => {
                 let place = self.client_of(shard, id);
@@ -221,13 +297,17 @@ impl World {
                 );
             }
             Output::Rebuild(end) => {
-                let sync_errors = self.disk.state().met.sync_errors;
+                let failed_syncs = self.disk.state().met.failed_syncs;
                 let seat = self.seat(shard);
                 let log = seat.log.as_mut().expect("it is open");
-                let errand = Errand::Rebuild(log.rebuild(end));
-                let is_sync_lost = self.disk.state().met.sync_errors > sync_errors;
+                let rebuild = log.rebuild(end);
+                let is_sync_lost = self.disk.state().met.failed_syncs > failed_syncs;
                 let seat = self.seat(shard);
-                seat.is_sync_lost |= is_sync_lost;
+                // The first try decides. What it has kept stays, whatever becomes of those that
+                // follow.
+                seat.is_sync_lost |= is_sync_lost && !seat.is_end_known;
+                seat.is_end_known |= rebuild.is_ok();
+                let errand = Errand::Rebuild(rebuild);
                 assert!(
                     seat.operation.is_none() && seat.errand.replace(errand).is_none(),
                     "one operation at a time"
@@ -381,6 +461,14 @@ impl World {
                 );
                 self.clients[place].status_wanted = 408;
             }
+            Told::Status(503) if !client.met_pause && !client.may_be_put_off() => {
+                let waited_us = now_us - client.came_us;
+                assert!(
+                    waited_us >= HEAD_TIMEOUT_US,
+                    "client {place} came {waited_us} us ago, and is refused"
+                );
+                self.clients[place].met_pause = true;
+            }
             Told::Close(1001) => {
                 let is_draining = self
                     .server
@@ -472,10 +560,12 @@ impl World {
                 Told::Op(_) => self.coverage.broadcasts += 1,
                 Told::Pong => self.coverage.pongs += 1,
                 Told::Error(429, _) => self.coverage.refused_by_rate += 1,
+                Told::Error(500, Some(_)) => self.coverage.refused_for_room += 1,
                 Told::Error(413, _) => self.coverage.refused_by_size += 1,
                 Told::Error(400, _) => self.coverage.refusals += 1,
                 Told::Error(..) => self.coverage.told_500 += 1,
                 Told::Status(503) if !client.met_pause => self.coverage.put_off += 1,
+                Told::Init(_) if client.came_early => self.coverage.waited += 1,
                 _ => {}
             }
         }

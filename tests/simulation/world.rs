@@ -60,6 +60,7 @@ impl World {
     pub fn new(plan: Plan, journal: Journal) -> Self {
         let dice = Dice::new(plan.seed, 2);
         let disk = SimDisk::new(Dice::new(plan.seed, 3), journal.clone());
+        disk.state().capacity_bytes = plan.disk_bytes();
         journal.note(|| format!("{plan:?}"));
         let world = Self {
             clock: Clock {
@@ -119,6 +120,7 @@ impl World {
             }
             self.bury();
         }
+        self.check_growth();
         self.pass(600);
     }
 
@@ -165,12 +167,16 @@ impl World {
             44..60 => self.finish_send(),
             60..78 => self.go_on_with_log(),
             78..84 => self.go_on(),
-            84..88 => self.compact(),
+            84..88 => {
+                self.look_at_log();
+                self.compact();
+            }
             88..91 => self.misbehave(),
             91..93 => self.jump(),
             93..95 if self.plan.may(faults::TRIALS) => self.try_crash(),
             95 if self.plan.may(faults::TRIALS) => self.try_second_server(),
             96 => self.fill_disk(),
+            99 => self.make_room(),
             97 => self.come_to_harm(),
             98 if self.plan.may(faults::STOPS) && self.dice.one_in(6) => self.stop(),
             _ => {}
@@ -210,10 +216,13 @@ impl World {
             return;
         }
         if self.dice.one_in(6) {
-            // The machine slept, or this process did.
             let us = self.dice.below_u64(90 * SECOND_US);
-            self.journal.note(|| format!("time leaps by {us} us"));
-            self.clock.now_us += us;
+            // A crowd would be let go, and is there to be a crowd.
+            if self.plan.clients <= 100 && self.dice.one_in(3) {
+                self.hear_nobody(us);
+            } else {
+                self.be_stopped(us);
+            }
             return;
         }
         let jump_us = self.dice.below_u64(6 * 3600 * SECOND_US);
@@ -283,9 +292,9 @@ impl World {
         };
         client.status_wanted = status;
         client.limits = server.limits;
-        client.met_pause = is_over_limit
-            || !server.is_serving()
-            || self.plan.snapshot_bytes_max < SNAPSHOT_BYTES_MAX;
+        client.has_little_room = self.plan.disk_percent.is_some();
+        client.came_early = !server.is_serving();
+        client.met_pause = is_over_limit || self.plan.snapshot_bytes_max < SNAPSHOT_BYTES_MAX;
         client.met_failure = server.had_failure;
         client.outgoing.extend(wire::head(&path));
         let seat = &mut server.seats[shard];
@@ -345,7 +354,9 @@ impl World {
             sent.iter()
                 .any(|sent| sent.key == key && sent.timestamp == at)
         };
-        while self.plan.limits != Limits::default() && is_taken(timestamp) {
+        let may_be_refused =
+            self.plan.limits != Limits::default() || self.plan.disk_percent.is_some();
+        while may_be_refused && is_taken(timestamp) {
             timestamp += 1;
         }
         let is_large = self.dice.one_in(self.plan.large_one_in);
@@ -354,7 +365,11 @@ impl World {
             .dice
             .below(most)
             .max(if self.dice.one_in(4) { most - 1 } else { 0 });
+        // On a small disk all values are as long as they may be, so that it is known how much is live.
+        let is_long = self.plan.disk_percent.is_some();
+        let width = if is_long { most - 1 } else { width };
         let value = match self.dice.below(3) {
+            1 if is_long => format!("\"{}{}\"", self.count, "+".repeat(width)),
             0 => format!("[{},\"{}\"]", self.count, "x".repeat(width)),
             1 => format!("{{\"n\":{}}}", self.count),
             _ => format!("\"{}{}\"", self.count, "-".repeat(width)),

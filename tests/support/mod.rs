@@ -10,6 +10,7 @@ pub mod disk;
 pub mod files;
 pub mod raw;
 pub mod server;
+pub mod strace;
 pub mod token;
 
 use std::sync::atomic::{AtomicU64, Ordering};

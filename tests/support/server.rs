@@ -26,6 +26,8 @@ pub struct Setup {
     data_dir: PathBuf,
     /// Shell commands that the process is prepared with.
     prelude: Vec<String>,
+    /// A command that runs the one after it in the same process, as prlimit(1) does.
+    wrapper: Vec<String>,
     /// What it is given as its descriptor 3, as a service manager would.
     passed: Option<Arc<OwnedFd>>,
     _folder: Arc<TempDir>,
@@ -47,6 +49,7 @@ impl Setup {
             envs: vec![("ETHERPLY_JWT_SECRET".into(), SECRET.into())],
             data_dir: folder.path().join("data"),
             prelude: Vec::new(),
+            wrapper: Vec::new(),
             passed: None,
             _folder: Arc::new(folder),
         }
@@ -84,13 +87,6 @@ impl Setup {
         self
     }
 
-    /// A write over the process's file size limit then fails (EFBIG) instead of killing the process.
-    pub fn ignoring_file_size_signal(mut self) -> Setup {
-        // An ignored signal stays ignored across exec.
-        self.prelude.push("trap '' XFSZ".into());
-        self
-    }
-
     /// With a limit of open files that the process cannot raise.
     pub fn open_files_limit(mut self, limit: u64) -> Setup {
         self.prelude.push(format!("ulimit -n {limit}"));
@@ -109,6 +105,12 @@ impl Setup {
     /// With a shell command before the server in the same process, after those that were given before.
     pub fn prepared(mut self, command: &str) -> Setup {
         self.prelude.push(command.into());
+        self
+    }
+
+    /// Run by this command, which has to become the process that it runs: setpriv(1), prlimit(1).
+    pub fn wrapped(mut self, command: &[&str]) -> Setup {
+        self.wrapper = command.iter().map(ToString::to_string).collect();
         self
     }
 
@@ -134,6 +136,25 @@ impl Setup {
         let port = eventually("the server opens its port", async || listening_port(pid)).await;
         server.addr.set_port(port);
         server
+    }
+
+    /// Starts the server on a port of its own, and connects to it as soon as that is open.
+    pub async fn start_and_connect(self) -> (Server, Raw) {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let addr = free.local_addr().expect("it is bound");
+        drop(free);
+        let setup = self.args(&["--port", &addr.port().to_string()]);
+        let command = setup.command(&setup.serve_arguments());
+        let mut server = Server::spawn(setup, command);
+        server.addr = addr;
+        let connecting = async {
+            while tokio::net::TcpStream::connect(addr).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+            Raw::connect(addr).await
+        };
+        let raw = within("the port to be open", connecting).await;
+        (server, raw)
     }
 
     /// Starts the server and kills it as soon as this holds.
@@ -224,12 +245,14 @@ impl Setup {
 
     fn command(&self, arguments: &[String]) -> Command {
         let binary = env!("CARGO_BIN_EXE_etherply");
-        let mut command = if self.prelude.is_empty() {
+        let mut command = if self.prelude.is_empty() && self.wrapper.is_empty() {
             Command::new(binary)
         } else {
-            let script = format!("{} && exec \"$0\" \"$@\"", self.prelude.join(" && "));
+            let prelude = self.prelude.iter().map(String::as_str);
+            let script: Vec<&str> = prelude.chain(["exec \"$@\""]).collect();
             let mut shell = Command::new("sh");
-            shell.args(["-c", &script, binary]);
+            shell.args(["-c", &script.join(" && "), "sh"]);
+            shell.args(&self.wrapper).arg(binary);
             shell
         };
         command
@@ -429,7 +452,7 @@ impl Server {
         let mut socket = Raw::connect(self.addr).await;
         socket
             .send(
-                format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+                format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                     .as_bytes(),
             )
             .await;

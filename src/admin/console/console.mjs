@@ -201,7 +201,34 @@ let refusal = "";
 /** The last state that was no mere try. */
 let told_state = "Disconnected";
 
-function showState({ state, reason, retry_ms }) {
+/** What a room ended with, and the next one may send. */
+function showUnsaved() {
+  const edits = (room ?? left)?.unsaved ?? [];
+  at("unsaved").hidden = edits.length === 0;
+  if (edits.length === 0) return at("unsaved").replaceChildren();
+  const buttons = { "Send now": restore, Discard: () => (room ?? left).discard() };
+  at("unsaved").replaceChildren(make("p", {}, unsavedText(edits)), ...Object.entries(buttons).map(([name, act]) => {
+    const button = make("button", { type: "button", class: name === "Discard" ? "quiet" : "" }, name);
+    button.addEventListener("click", () => {
+      act();
+      showUnsaved();
+    });
+    return button;
+  }));
+}
+
+function unsavedText(edits) {
+  const shown = edits.slice(0, 5).map(({ key, value }) => `${shorten(key, 60)} = ${shorten(JSON.stringify(value), 60)}`);
+  const more = edits.length > 5 ? ` and ${edits.length - 5} more` : "";
+  return `${edits.length === 1 ? "1 edit" : `${edits.length} edits`} may not be saved: ${shown.join(", ")}${more}`;
+}
+
+function restore() {
+  if (!room || room.state === "Error") join();
+  room.restore();
+}
+
+function showState({ state, reason, retry_ms, unsaved }) {
   for (const item of at("states").children) {
     if (item.dataset.state === state) item.setAttribute("aria-current", "step");
     else item.removeAttribute("aria-current");
@@ -210,11 +237,13 @@ function showState({ state, reason, retry_ms }) {
   if (state === "Synced") say(refusal, true);
   else if (retry_ms !== undefined) say(`${reason}; the next try comes in ${durationOf(retry_ms * 1000)}.${waiting}`);
   else if (reason) say(reason, state === "Error");
+  if (unsaved?.length > 0) tell("server", "init", make("span", { class: "bad" }, unsavedText(unsaved)));
   if (state === "Synced") tell("server", "init", `sent the state: ${room.entries().length} keys`);
   if (state === "Error" || (state === "Disconnected" && told_state !== "Disconnected" && reason)) tell("server", "init", make("span", { class: "bad" }, `${state}: ${reason}`));
   if (state !== "Synced") at("round-trip").textContent = "–";
   if (state !== "Connecting") told_state = state;
   setLive(room !== undefined && state !== "Error");
+  showUnsaved();
 }
 
 function setLive(is_live) {
@@ -223,8 +252,9 @@ function setLive(is_live) {
 }
 
 /** An init has no timestamps; this answer has. */
-async function learnTimestamps({ workspace, token }) {
+async function learnTimestamps(workspace) {
   const asked = room;
+  const token = used_token;
   const url = `/v1/workspaces/${encodeURIComponent(workspace)}`;
   try {
     const answer = await fetch(url, { headers: { Authorization: `Bearer ${token}` }, cache: "no-store" });
@@ -242,8 +272,11 @@ async function learnTimestamps({ workspace, token }) {
   }
 }
 
+/** The room before, which has ended. */
+let left;
+
 function leave() {
-  const left = room;
+  left = room ?? left;
   room = undefined;
   left?.close();
   entries.clear();
@@ -255,6 +288,19 @@ function leave() {
   draw();
 }
 
+/** What the server gives to a page of its own machine, with --dev. */
+const askSession = () => fetch("/console/session.json", { cache: "no-store" }).then((answer) => (answer.ok ? answer.json() : {}));
+
+/** That token, as it was told last; the token of the room, as it was used last. */
+let session_token, used_token;
+
+/** A server that has started again may have another secret: its token is asked for before each connect. */
+async function renewToken() {
+  const { token = session_token } = await askSession();
+  if (at("token").value === session_token) at("token").value = token;
+  return (session_token = used_token = token);
+}
+
 function join() {
   leave();
   const [workspace, token] = [at("workspace").value, at("token").value.trim()];
@@ -262,11 +308,12 @@ function join() {
   history.replaceState(null, "", `#${encodeURIComponent(workspace)}`);
   document.title = `${workspace} · EtherPly`;
   at("twin").href = `#${encodeURIComponent(workspace)}`;
-  const joined = (room = connect({ workspace, token }));
+  used_token = token;
+  const joined = (room = connect({ workspace, token: token === session_token ? renewToken : token }));
   const whileJoined = (handle) => (event) => room === joined && handle(event);
   room.on("state", whileJoined((event) => {
     showState(event);
-    if (event.state === "Synced") learnTimestamps({ workspace, token });
+    if (event.state === "Synced") learnTimestamps(workspace);
   }));
   room.on("error", whileJoined(({ code: number, message }) => {
     tell("server", "init", make("span", { class: "bad" }, `refused (${number}): ${message}`));
@@ -282,10 +329,11 @@ function join() {
 at("connect").addEventListener("submit", (event) => {
   event.preventDefault();
   if (at("toggle").textContent === "Connect") return join();
-  const left = room;
+  left = room;
   left.close();
   room = undefined;
   setLive(false);
+  showUnsaved();
 });
 
 setInterval(async () => {
@@ -382,7 +430,8 @@ function workspaceInAddress() {
 }
 
 async function start() {
-  const session = await fetch("/console/session.json", { cache: "no-store" }).then((answer) => answer.json(), () => ({}));
+  const session = await askSession().catch(() => ({}));
+  session_token = session.token;
   at("workspace").value = workspaceInAddress() || session.workspace || "demo";
   at("token").value = session.token ?? "";
   at("snippet").textContent = `import { connect } from "${location.origin}/client.mjs";

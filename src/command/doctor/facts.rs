@@ -45,8 +45,10 @@ pub struct Kernel {
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Ring {
-    /// Why a ring as a shard has it cannot be set up.
+    /// Why not each shard can have a ring.
     pub fault: Option<RingFault>,
+    /// How many rings could be set up at once, of one for each shard.
+    pub set_up: u32,
     /// `IORING_SETUP_COOP_TASKRUN` and `IORING_SETUP_TASKRUN_FLAG`, Linux 5.19.
     pub is_cooperative: bool,
     /// `IORING_SETUP_SINGLE_ISSUER`, Linux 6.0.
@@ -112,6 +114,10 @@ pub struct Directory {
     pub server: Option<String>,
     /// Why no file can be written and synced there.
     pub fault: Option<String>,
+    /// What to do about that, where it is known.
+    pub fault_remedy: Option<&'static str>,
+    /// A file that is not a server's, in a folder without a log.
+    pub other_file: Option<String>,
     pub sync: Option<SyncTimes>,
     pub mount: Option<Mount>,
     pub free_bytes: Option<u64>,

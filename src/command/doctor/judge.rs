@@ -24,8 +24,8 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     } = facts;
     let findings = [
         Some(kernel::release(kernel)),
-        Some(kernel::ring(kernel, ring)),
-        kernel::locked_memory(kernel, limits, wanted),
+        Some(kernel::ring(kernel, ring, wanted)),
+        kernel::locked_memory(kernel, ring, limits, wanted),
         Some(kernel::clock(kernel)),
         Some(network::open_files(limits, wanted)),
         Some(network::port(network, directory, wanted)),

@@ -1,8 +1,8 @@
 //! Reads the facts. What this host does not tell is left out; nothing is judged here.
 
 use super::facts::{Facts, Wanted};
-use crate::config::ConfigError;
 use crate::config::doctor::Doctor;
+use crate::config::{ConfigError, environment};
 
 mod directory;
 mod host;
@@ -18,13 +18,13 @@ use host::Host;
 pub fn facts(settings: &Doctor) -> Result<Facts, ConfigError> {
     let host = Host::at("/");
     let wanted = Wanted {
-        address: settings.address(std::env::var_os("PORT"))?,
+        address: settings.address(environment::platform_port())?,
         shards: settings.shards(std::thread::available_parallelism().ok()),
         connections: settings.max_connections,
     };
     Ok(Facts {
         kernel: system::kernel(&host),
-        ring: system::ring(),
+        ring: system::ring(wanted.shards),
         limits: system::limits(),
         network: system::network(&host, wanted.address),
         directory: directory::read(&host, &settings.data_dir),

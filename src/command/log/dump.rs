@@ -51,7 +51,7 @@ pub fn run(data: &Path, settings: &Dump) -> Result<(), Stop> {
     }
     let (workspace, data) = (quoted(&settings.workspace), data.display());
     Err(Stop::Failed(format!(
-        "no workspace {workspace} in this log; to see which there are, run: etherply log stat --all --data-dir {data}"
+        "no workspace {workspace} in this log; to list those it has, run: etherply log stat --all --data-dir {data}"
     )))
 }
 

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::path::Path;
 
-use super::verify;
+use super::verify::{self, Verdict};
 use crate::command::output::{Output, Stop};
 use crate::command::progress::Bar;
 use crate::command::text;
@@ -16,7 +16,7 @@ use crate::log::repair::row::{Change, Rewritten};
 const WORKSPACES_TOLD: usize = 20;
 
 /// Plans a repair, tells it, asks, and does it.
-pub fn run(data: &Path, settings: &Settings) -> Result<(), Stop> {
+pub fn run(data: &Path, settings: &Settings) -> Result<Verdict, Stop> {
     let mut epoch = [0; 16];
     getrandom::fill(&mut epoch)?;
     let bar = Bar::new("reading the log", 0);
@@ -27,8 +27,9 @@ pub fn run(data: &Path, settings: &Settings) -> Result<(), Stop> {
     let mut output = Output::new();
     if repair.is_empty() {
         output.line("there is nothing to repair")?;
-        verify::check(data, &mut output)?;
-        return output.flush();
+        let verdict = verify::check(data, &mut output)?;
+        output.flush()?;
+        return Ok(verdict);
     }
     tell(data, &repair, &mut output)?;
     output.flush()?;
@@ -37,13 +38,14 @@ pub fn run(data: &Path, settings: &Settings) -> Result<(), Stop> {
     }
     repair.run()?;
     output.line("repaired")?;
-    verify::check(data, &mut output)?;
-    output.flush()
+    let verdict = verify::check(data, &mut output)?;
+    output.flush()?;
+    Ok(verdict)
 }
 
 fn ask(output: &mut Output) -> Result<(), Stop> {
     if !io::stdin().is_terminal() {
-        let line = "nothing was changed: there is no terminal to ask on; to go on, pass --yes";
+        let line = "nothing was changed: there is no terminal to ask on; pass --yes to go on without being asked";
         return Err(Stop::Failed(line.to_owned()));
     }
     output.bytes(b"Go on? [y/N] ")?;
@@ -64,7 +66,7 @@ fn tell(data: &Path, repair: &Repair<HostDisk>, output: &mut Output) -> Result<(
             .to_string()
     };
     if repair.is_meta_lost() {
-        output.line("meta.json: lost or damaged\n  it is written anew")?;
+        output.line("meta.json: lost or damaged\n  it is rewritten")?;
     }
     for stray in repair.strays() {
         let (path, what) = (short(&stray.path), &stray.what);
@@ -72,16 +74,14 @@ fn tell(data: &Path, repair: &Repair<HostDisk>, output: &mut Output) -> Result<(
     }
     for step in repair.moves() {
         let (path, home) = (short(&step.path), short(&step.home));
-        output.line(format_args!(
-            "{path}: this is {home}\n  it gets its name again"
-        ))?;
+        output.line(format_args!("{path}: this is {home}\n  it is renamed back"))?;
     }
     for change in repair.changes() {
         match change {
             Change::Fill { path, header } => {
                 let count = header.index - header.first_index() + 1;
                 output.line(format_args!(
-                    "{}: missing{}\n  its ops are lost; a segment without ops takes its place",
+                    "{}: missing{}\n  its ops are lost; an empty segment replaces it",
                     short(path),
                     if count > 1 {
                         format!(", and so are the {} before it", count - 1)
@@ -108,7 +108,7 @@ fn tell_rewritten(rewritten: &Rewritten, output: &mut Output) -> Result<(), Stop
     output.line(format_args!("  {}", rewritten.what))?;
     for lost in &salvage.lost {
         let is_lost = if lost.is_torn {
-            "never were promised to anybody"
+            "are a torn tail, which an interrupted write left"
         } else {
             "are lost"
         };
@@ -120,7 +120,7 @@ fn tell_rewritten(rewritten: &Rewritten, output: &mut Output) -> Result<(), Stop
         ))?;
     }
     output.line(format_args!(
-        "  it is rewritten with the {} in it that {} whole, {} of them behind the damage",
+        "  it is rewritten with the {} in it that {} whole, {} of them after the damage",
         text::count(salvage.ops, "op"),
         if salvage.ops == 1 { "is" } else { "are" },
         salvage.ops_behind
@@ -130,7 +130,7 @@ fn tell_rewritten(rewritten: &Rewritten, output: &mut Output) -> Result<(), Stop
 fn tell_gaps(repair: &Repair<HostDisk>, output: &mut Output) -> Result<(), Stop> {
     let gaps = repair.gaps();
     if gaps.is_empty() {
-        return output.line("Which workspaces miss ops cannot be told from what is left.");
+        return output.line("What is left does not show which workspaces miss ops.");
     }
     output.line("At least these ops are missing, in the order of their workspaces:")?;
     for gap in gaps.iter().take(WORKSPACES_TOLD) {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::verify;
 use crate::command::output::{Output, Stop};
 use crate::command::progress::Bar;
 use crate::command::text;
@@ -44,6 +45,17 @@ struct FolderFigures {
     #[serde(flatten)]
     figures: Figures,
     torn_tail: Option<TornTail>,
+    /// Segments with records beyond their ends, which are not served.
+    beyond: Vec<BeyondEnd>,
+}
+
+#[derive(Serialize)]
+struct BeyondEnd {
+    file: String,
+    offset: u64,
+    records: u64,
+    #[serde(skip)]
+    line: String,
 }
 
 #[derive(Serialize)]
@@ -86,12 +98,20 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
             folder: shard_folder(folder.shard()),
             figures: Figures::default(),
             torn_tail: None,
+            beyond: Vec::new(),
         };
         for (place, link) in folder.links().iter().enumerate() {
             let extent = folder.read(place, &mut bytes, |op| census.visit(number, op))?;
             bar.add(link.file_bytes);
             told.figures.segments += 1;
             told.figures.bytes += extent.whole_bytes;
+            let beyond = folder.beyond(place, &mut bytes)?;
+            told.beyond.extend(beyond.map(|found| BeyondEnd {
+                line: verify::told_beyond(&link.path, &found),
+                file: link.path.display().to_string(),
+                offset: found.offset,
+                records: found.records,
+            }));
             if extent.whole_bytes < extent.file_bytes {
                 told.torn_tail = Some(TornTail {
                     file: link.path.display().to_string(),
@@ -181,8 +201,10 @@ fn tables(statistics: &Statistics) -> String {
     parts.extend(torn.filter_map(|told| told.torn_tail.as_ref()).map(|torn| {
         let (torn_bytes, offset) = (text::count(torn.bytes, "byte"), torn.offset);
         let file = &torn.file;
-        format!("\n{file} ends with {torn_bytes} at byte {offset} that nobody was promised\n")
+        format!("\n{file} ends with {torn_bytes} of an unfinished batch at byte {offset}\n")
     }));
+    let beyond = statistics.folders.iter().flat_map(|told| &told.beyond);
+    parts.extend(beyond.map(|beyond| format!("\n{}\n", beyond.line)));
     if statistics.workspaces.is_empty() {
         return parts.concat();
     }
@@ -208,7 +230,7 @@ fn tables(statistics: &Statistics) -> String {
     parts.extend(["\n".to_owned(), text::table(&rows)]);
     let more = statistics.workspaces_total - statistics.workspaces.len();
     if more > 0 {
-        parts.push(format!("and {more} more: --all tells them\n"));
+        parts.push(format!("and {more} more: --all lists them\n"));
     }
     parts.concat()
 }

@@ -5,22 +5,33 @@ use std::path::Path;
 use crate::command::output::{Output, Stop};
 use crate::command::progress::Bar;
 use crate::command::text;
+use crate::log::beyond::Beyond;
 use crate::log::disk::HostDisk;
 use crate::log::snapshot::Snapshot;
 
+/// What is whole in a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Everything.
+    Whole,
+    /// All that is served. Segments have records beyond their ends, which are not.
+    RecordsBeyond,
+}
+
 /// Reads every record; the first fault is the error.
-pub fn run(data: &Path) -> Result<(), Stop> {
+pub fn run(data: &Path) -> Result<Verdict, Stop> {
     let mut output = Output::new();
-    check(data, &mut output)?;
-    output.flush()
+    let verdict = check(data, &mut output)?;
+    output.flush()?;
+    Ok(verdict)
 }
 
 /// The same, as a part of another command.
-pub fn check(data: &Path, output: &mut Output) -> Result<(), Stop> {
+pub fn check(data: &Path, output: &mut Output) -> Result<Verdict, Stop> {
     let snapshot = Snapshot::take(&HostDisk, data)?;
     let bar = Bar::new("reading the log", snapshot.bytes());
     let (mut segments, mut ops, mut whole_bytes) = (0, 0, 0);
-    let (mut torn, mut bytes) = (Vec::new(), Vec::new());
+    let (mut torn, mut beyond, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
     for folder in snapshot.folders() {
         for (place, link) in folder.links().iter().enumerate() {
             let extent = folder.read(place, &mut bytes, |_| {})?;
@@ -28,12 +39,15 @@ pub fn check(data: &Path, output: &mut Output) -> Result<(), Stop> {
             segments += 1;
             ops += extent.ops;
             whole_bytes += extent.whole_bytes;
+            if let Some(found) = folder.beyond(place, &mut bytes)? {
+                beyond.push(told_beyond(&link.path, &found));
+            }
             if extent.whole_bytes < extent.file_bytes {
                 let torn_bytes = text::count(extent.file_bytes - extent.whole_bytes, "byte");
                 let (path, offset) = (link.path.display(), extent.whole_bytes);
                 torn.push(format!(
-                    "{path} ends with {torn_bytes} at byte {offset} that nobody was promised: of a server that runs they are on their way, \
-                     of one that was killed they are cut off at its next start"
+                    "{path} ends with {torn_bytes} of an unfinished batch at byte {offset}: a running server is \
+                     still writing it; after a crash it is a torn tail, which the next start cuts off"
                 ));
             }
         }
@@ -45,5 +59,21 @@ pub fn check(data: &Path, output: &mut Output) -> Result<(), Stop> {
         text::count(ops, "record"),
         text::bytes(whole_bytes)
     ))?;
-    torn.iter().try_for_each(|line| output.line(line))
+    let lines = torn.iter().chain(&beyond);
+    lines.into_iter().try_for_each(|line| output.line(line))?;
+    Ok(if beyond.is_empty() {
+        Verdict::Whole
+    } else {
+        Verdict::RecordsBeyond
+    })
+}
+
+/// Says what is beyond the end of a segment, and how it may have come there.
+pub fn told_beyond(path: &Path, found: &Beyond) -> String {
+    let (path, offset) = (path.display(), found.offset);
+    let records = text::count(found.records, "record");
+    format!(
+        "{path} has {records} beyond its end at byte {offset}, which are not served: a write that failed left them, \
+         or two servers used this data directory at once"
+    )
 }

@@ -8,17 +8,23 @@ use crate::core::window::{Spans, skip_sent, spans_bytes};
 use crate::limits::SECOND_US;
 use crate::wire::auth::{Verifier, mint};
 
+mod absence;
 mod budgets;
 mod counters;
 mod delivery;
 mod failures;
+mod frames;
 mod limits;
 mod looks;
+mod notes;
 mod parts;
 mod peers;
 mod rig;
 mod rules;
+mod space;
 mod times;
+mod waiting;
+mod yielding;
 
 use peers::{Client, Dice, Disk, Model, Told, Verdict, Write};
 
@@ -49,6 +55,7 @@ struct World {
     drained: bool,
     failures: usize,
     conflated: usize,
+    waited: usize,
 }
 
 impl World {
@@ -72,12 +79,15 @@ impl World {
             snapshot_part_bytes: crate::limits::SNAPSHOT_PART_BYTES,
             segment_bytes_min: u64::MAX,
             segment_bytes_max: u64::MAX,
+            log_spare_bytes: crate::limits::LOG_SPARE_BYTES,
             future_skew_us: 24 * 3600 * SECOND_US,
             drain_us: 5 * SECOND_US,
             hash_seed: 5,
+            start_id: 0xabc,
             verifier: Arc::new(Verifier::new(&secret, None)),
             origins: std::sync::Arc::default(),
             limits: crate::core::contract::Limits::default(),
+            has_journal: false,
             fault_panic_key: None,
         };
         Self {
@@ -97,6 +107,7 @@ impl World {
             drained: false,
             failures: 0,
             conflated: 0,
+            waited: 0,
         }
     }
 
@@ -169,8 +180,8 @@ impl World {
                 assert!(!client.receiving && client.sending.is_none());
                 (client.closed, client.joined) = (true, false);
             }
-            Output::Handoff(..) | Output::Page(..) => {
-                unreachable!("there is one shard, and no page")
+            Output::Handoff(..) | Output::Page(..) | Output::Note(..) => {
+                unreachable!("there is one shard, no page and no journal")
             }
             Output::LogWrite { .. } | Output::LogSync | Output::LogOpen { .. } => {
                 assert!(self.log.is_none(), "one operation of the log at a time");
@@ -298,12 +309,16 @@ impl World {
 
     /// The head of a client is with the shard.
     fn join(&mut self, place: usize) {
+        let is_reading = self.shard.is_reading_state();
         let client = &mut self.clients[place];
-        client.status_expected = Some(match (self.draining, self.ready) {
-            (true, _) => 503,
-            (false, true) => 101,
-            (false, false) => 500,
-        });
+        client.status_expected = match (self.draining, self.ready) {
+            (true, _) => Some(503),
+            (false, true) => Some(101),
+            // That is known when the state has been read back.
+            (false, false) if is_reading => None,
+            (false, false) => Some(500),
+        };
+        client.waits = client.status_expected.is_none();
         client.joined = client.status_expected == Some(101);
         client.joined_at = self.models[client.workspace].wins.len();
     }
@@ -400,6 +415,9 @@ impl World {
             }
             Some(output) => unreachable!("{output:?} is no operation of this log"),
         };
+        if let Input::Rebuilt(outcome) = &input {
+            self.answer_waiting(outcome.is_some());
+        }
         let is_rebuilt = matches!(input, Input::Rebuilt(_));
         let is_failure = fails && !is_rebuilt;
         self.shard.handle(input, self.clock);
@@ -408,6 +426,17 @@ impl World {
             self.dismiss_all();
         }
         is_failure || is_rebuilt
+    }
+
+    /// The state was read back, or could not be: all that waited for it are answered in this turn.
+    fn answer_waiting(&mut self, is_read: bool) {
+        for client in self.clients.iter_mut().filter(|client| client.waits) {
+            client.waits = false;
+            client.status_expected = Some(if is_read { 101 } else { 500 });
+            client.joined = is_read && !client.broken;
+            client.joined_at = self.models[client.workspace].wins.len();
+            self.waited += 1;
+        }
     }
 
     /// The log has failed: all members are closed.
@@ -582,7 +611,7 @@ impl Drop for Seed {
 
 #[test]
 fn a_shard_keeps_its_promises() {
-    let (mut failures, mut conflated) = (0, 0);
+    let (mut failures, mut conflated, mut waited) = (0, 0, 0);
     for seed in 0..SEEDS {
         let _seed = Seed(seed);
         let mut world = World::new(seed);
@@ -594,6 +623,10 @@ fn a_shard_keeps_its_promises() {
         world.drain();
         failures += world.failures;
         conflated += world.conflated;
+        waited += world.waited;
     }
-    assert!(failures > 20 && conflated > 20, "{failures} {conflated}");
+    assert!(
+        failures > 20 && conflated > 20 && waited > 20,
+        "{failures} {conflated} {waited}"
+    );
 }

@@ -1,14 +1,28 @@
 //! What a ring needs of the kernel, and the flags that it is set up with.
 
 use std::io;
+use std::os::fd::RawFd;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use io_uring::opcode;
+use io_uring::{Builder, IoUring, opcode};
+use rustix::process::{Resource, getrlimit};
 
 use crate::limits::{COMPLETION_ENTRIES, RING_ENTRIES};
 
+/// Rings count as locked memory before the first of these kernels, and again from the second on. In
+/// between they count as the memory of a control group.
+const COUNTED_BEFORE: (u32, u32) = (5, 12);
+const COUNTED_AGAIN: (u32, u32) = (6, 14);
+/// The bytes of an entry of the submission queue, its index, an entry of the completion queue, and the head of both.
+const SUBMISSION_BYTES: u64 = 64;
+const INDEX_BYTES: u64 = 4;
+const COMPLETION_BYTES: u64 = 16;
+const HEAD_BYTES: u64 = 320;
+const PAGE_BYTES: u64 = 4096;
+
 /// Whether this process may use `io_uring` at all, with all that a ring needs of it.
 pub fn probe() -> io::Result<()> {
-    let ring = io_uring::IoUring::new(8)?;
+    let ring = IoUring::new(8)?;
     let mut probe = io_uring::Probe::new();
     ring.submitter().register_probe(&mut probe)?;
     let needed = [
@@ -31,27 +45,100 @@ pub fn probe() -> io::Result<()> {
     }
 }
 
-/// A runtime with the flags that this kernel knows: none of them on 5.10, which must work too.
-pub(super) fn runtime() -> io::Result<tokio_uring::Runtime> {
-    let mut plain = tokio_uring::uring_builder();
-    plain.setup_cqsize(COMPLETION_ENTRIES);
-    // 5.19: a core that is busy with a turn is not interrupted.
-    let mut cooperative = plain.clone();
-    cooperative.setup_coop_taskrun().setup_taskrun_flag();
-    // 6.0: no lock on submission.
-    let mut single_issuer = cooperative.clone();
-    single_issuer.setup_single_issuer();
-    let setup = first_known([single_issuer, cooperative], plain);
-    let mut builder = tokio_uring::builder();
-    tokio_uring::Runtime::new(builder.entries(RING_ENTRIES).uring_builder(&setup))
+/// Returns what the rings of this many shards count against the limit of locked memory (`ulimit -l`)
+/// on a kernel of that version, where they do.
+#[must_use]
+pub fn locked_bytes(kernel: (u32, u32), shards: u32) -> Option<u64> {
+    let (entries, completions) = (u64::from(RING_ENTRIES), u64::from(COMPLETION_ENTRIES));
+    let queues = HEAD_BYTES + COMPLETION_BYTES * completions + INDEX_BYTES * entries;
+    let submissions = SUBMISSION_BYTES * entries;
+    let parts = [queues, submissions];
+    let ring: u64 = if kernel < COUNTED_BEFORE {
+        parts.map(u64::next_power_of_two).into_iter().sum()
+    } else if kernel >= COUNTED_AGAIN {
+        let whole_pages = |part: u64| part.next_multiple_of(PAGE_BYTES);
+        parts.map(whole_pages).into_iter().sum()
+    } else {
+        return None;
+    };
+    Some(ring * u64::from(shards))
 }
 
-/// The first setup that the kernel knows. They are tried on bare rings: a runtime that cannot be made
-/// leaves the half that was made behind, with its descriptors.
+/// Sets up as many rings as the shards have, all at once, and gives them up again. The error is that of
+/// the first that cannot be had, with the number of those before it.
+pub fn try_all(shards: u32) -> Result<(), (u32, io::Error)> {
+    let mut rings = Vec::new();
+    for number in 0..shards {
+        let ring = known().build(RING_ENTRIES);
+        rings.push(ring.map_err(|error| (number, error))?);
+    }
+    Ok(())
+}
+
+/// A runtime with the flags that this kernel knows, and the descriptor of its ring, which tokio-uring
+/// does not show: the ring is set up disabled, and its is the only descriptor that `enable` enables.
+pub(super) fn runtime(enable: impl Fn(RawFd) -> bool) -> io::Result<(tokio_uring::Runtime, RawFd)> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut builder = tokio_uring::builder();
+    builder
+        .entries(RING_ENTRIES)
+        .uring_builder(known().setup_r_disabled());
+    let runtime = tokio_uring::Runtime::new(&builder)?;
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let limit = RawFd::try_from(limit).unwrap_or(RawFd::MAX);
+    let descriptor = (0..limit).find(|descriptor| enable(*descriptor));
+    let missing = || io::Error::other("the ring that was set up is not among the open files");
+    Ok((runtime, descriptor.ok_or_else(missing)?))
+}
+
+/// A ring of a shard with the flags that this kernel knows: none of them on 5.10, which must work too.
+fn known() -> Builder {
+    static KNOWN: OnceLock<Builder> = OnceLock::new();
+    let known = KNOWN.get_or_init(|| {
+        let plain = tokio_uring::uring_builder();
+        // 5.19: a core that is busy with a turn is not interrupted.
+        let mut cooperative = plain.clone();
+        cooperative.setup_coop_taskrun().setup_taskrun_flag();
+        // 6.0: no lock on submission.
+        let mut single_issuer = cooperative.clone();
+        single_issuer.setup_single_issuer();
+        first_known([single_issuer, cooperative], plain)
+    });
+    let mut ring = known.clone();
+    ring.setup_cqsize(COMPLETION_ENTRIES);
+    ring
+}
+
+/// The first setup that the kernel knows. They are tried on small bare rings, once: a runtime that
+/// cannot be made leaves the half that was made behind, with its descriptors, and the kernel gives
+/// back the locked memory of a ring a while after its end.
 pub(super) fn first_known<const COUNT: usize>(
-    setups: [io_uring::Builder; COUNT],
-    otherwise: io_uring::Builder,
-) -> io_uring::Builder {
-    let is_known = |setup: &io_uring::Builder| setup.build(8).is_ok();
+    setups: [Builder; COUNT],
+    otherwise: Builder,
+) -> Builder {
+    let is_known = |setup: &Builder| setup.build(8).is_ok();
     setups.into_iter().find(is_known).unwrap_or(otherwise)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rings_lock_memory_before_5_12_and_since_6_14() {
+        for (kernel, kib) in [
+            ((5, 10), Some(320)),
+            ((5, 12), None),
+            ((6, 1), None),
+            ((6, 13), None),
+            // As measured on 6.18: a limit of 200 KiB is enough for one, and 196 KiB are not.
+            ((6, 14), Some(200)),
+            ((7, 0), Some(200)),
+        ] {
+            let bytes = kib.map(|kib: u64| kib * 1024);
+            assert_eq!(locked_bytes(kernel, 1), bytes, "{kernel:?}");
+            assert_eq!(locked_bytes(kernel, 3), bytes.map(|bytes| 3 * bytes));
+        }
+    }
 }

@@ -14,13 +14,14 @@ use super::setup::first_known;
 use super::*;
 use crate::core::window::{Chunk, Span};
 use crate::limits::RECEIVE_BUFFERS;
-use crate::log::blocks::BLOCK_BYTES;
+use crate::log::blocks::{BLOCK_BYTES, Blocks};
 
 type Turns<'a> = &'a mut dyn FnMut(&mut Ring<usize>, Vec<Completion<usize>>) -> ControlFlow<()>;
 
 /// Runs turns that begin with all completions there are; the first has none.
 fn run_turns(waits_before_receive: bool, turn: Turns<'_>) {
-    run(waits_before_receive, |ring| {
+    let go = || ControlFlow::Continue(());
+    run(waits_before_receive, go, |ring| {
         let mut completions = Vec::new();
         ring.drain(&mut completions);
         let flow = turn(ring, completions);
@@ -352,7 +353,8 @@ fn end_with_all_in_flight(by_panic: bool) -> Weak<Vec<u8>> {
     let watch = Rc::downgrade(&lent);
     let mut lent = Some(lent);
     let ended = catch_unwind(AssertUnwindSafe(|| {
-        run(false, |ring| {
+        let go = || ControlFlow::Continue(());
+        run(false, go, |ring| {
             let Some(lent) = lent.take() else {
                 // The no-op has to complete, and nobody takes that.
                 if READY.with_borrow(|ready| ready.indices.is_empty()) {
@@ -406,33 +408,78 @@ fn a_panic_in_a_turn_lets_go_of_all_that_was_in_flight_and_leaves_nothing_to_the
     assert_eq!(outcomes, [(8, "done None".to_owned())]);
 }
 
+/// As a kernel takes buffers: as many of a run as it has memory for. Some say how many, and newer ones
+/// (`io_add_buffers`, 5.18 to 6.18) say 0 if it is at least one.
+fn take_buffers(run: u16, memory: &mut u16, says_count: bool) -> (u16, i32) {
+    let taken = run.min(*memory);
+    *memory -= taken;
+    let result = match taken {
+        0 => -libc::ENOMEM,
+        taken if says_count => taken.into(),
+        _ => 0,
+    };
+    (taken, result)
+}
+
 #[test]
-fn buffers_that_the_kernel_did_not_take_are_provided_again() {
-    for (result, lost) in [
-        (-libc::ENOMEM, Some((0, RECEIVE_BUFFERS))),
-        (5, Some((5, RECEIVE_BUFFERS - 5))),
-        (i32::from(RECEIVE_BUFFERS), None),
-        (0, None),
-    ] {
-        let mut ring: Ring<usize> = Ring {
-            flights: Slab::new(),
-            buffers: ReceiveBuffers::new(),
-            unarmed: VecDeque::new(),
-            waits_before_receive: false,
-            spare: Spare::default(),
-        };
-        let run = ring.buffers.next_run().unwrap();
-        let kind = Kind::Provide {
-            first: run.first,
-            count: run.count,
-        };
-        assert!(
-            ring.complete(0, kind, (Owned::Nothing, result, 0))
-                .is_none()
-        );
-        let again = ring.buffers.next_run().map(|run| (run.first, run.count));
-        assert_eq!(again, lost, "after {result}");
+fn no_buffer_is_lost_that_the_kernel_did_not_take() {
+    for (memory, says_count) in [(0, true), (0, false), (5, true), (5, false), (128, false)] {
+        let mut ring: Ring<usize> = Ring::new(false, -1);
+        let (mut left, mut with_kernel) = (memory, 0);
+        let lent: Vec<u16> = std::iter::from_fn(|| ring.buffers.lend_next())
+            .map(|(index, _)| index)
+            .collect();
+        for index in lent {
+            let (taken, result) = take_buffers(1, &mut left, says_count);
+            with_kernel += taken;
+            let kind = Kind::Provide { index };
+            let completion = ring.complete(0, kind, (Owned::Nothing, result, 0));
+            assert!(completion.is_none());
+        }
+        let again = std::iter::from_fn(|| ring.buffers.lend_next()).count();
+        let all = usize::from(with_kernel) + again;
+        assert_eq!(all, usize::from(RECEIVE_BUFFERS), "{memory} {says_count}");
     }
+}
+
+#[test]
+fn a_turn_with_more_operations_than_the_queue_holds_loses_none_while_the_kernel_refuses() {
+    const COUNT: usize = 20_000;
+    const REFUSALS: usize = 5;
+    let pair = UnixStream::pair().unwrap();
+    (&pair.1).write_all(b"x").unwrap();
+    let mut seen = vec![0_u32; COUNT];
+    let mut is_started = false;
+    // Each waits for the one readable socket, as on old kernels, where a turn may arm any number.
+    run_turns(true, &mut |ring, _| {
+        if !is_started {
+            is_started = true;
+            let mut real = std::mem::replace(&mut ring.submissions.enter, Box::new(|| Ok(0)));
+            let mut refusals = 0;
+            ring.submissions.enter = Box::new(move || {
+                refusals += 1;
+                if refusals > REFUSALS {
+                    return real();
+                }
+                Err(io::Error::from_raw_os_error(libc::EAGAIN))
+            });
+            for token in 0..COUNT {
+                ring.receive(pair.0.as_fd(), token);
+            }
+            let in_queue = ring.flights.len();
+            assert_eq!(in_queue, RING_ENTRIES as usize, "the others are held");
+            assert_eq!(in_queue + ring.held.len(), COUNT);
+        }
+        for (token, _) in std::mem::take(&mut ring.unarmed) {
+            seen[token] += 1;
+        }
+        if seen.iter().all(|count| *count > 0) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    });
+    assert!(seen.iter().all(|count| *count == 1), "each ends once");
 }
 
 #[test]

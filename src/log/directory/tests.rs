@@ -6,6 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use tempfile::tempdir;
 
 use super::*;
+use crate::log::record::SegmentHeader;
+use crate::log::segment;
 
 #[test]
 fn it_is_created_with_its_parents_and_keeps_its_epoch() {
@@ -22,6 +24,74 @@ fn it_is_created_with_its_parents_and_keeps_its_epoch() {
     assert_eq!(DataDirectory::open(&path).unwrap().epoch(), epoch);
     let other = DataDirectory::open(root.path().join("other")).unwrap();
     assert_ne!(other.epoch(), epoch);
+}
+
+fn mode(path: &Path) -> u32 {
+    HostDisk.mode(path).unwrap()
+}
+
+#[test]
+fn what_it_creates_is_for_nobody_else_and_what_was_there_keeps_its_mode() {
+    let root = tempdir().unwrap();
+    let path = root.path().join("parent/data");
+    let directory = DataDirectory::open(&path).unwrap();
+    let header = SegmentHeader::new(0, directory.epoch(), 1, 0);
+    let folder = directory.shard_path(0);
+    let segment = segment::create(&HostDisk, &folder, header, 0).unwrap();
+    for folder in [path.parent().unwrap(), &path, &folder] {
+        assert_eq!(mode(folder), 0o700, "{}", folder.display());
+    }
+    for file in [path.join(LOCK), path.join(META), segment.path] {
+        assert_eq!(mode(&file), 0o600, "{}", file.display());
+    }
+    assert_eq!(directory.public_mode(), None);
+    drop(directory);
+    for (before, is_public) in [
+        (0o755, true),
+        (0o711, true),
+        (0o777, true),
+        (0o2775, true),
+        (0o770, false),
+        (0o750, false),
+        (0o700, false),
+    ] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(before)).unwrap();
+        let directory = DataDirectory::open(&path).unwrap();
+        assert_eq!(mode(&path), before);
+        assert_eq!(
+            directory.public_mode(),
+            is_public.then_some(before),
+            "{before:o}"
+        );
+    }
+}
+
+#[test]
+fn a_deleted_lock_file_does_not_let_another_server_in() {
+    let root = tempdir().unwrap();
+    let first = DataDirectory::open(root.path()).unwrap();
+    assert!(first.is_lock_linked().unwrap() && first.is_lock_in_place().unwrap());
+    fs::remove_file(root.path().join(LOCK)).unwrap();
+    assert!(!first.is_lock_linked().unwrap() && !first.is_lock_in_place().unwrap());
+    let message = DataDirectory::open(root.path()).unwrap_err().to_string();
+    assert!(message.contains("(pid unknown)"), "{message}");
+    let message = DataDirectory::open_existing(HostDisk, root.path().to_owned());
+    assert!(matches!(message, Err(DirectoryError::InUse { .. })));
+    assert!(matches!(
+        lock_damaged(&HostDisk, root.path()),
+        Err(DirectoryError::InUse { .. })
+    ));
+    assert!(!root.path().join(LOCK).exists(), "it is left as it is");
+    // A server of an older version makes a new one.
+    fs::write(root.path().join(LOCK), "").unwrap();
+    assert!(!first.is_lock_in_place().unwrap());
+    drop(first);
+    let next = DataDirectory::open(root.path()).unwrap();
+    let elsewhere = root.path().with_extension("elsewhere");
+    fs::rename(root.path(), &elsewhere).unwrap();
+    assert!(next.is_lock_linked().unwrap() && !next.is_lock_in_place().unwrap());
+    fs::rename(&elsewhere, root.path()).unwrap();
+    assert!(next.is_lock_in_place().unwrap());
 }
 
 #[test]
@@ -107,6 +177,23 @@ fn a_log_without_its_meta_file_gets_no_new_epoch() {
 }
 
 #[test]
+fn the_shards_that_have_begun_are_noted_and_never_fewer() {
+    let root = tempdir().unwrap();
+    for (shards, expected) in [(0, 0), (2, 2), (1, 2), (3, 3)] {
+        let directory = DataDirectory::open(root.path()).unwrap();
+        let epoch = directory.epoch();
+        directory.note_shards(shards).unwrap();
+        drop(directory);
+        let read = identity(&HostDisk, root.path()).unwrap();
+        assert_eq!((read.epoch, read.shards_begun), (epoch, expected));
+    }
+    let text = "{\"format_version\":1,\"epoch\":\"00112233445566778899aabbccddeeff\",\"shards_begun\":1025}";
+    fs::write(root.path().join(META), text).unwrap();
+    let message = DataDirectory::open(root.path()).unwrap_err().to_string();
+    assert!(message.contains("there are no 1025 shards"), "{message}");
+}
+
+#[test]
 fn shards_are_the_folders_with_a_shards_name() {
     let root = tempdir().unwrap();
     let directory = DataDirectory::open(root.path()).unwrap();
@@ -135,10 +222,10 @@ fn a_path_through_a_file_cannot_be_created() {
     for path in ["file", "file/data"] {
         let error = DataDirectory::open(root.path().join(path)).unwrap_err();
         assert!(
-            matches!(error, DirectoryError::CannotCreate { .. }),
+            matches!(error, DirectoryError::NotAFolder { .. }),
             "{error}"
         );
-        assert!(error.to_string().contains("cannot be created"), "{error}");
+        assert!(error.to_string().contains("is not a folder"), "{error}");
     }
 }
 

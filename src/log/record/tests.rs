@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SECTOR_BYTES: usize = 512;
+mod torn;
 
 const HEADER: SegmentHeader = SegmentHeader {
     shard: 3,
@@ -147,6 +147,13 @@ fn read(bytes: &[u8]) -> (Vec<OwnedOp>, Option<Fault>, usize) {
         );
     }
     (ops, fault, reader.offset())
+}
+
+/// Whether the first fault is one that an interrupted write leaves.
+fn is_torn(bytes: &[u8]) -> bool {
+    let mut reader = Reader::new(&HEADER, bytes);
+    let fault = reader.by_ref().find_map(Result::err).expect("a fault");
+    is_interrupted(reader.cursor(), &bytes[fault.offset..])
 }
 
 fn op(seq: u64, value: &str) -> OwnedOp {
@@ -320,6 +327,7 @@ fn every_truncation_leaves_a_prefix_and_a_torn_tail() {
                 damage_behind(&HEADER, &bytes[fault.offset..], fault.offset),
                 None
             );
+            assert!(is_torn(bytes), "length {length}");
         }
     }
 }
@@ -337,7 +345,7 @@ fn for_each_flip(built: &Built, mut check: impl FnMut(usize, &[u8])) {
 }
 
 #[test]
-fn a_flipped_bit_in_synced_bytes_is_damage_and_in_the_last_batch_a_torn_tail() {
+fn a_flipped_bit_in_synced_bytes_is_proven_by_a_header_and_in_the_last_batch_by_what_is_there() {
     let built = sample();
     let unsynced = *built.batch_starts.last().unwrap();
     for_each_flip(&built, |at, bytes| {
@@ -350,11 +358,14 @@ fn a_flipped_bit_in_synced_bytes_is_damage_and_in_the_last_batch_a_torn_tail() {
         // The first header behind the flip that is whole and later than the flip.
         let found = damage_behind(&HEADER, &bytes[fault.offset..], fault.offset);
         assert_eq!(found.is_some(), proof.is_some(), "byte {at}");
+        if at >= unsynced {
+            assert!(!is_torn(bytes), "byte {at}: no sector is missing");
+        }
     });
 }
 
 #[test]
-fn a_sealed_tail_has_no_blind_spot_but_the_seal() {
+fn a_sealed_tail_has_no_blind_spot() {
     let built = sealed_sample();
     let seal = *built.batch_starts.last().unwrap();
     for_each_flip(&built, |at, bytes| {
@@ -369,6 +380,7 @@ fn a_sealed_tail_has_no_blind_spot_but_the_seal() {
                 (None, seal, built.ops.clone()),
                 "byte {at}"
             );
+            assert!(!is_torn(bytes), "byte {at}");
         }
     });
 }
@@ -480,6 +492,7 @@ proptest! {
         if let Some(fault) = fault {
             prop_assert!(!matches!(fault.kind, FaultKind::Content(_)));
             prop_assert_eq!(damage_behind(&HEADER, &bytes[fault.offset..], fault.offset), None);
+            prop_assert!(is_torn(&bytes), "a power cut is not damage");
         }
     }
 

@@ -119,13 +119,20 @@ impl<'a, D: Disk> Planner<'a, D> {
         }
     }
 
-    /// Plans; `candidates` are in order. `progress` is told the length of each segment that has been read.
+    /// Plans; `candidates` are in order. A shard that has begun gets a segment without ops where it
+    /// has none left. `progress` is told the length of each segment that has been read.
     pub fn plan(
         mut self,
         candidates: Vec<Candidate>,
+        has_begun: bool,
         mut progress: impl FnMut(u64),
     ) -> Result<Row, RecoveryError> {
         self.row.members = self.select(candidates)?;
+        if has_begun && self.row.members.is_empty() {
+            let header = self.compacted(FIRST_INDEX, 0, 0, 0);
+            let path = self.folder.join(segment::file_name(FIRST_INDEX));
+            self.row.changes.push(Change::Fill { path, header });
+        }
         for at in 0..self.row.members.len() {
             let member = self.row.members[at].clone();
             let next = self.row.members.get(at + 1).cloned();

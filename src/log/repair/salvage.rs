@@ -21,7 +21,7 @@ pub struct Lost {
     pub bytes: Range<u64>,
     /// What is wrong with the first of them.
     pub what: String,
-    /// Nothing proves that it ever was on disk: nobody was promised what stood there.
+    /// Nothing proves that it ever was on disk: an interrupted write leaves this.
     pub is_torn: bool,
 }
 
@@ -89,6 +89,7 @@ pub fn salvage(
             Some(Err(fault)) => fault,
             None => break,
         };
+        let is_interrupted = record::is_interrupted(reader.cursor(), &bytes[fault.offset..]);
         let resumed = reader.skip_damage();
         let is_end = resumed.is_none();
         let end = if ending.may_be_filled {
@@ -99,7 +100,7 @@ pub fn salvage(
         };
         let lost = resumed.unwrap_or(fault.offset..end);
         let lost = Lost {
-            is_torn: header.position(lost.start as u64) >= durable_position,
+            is_torn: is_interrupted && header.position(lost.start as u64) >= durable_position,
             bytes: lost.start as u64..lost.end as u64,
             what: what(fault),
         };

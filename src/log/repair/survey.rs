@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::super::chain::RecoveryError;
-use super::super::directory::{self, shard_folder};
+use super::super::directory::{self, Identity, shard_folder};
 use super::super::disk::{Disk, DiskFile};
 use super::super::record::{HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::super::segment;
@@ -60,11 +60,16 @@ impl Survey {
     pub fn of<D: Disk>(
         disk: &D,
         data: &Path,
-        known: Option<[u8; 16]>,
+        known: Option<Identity>,
         new_epoch: [u8; 16],
     ) -> Result<([u8; 16], Self), RecoveryError> {
         let (mut survey, mut entries) = (Self::default(), Vec::new());
         let shards = directory::shards(disk, data).map_err(RecoveryError::at(data))?;
+        // A shard without a folder has a row, too, where it must have had one.
+        let shards_begun = known.map_or(0, |known| known.shards_begun);
+        survey
+            .rows
+            .extend((0..shards_begun).map(|shard| (shard, Vec::new())));
         for shard in shards {
             survey.rows.insert(shard, Vec::new());
             let folder = data.join(shard_folder(shard));
@@ -79,6 +84,7 @@ impl Survey {
                 }
             }
         }
+        let known = known.map(|known| known.epoch);
         let epoch = known.or_else(|| epoch_of(&entries)).unwrap_or(new_epoch);
         survey.sort(disk, data, epoch, entries)?;
         Ok((epoch, survey))

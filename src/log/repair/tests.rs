@@ -309,6 +309,29 @@ fn a_torn_tail_is_left_to_the_next_start() {
 }
 
 #[test]
+fn a_damaged_last_batch_is_rewritten_and_its_loss_is_told_as_one() {
+    let log = Log::sample();
+    let last = log.batches.last().unwrap().clone();
+    flip(&last.path, last.begin + 28 + 29 + 5);
+    let plan = log.plan();
+    let Some(Change::Rewrite(rewritten)) = plan.changes().next() else {
+        panic!("a damaged segment is rewritten");
+    };
+    let are_torn: Vec<bool> = rewritten
+        .salvage
+        .lost
+        .iter()
+        .map(|lost| lost.is_torn)
+        .collect();
+    assert_eq!(are_torn, [false]);
+    drop(plan);
+    let (kept, _) = log.repair();
+    let mut expected = log.ops();
+    assert!(expected.remove(&last.ops[0]));
+    assert_eq!(kept, expected);
+}
+
+#[test]
 fn one_bad_byte_costs_one_op() {
     for index in 1..=3 {
         let log = Log::sample();
@@ -497,6 +520,40 @@ fn positions_that_go_back_are_numbered_anew() {
     log.tails.insert(0, (1, 5));
     log.segment(0, &[vec!["demo"]]);
     assert_eq!(log.repair().0, log.ops());
+}
+
+#[test]
+fn a_shard_that_lost_all_its_segments_gets_one_without_ops() {
+    for is_folder_left in [false, true] {
+        let mut log = Log::sample();
+        log.segment(1, &[vec!["other"]]);
+        let directory = DataDirectory::open(log.data()).unwrap();
+        directory.note_shards(2).unwrap();
+        drop(directory);
+        assert!(log.plan().is_empty());
+        let folder = log.data().join("shard-01");
+        fs::remove_dir_all(&folder).unwrap();
+        if is_folder_left {
+            fs::create_dir(&folder).unwrap();
+        }
+        let message = read(log.data()).unwrap_err();
+        let expected = format!(
+            "{} is damaged at byte 0: all segments of the shard are missing",
+            log.path(1, 1).display()
+        );
+        assert!(message.starts_with(&expected), "{message}");
+        let directory = DataDirectory::open(log.data()).unwrap();
+        let start = recover(&directory, |_| {}).unwrap_err().to_string();
+        assert_eq!(start, message);
+        drop(directory);
+        let kept = log.repair().0;
+        let expected = log
+            .ops()
+            .into_iter()
+            .filter(|op| op.0 != "other" || op.1 < 7);
+        assert_eq!(kept, expected.collect());
+        assert!(log.path(1, 1).exists());
+    }
 }
 
 #[test]

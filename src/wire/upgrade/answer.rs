@@ -2,11 +2,13 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::time::{Duration, UNIX_EPOCH};
 
+use httpdate::HttpDate;
 use serde_json::json;
 use tungstenite::http::StatusCode;
 
-/// An answer behind which the connection is closed. It has no `Date`: the wire does not know the time.
+/// An answer after which the connection is closed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     status: StatusCode,
@@ -132,7 +134,13 @@ impl Answer {
     /// 404: nothing is here.
     #[must_use]
     pub fn not_found() -> Self {
-        Self::error(StatusCode::NOT_FOUND, "there is nothing at this path")
+        Self::not_found_as("there is nothing at this path")
+    }
+
+    /// 404: nothing is here, and why.
+    #[must_use]
+    pub fn not_found_as(message: &str) -> Self {
+        Self::error(StatusCode::NOT_FOUND, message)
     }
 
     /// Whether it is sent with its body.
@@ -165,7 +173,7 @@ impl Answer {
     pub(super) fn method_not_allowed(allowed: &str) -> Self {
         Self::error(
             StatusCode::METHOD_NOT_ALLOWED,
-            "this path does not take the method",
+            "this path does not allow the method",
         )
         .with("Allow", allowed)
     }
@@ -194,8 +202,21 @@ impl Answer {
         self.status.as_u16()
     }
 
-    /// Appends the whole answer, but for what the caller sends behind it.
-    pub fn encode(&self, out: &mut Vec<u8>) {
+    /// Returns the message of an error, for a log; empty for what is none.
+    #[must_use]
+    pub fn message(&self) -> String {
+        if self.status.is_success() || self.content_type != JSON {
+            return String::new();
+        }
+        let body: serde_json::Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        let message = [&body["message"], &body["status"]];
+        let mut texts = message.iter().filter_map(|text| text.as_str());
+        texts.next().unwrap_or_default().to_owned()
+    }
+
+    /// Appends the whole answer, but for what the caller sends after it. `unix_us` is the time, for its
+    /// `Date` (RFC 9110 section 6.6.1).
+    pub fn encode(&self, unix_us: u64, out: &mut Vec<u8>) {
         // RFC 9110 section 7.8: who sends Upgrade names it in Connection too.
         let has_upgrade = self.fields.iter().any(|(name, _)| *name == "Upgrade");
         let connection = if has_upgrade {
@@ -204,9 +225,10 @@ impl Answer {
             "close"
         };
         let mut head = format!(
-            "HTTP/1.1 {} {}\r\n",
+            "HTTP/1.1 {} {}\r\nDate: {}\r\n",
             self.status.as_str(),
-            reason_phrase(self.status)
+            reason_phrase(self.status),
+            http_date(unix_us),
         );
         // RFC 9110 sections 8.6 and 15.4.5: neither 204 nor 304 tells a length that is not that of the content.
         if !self.content_type.is_empty() {
@@ -231,6 +253,13 @@ impl Answer {
     }
 }
 
+/// The time as an IMF-fixdate (RFC 9110 section 5.6.7), which ends with the year 9999.
+fn http_date(unix_us: u64) -> HttpDate {
+    const LAST_S: u64 = 253_402_300_799;
+    let since_epoch = Duration::from_micros(unix_us).min(Duration::from_secs(LAST_S));
+    HttpDate::from(UNIX_EPOCH + since_epoch)
+}
+
 fn reason_phrase(status: StatusCode) -> &'static str {
     status.canonical_reason().unwrap_or_default()
 }
@@ -241,12 +270,30 @@ mod tests {
 
     fn check(answer: &Answer, status: u16, head: &str, body: &str) {
         let mut out = Vec::new();
-        answer.encode(&mut out);
+        answer.encode(1_000_000_000_999_999, &mut out);
         assert_eq!(answer.status(), status);
+        let (line, fields) = head.split_once("\r\n").unwrap();
+        let date = "Date: Sun, 09 Sep 2001 01:46:40 GMT";
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            format!("HTTP/1.1 {head}\r\n\r\n{body}")
+            format!("HTTP/1.1 {line}\r\n{date}\r\n{fields}\r\n\r\n{body}")
         );
+    }
+
+    #[test]
+    fn dates() {
+        for (unix_s, expected) in [
+            (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
+            (784_111_777, "Sun, 06 Nov 1994 08:49:37 GMT"),
+            (951_782_399, "Mon, 28 Feb 2000 23:59:59 GMT"),
+            (951_782_400, "Tue, 29 Feb 2000 00:00:00 GMT"),
+            (4_107_542_400, "Mon, 01 Mar 2100 00:00:00 GMT"),
+            (253_402_300_799, "Fri, 31 Dec 9999 23:59:59 GMT"),
+            (u64::MAX / 1_000_000, "Fri, 31 Dec 9999 23:59:59 GMT"),
+        ] {
+            let date = http_date((unix_s * 1_000_000).saturating_add(999_999));
+            assert_eq!(date.to_string(), expected);
+        }
     }
 
     #[test]

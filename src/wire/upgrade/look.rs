@@ -40,34 +40,3 @@ impl fmt::Debug for LookRequest {
             .finish()
     }
 }
-
-/// Whether a list of entity tags names this one, by the weak comparison (RFC 9110 section 8.8.3.2). `tag` has its quotes.
-#[must_use]
-pub fn matches_tag(if_none_match: &str, tag: &str) -> bool {
-    if_none_match
-        .split(',')
-        .map(str::trim)
-        .any(|listed| listed == "*" || listed.strip_prefix("W/").unwrap_or(listed) == tag)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn entity_tags() {
-        for (list, is_match) in [
-            ("\"7\"", true),
-            ("W/\"7\"", true),
-            ("\"6\", \"7\"", true),
-            ("\"6\",W/\"7\" ,\"8\"", true),
-            ("*", true),
-            ("\"77\"", false),
-            ("7", false),
-            ("w/\"7\"", false),
-            ("", false),
-        ] {
-            assert_eq!(matches_tag(list, "\"7\""), is_match, "{list}");
-        }
-    }
-}

@@ -2,6 +2,7 @@
 
 use percent_encoding::percent_decode_str;
 
+use super::host::Host;
 use crate::limits::{USER_ID_BYTES_MAX, WORKSPACE_ID_BYTES_MAX};
 
 /// A request target, cut but not yet decoded: an encoded slash is no separator.
@@ -10,6 +11,8 @@ pub(super) struct Target<'a> {
     pub path: &'a str,
     /// What is behind the first question mark; empty where there is none.
     pub query: &'a str,
+    /// The host that the absolute form names.
+    pub host: Option<Host<'a>>,
 }
 
 impl<'a> Target<'a> {
@@ -21,7 +24,11 @@ impl<'a> Target<'a> {
         }
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         if path.starts_with('/') {
-            return Some(Self { path, query });
+            return Some(Self {
+                path,
+                query,
+                host: None,
+            });
         }
         let (scheme, authority_and_path) = path.split_once("://")?;
         if !["http", "https", "ws", "wss"]
@@ -30,10 +37,17 @@ impl<'a> Target<'a> {
         {
             return None;
         }
-        let path = authority_and_path
-            .find('/')
-            .map_or("/", |at| &authority_and_path[at..]);
-        Some(Self { path, query })
+        let slash = authority_and_path.find('/');
+        let (authority, path) = slash.map_or((authority_and_path, "/"), |at| {
+            authority_and_path.split_at(at)
+        });
+        // RFC 9110 section 4.2.1: such a target must have a host.
+        let host = Host::parse(authority.as_bytes()).filter(|host| !host.is_empty())?;
+        Some(Self {
+            path,
+            query,
+            host: Some(host),
+        })
     }
 }
 
@@ -54,26 +68,24 @@ pub(super) fn workspace_id(segment: &str) -> Result<String, &'static str> {
     Ok(id.into_owned())
 }
 
-/// The first `token` parameter that is not empty.
+/// Returns the first `token` parameter that is not empty. Queries are form-encoded, as browsers
+/// write them (WHATWG URL section 5.1): `+` is a space there, and not in a path.
 ///
-/// Whatever cannot be decoded stays as it is: it is no token then, and the answer to that is 401, not 400.
+/// Whatever cannot be decoded is no token, and the answer to that is 401, not 400.
 pub(super) fn query_token(query: &str) -> Option<String> {
-    query
-        .split('&')
-        .filter_map(|parameter| parameter.strip_prefix("token="))
-        .find(|value| !value.is_empty())
-        .map(|value| percent_decode_str(value).decode_utf8_lossy().into_owned())
+    form_urlencoded::parse(query.as_bytes())
+        .find(|(name, value)| name == "token" && !value.is_empty())
+        .map(|(_, value)| value.into_owned())
 }
 
-/// The first `userId` parameter, percent-decoded. One that is empty, too long, no text or has control characters is none: nobody
-/// is refused for it.
+/// Returns the first `userId` parameter. One that is empty, too long, no text or has control
+/// characters is ignored: no client is refused for it.
 pub(super) fn query_user(query: &str) -> Option<String> {
-    let value = query
-        .split('&')
-        .find_map(|parameter| parameter.strip_prefix("userId="))?;
-    let user = percent_decode_str(value).decode_utf8().ok()?;
-    let is_good =
-        !user.is_empty() && user.len() <= USER_ID_BYTES_MAX && !user.contains(char::is_control);
+    let (_, user) = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "userId")?;
+    let is_good = !user.is_empty()
+        && user.len() <= USER_ID_BYTES_MAX
+        // What cannot be decoded becomes U+FFFD.
+        && !user.contains(|char: char| char.is_control() || char == char::REPLACEMENT_CHARACTER);
     is_good.then(|| user.into_owned())
 }
 
@@ -102,6 +114,11 @@ mod tests {
             ("WS://host:1/a/b", Some(("/a/b", ""))),
             ("http://host", Some(("/", ""))),
             ("http://host?a=/b", Some(("/", "a=/b"))),
+            ("http://[::1]:80/a", Some(("/a", ""))),
+            ("http:///a", None),
+            ("http://:80/a", None),
+            ("http://user@host/a", None),
+            ("http://host:port/a", None),
             ("ftp://host/a", None),
             ("host:443", None),
             ("*", None),
@@ -161,8 +178,14 @@ mod tests {
             ("userId=", None),
             ("userId=ann", Some("ann")),
             ("token=a&userId=%C3%84nn%20%3Cb%3E", Some("Änn <b>")),
-            ("userId=a+b", Some("a+b")),
+            ("userId=a+b", Some("a b")),
+            ("userId=a%2Bb", Some("a+b")),
+            ("userId=a%26b%3D", Some("a&b=")),
+            ("userId=a=b", Some("a=b")),
+            ("user%49d=a", Some("a")),
+            ("userId=%zz%", Some("%zz%")),
             ("userId=a&userId=b", Some("a")),
+            ("userId=&userId=b", None),
             ("userid=a", None),
             ("userId=%FF", None),
             ("userId=%0A", None),
@@ -186,6 +209,10 @@ mod tests {
             ("xtoken=a&Token=b", None),
             ("token=a%2Eb", Some("a.b")),
             ("token=a=b", Some("a=b")),
+            ("token=a+b", Some("a b")),
+            ("%74oken=a", Some("a")),
+            ("&&token=a&", Some("a")),
+            ("+token=a", None),
             ("token=%zz", Some("%zz")),
             ("token=%FF", Some("\u{fffd}")),
         ] {

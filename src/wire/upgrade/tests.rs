@@ -66,10 +66,15 @@ fn look(look: Look, workspace: &str, token: Option<&str>, tags: Option<&str>) ->
 }
 
 fn page(page: Page) -> Request {
-    Request::Page {
+    Request::Page(PageRequest {
         page,
+        provenance: Provenance {
+            is_forwarded: false,
+            is_host_loopback: true,
+        },
+        if_none_match: None,
         head_only: false,
-    }
+    })
 }
 
 /// Parses `bytes` whole, with frames behind them, and cut at every byte.
@@ -100,7 +105,9 @@ fn good_requests() {
         ("", &[] as &[&str]),
         ("", &["Sec-WebSocket-Extensions: permessage-deflate", "X:"]),
         ("", &["Content-Length: 0"]),
+        ("", &["Content-Length: 0", "Content-Length: 0"]),
         ("Host", &["host:"]),
+        ("Host", &["Host: [::1]:80"]),
         ("Connection", &["connection: keep-alive, UPGRADE"]),
         (
             "Connection",
@@ -128,8 +135,8 @@ fn targets() {
             Ok(sync("workspace-123", Some("t"))),
         ),
         (
-            "/v1/sync/a%2Fb%20c?userId=7&token=t",
-            Ok(sync_by("a/b c", Some("t"), Some("7"), None)),
+            "/v1/sync/a%2Fb%20c+d?userId=a%2Bb+c&token=t",
+            Ok(sync_by("a/b c+d", Some("t"), Some("a+b c"), None)),
         ),
         (
             "/v1/workspaces/a%2Fb?token=t",
@@ -138,17 +145,10 @@ fn targets() {
         ("/v1/presence/a", Ok(look(Look::Presence, "a", None, None))),
         ("/", Ok(page(Page::Console))),
         ("/?x", Ok(page(Page::Console))),
-        (
-            "/console/session.json",
-            Ok(page(Page::ConsoleSession { is_local: true })),
-        ),
+        ("/console/session.json", Ok(page(Page::ConsoleSession))),
         ("/client.mjs", Ok(page(Page::ClientModule))),
-        (
-            "/metrics",
-            Ok(page(Page::Metrics {
-                is_forwarded: false,
-            })),
-        ),
+        ("/metrics", Ok(page(Page::Metrics))),
+        ("http://[::1]:80/metrics", Ok(page(Page::Metrics))),
         ("/v1/workspaces/", Err(400)),
         ("/v1/workspaces", Err(404)),
         ("/v1/presence/a/b", Err(404)),
@@ -164,6 +164,8 @@ fn targets() {
         ("/v1/sync/%FF", Err(400)),
         ("/v1/sync/%00", Err(400)),
         ("/v1/sync/a#b", Err(400)),
+        ("http:///v1/sync/a", Err(400)),
+        ("http://user@localhost/v1/sync/a", Err(400)),
         ("*", Err(400)),
         ("v1/sync/a", Err(400)),
         ("/v1/sync", Err(404)),
@@ -211,6 +213,14 @@ fn refused_upgrades() {
     for (name, fields, status) in [
         ("Host", &[] as &[&str], 400),
         ("", &["Host: twice"], 400),
+        ("Host", &["Host: a/b"], 400),
+        ("Host", &["Host: a b"], 400),
+        ("Host", &["Host: a, b"], 400),
+        ("Host", &["Host: [::1"], 400),
+        ("Host", &["Host: user@a"], 400),
+        ("", &["Content-Length: 0", "Content-Length: 1"], 400),
+        ("", &["Content-Length: -0"], 400),
+        ("", &["Transfer-Encoding: gzip"], 400),
         ("Connection", &[], 426),
         ("Connection", &["Connection: keep-alive"], 426),
         ("Connection", &["Connection: upgrades"], 426),
@@ -285,6 +295,15 @@ fn request_lines() {
             "OPTIONS /v1/presence/a HTTP/1.1",
             Ok(Request::Preflight { origin: None }),
         ),
+        ("HEAD /client.mjs HTTP/1.1", {
+            let Request::Page(request) = page(Page::ClientModule) else {
+                unreachable!("a page is one");
+            };
+            Ok(Request::Page(PageRequest {
+                head_only: true,
+                ..request
+            }))
+        }),
         ("GET /healthz HTTP/2.0", Err(400)),
         ("GET /healthz", Err(400)),
         ("GET  /healthz HTTP/1.1", Err(400)),
@@ -333,9 +352,44 @@ fn sizes() {
         431
     );
 
-    let room_for = HEADERS_MAX - FIELDS.len();
-    check(&upgrade_with("", &vec!["X: y"; room_for]), Ok(&room));
-    check(&upgrade_with("", &vec!["X: y"; room_for + 1]), Err(431));
+    for more in [HEADERS_USUAL - FIELDS.len(), HEADERS_USUAL, 200] {
+        check(&upgrade_with("", &vec!["X: y"; more]), Ok(&room));
+    }
+}
+
+/// The shortest fields there are, as many as fit.
+#[test]
+fn a_head_is_too_long_before_it_has_too_many_fields() {
+    let shortest = |count: usize| format!("G / HTTP/1.0\n{}\n", "a:\n".repeat(count));
+    let fit = (HEAD_BYTES_MAX - shortest(0).len()) / 3;
+    for (count, status) in [(fit, 405), (fit + 1, 431), (HEADERS_MAX + 1, 431)] {
+        let answer = parse_head(shortest(count).as_bytes()).unwrap_err();
+        assert_eq!(answer.status(), status, "{count} of {HEADERS_MAX}");
+    }
+    let room = sync("room", Some("a.b.c"));
+    let bare = upgrade_with("", &[]);
+    let fit = (HEAD_BYTES_MAX - bare.len()) / 3;
+    let mut bytes = bare[..bare.len() - 2].to_vec();
+    bytes.extend_from_slice("a:\n".repeat(fit).as_bytes());
+    bytes.extend_from_slice(b"\r\n");
+    assert_eq!(parse_head(&bytes), Ok(Some((bytes.len(), room))));
+    let cut = parse_head(&bytes[..bytes.len() - 1]);
+    assert_eq!(cut, Ok(None), "the end may follow");
+}
+
+#[test]
+fn what_is_wrong_with_a_body_is_said_whatever_is_asked_for() {
+    for line in [
+        "GET /healthz",
+        "POST /",
+        "GET /nothing",
+        "HEAD /v1/presence/a",
+    ] {
+        for field in ["Content-Length: x", "Transfer-Encoding: gzip"] {
+            let head = head(&format!("{line} HTTP/1.1"), &["Host: h", field]);
+            check(&head, Err(400));
+        }
+    }
 }
 
 #[test]
@@ -365,7 +419,7 @@ fn answers_name_what_is_allowed() {
         let mut out = Vec::new();
         parse_head(&head(line, fields))
             .unwrap_err()
-            .encode(&mut out);
+            .encode(0, &mut out);
         let out = String::from_utf8(out).unwrap();
         assert!(
             out.contains(expected) && out.contains("\r\nConnection: close"),
@@ -383,7 +437,7 @@ fn an_error_for_head_has_no_body() {
         let mut out = Vec::new();
         parse_head(&head(line, &FIELDS))
             .unwrap_err()
-            .encode(&mut out);
+            .encode(0, &mut out);
         assert_eq!(!out.ends_with(b"\r\n\r\n"), has_body, "{line}");
     }
 }
@@ -407,7 +461,7 @@ fn no_token_is_shown() {
         let broken = bytes.replacen(from, to, 1);
         let answer = parse_head(broken.as_bytes()).unwrap_err();
         let mut out = Vec::new();
-        answer.encode(&mut out);
+        answer.encode(0, &mut out);
         let shown = format!("{answer:?} {}", String::from_utf8_lossy(&out));
         assert!(!shown.contains("hidden"), "{shown}");
     }

@@ -37,7 +37,17 @@ pub fn folder(directory: &Directory) -> Finding {
         return Finding::fail(
             CHECK,
             format!("{path}: {fault}"),
-            "give the server's user write access, or name another with --data-dir",
+            match directory.fault_remedy {
+                Some(remedy) => format!("{remedy}, or name another with --data-dir"),
+                None => "name another with --data-dir".to_owned(),
+            },
+        );
+    }
+    if let Some(name) = &directory.other_file {
+        return Finding::fail(
+            CHECK,
+            format!("{path} has no log, and other files (such as {name})"),
+            "name an empty folder, or a new one in it, with --data-dir",
         );
     }
     match &directory.server {
@@ -68,7 +78,7 @@ pub fn file_system(directory: &Directory) -> Option<Finding> {
         return Some(Finding::warn(
             CHECK,
             format!(
-                "{found}, mounted with {option}: what a power cut leaves is not what fdatasync has promised"
+                "{found}, mounted with {option}: after a power cut, what fdatasync promised may be lost"
             ),
             "remount without it, unless the disk's cache survives a power cut: tuning/disk.md",
         ));
@@ -85,14 +95,16 @@ pub fn file_system(directory: &Directory) -> Option<Finding> {
         Finding::warn(
             CHECK,
             format!(
-                "{found} is not a disk of this host: what fdatasync and flock promise there is up to the other side"
+                "{found} is not a disk of this host: what fdatasync and flock promise depends on the other side"
             ),
             "use ext4 or xfs on a block device: tuning/disk.md",
         )
     } else if kind == "overlay" {
         Finding::warn(
             CHECK,
-            format!("{found} is the writable layer of a container: it goes with the container"),
+            format!(
+                "{found} is the writable layer of a container: it is deleted with the container"
+            ),
             "mount a volume there: tuning/containers.md",
         )
     } else {
@@ -174,18 +186,18 @@ pub fn sync(directory: &Directory, processor: &Processor) -> Option<Finding> {
     } else if p50_us < SYNC_BELIEVED_US {
         Finding::warn(
             CHECK,
-            format!("{found}: faster than any disk keeps what it takes"),
-            "something swallows it (a hypervisor's cache=unsafe, eatmydata, a mount without barriers): tuning/disk.md",
+            format!("{found}: faster than any disk that keeps what it has accepted"),
+            "something ignores it (a hypervisor's cache=unsafe, eatmydata, a mount without barriers): tuning/disk.md",
         )
     } else if p50_us > SYNC_SLOW_US || p99_us > SYNC_TAIL_US {
         let why = match directory.is_rotational {
-            Some(true) => ", on a device that says that it turns",
+            Some(true) => ", on a device that reports to be a spinning disk",
             _ => "",
         };
         Finding::warn(
             CHECK,
-            format!("{found}{why}: with --durability always, each change is so long on its way"),
-            "tuning/disk.md tells what it may be; --durability interval does not wait for it",
+            format!("{found}{why}: with --durability always, each change takes at least as long"),
+            "tuning/disk.md lists causes; --durability interval does not wait for it",
         )
     } else {
         Finding::ok(CHECK, found)

@@ -3,22 +3,16 @@
 use crate::command::doctor::facts::{Kernel, Limits, Ring, RingFault, Wanted};
 use crate::command::doctor::finding::Finding;
 use crate::command::text;
-use crate::limits::{COMPLETION_ENTRIES, RING_ENTRIES};
+use crate::io::ring::locked_bytes;
 
 /// The oldest kernel on which the server is meant to work.
 const OLDEST: (u32, u32) = (5, 10);
-/// Rings count as the memory of a control group from here on, not as locked memory.
-const RING_NOT_LOCKED: (u32, u32) = (5, 12);
 /// A receive that waits holds no buffer from here on.
 const LENDS_LATE: (u32, u32) = (5, 19);
 /// A clock that is read in the process itself takes some tens of nanoseconds; one that asks the kernel takes more than this.
 const CLOCK_READ_NS_MAX: u64 = 200;
-/// The bytes of an entry of the submission queue, its index, an entry of the completion queue, and the head of both.
-const SUBMISSION_BYTES: u64 = 64;
-const INDEX_BYTES: u64 = 4;
-const COMPLETION_BYTES: u64 = 16;
-const HEAD_BYTES: u64 = 320;
 
+const RAISE_LOCKED: &str = "raise the limit of locked memory (ulimit -l), or lower --shards: LimitMEMLOCK in tuning/etherply.service, docker run --ulimit memlock, or tuning/limits.conf";
 const ALLOW: &str = "let the container have io_uring_setup, io_uring_enter and io_uring_register: for Docker and Podman --security-opt seccomp=tuning/seccomp.json, for Kubernetes see tuning/containers.md";
 
 /// The numbers of a release such as `6.1.0-18-amd64`.
@@ -34,21 +28,21 @@ pub fn release(kernel: &Kernel) -> Finding {
     if numbers < OLDEST {
         return Finding::warn(
             "kernel",
-            format!("Linux {release} is older than all that the server is tested on"),
+            format!("Linux {release} is older than any kernel that the server is tested on"),
             "use Linux 5.10 or later; 6.0 or later is best",
         );
     }
     Finding::ok("kernel", format!("Linux {release}"))
 }
 
-pub fn ring(kernel: &Kernel, ring: &Ring) -> Finding {
+pub fn ring(kernel: &Kernel, ring: &Ring, wanted: &Wanted) -> Finding {
     let Some(fault) = &ring.fault else {
-        return working_ring(kernel, ring);
+        return working_ring(kernel, ring, wanted);
     };
     let is_new = numbers(&kernel.release) >= OLDEST;
     let (found, advice) = match fault {
         RingFault::Missing if is_new => (
-            "io_uring is not there (ENOSYS), and this kernel should have it: a seccomp filter hides it, or the kernel was built without",
+            "io_uring is missing (ENOSYS), and this kernel should have it: a seccomp filter hides it, or the kernel was built without",
             ALLOW,
         ),
         RingFault::Missing => (
@@ -56,10 +50,18 @@ pub fn ring(kernel: &Kernel, ring: &Ring) -> Finding {
             "use Linux 5.10 or later",
         ),
         RingFault::Forbidden => forbidden(kernel),
-        RingFault::NoMemory => (
-            "no memory may be locked for a ring (ENOMEM)",
-            "raise the limit of locked memory (ulimit -l): LimitMEMLOCK in tuning/etherply.service, or tuning/limits.conf",
-        ),
+        RingFault::NoMemory => {
+            let (had, shards) = (ring.set_up, wanted.shards);
+            let found =
+                format!("{had} of the rings of {shards} shards can be had, and no more (ENOMEM)");
+            let advice = match locked_bytes(numbers(&kernel.release), shards) {
+                Some(_) => RAISE_LOCKED,
+                None => {
+                    "free memory, raise the memory limit of the control group, or lower --shards"
+                }
+            };
+            return Finding::fail("io_uring", found, advice);
+        }
         RingFault::NoDescriptor => (
             "no file may be opened for a ring",
             "raise the limit of open files (ulimit -n): tuning/limits.conf",
@@ -95,16 +97,16 @@ fn forbidden(kernel: &Kernel) -> (&'static str, &'static str) {
         (false, true) => ("io_uring is forbidden by a seccomp filter (EPERM)", ALLOW),
         (false, false) => (
             "io_uring is forbidden (EPERM), by no sysctl and no seccomp filter: a security module (AppArmor, SELinux) does it",
-            "allow io_uring in that module's profile: journalctl -k | grep -i denied tells which",
+            "allow io_uring in that module's profile: journalctl -k | grep -i denied shows which",
         ),
     }
 }
 
-fn working_ring(kernel: &Kernel, ring: &Ring) -> Finding {
+fn working_ring(kernel: &Kernel, ring: &Ring, wanted: &Wanted) -> Finding {
     if kernel.io_uring_disabled == Some(1) {
         return Finding::warn(
             "io_uring",
-            "a ring works for this user, and kernel.io_uring_disabled is 1: it does not for most others",
+            "a ring works for this user, but kernel.io_uring_disabled is 1: most other users cannot have one",
             "run this as the server's user; sudo sysctl -w kernel.io_uring_disabled=0, and keep it: tuning/sysctl.conf",
         );
     }
@@ -124,23 +126,22 @@ fn working_ring(kernel: &Kernel, ring: &Ring) -> Finding {
     } else {
         ""
     };
-    Finding::ok("io_uring", format!("a ring works, {flags}{way}"))
+    let rings = match wanted.shards {
+        1 => "a ring works".to_owned(),
+        shards => format!("{shards} rings work at once"),
+    };
+    Finding::ok("io_uring", format!("{rings}, {flags}{way}"))
 }
 
-/// What the rings of so many shards count as, where they count as locked memory: each part is a power of two.
-pub fn ring_bytes(shards: u32) -> u64 {
-    let (entries, completions) = (u64::from(RING_ENTRIES), u64::from(COMPLETION_ENTRIES));
-    let queues = HEAD_BYTES + COMPLETION_BYTES * completions + INDEX_BYTES * entries;
-    let submissions = SUBMISSION_BYTES * entries;
-    u64::from(shards) * (queues.next_power_of_two() + submissions.next_power_of_two())
-}
-
-pub fn locked_memory(kernel: &Kernel, limits: &Limits, wanted: &Wanted) -> Option<Finding> {
+pub fn locked_memory(
+    kernel: &Kernel,
+    ring: &Ring,
+    limits: &Limits,
+    wanted: &Wanted,
+) -> Option<Finding> {
     const CHECK: &str = "locked memory";
-    if numbers(&kernel.release) >= RING_NOT_LOCKED {
-        return None;
-    }
-    let (needed, shards) = (ring_bytes(wanted.shards), wanted.shards);
+    let shards = wanted.shards;
+    let needed = locked_bytes(numbers(&kernel.release), shards)?;
     let needed_text = text::bytes(needed);
     let Some(limit) = limits
         .locked_memory_bytes
@@ -149,19 +150,15 @@ pub fn locked_memory(kernel: &Kernel, limits: &Limits, wanted: &Wanted) -> Optio
         return Some(Finding::ok(CHECK, "no limit holds for this user"));
     };
     let limit_text = text::bytes(limit);
-    Some(if limit < needed {
-        Finding::fail(
-            CHECK,
-            format!(
-                "the limit is {limit_text}, and before Linux 5.12 the rings of {shards} shards lock {needed_text}"
-            ),
-            "raise it (ulimit -l): LimitMEMLOCK in tuning/etherply.service, or tuning/limits.conf",
-        )
+    let found = format!(
+        "the limit is {limit_text} for all processes of this user, and the rings of {shards} shards lock {needed_text}"
+    );
+    // A server that runs as this user has its own part of the limit, and leaves none to try.
+    let is_short = limit < needed || ring.fault == Some(RingFault::NoMemory);
+    Some(if is_short {
+        Finding::fail(CHECK, found, RAISE_LOCKED)
     } else {
-        Finding::ok(
-            CHECK,
-            format!("the limit is {limit_text}; the rings lock {needed_text} of it"),
-        )
+        Finding::ok(CHECK, found)
     })
 }
 

@@ -42,7 +42,7 @@ pub fn port(network: &Network, directory: &Directory, wanted: &Wanted) -> Findin
     const CHECK: &str = "port";
     let address = wanted.address;
     match (&network.port, &directory.server) {
-        (Port::Free, _) if address.port() == 0 => Finding::ok(CHECK, "a free one is taken"),
+        (Port::Free, _) if address.port() == 0 => Finding::ok(CHECK, "a free one is picked"),
         (Port::Free, _) => Finding::ok(CHECK, format!("{address} is free")),
         (Port::Taken, Some(pid)) => Finding::warn(
             CHECK,
@@ -50,7 +50,7 @@ pub fn port(network: &Network, directory: &Directory, wanted: &Wanted) -> Findin
                 "{address} is taken, by the server on this data directory (pid {pid}) or by another process"
             ),
             format!(
-                "ss -ltnp 'sport = :{}' tells; if it is that server, all is well",
+                "ss -ltnp 'sport = :{}' shows which; if it is that server, all is well",
                 address.port()
             ),
         ),
@@ -58,14 +58,14 @@ pub fn port(network: &Network, directory: &Directory, wanted: &Wanted) -> Findin
             CHECK,
             format!("{address} is taken by another process"),
             format!(
-                "ss -ltnp 'sport = :{}' tells by which: stop it, or give --port another",
+                "ss -ltnp 'sport = :{}' shows which: stop it, or choose another port with --port",
                 address.port()
             ),
         ),
         (Port::Refused(error), _) => Finding::fail(
             CHECK,
             error.clone(),
-            "give --host an address of this host; a port under 1024 needs AmbientCapabilities=CAP_NET_BIND_SERVICE (tuning/etherply.service)",
+            "choose an address of this host with --host; a port below 1024 needs AmbientCapabilities=CAP_NET_BIND_SERVICE (tuning/etherply.service)",
         ),
     }
 }
@@ -78,7 +78,7 @@ pub fn backlog(network: &Network) -> Option<Finding> {
         Finding::warn(
             CHECK,
             format!(
-                "net.core.somaxconn is {somaxconn}, and the server asks for {wanted}: when all clients come back at once, some wait for a second and more"
+                "net.core.somaxconn is {somaxconn}, and the server asks for {wanted}: when all clients reconnect at once, some wait for a second or more"
             ),
             format!("sudo sysctl -w net.core.somaxconn={wanted}, and keep it: tuning/sysctl.conf"),
         )
@@ -114,7 +114,7 @@ pub fn local_ports(network: &Network, wanted: &Wanted) -> Option<Finding> {
         return Some(Finding::warn(
             CHECK,
             format!(
-                "port {port} is one of those that outgoing connections take ({first} to {last}): one of these may have it when the server starts"
+                "port {port} is in the range of outgoing connections ({first} to {last}): one of them may hold it when the server starts"
             ),
             format!(
                 "sudo sysctl -w net.ipv4.ip_local_reserved_ports={port} (a list; keep what is in it), see tuning/sysctl.conf"

@@ -3,7 +3,7 @@
 use crate::command::doctor::facts::{Processor, Wanted};
 use crate::command::doctor::finding::Finding;
 use crate::command::text;
-use crate::limits::{BATCH_BYTES_MAX, CHUNK_BYTES_KEPT_MAX, RECEIVE_BUFFERS, RECEIVE_BYTES_MAX};
+use crate::limits::SHARD_BYTES;
 
 /// What the process takes before there is a shard, a workspace or a connection.
 const PROCESS_BYTES: u64 = 16 * 1024 * 1024;
@@ -21,7 +21,7 @@ pub fn shards(processor: &Processor, wanted: &Wanted) -> Finding {
     if shards as usize > allowed {
         return Finding::warn(
             CHECK,
-            format!("{found}: some share a core, and wait for each other"),
+            format!("{found}: some share a core and wait for each other"),
             format!("--shards {allowed}, or fewer: tuning/cpu.md has a table"),
         );
     }
@@ -48,10 +48,7 @@ pub fn quota(processor: &Processor, wanted: &Wanted) -> Option<Finding> {
 
 /// What so many shards take when they are busy, without any state.
 pub fn working_bytes(shards: u32) -> u64 {
-    let receive = usize::from(RECEIVE_BUFFERS) * RECEIVE_BYTES_MAX;
-    // One batch fills while the other is written.
-    let shard = receive + CHUNK_BYTES_KEPT_MAX + 2 * BATCH_BYTES_MAX;
-    PROCESS_BYTES + u64::from(shards) * shard as u64
+    PROCESS_BYTES + u64::from(shards) * SHARD_BYTES
 }
 
 pub fn memory(processor: &Processor, wanted: &Wanted) -> Option<Finding> {
@@ -92,7 +89,7 @@ pub fn governor(processor: &Processor) -> Option<Finding> {
     Some(if slow {
         Finding::warn(
             CHECK,
-            format!("{names}: a core that rests between two ops is slow at first"),
+            format!("{names}: a core that idles between two ops starts slowly"),
             "sudo cpupower frequency-set -g performance: tuning/cpu.md",
         )
     } else {

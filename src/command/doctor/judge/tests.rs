@@ -34,6 +34,7 @@ fn good() -> Facts {
         },
         ring: Ring {
             fault: None,
+            set_up: 4,
             is_cooperative: true,
             has_single_issuer: true,
         },
@@ -55,6 +56,8 @@ fn good() -> Facts {
             is_there: true,
             server: None,
             fault: None,
+            fault_remedy: None,
+            other_file: None,
             sync: Some(times(180, 600)),
             mount: Some(mount("ext4", &["rw", "noatime"])),
             free_bytes: Some(100_000 * MIB),

@@ -12,9 +12,10 @@ use super::host::Host;
 use crate::command::doctor::facts::{Directory, Mount, SyncTimes};
 use crate::limits::SEGMENT_FILL_BYTES;
 use crate::log::blocks::{BlockWrite, BlockWriter};
-use crate::log::directory::lock_holder;
+use crate::log::directory::{lock_holder, other_file};
 use crate::log::disk::{Disk, DiskFile, HostDisk};
 use crate::log::record::SEGMENT_HEADER_BYTES;
+use crate::log::remedy::remedy;
 
 /// Appends that are timed, unless they take too long.
 const APPENDS: usize = 400;
@@ -24,9 +25,9 @@ const APPEND_BYTES: usize = 200;
 
 pub fn read(host: &Host, path: &Path) -> Directory {
     let measured_in = existing(path);
-    let (sync, fault) = match time_syncs(&HostDisk, &measured_in) {
+    let (sync, error) = match time_syncs(&HostDisk, &measured_in) {
         Ok(times) => (Some(times), None),
-        Err(error) => (None, Some(fault(&measured_in, &error))),
+        Err(error) => (None, Some(error)),
     };
     let canonical = measured_in.canonicalize();
     let mount = canonical.ok().and_then(|folder| mount_of(host, &folder));
@@ -37,7 +38,9 @@ pub fn read(host: &Host, path: &Path) -> Directory {
         path: path.to_owned(),
         is_there: measured_in == path,
         server: server(path),
-        fault,
+        fault: error.as_ref().map(|error| fault(&measured_in, error)),
+        fault_remedy: error.as_ref().and_then(remedy),
+        other_file: other_file(&HostDisk, path),
         sync,
         free_bytes: room.as_ref().map(|room| room.f_bavail * room.f_frsize),
         total_bytes: room.as_ref().map(|room| room.f_blocks * room.f_frsize),
@@ -74,12 +77,15 @@ pub fn existing(path: &Path) -> PathBuf {
 
 /// The process id of the server that holds the directory's lock, or `unknown`.
 pub fn server(path: &Path) -> Option<String> {
-    let file = File::open(path.join("LOCK")).ok()?;
     // Shared, and for a moment: no other way tells of a server in another container, too.
-    match flock(&file, FlockOperation::NonBlockingLockShared) {
-        Err(Errno::WOULDBLOCK) => Some(lock_holder(&file)),
-        _ => None,
-    }
+    let is_locked =
+        |file: &File| flock(file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK);
+    let file = File::open(path.join("LOCK"));
+    let folder = File::open(path).ok()?;
+    // Its server holds the folder, too, if somebody has deleted LOCK.
+    let is_used = file.as_ref().is_ok_and(is_locked) || is_locked(&folder);
+    let pid = || file.map_or_else(|_| "unknown".to_owned(), |file| lock_holder(&file));
+    is_used.then(pid)
 }
 
 /// A file that is removed in any case.

@@ -5,14 +5,13 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use io_uring::{Builder, IoUring};
-use rustix::process::{Resource, getrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::system::uname;
 
 use super::host::Host;
 use crate::command::doctor::facts::{Kernel, Limits, Network, Port, Ring, RingFault};
-use crate::io::listener::{ListenError, bound_socket};
-use crate::io::ring::probe;
-use crate::limits::{COMPLETION_ENTRIES, RING_ENTRIES};
+use crate::io::listener::bound_socket;
+use crate::io::ring::{probe, try_all};
 
 /// `CAP_IPC_LOCK` and `CAP_SYS_ADMIN` (capabilities(7)).
 const MAY_LOCK_MEMORY: u32 = 14;
@@ -53,18 +52,25 @@ fn clock_read_ns() -> u64 {
     u64::try_from(quickest.as_nanos()).unwrap_or(u64::MAX)
 }
 
-pub fn ring() -> Ring {
+/// Tries as many rings as the server would have, as the user that this runs as.
+pub fn ring(shards: u32) -> Ring {
     let knows = |builder: &Builder| builder.build(8).is_ok();
     let mut cooperative: Builder = IoUring::builder();
     cooperative.setup_coop_taskrun().setup_taskrun_flag();
     let mut single_issuer = cooperative.clone();
     single_issuer.setup_single_issuer();
-    // A shard's ring in its real size: what fits a small one may not fit that.
-    let mut plain: Builder = IoUring::builder();
-    plain.setup_cqsize(COMPLETION_ENTRIES);
-    let works = probe().and_then(|()| plain.build(RING_ENTRIES).map(drop));
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    // As the server does. Where that is not allowed, the limit is what it was.
+    let _ = setrlimit(Resource::Nofile, raised);
+    let fault = probe().map_err(|error| (0, error));
+    let fault = fault.and_then(|()| try_all(shards)).err();
     Ring {
-        fault: works.err().map(|error| ring_fault(&error)),
+        set_up: fault.as_ref().map_or(shards, |(number, _)| *number),
+        fault: fault.map(|(_, error)| ring_fault(&error)),
         is_cooperative: knows(&cooperative),
         has_single_issuer: knows(&single_issuer),
     }
@@ -95,8 +101,8 @@ pub fn network(host: &Host, address: SocketAddr) -> Network {
     Network {
         port: match bound_socket(address) {
             Ok(_) => Port::Free,
-            Err(ListenError::AddressInUse(_)) => Port::Taken,
-            Err(error) => Port::Refused(error.to_string()),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Port::Taken,
+            Err(error) => Port::Refused(format!("cannot listen on {address}: {error}")),
         },
         somaxconn: host.number("proc/sys/net/core/somaxconn"),
         unsent_bytes_max: host.number("proc/sys/net/ipv4/tcp_notsent_lowat"),

@@ -264,7 +264,10 @@ fn a_full_workspace_takes_nobody_until_one_goes() {
     assert_eq!(owner.seen(second), ["101", "init 0"]);
     assert_eq!(owner.seen(third), ["503", "gone"]);
     let text = String::from_utf8_lossy(&owner.peers[third].client.incoming).into_owned();
-    assert!(text.contains("the workspace has as many"), "{text}");
+    assert!(
+        text.contains("the workspace is at its limit of connections"),
+        "{text}"
+    );
     // A look is no member.
     let client = owner.accept(false);
     owner.receive(

@@ -6,6 +6,7 @@ use super::rig::{Rig, head, look};
 use crate::core::contract::{Input, Output};
 use crate::core::session::SessionId;
 use crate::core::window::Span;
+use crate::log::commit::Durability;
 use crate::wire::upgrade::{Answer, Page};
 
 #[test]
@@ -201,6 +202,66 @@ fn a_look_at_a_state_is_the_same_for_head_without_the_body() {
     }
 }
 
+/// The head of the answer to a look at the state of `w`.
+fn head_of_state(rig: &mut Rig) -> String {
+    let client = stalled(rig, &look("/v1/workspaces/w").replace("GET", "HEAD"));
+    let spans = rig.peers[client].client.sending.as_ref().unwrap();
+    let bytes = spans.iter().flat_map(|span| span.bytes().to_vec());
+    String::from_utf8(bytes.collect()).unwrap()
+}
+
+fn tag_of_state(rig: &mut Rig) -> String {
+    let head = head_of_state(rig);
+    let line = head.lines().find(|line| line.starts_with("ETag: "));
+    line.unwrap().to_owned()
+}
+
+#[test]
+fn a_tag_names_the_start_and_the_seq() {
+    let mut tags = HashSet::new();
+    for start_id in [0, 1, u64::MAX] {
+        let mut rig = Rig::new(|config| config.start_id = start_id);
+        let writer = rig.join("w", None);
+        for seq in 0..3 {
+            rig.op(writer, "k", "1", seq + 1);
+            assert_eq!(tag_of_state(&mut rig), tag_of_state(&mut rig));
+            tags.insert(tag_of_state(&mut rig));
+        }
+    }
+    assert_eq!(tags.len(), 9, "{tags:?}");
+}
+
+/// `none` shows ops that a failure takes back, and their seqs are given to others.
+#[test]
+fn a_tag_from_before_a_rebuild_is_never_given_again() {
+    let mut rig = Rig::new(|config| config.durability = Durability::None);
+    let mut tags = HashSet::new();
+    for round in 1..=3 {
+        let writer = rig.join("w", None);
+        (rig.log_hangs, rig.log_fails) = (true, true);
+        rig.op(writer, "k", &format!("\"shown in round {round}\""), round);
+        assert!(tags.insert(tag_of_state(&mut rig)), "{tags:?}");
+        rig.log_hangs = false;
+        rig.run();
+        rig.log_fails = false;
+        rig.sleep_until(f64::from(u32::try_from(round).unwrap()) * 60.0);
+        let head = head_of_state(&mut rig);
+        assert!(head.contains(" 200 OK") && head.contains(".0\""), "{head}");
+    }
+}
+
+#[test]
+fn an_answer_has_the_date() {
+    let mut rig = Rig::new(|_| ());
+    let head = head_of_state(&mut rig);
+    let unix_us = rig.clock.unix_us;
+    let mut expected = Vec::new();
+    Answer::json(Vec::new()).encode(unix_us, &mut expected);
+    let expected = String::from_utf8(expected).unwrap();
+    let date = |head: &str| head.lines().nth(1).unwrap().to_owned();
+    assert_eq!(date(&head), date(&expected));
+}
+
 #[test]
 fn a_look_makes_no_workspace() {
     let mut rig = Rig::new(|_| ());
@@ -240,9 +301,10 @@ fn a_page_comes_from_outside() {
     let mut rig = Rig::new(|_| ());
     let client = rig.accept(false);
     rig.receive(client, b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n");
-    let Some(Output::Page(id, Page::Console)) = rig.pages.pop() else {
+    let Some(Output::Page(id, request)) = rig.pages.pop() else {
         panic!("the console was asked for");
     };
+    assert_eq!((request.page, request.head_only), (Page::Console, true));
     // Late, for one that has gone meanwhile.
     let stranger = SessionId {
         generation: id.generation + 1,

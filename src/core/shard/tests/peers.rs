@@ -189,8 +189,12 @@ pub struct Client {
     pub joined: bool,
     pub was_behind: bool,
     pub incoming: Vec<u8>,
+    /// The head of its answer.
+    pub head: String,
     pub status: Option<u16>,
     pub status_expected: Option<u16>,
+    /// Its request waits for the state.
+    pub waits: bool,
     pub has_init: bool,
     /// How many ops had won when it joined.
     pub joined_at: usize,
@@ -222,8 +226,10 @@ impl Client {
             joined: false,
             was_behind: false,
             incoming: Vec::new(),
+            head: String::new(),
             status: None,
             status_expected: None,
+            waits: false,
             has_init: false,
             joined_at: 0,
             expected: VecDeque::new(),
@@ -275,7 +281,8 @@ impl Client {
         if self.status.is_none() {
             let end = self.incoming.windows(4).position(|at| at == b"\r\n\r\n")? + 4;
             let status = str::from_utf8(&self.incoming[9..12]).ok()?.parse().ok()?;
-            self.incoming.drain(..end);
+            let head = self.incoming.drain(..end).collect();
+            self.head = String::from_utf8(head).expect("a head is text");
             self.status = Some(status);
             return Some(Told::Status(status));
         }

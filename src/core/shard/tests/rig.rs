@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use super::peers::{Client, Disk, Told};
 use crate::core::contract::{Clock, Input, Limits, Output, ShardConfig, Surroundings, Ticket};
+use crate::core::journal::Note;
 use crate::core::session::{Session, SessionId};
 use crate::core::shard::Shard;
 use crate::core::window::Spans;
 use crate::core::workspace::Workspace;
 use crate::limits::SECOND_US;
-use crate::log::commit::Durability;
+use crate::log::commit::{Durability, OpenSegment};
 use crate::wire::auth::{Secret, Verifier, mint};
 
 /// The monotonic time at which every rig begins: a whole tick, so that deadlines on ticks are kept exactly.
@@ -33,6 +34,8 @@ pub struct Rig {
     pub shard: Shard,
     pub clock: Clock,
     pub disk: Disk,
+    /// The segment with which a shard begins whose log is being read.
+    recovers_to: Option<OpenSegment>,
     /// The operation of the log that is in flight.
     pub log: Option<Output>,
     /// Operations of the log stay in flight.
@@ -46,6 +49,8 @@ pub struct Rig {
     pub drained: usize,
     /// Pages that were asked for.
     pub pages: Vec<Output>,
+    /// What is to be logged.
+    pub notes: Vec<Note>,
 }
 
 pub fn secret() -> Secret {
@@ -58,6 +63,20 @@ impl Rig {
     }
 
     pub fn with(workspaces: Vec<Workspace>, change: impl FnOnce(&mut ShardConfig)) -> Self {
+        let mut rig = Self::recovering(change);
+        rig.recover(workspaces);
+        rig
+    }
+
+    /// The log was read at the start.
+    pub fn recover(&mut self, workspaces: Vec<Workspace>) {
+        let segment = self.recovers_to.take().expect("it is read once");
+        let recovered = Input::Rebuilt(Some((segment, workspaces)));
+        self.shard.handle(recovered, self.clock);
+    }
+
+    /// A shard whose log is being read.
+    pub fn recovering(change: impl FnOnce(&mut ShardConfig)) -> Self {
         let (disk, segment) = Disk::new();
         let clock = Clock {
             now_us: START_US,
@@ -76,16 +95,19 @@ impl Rig {
             snapshot_part_bytes: crate::limits::SNAPSHOT_PART_BYTES,
             segment_bytes_min: 1 << 26,
             segment_bytes_max: 1 << 26,
+            log_spare_bytes: crate::limits::LOG_SPARE_BYTES,
             future_skew_us: 3600 * SECOND_US,
             drain_us: 8 * SECOND_US,
             hash_seed: 5,
+            start_id: 0xabc,
             verifier: Arc::new(Verifier::new(&secret(), None)),
             origins: std::sync::Arc::default(),
             limits: Limits::default(),
+            has_journal: false,
             fault_panic_key: None,
         };
         change(&mut config);
-        let mut shard = Shard::new(config, segment, workspaces, clock);
+        let mut shard = Shard::recovering(config, clock);
         shard.set_surroundings(Surroundings {
             ready: true,
             ..Surroundings::default()
@@ -94,6 +116,7 @@ impl Rig {
             shard,
             clock,
             disk,
+            recovers_to: Some(segment),
             log: None,
             log_hangs: false,
             log_fails: false,
@@ -102,6 +125,7 @@ impl Rig {
             ready: None,
             drained: 0,
             pages: Vec::new(),
+            notes: Vec::new(),
         }
     }
 
@@ -262,6 +286,7 @@ impl Rig {
                 self.peers[place].handed_off = Some((shard, ticket));
             }
             Output::Page(..) => self.pages.push(output),
+            Output::Note(_, note) => self.notes.push(*note),
             Output::Ready(ready) => self.ready = Some(ready),
             Output::Drained => self.drained += 1,
             Output::LogWrite { .. }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::sync::Mutex;
 
 use super::*;
-use crate::log::disk::DiskFile;
+use crate::log::disk::{DiskFile, Space};
 
 /// This machine's disk, until a number of changes is used up; then every call fails, as after a kill nothing happens any more.
 #[derive(Debug, Clone)]
@@ -66,6 +66,9 @@ impl Disk for Mortal {
     fn file_bytes(&self, path: &Path) -> io::Result<u64> {
         HostDisk.file_bytes(path)
     }
+    fn space(&self, folder: &Path) -> io::Result<Space> {
+        HostDisk.space(folder)
+    }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.change()?;
         HostDisk.rename(from, to)
@@ -83,6 +86,10 @@ impl Disk for Mortal {
             Ok(file) => Ok(wrap(file)?),
             Err(file) => Err(wrap(file)?),
         })
+    }
+    fn lock_folder(&self, path: &Path) -> io::Result<Option<MortalFile>> {
+        let folder = HostDisk.lock_folder(path)?;
+        folder.map(|folder| self.wrap(Ok(folder))).transpose()
     }
 }
 

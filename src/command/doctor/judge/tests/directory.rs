@@ -24,7 +24,23 @@ fn the_data_directory() {
                     f.directory.fault = Some("read-only".into());
                 },
                 Verdict::Fail,
-                &["/var/lib/etherply: read-only", "--data-dir"],
+                &[
+                    "/var/lib/etherply: read-only",
+                    "name another with --data-dir",
+                ],
+            ),
+            (
+                |f| {
+                    f.directory.fault = Some("full".into());
+                    f.directory.fault_remedy = Some("make room");
+                },
+                Verdict::Fail,
+                &["full", "make room, or name another with --data-dir"],
+            ),
+            (
+                |f| f.directory.other_file = Some("holiday.jpg".into()),
+                Verdict::Fail,
+                &["holiday.jpg", "an empty folder"],
             ),
         ],
     );
@@ -138,7 +154,7 @@ fn the_time_of_a_sync() {
                     f.directory.is_rotational = Some(true);
                 },
                 Verdict::Warn,
-                &["it turns", "--durability interval"],
+                &["spinning disk", "--durability interval"],
             ),
             (
                 |f| {

@@ -1,10 +1,11 @@
 //! The kernel, its ring and its clock.
 
 use super::super::judge;
-use super::super::kernel::{numbers, ring_bytes};
+use super::super::kernel::numbers;
 use super::{check_rows, finding, good};
 use crate::command::doctor::facts::{Facts, RingFault};
 use crate::command::doctor::finding::Verdict;
+use crate::io::ring::locked_bytes;
 
 #[test]
 fn a_release_has_two_numbers() {
@@ -137,9 +138,12 @@ fn a_ring_that_cannot_be_set_up_fails() {
                 &["a seccomp filter hides it"],
             ),
             (
-                |f| f.ring.fault = Some(RingFault::NoMemory),
+                |f| {
+                    f.ring.fault = Some(RingFault::NoMemory);
+                    f.ring.set_up = 2;
+                },
                 Verdict::Fail,
-                &["ulimit -l"],
+                &["2 of the rings of 4 shards", "memory", "--shards"],
             ),
             (
                 |f| f.ring.fault = Some(RingFault::NoDescriptor),
@@ -169,29 +173,48 @@ fn a_ring_that_cannot_be_set_up_fails() {
 }
 
 #[test]
-fn locked_memory_matters_before_linux_5_12_alone() {
+fn locked_memory_matters_where_rings_count_as_that() {
     let has_line = |facts: &Facts| judge(facts).iter().any(|one| one.check == "locked memory");
-    assert!(!has_line(&good()), "a limit of 64 KiB is fine on Linux 6.1");
-    let mut first = good();
-    first.kernel.release = "5.12.0".into();
-    assert!(!has_line(&first));
-    first.kernel.release = "5.11.0".into();
-    assert!(has_line(&first));
+    let mut facts = good();
+    for (release, is_told) in [
+        ("5.11.0", true),
+        ("5.12.0", false),
+        ("6.1.0-18-amd64", false),
+        ("6.13.9", false),
+        ("6.14.0", true),
+        ("6.18.44-cloud", true),
+    ] {
+        facts.kernel.release = release.into();
+        assert_eq!(has_line(&facts), is_told, "{release}");
+    }
     check_rows(
         "locked memory",
         &[
             (
                 |f| f.kernel.release = "5.10.0".into(),
                 Verdict::Fail,
-                &["64.0 KiB", "4 shards", "1.2 MiB"],
+                &["64.0 KiB", "4 shards", "1.2 MiB", "ulimit -l"],
             ),
             (
                 |f| {
                     f.kernel.release = "5.11.22".into();
-                    f.limits.locked_memory_bytes = Some(ring_bytes(4));
+                    f.limits.locked_memory_bytes = locked_bytes((5, 11), 4);
                 },
                 Verdict::Ok,
                 &["1.2 MiB"],
+            ),
+            (
+                |f| f.kernel.release = "6.14.0".into(),
+                Verdict::Fail,
+                &["64.0 KiB", "4 shards", "800.0 KiB", "ulimit -l"],
+            ),
+            (
+                |f| {
+                    f.kernel.release = "6.18.1".into();
+                    f.limits.locked_memory_bytes = locked_bytes((6, 18), 4);
+                },
+                Verdict::Ok,
+                &["800.0 KiB"],
             ),
             (
                 |f| {
@@ -203,8 +226,13 @@ fn locked_memory_matters_before_linux_5_12_alone() {
             ),
         ],
     );
-    // Half of 512 KiB are the queues, 64 KiB the submissions (io_uring.c of Linux 5.10, ring_pages).
-    assert_eq!(ring_bytes(1), (256 + 64) * 1024);
+    // Another process of the user has what the rings would need.
+    facts.limits.locked_memory_bytes = locked_bytes((6, 18), 4);
+    facts.ring.fault = Some(RingFault::NoMemory);
+    facts.ring.set_up = 1;
+    assert_eq!(finding(&facts, "locked memory").verdict, Verdict::Fail);
+    let ring = finding(&facts, "io_uring");
+    assert!(ring.found.contains("1 of the rings of 4"), "{ring:?}");
 }
 
 #[test]

@@ -1,0 +1,47 @@
+//! How the settings were given: by flags or by variables.
+
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+
+/// The settings that came from variables, so that a message names what the user has set.
+#[derive(Debug, Clone, Default)]
+pub struct Given {
+    /// By the ids of their arguments.
+    from_variables: Vec<String>,
+}
+
+impl Given {
+    /// Returns the name under which a setting was given: that of its flag, or of its variable.
+    #[must_use]
+    pub fn name(&self, flag: &'static str) -> String {
+        let id = flag.trim_start_matches('-').replace('-', "_");
+        if self.from_variables.contains(&id) {
+            format!("ETHERPLY_{}", id.to_ascii_uppercase())
+        } else {
+            flag.to_owned()
+        }
+    }
+
+    /// Returns what was given of a command.
+    pub(super) fn of(matches: &ArgMatches) -> Self {
+        let ids = matches.ids().map(clap::Id::as_str);
+        let from_variable = |id: &&str| matches.value_source(id) == Some(ValueSource::EnvVariable);
+        Self {
+            from_variables: ids.filter(from_variable).map(str::to_owned).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_is_named_as_it_was_given() {
+        let given = Given {
+            from_variables: vec!["admin_port".to_owned()],
+        };
+        assert_eq!(given.name("--admin-port"), "ETHERPLY_ADMIN_PORT");
+        assert_eq!(given.name("--port"), "--port");
+    }
+}

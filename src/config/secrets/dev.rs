@@ -1,0 +1,129 @@
+//! The secret of a server that is tried out with `--dev`: kept in its data directory, so that the
+//! tokens of open pages stay good when it starts again.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::{SecretError, Secrets, stripped};
+use crate::log::directory::DEV_SECRET_FILE;
+use crate::wire::auth::Secret;
+
+const NEW_FILE: &str = "dev-secret.new";
+/// The owner reads and writes it, nobody else.
+const MODE: u32 = 0o600;
+
+impl Secrets {
+    /// Replaces a secret that was made up by the one in `folder`, or puts it there if there is
+    /// none. Returns the file, and whether other users can read it; `None` if the secret was not
+    /// made up. The folder must be locked: two servers would each write one.
+    pub fn keep_in(&mut self, folder: &Path) -> Result<Option<(PathBuf, bool)>, SecretError> {
+        if !self.is_made_up {
+            return Ok(None);
+        }
+        let path = folder.join(DEV_SECRET_FILE);
+        let failed = |source| SecretError::Dev {
+            path: path.clone(),
+            source,
+        };
+        match fs::read(&path) {
+            Ok(bytes) => {
+                self.current = stripped(&bytes).ok_or(SecretError::EmptyDev(path.clone()))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                write(folder, &self.current).map_err(failed)?;
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        let mode = fs::metadata(&path).map_err(failed)?.permissions().mode();
+        Ok(Some((path, mode & 0o077 != 0)))
+    }
+}
+
+/// A crash leaves the whole file or none: it gets its name when it is on disk.
+fn write(folder: &Path, secret: &Secret) -> io::Result<()> {
+    let new = folder.join(NEW_FILE);
+    // One that a crash has left may have been written only in part.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(MODE)
+        .open(&new)?;
+    file.write_all(secret.bytes())?;
+    file.write_all(b"\n")?;
+    file.sync_all()?;
+    fs::rename(&new, folder.join(DEV_SECRET_FILE))?;
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made_up(secret: &str, is_made_up: bool) -> Secrets {
+        Secrets {
+            current: Secret::new(secret.into()).unwrap(),
+            previous: None,
+            is_made_up,
+            with_line_breaks: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_first_secret_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(DEV_SECRET_FILE);
+        // What a crash may have left.
+        fs::write(folder.path().join(NEW_FILE), "torn").unwrap();
+        let mut given = made_up("given", false);
+        assert_eq!(given.keep_in(folder.path()).unwrap(), None);
+        assert!(!path.exists(), "a secret that was given is not copied");
+        for new in ["first", "second"] {
+            let mut secrets = made_up(new, true);
+            let kept = secrets.keep_in(folder.path()).unwrap();
+            assert_eq!(kept, Some((path.clone(), false)));
+            assert_eq!(secrets.current.bytes(), b"first");
+        }
+        assert_eq!(fs::read(&path).unwrap(), b"first\n");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn who_can_read_it() {
+        for (mode, is_public) in [
+            (0o600, false),
+            (0o400, false),
+            (0o640, true),
+            (0o604, true),
+            (0o666, true),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join(DEV_SECRET_FILE);
+            fs::write(&path, "secret").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let kept = made_up("new", true).keep_in(folder.path()).unwrap();
+            assert_eq!(kept, Some((path, is_public)), "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(DEV_SECRET_FILE);
+        fs::write(&path, "\r\n").unwrap();
+        let error = made_up("new", true).keep_in(folder.path()).unwrap_err();
+        assert!(error.to_string().contains("dev-secret is empty: remove it"));
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let error = made_up("new", true).keep_in(folder.path()).unwrap_err();
+        assert!(error.to_string().contains("dev-secret: Is a directory"));
+        assert!(!error.to_string().contains("new"), "no secret is printed");
+        let missing = folder.path().join("missing");
+        assert!(made_up("new", true).keep_in(&missing).is_err());
+    }
+}

@@ -1,0 +1,218 @@
+//! The time of a shard: that during which it was there.
+//!
+//! A process that is stopped (SIGSTOP, a paused virtual machine), or that gets no core, hears nobody, and nobody may be closed for
+//! what it did not hear. So the deadlines of a shard are not times of the clock that its caller reads, but of a clock of its own,
+//! which stands still while the shard is away: they all move with it, those that are added one day too, and none has to be looked at.
+//!
+//! A shard says after each turn when the next one must begin. When that comes later than due by more than [`LATENESS_US_MAX`], the
+//! shard was away. Nothing shorter is an absence: timers are kept to a tick, and a busy machine is late by some milliseconds all the
+//! time. Three rules say what the shard's time is then:
+//!
+//! - What passed after the due time does not count.
+//! - Nor does the last stretch before it: as much as was missed, [`GRACE_US`] at most. Nobody can tell when in its sleep the
+//!   shard was stopped, and what it would have heard by then may take a turn or two to come in. So it looks before it judges.
+//! - [`LATENESS_US_MAX`] always counts, so that time goes on for a shard that is late in each turn: a server that is overloaded for
+//!   good still gives up those who have gone.
+//!
+//! A turn that takes long is an absence, too, where something was due meanwhile. A deadline that has passed and waits for something in
+//! flight is none, since the shard has turns then.
+
+use crate::core::contract::Clock;
+use crate::core::shard::Shard;
+use crate::core::timers::tick_of;
+use crate::limits::{GRACE_US, LATENESS_US_MAX};
+
+/// The time of a shard against the clock of its caller.
+#[derive(Debug, Default)]
+pub struct Absence {
+    total_us: u64,
+    /// None: the shard waits for nothing but what comes in.
+    sleep: Option<Sleep>,
+}
+
+/// From the end of a turn until the next one is due, by the shard's clock.
+#[derive(Debug)]
+struct Sleep {
+    from_us: u64,
+    due_us: u64,
+    /// When the shard was there last.
+    seen_us: u64,
+}
+
+/// What a shard was away for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missed {
+    /// How long its clock stood still.
+    pub us: u64,
+    /// How long it heard nobody: since its last turn.
+    pub deaf_us: u64,
+}
+
+impl Absence {
+    /// Notes the end of a turn, and the time at which the next one must begin, both by the shard's clock.
+    pub fn slept(&mut self, now_us: u64, due_us: Option<u64>) {
+        self.sleep = due_us.map(|due_us| Sleep {
+            from_us: now_us,
+            due_us: due_us.max(now_us),
+            seen_us: now_us,
+        });
+    }
+
+    /// Notes that the shard is there at the caller's `now_us`. Returns what it has missed, once.
+    pub fn woke(&mut self, now_us: u64) -> Option<Missed> {
+        let sleep = self.sleep.as_mut()?;
+        let now_us = now_us.saturating_sub(self.total_us);
+        let Sleep {
+            from_us,
+            due_us,
+            seen_us,
+        } = *sleep;
+        let missed_us = now_us.saturating_sub(due_us.saturating_add(LATENESS_US_MAX));
+        if missed_us == 0 {
+            sleep.seen_us = seen_us.max(now_us);
+            return None;
+        }
+        let resumed_us = due_us.saturating_sub(missed_us.min(GRACE_US));
+        let resumed_us = resumed_us.max(from_us + LATENESS_US_MAX).max(seen_us);
+        self.total_us += now_us - resumed_us;
+        self.slept(resumed_us, Some(resumed_us));
+        Some(Missed {
+            us: now_us - resumed_us,
+            deaf_us: now_us - from_us,
+        })
+    }
+
+    /// Converts the caller's clock into the shard's own. The wall clock is the same: a token expires by it.
+    #[must_use]
+    pub fn local(&self, clock: Clock) -> Clock {
+        Clock {
+            now_us: clock.now_us.saturating_sub(self.total_us),
+            ..clock
+        }
+    }
+
+    /// Converts a time of the shard's clock into that of its caller.
+    #[must_use]
+    pub fn caller_us(&self, local_us: u64) -> u64 {
+        local_us.saturating_add(self.total_us)
+    }
+}
+
+impl Shard {
+    /// Corrects what goes by the time that has really passed.
+    ///
+    /// That is how old ops are that the disk does not have yet (a crash of `interval` mode can lose no more than its interval),
+    /// latencies, the end of tokens, and rates: a client may have sent all the time at its rate, and all of that comes at once.
+    pub(super) fn allow_for_absence(&mut self, missed: Missed, clock: Clock) {
+        let aged = |since_us: u64| since_us.saturating_sub(missed.us);
+        self.commit.has_aged(missed.us);
+        self.shown_since_us = self.shown_since_us.map(aged);
+        if let Some(watch) = &mut self.watch {
+            watch.since_us = aged(watch.since_us);
+        }
+        self.handshakes.has_aged(missed.us);
+        if let Some(per_second) = self.config.limits.ops_per_second {
+            for meter in &mut self.meters {
+                meter.allow_for(per_second, missed.deaf_us);
+            }
+        }
+        for slot in 0..self.sessions.capacity() {
+            let Some(session) = self.sessions.get(slot) else {
+                continue;
+            };
+            let left_us = session.expires_at_us.saturating_sub(clock.unix_us);
+            if tick_of(clock.now_us.saturating_add(left_us)) < session.timer_tick {
+                let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
+                self.reschedule(self.id_of(slot), clock);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(now_us: u64) -> Clock {
+        Clock { now_us, unix_us: 7 }
+    }
+
+    /// A turn at `now_us` by the caller's clock, after which the next one is due `after_us` later. Returns the shard's time.
+    fn turn(absence: &mut Absence, now_us: u64, after_us: Option<u64>) -> u64 {
+        absence.woke(now_us);
+        let local = absence.local(at(now_us));
+        assert_eq!(local.unix_us, 7);
+        absence.slept(
+            local.now_us,
+            after_us.map(|after_us| local.now_us + after_us),
+        );
+        local.now_us
+    }
+
+    #[test]
+    fn what_is_late_for_long_is_missed() {
+        const MAX_US: u64 = LATENESS_US_MAX;
+        // What is due next and when the shard wakes, after it fell asleep; and its time then.
+        for (due_us, woke_us, resumed_us) in [
+            (Some(500), 100, 100),
+            (Some(500), 500 + MAX_US, 500 + MAX_US),
+            (Some(500_000), 500_000 + MAX_US + 1, 500_000 - 1),
+            (Some(500_000), 500_000 + MAX_US + 7_000, 500_000 - 7_000),
+            (Some(0), 60_000_000, MAX_US),
+            (Some(5_000_000), 60_000_000, 5_000_000 - GRACE_US),
+            (Some(GRACE_US + MAX_US / 2), 60_000_000, MAX_US),
+            (None, 60_000_000, 60_000_000),
+        ] {
+            let mut absence = Absence::default();
+            turn(&mut absence, 1000, due_us);
+            let case = format!("{due_us:?} {woke_us}");
+            let missed = (resumed_us < woke_us).then_some(Missed {
+                us: woke_us - resumed_us,
+                deaf_us: woke_us,
+            });
+            assert_eq!(absence.woke(1000 + woke_us), missed, "{case}");
+            assert_eq!(absence.woke(1000 + woke_us), None, "once: {case}");
+            let local_us = absence.local(at(1000 + woke_us)).now_us;
+            assert_eq!(local_us, 1000 + resumed_us, "{case}");
+            assert_eq!(absence.caller_us(local_us), 1000 + woke_us, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_deadline_that_has_passed_and_waits_for_something_in_flight_is_no_absence() {
+        let mut absence = Absence::default();
+        turn(&mut absence, 10_000_000, Some(0));
+        for turns in 1..1000 {
+            let now_us = 10_000_000 + turns * 1000;
+            assert_eq!(absence.woke(now_us), None);
+            absence.slept(absence.local(at(now_us)).now_us, Some(10_000_000));
+        }
+    }
+
+    proptest! {
+        /// Time never goes back, goes on in turns that are late, and never goes faster than the caller's.
+        #[test]
+        fn time_goes_on(turns in prop::collection::vec((0..3_000_000_u64, any::<bool>(), prop::option::of(0..2_000_000_u64)), 1..100)) {
+            let (mut absence, mut now_us) = (Absence::default(), 0);
+            let mut local_us = turn(&mut absence, 0, Some(0));
+            let mut turn_us = (0, local_us);
+            for (passed_us, is_whole, due_us) in turns {
+                now_us += passed_us;
+                let next_us = if is_whole {
+                    turn(&mut absence, now_us, due_us)
+                } else {
+                    absence.woke(now_us);
+                    absence.local(at(now_us)).now_us
+                };
+                prop_assert!(next_us >= local_us && next_us <= local_us + passed_us);
+                local_us = next_us;
+                prop_assert!(local_us - turn_us.1 >= (now_us - turn_us.0).min(LATENESS_US_MAX));
+                if is_whole {
+                    turn_us = (now_us, local_us);
+                }
+            }
+        }
+    }
+}

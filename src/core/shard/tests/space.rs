@@ -1,0 +1,245 @@
+//! A log that is long beside what is live in it, and a disk that is nearly full: who waits, who is refused, and who does not notice.
+
+use super::rig::{Rig, START_US, frame, look, op};
+use crate::core::contract::Input;
+use crate::core::log_space::{LogSize, Marks};
+use crate::core::session::Intake;
+use crate::limits::{
+    HELD_RETRY_US, LIGHT_BURST_BYTES, LIGHT_BYTES_PER_SECOND, LOG_SPARE_BYTES, SECOND_US,
+};
+
+const PING: u8 = 9;
+
+/// What was measured: closed segments of this length, and a compaction that works.
+fn size(closed_bytes: u64) -> LogSize {
+    LogSize {
+        open_index: 2,
+        closed_bytes,
+        kept_bytes: 0,
+        is_compacted: true,
+        room_end: u64::MAX,
+    }
+}
+
+fn measure(rig: &mut Rig, size: LogSize) {
+    rig.shard.handle(Input::LogSize(size), rig.clock);
+    rig.run();
+}
+
+/// The marks of a shard in which next to nothing is live.
+fn marks() -> Marks {
+    Marks::new(0, LOG_SPARE_BYTES)
+}
+
+/// A burst of ops on one key, `bytes` long at least.
+fn burst(from: u64, bytes: u64) -> (Vec<u8>, u64) {
+    let value = format!("\"{}\"", "v".repeat(8000));
+    let mut all = Vec::new();
+    let mut timestamp = from;
+    while (all.len() as u64) < bytes {
+        timestamp += 1;
+        all.extend(op("k", &value, timestamp));
+    }
+    (all, timestamp - from)
+}
+
+#[test]
+fn a_flood_waits_and_a_light_writer_of_the_same_shard_is_served_in_its_turn() {
+    let mut rig = Rig::new(|_| ());
+    let (flood, beside) = (rig.join("flood", None), rig.join("flood", None));
+    let (light, witness) = (rig.join("light", None), rig.join("light", None));
+    measure(&mut rig, size(marks().full_bytes));
+    let (bytes, count) = burst(0, 4 * LIGHT_BURST_BYTES);
+    rig.receive(flood, &bytes);
+    // It has what everybody has, and waits then.
+    assert_eq!(rig.session(flood).intake, Intake::Held);
+    assert!(!rig.peers[flood].client.receiving, "nothing more is read");
+    let taken = rig.shard.counters().ops;
+    assert!(
+        taken * 8000 <= LIGHT_BURST_BYTES + 8100 && taken < count,
+        "{taken}"
+    );
+    for client in [beside, light, witness] {
+        rig.seen(client);
+    }
+
+    // In one turn, at the same time.
+    rig.receive_only(light, &op("a", "1", 1));
+    rig.turn();
+    assert_eq!(rig.shard.counters().ops, taken + 1);
+    rig.run();
+    assert_eq!(rig.seen(witness), ["a=1@1"]);
+    // Who only reads is read itself, in the workspace of the flood too; newcomers and requests are served.
+    rig.receive(beside, &frame(PING, b"1"));
+    assert_eq!(rig.seen(beside), ["ping"]);
+    let newcomer = rig.join("flood", None);
+    assert_eq!(rig.seen(newcomer), ["101", "init 1"]);
+    let request = rig.accept(false);
+    rig.receive(request, look("/v1/workspaces/flood").as_bytes());
+    assert_eq!(rig.seen(request)[0], "200");
+
+    // A pause makes up for some of it, and a compaction for all.
+    rig.sleep_until(1.0);
+    let later = rig.shard.counters().ops - taken - 1;
+    assert!(
+        later * 8000 <= LIGHT_BYTES_PER_SECOND + 8100 && later > 0,
+        "{later}"
+    );
+    assert_eq!(rig.session(flood).intake, Intake::Held);
+    assert!(rig.shard.counters().held_us >= SECOND_US * 9 / 10);
+    measure(&mut rig, size(0));
+    assert_eq!(rig.shard.counters().ops, count + 1);
+    assert_eq!(rig.session(flood).intake, Intake::Receiving);
+    assert_eq!(
+        rig.shard
+            .next_deadline_us()
+            .filter(|at_us| *at_us <= START_US + SECOND_US),
+        None
+    );
+}
+
+#[test]
+fn floods_share_what_there_is() {
+    let mut rig = Rig::new(|_| ());
+    let places: Vec<usize> = ["a", "b", "c"].map(|id| rig.join(id, None)).into();
+    // The rate is a quarter here: 64 MB a second, and 320 KB in 5 ms.
+    let Marks {
+        slow_bytes,
+        full_bytes,
+        ..
+    } = marks();
+    measure(&mut rig, size(u64::midpoint(slow_bytes, full_bytes)));
+    let (bytes, _) = burst(0, 3_000_000);
+    for place in &places {
+        rig.receive_only(*place, &bytes);
+    }
+    rig.run();
+    for place in &places {
+        assert_eq!(rig.session(*place).intake, Intake::Held);
+    }
+    let seqs = |rig: &Rig| -> Vec<u64> {
+        let rooms = rig.shard.rooms.iter();
+        rooms.map(|(_, room)| room.workspace.seq()).collect()
+    };
+    let before = seqs(&rig);
+    rig.sleep_until(0.06);
+    let gained: Vec<u64> = seqs(&rig)
+        .iter()
+        .zip(&before)
+        .map(|(now, then)| now - then)
+        .collect();
+    let (least, most) = (gained.iter().min().unwrap(), gained.iter().max().unwrap());
+    assert!(*least * 3 >= *most * 2 && *least > 20, "{gained:?}");
+}
+
+#[test]
+fn at_the_last_mark_all_writers_wait_and_only_a_measurement_wakes_them() {
+    let mut rig = Rig::new(|_| ());
+    let (light, witness) = (rig.join("w", None), rig.join("w", None));
+    measure(&mut rig, size(marks().stop_bytes));
+    rig.seen(witness);
+    rig.receive(light, &op("k", "1", 1));
+    assert_eq!(rig.seen(witness), [""; 0]);
+    let next_us = rig.shard.next_deadline_us();
+    assert!(
+        next_us.is_none_or(|at_us| at_us > START_US + 100 * HELD_RETRY_US),
+        "{next_us:?}"
+    );
+    assert!(!rig.shard.has_work());
+    // Its silence is not its own.
+    rig.sleep_until(120.0);
+    let seen = rig.seen(light);
+    assert!(seen.iter().all(|what| what != "close 1001"), "{seen:?}");
+    // The witness had nothing to answer with.
+    let witness = rig.join("w", None);
+    rig.seen(witness);
+    measure(&mut rig, size(marks().stop_bytes - 1000));
+    assert_eq!(rig.seen(witness), ["k=1@1"]);
+}
+
+#[test]
+fn nobody_waits_for_a_compaction_that_has_given_up() {
+    let mut rig = Rig::new(|_| ());
+    let (writer, witness) = (rig.join("w", None), rig.join("w", None));
+    measure(&mut rig, size(marks().stop_bytes));
+    rig.seen(witness);
+    rig.receive(writer, &op("k", "1", 1));
+    assert_eq!(rig.seen(witness), [""; 0]);
+    let is_compacted = false;
+    measure(
+        &mut rig,
+        LogSize {
+            is_compacted,
+            ..size(marks().stop_bytes)
+        },
+    );
+    assert_eq!(rig.seen(witness), ["k=1@1"]);
+}
+
+#[test]
+fn ops_that_would_grow_the_log_are_refused_where_the_disk_is_nearly_full() {
+    let mut rig = Rig::new(|_| ());
+    let (writer, witness) = (rig.join("w", None), rig.join("w", None));
+    rig.op(writer, "k", "1", 5);
+    for client in [writer, witness] {
+        rig.seen(client);
+    }
+    let full = LogSize {
+        room_end: 0,
+        ..size(0)
+    };
+    measure(&mut rig, full);
+    // What stays is told first, and then the refusal.
+    rig.op(writer, "k", "2", 6);
+    assert_eq!(rig.seen(writer), ["k=1@5", "error 500 k@6"]);
+    rig.op(writer, "new", "2", 7);
+    assert_eq!(rig.seen(writer), ["error 500 new@7"]);
+    // What loses, and what is there already, needs no room.
+    rig.op(writer, "k", "3", 4);
+    assert_eq!(rig.seen(writer), ["k=1@5"]);
+    rig.op(writer, "k", "1", 5);
+    assert_eq!(rig.seen(writer), [""; 0]);
+    assert_eq!(rig.seen(witness), [""; 0], "and nobody else notices");
+    let newcomer = rig.join("w", None);
+    assert_eq!(rig.seen(newcomer), ["101", "init 1"]);
+    let counters = rig.shard.counters();
+    assert_eq!(
+        (
+            counters.refused_disk_full,
+            counters.disk_is_full,
+            counters.failures
+        ),
+        (2, 1, 0)
+    );
+    assert_eq!(rig.ready, None, "it serves");
+
+    measure(&mut rig, size(0));
+    rig.op(writer, "k", "4", 8);
+    assert_eq!(rig.seen(writer), [""; 0]);
+    assert_eq!(rig.seen(witness), ["k=4@8"]);
+    assert_eq!(rig.shard.counters().disk_is_full, 0);
+}
+
+#[test]
+fn a_shard_takes_as_much_as_the_disk_has_room_for_and_no_more() {
+    let mut rig = Rig::new(|_| ());
+    let writer = rig.join("w", None);
+    rig.seen(writer);
+    let room_end = 10_000;
+    measure(
+        &mut rig,
+        LogSize {
+            room_end,
+            ..size(0)
+        },
+    );
+    for timestamp in 1..100 {
+        rig.op(writer, "k", &format!("\"{}\"", "v".repeat(500)), timestamp);
+    }
+    let end = rig.shard.commit.end_position();
+    assert!((room_end..room_end + 700).contains(&end), "{end}");
+    assert_eq!(
+        rig.shard.counters().refused_disk_full,
+        99 - rig.shard.counters().ops
+    );
+}

@@ -1,0 +1,84 @@
+//! Connections that give way when there are as many as there may be.
+
+use super::rig::{Rig, frame, head, look};
+use crate::core::contract::Door;
+use crate::core::yielding::Yielded;
+
+fn gives_way(rig: &mut Rig, door: Door) -> Option<(usize, bool)> {
+    let Yielded { id, is_silent } = rig.shard.give_way(door, rig.clock)?;
+    let mut peers = rig.peers.iter();
+    let place = peers.position(|peer| peer.client.id == id && !peer.client.closed);
+    rig.run();
+    Some((place.expect("it was there"), is_silent))
+}
+
+fn accept_at(rig: &mut Rig, door: Door) -> usize {
+    let id = rig.shard.accept_at(door, false, rig.clock);
+    rig.add_peer(id)
+}
+
+#[test]
+fn the_oldest_with_the_least_to_lose_goes_first() {
+    let mut rig = Rig::new(|_| ());
+    let member = rig.join("w", None);
+    let [first, asks, second, third] = [(); 4].map(|()| rig.accept(false));
+    let lingers = rig.accept(false);
+    rig.peers[lingers].closes = false;
+    rig.receive(lingers, b"GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n");
+    // Its answer is on its way.
+    rig.peers[asks].reads = false;
+    rig.receive(asks, look("/v1/workspaces/w").as_bytes());
+    rig.receive(second, b"GET / HTTP/1.1\r\n");
+    rig.seen(member);
+    for expected in [
+        (first, true),
+        (second, true),
+        (third, true),
+        (lingers, false),
+    ] {
+        assert!(rig.shard.may_give_way(Door::Public));
+        assert_eq!(gives_way(&mut rig, Door::Public), Some(expected));
+        assert_eq!(
+            rig.seen(expected.0).last().map(String::as_str),
+            Some("gone")
+        );
+    }
+    assert!(!rig.shard.may_give_way(Door::Public));
+    assert_eq!(gives_way(&mut rig, Door::Public), None);
+    assert_eq!(rig.shard.connections(), 2);
+    let counters = rig.shard.counters();
+    assert_eq!((counters.gave_way, counters.sessions_handshake), (4, 0));
+    rig.op(member, "k", "1", 1);
+    assert_eq!(rig.seen(member).len(), 0);
+}
+
+#[test]
+fn each_door_has_places_of_its_own() {
+    let mut rig = Rig::new(|_| ());
+    let admin = accept_at(&mut rig, Door::Admin);
+    let public = accept_at(&mut rig, Door::Public);
+    assert_eq!(gives_way(&mut rig, Door::Public), Some((public, true)));
+    assert_eq!(gives_way(&mut rig, Door::Public), None);
+    assert_eq!(gives_way(&mut rig, Door::Admin), Some((admin, true)));
+    assert_eq!(gives_way(&mut rig, Door::Admin), None);
+}
+
+#[test]
+fn whoever_goes_by_itself_does_not_give_way() {
+    let mut rig = Rig::new(|config| config.fault_panic_key = Some("boom".to_owned()));
+    // By its end, by its time, by an answer and its own close, by its own close as a member, as one that waits.
+    let [broken, late, answered] = [(); 3].map(|()| rig.accept(false));
+    rig.peers[broken].client.broken = true;
+    rig.receive(answered, b"GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n");
+    let member = rig.join("w", None);
+    rig.receive(member, &frame(8, b""));
+    rig.sleep_until(13.0);
+    assert_eq!(rig.seen(late), ["408", "gone"]);
+    assert_eq!(rig.shard.connections(), 0);
+    assert!(!rig.shard.may_give_way(Door::Public));
+
+    let mut rig = Rig::recovering(|_| ());
+    let waits = rig.accept(false);
+    rig.receive(waits, head("w", None).as_bytes());
+    assert!(!rig.shard.may_give_way(Door::Public));
+}

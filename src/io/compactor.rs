@@ -1,0 +1,525 @@
+//! The thread that compacts the log, measures it, and looks at the room on the disk.
+//!
+//! When and what to compact is decided in [`crate::log::schedule`]; here are the files, the clock and the other threads.
+//! Each shard is told when what concerns it has changed: it slows its writers down accordingly, or refuses their ops.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::core::log_space::LogSize;
+use crate::core::usage::Dead;
+use crate::io::post::{Letter, Post, Status};
+use crate::io::threads::{self, ThreadError};
+use crate::limits::{
+    COMPACTION_BYTES_MIN, COMPACTION_NICE, DISK_LOOK_BUSY_US, DISK_LOOK_US, SEGMENT_BYTES_MAX,
+    SEGMENT_BYTES_MIN,
+};
+use crate::log::compaction::{Compaction, CompactionError, Settings};
+use crate::log::directory::DataDirectory;
+use crate::log::disk::{Disk, HostDisk};
+use crate::log::record::SEGMENT_HEADER_BYTES;
+use crate::log::reserve::Reserve;
+use crate::log::schedule::{Folder, LowMarks, Room, Schedule};
+use crate::log::segment;
+
+/// A shard's log goes on in a new segment.
+#[derive(Clone)]
+pub struct Rotation {
+    /// The shard.
+    pub shard: u32,
+    /// The segment that is open now.
+    pub index: u64,
+    /// The log position of its first batch.
+    pub first_position: u64,
+    /// What the shard's state takes in a log in which nothing is dead.
+    pub live_bytes: u64,
+    /// Which segments hold nothing of it.
+    pub dead: Dead,
+    /// Where the shard is told how long its log is.
+    pub post: Post,
+}
+
+/// What a shard tells the thread that compacts.
+pub enum News {
+    /// A segment was opened. The first of each shard tells that it serves.
+    Rotated(Rotation),
+    /// A shard cannot write its log. If that is for want of room, it must be made at once.
+    Failed,
+}
+
+/// The thread that compacts the log. It sleeps until a shard begins a new segment, but for a look at the disk now and then.
+pub struct Compactor {
+    news: Sender<News>,
+    thread: JoinHandle<()>,
+}
+
+impl Compactor {
+    /// Starts it, for a server with so many shards. Nothing is compacted before each of them has told its first rotation:
+    /// until then, nobody knows which of its segments is open.
+    pub fn start(
+        directory: Arc<DataDirectory>,
+        shards: usize,
+        status: Arc<Status>,
+    ) -> Result<Self, ThreadError> {
+        let (news, inbox) = channel();
+        let thread = threads::start("etherply-compact".to_owned(), move || {
+            // Linux takes this for the calling thread alone (setpriority(2), "C library/kernel differences").
+            let _ = rustix::process::setpriority_process(None, COMPACTION_NICE);
+            Loop::new(directory, shards, status, inbox).run();
+        })?;
+        Ok(Self { news, thread })
+    }
+
+    /// Where news are told. When all senders are gone, the thread ends.
+    #[must_use]
+    pub fn news(&self) -> Sender<News> {
+        self.news.clone()
+    }
+
+    /// Ends it, and leaves nothing half done. The shards must have ended.
+    pub fn stop(self) {
+        drop(self.news);
+        // It has told what went wrong.
+        let _ = self.thread.join();
+    }
+}
+
+struct Loop {
+    directory: Arc<DataDirectory>,
+    /// How many run.
+    shards: usize,
+    status: Arc<Status>,
+    inbox: Receiver<News>,
+    started: Instant,
+    /// The last of each shard.
+    rotations: Vec<Rotation>,
+    /// As they were measured last.
+    folders: Vec<Folder>,
+    /// What each shard was told last.
+    told: Vec<(u32, LogSize)>,
+    schedule: Schedule,
+    room: Room,
+    reserve: Reserve<HostDisk>,
+    next_look_us: u64,
+    is_over: bool,
+}
+
+/// However the thread ends, nobody waits for it.
+impl Drop for Loop {
+    fn drop(&mut self) {
+        self.schedule.give_up();
+        self.tell();
+    }
+}
+
+impl Loop {
+    fn new(
+        directory: Arc<DataDirectory>,
+        shards: usize,
+        status: Arc<Status>,
+        inbox: Receiver<News>,
+    ) -> Self {
+        Self {
+            reserve: Reserve::new(Arc::clone(&directory)),
+            directory,
+            shards,
+            status,
+            inbox,
+            started: Instant::now(),
+            rotations: Vec::new(),
+            folders: Vec::new(),
+            told: Vec::new(),
+            schedule: Schedule::new(COMPACTION_BYTES_MIN),
+            room: Room::new(LowMarks::default(), shards as u64),
+            next_look_us: 0,
+            is_over: false,
+        }
+    }
+
+    fn run(&mut self) {
+        while !self.is_over {
+            match self.inbox.recv_timeout(self.wait()) {
+                Ok(news) => self.take(news),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.catch_up(DISK_LOOK_US);
+            // The log may have grown meanwhile by so much that the next one is due.
+            while !self.is_over && self.compact_if_due() {}
+        }
+    }
+
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// How long to sleep, if nothing is told.
+    fn wait(&self) -> Duration {
+        let wait_us = self.next_look_us.saturating_sub(self.now_us());
+        Duration::from_micros(wait_us)
+    }
+
+    fn due(&self) -> Vec<u32> {
+        if self.rotations.len() < self.shards {
+            return Vec::new();
+        }
+        let is_short = self.room.is_short();
+        self.schedule.due(&self.folders, is_short, self.now_us())
+    }
+
+    /// Compacts what is due. False: nothing is, or not now.
+    fn compact_if_due(&mut self) -> bool {
+        let due = self.due();
+        if due.is_empty() {
+            return false;
+        }
+        let outcome = self.compact(&due);
+        let is_done = match outcome {
+            Ok(()) => {
+                self.schedule.succeeded();
+                true
+            }
+            Err(CompactionError::Stopped) => false,
+            Err(error) => self.failed(&error),
+        };
+        self.measure();
+        self.look();
+        self.tell();
+        let is_broken = !self.schedule.is_working();
+        self.status
+            .log
+            .tell(|log| log.compaction_is_broken = is_broken);
+        is_done
+    }
+
+    /// Takes that a compaction has failed. True: it may be tried again at once.
+    fn failed(&mut self, error: &CompactionError) -> bool {
+        if error.is_for_room() {
+            self.schedule.ran_out_of_room();
+            if self.reserve.give_up() {
+                tracing::warn!("compaction uses the reserve on the disk: {error}");
+                return true;
+            }
+        }
+        self.status.log.tell(|log| log.compaction_failures += 1);
+        if let CompactionError::Folder { .. } = error {
+            tracing::error!("compaction is off until the next start: {error}");
+            self.schedule.give_up();
+            return false;
+        }
+        let free_bytes = self.room.free_bytes().filter(|_| error.is_for_room());
+        let now_us = self.now_us();
+        if self.schedule.failed(error.to_string(), free_bytes, now_us) {
+            tracing::warn!("compaction failed, and the log stays as it is for now: {error}");
+        }
+        false
+    }
+
+    /// What is known to be dead goes first. Where few keys are written again and again, the rest need not be read then.
+    fn compact(&mut self, due: &[u32]) -> Result<(), CompactionError> {
+        let settings = Settings::routine(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+        let sweep = Compaction::sweep(
+            Arc::clone(&self.directory),
+            &self.open(),
+            settings,
+            |shard, segments| {
+                let of_shard = |last: &&Rotation| last.shard == shard;
+                let rotation = self.rotations.iter().find(of_shard);
+                rotation.is_some_and(|last| last.dead.has(segments))
+            },
+        )?;
+        if !sweep.is_done() {
+            self.carry_out(sweep)?;
+        }
+        let due: Vec<u32> = {
+            let still_due = self.due();
+            let is_due = |shard: &u32| still_due.contains(shard);
+            due.iter().copied().filter(is_due).collect()
+        };
+        if due.is_empty() {
+            return Ok(());
+        }
+        let directory = Arc::clone(&self.directory);
+        let mut compaction = Compaction::plan(directory, &self.open(), settings)?.only(&due);
+        if self.room.is_short() || self.schedule.lacks_room() {
+            compaction = compaction.in_small_steps();
+        }
+        let begun = self.folders.clone();
+        let compaction = self.carry_out(compaction)?;
+        for folder in begun.iter().filter(|folder| due.contains(&folder.shard)) {
+            let kept_bytes = compaction.kept_bytes(folder.shard);
+            let freed_bytes = compaction.freed_bytes(folder.shard);
+            let closed_bytes = folder.closed_bytes.saturating_sub(freed_bytes);
+            self.schedule.compacted(folder, kept_bytes, closed_bytes);
+        }
+        Ok(())
+    }
+
+    /// The open segment of each shard.
+    fn open(&self) -> Vec<(u32, u64)> {
+        let each = self.rotations.iter();
+        each.map(|last| (last.shard, last.index)).collect()
+    }
+
+    fn carry_out(
+        &mut self,
+        mut compaction: Compaction<HostDisk>,
+    ) -> Result<Compaction<HostDisk>, CompactionError> {
+        let begun = Instant::now();
+        tracing::info!(bytes = compaction.outcome().bytes, "compacting the log");
+        let mut since = Instant::now();
+        let mut replaced = 0;
+        loop {
+            let more = compaction.step(&mut |_| {
+                self.catch_up(DISK_LOOK_BUSY_US);
+                let (folders, is_short) = (&self.folders, self.room.is_short());
+                thread::sleep(self.schedule.pause(folders, is_short, since.elapsed()));
+                since = Instant::now();
+                if self.is_over {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            })?;
+            if compaction.outcome().segments_replaced > replaced {
+                replaced = compaction.outcome().segments_replaced;
+                self.measure();
+                self.tell();
+            }
+            if !more {
+                break;
+            }
+        }
+        let outcome = compaction.outcome();
+        self.status.log.tell(|log| {
+            log.compactions += 1;
+            log.compaction_freed_bytes += outcome.bytes_freed;
+        });
+        tracing::info!(
+            bytes = outcome.bytes,
+            bytes_freed = outcome.bytes_freed,
+            segments_replaced = outcome.segments_replaced,
+            segments_written = outcome.segments_written,
+            took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "compacted the log"
+        );
+        Ok(compaction)
+    }
+
+    fn take(&mut self, news: News) {
+        match news {
+            News::Rotated(rotation) => {
+                self.rotations.retain(|last| last.shard != rotation.shard);
+                self.rotations.push(rotation);
+                self.measure();
+                self.look();
+            }
+            News::Failed => self.look(),
+        }
+    }
+
+    /// Takes what has been told meanwhile, looks at the disk if that is due, and tells the shards what has changed.
+    fn catch_up(&mut self, look_us: u64) {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(news) => self.take(news),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    self.is_over = true;
+                    break;
+                }
+            }
+        }
+        let now_us = self.now_us();
+        if self.next_look_us.saturating_sub(DISK_LOOK_US - look_us) <= now_us {
+            self.look();
+        }
+        self.tell();
+    }
+
+    /// Looks at the room on the disk.
+    fn look(&mut self) {
+        self.next_look_us = self.now_us() + DISK_LOOK_US;
+        let was_short = self.room.is_short();
+        let space = HostDisk.space(self.directory.path());
+        self.room.looked(space.ok());
+        let free_bytes = self.room.free_bytes();
+        self.schedule.looked(free_bytes.unwrap_or(0));
+        self.status.log.tell(|log| log.disk_free_bytes = free_bytes);
+        match (was_short, self.room.is_short()) {
+            (false, true) => tracing::error!(
+                free_bytes,
+                "the disk is nearly full: ops are refused with an error 500, all else goes on; make room on the disk of --data-dir"
+            ),
+            (true, false) => tracing::info!(free_bytes, "the disk has room again: ops are taken"),
+            (true, true) | (false, false) => {}
+        }
+        let reserve_bytes = self.room.reserve_bytes(&self.folders, COMPACTION_BYTES_MIN);
+        if let Some(bytes) = reserve_bytes.filter(|_| !self.schedule.lacks_room())
+            && bytes > self.reserve.bytes()
+            && let Err(error) = self.reserve.claim(bytes)
+        {
+            tracing::warn!("no room on the disk can be kept for compaction: {error}");
+        }
+    }
+
+    /// Measures the closed segments, which is told to those who show it.
+    fn measure(&mut self) {
+        let mut folders = Vec::new();
+        let mut segments = 0;
+        for shard in self.directory.shards().unwrap_or_default() {
+            let rotation = self.rotations.iter().find(|last| last.shard == shard);
+            let Some((count, closed_bytes)) = self.measure_folder(shard, rotation) else {
+                // It is measured again soon.
+                return;
+            };
+            segments += count;
+            folders.push(Folder {
+                shard,
+                closed_bytes,
+                live_bytes: rotation.map_or(0, |last| last.live_bytes),
+                is_running: rotation.is_some(),
+            });
+        }
+        self.folders = folders;
+        if self.rotations.len() == self.shards {
+            let closed_bytes = self.folders.iter().map(|folder| folder.closed_bytes).sum();
+            self.status.log.tell(|log| {
+                (log.segments, log.closed_bytes) = (segments, closed_bytes);
+            });
+        }
+    }
+
+    /// How many segments a folder has, and how long the closed ones are.
+    fn measure_folder(&self, shard: u32, rotation: Option<&Rotation>) -> Option<(u64, u64)> {
+        let open_index = rotation.map_or(u64::MAX, |last| last.index);
+        let folder = self.directory.shard_path(shard);
+        let segments = segment::list(&HostDisk, &folder).ok()?;
+        let mut closed_bytes = 0;
+        for (_, path) in segments.iter().filter(|(index, _)| *index < open_index) {
+            closed_bytes += path.metadata().ok()?.len();
+        }
+        Some((segments.len() as u64, closed_bytes))
+    }
+
+    /// Tells each shard what has changed for it.
+    fn tell(&mut self) {
+        if self.rotations.len() < self.shards {
+            return;
+        }
+        for rotation in &self.rotations {
+            let shard = rotation.shard;
+            let Some(folder) = self.folders.iter().find(|folder| folder.shard == shard) else {
+                continue;
+            };
+            let stats = &self.status.stats[shard as usize];
+            let open_bytes = stats.read(0).counters.log_open_bytes;
+            let written_bytes = open_bytes.saturating_sub(SEGMENT_HEADER_BYTES as u64);
+            let size = LogSize {
+                open_index: rotation.index,
+                closed_bytes: folder.closed_bytes,
+                kept_bytes: self.schedule.kept_bytes(folder, &self.folders),
+                is_compacted: self.schedule.is_working(),
+                room_end: self.room.end(rotation.first_position + written_bytes),
+            };
+            let last = self.told.iter_mut().find(|(told, _)| *told == shard);
+            match last {
+                Some((_, last)) if *last == size => continue,
+                Some((_, last)) => *last = size,
+                None => self.told.push((shard, size)),
+            }
+            rotation.post.send(Letter::LogSize(size));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::post::mailbox;
+
+    #[test]
+    fn nothing_is_compacted_before_each_shard_has_told_which_segment_is_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Arc::new(DataDirectory::open(folder.path()).unwrap());
+        for shard in 0..2 {
+            let path = directory.shard_path(shard);
+            std::fs::create_dir(&path).unwrap();
+            let closed = std::fs::File::create(path.join("0000000001.aof")).unwrap();
+            closed.set_len(100 << 20).unwrap();
+            std::fs::File::create(path.join("0000000002.aof")).unwrap();
+        }
+        let status = Arc::new(Status::new(2, 1));
+        let (_news, inbox) = channel();
+        let mut compactor = Loop::new(directory, 2, Arc::clone(&status), inbox);
+        let (post, mailbox) = mailbox().unwrap();
+        for (shard, due) in [(1, &[][..]), (1, &[]), (0, &[0, 1])] {
+            compactor.take(News::Rotated(Rotation {
+                shard,
+                index: 2,
+                first_position: 100 << 20,
+                live_bytes: 1,
+                dead: Dead::default(),
+                post: post.clone(),
+            }));
+            assert_eq!(compactor.due(), due, "shard {shard} has told");
+            let known = status.log.read();
+            let is_known = !due.is_empty();
+            let (segments, closed_bytes) = if is_known { (4, 200 << 20) } else { (0, 0) };
+            assert_eq!(
+                (known.segments, known.closed_bytes),
+                (segments, closed_bytes)
+            );
+            compactor.tell();
+            assert_eq!(mailbox.next().is_some(), is_known);
+        }
+        while mailbox.next().is_some() {}
+        compactor.tell();
+        assert!(mailbox.next().is_none(), "nothing has changed");
+        // Whoever waits for it is let go when it ends, however it ends.
+        drop(compactor);
+        for _ in 0..2 {
+            let Some(Letter::LogSize(size)) = mailbox.next() else {
+                panic!("each shard is told");
+            };
+            assert!(!size.is_compacted);
+        }
+    }
+
+    #[test]
+    fn a_segment_that_cannot_be_read_is_tried_again_after_a_while_and_told_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Arc::new(DataDirectory::open(folder.path()).unwrap());
+        let path = directory.shard_path(0);
+        std::fs::create_dir(&path).unwrap();
+        let closed = std::fs::File::create(path.join("0000000001.aof")).unwrap();
+        closed.set_len(100 << 20).unwrap();
+        let status = Arc::new(Status::new(1, 1));
+        let (_news, inbox) = channel();
+        let mut compactor = Loop::new(directory, 1, Arc::clone(&status), inbox);
+        let (post, mailbox) = mailbox().unwrap();
+        for index in 2..20 {
+            compactor.take(News::Rotated(Rotation {
+                shard: 0,
+                index,
+                first_position: 100 << 20,
+                live_bytes: 1,
+                dead: Dead::default(),
+                post: post.clone(),
+            }));
+            while compactor.compact_if_due() {}
+        }
+        assert_eq!(status.log.read().compaction_failures, 1);
+        let mut last = None;
+        while let Some(Letter::LogSize(size)) = mailbox.next() {
+            last = Some(size);
+        }
+        assert!(
+            !last.expect("it was told").is_compacted,
+            "nobody waits for it"
+        );
+    }
+}

@@ -1,0 +1,97 @@
+//! What the log says of single connections and batches, at `debug` and `trace`.
+
+use std::net::SocketAddr;
+
+use crate::core::journal::{Ended, Note};
+use crate::core::session::SessionId;
+
+/// Logs what a shard notes of a connection.
+pub fn log(of: (u32, SessionId), peer: Option<SocketAddr>, note: Note, now_us: u64) {
+    match note {
+        Note::Joined(member) => tracing::debug!(
+            shard = of.0,
+            connection = of.1.generation,
+            peer = peer.map(tracing::field::display),
+            workspace = member.workspace,
+            sub = member.subject,
+            "client connected"
+        ),
+        Note::Ended(ended) => log_end(of, ended, now_us),
+    }
+}
+
+/// The batch that is being written.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Of all batches up to this one.
+    ops_total: u64,
+    ops: u64,
+}
+
+impl Batch {
+    /// Records that a batch is submitted, or the rest of one of which a part was written; `ops_total` has its ops and those of
+    /// all batches that came earlier.
+    pub fn begin(&mut self, ops_total: u64) {
+        self.ops = ops_total - std::mem::replace(&mut self.ops_total, ops_total);
+    }
+
+    /// Logs that it was written.
+    pub fn log_written(&self, shard: u32, bytes: Option<usize>, took_us: u64) {
+        tracing::trace!(shard, ops = self.ops, bytes, took_us, "batch written");
+    }
+}
+
+/// Logs an fdatasync of the log.
+pub fn log_sync(shard: u32, ok: bool, took_us: u64) {
+    tracing::trace!(shard, ok, took_us, "log synced");
+}
+
+fn log_end((shard, id): (u32, SessionId), ended: Ended, now_us: u64) {
+    let connection = id.generation;
+    let Ended {
+        member,
+        ending,
+        begun_us,
+        bytes_received,
+        bytes_sent,
+        ops,
+    } = ended;
+    let duration_ms = now_us.saturating_sub(begun_us) / 1000;
+    let (code, reason, closed_by) = ending.map_or((None, None, None), |ending| {
+        let reason = Some(ending.reason).filter(|reason| !reason.is_empty());
+        (Some(ending.code), reason, Some(ending.closed_by.name()))
+    });
+    match member {
+        Some(member) => tracing::debug!(
+            shard,
+            connection,
+            workspace = member.workspace,
+            sub = member.subject,
+            code,
+            reason,
+            closed_by,
+            duration_ms,
+            bytes_received,
+            bytes_sent,
+            ops,
+            "client disconnected"
+        ),
+        None if code.is_some() => tracing::debug!(
+            shard,
+            connection,
+            status = code,
+            reason,
+            duration_ms,
+            bytes_received,
+            bytes_sent,
+            "request answered"
+        ),
+        None => tracing::debug!(
+            shard,
+            connection,
+            duration_ms,
+            bytes_received,
+            "connection closed before its request was answered"
+        ),
+    }
+}

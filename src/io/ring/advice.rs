@@ -1,0 +1,40 @@
+//! What to do where a ring cannot be had.
+
+use std::io;
+
+use rustix::process::{Resource, getrlimit};
+
+use super::setup::locked_bytes;
+use crate::io::buffers::kernel;
+
+/// Why there is no ring for each of this many shards, and what to do.
+#[must_use]
+pub fn advice(error: &io::Error, shards: u32) -> String {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS) => "the kernel has none, or a seccomp filter hides it: use Linux 5.10 or later, and in a container a profile that allows io_uring_setup, io_uring_enter and io_uring_register".to_owned(),
+        Some(libc::EPERM | libc::EACCES) => "it is forbidden: set the sysctl kernel.io_uring_disabled to 0, and in a container use a seccomp profile that allows io_uring_setup, io_uring_enter and io_uring_register".to_owned(),
+        Some(libc::ENOMEM) => memory_advice(shards),
+        Some(libc::EMFILE | libc::ENFILE) => "no file may be opened for it: raise the limit of open files (ulimit -n)".to_owned(),
+        _ if error.kind() == io::ErrorKind::Unsupported => "the kernel lacks operations that the server needs: use Linux 5.10 or later".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// Whose memory is short: what this user may lock, or the system's.
+fn memory_advice(shards: u32) -> String {
+    let need = locked_bytes(kernel(), shards);
+    let limit = getrlimit(Resource::Memlock).current;
+    match (need, limit) {
+        (Some(need), Some(limit)) => format!(
+            "the rings of {shards} shards lock {} KiB of memory, and all processes of this user together \
+             may lock {} KiB: raise the limit of locked memory (ulimit -l, LimitMEMLOCK= of systemd, \
+             docker run --ulimit memlock=BYTES), or lower --shards",
+            need / 1024,
+            limit / 1024
+        ),
+        _ => format!(
+            "there is no memory for the rings of {shards} shards (ENOMEM): free some, raise the memory \
+             limit of the control group, or lower --shards"
+        ),
+    }
+}

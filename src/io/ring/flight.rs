@@ -1,0 +1,109 @@
+//! An operation on its way: what the ring knows it by, and the memory that the kernel is pointed to.
+
+use io_uring::{cqueue, squeue, types};
+use tokio_uring::{InFlightOneshot, OneshotOutputTransform};
+
+use crate::core::chunk::{Span, Spans};
+use crate::io::buffers::sanitizer::{Pointed, Stretch};
+use crate::limits::{SEND_SPANS_MAX, SENDS_PER_TURN_MAX};
+use crate::log::blocks::Blocks;
+
+/// What an operation owns while it is in flight.
+pub(super) enum Owned {
+    Nothing,
+    Bytes(Vec<u8>),
+    Blocks(Blocks),
+    Span(Span),
+    Vectored(Box<Vectored>),
+    Time(Box<types::Timespec>),
+    Count(#[expect(dead_code, reason = "the kernel writes it")] Box<u64>),
+}
+
+/// A message of several pieces, as sendmsg(2) wants it. Boxed: the kernel is given its address.
+pub(super) struct Vectored {
+    pub header: libc::msghdr,
+    pub pieces: [libc::iovec; SEND_SPANS_MAX],
+    pub spans: Spans,
+}
+
+impl Vectored {
+    /// What the kernel is pointed to.
+    pub fn stretches(&self) -> impl Iterator<Item = Stretch> {
+        let pieces = &self.pieces[..self.header.msg_iovlen];
+        let header = (&raw const self.header).cast();
+        [
+            (header, size_of::<libc::msghdr>()),
+            (pieces.as_ptr().cast(), size_of_val(pieces)),
+        ]
+        .into_iter()
+        .chain(
+            pieces
+                .iter()
+                .map(|piece| (piece.iov_base.cast_const().cast(), piece.iov_len)),
+        )
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    Receive {
+        fd: i32,
+    },
+    /// Waits until bytes are there, on a kernel on which a waiting receive would hold a buffer.
+    Readable {
+        fd: i32,
+    },
+    Accept,
+    Other,
+    /// The ring's own: a buffer is provided.
+    Provide {
+        index: u16,
+    },
+    /// The ring's own: there are receives to arm.
+    Arm,
+}
+
+/// An operation that is not in the submission queue yet.
+pub(super) struct Held<T> {
+    pub token: T,
+    pub kind: Kind,
+    /// Before what is pointed to, since fields are dropped in order.
+    pub pointed: Pointed,
+    pub owned: Owned,
+    pub entry: squeue::Entry,
+}
+
+/// An operation that the kernel has, or will have with the next submission.
+pub(super) struct Flight<T> {
+    pub token: T,
+    pub kind: Kind,
+    /// Before the operation, since fields are dropped in order.
+    pub _pointed: Pointed,
+    pub operation: InFlightOneshot<Owned, Outcome>,
+}
+
+pub(super) struct Outcome;
+
+impl OneshotOutputTransform for Outcome {
+    type Output = (Owned, i32, u32);
+    type StoredData = Owned;
+
+    fn transform_oneshot_output(self, owned: Owned, entry: cqueue::Entry) -> Self::Output {
+        (owned, entry.result(), entry.flags())
+    }
+}
+
+/// What the kernel is done with, to be used again.
+#[derive(Default)]
+#[expect(clippy::vec_box, reason = "what the kernel is given does not move")]
+pub(super) struct Spare {
+    pub messages: Vec<Box<Vectored>>,
+    pub times: Vec<Box<types::Timespec>>,
+}
+
+/// Keeps memory for its next use; no more of it than a turn takes.
+pub(super) fn keep<M>(spare: &mut Vec<M>, memory: M) {
+    if spare.len() < SENDS_PER_TURN_MAX {
+        spare.push(memory);
+    }
+}

@@ -1,0 +1,222 @@
+//! What is known of the submission queue from outside, and the guard that nothing stays in it.
+//!
+//! tokio-uring submits when tokio parks, and does not say whether that worked: where the kernel refuses
+//! (`io_uring_enter(2)`: EAGAIN without memory for a request, EBUSY before completions are taken), the
+//! operations stay in the queue, and the thread sleeps with them. So a moment after operations were put
+//! in, the guard wakes the loop once, and enters the kernel itself: nothing left is what is nearly
+//! always found. A server without operations arms no guard.
+//!
+//! tokio-uring also submits where the queue is full, and panics where that fails. So no operation is
+//! handed to it that might not fit.
+
+use std::io;
+use std::pin::Pin;
+use std::task::Context;
+use std::thread;
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::limits::{LAST_SUBMIT_US, RESUBMIT_US, RING_ENTRIES};
+
+/// Submits what is in the queue, and returns how much the kernel took of it.
+pub(super) type Enter = Box<dyn FnMut() -> io::Result<u32>>;
+
+/// The submission queue of a ring.
+pub(super) struct Submissions {
+    pub(super) enter: Enter,
+    /// The most that there can be in the queue: what was put in since it was last known to be empty.
+    queued: u32,
+    retries: u64,
+}
+
+impl Submissions {
+    pub fn new(enter: Enter) -> Self {
+        Self {
+            enter,
+            queued: 0,
+            retries: 0,
+        }
+    }
+
+    /// Whether one more operation is sure to fit. What is in the queue is submitted for that, if need be.
+    pub fn has_room(&mut self) -> bool {
+        self.queued < RING_ENTRIES || self.submit_all().is_ok()
+    }
+
+    /// Counts an operation that is put into the queue.
+    ///
+    /// # Panics
+    /// Without room for it.
+    pub fn push(&mut self) {
+        assert!(self.queued < RING_ENTRIES, "an operation fits the queue");
+        self.queued += 1;
+    }
+
+    /// Whether nothing was put in since the queue was last known to be empty.
+    pub fn is_known_empty(&self) -> bool {
+        self.queued == 0
+    }
+
+    /// Submits what the last park has left, and returns whether there was anything. Only for the time
+    /// between a park and the turn after it.
+    pub fn retry(&mut self) -> bool {
+        let first = (self.enter)();
+        if let Ok(0) = first {
+            self.queued = 0;
+            return false;
+        }
+        self.retries += 1;
+        if first.is_ok() {
+            // The rest of it, if only a part was taken. Where that fails, the guard comes again.
+            let _ = self.submit_all();
+        }
+        true
+    }
+
+    /// How often something was left.
+    pub fn retries(&self) -> u64 {
+        self.retries
+    }
+
+    fn submit_all(&mut self) -> io::Result<()> {
+        while (self.enter)()? > 0 {}
+        self.queued = 0;
+        Ok(())
+    }
+}
+
+/// A runtime that has submitted all before it ends: tokio-uring panics where it cannot.
+pub(super) struct EndingRuntime {
+    /// None once it has ended.
+    runtime: Option<tokio_uring::Runtime>,
+    enter: Enter,
+}
+
+impl EndingRuntime {
+    pub fn new(runtime: tokio_uring::Runtime, enter: Enter) -> Self {
+        Self {
+            runtime: Some(runtime),
+            enter,
+        }
+    }
+
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime
+            .as_ref()
+            .expect("it has not ended")
+            .block_on(future)
+    }
+}
+
+impl Drop for EndingRuntime {
+    fn drop(&mut self) {
+        let until = Instant::now() + Duration::from_micros(LAST_SUBMIT_US);
+        loop {
+            match (self.enter)() {
+                Ok(0) => break,
+                Ok(_) => {}
+                // tokio-uring takes the completions that are in the way.
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => break,
+                Err(_) if Instant::now() > until => break,
+                Err(_) => thread::sleep(Duration::from_micros(RESUBMIT_US)),
+            }
+        }
+        drop(self.runtime.take());
+    }
+}
+
+/// A timer of tokio's: it bounds a sleep of the thread, and costs no system call.
+#[derive(Default)]
+pub(super) struct Guard {
+    sleep: Option<Pin<Box<Sleep>>>,
+    is_armed: bool,
+}
+
+impl Guard {
+    /// Wakes the loop in a moment, unless it is about to be woken already.
+    pub fn arm(&mut self, context: &mut Context<'_>) {
+        if std::mem::replace(&mut self.is_armed, true) {
+            return;
+        }
+        let at = Instant::now() + Duration::from_micros(RESUBMIT_US);
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        sleep.as_mut().reset(at);
+        if sleep.as_mut().poll(context).is_ready() {
+            context.waker().wake_by_ref();
+        }
+    }
+
+    /// Whether the moment has come. It comes once for each [`Self::arm`].
+    pub fn is_due(&mut self, context: &mut Context<'_>) -> bool {
+        let Some(sleep) = self.sleep.as_mut().filter(|_| self.is_armed) else {
+            return false;
+        };
+        let is_due = sleep.as_mut().poll(context).is_ready();
+        self.is_armed = !is_due;
+        is_due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+    use std::rc::Rc;
+
+    use super::*;
+
+    /// A queue whose kernel answers with these, and then takes all.
+    fn queue(answers: &[Result<u32, i32>]) -> (Submissions, Rc<RefCell<u32>>) {
+        let mut answers = VecDeque::from(answers.to_vec());
+        let calls = Rc::new(RefCell::new(0));
+        let counted = Rc::clone(&calls);
+        let enter = move || {
+            *counted.borrow_mut() += 1;
+            let answer = answers.pop_front().unwrap_or(Ok(0));
+            answer.map_err(io::Error::from_raw_os_error)
+        };
+        (Submissions::new(Box::new(enter)), calls)
+    }
+
+    #[test]
+    fn a_full_queue_has_room_once_the_kernel_has_taken_all() {
+        let (mut queue, calls) = queue(&[Err(libc::EAGAIN), Ok(1000), Err(libc::EINTR), Ok(24)]);
+        for _ in 0..RING_ENTRIES {
+            assert!(queue.has_room());
+            queue.push();
+        }
+        assert_eq!(*calls.borrow(), 0, "no system call while there is room");
+        assert!(!queue.has_room(), "nothing was taken");
+        assert!(!queue.has_room(), "a part was taken, and who knows which");
+        assert!(queue.has_room());
+        assert!(queue.is_known_empty());
+        assert_eq!(*calls.borrow(), 5);
+        assert_eq!(queue.retries(), 0, "the queue was full, and not left");
+    }
+
+    #[test]
+    #[should_panic(expected = "an operation fits the queue")]
+    fn nothing_is_put_into_a_full_queue() {
+        let (mut queue, _) = queue(&[]);
+        for _ in 0..=RING_ENTRIES {
+            queue.push();
+        }
+    }
+
+    #[test]
+    fn what_a_park_has_left_is_submitted_and_counted() {
+        for (answers, is_left, is_empty) in [
+            (&[][..], false, true),
+            (&[Ok(3)], true, true),
+            (&[Ok(3), Err(libc::EAGAIN)], true, false),
+            (&[Err(libc::ENOMEM)], true, false),
+        ] {
+            let (mut queue, _) = queue(answers);
+            queue.push();
+            assert_eq!(queue.retry(), is_left, "{answers:?}");
+            assert_eq!(queue.is_known_empty(), is_empty, "{answers:?}");
+            assert_eq!(queue.retries(), u64::from(is_left), "{answers:?}");
+        }
+    }
+}

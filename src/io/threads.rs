@@ -1,0 +1,47 @@
+//! Starting a thread, and what to do where the system refuses it.
+
+use std::fmt;
+use std::io;
+use std::thread::{self, JoinHandle};
+
+use rustix::process::{Resource, getrlimit};
+
+/// A thread that could not be started. One line that names the limit and what to do.
+#[derive(Debug)]
+pub struct ThreadError {
+    name: String,
+    source: io::Error,
+}
+
+/// Starts a thread of this name.
+pub fn start<T: Send + 'static>(
+    name: String,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, ThreadError> {
+    let builder = thread::Builder::new().name(name.clone());
+    builder
+        .spawn(work)
+        .map_err(|source| ThreadError { name, source })
+}
+
+impl std::error::Error for ThreadError {}
+
+impl fmt::Display for ThreadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, source } = self;
+        write!(f, "the thread {name} cannot be started ({source}): ")?;
+        if let Some(limit) = getrlimit(Resource::Nproc).current {
+            write!(
+                f,
+                "this user may have {limit} processes and threads (ulimit -u, LimitNPROC= of systemd), \
+                 and a control group may allow fewer"
+            )?;
+        } else {
+            write!(f, "the control group may have a limit of its own")?;
+        }
+        write!(
+            f,
+            " (TasksMax= of systemd, docker run --pids-limit): raise the limit, or lower --shards"
+        )
+    }
+}

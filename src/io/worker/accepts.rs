@@ -1,0 +1,111 @@
+//! Accepting: when, how many, and who gives way when there are as many as there may be.
+//!
+//! The number of connections is one for all shards. A shard that accepts one too many lets the oldest of its own give way that has not
+//! sent its head; if it has none, it writes to a shard that had one when its last turn ended. If that has none any more, there is
+//! one connection more than there may be, until one of them goes. Their sum stays bounded: beyond
+//! [`REFUSALS_IN_FLIGHT_MAX`] more, connections are closed without an answer.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::{Token, Worker};
+use crate::core::contract::Clock;
+use crate::io::post::{Connection, Door, Letter, Place};
+use crate::io::ring::Ring;
+use crate::limits::{
+    ACCEPT_PAUSE_US, ACCEPT_WARNING_US, ACCEPTS_IN_FLIGHT, ADMIN_CONNECTIONS_MAX,
+    ADMIN_REFUSALS_IN_FLIGHT_MAX, REFUSALS_IN_FLIGHT_MAX,
+};
+use crate::wire::upgrade::Answer;
+
+impl Worker {
+    pub(super) fn accepted(&mut self, door: Door, outcome: io::Result<OwnedFd>, clock: Clock) {
+        match door {
+            Door::Public => self.accepts_in_flight -= 1,
+            Door::Admin => self.admin_accepts_in_flight -= 1,
+        }
+        match outcome {
+            Ok(socket) => self.let_in(door, socket, clock),
+            Err(error) if is_exhausted(&error) => {
+                if self.next_accept_warning_us <= clock.now_us {
+                    self.next_accept_warning_us = clock.now_us + ACCEPT_WARNING_US;
+                    tracing::warn!(
+                        shard = self.number,
+                        "accepting pauses: {error}; raise the limit of open files (ulimit -n), or lower --max-connections"
+                    );
+                }
+                self.accepts_paused_until_us = Some(clock.now_us + ACCEPT_PAUSE_US);
+            }
+            // The peer has gone before it was accepted, or the server is stopping.
+            Err(_) => {}
+        }
+    }
+
+    fn let_in(&mut self, door: Door, socket: OwnedFd, clock: Clock) {
+        let (place, before) = Place::take(&self.ties.status, door);
+        let (places, refusals_max) = match door {
+            Door::Public => (self.ties.status.connections_max, REFUSALS_IN_FLIGHT_MAX),
+            Door::Admin => (ADMIN_CONNECTIONS_MAX, ADMIN_REFUSALS_IN_FLIGHT_MAX),
+        };
+        if before >= places + refusals_max {
+            return;
+        }
+        let is_over = before >= places && !self.make_room(door, clock);
+        let id = self.shard.accept_at(door, is_over, clock);
+        self.keep(id, Connection { socket, place });
+    }
+
+    /// Lets a connection give way, here or at another shard. Returns whether one does.
+    fn make_room(&mut self, door: Door, clock: Clock) -> bool {
+        if self.give_way(door, clock) {
+            return true;
+        }
+        let other = self.ties.status.claim_yielding(self.number, door);
+        if let Some(other) = other {
+            self.ties.posts[other].send(Letter::GiveWay(door));
+        }
+        other.is_some()
+    }
+
+    /// Lets a connection of this shard give way. Returns whether one does.
+    pub(super) fn give_way(&mut self, door: Door, clock: Clock) -> bool {
+        let Some(yielded) = self.shard.give_way(door, clock) else {
+            return false;
+        };
+        if yielded.is_silent {
+            let connection = self.connections[yielded.id.slot as usize].as_ref();
+            let connection = connection.expect("a session has a connection");
+            connection.answer_at_once(&Answer::request_timeout());
+        }
+        true
+    }
+
+    pub(super) fn arm_accepts(&mut self, ring: &mut Ring<Token>, now_us: u64) {
+        if self
+            .accepts_paused_until_us
+            .is_some_and(|until_us| until_us <= now_us)
+        {
+            self.accepts_paused_until_us = None;
+        }
+        if self.accepts_paused_until_us.is_some() || !self.is_accepting {
+            return;
+        }
+        while self.accepts_in_flight < ACCEPTS_IN_FLIGHT {
+            self.accepts_in_flight += 1;
+            ring.accept(self.ties.listener.as_fd(), Token::Accept(Door::Public));
+        }
+        if let Some(listener) = &self.ties.admin_listener
+            && self.admin_accepts_in_flight == 0
+        {
+            self.admin_accepts_in_flight = 1;
+            ring.accept(listener.as_fd(), Token::Accept(Door::Admin));
+        }
+    }
+}
+
+/// Whether an accept failed because the process or the system has no room for a connection.
+fn is_exhausted(error: &io::Error) -> bool {
+    [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM]
+        .map(Some)
+        .contains(&error.raw_os_error())
+}

@@ -1,0 +1,79 @@
+//! What to do about an error of the disk, by its number: the one place for it.
+
+use std::fmt;
+use std::io;
+
+use rustix::io::Errno;
+
+/// An error of the system, followed by what to do about it where that is known.
+#[derive(Debug, Clone, Copy)]
+pub struct WithRemedy<'a>(pub &'a io::Error);
+
+impl fmt::Display for WithRemedy<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match remedy(self.0) {
+            Some(remedy) => write!(f, "{}: {remedy}", self.0),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+/// Returns what to do about an error of a file or a folder of the log.
+#[must_use]
+pub fn remedy(error: &io::Error) -> Option<&'static str> {
+    Some(match Errno::from_io_error(error)? {
+        // Both are told by the same number.
+        Errno::NOSPC => "free space (df -h) or inodes (df -i) on its file system",
+        Errno::DQUOT => "raise the disk quota of this user",
+        Errno::FBIG => "raise the limit of file sizes (ulimit -f)",
+        Errno::ROFS => "mount its file system for writing",
+        Errno::ACCESS | Errno::PERM => "give this user read and write access to it",
+        Errno::IO => "its disk has failed to read or write, the kernel's log (dmesg) says more",
+        Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS => {
+            "its file system cannot lock files, use one on a local disk"
+        }
+        Errno::MFILE | Errno::NFILE => "raise the limit of open files (ulimit -n)",
+        Errno::NOMEM => "free memory, or raise the memory limit of this process",
+        Errno::STALE | Errno::NOTCONN | Errno::TIMEDOUT => {
+            "the server of its network file system is gone, use a local disk"
+        }
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_of_a_disk_has_its_own_remedy() {
+        for (errno, words) in [
+            (Errno::NOSPC, &["space (df -h)", "inodes (df -i)"][..]),
+            (Errno::DQUOT, &["quota"]),
+            (Errno::FBIG, &["ulimit -f"]),
+            (Errno::ROFS, &["mount"]),
+            (Errno::ACCESS, &["read and write access"]),
+            (Errno::PERM, &["write access"]),
+            (Errno::IO, &["dmesg"]),
+            (Errno::NOLCK, &["cannot lock", "local disk"]),
+            (Errno::OPNOTSUPP, &["cannot lock"]),
+            (Errno::MFILE, &["ulimit -n"]),
+            (Errno::NFILE, &["ulimit -n"]),
+        ] {
+            let error = io::Error::from(errno);
+            let text = WithRemedy(&error).to_string();
+            assert!(text.starts_with(&format!("{error}: ")), "{text}");
+            for word in words {
+                assert!(text.contains(word), "{text}");
+            }
+            let is_about_access = matches!(errno, Errno::ACCESS | Errno::PERM);
+            assert_eq!(text.contains("access"), is_about_access, "{text}");
+        }
+        for error in [
+            io::Error::from(Errno::NOTEMPTY),
+            io::Error::other("no number"),
+        ] {
+            assert_eq!(WithRemedy(&error).to_string(), error.to_string());
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Disk that is claimed for compaction, so that a disk which others have filled is no dead end: what frees room needs a
+//! little first.
+//!
+//! It is a file without content, whose blocks are claimed beyond its end. Where the file system cannot claim any, it holds
+//! nothing, and does no harm. It is found again by the next start.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::directory::{DataDirectory, RESERVE};
+use super::disk::{Disk, DiskFile};
+
+/// The reserve of a data directory.
+#[derive(Debug)]
+pub struct Reserve<D: Disk> {
+    directory: Arc<DataDirectory<D>>,
+    /// What is claimed, as far as this process knows.
+    bytes: u64,
+}
+
+impl<D: Disk> Reserve<D> {
+    /// Whatever is there.
+    #[must_use]
+    pub fn new(directory: Arc<DataDirectory<D>>) -> Self {
+        Self {
+            directory,
+            bytes: 0,
+        }
+    }
+
+    /// What is claimed, as far as this process knows.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Claims as much, unless as much is claimed already.
+    pub fn claim(&mut self, bytes: u64) -> io::Result<()> {
+        if bytes <= self.bytes {
+            return Ok(());
+        }
+        let disk = self.directory.disk();
+        let claimed = disk
+            .create(&self.path())
+            .and_then(|file| file.reserve(bytes));
+        if claimed.is_err() {
+            // A part of it may be claimed.
+            let _ = disk.remove(&self.path());
+            self.bytes = 0;
+        } else {
+            self.bytes = bytes;
+        }
+        claimed
+    }
+
+    /// Gives it up. True: there was one.
+    pub fn give_up(&mut self) -> bool {
+        self.bytes = 0;
+        self.directory.disk().remove(&self.path()).is_ok()
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join(RESERVE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn it_claims_blocks_and_gives_them_up_and_is_found_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Arc::new(DataDirectory::open(folder.path().join("data")).unwrap());
+        let mut reserve = Reserve::new(Arc::clone(&directory));
+        assert!(!reserve.give_up(), "there is none yet");
+        let path = folder.path().join("data").join(RESERVE);
+        for bytes in [1 << 20, 1 << 16, 2 << 20] {
+            reserve.claim(bytes).unwrap();
+            let metadata = path.metadata().unwrap();
+            assert_eq!(metadata.len(), 0);
+            // Where the file system can: all that the tests run on.
+            assert!(
+                metadata.blocks() * 512 >= bytes,
+                "{} blocks",
+                metadata.blocks()
+            );
+        }
+        assert_eq!(reserve.bytes(), 2 << 20);
+        let mut next = Reserve::new(directory);
+        assert_eq!(next.bytes(), 0, "another process does not know");
+        assert!(next.give_up());
+        assert!(!path.exists() && !next.give_up());
+    }
+}

@@ -1,0 +1,243 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::limits::{COMPACTION_BYTES_MIN, SECOND_US};
+
+const MIB: u64 = 1 << 20;
+const NOW_US: u64 = 7 * SECOND_US;
+
+fn folder(shard: u32, closed_mib: u64, live_mib: u64) -> Folder {
+    Folder {
+        shard,
+        closed_bytes: closed_mib * MIB,
+        live_bytes: live_mib * MIB,
+        is_running: true,
+    }
+}
+
+fn schedule() -> Schedule {
+    Schedule::new(COMPACTION_BYTES_MIN)
+}
+
+fn due(all: &[Folder]) -> Vec<u32> {
+    schedule().due(all, false, NOW_US)
+}
+
+#[test]
+fn compaction_begins_when_enough_is_dead() {
+    for (closed, live, is_due) in [
+        (0, 0, false),
+        (8, 0, false),
+        (9, 0, true),
+        (9, 6, false),
+        (50, 29, false),
+        (50, 28, true),
+    ] {
+        let one = [folder(0, closed, live)];
+        assert_eq!(!due(&one).is_empty(), is_due, "{closed} {live}");
+    }
+}
+
+#[test]
+fn one_shard_is_due_beside_a_large_one_that_is_idle() {
+    let all = [folder(0, 1000, 1000), folder(1, 40, 1), folder(2, 3, 1)];
+    let mut schedule = schedule();
+    // Before the first compaction its folder may hold anybody's ops.
+    assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
+    schedule.compacted(&folder(1, 40, 1), MIB, MIB);
+    assert_eq!(schedule.due(&all, false, NOW_US), [1]);
+}
+
+#[test]
+fn all_folders_are_due_where_one_that_has_no_shard_any_more_is_dead() {
+    let mut all = [folder(0, 10, 10), folder(1, 12, 10), folder(2, 60, 0)];
+    all[2].is_running = false;
+    assert_eq!(due(&all), [0, 1, 2]);
+}
+
+#[test]
+fn what_a_folder_keeps_of_others_is_no_reason_to_compact_it_again() {
+    let mut schedule = schedule();
+    let all = [folder(0, 110, 10), folder(1, 100, 200)];
+    assert_eq!(schedule.kept_bytes(&all[0], &all), 110 * MIB);
+    assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
+    // It was half of that, and not of its own shard.
+    schedule.compacted(&all[0], 50 * MIB, 55 * MIB);
+    assert_eq!(schedule.kept_bytes(&all[0], &all), 50 * MIB);
+    assert_eq!(schedule.due(&all, false, NOW_US), [0]);
+    schedule.compacted(&all[0], 80 * MIB, 85 * MIB);
+    assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
+}
+
+#[test]
+fn what_the_open_segment_has_overwritten_is_compacted_when_that_is_closed() {
+    let mut schedule = schedule();
+    // All of it was live when the open segment was opened.
+    let large = folder(0, 100, 100);
+    schedule.compacted(&large, 100 * MIB, 106 * MIB);
+    assert_eq!(
+        schedule.due(&[folder(0, 106, 100)], false, NOW_US),
+        Vec::<u32>::new()
+    );
+    assert_eq!(schedule.due(&[folder(0, 108, 2)], false, NOW_US), [0]);
+    // And again only when it has grown.
+    schedule.compacted(&folder(0, 108, 2), 90 * MIB, 95 * MIB);
+    let all = [folder(0, 95, 2)];
+    assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
+}
+
+#[test]
+fn it_works_in_a_part_of_its_time_and_hurries_as_a_log_grows() {
+    let worked = Duration::from_millis(10);
+    for (closed, pause_ms) in [(0, 30), (175, 30), (200, 6), (225, 0), (1000, 0)] {
+        let all = [folder(0, closed, 100), folder(1, 0, 0)];
+        let pause = schedule().pause(&all, false, worked);
+        assert_eq!(pause.as_millis(), pause_ms, "{closed}");
+        assert!(schedule().pause(&all, true, worked).is_zero());
+    }
+    // One that is long is enough.
+    let mut schedule = schedule();
+    schedule.compacted(&folder(1, 40, 1), MIB, MIB);
+    let all = [folder(0, 1000, 1000), folder(1, 40, 1)];
+    assert!(schedule.pause(&all, false, worked).is_zero());
+}
+
+#[test]
+fn after_a_failure_it_waits_and_warns_once_for_each_cause() {
+    let all = [folder(0, 100, 1)];
+    let mut schedule = schedule();
+    assert!(schedule.failed("a".to_owned(), None, NOW_US));
+    assert!(!schedule.is_working());
+    let again_us = schedule.not_before_us().unwrap();
+    assert_eq!(again_us, NOW_US + COMPACTION_RETRY_US);
+    assert!(schedule.due(&all, false, again_us - 1).is_empty());
+    assert!(schedule.due(&all, true, again_us - 1).is_empty());
+    assert_eq!(schedule.due(&all, false, again_us), [0]);
+    assert!(!schedule.failed("a".to_owned(), None, again_us));
+    assert!(schedule.failed("b".to_owned(), None, again_us));
+    schedule.looked(u64::MAX);
+    assert!(
+        schedule.due(&all, false, again_us).is_empty(),
+        "room was not what it lacked"
+    );
+    schedule.succeeded();
+    assert!(schedule.is_working());
+    assert!(schedule.failed("b".to_owned(), None, again_us));
+    schedule.succeeded();
+    schedule.give_up();
+    assert!(!schedule.is_working() && schedule.is_over());
+    assert!(schedule.due(&all, false, u64::MAX).is_empty());
+}
+
+#[test]
+fn a_failure_for_want_of_room_is_over_when_there_is_more() {
+    let all = [folder(0, 100, 1)];
+    let mut schedule = schedule();
+    schedule.failed("full".to_owned(), Some(1000), NOW_US);
+    schedule.looked(1000);
+    assert!(schedule.due(&all, true, NOW_US).is_empty());
+    schedule.looked(1001);
+    assert_eq!(schedule.due(&all, true, NOW_US), [0]);
+}
+
+#[test]
+fn where_room_is_short_a_little_that_is_dead_is_enough_and_what_is_not_is_not_looked_for_again() {
+    let mut schedule = schedule();
+    let all = [folder(0, 107, 100), folder(1, 106, 100)];
+    assert!(schedule.due(&all, false, NOW_US).is_empty());
+    assert_eq!(schedule.due(&all, true, NOW_US), [0]);
+    // Nothing of it could be freed.
+    schedule.compacted(&all[0], 100 * MIB, 107 * MIB);
+    assert!(schedule.due(&all, true, NOW_US).is_empty());
+    let all = [folder(0, 115, 100)];
+    assert_eq!(schedule.due(&all, true, NOW_US), [0]);
+}
+
+fn room(shards: u64) -> Room {
+    Room::new(LowMarks::default(), shards)
+}
+
+fn space(free_mib: u64, total_mib: u64) -> Option<Space> {
+    Some(Space {
+        free_bytes: free_mib * MIB,
+        total_bytes: total_mib * MIB,
+    })
+}
+
+#[test]
+fn a_disk_is_short_before_it_is_full_and_has_room_again_a_little_later() {
+    let mut room = room(4);
+    // 16 MiB, and one for each shard.
+    for (free_mib, is_short) in [
+        (1000, false),
+        (25, false),
+        (24, true),
+        (39, true),
+        (40, false),
+    ] {
+        room.looked(space(free_mib, 100_000));
+        assert_eq!(room.is_short(), is_short, "{free_mib}");
+    }
+    room.looked(space(0, 100_000));
+    room.looked(None);
+    assert!(!room.is_short(), "one that does not say limits nobody");
+    assert_eq!(room.end(5), u64::MAX);
+    // A small disk is not kept free for nothing.
+    room.looked(space(8, 64));
+    assert!(!room.is_short());
+}
+
+#[test]
+fn shards_share_the_room() {
+    let mut room = room(4);
+    room.looked(space(1000, 100_000));
+    assert_eq!(room.end(77), 77 + (1000 - 20) * MIB / 4);
+    room.looked(space(100_000, 100_000));
+    assert_eq!(room.end(77), u64::MAX, "plenty");
+    room.looked(space(22, 100_000));
+    assert_eq!(room.end(77), 0, "short");
+}
+
+#[test]
+fn the_reserve_grows_with_the_log_and_is_made_where_there_is_room_for_it() {
+    let mut room = room(1);
+    for (free_mib, total_mib, closed_mib, live_mib, reserve_mib) in [
+        (1000, 10_000, 7, 7, None),
+        (1000, 10_000, 8, 7, Some(8)),
+        (1000, 10_000, 500, 256, Some(16)),
+        (1000, 10_000, 9000, 9000, Some(32)),
+        (41, 10_000, 500, 256, None),
+        // One part in 32 of a small disk.
+        (100, 160, 60, 40, Some(5)),
+    ] {
+        room.looked(space(free_mib, total_mib));
+        let all = [folder(0, closed_mib, live_mib)];
+        let bytes = room.reserve_bytes(&all, COMPACTION_BYTES_MIN);
+        assert_eq!(bytes, reserve_mib.map(|mib: u64| mib * MIB), "{all:?}");
+    }
+}
+
+proptest! {
+    /// Whatever others do to the disk: shards that write no more than they may never use what is kept free.
+    #[test]
+    fn what_is_kept_free_is_never_used(
+        shards in 1_u64..5,
+        looks in prop::collection::vec((0_u64..64, any::<bool>()), 1..50),
+    ) {
+        let total_bytes = 2000 * MIB;
+        let mut room = room(shards);
+        let mut positions = vec![0; usize::try_from(shards).unwrap()];
+        let mut free_bytes = total_bytes;
+        for (freed_mib, is_greedy) in looks {
+            room.looked(Some(Space { free_bytes, total_bytes }));
+            for position in &mut positions {
+                let may_bytes = room.end(*position).saturating_sub(*position);
+                let bytes = if is_greedy { may_bytes } else { may_bytes / 3 };
+                *position += bytes;
+                free_bytes -= bytes;
+            }
+            prop_assert!(free_bytes >= 16 * MIB + shards * MIB);
+            free_bytes = total_bytes.min(free_bytes + freed_mib * MIB);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Whether a request has a body, as its head says (RFC 9112 section 6.3).
+
+use super::answer::Answer;
+use super::head::Head;
+
+/// Returns whether a body follows the head. An error is the answer to a head that does not say
+/// where its body ends: servers and proxies that read it differently could be led apart
+/// ("request smuggling", section 11.2).
+pub(super) fn has_body(head: &Head<'_>) -> Result<bool, Answer> {
+    let length = content_length(head)?;
+    let mut codings = elements(head, "transfer-encoding").filter(|coding| !coding.is_empty());
+    if head.values("transfer-encoding").next().is_none() {
+        return Ok(length.is_some_and(|length| length > 0));
+    }
+    let is_chunked = codings
+        .next()
+        .is_some_and(|coding| coding.eq_ignore_ascii_case(b"chunked"));
+    if !is_chunked || codings.next().is_some() {
+        return Err(Answer::bad_request(
+            "Transfer-Encoding must be chunked and nothing else",
+        ));
+    }
+    // Section 6.1: a server of HTTP/1.0 between the two of us would not have known it.
+    if length.is_some() || !head.is_http_1_1 {
+        return Err(Answer::bad_request(
+            "Transfer-Encoding needs HTTP/1.1, and no Content-Length beside it",
+        ));
+    }
+    Ok(true)
+}
+
+/// Section 6.3, rule 5: the same length several times is that length.
+fn content_length(head: &Head<'_>) -> Result<Option<u64>, Answer> {
+    let mut length = None;
+    for element in elements(head, "content-length") {
+        let number = decimal(element)
+            .filter(|number| length.is_none_or(|length| length == *number))
+            .ok_or_else(|| Answer::bad_request("Content-Length must be one number"))?;
+        length = Some(number);
+    }
+    Ok(length)
+}
+
+fn decimal(text: &[u8]) -> Option<u64> {
+    let is_digits = text.iter().all(u8::is_ascii_digit);
+    // `parse` takes a sign.
+    let text = is_digits.then(|| str::from_utf8(text).ok()).flatten()?;
+    text.parse().ok()
+}
+
+/// The elements of a comma-separated list, which may span several lines.
+fn elements<'a>(head: &'a Head<'_>, name: &str) -> impl Iterator<Item = &'a [u8]> {
+    head.values(name)
+        .flat_map(|value| value.split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies() {
+        const LENGTH: &str = "Content-Length";
+        const CODING: &str = "Transfer-Encoding";
+        for (fields, expected) in [
+            (&[][..], Some(false)),
+            (&[(LENGTH, "0")], Some(false)),
+            (&[(LENGTH, "00")], Some(false)),
+            (&[(LENGTH, "5")], Some(true)),
+            (&[(LENGTH, "18446744073709551615")], Some(true)),
+            (&[("content-length", "5"), (LENGTH, "5")], Some(true)),
+            (&[(LENGTH, "5, 5")], Some(true)),
+            (&[(CODING, "chunked")], Some(true)),
+            (&[("transfer-encoding", ", CHUNKED ,")], Some(true)),
+            (&[(LENGTH, "")], None),
+            (&[(LENGTH, "5,")], None),
+            (&[(LENGTH, "-1")], None),
+            (&[(LENGTH, "+1")], None),
+            (&[(LENGTH, "0x5")], None),
+            (&[(LENGTH, "5 5")], None),
+            (&[(LENGTH, "5;")], None),
+            (&[(LENGTH, "\u{665}")], None),
+            (&[(LENGTH, "18446744073709551616")], None),
+            (&[(LENGTH, "5, 6")], None),
+            (&[(LENGTH, "5"), (LENGTH, "6")], None),
+            (&[(LENGTH, "5"), (LENGTH, "")], None),
+            (&[(CODING, "")], None),
+            (&[(CODING, "gzip")], None),
+            (&[(CODING, "identity")], None),
+            (&[(CODING, "gzip, chunked")], None),
+            (&[(CODING, "chunked, gzip")], None),
+            (&[(CODING, "chunked"), (CODING, "chunked")], None),
+            (&[(CODING, "chunked;x=y")], None),
+            (&[(CODING, "xchunked")], None),
+            (&[(CODING, "chunked"), (LENGTH, "5")], None),
+            (&[(CODING, "chunked"), (LENGTH, "0")], None),
+        ] {
+            let fields: Vec<_> = fields
+                .iter()
+                .map(|(name, value)| httparse::Header {
+                    name,
+                    value: value.as_bytes(),
+                })
+                .collect();
+            for is_http_1_1 in [true, false] {
+                let head = Head {
+                    method: "GET",
+                    target: "/",
+                    is_http_1_1,
+                    fields: &fields,
+                };
+                let is_old = !is_http_1_1 && head.values(CODING).next().is_some();
+                let expected = expected.filter(|_| !is_old);
+                let found = has_body(&head);
+                if let Err(answer) = &found {
+                    assert_eq!(answer.status(), 400);
+                }
+                assert_eq!(found.ok(), expected, "{fields:?} {is_http_1_1}");
+            }
+        }
+    }
+}

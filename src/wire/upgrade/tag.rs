@@ -1,0 +1,98 @@
+//! Entity tags (RFC 9110 section 8.8.3), and the requests that name those that the client has.
+
+/// Returns whether `If-None-Match` names this entity tag (RFC 9110 section 13.1.2), by the weak
+/// comparison.
+///
+/// `*` matches every tag. A list that is malformed matches none: the client is sent the whole
+/// answer.
+#[must_use]
+pub fn matches_tag(if_none_match: &str, tag: &str) -> bool {
+    let mut rest = if_none_match.trim_matches(OWS);
+    if rest == "*" {
+        return true;
+    }
+    let tag = tag.strip_prefix("W/").unwrap_or(tag);
+    let mut is_listed = false;
+    loop {
+        // A list may have empty elements (section 5.6.1).
+        rest = rest.trim_start_matches([' ', '\t', ',']);
+        if rest.is_empty() {
+            return is_listed;
+        }
+        let opaque = rest.strip_prefix("W/").unwrap_or(rest);
+        // A comma may be in a tag, a quote may not.
+        let Some(close) = opaque
+            .strip_prefix('"')
+            .and_then(|content| content.find('"'))
+        else {
+            return false;
+        };
+        let (listed, behind) = opaque.split_at(close + 2);
+        is_listed |= listed == tag;
+        rest = behind.trim_start_matches(OWS);
+        if !(rest.is_empty() || rest.starts_with(',')) {
+            return false;
+        }
+    }
+}
+
+const OWS: [char; 2] = [' ', '\t'];
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn entity_tags() {
+        for (list, is_match) in [
+            ("\"7\"", true),
+            ("W/\"7\"", true),
+            ("\"6\", \"7\"", true),
+            ("\"6\",W/\"7\" ,\"8\"", true),
+            (" \t\"7\"\t ", true),
+            (",, \"7\",", true),
+            ("\"\", \"7\"", true),
+            ("\"a,b\", \"7\"", true),
+            ("*", true),
+            (" * ", true),
+            ("\"77\"", false),
+            ("7", false),
+            ("w/\"7\"", false),
+            ("W/ \"7\"", false),
+            ("", false),
+            (",", false),
+            // One tag that has ours in it.
+            ("\"6,\"7\"", false),
+            ("\"6, 7\"", false),
+            // Malformed.
+            ("\"7", false),
+            ("\"7\"\"8\"", false),
+            ("\"7\" \"8\"", false),
+            ("\"7\", 8", false),
+            ("\"7\", *", false),
+            ("*, \"7\"", false),
+        ] {
+            for tag in ["\"7\"", "W/\"7\""] {
+                assert_eq!(matches_tag(list, tag), is_match, "{list} {tag}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_list(list in any::<String>(), tag in any::<String>()) {
+            let _ = matches_tag(&list, &tag);
+        }
+
+        #[test]
+        fn a_list_names_what_is_in_it(
+            tags in prop::collection::vec("(W/)?\"[!#-~]{0,3}\"", 0..5),
+            sought in "\"[!#-~]{0,3}\"",
+        ) {
+            let expected = tags.iter().any(|tag| tag.trim_start_matches("W/") == sought);
+            prop_assert_eq!(matches_tag(&tags.join(" ,"), &sought), expected);
+        }
+    }
+}
