@@ -309,14 +309,8 @@ impl Shard {
             let took_us = clock.now_us.saturating_sub(watch.since_us);
             self.counters.sent.took(took_us);
         }
-        let session = self.session(id).expect("a session outlives its send");
-        session.sending = false;
         let is_ended = taken.is_none_or(|bytes| bytes == 0 || bytes == spans_bytes(&spans));
-        if is_ended || session.aborted {
-            let outbox = &mut self.sessions[id.slot as usize].outbox;
-            outbox.sent(&mut self.pool);
-            self.weigh(id);
-        }
+        self.end_send(id, is_ended);
         let session = &mut self.sessions[id.slot as usize];
         let Some(bytes) = taken.filter(|bytes| *bytes > 0 && !session.aborted) else {
             self.pool.give_spans(spans);
@@ -365,6 +359,17 @@ impl Shard {
             self.enqueue(id);
         }
         self.resume(id, clock);
+    }
+
+    /// A send came back; unless its rest goes out next, its memory is free.
+    fn end_send(&mut self, id: SessionId, is_ended: bool) {
+        let session = self.session(id).expect("a session outlives its send");
+        session.sending = false;
+        if is_ended || session.aborted {
+            let outbox = &mut self.sessions[id.slot as usize].outbox;
+            outbox.sent(&mut self.pool);
+            self.weigh(id);
+        }
     }
 
     /// Reads a paused session again once its outbox has drained.

@@ -325,14 +325,8 @@ impl Shard {
             self.config.fault_panic_key.as_deref() != Some(op.key),
             "a planted fault"
         );
-        let ahead_us = op.timestamp.saturating_sub(clock.unix_us);
-        if ahead_us > self.config.future_skew_us {
-            self.counters.refused_future_skew += 1;
-            return self.refuse(
-                id,
-                BAD_MESSAGE,
-                &skew_text(ahead_us, self.config.future_skew_us),
-            );
+        if self.refuse_ahead(id, op.timestamp, clock) {
+            return;
         }
         if self.log_space.is_disk_full(self.commit.end_position()) && self.refuse_disk_full(id, &op)
         {
@@ -392,6 +386,17 @@ impl Shard {
                 self.touch(room_slot);
             }
         }
+    }
+
+    /// Refuses a timestamp that is too far ahead; whether it is.
+    fn refuse_ahead(&mut self, id: SessionId, timestamp: u64, clock: Clock) -> bool {
+        let ahead_us = timestamp.saturating_sub(clock.unix_us);
+        let most_us = self.config.future_skew_us;
+        if ahead_us > most_us {
+            self.counters.refused_future_skew += 1;
+            self.refuse(id, BAD_MESSAGE, &skew_text(ahead_us, most_us));
+        }
+        ahead_us > most_us
     }
 
     fn source(&self, id: SessionId) -> Source {
