@@ -218,17 +218,7 @@ impl Shard {
             self.config.fault_panic_key.as_deref() != Some(op.key),
             "a planted fault"
         );
-        let ahead_us = op.timestamp.saturating_sub(clock.unix_us);
-        if ahead_us > self.config.future_skew_us {
-            self.counters.refused_future_skew += 1;
-            return self.refuse(
-                id,
-                BAD_MESSAGE,
-                &skew_text(ahead_us, self.config.future_skew_us),
-            );
-        }
-        if self.log_space.is_disk_full(self.commit.end_position()) && self.refuse_disk_full(id, &op)
-        {
+        if self.refuse_ahead(id, &op, clock) || self.refuse_disk_full(id, &op) {
             return;
         }
         let source = self.source(id);
@@ -270,10 +260,9 @@ impl Shard {
                     seq,
                     timestamp,
                 };
-                let record_bytes = record::op_bytes(&record) as u64;
                 let position = self.commit.push(&record, clock.now_us);
                 self.log_space
-                    .wrote(&mut room.allowance, record_bytes, clock.now_us);
+                    .wrote(&mut room.allowance, &record, clock.now_us);
                 let (start, end) = room.broadcast(key, value, timestamp, position, &mut self.pool);
                 if !session.outbox.skip_own(start, end, &mut self.pool) {
                     self.fall_behind(id);
@@ -285,6 +274,18 @@ impl Shard {
                 self.touch(room_slot);
             }
         }
+    }
+
+    /// Refuses an op whose timestamp is too far ahead of the clock.
+    fn refuse_ahead(&mut self, id: SessionId, op: &Op<'_>, clock: Clock) -> bool {
+        let ahead_us = op.timestamp.saturating_sub(clock.unix_us);
+        let is_ahead = ahead_us > self.config.future_skew_us;
+        if is_ahead {
+            self.counters.refused_future_skew += 1;
+            let text = skew_text(ahead_us, self.config.future_skew_us);
+            self.refuse(id, BAD_MESSAGE, &text);
+        }
+        is_ahead
     }
 
     fn source(&self, id: SessionId) -> Source {
@@ -311,8 +312,11 @@ impl Shard {
         self.enqueue(id);
     }
 
-    /// Refuses an op that would win, since the disk has no room for it. False: it would not, and needs none.
+    /// Refuses an op that would win, where the disk has no room for it.
     fn refuse_disk_full(&mut self, id: SessionId, op: &Op<'_>) -> bool {
+        if !self.log_space.is_disk_full(self.commit.end_position()) {
+            return false;
+        }
         let room_slot = self.sessions[id.slot as usize].room();
         let room_slot = room_slot.expect("only an open session applies");
         let held = self.rooms[room_slot as usize].workspace.get(op.key);

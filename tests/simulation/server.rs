@@ -76,8 +76,8 @@ pub struct Seat {
     pub is_sync_lost: bool,
     /// Wins that were handed to a write and are not confirmed: the workspace, and how many there are then.
     pub handed: Vec<(usize, usize)>,
-    /// How long its log was when that was looked at last; at the start it may be of any length.
-    pub log_bytes: u64,
+    /// What its log may become while it is over its bound: something has died, or it was so long at the start.
+    pub log_ceiling: Option<u64>,
     /// Sends that were cut short since the last turn, each of which is another send.
     pub cut_sends: usize,
 }
@@ -143,7 +143,7 @@ impl Server {
             may_fail: false,
             is_sync_lost: false,
             handed: Vec::new(),
-            log_bytes: u64::MAX,
+            log_ceiling: None,
             cut_sends: 0,
         };
         let mut schedule = Schedule::new(plan.floor_bytes());
