@@ -42,7 +42,7 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
     let address = listener.address();
     let (post, mailbox) = mailbox().expect("a mailbox");
-    let (rotations, _rotated) = channel();
+    let (news, _rotated) = channel();
     let (serves, told) = channel();
     let ties = Ties {
         status: Arc::new(Status::new(1, 100)),
@@ -50,7 +50,7 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
         admin_listener: None,
         mailbox,
         posts: vec![post.clone()],
-        rotations,
+        news,
         hash_seed: 1,
         pages: Arc::new(etherply::admin::Pages::new(false, None)),
     };

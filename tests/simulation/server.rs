@@ -24,7 +24,7 @@ use etherply::wire::auth::{Secret, Verifier, mint};
 
 use crate::dice::Dice;
 use crate::disk::SimDisk;
-use crate::plan::{Plan, faults};
+use crate::plan::{LOW_MARKS, Plan, faults};
 
 pub const DATA: &str = "/data/log";
 pub const PANIC_KEY: &str = "planted";
@@ -89,10 +89,6 @@ pub enum Stage {
     Serving,
 }
 
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each says what may happen yet, or was seen"
-)]
 pub struct Server {
     pub directory: Arc<DataDirectory<SimDisk>>,
     pub limits: Limits,
@@ -160,7 +156,7 @@ impl Server {
             compaction: None,
             rotations: vec![None; shards as usize],
             schedule,
-            room: Room::new(plan.low_marks(), u64::from(shards)),
+            room: Room::new(LOW_MARKS, u64::from(shards)),
             folders: Vec::new(),
             told: vec![None; shards as usize],
             floor_bytes: plan.floor_bytes(),
