@@ -325,11 +325,7 @@ impl Shard {
             self.config.fault_panic_key.as_deref() != Some(op.key),
             "a planted fault"
         );
-        if self.refuse_ahead(id, op.timestamp, clock) {
-            return;
-        }
-        if self.log_space.is_disk_full(self.commit.end_position()) && self.refuse_disk_full(id, &op)
-        {
+        if self.refuse_ahead(id, &op, clock) || self.refuse_disk_full(id, &op) {
             return;
         }
         let source = self.source(id);
@@ -371,10 +367,9 @@ impl Shard {
                     seq,
                     timestamp,
                 };
-                let record_bytes = record::op_bytes(&record) as u64;
                 let position = self.commit.push(&record, clock.now_us);
                 self.log_space
-                    .wrote(&mut room.allowance, record_bytes, clock.now_us);
+                    .wrote(&mut room.allowance, &record, clock.now_us);
                 let (start, end) = room.broadcast(key, value, timestamp, position, &mut self.pool);
                 if !session.outbox.skip_own(start, end, &mut self.pool) {
                     self.fall_behind(id);
@@ -388,15 +383,16 @@ impl Shard {
         }
     }
 
-    /// Refuses a timestamp that is too far ahead; whether it is.
-    fn refuse_ahead(&mut self, id: SessionId, timestamp: u64, clock: Clock) -> bool {
-        let ahead_us = timestamp.saturating_sub(clock.unix_us);
-        let most_us = self.config.future_skew_us;
-        if ahead_us > most_us {
+    /// Refuses an op whose timestamp is too far ahead of the clock.
+    fn refuse_ahead(&mut self, id: SessionId, op: &Op<'_>, clock: Clock) -> bool {
+        let ahead_us = op.timestamp.saturating_sub(clock.unix_us);
+        let is_ahead = ahead_us > self.config.future_skew_us;
+        if is_ahead {
             self.counters.refused_future_skew += 1;
-            self.refuse(id, BAD_MESSAGE, &skew_text(ahead_us, most_us));
+            let text = skew_text(ahead_us, self.config.future_skew_us);
+            self.refuse(id, BAD_MESSAGE, &text);
         }
-        ahead_us > most_us
+        is_ahead
     }
 
     fn source(&self, id: SessionId) -> Source {
@@ -431,8 +427,11 @@ impl Shard {
         self.enqueue(id);
     }
 
-    /// Refuses an op that would win, since the disk has no room for it. False: it would not, and needs none.
+    /// Refuses an op that would win, where the disk has no room for it.
     fn refuse_disk_full(&mut self, id: SessionId, op: &Op<'_>) -> bool {
+        if !self.log_space.is_disk_full(self.commit.end_position()) {
+            return false;
+        }
         let room_slot = self.sessions[id.slot as usize].room();
         let room_slot = room_slot.expect("only an open session applies");
         let held = self.rooms[room_slot as usize].workspace.get(op.key);

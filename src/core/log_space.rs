@@ -19,6 +19,7 @@ use crate::limits::{
     LIGHT_BURST_BYTES, LIGHT_BYTES_PER_SECOND, LOG_BURST_BYTES, LOG_BYTES_PER_SECOND,
     LOG_FULL_PERCENT, LOG_SLOW_PERCENT, LOG_STOP_PERCENT, SECOND_US,
 };
+use crate::log::record::{self, Op};
 
 /// The log of a shard, as whoever compacts it has measured it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,11 +216,14 @@ impl LogSpace {
         }
     }
 
-    /// Takes what a workspace has written.
-    pub fn wrote(&mut self, allowance: &mut Allowance, bytes: u64, now_us: u64) {
-        if self.level == Level::Free {
-            return;
+    /// Takes an op that a workspace has written.
+    pub fn wrote(&mut self, allowance: &mut Allowance, op: &Op<'_>, now_us: u64) {
+        if self.level != Level::Free {
+            self.charge(allowance, record::op_bytes(op) as u64, now_us);
         }
+    }
+
+    fn charge(&mut self, allowance: &mut Allowance, bytes: u64, now_us: u64) {
         if allowance.has_room(now_us) {
             allowance.used += bytes * SECOND_US;
         } else {

@@ -77,13 +77,11 @@ impl Schedule {
     /// holds, and not more than all that is live, of which any part may stand in it.
     #[must_use]
     pub fn kept_bytes(&self, folder: &Folder, all: &[Folder]) -> u64 {
-        match self.left.get(&folder.shard) {
-            Some(left) => folder.live_bytes + left.foreign_bytes,
-            None => {
-                let live_bytes: u64 = all.iter().map(|folder| folder.live_bytes).sum();
-                folder.closed_bytes.min(live_bytes).max(folder.live_bytes)
-            }
+        if let Some(left) = self.left.get(&folder.shard) {
+            return folder.live_bytes + left.foreign_bytes;
         }
+        let live_bytes: u64 = all.iter().map(|folder| folder.live_bytes).sum();
+        folder.closed_bytes.min(live_bytes).max(folder.live_bytes)
     }
 
     /// How long all logs are together, and what is known to be live of them, in percent.

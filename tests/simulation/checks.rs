@@ -540,11 +540,14 @@ impl World {
             // What the open segment has over its length, and what was on its way already.
             let more_bytes = 2 * segment_bytes + 2 * filled_bytes + 35 * record_bytes;
             let bound = seat.shard.counters().log_bytes_max + more_bytes;
+            let ceiling = *seat.log_ceiling.get_or_insert(bytes + more_bytes);
             assert!(
-                !is_bounded || bytes <= bound.max(seat.log_bytes),
+                !is_bounded || bytes <= bound.max(ceiling),
                 "the log of shard {number} grows to {bytes} bytes, and may have {bound}; {live_bytes} are live"
             );
-            seat.log_bytes = bytes;
+            if bytes <= bound || !is_bounded {
+                seat.log_ceiling = Some(bytes + more_bytes);
+            }
         }
     }
 

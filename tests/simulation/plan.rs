@@ -69,6 +69,13 @@ pub struct Plan {
     pub limits: Limits,
 }
 
+/// What is left free of a small disk: more than the longest segment has.
+pub const LOW_MARKS: LowMarks = LowMarks {
+    bytes: 3500,
+    share: 8,
+    shard_bytes: 700,
+};
+
 impl Plan {
     pub fn new(seed: u64) -> Self {
         use Durability::{Always, Interval, None};
@@ -194,15 +201,6 @@ impl Plan {
         let entries = (self.workspaces * self.keys) as u64;
         let live_bytes = entries * (self.value_bytes as u64 + 50);
         self.disk_percent.map(|percent| live_bytes * percent / 100)
-    }
-
-    /// What is left free of it.
-    pub fn low_marks(&self) -> LowMarks {
-        LowMarks {
-            bytes: 3500,
-            share: 8,
-            shard_bytes: 700,
-        }
     }
 
     pub fn may(&self, fault: u32) -> bool {

@@ -24,7 +24,7 @@ use etherply::wire::auth::{Secret, Verifier, mint};
 
 use crate::dice::Dice;
 use crate::disk::SimDisk;
-use crate::plan::{Plan, faults};
+use crate::plan::{LOW_MARKS, Plan, faults};
 
 pub const DATA: &str = "/data/log";
 pub const PANIC_KEY: &str = "planted";
@@ -80,8 +80,8 @@ pub struct Seat {
     pub is_end_known: bool,
     /// Wins that were handed to a write and are not confirmed: the workspace, and how many there are then.
     pub handed: Vec<(usize, usize)>,
-    /// How long its log was when that was looked at last; at the start it may be of any length.
-    pub log_bytes: u64,
+    /// What its log may become while it is over its bound: something has died, or it was so long at the start.
+    pub log_ceiling: Option<u64>,
     /// Sends that were cut short since the last turn, each of which is another send.
     pub cut_sends: usize,
     /// Sessions that it gave up, as far as they were counted.
@@ -95,10 +95,6 @@ pub enum Stage {
     Serving,
 }
 
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each says what may happen yet, or was seen"
-)]
 pub struct Server {
     pub directory: Arc<DataDirectory<SimDisk>>,
     pub limits: Limits,
@@ -151,7 +147,7 @@ impl Server {
             is_sync_lost: false,
             is_end_known: false,
             handed: Vec::new(),
-            log_bytes: u64::MAX,
+            log_ceiling: None,
             cut_sends: 0,
             given_up: 0,
         };
@@ -169,7 +165,7 @@ impl Server {
             compaction: None,
             rotations: vec![None; shards as usize],
             schedule,
-            room: Room::new(plan.low_marks(), u64::from(shards)),
+            room: Room::new(LOW_MARKS, u64::from(shards)),
             folders: Vec::new(),
             told: vec![None; shards as usize],
             floor_bytes: plan.floor_bytes(),

@@ -1,3 +1,5 @@
+//! Marks, levels, allowances, and a log whose compaction has any speed.
+
 use proptest::prelude::*;
 
 use super::*;
@@ -99,11 +101,11 @@ fn who_writes_little_goes_on_where_a_flood_waits_and_not_beyond_the_last_mark() 
             let now_us = ms * 1000;
             space.update(0, LIVE, now_us);
             while space.may_write(&mut flood, now_us) {
-                space.wrote(&mut flood, 1000, now_us);
+                space.charge(&mut flood, 1000, now_us);
                 written_bytes += 1000;
             }
             if ms % 20 == 0 && space.may_write(&mut light, now_us) {
-                space.wrote(&mut light, 1000, now_us);
+                space.charge(&mut light, 1000, now_us);
                 light_count += 1;
             }
         }
@@ -151,7 +153,9 @@ proptest! {
             let mut turn_bytes = 0;
             for allowance in &mut allowances {
                 while turn_bytes < 1 << 20 && space.may_write(allowance, now_us) {
-                    space.wrote(allowance, message_bytes, now_us);
+                    if !space.is_free() {
+                        space.charge(allowance, message_bytes, now_us);
+                    }
                     turn_bytes += message_bytes;
                 }
             }

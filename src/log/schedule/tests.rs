@@ -1,3 +1,5 @@
+//! What is due when, how much room there is, and what is kept in reserve.
+
 use proptest::prelude::*;
 
 use super::*;
@@ -157,11 +159,11 @@ fn room(shards: u64) -> Room {
     Room::new(LowMarks::default(), shards)
 }
 
-fn space(free_mib: u64, total_mib: u64) -> Option<Space> {
-    Some(Space {
+fn space(free_mib: u64, total_mib: u64) -> Space {
+    Space {
         free_bytes: free_mib * MIB,
         total_bytes: total_mib * MIB,
-    })
+    }
 }
 
 #[test]
@@ -175,26 +177,26 @@ fn a_disk_is_short_before_it_is_full_and_has_room_again_a_little_later() {
         (39, true),
         (40, false),
     ] {
-        room.looked(space(free_mib, 100_000));
+        room.looked(Some(space(free_mib, 100_000)));
         assert_eq!(room.is_short(), is_short, "{free_mib}");
     }
-    room.looked(space(0, 100_000));
+    room.looked(Some(space(0, 100_000)));
     room.looked(None);
     assert!(!room.is_short(), "one that does not say limits nobody");
     assert_eq!(room.end(5), u64::MAX);
     // A small disk is not kept free for nothing.
-    room.looked(space(8, 64));
+    room.looked(Some(space(8, 64)));
     assert!(!room.is_short());
 }
 
 #[test]
 fn shards_share_the_room() {
     let mut room = room(4);
-    room.looked(space(1000, 100_000));
+    room.looked(Some(space(1000, 100_000)));
     assert_eq!(room.end(77), 77 + (1000 - 20) * MIB / 4);
-    room.looked(space(100_000, 100_000));
+    room.looked(Some(space(100_000, 100_000)));
     assert_eq!(room.end(77), u64::MAX, "plenty");
-    room.looked(space(22, 100_000));
+    room.looked(Some(space(22, 100_000)));
     assert_eq!(room.end(77), 0, "short");
 }
 
@@ -210,7 +212,7 @@ fn the_reserve_grows_with_the_log_and_is_made_where_there_is_room_for_it() {
         // One part in 32 of a small disk.
         (100, 160, 60, 40, Some(5)),
     ] {
-        room.looked(space(free_mib, total_mib));
+        room.looked(Some(space(free_mib, total_mib)));
         let all = [folder(0, closed_mib, live_mib)];
         let bytes = room.reserve_bytes(&all, COMPACTION_BYTES_MIN);
         assert_eq!(bytes, reserve_mib.map(|mib: u64| mib * MIB), "{all:?}");
