@@ -47,7 +47,7 @@
 //! 1. What was written before an `fdatasync` that returned success, or by a write with `RWF_DSYNC`, is on disk, with the file's length, and stays.
 //! 2. Of what was written since, a power cut leaves any subset of the sectors of [`SECTOR_BYTES`].
 //!    A sector is written whole or not at all: disks promise that for their own sectors, which are
-//!    no smaller (NVMe: "Atomic Write Unit Power Fail"), and answer a read of one that broke with
+//!    no smaller (`NVMe`: "Atomic Write Unit Power Fail"), and answer a read of one that broke with
 //!    an error. A sector that was not written holds what it held before, and behind that zeros, or
 //!    it lies behind the file's end. A file system that shows blocks of other files there (ext4
 //!    with `data=writeback`) breaks this: then a start calls damage what is a torn tail, and a

@@ -426,10 +426,10 @@ fn no_buffer_is_lost_that_the_kernel_did_not_take() {
     for (memory, says_count) in [(0, true), (0, false), (5, true), (5, false), (128, false)] {
         let mut ring: Ring<usize> = Ring::new(false, -1);
         let (mut left, mut with_kernel) = (memory, 0);
-        let lent: Vec<u16> = std::iter::from_fn(|| ring.buffers.lend_next())
+        let indices: Vec<u16> = std::iter::from_fn(|| ring.buffers.lend_next())
             .map(|(index, _)| index)
             .collect();
-        for index in lent {
+        for index in indices {
             let (taken, result) = take_buffers(1, &mut left, says_count);
             with_kernel += taken;
             let kind = Kind::Provide { index };

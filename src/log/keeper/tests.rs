@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use tempfile::tempdir;
 
 use super::*;
-use crate::log::disk::HostDisk;
+use crate::log::disk::{HostDisk, Space};
 
 /// This machine's disk, on which the next fdatasyncs end as they are told to.
 #[derive(Debug, Clone, Default)]
@@ -63,6 +63,9 @@ impl Disk for Scripted {
     }
     fn remove(&self, path: &Path) -> io::Result<()> {
         HostDisk.remove(path)
+    }
+    fn space(&self, folder: &Path) -> io::Result<Space> {
+        HostDisk.space(folder)
     }
     fn lock(&self, path: &Path) -> io::Result<Result<ScriptedFile, ScriptedFile>> {
         let locked = HostDisk.lock(path)?;
