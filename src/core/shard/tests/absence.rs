@@ -1,5 +1,7 @@
 //! A shard that was away: stopped, paused with its machine, or without a core. Nobody is closed for what it did not hear.
 
+use std::time::Duration;
+
 use super::rig::{Rig, START_US, frame, head, op, pong};
 use crate::core::contract::{Input, Limits};
 use crate::core::session::State;
@@ -12,9 +14,13 @@ fn stop_for(rig: &mut Rig, seconds: u64) {
     rig.clock.unix_us += seconds * SECOND_US;
 }
 
+fn seconds(us: u64) -> f64 {
+    Duration::from_micros(us).as_secs_f64()
+}
+
 /// How long the clock of the shard stood still.
 fn absent_s(rig: &Rig) -> f64 {
-    rig.shard.counters().absent_us as f64 / SECOND_US as f64
+    seconds(rig.shard.counters().absent_us)
 }
 
 /// Sleeps until a deadline that was `due_s` after the start has come, which was moved by the absence; nothing happens before.
@@ -84,7 +90,7 @@ fn a_socket_that_nobody_filled_is_not_stalled() {
     rig.run();
     assert!(absent_s(&rig) > 160.0);
     // It still has what it had of its minute.
-    sleep_until_due(&mut rig, slow, STALL_TIMEOUT_US as f64 / 1e6);
+    sleep_until_due(&mut rig, slow, seconds(STALL_TIMEOUT_US));
     assert_eq!(rig.session(slow).state, State::Closing);
 }
 
@@ -113,7 +119,7 @@ fn a_connection_that_is_closing_has_its_time() {
     rig.run();
     // Its close may be on its way.
     assert_eq!(rig.session(client).state, State::Closing);
-    sleep_until_due(&mut rig, client, LINGER_US as f64 / 1e6);
+    sleep_until_due(&mut rig, client, seconds(LINGER_US));
     assert_eq!(rig.seen(client), ["aborted", "gone"]);
 }
 
