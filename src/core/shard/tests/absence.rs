@@ -14,7 +14,11 @@ fn stop_for(rig: &mut Rig, seconds: u64) {
 
 /// How long the clock of the shard stood still.
 fn absent_s(rig: &Rig) -> f64 {
-    rig.shard.counters().absent_us as f64 / SECOND_US as f64
+    seconds(rig.shard.counters().absent_us)
+}
+
+fn seconds(us: u64) -> f64 {
+    std::time::Duration::from_micros(us).as_secs_f64()
 }
 
 /// Sleeps until a deadline that was `due_s` after the start has come, which was moved by the absence; nothing happens before.
@@ -84,7 +88,7 @@ fn a_socket_that_nobody_filled_is_not_stalled() {
     rig.run();
     assert!(absent_s(&rig) > 160.0);
     // It still has what it had of its minute.
-    sleep_until_due(&mut rig, slow, STALL_TIMEOUT_US as f64 / 1e6);
+    sleep_until_due(&mut rig, slow, seconds(STALL_TIMEOUT_US));
     assert_eq!(rig.session(slow).state, State::Closing);
 }
 
@@ -113,7 +117,7 @@ fn a_connection_that_is_closing_has_its_time() {
     rig.run();
     // Its close may be on its way.
     assert_eq!(rig.session(client).state, State::Closing);
-    sleep_until_due(&mut rig, client, LINGER_US as f64 / 1e6);
+    sleep_until_due(&mut rig, client, seconds(LINGER_US));
     assert_eq!(rig.seen(client), ["aborted", "gone"]);
 }
 
