@@ -27,7 +27,7 @@
 //! | what is dead in the log goes: compaction | [`log::compaction`], [`core::usage`], [`log::schedule`], [`io::compactor`] |
 //! | how long a log may become, who waits for compaction, a disk that is nearly full | [`core::log_space`], `core::held`, [`log::schedule`], [`log::reserve`] |
 //! | the ring, receive buffers, one core's loop | [`io::ring`], [`io::buffers`], [`io::worker`] |
-//! | start-up, threads, signals | [`io::server`], [`io::post`] |
+//! | start-up, threads, signals | [`io::server`], [`io::shard_thread`], [`io::post`] |
 //! | the listening socket, one's own or inherited; restarts that refuse nobody | [`io::listener`], `io::worker` |
 //! | `etherply log`: a look at the log, its repair | [`command::log`], [`log::snapshot`], [`log::repair`] |
 //! | `etherply doctor`: the host's facts, and what is said of them | [`command::doctor`], its `facts`, `read` and `judge` |

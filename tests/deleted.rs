@@ -243,7 +243,7 @@ async fn a_copy_of_the_running_log_put_back_under_the_same_names_is_left_as_it_i
 /// What is done to the data directory of a server that is idle, and how it can be undone.
 struct Harm {
     what: &'static str,
-    harm: fn(&Path),
+    apply: fn(&Path),
     undo: Option<fn(&Path)>,
     /// What the server says.
     words: &'static [&'static str],
@@ -260,13 +260,13 @@ fn aside(path: &Path) -> PathBuf {
 const HARMS: &[Harm] = &[
     Harm {
         what: "LOCK is deleted",
-        harm: |data_dir| std::fs::remove_file(data_dir.join("LOCK")).expect("it is there"),
+        apply: |data_dir| std::fs::remove_file(data_dir.join("LOCK")).expect("it is there"),
         undo: None,
         words: &["LOCK was deleted or replaced", "stop every server"],
     },
     Harm {
         what: "LOCK is replaced",
-        harm: |data_dir| {
+        apply: |data_dir| {
             let lock = data_dir.join("LOCK");
             std::fs::copy(&lock, aside(&lock)).expect("it is there");
             rename(&aside(&lock), &lock);
@@ -276,13 +276,13 @@ const HARMS: &[Harm] = &[
     },
     Harm {
         what: "the data directory is moved away",
-        harm: |data_dir| rename(data_dir, &aside(data_dir)),
+        apply: |data_dir| rename(data_dir, &aside(data_dir)),
         undo: Some(|data_dir| rename(&aside(data_dir), data_dir)),
         words: &["was deleted or moved away", "move the data directory back"],
     },
     Harm {
         what: "the data directory is moved away and made anew",
-        harm: |data_dir| {
+        apply: |data_dir| {
             rename(data_dir, &aside(data_dir));
             std::fs::create_dir(data_dir).expect("a folder can be made");
         },
@@ -294,13 +294,13 @@ const HARMS: &[Harm] = &[
     },
     Harm {
         what: "the shard's folder is moved away",
-        harm: |data_dir| rename(&data_dir.join(SHARD), &data_dir.join("aside")),
+        apply: |data_dir| rename(&data_dir.join(SHARD), &data_dir.join("aside")),
         undo: Some(|data_dir| rename(&data_dir.join("aside"), &data_dir.join(SHARD))),
         words: &["was deleted or moved away", "move the data directory back"],
     },
     Harm {
         what: "the shard's folder is replaced by a copy",
-        harm: |data_dir| {
+        apply: |data_dir| {
             let shard = data_dir.join(SHARD);
             let image = files::image(&shard);
             rename(&shard, &data_dir.join("aside"));
@@ -315,7 +315,7 @@ const HARMS: &[Harm] = &[
 async fn an_idle_server_notices_that_its_data_directory_is_not_in_its_place() {
     for Harm {
         what,
-        harm,
+        apply,
         undo,
         words,
     } in HARMS
@@ -323,7 +323,7 @@ async fn an_idle_server_notices_that_its_data_directory_is_not_in_its_place() {
         println!("{what}");
         let (mut scene, mut pair) = Scene::new(ALWAYS).await;
         let state = state_of(&scene.server, "room").await;
-        harm(&scene.data_dir);
+        apply(&scene.data_dir);
         scene.server.until_ready_is(503).await;
         assert_eq!(pair.witness.close_code().await, 1011);
         scene.server.log_line(words).await;

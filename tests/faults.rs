@@ -10,6 +10,7 @@ use support::client::{Client, Event, Op, error_of, op_text, state_of};
 use support::disk::{Ballast, Journal, MemoryDisk, Mount, limit_file_size, may_mount};
 use support::raw::{CLOSE, Raw, handshake_head};
 use support::server::{Server, Setup};
+use support::skipped;
 use tokio_tungstenite::tungstenite::Message;
 
 // ---- a disk that fails ----
@@ -225,7 +226,7 @@ async fn a_correction_never_shows_an_op_that_was_not_kept() {
 
 #[tokio::test]
 async fn a_start_on_a_full_disk_is_refused_and_loses_nothing() {
-    if !may_mount("a start on a full disk") {
+    if !may_mount() {
         return;
     }
     let Some(disk) = Mount::tmpfs("16m") else {
@@ -301,7 +302,7 @@ async fn a_write_error_in_the_modes_interval_and_none_leaves_no_gap() {
 /// The ground of an image, the image mounted on it, and the image's file. The ground is sparse: when it is filled, the
 /// image takes writes, and fails to sync them.
 fn disk_that_fails(journal: Journal) -> Option<(Mount, MemoryDisk)> {
-    if !may_mount("a disk that fails") {
+    if !may_mount() {
         return None;
     }
     let disk = MemoryDisk::ext4("64M", journal)?;
@@ -365,7 +366,7 @@ const PANIC_KEY: &str = "the key of the planted panic";
 /// A server that panics at an op with [`PANIC_KEY`]: only builds with debug assertions have that hook.
 async fn panicking_server(shards: u32) -> Option<Server> {
     if !cfg!(debug_assertions) {
-        println!("skipped: the planted panic is a hook of debug builds");
+        skipped("the planted panic is a hook of debug builds");
         return None;
     }
     Some(

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use support::client::{Client, state_of};
 use support::files;
 use support::server::{Outcome, Server, Setup};
+use support::skipped;
 
 /// Runs `etherply log` with these arguments on a data directory.
 async fn tool(data_dir: &Path, arguments: &[&str]) -> Outcome {
@@ -584,7 +585,7 @@ async fn repair_asks_on_a_terminal() {
     };
     let has_script = Command::new("script").arg("--version").output();
     if !has_script.is_ok_and(|output| output.status.success()) {
-        println!("skipped: there is no script(1), which gives the command a terminal");
+        skipped("there is no script(1), which gives the command a terminal");
         return;
     }
     let before = contents(server.data_dir());

@@ -11,13 +11,14 @@ use rustix::process::geteuid;
 use serde_json::{Map, Value, json};
 use support::client::{Client, Event, state_of};
 use support::server::{Outcome, Server, Setup};
+use support::skipped;
 
 /// A server of a user without any capability, under a limit of prlimit(1). `None`, and a printed reason, where the test may
 /// not change its user. Each test has a user of its own: some limits are one for all processes of a user.
 fn of_user(user: &str, limit: &str) -> Option<Setup> {
     let has = |tool: &str| Command::new(tool).arg("--version").output().is_ok();
     if !geteuid().is_root() || !has("setpriv") || !has("prlimit") {
-        println!("skipped: this needs root, and setpriv(1) and prlimit(1)");
+        skipped("this needs root, and setpriv(1) and prlimit(1)");
         return None;
     }
     let setup = Setup::new();
@@ -78,7 +79,7 @@ async fn where_the_rings_may_lock_too_little_the_start_and_the_doctor_name_the_l
     };
     let (outcome, verdicts, text) = doctor(&setup, "4").await;
     let Some(ring_kib) = ring_kib() else {
-        println!("skipped: on this kernel, rings do not count as locked memory");
+        skipped("on this kernel, rings do not count as locked memory");
         assert_eq!(outcome.code, Some(0), "{outcome:?}");
         return;
     };

@@ -12,8 +12,8 @@
 use std::ops::Range;
 
 use etherply::log::record::{
-    BATCH_HEADER_BYTES, FaultKind, Op, Reader, SEGMENT_HEADER_BYTES, SegmentHeader, begin_batch,
-    SECTOR_BYTES, damage_behind, is_interrupted, op_bytes, push_op, seal_batch,
+    BATCH_HEADER_BYTES, FaultKind, Op, Reader, SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
+    begin_batch, damage_behind, is_interrupted, op_bytes, push_op, seal_batch,
 };
 use etherply::log::repair::salvage::{Place, header_of};
 use etherply_fuzz::{Script, segment_header};
@@ -297,7 +297,10 @@ impl Written {
     /// Whether what was to stand at the fault is not all there: a batch header, or the rest of its
     /// batch behind a whole one.
     fn misses_a_sector(&self, bytes: &[u8], fault_offset: usize) -> bool {
-        let at = self.units.iter().position(|unit| unit.at.start == fault_offset);
+        let at = self
+            .units
+            .iter()
+            .position(|unit| unit.at.start == fault_offset);
         let at = at.expect("a fault is at the begin of a unit");
         let is_header = |unit: &&Unit| unit.durable_position.is_some();
         let end = if is_header(&&self.units[at]) {

@@ -12,6 +12,10 @@ use crate::core::counters::{
 };
 use crate::io::post::{Door, Status};
 
+use text_format::{Page, Value, label};
+
+mod text_format;
+
 /// The media type of the page.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -248,7 +252,7 @@ pub fn text(status: &Status, now_us: u64) -> Vec<u8> {
             reading: stats.read(now_us),
         })
         .collect();
-    let mut page = Page(Vec::with_capacity(4096 + shards.len() * 20_000));
+    let mut page = Page::with_capacity(4096 + shards.len() * 20_000);
     put_process(&mut page, status);
     put_log(&mut page, status, &shards);
     for family in FAMILIES {
@@ -273,7 +277,7 @@ pub fn text(status: &Status, now_us: u64) -> Vec<u8> {
     put_held(&mut page, &shards);
     put_codes(&mut page, &shards);
     put_histograms(&mut page, &shards);
-    page.0
+    page.into_bytes()
 }
 
 struct Shard {
@@ -510,92 +514,3 @@ fn put_histograms(page: &mut Page, shards: &[Shard]) {
         }
     }
 }
-
-fn label(name: &str, number: u64) -> String {
-    format!("{name}=\"{number}\"")
-}
-
-#[derive(Clone, Copy)]
-enum Value {
-    Count(u64),
-    /// Written as seconds.
-    Microseconds(u64),
-}
-
-/// The page as it grows.
-struct Page(Vec<u8>);
-
-impl Page {
-    fn put(&mut self, parts: &[&str]) {
-        for part in parts {
-            self.0.extend_from_slice(part.as_bytes());
-        }
-    }
-
-    fn value(&mut self, value: Value) {
-        let mut buffer = itoa::Buffer::new();
-        match value {
-            Value::Count(count) => self.put(&[buffer.format(count)]),
-            Value::Microseconds(us) => {
-                self.put(&[buffer.format(us / 1_000_000)]);
-                let fraction = us % 1_000_000;
-                if fraction > 0 {
-                    // With the zeros that stand before it, and without those behind it.
-                    let digits = buffer.format(1_000_000 + fraction);
-                    self.put(&[".", digits[1..].trim_end_matches('0')]);
-                }
-            }
-        }
-    }
-
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
-        self.put(&[
-            "# HELP ",
-            name,
-            " ",
-            help,
-            "\n# TYPE ",
-            name,
-            " ",
-            kind,
-            "\n",
-        ]);
-    }
-
-    fn sample(&mut self, name: &str, suffix: &str, labels: &[&str], value: Value) {
-        self.put(&[name, suffix]);
-        let mut before = "{";
-        for label in labels.iter().filter(|label| !label.is_empty()) {
-            self.put(&[before, label]);
-            before = ",";
-        }
-        self.put(&[if before == "," { "} " } else { " " }]);
-        self.value(value);
-        self.put(&["\n"]);
-    }
-
-    /// Classes count all that is in those below, too.
-    fn histogram(&mut self, name: &str, shard: &str, bounds: &[Value], counts: &[u64], sum: Value) {
-        let (mut count, mut counts) = (0, counts.iter());
-        for (bound, of_class) in bounds.iter().zip(&mut counts) {
-            count += of_class;
-            self.put(&[name, "_bucket{", shard, ",le=\""]);
-            self.value(*bound);
-            self.put(&["\"} "]);
-            self.value(Value::Count(count));
-            self.put(&["\n"]);
-        }
-        count += counts.sum::<u64>();
-        self.sample(
-            name,
-            "_bucket",
-            &[shard, "le=\"+Inf\""],
-            Value::Count(count),
-        );
-        self.sample(name, "_sum", &[shard], sum);
-        self.sample(name, "_count", &[shard], Value::Count(count));
-    }
-}
-
-#[cfg(test)]
-mod tests;

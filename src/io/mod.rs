@@ -11,5 +11,6 @@ pub mod recovery;
 pub mod ring;
 pub mod secrets;
 pub mod server;
+pub mod shard_thread;
 pub mod threads;
 pub mod worker;

@@ -3,7 +3,6 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -18,7 +17,6 @@ use signal_hook::iterator::Signals;
 use crate::admin::Pages;
 use crate::config::{SecretError, Secrets, Serve};
 use crate::core::contract::ShardConfig;
-use crate::core::shard::Shard;
 use crate::core::workspace::Workspace;
 use crate::io::compactor::{Compactor, News};
 use crate::io::listener::{AddressNames, ListenError, Listener};
@@ -26,8 +24,9 @@ use crate::io::post::{self, Letter, Post, Status, mailbox};
 use crate::io::recovery::{self, Display};
 use crate::io::ring;
 use crate::io::secrets::Keeper;
+use crate::io::shard_thread::{self, RingReport, Start};
 use crate::io::threads::{self, ThreadError};
-use crate::io::worker::{Ties, Worker, clock};
+use crate::io::worker::Ties;
 use crate::limits::{
     DESCRIPTORS_PER_SHARD, DESCRIPTORS_RESERVED, LOG_SPARE_BYTES, SEGMENT_BYTES_MAX,
     SEGMENT_BYTES_MIN, SEGMENT_FILL_BYTES, SHARD_BYTES, SHARDS_PER_CORE_MAX, SNAPSHOT_BYTES_MAX,
@@ -388,10 +387,15 @@ fn spawn_shards(
             },
             started: common.started,
             is_pinned: !common.settings.no_pin,
-            ring: RingReport(Some(rings.clone())),
+            ring: RingReport::new(rings.clone()),
             go: receiver,
         };
-        spawn_shard(start, events.clone())?;
+        let events = events.clone();
+        shard_thread::spawn(start, move |ok| {
+            let shard = number;
+            // The main thread may have ended.
+            let _ = events.send(Event::Stopped { shard, ok });
+        })?;
     }
     for outcome in set_up.iter().take(go.len()) {
         let no_ring = |error: io::Error| ServeError::Ring(ring::advice(&error, common.shards));
@@ -406,106 +410,6 @@ fn spawn_shards(
         let _ = shard.send(());
     }
     Ok(posts)
-}
-
-/// What a shard's thread is started with.
-struct Start {
-    config: ShardConfig,
-    ties: Ties,
-    started: Instant,
-    is_pinned: bool,
-    ring: RingReport,
-    /// When to begin. It must not where the sender is gone.
-    go: Receiver<()>,
-}
-
-/// Where a shard reports, once, that it has its ring, or why not.
-#[derive(Default)]
-struct RingReport(Option<Sender<io::Result<()>>>);
-
-impl RingReport {
-    fn send(&mut self, outcome: io::Result<()>) {
-        if let Some(sender) = self.0.take() {
-            // The main thread may have given up, since another shard has no ring.
-            let _ = sender.send(outcome);
-        }
-    }
-}
-
-impl Drop for RingReport {
-    fn drop(&mut self) {
-        self.send(Err(io::Error::other("a fault of this server")));
-    }
-}
-
-fn spawn_shard(mut start: Start, events: Sender<Event>) -> Result<(), ThreadError> {
-    let number = start.config.shard;
-    threads::start(format!("etherply-{number}"), move || {
-        // Told on every way out, by a panic too: a server with a dead shard must not live on.
-        struct Tell(Sender<Event>, u32, bool);
-        impl Drop for Tell {
-            fn drop(&mut self) {
-                let _ = self.0.send(Event::Stopped {
-                    shard: self.1,
-                    ok: self.2,
-                });
-            }
-        }
-        let mut tell = Tell(events, number, false);
-        let mut report = std::mem::take(&mut start.ring);
-        match run_shard(start, &mut report) {
-            Ok(()) => tell.2 = true,
-            Err(error) => report.send(Err(error)),
-        }
-    })?;
-    Ok(())
-}
-
-fn run_shard(start: Start, report: &mut RingReport) -> io::Result<()> {
-    let Start {
-        config,
-        ties,
-        started,
-        is_pinned,
-        ring: _,
-        go,
-    } = start;
-    let number = config.shard;
-    if is_pinned {
-        pin(number);
-    }
-    let shard = Shard::recovering(config, clock(started));
-    let mut worker = Worker::new(shard, number, ties, started);
-    let mut is_started = false;
-    // Lets the tests take the way of kernels before 5.19.
-    let waits_before_receive =
-        cfg!(debug_assertions) && std::env::var_os("ETHERPLY_FAULT_OLD_KERNEL").is_some();
-    let is_set_up = || {
-        report.send(Ok(()));
-        match go.recv() {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        }
-    };
-    ring::run(waits_before_receive, is_set_up, |ring| {
-        if !is_started {
-            is_started = true;
-            worker.start(ring);
-            return ControlFlow::Continue(());
-        }
-        worker.turn(ring)
-    })
-}
-
-fn pin(number: u32) {
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
-    let core = cores.get(number as usize % cores.len().max(1)).copied();
-    if !core.is_some_and(core_affinity::set_for_current) {
-        tracing::warn!(
-            shard = number,
-            "cannot pin a shard to its core: it runs on any core (--no-pin does not try)"
-        );
-    }
 }
 
 /// Warns of many more shards than cores.

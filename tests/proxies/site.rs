@@ -2,7 +2,7 @@
 
 use crate::support::raw::{Answer, Raw};
 use crate::support::server::{Server, Setup};
-use crate::support::{PATIENCE, eventually, files, token};
+use crate::support::{PATIENCE, eventually, files, skipped, token};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use rustix::process::{Pid, Signal, kill_process};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -115,7 +115,7 @@ impl Site {
             if program(name).is_none() {
                 let is_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
                 assert!(!is_ci, "{name} is not installed");
-                eprintln!("skipped: {name} is not installed");
+                skipped(format_args!("{name} is not installed"));
                 return None;
             }
         }

@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
 
+use super::skipped;
+
 /// From now on a write of the process past this offset of any file fails; `None` lifts that.
 pub fn limit_file_size(pid: Pid, limit: Option<u64>) {
     prlimit(
@@ -35,10 +37,10 @@ pub fn limit_open_files(pid: Pid, limit: u64) {
 }
 
 /// Whether this test may mount; where not, it says so.
-pub fn may_mount(test: &str) -> bool {
+pub fn may_mount() -> bool {
     let is_root = geteuid().is_root();
     if !is_root {
-        println!("skipped: {test} mounts a small disk, for which it must be root");
+        skipped("it mounts a small disk, for which it must be root");
     }
     is_root
 }
@@ -95,7 +97,7 @@ impl Mount {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        succeeds("umount", &["-l", &path]);
+        let _ = Command::new("umount").args(["-l", &path]).output();
     }
 }
 
@@ -132,7 +134,7 @@ impl MemoryDisk {
         let number = match std::fs::read_to_string("/sys/class/zram-control/hot_add") {
             Ok(number) => number.trim().parse().expect("a number"),
             Err(error) => {
-                println!("skipped: no disk in memory can be made: {error}");
+                skipped(format_args!("no disk in memory can be made: {error}"));
                 return None;
             }
         };
@@ -197,14 +199,12 @@ fn succeeds(program: &str, arguments: &[&str]) -> bool {
     match output {
         Ok(output) if output.status.success() => true,
         Ok(output) => {
-            println!(
-                "skipped: {program} {arguments:?}: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
+            let error = String::from_utf8_lossy(&output.stderr);
+            skipped(format_args!("{program} {arguments:?}: {}", error.trim()));
             false
         }
         Err(error) => {
-            println!("skipped: {program} cannot be run: {error}");
+            skipped(format_args!("{program} cannot be run: {error}"));
             false
         }
     }

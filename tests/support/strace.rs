@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::eventually;
+use super::{eventually, skipped};
 
 /// While it lives, some of a process's system calls fail.
 pub struct Injection(Child);
@@ -25,7 +25,7 @@ impl Injection {
             .stderr(Stdio::null())
             .spawn();
         let Ok(child) = spawned else {
-            println!("skipped: strace is not installed");
+            skipped("strace is not installed");
             return None;
         };
         let mut injection = Injection(child);
@@ -35,7 +35,7 @@ impl Injection {
         })
         .await;
         if !is_attached {
-            println!("skipped: strace may not attach to a process here (ptrace(2))");
+            skipped("strace may not attach to a process here (ptrace(2))");
         }
         is_attached.then_some(injection)
     }

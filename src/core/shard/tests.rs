@@ -19,6 +19,7 @@ mod looks;
 mod notes;
 mod parts;
 mod peers;
+mod received;
 mod rig;
 mod rules;
 mod space;
@@ -26,7 +27,7 @@ mod times;
 mod waiting;
 mod yielding;
 
-use peers::{Client, Dice, Disk, Model, Told, Verdict, Write};
+use peers::{Client, Dice, Disk, Model, Verdict, Write};
 
 const SEEDS: u64 = 200;
 const STEPS: usize = 500;
@@ -465,77 +466,6 @@ impl World {
             let count = model.wins.iter().take_while(|win| kept(win)).count();
             assert!(!model.wins[count..].iter().any(kept), "a prefix is kept");
             model.wins.truncate(count);
-        }
-    }
-
-    // ---- what a client is told ----
-
-    fn read(&mut self, place: usize) {
-        while let Some(told) = self.clients[place].next_told() {
-            let client = &mut self.clients[place];
-            assert_eq!(client.close_code, None, "a close frame is the last");
-            match told {
-                Told::Status(status) => assert_eq!(Some(status), client.status_expected),
-                Told::Init(data) => self.read_init(place, &data),
-                Told::Op(write) => self.read_op(place, &write),
-                Told::Error(code, _) => {
-                    assert_eq!(code, 500);
-                    assert!(client.lost_an_op, "500 is for those whose op is lost");
-                    client.has_error = true;
-                }
-                Told::Close(code) => {
-                    assert_eq!(Some(code), client.close_expected);
-                    if code == 1011 {
-                        assert_eq!(client.has_error, client.lost_an_op, "all of them are told");
-                    }
-                    client.close_code = Some(code);
-                }
-                Told::Control => {}
-            }
-        }
-    }
-
-    /// The init message is the state after some of the wins, and the ops follow from there.
-    fn read_init(&mut self, place: usize, data: &std::collections::BTreeMap<String, String>) {
-        let client = &mut self.clients[place];
-        assert!(!client.has_init, "there is one init message");
-        client.has_init = true;
-        let model = &self.models[client.workspace];
-        let is_data = |count: &usize| {
-            let state = model.state(*count);
-            let mut fields = state.iter().zip(data);
-            state.len() == data.len()
-                && fields
-                    .all(|(held, field)| *held.0 == field.0.as_str() && held.1.value == *field.1)
-        };
-        let until = client.joined_at.min(model.wins.len());
-        let at = (0..=until).rev().find(is_data);
-        let at = at.expect("init is the state at one point before the client came");
-        for win in model.wins[at..until].iter().rev() {
-            client.expected.push_front(win.0.clone());
-        }
-        for (key, value) in data {
-            client.held.insert(key.clone(), (value.clone(), 0));
-        }
-    }
-
-    fn read_op(&mut self, place: usize, write: &Write) {
-        let client = &mut self.clients[place];
-        assert!(client.has_init, "init comes first");
-        client.hold(write);
-        if !client.was_behind {
-            assert_eq!(client.expected.pop_front().as_ref(), Some(write));
-            return;
-        }
-        let wins = &self.models[client.workspace].wins;
-        let win = wins.iter().position(|win| win.0 == *write);
-        let win = win.expect("only winning ops are sent");
-        // A correction may overtake the broadcasts that were dropped.
-        if !client.corrections.contains(write) {
-            assert!(wins[win].1 != place, "its own op does not come back");
-            let is_next = client.last_place.is_none_or(|last| last < win);
-            assert!(is_next, "ops come in their order");
-            client.last_place = Some(win);
         }
     }
 

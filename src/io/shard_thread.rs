@@ -1,0 +1,124 @@
+//! A shard's thread: its core, its ring and its turns.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::Instant;
+
+use crate::core::contract::ShardConfig;
+use crate::core::shard::Shard;
+use crate::io::ring;
+use crate::io::threads::{self, ThreadError};
+use crate::io::worker::{Ties, Worker, clock};
+
+/// What a shard's thread is started with.
+pub struct Start {
+    /// The shard's settings.
+    pub config: ShardConfig,
+    /// What the shard shares with the rest of the process.
+    pub ties: Ties,
+    /// When the server was started.
+    pub started: Instant,
+    /// Whether the thread stays on one core.
+    pub is_pinned: bool,
+    /// Where the shard reports its ring.
+    pub ring: RingReport,
+    /// When to begin. The shard must not begin if the sender is gone.
+    pub go: Receiver<()>,
+}
+
+/// Where a shard reports, once, that it has its ring, or why not.
+#[derive(Default)]
+pub struct RingReport(Option<Sender<io::Result<()>>>);
+
+impl RingReport {
+    /// Returns a report to this channel.
+    #[must_use]
+    pub fn new(sender: Sender<io::Result<()>>) -> Self {
+        Self(Some(sender))
+    }
+
+    fn send(&mut self, outcome: io::Result<()>) {
+        if let Some(sender) = self.0.take() {
+            // The main thread may have given up, since another shard has no ring.
+            let _ = sender.send(outcome);
+        }
+    }
+}
+
+impl Drop for RingReport {
+    fn drop(&mut self) {
+        self.send(Err(io::Error::other("a fault of this server")));
+    }
+}
+
+/// Starts a shard's thread. `stopped` is called when it ends, with whether it ended well.
+///
+/// # Errors
+///
+/// The system has no thread for the shard.
+pub fn spawn(mut start: Start, stopped: impl Fn(bool) + Send + 'static) -> Result<(), ThreadError> {
+    /// Reports on every way out, also by a panic: a server with a dead shard must not live on.
+    struct Ending<F: Fn(bool)>(F, bool);
+    impl<F: Fn(bool)> Drop for Ending<F> {
+        fn drop(&mut self) {
+            (self.0)(self.1);
+        }
+    }
+    threads::start(format!("etherply-{}", start.config.shard), move || {
+        let mut ending = Ending(stopped, false);
+        let mut report = std::mem::take(&mut start.ring);
+        match run(start, &mut report) {
+            Ok(()) => ending.1 = true,
+            Err(error) => report.send(Err(error)),
+        }
+    })?;
+    Ok(())
+}
+
+fn run(start: Start, report: &mut RingReport) -> io::Result<()> {
+    let Start {
+        config,
+        ties,
+        started,
+        is_pinned,
+        ring: _,
+        go,
+    } = start;
+    let number = config.shard;
+    if is_pinned {
+        pin(number);
+    }
+    let shard = Shard::recovering(config, clock(started));
+    let mut worker = Worker::new(shard, number, ties, started);
+    let mut is_started = false;
+    // Lets the tests take the way of kernels before 5.19.
+    let waits_before_receive =
+        cfg!(debug_assertions) && std::env::var_os("ETHERPLY_FAULT_OLD_KERNEL").is_some();
+    let is_set_up = || {
+        report.send(Ok(()));
+        match go.recv() {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    };
+    ring::run(waits_before_receive, is_set_up, |ring| {
+        if !is_started {
+            is_started = true;
+            worker.start(ring);
+            return ControlFlow::Continue(());
+        }
+        worker.turn(ring)
+    })
+}
+
+fn pin(number: u32) {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let core = cores.get(number as usize % cores.len().max(1)).copied();
+    if !core.is_some_and(core_affinity::set_for_current) {
+        tracing::warn!(
+            shard = number,
+            "cannot pin a shard to its core: it runs on any core (--no-pin does not try)"
+        );
+    }
+}
