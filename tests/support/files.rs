@@ -1,8 +1,9 @@
 //! The data directory as files: the segments, and what a crash or a bad disk does to them.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The segments (`shard-NN/*.aof`) in the order of their names.
@@ -45,12 +46,14 @@ pub fn image(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     image
 }
 
-/// Puts the files of an [`image`] into a folder.
+/// Puts the files of an [`image`] into a folder, which is readable for its owner alone, as the server makes its own.
 pub fn put_back(folder: &Path, image: &BTreeMap<PathBuf, Vec<u8>>) {
     for (name, bytes) in image {
         let path = folder.join(name);
         let parent = path.parent().expect("a file is in a folder");
-        std::fs::create_dir_all(parent).expect("a folder can be made");
+        let mut folders = DirBuilder::new();
+        let made = folders.recursive(true).mode(0o700).create(parent);
+        made.expect("a folder can be made");
         std::fs::write(path, bytes).expect("a file can be written");
     }
 }
