@@ -30,10 +30,7 @@ pub struct Absence {
 
 /// From the end of a turn until the next one is due, by the shard's clock.
 #[derive(Debug)]
-#[expect(
-    clippy::struct_field_names,
-    reason = "the unit of a time belongs to its name"
-)]
+#[expect(clippy::struct_field_names, reason = "the unit")]
 struct Sleep {
     from_us: u64,
     due_us: u64,

@@ -186,9 +186,10 @@ impl Shard {
         let (mut unfinished_bytes, mut answer_bytes, mut charged_bytes) = (0, 0, 0);
         for (slot, session) in &self.sessions {
             let (unfinished, _) = session.unfinished();
-            let own_bytes = unfinished + session.outbox.own_answer_bytes();
+            let own_answer_bytes = session.outbox.own_answer_bytes();
+            let own_bytes = unfinished + own_answer_bytes;
             unfinished_bytes += unfinished;
-            answer_bytes += session.outbox.own_answer_bytes();
+            answer_bytes += own_answer_bytes;
             let counts = !session.aborted;
             charged_bytes += own_bytes.saturating_sub(SESSION_BYTES_SPARED) * usize::from(counts);
             assert!(

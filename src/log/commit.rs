@@ -382,12 +382,13 @@ impl Commit {
 
     /// Takes the outcome of a [`Step::Sync`].
     pub fn synced(&mut self, ok: bool, now_us: u64) -> Result<(), LogBroken> {
+        // However late: another fdatasync of this file must not be believed.
+        self.sync_failed |= !ok;
         if self.phase != Phase::Syncing {
             self.late();
             return Ok(());
         }
         if !ok {
-            self.sync_failed = true;
             return self.broken().map(|_| ());
         }
         self.phase = Phase::Idle;

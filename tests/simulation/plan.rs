@@ -177,6 +177,12 @@ impl Plan {
                 segment_bytes_min: 700,
                 segment_bytes_max: 2500,
                 fill_bytes: Option::None,
+                // With less in it, or fewer ops, the disk never gets full.
+                limits: Limits {
+                    ops_per_second: Option::None,
+                    workspace_bytes: Option::None,
+                    ..plan.limits
+                },
                 disk_percent: Some(Dice::new(seed, 12).pick(&[150, 200, 300])),
                 error_one_in: 0,
                 crash_one_in: 400,

@@ -435,7 +435,7 @@ impl World {
         seat.shard.handle(Input::Received(id, bytes), self.clock);
         seat.is_woken = true;
         self.note_panic(shard);
-        self.check_held(shard);
+        self.check_held_after_event(shard);
     }
 
     /// Lets a socket take what was sent.
@@ -482,7 +482,7 @@ impl World {
         seat.shard.handle(Input::Sent(id, spans, taken), self.clock);
         seat.is_woken = true;
         self.note_panic(shard);
-        self.check_held(shard);
+        self.check_held_after_event(shard);
         self.read(place);
     }
 

@@ -340,6 +340,35 @@ fn a_segment_that_cannot_be_opened() {
 }
 
 #[test]
+fn an_fdatasync_that_fails_late_is_not_repeated() {
+    // The shard gives its log up for another reason while the fdatasync is in flight.
+    for (ok, keeps_written) in [(true, true), (false, false)] {
+        let mut commit = Commit::new(Durability::Interval, INTERVAL_US, segment(0, 0), 0);
+        let written = commit.push(&op("1", 1), 0);
+        let Some(Step::Write { bytes, .. }) = commit.start(0) else {
+            unreachable!("a batch is written");
+        };
+        let count = bytes.len();
+        assert_eq!(commit.written(bytes, Some(count), 0), Ok(None));
+        assert_eq!(commit.start(INTERVAL_US), Some(Step::Sync));
+        commit.fail();
+        assert_eq!(commit.synced(ok, INTERVAL_US), Ok(()));
+        assert!(commit.is_quiet());
+        let shown = if keeps_written { written } else { 0 };
+        let (index, durable) = (0, 0);
+        assert_eq!(
+            commit.end(),
+            End {
+                index,
+                durable,
+                shown
+            },
+            "the fdatasync went well: {ok}"
+        );
+    }
+}
+
+#[test]
 fn the_timer_of_interval_mode() {
     let mut commit = Commit::new(Durability::Interval, INTERVAL_US, segment(0, 0), 50);
     assert_eq!(commit.sync_due_us(), None);

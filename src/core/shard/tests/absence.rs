@@ -1,7 +1,5 @@
 //! A shard that was away: stopped, paused with its machine, or without a core. Nobody is closed for what it did not hear.
 
-use std::time::Duration;
-
 use super::rig::{Rig, START_US, frame, head, op, pong};
 use crate::core::contract::{Input, Limits};
 use crate::core::session::State;
@@ -14,13 +12,13 @@ fn stop_for(rig: &mut Rig, seconds: u64) {
     rig.clock.unix_us += seconds * SECOND_US;
 }
 
-fn seconds(us: u64) -> f64 {
-    Duration::from_micros(us).as_secs_f64()
-}
-
 /// How long the clock of the shard stood still.
 fn absent_s(rig: &Rig) -> f64 {
     seconds(rig.shard.counters().absent_us)
+}
+
+fn seconds(us: u64) -> f64 {
+    std::time::Duration::from_micros(us).as_secs_f64()
 }
 
 /// Sleeps until a deadline that was `due_s` after the start has come, which was moved by the absence; nothing happens before.
