@@ -177,12 +177,7 @@ impl Plan {
                 segment_bytes_min: 700,
                 segment_bytes_max: 2500,
                 fill_bytes: Option::None,
-                // With less in it, or fewer ops, the disk never gets full.
-                limits: Limits {
-                    ops_per_second: Option::None,
-                    workspace_bytes: Option::None,
-                    ..plan.limits
-                },
+                limits: without_limits_of_ops(plan.limits),
                 disk_percent: Some(Dice::new(seed, 12).pick(&[150, 200, 300])),
                 error_one_in: 0,
                 crash_one_in: 400,
@@ -217,6 +212,15 @@ impl Plan {
 fn fill_bytes(seed: u64, durability: Durability) -> Option<u64> {
     let blocks = Dice::new(seed, 11).pick(&[0, 1, 1, 5]);
     (blocks > 0 && durability == Durability::Always).then_some(blocks * BLOCK_BYTES as u64)
+}
+
+/// With less in a small disk, or fewer ops, it never gets full.
+fn without_limits_of_ops(limits: Limits) -> Limits {
+    Limits {
+        ops_per_second: None,
+        workspace_bytes: None,
+        ..limits
+    }
 }
 
 /// Each limit is on in some runs.
