@@ -587,6 +587,7 @@ impl DiskFile for SimFile {
             state.claim()?;
         }
         let start = usize::try_from(offset).expect("a small file");
+        state.commit_for(self.inode, start + count);
         let room = state.room(self.inode, start, start + count);
         if room < count {
             state.met.out_of_room += 1;
@@ -662,6 +663,7 @@ impl DiskFile for SimFile {
         state.enter(Kind::Names, || format!("reserve for inode {}", self.inode))?;
         state.claim()?;
         let bytes = usize::try_from(bytes).expect("a small file");
+        state.commit_for(self.inode, bytes);
         if state.room(self.inode, 0, bytes) < bytes {
             state.met.out_of_room += 1;
             return Err(error(ENOSPC));

@@ -1,7 +1,9 @@
 //! What kind of run a seed is, what may go wrong in it, and what was met.
 
 use etherply::core::contract::Limits;
-use etherply::limits::{SECOND_US, SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES};
+use etherply::limits::{
+    DISK_ENOUGH_FACTOR, SECOND_US, SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES,
+};
 use etherply::log::blocks::BLOCK_BYTES;
 use etherply::log::commit::Durability;
 use etherply::log::schedule::LowMarks;
@@ -202,11 +204,17 @@ impl Plan {
         self.floor_bytes() + self.segment_bytes_min + 1000
     }
 
-    /// The size of the disk.
+    /// The size of the disk: a share of what all keys may take, and what does not grow with that. Three shards have an
+    /// open segment each, of which all may be dead, and what is left free is far from small beside so few keys.
     pub fn disk_bytes(&self) -> Option<u64> {
         let entries = (self.workspaces * self.keys) as u64;
-        let live_bytes = entries * (self.value_bytes as u64 + 50);
-        self.disk_percent.map(|percent| live_bytes * percent / 100)
+        let record_bytes = self.value_bytes as u64 + 50;
+        let live_bytes = entries * record_bytes;
+        let low_bytes = LOW_MARKS.bytes + 3 * LOW_MARKS.shard_bytes;
+        let open_bytes = 3 * (self.segment_bytes_max + record_bytes);
+        let more_bytes = low_bytes * DISK_ENOUGH_FACTOR + open_bytes;
+        self.disk_percent
+            .map(|percent| live_bytes * percent / 100 + more_bytes)
     }
 
     pub fn may(&self, fault: u32) -> bool {
