@@ -71,9 +71,10 @@ pub struct Plan {
     pub limits: Limits,
 }
 
-/// What is left free of a small disk: more than the longest segment has.
+/// What is left free of a small disk: more than the longest segment has, whose last batch may have several ops, since a
+/// compaction writes all of it anew.
 pub const LOW_MARKS: LowMarks = LowMarks {
-    bytes: 3500,
+    bytes: 12_000,
     share: 8,
     shard_bytes: 700,
 };
