@@ -180,12 +180,6 @@ impl Plan {
                 segment_bytes_min: 700,
                 segment_bytes_max: 2500,
                 fill_bytes: Option::None,
-                // With less in it, or fewer ops, the disk never gets full.
-                limits: Limits {
-                    ops_per_second: Option::None,
-                    workspace_bytes: Option::None,
-                    ..plan.limits
-                },
                 disk_percent: Some(Dice::new(seed, 12).pick(&[150, 200, 300])),
                 error_one_in: 0,
                 crash_one_in: 400,
@@ -236,11 +230,20 @@ fn limits(seed: u64, kind: u64) -> Limits {
         1 => ([80, 150], [600, 4000]),
         _ => ([2, 4], [600, 4000]),
     };
-    Limits {
+    let limits = Limits {
         ops_per_second: dice.one_in(3).then(|| dice.pick(&[5, 20])),
         connections_per_workspace: dice.one_in(3).then(|| dice.pick(&members)),
         workspace_bytes: dice.one_in(2).then(|| dice.pick(&bytes)),
         handshakes_per_second: dice.one_in(4).then(|| dice.pick(&[20, 60])),
+    };
+    if kind != 3 {
+        return limits;
+    }
+    // With less in it, or fewer ops, a small disk never gets full.
+    Limits {
+        ops_per_second: None,
+        workspace_bytes: None,
+        ..limits
     }
 }
 
