@@ -247,6 +247,42 @@ impl State {
         }
     }
 
+    /// What a power cut may bring back has its place on the disk still: a file system has it back with the commit of
+    /// its journal, and commits where a file that is to be `end` bytes long needs the room.
+    pub fn commit_for(&mut self, number: u64, end: usize) {
+        let Some(capacity_bytes) = self.capacity_bytes else {
+            return;
+        };
+        let folders = self.folders.values();
+        let names = folders.flat_map(|folder| folder.seen.values().chain(folder.durable.values()));
+        let numbers: BTreeSet<u64> = names
+            .filter_map(|node| match node {
+                Node::File(number) => Some(*number),
+                Node::Folder => None,
+            })
+            .chain([number])
+            .collect();
+        let bytes_of = |inode: &Inode| {
+            let bytes = inode.seen.len().max(inode.durable.len());
+            bytes.max(inode.reserved_bytes)
+        };
+        let files = numbers.iter().filter_map(|other| {
+            let least = if *other == number { end } else { 0 };
+            Some(bytes_of(self.inodes.get(other)?).max(least) as u64)
+        });
+        if files.sum::<u64>() <= capacity_bytes {
+            return;
+        }
+        for folder in self.folders.values_mut() {
+            for change in std::mem::take(&mut folder.pending) {
+                change.apply(&mut folder.durable);
+            }
+        }
+        for inode in self.inodes.values_mut() {
+            inode.durable.truncate(inode.seen.len());
+        }
+    }
+
     fn forget_unnamed(&mut self) {
         let mut named = BTreeSet::new();
         let mut note = |node: &Node| {
@@ -264,5 +300,27 @@ impl State {
             }
         }
         self.inodes.retain(|inode, _| named.contains(inode));
+    }
+}
+
+#[test]
+fn after_a_power_cut_a_disk_holds_no_more_than_it_can() {
+    use etherply::log::disk::{Disk, DiskFile};
+
+    for seed in 0..50 {
+        let disk = SimDisk::new(crate::dice::Dice::new(seed, 3), Journal::default());
+        disk.state().capacity_bytes = Some(1000);
+        let (old, new) = (Path::new("/old"), Path::new("/new"));
+        let file = disk.create(old).unwrap();
+        file.write_at(&[1; 800], 0).unwrap();
+        file.sync().unwrap();
+        disk.sync_folder(Path::new("/")).unwrap();
+        disk.remove(old).unwrap();
+        let file = disk.create(new).unwrap();
+        assert_eq!(file.write_at(&[2; 900], 0).unwrap(), 900, "it is free");
+        file.sync().unwrap();
+        disk.crash(Crash::PowerCut);
+        let bytes: u64 = disk.lengths(Path::new("/")).iter().map(|file| file.1).sum();
+        assert!(bytes <= 1000, "{bytes} bytes of seed {seed}");
     }
 }

@@ -406,6 +406,11 @@ impl Disk for SimDisk {
             let is_done = entered.is_ok() || state.dice.one_in(2);
             let folder = state.folder(folder)?;
             if is_done {
+                // A file that has its new name never gets its first one back.
+                if let Change::Rename(_, _, renamed) = change {
+                    let is_older = |change: &Change| matches!(change, Change::Create(_, node) if *node == renamed);
+                    folder.pending.retain(|change| !is_older(change));
+                }
                 change.apply(&mut folder.durable);
             } else {
                 folder.pending.push(change);
@@ -587,6 +592,7 @@ impl DiskFile for SimFile {
             state.claim()?;
         }
         let start = usize::try_from(offset).expect("a small file");
+        state.commit_for(self.inode, start + count);
         let room = state.room(self.inode, start, start + count);
         if room < count {
             state.met.out_of_room += 1;
@@ -662,6 +668,7 @@ impl DiskFile for SimFile {
         state.enter(Kind::Names, || format!("reserve for inode {}", self.inode))?;
         state.claim()?;
         let bytes = usize::try_from(bytes).expect("a small file");
+        state.commit_for(self.inode, bytes);
         if state.room(self.inode, 0, bytes) < bytes {
             state.met.out_of_room += 1;
             return Err(error(ENOSPC));

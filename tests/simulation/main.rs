@@ -60,8 +60,9 @@ fn run(plan: Plan, journal: Journal) -> Result<Coverage, String> {
 /// Runs a seed, and makes a failure as small as it can.
 fn run_and_tell(seed: u64) -> Coverage {
     let plan = Plan::new(seed);
-    let Err(first) = run(plan, Journal::default()) else {
-        return run(plan, Journal::default()).expect("it went well a moment ago");
+    let first = match run(plan, Journal::default()) {
+        Ok(coverage) => return coverage,
+        Err(first) => first,
     };
     eprintln!("seed {seed} fails, and is made smaller: {first}");
     let plan = shrink(plan, &kind(&first));

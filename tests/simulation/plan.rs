@@ -1,7 +1,9 @@
 //! What kind of run a seed is, what may go wrong in it, and what was met.
 
 use etherply::core::contract::Limits;
-use etherply::limits::{SECOND_US, SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES};
+use etherply::limits::{
+    DISK_ENOUGH_FACTOR, SECOND_US, SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES,
+};
 use etherply::log::blocks::BLOCK_BYTES;
 use etherply::log::commit::Durability;
 use etherply::log::schedule::LowMarks;
@@ -69,9 +71,10 @@ pub struct Plan {
     pub limits: Limits,
 }
 
-/// What is left free of a small disk: more than the longest segment has.
+/// What is left free of a small disk: more than the longest segment has, whose last batch may have several ops, since a
+/// compaction writes all of it anew.
 pub const LOW_MARKS: LowMarks = LowMarks {
-    bytes: 3500,
+    bytes: 12_000,
     share: 8,
     shard_bytes: 700,
 };
@@ -177,7 +180,6 @@ impl Plan {
                 segment_bytes_min: 700,
                 segment_bytes_max: 2500,
                 fill_bytes: Option::None,
-                limits: without_limits_of_ops(plan.limits),
                 disk_percent: Some(Dice::new(seed, 12).pick(&[150, 200, 300])),
                 error_one_in: 0,
                 crash_one_in: 400,
@@ -197,11 +199,17 @@ impl Plan {
         self.floor_bytes() + self.segment_bytes_min + 1000
     }
 
-    /// The size of the disk.
+    /// The size of the disk: a share of what all keys may take, and what does not grow with that. Three shards have an
+    /// open segment each, of which all may be dead, and what is left free is far from small beside so few keys.
     pub fn disk_bytes(&self) -> Option<u64> {
         let entries = (self.workspaces * self.keys) as u64;
-        let live_bytes = entries * (self.value_bytes as u64 + 50);
-        self.disk_percent.map(|percent| live_bytes * percent / 100)
+        let record_bytes = self.value_bytes as u64 + 50;
+        let live_bytes = entries * record_bytes;
+        let low_bytes = LOW_MARKS.bytes + 3 * LOW_MARKS.shard_bytes;
+        let open_bytes = 3 * (self.segment_bytes_max + record_bytes);
+        let more_bytes = low_bytes * DISK_ENOUGH_FACTOR + open_bytes;
+        self.disk_percent
+            .map(|percent| live_bytes * percent / 100 + more_bytes)
     }
 
     pub fn may(&self, fault: u32) -> bool {
@@ -214,15 +222,6 @@ fn fill_bytes(seed: u64, durability: Durability) -> Option<u64> {
     (blocks > 0 && durability == Durability::Always).then_some(blocks * BLOCK_BYTES as u64)
 }
 
-/// With less in a small disk, or fewer ops, it never gets full.
-fn without_limits_of_ops(limits: Limits) -> Limits {
-    Limits {
-        ops_per_second: None,
-        workspace_bytes: None,
-        ..limits
-    }
-}
-
 /// Each limit is on in some runs.
 fn limits(seed: u64, kind: u64) -> Limits {
     let mut dice = Dice::new(seed, 6);
@@ -231,11 +230,20 @@ fn limits(seed: u64, kind: u64) -> Limits {
         1 => ([80, 150], [600, 4000]),
         _ => ([2, 4], [600, 4000]),
     };
-    Limits {
+    let limits = Limits {
         ops_per_second: dice.one_in(3).then(|| dice.pick(&[5, 20])),
         connections_per_workspace: dice.one_in(3).then(|| dice.pick(&members)),
         workspace_bytes: dice.one_in(2).then(|| dice.pick(&bytes)),
         handshakes_per_second: dice.one_in(4).then(|| dice.pick(&[20, 60])),
+    };
+    if kind != 3 {
+        return limits;
+    }
+    // With less in it, or fewer ops, a small disk never gets full.
+    Limits {
+        ops_per_second: None,
+        workspace_bytes: None,
+        ..limits
     }
 }
 

@@ -218,7 +218,7 @@ impl World {
         if self.dice.one_in(6) {
             let us = self.dice.below_u64(90 * SECOND_US);
             // A crowd would be let go, and is there to be a crowd.
-            if self.plan.clients <= 100 && self.dice.one_in(3) {
+            if self.plan.clients <= 100 && self.dice.one_in(2) {
                 self.hear_nobody(us);
             } else {
                 self.be_stopped(us);
@@ -265,7 +265,7 @@ impl World {
         let may_misbehave = self.plan.may(faults::NETWORK) && !self.is_calm;
         let reading = match self.dice.below(10) {
             0..4 if may_misbehave => Reading::Slow,
-            4 if may_misbehave => Reading::Stopped,
+            4 | 5 if may_misbehave => Reading::Stopped,
             _ => Reading::Swift,
         };
         let skew_us = self.dice.pick(&[0, 0, 0, -5, 2, 3]) * HOUR_US;
