@@ -297,7 +297,7 @@ fn previous_in(path: &Path, given: &Given) -> Result<Option<Secret>, SecretError
     }
 }
 
-/// 32 random bytes in hex: text, so that a file of it is one for `--jwt-secret-file`.
+/// Returns 32 random bytes in hex, so that a file of them also works as `--jwt-secret-file`.
 fn random_secret() -> Result<Secret, SecretError> {
     let mut halves = [[0; 16]; 2];
     getrandom::fill(halves.as_flattened_mut()).map_err(SecretError::Random)?;

@@ -11,8 +11,8 @@
 //! - What passed after the due time does not count.
 //! - Nor does the last stretch before it: as much as was missed, [`GRACE_US`] at most. Nobody can tell when in its sleep the
 //!   shard was stopped, and what it would have heard by then may take a turn or two to come in. So it looks before it judges.
-//! - [`LATENESS_US_MAX`] always counts, so that time goes on for a shard that is late in each turn: a server that is overloaded for
-//!   good still gives up those who have gone.
+//! - [`LATENESS_US_MAX`] always counts, so that time advances for a shard that is late in each turn: a server that is always overloaded
+//!   still closes clients that are gone.
 //!
 //! A turn that takes long is an absence, too, where something was due meanwhile. A deadline that has passed and waits for something in
 //! flight is none, since the shard has turns then.

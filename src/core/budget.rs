@@ -35,8 +35,8 @@ pub(super) struct Held {
     pub own_bytes: usize,
     /// What others may hold, too.
     pub shared_bytes: usize,
-    /// What of it is memory taken ahead: it counts, but a message that grows does not weigh more
-    /// for it than one that has stopped.
+    /// The part of it that is unused capacity. It counts, but does not make a message that grows
+    /// heavier than one that has stopped.
     pub spare_bytes: usize,
     /// Its connection was shut down: it comes back by itself.
     pub is_returning: bool,

@@ -66,8 +66,8 @@ impl Shard {
         }
     }
 
-    /// Gives up the heaviest sessions while more is held for single ones than may be. To be called
-    /// where no session is being worked on.
+    /// Closes the heaviest sessions while the budget is exceeded. The caller must not be handling a
+    /// session: it could be the one that is closed.
     pub(super) fn keep_budget(&mut self, clock: Clock) {
         if !self.budget.is_over() {
             return;
