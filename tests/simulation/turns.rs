@@ -600,8 +600,9 @@ impl World {
             let is_lost = |value: &str| self.senders[value] == [place];
             let lost_an_op = lost.iter().any(|write| is_lost(&write.value));
             let client = &mut self.clients[place];
-            client.lost_an_op = lost_an_op && client.code.is_none() && !client.is_leaving;
-            client.may_have_lost = lost_an_op
+            // A client that does not read is still owed what an earlier failure had to tell it.
+            client.lost_an_op |= lost_an_op && client.code.is_none() && !client.is_leaving;
+            client.may_have_lost |= lost_an_op
                 || client.has_planted
                 || client.has_resent
                 || client.judged < client.sent.len();
