@@ -49,6 +49,7 @@ impl Driver {
             session_bytes_max: etherply::limits::SESSION_BUDGET_BYTES,
             snapshot_bytes_max: etherply::limits::SNAPSHOT_BYTES_MAX,
             snapshot_part_bytes: etherply::limits::SNAPSHOT_PART_BYTES,
+            batch_bytes_max: etherply::limits::BATCH_BYTES_MAX,
             segment_bytes_min: 1 << 26,
             segment_bytes_max: 1 << 26,
             log_spare_bytes: etherply::limits::LOG_SPARE_BYTES,

@@ -44,6 +44,8 @@ pub struct ShardConfig {
     pub snapshot_bytes_max: usize,
     /// What is encoded of states in a turn; one that is no larger is encoded at once.
     pub snapshot_part_bytes: usize,
+    /// A batch of ops that has reached this size takes no more messages until it is written.
+    pub batch_bytes_max: usize,
     /// A segment of the log may grow to this size, however little of it is live;
     pub segment_bytes_min: u64,
     /// and not beyond this one.

@@ -204,7 +204,8 @@ impl Shard {
     /// A shard whose state is still being read: requests that need it wait until [`Input::Rebuilt`] brings that.
     #[must_use]
     pub fn recovering(config: ShardConfig, clock: Clock) -> Self {
-        let commit = Commit::closed(config.durability, config.sync_interval_us, clock.now_us);
+        let commit = Commit::closed(config.durability, config.sync_interval_us, clock.now_us)
+            .with_batch_bytes_max(config.batch_bytes_max);
         Self {
             parser: None,
             surroundings: Surroundings::default(),

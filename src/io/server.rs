@@ -28,9 +28,9 @@ use crate::io::shard_thread::{self, RingReport, Start};
 use crate::io::threads::{self, ThreadError};
 use crate::io::worker::Ties;
 use crate::limits::{
-    DESCRIPTORS_PER_SHARD, DESCRIPTORS_RESERVED, LOG_SPARE_BYTES, SEGMENT_BYTES_MAX,
-    SEGMENT_BYTES_MIN, SEGMENT_FILL_BYTES, SHARD_BYTES, SHARDS_PER_CORE_MAX, SNAPSHOT_BYTES_MAX,
-    SNAPSHOT_PART_BYTES, session_budget_bytes,
+    BATCH_BYTES_MAX, DESCRIPTORS_PER_SHARD, DESCRIPTORS_RESERVED, LOG_SPARE_BYTES,
+    SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_FILL_BYTES, SHARD_BYTES, SHARDS_PER_CORE_MAX,
+    SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES, session_budget_bytes,
 };
 use crate::log::commit::Durability;
 use crate::log::directory::{DataDirectory, DirectoryError};
@@ -451,6 +451,7 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
         verifier: Arc::clone(&common.verifier),
         origins: Arc::clone(&common.origins),
         limits: (&settings.limits).into(),
+        batch_bytes_max: BATCH_BYTES_MAX,
         has_journal: tracing::enabled!(tracing::Level::DEBUG),
         fault_panic_key,
     }

@@ -107,6 +107,8 @@ pub struct Commit {
     segment: OpenSegment,
     /// A segment that has reached this size is followed by the next.
     segment_bytes: u64,
+    /// A batch that has reached this size is full.
+    batch_bytes_max: usize,
     phase: Phase,
     filling: Vec<u8>,
     spare: Vec<u8>,
@@ -145,6 +147,7 @@ impl Commit {
             sync_interval_us,
             segment,
             segment_bytes: SEGMENT_BYTES_MAX,
+            batch_bytes_max: BATCH_BYTES_MAX,
             phase: Phase::Idle,
             filling: Vec::new(),
             spare: Vec::new(),
@@ -161,6 +164,13 @@ impl Commit {
             last_sync_us: now_us,
             sync_failed: false,
         }
+    }
+
+    /// The same with another size at which a batch is full than [`BATCH_BYTES_MAX`].
+    #[must_use]
+    pub fn with_batch_bytes_max(mut self, bytes: usize) -> Self {
+        self.batch_bytes_max = bytes;
+        self
     }
 
     /// A log that has no segment yet: it takes no op before [`Commit::reopen`].
@@ -225,7 +235,7 @@ impl Commit {
     /// Whether the batch is full: no more messages are to be read until it is on its way.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.filling.len() >= BATCH_BYTES_MAX
+        self.filling.len() >= self.batch_bytes_max
     }
 
     /// Whether the log has failed.
@@ -368,7 +378,7 @@ impl Commit {
         self.written += batch_bytes as u64;
         self.spare = bytes;
         self.spare.clear();
-        self.spare.shrink_to(BATCH_BYTES_MAX);
+        self.spare.shrink_to(self.batch_bytes_max);
         self.phase = Phase::Idle;
         if self.segment.writes_through {
             self.settled(now_us);
@@ -451,7 +461,8 @@ impl Commit {
             Phase::Failed { in_flight: false },
             "a log is reopened once it is quiet"
         );
-        *self = Self::new(self.durability, self.sync_interval_us, segment, now_us);
+        *self = Self::new(self.durability, self.sync_interval_us, segment, now_us)
+            .with_batch_bytes_max(self.batch_bytes_max);
     }
 
     /// Counts time that has passed beside the clock: all that waits is older by it.

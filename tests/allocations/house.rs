@@ -55,6 +55,7 @@ pub fn config(durability: Durability) -> ShardConfig {
         session_bytes_max: etherply::limits::SESSION_BUDGET_BYTES,
         snapshot_bytes_max: etherply::limits::SNAPSHOT_BYTES_MAX,
         snapshot_part_bytes: etherply::limits::SNAPSHOT_PART_BYTES,
+        batch_bytes_max: etherply::limits::BATCH_BYTES_MAX,
         segment_bytes_min: 1 << 30,
         segment_bytes_max: 1 << 30,
         log_spare_bytes: etherply::limits::LOG_SPARE_BYTES,

@@ -2,7 +2,8 @@
 
 use etherply::core::contract::Limits;
 use etherply::limits::{
-    DISK_ENOUGH_FACTOR, SECOND_US, SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES,
+    BATCH_BYTES_MAX, DISK_ENOUGH_FACTOR, SECOND_US, SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX,
+    SNAPSHOT_PART_BYTES,
 };
 use etherply::log::blocks::BLOCK_BYTES;
 use etherply::log::commit::Durability;
@@ -57,6 +58,7 @@ pub struct Plan {
     pub value_bytes: usize,
     /// One value in so many is that long.
     pub large_one_in: usize,
+    pub batch_bytes_max: usize,
     pub segment_bytes_min: u64,
     pub segment_bytes_max: u64,
     /// A log of so many small segments is never compacted.
@@ -116,6 +118,7 @@ impl Plan {
             ]),
             value_bytes: 1500,
             large_one_in: 12,
+            batch_bytes_max: Dice::new(seed, 13).pick(&[BATCH_BYTES_MAX, BATCH_BYTES_MAX, 4000]),
             segment_bytes_min: dice.pick(&[200, 700, 3000]),
             segment_bytes_max: dice.pick(&[5000, 20_000]),
             segments_spared: 1,
@@ -178,6 +181,8 @@ impl Plan {
                 keys: 12,
                 large_one_in: 1,
                 segment_bytes_min: 700,
+                // A tenth of the disk at most, as 4 MiB are of one that compaction can work on.
+                batch_bytes_max: 2500,
                 segment_bytes_max: 2500,
                 fill_bytes: Option::None,
                 disk_percent: Some(Dice::new(seed, 12).pick(&[150, 200, 300])),

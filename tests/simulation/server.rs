@@ -322,6 +322,7 @@ fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
         log_spare_bytes: plan.log_spare_bytes(),
         future_skew_us: 24 * 3600 * SECOND_US,
         drain_us: 5 * SECOND_US,
+        batch_bytes_max: plan.batch_bytes_max,
         hash_seed: HASH_SEED,
         start_id: 1,
         verifier: Arc::clone(&KEYS.0),

@@ -78,6 +78,7 @@ impl World {
             session_bytes_max: crate::limits::SESSION_BUDGET_BYTES,
             snapshot_bytes_max: crate::limits::SNAPSHOT_BYTES_MAX,
             snapshot_part_bytes: crate::limits::SNAPSHOT_PART_BYTES,
+            batch_bytes_max: crate::limits::BATCH_BYTES_MAX,
             segment_bytes_min: u64::MAX,
             segment_bytes_max: u64::MAX,
             log_spare_bytes: crate::limits::LOG_SPARE_BYTES,

@@ -393,3 +393,16 @@ fn the_timer_of_interval_mode() {
         assert_eq!(commit.sync_due_us(), None);
     }
 }
+
+#[test]
+fn a_batch_is_full_at_the_size_that_was_set_also_after_a_failure() {
+    let nowhere = Commit::closed(Durability::None, INTERVAL_US, 0);
+    let mut commit = nowhere.with_batch_bytes_max(100);
+    for index in [1, 2] {
+        commit.reopen(segment(index, 0), 0);
+        assert!(!commit.is_full());
+        commit.push(&op(&"9".repeat(100), 1), 0);
+        assert!(commit.is_full());
+        commit.fail();
+    }
+}

@@ -93,6 +93,7 @@ impl Rig {
             session_bytes_max: crate::limits::SESSION_BUDGET_BYTES,
             snapshot_bytes_max: crate::limits::SNAPSHOT_BYTES_MAX,
             snapshot_part_bytes: crate::limits::SNAPSHOT_PART_BYTES,
+            batch_bytes_max: crate::limits::BATCH_BYTES_MAX,
             segment_bytes_min: 1 << 26,
             segment_bytes_max: 1 << 26,
             log_spare_bytes: crate::limits::LOG_SPARE_BYTES,
