@@ -39,13 +39,19 @@ pub struct LogSize {
 
 impl LogSize {
     /// Before anything was measured: no limit.
-    pub const UNKNOWN: Self = Self {
-        open_index: 0,
-        closed_bytes: 0,
-        kept_bytes: 0,
-        is_compacted: false,
-        room_end: u64::MAX,
-    };
+    pub const UNKNOWN: Self = Self::unmeasured(u64::MAX);
+
+    /// Before the log was measured: the log position up to which the disk has room, if anything.
+    #[must_use]
+    pub const fn unmeasured(room_end: u64) -> Self {
+        Self {
+            open_index: 0,
+            closed_bytes: 0,
+            kept_bytes: 0,
+            is_compacted: false,
+            room_end,
+        }
+    }
 }
 
 /// The lengths of a log at which something changes.

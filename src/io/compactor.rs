@@ -347,7 +347,8 @@ impl Loop {
         self.next_look_us = self.now_us() + DISK_LOOK_US;
         let was_short = self.room.is_short();
         let space = HostDisk.space(self.directory.path());
-        self.room.looked(space.ok());
+        let lacks_room = self.schedule.lacks_room();
+        self.room.looked(space.ok(), lacks_room, &self.folders);
         let free_bytes = self.room.free_bytes();
         self.schedule.looked(free_bytes.unwrap_or(0));
         self.status.log.tell(|log| log.disk_free_bytes = free_bytes);
@@ -360,11 +361,14 @@ impl Loop {
             (true, true) | (false, false) => {}
         }
         let reserve_bytes = self.room.reserve_bytes(&self.folders, COMPACTION_BYTES_MIN);
-        if let Some(bytes) = reserve_bytes.filter(|_| !self.schedule.lacks_room())
-            && bytes > self.reserve.bytes()
-            && let Err(error) = self.reserve.claim(bytes)
-        {
-            tracing::warn!("no room on the disk can be kept for compaction: {error}");
+        let had_bytes = self.reserve.bytes();
+        if let Some(bytes) = reserve_bytes.filter(|bytes| !lacks_room && *bytes > had_bytes) {
+            match self.reserve.claim(bytes) {
+                Ok(()) => self.room.reserved(bytes - had_bytes),
+                Err(error) => {
+                    tracing::warn!("no room on the disk can be kept for compaction: {error}");
+                }
+            }
         }
     }
 

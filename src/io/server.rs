@@ -17,6 +17,7 @@ use signal_hook::iterator::Signals;
 use crate::admin::Pages;
 use crate::config::{SecretError, Secrets, Serve};
 use crate::core::contract::ShardConfig;
+use crate::core::log_space::LogSize;
 use crate::core::workspace::Workspace;
 use crate::io::compactor::{Compactor, News};
 use crate::io::listener::{AddressNames, ListenError, Listener};
@@ -34,10 +35,12 @@ use crate::limits::{
 };
 use crate::log::commit::Durability;
 use crate::log::directory::{DataDirectory, DirectoryError};
+use crate::log::disk::{Disk, HostDisk};
 use crate::log::keeper::LogKeeper;
 use crate::log::recovery::{RecoveryError, Report};
 use crate::log::remedy::WithRemedy;
 use crate::log::reserve::Reserve;
+use crate::log::schedule::{LowMarks, Room};
 use crate::wire::auth::{Verifier, mint};
 
 /// Why the server did not start, or stopped. Each is one line that names what to do.
@@ -181,6 +184,7 @@ fn begin_to_serve(
     fill_bytes: Option<u64>,
 ) -> Result<(), ServeError> {
     let (serves, serving) = channel();
+    let mut room = Room::new(LowMarks::default(), posts.len() as u64);
     for (number, (post, workspaces)) in (0..).zip(posts.iter().zip(dealt)) {
         let open = || LogKeeper::open(Arc::clone(directory), number, report, fill_bytes);
         let log = open().or_else(|error| {
@@ -194,6 +198,10 @@ fn begin_to_serve(
             path: directory.path().to_owned(),
             source,
         })?;
+        // A shard writes as soon as it serves, and the compactor may look at the disk a little later.
+        room.looked(HostDisk.space(directory.path()).ok(), false, &[]);
+        let room_end = room.end(log.open_segment().first_position);
+        post.send(Letter::LogSize(LogSize::unmeasured(room_end)));
         let serves = serves.clone();
         post.send(Letter::Recovered(Box::new(post::Recovered {
             log,
@@ -443,6 +451,7 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
         snapshot_part_bytes: SNAPSHOT_PART_BYTES,
         future_skew_us: u64::try_from(settings.max_future_skew.as_micros()).unwrap_or(u64::MAX),
         drain_us: settings.drain_ms * 1000,
+        batch_bytes_max: BATCH_BYTES_MAX,
         segment_bytes_min: SEGMENT_BYTES_MIN,
         segment_bytes_max: SEGMENT_BYTES_MAX,
         log_spare_bytes: LOG_SPARE_BYTES,
@@ -451,7 +460,6 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
         verifier: Arc::clone(&common.verifier),
         origins: Arc::clone(&common.origins),
         limits: (&settings.limits).into(),
-        batch_bytes_max: BATCH_BYTES_MAX,
         has_journal: tracing::enabled!(tracing::Level::DEBUG),
         fault_panic_key,
     }

@@ -265,6 +265,8 @@ pub struct Room {
     shards: u64,
     space: Option<Space>,
     is_short: bool,
+    /// What is free, but for compaction only.
+    withheld_bytes: u64,
 }
 
 impl Room {
@@ -276,16 +278,26 @@ impl Room {
             shards,
             space: None,
             is_short: false,
+            withheld_bytes: 0,
         }
     }
 
     /// Takes what the disk has. None: it does not say, and nothing is limited.
-    pub fn looked(&mut self, space: Option<Space>) {
+    ///
+    /// `lacks_room`: the last compaction had too little, and the reserve was given up for the next
+    /// one. What ops would take of it now could never be reclaimed.
+    pub fn looked(&mut self, space: Option<Space>, lacks_room: bool, all: &[Folder]) {
         self.space = space;
-        let Some(Space { free_bytes, .. }) = space else {
+        if space.is_none() {
             self.is_short = false;
             return;
+        }
+        self.withheld_bytes = if lacks_room {
+            self.reserve_wanted_bytes(all)
+        } else {
+            0
         };
+        let free_bytes = self.usable_bytes();
         // A little before the shards have used up what they were given, so that they stop together.
         let low_bytes = self.low_bytes();
         self.is_short = free_bytes
@@ -294,6 +306,13 @@ impl Room {
             } else {
                 low_bytes + low_bytes / 4
             };
+    }
+
+    /// Takes that compaction's reserve has grown by so much since the disk was looked at.
+    pub fn reserved(&mut self, bytes: u64) {
+        if let Some(space) = &mut self.space {
+            space.free_bytes = space.free_bytes.saturating_sub(bytes);
+        }
     }
 
     /// Whether ops that grow a log are refused.
@@ -314,9 +333,8 @@ impl Room {
         if self.is_short {
             return 0;
         }
-        let room_bytes = self.space.map_or(u64::MAX, |space| {
-            space.free_bytes.saturating_sub(self.low_bytes()) / self.shards.max(1)
-        });
+        let usable_bytes = self.usable_bytes().saturating_sub(self.low_bytes());
+        let room_bytes = usable_bytes / self.shards.max(1);
         if room_bytes >= DISK_PLENTY_BYTES {
             return u64::MAX;
         }
@@ -327,15 +345,24 @@ impl Room {
     #[must_use]
     pub fn reserve_bytes(&self, all: &[Folder], floor_bytes: u64) -> Option<u64> {
         let closed_bytes: u64 = all.iter().map(|folder| folder.closed_bytes).sum();
-        let live_bytes: u64 = all.iter().map(|folder| folder.live_bytes).sum();
-        let wanted = (live_bytes / RESERVE_LIVE_SHARE).clamp(RESERVE_BYTES_MIN, RESERVE_BYTES_MAX);
-        let Space {
-            free_bytes,
-            total_bytes,
-        } = self.space?;
-        let wanted = wanted.min(total_bytes / self.marks.share);
+        let wanted = self.reserve_wanted_bytes(all);
+        let free_bytes = self.space?.free_bytes;
         let has_room = free_bytes >= self.low_bytes() * DISK_ENOUGH_FACTOR + wanted;
         (closed_bytes >= floor_bytes && has_room && !self.is_short).then_some(wanted)
+    }
+
+    fn reserve_wanted_bytes(&self, all: &[Folder]) -> u64 {
+        let live_bytes: u64 = all.iter().map(|folder| folder.live_bytes).sum();
+        let wanted = (live_bytes / RESERVE_LIVE_SHARE).clamp(RESERVE_BYTES_MIN, RESERVE_BYTES_MAX);
+        let total_bytes = self.space.map_or(u64::MAX, |space| space.total_bytes);
+        wanted.min(total_bytes / self.marks.share.max(1))
+    }
+
+    /// What is free for ops.
+    fn usable_bytes(&self) -> u64 {
+        self.space.map_or(u64::MAX, |space| {
+            space.free_bytes.saturating_sub(self.withheld_bytes)
+        })
     }
 
     fn low_bytes(&self) -> u64 {

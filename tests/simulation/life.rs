@@ -3,9 +3,11 @@
 use std::ops::ControlFlow;
 
 use etherply::core::contract::Input;
+use etherply::core::log_space::LogSize;
 use etherply::log::chain::Chain;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};
 use etherply::log::directory::DirectoryError;
+use etherply::log::disk::Disk;
 use etherply::log::keeper::LogKeeper;
 use etherply::log::recovery::RecoveryError;
 use etherply::log::segment;
@@ -98,6 +100,11 @@ impl World {
                 }
                 let seat = &mut server.seats[shard];
                 let segment = seat.log.insert(log).open_segment();
+                let space = self.disk.space(server::DATA.as_ref());
+                server.room.looked(space.ok(), false, &[]);
+                let room_end = server.room.end(segment.first_position);
+                let size = LogSize::unmeasured(room_end);
+                seat.shard.handle(Input::LogSize(size), self.clock);
                 seat.shard
                     .handle(Input::Rebuilt(Some((segment, workspaces))), self.clock);
                 (seat.is_serving, seat.is_woken) = (true, true);

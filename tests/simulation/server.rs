@@ -218,12 +218,17 @@ impl Server {
 
     /// Measures the log, looks at the disk, and tells the shards what has changed, as the thread that compacts does.
     pub fn look(&mut self, disk: &SimDisk, clock: Clock) {
-        self.room.looked(disk.space(DATA.as_ref()).ok());
-        self.schedule.looked(self.room.free_bytes().unwrap_or(0));
         self.folders = folders(disk, &self.rotations);
+        let lacks_room = self.schedule.lacks_room();
+        let space = disk.space(DATA.as_ref()).ok();
+        self.room.looked(space, lacks_room, &self.folders);
+        self.schedule.looked(self.room.free_bytes().unwrap_or(0));
         let reserve_bytes = self.room.reserve_bytes(&self.folders, self.floor_bytes);
-        if let Some(bytes) = reserve_bytes.filter(|_| !self.schedule.lacks_room()) {
-            let _ = self.reserve.claim(bytes);
+        let had_bytes = self.reserve.bytes();
+        if let Some(bytes) = reserve_bytes.filter(|bytes| !lacks_room && *bytes > had_bytes)
+            && self.reserve.claim(bytes).is_ok()
+        {
+            self.room.reserved(bytes - had_bytes);
         }
         if self.open_segments().is_none() {
             return;
@@ -317,12 +322,12 @@ fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
         session_bytes_max: plan.session_bytes_max,
         snapshot_bytes_max: plan.snapshot_bytes_max,
         snapshot_part_bytes: plan.snapshot_part_bytes,
+        batch_bytes_max: plan.batch_bytes_max,
         segment_bytes_min: plan.segment_bytes_min,
         segment_bytes_max: plan.segment_bytes_max,
         log_spare_bytes: plan.log_spare_bytes(),
         future_skew_us: 24 * 3600 * SECOND_US,
         drain_us: 5 * SECOND_US,
-        batch_bytes_max: plan.batch_bytes_max,
         hash_seed: HASH_SEED,
         start_id: 1,
         verifier: Arc::clone(&KEYS.0),

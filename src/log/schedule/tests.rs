@@ -177,26 +177,26 @@ fn a_disk_is_short_before_it_is_full_and_has_room_again_a_little_later() {
         (39, true),
         (40, false),
     ] {
-        room.looked(Some(space(free_mib, 100_000)));
+        room.looked(Some(space(free_mib, 100_000)), false, &[]);
         assert_eq!(room.is_short(), is_short, "{free_mib}");
     }
-    room.looked(Some(space(0, 100_000)));
-    room.looked(None);
+    room.looked(Some(space(0, 100_000)), false, &[]);
+    room.looked(None, false, &[]);
     assert!(!room.is_short(), "one that does not say limits nobody");
     assert_eq!(room.end(5), u64::MAX);
     // A small disk is not kept free for nothing.
-    room.looked(Some(space(8, 64)));
+    room.looked(Some(space(8, 64)), false, &[]);
     assert!(!room.is_short());
 }
 
 #[test]
 fn shards_share_the_room() {
     let mut room = room(4);
-    room.looked(Some(space(1000, 100_000)));
+    room.looked(Some(space(1000, 100_000)), false, &[]);
     assert_eq!(room.end(77), 77 + (1000 - 20) * MIB / 4);
-    room.looked(Some(space(100_000, 100_000)));
+    room.looked(Some(space(100_000, 100_000)), false, &[]);
     assert_eq!(room.end(77), u64::MAX, "plenty");
-    room.looked(Some(space(22, 100_000)));
+    room.looked(Some(space(22, 100_000)), false, &[]);
     assert_eq!(room.end(77), 0, "short");
 }
 
@@ -212,11 +212,33 @@ fn the_reserve_grows_with_the_log_and_is_made_where_there_is_room_for_it() {
         // One part in 32 of a small disk.
         (100, 160, 60, 40, Some(5)),
     ] {
-        room.looked(Some(space(free_mib, total_mib)));
+        room.looked(Some(space(free_mib, total_mib)), false, &[]);
         let all = [folder(0, closed_mib, live_mib)];
         let bytes = room.reserve_bytes(&all, COMPACTION_BYTES_MIN);
         assert_eq!(bytes, reserve_mib.map(|mib: u64| mib * MIB), "{all:?}");
     }
+}
+
+#[test]
+fn what_the_reserve_held_is_for_the_next_compaction_and_not_for_ops() {
+    let mut room = room(1);
+    let all = [folder(0, 500, 256)];
+    // 16 MiB are the reserve's, 17 are kept free, and 8 are left for ops.
+    room.looked(Some(space(25, 10_000)), false, &all);
+    assert_eq!(room.end(0), 8 * MIB);
+    // The reserve is given up.
+    room.looked(Some(space(25 + 16, 10_000)), true, &all);
+    assert_eq!((room.is_short(), room.end(0)), (false, 8 * MIB));
+    assert_eq!(room.free_bytes(), Some((25 + 16) * MIB));
+    // Compaction has taken a part of it.
+    room.looked(Some(space(25 + 10, 10_000)), true, &all);
+    assert_eq!((room.is_short(), room.end(0)), (true, 0));
+    // It went well: as before, with half as much again for a disk that was short.
+    room.looked(Some(space(50, 10_000)), false, &all);
+    assert_eq!((room.is_short(), room.end(0)), (false, 33 * MIB));
+    // What the reserve takes is not promised to anyone until the disk is looked at again.
+    room.reserved(16 * MIB);
+    assert_eq!((room.is_short(), room.end(0)), (false, 17 * MIB));
 }
 
 proptest! {
@@ -231,7 +253,7 @@ proptest! {
         let mut positions = vec![0; usize::try_from(shards).unwrap()];
         let mut free_bytes = total_bytes;
         for (freed_mib, is_greedy) in looks {
-            room.looked(Some(Space { free_bytes, total_bytes }));
+            room.looked(Some(Space { free_bytes, total_bytes }), false, &[]);
             for position in &mut positions {
                 let may_bytes = room.end(*position).saturating_sub(*position);
                 let bytes = if is_greedy { may_bytes } else { may_bytes / 3 };

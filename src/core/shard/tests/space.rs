@@ -243,3 +243,14 @@ fn a_shard_takes_as_much_as_the_disk_has_room_for_and_no_more() {
         99 - rig.shard.counters().ops
     );
 }
+
+#[test]
+fn what_the_disk_has_room_for_is_known_before_the_log_is_read() {
+    let mut rig = Rig::recovering(|_| ());
+    measure(&mut rig, LogSize::unmeasured(0));
+    rig.recover(Vec::new());
+    let writer = rig.join("w", None);
+    rig.seen(writer);
+    rig.op(writer, "k", "1", 5);
+    assert_eq!(rig.seen(writer), ["error 500 k@5"]);
+}
