@@ -13,9 +13,9 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use etherply::core::outbox::{Outbox, View};
-use etherply::core::window::{ChunkPool, Spans, Window, spans_bytes};
-use etherply::core::workspace::{Verdict, Workspace};
+use etherply::core::fanout::outbox::{Outbox, View};
+use etherply::core::fanout::window::{ChunkPool, Spans, Window, spans_bytes};
+use etherply::core::state::workspace::{Verdict, Workspace};
 use etherply::log::commit::Durability;
 use etherply::log::record::{self, Reader, SegmentHeader};
 use etherply::wire::frame::{Decoder, Event};

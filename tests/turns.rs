@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use etherply::core::contract::{Clock, Input, Output, ShardConfig};
-use etherply::core::session::SessionId;
+use etherply::core::fanout::window::{Spans, spans_bytes};
 use etherply::core::shard::Shard;
-use etherply::core::window::{Spans, spans_bytes};
+use etherply::core::shard::session::SessionId;
 use etherply::log::commit::{Durability, End, OpenSegment};
 use etherply::log::directory::DataDirectory;
 use etherply::log::keeper::LogKeeper;

@@ -7,7 +7,7 @@
 //! <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>
 
 use crate::admin::stats::{LogFigures, Reading};
-use crate::core::counters::{
+use crate::core::shard::counters::{
     CLOSE_CODES, Counters, DURATION_BOUNDS_US, Durations, GROUP_BOUNDS, RESPONSE_CODES,
 };
 use crate::io::post::{Door, Status};

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
-use crate::core::counters::{
+use crate::core::shard::counters::{
     CLOSE_CLASSES, Counters, DURATION_CLASSES, Durations, GROUP_CLASSES, RESPONSE_CLASSES, Tally,
     duration_class,
 };

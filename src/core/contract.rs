@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::core::journal::Note;
-use crate::core::log_space::LogSize;
-pub use crate::core::session::Door;
-use crate::core::session::SessionId;
-use crate::core::window::Spans;
-use crate::core::workspace::Workspace;
+use crate::core::fanout::window::Spans;
+use crate::core::shard::connection_log::Note;
+use crate::core::shard::log_space::LogSize;
+pub use crate::core::shard::session::Door;
+use crate::core::shard::session::SessionId;
+use crate::core::state::workspace::Workspace;
 use crate::log::commit::{Durability, End, OpenSegment};
 use crate::wire::auth::{Grant, Verifier};
 use crate::wire::upgrade::{Answer, Look, PageRequest};

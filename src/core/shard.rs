@@ -6,7 +6,7 @@
 //! [`Shard::flush`], then [`Shard::poll_output`] until it gives None. The caller carries the outputs
 //! out and brings their outcomes back as inputs. Time is an argument ([`Clock`]) and may jump. The
 //! ring's worker and the simulator are two callers of the same code. Inside, time is that during which
-//! the shard was there ([`absence`](crate::core::absence)): only these functions see the caller's.
+//! the shard was there ([`absence`](crate::core::shard::absence)): only these functions see the caller's.
 //!
 //! | output | brings the input |
 //! | --- | --- |
@@ -24,6 +24,29 @@
 //! `eviction` (who is given up where a budget is full), `failure` (a log that cannot be written, a
 //! panic) are parts of this type, a file each.
 
+pub mod absence;
+pub mod connection_log;
+pub mod counters;
+pub mod log_space;
+pub mod rate;
+pub mod session;
+pub mod shedding;
+pub mod timers;
+
+mod aging;
+mod delivery;
+mod encoding;
+mod eviction;
+mod failure;
+mod handshake;
+mod held_writers;
+mod http_read;
+mod intake;
+mod lifetime;
+mod session_budget;
+mod shedding_queue;
+mod waiting;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -32,119 +55,119 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use slab::Slab;
 
-use crate::core::absence::Absence;
-use crate::core::budget::SessionBudget;
 use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Ticket};
-use crate::core::counters::Counters;
-use crate::core::journal::{Journal, Party};
-use crate::core::ledger::Ledger;
-use crate::core::log_space::LogSpace;
-use crate::core::places::Yielding;
-use crate::core::rate::{Bucket, Meter};
-use crate::core::rest::Rest;
-use crate::core::room::Room;
-use crate::core::session::{Session, SessionId, State};
-use crate::core::timers::Wheel;
-use crate::core::usage::{Dead, Usage};
-use crate::core::window::{Chunk, ChunkPool};
-use crate::core::workspace::Workspace;
+use crate::core::fanout::pacer::Rest;
+use crate::core::fanout::room::Room;
+use crate::core::fanout::window::{Chunk, ChunkPool};
+use crate::core::shard::absence::Absence;
+use crate::core::shard::connection_log::{Journal, Party};
+use crate::core::shard::counters::Counters;
+use crate::core::shard::log_space::LogSpace;
+use crate::core::shard::rate::{Bucket, Meter};
+use crate::core::shard::session::{Session, SessionId, State};
+use crate::core::shard::session_budget::SessionBudget;
+use crate::core::shard::shedding_queue::Yielding;
+use crate::core::shard::timers::Wheel;
+use crate::core::snapshot::snapshot_budget::Ledger;
+use crate::core::state::segment_usage::{Dead, Usage};
+use crate::core::state::workspace::Workspace;
 use crate::limits::{REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN};
 use crate::log::commit::{Commit, Durability, OpenSegment, Step};
 use crate::wire::message::Parser;
 
 /// One shard.
 pub struct Shard {
-    pub(super) config: ShardConfig,
+    config: ShardConfig,
     /// Taken out while a message is handled, since the message borrows it.
-    pub(super) parser: Option<Box<Parser>>,
-    pub(super) surroundings: Surroundings,
-    pub(super) sessions: Slab<Session>,
+    parser: Option<Box<Parser>>,
+    surroundings: Surroundings,
+    sessions: Slab<Session>,
     /// Sessions that are over, but still stand in the table until their output is taken.
-    pub(super) gone_count: usize,
+    gone_count: usize,
     /// The number of the last session.
-    pub(super) sessions_begun: u64,
-    pub(super) rooms: Slab<Room>,
+    sessions_begun: u64,
+    rooms: Slab<Room>,
     /// Who says to be in a slot, of those who say it.
-    pub(super) users: HashMap<u32, Rc<str>, FixedState>,
+    users: HashMap<u32, Rc<str>, FixedState>,
     /// The list of users that somebody was sent last.
-    pub(super) kept_presence: Option<Chunk>,
+    kept_presence: Option<Chunk>,
     /// What is held for single sessions.
-    pub(super) budget: SessionBudget,
+    budget: SessionBudget,
     /// When states to be given up are looked for again.
-    pub(super) next_search_us: u64,
+    next_search_us: u64,
     /// Where bytes are joined with those that were left of a frame.
-    pub(super) joined_bytes: Vec<u8>,
-    pub(super) counters: Counters,
+    joined_bytes: Vec<u8>,
+    counters: Counters,
     /// None: nothing is logged of single connections.
-    pub(super) journal: Option<Box<Journal>>,
+    journal: Option<Box<Journal>>,
     /// Sessions that have no answer yet.
-    pub(super) handshakes_count: u64,
+    handshakes_count: u64,
     /// Requests that wait for the state of the shard, by the numbers of their sessions.
-    pub(super) waiting: BTreeMap<u64, (SessionId, Ticket)>,
+    waiting: BTreeMap<u64, (SessionId, Ticket)>,
     /// The connections that give way when there are as many as there may be, by their door.
-    pub(super) yielding: [Yielding; 2],
+    yielding: [Yielding; 2],
     /// What each session in a room has sent lately, by slot; empty where that is not limited.
-    pub(super) meters: Vec<Meter>,
+    meters: Vec<Meter>,
     /// The requests with a token.
-    pub(super) handshakes: Bucket,
+    handshakes: Bucket,
     /// The init that somebody was sent last.
-    pub(super) kept_init: Option<Chunk>,
+    kept_init: Option<Chunk>,
     /// The texts of states that are on their way.
-    pub(super) ledger: Ledger,
-    pub(super) rest: Rest,
-    pub(super) usage: Usage,
+    ledger: Ledger,
+    rest: Rest,
+    usage: Usage,
     /// The rooms whose states are being encoded; one that has several stands there as often.
-    pub(super) encoding_queue: VecDeque<u32>,
+    encoding_queue: VecDeque<u32>,
     /// Sessions in a room.
-    pub(super) members_count: u64,
-    pub(super) room_index: HashMap<Box<str>, u32, FixedState>,
-    pub(super) commit: Commit,
-    pub(super) pool: ChunkPool,
-    pub(super) wheel: Wheel<SessionId>,
-    pub(super) outputs: VecDeque<Output>,
+    members_count: u64,
+    room_index: HashMap<Box<str>, u32, FixedState>,
+    commit: Commit,
+    pool: ChunkPool,
+    wheel: Wheel<SessionId>,
+    outputs: VecDeque<Output>,
     /// Those who are owed something.
-    pub(super) send_queue: VecDeque<SessionId>,
+    send_queue: VecDeque<SessionId>,
     /// Those of them who are owed so much that the others do not wait for them.
-    pub(super) bulk_queue: VecDeque<SessionId>,
+    bulk_queue: VecDeque<SessionId>,
     /// Those whose receive is to be armed again.
-    pub(super) receive_queue: Vec<SessionId>,
+    receive_queue: Vec<SessionId>,
     /// Those who have bytes that wait to be read on.
-    pub(super) unread_queue: VecDeque<SessionId>,
+    unread_queue: VecDeque<SessionId>,
     /// Those who have ops for which the log has no room, in the order in which they are tried again.
-    pub(super) held_queue: VecDeque<SessionId>,
+    held_queue: VecDeque<SessionId>,
     /// When they were tried last, and when the turn ended that left them waiting.
-    pub(super) held_tried_us: u64,
-    pub(super) held_since_us: Option<u64>,
-    pub(super) log_space: LogSpace,
+    held_tried_us: u64,
+    held_since_us: Option<u64>,
+    log_space: LogSpace,
     /// Those whose answers wait: for the log, or for a text.
-    pub(super) gated: Vec<SessionId>,
+    gated: Vec<SessionId>,
     /// Rooms with news, or with frames to let go.
-    pub(super) touched: Vec<u32>,
+    touched: Vec<u32>,
     /// Empty but while a window is trimmed: those who fall out of it.
-    pub(super) fallen: Vec<SessionId>,
+    fallen: Vec<SessionId>,
     /// Who sent the ops that are not visible yet.
-    pub(super) senders: Vec<SessionId>,
-    pub(super) written_senders: usize,
+    senders: Vec<SessionId>,
+    written_senders: usize,
     /// How often one of the send queue had its turn.
-    pub(super) served_count: u64,
+    served_count: u64,
     /// When the oldest op came of those that may be shown since the last commit.
-    pub(super) shown_since_us: Option<u64>,
-    pub(super) watch: Option<Watch>,
-    pub(super) visible_position: u64,
+    shown_since_us: Option<u64>,
+    watch: Option<Watch>,
+    visible_position: u64,
     /// What the entries of all workspaces take in a log in which nothing is dead.
-    pub(super) live_bytes: u64,
-    pub(super) health: Health,
+    live_bytes: u64,
+    health: Health,
     /// The wait before the next try to open a failed log.
-    pub(super) reopen_wait_us: u64,
+    reopen_wait_us: u64,
     /// How often the state was read back from the log since the start.
-    pub(super) rebuilds_count: u64,
-    pub(super) drain: Drain,
-    pub(super) absence: Absence,
+    rebuilds_count: u64,
+    drain: Drain,
+    absence: Absence,
 }
 
 /// Whether a shard can serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Health {
+enum Health {
     Serving,
     /// The server starts: the log is being read.
     Recovering,
@@ -171,7 +194,7 @@ impl Health {
 
 /// Sends that are followed to their end.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Watch {
+struct Watch {
     /// When the oldest of their ops came.
     pub since_us: u64,
     /// They are out when so many of the send queue have had their turn.
@@ -180,7 +203,7 @@ pub(super) struct Watch {
 
 /// How far a drain is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Drain {
+enum Drain {
     No,
     Closing { deadline_us: u64 },
     Sealing,
@@ -264,7 +287,7 @@ impl Shard {
     }
 
     /// Begins to serve.
-    pub(super) fn open(&mut self, segment: OpenSegment, workspaces: Vec<Workspace>, clock: Clock) {
+    fn open(&mut self, segment: OpenSegment, workspaces: Vec<Workspace>, clock: Clock) {
         self.usage = Usage::new(segment.index);
         if self.health != Health::Recovering {
             self.close_segment();
@@ -490,12 +513,7 @@ impl Shard {
 
     /// Runs a part of a turn. A panic in it is a fault of this server, not of the process: the one
     /// whose input caused it is told 500, and the shard starts over from its log.
-    pub(super) fn guard(
-        &mut self,
-        culprit: Option<SessionId>,
-        clock: Clock,
-        part: impl FnOnce(&mut Self),
-    ) {
+    fn guard(&mut self, culprit: Option<SessionId>, clock: Clock, part: impl FnOnce(&mut Self)) {
         if catch_unwind(AssertUnwindSafe(|| part(self))).is_err() {
             self.fail(culprit, clock);
         }
@@ -519,12 +537,12 @@ impl Shard {
     }
 
     /// The length at which a segment is closed.
-    pub(super) fn segment_bytes(&self) -> u64 {
+    fn segment_bytes(&self) -> u64 {
         (self.live_bytes / SEGMENT_LIVE_SHARE)
             .clamp(self.config.segment_bytes_min, self.config.segment_bytes_max)
     }
 
-    pub(super) fn push_step(&mut self, step: Step) {
+    fn push_step(&mut self, step: Step) {
         self.outputs.push_back(match step {
             Step::Write {
                 offset,
@@ -555,27 +573,27 @@ impl Shard {
         });
     }
 
-    pub(super) fn session(&mut self, id: SessionId) -> Option<&mut Session> {
+    fn session(&mut self, id: SessionId) -> Option<&mut Session> {
         self.sessions
             .get_mut(id.slot as usize)
             .filter(|session| session.generation() == id.generation)
     }
 
     /// Records in the journal why a connection is about to end, if there is a journal.
-    pub(super) fn note_ending(&mut self, id: SessionId, code: u16, reason: &str, by: Party) {
+    fn note_ending(&mut self, id: SessionId, code: u16, reason: &str, by: Party) {
         if let Some(journal) = &mut self.journal {
             journal.ending(id, code, reason, by);
         }
     }
 
-    pub(super) fn id_of(&self, slot: u32) -> SessionId {
+    fn id_of(&self, slot: u32) -> SessionId {
         SessionId {
             slot,
             generation: self.sessions[slot as usize].generation(),
         }
     }
 
-    pub(super) fn is_open(&self, id: SessionId) -> bool {
+    fn is_open(&self, id: SessionId) -> bool {
         let session = self.sessions.get(id.slot as usize);
         session.is_some_and(|session| {
             session.generation() == id.generation && matches!(session.state, State::Open { .. })

@@ -4,7 +4,7 @@ use crate::io::threads;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::core::contract::shard_of;
-use crate::core::deal::Deal;
+use crate::core::state::replay::Deal;
 use crate::io::post::{Letter, Post, RebuildError};
 use crate::log::disk::HostDisk;
 use crate::log::keeper::{Creation, Rebuild};

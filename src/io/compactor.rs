@@ -9,8 +9,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel}
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::core::log_space::LogSize;
-use crate::core::usage::Dead;
+use crate::core::shard::log_space::LogSize;
+use crate::core::state::segment_usage::Dead;
 use crate::io::post::{Letter, Post, Status};
 use crate::io::threads::{self, ThreadError};
 use crate::limits::{

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::core::deal::Deal;
-use crate::core::workspace::Workspace;
+use crate::core::state::replay::Deal;
+use crate::core::state::workspace::Workspace;
 use crate::io::post::Progress;
 use crate::limits::{PROGRESS_INTERVAL_MS, READ_BYTES};
 use crate::log::directory::DataDirectory;

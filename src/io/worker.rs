@@ -17,8 +17,8 @@ use rustix::net::{Shutdown, getpeername, shutdown};
 use crate::admin::stats::ShardStats;
 use crate::admin::{Pages, Visitor};
 use crate::core::contract::{Clock, Input, Output, Surroundings};
-use crate::core::session::SessionId;
 use crate::core::shard::Shard;
+use crate::core::shard::session::SessionId;
 use crate::io::background;
 use crate::io::compactor::{News, Rotation};
 use crate::io::listener::Listener;
@@ -430,7 +430,12 @@ impl Worker {
         SocketAddr::try_from(peer).ok()
     }
 
-    fn send(&self, id: SessionId, spans: crate::core::window::Spans, ring: &mut Ring<Token>) {
+    fn send(
+        &self,
+        id: SessionId,
+        spans: crate::core::fanout::window::Spans,
+        ring: &mut Ring<Token>,
+    ) {
         ring.send(self.socket(id).as_fd(), spans, Token::Send(id));
     }
 

@@ -8,9 +8,9 @@ use std::io::Write;
 use std::sync::Arc;
 
 use etherply::core::contract::{Clock, Input, Output, ShardConfig};
-use etherply::core::session::SessionId;
+use etherply::core::fanout::window::{Spans, spans_bytes};
 use etherply::core::shard::Shard;
-use etherply::core::window::{Spans, spans_bytes};
+use etherply::core::shard::session::SessionId;
 use etherply::limits::SECOND_US;
 use etherply::log::commit::{Durability, OpenSegment};
 use etherply::wire::auth::{Secret, Verifier, mint};

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use etherply::core::contract::Input;
-use etherply::core::log_space::LogSize;
+use etherply::core::shard::log_space::LogSize;
 use etherply::log::chain::Chain;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};
 use etherply::log::directory::DirectoryError;

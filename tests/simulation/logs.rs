@@ -1,7 +1,7 @@
 //! What the disk does for the logs of the shards.
 
 use etherply::core::contract::{Input, Output, shard_of};
-use etherply::core::deal::Deal;
+use etherply::core::state::replay::Deal;
 use etherply::log::blocks::BlockWrite;
 use etherply::log::commit::Durability;
 use etherply::log::disk::DiskFile;

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use etherply::core::contract::{Clock, Input, Limits, Output, ShardConfig, Ticket};
-use etherply::core::deal::Deal;
-use etherply::core::log_space::LogSize;
-use etherply::core::session::SessionId;
 use etherply::core::shard::Shard;
-use etherply::core::workspace::Workspace;
+use etherply::core::shard::log_space::LogSize;
+use etherply::core::shard::session::SessionId;
+use etherply::core::state::replay::Deal;
+use etherply::core::state::workspace::Workspace;
 use etherply::limits::SECOND_US;
 use etherply::log::compaction::Compaction;
 use etherply::log::directory::{DataDirectory, DirectoryError, shard_folder, shard_of_folder};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use etherply::core::window::Span;
+use etherply::core::fanout::window::Span;
 
 use crate::model::Write;
 

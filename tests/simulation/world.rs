@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use etherply::core::contract::{Clock, Input, Limits};
-use etherply::core::window::{skip_sent, spans_bytes};
+use etherply::core::fanout::window::{skip_sent, spans_bytes};
 use etherply::limits::{RECEIVE_BYTES_MAX, SECOND_US, SNAPSHOT_BYTES_MAX};
 
 use crate::client::{Client, Home, Reading};

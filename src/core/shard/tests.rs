@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::*;
-use crate::core::window::{Spans, skip_sent, spans_bytes};
+use crate::core::fanout::window::{Spans, skip_sent, spans_bytes};
 use crate::limits::SECOND_US;
 use crate::wire::auth::{Verifier, mint};
 

@@ -2,7 +2,7 @@
 
 use super::rig::{Rig, START_US, frame, head, op, pong};
 use crate::core::contract::{Input, Limits};
-use crate::core::session::State;
+use crate::core::shard::session::State;
 use crate::limits::{LINGER_US, SECOND_US, STALL_TIMEOUT_US};
 use crate::log::commit::Durability;
 

@@ -2,8 +2,8 @@
 //! notice.
 
 use super::rig::{Rig, frame, head, look, op, pong};
-use crate::core::session::State;
-use crate::core::window::spans_bytes;
+use crate::core::fanout::window::spans_bytes;
+use crate::core::shard::session::State;
 use crate::limits::{MESSAGE_BYTES_DEFAULT, PRESENCE_NAMES_MAX, SECOND_US, SESSION_BYTES_SPARED};
 
 mod passages;

@@ -2,8 +2,8 @@
 
 use super::rig::{Rig, frame, head, look, op};
 use crate::core::contract::Output;
-use crate::core::session::Session;
-use crate::core::window::spans_bytes;
+use crate::core::fanout::window::spans_bytes;
+use crate::core::shard::session::Session;
 use crate::limits::{
     COMMIT_AGE_MIN_US, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, REST_AFTER_US, REST_SHARE,
     SENDS_PER_TURN_MAX,

@@ -3,8 +3,8 @@
 use super::peers::Told;
 use super::rig::{Rig, frame, head};
 use crate::core::contract::{Input, Output};
-use crate::core::session::State;
-use crate::core::window::spans_bytes;
+use crate::core::fanout::window::spans_bytes;
+use crate::core::shard::session::State;
 
 #[test]
 fn a_panic_over_a_request_is_answered_with_500() {

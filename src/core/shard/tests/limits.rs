@@ -2,7 +2,7 @@
 
 use super::rig::{Rig, frame, head, look, op, pong};
 use crate::core::contract::{Limits, shard_of};
-use crate::core::counters::Counters;
+use crate::core::shard::counters::Counters;
 use crate::limits::{MESSAGES_PER_TURN_MAX, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN, SECOND_US};
 use crate::log::record::OP_HEADER_BYTES;
 

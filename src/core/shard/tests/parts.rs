@@ -1,8 +1,8 @@
 //! A large state, which is encoded in parts: who waits for it, and what happens meanwhile.
 
 use super::rig::{Rig, frame, head, look, op};
-use crate::core::session::State;
-use crate::core::workspace::Workspace;
+use crate::core::shard::session::State;
+use crate::core::state::workspace::Workspace;
 use crate::limits::{ANSWER_SEND_BYTES_MAX, BULK_BYTES_PER_TURN, SECOND_US};
 
 const KEYS: u64 = 20;

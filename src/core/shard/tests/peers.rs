@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::core::session::SessionId;
-use crate::core::window::Spans;
-use crate::core::workspace::Workspace;
+use crate::core::fanout::window::Spans;
+use crate::core::shard::session::SessionId;
+use crate::core::state::workspace::Workspace;
 use crate::log::commit::{End, OpenSegment};
 use crate::log::record::{Reader, SegmentHeader};
 

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use super::peers::{Client, Disk, Told};
 use crate::core::contract::{Clock, Input, Limits, Output, ShardConfig, Surroundings, Ticket};
-use crate::core::journal::Note;
-use crate::core::session::{Session, SessionId};
+use crate::core::fanout::window::Spans;
 use crate::core::shard::Shard;
-use crate::core::window::Spans;
-use crate::core::workspace::Workspace;
+use crate::core::shard::connection_log::Note;
+use crate::core::shard::session::{Session, SessionId};
+use crate::core::state::workspace::Workspace;
 use crate::limits::SECOND_US;
 use crate::log::commit::{Durability, OpenSegment};
 use crate::wire::auth::{Secret, Verifier, mint};
@@ -324,7 +324,7 @@ impl Rig {
         let Some(spans) = client.sending.take() else {
             return false;
         };
-        let taken = (!client.broken).then(|| crate::core::window::spans_bytes(&spans));
+        let taken = (!client.broken).then(|| crate::core::fanout::window::spans_bytes(&spans));
         self.end_send_with(place, spans, taken);
         true
     }

@@ -4,9 +4,9 @@ use std::rc::Rc;
 
 use super::rig::{Rig, START_UNIX_S, frame, head, op, pong};
 use crate::core::contract::{Input, Surroundings, shard_of};
-use crate::core::outbox::Outbox;
-use crate::core::session::{Intake, State};
-use crate::core::window::{Chunk, ChunkPool};
+use crate::core::fanout::outbox::Outbox;
+use crate::core::fanout::window::{Chunk, ChunkPool};
+use crate::core::shard::session::{Intake, State};
 use crate::limits::{ANSWER_BYTES_MAX, BATCH_BYTES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US};
 
 const PING: u8 = 9;

@@ -2,8 +2,8 @@
 
 use super::rig::{Rig, START_US, frame, look, op};
 use crate::core::contract::Input;
-use crate::core::log_space::{LogSize, Marks};
-use crate::core::session::Intake;
+use crate::core::shard::log_space::{LogSize, Marks};
+use crate::core::shard::session::Intake;
 use crate::limits::{
     HELD_RETRY_US, LIGHT_BURST_BYTES, LIGHT_BYTES_PER_SECOND, LOG_SPARE_BYTES, SECOND_US,
 };

@@ -2,7 +2,7 @@
 
 use super::rig::{Rig, START_US, head, look, pong};
 use crate::core::contract::{Input, shard_of};
-use crate::core::session::State;
+use crate::core::shard::session::State;
 use crate::limits::{SECOND_US, TIMER_TICK_US};
 
 /// What is due at once comes with the next tick of the timers.

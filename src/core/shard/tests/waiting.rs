@@ -2,8 +2,8 @@
 
 use super::rig::{Rig, head, look, op};
 use crate::core::contract::{Input, Output, shard_of};
-use crate::core::session::State;
-use crate::core::workspace::Workspace;
+use crate::core::shard::session::State;
+use crate::core::state::workspace::Workspace;
 use crate::limits::{HEAD_BYTES_MAX, WAITING_PER_TURN_MAX};
 
 fn get(path: &str) -> String {

@@ -2,7 +2,7 @@
 
 use super::rig::{Rig, frame, head, look};
 use crate::core::contract::Door;
-use crate::core::yielding::Yielded;
+use crate::core::shard::shedding::Yielded;
 
 fn gives_way(rig: &mut Rig, door: Door) -> Option<(usize, bool)> {
     let Yielded { id, is_silent } = rig.shard.give_way(door, rig.clock)?;

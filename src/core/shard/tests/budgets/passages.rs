@@ -1,6 +1,6 @@
 //! States on their way where the budget for them is full: who is given up, and who gets in.
 
-use crate::core::session::State;
+use crate::core::shard::session::State;
 use crate::core::shard::tests::rig::{Rig, head, look};
 use crate::limits::{SNAPSHOT_PATIENCE_US, SNAPSHOT_SMALL_BYTES};
 
