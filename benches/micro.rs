@@ -18,7 +18,7 @@ use etherply::core::fanout::window::{ChunkPool, Spans, Window, spans_bytes};
 use etherply::core::state::workspace::{Verdict, Workspace};
 use etherply::log::commit::Durability;
 use etherply::log::record::{self, Reader, SegmentHeader};
-use etherply::wire::frame::{Decoder, Event};
+use etherply::wire::frame::{Decoder, FrameEvent};
 use etherply::wire::message::{self, Message, Parser};
 use house::{House, put_frame, put_op};
 
@@ -43,7 +43,7 @@ fn message_text(value_bytes: usize) -> String {
     let mut decoder = Decoder::new();
     let step = decoder.decode(&mut frame, MESSAGE_BYTES_MAX);
     match step.expect("a frame").event {
-        Some(Event::Text(text)) => text.to_owned(),
+        Some(FrameEvent::Text(text)) => text.to_owned(),
         event => panic!("{event:?} is no op"),
     }
 }

@@ -22,7 +22,7 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use clap::Parser;
-use etherply::io::post::Progress;
+use etherply::io::mailbox::Progress;
 use etherply::log::directory::DataDirectory;
 
 #[path = "recovery/contest.rs"]

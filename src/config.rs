@@ -19,13 +19,13 @@ use crate::log::commit::Durability;
 use crate::wire::auth::Secret;
 
 pub mod admin;
+pub mod cli_docs;
 pub mod doctor;
 pub mod environment;
 mod given;
 pub mod limits;
 pub mod log;
 mod origin;
-pub mod paper;
 mod secrets;
 pub mod usage;
 mod value;
@@ -54,9 +54,9 @@ pub enum Command {
     /// Check this host and say what to change for the server; exit 1 if it would not work
     Doctor(doctor::Doctor),
     /// Print shell completions
-    Completions(paper::Completions),
+    Completions(cli_docs::Completions),
     /// Write the manual pages, one for each command
-    Manual(paper::Manual),
+    Manual(cli_docs::Manual),
 }
 
 /// The settings of the server, as they were given.

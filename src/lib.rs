@@ -22,16 +22,16 @@
 //! | what is counted, how it reaches `/metrics` | [`core::shard::counters`], [`admin::stats`], [`admin::metrics`] |
 //! | a log that fails, a panic, rebuilding | `core::shard::failure` |
 //! | when an op is durable: group commit | [`log::commit`] |
-//! | what stands on disk, and what a crash can leave | [`log::record`], [`log::segment`], [`log::directory`], [`log::keeper`], [`log::disk`] |
+//! | what stands on disk, and what a crash can leave | [`log::record`], [`log::segment`], [`log::directory`], [`log::log_files`], [`log::disk`] |
 //! | reading the log back, torn tails, damage | [`log::chain`], [`log::recovery`], [`core::state::replay`], [`io::recovery`] |
 //! | what is dead in the log goes: compaction | [`log::compaction`], [`core::state::segment_usage`], [`log::schedule`], [`io::compactor`] |
 //! | how long a log may become, who waits for compaction, a disk that is nearly full | [`core::shard::log_space`], `core::shard::held_writers`, [`log::schedule`], [`log::reserve`] |
 //! | the ring, receive buffers, one core's loop | [`io::ring`], [`io::buffers`], [`io::worker`] |
-//! | start-up, threads, signals | [`io::server`], [`io::shard_thread`], [`io::post`] |
+//! | start-up, threads, signals | [`io::server`], [`io::shard_thread`], [`io::mailbox`] |
 //! | the listening socket, one's own or inherited; restarts that refuse nobody | [`io::listener`], `io::worker` |
 //! | `etherply log`: a look at the log, its repair | [`command::log`], [`log::snapshot`], [`log::repair`] |
 //! | `etherply doctor`: the host's facts, and what is said of them | [`command::doctor`], its `facts`, `read` and `judge` |
-//! | completions of shells, manual pages | [`command::paper`] |
+//! | completions of shells, manual pages | [`command::cli_docs`] |
 //! | flags and variables | [`config`] |
 //! | every bound | [`limits`] |
 //!

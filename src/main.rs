@@ -38,8 +38,8 @@ fn main() -> ExitCode {
             Err(line) => Err(line),
         },
         Command::Doctor(settings) => command::doctor::run(&settings),
-        Command::Completions(settings) => command::paper::completions(&settings),
-        Command::Manual(settings) => command::paper::manual(&settings),
+        Command::Completions(settings) => command::cli_docs::completions(&settings),
+        Command::Manual(settings) => command::cli_docs::manual(&settings),
     };
     end(outcome)
 }

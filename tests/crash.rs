@@ -20,7 +20,7 @@ const KEYS_COUNT: u64 = 200;
 const SHARDS: [u32; 7] = [2, 1, 3, 5, 4, 1, 2];
 
 /// What the clients sent, and what they were shown. A value carries its timestamp in the field `n`.
-struct Ledger {
+struct SnapshotBudget {
     /// For each room and key, the newest op that counts as kept.
     newest: HashMap<(usize, String), Value>,
     /// Whether an op counts as kept when a broadcast has shown it, or only when a restart has.
@@ -33,9 +33,9 @@ struct Ledger {
     ops_count: u64,
 }
 
-impl Ledger {
+impl SnapshotBudget {
     fn new(keeps_what_is_broadcast: bool) -> SharedLedger {
-        Arc::new(Mutex::new(Ledger {
+        Arc::new(Mutex::new(SnapshotBudget {
             newest: HashMap::new(),
             keeps_what_is_broadcast,
             sent: HashSet::new(),
@@ -105,9 +105,9 @@ fn timestamp_of(value: &Value) -> u64 {
         .expect("the values of this test carry their timestamp")
 }
 
-type SharedLedger = Arc<Mutex<Ledger>>;
+type SharedLedger = Arc<Mutex<SnapshotBudget>>;
 
-fn open(ledger: &SharedLedger) -> MutexGuard<'_, Ledger> {
+fn open(ledger: &SharedLedger) -> MutexGuard<'_, SnapshotBudget> {
     ledger.lock().expect("no client panics")
 }
 
@@ -220,7 +220,7 @@ fn kill_a_start(setup: &Setup, segments_made: u64) {
 
 /// Runs a load and kills the server in the middle of it, again and again.
 async fn kill_under_load(mode: &str, rounds_count: u64) {
-    let ledger = Ledger::new(mode == "always");
+    let ledger = SnapshotBudget::new(mode == "always");
     let mut dice = Dice::new(7);
     let setup = Setup::new().args(&["--durability", mode]);
     let mut server = setup.clone().shards(SHARDS[0]).start().await;

@@ -8,7 +8,7 @@ use etherply::core::shard::Shard;
 use etherply::core::shard::session::SessionId;
 use etherply::log::commit::{Durability, End, OpenSegment};
 use etherply::log::directory::DataDirectory;
-use etherply::log::keeper::LogKeeper;
+use etherply::log::log_files::LogFiles;
 use etherply::log::recovery::Report;
 use etherply::wire::auth::{Secret, Verifier, mint};
 
@@ -256,7 +256,7 @@ fn one_who_reads_slowly_shows_that_it_lives() {
 fn a_segment_that_was_opened_in_the_moment_of_a_failure_is_read_once() {
     let folder = tempfile::tempdir().unwrap();
     let directory = Arc::new(DataDirectory::open(folder.path()).unwrap());
-    let mut log = LogKeeper::open(directory, 0, &Report::default(), None).unwrap();
+    let mut log = LogFiles::open(directory, 0, &Report::default(), None).unwrap();
     let segment = log.next(2, 0).unwrap().run(0).unwrap();
     log.replace(segment);
     for is_kept in [true, false, true] {

@@ -10,7 +10,7 @@ use etherply::wire::auth::{Secret, mint};
 use tempfile::TempDir;
 
 use crate::house::House;
-use crate::load::join::Door;
+use crate::load::join::ListenerKind;
 use crate::load::op::Order;
 use crate::process::Process;
 
@@ -42,7 +42,7 @@ pub enum Kind {
 pub struct Server {
     /// `None`: it is elsewhere.
     pub process: Option<Process>,
-    pub door: Door,
+    pub door: ListenerKind,
 }
 
 impl Server {
@@ -165,7 +165,7 @@ impl Contestant {
             let token = house.token.clone().unwrap_or_else(token);
             return Ok(Server {
                 process: None,
-                door: Door {
+                door: ListenerKind {
                     address,
                     token,
                     prefix: format!("harness-{}-", unix().as_nanos()),
@@ -174,7 +174,7 @@ impl Contestant {
         };
         command.args(flags);
         let process = Process::start(command, folder, &house.cores)?;
-        let door = Door {
+        let door = ListenerKind {
             address: process.address,
             token: token(),
             prefix: String::new(),

@@ -10,7 +10,7 @@ use crate::admin::stats::{LogFigures, Reading};
 use crate::core::shard::counters::{
     CLOSE_CODES, Counters, DURATION_BOUNDS_US, Durations, GROUP_BOUNDS, RESPONSE_CODES,
 };
-use crate::io::post::{Door, Status};
+use crate::io::mailbox::{ListenerKind, Status};
 
 use text_format::{Page, Value, label};
 
@@ -300,8 +300,8 @@ fn put_process(page: &mut Page, status: &Status) {
         "Open connections, by the port that they came to.",
     );
     for (door, label) in [
-        (Door::Public, "port=\"public\""),
-        (Door::Admin, "port=\"admin\""),
+        (ListenerKind::Public, "port=\"public\""),
+        (ListenerKind::Admin, "port=\"admin\""),
     ] {
         let count = Value::Count(status.connections(door) as u64);
         page.sample(name, "", &[label], count);

@@ -29,7 +29,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::json;
 
-use crate::io::post::{Door, Status};
+use crate::io::mailbox::{ListenerKind, Status};
 use crate::wire::upgrade::{Answer, Page, PageRequest, Provenance, matches_tag};
 
 pub mod metrics;
@@ -54,7 +54,7 @@ pub struct Pages {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Visitor {
     /// Where it came in.
-    pub door: Door,
+    pub door: ListenerKind,
     /// Its address is one of this machine.
     pub is_local: bool,
 }
@@ -141,7 +141,7 @@ impl Pages {
                 .with("Access-Control-Allow-Origin", "*")
                 .with("Cross-Origin-Resource-Policy", "cross-origin");
         }
-        let is_elsewhere = self.admin_host.is_some() && visitor.door == Door::Public;
+        let is_elsewhere = self.admin_host.is_some() && visitor.door == ListenerKind::Public;
         if is_elsewhere {
             return Answer::not_found();
         }
@@ -191,15 +191,15 @@ impl Pages {
             page, provenance, ..
         } = *request;
         match visitor.door {
-            Door::Public if page == Page::Metrics && self.are_metrics_public => Ok(()),
-            Door::Public => visitor.check_is_here(provenance),
-            Door::Admin if page == Page::ConsoleSession && self.token().is_some() => {
+            ListenerKind::Public if page == Page::Metrics && self.are_metrics_public => Ok(()),
+            ListenerKind::Public => visitor.check_is_here(provenance),
+            ListenerKind::Admin if page == Page::ConsoleSession && self.token().is_some() => {
                 visitor.check_is_here(provenance)
             }
-            Door::Admin if self.admin_host.is_some_and(|host| host.is_loopback()) => {
+            ListenerKind::Admin if self.admin_host.is_some_and(|host| host.is_loopback()) => {
                 check_host(provenance)
             }
-            Door::Admin => Ok(()),
+            ListenerKind::Admin => Ok(()),
         }
     }
 }
@@ -303,7 +303,7 @@ mod tests {
             (true, PROXIED, Some("a proxy")),
             (true, REBOUND, Some("Host is not localhost")),
         ] {
-            for door in [Door::Public, Door::Admin] {
+            for door in [ListenerKind::Public, ListenerKind::Admin] {
                 let found = Visitor { door, is_local }.check_is_here(provenance);
                 match (found, reason) {
                     (Ok(()), None) => {}
@@ -318,7 +318,7 @@ mod tests {
     /// a peer.
     fn check(
         pages: &Pages,
-        door: Door,
+        door: ListenerKind,
         is_local: bool,
         provenance: Provenance,
         statuses: [u16; 4],
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn pages_are_for_those_who_are_meant() {
-        use Door::{Admin, Public};
+        use ListenerKind::{Admin, Public};
         let host = |text: &str| Some(text.parse().unwrap());
         let public = || Pages::new(true, None);
         let admin_here = || public().with_admin_host(host("127.0.0.1"));

@@ -55,21 +55,21 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use slab::Slab;
 
-use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Ticket};
-use crate::core::fanout::pacer::Rest;
+use crate::core::contract::{Clock, Handoff, Input, Output, PeerStatus, ShardConfig};
+use crate::core::fanout::pacer::Pacer;
 use crate::core::fanout::room::Room;
 use crate::core::fanout::window::{Chunk, ChunkPool};
 use crate::core::shard::absence::Absence;
-use crate::core::shard::connection_log::{Journal, Party};
+use crate::core::shard::connection_log::{ConnectionLog, Party};
 use crate::core::shard::counters::Counters;
 use crate::core::shard::log_space::LogSpace;
 use crate::core::shard::rate::{Bucket, Meter};
 use crate::core::shard::session::{Session, SessionId, State};
 use crate::core::shard::session_budget::SessionBudget;
-use crate::core::shard::shedding_queue::Yielding;
+use crate::core::shard::shedding_queue::SheddingQueue;
 use crate::core::shard::timers::Wheel;
-use crate::core::snapshot::snapshot_budget::Ledger;
-use crate::core::state::segment_usage::{Dead, Usage};
+use crate::core::snapshot::snapshot_budget::SnapshotBudget;
+use crate::core::state::segment_usage::{Dead, SegmentUsage};
 use crate::core::state::workspace::Workspace;
 use crate::limits::{REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN};
 use crate::log::commit::{Commit, Durability, OpenSegment, Step};
@@ -80,7 +80,7 @@ pub struct Shard {
     config: ShardConfig,
     /// Taken out while a message is handled, since the message borrows it.
     parser: Option<Box<Parser>>,
-    surroundings: Surroundings,
+    peer_status: PeerStatus,
     sessions: Slab<Session>,
     /// Sessions that are over, but still stand in the table until their output is taken.
     gone_count: usize,
@@ -99,13 +99,13 @@ pub struct Shard {
     joined_bytes: Vec<u8>,
     counters: Counters,
     /// None: nothing is logged of single connections.
-    journal: Option<Box<Journal>>,
+    connection_log: Option<Box<ConnectionLog>>,
     /// Sessions that have no answer yet.
     handshakes_count: u64,
     /// Requests that wait for the state of the shard, by the numbers of their sessions.
-    waiting: BTreeMap<u64, (SessionId, Ticket)>,
+    waiting: BTreeMap<u64, (SessionId, Handoff)>,
     /// The connections that give way when there are as many as there may be, by their door.
-    yielding: [Yielding; 2],
+    yielding: [SheddingQueue; 2],
     /// What each session in a room has sent lately, by slot; empty where that is not limited.
     meters: Vec<Meter>,
     /// The requests with a token.
@@ -113,9 +113,9 @@ pub struct Shard {
     /// The init that somebody was sent last.
     kept_init: Option<Chunk>,
     /// The texts of states that are on their way.
-    ledger: Ledger,
-    rest: Rest,
-    usage: Usage,
+    snapshot_budget: SnapshotBudget,
+    pacer: Pacer,
+    usage: SegmentUsage,
     /// The rooms whose states are being encoded; one that has several stands there as often.
     encoding_queue: VecDeque<u32>,
     /// Sessions in a room.
@@ -231,7 +231,7 @@ impl Shard {
             .with_batch_bytes_max(config.batch_bytes_max);
         Self {
             parser: None,
-            surroundings: Surroundings::default(),
+            peer_status: PeerStatus::default(),
             sessions: Slab::new(),
             gone_count: 0,
             sessions_begun: 0,
@@ -242,16 +242,16 @@ impl Shard {
             next_search_us: 0,
             joined_bytes: Vec::new(),
             counters: Counters::default(),
-            journal: config.has_journal.then(Box::default),
+            connection_log: config.has_journal.then(Box::default),
             handshakes_count: 0,
             waiting: BTreeMap::new(),
             yielding: Default::default(),
             meters: Vec::new(),
             handshakes: Bucket::default(),
             kept_init: None,
-            ledger: Ledger::default(),
-            rest: Rest::default(),
-            usage: Usage::new(0),
+            snapshot_budget: SnapshotBudget::default(),
+            pacer: Pacer::default(),
+            usage: SegmentUsage::new(0),
             encoding_queue: VecDeque::new(),
             members_count: 0,
             room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
@@ -288,7 +288,7 @@ impl Shard {
 
     /// Begins to serve.
     fn open(&mut self, segment: OpenSegment, workspaces: Vec<Workspace>, clock: Clock) {
-        self.usage = Usage::new(segment.index);
+        self.usage = SegmentUsage::new(segment.index);
         if self.health != Health::Recovering {
             self.close_segment();
         }
@@ -302,8 +302,8 @@ impl Shard {
     }
 
     /// Tells what the other shards do.
-    pub fn set_surroundings(&mut self, surroundings: Surroundings) {
-        self.surroundings = surroundings;
+    pub fn set_peer_status(&mut self, peer_status: PeerStatus) {
+        self.peer_status = peer_status;
     }
 
     /// Takes something that happened.
@@ -371,7 +371,7 @@ impl Shard {
     #[must_use]
     pub fn has_work(&self) -> bool {
         let may_send =
-            self.is_round() && !self.commit.holds_sends() && self.rest.until_us().is_none();
+            self.is_round() && !self.commit.holds_sends() && self.pacer.until_us().is_none();
         // A round may have ended in this turn, behind the step in which a commit starts.
         let may_commit = !self.is_round() && self.commit.is_ready();
         let may_encode = !self.encoding_queue.is_empty();
@@ -399,7 +399,7 @@ impl Shard {
             Drain::Closing { deadline_us } => Some(deadline_us),
             _ => None,
         };
-        let rest_us = self.rest.until_us();
+        let rest_us = self.pacer.until_us();
         let held_us = self.held_due_us();
         [
             self.wheel.next_us(),
@@ -444,12 +444,12 @@ impl Shard {
         counters.unfinished_bytes = self.pool.held.unfinished_bytes as u64;
         self.budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
         counters.shared_answer_bytes = self.budget.text_bytes() as u64;
-        self.ledger.sweep(SNAPSHOTS_SWEPT_PER_TURN);
+        self.snapshot_budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
         // What is only kept for the next one is on its way to nobody.
         let kept = self.kept_init.as_ref();
         let idle = kept.filter(|init| Rc::strong_count(init) == 1);
         let idle_bytes = idle.map_or(0, |init| init.len());
-        counters.snapshot_bytes = (self.ledger.bytes() - idle_bytes) as u64;
+        counters.snapshot_bytes = (self.snapshot_budget.bytes() - idle_bytes) as u64;
         counters.frames_sent = self.pool.held.frames_taken + counters.conflated_keys;
         counters.log_live_bytes = self.live_bytes;
         counters.log_open_bytes = self.commit.segment_bytes_written();
@@ -581,7 +581,7 @@ impl Shard {
 
     /// Records in the journal why a connection is about to end, if there is a journal.
     fn note_ending(&mut self, id: SessionId, code: u16, reason: &str, by: Party) {
-        if let Some(journal) = &mut self.journal {
+        if let Some(journal) = &mut self.connection_log {
             journal.ending(id, code, reason, by);
         }
     }

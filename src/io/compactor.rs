@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::core::shard::log_space::LogSize;
 use crate::core::state::segment_usage::Dead;
-use crate::io::post::{Letter, Post, Status};
+use crate::io::mailbox::{ShardMessage, ShardSender, Status};
 use crate::io::threads::{self, ThreadError};
 use crate::limits::{
     COMPACTION_BYTES_MIN, COMPACTION_NICE, DISK_LOOK_BUSY_US, DISK_LOOK_US, SEGMENT_BYTES_MAX,
@@ -22,7 +22,7 @@ use crate::log::directory::DataDirectory;
 use crate::log::disk::{Disk, HostDisk};
 use crate::log::record::SEGMENT_HEADER_BYTES;
 use crate::log::reserve::Reserve;
-use crate::log::schedule::{Folder, LowMarks, Room, Schedule};
+use crate::log::schedule::{DiskRoom, Folder, LowMarks, Schedule};
 use crate::log::segment;
 
 /// A shard's log goes on in a new segment.
@@ -39,11 +39,11 @@ pub struct Rotation {
     /// Which segments hold nothing of it.
     pub dead: Dead,
     /// Where the shard is told how long its log is.
-    pub post: Post,
+    pub post: ShardSender,
 }
 
 /// What a shard tells the thread that compacts.
-pub enum News {
+pub enum CompactorEvent {
     /// A segment was opened. The first of each shard tells that it serves.
     Rotated(Rotation),
     /// A shard cannot write its log. If that is for want of room, it must be made at once.
@@ -52,7 +52,7 @@ pub enum News {
 
 /// The thread that compacts the log. It sleeps until a shard begins a new segment, but for a look at the disk now and then.
 pub struct Compactor {
-    news: Sender<News>,
+    news: Sender<CompactorEvent>,
     thread: JoinHandle<()>,
 }
 
@@ -75,7 +75,7 @@ impl Compactor {
 
     /// Where news are told. When all senders are gone, the thread ends.
     #[must_use]
-    pub fn news(&self) -> Sender<News> {
+    pub fn news(&self) -> Sender<CompactorEvent> {
         self.news.clone()
     }
 
@@ -92,7 +92,7 @@ struct Loop {
     /// How many run.
     shards: usize,
     status: Arc<Status>,
-    inbox: Receiver<News>,
+    inbox: Receiver<CompactorEvent>,
     started: Instant,
     /// The last of each shard.
     rotations: Vec<Rotation>,
@@ -101,7 +101,7 @@ struct Loop {
     /// What each shard was told last.
     told: Vec<(u32, LogSize)>,
     schedule: Schedule,
-    room: Room,
+    room: DiskRoom,
     reserve: Reserve<HostDisk>,
     next_look_us: u64,
     is_over: bool,
@@ -120,7 +120,7 @@ impl Loop {
         directory: Arc<DataDirectory>,
         shards: usize,
         status: Arc<Status>,
-        inbox: Receiver<News>,
+        inbox: Receiver<CompactorEvent>,
     ) -> Self {
         Self {
             reserve: Reserve::new(Arc::clone(&directory)),
@@ -133,7 +133,7 @@ impl Loop {
             folders: Vec::new(),
             told: Vec::new(),
             schedule: Schedule::new(COMPACTION_BYTES_MIN),
-            room: Room::new(LowMarks::default(), shards as u64),
+            room: DiskRoom::new(LowMarks::default(), shards as u64),
             next_look_us: 0,
             is_over: false,
         }
@@ -186,7 +186,7 @@ impl Loop {
             Err(error) => self.failed(&error),
         };
         self.measure();
-        self.look();
+        self.look_at_disk();
         self.tell();
         let is_broken = !self.schedule.is_working();
         self.status
@@ -211,7 +211,7 @@ impl Loop {
             return false;
         }
         // With what the failed step has given back.
-        self.look();
+        self.look_at_disk();
         let free_bytes = self.room.free_bytes().filter(|_| error.is_for_room());
         let now_us = self.now_us();
         if self.schedule.failed(error.to_string(), free_bytes, now_us) {
@@ -311,15 +311,15 @@ impl Loop {
         Ok(compaction)
     }
 
-    fn take(&mut self, news: News) {
+    fn take(&mut self, news: CompactorEvent) {
         match news {
-            News::Rotated(rotation) => {
+            CompactorEvent::Rotated(rotation) => {
                 self.rotations.retain(|last| last.shard != rotation.shard);
                 self.rotations.push(rotation);
                 self.measure();
-                self.look();
+                self.look_at_disk();
             }
-            News::Failed => self.look(),
+            CompactorEvent::Failed => self.look_at_disk(),
         }
     }
 
@@ -337,13 +337,13 @@ impl Loop {
         }
         let now_us = self.now_us();
         if self.next_look_us.saturating_sub(DISK_LOOK_US - look_us) <= now_us {
-            self.look();
+            self.look_at_disk();
         }
         self.tell();
     }
 
     /// Looks at the room on the disk.
-    fn look(&mut self) {
+    fn look_at_disk(&mut self) {
         self.next_look_us = self.now_us() + DISK_LOOK_US;
         let was_short = self.room.is_short();
         let space = HostDisk.space(self.directory.path());
@@ -437,7 +437,7 @@ impl Loop {
                 Some((_, last)) => *last = size,
                 None => self.told.push((shard, size)),
             }
-            rotation.post.send(Letter::LogSize(size));
+            rotation.post.send(ShardMessage::LogSize(size));
         }
     }
 }
@@ -445,7 +445,7 @@ impl Loop {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::post::mailbox;
+    use crate::io::mailbox::mailbox;
 
     #[test]
     fn nothing_is_compacted_before_each_shard_has_told_which_segment_is_open() {
@@ -463,7 +463,7 @@ mod tests {
         let mut compactor = Loop::new(directory, 2, Arc::clone(&status), inbox);
         let (post, mailbox) = mailbox().unwrap();
         for (shard, due) in [(1, &[][..]), (1, &[]), (0, &[0, 1])] {
-            compactor.take(News::Rotated(Rotation {
+            compactor.take(CompactorEvent::Rotated(Rotation {
                 shard,
                 index: 2,
                 first_position: 100 << 20,
@@ -488,7 +488,7 @@ mod tests {
         // Whoever waits for it is let go when it ends, however it ends.
         drop(compactor);
         for _ in 0..2 {
-            let Some(Letter::LogSize(size)) = mailbox.next() else {
+            let Some(ShardMessage::LogSize(size)) = mailbox.next() else {
                 panic!("each shard is told");
             };
             assert!(!size.is_compacted);
@@ -508,7 +508,7 @@ mod tests {
         let mut compactor = Loop::new(directory, 1, Arc::clone(&status), inbox);
         let (post, mailbox) = mailbox().unwrap();
         for index in 2..20 {
-            compactor.take(News::Rotated(Rotation {
+            compactor.take(CompactorEvent::Rotated(Rotation {
                 shard: 0,
                 index,
                 first_position: 100 << 20,
@@ -520,7 +520,7 @@ mod tests {
         }
         assert_eq!(status.log.read().compaction_failures, 1);
         let mut last = None;
-        while let Some(Letter::LogSize(size)) = mailbox.next() {
+        while let Some(ShardMessage::LogSize(size)) = mailbox.next() {
             last = Some(size);
         }
         assert!(

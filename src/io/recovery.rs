@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::core::state::replay::Deal;
+use crate::core::state::replay::Replay;
 use crate::core::state::workspace::Workspace;
-use crate::io::post::Progress;
+use crate::io::mailbox::Progress;
 use crate::limits::{PROGRESS_INTERVAL_MS, READ_BYTES};
 use crate::log::directory::DataDirectory;
 use crate::log::disk::Disk;
@@ -37,7 +37,7 @@ pub fn recover<D: Disk>(
         if folder >= recovery.folders() {
             break;
         }
-        let mut deal = Deal::new(hash_seed);
+        let mut deal = Replay::new(hash_seed);
         let meter = Meter::new(progress);
         let visit = |op: &Op<'_>| {
             deal.visit(op);
@@ -63,7 +63,7 @@ pub fn recover<D: Disk>(
     });
     let mut reads = reads.into_inner().unwrap_or_else(PoisonError::into_inner);
     reads.sort_by_key(|(folder, _)| *folder);
-    let (mut folders, mut deal) = (Vec::new(), Deal::new(hash_seed));
+    let (mut folders, mut deal) = (Vec::new(), Replay::new(hash_seed));
     for (_, read) in reads {
         let (folder, part) = read?;
         folders.push(folder);

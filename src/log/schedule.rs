@@ -260,7 +260,7 @@ impl Default for LowMarks {
 
 /// How much room the disk has for the logs.
 #[derive(Debug)]
-pub struct Room {
+pub struct DiskRoom {
     marks: LowMarks,
     shards: u64,
     space: Option<Space>,
@@ -269,7 +269,7 @@ pub struct Room {
     withheld_bytes: u64,
 }
 
-impl Room {
+impl DiskRoom {
     /// Of a disk with the logs of so many shards.
     #[must_use]
     pub fn new(marks: LowMarks, shards: u64) -> Self {

@@ -1,4 +1,4 @@
-//! WebSocket frames (RFC 6455 sections 5 to 7): bytes to [`Event`]s, and the frames that the server sends.
+//! WebSocket frames (RFC 6455 sections 5 to 7): bytes to [`FrameEvent`]s, and the frames that the server sends.
 //!
 //! The bits of a frame header are read and written by tungstenite's [`FrameHeader`]. What a frame may say, and
 //! where in the stream it may stand, is decided here: the header codec alone takes unmasked frames, lengths that
@@ -32,7 +32,7 @@ pub const CLOSE_REASON_BYTES_MAX: usize = CONTROL_BYTES_MAX - 2;
 
 /// What a client said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event<'a> {
+pub enum FrameEvent<'a> {
     /// A whole text message.
     Text(&'a str),
     /// A whole binary message.
@@ -51,7 +51,7 @@ pub struct Decoded<'a> {
     /// How many bytes of the input are done with; 0: the frame is incomplete, more bytes are needed.
     pub consumed: usize,
     /// What they said. `None` with `consumed > 0`: a fragment of a message whose end is still to come.
-    pub event: Option<Event<'a>>,
+    pub event: Option<FrameEvent<'a>>,
 }
 
 impl Decoded<'_> {
@@ -220,10 +220,10 @@ impl Decoder {
         unmask(payload, header.mask);
         let event = match header.opcode {
             Opcode::Close => Some(close_event(payload)?),
-            Opcode::Ping => Some(Event::Ping(payload)),
-            Opcode::Pong => Some(Event::Pong(payload)),
-            Opcode::Text if header.is_final => Some(Event::Text(text(payload)?)),
-            Opcode::Binary if header.is_final => Some(Event::Binary(payload)),
+            Opcode::Ping => Some(FrameEvent::Ping(payload)),
+            Opcode::Pong => Some(FrameEvent::Pong(payload)),
+            Opcode::Text if header.is_final => Some(FrameEvent::Text(text(payload)?)),
+            Opcode::Binary if header.is_final => Some(FrameEvent::Binary(payload)),
             Opcode::Text | Opcode::Binary | Opcode::Continuation => {
                 let is_text = header.opcode == Opcode::Text;
                 let fragments = self
@@ -338,13 +338,17 @@ impl Fragments {
         }
     }
 
-    fn push(&mut self, payload: &[u8], is_final: bool) -> Result<Option<Event<'_>>, FrameError> {
+    fn push(
+        &mut self,
+        payload: &[u8],
+        is_final: bool,
+    ) -> Result<Option<FrameEvent<'_>>, FrameError> {
         self.bytes.extend_from_slice(payload);
         self.is_whole = is_final;
         match (self.is_text, is_final) {
-            (true, true) => text(&self.bytes).map(|whole| Some(Event::Text(whole))),
+            (true, true) => text(&self.bytes).map(|whole| Some(FrameEvent::Text(whole))),
             (true, false) => self.check_text().map(|()| None),
-            (false, true) => Ok(Some(Event::Binary(&self.bytes))),
+            (false, true) => Ok(Some(FrameEvent::Binary(&self.bytes))),
             (false, false) => Ok(None),
         }
     }
@@ -364,16 +368,16 @@ fn text(bytes: &[u8]) -> Result<&str, FrameError> {
     str::from_utf8(bytes).map_err(|_| FrameError::NotUtf8)
 }
 
-fn close_event(payload: &[u8]) -> Result<Event<'_>, FrameError> {
+fn close_event(payload: &[u8]) -> Result<FrameEvent<'_>, FrameError> {
     match payload {
-        [] => Ok(Event::Close(None)),
+        [] => Ok(FrameEvent::Close(None)),
         [_] => Err(FrameError::ClosePayload),
         [high, low, reason @ ..] => {
             let code = u16::from_be_bytes([*high, *low]);
             if !may_be_sent(code) {
                 return Err(FrameError::CloseCode(code));
             }
-            Ok(Event::Close(Some((code, text(reason)?))))
+            Ok(FrameEvent::Close(Some((code, text(reason)?))))
         }
     }
 }
@@ -445,7 +449,7 @@ pub fn put_pong(out: &mut Vec<u8>, payload: &[u8]) {
 ///
 /// # Panics
 ///
-/// If `code` is one that must not be sent; that of an [`Event::Close`] always may.
+/// If `code` is one that must not be sent; that of an [`FrameEvent::Close`] always may.
 pub fn put_close(out: &mut Vec<u8>, code: u16, reason: &str) {
     assert!(may_be_sent(code), "close code {code} must not be sent");
     let reason = &reason[..reason.floor_char_boundary(CLOSE_REASON_BYTES_MAX)];

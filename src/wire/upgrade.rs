@@ -15,8 +15,8 @@ use self::target::Target;
 use crate::limits::{HEAD_BYTES_MAX, HEADERS_MAX, HEADERS_USUAL};
 
 pub use self::answer::Answer;
-pub use self::look::{Look, LookRequest};
 pub use self::page::{Page, PageRequest, Provenance};
+pub use self::state_request::{ReadTarget, StateRequest};
 pub use self::tag::matches_tag;
 
 use self::head::Head;
@@ -27,8 +27,8 @@ mod answer;
 mod body;
 mod head;
 mod host;
-mod look;
 mod page;
+mod state_request;
 mod tag;
 mod target;
 
@@ -37,8 +37,8 @@ mod target;
 pub enum Request {
     /// A WebSocket to a workspace.
     Sync(SyncRequest),
-    /// A look at a workspace.
-    Look(LookRequest),
+    /// The state or the members of a workspace, over plain HTTP.
+    State(StateRequest),
     /// A page, or what belongs to one.
     Page(PageRequest),
     /// A browser asks what a page of another origin may do here (the Fetch standard, "CORS-preflight request").
@@ -202,8 +202,8 @@ fn request(head: &Head<'_>) -> Result<Request, Answer> {
                     "an upgrade request must not have a body",
                 )),
                 "/v1/sync" => sync_request(head, segment, target.query).map(Request::Sync),
-                "/v1/workspaces" => look_request(head, Look::State, segment, target.query),
-                "/v1/presence" => look_request(head, Look::Presence, segment, target.query),
+                "/v1/workspaces" => state_request(head, ReadTarget::State, segment, target.query),
+                "/v1/presence" => state_request(head, ReadTarget::Presence, segment, target.query),
                 _ => Err(Answer::not_found()),
             }
         }
@@ -271,9 +271,9 @@ fn sync_request(head: &Head<'_>, segment: &str, query: &str) -> Result<SyncReque
     })
 }
 
-fn look_request(
+fn state_request(
     head: &Head<'_>,
-    look: Look,
+    target: ReadTarget,
     segment: &str,
     query: &str,
 ) -> Result<Request, Answer> {
@@ -285,8 +285,8 @@ fn look_request(
     if !matches!(head.method, "GET" | "HEAD") {
         return Err(Answer::method_not_allowed("GET, HEAD, OPTIONS"));
     }
-    Ok(Request::Look(LookRequest {
-        look,
+    Ok(Request::State(StateRequest {
+        target,
         workspace: target::workspace_id(segment).map_err(Answer::bad_request)?,
         token: target::query_token(query).or_else(|| bearer_token(head)),
         origin: head.origin(),

@@ -60,7 +60,7 @@ pub struct Load {
 }
 
 /// What the clients saw, when they have ended.
-pub struct Ledger {
+pub struct SnapshotBudget {
     pub shown: HashMap<(usize, String), Value>,
     /// How many ops each writer has sent until they were shown.
     written: Vec<u64>,
@@ -113,7 +113,7 @@ impl Load {
     }
 
     /// Lets each writer send its last op until it is shown, and ends all.
-    pub async fn finish(self) -> Ledger {
+    pub async fn finish(self) -> SnapshotBudget {
         self.shared.is_ending.store(true, Relaxed);
         let mut written = Vec::new();
         for writer in self.writers {
@@ -128,7 +128,7 @@ impl Load {
             );
         }
         let shown = std::mem::take(&mut *self.shared.shown.lock().expect("no client panics"));
-        Ledger {
+        SnapshotBudget {
             shown,
             written,
             tally: self.tally,
@@ -136,7 +136,7 @@ impl Load {
     }
 }
 
-impl Ledger {
+impl SnapshotBudget {
     /// Each op that was shown, and each that was sent until it was shown, is in the state.
     pub async fn check(&self, server: &Server) {
         let mut states = Vec::new();

@@ -254,7 +254,7 @@ impl Client {
                 self.read_status(*status);
                 return true;
             }
-            Told::Look(data) => {
+            Told::ReadTarget(data) => {
                 if self.state_place(data, model).is_none() {
                     return false;
                 }

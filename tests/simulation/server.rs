@@ -5,21 +5,21 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
-use etherply::core::contract::{Clock, Input, Limits, Output, ShardConfig, Ticket};
+use etherply::core::contract::{Clock, Handoff, Input, Limits, Output, ShardConfig};
 use etherply::core::shard::Shard;
 use etherply::core::shard::log_space::LogSize;
 use etherply::core::shard::session::SessionId;
-use etherply::core::state::replay::Deal;
+use etherply::core::state::replay::Replay;
 use etherply::core::state::workspace::Workspace;
 use etherply::limits::SECOND_US;
 use etherply::log::compaction::Compaction;
 use etherply::log::directory::{DataDirectory, DirectoryError, shard_folder, shard_of_folder};
 use etherply::log::disk::Disk;
-use etherply::log::keeper::{Creation, KeeperError, LogKeeper, Rebuild};
+use etherply::log::log_files::{Creation, LogFiles, LogFilesError, Rebuild};
 use etherply::log::record::{Op, SEGMENT_HEADER_BYTES};
 use etherply::log::recovery::{Recovery, RecoveryError, Report};
 use etherply::log::reserve::Reserve;
-use etherply::log::schedule::{Folder, Room, Schedule};
+use etherply::log::schedule::{DiskRoom, Folder, Schedule};
 use etherply::wire::auth::{Secret, Verifier, mint};
 
 use crate::dice::Dice;
@@ -51,8 +51,8 @@ pub enum LogOperation {
 
 /// Work for another thread.
 pub enum Errand {
-    Create(Result<Creation<SimDisk>, KeeperError>),
-    Rebuild(Result<Rebuild<SimDisk>, KeeperError>),
+    Create(Result<Creation<SimDisk>, LogFilesError>),
+    Rebuild(Result<Rebuild<SimDisk>, LogFilesError>),
 }
 
 #[expect(
@@ -62,7 +62,7 @@ pub enum Errand {
 /// A shard with what its worker keeps for it.
 pub struct Seat {
     pub shard: Shard,
-    pub log: Option<LogKeeper<SimDisk>>,
+    pub log: Option<LogFiles<SimDisk>>,
     pub operation: Option<LogOperation>,
     pub errand: Option<Errand>,
     pub clients: BTreeMap<SessionId, usize>,
@@ -101,12 +101,12 @@ pub struct Server {
     pub stage: Stage,
     pub seats: Vec<Seat>,
     /// To which shard which client goes.
-    pub letters: VecDeque<(usize, usize, Box<Ticket>)>,
+    pub letters: VecDeque<(usize, usize, Box<Handoff>)>,
     pub compaction: Option<Compaction<SimDisk>>,
     /// The open segment of each shard, as it was told last.
     pub rotations: Vec<Option<Rotation>>,
     pub schedule: Schedule,
-    pub room: Room,
+    pub room: DiskRoom,
     pub reserve: Reserve<SimDisk>,
     /// The folders, as they were measured last.
     pub folders: Vec<Folder>,
@@ -165,7 +165,7 @@ impl Server {
             compaction: None,
             rotations: vec![None; shards as usize],
             schedule,
-            room: Room::new(LOW_MARKS, u64::from(shards)),
+            room: DiskRoom::new(LOW_MARKS, u64::from(shards)),
             folders: Vec::new(),
             told: vec![None; shards as usize],
             floor_bytes: plan.floor_bytes(),
@@ -348,10 +348,10 @@ pub fn recover(
     let recovery = Recovery::open(directory)?;
     let turn = dice.below(recovery.folders().max(1));
     let mut reads: Vec<_> = (0..recovery.folders()).map(|_| None).collect();
-    let mut all = Deal::new(HASH_SEED);
+    let mut all = Replay::new(HASH_SEED);
     for place in 0..recovery.folders() {
         let folder = (place + turn) % recovery.folders();
-        let mut deal = Deal::new(HASH_SEED);
+        let mut deal = Replay::new(HASH_SEED);
         let read = recovery.read(
             folder,
             |op| {

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::sync::Once;
 
-use etherply::core::contract::{Door, Output, Surroundings, shard_of};
+use etherply::core::contract::{ListenerKind, Output, PeerStatus, shard_of};
 use etherply::core::fanout::window::Spans;
 use etherply::core::shard::session::SessionId;
 use etherply::limits::{
@@ -81,7 +81,7 @@ impl World {
         let ready = server.seats.iter().all(|seat| seat.is_serving);
         let seat = &mut server.seats[shard];
         seat.is_woken = false;
-        seat.shard.set_surroundings(Surroundings {
+        seat.shard.set_peer_status(PeerStatus {
             ready,
             recovered_percent: 0,
         });
@@ -164,7 +164,7 @@ impl World {
         };
         let shard = self.dice.below(server.seats.len());
         let seat = &mut server.seats[shard];
-        let Some(yielded) = seat.shard.give_way(Door::Public, self.clock) else {
+        let Some(yielded) = seat.shard.give_way(ListenerKind::Public, self.clock) else {
             return;
         };
         seat.is_woken = true;
@@ -268,7 +268,7 @@ impl World {
                 client.home = Home::Gone;
                 self.forget(shard, id, place);
             }
-            Output::Handoff(id, owner, ticket) => {
+            Output::Handoff(id, owner, handoff) => {
                 let place = self.client_of(shard, id);
                 let client = &mut self.clients[place];
                 assert!(
@@ -283,7 +283,7 @@ impl World {
                 client.home = Home::Travelling;
                 self.seat(shard).clients.remove(&id);
                 let server = self.server.as_mut().expect("it runs");
-                server.letters.push_back((owner as usize, place, ticket));
+                server.letters.push_back((owner as usize, place, handoff));
                 self.coverage.handoffs += 1;
             }
             Output::LogWrite {
@@ -411,7 +411,7 @@ impl World {
             let (mut frames, mut has_state) = (0, false);
             while let Some((end, told)) = self.clients[place].stream.next() {
                 frames += 1;
-                has_state |= matches!(told, Told::Init(_) | Told::Look(_));
+                has_state |= matches!(told, Told::Init(_) | Told::ReadTarget(_));
                 self.check_send(place, &told);
                 self.clients[place].told.push_back((end, told));
             }
@@ -453,7 +453,7 @@ impl World {
         };
         match told {
             Told::Op(write) => show(&write.value),
-            Told::Init(data) | Told::Look(data) => {
+            Told::Init(data) | Told::ReadTarget(data) => {
                 let mut bytes = 0;
                 for (key, value) in data {
                     show(value);
@@ -620,7 +620,7 @@ impl World {
 fn brief(told: &Told) -> String {
     match told {
         Told::Op(write) => format!("{} = {:.20} at {}", write.key, write.value, write.timestamp),
-        Told::Init(data) | Told::Look(data) => format!("a state of {} keys", data.len()),
+        Told::Init(data) | Told::ReadTarget(data) => format!("a state of {} keys", data.len()),
         other => format!("{other:?}"),
     }
 }

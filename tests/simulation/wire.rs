@@ -65,7 +65,7 @@ pub fn head(path: &str) -> Vec<u8> {
 pub enum Told {
     Status(u16),
     /// The answer to a look, with status 200.
-    Look(BTreeMap<String, String>),
+    ReadTarget(BTreeMap<String, String>),
     Init(BTreeMap<String, String>),
     Op(Write),
     /// A code, and the key and timestamp of the op that it is about.
@@ -124,7 +124,7 @@ impl Stream {
             self.status = Some(status);
             let body = &self.bytes[head..head + body];
             let told = if body.starts_with(br#"{"data""#) {
-                Told::Look(look(body))
+                Told::ReadTarget(look(body))
             } else {
                 Told::Status(status)
             };

@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 
 use super::book::{Clock, histogram};
 use super::guest::Guest;
-use super::join::Door;
+use super::join::ListenerKind;
 use super::ring::{Event, Ring};
 
 struct Client {
@@ -20,7 +20,7 @@ struct Client {
 /// The clients, by their number: 0, 1, 2, …
 pub struct Crowd {
     ring: Ring,
-    door: Door,
+    door: ListenerKind,
     clock: Clock,
     clients: Vec<Client>,
     /// Those who have got all that they wait for.
@@ -37,7 +37,7 @@ pub fn frame_of(text: &str) -> Rc<[u8]> {
 }
 
 impl Crowd {
-    pub fn new(door: &Door, clock: Clock) -> Result<Self, String> {
+    pub fn new(door: &ListenerKind, clock: Clock) -> Result<Self, String> {
         Ok(Self {
             ring: Ring::new()
                 .map_err(|error| format!("the ring of the load generator: {error}"))?,

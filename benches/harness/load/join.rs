@@ -13,14 +13,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where a server is, and what lets a client in.
 #[derive(Clone)]
-pub struct Door {
+pub struct ListenerKind {
     pub address: SocketAddr,
     pub token: String,
     /// What the names of the rooms begin with: a server elsewhere may have those of another run.
     pub prefix: String,
 }
 
-impl Door {
+impl ListenerKind {
     /// The name of a room.
     pub fn workspace(&self, room: u32) -> String {
         format!("{}room-{room}", self.prefix)

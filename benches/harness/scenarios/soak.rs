@@ -13,7 +13,7 @@ use crate::contestant::{Contestant, Server};
 use crate::figures::Bound::AtMost;
 use crate::figures::{Figure, Numbers};
 use crate::house::House;
-use crate::load::join::Door;
+use crate::load::join::ListenerKind;
 use crate::load::pace::Pace;
 use crate::load::{self, Outcome};
 
@@ -159,7 +159,7 @@ impl Scenario for Soak {
 }
 
 /// One client after the other joins one of the rooms, looks at what it is shown, and leaves; gives how many did.
-fn come_and_go(door: &Door, is_over: &AtomicBool) -> Result<u32, String> {
+fn come_and_go(door: &ListenerKind, is_over: &AtomicBool) -> Result<u32, String> {
     let mut guests = 0;
     while !is_over.load(Ordering::Relaxed) {
         let name = door.workspace(guests % SHAPE.rooms);

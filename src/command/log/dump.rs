@@ -7,8 +7,8 @@ use crate::command::output::{Output, Stop};
 use crate::command::progress::Bar;
 use crate::config::log::Dump;
 use crate::log::disk::HostDisk;
+use crate::log::read_only::{Folder, ReadOnlyLog};
 use crate::log::record::Op;
-use crate::log::snapshot::{Folder, Snapshot};
 
 /// An op of the workspace that is dumped.
 struct Kept {
@@ -20,7 +20,7 @@ struct Kept {
 
 /// Prints the ops of a workspace.
 pub fn run(data: &Path, settings: &Dump) -> Result<(), Stop> {
-    let snapshot = Snapshot::take(&HostDisk, data)?;
+    let snapshot = ReadOnlyLog::take(&HostDisk, data)?;
     let bar = Bar::new("reading the log", snapshot.bytes());
     let mut merge = Merge::new(snapshot.folders(), &settings.workspace, &bar);
     let mut output = Output::new();

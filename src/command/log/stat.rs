@@ -12,7 +12,7 @@ use crate::config::log::Stat;
 use crate::log::census::{Census, Share, WorkspaceShare};
 use crate::log::directory::shard_folder;
 use crate::log::disk::HostDisk;
-use crate::log::snapshot::Snapshot;
+use crate::log::read_only::ReadOnlyLog;
 
 /// How many workspaces are told without `--all`.
 const WORKSPACES_TOLD: usize = 20;
@@ -89,7 +89,7 @@ pub fn run(data: &Path, settings: &Stat) -> Result<(), Stop> {
 }
 
 fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
-    let snapshot = Snapshot::take(&HostDisk, data)?;
+    let snapshot = ReadOnlyLog::take(&HostDisk, data)?;
     let bar = Bar::new("reading the log", snapshot.bytes());
     let (mut census, mut bytes) = (Census::default(), Vec::new());
     let mut folders = Vec::new();

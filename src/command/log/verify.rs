@@ -7,7 +7,7 @@ use crate::command::progress::Bar;
 use crate::command::text;
 use crate::log::beyond::Beyond;
 use crate::log::disk::HostDisk;
-use crate::log::snapshot::Snapshot;
+use crate::log::read_only::ReadOnlyLog;
 
 /// What is whole in a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub fn run(data: &Path) -> Result<Verdict, Stop> {
 
 /// The same, as a part of another command.
 pub fn check(data: &Path, output: &mut Output) -> Result<Verdict, Stop> {
-    let snapshot = Snapshot::take(&HostDisk, data)?;
+    let snapshot = ReadOnlyLog::take(&HostDisk, data)?;
     let bar = Bar::new("reading the log", snapshot.bytes());
     let (mut segments, mut ops, mut whole_bytes) = (0, 0, 0);
     let (mut torn, mut beyond, mut bytes) = (Vec::new(), Vec::new(), Vec::new());

@@ -151,7 +151,7 @@ pub struct Behind {
 
 /// What sets a client apart from the others of its workspace.
 #[derive(Default)]
-pub(in crate::core) struct Apart {
+pub(in crate::core) struct Extras {
     pub answers: VecDeque<Answer>,
     /// Of all answers.
     pub cost: Cost,
@@ -160,7 +160,7 @@ pub(in crate::core) struct Apart {
     pub behind: Option<Behind>,
 }
 
-impl Apart {
+impl Extras {
     /// Nothing sets it apart any more.
     pub fn is_over(&self) -> bool {
         self.answers.is_empty() && self.own.is_empty() && self.behind.is_none()
@@ -208,7 +208,7 @@ impl List for Spans {
     }
 }
 
-impl List for Box<Apart> {
+impl List for Box<Extras> {
     fn clear(&mut self) {
         self.answers.clear();
         self.cost = Cost::default();
@@ -217,8 +217,8 @@ impl List for Box<Apart> {
     }
 
     fn bytes(&self) -> usize {
-        let Apart { answers, own, .. } = &**self;
-        size_of::<Apart>() + List::bytes(answers) + List::bytes(own)
+        let Extras { answers, own, .. } = &**self;
+        size_of::<Extras>() + List::bytes(answers) + List::bytes(own)
     }
 }
 
@@ -276,7 +276,7 @@ pub struct ChunkPool {
     free_bytes: usize,
     spans: Lists<Spans>,
     pub(in crate::core) frames: Lists<VecDeque<Frame>>,
-    pub(in crate::core) aparts: Lists<Box<Apart>>,
+    pub(in crate::core) aparts: Lists<Box<Extras>>,
     /// Of bytes that came in and are no whole frame yet.
     unparsed: Lists<Vec<u8>>,
     /// The same where they are few: a session with a few bytes must not hold a long list.

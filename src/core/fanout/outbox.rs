@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 pub use crate::core::fanout::chunk_pool::Behind;
 pub use crate::core::fanout::chunk_pool::Due;
 use crate::core::fanout::chunk_pool::{
-    Answer, Apart, Chunk, ChunkPool, Cost, Span, Spans, spans_bytes,
+    Answer, Chunk, ChunkPool, Cost, Extras, Span, Spans, spans_bytes,
 };
 use crate::core::fanout::window::Window;
 use crate::core::snapshot::encoded_state::Text;
@@ -32,7 +32,7 @@ const OWN_STRETCHES_KEPT: usize = 32;
 pub struct Outbox {
     cursor: u64,
     /// None for who is owed what all others are owed and no more: nearly everybody, nearly always.
-    apart: Option<Box<Apart>>,
+    apart: Option<Box<Extras>>,
     in_flight: InFlight,
 }
 
@@ -325,13 +325,13 @@ impl Outbox {
         pool.held.answer_bytes += cost.own_bytes;
     }
 
-    fn apart(&mut self, pool: &mut ChunkPool) -> &mut Apart {
+    fn apart(&mut self, pool: &mut ChunkPool) -> &mut Extras {
         self.apart.get_or_insert_with(|| pool.aparts.take())
     }
 
     fn take_apart(
         &mut self,
-        apart: &mut Apart,
+        apart: &mut Extras,
         view: Option<&View<'_>>,
         visible_position: u64,
         pool: &mut ChunkPool,
@@ -421,7 +421,7 @@ impl Answer {
     }
 }
 
-impl Apart {
+impl Extras {
     /// Takes what may be sent of the first answer: how much that is, and what it cost if that was
     /// the rest of it.
     fn take_answer(

@@ -9,18 +9,18 @@ use crate::limits::{REST_AFTER_US, REST_SHARE, REST_US_MAX};
 
 /// Whether a shard rests.
 #[derive(Debug)]
-pub struct Rest {
+pub struct Pacer {
     /// That of now.
-    stretch: Stretch,
+    stretch: BusyPeriod,
     busy: Option<Busy>,
     until_us: Option<u64>,
 }
 
 /// A time during which there was always somebody left, by its number.
-pub type Stretch = u32;
+pub type BusyPeriod = u32;
 
 /// That of a session which was not sent to yet.
-pub const NEVER: Stretch = 0;
+pub const NEVER: BusyPeriod = 0;
 
 #[derive(Debug)]
 struct Busy {
@@ -32,7 +32,7 @@ struct Busy {
     is_again: bool,
 }
 
-impl Default for Rest {
+impl Default for Pacer {
     fn default() -> Self {
         Self {
             stretch: NEVER + 1,
@@ -42,7 +42,7 @@ impl Default for Rest {
     }
 }
 
-impl Rest {
+impl Pacer {
     /// Whether to rest now, instead of the next slice.
     pub fn holds(&mut self, now_us: u64) -> bool {
         if let Some(busy) = &mut self.busy
@@ -58,7 +58,7 @@ impl Rest {
     }
 
     /// Takes that somebody is sent to, who was last sent to in that stretch.
-    pub fn sends(&mut self, last: &mut Stretch) {
+    pub fn sends(&mut self, last: &mut BusyPeriod) {
         let is_again = std::mem::replace(last, self.stretch) == self.stretch;
         if let Some(busy) = &mut self.busy {
             busy.is_again |= is_again;
@@ -93,8 +93,8 @@ mod tests {
 
     /// Serves slices of so many microseconds to one session each, with somebody left; gives how long all of them took, and the rests.
     fn busy(
-        rest: &mut Rest,
-        sessions: &mut [Stretch],
+        rest: &mut Pacer,
+        sessions: &mut [BusyPeriod],
         mut now_us: u64,
         slice_us: u64,
         slices: usize,
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn it_rests_for_a_part_of_its_time_once_it_was_busy_for_long() {
-        let (mut rest, mut sessions) = (Rest::default(), [NEVER; 2]);
+        let (mut rest, mut sessions) = (Pacer::default(), [NEVER; 2]);
         let slices = usize::try_from(REST_AFTER_US / 1000).unwrap() - 1;
         let (took_us, rested_us) = busy(&mut rest, &mut sessions, 7, 1000, slices);
         assert_eq!((took_us, rested_us), (REST_AFTER_US - 1000, 0));
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn it_does_not_rest_before_somebody_is_sent_to_again() {
-        let (mut rest, mut sessions) = (Rest::default(), [NEVER; 200]);
+        let (mut rest, mut sessions) = (Pacer::default(), [NEVER; 200]);
         for round in 0..3 {
             let begun_us = round * 1_000_000;
             let (_, rested_us) = busy(&mut rest, &mut sessions, begun_us, 1000, 200);
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn who_has_caught_up_does_not_rest() {
-        let (mut rest, mut session) = (Rest::default(), NEVER);
+        let (mut rest, mut session) = (Pacer::default(), NEVER);
         for round in 0..100 {
             let now_us = round * REST_AFTER_US;
             for _ in 0..2 {
@@ -155,8 +155,8 @@ mod tests {
 
     #[test]
     fn a_rest_is_never_long() {
-        let (mut rest, mut session) = (Rest::default(), NEVER);
-        let mut serve = |rest: &mut Rest, now_us| {
+        let (mut rest, mut session) = (Pacer::default(), NEVER);
+        let mut serve = |rest: &mut Pacer, now_us| {
             rest.served(true, now_us);
             rest.sends(&mut session);
             rest.sends(&mut session);

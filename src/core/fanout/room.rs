@@ -171,7 +171,7 @@ impl Room {
                     stamps: None,
                 })
             }
-            Wanted::Look => {
+            Wanted::ReadTarget => {
                 let (init, stamps) = if let Some(init) = self.newest_init() {
                     let whole = self.snapshot.stamps().map(Text::Whole);
                     let awaited = || self.newest_encoding(Part::Stamps)?.text(Part::Stamps);
@@ -202,7 +202,7 @@ impl Room {
         };
         let stamps_bytes = match wanted {
             Wanted::Init => 0,
-            Wanted::Look => self.workspace.stamps_bytes(),
+            Wanted::ReadTarget => self.workspace.stamps_bytes(),
         };
         Missing {
             bytes: bytes + stamps_bytes,
@@ -219,7 +219,7 @@ impl Room {
             self.snapshot.take(Part::Init, point, &init);
             init
         });
-        let stamps = (wanted == Wanted::Look).then(|| {
+        let stamps = (wanted == Wanted::ReadTarget).then(|| {
             let stamps = encode(&self.workspace, Part::Stamps);
             self.snapshot.take(Part::Stamps, point, &stamps);
             Text::Whole(stamps)
@@ -236,7 +236,7 @@ impl Room {
         let before = self.encodings.len();
         let held = self.newest_init().map(Text::Whole);
         let init = held.unwrap_or_else(|| self.begin_text(Part::Init));
-        let stamps = (wanted == Wanted::Look).then(|| self.begin_text(Part::Stamps));
+        let stamps = (wanted == Wanted::ReadTarget).then(|| self.begin_text(Part::Stamps));
         let texts = Texts {
             point: self.point(),
             init,

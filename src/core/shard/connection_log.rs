@@ -84,12 +84,12 @@ pub struct Ended {
 
 /// What is known of the connections of a shard.
 #[derive(Debug, Default)]
-pub(crate) struct Journal {
+pub(crate) struct ConnectionLog {
     /// By the slots of their sessions.
     entries: Vec<Option<Box<Ended>>>,
 }
 
-impl Journal {
+impl ConnectionLog {
     /// Begins the entry of a session.
     pub fn begin(&mut self, id: SessionId, now_us: u64) {
         let slot = id.slot as usize;
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_member_is_told_from_its_start_to_its_end() {
-        let mut journal = Journal::default();
+        let mut journal = ConnectionLog::default();
         journal.begin(id(3), 1_000);
         journal.received(id(3), 300);
         let member = Member {
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn an_end_without_a_reason_is_a_lost_connection_of_a_member_only() {
-        let mut journal = Journal::default();
+        let mut journal = ConnectionLog::default();
         for slot in [0, 1] {
             journal.begin(id(slot), 0);
         }
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn nothing_is_said_of_what_was_handed_over() {
-        let mut journal = Journal::default();
+        let mut journal = ConnectionLog::default();
         journal.begin(id(0), 0);
         journal.forget(id(0));
         journal.received(id(0), 1);
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_close_of_the_client_without_a_code_has_one() {
-        let mut journal = Journal::default();
+        let mut journal = ConnectionLog::default();
         journal.begin(id(0), 0);
         journal.joined(id(0), "w", None);
         journal.closed_by_client(id(0), None);

@@ -94,7 +94,7 @@ impl Shard {
     /// Serves a slice of the queue, unless a commit is in flight or the shard rests.
     pub(super) fn send_slice(&mut self, clock: Clock) {
         let has_commits = self.config.durability == Durability::Always;
-        if self.commit.holds_sends() || !has_commits && self.rest.holds(clock.now_us) {
+        if self.commit.holds_sends() || !has_commits && self.pacer.holds(clock.now_us) {
             return;
         }
         for _ in 0..SENDS_PER_TURN_MAX {
@@ -109,7 +109,7 @@ impl Shard {
                 self.keep_budget(clock);
             }
         }
-        self.rest.served(!self.send_queue.is_empty(), clock.now_us);
+        self.pacer.served(!self.send_queue.is_empty(), clock.now_us);
         self.send_bulk(clock);
         // Nothing will end that could tell how long the round took.
         if self.counters.sends == self.counters.sends_ended {
@@ -174,7 +174,7 @@ impl Shard {
         if !spans.is_empty() {
             session.sending = true;
             session.last_progress_us = clock.now_us;
-            self.rest.sends(&mut session.last_stretch);
+            self.pacer.sends(&mut session.last_stretch);
             self.counters.sends += 1;
             self.outputs.push_back(Output::Send(id, spans));
         } else if session.outbox.has_answers() {
@@ -317,7 +317,7 @@ impl Shard {
             return self.abort(id);
         };
         self.counters.bytes_sent += bytes as u64;
-        if let Some(journal) = &mut self.journal {
+        if let Some(journal) = &mut self.connection_log {
             journal.sent(id, bytes);
         }
         let session = &mut self.sessions[id.slot as usize];
@@ -358,7 +358,7 @@ impl Shard {
         if owed {
             self.enqueue(id);
         }
-        self.resume(id, clock);
+        self.unpause(id, clock);
     }
 
     /// A send came back; unless its rest goes out next, its memory is free.
@@ -373,7 +373,7 @@ impl Shard {
     }
 
     /// Reads a paused session again once its outbox has drained.
-    fn resume(&mut self, id: SessionId, clock: Clock) {
+    fn unpause(&mut self, id: SessionId, clock: Clock) {
         let most_bytes = self.answer_bytes_max();
         let session = &mut self.sessions[id.slot as usize];
         if session.intake == Intake::Paused && session.outbox.answer_bytes() <= most_bytes / 2 {

@@ -46,12 +46,12 @@ impl Shard {
             let init = texts.init.chunk().filter(|_| missing.held_bytes == 0);
             let stamps = texts.stamps.as_ref().and_then(|stamps| stamps.chunk());
             for chunk in init.into_iter().chain(stamps) {
-                self.ledger.add(chunk);
+                self.snapshot_budget.add(chunk);
             }
             return Ok(texts);
         }
         let (texts, is_more) = room.begin_texts(wanted);
-        self.ledger.promise(missing.bytes);
+        self.snapshot_budget.promise(missing.bytes);
         if is_more {
             self.encoding_queue.push_back(room_slot);
         }
@@ -65,22 +65,24 @@ impl Shard {
         // As much as any session may have waiting: those who take so little are not kept out by those who take much.
         let is_tiny = missing.bytes <= ANSWER_BYTES_MAX;
         let most = self.snapshot_bytes_for(missing.bytes);
-        if self.ledger.bytes() + missing.bytes <= most {
+        if self.snapshot_budget.bytes() + missing.bytes <= most {
             return true;
         }
         self.kept_init = None;
-        self.ledger.sweep_all();
+        self.snapshot_budget.sweep_all();
         let missing = self.rooms[room_slot as usize].texts_missing(wanted);
         let most = self.snapshot_bytes_for(missing.bytes);
         // One state that is larger than all that may be is served, too.
-        let is_alone = self.ledger.bytes() <= missing.held_bytes;
-        if is_alone || self.ledger.bytes() + missing.bytes <= most {
+        let is_alone = self.snapshot_budget.bytes() <= missing.held_bytes;
+        if is_alone || self.snapshot_budget.bytes() + missing.bytes <= most {
             return true;
         }
         self.give_up_states(missing.bytes, most, clock);
         // What it shares may have been given up.
         let missing = self.rooms[room_slot as usize].texts_missing(wanted);
-        is_tiny || self.ledger.bytes() + missing.bytes <= self.snapshot_bytes_for(missing.bytes)
+        is_tiny
+            || self.snapshot_budget.bytes() + missing.bytes
+                <= self.snapshot_bytes_for(missing.bytes)
     }
 
     /// What all states may take with one of so many bytes: large ones leave a reserve for those
@@ -103,13 +105,13 @@ impl Shard {
         {
             let progress = self.rooms[room_slot as usize].encode_part(left_bytes);
             left_bytes = left_bytes.saturating_sub(progress.step.bytes);
-            self.ledger.release(progress.released_bytes);
+            self.snapshot_budget.release(progress.released_bytes);
             if progress.goes_on {
                 self.encoding_queue.push_back(room_slot);
             }
             if let Some((part, chunk)) = &progress.step.whole {
                 is_any_whole = true;
-                self.ledger.add(chunk);
+                self.snapshot_budget.add(chunk);
                 if *part == Part::Init {
                     self.keep_init(chunk);
                 }

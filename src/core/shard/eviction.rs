@@ -118,19 +118,19 @@ impl Shard {
         let mut candidates = self.slow_states(clock);
         candidates.sort_by_key(|candidate| std::cmp::Reverse(candidate.lag_us));
         let slow_bytes: usize = candidates.iter().map(|slow| slow.text.len()).sum();
-        if (self.ledger.bytes() + bytes).saturating_sub(slow_bytes) > most_bytes {
+        if (self.snapshot_budget.bytes() + bytes).saturating_sub(slow_bytes) > most_bytes {
             self.next_search_us = clock.now_us + SNAPSHOT_SEARCH_INTERVAL_US;
             return;
         }
         for slow in candidates {
-            if self.ledger.bytes() + bytes <= most_bytes {
+            if self.snapshot_budget.bytes() + bytes <= most_bytes {
                 break;
             }
             self.counters.given_up_states += 1;
             for id in slow.holders {
                 self.abort(id);
             }
-            self.ledger.write_off(&slow.text);
+            self.snapshot_budget.write_off(&slow.text);
             // Who asks for the same now must not be given a text that does not count.
             if let Some(room) = self.rooms.get_mut(slow.room as usize) {
                 room.forget_text(&slow.text);

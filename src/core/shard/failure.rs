@@ -34,7 +34,7 @@ impl Shard {
         self.members_count = 0;
         self.touched.clear();
         self.encoding_queue.clear();
-        self.ledger.release_all();
+        self.snapshot_budget.release_all();
         self.budget.forget_frames();
         (self.watch, self.shown_since_us) = (None, None);
         self.counters.refused_log_failed += told.len() as u64;

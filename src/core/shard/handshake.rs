@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use smallvec::smallvec;
 
-use crate::core::contract::{Clock, Door, Output, Ticket, Wish, shard_of};
+use crate::core::contract::{Clock, Handoff, Intent, ListenerKind, Output, shard_of};
 use crate::core::fanout::outbox::Due;
 use crate::core::fanout::room::Room;
 use crate::core::shard::connection_log::Party;
@@ -29,11 +29,11 @@ struct Place {
 impl Shard {
     /// Takes a fresh connection to `--port`; gives the name under which its outcomes come.
     pub fn accept(&mut self, over_limit: bool, clock: Clock) -> SessionId {
-        self.accept_at(Door::Public, over_limit, clock)
+        self.accept_at(ListenerKind::Public, over_limit, clock)
     }
 
     /// Takes a fresh connection; gives the name under which its outcomes come.
-    pub fn accept_at(&mut self, door: Door, over_limit: bool, clock: Clock) -> SessionId {
+    pub fn accept_at(&mut self, door: ListenerKind, over_limit: bool, clock: Clock) -> SessionId {
         let clock = self.woke(clock);
         let id = self.open_session(over_limit, HEAD_TIMEOUT_US, clock);
         self.sessions[id.slot as usize].door = door;
@@ -43,11 +43,11 @@ impl Shard {
     }
 
     /// Takes a connection whose request another shard has read and checked.
-    pub fn adopt(&mut self, ticket: Box<Ticket>, clock: Clock) -> SessionId {
+    pub fn adopt(&mut self, handoff: Box<Handoff>, clock: Clock) -> SessionId {
         let clock = self.woke(clock);
-        let id = self.open_session(false, ticket.left_us, clock);
+        let id = self.open_session(false, handoff.left_us, clock);
         self.guard(Some(id), clock, |shard| {
-            shard.redeem(id, *ticket, clock);
+            shard.resume(id, *handoff, clock);
             shard.keep_budget(clock);
         });
         id
@@ -68,7 +68,7 @@ impl Shard {
         let slot = u32::try_from(slot).expect("fewer sessions than descriptors");
         let id = SessionId { slot, generation };
         self.handshakes_count += 1;
-        if let Some(journal) = &mut self.journal {
+        if let Some(journal) = &mut self.connection_log {
             journal.begin(id, clock.now_us);
         }
         self.schedule(id, deadline_us);
@@ -101,7 +101,7 @@ impl Shard {
     fn requested(&mut self, id: SessionId, request: Request, clock: Clock) -> Result<(), Answer> {
         match request {
             Request::Sync(request) => self.admit(id, request, clock),
-            Request::Look(request) => self.admit_look(id, request, clock),
+            Request::State(request) => self.admit_http_read(id, request, clock),
             Request::Page(request) => {
                 self.sessions[id.slot as usize].head_only = request.head_only;
                 self.outputs.push_back(Output::Page(id, request));
@@ -120,11 +120,11 @@ impl Shard {
             return Answer::health(false, head_only, "draining");
         }
         if self.health == Health::Recovering {
-            let percent = self.surroundings.recovered_percent;
+            let percent = self.peer_status.recovered_percent;
             let text = format!("the log is being read: {percent} %");
             return Answer::health(false, head_only, &text);
         }
-        let ready = self.surroundings.ready && self.health.is_serving();
+        let ready = self.peer_status.ready && self.health.is_serving();
         Answer::health(
             ready,
             head_only,
@@ -147,15 +147,15 @@ impl Shard {
                 "pages of this origin may not connect (--allow-origin)",
             ));
         }
-        let is_noted = self.journal.is_some();
+        let is_noted = self.connection_log.is_some();
         let token = request.token.as_deref().filter(|_| is_noted);
-        let wish = Wish::Join {
+        let intent = Intent::Join {
             grant,
             subject: token.and_then(auth::subject),
             accept_key: request.accept_key,
             user: request.user.map(Box::from),
         };
-        self.pass_on(id, request.workspace, wish, clock)
+        self.pass_on(id, request.workspace, intent, clock)
     }
 
     /// Checks the tokens of who comes from now on; who is here stays.
@@ -185,7 +185,7 @@ impl Shard {
         &mut self,
         id: SessionId,
         workspace: String,
-        wish: Wish,
+        intent: Intent,
         clock: Clock,
     ) -> Result<(), Answer> {
         // The owner may have stopped already.
@@ -201,50 +201,50 @@ impl Shard {
         }
         let owner = shard_of(&workspace, self.config.shards);
         let unparsed = std::mem::take(&mut session.unparsed);
-        let ticket = Ticket {
+        let handoff = Handoff {
             workspace,
-            wish,
+            intent,
             left_us: session.deadline_us.saturating_sub(clock.now_us),
             unparsed,
         };
         if owner == self.config.shard {
-            self.redeem(id, ticket, clock);
+            self.resume(id, handoff, clock);
         } else {
-            if let Some(journal) = &mut self.journal {
+            if let Some(journal) = &mut self.connection_log {
                 journal.forget(id);
             }
             self.retire(id);
             self.outputs
-                .push_back(Output::Handoff(id, owner, Box::new(ticket)));
+                .push_back(Output::Handoff(id, owner, Box::new(handoff)));
         }
         Ok(())
     }
 
-    /// Does what a ticket is for, as soon as the state that it needs is there.
-    pub(super) fn redeem(&mut self, id: SessionId, ticket: Ticket, clock: Clock) {
+    /// Does what a handoff is for, as soon as the state that it needs is there.
+    pub(super) fn resume(&mut self, id: SessionId, handoff: Handoff, clock: Clock) {
         if self.is_reading_state() {
-            return self.let_wait(id, ticket);
+            return self.let_wait(id, handoff);
         }
         let refusal = self.refusal();
-        self.fulfil(id, ticket, refusal, clock);
+        self.fulfil(id, handoff, refusal, clock);
     }
 
-    /// Does what a ticket is for, or says why not.
+    /// Does what a handoff is for, or says why not.
     pub(super) fn fulfil(
         &mut self,
         id: SessionId,
-        ticket: Ticket,
+        handoff: Handoff,
         refusal: Option<Answer>,
         clock: Clock,
     ) {
-        let Ticket {
+        let Handoff {
             workspace,
-            wish,
+            intent,
             left_us: _,
             unparsed,
-        } = ticket;
-        match wish {
-            Wish::Join {
+        } = handoff;
+        match intent {
+            Intent::Join {
                 grant,
                 subject,
                 accept_key,
@@ -260,7 +260,7 @@ impl Shard {
                             self.rooms[place.room_slot as usize].user_came(Rc::clone(&user));
                             self.users.insert(id.slot, user);
                         }
-                        if let Some(journal) = &mut self.journal {
+                        if let Some(journal) = &mut self.connection_log {
                             let note = journal.joined(id, &workspace, subject.as_deref());
                             self.outputs.push_back(Output::Note(id, Box::new(note)));
                         }
@@ -269,15 +269,21 @@ impl Shard {
                     Err(refusal) => self.answer(id, &refusal, clock),
                 }
             }
-            Wish::Look {
-                look,
+            Intent::Read {
+                target,
                 if_none_match,
                 allow_origin,
                 head_only,
             } => {
                 let mut shown = match refusal {
                     Some(refusal) => Shown::from(refusal),
-                    None => self.look(look, &workspace, if_none_match.as_deref(), head_only, clock),
+                    None => self.http_read(
+                        target,
+                        &workspace,
+                        if_none_match.as_deref(),
+                        head_only,
+                        clock,
+                    ),
                 };
                 let allow_origin = allow_origin.as_deref();
                 shown.answer = for_allowed(shown.answer, allow_origin).for_method(head_only);
@@ -417,7 +423,7 @@ impl Shard {
     }
 
     pub(super) fn note_answer(&mut self, id: SessionId, answer: &Answer) {
-        if self.journal.is_some() {
+        if self.connection_log.is_some() {
             self.note_ending(id, answer.status(), &answer.message(), Party::Server);
         }
     }

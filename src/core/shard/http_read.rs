@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use smallvec::smallvec;
 
-use crate::core::contract::{Clock, Wish};
+use crate::core::contract::{Clock, Intent};
 use crate::core::fanout::outbox::Due;
 use crate::core::fanout::room::Room;
 use crate::core::fanout::window::Chunk;
@@ -14,7 +14,7 @@ use crate::core::shard::session::{Passage, Session, SessionId};
 use crate::core::snapshot::encoded::{Texts, Wanted};
 use crate::limits::STALL_TIMEOUT_US;
 use crate::wire::state;
-use crate::wire::upgrade::{Answer, Look, LookRequest, matches_tag};
+use crate::wire::upgrade::{Answer, ReadTarget, StateRequest, matches_tag};
 
 /// The header field of an answer about presence with the number of all users; the body may name
 /// fewer.
@@ -51,43 +51,43 @@ impl From<Answer> for Shown {
 
 impl Shard {
     /// Checks a request for a look, and gives it to the shard that owns the workspace.
-    pub(super) fn admit_look(
+    pub(super) fn admit_http_read(
         &mut self,
         id: SessionId,
-        request: LookRequest,
+        request: StateRequest,
         clock: Clock,
     ) -> Result<(), Answer> {
         let head_only = request.head_only;
         let allow_origin = self.allow_origin(request.origin.as_deref());
-        let wish = Wish::Look {
-            look: request.look,
+        let intent = Intent::Read {
+            target: request.target,
             allow_origin: allow_origin.clone(),
             if_none_match: request.if_none_match,
             head_only,
         };
         self.verified(request.token.as_deref(), clock)
-            .and_then(|_| self.pass_on(id, request.workspace, wish, clock))
+            .and_then(|_| self.pass_on(id, request.workspace, intent, clock))
             .map_err(|refusal| for_allowed(refusal, allow_origin.as_deref()).for_method(head_only))
     }
 
     /// What a look shows.
-    pub(super) fn look(
+    pub(super) fn http_read(
         &mut self,
-        look: Look,
+        target: ReadTarget,
         workspace: &str,
         if_none_match: Option<&str>,
         head_only: bool,
         clock: Clock,
     ) -> Shown {
         let room_slot = self.room_index.get(workspace).copied();
-        match look {
-            Look::State => self.look_at_state(room_slot, if_none_match, head_only, clock),
-            Look::Presence => self.look_at_presence(room_slot),
+        match target {
+            ReadTarget::State => self.read_state(room_slot, if_none_match, head_only, clock),
+            ReadTarget::Presence => self.read_presence(room_slot),
         }
     }
 
     /// Who is in a room: a list of limited length, and how many there are in all.
-    fn look_at_presence(&mut self, room_slot: Option<u32>) -> Shown {
+    fn read_presence(&mut self, room_slot: Option<u32>) -> Shown {
         let room = room_slot.map(|slot| &mut self.rooms[slot as usize]);
         let presence = room.and_then(|room| room.presence.as_mut());
         let (text, count) = match presence {
@@ -112,7 +112,7 @@ impl Shard {
         }
     }
 
-    fn look_at_state(
+    fn read_state(
         &mut self,
         room_slot: Option<u32>,
         if_none_match: Option<&str>,
@@ -169,7 +169,7 @@ impl Shard {
         } else {
             Some(ShownState {
                 room_slot,
-                texts: self.texts(room_slot, Wanted::Look, clock)?,
+                texts: self.texts(room_slot, Wanted::ReadTarget, clock)?,
                 fields,
                 connections,
             })

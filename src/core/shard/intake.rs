@@ -16,7 +16,7 @@ use crate::limits::{
     SHARED_FRAME_BYTES_MIN,
 };
 use crate::log::record;
-use crate::wire::frame::{self, Event};
+use crate::wire::frame::{self, FrameEvent};
 use crate::wire::message::{self, Message, Op};
 
 /// RFC 6455 section 7.4.1: "a type of data it cannot accept".
@@ -61,7 +61,7 @@ impl Shard {
             return self.abort(id);
         };
         self.counters.bytes_received += bytes.len() as u64;
-        if let Some(journal) = &mut self.journal {
+        if let Some(journal) = &mut self.connection_log {
             journal.received(id, bytes.len());
         }
         let session = &mut self.sessions[id.slot as usize];
@@ -200,7 +200,8 @@ impl Shard {
                     read.consumed += step.consumed;
                     let is_empty = step.is_empty_fragment();
                     if let Some(event) = step.event {
-                        read.has_ended |= matches!(event, Event::Text(_) | Event::Binary(_));
+                        read.has_ended |=
+                            matches!(event, FrameEvent::Text(_) | FrameEvent::Binary(_));
                         self.read_event(id, event, clock);
                     } else {
                         self.count_frame(id, is_empty, clock);
@@ -225,24 +226,26 @@ impl Shard {
         read
     }
 
-    fn read_event(&mut self, id: SessionId, event: Event<'_>, clock: Clock) {
+    fn read_event(&mut self, id: SessionId, event: FrameEvent<'_>, clock: Clock) {
         let pace = match event {
-            Event::Text(_) | Event::Ping(_) => self.pace(id, clock),
-            Event::Binary(_) | Event::Pong(_) | Event::Close(_) => Pace::Within,
+            FrameEvent::Text(_) | FrameEvent::Ping(_) => self.pace(id, clock),
+            FrameEvent::Binary(_) | FrameEvent::Pong(_) | FrameEvent::Close(_) => Pace::Within,
         };
         if pace == Pace::Beyond {
             return self.close(id, POLICY_VIOLATION, "too many messages", clock);
         }
         match event {
-            Event::Text(text) => self.read_message(id, text, pace, clock),
-            Event::Binary(_) => self.close(id, UNSUPPORTED_DATA, "messages are text frames", clock),
-            Event::Ping(payload) => {
+            FrameEvent::Text(text) => self.read_message(id, text, pace, clock),
+            FrameEvent::Binary(_) => {
+                self.close(id, UNSUPPORTED_DATA, "messages are text frames", clock)
+            }
+            FrameEvent::Ping(payload) => {
                 self.reply(id, payload.len() + 2, |out| frame::put_pong(out, payload));
             }
-            Event::Pong(_) => self.read_pong(id, clock),
-            Event::Close(code) => {
+            FrameEvent::Pong(_) => self.read_pong(id, clock),
+            FrameEvent::Close(code) => {
                 self.counters.closed_by_peer += 1;
-                if let Some(journal) = &mut self.journal {
+                if let Some(journal) = &mut self.connection_log {
                     journal.closed_by_client(id, code);
                 }
                 self.close_with(id, code.map_or(NORMAL, |(code, _)| code), "", clock);
@@ -290,7 +293,7 @@ impl Shard {
     fn read_message(&mut self, id: SessionId, text: &str, pace: Pace, clock: Clock) {
         let mut parser = self.parser.take().unwrap_or_default();
         let message = parser.parse(text);
-        if let Some(journal) = &mut self.journal
+        if let Some(journal) = &mut self.connection_log
             && let Ok(Message::Op(_)) = message
         {
             journal.op(id);

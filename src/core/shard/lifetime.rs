@@ -176,7 +176,7 @@ impl Shard {
     /// A session is over: nothing of it is in flight, and nothing must be started for it.
     pub(super) fn retire(&mut self, id: SessionId) {
         self.end_handshake(id);
-        if let Some(journal) = &mut self.journal
+        if let Some(journal) = &mut self.connection_log
             && let Some(note) = journal.end(id)
         {
             self.outputs.push_back(Output::Note(id, Box::new(note)));

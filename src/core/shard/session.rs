@@ -13,7 +13,7 @@
 use smallvec::SmallVec;
 
 use crate::core::fanout::outbox::Outbox;
-use crate::core::fanout::pacer::{NEVER, Stretch};
+use crate::core::fanout::pacer::{BusyPeriod, NEVER};
 use crate::core::snapshot::encoded_state::Text;
 use crate::limits::{
     MESSAGE_BYTES_DEFAULT, MESSAGE_TIMEOUT_US, SESSION_BYTES_SPARED, SNAPSHOT_PASSAGE_US,
@@ -32,7 +32,7 @@ pub struct SessionId {
 
 /// Where connections come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Door {
+pub enum ListenerKind {
     /// `--port`.
     Public,
     /// `--admin-port`.
@@ -80,7 +80,7 @@ pub(crate) struct Session {
     /// which may stay for years, so it never wraps.
     pub number: u64,
     pub state: State,
-    pub door: Door,
+    pub door: ListenerKind,
     /// A receive is in flight.
     pub receiving: bool,
     /// A send is in flight.
@@ -126,7 +126,7 @@ pub(crate) struct Session {
     /// When its socket last took bytes, or a send began that found it idle.
     pub last_progress_us: u64,
     /// When it was sent to last.
-    pub last_stretch: Stretch,
+    pub last_stretch: BusyPeriod,
     pub next_ping_us: u64,
     /// Unix time at which its token is not valid any more; [`u64::MAX`]: never.
     pub expires_at_us: u64,
@@ -139,7 +139,7 @@ impl Session {
         Self {
             number,
             state: State::Handshake,
-            door: Door::Public,
+            door: ListenerKind::Public,
             receiving: false,
             sending: false,
             queued: false,

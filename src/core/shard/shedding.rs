@@ -12,14 +12,14 @@
 //!
 //! The time for a head is not cut while places are few: a slow client that is in nobody's way may take all of it.
 
-use crate::core::contract::{Clock, Door};
+use crate::core::contract::{Clock, ListenerKind};
 use crate::core::shard::Shard;
 use crate::core::shard::session::{Session, SessionId, State};
-use crate::core::shard::shedding_queue::Yielding;
+use crate::core::shard::shedding_queue::SheddingQueue;
 
 /// A connection that has given way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Yielded {
+pub struct Shed {
     /// Its session, which is being aborted.
     pub id: SessionId,
     /// It had not sent a whole head, and was sent nothing.
@@ -47,13 +47,13 @@ impl Shard {
 
     /// Whether a connection that came in by this door would give way.
     #[must_use]
-    pub fn may_give_way(&self, door: Door) -> bool {
+    pub fn may_give_way(&self, door: ListenerKind) -> bool {
         let yielding = &self.yielding[door as usize];
         !yielding.silent.is_empty() || !yielding.answered.is_empty()
     }
 
     /// Ends the connection that is the first to give way, of those that came in by this door.
-    pub fn give_way(&mut self, door: Door, clock: Clock) -> Option<Yielded> {
+    pub fn give_way(&mut self, door: ListenerKind, clock: Clock) -> Option<Shed> {
         self.woke(clock);
         loop {
             let yielding = self.yielding_of(door);
@@ -74,12 +74,12 @@ impl Shard {
                     self.counters.responses.answered(408);
                 }
                 self.abort(id);
-                return Some(Yielded { id, is_silent });
+                return Some(Shed { id, is_silent });
             }
         }
     }
 
-    fn yielding_of(&mut self, door: Door) -> &mut Yielding {
+    fn yielding_of(&mut self, door: ListenerKind) -> &mut SheddingQueue {
         &mut self.yielding[door as usize]
     }
 }

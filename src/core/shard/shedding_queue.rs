@@ -7,12 +7,12 @@ use crate::core::shard::session::SessionId;
 /// The connections of a shard that give way, of those that came in by one door. By the numbers of their sessions: in the order in
 /// which they came.
 #[derive(Debug, Default)]
-pub(super) struct Yielding {
+pub(super) struct SheddingQueue {
     pub silent: BTreeMap<u64, SessionId>,
     pub answered: BTreeMap<u64, SessionId>,
 }
 
-impl Yielding {
+impl SheddingQueue {
     pub fn remove(&mut self, number: u64) {
         self.silent.remove(&number);
         self.answered.remove(&number);

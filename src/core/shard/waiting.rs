@@ -17,7 +17,7 @@
 //! | a look whose op was lost with the log, a panic over a request | 500 at once | the answer that was due is wrong by now |
 //! | `/readyz` of a server that is not ready | 503 at once | that is its answer |
 
-use crate::core::contract::{Clock, Ticket, Wish};
+use crate::core::contract::{Clock, Handoff, Intent};
 use crate::core::shard::session::{SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
 use crate::limits::{HEAD_BYTES_MAX, WAITING_PER_TURN_MAX};
@@ -35,10 +35,10 @@ impl Shard {
     }
 
     /// Lets a request wait until the state is there.
-    pub(super) fn let_wait(&mut self, id: SessionId, ticket: Ticket) {
+    pub(super) fn let_wait(&mut self, id: SessionId, handoff: Handoff) {
         let session = &mut self.sessions[id.slot as usize];
         session.state = State::Waiting;
-        self.waiting.insert(session.number, (id, ticket));
+        self.waiting.insert(session.number, (id, handoff));
         // So that the end of the connection is noticed.
         self.receive_queue.push(id);
     }
@@ -49,10 +49,10 @@ impl Shard {
             if !self.may_answer_waiting() {
                 break;
             }
-            let Some((_, (id, ticket))) = self.waiting.pop_first() else {
+            let Some((_, (id, handoff))) = self.waiting.pop_first() else {
                 break;
             };
-            self.guard(Some(id), clock, |shard| shard.redeem(id, ticket, clock));
+            self.guard(Some(id), clock, |shard| shard.resume(id, handoff, clock));
         }
     }
 
@@ -60,25 +60,25 @@ impl Shard {
     pub(super) fn give_up_waiting(&mut self, id: SessionId, clock: Clock) {
         // Without its request, a panic has come between.
         let number = self.sessions[id.slot as usize].number;
-        let Some((_, ticket)) = self.waiting.remove(&number) else {
+        let Some((_, handoff)) = self.waiting.remove(&number) else {
             return self.abort(id);
         };
         let refusal = self.refusal();
-        self.fulfil(id, ticket, refusal, clock);
+        self.fulfil(id, handoff, refusal, clock);
     }
 
     /// Takes what a client sends behind a request that waits; nothing: it has closed its side.
     pub(super) fn received_waiting(&mut self, id: SessionId, bytes: &[u8]) {
         let number = self.sessions[id.slot as usize].number;
-        let Some((_, ticket)) = self.waiting.get_mut(&number) else {
+        let Some((_, handoff)) = self.waiting.get_mut(&number) else {
             return;
         };
         if !bytes.is_empty() {
-            ticket.unparsed.extend_from_slice(bytes);
-            if ticket.unparsed.len() < HEAD_BYTES_MAX {
+            handoff.unparsed.extend_from_slice(bytes);
+            if handoff.unparsed.len() < HEAD_BYTES_MAX {
                 self.receive_queue.push(id);
             }
-        } else if matches!(ticket.wish, Wish::Join { .. }) {
+        } else if matches!(handoff.intent, Intent::Join { .. }) {
             // One that only looks may have said all that it has to say.
             self.abort(id);
         }

@@ -16,7 +16,7 @@ pub(crate) enum Wanted {
     /// The init message, for one who then follows the window.
     Init,
     /// All that a look shows: the newest state, its timestamps too.
-    Look,
+    ReadTarget,
 }
 
 /// A point in the order of the ops of a room.

@@ -6,7 +6,7 @@ use crate::core::fanout::window::Chunk;
 
 /// The texts that were made and may be alive.
 #[derive(Default)]
-pub(in crate::core) struct Ledger {
+pub(in crate::core) struct SnapshotBudget {
     held: Vec<(Weak<Vec<u8>>, usize)>,
     bytes: usize,
     /// Of texts that are being written.
@@ -17,7 +17,7 @@ pub(in crate::core) struct Ledger {
     added: usize,
 }
 
-impl Ledger {
+impl SnapshotBudget {
     /// What is held, or promised, and what was let go and not swept yet.
     pub fn bytes(&self) -> usize {
         self.bytes + self.promised_bytes
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn what_nobody_holds_is_forgotten() {
-        let mut ledger = Ledger::default();
+        let mut ledger = SnapshotBudget::default();
         let mut chunks: Vec<Chunk> = (0..10).map(|_| Rc::new(vec![0; 100])).collect();
         for chunk in &chunks {
             ledger.add(chunk);

@@ -20,7 +20,7 @@ const GROUP_BYTES: usize = 64 * 1024;
 /// Where the memory of a state is larger than the caches of the processor, an op waits for four or five places of it, each of which
 /// tells where the next one is. So ops are taken in groups: a step is made for all of a group, whose waits are then one, before the
 /// next step.
-pub struct Deal {
+pub struct Replay {
     hash_seed: u64,
     hasher: FixedState,
     workspaces: Vec<Workspace>,
@@ -43,7 +43,7 @@ struct Waiting {
     workspace: u32,
 }
 
-impl Deal {
+impl Replay {
     /// No workspace yet. `hash_seed` keys all hashes of ids and keys.
     #[must_use]
     pub fn new(hash_seed: u64) -> Self {
@@ -196,7 +196,7 @@ mod tests {
             op("b", "5", 5, 2),
         ];
         for split in 0..1 << ops.len() {
-            let mut deals = [Deal::new(1), Deal::new(1)];
+            let mut deals = [Replay::new(1), Replay::new(1)];
             for (place, op) in ops.iter().enumerate() {
                 deals[split >> place & 1].visit(op);
             }
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn groups_give_what_the_ops_give_one_by_one() {
-        let mut deal = Deal::new(1);
+        let mut deal = Replay::new(1);
         let mut wanted: Vec<Workspace> = Vec::new();
         for number in 0..10 * GROUP_OPS as u64 + 5 {
             // Keys that come twice in a group, new ones, and older timestamps; a few ops are long.
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_bounded_in_ops_and_in_bytes() {
-        let mut deal = Deal::new(1);
+        let mut deal = Replay::new(1);
         for seq in 1..=GROUP_OPS as u64 {
             assert_eq!(deal.group.len() as u64, seq - 1);
             deal.visit(&op("w", "1", seq, seq));

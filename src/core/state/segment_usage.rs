@@ -25,7 +25,7 @@ pub const UNMARKED: Mark = 0;
 
 /// Counts the entries of each mark, for one shard.
 #[derive(Debug)]
-pub struct Usage {
+pub struct SegmentUsage {
     /// The index of the segment whose mark is 0: the one before the first that is counted.
     origin: u64,
     /// The mark of the first count, less one. Entries with older marks are not counted any more.
@@ -49,7 +49,7 @@ pub struct Dead {
     live: Vec<u64>,
 }
 
-impl Usage {
+impl SegmentUsage {
     /// A table for a shard whose log goes on in the segment of this index.
     #[must_use]
     pub fn new(open_index: u64) -> Self {
@@ -127,13 +127,13 @@ mod tests {
 
     use super::*;
 
-    fn has(usage: &Usage, segment: u64) -> bool {
+    fn has(usage: &SegmentUsage, segment: u64) -> bool {
         usage.dead().has(&(segment..=segment))
     }
 
     #[test]
     fn a_segment_is_told_dead_when_what_has_overwritten_it_is_on_disk() {
-        let mut usage = Usage::new(7);
+        let mut usage = SegmentUsage::new(7);
         usage.rotate();
         let in_8 = usage.mark();
         usage.replaced(UNMARKED);
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn what_is_too_old_is_forgotten_and_never_told_dead() {
-        let mut usage = Usage::new(1);
+        let mut usage = SegmentUsage::new(1);
         let old = usage.mark();
         usage.replaced(UNMARKED);
         for _ in 0..SEGMENTS_MARKED_MAX + 10 {
@@ -178,7 +178,7 @@ mod tests {
         ) {
             struct Stands { segment: u64, mark: Mark, overwritten_by: Option<usize> }
             let first = 5;
-            let (mut usage, mut open) = (Usage::new(first), first);
+            let (mut usage, mut open) = (SegmentUsage::new(first), first);
             let mut ops: Vec<Stands> = Vec::new();
             let mut entries: HashMap<u8, usize> = HashMap::new();
             let mut filling = 0;

@@ -10,9 +10,9 @@ use super::super::chain::{Chain, Link};
 use super::super::compaction::{Compaction, Settings};
 use super::super::directory::DataDirectory;
 use super::super::disk::HostDisk;
+use super::super::read_only::ReadOnlyLog;
 use super::super::record::{Op, begin_batch, push_op, seal_batch};
 use super::super::recovery::recover;
-use super::super::snapshot::Snapshot;
 use super::*;
 
 mod crash;
@@ -259,7 +259,7 @@ fn ops_of(link: &Link) -> Vec<Written> {
 
 /// All ops of a log that is whole.
 fn read(data: &Path) -> Result<BTreeSet<Written>, String> {
-    let snapshot = Snapshot::take(&HostDisk, data).map_err(|error| error.to_string())?;
+    let snapshot = ReadOnlyLog::take(&HostDisk, data).map_err(|error| error.to_string())?;
     let (mut ops, mut buffer) = (BTreeSet::new(), Vec::new());
     for folder in snapshot.folders() {
         for place in 0..folder.links().len() {
@@ -384,7 +384,7 @@ fn missing_segments_are_replaced_by_one_without_ops() {
     let (kept, gaps) = log.repair();
     assert_eq!(seqs(&kept, "demo"), [1, 2, 3, 10]);
     assert_eq!(gaps, [gap("demo", 4..=9)]);
-    let filler = Snapshot::take(&HostDisk, log.data()).unwrap().folders()[0].links()[1].clone();
+    let filler = ReadOnlyLog::take(&HostDisk, log.data()).unwrap().folders()[0].links()[1].clone();
     assert_eq!((filler.header.first_index(), filler.header.index), (2, 3));
 
     let log = Log::sample();

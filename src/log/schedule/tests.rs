@@ -155,8 +155,8 @@ fn where_room_is_short_a_little_that_is_dead_is_enough_and_what_is_not_is_not_lo
     assert_eq!(schedule.due(&all, true, NOW_US), [0]);
 }
 
-fn room(shards: u64) -> Room {
-    Room::new(LowMarks::default(), shards)
+fn room(shards: u64) -> DiskRoom {
+    DiskRoom::new(LowMarks::default(), shards)
 }
 
 fn space(free_mib: u64, total_mib: u64) -> Space {

@@ -19,14 +19,16 @@ enum Said {
     Close(Option<(u16, String)>),
 }
 
-impl From<Event<'_>> for Said {
-    fn from(event: Event<'_>) -> Self {
+impl From<FrameEvent<'_>> for Said {
+    fn from(event: FrameEvent<'_>) -> Self {
         match event {
-            Event::Text(text) => Self::Text(text.into()),
-            Event::Binary(bytes) => Self::Binary(bytes.into()),
-            Event::Ping(payload) => Self::Ping(payload.into()),
-            Event::Pong(payload) => Self::Pong(payload.into()),
-            Event::Close(close) => Self::Close(close.map(|(code, reason)| (code, reason.into()))),
+            FrameEvent::Text(text) => Self::Text(text.into()),
+            FrameEvent::Binary(bytes) => Self::Binary(bytes.into()),
+            FrameEvent::Ping(payload) => Self::Ping(payload.into()),
+            FrameEvent::Pong(payload) => Self::Pong(payload.into()),
+            FrameEvent::Close(close) => {
+                Self::Close(close.map(|(code, reason)| (code, reason.into())))
+            }
         }
     }
 }

@@ -54,9 +54,9 @@ fn sync_by(
     })
 }
 
-fn look(look: Look, workspace: &str, token: Option<&str>, tags: Option<&str>) -> Request {
-    Request::Look(LookRequest {
-        look,
+fn read(target: ReadTarget, workspace: &str, token: Option<&str>, tags: Option<&str>) -> Request {
+    Request::State(StateRequest {
+        target,
         workspace: workspace.into(),
         token: token.map(Into::into),
         origin: None,
@@ -140,9 +140,12 @@ fn targets() {
         ),
         (
             "/v1/workspaces/a%2Fb?token=t",
-            Ok(look(Look::State, "a/b", Some("t"), None)),
+            Ok(read(ReadTarget::State, "a/b", Some("t"), None)),
         ),
-        ("/v1/presence/a", Ok(look(Look::Presence, "a", None, None))),
+        (
+            "/v1/presence/a",
+            Ok(read(ReadTarget::Presence, "a", None, None)),
+        ),
         ("/", Ok(page(Page::Console))),
         ("/?x", Ok(page(Page::Console))),
         ("/console/session.json", Ok(page(Page::ConsoleSession))),

@@ -81,9 +81,9 @@ fn a_look_is_the_newest_state_and_shares_what_is_on_its_way() {
     write(&mut room, &mut pool, "j", &"1".repeat(STATE_BYTES));
     let joined = texts(&mut room, Wanted::Init);
     assert!(joined.stamps.is_none());
-    let first = texts(&mut room, Wanted::Look);
+    let first = texts(&mut room, Wanted::ReadTarget);
     assert!(is_same(&first.init, &joined.init));
-    let second = texts(&mut room, Wanted::Look);
+    let second = texts(&mut room, Wanted::ReadTarget);
     assert!(is_same(&second.init, &joined.init));
     let stamps = [first, second].map(|look| look.stamps.unwrap());
     assert!(is_same(&stamps[0], &stamps[1]));
@@ -94,7 +94,7 @@ fn a_look_is_the_newest_state_and_shares_what_is_on_its_way() {
             .starts_with(br#"},"timestamps":{"j":1},"seq":1"#)
     );
     write(&mut room, &mut pool, "k", "1");
-    let newest = texts(&mut room, Wanted::Look);
+    let newest = texts(&mut room, Wanted::ReadTarget);
     assert!(!is_same(&newest.init, &joined.init), "one op is missing");
     assert_eq!(
         (newest.point.at, newest.point.gate),
@@ -203,7 +203,7 @@ impl Rig {
             self.promised_bytes += missing.bytes;
             texts
         });
-        if wanted == Wanted::Look {
+        if wanted == Wanted::ReadTarget {
             assert_eq!(texts.point.seq, self.room.workspace.seq());
             assert!(texts.stamps.is_some());
         }
@@ -244,12 +244,12 @@ impl Rig {
 fn of_a_look_the_state_is_whole_before_its_timestamps() {
     let mut rig = Rig::new();
     rig.op(0, 1, 0);
-    rig.want(Wanted::Look);
+    rig.want(Wanted::ReadTarget);
     // Its init message is whole, then it is gone, and so is that message; its timestamps are not written to their end.
     rig.part(100);
     rig.waiting.clear();
     rig.want(Wanted::Init);
-    rig.want(Wanted::Look);
+    rig.want(Wanted::ReadTarget);
     while !rig.room.encodings.is_empty() {
         rig.part(100);
     }
@@ -263,7 +263,7 @@ proptest! {
         for action in actions {
             match action {
                 Action::Op(key, bytes, ahead) => rig.op(key, bytes, ahead),
-                Action::Want(true) => rig.want(Wanted::Look),
+                Action::Want(true) => rig.want(Wanted::ReadTarget),
                 Action::Want(false) => rig.want(Wanted::Init),
                 Action::Part(bytes_max) => rig.part(bytes_max),
                 Action::Leave(place) if !rig.waiting.is_empty() => {

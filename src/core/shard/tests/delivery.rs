@@ -331,7 +331,7 @@ fn a_shard_that_is_never_done_rests_between_its_slices() {
         for timestamp in 1..=200 {
             rig.receive_only(writer, &op("k", "1", timestamp));
             rig.step();
-            let until_us = rig.shard.rest.until_us();
+            let until_us = rig.shard.pacer.until_us();
             if let Some(until_us) = until_us {
                 assert!(rig.clock.now_us - begun_us >= REST_AFTER_US);
                 assert!(!rig.shard.has_work(), "it would spin");
@@ -350,7 +350,7 @@ fn a_shard_that_is_never_done_rests_between_its_slices() {
             );
         }
         rig.sleep_until(1.0);
-        assert_eq!(rig.shard.rest.until_us(), None);
+        assert_eq!(rig.shard.pacer.until_us(), None);
         for reader in readers {
             assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@200"));
         }

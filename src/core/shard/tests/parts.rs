@@ -188,7 +188,7 @@ fn who_waits_when_the_log_fails_is_told_so() {
     assert_eq!(rig.seen(joiner)[..2], ["101", "close 1011"]);
     assert_eq!(rig.seen(looker)[..1], ["500"]);
     assert!(rig.shard.encoding_queue.is_empty());
-    let held_bytes = rig.shard.ledger.bytes();
+    let held_bytes = rig.shard.snapshot_budget.bytes();
     assert!(held_bytes < 100, "the first init, which is empty, is kept");
     rig.log_fails = false;
     rig.sleep_until(2.0);

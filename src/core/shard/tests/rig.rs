@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::peers::{Client, Disk, Told};
-use crate::core::contract::{Clock, Input, Limits, Output, ShardConfig, Surroundings, Ticket};
+use crate::core::contract::{Clock, Handoff, Input, Limits, Output, PeerStatus, ShardConfig};
 use crate::core::fanout::window::Spans;
 use crate::core::shard::Shard;
 use crate::core::shard::connection_log::Note;
@@ -27,7 +27,7 @@ pub struct Peer {
     pub reads: bool,
     /// It closes its side when the server has closed its own.
     pub closes: bool,
-    pub handed_off: Option<(u32, Box<Ticket>)>,
+    pub handed_off: Option<(u32, Box<Handoff>)>,
 }
 
 pub struct Rig {
@@ -109,9 +109,9 @@ impl Rig {
         };
         change(&mut config);
         let mut shard = Shard::recovering(config, clock);
-        shard.set_surroundings(Surroundings {
+        shard.set_peer_status(PeerStatus {
             ready: true,
-            ..Surroundings::default()
+            ..PeerStatus::default()
         });
         Self {
             shard,
@@ -282,9 +282,9 @@ impl Rig {
                 self.peers[place].client.closed = true;
                 self.see(place, "gone");
             }
-            Output::Handoff(_, shard, ticket) => {
+            Output::Handoff(_, shard, handoff) => {
                 self.peers[place].client.closed = true;
-                self.peers[place].handed_off = Some((shard, ticket));
+                self.peers[place].handed_off = Some((shard, handoff));
             }
             Output::Page(..) => self.pages.push(output),
             Output::Note(_, note) => self.notes.push(*note),

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::rig::{Rig, START_UNIX_S, frame, head, op, pong};
-use crate::core::contract::{Input, Surroundings, shard_of};
+use crate::core::contract::{Input, PeerStatus, shard_of};
 use crate::core::fanout::outbox::Outbox;
 use crate::core::fanout::window::{Chunk, ChunkPool};
 use crate::core::shard::session::{Intake, State};
@@ -22,7 +22,7 @@ fn a_request_is_answered_by_the_state_of_the_server() {
     let (healthz, readyz) = (health("/healthz"), health("/readyz"));
     let join = head("w", None);
     let as_it_is = |_: &mut Rig| ();
-    let others_fail = |rig: &mut Rig| rig.shard.set_surroundings(Surroundings::default());
+    let others_fail = |rig: &mut Rig| rig.shard.set_peer_status(PeerStatus::default());
     let drains = |rig: &mut Rig| rig.shard.handle(Input::Drain, rig.clock);
     let fails = |rig: &mut Rig| rig.shard.handle(Input::LogSynced(false), rig.clock);
     let cases: [(&str, Change<'_>, bool, &str, &str); 12] = [
@@ -102,9 +102,9 @@ fn a_client_of_another_shards_workspace_is_handed_over() {
         assert_eq!(rig.shard.connections(), 0);
         assert_eq!(rig.seen(client).len(), 0);
         let handed_off = rig.peers[client].handed_off.take();
-        let (owner, ticket) = handed_off.expect("it was handed off");
+        let (owner, handoff) = handed_off.expect("it was handed off");
         assert_eq!(owner, 1);
-        let id = other.shard.adopt(ticket, other.clock);
+        let id = other.shard.adopt(handoff, other.clock);
         let client = other.add_peer(id);
         assert_eq!(other.seen(client), ["101", "init 0"]);
         assert!(other.session(client).expires_at_us < u64::MAX);

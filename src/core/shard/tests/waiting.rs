@@ -113,8 +113,8 @@ fn one_that_was_handed_over_waits_no_longer_than_the_others() {
     owner.sleep_until(4.0);
     for client in accepted {
         front.receive(client, head(&of_other, None).as_bytes());
-        let (_, ticket) = front.peers[client].handed_off.take().expect("to the owner");
-        let id = owner.shard.adopt(ticket, owner.clock);
+        let (_, handoff) = front.peers[client].handed_off.take().expect("to the owner");
+        let id = owner.shard.adopt(handoff, owner.clock);
         adopted.push(owner.add_peer(id));
     }
     // The one that has gone is not waited for.

@@ -131,7 +131,7 @@ fn the_first_try_decides_up_to_where_a_failed_segment_is_kept() {
         let disk = Scripted::default();
         let directory = DataDirectory::open_on(disk.clone(), root.path().to_owned(), [7; 16]);
         let directory = Arc::new(directory.unwrap());
-        let mut log = LogKeeper::open(directory, 0, &Report::default(), None).unwrap();
+        let mut log = LogFiles::open(directory, 0, &Report::default(), None).unwrap();
         let end = End {
             index: log.open_segment().index,
             durable,

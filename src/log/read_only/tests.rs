@@ -50,7 +50,7 @@ fn write(
 
 /// The greatest timestamp of each key.
 fn state(data: &Path) -> BTreeMap<String, u64> {
-    let snapshot = Snapshot::take(&HostDisk, data).unwrap();
+    let snapshot = ReadOnlyLog::take(&HostDisk, data).unwrap();
     let (mut state, mut buffer) = (BTreeMap::new(), Vec::new());
     for folder in snapshot.folders() {
         for place in 0..folder.links().len() {
@@ -109,7 +109,7 @@ fn a_held_file_is_read_when_its_name_is_gone() {
     let root = tempdir().unwrap();
     let directory = DataDirectory::open(root.path()).unwrap();
     write(&directory, 0, (1, 0), 1);
-    let snapshot = Snapshot::take(&HostDisk, root.path()).unwrap();
+    let snapshot = ReadOnlyLog::take(&HostDisk, root.path()).unwrap();
     fs::remove_dir_all(root.path().join(shard_folder(0))).unwrap();
     let mut ops = 0;
     let read = snapshot.folders()[0].read(0, &mut Vec::new(), |_| ops += 1);
@@ -126,20 +126,20 @@ fn damage_is_told_as_a_start_tells_it_and_nothing_is_cut() {
     let mut bytes = fs::read(&path).unwrap();
     bytes[100] ^= 1;
     fs::write(&path, &bytes).unwrap();
-    let snapshot = Snapshot::take(&HostDisk, root.path()).unwrap();
+    let snapshot = ReadOnlyLog::take(&HostDisk, root.path()).unwrap();
     let mut visited = 0;
     let read = snapshot.folders()[0].read(0, &mut Vec::new(), |_| visited += 1);
     let message = read.unwrap_err().to_string();
     assert!(message.contains("is damaged at byte 92: "), "{message}");
     assert_eq!(visited, 0, "the first record is the bad one");
     fs::remove_file(&path).unwrap();
-    let message = Snapshot::take(&HostDisk, root.path())
+    let message = ReadOnlyLog::take(&HostDisk, root.path())
         .unwrap_err()
         .to_string();
     assert!(message.contains("the segment is missing"), "{message}");
     fs::remove_dir_all(root.path().join(shard_folder(0))).unwrap();
     assert_eq!(
-        Snapshot::take(&HostDisk, root.path())
+        ReadOnlyLog::take(&HostDisk, root.path())
             .unwrap()
             .folders()
             .len(),
@@ -156,7 +156,7 @@ fn a_tail_that_is_not_whole_yet_is_no_fault() {
     let bytes = fs::read(&path).unwrap();
     for end in 64..bytes.len() {
         fs::write(&path, &bytes[..end]).unwrap();
-        let snapshot = Snapshot::take(&HostDisk, root.path()).unwrap();
+        let snapshot = ReadOnlyLog::take(&HostDisk, root.path()).unwrap();
         let extent = snapshot.folders()[0]
             .read(0, &mut Vec::new(), |_| {})
             .unwrap();

@@ -20,7 +20,7 @@ mod tests;
 
 /// The log files of one shard.
 #[derive(Debug)]
-pub struct LogKeeper<D: Disk> {
+pub struct LogFiles<D: Disk> {
     directory: Arc<DataDirectory<D>>,
     segment: Segment<D::File>,
     /// Segments are written through, where the file system can do that, and grow by so much.
@@ -33,7 +33,7 @@ pub struct LogKeeper<D: Disk> {
 
 /// Why the next segment or the state of a shard is not there. It is tried again.
 #[derive(Debug, Error)]
-pub enum KeeperError {
+pub enum LogFilesError {
     /// The next segment cannot be created.
     #[error("{path}: {}", WithRemedy(.source))]
     Segment {
@@ -64,7 +64,7 @@ pub enum KeeperError {
     Recovery(#[from] RecoveryError),
 }
 
-impl<D: Disk> LogKeeper<D> {
+impl<D: Disk> LogFiles<D> {
     /// Creates the segment with which a shard begins, behind all that was recovered. With `fill_bytes`, this one and those that
     /// follow are [written through](Segment::write_through), if the file system can do that.
     pub fn open(
@@ -122,7 +122,7 @@ impl<D: Disk> LogKeeper<D> {
     /// Fails where the open segment or `LOCK` has lost its name. Writes and fdatasyncs of the
     /// segment still end well, and what they kept is gone as soon as the file is closed; without
     /// `LOCK`, another server may cut it.
-    pub fn check_linked(&self) -> Result<(), KeeperError> {
+    pub fn check_linked(&self) -> Result<(), LogFilesError> {
         self.check(self.segment.file.is_linked())?;
         self.check_lock(self.directory.is_lock_linked().unwrap_or(true))
     }
@@ -130,7 +130,7 @@ impl<D: Disk> LogKeeper<D> {
     /// Fails where the open segment or `LOCK` is known not to be at its path: the data directory,
     /// the shard's folder or one of the two was deleted, moved or replaced. Costs a walk along each
     /// path, so it is not for every commit.
-    pub fn check_place(&self) -> Result<(), KeeperError> {
+    pub fn check_place(&self) -> Result<(), LogFilesError> {
         // An error tells nothing of the place; creating the next segment will meet it.
         if !self.is_in_place().unwrap_or(true) {
             return self.check(Ok(false));
@@ -138,12 +138,12 @@ impl<D: Disk> LogKeeper<D> {
         self.check_lock(self.directory.is_lock_in_place().unwrap_or(true))
     }
 
-    fn check_lock(&self, is_there: bool) -> Result<(), KeeperError> {
+    fn check_lock(&self, is_there: bool) -> Result<(), LogFilesError> {
         if is_there {
             return Ok(());
         }
         let path = self.directory.lock_path().to_path_buf();
-        Err(KeeperError::Unlocked { path })
+        Err(LogFilesError::Unlocked { path })
     }
 
     fn is_in_place(&self) -> io::Result<bool> {
@@ -153,18 +153,18 @@ impl<D: Disk> LogKeeper<D> {
 
     /// Fails where the open segment does not stand at its path: what stands there now, nothing or a backup that was put
     /// back, does not go on with this log, and must not be given the next segment of it.
-    fn check_in_place(&self) -> Result<(), KeeperError> {
+    fn check_in_place(&self) -> Result<(), LogFilesError> {
         self.check(self.is_in_place())?;
         self.check_lock(self.directory.is_lock_in_place().unwrap_or(true))
     }
 
-    fn check(&self, is_there: io::Result<bool>) -> Result<(), KeeperError> {
+    fn check(&self, is_there: io::Result<bool>) -> Result<(), LogFilesError> {
         // Only for an error: this is asked for each commit.
         let path = || self.segment.path.clone();
         match is_there {
             Ok(true) => Ok(()),
-            Ok(false) => Err(KeeperError::Deleted { path: path() }),
-            Err(source) => Err(KeeperError::Segment {
+            Ok(false) => Err(LogFilesError::Deleted { path: path() }),
+            Err(source) => Err(LogFilesError::Segment {
                 path: path(),
                 source,
             }),
@@ -179,7 +179,7 @@ impl<D: Disk> LogKeeper<D> {
     }
 
     /// The errand that creates the next segment.
-    pub fn next(&self, index: u64, first_position: u64) -> Result<Creation<D>, KeeperError> {
+    pub fn next(&self, index: u64, first_position: u64) -> Result<Creation<D>, LogFilesError> {
         self.check_in_place()?;
         let Segment { path, header, .. } = &self.segment;
         let end = header.offset(first_position);
@@ -202,7 +202,7 @@ impl<D: Disk> LogKeeper<D> {
 
     /// The errand that creates the segment behind the failed one and reads the shard's state back. The failed file is not
     /// written any more: it ends for its readers where the next segment says that it begins.
-    pub fn rebuild(&mut self, end: End) -> Result<Rebuild<D>, KeeperError> {
+    pub fn rebuild(&mut self, end: End) -> Result<Rebuild<D>, LogFilesError> {
         if self.segment.header.index == end.index {
             self.check_in_place()?;
         } else {
@@ -265,7 +265,7 @@ pub struct Creation<D: Disk> {
 
 impl<D: Disk> Creation<D> {
     /// Creates it.
-    pub fn run(&self, reserve_bytes: u64) -> Result<Segment<D::File>, KeeperError> {
+    pub fn run(&self, reserve_bytes: u64) -> Result<Segment<D::File>, LogFilesError> {
         let (directory, header) = (&self.directory, self.header);
         let folder = directory.shard_path(header.shard);
         let segment = create(directory, &folder, header, reserve_bytes, self.fill_bytes)
@@ -278,7 +278,7 @@ impl<D: Disk> Creation<D> {
     }
 
     /// A try before this one may have got as far as an empty segment.
-    fn remove_unused(&self) -> Result<(), KeeperError> {
+    fn remove_unused(&self) -> Result<(), LogFilesError> {
         let (disk, path) = (self.directory.disk(), self.path());
         match disk.file_bytes(&path) {
             Ok(bytes) if bytes <= SEGMENT_HEADER_BYTES as u64 => disk.remove(&path),
@@ -294,8 +294,8 @@ impl<D: Disk> Creation<D> {
         folder.join(segment::file_name(self.header.index))
     }
 
-    fn failed(&self, source: io::Error) -> KeeperError {
-        KeeperError::Segment {
+    fn failed(&self, source: io::Error) -> LogFilesError {
+        LogFilesError::Segment {
             path: self.path(),
             source,
         }
@@ -311,7 +311,7 @@ pub struct Rebuild<D: Disk> {
 
 impl<D: Disk> Rebuild<D> {
     /// Creates the next segment and visits the ops.
-    pub fn run(&self, visit: impl FnMut(&Op<'_>)) -> Result<Segment<D::File>, KeeperError> {
+    pub fn run(&self, visit: impl FnMut(&Op<'_>)) -> Result<Segment<D::File>, LogFilesError> {
         self.creation.remove_unused()?;
         // No more room is asked for than a segment without ops needs: on a disk that is nearly full the shard
         // serves what it has, and refuses ops.

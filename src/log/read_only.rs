@@ -28,7 +28,7 @@ const FAULT_TRIES: usize = 3;
 
 /// Why a log cannot be read.
 #[derive(Debug, Error)]
-pub enum SnapshotError {
+pub enum ReadOnlyLogError {
     /// There is no log, or not one that this program reads.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -39,7 +39,7 @@ pub enum SnapshotError {
 
 /// The segments of a data directory at one moment, each one open.
 #[derive(Debug)]
-pub struct Snapshot<D: Disk = HostDisk> {
+pub struct ReadOnlyLog<D: Disk = HostDisk> {
     folders: Vec<Folder<D>>,
 }
 
@@ -51,9 +51,9 @@ pub struct Folder<D: Disk = HostDisk> {
     files: Vec<D::File>,
 }
 
-impl<D: Disk> Snapshot<D> {
+impl<D: Disk> ReadOnlyLog<D> {
     /// Opens all segments.
-    pub fn take(disk: &D, data: &Path) -> Result<Self, SnapshotError> {
+    pub fn take(disk: &D, data: &Path) -> Result<Self, ReadOnlyLogError> {
         let identity = directory::identity(disk, data)?;
         let folders = settled(|| Self::open(disk, data, identity))?;
         Ok(Self { folders })

@@ -12,14 +12,14 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{SendFlags, send};
 
 use crate::admin::stats::{LogStats, ShardStats};
-pub use crate::core::contract::Door;
-use crate::core::contract::Ticket;
+use crate::core::contract::Handoff;
+pub use crate::core::contract::ListenerKind;
 use crate::core::shard::log_space::LogSize;
 use crate::core::state::workspace::Workspace;
 use crate::io::threads::ThreadError;
 use crate::limits::RETRY_AFTER_S;
 use crate::log::disk::HostDisk;
-use crate::log::keeper::{KeeperError, LogKeeper};
+use crate::log::log_files::{LogFiles, LogFilesError};
 use crate::log::remedy::WithRemedy;
 use crate::log::segment::Segment;
 use crate::wire::auth::Verifier;
@@ -33,8 +33,8 @@ pub struct Status {
     pub started_unix_us: u64,
     /// How much of the log has been read, while the server starts.
     pub recovery: Progress,
-    public: Arc<Gate>,
-    admin: Arc<Gate>,
+    public: Arc<ConnectionLimit>,
+    admin: Arc<ConnectionLimit>,
     /// By shard, of each door: whether one of its connections would give way, when its last turn ended.
     yielding: Vec<[AtomicBool; 2]>,
     /// Of each shard.
@@ -54,8 +54,8 @@ impl Status {
             ready,
             started_unix_us: unix_us(),
             recovery: Progress::default(),
-            public: Arc::new(Gate::new(Door::Public)),
-            admin: Arc::new(Gate::new(Door::Admin)),
+            public: Arc::new(ConnectionLimit::new(ListenerKind::Public)),
+            admin: Arc::new(ConnectionLimit::new(ListenerKind::Admin)),
             yielding: (0..shards).map(|_| <[AtomicBool; 2]>::default()).collect(),
             stats: (0..shards).map(|_| ShardStats::default()).collect(),
             log: LogStats::default(),
@@ -76,25 +76,25 @@ impl Status {
 
     /// The connections that came in by a door.
     #[must_use]
-    pub fn connections(&self, door: Door) -> usize {
+    pub fn connections(&self, door: ListenerKind) -> usize {
         self.gate(door).connections.load(Ordering::Relaxed)
     }
 
-    fn gate(&self, door: Door) -> &Arc<Gate> {
+    fn gate(&self, door: ListenerKind) -> &Arc<ConnectionLimit> {
         match door {
-            Door::Public => &self.public,
-            Door::Admin => &self.admin,
+            ListenerKind::Public => &self.public,
+            ListenerKind::Admin => &self.admin,
         }
     }
 
     /// Tells whether a shard has a connection that would give way to a new one.
-    pub fn set_yielding(&self, shard: u32, door: Door, yields: bool) {
+    pub fn set_yielding(&self, shard: u32, door: ListenerKind, yields: bool) {
         self.yielding[shard as usize][door as usize].store(yields, Ordering::Relaxed);
     }
 
     /// A shard other than this one that has a connection which would give way: it is not told to others before its next turn.
     #[must_use]
-    pub fn claim_yielding(&self, shard: u32, door: Door) -> Option<usize> {
+    pub fn claim_yielding(&self, shard: u32, door: ListenerKind) -> Option<usize> {
         (0..self.yielding.len())
             .filter(|other| *other != shard as usize)
             .find(|other| self.yielding[*other][door as usize].swap(false, Ordering::Relaxed))
@@ -142,13 +142,13 @@ impl Progress {
 
 /// The connections that came in by one door.
 #[derive(Debug)]
-struct Gate {
-    door: Door,
+struct ConnectionLimit {
+    door: ListenerKind,
     connections: AtomicUsize,
 }
 
-impl Gate {
-    fn new(door: Door) -> Self {
+impl ConnectionLimit {
+    fn new(door: ListenerKind) -> Self {
         Self {
             door,
             connections: AtomicUsize::new(0),
@@ -156,19 +156,19 @@ impl Gate {
     }
 }
 
-/// A connection's place among those that are allowed; given back when it is dropped.
-pub struct Place(Arc<Gate>);
+/// A connection's permit among those that are allowed; given back when it is dropped.
+pub struct ConnectionPermit(Arc<ConnectionLimit>);
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Place {
-    /// Takes a place; gives the number of those behind that door that were taken before.
+impl ConnectionPermit {
+    /// Takes a permit; gives the number of those behind that door that were taken before.
     #[must_use]
-    pub fn take(status: &Status, door: Door) -> (Self, usize) {
+    pub fn take(status: &Status, door: ListenerKind) -> (Self, usize) {
         let gate = status.gate(door);
         let before = gate.connections.fetch_add(1, Ordering::Relaxed);
         (Self(Arc::clone(gate)), before)
@@ -176,17 +176,17 @@ impl Place {
 
     /// Where the connection came in.
     #[must_use]
-    pub fn door(&self) -> Door {
+    pub fn door(&self) -> ListenerKind {
         self.0.door
     }
 }
 
-/// A connection: its socket and its place.
+/// A connection: its socket and its permit.
 pub struct Connection {
     /// The socket.
     pub socket: OwnedFd,
-    /// Its place.
-    pub place: Place,
+    /// Its permit.
+    pub permit: ConnectionPermit,
 }
 
 impl Connection {
@@ -205,7 +205,7 @@ impl Connection {
 pub enum RebuildError {
     /// The segment could not be created, or the log not be read back.
     #[error(transparent)]
-    Keeper(#[from] KeeperError),
+    SecretStore(#[from] LogFilesError),
     /// The system has no thread for it.
     #[error(transparent)]
     Thread(#[from] ThreadError),
@@ -223,7 +223,7 @@ pub type Rebuilt = (Segment<File>, Vec<Workspace>);
 /// What a shard begins with.
 pub struct Recovered {
     /// Its log.
-    pub log: LogKeeper<HostDisk>,
+    pub log: LogFiles<HostDisk>,
     /// Its state.
     pub workspaces: Vec<Workspace>,
     /// Told when it serves.
@@ -232,9 +232,9 @@ pub struct Recovered {
 
 /// A connection on its way to the shard that owns its workspace. If it never gets there, since that shard has stopped, its peer
 /// is told so.
-pub struct Handoff(Option<Connection>);
+pub struct ConnectionHandoff(Option<Connection>);
 
-impl Handoff {
+impl ConnectionHandoff {
     /// Sends it on its way.
     #[must_use]
     pub fn new(connection: Connection) -> Self {
@@ -248,7 +248,7 @@ impl Handoff {
     }
 }
 
-impl Drop for Handoff {
+impl Drop for ConnectionHandoff {
     fn drop(&mut self) {
         let Some(connection) = self.0.take() else {
             return;
@@ -264,11 +264,11 @@ fn unix_us() -> u64 {
 }
 
 /// What threads tell each other.
-pub enum Letter {
+pub enum ShardMessage {
     /// A connection whose workspace the receiver owns.
-    Adopt(Handoff, Box<Ticket>),
+    Adopt(ConnectionHandoff, Box<Handoff>),
     /// Let a connection of that door give way to one that another shard has accepted.
-    GiveWay(Door),
+    GiveWay(ListenerKind),
     /// Accept connections: for a socket that waited until all shards serve.
     Accept,
     /// Check tokens with this from now on.
@@ -287,14 +287,14 @@ pub enum Letter {
 
 /// Where letters to one shard are put in.
 #[derive(Clone)]
-pub struct Post {
-    letters: Sender<Letter>,
+pub struct ShardSender {
+    letters: Sender<ShardMessage>,
     bell: Arc<OwnedFd>,
 }
 
-impl Post {
+impl ShardSender {
     /// Sends a letter. One to a shard that has stopped is dropped.
-    pub fn send(&self, letter: Letter) {
+    pub fn send(&self, letter: ShardMessage) {
         if self.letters.send(letter).is_ok() {
             // It cannot overflow: it is reset long before 2^64 letters.
             let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
@@ -304,7 +304,7 @@ impl Post {
 
 /// Where one shard's letters come out.
 pub struct Mailbox {
-    letters: Receiver<Letter>,
+    letters: Receiver<ShardMessage>,
     bell: Arc<OwnedFd>,
 }
 
@@ -317,17 +317,17 @@ impl Mailbox {
 
     /// The next letter.
     #[must_use]
-    pub fn next(&self) -> Option<Letter> {
+    pub fn next(&self) -> Option<ShardMessage> {
         self.letters.try_recv().ok()
     }
 }
 
 /// A mailbox and the post that leads to it.
-pub fn mailbox() -> io::Result<(Post, Mailbox)> {
+pub fn mailbox() -> io::Result<(ShardSender, Mailbox)> {
     let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
     let (sender, receiver) = channel();
     Ok((
-        Post {
+        ShardSender {
             letters: sender,
             bell: Arc::clone(&bell),
         },
@@ -350,10 +350,10 @@ mod tests {
         let status = Arc::new(Status::new(1, 1));
         for arrives in [false, true] {
             let (socket, mut peer) = UnixStream::pair().unwrap();
-            let (place, taken) = Place::take(&status, Door::Public);
-            assert_eq!(taken, 0, "the place of the one before is free");
+            let (permit, taken) = ConnectionPermit::take(&status, ListenerKind::Public);
+            assert_eq!(taken, 0, "the permit of the one before is free");
             let socket = socket.into();
-            let handoff = Handoff::new(Connection { socket, place });
+            let handoff = ConnectionHandoff::new(Connection { socket, permit });
             if arrives {
                 drop(handoff.arrive());
             } else {

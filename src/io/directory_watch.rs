@@ -3,7 +3,7 @@
 
 use crate::limits::{PLACE_CHECK_COMMIT_US, PLACE_CHECK_US};
 use crate::log::disk::Disk;
-use crate::log::keeper::{KeeperError, LogKeeper};
+use crate::log::log_files::{LogFiles, LogFilesError};
 
 /// Checks the place of a log, by time.
 ///
@@ -11,18 +11,18 @@ use crate::log::keeper::{KeeperError, LogKeeper};
 /// their paths takes a stat(2) of each path, so it is asked at most 20 times a second. A shard
 /// without commits wakes once a second for it, which is some ten microseconds of a core.
 #[derive(Debug, Default)]
-pub struct PlaceWatch {
+pub struct DirectoryWatch {
     checked_us: u64,
     is_displaced: bool,
 }
 
-impl PlaceWatch {
+impl DirectoryWatch {
     /// Checks before anything of a commit is shown. None: the log is still being read.
     pub fn committed(
         &mut self,
-        log: Option<&LogKeeper<impl Disk>>,
+        log: Option<&LogFiles<impl Disk>>,
         now_us: u64,
-    ) -> Result<(), KeeperError> {
+    ) -> Result<(), LogFilesError> {
         let Some(log) = log else { return Ok(()) };
         let linked = log.check_linked();
         self.is_displaced |= linked.is_err();
@@ -35,7 +35,11 @@ impl PlaceWatch {
 
     /// Checks if it is time. Returns an error once, and not again before the log is back in its
     /// place.
-    pub fn tick(&mut self, log: Option<&LogKeeper<impl Disk>>, now_us: u64) -> Option<KeeperError> {
+    pub fn tick(
+        &mut self,
+        log: Option<&LogFiles<impl Disk>>,
+        now_us: u64,
+    ) -> Option<LogFilesError> {
         let log = log.filter(|_| now_us >= self.next_us())?;
         let was_displaced = self.is_displaced;
         self.check(log, now_us).err().filter(|_| !was_displaced)
@@ -53,7 +57,7 @@ impl PlaceWatch {
         self.checked_us + PLACE_CHECK_US
     }
 
-    fn check(&mut self, log: &LogKeeper<impl Disk>, now_us: u64) -> Result<(), KeeperError> {
+    fn check(&mut self, log: &LogFiles<impl Disk>, now_us: u64) -> Result<(), LogFilesError> {
         self.checked_us = now_us;
         let outcome = log.check_place();
         self.is_displaced = outcome.is_err();

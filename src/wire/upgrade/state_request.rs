@@ -4,7 +4,7 @@ use std::fmt;
 
 /// What is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
+pub enum ReadTarget {
     /// The state: `/v1/workspaces/{id}`.
     State,
     /// Who is connected: `/v1/presence/{id}`.
@@ -13,9 +13,9 @@ pub enum Look {
 
 /// A well-formed request for a look. Its token is not checked yet.
 #[derive(Clone, PartialEq, Eq)]
-pub struct LookRequest {
+pub struct StateRequest {
     /// What is looked at.
-    pub look: Look,
+    pub target: ReadTarget,
     /// The workspace id, percent-decoded: 1 to 256 bytes, no control characters.
     pub workspace: String,
     /// The token, from the query or the `Authorization` header; never empty.
@@ -28,10 +28,10 @@ pub struct LookRequest {
     pub head_only: bool,
 }
 
-impl fmt::Debug for LookRequest {
+impl fmt::Debug for StateRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LookRequest")
-            .field("look", &self.look)
+        f.debug_struct("StateRequest")
+            .field("target", &self.target)
             .field("workspace", &self.workspace)
             .field("token", &self.token.as_ref().map(|_| "[redacted]"))
             .field("origin", &self.origin)

@@ -4,7 +4,7 @@ use clap::CommandFactory;
 
 use super::output::{Output, Stop};
 use crate::config::CommandLine;
-use crate::config::paper::{Completions, Manual};
+use crate::config::cli_docs::{Completions, Manual};
 
 /// Prints the completions of a shell.
 pub fn completions(settings: &Completions) -> Result<(), String> {
