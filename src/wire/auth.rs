@@ -8,13 +8,16 @@
 
 use std::fmt;
 
+use data_encoding::BASE64URL_NOPAD;
 use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, crypto, dangerous};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, crypto};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::limits::{SECOND_US, SECRET_BYTES_ADVISED, TOKEN_LEEWAY_S};
+
+mod hs256;
 
 /// A secret that signs tokens.
 #[derive(Clone)]
@@ -101,8 +104,9 @@ impl Verifier {
     /// A verifier that takes tokens of either secret.
     #[must_use]
     pub fn new(secret: &Secret, previous: Option<&Secret>) -> Self {
+        hs256::install();
         let secrets = [Some(secret), previous].into_iter().flatten();
-        let keys = secrets.map(|secret| DecodingKey::from_secret(secret.bytes()));
+        let keys = secrets.map(verifying_key);
         Self {
             keys: keys.collect(),
         }
@@ -111,7 +115,7 @@ impl Verifier {
     /// The verifier with one more secret whose tokens it accepts.
     #[must_use]
     pub fn accepting(mut self, secret: &Secret) -> Self {
-        self.keys.push(DecodingKey::from_secret(secret.bytes()));
+        self.keys.push(verifying_key(secret));
         self
     }
 
@@ -145,6 +149,10 @@ impl Verifier {
         }
         Err(AuthError::Signature)
     }
+}
+
+fn verifying_key(secret: &Secret) -> DecodingKey {
+    DecodingKey::from_secret(secret.bytes()).expect("a secret is not empty")
 }
 
 fn check_header(header: &Map<String, Value>) -> Result<(), AuthError> {
@@ -213,10 +221,12 @@ fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<Numeri
 
 /// Decodes one base64url part of a token.
 ///
-/// jsonwebtoken offers this for the middle part only, whatever stands around it. A map, because a serde struct
-/// would also be read from a JSON array.
+/// The result is a map, because a serde struct would also be read from a JSON array.
 fn decode_object(part: &str) -> Result<Map<String, Value>, AuthError> {
-    dangerous::insecure_decode_claims(format!(".{part}.")).map_err(|_| AuthError::Malformed)
+    let json = BASE64URL_NOPAD
+        .decode(part.as_bytes())
+        .map_err(|_| AuthError::Malformed)?;
+    serde_json::from_slice(&json).map_err(|_| AuthError::Malformed)
 }
 
 /// Returns the `sub` of a token that was verified, for a log.
@@ -246,7 +256,8 @@ pub fn mint(secret: &Secret, subject: &str, issued_at_s: u64, ttl_s: Option<u64>
         iat: issued_at_s,
         exp: ttl_s.map(|ttl_s| issued_at_s.saturating_add(ttl_s)),
     };
-    let key = EncodingKey::from_secret(secret.bytes());
+    hs256::install();
+    let key = EncodingKey::from_secret(secret.bytes()).expect("a secret is not empty");
     jsonwebtoken::encode(&jsonwebtoken::Header::new(Algorithm::HS256), &claims, &key)
         .expect("HMAC takes a key of every length")
 }
@@ -266,27 +277,14 @@ mod tests {
         Secret::new(text.into()).unwrap()
     }
 
-    /// base64url of any text: the payload of a token that mint never makes.
     fn encode_part(json: &str) -> String {
-        const ALPHABET: &[u8; 64] =
-            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-        let bits: Vec<u8> = json
-            .bytes()
-            .flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1))
-            .collect();
-        bits.chunks(6)
-            .map(|chunk| {
-                let index = (0..6).fold(0, |index, at| {
-                    index << 1 | chunk.get(at).copied().unwrap_or(0)
-                });
-                char::from(ALPHABET[usize::from(index)])
-            })
-            .collect()
+        BASE64URL_NOPAD.encode(json.as_bytes())
     }
 
     fn sign(signing: &str, header: &str, claims: &str) -> String {
         let message = format!("{}.{}", encode_part(header), encode_part(claims));
-        let key = EncodingKey::from_secret(signing.as_bytes());
+        hs256::install();
+        let key = EncodingKey::from_secret(signing.as_bytes()).unwrap();
         let signature = crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
         format!("{message}.{signature}")
     }
