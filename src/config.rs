@@ -46,23 +46,23 @@ pub struct CommandLine {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the server
-    Serve(Box<Serve>),
+    Serve(Box<ServeArgs>),
     /// Print a token that lets its bearer read and write every workspace
-    Token(Token),
+    Token(TokenArgs),
     /// Inspect, check and repair the log
-    Log(log::Log),
+    Log(log::LogArgs),
     /// Check this host and say what to change for the server; exit 1 if it would not work
-    Doctor(doctor::Doctor),
+    Doctor(doctor::DoctorArgs),
     /// Print shell completions
-    Completions(cli_docs::Completions),
+    Completions(cli_docs::CompletionsArgs),
     /// Write the manual pages, one for each command
-    Manual(cli_docs::Manual),
+    Manual(cli_docs::ManualArgs),
 }
 
 /// The settings of the server, as they were given.
 #[derive(Debug, Args)]
 #[command(after_help = SERVE_HELP)]
-pub struct Serve {
+pub struct ServeArgs {
     /// The address to listen on [default: 0.0.0.0; with --dev 127.0.0.1]
     #[arg(long, value_name = "IP", env = "ETHERPLY_HOST", hide_env_values = true, value_parser = value::ip)]
     pub host: Option<IpAddr>,
@@ -125,7 +125,7 @@ pub struct Serve {
 
     /// What protects it from its clients.
     #[command(flatten)]
-    pub limits: limits::Limits,
+    pub limits: limits::LimitArgs,
 
     /// How far ahead of this server's clock the timestamp of an op may be
     #[arg(long, value_name = "TIME", env = "ETHERPLY_MAX_FUTURE_SKEW", hide_env_values = true, default_value = "24h", value_parser = value::duration, allow_hyphen_values = true)]
@@ -172,7 +172,7 @@ pub struct Serve {
 
     #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
     #[command(flatten)]
-    pub admin: admin::Admin,
+    pub admin: admin::AdminArgs,
 
     /// What to log on stderr; debug adds a line for the start and the end of each connection, trace one
     /// for each batch of the log
@@ -227,7 +227,7 @@ Sockets:
 #[command(
     after_help = "The secret comes from ETHERPLY_JWT_SECRET or --jwt-secret-file, as for `etherply serve`."
 )]
-pub struct Token {
+pub struct TokenArgs {
     /// The user that the token is for
     #[arg(long, value_name = "NAME")]
     pub sub: String,
@@ -312,7 +312,7 @@ impl Command {
     }
 }
 
-impl Serve {
+impl ServeArgs {
     /// The address to listen on.
     pub fn host(&self) -> Result<IpAddr, ConfigError> {
         match (self.dev, self.host) {
@@ -368,7 +368,7 @@ impl Serve {
     }
 }
 
-impl doctor::Doctor {
+impl doctor::DoctorArgs {
     /// The address that the server would listen on; `fallback` is the value of the variable PORT.
     pub fn address(&self, fallback: Option<OsString>) -> Result<SocketAddr, ConfigError> {
         let host = self.host.unwrap_or(IpAddr::from([0, 0, 0, 0]));
@@ -382,7 +382,7 @@ impl doctor::Doctor {
     }
 }
 
-impl Token {
+impl TokenArgs {
     /// The secret that signs the token.
     pub fn secret(&self) -> Result<Secret, SecretError> {
         secrets::signing(self.jwt_secret_file.as_deref(), &self.given)
@@ -420,7 +420,7 @@ fn chosen_shards(shards: Option<u32>, cores: Option<NonZeroUsize>) -> u32 {
 mod tests {
     use super::*;
 
-    fn serve(arguments: &[&str]) -> Result<Serve, String> {
+    fn serve(arguments: &[&str]) -> Result<ServeArgs, String> {
         let line = ["etherply", "serve"].iter().chain(arguments);
         match CommandLine::try_parse_from(line)
             .map_err(|error| usage::summary(&error))?

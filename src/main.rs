@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use etherply::command;
-use etherply::config::usage::{self, Usage};
-use etherply::config::{Command, LogFormat, LogLevel, Serve, other_variables};
+use etherply::config::usage::{self, UsageError};
+use etherply::config::{Command, LogFormat, LogLevel, ServeArgs, other_variables};
 use etherply::io::{notes, server};
 use signal_hook::consts::SIGXFSZ;
 use signal_hook::flag;
@@ -17,11 +17,11 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let command = match usage::read(&arguments) {
         Ok(line) => line.command,
-        Err(Usage::Wrong(line)) => {
+        Err(UsageError::Wrong(line)) => {
             complain(&line);
             return ExitCode::from(2);
         }
-        Err(Usage::Help(help)) => return end(command::print_help(&help)),
+        Err(UsageError::Help(help)) => return end(command::print_help(&help)),
     };
     // A write over the limit of file sizes (ulimit -f) fails then, as on a full disk, instead of ending
     // the process.
@@ -59,7 +59,7 @@ fn complain(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-fn start_logging(settings: &Serve) {
+fn start_logging(settings: &ServeArgs) {
     let level = match settings.log_level {
         LogLevel::Error => Level::ERROR,
         LogLevel::Warn => Level::WARN,

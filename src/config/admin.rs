@@ -8,7 +8,7 @@ use super::value;
 
 /// The settings of what the server shows of itself, as they were given.
 #[derive(Debug, Args)]
-pub struct Admin {
+pub struct AdminArgs {
     /// A separate port for /metrics, /healthz, /readyz and the console (--console); 0 picks a free
     /// one. The port of the clients then has no /metrics and no console [default: none]
     #[arg(long, value_name = "PORT", env = "ETHERPLY_ADMIN_PORT", hide_env_values = true, value_parser = value::port)]
@@ -24,7 +24,7 @@ pub struct Admin {
     pub metrics_public: bool,
 }
 
-impl Admin {
+impl AdminArgs {
     /// The address of the port of their own, where there is one.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {

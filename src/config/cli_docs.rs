@@ -10,7 +10,7 @@ use clap_complete::Shell;
 #[command(
     after_help = "For the shell that is running: source <(etherply completions bash). The Debian package installs those of bash, zsh and fish."
 )]
-pub struct Completions {
+pub struct CompletionsArgs {
     /// The shell
     #[arg(value_name = "SHELL", value_enum)]
     pub shell: Shell,
@@ -19,7 +19,7 @@ pub struct Completions {
 /// Where the manual goes.
 #[derive(Debug, Args)]
 #[command(after_help = "For example: etherply manual /tmp && man /tmp/etherply-serve.1")]
-pub struct Manual {
+pub struct ManualArgs {
     /// An existing folder
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,

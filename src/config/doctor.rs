@@ -12,7 +12,7 @@ use super::value;
 #[command(
     after_help = "Pass it the server's flags and variables, and run it as the server's user, under the same limits and in the same container: most answers depend on these. It changes nothing; the file that it writes into the data directory to time the disk is removed. Exit 1: the server would not work here."
 )]
-pub struct Doctor {
+pub struct DoctorArgs {
     /// The address to listen on [default: 0.0.0.0]
     #[arg(long, value_name = "IP", env = "ETHERPLY_HOST", hide_env_values = true, value_parser = value::ip)]
     pub host: Option<IpAddr>,

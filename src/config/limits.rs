@@ -8,7 +8,7 @@ use crate::limits::WORKSPACE_BYTES_DEFAULT;
 
 /// What protects a server from its clients; 0: no limit.
 #[derive(Debug, Args)]
-pub struct Limits {
+pub struct LimitArgs {
     /// How many messages a connection may send per second, with bursts of twice as many; further ones
     /// get error 429, and a client that goes on is closed with 1008; 0: no limit
     #[arg(long, value_name = "N", env = "ETHERPLY_MAX_OPS_PER_SECOND", hide_env_values = true, default_value_t = 0, value_parser = value::per_second)]
@@ -29,8 +29,8 @@ pub struct Limits {
     pub max_handshakes_per_second: u32,
 }
 
-impl From<&Limits> for contract::Limits {
-    fn from(limits: &Limits) -> Self {
+impl From<&LimitArgs> for contract::Limits {
+    fn from(limits: &LimitArgs) -> Self {
         Self {
             ops_per_second: some(limits.max_ops_per_second),
             connections_per_workspace: some(limits.max_connections_per_workspace),
@@ -54,7 +54,7 @@ mod tests {
     #[derive(Debug, Parser)]
     struct Line {
         #[command(flatten)]
-        limits: Limits,
+        limits: LimitArgs,
     }
 
     fn limits(arguments: &[&str]) -> Result<contract::Limits, String> {

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 #[command(
     after_help = "stat, verify and dump also read the log of a running server, without disturbing it. repair and compact need a stopped server."
 )]
-pub struct Log {
+pub struct LogArgs {
     /// The folder that holds the log
     #[arg(
         long,
@@ -30,20 +30,20 @@ pub struct Log {
 #[derive(Debug, Subcommand)]
 pub enum LogCommand {
     /// Show how long the log is, how much of it is live, and which workspaces it has
-    Stat(Stat),
+    Stat(StatArgs),
     /// Check every record; exit 1 with the file and the offset of the first fault
     Verify,
     /// Print the ops of a workspace as JSON lines, in the order of their seq
-    Dump(Dump),
+    Dump(DumpArgs),
     /// Keep the intact part of a damaged log and set the rest aside; nothing is deleted
-    Repair(Repair),
+    Repair(RepairArgs),
     /// Rewrite the log without superseded ops
     Compact,
 }
 
 /// What `stat` tells.
 #[derive(Debug, Args)]
-pub struct Stat {
+pub struct StatArgs {
     /// All workspaces, not only the 20 largest
     #[arg(long)]
     pub all: bool,
@@ -55,7 +55,7 @@ pub struct Stat {
 
 /// What `dump` prints.
 #[derive(Debug, Args)]
-pub struct Dump {
+pub struct DumpArgs {
     /// The workspace's id
     #[arg(long, value_name = "ID")]
     pub workspace: String,
@@ -67,7 +67,7 @@ pub struct Dump {
 
 /// How `repair` goes on.
 #[derive(Debug, Args)]
-pub struct Repair {
+pub struct RepairArgs {
     /// Do not ask
     #[arg(long)]
     pub yes: bool,

@@ -118,13 +118,13 @@ impl SecretSources<'_> {
         let previous = match (variable(&PREVIOUS)?, self.previous) {
             (Some(_), Some(_)) => return Err(PREVIOUS.twice(self.given)),
             (Some(secret), None) => Some(secret),
-            (None, Some(path)) => previous_in(path, self.given)?.map(Read::from),
+            (None, Some(path)) => previous_in(path, self.given)?.map(FoundSecret::from),
             (None, None) => None,
         };
         let current = current(self.current, self.given)?;
         let is_made_up = current.is_none() && self.may_be_made_up;
         let current = if is_made_up {
-            Some(Read::from(random_secret()?))
+            Some(FoundSecret::from(random_secret()?))
         } else {
             current
         };
@@ -177,27 +177,27 @@ impl SecretSources<'_> {
 }
 
 /// One of the two secrets: where it may be, and what to do where there is none of use.
-struct Kind {
+struct SecretKind {
     variable: &'static str,
     file: &'static str,
     variable_remedy: &'static str,
     file_remedy: &'static str,
 }
 
-const CURRENT: Kind = Kind {
+const CURRENT: SecretKind = SecretKind {
     variable: SECRET,
     file: SECRET_FILE,
     variable_remedy: "set it to 32 random bytes or more (for example what `openssl rand -hex 32` prints)",
     file_remedy: "put 32 random bytes or more into it (for example what `openssl rand -hex 32` prints)",
 };
-const PREVIOUS: Kind = Kind {
+const PREVIOUS: SecretKind = SecretKind {
     variable: SECRET_PREVIOUS,
     file: SECRET_PREVIOUS_FILE,
     variable_remedy: "set it to the previous secret, or unset it",
     file_remedy: "put the previous secret into it, or remove it",
 };
 
-impl Kind {
+impl SecretKind {
     fn twice(&self, given: &Given) -> SecretError {
         SecretError::Twice {
             variable: self.variable,
@@ -207,12 +207,12 @@ impl Kind {
 }
 
 /// A secret, and the variable that holds it where that ends in a line break.
-struct Read {
+struct FoundSecret {
     secret: Secret,
     with_line_break: Option<(&'static str, Secret)>,
 }
 
-impl From<Secret> for Read {
+impl From<Secret> for FoundSecret {
     fn from(secret: Secret) -> Self {
         Self {
             secret,
@@ -222,7 +222,7 @@ impl From<Secret> for Read {
 }
 
 /// The secret that a variable holds.
-fn variable(kind: &Kind) -> Result<Option<Read>, SecretError> {
+fn variable(kind: &SecretKind) -> Result<Option<FoundSecret>, SecretError> {
     let Some(value) = environment::value(kind.variable) else {
         return Ok(None);
     };
@@ -232,14 +232,14 @@ fn variable(kind: &Kind) -> Result<Option<Read>, SecretError> {
         remedy: kind.variable_remedy,
     })?;
     let whole = Secret::new(bytes).filter(|whole| whole.bytes() != secret.bytes());
-    Ok(Some(Read {
+    Ok(Some(FoundSecret {
         secret,
         with_line_break: whole.map(|whole| (kind.variable, whole)),
     }))
 }
 
 /// The secret that signs tokens, from this file or from the environment.
-fn current(file: Option<&Path>, given: &Given) -> Result<Option<Read>, SecretError> {
+fn current(file: Option<&Path>, given: &Given) -> Result<Option<FoundSecret>, SecretError> {
     match (variable(&CURRENT)?, file) {
         (Some(_), Some(_)) => Err(CURRENT.twice(given)),
         (Some(secret), None) => Ok(Some(secret)),
@@ -254,7 +254,7 @@ pub(super) fn signing(file: Option<&Path>, given: &Given) -> Result<Secret, Secr
     Ok(current.secret)
 }
 
-fn secret_in(kind: &Kind, path: &Path, given: &Given) -> Result<Secret, SecretError> {
+fn secret_in(kind: &SecretKind, path: &Path, given: &Given) -> Result<Secret, SecretError> {
     let name = || given.name(kind.file);
     let bytes = std::fs::read(path).map_err(|source| SecretError::File {
         name: name(),

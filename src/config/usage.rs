@@ -10,7 +10,7 @@ use super::{CommandLine, Given, environment};
 
 /// Why a command line is not carried out.
 #[derive(Debug)]
-pub enum Usage {
+pub enum UsageError {
     /// The user asks for help, or for the version.
     Help(Error),
     /// Something is wrong with it. The line says what, and what to do.
@@ -18,7 +18,7 @@ pub enum Usage {
 }
 
 /// Reads a command line, the name of the program first, and the variables of this process.
-pub fn read(arguments: &[OsString]) -> Result<CommandLine, Usage> {
+pub fn read(arguments: &[OsString]) -> Result<CommandLine, UsageError> {
     let command = environment::readable(base());
     let matches = command.clone().try_get_matches_from(arguments);
     let read = matches.and_then(|matches| {
@@ -30,10 +30,10 @@ pub fn read(arguments: &[OsString]) -> Result<CommandLine, Usage> {
     });
     read.map_err(|error| {
         if error.use_stderr() {
-            Usage::Wrong(line(&error, &command, arguments))
+            UsageError::Wrong(line(&error, &command, arguments))
         } else {
             // Without what was left out: the help names each variable, also one that is unset.
-            Usage::Help(
+            UsageError::Help(
                 base()
                     .try_get_matches_from(arguments)
                     .err()
@@ -192,7 +192,7 @@ mod tests {
     fn wrong(arguments: &[&str]) -> String {
         let line = ["etherply"].iter().chain(arguments).map(OsString::from);
         match read(&line.collect::<Vec<_>>()) {
-            Err(Usage::Wrong(line)) => line,
+            Err(UsageError::Wrong(line)) => line,
             other => panic!("{arguments:?}: {other:?}"),
         }
     }

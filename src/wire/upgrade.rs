@@ -15,12 +15,12 @@ use self::target::Target;
 use crate::limits::{HEAD_BYTES_MAX, HEADERS_MAX, HEADERS_USUAL};
 
 pub use self::answer::Answer;
-pub use self::page::{Page, PageRequest, Provenance};
+pub use self::page::{PageRequest, Provenance, WebPage};
 pub use self::state_request::{ReadTarget, StateRequest};
 pub use self::tag::matches_tag;
 
 use self::head::Head;
-use self::host::Host;
+use self::host::UriHost;
 use self::page::PAGES;
 
 mod answer;
@@ -175,7 +175,7 @@ fn request(head: &Head<'_>) -> Result<Request, Answer> {
     if host.is_none() && head.is_http_1_1 {
         return Err(Answer::bad_request("Host is required"));
     }
-    if host.is_some_and(|host| Host::parse(host).is_none()) {
+    if host.is_some_and(|host| UriHost::parse(host).is_none()) {
         return Err(Answer::bad_request(
             "Host must be a name or an address, with or without a port",
         ));
@@ -212,11 +212,11 @@ fn request(head: &Head<'_>) -> Result<Request, Answer> {
 
 fn page_request(
     head: &Head<'_>,
-    page: Page,
-    target_host: Option<Host<'_>>,
+    page: WebPage,
+    target_host: Option<UriHost<'_>>,
 ) -> Result<Request, Answer> {
     match head.method {
-        "OPTIONS" if page == Page::ClientModule => Ok(Request::Preflight {
+        "OPTIONS" if page == WebPage::ClientModule => Ok(Request::Preflight {
             origin: head.origin(),
         }),
         "GET" | "HEAD" => Ok(Request::Page(PageRequest {

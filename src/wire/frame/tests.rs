@@ -34,10 +34,10 @@ impl From<FrameEvent<'_>> for Said {
 }
 
 /// What a whole stream said, the error that ended it, and how many bytes were taken before.
-type Outcome = (Vec<Said>, Option<FrameError>, usize);
+type StreamOutcome = (Vec<Said>, Option<FrameError>, usize);
 
 /// Feeds `stream` in pieces that end at `cuts` and at its end, as a connection does.
-fn run(stream: &[u8], cuts: &[usize], bytes_max: usize) -> Outcome {
+fn run(stream: &[u8], cuts: &[usize], bytes_max: usize) -> StreamOutcome {
     let mut decoder = Decoder::new();
     let mut held = Vec::new();
     let (mut said, mut taken, mut fed) = (Vec::new(), 0, 0);

@@ -5,7 +5,7 @@ use core::net::{Ipv4Addr, Ipv6Addr};
 
 /// A well-formed host, without its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Host<'a> {
+pub(super) enum UriHost<'a> {
     /// A name or an IPv4 address; may be empty.
     Name(&'a str),
     /// An IPv6 address.
@@ -14,7 +14,7 @@ pub(super) enum Host<'a> {
     Future,
 }
 
-impl<'a> Host<'a> {
+impl<'a> UriHost<'a> {
     /// Reads `uri-host [ ":" port ]`: the value of `Host`, or the authority of a target. `None`
     /// where it is not of that form. User information is not part of it.
     pub fn parse(value: &'a [u8]) -> Option<Self> {
@@ -150,9 +150,13 @@ mod tests {
             ("[v1]", false),
             ("[vg.a]", false),
         ] {
-            assert_eq!(Host::parse(value.as_bytes()).is_some(), is_good, "{value}");
+            assert_eq!(
+                UriHost::parse(value.as_bytes()).is_some(),
+                is_good,
+                "{value}"
+            );
         }
-        assert_eq!(Host::parse(b"\xe4"), None);
+        assert_eq!(UriHost::parse(b"\xe4"), None);
     }
 
     #[test]
@@ -181,7 +185,7 @@ mod tests {
             ("[v1.localhost]", false),
             ("%6cocalhost", false),
         ] {
-            let host = Host::parse(value.as_bytes()).expect("a host");
+            let host = UriHost::parse(value.as_bytes()).expect("a host");
             assert_eq!(host.is_loopback(), is_loopback, "{value}");
         }
     }

@@ -1,13 +1,13 @@
 //! Requests for pages, and what their heads say about where they come from.
 
 use super::head::Head;
-use super::host::Host;
+use super::host::UriHost;
 
 /// A request for a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageRequest {
     /// The page.
-    pub page: Page,
+    pub page: WebPage,
     /// Where it comes from, as far as its head says.
     pub provenance: Provenance,
     /// The entity tags of what the client has of it (RFC 9110 section 13.1.2).
@@ -18,7 +18,7 @@ pub struct PageRequest {
 
 /// What has an address of its own, beside the workspaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Page {
+pub enum WebPage {
     /// The console.
     Console,
     /// Its style sheet.
@@ -36,14 +36,14 @@ pub enum Page {
 }
 
 /// The paths of the pages.
-pub(super) const PAGES: [(&str, Page); 7] = [
-    ("/", Page::Console),
-    ("/console.css", Page::ConsoleStyle),
-    ("/console.mjs", Page::ConsoleScript),
-    ("/console/session.json", Page::ConsoleSession),
-    ("/console/stats.json", Page::ConsoleStats),
-    ("/metrics", Page::Metrics),
-    ("/client.mjs", Page::ClientModule),
+pub(super) const PAGES: [(&str, WebPage); 7] = [
+    ("/", WebPage::Console),
+    ("/console.css", WebPage::ConsoleStyle),
+    ("/console.mjs", WebPage::ConsoleScript),
+    ("/console/session.json", WebPage::ConsoleSession),
+    ("/console/stats.json", WebPage::ConsoleStats),
+    ("/metrics", WebPage::Metrics),
+    ("/client.mjs", WebPage::ClientModule),
 ];
 
 /// What a request head says about where the request comes from.
@@ -58,12 +58,12 @@ pub struct Provenance {
 impl Provenance {
     /// `target_host` is the host in the request target, if that has one: it must be a name of this
     /// machine, and so must the `Host` field.
-    pub(super) fn of(head: &Head<'_>, target_host: Option<Host<'_>>) -> Self {
-        let host_field = head.values("host").next().and_then(Host::parse);
+    pub(super) fn of(head: &Head<'_>, target_host: Option<UriHost<'_>>) -> Self {
+        let host_field = head.values("host").next().and_then(UriHost::parse);
         Self {
             is_forwarded: head.fields.iter().any(|field| is_of_proxy(field.name)),
-            is_host_loopback: host_field.is_some_and(Host::is_loopback)
-                && target_host.is_none_or(Host::is_loopback),
+            is_host_loopback: host_field.is_some_and(UriHost::is_loopback)
+                && target_host.is_none_or(UriHost::is_loopback),
         }
     }
 }
@@ -136,7 +136,7 @@ mod tests {
                 is_http_1_1: true,
                 fields: &fields,
             };
-            let target_host = target_host.and_then(|host: &str| Host::parse(host.as_bytes()));
+            let target_host = target_host.and_then(|host: &str| UriHost::parse(host.as_bytes()));
             let expected = Provenance {
                 is_forwarded,
                 is_host_loopback,

@@ -2,7 +2,7 @@
 
 use percent_encoding::percent_decode_str;
 
-use super::host::Host;
+use super::host::UriHost;
 use crate::limits::{USER_ID_BYTES_MAX, WORKSPACE_ID_BYTES_MAX};
 
 /// A request target, cut but not yet decoded: an encoded slash is no separator.
@@ -12,7 +12,7 @@ pub(super) struct Target<'a> {
     /// What is behind the first question mark; empty where there is none.
     pub query: &'a str,
     /// The host that the absolute form names.
-    pub host: Option<Host<'a>>,
+    pub host: Option<UriHost<'a>>,
 }
 
 impl<'a> Target<'a> {
@@ -42,7 +42,7 @@ impl<'a> Target<'a> {
             authority_and_path.split_at(at)
         });
         // RFC 9110 section 4.2.1: such a target must have a host.
-        let host = Host::parse(authority.as_bytes()).filter(|host| !host.is_empty())?;
+        let host = UriHost::parse(authority.as_bytes()).filter(|host| !host.is_empty())?;
         Some(Self {
             path,
             query,

@@ -65,7 +65,7 @@ fn read(target: ReadTarget, workspace: &str, token: Option<&str>, tags: Option<&
     })
 }
 
-fn page(page: Page) -> Request {
+fn page(page: WebPage) -> Request {
     Request::Page(PageRequest {
         page,
         provenance: Provenance {
@@ -146,12 +146,12 @@ fn targets() {
             "/v1/presence/a",
             Ok(read(ReadTarget::Presence, "a", None, None)),
         ),
-        ("/", Ok(page(Page::Console))),
-        ("/?x", Ok(page(Page::Console))),
-        ("/console/session.json", Ok(page(Page::ConsoleSession))),
-        ("/client.mjs", Ok(page(Page::ClientModule))),
-        ("/metrics", Ok(page(Page::Metrics))),
-        ("http://[::1]:80/metrics", Ok(page(Page::Metrics))),
+        ("/", Ok(page(WebPage::Console))),
+        ("/?x", Ok(page(WebPage::Console))),
+        ("/console/session.json", Ok(page(WebPage::ConsoleSession))),
+        ("/client.mjs", Ok(page(WebPage::ClientModule))),
+        ("/metrics", Ok(page(WebPage::Metrics))),
+        ("http://[::1]:80/metrics", Ok(page(WebPage::Metrics))),
         ("/v1/workspaces/", Err(400)),
         ("/v1/workspaces", Err(404)),
         ("/v1/presence/a/b", Err(404)),
@@ -299,7 +299,7 @@ fn request_lines() {
             Ok(Request::Preflight { origin: None }),
         ),
         ("HEAD /client.mjs HTTP/1.1", {
-            let Request::Page(request) = page(Page::ClientModule) else {
+            let Request::Page(request) = page(WebPage::ClientModule) else {
                 unreachable!("a page is one");
             };
             Ok(Request::Page(PageRequest {
