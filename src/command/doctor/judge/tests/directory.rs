@@ -102,17 +102,17 @@ fn room_on_the_disk() {
             (
                 |f| f.directory.free_bytes = Some(MIB - 1),
                 Severity::Fail,
-                &["1023.9 KiB"],
+                &["1024.00 KiB"],
             ),
             (
                 |f| f.directory.free_bytes = Some(MIB),
                 Severity::Warn,
-                &["1.0 MiB", "32.0 MiB a shard"],
+                &["1.00 MiB", "32.00 MiB a shard"],
             ),
             (
                 |f| f.directory.free_bytes = Some(1024 * MIB),
                 Severity::Ok,
-                &["1.0 GiB"],
+                &["1.00 GiB"],
             ),
         ],
     );

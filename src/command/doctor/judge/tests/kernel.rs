@@ -193,7 +193,7 @@ fn locked_memory_matters_where_rings_count_as_that() {
             (
                 |f| f.kernel.release = "5.10.0".into(),
                 Severity::Fail,
-                &["64.0 KiB", "4 shards", "1.2 MiB", "ulimit -l"],
+                &["64.00 KiB", "4 shards", "1.25 MiB", "ulimit -l"],
             ),
             (
                 |f| {
@@ -201,12 +201,12 @@ fn locked_memory_matters_where_rings_count_as_that() {
                     f.limits.locked_memory_bytes = locked_bytes((5, 11), 4);
                 },
                 Severity::Ok,
-                &["1.2 MiB"],
+                &["1.25 MiB"],
             ),
             (
                 |f| f.kernel.release = "6.14.0".into(),
                 Severity::Fail,
-                &["64.0 KiB", "4 shards", "800.0 KiB", "ulimit -l"],
+                &["64.00 KiB", "4 shards", "800.00 KiB", "ulimit -l"],
             ),
             (
                 |f| {
@@ -214,7 +214,7 @@ fn locked_memory_matters_where_rings_count_as_that() {
                     f.limits.locked_memory_bytes = locked_bytes((6, 18), 4);
                 },
                 Severity::Ok,
-                &["800.0 KiB"],
+                &["800.00 KiB"],
             ),
             (
                 |f| {

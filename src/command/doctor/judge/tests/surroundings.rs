@@ -97,11 +97,11 @@ fn the_queue_of_connections_and_the_ports_of_others() {
     check_rows(
         "send queue",
         &[
-            (|_| {}, Severity::Ok, &["4.0 MiB", "tuning/sysctl.conf"]),
+            (|_| {}, Severity::Ok, &["4.00 MiB", "tuning/sysctl.conf"]),
             (
                 |f| f.network.unsent_bytes_max = Some(128 * 1024),
                 Severity::Ok,
-                &["128.0 KiB unsent"],
+                &["128.00 KiB unsent"],
             ),
         ],
     );
@@ -172,7 +172,7 @@ fn cores_and_memory() {
     check_rows(
         "memory",
         &[
-            (|_| {}, Severity::Ok, &["15.6 GiB in this host"]),
+            (|_| {}, Severity::Ok, &["15.62 GiB in this host"]),
             (
                 |f| f.processor.memory_max_bytes = Some(512 * MIB),
                 Severity::Ok,
@@ -181,7 +181,7 @@ fn cores_and_memory() {
             (
                 |f| f.processor.memory_max_bytes = Some(32 * MIB),
                 Severity::Warn,
-                &["32.0 MiB", "72.0 MiB"],
+                &["32.00 MiB", "72.00 MiB"],
             ),
         ],
     );
