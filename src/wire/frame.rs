@@ -332,8 +332,8 @@ impl Header {
 struct Fragments {
     bytes: Vec<u8>,
     is_text: bool,
-    /// For a text, `bytes[..checked_bytes]` is UTF-8. At most three bytes after it are the beginning
-    /// of a character.
+    /// For a text, `bytes[..checked_bytes]` is UTF-8. At most three bytes after it are the
+    /// beginning of a character.
     checked_bytes: usize,
     is_whole: bool,
 }

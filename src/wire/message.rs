@@ -383,8 +383,7 @@ mod tests {
             &deep,
         ] {
             check(&op("\"k\"", value, "7"), Ok(("k", value, 7)));
-            let payload =
-                format!("{{ \"timestamp\":7 , \"value\" :\t{value}\n , \"key\":\"k\" }}");
+            let payload = format!("{{ \"timestamp\":7 , \"value\" :\t{value}\n , \"key\":\"k\" }}");
             let spaced =
                 format!(" {{\r\n\"payload\" : {payload} ,\"x\":[{value}],\"type\":\"op\"}} ");
             check(&spaced, Ok(("k", value, 7)));

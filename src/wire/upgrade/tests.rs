@@ -1,4 +1,4 @@
-//! The request head: a table for each row of protocol.md.
+//! The request head: a table for each kind of request (P1 to P11, P20, P21).
 
 use proptest::prelude::*;
 
@@ -77,7 +77,7 @@ fn page(page: WebPage) -> Request {
     })
 }
 
-/// Parses `bytes` whole, with frames behind them, and cut at every byte.
+/// Parses `bytes` whole, followed by frames, and cut at every byte.
 fn check(bytes: &[u8], expected: Result<&Request, u16>) {
     let shown = String::from_utf8_lossy(bytes);
     let outcome = parse_head(bytes);
@@ -90,7 +90,7 @@ fn check(bytes: &[u8], expected: Result<&Request, u16>) {
         (Err(answer), Err(status)) => assert_eq!(answer.status(), status, "{shown}: {answer:?}"),
         _ => panic!("{shown}: {outcome:?}"),
     }
-    // An error may show before the end, and is the same one then.
+    // An error may be found before the end.
     for cut in 0..bytes.len() {
         let early = parse_head(&bytes[..cut]);
         let is_legal = early == Ok(None) || early.is_err() && expected.is_err();
@@ -360,7 +360,7 @@ fn sizes() {
     }
 }
 
-/// The shortest fields there are, as many as fit.
+/// Checks that heads with as many of the shortest fields as possible hit the size limit (P9).
 #[test]
 fn a_head_is_too_long_before_it_has_too_many_fields() {
     let shortest = |count: usize| format!("G / HTTP/1.0\n{}\n", "a:\n".repeat(count));
@@ -381,7 +381,7 @@ fn a_head_is_too_long_before_it_has_too_many_fields() {
 }
 
 #[test]
-fn what_is_wrong_with_a_body_is_said_whatever_is_asked_for() {
+fn a_wrong_body_length_is_reported_for_every_request() {
     for line in [
         "GET /healthz",
         "POST /",
@@ -396,7 +396,7 @@ fn what_is_wrong_with_a_body_is_said_whatever_is_asked_for() {
 }
 
 #[test]
-fn answers_name_what_is_allowed() {
+fn answers_list_the_allowed_methods_and_versions() {
     for (line, fields, expected) in [
         (
             "POST /healthz HTTP/1.1",
@@ -486,7 +486,11 @@ proptest! {
     }
 
     #[test]
-    fn a_changed_head(at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>()) {
+    fn a_changed_head(
+        at in any::<prop::sample::Index>(),
+        byte in any::<u8>(),
+        cut in any::<prop::sample::Index>(),
+    ) {
         let mut bytes = upgrade_with("", &["Authorization: Bearer x"]);
         let at = at.index(bytes.len());
         bytes[at] = byte;
@@ -503,7 +507,9 @@ proptest! {
     fn any_target(target in "/v1/sync/[^ \r\n\t\0\x01-\x1f\x7f]{0,40}") {
         let bytes = head(&format!("GET {target} HTTP/1.1"), &FIELDS);
         match parse_head(&bytes) {
-            Ok(Some((_, Request::Sync(request)))) => prop_assert!(!request.workspace.contains(char::is_control)),
+            Ok(Some((_, Request::Sync(request)))) => {
+                prop_assert!(!request.workspace.contains(char::is_control));
+            }
             Ok(other) => prop_assert!(false, "{other:?}"),
             Err(answer) => prop_assert!([400, 404].contains(&answer.status())),
         }
