@@ -305,6 +305,7 @@ mod tests {
 
     const HS256: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
 
+    /// P22.
     #[test]
     fn headers() {
         let ok = FOREVER;
@@ -350,6 +351,7 @@ mod tests {
         }
     }
 
+    /// P20.
     #[test]
     fn shapes() {
         let good = sign("current", HS256, "{}");
@@ -383,6 +385,7 @@ mod tests {
         }
     }
 
+    /// P24.
     #[test]
     fn secrets() {
         for (signing, expected) in [
@@ -400,6 +403,7 @@ mod tests {
         );
     }
 
+    /// P23.
     #[test]
     fn expiry_and_leeway() {
         let until = |exp_s: u64| {
@@ -458,8 +462,9 @@ mod tests {
         }
     }
 
+    /// P23.
     #[test]
-    fn claims_that_begin_later_or_are_none() {
+    fn not_before_and_claims_that_are_not_an_object() {
         for (claims, now_us, expected) in [
             (r#"{"nbf":1700000000}"#, NOW_US, FOREVER),
             (r#"{"nbf":1700000030}"#, NOW_US, FOREVER),

@@ -363,6 +363,7 @@ mod tests {
         )
     }
 
+    /// P47.
     #[test]
     fn a_value_keeps_its_bytes() {
         let deep = "[".repeat(128) + &"]".repeat(128);
@@ -390,6 +391,7 @@ mod tests {
         }
     }
 
+    /// P33, P34.
     #[test]
     fn names_and_keys_are_compared_unescaped() {
         check(
@@ -402,8 +404,9 @@ mod tests {
         );
     }
 
+    /// P31, P35, P36.
     #[test]
-    fn a_bad_message_names_its_field() {
+    fn the_error_of_a_bad_message_names_the_field() {
         use MessageError as E;
         let long = format!("\"{}\"", "k".repeat(KEY_BYTES_MAX + 1));
         for (text, error) in [
@@ -467,8 +470,9 @@ mod tests {
         );
     }
 
+    /// P36.
     #[test]
-    fn a_field_that_is_nested_too_deep_is_named() {
+    fn the_error_names_a_field_that_is_nested_too_deep() {
         let deep = "[".repeat(129) + &"]".repeat(129);
         for (text, expected) in [
             (
@@ -486,8 +490,9 @@ mod tests {
         }
     }
 
+    /// P32.
     #[test]
-    fn a_ping_needs_nothing_else() {
+    fn a_ping_needs_no_other_field() {
         let mut parser = Parser::new();
         for text in [
             r#"{"type":"ping"}"#,
@@ -535,8 +540,9 @@ mod tests {
     }
 
     proptest! {
+        /// P31, P46, P47.
         #[test]
-        fn any_value_comes_through(
+        fn any_value_is_passed_on_unchanged(
             value in json_text(),
             key in ".{1,20}",
             timestamp in 0..=TIMESTAMP_MAX_US,
@@ -561,12 +567,12 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_answered(text in "\\PC{0,60}|[{}\\[\\]:,\"a-z0-9 \\\\]{0,60}") {
+        fn any_text_is_parsed_without_a_panic(text in "\\PC{0,60}|[{}\\[\\]:,\"a-z0-9 \\\\]{0,60}") {
             let _ = Parser::new().parse(&text);
         }
 
         #[test]
-        fn a_strings_bytes_are_counted_right(string in any::<String>()) {
+        fn the_length_of_a_json_string_is_right(string in any::<String>()) {
             let mut out = Vec::new();
             put_json_string(&mut out, &string);
             prop_assert_eq!(out.len(), json_string_bytes(&string));

@@ -232,8 +232,9 @@ mod tests {
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 
+    /// P47, P80.
     #[test]
-    fn a_state_is_the_values_as_they_were_written() {
+    fn a_state_has_the_values_as_they_were_written() {
         let empty = r#"{"data":{},"timestamps":{},"seq":7,"connections":2}"#;
         check(&[], empty);
         check(
@@ -245,6 +246,7 @@ mod tests {
         );
     }
 
+    /// P83.
     #[test]
     fn presence_is_a_list() {
         for (users, expected) in [

@@ -95,8 +95,9 @@ pub(super) fn deep_field(text: &str) -> Option<DeepField> {
 mod tests {
     use super::*;
 
+    /// P36.
     #[test]
-    fn the_field_is_named_wherever_it_is() {
+    fn the_field_is_found_wherever_it_is() {
         let arrays = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
         let objects = |depth: usize| "{\"a\":".repeat(depth) + "1" + &"}".repeat(depth);
         let long = "é".repeat(60);
@@ -138,9 +139,9 @@ mod tests {
             (String::new(), None),
         ] {
             let found = deep_field(&text);
-            let told = found.map(|field| (field.to_string(), field.levels_max()));
+            let found = found.map(|field| (field.to_string(), field.levels_max()));
             let expected = expected.map(|(name, levels)| (name.to_owned(), levels));
-            assert_eq!(told, expected, "{text}");
+            assert_eq!(found, expected, "{text}");
         }
     }
 }

@@ -300,6 +300,7 @@ mod tests {
         }
     }
 
+    /// P2, P3.
     #[test]
     fn answers() {
         let json = "Content-Type: application/json\r\nContent-Length:";

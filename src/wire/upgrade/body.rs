@@ -62,6 +62,7 @@ fn elements<'a>(head: &'a Head<'_>, name: &str) -> impl Iterator<Item = &'a [u8]
 mod tests {
     use super::*;
 
+    /// P6.
     #[test]
     fn bodies() {
         const LENGTH: &str = "Content-Length";

@@ -99,6 +99,7 @@ fn is_plain(byte: u8) -> bool {
 mod tests {
     use super::*;
 
+    /// P5.
     #[test]
     fn hosts() {
         for (value, is_good) in [
@@ -161,6 +162,7 @@ mod tests {
         assert_eq!(UriHost::parse(b"\xe4"), None);
     }
 
+    /// P94.
     #[test]
     fn names_of_this_machine() {
         for (value, is_loopback) in [

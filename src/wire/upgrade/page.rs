@@ -100,6 +100,7 @@ fn is_proxy_field(name: &str) -> bool {
 mod tests {
     use super::*;
 
+    /// P94.
     #[test]
     fn provenances() {
         for (fields, target_host, is_forwarded, is_host_loopback) in [

@@ -44,6 +44,7 @@ mod tests {
 
     use super::*;
 
+    /// P81.
     #[test]
     fn entity_tags() {
         for (list, is_match) in [

@@ -134,6 +134,7 @@ mod tests {
         }
     }
 
+    /// P8.
     #[test]
     fn workspace_ids() {
         let longest = "x".repeat(256);
@@ -171,6 +172,7 @@ mod tests {
         }
     }
 
+    /// P11, P83.
     #[test]
     fn query_users() {
         let longest = format!("userId={}", "x".repeat(256));
@@ -199,6 +201,7 @@ mod tests {
         }
     }
 
+    /// P11, P21.
     #[test]
     fn query_tokens() {
         for (query, expected) in [

@@ -98,6 +98,7 @@ fn check(bytes: &[u8], expected: Result<&Request, u16>) {
     }
 }
 
+/// P7.
 #[test]
 fn good_requests() {
     let room = sync("room", Some("a.b.c"));
@@ -185,6 +186,7 @@ fn targets() {
     }
 }
 
+/// P21.
 #[test]
 fn bearer_tokens() {
     for (fields, token) in [
@@ -210,6 +212,7 @@ fn bearer_tokens() {
     }
 }
 
+/// P4 to P7.
 #[test]
 fn refused_upgrades() {
     let key = |value: &str| format!("Sec-WebSocket-Key: {value}");
@@ -275,6 +278,7 @@ fn refused_upgrades() {
     }
 }
 
+/// P4, P90, P91.
 #[test]
 fn request_lines() {
     let alive = |head_only| Ok(Request::Healthz { head_only });
@@ -327,6 +331,7 @@ fn request_lines() {
     check(b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", Err(400));
 }
 
+/// P9.
 #[test]
 fn sizes() {
     let with_padding = |head_bytes: usize| {
@@ -445,6 +450,7 @@ fn an_error_for_head_has_no_body() {
     }
 }
 
+/// P2.
 #[test]
 fn no_token_is_shown() {
     let bytes = upgrade_with("", &["Authorization: Bearer hidden"]);
