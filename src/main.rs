@@ -1,4 +1,4 @@
-//! The `etherply` binary: the command line, and nothing else. See the library for the server.
+//! The `etherply` binary: it parses the command line and calls the library, which is the server.
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
@@ -18,14 +18,14 @@ fn main() -> ExitCode {
     let command = match usage::read(&arguments) {
         Ok(line) => line.command,
         Err(UsageError::Wrong(line)) => {
-            complain(&line);
+            print_error(&line);
             return ExitCode::from(2);
         }
         Err(UsageError::Help(help)) => return end(command::print_help(&help)),
     };
-    // A write over the limit of file sizes (ulimit -f) fails then, as on a full disk, instead of ending
-    // the process.
-    flag::register(SIGXFSZ, Arc::default()).expect("a signal that may be handled");
+    // With a handler for this signal, a write beyond the limit of file sizes (ulimit -f) fails like
+    // one on a full disk. Without one, it would end the process.
+    flag::register(SIGXFSZ, Arc::default()).expect("the signal can be handled");
     let outcome = match command {
         Command::Serve(settings) => {
             start_logging(&settings);
@@ -48,14 +48,14 @@ fn end(outcome: Result<(), String>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
-            complain(&format!("error: {line}"));
+            print_error(&format!("error: {line}"));
             ExitCode::FAILURE
         }
     }
 }
 
-/// Prints a line on stderr. Where nothing can be written there, the exit code has to say it.
-fn complain(line: &str) {
+/// Prints a line on stderr. If that fails, the exit code still reports the error.
+fn print_error(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
@@ -70,7 +70,7 @@ fn start_logging(settings: &ServeArgs) {
     let builder = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
-        // Where stderr leads nowhere any more, telling that on stderr would be a panic.
+        // Reporting a closed stderr on stderr would panic.
         .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     match settings.log_format {

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-/// The settings of a look at the log, or of work on it.
+/// The settings of `etherply log`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "stat, verify and dump also read the log of a running server, without disturbing it. repair and compact need a stopped server."
-)]
+#[command(after_help = "\
+stat, verify and dump can read the log of a running server, without disturbing it. repair and \
+compact need the server to be stopped.")]
 pub struct LogArgs {
     /// The folder that holds the log
     #[arg(
@@ -21,17 +21,17 @@ pub struct LogArgs {
     )]
     pub data_dir: PathBuf,
 
-    /// What to do.
+    #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
     #[command(subcommand)]
     pub command: LogCommand,
 }
 
-/// What to do with the log.
+/// The commands on the log, with their settings.
 #[derive(Debug, Subcommand)]
 pub enum LogCommand {
-    /// Show how long the log is, how much of it is live, and which workspaces it has
+    /// Show the size of the log, how much of it is live, and its largest workspaces
     Stat(StatArgs),
-    /// Check every record; exit 1 with the file and the offset of the first fault
+    /// Check every record; exit 1 with the file and the offset of the first error
     Verify,
     /// Print the ops of a workspace as JSON lines, in the order of their seq
     Dump(DumpArgs),
@@ -41,34 +41,34 @@ pub enum LogCommand {
     Compact,
 }
 
-/// What `stat` tells.
+/// The settings of `etherply log stat`.
 #[derive(Debug, Args)]
 pub struct StatArgs {
-    /// All workspaces, not only the 20 largest
+    /// List all workspaces, not only the 20 largest
     #[arg(long)]
     pub all: bool,
 
-    /// One JSON object instead of tables
+    /// Print one JSON object instead of tables
     #[arg(long)]
     pub json: bool,
 }
 
-/// What `dump` prints.
+/// The settings of `etherply log dump`.
 #[derive(Debug, Args)]
 pub struct DumpArgs {
-    /// The workspace's id
+    /// The id of the workspace
     #[arg(long, value_name = "ID")]
     pub workspace: String,
 
-    /// Only the last change of each key, which is the state
+    /// Print only the winning op of each key, which is the state
     #[arg(long)]
     pub state: bool,
 }
 
-/// How `repair` goes on.
+/// The settings of `etherply log repair`.
 #[derive(Debug, Args)]
 pub struct RepairArgs {
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     pub yes: bool,
 }
