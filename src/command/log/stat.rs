@@ -126,7 +126,7 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
     // Only now: an op of a later folder may supersede one of an earlier folder.
     for (number, folder_figures) in folders.iter_mut().enumerate() {
         folder_figures.figures.take(census.folder(number));
-        total.add(found.figures);
+        total.add(folder_figures.figures);
     }
     let workspaces = census.workspaces();
     let workspaces_listed = if all {
@@ -194,19 +194,19 @@ fn tables(statistics: &Statistics) -> String {
         "folder", "segments", "records", "bytes", "live", "dead",
     ])];
     let folders = statistics.folders.iter();
-    rows.extend(folders.map(|folder_figures| folder_figures.figures.cells(&folder_figures.folder)));
+    rows.extend(folders.map(|folder| folder.figures.cells(&folder.folder)));
     rows.push(statistics.total.cells("total"));
     let mut parts = vec![text::table(&rows)];
     let torn = statistics.folders.iter();
     parts.extend(
-        torn.filter_map(|folder_figures| folder_figures.torn_tail.as_ref())
+        torn.filter_map(|folder| folder.torn_tail.as_ref())
             .map(|torn| {
                 let (torn_bytes, offset) = (text::count(torn.bytes, "byte"), torn.offset);
                 let file = &torn.file;
                 format!("\n{file} ends with {torn_bytes} of an unfinished batch at byte {offset}\n")
             }),
     );
-    let beyond = statistics.folders.iter().flat_map(|found| &found.beyond);
+    let beyond = statistics.folders.iter().flat_map(|folder| &folder.beyond);
     parts.extend(beyond.map(|beyond| format!("\n{}\n", beyond.line)));
     if statistics.workspaces.is_empty() {
         return parts.concat();
