@@ -68,7 +68,7 @@ use crate::core::shard::session::{Session, SessionId, State};
 use crate::core::shard::session_budget::SessionBudget;
 use crate::core::shard::shedding_queue::SheddingQueue;
 use crate::core::shard::timers::Wheel;
-use crate::core::snapshot::snapshot_budget::SnapshotBudget;
+use crate::core::snapshot::snapshots::Snapshots;
 use crate::core::state::segment_usage::{Dead, SegmentUsage};
 use crate::core::state::workspace::Workspace;
 use crate::limits::{REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN};
@@ -93,8 +93,6 @@ pub struct Shard {
     kept_presence: Option<Chunk>,
     /// What is held for single sessions.
     budget: SessionBudget,
-    /// When states to be given up are looked for again.
-    next_search_us: u64,
     /// Where bytes are joined with those that were left of a frame.
     joined_bytes: Vec<u8>,
     counters: Counters,
@@ -110,14 +108,9 @@ pub struct Shard {
     meters: Vec<Meter>,
     /// The requests with a token.
     handshakes: Bucket,
-    /// The init that somebody was sent last.
-    kept_init: Option<Chunk>,
-    /// The texts of states that are on their way.
-    snapshot_budget: SnapshotBudget,
+    snapshots: Snapshots,
     pacer: Pacer,
     usage: SegmentUsage,
-    /// The rooms whose states are being encoded; one that has several stands there as often.
-    encoding_queue: VecDeque<u32>,
     /// Sessions in a room.
     members_count: u64,
     room_index: HashMap<Box<str>, u32, FixedState>,
@@ -239,7 +232,6 @@ impl Shard {
             users: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             kept_presence: None,
             budget: SessionBudget::new(config.session_bytes_max),
-            next_search_us: 0,
             joined_bytes: Vec::new(),
             counters: Counters::default(),
             connection_log: config.has_journal.then(Box::default),
@@ -248,11 +240,9 @@ impl Shard {
             yielding: Default::default(),
             meters: Vec::new(),
             handshakes: Bucket::default(),
-            kept_init: None,
-            snapshot_budget: SnapshotBudget::default(),
+            snapshots: Snapshots::new(config.snapshot_bytes_max, config.snapshot_part_bytes),
             pacer: Pacer::default(),
             usage: SegmentUsage::new(0),
-            encoding_queue: VecDeque::new(),
             members_count: 0,
             room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             visible_position: commit.visible_position(),
@@ -341,7 +331,7 @@ impl Shard {
             shard.announce();
             shard.watch_sends(clock);
             shard.start_commit(clock);
-            shard.encode_parts();
+            shard.encode_states();
             shard.send_slice(clock);
             shard.trim_windows();
             shard.arm_receives();
@@ -374,7 +364,7 @@ impl Shard {
             self.is_round() && !self.commit.holds_sends() && self.pacer.until_us().is_none();
         // A round may have ended in this turn, behind the step in which a commit starts.
         let may_commit = !self.is_round() && self.commit.is_ready();
-        let may_encode = !self.encoding_queue.is_empty();
+        let may_encode = self.snapshots.is_encoding();
         let may_read = self.may_read_on() && !self.unread_queue.is_empty();
         may_send || may_commit || may_encode || may_read || self.may_answer_waiting()
     }
@@ -444,12 +434,7 @@ impl Shard {
         counters.unfinished_bytes = self.pool.held.unfinished_bytes as u64;
         self.budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
         counters.shared_answer_bytes = self.budget.text_bytes() as u64;
-        self.snapshot_budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
-        // What is only kept for the next one is on its way to nobody.
-        let kept = self.kept_init.as_ref();
-        let idle = kept.filter(|init| Rc::strong_count(init) == 1);
-        let idle_bytes = idle.map_or(0, |init| init.len());
-        counters.snapshot_bytes = (self.snapshot_budget.bytes() - idle_bytes) as u64;
+        counters.snapshot_bytes = self.snapshots.sweep() as u64;
         counters.frames_sent = self.pool.held.frames_taken + counters.conflated_keys;
         counters.log_live_bytes = self.live_bytes;
         counters.log_open_bytes = self.commit.segment_bytes_written();

@@ -33,8 +33,7 @@ impl Shard {
         self.users.clear();
         self.members_count = 0;
         self.touched.clear();
-        self.encoding_queue.clear();
-        self.snapshot_budget.release_all();
+        self.snapshots.reset();
         self.budget.forget_frames();
         (self.watch, self.shown_since_us) = (None, None);
         self.counters.refused_log_failed += told.len() as u64;

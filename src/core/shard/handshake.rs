@@ -13,7 +13,7 @@ use crate::core::shard::http_read::{Shown, for_allowed};
 use crate::core::shard::rate::{Meter, Rate};
 use crate::core::shard::session::{Intake, Passage, Session, SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
-use crate::core::snapshot::encoded::{Point, Texts, Wanted};
+use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind, SnapshotPoint};
 use crate::core::state::workspace::Workspace;
 use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
 use crate::wire::auth::{self, Grant, Verifier};
@@ -23,7 +23,7 @@ use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
 /// Where a client is to be a member, and the state that it is sent.
 struct Place {
     room_slot: u32,
-    texts: Texts,
+    snapshot: Snapshot,
 }
 
 impl Shard {
@@ -322,8 +322,11 @@ impl Shard {
             return Err(refusal);
         }
         let room_slot = self.enter_room(workspace);
-        let texts = self.texts(room_slot, Wanted::Init, clock)?;
-        Ok(Place { room_slot, texts })
+        let snapshot = self.snapshot(room_slot, SnapshotKind::Init, clock)?;
+        Ok(Place {
+            room_slot,
+            snapshot,
+        })
     }
 
     /// Makes a client a member of its workspace: 101, then init.
@@ -336,7 +339,10 @@ impl Shard {
         unparsed: Vec<u8>,
         clock: Clock,
     ) {
-        let Place { room_slot, texts } = place;
+        let Place {
+            room_slot,
+            snapshot,
+        } = place;
         let room = &mut self.rooms[room_slot as usize];
         let member = u32::try_from(room.members.len()).expect("fewer members than descriptors");
         room.members.push(id.slot);
@@ -359,8 +365,8 @@ impl Shard {
         let answer = self.pool.fill(256, |out| {
             upgrade::switching_protocols(accept_key, out);
         });
-        let Texts { init, point, .. } = texts;
-        let Point { at, gate, .. } = point;
+        let Snapshot { init, point, .. } = snapshot;
+        let SnapshotPoint { at, gate, .. } = point;
         session.outbox.follow(at);
         session.outbox.push(answer, at, 0, &mut self.pool);
         let all = 0..init.bytes();

@@ -11,7 +11,7 @@ use crate::core::fanout::room::Room;
 use crate::core::fanout::window::Chunk;
 use crate::core::shard::Shard;
 use crate::core::shard::session::{Passage, Session, SessionId};
-use crate::core::snapshot::encoded::{Texts, Wanted};
+use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind};
 use crate::limits::STALL_TIMEOUT_US;
 use crate::wire::state;
 use crate::wire::upgrade::{Answer, ReadTarget, StateRequest, matches_tag};
@@ -32,7 +32,7 @@ pub(super) struct Shown {
 /// A state that is sent behind an answer.
 struct ShownState {
     room_slot: u32,
-    texts: Texts,
+    snapshot: Snapshot,
     /// Where it stands in the init message.
     fields: Range<usize>,
     connections: usize,
@@ -169,7 +169,7 @@ impl Shard {
         } else {
             Some(ShownState {
                 room_slot,
-                texts: self.texts(room_slot, Wanted::ReadTarget, clock)?,
+                snapshot: self.snapshot(room_slot, SnapshotKind::HttpRead, clock)?,
                 fields,
                 connections,
             })
@@ -188,11 +188,13 @@ impl Shard {
             state,
             shared,
         } = shown;
-        let stamps = state.as_ref().map(|state| state.texts.stamps.clone());
+        let timestamps = state
+            .as_ref()
+            .map(|state| state.snapshot.timestamps.clone());
         let due = Due {
             at: 0,
             gate,
-            awaits: stamps.flatten(),
+            awaits: timestamps.flatten(),
         };
         self.answer_due(id, &answer, due.clone(), clock);
         if let Some(shared) = shared.filter(|_| answer.has_body()) {
@@ -202,7 +204,7 @@ impl Shard {
         }
         let Some(ShownState {
             room_slot,
-            texts,
+            snapshot,
             fields,
             connections,
         }) = state
@@ -214,12 +216,15 @@ impl Shard {
         let Session {
             outbox, passage, ..
         } = &mut self.sessions[id.slot as usize];
-        let stamps = texts.stamps.expect("a look wants stamps");
-        let both = smallvec![texts.init.clone(), stamps.clone()];
+        let Snapshot {
+            init, timestamps, ..
+        } = snapshot;
+        let timestamps = timestamps.expect("a snapshot for a read over HTTP has timestamps");
+        let both = smallvec![init.clone(), timestamps.clone()];
         *passage = Some(Box::new(Passage::new(room_slot, both)));
-        outbox.push_state(texts.init, fields, due.clone(), pool);
-        let all = 0..stamps.bytes();
-        outbox.push_state(stamps, all, due.clone(), pool);
+        outbox.push_state(init, fields, due.clone(), pool);
+        let all = 0..timestamps.bytes();
+        outbox.push_state(timestamps, all, due.clone(), pool);
         outbox.push_due(end, due, pool);
         self.weigh(id);
     }

@@ -159,7 +159,7 @@ fn members_that_leave_in_any_order_leave_the_others_in() {
 #[test]
 fn an_init_is_encoded_once_for_those_who_join_one_after_the_other() {
     let mut rig = Rig::new(|_| ());
-    let kept = |rig: &Rig| rig.shard.kept_init.as_ref().map(Rc::as_ptr);
+    let kept = |rig: &Rig| rig.shard.snapshots.kept_init().map(Rc::as_ptr);
     let writer = rig.join("w", None);
     rig.op(writer, "k", "1", 1);
     let (first, second) = (rig.join("w", None), rig.join("w", None));
