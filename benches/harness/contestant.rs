@@ -10,9 +10,10 @@ use etherply::wire::auth::{Secret, mint};
 use tempfile::TempDir;
 
 use crate::house::House;
-use crate::load::join::Door;
-use crate::load::op::Order;
 use crate::process::Process;
+use etherply_bench::load::join::Door;
+use etherply_bench::load::op::Order;
+use etherply_bench::process::server_program;
 
 /// Signs the tokens of every server that the harness starts.
 const SECRET: &str = "a secret of the harness, long enough to be one";
@@ -194,8 +195,10 @@ impl Contestant {
                 shards,
                 program,
             } => {
-                let own = Path::new(env!("CARGO_BIN_EXE_etherply"));
-                let mut command = Command::new(program.as_deref().unwrap_or(own));
+                let mut command = match program {
+                    Some(program) => Command::new(program),
+                    None => Command::new(server_program()?),
+                };
                 command
                     .args(["serve", "--host", "127.0.0.1", "--port", "0"])
                     .args(["--log-level", "warn", "--durability", durability])

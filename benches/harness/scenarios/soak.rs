@@ -10,12 +10,12 @@ use serde_json::Value;
 use super::loads::{self, CPU_PER_DELIVERY, DELIVERIES, MAX, OWN_SHARE, P50, P99, Shape};
 use super::{Case, Scenario, Target};
 use crate::contestant::{Contestant, Server};
-use crate::figures::Bound::AtMost;
-use crate::figures::{Figure, Numbers};
 use crate::house::House;
-use crate::load::join::Door;
-use crate::load::pace::Pace;
-use crate::load::{self, Outcome};
+use etherply_bench::figures::Bound::AtMost;
+use etherply_bench::figures::{Figure, Numbers};
+use etherply_bench::load::join::Door;
+use etherply_bench::load::pace::Pace;
+use etherply_bench::load::{self, Outcome};
 
 pub struct Soak;
 

@@ -204,7 +204,7 @@ impl Load {
                 ring.add(stream)?;
             }
         }
-        let clock = Clock::new();
+        let clock = Clock::start();
         let book = Book::new(plan, clock);
         Ok(Self {
             plan: plan.clone(),

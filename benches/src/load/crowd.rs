@@ -49,7 +49,7 @@ impl Crowd {
         })
     }
 
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.clients.len()
     }
 
@@ -74,7 +74,7 @@ impl Crowd {
             stream.set_nodelay(true)?;
             self.ring.add(stream)
         });
-        let number = joined.map_err(|error| format!("client {}: {error}", self.len()))?;
+        let number = joined.map_err(|error| format!("client {}: {error}", self.count()))?;
         let request = self.door.request(workspace);
         self.ring
             .send(number, |out| out.extend_from_slice(request.as_bytes()));
@@ -138,15 +138,15 @@ impl Crowd {
     /// Waits until all have got what they wait for; who is not served in this time is a failure.
     pub fn finish(&mut self, patience: Duration) -> Result<(), String> {
         let limit_ns = self.clock.now_ns() + u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
-        while self.served < self.len() {
+        while self.served < self.count() {
             self.turn(Duration::from_millis(50))?;
             if self.clock.now_ns() > limit_ns {
                 let mut clients = self.clients.iter();
                 let first = clients.position(|client| !client.guest.is_served());
                 return Err(format!(
                     "{} of {} clients have not got what they wait for after {patience:?}, client {} among them",
-                    self.len() - self.served,
-                    self.len(),
+                    self.count() - self.served,
+                    self.count(),
                     first.unwrap_or_default(),
                 ));
             }
