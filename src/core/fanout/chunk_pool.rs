@@ -11,6 +11,7 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
+use crate::core::fanout::window_offset::WindowOffset;
 pub use crate::core::snapshot::encoded_state::Chunk;
 use crate::core::snapshot::encoded_state::Text;
 use crate::limits::{
@@ -77,7 +78,7 @@ pub fn skip_sent(spans: &mut Spans, mut bytes: usize) {
 #[derive(Debug, Clone, Copy)]
 pub(in crate::core) struct Frame {
     /// The offset behind the frame's last byte.
-    pub end: u64,
+    pub end: WindowOffset,
     pub seq: u64,
     /// The log position that must be durable before the frame may leave.
     pub position: u64,
@@ -87,7 +88,7 @@ pub(in crate::core) struct Frame {
 #[derive(Debug, Clone)]
 pub struct Due {
     /// Behind this window offset,
-    pub at: u64,
+    pub at: WindowOffset,
     /// when this log position is visible,
     pub gate: u64,
     /// and when this text is whole, which others stand around: all of them, or none, are sent.
@@ -156,7 +157,7 @@ pub(in crate::core) struct Extras {
     /// Of all answers.
     pub cost: Cost,
     /// Stretches behind the cursor that are the client's own ops, which it is not sent.
-    pub own: Vec<(u64, u64)>,
+    pub own: Vec<(WindowOffset, WindowOffset)>,
     pub behind: Option<Behind>,
 }
 

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use crate::core::fanout::outbox::View;
 use crate::core::fanout::presence::Presence;
 use crate::core::fanout::window::{Chunk, ChunkPool, Window};
+use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::log_space::Allowance;
 use crate::core::snapshot::encoded::{
     Encoding, Part, Point, Snapshot, Step, Texts, Wanted, encode,
@@ -43,7 +44,7 @@ pub(crate) struct Room {
     /// It stands in the list of rooms that have news or frames to let go.
     pub touched: bool,
     /// The window offset up to which its members were queued to be sent.
-    pub announced_end: u64,
+    pub announced_end: WindowOffset,
     /// What it has written lately, while the log is long.
     pub allowance: Allowance,
     /// The log position of its last op; 0 where that came from the disk.
@@ -62,7 +63,7 @@ impl Room {
             members: Vec::new(),
             presence: None,
             touched: false,
-            announced_end: 0,
+            announced_end: WindowOffset::START,
             allowance: Allowance::default(),
             position: 0,
             snapshot: Snapshot::default(),
@@ -109,7 +110,7 @@ impl Room {
         timestamp: u64,
         position: u64,
         pool: &mut ChunkPool,
-    ) -> (u64, u64) {
+    ) -> (WindowOffset, WindowOffset) {
         self.position = position;
         let start = self.window.end();
         let bytes = message::op_frame_bytes(key, value, timestamp);
@@ -136,8 +137,8 @@ impl Room {
     /// Whether a text of that length, of the state at that point, will do for one who joins: the newest will, and an older one as long
     /// as the frames since are at hand and few.
     fn is_init(&self, point: Point, bytes: usize) -> bool {
-        let behind = self.window.end() - point.at;
-        let is_cheap = point.at >= self.window.start() && behind <= bytes as u64 / 2;
+        let behind = self.window.end().bytes_since(point.at);
+        let is_cheap = point.at >= self.window.start() && behind <= bytes / 2;
         self.is_newest(point) || is_cheap
     }
 

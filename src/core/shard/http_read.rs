@@ -9,6 +9,7 @@ use crate::core::contract::{Clock, Intent};
 use crate::core::fanout::outbox::Due;
 use crate::core::fanout::room::Room;
 use crate::core::fanout::window::Chunk;
+use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
 use crate::core::shard::session::{Passage, Session, SessionId};
 use crate::core::snapshot::encoded::{Texts, Wanted};
@@ -190,7 +191,7 @@ impl Shard {
         } = shown;
         let stamps = state.as_ref().map(|state| state.texts.stamps.clone());
         let due = Due {
-            at: 0,
+            at: WindowOffset::START,
             gate,
             awaits: stamps.flatten(),
         };
@@ -236,7 +237,7 @@ impl Shard {
     /// Answers a request, once `gate` is visible, with what may be long.
     pub(super) fn answer_gated(&mut self, id: SessionId, answer: &Answer, gate: u64, clock: Clock) {
         let due = Due {
-            at: 0,
+            at: WindowOffset::START,
             gate,
             awaits: None,
         };

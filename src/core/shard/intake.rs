@@ -5,6 +5,7 @@ use std::rc::Rc;
 use crate::core::contract::Clock;
 use crate::core::fanout::outbox::Due;
 use crate::core::fanout::window::{Chunk, ChunkPool};
+use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
 use crate::core::shard::rate::Pace;
 use crate::core::shard::session::{Intake, SessionId, State};
@@ -469,9 +470,9 @@ impl Shard {
     pub(super) fn reply(&mut self, id: SessionId, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let chunk = self.pool.fill(bytes, write);
         let session = &mut self.sessions[id.slot as usize];
-        let at = session
-            .room()
-            .map_or(0, |room| self.rooms[room as usize].window.end());
+        let at = session.room().map_or(WindowOffset::START, |room| {
+            self.rooms[room as usize].window.end()
+        });
         session.outbox.push(chunk, at, 0, &mut self.pool);
         self.weigh(id);
         self.enqueue(id);

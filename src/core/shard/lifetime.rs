@@ -2,6 +2,7 @@
 
 use crate::core::contract::{Clock, Output};
 use crate::core::fanout::window::Chunk;
+use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::session::{Session, SessionId, State};
 use crate::core::shard::{Drain, Shard};
 use crate::limits::{LINGER_US, STALL_LINGER_US, STALL_TIMEOUT_US};
@@ -113,7 +114,7 @@ impl Shard {
     pub(super) fn queue_last(&mut self, id: SessionId, chunk: Chunk, gate: u64, clock: Clock) {
         self.begin_closing(id, clock);
         let outbox = &mut self.sessions[id.slot as usize].outbox;
-        outbox.push(chunk, 0, gate, &mut self.pool);
+        outbox.push(chunk, WindowOffset::START, gate, &mut self.pool);
         self.weigh(id);
     }
 

@@ -198,7 +198,12 @@ fn many_pieces_become_one() {
         for piece in 0..pieces {
             let text = format!("answer {piece};");
             expected.extend_from_slice(text.as_bytes());
-            outbox.push(Chunk::new(text.into_bytes()), 0, 0, &mut pool);
+            outbox.push(
+                Chunk::new(text.into_bytes()),
+                WindowOffset::START,
+                0,
+                &mut pool,
+            );
         }
         let spans = outbox.take(None, 0, &mut pool);
         assert_eq!(spans.len(), spans_expected);
@@ -248,10 +253,10 @@ fn an_answer_that_is_long_is_not_copied() {
     ] {
         let (mut outbox, mut pool) = (Outbox::default(), ChunkPool::default());
         for _ in 0..short_count {
-            outbox.push(Chunk::new(vec![1]), 0, 0, &mut pool);
+            outbox.push(Chunk::new(vec![1]), WindowOffset::START, 0, &mut pool);
         }
         let long = Chunk::new(vec![2; 2 * ANSWER_SEND_BYTES_MAX]);
-        outbox.push(Chunk::clone(&long), 0, 0, &mut pool);
+        outbox.push(Chunk::clone(&long), WindowOffset::START, 0, &mut pool);
         let spans = outbox.take(None, 0, &mut pool);
         assert_eq!(spans_bytes(&spans), sent_bytes, "{short_count}");
         let last = spans.into_iter().next_back().unwrap().into_chunk();
