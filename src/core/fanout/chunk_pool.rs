@@ -18,6 +18,7 @@ use crate::limits::{
     CHUNK_BYTES_KEPT_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CHUNKS_KEPT_MAX, LIST_BYTES_KEPT_MAX,
     LISTS_KEPT_MAX, SEND_BYTES_MAX, SESSION_BYTES_SPARED,
 };
+use crate::log::position::LogPosition;
 
 /// A stretch of a chunk.
 #[derive(Debug, Clone)]
@@ -81,7 +82,7 @@ pub(in crate::core) struct Frame {
     pub end: WindowOffset,
     pub seq: u64,
     /// The log position that must be durable before the frame may leave.
-    pub position: u64,
+    pub position: LogPosition,
 }
 
 /// When an answer may be sent.
@@ -90,7 +91,7 @@ pub struct Due {
     /// Behind this window offset,
     pub at: WindowOffset,
     /// when this log position is visible,
-    pub gate: u64,
+    pub gate: LogPosition,
     /// and when this text is whole, which others stand around: all of them, or none, are sent.
     pub awaits: Option<Text>,
 }

@@ -24,6 +24,7 @@ use crate::core::snapshot::encoded_state::Text;
 use crate::limits::{
     ANSWER_SEND_BYTES_MAX, CHUNK_BYTES_MIN, OWN_STRETCHES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX,
 };
+use crate::log::position::LogPosition;
 
 /// The memory of so many stretches stays with a client that falls behind: it is soon needed again.
 const OWN_STRETCHES_KEPT: usize = 32;
@@ -146,13 +147,19 @@ impl Outbox {
 
     /// Whether an answer waits for what lies behind the visible position, or is not written yet.
     #[must_use]
-    pub fn is_gated(&self, visible_position: u64) -> bool {
+    pub fn is_gated(&self, visible_position: LogPosition) -> bool {
         let mut answers = self.apart.iter().flat_map(|apart| &apart.answers);
         answers.any(|answer| answer.chunk(visible_position).is_none())
     }
 
     /// Queues bytes for this client alone: behind the window offset `at`, once `gate` is visible.
-    pub fn push(&mut self, chunk: Chunk, at: WindowOffset, gate: u64, pool: &mut ChunkPool) {
+    pub fn push(
+        &mut self,
+        chunk: Chunk,
+        at: WindowOffset,
+        gate: LogPosition,
+        pool: &mut ChunkPool,
+    ) {
         let due = Due {
             at,
             gate,
@@ -228,7 +235,7 @@ impl Outbox {
 
     /// Drops all that is not visible yet, and what is not written with all behind it, and forgets the
     /// window: the connection is closing.
-    pub fn leave(&mut self, visible_position: u64, pool: &mut ChunkPool) {
+    pub fn leave(&mut self, visible_position: LogPosition, pool: &mut ChunkPool) {
         self.follow(WindowOffset::START);
         let Some(apart) = &mut self.apart else {
             return;
@@ -264,7 +271,7 @@ impl Outbox {
     pub fn take(
         &mut self,
         view: Option<View<'_>>,
-        visible_position: u64,
+        visible_position: LogPosition,
         pool: &mut ChunkPool,
     ) -> Spans {
         let mut spans = Spans::new();
@@ -339,7 +346,7 @@ impl Outbox {
         &mut self,
         apart: &mut Extras,
         view: Option<&View<'_>>,
-        visible_position: u64,
+        visible_position: LogPosition,
         pool: &mut ChunkPool,
         spans: &mut Spans,
     ) {
@@ -416,7 +423,7 @@ impl Outbox {
 
 impl Answer {
     /// What it is a stretch of, if it may be sent.
-    fn chunk(&self, visible_position: u64) -> Option<&Chunk> {
+    fn chunk(&self, visible_position: LogPosition) -> Option<&Chunk> {
         let is_due = self.due.gate <= visible_position && self.is_written();
         self.text.chunk().filter(|_| is_due)
     }
@@ -432,7 +439,7 @@ impl Extras {
     /// the rest of it.
     fn take_answer(
         &mut self,
-        visible_position: u64,
+        visible_position: LogPosition,
         bytes_max: usize,
         pool: &mut ChunkPool,
         spans: &mut Spans,

@@ -13,6 +13,7 @@ use crate::core::snapshot::encoded::{
 };
 use crate::core::snapshot::encoded_state::Text;
 use crate::core::state::workspace::{Source, Verdict, Workspace};
+use crate::log::position::LogPosition;
 use crate::wire::message;
 
 /// What of a state must be encoded.
@@ -47,8 +48,8 @@ pub(crate) struct Room {
     pub announced_end: WindowOffset,
     /// What it has written lately, while the log is long.
     pub allowance: Allowance,
-    /// The log position of its last op; 0 where that came from the disk.
-    position: u64,
+    /// The log position of its last op; `NONE` where that came from the disk.
+    position: LogPosition,
     snapshot: Snapshot,
     /// The states that are being encoded, the oldest first.
     encodings: VecDeque<Encoding>,
@@ -65,7 +66,7 @@ impl Room {
             touched: false,
             announced_end: WindowOffset::START,
             allowance: Allowance::default(),
-            position: 0,
+            position: LogPosition::NONE,
             snapshot: Snapshot::default(),
             encodings: VecDeque::new(),
         }
@@ -89,12 +90,12 @@ impl Room {
     }
 
     /// The position that must be visible before the newest op may be shown.
-    pub fn gate(&self) -> u64 {
+    pub fn gate(&self) -> LogPosition {
         self.position
     }
 
     /// What may be shown now.
-    pub fn view(&mut self, visible_position: u64) -> View<'_> {
+    pub fn view(&mut self, visible_position: LogPosition) -> View<'_> {
         View {
             visible_end: self.window.visible_end(visible_position),
             window: &mut self.window,
@@ -108,7 +109,7 @@ impl Room {
         key: &str,
         value: &str,
         timestamp: u64,
-        position: u64,
+        position: LogPosition,
         pool: &mut ChunkPool,
     ) -> (WindowOffset, WindowOffset) {
         self.position = position;

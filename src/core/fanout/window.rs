@@ -11,6 +11,7 @@ use std::rc::Rc;
 use crate::core::fanout::chunk_pool::Frame;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::limits::{CHUNK_BYTES_MAX, JOINED_BYTES_MAX};
+use crate::log::position::LogPosition;
 
 pub use crate::core::fanout::chunk_pool::{Chunk, ChunkPool, Span, Spans, skip_sent, spans_bytes};
 
@@ -84,7 +85,7 @@ impl Window {
         &mut self,
         pool: &mut ChunkPool,
         seq: u64,
-        position: u64,
+        position: LogPosition,
         bytes: usize,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
@@ -141,7 +142,7 @@ impl Window {
 
     /// The offset up to which frames may leave when the log is durable up to `position`.
     #[must_use]
-    pub fn visible_end(&self, position: u64) -> WindowOffset {
+    pub fn visible_end(&self, position: LogPosition) -> WindowOffset {
         if self
             .frames
             .back()
@@ -348,7 +349,10 @@ mod tests {
         let mut in_flight = Vec::new();
         for seq in 1..=3 {
             let start = window.end();
-            window.push(&mut pool, seq, seq, 10, |out| out.resize(out.len() + 10, 7));
+            let position = LogPosition::new(seq);
+            window.push(&mut pool, seq, position, 10, |out| {
+                out.resize(out.len() + 10, 7)
+            });
             // A chunk that is on its way is not written to, so that the next frame has one of its own.
             let mut spans = Spans::new();
             window.spans(start, window.end(), &mut pool, &mut spans);
@@ -389,7 +393,7 @@ mod tests {
                     Step::Push(bytes) => {
                         let seq = ends.last().unwrap().1 + 1;
                         let fill = u8::try_from(seq % 251).unwrap();
-                        window.push(&mut pool, seq, seq * 10, bytes, |out| out.resize(out.len() + bytes, fill));
+                        window.push(&mut pool, seq, LogPosition::new(seq * 10), bytes, |out| out.resize(out.len() + bytes, fill));
                         all.resize(all.len() + bytes, fill);
                         ends.push((WindowOffset::START.advance(all.len()), seq));
                     }
@@ -431,11 +435,11 @@ mod tests {
                 prop_assert_eq!(held, window.capacity_bytes());
                 prop_assert_eq!(held, pool.held.window_bytes);
                 for (end, seq) in ends.iter().filter(|known| known.0 >= window.start()) {
-                    prop_assert_eq!(window.visible_end(seq * 10), *end);
-                    prop_assert_eq!(window.visible_end(seq * 10 + 9), *end);
+                    prop_assert_eq!(window.visible_end(LogPosition::new(seq * 10)), *end);
+                    prop_assert_eq!(window.visible_end(LogPosition::new(seq * 10 + 9)), *end);
                 }
             }
-            let visible = window.visible_end(u64::MAX);
+            let visible = window.visible_end(LogPosition::MAX);
             let overflow = window.overflow_end(100_000, visible);
             window.drop_before(overflow, &mut pool);
             prop_assert!(window.capacity_bytes() <= 100_000);
@@ -446,11 +450,17 @@ mod tests {
     fn frames_that_nobody_was_sent_yet_stay() {
         let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
         for seq in 1..=20 {
-            window.push(&mut pool, seq, seq, CHUNK_BYTES_MAX, |out| {
-                out.resize(out.len() + CHUNK_BYTES_MAX, 0);
-            });
+            window.push(
+                &mut pool,
+                seq,
+                LogPosition::new(seq),
+                CHUNK_BYTES_MAX,
+                |out| {
+                    out.resize(out.len() + CHUNK_BYTES_MAX, 0);
+                },
+            );
         }
-        let visible = window.visible_end(3);
+        let visible = window.visible_end(LogPosition::new(3));
         assert_eq!(visible, WindowOffset::START.advance(3 * CHUNK_BYTES_MAX));
         assert_eq!(window.overflow_end(1, visible), visible);
         assert_eq!(
@@ -474,7 +484,7 @@ mod tests {
         ] {
             let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
             for (seq, bytes) in [(1, first_bytes), (2, second_bytes)] {
-                window.push(&mut pool, seq, seq, bytes, |out| {
+                window.push(&mut pool, seq, LogPosition::new(seq), bytes, |out| {
                     out.resize(out.len() + bytes, 0);
                 });
             }
@@ -489,7 +499,7 @@ mod tests {
             (3, 10, 5000),
             (4, 10, 2500),
         ] {
-            window.push(&mut pool, seq, seq, bytes, |out| {
+            window.push(&mut pool, seq, LogPosition::new(seq), bytes, |out| {
                 out.resize(out.len() + bytes, 0);
             });
             let chunk = &window.pieces.back().unwrap().chunk;
@@ -507,7 +517,7 @@ mod tests {
         let mut pool = ChunkPool::default();
         let fill = |window: &mut Window, pool: &mut ChunkPool| {
             for seq in 1..=100 {
-                window.push(pool, seq, seq, 1, |out| out.push(0));
+                window.push(pool, seq, LogPosition::new(seq), 1, |out| out.push(0));
             }
         };
         let mut window = Window::new(0);
@@ -523,7 +533,7 @@ mod tests {
         assert_eq!((window.frames.capacity(), window.capacity_bytes()), (0, 0));
         // Another one goes on in it.
         let mut window = Window::new(0);
-        window.push(&mut pool, 1, 1, 1, |out| out.push(0));
+        window.push(&mut pool, 1, LogPosition::NONE, 1, |out| out.push(0));
         assert_eq!(window.frames.capacity(), capacity);
     }
 }

@@ -16,6 +16,7 @@ use crate::limits::{
     EMPTY_FRAMES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US, SESSION_BYTES_SPARED,
     SHARED_FRAME_BYTES_MIN,
 };
+use crate::log::position::LogPosition;
 use crate::log::record;
 use crate::wire::frame::{self, FrameEvent};
 use crate::wire::message::{self, Message, Op};
@@ -473,7 +474,9 @@ impl Shard {
         let at = session.room().map_or(WindowOffset::START, |room| {
             self.rooms[room as usize].window.end()
         });
-        session.outbox.push(chunk, at, 0, &mut self.pool);
+        session
+            .outbox
+            .push(chunk, at, LogPosition::NONE, &mut self.pool);
         self.weigh(id);
         self.enqueue(id);
     }

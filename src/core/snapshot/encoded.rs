@@ -9,6 +9,7 @@ use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::snapshot::cut::Cut;
 use crate::core::snapshot::encoded_state::{Promise, Text};
 use crate::core::state::workspace::{Entry, Workspace};
+use crate::log::position::LogPosition;
 use crate::wire::state;
 
 /// What of a state is wanted.
@@ -28,7 +29,7 @@ pub(crate) struct Point {
     /// The window offset behind which the ops follow.
     pub at: WindowOffset,
     /// The log position that must be visible before the state there may be shown.
-    pub gate: u64,
+    pub gate: LogPosition,
 }
 
 /// A state at one point.
