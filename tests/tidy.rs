@@ -80,7 +80,14 @@ impl Room {
             "io" => Room::Io,
             "config" => Room::Config,
             "core" => Room::Core,
-            "log" if matches!(rest.split("::").next(), Some("commit" | "record")) => Room::LogPure,
+            "log"
+                if matches!(
+                    rest.split("::").next(),
+                    Some("commit" | "position" | "record")
+                ) =>
+            {
+                Room::LogPure
+            }
             "log" => Room::Log,
             "wire" => Room::Wire,
             "limits" => Room::Limits,
