@@ -5,8 +5,10 @@ use std::rc::Rc;
 use crate::core::fanout::outbox::View;
 use crate::core::fanout::presence::Presence;
 use crate::core::fanout::window::{ChunkPool, Window};
+use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::log_space::Allowance;
 use crate::core::state::workspace::Workspace;
+use crate::log::position::LogPosition;
 use crate::wire::message;
 
 /// A workspace on its shard.
@@ -20,11 +22,11 @@ pub(crate) struct Room {
     /// It stands in the list of rooms that have news or frames to let go.
     pub touched: bool,
     /// The window offset up to which its members were queued to be sent.
-    pub announced_end: u64,
+    pub announced_end: WindowOffset,
     /// What it has written lately, while the log is long.
     pub allowance: Allowance,
-    /// The log position of its last op; 0 where that came from the disk.
-    position: u64,
+    /// The log position of its last op; `NONE` where that came from the disk.
+    position: LogPosition,
 }
 
 impl Room {
@@ -36,9 +38,9 @@ impl Room {
             members: Vec::new(),
             presence: None,
             touched: false,
-            announced_end: 0,
+            announced_end: WindowOffset::START,
             allowance: Allowance::default(),
-            position: 0,
+            position: LogPosition::NONE,
         }
     }
 
@@ -55,12 +57,12 @@ impl Room {
     }
 
     /// The position that must be visible before the newest op may be shown.
-    pub fn gate(&self) -> u64 {
+    pub fn gate(&self) -> LogPosition {
         self.position
     }
 
     /// What may be shown now.
-    pub fn view(&mut self, visible_position: u64) -> View<'_> {
+    pub fn view(&mut self, visible_position: LogPosition) -> View<'_> {
         View {
             visible_end: self.window.visible_end(visible_position),
             window: &mut self.window,
@@ -74,9 +76,9 @@ impl Room {
         key: &str,
         value: &str,
         timestamp: u64,
-        position: u64,
+        position: LogPosition,
         pool: &mut ChunkPool,
-    ) -> (u64, u64) {
+    ) -> (WindowOffset, WindowOffset) {
         self.position = position;
         let start = self.window.end();
         let bytes = message::op_frame_bytes(key, value, timestamp);

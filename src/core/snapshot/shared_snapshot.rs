@@ -3,6 +3,8 @@
 use std::rc::{Rc, Weak};
 
 use crate::core::fanout::encoded_state::{Chunk, EncodedState};
+use crate::core::fanout::window_offset::WindowOffset;
+use crate::log::position::LogPosition;
 
 /// Who a snapshot is for, and so which parts it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,9 +31,9 @@ pub(crate) struct SnapshotPoint {
     /// The last op before it.
     pub seq: u64,
     /// The window offset after which the later ops follow.
-    pub at: u64,
+    pub at: WindowOffset,
     /// The log position that must be visible before the state may be shown.
-    pub gate: u64,
+    pub gate: LogPosition,
 }
 
 /// A state at one point.

@@ -505,8 +505,8 @@ fn is_newest(room: &Room, point: SnapshotPoint) -> bool {
 /// now. The newest will. An older one will as long as the frames since are still in the window, and
 /// are less than half of what a newer encoding would cost.
 fn is_init_usable(room: &Room, point: SnapshotPoint, bytes: usize) -> bool {
-    let frames_bytes = room.window.end() - point.at;
-    let is_cheap = point.at >= room.window.start() && frames_bytes <= bytes as u64 / 2;
+    let frames_bytes = room.window.end().bytes_since(point.at);
+    let is_cheap = point.at >= room.window.start() && frames_bytes <= bytes / 2;
     is_newest(room, point) || is_cheap
 }
 

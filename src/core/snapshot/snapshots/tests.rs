@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::*;
 use crate::core::fanout::window::ChunkPool;
 use crate::core::state::workspace::{Source, Verdict};
+use crate::log::position::LogPosition;
 use crate::wire::message;
 
 const STATE_BYTES: usize = 2000;
@@ -49,7 +50,7 @@ impl Rig {
         let verdict = workspace.apply_within(u64::MAX, key, value, timestamp, source);
         let is_won = matches!(verdict, Verdict::Won { .. });
         if is_won {
-            let position = workspace.seq() * 10;
+            let position = LogPosition::new(workspace.seq() * 10);
             room.broadcast(key, value, timestamp, position, pool);
         }
         is_won
@@ -85,14 +86,14 @@ fn one_encoding_of_init_serves_all_sessions_that_join_while_it_is_cheap() {
         let first = rig.request(SnapshotKind::Init);
         assert_eq!(
             (first.point.at, first.point.gate),
-            (rig.room.window.end(), 20)
+            (rig.room.window.end(), LogPosition::new(20))
         );
         if let Some(over_half_bytes) = over_half_bytes {
             let frame_bytes = (first.init.bytes() / 2).strict_add_signed(over_half_bytes);
             let value = "1".repeat(frame_bytes - frame_fixed_bytes);
             rig.write("k", &value);
-            let since = rig.room.window.end() - first.point.at;
-            assert_eq!(since, frame_bytes as u64);
+            let since = rig.room.window.end().bytes_since(first.point.at);
+            assert_eq!(since, frame_bytes);
         }
         if !is_kept {
             let end = rig.room.window.end();
@@ -104,7 +105,7 @@ fn one_encoding_of_init_serves_all_sessions_that_join_while_it_is_cheap() {
         let expected = if is_shared {
             (first.point.at, first.point.gate)
         } else {
-            (rig.room.window.end(), 30)
+            (rig.room.window.end(), LogPosition::new(30))
         };
         assert_eq!((second.point.at, second.point.gate), expected, "{case}");
     }
@@ -150,7 +151,7 @@ fn a_read_is_the_newest_state_and_shares_what_sessions_hold() {
     assert!(!is_same(&newest.init, &joined.init), "one op is missing");
     assert_eq!(
         (newest.point.at, newest.point.gate),
-        (rig.room.window.end(), 20)
+        (rig.room.window.end(), LogPosition::new(20))
     );
     // A session that joins is sent the newest too.
     let again = rig.request(SnapshotKind::Init);
@@ -255,7 +256,7 @@ impl StepRig {
             assert_eq!(snapshot.point.seq, room.workspace.seq());
             assert!(snapshot.timestamps.is_some());
         }
-        assert_eq!(snapshot.point.gate, snapshot.point.seq * 10);
+        assert_eq!(snapshot.point.gate.get(), snapshot.point.seq * 10);
         let seq = room.window.seq_at(snapshot.point.at);
         assert_eq!(snapshot.point.seq, seq, "the later frames follow");
         self.waiting.push(snapshot);
