@@ -258,7 +258,7 @@ fn a_segment_that_was_opened_in_the_moment_of_a_failure_is_read_once() {
     let folder = tempfile::tempdir().unwrap();
     let directory = Arc::new(DataDirectory::open(folder.path()).unwrap());
     let mut log = LogFiles::open(directory, 0, &Report::default(), None).unwrap();
-    let segment = log.next(2, 0).unwrap().run(0).unwrap();
+    let segment = log.next(2, LogPosition::START).unwrap().run(0).unwrap();
     log.replace(segment);
     for is_kept in [true, false, true] {
         let end = End {

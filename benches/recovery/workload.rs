@@ -17,6 +17,7 @@ use etherply::log::record::{
 use etherply::log::segment::{self, Segment};
 
 use crate::support::resp::put_command;
+use etherply::seq::Seq;
 
 /// The bytes of a record on disk.
 const RECORD_BYTES: u16 = 100;
@@ -158,7 +159,7 @@ impl Workload {
                     workspace: &texts.workspace,
                     key: &texts.key,
                     value: &texts.value,
-                    seq: *seq,
+                    seq: Seq::new(*seq),
                     timestamp: 1_700_000_000_000_000 + u64::from(op) * 100,
                 },
             );

@@ -10,6 +10,7 @@ use crate::core::snapshot::cut::Cut;
 use crate::core::snapshot::encoded_state::{Promise, Text};
 use crate::core::state::workspace::{Entry, Workspace};
 use crate::log::position::LogPosition;
+use crate::seq::Seq;
 use crate::wire::state;
 
 /// What of a state is wanted.
@@ -25,7 +26,7 @@ pub(crate) enum Wanted {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Point {
     /// The last op before it.
-    pub seq: u64,
+    pub seq: Seq,
     /// The window offset behind which the ops follow.
     pub at: WindowOffset,
     /// The log position that must be visible before the state there may be shown.

@@ -7,11 +7,12 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
+use crate::seq::Seq;
 
 const STATE_BYTES: usize = 2000;
 
 fn write(room: &mut Room, pool: &mut ChunkPool, key: &str, value: &str) {
-    let timestamp = room.workspace.seq() + 1;
+    let timestamp = room.workspace.seq().next().get();
     room.workspace.apply(key, value, timestamp, 0);
     let position = LogPosition::new(timestamp * 10);
     room.broadcast(key, value, timestamp, position, pool);
@@ -148,7 +149,7 @@ struct Rig {
     room: Room,
     pool: ChunkPool,
     /// By seq.
-    states: HashMap<u64, (Value, Value)>,
+    states: HashMap<Seq, (Value, Value)>,
     waiting: Vec<Texts>,
     /// Encodings that the shard knows of.
     queued: usize,
@@ -180,7 +181,7 @@ impl Rig {
     }
 
     fn op(&mut self, key: u8, bytes: usize, ahead: i64) {
-        let seq = self.room.workspace.seq();
+        let seq = self.room.workspace.seq().get();
         let (key, value) = (format!("k{key}"), "1".repeat(bytes.min(18)));
         let timestamp = (seq + 10).saturating_add_signed(ahead);
         let source = Source { writer: 0, mark: 0 };
@@ -212,7 +213,7 @@ impl Rig {
             assert_eq!(texts.point.seq, self.room.workspace.seq());
             assert!(texts.stamps.is_some());
         }
-        assert_eq!(texts.point.gate.get(), texts.point.seq * 10);
+        assert_eq!(texts.point.gate.get(), texts.point.seq.get() * 10);
         let seq = self.room.window.seq_at(texts.point.at);
         assert_eq!(texts.point.seq, seq, "the frames behind it follow");
         self.waiting.push(texts);
