@@ -16,8 +16,8 @@ use etherply::log::record::{
 };
 use etherply::log::segment::{self, Segment};
 
-use crate::support::resp::put_command;
 use etherply::seq::Seq;
+use etherply_bench::resp::put_command;
 
 /// The bytes of a record on disk.
 const RECORD_BYTES: u16 = 100;
