@@ -68,4 +68,5 @@ pub mod core;
 pub mod io;
 pub mod limits;
 pub mod log;
+pub mod seq;
 pub mod wire;

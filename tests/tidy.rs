@@ -90,7 +90,7 @@ impl Room {
             }
             "log" => Room::Log,
             "wire" => Room::Wire,
-            "limits" => Room::Limits,
+            "limits" | "seq" => Room::Limits,
             _ => return None,
         })
     }

@@ -17,6 +17,7 @@ use etherply::log::record::{
     begin_batch, damage_behind, is_interrupted, op_bytes, push_op, seal_batch,
 };
 use etherply::log::repair::salvage::{Place, header_of};
+use etherply::seq::Seq;
 use etherply_fuzz::{Script, segment_header};
 use libfuzzer_sys::fuzz_target;
 
@@ -45,7 +46,7 @@ struct OwnedOp {
     workspace: String,
     key: String,
     value: String,
-    seq: u64,
+    seq: Seq,
     timestamp: u64,
 }
 
@@ -72,7 +73,7 @@ fn batches(script: &mut Script<'_>) -> Vec<Batch> {
             workspace: script.text(),
             key: script.text(),
             value: script.text().repeat(1 + script.index::<1>(16)),
-            seq: script.number::<8>(),
+            seq: Seq::new(script.number::<8>()),
             timestamp: script.number::<8>(),
         };
         batches.push(((0..shape & 7).map(op).collect(), shape & 8 != 0));

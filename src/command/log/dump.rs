@@ -9,12 +9,13 @@ use crate::config::log::Dump;
 use crate::log::disk::HostDisk;
 use crate::log::read_only::{Folder, ReadOnlyLog};
 use crate::log::record::Op;
+use crate::seq::Seq;
 
 /// An op of the workspace that is dumped.
 struct Kept {
     key: String,
     value: String,
-    seq: u64,
+    seq: Seq,
     timestamp: u64,
 }
 

@@ -19,6 +19,7 @@ use crate::limits::{
     LISTS_KEPT_MAX, SEND_BYTES_MAX, SESSION_BYTES_SPARED,
 };
 use crate::log::position::LogPosition;
+use crate::seq::Seq;
 
 /// A stretch of a chunk.
 #[derive(Debug, Clone)]
@@ -80,7 +81,7 @@ pub fn skip_sent(spans: &mut Spans, mut bytes: usize) {
 pub(in crate::core) struct Frame {
     /// The offset behind the frame's last byte.
     pub end: WindowOffset,
-    pub seq: u64,
+    pub seq: Seq,
     /// The log position that must be durable before the frame may leave.
     pub position: LogPosition,
 }
@@ -146,7 +147,7 @@ impl SubAssign for Cost {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Behind {
     /// All ops up to this seq reached it.
-    pub since: u64,
+    pub since: Seq,
     /// The slot of the entry with that seq, where it is known.
     pub hint: Option<u32>,
 }

@@ -15,6 +15,7 @@ use crate::core::shard::session::{Passage, Session, SessionId};
 use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind};
 use crate::limits::STALL_TIMEOUT_US;
 use crate::log::position::LogPosition;
+use crate::seq::Seq;
 use crate::wire::state;
 use crate::wire::upgrade::{Answer, ReadTarget, StateRequest, matches_tag};
 
@@ -122,7 +123,7 @@ impl Shard {
         clock: Clock,
     ) -> Shown {
         let room = room_slot.map(|slot| &self.rooms[slot as usize]);
-        let (seq, gate) = room.map_or((0, LogPosition::NONE), |room| {
+        let (seq, gate) = room.map_or((Seq::NONE, LogPosition::NONE), |room| {
             (room.workspace.seq(), room.gate())
         });
         let tag = self.entity_tag(seq);
@@ -135,7 +136,7 @@ impl Shard {
             }
         } else {
             let mut body = Vec::new();
-            state::put_look(&mut body, iter::empty(), 0, 0);
+            state::put_look(&mut body, iter::empty(), Seq::NONE, 0);
             Shown::from(Answer::json(body))
         };
         shown.gate = gate;
@@ -152,7 +153,7 @@ impl Shard {
     /// when a shard rebuilds its state from a log that has lost what `interval` and `none` had
     /// already shown. So the tag also names the start, by a random id, and counts the rebuilds
     /// since. It is weak, because the number of connections changes without the state.
-    fn entity_tag(&self, seq: u64) -> String {
+    fn entity_tag(&self, seq: Seq) -> String {
         let (start_id, rebuilds_count) = (self.config.start_id, self.rebuilds_count);
         format!("W/\"{start_id:016x}.{rebuilds_count}.{seq}\"")
     }

@@ -5,6 +5,7 @@ use std::rc::{Rc, Weak};
 use crate::core::fanout::encoded_state::{Chunk, EncodedState};
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::log::position::LogPosition;
+use crate::seq::Seq;
 
 /// Who a snapshot is for, and so which parts it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +30,7 @@ pub(crate) enum SnapshotPart {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct SnapshotPoint {
     /// The last op before it.
-    pub seq: u64,
+    pub seq: Seq,
     /// The window offset after which the later ops follow.
     pub at: WindowOffset,
     /// The log position that must be visible before the state may be shown.

@@ -10,6 +10,7 @@ use super::*;
 use crate::core::fanout::window::ChunkPool;
 use crate::core::state::workspace::{Source, Verdict};
 use crate::log::position::LogPosition;
+use crate::seq::Seq;
 use crate::wire::message;
 
 const STATE_BYTES: usize = 2000;
@@ -33,7 +34,7 @@ impl Rig {
     }
 
     fn write(&mut self, key: &str, value: &str) {
-        let timestamp = self.room.workspace.seq() + 1;
+        let timestamp = self.room.workspace.seq().next().get();
         assert!(self.op(key, value, timestamp));
     }
 
@@ -50,7 +51,7 @@ impl Rig {
         let verdict = workspace.apply_within(u64::MAX, key, value, timestamp, source);
         let is_won = matches!(verdict, Verdict::Won { .. });
         if is_won {
-            let position = LogPosition::new(workspace.seq() * 10);
+            let position = LogPosition::new(workspace.seq().get() * 10);
             room.broadcast(key, value, timestamp, position, pool);
         }
         is_won
@@ -218,7 +219,7 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
 struct StepRig {
     rig: Rig,
     /// By seq.
-    states: HashMap<u64, (Value, Value)>,
+    states: HashMap<Seq, (Value, Value)>,
     waiting: Vec<Snapshot>,
 }
 
@@ -243,7 +244,8 @@ impl StepRig {
 
     fn op(&mut self, key: u8, bytes: usize, ahead: i64) {
         let (key, value) = (format!("k{key}"), "1".repeat(bytes.min(18)));
-        let timestamp = (self.rig.room.workspace.seq() + 10).saturating_add_signed(ahead);
+        let seq = self.rig.room.workspace.seq().get();
+        let timestamp = (seq + 10).saturating_add_signed(ahead);
         if self.rig.op(&key, &value, timestamp) {
             self.note();
         }
@@ -256,7 +258,7 @@ impl StepRig {
             assert_eq!(snapshot.point.seq, room.workspace.seq());
             assert!(snapshot.timestamps.is_some());
         }
-        assert_eq!(snapshot.point.gate.get(), snapshot.point.seq * 10);
+        assert_eq!(snapshot.point.gate.get(), snapshot.point.seq.get() * 10);
         let seq = room.window.seq_at(snapshot.point.at);
         assert_eq!(snapshot.point.seq, seq, "the later frames follow");
         self.waiting.push(snapshot);
