@@ -101,8 +101,10 @@ impl Layer {
             "status" => Layer::Status,
             "config" => Layer::Config,
             "core" => Layer::Core,
-            "log" if matches!(rest.split("::").next(), Some("commit" | "record")) => Layer::LogPure,
-            "log" => Layer::Log,
+            "log" => match rest.split("::").next() {
+                Some("commit" | "position" | "record") => Layer::LogPure,
+                _ => Layer::Log,
+            },
             "wire" => Layer::Wire,
             "limits" => Layer::Limits,
             _ => return None,

@@ -131,6 +131,7 @@ mod tests;
 
 pub use header::{Compacted, FORMAT_VERSION, HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
 
+use super::position::LogPosition;
 use header::{field, u16_at, u32_at, u64_at};
 
 /// The length of a batch's header, and of an empty batch.
@@ -181,9 +182,9 @@ pub(super) struct BatchHeader {
     /// The length of all its records.
     pub payload_bytes: u32,
     /// The log position of its first byte.
-    pub position: u64,
+    pub position: LogPosition,
     /// Everything before it was on disk when the batch was handed to the kernel.
-    pub durable_position: u64,
+    pub durable_position: LogPosition,
 }
 
 impl BatchHeader {
@@ -191,8 +192,8 @@ impl BatchHeader {
     fn encode(&self, bytes: &mut [u8; BATCH_HEADER_BYTES], salt: u32) -> u32 {
         bytes[0..4].copy_from_slice(&BATCH_MAGIC);
         bytes[4..8].copy_from_slice(&self.payload_bytes.to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.position.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.durable_position.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.position.get().to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.durable_position.get().to_le_bytes());
         let crc = crc32c::crc32c_append(salt, &bytes[..BATCH_CRC_AT]);
         bytes[BATCH_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         crc
@@ -208,8 +209,8 @@ impl BatchHeader {
         }
         Some(Self {
             payload_bytes: u32_at(bytes, 4),
-            position: u64_at(bytes, 8),
-            durable_position: u64_at(bytes, 16),
+            position: LogPosition::new(u64_at(bytes, 8)),
+            durable_position: LogPosition::new(u64_at(bytes, 16)),
         })
     }
 }
@@ -256,7 +257,12 @@ pub fn push_op(batch: &mut Vec<u8>, op: &Op<'_>) {
 ///
 /// # Panics
 /// When `batch` was not made by [`begin_batch`] and [`push_op`], holds 4 GiB or more, or is told to be durable itself.
-pub fn seal_batch(batch: &mut [u8], salt: u32, position: u64, durable_position: u64) {
+pub fn seal_batch(
+    batch: &mut [u8],
+    salt: u32,
+    position: LogPosition,
+    durable_position: LogPosition,
+) {
     assert!(
         durable_position <= position,
         "a batch is not on disk before it is written"

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::super::position::LogPosition;
 use super::super::record::{
     BATCH_CRC_AT, BATCH_HEADER_BYTES, Cursor, OP_HEADER_BYTES, RECORD_CRC_BYTES, Reader,
     SegmentHeader, batches,
@@ -91,8 +92,8 @@ pub fn next_batch(header: &SegmentHeader, bytes: &[u8], base: usize) -> Option<u
 
 /// Returns the log position up to which all was on disk, as far as the batches of a segment prove it.
 #[must_use]
-pub fn durable_position(header: &SegmentHeader, bytes: &[u8]) -> u64 {
+pub fn durable_position(header: &SegmentHeader, bytes: &[u8]) -> LogPosition {
     batches(header, bytes, 0)
         .map(|(_, batch)| batch.durable_position)
-        .fold(header.first_position, u64::max)
+        .fold(header.first_position, LogPosition::max)
 }
