@@ -22,8 +22,8 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use clap::Parser;
-use etherply::io::mailbox::Progress;
 use etherply::log::directory::DataDirectory;
+use etherply::status::RecoveryProgress;
 
 #[path = "recovery/contest.rs"]
 mod contest;
@@ -221,7 +221,7 @@ fn replay(data: &Path) {
     let directory = DataDirectory::open(data).expect("a data directory");
     let cpu_before_s = cpu_s(std::process::id());
     let begun = Instant::now();
-    let progress = Progress::default();
+    let progress = RecoveryProgress::default();
     let (report, dealt) =
         etherply::io::recovery::recover(&directory, 1, 1, &progress).expect("a whole log");
     let clock_s = begun.elapsed().as_secs_f64();
