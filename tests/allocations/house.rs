@@ -13,6 +13,7 @@ use etherply::core::shard::Shard;
 use etherply::core::shard::session::SessionId;
 use etherply::limits::SECOND_US;
 use etherply::log::commit::{Durability, OpenSegment};
+use etherply::log::position::LogPosition;
 use etherply::wire::auth::{Secret, Verifier, mint};
 
 /// More turns than this without an end are a loop.
@@ -107,7 +108,7 @@ impl House {
         change(&mut config);
         let segment = OpenSegment {
             index: 1,
-            first_position: 0,
+            first_position: LogPosition::START,
             salt: 7,
             writes_through: false,
         };

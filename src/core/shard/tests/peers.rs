@@ -6,6 +6,7 @@ use crate::core::fanout::window::Spans;
 use crate::core::shard::session::SessionId;
 use crate::core::state::workspace::Workspace;
 use crate::log::commit::{End, OpenSegment};
+use crate::log::position::LogPosition;
 use crate::log::record::{Reader, SegmentHeader};
 
 /// Numbers that only depend on the seed (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number
@@ -87,11 +88,11 @@ impl Disk {
             files: Vec::new(),
             synced: BTreeSet::new(),
         };
-        let segment = disk.open(1, 0);
+        let segment = disk.open(1, LogPosition::START);
         (disk, segment)
     }
 
-    pub fn open(&mut self, index: u64, first_position: u64) -> OpenSegment {
+    pub fn open(&mut self, index: u64, first_position: LogPosition) -> OpenSegment {
         let header = SegmentHeader::new(0, [1; 16], index, first_position);
         let bytes = header.encode().to_vec();
         let synced = bytes.len();
