@@ -33,11 +33,7 @@ impl Shard {
 
     /// Takes what a session holds now. To be called whenever that may have changed.
     pub(super) fn weigh(&mut self, id: SessionId) {
-        let Some(session) = self
-            .sessions
-            .get_mut(id.slot as usize)
-            .filter(|session| session.generation() == id.generation)
-        else {
+        let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
         let (unfinished_bytes, spare_bytes) = session.unfinished();
@@ -45,7 +41,7 @@ impl Shard {
             own_bytes: unfinished_bytes + session.outbox.own_answer_bytes(),
             shared_bytes: session.outbox.shared_answer_bytes(),
             spare_bytes,
-            is_returning: session.aborted,
+            is_returning: session.is_aborted(),
         };
         let told = u32::try_from(unfinished_bytes).unwrap_or(u32::MAX);
         self.pool.held.unfinished_bytes += told as usize;
@@ -79,15 +75,16 @@ impl Shard {
         while !self.budget.is_relieved() {
             let heaviest = self.budget.heaviest();
             let slot = heaviest.expect("what counts belongs to a session that holds much");
-            self.give_up(self.id_of(slot), clock);
+            let (id, _) = self.sessions.at(slot);
+            self.give_up(id, clock);
             self.budget.sweep_all();
         }
     }
 
     fn give_up(&mut self, id: SessionId, clock: Clock) {
         self.counters.given_up_sessions += 1;
-        let session = &mut self.sessions[id.slot as usize];
-        if let State::Open { .. } = session.state {
+        let session = &mut self.sessions[id];
+        if session.is_open() {
             let is_cut = session.outbox.drop_all(&mut self.pool);
             let in_flight_bytes = session.outbox.in_flight_bytes();
             if is_cut || in_flight_bytes > SESSION_BYTES_SPARED {
@@ -96,7 +93,7 @@ impl Shard {
                 let why = "the server has no memory left for this connection";
                 self.close(id, TRY_AGAIN_LATER, why, clock);
             }
-        } else if session.state == State::Closing {
+        } else if session.state() == State::Closing {
             self.abort(id);
         } else {
             let why = "the server holds as much for its clients as it may";
@@ -138,8 +135,8 @@ impl Shard {
         let mut states: Vec<SlowState> = Vec::new();
         // The index in `states`, by the address of the bytes.
         let mut indices = HashMap::with_hasher(FixedState::with_seed(0));
-        for (slot, session) in &self.sessions {
-            let Some(passage) = session.passage.as_ref().filter(|_| !session.aborted) else {
+        for (id, session) in self.sessions.iter() {
+            let Some(passage) = session.passage.as_ref().filter(|_| !session.is_aborted()) else {
                 continue;
             };
             let in_flight_us = if session.sending {
@@ -148,11 +145,6 @@ impl Shard {
                 0
             };
             let lag_us = passage.lag_us(in_flight_us);
-            let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
-            let id = SessionId {
-                slot,
-                generation: session.generation(),
-            };
             for chunk in passage.texts.iter().filter_map(|text| text.chunk()) {
                 let index = *indices.entry(Rc::as_ptr(chunk)).or_insert(states.len());
                 if index == states.len() {
@@ -178,19 +170,19 @@ impl Shard {
     ///
     /// # Panics
     /// Where they differ, or more is held than may be.
-    pub fn audit(&self) {
+    pub(super) fn audit(&self) {
         let (mut unfinished_bytes, mut answer_bytes, mut charged_bytes) = (0, 0, 0);
-        for (slot, session) in &self.sessions {
+        for (id, session) in self.sessions.iter() {
             let (unfinished, _) = session.unfinished();
             let own_answer_bytes = session.outbox.own_answer_bytes();
             let own_bytes = unfinished + own_answer_bytes;
             unfinished_bytes += unfinished;
             answer_bytes += own_answer_bytes;
-            let counts = !session.aborted;
+            let counts = !session.is_aborted();
             charged_bytes += own_bytes.saturating_sub(SESSION_BYTES_SPARED) * usize::from(counts);
             assert!(
                 session.sending || session.outbox.in_flight_bytes() == 0,
-                "nothing is on its way to the session in slot {slot}"
+                "nothing is on its way to {id:?}"
             );
         }
         let held = self.pool.held;

@@ -134,7 +134,7 @@ impl World {
     /// Ends the turn, and lets some time pass.
     fn turn(&mut self) {
         self.shard.flush(self.clock);
-        self.shard.audit();
+        self.shard.invariants();
         self.note_conflation();
         while let Some(output) = self.shard.poll_output() {
             self.take(output);
@@ -149,9 +149,8 @@ impl World {
 
     fn note_conflation(&mut self) {
         for client in self.clients.iter_mut().filter(|client| !client.closed) {
-            let session = self.shard.sessions.get(client.id.slot as usize);
-            let is_it = |session: &&Session| session.generation() == client.id.generation;
-            let outbox = session.filter(is_it).map(|session| &session.outbox);
+            let session = self.shard.sessions.get(client.id);
+            let outbox = session.map(|session| &session.outbox);
             if outbox.is_some_and(|outbox| outbox.behind().is_some()) && !client.was_behind {
                 client.was_behind = true;
                 self.conflated += 1;

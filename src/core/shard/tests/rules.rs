@@ -247,7 +247,7 @@ fn a_client_that_reads_no_answers_is_read_no_more() {
     }
     // It is not asked for a sign of life while nobody reads it.
     rig.sleep_until(40.0);
-    assert!(matches!(rig.session(client).state, State::Open { .. }));
+    assert!(matches!(rig.session(client).state(), State::Open { .. }));
     rig.peers[client].reads = true;
     rig.run();
     let answers = rig.seen(client);
