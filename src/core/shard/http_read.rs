@@ -136,7 +136,7 @@ impl Shard {
             }
         } else {
             let mut body = Vec::new();
-            state::put_look(&mut body, iter::empty(), Seq::NONE, 0);
+            state::put_http_state(&mut body, iter::empty(), Seq::NONE, 0);
             Shown::from(Answer::json(body))
         };
         shown.gate = gate;
@@ -166,8 +166,8 @@ impl Shard {
         let (connections, fields) = (members.len(), workspace.init_fields());
         let shared_bytes = fields.len() + workspace.stamps_bytes();
         let mut start = Vec::new();
-        state::put_look_start(&mut start);
-        let own_bytes = state::look_ends_bytes(connections) - start.len();
+        state::put_http_state_start(&mut start);
+        let own_bytes = state::http_state_ends_bytes(connections) - start.len();
         let answer = Answer::json_start(start, shared_bytes + own_bytes);
         let state = if head_only {
             None
@@ -217,7 +217,7 @@ impl Shard {
             return;
         };
         let pool = &mut self.pool;
-        let end = pool.fill(32, |out| state::put_look_end(out, connections));
+        let end = pool.fill(32, |out| state::put_http_state_end(out, connections));
         let Session {
             outbox, passage, ..
         } = &mut self.sessions[id];
