@@ -3,7 +3,8 @@
 
 use crate::support::client::{Client, Event, Op, op_text};
 use crate::support::server::{Server, Setup};
-use crate::support::{Dice, eventually, files, stamp, within};
+use crate::support::{eventually, files, stamp, within};
+use etherply::core::testing::Dice;
 use serde_json::{Map, Value, json};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -156,11 +157,11 @@ async fn come_and_go(addr: SocketAddr, first_room: usize, ledger: SharedLedger) 
 
 /// A write, one in ten of them with a clock that is a second late.
 fn random_op(dice: &mut Dice) -> Op {
-    let late_us = if dice.below(10) == 0 { 1_000_000 } else { 0 };
+    let late_us = if dice.one_in(10) { 1_000_000 } else { 0 };
     let timestamp = stamp() - late_us;
-    let filler = "x".repeat(usize::try_from(dice.below(300)).expect("a small number"));
+    let filler = "x".repeat(dice.below(300));
     Op::new(
-        &format!("k{}", dice.below(KEYS_COUNT)),
+        &format!("k{}", dice.below_u64(KEYS_COUNT)),
         json!({"n": timestamp, "filler": filler}),
         timestamp,
     )
@@ -226,7 +227,7 @@ async fn kill_under_load(mode: &str, rounds_count: u64) {
     let mut rooms_hit = 0;
     for (round, shards) in (1..=rounds_count).zip(SHARDS.into_iter().cycle().skip(1)) {
         let tasks = load(&server, &ledger, round).await;
-        let goal = open(&ledger).ops_count + 100 + dice.below(2000);
+        let goal = open(&ledger).ops_count + 100 + dice.below_u64(2000);
         let reached = async || (open(&ledger).ops_count >= goal).then_some(());
         eventually("the clients are shown ops", reached).await;
 
@@ -238,7 +239,7 @@ async fn kill_under_load(mode: &str, rounds_count: u64) {
         }
         let setup = setup.clone().shards(shards);
         for _ in 0..dice.below(3) {
-            kill_a_start(&setup, dice.below(u64::from(shards) + 1));
+            kill_a_start(&setup, dice.below_u64(u64::from(shards) + 1));
         }
         server = setup.start().await;
         let when = format!("{mode}, after kill {round}, with {shards} shards");

@@ -8,7 +8,8 @@ use crate::support::client::{Client, Event, Op, error_of, op_text, state_of};
 use crate::support::disk::{Ballast, Journal, MemoryDisk, Mount, limit_file_size, may_mount};
 use crate::support::raw::{CLOSE, Raw, handshake_head};
 use crate::support::server::{Server, Setup};
-use crate::support::{Dice, eventually, files, skipped, stamp};
+use crate::support::{eventually, files, skipped, stamp};
+use etherply::core::testing::Dice;
 use serde_json::{Map, Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
@@ -511,7 +512,7 @@ async fn an_op_of_another_client_in_the_same_moment_as_a_panic_is_shown_and_kept
 async fn input_of_every_wrong_kind_never_panics_the_server() {
     let server = Server::start().await;
     let mut dice = Dice::new(11);
-    let mut byte = || u8::try_from(dice.below(256)).expect("below 256");
+    let mut byte = || u8::try_from(dice.below_u64(256)).expect("below 256");
     for _ in 0..200 {
         let noise: Vec<u8> = (0..64).map(|_| byte()).collect();
         let mut bare = Raw::connect(server.addr()).await;

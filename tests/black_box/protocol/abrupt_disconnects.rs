@@ -5,7 +5,8 @@
 use crate::support::client::{Client, Op, op_text, state_of, unfinished_head};
 use crate::support::raw::{CLOSE, TEXT, handshake_head, masked_frame};
 use crate::support::server::{Server, Setup};
-use crate::support::{Dice, eventually, stamp, within};
+use crate::support::{eventually, stamp, within};
+use etherply::core::testing::Dice;
 use rustix::net::sockopt::set_socket_linger;
 use serde_json::json;
 use std::time::Duration;
@@ -47,7 +48,7 @@ async fn stay(mut writer: Client, mut witness: Client, progress: watch::Sender<u
 fn burst(room: u64, dice: &mut Dice) -> Vec<u8> {
     let mut bytes = handshake_head(&Server::sync_path(&room_name(room)), "").into_bytes();
     for number in 0..dice.below(30) {
-        let filler = "n".repeat(usize::try_from(dice.below(4000)).expect("a small number"));
+        let filler = "n".repeat(dice.below(4000));
         let op = Op::new(&format!("noise {number}"), json!(filler), stamp());
         bytes.extend(masked_frame(TEXT, op_text(&op).as_bytes()));
     }
@@ -73,7 +74,7 @@ async fn come_and_vanish(
     mut progress: watch::Receiver<usize>,
 ) {
     let mut stream = connect(server).await;
-    if dice.below(2) == 0 {
+    if dice.one_in(2) {
         // The connection is reset, not closed.
         set_socket_linger(&stream, Some(Duration::ZERO)).expect("a socket lingers or not");
     }
@@ -81,8 +82,7 @@ async fn come_and_vanish(
     match dice.below(5) {
         0 => bytes = unfinished_head(&room_name(room)).into_bytes(),
         1 => {
-            let length = bytes.len() as u64;
-            bytes.truncate(usize::try_from(dice.below(length)).expect("shorter than it was"));
+            bytes.truncate(dice.below(bytes.len()));
         }
         2 => bytes.extend(masked_frame(CLOSE, &1000_u16.to_be_bytes())),
         _ => {}
@@ -115,7 +115,7 @@ async fn crowd(server: &Server, progress: watch::Receiver<usize>) {
             let mut dice = Dice::new(number + 1);
             let mut count = 0;
             while progress.has_changed().is_ok() {
-                let room = dice.below(ROOMS_COUNT);
+                let room = dice.below_u64(ROOMS_COUNT);
                 come_and_vanish(server, room, &mut dice, progress.clone()).await;
                 count += 1;
             }

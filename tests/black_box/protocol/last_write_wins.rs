@@ -2,7 +2,8 @@
 
 use crate::support::client::{Client, Op, state_of};
 use crate::support::server::Server;
-use crate::support::{Dice, PATIENCE, stamp, within};
+use crate::support::{PATIENCE, stamp, within};
+use etherply::core::testing::Dice;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::Path;
@@ -226,7 +227,7 @@ async fn write_randomly(mut replica: Replica, writer: u64, seed: u64) -> Replica
     let mut dice = Dice::new(seed * 100 + writer);
     for number in 0..150 {
         let key = format!("k{}", dice.below(4));
-        let timestamp = 1000 + number / 10 + dice.below(12);
+        let timestamp = 1000 + number / 10 + dice.below_u64(12);
         replica
             .write(Op::new(
                 &key,
@@ -234,7 +235,7 @@ async fn write_randomly(mut replica: Replica, writer: u64, seed: u64) -> Replica
                 timestamp,
             ))
             .await;
-        if dice.below(3) == 0 {
+        if dice.one_in(3) {
             // What has come meanwhile is applied in between, without waiting for more.
             while tokio::time::timeout(std::time::Duration::from_millis(1), replica.read_one())
                 .await

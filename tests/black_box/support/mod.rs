@@ -98,20 +98,3 @@ pub async fn eventually_in<T>(
     let outcome = tokio::time::timeout(limit, asking).await;
     outcome.unwrap_or_else(|_| panic!("waited {limit:?} in vain: {what}"))
 }
-
-/// A small random number generator (xorshift64*): the same seed repeats a failing run.
-pub struct Dice(u64);
-
-impl Dice {
-    pub fn new(seed: u64) -> Dice {
-        Dice(seed.max(1))
-    }
-
-    /// Returns a number below `bound`.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
-    }
-}
