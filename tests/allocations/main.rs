@@ -14,9 +14,7 @@ use etherply::limits::SECOND_US;
 use etherply::log::commit::Durability;
 use house::{House, put_frame, put_op};
 
-#[path = "allocations/house.rs"]
 mod house;
-#[path = "allocations/worker.rs"]
 mod worker;
 
 struct Counting;
