@@ -17,6 +17,7 @@ use etherply::core::fanout::outbox::{Outbox, View};
 use etherply::core::fanout::window::{ChunkPool, Spans, Window, spans_bytes};
 use etherply::core::state::workspace::{Verdict, Workspace};
 use etherply::log::commit::Durability;
+use etherply::log::position::LogPosition;
 use etherply::log::record::{self, Reader, SegmentHeader};
 use etherply::wire::frame::{Decoder, FrameEvent};
 use etherply::wire::message::{self, Message, Parser};
@@ -139,12 +140,15 @@ fn encode_batch(batch: &mut Vec<u8>, keys: &[String], value: &str, header: &Segm
         };
         record::push_op(batch, &op);
     }
-    record::seal_batch(batch, header.salt(), 0, 0);
+    record::seal_batch(batch, header.salt(), LogPosition::START, LogPosition::START);
 }
 
 fn log(c: &mut Criterion) {
     let mut group = c.benchmark_group("record");
-    let (keys, header) = (keys(), SegmentHeader::new(0, [5; 16], 1, 0));
+    let (keys, header) = (
+        keys(),
+        SegmentHeader::new(0, [5; 16], 1, LogPosition::START),
+    );
     for value_bytes in VALUE_BYTES {
         let value = "1".repeat(value_bytes);
         let mut batch = Vec::new();
@@ -194,8 +198,9 @@ impl Broadcast {
             self.seq += 1;
             let key = &keys[length(self.seq % KEYS)];
             let bytes = message::op_frame_bytes(key, value, timestamp);
+            let position = LogPosition::new(self.seq);
             self.window
-                .push(&mut self.pool, self.seq, self.seq, bytes, |out| {
+                .push(&mut self.pool, self.seq, position, bytes, |out| {
                     message::put_op(out, key, value, timestamp);
                 });
         }
@@ -204,7 +209,7 @@ impl Broadcast {
                 visible_end: self.window.end(),
                 window: &mut self.window,
             };
-            let spans = outbox.take(Some(view), self.seq, &mut self.pool);
+            let spans = outbox.take(Some(view), LogPosition::new(self.seq), &mut self.pool);
             self.sends.push(spans);
         }
         let bytes = self.sends.iter().map(|spans| spans_bytes(spans)).sum();

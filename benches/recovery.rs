@@ -27,14 +27,12 @@ use etherply::log::directory::DataDirectory;
 
 #[path = "recovery/contest.rs"]
 mod contest;
-#[path = "support/mod.rs"]
-mod support;
 #[path = "recovery/workload.rs"]
 mod workload;
 
 use contest::{Etherply, Redis, Run};
-use support::process::{Memory, cpu_s, memory_bytes};
-use support::resp;
+use etherply_bench::process::{Memory, cpu_s, memory_bytes};
+use etherply_bench::resp;
 use workload::{Shape, Workload};
 
 #[derive(Parser)]

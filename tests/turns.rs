@@ -9,6 +9,7 @@ use etherply::core::shard::session::SessionId;
 use etherply::log::commit::{Durability, End, OpenSegment};
 use etherply::log::directory::DataDirectory;
 use etherply::log::log_files::LogFiles;
+use etherply::log::position::LogPosition;
 use etherply::log::recovery::Report;
 use etherply::wire::auth::{Secret, Verifier, mint};
 
@@ -65,7 +66,7 @@ impl Driver {
         };
         let segment = OpenSegment {
             index: 1,
-            first_position: 0,
+            first_position: LogPosition::START,
             salt: 7,
             writes_through: false,
         };
@@ -257,13 +258,13 @@ fn a_segment_that_was_opened_in_the_moment_of_a_failure_is_read_once() {
     let folder = tempfile::tempdir().unwrap();
     let directory = Arc::new(DataDirectory::open(folder.path()).unwrap());
     let mut log = LogFiles::open(directory, 0, &Report::default(), None).unwrap();
-    let segment = log.next(2, 0).unwrap().run(0).unwrap();
+    let segment = log.next(2, LogPosition::START).unwrap().run(0).unwrap();
     log.replace(segment);
     for is_kept in [true, false, true] {
         let end = End {
             index: 1,
-            durable: 0,
-            shown: 0,
+            durable: LogPosition::START,
+            shown: LogPosition::START,
         };
         let segment = log
             .rebuild(end)

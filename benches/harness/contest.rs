@@ -4,9 +4,9 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::figures::Numbers;
 use crate::house::House;
 use crate::scenarios::{Case, Scenario};
+use etherply_bench::figures::Numbers;
 
 /// The rounds of each contestant of a case, in the order of its contestants.
 pub type Rounds = Vec<Vec<Numbers>>;

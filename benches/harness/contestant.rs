@@ -10,9 +10,10 @@ use etherply::wire::auth::{Secret, mint};
 use tempfile::TempDir;
 
 use crate::house::House;
-use crate::load::join::ListenerKind;
-use crate::load::op::Order;
 use crate::process::Process;
+use etherply_bench::load::join::Door;
+use etherply_bench::load::op::Order;
+use etherply_bench::process::server_program;
 
 /// Signs the tokens of every server that the harness starts.
 const SECRET: &str = "a secret of the harness, long enough to be one";
@@ -42,7 +43,7 @@ pub enum Kind {
 pub struct Server {
     /// `None`: it is elsewhere.
     pub process: Option<Process>,
-    pub door: ListenerKind,
+    pub door: Door,
 }
 
 impl Server {
@@ -165,7 +166,7 @@ impl Contestant {
             let token = house.token.clone().unwrap_or_else(token);
             return Ok(Server {
                 process: None,
-                door: ListenerKind {
+                door: Door {
                     address,
                     token,
                     prefix: format!("harness-{}-", unix().as_nanos()),
@@ -174,7 +175,7 @@ impl Contestant {
         };
         command.args(flags);
         let process = Process::start(command, folder, &house.cores)?;
-        let door = ListenerKind {
+        let door = Door {
             address: process.address,
             token: token(),
             prefix: String::new(),
@@ -194,8 +195,10 @@ impl Contestant {
                 shards,
                 program,
             } => {
-                let own = Path::new(env!("CARGO_BIN_EXE_etherply"));
-                let mut command = Command::new(program.as_deref().unwrap_or(own));
+                let mut command = match program {
+                    Some(program) => Command::new(program),
+                    None => Command::new(server_program()?),
+                };
                 command
                     .args(["serve", "--host", "127.0.0.1", "--port", "0"])
                     .args(["--log-level", "warn", "--durability", durability])

@@ -17,22 +17,18 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
+use etherply_bench::selfcheck;
 
 mod contest;
 mod contestant;
 mod cores;
-mod figures;
 mod house;
-mod load;
 #[path = "../peers/mod.rs"]
 mod peers;
 mod picture;
 mod process;
 mod report;
 mod scenarios;
-mod selfcheck;
-#[path = "../support/mod.rs"]
-mod support;
 
 use contest::Progress;
 use house::{House, Machine, Settings};

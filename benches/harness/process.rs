@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
 use crate::cores::Halves;
-use crate::support::process::{cpu_s, memory_bytes};
+use etherply_bench::process::{cpu_s, memory_bytes};
 
 /// A running server; it is killed when this is dropped, and its folder removed.
 pub struct Process {

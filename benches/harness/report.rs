@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::contest::Rounds;
-use crate::figures::{Figure, Numbers, Spread, ratio};
 use crate::house::Machine;
 use crate::scenarios::loads::{OTHERS_PERCENT, OWN_SHARE};
 use crate::scenarios::{Case, Scenario};
+use etherply_bench::figures::{Figure, Numbers, Spread, ratio};
 
 /// Above this the load generator may be what limits the figures.
 const OWN_SHARE_LIMIT_PERCENT: f64 = 90.0;

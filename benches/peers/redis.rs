@@ -7,10 +7,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::process::{self, Process};
-use crate::support::resp;
+use etherply_bench::process::{self, Process};
+use etherply_bench::resp;
 
-pub use crate::support::resp::version;
+pub use etherply_bench::resp::version;
 
 /// When redis syncs its append-only file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

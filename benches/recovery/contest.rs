@@ -12,8 +12,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::workload::{Dice, Shape, Workload};
-use crate::support::process::{Memory, Process, cpu_s, memory_bytes};
-use crate::support::resp::ask;
+use etherply_bench::process::{Memory, Process, cpu_s, memory_bytes, server_program};
+use etherply_bench::resp::ask;
 
 const SECRET: &str = "a secret of the bench, long enough to be one";
 
@@ -62,7 +62,7 @@ impl Etherply {
 
     pub fn run(&self, workload: &Workload, round: u32) -> Run {
         self.warm();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_etherply"));
+        let mut command = Command::new(server_program().expect("the server can be built"));
         command
             .args([
                 "serve",

@@ -323,7 +323,7 @@ fn segments() -> Seeds {
     let (whole, unsynced) = (segment(true), segment(false));
     let replaced = Compacted {
         replaced: 2,
-        end_position: header.first_position + 1000,
+        end_position: header.first_position.advance(1000),
     };
     let compacted = SegmentHeader {
         compacted: Some(replaced),

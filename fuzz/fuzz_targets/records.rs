@@ -11,6 +11,7 @@
 
 use std::ops::Range;
 
+use etherply::log::position::LogPosition;
 use etherply::log::record::{
     BATCH_HEADER_BYTES, FaultKind, Op, Reader, SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
     begin_batch, damage_behind, is_interrupted, op_bytes, push_op, seal_batch,
@@ -90,7 +91,7 @@ struct Written {
 struct Unit {
     at: Range<usize>,
     /// Of a batch header: the durable position that it tells.
-    durable_position: Option<u64>,
+    durable_position: Option<LogPosition>,
 }
 
 impl Written {

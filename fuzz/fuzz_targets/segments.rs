@@ -53,7 +53,7 @@ fn mend(header: &SegmentHeader, bytes: &mut [u8], with_positions: bool) {
         let (batch_header, rest) = batch;
         batch_header[..4].copy_from_slice(BATCH_MAGIC);
         if with_positions {
-            let position = header.position(at as u64);
+            let position = header.position(at as u64).get();
             batch_header[8..16].copy_from_slice(&position.to_le_bytes());
             let durable = number(batch_header, 16, 8).min(position);
             batch_header[16..24].copy_from_slice(&durable.to_le_bytes());
@@ -183,7 +183,7 @@ fn check_damage(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) {
         };
         batch.starts_with(BATCH_MAGIC)
             && number(batch, 24, 4) == u64::from(crc32c::crc32c_append(header.salt(), &batch[..24]))
-            && number(batch, 8, 8) == header.position(*offset as u64)
+            && number(batch, 8, 8) == header.position(*offset as u64).get()
     };
     let durable = |offset: &usize| number(bytes, offset + 16, 8);
     let batches: Vec<usize> = (fault_offset..bytes.len()).filter(is_batch).collect();
@@ -192,7 +192,7 @@ fn check_damage(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) {
         next_batch(header, behind, fault_offset),
         batches.first().copied()
     );
-    let fault_position = header.position(fault_offset as u64);
+    let fault_position = header.position(fault_offset as u64).get();
     let proof = batches
         .iter()
         .find(|offset| durable(offset) > fault_position);
@@ -201,7 +201,7 @@ fn check_damage(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) {
         let greatest = batches
             .iter()
             .map(durable)
-            .fold(header.first_position, u64::max);
-        assert_eq!(durable_position(header, bytes), greatest);
+            .fold(header.first_position.get(), u64::max);
+        assert_eq!(durable_position(header, bytes).get(), greatest);
     }
 }

@@ -9,6 +9,7 @@ pub use crate::core::shard::session::ListenerKind;
 use crate::core::shard::session::SessionId;
 use crate::core::state::workspace::Workspace;
 use crate::log::commit::{Durability, End, OpenSegment};
+use crate::log::position::LogPosition;
 use crate::wire::auth::{Grant, Verifier};
 use crate::wire::upgrade::{Answer, PageRequest, ReadTarget};
 
@@ -155,7 +156,7 @@ pub enum Output {
         /// Its number.
         index: u64,
         /// The log position of its first batch.
-        first_position: u64,
+        first_position: LogPosition,
     },
     /// Open the segment behind the failed one, which ends there, and read the shard's state back.
     Rebuild(End),

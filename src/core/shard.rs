@@ -73,6 +73,7 @@ use crate::core::state::segment_usage::{Dead, SegmentUsage};
 use crate::core::state::workspace::Workspace;
 use crate::limits::{REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN};
 use crate::log::commit::{Commit, Durability, OpenSegment, Step};
+use crate::log::position::LogPosition;
 use crate::wire::message::Parser;
 
 /// One shard.
@@ -153,7 +154,7 @@ pub struct Shard {
     /// When the oldest op came of those that may be shown since the last commit.
     shown_since_us: Option<u64>,
     watch: Option<Watch>,
-    visible_position: u64,
+    visible_position: LogPosition,
     /// What the entries of all workspaces take in a log in which nothing is dead.
     live_bytes: u64,
     health: Health,

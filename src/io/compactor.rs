@@ -20,6 +20,7 @@ use crate::limits::{
 use crate::log::compaction::{Compaction, CompactionError, Settings};
 use crate::log::directory::DataDirectory;
 use crate::log::disk::{Disk, HostDisk};
+use crate::log::position::LogPosition;
 use crate::log::record::SEGMENT_HEADER_BYTES;
 use crate::log::reserve::Reserve;
 use crate::log::schedule::{DiskRoom, Folder, LowMarks, Schedule};
@@ -33,7 +34,7 @@ pub struct Rotation {
     /// The segment that is open now.
     pub index: u64,
     /// The log position of its first batch.
-    pub first_position: u64,
+    pub first_position: LogPosition,
     /// What the shard's state takes in a log in which nothing is dead.
     pub live_bytes: u64,
     /// Which segments hold nothing of it.
@@ -429,7 +430,9 @@ impl Loop {
                 closed_bytes: folder.closed_bytes,
                 kept_bytes: self.schedule.kept_bytes(folder, &self.folders),
                 is_compacted: self.schedule.is_working(),
-                room_end: self.room.end(rotation.first_position + written_bytes),
+                room_end: self
+                    .room
+                    .end(rotation.first_position.advance(written_bytes)),
             };
             let last = self.told.iter_mut().find(|(told, _)| *told == shard);
             match last {
@@ -466,7 +469,7 @@ mod tests {
             compactor.take(CompactorEvent::Rotated(Rotation {
                 shard,
                 index: 2,
-                first_position: 100 << 20,
+                first_position: LogPosition::new(100 << 20),
                 live_bytes: 1,
                 dead: Dead::default(),
                 post: post.clone(),
@@ -511,7 +514,7 @@ mod tests {
             compactor.take(CompactorEvent::Rotated(Rotation {
                 shard: 0,
                 index,
-                first_position: 100 << 20,
+                first_position: LogPosition::new(100 << 20),
                 live_bytes: 1,
                 dead: Dead::default(),
                 post: post.clone(),

@@ -24,6 +24,7 @@ use thiserror::Error;
 use super::chain::{Chain, Link, RecoveryError};
 use super::directory::DataDirectory;
 use super::disk::{Disk, DiskFile};
+use super::position::LogPosition;
 use super::record::{self, BATCH_HEADER_BYTES, Compacted, Op, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::rewrite::Rewrite;
 use super::segment;
@@ -497,7 +498,7 @@ fn shrink<F: DiskFile>(file: &F, pace: &mut Pace<'_>) -> Result<(), CompactionEr
 }
 
 /// Where the last segment of a folder without a shard ends.
-fn end_of(link: &Link) -> u64 {
+fn end_of(link: &Link) -> LogPosition {
     match link.header.compacted {
         Some(compacted) => compacted.end_position,
         None => link.header.position(link.file_bytes),

@@ -10,6 +10,7 @@ use super::blocks::BlockWriter;
 use super::commit::{End, OpenSegment};
 use super::directory::DataDirectory;
 use super::disk::{Disk, DiskFile};
+use super::position::LogPosition;
 use super::record::{Op, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::recovery::{self, RecoveryError, Report, Sources};
 use super::segment::{self, Segment};
@@ -28,7 +29,7 @@ pub struct LogFiles<D: Disk> {
     sources: Sources,
     /// Where the open segment ends, once it has failed: the first try to rebuild decides, for all
     /// that follow.
-    kept_position: Option<u64>,
+    kept_position: Option<LogPosition>,
 }
 
 /// Why the next segment or the state of a shard is not there. It is tried again.
@@ -179,7 +180,11 @@ impl<D: Disk> LogFiles<D> {
     }
 
     /// The errand that creates the next segment.
-    pub fn next(&self, index: u64, first_position: u64) -> Result<Creation<D>, LogFilesError> {
+    pub fn next(
+        &self,
+        index: u64,
+        first_position: LogPosition,
+    ) -> Result<Creation<D>, LogFilesError> {
         self.check_in_place()?;
         let Segment { path, header, .. } = &self.segment;
         let end = header.offset(first_position);
@@ -190,7 +195,7 @@ impl<D: Disk> LogFiles<D> {
         })
     }
 
-    fn creation(&self, index: u64, first_position: u64) -> Creation<D> {
+    fn creation(&self, index: u64, first_position: LogPosition) -> Creation<D> {
         let SegmentHeader { shard, epoch, .. } = self.segment.header;
         Creation {
             directory: Arc::clone(&self.directory),
@@ -207,7 +212,7 @@ impl<D: Disk> LogFiles<D> {
             self.check_in_place()?;
         } else {
             // It was opened in the moment of the failure, holds nothing, and a try before this one may have removed it.
-            let failed = self.creation(end.index, 0);
+            let failed = self.creation(end.index, LogPosition::START);
             self.check(self.directory.disk().exists(&failed.path()))?;
             self.check_lock(self.directory.is_lock_in_place().unwrap_or(true))?;
         }
@@ -223,7 +228,7 @@ impl<D: Disk> LogFiles<D> {
     /// There is one fdatasync for all tries. After one that failed, the next would succeed without
     /// having written anything; after one that succeeded, a failure of the next would drop ops that
     /// are on disk.
-    fn kept_position(&mut self, end: End) -> u64 {
+    fn kept_position(&mut self, end: End) -> LogPosition {
         let file = &self.segment.file;
         *self.kept_position.get_or_insert_with(|| {
             if end.shown == end.durable || file.sync().is_ok() {

@@ -139,6 +139,7 @@ pub use header::{Compacted, FORMAT_VERSION, HeaderError, SEGMENT_HEADER_BYTES, S
 
 pub use sectors::SECTOR_BYTES;
 
+use super::position::LogPosition;
 use batch::{BATCH_CRC_AT, BATCH_MAGIC, BatchHeader};
 use number::{u16_at, u32_at, u64_at};
 use sectors::misses_sector;
@@ -215,7 +216,12 @@ pub fn push_op(batch: &mut Vec<u8>, op: &Op<'_>) {
 ///
 /// # Panics
 /// When `batch` was not made by [`begin_batch`] and [`push_op`], holds 4 GiB or more, or is told to be durable itself.
-pub fn seal_batch(batch: &mut [u8], salt: u32, position: u64, durable_position: u64) {
+pub fn seal_batch(
+    batch: &mut [u8],
+    salt: u32,
+    position: LogPosition,
+    durable_position: LogPosition,
+) {
     assert!(
         durable_position <= position,
         "a batch is not on disk before it is written"
@@ -524,10 +530,10 @@ pub fn next_batch(header: &SegmentHeader, bytes: &[u8], base: usize) -> Option<u
 
 /// The log position before which all was on disk, as far as the batches of a segment tell.
 #[must_use]
-pub fn durable_position(header: &SegmentHeader, bytes: &[u8]) -> u64 {
+pub fn durable_position(header: &SegmentHeader, bytes: &[u8]) -> LogPosition {
     batches(header, bytes, 0)
         .map(|(_, batch)| batch.durable_position)
-        .fold(header.first_position, u64::max)
+        .fold(header.first_position, LogPosition::max)
 }
 
 /// The batch headers that are valid at their very offset, and these offsets.

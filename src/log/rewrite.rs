@@ -76,12 +76,13 @@ mod tests {
     use tempfile::tempdir;
 
     use super::super::disk::HostDisk;
+    use super::super::position::LogPosition;
     use super::*;
 
     #[test]
     fn it_ends_with_one_empty_batch_and_has_no_other() {
         let folder = tempdir().unwrap();
-        let header = SegmentHeader::new(0, [7; 16], 1, 0);
+        let header = SegmentHeader::new(0, [7; 16], 1, LogPosition::START);
         let op = Op {
             workspace: "w",
             key: "k",

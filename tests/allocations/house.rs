@@ -13,6 +13,7 @@ use etherply::core::shard::session::SessionId;
 use etherply::core::testing::{self, START_UNIX_S};
 use etherply::limits::SECOND_US;
 use etherply::log::commit::{Durability, OpenSegment};
+use etherply::log::position::LogPosition;
 
 /// More turns than this without an end are a loop.
 const TURNS_MAX: usize = 100_000;
@@ -80,7 +81,7 @@ impl House {
         change(&mut config);
         let segment = OpenSegment {
             index: 1,
-            first_position: 0,
+            first_position: LogPosition::START,
             salt: 7,
             writes_through: false,
         };

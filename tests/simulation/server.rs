@@ -17,6 +17,7 @@ use etherply::log::compaction::Compaction;
 use etherply::log::directory::{DataDirectory, DirectoryError, shard_folder, shard_of_folder};
 use etherply::log::disk::Disk;
 use etherply::log::log_files::{Creation, LogFiles, LogFilesError, Rebuild};
+use etherply::log::position::LogPosition;
 use etherply::log::record::{Op, SEGMENT_HEADER_BYTES};
 use etherply::log::recovery::{Recovery, RecoveryError, Report};
 use etherply::log::reserve::Reserve;
@@ -238,7 +239,9 @@ impl Server {
                 closed_bytes: folder.closed_bytes,
                 kept_bytes: self.schedule.kept_bytes(folder, &self.folders),
                 is_compacted: self.schedule.is_working(),
-                room_end: self.room.end(rotation.first_position + written_bytes),
+                room_end: self
+                    .room
+                    .end(rotation.first_position.advance(written_bytes)),
             };
             if self.told[number].replace(size) != Some(size) {
                 seat.shard.handle(Input::LogSize(size), clock);
@@ -252,7 +255,7 @@ impl Server {
 #[derive(Debug, Clone, Copy)]
 pub struct Rotation {
     pub index: u64,
-    pub first_position: u64,
+    pub first_position: LogPosition,
     pub live_bytes: u64,
 }
 

@@ -245,20 +245,23 @@ unsafe { f() }; // <-
 
 #[test]
 fn sizes_bite() {
-    let comments = |lines: usize| "//\n".repeat(lines - 1);
-    check(
-        sizes,
-        &format!("== core/a.rs\n{}//", comments(FILE_LINES - 1)),
+    let file = |path: &str, lines: usize, end: &str| {
+        let code = "use x; // x\n".repeat(lines - 1);
+        check(sizes, &format!("== {path}\n{code}use x;{end}"));
+    };
+    file("core/a.rs", FILE_LINES - 1, "");
+    file("core/a.rs", FILE_LINES, " // <-");
+    file("main.rs", MAIN_LINES - 1, "");
+    file("main.rs", MAIN_LINES, " // <-");
+    // Comments and blank lines are free; what only looks like one inside a literal is not.
+    let comments = "\n//! x\n\n  // x\n/// x\n/* x\n  x; */\n".repeat(FILE_LINES);
+    file("core/a.rs", FILE_LINES - 1, &comments);
+    file("core/a.rs", FILE_LINES - 2, "/*\n*/ use x; // x");
+    file(
+        "core/a.rs",
+        FILE_LINES - 3,
+        "\nconst A: &str = \"\n// x\n\n\"; // <-",
     );
-    check(
-        sizes,
-        &format!("== core/a.rs\n{}// <-", comments(FILE_LINES)),
-    );
-    check(
-        sizes,
-        &format!("== main.rs\n{}//", comments(MAIN_LINES - 1)),
-    );
-    check(sizes, &format!("== main.rs\n{}// <-", comments(MAIN_LINES)));
 
     // The head of a function gets so many lines of body and a brace that closes it.
     let function = |head: &str, lines: usize| {

@@ -6,14 +6,14 @@ use std::time::Duration;
 use super::loads::{MAX, OWN_SHARE, P50, P99, RESIDENT};
 use super::{Case, Scenario, Target};
 use crate::contestant::{Contestant, Kind, Server};
-use crate::figures::Bound::AtMost;
-use crate::figures::{Figure, Numbers};
 use crate::house::House;
-use crate::load::book::Clock;
-use crate::load::crowd::{Crowd, frame_of};
-use crate::load::pace::Schedule;
-use crate::load::state::State;
-use crate::load::{is_init, own_cpu_ns};
+use etherply_bench::figures::Bound::AtMost;
+use etherply_bench::figures::{Figure, Numbers};
+use etherply_bench::load::book::Clock;
+use etherply_bench::load::crowd::{Crowd, frame_of};
+use etherply_bench::load::pace::Schedule;
+use etherply_bench::load::state::State;
+use etherply_bench::load::{is_init, own_cpu_ns};
 
 pub struct Join;
 pub struct Reconnect;
@@ -117,7 +117,7 @@ fn joins(server: &Server, house: &House, has_state: bool) -> Result<Numbers, Str
     let wanted = house.measured.as_millis() * u128::from(JOINS_PER_S) / 1000;
     let count = u64::try_from(wanted).unwrap_or(u64::MAX);
     let count = count.clamp(1, JOINS_MAX - warm_up);
-    let clock = Clock::new();
+    let clock = Clock::start();
     let mut crowd = Crowd::new(&server.door, clock)?;
     keep_schedule(&mut crowd, clock, warm_up, &init)?;
     let before = Mark::new(server, clock);
@@ -230,7 +230,7 @@ impl Rooms {
 }
 
 fn reconnect(server: &Server, rooms: &Rooms, keeps: bool) -> Result<Numbers, String> {
-    let clock = Clock::new();
+    let clock = Clock::start();
     let mut crowd = Crowd::new(&server.door, clock)?;
     let before = Mark::new(server, clock);
     for client in 0..rooms.clients {

@@ -7,13 +7,13 @@ use hdrhistogram::Histogram;
 use super::loads::{self, CPU_PER_OP, MAX, OPS, OPS_PER_CPU, OWN_SHARE, P50, P99, Shape};
 use super::{Case, Scenario, Target};
 use crate::contestant::{Contestant, Kind};
-use crate::figures::Bound::AtLeast;
-use crate::figures::{Figure, Numbers};
 use crate::house::House;
-use crate::load::book::histogram;
-use crate::load::op::{KEYS, VALUE_BYTES};
-use crate::load::pace::Pace;
 use crate::peers::redis::{self, Fsync, Load, Redis};
+use etherply_bench::figures::Bound::AtLeast;
+use etherply_bench::figures::{Figure, Numbers};
+use etherply_bench::load::book::histogram;
+use etherply_bench::load::op::{KEYS, VALUE_BYTES};
+use etherply_bench::load::pace::Pace;
 
 pub struct Durable;
 

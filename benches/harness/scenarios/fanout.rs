@@ -6,10 +6,10 @@ use super::loads::{
 };
 use super::{Case, Picture, Scenario, Target};
 use crate::contestant::Contestant;
-use crate::figures::Bound::{AtLeast, AtMost};
-use crate::figures::{Figure, Numbers};
 use crate::house::House;
-use crate::load::pace::Pace;
+use etherply_bench::figures::Bound::{AtLeast, AtMost};
+use etherply_bench::figures::{Figure, Numbers};
+use etherply_bench::load::pace::Pace;
 
 pub struct Fanout;
 

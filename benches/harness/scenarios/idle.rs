@@ -7,12 +7,12 @@ use std::time::Duration;
 use super::loads::RESIDENT;
 use super::{Case, Scenario, Target};
 use crate::contestant::{Contestant, Server};
-use crate::figures::Bound::AtMost;
-use crate::figures::{Figure, Numbers};
 use crate::house::House;
-use crate::load::book::Clock;
-use crate::load::crowd::{Crowd, frame_of};
-use crate::load::op::{Text, put_client_frame};
+use etherply_bench::figures::Bound::AtMost;
+use etherply_bench::figures::{Figure, Numbers};
+use etherply_bench::load::book::Clock;
+use etherply_bench::load::crowd::{Crowd, frame_of};
+use etherply_bench::load::op::{Order, Text, put_client_frame};
 
 pub struct Idle;
 
@@ -80,7 +80,7 @@ impl Scenario for Idle {
         house: &House,
     ) -> Result<Numbers, String> {
         let server = contestant.start(house).map_err(|error| error.to_string())?;
-        let clock = Clock::new();
+        let clock = Clock::start();
         let mut crowd = Crowd::new(&server.door, clock)?;
         let measured = measure(case.index, contestant, &server, &mut crowd, count(house));
         measured.map_err(|failure| server.blamed(failure))
@@ -144,7 +144,7 @@ fn measure(
 /// So many more come in, and each is shown an empty workspace.
 fn enter(crowd: &mut Crowd, case: usize, count: usize, empty: &Rc<[u8]>) -> Result<(), String> {
     for step in 0..count {
-        let name = workspace(case, crowd.len());
+        let name = workspace(case, crowd.count());
         crowd.enter(&name, 0, Some(Rc::clone(empty)))?;
         if step % BURST == 0 {
             crowd.finish(PATIENCE)?;
@@ -163,14 +163,14 @@ fn look(
     let step = if case == TOGETHER {
         1
     } else {
-        crowd.len().div_ceil(SAMPLE)
+        crowd.count().div_ceil(SAMPLE)
     };
-    let mut sent = Text::new(crate::load::op::Order::AsSent, 1_700_000_000_000_000);
+    let mut sent = Text::new(Order::AsSent, 1_700_000_000_000_000);
     let mut expected = Text::new(contestant.order(), 1_700_000_000_000_000);
     let op = frame_of(&String::from_utf8_lossy(expected.of(0, 0)));
     let mut frame = Vec::new();
     put_client_frame(&mut frame, sent.of(0, 0));
-    let looked_at: Vec<usize> = (0..crowd.len()).step_by(step).collect();
+    let looked_at: Vec<usize> = (0..crowd.count()).step_by(step).collect();
     for connection in &looked_at {
         crowd.expect(*connection, &op);
     }

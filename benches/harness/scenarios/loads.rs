@@ -1,10 +1,10 @@
 //! What the scenarios share that put a load on a server and count deliveries.
 
 use crate::contestant::{Contestant, Server};
-use crate::figures::{Figure, Numbers};
 use crate::house::{House, LATE};
-use crate::load::pace::Pace;
-use crate::load::{self, Outcome, Plan};
+use etherply_bench::figures::{Figure, Numbers};
+use etherply_bench::load::pace::Pace;
+use etherply_bench::load::{self, Outcome, Plan};
 
 pub const CPU_PER_DELIVERY: Figure = Figure {
     id: "cpu_us_per_delivery",

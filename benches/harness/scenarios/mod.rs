@@ -1,8 +1,8 @@
 //! What is measured. A new scenario is a file here and a line in [`ALL`].
 
 use crate::contestant::Contestant;
-use crate::figures::{Bound, Figure, Numbers};
 use crate::house::House;
+use etherply_bench::figures::{Bound, Figure, Numbers};
 
 pub mod crowds;
 pub mod durable;

@@ -3,10 +3,10 @@
 use super::loads::RESIDENT;
 use super::{Case, Scenario, Target};
 use crate::contestant::{Contestant, Kind};
-use crate::figures::Bound::AtMost;
-use crate::figures::{Figure, Numbers};
 use crate::house::House;
-use crate::support::resp;
+use etherply_bench::figures::Bound::AtMost;
+use etherply_bench::figures::{Figure, Numbers};
+use etherply_bench::resp;
 
 #[path = "../../recovery/contest.rs"]
 #[allow(dead_code, reason = "the bench `recovery` uses the rest")]

@@ -9,10 +9,10 @@ use super::loads::{self, CPU_PER_OP, MAX, OPS, OPS_PER_CPU, OWN_SHARE, P50, P99,
 use super::{Case, Scenario, Target};
 use crate::contestant::{Contestant, Kind};
 use crate::cores::{Cores, Halves};
-use crate::figures::Bound::{AtLeast, AtMost};
-use crate::figures::{Figure, Numbers};
 use crate::house::House;
-use crate::load::pace::Pace;
+use etherply_bench::figures::Bound::{AtLeast, AtMost};
+use etherply_bench::figures::{Figure, Numbers};
+use etherply_bench::load::pace::Pace;
 
 pub struct Rooms;
 pub struct Shards;

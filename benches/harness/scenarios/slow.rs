@@ -10,12 +10,12 @@ use super::loads::{
 };
 use super::{Case, Scenario, Target};
 use crate::contestant::{Contestant, Server};
-use crate::figures::Bound::AtMost;
-use crate::figures::{Figure, Numbers};
 use crate::house::House;
-use crate::load::guest::first_message;
-use crate::load::join::read_more;
-use crate::load::pace::Pace;
+use etherply_bench::figures::Bound::AtMost;
+use etherply_bench::figures::{Figure, Numbers};
+use etherply_bench::load::guest::first_message;
+use etherply_bench::load::join::read_more;
+use etherply_bench::load::pace::Pace;
 
 pub struct Slow;
 

@@ -10,12 +10,12 @@ use serde_json::Value;
 use super::loads::{self, CPU_PER_DELIVERY, DELIVERIES, MAX, OWN_SHARE, P50, P99, Shape};
 use super::{Case, Scenario, Target};
 use crate::contestant::{Contestant, Server};
-use crate::figures::Bound::AtMost;
-use crate::figures::{Figure, Numbers};
 use crate::house::House;
-use crate::load::join::ListenerKind;
-use crate::load::pace::Pace;
-use crate::load::{self, Outcome};
+use etherply_bench::figures::Bound::AtMost;
+use etherply_bench::figures::{Figure, Numbers};
+use etherply_bench::load::join::Door;
+use etherply_bench::load::pace::Pace;
+use etherply_bench::load::{self, Outcome};
 
 pub struct Soak;
 
@@ -159,7 +159,7 @@ impl Scenario for Soak {
 }
 
 /// One client after the other joins one of the rooms, looks at what it is shown, and leaves; gives how many did.
-fn come_and_go(door: &ListenerKind, is_over: &AtomicBool) -> Result<u32, String> {
+fn come_and_go(door: &Door, is_over: &AtomicBool) -> Result<u32, String> {
     let mut guests = 0;
     while !is_over.load(Ordering::Relaxed) {
         let name = door.workspace(guests % SHAPE.rooms);

@@ -11,12 +11,14 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
+use crate::core::fanout::window_offset::WindowOffset;
 pub use crate::core::snapshot::encoded_state::Chunk;
 use crate::core::snapshot::encoded_state::Text;
 use crate::limits::{
     CHUNK_BYTES_KEPT_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CHUNKS_KEPT_MAX, LIST_BYTES_KEPT_MAX,
     LISTS_KEPT_MAX, SEND_BYTES_MAX, SESSION_BYTES_SPARED,
 };
+use crate::log::position::LogPosition;
 
 /// A stretch of a chunk.
 #[derive(Debug, Clone)]
@@ -77,19 +79,19 @@ pub fn skip_sent(spans: &mut Spans, mut bytes: usize) {
 #[derive(Debug, Clone, Copy)]
 pub(in crate::core) struct Frame {
     /// The offset behind the frame's last byte.
-    pub end: u64,
+    pub end: WindowOffset,
     pub seq: u64,
     /// The log position that must be durable before the frame may leave.
-    pub position: u64,
+    pub position: LogPosition,
 }
 
 /// When an answer may be sent.
 #[derive(Debug, Clone)]
 pub struct Due {
     /// Behind this window offset,
-    pub at: u64,
+    pub at: WindowOffset,
     /// when this log position is visible,
-    pub gate: u64,
+    pub gate: LogPosition,
     /// and when this text is whole, which others stand around: all of them, or none, are sent.
     pub awaits: Option<Text>,
 }
@@ -156,7 +158,7 @@ pub(in crate::core) struct Extras {
     /// Of all answers.
     pub cost: Cost,
     /// Stretches behind the cursor that are the client's own ops, which it is not sent.
-    pub own: Vec<(u64, u64)>,
+    pub own: Vec<(WindowOffset, WindowOffset)>,
     pub behind: Option<Behind>,
 }
 

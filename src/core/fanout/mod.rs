@@ -3,6 +3,7 @@
 pub mod chunk_pool;
 pub mod outbox;
 pub mod window;
+pub mod window_offset;
 
 pub(in crate::core) mod pacer;
 pub(in crate::core) mod presence;

@@ -19,10 +19,12 @@ use crate::core::fanout::chunk_pool::{
     Answer, Chunk, ChunkPool, Cost, Extras, Span, Spans, spans_bytes,
 };
 use crate::core::fanout::window::Window;
+use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::snapshot::encoded_state::Text;
 use crate::limits::{
     ANSWER_SEND_BYTES_MAX, CHUNK_BYTES_MIN, OWN_STRETCHES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX,
 };
+use crate::log::position::LogPosition;
 
 /// The memory of so many stretches stays with a client that falls behind: it is soon needed again.
 const OWN_STRETCHES_KEPT: usize = 32;
@@ -30,7 +32,7 @@ const OWN_STRETCHES_KEPT: usize = 32;
 /// What one client is owed.
 #[derive(Default)]
 pub struct Outbox {
-    cursor: u64,
+    cursor: WindowOffset,
     /// None for who is owed what all others are owed and no more: nearly everybody, nearly always.
     apart: Option<Box<Extras>>,
     in_flight: InFlight,
@@ -58,12 +60,12 @@ pub struct View<'a> {
     /// The frames.
     pub window: &'a mut Window,
     /// The offset up to which they may be shown.
-    pub visible_end: u64,
+    pub visible_end: WindowOffset,
 }
 
 impl Outbox {
     /// Starts following a window at `cursor`.
-    pub fn follow(&mut self, cursor: u64) {
+    pub fn follow(&mut self, cursor: WindowOffset) {
         self.cursor = cursor;
         if let Some(apart) = &mut self.apart {
             apart.own.clear();
@@ -73,7 +75,7 @@ impl Outbox {
 
     /// The offset of the next byte of the window that the client is owed.
     #[must_use]
-    pub fn cursor(&self) -> u64 {
+    pub fn cursor(&self) -> WindowOffset {
         self.cursor
     }
 
@@ -145,13 +147,19 @@ impl Outbox {
 
     /// Whether an answer waits for what lies behind the visible position, or is not written yet.
     #[must_use]
-    pub fn is_gated(&self, visible_position: u64) -> bool {
+    pub fn is_gated(&self, visible_position: LogPosition) -> bool {
         let mut answers = self.apart.iter().flat_map(|apart| &apart.answers);
         answers.any(|answer| answer.chunk(visible_position).is_none())
     }
 
     /// Queues bytes for this client alone: behind the window offset `at`, once `gate` is visible.
-    pub fn push(&mut self, chunk: Chunk, at: u64, gate: u64, pool: &mut ChunkPool) {
+    pub fn push(
+        &mut self,
+        chunk: Chunk,
+        at: WindowOffset,
+        gate: LogPosition,
+        pool: &mut ChunkPool,
+    ) {
         let due = Due {
             at,
             gate,
@@ -204,7 +212,12 @@ impl Outbox {
     /// The frame at `start..end` of the window is the client's own. False: it has too many apart to
     /// remember, and must be conflated instead.
     #[must_use]
-    pub fn skip_own(&mut self, start: u64, end: u64, pool: &mut ChunkPool) -> bool {
+    pub fn skip_own(
+        &mut self,
+        start: WindowOffset,
+        end: WindowOffset,
+        pool: &mut ChunkPool,
+    ) -> bool {
         if self.behind().is_some() {
             return true;
         }
@@ -222,8 +235,8 @@ impl Outbox {
 
     /// Drops all that is not visible yet, and what is not written with all behind it, and forgets the
     /// window: the connection is closing.
-    pub fn leave(&mut self, visible_position: u64, pool: &mut ChunkPool) {
-        self.follow(0);
+    pub fn leave(&mut self, visible_position: LogPosition, pool: &mut ChunkPool) {
+        self.follow(WindowOffset::START);
         let Some(apart) = &mut self.apart else {
             return;
         };
@@ -235,7 +248,7 @@ impl Outbox {
         pool.held.answer_bytes -= apart.cost.own_bytes;
         apart.cost = Cost::default();
         for answer in &mut apart.answers {
-            answer.due.at = 0;
+            answer.due.at = WindowOffset::START;
             apart.cost += answer.cost;
         }
         pool.held.answer_bytes += apart.cost.own_bytes;
@@ -246,7 +259,7 @@ impl Outbox {
     pub fn drop_all(&mut self, pool: &mut ChunkPool) -> bool {
         pool.held.answer_bytes -= self.cost().own_bytes;
         let apart = self.apart.take();
-        self.cursor = 0;
+        self.cursor = WindowOffset::START;
         apart.is_some_and(|apart| apart.answers.front().is_some_and(|answer| answer.is_begun))
     }
 
@@ -258,7 +271,7 @@ impl Outbox {
     pub fn take(
         &mut self,
         view: Option<View<'_>>,
-        visible_position: u64,
+        visible_position: LogPosition,
         pool: &mut ChunkPool,
     ) -> Spans {
         let mut spans = Spans::new();
@@ -333,7 +346,7 @@ impl Outbox {
         &mut self,
         apart: &mut Extras,
         view: Option<&View<'_>>,
-        visible_position: u64,
+        visible_position: LogPosition,
         pool: &mut ChunkPool,
         spans: &mut Spans,
     ) {
@@ -370,7 +383,7 @@ impl Outbox {
                 break;
             }
             let end = view.window.frame_end_within(self.cursor, until, room_bytes);
-            let bytes = usize::try_from(end - self.cursor).expect("a window fits memory");
+            let bytes = end.bytes_since(self.cursor);
             if bytes > room_bytes && !spans.is_empty() {
                 break;
             }
@@ -383,9 +396,9 @@ impl Outbox {
 
     fn take_frames(
         &mut self,
-        own: &mut Vec<(u64, u64)>,
+        own: &mut Vec<(WindowOffset, WindowOffset)>,
         window: &Window,
-        end: u64,
+        end: WindowOffset,
         pool: &mut ChunkPool,
         spans: &mut Spans,
     ) {
@@ -410,7 +423,7 @@ impl Outbox {
 
 impl Answer {
     /// What it is a stretch of, if it may be sent.
-    fn chunk(&self, visible_position: u64) -> Option<&Chunk> {
+    fn chunk(&self, visible_position: LogPosition) -> Option<&Chunk> {
         let is_due = self.due.gate <= visible_position && self.is_written();
         self.text.chunk().filter(|_| is_due)
     }
@@ -426,7 +439,7 @@ impl Extras {
     /// the rest of it.
     fn take_answer(
         &mut self,
-        visible_position: u64,
+        visible_position: LogPosition,
         bytes_max: usize,
         pool: &mut ChunkPool,
         spans: &mut Spans,

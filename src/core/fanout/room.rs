@@ -6,12 +6,14 @@ use std::rc::Rc;
 use crate::core::fanout::outbox::View;
 use crate::core::fanout::presence::Presence;
 use crate::core::fanout::window::{Chunk, ChunkPool, Window};
+use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::log_space::Allowance;
 use crate::core::snapshot::encoded::{
     Encoding, Part, Point, Snapshot, Step, Texts, Wanted, encode,
 };
 use crate::core::snapshot::encoded_state::Text;
 use crate::core::state::workspace::{Source, Verdict, Workspace};
+use crate::log::position::LogPosition;
 use crate::wire::message;
 
 /// What of a state must be encoded.
@@ -43,11 +45,11 @@ pub(crate) struct Room {
     /// It stands in the list of rooms that have news or frames to let go.
     pub touched: bool,
     /// The window offset up to which its members were queued to be sent.
-    pub announced_end: u64,
+    pub announced_end: WindowOffset,
     /// What it has written lately, while the log is long.
     pub allowance: Allowance,
-    /// The log position of its last op; 0 where that came from the disk.
-    position: u64,
+    /// The log position of its last op; `NONE` where that came from the disk.
+    position: LogPosition,
     snapshot: Snapshot,
     /// The states that are being encoded, the oldest first.
     encodings: VecDeque<Encoding>,
@@ -62,9 +64,9 @@ impl Room {
             members: Vec::new(),
             presence: None,
             touched: false,
-            announced_end: 0,
+            announced_end: WindowOffset::START,
             allowance: Allowance::default(),
-            position: 0,
+            position: LogPosition::NONE,
             snapshot: Snapshot::default(),
             encodings: VecDeque::new(),
         }
@@ -88,12 +90,12 @@ impl Room {
     }
 
     /// The position that must be visible before the newest op may be shown.
-    pub fn gate(&self) -> u64 {
+    pub fn gate(&self) -> LogPosition {
         self.position
     }
 
     /// What may be shown now.
-    pub fn view(&mut self, visible_position: u64) -> View<'_> {
+    pub fn view(&mut self, visible_position: LogPosition) -> View<'_> {
         View {
             visible_end: self.window.visible_end(visible_position),
             window: &mut self.window,
@@ -107,9 +109,9 @@ impl Room {
         key: &str,
         value: &str,
         timestamp: u64,
-        position: u64,
+        position: LogPosition,
         pool: &mut ChunkPool,
-    ) -> (u64, u64) {
+    ) -> (WindowOffset, WindowOffset) {
         self.position = position;
         let start = self.window.end();
         let bytes = message::op_frame_bytes(key, value, timestamp);
@@ -136,8 +138,8 @@ impl Room {
     /// Whether a text of that length, of the state at that point, will do for one who joins: the newest will, and an older one as long
     /// as the frames since are at hand and few.
     fn is_init(&self, point: Point, bytes: usize) -> bool {
-        let behind = self.window.end() - point.at;
-        let is_cheap = point.at >= self.window.start() && behind <= bytes as u64 / 2;
+        let behind = self.window.end().bytes_since(point.at);
+        let is_cheap = point.at >= self.window.start() && behind <= bytes / 2;
         self.is_newest(point) || is_cheap
     }
 

@@ -9,24 +9,25 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use crate::core::fanout::chunk_pool::Frame;
+use crate::core::fanout::window_offset::WindowOffset;
 use crate::limits::{CHUNK_BYTES_MAX, JOINED_BYTES_MAX};
+use crate::log::position::LogPosition;
 
 pub use crate::core::fanout::chunk_pool::{Chunk, ChunkPool, Span, Spans, skip_sent, spans_bytes};
 
 struct Piece {
-    start: u64,
+    start: WindowOffset,
     chunk: Chunk,
 }
 
 impl Piece {
-    fn end(&self) -> u64 {
-        self.start + self.chunk.len() as u64
+    fn end(&self) -> WindowOffset {
+        self.start.advance(self.chunk.len())
     }
 
     /// The stretch from one offset to another, if there is one and it holds all of it.
-    fn span(&self, from: u64, until: u64) -> Option<Span> {
-        let within =
-            |offset: u64| usize::try_from(offset - self.start).expect("a chunk fits memory");
+    fn span(&self, from: WindowOffset, until: WindowOffset) -> Option<Span> {
+        let within = |offset: WindowOffset| offset.bytes_since(self.start);
         let holds = self.start <= from && from < until && until <= self.end();
         holds.then(|| Span::new(Rc::clone(&self.chunk), within(from), within(until)))
     }
@@ -37,8 +38,8 @@ impl Piece {
 pub struct Window {
     pieces: VecDeque<Piece>,
     frames: VecDeque<Frame>,
-    start: u64,
-    end: u64,
+    start: WindowOffset,
+    end: WindowOffset,
     /// The seq at `start`: of the last frame that was dropped.
     start_seq: u64,
     capacity_bytes: usize,
@@ -60,13 +61,13 @@ impl Window {
 
     /// The offset of the oldest byte that is kept.
     #[must_use]
-    pub fn start(&self) -> u64 {
+    pub fn start(&self) -> WindowOffset {
         self.start
     }
 
     /// The offset behind the newest byte.
     #[must_use]
-    pub fn end(&self) -> u64 {
+    pub fn end(&self) -> WindowOffset {
         self.end
     }
 
@@ -84,7 +85,7 @@ impl Window {
         &mut self,
         pool: &mut ChunkPool,
         seq: u64,
-        position: u64,
+        position: LogPosition,
         bytes: usize,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
@@ -111,7 +112,7 @@ impl Window {
         pool.held.window_bytes += self.capacity_bytes;
         pool.held.window_bytes -= held_bytes;
         self.chunk_bytes_hint = self.chunk_bytes_hint.max(filled.min(CHUNK_BYTES_MAX));
-        self.end += bytes as u64;
+        self.end = self.end.advance(bytes);
         self.frames.push_back(Frame {
             end: self.end,
             seq,
@@ -141,7 +142,7 @@ impl Window {
 
     /// The offset up to which frames may leave when the log is durable up to `position`.
     #[must_use]
-    pub fn visible_end(&self, position: u64) -> u64 {
+    pub fn visible_end(&self, position: LogPosition) -> WindowOffset {
         if self
             .frames
             .back()
@@ -159,7 +160,7 @@ impl Window {
 
     /// The seq of the last frame before `offset`, which is a frame's end.
     #[must_use]
-    pub fn seq_at(&self, offset: u64) -> u64 {
+    pub fn seq_at(&self, offset: WindowOffset) -> u64 {
         if offset >= self.end
             && let Some(last) = self.frames.back()
         {
@@ -173,8 +174,13 @@ impl Window {
 
     /// The last frame's end within `bytes` behind `from`, and at least one frame; no further than `until`.
     #[must_use]
-    pub fn frame_end_within(&self, from: u64, until: u64, bytes: usize) -> u64 {
-        let most = from + bytes as u64;
+    pub fn frame_end_within(
+        &self,
+        from: WindowOffset,
+        until: WindowOffset,
+        bytes: usize,
+    ) -> WindowOffset {
+        let most = from.advance(bytes);
         if until <= most {
             return until;
         }
@@ -184,7 +190,7 @@ impl Window {
     }
 
     /// Each op that won has a frame, so their numbers count them.
-    fn frames_between(&self, from: u64, until: u64) -> u64 {
+    fn frames_between(&self, from: WindowOffset, until: WindowOffset) -> u64 {
         self.seq_at(until) - self.seq_at(from)
     }
 
@@ -192,7 +198,13 @@ impl Window {
     ///
     /// # Panics
     /// Where they are not in the window.
-    pub fn spans(&self, from: u64, until: u64, pool: &mut ChunkPool, out: &mut Spans) {
+    pub fn spans(
+        &self,
+        from: WindowOffset,
+        until: WindowOffset,
+        pool: &mut ChunkPool,
+        out: &mut Spans,
+    ) {
         assert!(
             self.start <= from && from <= until && until <= self.end,
             "a cursor lies within the window"
@@ -221,8 +233,14 @@ impl Window {
     ///
     /// # Panics
     /// Where they are not in the window.
-    pub fn joined(&mut self, from: u64, until: u64, pool: &mut ChunkPool, out: &mut Spans) {
-        let is_short = until - from <= JOINED_BYTES_MAX as u64;
+    pub fn joined(
+        &mut self,
+        from: WindowOffset,
+        until: WindowOffset,
+        pool: &mut ChunkPool,
+        out: &mut Spans,
+    ) {
+        let is_short = until.bytes_since(from) <= JOINED_BYTES_MAX;
         if let Some(span) = self
             .joined
             .as_ref()
@@ -250,7 +268,7 @@ impl Window {
     }
 
     /// Forgets the frames that end at or before `offset`.
-    pub fn drop_before(&mut self, offset: u64, pool: &mut ChunkPool) {
+    pub fn drop_before(&mut self, offset: WindowOffset, pool: &mut ChunkPool) {
         while let Some(frame) = self.frames.front().filter(|frame| frame.end <= offset) {
             (self.start, self.start_seq) = (frame.end, frame.seq);
             self.frames.pop_front();
@@ -279,7 +297,7 @@ impl Window {
     /// The offset before which frames must go, so that the window holds at most `bytes` again: whole
     /// chunks from the oldest on, but never beyond `visible_end`, whose frames nobody was sent yet.
     #[must_use]
-    pub fn overflow_end(&self, bytes: usize, visible_end: u64) -> u64 {
+    pub fn overflow_end(&self, bytes: usize, visible_end: WindowOffset) -> WindowOffset {
         let (mut held, mut end) = (self.capacity_bytes, self.start);
         for piece in &self.pieces {
             let piece_end = piece.end();
@@ -311,7 +329,7 @@ mod tests {
         Push(usize),
         Send(usize),
         Finish,
-        Drop(u64),
+        Drop(usize),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -320,7 +338,7 @@ mod tests {
             1 => (1..90_000_usize).prop_map(Step::Push),
             3 => (1..400_usize).prop_map(Step::Send),
             2 => Just(Step::Finish),
-            2 => (0..2000_u64).prop_map(Step::Drop),
+            2 => (0..2000_usize).prop_map(Step::Drop),
         ];
         prop::collection::vec(step, 0..60)
     }
@@ -330,16 +348,21 @@ mod tests {
         let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
         let mut in_flight = Vec::new();
         for seq in 1..=3 {
-            window.push(&mut pool, seq, seq, 10, |out| out.resize(out.len() + 10, 7));
+            let start = window.end();
+            let position = LogPosition::new(seq);
+            window.push(&mut pool, seq, position, 10, |out| {
+                out.resize(out.len() + 10, 7)
+            });
             // A chunk that is on its way is not written to, so that the next frame has one of its own.
             let mut spans = Spans::new();
-            window.spans(window.end() - 10, window.end(), &mut pool, &mut spans);
+            window.spans(start, window.end(), &mut pool, &mut spans);
             in_flight.push(spans);
         }
         let mut taken = |from, until| {
             let before = pool.held.frames_taken;
             let mut spans = Spans::new();
-            window.joined(from, until, &mut pool, &mut spans);
+            let [first, last] = [from, until].map(WindowOffset::new);
+            window.joined(first, last, &mut pool, &mut spans);
             let frames = pool.held.frames_taken - before;
             assert_eq!(frames, (until - from) / 10);
             spans
@@ -354,7 +377,7 @@ mod tests {
             assert!(Rc::ptr_eq(&chunk, &joined), "{from}..{until}");
         }
         assert!(taken(30, 30).is_empty());
-        window.drop_before(30, &mut pool);
+        window.drop_before(WindowOffset::new(30), &mut pool);
         assert_eq!(Rc::strong_count(&joined), 1, "nobody needs it any more");
     }
 
@@ -363,26 +386,26 @@ mod tests {
         #[test]
         fn a_cursor_reads_what_was_pushed(steps in steps()) {
             let (mut window, mut pool) = (Window::new(5), ChunkPool::default());
-            let (mut all, mut ends) = (Vec::new(), vec![(0_u64, 5_u64)]);
-            let (mut cursor, mut in_flight) = (0_u64, Vec::new());
+            let (mut all, mut ends) = (Vec::new(), vec![(WindowOffset::START, 5_u64)]);
+            let (mut cursor, mut in_flight) = (WindowOffset::START, Vec::new());
             for step in steps {
                 match step {
                     Step::Push(bytes) => {
                         let seq = ends.last().unwrap().1 + 1;
                         let fill = u8::try_from(seq % 251).unwrap();
-                        window.push(&mut pool, seq, seq * 10, bytes, |out| out.resize(out.len() + bytes, fill));
+                        window.push(&mut pool, seq, LogPosition::new(seq * 10), bytes, |out| out.resize(out.len() + bytes, fill));
                         all.resize(all.len() + bytes, fill);
-                        ends.push((all.len() as u64, seq));
+                        ends.push((WindowOffset::START.advance(all.len()), seq));
                     }
                     Step::Send(bytes_max) => {
                         let end = window.frame_end_within(cursor, window.end(), bytes_max);
                         prop_assert!(ends.iter().any(|known| known.0 == end));
-                        prop_assert!(end - cursor <= bytes_max as u64 || ends.iter().filter(|known| known.0 > cursor && known.0 <= end).count() == 1);
+                        prop_assert!(end.bytes_since(cursor) <= bytes_max || ends.iter().filter(|known| known.0 > cursor && known.0 <= end).count() == 1);
                         prop_assert!(end > cursor || cursor == window.end());
                         let mut spans = Spans::new();
                         if bytes_max % 2 == 0 {
                             window.joined(cursor, end, &mut pool, &mut spans);
-                            prop_assert!(spans.len() <= 1 || end - cursor > JOINED_BYTES_MAX as u64);
+                            prop_assert!(spans.len() <= 1 || end.bytes_since(cursor) > JOINED_BYTES_MAX);
                         } else {
                             window.spans(cursor, end, &mut pool, &mut spans);
                         }
@@ -391,8 +414,9 @@ mod tests {
                         cursor = end;
                     }
                     Step::Finish => {
+                        let within = |offset: WindowOffset| offset.bytes_since(WindowOffset::START);
                         for (from, until, mut spans) in in_flight.drain(..) {
-                            let expected = &all[usize::try_from(from).unwrap()..usize::try_from(until).unwrap()];
+                            let expected = &all[within(from)..within(until)];
                             prop_assert_eq!(&bytes(&spans), expected);
                             let half = expected.len() / 2;
                             skip_sent(&mut spans, half);
@@ -402,7 +426,8 @@ mod tests {
                         }
                     }
                     Step::Drop(behind) => {
-                        window.drop_before(cursor.saturating_sub(behind), &mut pool);
+                        let offset = cursor.get().saturating_sub(behind as u64);
+                        window.drop_before(WindowOffset::new(offset), &mut pool);
                         prop_assert!(window.start() <= cursor);
                     }
                 }
@@ -410,11 +435,11 @@ mod tests {
                 prop_assert_eq!(held, window.capacity_bytes());
                 prop_assert_eq!(held, pool.held.window_bytes);
                 for (end, seq) in ends.iter().filter(|known| known.0 >= window.start()) {
-                    prop_assert_eq!(window.visible_end(seq * 10), *end);
-                    prop_assert_eq!(window.visible_end(seq * 10 + 9), *end);
+                    prop_assert_eq!(window.visible_end(LogPosition::new(seq * 10)), *end);
+                    prop_assert_eq!(window.visible_end(LogPosition::new(seq * 10 + 9)), *end);
                 }
             }
-            let visible = window.visible_end(u64::MAX);
+            let visible = window.visible_end(LogPosition::MAX);
             let overflow = window.overflow_end(100_000, visible);
             window.drop_before(overflow, &mut pool);
             prop_assert!(window.capacity_bytes() <= 100_000);
@@ -425,19 +450,28 @@ mod tests {
     fn frames_that_nobody_was_sent_yet_stay() {
         let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
         for seq in 1..=20 {
-            window.push(&mut pool, seq, seq, CHUNK_BYTES_MAX, |out| {
-                out.resize(out.len() + CHUNK_BYTES_MAX, 0);
-            });
+            window.push(
+                &mut pool,
+                seq,
+                LogPosition::new(seq),
+                CHUNK_BYTES_MAX,
+                |out| {
+                    out.resize(out.len() + CHUNK_BYTES_MAX, 0);
+                },
+            );
         }
-        let visible = window.visible_end(3);
-        assert_eq!(visible, 3 * CHUNK_BYTES_MAX as u64);
+        let visible = window.visible_end(LogPosition::new(3));
+        assert_eq!(visible, WindowOffset::START.advance(3 * CHUNK_BYTES_MAX));
         assert_eq!(window.overflow_end(1, visible), visible);
-        assert_eq!(window.overflow_end(usize::MAX, visible), 0);
+        assert_eq!(
+            window.overflow_end(usize::MAX, visible),
+            WindowOffset::START
+        );
         // No more than must go.
         let bound_bytes = window.capacity_bytes() - 2 * CHUNK_BYTES_MAX;
         for (bytes, chunks) in [(bound_bytes, 2), (bound_bytes + 1, 2), (bound_bytes - 1, 3)] {
             let end = window.overflow_end(bytes, visible);
-            assert_eq!(end, (chunks * CHUNK_BYTES_MAX) as u64);
+            assert_eq!(end.get(), (chunks * CHUNK_BYTES_MAX) as u64);
         }
     }
 
@@ -450,7 +484,7 @@ mod tests {
         ] {
             let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
             for (seq, bytes) in [(1, first_bytes), (2, second_bytes)] {
-                window.push(&mut pool, seq, seq, bytes, |out| {
+                window.push(&mut pool, seq, LogPosition::new(seq), bytes, |out| {
                     out.resize(out.len() + bytes, 0);
                 });
             }
@@ -465,7 +499,7 @@ mod tests {
             (3, 10, 5000),
             (4, 10, 2500),
         ] {
-            window.push(&mut pool, seq, seq, bytes, |out| {
+            window.push(&mut pool, seq, LogPosition::new(seq), bytes, |out| {
                 out.resize(out.len() + bytes, 0);
             });
             let chunk = &window.pieces.back().unwrap().chunk;
@@ -483,23 +517,23 @@ mod tests {
         let mut pool = ChunkPool::default();
         let fill = |window: &mut Window, pool: &mut ChunkPool| {
             for seq in 1..=100 {
-                window.push(pool, seq, seq, 1, |out| out.push(0));
+                window.push(pool, seq, LogPosition::new(seq), 1, |out| out.push(0));
             }
         };
         let mut window = Window::new(0);
         fill(&mut window, &mut pool);
         let capacity = window.frames.capacity();
-        window.drop_before(99, &mut pool);
+        window.drop_before(WindowOffset::new(99), &mut pool);
         assert_eq!(
             window.frames.capacity(),
             capacity,
             "one frame is still held"
         );
-        window.drop_before(100, &mut pool);
+        window.drop_before(WindowOffset::new(100), &mut pool);
         assert_eq!((window.frames.capacity(), window.capacity_bytes()), (0, 0));
         // Another one goes on in it.
         let mut window = Window::new(0);
-        window.push(&mut pool, 1, 1, 1, |out| out.push(0));
+        window.push(&mut pool, 1, LogPosition::NONE, 1, |out| out.push(0));
         assert_eq!(window.frames.capacity(), capacity);
     }
 }

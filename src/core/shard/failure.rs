@@ -10,6 +10,7 @@ use crate::core::shard::{Drain, Health, Shard};
 use crate::core::state::workspace::Workspace;
 use crate::limits::REOPEN_WAIT_MAX_US;
 use crate::log::commit::OpenSegment;
+use crate::log::position::LogPosition;
 use crate::wire::frame;
 use crate::wire::message;
 use crate::wire::upgrade::Answer;
@@ -62,7 +63,7 @@ impl Shard {
                     self.note_answer(id, &answer);
                     self.counters.responses.answered(answer.status());
                     let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
-                    self.queue_last(id, chunk, 0, clock);
+                    self.queue_last(id, chunk, LogPosition::NONE, clock);
                 }
                 // A panic may have come between a timer and its next one.
                 State::Handshake | State::Waiting | State::Closing => self.reschedule(id, clock),
@@ -112,7 +113,7 @@ impl Shard {
         });
         self.note_ending(id, INTERNAL_ERROR, INTERNAL_SERVER_ERROR, Party::Server);
         self.counters.closes.closed(INTERNAL_ERROR);
-        self.queue_last(id, last, 0, clock);
+        self.queue_last(id, last, LogPosition::NONE, clock);
     }
 
     /// Opens a failed log again when it is time and nothing of the old one is in flight.

@@ -16,6 +16,7 @@ use crate::core::shard::{Drain, Health, Shard};
 use crate::core::snapshot::encoded::{Point, Texts, Wanted};
 use crate::core::state::workspace::Workspace;
 use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
+use crate::log::position::LogPosition;
 use crate::wire::auth::{self, Grant, Verifier};
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
@@ -362,7 +363,9 @@ impl Shard {
         let Texts { init, point, .. } = texts;
         let Point { at, gate, .. } = point;
         session.outbox.follow(at);
-        session.outbox.push(answer, at, 0, &mut self.pool);
+        session
+            .outbox
+            .push(answer, at, LogPosition::NONE, &mut self.pool);
         let all = 0..init.bytes();
         let due = Due {
             at,

@@ -9,10 +9,12 @@ use crate::core::contract::{Clock, Intent};
 use crate::core::fanout::outbox::Due;
 use crate::core::fanout::room::Room;
 use crate::core::fanout::window::Chunk;
+use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
 use crate::core::shard::session::{Passage, Session, SessionId};
 use crate::core::snapshot::encoded::{Texts, Wanted};
 use crate::limits::STALL_TIMEOUT_US;
+use crate::log::position::LogPosition;
 use crate::wire::state;
 use crate::wire::upgrade::{Answer, ReadTarget, StateRequest, matches_tag};
 
@@ -23,7 +25,7 @@ const USER_COUNT: &str = "X-Total-Count";
 /// What a look shows, and the log position that must be visible before it may be shown.
 pub(super) struct Shown {
     pub answer: Answer,
-    pub gate: u64,
+    pub gate: LogPosition,
     state: Option<ShownState>,
     /// A body that several are sent.
     shared: Option<Chunk>,
@@ -42,7 +44,7 @@ impl From<Answer> for Shown {
     fn from(answer: Answer) -> Self {
         Self {
             answer,
-            gate: 0,
+            gate: LogPosition::NONE,
             state: None,
             shared: None,
         }
@@ -120,7 +122,9 @@ impl Shard {
         clock: Clock,
     ) -> Shown {
         let room = room_slot.map(|slot| &self.rooms[slot as usize]);
-        let (seq, gate) = room.map_or((0, 0), |room| (room.workspace.seq(), room.gate()));
+        let (seq, gate) = room.map_or((0, LogPosition::NONE), |room| {
+            (room.workspace.seq(), room.gate())
+        });
         let tag = self.entity_tag(seq);
         let mut shown = if if_none_match.is_some_and(|list| matches_tag(list, &tag)) {
             Shown::from(Answer::not_modified())
@@ -190,7 +194,7 @@ impl Shard {
         } = shown;
         let stamps = state.as_ref().map(|state| state.texts.stamps.clone());
         let due = Due {
-            at: 0,
+            at: WindowOffset::START,
             gate,
             awaits: stamps.flatten(),
         };
@@ -230,13 +234,19 @@ impl Shard {
             return;
         };
         let answer = answer.for_method(session.head_only);
-        self.answer_gated(id, &answer, 0, clock);
+        self.answer_gated(id, &answer, LogPosition::NONE, clock);
     }
 
     /// Answers a request, once `gate` is visible, with what may be long.
-    pub(super) fn answer_gated(&mut self, id: SessionId, answer: &Answer, gate: u64, clock: Clock) {
+    pub(super) fn answer_gated(
+        &mut self,
+        id: SessionId,
+        answer: &Answer,
+        gate: LogPosition,
+        clock: Clock,
+    ) {
         let due = Due {
-            at: 0,
+            at: WindowOffset::START,
             gate,
             awaits: None,
         };

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use crate::core::contract::Clock;
 use crate::core::fanout::outbox::Due;
 use crate::core::fanout::window::{Chunk, ChunkPool};
+use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
 use crate::core::shard::rate::Pace;
 use crate::core::shard::session::{Intake, SessionId, State};
@@ -15,6 +16,7 @@ use crate::limits::{
     EMPTY_FRAMES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US, SESSION_BYTES_SPARED,
     SHARED_FRAME_BYTES_MIN,
 };
+use crate::log::position::LogPosition;
 use crate::log::record;
 use crate::wire::frame::{self, FrameEvent};
 use crate::wire::message::{self, Message, Op};
@@ -469,10 +471,12 @@ impl Shard {
     pub(super) fn reply(&mut self, id: SessionId, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let chunk = self.pool.fill(bytes, write);
         let session = &mut self.sessions[id.slot as usize];
-        let at = session
-            .room()
-            .map_or(0, |room| self.rooms[room as usize].window.end());
-        session.outbox.push(chunk, at, 0, &mut self.pool);
+        let at = session.room().map_or(WindowOffset::START, |room| {
+            self.rooms[room as usize].window.end()
+        });
+        session
+            .outbox
+            .push(chunk, at, LogPosition::NONE, &mut self.pool);
         self.weigh(id);
         self.enqueue(id);
     }

@@ -2,9 +2,11 @@
 
 use crate::core::contract::{Clock, Output};
 use crate::core::fanout::window::Chunk;
+use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::session::{Session, SessionId, State};
 use crate::core::shard::{Drain, Shard};
 use crate::limits::{LINGER_US, STALL_LINGER_US, STALL_TIMEOUT_US};
+use crate::log::position::LogPosition;
 use crate::wire::frame::{self, Decoder};
 use crate::wire::upgrade::Answer;
 
@@ -106,14 +108,20 @@ impl Shard {
             return;
         }
         self.leave_room(id);
-        self.queue_last(id, chunk, 0, clock);
+        self.queue_last(id, chunk, LogPosition::NONE, clock);
     }
 
     /// The same for a session that stands in no room any more, once `gate` is visible.
-    pub(super) fn queue_last(&mut self, id: SessionId, chunk: Chunk, gate: u64, clock: Clock) {
+    pub(super) fn queue_last(
+        &mut self,
+        id: SessionId,
+        chunk: Chunk,
+        gate: LogPosition,
+        clock: Clock,
+    ) {
         self.begin_closing(id, clock);
         let outbox = &mut self.sessions[id.slot as usize].outbox;
-        outbox.push(chunk, 0, gate, &mut self.pool);
+        outbox.push(chunk, WindowOffset::START, gate, &mut self.pool);
         self.weigh(id);
     }
 

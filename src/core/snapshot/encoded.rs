@@ -5,9 +5,11 @@ use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 
 use crate::core::fanout::window::Chunk;
+use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::snapshot::cut::Cut;
 use crate::core::snapshot::encoded_state::{Promise, Text};
 use crate::core::state::workspace::{Entry, Workspace};
+use crate::log::position::LogPosition;
 use crate::wire::state;
 
 /// What of a state is wanted.
@@ -25,9 +27,9 @@ pub(crate) struct Point {
     /// The last op before it.
     pub seq: u64,
     /// The window offset behind which the ops follow.
-    pub at: u64,
+    pub at: WindowOffset,
     /// The log position that must be visible before the state there may be shown.
-    pub gate: u64,
+    pub gate: LogPosition,
 }
 
 /// A state at one point.

@@ -119,7 +119,7 @@ impl DiskFile for ScriptedFile {
 
 #[test]
 fn the_first_try_decides_up_to_where_a_failed_segment_is_kept() {
-    let (durable, shown) = (100, 250);
+    let (durable, shown) = (LogPosition::new(100), LogPosition::new(250));
     for (outcomes, kept) in [
         // A later fdatasync that fails takes nothing back, and one that succeeds has written nothing.
         ([true, false, false], shown),

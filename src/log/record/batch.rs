@@ -1,5 +1,6 @@
 //! The header of a batch.
 
+use super::super::position::LogPosition;
 use super::number::{field, u32_at, u64_at};
 
 /// The length of a batch's header, and of an empty batch.
@@ -19,9 +20,9 @@ pub struct BatchHeader {
     /// Of all its records.
     pub payload_bytes: u32,
     /// The log position of its first byte.
-    pub position: u64,
+    pub position: LogPosition,
     /// Everything before it was on disk when the batch was handed to the kernel.
-    pub durable_position: u64,
+    pub durable_position: LogPosition,
 }
 
 impl BatchHeader {
@@ -29,8 +30,8 @@ impl BatchHeader {
     pub fn encode(&self, bytes: &mut [u8; BATCH_HEADER_BYTES], salt: u32) -> u32 {
         bytes[0..4].copy_from_slice(&BATCH_MAGIC);
         bytes[4..8].copy_from_slice(&self.payload_bytes.to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.position.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.durable_position.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.position.get().to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.durable_position.get().to_le_bytes());
         let crc = crc32c::crc32c_append(salt, &bytes[..BATCH_CRC_AT]);
         bytes[BATCH_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         crc
@@ -46,8 +47,8 @@ impl BatchHeader {
         }
         Some(Self {
             payload_bytes: u32_at(bytes, 4),
-            position: u64_at(bytes, 8),
-            durable_position: u64_at(bytes, 16),
+            position: LogPosition::new(u64_at(bytes, 8)),
+            durable_position: LogPosition::new(u64_at(bytes, 16)),
         })
     }
 }

@@ -10,7 +10,7 @@ const HEADER: SegmentHeader = SegmentHeader {
     shard: 3,
     epoch: *b"0123456789abcdef",
     index: 7,
-    first_position: 1_000_000,
+    first_position: LogPosition::new(1_000_000),
     compacted: None,
 };
 
@@ -212,7 +212,8 @@ fn the_bytes_are_those_of_the_tables() {
         timestamp: 3,
     };
     push_op(&mut batch, &op);
-    seal_batch(&mut batch, HEADER.salt(), 1_000_000, 999_999);
+    let durable = LogPosition::new(999_999);
+    seal_batch(&mut batch, HEADER.salt(), HEADER.first_position, durable);
     assert_eq!(batch.len(), BATCH_HEADER_BYTES + op_bytes(&op));
     assert_eq!(batch[0..8], *b"\xFFEPB\x20\0\0\0");
     assert_eq!(
@@ -280,7 +281,7 @@ fn a_segment_header_is_whole_or_refused() {
 
 #[test]
 fn a_compacted_segment_stands_behind_those_that_it_replaced() {
-    let (index, first_position) = (5, 1000);
+    let (index, first_position) = (5, LogPosition::new(1000));
     for (replaced, end_position, is_whole) in [
         (4, 1000, true),
         (0, 2000, true),
@@ -293,7 +294,7 @@ fn a_compacted_segment_stands_behind_those_that_it_replaced() {
             first_position,
             compacted: Some(Compacted {
                 replaced,
-                end_position,
+                end_position: LogPosition::new(end_position),
             }),
             ..HEADER
         };
@@ -450,9 +451,10 @@ fn sealing_again_is_sealing_once() {
     push_op(&mut batch, &op(1, "1").op());
     push_op(&mut batch, &op(2, "2").op());
     let mut again = batch.clone();
-    seal_batch(&mut again, 77, 5, 4);
-    seal_batch(&mut again, HEADER.salt(), 1_000_000, 9);
-    seal_batch(&mut batch, HEADER.salt(), 1_000_000, 9);
+    let [first, second, third] = [4, 5, 9].map(LogPosition::new);
+    seal_batch(&mut again, 77, second, first);
+    seal_batch(&mut again, HEADER.salt(), HEADER.first_position, third);
+    seal_batch(&mut batch, HEADER.salt(), HEADER.first_position, third);
     assert_eq!(again, batch);
 }
 
@@ -524,7 +526,7 @@ proptest! {
         let bytes = [&HEADER.encode()[..], &BATCH_MAGIC, &garbage].concat();
         prop_assert_eq!(read(&bytes).0, []);
         prop_assert_eq!(damage_behind(&HEADER, bytes.get(from..).unwrap_or_default(), from), None);
-        let extreme = SegmentHeader { first_position: u64::MAX, ..HEADER };
+        let extreme = SegmentHeader { first_position: LogPosition::MAX, ..HEADER };
         prop_assert!(Reader::new(&extreme, &bytes).all(|item| item.is_err()));
     }
 }

@@ -358,7 +358,7 @@ fn a_gap_is_damage() {
     let tail = log.recovered().0.tail(0);
     log.write(
         Tail {
-            next_position: tail.next_position + 1,
+            next_position: tail.next_position.advance(1),
             ..tail
         },
         &[vec![12]],
@@ -368,7 +368,7 @@ fn a_gap_is_damage() {
     let mut log = Log::new();
     log.write(
         Tail {
-            next_position: 5,
+            next_position: LogPosition::new(5),
             ..Tail::first(0)
         },
         &[],

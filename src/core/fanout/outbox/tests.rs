@@ -17,9 +17,9 @@ struct Item {
     bytes: Vec<u8>,
     is_frame: bool,
     /// It must not be sent before this position is visible.
-    gate: u64,
+    gate: LogPosition,
     /// It must be sent once this position is visible: all before it is, too.
-    due: u64,
+    due: LogPosition,
 }
 
 /// A client, its window, and the list of what it is owed in the order in which that came to be.
@@ -31,8 +31,8 @@ struct Rig {
     owed: Vec<Item>,
     /// Bytes of the first of `owed` that were sent already.
     sent_bytes: usize,
-    position: u64,
-    visible_position: u64,
+    position: LogPosition,
+    visible_position: LogPosition,
     count: u64,
 }
 
@@ -45,7 +45,7 @@ impl Rig {
 
     fn frame(&mut self, length: usize, is_own: bool) -> bool {
         let content = self.content(length);
-        self.position += 10;
+        self.position = self.position.advance(10);
         let start = self.window.end();
         let Self { window, pool, .. } = self;
         window.push(pool, self.count, self.position, length, |out| {
@@ -69,7 +69,11 @@ impl Rig {
 
     fn answer(&mut self, length: usize, is_gated: bool) {
         let bytes = self.content(length);
-        let gate = if is_gated { self.position } else { 0 };
+        let gate = if is_gated {
+            self.position
+        } else {
+            LogPosition::NONE
+        };
         let chunk = self.pool.fill(length, |out| out.extend_from_slice(&bytes));
         self.outbox
             .push(chunk, self.window.end(), gate, &mut self.pool);
@@ -135,8 +139,9 @@ impl Rig {
     }
 
     fn show(&mut self, part: u64) {
-        let hidden = self.position - self.visible_position;
-        self.visible_position += hidden * part / 4;
+        let hidden = self.position.bytes_since(self.visible_position);
+        let shown = hidden.expect("all is pushed first") * part / 4;
+        self.visible_position = self.visible_position.advance(shown);
     }
 }
 
@@ -198,9 +203,14 @@ fn many_pieces_become_one() {
         for piece in 0..pieces {
             let text = format!("answer {piece};");
             expected.extend_from_slice(text.as_bytes());
-            outbox.push(Chunk::new(text.into_bytes()), 0, 0, &mut pool);
+            outbox.push(
+                Chunk::new(text.into_bytes()),
+                WindowOffset::START,
+                LogPosition::NONE,
+                &mut pool,
+            );
         }
-        let spans = outbox.take(None, 0, &mut pool);
+        let spans = outbox.take(None, LogPosition::NONE, &mut pool);
         assert_eq!(spans.len(), spans_expected);
         assert_eq!(bytes(&spans), expected);
     }
@@ -248,11 +258,21 @@ fn an_answer_that_is_long_is_not_copied() {
     ] {
         let (mut outbox, mut pool) = (Outbox::default(), ChunkPool::default());
         for _ in 0..short_count {
-            outbox.push(Chunk::new(vec![1]), 0, 0, &mut pool);
+            outbox.push(
+                Chunk::new(vec![1]),
+                WindowOffset::START,
+                LogPosition::NONE,
+                &mut pool,
+            );
         }
         let long = Chunk::new(vec![2; 2 * ANSWER_SEND_BYTES_MAX]);
-        outbox.push(Chunk::clone(&long), 0, 0, &mut pool);
-        let spans = outbox.take(None, 0, &mut pool);
+        outbox.push(
+            Chunk::clone(&long),
+            WindowOffset::START,
+            LogPosition::NONE,
+            &mut pool,
+        );
+        let spans = outbox.take(None, LogPosition::NONE, &mut pool);
         assert_eq!(spans_bytes(&spans), sent_bytes, "{short_count}");
         let last = spans.into_iter().next_back().unwrap().into_chunk();
         let is_shared = Chunk::ptr_eq(&last, &long);

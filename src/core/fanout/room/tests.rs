@@ -13,7 +13,8 @@ const STATE_BYTES: usize = 2000;
 fn write(room: &mut Room, pool: &mut ChunkPool, key: &str, value: &str) {
     let timestamp = room.workspace.seq() + 1;
     room.workspace.apply(key, value, timestamp, 0);
-    room.broadcast(key, value, timestamp, timestamp * 10, pool);
+    let position = LogPosition::new(timestamp * 10);
+    room.broadcast(key, value, timestamp, position, pool);
 }
 
 fn is_same(one: &Text, other: &Text) -> bool {
@@ -43,12 +44,15 @@ fn one_encoding_of_init_serves_all_who_join_while_it_is_cheap() {
         write(&mut room, &mut pool, "j", "1");
         write(&mut room, &mut pool, "k", &"1".repeat(STATE_BYTES));
         let first = texts(&mut room, Wanted::Init);
-        assert_eq!((first.point.at, first.point.gate), (room.window.end(), 20));
+        assert_eq!(
+            (first.point.at, first.point.gate),
+            (room.window.end(), LogPosition::new(20))
+        );
         if let Some(over_half_bytes) = over_half_bytes {
             let frame_bytes = (first.init.bytes() / 2).strict_add_signed(over_half_bytes);
             let value = "1".repeat(frame_bytes - frame_fixed_bytes);
             write(&mut room, &mut pool, "k", &value);
-            assert_eq!(room.window.end() - first.point.at, frame_bytes as u64);
+            assert_eq!(room.window.end().bytes_since(first.point.at), frame_bytes);
         }
         if !is_kept {
             room.window.drop_before(room.window.end(), &mut pool);
@@ -59,7 +63,7 @@ fn one_encoding_of_init_serves_all_who_join_while_it_is_cheap() {
         let expected = if is_shared {
             (first.point.at, first.point.gate)
         } else {
-            (room.window.end(), 30)
+            (room.window.end(), LogPosition::new(30))
         };
         assert_eq!((second.point.at, second.point.gate), expected, "{case}");
     }
@@ -98,7 +102,7 @@ fn a_look_is_the_newest_state_and_shares_what_is_on_its_way() {
     assert!(!is_same(&newest.init, &joined.init), "one op is missing");
     assert_eq!(
         (newest.point.at, newest.point.gate),
-        (room.window.end(), 20)
+        (room.window.end(), LogPosition::new(20))
     );
     // Who joins takes the newest too.
     let again = texts(&mut room, Wanted::Init);
@@ -184,8 +188,9 @@ impl Rig {
             .room
             .apply_within(u64::MAX, &key, &value, timestamp, source);
         if matches!(verdict, Verdict::Won { .. }) {
+            let position = LogPosition::new((seq + 1) * 10);
             self.room
-                .broadcast(&key, &value, timestamp, (seq + 1) * 10, &mut self.pool);
+                .broadcast(&key, &value, timestamp, position, &mut self.pool);
             self.note();
         }
     }
@@ -207,7 +212,7 @@ impl Rig {
             assert_eq!(texts.point.seq, self.room.workspace.seq());
             assert!(texts.stamps.is_some());
         }
-        assert_eq!(texts.point.gate, texts.point.seq * 10);
+        assert_eq!(texts.point.gate.get(), texts.point.seq * 10);
         let seq = self.room.window.seq_at(texts.point.at);
         assert_eq!(texts.point.seq, seq, "the frames behind it follow");
         self.waiting.push(texts);

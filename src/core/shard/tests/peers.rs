@@ -7,6 +7,7 @@ use crate::core::shard::session::SessionId;
 use crate::core::state::workspace::Workspace;
 use crate::core::testing::HASH_SEED;
 use crate::log::commit::{End, OpenSegment};
+use crate::log::position::LogPosition;
 use crate::log::record::{Reader, SegmentHeader};
 
 /// An op as the model and the clients know it.
@@ -70,11 +71,11 @@ impl Disk {
             files: Vec::new(),
             synced: BTreeSet::new(),
         };
-        let segment = disk.open(1, 0);
+        let segment = disk.open(1, LogPosition::START);
         (disk, segment)
     }
 
-    pub fn open(&mut self, index: u64, first_position: u64) -> OpenSegment {
+    pub fn open(&mut self, index: u64, first_position: LogPosition) -> OpenSegment {
         let header = SegmentHeader::new(0, [1; 16], index, first_position);
         let bytes = header.encode().to_vec();
         let synced = bytes.len();

@@ -6,9 +6,11 @@ use super::rig::{Rig, frame, head, op, pong};
 use crate::core::contract::{Input, PeerStatus, shard_of};
 use crate::core::fanout::outbox::Outbox;
 use crate::core::fanout::window::{Chunk, ChunkPool};
+use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::session::{Intake, State};
 use crate::core::testing::START_UNIX_S;
 use crate::limits::{ANSWER_BYTES_MAX, BATCH_BYTES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US};
+use crate::log::position::LogPosition;
 
 const PING: u8 = 9;
 
@@ -260,7 +262,13 @@ fn a_client_that_reads_no_answers_is_read_no_more() {
 #[test]
 fn a_client_is_read_while_its_answers_are_within_their_bound() {
     let mut cost = Outbox::default();
-    cost.push(Chunk::new(vec![0; 1000]), 0, 0, &mut ChunkPool::default());
+    let mut pool = ChunkPool::default();
+    cost.push(
+        Chunk::new(vec![0; 1000]),
+        WindowOffset::START,
+        LogPosition::NONE,
+        &mut pool,
+    );
     let chunk_bytes = ANSWER_BYTES_MAX - (cost.answer_bytes() - 1000);
     for (more_bytes, intake) in [
         (-1, Intake::Receiving),
@@ -270,9 +278,12 @@ fn a_client_is_read_while_its_answers_are_within_their_bound() {
         let mut rig = Rig::new(|_| ());
         let client = rig.join("w", None);
         let chunk = Chunk::new(vec![0; chunk_bytes.strict_add_signed(more_bytes)]);
-        rig.session(client)
-            .outbox
-            .push(chunk, 0, 0, &mut ChunkPool::default());
+        rig.session(client).outbox.push(
+            chunk,
+            WindowOffset::START,
+            LogPosition::NONE,
+            &mut ChunkPool::default(),
+        );
         rig.receive_only(client, &pong());
         assert_eq!(rig.session(client).intake, intake, "{more_bytes}");
     }
@@ -281,7 +292,13 @@ fn a_client_is_read_while_its_answers_are_within_their_bound() {
 #[test]
 fn a_paused_client_is_read_again_when_half_of_its_answers_are_out() {
     let mut cost = Outbox::default();
-    cost.push(Chunk::new(vec![0; 1000]), 0, 0, &mut ChunkPool::default());
+    let mut pool = ChunkPool::default();
+    cost.push(
+        Chunk::new(vec![0; 1000]),
+        WindowOffset::START,
+        LogPosition::NONE,
+        &mut pool,
+    );
     let chunk_bytes = ANSWER_BYTES_MAX / 2 - (cost.answer_bytes() - 1000);
     for (more_bytes, intake) in [(0, Intake::Unread), (1, Intake::Paused)] {
         let mut rig = Rig::new(|_| ());
@@ -289,9 +306,12 @@ fn a_paused_client_is_read_again_when_half_of_its_answers_are_out() {
         rig.peers[client].reads = false;
         rig.op(writer, "k", "1", 1);
         let chunk = Chunk::new(vec![0; chunk_bytes + more_bytes]);
-        rig.session(client)
-            .outbox
-            .push(chunk, 0, 0, &mut ChunkPool::default());
+        rig.session(client).outbox.push(
+            chunk,
+            WindowOffset::START,
+            LogPosition::NONE,
+            &mut ChunkPool::default(),
+        );
         rig.session(client).intake = Intake::Paused;
         rig.peers[client].reads = true;
         assert!(rig.end_send(client));

@@ -130,3 +130,6 @@ fn header_of(text: &[u8], mask_bit: u8) -> [u8; 4] {
         .to_be_bytes();
     [TEXT, mask_bit | 0x7E, high, low]
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tungstenite::handshake::derive_accept_key;
 
 use crate::load::check::Wrong;
-use crate::load::join::ListenerKind;
+use crate::load::join::Door;
 use crate::load::op::Order;
 use crate::load::pace::Pace;
 use crate::load::{self, Failure, Plan};
@@ -84,7 +84,7 @@ pub fn run() -> Result<(), String> {
 
 fn try_fault(fault: Fault) -> io::Result<Result<load::Outcome, Failure>> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
-    let door = ListenerKind {
+    let door = Door {
         address: listener.local_addr()?,
         token: "any".to_owned(),
         prefix: String::new(),

@@ -1,7 +1,5 @@
 //! How redis is spoken to.
 
-#![allow(dead_code, reason = "each bench uses its part")]
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Command;
 

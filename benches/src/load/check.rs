@@ -238,3 +238,6 @@ fn close_told(payload: &[u8]) -> String {
         _ => "without a code".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! What is made of the numbers.
 
-use super::figures::*;
+use super::*;
 
 #[test]
 fn the_median_is_the_middle_one_or_between_the_two() {

@@ -1,11 +1,14 @@
 //! A process that is measured.
 
-#![allow(dead_code, reason = "each bench uses its part")]
-
+use std::ffi::OsString;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Instant;
+
+use serde_json::Value;
 
 /// What a process holds of the machine's memory.
 pub struct Memory {
@@ -80,5 +83,61 @@ pub fn memory_bytes(pid: u32) -> Memory {
     Memory {
         resident_bytes,
         most_bytes,
+    }
+}
+
+/// Returns the path of the server's binary, after building it from this tree.
+///
+/// The server is built as it is shipped: a dependency gets the features that the server asks for,
+/// and none of those that only a bench needs. The profile is that of the caller.
+pub fn server_program() -> io::Result<PathBuf> {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(program) = PROGRAM.get() {
+        return Ok(program.clone());
+    }
+    let program = build_server()?;
+    Ok(PROGRAM.get_or_init(|| program).clone())
+}
+
+fn build_server() -> io::Result<PathBuf> {
+    // Cargo sets it for what it runs.
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let profile = if cfg!(debug_assertions) {
+        "dev"
+    } else {
+        "release"
+    };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut command = Command::new(cargo);
+    command
+        .current_dir(root)
+        .args(["build", "--quiet", "--locked", "--package", "etherply"])
+        .args(["--bin", "etherply", "--profile", profile])
+        .args(["--message-format", "json-render-diagnostics"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    // Build scripts that watch the variables of a package would run again for each package that
+    // builds the server.
+    for (name, _) in std::env::vars_os() {
+        let is_of_package =
+            |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        if name.to_str().is_some_and(is_of_package) {
+            command.env_remove(name);
+        }
+    }
+    let output = command.output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let messages = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut programs = messages.filter_map(|message| {
+        let is_server = message["target"]["name"] == "etherply";
+        Some(PathBuf::from(
+            message["executable"].as_str().filter(|_| is_server)?,
+        ))
+    });
+    match programs.next() {
+        Some(program) if output.status.success() => Ok(program),
+        _ => Err(io::Error::other("cargo cannot build the server")),
     }
 }

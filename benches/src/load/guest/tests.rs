@@ -4,7 +4,7 @@ use etherply::wire::frame::put_text_header;
 use etherply::wire::upgrade::switching_protocols;
 use tungstenite::handshake::derive_accept_key;
 
-use crate::guest::{Guest, KEY};
+use super::{Guest, KEY};
 
 const INIT: &str = r#"{"type":"init","data":{"key":"value"}}"#;
 

@@ -18,7 +18,7 @@ pub mod state;
 
 use book::{Book, Clock};
 use check::Wrong;
-use join::ListenerKind;
+use join::Door;
 use op::Order;
 use pace::{Pace, Schedule};
 use ring::{Event, Ring};
@@ -121,7 +121,7 @@ struct Mark {
 /// A load that is on.
 pub struct Load {
     plan: Plan,
-    door: ListenerKind,
+    door: Door,
     ring: Ring,
     book: Book,
     clock: Clock,
@@ -136,7 +136,7 @@ const QUIET: Duration = Duration::from_millis(20);
 
 /// Runs a load. `server_cpu_s` reads the CPU time that the server has used until then.
 pub fn run(
-    door: &ListenerKind,
+    door: &Door,
     plan: &Plan,
     server_cpu_s: &mut dyn FnMut() -> Option<f64>,
 ) -> Result<Outcome, Failure> {
@@ -146,7 +146,7 @@ pub fn run(
 
 /// The same, with an outcome for each of so many parts of the time.
 pub fn run_in_parts(
-    door: &ListenerKind,
+    door: &Door,
     plan: &Plan,
     parts: u32,
     server_cpu_s: &mut dyn FnMut() -> Option<f64>,
@@ -188,7 +188,7 @@ impl Outcome {
 
 impl Load {
     /// Everybody joins; nothing is sent yet.
-    fn join(door: &ListenerKind, plan: &Plan) -> Result<Self, Failure> {
+    fn join(door: &Door, plan: &Plan) -> Result<Self, Failure> {
         let mut ring = Ring::new()?;
         for room in 0..plan.rooms {
             for _ in 0..=plan.receivers {
@@ -204,7 +204,7 @@ impl Load {
                 ring.add(stream)?;
             }
         }
-        let clock = Clock::new();
+        let clock = Clock::start();
         let book = Book::new(plan, clock);
         Ok(Self {
             plan: plan.clone(),

@@ -13,14 +13,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where a server is, and what lets a client in.
 #[derive(Clone)]
-pub struct ListenerKind {
+pub struct Door {
     pub address: SocketAddr,
     pub token: String,
     /// What the names of the rooms begin with: a server elsewhere may have those of another run.
     pub prefix: String,
 }
 
-impl ListenerKind {
+impl Door {
     /// The name of a room.
     pub fn workspace(&self, room: u32) -> String {
         format!("{}room-{room}", self.prefix)

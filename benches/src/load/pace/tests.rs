@@ -1,6 +1,6 @@
 //! The schedule.
 
-use super::pace::*;
+use super::*;
 
 #[test]
 fn a_schedule_does_not_drift() {

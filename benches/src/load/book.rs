@@ -14,7 +14,7 @@ use super::{Failure, Plan};
 pub struct Clock(Instant);
 
 impl Clock {
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         Self(Instant::now())
     }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::guest::first_message;
 use super::is_init;
-use super::join::{ListenerKind, read_more};
+use super::join::{Door, read_more};
 use super::op::put_client_frame;
 
 /// So long an op may take.
@@ -39,12 +39,12 @@ impl State {
     }
 
     /// Writes it, and waits until another client was told; gives the first message of one that joins then.
-    pub fn put(&self, door: &ListenerKind, workspace: &str) -> Result<String, String> {
+    pub fn put(&self, door: &Door, workspace: &str) -> Result<String, String> {
         self.try_put(door, workspace)
             .map_err(|error| format!("workspace {workspace}: {error}"))
     }
 
-    fn try_put(&self, door: &ListenerKind, workspace: &str) -> Result<String, Box<dyn Error>> {
+    fn try_put(&self, door: &Door, workspace: &str) -> Result<String, Box<dyn Error>> {
         let (mut reader, _) = door.join(workspace)?;
         let (mut writer, _) = door.join(workspace)?;
         let state = self.of(workspace);

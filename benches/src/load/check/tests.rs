@@ -1,7 +1,7 @@
 //! The checker: what is right passes in pieces of any size, and whatever is wrong is seen.
 
-use super::check::*;
-use super::op::{Order, Text, put_pong, put_server_frame};
+use super::*;
+use crate::load::op::{Order, Text, put_pong, put_server_frame};
 
 /// A window with this many ops, and their frames.
 fn window(count: u64) -> (Window, Vec<Vec<u8>>) {

@@ -153,3 +153,6 @@ pub fn first_message(seen: &[u8]) -> io::Result<Option<(usize, usize)>> {
     let end = start + usize::try_from(bytes).map_err(io::Error::other)?;
     Ok((seen.len() >= end).then_some((start, end)))
 }
+
+#[cfg(test)]
+mod tests;

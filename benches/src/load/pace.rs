@@ -24,3 +24,6 @@ impl Schedule {
         self.start_ns + whole * 1_000_000_000 + rest * 1_000_000_000 / u64::from(self.ops_per_s)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 
 use super::book::{Clock, histogram};
 use super::guest::Guest;
-use super::join::ListenerKind;
+use super::join::Door;
 use super::ring::{Event, Ring};
 
 struct Client {
@@ -20,7 +20,7 @@ struct Client {
 /// The clients, by their number: 0, 1, 2, …
 pub struct Crowd {
     ring: Ring,
-    door: ListenerKind,
+    door: Door,
     clock: Clock,
     clients: Vec<Client>,
     /// Those who have got all that they wait for.
@@ -37,7 +37,7 @@ pub fn frame_of(text: &str) -> Rc<[u8]> {
 }
 
 impl Crowd {
-    pub fn new(door: &ListenerKind, clock: Clock) -> Result<Self, String> {
+    pub fn new(door: &Door, clock: Clock) -> Result<Self, String> {
         Ok(Self {
             ring: Ring::new()
                 .map_err(|error| format!("the ring of the load generator: {error}"))?,
@@ -49,7 +49,7 @@ impl Crowd {
         })
     }
 
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.clients.len()
     }
 
@@ -74,7 +74,7 @@ impl Crowd {
             stream.set_nodelay(true)?;
             self.ring.add(stream)
         });
-        let number = joined.map_err(|error| format!("client {}: {error}", self.len()))?;
+        let number = joined.map_err(|error| format!("client {}: {error}", self.count()))?;
         let request = self.door.request(workspace);
         self.ring
             .send(number, |out| out.extend_from_slice(request.as_bytes()));
@@ -138,15 +138,15 @@ impl Crowd {
     /// Waits until all have got what they wait for; who is not served in this time is a failure.
     pub fn finish(&mut self, patience: Duration) -> Result<(), String> {
         let limit_ns = self.clock.now_ns() + u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
-        while self.served < self.len() {
+        while self.served < self.count() {
             self.turn(Duration::from_millis(50))?;
             if self.clock.now_ns() > limit_ns {
                 let mut clients = self.clients.iter();
                 let first = clients.position(|client| !client.guest.is_served());
                 return Err(format!(
                     "{} of {} clients have not got what they wait for after {patience:?}, client {} among them",
-                    self.len() - self.served,
-                    self.len(),
+                    self.count() - self.served,
+                    self.count(),
                     first.unwrap_or_default(),
                 ));
             }

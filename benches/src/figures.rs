@@ -108,3 +108,6 @@ pub fn grouped(number: f64, decimals: usize) -> String {
     }
     out + rest
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! The layout of the ops, and their frames.
 
-use super::op::*;
+use super::*;
 
 #[test]
 fn an_op_is_json_with_its_number_at_the_fixed_places() {
