@@ -19,6 +19,7 @@ mod notes;
 mod parts;
 mod peers;
 mod received;
+mod regressions;
 mod rig;
 mod rules;
 mod space;
