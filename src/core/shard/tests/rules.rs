@@ -2,12 +2,13 @@
 
 use std::rc::Rc;
 
-use super::rig::{Rig, START_UNIX_S, frame, head, op, pong};
+use super::rig::{Rig, frame, head, op, pong};
 use crate::core::contract::{Input, PeerStatus, shard_of};
 use crate::core::fanout::outbox::Outbox;
 use crate::core::fanout::window::{Chunk, ChunkPool};
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::session::{Intake, State};
+use crate::core::testing::START_UNIX_S;
 use crate::limits::{ANSWER_BYTES_MAX, BATCH_BYTES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US};
 use crate::log::position::LogPosition;
 
