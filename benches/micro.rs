@@ -13,12 +13,14 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use etherply::core::outbox::{Outbox, View};
-use etherply::core::window::{ChunkPool, Spans, Window, spans_bytes};
-use etherply::core::workspace::{Verdict, Workspace};
+use etherply::core::fanout::outbox::{Outbox, View};
+use etherply::core::fanout::window::{ChunkPool, Spans, Window, spans_bytes};
+use etherply::core::state::workspace::{Verdict, Workspace};
 use etherply::log::commit::Durability;
+use etherply::log::position::LogPosition;
 use etherply::log::record::{self, Reader, SegmentHeader};
-use etherply::wire::frame::{Decoder, Event};
+use etherply::seq::Seq;
+use etherply::wire::frame::{Decoder, FrameEvent};
 use etherply::wire::message::{self, Message, Parser};
 use house::{House, put_frame, put_op};
 
@@ -43,7 +45,7 @@ fn message_text(value_bytes: usize) -> String {
     let mut decoder = Decoder::new();
     let step = decoder.decode(&mut frame, MESSAGE_BYTES_MAX);
     match step.expect("a frame").event {
-        Some(Event::Text(text)) => text.to_owned(),
+        Some(FrameEvent::Text(text)) => text.to_owned(),
         event => panic!("{event:?} is no op"),
     }
 }
@@ -103,7 +105,7 @@ fn apply(c: &mut Criterion) {
     let mut workspace = Workspace::new("w", 1);
     for (timestamp, key) in (1..).zip(&keys) {
         assert!(
-            matches!(workspace.apply(key, &value, timestamp, 1), Verdict::Won { seq, .. } if seq == timestamp)
+            matches!(workspace.apply(key, &value, timestamp, 1), Verdict::Won { seq, .. } if seq.get() == timestamp)
         );
     }
     let lost = matches!(workspace.apply(&keys[0], "2", 0, 1), Verdict::Lost(entry) if entry.value() == value);
@@ -134,17 +136,20 @@ fn encode_batch(batch: &mut Vec<u8>, keys: &[String], value: &str, header: &Segm
             workspace: "workspace",
             key: &keys[length(seq)],
             value,
-            seq: seq + 1,
+            seq: Seq::new(seq + 1),
             timestamp: seq,
         };
         record::push_op(batch, &op);
     }
-    record::seal_batch(batch, header.salt(), 0, 0);
+    record::seal_batch(batch, header.salt(), LogPosition::START, LogPosition::START);
 }
 
 fn log(c: &mut Criterion) {
     let mut group = c.benchmark_group("record");
-    let (keys, header) = (keys(), SegmentHeader::new(0, [5; 16], 1, 0));
+    let (keys, header) = (
+        keys(),
+        SegmentHeader::new(0, [5; 16], 1, LogPosition::START),
+    );
     for value_bytes in VALUE_BYTES {
         let value = "1".repeat(value_bytes);
         let mut batch = Vec::new();
@@ -154,7 +159,7 @@ fn log(c: &mut Criterion) {
         assert_eq!(ops.len() as u64, BATCH_OPS);
         for (seq, op) in (1..).zip(&ops) {
             let op = op.as_ref().expect("no fault");
-            assert_eq!((op.seq, op.value), (seq, &value[..]));
+            assert_eq!((op.seq.get(), op.value), (seq, &value[..]));
         }
         group.throughput(Throughput::Elements(BATCH_OPS));
         group.bench_function(BenchmarkId::new("encode", value_bytes), |b| {
@@ -179,7 +184,7 @@ struct Broadcast {
 impl Broadcast {
     fn new() -> Self {
         Self {
-            window: Window::new(0),
+            window: Window::new(Seq::NONE),
             pool: ChunkPool::default(),
             outboxes: (0..RECEIVERS).map(|_| Outbox::default()).collect(),
             sends: Vec::with_capacity(RECEIVERS),
@@ -194,8 +199,9 @@ impl Broadcast {
             self.seq += 1;
             let key = &keys[length(self.seq % KEYS)];
             let bytes = message::op_frame_bytes(key, value, timestamp);
+            let position = LogPosition::new(self.seq);
             self.window
-                .push(&mut self.pool, self.seq, self.seq, bytes, |out| {
+                .push(&mut self.pool, Seq::new(self.seq), position, bytes, |out| {
                     message::put_op(out, key, value, timestamp);
                 });
         }
@@ -204,7 +210,7 @@ impl Broadcast {
                 visible_end: self.window.end(),
                 window: &mut self.window,
             };
-            let spans = outbox.take(Some(view), self.seq, &mut self.pool);
+            let spans = outbox.take(Some(view), LogPosition::new(self.seq), &mut self.pool);
             self.sends.push(spans);
         }
         let bytes = self.sends.iter().map(|spans| spans_bytes(spans)).sum();

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use crate::core::journal::Note;
-use crate::core::log_space::LogSize;
-pub use crate::core::session::Door;
-use crate::core::session::SessionId;
-use crate::core::window::Spans;
-use crate::core::workspace::Workspace;
+use crate::core::fanout::window::Spans;
+use crate::core::shard::connection_log::Note;
+use crate::core::shard::log_space::LogSize;
+pub use crate::core::shard::session::ListenerKind;
+use crate::core::shard::session::SessionId;
+use crate::core::state::workspace::Workspace;
 use crate::log::commit::{Durability, End, OpenSegment};
+use crate::log::position::LogPosition;
 use crate::wire::auth::{Grant, Verifier};
-use crate::wire::upgrade::{Answer, Look, PageRequest};
+use crate::wire::upgrade::{Answer, PageRequest, ReadTarget};
 
 /// The time, as the caller sees it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -87,7 +88,7 @@ pub struct Limits {
 
 /// What the caller sees of the other shards, brought up to date before a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Surroundings {
+pub struct PeerStatus {
     /// Every shard can write its log.
     pub ready: bool,
     /// How much of the log has been read, while the server starts.
@@ -134,7 +135,7 @@ pub enum Output {
     /// Nothing is in flight: close the descriptor and forget the session.
     Close(SessionId),
     /// Move the connection to the shard that owns its workspace, and forget the session here.
-    Handoff(SessionId, u32, Box<Ticket>),
+    Handoff(SessionId, u32, Box<Handoff>),
     /// Log this of the connection. Only with [`ShardConfig::has_journal`].
     Note(SessionId, Box<Note>),
     /// Make a page, and bring it back at once as [`Input::Page`].
@@ -155,7 +156,7 @@ pub enum Output {
         /// Its number.
         index: u64,
         /// The log position of its first batch.
-        first_position: u64,
+        first_position: LogPosition,
     },
     /// Open the segment behind the failed one, which ends there, and read the shard's state back.
     Rebuild(End),
@@ -167,9 +168,9 @@ pub enum Output {
 
 /// A request that was read and checked: what the owner of its workspace needs to go on.
 #[derive(Debug)]
-pub struct Ticket {
+pub struct Handoff {
     pub(super) workspace: String,
-    pub(super) wish: Wish,
+    pub(super) intent: Intent,
     /// How long the client may still wait for its answer.
     pub(super) left_us: u64,
     /// What the client sent behind its request.
@@ -178,7 +179,7 @@ pub struct Ticket {
 
 /// What a client wants of a workspace.
 #[derive(Debug)]
-pub(super) enum Wish {
+pub(super) enum Intent {
     /// To be a member.
     Join {
         grant: Grant,
@@ -188,8 +189,8 @@ pub(super) enum Wish {
         user: Option<Box<str>>,
     },
     /// To look at it.
-    Look {
-        look: Look,
+    Read {
+        target: ReadTarget,
         if_none_match: Option<String>,
         allow_origin: Option<String>,
         head_only: bool,

@@ -24,6 +24,7 @@
 //! [`Commit::reopen`] gives it a new segment.
 
 use crate::limits::{BATCH_BYTES_MAX, COMMIT_AGE_MAX_US, COMMIT_AGE_MIN_US, SEGMENT_BYTES_MAX};
+use crate::log::position::LogPosition;
 use crate::log::record::{self, BATCH_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 
 /// When an op counts as kept.
@@ -43,7 +44,7 @@ pub struct OpenSegment {
     /// Its number within the shard.
     pub index: u64,
     /// The log position of its first batch.
-    pub first_position: u64,
+    pub first_position: LogPosition,
     /// What its checksums are seeded with.
     pub salt: u32,
     /// A write of it is on disk when it returns, and needs no fdatasync.
@@ -69,7 +70,7 @@ pub enum Step {
         /// Its number.
         index: u64,
         /// The log position of its first batch.
-        first_position: u64,
+        first_position: LogPosition,
     },
 }
 
@@ -79,11 +80,11 @@ pub struct End {
     /// The segment.
     pub index: u64,
     /// The log position up to which it is on disk.
-    pub durable: u64,
+    pub durable: LogPosition,
     /// The log position up to which ops were shown: further than what is on disk in `interval` and
     /// `none` mode, where it is worth an fdatasync to keep them. It is `durable` where an fdatasync
     /// is what failed: another one would succeed without having written anything.
-    pub shown: u64,
+    pub shown: LogPosition,
 }
 
 /// A write, an fdatasync or the opening of a segment failed: the log takes no more ops.
@@ -124,10 +125,10 @@ pub struct Commit {
     begun_us: u64,
     idle_since_us: u64,
     /// The log position behind the last byte that was handed to a write.
-    handed: u64,
+    handed: LogPosition,
     /// The log position behind the last byte that a write has taken.
-    written: u64,
-    durable: u64,
+    written: LogPosition,
+    durable: LogPosition,
     last_sync_us: u64,
     sync_failed: bool,
 }
@@ -178,7 +179,7 @@ impl Commit {
     pub fn closed(durability: Durability, sync_interval_us: u64, now_us: u64) -> Self {
         let nowhere = OpenSegment {
             index: 0,
-            first_position: 0,
+            first_position: LogPosition::START,
             salt: 0,
             writes_through: false,
         };
@@ -198,7 +199,7 @@ impl Commit {
     ///
     /// # Panics
     /// Where the log has failed: the caller must not apply ops then.
-    pub fn push(&mut self, op: &record::Op<'_>, now_us: u64) -> u64 {
+    pub fn push(&mut self, op: &record::Op<'_>, now_us: u64) -> LogPosition {
         assert!(!self.is_failed(), "a failed log takes no op");
         if self.filling.is_empty() {
             self.oldest_us = now_us;
@@ -206,15 +207,15 @@ impl Commit {
         }
         record::push_op(&mut self.filling, op);
         self.filling_ops += 1;
-        self.handed + self.filling.len() as u64
+        self.end_position()
     }
 
     /// Ops with at most this position may be shown.
     #[must_use]
-    pub fn visible_position(&self) -> u64 {
+    pub fn visible_position(&self) -> LogPosition {
         match self.durability {
             Durability::Always => self.durable,
-            Durability::Interval | Durability::None => u64::MAX,
+            Durability::Interval | Durability::None => LogPosition::MAX,
         }
     }
 
@@ -293,8 +294,8 @@ impl Commit {
 
     /// The log position behind the last op that was pushed.
     #[must_use]
-    pub fn end_position(&self) -> u64 {
-        self.handed + self.filling.len() as u64
+    pub fn end_position(&self) -> LogPosition {
+        self.handed.advance(self.filling.len() as u64)
     }
 
     /// The number of the open segment.
@@ -321,7 +322,7 @@ impl Commit {
         if self.phase != Phase::Idle {
             return None;
         }
-        let full = self.written - self.segment.first_position >= self.segment_bytes;
+        let full = self.bytes_in_segment(self.written) >= self.segment_bytes;
         if full && self.has_ops() {
             return Some(if self.durable < self.written {
                 self.sync(now_us)
@@ -375,7 +376,7 @@ impl Commit {
                 from,
             }));
         }
-        self.written += batch_bytes as u64;
+        self.written = self.written.advance(batch_bytes as u64);
         self.spare = bytes;
         self.spare.clear();
         self.spare.shrink_to(self.batch_bytes_max);
@@ -491,7 +492,7 @@ impl Commit {
             batch_bytes: bytes.len(),
             from: 0,
         };
-        self.handed += bytes.len() as u64;
+        self.handed = self.handed.advance(bytes.len() as u64);
         self.group_ops = std::mem::take(&mut self.filling_ops);
         if self.group_ops > 0 {
             self.unsynced_since_us.get_or_insert(self.oldest_us);
@@ -517,8 +518,13 @@ impl Commit {
         }
     }
 
-    fn offset(&self, position: u64) -> u64 {
-        SEGMENT_HEADER_BYTES as u64 + position - self.segment.first_position
+    fn offset(&self, position: LogPosition) -> u64 {
+        SEGMENT_HEADER_BYTES as u64 + self.bytes_in_segment(position)
+    }
+
+    fn bytes_in_segment(&self, position: LogPosition) -> u64 {
+        let bytes = position.bytes_since(self.segment.first_position);
+        bytes.expect("all that is written is in the open segment")
     }
 
     fn broken(&mut self) -> Result<Option<Step>, LogBroken> {

@@ -1,17 +1,18 @@
 //! What the disk does for the logs of the shards.
 
 use etherply::core::contract::{Input, Output, shard_of};
-use etherply::core::deal::Deal;
+use etherply::core::state::replay::Replay;
+use etherply::core::testing::HASH_SEED;
 use etherply::log::blocks::BlockWrite;
 use etherply::log::commit::Durability;
 use etherply::log::disk::DiskFile;
-use etherply::log::keeper::{KeeperError, LogKeeper};
+use etherply::log::log_files::{LogFiles, LogFilesError};
 use etherply::log::record::Op;
 use etherply::log::recovery::RecoveryError;
 
 use crate::disk::SimDisk;
 use crate::plan::faults;
-use crate::server::{Errand, HASH_SEED, LogOperation};
+use crate::server::{Errand, LogOperation};
 use crate::world::{Doing, World};
 
 impl World {
@@ -159,7 +160,7 @@ impl World {
                 if rebuild.is_ok() {
                     self.give_up_the_rest(shard);
                 }
-                let mut deal = Deal::new(HASH_SEED);
+                let mut deal = Replay::new(HASH_SEED);
                 let shards = self.shards;
                 let visit = |op: &Op<'_>| {
                     if shard_of(op.workspace, shards) as usize == shard {
@@ -199,7 +200,7 @@ impl World {
 
 /// Writes as the worker does: whole blocks, where the segment is written through.
 fn write(
-    log: &mut LogKeeper<SimDisk>,
+    log: &mut LogFiles<SimDisk>,
     bytes: Vec<u8>,
     from: usize,
     offset: u64,
@@ -216,13 +217,13 @@ fn write(
 }
 
 /// Without flipped bits nothing is damaged.
-fn check_keeper(error: Option<&KeeperError>) {
+fn check_keeper(error: Option<&LogFilesError>) {
     let is_damage = matches!(
         error,
         Some(
-            KeeperError::Deleted { .. }
-                | KeeperError::Unlocked { .. }
-                | KeeperError::Recovery(
+            LogFilesError::Deleted { .. }
+                | LogFilesError::Unlocked { .. }
+                | LogFilesError::Recovery(
                     RecoveryError::Damaged { .. } | RecoveryError::Newer { .. }
                 )
         )

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use etherply::core::window::Span;
+use etherply::core::fanout::window::Span;
+use etherply::core::testing;
 
 use crate::model::Write;
 
@@ -53,11 +54,7 @@ pub fn op_frame(write: &Write) -> Vec<u8> {
 }
 
 pub fn head(path: &str) -> Vec<u8> {
-    let head = format!(
-        "GET {path} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    );
-    head.into_bytes()
+    testing::upgrade_request(path).into_bytes()
 }
 
 /// What a client is told.
@@ -65,7 +62,7 @@ pub fn head(path: &str) -> Vec<u8> {
 pub enum Told {
     Status(u16),
     /// The answer to a look, with status 200.
-    Look(BTreeMap<String, String>),
+    ReadTarget(BTreeMap<String, String>),
     Init(BTreeMap<String, String>),
     Op(Write),
     /// A code, and the key and timestamp of the op that it is about.
@@ -124,7 +121,7 @@ impl Stream {
             self.status = Some(status);
             let body = &self.bytes[head..head + body];
             let told = if body.starts_with(br#"{"data""#) {
-                Told::Look(look(body))
+                Told::ReadTarget(look(body))
             } else {
                 Told::Status(status)
             };

@@ -2,19 +2,20 @@
 
 use super::*;
 use crate::log::record::{Op, SegmentHeader};
+use crate::seq::Seq;
 
 mod random;
 
 const INTERVAL_US: u64 = 1000;
 
 fn header(index: u64, first_position: u64) -> SegmentHeader {
-    SegmentHeader::new(3, [7; 16], index, first_position)
+    SegmentHeader::new(3, [7; 16], index, LogPosition::new(first_position))
 }
 
 fn segment(index: u64, first_position: u64) -> OpenSegment {
     OpenSegment {
         index,
-        first_position,
+        first_position: LogPosition::new(first_position),
         salt: header(index, first_position).salt(),
         writes_through: false,
     }
@@ -32,7 +33,7 @@ fn op(value: &str, seq: u64) -> Op<'_> {
         workspace: "w",
         key: "k",
         value,
-        seq,
+        seq: Seq::new(seq),
         timestamp: seq,
     }
 }
@@ -42,7 +43,7 @@ struct Script {
     commit: Commit,
     now_us: u64,
     /// Of the last op.
-    position: u64,
+    position: LogPosition,
     seq: u64,
     batch: Option<(Vec<u8>, usize)>,
 }
@@ -89,7 +90,7 @@ fn trace(durability: Durability, segment: OpenSegment, script: &str) -> String {
     let mut run = Script {
         commit: Commit::new(durability, INTERVAL_US, segment, 0),
         now_us: 0,
-        position: 100,
+        position: LogPosition::new(100),
         seq: 0,
         batch: None,
     };
@@ -294,7 +295,7 @@ fn a_full_segment_is_synced_and_then_closed() {
         };
         assert_eq!(commit.start(0), Some(open));
         assert!(!commit.holds_sends() && !commit.is_quiet());
-        assert_eq!(commit.opened(Some(segment(5, end))), Ok(()));
+        assert_eq!(commit.opened(Some(segment(5, end.get()))), Ok(()));
         let Some(Step::Write { offset, .. }) = commit.start(0) else {
             unreachable!("a batch is written");
         };
@@ -319,7 +320,7 @@ fn a_segment_that_cannot_be_opened() {
         if is_late {
             commit.fail();
             assert!(!commit.is_quiet());
-            assert_eq!(commit.opened(Some(segment(5, durable))), Ok(()));
+            assert_eq!(commit.opened(Some(segment(5, durable.get()))), Ok(()));
         } else {
             assert_eq!(commit.opened(None), Err(LogBroken));
         }
@@ -334,7 +335,7 @@ fn a_segment_that_cannot_be_opened() {
                 shown
             }
         );
-        commit.reopen(segment(6, durable), 0);
+        commit.reopen(segment(6, durable.get()), 0);
         assert!(commit.is_settled());
     }
 }
@@ -354,8 +355,12 @@ fn an_fdatasync_that_fails_late_is_not_repeated() {
         commit.fail();
         assert_eq!(commit.synced(ok, INTERVAL_US), Ok(()));
         assert!(commit.is_quiet());
-        let shown = if keeps_written { written } else { 0 };
-        let (index, durable) = (0, 0);
+        let shown = if keeps_written {
+            written
+        } else {
+            LogPosition::START
+        };
+        let (index, durable) = (0, LogPosition::START);
         assert_eq!(
             commit.end(),
             End {

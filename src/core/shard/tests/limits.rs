@@ -2,7 +2,7 @@
 
 use super::rig::{Rig, frame, head, look, op, pong};
 use crate::core::contract::{Limits, shard_of};
-use crate::core::counters::Counters;
+use crate::core::shard::counters::Counters;
 use crate::limits::{MESSAGES_PER_TURN_MAX, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN, SECOND_US};
 use crate::log::record::OP_HEADER_BYTES;
 
@@ -255,8 +255,8 @@ fn a_full_workspace_takes_nobody_until_one_goes() {
     let mut hand_over = |owner: &mut Rig| {
         let client = front.join(elsewhere, None);
         assert_eq!(front.seen(client).len(), 0);
-        let (_, ticket) = front.peers[client].handed_off.take().expect("to the owner");
-        let id = owner.shard.adopt(ticket, owner.clock);
+        let (_, handoff) = front.peers[client].handed_off.take().expect("to the owner");
+        let id = owner.shard.adopt(handoff, owner.clock);
         owner.add_peer(id)
     };
     let (first, second) = (owner.join(elsewhere, None), hand_over(&mut owner));

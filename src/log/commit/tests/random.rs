@@ -52,7 +52,7 @@ struct Rig {
     commit: Commit,
     files: Vec<File>,
     in_flight: Option<Step>,
-    pushed: Vec<(u64, String)>,
+    pushed: Vec<(LogPosition, String)>,
     count: u64,
     now_us: u64,
 }
@@ -174,10 +174,10 @@ impl Rig {
         file.bytes.truncate(offset);
         file.synced = offset;
         self.pushed.retain(|pushed| pushed.0 <= kept);
-        self.files.push(File::new(end.index + 1, kept));
+        self.files.push(File::new(end.index + 1, kept.get()));
         let segment = OpenSegment {
             writes_through: self.writes_through,
-            ..segment(end.index + 1, kept)
+            ..segment(end.index + 1, kept.get())
         };
         self.commit.reopen(segment, self.now_us);
     }
@@ -210,7 +210,7 @@ impl Rig {
         let visible_position = self.commit.visible_position();
         let is_always = self.durability == Durability::Always;
         if is_always {
-            let is_visible = |pushed: &&(u64, String)| pushed.0 <= visible_position;
+            let is_visible = |pushed: &&(LogPosition, String)| pushed.0 <= visible_position;
             let visible = self.pushed.iter().take_while(is_visible).count();
             assert!(visible <= synced.len(), "only what is synced is visible");
             assert!(self.commit.is_failed() || visible == synced.len());
@@ -248,8 +248,8 @@ impl Rig {
         let position = file
             .header
             .position((file.bytes.len() - BATCH_HEADER_BYTES) as u64);
-        assert_eq!(seal[8..16], position.to_le_bytes());
-        assert_eq!(seal[16..24], position.to_le_bytes(), "all is synced");
+        assert_eq!(seal[8..16], position.get().to_le_bytes());
+        assert_eq!(seal[16..24], position.get().to_le_bytes(), "all is synced");
     }
 }
 
