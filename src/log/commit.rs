@@ -18,6 +18,15 @@
 //! [`record`]). An op may be shown to anyone once
 //! [`Commit::visible_position`] has reached the position that [`Commit::push`] gave for it.
 //!
+//! Everything that this file decides follows from one inequality, which [`Commit::invariants`]
+//! asserts:
+//!
+//! ```text
+//!   first_position ≤ durable ≤ written ≤ handed ≤ end_position
+//!     of the segment  on disk   taken by  given to  pushed
+//!                               a write   a write
+//! ```
+//!
 //! A write or fdatasync that fails is never tried again on the same file: after a failed fdatasync
 //! the kernel may have dropped the pages and call them clean (Rebello et al., "Can Applications
 //! Recover from fsync Failures?", USENIX ATC 2020). The machine stays in `Failed` until
@@ -319,6 +328,7 @@ impl Commit {
 
     /// Starts what is due when nothing is in flight: the next segment, an fdatasync of the timer, the batch.
     pub fn start(&mut self, now_us: u64) -> Option<Step> {
+        self.debug_invariants();
         if self.phase != Phase::Idle {
             return None;
         }
@@ -358,6 +368,7 @@ impl Commit {
         outcome: Option<usize>,
         now_us: u64,
     ) -> Result<Option<Step>, LogBroken> {
+        self.debug_invariants();
         let Phase::Writing { batch_bytes, from } = self.phase else {
             self.late();
             return Ok(None);
@@ -428,6 +439,39 @@ impl Commit {
         Ok(())
     }
 
+    /// Asserts what holds between any two calls.
+    ///
+    /// # Panics
+    /// If something does not hold.
+    pub fn invariants(&self) {
+        assert!(
+            self.segment.first_position <= self.durable,
+            "a segment is opened once all before it is on disk"
+        );
+        assert!(
+            self.durable <= self.written && self.written <= self.handed,
+            "bytes are handed over, then written, then durable"
+        );
+        let in_flight_bytes = self.handed.bytes_since(self.written);
+        match self.phase {
+            Phase::Writing { batch_bytes, from } => {
+                assert!(from < batch_bytes, "a whole batch is not written again");
+                assert_eq!(in_flight_bytes, Some(batch_bytes as u64));
+            }
+            Phase::Idle | Phase::Syncing | Phase::Opening => {
+                assert_eq!(
+                    in_flight_bytes,
+                    Some(0),
+                    "a batch is in flight while written"
+                );
+            }
+            Phase::Failed { .. } => assert!(!self.has_ops(), "a failed log takes no op"),
+        }
+        if self.durability == Durability::Always {
+            assert_eq!(self.visible_position(), self.durable);
+        }
+    }
+
     /// Gives the log up: what was pushed and is not visible yet is lost, and nothing is written any more.
     pub fn fail(&mut self) {
         let in_flight = !self.is_quiet();
@@ -475,6 +519,13 @@ impl Commit {
         self.last_sync_us = aged(self.last_sync_us);
         self.unsynced_since_us = self.unsynced_since_us.map(aged);
         self.synced_since_us = self.synced_since_us.map(aged);
+    }
+
+    /// [`Commit::invariants`], where a test or a debug build may take the time.
+    fn debug_invariants(&self) {
+        if cfg!(debug_assertions) {
+            self.invariants();
+        }
     }
 
     /// All that was written is on disk.

@@ -96,7 +96,9 @@ fn trace(durability: Durability, segment: OpenSegment, script: &str) -> String {
     };
     let mut told = Vec::new();
     for word in script.split(' ') {
-        let letter = match run.run(word) {
+        let outcome = run.run(word);
+        run.commit.invariants();
+        let letter = match outcome {
             Ok(None) => "-",
             Ok(Some(Step::Write { bytes, from, .. })) => {
                 run.batch = Some((bytes, from));

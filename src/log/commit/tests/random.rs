@@ -202,6 +202,7 @@ impl Rig {
     }
 
     fn check(&self) {
+        self.commit.invariants();
         let pushed: Vec<&String> = self.pushed.iter().map(|pushed| &pushed.1).collect();
         let synced = self.read_back(true);
         assert!(pushed.starts_with(&synced.iter().collect::<Vec<_>>()));
