@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use etherply::core::contract::{Clock, Input, Output, ShardConfig};
+use etherply::core::contract::{Clock, Input, Output, Received, ShardConfig};
 use etherply::core::fanout::window::{Spans, spans_bytes};
 use etherply::core::shard::Shard;
 use etherply::core::shard::session::SessionId;
-use etherply::log::commit::{Durability, End, OpenSegment};
+use etherply::log::commit::{Durability, End, LogStep, OpenSegment};
 use etherply::log::directory::DataDirectory;
 use etherply::log::log_files::LogFiles;
 use etherply::log::position::LogPosition;
@@ -92,8 +92,8 @@ impl Driver {
             match output {
                 Output::Send(id, spans) => turn.sends.push((id, spans)),
                 Output::Receive(id) => turn.received.push(id),
-                Output::LogWrite { bytes, .. } => turn.write = Some(bytes),
-                Output::LogSync => turn.sync = true,
+                Output::Log(LogStep::Write { bytes, .. }) => turn.write = Some(bytes),
+                Output::Log(LogStep::Sync) => turn.sync = true,
                 _ => {}
             }
         }
@@ -105,7 +105,7 @@ impl Driver {
     }
 
     fn receive(&mut self, id: SessionId, mut bytes: Vec<u8>) {
-        self.handle(Input::Received(id, Some(&mut bytes)));
+        self.handle(Input::Received(id, Received::Bytes(&mut bytes)));
     }
 
     fn ask_to_join(&mut self, id: SessionId) {
@@ -137,7 +137,7 @@ impl Driver {
     fn take_all(&mut self, turn: Turn) {
         for (id, spans) in turn.sends {
             let bytes = spans_bytes(&spans);
-            self.handle(Input::Sent(id, spans, Some(bytes)));
+            self.handle(Input::Sent(id, spans, Ok(bytes)));
         }
     }
 }
@@ -168,9 +168,9 @@ fn one_who_joins_in_the_turn_of_an_op_takes_it_from_nobody() {
         if durability == Durability::Always {
             let bytes = driver.turn().write.expect("the log is idle");
             let count = bytes.len();
-            driver.handle(Input::LogWritten(bytes, Some(count)));
+            driver.handle(Input::LogWritten(bytes, Ok(count)));
             assert!(driver.turn().sync);
-            driver.handle(Input::LogSynced(true));
+            driver.handle(Input::LogSynced(Ok(())));
         }
         driver.ask_to_join(joiner);
         assert_eq!(driver.turn().sends_to(reader), 1, "{durability:?}");
@@ -187,13 +187,13 @@ fn a_disk_that_is_slower_than_the_age_of_a_batch_leaves_turns_for_the_sends() {
         driver.receive(writer, op(10 + number));
         if let Some(bytes) = written.take() {
             let count = Vec::len(&bytes);
-            driver.handle(Input::LogWritten(bytes, Some(count)));
+            driver.handle(Input::LogWritten(bytes, Ok(count)));
         }
         if sync_ends_us
             .take_if(|end_us| *end_us <= driver.now_us)
             .is_some()
         {
-            driver.handle(Input::LogSynced(true));
+            driver.handle(Input::LogSynced(Ok(())));
         }
         let turn = driver.turn();
         sends_count += turn.sends_to(reader);
@@ -246,7 +246,7 @@ fn one_who_reads_slowly_shows_that_it_lives() {
     let (_, mut spans) = driver.turn().sends.pop().expect("101 and init");
     for second in 0..120 {
         driver.now_us += 5000 * MS_US;
-        driver.handle(Input::Sent(id, spans, Some(1)));
+        driver.handle(Input::Sent(id, spans, Ok(1)));
         let mut turn = driver.turn();
         assert_eq!(turn.sends_to(id), 1, "after {second} bytes");
         spans = turn.sends.pop().expect("it was just counted").1;

@@ -32,6 +32,8 @@
 //! Recover from fsync Failures?", USENIX ATC 2020). The machine stays in `Failed` until
 //! [`Commit::reopen`] gives it a new segment.
 
+use std::io;
+
 use crate::limits::{BATCH_BYTES_MAX, COMMIT_AGE_MAX_US, COMMIT_AGE_MIN_US, SEGMENT_BYTES_MAX};
 use crate::log::position::LogPosition;
 use crate::log::record::{self, BATCH_HEADER_BYTES, SEGMENT_HEADER_BYTES};
@@ -62,7 +64,7 @@ pub struct OpenSegment {
 
 /// What the caller is to do next with the log's file.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum LogStep {
     /// Write `bytes[from..]` at `offset` and give the bytes back with [`Commit::written`].
     Write {
         /// The file offset of `bytes[from]`.
@@ -327,7 +329,7 @@ impl Commit {
     }
 
     /// Starts what is due when nothing is in flight: the next segment, an fdatasync of the timer, the batch.
-    pub fn start(&mut self, now_us: u64) -> Option<Step> {
+    pub fn start(&mut self, now_us: u64) -> Option<LogStep> {
         self.debug_invariants();
         if self.phase != Phase::Idle {
             return None;
@@ -347,7 +349,7 @@ impl Commit {
     }
 
     /// Starts an fdatasync of all that was written, whatever the mode; None where there is nothing to sync.
-    pub fn settle(&mut self, now_us: u64) -> Option<Step> {
+    pub fn settle(&mut self, now_us: u64) -> Option<LogStep> {
         (self.phase == Phase::Idle && self.durable < self.written).then(|| self.sync(now_us))
     }
 
@@ -355,25 +357,27 @@ impl Commit {
     ///
     /// # Panics
     /// Where the log is not settled.
-    pub fn seal(&mut self, now_us: u64) -> Step {
+    pub fn seal(&mut self, now_us: u64) -> LogStep {
         assert!(self.is_settled(), "only a settled log is sealed");
         record::begin_batch(&mut self.filling);
         self.write(now_us)
     }
 
-    /// Takes the outcome of a [`Step::Write`]: the bytes written, or None for an error. Some(step) follows at once.
+    /// Takes the outcome of a [`LogStep::Write`]: the bytes written. A step that is returned follows
+    /// at once.
     pub fn written(
         &mut self,
         bytes: Vec<u8>,
-        outcome: Option<usize>,
+        outcome: io::Result<usize>,
         now_us: u64,
-    ) -> Result<Option<Step>, LogBroken> {
+    ) -> Result<Option<LogStep>, LogBroken> {
         self.debug_invariants();
         let Phase::Writing { batch_bytes, from } = self.phase else {
             self.late();
             return Ok(None);
         };
-        let Some(count) = outcome.filter(|count| (1..=batch_bytes - from).contains(count)) else {
+        let possible = 1..=batch_bytes - from;
+        let Some(count) = outcome.ok().filter(|count| possible.contains(count)) else {
             return self.broken();
         };
         let from = from + count;
@@ -381,7 +385,7 @@ impl Commit {
             // A short write is no error (write(2)): the rest is another one.
             self.phase = Phase::Writing { batch_bytes, from };
             let offset = self.offset(self.written) + from as u64;
-            return Ok(Some(Step::Write {
+            return Ok(Some(LogStep::Write {
                 offset,
                 bytes,
                 from,
@@ -402,8 +406,9 @@ impl Commit {
         }
     }
 
-    /// Takes the outcome of a [`Step::Sync`].
-    pub fn synced(&mut self, ok: bool, now_us: u64) -> Result<(), LogBroken> {
+    /// Takes the outcome of a [`LogStep::Sync`].
+    pub fn synced(&mut self, outcome: io::Result<()>, now_us: u64) -> Result<(), LogBroken> {
+        let ok = outcome.is_ok();
         // However late: another fdatasync of this file must not be believed.
         self.sync_failed |= !ok;
         if self.phase != Phase::Syncing {
@@ -418,16 +423,16 @@ impl Commit {
         Ok(())
     }
 
-    /// Takes the outcome of a [`Step::Open`].
+    /// Takes the outcome of a [`LogStep::Open`].
     ///
     /// # Panics
     /// Where the segment is not the one that was asked for.
-    pub fn opened(&mut self, segment: Option<OpenSegment>) -> Result<(), LogBroken> {
+    pub fn opened(&mut self, segment: io::Result<OpenSegment>) -> Result<(), LogBroken> {
         if self.phase != Phase::Opening {
             self.late();
             return Ok(());
         }
-        let Some(segment) = segment else {
+        let Ok(segment) = segment else {
             return self.broken().map(|_| ());
         };
         assert_eq!(
@@ -535,7 +540,7 @@ impl Commit {
         self.idle_since_us = now_us;
     }
 
-    fn write(&mut self, now_us: u64) -> Step {
+    fn write(&mut self, now_us: u64) -> LogStep {
         self.begun_us = now_us;
         let mut bytes = std::mem::replace(&mut self.filling, std::mem::take(&mut self.spare));
         record::seal_batch(&mut bytes, self.segment.salt, self.handed, self.durable);
@@ -548,22 +553,22 @@ impl Commit {
         if self.group_ops > 0 {
             self.unsynced_since_us.get_or_insert(self.oldest_us);
         }
-        Step::Write {
+        LogStep::Write {
             offset: self.offset(self.written),
             bytes,
             from: 0,
         }
     }
 
-    fn sync(&mut self, now_us: u64) -> Step {
+    fn sync(&mut self, now_us: u64) -> LogStep {
         self.phase = Phase::Syncing;
         self.last_sync_us = now_us;
-        Step::Sync
+        LogStep::Sync
     }
 
-    fn open_next(&mut self) -> Step {
+    fn open_next(&mut self) -> LogStep {
         self.phase = Phase::Opening;
-        Step::Open {
+        LogStep::Open {
             index: self.segment.index + 1,
             first_position: self.handed,
         }
@@ -578,7 +583,7 @@ impl Commit {
         bytes.expect("all that is written is in the open segment")
     }
 
-    fn broken(&mut self) -> Result<Option<Step>, LogBroken> {
+    fn broken(&mut self) -> Result<Option<LogStep>, LogBroken> {
         self.phase = Phase::Failed { in_flight: false };
         self.filling.clear();
         self.filling_ops = 0;

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::core::contract::Clock;
+use crate::core::contract::{Clock, Received};
 use crate::core::fanout::outbox::Due;
 use crate::core::fanout::window::{Chunk, ChunkPool};
 use crate::core::fanout::window_offset::WindowOffset;
@@ -56,26 +56,19 @@ enum Correction {
 }
 
 impl Shard {
-    pub(super) fn received(&mut self, id: SessionId, bytes: Option<&mut [u8]>, clock: Clock) {
+    pub(super) fn received(&mut self, id: SessionId, received: Received<'_>, clock: Clock) {
         let session = self.session(id).expect("a session outlives its receive");
         session.receiving = false;
-        let Some(bytes) = bytes.filter(|_| !session.aborted) else {
-            return self.abort(id);
+        let bytes = match received {
+            Received::Bytes(bytes) if !session.aborted => bytes,
+            Received::Eof if !session.aborted => return self.ended(id),
+            Received::Bytes(_) | Received::Eof | Received::Broken => return self.abort(id),
         };
         self.counters.bytes_received += bytes.len() as u64;
         if let Some(journal) = &mut self.connection_log {
             journal.received(id, bytes.len());
         }
         let session = &mut self.sessions[id.slot as usize];
-        if bytes.is_empty() {
-            session.ended = true;
-            // Before 101 a client may close its side and still wait for its answer.
-            return match session.state {
-                State::Closing if !session.finished => {}
-                State::Waiting => self.received_waiting(id, bytes),
-                State::Closing | State::Handshake | State::Open { .. } => self.abort(id),
-            };
-        }
         session.last_received_us = clock.now_us;
         match session.state {
             State::Handshake => self.read_head(id, bytes, clock),
@@ -84,6 +77,18 @@ impl Shard {
             State::Closing => self.receive_queue.push(id),
         }
         self.weigh(id);
+    }
+
+    /// The peer has closed its sending side.
+    fn ended(&mut self, id: SessionId) {
+        let session = &mut self.sessions[id.slot as usize];
+        session.ended = true;
+        // Before 101 a client may close its side and still wait for its answer.
+        match session.state {
+            State::Closing if !session.finished => {}
+            State::Waiting => self.received_waiting(id, &[]),
+            State::Closing | State::Handshake | State::Open { .. } => self.abort(id),
+        }
     }
 
     /// Reads on where a turn left bytes unread.
