@@ -4,6 +4,7 @@ use std::io;
 
 use etherply::core::contract::{Input, Output, shard_of};
 use etherply::core::state::replay::Replay;
+use etherply::core::testing::HASH_SEED;
 use etherply::log::blocks::BlockWrite;
 use etherply::log::commit::{Durability, LogStep};
 use etherply::log::disk::DiskFile;
@@ -13,7 +14,7 @@ use etherply::log::recovery::RecoveryError;
 
 use crate::disk::SimDisk;
 use crate::plan::faults;
-use crate::server::{Errand, HASH_SEED, LogOperation};
+use crate::server::{Errand, LogOperation};
 use crate::wire;
 use crate::world::{Doing, World};
 

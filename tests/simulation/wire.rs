@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use etherply::core::fanout::window::Span;
+use etherply::core::testing;
 
 use crate::model::Write;
 
@@ -59,11 +60,7 @@ pub fn op_frame(write: &Write) -> Vec<u8> {
 }
 
 pub fn head(path: &str) -> Vec<u8> {
-    let head = format!(
-        "GET {path} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    );
-    head.into_bytes()
+    testing::upgrade_request(path).into_bytes()
 }
 
 /// What a client is told.

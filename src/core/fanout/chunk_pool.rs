@@ -11,9 +11,9 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
+pub use crate::core::fanout::encoded_state::Chunk;
+use crate::core::fanout::encoded_state::EncodedState;
 use crate::core::fanout::window_offset::WindowOffset;
-pub use crate::core::snapshot::encoded_state::Chunk;
-use crate::core::snapshot::encoded_state::Text;
 use crate::limits::{
     CHUNK_BYTES_KEPT_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CHUNKS_KEPT_MAX, LIST_BYTES_KEPT_MAX,
     LISTS_KEPT_MAX, SEND_BYTES_MAX, SESSION_BYTES_SPARED,
@@ -94,12 +94,12 @@ pub struct Due {
     /// when this log position is visible,
     pub gate: LogPosition,
     /// and when this text is whole, which others stand around: all of them, or none, are sent.
-    pub awaits: Option<Text>,
+    pub awaits: Option<EncodedState>,
 }
 
 /// What one client is sent, and not all the others too.
 pub(in crate::core) struct Answer {
-    pub text: Text,
+    pub text: EncodedState,
     pub start: usize,
     pub end: usize,
     /// A part of it was taken.

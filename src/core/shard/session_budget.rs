@@ -19,8 +19,8 @@ use std::rc::{Rc, Weak};
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
+use crate::core::fanout::shared_chunks::SharedChunks;
 use crate::core::fanout::window::Chunk;
-use crate::core::snapshot::snapshot_budget::SnapshotBudget;
 use crate::limits::SESSION_BYTES_SPARED;
 use crate::seq::Seq;
 
@@ -113,7 +113,7 @@ pub(super) struct SessionBudget {
     charged_bytes: usize,
     /// Of texts that several are sent, what comes back by itself at most.
     returning_bytes: usize,
-    texts: SnapshotBudget,
+    texts: SharedChunks,
     frames: HashMap<TextKey, Weak<Vec<u8>>, FixedState>,
 }
 
@@ -130,7 +130,7 @@ impl SessionBudget {
             classes: [empty; CLASSES],
             charged_bytes: 0,
             returning_bytes: 0,
-            texts: SnapshotBudget::default(),
+            texts: SharedChunks::default(),
             frames: HashMap::with_hasher(FixedState::with_seed(0)),
         }
     }
