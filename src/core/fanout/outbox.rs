@@ -5,6 +5,16 @@
 //! answer, init, corrections, errors, pings, pongs, the close frame. Each carries the window offset
 //! behind which it belongs, so that a client sees all of it in the order in which it came to be.
 //!
+//! ```text
+//!   start ──────────── cursor ──────────── visible_end ──────────── end      of the window
+//!     sent, or passed over │ sent with the next │ waits for the log
+//! ```
+//!
+//! `start ≤ cursor ≤ end` and `start ≤ visible_end ≤ end` hold at all times
+//! ([`Outbox::invariants`]). The cursor is beyond `visible_end` only where nothing between them is
+//! sent out of the window: the client's own ops, and the ops that the init message contains, which
+//! waits for the log itself. So what is sent out of the window always ends at `visible_end` or before.
+//!
 //! A client whose cursor falls out of the window is *behind*: it is owed, instead of the frames,
 //! the latest op of each key that changed since, which `core::shard::delivery` reads from the
 //! workspace when its socket drains.
@@ -93,6 +103,46 @@ impl Outbox {
             apart.own.shrink_to_fit();
         }
         apart.behind = Some(behind);
+    }
+
+    /// Asserts what holds between any two calls. `view` is `None` for a client without a workspace.
+    ///
+    /// # Panics
+    /// If something does not hold.
+    pub fn invariants(&self, view: Option<&View<'_>>) {
+        let (start, end) = view.map_or((self.cursor, self.cursor), |view| {
+            let (start, end) = (view.window.start(), view.window.end());
+            assert!(start <= view.visible_end && view.visible_end <= end);
+            (start, end)
+        });
+        let is_behind = self.behind().is_some();
+        assert!(
+            is_behind || start <= self.cursor && self.cursor <= end,
+            "a client whose cursor is not in the window is behind"
+        );
+        let Some(apart) = &self.apart else { return };
+        assert!(
+            !is_behind || apart.own.is_empty(),
+            "a client that is behind reads no window"
+        );
+        let mut passed = None;
+        for (own_start, own_end) in &apart.own {
+            assert!(own_start < own_end && self.cursor <= *own_start && *own_end <= end);
+            assert!(passed < Some(*own_start), "stretches that touch are one");
+            passed = Some(*own_end);
+        }
+        let mut cost = Cost::default();
+        let mut due = WindowOffset::START;
+        for answer in &apart.answers {
+            assert!(
+                due <= answer.due.at,
+                "answers are sent in the order of their offsets"
+            );
+            assert!(answer.start <= answer.end);
+            due = answer.due.at;
+            cost += answer.cost;
+        }
+        assert_eq!(cost.bytes(), apart.cost.bytes());
     }
 
     /// The memory of the answers that wait.
