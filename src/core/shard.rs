@@ -56,9 +56,10 @@ use hashbrown::HashMap;
 use slab::Slab;
 
 use crate::core::contract::{Clock, Handoff, Input, Output, PeerStatus, ShardConfig};
+use crate::core::fanout::outbox::OutboxPool;
 use crate::core::fanout::pacer::Pacer;
 use crate::core::fanout::room::Room;
-use crate::core::fanout::window::{Chunk, ChunkPool};
+use crate::core::fanout::window::Chunk;
 use crate::core::shard::absence::Absence;
 use crate::core::shard::connection_log::{ConnectionLog, Party};
 use crate::core::shard::counters::Counters;
@@ -116,7 +117,7 @@ pub struct Shard {
     members_count: u64,
     room_index: HashMap<Box<str>, u32, FixedState>,
     commit: Commit,
-    pool: ChunkPool,
+    pool: OutboxPool,
     wheel: Wheel<SessionId>,
     outputs: VecDeque<Output>,
     /// Those who are owed something.
@@ -250,7 +251,7 @@ impl Shard {
             commit,
             log_space: LogSpace::new(config.log_spare_bytes),
             config,
-            pool: ChunkPool::default(),
+            pool: OutboxPool::default(),
             wheel: Wheel::new(clock.now_us),
             outputs: VecDeque::new(),
             send_queue: VecDeque::new(),
@@ -430,13 +431,13 @@ impl Shard {
         counters.sessions_handshake = self.handshakes_count;
         counters.sessions_closing = sessions_count - self.members_count - self.handshakes_count;
         counters.workspaces = self.rooms.len() as u64;
-        counters.window_bytes = self.pool.held.window_bytes as u64;
-        counters.answer_bytes = self.pool.held.answer_bytes as u64;
-        counters.unfinished_bytes = self.pool.held.unfinished_bytes as u64;
+        counters.window_bytes = self.pool.window_bytes() as u64;
+        counters.answer_bytes = self.pool.answer_bytes() as u64;
+        counters.unfinished_bytes = self.budget.unfinished_bytes() as u64;
         self.budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
-        counters.shared_answer_bytes = self.budget.text_bytes() as u64;
+        counters.shared_answer_bytes = self.budget.shared_bytes() as u64;
         counters.snapshot_bytes = self.snapshots.sweep() as u64;
-        counters.frames_sent = self.pool.held.frames_taken + counters.conflated_keys;
+        counters.frames_sent = self.pool.frames_taken() + counters.conflated_keys;
         counters.log_live_bytes = self.live_bytes;
         counters.log_open_bytes = self.commit.segment_bytes_written();
         counters.log_bytes = self.log_space.log_bytes();

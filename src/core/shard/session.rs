@@ -106,8 +106,8 @@ pub(crate) struct Session {
     pub gone: bool,
     /// It was sent a ping and has not answered it.
     pub owes_pong: bool,
-    /// It holds enough to have an account in the budget.
-    pub has_account: bool,
+    /// It holds so much that the budget tracks it.
+    pub is_tracked: bool,
     /// What it was last known to hold of what is not whole yet.
     pub unfinished_bytes: u32,
     pub decoder: Decoder,
@@ -153,7 +153,7 @@ impl Session {
             aborted: false,
             gone: false,
             owes_pong: false,
-            has_account: false,
+            is_tracked: false,
             unfinished_bytes: 0,
             decoder: Decoder::new(),
             empty_frames: 0,
