@@ -16,6 +16,7 @@ use etherply::log::record::{
     BATCH_HEADER_BYTES, FaultKind, Op, Reader, SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
     begin_batch, damage_behind, is_interrupted, op_bytes, push_op, seal_batch,
 };
+use etherply::log::repair::resync::skip_damage;
 use etherply::log::repair::salvage::{Place, header_of};
 use etherply::seq::Seq;
 use etherply_fuzz::{Script, segment_header};
@@ -156,7 +157,7 @@ impl Written {
                         None => assert!(moved.iter().any(|moved| moved.op() == op), "{op:?}"),
                     }
                 }
-                Some(Err(fault)) => match reader.skip_damage() {
+                Some(Err(fault)) => match skip_damage(&mut reader) {
                     Some(lost) => {
                         assert_eq!((lost.start, lost.end), (fault.offset, reader.offset()));
                         assert!(lost.start < lost.end && lost.end <= bytes.len());

@@ -35,11 +35,7 @@ impl Shard {
 
     /// Brings the budget up to date with what a session holds. To be called after each change.
     pub(super) fn weigh(&mut self, id: SessionId) {
-        let Some(session) = self
-            .sessions
-            .get_mut(id.slot as usize)
-            .filter(|session| session.generation() == id.generation)
-        else {
+        let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
         let (unfinished_bytes, spare_bytes) = session.unfinished();
@@ -47,7 +43,7 @@ impl Shard {
             own_bytes: unfinished_bytes + session.outbox.own_answer_bytes(),
             shared_bytes: session.outbox.shared_answer_bytes(),
             spare_bytes,
-            is_being_freed: session.aborted,
+            is_being_freed: session.is_aborted(),
         };
         let unfinished_bytes = u32::try_from(unfinished_bytes).unwrap_or(u32::MAX);
         let before_bytes = std::mem::replace(&mut session.unfinished_bytes, unfinished_bytes);
@@ -83,15 +79,16 @@ impl Shard {
         while !self.budget.is_relieved() {
             let next = self.budget.next_to_evict();
             let slot = next.expect("what is charged belongs to a session that may be evicted");
-            self.evict(self.id_of(slot), clock);
+            let (id, _) = self.sessions.at(slot);
+            self.evict(id, clock);
             self.budget.sweep_all();
         }
     }
 
     fn evict(&mut self, id: SessionId, clock: Clock) {
         self.counters.given_up_sessions += 1;
-        let session = &mut self.sessions[id.slot as usize];
-        if let State::Open { .. } = session.state {
+        let session = &mut self.sessions[id];
+        if session.is_open() {
             let is_mid_frame = session.outbox.drop_all(&mut self.pool);
             let in_flight_bytes = session.outbox.in_flight_bytes();
             if is_mid_frame || in_flight_bytes > SESSION_BYTES_SPARED {
@@ -100,7 +97,7 @@ impl Shard {
                 let why = "the server has no memory left for this connection";
                 self.close(id, TRY_AGAIN_LATER, why, clock);
             }
-        } else if session.state == State::Closing {
+        } else if session.state() == State::Closing {
             self.abort(id);
         } else {
             let why = "the server holds as much for its clients as it may";
@@ -142,8 +139,8 @@ impl Shard {
         let mut states: Vec<SlowState> = Vec::new();
         // The index in `states`, by the address of the bytes.
         let mut indices = HashMap::with_hasher(FixedState::with_seed(0));
-        for (slot, session) in &self.sessions {
-            let Some(passage) = session.passage.as_ref().filter(|_| !session.aborted) else {
+        for (id, session) in self.sessions.iter() {
+            let Some(passage) = session.passage.as_ref().filter(|_| !session.is_aborted()) else {
                 continue;
             };
             let in_flight_us = if session.sending {
@@ -152,11 +149,6 @@ impl Shard {
                 0
             };
             let lag_us = passage.lag_us(in_flight_us);
-            let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
-            let id = SessionId {
-                slot,
-                generation: session.generation(),
-            };
             for chunk in passage.texts.iter().filter_map(|text| text.chunk()) {
                 let index = *indices.entry(Rc::as_ptr(chunk)).or_insert(states.len());
                 if index == states.len() {
@@ -182,19 +174,19 @@ impl Shard {
     ///
     /// # Panics
     /// If a sum is wrong or a budget is exceeded.
-    pub fn audit(&self) {
+    pub(super) fn audit(&self) {
         let (mut unfinished_bytes, mut answer_bytes, mut charged_bytes) = (0, 0, 0);
-        for (slot, session) in &self.sessions {
+        for (id, session) in self.sessions.iter() {
             let (unfinished, _) = session.unfinished();
             let own_answer_bytes = session.outbox.own_answer_bytes();
             let own_bytes = unfinished + own_answer_bytes;
             unfinished_bytes += unfinished;
             answer_bytes += own_answer_bytes;
-            let counts = !session.aborted;
+            let counts = !session.is_aborted();
             charged_bytes += own_bytes.saturating_sub(SESSION_BYTES_SPARED) * usize::from(counts);
             assert!(
                 session.sending || session.outbox.in_flight_bytes() == 0,
-                "nothing is on its way to the session in slot {slot}"
+                "nothing is on its way to {id:?}"
             );
         }
         assert_eq!(
@@ -209,6 +201,5 @@ impl Shard {
             "{} bytes are held",
             self.budget.bytes()
         );
-        self.snapshots.invariants();
     }
 }

@@ -31,8 +31,7 @@ impl Shard {
         // as a whole instead of session by session.
         self.rooms.clear();
         self.room_index.clear();
-        self.users.clear();
-        self.members_count = 0;
+        self.sessions.reset();
         self.touched.clear();
         self.snapshots.reset();
         self.budget.forget_frames();
@@ -40,17 +39,13 @@ impl Shard {
         self.counters.refused_log_failed += told.len() as u64;
         self.parser = None;
         self.count_anew();
-        for slot in 0..self.sessions.capacity() {
-            let Some(session) = self.sessions.get_mut(slot) else {
+        for slot in self.sessions.slots() {
+            let Some(id) = self.sessions.id_at(slot) else {
                 continue;
             };
-            let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
-            let id = SessionId {
-                slot,
-                generation: session.generation(),
-            };
             let is_told = told.binary_search(&id).is_ok();
-            match session.state {
+            let session = &self.sessions[id];
+            match session.state() {
                 State::Open { .. } => self.dismiss(id, is_told, clock),
                 State::Handshake | State::Waiting if culprit == Some(id) => {
                     self.answer(id, &Answer::internal_server_error(), clock);
@@ -83,22 +78,19 @@ impl Shard {
     /// A panic may have left the sums over all sessions half done, too.
     fn count_anew(&mut self) {
         self.pool.reset();
-        self.handshakes_count = 0;
         self.budget.forget_sessions();
         self.kept_presence = None;
-        for slot in 0..self.sessions.capacity() {
-            let Some(session) = self.sessions.get_mut(slot) else {
+        for slot in self.sessions.slots() {
+            let Some(id) = self.sessions.id_at(slot) else {
                 continue;
             };
-            let is_unanswered = matches!(session.state, State::Handshake | State::Waiting);
-            self.handshakes_count += u64::from(is_unanswered);
+            let session = &mut self.sessions[id];
             (session.is_tracked, session.unfinished_bytes) = (false, 0);
             session.outbox.count(&mut self.pool);
             if !session.sending {
                 session.outbox.sent(&mut self.pool);
             }
-            let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
-            self.weigh(self.id_of(slot));
+            self.weigh(id);
         }
     }
 

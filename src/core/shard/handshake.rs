@@ -10,8 +10,8 @@ use crate::core::fanout::outbox::Due;
 use crate::core::fanout::room::Room;
 use crate::core::shard::connection_log::Party;
 use crate::core::shard::http_read::{Shown, for_allowed};
-use crate::core::shard::rate::{Meter, Rate};
-use crate::core::shard::session::{Intake, Passage, Session, SessionId, State};
+use crate::core::shard::rate::Rate;
+use crate::core::shard::session::{Intake, Passage, SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
 use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind, SnapshotPoint};
 use crate::core::state::workspace::Workspace;
@@ -36,8 +36,7 @@ impl Shard {
     /// Takes a fresh connection; gives the name under which its outcomes come.
     pub fn accept_at(&mut self, door: ListenerKind, over_limit: bool, clock: Clock) -> SessionId {
         let clock = self.woke(clock);
-        let id = self.open_session(over_limit, HEAD_TIMEOUT_US, clock);
-        self.sessions[id.slot as usize].door = door;
+        let id = self.open_session(door, over_limit, HEAD_TIMEOUT_US, clock);
         self.is_silent(id);
         self.receive_queue.push(id);
         id
@@ -46,7 +45,7 @@ impl Shard {
     /// Takes a connection whose request another shard has read and checked.
     pub fn adopt(&mut self, handoff: Box<Handoff>, clock: Clock) -> SessionId {
         let clock = self.woke(clock);
-        let id = self.open_session(false, handoff.left_us, clock);
+        let id = self.open_session(ListenerKind::Public, false, handoff.left_us, clock);
         self.guard(Some(id), clock, |shard| {
             shard.resume(id, *handoff, clock);
             shard.keep_budget(clock);
@@ -57,28 +56,22 @@ impl Shard {
     /// Opens a session whose client is to be answered within `answer_us`.
     pub(super) fn open_session(
         &mut self,
+        listener: ListenerKind,
         over_limit: bool,
         answer_us: u64,
         clock: Clock,
     ) -> SessionId {
-        self.sessions_begun += 1;
         let deadline_us = clock.now_us + answer_us;
-        let session = Session::new(self.sessions_begun, over_limit, clock.now_us, deadline_us);
-        let generation = session.generation();
-        let slot = self.sessions.insert(session);
-        let slot = u32::try_from(slot).expect("fewer sessions than descriptors");
-        let id = SessionId { slot, generation };
-        self.handshakes_count += 1;
+        let id = self.sessions.open(listener, over_limit, deadline_us, clock);
         if let Some(journal) = &mut self.connection_log {
             journal.begin(id, clock.now_us);
         }
-        self.schedule(id, deadline_us);
         id
     }
 
     /// Takes bytes of the request head.
     pub(super) fn read_head(&mut self, id: SessionId, bytes: &[u8], clock: Clock) {
-        let Some(session) = self.session(id) else {
+        let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
         session.unparsed.extend_from_slice(bytes);
@@ -86,7 +79,7 @@ impl Shard {
         if !matches!(parsed, Ok(None)) {
             self.keeps_its_place(id);
         }
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         match parsed {
             Ok(None) => self.receive_queue.push(id),
             Ok(Some((head_bytes, request))) => {
@@ -104,7 +97,7 @@ impl Shard {
             Request::Sync(request) => self.admit(id, request, clock),
             Request::State(request) => self.admit_http_read(id, request, clock),
             Request::Page(request) => {
-                self.sessions[id.slot as usize].head_only = request.head_only;
+                self.sessions[id].head_only = request.head_only;
                 self.outputs.push_back(Output::Page(id, request));
                 Ok(())
             }
@@ -193,7 +186,7 @@ impl Shard {
         if self.drain != Drain::No {
             return Err(stopping());
         }
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         if session.over_limit {
             return Err(Answer::unavailable(
                 "the server is at its limit of connections, try again later",
@@ -259,7 +252,7 @@ impl Shard {
                     Ok(place) => {
                         if let Some(user) = user.map(Rc::from) {
                             self.rooms[place.room_slot as usize].user_came(Rc::clone(&user));
-                            self.users.insert(id.slot, user);
+                            self.sessions.set_user(id, user);
                         }
                         if let Some(journal) = &mut self.connection_log {
                             let note = journal.joined(id, &workspace, subject.as_deref());
@@ -347,16 +340,17 @@ impl Shard {
         let room = &mut self.rooms[room_slot as usize];
         let member = u32::try_from(room.members.len()).expect("fewer members than descriptors");
         room.members.push(id.slot);
-        self.members_count += 1;
-        self.meter_anew(id);
-        self.handshakes_count -= 1;
+        if self.config.limits.ops_per_second.is_some() {
+            self.sessions.reset_meter(id);
+        }
         self.counters.responses.answered(101);
 
-        let session = &mut self.sessions[id.slot as usize];
-        session.state = State::Open {
+        let state = State::Open {
             room: room_slot,
             member,
         };
+        self.sessions.enter(id, state);
+        let session = &mut self.sessions[id];
         session.expires_at_us = grant.expires_at_us.unwrap_or(u64::MAX);
         session.deadline_us = u64::MAX;
         // Pings are spread over the interval by a walk of the golden ratio over the slots.
@@ -395,17 +389,6 @@ impl Shard {
         self.weigh(id);
         self.enqueue(id);
         self.reschedule(id, clock);
-    }
-
-    /// A session begins with all that it may send.
-    fn meter_anew(&mut self, id: SessionId) {
-        if self.config.limits.ops_per_second.is_some() {
-            let slot = id.slot as usize;
-            if slot >= self.meters.len() {
-                self.meters.resize_with(slot + 1, Meter::default);
-            }
-            self.meters[slot] = Meter::default();
-        }
     }
 
     /// The slot of a workspace's room; one that was never seen begins empty.

@@ -136,7 +136,7 @@ impl Shard {
             }
         } else {
             let mut body = Vec::new();
-            state::put_look(&mut body, iter::empty(), Seq::NONE, 0);
+            state::put_http_state(&mut body, iter::empty(), Seq::NONE, 0);
             Shown::from(Answer::json(body))
         };
         shown.gate = gate;
@@ -166,8 +166,8 @@ impl Shard {
         let (connections, fields) = (members.len(), workspace.init_fields());
         let shared_bytes = fields.len() + workspace.stamps_bytes();
         let mut start = Vec::new();
-        state::put_look_start(&mut start);
-        let own_bytes = state::look_ends_bytes(connections) - start.len();
+        state::put_http_state_start(&mut start);
+        let own_bytes = state::http_state_ends_bytes(connections) - start.len();
         let answer = Answer::json_start(start, shared_bytes + own_bytes);
         let state = if head_only {
             None
@@ -203,7 +203,7 @@ impl Shard {
         };
         self.answer_due(id, &answer, due.clone(), clock);
         if let Some(shared) = shared.filter(|_| answer.has_body()) {
-            let outbox = &mut self.sessions[id.slot as usize].outbox;
+            let outbox = &mut self.sessions[id].outbox;
             outbox.push_shared(shared, due, &mut self.pool);
             return self.weigh(id);
         }
@@ -217,10 +217,10 @@ impl Shard {
             return;
         };
         let pool = &mut self.pool;
-        let end = pool.fill(32, |out| state::put_look_end(out, connections));
+        let end = pool.fill(32, |out| state::put_http_state_end(out, connections));
         let Session {
             outbox, passage, ..
-        } = &mut self.sessions[id.slot as usize];
+        } = &mut self.sessions[id];
         let Snapshot {
             init, timestamps, ..
         } = snapshot;
@@ -236,7 +236,7 @@ impl Shard {
 
     /// Sends a page that was made for a session.
     pub(super) fn paged(&mut self, id: SessionId, answer: Answer, clock: Clock) {
-        let Some(session) = self.session(id) else {
+        let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
         let answer = answer.for_method(session.head_only);
@@ -264,10 +264,10 @@ impl Shard {
         self.counters.responses.answered(answer.status());
         let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
         self.begin_closing(id, clock);
-        let outbox = &mut self.sessions[id.slot as usize].outbox;
+        let outbox = &mut self.sessions[id].outbox;
         outbox.push_due(chunk, due, &mut self.pool);
         self.weigh(id);
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         session.ends_long = true;
         session.deadline_us = clock.now_us + STALL_TIMEOUT_US;
         self.reschedule(id, clock);

@@ -144,7 +144,7 @@ fn who_waits_can_be_closed_and_nothing_is_left() {
             _ => rig.shard.start_drain(rig.clock),
         }
         rig.step();
-        let is_open = matches!(rig.session(joiner).state, State::Open { .. });
+        let is_open = matches!(rig.session(joiner).state(), State::Open { .. });
         assert!(!is_open || reason == "drain", "{reason}");
         rig.sleep_until(60.0);
         let seen = rig.seen(joiner);

@@ -186,7 +186,7 @@ fn thousands_that_wait_are_answered_in_the_order_in_which_they_came_a_part_in_ea
         rig.turn();
         let next = (answered + WAITING_PER_TURN_MAX).min(count);
         for (place, client) in clients.iter().enumerate() {
-            let is_open = matches!(rig.session(*client).state, State::Open { .. });
+            let is_open = matches!(rig.session(*client).state(), State::Open { .. });
             assert_eq!(is_open, place < next, "client {place}");
         }
         assert_eq!(rig.shard.counters().connections, next as u64);
