@@ -18,6 +18,7 @@ use crate::disk::SimDisk;
 use crate::model::Model;
 use crate::server::{self, DATA, all_bytes, log_bytes};
 use crate::world::{WORKSPACES, World};
+use etherply::seq::Seq;
 
 /// The ops that a recovery visited.
 #[derive(Debug, Default)]
@@ -29,7 +30,7 @@ impl Found {
             op.workspace.to_owned(),
             op.value.to_owned(),
             op.timestamp,
-            op.seq,
+            op.seq.get(),
         ));
     }
 }
@@ -38,16 +39,16 @@ impl Found {
 type Recovered = (u64, Vec<(String, String, u64, u64)>);
 
 fn recovered(workspace: &Workspace) -> Recovered {
-    let entries = workspace.changed_since(0, None);
+    let entries = workspace.changed_since(Seq::NONE, None);
     let entries = entries.map(|(_, entry)| {
         (
             entry.key().to_owned(),
             entry.value().to_owned(),
             entry.timestamp(),
-            entry.seq(),
+            entry.seq().get(),
         )
     });
-    (workspace.seq(), entries.collect())
+    (workspace.seq().get(), entries.collect())
 }
 
 impl Model {

@@ -85,7 +85,7 @@ async fn where_the_rings_may_lock_too_little_the_start_and_the_doctor_name_the_l
     assert_eq!(verdicts, ["\"fail\"", "\"fail\""], "{text}");
     for word in [
         "of the rings of 4 shards",
-        "256.0 KiB",
+        "256.00 KiB",
         "ulimit -l",
         "--shards",
     ] {

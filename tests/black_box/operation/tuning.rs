@@ -223,3 +223,81 @@ fn the_image_is_made_by_the_compiler_of_the_project() {
     let from = format!("FROM rust:{version}-");
     assert!(text("Dockerfile").contains(&from), "the image is {from}…");
 }
+
+// ---- the documents ----
+
+/// The documents of the repository, with the folder that their links start from.
+fn documents() -> Vec<std::path::PathBuf> {
+    let mut documents = vec!["README.md".into(), "src/wire/protocol.md".into()];
+    for folder in [".github", "benches", "tests", "tuning"] {
+        for entry in std::fs::read_dir(folder).expect("the folder is there") {
+            let path = entry.expect("a readable folder").path();
+            if path.extension().is_some_and(|extension| extension == "md") {
+                documents.push(path);
+            }
+        }
+    }
+    documents
+}
+
+fn read(path: &std::path::Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Returns the names under which GitHub and rustdoc link to the headings of a document.
+fn anchors(document: &str) -> Vec<String> {
+    let headings = document
+        .lines()
+        .filter_map(|line| line.trim_start_matches('#').strip_prefix(' '));
+    let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+    let anchor = |heading: &str| heading.to_lowercase().chars().filter(kept).collect();
+    headings
+        .map(anchor)
+        .map(|anchor: String| anchor.replace(' ', "-"))
+        .collect()
+}
+
+#[test]
+fn each_link_of_the_documents_leads_to_a_file_and_a_heading() {
+    let mut links = 0;
+    for path in documents() {
+        let document = read(&path);
+        for link in document.split("](").skip(1) {
+            let link = link.split(')').next().expect("a link ends");
+            if link.contains("://") {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match file {
+                "" => path.clone(),
+                file => path.parent().expect("a file is in a folder").join(file),
+            };
+            assert!(target.exists(), "{} links to {link}", path.display());
+            if !anchor.is_empty() {
+                let known = anchors(&read(&target)).iter().any(|name| name == anchor);
+                assert!(known, "{} links to {link}", path.display());
+            }
+            links += 1;
+        }
+    }
+    assert!(links > 60, "the documents have links: {links}");
+}
+
+#[test]
+fn the_documents_are_as_wide_and_the_readme_is_as_long_as_a_reader_wants() {
+    assert!(read("README.md".as_ref()).lines().count() <= 150);
+    for path in documents() {
+        for (number, line) in read(&path).lines().enumerate() {
+            let place = format!("{}:{}", path.display(), number + 1);
+            assert!(line.chars().count() <= 100, "{place} is over 100 columns");
+        }
+    }
+}
+
+#[test]
+fn both_changelogs_have_the_version_that_is_built() {
+    let version = env!("CARGO_PKG_VERSION");
+    let ours = read(".github/CHANGELOG.md".as_ref());
+    assert!(ours.contains(&format!("\n## {version}\n")));
+    assert!(text("package/changelog").starts_with(&format!("etherply ({version}-1)")));
+}

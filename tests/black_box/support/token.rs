@@ -1,8 +1,11 @@
 //! Tokens, valid and invalid.
 
 use super::now_s;
-use jsonwebtoken::{Algorithm, EncodingKey};
+use data_encoding::BASE64URL_NOPAD;
+use hmac::digest::KeyInit;
+use hmac::{Hmac, Mac};
 use serde_json::{Value, json};
+use sha2::{Sha256, Sha384, Sha512};
 
 /// The secret of every server that a test starts.
 pub const SECRET: &str = "the secret of the black-box tests, over 32 bytes";
@@ -22,16 +25,28 @@ pub fn with_claims(claims: &Value) -> String {
 /// Returns a token with this header and these claims. The signature is the HMAC that the header's
 /// `alg` names, or HS256 if it names none.
 pub fn signed(header: &Value, claims: &Value, secret: &str) -> String {
-    let algorithm = match header["alg"].as_str() {
-        Some("HS384") => Algorithm::HS384,
-        Some("HS512") => Algorithm::HS512,
-        _ => Algorithm::HS256,
-    };
     let body = unsigned(header, claims);
-    let key = EncodingKey::from_secret(secret.as_bytes());
-    let signature =
-        jsonwebtoken::crypto::sign(body.as_bytes(), &key, algorithm).expect("HMAC takes any input");
-    format!("{body}.{signature}")
+    let signature = match header["alg"].as_str() {
+        Some("HS384") => hmac::<Hmac<Sha384>>(&body, secret),
+        Some("HS512") => hmac::<Hmac<Sha512>>(&body, secret),
+        _ => hmac::<Hmac<Sha256>>(&body, secret),
+    };
+    format!("{body}.{}", base64url(&signature))
+}
+
+/// The claims of a token that is rightly signed with HS256 and `secret`; the test fails on another.
+pub fn claims(token: &str, secret: &str) -> Value {
+    let (body, signature) = token.rsplit_once('.').expect("a token has three parts");
+    assert_eq!(signature, base64url(&hmac::<Hmac<Sha256>>(body, secret)));
+    let (_, claims) = body.split_once('.').expect("a token has three parts");
+    let json = BASE64URL_NOPAD.decode(claims.as_bytes());
+    serde_json::from_slice(&json.expect("base64url")).expect("JSON")
+}
+
+fn hmac<M: Mac + KeyInit>(message: &str, secret: &str) -> Vec<u8> {
+    let hmac = <M as KeyInit>::new_from_slice(secret.as_bytes()).expect("any key will do");
+    let hmac = hmac.chain_update(message.as_bytes());
+    hmac.finalize().into_bytes().to_vec()
 }
 
 /// Returns the first two parts of a token, without the signature.
@@ -45,17 +60,5 @@ pub fn unsigned(header: &Value, claims: &Value) -> String {
 
 /// Encodes in base64 with the URL alphabet, without padding (RFC 7515 section 2).
 pub fn base64url(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let group = chunk
-            .iter()
-            .fold(0u32, |group, byte| (group << 8) | u32::from(*byte))
-            << (8 * (3 - chunk.len()));
-        for place in 0..=chunk.len() {
-            let index = (group >> (18 - 6 * place)) & 0x3F;
-            text.push(char::from(ALPHABET[index as usize]));
-        }
-    }
-    text
+    BASE64URL_NOPAD.encode(bytes)
 }

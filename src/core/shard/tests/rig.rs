@@ -193,7 +193,7 @@ impl Rig {
     /// One turn; what it starts stays in flight.
     pub fn turn(&mut self) {
         self.shard.flush(self.clock);
-        self.shard.audit();
+        self.shard.invariants();
         while let Some(output) = self.shard.poll_output() {
             self.take(output);
         }
@@ -422,13 +422,13 @@ impl Rig {
     /// Whether a client that is connected has fallen behind.
     pub fn is_behind(&mut self, place: usize) -> bool {
         let client = &self.peers[place].client;
-        let session = self.shard.session(client.id);
+        let session = self.shard.sessions.get(client.id);
         !client.closed && session.is_some_and(|session| session.outbox.behind().is_some())
     }
 
     pub fn session(&mut self, place: usize) -> &mut Session {
         let id = self.peers[place].client.id;
-        self.shard.session(id).expect("it is there")
+        &mut self.shard.sessions[id]
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::workload::{Dice, Shape, Workload};
-use etherply_bench::process::{Memory, Process, cpu_s, memory_bytes, server_program};
+use etherply_bench::process::{Memory, Process, server_program};
 use etherply_bench::resp::ask;
 
 const SECRET: &str = "a secret of the bench, long enough to be one";
@@ -167,9 +167,9 @@ impl Redis {
 fn measure(process: &Process, begun: Instant) -> Run {
     Run {
         clock_s: begun.elapsed().as_secs_f64(),
-        cpu_s: cpu_s(process.child.id()),
+        cpu_s: process.cpu_s(),
         own_s: 0.0,
-        memory: memory_bytes(process.child.id()),
+        memory: process.memory(),
     }
 }
 

@@ -10,7 +10,7 @@ use tungstenite::protocol::frame::FrameHeader;
 pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
 /// What a client waits for.
-enum Wanted {
+enum Expected {
     /// The answer to its upgrade; the first message comes behind it.
     Upgrade(Option<Rc<[u8]>>),
     /// These bytes, of which so many have come.
@@ -21,17 +21,17 @@ enum Wanted {
 }
 
 /// A client, from its upgrade on.
-pub struct Guest {
-    wanted: Wanted,
+pub struct Joiner {
+    wanted: Expected,
     /// What has come and is not whole yet; and the first message, where any will do.
     held: Vec<u8>,
 }
 
-impl Guest {
+impl Joiner {
     /// `init`: the frame that it must be shown first; `None`: any text.
     pub fn new(init: Option<Rc<[u8]>>) -> Self {
         Self {
-            wanted: Wanted::Upgrade(init),
+            wanted: Expected::Upgrade(init),
             held: Vec::new(),
         }
     }
@@ -39,12 +39,12 @@ impl Guest {
     /// From now on, it must be sent this frame, and nothing else before it.
     pub fn expect(&mut self, frame: &Rc<[u8]>) {
         assert!(self.is_served(), "it has got what it waited for");
-        self.wanted = Wanted::Bytes(Rc::clone(frame), 0);
+        self.wanted = Expected::Bytes(Rc::clone(frame), 0);
     }
 
     /// Whether it waits for nothing.
     pub fn is_served(&self) -> bool {
-        matches!(self.wanted, Wanted::Nothing)
+        matches!(self.wanted, Expected::Nothing)
     }
 
     /// The first message of one that took any; once.
@@ -55,13 +55,13 @@ impl Guest {
 
     /// Takes what came; tells whether it has now got what it has waited for.
     pub fn take(&mut self, mut bytes: &[u8]) -> Result<bool, String> {
-        if let Wanted::Upgrade(init) = &self.wanted {
+        if let Expected::Upgrade(init) = &self.wanted {
             self.held.extend_from_slice(bytes);
             let end = upgraded(&self.held).map_err(|error| error.to_string())?;
             let Some(end) = end else { return Ok(false) };
             self.wanted = match init {
-                Some(init) => Wanted::Bytes(Rc::clone(init), 0),
-                None => Wanted::AnyMessage,
+                Some(init) => Expected::Bytes(Rc::clone(init), 0),
+                None => Expected::AnyMessage,
             };
             let rest = self.held.split_off(end);
             self.held = Vec::new();
@@ -71,10 +71,10 @@ impl Guest {
             return Ok(false);
         }
         match &mut self.wanted {
-            Wanted::Upgrade(_) => unreachable!("it was just handled"),
-            Wanted::Nothing if is_ping(bytes) => Ok(false),
-            Wanted::Nothing => Err(format!("nothing was to come, and {} came", told(bytes))),
-            Wanted::Bytes(expected, at) => {
+            Expected::Upgrade(_) => unreachable!("it was just handled"),
+            Expected::Nothing if is_ping(bytes) => Ok(false),
+            Expected::Nothing => Err(format!("nothing was to come, and {} came", told(bytes))),
+            Expected::Bytes(expected, at) => {
                 let rest = &expected[*at..];
                 let length = rest.len().min(bytes.len());
                 if rest[..length] != bytes[..length] {
@@ -90,14 +90,14 @@ impl Guest {
                 bytes = &bytes[length..];
                 let is_whole = *at == expected.len();
                 if is_whole {
-                    self.wanted = Wanted::Nothing;
+                    self.wanted = Expected::Nothing;
                 }
                 if !bytes.is_empty() {
                     self.take(bytes)?;
                 }
                 Ok(is_whole)
             }
-            Wanted::AnyMessage => {
+            Expected::AnyMessage => {
                 self.held.extend_from_slice(bytes);
                 let message = first_message(&self.held).map_err(|error| error.to_string())?;
                 let Some((start, end)) = message else {
@@ -107,7 +107,7 @@ impl Guest {
                     return Err("something came behind the first message".to_owned());
                 }
                 self.held.drain(..start);
-                self.wanted = Wanted::Nothing;
+                self.wanted = Expected::Nothing;
                 Ok(true)
             }
         }

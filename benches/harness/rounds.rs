@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::house::House;
+use crate::config::HarnessConfig;
 use crate::scenarios::{Case, Scenario};
 use etherply_bench::figures::Numbers;
 
@@ -56,12 +56,12 @@ impl Drop for Progress {
 pub fn run(
     scenario: &dyn Scenario,
     case: &Case,
-    house: &House,
+    config: &HarnessConfig,
     progress: &Progress,
 ) -> Result<Rounds, String> {
     let count = case.contestants.len();
     let mut rounds: Rounds = vec![Vec::new(); count];
-    let rounds_count = scenario.rounds(house);
+    let rounds_count = scenario.rounds(config);
     for round in 0..rounds_count {
         for step in 0..count {
             let place = (step + round as usize) % count;
@@ -75,7 +75,7 @@ pub fn run(
                 contestant.name
             );
             progress.begin(what.clone());
-            let numbers = scenario.measure(case, contestant, house);
+            let numbers = scenario.measure(case, contestant, config);
             rounds[place].push(match numbers {
                 Ok(numbers) => numbers,
                 Err(failure) if contestant.is_peer() => {

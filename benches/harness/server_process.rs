@@ -3,35 +3,37 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use etherply_bench::process::{cpu_s, memory};
 use tempfile::TempDir;
 
 use crate::cores::Halves;
-use etherply_bench::process::{cpu_s, memory_bytes};
 
-/// A running server; it is killed when this is dropped, and its folder removed.
-pub struct Process {
+/// A running server. When this is dropped, the server is killed and its folder removed.
+pub struct ServerProcess {
     child: Child,
     pub address: SocketAddr,
     stderr: PathBuf,
-    /// `None`: it was taken, for the next.
+    /// `None` after [`stop`](Self::stop).
     folder: Option<TempDir>,
 }
 
-/// What it says first.
+/// Starts the first line of every server.
 const LISTENING: &str = "listening on ";
+/// Lines of stderr that an error quotes.
+const LOG_LINES: usize = 5;
 
-impl Process {
-    /// Starts a server on its half of the cores and waits until it says where it listens. `folder` is its own.
+impl ServerProcess {
+    /// Starts a server in `folder` on its half of the cores, and waits for its address.
     pub fn start(mut command: Command, folder: TempDir, cores: &Halves) -> io::Result<Self> {
         let stderr = folder.path().join("stderr");
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(&stderr)?);
-        // What a thread starts runs where the thread runs.
+        // A child inherits the cores of the thread that starts it.
         cores.server.take()?;
         let child = command.spawn();
         cores.load.take()?;
@@ -48,44 +50,44 @@ impl Process {
                 folder: Some(folder),
             });
         }
-        // It may have ended by itself.
+        // It may have exited already.
         let _ = child.kill();
         let _ = child.wait();
-        let told = last_lines(&stderr);
-        Err(io::Error::other(format!("it did not start: {line}{told}")))
+        let log = last_lines(&stderr);
+        Err(io::Error::other(format!("it did not start: {line}{log}")))
     }
 
-    /// Kills it and gives its folder, in which another may be started.
+    /// Kills the server and returns its folder, in which another can be started.
     pub fn stop(mut self) -> TempDir {
         self.folder.take().expect("it was not stopped before")
     }
 
-    /// The last lines that it wrote to stderr.
-    pub fn last_words(&self) -> String {
+    /// The last lines that the server wrote to stderr.
+    pub fn last_log_lines(&self) -> String {
         last_lines(&self.stderr)
     }
 
-    /// The CPU time of all its threads, those of the kernel that work for its rings too.
+    /// The CPU time of all its threads, including the kernel's workers for its rings.
     pub fn cpu_s(&self) -> f64 {
-        cpu_s(self.child.id())
+        cpu_s(self.child.id()).expect("it runs")
     }
 
-    /// Its resident memory; it has to run.
+    /// Its resident memory.
     pub fn resident_bytes(&self) -> f64 {
-        memory_bytes(self.child.id()).resident_bytes
+        memory(self.child.id()).expect("it runs").resident_bytes
     }
 }
 
-impl Drop for Process {
+impl Drop for ServerProcess {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-fn last_lines(file: &PathBuf) -> String {
+fn last_lines(file: &Path) -> String {
     let text = fs::read_to_string(file).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(5)..].join("\n")
+    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
 }

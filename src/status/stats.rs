@@ -1,13 +1,12 @@
-//! Figures of the shards, each written by its own shard alone and read by whoever shows them; figures of the log as a whole.
+//! The figures of the shards, each written by its own shard alone, and those of the log as a whole.
 //!
-//! A shard writes with plain stores, and reads again only what it has written itself, so that no processor waits for another
-//! one; what seldom changes is stored only when it did. No figure depends on another: each is read as it stands.
+//! A shard writes with plain stores, and reads back only what it has written itself, so that no
+//! processor waits for another; a tally that seldom changes is stored only when it has. No figure
+//! depends on another, so each is read without regard to the rest.
 
 use std::array;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-
-use serde::Serialize;
 
 use crate::core::shard::counters::{
     CLOSE_CLASSES, Counters, DURATION_CLASSES, Durations, GROUP_CLASSES, RESPONSE_CLASSES, Tally,
@@ -15,7 +14,7 @@ use crate::core::shard::counters::{
 };
 use crate::limits::LONGEST_TURN_WINDOW_US;
 
-/// How many fdatasyncs are remembered: those of the last seconds, of a busy shard.
+/// How many fdatasyncs are remembered: those of a busy shard's last seconds.
 const SYNCS_COUNT: usize = 256;
 
 /// A [`Tally`] that one thread writes and others read.
@@ -59,7 +58,7 @@ impl<const CLASSES: usize> SharedTally<CLASSES> {
         Tally {
             counts,
             sum: self.sum.load(Ordering::Relaxed),
-            // What is shown adds up, whatever was stored meanwhile.
+            // So that the classes add up, whatever has been stored in the meantime.
             count: counts.iter().sum(),
         }
     }
@@ -70,7 +69,7 @@ fn raise(number: &AtomicU64, by: u64) {
     number.store(number.load(Ordering::Relaxed) + by, Ordering::Relaxed);
 }
 
-/// The longest turn of this window of time, and of the one before.
+/// The longest turn of the current window of time, and that of the previous one.
 #[derive(Debug, Default)]
 struct Longest {
     window_began_us: AtomicU64,
@@ -81,7 +80,7 @@ struct Longest {
 impl Longest {
     fn note(&self, took_us: u64, now_us: u64) {
         if now_us - self.window_began_us.load(Ordering::Relaxed) >= LONGEST_TURN_WINDOW_US {
-            // Of a window that ended longer ago than one more, nothing is told any more.
+            // A window that ended more than a whole window ago is forgotten.
             let age_us = now_us - self.window_began_us.load(Ordering::Relaxed);
             let is_last = age_us < 2 * LONGEST_TURN_WINDOW_US;
             let us = self.us.load(Ordering::Relaxed);
@@ -94,7 +93,8 @@ impl Longest {
         }
     }
 
-    /// A shard without turns does not move its window on.
+    /// Returns the longest turn. A shard that has had no turn since has not started a new window
+    /// either, so its age counts.
     fn read_us(&self, now_us: u64) -> u64 {
         let us = self.us.load(Ordering::Relaxed);
         let age_us = now_us.saturating_sub(self.window_began_us.load(Ordering::Relaxed));
@@ -122,7 +122,7 @@ pub struct ShardStats {
     turns: SharedTally<DURATION_CLASSES>,
     longest_turn: Longest,
     ring_retries: AtomicU64,
-    /// How long the last ones took, in turn.
+    /// How long the last fdatasyncs took: a ring buffer.
     last_syncs_us: [AtomicU32; SYNCS_COUNT],
 }
 
@@ -145,25 +145,25 @@ impl Default for ShardStats {
     }
 }
 
-/// What the figures of a shard were when they were read.
+/// The figures of a shard at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Reading {
     /// What the shard counts.
     pub counters: Counters,
-    /// How long the log's writes took.
+    /// The writes of the log.
     pub writes: Durations,
-    /// How long its fdatasyncs took.
+    /// The fdatasyncs of the log.
     pub syncs: Durations,
-    /// How long the turns of the loop took.
+    /// The turns of the event loop.
     pub turns: Durations,
-    /// The longest of them of late.
+    /// The longest turn of the last minute or two.
     pub longest_turn_us: u64,
     /// How often the kernel had refused operations of the ring.
     pub ring_retries: u64,
 }
 
 impl ShardStats {
-    /// Tells what the shard has done.
+    /// Publishes the counters of the shard.
     pub fn publish(&self, counters: &Counters) {
         for (shared, number) in self.numbers.iter().zip(counters.numbers()) {
             shared.store(number, Ordering::Relaxed);
@@ -175,7 +175,7 @@ impl ShardStats {
         self.closes.show(&counters.closes);
     }
 
-    /// Tells how long an fdatasync took.
+    /// Counts an fdatasync.
     pub fn synced(&self, took_us: u64) {
         let count = self.syncs.count.load(Ordering::Relaxed);
         let place = usize::try_from(count % SYNCS_COUNT as u64).expect("a small number");
@@ -184,12 +184,12 @@ impl ShardStats {
         self.syncs.add(duration_class(took_us), took_us);
     }
 
-    /// Tells how long a write of the log took.
+    /// Counts a write of the log.
     pub fn written(&self, took_us: u64) {
         self.writes.add(duration_class(took_us), took_us);
     }
 
-    /// Tells how long a turn of the loop took that has just ended.
+    /// Counts a turn of the event loop that has just ended.
     pub fn turned(&self, took_us: u64, now_us: u64) {
         self.turns.add(duration_class(took_us), took_us);
         self.longest_turn.note(took_us, now_us);
@@ -200,7 +200,7 @@ impl ShardStats {
         self.ring_retries.store(retries, Ordering::Relaxed);
     }
 
-    /// The figures as they stand.
+    /// Reads the figures.
     #[must_use]
     pub fn read(&self, now_us: u64) -> Reading {
         let mut counters = Counters {
@@ -224,10 +224,12 @@ impl ShardStats {
         }
     }
 
-    fn figures(&self) -> Figures {
-        let counters = self.read(0).counters;
-        let sync_count = self.syncs.count.load(Ordering::Relaxed);
-        let known = usize::try_from(sync_count).map_or(SYNCS_COUNT, |n| n.min(SYNCS_COUNT));
+    /// Returns the median and the 99th percentile of the last fdatasyncs, in microseconds, and how
+    /// many fdatasyncs there have been.
+    #[must_use]
+    pub fn sync_percentiles(&self) -> SyncPercentiles {
+        let count = self.syncs.count.load(Ordering::Relaxed);
+        let known = usize::try_from(count).map_or(SYNCS_COUNT, |n| n.min(SYNCS_COUNT));
         let mut syncs_us: Vec<u32> = self.last_syncs_us[..known]
             .iter()
             .map(|took_us| took_us.load(Ordering::Relaxed))
@@ -237,104 +239,65 @@ impl ShardStats {
             let rank = (known * percent).div_ceil(100).max(1) - 1;
             syncs_us.get(rank).copied().unwrap_or(0)
         };
-        Figures {
-            ops: counters.ops,
-            deliveries: counters.deliveries,
-            connections: counters.connections,
-            workspaces: counters.workspaces,
-            refused: Refused {
-                ops_by_rate: counters.refused_rate,
-                ops_by_workspace_bytes: counters.refused_workspace_bytes,
-                connections_by_workspace: counters.refused_members,
-                handshakes_by_rate: counters.refused_handshakes,
-                snapshot_bytes: counters.refused_snapshot_bytes,
-                closed_by_policy: counters.closes.of(1008),
-            },
-            sync_count,
-            sync_us_p50: percentile(50),
-            sync_us_p99: percentile(99),
+        SyncPercentiles {
+            count,
+            p50_us: percentile(50),
+            p99_us: percentile(99),
         }
     }
 }
 
-/// What is known of the log as a whole.
+/// How long the last fdatasyncs of a shard took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SyncPercentiles {
+    /// All fdatasyncs so far.
+    pub count: u64,
+    /// The median of the last of them, in microseconds.
+    pub p50_us: u32,
+    /// Their 99th percentile, in microseconds.
+    pub p99_us: u32,
+}
+
+/// The figures of the log as a whole.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LogFigures {
-    /// Segments, the open ones too.
+    /// The segments, open ones included.
     pub segments: u64,
-    /// The length of those that are closed.
+    /// The length of the closed segments.
     pub closed_bytes: u64,
-    /// Compactions that came to their end.
+    /// Completed compactions.
     pub compactions: u64,
-    /// What they freed.
+    /// The bytes that compactions have freed.
     pub compaction_freed_bytes: u64,
-    /// Compactions that failed.
+    /// Failed compactions.
     pub compaction_failures: u64,
-    /// Ops that were read at the start.
+    /// The ops that were read at the start.
     pub recovered_ops: u64,
-    /// What was cut off then: writes that a crash had interrupted.
+    /// The bytes that were cut off at the start: writes that a crash had interrupted.
     pub torn_bytes: u64,
-    /// How long that took.
+    /// How long the log was read at the start.
     pub recovery_us: u64,
-    /// The last compaction failed, or none is possible any more.
+    /// Whether the last compaction failed, or no compaction is possible any more.
     pub compaction_is_broken: bool,
-    /// What is free on the disk, where that is known.
+    /// The free bytes of the disk, if the file system reports them.
     pub disk_free_bytes: Option<u64>,
 }
 
-/// The figures of the log. They change seldom, and on no way of an op.
+/// The shared figures of the log. They change seldom, and never on the path of an op.
 #[derive(Debug, Default)]
 pub struct LogStats(Mutex<LogFigures>);
 
 impl LogStats {
-    /// Tells what has changed.
-    pub fn tell(&self, change: impl FnOnce(&mut LogFigures)) {
+    /// Changes some of the figures.
+    pub fn update(&self, change: impl FnOnce(&mut LogFigures)) {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// The figures as they stand.
+    /// Returns the figures.
     #[must_use]
     pub fn read(&self) -> LogFigures {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-#[derive(Debug, Serialize, PartialEq, Eq)]
-struct Figures {
-    ops: u64,
-    deliveries: u64,
-    connections: u64,
-    workspaces: u64,
-    refused: Refused,
-    sync_count: u64,
-    sync_us_p50: u32,
-    sync_us_p99: u32,
-}
-
-/// What the limits of a shard have kept out.
-#[derive(Debug, Serialize, PartialEq, Eq)]
-struct Refused {
-    ops_by_rate: u64,
-    ops_by_workspace_bytes: u64,
-    connections_by_workspace: u64,
-    handshakes_by_rate: u64,
-    snapshot_bytes: u64,
-    closed_by_policy: u64,
-}
-
-#[derive(Serialize)]
-struct Stats {
-    uptime_us: u64,
-    shards: Vec<Figures>,
-}
-
-/// The figures of all shards: what the console plots.
-pub(super) fn to_json(uptime_us: u64, shards: &[ShardStats]) -> Vec<u8> {
-    let stats = Stats {
-        uptime_us,
-        shards: shards.iter().map(ShardStats::figures).collect(),
-    };
-    serde_json::to_vec(&stats).expect("numbers always serialize")
 }
 
 #[cfg(test)]
@@ -354,39 +317,13 @@ mod tests {
             for took_us in 1..=count {
                 stats.synced(took_us);
             }
-            let figures = stats.figures();
-            assert_eq!(
-                (figures.sync_count, figures.sync_us_p50, figures.sync_us_p99),
-                (count, p50, p99)
-            );
+            let found = stats.sync_percentiles();
+            assert_eq!((found.count, found.p50_us, found.p99_us), (count, p50, p99));
         }
     }
 
     #[test]
-    fn the_figures_are_the_counters() {
-        let stats = ShardStats::default();
-        stats.publish(&Counters {
-            ops: 1,
-            deliveries: 2,
-            connections: 3,
-            workspaces: 4,
-            refused_rate: 5,
-            refused_workspace_bytes: 6,
-            refused_members: 7,
-            refused_handshakes: 8,
-            refused_snapshot_bytes: 9,
-            ..Counters::default()
-        });
-        stats.synced(u64::from(u32::MAX) + 1);
-        let json = String::from_utf8(to_json(9, &[stats])).unwrap();
-        assert_eq!(
-            json,
-            r#"{"uptime_us":9,"shards":[{"ops":1,"deliveries":2,"connections":3,"workspaces":4,"refused":{"ops_by_rate":5,"ops_by_workspace_bytes":6,"connections_by_workspace":7,"handshakes_by_rate":8,"snapshot_bytes":9,"closed_by_policy":0},"sync_count":1,"sync_us_p50":4294967295,"sync_us_p99":4294967295}]}"#
-        );
-    }
-
-    #[test]
-    fn what_is_read_is_what_was_published() {
+    fn what_was_published_is_read() {
         let stats = ShardStats::default();
         let mut counters = Counters::default();
         counters.set_numbers(array::from_fn(|place| place as u64 * 3));
@@ -412,17 +349,17 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_turn_is_forgotten_after_a_while() {
+    fn the_longest_turn_is_forgotten_after_two_windows() {
         const WINDOW_US: u64 = LONGEST_TURN_WINDOW_US;
         let longest = Longest::default();
         longest.note(500, 1000);
         longest.note(100, WINDOW_US - 1);
         assert_eq!(longest.read_us(WINDOW_US - 1), 500);
         longest.note(200, WINDOW_US);
-        assert_eq!(longest.read_us(WINDOW_US), 500, "of the window before");
+        assert_eq!(longest.read_us(WINDOW_US), 500, "from the previous window");
         longest.note(30, 2 * WINDOW_US);
         assert_eq!(longest.read_us(2 * WINDOW_US), 200);
-        // No turn moves the window on.
+        // Without turns, no new window starts.
         for (now_us, us) in [
             (3 * WINDOW_US - 1, 200),
             (3 * WINDOW_US, 30),
@@ -431,6 +368,10 @@ mod tests {
             assert_eq!(longest.read_us(now_us), us, "{now_us}");
         }
         longest.note(1, 9 * WINDOW_US);
-        assert_eq!(longest.read_us(9 * WINDOW_US), 1, "nothing of long ago");
+        assert_eq!(
+            longest.read_us(9 * WINDOW_US),
+            1,
+            "older windows are forgotten"
+        );
     }
 }

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 
 use super::check::{Cursor, Window};
-use super::op::{Order, Text, put_client_frame, put_server_frame};
-use super::{Failure, Plan};
+use super::failure::Failure;
+use super::op::{FieldOrder, KEYS, Text, put_client_frame, put_server_frame};
+use super::plan::Plan;
 
 /// Nanoseconds since the load began.
 #[derive(Clone, Copy)]
@@ -34,7 +35,7 @@ struct Room {
 }
 
 /// The rooms of a load. Each has one sender and so many receivers; connection `room * (receivers + 1)` is the sender's.
-pub struct Book {
+pub struct Tracker {
     rooms: Vec<Room>,
     cursors: Vec<Cursor>,
     receivers: u32,
@@ -59,18 +60,18 @@ pub struct Book {
     pub answers: Vec<(u32, Vec<u8>)>,
 }
 
-impl Book {
+impl Tracker {
     /// Before anybody has sent anything.
     pub fn new(plan: &Plan, clock: Clock) -> Self {
         let Plan {
             rooms,
             receivers,
-            order,
+            field_order,
             ..
         } = *plan;
-        let kept_ops = plan.kept_ops();
+        let kept_ops = plan.ops_in_flight_max();
         let first_timestamp_us = unix_us();
-        let expected_text = Text::new(order, first_timestamp_us);
+        let expected_text = Text::new(field_order, first_timestamp_us);
         let mut at_count = vec![0; kept_ops + 1];
         at_count[0] = receivers;
         let room = || Room {
@@ -89,7 +90,7 @@ impl Book {
             kept_ops,
             sample: plan.sample(),
             clock,
-            sent_text: Text::new(Order::AsSent, first_timestamp_us),
+            sent_text: Text::new(FieldOrder::AsSent, first_timestamp_us),
             expected_text,
             nothing: Window::empty(),
             answer: Vec::new(),
@@ -164,10 +165,10 @@ impl Book {
         let cursor = &mut self.cursors[connection as usize];
         let before = cursor.count(window);
         let outcome = cursor.take(window, bytes, &mut self.answer);
-        outcome.map_err(|wrong| Failure::Wrong {
+        outcome.map_err(|mismatch| Failure::Wrong {
             room: room_number,
             place,
-            wrong,
+            mismatch,
         })?;
         let after = cursor.count(window);
         if !self.answer.is_empty() {
@@ -258,7 +259,7 @@ impl Book {
     /// The values that a room has to hold, by their keys, as the text of the last op of each key gives them.
     pub fn state(&mut self, room_number: u32) -> serde_json::Map<String, serde_json::Value> {
         let count = self.rooms[room_number as usize].window.count();
-        let kept = count.saturating_sub(super::op::KEYS)..count;
+        let kept = count.saturating_sub(KEYS)..count;
         let fields = kept.map(|number| {
             let text = self.sent_text.of(room_number, number);
             let op: serde_json::Value = serde_json::from_slice(text).expect("an op is JSON");
