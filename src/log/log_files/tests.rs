@@ -150,7 +150,7 @@ fn failed_log(root: &Path) -> (Scripted, LogFiles<Scripted>, End) {
             workspace: "w",
             key: "k",
             value: "1",
-            seq,
+            seq: crate::seq::Seq::new(seq),
             timestamp: seq,
         };
         record::begin_batch(&mut batch);
