@@ -21,6 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use etherply::log::record::OP_HEADER_BYTES;
+use etherply_bench::process::server_program;
 use tungstenite::protocol::WebSocketConfig;
 use tungstenite::{Message, WebSocket};
 
@@ -112,7 +113,7 @@ struct Server {
 
 impl Server {
     fn start(data: &Path) -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_etherply"))
+        let mut process = Command::new(server_program().expect("the server can be built"))
             .args(["serve", "--host", "127.0.0.1", "--port", "0", "--data-dir"])
             .arg(data)
             .env("ETHERPLY_JWT_SECRET", SECRET)
@@ -147,7 +148,7 @@ impl Server {
     }
 
     fn connect(&self) -> WebSocket<TcpStream> {
-        let token = Command::new(env!("CARGO_BIN_EXE_etherply"))
+        let token = Command::new(server_program().expect("the server can be built"))
             .args(["token", "--sub", "bench"])
             .env("ETHERPLY_JWT_SECRET", SECRET)
             .output()

@@ -13,11 +13,13 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use etherply::core::fanout::outbox::{Outbox, View};
-use etherply::core::fanout::window::{ChunkPool, Spans, Window, spans_bytes};
+use etherply::core::fanout::outbox::{Outbox, OutboxPool, View};
+use etherply::core::fanout::window::{Spans, Window, spans_bytes};
 use etherply::core::state::workspace::{Verdict, Workspace};
 use etherply::log::commit::Durability;
+use etherply::log::position::LogPosition;
 use etherply::log::record::{self, Reader, SegmentHeader};
+use etherply::seq::Seq;
 use etherply::wire::frame::{Decoder, FrameEvent};
 use etherply::wire::message::{self, Message, Parser};
 use house::{House, put_frame, put_op};
@@ -103,7 +105,7 @@ fn apply(c: &mut Criterion) {
     let mut workspace = Workspace::new("w", 1);
     for (timestamp, key) in (1..).zip(&keys) {
         assert!(
-            matches!(workspace.apply(key, &value, timestamp, 1), Verdict::Won { seq, .. } if seq == timestamp)
+            matches!(workspace.apply(key, &value, timestamp, 1), Verdict::Won { seq, .. } if seq.get() == timestamp)
         );
     }
     let lost = matches!(workspace.apply(&keys[0], "2", 0, 1), Verdict::Lost(entry) if entry.value() == value);
@@ -134,17 +136,20 @@ fn encode_batch(batch: &mut Vec<u8>, keys: &[String], value: &str, header: &Segm
             workspace: "workspace",
             key: &keys[length(seq)],
             value,
-            seq: seq + 1,
+            seq: Seq::new(seq + 1),
             timestamp: seq,
         };
         record::push_op(batch, &op);
     }
-    record::seal_batch(batch, header.salt(), 0, 0);
+    record::seal_batch(batch, header.salt(), LogPosition::START, LogPosition::START);
 }
 
 fn log(c: &mut Criterion) {
     let mut group = c.benchmark_group("record");
-    let (keys, header) = (keys(), SegmentHeader::new(0, [5; 16], 1, 0));
+    let (keys, header) = (
+        keys(),
+        SegmentHeader::new(0, [5; 16], 1, LogPosition::START),
+    );
     for value_bytes in VALUE_BYTES {
         let value = "1".repeat(value_bytes);
         let mut batch = Vec::new();
@@ -154,7 +159,7 @@ fn log(c: &mut Criterion) {
         assert_eq!(ops.len() as u64, BATCH_OPS);
         for (seq, op) in (1..).zip(&ops) {
             let op = op.as_ref().expect("no fault");
-            assert_eq!((op.seq, op.value), (seq, &value[..]));
+            assert_eq!((op.seq.get(), op.value), (seq, &value[..]));
         }
         group.throughput(Throughput::Elements(BATCH_OPS));
         group.bench_function(BenchmarkId::new("encode", value_bytes), |b| {
@@ -170,7 +175,7 @@ fn log(c: &mut Criterion) {
 /// What a turn does for its receivers: the ops of a batch encoded once, then one send's spans for each outbox.
 struct Broadcast {
     window: Window,
-    pool: ChunkPool,
+    pool: OutboxPool,
     outboxes: Vec<Outbox>,
     sends: Vec<Spans>,
     seq: u64,
@@ -179,8 +184,8 @@ struct Broadcast {
 impl Broadcast {
     fn new() -> Self {
         Self {
-            window: Window::new(0),
-            pool: ChunkPool::default(),
+            window: Window::new(Seq::NONE),
+            pool: OutboxPool::default(),
             outboxes: (0..RECEIVERS).map(|_| Outbox::default()).collect(),
             sends: Vec::with_capacity(RECEIVERS),
             seq: 0,
@@ -194,24 +199,31 @@ impl Broadcast {
             self.seq += 1;
             let key = &keys[length(self.seq % KEYS)];
             let bytes = message::op_frame_bytes(key, value, timestamp);
-            self.window
-                .push(&mut self.pool, self.seq, self.seq, bytes, |out| {
+            let position = LogPosition::new(self.seq);
+            self.window.push(
+                self.pool.windows(),
+                Seq::new(self.seq),
+                position,
+                bytes,
+                |out| {
                     message::put_op(out, key, value, timestamp);
-                });
+                },
+            );
         }
         for outbox in &mut self.outboxes {
             let view = View {
                 visible_end: self.window.end(),
                 window: &mut self.window,
             };
-            let spans = outbox.take(Some(view), self.seq, &mut self.pool);
+            let spans = outbox.take(Some(view), LogPosition::new(self.seq), &mut self.pool);
             self.sends.push(spans);
         }
         let bytes = self.sends.iter().map(|spans| spans_bytes(spans)).sum();
         for spans in self.sends.drain(..) {
             self.pool.give_spans(spans);
         }
-        self.window.drop_before(self.window.end(), &mut self.pool);
+        self.window
+            .drop_before(self.window.end(), self.pool.windows());
         bytes
     }
 }

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use plotters::prelude::*;
 
-use crate::contest::Rounds;
-use crate::figures::{Spread, grouped};
+use crate::rounds::Rounds;
 use crate::scenarios::{Case, Picture, Scenario};
+use etherply_bench::figures::{Spread, grouped};
 
 const SIZE: (u32, u32) = (960, 600);
 const COLOURS: [RGBColor; 6] = [

@@ -9,13 +9,15 @@ use etherply::core::contract::shard_of;
 use etherply::log::chain::FIRST_INDEX;
 use etherply::log::directory::DataDirectory;
 use etherply::log::disk::{DiskFile, HostDisk};
+use etherply::log::position::LogPosition;
 use etherply::log::record::{
     BATCH_HEADER_BYTES, OP_HEADER_BYTES, Op, SEGMENT_HEADER_BYTES, SegmentHeader, begin_batch,
     push_op, seal_batch,
 };
 use etherply::log::segment::{self, Segment};
 
-use crate::support::resp::put_command;
+use etherply::seq::Seq;
+use etherply_bench::resp::put_command;
 
 /// The bytes of a record on disk.
 const RECORD_BYTES: u16 = 100;
@@ -157,7 +159,7 @@ impl Workload {
                     workspace: &texts.workspace,
                     key: &texts.key,
                     value: &texts.value,
-                    seq: *seq,
+                    seq: Seq::new(*seq),
                     timestamp: 1_700_000_000_000_000 + u64::from(op) * 100,
                 },
             );
@@ -210,7 +212,7 @@ struct Log {
     segment: Segment<File>,
     /// The length of the segment.
     bytes: u64,
-    durable_position: u64,
+    durable_position: LogPosition,
     batch: Vec<u8>,
     batch_ops: u64,
     dice: Dice,
@@ -224,10 +226,10 @@ impl Log {
         Self {
             segment: create(
                 directory,
-                SegmentHeader::new(shard, directory.epoch(), FIRST_INDEX, 0),
+                SegmentHeader::new(shard, directory.epoch(), FIRST_INDEX, LogPosition::START),
             ),
             bytes: SEGMENT_HEADER_BYTES as u64,
-            durable_position: 0,
+            durable_position: LogPosition::START,
             batch,
             batch_ops: 1 + dice.below(BATCH_OPS_MAX),
             dice,

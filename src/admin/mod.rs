@@ -29,11 +29,12 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::json;
 
-use crate::io::mailbox::{ListenerKind, Status};
+use crate::core::contract::ListenerKind;
+use crate::status::Status;
 use crate::wire::upgrade::{Answer, PageRequest, Provenance, WebPage, matches_tag};
 
+mod console_stats;
 pub mod metrics;
-pub mod stats;
 
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -178,7 +179,7 @@ impl Pages {
                 fresh_json(session.to_string().into_bytes())
             }
             WebPage::ConsoleStats | WebPage::ClientModule => {
-                fresh_json(stats::to_json(uptime_us, &status.stats))
+                fresh_json(console_stats::to_json(uptime_us, &status.stats))
             }
         };
         answer

@@ -12,9 +12,7 @@
 //! | --- | --- |
 //! | [`Output::Receive`] | [`Input::Received`] |
 //! | [`Output::Send`] | [`Input::Sent`] |
-//! | [`Output::LogWrite`] | [`Input::LogWritten`] |
-//! | [`Output::LogSync`] | [`Input::LogSynced`] |
-//! | [`Output::LogOpen`] | [`Input::LogOpened`] |
+//! | [`Output::Log`] | [`Input::LogWritten`], [`Input::LogSynced`] or [`Input::LogOpened`] |
 //! | [`Output::Rebuild`] | [`Input::Rebuilt`] |
 //!
 //! # Rooms
@@ -44,35 +42,37 @@ mod http_read;
 mod intake;
 mod lifetime;
 mod session_budget;
+mod sessions;
 mod shedding_queue;
 mod waiting;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::rc::Rc;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use slab::Slab;
 
 use crate::core::contract::{Clock, Handoff, Input, Output, PeerStatus, ShardConfig};
+use crate::core::fanout::outbox::OutboxPool;
 use crate::core::fanout::pacer::Pacer;
 use crate::core::fanout::room::Room;
-use crate::core::fanout::window::{Chunk, ChunkPool};
+use crate::core::fanout::window::Chunk;
 use crate::core::shard::absence::Absence;
 use crate::core::shard::connection_log::{ConnectionLog, Party};
 use crate::core::shard::counters::Counters;
 use crate::core::shard::log_space::LogSpace;
-use crate::core::shard::rate::{Bucket, Meter};
-use crate::core::shard::session::{Session, SessionId, State};
+use crate::core::shard::rate::Bucket;
+use crate::core::shard::session::SessionId;
 use crate::core::shard::session_budget::SessionBudget;
+use crate::core::shard::sessions::Sessions;
 use crate::core::shard::shedding_queue::SheddingQueue;
-use crate::core::shard::timers::Wheel;
-use crate::core::snapshot::snapshot_budget::SnapshotBudget;
+use crate::core::snapshot::snapshots::Snapshots;
 use crate::core::state::segment_usage::{Dead, SegmentUsage};
 use crate::core::state::workspace::Workspace;
 use crate::limits::{REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN};
-use crate::log::commit::{Commit, Durability, OpenSegment, Step};
+use crate::log::commit::{Commit, Durability, LogStep, OpenSegment};
+use crate::log::position::LogPosition;
 use crate::wire::message::Parser;
 
 /// One shard.
@@ -81,49 +81,29 @@ pub struct Shard {
     /// Taken out while a message is handled, since the message borrows it.
     parser: Option<Box<Parser>>,
     peer_status: PeerStatus,
-    sessions: Slab<Session>,
-    /// Sessions that are over, but still stand in the table until their output is taken.
-    gone_count: usize,
-    /// The number of the last session.
-    sessions_begun: u64,
+    sessions: Sessions,
     rooms: Slab<Room>,
-    /// Who says to be in a slot, of those who say it.
-    users: HashMap<u32, Rc<str>, FixedState>,
     /// The list of users that somebody was sent last.
     kept_presence: Option<Chunk>,
     /// What is held for single sessions.
     budget: SessionBudget,
-    /// When states to be given up are looked for again.
-    next_search_us: u64,
     /// Where bytes are joined with those that were left of a frame.
     joined_bytes: Vec<u8>,
     counters: Counters,
     /// None: nothing is logged of single connections.
     connection_log: Option<Box<ConnectionLog>>,
-    /// Sessions that have no answer yet.
-    handshakes_count: u64,
     /// Requests that wait for the state of the shard, by the numbers of their sessions.
     waiting: BTreeMap<u64, (SessionId, Handoff)>,
     /// The connections that give way when there are as many as there may be, by their door.
     yielding: [SheddingQueue; 2],
-    /// What each session in a room has sent lately, by slot; empty where that is not limited.
-    meters: Vec<Meter>,
     /// The requests with a token.
     handshakes: Bucket,
-    /// The init that somebody was sent last.
-    kept_init: Option<Chunk>,
-    /// The texts of states that are on their way.
-    snapshot_budget: SnapshotBudget,
+    snapshots: Snapshots,
     pacer: Pacer,
     usage: SegmentUsage,
-    /// The rooms whose states are being encoded; one that has several stands there as often.
-    encoding_queue: VecDeque<u32>,
-    /// Sessions in a room.
-    members_count: u64,
     room_index: HashMap<Box<str>, u32, FixedState>,
     commit: Commit,
-    pool: ChunkPool,
-    wheel: Wheel<SessionId>,
+    pool: OutboxPool,
     outputs: VecDeque<Output>,
     /// Those who are owed something.
     send_queue: VecDeque<SessionId>,
@@ -153,7 +133,7 @@ pub struct Shard {
     /// When the oldest op came of those that may be shown since the last commit.
     shown_since_us: Option<u64>,
     watch: Option<Watch>,
-    visible_position: u64,
+    visible_position: LogPosition,
     /// What the entries of all workspaces take in a log in which nothing is dead.
     live_bytes: u64,
     health: Health,
@@ -232,35 +212,25 @@ impl Shard {
         Self {
             parser: None,
             peer_status: PeerStatus::default(),
-            sessions: Slab::new(),
-            gone_count: 0,
-            sessions_begun: 0,
+            sessions: Sessions::new(config.hash_seed, clock),
             rooms: Slab::new(),
-            users: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             kept_presence: None,
             budget: SessionBudget::new(config.session_bytes_max),
-            next_search_us: 0,
             joined_bytes: Vec::new(),
             counters: Counters::default(),
             connection_log: config.has_journal.then(Box::default),
-            handshakes_count: 0,
             waiting: BTreeMap::new(),
             yielding: Default::default(),
-            meters: Vec::new(),
             handshakes: Bucket::default(),
-            kept_init: None,
-            snapshot_budget: SnapshotBudget::default(),
+            snapshots: Snapshots::new(config.snapshot_bytes_max, config.snapshot_part_bytes),
             pacer: Pacer::default(),
             usage: SegmentUsage::new(0),
-            encoding_queue: VecDeque::new(),
-            members_count: 0,
             room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             visible_position: commit.visible_position(),
             commit,
             log_space: LogSpace::new(config.log_spare_bytes),
             config,
-            pool: ChunkPool::default(),
-            wheel: Wheel::new(clock.now_us),
+            pool: OutboxPool::default(),
             outputs: VecDeque::new(),
             send_queue: VecDeque::new(),
             bulk_queue: VecDeque::new(),
@@ -341,7 +311,7 @@ impl Shard {
             shard.announce();
             shard.watch_sends(clock);
             shard.start_commit(clock);
-            shard.encode_parts();
+            shard.encode_states();
             shard.send_slice(clock);
             shard.trim_windows();
             shard.arm_receives();
@@ -361,8 +331,7 @@ impl Shard {
     pub fn poll_output(&mut self) -> Option<Output> {
         let output = self.outputs.pop_front()?;
         if let Output::Close(id) | Output::Handoff(id, ..) = &output {
-            self.sessions.remove(id.slot as usize);
-            self.gone_count -= 1;
+            self.sessions.remove(*id);
         }
         Some(output)
     }
@@ -374,7 +343,7 @@ impl Shard {
             self.is_round() && !self.commit.holds_sends() && self.pacer.until_us().is_none();
         // A round may have ended in this turn, behind the step in which a commit starts.
         let may_commit = !self.is_round() && self.commit.is_ready();
-        let may_encode = !self.encoding_queue.is_empty();
+        let may_encode = self.snapshots.is_encoding();
         let may_read = self.may_read_on() && !self.unread_queue.is_empty();
         may_send || may_commit || may_encode || may_read || self.may_answer_waiting()
     }
@@ -402,7 +371,7 @@ impl Shard {
         let rest_us = self.pacer.until_us();
         let held_us = self.held_due_us();
         [
-            self.wheel.next_us(),
+            self.sessions.next_due_us(),
             sync_us,
             retry_us,
             drain_us,
@@ -432,25 +401,32 @@ impl Shard {
         &self.counters
     }
 
+    /// Checks what always holds between two calls: the invariant of each part, and what is held
+    /// against the sums and the budget.
+    ///
+    /// # Panics
+    /// Where one of them is broken.
+    pub fn invariants(&self) {
+        self.sessions.invariants();
+        self.snapshots.invariants();
+        self.audit();
+    }
+
     fn gauge(&mut self) {
-        let sessions_count = (self.sessions.len() - self.gone_count) as u64;
+        let sessions = self.sessions.counts();
         let counters = &mut self.counters;
-        counters.connections = self.members_count;
-        counters.sessions_handshake = self.handshakes_count;
-        counters.sessions_closing = sessions_count - self.members_count - self.handshakes_count;
+        counters.connections = sessions.members;
+        counters.sessions_handshake = sessions.unanswered;
+        counters.sessions_closing =
+            self.sessions.len() as u64 - sessions.gone - sessions.members - sessions.unanswered;
         counters.workspaces = self.rooms.len() as u64;
-        counters.window_bytes = self.pool.held.window_bytes as u64;
-        counters.answer_bytes = self.pool.held.answer_bytes as u64;
-        counters.unfinished_bytes = self.pool.held.unfinished_bytes as u64;
+        counters.window_bytes = self.pool.window_bytes() as u64;
+        counters.answer_bytes = self.pool.answer_bytes() as u64;
+        counters.unfinished_bytes = self.budget.unfinished_bytes() as u64;
         self.budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
-        counters.shared_answer_bytes = self.budget.text_bytes() as u64;
-        self.snapshot_budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
-        // What is only kept for the next one is on its way to nobody.
-        let kept = self.kept_init.as_ref();
-        let idle = kept.filter(|init| Rc::strong_count(init) == 1);
-        let idle_bytes = idle.map_or(0, |init| init.len());
-        counters.snapshot_bytes = (self.snapshot_budget.bytes() - idle_bytes) as u64;
-        counters.frames_sent = self.pool.held.frames_taken + counters.conflated_keys;
+        counters.shared_answer_bytes = self.budget.shared_bytes() as u64;
+        counters.snapshot_bytes = self.snapshots.sweep() as u64;
+        counters.frames_sent = self.pool.frames_taken() + counters.conflated_keys;
         counters.log_live_bytes = self.live_bytes;
         counters.log_open_bytes = self.commit.segment_bytes_written();
         counters.log_bytes = self.log_space.log_bytes();
@@ -467,22 +443,22 @@ impl Shard {
 
     fn dispatch(&mut self, input: Input<'_>, clock: Clock) {
         match input {
-            Input::Received(id, bytes) => self.received(id, bytes, clock),
-            Input::Sent(id, spans, taken) => self.sent(id, spans, taken, clock),
-            Input::LogWritten(bytes, count) => {
-                self.counters.log_bytes_written += count.unwrap_or(0) as u64;
-                match self.commit.written(bytes, count, clock.now_us) {
+            Input::Received(id, received) => self.received(id, received, clock),
+            Input::Sent(id, spans, outcome) => self.sent(id, spans, outcome, clock),
+            Input::LogWritten(bytes, outcome) => {
+                self.counters.log_bytes_written += *outcome.as_ref().unwrap_or(&0) as u64;
+                match self.commit.written(bytes, outcome, clock.now_us) {
                     Ok(Some(step)) => self.push_step(step),
                     Ok(None) => self.committed(clock),
                     Err(_) => self.fail(None, clock),
                 }
             }
-            Input::LogSynced(ok) => match self.commit.synced(ok, clock.now_us) {
+            Input::LogSynced(outcome) => match self.commit.synced(outcome, clock.now_us) {
                 Ok(()) => self.committed(clock),
                 Err(_) => self.fail(None, clock),
             },
             Input::LogOpened(segment) => {
-                let is_closed = segment.is_some() && !self.commit.is_failed();
+                let is_closed = segment.is_ok() && !self.commit.is_failed();
                 if is_closed {
                     self.close_segment();
                     self.usage.rotate();
@@ -542,41 +518,15 @@ impl Shard {
             .clamp(self.config.segment_bytes_min, self.config.segment_bytes_max)
     }
 
-    fn push_step(&mut self, step: Step) {
-        self.outputs.push_back(match step {
-            Step::Write {
-                offset,
-                bytes,
-                from,
-            } => {
-                if from == 0 {
-                    self.written_senders = self.senders.len();
-                    let ops = self.commit.take_group();
-                    if ops > 0 {
-                        self.counters.groups.had(ops);
-                    }
-                }
-                Output::LogWrite {
-                    offset,
-                    bytes,
-                    from,
-                }
+    fn push_step(&mut self, step: LogStep) {
+        if let LogStep::Write { from: 0, .. } = step {
+            self.written_senders = self.senders.len();
+            let ops = self.commit.take_group();
+            if ops > 0 {
+                self.counters.groups.had(ops);
             }
-            Step::Sync => Output::LogSync,
-            Step::Open {
-                index,
-                first_position,
-            } => Output::LogOpen {
-                index,
-                first_position,
-            },
-        });
-    }
-
-    fn session(&mut self, id: SessionId) -> Option<&mut Session> {
-        self.sessions
-            .get_mut(id.slot as usize)
-            .filter(|session| session.generation() == id.generation)
+        }
+        self.outputs.push_back(Output::Log(step));
     }
 
     /// Records in the journal why a connection is about to end, if there is a journal.
@@ -584,20 +534,6 @@ impl Shard {
         if let Some(journal) = &mut self.connection_log {
             journal.ending(id, code, reason, by);
         }
-    }
-
-    fn id_of(&self, slot: u32) -> SessionId {
-        SessionId {
-            slot,
-            generation: self.sessions[slot as usize].generation(),
-        }
-    }
-
-    fn is_open(&self, id: SessionId) -> bool {
-        let session = self.sessions.get(id.slot as usize);
-        session.is_some_and(|session| {
-            session.generation() == id.generation && matches!(session.state, State::Open { .. })
-        })
     }
 }
 

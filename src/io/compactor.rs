@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::core::shard::log_space::LogSize;
 use crate::core::state::segment_usage::Dead;
-use crate::io::mailbox::{ShardMessage, ShardSender, Status};
+use crate::io::mailbox::{ShardMessage, ShardSender};
 use crate::io::threads::{self, ThreadError};
 use crate::limits::{
     COMPACTION_BYTES_MIN, COMPACTION_NICE, DISK_LOOK_BUSY_US, DISK_LOOK_US, SEGMENT_BYTES_MAX,
@@ -20,10 +20,12 @@ use crate::limits::{
 use crate::log::compaction::{Compaction, CompactionError, Settings};
 use crate::log::directory::DataDirectory;
 use crate::log::disk::{Disk, HostDisk};
+use crate::log::position::LogPosition;
 use crate::log::record::SEGMENT_HEADER_BYTES;
 use crate::log::reserve::Reserve;
 use crate::log::schedule::{DiskRoom, Folder, LowMarks, Schedule};
 use crate::log::segment;
+use crate::status::Status;
 
 /// A shard's log goes on in a new segment.
 #[derive(Clone)]
@@ -33,7 +35,7 @@ pub struct Rotation {
     /// The segment that is open now.
     pub index: u64,
     /// The log position of its first batch.
-    pub first_position: u64,
+    pub first_position: LogPosition,
     /// What the shard's state takes in a log in which nothing is dead.
     pub live_bytes: u64,
     /// Which segments hold nothing of it.
@@ -191,7 +193,7 @@ impl Loop {
         let is_broken = !self.schedule.is_working();
         self.status
             .log
-            .tell(|log| log.compaction_is_broken = is_broken);
+            .update(|log| log.compaction_is_broken = is_broken);
         is_done
     }
 
@@ -204,7 +206,7 @@ impl Loop {
                 return true;
             }
         }
-        self.status.log.tell(|log| log.compaction_failures += 1);
+        self.status.log.update(|log| log.compaction_failures += 1);
         if let CompactionError::Folder { .. } = error {
             tracing::error!("compaction is off until the next start: {error}");
             self.schedule.give_up();
@@ -296,7 +298,7 @@ impl Loop {
             }
         }
         let outcome = compaction.outcome();
-        self.status.log.tell(|log| {
+        self.status.log.update(|log| {
             log.compactions += 1;
             log.compaction_freed_bytes += outcome.bytes_freed;
         });
@@ -351,7 +353,9 @@ impl Loop {
         self.room.looked(space.ok(), lacks_room, &self.folders);
         let free_bytes = self.room.free_bytes();
         self.schedule.looked(free_bytes.unwrap_or(0));
-        self.status.log.tell(|log| log.disk_free_bytes = free_bytes);
+        self.status
+            .log
+            .update(|log| log.disk_free_bytes = free_bytes);
         match (was_short, self.room.is_short()) {
             (false, true) => tracing::error!(
                 free_bytes,
@@ -393,7 +397,7 @@ impl Loop {
         self.folders = folders;
         if self.rotations.len() == self.shards {
             let closed_bytes = self.folders.iter().map(|folder| folder.closed_bytes).sum();
-            self.status.log.tell(|log| {
+            self.status.log.update(|log| {
                 (log.segments, log.closed_bytes) = (segments, closed_bytes);
             });
         }
@@ -429,7 +433,9 @@ impl Loop {
                 closed_bytes: folder.closed_bytes,
                 kept_bytes: self.schedule.kept_bytes(folder, &self.folders),
                 is_compacted: self.schedule.is_working(),
-                room_end: self.room.end(rotation.first_position + written_bytes),
+                room_end: self
+                    .room
+                    .end(rotation.first_position.advance(written_bytes)),
             };
             let last = self.told.iter_mut().find(|(told, _)| *told == shard);
             match last {
@@ -466,7 +472,7 @@ mod tests {
             compactor.take(CompactorEvent::Rotated(Rotation {
                 shard,
                 index: 2,
-                first_position: 100 << 20,
+                first_position: LogPosition::new(100 << 20),
                 live_bytes: 1,
                 dead: Dead::default(),
                 post: post.clone(),
@@ -511,7 +517,7 @@ mod tests {
             compactor.take(CompactorEvent::Rotated(Rotation {
                 shard: 0,
                 index,
-                first_position: 100 << 20,
+                first_position: LogPosition::new(100 << 20),
                 live_bytes: 1,
                 dead: Dead::default(),
                 post: post.clone(),

@@ -9,6 +9,7 @@ pub mod compaction;
 pub mod directory;
 pub mod disk;
 pub mod log_files;
+pub mod position;
 pub mod read_only;
 pub mod record;
 pub mod recovery;

@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use super::frame;
 use super::message::{json_string_bytes, put_json_string};
+use crate::seq::Seq;
 
 const INIT_START: &str = r#"{"type":"init","data":{"#;
 const INIT_END: &str = "}}";
@@ -116,13 +117,13 @@ pub fn stamp_field_bytes(key: &str, timestamp: u64) -> usize {
 ///
 /// `fields_bytes` is the sum of [`stamp_field_bytes`] over their fields.
 #[must_use]
-pub fn stamps_bytes(fields_bytes: usize, seq: u64) -> usize {
+pub fn stamps_bytes(fields_bytes: usize, seq: Seq) -> usize {
     let fixed = STAMPS_START.len() + STAMPS_SEQ.len() + STAMPS_END.len();
-    fixed + fields_bytes.saturating_sub(1) + digits(seq)
+    fixed + fields_bytes.saturating_sub(1) + digits(seq.get())
 }
 
 /// Appends the stamps: everything between the fields of the state and the number of connections.
-pub fn put_stamps<'a>(out: &mut Vec<u8>, seq: u64, fields: impl Iterator<Item = (&'a str, u64)>) {
+pub fn put_stamps<'a>(out: &mut Vec<u8>, seq: Seq, fields: impl Iterator<Item = (&'a str, u64)>) {
     put_stamps_start(out);
     for (key, timestamp) in fields {
         put_stamp_field(out, key, timestamp);
@@ -142,9 +143,9 @@ pub fn put_stamp_field(out: &mut Vec<u8>, key: &str, timestamp: u64) {
 }
 
 /// Appends the text of the stamps after their fields.
-pub fn put_stamps_end(out: &mut Vec<u8>, seq: u64) {
+pub fn put_stamps_end(out: &mut Vec<u8>, seq: Seq) {
     out.extend_from_slice(STAMPS_SEQ.as_bytes());
-    put_number(out, seq);
+    put_number(out, seq.get());
     out.extend_from_slice(STAMPS_END.as_bytes());
 }
 
@@ -169,7 +170,7 @@ pub fn http_state_ends_bytes(connections: usize) -> usize {
 pub fn put_http_state<'a>(
     out: &mut Vec<u8>,
     fields: impl Iterator<Item = Register<'a>> + Clone,
-    seq: u64,
+    seq: Seq,
     connections: usize,
 ) {
     put_http_state_start(out);
@@ -228,7 +229,7 @@ mod tests {
             timestamp: *timestamp,
         });
         let mut out = Vec::new();
-        put_http_state(&mut out, fields, 7, 2);
+        put_http_state(&mut out, fields, Seq::new(7), 2);
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 

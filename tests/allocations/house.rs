@@ -5,20 +5,19 @@
 #![allow(dead_code)]
 
 use std::io::Write;
-use std::sync::Arc;
 
-use etherply::core::contract::{Clock, Input, Output, ShardConfig};
+use etherply::core::contract::{Clock, Input, Output, Received, ShardConfig};
 use etherply::core::fanout::window::{Spans, spans_bytes};
 use etherply::core::shard::Shard;
 use etherply::core::shard::session::SessionId;
+use etherply::core::testing::{self, START_UNIX_S};
 use etherply::limits::SECOND_US;
-use etherply::log::commit::{Durability, OpenSegment};
-use etherply::wire::auth::{Secret, Verifier, mint};
+use etherply::log::commit::{Durability, LogStep, OpenSegment};
+use etherply::log::position::LogPosition;
 
 /// More turns than this without an end are a loop.
 const TURNS_MAX: usize = 100_000;
 const START_S: u64 = 1000;
-const START_UNIX_S: u64 = 1_700_000_000;
 /// What a client masks its frames with.
 const MASK: [u8; 4] = [0x37, 0xFA, 0x21, 0x3D];
 
@@ -42,46 +41,21 @@ pub struct Told {
     is_joined: bool,
 }
 
-/// The settings of a shard whose segments never end.
+/// Returns the settings of a shard without limits on time and timestamps.
 pub fn config(durability: Durability) -> ShardConfig {
     ShardConfig {
-        shard: 0,
-        shards: 1,
         durability,
-        sync_interval_us: SECOND_US,
-        ping_interval_us: 25 * SECOND_US,
-        outbox_bytes_max: 1 << 20,
-        message_bytes_max: 1 << 20,
-        session_bytes_max: etherply::limits::SESSION_BUDGET_BYTES,
-        snapshot_bytes_max: etherply::limits::SNAPSHOT_BYTES_MAX,
-        snapshot_part_bytes: etherply::limits::SNAPSHOT_PART_BYTES,
-        batch_bytes_max: etherply::limits::BATCH_BYTES_MAX,
         segment_bytes_min: 1 << 30,
         segment_bytes_max: 1 << 30,
-        log_spare_bytes: etherply::limits::LOG_SPARE_BYTES,
         future_skew_us: u64::MAX / 2,
         drain_us: 0,
-        hash_seed: 1,
-        start_id: 1,
-        verifier: Arc::new(Verifier::new(&secret(), None)),
-        origins: std::sync::Arc::default(),
-        limits: etherply::core::contract::Limits::default(),
-        has_journal: false,
-        fault_panic_key: None,
+        ..testing::shard_config()
     }
 }
 
-fn secret() -> Secret {
-    Secret::new(b"0123456789abcdef0123456789abcdef".to_vec()).expect("a secret")
-}
-
-/// The request of a client that joins.
+/// Returns the request of a client that joins.
 pub fn head(workspace: &str) -> String {
-    let token = mint(&secret(), "house", START_UNIX_S, None);
-    format!(
-        "GET /v1/sync/{workspace}?token={token} HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
+    testing::join_request(workspace, &testing::token(None))
 }
 
 pub struct House {
@@ -107,7 +81,7 @@ impl House {
         change(&mut config);
         let segment = OpenSegment {
             index: 1,
-            first_position: 0,
+            first_position: LogPosition::START,
             salt: 7,
             writes_through: false,
         };
@@ -162,7 +136,7 @@ impl House {
         member.is_receiving = false;
         let id = member.id;
         self.shard
-            .handle(Input::Received(id, Some(bytes)), self.clock);
+            .handle(Input::Received(id, Received::Bytes(bytes)), self.clock);
     }
 
     pub fn pass(&mut self, us: u64) {
@@ -210,7 +184,7 @@ impl House {
                 let before = self.members[place].sending.replace(spans);
                 assert!(before.is_none(), "one send at a time");
             }
-            Output::LogWrite { .. } | Output::LogSync => {
+            Output::Log(LogStep::Write { .. } | LogStep::Sync) => {
                 assert!(self.log.is_none(), "one operation of the log at a time");
                 self.log = Some(output);
             }
@@ -221,11 +195,11 @@ impl House {
     fn end_log(&mut self) -> bool {
         let input = match self.log.take() {
             None => return false,
-            Some(Output::LogWrite { bytes, from, .. }) => {
+            Some(Output::Log(LogStep::Write { bytes, from, .. })) => {
                 let count = bytes.len() - from;
-                Input::LogWritten(bytes, Some(count))
+                Input::LogWritten(bytes, Ok(count))
             }
-            Some(_) => Input::LogSynced(true),
+            Some(_) => Input::LogSynced(Ok(())),
         };
         self.shard.handle(input, self.clock);
         true
@@ -244,7 +218,7 @@ impl House {
         }
         let (id, bytes) = (member.id, spans_bytes(&spans));
         self.shard
-            .handle(Input::Sent(id, spans, Some(bytes)), self.clock);
+            .handle(Input::Sent(id, spans, Ok(bytes)), self.clock);
         true
     }
 }

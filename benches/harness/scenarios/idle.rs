@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use super::loads::RESIDENT;
 use super::{Case, Scenario, Target};
-use crate::contestant::{Contestant, Server};
-use crate::figures::Bound::AtMost;
-use crate::figures::{Figure, Numbers};
-use crate::house::House;
-use crate::load::book::Clock;
-use crate::load::crowd::{Crowd, frame_of};
-use crate::load::op::{Text, put_client_frame};
+use crate::config::HarnessConfig;
+use crate::contestant::{self, Contestant, Server};
+use etherply_bench::figures::Bound::AtMost;
+use etherply_bench::figures::{Figure, Numbers};
+use etherply_bench::load::crowd::{Crowd, frame_of};
+use etherply_bench::load::op::{FieldOrder, Text, put_client_frame};
+use etherply_bench::load::tracker::Clock;
 
 pub struct Idle;
 
@@ -50,26 +50,26 @@ impl Scenario for Idle {
         &[RESIDENT_EACH, RESIDENT, CPU_EACH]
     }
 
-    fn cases(&self, house: &House) -> Vec<Case> {
-        if house.target.is_some() {
+    fn cases(&self, config: &HarnessConfig) -> Vec<Case> {
+        if config.target.is_some() {
             return Vec::new();
         }
-        let count = count(house);
+        let count = count(config);
         vec![
             Case::against_peers(
                 TOGETHER,
                 &format!("{count} in one workspace"),
-                house.contestants(),
+                contestant::all(config),
             ),
             Case::against_peers(
                 ALONE,
                 &format!("{count}, each in its own workspace"),
-                house.contestants(),
+                contestant::all(config),
             ),
         ]
     }
 
-    fn note(&self, _: &House) -> Option<String> {
+    fn note(&self, _: &HarnessConfig) -> Option<String> {
         Some("Memory of the process, without that of the kernel for its sockets.".to_owned())
     }
 
@@ -77,13 +77,15 @@ impl Scenario for Idle {
         &self,
         case: &Case,
         contestant: &Contestant,
-        house: &House,
+        config: &HarnessConfig,
     ) -> Result<Numbers, String> {
-        let server = contestant.start(house).map_err(|error| error.to_string())?;
-        let clock = Clock::new();
-        let mut crowd = Crowd::new(&server.door, clock)?;
-        let measured = measure(case.index, contestant, &server, &mut crowd, count(house));
-        measured.map_err(|failure| server.blamed(failure))
+        let server = contestant
+            .start(config)
+            .map_err(|error| error.to_string())?;
+        let clock = Clock::start();
+        let mut crowd = Crowd::new(&server.endpoint, clock)?;
+        let measured = measure(case.index, contestant, &server, &mut crowd, count(config));
+        measured.map_err(|failure| server.with_log(failure))
     }
 
     fn targets(&self) -> Vec<Target> {
@@ -103,8 +105,8 @@ impl Scenario for Idle {
     }
 }
 
-fn count(house: &House) -> usize {
-    if house.quick { 2000 } else { 10_000 }
+fn count(config: &HarnessConfig) -> usize {
+    if config.quick { 2000 } else { 10_000 }
 }
 
 /// The workspace of a connection.
@@ -144,7 +146,7 @@ fn measure(
 /// So many more come in, and each is shown an empty workspace.
 fn enter(crowd: &mut Crowd, case: usize, count: usize, empty: &Rc<[u8]>) -> Result<(), String> {
     for step in 0..count {
-        let name = workspace(case, crowd.len());
+        let name = workspace(case, crowd.count());
         crowd.enter(&name, 0, Some(Rc::clone(empty)))?;
         if step % BURST == 0 {
             crowd.finish(PATIENCE)?;
@@ -163,14 +165,14 @@ fn look(
     let step = if case == TOGETHER {
         1
     } else {
-        crowd.len().div_ceil(SAMPLE)
+        crowd.count().div_ceil(SAMPLE)
     };
-    let mut sent = Text::new(crate::load::op::Order::AsSent, 1_700_000_000_000_000);
-    let mut expected = Text::new(contestant.order(), 1_700_000_000_000_000);
+    let mut sent = Text::new(FieldOrder::AsSent, 1_700_000_000_000_000);
+    let mut expected = Text::new(contestant.field_order(), 1_700_000_000_000_000);
     let op = frame_of(&String::from_utf8_lossy(expected.of(0, 0)));
     let mut frame = Vec::new();
     put_client_frame(&mut frame, sent.of(0, 0));
-    let looked_at: Vec<usize> = (0..crowd.len()).step_by(step).collect();
+    let looked_at: Vec<usize> = (0..crowd.count()).step_by(step).collect();
     for connection in &looked_at {
         crowd.expect(*connection, &op);
     }
@@ -182,7 +184,7 @@ fn look(
     let mut senders = Vec::new();
     for connection in rooms {
         let name = workspace(case, *connection);
-        let joined = server.door.join(&name);
+        let joined = server.endpoint.join(&name);
         let (mut sender, _) = joined.map_err(|error| error.to_string())?;
         let written = sender.write_all(&frame);
         written.map_err(|error| format!("workspace {name}: {error}"))?;

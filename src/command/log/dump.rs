@@ -9,12 +9,13 @@ use crate::config::log::DumpArgs;
 use crate::log::disk::HostDisk;
 use crate::log::read_only::{Folder, ReadOnlyLog};
 use crate::log::record::Op;
+use crate::seq::Seq;
 
 /// An op of the workspace, copied out of its segment.
 struct Kept {
     key: String,
     value: String,
-    seq: u64,
+    seq: Seq,
     timestamp: u64,
 }
 

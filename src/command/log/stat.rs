@@ -179,7 +179,7 @@ impl From<WorkspaceShare> for WorkspaceFigures {
         Self {
             workspace: workspace.id,
             keys: workspace.keys,
-            last_seq: workspace.seq,
+            last_seq: workspace.seq.get(),
             records: share.records,
             bytes: share.record_bytes,
             live_bytes: share.live_bytes,

@@ -3,6 +3,8 @@
 //!
 //! In `always` mode nobody was shown an op that is forgotten here; those who sent them get a 500.
 
+use std::io;
+
 use crate::core::contract::{Clock, Output};
 use crate::core::shard::connection_log::Party;
 use crate::core::shard::session::{SessionId, State};
@@ -10,6 +12,7 @@ use crate::core::shard::{Drain, Health, Shard};
 use crate::core::state::workspace::Workspace;
 use crate::limits::REOPEN_WAIT_MAX_US;
 use crate::log::commit::OpenSegment;
+use crate::log::position::LogPosition;
 use crate::wire::frame;
 use crate::wire::message;
 use crate::wire::upgrade::Answer;
@@ -30,27 +33,21 @@ impl Shard {
         // as a whole instead of session by session.
         self.rooms.clear();
         self.room_index.clear();
-        self.users.clear();
-        self.members_count = 0;
+        self.sessions.reset();
         self.touched.clear();
-        self.encoding_queue.clear();
-        self.snapshot_budget.release_all();
+        self.snapshots.reset();
         self.budget.forget_frames();
         (self.watch, self.shown_since_us) = (None, None);
         self.counters.refused_log_failed += told.len() as u64;
         self.parser = None;
         self.count_anew();
-        for slot in 0..self.sessions.capacity() {
-            let Some(session) = self.sessions.get_mut(slot) else {
+        for slot in self.sessions.slots() {
+            let Some(id) = self.sessions.id_at(slot) else {
                 continue;
             };
-            let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
-            let id = SessionId {
-                slot,
-                generation: session.generation(),
-            };
             let is_told = told.binary_search(&id).is_ok();
-            match session.state {
+            let session = &self.sessions[id];
+            match session.state() {
                 State::Open { .. } => self.dismiss(id, is_told, clock),
                 State::Handshake | State::Waiting if culprit == Some(id) => {
                     self.answer(id, &Answer::internal_server_error(), clock);
@@ -62,7 +59,7 @@ impl Shard {
                     self.note_answer(id, &answer);
                     self.counters.responses.answered(answer.status());
                     let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
-                    self.queue_last(id, chunk, 0, clock);
+                    self.queue_last(id, chunk, LogPosition::NONE, clock);
                 }
                 // A panic may have come between a timer and its next one.
                 State::Handshake | State::Waiting | State::Closing => self.reschedule(id, clock),
@@ -82,24 +79,20 @@ impl Shard {
 
     /// A panic may have left the sums over all sessions half done, too.
     fn count_anew(&mut self) {
-        let held = &mut self.pool.held;
-        (held.answer_bytes, held.unfinished_bytes, held.window_bytes) = (0, 0, 0);
-        self.handshakes_count = 0;
+        self.pool.reset();
         self.budget.forget_sessions();
         self.kept_presence = None;
-        for slot in 0..self.sessions.capacity() {
-            let Some(session) = self.sessions.get_mut(slot) else {
+        for slot in self.sessions.slots() {
+            let Some(id) = self.sessions.id_at(slot) else {
                 continue;
             };
-            let is_unanswered = matches!(session.state, State::Handshake | State::Waiting);
-            self.handshakes_count += u64::from(is_unanswered);
-            (session.has_account, session.unfinished_bytes) = (false, 0);
-            self.pool.held.answer_bytes += session.outbox.own_answer_bytes();
+            let session = &mut self.sessions[id];
+            (session.is_tracked, session.unfinished_bytes) = (false, 0);
+            session.outbox.count(&mut self.pool);
             if !session.sending {
                 session.outbox.sent(&mut self.pool);
             }
-            let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
-            self.weigh(self.id_of(slot));
+            self.weigh(id);
         }
     }
 
@@ -112,7 +105,7 @@ impl Shard {
         });
         self.note_ending(id, INTERNAL_ERROR, INTERNAL_SERVER_ERROR, Party::Server);
         self.counters.closes.closed(INTERNAL_ERROR);
-        self.queue_last(id, last, 0, clock);
+        self.queue_last(id, last, LogPosition::NONE, clock);
     }
 
     /// Opens a failed log again when it is time and nothing of the old one is in flight.
@@ -128,7 +121,11 @@ impl Shard {
     }
 
     /// Takes the outcome of a rebuild, or of the reading at the start.
-    pub(super) fn rebuilt(&mut self, outcome: Option<(OpenSegment, Vec<Workspace>)>, clock: Clock) {
+    pub(super) fn rebuilt(
+        &mut self,
+        outcome: io::Result<(OpenSegment, Vec<Workspace>)>,
+        clock: Clock,
+    ) {
         let is_rebuild = self.health == Health::Rebuilding;
         assert!(
             is_rebuild || self.health == Health::Recovering,
@@ -138,7 +135,7 @@ impl Shard {
             self.rebuilds_count += 1;
             self.reopen_wait_us = (self.reopen_wait_us * 2).min(REOPEN_WAIT_MAX_US);
         }
-        let Some((segment, workspaces)) = outcome else {
+        let Ok((segment, workspaces)) = outcome else {
             self.health = Health::Failed {
                 next_try_us: clock.now_us + self.reopen_wait_us,
             };

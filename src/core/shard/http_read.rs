@@ -9,10 +9,13 @@ use crate::core::contract::{Clock, Intent};
 use crate::core::fanout::outbox::Due;
 use crate::core::fanout::room::Room;
 use crate::core::fanout::window::Chunk;
+use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
 use crate::core::shard::session::{Passage, Session, SessionId};
-use crate::core::snapshot::encoded::{Texts, Wanted};
+use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind};
 use crate::limits::STALL_TIMEOUT_US;
+use crate::log::position::LogPosition;
+use crate::seq::Seq;
 use crate::wire::state;
 use crate::wire::upgrade::{Answer, ReadTarget, StateRequest, matches_tag};
 
@@ -23,7 +26,7 @@ const USER_COUNT: &str = "X-Total-Count";
 /// What a look shows, and the log position that must be visible before it may be shown.
 pub(super) struct Shown {
     pub answer: Answer,
-    pub gate: u64,
+    pub gate: LogPosition,
     state: Option<ShownState>,
     /// A body that several are sent.
     shared: Option<Chunk>,
@@ -32,7 +35,7 @@ pub(super) struct Shown {
 /// A state that is sent behind an answer.
 struct ShownState {
     room_slot: u32,
-    texts: Texts,
+    snapshot: Snapshot,
     /// Where it stands in the init message.
     fields: Range<usize>,
     connections: usize,
@@ -42,7 +45,7 @@ impl From<Answer> for Shown {
     fn from(answer: Answer) -> Self {
         Self {
             answer,
-            gate: 0,
+            gate: LogPosition::NONE,
             state: None,
             shared: None,
         }
@@ -95,7 +98,7 @@ impl Shard {
             Some(presence) => {
                 let text = presence.text().unwrap_or_else(|| {
                     let text = presence.encode();
-                    self.budget.add_text(&text);
+                    self.budget.add_shared(&text);
                     text
                 });
                 // Who asks next is to find it, too.
@@ -120,7 +123,9 @@ impl Shard {
         clock: Clock,
     ) -> Shown {
         let room = room_slot.map(|slot| &self.rooms[slot as usize]);
-        let (seq, gate) = room.map_or((0, 0), |room| (room.workspace.seq(), room.gate()));
+        let (seq, gate) = room.map_or((Seq::NONE, LogPosition::NONE), |room| {
+            (room.workspace.seq(), room.gate())
+        });
         let tag = self.entity_tag(seq);
         let mut shown = if if_none_match.is_some_and(|list| matches_tag(list, &tag)) {
             Shown::from(Answer::not_modified())
@@ -131,7 +136,7 @@ impl Shard {
             }
         } else {
             let mut body = Vec::new();
-            state::put_http_state(&mut body, iter::empty(), 0, 0);
+            state::put_http_state(&mut body, iter::empty(), Seq::NONE, 0);
             Shown::from(Answer::json(body))
         };
         shown.gate = gate;
@@ -148,7 +153,7 @@ impl Shard {
     /// when a shard rebuilds its state from a log that has lost what `interval` and `none` had
     /// already shown. So the tag also names the start, by a random id, and counts the rebuilds
     /// since. It is weak, because the number of connections changes without the state.
-    fn entity_tag(&self, seq: u64) -> String {
+    fn entity_tag(&self, seq: Seq) -> String {
         let (start_id, rebuilds_count) = (self.config.start_id, self.rebuilds_count);
         format!("W/\"{start_id:016x}.{rebuilds_count}.{seq}\"")
     }
@@ -169,7 +174,7 @@ impl Shard {
         } else {
             Some(ShownState {
                 room_slot,
-                texts: self.texts(room_slot, Wanted::ReadTarget, clock)?,
+                snapshot: self.snapshot(room_slot, SnapshotKind::HttpRead, clock)?,
                 fields,
                 connections,
             })
@@ -188,21 +193,23 @@ impl Shard {
             state,
             shared,
         } = shown;
-        let stamps = state.as_ref().map(|state| state.texts.stamps.clone());
+        let timestamps = state
+            .as_ref()
+            .map(|state| state.snapshot.timestamps.clone());
         let due = Due {
-            at: 0,
+            at: WindowOffset::START,
             gate,
-            awaits: stamps.flatten(),
+            awaits: timestamps.flatten(),
         };
         self.answer_due(id, &answer, due.clone(), clock);
         if let Some(shared) = shared.filter(|_| answer.has_body()) {
-            let outbox = &mut self.sessions[id.slot as usize].outbox;
+            let outbox = &mut self.sessions[id].outbox;
             outbox.push_shared(shared, due, &mut self.pool);
             return self.weigh(id);
         }
         let Some(ShownState {
             room_slot,
-            texts,
+            snapshot,
             fields,
             connections,
         }) = state
@@ -213,30 +220,39 @@ impl Shard {
         let end = pool.fill(32, |out| state::put_http_state_end(out, connections));
         let Session {
             outbox, passage, ..
-        } = &mut self.sessions[id.slot as usize];
-        let stamps = texts.stamps.expect("a look wants stamps");
-        let both = smallvec![texts.init.clone(), stamps.clone()];
+        } = &mut self.sessions[id];
+        let Snapshot {
+            init, timestamps, ..
+        } = snapshot;
+        let timestamps = timestamps.expect("a snapshot for a read over HTTP has timestamps");
+        let both = smallvec![init.clone(), timestamps.clone()];
         *passage = Some(Box::new(Passage::new(room_slot, both)));
-        outbox.push_state(texts.init, fields, due.clone(), pool);
-        let all = 0..stamps.bytes();
-        outbox.push_state(stamps, all, due.clone(), pool);
+        outbox.push_state(init, fields, due.clone(), pool);
+        let all = 0..timestamps.bytes();
+        outbox.push_state(timestamps, all, due.clone(), pool);
         outbox.push_due(end, due, pool);
         self.weigh(id);
     }
 
     /// Sends a page that was made for a session.
     pub(super) fn paged(&mut self, id: SessionId, answer: Answer, clock: Clock) {
-        let Some(session) = self.session(id) else {
+        let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
         let answer = answer.for_method(session.head_only);
-        self.answer_gated(id, &answer, 0, clock);
+        self.answer_gated(id, &answer, LogPosition::NONE, clock);
     }
 
     /// Answers a request, once `gate` is visible, with what may be long.
-    pub(super) fn answer_gated(&mut self, id: SessionId, answer: &Answer, gate: u64, clock: Clock) {
+    pub(super) fn answer_gated(
+        &mut self,
+        id: SessionId,
+        answer: &Answer,
+        gate: LogPosition,
+        clock: Clock,
+    ) {
         let due = Due {
-            at: 0,
+            at: WindowOffset::START,
             gate,
             awaits: None,
         };
@@ -248,10 +264,10 @@ impl Shard {
         self.counters.responses.answered(answer.status());
         let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
         self.begin_closing(id, clock);
-        let outbox = &mut self.sessions[id.slot as usize].outbox;
+        let outbox = &mut self.sessions[id].outbox;
         outbox.push_due(chunk, due, &mut self.pool);
         self.weigh(id);
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         session.ends_long = true;
         session.deadline_us = clock.now_us + STALL_TIMEOUT_US;
         self.reschedule(id, clock);

@@ -19,6 +19,7 @@ use crate::limits::{
     LIGHT_BURST_BYTES, LIGHT_BYTES_PER_SECOND, LOG_BURST_BYTES, LOG_BYTES_PER_SECOND,
     LOG_FULL_PERCENT, LOG_SLOW_PERCENT, LOG_STOP_PERCENT, SECOND_US,
 };
+use crate::log::position::LogPosition;
 use crate::log::record::{self, Op};
 
 /// The log of a shard, as whoever compacts it has measured it.
@@ -34,16 +35,16 @@ pub struct LogSize {
     /// Compaction works. Where it does not, waiting for it would never end.
     pub is_compacted: bool,
     /// The log position up to which the disk has room for this shard's log.
-    pub room_end: u64,
+    pub room_end: LogPosition,
 }
 
 impl LogSize {
     /// Before anything was measured: no limit.
-    pub const UNKNOWN: Self = Self::unmeasured(u64::MAX);
+    pub const UNKNOWN: Self = Self::unmeasured(LogPosition::MAX);
 
     /// Before the log was measured: the log position up to which the disk has room, if anything.
     #[must_use]
-    pub const fn unmeasured(room_end: u64) -> Self {
+    pub const fn unmeasured(room_end: LogPosition) -> Self {
         Self {
             open_index: 0,
             closed_bytes: 0,
@@ -239,7 +240,7 @@ impl LogSpace {
 
     /// Whether the disk has no room for a log that ends at this position.
     #[must_use]
-    pub fn is_disk_full(&self, position: u64) -> bool {
+    pub fn is_disk_full(&self, position: LogPosition) -> bool {
         position >= self.size.room_end
     }
 

@@ -12,17 +12,19 @@ use tempfile::tempdir;
 use super::super::compaction::{Compaction, Settings};
 use super::super::directory::{DataDirectory, shard_folder};
 use super::super::disk::DiskFile;
+use super::super::position::LogPosition;
 use super::super::record::{SegmentHeader, begin_batch, push_op, seal_batch};
 use super::super::segment;
 use super::*;
+use crate::seq::Seq;
 
 /// Writes an op for each of these keys, with the round as timestamp, in a segment of its own; gives where it ends.
 fn write(
     directory: &DataDirectory,
     shard: u32,
-    (index, position): (u64, u64),
+    (index, position): (u64, LogPosition),
     round: u64,
-) -> (u64, u64) {
+) -> (u64, LogPosition) {
     let header = SegmentHeader::new(shard, directory.epoch(), index, position);
     let folder = directory.shard_path(shard);
     let open = segment::create(&HostDisk, &folder, header, 0).unwrap();
@@ -33,7 +35,7 @@ fn write(
             workspace: "w",
             key,
             value: "0",
-            seq: round,
+            seq: Seq::new(round),
             timestamp: round,
         };
         push_op(&mut batch, &op);
@@ -45,7 +47,7 @@ fn write(
         open.file.write_all_at(piece, offset).unwrap();
     }
     open.file.sync().unwrap();
-    (index + 1, position + batch.len() as u64)
+    (index + 1, position.advance(batch.len() as u64))
 }
 
 /// The greatest timestamp of each key.
@@ -73,7 +75,7 @@ fn a_log_that_is_written_and_compacted_meanwhile_is_whole_at_each_moment() {
     thread::scope(|scope| {
         scope.spawn(|| {
             // The keys go from folder to folder, so that one has what the other no longer needs.
-            let mut tails = [(1, 0), (1, 0)];
+            let mut tails = [(1, LogPosition::START); 2];
             for round in 1..=ROUNDS {
                 let shard = round % 2;
                 let tail = &mut tails[usize::try_from(shard).unwrap()];
@@ -108,7 +110,7 @@ fn a_log_that_is_written_and_compacted_meanwhile_is_whole_at_each_moment() {
 fn a_held_file_is_read_when_its_name_is_gone() {
     let root = tempdir().unwrap();
     let directory = DataDirectory::open(root.path()).unwrap();
-    write(&directory, 0, (1, 0), 1);
+    write(&directory, 0, (1, LogPosition::START), 1);
     let snapshot = ReadOnlyLog::take(&HostDisk, root.path()).unwrap();
     fs::remove_dir_all(root.path().join(shard_folder(0))).unwrap();
     let mut ops = 0;
@@ -120,7 +122,7 @@ fn a_held_file_is_read_when_its_name_is_gone() {
 fn damage_is_told_as_a_start_tells_it_and_nothing_is_cut() {
     let root = tempdir().unwrap();
     let directory = DataDirectory::open(root.path()).unwrap();
-    let tail = write(&directory, 0, (1, 0), 1);
+    let tail = write(&directory, 0, (1, LogPosition::START), 1);
     write(&directory, 0, tail, 2);
     let path = directory.shard_path(0).join(segment::file_name(1));
     let mut bytes = fs::read(&path).unwrap();
@@ -151,7 +153,7 @@ fn damage_is_told_as_a_start_tells_it_and_nothing_is_cut() {
 fn a_tail_that_is_not_whole_yet_is_no_fault() {
     let root = tempdir().unwrap();
     let directory = DataDirectory::open(root.path()).unwrap();
-    write(&directory, 0, (1, 0), 1);
+    write(&directory, 0, (1, LogPosition::START), 1);
     let path = directory.shard_path(0).join(segment::file_name(1));
     let bytes = fs::read(&path).unwrap();
     for end in 64..bytes.len() {

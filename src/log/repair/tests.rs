@@ -10,10 +10,12 @@ use super::super::chain::{Chain, Link};
 use super::super::compaction::{Compaction, Settings};
 use super::super::directory::DataDirectory;
 use super::super::disk::HostDisk;
+use super::super::position::LogPosition;
 use super::super::read_only::ReadOnlyLog;
 use super::super::record::{Op, begin_batch, push_op, seal_batch};
 use super::super::recovery::recover;
 use super::*;
+use crate::seq::Seq;
 
 mod crash;
 mod random;
@@ -37,7 +39,7 @@ struct Batch {
 struct Log {
     root: TempDir,
     /// The next index and position of each shard.
-    tails: BTreeMap<u32, (u64, u64)>,
+    tails: BTreeMap<u32, (u64, LogPosition)>,
     seqs: BTreeMap<String, u64>,
     batches: Vec<Batch>,
     /// Of all ops that were ever written.
@@ -79,7 +81,11 @@ impl Log {
     /// Appends a segment; each batch is a list of the workspaces of its ops.
     fn segment(&mut self, shard: u32, batches: &[Vec<&str>]) {
         let epoch = directory::epoch(&HostDisk, self.data()).unwrap();
-        let (index, position) = self.tails.get(&shard).copied().unwrap_or((1, 0));
+        let (index, position) = self
+            .tails
+            .get(&shard)
+            .copied()
+            .unwrap_or((1, LogPosition::START));
         let header = SegmentHeader::new(shard, epoch, index, position);
         let folder = self.data().join(shard_folder(shard));
         let path = segment::create(&HostDisk, &folder, header, 0).unwrap().path;
@@ -234,7 +240,7 @@ fn as_op(op: &Written) -> Op<'_> {
         workspace,
         key,
         value,
-        seq: *seq,
+        seq: Seq::new(*seq),
         timestamp: *timestamp,
     }
 }
@@ -243,7 +249,7 @@ fn owned(op: &Op<'_>) -> Written {
     let text = str::to_owned;
     (
         text(op.workspace),
-        op.seq,
+        op.seq.get(),
         text(op.key),
         text(op.value),
         op.timestamp,
@@ -284,7 +290,7 @@ fn seqs(ops: &BTreeSet<Written>, workspace: &str) -> Vec<u64> {
 fn gap(workspace: &str, seqs: std::ops::RangeInclusive<u64>) -> Gap {
     Gap {
         workspace: workspace.to_owned(),
-        seqs,
+        seqs: Seq::new(*seqs.start())..=Seq::new(*seqs.end()),
     }
 }
 
@@ -512,12 +518,12 @@ fn segments_get_their_names_again() {
 #[test]
 fn positions_that_go_back_are_numbered_anew() {
     let mut log = Log::sample();
-    log.tails.insert(0, (4, 7));
+    log.tails.insert(0, (4, LogPosition::new(7)));
     log.segment(0, &[vec!["demo"], vec!["demo"]]);
     log.segment(0, &[vec!["demo"]]);
     assert_eq!(log.repair().0, log.ops());
     let mut log = Log::new();
-    log.tails.insert(0, (1, 5));
+    log.tails.insert(0, (1, LogPosition::new(5)));
     log.segment(0, &[vec!["demo"]]);
     assert_eq!(log.repair().0, log.ops());
 }

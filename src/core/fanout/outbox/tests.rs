@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::fanout::window::spans_bytes;
+use crate::seq::Seq;
 
 fn bytes(spans: &[Span]) -> Vec<u8> {
     spans
@@ -17,9 +18,9 @@ struct Item {
     bytes: Vec<u8>,
     is_frame: bool,
     /// It must not be sent before this position is visible.
-    gate: u64,
+    gate: LogPosition,
     /// It must be sent once this position is visible: all before it is, too.
-    due: u64,
+    due: LogPosition,
 }
 
 /// A client, its window, and the list of what it is owed in the order in which that came to be.
@@ -27,12 +28,12 @@ struct Item {
 struct Rig {
     window: Window,
     outbox: Outbox,
-    pool: ChunkPool,
+    pool: OutboxPool,
     owed: Vec<Item>,
     /// Bytes of the first of `owed` that were sent already.
     sent_bytes: usize,
-    position: u64,
-    visible_position: u64,
+    position: LogPosition,
+    visible_position: LogPosition,
     count: u64,
 }
 
@@ -45,12 +46,18 @@ impl Rig {
 
     fn frame(&mut self, length: usize, is_own: bool) -> bool {
         let content = self.content(length);
-        self.position += 10;
+        self.position = self.position.advance(10);
         let start = self.window.end();
         let Self { window, pool, .. } = self;
-        window.push(pool, self.count, self.position, length, |out| {
-            out.extend_from_slice(&content);
-        });
+        window.push(
+            pool.windows(),
+            Seq::new(self.count),
+            self.position,
+            length,
+            |out| {
+                out.extend_from_slice(&content);
+            },
+        );
         if is_own {
             return self
                 .outbox
@@ -69,7 +76,11 @@ impl Rig {
 
     fn answer(&mut self, length: usize, is_gated: bool) {
         let bytes = self.content(length);
-        let gate = if is_gated { self.position } else { 0 };
+        let gate = if is_gated {
+            self.position
+        } else {
+            LogPosition::NONE
+        };
         let chunk = self.pool.fill(length, |out| out.extend_from_slice(&bytes));
         self.outbox
             .push(chunk, self.window.end(), gate, &mut self.pool);
@@ -130,13 +141,24 @@ impl Rig {
         self.pool.give_spans(spans);
         self.outbox.sent(&mut self.pool);
         self.window
-            .drop_before(self.outbox.cursor().min(visible_end), &mut self.pool);
+            .drop_before(self.outbox.cursor().min(visible_end), self.pool.windows());
         true
     }
 
+    fn invariants(&mut self) {
+        self.window.invariants();
+        let visible_end = self.window.visible_end(self.visible_position);
+        let window = &mut self.window;
+        self.outbox.invariants(Some(&View {
+            window,
+            visible_end,
+        }));
+    }
+
     fn show(&mut self, part: u64) {
-        let hidden = self.position - self.visible_position;
-        self.visible_position += hidden * part / 4;
+        let hidden = self.position.bytes_since(self.visible_position);
+        let shown = hidden.expect("all is pushed first") * part / 4;
+        self.visible_position = self.visible_position.advance(shown);
     }
 }
 
@@ -175,13 +197,14 @@ proptest! {
                 Step::Show(part) => rig.show(part),
                 Step::Send => _ = rig.send(),
             }
+            rig.invariants();
         }
         rig.show(4);
         while rig.send() {}
         prop_assert!(rig.owed.is_empty());
         prop_assert!(!rig.outbox.has_answers());
         prop_assert_eq!(rig.outbox.answer_bytes(), 0);
-        prop_assert_eq!(rig.pool.held.answer_bytes, 0);
+        prop_assert_eq!(rig.pool.answer_bytes, 0);
     }
 }
 
@@ -193,14 +216,19 @@ fn many_pieces_become_one() {
         (5 * SEND_SPANS_MAX, 1),
     ] {
         let mut outbox = Outbox::default();
-        let mut pool = ChunkPool::default();
+        let mut pool = OutboxPool::default();
         let mut expected = Vec::new();
         for piece in 0..pieces {
             let text = format!("answer {piece};");
             expected.extend_from_slice(text.as_bytes());
-            outbox.push(Chunk::new(text.into_bytes()), 0, 0, &mut pool);
+            outbox.push(
+                Chunk::new(text.into_bytes()),
+                WindowOffset::START,
+                LogPosition::NONE,
+                &mut pool,
+            );
         }
-        let spans = outbox.take(None, 0, &mut pool);
+        let spans = outbox.take(None, LogPosition::NONE, &mut pool);
         assert_eq!(spans.len(), spans_expected);
         assert_eq!(bytes(&spans), expected);
     }
@@ -246,13 +274,23 @@ fn an_answer_that_is_long_is_not_copied() {
         (SEND_SPANS_MAX, SEND_BYTES_MAX),
         (2 * SEND_SPANS_MAX, SEND_BYTES_MAX),
     ] {
-        let (mut outbox, mut pool) = (Outbox::default(), ChunkPool::default());
+        let (mut outbox, mut pool) = (Outbox::default(), OutboxPool::default());
         for _ in 0..short_count {
-            outbox.push(Chunk::new(vec![1]), 0, 0, &mut pool);
+            outbox.push(
+                Chunk::new(vec![1]),
+                WindowOffset::START,
+                LogPosition::NONE,
+                &mut pool,
+            );
         }
         let long = Chunk::new(vec![2; 2 * ANSWER_SEND_BYTES_MAX]);
-        outbox.push(Chunk::clone(&long), 0, 0, &mut pool);
-        let spans = outbox.take(None, 0, &mut pool);
+        outbox.push(
+            Chunk::clone(&long),
+            WindowOffset::START,
+            LogPosition::NONE,
+            &mut pool,
+        );
+        let spans = outbox.take(None, LogPosition::NONE, &mut pool);
         assert_eq!(spans_bytes(&spans), sent_bytes, "{short_count}");
         let last = spans.into_iter().next_back().unwrap().into_chunk();
         let is_shared = Chunk::ptr_eq(&last, &long);
@@ -272,7 +310,7 @@ fn a_client_with_too_many_own_stretches_is_told_so() {
     }
     assert!(!rig.frame(10, true));
     let behind = Behind {
-        since: 0,
+        since: Seq::NONE,
         hint: None,
     };
     rig.outbox.fall_behind(behind, &mut rig.pool);
@@ -289,7 +327,7 @@ fn own_stretches_that_were_passed_are_forgotten() {
         rig.show(4);
         assert!(rig.send());
     }
-    assert!(rig.outbox.apart.is_none());
+    assert!(rig.outbox.extras.is_none());
 }
 
 #[test]

@@ -15,7 +15,7 @@ fn space(closed_bytes: u64, since: &[u64], open_bytes: u64) -> LogSpace {
         closed_bytes,
         kept_bytes: 0,
         is_compacted: true,
-        room_end: u64::MAX,
+        room_end: LogPosition::MAX,
     });
     for (index, bytes) in (10..).zip(since) {
         space.closed(index, *bytes);
@@ -119,12 +119,13 @@ fn who_writes_little_goes_on_where_a_flood_waits_and_not_beyond_the_last_mark() 
 #[test]
 fn a_disk_is_full_from_a_position_on() {
     let mut space = space(0, &[], 0);
-    assert!(!space.is_disk_full(u64::MAX - 1));
+    assert!(!space.is_disk_full(LogPosition::new(u64::MAX - 1)));
     space.measured(LogSize {
-        room_end: 77,
+        room_end: LogPosition::new(77),
         ..space.size
     });
-    assert_eq!([76, 77].map(|at| space.is_disk_full(at)), [false, true]);
+    let is_full = |at| space.is_disk_full(LogPosition::new(at));
+    assert_eq!([76, 77].map(is_full), [false, true]);
 }
 
 proptest! {
@@ -147,7 +148,7 @@ proptest! {
             let now_us = ms * 1000;
             closed_bytes = closed_bytes.saturating_sub(compaction_bytes_per_ms).max(live_bytes);
             space.measured(LogSize {
-                open_index, closed_bytes, kept_bytes: 0, is_compacted: true, room_end: u64::MAX,
+                open_index, closed_bytes, kept_bytes: 0, is_compacted: true, room_end: LogPosition::MAX,
             });
             space.update(open_bytes, live_bytes, now_us);
             let mut turn_bytes = 0;

@@ -14,7 +14,7 @@ fn a_panic_over_a_request_is_answered_with_500() {
     rig.shard.room_index.insert("w".into(), 99);
     rig.receive(culprit, head("w", None).as_bytes());
     assert_eq!(rig.seen(culprit), ["500", "gone"]);
-    assert_eq!(rig.session(other).state, State::Handshake);
+    assert_eq!(rig.session(other).state(), State::Handshake);
     rig.sleep_until(0.1);
     rig.receive(other, head("w", None).as_bytes());
     assert_eq!(rig.seen(other), ["101", "init 0"]);
@@ -28,13 +28,13 @@ fn a_panic_over_a_closing_connection_ends_that_one() {
         rig.seen(client);
         rig.peers[client].reads = false;
         rig.receive(client, &frame(8, b""));
-        assert_eq!(rig.session(client).state, State::Closing);
+        assert_eq!(rig.session(client).state(), State::Closing);
     }
     // No socket takes more than it was given.
     let spans = rig.peers[culprit].client.sending.take();
     let spans = spans.expect("the close frame is on its way");
     let (id, bytes) = (rig.peers[culprit].client.id, spans_bytes(&spans));
-    let input = Input::Sent(id, spans, Some(bytes + 1));
+    let input = Input::Sent(id, spans, Ok(bytes + 1));
     rig.shard.handle(input, rig.clock);
     rig.run();
     assert_eq!(rig.seen(culprit), ["aborted", "gone"]);

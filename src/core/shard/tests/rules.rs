@@ -2,12 +2,15 @@
 
 use std::rc::Rc;
 
-use super::rig::{Rig, START_UNIX_S, frame, head, op, pong};
+use super::rig::{Rig, failure, frame, head, op, pong};
 use crate::core::contract::{Input, PeerStatus, shard_of};
-use crate::core::fanout::outbox::Outbox;
-use crate::core::fanout::window::{Chunk, ChunkPool};
+use crate::core::fanout::outbox::{Outbox, OutboxPool};
+use crate::core::fanout::window::Chunk;
+use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::session::{Intake, State};
+use crate::core::testing::START_UNIX_S;
 use crate::limits::{ANSWER_BYTES_MAX, BATCH_BYTES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US};
+use crate::log::position::LogPosition;
 
 const PING: u8 = 9;
 
@@ -24,7 +27,10 @@ fn a_request_is_answered_by_the_state_of_the_server() {
     let as_it_is = |_: &mut Rig| ();
     let others_fail = |rig: &mut Rig| rig.shard.set_peer_status(PeerStatus::default());
     let drains = |rig: &mut Rig| rig.shard.handle(Input::Drain, rig.clock);
-    let fails = |rig: &mut Rig| rig.shard.handle(Input::LogSynced(false), rig.clock);
+    let fails = |rig: &mut Rig| {
+        rig.shard
+            .handle(Input::LogSynced(Err(failure())), rig.clock)
+    };
     let cases: [(&str, Change<'_>, bool, &str, &str); 12] = [
         (&healthz, &as_it_is, false, "200", "ok"),
         (&readyz, &as_it_is, false, "200", "ready"),
@@ -159,7 +165,7 @@ fn members_that_leave_in_any_order_leave_the_others_in() {
 #[test]
 fn an_init_is_encoded_once_for_those_who_join_one_after_the_other() {
     let mut rig = Rig::new(|_| ());
-    let kept = |rig: &Rig| rig.shard.kept_init.as_ref().map(Rc::as_ptr);
+    let kept = |rig: &Rig| rig.shard.snapshots.kept_init().map(Rc::as_ptr);
     let writer = rig.join("w", None);
     rig.op(writer, "k", "1", 1);
     let (first, second) = (rig.join("w", None), rig.join("w", None));
@@ -245,7 +251,7 @@ fn a_client_that_reads_no_answers_is_read_no_more() {
     }
     // It is not asked for a sign of life while nobody reads it.
     rig.sleep_until(40.0);
-    assert!(matches!(rig.session(client).state, State::Open { .. }));
+    assert!(matches!(rig.session(client).state(), State::Open { .. }));
     rig.peers[client].reads = true;
     rig.run();
     let answers = rig.seen(client);
@@ -259,7 +265,13 @@ fn a_client_that_reads_no_answers_is_read_no_more() {
 #[test]
 fn a_client_is_read_while_its_answers_are_within_their_bound() {
     let mut cost = Outbox::default();
-    cost.push(Chunk::new(vec![0; 1000]), 0, 0, &mut ChunkPool::default());
+    let mut pool = OutboxPool::default();
+    cost.push(
+        Chunk::new(vec![0; 1000]),
+        WindowOffset::START,
+        LogPosition::NONE,
+        &mut pool,
+    );
     let chunk_bytes = ANSWER_BYTES_MAX - (cost.answer_bytes() - 1000);
     for (more_bytes, intake) in [
         (-1, Intake::Receiving),
@@ -269,9 +281,12 @@ fn a_client_is_read_while_its_answers_are_within_their_bound() {
         let mut rig = Rig::new(|_| ());
         let client = rig.join("w", None);
         let chunk = Chunk::new(vec![0; chunk_bytes.strict_add_signed(more_bytes)]);
-        rig.session(client)
-            .outbox
-            .push(chunk, 0, 0, &mut ChunkPool::default());
+        rig.session(client).outbox.push(
+            chunk,
+            WindowOffset::START,
+            LogPosition::NONE,
+            &mut OutboxPool::default(),
+        );
         rig.receive_only(client, &pong());
         assert_eq!(rig.session(client).intake, intake, "{more_bytes}");
     }
@@ -280,7 +295,13 @@ fn a_client_is_read_while_its_answers_are_within_their_bound() {
 #[test]
 fn a_paused_client_is_read_again_when_half_of_its_answers_are_out() {
     let mut cost = Outbox::default();
-    cost.push(Chunk::new(vec![0; 1000]), 0, 0, &mut ChunkPool::default());
+    let mut pool = OutboxPool::default();
+    cost.push(
+        Chunk::new(vec![0; 1000]),
+        WindowOffset::START,
+        LogPosition::NONE,
+        &mut pool,
+    );
     let chunk_bytes = ANSWER_BYTES_MAX / 2 - (cost.answer_bytes() - 1000);
     for (more_bytes, intake) in [(0, Intake::Unread), (1, Intake::Paused)] {
         let mut rig = Rig::new(|_| ());
@@ -288,9 +309,12 @@ fn a_paused_client_is_read_again_when_half_of_its_answers_are_out() {
         rig.peers[client].reads = false;
         rig.op(writer, "k", "1", 1);
         let chunk = Chunk::new(vec![0; chunk_bytes + more_bytes]);
-        rig.session(client)
-            .outbox
-            .push(chunk, 0, 0, &mut ChunkPool::default());
+        rig.session(client).outbox.push(
+            chunk,
+            WindowOffset::START,
+            LogPosition::NONE,
+            &mut OutboxPool::default(),
+        );
         rig.session(client).intake = Intake::Paused;
         rig.peers[client].reads = true;
         assert!(rig.end_send(client));

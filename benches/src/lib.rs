@@ -1,0 +1,20 @@
+//! The load generator, and what the benches and `etherply-bench` share.
+//!
+//! [`load`] puts a load on a server and checks every delivery; [`selfcheck`] makes sure that the
+//! checks find what they are for; [`figures`] computes medians and ratios of what was measured.
+
+#![allow(
+    missing_docs,
+    clippy::must_use_candidate,
+    reason = "a library for the benches of this folder"
+)]
+
+pub mod figures;
+pub mod load;
+pub mod machine;
+pub mod process;
+pub mod resp;
+pub mod results;
+pub mod selfcheck;
+pub mod tls;
+pub mod url;

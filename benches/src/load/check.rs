@@ -1,0 +1,243 @@
+//! What a receiver has to get, and whether it does. Pure.
+//!
+//! A room has one sender, so its ops have one order, and what a receiver has to get is one stream of bytes: the frames of all
+//! ops, each once, in order. A delivery is compared with that stream, so an op that is missing, doubled, out of
+//! order, altered or of another room shows at its first wrong byte. Frames of other kinds may stand between two ops.
+
+use thiserror::Error;
+use tungstenite::protocol::frame::FrameHeader;
+use tungstenite::protocol::frame::coding::{Control, OpCode};
+
+use super::op::{TEXT, put_pong};
+
+/// What is wrong with what a receiver got.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum Mismatch {
+    #[error(
+        "op {number} was to come, and something else came\n  expected {expected}\n  seen     {seen}"
+    )]
+    Different {
+        number: u64,
+        expected: String,
+        seen: String,
+    },
+    #[error(
+        "something came that nobody sent, or that had come before; {count} ops were sent\n  seen     {seen}"
+    )]
+    Extra { count: u64, seen: String },
+    #[error("the server closed the connection: {0}")]
+    Closed(String),
+}
+
+/// The stream of a room, as far back as it may still be needed.
+pub struct Window {
+    bytes: Box<[u8]>,
+    frame_bytes: usize,
+    /// The ops that have been put in.
+    count: u64,
+}
+
+impl Window {
+    /// Room for the last `frames` ops.
+    pub fn new(frame_bytes: usize, frames: usize) -> Self {
+        Self {
+            bytes: vec![0; frame_bytes * frames].into(),
+            frame_bytes,
+            count: 0,
+        }
+    }
+
+    /// The stream of a connection to which nothing is sent.
+    pub fn empty() -> Self {
+        Self::new(1, 0)
+    }
+
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Puts the frame of the next op in, over the oldest.
+    pub fn push(&mut self, put: impl FnOnce(&mut [u8])) {
+        let at = self.offset(self.count * self.frame_bytes as u64);
+        put(&mut self.bytes[at..at + self.frame_bytes]);
+        self.count += 1;
+    }
+
+    /// The frame of an op that is still in.
+    pub fn frame(&self, number: u64) -> &[u8] {
+        let at = self.offset(number * self.frame_bytes as u64);
+        &self.bytes[at..at + self.frame_bytes]
+    }
+
+    fn offset(&self, position: u64) -> usize {
+        usize::try_from(position % self.bytes.len() as u64).expect("a remainder of a length")
+    }
+
+    /// The stream from a position on, as far as it lies in one piece.
+    fn rest(&self, position: u64) -> &[u8] {
+        let ahead = self.count * self.frame_bytes as u64 - position;
+        if ahead == 0 {
+            return &[];
+        }
+        let at = self.offset(position);
+        let end = usize::try_from(ahead).map_or(self.bytes.len(), |ahead| {
+            self.bytes.len().min(at.saturating_add(ahead))
+        });
+        &self.bytes[at..end]
+    }
+}
+
+/// How much of its room's stream a receiver has got.
+#[derive(Default)]
+pub struct Cursor {
+    position: u64,
+    /// The first bytes of a control frame that is not there as a whole.
+    held: Vec<u8>,
+}
+
+impl Cursor {
+    /// The ops that have come as a whole.
+    pub fn count(&self, window: &Window) -> u64 {
+        self.position / window.frame_bytes as u64
+    }
+
+    /// Takes what came from the socket. Answers to pings are appended to `answers`.
+    pub fn take(
+        &mut self,
+        window: &Window,
+        mut bytes: &[u8],
+        answers: &mut Vec<u8>,
+    ) -> Result<(), Mismatch> {
+        while !bytes.is_empty() {
+            let is_between = self.position.is_multiple_of(window.frame_bytes as u64);
+            if is_between && (!self.held.is_empty() || bytes[0] != TEXT) {
+                bytes = self.take_control(window, bytes, answers)?;
+                continue;
+            }
+            let rest = window.rest(self.position);
+            let length = rest.len().min(bytes.len());
+            if length == 0 {
+                let seen = told(bytes);
+                let count = window.count;
+                return Err(Mismatch::Extra { count, seen });
+            }
+            let same = if rest[..length] == bytes[..length] {
+                length
+            } else {
+                let mut pairs = rest.iter().zip(bytes);
+                pairs
+                    .position(|(one, other)| one != other)
+                    .unwrap_or(length)
+            };
+            self.position += same as u64;
+            bytes = &bytes[same..];
+            // A difference at the start of a frame may be a frame of another kind.
+            let is_between = self.position.is_multiple_of(window.frame_bytes as u64);
+            if same < length && !(is_between && bytes[0] != TEXT) {
+                return Err(self.different(window, bytes));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the bytes of one control frame, or as many of them as are there; gives the rest.
+    fn take_control<'a>(
+        &mut self,
+        window: &Window,
+        bytes: &'a [u8],
+        answers: &mut Vec<u8>,
+    ) -> Result<&'a [u8], Mismatch> {
+        let held = self.held.len();
+        self.held.extend_from_slice(bytes);
+        let mut reader = std::io::Cursor::new(&self.held);
+        let parsed = FrameHeader::parse(&mut reader);
+        let header_bytes = usize::try_from(reader.position()).expect("a header is short");
+        let (header, payload_bytes) = match parsed {
+            Ok(Some((header, payload_bytes))) if payload_bytes <= 125 && header.is_final => {
+                (header, usize::try_from(payload_bytes).expect("it is short"))
+            }
+            Ok(None) => return Ok(&[]),
+            Ok(Some(_)) | Err(_) => return Err(self.stranger(window)),
+        };
+        let end = header_bytes + payload_bytes;
+        if self.held.len() < end {
+            return Ok(&[]);
+        }
+        let payload = &self.held[header_bytes..end];
+        match header.opcode {
+            OpCode::Control(Control::Ping) => put_pong(answers, payload),
+            OpCode::Control(Control::Pong) => {}
+            OpCode::Control(Control::Close) => return Err(Mismatch::Closed(close_told(payload))),
+            _ => return Err(self.stranger(window)),
+        }
+        self.held.clear();
+        Ok(&bytes[end - held..])
+    }
+
+    /// A frame that is neither an op nor a control frame.
+    fn stranger(&self, window: &Window) -> Mismatch {
+        let seen = told(&self.held);
+        let number = self.count(window);
+        if number == window.count {
+            return Mismatch::Extra {
+                count: number,
+                seen,
+            };
+        }
+        let expected = told(window.frame(number));
+        Mismatch::Different {
+            number,
+            expected,
+            seen,
+        }
+    }
+
+    /// `bytes` begins with the first byte that is not as it should be.
+    fn different(&self, window: &Window, bytes: &[u8]) -> Mismatch {
+        let number = self.count(window);
+        let expected = window.frame(number);
+        let so_far = usize::try_from(self.position % window.frame_bytes as u64);
+        let so_far = &expected[..so_far.expect("a remainder of a length")];
+        Mismatch::Different {
+            number,
+            expected: told(expected),
+            seen: told(&[so_far, bytes].concat()),
+        }
+    }
+}
+
+/// The text of the first frame of these bytes, and what is strange about its header.
+fn told(bytes: &[u8]) -> String {
+    let mut reader = std::io::Cursor::new(bytes);
+    let Ok(Some((header, payload_bytes))) = FrameHeader::parse(&mut reader) else {
+        return format!("no frame: {:?}", String::from_utf8_lossy(bytes));
+    };
+    let start = usize::try_from(reader.position()).expect("a header is short");
+    let payload = &bytes[start..];
+    let payload_bytes = usize::try_from(payload_bytes).unwrap_or(usize::MAX);
+    let (payload, more) = match payload.get(..payload_bytes.min(1024)) {
+        Some(payload) if payload.len() == payload_bytes => (payload, ""),
+        Some(payload) => (payload, " …"),
+        None => (payload, " …"),
+    };
+    let text = String::from_utf8_lossy(payload);
+    match header.opcode {
+        OpCode::Data(tungstenite::protocol::frame::coding::Data::Text) if header.is_final => {
+            format!("{text}{more}")
+        }
+        opcode => format!("a frame of kind {opcode}: {text}{more}"),
+    }
+}
+
+fn close_told(payload: &[u8]) -> String {
+    match payload {
+        [high, low, reason @ ..] => {
+            let code = u16::from_be_bytes([*high, *low]);
+            format!("{code} {}", String::from_utf8_lossy(reason))
+        }
+        _ => "without a code".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

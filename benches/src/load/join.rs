@@ -1,0 +1,113 @@
+//! How a client joins a room: connect, upgrade, first message. It blocks, since nothing is measured
+//! yet.
+
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use tungstenite::protocol::frame::FrameHeader;
+
+use super::endpoint::{Connection, Endpoint};
+use super::failure::Failure;
+use super::joiner::{first_message, upgraded};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The most that an error quotes of what the server sent.
+const QUOTED_BYTES: usize = 1024;
+
+impl Endpoint {
+    /// Joins a workspace; returns the connection and the text of the first message. It fails if
+    /// anything follows that message.
+    pub fn join(&self, workspace: &str) -> Result<(Connection, String), Failure> {
+        let joined = self
+            .try_join(workspace)
+            .and_then(|(connection, text, has_more)| {
+                if has_more {
+                    let message = "something came after the first message, before any op";
+                    return Err(io::Error::other(message));
+                }
+                Ok((connection, text))
+            });
+        joined.map_err(|error| join_failure(workspace, error))
+    }
+
+    /// Joins a workspace in which ops may follow at once, and leaves; returns the text of the first
+    /// message.
+    pub fn visit(&self, workspace: &str) -> Result<String, Failure> {
+        let joined = self.try_join(workspace);
+        Ok(joined.map_err(|error| join_failure(workspace, error))?.1)
+    }
+
+    fn try_join(&self, workspace: &str) -> io::Result<(Connection, String, bool)> {
+        let mut connection = self.connect()?;
+        connection.set_read_timeout(Some(PATIENCE))?;
+        connection.write_all(self.request(workspace).as_bytes())?;
+        let mut seen = Vec::new();
+        let body = read_until(&mut connection, &mut seen, upgraded)?;
+        seen.drain(..body);
+        let end = read_until(&mut connection, &mut seen, first_frame)?;
+        let has_more = seen.len() > end || connection.has_unread_bytes()?;
+        seen.truncate(end);
+        let payload = seen.split_off(end - payload_bytes(&seen)?);
+        let text = String::from_utf8(payload).map_err(io::Error::other)?;
+        connection.set_read_timeout(None)?;
+        Ok((connection, text, has_more))
+    }
+}
+
+/// Whether a first message holds exactly this state.
+pub fn is_init(text: &str, data: &Map<String, Value>) -> bool {
+    let init: Result<Value, _> = serde_json::from_str(text);
+    init.is_ok_and(|init| init["type"] == "init" && init["data"].as_object() == Some(data))
+}
+
+fn join_failure(workspace: &str, error: io::Error) -> Failure {
+    Failure::Join {
+        workspace: workspace.to_owned(),
+        error,
+    }
+}
+
+/// Reads until `end_of` finds an end.
+fn read_until(
+    connection: &mut Connection,
+    seen: &mut Vec<u8>,
+    end_of: fn(&[u8]) -> io::Result<Option<usize>>,
+) -> io::Result<usize> {
+    loop {
+        if let Some(end) = end_of(seen)? {
+            return Ok(end);
+        }
+        read_more(connection, seen)?;
+    }
+}
+
+/// Waits for more bytes and appends them.
+pub fn read_more(connection: &mut Connection, seen: &mut Vec<u8>) -> io::Result<()> {
+    let mut piece = [0; 16 * 1024];
+    let count = loop {
+        match connection.read(&mut piece) {
+            // A ring of this thread may interrupt the call to do its work.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => break other?,
+        }
+    };
+    if count == 0 {
+        let seen = String::from_utf8_lossy(&seen[..seen.len().min(QUOTED_BYTES)]);
+        let message = format!("the server closed the connection after it had sent {seen:?}");
+        return Err(io::Error::other(message));
+    }
+    seen.extend_from_slice(&piece[..count]);
+    Ok(())
+}
+
+/// The end of the first frame.
+fn first_frame(seen: &[u8]) -> io::Result<Option<usize>> {
+    Ok(first_message(seen)?.map(|(_, end)| end))
+}
+
+fn payload_bytes(frame: &[u8]) -> io::Result<usize> {
+    let header = FrameHeader::parse(&mut io::Cursor::new(frame)).map_err(io::Error::other)?;
+    let (_, bytes) = header.ok_or_else(|| io::Error::other("no frame"))?;
+    usize::try_from(bytes).map_err(io::Error::other)
+}

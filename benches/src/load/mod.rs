@@ -1,0 +1,17 @@
+//! The load generator: one thread on a ring of its own. It keeps the pace, checks every delivery,
+//! and times a part of them.
+
+pub mod check;
+pub mod crowd;
+pub mod endpoint;
+pub mod failure;
+pub mod figures;
+pub mod join;
+pub mod joiner;
+pub mod op;
+pub mod pace;
+pub mod plan;
+pub mod ring;
+pub mod run;
+pub mod state;
+pub mod tracker;

@@ -1,0 +1,135 @@
+//! The ops that the load is made of: one fixed layout, in which only digits change. Pure.
+//!
+//! A server sends the very text on that it got, so a delivery is compared with what was sent, byte for byte.
+
+/// The bytes of a value, without its quotes.
+pub const VALUE_BYTES: usize = 100;
+/// So many keys a room has: an op writes the next one.
+pub const KEYS: u64 = 100;
+/// The first byte of a frame that is a whole text message.
+pub const TEXT: u8 = 0x81;
+
+const KEY_DIGITS: usize = 4;
+const NUMBER_DIGITS: usize = 12;
+const ROOM: &str = " in room ";
+const ROOM_DIGITS: usize = 6;
+const TIMESTAMP_DIGITS: usize = 16;
+
+/// What a client masks with; which one it is makes no difference to a server.
+const MASK: [u8; 4] = [0xA5, 0x3C, 0x96, 0x0F];
+
+/// The order in which the fields of an op come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FieldOrder {
+    /// As the load generator sends them, and as a server sends them on that passes them through.
+    AsSent,
+    /// By name: what `serde_json` makes of a `Value`.
+    ByName,
+}
+
+/// The text of an op.
+pub struct Text {
+    bytes: Vec<u8>,
+    key_at: usize,
+    number_at: usize,
+    room_at: usize,
+    timestamp_at: usize,
+    /// The timestamp of op 0: the later op always wins.
+    first_timestamp_us: u64,
+}
+
+impl Text {
+    /// The ops of a run that begins at this time (Unix).
+    pub fn new(order: FieldOrder, first_timestamp_us: u64) -> Self {
+        let padding = VALUE_BYTES - NUMBER_DIGITS - ROOM.len() - ROOM_DIGITS;
+        let key = format!(r#""key":"k{}""#, "K".repeat(KEY_DIGITS));
+        let value = format!(
+            r#""value":"{}{ROOM}{}{}""#,
+            "N".repeat(NUMBER_DIGITS),
+            "R".repeat(ROOM_DIGITS),
+            ".".repeat(padding)
+        );
+        let timestamp = format!(r#""timestamp":{}"#, "T".repeat(TIMESTAMP_DIGITS));
+        let text = match order {
+            FieldOrder::AsSent => {
+                format!(r#"{{"type":"op","payload":{{{key},{value},{timestamp}}}}}"#)
+            }
+            FieldOrder::ByName => {
+                format!(r#"{{"payload":{{{key},{timestamp},{value}}},"type":"op"}}"#)
+            }
+        };
+        let place = |of: &str, count| text.find(&of.repeat(count)).expect("it was just put there");
+        Self {
+            key_at: place("K", KEY_DIGITS),
+            number_at: place("N", NUMBER_DIGITS),
+            room_at: place("R", ROOM_DIGITS),
+            timestamp_at: place("T", TIMESTAMP_DIGITS),
+            bytes: text.into_bytes(),
+            first_timestamp_us,
+        }
+    }
+
+    /// The text of op `number` of a room.
+    pub fn of(&mut self, room: u32, number: u64) -> &[u8] {
+        let timestamp_us = self.first_timestamp_us + number;
+        for (at, digits, value) in [
+            (self.key_at, KEY_DIGITS, number % KEYS),
+            (self.number_at, NUMBER_DIGITS, number),
+            (self.room_at, ROOM_DIGITS, u64::from(room)),
+            (self.timestamp_at, TIMESTAMP_DIGITS, timestamp_us),
+        ] {
+            put_digits(&mut self.bytes[at..at + digits], value);
+        }
+        &self.bytes
+    }
+
+    /// The bytes of the frame in which a server sends an op.
+    pub fn frame_bytes(&self) -> usize {
+        4 + self.bytes.len()
+    }
+}
+
+/// Writes a number with leading zeros.
+fn put_digits(into: &mut [u8], mut value: u64) {
+    for digit in into.iter_mut().rev() {
+        *digit = b"0123456789"[usize::try_from(value % 10).expect("a digit")];
+        value /= 10;
+    }
+    assert!(value == 0, "the layout has room for the number");
+}
+
+/// Writes the frame of a text as a server sends it.
+pub fn put_server_frame(into: &mut [u8], text: &[u8]) {
+    let (header, payload) = into.split_at_mut(4);
+    header.copy_from_slice(&header_of(text, 0));
+    payload.copy_from_slice(text);
+}
+
+/// Appends the frame of a text as a client sends it: masked.
+pub fn put_client_frame(out: &mut Vec<u8>, text: &[u8]) {
+    out.extend_from_slice(&header_of(text, 0x80));
+    out.extend_from_slice(&MASK);
+    let masked = text.iter().zip(MASK.iter().cycle());
+    out.extend(masked.map(|(byte, mask)| byte ^ mask));
+}
+
+/// Appends the answer to a ping.
+pub fn put_pong(out: &mut Vec<u8>, payload: &[u8]) {
+    let bytes = u8::try_from(payload.len()).expect("a control frame is short");
+    out.extend_from_slice(&[0x8A, 0x80 | bytes]);
+    out.extend_from_slice(&MASK);
+    let masked = payload.iter().zip(MASK.iter().cycle());
+    out.extend(masked.map(|(byte, mask)| byte ^ mask));
+}
+
+/// The shortest header of a text of 126 to 65,535 bytes (RFC 6455, 5.2).
+fn header_of(text: &[u8], mask_bit: u8) -> [u8; 4] {
+    assert!(text.len() >= 126, "the layout is that long");
+    let [high, low] = u16::try_from(text.len())
+        .expect("an op is short")
+        .to_be_bytes();
+    [TEXT, mask_bit | 0x7E, high, low]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,54 @@
+//! The layout of the ops, and their frames.
+
+use super::*;
+
+#[test]
+fn an_op_is_json_with_its_number_at_the_fixed_places() {
+    for order in [FieldOrder::AsSent, FieldOrder::ByName] {
+        let mut text = Text::new(order, 1_700_000_000_000_000);
+        let length = text.of(0, 0).len();
+        let op = text.of(17, 123_456).to_vec();
+        assert_eq!(op.len(), length);
+        let json: serde_json::Value = serde_json::from_slice(&op).unwrap();
+        assert_eq!(json["type"], "op");
+        assert_eq!(json["payload"]["key"], "k0056");
+        let timestamp = json["payload"]["timestamp"].as_u64();
+        assert_eq!(timestamp, Some(1_700_000_000_123_456));
+        let value = json["payload"]["value"].as_str().unwrap();
+        assert!(value.starts_with("000000123456 in room 000017."), "{value}");
+        assert_eq!(value.len(), VALUE_BYTES);
+    }
+}
+
+#[test]
+fn by_name_is_what_serde_json_makes_of_it() {
+    let sent = Text::new(FieldOrder::AsSent, 1_700_000_000_000_000)
+        .of(3, 9)
+        .to_vec();
+    let json: serde_json::Value = serde_json::from_slice(&sent).unwrap();
+    let sorted = Text::new(FieldOrder::ByName, 1_700_000_000_000_000)
+        .of(3, 9)
+        .to_vec();
+    assert_eq!(json.to_string().as_bytes(), sorted);
+}
+
+#[test]
+fn the_frames_are_those_of_the_protocol() {
+    use tungstenite::protocol::{Role, WebSocket};
+    let mut text = Text::new(FieldOrder::AsSent, 1_700_000_000_000_000);
+    let op = text.of(3, 9).to_vec();
+
+    let mut sent = Vec::new();
+    put_client_frame(&mut sent, &op);
+    put_pong(&mut sent, b"are you there");
+    let mut server = WebSocket::from_raw_socket(std::io::Cursor::new(sent), Role::Server, None);
+    assert_eq!(server.read().unwrap().into_data(), op);
+    let pong = server.read().unwrap();
+    assert!(pong.is_pong());
+    assert_eq!(&pong.into_data()[..], b"are you there");
+
+    let mut frame = vec![0; text.frame_bytes()];
+    put_server_frame(&mut frame, &op);
+    let mut client = WebSocket::from_raw_socket(std::io::Cursor::new(frame), Role::Client, None);
+    assert_eq!(client.read().unwrap().into_data(), op);
+}

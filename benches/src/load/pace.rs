@@ -1,0 +1,29 @@
+//! When the next op is due. Pure.
+
+/// How the ops of a load follow each other.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Pace {
+    /// On a schedule, whatever the server does: so many in a second in all rooms together, the rooms in turn. A latency counts from
+    /// the moment at which the op was due, so an op that a slow server makes wait counts in full.
+    Open { ops_per_s: u32 },
+    /// As fast as they are delivered: each room has so many on the way.
+    Closed { in_flight: u32 },
+}
+
+/// A schedule: op `i` is due at `i` times the interval. It does not drift.
+#[derive(Debug, Clone, Copy)]
+pub struct Schedule {
+    pub start_ns: u64,
+    pub ops_per_s: u32,
+}
+
+impl Schedule {
+    pub fn due_ns(&self, op: u64) -> u64 {
+        let whole = op / u64::from(self.ops_per_s);
+        let rest = op % u64::from(self.ops_per_s);
+        self.start_ns + whole * 1_000_000_000 + rest * 1_000_000_000 / u64::from(self.ops_per_s)
+    }
+}
+
+#[cfg(test)]
+mod tests;

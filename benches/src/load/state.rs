@@ -1,0 +1,74 @@
+//! A state that is put into a workspace before anything is measured.
+
+use std::error::Error;
+use std::io::Write as _;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::endpoint::Endpoint;
+use super::join::{is_init, read_more};
+use super::joiner::first_message;
+use super::op::put_client_frame;
+
+/// So long an op may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// So many keys, with values of this length.
+#[derive(Debug, Clone, Copy)]
+pub struct State {
+    pub keys: u32,
+    pub value_bytes: usize,
+}
+
+impl State {
+    /// What a workspace holds.
+    pub fn of(&self, workspace: &str) -> Map<String, Value> {
+        let fields = (0..self.keys).map(|key| {
+            let value = format!("{workspace} {key} ");
+            let padding = ".".repeat(self.value_bytes.saturating_sub(value.len()));
+            (format!("key-{key:04}"), (value + &padding).into())
+        });
+        fields.collect()
+    }
+
+    /// The length of the first message that shows it.
+    pub fn init_bytes(&self, workspace: &str) -> usize {
+        let data = Value::Object(self.of(workspace)).to_string();
+        r#"{"type":"init","data":}"#.len() + data.len()
+    }
+
+    /// Writes it, and waits until another client was told; gives the first message of one that joins then.
+    pub fn put(&self, endpoint: &Endpoint, workspace: &str) -> Result<String, String> {
+        self.try_put(endpoint, workspace)
+            .map_err(|error| format!("workspace {workspace}: {error}"))
+    }
+
+    fn try_put(&self, endpoint: &Endpoint, workspace: &str) -> Result<String, Box<dyn Error>> {
+        let (mut reader, _) = endpoint.join(workspace)?;
+        let (mut writer, _) = endpoint.join(workspace)?;
+        let state = self.of(workspace);
+        let mut frames = Vec::new();
+        for (key, value) in &state {
+            let text = format!(
+                r#"{{"type":"op","payload":{{"key":"{key}","value":{value},"timestamp":1700000000000000}}}}"#
+            );
+            put_client_frame(&mut frames, text.as_bytes());
+        }
+        writer.write_all(&frames)?;
+        reader.set_read_timeout(Some(PATIENCE))?;
+        let (mut ops, mut seen) = (0, Vec::new());
+        while ops < state.len() {
+            read_more(&mut reader, &mut seen)?;
+            while let Some((_, end)) = first_message(&seen)? {
+                seen.drain(..end);
+                ops += 1;
+            }
+        }
+        let (_, init) = endpoint.join(workspace)?;
+        if !is_init(&init, &state) {
+            return Err("who joins is shown another state than was written".into());
+        }
+        Ok(init)
+    }
+}

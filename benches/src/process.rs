@@ -1,0 +1,171 @@
+//! Processes that are measured, and how the server's program is built.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::Value;
+
+/// The memory of a process.
+pub struct Memory {
+    /// Resident now.
+    pub resident_bytes: f64,
+    /// The most that was ever resident.
+    pub most_bytes: f64,
+}
+
+/// A process whose stdout is read. It is killed when this is dropped.
+pub struct Process {
+    pub child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Process {
+    pub fn start(mut command: Command) -> (Self, Instant) {
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let begun = Instant::now();
+        let mut child = command.spawn().expect("it can be started");
+        let lines = BufReader::new(child.stdout.take().expect("it is piped"));
+        (Self { child, lines }, begun)
+    }
+
+    /// Waits for a line that contains `text`.
+    pub fn line_with(&mut self, text: &str) -> String {
+        let mut seen = String::new();
+        loop {
+            let mut line = String::new();
+            let count = self.lines.read_line(&mut line).expect("it can be read");
+            assert!(count > 0, "it exited before it printed {text:?}:\n{seen}");
+            if line.contains(text) {
+                return line.trim_end().to_owned();
+            }
+            seen.push_str(&line);
+        }
+    }
+
+    /// Its CPU time until now.
+    pub fn cpu_s(&self) -> f64 {
+        cpu_s(self.child.id()).expect("it runs")
+    }
+
+    /// Its memory now.
+    pub fn memory(&self) -> Memory {
+        memory(self.child.id()).expect("it runs")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have exited already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads the CPU time of all threads of a process, including those that have ended.
+pub fn cpu_s(pid: u32) -> io::Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in the second field may contain spaces and brackets (proc_pid_stat(5)).
+    let (_, fields) = stat.rsplit_once(')').ok_or(io::ErrorKind::InvalidData)?;
+    let ticks = fields.split_whitespace().skip(11).take(2);
+    let ticks = ticks.map(|ticks| ticks.parse::<f64>().map_err(io::Error::other));
+    // The unit is USER_HZ, a hundredth of a second on every architecture that this runs on.
+    Ok(ticks.sum::<io::Result<f64>>()? / 100.0)
+}
+
+/// Reads the CPU time of this thread; 0 where the kernel does not report it.
+pub fn thread_cpu_ns() -> u64 {
+    let schedstat = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let first = schedstat.split(' ').next();
+    first.and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// Raises the limit of open files as far as this process may, and returns it; `None`: unlimited.
+pub fn raise_open_files() -> Option<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    }
+}
+
+/// Reads the memory of a process.
+pub fn memory(pid: u32) -> io::Result<Memory> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let bytes_of = |name: &str| {
+        let mut lines = status.lines();
+        let kib = lines.find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
+        // A process that has just exited has no memory.
+        let kib = kib.ok_or(io::ErrorKind::NotFound)?.parse::<f64>();
+        Ok::<f64, io::Error>(kib.map_err(io::Error::other)? * 1024.0)
+    };
+    Ok(Memory {
+        resident_bytes: bytes_of("VmRSS:")?,
+        most_bytes: bytes_of("VmHWM:")?,
+    })
+}
+
+/// Returns the path of the server's binary, after building it from this tree.
+///
+/// The server is built as it is shipped: a dependency gets the features that the server asks for,
+/// and none of those that only a bench needs. The profile is that of the caller.
+pub fn server_program() -> io::Result<PathBuf> {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(program) = PROGRAM.get() {
+        return Ok(program.clone());
+    }
+    let program = build_server()?;
+    Ok(PROGRAM.get_or_init(|| program).clone())
+}
+
+fn build_server() -> io::Result<PathBuf> {
+    // Cargo sets this variable for the programs that it runs.
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let profile = if cfg!(debug_assertions) {
+        "dev"
+    } else {
+        "release"
+    };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut command = Command::new(cargo);
+    command
+        .current_dir(root)
+        .args(["build", "--quiet", "--locked", "--package", "etherply"])
+        .args(["--bin", "etherply", "--profile", profile])
+        .args(["--message-format", "json-render-diagnostics"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    // Build scripts that watch the variables of a package would run again for each package that
+    // builds the server.
+    for (name, _) in std::env::vars_os() {
+        let is_of_package =
+            |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        if name.to_str().is_some_and(is_of_package) {
+            command.env_remove(name);
+        }
+    }
+    let output = command.output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let messages = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut programs = messages.filter_map(|message| {
+        let is_server = message["target"]["name"] == "etherply";
+        Some(PathBuf::from(
+            message["executable"].as_str().filter(|_| is_server)?,
+        ))
+    });
+    match programs.next() {
+        Some(program) if output.status.success() => Ok(program),
+        _ => Err(io::Error::other("cargo cannot build the server")),
+    }
+}

@@ -1,4 +1,0 @@
-//! What several benches share.
-
-pub mod process;
-pub mod resp;
