@@ -21,14 +21,14 @@ const WORKSPACES_LISTED: usize = 20;
 #[derive(Serialize)]
 struct Statistics {
     #[serde(flatten)]
-    total: LogFigures,
+    total: SizeFigures,
     folders: Vec<FolderFigures>,
     workspaces_total: usize,
     workspaces: Vec<WorkspaceFigures>,
 }
 
 #[derive(Serialize, Default, Clone, Copy)]
-struct LogFigures {
+struct SizeFigures {
     segments: u64,
     records: u64,
     /// The size of the files, without torn tails.
@@ -43,7 +43,7 @@ struct LogFigures {
 struct FolderFigures {
     folder: String,
     #[serde(flatten)]
-    figures: LogFigures,
+    figures: SizeFigures,
     torn_tail: Option<TornTail>,
     /// Records beyond the ends of segments. They are not served.
     beyond: Vec<BeyondEnd>,
@@ -96,7 +96,7 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
     for (number, folder) in snapshot.folders().iter().enumerate() {
         let mut folder_figures = FolderFigures {
             folder: shard_folder(folder.shard()),
-            figures: LogFigures::default(),
+            figures: SizeFigures::default(),
             torn_tail: None,
             beyond: Vec::new(),
         };
@@ -122,7 +122,7 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
         }
         folders.push(folder_figures);
     }
-    let mut total = LogFigures::default();
+    let mut total = SizeFigures::default();
     // Only now: an op of a later folder may supersede one of an earlier folder.
     for (number, folder_figures) in folders.iter_mut().enumerate() {
         folder_figures.figures.take(census.folder(number));
@@ -146,7 +146,7 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
     })
 }
 
-impl LogFigures {
+impl SizeFigures {
     fn take(&mut self, share: Share) {
         self.records = share.records;
         self.live_bytes = share.live_bytes;
