@@ -71,5 +71,6 @@ pub mod core;
 pub mod io;
 pub mod limits;
 pub mod log;
+pub mod seq;
 pub mod status;
 pub mod wire;

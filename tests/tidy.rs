@@ -106,7 +106,7 @@ impl Layer {
                 _ => Layer::Log,
             },
             "wire" => Layer::Wire,
-            "limits" => Layer::Limits,
+            "limits" | "seq" => Layer::Limits,
             _ => return None,
         })
     }

@@ -18,6 +18,7 @@ use etherply::log::record::{
 };
 use etherply::log::repair::resync::skip_damage;
 use etherply::log::repair::salvage::{Place, header_of};
+use etherply::seq::Seq;
 use etherply_fuzz::{Script, segment_header};
 use libfuzzer_sys::fuzz_target;
 
@@ -46,7 +47,7 @@ struct OwnedOp {
     workspace: String,
     key: String,
     value: String,
-    seq: u64,
+    seq: Seq,
     timestamp: u64,
 }
 
@@ -73,7 +74,7 @@ fn batches(script: &mut Script<'_>) -> Vec<Batch> {
             workspace: script.text(),
             key: script.text(),
             value: script.text().repeat(1 + script.index::<1>(16)),
-            seq: script.number::<8>(),
+            seq: Seq::new(script.number::<8>()),
             timestamp: script.number::<8>(),
         };
         batches.push(((0..shape & 7).map(op).collect(), shape & 8 != 0));

@@ -44,12 +44,12 @@ mod http_read;
 mod intake;
 mod lifetime;
 mod session_budget;
+mod sessions;
 mod shedding_queue;
 mod waiting;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::rc::Rc;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
@@ -63,12 +63,12 @@ use crate::core::shard::absence::Absence;
 use crate::core::shard::connection_log::{ConnectionLog, Party};
 use crate::core::shard::counters::Counters;
 use crate::core::shard::log_space::LogSpace;
-use crate::core::shard::rate::{Bucket, Meter};
-use crate::core::shard::session::{Session, SessionId, State};
+use crate::core::shard::rate::Bucket;
+use crate::core::shard::session::SessionId;
 use crate::core::shard::session_budget::SessionBudget;
+use crate::core::shard::sessions::Sessions;
 use crate::core::shard::shedding_queue::SheddingQueue;
-use crate::core::shard::timers::Wheel;
-use crate::core::snapshot::snapshot_budget::SnapshotBudget;
+use crate::core::snapshot::snapshots::Snapshots;
 use crate::core::state::segment_usage::{Dead, SegmentUsage};
 use crate::core::state::workspace::Workspace;
 use crate::limits::{REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN};
@@ -82,49 +82,29 @@ pub struct Shard {
     /// Taken out while a message is handled, since the message borrows it.
     parser: Option<Box<Parser>>,
     peer_status: PeerStatus,
-    sessions: Slab<Session>,
-    /// Sessions that are over, but still stand in the table until their output is taken.
-    gone_count: usize,
-    /// The number of the last session.
-    sessions_begun: u64,
+    sessions: Sessions,
     rooms: Slab<Room>,
-    /// Who says to be in a slot, of those who say it.
-    users: HashMap<u32, Rc<str>, FixedState>,
     /// The list of users that somebody was sent last.
     kept_presence: Option<Chunk>,
     /// What is held for single sessions.
     budget: SessionBudget,
-    /// When states to be given up are looked for again.
-    next_search_us: u64,
     /// Where bytes are joined with those that were left of a frame.
     joined_bytes: Vec<u8>,
     counters: Counters,
     /// None: nothing is logged of single connections.
     connection_log: Option<Box<ConnectionLog>>,
-    /// Sessions that have no answer yet.
-    handshakes_count: u64,
     /// Requests that wait for the state of the shard, by the numbers of their sessions.
     waiting: BTreeMap<u64, (SessionId, Handoff)>,
     /// The connections that give way when there are as many as there may be, by their door.
     yielding: [SheddingQueue; 2],
-    /// What each session in a room has sent lately, by slot; empty where that is not limited.
-    meters: Vec<Meter>,
     /// The requests with a token.
     handshakes: Bucket,
-    /// The init that somebody was sent last.
-    kept_init: Option<Chunk>,
-    /// The texts of states that are on their way.
-    snapshot_budget: SnapshotBudget,
+    snapshots: Snapshots,
     pacer: Pacer,
     usage: SegmentUsage,
-    /// The rooms whose states are being encoded; one that has several stands there as often.
-    encoding_queue: VecDeque<u32>,
-    /// Sessions in a room.
-    members_count: u64,
     room_index: HashMap<Box<str>, u32, FixedState>,
     commit: Commit,
     pool: ChunkPool,
-    wheel: Wheel<SessionId>,
     outputs: VecDeque<Output>,
     /// Those who are owed something.
     send_queue: VecDeque<SessionId>,
@@ -233,35 +213,25 @@ impl Shard {
         Self {
             parser: None,
             peer_status: PeerStatus::default(),
-            sessions: Slab::new(),
-            gone_count: 0,
-            sessions_begun: 0,
+            sessions: Sessions::new(config.hash_seed, clock),
             rooms: Slab::new(),
-            users: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             kept_presence: None,
             budget: SessionBudget::new(config.session_bytes_max),
-            next_search_us: 0,
             joined_bytes: Vec::new(),
             counters: Counters::default(),
             connection_log: config.has_journal.then(Box::default),
-            handshakes_count: 0,
             waiting: BTreeMap::new(),
             yielding: Default::default(),
-            meters: Vec::new(),
             handshakes: Bucket::default(),
-            kept_init: None,
-            snapshot_budget: SnapshotBudget::default(),
+            snapshots: Snapshots::new(config.snapshot_bytes_max, config.snapshot_part_bytes),
             pacer: Pacer::default(),
             usage: SegmentUsage::new(0),
-            encoding_queue: VecDeque::new(),
-            members_count: 0,
             room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             visible_position: commit.visible_position(),
             commit,
             log_space: LogSpace::new(config.log_spare_bytes),
             config,
             pool: ChunkPool::default(),
-            wheel: Wheel::new(clock.now_us),
             outputs: VecDeque::new(),
             send_queue: VecDeque::new(),
             bulk_queue: VecDeque::new(),
@@ -342,7 +312,7 @@ impl Shard {
             shard.announce();
             shard.watch_sends(clock);
             shard.start_commit(clock);
-            shard.encode_parts();
+            shard.encode_states();
             shard.send_slice(clock);
             shard.trim_windows();
             shard.arm_receives();
@@ -362,8 +332,7 @@ impl Shard {
     pub fn poll_output(&mut self) -> Option<Output> {
         let output = self.outputs.pop_front()?;
         if let Output::Close(id) | Output::Handoff(id, ..) = &output {
-            self.sessions.remove(id.slot as usize);
-            self.gone_count -= 1;
+            self.sessions.remove(*id);
         }
         Some(output)
     }
@@ -375,7 +344,7 @@ impl Shard {
             self.is_round() && !self.commit.holds_sends() && self.pacer.until_us().is_none();
         // A round may have ended in this turn, behind the step in which a commit starts.
         let may_commit = !self.is_round() && self.commit.is_ready();
-        let may_encode = !self.encoding_queue.is_empty();
+        let may_encode = self.snapshots.is_encoding();
         let may_read = self.may_read_on() && !self.unread_queue.is_empty();
         may_send || may_commit || may_encode || may_read || self.may_answer_waiting()
     }
@@ -403,7 +372,7 @@ impl Shard {
         let rest_us = self.pacer.until_us();
         let held_us = self.held_due_us();
         [
-            self.wheel.next_us(),
+            self.sessions.next_due_us(),
             sync_us,
             retry_us,
             drain_us,
@@ -433,24 +402,30 @@ impl Shard {
         &self.counters
     }
 
+    /// Checks what always holds between two calls: the invariant of each part, and what is held
+    /// against the sums and the budget.
+    ///
+    /// # Panics
+    /// Where one of them is broken.
+    pub fn invariants(&self) {
+        self.sessions.invariants();
+        self.audit();
+    }
+
     fn gauge(&mut self) {
-        let sessions_count = (self.sessions.len() - self.gone_count) as u64;
+        let sessions = self.sessions.counts();
         let counters = &mut self.counters;
-        counters.connections = self.members_count;
-        counters.sessions_handshake = self.handshakes_count;
-        counters.sessions_closing = sessions_count - self.members_count - self.handshakes_count;
+        counters.connections = sessions.members;
+        counters.sessions_handshake = sessions.unanswered;
+        counters.sessions_closing =
+            self.sessions.len() as u64 - sessions.gone - sessions.members - sessions.unanswered;
         counters.workspaces = self.rooms.len() as u64;
         counters.window_bytes = self.pool.held.window_bytes as u64;
         counters.answer_bytes = self.pool.held.answer_bytes as u64;
         counters.unfinished_bytes = self.pool.held.unfinished_bytes as u64;
         self.budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
         counters.shared_answer_bytes = self.budget.text_bytes() as u64;
-        self.snapshot_budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
-        // What is only kept for the next one is on its way to nobody.
-        let kept = self.kept_init.as_ref();
-        let idle = kept.filter(|init| Rc::strong_count(init) == 1);
-        let idle_bytes = idle.map_or(0, |init| init.len());
-        counters.snapshot_bytes = (self.snapshot_budget.bytes() - idle_bytes) as u64;
+        counters.snapshot_bytes = self.snapshots.sweep() as u64;
         counters.frames_sent = self.pool.held.frames_taken + counters.conflated_keys;
         counters.log_live_bytes = self.live_bytes;
         counters.log_open_bytes = self.commit.segment_bytes_written();
@@ -574,31 +549,11 @@ impl Shard {
         });
     }
 
-    fn session(&mut self, id: SessionId) -> Option<&mut Session> {
-        self.sessions
-            .get_mut(id.slot as usize)
-            .filter(|session| session.generation() == id.generation)
-    }
-
     /// Records in the journal why a connection is about to end, if there is a journal.
     fn note_ending(&mut self, id: SessionId, code: u16, reason: &str, by: Party) {
         if let Some(journal) = &mut self.connection_log {
             journal.ending(id, code, reason, by);
         }
-    }
-
-    fn id_of(&self, slot: u32) -> SessionId {
-        SessionId {
-            slot,
-            generation: self.sessions[slot as usize].generation(),
-        }
-    }
-
-    fn is_open(&self, id: SessionId) -> bool {
-        let session = self.sessions.get(id.slot as usize);
-        session.is_some_and(|session| {
-            session.generation() == id.generation && matches!(session.state, State::Open { .. })
-        })
     }
 }
 

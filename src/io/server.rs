@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::admin::Pages;
-use crate::config::{SecretError, Secrets, Serve};
+use crate::config::{SecretError, Secrets, ServeArgs};
 use crate::core::contract::ShardConfig;
 use crate::core::shard::log_space::LogSize;
 use crate::core::state::workspace::Workspace;
@@ -109,7 +109,7 @@ enum ServerEvent {
 type RecoveredLog = (Report, Vec<Vec<Workspace>>);
 
 /// Runs the server until it is told to stop.
-pub fn serve(settings: &Serve) -> Result<(), ServeError> {
+pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     let mut secrets = SecretStore::new(settings.secret_sources())?;
     let admin_address = settings.admin_address().map_err(ListenError::from)?;
     let cores = thread::available_parallelism().ok();
@@ -236,7 +236,7 @@ fn warn_of_public_directory(directory: &DataDirectory) {
     }
 }
 
-fn pages(settings: &Serve, dev_token: Option<String>) -> Pages {
+fn pages(settings: &ServeArgs, dev_token: Option<String>) -> Pages {
     Pages::new(settings.console || settings.dev, dev_token)
         .with_admin_host(settings.admin.address().map(|address| address.ip()))
         .with_public_metrics(settings.admin.metrics_public)
@@ -353,7 +353,7 @@ fn wait_for_recovery(
 
 /// What all shards are started with.
 struct Common<'a> {
-    settings: &'a Serve,
+    settings: &'a ServeArgs,
     shards: u32,
     hash_seed: u64,
     start_id: u64,
@@ -481,7 +481,7 @@ fn watch_signals(events: Sender<ServerEvent>) -> Result<(), ServeError> {
 
 /// The most connections: what was asked for, within the limit of open files, which is raised as far
 /// as the system lets it.
-fn connections_max(settings: &Serve, shards: u32) -> Result<usize, ServeError> {
+fn connections_max(settings: &ServeArgs, shards: u32) -> Result<usize, ServeError> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,

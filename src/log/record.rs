@@ -132,6 +132,7 @@ mod tests;
 pub use header::{Compacted, FORMAT_VERSION, HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
 
 use super::position::LogPosition;
+use crate::seq::Seq;
 use header::{field, u16_at, u32_at, u64_at};
 
 /// The length of a batch's header, and of an empty batch.
@@ -163,7 +164,7 @@ pub struct Op<'a> {
     /// The value's JSON text, as it was sent.
     pub value: &'a str,
     /// The op's place in the order of its workspace.
-    pub seq: u64,
+    pub seq: Seq,
     /// The client's timestamp, in Unix microseconds.
     pub timestamp: u64,
 }
@@ -172,7 +173,7 @@ impl Op<'_> {
     /// Whether it stays, of two ops of one key: the rule of replay, where ops come in any order. On equal timestamps the one that
     /// was applied first stays, which is the one with the lower seq.
     #[must_use]
-    pub fn wins_over(&self, timestamp: u64, seq: u64) -> bool {
+    pub fn wins_over(&self, timestamp: u64, seq: Seq) -> bool {
         self.timestamp > timestamp || (self.timestamp == timestamp && self.seq < seq)
     }
 }
@@ -240,7 +241,7 @@ pub fn push_op(batch: &mut Vec<u8>, op: &Op<'_>) {
     let key_bytes = u16::try_from(op.key.len()).expect("KEY_BYTES_MAX fits 16 bits");
     let mut header = [0; OP_HEADER_BYTES];
     header[4..8].copy_from_slice(&bytes_u32.to_le_bytes());
-    header[8..16].copy_from_slice(&op.seq.to_le_bytes());
+    header[8..16].copy_from_slice(&op.seq.get().to_le_bytes());
     header[16..24].copy_from_slice(&op.timestamp.to_le_bytes());
     header[24..26].copy_from_slice(&workspace_bytes.to_le_bytes());
     header[26..28].copy_from_slice(&key_bytes.to_le_bytes());
@@ -588,7 +589,7 @@ fn decode_op<'a>(header: &[u8; OP_HEADER_BYTES], texts: &'a [u8]) -> Result<Op<'
         workspace: text(workspace)?,
         key: text(key)?,
         value: text(value)?,
-        seq: u64_at(header, 8),
+        seq: Seq::new(u64_at(header, 8)),
         timestamp: u64_at(header, 16),
     })
 }

@@ -195,7 +195,7 @@ impl World {
     pub fn check_held(&mut self, shard: usize) {
         let plan = self.plan;
         let seat = self.seat(shard);
-        seat.shard.audit();
+        seat.shard.invariants();
         let counters = seat.shard.counters();
         let state_bytes = plan.keys * (plan.value_bytes + 300);
         let tiny_bytes = seat.clients.len() * ANSWER_BYTES_MAX;

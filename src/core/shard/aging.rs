@@ -30,18 +30,16 @@ impl Shard {
         }
         self.handshakes.has_aged(missed.us);
         if let Some(per_second) = self.config.limits.ops_per_second {
-            for meter in &mut self.meters {
-                meter.allow_for(per_second, missed.deaf_us);
-            }
+            self.sessions.allow_for(per_second, missed.deaf_us);
         }
-        for slot in 0..self.sessions.capacity() {
-            let Some(session) = self.sessions.get(slot) else {
+        for slot in self.sessions.slots() {
+            let Some(id) = self.sessions.id_at(slot) else {
                 continue;
             };
+            let session = &self.sessions[id];
             let left_us = session.expires_at_us.saturating_sub(clock.unix_us);
             if tick_of(clock.now_us.saturating_add(left_us)) < session.timer_tick {
-                let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
-                self.reschedule(self.id_of(slot), clock);
+                self.reschedule(id, clock);
             }
         }
     }

@@ -21,10 +21,10 @@ use crate::wire::message;
 impl Shard {
     /// Puts a session into the queue of those who are sent to.
     pub(super) fn enqueue(&mut self, id: SessionId) {
-        let Some(session) = self.session(id) else {
+        let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
-        if !session.queued && !session.sending && !session.aborted && !session.finished {
+        if !session.queued && !session.sending && session.may_send() {
             session.queued = true;
             self.send_queue.push_back(id);
         }
@@ -55,7 +55,7 @@ impl Shard {
     pub(super) fn wake_gated(&mut self) {
         let mut gated = std::mem::take(&mut self.gated);
         for id in gated.drain(..) {
-            if let Some(session) = self.session(id) {
+            if let Some(session) = self.sessions.get_mut(id) {
                 session.gated = false;
                 self.enqueue(id);
             }
@@ -77,15 +77,12 @@ impl Shard {
             }
             room.announced_end = visible_end;
             for slot in &room.members {
-                let session = &mut self.sessions[*slot as usize];
+                let (id, session) = self.sessions.at(*slot);
                 let owed =
                     session.outbox.cursor() < visible_end || session.outbox.behind().is_some();
                 if owed && !session.queued && !session.sending {
                     session.queued = true;
-                    self.send_queue.push_back(SessionId {
-                        slot: *slot,
-                        generation: session.generation(),
-                    });
+                    self.send_queue.push_back(id);
                 }
             }
         }
@@ -119,7 +116,7 @@ impl Shard {
 
     /// Whether a session is owed more than a send of frames may be.
     fn is_owed_bulk(&mut self, id: SessionId) -> bool {
-        let session = self.session(id);
+        let session = self.sessions.get_mut(id);
         session.is_some_and(|session| session.outbox.waiting_bytes() > SEND_BYTES_MAX)
     }
 
@@ -158,11 +155,11 @@ impl Shard {
 
     /// Sends a session what it is owed; gives how much that is.
     fn serve(&mut self, id: SessionId, clock: Clock) -> usize {
-        let Some(session) = self.session(id) else {
+        let Some(session) = self.sessions.get_mut(id) else {
             return 0;
         };
         session.queued = false;
-        if session.sending || session.aborted || session.finished {
+        if session.sending || !session.may_send() {
             return 0;
         }
         let mut spans = self.take(id);
@@ -170,7 +167,7 @@ impl Shard {
             spans = self.take(id);
         }
         let bytes = spans_bytes(&spans);
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         if !spans.is_empty() {
             session.sending = true;
             session.last_progress_us = clock.now_us;
@@ -182,14 +179,14 @@ impl Shard {
                 session.gated = true;
                 self.gated.push(id);
             }
-        } else if session.state == State::Closing {
+        } else if session.state() == State::Closing {
             self.finish(id);
         }
         bytes
     }
 
     fn take(&mut self, id: SessionId) -> Spans {
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         let view = session
             .room()
             .map(|room| self.rooms[room as usize].view(self.visible_position));
@@ -201,7 +198,7 @@ impl Shard {
     /// Encodes the next part of what a conflated session is owed: the latest op of each key that
     /// changed since, without its own. False where there is nothing of the kind to do.
     fn encode_behind(&mut self, id: SessionId) -> bool {
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         let number = session.number;
         let Some(Behind {
             mut since,
@@ -272,7 +269,7 @@ impl Shard {
             gate: room.gate(),
             awaits: None,
         };
-        let outbox = &mut self.sessions[id.slot as usize].outbox;
+        let outbox = &mut self.sessions[id].outbox;
         if let Some(frame) = long {
             self.pool.give(short);
             outbox.push_shared(frame, due, &mut self.pool);
@@ -286,7 +283,7 @@ impl Shard {
 
     /// A session is owed more frames than it may have queued: it gets the latest op of each key instead.
     pub(super) fn fall_behind(&mut self, id: SessionId) {
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         let room = &self.rooms[session.room().expect("only a member falls behind") as usize];
         let since = room.window.seq_at(session.outbox.cursor());
         let behind = Behind { since, hint: None };
@@ -311,8 +308,8 @@ impl Shard {
         }
         let is_ended = taken.is_none_or(|bytes| bytes == 0 || bytes == spans_bytes(&spans));
         self.end_send(id, is_ended);
-        let session = &mut self.sessions[id.slot as usize];
-        let Some(bytes) = taken.filter(|bytes| *bytes > 0 && !session.aborted) else {
+        let session = &mut self.sessions[id];
+        let Some(bytes) = taken.filter(|bytes| *bytes > 0 && !session.is_aborted()) else {
             self.pool.give_spans(spans);
             return self.abort(id);
         };
@@ -320,7 +317,7 @@ impl Shard {
         if let Some(journal) = &mut self.connection_log {
             journal.sent(id, bytes);
         }
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         if clock.now_us - session.last_progress_us > SECOND_US {
             // The socket was full, and now it is not: the peer has read.
             session.last_received_us = clock.now_us;
@@ -339,7 +336,7 @@ impl Shard {
             return;
         }
         self.pool.give_spans(spans);
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         if !session.outbox.has_state() {
             session.passage = None;
         }
@@ -363,10 +360,13 @@ impl Shard {
 
     /// A send came back; unless its rest goes out next, its memory is free.
     fn end_send(&mut self, id: SessionId, is_ended: bool) {
-        let session = self.session(id).expect("a session outlives its send");
+        let session = self
+            .sessions
+            .get_mut(id)
+            .expect("a session outlives its send");
         session.sending = false;
-        if is_ended || session.aborted {
-            let outbox = &mut self.sessions[id.slot as usize].outbox;
+        if is_ended || session.is_aborted() {
+            let outbox = &mut self.sessions[id].outbox;
             outbox.sent(&mut self.pool);
             self.weigh(id);
         }
@@ -375,7 +375,7 @@ impl Shard {
     /// Reads a paused session again once its outbox has drained.
     fn unpause(&mut self, id: SessionId, clock: Clock) {
         let most_bytes = self.answer_bytes_max();
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         if session.intake == Intake::Paused && session.outbox.answer_bytes() <= most_bytes / 2 {
             session.intake = Intake::Unread;
             // It was not asked for a sign of life meanwhile.
@@ -423,15 +423,12 @@ impl Shard {
         let mut least = room.window.end();
         let mut fallen = std::mem::take(&mut self.fallen);
         for slot in &room.members {
-            let session = &self.sessions[*slot as usize];
+            let (id, session) = self.sessions.at(*slot);
             if session.outbox.behind().is_some() {
                 continue;
             }
             if session.outbox.cursor() < overflow_end {
-                fallen.push(SessionId {
-                    slot: *slot,
-                    generation: session.generation(),
-                });
+                fallen.push(id);
             } else {
                 least = least.min(session.outbox.cursor());
             }
@@ -449,10 +446,10 @@ impl Shard {
     pub(super) fn arm_receives(&mut self) {
         for place in 0..self.receive_queue.len() {
             let id = self.receive_queue[place];
-            let Some(session) = self.session(id) else {
+            let Some(session) = self.sessions.get_mut(id) else {
                 continue;
             };
-            if !session.receiving && !session.ended && !session.aborted {
+            if !session.receiving && session.may_receive() {
                 session.receiving = true;
                 self.outputs.push_back(Output::Receive(id));
             }

@@ -31,27 +31,21 @@ impl Shard {
         // as a whole instead of session by session.
         self.rooms.clear();
         self.room_index.clear();
-        self.users.clear();
-        self.members_count = 0;
+        self.sessions.reset();
         self.touched.clear();
-        self.encoding_queue.clear();
-        self.snapshot_budget.release_all();
+        self.snapshots.reset();
         self.budget.forget_frames();
         (self.watch, self.shown_since_us) = (None, None);
         self.counters.refused_log_failed += told.len() as u64;
         self.parser = None;
         self.count_anew();
-        for slot in 0..self.sessions.capacity() {
-            let Some(session) = self.sessions.get_mut(slot) else {
+        for slot in self.sessions.slots() {
+            let Some(id) = self.sessions.id_at(slot) else {
                 continue;
             };
-            let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
-            let id = SessionId {
-                slot,
-                generation: session.generation(),
-            };
             let is_told = told.binary_search(&id).is_ok();
-            match session.state {
+            let session = &self.sessions[id];
+            match session.state() {
                 State::Open { .. } => self.dismiss(id, is_told, clock),
                 State::Handshake | State::Waiting if culprit == Some(id) => {
                     self.answer(id, &Answer::internal_server_error(), clock);
@@ -85,22 +79,19 @@ impl Shard {
     fn count_anew(&mut self) {
         let held = &mut self.pool.held;
         (held.answer_bytes, held.unfinished_bytes, held.window_bytes) = (0, 0, 0);
-        self.handshakes_count = 0;
         self.budget.forget_sessions();
         self.kept_presence = None;
-        for slot in 0..self.sessions.capacity() {
-            let Some(session) = self.sessions.get_mut(slot) else {
+        for slot in self.sessions.slots() {
+            let Some(id) = self.sessions.id_at(slot) else {
                 continue;
             };
-            let is_unanswered = matches!(session.state, State::Handshake | State::Waiting);
-            self.handshakes_count += u64::from(is_unanswered);
+            let session = &mut self.sessions[id];
             (session.has_account, session.unfinished_bytes) = (false, 0);
             self.pool.held.answer_bytes += session.outbox.own_answer_bytes();
             if !session.sending {
                 session.outbox.sent(&mut self.pool);
             }
-            let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
-            self.weigh(self.id_of(slot));
+            self.weigh(id);
         }
     }
 

@@ -10,10 +10,10 @@ use crate::core::fanout::outbox::Due;
 use crate::core::fanout::room::Room;
 use crate::core::shard::connection_log::Party;
 use crate::core::shard::http_read::{Shown, for_allowed};
-use crate::core::shard::rate::{Meter, Rate};
-use crate::core::shard::session::{Intake, Passage, Session, SessionId, State};
+use crate::core::shard::rate::Rate;
+use crate::core::shard::session::{Intake, Passage, SessionId, State};
 use crate::core::shard::{Drain, Health, Shard};
-use crate::core::snapshot::encoded::{Point, Texts, Wanted};
+use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind, SnapshotPoint};
 use crate::core::state::workspace::Workspace;
 use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
 use crate::log::position::LogPosition;
@@ -24,7 +24,7 @@ use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
 /// Where a client is to be a member, and the state that it is sent.
 struct Place {
     room_slot: u32,
-    texts: Texts,
+    snapshot: Snapshot,
 }
 
 impl Shard {
@@ -36,8 +36,7 @@ impl Shard {
     /// Takes a fresh connection; gives the name under which its outcomes come.
     pub fn accept_at(&mut self, door: ListenerKind, over_limit: bool, clock: Clock) -> SessionId {
         let clock = self.woke(clock);
-        let id = self.open_session(over_limit, HEAD_TIMEOUT_US, clock);
-        self.sessions[id.slot as usize].door = door;
+        let id = self.open_session(door, over_limit, HEAD_TIMEOUT_US, clock);
         self.is_silent(id);
         self.receive_queue.push(id);
         id
@@ -46,7 +45,7 @@ impl Shard {
     /// Takes a connection whose request another shard has read and checked.
     pub fn adopt(&mut self, handoff: Box<Handoff>, clock: Clock) -> SessionId {
         let clock = self.woke(clock);
-        let id = self.open_session(false, handoff.left_us, clock);
+        let id = self.open_session(ListenerKind::Public, false, handoff.left_us, clock);
         self.guard(Some(id), clock, |shard| {
             shard.resume(id, *handoff, clock);
             shard.keep_budget(clock);
@@ -57,28 +56,22 @@ impl Shard {
     /// Opens a session whose client is to be answered within `answer_us`.
     pub(super) fn open_session(
         &mut self,
+        listener: ListenerKind,
         over_limit: bool,
         answer_us: u64,
         clock: Clock,
     ) -> SessionId {
-        self.sessions_begun += 1;
         let deadline_us = clock.now_us + answer_us;
-        let session = Session::new(self.sessions_begun, over_limit, clock.now_us, deadline_us);
-        let generation = session.generation();
-        let slot = self.sessions.insert(session);
-        let slot = u32::try_from(slot).expect("fewer sessions than descriptors");
-        let id = SessionId { slot, generation };
-        self.handshakes_count += 1;
+        let id = self.sessions.open(listener, over_limit, deadline_us, clock);
         if let Some(journal) = &mut self.connection_log {
             journal.begin(id, clock.now_us);
         }
-        self.schedule(id, deadline_us);
         id
     }
 
     /// Takes bytes of the request head.
     pub(super) fn read_head(&mut self, id: SessionId, bytes: &[u8], clock: Clock) {
-        let Some(session) = self.session(id) else {
+        let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
         session.unparsed.extend_from_slice(bytes);
@@ -86,7 +79,7 @@ impl Shard {
         if !matches!(parsed, Ok(None)) {
             self.keeps_its_place(id);
         }
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         match parsed {
             Ok(None) => self.receive_queue.push(id),
             Ok(Some((head_bytes, request))) => {
@@ -104,7 +97,7 @@ impl Shard {
             Request::Sync(request) => self.admit(id, request, clock),
             Request::State(request) => self.admit_http_read(id, request, clock),
             Request::Page(request) => {
-                self.sessions[id.slot as usize].head_only = request.head_only;
+                self.sessions[id].head_only = request.head_only;
                 self.outputs.push_back(Output::Page(id, request));
                 Ok(())
             }
@@ -193,7 +186,7 @@ impl Shard {
         if self.drain != Drain::No {
             return Err(stopping());
         }
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         if session.over_limit {
             return Err(Answer::unavailable(
                 "the server is at its limit of connections, try again later",
@@ -259,7 +252,7 @@ impl Shard {
                     Ok(place) => {
                         if let Some(user) = user.map(Rc::from) {
                             self.rooms[place.room_slot as usize].user_came(Rc::clone(&user));
-                            self.users.insert(id.slot, user);
+                            self.sessions.set_user(id, user);
                         }
                         if let Some(journal) = &mut self.connection_log {
                             let note = journal.joined(id, &workspace, subject.as_deref());
@@ -323,8 +316,11 @@ impl Shard {
             return Err(refusal);
         }
         let room_slot = self.enter_room(workspace);
-        let texts = self.texts(room_slot, Wanted::Init, clock)?;
-        Ok(Place { room_slot, texts })
+        let snapshot = self.snapshot(room_slot, SnapshotKind::Init, clock)?;
+        Ok(Place {
+            room_slot,
+            snapshot,
+        })
     }
 
     /// Makes a client a member of its workspace: 101, then init.
@@ -337,20 +333,24 @@ impl Shard {
         unparsed: Vec<u8>,
         clock: Clock,
     ) {
-        let Place { room_slot, texts } = place;
+        let Place {
+            room_slot,
+            snapshot,
+        } = place;
         let room = &mut self.rooms[room_slot as usize];
         let member = u32::try_from(room.members.len()).expect("fewer members than descriptors");
         room.members.push(id.slot);
-        self.members_count += 1;
-        self.meter_anew(id);
-        self.handshakes_count -= 1;
+        if self.config.limits.ops_per_second.is_some() {
+            self.sessions.reset_meter(id);
+        }
         self.counters.responses.answered(101);
 
-        let session = &mut self.sessions[id.slot as usize];
-        session.state = State::Open {
+        let state = State::Open {
             room: room_slot,
             member,
         };
+        self.sessions.enter(id, state);
+        let session = &mut self.sessions[id];
         session.expires_at_us = grant.expires_at_us.unwrap_or(u64::MAX);
         session.deadline_us = u64::MAX;
         // Pings are spread over the interval by a walk of the golden ratio over the slots.
@@ -360,8 +360,8 @@ impl Shard {
         let answer = self.pool.fill(256, |out| {
             upgrade::switching_protocols(accept_key, out);
         });
-        let Texts { init, point, .. } = texts;
-        let Point { at, gate, .. } = point;
+        let Snapshot { init, point, .. } = snapshot;
+        let SnapshotPoint { at, gate, .. } = point;
         session.outbox.follow(at);
         session
             .outbox
@@ -389,17 +389,6 @@ impl Shard {
         self.weigh(id);
         self.enqueue(id);
         self.reschedule(id, clock);
-    }
-
-    /// A session begins with all that it may send.
-    fn meter_anew(&mut self, id: SessionId) {
-        if self.config.limits.ops_per_second.is_some() {
-            let slot = id.slot as usize;
-            if slot >= self.meters.len() {
-                self.meters.resize_with(slot + 1, Meter::default);
-            }
-            self.meters[slot] = Meter::default();
-        }
     }
 
     /// The slot of a workspace's room; one that was never seen begins empty.

@@ -27,7 +27,7 @@ impl Shard {
     }
 
     fn may_write(&mut self, id: SessionId, clock: Clock) -> bool {
-        let room_slot = self.sessions[id.slot as usize].room();
+        let room_slot = self.sessions[id].room();
         let room = &mut self.rooms[room_slot.expect("only an open session writes") as usize];
         self.log_space.may_write(&mut room.allowance, clock.now_us)
     }
@@ -43,7 +43,7 @@ impl Shard {
             let mut waiting = std::mem::take(&mut self.held_queue);
             for _ in 0..waiting.len() {
                 let id = waiting.pop_front().expect("it was counted");
-                if !self.is_open(id) {
+                if !self.sessions.is_open(id) {
                     continue;
                 }
                 if self.may_read_on() && self.may_write(id, clock) {

@@ -10,7 +10,6 @@ use crate::core::shard::Shard;
 use crate::core::shard::rate::Pace;
 use crate::core::shard::session::{Intake, SessionId, State};
 use crate::core::shard::session_budget::SessionBudget;
-use crate::core::shard::timers::tick_of;
 use crate::core::state::workspace::{Entry, Source, Verdict};
 use crate::limits::{
     EMPTY_FRAMES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US, SESSION_BYTES_SPARED,
@@ -57,27 +56,30 @@ enum Correction {
 
 impl Shard {
     pub(super) fn received(&mut self, id: SessionId, bytes: Option<&mut [u8]>, clock: Clock) {
-        let session = self.session(id).expect("a session outlives its receive");
+        let session = self
+            .sessions
+            .get_mut(id)
+            .expect("a session outlives its receive");
         session.receiving = false;
-        let Some(bytes) = bytes.filter(|_| !session.aborted) else {
+        let Some(bytes) = bytes.filter(|_| !session.is_aborted()) else {
             return self.abort(id);
         };
         self.counters.bytes_received += bytes.len() as u64;
         if let Some(journal) = &mut self.connection_log {
             journal.received(id, bytes.len());
         }
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         if bytes.is_empty() {
-            session.ended = true;
+            session.close_by_peer();
             // Before 101 a client may close its side and still wait for its answer.
-            return match session.state {
-                State::Closing if !session.finished => {}
+            return match session.state() {
+                State::Closing if !session.is_finished() => {}
                 State::Waiting => self.received_waiting(id, bytes),
                 State::Closing | State::Handshake | State::Open { .. } => self.abort(id),
             };
         }
         session.last_received_us = clock.now_us;
-        match session.state {
+        match session.state() {
             State::Handshake => self.read_head(id, bytes, clock),
             State::Waiting => self.received_waiting(id, bytes),
             State::Open { .. } => self.read_bytes(id, bytes, clock),
@@ -95,7 +97,7 @@ impl Shard {
             let Some(id) = self.unread_queue.pop_front() else {
                 break;
             };
-            if self.is_open(id) {
+            if self.sessions.is_open(id) {
                 self.read_bytes(id, &mut [], clock);
                 self.weigh(id);
                 self.keep_budget(clock);
@@ -109,7 +111,7 @@ impl Shard {
     }
 
     pub(super) fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         let mut unparsed = std::mem::take(&mut session.unparsed);
         // Only what is not whole yet is copied. A frame that grows long does so in a list of its
         // own, a short piece of one is joined with what follows in a place that all sessions share.
@@ -143,12 +145,13 @@ impl Shard {
     }
 
     fn keep_unparsed(&mut self, id: SessionId, unparsed: Vec<u8>, read: Read, clock: Clock) {
-        let Some(session) = self.sessions.get_mut(id.slot as usize) else {
+        let open = self
+            .sessions
+            .get_mut(id)
+            .filter(|session| session.is_open());
+        let Some(session) = open else {
             return;
         };
-        if session.generation() != id.generation || !matches!(session.state, State::Open { .. }) {
-            return;
-        }
         session.unparsed = unparsed;
         match session.intake {
             Intake::Receiving => {
@@ -158,7 +161,7 @@ impl Shard {
             // It is the server that takes its time.
             Intake::Unread | Intake::Held | Intake::Paused => session.message_since_us = u64::MAX,
         }
-        match self.sessions[id.slot as usize].intake {
+        match self.sessions[id].intake {
             Intake::Unread => self.unread_queue.push_back(id),
             Intake::Held => self.held_queue.push_back(id),
             Intake::Receiving | Intake::Paused => {}
@@ -168,25 +171,23 @@ impl Shard {
     /// Notes since when a message is not whole. Nothing is scheduled but where no timer comes in
     /// time anyway.
     fn time_message(&mut self, id: SessionId, has_ended: bool, clock: Clock) {
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         if session.unparsed.is_empty() && !session.decoder.is_mid_message() {
             session.message_since_us = u64::MAX;
         } else if has_ended || session.message_since_us == u64::MAX {
             session.message_since_us = clock.now_us;
             let deadline_us = session.message_deadline_us();
-            if tick_of(deadline_us) < session.timer_tick {
-                self.schedule(id, deadline_us);
-            }
+            self.sessions.schedule_by(id, deadline_us);
         }
     }
 
     /// Handles whole frames, as many as one session may have in a turn.
     fn read_frames(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) -> Read {
         let message_bytes_max = self.config.message_bytes_max;
-        let mut decoder = std::mem::take(&mut self.sessions[id.slot as usize].decoder);
+        let mut decoder = std::mem::take(&mut self.sessions[id].decoder);
         let (mut read, mut frames) = (Read::default(), 0);
         let intake = loop {
-            let answer_bytes = self.sessions[id.slot as usize].outbox.answer_bytes();
+            let answer_bytes = self.sessions[id].outbox.answer_bytes();
             if answer_bytes > self.answer_bytes_max() {
                 break Intake::Paused;
             }
@@ -215,14 +216,14 @@ impl Shard {
                     self.close(id, code, &error.to_string(), clock);
                 }
             }
-            if !self.is_open(id) {
+            if !self.sessions.is_open(id) {
                 read.consumed = bytes.len();
                 return read;
             }
             frames += 1;
         };
         decoder.let_go();
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         session.decoder = decoder;
         session.intake = intake;
         read
@@ -257,7 +258,7 @@ impl Shard {
 
     /// The pong that the server asked for is free. Another one is a heartbeat (RFC 6455 section 5.5.3), and counts as a frame.
     fn read_pong(&mut self, id: SessionId, clock: Clock) {
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         if !std::mem::take(&mut session.owes_pong) {
             self.count_frame(id, true, clock);
         }
@@ -270,16 +271,17 @@ impl Shard {
     /// and all others by the rate, where there is one, and by the length of a message. A session that stays within these bounds
     /// takes its turn with the others: a turn reads no more than [`MESSAGES_PER_TURN_MAX`] frames of each, whatever they are.
     fn count_frame(&mut self, id: SessionId, is_empty: bool, clock: Clock) {
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         session.empty_frames += u32::from(is_empty);
+        let empty_frames = session.empty_frames;
         let is_within = match self.config.limits.ops_per_second {
             None => true,
             Some(per_second) => {
-                let meter = &mut self.meters[id.slot as usize];
+                let meter = self.sessions.meter(id);
                 meter.count_frame(per_second, clock.now_us)
             }
         };
-        if session.empty_frames > EMPTY_FRAMES_MAX || !is_within {
+        if empty_frames > EMPTY_FRAMES_MAX || !is_within {
             self.close(id, POLICY_VIOLATION, "too many frames", clock);
         }
     }
@@ -288,7 +290,7 @@ impl Shard {
     fn pace(&mut self, id: SessionId, clock: Clock) -> Pace {
         match self.config.limits.ops_per_second {
             None => Pace::Within,
-            Some(per_second) => self.meters[id.slot as usize].count(per_second, clock.now_us),
+            Some(per_second) => self.sessions.meter(id).count(per_second, clock.now_us),
         }
     }
 
@@ -334,12 +336,17 @@ impl Shard {
             return;
         }
         let source = self.source(id);
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         let room_slot = session.room().expect("only an open session applies");
         let room = &mut self.rooms[room_slot as usize];
         let live_bytes_before = room.workspace.log_bytes();
         let bytes_max = self.config.limits.workspace_bytes.unwrap_or(u64::MAX);
-        match room.apply_within(bytes_max, op.key, op.value, op.timestamp, source) {
+        self.snapshots
+            .preserve(room_slot, &room.workspace, op.key, op.timestamp);
+        match room
+            .workspace
+            .apply_within(bytes_max, op.key, op.value, op.timestamp, source)
+        {
             Verdict::Same => self.counters.ops_duplicate += 1,
             Verdict::Lost(winner) => {
                 self.counters.ops_lost += 1;
@@ -402,7 +409,7 @@ impl Shard {
 
     fn source(&self, id: SessionId) -> Source {
         Source {
-            writer: self.sessions[id.slot as usize].number,
+            writer: self.sessions[id].number,
             mark: self.usage.mark(),
         }
     }
@@ -416,7 +423,7 @@ impl Shard {
 
     /// Queues what stays, which may not be durable yet.
     fn correct(&mut self, id: SessionId, correction: Correction) {
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         let room_slot = session.room().expect("only an open session applies");
         let room = &self.rooms[room_slot as usize];
         let due = Due {
@@ -437,7 +444,7 @@ impl Shard {
         if !self.log_space.is_disk_full(self.commit.end_position()) {
             return false;
         }
-        let room_slot = self.sessions[id.slot as usize].room();
+        let room_slot = self.sessions[id].room();
         let room_slot = room_slot.expect("only an open session applies");
         let held = self.rooms[room_slot as usize].workspace.get(op.key);
         if held.is_some_and(|held| op.timestamp <= held.timestamp()) {
@@ -470,7 +477,7 @@ impl Shard {
     /// Queues an answer that shows nobody's op.
     pub(super) fn reply(&mut self, id: SessionId, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let chunk = self.pool.fill(bytes, write);
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         let at = session.room().map_or(WindowOffset::START, |room| {
             self.rooms[room as usize].window.end()
         });

@@ -20,42 +20,26 @@ const POLICY_VIOLATION: u16 = 1008;
 const TOKEN_EXPIRED: u16 = 4001;
 
 impl Shard {
-    /// Looks at a session at `at_us`, or earlier.
-    pub(super) fn schedule(&mut self, id: SessionId, at_us: u64) {
-        let tick = self.wheel.insert(at_us, id);
-        if let Some(session) = self.session(id) {
-            session.timer_tick = tick;
-        }
-    }
-
     /// Looks at a session when its next deadline comes.
     pub(super) fn reschedule(&mut self, id: SessionId, clock: Clock) {
         let ping_interval_us = self.config.ping_interval_us;
-        if let Some(session) = self.session(id) {
+        if let Some(session) = self.sessions.get_mut(id) {
             let at_us = next_deadline_us(session, ping_interval_us, clock);
-            self.schedule(id, at_us);
+            self.sessions.schedule(id, at_us);
         }
     }
 
     pub(super) fn expire_timers(&mut self, clock: Clock) {
-        while let Some((tick, mut ids)) = self.wheel.expire(clock.now_us) {
-            for id in ids.drain(..) {
-                if self
-                    .session(id)
-                    .is_some_and(|session| session.timer_tick == tick)
-                {
-                    self.check_deadlines(id, clock);
-                }
-            }
-            self.wheel.give_back(ids);
+        while let Some(id) = self.sessions.next_due(clock.now_us) {
+            self.check_deadlines(id, clock);
         }
     }
 
     fn check_deadlines(&mut self, id: SessionId, clock: Clock) {
         let silence_us = silence_us(self.config.ping_interval_us);
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         let past = |at_us: u64| at_us <= clock.now_us;
-        match session.state {
+        match session.state() {
             State::Handshake if past(session.deadline_us) => {
                 self.answer(id, &Answer::request_timeout(), clock);
             }
@@ -77,7 +61,7 @@ impl Shard {
                     self.close(id, GOING_AWAY, "the server is stopping", clock);
                 } else if session.sending && past(session.last_progress_us + STALL_TIMEOUT_US) {
                     self.close(id, TRY_AGAIN_LATER, "the client reads too slowly", clock);
-                    self.sessions[id.slot as usize].deadline_us = clock.now_us + STALL_LINGER_US;
+                    self.sessions[id].deadline_us = clock.now_us + STALL_LINGER_US;
                     self.reschedule(id, clock);
                 } else if past(session.message_deadline_us()) {
                     self.counters.given_up_messages += 1;
@@ -93,7 +77,7 @@ impl Shard {
     }
 
     fn ping_if_due(&mut self, id: SessionId, clock: Clock) {
-        let session = &mut self.sessions[id.slot as usize];
+        let session = &mut self.sessions[id];
         if session.next_ping_us <= clock.now_us {
             session.next_ping_us = clock.now_us + self.config.ping_interval_us;
             (session.owes_pong, session.empty_frames) = (true, 0);
@@ -103,8 +87,8 @@ impl Shard {
 
     /// Queues the last bytes of a session: behind what is visible and queued already.
     pub(super) fn send_last(&mut self, id: SessionId, chunk: Chunk, clock: Clock) {
-        let is_closing = |session: &mut Session| session.state == State::Closing;
-        if self.session(id).is_none_or(is_closing) {
+        let is_closing = |session: &Session| session.state() == State::Closing;
+        if self.sessions.get(id).is_none_or(is_closing) {
             return;
         }
         self.leave_room(id);
@@ -120,7 +104,7 @@ impl Shard {
         clock: Clock,
     ) {
         self.begin_closing(id, clock);
-        let outbox = &mut self.sessions[id.slot as usize].outbox;
+        let outbox = &mut self.sessions[id].outbox;
         outbox.push(chunk, WindowOffset::START, gate, &mut self.pool);
         self.weigh(id);
     }
@@ -129,14 +113,13 @@ impl Shard {
     pub(super) fn begin_closing(&mut self, id: SessionId, clock: Clock) {
         self.keeps_its_place(id);
         let visible_position = self.visible_position;
-        self.end_handshake(id);
-        let session = &mut self.sessions[id.slot as usize];
-        session.state = State::Closing;
+        self.enter_closing(id);
+        let session = &mut self.sessions[id];
         session.unparsed = Vec::new();
         session.decoder = Decoder::new();
         session.outbox.leave(visible_position, &mut self.pool);
         session.deadline_us = clock.now_us + LINGER_US;
-        self.schedule(id, clock.now_us + LINGER_US);
+        self.sessions.schedule(id, clock.now_us + LINGER_US);
         // What still comes in is read and dropped: bytes left unread would make the kernel reset
         // the connection, and the peer might lose the last ones that it was sent.
         self.receive_queue.push(id);
@@ -146,97 +129,87 @@ impl Shard {
 
     /// The last byte is out: closes the sending side, and all of it if the peer has closed its own.
     pub(super) fn finish(&mut self, id: SessionId) {
-        let session = &mut self.sessions[id.slot as usize];
-        session.finished = true;
-        if session.ended {
-            self.abort(id);
-        } else {
+        if self.sessions[id].finish() {
             self.is_answered(id);
             self.outputs.push_back(Output::Finish(id));
+        } else {
+            self.abort(id);
         }
     }
 
     /// Ends a connection at once. Its slot is free when nothing of it is in flight.
     pub(super) fn abort(&mut self, id: SessionId) {
         self.leave_room(id);
-        if self.session(id).is_none_or(|session| session.gone) {
+        if self.sessions.get(id).is_none_or(Session::is_gone) {
             return;
         }
         self.keeps_its_place(id);
-        self.end_handshake(id);
-        let session = &mut self.sessions[id.slot as usize];
-        session.state = State::Closing;
+        self.enter_closing(id);
+        let session = &mut self.sessions[id];
         session.outbox.drop_all(&mut self.pool);
         session.unparsed = Vec::new();
         session.decoder = Decoder::new();
         session.passage = None;
-        let was_aborted = std::mem::replace(&mut session.aborted, true);
+        let was_open = session.abort();
         self.weigh(id);
-        let session = &self.sessions[id.slot as usize];
+        let session = &self.sessions[id];
         if !session.sending && !session.receiving {
             self.retire(id);
             self.outputs.push_back(Output::Close(id));
-        } else if !was_aborted {
+        } else if was_open {
             self.outputs.push_back(Output::Abort(id));
         }
     }
 
     /// A session is over: nothing of it is in flight, and nothing must be started for it.
     pub(super) fn retire(&mut self, id: SessionId) {
-        self.end_handshake(id);
+        self.enter_closing(id);
         if let Some(journal) = &mut self.connection_log
             && let Some(note) = journal.end(id)
         {
             self.outputs.push_back(Output::Note(id, Box::new(note)));
         }
-        let session = &mut self.sessions[id.slot as usize];
-        assert!(
-            !session.sending && !session.receiving && !session.gone,
-            "a session ends once"
-        );
-        (session.state, session.aborted, session.gone) = (State::Closing, true, true);
-        self.gone_count += 1;
+        self.sessions.retire(id);
     }
 
-    /// A session has its answer, or none is needed any more.
-    fn end_handshake(&mut self, id: SessionId) {
-        let session = &self.sessions[id.slot as usize];
-        match session.state {
-            State::Handshake => self.handshakes_count -= 1,
-            State::Waiting => {
-                self.handshakes_count -= 1;
-                self.waiting.remove(&session.number);
-            }
-            State::Open { .. } | State::Closing => {}
+    /// Moves a session that is in no room on to its end, with the request that it may have waited
+    /// with.
+    fn enter_closing(&mut self, id: SessionId) {
+        let session = &self.sessions[id];
+        if session.state() == State::Waiting {
+            self.waiting.remove(&session.number);
         }
+        self.sessions.enter(id, State::Closing);
     }
 
     fn leave_room(&mut self, id: SessionId) {
-        let Some(session) = self.session(id) else {
+        let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
         let State::Open {
             room: room_slot,
             member,
-        } = session.state
+        } = session.state()
         else {
             return;
         };
-        session.state = State::Closing;
-        self.members_count -= 1;
+        self.sessions.enter(id, State::Closing);
         let room = &mut self.rooms[room_slot as usize];
-        if let Some(user) = self.users.remove(&id.slot) {
+        if let Some(user) = self.sessions.take_user(id) {
             room.user_left(&user);
         }
         room.members.swap_remove(member as usize);
         if let Some(moved) = room.members.get(member as usize) {
-            self.sessions[*moved as usize].state = State::Open {
+            let (moved, _) = self.sessions.at(*moved);
+            let state = State::Open {
                 room: room_slot,
                 member,
             };
+            self.sessions.enter(moved, state);
         }
         if room.members.is_empty() && room.workspace.is_untouched() {
             let room = self.rooms.remove(room_slot as usize);
+            self.snapshots.forget_room(room_slot);
             self.room_index.remove(room.workspace.id());
         } else {
             self.touch(room_slot);
@@ -254,23 +227,16 @@ impl Shard {
                 deadline_us: clock.now_us + total_us.max(LINGER_US),
             };
         }
-        let ids: Vec<SessionId> = self
+        let open = self
             .sessions
             .iter()
-            .map(|(slot, session)| {
-                let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
-                SessionId {
-                    slot,
-                    generation: session.generation(),
-                }
-            })
-            .filter(|id| self.is_open(*id))
-            .collect();
+            .filter(|(_, session)| session.is_open());
+        let ids: Vec<SessionId> = open.map(|(id, _)| id).collect();
         // The last quarter is for the closing handshakes.
         let spread_us = total_us / 4 * 3;
         for (place, id) in ids.iter().enumerate() {
             let delay_us = spread_us * place as u64 / ids.len() as u64;
-            self.sessions[id.slot as usize].deadline_us = clock.now_us + delay_us;
+            self.sessions[*id].deadline_us = clock.now_us + delay_us;
             self.reschedule(*id, clock);
         }
     }
@@ -283,7 +249,7 @@ impl Shard {
                 if deadline_us <= clock.now_us {
                     self.abort_all();
                 }
-                let is_empty = self.sessions.len() == self.gone_count;
+                let is_empty = self.sessions.is_empty();
                 if is_empty && self.commit.is_failed() && self.commit.is_quiet() {
                     self.drained();
                 } else if is_empty && self.commit.is_settled() {
@@ -310,10 +276,9 @@ impl Shard {
     }
 
     fn abort_all(&mut self) {
-        let slots: Vec<usize> = self.sessions.iter().map(|(slot, _)| slot).collect();
-        for slot in slots {
-            let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
-            self.abort(self.id_of(slot));
+        let ids: Vec<SessionId> = self.sessions.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            self.abort(id);
         }
     }
 }
@@ -331,9 +296,9 @@ fn silence_us(ping_interval_us: u64) -> u64 {
 }
 
 fn next_deadline_us(session: &Session, ping_interval_us: u64, clock: Clock) -> u64 {
-    let State::Open { .. } = session.state else {
+    if !session.is_open() {
         return session.deadline_us;
-    };
+    }
     let expires_us = clock
         .now_us
         .saturating_add(session.expires_at_us.saturating_sub(clock.unix_us));

@@ -12,9 +12,9 @@
 
 use smallvec::SmallVec;
 
+use crate::core::fanout::encoded_state::EncodedState;
 use crate::core::fanout::outbox::Outbox;
 use crate::core::fanout::pacer::{BusyPeriod, NEVER};
-use crate::core::snapshot::encoded_state::Text;
 use crate::limits::{
     MESSAGE_BYTES_DEFAULT, MESSAGE_TIMEOUT_US, SESSION_BYTES_SPARED, SNAPSHOT_PASSAGE_US,
 };
@@ -57,6 +57,50 @@ pub enum State {
     Closing,
 }
 
+/// Which directions of a connection are shut down. It only moves on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Close {
+    /// None: both are open.
+    No,
+    /// The peer has closed its side; it may still read its answer.
+    ByPeer,
+    /// The server has closed its side, after the last byte; the peer has not closed its own yet.
+    Finished,
+    /// Both: nothing more is sent or read. Something may still be in flight.
+    Aborted,
+    /// Nothing is in flight; only the output that says so is still to be taken.
+    Gone,
+}
+
+/// How many sessions are in which part of their life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct SessionCounts {
+    /// Those whose request has no answer yet.
+    pub unanswered: u64,
+    /// Those in a workspace.
+    pub members: u64,
+    /// Those that are over, and have their slot until their output is taken.
+    pub gone: u64,
+}
+
+impl SessionCounts {
+    pub fn add(&mut self, session: &Session) {
+        match session.state {
+            State::Handshake | State::Waiting => self.unanswered += 1,
+            State::Open { .. } => self.members += 1,
+            State::Closing => self.gone += u64::from(session.is_gone()),
+        }
+    }
+
+    pub fn remove(&mut self, session: &Session) {
+        match session.state {
+            State::Handshake | State::Waiting => self.unanswered -= 1,
+            State::Open { .. } => self.members -= 1,
+            State::Closing => self.gone -= u64::from(session.is_gone()),
+        }
+    }
+}
+
 /// Where the bytes of a session come from next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Intake {
@@ -79,8 +123,9 @@ pub(crate) struct Session {
     /// Its place in the order of its shard's sessions, from 1. It marks what the session wrote,
     /// which may stay for years, so it never wraps.
     pub number: u64,
-    pub state: State,
-    pub door: ListenerKind,
+    state: State,
+    close: Close,
+    pub listener: ListenerKind,
     /// A receive is in flight.
     pub receiving: bool,
     /// A send is in flight.
@@ -96,14 +141,6 @@ pub(crate) struct Session {
     pub ends_long: bool,
     /// It was accepted over the limit of connections: an upgrade is refused.
     pub over_limit: bool,
-    /// The peer has closed its side.
-    pub ended: bool,
-    /// The socket was shut down for writing behind the last byte.
-    pub finished: bool,
-    /// Both directions were shut down: nothing more is sent or read.
-    pub aborted: bool,
-    /// It is over; only its output is still to be taken.
-    pub gone: bool,
     /// It was sent a ping and has not answered it.
     pub owes_pong: bool,
     /// It holds enough to have an account in the budget.
@@ -139,7 +176,8 @@ impl Session {
         Self {
             number,
             state: State::Handshake,
-            door: ListenerKind::Public,
+            close: Close::No,
+            listener: ListenerKind::Public,
             receiving: false,
             sending: false,
             queued: false,
@@ -148,10 +186,6 @@ impl Session {
             head_only: false,
             ends_long: false,
             over_limit,
-            ended: false,
-            finished: false,
-            aborted: false,
-            gone: false,
             owes_pong: false,
             has_account: false,
             unfinished_bytes: 0,
@@ -198,6 +232,89 @@ impl Session {
             .saturating_add(MESSAGE_TIMEOUT_US * steps)
     }
 
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Open { .. })
+    }
+
+    /// Moves on to another part of its life, and is counted there.
+    pub(super) fn enter(&mut self, state: State, counts: &mut SessionCounts) {
+        counts.remove(self);
+        self.state = state;
+        counts.add(self);
+    }
+
+    /// Records that the peer has closed its side.
+    pub fn close_by_peer(&mut self) {
+        self.close = self.close.max(Close::ByPeer);
+    }
+
+    /// Records that the last byte was sent. Returns whether the peer still has to close its side.
+    pub fn finish(&mut self) -> bool {
+        let awaits_peer = self.close == Close::No;
+        self.close = self.close.max(Close::Finished);
+        awaits_peer
+    }
+
+    /// Shuts both directions down. Returns whether one of them was open.
+    pub fn abort(&mut self) -> bool {
+        let was_open = self.close < Close::Aborted;
+        self.close = self.close.max(Close::Aborted);
+        was_open
+    }
+
+    /// Ends, and is counted as over.
+    pub(super) fn retire(&mut self, counts: &mut SessionCounts) {
+        assert!(
+            !self.sending && !self.receiving && !self.is_gone(),
+            "a session ends once"
+        );
+        counts.remove(self);
+        (self.state, self.close) = (State::Closing, Close::Gone);
+        counts.add(self);
+    }
+
+    /// Returns whether bytes may still be received.
+    pub fn may_receive(&self) -> bool {
+        matches!(self.close, Close::No | Close::Finished)
+    }
+
+    /// Returns whether bytes may still be sent.
+    pub fn may_send(&self) -> bool {
+        matches!(self.close, Close::No | Close::ByPeer)
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.close == Close::Finished
+    }
+
+    /// Returns whether both directions were shut down.
+    pub fn is_aborted(&self) -> bool {
+        self.close >= Close::Aborted
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.close == Close::Gone
+    }
+
+    /// Checks that its flags agree with each other.
+    pub fn invariants(&self) {
+        let is_closing = self.state == State::Closing;
+        assert!(
+            is_closing || self.close <= Close::ByPeer,
+            "{:?} is closing",
+            self.close
+        );
+        let is_in_flight = self.sending || self.receiving;
+        assert!(
+            !self.is_gone() || !is_in_flight,
+            "what is over has nothing in flight"
+        );
+    }
+
     pub fn room(&self) -> Option<u32> {
         match self.state {
             State::Open { room, .. } => Some(room),
@@ -218,7 +335,7 @@ fn counted(bytes: usize, capacity: usize) -> usize {
 pub(crate) struct Passage {
     /// The slot of the room that it is the state of.
     pub room: u32,
-    pub texts: SmallVec<[Text; 2]>,
+    pub texts: SmallVec<[EncodedState; 2]>,
     pub bytes: usize,
     /// How far it is behind the pace of [`SNAPSHOT_PASSAGE_US`].
     lag_us: u64,
@@ -226,8 +343,8 @@ pub(crate) struct Passage {
 
 impl Passage {
     /// Of these texts, which begins now.
-    pub fn new(room: u32, texts: SmallVec<[Text; 2]>) -> Self {
-        let bytes = texts.iter().map(Text::bytes).sum::<usize>().max(1);
+    pub fn new(room: u32, texts: SmallVec<[EncodedState; 2]>) -> Self {
+        let bytes = texts.iter().map(EncodedState::bytes).sum::<usize>().max(1);
         Self {
             room,
             texts,
@@ -258,7 +375,7 @@ mod tests {
 
     #[test]
     fn a_passage_keeps_its_pace_or_lags() {
-        let text = || Text::Whole(std::rc::Rc::new(vec![0; 6_000_000]));
+        let text = || EncodedState::Ready(std::rc::Rc::new(vec![0; 6_000_000]));
         for (sends, in_flight_s, lag_s) in [
             (&[][..], 3, 3),
             // The 60th part of it in a second.

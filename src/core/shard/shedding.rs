@@ -29,19 +29,31 @@ pub struct Shed {
 impl Shard {
     /// A connection has just come.
     pub(super) fn is_silent(&mut self, id: SessionId) {
-        let Session { door, number, .. } = self.sessions[id.slot as usize];
+        let Session {
+            listener: door,
+            number,
+            ..
+        } = self.sessions[id];
         self.yielding_of(door).silent.insert(number, id);
     }
 
     /// A connection has its whole answer.
     pub(super) fn is_answered(&mut self, id: SessionId) {
-        let Session { door, number, .. } = self.sessions[id.slot as usize];
+        let Session {
+            listener: door,
+            number,
+            ..
+        } = self.sessions[id];
         self.yielding_of(door).answered.insert(number, id);
     }
 
     /// A connection has sent its head, or is over.
     pub(super) fn keeps_its_place(&mut self, id: SessionId) {
-        let Session { door, number, .. } = self.sessions[id.slot as usize];
+        let Session {
+            listener: door,
+            number,
+            ..
+        } = self.sessions[id];
         self.yielding_of(door).remove(number);
     }
 
@@ -67,8 +79,8 @@ impl Shard {
                 State::Closing
             };
             // A panic may have come between, and left one that is over.
-            let session = self.session(id);
-            if session.is_some_and(|session| session.state == expected && !session.gone) {
+            let session = self.sessions.get_mut(id);
+            if session.is_some_and(|session| session.state() == expected && !session.is_gone()) {
                 self.counters.gave_way += 1;
                 if is_silent {
                     self.counters.responses.answered(408);

@@ -36,9 +36,8 @@ impl Shard {
 
     /// Lets a request wait until the state is there.
     pub(super) fn let_wait(&mut self, id: SessionId, handoff: Handoff) {
-        let session = &mut self.sessions[id.slot as usize];
-        session.state = State::Waiting;
-        self.waiting.insert(session.number, (id, handoff));
+        self.sessions.enter(id, State::Waiting);
+        self.waiting.insert(self.sessions[id].number, (id, handoff));
         // So that the end of the connection is noticed.
         self.receive_queue.push(id);
     }
@@ -59,7 +58,7 @@ impl Shard {
     /// A request has waited for as long as it may.
     pub(super) fn give_up_waiting(&mut self, id: SessionId, clock: Clock) {
         // Without its request, a panic has come between.
-        let number = self.sessions[id.slot as usize].number;
+        let number = self.sessions[id].number;
         let Some((_, handoff)) = self.waiting.remove(&number) else {
             return self.abort(id);
         };
@@ -69,7 +68,7 @@ impl Shard {
 
     /// Takes what a client sends behind a request that waits; nothing: it has closed its side.
     pub(super) fn received_waiting(&mut self, id: SessionId, bytes: &[u8]) {
-        let number = self.sessions[id.slot as usize].number;
+        let number = self.sessions[id].number;
         let Some((_, handoff)) = self.waiting.get_mut(&number) else {
             return;
         };

@@ -9,6 +9,7 @@ use tempfile::tempdir;
 use super::*;
 use crate::log::disk::{HostDisk, Space};
 use crate::log::record;
+use crate::seq::Seq;
 
 /// This machine's disk, on which the next fdatasyncs of one file end as scripted.
 #[derive(Debug, Clone, Default)]
@@ -150,7 +151,7 @@ fn failed_log(root: &Path) -> (Scripted, LogFiles<Scripted>, End) {
             workspace: "w",
             key: "k",
             value: "1",
-            seq,
+            seq: Seq::new(seq),
             timestamp: seq,
         };
         record::begin_batch(&mut batch);
@@ -216,4 +217,26 @@ fn a_failed_segment_is_synced_by_the_errand_and_not_by_the_thread_that_asks_for_
     );
     rebuild.run(|_| ()).unwrap();
     assert_eq!(disk.syncs_left(), 2);
+}
+
+#[test]
+fn a_segment_that_was_opened_in_the_moment_of_a_failure_is_read_once() {
+    let root = tempdir().unwrap();
+    let directory = Arc::new(DataDirectory::open(root.path()).unwrap());
+    let mut log = LogFiles::open(directory, 0, &Report::default(), None).unwrap();
+    let segment = log.next(2, LogPosition::START).unwrap().run(0).unwrap();
+    log.replace(segment);
+    for is_kept in [true, false, true] {
+        let end = End {
+            index: 1,
+            durable: LogPosition::START,
+            shown: LogPosition::START,
+        };
+        let rebuild = log.rebuild(end).unwrap();
+        let segment = rebuild.run(|op| panic!("{op:?}")).unwrap();
+        // A try that gets as far as the segment, and then fails, is not kept.
+        if is_kept {
+            log.replace(segment);
+        }
+    }
 }

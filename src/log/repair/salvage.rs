@@ -207,6 +207,7 @@ pub fn header_of(bytes: &[u8], place: Place) -> Option<SegmentHeader> {
 mod tests {
     use super::super::super::record::Op;
     use super::*;
+    use crate::seq::Seq;
 
     const FIRST: LogPosition = LogPosition::new(1000);
 
@@ -253,7 +254,7 @@ mod tests {
                 workspace: "w",
                 key: "k",
                 value: "1",
-                seq: 1,
+                seq: Seq::new(1),
                 timestamp: 1,
             };
             record::push_op(&mut batch, &op);

@@ -49,7 +49,7 @@ fn whoever_was_silent_because_it_was_not_asked_stays() {
         }
         rig.run();
         for client in &clients {
-            assert!(matches!(rig.session(*client).state, State::Open { .. }));
+            assert!(matches!(rig.session(*client).state(), State::Open { .. }));
         }
         // They are asked before anything else, and one that answers goes on.
         rig.sleep_until(stopped_s + 71.0 + 10.0);
@@ -89,7 +89,7 @@ fn a_socket_that_nobody_filled_is_not_stalled() {
     assert!(absent_s(&rig) > 160.0);
     // It still has what it had of its minute.
     sleep_until_due(&mut rig, slow, seconds(STALL_TIMEOUT_US));
-    assert_eq!(rig.session(slow).state, State::Closing);
+    assert_eq!(rig.session(slow).state(), State::Closing);
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn a_connection_that_is_closing_has_its_time() {
     stop_for(&mut rig, 30);
     rig.run();
     // Its close may be on its way.
-    assert_eq!(rig.session(client).state, State::Closing);
+    assert_eq!(rig.session(client).state(), State::Closing);
     sleep_until_due(&mut rig, client, seconds(LINGER_US));
     assert_eq!(rig.seen(client), ["aborted", "gone"]);
 }

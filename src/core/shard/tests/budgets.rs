@@ -30,7 +30,7 @@ fn stalled(rig: &mut Rig, workspace: &str) -> usize {
 }
 
 fn is_open(rig: &mut Rig, place: usize) -> bool {
-    !rig.peers[place].client.closed && matches!(rig.session(place).state, State::Open { .. })
+    !rig.peers[place].client.closed && matches!(rig.session(place).state(), State::Open { .. })
 }
 
 // ---- unfinished messages ----
@@ -61,7 +61,7 @@ fn unfinished_messages_have_one_budget_and_small_ones_are_never_given_up() {
                     rig.receive(client, head.as_bytes());
                 }
             }
-            rig.shard.audit();
+            rig.shard.invariants();
             let spared = (clients.len() + 1) * 2 * SESSION_BYTES_SPARED;
             let most = BUDGET + spared;
             assert!(
@@ -290,7 +290,7 @@ fn corrections_that_nobody_takes_have_a_budget_and_those_who_read_stay() {
         let loser = stalled(&mut rig, "w");
         losers.push(loser);
         rig.op(loser, &format!("k{key}"), "1", 1);
-        rig.shard.audit();
+        rig.shard.invariants();
         assert!(shared(&rig) <= (BUDGET + 61_000) as u64, "{}", shared(&rig));
         // A client that reads is corrected, however much others leave unread.
         rig.op(innocent, "k0", "1", 1);

@@ -14,7 +14,7 @@ fn a_panic_over_a_request_is_answered_with_500() {
     rig.shard.room_index.insert("w".into(), 99);
     rig.receive(culprit, head("w", None).as_bytes());
     assert_eq!(rig.seen(culprit), ["500", "gone"]);
-    assert_eq!(rig.session(other).state, State::Handshake);
+    assert_eq!(rig.session(other).state(), State::Handshake);
     rig.sleep_until(0.1);
     rig.receive(other, head("w", None).as_bytes());
     assert_eq!(rig.seen(other), ["101", "init 0"]);
@@ -28,7 +28,7 @@ fn a_panic_over_a_closing_connection_ends_that_one() {
         rig.seen(client);
         rig.peers[client].reads = false;
         rig.receive(client, &frame(8, b""));
-        assert_eq!(rig.session(client).state, State::Closing);
+        assert_eq!(rig.session(client).state(), State::Closing);
     }
     // No socket takes more than it was given.
     let spans = rig.peers[culprit].client.sending.take();

@@ -55,7 +55,7 @@ fn a_client_that_answers_stays() {
     rig.receive(client, &pong());
     rig.sleep_until(48.95);
     assert_eq!(
-        rig.session(client).state,
+        rig.session(client).state(),
         State::Open { room: 0, member: 0 }
     );
     rig.sleep_until(49.0);
@@ -135,9 +135,12 @@ fn a_client_whose_socket_takes_nothing_is_given_up_after_a_minute() {
         rig.receive(writer, &pong());
     }
     rig.sleep_until(64.95);
-    assert_eq!(rig.session(slow).state, State::Open { room: 0, member: 0 });
+    assert_eq!(
+        rig.session(slow).state(),
+        State::Open { room: 0, member: 0 }
+    );
     rig.sleep_until(65.0);
-    assert_eq!(rig.session(slow).state, State::Closing);
+    assert_eq!(rig.session(slow).state(), State::Closing);
     rig.sleep_until(79.95);
     assert_eq!(rig.seen_at(slow), events(&[]), "it has 15 s to read on");
     rig.sleep_until(80.0);
@@ -156,7 +159,7 @@ fn a_stalled_client_that_reads_again_is_told_why() {
     rig.peers[slow].reads = false;
     rig.op(writer, "k", "1", 1);
     rig.sleep_until(70.0);
-    assert_eq!(rig.session(slow).state, State::Closing);
+    assert_eq!(rig.session(slow).state(), State::Closing);
     rig.peers[slow].reads = true;
     rig.run();
     assert_eq!(rig.seen(slow), ["k=1@1", "ping", "close 1013", "gone"]);
