@@ -126,7 +126,7 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
     // Only now: an op of a later folder may supersede one of an earlier folder.
     for (number, folder_figures) in folders.iter_mut().enumerate() {
         folder_figures.figures.take(census.folder(number));
-        total.add(found.figures);
+        total.add(folder_figures.figures);
     }
     let workspaces = census.workspaces();
     let workspaces_listed = if all {
