@@ -6,6 +6,16 @@
 //! Each carries the window offset after which it belongs, so a session receives everything in the
 //! order in which it came to be.
 //!
+//! ```text
+//!   start ──────────── cursor ──────────── visible_end ──────────── end      of the window
+//!     sent, or passed over │ sent with the next │ waits for the log
+//! ```
+//!
+//! `start ≤ cursor ≤ end` and `start ≤ visible_end ≤ end` always hold ([`Outbox::invariants`]). The
+//! cursor is beyond `visible_end` only where nothing between them is sent out of the window: the
+//! session's own ops, and the ops that the init message contains, which waits for the log itself.
+//! So what is sent out of the window always ends at `visible_end` or before.
+//!
 //! A session whose cursor falls out of the window is *behind*. Instead of the frames it is owed the
 //! latest op of each key that changed since, which `core::shard::delivery` reads from the workspace
 //! when the socket drains.
@@ -30,9 +40,6 @@ use crate::seq::Seq;
 const OWN_FRAMES_KEPT: usize = 32;
 
 /// What one session is owed.
-///
-/// Invariant: as long as the session is not behind, its cursor is at a frame's end in its window,
-/// and `own` is the list of its own frames after that, in order.
 #[derive(Default)]
 pub struct Outbox {
     cursor: WindowOffset,
@@ -227,6 +234,46 @@ impl Outbox {
             extras.own.shrink_to_fit();
         }
         extras.behind = Some(behind);
+    }
+
+    /// Checks what holds between any two calls. `view` is `None` for a session without a workspace.
+    ///
+    /// # Panics
+    /// If something does not hold.
+    pub fn invariants(&self, view: Option<&View<'_>>) {
+        let (start, end) = view.map_or((self.cursor, self.cursor), |view| {
+            let (start, end) = (view.window.start(), view.window.end());
+            assert!(start <= view.visible_end && view.visible_end <= end);
+            (start, end)
+        });
+        let is_behind = self.behind().is_some();
+        assert!(
+            is_behind || start <= self.cursor && self.cursor <= end,
+            "a session whose cursor is not in the window is behind"
+        );
+        let Some(extras) = &self.extras else { return };
+        assert!(
+            !is_behind || extras.own.is_empty(),
+            "a session that is behind reads no window"
+        );
+        let mut passed = None;
+        for (own_start, own_end) in &extras.own {
+            assert!(own_start < own_end && self.cursor <= *own_start && *own_end <= end);
+            assert!(passed < Some(*own_start), "own frames that touch are one");
+            passed = Some(*own_end);
+        }
+        let mut cost = AnswerCost::default();
+        let mut due = WindowOffset::START;
+        for answer in &extras.answers {
+            assert!(
+                due <= answer.due.at,
+                "answers are sent in the order of their offsets"
+            );
+            assert!(answer.start <= answer.end);
+            due = answer.due.at;
+            cost += answer.cost;
+        }
+        assert_eq!(cost.bytes(), extras.cost.bytes());
     }
 
     // ---- memory ----

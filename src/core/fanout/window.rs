@@ -77,8 +77,6 @@ impl Piece {
 }
 
 /// The frames of the recent past of one workspace.
-///
-/// Invariant: the pieces are neighbours, and `start ≤ end of each frame ≤ end`, in order.
 #[derive(Default)]
 pub struct Window {
     pieces: VecDeque<Piece>,
@@ -115,6 +113,34 @@ impl Window {
     #[must_use]
     pub fn end(&self) -> WindowOffset {
         self.end
+    }
+
+    /// Checks what holds between any two calls: `start ≤ end`, the frames are between them in the
+    /// order of their seqs and log positions, and the pieces cover them without a gap.
+    ///
+    /// # Panics
+    /// If something does not hold.
+    pub fn invariants(&self) {
+        assert!(self.start <= self.end);
+        let (mut end, mut seq, mut position) = (self.start, self.start_seq, LogPosition::NONE);
+        for frame in &self.frames {
+            assert!(end < frame.end && seq < frame.seq && position <= frame.position);
+            (end, seq, position) = (frame.end, frame.seq, frame.position);
+        }
+        assert_eq!(end, self.end, "the last frame ends where the window does");
+        let mut pieces = self.pieces.iter().peekable();
+        while let Some(piece) = pieces.next() {
+            assert!(
+                piece.end() > self.start,
+                "a piece that all have passed is gone"
+            );
+            let next = pieces.peek().map_or(self.end, |next| next.start);
+            assert_eq!(piece.end(), next, "pieces follow each other");
+        }
+        let first = self.pieces.front().map_or(self.end, |piece| piece.start);
+        assert!(first <= self.start, "the oldest frame is in a piece");
+        let held: usize = self.pieces.iter().map(|piece| piece.chunk.capacity()).sum();
+        assert_eq!(held, self.capacity_bytes);
     }
 
     /// Returns the memory that the window holds.
@@ -485,9 +511,8 @@ mod tests {
                         prop_assert!(window.start() <= cursor);
                     }
                 }
-                let held: usize = window.pieces.iter().map(|piece| piece.chunk.capacity()).sum();
-                prop_assert_eq!(held, window.capacity_bytes());
-                prop_assert_eq!(held, pool.window_bytes);
+                window.invariants();
+                prop_assert_eq!(window.capacity_bytes(), pool.window_bytes);
                 for (end, seq) in ends.iter().filter(|known| known.0 >= window.start()) {
                     prop_assert_eq!(window.visible_end(LogPosition::new(seq.get() * 10)), *end);
                     prop_assert_eq!(window.visible_end(LogPosition::new(seq.get() * 10 + 9)), *end);

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::core::contract::Received;
 use crate::core::fanout::window::{Spans, skip_sent, spans_bytes};
 use crate::core::testing::{self, Dice, START_UNIX_S};
 use crate::limits::SECOND_US;
@@ -163,7 +164,7 @@ impl World {
             Output::Handoff(..) | Output::Page(..) | Output::Note(..) => {
                 unreachable!("there is one shard, no page and no journal")
             }
-            Output::LogWrite { .. } | Output::LogSync | Output::LogOpen { .. } => {
+            Output::Log(_) => {
                 assert!(self.log.is_none(), "one operation of the log at a time");
                 self.log = Some(output);
             }
@@ -249,11 +250,14 @@ impl World {
         let client = &mut self.clients[place];
         client.receiving = false;
         if client.broken || client.finished {
-            let mut none = [];
-            let bytes: Option<&mut [u8]> = if client.broken { None } else { Some(&mut none) };
+            let received = if client.broken {
+                Received::Broken
+            } else {
+                Received::Eof
+            };
             return self
                 .shard
-                .handle(Input::Received(client.id, bytes), self.clock);
+                .handle(Input::Received(client.id, received), self.clock);
         }
         let (mut bytes, mut whole) = (Vec::new(), Vec::new());
         for _ in 0..=self.dice.below(4) {
@@ -273,7 +277,7 @@ impl World {
                 break;
             }
         }
-        let input = Input::Received(client.id, Some(&mut bytes));
+        let input = Input::Received(client.id, Received::Bytes(&mut bytes));
         self.shard.handle(input, self.clock);
         for write in whole {
             match write {
@@ -345,7 +349,7 @@ impl World {
             skip_sent(&mut rest, taken);
             assert_eq!(spans_bytes(&rest), bytes - taken);
         }
-        let input = Input::Sent(client.id, spans, taken);
+        let input = Input::Sent(client.id, spans, taken.ok_or_else(rig::failure));
         self.shard.handle(input, self.clock);
         self.read(place);
     }
@@ -363,11 +367,11 @@ impl World {
         let fails = self.may_fail && self.dice.one_in(15);
         let input = match self.log.take() {
             None => return false,
-            Some(Output::LogWrite {
+            Some(Output::Log(LogStep::Write {
                 offset,
                 bytes,
                 from,
-            }) => {
+            })) => {
                 let left = bytes.len() - from;
                 let count = if self.dice.one_in(4) {
                     1 + self.dice.below(left)
@@ -375,24 +379,30 @@ impl World {
                     left
                 };
                 self.disk.write(offset, &bytes[from..from + count]);
-                Input::LogWritten(bytes, (!fails).then_some(count))
+                Input::LogWritten(
+                    bytes,
+                    if fails {
+                        Err(rig::failure())
+                    } else {
+                        Ok(count)
+                    },
+                )
             }
-            Some(Output::LogSync) => {
-                if !fails {
-                    self.disk.sync();
-                }
-                Input::LogSynced(!fails)
+            Some(Output::Log(LogStep::Sync)) if fails => Input::LogSynced(Err(rig::failure())),
+            Some(Output::Log(LogStep::Sync)) => {
+                self.disk.sync();
+                Input::LogSynced(Ok(()))
             }
-            Some(Output::Rebuild(_)) if fails => Input::Rebuilt(None),
+            Some(Output::Rebuild(_)) if fails => Input::Rebuilt(Err(rig::failure())),
             Some(Output::Rebuild(end)) => {
                 let (segment, workspaces) = self.disk.rebuild(end);
                 self.forget_what_was_lost();
-                Input::Rebuilt(Some((segment, workspaces)))
+                Input::Rebuilt(Ok((segment, workspaces)))
             }
             Some(output) => unreachable!("{output:?} is no operation of this log"),
         };
         if let Input::Rebuilt(outcome) = &input {
-            self.answer_waiting(outcome.is_some());
+            self.answer_waiting(outcome.is_ok());
         }
         let is_rebuilt = matches!(input, Input::Rebuilt(_));
         let is_failure = fails && !is_rebuilt;

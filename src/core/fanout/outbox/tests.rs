@@ -145,6 +145,16 @@ impl Rig {
         true
     }
 
+    fn invariants(&mut self) {
+        self.window.invariants();
+        let visible_end = self.window.visible_end(self.visible_position);
+        let window = &mut self.window;
+        self.outbox.invariants(Some(&View {
+            window,
+            visible_end,
+        }));
+    }
+
     fn show(&mut self, part: u64) {
         let hidden = self.position.bytes_since(self.visible_position);
         let shown = hidden.expect("all is pushed first") * part / 4;
@@ -187,6 +197,7 @@ proptest! {
                 Step::Show(part) => rig.show(part),
                 Step::Send => _ = rig.send(),
             }
+            rig.invariants();
         }
         rig.show(4);
         while rig.send() {}

@@ -1,7 +1,9 @@
 //! One shard, and clients that do as a test says: what each is told, and when.
 
+use std::io;
+
 use super::peers::{Client, Disk, Told};
-use crate::core::contract::{Clock, Handoff, Input, Output, PeerStatus, ShardConfig};
+use crate::core::contract::{Clock, Handoff, Input, Output, PeerStatus, Received, ShardConfig};
 use crate::core::fanout::window::Spans;
 use crate::core::shard::Shard;
 use crate::core::shard::connection_log::Note;
@@ -9,12 +11,17 @@ use crate::core::shard::session::{Session, SessionId};
 use crate::core::state::workspace::Workspace;
 use crate::core::testing::{self, START_UNIX_S};
 use crate::limits::SECOND_US;
-use crate::log::commit::OpenSegment;
+use crate::log::commit::{LogStep, OpenSegment};
 
 /// The monotonic time at which every rig begins: a whole tick, so that deadlines on ticks are kept exactly.
 pub const START_US: u64 = 1000 * SECOND_US;
 /// More turns than this at one time are a loop.
 const TURNS_MAX: usize = 20_000;
+
+/// Returns the error of a connection or a disk. The shard does not look into it.
+pub fn failure() -> io::Error {
+    io::ErrorKind::Other.into()
+}
 
 /// A client and what it does.
 pub struct Peer {
@@ -63,7 +70,7 @@ impl Rig {
     /// The log was read at the start.
     pub fn recover(&mut self, workspaces: Vec<Workspace>) {
         let segment = self.recovers_to.take().expect("it is read once");
-        let recovered = Input::Rebuilt(Some((segment, workspaces)));
+        let recovered = Input::Rebuilt(Ok((segment, workspaces)));
         self.shard.handle(recovered, self.clock);
     }
 
@@ -158,8 +165,12 @@ impl Rig {
         client.receiving = false;
         let id = client.id;
         let mut bytes = bytes.to_vec();
-        self.shard
-            .handle(Input::Received(id, Some(&mut bytes)), self.clock);
+        let received = if bytes.is_empty() {
+            Received::Eof
+        } else {
+            Received::Bytes(&mut bytes)
+        };
+        self.shard.handle(Input::Received(id, received), self.clock);
     }
 
     pub fn op(&mut self, place: usize, key: &str, value: &str, timestamp: u64) {
@@ -264,10 +275,7 @@ impl Rig {
             Output::Note(_, note) => self.notes.push(*note),
             Output::Ready(ready) => self.ready = Some(ready),
             Output::Drained => self.drained += 1,
-            Output::LogWrite { .. }
-            | Output::LogSync
-            | Output::LogOpen { .. }
-            | Output::Rebuild(_) => {
+            Output::Log(_) | Output::Rebuild(_) => {
                 assert!(self.log.is_none(), "one operation of the log at a time");
                 self.log = Some(output);
             }
@@ -308,7 +316,9 @@ impl Rig {
         let all = spans.iter().flat_map(|span| span.bytes().iter().copied());
         client.incoming.extend(all.take(taken.unwrap_or(0)));
         let id = client.id;
-        self.shard.handle(Input::Sent(id, spans, taken), self.clock);
+        let outcome = taken.ok_or_else(failure);
+        self.shard
+            .handle(Input::Sent(id, spans, outcome), self.clock);
         self.read(place);
     }
 
@@ -319,9 +329,13 @@ impl Rig {
             return false;
         }
         client.receiving = false;
-        let (id, mut none) = (client.id, []);
-        let bytes: Option<&mut [u8]> = if client.broken { None } else { Some(&mut none) };
-        self.shard.handle(Input::Received(id, bytes), self.clock);
+        let id = client.id;
+        let received = if client.broken {
+            Received::Broken
+        } else {
+            Received::Eof
+        };
+        self.shard.handle(Input::Received(id, received), self.clock);
         true
     }
 
@@ -332,22 +346,24 @@ impl Rig {
         }
         let input = match self.log.take() {
             None => return false,
-            Some(Output::LogWrite { bytes, .. }) if fails => Input::LogWritten(bytes, None),
-            Some(Output::LogWrite {
+            Some(Output::Log(LogStep::Write { bytes, .. })) if fails => {
+                Input::LogWritten(bytes, Err(failure()))
+            }
+            Some(Output::Log(LogStep::Write {
                 offset,
                 bytes,
                 from,
-            }) => {
+            })) => {
                 self.disk.write(offset, &bytes[from..]);
                 let count = bytes.len() - from;
-                Input::LogWritten(bytes, Some(count))
+                Input::LogWritten(bytes, Ok(count))
             }
-            Some(Output::LogSync) => {
+            Some(Output::Log(LogStep::Sync)) => {
                 self.disk.sync();
-                Input::LogSynced(!fails)
+                Input::LogSynced(if fails { Err(failure()) } else { Ok(()) })
             }
-            Some(Output::Rebuild(_)) if fails => Input::Rebuilt(None),
-            Some(Output::Rebuild(end)) => Input::Rebuilt(Some(self.disk.rebuild(end))),
+            Some(Output::Rebuild(_)) if fails => Input::Rebuilt(Err(failure())),
+            Some(Output::Rebuild(end)) => Input::Rebuilt(Ok(self.disk.rebuild(end))),
             Some(output) => unreachable!("{output:?} is no operation of this log"),
         };
         self.shard.handle(input, self.clock);

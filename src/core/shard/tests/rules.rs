@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::rig::{Rig, frame, head, op, pong};
+use super::rig::{Rig, failure, frame, head, op, pong};
 use crate::core::contract::{Input, PeerStatus, shard_of};
 use crate::core::fanout::outbox::{Outbox, OutboxPool};
 use crate::core::fanout::window::Chunk;
@@ -27,7 +27,10 @@ fn a_request_is_answered_by_the_state_of_the_server() {
     let as_it_is = |_: &mut Rig| ();
     let others_fail = |rig: &mut Rig| rig.shard.set_peer_status(PeerStatus::default());
     let drains = |rig: &mut Rig| rig.shard.handle(Input::Drain, rig.clock);
-    let fails = |rig: &mut Rig| rig.shard.handle(Input::LogSynced(false), rig.clock);
+    let fails = |rig: &mut Rig| {
+        rig.shard
+            .handle(Input::LogSynced(Err(failure())), rig.clock)
+    };
     let cases: [(&str, Change<'_>, bool, &str, &str); 12] = [
         (&healthz, &as_it_is, false, "200", "ok"),
         (&readyz, &as_it_is, false, "200", "ready"),
