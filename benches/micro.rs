@@ -13,18 +13,21 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use etherply::core::outbox::{Outbox, View};
-use etherply::core::window::{ChunkPool, Spans, Window, spans_bytes};
-use etherply::core::workspace::{Verdict, Workspace};
+use driver::{Driver, put_frame, put_op};
+use etherply::core::fanout::outbox::{Outbox, OutboxPool, View};
+use etherply::core::fanout::window::{Spans, Window, spans_bytes};
+use etherply::core::state::workspace::{Verdict, Workspace};
 use etherply::log::commit::Durability;
+use etherply::log::position::LogPosition;
 use etherply::log::record::{self, Reader, SegmentHeader};
-use etherply::wire::frame::{Decoder, Event};
+use etherply::seq::Seq;
+use etherply::wire::frame::{Decoder, FrameEvent};
 use etherply::wire::message::{self, Message, Parser};
-use house::{House, put_frame, put_op};
 
 // The load of the test that counts allocations: what is timed here is what is counted there.
-#[path = "../tests/allocations/house.rs"]
-mod house;
+#[path = "../tests/allocations/driver.rs"]
+#[allow(dead_code, reason = "the test uses the rest")]
+mod driver;
 
 /// A cursor's move, a number, a paragraph.
 const VALUE_BYTES: [usize; 3] = [16, 100, 4000];
@@ -43,7 +46,7 @@ fn message_text(value_bytes: usize) -> String {
     let mut decoder = Decoder::new();
     let step = decoder.decode(&mut frame, MESSAGE_BYTES_MAX);
     match step.expect("a frame").event {
-        Some(Event::Text(text)) => text.to_owned(),
+        Some(FrameEvent::Text(text)) => text.to_owned(),
         event => panic!("{event:?} is no op"),
     }
 }
@@ -105,7 +108,7 @@ fn apply(c: &mut Criterion) {
     for (timestamp, key) in (1..).zip(&keys) {
         assert!(matches!(
             workspace.apply(key, &value, timestamp, 1),
-            Verdict::Won { seq, .. } if seq == timestamp
+            Verdict::Won { seq, .. } if seq.get() == timestamp
         ));
     }
     let lost = matches!(
@@ -139,17 +142,20 @@ fn encode_batch(batch: &mut Vec<u8>, keys: &[String], value: &str, header: &Segm
             workspace: "workspace",
             key: &keys[length(seq)],
             value,
-            seq: seq + 1,
+            seq: Seq::new(seq + 1),
             timestamp: seq,
         };
         record::push_op(batch, &op);
     }
-    record::seal_batch(batch, header.salt(), 0, 0);
+    record::seal_batch(batch, header.salt(), LogPosition::START, LogPosition::START);
 }
 
 fn log(c: &mut Criterion) {
     let mut group = c.benchmark_group("record");
-    let (keys, header) = (keys(), SegmentHeader::new(0, [5; 16], 1, 0));
+    let (keys, header) = (
+        keys(),
+        SegmentHeader::new(0, [5; 16], 1, LogPosition::START),
+    );
     for value_bytes in VALUE_BYTES {
         let value = "1".repeat(value_bytes);
         let mut batch = Vec::new();
@@ -159,7 +165,7 @@ fn log(c: &mut Criterion) {
         assert_eq!(ops.len() as u64, BATCH_OPS);
         for (seq, op) in (1..).zip(&ops) {
             let op = op.as_ref().expect("no fault");
-            assert_eq!((op.seq, op.value), (seq, &value[..]));
+            assert_eq!((op.seq.get(), op.value), (seq, &value[..]));
         }
         group.throughput(Throughput::Elements(BATCH_OPS));
         group.bench_function(BenchmarkId::new("encode", value_bytes), |b| {
@@ -176,7 +182,7 @@ fn log(c: &mut Criterion) {
 /// provides the spans of one send.
 struct Broadcast {
     window: Window,
-    pool: ChunkPool,
+    pool: OutboxPool,
     outboxes: Vec<Outbox>,
     sends: Vec<Spans>,
     seq: u64,
@@ -185,8 +191,8 @@ struct Broadcast {
 impl Broadcast {
     fn new() -> Self {
         Self {
-            window: Window::new(0),
-            pool: ChunkPool::default(),
+            window: Window::new(Seq::NONE),
+            pool: OutboxPool::default(),
             outboxes: (0..RECEIVERS).map(|_| Outbox::default()).collect(),
             sends: Vec::with_capacity(RECEIVERS),
             seq: 0,
@@ -200,24 +206,31 @@ impl Broadcast {
             self.seq += 1;
             let key = &keys[length(self.seq % KEYS)];
             let bytes = message::op_frame_bytes(key, value, timestamp);
-            self.window
-                .push(&mut self.pool, self.seq, self.seq, bytes, |out| {
+            let position = LogPosition::new(self.seq);
+            self.window.push(
+                self.pool.windows(),
+                Seq::new(self.seq),
+                position,
+                bytes,
+                |out| {
                     message::put_op(out, key, value, timestamp);
-                });
+                },
+            );
         }
         for outbox in &mut self.outboxes {
             let view = View {
                 visible_end: self.window.end(),
                 window: &mut self.window,
             };
-            let spans = outbox.take(Some(view), self.seq, &mut self.pool);
+            let spans = outbox.take(Some(view), LogPosition::new(self.seq), &mut self.pool);
             self.sends.push(spans);
         }
         let bytes = self.sends.iter().map(|spans| spans_bytes(spans)).sum();
         for spans in self.sends.drain(..) {
             self.pool.give_spans(spans);
         }
-        self.window.drop_before(self.window.end(), &mut self.pool);
+        self.window
+            .drop_before(self.window.end(), self.pool.windows());
         bytes
     }
 }
@@ -253,29 +266,33 @@ fn shard(c: &mut Criterion) {
         ("64 ops of 1 to 1,000", RECEIVERS, 1, BATCH_OPS),
         ("8 ops of each of 8 to each other", 7, 8, 8),
     ] {
-        let mut house = House::new(Durability::Always, |_| ());
+        let mut driver = Driver::new(Durability::Always, |_| ());
         for _ in 0..=receivers {
-            house.join("workspace");
+            driver.join("workspace");
         }
         let mut timestamp = 1_700_000_000_000_000;
-        let mut round = |house: &mut House| {
+        let mut round = |driver: &mut Driver| {
             for place in 0..writers {
-                house.say(place, |out| {
+                driver.send(place, |out| {
                     for _ in 0..ops {
                         timestamp += 1;
                         put_op(out, timestamp % KEYS, 100, timestamp);
                     }
                 });
             }
-            house.settle();
+            driver.settle();
         };
-        round(&mut house);
+        round(&mut driver);
         let deliveries = ops * writers as u64 * receivers as u64;
-        let frames: u64 = house.members.iter().map(|member| member.told.frames).sum();
+        let frames: u64 = driver
+            .members
+            .iter()
+            .map(|member| member.counter.frames)
+            .sum();
         assert_eq!(frames, deliveries, "everybody is told, but for the writer");
-        house.counts_frames = false;
+        driver.counts_frames = false;
         group.throughput(Throughput::Elements(deliveries));
-        group.bench_function(name, |b| b.iter(|| round(&mut house)));
+        group.bench_function(name, |b| b.iter(|| round(&mut driver)));
     }
     group.finish();
 }
@@ -312,16 +329,16 @@ fn init(c: &mut Criterion) {
 
 /// A ping and its pong, which take the same path as the ops.
 fn pong(c: &mut Criterion) {
-    let mut house = House::new(Durability::Always, |_| ());
-    let place = house.join("workspace");
-    let ping = |house: &mut House| {
-        house.say(place, |out| put_frame(out, 9, |_| ()));
-        house.settle();
+    let mut driver = Driver::new(Durability::Always, |_| ());
+    let place = driver.join("workspace");
+    let ping = |driver: &mut Driver| {
+        driver.send(place, |out| put_frame(out, 9, |_| ()));
+        driver.settle();
     };
-    ping(&mut house);
-    assert_eq!(house.members[place].told.frames, 1);
-    house.counts_frames = false;
-    c.bench_function("ping", |b| b.iter(|| ping(&mut house)));
+    ping(&mut driver);
+    assert_eq!(driver.members[place].counter.frames, 1);
+    driver.counts_frames = false;
+    c.bench_function("ping", |b| b.iter(|| ping(&mut driver)));
 }
 
 fn settings() -> Criterion {

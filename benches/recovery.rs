@@ -26,8 +26,8 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use clap::Parser;
-use etherply::io::post::Progress;
 use etherply::log::directory::DataDirectory;
+use etherply::status::RecoveryProgress;
 
 #[path = "recovery/contestants.rs"]
 mod contestants;
@@ -227,7 +227,7 @@ fn replay(data: &Path) {
     let own_cpu_s = || process::cpu_s(std::process::id()).expect("this runs");
     let cpu_before_s = own_cpu_s();
     let begun = Instant::now();
-    let progress = Progress::default();
+    let progress = RecoveryProgress::default();
     let (report, dealt) =
         etherply::io::recovery::recover(&directory, 1, 1, &progress).expect("a whole log");
     let clock_s = begun.elapsed().as_secs_f64();

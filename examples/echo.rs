@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use etherply::wire::frame::{self, Decoder, Event, Opcode};
+use etherply::wire::frame::{self, Decoder, FrameEvent, Opcode};
 use etherply::wire::upgrade;
 use tungstenite::handshake::derive_accept_key;
 
@@ -81,19 +81,19 @@ fn echo(decoder: &mut Decoder, input: &mut Vec<u8>, output: &mut Vec<u8>) -> boo
             }
         };
         match step.event {
-            Some(Event::Text(text)) => put_message(output, Opcode::Text, text.as_bytes()),
-            Some(Event::Binary(bytes)) => put_message(output, Opcode::Binary, bytes),
-            Some(Event::Ping(payload)) => frame::put_pong(output, payload),
-            Some(Event::Close(Some((code, _)))) => {
+            Some(FrameEvent::Text(text)) => put_message(output, Opcode::Text, text.as_bytes()),
+            Some(FrameEvent::Binary(bytes)) => put_message(output, Opcode::Binary, bytes),
+            Some(FrameEvent::Ping(payload)) => frame::put_pong(output, payload),
+            Some(FrameEvent::Close(Some((code, _)))) => {
                 frame::put_close(output, code, "");
                 return true;
             }
-            Some(Event::Close(None)) => {
+            Some(FrameEvent::Close(None)) => {
                 frame::put_header(output, Opcode::Close, 0);
                 return true;
             }
             None if step.consumed == 0 => break,
-            Some(Event::Pong(_)) | None => {}
+            Some(FrameEvent::Pong(_)) | None => {}
         }
         done_bytes += step.consumed;
     }

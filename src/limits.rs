@@ -271,7 +271,7 @@ pub const FUTURE_SKEW_S_DEFAULT: u64 = 24 * 3600;
 /// `Retry-After` of a 503, in seconds.
 pub const RETRY_AFTER_S: u32 = 5;
 /// A turn that begins later than it is due by more than this is an absence of the shard, by which its deadlines move
-/// ([`core::absence`](crate::core::absence)): two ticks of the timers, which a machine that is merely busy stays below.
+/// ([`core::shard::absence`](crate::core::shard::absence)): two ticks of the timers, which a machine that is merely busy stays below.
 pub const LATENESS_US_MAX: u64 = 2 * TIMER_TICK_US;
 /// After an absence as much of what was missed, and no more than this, does not count of the time before: what was due then is due
 /// a moment later, when the shard has looked at what came in.

@@ -7,15 +7,18 @@ use std::io::BufWriter;
 use std::path::Path;
 
 use etherply::core::contract::shard_of;
+use etherply::core::testing::Dice;
 use etherply::log::chain::FIRST_INDEX;
 use etherply::log::directory::DataDirectory;
 use etherply::log::disk::{DiskFile, HostDisk};
+use etherply::log::position::LogPosition;
 use etherply::log::record::{
     BATCH_HEADER_BYTES, OP_HEADER_BYTES, Op, SEGMENT_HEADER_BYTES, SegmentHeader, begin_batch,
     push_op, seal_batch,
 };
 use etherply::log::segment::{self, Segment};
 
+use etherply::seq::Seq;
 use etherply_bench::resp::put_command;
 
 /// The bytes of a record on disk.
@@ -24,19 +27,6 @@ const RECORD_BYTES: u16 = 100;
 const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 /// The most ops in a batch.
 const BATCH_OPS_MAX: u64 = 128;
-
-/// A generator of pseudo-random numbers (xorshift64*), the same in each run.
-pub struct Dice(pub u64);
-
-impl Dice {
-    /// Returns a number below `bound`.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
-    }
-}
 
 /// Ops in the order in which they were applied.
 pub struct Workload {
@@ -71,7 +61,7 @@ impl Workload {
             "each workspace has a key, and each key an op"
         );
         assert!(workspaces <= 100_000, "the id of a workspace has 5 digits");
-        let mut dice = Dice(1);
+        let mut dice = Dice::new(1);
         let overwrites = (keys..records)
             .map(|_| pick(&mut dice, keys))
             .collect::<Vec<_>>();
@@ -158,7 +148,7 @@ impl Workload {
                     workspace: &texts.workspace,
                     key: &texts.key,
                     value: &texts.value,
-                    seq: *seq,
+                    seq: Seq::new(*seq),
                     timestamp: 1_700_000_000_000_000 + u64::from(op) * 100,
                 },
             );
@@ -203,7 +193,7 @@ impl Workload {
 }
 
 fn pick(dice: &mut Dice, bound: u32) -> u32 {
-    u32::try_from(dice.below(bound.into())).expect("it is below 32 bits")
+    u32::try_from(dice.below_u64(bound.into())).expect("it is below 32 bits")
 }
 
 /// The log of one shard while it is being written.
@@ -211,7 +201,7 @@ struct Log {
     segment: Segment<File>,
     /// The length of the segment.
     bytes: u64,
-    durable_position: u64,
+    durable_position: LogPosition,
     batch: Vec<u8>,
     batch_ops: u64,
     dice: Dice,
@@ -221,16 +211,16 @@ impl Log {
     fn new(directory: &DataDirectory, shard: u32) -> Self {
         let mut batch = Vec::new();
         begin_batch(&mut batch);
-        let mut dice = Dice(u64::from(shard) + 2);
+        let mut dice = Dice::new(u64::from(shard) + 2);
         Self {
             segment: create(
                 directory,
-                SegmentHeader::new(shard, directory.epoch(), FIRST_INDEX, 0),
+                SegmentHeader::new(shard, directory.epoch(), FIRST_INDEX, LogPosition::START),
             ),
             bytes: SEGMENT_HEADER_BYTES as u64,
-            durable_position: 0,
+            durable_position: LogPosition::START,
             batch,
-            batch_ops: 1 + dice.below(BATCH_OPS_MAX),
+            batch_ops: 1 + dice.below_u64(BATCH_OPS_MAX),
             dice,
         }
     }
@@ -242,7 +232,7 @@ impl Log {
             return;
         }
         self.commit();
-        self.batch_ops = 1 + self.dice.below(BATCH_OPS_MAX);
+        self.batch_ops = 1 + self.dice.below_u64(BATCH_OPS_MAX);
         if self.bytes >= SEGMENT_BYTES {
             self.segment.file.sync().expect("a disk that works");
             let header = self.segment.header;

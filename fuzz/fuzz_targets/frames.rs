@@ -6,7 +6,7 @@ use std::io::{self, Cursor, Read, Write};
 
 use etherply::limits::CONTROL_BYTES_MAX;
 use etherply::wire::frame::{
-    CLOSE_REASON_BYTES_MAX, Decoder, Event, FrameError, Opcode, put_close, put_header, put_pong,
+    CLOSE_REASON_BYTES_MAX, Decoder, FrameEvent, FrameError, Opcode, put_close, put_header, put_pong,
 };
 use etherply_fuzz::Script;
 use libfuzzer_sys::fuzz_target;
@@ -43,14 +43,14 @@ enum Said {
     Close(Option<(u16, String)>),
 }
 
-impl From<Event<'_>> for Said {
-    fn from(event: Event<'_>) -> Self {
+impl From<FrameEvent<'_>> for Said {
+    fn from(event: FrameEvent<'_>) -> Self {
         match event {
-            Event::Text(text) => Self::Text(text.into()),
-            Event::Binary(bytes) => Self::Binary(bytes.into()),
-            Event::Ping(payload) => Self::Ping(payload.into()),
-            Event::Pong(payload) => Self::Pong(payload.into()),
-            Event::Close(close) => Self::Close(close.map(|(code, reason)| (code, reason.into()))),
+            FrameEvent::Text(text) => Self::Text(text.into()),
+            FrameEvent::Binary(bytes) => Self::Binary(bytes.into()),
+            FrameEvent::Ping(payload) => Self::Ping(payload.into()),
+            FrameEvent::Pong(payload) => Self::Pong(payload.into()),
+            FrameEvent::Close(close) => Self::Close(close.map(|(code, reason)| (code, reason.into()))),
         }
     }
 }

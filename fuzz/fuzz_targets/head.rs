@@ -4,7 +4,7 @@
 
 use etherply::limits::{HEAD_BYTES_MAX, USER_ID_BYTES_MAX, WORKSPACE_ID_BYTES_MAX};
 use etherply::wire::upgrade::{
-    Answer, LookRequest, Request, SyncRequest, parse_head, switching_protocols,
+    Answer, StateRequest, Request, SyncRequest, parse_head, switching_protocols,
 };
 use etherply_fuzz::Script;
 use libfuzzer_sys::fuzz_target;
@@ -48,7 +48,7 @@ fuzz_target!(|input: &[u8]| {
             );
             match request {
                 Request::Sync(request) => check_request(request),
-                Request::Look(request) => check_look(request),
+                Request::State(request) => check_look(request),
                 _ => {}
             }
         }
@@ -117,9 +117,9 @@ fn check_names(workspace: &str, token: Option<&str>) {
 }
 
 /// A look keeps what is promised of it, and does not tell its token.
-fn check_look(request: &LookRequest) {
+fn check_look(request: &StateRequest) {
     check_names(&request.workspace, request.token.as_deref());
-    let hidden = LookRequest {
+    let hidden = StateRequest {
         token: request.token.as_ref().map(|_| "x".to_owned()),
         ..request.clone()
     };

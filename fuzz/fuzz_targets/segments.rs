@@ -5,8 +5,9 @@
 
 use etherply::log::record::{
     BATCH_HEADER_BYTES, Cursor, FaultKind, OP_HEADER_BYTES, Op, Reader, SEGMENT_HEADER_BYTES,
-    SegmentHeader, begin_batch, damage_behind, durable_position, next_batch, op_bytes, push_op,
+    SegmentHeader, begin_batch, damage_behind, op_bytes, push_op,
 };
+use etherply::log::repair::resync::{durable_position, next_batch, skip_damage};
 use etherply_fuzz::{Script, segment_header};
 use libfuzzer_sys::fuzz_target;
 
@@ -53,7 +54,7 @@ fn mend(header: &SegmentHeader, bytes: &mut [u8], with_positions: bool) {
         let (batch_header, rest) = batch;
         batch_header[..4].copy_from_slice(BATCH_MAGIC);
         if with_positions {
-            let position = header.position(at as u64);
+            let position = header.position(at as u64).get();
             batch_header[8..16].copy_from_slice(&position.to_le_bytes());
             let durable = number(batch_header, 16, 8).min(position);
             batch_header[16..24].copy_from_slice(&durable.to_le_bytes());
@@ -148,7 +149,7 @@ fn check_salvage(header: &SegmentHeader, bytes: &[u8]) {
             Ok(op) => {
                 check_op(&op, bytes, reader.offset());
             }
-            Err(fault) => match reader.skip_damage() {
+            Err(fault) => match skip_damage(&mut reader) {
                 Some(lost) => {
                     assert_eq!((lost.start, lost.end), (fault.offset, reader.offset()));
                     assert!(lost.start < lost.end && lost.end <= bytes.len());
@@ -183,7 +184,7 @@ fn check_damage(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) {
         };
         batch.starts_with(BATCH_MAGIC)
             && number(batch, 24, 4) == u64::from(crc32c::crc32c_append(header.salt(), &batch[..24]))
-            && number(batch, 8, 8) == header.position(*offset as u64)
+            && number(batch, 8, 8) == header.position(*offset as u64).get()
     };
     let durable = |offset: &usize| number(bytes, offset + 16, 8);
     let batches: Vec<usize> = (fault_offset..bytes.len()).filter(is_batch).collect();
@@ -192,7 +193,7 @@ fn check_damage(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) {
         next_batch(header, behind, fault_offset),
         batches.first().copied()
     );
-    let fault_position = header.position(fault_offset as u64);
+    let fault_position = header.position(fault_offset as u64).get();
     let proof = batches
         .iter()
         .find(|offset| durable(offset) > fault_position);
@@ -201,7 +202,7 @@ fn check_damage(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) {
         let greatest = batches
             .iter()
             .map(durable)
-            .fold(header.first_position, u64::max);
-        assert_eq!(durable_position(header, bytes), greatest);
+            .fold(header.first_position.get(), u64::max);
+        assert_eq!(durable_position(header, bytes).get(), greatest);
     }
 }

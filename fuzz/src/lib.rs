@@ -24,12 +24,13 @@
 //! The committed seeds in `corpus/` are written by `cargo run --manifest-path fuzz/Cargo.toml --example seeds`; what a run finds
 //! beside them is not committed.
 
+use etherply::log::position::LogPosition;
 use etherply::log::record::SegmentHeader;
 
 /// The segment that the log's targets write and read. The only place that builds a header.
 #[must_use]
 pub fn segment_header() -> SegmentHeader {
-    SegmentHeader::new(3, *b"0123456789abcdef", 7, 1_000_000)
+    SegmentHeader::new(3, *b"0123456789abcdef", 7, LogPosition::new(1_000_000))
 }
 
 /// Takes an input apart from its front. Where it has ended, everything is zero or empty, so every input means something.

@@ -6,11 +6,12 @@
 //!
 //! <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>
 
-use crate::admin::stats::{LogFigures, Reading};
-use crate::core::counters::{
+use crate::core::contract::ListenerKind;
+use crate::core::shard::counters::{
     CLOSE_CODES, Counters, DURATION_BOUNDS_US, Durations, GROUP_BOUNDS, RESPONSE_CODES,
 };
-use crate::io::post::{Door, Status};
+use crate::status::Status;
+use crate::status::stats::{LogFigures, Reading};
 
 use text_format::{Page, Value, label};
 
@@ -300,8 +301,8 @@ fn put_process(page: &mut Page, status: &Status) {
         "Open connections, by the port that they came to.",
     );
     for (door, label) in [
-        (Door::Public, "port=\"public\""),
-        (Door::Admin, "port=\"admin\""),
+        (ListenerKind::Public, "port=\"public\""),
+        (ListenerKind::Admin, "port=\"admin\""),
     ] {
         let count = Value::Count(status.connections(door) as u64);
         page.sample(name, "", &[label], count);

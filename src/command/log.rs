@@ -1,12 +1,12 @@
-//! `etherply log`: one file for each of its commands.
+//! `etherply log`, with one file for each of its commands.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use std::process::ExitCode;
 
-use self::verify::Verdict;
+use self::verify::VerifyOutcome;
 use super::output::Stop;
-use crate::config::log::{Log, LogCommand};
+use crate::config::log::{LogArgs, LogCommand};
 
 mod compact;
 mod dump;
@@ -14,34 +14,35 @@ mod repair;
 mod stat;
 mod verify;
 
-/// The exit code where all that is served is whole, and segments have records beyond their ends.
+/// The exit code if all served records are intact, but segments have records beyond their ends.
 const RECORDS_BEYOND: u8 = 3;
 
-/// Runs a command on the log. The error is one line that tells what to do.
-pub fn run(settings: &Log) -> Result<ExitCode, String> {
+/// Runs a command on the log. An error is one line that says what to do.
+pub fn run(settings: &LogArgs) -> Result<ExitCode, String> {
     raise_file_limit();
     let data = &settings.data_dir;
     let outcome = match &settings.command {
-        LogCommand::Stat(stat) => stat::run(data, stat).map(|()| Verdict::Whole),
+        LogCommand::Stat(stat) => stat::run(data, stat).map(|()| VerifyOutcome::Whole),
         LogCommand::Verify => verify::run(data),
-        LogCommand::Dump(dump) => dump::run(data, dump).map(|()| Verdict::Whole),
+        LogCommand::Dump(dump) => dump::run(data, dump).map(|()| VerifyOutcome::Whole),
         LogCommand::Repair(repair) => repair::run(data, repair),
-        LogCommand::Compact => compact::run(data).map(|()| Verdict::Whole),
+        LogCommand::Compact => compact::run(data).map(|()| VerifyOutcome::Whole),
     };
     match outcome {
-        Ok(Verdict::RecordsBeyond) => Ok(ExitCode::from(RECORDS_BEYOND)),
-        Ok(Verdict::Whole) | Err(Stop::NobodyReads) => Ok(ExitCode::SUCCESS),
+        Ok(VerifyOutcome::RecordsBeyond) => Ok(ExitCode::from(RECORDS_BEYOND)),
+        Ok(VerifyOutcome::Whole) | Err(Stop::OutputClosed) => Ok(ExitCode::SUCCESS),
         Err(Stop::Failed(line)) => Err(line),
     }
 }
 
-/// A reader holds every segment open, and a log of many GiB has more of them than a process may open by default.
+/// Raises the limit of open files. A reader holds every segment open, and a log of many GiB has
+/// more segments than a process may open by default.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         ..limit
     };
-    // Where that is not allowed, the limit is what it was.
+    // If that is not allowed, the limit stays as it is.
     let _ = setrlimit(Resource::Nofile, raised);
 }

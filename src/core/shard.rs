@@ -6,15 +6,13 @@
 //! [`Shard::flush`], then [`Shard::poll_output`] until it gives None. The caller carries the outputs
 //! out and brings their outcomes back as inputs. Time is an argument ([`Clock`]) and may jump. The
 //! ring's worker and the simulator are two callers of the same code. Inside, time is that during which
-//! the shard was there ([`absence`](crate::core::absence)): only these functions see the caller's.
+//! the shard was there ([`absence`](crate::core::shard::absence)): only these functions see the caller's.
 //!
 //! | output | brings the input |
 //! | --- | --- |
 //! | [`Output::Receive`] | [`Input::Received`] |
 //! | [`Output::Send`] | [`Input::Sent`] |
-//! | [`Output::LogWrite`] | [`Input::LogWritten`] |
-//! | [`Output::LogSync`] | [`Input::LogSynced`] |
-//! | [`Output::LogOpen`] | [`Input::LogOpened`] |
+//! | [`Output::Log`] | [`Input::LogWritten`], [`Input::LogSynced`] or [`Input::LogOpened`] |
 //! | [`Output::Rebuild`] | [`Input::Rebuilt`] |
 //!
 //! # Rooms
@@ -24,127 +22,132 @@
 //! `eviction` (who is given up where a budget is full), `failure` (a log that cannot be written, a
 //! panic) are parts of this type, a file each.
 
+pub mod absence;
+pub mod connection_log;
+pub mod counters;
+pub mod log_space;
+pub mod rate;
+pub mod session;
+pub mod shedding;
+pub mod timers;
+
+mod aging;
+mod delivery;
+mod encoding;
+mod eviction;
+mod failure;
+mod handshake;
+mod held_writers;
+mod http_read;
+mod intake;
+mod lifetime;
+mod session_budget;
+mod sessions;
+mod shedding_queue;
+mod waiting;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::rc::Rc;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use slab::Slab;
 
-use crate::core::absence::Absence;
-use crate::core::budget::SessionBudget;
-use crate::core::contract::{Clock, Input, Output, ShardConfig, Surroundings, Ticket};
-use crate::core::counters::Counters;
-use crate::core::journal::{Journal, Party};
-use crate::core::ledger::Ledger;
-use crate::core::log_space::LogSpace;
-use crate::core::places::Yielding;
-use crate::core::rate::{Bucket, Meter};
-use crate::core::rest::Rest;
-use crate::core::room::Room;
-use crate::core::session::{Session, SessionId, State};
-use crate::core::timers::Wheel;
-use crate::core::usage::{Dead, Usage};
-use crate::core::window::{Chunk, ChunkPool};
-use crate::core::workspace::Workspace;
+use crate::core::contract::{Clock, Handoff, Input, Output, PeerStatus, ShardConfig};
+use crate::core::fanout::outbox::OutboxPool;
+use crate::core::fanout::pacer::Pacer;
+use crate::core::fanout::room::Room;
+use crate::core::fanout::window::Chunk;
+use crate::core::shard::absence::Absence;
+use crate::core::shard::connection_log::{ConnectionLog, Party};
+use crate::core::shard::counters::Counters;
+use crate::core::shard::log_space::LogSpace;
+use crate::core::shard::rate::Bucket;
+use crate::core::shard::session::SessionId;
+use crate::core::shard::session_budget::SessionBudget;
+use crate::core::shard::sessions::Sessions;
+use crate::core::shard::shedding_queue::SheddingQueue;
+use crate::core::snapshot::snapshots::Snapshots;
+use crate::core::state::segment_usage::{Dead, SegmentUsage};
+use crate::core::state::workspace::Workspace;
 use crate::limits::{REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN};
-use crate::log::commit::{Commit, Durability, OpenSegment, Step};
+use crate::log::commit::{Commit, Durability, LogStep, OpenSegment};
+use crate::log::position::LogPosition;
 use crate::wire::message::Parser;
 
 /// One shard.
 pub struct Shard {
-    pub(super) config: ShardConfig,
+    config: ShardConfig,
     /// Taken out while a message is handled, since the message borrows it.
-    pub(super) parser: Option<Box<Parser>>,
-    pub(super) surroundings: Surroundings,
-    pub(super) sessions: Slab<Session>,
-    /// Sessions that are over, but still stand in the table until their output is taken.
-    pub(super) gone_count: usize,
-    /// The number of the last session.
-    pub(super) sessions_begun: u64,
-    pub(super) rooms: Slab<Room>,
-    /// Who says to be in a slot, of those who say it.
-    pub(super) users: HashMap<u32, Rc<str>, FixedState>,
+    parser: Option<Box<Parser>>,
+    peer_status: PeerStatus,
+    sessions: Sessions,
+    rooms: Slab<Room>,
     /// The list of users that somebody was sent last.
-    pub(super) kept_presence: Option<Chunk>,
+    kept_presence: Option<Chunk>,
     /// What is held for single sessions.
-    pub(super) budget: SessionBudget,
-    /// When states to be given up are looked for again.
-    pub(super) next_search_us: u64,
+    budget: SessionBudget,
     /// Where bytes are joined with those that were left of a frame.
-    pub(super) joined_bytes: Vec<u8>,
-    pub(super) counters: Counters,
+    joined_bytes: Vec<u8>,
+    counters: Counters,
     /// None: nothing is logged of single connections.
-    pub(super) journal: Option<Box<Journal>>,
-    /// Sessions that have no answer yet.
-    pub(super) handshakes_count: u64,
+    connection_log: Option<Box<ConnectionLog>>,
     /// Requests that wait for the state of the shard, by the numbers of their sessions.
-    pub(super) waiting: BTreeMap<u64, (SessionId, Ticket)>,
+    waiting: BTreeMap<u64, (SessionId, Handoff)>,
     /// The connections that give way when there are as many as there may be, by their door.
-    pub(super) yielding: [Yielding; 2],
-    /// What each session in a room has sent lately, by slot; empty where that is not limited.
-    pub(super) meters: Vec<Meter>,
+    yielding: [SheddingQueue; 2],
     /// The requests with a token.
-    pub(super) handshakes: Bucket,
-    /// The init that somebody was sent last.
-    pub(super) kept_init: Option<Chunk>,
-    /// The texts of states that are on their way.
-    pub(super) ledger: Ledger,
-    pub(super) rest: Rest,
-    pub(super) usage: Usage,
-    /// The rooms whose states are being encoded; one that has several stands there as often.
-    pub(super) encoding_queue: VecDeque<u32>,
-    /// Sessions in a room.
-    pub(super) members_count: u64,
-    pub(super) room_index: HashMap<Box<str>, u32, FixedState>,
-    pub(super) commit: Commit,
-    pub(super) pool: ChunkPool,
-    pub(super) wheel: Wheel<SessionId>,
-    pub(super) outputs: VecDeque<Output>,
+    handshakes: Bucket,
+    snapshots: Snapshots,
+    pacer: Pacer,
+    usage: SegmentUsage,
+    room_index: HashMap<Box<str>, u32, FixedState>,
+    commit: Commit,
+    pool: OutboxPool,
+    outputs: VecDeque<Output>,
     /// Those who are owed something.
-    pub(super) send_queue: VecDeque<SessionId>,
+    send_queue: VecDeque<SessionId>,
     /// Those of them who are owed so much that the others do not wait for them.
-    pub(super) bulk_queue: VecDeque<SessionId>,
+    bulk_queue: VecDeque<SessionId>,
     /// Those whose receive is to be armed again.
-    pub(super) receive_queue: Vec<SessionId>,
+    receive_queue: Vec<SessionId>,
     /// Those who have bytes that wait to be read on.
-    pub(super) unread_queue: VecDeque<SessionId>,
+    unread_queue: VecDeque<SessionId>,
     /// Those who have ops for which the log has no room, in the order in which they are tried again.
-    pub(super) held_queue: VecDeque<SessionId>,
+    held_queue: VecDeque<SessionId>,
     /// When they were tried last, and when the turn ended that left them waiting.
-    pub(super) held_tried_us: u64,
-    pub(super) held_since_us: Option<u64>,
-    pub(super) log_space: LogSpace,
+    held_tried_us: u64,
+    held_since_us: Option<u64>,
+    log_space: LogSpace,
     /// Those whose answers wait: for the log, or for a text.
-    pub(super) gated: Vec<SessionId>,
+    gated: Vec<SessionId>,
     /// Rooms with news, or with frames to let go.
-    pub(super) touched: Vec<u32>,
+    touched: Vec<u32>,
     /// Empty but while a window is trimmed: those who fall out of it.
-    pub(super) fallen: Vec<SessionId>,
+    fallen: Vec<SessionId>,
     /// Who sent the ops that are not visible yet.
-    pub(super) senders: Vec<SessionId>,
-    pub(super) written_senders: usize,
+    senders: Vec<SessionId>,
+    written_senders: usize,
     /// How often one of the send queue had its turn.
-    pub(super) served_count: u64,
+    served_count: u64,
     /// When the oldest op came of those that may be shown since the last commit.
-    pub(super) shown_since_us: Option<u64>,
-    pub(super) watch: Option<Watch>,
-    pub(super) visible_position: u64,
+    shown_since_us: Option<u64>,
+    watch: Option<Watch>,
+    visible_position: LogPosition,
     /// What the entries of all workspaces take in a log in which nothing is dead.
-    pub(super) live_bytes: u64,
-    pub(super) health: Health,
+    live_bytes: u64,
+    health: Health,
     /// The wait before the next try to open a failed log.
-    pub(super) reopen_wait_us: u64,
+    reopen_wait_us: u64,
     /// How often the state was read back from the log since the start.
-    pub(super) rebuilds_count: u64,
-    pub(super) drain: Drain,
-    pub(super) absence: Absence,
+    rebuilds_count: u64,
+    drain: Drain,
+    absence: Absence,
 }
 
 /// Whether a shard can serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Health {
+enum Health {
     Serving,
     /// The server starts: the log is being read.
     Recovering,
@@ -171,7 +174,7 @@ impl Health {
 
 /// Sends that are followed to their end.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Watch {
+struct Watch {
     /// When the oldest of their ops came.
     pub since_us: u64,
     /// They are out when so many of the send queue have had their turn.
@@ -180,7 +183,7 @@ pub(super) struct Watch {
 
 /// How far a drain is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Drain {
+enum Drain {
     No,
     Closing { deadline_us: u64 },
     Sealing,
@@ -208,36 +211,26 @@ impl Shard {
             .with_batch_bytes_max(config.batch_bytes_max);
         Self {
             parser: None,
-            surroundings: Surroundings::default(),
-            sessions: Slab::new(),
-            gone_count: 0,
-            sessions_begun: 0,
+            peer_status: PeerStatus::default(),
+            sessions: Sessions::new(config.hash_seed, clock),
             rooms: Slab::new(),
-            users: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             kept_presence: None,
             budget: SessionBudget::new(config.session_bytes_max),
-            next_search_us: 0,
             joined_bytes: Vec::new(),
             counters: Counters::default(),
-            journal: config.has_journal.then(Box::default),
-            handshakes_count: 0,
+            connection_log: config.has_journal.then(Box::default),
             waiting: BTreeMap::new(),
             yielding: Default::default(),
-            meters: Vec::new(),
             handshakes: Bucket::default(),
-            kept_init: None,
-            ledger: Ledger::default(),
-            rest: Rest::default(),
-            usage: Usage::new(0),
-            encoding_queue: VecDeque::new(),
-            members_count: 0,
+            snapshots: Snapshots::new(config.snapshot_bytes_max, config.snapshot_part_bytes),
+            pacer: Pacer::default(),
+            usage: SegmentUsage::new(0),
             room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             visible_position: commit.visible_position(),
             commit,
             log_space: LogSpace::new(config.log_spare_bytes),
             config,
-            pool: ChunkPool::default(),
-            wheel: Wheel::new(clock.now_us),
+            pool: OutboxPool::default(),
             outputs: VecDeque::new(),
             send_queue: VecDeque::new(),
             bulk_queue: VecDeque::new(),
@@ -264,8 +257,8 @@ impl Shard {
     }
 
     /// Begins to serve.
-    pub(super) fn open(&mut self, segment: OpenSegment, workspaces: Vec<Workspace>, clock: Clock) {
-        self.usage = Usage::new(segment.index);
+    fn open(&mut self, segment: OpenSegment, workspaces: Vec<Workspace>, clock: Clock) {
+        self.usage = SegmentUsage::new(segment.index);
         if self.health != Health::Recovering {
             self.close_segment();
         }
@@ -279,8 +272,8 @@ impl Shard {
     }
 
     /// Tells what the other shards do.
-    pub fn set_surroundings(&mut self, surroundings: Surroundings) {
-        self.surroundings = surroundings;
+    pub fn set_peer_status(&mut self, peer_status: PeerStatus) {
+        self.peer_status = peer_status;
     }
 
     /// Takes something that happened.
@@ -318,7 +311,7 @@ impl Shard {
             shard.announce();
             shard.watch_sends(clock);
             shard.start_commit(clock);
-            shard.encode_parts();
+            shard.encode_states();
             shard.send_slice(clock);
             shard.trim_windows();
             shard.arm_receives();
@@ -338,8 +331,7 @@ impl Shard {
     pub fn poll_output(&mut self) -> Option<Output> {
         let output = self.outputs.pop_front()?;
         if let Output::Close(id) | Output::Handoff(id, ..) = &output {
-            self.sessions.remove(id.slot as usize);
-            self.gone_count -= 1;
+            self.sessions.remove(*id);
         }
         Some(output)
     }
@@ -348,10 +340,10 @@ impl Shard {
     #[must_use]
     pub fn has_work(&self) -> bool {
         let may_send =
-            self.is_round() && !self.commit.holds_sends() && self.rest.until_us().is_none();
+            self.is_round() && !self.commit.holds_sends() && self.pacer.until_us().is_none();
         // A round may have ended in this turn, behind the step in which a commit starts.
         let may_commit = !self.is_round() && self.commit.is_ready();
-        let may_encode = !self.encoding_queue.is_empty();
+        let may_encode = self.snapshots.is_encoding();
         let may_read = self.may_read_on() && !self.unread_queue.is_empty();
         may_send || may_commit || may_encode || may_read || self.may_answer_waiting()
     }
@@ -376,10 +368,10 @@ impl Shard {
             Drain::Closing { deadline_us } => Some(deadline_us),
             _ => None,
         };
-        let rest_us = self.rest.until_us();
+        let rest_us = self.pacer.until_us();
         let held_us = self.held_due_us();
         [
-            self.wheel.next_us(),
+            self.sessions.next_due_us(),
             sync_us,
             retry_us,
             drain_us,
@@ -409,25 +401,32 @@ impl Shard {
         &self.counters
     }
 
+    /// Checks what always holds between two calls: the invariant of each part, and what is held
+    /// against the sums and the budget.
+    ///
+    /// # Panics
+    /// Where one of them is broken.
+    pub fn invariants(&self) {
+        self.sessions.invariants();
+        self.snapshots.invariants();
+        self.audit();
+    }
+
     fn gauge(&mut self) {
-        let sessions_count = (self.sessions.len() - self.gone_count) as u64;
+        let sessions = self.sessions.counts();
         let counters = &mut self.counters;
-        counters.connections = self.members_count;
-        counters.sessions_handshake = self.handshakes_count;
-        counters.sessions_closing = sessions_count - self.members_count - self.handshakes_count;
+        counters.connections = sessions.members;
+        counters.sessions_handshake = sessions.unanswered;
+        counters.sessions_closing =
+            self.sessions.len() as u64 - sessions.gone - sessions.members - sessions.unanswered;
         counters.workspaces = self.rooms.len() as u64;
-        counters.window_bytes = self.pool.held.window_bytes as u64;
-        counters.answer_bytes = self.pool.held.answer_bytes as u64;
-        counters.unfinished_bytes = self.pool.held.unfinished_bytes as u64;
+        counters.window_bytes = self.pool.window_bytes() as u64;
+        counters.answer_bytes = self.pool.answer_bytes() as u64;
+        counters.unfinished_bytes = self.budget.unfinished_bytes() as u64;
         self.budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
-        counters.shared_answer_bytes = self.budget.text_bytes() as u64;
-        self.ledger.sweep(SNAPSHOTS_SWEPT_PER_TURN);
-        // What is only kept for the next one is on its way to nobody.
-        let kept = self.kept_init.as_ref();
-        let idle = kept.filter(|init| Rc::strong_count(init) == 1);
-        let idle_bytes = idle.map_or(0, |init| init.len());
-        counters.snapshot_bytes = (self.ledger.bytes() - idle_bytes) as u64;
-        counters.frames_sent = self.pool.held.frames_taken + counters.conflated_keys;
+        counters.shared_answer_bytes = self.budget.shared_bytes() as u64;
+        counters.snapshot_bytes = self.snapshots.sweep() as u64;
+        counters.frames_sent = self.pool.frames_taken() + counters.conflated_keys;
         counters.log_live_bytes = self.live_bytes;
         counters.log_open_bytes = self.commit.segment_bytes_written();
         counters.log_bytes = self.log_space.log_bytes();
@@ -444,22 +443,22 @@ impl Shard {
 
     fn dispatch(&mut self, input: Input<'_>, clock: Clock) {
         match input {
-            Input::Received(id, bytes) => self.received(id, bytes, clock),
-            Input::Sent(id, spans, taken) => self.sent(id, spans, taken, clock),
-            Input::LogWritten(bytes, count) => {
-                self.counters.log_bytes_written += count.unwrap_or(0) as u64;
-                match self.commit.written(bytes, count, clock.now_us) {
+            Input::Received(id, received) => self.received(id, received, clock),
+            Input::Sent(id, spans, outcome) => self.sent(id, spans, outcome, clock),
+            Input::LogWritten(bytes, outcome) => {
+                self.counters.log_bytes_written += *outcome.as_ref().unwrap_or(&0) as u64;
+                match self.commit.written(bytes, outcome, clock.now_us) {
                     Ok(Some(step)) => self.push_step(step),
                     Ok(None) => self.committed(clock),
                     Err(_) => self.fail(None, clock),
                 }
             }
-            Input::LogSynced(ok) => match self.commit.synced(ok, clock.now_us) {
+            Input::LogSynced(outcome) => match self.commit.synced(outcome, clock.now_us) {
                 Ok(()) => self.committed(clock),
                 Err(_) => self.fail(None, clock),
             },
             Input::LogOpened(segment) => {
-                let is_closed = segment.is_some() && !self.commit.is_failed();
+                let is_closed = segment.is_ok() && !self.commit.is_failed();
                 if is_closed {
                     self.close_segment();
                     self.usage.rotate();
@@ -490,12 +489,7 @@ impl Shard {
 
     /// Runs a part of a turn. A panic in it is a fault of this server, not of the process: the one
     /// whose input caused it is told 500, and the shard starts over from its log.
-    pub(super) fn guard(
-        &mut self,
-        culprit: Option<SessionId>,
-        clock: Clock,
-        part: impl FnOnce(&mut Self),
-    ) {
+    fn guard(&mut self, culprit: Option<SessionId>, clock: Clock, part: impl FnOnce(&mut Self)) {
         if catch_unwind(AssertUnwindSafe(|| part(self))).is_err() {
             self.fail(culprit, clock);
         }
@@ -519,67 +513,27 @@ impl Shard {
     }
 
     /// The length at which a segment is closed.
-    pub(super) fn segment_bytes(&self) -> u64 {
+    fn segment_bytes(&self) -> u64 {
         (self.live_bytes / SEGMENT_LIVE_SHARE)
             .clamp(self.config.segment_bytes_min, self.config.segment_bytes_max)
     }
 
-    pub(super) fn push_step(&mut self, step: Step) {
-        self.outputs.push_back(match step {
-            Step::Write {
-                offset,
-                bytes,
-                from,
-            } => {
-                if from == 0 {
-                    self.written_senders = self.senders.len();
-                    let ops = self.commit.take_group();
-                    if ops > 0 {
-                        self.counters.groups.had(ops);
-                    }
-                }
-                Output::LogWrite {
-                    offset,
-                    bytes,
-                    from,
-                }
+    fn push_step(&mut self, step: LogStep) {
+        if let LogStep::Write { from: 0, .. } = step {
+            self.written_senders = self.senders.len();
+            let ops = self.commit.take_group();
+            if ops > 0 {
+                self.counters.groups.had(ops);
             }
-            Step::Sync => Output::LogSync,
-            Step::Open {
-                index,
-                first_position,
-            } => Output::LogOpen {
-                index,
-                first_position,
-            },
-        });
-    }
-
-    pub(super) fn session(&mut self, id: SessionId) -> Option<&mut Session> {
-        self.sessions
-            .get_mut(id.slot as usize)
-            .filter(|session| session.generation() == id.generation)
+        }
+        self.outputs.push_back(Output::Log(step));
     }
 
     /// Records in the journal why a connection is about to end, if there is a journal.
-    pub(super) fn note_ending(&mut self, id: SessionId, code: u16, reason: &str, by: Party) {
-        if let Some(journal) = &mut self.journal {
+    fn note_ending(&mut self, id: SessionId, code: u16, reason: &str, by: Party) {
+        if let Some(journal) = &mut self.connection_log {
             journal.ending(id, code, reason, by);
         }
-    }
-
-    pub(super) fn id_of(&self, slot: u32) -> SessionId {
-        SessionId {
-            slot,
-            generation: self.sessions[slot as usize].generation(),
-        }
-    }
-
-    pub(super) fn is_open(&self, id: SessionId) -> bool {
-        let session = self.sessions.get(id.slot as usize);
-        session.is_some_and(|session| {
-            session.generation() == id.generation && matches!(session.state, State::Open { .. })
-        })
     }
 }
 

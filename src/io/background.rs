@@ -4,14 +4,16 @@ use crate::io::threads;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::core::contract::shard_of;
-use crate::core::deal::Deal;
-use crate::io::post::{Letter, Post, RebuildError};
+use crate::core::state::replay::Replay;
+use crate::io::mailbox::{RebuildError, ShardMessage, ShardSender};
 use crate::log::disk::HostDisk;
-use crate::log::keeper::{Creation, Rebuild};
+use crate::log::log_files::{Creation, Rebuild};
 
 /// Creates a segment; its outcome comes as a letter.
-pub fn create(creation: Creation<HostDisk>, post: Post) {
-    spawn(post, Letter::SegmentCreated, move || Ok(creation.run(0)?));
+pub fn create(creation: Creation<HostDisk>, post: ShardSender) {
+    spawn(post, ShardMessage::SegmentCreated, move || {
+        Ok(creation.run(0)?)
+    });
 }
 
 /// Rebuilds a shard, of so many; its outcome comes as a letter.
@@ -19,10 +21,10 @@ pub fn rebuild(
     rebuild: Rebuild<HostDisk>,
     (shard, shards): (u32, u32),
     hash_seed: u64,
-    post: Post,
+    post: ShardSender,
 ) {
-    spawn(post, Letter::Rebuilt, move || {
-        let mut deal = Deal::new(hash_seed);
+    spawn(post, ShardMessage::Rebuilt, move || {
+        let mut deal = Replay::new(hash_seed);
         let segment = rebuild.run(|op| {
             if shard_of(op.workspace, shards) == shard {
                 deal.visit(op);
@@ -36,8 +38,8 @@ pub fn rebuild(
 /// Does slow work on a thread of its own, and sends its outcome. An outcome comes in any case: a shard
 /// that waits for one serves nobody.
 fn spawn<T: Send + 'static>(
-    post: Post,
-    letter: impl FnOnce(Result<T, RebuildError>) -> Letter + Copy + Send + 'static,
+    post: ShardSender,
+    letter: impl FnOnce(Result<T, RebuildError>) -> ShardMessage + Copy + Send + 'static,
     work: impl FnOnce() -> Result<T, RebuildError> + Send + 'static,
 ) {
     let own_post = post.clone();

@@ -9,9 +9,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel}
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::core::log_space::LogSize;
-use crate::core::usage::Dead;
-use crate::io::post::{Letter, Post, Status};
+use crate::core::shard::log_space::LogSize;
+use crate::core::state::segment_usage::Dead;
+use crate::io::mailbox::{ShardMessage, ShardSender};
 use crate::io::threads::{self, ThreadError};
 use crate::limits::{
     COMPACTION_BYTES_MIN, COMPACTION_NICE, DISK_LOOK_BUSY_US, DISK_LOOK_US, SEGMENT_BYTES_MAX,
@@ -20,10 +20,12 @@ use crate::limits::{
 use crate::log::compaction::{Compaction, CompactionError, Settings};
 use crate::log::directory::DataDirectory;
 use crate::log::disk::{Disk, HostDisk};
+use crate::log::position::LogPosition;
 use crate::log::record::SEGMENT_HEADER_BYTES;
 use crate::log::reserve::Reserve;
-use crate::log::schedule::{Folder, LowMarks, Room, Schedule};
+use crate::log::schedule::{DiskRoom, Folder, LowMarks, Schedule};
 use crate::log::segment;
+use crate::status::Status;
 
 /// A shard's log goes on in a new segment.
 #[derive(Clone)]
@@ -33,17 +35,17 @@ pub struct Rotation {
     /// The segment that is open now.
     pub index: u64,
     /// The log position of its first batch.
-    pub first_position: u64,
+    pub first_position: LogPosition,
     /// What the shard's state takes in a log in which nothing is dead.
     pub live_bytes: u64,
     /// Which segments hold nothing of it.
     pub dead: Dead,
     /// Where the shard is told how long its log is.
-    pub post: Post,
+    pub post: ShardSender,
 }
 
 /// What a shard tells the thread that compacts.
-pub enum News {
+pub enum CompactorEvent {
     /// A segment was opened. The first of each shard tells that it serves.
     Rotated(Rotation),
     /// A shard cannot write its log. If that is for want of room, it must be made at once.
@@ -52,7 +54,7 @@ pub enum News {
 
 /// The thread that compacts the log. It sleeps until a shard begins a new segment, but for a look at the disk now and then.
 pub struct Compactor {
-    news: Sender<News>,
+    news: Sender<CompactorEvent>,
     thread: JoinHandle<()>,
 }
 
@@ -75,7 +77,7 @@ impl Compactor {
 
     /// Where news are told. When all senders are gone, the thread ends.
     #[must_use]
-    pub fn news(&self) -> Sender<News> {
+    pub fn news(&self) -> Sender<CompactorEvent> {
         self.news.clone()
     }
 
@@ -92,7 +94,7 @@ struct Loop {
     /// How many run.
     shards: usize,
     status: Arc<Status>,
-    inbox: Receiver<News>,
+    inbox: Receiver<CompactorEvent>,
     started: Instant,
     /// The last of each shard.
     rotations: Vec<Rotation>,
@@ -101,7 +103,7 @@ struct Loop {
     /// What each shard was told last.
     told: Vec<(u32, LogSize)>,
     schedule: Schedule,
-    room: Room,
+    room: DiskRoom,
     reserve: Reserve<HostDisk>,
     next_look_us: u64,
     is_over: bool,
@@ -120,7 +122,7 @@ impl Loop {
         directory: Arc<DataDirectory>,
         shards: usize,
         status: Arc<Status>,
-        inbox: Receiver<News>,
+        inbox: Receiver<CompactorEvent>,
     ) -> Self {
         Self {
             reserve: Reserve::new(Arc::clone(&directory)),
@@ -133,7 +135,7 @@ impl Loop {
             folders: Vec::new(),
             told: Vec::new(),
             schedule: Schedule::new(COMPACTION_BYTES_MIN),
-            room: Room::new(LowMarks::default(), shards as u64),
+            room: DiskRoom::new(LowMarks::default(), shards as u64),
             next_look_us: 0,
             is_over: false,
         }
@@ -186,12 +188,12 @@ impl Loop {
             Err(error) => self.failed(&error),
         };
         self.measure();
-        self.look();
+        self.look_at_disk();
         self.tell();
         let is_broken = !self.schedule.is_working();
         self.status
             .log
-            .tell(|log| log.compaction_is_broken = is_broken);
+            .update(|log| log.compaction_is_broken = is_broken);
         is_done
     }
 
@@ -204,14 +206,14 @@ impl Loop {
                 return true;
             }
         }
-        self.status.log.tell(|log| log.compaction_failures += 1);
+        self.status.log.update(|log| log.compaction_failures += 1);
         if let CompactionError::Folder { .. } = error {
             tracing::error!("compaction is off until the next start: {error}");
             self.schedule.give_up();
             return false;
         }
         // With what the failed step has given back.
-        self.look();
+        self.look_at_disk();
         let free_bytes = self.room.free_bytes().filter(|_| error.is_for_room());
         let now_us = self.now_us();
         if self.schedule.failed(error.to_string(), free_bytes, now_us) {
@@ -296,7 +298,7 @@ impl Loop {
             }
         }
         let outcome = compaction.outcome();
-        self.status.log.tell(|log| {
+        self.status.log.update(|log| {
             log.compactions += 1;
             log.compaction_freed_bytes += outcome.bytes_freed;
         });
@@ -311,15 +313,15 @@ impl Loop {
         Ok(compaction)
     }
 
-    fn take(&mut self, news: News) {
+    fn take(&mut self, news: CompactorEvent) {
         match news {
-            News::Rotated(rotation) => {
+            CompactorEvent::Rotated(rotation) => {
                 self.rotations.retain(|last| last.shard != rotation.shard);
                 self.rotations.push(rotation);
                 self.measure();
-                self.look();
+                self.look_at_disk();
             }
-            News::Failed => self.look(),
+            CompactorEvent::Failed => self.look_at_disk(),
         }
     }
 
@@ -337,13 +339,13 @@ impl Loop {
         }
         let now_us = self.now_us();
         if self.next_look_us.saturating_sub(DISK_LOOK_US - look_us) <= now_us {
-            self.look();
+            self.look_at_disk();
         }
         self.tell();
     }
 
     /// Looks at the room on the disk.
-    fn look(&mut self) {
+    fn look_at_disk(&mut self) {
         self.next_look_us = self.now_us() + DISK_LOOK_US;
         let was_short = self.room.is_short();
         let space = HostDisk.space(self.directory.path());
@@ -351,7 +353,9 @@ impl Loop {
         self.room.looked(space.ok(), lacks_room, &self.folders);
         let free_bytes = self.room.free_bytes();
         self.schedule.looked(free_bytes.unwrap_or(0));
-        self.status.log.tell(|log| log.disk_free_bytes = free_bytes);
+        self.status
+            .log
+            .update(|log| log.disk_free_bytes = free_bytes);
         match (was_short, self.room.is_short()) {
             (false, true) => tracing::error!(
                 free_bytes,
@@ -393,7 +397,7 @@ impl Loop {
         self.folders = folders;
         if self.rotations.len() == self.shards {
             let closed_bytes = self.folders.iter().map(|folder| folder.closed_bytes).sum();
-            self.status.log.tell(|log| {
+            self.status.log.update(|log| {
                 (log.segments, log.closed_bytes) = (segments, closed_bytes);
             });
         }
@@ -429,7 +433,9 @@ impl Loop {
                 closed_bytes: folder.closed_bytes,
                 kept_bytes: self.schedule.kept_bytes(folder, &self.folders),
                 is_compacted: self.schedule.is_working(),
-                room_end: self.room.end(rotation.first_position + written_bytes),
+                room_end: self
+                    .room
+                    .end(rotation.first_position.advance(written_bytes)),
             };
             let last = self.told.iter_mut().find(|(told, _)| *told == shard);
             match last {
@@ -437,7 +443,7 @@ impl Loop {
                 Some((_, last)) => *last = size,
                 None => self.told.push((shard, size)),
             }
-            rotation.post.send(Letter::LogSize(size));
+            rotation.post.send(ShardMessage::LogSize(size));
         }
     }
 }
@@ -445,7 +451,7 @@ impl Loop {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::post::mailbox;
+    use crate::io::mailbox::mailbox;
 
     #[test]
     fn nothing_is_compacted_before_each_shard_has_told_which_segment_is_open() {
@@ -463,10 +469,10 @@ mod tests {
         let mut compactor = Loop::new(directory, 2, Arc::clone(&status), inbox);
         let (post, mailbox) = mailbox().unwrap();
         for (shard, due) in [(1, &[][..]), (1, &[]), (0, &[0, 1])] {
-            compactor.take(News::Rotated(Rotation {
+            compactor.take(CompactorEvent::Rotated(Rotation {
                 shard,
                 index: 2,
-                first_position: 100 << 20,
+                first_position: LogPosition::new(100 << 20),
                 live_bytes: 1,
                 dead: Dead::default(),
                 post: post.clone(),
@@ -488,7 +494,7 @@ mod tests {
         // Whoever waits for it is let go when it ends, however it ends.
         drop(compactor);
         for _ in 0..2 {
-            let Some(Letter::LogSize(size)) = mailbox.next() else {
+            let Some(ShardMessage::LogSize(size)) = mailbox.next() else {
                 panic!("each shard is told");
             };
             assert!(!size.is_compacted);
@@ -508,10 +514,10 @@ mod tests {
         let mut compactor = Loop::new(directory, 1, Arc::clone(&status), inbox);
         let (post, mailbox) = mailbox().unwrap();
         for index in 2..20 {
-            compactor.take(News::Rotated(Rotation {
+            compactor.take(CompactorEvent::Rotated(Rotation {
                 shard: 0,
                 index,
-                first_position: 100 << 20,
+                first_position: LogPosition::new(100 << 20),
                 live_bytes: 1,
                 dead: Dead::default(),
                 post: post.clone(),
@@ -520,7 +526,7 @@ mod tests {
         }
         assert_eq!(status.log.read().compaction_failures, 1);
         let mut last = None;
-        while let Some(Letter::LogSize(size)) = mailbox.next() {
+        while let Some(ShardMessage::LogSize(size)) = mailbox.next() {
             last = Some(size);
         }
         assert!(

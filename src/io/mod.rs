@@ -3,10 +3,11 @@
 pub mod background;
 pub mod buffers;
 pub mod compactor;
+pub mod connection;
+pub mod directory_watch;
 pub mod listener;
+pub mod mailbox;
 pub mod notes;
-pub mod place;
-pub mod post;
 pub mod recovery;
 pub mod ring;
 pub mod secrets;

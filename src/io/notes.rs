@@ -4,8 +4,8 @@
 use std::net::SocketAddr;
 
 use crate::config::environment::Others;
-use crate::core::journal::{Ended, Note};
-use crate::core::session::SessionId;
+use crate::core::shard::connection_log::{Ended, Note};
+use crate::core::shard::session::SessionId;
 
 /// Logs what a shard notes of a connection.
 pub fn log(of: (u32, SessionId), peer: Option<SocketAddr>, note: Note, now_us: u64) {

@@ -47,7 +47,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio_uring::UnsubmittedOneshot;
 
-use crate::core::chunk::Spans;
+use crate::core::fanout::chunk_pool::Spans;
 use crate::io::buffers::sanitizer::Pointed;
 use crate::io::buffers::{Filled, KERNEL_LENDS_LATE, ReceiveBuffers, kernel};
 use crate::limits::{RECEIVE_BYTES_MAX, RING_ENTRIES, SEND_SPANS_MAX};

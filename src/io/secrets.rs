@@ -4,15 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::{SecretError, SecretSources, Secrets};
-use crate::io::post::{Letter, Post};
+use crate::io::mailbox::{ShardMessage, ShardSender};
 
 /// What tokens are signed with, now.
-pub struct Keeper<'a> {
+pub struct SecretStore<'a> {
     sources: SecretSources<'a>,
     secrets: Secrets,
 }
 
-impl<'a> Keeper<'a> {
+impl<'a> SecretStore<'a> {
     /// Reads the secrets for the first time.
     pub fn new(sources: SecretSources<'a>) -> Result<Self, SecretError> {
         let secrets = sources.read()?;
@@ -48,7 +48,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// Reads the files again and tells the shards. Where one is bad, all stays as it is.
-    pub fn read_again(&mut self, posts: &[Post]) {
+    pub fn read_again(&mut self, posts: &[ShardSender]) {
         if !self.sources.has_files() {
             tracing::warn!(
                 "SIGHUP changes nothing: no secret came from a file, and the environment of a process cannot change; use --jwt-secret-file and --jwt-secret-previous-file"
@@ -65,7 +65,7 @@ impl<'a> Keeper<'a> {
         let before = std::mem::replace(&mut self.secrets, secrets);
         let verifier = Arc::new(self.secrets.verifier());
         for post in posts {
-            post.send(Letter::Verify(Arc::clone(&verifier)));
+            post.send(ShardMessage::Verify(Arc::clone(&verifier)));
         }
         warn_of(&self.secrets, &self.sources);
         self.tell(&before);

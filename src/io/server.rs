@@ -15,19 +15,19 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::admin::Pages;
-use crate::config::{SecretError, Secrets, Serve};
+use crate::config::{SecretError, Secrets, ServeArgs};
 use crate::core::contract::ShardConfig;
-use crate::core::log_space::LogSize;
-use crate::core::workspace::Workspace;
-use crate::io::compactor::{Compactor, News};
+use crate::core::shard::log_space::LogSize;
+use crate::core::state::workspace::Workspace;
+use crate::io::compactor::{Compactor, CompactorEvent};
 use crate::io::listener::{AddressNames, ListenError, Listener};
-use crate::io::post::{self, Letter, Post, Status, mailbox};
+use crate::io::mailbox::{RecoveredShard, ShardMessage, ShardSender, mailbox};
 use crate::io::recovery::{self, Display};
 use crate::io::ring;
-use crate::io::secrets::Keeper;
+use crate::io::secrets::SecretStore;
 use crate::io::shard_thread::{self, RingReport, Start};
 use crate::io::threads::{self, ThreadError};
-use crate::io::worker::Ties;
+use crate::io::worker::WorkerContext;
 use crate::limits::{
     BATCH_BYTES_MAX, DESCRIPTORS_PER_SHARD, DESCRIPTORS_RESERVED, LOG_SPARE_BYTES,
     SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_FILL_BYTES, SHARD_BYTES, SHARDS_PER_CORE_MAX,
@@ -36,11 +36,12 @@ use crate::limits::{
 use crate::log::commit::Durability;
 use crate::log::directory::{DataDirectory, DirectoryError};
 use crate::log::disk::{Disk, HostDisk};
-use crate::log::keeper::LogKeeper;
+use crate::log::log_files::LogFiles;
 use crate::log::recovery::{RecoveryError, Report};
 use crate::log::remedy::WithRemedy;
 use crate::log::reserve::Reserve;
-use crate::log::schedule::{LowMarks, Room};
+use crate::log::schedule::{DiskRoom, LowMarks};
+use crate::status::Status;
 use crate::wire::auth::{Verifier, mint};
 
 /// Why the server did not start, or stopped. Each is one line that names what to do.
@@ -98,17 +99,18 @@ pub enum ServeError {
 const PROGRESS_STEP_MS: u64 = 200;
 
 /// What wakes the main thread.
-enum Event {
+enum ServerEvent {
     Signal(i32),
     Stopped { shard: u32, ok: bool },
-    Recovered(Box<Result<Recovered, RecoveryError>>),
+    Recovered(Box<Result<RecoveredLog, RecoveryError>>),
 }
 
-type Recovered = (Report, Vec<Vec<Workspace>>);
+/// What was read of the log, and the workspaces of each shard.
+type RecoveredLog = (Report, Vec<Vec<Workspace>>);
 
 /// Runs the server until it is told to stop.
-pub fn serve(settings: &Serve) -> Result<(), ServeError> {
-    let mut secrets = Keeper::new(settings.secret_sources())?;
+pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
+    let mut secrets = SecretStore::new(settings.secret_sources())?;
     let admin_address = settings.admin_address().map_err(ListenError::from)?;
     let cores = thread::available_parallelism().ok();
     let shards = settings.shards(cores);
@@ -177,16 +179,16 @@ pub fn serve(settings: &Serve) -> Result<(), ServeError> {
 
 /// Gives the shards their logs and what was read of them, and waits until all serve.
 fn begin_to_serve(
-    posts: &[Post],
+    posts: &[ShardSender],
     directory: &Arc<DataDirectory>,
     report: &Report,
     dealt: Vec<Vec<Workspace>>,
     fill_bytes: Option<u64>,
 ) -> Result<(), ServeError> {
     let (serves, serving) = channel();
-    let mut room = Room::new(LowMarks::default(), posts.len() as u64);
+    let mut room = DiskRoom::new(LowMarks::default(), posts.len() as u64);
     for (number, (post, workspaces)) in (0..).zip(posts.iter().zip(dealt)) {
-        let open = || LogKeeper::open(Arc::clone(directory), number, report, fill_bytes);
+        let open = || LogFiles::open(Arc::clone(directory), number, report, fill_bytes);
         let log = open().or_else(|error| {
             let is_full = error.kind() == io::ErrorKind::StorageFull;
             if is_full && Reserve::new(Arc::clone(directory)).give_up() {
@@ -201,9 +203,9 @@ fn begin_to_serve(
         // A shard writes as soon as it serves, and the compactor may look at the disk a little later.
         room.looked(HostDisk.space(directory.path()).ok(), false, &[]);
         let room_end = room.end(log.open_segment().first_position);
-        post.send(Letter::LogSize(LogSize::unmeasured(room_end)));
+        post.send(ShardMessage::LogSize(LogSize::unmeasured(room_end)));
         let serves = serves.clone();
-        post.send(Letter::Recovered(Box::new(post::Recovered {
+        post.send(ShardMessage::Recovered(Box::new(RecoveredShard {
             log,
             workspaces,
             serves,
@@ -220,7 +222,7 @@ fn begin_to_serve(
     serving.iter().for_each(drop);
     // For an inherited socket, on which connections have waited; with one of its own they do so already.
     for post in posts {
-        post.send(Letter::Accept);
+        post.send(ShardMessage::Accept);
     }
     Ok(())
 }
@@ -234,16 +236,16 @@ fn warn_of_public_directory(directory: &DataDirectory) {
     }
 }
 
-fn pages(settings: &Serve, dev_token: Option<String>) -> Pages {
+fn pages(settings: &ServeArgs, dev_token: Option<String>) -> Pages {
     Pages::new(settings.console || settings.dev, dev_token)
         .with_admin_host(settings.admin.address().map(|address| address.ip()))
         .with_public_metrics(settings.admin.metrics_public)
 }
 
 fn run_until_stopped(
-    posts: &[Post],
-    inbox: &Receiver<Event>,
-    secrets: &mut Keeper<'_>,
+    posts: &[ShardSender],
+    inbox: &Receiver<ServerEvent>,
+    secrets: &mut SecretStore<'_>,
     pages: &Pages,
 ) -> Result<(), ServeError> {
     let mut running = posts.len();
@@ -252,24 +254,24 @@ fn run_until_stopped(
             .recv()
             .expect("a thread that sends events runs as long as this one")
         {
-            Event::Signal(SIGHUP) => {
+            ServerEvent::Signal(SIGHUP) => {
                 secrets.read_again(posts);
                 pages.renew_token(|| dev_token(secrets.secrets()));
             }
-            Event::Signal(signal) => {
+            ServerEvent::Signal(signal) => {
                 tracing::info!(
                     signal,
                     "stopping: closing connections and finishing the log"
                 );
                 tell_manager(&NotifyState::Stopping);
                 for post in posts {
-                    post.send(Letter::Drain);
+                    post.send(ShardMessage::Drain);
                 }
             }
-            Event::Stopped { shard, ok: false } => return Err(ServeError::Shard(shard)),
-            Event::Stopped { ok: true, .. } => running -= 1,
+            ServerEvent::Stopped { shard, ok: false } => return Err(ServeError::Shard(shard)),
+            ServerEvent::Stopped { ok: true, .. } => running -= 1,
             // The stop came before it, and nobody needs it.
-            Event::Recovered(_) => {}
+            ServerEvent::Recovered(_) => {}
         }
     }
     Ok(())
@@ -278,25 +280,25 @@ fn run_until_stopped(
 fn spawn_recovery(
     directory: Arc<DataDirectory>,
     common: &Common<'_>,
-    events: Sender<Event>,
+    events: Sender<ServerEvent>,
 ) -> Result<(), ThreadError> {
     let (shards, hash_seed) = (common.shards, common.hash_seed);
     let status = Arc::clone(&common.status);
     threads::start("etherply-log".to_owned(), move || {
         let recovered = recovery::recover(&directory, shards, hash_seed, &status.recovery);
         // The main thread may have been told to stop meanwhile.
-        let _ = events.send(Event::Recovered(Box::new(recovered)));
+        let _ = events.send(ServerEvent::Recovered(Box::new(recovered)));
     })?;
     Ok(())
 }
 
 /// Waits until the log is read. None: a signal came before, and all shards have stopped; nothing was changed that must be finished.
 fn wait_for_recovery(
-    inbox: &Receiver<Event>,
+    inbox: &Receiver<ServerEvent>,
     common: &Common<'_>,
-    posts: &[Post],
-    secrets: &mut Keeper<'_>,
-) -> Result<Option<Recovered>, ServeError> {
+    posts: &[ShardSender],
+    secrets: &mut SecretStore<'_>,
+) -> Result<Option<RecoveredLog>, ServeError> {
     let status = &common.status;
     let begun = Instant::now();
     let mut display = Display::new();
@@ -306,20 +308,20 @@ fn wait_for_recovery(
             Err(RecvTimeoutError::Disconnected) => {
                 unreachable!("a thread that sends events runs as long as this one")
             }
-            Ok(Event::Signal(SIGHUP)) => secrets.read_again(posts),
-            Ok(Event::Signal(signal)) => {
+            Ok(ServerEvent::Signal(SIGHUP)) => secrets.read_again(posts),
+            Ok(ServerEvent::Signal(signal)) => {
                 display.end();
                 tell_manager(&NotifyState::Stopping);
                 // Clients that wait for the log are told.
                 for post in posts {
-                    post.send(Letter::Drain);
+                    post.send(ShardMessage::Drain);
                 }
                 run_until_stopped(posts, inbox, secrets, &common.pages)?;
                 tracing::info!(signal, "stopped while reading the log");
                 return Ok(None);
             }
-            Ok(Event::Stopped { shard, .. }) => return Err(ServeError::Shard(shard)),
-            Ok(Event::Recovered(recovered)) => break *recovered,
+            Ok(ServerEvent::Stopped { shard, .. }) => return Err(ServeError::Shard(shard)),
+            Ok(ServerEvent::Recovered(recovered)) => break *recovered,
         }
     };
     display.end();
@@ -334,7 +336,7 @@ fn wait_for_recovery(
     }
     let workspaces: usize = dealt.iter().map(Vec::len).sum();
     let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    status.log.tell(|log| {
+    status.log.update(|log| {
         log.recovered_ops = report.ops;
         log.torn_bytes = report.torn.iter().map(|torn| torn.bytes).sum();
         log.recovery_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -351,7 +353,7 @@ fn wait_for_recovery(
 
 /// What all shards are started with.
 struct Common<'a> {
-    settings: &'a Serve,
+    settings: &'a ServeArgs,
     shards: u32,
     hash_seed: u64,
     start_id: u64,
@@ -368,9 +370,9 @@ struct Common<'a> {
 /// that the log is being read.
 fn spawn_shards(
     common: &Common<'_>,
-    news: &Sender<News>,
-    events: &Sender<Event>,
-) -> Result<Vec<Post>, ServeError> {
+    news: &Sender<CompactorEvent>,
+    events: &Sender<ServerEvent>,
+) -> Result<Vec<ShardSender>, ServeError> {
     let (posts, mailboxes): (Vec<_>, Vec<_>) = (0..common.shards)
         .map(|_| mailbox())
         .collect::<io::Result<Vec<_>>>()?
@@ -383,7 +385,7 @@ fn spawn_shards(
         go.push(sender);
         let start = Start {
             config: shard_config(common, number),
-            ties: Ties {
+            context: WorkerContext {
                 status: Arc::clone(&common.status),
                 listener: Arc::clone(&common.listener),
                 admin_listener: common.admin_listener.clone(),
@@ -402,7 +404,7 @@ fn spawn_shards(
         shard_thread::spawn(start, move |ok| {
             let shard = number;
             // The main thread may have ended.
-            let _ = events.send(Event::Stopped { shard, ok });
+            let _ = events.send(ServerEvent::Stopped { shard, ok });
         })?;
     }
     for outcome in set_up.iter().take(go.len()) {
@@ -465,11 +467,11 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
     }
 }
 
-fn watch_signals(events: Sender<Event>) -> Result<(), ServeError> {
+fn watch_signals(events: Sender<ServerEvent>) -> Result<(), ServeError> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     threads::start("etherply-signals".to_owned(), move || {
         for signal in signals.forever() {
-            if events.send(Event::Signal(signal)).is_err() {
+            if events.send(ServerEvent::Signal(signal)).is_err() {
                 break;
             }
         }
@@ -479,7 +481,7 @@ fn watch_signals(events: Sender<Event>) -> Result<(), ServeError> {
 
 /// The most connections: what was asked for, within the limit of open files, which is raised as far
 /// as the system lets it.
-fn connections_max(settings: &Serve, shards: u32) -> Result<usize, ServeError> {
+fn connections_max(settings: &ServeArgs, shards: u32) -> Result<usize, ServeError> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,

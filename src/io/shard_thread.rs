@@ -9,14 +9,14 @@ use crate::core::contract::ShardConfig;
 use crate::core::shard::Shard;
 use crate::io::ring;
 use crate::io::threads::{self, ThreadError};
-use crate::io::worker::{Ties, Worker, clock};
+use crate::io::worker::{Worker, WorkerContext, clock};
 
 /// What a shard's thread is started with.
 pub struct Start {
     /// The shard's settings.
     pub config: ShardConfig,
     /// What the shard shares with the rest of the process.
-    pub ties: Ties,
+    pub context: WorkerContext,
     /// When the server was started.
     pub started: Instant,
     /// Whether the thread stays on one core.
@@ -79,7 +79,7 @@ pub fn spawn(mut start: Start, stopped: impl Fn(bool) + Send + 'static) -> Resul
 fn run(start: Start, report: &mut RingReport) -> io::Result<()> {
     let Start {
         config,
-        ties,
+        context,
         started,
         is_pinned,
         ring: _,
@@ -90,7 +90,7 @@ fn run(start: Start, report: &mut RingReport) -> io::Result<()> {
         pin(number);
     }
     let shard = Shard::recovering(config, clock(started));
-    let mut worker = Worker::new(shard, number, ties, started);
+    let mut worker = Worker::new(shard, number, context, started);
     let mut is_started = false;
     // Lets the tests take the way of kernels before 5.19.
     let waits_before_receive =

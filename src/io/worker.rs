@@ -14,20 +14,23 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::net::{Shutdown, getpeername, shutdown};
 
-use crate::admin::stats::ShardStats;
 use crate::admin::{Pages, Visitor};
-use crate::core::contract::{Clock, Input, Output, Surroundings};
-use crate::core::session::SessionId;
+use crate::core::contract::{Clock, Input, ListenerKind, Output, PeerStatus, Received};
 use crate::core::shard::Shard;
+use crate::core::shard::session::SessionId;
 use crate::io::background;
-use crate::io::compactor::{News, Rotation};
+use crate::io::compactor::{CompactorEvent, Rotation};
+use crate::io::connection::{Connection, ConnectionHandoff};
+use crate::io::directory_watch::DirectoryWatch;
 use crate::io::listener::Listener;
+use crate::io::mailbox::{Mailbox, RebuildError, ShardMessage, ShardSender};
 use crate::io::notes::{self, Batch};
-use crate::io::place::PlaceWatch;
-use crate::io::post::{Connection, Door, Handoff, Letter, Mailbox, Post, RebuildError, Status};
 use crate::io::ring::{Completion, Ring};
+use crate::log::commit::LogStep;
 use crate::log::disk::HostDisk;
-use crate::log::keeper::LogKeeper;
+use crate::log::log_files::LogFiles;
+use crate::status::Status;
+use crate::status::stats::ShardStats;
 
 mod accepts;
 
@@ -35,7 +38,7 @@ mod accepts;
 #[derive(Debug, Clone, Copy)]
 pub enum Token {
     /// An accept on a listening socket.
-    Accept(Door),
+    Accept(ListenerKind),
     /// The end of all accepts.
     AcceptsCancelled,
     /// The mailbox's bell.
@@ -56,8 +59,8 @@ pub enum Token {
     Own,
 }
 
-/// What ties a worker to the others.
-pub struct Ties {
+/// What context a worker to the others.
+pub struct WorkerContext {
     /// What all know of all.
     pub status: Arc<Status>,
     /// The one listening socket.
@@ -67,9 +70,9 @@ pub struct Ties {
     /// Where its own letters come out.
     pub mailbox: Mailbox,
     /// To all shards, in order; its own too.
-    pub posts: Vec<Post>,
+    pub posts: Vec<ShardSender>,
     /// Where new segments are told, and failures of the log.
-    pub news: Sender<News>,
+    pub news: Sender<CompactorEvent>,
     /// Keys the hashes of what is read back.
     pub hash_seed: u64,
     /// What the server shows of itself.
@@ -80,9 +83,9 @@ pub struct Ties {
 pub struct Worker {
     shard: Shard,
     number: u32,
-    ties: Ties,
+    context: WorkerContext,
     /// None while the log is read at the start: nothing asks for it then.
-    log: Option<LogKeeper<HostDisk>>,
+    log: Option<LogFiles<HostDisk>>,
     /// By the slots of their sessions.
     connections: Vec<Option<Connection>>,
     started: Instant,
@@ -97,7 +100,7 @@ pub struct Worker {
     is_again_in_flight: bool,
     begun: Begun,
     completions: Vec<Completion<Token>>,
-    place: PlaceWatch,
+    directory_watch: DirectoryWatch,
     /// How long the shard was away, as far as it was logged.
     told_absent_us: u64,
 }
@@ -116,12 +119,12 @@ struct Begun {
 impl Worker {
     /// A worker for the shard of that number; `started` is the zero of its clock.
     #[must_use]
-    pub fn new(shard: Shard, number: u32, ties: Ties, started: Instant) -> Self {
-        let is_accepting = !ties.listener.is_inherited();
+    pub fn new(shard: Shard, number: u32, context: WorkerContext, started: Instant) -> Self {
+        let is_accepting = !context.listener.is_inherited();
         Self {
             shard,
             number,
-            ties,
+            context,
             log: None,
             connections: Vec::new(),
             started,
@@ -134,14 +137,14 @@ impl Worker {
             is_again_in_flight: false,
             begun: Begun::default(),
             completions: Vec::new(),
-            place: PlaceWatch::default(),
+            directory_watch: DirectoryWatch::default(),
             told_absent_us: 0,
         }
     }
 
     /// Submits what must always be in flight; before the first turn.
     pub fn start(&mut self, ring: &mut Ring<Token>) {
-        ring.wait(self.ties.mailbox.bell(), Token::Bell);
+        ring.wait(self.context.mailbox.bell(), Token::Bell);
         self.arm_accepts(ring, 0);
         ring.finish_turn(Token::Own);
     }
@@ -153,9 +156,9 @@ impl Worker {
             self.turned(clock.now_us);
         }
         self.begun.turn_us = clock.now_us;
-        self.shard.set_surroundings(Surroundings {
-            ready: self.ties.status.is_ready(),
-            recovered_percent: self.ties.status.recovery.percent(),
+        self.shard.set_peer_status(PeerStatus {
+            ready: self.context.status.is_ready(),
+            recovered_percent: self.context.status.recovery.percent(),
         });
         let mut completions = std::mem::take(&mut self.completions);
         ring.drain(&mut completions);
@@ -163,7 +166,7 @@ impl Worker {
             self.complete(completion, ring, clock);
         }
         self.completions = completions;
-        self.watch_place(clock);
+        self.watch_directory(clock);
         self.shard.flush(clock);
         while let Some(output) = self.shard.poll_output() {
             self.perform(output, ring, clock)?;
@@ -171,9 +174,9 @@ impl Worker {
         self.stats().publish(self.shard.counters());
         self.stats().retried(ring.retries());
         self.tell_absence();
-        for door in [Door::Public, Door::Admin] {
+        for door in [ListenerKind::Public, ListenerKind::Admin] {
             let yields = self.shard.may_give_way(door);
-            self.ties.status.set_yielding(self.number, door, yields);
+            self.context.status.set_yielding(self.number, door, yields);
         }
         self.arm_accepts(ring, clock.now_us);
         self.arm_timer(ring, clock.now_us);
@@ -203,27 +206,28 @@ impl Worker {
     }
 
     fn stats(&self) -> &ShardStats {
-        &self.ties.status.stats[self.number as usize]
+        &self.context.status.stats[self.number as usize]
     }
 
     fn complete(&mut self, completion: Completion<Token>, ring: &mut Ring<Token>, clock: Clock) {
         match completion {
             Completion::Received(Token::Receive(id), mut filled) => {
-                self.shard
-                    .handle(Input::Received(id, Some(filled.bytes())), clock);
+                let received = Received::Bytes(filled.bytes());
+                self.shard.handle(Input::Received(id, received), clock);
                 ring.give_back(filled);
             }
             Completion::Ended(Token::Receive(id), outcome) => {
-                let bytes: Option<&mut [u8]> = outcome.is_ok().then_some(&mut []);
-                self.shard.handle(Input::Received(id, bytes), clock);
+                let received = match outcome {
+                    Ok(()) => Received::Eof,
+                    Err(_) => Received::Broken,
+                };
+                self.shard.handle(Input::Received(id, received), clock);
             }
             Completion::Sent(Token::Send(id), spans, outcome) => match outcome {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                     self.send(id, spans, ring);
                 }
-                outcome => self
-                    .shard
-                    .handle(Input::Sent(id, spans, outcome.ok()), clock),
+                outcome => self.shard.handle(Input::Sent(id, spans, outcome), clock),
             },
             Completion::Accepted(Token::Accept(door), outcome) => {
                 self.accepted(door, outcome, clock);
@@ -242,16 +246,16 @@ impl Worker {
             }
             Completion::Done(Token::LogSync, outcome) => {
                 self.stats().synced(self.log_took_us(clock));
-                let ok = self.kept(outcome, clock);
-                let ok = self.told("fdatasync", ok).is_some();
-                notes::log_sync(self.number, ok, self.log_took_us(clock));
-                self.shard.handle(Input::LogSynced(ok), clock);
+                let outcome = self.kept(outcome, clock);
+                let outcome = self.told("fdatasync", outcome);
+                notes::log_sync(self.number, outcome.is_ok(), self.log_took_us(clock));
+                self.shard.handle(Input::LogSynced(outcome), clock);
             }
             Completion::Done(Token::Bell, _) => {
-                while let Some(letter) = self.ties.mailbox.next() {
+                while let Some(letter) = self.context.mailbox.next() {
                     self.read(letter, ring, clock);
                 }
-                ring.wait(self.ties.mailbox.bell(), Token::Bell);
+                ring.wait(self.context.mailbox.bell(), Token::Bell);
             }
             Completion::Done(Token::Timer(at_us), _) => {
                 self.armed_timers_us.retain(|armed_us| *armed_us != at_us);
@@ -275,73 +279,78 @@ impl Worker {
     }
 
     fn written(&mut self, bytes: Vec<u8>, outcome: io::Result<usize>, clock: Clock) {
-        let count = self.kept(outcome, clock);
-        let count = self.told("write", count);
+        let outcome = self.kept(outcome, clock);
+        let outcome = self.told("write", outcome);
         let took_us = self.log_took_us(clock);
+        let count = outcome.as_ref().ok().copied();
         self.begun.batch.log_written(self.number, count, took_us);
-        self.shard.handle(Input::LogWritten(bytes, count), clock);
+        self.shard.handle(Input::LogWritten(bytes, outcome), clock);
     }
 
     /// What was done well to a file that was deleted counts as failed. A write is asked too: in the modes without an
     /// fdatasync for each batch, ops would long go on otherwise.
     fn kept<T>(&mut self, outcome: io::Result<T>, clock: Clock) -> Result<T, RebuildError> {
         let outcome = outcome?;
-        self.place.committed(self.log.as_ref(), clock.now_us)?;
+        self.directory_watch
+            .committed(self.log.as_ref(), clock.now_us)?;
         Ok(outcome)
     }
 
-    fn watch_place(&mut self, clock: Clock) {
-        if let Some(error) = self.place.tick(self.log.as_ref(), clock.now_us) {
-            self.told("data directory", Err::<(), _>(error));
+    fn watch_directory(&mut self, clock: Clock) {
+        if let Some(error) = self.directory_watch.tick(self.log.as_ref(), clock.now_us) {
+            let _ = self.told("data directory", Err::<(), _>(error));
             self.shard.handle(Input::LogDisplaced, clock);
         }
     }
 
-    fn told<T>(&self, what: &str, outcome: Result<T, impl std::fmt::Display>) -> Option<T> {
-        outcome
-            .inspect_err(|error| {
-                tracing::error!(
-                    shard = self.number,
-                    "the log cannot be written ({what}: {error}); senders get error 500, clients are closed with 1011, and the log is reopened as soon as possible"
-                );
-            })
-            .ok()
+    /// Logs why a step of the log has failed, and passes its outcome on as the shard takes it.
+    fn told<T, E>(&self, what: &str, outcome: Result<T, E>) -> io::Result<T>
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        outcome.map_err(|error| {
+            tracing::error!(
+                shard = self.number,
+                "the log cannot be written ({what}: {error}); senders get error 500, clients are closed with 1011, and the log is reopened as soon as possible"
+            );
+            io::Error::other(error)
+        })
     }
 
-    fn read(&mut self, letter: Letter, ring: &mut Ring<Token>, clock: Clock) {
+    fn read(&mut self, letter: ShardMessage, ring: &mut Ring<Token>, clock: Clock) {
         match letter {
-            Letter::Adopt(handoff, ticket) => {
-                let id = self.shard.adopt(ticket, clock);
+            ShardMessage::Adopt(handoff, core_handoff) => {
+                let id = self.shard.adopt(core_handoff, clock);
                 self.keep(id, handoff.arrive());
             }
-            Letter::GiveWay(door) => drop(self.give_way(door, clock)),
-            Letter::Accept => self.is_accepting = true,
-            Letter::Verify(verifier) => self.shard.set_verifier(verifier),
-            Letter::Drain => self.drain(ring, clock),
-            Letter::SegmentCreated(outcome) => {
+            ShardMessage::GiveWay(door) => drop(self.give_way(door, clock)),
+            ShardMessage::Accept => self.is_accepting = true,
+            ShardMessage::Verify(verifier) => self.shard.set_verifier(verifier),
+            ShardMessage::Drain => self.drain(ring, clock),
+            ShardMessage::SegmentCreated(outcome) => {
                 let segment = self.told("new segment", outcome);
                 let segment = segment.map(|segment| self.log().replace(segment));
                 self.shard.handle(Input::LogOpened(segment), clock);
                 self.tell_rotation();
             }
-            Letter::Rebuilt(outcome) => {
+            ShardMessage::Rebuilt(outcome) => {
                 let outcome = outcome.inspect_err(|error| {
                     tracing::error!(shard = self.number, "the shard cannot serve yet: {error}");
                     self.tell_failure();
                 });
                 let rebuilt = outcome
-                    .ok()
-                    .map(|(segment, workspaces)| (self.log().replace(segment), workspaces));
-                self.place.rebuilt(rebuilt.is_some());
+                    .map(|(segment, workspaces)| (self.log().replace(segment), workspaces))
+                    .map_err(io::Error::other);
+                self.directory_watch.rebuilt(rebuilt.is_ok());
                 self.shard.handle(Input::Rebuilt(rebuilt), clock);
                 self.tell_rotation();
             }
-            Letter::LogSize(size) => self.shard.handle(Input::LogSize(size), clock),
-            Letter::Recovered(recovered) => {
+            ShardMessage::LogSize(size) => self.shard.handle(Input::LogSize(size), clock),
+            ShardMessage::Recovered(recovered) => {
                 let log = self.log.insert(recovered.log);
-                let opened = Some((log.open_segment(), recovered.workspaces));
+                let opened = Ok((log.open_segment(), recovered.workspaces));
                 self.shard.handle(Input::Rebuilt(opened), clock);
-                self.ties.status.set_ready(self.number, true);
+                self.context.status.set_ready(self.number, true);
                 self.tell_rotation();
                 // The main thread listens until all have told it.
                 let _ = recovered.serves.send(());
@@ -351,9 +360,9 @@ impl Worker {
 
     /// Accepts nothing more, and begins to stop.
     fn drain(&mut self, ring: &mut Ring<Token>, clock: Clock) {
-        let listener = &self.ties.listener;
+        let listener = &self.context.listener;
         if std::mem::replace(&mut self.is_accepting, false) {
-            if let Some(listener) = &self.ties.admin_listener {
+            if let Some(listener) = &self.context.admin_listener {
                 listener.end();
             }
             if !listener.is_inherited() {
@@ -368,7 +377,7 @@ impl Worker {
         self.shard.handle(Input::Drain, clock);
     }
 
-    fn log(&mut self) -> &mut LogKeeper<HostDisk> {
+    fn log(&mut self) -> &mut LogFiles<HostDisk> {
         self.log
             .as_mut()
             .expect("the log was read before it is used")
@@ -386,12 +395,12 @@ impl Worker {
             post: self.own_post(),
         };
         // The thread that compacts may have given up.
-        let _ = self.ties.news.send(News::Rotated(rotation));
+        let _ = self.context.news.send(CompactorEvent::Rotated(rotation));
     }
 
     /// The log cannot be written: perhaps the disk is full, and compaction can make room.
     fn tell_failure(&self) {
-        let _ = self.ties.news.send(News::Failed);
+        let _ = self.context.news.send(CompactorEvent::Failed);
     }
 
     fn keep(&mut self, id: SessionId, connection: Connection) {
@@ -415,9 +424,9 @@ impl Worker {
 
     fn visitor(&self, id: SessionId) -> Visitor {
         let connection = self.connections[id.slot as usize].as_ref();
-        let Connection { place, .. } = connection.expect("a session has a connection");
+        let Connection { permit, .. } = connection.expect("a session has a connection");
         Visitor {
-            door: place.door(),
+            door: permit.listener(),
             // An address of IPv4 may come in the clothes of IPv6 (RFC 4291 section 2.5.5.2).
             is_local: self
                 .peer(id)
@@ -430,7 +439,12 @@ impl Worker {
         SocketAddr::try_from(peer).ok()
     }
 
-    fn send(&self, id: SessionId, spans: crate::core::window::Spans, ring: &mut Ring<Token>) {
+    fn send(
+        &self,
+        id: SessionId,
+        spans: crate::core::fanout::window::Spans,
+        ring: &mut Ring<Token>,
+    ) {
         ring.send(self.socket(id).as_fd(), spans, Token::Send(id));
     }
 
@@ -442,53 +456,35 @@ impl Worker {
             Output::Finish(id) => drop(shutdown(self.socket(id), Shutdown::Write)),
             Output::Abort(id) => drop(shutdown(self.socket(id), Shutdown::Both)),
             Output::Close(id) => drop(self.connections[id.slot as usize].take()),
-            Output::Handoff(id, owner, ticket) => {
+            Output::Handoff(id, owner, core_handoff) => {
                 let connection = self.connections[id.slot as usize].take();
                 let connection = connection.expect("a session has a connection");
-                let handoff = Handoff::new(connection);
-                self.ties.posts[owner as usize].send(Letter::Adopt(handoff, ticket));
+                let handoff = ConnectionHandoff::new(connection);
+                self.context.posts[owner as usize].send(ShardMessage::Adopt(handoff, core_handoff));
             }
             Output::Note(id, note) => {
                 notes::log((self.number, id), self.peer(id), *note, clock.now_us);
             }
             Output::Page(id, request) => {
-                let (visitor, status) = (self.visitor(id), &self.ties.status);
-                let pages = &self.ties.pages;
+                let (visitor, status) = (self.visitor(id), &self.context.status);
+                let pages = &self.context.pages;
                 let answer = pages.answer(&request, visitor, clock.now_us, status);
                 self.shard.handle(Input::Page(id, answer), clock);
             }
-            Output::LogWrite {
-                offset,
-                bytes,
-                from,
-            } => self.write_log(bytes, from, offset, ring),
-            Output::LogSync => {
-                self.begun.has_log = true;
-                ring.sync(self.log().file().as_fd(), Token::LogSync);
-            }
-            Output::LogOpen {
-                index,
-                first_position,
-            } => {
-                let post = self.own_post();
-                match self.log().next(index, first_position) {
-                    Ok(creation) => background::create(creation, post),
-                    Err(error) => post.send(Letter::SegmentCreated(Err(error.into()))),
-                }
-            }
+            Output::Log(step) => self.step_log(step, ring),
             Output::Rebuild(end) => {
-                let shards = u32::try_from(self.ties.posts.len()).expect("SHARDS_MAX fits");
+                let shards = u32::try_from(self.context.posts.len()).expect("SHARDS_MAX fits");
                 let post = self.own_post();
-                let hash_seed = self.ties.hash_seed;
+                let hash_seed = self.context.hash_seed;
                 match self.log().rebuild(end) {
                     Ok(rebuild) => {
                         background::rebuild(rebuild, (self.number, shards), hash_seed, post);
                     }
-                    Err(error) => post.send(Letter::Rebuilt(Err(error.into()))),
+                    Err(error) => post.send(ShardMessage::Rebuilt(Err(error.into()))),
                 }
             }
             Output::Ready(ready) => {
-                self.ties.status.set_ready(self.number, ready);
+                self.context.status.set_ready(self.number, ready);
                 if ready {
                     tracing::info!(shard = self.number, "the shard serves again");
                 } else {
@@ -499,6 +495,30 @@ impl Worker {
             Output::Drained => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())
+    }
+
+    fn step_log(&mut self, step: LogStep, ring: &mut Ring<Token>) {
+        match step {
+            LogStep::Write {
+                offset,
+                bytes,
+                from,
+            } => self.write_log(bytes, from, offset, ring),
+            LogStep::Sync => {
+                self.begun.has_log = true;
+                ring.sync(self.log().file().as_fd(), Token::LogSync);
+            }
+            LogStep::Open {
+                index,
+                first_position,
+            } => {
+                let post = self.own_post();
+                match self.log().next(index, first_position) {
+                    Ok(creation) => background::create(creation, post),
+                    Err(error) => post.send(ShardMessage::SegmentCreated(Err(error.into()))),
+                }
+            }
+        }
     }
 
     fn write_log(&mut self, bytes: Vec<u8>, from: usize, offset: u64, ring: &mut Ring<Token>) {
@@ -514,15 +534,15 @@ impl Worker {
         }
     }
 
-    fn own_post(&self) -> Post {
-        self.ties.posts[self.number as usize].clone()
+    fn own_post(&self) -> ShardSender {
+        self.context.posts[self.number as usize].clone()
     }
 
     fn arm_timer(&mut self, ring: &mut Ring<Token>, now_us: u64) {
         let wanted = [
             self.shard.next_deadline_us(),
             self.accepts_paused_until_us,
-            self.log.as_ref().map(|_| self.place.next_us()),
+            self.log.as_ref().map(|_| self.directory_watch.next_us()),
         ];
         let Some(wanted_us) = wanted.into_iter().flatten().min() else {
             return;

@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use super::directory::shard_folder;
 use super::disk::{Disk, DiskFile};
+use super::position::LogPosition;
 use super::record::{
     Cursor, Fault, FaultKind, HeaderError, Op, Reader, SEGMENT_HEADER_BYTES, SegmentHeader,
     damage_behind, is_interrupted,
@@ -80,7 +81,7 @@ pub struct Link {
     pub header: SegmentHeader,
     /// The log position where the next one begins, and so this one ends. What stands behind it was left by a write that failed and
     /// was shown to nobody. None: it is the last.
-    pub end_position: Option<u64>,
+    pub end_position: Option<LogPosition>,
     /// Its length.
     pub file_bytes: u64,
 }
@@ -167,7 +168,7 @@ impl Chain {
             next_index = link.header.index + 1;
         }
         match self.links.first() {
-            Some(first) if first.header.first_position != 0 => {
+            Some(first) if first.header.first_position != LogPosition::START => {
                 let what = "the log does not begin at position 0";
                 Err(RecoveryError::damaged(&first.path, 40, what))
             }
@@ -212,7 +213,7 @@ pub struct Extent {
     /// All before it is valid; what is behind it is a torn tail.
     pub whole_bytes: u64,
     /// The log position where it ends.
-    pub end_position: u64,
+    pub end_position: LogPosition,
 }
 
 impl Link {

@@ -18,12 +18,24 @@
 //! [`record`]). An op may be shown to anyone once
 //! [`Commit::visible_position`] has reached the position that [`Commit::push`] gave for it.
 //!
+//! Everything that this file decides follows from one inequality, which [`Commit::invariants`]
+//! asserts:
+//!
+//! ```text
+//!   first_position ≤ durable ≤ written ≤ handed ≤ end_position
+//!     of the segment  on disk   taken by  given to  pushed
+//!                               a write   a write
+//! ```
+//!
 //! A write or fdatasync that fails is never tried again on the same file: after a failed fdatasync
 //! the kernel may have dropped the pages and call them clean (Rebello et al., "Can Applications
 //! Recover from fsync Failures?", USENIX ATC 2020). The machine stays in `Failed` until
 //! [`Commit::reopen`] gives it a new segment.
 
+use std::io;
+
 use crate::limits::{BATCH_BYTES_MAX, COMMIT_AGE_MAX_US, COMMIT_AGE_MIN_US, SEGMENT_BYTES_MAX};
+use crate::log::position::LogPosition;
 use crate::log::record::{self, BATCH_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 
 /// When an op counts as kept.
@@ -43,7 +55,7 @@ pub struct OpenSegment {
     /// Its number within the shard.
     pub index: u64,
     /// The log position of its first batch.
-    pub first_position: u64,
+    pub first_position: LogPosition,
     /// What its checksums are seeded with.
     pub salt: u32,
     /// A write of it is on disk when it returns, and needs no fdatasync.
@@ -52,7 +64,7 @@ pub struct OpenSegment {
 
 /// What the caller is to do next with the log's file.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum LogStep {
     /// Write `bytes[from..]` at `offset` and give the bytes back with [`Commit::written`].
     Write {
         /// The file offset of `bytes[from]`.
@@ -69,7 +81,7 @@ pub enum Step {
         /// Its number.
         index: u64,
         /// The log position of its first batch.
-        first_position: u64,
+        first_position: LogPosition,
     },
 }
 
@@ -79,11 +91,11 @@ pub struct End {
     /// The segment.
     pub index: u64,
     /// The log position up to which it is on disk.
-    pub durable: u64,
+    pub durable: LogPosition,
     /// The log position up to which ops were shown: further than what is on disk in `interval` and
     /// `none` mode, where it is worth an fdatasync to keep them. It is `durable` where an fdatasync
     /// is what failed: another one would succeed without having written anything.
-    pub shown: u64,
+    pub shown: LogPosition,
 }
 
 /// A write, an fdatasync or the opening of a segment failed: the log takes no more ops.
@@ -124,10 +136,10 @@ pub struct Commit {
     begun_us: u64,
     idle_since_us: u64,
     /// The log position behind the last byte that was handed to a write.
-    handed: u64,
+    handed: LogPosition,
     /// The log position behind the last byte that a write has taken.
-    written: u64,
-    durable: u64,
+    written: LogPosition,
+    durable: LogPosition,
     last_sync_us: u64,
     sync_failed: bool,
 }
@@ -178,7 +190,7 @@ impl Commit {
     pub fn closed(durability: Durability, sync_interval_us: u64, now_us: u64) -> Self {
         let nowhere = OpenSegment {
             index: 0,
-            first_position: 0,
+            first_position: LogPosition::START,
             salt: 0,
             writes_through: false,
         };
@@ -198,7 +210,7 @@ impl Commit {
     ///
     /// # Panics
     /// Where the log has failed: the caller must not apply ops then.
-    pub fn push(&mut self, op: &record::Op<'_>, now_us: u64) -> u64 {
+    pub fn push(&mut self, op: &record::Op<'_>, now_us: u64) -> LogPosition {
         assert!(!self.is_failed(), "a failed log takes no op");
         if self.filling.is_empty() {
             self.oldest_us = now_us;
@@ -206,15 +218,15 @@ impl Commit {
         }
         record::push_op(&mut self.filling, op);
         self.filling_ops += 1;
-        self.handed + self.filling.len() as u64
+        self.end_position()
     }
 
     /// Ops with at most this position may be shown.
     #[must_use]
-    pub fn visible_position(&self) -> u64 {
+    pub fn visible_position(&self) -> LogPosition {
         match self.durability {
             Durability::Always => self.durable,
-            Durability::Interval | Durability::None => u64::MAX,
+            Durability::Interval | Durability::None => LogPosition::MAX,
         }
     }
 
@@ -293,8 +305,8 @@ impl Commit {
 
     /// The log position behind the last op that was pushed.
     #[must_use]
-    pub fn end_position(&self) -> u64 {
-        self.handed + self.filling.len() as u64
+    pub fn end_position(&self) -> LogPosition {
+        self.handed.advance(self.filling.len() as u64)
     }
 
     /// The number of the open segment.
@@ -317,11 +329,12 @@ impl Commit {
     }
 
     /// Starts what is due when nothing is in flight: the next segment, an fdatasync of the timer, the batch.
-    pub fn start(&mut self, now_us: u64) -> Option<Step> {
+    pub fn start(&mut self, now_us: u64) -> Option<LogStep> {
+        self.debug_invariants();
         if self.phase != Phase::Idle {
             return None;
         }
-        let full = self.written - self.segment.first_position >= self.segment_bytes;
+        let full = self.bytes_in_segment(self.written) >= self.segment_bytes;
         if full && self.has_ops() {
             return Some(if self.durable < self.written {
                 self.sync(now_us)
@@ -336,7 +349,7 @@ impl Commit {
     }
 
     /// Starts an fdatasync of all that was written, whatever the mode; None where there is nothing to sync.
-    pub fn settle(&mut self, now_us: u64) -> Option<Step> {
+    pub fn settle(&mut self, now_us: u64) -> Option<LogStep> {
         (self.phase == Phase::Idle && self.durable < self.written).then(|| self.sync(now_us))
     }
 
@@ -344,24 +357,27 @@ impl Commit {
     ///
     /// # Panics
     /// Where the log is not settled.
-    pub fn seal(&mut self, now_us: u64) -> Step {
+    pub fn seal(&mut self, now_us: u64) -> LogStep {
         assert!(self.is_settled(), "only a settled log is sealed");
         record::begin_batch(&mut self.filling);
         self.write(now_us)
     }
 
-    /// Takes the outcome of a [`Step::Write`]: the bytes written, or None for an error. Some(step) follows at once.
+    /// Takes the outcome of a [`LogStep::Write`]: the bytes written. A step that is returned follows
+    /// at once.
     pub fn written(
         &mut self,
         bytes: Vec<u8>,
-        outcome: Option<usize>,
+        outcome: io::Result<usize>,
         now_us: u64,
-    ) -> Result<Option<Step>, LogBroken> {
+    ) -> Result<Option<LogStep>, LogBroken> {
+        self.debug_invariants();
         let Phase::Writing { batch_bytes, from } = self.phase else {
             self.late();
             return Ok(None);
         };
-        let Some(count) = outcome.filter(|count| (1..=batch_bytes - from).contains(count)) else {
+        let possible = 1..=batch_bytes - from;
+        let Some(count) = outcome.ok().filter(|count| possible.contains(count)) else {
             return self.broken();
         };
         let from = from + count;
@@ -369,13 +385,13 @@ impl Commit {
             // A short write is no error (write(2)): the rest is another one.
             self.phase = Phase::Writing { batch_bytes, from };
             let offset = self.offset(self.written) + from as u64;
-            return Ok(Some(Step::Write {
+            return Ok(Some(LogStep::Write {
                 offset,
                 bytes,
                 from,
             }));
         }
-        self.written += batch_bytes as u64;
+        self.written = self.written.advance(batch_bytes as u64);
         self.spare = bytes;
         self.spare.clear();
         self.spare.shrink_to(self.batch_bytes_max);
@@ -390,8 +406,9 @@ impl Commit {
         }
     }
 
-    /// Takes the outcome of a [`Step::Sync`].
-    pub fn synced(&mut self, ok: bool, now_us: u64) -> Result<(), LogBroken> {
+    /// Takes the outcome of a [`LogStep::Sync`].
+    pub fn synced(&mut self, outcome: io::Result<()>, now_us: u64) -> Result<(), LogBroken> {
+        let ok = outcome.is_ok();
         // However late: another fdatasync of this file must not be believed.
         self.sync_failed |= !ok;
         if self.phase != Phase::Syncing {
@@ -406,16 +423,16 @@ impl Commit {
         Ok(())
     }
 
-    /// Takes the outcome of a [`Step::Open`].
+    /// Takes the outcome of a [`LogStep::Open`].
     ///
     /// # Panics
     /// Where the segment is not the one that was asked for.
-    pub fn opened(&mut self, segment: Option<OpenSegment>) -> Result<(), LogBroken> {
+    pub fn opened(&mut self, segment: io::Result<OpenSegment>) -> Result<(), LogBroken> {
         if self.phase != Phase::Opening {
             self.late();
             return Ok(());
         }
-        let Some(segment) = segment else {
+        let Ok(segment) = segment else {
             return self.broken().map(|_| ());
         };
         assert_eq!(
@@ -425,6 +442,39 @@ impl Commit {
         self.segment = segment;
         self.phase = Phase::Idle;
         Ok(())
+    }
+
+    /// Asserts what holds between any two calls.
+    ///
+    /// # Panics
+    /// If something does not hold.
+    pub fn invariants(&self) {
+        assert!(
+            self.segment.first_position <= self.durable,
+            "a segment is opened once all before it is on disk"
+        );
+        assert!(
+            self.durable <= self.written && self.written <= self.handed,
+            "bytes are handed over, then written, then durable"
+        );
+        let in_flight_bytes = self.handed.bytes_since(self.written);
+        match self.phase {
+            Phase::Writing { batch_bytes, from } => {
+                assert!(from < batch_bytes, "a whole batch is not written again");
+                assert_eq!(in_flight_bytes, Some(batch_bytes as u64));
+            }
+            Phase::Idle | Phase::Syncing | Phase::Opening => {
+                assert_eq!(
+                    in_flight_bytes,
+                    Some(0),
+                    "a batch is in flight while written"
+                );
+            }
+            Phase::Failed { .. } => assert!(!self.has_ops(), "a failed log takes no op"),
+        }
+        if self.durability == Durability::Always {
+            assert_eq!(self.visible_position(), self.durable);
+        }
     }
 
     /// Gives the log up: what was pushed and is not visible yet is lost, and nothing is written any more.
@@ -476,6 +526,13 @@ impl Commit {
         self.synced_since_us = self.synced_since_us.map(aged);
     }
 
+    /// [`Commit::invariants`], where a test or a debug build may take the time.
+    fn debug_invariants(&self) {
+        if cfg!(debug_assertions) {
+            self.invariants();
+        }
+    }
+
     /// All that was written is on disk.
     fn settled(&mut self, now_us: u64) {
         self.durable = self.written;
@@ -483,7 +540,7 @@ impl Commit {
         self.idle_since_us = now_us;
     }
 
-    fn write(&mut self, now_us: u64) -> Step {
+    fn write(&mut self, now_us: u64) -> LogStep {
         self.begun_us = now_us;
         let mut bytes = std::mem::replace(&mut self.filling, std::mem::take(&mut self.spare));
         record::seal_batch(&mut bytes, self.segment.salt, self.handed, self.durable);
@@ -491,37 +548,42 @@ impl Commit {
             batch_bytes: bytes.len(),
             from: 0,
         };
-        self.handed += bytes.len() as u64;
+        self.handed = self.handed.advance(bytes.len() as u64);
         self.group_ops = std::mem::take(&mut self.filling_ops);
         if self.group_ops > 0 {
             self.unsynced_since_us.get_or_insert(self.oldest_us);
         }
-        Step::Write {
+        LogStep::Write {
             offset: self.offset(self.written),
             bytes,
             from: 0,
         }
     }
 
-    fn sync(&mut self, now_us: u64) -> Step {
+    fn sync(&mut self, now_us: u64) -> LogStep {
         self.phase = Phase::Syncing;
         self.last_sync_us = now_us;
-        Step::Sync
+        LogStep::Sync
     }
 
-    fn open_next(&mut self) -> Step {
+    fn open_next(&mut self) -> LogStep {
         self.phase = Phase::Opening;
-        Step::Open {
+        LogStep::Open {
             index: self.segment.index + 1,
             first_position: self.handed,
         }
     }
 
-    fn offset(&self, position: u64) -> u64 {
-        SEGMENT_HEADER_BYTES as u64 + position - self.segment.first_position
+    fn offset(&self, position: LogPosition) -> u64 {
+        SEGMENT_HEADER_BYTES as u64 + self.bytes_in_segment(position)
     }
 
-    fn broken(&mut self) -> Result<Option<Step>, LogBroken> {
+    fn bytes_in_segment(&self, position: LogPosition) -> u64 {
+        let bytes = position.bytes_since(self.segment.first_position);
+        bytes.expect("all that is written is in the open segment")
+    }
+
+    fn broken(&mut self) -> Result<Option<LogStep>, LogBroken> {
         self.phase = Phase::Failed { in_flight: false };
         self.filling.clear();
         self.filling_ops = 0;

@@ -24,6 +24,7 @@ use thiserror::Error;
 use super::chain::{Chain, Link, RecoveryError};
 use super::directory::DataDirectory;
 use super::disk::{Disk, DiskFile};
+use super::position::LogPosition;
 use super::record::{self, BATCH_HEADER_BYTES, Compacted, Op, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::rewrite::Rewrite;
 use super::segment;
@@ -31,6 +32,7 @@ use crate::limits::{
     COMPACTION_BATCH_BYTES, COMPACTION_DEAD_SHARE, COMPACTION_READ_BYTES, SEGMENT_LIVE_SHARE,
 };
 use crate::log::remedy::WithRemedy;
+use crate::seq::Seq;
 
 #[cfg(test)]
 mod tests;
@@ -497,7 +499,7 @@ fn shrink<F: DiskFile>(file: &F, pace: &mut Pace<'_>) -> Result<(), CompactionEr
 }
 
 /// Where the last segment of a folder without a shard ends.
-fn end_of(link: &Link) -> u64 {
+fn end_of(link: &Link) -> LogPosition {
     match link.header.compacted {
         Some(compacted) => compacted.end_position,
         None => link.header.position(link.file_bytes),
@@ -545,7 +547,7 @@ struct Index {
 
 struct Winner {
     timestamp: u64,
-    seq: u64,
+    seq: Seq,
     bytes: u32,
     place: u32,
 }

@@ -15,6 +15,7 @@ pub use super::chain::RecoveryError;
 use super::chain::{Chain, Extent, FIRST_INDEX};
 use super::directory::DataDirectory;
 use super::disk::Disk;
+use super::position::LogPosition;
 use super::record::Op;
 use super::segment;
 
@@ -29,7 +30,7 @@ pub struct Tail {
     /// The next segment's index.
     pub next_index: u64,
     /// The next segment's first position.
-    pub next_position: u64,
+    pub next_position: LogPosition,
 }
 
 impl Tail {
@@ -39,7 +40,7 @@ impl Tail {
         Self {
             shard,
             next_index: FIRST_INDEX,
-            next_position: 0,
+            next_position: LogPosition::START,
         }
     }
 }

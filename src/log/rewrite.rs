@@ -76,17 +76,19 @@ mod tests {
     use tempfile::tempdir;
 
     use super::super::disk::HostDisk;
+    use super::super::position::LogPosition;
     use super::*;
+    use crate::seq::Seq;
 
     #[test]
     fn it_ends_with_one_empty_batch_and_has_no_other() {
         let folder = tempdir().unwrap();
-        let header = SegmentHeader::new(0, [7; 16], 1, 0);
+        let header = SegmentHeader::new(0, [7; 16], 1, LogPosition::START);
         let op = Op {
             workspace: "w",
             key: "k",
             value: "1",
-            seq: 1,
+            seq: Seq::new(1),
             timestamp: 1,
         };
         let batch_bytes = BATCH_HEADER_BYTES + record::op_bytes(&op);

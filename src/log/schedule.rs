@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::disk::Space;
+use super::position::LogPosition;
 use crate::limits::{
     COMPACTION_DEAD_SHARE, COMPACTION_RETRY_US, COMPACTION_START_PERCENT,
     COMPACTION_TIME_PERCENT_MIN, COMPACTION_URGENT_PERCENT, DISK_ENOUGH_FACTOR, DISK_LOW_BYTES,
@@ -260,7 +261,7 @@ impl Default for LowMarks {
 
 /// How much room the disk has for the logs.
 #[derive(Debug)]
-pub struct Room {
+pub struct DiskRoom {
     marks: LowMarks,
     shards: u64,
     space: Option<Space>,
@@ -269,7 +270,7 @@ pub struct Room {
     withheld_bytes: u64,
 }
 
-impl Room {
+impl DiskRoom {
     /// Of a disk with the logs of so many shards.
     #[must_use]
     pub fn new(marks: LowMarks, shards: u64) -> Self {
@@ -329,16 +330,16 @@ impl Room {
 
     /// The log position up to which a shard may write whose log ended at `position` before the disk was looked at.
     #[must_use]
-    pub fn end(&self, position: u64) -> u64 {
+    pub fn end(&self, position: LogPosition) -> LogPosition {
         if self.is_short {
-            return 0;
+            return LogPosition::NONE;
         }
         let usable_bytes = self.usable_bytes().saturating_sub(self.low_bytes());
         let room_bytes = usable_bytes / self.shards.max(1);
         if room_bytes >= DISK_PLENTY_BYTES {
-            return u64::MAX;
+            return LogPosition::MAX;
         }
-        position.saturating_add(room_bytes)
+        position.advance(room_bytes)
     }
 
     /// How large the reserve is to be. None: there is no room for one, or not enough that is live.

@@ -11,16 +11,17 @@ use std::time::{Duration, Instant};
 
 use etherply::core::shard::Shard;
 use etherply::io::listener::{AddressNames, Listener};
-use etherply::io::post::{Letter, Post, Recovered, Status, mailbox};
+use etherply::io::mailbox::{RecoveredShard, ShardMessage, ShardSender, mailbox};
 use etherply::io::ring;
-use etherply::io::worker::{Ties, Worker, clock};
+use etherply::io::worker::{Worker, WorkerContext, clock};
 use etherply::limits::{SECOND_US, SEGMENT_FILL_BYTES};
 use etherply::log::commit::Durability;
 use etherply::log::directory::DataDirectory;
-use etherply::log::keeper::LogKeeper;
+use etherply::log::log_files::LogFiles;
 use etherply::log::recovery::Report;
+use etherply::status::Status;
 
-use crate::house::{Told, config, head, put_op};
+use crate::driver::{FrameCounter, config, head, put_op};
 
 /// Stretches of the load, of which each is like the one before.
 pub const WINDOWS: u64 = 10;
@@ -38,7 +39,7 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     let folder = tempfile::tempdir().expect("a temporary folder");
     let directory = Arc::new(DataDirectory::open(folder.path()).expect("a data directory"));
     let fill_bytes = (durability == Durability::Always).then_some(SEGMENT_FILL_BYTES);
-    let log = LogKeeper::open(directory, 0, &Report::default(), fill_bytes).expect("a log");
+    let log = LogFiles::open(directory, 0, &Report::default(), fill_bytes).expect("a log");
     let names = AddressNames {
         host: "--host",
         port: "--port",
@@ -50,7 +51,7 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     let (post, mailbox) = mailbox().expect("a mailbox");
     let (news, _taken) = channel();
     let (serves, told) = channel();
-    let ties = Ties {
+    let ties = WorkerContext {
         status: Arc::new(Status::new(1, 100)),
         listener: Arc::new(listener),
         admin_listener: None,
@@ -61,7 +62,7 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
         pages: Arc::new(etherply::admin::Pages::new(false, None)),
     };
     let workspaces = Vec::new();
-    post.send(Letter::Recovered(Box::new(Recovered {
+    post.send(ShardMessage::Recovered(Box::new(RecoveredShard {
         log,
         workspaces,
         serves,
@@ -106,18 +107,18 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
 }
 
 /// Ends the worker, however the clients end.
-struct Stop(Post);
+struct Stop(ShardSender);
 
 impl Drop for Stop {
     fn drop(&mut self) {
-        self.0.send(Letter::Drain);
-        self.0.send(Letter::Drain);
+        self.0.send(ShardMessage::Drain);
+        self.0.send(ShardMessage::Drain);
     }
 }
 
 struct Client {
     socket: TcpStream,
-    told: Told,
+    counter: FrameCounter,
     owed: u64,
     buffer: Vec<u8>,
 }
@@ -132,7 +133,7 @@ impl Client {
         socket.write_all(head("w").as_bytes()).expect("a request");
         let mut client = Self {
             socket,
-            told: Told::new(),
+            counter: FrameCounter::new(),
             owed: 1,
             buffer: vec![0; 1 << 16],
         };
@@ -142,12 +143,12 @@ impl Client {
 
     /// Until all that it is owed has come.
     fn read(&mut self) {
-        while self.told.frames < self.owed {
+        while self.counter.frames < self.owed {
             let count = self.socket.read(&mut self.buffer).expect("bytes in time");
             assert!(count > 0, "the worker serves");
-            self.told.read(&self.buffer[..count]);
+            self.counter.read(&self.buffer[..count]);
         }
-        assert_eq!(self.told.frames, self.owed);
+        assert_eq!(self.counter.frames, self.owed);
     }
 }
 

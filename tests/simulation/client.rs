@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use etherply::core::contract::Limits;
-use etherply::core::session::SessionId;
-use etherply::core::window::Spans;
+use etherply::core::fanout::window::Spans;
+use etherply::core::shard::session::SessionId;
 
 use crate::model::{Model, Write};
 use crate::server::PANIC_KEY;
@@ -254,7 +254,7 @@ impl Client {
                 self.read_status(*status);
                 return true;
             }
-            Told::Look(data) => {
+            Told::ReadTarget(data) => {
                 if self.state_place(data, model).is_none() {
                     return false;
                 }

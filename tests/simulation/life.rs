@@ -3,12 +3,12 @@
 use std::ops::ControlFlow;
 
 use etherply::core::contract::Input;
-use etherply::core::log_space::LogSize;
+use etherply::core::shard::log_space::LogSize;
 use etherply::log::chain::Chain;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};
 use etherply::log::directory::DirectoryError;
 use etherply::log::disk::Disk;
-use etherply::log::keeper::LogKeeper;
+use etherply::log::log_files::LogFiles;
 use etherply::log::recovery::RecoveryError;
 use etherply::log::segment;
 
@@ -74,7 +74,7 @@ impl World {
                 let workspaces = dealt[shard].take().expect("it waits");
                 let number = u32::try_from(shard).expect("a few");
                 let fill_bytes = self.plan.fill_bytes;
-                let opened = LogKeeper::open(server.directory.clone(), number, report, fill_bytes);
+                let opened = LogFiles::open(server.directory.clone(), number, report, fill_bytes);
                 if self.disk.is_dead() {
                     return;
                 }
@@ -106,7 +106,7 @@ impl World {
                 let size = LogSize::unmeasured(room_end);
                 seat.shard.handle(Input::LogSize(size), self.clock);
                 seat.shard
-                    .handle(Input::Rebuilt(Some((segment, workspaces))), self.clock);
+                    .handle(Input::Rebuilt(Ok((segment, workspaces))), self.clock);
                 (seat.is_serving, seat.is_woken) = (true, true);
                 server.tell_rotation(shard);
             }
@@ -194,7 +194,7 @@ impl World {
     fn carry_letter(&mut self) {
         let clock = self.clock;
         let server = self.server.as_mut().expect("it runs");
-        let Some((owner, place, ticket)) = server.letters.pop_front() else {
+        let Some((owner, place, handoff)) = server.letters.pop_front() else {
             return;
         };
         let seat = &mut server.seats[owner];
@@ -204,7 +204,7 @@ impl World {
             self.live.retain(|live| *live != place);
             return;
         }
-        let id = seat.shard.adopt(ticket, clock);
+        let id = seat.shard.adopt(handoff, clock);
         seat.is_woken = true;
         let is_taken = seat.clients.keys().any(|other| other.slot == id.slot);
         assert!(!is_taken, "a slot is free before it is used again");

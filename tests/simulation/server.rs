@@ -5,42 +5,35 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
-use etherply::core::contract::{Clock, Input, Limits, Output, ShardConfig, Ticket};
-use etherply::core::deal::Deal;
-use etherply::core::log_space::LogSize;
-use etherply::core::session::SessionId;
+use etherply::core::contract::{Clock, Handoff, Input, Limits, Output, ShardConfig};
 use etherply::core::shard::Shard;
-use etherply::core::workspace::Workspace;
+use etherply::core::shard::log_space::LogSize;
+use etherply::core::shard::session::SessionId;
+use etherply::core::state::replay::Replay;
+use etherply::core::state::workspace::Workspace;
+use etherply::core::testing::{self, Dice, HASH_SEED, START_UNIX_S};
 use etherply::limits::SECOND_US;
 use etherply::log::compaction::Compaction;
 use etherply::log::directory::{DataDirectory, DirectoryError, shard_folder, shard_of_folder};
 use etherply::log::disk::Disk;
-use etherply::log::keeper::{Creation, KeeperError, LogKeeper, Rebuild};
+use etherply::log::log_files::{Creation, LogFiles, LogFilesError, Rebuild};
+use etherply::log::position::LogPosition;
 use etherply::log::record::{Op, SEGMENT_HEADER_BYTES};
 use etherply::log::recovery::{Recovery, RecoveryError, Report};
 use etherply::log::reserve::Reserve;
-use etherply::log::schedule::{Folder, Room, Schedule};
-use etherply::wire::auth::{Secret, Verifier, mint};
+use etherply::log::schedule::{DiskRoom, Folder, Schedule};
 
-use crate::dice::Dice;
 use crate::disk::SimDisk;
 use crate::plan::{LOW_MARKS, Plan, faults};
 
 pub const DATA: &str = "/data/log";
 pub const PANIC_KEY: &str = "planted";
-pub const HASH_SEED: u64 = 5;
 /// The true time at the start.
-pub const BEGIN_UNIX_US: u64 = 1_700_000_000 * SECOND_US;
-
-static KEYS: LazyLock<(Arc<Verifier>, String)> = LazyLock::new(|| {
-    let secret = Secret::new(b"a secret of the simulation, long enough".to_vec());
-    let secret = secret.expect("it is not empty");
-    let token = mint(&secret, "client", BEGIN_UNIX_US / SECOND_US, None);
-    (Arc::new(Verifier::new(&secret, None)), token)
-});
+pub const BEGIN_UNIX_US: u64 = START_UNIX_S * SECOND_US;
 
 pub fn token() -> &'static str {
-    &KEYS.1
+    static TOKEN: LazyLock<String> = LazyLock::new(|| testing::token(None));
+    &TOKEN
 }
 
 /// An operation of a log: asked for, or done and not told yet.
@@ -51,8 +44,8 @@ pub enum LogOperation {
 
 /// Work for another thread.
 pub enum Errand {
-    Create(Result<Creation<SimDisk>, KeeperError>),
-    Rebuild(Result<Rebuild<SimDisk>, KeeperError>),
+    Create(Result<Creation<SimDisk>, LogFilesError>),
+    Rebuild(Result<Rebuild<SimDisk>, LogFilesError>),
 }
 
 #[expect(
@@ -62,7 +55,7 @@ pub enum Errand {
 /// A shard with what its worker keeps for it.
 pub struct Seat {
     pub shard: Shard,
-    pub log: Option<LogKeeper<SimDisk>>,
+    pub log: Option<LogFiles<SimDisk>>,
     pub operation: Option<LogOperation>,
     pub errand: Option<Errand>,
     pub clients: BTreeMap<SessionId, usize>,
@@ -101,12 +94,12 @@ pub struct Server {
     pub stage: Stage,
     pub seats: Vec<Seat>,
     /// To which shard which client goes.
-    pub letters: VecDeque<(usize, usize, Box<Ticket>)>,
+    pub letters: VecDeque<(usize, usize, Box<Handoff>)>,
     pub compaction: Option<Compaction<SimDisk>>,
     /// The open segment of each shard, as it was told last.
     pub rotations: Vec<Option<Rotation>>,
     pub schedule: Schedule,
-    pub room: Room,
+    pub room: DiskRoom,
     pub reserve: Reserve<SimDisk>,
     /// The folders, as they were measured last.
     pub folders: Vec<Folder>,
@@ -165,7 +158,7 @@ impl Server {
             compaction: None,
             rotations: vec![None; shards as usize],
             schedule,
-            room: Room::new(LOW_MARKS, u64::from(shards)),
+            room: DiskRoom::new(LOW_MARKS, u64::from(shards)),
             folders: Vec::new(),
             told: vec![None; shards as usize],
             floor_bytes: plan.floor_bytes(),
@@ -246,7 +239,9 @@ impl Server {
                 closed_bytes: folder.closed_bytes,
                 kept_bytes: self.schedule.kept_bytes(folder, &self.folders),
                 is_compacted: self.schedule.is_working(),
-                room_end: self.room.end(rotation.first_position + written_bytes),
+                room_end: self
+                    .room
+                    .end(rotation.first_position.advance(written_bytes)),
             };
             if self.told[number].replace(size) != Some(size) {
                 seat.shard.handle(Input::LogSize(size), clock);
@@ -260,7 +255,7 @@ impl Server {
 #[derive(Debug, Clone, Copy)]
 pub struct Rotation {
     pub index: u64,
-    pub first_position: u64,
+    pub first_position: LogPosition,
     pub live_bytes: u64,
 }
 
@@ -326,15 +321,9 @@ fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
         segment_bytes_min: plan.segment_bytes_min,
         segment_bytes_max: plan.segment_bytes_max,
         log_spare_bytes: plan.log_spare_bytes(),
-        future_skew_us: 24 * 3600 * SECOND_US,
-        drain_us: 5 * SECOND_US,
-        hash_seed: HASH_SEED,
-        start_id: 1,
-        verifier: Arc::clone(&KEYS.0),
-        origins: std::sync::Arc::default(),
         limits,
-        has_journal: false,
         fault_panic_key: Some(PANIC_KEY.to_owned()),
+        ..testing::shard_config()
     }
 }
 
@@ -348,10 +337,10 @@ pub fn recover(
     let recovery = Recovery::open(directory)?;
     let turn = dice.below(recovery.folders().max(1));
     let mut reads: Vec<_> = (0..recovery.folders()).map(|_| None).collect();
-    let mut all = Deal::new(HASH_SEED);
+    let mut all = Replay::new(HASH_SEED);
     for place in 0..recovery.folders() {
         let folder = (place + turn) % recovery.folders();
-        let mut deal = Deal::new(HASH_SEED);
+        let mut deal = Replay::new(HASH_SEED);
         let read = recovery.read(
             folder,
             |op| {

@@ -3,15 +3,15 @@
 use std::cell::Cell;
 use std::sync::Once;
 
-use etherply::core::contract::{Door, Output, Surroundings, shard_of};
-use etherply::core::session::SessionId;
-use etherply::core::window::Spans;
+use etherply::core::contract::{ListenerKind, Output, PeerStatus, shard_of};
+use etherply::core::fanout::window::Spans;
+use etherply::core::shard::session::SessionId;
 use etherply::limits::{
     ANSWER_BYTES_MAX, ANSWER_SEND_BYTES_MAX, BATCH_BYTES_MAX, BULK_SENDS_PER_TURN_MAX, GRACE_US,
     HEAD_TIMEOUT_US, LATENESS_US_MAX, MESSAGE_TIMEOUT_US, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN,
     SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SESSION_BUDGET_BYTES, STALL_TIMEOUT_US,
 };
-use etherply::log::commit::Durability;
+use etherply::log::commit::{Durability, LogStep};
 
 use crate::client::Home;
 use crate::server::{Errand, LogOperation, Seat};
@@ -81,7 +81,7 @@ impl World {
         let ready = server.seats.iter().all(|seat| seat.is_serving);
         let seat = &mut server.seats[shard];
         seat.is_woken = false;
-        seat.shard.set_surroundings(Surroundings {
+        seat.shard.set_peer_status(PeerStatus {
             ready,
             recovered_percent: 0,
         });
@@ -164,7 +164,7 @@ impl World {
         };
         let shard = self.dice.below(server.seats.len());
         let seat = &mut server.seats[shard];
-        let Some(yielded) = seat.shard.give_way(Door::Public, self.clock) else {
+        let Some(yielded) = seat.shard.give_way(ListenerKind::Public, self.clock) else {
             return;
         };
         seat.is_woken = true;
@@ -195,7 +195,7 @@ impl World {
     pub fn check_held(&mut self, shard: usize) {
         let plan = self.plan;
         let seat = self.seat(shard);
-        seat.shard.audit();
+        seat.shard.invariants();
         let counters = seat.shard.counters();
         let state_bytes = plan.keys * (plan.value_bytes + 300);
         let tiny_bytes = seat.clients.len() * ANSWER_BYTES_MAX;
@@ -268,7 +268,7 @@ impl World {
                 client.home = Home::Gone;
                 self.forget(shard, id, place);
             }
-            Output::Handoff(id, owner, ticket) => {
+            Output::Handoff(id, owner, handoff) => {
                 let place = self.client_of(shard, id);
                 let client = &mut self.clients[place];
                 assert!(
@@ -283,22 +283,22 @@ impl World {
                 client.home = Home::Travelling;
                 self.seat(shard).clients.remove(&id);
                 let server = self.server.as_mut().expect("it runs");
-                server.letters.push_back((owner as usize, place, ticket));
+                server.letters.push_back((owner as usize, place, handoff));
                 self.coverage.handoffs += 1;
             }
-            Output::LogWrite {
+            Output::Log(LogStep::Write {
                 ref bytes, from, ..
-            } => {
+            }) => {
                 if from == 0 {
                     self.note_wins(shard, bytes);
                 }
                 self.ask(shard, output);
             }
-            Output::LogSync => self.ask(shard, output),
-            Output::LogOpen {
+            Output::Log(LogStep::Sync) => self.ask(shard, output),
+            Output::Log(LogStep::Open {
                 index,
                 first_position,
-            } => {
+            }) => {
                 let seat = self.seat(shard);
                 let log = seat.log.as_ref().expect("it is open");
                 let errand = Errand::Create(log.next(index, first_position));
@@ -411,7 +411,7 @@ impl World {
             let (mut frames, mut has_state) = (0, false);
             while let Some((end, told)) = self.clients[place].stream.next() {
                 frames += 1;
-                has_state |= matches!(told, Told::Init(_) | Told::Look(_));
+                has_state |= matches!(told, Told::Init(_) | Told::ReadTarget(_));
                 self.check_send(place, &told);
                 self.clients[place].told.push_back((end, told));
             }
@@ -453,7 +453,7 @@ impl World {
         };
         match told {
             Told::Op(write) => show(&write.value),
-            Told::Init(data) | Told::Look(data) => {
+            Told::Init(data) | Told::ReadTarget(data) => {
                 let mut bytes = 0;
                 for (key, value) in data {
                     show(value);
@@ -620,7 +620,7 @@ impl World {
 fn brief(told: &Told) -> String {
     match told {
         Told::Op(write) => format!("{} = {:.20} at {}", write.key, write.value, write.timestamp),
-        Told::Init(data) | Told::Look(data) => format!("a state of {} keys", data.len()),
+        Told::Init(data) | Told::ReadTarget(data) => format!("a state of {} keys", data.len()),
         other => format!("{other:?}"),
     }
 }
@@ -631,11 +631,11 @@ fn text(output: &Output) -> String {
             let bytes: usize = spans.iter().map(|span| span.bytes().len()).sum();
             format!("send {bytes} bytes to {id:?}")
         }
-        Output::LogWrite {
+        Output::Log(LogStep::Write {
             offset,
             bytes,
             from,
-        } => format!("write {} bytes at {offset}", bytes.len() - from),
+        }) => format!("write {} bytes at {offset}", bytes.len() - from),
         Output::Handoff(id, owner, _) => format!("hand {id:?} to {owner}"),
         other => format!("{other:?}"),
     }

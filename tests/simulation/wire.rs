@@ -1,8 +1,10 @@
 //! The client's side of the wire, written down naively: what it sends, and how it reads what it is sent.
 
 use std::collections::BTreeMap;
+use std::io;
 
-use etherply::core::window::Span;
+use etherply::core::fanout::window::Span;
+use etherply::core::testing;
 
 use crate::model::Write;
 
@@ -11,6 +13,11 @@ pub const BINARY: u8 = 2;
 pub const CLOSE: u8 = 8;
 pub const PING: u8 = 9;
 pub const PONG: u8 = 10;
+
+/// Returns the error of a connection or a disk. The shard does not look into it.
+pub fn failure() -> io::Error {
+    io::ErrorKind::Other.into()
+}
 
 /// A masked frame.
 pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
@@ -53,11 +60,7 @@ pub fn op_frame(write: &Write) -> Vec<u8> {
 }
 
 pub fn head(path: &str) -> Vec<u8> {
-    let head = format!(
-        "GET {path} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    );
-    head.into_bytes()
+    testing::upgrade_request(path).into_bytes()
 }
 
 /// What a client is told.
@@ -65,7 +68,7 @@ pub fn head(path: &str) -> Vec<u8> {
 pub enum Told {
     Status(u16),
     /// The answer to a look, with status 200.
-    Look(BTreeMap<String, String>),
+    ReadTarget(BTreeMap<String, String>),
     Init(BTreeMap<String, String>),
     Op(Write),
     /// A code, and the key and timestamp of the op that it is about.
@@ -124,7 +127,7 @@ impl Stream {
             self.status = Some(status);
             let body = &self.bytes[head..head + body];
             let told = if body.starts_with(br#"{"data""#) {
-                Told::Look(look(body))
+                Told::ReadTarget(look(body))
             } else {
                 Told::Status(status)
             };

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use etherply::core::contract::{Clock, Input, Limits};
-use etherply::core::window::{skip_sent, spans_bytes};
+use etherply::core::contract::{Clock, Input, Limits, Received};
+use etherply::core::fanout::window::{skip_sent, spans_bytes};
+use etherply::core::testing::Dice;
 use etherply::limits::{RECEIVE_BYTES_MAX, SECOND_US, SNAPSHOT_BYTES_MAX};
 
 use crate::client::{Client, Home, Reading};
-use crate::dice::{Dice, Journal};
 use crate::disk::{Rates, SimDisk};
+use crate::journal::Journal;
 use crate::model::{Model, Write};
 use crate::plan::{Coverage, Plan, faults};
 use crate::server::{BEGIN_UNIX_US, PANIC_KEY, Server, token};
@@ -58,8 +59,8 @@ const HOUR_US: i64 = 3_600_000_000;
 
 impl World {
     pub fn new(plan: Plan, journal: Journal) -> Self {
-        let dice = Dice::new(plan.seed, 2);
-        let disk = SimDisk::new(Dice::new(plan.seed, 3), journal.clone());
+        let dice = Dice::stream(plan.seed, 2);
+        let disk = SimDisk::new(Dice::stream(plan.seed, 3), journal.clone());
         disk.state().capacity_bytes = plan.disk_bytes();
         journal.note(|| format!("{plan:?}"));
         let world = Self {
@@ -426,13 +427,15 @@ impl World {
         client.note_delivery(self.clock.now_us);
         self.journal
             .note(|| format!("client {place} sends {length} bytes, broken: {is_broken}"));
-        let bytes = if is_broken {
-            None
+        let received = if is_broken {
+            Received::Broken
+        } else if bytes.is_empty() {
+            Received::Eof
         } else {
-            Some(&mut bytes[..])
+            Received::Bytes(&mut bytes)
         };
         let seat = &mut self.server.as_mut().expect("it runs").seats[shard];
-        seat.shard.handle(Input::Received(id, bytes), self.clock);
+        seat.shard.handle(Input::Received(id, received), self.clock);
         seat.is_woken = true;
         self.note_panic(shard);
         self.check_held_after_event(shard);
@@ -479,7 +482,9 @@ impl World {
         }
         let seat = &mut self.server.as_mut().expect("it runs").seats[shard];
         seat.cut_sends += usize::from(taken.is_some_and(|taken| taken < all));
-        seat.shard.handle(Input::Sent(id, spans, taken), self.clock);
+        let outcome = taken.ok_or_else(wire::failure);
+        seat.shard
+            .handle(Input::Sent(id, spans, outcome), self.clock);
         seat.is_woken = true;
         self.note_panic(shard);
         self.check_held_after_event(shard);

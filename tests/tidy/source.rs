@@ -22,6 +22,8 @@ pub(super) struct Source {
     /// `wire::frame` for `wire/frame.rs`, `wire` for `wire/mod.rs`, nothing for `lib.rs`.
     pub(super) module: String,
     pub(super) raw: String,
+    /// How many lines are more than a comment, and not blank.
+    pub(super) code_lines: usize,
     /// Without comments, and without the contents of literals.
     pub(super) tokens: Vec<Token>,
     /// What the product's code names: test code may import and use anything.
@@ -60,7 +62,7 @@ pub(super) fn read(files: &[(String, String)]) -> Vec<Source> {
         } else {
             module
         };
-        let tokens = tokens(raw);
+        let (tokens, code_lines) = tokens(raw);
         let (product, declared) = without_tests(&tokens);
         test_modules.extend(declared.into_iter().map(|name| join(&module, &name)));
         let named = named(&product, &module);
@@ -68,6 +70,7 @@ pub(super) fn read(files: &[(String, String)]) -> Vec<Source> {
             path: path.clone(),
             module,
             raw: raw.clone(),
+            code_lines,
             tokens,
             named,
         });
@@ -95,10 +98,12 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// Words, `::`, and every other character by itself.
-fn tokens(text: &str) -> Vec<Token> {
+/// Splits a text into words, `::`, and every other character on its own. Also returns the number of
+/// lines that hold some of a token or a literal.
+fn tokens(text: &str) -> (Vec<Token>, usize) {
     let chars: Vec<char> = text.chars().collect();
     let mut tokens = Vec::new();
+    let mut code_lines = BTreeSet::new();
     let (mut at, mut line) = (0, 1);
     while at < chars.len() {
         let skipped = comment_or_literal_end(&chars, at);
@@ -113,10 +118,17 @@ fn tokens(text: &str) -> Vec<Token> {
                 line,
             });
         }
-        line += chars[at..end].iter().filter(|c| **c == '\n').count();
+        let is_comment =
+            chars[at..].starts_with(&['/', '/']) || chars[at..].starts_with(&['/', '*']);
+        for c in &chars[at..end] {
+            if !is_comment && !c.is_whitespace() {
+                code_lines.insert(line);
+            }
+            line += usize::from(*c == '\n');
+        }
         at = end;
     }
-    tokens
+    (tokens, code_lines.len())
 }
 
 /// Where the comment or the string or character literal ends that starts at `at`, if one does.

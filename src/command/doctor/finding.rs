@@ -1,20 +1,20 @@
-//! What is said about one thing of a host.
+//! The result of one check of a host.
 
 use serde::Serialize;
 
-/// How bad it is. In the order of that.
+/// The severity of a finding, from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// Fine.
+pub enum Severity {
+    /// Nothing to change.
     Ok,
-    /// The server works, and something is worse than it could be.
+    /// The server works, but something could be better.
     Warn,
     /// The server would not work.
     Fail,
 }
 
-impl Verdict {
+impl Severity {
     pub fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -24,15 +24,15 @@ impl Verdict {
     }
 }
 
-/// What is said about one thing.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// The thing. Scripts know it by this name.
+    /// The name of the check. Scripts rely on it.
     pub check: &'static str,
-    pub verdict: Verdict,
-    /// What is so.
+    pub verdict: Severity,
+    /// The state that the check found.
     pub found: String,
-    /// What to do, or where to read more.
+    /// The advice: what to change, or where to read more.
     pub advice: Option<String>,
 }
 
@@ -40,7 +40,7 @@ impl Finding {
     pub fn ok(check: &'static str, found: impl Into<String>) -> Self {
         Self {
             check,
-            verdict: Verdict::Ok,
+            verdict: Severity::Ok,
             found: found.into(),
             advice: None,
         }
@@ -49,7 +49,7 @@ impl Finding {
     pub fn warn(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self {
             check,
-            verdict: Verdict::Warn,
+            verdict: Severity::Warn,
             found: found.into(),
             advice: Some(advice.into()),
         }
@@ -57,7 +57,7 @@ impl Finding {
 
     pub fn fail(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self {
-            verdict: Verdict::Fail,
+            verdict: Severity::Fail,
             ..Self::warn(check, found, advice)
         }
     }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use crate::core::chunk::Spans;
+use crate::core::fanout::chunk_pool::Spans;
 use crate::io::buffers::Filled;
 use crate::log::blocks::Blocks;
 

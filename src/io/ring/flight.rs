@@ -3,7 +3,7 @@
 use io_uring::{cqueue, squeue, types};
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform};
 
-use crate::core::chunk::{Span, Spans};
+use crate::core::fanout::chunk_pool::{Span, Spans};
 use crate::io::buffers::sanitizer::{Pointed, Stretch};
 use crate::limits::{SEND_SPANS_MAX, SENDS_PER_TURN_MAX};
 use crate::log::blocks::Blocks;

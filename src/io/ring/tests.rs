@@ -12,7 +12,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::setup::first_known;
 use super::*;
-use crate::core::window::{Chunk, Span};
+use crate::core::fanout::window::{Chunk, Span};
 use crate::limits::RECEIVE_BUFFERS;
 use crate::log::blocks::{BLOCK_BYTES, Blocks};
 

@@ -10,8 +10,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use super::{Token, Worker};
-use crate::core::contract::Clock;
-use crate::io::post::{Connection, Door, Letter, Place};
+use crate::core::contract::{Clock, ListenerKind};
+use crate::io::connection::Connection;
+use crate::io::mailbox::ShardMessage;
 use crate::io::ring::Ring;
 use crate::limits::{
     ABSENCE_WARNING_US, ACCEPT_PAUSE_US, ACCEPT_WARNING_US, ACCEPTS_IN_FLIGHT,
@@ -20,10 +21,15 @@ use crate::limits::{
 use crate::wire::upgrade::Answer;
 
 impl Worker {
-    pub(super) fn accepted(&mut self, door: Door, outcome: io::Result<OwnedFd>, clock: Clock) {
+    pub(super) fn accepted(
+        &mut self,
+        door: ListenerKind,
+        outcome: io::Result<OwnedFd>,
+        clock: Clock,
+    ) {
         match door {
-            Door::Public => self.accepts_in_flight -= 1,
-            Door::Admin => self.admin_accepts_in_flight -= 1,
+            ListenerKind::Public => self.accepts_in_flight -= 1,
+            ListenerKind::Admin => self.admin_accepts_in_flight -= 1,
         }
         match outcome {
             Ok(socket) => self.let_in(door, socket, clock),
@@ -42,34 +48,34 @@ impl Worker {
         }
     }
 
-    fn let_in(&mut self, door: Door, socket: OwnedFd, clock: Clock) {
-        let (place, before) = Place::take(&self.ties.status, door);
-        let (places, refusals_max) = match door {
-            Door::Public => (self.ties.status.connections_max, REFUSALS_IN_FLIGHT_MAX),
-            Door::Admin => (ADMIN_CONNECTIONS_MAX, ADMIN_REFUSALS_IN_FLIGHT_MAX),
+    fn let_in(&mut self, door: ListenerKind, socket: OwnedFd, clock: Clock) {
+        let (permit, before) = self.context.status.take_permit(door);
+        let (permits, refusals_max) = match door {
+            ListenerKind::Public => (self.context.status.connections_max, REFUSALS_IN_FLIGHT_MAX),
+            ListenerKind::Admin => (ADMIN_CONNECTIONS_MAX, ADMIN_REFUSALS_IN_FLIGHT_MAX),
         };
-        if before >= places + refusals_max {
+        if before >= permits + refusals_max {
             return;
         }
-        let is_over = before >= places && !self.make_room(door, clock);
+        let is_over = before >= permits && !self.make_room(door, clock);
         let id = self.shard.accept_at(door, is_over, clock);
-        self.keep(id, Connection { socket, place });
+        self.keep(id, Connection { socket, permit });
     }
 
     /// Lets a connection give way, here or at another shard. Returns whether one does.
-    fn make_room(&mut self, door: Door, clock: Clock) -> bool {
+    fn make_room(&mut self, door: ListenerKind, clock: Clock) -> bool {
         if self.give_way(door, clock) {
             return true;
         }
-        let other = self.ties.status.claim_yielding(self.number, door);
+        let other = self.context.status.claim_yielding(self.number, door);
         if let Some(other) = other {
-            self.ties.posts[other].send(Letter::GiveWay(door));
+            self.context.posts[other].send(ShardMessage::GiveWay(door));
         }
         other.is_some()
     }
 
     /// Lets a connection of this shard give way. Returns whether one does.
-    pub(super) fn give_way(&mut self, door: Door, clock: Clock) -> bool {
+    pub(super) fn give_way(&mut self, door: ListenerKind, clock: Clock) -> bool {
         let Some(yielded) = self.shard.give_way(door, clock) else {
             return false;
         };
@@ -106,13 +112,16 @@ impl Worker {
         }
         while self.accepts_in_flight < ACCEPTS_IN_FLIGHT {
             self.accepts_in_flight += 1;
-            ring.accept(self.ties.listener.as_fd(), Token::Accept(Door::Public));
+            ring.accept(
+                self.context.listener.as_fd(),
+                Token::Accept(ListenerKind::Public),
+            );
         }
-        if let Some(listener) = &self.ties.admin_listener
+        if let Some(listener) = &self.context.admin_listener
             && self.admin_accepts_in_flight == 0
         {
             self.admin_accepts_in_flight = 1;
-            ring.accept(listener.as_fd(), Token::Accept(Door::Admin));
+            ring.accept(listener.as_fd(), Token::Accept(ListenerKind::Admin));
         }
     }
 }

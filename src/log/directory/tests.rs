@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use tempfile::tempdir;
 
 use super::*;
+use crate::log::position::LogPosition;
 use crate::log::record::SegmentHeader;
 use crate::log::segment;
 
@@ -35,7 +36,7 @@ fn what_it_creates_is_for_nobody_else_and_what_was_there_keeps_its_mode() {
     let root = tempdir().unwrap();
     let path = root.path().join("parent/data");
     let directory = DataDirectory::open(&path).unwrap();
-    let header = SegmentHeader::new(0, directory.epoch(), 1, 0);
+    let header = SegmentHeader::new(0, directory.epoch(), 1, LogPosition::START);
     let folder = directory.shard_path(0);
     let segment = segment::create(&HostDisk, &folder, header, 0).unwrap();
     for folder in [path.parent().unwrap(), &path, &folder] {

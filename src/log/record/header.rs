@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::number::{field, u16_at, u32_at, u64_at};
+use super::super::position::LogPosition;
 
 /// The length of a segment's header.
 pub const SEGMENT_HEADER_BYTES: usize = 64;
@@ -29,7 +29,7 @@ pub struct SegmentHeader {
     /// The place in the shard's row of segments.
     pub index: u64,
     /// The log position of the first batch.
-    pub first_position: u64,
+    pub first_position: LogPosition,
     /// What it stands for, if it was made from other segments.
     pub compacted: Option<Compacted>,
 }
@@ -40,7 +40,7 @@ pub struct Compacted {
     /// How many indexes before its own.
     pub replaced: u32,
     /// The log position where they ended. Its own bytes are fewer.
-    pub end_position: u64,
+    pub end_position: LogPosition,
 }
 
 /// Why the first bytes of a file are not a segment header.
@@ -66,7 +66,7 @@ pub enum HeaderError {
 impl SegmentHeader {
     /// Of a segment that a shard writes.
     #[must_use]
-    pub fn new(shard: u32, epoch: [u8; 16], index: u64, first_position: u64) -> Self {
+    pub fn new(shard: u32, epoch: [u8; 16], index: u64, first_position: LogPosition) -> Self {
         Self {
             shard,
             epoch,
@@ -94,10 +94,10 @@ impl SegmentHeader {
         bytes[12..16].copy_from_slice(&self.shard.to_le_bytes());
         bytes[16..32].copy_from_slice(&self.epoch);
         bytes[32..40].copy_from_slice(&self.index.to_le_bytes());
-        bytes[40..48].copy_from_slice(&self.first_position.to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.first_position.get().to_le_bytes());
         if let Some(compacted) = self.compacted {
             bytes[10..12].copy_from_slice(&KIND_COMPACTED.to_le_bytes());
-            bytes[48..56].copy_from_slice(&compacted.end_position.to_le_bytes());
+            bytes[48..56].copy_from_slice(&compacted.end_position.get().to_le_bytes());
             bytes[56..60].copy_from_slice(&compacted.replaced.to_le_bytes());
         }
         let crc = crc32c::crc32c(&bytes[..SEGMENT_CRC_AT]);
@@ -119,10 +119,11 @@ impl SegmentHeader {
         if version != FORMAT_VERSION {
             return Err(HeaderError::Version(version));
         }
-        let (index, first_position) = (u64_at(bytes, 32), u64_at(bytes, 40));
-        let (end_position, replaced) = (u64_at(bytes, 48), u32_at(bytes, 56));
+        let position_at = |at| LogPosition::new(u64_at(bytes, at));
+        let (index, first_position) = (u64_at(bytes, 32), position_at(40));
+        let (end_position, replaced) = (position_at(48), u32_at(bytes, 56));
         let compacted = match u16_at(bytes, 10) {
-            KIND_WRITTEN if (end_position, replaced) == (0, 0) => None,
+            KIND_WRITTEN if (end_position, replaced) == (LogPosition::START, 0) => None,
             KIND_COMPACTED if first_position <= end_position && u64::from(replaced) < index => {
                 Some(Compacted {
                     replaced,
@@ -148,17 +149,37 @@ impl SegmentHeader {
 
     /// The log position of a byte of this segment's file, at or behind the end of the header.
     #[must_use]
-    pub fn position(&self, offset: u64) -> u64 {
-        // Saturating: a first position read from disk may be anything, and near the end of u64 nothing matches it.
+    pub fn position(&self, offset: u64) -> LogPosition {
         self.first_position
-            .saturating_add(offset.saturating_sub(SEGMENT_HEADER_BYTES as u64))
+            .advance(offset.saturating_sub(SEGMENT_HEADER_BYTES as u64))
     }
 
     /// The offset of a log position in this segment's file; None where that is before the segment, or
     /// beyond what memory can hold.
     #[must_use]
-    pub fn offset(&self, position: u64) -> Option<usize> {
-        let behind_header = usize::try_from(position.checked_sub(self.first_position)?).ok()?;
+    pub fn offset(&self, position: LogPosition) -> Option<usize> {
+        let behind_header = usize::try_from(position.bytes_since(self.first_position)?).ok()?;
         behind_header.checked_add(SEGMENT_HEADER_BYTES)
     }
+}
+
+// ---- little-endian numbers ----
+
+/// Returns the `N` bytes at `at`. The caller has checked that they are there.
+pub(super) fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    *bytes[at..]
+        .first_chunk()
+        .expect("the caller has checked the length")
+}
+
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(field(bytes, at))
+}
+
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(field(bytes, at))
+}
+
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(field(bytes, at))
 }

@@ -10,7 +10,7 @@ const HEADER: SegmentHeader = SegmentHeader {
     shard: 3,
     epoch: *b"0123456789abcdef",
     index: 7,
-    first_position: 1_000_000,
+    first_position: LogPosition::new(1_000_000),
     compacted: None,
 };
 
@@ -19,7 +19,7 @@ struct OwnedOp {
     workspace: String,
     key: String,
     value: String,
-    seq: u64,
+    seq: Seq,
     timestamp: u64,
 }
 
@@ -119,7 +119,7 @@ fn naive(bytes: &[u8]) -> Vec<OwnedOp> {
                 workspace: text(at + 29, key),
                 key: text(key, value),
                 value: text(value, end),
-                seq: number(at + 8, 8) as u64,
+                seq: Seq::new(number(at + 8, 8) as u64),
                 timestamp: number(at + 16, 8) as u64,
             });
             at = end;
@@ -161,7 +161,7 @@ fn op(seq: u64, value: &str) -> OwnedOp {
         workspace: "workspace-123".into(),
         key: "foo".into(),
         value: value.into(),
-        seq,
+        seq: Seq::new(seq),
         timestamp: 1_700 + seq,
     }
 }
@@ -190,7 +190,7 @@ fn any_op() -> impl Strategy<Value = OwnedOp> {
             workspace,
             key,
             value,
-            seq,
+            seq: Seq::new(seq),
             timestamp,
         },
     )
@@ -208,11 +208,12 @@ fn the_bytes_are_those_of_the_tables() {
         workspace: "w",
         key: "k",
         value: "1",
-        seq: 2,
+        seq: Seq::new(2),
         timestamp: 3,
     };
     push_op(&mut batch, &op);
-    seal_batch(&mut batch, HEADER.salt(), 1_000_000, 999_999);
+    let durable = LogPosition::new(999_999);
+    seal_batch(&mut batch, HEADER.salt(), HEADER.first_position, durable);
     assert_eq!(batch.len(), BATCH_HEADER_BYTES + op_bytes(&op));
     assert_eq!(batch[0..8], *b"\xFFEPB\x20\0\0\0");
     assert_eq!(
@@ -280,7 +281,7 @@ fn a_segment_header_is_whole_or_refused() {
 
 #[test]
 fn a_compacted_segment_stands_behind_those_that_it_replaced() {
-    let (index, first_position) = (5, 1000);
+    let (index, first_position) = (5, LogPosition::new(1000));
     for (replaced, end_position, is_whole) in [
         (4, 1000, true),
         (0, 2000, true),
@@ -293,7 +294,7 @@ fn a_compacted_segment_stands_behind_those_that_it_replaced() {
             first_position,
             compacted: Some(Compacted {
                 replaced,
-                end_position,
+                end_position: LogPosition::new(end_position),
             }),
             ..HEADER
         };
@@ -450,9 +451,10 @@ fn sealing_again_is_sealing_once() {
     push_op(&mut batch, &op(1, "1").op());
     push_op(&mut batch, &op(2, "2").op());
     let mut again = batch.clone();
-    seal_batch(&mut again, 77, 5, 4);
-    seal_batch(&mut again, HEADER.salt(), 1_000_000, 9);
-    seal_batch(&mut batch, HEADER.salt(), 1_000_000, 9);
+    let [first, second, third] = [4, 5, 9].map(LogPosition::new);
+    seal_batch(&mut again, 77, second, first);
+    seal_batch(&mut again, HEADER.salt(), HEADER.first_position, third);
+    seal_batch(&mut batch, HEADER.salt(), HEADER.first_position, third);
     assert_eq!(again, batch);
 }
 
@@ -524,7 +526,7 @@ proptest! {
         let bytes = [&HEADER.encode()[..], &BATCH_MAGIC, &garbage].concat();
         prop_assert_eq!(read(&bytes).0, []);
         prop_assert_eq!(damage_behind(&HEADER, bytes.get(from..).unwrap_or_default(), from), None);
-        let extreme = SegmentHeader { first_position: u64::MAX, ..HEADER };
+        let extreme = SegmentHeader { first_position: LogPosition::MAX, ..HEADER };
         prop_assert!(Reader::new(&extreme, &bytes).all(|item| item.is_err()));
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::chain::{Extent, FIRST_INDEX, Link, RecoveryError};
 use super::super::disk::Disk;
+use super::super::position::LogPosition;
 use super::super::record::{Compacted, Op, SegmentHeader};
 use super::super::segment;
 use super::gaps::{Follower, Gap};
@@ -83,7 +84,7 @@ pub struct Member {
     /// The first of the indexes that it stands for.
     first_index: u64,
     /// Where the one before it ends. None: not known, since a part of what it stood for is there.
-    first_position: Option<u64>,
+    first_position: Option<LogPosition>,
     is_header_lost: bool,
     file_bytes: u64,
     home: PathBuf,
@@ -100,7 +101,7 @@ pub struct Planner<'a, D: Disk> {
     bytes: Vec<u8>,
     /// What the next segment has to begin with.
     index: u64,
-    position: u64,
+    position: LogPosition,
 }
 
 impl<'a, D: Disk> Planner<'a, D> {
@@ -115,7 +116,7 @@ impl<'a, D: Disk> Planner<'a, D> {
             follower: Follower::default(),
             bytes: Vec::new(),
             index: FIRST_INDEX,
-            position: 0,
+            position: LogPosition::START,
         }
     }
 
@@ -129,7 +130,7 @@ impl<'a, D: Disk> Planner<'a, D> {
     ) -> Result<Row, RecoveryError> {
         self.row.members = self.select(candidates)?;
         if has_begun && self.row.members.is_empty() {
-            let header = self.compacted(FIRST_INDEX, 0, 0, 0);
+            let header = self.compacted(FIRST_INDEX, LogPosition::START, LogPosition::START, 0);
             let path = self.folder.join(segment::file_name(FIRST_INDEX));
             self.row.changes.push(Change::Fill { path, header });
         }
@@ -224,7 +225,9 @@ impl<'a, D: Disk> Planner<'a, D> {
         let Some(missing) = member.first_index.checked_sub(self.index + 1) else {
             return;
         };
-        let end_position = self.position.max(member.first_position.unwrap_or(0));
+        let end_position = self
+            .position
+            .max(member.first_position.unwrap_or(LogPosition::START));
         let index = member.first_index - 1;
         let header = self.compacted(index, self.position, end_position, missing);
         let path = self.folder.join(segment::file_name(index));
@@ -234,7 +237,13 @@ impl<'a, D: Disk> Planner<'a, D> {
         self.position = end_position;
     }
 
-    fn compacted(&self, index: u64, first: u64, end_position: u64, replaced: u64) -> SegmentHeader {
+    fn compacted(
+        &self,
+        index: u64,
+        first: LogPosition,
+        end_position: LogPosition,
+        replaced: u64,
+    ) -> SegmentHeader {
         let replaced = u32::try_from(replaced).expect("select leaves no greater gap");
         SegmentHeader {
             compacted: Some(Compacted {

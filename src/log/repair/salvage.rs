@@ -6,9 +6,11 @@ use std::path::Path;
 
 use super::super::chain::{RecoveryError, unfilled_bytes};
 use super::super::disk::{Disk, DiskFile};
+use super::super::position::LogPosition;
 use super::super::record::{
     self, Compacted, Fault, FaultKind, Op, Reader, SEGMENT_HEADER_BYTES, SegmentHeader,
 };
+use super::resync;
 
 /// What a disk that cannot read a file cannot read of it at a time, and the errno that it says so with.
 const BLOCK_BYTES: usize = 4096;
@@ -72,9 +74,9 @@ pub fn salvage(
     mut visit: impl FnMut(Found<'_>),
 ) -> Salvage {
     let durable_position = if ending.is_last && header.compacted.is_none() {
-        record::durable_position(header, bytes)
+        resync::durable_position(header, bytes)
     } else {
-        u64::MAX
+        LogPosition::MAX
     };
     let mut salvage = Salvage::default();
     let mut reader = Reader::new(header, bytes);
@@ -90,7 +92,7 @@ pub fn salvage(
             None => break,
         };
         let is_interrupted = record::is_interrupted(reader.cursor(), &bytes[fault.offset..]);
-        let resumed = reader.skip_damage();
+        let resumed = resync::skip_damage(&mut reader);
         let is_end = resumed.is_none();
         let end = if ending.may_be_filled {
             let end = fault.offset + unfilled_bytes(&bytes[fault.offset..]);
@@ -168,7 +170,7 @@ pub struct Place {
     /// The last index before it that there is a segment of.
     pub index_before: u64,
     /// Where the next segment begins.
-    pub position_behind: Option<u64>,
+    pub position_behind: Option<LogPosition>,
 }
 
 /// The header that a segment with a damaged one must have had: of those that its place, its bytes and its neighbours suggest, the
@@ -178,8 +180,8 @@ pub fn header_of(bytes: &[u8], place: Place) -> Option<SegmentHeader> {
     let number = |at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
     let short = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
     // The position in the header, and the one in the first batch.
-    let first_positions = [number(40)?, number(SEGMENT_HEADER_BYTES + 8)?];
-    let ends = [number(48), place.position_behind];
+    let first_positions = [number(40)?, number(SEGMENT_HEADER_BYTES + 8)?].map(LogPosition::new);
+    let ends = [number(48).map(LogPosition::new), place.position_behind];
     let before = u32::try_from(place.index - 1 - place.index_before).ok();
     let compacted = ends.into_iter().flatten().flat_map(|end_position| {
         let compacted = move |replaced| Compacted {
@@ -198,20 +200,23 @@ pub fn header_of(bytes: &[u8], place: Place) -> Option<SegmentHeader> {
         })
         // What is decoded is legal.
         .filter(|header| SegmentHeader::decode(&header.encode()) == Ok(*header))
-        .find(|header| record::next_batch(header, bytes, 0).is_some())
+        .find(|header| resync::next_batch(header, bytes, 0).is_some())
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::super::record::Op;
     use super::*;
+    use crate::seq::Seq;
+
+    const FIRST: LogPosition = LogPosition::new(1000);
 
     #[test]
     fn what_cannot_be_read_at_the_end_is_told_and_zeros_are_not() {
-        let header = SegmentHeader::new(2, [9; 16], 9, 1000);
+        let header = SegmentHeader::new(2, [9; 16], 9, FIRST);
         let mut batch = Vec::new();
         record::begin_batch(&mut batch);
-        record::seal_batch(&mut batch, header.salt(), 1000, 1000);
+        record::seal_batch(&mut batch, header.salt(), FIRST, FIRST);
         let mut bytes = [&header.encode()[..], &batch[..]].concat();
         let whole_bytes = bytes.len();
         bytes.resize(3 * BLOCK_BYTES, 0);
@@ -236,12 +241,12 @@ mod tests {
     fn a_damaged_header_is_found_again_by_its_place_and_its_first_batch() {
         let compacted = Compacted {
             replaced: 3,
-            end_position: 5000,
+            end_position: LogPosition::new(5000),
         };
         for compacted in [None, Some(compacted)] {
             let header = SegmentHeader {
                 compacted,
-                ..SegmentHeader::new(2, [9; 16], 9, 1000)
+                ..SegmentHeader::new(2, [9; 16], 9, FIRST)
             };
             let mut batch = Vec::new();
             record::begin_batch(&mut batch);
@@ -249,18 +254,18 @@ mod tests {
                 workspace: "w",
                 key: "k",
                 value: "1",
-                seq: 1,
+                seq: Seq::new(1),
                 timestamp: 1,
             };
             record::push_op(&mut batch, &op);
-            record::seal_batch(&mut batch, header.salt(), 1000, 1000);
+            record::seal_batch(&mut batch, header.salt(), FIRST, FIRST);
             let bytes = [&header.encode()[..], &batch[..]].concat();
             let place = Place {
                 epoch: [9; 16],
                 shard: 2,
                 index: 9,
                 index_before: 5,
-                position_behind: Some(5000),
+                position_behind: Some(LogPosition::new(5000)),
             };
             for damage in [
                 0..8,

@@ -10,10 +10,12 @@ use super::super::chain::{Chain, Link};
 use super::super::compaction::{Compaction, Settings};
 use super::super::directory::DataDirectory;
 use super::super::disk::HostDisk;
+use super::super::position::LogPosition;
+use super::super::read_only::ReadOnlyLog;
 use super::super::record::{Op, begin_batch, push_op, seal_batch};
 use super::super::recovery::recover;
-use super::super::snapshot::Snapshot;
 use super::*;
+use crate::seq::Seq;
 
 mod crash;
 mod random;
@@ -37,7 +39,7 @@ struct Batch {
 struct Log {
     root: TempDir,
     /// The next index and position of each shard.
-    tails: BTreeMap<u32, (u64, u64)>,
+    tails: BTreeMap<u32, (u64, LogPosition)>,
     seqs: BTreeMap<String, u64>,
     batches: Vec<Batch>,
     /// Of all ops that were ever written.
@@ -79,7 +81,11 @@ impl Log {
     /// Appends a segment; each batch is a list of the workspaces of its ops.
     fn segment(&mut self, shard: u32, batches: &[Vec<&str>]) {
         let epoch = directory::epoch(&HostDisk, self.data()).unwrap();
-        let (index, position) = self.tails.get(&shard).copied().unwrap_or((1, 0));
+        let (index, position) = self
+            .tails
+            .get(&shard)
+            .copied()
+            .unwrap_or((1, LogPosition::START));
         let header = SegmentHeader::new(shard, epoch, index, position);
         let folder = self.data().join(shard_folder(shard));
         let path = segment::create(&HostDisk, &folder, header, 0).unwrap().path;
@@ -234,7 +240,7 @@ fn as_op(op: &Written) -> Op<'_> {
         workspace,
         key,
         value,
-        seq: *seq,
+        seq: Seq::new(*seq),
         timestamp: *timestamp,
     }
 }
@@ -243,7 +249,7 @@ fn owned(op: &Op<'_>) -> Written {
     let text = str::to_owned;
     (
         text(op.workspace),
-        op.seq,
+        op.seq.get(),
         text(op.key),
         text(op.value),
         op.timestamp,
@@ -259,7 +265,7 @@ fn ops_of(link: &Link) -> Vec<Written> {
 
 /// All ops of a log that is whole.
 fn read(data: &Path) -> Result<BTreeSet<Written>, String> {
-    let snapshot = Snapshot::take(&HostDisk, data).map_err(|error| error.to_string())?;
+    let snapshot = ReadOnlyLog::take(&HostDisk, data).map_err(|error| error.to_string())?;
     let (mut ops, mut buffer) = (BTreeSet::new(), Vec::new());
     for folder in snapshot.folders() {
         for place in 0..folder.links().len() {
@@ -284,7 +290,7 @@ fn seqs(ops: &BTreeSet<Written>, workspace: &str) -> Vec<u64> {
 fn gap(workspace: &str, seqs: std::ops::RangeInclusive<u64>) -> Gap {
     Gap {
         workspace: workspace.to_owned(),
-        seqs,
+        seqs: Seq::new(*seqs.start())..=Seq::new(*seqs.end()),
     }
 }
 
@@ -384,7 +390,7 @@ fn missing_segments_are_replaced_by_one_without_ops() {
     let (kept, gaps) = log.repair();
     assert_eq!(seqs(&kept, "demo"), [1, 2, 3, 10]);
     assert_eq!(gaps, [gap("demo", 4..=9)]);
-    let filler = Snapshot::take(&HostDisk, log.data()).unwrap().folders()[0].links()[1].clone();
+    let filler = ReadOnlyLog::take(&HostDisk, log.data()).unwrap().folders()[0].links()[1].clone();
     assert_eq!((filler.header.first_index(), filler.header.index), (2, 3));
 
     let log = Log::sample();
@@ -512,12 +518,12 @@ fn segments_get_their_names_again() {
 #[test]
 fn positions_that_go_back_are_numbered_anew() {
     let mut log = Log::sample();
-    log.tails.insert(0, (4, 7));
+    log.tails.insert(0, (4, LogPosition::new(7)));
     log.segment(0, &[vec!["demo"], vec!["demo"]]);
     log.segment(0, &[vec!["demo"]]);
     assert_eq!(log.repair().0, log.ops());
     let mut log = Log::new();
-    log.tails.insert(0, (1, 5));
+    log.tails.insert(0, (1, LogPosition::new(5)));
     log.segment(0, &[vec!["demo"]]);
     assert_eq!(log.repair().0, log.ops());
 }

@@ -155,8 +155,8 @@ fn where_room_is_short_a_little_that_is_dead_is_enough_and_what_is_not_is_not_lo
     assert_eq!(schedule.due(&all, true, NOW_US), [0]);
 }
 
-fn room(shards: u64) -> Room {
-    Room::new(LowMarks::default(), shards)
+fn room(shards: u64) -> DiskRoom {
+    DiskRoom::new(LowMarks::default(), shards)
 }
 
 fn space(free_mib: u64, total_mib: u64) -> Space {
@@ -183,7 +183,7 @@ fn a_disk_is_short_before_it_is_full_and_has_room_again_a_little_later() {
     room.looked(Some(space(0, 100_000)), false, &[]);
     room.looked(None, false, &[]);
     assert!(!room.is_short(), "one that does not say limits nobody");
-    assert_eq!(room.end(5), u64::MAX);
+    assert_eq!(room.end(LogPosition::new(5)), LogPosition::MAX);
     // A small disk is not kept free for nothing.
     room.looked(Some(space(8, 64)), false, &[]);
     assert!(!room.is_short());
@@ -193,11 +193,12 @@ fn a_disk_is_short_before_it_is_full_and_has_room_again_a_little_later() {
 fn shards_share_the_room() {
     let mut room = room(4);
     room.looked(Some(space(1000, 100_000)), false, &[]);
-    assert_eq!(room.end(77), 77 + (1000 - 20) * MIB / 4);
+    let position = LogPosition::new(77);
+    assert_eq!(room.end(position), position.advance((1000 - 20) * MIB / 4));
     room.looked(Some(space(100_000, 100_000)), false, &[]);
-    assert_eq!(room.end(77), u64::MAX, "plenty");
+    assert_eq!(room.end(position), LogPosition::MAX, "plenty");
     room.looked(Some(space(22, 100_000)), false, &[]);
-    assert_eq!(room.end(77), 0, "short");
+    assert_eq!(room.end(position), LogPosition::NONE, "short");
 }
 
 #[test]
@@ -225,20 +226,32 @@ fn what_the_reserve_held_is_for_the_next_compaction_and_not_for_ops() {
     let all = [folder(0, 500, 256)];
     // 16 MiB are the reserve's, 17 are kept free, and 8 are left for ops.
     room.looked(Some(space(25, 10_000)), false, &all);
-    assert_eq!(room.end(0), 8 * MIB);
+    assert_eq!(room.end(LogPosition::START).get(), 8 * MIB);
     // The reserve is given up.
     room.looked(Some(space(25 + 16, 10_000)), true, &all);
-    assert_eq!((room.is_short(), room.end(0)), (false, 8 * MIB));
+    assert_eq!(
+        (room.is_short(), room.end(LogPosition::START).get()),
+        (false, 8 * MIB)
+    );
     assert_eq!(room.free_bytes(), Some((25 + 16) * MIB));
     // Compaction has taken a part of it.
     room.looked(Some(space(25 + 10, 10_000)), true, &all);
-    assert_eq!((room.is_short(), room.end(0)), (true, 0));
+    assert_eq!(
+        (room.is_short(), room.end(LogPosition::START).get()),
+        (true, 0)
+    );
     // It went well: as before, with half as much again for a disk that was short.
     room.looked(Some(space(50, 10_000)), false, &all);
-    assert_eq!((room.is_short(), room.end(0)), (false, 33 * MIB));
+    assert_eq!(
+        (room.is_short(), room.end(LogPosition::START).get()),
+        (false, 33 * MIB)
+    );
     // What the reserve takes is not promised to anyone until the disk is looked at again.
     room.reserved(16 * MIB);
-    assert_eq!((room.is_short(), room.end(0)), (false, 17 * MIB));
+    assert_eq!(
+        (room.is_short(), room.end(LogPosition::START).get()),
+        (false, 17 * MIB)
+    );
 }
 
 proptest! {
@@ -255,7 +268,7 @@ proptest! {
         for (freed_mib, is_greedy) in looks {
             room.looked(Some(Space { free_bytes, total_bytes }), false, &[]);
             for position in &mut positions {
-                let may_bytes = room.end(*position).saturating_sub(*position);
+                let may_bytes = room.end(LogPosition::new(*position)).get().saturating_sub(*position);
                 let bytes = if is_greedy { may_bytes } else { may_bytes / 3 };
                 *position += bytes;
                 free_bytes -= bytes;

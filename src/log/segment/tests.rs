@@ -6,11 +6,12 @@ use std::os::unix::fs::MetadataExt;
 use tempfile::tempdir;
 
 use super::super::disk::HostDisk;
+use super::super::position::LogPosition;
 use super::super::record::SEGMENT_HEADER_BYTES;
 use super::*;
 
 fn header(index: u64) -> SegmentHeader {
-    SegmentHeader::new(0, [9; 16], index, 0)
+    SegmentHeader::new(0, [9; 16], index, LogPosition::START)
 }
 
 fn names(folder: &Path) -> Vec<String> {

@@ -2,7 +2,7 @@
 
 use super::rig::{Rig, START_US, frame, head, op, pong};
 use crate::core::contract::{Input, Limits};
-use crate::core::session::State;
+use crate::core::shard::session::State;
 use crate::limits::{LINGER_US, SECOND_US, STALL_TIMEOUT_US};
 use crate::log::commit::Durability;
 
@@ -49,7 +49,7 @@ fn whoever_was_silent_because_it_was_not_asked_stays() {
         }
         rig.run();
         for client in &clients {
-            assert!(matches!(rig.session(*client).state, State::Open { .. }));
+            assert!(matches!(rig.session(*client).state(), State::Open { .. }));
         }
         // They are asked before anything else, and one that answers goes on.
         rig.sleep_until(stopped_s + 71.0 + 10.0);
@@ -89,7 +89,7 @@ fn a_socket_that_nobody_filled_is_not_stalled() {
     assert!(absent_s(&rig) > 160.0);
     // It still has what it had of its minute.
     sleep_until_due(&mut rig, slow, seconds(STALL_TIMEOUT_US));
-    assert_eq!(rig.session(slow).state, State::Closing);
+    assert_eq!(rig.session(slow).state(), State::Closing);
 }
 
 #[test]
@@ -116,11 +116,12 @@ fn a_connection_that_is_closing_has_its_time() {
     stop_for(&mut rig, 30);
     rig.run();
     // Its close may be on its way.
-    assert_eq!(rig.session(client).state, State::Closing);
+    assert_eq!(rig.session(client).state(), State::Closing);
     sleep_until_due(&mut rig, client, seconds(LINGER_US));
     assert_eq!(rig.seen(client), ["aborted", "gone"]);
 }
 
+/// P77.
 #[test]
 fn a_drain_has_its_time() {
     let mut rig = Rig::new(|_| ());
@@ -141,6 +142,7 @@ fn a_drain_has_its_time() {
     assert_eq!(rig.drained, 1);
 }
 
+/// P25.
 #[test]
 fn a_token_expires_by_the_wall_clock() {
     let mut rig = Rig::new(|_| ());
@@ -153,6 +155,7 @@ fn a_token_expires_by_the_wall_clock() {
     assert!(seen.contains(&"close 4001".to_owned()), "{seen:?}");
 }
 
+/// P39.
 #[test]
 fn what_was_sent_at_the_rate_is_taken_when_it_comes_at_once() {
     let limits = Limits {

@@ -2,8 +2,8 @@
 
 use super::rig::{Rig, frame, head, look, op};
 use crate::core::contract::Output;
-use crate::core::session::Session;
-use crate::core::window::spans_bytes;
+use crate::core::fanout::window::spans_bytes;
+use crate::core::shard::session::Session;
 use crate::limits::{
     COMMIT_AGE_MIN_US, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, REST_AFTER_US, REST_SHARE,
     SENDS_PER_TURN_MAX,
@@ -33,22 +33,20 @@ fn a_turn_sends_to_so_many_sessions_and_no_more() {
 
 #[test]
 fn a_session_stands_in_the_queue_once_and_only_if_it_can_be_sent_to() {
-    type Flag = fn(&mut Session) -> &mut bool;
-    let flags: [Option<Flag>; 5] = [
-        None,
-        Some(|session| &mut session.queued),
-        Some(|session| &mut session.sending),
-        Some(|session| &mut session.aborted),
-        Some(|session| &mut session.finished),
+    type Change = fn(&mut Session);
+    let changes: [Change; 5] = [
+        |_| {},
+        |session| session.queued = true,
+        |session| session.sending = true,
+        |session| assert!(session.abort()),
+        |session| assert!(session.finish()),
     ];
-    for (case, flag) in flags.into_iter().enumerate() {
+    for (case, change) in changes.into_iter().enumerate() {
         let mut rig = Rig::new(|config| config.durability = Durability::None);
         let (writer, reader) = (rig.join("w", None), rig.join("w", None));
         let id = rig.peers[reader].client.id;
         rig.receive_only(writer, &op("k", "1", 1));
-        if let Some(flag) = flag {
-            *flag(rig.session(reader)) = true;
-        }
+        change(rig.session(reader));
         // Frames are announced to members, answers queue their session themselves.
         if case < 3 {
             rig.shard.announce();
@@ -120,6 +118,7 @@ fn a_batch_waits_for_no_event() {
     }
 }
 
+/// P61.
 #[test]
 fn an_interval_is_synced_in_its_time() {
     let mut rig = Rig::new(|config| config.durability = Durability::Interval);
@@ -133,6 +132,7 @@ fn an_interval_is_synced_in_its_time() {
     assert!(rig.disk.synced.contains("1"));
 }
 
+/// P60.
 #[test]
 fn what_shows_an_op_waits_for_the_log() {
     let mut rig = Rig::new(|_| ());
@@ -155,6 +155,7 @@ fn what_shows_an_op_waits_for_the_log() {
     assert_eq!(rig.seen(late), ["101", "init 1"]);
 }
 
+/// P60, P82.
 #[test]
 fn an_answer_that_the_log_holds_up_comes_with_the_commit() {
     let mut rig = Rig::new(|_| ());
@@ -211,7 +212,10 @@ fn so_many_keys_are_looked_at_for_a_client_that_fell_behind_and_no_more() {
         rig.receive_only(slow, &op(&format!("its own {key}"), "1", 1));
         rig.turn();
     }
-    let since = |rig: &mut Rig| rig.session(slow).outbox.behind().map(|behind| behind.since);
+    let since = |rig: &mut Rig| {
+        let behind = rig.session(slow).outbox.behind();
+        behind.map(|behind| behind.since.get())
+    };
     assert!(since(&mut rig).expect("it is behind") < 100);
     // What was on its way is taken, and the latest of the one key is on its way then.
     rig.peers[slow].reads = true;
@@ -226,6 +230,7 @@ fn so_many_keys_are_looked_at_for_a_client_that_fell_behind_and_no_more() {
     assert_eq!(rig.seen(slow), ["k=2@200"]);
 }
 
+/// P72.
 #[test]
 fn a_client_that_fell_behind_gets_the_latest_of_each_key() {
     let mut rig = Rig::new(|config| config.outbox_bytes_max = 16 * 1024);
@@ -331,7 +336,7 @@ fn a_shard_that_is_never_done_rests_between_its_slices() {
         for timestamp in 1..=200 {
             rig.receive_only(writer, &op("k", "1", timestamp));
             rig.step();
-            let until_us = rig.shard.rest.until_us();
+            let until_us = rig.shard.pacer.until_us();
             if let Some(until_us) = until_us {
                 assert!(rig.clock.now_us - begun_us >= REST_AFTER_US);
                 assert!(!rig.shard.has_work(), "it would spin");
@@ -350,7 +355,7 @@ fn a_shard_that_is_never_done_rests_between_its_slices() {
             );
         }
         rig.sleep_until(1.0);
-        assert_eq!(rig.shard.rest.until_us(), None);
+        assert_eq!(rig.shard.pacer.until_us(), None);
         for reader in readers {
             assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@200"));
         }
@@ -372,7 +377,7 @@ fn a_mark_of_a_writer_of_long_ago_hides_no_op_from_a_new_client() {
     let number = rig.session(old).number;
     rig.receive(old, &frame(8, &1000_u16.to_be_bytes()));
     // 2^32 connects later a session has the slot and the generation of that one.
-    rig.shard.sessions_begun = number - 1 + (1 << 32);
+    rig.shard.sessions.skip_numbers_to(number + (1 << 32));
     let new = stalled_join(&mut rig);
     let [old_id, new_id] = [old, new].map(|place| rig.peers[place].client.id);
     assert_eq!(old_id, new_id);

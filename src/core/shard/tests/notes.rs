@@ -2,7 +2,7 @@
 
 use super::rig::{Rig, frame, head, look};
 use crate::core::contract::shard_of;
-use crate::core::journal::{Ended, Note, Party};
+use crate::core::shard::connection_log::{Ended, Note, Party};
 
 fn rig() -> Rig {
     Rig::new(|config| config.has_journal = true)

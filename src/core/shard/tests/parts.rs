@@ -1,8 +1,8 @@
 //! A large state, which is encoded in parts: who waits for it, and what happens meanwhile.
 
 use super::rig::{Rig, frame, head, look, op};
-use crate::core::session::State;
-use crate::core::workspace::Workspace;
+use crate::core::shard::session::State;
+use crate::core::state::workspace::Workspace;
 use crate::limits::{ANSWER_SEND_BYTES_MAX, BULK_BYTES_PER_TURN, SECOND_US};
 
 const KEYS: u64 = 20;
@@ -33,7 +33,7 @@ fn ask(rig: &mut Rig, client: usize, request: &str) {
 fn turns(rig: &mut Rig) -> usize {
     for turns in 1.. {
         rig.step();
-        if rig.shard.encoding_queue.is_empty() {
+        if !rig.shard.snapshots.is_encoding() {
             rig.run();
             return turns;
         }
@@ -45,6 +45,7 @@ fn body(rig: &Rig, client: usize) -> serde_json::Value {
     serde_json::from_slice(&rig.peers[client].client.incoming).expect("a body is JSON")
 }
 
+/// P45.
 #[test]
 fn those_who_wait_get_the_state_of_one_point_and_what_follows() {
     let (mut rig, [joiner, looker, elsewhere, late]) = rig(PART_BYTES);
@@ -99,6 +100,7 @@ fn a_turn_does_a_part() {
     assert!(expected.contains(&turns), "{turns}");
 }
 
+/// P72.
 #[test]
 fn who_waits_and_falls_behind_is_sent_the_latest_of_each_key() {
     let (mut rig, [joiner]) = rig(1);
@@ -144,7 +146,7 @@ fn who_waits_can_be_closed_and_nothing_is_left() {
             _ => rig.shard.start_drain(rig.clock),
         }
         rig.step();
-        let is_open = matches!(rig.session(joiner).state, State::Open { .. });
+        let is_open = matches!(rig.session(joiner).state(), State::Open { .. });
         assert!(!is_open || reason == "drain", "{reason}");
         rig.sleep_until(60.0);
         let seen = rig.seen(joiner);
@@ -154,7 +156,7 @@ fn who_waits_can_be_closed_and_nothing_is_left() {
             "abort" => assert_eq!(seen.last().map(String::as_str), Some("gone")),
             _ => assert_eq!(seen, ["init 20", "close 1001", "gone"]),
         }
-        assert!(rig.shard.encoding_queue.is_empty(), "{reason}");
+        assert!(!rig.shard.snapshots.is_encoding(), "{reason}");
         let counters = rig.shard.counters();
         assert_eq!(counters.answer_bytes, 0, "{reason}");
         assert_eq!(counters.snapshot_bytes, 0, "{reason}");
@@ -176,6 +178,7 @@ fn who_waits_and_is_closed_is_sent_nothing_that_came_behind_the_state() {
     assert_eq!(rig.shard.counters().answer_bytes, 0);
 }
 
+/// P62.
 #[test]
 fn who_waits_when_the_log_fails_is_told_so() {
     let (mut rig, [joiner, looker]) = rig(PART_BYTES);
@@ -187,8 +190,8 @@ fn who_waits_when_the_log_fails_is_told_so() {
     rig.run();
     assert_eq!(rig.seen(joiner)[..2], ["101", "close 1011"]);
     assert_eq!(rig.seen(looker)[..1], ["500"]);
-    assert!(rig.shard.encoding_queue.is_empty());
-    let held_bytes = rig.shard.ledger.bytes();
+    assert!(!rig.shard.snapshots.is_encoding());
+    let held_bytes = rig.shard.snapshots.bytes();
     assert!(held_bytes < 100, "the first init, which is empty, is kept");
     rig.log_fails = false;
     rig.sleep_until(2.0);
@@ -203,10 +206,10 @@ fn of_a_look_all_parts_are_sent_or_none() {
     // The init message is whole, the timestamps are not.
     ask(&mut rig, joiner, &head("w", None));
     turns(&mut rig);
-    rig.shard.config.snapshot_part_bytes = 1;
+    rig.shard.snapshots.set_step_bytes(1);
     ask(&mut rig, looker, &look("/v1/workspaces/w"));
     rig.step();
-    assert!(!rig.shard.encoding_queue.is_empty());
+    assert!(rig.shard.snapshots.is_encoding());
     assert!(rig.seen(looker).is_empty());
     rig.log_fails = true;
     rig.receive_only(0, &op("k0", "1", 100));

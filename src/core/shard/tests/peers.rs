@@ -1,30 +1,14 @@
-//! What stands around a shard in the simulation: dice, a disk, and clients with their sockets.
+//! The environment of a shard in the simulation: a model, a disk, and clients with their sockets.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::core::session::SessionId;
-use crate::core::window::Spans;
-use crate::core::workspace::Workspace;
+use crate::core::fanout::window::Spans;
+use crate::core::shard::session::SessionId;
+use crate::core::state::workspace::Workspace;
+use crate::core::testing::HASH_SEED;
 use crate::log::commit::{End, OpenSegment};
+use crate::log::position::LogPosition;
 use crate::log::record::{Reader, SegmentHeader};
-
-/// Numbers that only depend on the seed (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number
-/// Generators", 2014).
-pub struct Dice(pub u64);
-
-impl Dice {
-    pub fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        usize::try_from((mixed ^ mixed >> 31) % bound as u64).expect("less than the bound")
-    }
-
-    pub fn one_in(&mut self, count: usize) -> bool {
-        self.below(count) == 0
-    }
-}
 
 /// An op as the model and the clients know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,11 +71,11 @@ impl Disk {
             files: Vec::new(),
             synced: BTreeSet::new(),
         };
-        let segment = disk.open(1, 0);
+        let segment = disk.open(1, LogPosition::START);
         (disk, segment)
     }
 
-    pub fn open(&mut self, index: u64, first_position: u64) -> OpenSegment {
+    pub fn open(&mut self, index: u64, first_position: LogPosition) -> OpenSegment {
         let header = SegmentHeader::new(0, [1; 16], index, first_position);
         let bytes = header.encode().to_vec();
         let synced = bytes.len();
@@ -144,7 +128,7 @@ impl Disk {
         self.replay(|op| {
             workspaces
                 .entry(op.workspace.to_owned())
-                .or_insert_with(|| Workspace::new(op.workspace, 5))
+                .or_insert_with(|| Workspace::new(op.workspace, HASH_SEED))
                 .restore(op.key, op.value, op.timestamp, op.seq);
             op.value.to_owned()
         });
@@ -166,39 +150,43 @@ pub enum Told {
     Control,
 }
 
-/// A client and its socket.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each says what is in flight, or was seen"
-)]
+/// A client's socket.
 pub struct Client {
     pub id: SessionId,
+    pub receiving: bool,
+    pub sending: Option<Spans>,
+    /// Shut down by either side: what is in flight comes back as broken.
+    pub broken: bool,
+    /// The shard has closed its side: the client closes its own.
+    pub finished: bool,
+    /// The shard has forgotten the client.
+    pub closed: bool,
+    pub incoming: Vec<u8>,
+    /// The head of the answer.
+    pub head: String,
+    pub status: Option<u16>,
+}
+
+/// The expectations of a client that acts by chance.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says what is expected, or was seen"
+)]
+pub struct Member {
     pub workspace: usize,
     /// Messages on their way to the shard, and the op that each is.
     pub outgoing: VecDeque<(Vec<u8>, Option<Write>)>,
-    pub receiving: bool,
-    pub sending: Option<Spans>,
     pub is_slow: bool,
-    /// Shut down by either side: what is in flight comes back as broken.
-    pub broken: bool,
-    /// The shard has closed its side: this one closes its own.
-    pub finished: bool,
-    /// The shard has forgotten it.
-    pub closed: bool,
     /// A member of its workspace.
     pub joined: bool,
     pub was_behind: bool,
-    pub incoming: Vec<u8>,
-    /// The head of its answer.
-    pub head: String,
-    pub status: Option<u16>,
     pub status_expected: Option<u16>,
     /// Its request waits for the state.
     pub waits: bool,
     pub has_init: bool,
-    /// How many ops had won when it joined.
+    /// The number of ops that had won when it joined.
     pub joined_at: usize,
-    /// What it is owed, in order, if it never falls behind.
+    /// The ops that it is owed, in order, if it never falls behind.
     pub expected: VecDeque<Write>,
     pub corrections: Vec<Write>,
     pub last_place: Option<usize>,
@@ -207,27 +195,19 @@ pub struct Client {
     pub close_code: Option<u16>,
     pub close_expected: Option<u16>,
     pub has_error: bool,
-    /// The disk failed and took an op of it along.
+    /// The disk failed and lost an op of this client.
     pub lost_an_op: bool,
 }
 
-impl Client {
-    pub fn new(id: SessionId, workspace: usize, head: Vec<u8>, is_slow: bool) -> Self {
+impl Member {
+    /// A client that will send this request.
+    pub fn new(workspace: usize, head: Vec<u8>, is_slow: bool) -> Self {
         Self {
-            id,
             workspace,
             outgoing: VecDeque::from([(head, None)]),
-            receiving: false,
-            sending: None,
             is_slow,
-            broken: false,
-            finished: false,
-            closed: false,
             joined: false,
             was_behind: false,
-            incoming: Vec::new(),
-            head: String::new(),
-            status: None,
             status_expected: None,
             waits: false,
             has_init: false,
@@ -274,6 +254,22 @@ impl Client {
         let masked = text.bytes().zip(mask.iter().cycle());
         frame.extend(masked.map(|(byte, mask)| byte ^ mask));
         self.outgoing.push_back((frame, Some(write)));
+    }
+}
+
+impl Client {
+    pub fn new(id: SessionId) -> Self {
+        Self {
+            id,
+            receiving: false,
+            sending: None,
+            broken: false,
+            finished: false,
+            closed: false,
+            incoming: Vec::new(),
+            head: String::new(),
+            status: None,
+        }
     }
 
     /// Takes the next whole thing off the bytes that came in.

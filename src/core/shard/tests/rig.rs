@@ -1,24 +1,27 @@
 //! One shard, and clients that do as a test says: what each is told, and when.
 
-use std::sync::Arc;
+use std::io;
 
 use super::peers::{Client, Disk, Told};
-use crate::core::contract::{Clock, Input, Limits, Output, ShardConfig, Surroundings, Ticket};
-use crate::core::journal::Note;
-use crate::core::session::{Session, SessionId};
+use crate::core::contract::{Clock, Handoff, Input, Output, PeerStatus, Received, ShardConfig};
+use crate::core::fanout::window::Spans;
 use crate::core::shard::Shard;
-use crate::core::window::Spans;
-use crate::core::workspace::Workspace;
+use crate::core::shard::connection_log::Note;
+use crate::core::shard::session::{Session, SessionId};
+use crate::core::state::workspace::Workspace;
+use crate::core::testing::{self, START_UNIX_S};
 use crate::limits::SECOND_US;
-use crate::log::commit::{Durability, OpenSegment};
-use crate::wire::auth::{Secret, Verifier, mint};
+use crate::log::commit::{LogStep, OpenSegment};
 
 /// The monotonic time at which every rig begins: a whole tick, so that deadlines on ticks are kept exactly.
 pub const START_US: u64 = 1000 * SECOND_US;
-/// The wall clock then.
-pub const START_UNIX_S: u64 = 1_700_000_000;
 /// More turns than this at one time are a loop.
 const TURNS_MAX: usize = 20_000;
+
+/// Returns the error of a connection or a disk. The shard does not look into it.
+pub fn failure() -> io::Error {
+    io::ErrorKind::Other.into()
+}
 
 /// A client and what it does.
 pub struct Peer {
@@ -27,7 +30,13 @@ pub struct Peer {
     pub reads: bool,
     /// It closes its side when the server has closed its own.
     pub closes: bool,
-    pub handed_off: Option<(u32, Box<Ticket>)>,
+    pub handed_off: Option<(u32, Box<Handoff>)>,
+}
+
+/// The operations of a log: of a commit, or the rebuild after a failed one.
+pub enum LogOperation {
+    Commit,
+    Rebuild,
 }
 
 pub struct Rig {
@@ -45,16 +54,13 @@ pub struct Rig {
     pub peers: Vec<Peer>,
     /// What happened since it was looked at last: milliseconds since the start, who, what.
     seen: Vec<(u64, usize, String)>,
+    /// The readiness that the shard reported last. None: none yet, and it serves.
     pub ready: Option<bool>,
     pub drained: usize,
     /// Pages that were asked for.
     pub pages: Vec<Output>,
     /// What is to be logged.
     pub notes: Vec<Note>,
-}
-
-pub fn secret() -> Secret {
-    Secret::new(b"a secret of the rig, which is long enough".to_vec()).expect("it is not empty")
 }
 
 impl Rig {
@@ -71,7 +77,7 @@ impl Rig {
     /// The log was read at the start.
     pub fn recover(&mut self, workspaces: Vec<Workspace>) {
         let segment = self.recovers_to.take().expect("it is read once");
-        let recovered = Input::Rebuilt(Some((segment, workspaces)));
+        let recovered = Input::Rebuilt(Ok((segment, workspaces)));
         self.shard.handle(recovered, self.clock);
     }
 
@@ -83,35 +89,17 @@ impl Rig {
             unix_us: START_UNIX_S * SECOND_US,
         };
         let mut config = ShardConfig {
-            shard: 0,
-            shards: 1,
-            durability: Durability::Always,
-            sync_interval_us: SECOND_US,
             ping_interval_us: 10 * SECOND_US,
             outbox_bytes_max: 64 * 1024,
-            message_bytes_max: 1024 * 1024,
-            session_bytes_max: crate::limits::SESSION_BUDGET_BYTES,
-            snapshot_bytes_max: crate::limits::SNAPSHOT_BYTES_MAX,
-            snapshot_part_bytes: crate::limits::SNAPSHOT_PART_BYTES,
-            batch_bytes_max: crate::limits::BATCH_BYTES_MAX,
-            segment_bytes_min: 1 << 26,
-            segment_bytes_max: 1 << 26,
-            log_spare_bytes: crate::limits::LOG_SPARE_BYTES,
             future_skew_us: 3600 * SECOND_US,
             drain_us: 8 * SECOND_US,
-            hash_seed: 5,
-            start_id: 0xabc,
-            verifier: Arc::new(Verifier::new(&secret(), None)),
-            origins: std::sync::Arc::default(),
-            limits: Limits::default(),
-            has_journal: false,
-            fault_panic_key: None,
+            ..testing::shard_config()
         };
         change(&mut config);
         let mut shard = Shard::recovering(config, clock);
-        shard.set_surroundings(Surroundings {
+        shard.set_peer_status(PeerStatus {
             ready: true,
-            ..Surroundings::default()
+            ..PeerStatus::default()
         });
         Self {
             shard,
@@ -138,10 +126,15 @@ impl Rig {
         self.add_peer(id)
     }
 
-    /// The same before the turn has ended, so that nothing else happens.
-    pub fn accept_only(&mut self) -> usize {
+    /// The same without a turn.
+    pub fn accept_quietly(&mut self) -> usize {
         let id = self.shard.accept(false, self.clock);
-        let place = self.push_peer(id);
+        self.push_peer(id)
+    }
+
+    /// The same without a turn, as if the shard had already asked for bytes.
+    pub fn accept_only(&mut self) -> usize {
+        let place = self.accept_quietly();
         self.peers[place].client.receiving = true;
         self.session(place).receiving = true;
         place
@@ -154,10 +147,8 @@ impl Rig {
     }
 
     fn push_peer(&mut self, id: SessionId) -> usize {
-        let mut client = Client::new(id, 0, Vec::new(), false);
-        client.outgoing.clear();
         self.peers.push(Peer {
-            client,
+            client: Client::new(id),
             reads: true,
             closes: true,
             handed_off: None,
@@ -184,8 +175,12 @@ impl Rig {
         client.receiving = false;
         let id = client.id;
         let mut bytes = bytes.to_vec();
-        self.shard
-            .handle(Input::Received(id, Some(&mut bytes)), self.clock);
+        let received = if bytes.is_empty() {
+            Received::Eof
+        } else {
+            Received::Bytes(&mut bytes)
+        };
+        self.shard.handle(Input::Received(id, received), self.clock);
     }
 
     pub fn op(&mut self, place: usize, key: &str, value: &str, timestamp: u64) {
@@ -209,7 +204,7 @@ impl Rig {
     /// One turn; what it starts stays in flight.
     pub fn turn(&mut self) {
         self.shard.flush(self.clock);
-        self.shard.audit();
+        self.shard.invariants();
         while let Some(output) = self.shard.poll_output() {
             self.take(output);
         }
@@ -279,21 +274,23 @@ impl Rig {
                 self.see(place, "aborted");
             }
             Output::Close(_) => {
-                self.peers[place].client.closed = true;
+                let client = &mut self.peers[place].client;
+                assert!(!client.receiving && client.sending.is_none());
+                client.closed = true;
                 self.see(place, "gone");
             }
-            Output::Handoff(_, shard, ticket) => {
+            Output::Handoff(_, shard, handoff) => {
                 self.peers[place].client.closed = true;
-                self.peers[place].handed_off = Some((shard, ticket));
+                self.peers[place].handed_off = Some((shard, handoff));
             }
             Output::Page(..) => self.pages.push(output),
             Output::Note(_, note) => self.notes.push(*note),
-            Output::Ready(ready) => self.ready = Some(ready),
+            Output::Ready(ready) => {
+                assert_ne!(self.ready, Some(ready), "only a change is reported");
+                self.ready = Some(ready);
+            }
             Output::Drained => self.drained += 1,
-            Output::LogWrite { .. }
-            | Output::LogSync
-            | Output::LogOpen { .. }
-            | Output::Rebuild(_) => {
+            Output::Log(_) | Output::Rebuild(_) => {
                 assert!(self.log.is_none(), "one operation of the log at a time");
                 self.log = Some(output);
             }
@@ -324,60 +321,83 @@ impl Rig {
         let Some(spans) = client.sending.take() else {
             return false;
         };
-        let taken = (!client.broken).then(|| crate::core::window::spans_bytes(&spans));
+        let taken = (!client.broken).then(|| crate::core::fanout::window::spans_bytes(&spans));
         self.end_send_with(place, spans, taken);
         true
     }
 
     pub fn end_send_with(&mut self, place: usize, spans: Spans, taken: Option<usize>) {
+        self.complete_send(place, spans, taken);
+        self.read(place);
+    }
+
+    /// Ends a send of which the client takes so many bytes, without reading them.
+    pub fn complete_send(&mut self, place: usize, spans: Spans, taken: Option<usize>) {
         let client = &mut self.peers[place].client;
         let all = spans.iter().flat_map(|span| span.bytes().iter().copied());
         client.incoming.extend(all.take(taken.unwrap_or(0)));
         let id = client.id;
-        self.shard.handle(Input::Sent(id, spans, taken), self.clock);
-        self.read(place);
+        let outcome = taken.ok_or_else(failure);
+        self.shard
+            .handle(Input::Sent(id, spans, outcome), self.clock);
     }
 
-    fn end_receive(&mut self, place: usize) -> bool {
+    /// Ends a receive with the end of the connection, if that has ended; whether it has.
+    pub fn end_receive(&mut self, place: usize) -> bool {
         let Peer { client, closes, .. } = &mut self.peers[place];
         let ends = client.broken || client.finished && *closes;
         if !(client.receiving && ends) {
             return false;
         }
         client.receiving = false;
-        let (id, mut none) = (client.id, []);
-        let bytes: Option<&mut [u8]> = if client.broken { None } else { Some(&mut none) };
-        self.shard.handle(Input::Received(id, bytes), self.clock);
+        let id = client.id;
+        let received = if client.broken {
+            Received::Broken
+        } else {
+            Received::Eof
+        };
+        self.shard.handle(Input::Received(id, received), self.clock);
         true
     }
 
+    /// Ends the operation of the log that is in flight, if there is one and it may end.
     pub fn end_log(&mut self) -> bool {
-        let fails = self.log_fails;
-        if self.log_hangs {
-            return false;
-        }
-        let input = match self.log.take() {
-            None => return false,
-            Some(Output::LogWrite { bytes, .. }) if fails => Input::LogWritten(bytes, None),
-            Some(Output::LogWrite {
+        !self.log_hangs && self.end_log_with(self.log_fails, |left| left).is_some()
+    }
+
+    /// Ends the operation of the log that is in flight: it fails or not, and `part` returns how many
+    /// of the bytes left are written.
+    pub fn end_log_with(
+        &mut self,
+        fails: bool,
+        part: impl FnOnce(usize) -> usize,
+    ) -> Option<LogOperation> {
+        let outcome = || if fails { Err(failure()) } else { Ok(()) };
+        let (operation, input) = match self.log.take()? {
+            Output::Log(LogStep::Write {
                 offset,
                 bytes,
                 from,
             }) => {
-                self.disk.write(offset, &bytes[from..]);
-                let count = bytes.len() - from;
-                Input::LogWritten(bytes, Some(count))
+                let count = part(bytes.len() - from);
+                self.disk.write(offset, &bytes[from..from + count]);
+                let written = outcome().map(|()| count);
+                (LogOperation::Commit, Input::LogWritten(bytes, written))
             }
-            Some(Output::LogSync) => {
-                self.disk.sync();
-                Input::LogSynced(!fails)
+            Output::Log(LogStep::Sync) => {
+                if !fails {
+                    self.disk.sync();
+                }
+                (LogOperation::Commit, Input::LogSynced(outcome()))
             }
-            Some(Output::Rebuild(_)) if fails => Input::Rebuilt(None),
-            Some(Output::Rebuild(end)) => Input::Rebuilt(Some(self.disk.rebuild(end))),
-            Some(output) => unreachable!("{output:?} is no operation of this log"),
+            Output::Rebuild(end) => {
+                let rebuilt = outcome().map(|()| self.disk.rebuild(end));
+                (LogOperation::Rebuild, Input::Rebuilt(rebuilt))
+            }
+            output => unreachable!("{output:?} is no operation of this log"),
         };
         self.shard.handle(input, self.clock);
-        true
+        Some(operation)
     }
 
     // ---- what a client is told ----
@@ -414,24 +434,27 @@ impl Rig {
         its.into_iter().map(|(_, what)| what).collect()
     }
 
+    /// Whether a client that is connected has fallen behind.
+    pub fn is_behind(&self, place: usize) -> bool {
+        let client = &self.peers[place].client;
+        let session = self.shard.sessions.get(client.id);
+        !client.closed && session.is_some_and(|session| session.outbox.behind().is_some())
+    }
+
     pub fn session(&mut self, place: usize) -> &mut Session {
         let id = self.peers[place].client.id;
-        self.shard.session(id).expect("it is there")
+        &mut self.shard.sessions[id]
     }
 }
 
 /// The request of a client that joins `workspace`.
 pub fn head(workspace: &str, ttl_s: Option<u64>) -> String {
-    let token = mint(&secret(), "client", START_UNIX_S, ttl_s);
-    format!(
-        "GET /v1/sync/{workspace}?token={token} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
+    testing::join_request(workspace, &testing::token(ttl_s))
 }
 
 /// The head of a request that looks at `path`, with a token.
 pub fn look(path: &str) -> String {
-    let token = mint(&secret(), "client", START_UNIX_S, None);
+    let token = testing::token(None);
     format!("GET {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\r\n")
 }
 

@@ -2,12 +2,15 @@
 
 use std::rc::Rc;
 
-use super::rig::{Rig, START_UNIX_S, frame, head, op, pong};
-use crate::core::contract::{Input, Surroundings, shard_of};
-use crate::core::outbox::Outbox;
-use crate::core::session::{Intake, State};
-use crate::core::window::{Chunk, ChunkPool};
+use super::rig::{Rig, failure, frame, head, op, pong};
+use crate::core::contract::{Input, PeerStatus, shard_of};
+use crate::core::fanout::outbox::{Outbox, OutboxPool};
+use crate::core::fanout::window::Chunk;
+use crate::core::fanout::window_offset::WindowOffset;
+use crate::core::shard::session::{Intake, State};
+use crate::core::testing::START_UNIX_S;
 use crate::limits::{ANSWER_BYTES_MAX, BATCH_BYTES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US};
+use crate::log::position::LogPosition;
 
 const PING: u8 = 9;
 
@@ -16,15 +19,19 @@ type Change<'a> = &'a dyn Fn(&mut Rig);
 
 // ---- joining ----
 
+/// P12, P13.
 #[test]
 fn a_request_is_answered_by_the_state_of_the_server() {
     let health = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
     let (healthz, readyz) = (health("/healthz"), health("/readyz"));
     let join = head("w", None);
     let as_it_is = |_: &mut Rig| ();
-    let others_fail = |rig: &mut Rig| rig.shard.set_surroundings(Surroundings::default());
+    let others_fail = |rig: &mut Rig| rig.shard.set_peer_status(PeerStatus::default());
     let drains = |rig: &mut Rig| rig.shard.handle(Input::Drain, rig.clock);
-    let fails = |rig: &mut Rig| rig.shard.handle(Input::LogSynced(false), rig.clock);
+    let fails = |rig: &mut Rig| {
+        rig.shard
+            .handle(Input::LogSynced(Err(failure())), rig.clock)
+    };
     let cases: [(&str, Change<'_>, bool, &str, &str); 12] = [
         (&healthz, &as_it_is, false, "200", "ok"),
         (&readyz, &as_it_is, false, "200", "ready"),
@@ -60,6 +67,7 @@ fn a_request_is_answered_by_the_state_of_the_server() {
     }
 }
 
+/// P30.
 #[test]
 fn a_request_may_come_in_parts_and_frames_behind_it() {
     let mut bytes = head("w", None).into_bytes();
@@ -102,9 +110,9 @@ fn a_client_of_another_shards_workspace_is_handed_over() {
         assert_eq!(rig.shard.connections(), 0);
         assert_eq!(rig.seen(client).len(), 0);
         let handed_off = rig.peers[client].handed_off.take();
-        let (owner, ticket) = handed_off.expect("it was handed off");
+        let (owner, handoff) = handed_off.expect("it was handed off");
         assert_eq!(owner, 1);
-        let id = other.shard.adopt(ticket, other.clock);
+        let id = other.shard.adopt(handoff, other.clock);
         let client = other.add_peer(id);
         assert_eq!(other.seen(client), ["101", "init 0"]);
         assert!(other.session(client).expires_at_us < u64::MAX);
@@ -159,7 +167,7 @@ fn members_that_leave_in_any_order_leave_the_others_in() {
 #[test]
 fn an_init_is_encoded_once_for_those_who_join_one_after_the_other() {
     let mut rig = Rig::new(|_| ());
-    let kept = |rig: &Rig| rig.shard.kept_init.as_ref().map(Rc::as_ptr);
+    let kept = |rig: &Rig| rig.shard.snapshots.kept_init().map(Rc::as_ptr);
     let writer = rig.join("w", None);
     rig.op(writer, "k", "1", 1);
     let (first, second) = (rig.join("w", None), rig.join("w", None));
@@ -182,6 +190,7 @@ fn an_init_is_encoded_once_for_those_who_join_one_after_the_other() {
 
 // ---- reading ----
 
+/// P41, P42.
 #[test]
 fn a_frame_is_answered_by_its_kind() {
     let skew_us = 3600 * SECOND_US;
@@ -245,7 +254,7 @@ fn a_client_that_reads_no_answers_is_read_no_more() {
     }
     // It is not asked for a sign of life while nobody reads it.
     rig.sleep_until(40.0);
-    assert!(matches!(rig.session(client).state, State::Open { .. }));
+    assert!(matches!(rig.session(client).state(), State::Open { .. }));
     rig.peers[client].reads = true;
     rig.run();
     let answers = rig.seen(client);
@@ -259,7 +268,13 @@ fn a_client_that_reads_no_answers_is_read_no_more() {
 #[test]
 fn a_client_is_read_while_its_answers_are_within_their_bound() {
     let mut cost = Outbox::default();
-    cost.push(Chunk::new(vec![0; 1000]), 0, 0, &mut ChunkPool::default());
+    let mut pool = OutboxPool::default();
+    cost.push(
+        Chunk::new(vec![0; 1000]),
+        WindowOffset::START,
+        LogPosition::NONE,
+        &mut pool,
+    );
     let chunk_bytes = ANSWER_BYTES_MAX - (cost.answer_bytes() - 1000);
     for (more_bytes, intake) in [
         (-1, Intake::Receiving),
@@ -269,9 +284,12 @@ fn a_client_is_read_while_its_answers_are_within_their_bound() {
         let mut rig = Rig::new(|_| ());
         let client = rig.join("w", None);
         let chunk = Chunk::new(vec![0; chunk_bytes.strict_add_signed(more_bytes)]);
-        rig.session(client)
-            .outbox
-            .push(chunk, 0, 0, &mut ChunkPool::default());
+        rig.session(client).outbox.push(
+            chunk,
+            WindowOffset::START,
+            LogPosition::NONE,
+            &mut OutboxPool::default(),
+        );
         rig.receive_only(client, &pong());
         assert_eq!(rig.session(client).intake, intake, "{more_bytes}");
     }
@@ -280,7 +298,13 @@ fn a_client_is_read_while_its_answers_are_within_their_bound() {
 #[test]
 fn a_paused_client_is_read_again_when_half_of_its_answers_are_out() {
     let mut cost = Outbox::default();
-    cost.push(Chunk::new(vec![0; 1000]), 0, 0, &mut ChunkPool::default());
+    let mut pool = OutboxPool::default();
+    cost.push(
+        Chunk::new(vec![0; 1000]),
+        WindowOffset::START,
+        LogPosition::NONE,
+        &mut pool,
+    );
     let chunk_bytes = ANSWER_BYTES_MAX / 2 - (cost.answer_bytes() - 1000);
     for (more_bytes, intake) in [(0, Intake::Unread), (1, Intake::Paused)] {
         let mut rig = Rig::new(|_| ());
@@ -288,9 +312,12 @@ fn a_paused_client_is_read_again_when_half_of_its_answers_are_out() {
         rig.peers[client].reads = false;
         rig.op(writer, "k", "1", 1);
         let chunk = Chunk::new(vec![0; chunk_bytes + more_bytes]);
-        rig.session(client)
-            .outbox
-            .push(chunk, 0, 0, &mut ChunkPool::default());
+        rig.session(client).outbox.push(
+            chunk,
+            WindowOffset::START,
+            LogPosition::NONE,
+            &mut OutboxPool::default(),
+        );
         rig.session(client).intake = Intake::Paused;
         rig.peers[client].reads = true;
         assert!(rig.end_send(client));

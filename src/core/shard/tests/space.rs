@@ -2,11 +2,12 @@
 
 use super::rig::{Rig, START_US, frame, look, op};
 use crate::core::contract::Input;
-use crate::core::log_space::{LogSize, Marks};
-use crate::core::session::Intake;
+use crate::core::shard::log_space::{LogSize, Marks};
+use crate::core::shard::session::Intake;
 use crate::limits::{
     HELD_RETRY_US, LIGHT_BURST_BYTES, LIGHT_BYTES_PER_SECOND, LOG_SPARE_BYTES, SECOND_US,
 };
+use crate::log::position::LogPosition;
 
 const PING: u8 = 9;
 
@@ -17,7 +18,7 @@ fn size(closed_bytes: u64) -> LogSize {
         closed_bytes,
         kept_bytes: 0,
         is_compacted: true,
-        room_end: u64::MAX,
+        room_end: LogPosition::MAX,
     }
 }
 
@@ -119,7 +120,7 @@ fn floods_share_what_there_is() {
     }
     let seqs = |rig: &Rig| -> Vec<u64> {
         let rooms = rig.shard.rooms.iter();
-        rooms.map(|(_, room)| room.workspace.seq()).collect()
+        rooms.map(|(_, room)| room.workspace.seq().get()).collect()
     };
     let before = seqs(&rig);
     rig.sleep_until(0.06);
@@ -176,6 +177,7 @@ fn nobody_waits_for_a_compaction_that_has_given_up() {
     assert_eq!(rig.seen(witness), ["k=1@1"]);
 }
 
+/// P40.
 #[test]
 fn ops_that_would_grow_the_log_are_refused_where_the_disk_is_nearly_full() {
     let mut rig = Rig::new(|_| ());
@@ -185,7 +187,7 @@ fn ops_that_would_grow_the_log_are_refused_where_the_disk_is_nearly_full() {
         rig.seen(client);
     }
     let full = LogSize {
-        room_end: 0,
+        room_end: LogPosition::NONE,
         ..size(0)
     };
     measure(&mut rig, full);
@@ -225,7 +227,7 @@ fn a_shard_takes_as_much_as_the_disk_has_room_for_and_no_more() {
     let mut rig = Rig::new(|_| ());
     let writer = rig.join("w", None);
     rig.seen(writer);
-    let room_end = 10_000;
+    let room_end = LogPosition::new(10_000);
     measure(
         &mut rig,
         LogSize {
@@ -237,7 +239,7 @@ fn a_shard_takes_as_much_as_the_disk_has_room_for_and_no_more() {
         rig.op(writer, "k", &format!("\"{}\"", "v".repeat(500)), timestamp);
     }
     let end = rig.shard.commit.end_position();
-    assert!((room_end..room_end + 700).contains(&end), "{end}");
+    assert!((room_end..room_end.advance(700)).contains(&end), "{end}");
     assert_eq!(
         rig.shard.counters().refused_disk_full,
         99 - rig.shard.counters().ops
@@ -247,7 +249,7 @@ fn a_shard_takes_as_much_as_the_disk_has_room_for_and_no_more() {
 #[test]
 fn what_the_disk_has_room_for_is_known_before_the_log_is_read() {
     let mut rig = Rig::recovering(|_| ());
-    measure(&mut rig, LogSize::unmeasured(0));
+    measure(&mut rig, LogSize::unmeasured(LogPosition::NONE));
     rig.recover(Vec::new());
     let writer = rig.join("w", None);
     rig.seen(writer);

@@ -2,7 +2,7 @@
 
 use super::rig::{Rig, START_US, head, look, pong};
 use crate::core::contract::{Input, shard_of};
-use crate::core::session::State;
+use crate::core::shard::session::State;
 use crate::limits::{SECOND_US, TIMER_TICK_US};
 
 /// What is due at once comes with the next tick of the timers.
@@ -14,6 +14,7 @@ fn events(of: &[(u64, &str)]) -> Vec<(u64, String)> {
         .collect()
 }
 
+/// P70.
 #[test]
 fn a_silent_client_is_pinged_and_given_up() {
     let mut rig = Rig::new(|_| ());
@@ -47,6 +48,7 @@ fn an_idle_client_wakes_nobody_before_its_next_deadline() {
     assert_eq!(rig.seen(client).last().map(String::as_str), Some("gone"));
 }
 
+/// P70.
 #[test]
 fn a_client_that_answers_stays() {
     let mut rig = Rig::new(|_| ());
@@ -55,7 +57,7 @@ fn a_client_that_answers_stays() {
     rig.receive(client, &pong());
     rig.sleep_until(48.95);
     assert_eq!(
-        rig.session(client).state,
+        rig.session(client).state(),
         State::Open { room: 0, member: 0 }
     );
     rig.sleep_until(49.0);
@@ -65,6 +67,7 @@ fn a_client_that_answers_stays() {
     );
 }
 
+/// P70.
 #[test]
 fn pings_are_spread_over_the_interval() {
     let mut rig = Rig::new(|config| config.ping_interval_us = 25 * SECOND_US);
@@ -77,6 +80,7 @@ fn pings_are_spread_over_the_interval() {
     }
 }
 
+/// P25.
 #[test]
 fn a_token_that_expires_ends_its_connection() {
     // The leeway of 30 s comes on top.
@@ -102,6 +106,7 @@ fn a_token_that_expires_ends_its_connection() {
     }
 }
 
+/// P10.
 #[test]
 fn a_request_that_takes_too_long_is_answered_with_408() {
     for (closes, gone) in [(true, "gone"), (false, "aborted")] {
@@ -119,6 +124,7 @@ fn a_request_that_takes_too_long_is_answered_with_408() {
     }
 }
 
+/// P73.
 #[test]
 fn a_client_whose_socket_takes_nothing_is_given_up_after_a_minute() {
     let mut rig = Rig::new(|_| ());
@@ -135,9 +141,12 @@ fn a_client_whose_socket_takes_nothing_is_given_up_after_a_minute() {
         rig.receive(writer, &pong());
     }
     rig.sleep_until(64.95);
-    assert_eq!(rig.session(slow).state, State::Open { room: 0, member: 0 });
+    assert_eq!(
+        rig.session(slow).state(),
+        State::Open { room: 0, member: 0 }
+    );
     rig.sleep_until(65.0);
-    assert_eq!(rig.session(slow).state, State::Closing);
+    assert_eq!(rig.session(slow).state(), State::Closing);
     rig.sleep_until(79.95);
     assert_eq!(rig.seen_at(slow), events(&[]), "it has 15 s to read on");
     rig.sleep_until(80.0);
@@ -148,6 +157,7 @@ fn a_client_whose_socket_takes_nothing_is_given_up_after_a_minute() {
     assert_eq!(rig.shard.connections(), 1);
 }
 
+/// P73.
 #[test]
 fn a_stalled_client_that_reads_again_is_told_why() {
     let mut rig = Rig::new(|config| config.ping_interval_us = 40 * SECOND_US);
@@ -156,12 +166,13 @@ fn a_stalled_client_that_reads_again_is_told_why() {
     rig.peers[slow].reads = false;
     rig.op(writer, "k", "1", 1);
     rig.sleep_until(70.0);
-    assert_eq!(rig.session(slow).state, State::Closing);
+    assert_eq!(rig.session(slow).state(), State::Closing);
     rig.peers[slow].reads = true;
     rig.run();
     assert_eq!(rig.seen(slow), ["k=1@1", "ping", "close 1013", "gone"]);
 }
 
+/// P70.
 #[test]
 fn a_socket_that_takes_bytes_again_is_a_sign_of_life() {
     let mut rig = Rig::new(|_| ());
@@ -182,6 +193,7 @@ fn a_socket_that_takes_bytes_again_is_a_sign_of_life() {
     }
 }
 
+/// P77.
 #[test]
 fn a_stop_is_spread_over_its_time() {
     let mut rig = Rig::new(|_| ());

@@ -1,10 +1,11 @@
 //! Requests that come while the state is being read: at a start, and after a failure.
 
-use super::rig::{Rig, head, look, op};
+use super::rig::{Rig, failure, head, look, op};
 use crate::core::contract::{Input, Output, shard_of};
-use crate::core::session::State;
-use crate::core::workspace::Workspace;
+use crate::core::shard::session::State;
+use crate::core::state::workspace::Workspace;
 use crate::limits::{HEAD_BYTES_MAX, WAITING_PER_TURN_MAX};
+use crate::seq::Seq;
 
 fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -25,7 +26,7 @@ fn text(rig: &Rig, client: usize) -> String {
 /// A workspace with one key.
 fn workspaces() -> Vec<Workspace> {
     let mut workspace = Workspace::new("w", 5);
-    workspace.restore("k", "1", 7, 1);
+    workspace.restore("k", "1", 7, Seq::new(1));
     workspace.finish_restore();
     vec![workspace]
 }
@@ -34,6 +35,7 @@ fn handshakes(rig: &Rig) -> u64 {
     rig.shard.counters().sessions_handshake
 }
 
+/// P14.
 #[test]
 fn what_needs_the_state_waits_for_it_and_nothing_else_does() {
     let mut rig = Rig::recovering(|_| ());
@@ -75,6 +77,7 @@ fn what_needs_the_state_waits_for_it_and_nothing_else_does() {
     assert_eq!(rig.seen(late), ["k=4@10"]);
 }
 
+/// P14.
 #[test]
 fn a_request_waits_for_as_long_as_a_handshake_may_take() {
     let allowed =
@@ -113,8 +116,8 @@ fn one_that_was_handed_over_waits_no_longer_than_the_others() {
     owner.sleep_until(4.0);
     for client in accepted {
         front.receive(client, head(&of_other, None).as_bytes());
-        let (_, ticket) = front.peers[client].handed_off.take().expect("to the owner");
-        let id = owner.shard.adopt(ticket, owner.clock);
+        let (_, handoff) = front.peers[client].handed_off.take().expect("to the owner");
+        let id = owner.shard.adopt(handoff, owner.clock);
         adopted.push(owner.add_peer(id));
     }
     // The one that has gone is not waited for.
@@ -185,7 +188,7 @@ fn thousands_that_wait_are_answered_in_the_order_in_which_they_came_a_part_in_ea
         rig.turn();
         let next = (answered + WAITING_PER_TURN_MAX).min(count);
         for (place, client) in clients.iter().enumerate() {
-            let is_open = matches!(rig.session(*client).state, State::Open { .. });
+            let is_open = matches!(rig.session(*client).state(), State::Open { .. });
             assert_eq!(is_open, place < next, "client {place}");
         }
         assert_eq!(rig.shard.counters().connections, next as u64);
@@ -198,6 +201,7 @@ fn thousands_that_wait_are_answered_in_the_order_in_which_they_came_a_part_in_ea
     }
 }
 
+/// P12.
 #[test]
 fn all_that_wait_are_answered_when_the_server_stops() {
     let mut rig = Rig::recovering(|_| ());
@@ -214,6 +218,7 @@ fn all_that_wait_are_answered_when_the_server_stops() {
     assert_eq!((rig.drained, rig.shard.connections()), (1, 0));
 }
 
+/// P13, P14.
 #[test]
 fn a_rebuild_is_waited_for_and_a_failed_log_is_not() {
     for fails_again in [false, true] {
@@ -247,7 +252,8 @@ fn a_rebuild_is_waited_for_and_a_failed_log_is_not() {
     }
     // One that takes too long ends as a failed log does.
     let mut rig = Rig::new(|_| ());
-    rig.shard.handle(Input::LogSynced(false), rig.clock);
+    rig.shard
+        .handle(Input::LogSynced(Err(failure())), rig.clock);
     rig.log_hangs = true;
     rig.sleep_until(1.0);
     let client = ask(&mut rig, &head("w", None));

@@ -1,18 +1,18 @@
 //! Connections that give way when there are as many as there may be.
 
 use super::rig::{Rig, frame, head, look};
-use crate::core::contract::Door;
-use crate::core::yielding::Yielded;
+use crate::core::contract::ListenerKind;
+use crate::core::shard::shedding::Shed;
 
-fn gives_way(rig: &mut Rig, door: Door) -> Option<(usize, bool)> {
-    let Yielded { id, is_silent } = rig.shard.give_way(door, rig.clock)?;
+fn gives_way(rig: &mut Rig, door: ListenerKind) -> Option<(usize, bool)> {
+    let Shed { id, is_silent } = rig.shard.give_way(door, rig.clock)?;
     let mut peers = rig.peers.iter();
     let place = peers.position(|peer| peer.client.id == id && !peer.client.closed);
     rig.run();
     Some((place.expect("it was there"), is_silent))
 }
 
-fn accept_at(rig: &mut Rig, door: Door) -> usize {
+fn accept_at(rig: &mut Rig, door: ListenerKind) -> usize {
     let id = rig.shard.accept_at(door, false, rig.clock);
     rig.add_peer(id)
 }
@@ -36,15 +36,15 @@ fn the_oldest_with_the_least_to_lose_goes_first() {
         (third, true),
         (lingers, false),
     ] {
-        assert!(rig.shard.may_give_way(Door::Public));
-        assert_eq!(gives_way(&mut rig, Door::Public), Some(expected));
+        assert!(rig.shard.may_give_way(ListenerKind::Public));
+        assert_eq!(gives_way(&mut rig, ListenerKind::Public), Some(expected));
         assert_eq!(
             rig.seen(expected.0).last().map(String::as_str),
             Some("gone")
         );
     }
-    assert!(!rig.shard.may_give_way(Door::Public));
-    assert_eq!(gives_way(&mut rig, Door::Public), None);
+    assert!(!rig.shard.may_give_way(ListenerKind::Public));
+    assert_eq!(gives_way(&mut rig, ListenerKind::Public), None);
     assert_eq!(rig.shard.connections(), 2);
     let counters = rig.shard.counters();
     assert_eq!((counters.gave_way, counters.sessions_handshake), (4, 0));
@@ -55,12 +55,18 @@ fn the_oldest_with_the_least_to_lose_goes_first() {
 #[test]
 fn each_door_has_places_of_its_own() {
     let mut rig = Rig::new(|_| ());
-    let admin = accept_at(&mut rig, Door::Admin);
-    let public = accept_at(&mut rig, Door::Public);
-    assert_eq!(gives_way(&mut rig, Door::Public), Some((public, true)));
-    assert_eq!(gives_way(&mut rig, Door::Public), None);
-    assert_eq!(gives_way(&mut rig, Door::Admin), Some((admin, true)));
-    assert_eq!(gives_way(&mut rig, Door::Admin), None);
+    let admin = accept_at(&mut rig, ListenerKind::Admin);
+    let public = accept_at(&mut rig, ListenerKind::Public);
+    assert_eq!(
+        gives_way(&mut rig, ListenerKind::Public),
+        Some((public, true))
+    );
+    assert_eq!(gives_way(&mut rig, ListenerKind::Public), None);
+    assert_eq!(
+        gives_way(&mut rig, ListenerKind::Admin),
+        Some((admin, true))
+    );
+    assert_eq!(gives_way(&mut rig, ListenerKind::Admin), None);
 }
 
 #[test]
@@ -75,10 +81,10 @@ fn whoever_goes_by_itself_does_not_give_way() {
     rig.sleep_until(13.0);
     assert_eq!(rig.seen(late), ["408", "gone"]);
     assert_eq!(rig.shard.connections(), 0);
-    assert!(!rig.shard.may_give_way(Door::Public));
+    assert!(!rig.shard.may_give_way(ListenerKind::Public));
 
     let mut rig = Rig::recovering(|_| ());
     let waits = rig.accept(false);
     rig.receive(waits, head("w", None).as_bytes());
-    assert!(!rig.shard.may_give_way(Door::Public));
+    assert!(!rig.shard.may_give_way(ListenerKind::Public));
 }

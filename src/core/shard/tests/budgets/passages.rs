@@ -1,11 +1,11 @@
 //! States on their way where the budget for them is full: who is given up, and who gets in.
 
-use crate::core::session::State;
+use crate::core::shard::session::State;
 use crate::core::shard::tests::rig::{Rig, head, look};
 use crate::limits::{SNAPSHOT_PATIENCE_US, SNAPSHOT_SMALL_BYTES};
 
 fn is_open(rig: &mut Rig, place: usize) -> bool {
-    !rig.peers[place].client.closed && matches!(rig.session(place).state, State::Open { .. })
+    !rig.peers[place].client.closed && matches!(rig.session(place).state(), State::Open { .. })
 }
 
 /// A rig with rooms `r0`, `r1`, … each with a state of some 100 KB, and a budget for so many of
@@ -70,7 +70,7 @@ fn states_that_nobody_takes_make_room_for_others() {
         // Only as many are given up as must be, and at once.
         let gone = [joined, looked, other].map(|place| rig.peers[place].client.closed);
         assert_eq!(gone.iter().filter(|gone| **gone).count(), 1, "{gone:?}");
-        rig.shard.audit();
+        rig.shard.invariants();
         assert!(
             counters.snapshot_bytes <= 350_350,
             "{}",
@@ -114,7 +114,7 @@ fn a_state_that_was_given_up_is_sent_to_nobody_else() {
     // Its send has not come back when another one asks for the same.
     let other = rig.accept(false);
     rig.receive_only(other, head("r1", None).as_bytes());
-    assert!(rig.shard.session(stale_id).unwrap().aborted);
+    assert!(rig.shard.sessions[stale_id].is_aborted());
     let again = rig.accept_only();
     rig.receive_only(again, head("r0", None).as_bytes());
     rig.run();

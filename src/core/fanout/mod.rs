@@ -1,0 +1,13 @@
+//! One change to many clients: frames are encoded once, and each session has a cursor into them.
+
+pub mod chunk_pool;
+pub mod encoded_state;
+pub mod outbox;
+pub mod window;
+pub mod window_offset;
+
+pub(in crate::core) mod free_lists;
+pub(in crate::core) mod pacer;
+pub(in crate::core) mod presence;
+pub(in crate::core) mod room;
+pub(in crate::core) mod shared_chunks;

@@ -1,0 +1,367 @@
+//! An outbox against the plain list of all that its client is owed.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::core::fanout::window::spans_bytes;
+use crate::seq::Seq;
+
+fn bytes(spans: &[Span]) -> Vec<u8> {
+    spans
+        .iter()
+        .flat_map(|span| span.bytes().to_vec())
+        .collect()
+}
+
+/// One thing that the client is owed.
+struct Item {
+    bytes: Vec<u8>,
+    is_frame: bool,
+    /// It must not be sent before this position is visible.
+    gate: LogPosition,
+    /// It must be sent once this position is visible: all before it is, too.
+    due: LogPosition,
+}
+
+/// A client, its window, and the list of what it is owed in the order in which that came to be.
+#[derive(Default)]
+struct Rig {
+    window: Window,
+    outbox: Outbox,
+    pool: OutboxPool,
+    owed: Vec<Item>,
+    /// Bytes of the first of `owed` that were sent already.
+    sent_bytes: usize,
+    position: LogPosition,
+    visible_position: LogPosition,
+    count: u64,
+}
+
+impl Rig {
+    fn content(&mut self, length: usize) -> Vec<u8> {
+        self.count += 1;
+        let fill = u8::try_from(self.count % 251).expect("a byte");
+        vec![fill; length]
+    }
+
+    fn frame(&mut self, length: usize, is_own: bool) -> bool {
+        let content = self.content(length);
+        self.position = self.position.advance(10);
+        let start = self.window.end();
+        let Self { window, pool, .. } = self;
+        window.push(
+            pool.windows(),
+            Seq::new(self.count),
+            self.position,
+            length,
+            |out| {
+                out.extend_from_slice(&content);
+            },
+        );
+        if is_own {
+            return self
+                .outbox
+                .skip_own(start, self.window.end(), &mut self.pool);
+        }
+        let (gate, due) = (self.position, self.position);
+        let bytes = content;
+        self.owed.push(Item {
+            bytes,
+            is_frame: true,
+            gate,
+            due,
+        });
+        true
+    }
+
+    fn answer(&mut self, length: usize, is_gated: bool) {
+        let bytes = self.content(length);
+        let gate = if is_gated {
+            self.position
+        } else {
+            LogPosition::NONE
+        };
+        let chunk = self.pool.fill(length, |out| out.extend_from_slice(&bytes));
+        self.outbox
+            .push(chunk, self.window.end(), gate, &mut self.pool);
+        let due = self.position;
+        self.owed.push(Item {
+            bytes,
+            is_frame: false,
+            gate,
+            due,
+        });
+    }
+
+    /// Takes one send and checks it; false where there was nothing.
+    fn send(&mut self) -> bool {
+        let visible_end = self.window.visible_end(self.visible_position);
+        let Self {
+            window,
+            outbox,
+            pool,
+            ..
+        } = self;
+        let view = View {
+            window,
+            visible_end,
+        };
+        let spans = outbox.take(Some(view), self.visible_position, pool);
+        let mut taken = &bytes(&spans)[..];
+        assert!(spans.len() <= SEND_SPANS_MAX);
+        let first_bytes = self.owed.first().map_or(0, |item| item.bytes.len());
+        let mut frames_bytes = 0;
+        assert!(taken.len() <= ANSWER_SEND_BYTES_MAX.max(first_bytes));
+        assert_eq!(taken.len(), spans_bytes(&spans));
+        if taken.is_empty() {
+            let is_due = |item: &Item| item.due <= self.visible_position;
+            assert!(
+                !self.owed.first().is_some_and(is_due),
+                "what is due is sent"
+            );
+            return false;
+        }
+        while !taken.is_empty() {
+            let item = self.owed.first().expect("nothing is sent that is not owed");
+            assert!(item.gate <= self.visible_position, "nothing is sent early");
+            let left = &item.bytes[self.sent_bytes..];
+            let (part, rest) = taken.split_at(left.len().min(taken.len()));
+            assert_eq!(part, &left[..part.len()]);
+            if item.is_frame {
+                frames_bytes += part.len();
+            }
+            self.sent_bytes += part.len();
+            taken = rest;
+            if self.sent_bytes == self.owed[0].bytes.len() {
+                self.owed.remove(0);
+                self.sent_bytes = 0;
+            }
+        }
+        assert!(frames_bytes <= SEND_BYTES_MAX.max(first_bytes));
+        self.pool.give_spans(spans);
+        self.outbox.sent(&mut self.pool);
+        self.window
+            .drop_before(self.outbox.cursor().min(visible_end), self.pool.windows());
+        true
+    }
+
+    fn invariants(&mut self) {
+        self.window.invariants();
+        let visible_end = self.window.visible_end(self.visible_position);
+        let window = &mut self.window;
+        self.outbox.invariants(Some(&View {
+            window,
+            visible_end,
+        }));
+    }
+
+    fn show(&mut self, part: u64) {
+        let hidden = self.position.bytes_since(self.visible_position);
+        let shown = hidden.expect("all is pushed first") * part / 4;
+        self.visible_position = self.visible_position.advance(shown);
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Other(usize),
+    Own(usize),
+    Answer(usize, bool),
+    Show(u64),
+    Send,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (1..300_usize).prop_map(Step::Other),
+        1 => (1..300_000_usize).prop_map(Step::Other),
+        6 => (1..300_usize).prop_map(Step::Own),
+        3 => (1..300_usize, any::<bool>()).prop_map(|(length, is_gated)| Step::Answer(length, is_gated)),
+        1 => (1..3_000_000_usize, any::<bool>()).prop_map(|(length, is_gated)| Step::Answer(length, is_gated)),
+        4 => (0..=4_u64).prop_map(Step::Show),
+        3 => Just(Step::Send),
+    ];
+    prop::collection::vec(step, 0..120)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+    #[test]
+    fn a_client_is_sent_what_it_is_owed_in_order(steps in steps()) {
+        let mut rig = Rig::default();
+        for step in steps {
+            match step {
+                Step::Other(length) => _ = rig.frame(length, false),
+                Step::Own(length) => prop_assert!(rig.frame(length, true)),
+                Step::Answer(length, is_gated) => rig.answer(length, is_gated),
+                Step::Show(part) => rig.show(part),
+                Step::Send => _ = rig.send(),
+            }
+            rig.invariants();
+        }
+        rig.show(4);
+        while rig.send() {}
+        prop_assert!(rig.owed.is_empty());
+        prop_assert!(!rig.outbox.has_answers());
+        prop_assert_eq!(rig.outbox.answer_bytes(), 0);
+        prop_assert_eq!(rig.pool.answer_bytes, 0);
+    }
+}
+
+#[test]
+fn many_pieces_become_one() {
+    for (pieces, spans_expected) in [
+        (SEND_SPANS_MAX, SEND_SPANS_MAX),
+        (SEND_SPANS_MAX + 1, 1),
+        (5 * SEND_SPANS_MAX, 1),
+    ] {
+        let mut outbox = Outbox::default();
+        let mut pool = OutboxPool::default();
+        let mut expected = Vec::new();
+        for piece in 0..pieces {
+            let text = format!("answer {piece};");
+            expected.extend_from_slice(text.as_bytes());
+            outbox.push(
+                Chunk::new(text.into_bytes()),
+                WindowOffset::START,
+                LogPosition::NONE,
+                &mut pool,
+            );
+        }
+        let spans = outbox.take(None, LogPosition::NONE, &mut pool);
+        assert_eq!(spans.len(), spans_expected);
+        assert_eq!(bytes(&spans), expected);
+    }
+}
+
+#[test]
+fn one_send_carries_what_fits() {
+    // The window's offsets are far beyond what one send carries.
+    let far = 3 * SEND_BYTES_MAX;
+    for (answer_bytes, frame_bytes, sent_bytes) in [
+        (100, 200, 300),
+        (100, SEND_BYTES_MAX - 100, SEND_BYTES_MAX),
+        (100, SEND_BYTES_MAX - 99, 100),
+        (SEND_BYTES_MAX, 10, SEND_BYTES_MAX),
+        (SEND_BYTES_MAX + 1, 10, SEND_BYTES_MAX + 1),
+        (ANSWER_SEND_BYTES_MAX, 10, ANSWER_SEND_BYTES_MAX),
+        (ANSWER_SEND_BYTES_MAX + 1, 10, ANSWER_SEND_BYTES_MAX),
+    ] {
+        let mut rig = Rig::default();
+        assert!(rig.frame(far, true));
+        rig.answer(answer_bytes, false);
+        rig.frame(frame_bytes, false);
+        rig.visible_position = rig.position;
+        let view = View {
+            visible_end: rig.window.end(),
+            window: &mut rig.window,
+        };
+        let position = rig.visible_position;
+        let spans = rig.outbox.take(Some(view), position, &mut rig.pool);
+        assert_eq!(
+            spans_bytes(&spans),
+            sent_bytes,
+            "{answer_bytes} {frame_bytes}"
+        );
+    }
+}
+
+#[test]
+fn an_answer_that_is_long_is_not_copied() {
+    for (short_count, sent_bytes) in [
+        (1, ANSWER_SEND_BYTES_MAX),
+        (SEND_SPANS_MAX - 1, ANSWER_SEND_BYTES_MAX),
+        (SEND_SPANS_MAX, SEND_BYTES_MAX),
+        (2 * SEND_SPANS_MAX, SEND_BYTES_MAX),
+    ] {
+        let (mut outbox, mut pool) = (Outbox::default(), OutboxPool::default());
+        for _ in 0..short_count {
+            outbox.push(
+                Chunk::new(vec![1]),
+                WindowOffset::START,
+                LogPosition::NONE,
+                &mut pool,
+            );
+        }
+        let long = Chunk::new(vec![2; 2 * ANSWER_SEND_BYTES_MAX]);
+        outbox.push(
+            Chunk::clone(&long),
+            WindowOffset::START,
+            LogPosition::NONE,
+            &mut pool,
+        );
+        let spans = outbox.take(None, LogPosition::NONE, &mut pool);
+        assert_eq!(spans_bytes(&spans), sent_bytes, "{short_count}");
+        let last = spans.into_iter().next_back().unwrap().into_chunk();
+        let is_shared = Chunk::ptr_eq(&last, &long);
+        assert_eq!(is_shared, sent_bytes > SEND_BYTES_MAX, "{short_count}");
+    }
+}
+
+#[test]
+fn a_client_with_too_many_own_stretches_is_told_so() {
+    let mut rig = Rig::default();
+    assert!(rig.frame(10, false));
+    for _ in 0..OWN_STRETCHES_MAX {
+        // Two of its own in a row are one stretch.
+        assert!(rig.frame(10, true));
+        assert!(rig.frame(10, true));
+        assert!(rig.frame(10, false));
+    }
+    assert!(!rig.frame(10, true));
+    let behind = Behind {
+        since: Seq::NONE,
+        hint: None,
+    };
+    rig.outbox.fall_behind(behind, &mut rig.pool);
+    assert!(rig.frame(10, true), "one that is behind remembers none");
+}
+
+#[test]
+fn own_stretches_that_were_passed_are_forgotten() {
+    let mut rig = Rig::default();
+    for _ in 0..=OWN_STRETCHES_MAX {
+        rig.frame(10, false);
+        assert!(rig.frame(10, true));
+        rig.frame(10, false);
+        rig.show(4);
+        assert!(rig.send());
+    }
+    assert!(rig.outbox.extras.is_none());
+}
+
+#[test]
+fn a_client_that_leaves_keeps_what_is_visible() {
+    let mut rig = Rig::default();
+    rig.frame(10, false);
+    rig.answer(3, true);
+    rig.visible_position = rig.position;
+    rig.frame(10, false);
+    rig.answer(5, true);
+    rig.answer(7, false);
+    let all_bytes = rig.outbox.answer_bytes();
+    assert!(all_bytes >= 3 * CHUNK_BYTES_MIN);
+    rig.outbox.leave(rig.visible_position, &mut rig.pool);
+    assert_eq!(
+        rig.outbox.answer_bytes() * 3,
+        all_bytes * 2,
+        "two of three short answers, each at the cost of its chunk"
+    );
+    let spans = rig.outbox.take(None, rig.visible_position, &mut rig.pool);
+    assert_eq!(spans_bytes(&spans), 10, "the answers, and no broadcast");
+    assert_eq!(rig.outbox.waiting_bytes(), 0);
+    assert_eq!(rig.outbox.in_flight_bytes() * 3, all_bytes * 2);
+    rig.outbox.sent(&mut rig.pool);
+    assert_eq!(rig.outbox.answer_bytes(), 0);
+}
+
+#[test]
+fn a_long_stretch_of_its_own_holds_nothing_up() {
+    let mut rig = Rig::default();
+    rig.frame(10, false);
+    rig.frame(300_000, true);
+    rig.frame(10, false);
+    rig.show(4);
+    while rig.send() {}
+    assert!(rig.owed.is_empty());
+}

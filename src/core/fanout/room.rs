@@ -1,0 +1,91 @@
+//! A workspace on its shard: the state, the frames of its recent past, and who is in it.
+
+use std::rc::Rc;
+
+use crate::core::fanout::outbox::View;
+use crate::core::fanout::presence::Presence;
+use crate::core::fanout::window::{Window, WindowPool};
+use crate::core::fanout::window_offset::WindowOffset;
+use crate::core::shard::log_space::Allowance;
+use crate::core::state::workspace::Workspace;
+use crate::log::position::LogPosition;
+use crate::wire::message;
+
+/// A workspace on its shard.
+pub(crate) struct Room {
+    pub workspace: Workspace,
+    pub window: Window,
+    /// The slots of the sessions in it.
+    pub members: Vec<u32>,
+    /// None: nobody in it has a name.
+    pub presence: Option<Box<Presence>>,
+    /// It stands in the list of rooms that have news or frames to let go.
+    pub touched: bool,
+    /// The window offset up to which its members were queued to be sent.
+    pub announced_end: WindowOffset,
+    /// What it has written lately, while the log is long.
+    pub allowance: Allowance,
+    /// The log position of its last op; `NONE` where that came from the disk.
+    position: LogPosition,
+}
+
+impl Room {
+    pub fn new(workspace: Workspace) -> Self {
+        let window = Window::new(workspace.seq());
+        Self {
+            workspace,
+            window,
+            members: Vec::new(),
+            presence: None,
+            touched: false,
+            announced_end: WindowOffset::START,
+            allowance: Allowance::default(),
+            position: LogPosition::NONE,
+        }
+    }
+
+    /// A client of this name has come.
+    pub fn user_came(&mut self, user: Rc<str>) {
+        self.presence.get_or_insert_default().add(user);
+    }
+
+    /// A client of this name has gone.
+    pub fn user_left(&mut self, user: &str) {
+        let presence = self.presence.as_mut().expect("one who goes was here");
+        presence.remove(user);
+        self.presence.take_if(|presence| presence.count() == 0);
+    }
+
+    /// The position that must be visible before the newest op may be shown.
+    pub fn gate(&self) -> LogPosition {
+        self.position
+    }
+
+    /// What may be shown now.
+    pub fn view(&mut self, visible_position: LogPosition) -> View<'_> {
+        View {
+            visible_end: self.window.visible_end(visible_position),
+            window: &mut self.window,
+        }
+    }
+
+    /// Encodes the op that just won, once for all members; gives the offsets of its frame. Without
+    /// another member than its sender there is nobody to tell.
+    pub fn broadcast(
+        &mut self,
+        key: &str,
+        value: &str,
+        timestamp: u64,
+        position: LogPosition,
+        pool: &mut WindowPool,
+    ) -> (WindowOffset, WindowOffset) {
+        self.position = position;
+        let start = self.window.end();
+        let bytes = message::op_frame_bytes(key, value, timestamp);
+        self.window
+            .push(pool, self.workspace.seq(), position, bytes, |out| {
+                message::put_op(out, key, value, timestamp);
+            });
+        (start, self.window.end())
+    }
+}

@@ -1,0 +1,634 @@
+//! The frames of a workspace's recent past, encoded once, in shared chunks.
+//!
+//! A byte of a window has an offset, counted from the first frame that the window ever had. A
+//! session's outbox is a cursor, an offset, so a thousand slow sessions cost no more memory than
+//! one. Frames stay until every cursor has passed them, or until the window is over its bound. A
+//! session whose cursor would then fall out of the window is *behind*.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use crate::core::fanout::free_lists::FreeLists;
+use crate::core::fanout::window_offset::WindowOffset;
+use crate::limits::{CHUNK_BYTES_MAX, JOINED_BYTES_MAX};
+use crate::log::position::LogPosition;
+use crate::seq::Seq;
+
+pub use crate::core::fanout::chunk_pool::{Chunk, ChunkPool, Span, Spans, skip_sent, spans_bytes};
+
+/// Memory that the windows of a shard use again, and what they hold together.
+#[derive(Default)]
+pub struct WindowPool {
+    /// The pool of their chunks.
+    pub chunks: ChunkPool,
+    frames: FreeLists<VecDeque<Frame>>,
+    /// The memory of all windows.
+    window_bytes: usize,
+    /// Frames that were taken out of windows, once for each session.
+    frames_taken: u64,
+}
+
+impl WindowPool {
+    /// Returns the memory of all windows.
+    #[must_use]
+    pub fn window_bytes(&self) -> usize {
+        self.window_bytes
+    }
+
+    /// Returns how many frames were taken out of windows, once for each session.
+    #[must_use]
+    pub fn frames_taken(&self) -> u64 {
+        self.frames_taken
+    }
+
+    /// Forgets the memory of all windows: they were dropped with their rooms.
+    pub fn forget_windows(&mut self) {
+        self.window_bytes = 0;
+    }
+}
+
+/// The end of a frame, and when it may leave.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    /// The offset after the frame's last byte.
+    end: WindowOffset,
+    seq: Seq,
+    /// The log position that must be durable before the frame may leave.
+    position: LogPosition,
+}
+
+/// A chunk and the offset of its first byte.
+struct Piece {
+    start: WindowOffset,
+    chunk: Chunk,
+}
+
+impl Piece {
+    fn end(&self) -> WindowOffset {
+        self.start.advance(self.chunk.len())
+    }
+
+    /// Returns the bytes `from..until`, if the piece has all of them.
+    fn span(&self, from: WindowOffset, until: WindowOffset) -> Option<Span> {
+        let within = |offset: WindowOffset| offset.bytes_since(self.start);
+        let holds = self.start <= from && from < until && until <= self.end();
+        holds.then(|| Span::new(Rc::clone(&self.chunk), within(from), within(until)))
+    }
+}
+
+/// The frames of the recent past of one workspace.
+#[derive(Default)]
+pub struct Window {
+    pieces: VecDeque<Piece>,
+    frames: VecDeque<Frame>,
+    start: WindowOffset,
+    end: WindowOffset,
+    /// The seq at `start`: of the last frame that was dropped.
+    start_seq: Seq,
+    capacity_bytes: usize,
+    /// What the last chunk grew to: the next one starts that large, which saves the copies of
+    /// growing. Halved with each chunk, so that one long frame is soon forgotten.
+    chunk_bytes_hint: usize,
+    /// Several pieces copied into one, for all sessions whose cursor is at the same offset.
+    joined: Option<Piece>,
+}
+
+impl Window {
+    /// Returns an empty window of a workspace whose last op has this seq.
+    #[must_use]
+    pub fn new(seq: Seq) -> Self {
+        Self {
+            start_seq: seq,
+            ..Self::default()
+        }
+    }
+
+    /// Returns the offset of the oldest byte that is kept.
+    #[must_use]
+    pub fn start(&self) -> WindowOffset {
+        self.start
+    }
+
+    /// Returns the offset after the newest byte.
+    #[must_use]
+    pub fn end(&self) -> WindowOffset {
+        self.end
+    }
+
+    /// Checks what holds between any two calls: `start ≤ end`, the frames are between them in the
+    /// order of their seqs and log positions, and the pieces cover them without a gap.
+    ///
+    /// # Panics
+    /// If something does not hold.
+    pub fn invariants(&self) {
+        assert!(self.start <= self.end);
+        let (mut end, mut seq, mut position) = (self.start, self.start_seq, LogPosition::NONE);
+        for frame in &self.frames {
+            assert!(end < frame.end && seq < frame.seq && position <= frame.position);
+            (end, seq, position) = (frame.end, frame.seq, frame.position);
+        }
+        assert_eq!(end, self.end, "the last frame ends where the window does");
+        let mut pieces = self.pieces.iter().peekable();
+        while let Some(piece) = pieces.next() {
+            assert!(
+                piece.end() > self.start,
+                "a piece that all have passed is gone"
+            );
+            let next = pieces.peek().map_or(self.end, |next| next.start);
+            assert_eq!(piece.end(), next, "pieces follow each other");
+        }
+        let first = self.pieces.front().map_or(self.end, |piece| piece.start);
+        assert!(first <= self.start, "the oldest frame is in a piece");
+        let held: usize = self.pieces.iter().map(|piece| piece.chunk.capacity()).sum();
+        assert_eq!(held, self.capacity_bytes);
+    }
+
+    /// Returns the memory that the window holds.
+    #[must_use]
+    pub fn capacity_bytes(&self) -> usize {
+        self.capacity_bytes
+    }
+
+    /// Appends the frame that `write` writes, of exactly `bytes`. It may leave once `position` is durable.
+    ///
+    /// # Panics
+    /// If the frame has another length, or `seq` or `position` goes back.
+    pub fn push(
+        &mut self,
+        pool: &mut WindowPool,
+        seq: Seq,
+        position: LogPosition,
+        bytes: usize,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        assert!(
+            self.frames
+                .back()
+                .is_none_or(|last| last.seq < seq && last.position <= position),
+            "frames come in order"
+        );
+        if self.frames.capacity() == 0 {
+            self.frames = pool.frames.take();
+        }
+        let held_bytes = self.capacity_bytes;
+        let chunk = self.open_chunk(&mut pool.chunks, bytes);
+        let (old_bytes, old_capacity) = (chunk.len(), chunk.capacity());
+        write(chunk);
+        assert_eq!(
+            chunk.len() - old_bytes,
+            bytes,
+            "a frame has the length that was announced"
+        );
+        let (grown, filled) = (chunk.capacity() - old_capacity, chunk.len());
+        self.capacity_bytes += grown;
+        pool.window_bytes += self.capacity_bytes;
+        pool.window_bytes -= held_bytes;
+        self.chunk_bytes_hint = self.chunk_bytes_hint.max(filled.min(CHUNK_BYTES_MAX));
+        self.end = self.end.advance(bytes);
+        self.frames.push_back(Frame {
+            end: self.end,
+            seq,
+            position,
+        });
+    }
+
+    /// Returns a chunk that this window alone holds, with room for `bytes`.
+    fn open_chunk(&mut self, pool: &mut ChunkPool, bytes: usize) -> &mut Vec<u8> {
+        // A chunk that a send in flight holds is sealed: the kernel reads it.
+        let open = self.pieces.back_mut().is_some_and(|piece| {
+            Rc::get_mut(&mut piece.chunk).is_some() && piece.chunk.len() + bytes <= CHUNK_BYTES_MAX
+        });
+        if !open {
+            let chunk = pool.take(bytes.max(self.chunk_bytes_hint));
+            self.chunk_bytes_hint /= 2;
+            self.capacity_bytes += chunk.capacity();
+            self.pieces.push_back(Piece {
+                start: self.end,
+                chunk,
+            });
+        }
+        let piece = self.pieces.back_mut().expect("a chunk was opened");
+        self.capacity_bytes -= piece.chunk.capacity();
+        pool.grow(&mut piece.chunk, bytes);
+        self.capacity_bytes += piece.chunk.capacity();
+        Rc::get_mut(&mut piece.chunk).expect("an open chunk has one owner")
+    }
+
+    /// Returns the offset up to which frames may leave when the log is durable up to `position`.
+    #[must_use]
+    pub fn visible_end(&self, position: LogPosition) -> WindowOffset {
+        if self
+            .frames
+            .back()
+            .is_none_or(|last| last.position <= position)
+        {
+            return self.end;
+        }
+        let visible = self
+            .frames
+            .partition_point(|frame| frame.position <= position);
+        visible
+            .checked_sub(1)
+            .map_or(self.start, |last| self.frames[last].end)
+    }
+
+    /// Returns the seq of the last frame before `offset`, which is a frame's end.
+    #[must_use]
+    pub fn seq_at(&self, offset: WindowOffset) -> Seq {
+        if offset >= self.end
+            && let Some(last) = self.frames.back()
+        {
+            return last.seq;
+        }
+        let before = self.frames.partition_point(|frame| frame.end <= offset);
+        before
+            .checked_sub(1)
+            .map_or(self.start_seq, |last| self.frames[last].seq)
+    }
+
+    /// Returns the end of the last frame within `bytes` after `from`: of one frame at least, and at
+    /// most `until`.
+    #[must_use]
+    pub fn frame_end_within(
+        &self,
+        from: WindowOffset,
+        until: WindowOffset,
+        bytes: usize,
+    ) -> WindowOffset {
+        let most = from.advance(bytes);
+        if until <= most {
+            return until;
+        }
+        let first = self.frames.partition_point(|frame| frame.end <= from);
+        let after = self.frames.partition_point(|frame| frame.end <= most);
+        self.frames[first.max(after.saturating_sub(1))].end
+    }
+
+    /// Returns how many frames there are between two frame ends. Each op that won has a frame, so
+    /// their seqs count them.
+    fn frames_between(&self, from: WindowOffset, until: WindowOffset) -> u64 {
+        self.seq_at(until).ops_since(self.seq_at(from))
+    }
+
+    /// Appends the bytes `from..until` to `out`.
+    ///
+    /// # Panics
+    /// If they are not in the window.
+    pub fn spans(
+        &self,
+        from: WindowOffset,
+        until: WindowOffset,
+        pool: &mut WindowPool,
+        out: &mut Spans,
+    ) {
+        assert!(
+            self.start <= from && from <= until && until <= self.end,
+            "a cursor lies within the window"
+        );
+        pool.frames_taken += self.frames_between(from, until);
+        let mut from = from;
+        let first = self
+            .pieces
+            .partition_point(|piece| piece.start <= from)
+            .saturating_sub(1);
+        for piece in self.pieces.range(first..) {
+            if from == until {
+                break;
+            }
+            let end = piece.end().min(until);
+            if end > from {
+                let span = piece.span(from, end).expect("pieces are neighbours");
+                pool.chunks.push_span(out, span);
+                from = end;
+            }
+        }
+    }
+
+    /// Appends the bytes `from..until` to `out` as one span, unless they are too long for that. Each
+    /// span of a send costs the kernel more than this copy, which is made once for all sessions
+    /// whose cursor is at `from`.
+    ///
+    /// # Panics
+    /// If they are not in the window.
+    pub fn joined(
+        &mut self,
+        from: WindowOffset,
+        until: WindowOffset,
+        pool: &mut WindowPool,
+        out: &mut Spans,
+    ) {
+        let is_short = until.bytes_since(from) <= JOINED_BYTES_MAX;
+        if let Some(span) = self
+            .joined
+            .as_ref()
+            .and_then(|piece| piece.span(from, until))
+        {
+            pool.frames_taken += self.frames_between(from, until);
+            return pool.chunks.push_span(out, span);
+        }
+        let before = out.len();
+        self.spans(from, until, pool, out);
+        if out.len() - before < 2 || !is_short {
+            return;
+        }
+        let chunk = pool.chunks.join(&out[before..]);
+        out.truncate(before);
+        pool.chunks
+            .push_span(out, Span::new(Rc::clone(&chunk), 0, chunk.len()));
+        self.drop_joined(&mut pool.chunks);
+        self.joined = Some(Piece { start: from, chunk });
+    }
+
+    fn drop_joined(&mut self, pool: &mut ChunkPool) {
+        if let Some(piece) = self.joined.take() {
+            pool.give(piece.chunk);
+        }
+    }
+
+    /// Drops the frames that end at or before `offset`.
+    pub fn drop_before(&mut self, offset: WindowOffset, pool: &mut WindowPool) {
+        while let Some(frame) = self.frames.front().filter(|frame| frame.end <= offset) {
+            (self.start, self.start_seq) = (frame.end, frame.seq);
+            self.frames.pop_front();
+        }
+        while let Some(piece) = self.pieces.front() {
+            if piece.end() > self.start {
+                break;
+            }
+            self.capacity_bytes -= piece.chunk.capacity();
+            pool.window_bytes -= piece.chunk.capacity();
+            let piece = self.pieces.pop_front().expect("it was just there");
+            pool.chunks.give(piece.chunk);
+        }
+        if self
+            .joined
+            .as_ref()
+            .is_some_and(|piece| piece.end() <= self.start)
+        {
+            self.drop_joined(&mut pool.chunks);
+        }
+        if self.frames.is_empty() {
+            let frames = std::mem::take(&mut self.frames);
+            let bytes = frames.capacity() * size_of::<Frame>();
+            pool.frames.give(frames, bytes);
+        }
+    }
+
+    /// Returns the offset before which frames must go for the window to hold at most `bytes`: whole
+    /// chunks from the oldest on, but none after `visible_end`, whose frames nobody was sent yet.
+    #[must_use]
+    pub fn overflow_end(&self, bytes: usize, visible_end: WindowOffset) -> WindowOffset {
+        let (mut held, mut end) = (self.capacity_bytes, self.start);
+        for piece in &self.pieces {
+            let piece_end = piece.end();
+            if held <= bytes || piece_end > visible_end {
+                break;
+            }
+            held -= piece.chunk.capacity();
+            end = piece_end;
+        }
+        end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bytes(spans: &[Span]) -> Vec<u8> {
+        spans
+            .iter()
+            .flat_map(|span| span.bytes().to_vec())
+            .collect()
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Push(usize),
+        Send(usize),
+        Finish,
+        Drop(usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (1..300_usize).prop_map(Step::Push),
+            1 => (1..90_000_usize).prop_map(Step::Push),
+            3 => (1..400_usize).prop_map(Step::Send),
+            2 => Just(Step::Finish),
+            2 => (0..2000_usize).prop_map(Step::Drop),
+        ];
+        prop::collection::vec(step, 0..60)
+    }
+
+    #[test]
+    fn those_who_stand_at_the_same_place_are_sent_the_same_piece() {
+        let (mut window, mut pool) = (Window::new(Seq::NONE), WindowPool::default());
+        let mut in_flight = Vec::new();
+        for seq in 1..=3 {
+            let start = window.end();
+            let position = LogPosition::new(seq);
+            window.push(&mut pool, Seq::new(seq), position, 10, |out| {
+                out.resize(out.len() + 10, 7)
+            });
+            // A chunk that is on its way is not written to, so that the next frame has one of its own.
+            let mut spans = Spans::new();
+            window.spans(start, window.end(), &mut pool, &mut spans);
+            in_flight.push(spans);
+        }
+        let mut taken = |from, until| {
+            let before = pool.frames_taken;
+            let mut spans = Spans::new();
+            let [first, last] = [from, until].map(WindowOffset::new);
+            window.joined(first, last, &mut pool, &mut spans);
+            let frames = pool.frames_taken - before;
+            assert_eq!(frames, (until - from) / 10);
+            spans
+        };
+        assert!(taken(0, 0).is_empty());
+        let joined = taken(0, 30).pop().unwrap().into_chunk();
+        assert_eq!(*joined, [7; 30]);
+        for (from, until) in [(0, 30), (10, 30), (0, 20)] {
+            let spans = taken(from, until);
+            assert_eq!(spans_bytes(&spans) as u64, until - from);
+            let chunk = spans.into_iter().next().unwrap().into_chunk();
+            assert!(Rc::ptr_eq(&chunk, &joined), "{from}..{until}");
+        }
+        assert!(taken(30, 30).is_empty());
+        window.drop_before(WindowOffset::new(30), &mut pool);
+        assert_eq!(Rc::strong_count(&joined), 1, "nobody needs it any more");
+    }
+
+    proptest! {
+        /// The model: all bytes that were ever pushed, and where each frame ends.
+        #[test]
+        fn a_cursor_reads_what_was_pushed(steps in steps()) {
+            let (mut window, mut pool) = (Window::new(Seq::new(5)), WindowPool::default());
+            let (mut all, mut ends) = (Vec::new(), vec![(WindowOffset::START, Seq::new(5))]);
+            let (mut cursor, mut in_flight) = (WindowOffset::START, Vec::new());
+            for step in steps {
+                match step {
+                    Step::Push(bytes) => {
+                        let seq = ends.last().unwrap().1.next();
+                        let fill = u8::try_from(seq.get() % 251).unwrap();
+                        window.push(&mut pool, seq, LogPosition::new(seq.get() * 10), bytes, |out| out.resize(out.len() + bytes, fill));
+                        all.resize(all.len() + bytes, fill);
+                        ends.push((WindowOffset::START.advance(all.len()), seq));
+                    }
+                    Step::Send(bytes_max) => {
+                        let end = window.frame_end_within(cursor, window.end(), bytes_max);
+                        prop_assert!(ends.iter().any(|known| known.0 == end));
+                        prop_assert!(end.bytes_since(cursor) <= bytes_max || ends.iter().filter(|known| known.0 > cursor && known.0 <= end).count() == 1);
+                        prop_assert!(end > cursor || cursor == window.end());
+                        let mut spans = Spans::new();
+                        if bytes_max % 2 == 0 {
+                            window.joined(cursor, end, &mut pool, &mut spans);
+                            prop_assert!(spans.len() <= 1 || end.bytes_since(cursor) > JOINED_BYTES_MAX);
+                        } else {
+                            window.spans(cursor, end, &mut pool, &mut spans);
+                        }
+                        prop_assert_eq!(window.seq_at(end), ends.iter().find(|known| known.0 == end).unwrap().1);
+                        in_flight.push((cursor, end, spans));
+                        cursor = end;
+                    }
+                    Step::Finish => {
+                        let within = |offset: WindowOffset| offset.bytes_since(WindowOffset::START);
+                        for (from, until, mut spans) in in_flight.drain(..) {
+                            let expected = &all[within(from)..within(until)];
+                            prop_assert_eq!(&bytes(&spans), expected);
+                            let half = expected.len() / 2;
+                            skip_sent(&mut spans, half);
+                            prop_assert_eq!(&bytes(&spans), &expected[half..]);
+                            prop_assert_eq!(spans_bytes(&spans), expected.len() - half);
+                            pool.chunks.give_spans(spans);
+                        }
+                    }
+                    Step::Drop(behind) => {
+                        let offset = cursor.get().saturating_sub(behind as u64);
+                        window.drop_before(WindowOffset::new(offset), &mut pool);
+                        prop_assert!(window.start() <= cursor);
+                    }
+                }
+                window.invariants();
+                prop_assert_eq!(window.capacity_bytes(), pool.window_bytes);
+                for (end, seq) in ends.iter().filter(|known| known.0 >= window.start()) {
+                    prop_assert_eq!(window.visible_end(LogPosition::new(seq.get() * 10)), *end);
+                    prop_assert_eq!(window.visible_end(LogPosition::new(seq.get() * 10 + 9)), *end);
+                }
+            }
+            let visible = window.visible_end(LogPosition::MAX);
+            let overflow = window.overflow_end(100_000, visible);
+            window.drop_before(overflow, &mut pool);
+            prop_assert!(window.capacity_bytes() <= 100_000);
+        }
+    }
+
+    #[test]
+    fn frames_that_nobody_was_sent_yet_stay() {
+        let (mut window, mut pool) = (Window::new(Seq::NONE), WindowPool::default());
+        for seq in 1..=20 {
+            window.push(
+                &mut pool,
+                Seq::new(seq),
+                LogPosition::new(seq),
+                CHUNK_BYTES_MAX,
+                |out| {
+                    out.resize(out.len() + CHUNK_BYTES_MAX, 0);
+                },
+            );
+        }
+        let visible = window.visible_end(LogPosition::new(3));
+        assert_eq!(visible, WindowOffset::START.advance(3 * CHUNK_BYTES_MAX));
+        assert_eq!(window.overflow_end(1, visible), visible);
+        assert_eq!(
+            window.overflow_end(usize::MAX, visible),
+            WindowOffset::START
+        );
+        // No more than must go.
+        let bound_bytes = window.capacity_bytes() - 2 * CHUNK_BYTES_MAX;
+        for (bytes, chunks) in [(bound_bytes, 2), (bound_bytes + 1, 2), (bound_bytes - 1, 3)] {
+            let end = window.overflow_end(bytes, visible);
+            assert_eq!(end.get(), (chunks * CHUNK_BYTES_MAX) as u64);
+        }
+    }
+
+    #[test]
+    fn frames_share_a_chunk_and_the_next_one_starts_as_large() {
+        for (first_bytes, second_bytes, pieces) in [
+            (300, 300, 1),
+            (300, CHUNK_BYTES_MAX - 300, 1),
+            (300, CHUNK_BYTES_MAX - 299, 2),
+        ] {
+            let (mut window, mut pool) = (Window::new(Seq::NONE), WindowPool::default());
+            for (seq, bytes) in [(1, first_bytes), (2, second_bytes)] {
+                window.push(
+                    &mut pool,
+                    Seq::new(seq),
+                    LogPosition::new(seq),
+                    bytes,
+                    |out| {
+                        out.resize(out.len() + bytes, 0);
+                    },
+                );
+            }
+            assert_eq!(window.pieces.len(), pieces, "{first_bytes} {second_bytes}");
+        }
+        let (mut window, mut pool) = (Window::new(Seq::NONE), WindowPool::default());
+        let mut held = Vec::new();
+        // A guess that was too large is halved from chunk to chunk.
+        for (seq, bytes, capacity_min) in [
+            (1, 10_000, 0),
+            (2, 10, 10_000),
+            (3, 10, 5000),
+            (4, 10, 2500),
+        ] {
+            window.push(
+                &mut pool,
+                Seq::new(seq),
+                LogPosition::new(seq),
+                bytes,
+                |out| {
+                    out.resize(out.len() + bytes, 0);
+                },
+            );
+            let chunk = &window.pieces.back().unwrap().chunk;
+            assert!(
+                chunk.capacity() >= capacity_min,
+                "{seq}: {}",
+                chunk.capacity()
+            );
+            held.push(Rc::clone(chunk));
+        }
+    }
+
+    #[test]
+    fn an_empty_window_holds_no_memory_for_its_frames() {
+        let mut pool = WindowPool::default();
+        let fill = |window: &mut Window, pool: &mut WindowPool| {
+            for seq in 1..=100 {
+                window.push(pool, Seq::new(seq), LogPosition::new(seq), 1, |out| {
+                    out.push(0)
+                });
+            }
+        };
+        let mut window = Window::new(Seq::NONE);
+        fill(&mut window, &mut pool);
+        let capacity = window.frames.capacity();
+        window.drop_before(WindowOffset::new(99), &mut pool);
+        assert_eq!(
+            window.frames.capacity(),
+            capacity,
+            "one frame is still held"
+        );
+        window.drop_before(WindowOffset::new(100), &mut pool);
+        assert_eq!((window.frames.capacity(), window.capacity_bytes()), (0, 0));
+        // Another one goes on in it.
+        let mut window = Window::new(Seq::NONE);
+        window.push(&mut pool, Seq::new(1), LogPosition::NONE, 1, |out| {
+            out.push(0)
+        });
+        assert_eq!(window.frames.capacity(), capacity);
+    }
+}

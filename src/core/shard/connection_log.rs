@@ -1,0 +1,268 @@
+//! What the log says of each connection, for operators who ask for it (`--log-level debug`).
+//!
+//! The shard keeps a journal only then
+//! ([`ShardConfig::has_journal`](crate::core::contract::ShardConfig)): without one, a session costs
+//! no byte more, and what it does no more than a look whether there is one.
+
+use crate::core::shard::session::SessionId;
+
+/// The status of a connection that ends without a close frame (RFC 6455 section 7.4.1).
+const LOST: u16 = 1006;
+/// The status of a close frame without one (RFC 6455 section 7.4.1).
+const NO_STATUS: u16 = 1005;
+/// What a client says of itself is cut to this.
+const TEXT_BYTES_MAX: usize = 128;
+
+/// Something to be logged of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// The client has become a member of a workspace.
+    Joined(Member),
+    /// The connection is over.
+    Ended(Ended),
+}
+
+/// A client in its workspace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The id of the workspace.
+    pub workspace: String,
+    /// The `sub` of its token, which may be anything; a long one is cut.
+    pub subject: Option<String>,
+}
+
+/// Who ended a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Party {
+    /// The client closed first.
+    Client,
+    /// The server closed first.
+    Server,
+    /// Neither: the connection was lost, or cut.
+    Nobody,
+}
+
+impl Party {
+    /// Returns the name that the log has for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+            Self::Nobody => "nobody",
+        }
+    }
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// The status of the answer, or for a member the close code.
+    pub code: u16,
+    /// Why; what the client gave as its reason is cut.
+    pub reason: String,
+    /// Who closed first.
+    pub closed_by: Party,
+}
+
+/// What is known of a connection once it is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// None: it never joined a workspace.
+    pub member: Option<Member>,
+    /// None: it sent no request, or did not wait for the answer.
+    pub ending: Option<Ending>,
+    /// When it was accepted, or came from another shard.
+    pub begun_us: u64,
+    /// That came in.
+    pub bytes_received: u64,
+    /// That the socket took.
+    pub bytes_sent: u64,
+    /// Ops that it sent, refused ones included.
+    pub ops: u64,
+}
+
+/// What is known of the connections of a shard.
+#[derive(Debug, Default)]
+pub(crate) struct ConnectionLog {
+    /// By the slots of their sessions.
+    entries: Vec<Option<Box<Ended>>>,
+}
+
+impl ConnectionLog {
+    /// Begins the entry of a session.
+    pub fn begin(&mut self, id: SessionId, now_us: u64) {
+        let slot = id.slot as usize;
+        if slot >= self.entries.len() {
+            self.entries.resize_with(slot + 1, || None);
+        }
+        self.entries[slot] = Some(Box::new(Ended {
+            member: None,
+            ending: None,
+            begun_us: now_us,
+            bytes_received: 0,
+            bytes_sent: 0,
+            ops: 0,
+        }));
+    }
+
+    /// Forgets a session: another shard goes on with it.
+    pub fn forget(&mut self, id: SessionId) {
+        if let Some(entry) = self.entries.get_mut(id.slot as usize) {
+            *entry = None;
+        }
+    }
+
+    /// Records that a session joined, and returns what is to be said of it.
+    pub fn joined(&mut self, id: SessionId, workspace: &str, subject: Option<&str>) -> Note {
+        let member = Member {
+            workspace: workspace.to_owned(),
+            subject: subject.map(cut),
+        };
+        if let Some(ended) = self.entry(id) {
+            ended.member = Some(member.clone());
+        }
+        Note::Joined(member)
+    }
+
+    pub fn received(&mut self, id: SessionId, bytes: usize) {
+        if let Some(ended) = self.entry(id) {
+            ended.bytes_received += bytes as u64;
+        }
+    }
+
+    pub fn sent(&mut self, id: SessionId, bytes: usize) {
+        if let Some(ended) = self.entry(id) {
+            ended.bytes_sent += bytes as u64;
+        }
+    }
+
+    pub fn op(&mut self, id: SessionId) {
+        if let Some(ended) = self.entry(id) {
+            ended.ops += 1;
+        }
+    }
+
+    /// Records why a connection is about to end. The first reason counts.
+    pub fn ending(&mut self, id: SessionId, code: u16, reason: &str, closed_by: Party) {
+        if let Some(ended) = self.entry(id) {
+            ended.ending.get_or_insert_with(|| Ending {
+                code,
+                reason: cut(reason),
+                closed_by,
+            });
+        }
+    }
+
+    /// Records that the client closes, with what it gave as its reason.
+    pub fn closed_by_client(&mut self, id: SessionId, close: Option<(u16, &str)>) {
+        let (code, reason) = close.unwrap_or((NO_STATUS, ""));
+        self.ending(id, code, reason, Party::Client);
+    }
+
+    /// Ends the entry of a session and returns what is to be said of it; nothing of one that was
+    /// forgotten.
+    pub fn end(&mut self, id: SessionId) -> Option<Note> {
+        let mut ended = *self.entries.get_mut(id.slot as usize)?.take()?;
+        if ended.member.is_some() {
+            ended.ending.get_or_insert_with(|| Ending {
+                code: LOST,
+                reason: "the connection was lost".to_owned(),
+                closed_by: Party::Nobody,
+            });
+        }
+        Some(Note::Ended(ended))
+    }
+
+    fn entry(&mut self, id: SessionId) -> Option<&mut Ended> {
+        self.entries.get_mut(id.slot as usize)?.as_deref_mut()
+    }
+}
+
+fn cut(text: &str) -> String {
+    text[..text.floor_char_boundary(TEXT_BYTES_MAX)].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(slot: u32) -> SessionId {
+        SessionId {
+            slot,
+            generation: 1,
+        }
+    }
+
+    fn ended(note: Option<Note>) -> Ended {
+        match note {
+            Some(Note::Ended(ended)) => ended,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_member_is_told_from_its_start_to_its_end() {
+        let mut journal = ConnectionLog::default();
+        journal.begin(id(3), 1_000);
+        journal.received(id(3), 300);
+        let member = Member {
+            workspace: "w".to_owned(),
+            subject: Some("s".repeat(TEXT_BYTES_MAX)),
+        };
+        let long = "s".repeat(200);
+        let joined = journal.joined(id(3), "w", Some(&long));
+        assert_eq!(joined, Note::Joined(member.clone()));
+        journal.received(id(3), 50);
+        journal.sent(id(3), 70);
+        journal.op(id(3));
+        journal.ending(id(3), 1008, "too many messages", Party::Server);
+        journal.closed_by_client(id(3), Some((1000, "bye")));
+        let expected = Ended {
+            member: Some(member),
+            ending: Some(Ending {
+                code: 1008,
+                reason: "too many messages".to_owned(),
+                closed_by: Party::Server,
+            }),
+            begun_us: 1_000,
+            bytes_received: 350,
+            bytes_sent: 70,
+            ops: 1,
+        };
+        assert_eq!(ended(journal.end(id(3))), expected);
+        assert_eq!(journal.end(id(3)), None, "it ends once");
+    }
+
+    #[test]
+    fn an_end_without_a_reason_is_a_lost_connection_of_a_member_only() {
+        let mut journal = ConnectionLog::default();
+        for slot in [0, 1] {
+            journal.begin(id(slot), 0);
+        }
+        journal.joined(id(1), "w", None);
+        assert_eq!(ended(journal.end(id(0))).ending, None);
+        let ending = ended(journal.end(id(1))).ending;
+        assert_eq!(ending.map(|ending| ending.code), Some(LOST));
+    }
+
+    #[test]
+    fn nothing_is_said_of_what_was_handed_over() {
+        let mut journal = ConnectionLog::default();
+        journal.begin(id(0), 0);
+        journal.forget(id(0));
+        journal.received(id(0), 1);
+        assert_eq!(journal.end(id(0)), None);
+        assert_eq!(journal.end(id(7)), None, "nor of what never was");
+    }
+
+    #[test]
+    fn a_close_of_the_client_without_a_code_has_one() {
+        let mut journal = ConnectionLog::default();
+        journal.begin(id(0), 0);
+        journal.joined(id(0), "w", None);
+        journal.closed_by_client(id(0), None);
+        let ending = ended(journal.end(id(0))).ending.expect("it was recorded");
+        assert_eq!((ending.code, ending.closed_by), (NO_STATUS, Party::Client));
+    }
+}

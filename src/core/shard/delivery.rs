@@ -1,0 +1,462 @@
+//! Bytes out: who is sent what, and when.
+//!
+//! Sessions with something owed stand in a queue. A turn serves a slice of it, and each session gets
+//! all that it is owed by then in one send: the busier the shard, the bigger the batches. When the
+//! queue is empty the round is done, and the windows let go of what everybody has. Those who are owed
+//! much for themselves, a large state most of all, go over into a queue of their own.
+
+use std::io;
+
+use crate::core::contract::{Clock, Output};
+use crate::core::fanout::outbox::{Behind, Due};
+use crate::core::fanout::window::{Chunk, Spans, skip_sent, spans_bytes};
+use crate::core::shard::intake::shared_frame;
+use crate::core::shard::session::{Intake, SessionId, State};
+use crate::core::shard::{Shard, Watch};
+use crate::limits::{
+    BULK_BYTES_PER_TURN, BULK_SENDS_PER_TURN_MAX, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX,
+    REOPEN_WAIT_MIN_US, SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SESSION_BYTES_SPARED,
+};
+use crate::log::commit::Durability;
+use crate::wire::message;
+
+impl Shard {
+    /// Puts a session into the queue of those who are sent to.
+    pub(super) fn enqueue(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(id) else {
+            return;
+        };
+        if !session.queued && !session.sending && session.may_send() {
+            session.queued = true;
+            self.send_queue.push_back(id);
+        }
+    }
+
+    /// Puts a room into the list of those with news, or with frames to let go.
+    pub(super) fn touch(&mut self, room_slot: u32) {
+        let room = &mut self.rooms[room_slot as usize];
+        if !room.touched {
+            room.touched = true;
+            self.touched.push(room_slot);
+        }
+    }
+
+    /// A batch is where its durability wants it: its ops may be shown.
+    pub(super) fn show_committed(&mut self) {
+        if self.commit.is_failed() {
+            return;
+        }
+        self.senders.drain(..self.written_senders);
+        self.written_senders = 0;
+        self.reopen_wait_us = REOPEN_WAIT_MIN_US;
+        self.visible_position = self.commit.visible_position();
+        self.wake_gated();
+    }
+
+    /// Queues those whose answers were waiting: for the log, or for a text.
+    pub(super) fn wake_gated(&mut self) {
+        let mut gated = std::mem::take(&mut self.gated);
+        for id in gated.drain(..) {
+            if let Some(session) = self.sessions.get_mut(id) {
+                session.gated = false;
+                self.enqueue(id);
+            }
+        }
+        self.gated = gated;
+    }
+
+    /// Queues the members of all rooms in which more may be shown than before.
+    pub(super) fn announce(&mut self) {
+        for place in 0..self.touched.len() {
+            let room_slot = self.touched[place];
+            let visible_position = self.visible_position;
+            let Some(room) = self.rooms.get_mut(room_slot as usize) else {
+                continue;
+            };
+            let visible_end = room.window.visible_end(visible_position);
+            if visible_end <= room.announced_end {
+                continue;
+            }
+            room.announced_end = visible_end;
+            for slot in &room.members {
+                let (id, session) = self.sessions.at(*slot);
+                let owed =
+                    session.outbox.cursor() < visible_end || session.outbox.behind().is_some();
+                if owed && !session.queued && !session.sending {
+                    session.queued = true;
+                    self.send_queue.push_back(id);
+                }
+            }
+        }
+    }
+
+    /// Serves a slice of the queue, unless a commit is in flight or the shard rests.
+    pub(super) fn send_slice(&mut self, clock: Clock) {
+        let has_commits = self.config.durability == Durability::Always;
+        if self.commit.holds_sends() || !has_commits && self.pacer.holds(clock.now_us) {
+            return;
+        }
+        for _ in 0..SENDS_PER_TURN_MAX {
+            let Some(id) = self.send_queue.pop_front() else {
+                break;
+            };
+            self.served_count += 1;
+            if self.is_owed_bulk(id) {
+                self.bulk_queue.push_back(id);
+            } else {
+                self.serve(id, clock);
+                self.keep_budget(clock);
+            }
+        }
+        self.pacer.served(!self.send_queue.is_empty(), clock.now_us);
+        self.send_bulk(clock);
+        // Nothing will end that could tell how long the round took.
+        if self.counters.sends == self.counters.sends_ended {
+            self.watch.take_if(|watch| watch.end <= self.served_count);
+        }
+    }
+
+    /// Whether a session is owed more than a send of frames may be.
+    fn is_owed_bulk(&mut self, id: SessionId) -> bool {
+        let session = self.sessions.get_mut(id);
+        session.is_some_and(|session| session.outbox.waiting_bytes() > SEND_BYTES_MAX)
+    }
+
+    /// Serves some of those who are owed much.
+    fn send_bulk(&mut self, clock: Clock) {
+        let mut bytes = 0;
+        for _ in 0..BULK_SENDS_PER_TURN_MAX {
+            let Some(id) = self.bulk_queue.pop_front() else {
+                break;
+            };
+            bytes += self.serve(id, clock);
+            self.keep_budget(clock);
+            if bytes >= BULK_BYTES_PER_TURN {
+                break;
+            }
+        }
+    }
+
+    /// Follows the ops that may be shown since this turn until all who are owed them now were sent to: those of one commit at a
+    /// time.
+    pub(super) fn watch_sends(&mut self, clock: Clock) {
+        let since_us = if self.config.durability == Durability::Always {
+            self.shown_since_us.take()
+        } else {
+            let oldest_us = self.commit.oldest_us();
+            oldest_us.filter(|oldest_us| *oldest_us == clock.now_us)
+        };
+        if let Some(since_us) = since_us
+            && self.watch.is_none()
+            && !self.send_queue.is_empty()
+        {
+            let end = self.served_count + self.send_queue.len() as u64;
+            self.watch = Some(Watch { since_us, end });
+        }
+    }
+
+    /// Sends a session what it is owed; gives how much that is.
+    fn serve(&mut self, id: SessionId, clock: Clock) -> usize {
+        let Some(session) = self.sessions.get_mut(id) else {
+            return 0;
+        };
+        session.queued = false;
+        if session.sending || !session.may_send() {
+            return 0;
+        }
+        let mut spans = self.take(id);
+        if spans.is_empty() && self.encode_behind(id) {
+            spans = self.take(id);
+        }
+        let bytes = spans_bytes(&spans);
+        let session = &mut self.sessions[id];
+        if !spans.is_empty() {
+            session.sending = true;
+            session.last_progress_us = clock.now_us;
+            self.pacer.sends(&mut session.last_stretch);
+            self.counters.sends += 1;
+            self.outputs.push_back(Output::Send(id, spans));
+        } else if session.outbox.has_answers() {
+            if !session.gated {
+                session.gated = true;
+                self.gated.push(id);
+            }
+        } else if session.state() == State::Closing {
+            self.finish(id);
+        }
+        bytes
+    }
+
+    fn take(&mut self, id: SessionId) -> Spans {
+        let session = &mut self.sessions[id];
+        let view = session
+            .room()
+            .map(|room| self.rooms[room as usize].view(self.visible_position));
+        session
+            .outbox
+            .take(view, self.visible_position, &mut self.pool)
+    }
+
+    /// Encodes the next part of what a conflated session is owed: the latest op of each key that
+    /// changed since, without its own. False where there is nothing of the kind to do.
+    fn encode_behind(&mut self, id: SessionId) -> bool {
+        let session = &mut self.sessions[id];
+        let number = session.number;
+        let Some(Behind {
+            mut since,
+            mut hint,
+        }) = session.outbox.behind()
+        else {
+            return false;
+        };
+        if session.outbox.has_answers() {
+            return false;
+        }
+        let room_slot = session.room().expect("only a member is behind");
+        let room = &self.rooms[room_slot as usize];
+        let bytes_max = if self.budget.is_tight() {
+            SESSION_BYTES_SPARED
+        } else {
+            CONFLATED_BYTES_MAX
+        };
+        let (mut more, mut steps, mut long) = (false, 0, None);
+        let chunk = self.pool.fill(bytes_max, |out| {
+            for (slot, entry) in room.workspace.changed_since(since, hint) {
+                steps += 1;
+                more = steps > CONFLATED_STEPS_MAX;
+                if more {
+                    break;
+                }
+                if entry.writer() != number {
+                    let bytes =
+                        message::op_frame_bytes(entry.key(), entry.value(), entry.timestamp());
+                    more = !out.is_empty() && out.len() + bytes > bytes_max;
+                    if more {
+                        break;
+                    }
+                    self.counters.conflated_keys += 1;
+                    if bytes > bytes_max {
+                        // It goes out alone, and is the same for all who are as far.
+                        long = Some(shared_frame(room_slot, entry, &mut self.budget));
+                        more = true;
+                    } else {
+                        message::put_op(out, entry.key(), entry.value(), entry.timestamp());
+                    }
+                }
+                (since, hint) = (entry.seq(), Some(slot));
+                if more {
+                    break;
+                }
+            }
+        });
+        if more {
+            session
+                .outbox
+                .fall_behind(Behind { since, hint }, &mut self.pool);
+        } else {
+            session.outbox.follow(room.window.end());
+        }
+        if chunk.is_empty() && long.is_none() && more {
+            self.enqueue(id);
+        }
+        self.push_behind(id, room_slot, chunk, long);
+        true
+    }
+
+    /// Queues a part of what a conflated session is owed: short ops together, or a long one.
+    fn push_behind(&mut self, id: SessionId, room_slot: u32, short: Chunk, long: Option<Chunk>) {
+        let room = &self.rooms[room_slot as usize];
+        let due = Due {
+            at: room.window.end(),
+            gate: room.gate(),
+            awaits: None,
+        };
+        let outbox = &mut self.sessions[id].outbox;
+        if let Some(frame) = long {
+            self.pool.give(short);
+            outbox.push_shared(frame, due, &mut self.pool);
+        } else if short.is_empty() {
+            self.pool.give(short);
+        } else {
+            outbox.push_due(short, due, &mut self.pool);
+        }
+        self.weigh(id);
+    }
+
+    /// A session is owed more frames than it may have queued: it gets the latest op of each key instead.
+    pub(super) fn fall_behind(&mut self, id: SessionId) {
+        let session = &mut self.sessions[id];
+        let room = &self.rooms[session.room().expect("only a member falls behind") as usize];
+        let since = room.window.seq_at(session.outbox.cursor());
+        let behind = Behind { since, hint: None };
+        session.outbox.fall_behind(behind, &mut self.pool);
+        self.counters.conflations += 1;
+        self.enqueue(id);
+    }
+
+    /// Takes the end of a send.
+    pub(super) fn sent(
+        &mut self,
+        id: SessionId,
+        mut spans: Spans,
+        outcome: io::Result<usize>,
+        clock: Clock,
+    ) {
+        self.counters.sends_ended += 1;
+        let ended = self.watch.take_if(|watch| watch.end <= self.served_count);
+        if let Some(watch) = ended {
+            let took_us = clock.now_us.saturating_sub(watch.since_us);
+            self.counters.sent.took(took_us);
+        }
+        let taken = outcome.ok();
+        let is_ended = taken.is_none_or(|bytes| bytes == 0 || bytes == spans_bytes(&spans));
+        self.end_send(id, is_ended);
+        let session = &mut self.sessions[id];
+        let Some(bytes) = taken.filter(|bytes| *bytes > 0 && !session.is_aborted()) else {
+            self.pool.give_spans(spans);
+            return self.abort(id);
+        };
+        self.counters.bytes_sent += bytes as u64;
+        if let Some(journal) = &mut self.connection_log {
+            journal.sent(id, bytes);
+        }
+        let session = &mut self.sessions[id];
+        if clock.now_us - session.last_progress_us > SECOND_US {
+            // The socket was full, and now it is not: the peer has read.
+            session.last_received_us = clock.now_us;
+        }
+        if let Some(passage) = &mut session.passage {
+            let took_us = clock.now_us.saturating_sub(session.last_progress_us);
+            passage.took(took_us, bytes);
+        }
+        session.last_progress_us = clock.now_us;
+        let whole = bytes == spans_bytes(&spans);
+        if !whole {
+            skip_sent(&mut spans, bytes);
+            session.sending = true;
+            self.counters.sends += 1;
+            self.outputs.push_back(Output::Send(id, spans));
+            return;
+        }
+        self.pool.give_spans(spans);
+        let session = &mut self.sessions[id];
+        if !session.outbox.has_state() {
+            session.passage = None;
+        }
+        let mut owed = session.outbox.has_answers() || session.outbox.behind().is_some();
+        match session.room() {
+            Some(room_slot) => {
+                let room = &self.rooms[room_slot as usize];
+                let current = session.outbox.cursor() >= room.announced_end;
+                owed |= !current;
+                if current && room.window.capacity_bytes() > 0 {
+                    self.touch(room_slot);
+                }
+            }
+            None => owed = true,
+        }
+        if owed {
+            self.enqueue(id);
+        }
+        self.unpause(id, clock);
+    }
+
+    /// A send came back; unless its rest goes out next, its memory is free.
+    fn end_send(&mut self, id: SessionId, is_ended: bool) {
+        let session = self
+            .sessions
+            .get_mut(id)
+            .expect("a session outlives its send");
+        session.sending = false;
+        if is_ended || session.is_aborted() {
+            let outbox = &mut self.sessions[id].outbox;
+            outbox.sent(&mut self.pool);
+            self.weigh(id);
+        }
+    }
+
+    /// Reads a paused session again once its outbox has drained.
+    fn unpause(&mut self, id: SessionId, clock: Clock) {
+        let most_bytes = self.answer_bytes_max();
+        let session = &mut self.sessions[id];
+        if session.intake == Intake::Paused && session.outbox.answer_bytes() <= most_bytes / 2 {
+            session.intake = Intake::Unread;
+            // It was not asked for a sign of life meanwhile.
+            session.last_received_us = clock.now_us;
+            self.unread_queue.push_back(id);
+        }
+    }
+
+    /// Lets the windows go of what everybody has, when a round is done; before that only those
+    /// that are over their bound.
+    pub(super) fn trim_windows(&mut self) {
+        let round_done = self.send_queue.is_empty();
+        let mut kept = 0;
+        for place in 0..self.touched.len() {
+            let room_slot = self.touched[place];
+            let Some(room) = self
+                .rooms
+                .get(room_slot as usize)
+                .filter(|room| room.touched)
+            else {
+                continue;
+            };
+            let over = room.window.capacity_bytes() > self.config.outbox_bytes_max;
+            if round_done || over {
+                self.trim_window(room_slot);
+            }
+            let visible_position = self.visible_position;
+            let room = &mut self.rooms[room_slot as usize];
+            room.touched =
+                !round_done || room.window.visible_end(visible_position) < room.window.end();
+            if room.touched {
+                self.touched[kept] = room_slot;
+                kept += 1;
+            }
+        }
+        self.touched.truncate(kept);
+    }
+
+    fn trim_window(&mut self, room_slot: u32) {
+        let room = &mut self.rooms[room_slot as usize];
+        let visible_end = room.window.visible_end(self.visible_position);
+        let overflow_end = room
+            .window
+            .overflow_end(self.config.outbox_bytes_max, visible_end);
+        let mut least = room.window.end();
+        let mut fallen = std::mem::take(&mut self.fallen);
+        for slot in &room.members {
+            let (id, session) = self.sessions.at(*slot);
+            if session.outbox.behind().is_some() {
+                continue;
+            }
+            if session.outbox.cursor() < overflow_end {
+                fallen.push(id);
+            } else {
+                least = least.min(session.outbox.cursor());
+            }
+        }
+        for id in fallen.drain(..) {
+            self.fall_behind(id);
+        }
+        self.fallen = fallen;
+        let room = &mut self.rooms[room_slot as usize];
+        room.window
+            .drop_before(least.max(overflow_end), self.pool.windows());
+    }
+
+    /// Arms the receives of this turn.
+    pub(super) fn arm_receives(&mut self) {
+        for place in 0..self.receive_queue.len() {
+            let id = self.receive_queue[place];
+            let Some(session) = self.sessions.get_mut(id) else {
+                continue;
+            };
+            if !session.receiving && session.may_receive() {
+                session.receiving = true;
+                self.outputs.push_back(Output::Receive(id));
+            }
+        }
+        self.receive_queue.clear();
+    }
+}

@@ -1,0 +1,205 @@
+//! Eviction where a budget is full: of the session that holds most, or of states whose receivers
+//! are all slow.
+//!
+//! The memory must be free at once. What waits is dropped. What is in flight is the kernel's until
+//! the send ends, so the connection is shut down, which ends the send. A client that has received
+//! a part of a frame can make nothing of a close frame after it; every other one is closed with
+//! 1013.
+
+use std::rc::Rc;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+use crate::core::contract::Clock;
+use crate::core::fanout::window::Chunk;
+use crate::core::shard::Shard;
+use crate::core::shard::lifetime::TRY_AGAIN_LATER;
+use crate::core::shard::session::{SessionId, State};
+use crate::core::shard::session_budget::SessionMemory;
+use crate::core::snapshot::snapshots::SnapshotShortage;
+use crate::limits::{ANSWER_BYTES_MAX, RETRY_AFTER_S, SESSION_BYTES_SPARED, SNAPSHOT_PATIENCE_US};
+use crate::wire::upgrade::Answer;
+
+/// A state whose receivers are all slow.
+struct SlowState {
+    chunk: Chunk,
+    room_slot: u32,
+    /// How far the fastest receiver is behind the pace that is expected of it.
+    lag_us: u64,
+    receivers: Vec<SessionId>,
+}
+
+impl Shard {
+    // ---- what single sessions hold ----
+
+    /// Brings the budget up to date with what a session holds. To be called after each change.
+    pub(super) fn weigh(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(id) else {
+            return;
+        };
+        let (unfinished_bytes, spare_bytes) = session.unfinished();
+        let memory = SessionMemory {
+            own_bytes: unfinished_bytes + session.outbox.own_answer_bytes(),
+            shared_bytes: session.outbox.shared_answer_bytes(),
+            spare_bytes,
+            is_being_freed: session.is_aborted(),
+        };
+        let unfinished_bytes = u32::try_from(unfinished_bytes).unwrap_or(u32::MAX);
+        let before_bytes = std::mem::replace(&mut session.unfinished_bytes, unfinished_bytes);
+        self.budget
+            .update_unfinished(before_bytes as usize, unfinished_bytes as usize);
+        // Nearly every session is exempt before and after, and costs the budget no look-up.
+        if session.is_tracked || !memory.is_exempt() {
+            session.is_tracked = self.budget.update(id.slot, memory);
+        }
+    }
+
+    /// Returns how much may wait for a session, or be in flight to it, before its messages are left
+    /// unread.
+    pub(super) fn answer_bytes_max(&self) -> usize {
+        if self.budget.is_tight() {
+            SESSION_BYTES_SPARED
+        } else {
+            ANSWER_BYTES_MAX
+        }
+    }
+
+    /// Evicts sessions if the budget is exceeded. The caller must not be handling a session: it could
+    /// be the one that is evicted.
+    pub(super) fn keep_budget(&mut self, clock: Clock) {
+        if !self.budget.is_over() {
+            return;
+        }
+        self.kept_presence = None;
+        self.budget.sweep_all();
+        if !self.budget.is_over() {
+            return;
+        }
+        while !self.budget.is_relieved() {
+            let next = self.budget.next_to_evict();
+            let slot = next.expect("what is charged belongs to a session that may be evicted");
+            let (id, _) = self.sessions.at(slot);
+            self.evict(id, clock);
+            self.budget.sweep_all();
+        }
+    }
+
+    fn evict(&mut self, id: SessionId, clock: Clock) {
+        self.counters.given_up_sessions += 1;
+        let session = &mut self.sessions[id];
+        if session.is_open() {
+            let is_mid_frame = session.outbox.drop_all(&mut self.pool);
+            let in_flight_bytes = session.outbox.in_flight_bytes();
+            if is_mid_frame || in_flight_bytes > SESSION_BYTES_SPARED {
+                self.abort(id);
+            } else {
+                let why = "the server has no memory left for this connection";
+                self.close(id, TRY_AGAIN_LATER, why, clock);
+            }
+        } else if session.state() == State::Closing {
+            self.abort(id);
+        } else {
+            let why = "the server holds as much for its clients as it may";
+            self.answer(id, &Answer::unavailable(why, RETRY_AFTER_S), clock);
+        }
+        self.weigh(id);
+    }
+
+    // ---- states ----
+
+    /// Makes room for a state: evicts those whose receivers are all slow, the slowest first, and
+    /// no more than are needed. None of them if all together would not be enough.
+    pub(super) fn evict_slow_states(&mut self, shortage: SnapshotShortage, clock: Clock) {
+        if !self.snapshots.may_search(clock.now_us) {
+            return;
+        }
+        let SnapshotShortage { bytes, limit_bytes } = shortage;
+        let mut slow_states = self.slow_states(clock);
+        slow_states.sort_by_key(|slow| std::cmp::Reverse(slow.lag_us));
+        let slow_bytes: usize = slow_states.iter().map(|slow| slow.chunk.len()).sum();
+        if (self.snapshots.bytes() + bytes).saturating_sub(slow_bytes) > limit_bytes {
+            return self.snapshots.searched_in_vain(clock.now_us);
+        }
+        for slow in slow_states {
+            if self.snapshots.bytes() + bytes <= limit_bytes {
+                break;
+            }
+            self.counters.given_up_states += 1;
+            for id in slow.receivers {
+                self.abort(id);
+            }
+            self.snapshots.give_up(slow.room_slot, &slow.chunk);
+        }
+    }
+
+    /// Returns the states of which every receiver is slow. One fast receiver is enough to keep a
+    /// state: its memory comes back soon.
+    fn slow_states(&self, clock: Clock) -> Vec<SlowState> {
+        let mut states: Vec<SlowState> = Vec::new();
+        // The index in `states`, by the address of the bytes.
+        let mut indices = HashMap::with_hasher(FixedState::with_seed(0));
+        for (id, session) in self.sessions.iter() {
+            let Some(passage) = session.passage.as_ref().filter(|_| !session.is_aborted()) else {
+                continue;
+            };
+            let in_flight_us = if session.sending {
+                clock.now_us.saturating_sub(session.last_progress_us)
+            } else {
+                0
+            };
+            let lag_us = passage.lag_us(in_flight_us);
+            for chunk in passage.texts.iter().filter_map(|text| text.chunk()) {
+                let index = *indices.entry(Rc::as_ptr(chunk)).or_insert(states.len());
+                if index == states.len() {
+                    states.push(SlowState {
+                        chunk: Rc::clone(chunk),
+                        room_slot: passage.room,
+                        lag_us,
+                        receivers: Vec::new(),
+                    });
+                }
+                let state = &mut states[index];
+                state.lag_us = state.lag_us.min(lag_us);
+                state.receivers.push(id);
+            }
+        }
+        states.retain(|state| state.lag_us >= SNAPSHOT_PATIENCE_US);
+        states
+    }
+
+    // ---- for tests ----
+
+    /// Checks the sums of what is held against the sessions, and the budgets.
+    ///
+    /// # Panics
+    /// If a sum is wrong or a budget is exceeded.
+    pub(super) fn audit(&self) {
+        let (mut unfinished_bytes, mut answer_bytes, mut charged_bytes) = (0, 0, 0);
+        for (id, session) in self.sessions.iter() {
+            let (unfinished, _) = session.unfinished();
+            let own_answer_bytes = session.outbox.own_answer_bytes();
+            let own_bytes = unfinished + own_answer_bytes;
+            unfinished_bytes += unfinished;
+            answer_bytes += own_answer_bytes;
+            let counts = !session.is_aborted();
+            charged_bytes += own_bytes.saturating_sub(SESSION_BYTES_SPARED) * usize::from(counts);
+            assert!(
+                session.sending || session.outbox.in_flight_bytes() == 0,
+                "nothing is on its way to {id:?}"
+            );
+        }
+        assert_eq!(
+            self.budget.unfinished_bytes(),
+            unfinished_bytes,
+            "unfinished messages"
+        );
+        assert_eq!(self.pool.answer_bytes(), answer_bytes, "answers");
+        assert_eq!(self.budget.charged_bytes(), charged_bytes, "the budget");
+        assert!(
+            !self.budget.is_over(),
+            "{} bytes are held",
+            self.budget.bytes()
+        );
+    }
+}

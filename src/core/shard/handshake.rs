@@ -1,0 +1,440 @@
+//! The first part of a session's life: the request head, the token, joining a workspace.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use smallvec::smallvec;
+
+use crate::core::contract::{Clock, Handoff, Intent, ListenerKind, Output, shard_of};
+use crate::core::fanout::outbox::Due;
+use crate::core::fanout::room::Room;
+use crate::core::shard::connection_log::Party;
+use crate::core::shard::http_read::{Shown, for_allowed};
+use crate::core::shard::rate::Rate;
+use crate::core::shard::session::{Intake, Passage, SessionId, State};
+use crate::core::shard::{Drain, Health, Shard};
+use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind, SnapshotPoint};
+use crate::core::state::workspace::Workspace;
+use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
+use crate::log::position::LogPosition;
+use crate::wire::auth::{self, Grant, Verifier};
+use crate::wire::frame;
+use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
+
+/// Where a client is to be a member, and the state that it is sent.
+struct Place {
+    room_slot: u32,
+    snapshot: Snapshot,
+}
+
+impl Shard {
+    /// Takes a fresh connection to `--port`; gives the name under which its outcomes come.
+    pub fn accept(&mut self, over_limit: bool, clock: Clock) -> SessionId {
+        self.accept_at(ListenerKind::Public, over_limit, clock)
+    }
+
+    /// Takes a fresh connection; gives the name under which its outcomes come.
+    pub fn accept_at(&mut self, door: ListenerKind, over_limit: bool, clock: Clock) -> SessionId {
+        let clock = self.woke(clock);
+        let id = self.open_session(door, over_limit, HEAD_TIMEOUT_US, clock);
+        self.is_silent(id);
+        self.receive_queue.push(id);
+        id
+    }
+
+    /// Takes a connection whose request another shard has read and checked.
+    pub fn adopt(&mut self, handoff: Box<Handoff>, clock: Clock) -> SessionId {
+        let clock = self.woke(clock);
+        let id = self.open_session(ListenerKind::Public, false, handoff.left_us, clock);
+        self.guard(Some(id), clock, |shard| {
+            shard.resume(id, *handoff, clock);
+            shard.keep_budget(clock);
+        });
+        id
+    }
+
+    /// Opens a session whose client is to be answered within `answer_us`.
+    pub(super) fn open_session(
+        &mut self,
+        listener: ListenerKind,
+        over_limit: bool,
+        answer_us: u64,
+        clock: Clock,
+    ) -> SessionId {
+        let deadline_us = clock.now_us + answer_us;
+        let id = self.sessions.open(listener, over_limit, deadline_us, clock);
+        if let Some(journal) = &mut self.connection_log {
+            journal.begin(id, clock.now_us);
+        }
+        id
+    }
+
+    /// Takes bytes of the request head.
+    pub(super) fn read_head(&mut self, id: SessionId, bytes: &[u8], clock: Clock) {
+        let Some(session) = self.sessions.get_mut(id) else {
+            return;
+        };
+        session.unparsed.extend_from_slice(bytes);
+        let parsed = upgrade::parse_head(&session.unparsed);
+        if !matches!(parsed, Ok(None)) {
+            self.keeps_its_place(id);
+        }
+        let session = &mut self.sessions[id];
+        match parsed {
+            Ok(None) => self.receive_queue.push(id),
+            Ok(Some((head_bytes, request))) => {
+                session.unparsed.drain(..head_bytes);
+                if let Err(answer) = self.requested(id, request, clock) {
+                    self.answer(id, &answer, clock);
+                }
+            }
+            Err(answer) => self.answer(id, &answer, clock),
+        }
+    }
+
+    fn requested(&mut self, id: SessionId, request: Request, clock: Clock) -> Result<(), Answer> {
+        match request {
+            Request::Sync(request) => self.admit(id, request, clock),
+            Request::State(request) => self.admit_http_read(id, request, clock),
+            Request::Page(request) => {
+                self.sessions[id].head_only = request.head_only;
+                self.outputs.push_back(Output::Page(id, request));
+                Ok(())
+            }
+            Request::Preflight { origin } => {
+                Err(self.for_origin(Answer::preflight(), origin.as_deref()))
+            }
+            Request::Healthz { head_only } => Err(Answer::health(true, head_only, "ok")),
+            Request::Readyz { head_only } => Err(self.readiness(head_only)),
+        }
+    }
+
+    fn readiness(&self, head_only: bool) -> Answer {
+        if self.drain != Drain::No {
+            return Answer::health(false, head_only, "draining");
+        }
+        if self.health == Health::Recovering {
+            let percent = self.peer_status.recovered_percent;
+            let text = format!("the log is being read: {percent} %");
+            return Answer::health(false, head_only, &text);
+        }
+        let ready = self.peer_status.ready && self.health.is_serving();
+        Answer::health(
+            ready,
+            head_only,
+            if ready {
+                "ready"
+            } else {
+                "a shard cannot write its log"
+            },
+        )
+    }
+
+    /// Lets a client in, here or at the shard that owns its workspace.
+    fn admit(&mut self, id: SessionId, request: SyncRequest, clock: Clock) -> Result<(), Answer> {
+        let grant = self.verified(request.token.as_deref(), clock)?;
+        // What is no browser has no origin, and could name any.
+        if let Some(origin) = &request.origin
+            && !self.is_allowed(origin)
+        {
+            return Err(Answer::forbidden(
+                "pages of this origin may not connect (--allow-origin)",
+            ));
+        }
+        let is_noted = self.connection_log.is_some();
+        let token = request.token.as_deref().filter(|_| is_noted);
+        let intent = Intent::Join {
+            grant,
+            subject: token.and_then(auth::subject),
+            accept_key: request.accept_key,
+            user: request.user.map(Box::from),
+        };
+        self.pass_on(id, request.workspace, intent, clock)
+    }
+
+    /// Checks the tokens of who comes from now on; who is here stays.
+    pub fn set_verifier(&mut self, verifier: Arc<Verifier>) {
+        self.config.verifier = verifier;
+    }
+
+    /// Checks a token. That is what costs, so it comes behind the limit of handshakes.
+    pub(super) fn verified(&mut self, token: Option<&str>, clock: Clock) -> Result<Grant, Answer> {
+        if let Some(per_second) = self.config.limits.handshakes_per_second {
+            let rate = Rate::share(per_second, self.config.shards);
+            if !self.handshakes.take(rate, clock.now_us) {
+                self.counters.refused_handshakes += 1;
+                // Not 429, which is about what one client sends (RFC 6585 section 4): this one may be the first of its kind.
+                return Err(Answer::unavailable(
+                    "too many requests with a token at once, try again later",
+                    RETRY_AFTER_S,
+                ));
+            }
+        }
+        let verified = self.config.verifier.verify(token, clock.unix_us);
+        verified.map_err(|error| Answer::unauthorized(&error.to_string()))
+    }
+
+    /// Gives a request that was checked to the shard that owns the workspace.
+    pub(super) fn pass_on(
+        &mut self,
+        id: SessionId,
+        workspace: String,
+        intent: Intent,
+        clock: Clock,
+    ) -> Result<(), Answer> {
+        // The owner may have stopped already.
+        if self.drain != Drain::No {
+            return Err(stopping());
+        }
+        let session = &mut self.sessions[id];
+        if session.over_limit {
+            return Err(Answer::unavailable(
+                "the server is at its limit of connections, try again later",
+                RETRY_AFTER_S,
+            ));
+        }
+        let owner = shard_of(&workspace, self.config.shards);
+        let unparsed = std::mem::take(&mut session.unparsed);
+        let handoff = Handoff {
+            workspace,
+            intent,
+            left_us: session.deadline_us.saturating_sub(clock.now_us),
+            unparsed,
+        };
+        if owner == self.config.shard {
+            self.resume(id, handoff, clock);
+        } else {
+            if let Some(journal) = &mut self.connection_log {
+                journal.forget(id);
+            }
+            self.retire(id);
+            self.outputs
+                .push_back(Output::Handoff(id, owner, Box::new(handoff)));
+        }
+        Ok(())
+    }
+
+    /// Does what a handoff is for, as soon as the state that it needs is there.
+    pub(super) fn resume(&mut self, id: SessionId, handoff: Handoff, clock: Clock) {
+        if self.is_reading_state() {
+            return self.let_wait(id, handoff);
+        }
+        let refusal = self.refusal();
+        self.fulfil(id, handoff, refusal, clock);
+    }
+
+    /// Does what a handoff is for, or says why not.
+    pub(super) fn fulfil(
+        &mut self,
+        id: SessionId,
+        handoff: Handoff,
+        refusal: Option<Answer>,
+        clock: Clock,
+    ) {
+        let Handoff {
+            workspace,
+            intent,
+            left_us: _,
+            unparsed,
+        } = handoff;
+        match intent {
+            Intent::Join {
+                grant,
+                subject,
+                accept_key,
+                user,
+            } => {
+                let place = match refusal {
+                    Some(refusal) => Err(refusal),
+                    None => self.place(&workspace, clock),
+                };
+                match place {
+                    Ok(place) => {
+                        if let Some(user) = user.map(Rc::from) {
+                            self.rooms[place.room_slot as usize].user_came(Rc::clone(&user));
+                            self.sessions.set_user(id, user);
+                        }
+                        if let Some(journal) = &mut self.connection_log {
+                            let note = journal.joined(id, &workspace, subject.as_deref());
+                            self.outputs.push_back(Output::Note(id, Box::new(note)));
+                        }
+                        self.join(id, place, &grant, &accept_key, unparsed, clock);
+                    }
+                    Err(refusal) => self.answer(id, &refusal, clock),
+                }
+            }
+            Intent::Read {
+                target,
+                if_none_match,
+                allow_origin,
+                head_only,
+            } => {
+                let mut shown = match refusal {
+                    Some(refusal) => Shown::from(refusal),
+                    None => self.http_read(
+                        target,
+                        &workspace,
+                        if_none_match.as_deref(),
+                        head_only,
+                        clock,
+                    ),
+                };
+                let allow_origin = allow_origin.as_deref();
+                shown.answer = for_allowed(shown.answer, allow_origin).for_method(head_only);
+                self.show(id, shown, clock);
+            }
+        }
+    }
+
+    /// Why nobody can be served now.
+    pub(super) fn refusal(&self) -> Option<Answer> {
+        if self.drain != Drain::No {
+            return Some(stopping());
+        }
+        if self.health == Health::Recovering {
+            let why = "the server is still reading its log";
+            return Some(Answer::unavailable(why, RETRY_AFTER_S));
+        }
+        (!self.health.is_serving()).then(Answer::internal_server_error)
+    }
+
+    /// Why nobody can join a workspace now.
+    fn full_room(&mut self, workspace: &str) -> Option<Answer> {
+        let most = self.config.limits.connections_per_workspace?;
+        let room = &self.rooms[*self.room_index.get(workspace)? as usize];
+        if room.members.len() < most {
+            return None;
+        }
+        self.counters.refused_members += 1;
+        let why = "the workspace is at its limit of connections, try again later";
+        Some(Answer::unavailable(why, RETRY_AFTER_S))
+    }
+
+    /// A place for one more in a workspace, with the state that it is sent.
+    fn place(&mut self, workspace: &str, clock: Clock) -> Result<Place, Answer> {
+        if let Some(refusal) = self.full_room(workspace) {
+            return Err(refusal);
+        }
+        let room_slot = self.enter_room(workspace);
+        let snapshot = self.snapshot(room_slot, SnapshotKind::Init, clock)?;
+        Ok(Place {
+            room_slot,
+            snapshot,
+        })
+    }
+
+    /// Makes a client a member of its workspace: 101, then init.
+    fn join(
+        &mut self,
+        id: SessionId,
+        place: Place,
+        grant: &Grant,
+        accept_key: &str,
+        unparsed: Vec<u8>,
+        clock: Clock,
+    ) {
+        let Place {
+            room_slot,
+            snapshot,
+        } = place;
+        let room = &mut self.rooms[room_slot as usize];
+        let member = u32::try_from(room.members.len()).expect("fewer members than descriptors");
+        room.members.push(id.slot);
+        if self.config.limits.ops_per_second.is_some() {
+            self.sessions.reset_meter(id);
+        }
+        self.counters.responses.answered(101);
+
+        let state = State::Open {
+            room: room_slot,
+            member,
+        };
+        self.sessions.enter(id, state);
+        let session = &mut self.sessions[id];
+        session.expires_at_us = grant.expires_at_us.unwrap_or(u64::MAX);
+        session.deadline_us = u64::MAX;
+        // Pings are spread over the interval by a walk of the golden ratio over the slots.
+        let spread =
+            (u64::from(id.slot.wrapping_mul(0x9E37_79B9)) * self.config.ping_interval_us) >> 32;
+        session.next_ping_us = clock.now_us + self.config.ping_interval_us - spread / 2;
+        let answer = self.pool.fill(256, |out| {
+            upgrade::switching_protocols(accept_key, out);
+        });
+        let Snapshot { init, point, .. } = snapshot;
+        let SnapshotPoint { at, gate, .. } = point;
+        session.outbox.follow(at);
+        session
+            .outbox
+            .push(answer, at, LogPosition::NONE, &mut self.pool);
+        let all = 0..init.bytes();
+        let due = Due {
+            at,
+            gate,
+            awaits: None,
+        };
+        session.passage = Some(Box::new(Passage::new(room_slot, smallvec![init.clone()])));
+        session.outbox.push_state(init, all, due, &mut self.pool);
+        session.intake = if unparsed.is_empty() {
+            Intake::Receiving
+        } else {
+            Intake::Unread
+        };
+        session.unparsed = unparsed;
+        if session.intake == Intake::Unread {
+            self.unread_queue.push_back(id);
+        } else {
+            session.unparsed = Vec::new();
+            self.receive_queue.push(id);
+        }
+        self.weigh(id);
+        self.enqueue(id);
+        self.reschedule(id, clock);
+    }
+
+    /// The slot of a workspace's room; one that was never seen begins empty.
+    fn enter_room(&mut self, workspace: &str) -> u32 {
+        if let Some(slot) = self.room_index.get(workspace) {
+            return *slot;
+        }
+        self.insert_room(Room::new(Workspace::new(workspace, self.config.hash_seed)))
+    }
+
+    pub(super) fn insert_room(&mut self, room: Room) -> u32 {
+        let id = Box::from(room.workspace.id());
+        let slot = u32::try_from(self.rooms.insert(room)).expect("fewer rooms than 2^32");
+        self.room_index.insert(id, slot);
+        slot
+    }
+
+    /// Answers a request with something else than 101, and closes.
+    pub(super) fn answer(&mut self, id: SessionId, answer: &Answer, clock: Clock) {
+        self.note_answer(id, answer);
+        self.counters.responses.answered(answer.status());
+        let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
+        self.send_last(id, chunk, clock);
+    }
+
+    pub(super) fn note_answer(&mut self, id: SessionId, answer: &Answer) {
+        if self.connection_log.is_some() {
+            self.note_ending(id, answer.status(), &answer.message(), Party::Server);
+        }
+    }
+
+    /// Closes an open session with a close frame.
+    pub(super) fn close(&mut self, id: SessionId, code: u16, reason: &str, clock: Clock) {
+        self.note_ending(id, code, reason, Party::Server);
+        self.counters.closes.closed(code);
+        self.close_with(id, code, reason, clock);
+    }
+
+    pub(super) fn close_with(&mut self, id: SessionId, code: u16, reason: &str, clock: Clock) {
+        let chunk = self
+            .pool
+            .fill(128, |out| frame::put_close(out, code, reason));
+        self.send_last(id, chunk, clock);
+    }
+}
+
+fn stopping() -> Answer {
+    Answer::unavailable("the server is stopping", RETRY_AFTER_S)
+}

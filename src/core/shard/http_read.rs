@@ -1,0 +1,307 @@
+//! What is answered without a WebSocket: looks at a workspace, pages, and what pages of other origins may do.
+
+use std::iter;
+use std::ops::Range;
+
+use smallvec::smallvec;
+
+use crate::core::contract::{Clock, Intent};
+use crate::core::fanout::outbox::Due;
+use crate::core::fanout::room::Room;
+use crate::core::fanout::window::Chunk;
+use crate::core::fanout::window_offset::WindowOffset;
+use crate::core::shard::Shard;
+use crate::core::shard::session::{Passage, Session, SessionId};
+use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind};
+use crate::limits::STALL_TIMEOUT_US;
+use crate::log::position::LogPosition;
+use crate::seq::Seq;
+use crate::wire::state;
+use crate::wire::upgrade::{Answer, ReadTarget, StateRequest, matches_tag};
+
+/// The header field of an answer about presence with the number of all users; the body may name
+/// fewer.
+const USER_COUNT: &str = "X-Total-Count";
+
+/// What a look shows, and the log position that must be visible before it may be shown.
+pub(super) struct Shown {
+    pub answer: Answer,
+    pub gate: LogPosition,
+    state: Option<ShownState>,
+    /// A body that several are sent.
+    shared: Option<Chunk>,
+}
+
+/// A state that is sent behind an answer.
+struct ShownState {
+    room_slot: u32,
+    snapshot: Snapshot,
+    /// Where it stands in the init message.
+    fields: Range<usize>,
+    connections: usize,
+}
+
+impl From<Answer> for Shown {
+    fn from(answer: Answer) -> Self {
+        Self {
+            answer,
+            gate: LogPosition::NONE,
+            state: None,
+            shared: None,
+        }
+    }
+}
+
+impl Shard {
+    /// Checks a request for a look, and gives it to the shard that owns the workspace.
+    pub(super) fn admit_http_read(
+        &mut self,
+        id: SessionId,
+        request: StateRequest,
+        clock: Clock,
+    ) -> Result<(), Answer> {
+        let head_only = request.head_only;
+        let allow_origin = self.allow_origin(request.origin.as_deref());
+        let intent = Intent::Read {
+            target: request.target,
+            allow_origin: allow_origin.clone(),
+            if_none_match: request.if_none_match,
+            head_only,
+        };
+        self.verified(request.token.as_deref(), clock)
+            .and_then(|_| self.pass_on(id, request.workspace, intent, clock))
+            .map_err(|refusal| for_allowed(refusal, allow_origin.as_deref()).for_method(head_only))
+    }
+
+    /// What a look shows.
+    pub(super) fn http_read(
+        &mut self,
+        target: ReadTarget,
+        workspace: &str,
+        if_none_match: Option<&str>,
+        head_only: bool,
+        clock: Clock,
+    ) -> Shown {
+        let room_slot = self.room_index.get(workspace).copied();
+        match target {
+            ReadTarget::State => self.read_state(room_slot, if_none_match, head_only, clock),
+            ReadTarget::Presence => self.read_presence(room_slot),
+        }
+    }
+
+    /// Who is in a room: a list of limited length, and how many there are in all.
+    fn read_presence(&mut self, room_slot: Option<u32>) -> Shown {
+        let room = room_slot.map(|slot| &mut self.rooms[slot as usize]);
+        let presence = room.and_then(|room| room.presence.as_mut());
+        let (text, count) = match presence {
+            None => (Chunk::new(b"[]".to_vec()), 0),
+            Some(presence) => {
+                let text = presence.text().unwrap_or_else(|| {
+                    let text = presence.encode();
+                    self.budget.add_shared(&text);
+                    text
+                });
+                // Who asks next is to find it, too.
+                self.kept_presence = Some(Chunk::clone(&text));
+                (text, presence.count())
+            }
+        };
+        let answer = Answer::json_start(Vec::new(), text.len())
+            .with("Cache-Control", "no-store")
+            .with(USER_COUNT, &count.to_string());
+        Shown {
+            shared: Some(text),
+            ..Shown::from(answer)
+        }
+    }
+
+    fn read_state(
+        &mut self,
+        room_slot: Option<u32>,
+        if_none_match: Option<&str>,
+        head_only: bool,
+        clock: Clock,
+    ) -> Shown {
+        let room = room_slot.map(|slot| &self.rooms[slot as usize]);
+        let (seq, gate) = room.map_or((Seq::NONE, LogPosition::NONE), |room| {
+            (room.workspace.seq(), room.gate())
+        });
+        let tag = self.entity_tag(seq);
+        let mut shown = if if_none_match.is_some_and(|list| matches_tag(list, &tag)) {
+            Shown::from(Answer::not_modified())
+        } else if let Some(room_slot) = room_slot {
+            match self.state_of(room_slot, head_only, clock) {
+                Ok(shown) => shown,
+                Err(refusal) => return Shown::from(refusal),
+            }
+        } else {
+            let mut body = Vec::new();
+            state::put_http_state(&mut body, iter::empty(), Seq::NONE, 0);
+            Shown::from(Answer::json(body))
+        };
+        shown.gate = gate;
+        shown.answer = shown
+            .answer
+            .with("ETag", &tag)
+            .with("Cache-Control", "no-cache");
+        shown
+    }
+
+    /// Returns the entity tag of a workspace's state at this seq.
+    ///
+    /// A seq is given again to another op when the server starts on a restored copy of its log, and
+    /// when a shard rebuilds its state from a log that has lost what `interval` and `none` had
+    /// already shown. So the tag also names the start, by a random id, and counts the rebuilds
+    /// since. It is weak, because the number of connections changes without the state.
+    fn entity_tag(&self, seq: Seq) -> String {
+        let (start_id, rebuilds_count) = (self.config.start_id, self.rebuilds_count);
+        format!("W/\"{start_id:016x}.{rebuilds_count}.{seq}\"")
+    }
+
+    /// The state of a room; of one that is only asked for its head, how long it is.
+    fn state_of(&mut self, room_slot: u32, head_only: bool, clock: Clock) -> Result<Shown, Answer> {
+        let Room {
+            workspace, members, ..
+        } = &self.rooms[room_slot as usize];
+        let (connections, fields) = (members.len(), workspace.init_fields());
+        let shared_bytes = fields.len() + workspace.stamps_bytes();
+        let mut start = Vec::new();
+        state::put_http_state_start(&mut start);
+        let own_bytes = state::http_state_ends_bytes(connections) - start.len();
+        let answer = Answer::json_start(start, shared_bytes + own_bytes);
+        let state = if head_only {
+            None
+        } else {
+            Some(ShownState {
+                room_slot,
+                snapshot: self.snapshot(room_slot, SnapshotKind::HttpRead, clock)?,
+                fields,
+                connections,
+            })
+        };
+        Ok(Shown {
+            state,
+            ..Shown::from(answer)
+        })
+    }
+
+    /// Shows it.
+    pub(super) fn show(&mut self, id: SessionId, shown: Shown, clock: Clock) {
+        let Shown {
+            answer,
+            gate,
+            state,
+            shared,
+        } = shown;
+        let timestamps = state
+            .as_ref()
+            .map(|state| state.snapshot.timestamps.clone());
+        let due = Due {
+            at: WindowOffset::START,
+            gate,
+            awaits: timestamps.flatten(),
+        };
+        self.answer_due(id, &answer, due.clone(), clock);
+        if let Some(shared) = shared.filter(|_| answer.has_body()) {
+            let outbox = &mut self.sessions[id].outbox;
+            outbox.push_shared(shared, due, &mut self.pool);
+            return self.weigh(id);
+        }
+        let Some(ShownState {
+            room_slot,
+            snapshot,
+            fields,
+            connections,
+        }) = state
+        else {
+            return;
+        };
+        let pool = &mut self.pool;
+        let end = pool.fill(32, |out| state::put_http_state_end(out, connections));
+        let Session {
+            outbox, passage, ..
+        } = &mut self.sessions[id];
+        let Snapshot {
+            init, timestamps, ..
+        } = snapshot;
+        let timestamps = timestamps.expect("a snapshot for a read over HTTP has timestamps");
+        let both = smallvec![init.clone(), timestamps.clone()];
+        *passage = Some(Box::new(Passage::new(room_slot, both)));
+        outbox.push_state(init, fields, due.clone(), pool);
+        let all = 0..timestamps.bytes();
+        outbox.push_state(timestamps, all, due.clone(), pool);
+        outbox.push_due(end, due, pool);
+        self.weigh(id);
+    }
+
+    /// Sends a page that was made for a session.
+    pub(super) fn paged(&mut self, id: SessionId, answer: Answer, clock: Clock) {
+        let Some(session) = self.sessions.get_mut(id) else {
+            return;
+        };
+        let answer = answer.for_method(session.head_only);
+        self.answer_gated(id, &answer, LogPosition::NONE, clock);
+    }
+
+    /// Answers a request, once `gate` is visible, with what may be long.
+    pub(super) fn answer_gated(
+        &mut self,
+        id: SessionId,
+        answer: &Answer,
+        gate: LogPosition,
+        clock: Clock,
+    ) {
+        let due = Due {
+            at: WindowOffset::START,
+            gate,
+            awaits: None,
+        };
+        self.answer_due(id, answer, due, clock);
+    }
+
+    fn answer_due(&mut self, id: SessionId, answer: &Answer, due: Due, clock: Clock) {
+        self.note_answer(id, answer);
+        self.counters.responses.answered(answer.status());
+        let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
+        self.begin_closing(id, clock);
+        let outbox = &mut self.sessions[id].outbox;
+        outbox.push_due(chunk, due, &mut self.pool);
+        self.weigh(id);
+        let session = &mut self.sessions[id];
+        session.ends_long = true;
+        session.deadline_us = clock.now_us + STALL_TIMEOUT_US;
+        self.reschedule(id, clock);
+    }
+
+    /// Whether pages of this origin may connect and read.
+    pub(super) fn is_allowed(&self, origin: &str) -> bool {
+        let allowed = &self.config.origins;
+        allowed.is_empty() || allowed.iter().any(|allowed| allowed == origin)
+    }
+
+    /// What `Access-Control-Allow-Origin` says to a page of this origin (the Fetch standard, "CORS protocol").
+    fn allow_origin(&self, origin: Option<&str>) -> Option<String> {
+        if self.config.origins.is_empty() {
+            return Some("*".to_owned());
+        }
+        origin
+            .filter(|origin| self.is_allowed(origin))
+            .map(str::to_owned)
+    }
+
+    pub(super) fn for_origin(&self, answer: Answer, origin: Option<&str>) -> Answer {
+        for_allowed(answer, self.allow_origin(origin).as_deref())
+    }
+}
+
+/// The answer, readable for pages of that origin; without one, for those of the server's own alone.
+pub(super) fn for_allowed(answer: Answer, allow_origin: Option<&str>) -> Answer {
+    // A cache must not show one origin what was said to another.
+    let answer = answer.with("Vary", "Origin");
+    match allow_origin {
+        Some(origin) => answer
+            .with("Access-Control-Allow-Origin", origin)
+            .with("Access-Control-Expose-Headers", "ETag, X-Total-Count"),
+        None => answer,
+    }
+}

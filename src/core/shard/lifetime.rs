@@ -1,0 +1,326 @@
+//! The times of a session: pings, silence, stalls, expiry; closing, aborting, and the drain of a stop.
+
+use crate::core::contract::{Clock, Output};
+use crate::core::fanout::window::Chunk;
+use crate::core::fanout::window_offset::WindowOffset;
+use crate::core::shard::session::{Session, SessionId, State};
+use crate::core::shard::{Drain, Shard};
+use crate::limits::{LINGER_US, STALL_LINGER_US, STALL_TIMEOUT_US};
+use crate::log::position::LogPosition;
+use crate::wire::frame::{self, Decoder};
+use crate::wire::upgrade::Answer;
+
+/// RFC 6455 section 7.4.1: the server goes away, or gives a silent client up.
+const GOING_AWAY: u16 = 1001;
+/// The IANA registry of close codes: "Try Again Later".
+pub(super) const TRY_AGAIN_LATER: u16 = 1013;
+/// RFC 6455 section 7.4.1: "a message that violates its policy".
+const POLICY_VIOLATION: u16 = 1008;
+/// protocol.md: the token of a live connection has expired.
+const TOKEN_EXPIRED: u16 = 4001;
+
+impl Shard {
+    /// Looks at a session when its next deadline comes.
+    pub(super) fn reschedule(&mut self, id: SessionId, clock: Clock) {
+        let ping_interval_us = self.config.ping_interval_us;
+        if let Some(session) = self.sessions.get_mut(id) {
+            let at_us = next_deadline_us(session, ping_interval_us, clock);
+            self.sessions.schedule(id, at_us);
+        }
+    }
+
+    pub(super) fn expire_timers(&mut self, clock: Clock) {
+        while let Some(id) = self.sessions.next_due(clock.now_us) {
+            self.check_deadlines(id, clock);
+        }
+    }
+
+    fn check_deadlines(&mut self, id: SessionId, clock: Clock) {
+        let silence_us = silence_us(self.config.ping_interval_us);
+        let session = &mut self.sessions[id];
+        let past = |at_us: u64| at_us <= clock.now_us;
+        match session.state() {
+            State::Handshake if past(session.deadline_us) => {
+                self.answer(id, &Answer::request_timeout(), clock);
+            }
+            State::Waiting if past(session.deadline_us) => self.give_up_waiting(id, clock),
+            State::Closing if past(session.deadline_us) => {
+                let stalled_us = session.last_progress_us + STALL_TIMEOUT_US;
+                if session.ends_long && session.sending && !past(stalled_us) {
+                    session.deadline_us = stalled_us;
+                    self.reschedule(id, clock);
+                } else {
+                    self.abort(id);
+                }
+            }
+            State::Handshake | State::Waiting | State::Closing => self.reschedule(id, clock),
+            State::Open { .. } => {
+                if session.expires_at_us <= clock.unix_us {
+                    self.close(id, TOKEN_EXPIRED, "token expired", clock);
+                } else if past(session.deadline_us) {
+                    self.close(id, GOING_AWAY, "the server is stopping", clock);
+                } else if session.sending && past(session.last_progress_us + STALL_TIMEOUT_US) {
+                    self.close(id, TRY_AGAIN_LATER, "the client reads too slowly", clock);
+                    self.sessions[id].deadline_us = clock.now_us + STALL_LINGER_US;
+                    self.reschedule(id, clock);
+                } else if past(session.message_deadline_us()) {
+                    self.counters.given_up_messages += 1;
+                    self.close(id, POLICY_VIOLATION, "a message took too long", clock);
+                } else if session.is_read() && past(session.last_received_us + silence_us) {
+                    self.close(id, GOING_AWAY, "no sign of life", clock);
+                } else {
+                    self.ping_if_due(id, clock);
+                    self.reschedule(id, clock);
+                }
+            }
+        }
+    }
+
+    fn ping_if_due(&mut self, id: SessionId, clock: Clock) {
+        let session = &mut self.sessions[id];
+        if session.next_ping_us <= clock.now_us {
+            session.next_ping_us = clock.now_us + self.config.ping_interval_us;
+            (session.owes_pong, session.empty_frames) = (true, 0);
+            self.reply(id, 2, frame::put_ping);
+        }
+    }
+
+    /// Queues the last bytes of a session: behind what is visible and queued already.
+    pub(super) fn send_last(&mut self, id: SessionId, chunk: Chunk, clock: Clock) {
+        let is_closing = |session: &Session| session.state() == State::Closing;
+        if self.sessions.get(id).is_none_or(is_closing) {
+            return;
+        }
+        self.leave_room(id);
+        self.queue_last(id, chunk, LogPosition::NONE, clock);
+    }
+
+    /// The same for a session that stands in no room any more, once `gate` is visible.
+    pub(super) fn queue_last(
+        &mut self,
+        id: SessionId,
+        chunk: Chunk,
+        gate: LogPosition,
+        clock: Clock,
+    ) {
+        self.begin_closing(id, clock);
+        let outbox = &mut self.sessions[id].outbox;
+        outbox.push(chunk, WindowOffset::START, gate, &mut self.pool);
+        self.weigh(id);
+    }
+
+    /// A session that stands in no room any more is sent what is visible, and what is queued next, and is closed then.
+    pub(super) fn begin_closing(&mut self, id: SessionId, clock: Clock) {
+        self.keeps_its_place(id);
+        let visible_position = self.visible_position;
+        self.enter_closing(id);
+        let session = &mut self.sessions[id];
+        session.unparsed = Vec::new();
+        session.decoder = Decoder::new();
+        session.outbox.leave(visible_position, &mut self.pool);
+        session.deadline_us = clock.now_us + LINGER_US;
+        self.sessions.schedule(id, clock.now_us + LINGER_US);
+        // What still comes in is read and dropped: bytes left unread would make the kernel reset
+        // the connection, and the peer might lose the last ones that it was sent.
+        self.receive_queue.push(id);
+        self.weigh(id);
+        self.enqueue(id);
+    }
+
+    /// The last byte is out: closes the sending side, and all of it if the peer has closed its own.
+    pub(super) fn finish(&mut self, id: SessionId) {
+        if self.sessions[id].finish() {
+            self.is_answered(id);
+            self.outputs.push_back(Output::Finish(id));
+        } else {
+            self.abort(id);
+        }
+    }
+
+    /// Ends a connection at once. Its slot is free when nothing of it is in flight.
+    pub(super) fn abort(&mut self, id: SessionId) {
+        self.leave_room(id);
+        if self.sessions.get(id).is_none_or(Session::is_gone) {
+            return;
+        }
+        self.keeps_its_place(id);
+        self.enter_closing(id);
+        let session = &mut self.sessions[id];
+        session.outbox.drop_all(&mut self.pool);
+        session.unparsed = Vec::new();
+        session.decoder = Decoder::new();
+        session.passage = None;
+        let was_open = session.abort();
+        self.weigh(id);
+        let session = &self.sessions[id];
+        if !session.sending && !session.receiving {
+            self.retire(id);
+            self.outputs.push_back(Output::Close(id));
+        } else if was_open {
+            self.outputs.push_back(Output::Abort(id));
+        }
+    }
+
+    /// A session is over: nothing of it is in flight, and nothing must be started for it.
+    pub(super) fn retire(&mut self, id: SessionId) {
+        self.enter_closing(id);
+        if let Some(journal) = &mut self.connection_log
+            && let Some(note) = journal.end(id)
+        {
+            self.outputs.push_back(Output::Note(id, Box::new(note)));
+        }
+        self.sessions.retire(id);
+    }
+
+    /// Moves a session that is in no room on to its end, with the request that it may have waited
+    /// with.
+    fn enter_closing(&mut self, id: SessionId) {
+        let session = &self.sessions[id];
+        if session.state() == State::Waiting {
+            self.waiting.remove(&session.number);
+        }
+        self.sessions.enter(id, State::Closing);
+    }
+
+    fn leave_room(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(id) else {
+            return;
+        };
+        let State::Open {
+            room: room_slot,
+            member,
+        } = session.state()
+        else {
+            return;
+        };
+        self.sessions.enter(id, State::Closing);
+        let room = &mut self.rooms[room_slot as usize];
+        if let Some(user) = self.sessions.take_user(id) {
+            room.user_left(&user);
+        }
+        room.members.swap_remove(member as usize);
+        if let Some(moved) = room.members.get(member as usize) {
+            let (moved, _) = self.sessions.at(*moved);
+            let state = State::Open {
+                room: room_slot,
+                member,
+            };
+            self.sessions.enter(moved, state);
+        }
+        if room.members.is_empty() && room.workspace.is_untouched() {
+            let room = self.rooms.remove(room_slot as usize);
+            self.snapshots.forget_room(room_slot);
+            self.room_index.remove(room.workspace.id());
+        } else {
+            self.touch(room_slot);
+        }
+    }
+
+    /// Begins a stop: no one new comes in, and those who are here are closed one after another.
+    pub(super) fn start_drain(&mut self, clock: Clock) {
+        let (first, total_us) = match self.drain {
+            Drain::No => (true, self.config.drain_us),
+            _ => (false, 0),
+        };
+        if first || matches!(self.drain, Drain::Closing { .. }) {
+            self.drain = Drain::Closing {
+                deadline_us: clock.now_us + total_us.max(LINGER_US),
+            };
+        }
+        let open = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.is_open());
+        let ids: Vec<SessionId> = open.map(|(id, _)| id).collect();
+        // The last quarter is for the closing handshakes.
+        let spread_us = total_us / 4 * 3;
+        for (place, id) in ids.iter().enumerate() {
+            let delay_us = spread_us * place as u64 / ids.len() as u64;
+            self.sessions[*id].deadline_us = clock.now_us + delay_us;
+            self.reschedule(*id, clock);
+        }
+    }
+
+    /// Goes on with a stop: when everybody is gone the log is synced and sealed.
+    pub(super) fn go_on_draining(&mut self, clock: Clock) {
+        match self.drain {
+            Drain::No | Drain::Sealed => {}
+            Drain::Closing { deadline_us } => {
+                if deadline_us <= clock.now_us {
+                    self.abort_all();
+                }
+                let is_empty = self.sessions.is_empty();
+                if is_empty && self.commit.is_failed() && self.commit.is_quiet() {
+                    self.drained();
+                } else if is_empty && self.commit.is_settled() {
+                    let step = self.commit.seal(clock.now_us);
+                    self.push_step(step);
+                    self.drain = Drain::Sealing;
+                } else if is_empty && let Some(step) = self.commit.settle(clock.now_us) {
+                    self.push_step(step);
+                }
+            }
+            Drain::Sealing => {
+                if self.commit.is_settled() || self.commit.is_failed() {
+                    self.drained();
+                } else if let Some(step) = self.commit.settle(clock.now_us) {
+                    self.push_step(step);
+                }
+            }
+        }
+    }
+
+    fn drained(&mut self) {
+        self.drain = Drain::Sealed;
+        self.outputs.push_back(Output::Drained);
+    }
+
+    fn abort_all(&mut self) {
+        let ids: Vec<SessionId> = self.sessions.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            self.abort(id);
+        }
+    }
+}
+
+impl Session {
+    /// Whether its socket is being read, so that silence means something.
+    fn is_read(&self) -> bool {
+        self.receiving
+    }
+}
+
+/// No sign of life for two intervals and a half: the client is gone.
+fn silence_us(ping_interval_us: u64) -> u64 {
+    ping_interval_us * 5 / 2
+}
+
+fn next_deadline_us(session: &Session, ping_interval_us: u64, clock: Clock) -> u64 {
+    if !session.is_open() {
+        return session.deadline_us;
+    }
+    let expires_us = clock
+        .now_us
+        .saturating_add(session.expires_at_us.saturating_sub(clock.unix_us));
+    let silent_us = session
+        .is_read()
+        .then(|| session.last_received_us + silence_us(ping_interval_us));
+    // A send may begin and stall at any time from now on.
+    let stall_us = if session.sending {
+        session.last_progress_us
+    } else {
+        clock.now_us
+    } + STALL_TIMEOUT_US;
+    [
+        Some(session.next_ping_us),
+        Some(session.deadline_us),
+        Some(stall_us),
+        Some(expires_us),
+        Some(session.message_deadline_us()),
+        silent_us,
+    ]
+    .into_iter()
+    .flatten()
+    .min()
+    .expect("there is a deadline")
+}

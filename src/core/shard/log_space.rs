@@ -1,0 +1,264 @@
+//! How long a shard's log may become, and how full its disk: who waits for compaction, and which ops are refused.
+//!
+//! A log of overwrites grows as fast as clients write, and becomes short again as fast as compaction works. So
+//! between two marks, both relative to what is live, the workspaces that write much are slowed down to what
+//! compaction sustains; at the second they wait. A workspace that writes little goes on up to a third mark.
+//!
+//! ```text
+//!   0 ──── compaction begins ──── slow ═══ rate falls to 0 ═══ full ─── light writers only ─── stop
+//! ```
+//!
+//! Why a shard that waits always gets on: what is measured here, less one segment that is not closed, is what makes
+//! a compaction due ([`crate::limits`] has the assertion), and a whole compaction leaves hardly more than the
+//! reference. Where compaction cannot work, nobody waits for it ([`LogSize::is_compacted`]): the log grows until the disk
+//! is nearly full, and ops are refused then.
+
+use std::collections::VecDeque;
+
+use crate::limits::{
+    LIGHT_BURST_BYTES, LIGHT_BYTES_PER_SECOND, LOG_BURST_BYTES, LOG_BYTES_PER_SECOND,
+    LOG_FULL_PERCENT, LOG_SLOW_PERCENT, LOG_STOP_PERCENT, SECOND_US,
+};
+use crate::log::position::LogPosition;
+use crate::log::record::{self, Op};
+
+/// The log of a shard, as whoever compacts it has measured it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogSize {
+    /// The segment that was open: all before it in the shard's folder was measured.
+    pub open_index: u64,
+    /// The length of those segments.
+    pub closed_bytes: u64,
+    /// What a compaction would leave of them, as far as that is known. It may be more than is live in the shard: after
+    /// a start with another number of shards, its folder holds ops of others, too.
+    pub kept_bytes: u64,
+    /// Compaction works. Where it does not, waiting for it would never end.
+    pub is_compacted: bool,
+    /// The log position up to which the disk has room for this shard's log.
+    pub room_end: LogPosition,
+}
+
+impl LogSize {
+    /// Before anything was measured: no limit.
+    pub const UNKNOWN: Self = Self::unmeasured(LogPosition::MAX);
+
+    /// Before the log was measured: the log position up to which the disk has room, if anything.
+    #[must_use]
+    pub const fn unmeasured(room_end: LogPosition) -> Self {
+        Self {
+            open_index: 0,
+            closed_bytes: 0,
+            kept_bytes: 0,
+            is_compacted: false,
+            room_end,
+        }
+    }
+}
+
+/// The lengths of a log at which something changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marks {
+    /// From here on workspaces that write much are slowed down,
+    pub slow_bytes: u64,
+    /// from here on they wait,
+    pub full_bytes: u64,
+    /// and from here on all writers do.
+    pub stop_bytes: u64,
+}
+
+impl Marks {
+    /// Of a log of which so much is live, and which may have `spare_bytes` besides.
+    #[must_use]
+    pub fn new(live_bytes: u64, spare_bytes: u64) -> Self {
+        let mark = |percent: u64, spares: u64| {
+            let live = u128::from(live_bytes) * u128::from(percent) / 100;
+            let live = u64::try_from(live).unwrap_or(u64::MAX);
+            live.saturating_add(spares.saturating_mul(spare_bytes))
+        };
+        Self {
+            slow_bytes: mark(LOG_SLOW_PERCENT, 1),
+            full_bytes: mark(LOG_FULL_PERCENT, 2),
+            stop_bytes: mark(LOG_STOP_PERCENT, 3),
+        }
+    }
+
+    fn level(self, bytes: u64) -> Level {
+        if bytes < self.slow_bytes {
+            Level::Free
+        } else if bytes < self.full_bytes {
+            let (left, range) = (self.full_bytes - bytes, self.full_bytes - self.slow_bytes);
+            // In thousandths, so that its square fits.
+            let share = u128::from(left) * 1000 / u128::from(range);
+            let rate = u128::from(LOG_BYTES_PER_SECOND) * share * share / 1_000_000;
+            Level::Slow {
+                bytes_per_second: u64::try_from(rate).expect("at most LOG_BYTES_PER_SECOND"),
+            }
+        } else if bytes < self.stop_bytes {
+            Level::Slow {
+                bytes_per_second: 0,
+            }
+        } else {
+            Level::Stopped
+        }
+    }
+}
+
+/// Who may write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    /// Everybody.
+    Free,
+    /// Who writes little; all others together no more than this.
+    Slow { bytes_per_second: u64 },
+    /// Nobody.
+    Stopped,
+}
+
+/// What a workspace has written lately beside the rate that all such workspaces share.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Allowance {
+    /// Of [`LIGHT_BURST_BYTES`], times [`SECOND_US`]; it leaks at [`LIGHT_BYTES_PER_SECOND`].
+    used: u64,
+    at_us: u64,
+}
+
+impl Allowance {
+    fn has_room(&mut self, now_us: u64) -> bool {
+        let passed_us = now_us.saturating_sub(self.at_us);
+        self.at_us = self.at_us.max(now_us);
+        let leaked = passed_us.saturating_mul(LIGHT_BYTES_PER_SECOND);
+        self.used = self.used.saturating_sub(leaked);
+        self.used < LIGHT_BURST_BYTES * SECOND_US
+    }
+}
+
+/// How full the log of a shard is, and its disk.
+#[derive(Debug)]
+pub struct LogSpace {
+    spare_bytes: u64,
+    size: LogSize,
+    /// The segments that were closed since it was measured, with their lengths.
+    closed_since: VecDeque<(u64, u64)>,
+    /// What the limit is measured against, and the limit, when that was looked at last.
+    log_bytes: u64,
+    marks: Marks,
+    level: Level,
+    /// What all workspaces that write much may write now, times [`SECOND_US`]. Below zero where one of them wrote more.
+    tokens: i64,
+    at_us: u64,
+}
+
+impl LogSpace {
+    /// Of a shard whose log may have `spare_bytes` beside what is relative to its live data.
+    #[must_use]
+    pub fn new(spare_bytes: u64) -> Self {
+        Self {
+            spare_bytes,
+            size: LogSize::UNKNOWN,
+            closed_since: VecDeque::new(),
+            log_bytes: 0,
+            marks: Marks::new(0, spare_bytes),
+            level: Level::Free,
+            tokens: 0,
+            at_us: 0,
+        }
+    }
+
+    /// Takes that a segment of this length was closed.
+    pub fn closed(&mut self, index: u64, bytes: u64) {
+        if index >= self.size.open_index {
+            self.closed_since.push_back((index, bytes));
+        }
+    }
+
+    /// Takes a measurement.
+    pub fn measured(&mut self, size: LogSize) {
+        self.size = size;
+        while let Some((index, _)) = self.closed_since.front()
+            && *index < size.open_index
+        {
+            self.closed_since.pop_front();
+        }
+    }
+
+    /// Looks at it again, once in each turn. Of the open segment `open_bytes` are counted.
+    pub fn update(&mut self, open_bytes: u64, live_bytes: u64, now_us: u64) {
+        let closed_since: u64 = self.closed_since.iter().map(|(_, bytes)| bytes).sum();
+        self.log_bytes = self.size.closed_bytes + closed_since + open_bytes;
+        self.marks = Marks::new(live_bytes.max(self.size.kept_bytes), self.spare_bytes);
+        let was_free = self.level == Level::Free;
+        self.level = if self.size.is_compacted {
+            self.marks.level(self.log_bytes)
+        } else {
+            Level::Free
+        };
+        if let Level::Slow { bytes_per_second } = self.level {
+            let passed_us = now_us.saturating_sub(self.at_us).min(SECOND_US);
+            let passed_us = if was_free { SECOND_US } else { passed_us };
+            let gained = i64::try_from(passed_us * bytes_per_second).expect("2^28 times 10^6");
+            self.tokens = (self.tokens + gained).min(BURST_TOKENS);
+        }
+        self.at_us = self.at_us.max(now_us);
+    }
+
+    /// Whether everybody may write.
+    #[must_use]
+    pub fn is_free(&self) -> bool {
+        self.level == Level::Free
+    }
+
+    /// Whether somebody who waits may be able to write without a new measurement.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.level == Level::Stopped
+    }
+
+    /// Whether a workspace may write now.
+    #[must_use]
+    pub fn may_write(&self, allowance: &mut Allowance, now_us: u64) -> bool {
+        match self.level {
+            Level::Free => true,
+            Level::Slow { .. } => self.tokens > 0 || allowance.has_room(now_us),
+            Level::Stopped => false,
+        }
+    }
+
+    /// Takes an op that a workspace has written.
+    pub fn wrote(&mut self, allowance: &mut Allowance, op: &Op<'_>, now_us: u64) {
+        if self.level != Level::Free {
+            self.charge(allowance, record::op_bytes(op) as u64, now_us);
+        }
+    }
+
+    fn charge(&mut self, allowance: &mut Allowance, bytes: u64, now_us: u64) {
+        if allowance.has_room(now_us) {
+            allowance.used += bytes * SECOND_US;
+        } else {
+            self.tokens -= i64::try_from(bytes * SECOND_US).expect("a message is below 2^32 bytes");
+        }
+    }
+
+    /// Whether the disk has no room for a log that ends at this position.
+    #[must_use]
+    pub fn is_disk_full(&self, position: LogPosition) -> bool {
+        position >= self.size.room_end
+    }
+
+    /// The length of the log that the limit is for.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        self.log_bytes
+    }
+
+    /// The limit.
+    #[must_use]
+    pub fn stop_bytes(&self) -> u64 {
+        self.marks.stop_bytes
+    }
+}
+
+#[expect(clippy::cast_possible_wrap, reason = "2^20 times 10^6")]
+const BURST_TOKENS: i64 = (LOG_BURST_BYTES * SECOND_US) as i64;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,427 @@
+//! What a shard holds for single sessions: messages and request heads that are not whole yet, and
+//! answers until their last byte is sent.
+//!
+//! One budget covers all of it, so no kind of client can take memory that nobody counts. Bytes that
+//! several sessions are sent, a correction or a list of users, count once, for as long as they are
+//! alive. Each session is exempt up to [`SESSION_BYTES_SPARED`], and with no more than that it is
+//! never evicted: a client with small messages does not notice what others do.
+//!
+//! Over the budget, [`SessionBudget::next_to_evict`] names the session to evict. Sessions are in
+//! size classes, each of twice the size of the one before. The largest class comes first, and in it
+//! the session that has been in it for longest. So the choice depends on nothing but the past, and
+//! costs the same for ten sessions and for ten thousand.
+//!
+//! The memory of a connection that was shut down comes back when the kernel has ended its send. It
+//! is *being freed*: it does not count, and no other session is evicted for it.
+
+use std::rc::{Rc, Weak};
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+use crate::core::fanout::shared_chunks::SharedChunks;
+use crate::core::fanout::window::Chunk;
+use crate::limits::SESSION_BYTES_SPARED;
+use crate::seq::Seq;
+
+/// No session: the end of a list.
+const NONE: u32 = u32::MAX;
+/// One class for each bit length of a size.
+const SIZE_CLASSES: usize = usize::BITS as usize + 1;
+
+/// The memory that a session holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct SessionMemory {
+    /// Memory for itself.
+    pub own_bytes: usize,
+    /// Memory that other sessions may hold too.
+    pub shared_bytes: usize,
+    /// The part of it that is unused capacity. It counts, but does not put the session into a
+    /// larger class: else a message that grows, in memory that doubles, would be evicted before one
+    /// of the same length that has stopped.
+    pub spare_bytes: usize,
+    /// Its connection was shut down.
+    pub is_being_freed: bool,
+}
+
+impl SessionMemory {
+    fn bytes(self) -> usize {
+        self.own_bytes + self.shared_bytes
+    }
+
+    /// Whether it is so little that the session is never evicted and need not be tracked.
+    pub fn is_exempt(self) -> bool {
+        self.bytes() <= SESSION_BYTES_SPARED
+    }
+
+    fn charged_bytes(self) -> usize {
+        if self.is_being_freed {
+            return 0;
+        }
+        self.own_bytes.saturating_sub(SESSION_BYTES_SPARED)
+    }
+
+    /// Returns the shared bytes that do not count because they are being freed.
+    fn freed_shared_bytes(self) -> usize {
+        if self.is_being_freed && !self.is_exempt() {
+            self.shared_bytes
+        } else {
+            0
+        }
+    }
+
+    fn size_class(self) -> usize {
+        let used_bytes = self.bytes() - self.spare_bytes;
+        (usize::BITS - used_bytes.leading_zeros()) as usize
+    }
+
+    fn may_be_evicted(self) -> bool {
+        !self.is_being_freed && !self.is_exempt()
+    }
+}
+
+/// A session that holds more than is exempt, and its neighbours in the list of its size class.
+#[derive(Debug, Clone, Copy)]
+struct TrackedSession {
+    memory: SessionMemory,
+    older: u32,
+    newer: u32,
+}
+
+impl TrackedSession {
+    const EMPTY: Self = Self {
+        memory: SessionMemory {
+            own_bytes: 0,
+            shared_bytes: 0,
+            spare_bytes: 0,
+            is_being_freed: false,
+        },
+        older: NONE,
+        newer: NONE,
+    };
+}
+
+/// The sessions of a size class, in the order in which they came into it.
+#[derive(Debug, Clone, Copy)]
+struct SizeClass {
+    oldest: u32,
+    newest: u32,
+}
+
+impl SizeClass {
+    const EMPTY: Self = Self {
+        oldest: NONE,
+        newest: NONE,
+    };
+}
+
+/// Names a frame that several sessions are sent: by the slot of its room and the seq of its entry.
+pub(super) type SharedFrameKey = (u32, Seq);
+
+/// The budget of a shard's sessions.
+///
+/// Invariant: `charged_bytes` is the sum over all tracked sessions, and a session is in the list of
+/// its size class if and only if it may be evicted.
+pub(super) struct SessionBudget {
+    bytes_max: usize,
+    /// By the slots of the sessions.
+    tracked: Vec<TrackedSession>,
+    size_classes: [SizeClass; SIZE_CLASSES],
+    charged_bytes: usize,
+    /// The memory of messages and heads that are not whole yet, of all sessions.
+    unfinished_bytes: usize,
+    /// An upper bound on the shared bytes that are being freed: several sessions may hold the same.
+    freed_shared_bytes: usize,
+    shared: SharedChunks,
+    /// The frames among `shared`.
+    frames: HashMap<SharedFrameKey, Weak<Vec<u8>>, FixedState>,
+}
+
+impl SessionBudget {
+    /// Returns an empty budget of `bytes_max`.
+    pub fn new(bytes_max: usize) -> Self {
+        Self {
+            bytes_max,
+            tracked: Vec::new(),
+            size_classes: [SizeClass::EMPTY; SIZE_CLASSES],
+            charged_bytes: 0,
+            unfinished_bytes: 0,
+            freed_shared_bytes: 0,
+            shared: SharedChunks::default(),
+            frames: HashMap::with_hasher(FixedState::with_seed(0)),
+        }
+    }
+
+    // ---- sessions ----
+
+    /// Updates what the session in a slot holds. Returns whether it is tracked from now on: only
+    /// then must the next change be passed in, too, however little it leaves.
+    pub fn update(&mut self, slot: u32, memory: SessionMemory) -> bool {
+        let index = slot as usize;
+        if index >= self.tracked.len() {
+            if memory.is_exempt() {
+                return false;
+            }
+            self.tracked.resize(index + 1, TrackedSession::EMPTY);
+        }
+        let before = self.tracked[index].memory;
+        self.charged_bytes += memory.charged_bytes();
+        self.charged_bytes -= before.charged_bytes();
+        self.freed_shared_bytes += memory.freed_shared_bytes();
+        self.freed_shared_bytes -= before.freed_shared_bytes();
+        // Within its class a session keeps its place, so that growing does not make it newer.
+        let is_moved = before.size_class() != memory.size_class()
+            || before.may_be_evicted() != memory.may_be_evicted();
+        if before.may_be_evicted() && is_moved {
+            self.unlink(slot);
+        }
+        self.tracked[index].memory = memory;
+        if memory.may_be_evicted() && is_moved {
+            self.link(slot);
+        }
+        !memory.is_exempt()
+    }
+
+    /// Updates the memory of a message or head that is not whole yet.
+    pub fn update_unfinished(&mut self, before_bytes: usize, bytes: usize) {
+        self.unfinished_bytes += bytes;
+        self.unfinished_bytes -= before_bytes;
+    }
+
+    /// Returns the memory of messages and heads that are not whole yet.
+    pub fn unfinished_bytes(&self) -> usize {
+        self.unfinished_bytes
+    }
+
+    /// Returns the slot of the session to be evicted first.
+    pub fn next_to_evict(&self) -> Option<u32> {
+        let largest_first = self.size_classes.iter().rev();
+        let mut oldest = largest_first.map(|class| class.oldest);
+        oldest.find(|oldest| *oldest != NONE)
+    }
+
+    /// Forgets all sessions: what each of them holds is to be passed in again. The bytes that
+    /// several are sent still count.
+    pub fn forget_sessions(&mut self) {
+        self.tracked.clear();
+        self.size_classes = [SizeClass::EMPTY; SIZE_CLASSES];
+        (self.charged_bytes, self.freed_shared_bytes) = (0, 0);
+        self.unfinished_bytes = 0;
+    }
+
+    fn link(&mut self, slot: u32) {
+        let class = &mut self.size_classes[self.tracked[slot as usize].memory.size_class()];
+        let older = std::mem::replace(&mut class.newest, slot);
+        match older {
+            NONE => class.oldest = slot,
+            older => self.tracked[older as usize].newer = slot,
+        }
+        let session = &mut self.tracked[slot as usize];
+        (session.older, session.newer) = (older, NONE);
+    }
+
+    fn unlink(&mut self, slot: u32) {
+        let TrackedSession {
+            memory,
+            older,
+            newer,
+        } = self.tracked[slot as usize];
+        let class = &mut self.size_classes[memory.size_class()];
+        match older {
+            NONE => class.oldest = newer,
+            older => self.tracked[older as usize].newer = newer,
+        }
+        match newer {
+            NONE => class.newest = older,
+            newer => self.tracked[newer as usize].older = older,
+        }
+    }
+
+    // ---- bytes that several sessions are sent ----
+
+    /// Returns the frame with this name, if any session still holds it.
+    pub fn frame(&self, key: SharedFrameKey) -> Option<Chunk> {
+        self.frames.get(&key)?.upgrade()
+    }
+
+    /// Adds the frame with this name, which was just encoded.
+    pub fn add_frame(&mut self, key: SharedFrameKey, frame: &Chunk) {
+        self.add_shared(frame);
+        // At most twice as many names as chunks that may be alive: a name costs far less than its
+        // frame, and taking the dead ones out is paid for by those that were added.
+        if self.frames.len() >= 2 * self.shared.len() {
+            self.frames.retain(|_, frame| frame.strong_count() > 0);
+        }
+        self.frames.insert(key, Rc::downgrade(frame));
+    }
+
+    /// Adds bytes that several sessions may be sent.
+    pub fn add_shared(&mut self, chunk: &Chunk) {
+        self.shared.add(chunk);
+    }
+
+    /// Forgets the names of frames: from now on the slots are those of other rooms.
+    pub fn forget_frames(&mut self) {
+        self.frames.clear();
+    }
+
+    /// Looks at `count` shared chunks and forgets those that no session holds.
+    pub fn sweep(&mut self, count: usize) {
+        self.shared.sweep(count);
+    }
+
+    /// Looks at all shared chunks and forgets those that no session holds.
+    pub fn sweep_all(&mut self) {
+        self.shared.sweep_all();
+    }
+
+    // ---- the sum ----
+
+    /// Returns what sessions hold for themselves beyond what is exempt.
+    pub fn charged_bytes(&self) -> usize {
+        self.charged_bytes
+    }
+
+    /// Returns what counts against the budget.
+    pub fn bytes(&self) -> usize {
+        let shared_bytes = self.shared.bytes();
+        self.charged_bytes + shared_bytes.saturating_sub(self.freed_shared_bytes)
+    }
+
+    /// Returns the bytes that several sessions are sent, and those that were let go but not swept
+    /// yet.
+    pub fn shared_bytes(&self) -> usize {
+        self.shared.bytes()
+    }
+
+    /// Whether sessions must be evicted.
+    pub fn is_over(&self) -> bool {
+        self.bytes() > self.bytes_max
+    }
+
+    /// Whether enough were evicted: to a 16th below the budget, so that the next eviction comes
+    /// only after as much has come in.
+    pub fn is_relieved(&self) -> bool {
+        self.bytes() <= self.bytes_max - self.bytes_max / 16
+    }
+
+    /// Whether more than half of the budget is held, so that each session is allowed less.
+    pub fn is_tight(&self) -> bool {
+        self.bytes() > self.bytes_max / 2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SPARED: usize = SESSION_BYTES_SPARED;
+
+    fn own(own_bytes: usize) -> SessionMemory {
+        SessionMemory {
+            own_bytes,
+            ..SessionMemory::default()
+        }
+    }
+
+    #[test]
+    fn the_largest_is_evicted_first_and_of_its_class_the_one_that_came_first() {
+        let mut budget = SessionBudget::new(1 << 20);
+        assert_eq!(budget.next_to_evict(), None);
+        for (slot, bytes, next) in [
+            (7, SPARED, None),
+            (7, SPARED + 1, Some(7)),
+            (3, 3 * SPARED, Some(3)),
+            (9, 3 * SPARED + 9, Some(3)),
+            // It grows within its class and keeps its place.
+            (3, 3 * SPARED + 10, Some(3)),
+            (3, 0, Some(9)),
+            (3, 3 * SPARED, Some(9)),
+            (7, 9 * SPARED, Some(7)),
+            (7, SPARED, Some(9)),
+        ] {
+            assert_eq!(budget.update(slot, own(bytes)), bytes > SPARED);
+            assert_eq!(budget.next_to_evict(), next, "{slot} {bytes}");
+        }
+    }
+
+    #[test]
+    fn a_shared_frame_counts_once_and_not_while_it_is_being_freed() {
+        let mut budget = SessionBudget::new(20_000);
+        let frame: Chunk = Rc::new(vec![0; 30_000]);
+        budget.add_frame((1, Seq::new(5)), &frame);
+        let mut held = SessionMemory {
+            own_bytes: 100,
+            shared_bytes: 30_000,
+            ..SessionMemory::default()
+        };
+        for slot in 0..3 {
+            budget.update(slot, held);
+        }
+        assert_eq!((budget.bytes(), budget.next_to_evict()), (30_000, Some(0)));
+        assert!(budget.is_over() && budget.is_tight() && !budget.is_relieved());
+        assert!(Rc::ptr_eq(&budget.frame((1, Seq::new(5))).unwrap(), &frame));
+        assert!(budget.frame((1, Seq::new(6))).is_none());
+        held.is_being_freed = true;
+        budget.update(0, held);
+        assert_eq!((budget.bytes(), budget.next_to_evict()), (0, Some(1)));
+        drop(frame);
+        budget.sweep_all();
+        assert!(budget.frame((1, Seq::new(5))).is_none());
+        budget.update(0, SessionMemory::default());
+        assert_eq!((budget.bytes(), budget.shared_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn names_do_not_outlive_their_frames_by_far() {
+        let mut budget = SessionBudget::new(1 << 20);
+        let kept: Chunk = Rc::new(vec![0; 10]);
+        budget.add_frame((0, Seq::new(0)), &kept);
+        for seq in 1..1000 {
+            budget.add_frame((0, Seq::new(seq)), &Rc::new(vec![0; 10]));
+            budget.sweep(2);
+        }
+        assert!(budget.frames.len() < 20, "{}", budget.frames.len());
+        assert!(budget.frame((0, Seq::new(0))).is_some());
+    }
+
+    proptest! {
+        /// Against a plain list of what each session holds, and since when it is in its class.
+        #[test]
+        fn it_agrees_with_a_plain_list(
+            steps in prop::collection::vec(
+                (0..6_u32, 0..80_000_usize, 0..3_usize, any::<bool>()),
+                1..100,
+            ),
+        ) {
+            let mut budget = SessionBudget::new(100_000);
+            let mut model: Vec<(SessionMemory, usize)> = vec![(SessionMemory::default(), 0); 6];
+            for (step, (slot, bytes, kind, is_being_freed)) in steps.into_iter().enumerate() {
+                let held = match kind {
+                    0 => own(bytes),
+                    1 => SessionMemory { shared_bytes: bytes, is_being_freed, ..SessionMemory::default() },
+                    _ => SessionMemory {
+                        own_bytes: bytes,
+                        shared_bytes: bytes / 3,
+                        spare_bytes: bytes / 2,
+                        is_being_freed,
+                    },
+                };
+                let (before, since) = model[slot as usize];
+                let stays = before.size_class() == held.size_class() && before.may_be_evicted() == held.may_be_evicted();
+                model[slot as usize] = (held, if stays { since } else { step });
+                budget.update(slot, held);
+                let sum: usize = model.iter().map(|(held, _)| held.charged_bytes()).sum();
+                prop_assert_eq!(budget.charged_bytes, sum);
+                let returning: usize = model.iter().map(|(held, _)| held.freed_shared_bytes()).sum();
+                prop_assert_eq!(budget.freed_shared_bytes, returning);
+                let listed = (0..).zip(&model).filter(|(_, (held, _))| held.may_be_evicted());
+                let order = |memory: &SessionMemory, since: &usize| (memory.size_class(), usize::MAX - since);
+                let next = listed.max_by_key(|(_, (held, since))| order(held, since));
+                prop_assert_eq!(budget.next_to_evict(), next.map(|(slot, _)| slot));
+            }
+        }
+    }
+}

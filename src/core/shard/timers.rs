@@ -1,0 +1,139 @@
+//! A timer wheel: one entry for each session, in slots of a tick each.
+//!
+//! A session is woken at the earliest of its deadlines and says then when it wants to be woken
+//! next, so activity costs nothing: it moves no timer. An entry that came too early or too late for
+//! its session is told apart by the tick that the session remembers.
+//!
+//! Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (1987), scheme 4.
+
+use crate::core::fanout::free_lists::FreeLists;
+use crate::limits::{TIMER_SLOTS, TIMER_TICK_US};
+
+/// Times of one shard's sessions. `T` names a session.
+pub struct Wheel<T> {
+    slots: Vec<Vec<T>>,
+    spare: FreeLists<Vec<T>>,
+    occupied: usize,
+    /// The first tick that has not been taken out yet.
+    next_tick: u64,
+}
+
+/// The tick of a time: an entry of this tick is taken out once the tick has passed wholly.
+#[must_use]
+pub fn tick_of(at_us: u64) -> u64 {
+    at_us.div_ceil(TIMER_TICK_US)
+}
+
+impl<T: Copy> Wheel<T> {
+    /// An empty wheel.
+    #[must_use]
+    pub fn new(now_us: u64) -> Self {
+        Self {
+            slots: (0..TIMER_SLOTS).map(|_| Vec::new()).collect(),
+            spare: FreeLists::default(),
+            occupied: 0,
+            next_tick: tick_of(now_us),
+        }
+    }
+
+    /// Adds an entry; gives the tick at which it comes out, at `at_us` or up to a tick later. A time
+    /// further away than the wheel is round comes out early.
+    pub fn insert(&mut self, at_us: u64, entry: T) -> u64 {
+        let last = self.next_tick + TIMER_SLOTS as u64 - 1;
+        let tick = tick_of(at_us).clamp(self.next_tick, last);
+        let slot = &mut self.slots[slot_of(tick)];
+        if slot.capacity() == 0 {
+            *slot = self.spare.take();
+        }
+        slot.push(entry);
+        self.occupied += 1;
+        tick
+    }
+
+    /// Takes out the entries of one tick that has come, with the tick; None when there is none left.
+    pub fn expire(&mut self, now_us: u64) -> Option<(u64, Vec<T>)> {
+        if self.occupied == 0 {
+            self.next_tick = self.next_tick.max(now_us / TIMER_TICK_US);
+        }
+        while self.next_tick * TIMER_TICK_US <= now_us {
+            let tick = self.next_tick;
+            self.next_tick += 1;
+            let entries = std::mem::take(self.slot(tick));
+            if !entries.is_empty() {
+                self.occupied -= entries.len();
+                return Some((tick, entries));
+            }
+        }
+        None
+    }
+
+    /// Takes the memory of what [`Wheel::expire`] gave back.
+    pub fn give_back(&mut self, mut entries: Vec<T>) {
+        entries.clear();
+        let bytes = entries.capacity() * size_of::<T>();
+        self.spare.give(entries, bytes);
+    }
+
+    /// When the next entry comes out.
+    #[must_use]
+    pub fn next_us(&self) -> Option<u64> {
+        if self.occupied == 0 {
+            return None;
+        }
+        let ticks = self.next_tick..self.next_tick + TIMER_SLOTS as u64;
+        let first = ticks
+            .into_iter()
+            .find(|tick| !self.slots[slot_of(*tick)].is_empty());
+        Some(first.expect("an entry stands in a slot") * TIMER_TICK_US)
+    }
+
+    fn slot(&mut self, tick: u64) -> &mut Vec<T> {
+        &mut self.slots[slot_of(tick)]
+    }
+}
+
+fn slot_of(tick: u64) -> usize {
+    usize::try_from(tick % TIMER_SLOTS as u64).expect("a slot's number is small")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ROUND_US: u64 = TIMER_TICK_US * TIMER_SLOTS as u64;
+
+    proptest! {
+        /// The model: a list of times.
+        #[test]
+        fn entries_come_out_at_their_time(start in 0..1_000_000_000_u64, steps in prop::collection::vec((0..2 * ROUND_US, 0..ROUND_US / 3), 1..50)) {
+            let (mut now, mut wheel, mut waiting) = (start, Wheel::new(start), Vec::new());
+            for (entry, (delay_us, pass_us)) in steps.into_iter().enumerate() {
+                let tick = wheel.insert(now + delay_us, entry);
+                waiting.push((entry, tick, now + delay_us.min(ROUND_US - 2 * TIMER_TICK_US)));
+                let next = wheel.next_us().unwrap();
+                prop_assert_eq!(next, waiting.iter().map(|w| w.1 * TIMER_TICK_US).min().unwrap());
+                now += pass_us;
+                while let Some((tick, entries)) = wheel.expire(now) {
+                    for entry in entries {
+                        let place = waiting.iter().position(|w| w.0 == entry).unwrap();
+                        let (_, told, due_us) = waiting.swap_remove(place);
+                        prop_assert_eq!(tick, told);
+                        prop_assert!(due_us <= now, "never early");
+                    }
+                }
+                prop_assert!(waiting.iter().all(|w| w.1 * TIMER_TICK_US > now), "never left behind");
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_wheel_wants_no_wakeup() {
+        let mut wheel = Wheel::<u8>::new(5);
+        assert_eq!(wheel.next_us(), None);
+        wheel.insert(10, 1);
+        assert!(wheel.expire(TIMER_TICK_US).is_some());
+        assert_eq!(wheel.next_us(), None);
+    }
+}

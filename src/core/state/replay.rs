@@ -1,0 +1,273 @@
+//! Ops that are read back from a log become workspaces, and each goes to the shard that owns it now.
+
+use std::hash::BuildHasher;
+use std::hint::black_box;
+
+use foldhash::fast::FixedState;
+
+use crate::core::contract::shard_of;
+use crate::core::state::index::{Index, Tag};
+use crate::core::state::workspace::Workspace;
+use crate::log::record::Op;
+use crate::seq::Seq;
+
+/// Ops that are taken together.
+const GROUP_OPS: usize = 32;
+/// Texts of ops that wait, after which they wait no longer.
+const GROUP_BYTES: usize = 64 * 1024;
+
+/// The workspaces of the ops that were visited, in any order.
+///
+/// Where the memory of a state is larger than the caches of the processor, an op waits for four or five places of it, each of which
+/// tells where the next one is. So ops are taken in groups: a step is made for all of a group, whose waits are then one, before the
+/// next step.
+pub struct Replay {
+    hash_seed: u64,
+    hasher: FixedState,
+    workspaces: Vec<Workspace>,
+    index: Index,
+    group: Vec<Waiting>,
+    texts: String,
+}
+
+/// An op of the group. Its texts stand in `texts`, one behind the other.
+struct Waiting {
+    begin: usize,
+    key_begin: usize,
+    value_begin: usize,
+    end: usize,
+    timestamp: u64,
+    seq: Seq,
+    workspace_tag: Tag,
+    key_tag: Tag,
+    /// The slot of the workspace.
+    workspace: u32,
+}
+
+impl Replay {
+    /// No workspace yet. `hash_seed` keys all hashes of ids and keys.
+    #[must_use]
+    pub fn new(hash_seed: u64) -> Self {
+        Self {
+            hash_seed,
+            hasher: FixedState::with_seed(hash_seed),
+            workspaces: Vec::new(),
+            index: Index::default(),
+            group: Vec::with_capacity(GROUP_OPS),
+            texts: String::new(),
+        }
+    }
+
+    /// Takes an op.
+    pub fn visit(&mut self, op: &Op<'_>) {
+        let begin = self.texts.len();
+        self.texts.push_str(op.workspace);
+        let key_begin = self.texts.len();
+        self.texts.push_str(op.key);
+        let value_begin = self.texts.len();
+        self.texts.push_str(op.value);
+        self.group.push(Waiting {
+            begin,
+            key_begin,
+            value_begin,
+            end: self.texts.len(),
+            timestamp: op.timestamp,
+            seq: op.seq,
+            workspace_tag: Tag::of(self.hasher.hash_one(op.workspace)),
+            key_tag: Tag::of(self.hasher.hash_one(op.key)),
+            workspace: 0,
+        });
+        if self.group.len() == GROUP_OPS || self.texts.len() > GROUP_BYTES {
+            self.take_group();
+        }
+    }
+
+    fn take_group(&mut self) {
+        let (mut group, mut texts) = (
+            std::mem::take(&mut self.group),
+            std::mem::take(&mut self.texts),
+        );
+        for op in &group {
+            black_box(self.index.find(op.workspace_tag, |_| true));
+        }
+        for op in &mut group {
+            op.workspace = self.slot_of(op.workspace_tag, &texts[op.begin..op.key_begin]);
+        }
+        let mut entries = [None; GROUP_OPS];
+        for (op, entry) in group.iter().zip(&mut entries) {
+            let workspace = &self.workspaces[op.workspace as usize];
+            let slot = workspace.likely_slot(op.key_tag);
+            *entry = slot.map(|slot| (workspace, slot));
+        }
+        for (workspace, slot) in entries.into_iter().flatten() {
+            black_box(workspace.first_byte(slot));
+        }
+        for op in &group {
+            let (key, value) = (
+                &texts[op.key_begin..op.value_begin],
+                &texts[op.value_begin..op.end],
+            );
+            let workspace = &mut self.workspaces[op.workspace as usize];
+            workspace.restore_tagged(op.key_tag, key, value, op.timestamp, op.seq);
+        }
+        group.clear();
+        texts.clear();
+        // One op may have been long.
+        texts.shrink_to(2 * GROUP_BYTES);
+        (self.group, self.texts) = (group, texts);
+    }
+
+    /// The slot of a workspace, which is created where there is none.
+    fn slot_of(&mut self, tag: Tag, id: &str) -> u32 {
+        let found = self.find(tag, id);
+        found.unwrap_or_else(|| self.insert(tag, Workspace::new(id, self.hash_seed)))
+    }
+
+    fn find(&self, tag: Tag, id: &str) -> Option<u32> {
+        let is_it = |slot| self.workspaces[slot as usize].id() == id;
+        self.index.find(tag, is_it)
+    }
+
+    fn insert(&mut self, tag: Tag, workspace: Workspace) -> u32 {
+        let slot =
+            u32::try_from(self.workspaces.len()).expect("there are fewer than 2^32 workspaces");
+        self.workspaces.push(workspace);
+        self.index.insert(tag, slot);
+        slot
+    }
+
+    /// Puts the workspaces in order, after the last visit.
+    pub fn finish_restore(&mut self) {
+        self.take_group();
+        for workspace in &mut self.workspaces {
+            workspace.finish_restore();
+        }
+    }
+
+    /// Takes all of another deal. Both are in order, and this one is then, too.
+    ///
+    /// # Panics
+    /// When they have different hash seeds.
+    pub fn merge(&mut self, other: Self) {
+        assert_eq!(self.hash_seed, other.hash_seed, "the tags are the same");
+        for workspace in other.workspaces {
+            let tag = Tag::of(self.hasher.hash_one(workspace.id()));
+            if let Some(slot) = self.find(tag, workspace.id()) {
+                let held = &mut self.workspaces[slot as usize];
+                held.restore_from(&workspace);
+                held.finish_restore();
+            } else {
+                self.insert(tag, workspace);
+            }
+        }
+    }
+
+    /// The workspaces of each of `shards`, once they are in order.
+    #[must_use]
+    pub fn finish(self, shards: u32) -> Vec<Vec<Workspace>> {
+        let mut dealt: Vec<Vec<Workspace>> = (0..shards).map(|_| Vec::new()).collect();
+        for workspace in self.workspaces {
+            dealt[shard_of(workspace.id(), shards) as usize].push(workspace);
+        }
+        dealt
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn op<'a>(workspace: &'a str, value: &'a str, timestamp: u64, seq: u64) -> Op<'a> {
+        Op {
+            workspace,
+            key: "key",
+            value,
+            seq: Seq::new(seq),
+            timestamp,
+        }
+    }
+
+    #[test]
+    fn ops_become_the_same_workspaces_however_they_were_split() {
+        let ops = [
+            op("a", "1", 5, 1),
+            op("b", "2", 5, 1),
+            op("a", "3", 7, 2),
+            op("a", "4", 6, 3),
+            op("b", "5", 5, 2),
+        ];
+        for split in 0..1 << ops.len() {
+            let mut deals = [Replay::new(1), Replay::new(1)];
+            for (place, op) in ops.iter().enumerate() {
+                deals[split >> place & 1].visit(op);
+            }
+            for deal in &mut deals {
+                deal.finish_restore();
+            }
+            let [mut deal, other] = deals;
+            deal.merge(other);
+            let shards = deal.finish(3);
+            for (id, value, seq) in [("a", "3", 3), ("b", "2", 2)] {
+                let workspaces = &shards[shard_of(id, 3) as usize];
+                let workspace = workspaces.iter().find(|workspace| workspace.id() == id);
+                let workspace = workspace.expect("it is with the shard that owns it");
+                let entry = workspace.get("key").expect("it has the key");
+                assert_eq!((entry.value(), workspace.seq().get()), (value, seq));
+            }
+            assert_eq!(shards.iter().map(Vec::len).sum::<usize>(), 2);
+        }
+    }
+
+    #[test]
+    fn groups_give_what_the_ops_give_one_by_one() {
+        let mut deal = Replay::new(1);
+        let mut wanted: Vec<Workspace> = Vec::new();
+        for number in 0..10 * GROUP_OPS as u64 + 5 {
+            // Keys that come twice in a group, new ones, and older timestamps; a few ops are long.
+            let (id, key) = (
+                format!("w{}", number % 3),
+                format!("k{}", number * number % 90),
+            );
+            let value = "1".repeat(1 + usize::from(number % 50 == 0) * GROUP_BYTES);
+            let (timestamp, seq) = (number * 7 % 100, Seq::new(number + 1));
+            deal.visit(&Op {
+                workspace: &id,
+                key: &key,
+                value: &value,
+                seq,
+                timestamp,
+            });
+            let held = wanted.iter().position(|workspace| workspace.id() == id);
+            let held = held.unwrap_or_else(|| {
+                wanted.push(Workspace::new(&id, 2));
+                wanted.len() - 1
+            });
+            wanted[held].restore(&key, &value, timestamp, seq);
+        }
+        deal.finish_restore();
+        let dealt = deal.finish(1).swap_remove(0);
+        assert_eq!(dealt.len(), wanted.len());
+        for (workspace, mut wanted) in dealt.iter().zip(wanted) {
+            wanted.finish_restore();
+            let state = |workspace: &Workspace| {
+                let (mut init, id) = (Vec::new(), workspace.id().to_owned());
+                workspace.put_init(&mut init);
+                (id, workspace.seq(), workspace.log_bytes(), init)
+            };
+            assert_eq!(state(workspace), state(&wanted));
+        }
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_ops_and_in_bytes() {
+        let mut deal = Replay::new(1);
+        for seq in 1..=GROUP_OPS as u64 {
+            assert_eq!(deal.group.len() as u64, seq - 1);
+            deal.visit(&op("w", "1", seq, seq));
+        }
+        assert!(deal.group.is_empty() && deal.texts.is_empty());
+        deal.visit(&op("w", &"1".repeat(8 * GROUP_BYTES), 90, 90));
+        assert!(deal.group.is_empty() && deal.texts.is_empty());
+        assert!(deal.texts.capacity() <= 2 * GROUP_BYTES);
+    }
+}

@@ -1,0 +1,523 @@
+//! The state of one workspace: a map of last-write-wins registers in the order of their last change.
+//!
+//! Each op that wins gets the next `seq` of its workspace. The entries are linked in the order of
+//! their last change, so that "what changed since seq S" is the end of a list: what a client that
+//! fell behind is owed, and nothing more, however long it was away.
+//!
+//! Architecture invariant: absent here are clients, sockets and the log. A workspace is plain data
+//! that may be built on another thread (recovery) and moved to its shard.
+//!
+//! Last-write-wins register: Shapiro, Preguiça, Baquero, Zawirski, "A comprehensive study of
+//! Convergent and Commutative Replicated Data Types" (2011), section 3.2.1.
+
+use std::hash::BuildHasher;
+
+use foldhash::fast::FixedState;
+use slab::Slab;
+
+use crate::core::state::index::{Index, Tag};
+use crate::core::state::segment_usage::{Mark, UNMARKED};
+use crate::log::record::OP_HEADER_BYTES;
+use crate::seq::Seq;
+use crate::wire::state;
+
+mod entry;
+mod texts;
+
+pub use entry::{Entry, Source, Writer};
+
+/// No entry: the end of the list of changes.
+const NONE: u32 = u32::MAX;
+
+/// What became of an op.
+#[derive(Debug)]
+pub enum Verdict<'a> {
+    /// It is the state now.
+    Won {
+        /// Its place in the order of the workspace's ops.
+        seq: Seq,
+        /// The mark of what was there before.
+        replaced: Mark,
+    },
+    /// It is what the state holds already: a resend.
+    Same,
+    /// Another op stays; here it is.
+    Lost(&'a Entry),
+    /// It would have won, and made the workspace larger than it may be. What stays, if there is anything.
+    TooLarge(Option<&'a Entry>),
+}
+
+/// The state of one workspace.
+pub struct Workspace {
+    id: Box<str>,
+    seq: Seq,
+    entries: Slab<Entry>,
+    index: Index,
+    hasher: FixedState,
+    oldest: u32,
+    newest: u32,
+    init_fields_bytes: usize,
+    stamp_fields_bytes: usize,
+    log_bytes: u64,
+}
+
+impl Workspace {
+    /// An empty workspace. `hash_seed` keys the hash of its keys, so that no client can choose
+    /// keys that collide.
+    #[must_use]
+    pub fn new(id: &str, hash_seed: u64) -> Self {
+        Self {
+            id: id.into(),
+            seq: Seq::NONE,
+            entries: Slab::new(),
+            index: Index::default(),
+            hasher: FixedState::with_seed(hash_seed),
+            oldest: NONE,
+            newest: NONE,
+            init_fields_bytes: 0,
+            stamp_fields_bytes: 0,
+            log_bytes: 0,
+        }
+    }
+
+    /// The workspace's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The seq of the last op that won.
+    #[must_use]
+    pub fn seq(&self) -> Seq {
+        self.seq
+    }
+
+    /// The bytes that its entries take in a log in which nothing is dead.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        self.log_bytes
+    }
+
+    /// Whether it holds nothing and never did: such a workspace may be forgotten.
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
+        self.seq == Seq::NONE
+    }
+
+    /// Applies an op: the greater timestamp wins, and on equal ones the first that was applied stays.
+    pub fn apply(&mut self, key: &str, value: &str, timestamp: u64, writer: Writer) -> Verdict<'_> {
+        let mark = UNMARKED;
+        self.apply_within(u64::MAX, key, value, timestamp, Source { writer, mark })
+    }
+
+    /// The same in a workspace that an op may not make larger than `log_bytes_max`. One that is larger already may still shrink.
+    pub fn apply_within(
+        &mut self,
+        log_bytes_max: u64,
+        key: &str,
+        value: &str,
+        timestamp: u64,
+        source: Source,
+    ) -> Verdict<'_> {
+        let mut replaced = UNMARKED;
+        let tag = self.tag(key);
+        if let Some(slot) = self.find(tag, key) {
+            let entry = &self.entries[slot as usize];
+            if timestamp < entry.timestamp
+                || (timestamp == entry.timestamp && value != entry.value())
+            {
+                return Verdict::Lost(&self.entries[slot as usize]);
+            }
+            if timestamp == entry.timestamp {
+                return Verdict::Same;
+            }
+            let held_bytes = entry.value().len();
+            let grown_bytes =
+                self.log_bytes + (value.len() as u64).saturating_sub(held_bytes as u64);
+            if value.len() > held_bytes && grown_bytes > log_bytes_max {
+                return Verdict::TooLarge(Some(&self.entries[slot as usize]));
+            }
+            self.seq = self.seq.next();
+            replaced = entry.mark;
+            self.overwrite(slot, value, timestamp, self.seq, source);
+            self.unlink(slot);
+            self.link_newest(slot);
+        } else {
+            if self.log_bytes + self.record_bytes(key, value) > log_bytes_max {
+                return Verdict::TooLarge(None);
+            }
+            self.seq = self.seq.next();
+            let slot = self.insert(tag, key, value, timestamp, self.seq, source);
+            self.link_newest(slot);
+        }
+        Verdict::Won {
+            seq: self.seq,
+            replaced,
+        }
+    }
+
+    /// Merges an op read from the log: the greater timestamp wins, and on equal ones the lower seq.
+    /// The order of the calls does not matter; [`Workspace::finish_restore`] must follow the last.
+    pub fn restore(&mut self, key: &str, value: &str, timestamp: u64, seq: Seq) {
+        self.restore_tagged(self.tag(key), key, value, timestamp, seq);
+    }
+
+    /// [`Workspace::restore`] of a key whose tag is known.
+    pub(in crate::core) fn restore_tagged(
+        &mut self,
+        tag: Tag,
+        key: &str,
+        value: &str,
+        timestamp: u64,
+        seq: Seq,
+    ) {
+        self.seq = self.seq.max(seq);
+        if let Some(slot) = self.find(tag, key) {
+            let entry = &self.entries[slot as usize];
+            if timestamp > entry.timestamp || (timestamp == entry.timestamp && seq < entry.seq) {
+                self.overwrite(slot, value, timestamp, seq, Source::LOG);
+            }
+        } else {
+            self.insert(tag, key, value, timestamp, seq, Source::LOG);
+        }
+    }
+
+    /// The tag of a key in this workspace, and in all with the same hash seed.
+    pub(in crate::core) fn tag(&self, key: &str) -> Tag {
+        Tag::of(self.hasher.hash_one(key))
+    }
+
+    /// The slot that a key with this tag has, or one that has the same tag.
+    pub(in crate::core) fn likely_slot(&self, tag: Tag) -> Option<u32> {
+        self.index.find(tag, |_| true)
+    }
+
+    /// The first byte of the key in a slot. Who looks at it has the whole entry near.
+    pub(in crate::core) fn first_byte(&self, slot: u32) -> Option<u8> {
+        self.entries[slot as usize].texts.bytes().next()
+    }
+
+    /// Merges all that another part of the log gave for the same workspace.
+    pub fn restore_from(&mut self, other: &Self) {
+        self.seq = self.seq.max(other.seq);
+        for (_, entry) in &other.entries {
+            self.restore(entry.key(), entry.value(), entry.timestamp, entry.seq);
+        }
+    }
+
+    /// Puts the entries into the order of their last change, after the last [`Workspace::restore`].
+    pub fn finish_restore(&mut self) {
+        let mut slots: Vec<(Seq, u32)> = self
+            .entries
+            .iter()
+            .map(|(slot, entry)| (entry.seq, slot_index(slot)))
+            .collect();
+        slots.sort_unstable();
+        (self.oldest, self.newest) = (NONE, NONE);
+        for (_, slot) in slots {
+            self.link_newest(slot);
+        }
+    }
+
+    /// The register of a key.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&Entry> {
+        let slot = self.find(self.tag(key), key)?;
+        Some(&self.entries[slot as usize])
+    }
+
+    /// All registers, in the order of their last change.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> + Clone {
+        self.entries_from(self.oldest).map(|(_, entry)| entry)
+    }
+
+    /// The entries whose last change came after `since`, in the order of that change. `hint`, where
+    /// the slot of the entry with seq `since` is known, saves the walk back from the newest.
+    pub fn changed_since(
+        &self,
+        since: Seq,
+        hint: Option<u32>,
+    ) -> impl Iterator<Item = (u32, &Entry)> {
+        let behind_hint = hint
+            .and_then(|slot| self.entries.get(slot as usize))
+            .filter(|entry| entry.seq == since)
+            .map(|entry| entry.newer);
+        let first = behind_hint.unwrap_or_else(|| {
+            let mut first = NONE;
+            let mut slot = self.newest;
+            while slot != NONE && self.entries[slot as usize].seq > since {
+                first = slot;
+                slot = self.entries[slot as usize].older;
+            }
+            first
+        });
+        self.entries_from(first)
+    }
+
+    fn entries_from(&self, first: u32) -> impl Iterator<Item = (u32, &Entry)> + Clone {
+        let mut slot = first;
+        std::iter::from_fn(move || {
+            let entry = self.entries.get(slot as usize)?;
+            let current = slot;
+            slot = entry.newer;
+            Some((current, entry))
+        })
+    }
+
+    fn find(&self, tag: Tag, key: &str) -> Option<u32> {
+        let is_it = |slot| self.entries[slot as usize].key() == key;
+        self.index.find(tag, is_it)
+    }
+
+    /// What an entry takes in the log.
+    fn record_bytes(&self, key: &str, value: &str) -> u64 {
+        (OP_HEADER_BYTES + self.id.len() + key.len() + value.len()) as u64
+    }
+
+    fn insert(
+        &mut self,
+        tag: Tag,
+        key: &str,
+        value: &str,
+        timestamp: u64,
+        seq: Seq,
+        source: Source,
+    ) -> u32 {
+        self.init_fields_bytes += state::init_field_bytes(key, value);
+        self.stamp_fields_bytes += state::stamp_field_bytes(key, timestamp);
+        self.log_bytes += self.record_bytes(key, value);
+        let mut texts = String::with_capacity(key.len() + value.len());
+        texts.push_str(key);
+        texts.push_str(value);
+        let entry = Entry {
+            texts,
+            timestamp,
+            seq,
+            writer: source.writer,
+            mark: source.mark,
+            older: NONE,
+            newer: NONE,
+            key_bytes: u32::try_from(key.len()).expect("KEY_BYTES_MAX is far smaller than 4 GiB"),
+        };
+        let slot = slot_index(self.entries.insert(entry));
+        self.index.insert(tag, slot);
+        slot
+    }
+
+    fn overwrite(&mut self, slot: u32, value: &str, timestamp: u64, seq: Seq, source: Source) {
+        let entry = &mut self.entries[slot as usize];
+        let held_bytes = entry.value().len();
+        self.init_fields_bytes -= held_bytes;
+        self.init_fields_bytes += value.len();
+        self.stamp_fields_bytes -= state::digits(entry.timestamp);
+        self.stamp_fields_bytes += state::digits(timestamp);
+        self.log_bytes -= held_bytes as u64;
+        self.log_bytes += value.len() as u64;
+        entry.set_value(value);
+        (entry.timestamp, entry.seq) = (timestamp, seq);
+        (entry.writer, entry.mark) = (source.writer, source.mark);
+    }
+
+    fn unlink(&mut self, slot: u32) {
+        let Entry { older, newer, .. } = self.entries[slot as usize];
+        match older {
+            NONE => self.oldest = newer,
+            older => self.entries[older as usize].newer = newer,
+        }
+        match newer {
+            NONE => self.newest = older,
+            newer => self.entries[newer as usize].older = older,
+        }
+    }
+
+    fn link_newest(&mut self, slot: u32) {
+        let older = self.newest;
+        match older {
+            NONE => self.oldest = slot,
+            older => self.entries[older as usize].newer = slot,
+        }
+        let entry = &mut self.entries[slot as usize];
+        (entry.older, entry.newer) = (older, NONE);
+        self.newest = slot;
+    }
+}
+
+fn slot_index(slot: usize) -> u32 {
+    u32::try_from(slot).expect("a workspace has fewer than 2^32 keys")
+}
+
+#[cfg(test)]
+mod size_tests;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The naive model: a map, and the order of changes as a list of keys.
+    #[derive(Default)]
+    struct Model {
+        map: HashMap<String, (String, u64, Seq)>,
+        changes: Vec<(String, Seq)>,
+    }
+
+    impl Model {
+        /// Some(seq): won. None: lost or the same.
+        fn apply(&mut self, key: &str, value: &str, timestamp: u64) -> Option<Seq> {
+            if self.map.get(key).is_some_and(|held| held.1 >= timestamp) {
+                return None;
+            }
+            let seq = Seq::new(self.changes.len() as u64 + 1);
+            self.map
+                .insert(key.to_owned(), (value.to_owned(), timestamp, seq));
+            self.changes.push((key.to_owned(), seq));
+            Some(seq)
+        }
+
+        fn changed_since(&self, since: Seq) -> Vec<(String, Seq)> {
+            let last = |change: &&(String, Seq)| self.map[&change.0].2 == change.1;
+            self.changes
+                .iter()
+                .filter(|change| change.1 > since)
+                .filter(last)
+                .cloned()
+                .collect()
+        }
+    }
+
+    fn changes(workspace: &Workspace, since: Seq, hint: Option<u32>) -> Vec<(String, Seq)> {
+        workspace
+            .changed_since(since, hint)
+            .map(|(_, entry)| (entry.key().to_owned(), entry.seq()))
+            .collect()
+    }
+
+    #[test]
+    fn the_rules_of_last_write_wins() {
+        let mut workspace = Workspace::new("w", 1);
+        assert!(workspace.is_untouched());
+        assert!(matches!(
+            workspace.apply("k", "1", 10, 7),
+            Verdict::Won { seq, .. } if seq == Seq::new(1)
+        ));
+        assert!(matches!(workspace.apply("k", "1", 10, 8), Verdict::Same));
+        assert!(
+            matches!(workspace.apply("k", "1.0", 10, 8), Verdict::Lost(entry) if entry.value() == "1")
+        );
+        assert!(
+            matches!(workspace.apply("k", "2", 9, 8), Verdict::Lost(entry) if entry.timestamp() == 10)
+        );
+        assert_eq!(workspace.get("k").map(Entry::writer), Some(7));
+        assert!(matches!(
+            workspace.apply("k", "3", 11, 8),
+            Verdict::Won { seq, .. } if seq == Seq::new(2)
+        ));
+        assert_eq!(
+            workspace
+                .get("k")
+                .map(|entry| (entry.value(), entry.writer())),
+            Some(("3", 8))
+        );
+        let mut init = Vec::new();
+        workspace.put_init(&mut init);
+        assert!(init.ends_with(br#"{"type":"init","data":{"k":3}}"#));
+    }
+
+    #[test]
+    fn an_empty_state_is_an_empty_object() {
+        let mut init = Vec::new();
+        Workspace::new("w", 1).put_init(&mut init);
+        assert!(init.ends_with(br#"{"type":"init","data":{}}"#));
+    }
+
+    #[test]
+    fn of_records_with_equal_timestamps_the_one_with_the_lower_seq_stays() {
+        for order in [[(10, 1, "1"), (10, 2, "2")], [(10, 2, "2"), (10, 1, "1")]] {
+            let mut workspace = Workspace::new("w", 1);
+            for (timestamp, seq, value) in order {
+                workspace.restore("k", value, timestamp, Seq::new(seq));
+            }
+            // The same record again changes nothing: its value is not looked at.
+            workspace.restore("k", "3", 10, Seq::new(1));
+            workspace.finish_restore();
+            let entry = workspace.get("k").map(|entry| (entry.value(), entry.seq()));
+            assert_eq!(entry, Some(("1", Seq::new(1))), "{order:?}");
+            assert_eq!(workspace.seq(), Seq::new(2));
+        }
+    }
+
+    #[test]
+    fn a_value_that_was_large_gives_its_memory_back() {
+        for (large_bytes, small_bytes, is_kept) in [
+            (100_000, 1, false),
+            (100_000, 24_000, false),
+            // Memory that is used to a quarter, or that is little, is not worth an allocation.
+            (100_000, 25_000, true),
+            (256, 1, true),
+            (260, 1, false),
+        ] {
+            let mut workspace = Workspace::new("w", 1);
+            workspace.apply("k", &"1".repeat(large_bytes), 1, 0);
+            workspace.apply("k", &"1".repeat(small_bytes), 2, 0);
+            let held_bytes = workspace.entries[0].value_capacity();
+            assert_eq!(
+                held_bytes == large_bytes,
+                is_kept,
+                "{large_bytes} {small_bytes}"
+            );
+            assert!(is_kept || held_bytes < small_bytes + 64);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_does_what_the_model_does(ops in prop::collection::vec((0..6_u8, 0..4_u8, 0..20_u64), 0..80), since in (0..90_u64).prop_map(Seq::new)) {
+            let (mut workspace, mut model) = (Workspace::new("w", 3), Model::default());
+            let mut log = Vec::new();
+            for (key, value, timestamp) in ops {
+                let (key, value) = (format!("k{key}"), value.to_string());
+                let won = match workspace.apply(&key, &value, timestamp, 0) {
+                    Verdict::Won { seq, .. } => Some(seq),
+                    Verdict::Same => None,
+                    Verdict::Lost(entry) => {
+                        prop_assert_eq!(&model.map[&key].0, entry.value());
+                        None
+                    }
+                    Verdict::TooLarge(_) => unreachable!("it may grow as it likes"),
+                };
+                prop_assert_eq!(won, model.apply(&key, &value, timestamp));
+                log.extend(won.map(|seq| (key, value, timestamp, seq)));
+            }
+            for (key, held) in &model.map {
+                let entry = workspace.get(key).unwrap();
+                prop_assert_eq!((entry.value(), entry.timestamp(), entry.seq()), (held.0.as_str(), held.1, held.2));
+            }
+            prop_assert_eq!(changes(&workspace, since, None), model.changed_since(since));
+            // From any entry's slot, a hint finds what the walk finds.
+            for (slot, entry) in workspace.changed_since(Seq::NONE, None) {
+                prop_assert_eq!(changes(&workspace, entry.seq(), Some(slot)), model.changed_since(entry.seq()));
+                prop_assert_eq!(changes(&workspace, since, Some(slot)), model.changed_since(since));
+            }
+            // The log gives the same state in any order of its records.
+            for reversed in [false, true] {
+                if reversed {
+                    log.reverse();
+                }
+                let mut restored = Workspace::new("w", 4);
+                for (key, value, timestamp, seq) in &log {
+                    restored.restore(key, value, *timestamp, *seq);
+                }
+                restored.finish_restore();
+                prop_assert_eq!(changes(&restored, Seq::NONE, None), changes(&workspace, Seq::NONE, None));
+                prop_assert_eq!(restored.seq(), workspace.seq());
+                let (mut one, mut other) = (Vec::new(), Vec::new());
+                workspace.put_init(&mut one);
+                restored.put_init(&mut other);
+                prop_assert_eq!(one, other);
+            }
+        }
+    }
+}

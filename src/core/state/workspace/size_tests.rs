@@ -1,0 +1,109 @@
+//! How large a workspace may grow, against a naive model of its size.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::{Source, Verdict, Workspace};
+use crate::core::state::segment_usage::UNMARKED;
+use crate::log::record::OP_HEADER_BYTES;
+
+const SOURCE: Source = Source {
+    writer: 0,
+    mark: UNMARKED,
+};
+
+type State = BTreeMap<String, (String, u64)>;
+
+fn state(workspace: &Workspace) -> State {
+    let entries = workspace.entries();
+    entries
+        .map(|entry| {
+            let held = (entry.value().to_owned(), entry.timestamp());
+            (entry.key().to_owned(), held)
+        })
+        .collect()
+}
+
+/// With an id of one byte.
+fn bytes(state: &State) -> u64 {
+    let entries = state.iter();
+    entries
+        .map(|(key, (value, _))| (OP_HEADER_BYTES + 1 + key.len() + value.len()) as u64)
+        .sum()
+}
+
+#[test]
+fn the_bound_is_met_to_the_byte() {
+    let mut workspace = Workspace::new("w", 1);
+    let entry_bytes = (OP_HEADER_BYTES + 3) as u64;
+    for (bytes_max, key, value, timestamp, expected) in [
+        (entry_bytes - 1, "k", "1", 1, "too large, nothing is there"),
+        (entry_bytes, "k", "1", 1, "won"),
+        (entry_bytes, "k", "12", 2, "too large, 1 is there"),
+        (entry_bytes + 1, "k", "12", 2, "won"),
+        (2 * entry_bytes, "j", "1", 3, "too large, nothing is there"),
+        (2 * entry_bytes + 1, "j", "1", 3, "won"),
+        // The bound came down: what does not grow goes through.
+        (0, "k", "34", 4, "won"),
+        (0, "k", "5", 5, "won"),
+        (0, "k", "56", 6, "too large, 5 is there"),
+        // Who would lose, or has won already, is told that.
+        (0, "k", "789", 4, "lost to 5"),
+        (0, "k", "5", 5, "same"),
+        (u64::MAX, "k", "789", 7, "won"),
+    ] {
+        let verdict = match workspace.apply_within(bytes_max, key, value, timestamp, SOURCE) {
+            Verdict::Won { .. } => "won".to_owned(),
+            Verdict::Same => "same".to_owned(),
+            Verdict::Lost(held) => format!("lost to {}", held.value()),
+            Verdict::TooLarge(None) => "too large, nothing is there".to_owned(),
+            Verdict::TooLarge(Some(held)) => format!("too large, {} is there", held.value()),
+        };
+        assert_eq!(
+            verdict, expected,
+            "{key}={value}@{timestamp} in {bytes_max}"
+        );
+    }
+    assert_eq!(
+        workspace.seq().get(),
+        6,
+        "what is refused has no place in the order"
+    );
+}
+
+proptest! {
+    #[test]
+    fn an_op_grows_it_within_the_bound_or_not_at_all(
+        ops in prop::collection::vec((0..5_u8, 0..40_usize, 0..60_u64, 0..300_u64), 0..80),
+    ) {
+        let mut workspace = Workspace::new("w", 3);
+        let mut count = 0;
+        for (key, value_bytes, timestamp, bytes_max) in ops {
+            let (key, value) = (format!("k{key}"), "1".repeat(value_bytes + 1));
+            let before = state(&workspace);
+            let mut after = before.clone();
+            after.insert(key.clone(), (value.clone(), timestamp));
+            let wins = before.get(&key).is_none_or(|held| held.1 < timestamp);
+            let fits = bytes(&after) <= bytes(&before).max(bytes_max);
+            let is_won = match workspace.apply_within(bytes_max, &key, &value, timestamp, SOURCE) {
+                Verdict::Won { .. } => true,
+                Verdict::TooLarge(held) => {
+                    prop_assert!(wins && !fits);
+                    let held = held.map(|held| (held.value().to_owned(), held.timestamp()));
+                    prop_assert_eq!(held.as_ref(), before.get(&key));
+                    false
+                }
+                Verdict::Same | Verdict::Lost(_) => {
+                    prop_assert!(!wins);
+                    false
+                }
+            };
+            prop_assert_eq!(is_won, wins && fits);
+            prop_assert_eq!(&state(&workspace), if is_won { &after } else { &before });
+            prop_assert_eq!(workspace.log_bytes(), bytes(&state(&workspace)));
+            count += u64::from(is_won);
+            prop_assert_eq!(workspace.seq().get(), count);
+        }
+    }
+}

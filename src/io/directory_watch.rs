@@ -1,0 +1,66 @@
+//! Whether a shard's log is still where it was opened: the data directory, `LOCK` in it and the
+//! open segment.
+
+use crate::limits::{PLACE_CHECK_COMMIT_US, PLACE_CHECK_US};
+use crate::log::disk::Disk;
+use crate::log::log_files::{LogFiles, LogFilesError};
+
+/// Checks the place of a log, by time.
+///
+/// A commit asks whether the files still have names, with two fstat(2). That they have them at
+/// their paths takes a stat(2) of each path, so it is asked at most 20 times a second. A shard
+/// without commits wakes once a second for it, which is some ten microseconds of a core.
+#[derive(Debug, Default)]
+pub struct DirectoryWatch {
+    checked_us: u64,
+    is_displaced: bool,
+}
+
+impl DirectoryWatch {
+    /// Checks before anything of a commit is shown. None: the log is still being read.
+    pub fn committed(
+        &mut self,
+        log: Option<&LogFiles<impl Disk>>,
+        now_us: u64,
+    ) -> Result<(), LogFilesError> {
+        let Some(log) = log else { return Ok(()) };
+        let linked = log.check_linked();
+        self.is_displaced |= linked.is_err();
+        linked?;
+        if now_us < self.checked_us + PLACE_CHECK_COMMIT_US {
+            return Ok(());
+        }
+        self.check(log, now_us)
+    }
+
+    /// Checks if it is time. Returns an error once, and not again before the log is back in its
+    /// place.
+    pub fn tick(
+        &mut self,
+        log: Option<&LogFiles<impl Disk>>,
+        now_us: u64,
+    ) -> Option<LogFilesError> {
+        let log = log.filter(|_| now_us >= self.next_us())?;
+        let was_displaced = self.is_displaced;
+        self.check(log, now_us).err().filter(|_| !was_displaced)
+    }
+
+    /// Notes that the shard was rebuilt, or could not be. A rebuild does not begin without a check
+    /// of its own.
+    pub fn rebuilt(&mut self, is_done: bool) {
+        self.is_displaced &= !is_done;
+    }
+
+    /// Returns when the next check is due, even if nothing happens until then.
+    #[must_use]
+    pub fn next_us(&self) -> u64 {
+        self.checked_us + PLACE_CHECK_US
+    }
+
+    fn check(&mut self, log: &LogFiles<impl Disk>, now_us: u64) -> Result<(), LogFilesError> {
+        self.checked_us = now_us;
+        let outcome = log.check_place();
+        self.is_displaced = outcome.is_err();
+        outcome
+    }
+}

@@ -1,0 +1,125 @@
+//! Mail between the server's threads: what a shard is sent, and its mailbox.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::core::contract::{Handoff, ListenerKind};
+use crate::core::shard::log_space::LogSize;
+use crate::core::state::workspace::Workspace;
+use crate::io::connection::ConnectionHandoff;
+use crate::io::threads::ThreadError;
+use crate::log::disk::HostDisk;
+use crate::log::log_files::{LogFiles, LogFilesError};
+use crate::log::remedy::WithRemedy;
+use crate::log::segment::Segment;
+use crate::wire::auth::Verifier;
+
+/// Why a new segment could not be created, or a shard not be rebuilt. It is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum RebuildError {
+    /// The segment could not be created, or the log not be read back.
+    #[error(transparent)]
+    LogFiles(#[from] LogFilesError),
+    /// The system has no thread for it.
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
+    /// A write or an fdatasync failed, or went to a segment that no longer exists.
+    #[error("{}", WithRemedy(.0))]
+    System(#[from] io::Error),
+    /// A panic on the way: a fault of this server.
+    #[error("a bug in this server, please report it")]
+    Fault,
+}
+
+/// A shard read back from its log: the segment that it continues with, and its state.
+pub type RebuiltShard = (Segment<File>, Vec<Workspace>);
+
+/// What a shard starts with, once the log has been read.
+pub struct RecoveredShard {
+    /// The shard's log.
+    pub log: LogFiles<HostDisk>,
+    /// The shard's state.
+    pub workspaces: Vec<Workspace>,
+    /// Is sent a value when the shard serves.
+    pub serves: Sender<()>,
+}
+
+/// A message to a shard.
+pub enum ShardMessage {
+    /// Adopt a connection whose workspace the receiver owns.
+    Adopt(ConnectionHandoff, Box<Handoff>),
+    /// Let a connection to that listener give way to one that another shard has accepted.
+    GiveWay(ListenerKind),
+    /// Accept connections: for an inherited socket, which waits until all shards serve.
+    Accept,
+    /// Check tokens with this verifier from now on.
+    Verify(Arc<Verifier>),
+    /// Stop.
+    Drain,
+    /// The next segment was created, or could not be.
+    SegmentCreated(Result<Segment<File>, RebuildError>),
+    /// The shard's state was read back, or could not be.
+    Rebuilt(Result<RebuiltShard, RebuildError>),
+    /// The log was read at the start.
+    Recovered(Box<RecoveredShard>),
+    /// The shard's log was measured.
+    LogSize(LogSize),
+}
+
+/// The sending side of a shard's mailbox.
+#[derive(Clone)]
+pub struct ShardSender {
+    messages: Sender<ShardMessage>,
+    bell: Arc<OwnedFd>,
+}
+
+impl ShardSender {
+    /// Sends a message. One to a shard that has stopped is dropped.
+    pub fn send(&self, message: ShardMessage) {
+        if self.messages.send(message).is_ok() {
+            // The counter cannot overflow: the shard resets it long before 2^64 messages.
+            let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
+        }
+    }
+}
+
+/// The receiving side of a shard's mailbox.
+pub struct Mailbox {
+    messages: Receiver<ShardMessage>,
+    bell: Arc<OwnedFd>,
+}
+
+impl Mailbox {
+    /// Returns the descriptor that becomes readable when messages have come in.
+    #[must_use]
+    pub fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    /// Returns the next message, if there is one.
+    #[must_use]
+    pub fn next(&self) -> Option<ShardMessage> {
+        self.messages.try_recv().ok()
+    }
+}
+
+/// Makes a mailbox, and the sender to it.
+pub fn mailbox() -> io::Result<(ShardSender, Mailbox)> {
+    let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+    let (sender, receiver) = channel();
+    Ok((
+        ShardSender {
+            messages: sender,
+            bell: Arc::clone(&bell),
+        },
+        Mailbox {
+            messages: receiver,
+            bell,
+        },
+    ))
+}

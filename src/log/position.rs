@@ -1,0 +1,54 @@
+//! A position in the log of a shard.
+
+use std::fmt;
+
+/// A position in the log of a shard: the bytes of all batches before it. See
+/// [`record`](crate::log::record) for how it relates to offsets in a segment's file.
+///
+/// An op may be sent once its own position is visible
+/// ([`Commit::visible_position`](crate::log::commit::Commit::visible_position)), so comparing two
+/// positions is the whole proof of durability.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LogPosition(u64);
+
+impl LogPosition {
+    /// The beginning of the log.
+    pub const START: Self = Self(0);
+    /// Visible from the start: bytes that carry it show nobody's op, or only ops that were
+    /// recovered from the disk.
+    pub const NONE: Self = Self::START;
+    /// Later than every op. It is the visible position where ops are sent without waiting for the
+    /// disk.
+    pub const MAX: Self = Self(u64::MAX);
+
+    /// Returns the position after this many bytes of batches.
+    #[must_use]
+    pub const fn new(bytes: u64) -> Self {
+        Self(bytes)
+    }
+
+    /// Returns the bytes of batches before this position.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// Returns the position this many bytes later, at most [`LogPosition::MAX`]. Saturating,
+    /// because a position that was read from disk may be anything, and nothing matches the last one.
+    #[must_use]
+    pub const fn advance(self, bytes: u64) -> Self {
+        Self(self.0.saturating_add(bytes))
+    }
+
+    /// Returns the bytes from `earlier` to here; `None` if `earlier` is the later one.
+    #[must_use]
+    pub const fn bytes_since(self, earlier: Self) -> Option<u64> {
+        self.0.checked_sub(earlier.0)
+    }
+}
+
+impl fmt::Display for LogPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
