@@ -54,9 +54,10 @@ use hashbrown::HashMap;
 use slab::Slab;
 
 use crate::core::contract::{Clock, Handoff, Input, Output, PeerStatus, ShardConfig};
+use crate::core::fanout::outbox::OutboxPool;
 use crate::core::fanout::pacer::Pacer;
 use crate::core::fanout::room::Room;
-use crate::core::fanout::window::{Chunk, ChunkPool};
+use crate::core::fanout::window::Chunk;
 use crate::core::shard::absence::Absence;
 use crate::core::shard::connection_log::{ConnectionLog, Party};
 use crate::core::shard::counters::Counters;
@@ -102,7 +103,7 @@ pub struct Shard {
     usage: SegmentUsage,
     room_index: HashMap<Box<str>, u32, FixedState>,
     commit: Commit,
-    pool: ChunkPool,
+    pool: OutboxPool,
     outputs: VecDeque<Output>,
     /// Those who are owed something.
     send_queue: VecDeque<SessionId>,
@@ -229,7 +230,7 @@ impl Shard {
             commit,
             log_space: LogSpace::new(config.log_spare_bytes),
             config,
-            pool: ChunkPool::default(),
+            pool: OutboxPool::default(),
             outputs: VecDeque::new(),
             send_queue: VecDeque::new(),
             bulk_queue: VecDeque::new(),
@@ -407,6 +408,7 @@ impl Shard {
     /// Where one of them is broken.
     pub fn invariants(&self) {
         self.sessions.invariants();
+        self.snapshots.invariants();
         self.audit();
     }
 
@@ -418,13 +420,13 @@ impl Shard {
         counters.sessions_closing =
             self.sessions.len() as u64 - sessions.gone - sessions.members - sessions.unanswered;
         counters.workspaces = self.rooms.len() as u64;
-        counters.window_bytes = self.pool.held.window_bytes as u64;
-        counters.answer_bytes = self.pool.held.answer_bytes as u64;
-        counters.unfinished_bytes = self.pool.held.unfinished_bytes as u64;
+        counters.window_bytes = self.pool.window_bytes() as u64;
+        counters.answer_bytes = self.pool.answer_bytes() as u64;
+        counters.unfinished_bytes = self.budget.unfinished_bytes() as u64;
         self.budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
-        counters.shared_answer_bytes = self.budget.text_bytes() as u64;
+        counters.shared_answer_bytes = self.budget.shared_bytes() as u64;
         counters.snapshot_bytes = self.snapshots.sweep() as u64;
-        counters.frames_sent = self.pool.held.frames_taken + counters.conflated_keys;
+        counters.frames_sent = self.pool.frames_taken() + counters.conflated_keys;
         counters.log_live_bytes = self.live_bytes;
         counters.log_open_bytes = self.commit.segment_bytes_written();
         counters.log_bytes = self.log_space.log_bytes();

@@ -442,7 +442,7 @@ impl Shard {
         self.fallen = fallen;
         let room = &mut self.rooms[room_slot as usize];
         room.window
-            .drop_before(least.max(overflow_end), &mut self.pool);
+            .drop_before(least.max(overflow_end), self.pool.windows());
     }
 
     /// Arms the receives of this turn.

@@ -79,8 +79,7 @@ impl Shard {
 
     /// A panic may have left the sums over all sessions half done, too.
     fn count_anew(&mut self) {
-        let held = &mut self.pool.held;
-        (held.answer_bytes, held.unfinished_bytes, held.window_bytes) = (0, 0, 0);
+        self.pool.reset();
         self.budget.forget_sessions();
         self.kept_presence = None;
         for slot in self.sessions.slots() {
@@ -88,8 +87,8 @@ impl Shard {
                 continue;
             };
             let session = &mut self.sessions[id];
-            (session.has_account, session.unfinished_bytes) = (false, 0);
-            self.pool.held.answer_bytes += session.outbox.own_answer_bytes();
+            (session.is_tracked, session.unfinished_bytes) = (false, 0);
+            session.outbox.count(&mut self.pool);
             if !session.sending {
                 session.outbox.sent(&mut self.pool);
             }

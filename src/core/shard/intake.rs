@@ -3,8 +3,8 @@
 use std::rc::Rc;
 
 use crate::core::contract::{Clock, Received};
-use crate::core::fanout::outbox::Due;
-use crate::core::fanout::window::{Chunk, ChunkPool};
+use crate::core::fanout::outbox::{Due, OutboxPool};
+use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
 use crate::core::shard::rate::Pace;
@@ -388,7 +388,8 @@ impl Shard {
                 let position = self.commit.push(&record, clock.now_us);
                 self.log_space
                     .wrote(&mut room.allowance, &record, clock.now_us);
-                let (start, end) = room.broadcast(key, value, timestamp, position, &mut self.pool);
+                let (start, end) =
+                    room.broadcast(key, value, timestamp, position, self.pool.windows());
                 if !session.outbox.skip_own(start, end, &mut self.pool) {
                     self.fall_behind(id);
                 }
@@ -501,7 +502,7 @@ fn correction(
     room_slot: u32,
     entry: &Entry,
     budget: &mut SessionBudget,
-    pool: &mut ChunkPool,
+    pool: &mut OutboxPool,
 ) -> Correction {
     let bytes = message::op_frame_bytes(entry.key(), entry.value(), entry.timestamp());
     if bytes >= SHARED_FRAME_BYTES_MIN {

@@ -33,6 +33,12 @@ pub struct Peer {
     pub handed_off: Option<(u32, Box<Handoff>)>,
 }
 
+/// The operations of a log: of a commit, or the rebuild after a failed one.
+pub enum LogOperation {
+    Commit,
+    Rebuild,
+}
+
 pub struct Rig {
     pub shard: Shard,
     pub clock: Clock,
@@ -48,6 +54,7 @@ pub struct Rig {
     pub peers: Vec<Peer>,
     /// What happened since it was looked at last: milliseconds since the start, who, what.
     seen: Vec<(u64, usize, String)>,
+    /// The readiness that the shard reported last. None: none yet, and it serves.
     pub ready: Option<bool>,
     pub drained: usize,
     /// Pages that were asked for.
@@ -119,10 +126,15 @@ impl Rig {
         self.add_peer(id)
     }
 
-    /// The same before the turn has ended, so that nothing else happens.
-    pub fn accept_only(&mut self) -> usize {
+    /// The same without a turn.
+    pub fn accept_quietly(&mut self) -> usize {
         let id = self.shard.accept(false, self.clock);
-        let place = self.push_peer(id);
+        self.push_peer(id)
+    }
+
+    /// The same without a turn, as if the shard had already asked for bytes.
+    pub fn accept_only(&mut self) -> usize {
+        let place = self.accept_quietly();
         self.peers[place].client.receiving = true;
         self.session(place).receiving = true;
         place
@@ -135,10 +147,8 @@ impl Rig {
     }
 
     fn push_peer(&mut self, id: SessionId) -> usize {
-        let mut client = Client::new(id, 0, Vec::new(), false);
-        client.outgoing.clear();
         self.peers.push(Peer {
-            client,
+            client: Client::new(id),
             reads: true,
             closes: true,
             handed_off: None,
@@ -264,7 +274,9 @@ impl Rig {
                 self.see(place, "aborted");
             }
             Output::Close(_) => {
-                self.peers[place].client.closed = true;
+                let client = &mut self.peers[place].client;
+                assert!(!client.receiving && client.sending.is_none());
+                client.closed = true;
                 self.see(place, "gone");
             }
             Output::Handoff(_, shard, handoff) => {
@@ -273,7 +285,10 @@ impl Rig {
             }
             Output::Page(..) => self.pages.push(output),
             Output::Note(_, note) => self.notes.push(*note),
-            Output::Ready(ready) => self.ready = Some(ready),
+            Output::Ready(ready) => {
+                assert_ne!(self.ready, Some(ready), "only a change is reported");
+                self.ready = Some(ready);
+            }
             Output::Drained => self.drained += 1,
             Output::Log(_) | Output::Rebuild(_) => {
                 assert!(self.log.is_none(), "one operation of the log at a time");
@@ -312,6 +327,12 @@ impl Rig {
     }
 
     pub fn end_send_with(&mut self, place: usize, spans: Spans, taken: Option<usize>) {
+        self.complete_send(place, spans, taken);
+        self.read(place);
+    }
+
+    /// Ends a send of which the client takes so many bytes, without reading them.
+    pub fn complete_send(&mut self, place: usize, spans: Spans, taken: Option<usize>) {
         let client = &mut self.peers[place].client;
         let all = spans.iter().flat_map(|span| span.bytes().iter().copied());
         client.incoming.extend(all.take(taken.unwrap_or(0)));
@@ -319,10 +340,10 @@ impl Rig {
         let outcome = taken.ok_or_else(failure);
         self.shard
             .handle(Input::Sent(id, spans, outcome), self.clock);
-        self.read(place);
     }
 
-    fn end_receive(&mut self, place: usize) -> bool {
+    /// Ends a receive with the end of the connection, if that has ended; whether it has.
+    pub fn end_receive(&mut self, place: usize) -> bool {
         let Peer { client, closes, .. } = &mut self.peers[place];
         let ends = client.broken || client.finished && *closes;
         if !(client.receiving && ends) {
@@ -339,35 +360,44 @@ impl Rig {
         true
     }
 
+    /// Ends the operation of the log that is in flight, if there is one and it may end.
     pub fn end_log(&mut self) -> bool {
-        let fails = self.log_fails;
-        if self.log_hangs {
-            return false;
-        }
-        let input = match self.log.take() {
-            None => return false,
-            Some(Output::Log(LogStep::Write { bytes, .. })) if fails => {
-                Input::LogWritten(bytes, Err(failure()))
-            }
-            Some(Output::Log(LogStep::Write {
+        !self.log_hangs && self.end_log_with(self.log_fails, |left| left).is_some()
+    }
+
+    /// Ends the operation of the log that is in flight: it fails or not, and `part` returns how many
+    /// of the bytes left are written.
+    pub fn end_log_with(
+        &mut self,
+        fails: bool,
+        part: impl FnOnce(usize) -> usize,
+    ) -> Option<LogOperation> {
+        let outcome = || if fails { Err(failure()) } else { Ok(()) };
+        let (operation, input) = match self.log.take()? {
+            Output::Log(LogStep::Write {
                 offset,
                 bytes,
                 from,
-            })) => {
-                self.disk.write(offset, &bytes[from..]);
-                let count = bytes.len() - from;
-                Input::LogWritten(bytes, Ok(count))
+            }) => {
+                let count = part(bytes.len() - from);
+                self.disk.write(offset, &bytes[from..from + count]);
+                let written = outcome().map(|()| count);
+                (LogOperation::Commit, Input::LogWritten(bytes, written))
             }
-            Some(Output::Log(LogStep::Sync)) => {
-                self.disk.sync();
-                Input::LogSynced(if fails { Err(failure()) } else { Ok(()) })
+            Output::Log(LogStep::Sync) => {
+                if !fails {
+                    self.disk.sync();
+                }
+                (LogOperation::Commit, Input::LogSynced(outcome()))
             }
-            Some(Output::Rebuild(_)) if fails => Input::Rebuilt(Err(failure())),
-            Some(Output::Rebuild(end)) => Input::Rebuilt(Ok(self.disk.rebuild(end))),
-            Some(output) => unreachable!("{output:?} is no operation of this log"),
+            Output::Rebuild(end) => {
+                let rebuilt = outcome().map(|()| self.disk.rebuild(end));
+                (LogOperation::Rebuild, Input::Rebuilt(rebuilt))
+            }
+            output => unreachable!("{output:?} is no operation of this log"),
         };
         self.shard.handle(input, self.clock);
-        true
+        Some(operation)
     }
 
     // ---- what a client is told ----
@@ -402,6 +432,13 @@ impl Rig {
     pub fn seen(&mut self, place: usize) -> Vec<String> {
         let its = self.seen_at(place);
         its.into_iter().map(|(_, what)| what).collect()
+    }
+
+    /// Whether a client that is connected has fallen behind.
+    pub fn is_behind(&mut self, place: usize) -> bool {
+        let client = &self.peers[place].client;
+        let session = self.shard.sessions.get(client.id);
+        !client.closed && session.is_some_and(|session| session.outbox.behind().is_some())
     }
 
     pub fn session(&mut self, place: usize) -> &mut Session {
