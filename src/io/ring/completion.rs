@@ -12,16 +12,16 @@ use crate::log::blocks::Blocks;
 /// completion, so that no completion can carry the token of another kind.
 pub trait Tokens: 'static {
     /// Names a receive.
-    type Receive: Copy + Debug;
+    type Receive: Copy + Debug + Unpin;
     /// Names a send.
-    type Send: Copy + Debug;
+    type Send: Copy + Debug + Unpin;
     /// Names an accept.
-    type Accept: Copy + Debug;
+    type Accept: Copy + Debug + Unpin;
     /// Names a write of bytes or of blocks.
-    type Write: Copy + Debug;
+    type Write: Copy + Debug + Unpin;
     /// Names an operation whose completion carries nothing: an fdatasync, a timer, a wait, a cancel
     /// or a no-op.
-    type Signal: Copy + Debug;
+    type Signal: Copy + Debug + Unpin;
 }
 
 /// The end of an operation.

@@ -82,7 +82,7 @@ pub(super) struct Flight<T: Tokens> {
 }
 
 /// Turns an entry of the completion queue into the operation, its result and its flags.
-pub(super) struct Outcome<T>(pub PhantomData<T>);
+pub(super) struct Outcome<T>(pub PhantomData<fn() -> T>);
 
 impl<T: Tokens> OneshotOutputTransform for Outcome<T> {
     type Output = (Operation<T>, i32, u32);
