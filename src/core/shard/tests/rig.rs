@@ -1,7 +1,9 @@
 //! One shard, and clients that do as a test says: what each is told, and when.
 
+use std::io;
+
 use super::peers::{Client, Disk, Told};
-use crate::core::contract::{Clock, Handoff, Input, Output, PeerStatus, ShardConfig};
+use crate::core::contract::{Clock, Handoff, Input, Output, PeerStatus, Received, ShardConfig};
 use crate::core::fanout::window::Spans;
 use crate::core::shard::Shard;
 use crate::core::shard::connection_log::Note;
@@ -9,12 +11,17 @@ use crate::core::shard::session::{Session, SessionId};
 use crate::core::state::workspace::Workspace;
 use crate::core::testing::{self, START_UNIX_S};
 use crate::limits::SECOND_US;
-use crate::log::commit::OpenSegment;
+use crate::log::commit::{LogStep, OpenSegment};
 
 /// The monotonic time at which every rig begins: a whole tick, so that deadlines on ticks are kept exactly.
 pub const START_US: u64 = 1000 * SECOND_US;
 /// More turns than this at one time are a loop.
 const TURNS_MAX: usize = 20_000;
+
+/// Returns the error of a connection or a disk. The shard does not look into it.
+pub fn failure() -> io::Error {
+    io::ErrorKind::Other.into()
+}
 
 /// A client and what it does.
 pub struct Peer {
@@ -70,7 +77,7 @@ impl Rig {
     /// The log was read at the start.
     pub fn recover(&mut self, workspaces: Vec<Workspace>) {
         let segment = self.recovers_to.take().expect("it is read once");
-        let recovered = Input::Rebuilt(Some((segment, workspaces)));
+        let recovered = Input::Rebuilt(Ok((segment, workspaces)));
         self.shard.handle(recovered, self.clock);
     }
 
@@ -168,8 +175,12 @@ impl Rig {
         client.receiving = false;
         let id = client.id;
         let mut bytes = bytes.to_vec();
-        self.shard
-            .handle(Input::Received(id, Some(&mut bytes)), self.clock);
+        let received = if bytes.is_empty() {
+            Received::Eof
+        } else {
+            Received::Bytes(&mut bytes)
+        };
+        self.shard.handle(Input::Received(id, received), self.clock);
     }
 
     pub fn op(&mut self, place: usize, key: &str, value: &str, timestamp: u64) {
@@ -279,10 +290,7 @@ impl Rig {
                 self.ready = Some(ready);
             }
             Output::Drained => self.drained += 1,
-            Output::LogWrite { .. }
-            | Output::LogSync
-            | Output::LogOpen { .. }
-            | Output::Rebuild(_) => {
+            Output::Log(_) | Output::Rebuild(_) => {
                 assert!(self.log.is_none(), "one operation of the log at a time");
                 self.log = Some(output);
             }
@@ -329,7 +337,9 @@ impl Rig {
         let all = spans.iter().flat_map(|span| span.bytes().iter().copied());
         client.incoming.extend(all.take(taken.unwrap_or(0)));
         let id = client.id;
-        self.shard.handle(Input::Sent(id, spans, taken), self.clock);
+        let outcome = taken.ok_or_else(failure);
+        self.shard
+            .handle(Input::Sent(id, spans, outcome), self.clock);
     }
 
     /// Ends a receive with the end of the connection, if that has ended; whether it has.
@@ -340,9 +350,13 @@ impl Rig {
             return false;
         }
         client.receiving = false;
-        let (id, mut none) = (client.id, []);
-        let bytes: Option<&mut [u8]> = if client.broken { None } else { Some(&mut none) };
-        self.shard.handle(Input::Received(id, bytes), self.clock);
+        let id = client.id;
+        let received = if client.broken {
+            Received::Broken
+        } else {
+            Received::Eof
+        };
+        self.shard.handle(Input::Received(id, received), self.clock);
         true
     }
 
@@ -358,25 +372,26 @@ impl Rig {
         fails: bool,
         part: impl FnOnce(usize) -> usize,
     ) -> Option<LogOperation> {
+        let outcome = || if fails { Err(failure()) } else { Ok(()) };
         let (operation, input) = match self.log.take()? {
-            Output::LogWrite {
+            Output::Log(LogStep::Write {
                 offset,
                 bytes,
                 from,
-            } => {
+            }) => {
                 let count = part(bytes.len() - from);
                 self.disk.write(offset, &bytes[from..from + count]);
-                let written = (!fails).then_some(count);
+                let written = outcome().map(|()| count);
                 (LogOperation::Commit, Input::LogWritten(bytes, written))
             }
-            Output::LogSync => {
+            Output::Log(LogStep::Sync) => {
                 if !fails {
                     self.disk.sync();
                 }
-                (LogOperation::Commit, Input::LogSynced(!fails))
+                (LogOperation::Commit, Input::LogSynced(outcome()))
             }
             Output::Rebuild(end) => {
-                let rebuilt = (!fails).then(|| self.disk.rebuild(end));
+                let rebuilt = outcome().map(|()| self.disk.rebuild(end));
                 (LogOperation::Rebuild, Input::Rebuilt(rebuilt))
             }
             output => unreachable!("{output:?} is no operation of this log"),
