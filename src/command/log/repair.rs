@@ -9,8 +9,8 @@ use crate::command::progress::Bar;
 use crate::command::text;
 use crate::config::log::RepairArgs;
 use crate::log::disk::HostDisk;
-use crate::log::repair::Repair;
-use crate::log::repair::row::{Change, Rewritten};
+use crate::log::repair::RepairPlan;
+use crate::log::repair::plan::{PlannedChange, SegmentRewrite};
 
 /// How many workspaces that miss ops are told by name.
 const WORKSPACES_TOLD: usize = 20;
@@ -20,7 +20,7 @@ pub fn run(data: &Path, settings: &RepairArgs) -> Result<VerifyOutcome, Stop> {
     let mut epoch = [0; 16];
     getrandom::fill(&mut epoch)?;
     let bar = Bar::new("reading the log", 0);
-    let repair = Repair::plan(HostDisk, data.to_path_buf(), epoch, |done, total| {
+    let repair = RepairPlan::new(HostDisk, data.to_path_buf(), epoch, |done, total| {
         bar.set(done, total);
     })?;
     drop(bar);
@@ -58,7 +58,7 @@ fn ask(output: &mut Printer) -> Result<(), Stop> {
     Err(Stop::Failed("nothing was changed".to_owned()))
 }
 
-fn tell(data: &Path, repair: &Repair<HostDisk>, output: &mut Printer) -> Result<(), Stop> {
+fn tell(data: &Path, repair: &RepairPlan<HostDisk>, output: &mut Printer) -> Result<(), Stop> {
     let short = |path: &Path| {
         path.strip_prefix(data)
             .unwrap_or(path)
@@ -78,7 +78,7 @@ fn tell(data: &Path, repair: &Repair<HostDisk>, output: &mut Printer) -> Result<
     }
     for change in repair.changes() {
         match change {
-            Change::Fill { path, header } => {
+            PlannedChange::Fill { path, header } => {
                 let count = header.index - header.first_index() + 1;
                 output.line(format_args!(
                     "{}: missing{}\n  its ops are lost; an empty segment replaces it",
@@ -90,7 +90,7 @@ fn tell(data: &Path, repair: &Repair<HostDisk>, output: &mut Printer) -> Result<
                     }
                 ))?;
             }
-            Change::Rewrite(rewritten) => {
+            PlannedChange::Rewrite(rewritten) => {
                 output.line(format_args!("{}: damaged", short(&rewritten.path)))?;
                 tell_rewritten(rewritten, output)?;
             }
@@ -103,10 +103,10 @@ fn tell(data: &Path, repair: &Repair<HostDisk>, output: &mut Printer) -> Result<
     ))
 }
 
-fn tell_rewritten(rewritten: &Rewritten, output: &mut Printer) -> Result<(), Stop> {
-    let salvage = &rewritten.salvage;
+fn tell_rewritten(rewritten: &SegmentRewrite, output: &mut Printer) -> Result<(), Stop> {
+    let recovery = &rewritten.recovery;
     output.line(format_args!("  {}", rewritten.what))?;
-    for lost in &salvage.lost {
+    for lost in &recovery.lost {
         let is_lost = if lost.is_torn {
             "are a torn tail, which an interrupted write left"
         } else {
@@ -121,14 +121,14 @@ fn tell_rewritten(rewritten: &Rewritten, output: &mut Printer) -> Result<(), Sto
     }
     output.line(format_args!(
         "  it is rewritten with the {} in it that {} whole, {} of them after the damage",
-        text::count(salvage.ops, "op"),
-        if salvage.ops == 1 { "is" } else { "are" },
-        salvage.ops_behind
+        text::count(recovery.ops, "op"),
+        if recovery.ops == 1 { "is" } else { "are" },
+        recovery.ops_after_loss
     ))
 }
 
-fn tell_gaps(repair: &Repair<HostDisk>, output: &mut Printer) -> Result<(), Stop> {
-    let gaps = repair.gaps();
+fn tell_gaps(repair: &RepairPlan<HostDisk>, output: &mut Printer) -> Result<(), Stop> {
+    let gaps = repair.missing();
     if gaps.is_empty() {
         return output.line("What is left does not show which workspaces miss ops.");
     }

@@ -105,7 +105,7 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
             bar.add(link.file_bytes);
             told.figures.segments += 1;
             told.figures.bytes += extent.whole_bytes;
-            let beyond = folder.beyond(place, &mut bytes)?;
+            let beyond = folder.records_past_end(place, &mut bytes)?;
             told.beyond.extend(beyond.map(|found| BeyondEnd {
                 line: verify::told_beyond(&link.path, &found),
                 file: link.path.display().to_string(),
