@@ -12,9 +12,7 @@
 //! | --- | --- |
 //! | [`Output::Receive`] | [`Input::Received`] |
 //! | [`Output::Send`] | [`Input::Sent`] |
-//! | [`Output::LogWrite`] | [`Input::LogWritten`] |
-//! | [`Output::LogSync`] | [`Input::LogSynced`] |
-//! | [`Output::LogOpen`] | [`Input::LogOpened`] |
+//! | [`Output::Log`] | [`Input::LogWritten`], [`Input::LogSynced`] or [`Input::LogOpened`] |
 //! | [`Output::Rebuild`] | [`Input::Rebuilt`] |
 //!
 //! # Rooms
@@ -56,9 +54,10 @@ use hashbrown::HashMap;
 use slab::Slab;
 
 use crate::core::contract::{Clock, Handoff, Input, Output, PeerStatus, ShardConfig};
+use crate::core::fanout::outbox::OutboxPool;
 use crate::core::fanout::pacer::Pacer;
 use crate::core::fanout::room::Room;
-use crate::core::fanout::window::{Chunk, ChunkPool};
+use crate::core::fanout::window::Chunk;
 use crate::core::shard::absence::Absence;
 use crate::core::shard::connection_log::{ConnectionLog, Party};
 use crate::core::shard::counters::Counters;
@@ -72,7 +71,7 @@ use crate::core::snapshot::snapshots::Snapshots;
 use crate::core::state::segment_usage::{Dead, SegmentUsage};
 use crate::core::state::workspace::Workspace;
 use crate::limits::{REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE, SNAPSHOTS_SWEPT_PER_TURN};
-use crate::log::commit::{Commit, Durability, OpenSegment, Step};
+use crate::log::commit::{Commit, Durability, LogStep, OpenSegment};
 use crate::log::position::LogPosition;
 use crate::wire::message::Parser;
 
@@ -104,7 +103,7 @@ pub struct Shard {
     usage: SegmentUsage,
     room_index: HashMap<Box<str>, u32, FixedState>,
     commit: Commit,
-    pool: ChunkPool,
+    pool: OutboxPool,
     outputs: VecDeque<Output>,
     /// Those who are owed something.
     send_queue: VecDeque<SessionId>,
@@ -231,7 +230,7 @@ impl Shard {
             commit,
             log_space: LogSpace::new(config.log_spare_bytes),
             config,
-            pool: ChunkPool::default(),
+            pool: OutboxPool::default(),
             outputs: VecDeque::new(),
             send_queue: VecDeque::new(),
             bulk_queue: VecDeque::new(),
@@ -409,6 +408,7 @@ impl Shard {
     /// Where one of them is broken.
     pub fn invariants(&self) {
         self.sessions.invariants();
+        self.snapshots.invariants();
         self.audit();
     }
 
@@ -420,13 +420,13 @@ impl Shard {
         counters.sessions_closing =
             self.sessions.len() as u64 - sessions.gone - sessions.members - sessions.unanswered;
         counters.workspaces = self.rooms.len() as u64;
-        counters.window_bytes = self.pool.held.window_bytes as u64;
-        counters.answer_bytes = self.pool.held.answer_bytes as u64;
-        counters.unfinished_bytes = self.pool.held.unfinished_bytes as u64;
+        counters.window_bytes = self.pool.window_bytes() as u64;
+        counters.answer_bytes = self.pool.answer_bytes() as u64;
+        counters.unfinished_bytes = self.budget.unfinished_bytes() as u64;
         self.budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
-        counters.shared_answer_bytes = self.budget.text_bytes() as u64;
+        counters.shared_answer_bytes = self.budget.shared_bytes() as u64;
         counters.snapshot_bytes = self.snapshots.sweep() as u64;
-        counters.frames_sent = self.pool.held.frames_taken + counters.conflated_keys;
+        counters.frames_sent = self.pool.frames_taken() + counters.conflated_keys;
         counters.log_live_bytes = self.live_bytes;
         counters.log_open_bytes = self.commit.segment_bytes_written();
         counters.log_bytes = self.log_space.log_bytes();
@@ -443,22 +443,22 @@ impl Shard {
 
     fn dispatch(&mut self, input: Input<'_>, clock: Clock) {
         match input {
-            Input::Received(id, bytes) => self.received(id, bytes, clock),
-            Input::Sent(id, spans, taken) => self.sent(id, spans, taken, clock),
-            Input::LogWritten(bytes, count) => {
-                self.counters.log_bytes_written += count.unwrap_or(0) as u64;
-                match self.commit.written(bytes, count, clock.now_us) {
+            Input::Received(id, received) => self.received(id, received, clock),
+            Input::Sent(id, spans, outcome) => self.sent(id, spans, outcome, clock),
+            Input::LogWritten(bytes, outcome) => {
+                self.counters.log_bytes_written += *outcome.as_ref().unwrap_or(&0) as u64;
+                match self.commit.written(bytes, outcome, clock.now_us) {
                     Ok(Some(step)) => self.push_step(step),
                     Ok(None) => self.committed(clock),
                     Err(_) => self.fail(None, clock),
                 }
             }
-            Input::LogSynced(ok) => match self.commit.synced(ok, clock.now_us) {
+            Input::LogSynced(outcome) => match self.commit.synced(outcome, clock.now_us) {
                 Ok(()) => self.committed(clock),
                 Err(_) => self.fail(None, clock),
             },
             Input::LogOpened(segment) => {
-                let is_closed = segment.is_some() && !self.commit.is_failed();
+                let is_closed = segment.is_ok() && !self.commit.is_failed();
                 if is_closed {
                     self.close_segment();
                     self.usage.rotate();
@@ -518,35 +518,15 @@ impl Shard {
             .clamp(self.config.segment_bytes_min, self.config.segment_bytes_max)
     }
 
-    fn push_step(&mut self, step: Step) {
-        self.outputs.push_back(match step {
-            Step::Write {
-                offset,
-                bytes,
-                from,
-            } => {
-                if from == 0 {
-                    self.written_senders = self.senders.len();
-                    let ops = self.commit.take_group();
-                    if ops > 0 {
-                        self.counters.groups.had(ops);
-                    }
-                }
-                Output::LogWrite {
-                    offset,
-                    bytes,
-                    from,
-                }
+    fn push_step(&mut self, step: LogStep) {
+        if let LogStep::Write { from: 0, .. } = step {
+            self.written_senders = self.senders.len();
+            let ops = self.commit.take_group();
+            if ops > 0 {
+                self.counters.groups.had(ops);
             }
-            Step::Sync => Output::LogSync,
-            Step::Open {
-                index,
-                first_position,
-            } => Output::LogOpen {
-                index,
-                first_position,
-            },
-        });
+        }
+        self.outputs.push_back(Output::Log(step));
     }
 
     /// Records in the journal why a connection is about to end, if there is a journal.

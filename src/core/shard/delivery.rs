@@ -5,6 +5,8 @@
 //! queue is empty the round is done, and the windows let go of what everybody has. Those who are owed
 //! much for themselves, a large state most of all, go over into a queue of their own.
 
+use std::io;
+
 use crate::core::contract::{Clock, Output};
 use crate::core::fanout::outbox::{Behind, Due};
 use crate::core::fanout::window::{Chunk, Spans, skip_sent, spans_bytes};
@@ -297,7 +299,7 @@ impl Shard {
         &mut self,
         id: SessionId,
         mut spans: Spans,
-        taken: Option<usize>,
+        outcome: io::Result<usize>,
         clock: Clock,
     ) {
         self.counters.sends_ended += 1;
@@ -306,6 +308,7 @@ impl Shard {
             let took_us = clock.now_us.saturating_sub(watch.since_us);
             self.counters.sent.took(took_us);
         }
+        let taken = outcome.ok();
         let is_ended = taken.is_none_or(|bytes| bytes == 0 || bytes == spans_bytes(&spans));
         self.end_send(id, is_ended);
         let session = &mut self.sessions[id];
@@ -439,7 +442,7 @@ impl Shard {
         self.fallen = fallen;
         let room = &mut self.rooms[room_slot as usize];
         room.window
-            .drop_before(least.max(overflow_end), &mut self.pool);
+            .drop_before(least.max(overflow_end), self.pool.windows());
     }
 
     /// Arms the receives of this turn.

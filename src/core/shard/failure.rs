@@ -3,6 +3,8 @@
 //!
 //! In `always` mode nobody was shown an op that is forgotten here; those who sent them get a 500.
 
+use std::io;
+
 use crate::core::contract::{Clock, Output};
 use crate::core::shard::connection_log::Party;
 use crate::core::shard::session::{SessionId, State};
@@ -77,8 +79,7 @@ impl Shard {
 
     /// A panic may have left the sums over all sessions half done, too.
     fn count_anew(&mut self) {
-        let held = &mut self.pool.held;
-        (held.answer_bytes, held.unfinished_bytes, held.window_bytes) = (0, 0, 0);
+        self.pool.reset();
         self.budget.forget_sessions();
         self.kept_presence = None;
         for slot in self.sessions.slots() {
@@ -86,8 +87,8 @@ impl Shard {
                 continue;
             };
             let session = &mut self.sessions[id];
-            (session.has_account, session.unfinished_bytes) = (false, 0);
-            self.pool.held.answer_bytes += session.outbox.own_answer_bytes();
+            (session.is_tracked, session.unfinished_bytes) = (false, 0);
+            session.outbox.count(&mut self.pool);
             if !session.sending {
                 session.outbox.sent(&mut self.pool);
             }
@@ -120,7 +121,11 @@ impl Shard {
     }
 
     /// Takes the outcome of a rebuild, or of the reading at the start.
-    pub(super) fn rebuilt(&mut self, outcome: Option<(OpenSegment, Vec<Workspace>)>, clock: Clock) {
+    pub(super) fn rebuilt(
+        &mut self,
+        outcome: io::Result<(OpenSegment, Vec<Workspace>)>,
+        clock: Clock,
+    ) {
         let is_rebuild = self.health == Health::Rebuilding;
         assert!(
             is_rebuild || self.health == Health::Recovering,
@@ -130,7 +135,7 @@ impl Shard {
             self.rebuilds_count += 1;
             self.reopen_wait_us = (self.reopen_wait_us * 2).min(REOPEN_WAIT_MAX_US);
         }
-        let Some((segment, workspaces)) = outcome else {
+        let Ok((segment, workspaces)) = outcome else {
             self.health = Health::Failed {
                 next_try_us: clock.now_us + self.reopen_wait_us,
             };

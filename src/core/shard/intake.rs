@@ -2,9 +2,9 @@
 
 use std::rc::Rc;
 
-use crate::core::contract::Clock;
-use crate::core::fanout::outbox::Due;
-use crate::core::fanout::window::{Chunk, ChunkPool};
+use crate::core::contract::{Clock, Received};
+use crate::core::fanout::outbox::{Due, OutboxPool};
+use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
 use crate::core::shard::rate::Pace;
@@ -55,29 +55,23 @@ enum Correction {
 }
 
 impl Shard {
-    pub(super) fn received(&mut self, id: SessionId, bytes: Option<&mut [u8]>, clock: Clock) {
+    pub(super) fn received(&mut self, id: SessionId, received: Received<'_>, clock: Clock) {
         let session = self
             .sessions
             .get_mut(id)
             .expect("a session outlives its receive");
         session.receiving = false;
-        let Some(bytes) = bytes.filter(|_| !session.is_aborted()) else {
-            return self.abort(id);
+        let is_aborted = session.is_aborted();
+        let bytes = match received {
+            Received::Bytes(bytes) if !is_aborted => bytes,
+            Received::Eof if !is_aborted => return self.ended(id),
+            Received::Bytes(_) | Received::Eof | Received::Broken => return self.abort(id),
         };
         self.counters.bytes_received += bytes.len() as u64;
         if let Some(journal) = &mut self.connection_log {
             journal.received(id, bytes.len());
         }
         let session = &mut self.sessions[id];
-        if bytes.is_empty() {
-            session.close_by_peer();
-            // Before 101 a client may close its side and still wait for its answer.
-            return match session.state() {
-                State::Closing if !session.is_finished() => {}
-                State::Waiting => self.received_waiting(id, bytes),
-                State::Closing | State::Handshake | State::Open { .. } => self.abort(id),
-            };
-        }
         session.last_received_us = clock.now_us;
         match session.state() {
             State::Handshake => self.read_head(id, bytes, clock),
@@ -86,6 +80,18 @@ impl Shard {
             State::Closing => self.receive_queue.push(id),
         }
         self.weigh(id);
+    }
+
+    /// The peer has closed its sending side.
+    fn ended(&mut self, id: SessionId) {
+        let session = &mut self.sessions[id];
+        session.close_by_peer();
+        // Before 101 a client may close its side and still wait for its answer.
+        match session.state() {
+            State::Closing if !session.is_finished() => {}
+            State::Waiting => self.received_waiting(id, &[]),
+            State::Closing | State::Handshake | State::Open { .. } => self.abort(id),
+        }
     }
 
     /// Reads on where a turn left bytes unread.
@@ -382,7 +388,8 @@ impl Shard {
                 let position = self.commit.push(&record, clock.now_us);
                 self.log_space
                     .wrote(&mut room.allowance, &record, clock.now_us);
-                let (start, end) = room.broadcast(key, value, timestamp, position, &mut self.pool);
+                let (start, end) =
+                    room.broadcast(key, value, timestamp, position, self.pool.windows());
                 if !session.outbox.skip_own(start, end, &mut self.pool) {
                     self.fall_behind(id);
                 }
@@ -495,7 +502,7 @@ fn correction(
     room_slot: u32,
     entry: &Entry,
     budget: &mut SessionBudget,
-    pool: &mut ChunkPool,
+    pool: &mut OutboxPool,
 ) -> Correction {
     let bytes = message::op_frame_bytes(entry.key(), entry.value(), entry.timestamp());
     if bytes >= SHARED_FRAME_BYTES_MIN {

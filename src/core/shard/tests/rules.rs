@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 
-use super::rig::{Rig, frame, head, op, pong};
+use super::rig::{Rig, failure, frame, head, op, pong};
 use crate::core::contract::{Input, PeerStatus, shard_of};
-use crate::core::fanout::outbox::Outbox;
-use crate::core::fanout::window::{Chunk, ChunkPool};
+use crate::core::fanout::outbox::{Outbox, OutboxPool};
+use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::session::{Intake, State};
 use crate::core::testing::START_UNIX_S;
@@ -19,6 +19,7 @@ type Change<'a> = &'a dyn Fn(&mut Rig);
 
 // ---- joining ----
 
+/// P12, P13.
 #[test]
 fn a_request_is_answered_by_the_state_of_the_server() {
     let health = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
@@ -27,7 +28,10 @@ fn a_request_is_answered_by_the_state_of_the_server() {
     let as_it_is = |_: &mut Rig| ();
     let others_fail = |rig: &mut Rig| rig.shard.set_peer_status(PeerStatus::default());
     let drains = |rig: &mut Rig| rig.shard.handle(Input::Drain, rig.clock);
-    let fails = |rig: &mut Rig| rig.shard.handle(Input::LogSynced(false), rig.clock);
+    let fails = |rig: &mut Rig| {
+        rig.shard
+            .handle(Input::LogSynced(Err(failure())), rig.clock)
+    };
     let cases: [(&str, Change<'_>, bool, &str, &str); 12] = [
         (&healthz, &as_it_is, false, "200", "ok"),
         (&readyz, &as_it_is, false, "200", "ready"),
@@ -63,6 +67,7 @@ fn a_request_is_answered_by_the_state_of_the_server() {
     }
 }
 
+/// P30.
 #[test]
 fn a_request_may_come_in_parts_and_frames_behind_it() {
     let mut bytes = head("w", None).into_bytes();
@@ -185,6 +190,7 @@ fn an_init_is_encoded_once_for_those_who_join_one_after_the_other() {
 
 // ---- reading ----
 
+/// P41, P42.
 #[test]
 fn a_frame_is_answered_by_its_kind() {
     let skew_us = 3600 * SECOND_US;
@@ -262,7 +268,7 @@ fn a_client_that_reads_no_answers_is_read_no_more() {
 #[test]
 fn a_client_is_read_while_its_answers_are_within_their_bound() {
     let mut cost = Outbox::default();
-    let mut pool = ChunkPool::default();
+    let mut pool = OutboxPool::default();
     cost.push(
         Chunk::new(vec![0; 1000]),
         WindowOffset::START,
@@ -282,7 +288,7 @@ fn a_client_is_read_while_its_answers_are_within_their_bound() {
             chunk,
             WindowOffset::START,
             LogPosition::NONE,
-            &mut ChunkPool::default(),
+            &mut OutboxPool::default(),
         );
         rig.receive_only(client, &pong());
         assert_eq!(rig.session(client).intake, intake, "{more_bytes}");
@@ -292,7 +298,7 @@ fn a_client_is_read_while_its_answers_are_within_their_bound() {
 #[test]
 fn a_paused_client_is_read_again_when_half_of_its_answers_are_out() {
     let mut cost = Outbox::default();
-    let mut pool = ChunkPool::default();
+    let mut pool = OutboxPool::default();
     cost.push(
         Chunk::new(vec![0; 1000]),
         WindowOffset::START,
@@ -310,7 +316,7 @@ fn a_paused_client_is_read_again_when_half_of_its_answers_are_out() {
             chunk,
             WindowOffset::START,
             LogPosition::NONE,
-            &mut ChunkPool::default(),
+            &mut OutboxPool::default(),
         );
         rig.session(client).intake = Intake::Paused;
         rig.peers[client].reads = true;
