@@ -151,11 +151,7 @@ fn failed_log(root: &Path) -> (Scripted, LogFiles<Scripted>, End) {
             workspace: "w",
             key: "k",
             value: "1",
-<<<<<<< HEAD
-            seq: crate::seq::Seq::new(seq),
-=======
             seq: Seq::new(seq),
->>>>>>> logio
             timestamp: seq,
         };
         record::begin_batch(&mut batch);
@@ -209,8 +205,6 @@ fn the_first_try_decides_up_to_where_a_failed_segment_is_kept() {
 }
 
 #[test]
-<<<<<<< HEAD
-=======
 fn a_failed_segment_is_synced_by_the_errand_and_not_by_the_thread_that_asks_for_it() {
     let root = tempdir().unwrap();
     let (disk, log, end) = failed_log(root.path());
@@ -226,7 +220,6 @@ fn a_failed_segment_is_synced_by_the_errand_and_not_by_the_thread_that_asks_for_
 }
 
 #[test]
->>>>>>> logio
 fn a_segment_that_was_opened_in_the_moment_of_a_failure_is_read_once() {
     let root = tempdir().unwrap();
     let directory = Arc::new(DataDirectory::open(root.path()).unwrap());
@@ -246,22 +239,4 @@ fn a_segment_that_was_opened_in_the_moment_of_a_failure_is_read_once() {
             log.replace(segment);
         }
     }
-<<<<<<< HEAD
-}
-
-#[test]
-fn a_failed_segment_is_synced_by_the_errand_and_not_by_the_thread_that_asks_for_it() {
-    let root = tempdir().unwrap();
-    let (disk, log, end) = failed_log(root.path());
-    disk.set(&log.segment.path.clone(), [true; 3]);
-    let rebuild = log.rebuild(end).unwrap();
-    assert_eq!(
-        disk.syncs_left(),
-        3,
-        "a shard's loop does not wait for the disk"
-    );
-    rebuild.run(|_| ()).unwrap();
-    assert_eq!(disk.syncs_left(), 2);
-=======
->>>>>>> logio
 }
