@@ -11,7 +11,7 @@
 //! | who may connect: tokens, leeway, rotation | [`wire::auth`], `config::secrets`, [`io::secrets`] |
 //! | joining a workspace, init, 500 and 503, health checks | `core::shard::handshake`, `core::fanout::room` |
 //! | frames: masking, fragments, UTF-8, close codes | [`wire::frame`] |
-//! | states as texts: encoded once for all, large ones in parts, within a bound | `core::shard::encoding`, `core::snapshot::encoded`, `core::snapshot::cut` |
+//! | states for clients that join or read: encoded once, large ones in steps, within a budget | `core::snapshot::snapshots`, `core::snapshot::state_encoder`, `core::shard::encoding` |
 //! | messages: fields, errors, the value's bytes as sent | [`wire::message`] |
 //! | a message's way into the state: errors, corrections, 1003, skew | `core::shard::intake` |
 //! | broadcasts, slow clients, conflation, what goes out when | `core::shard::delivery`, `core::fanout::pacer`, [`core::fanout::outbox`], [`core::fanout::window`] |
