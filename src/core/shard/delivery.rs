@@ -8,25 +8,21 @@
 use crate::core::contract::{Clock, Output};
 use crate::core::fanout::outbox::{Behind, Due};
 use crate::core::fanout::window::{Chunk, Spans, skip_sent, spans_bytes};
+use crate::core::shard::Shard;
 use crate::core::shard::intake::shared_frame;
 use crate::core::shard::session::{Intake, SessionId, State};
-use crate::core::shard::{Shard, Watch};
 use crate::limits::{
     BULK_BYTES_PER_TURN, BULK_SENDS_PER_TURN_MAX, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX,
-    REOPEN_WAIT_MIN_US, SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SESSION_BYTES_SPARED,
+    SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SESSION_BYTES_SPARED,
 };
 use crate::log::commit::Durability;
 use crate::wire::message;
 
 impl Shard {
-    /// Puts a session into the queue of those who are sent to.
+    /// Queues a session to be sent what it is owed.
     pub(super) fn enqueue(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.get_mut(id) else {
-            return;
-        };
-        if !session.queued && !session.sending && session.may_send() {
-            session.queued = true;
-            self.send_queue.push_back(id);
+        if let Some(session) = self.sessions.get_mut(id) {
+            self.sends.queue(id, session);
         }
     }
 
@@ -41,33 +37,16 @@ impl Shard {
 
     /// A batch is where its durability wants it: its ops may be shown.
     pub(super) fn show_committed(&mut self) {
-        if self.commit.is_failed() {
-            return;
+        if self.log.show() {
+            self.sends.wake(&mut self.sessions);
         }
-        self.senders.drain(..self.written_senders);
-        self.written_senders = 0;
-        self.reopen_wait_us = REOPEN_WAIT_MIN_US;
-        self.visible_position = self.commit.visible_position();
-        self.wake_gated();
-    }
-
-    /// Queues those whose answers were waiting: for the log, or for a text.
-    pub(super) fn wake_gated(&mut self) {
-        let mut gated = std::mem::take(&mut self.gated);
-        for id in gated.drain(..) {
-            if let Some(session) = self.sessions.get_mut(id) {
-                session.gated = false;
-                self.enqueue(id);
-            }
-        }
-        self.gated = gated;
     }
 
     /// Queues the members of all rooms in which more may be shown than before.
     pub(super) fn announce(&mut self) {
         for place in 0..self.touched.len() {
             let room_slot = self.touched[place];
-            let visible_position = self.visible_position;
+            let visible_position = self.log.visible_position();
             let Some(room) = self.rooms.get_mut(room_slot as usize) else {
                 continue;
             };
@@ -80,9 +59,8 @@ impl Shard {
                 let (id, session) = self.sessions.at(*slot);
                 let owed =
                     session.outbox.cursor() < visible_end || session.outbox.behind().is_some();
-                if owed && !session.queued && !session.sending {
-                    session.queued = true;
-                    self.send_queue.push_back(id);
+                if owed {
+                    self.sends.queue(id, session);
                 }
             }
         }
@@ -91,26 +69,25 @@ impl Shard {
     /// Serves a slice of the queue, unless a commit is in flight or the shard rests.
     pub(super) fn send_slice(&mut self, clock: Clock) {
         let has_commits = self.config.durability == Durability::Always;
-        if self.commit.holds_sends() || !has_commits && self.pacer.holds(clock.now_us) {
+        if self.log.holds_sends() || !has_commits && self.sends.is_pausing(clock.now_us) {
             return;
         }
         for _ in 0..SENDS_PER_TURN_MAX {
-            let Some(id) = self.send_queue.pop_front() else {
+            let Some(id) = self.sends.pop() else {
                 break;
             };
-            self.served_count += 1;
             if self.is_owed_bulk(id) {
-                self.bulk_queue.push_back(id);
+                self.sends.defer(id);
             } else {
                 self.serve(id, clock);
                 self.keep_budget(clock);
             }
         }
-        self.pacer.served(!self.send_queue.is_empty(), clock.now_us);
+        self.sends.end_slice(clock.now_us);
         self.send_bulk(clock);
-        // Nothing will end that could tell how long the round took.
+        // With no send in flight, no end of a send will measure the watched ones.
         if self.counters.sends == self.counters.sends_ended {
-            self.watch.take_if(|watch| watch.end <= self.served_count);
+            self.sends.take_watched_since_us();
         }
     }
 
@@ -124,7 +101,7 @@ impl Shard {
     fn send_bulk(&mut self, clock: Clock) {
         let mut bytes = 0;
         for _ in 0..BULK_SENDS_PER_TURN_MAX {
-            let Some(id) = self.bulk_queue.pop_front() else {
+            let Some(id) = self.sends.pop_bulk() else {
                 break;
             };
             bytes += self.serve(id, clock);
@@ -139,17 +116,13 @@ impl Shard {
     /// time.
     pub(super) fn watch_sends(&mut self, clock: Clock) {
         let since_us = if self.config.durability == Durability::Always {
-            self.shown_since_us.take()
+            self.sends.take_shown_since_us()
         } else {
-            let oldest_us = self.commit.oldest_us();
+            let oldest_us = self.log.oldest_us();
             oldest_us.filter(|oldest_us| *oldest_us == clock.now_us)
         };
-        if let Some(since_us) = since_us
-            && self.watch.is_none()
-            && !self.send_queue.is_empty()
-        {
-            let end = self.served_count + self.send_queue.len() as u64;
-            self.watch = Some(Watch { since_us, end });
+        if let Some(since_us) = since_us {
+            self.sends.watch(since_us);
         }
     }
 
@@ -171,14 +144,11 @@ impl Shard {
         if !spans.is_empty() {
             session.sending = true;
             session.last_progress_us = clock.now_us;
-            self.pacer.sends(&mut session.last_stretch);
+            self.sends.sends(session);
             self.counters.sends += 1;
             self.outputs.push_back(Output::Send(id, spans));
         } else if session.outbox.has_answers() {
-            if !session.gated {
-                session.gated = true;
-                self.gated.push(id);
-            }
+            self.sends.wait_for_log(id, session);
         } else if session.state() == State::Closing {
             self.finish(id);
         }
@@ -186,13 +156,11 @@ impl Shard {
     }
 
     fn take(&mut self, id: SessionId) -> Spans {
+        let visible_position = self.log.visible_position();
         let session = &mut self.sessions[id];
-        let view = session
-            .room()
-            .map(|room| self.rooms[room as usize].view(self.visible_position));
-        session
-            .outbox
-            .take(view, self.visible_position, &mut self.pool)
+        let room = session.room();
+        let view = room.map(|room| self.rooms[room as usize].view(visible_position));
+        session.outbox.take(view, visible_position, &mut self.pool)
     }
 
     /// Encodes the next part of what a conflated session is owed: the latest op of each key that
@@ -301,9 +269,8 @@ impl Shard {
         clock: Clock,
     ) {
         self.counters.sends_ended += 1;
-        let ended = self.watch.take_if(|watch| watch.end <= self.served_count);
-        if let Some(watch) = ended {
-            let took_us = clock.now_us.saturating_sub(watch.since_us);
+        if let Some(since_us) = self.sends.take_watched_since_us() {
+            let took_us = clock.now_us.saturating_sub(since_us);
             self.counters.sent.took(took_us);
         }
         let is_ended = taken.is_none_or(|bytes| bytes == 0 || bytes == spans_bytes(&spans));
@@ -380,14 +347,14 @@ impl Shard {
             session.intake = Intake::Unread;
             // It was not asked for a sign of life meanwhile.
             session.last_received_us = clock.now_us;
-            self.unread_queue.push_back(id);
+            self.reads.queue(id, Intake::Unread);
         }
     }
 
     /// Lets the windows go of what everybody has, when a round is done; before that only those
     /// that are over their bound.
     pub(super) fn trim_windows(&mut self) {
-        let round_done = self.send_queue.is_empty();
+        let round_done = self.sends.is_round_done();
         let mut kept = 0;
         for place in 0..self.touched.len() {
             let room_slot = self.touched[place];
@@ -402,7 +369,7 @@ impl Shard {
             if round_done || over {
                 self.trim_window(room_slot);
             }
-            let visible_position = self.visible_position;
+            let visible_position = self.log.visible_position();
             let room = &mut self.rooms[room_slot as usize];
             room.touched =
                 !round_done || room.window.visible_end(visible_position) < room.window.end();
@@ -416,7 +383,7 @@ impl Shard {
 
     fn trim_window(&mut self, room_slot: u32) {
         let room = &mut self.rooms[room_slot as usize];
-        let visible_end = room.window.visible_end(self.visible_position);
+        let visible_end = room.window.visible_end(self.log.visible_position());
         let overflow_end = room
             .window
             .overflow_end(self.config.outbox_bytes_max, visible_end);
@@ -444,8 +411,7 @@ impl Shard {
 
     /// Arms the receives of this turn.
     pub(super) fn arm_receives(&mut self) {
-        for place in 0..self.receive_queue.len() {
-            let id = self.receive_queue[place];
+        for id in self.reads.drain_receives() {
             let Some(session) = self.sessions.get_mut(id) else {
                 continue;
             };
@@ -454,6 +420,5 @@ impl Shard {
                 self.outputs.push_back(Output::Receive(id));
             }
         }
-        self.receive_queue.clear();
     }
 }

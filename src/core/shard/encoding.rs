@@ -118,7 +118,7 @@ impl Shard {
             }
         }
         if is_any_whole {
-            self.wake_gated();
+            self.sends.wake(&mut self.sessions);
         }
     }
 

@@ -12,7 +12,8 @@ use crate::core::shard::connection_log::Party;
 use crate::core::shard::http_read::{Shown, for_allowed};
 use crate::core::shard::rate::Rate;
 use crate::core::shard::session::{Intake, Passage, SessionId, State};
-use crate::core::shard::{Drain, Health, Shard};
+use crate::core::shard::shard_log::Health;
+use crate::core::shard::{Drain, Shard};
 use crate::core::snapshot::encoded::{Point, Texts, Wanted};
 use crate::core::state::workspace::Workspace;
 use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
@@ -37,8 +38,8 @@ impl Shard {
     pub fn accept_at(&mut self, door: ListenerKind, over_limit: bool, clock: Clock) -> SessionId {
         let clock = self.woke(clock);
         let id = self.open_session(door, over_limit, HEAD_TIMEOUT_US, clock);
-        self.is_silent(id);
-        self.receive_queue.push(id);
+        self.admission.accepted(id, &self.sessions[id]);
+        self.reads.receive(id);
         id
     }
 
@@ -77,11 +78,11 @@ impl Shard {
         session.unparsed.extend_from_slice(bytes);
         let parsed = upgrade::parse_head(&session.unparsed);
         if !matches!(parsed, Ok(None)) {
-            self.keeps_its_place(id);
+            self.admission.keep(&self.sessions[id]);
         }
         let session = &mut self.sessions[id];
         match parsed {
-            Ok(None) => self.receive_queue.push(id),
+            Ok(None) => self.reads.receive(id),
             Ok(Some((head_bytes, request))) => {
                 session.unparsed.drain(..head_bytes);
                 if let Err(answer) = self.requested(id, request, clock) {
@@ -113,12 +114,12 @@ impl Shard {
         if self.drain != Drain::No {
             return Answer::health(false, head_only, "draining");
         }
-        if self.health == Health::Recovering {
+        if self.log.health() == Health::Recovering {
             let percent = self.peer_status.recovered_percent;
             let text = format!("the log is being read: {percent} %");
             return Answer::health(false, head_only, &text);
         }
-        let ready = self.peer_status.ready && self.health.is_serving();
+        let ready = self.peer_status.ready && self.log.is_serving();
         Answer::health(
             ready,
             head_only,
@@ -161,7 +162,7 @@ impl Shard {
     pub(super) fn verified(&mut self, token: Option<&str>, clock: Clock) -> Result<Grant, Answer> {
         if let Some(per_second) = self.config.limits.handshakes_per_second {
             let rate = Rate::share(per_second, self.config.shards);
-            if !self.handshakes.take(rate, clock.now_us) {
+            if !self.admission.count_handshake(rate, clock.now_us) {
                 self.counters.refused_handshakes += 1;
                 // Not 429, which is about what one client sends (RFC 6585 section 4): this one may be the first of its kind.
                 return Err(Answer::unavailable(
@@ -291,11 +292,11 @@ impl Shard {
         if self.drain != Drain::No {
             return Some(stopping());
         }
-        if self.health == Health::Recovering {
+        if self.log.health() == Health::Recovering {
             let why = "the server is still reading its log";
             return Some(Answer::unavailable(why, RETRY_AFTER_S));
         }
-        (!self.health.is_serving()).then(Answer::internal_server_error)
+        (!self.log.is_serving()).then(Answer::internal_server_error)
     }
 
     /// Why nobody can join a workspace now.
@@ -373,13 +374,13 @@ impl Shard {
         } else {
             Intake::Unread
         };
-        session.unparsed = unparsed;
-        if session.intake == Intake::Unread {
-            self.unread_queue.push_back(id);
+        // An empty list may have memory: what is idle holds none.
+        session.unparsed = if unparsed.is_empty() {
+            Vec::new()
         } else {
-            session.unparsed = Vec::new();
-            self.receive_queue.push(id);
-        }
+            unparsed
+        };
+        self.reads.queue(id, session.intake);
         self.weigh(id);
         self.enqueue(id);
         self.reschedule(id, clock);

@@ -153,7 +153,7 @@ impl Shard {
     /// already shown. So the tag also names the start, by a random id, and counts the rebuilds
     /// since. It is weak, because the number of connections changes without the state.
     fn entity_tag(&self, seq: u64) -> String {
-        let (start_id, rebuilds_count) = (self.config.start_id, self.rebuilds_count);
+        let (start_id, rebuilds_count) = (self.config.start_id, self.log.rebuilds_count());
         format!("W/\"{start_id:016x}.{rebuilds_count}.{seq}\"")
     }
 

@@ -10,6 +10,7 @@ use crate::core::shard::Shard;
 use crate::core::shard::rate::Pace;
 use crate::core::shard::session::{Intake, SessionId, State};
 use crate::core::shard::session_budget::SessionBudget;
+use crate::core::shard::shard_log::Append;
 use crate::core::state::workspace::{Entry, Source, Verdict};
 use crate::limits::{
     EMPTY_FRAMES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US, SESSION_BYTES_SPARED,
@@ -83,18 +84,18 @@ impl Shard {
             State::Handshake => self.read_head(id, bytes, clock),
             State::Waiting => self.received_waiting(id, bytes),
             State::Open { .. } => self.read_bytes(id, bytes, clock),
-            State::Closing => self.receive_queue.push(id),
+            State::Closing => self.reads.receive(id),
         }
         self.weigh(id);
     }
 
     /// Reads on where a turn left bytes unread.
     pub(super) fn read_on(&mut self, clock: Clock) {
-        for _ in 0..self.unread_queue.len() {
-            if !self.may_read_on() {
+        for _ in 0..self.reads.unread_count() {
+            if self.log.is_full() {
                 break;
             }
-            let Some(id) = self.unread_queue.pop_front() else {
+            let Some(id) = self.reads.pop_unread() else {
                 break;
             };
             if self.sessions.is_open(id) {
@@ -103,11 +104,6 @@ impl Shard {
                 self.keep_budget(clock);
             }
         }
-    }
-
-    /// Whether the log takes more ops now.
-    pub(super) fn may_read_on(&self) -> bool {
-        !self.commit.is_full()
     }
 
     pub(super) fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
@@ -153,18 +149,11 @@ impl Shard {
             return;
         };
         session.unparsed = unparsed;
+        self.reads.queue(id, session.intake);
         match session.intake {
-            Intake::Receiving => {
-                self.receive_queue.push(id);
-                self.time_message(id, read.has_ended, clock);
-            }
+            Intake::Receiving => self.time_message(id, read.has_ended, clock),
             // It is the server that takes its time.
             Intake::Unread | Intake::Held | Intake::Paused => session.message_since_us = u64::MAX,
-        }
-        match self.sessions[id].intake {
-            Intake::Unread => self.unread_queue.push_back(id),
-            Intake::Held => self.held_queue.push_back(id),
-            Intake::Receiving | Intake::Paused => {}
         }
     }
 
@@ -191,10 +180,10 @@ impl Shard {
             if answer_bytes > self.answer_bytes_max() {
                 break Intake::Paused;
             }
-            if frames == MESSAGES_PER_TURN_MAX || !self.may_read_on() {
+            if frames == MESSAGES_PER_TURN_MAX || self.log.is_full() {
                 break Intake::Unread;
             }
-            if !self.log_space.is_free() && self.is_held(id, &bytes[read.consumed..], clock) {
+            if !self.log.is_free() && self.is_held(id, &bytes[read.consumed..], clock) {
                 break Intake::Held;
             }
             match decoder.decode(&mut bytes[read.consumed..], message_bytes_max) {
@@ -357,10 +346,7 @@ impl Shard {
             }
             Verdict::Won { seq, replaced } => {
                 self.counters.ops += 1;
-                self.usage.replaced(replaced);
                 self.counters.deliveries += room.members.len() as u64 - 1;
-                self.live_bytes -= live_bytes_before;
-                self.live_bytes += room.workspace.log_bytes();
                 let workspace = room.workspace.id();
                 let Op {
                     key,
@@ -374,16 +360,17 @@ impl Shard {
                     seq,
                     timestamp,
                 };
-                let position = self.commit.push(&record, clock.now_us);
-                self.log_space
-                    .wrote(&mut room.allowance, &record, clock.now_us);
+                let append = Append {
+                    record,
+                    replaced,
+                    live_bytes: (live_bytes_before, room.workspace.log_bytes()),
+                    sender: id,
+                };
+                let allowance = &mut room.allowance;
+                let position = self.log.append(&append, allowance, clock.now_us);
                 let (start, end) = room.broadcast(key, value, timestamp, position, &mut self.pool);
                 if !session.outbox.skip_own(start, end, &mut self.pool) {
                     self.fall_behind(id);
-                }
-                // Not those of the batch that is on its way: they are let go with it.
-                if self.senders[self.written_senders..].last() != Some(&id) {
-                    self.senders.push(id);
                 }
                 self.touch(room_slot);
             }
@@ -405,7 +392,7 @@ impl Shard {
     fn source(&self, id: SessionId) -> Source {
         Source {
             writer: self.sessions[id].number,
-            mark: self.usage.mark(),
+            mark: self.log.mark(),
         }
     }
 
@@ -436,7 +423,7 @@ impl Shard {
 
     /// Refuses an op that would win, where the disk has no room for it.
     fn refuse_disk_full(&mut self, id: SessionId, op: &Op<'_>) -> bool {
-        if !self.log_space.is_disk_full(self.commit.end_position()) {
+        if !self.log.is_disk_full() {
             return false;
         }
         let room_slot = self.sessions[id].room();

@@ -133,8 +133,8 @@ pub(crate) struct Session {
     /// It stands in the queue of those who are sent to.
     pub queued: bool,
     pub intake: Intake,
-    /// It stands in the list of those whose answers wait.
-    pub gated: bool,
+    /// Its first answer waits for the log, or for a state that is being encoded.
+    pub is_waiting_for_log: bool,
     /// The page that it asked for is sent without its body.
     pub head_only: bool,
     /// What it is sent last may be long: it has time for that as long as it goes on.
@@ -182,7 +182,7 @@ impl Session {
             sending: false,
             queued: false,
             intake: Intake::Receiving,
-            gated: false,
+            is_waiting_for_log: false,
             head_only: false,
             ends_long: false,
             over_limit,

@@ -500,7 +500,7 @@ impl World {
                 assert!(client.closed || client.broken);
             }
         }
-        assert!(self.ready && self.shard.commit.is_settled());
+        assert!(self.ready && self.shard.log.is_settled());
     }
 
     fn drain(&mut self) {
@@ -524,7 +524,7 @@ impl World {
         assert!(self.drained, "a drain ends");
         assert!(self.clients.iter().all(|client| client.closed));
         assert_eq!(self.shard.connections(), 0);
-        assert!(self.shard.commit.is_settled());
+        assert!(self.shard.log.is_settled());
     }
 }
 

@@ -50,17 +50,24 @@ fn a_session_stands_in_the_queue_once_and_only_if_it_can_be_sent_to() {
         // Frames are announced to members, answers queue their session themselves.
         if case < 3 {
             rig.shard.announce();
-            assert_eq!(rig.shard.send_queue.contains(&id), case == 0, "case {case}");
+            assert_eq!(
+                rig.shard.sends.queued().contains(&id),
+                case == 0,
+                "case {case}"
+            );
             let owner = rig.peers[writer].client.id;
-            assert!(!rig.shard.send_queue.contains(&owner), "it has its own op");
-            rig.shard.send_queue.clear();
+            assert!(
+                !rig.shard.sends.queued().contains(&owner),
+                "it has its own op"
+            );
+            rig.shard.sends.set_queued(&[]);
             rig.session(reader).queued = case == 1;
         }
         rig.shard.enqueue(id);
         let queued = usize::from(case == 0);
-        assert_eq!(rig.shard.send_queue.len(), queued, "case {case}");
+        assert_eq!(rig.shard.sends.queued().len(), queued, "case {case}");
         if case != 1 {
-            rig.shard.send_queue = [id].into();
+            rig.shard.sends.set_queued(&[id]);
             rig.shard.send_slice(rig.clock);
             let sends = rig.shard.outputs.iter();
             let sends = sends.filter(|output| matches!(output, Output::Send(..)));
@@ -161,11 +168,11 @@ fn an_answer_that_the_log_holds_up_comes_with_the_commit() {
     // The correction is owed before the commit of the op that it shows has begun.
     rig.receive_only(writer, &[op("k", "1", 10), op("k", "2", 9)].concat());
     rig.turn();
-    assert_eq!(rig.shard.gated, [rig.peers[writer].client.id]);
+    assert_eq!(rig.shard.sends.waiting(), [rig.peers[writer].client.id]);
     assert!(rig.peers[writer].client.sending.is_none());
     rig.sleep_until(0.01);
     assert_eq!(rig.seen(writer), ["k=1@10"]);
-    assert!(rig.shard.gated.is_empty());
+    assert!(rig.shard.sends.waiting().is_empty());
 }
 
 #[test]
@@ -305,7 +312,7 @@ fn a_window_over_its_bound_does_not_wait_for_the_round() {
         let held_bytes = rig.shard.rooms[0].window.capacity_bytes();
         rig.shard.config.outbox_bytes_max = held_bytes.strict_sub_signed(over_bytes);
         rig.shard.announce();
-        assert!(!rig.shard.send_queue.is_empty());
+        assert!(!rig.shard.sends.is_round_done());
         rig.shard.trim_windows();
         assert_eq!(rig.session(reader).outbox.behind().is_some(), falls_behind);
         let held_bytes = rig.shard.rooms[0].window.capacity_bytes();
@@ -329,7 +336,7 @@ fn a_shard_that_is_never_done_rests_between_its_slices() {
         for timestamp in 1..=200 {
             rig.receive_only(writer, &op("k", "1", timestamp));
             rig.step();
-            let until_us = rig.shard.pacer.until_us();
+            let until_us = rig.shard.sends.pause_until_us();
             if let Some(until_us) = until_us {
                 assert!(rig.clock.now_us - begun_us >= REST_AFTER_US);
                 assert!(!rig.shard.has_work(), "it would spin");
@@ -348,7 +355,7 @@ fn a_shard_that_is_never_done_rests_between_its_slices() {
             );
         }
         rig.sleep_until(1.0);
-        assert_eq!(rig.shard.pacer.until_us(), None);
+        assert_eq!(rig.shard.sends.pause_until_us(), None);
         for reader in readers {
             assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@200"));
         }

@@ -316,7 +316,7 @@ fn a_paused_client_is_read_again_when_half_of_its_answers_are_out() {
         assert!(rig.end_send(client));
         assert_eq!(rig.session(client).intake, intake, "{more_bytes}");
         let queued = usize::from(intake == Intake::Unread);
-        assert_eq!(rig.shard.unread_queue.len(), queued);
+        assert_eq!(rig.shard.reads.unread_count(), queued);
     }
 }
 

@@ -214,7 +214,7 @@ fn a_stop_is_spread_over_its_time() {
         assert_eq!(rig.seen_at(*client), events(&expected), "client {place}");
     }
     assert_eq!(rig.drained, 1);
-    assert!(rig.shard.commit.is_settled());
+    assert!(rig.shard.log.is_settled());
 }
 
 #[test]
