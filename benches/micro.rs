@@ -19,6 +19,7 @@ use etherply::core::state::workspace::{Verdict, Workspace};
 use etherply::log::commit::Durability;
 use etherply::log::position::LogPosition;
 use etherply::log::record::{self, Reader, SegmentHeader};
+use etherply::seq::Seq;
 use etherply::wire::frame::{Decoder, FrameEvent};
 use etherply::wire::message::{self, Message, Parser};
 use house::{House, put_frame, put_op};
@@ -104,7 +105,7 @@ fn apply(c: &mut Criterion) {
     let mut workspace = Workspace::new("w", 1);
     for (timestamp, key) in (1..).zip(&keys) {
         assert!(
-            matches!(workspace.apply(key, &value, timestamp, 1), Verdict::Won { seq, .. } if seq == timestamp)
+            matches!(workspace.apply(key, &value, timestamp, 1), Verdict::Won { seq, .. } if seq.get() == timestamp)
         );
     }
     let lost = matches!(workspace.apply(&keys[0], "2", 0, 1), Verdict::Lost(entry) if entry.value() == value);
@@ -135,7 +136,7 @@ fn encode_batch(batch: &mut Vec<u8>, keys: &[String], value: &str, header: &Segm
             workspace: "workspace",
             key: &keys[length(seq)],
             value,
-            seq: seq + 1,
+            seq: Seq::new(seq + 1),
             timestamp: seq,
         };
         record::push_op(batch, &op);
@@ -158,7 +159,7 @@ fn log(c: &mut Criterion) {
         assert_eq!(ops.len() as u64, BATCH_OPS);
         for (seq, op) in (1..).zip(&ops) {
             let op = op.as_ref().expect("no fault");
-            assert_eq!((op.seq, op.value), (seq, &value[..]));
+            assert_eq!((op.seq.get(), op.value), (seq, &value[..]));
         }
         group.throughput(Throughput::Elements(BATCH_OPS));
         group.bench_function(BenchmarkId::new("encode", value_bytes), |b| {
@@ -183,7 +184,7 @@ struct Broadcast {
 impl Broadcast {
     fn new() -> Self {
         Self {
-            window: Window::new(0),
+            window: Window::new(Seq::NONE),
             pool: ChunkPool::default(),
             outboxes: (0..RECEIVERS).map(|_| Outbox::default()).collect(),
             sends: Vec::with_capacity(RECEIVERS),
@@ -200,7 +201,7 @@ impl Broadcast {
             let bytes = message::op_frame_bytes(key, value, timestamp);
             let position = LogPosition::new(self.seq);
             self.window
-                .push(&mut self.pool, self.seq, position, bytes, |out| {
+                .push(&mut self.pool, Seq::new(self.seq), position, bytes, |out| {
                     message::put_op(out, key, value, timestamp);
                 });
         }

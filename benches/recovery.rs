@@ -22,16 +22,16 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use clap::Parser;
-use etherply::io::mailbox::Progress;
 use etherply::log::directory::DataDirectory;
+use etherply::status::RecoveryProgress;
 
-#[path = "recovery/contest.rs"]
-mod contest;
+#[path = "recovery/contestants.rs"]
+mod contestants;
 #[path = "recovery/workload.rs"]
 mod workload;
 
-use contest::{Etherply, Redis, Run};
-use etherply_bench::process::{Memory, cpu_s, memory_bytes};
+use contestants::{Etherply, Redis, Run};
+use etherply_bench::process::{self, Memory};
 use etherply_bench::resp;
 use workload::{Shape, Workload};
 
@@ -219,14 +219,15 @@ fn replayed(log: &Etherply, workload: &Workload) -> Run {
 
 fn replay(data: &Path) {
     let directory = DataDirectory::open(data).expect("a data directory");
-    let cpu_before_s = cpu_s(std::process::id());
+    let own_cpu_s = || process::cpu_s(std::process::id()).expect("this runs");
+    let cpu_before_s = own_cpu_s();
     let begun = Instant::now();
-    let progress = Progress::default();
+    let progress = RecoveryProgress::default();
     let (report, dealt) =
         etherply::io::recovery::recover(&directory, 1, 1, &progress).expect("a whole log");
     let clock_s = begun.elapsed().as_secs_f64();
-    let cpu_s = cpu_s(std::process::id()) - cpu_before_s;
-    let memory = memory_bytes(std::process::id());
+    let cpu_s = own_cpu_s() - cpu_before_s;
+    let memory = process::memory(std::process::id()).expect("this runs");
     println!(
         "{} {clock_s} {cpu_s} {} {}",
         report.ops, memory.resident_bytes, memory.most_bytes

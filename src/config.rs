@@ -1,7 +1,10 @@
 //! The command line and the environment, as checked settings.
 //!
-//! Every flag of `serve` is an environment variable too: `ETHERPLY_` and the flag's name. Secrets come
-//! from the environment or from a file, never from a flag: the command line of a process is public.
+//! Every flag of `serve` is also an environment variable: `ETHERPLY_` and the flag's name. Secrets
+//! come from the environment or from a file, never from a flag: the command line of a process is
+//! public.
+//!
+//! Doc comments of settings are the help texts, so they have no full stop at the end.
 
 use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, SocketAddr};
@@ -33,50 +36,74 @@ mod value;
 pub use given::Given;
 pub use secrets::{SecretError, SecretSources, Secrets};
 
-/// A sync server: a small shared state for each workspace, broadcast to every client in it, never lost.
+/// A sync server: each workspace is a small shared state that all of its clients see change live.
 #[derive(Debug, Parser)]
 #[command(name = "etherply", version, hide_possible_values = false)]
 pub struct CommandLine {
-    /// What to do.
+    #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// The commands of the program, with their settings.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the server
-    Serve(Box<Serve>),
+    Serve(Box<ServeArgs>),
     /// Print a token that lets its bearer read and write every workspace
-    Token(Token),
+    Token(TokenArgs),
     /// Inspect, check and repair the log
-    Log(log::Log),
-    /// Check this host and say what to change for the server; exit 1 if it would not work
-    Doctor(doctor::Doctor),
+    Log(log::LogArgs),
+    /// Check this host and print what to change for the server; exit 1 if it would not work
+    Doctor(doctor::DoctorArgs),
     /// Print shell completions
-    Completions(cli_docs::Completions),
+    Completions(cli_docs::CompletionsArgs),
     /// Write the manual pages, one for each command
-    Manual(cli_docs::Manual),
+    Manual(cli_docs::ManualArgs),
 }
 
-/// The settings of the server, as they were given.
+/// The settings of the server, as given.
 #[derive(Debug, Args)]
 #[command(after_help = SERVE_HELP)]
-pub struct Serve {
+pub struct ServeArgs {
     /// The address to listen on [default: 0.0.0.0; with --dev 127.0.0.1]
-    #[arg(long, value_name = "IP", env = "ETHERPLY_HOST", hide_env_values = true, value_parser = value::ip)]
+    #[arg(
+        long,
+        value_name = "IP",
+        env = "ETHERPLY_HOST",
+        hide_env_values = true,
+        value_parser = value::ip
+    )]
     pub host: Option<IpAddr>,
 
     /// The port to listen on; 0 picks a free one. The variable PORT sets it too [default: 8080]
-    #[arg(long, value_name = "PORT", env = "ETHERPLY_PORT", hide_env_values = true, value_parser = value::port)]
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "ETHERPLY_PORT",
+        hide_env_values = true,
+        value_parser = value::port
+    )]
     pub port: Option<u16>,
 
-    /// How many event loops share the workspaces [default: one for each core]
-    #[arg(long, value_name = "N", env = "ETHERPLY_SHARDS", hide_env_values = true, value_parser = value::shards)]
+    /// The number of event loops, among which the workspaces are divided [default: one per core]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "ETHERPLY_SHARDS",
+        hide_env_values = true,
+        value_parser = value::shards
+    )]
     pub shards: Option<u32>,
 
-    /// Let the kernel move the event loops between cores
-    #[arg(long, env = "ETHERPLY_NO_PIN", hide_env_values = true, action = ArgAction::SetTrue, value_parser = value::boolean)]
+    /// Do not pin each event loop to a core
+    #[arg(
+        long,
+        env = "ETHERPLY_NO_PIN",
+        hide_env_values = true,
+        action = ArgAction::SetTrue,
+        value_parser = value::boolean
+    )]
     pub no_pin: bool,
 
     /// The folder of the log; it is created if it is missing
@@ -89,7 +116,7 @@ pub struct Serve {
     )]
     pub data_dir: PathBuf,
 
-    /// When an op counts as kept: `always`, before anyone sees it; `interval`, on a timer; `none`,
+    /// When an op is on disk: `always`, before anyone sees it; `interval`, after a timer; `none`,
     /// whenever the kernel writes it
     #[arg(
         long,
@@ -102,37 +129,87 @@ pub struct Serve {
     pub durability: DurabilityMode,
 
     /// Milliseconds between two syncs with `--durability interval`
-    #[arg(long, value_name = "MS", env = "ETHERPLY_SYNC_INTERVAL_MS", hide_env_values = true, default_value = "1000", value_parser = value::interval_ms)]
+    #[arg(
+        long,
+        value_name = "MS",
+        env = "ETHERPLY_SYNC_INTERVAL_MS",
+        hide_env_values = true,
+        default_value = "1000",
+        value_parser = value::interval_ms
+    )]
     pub sync_interval_ms: u64,
 
     /// Milliseconds between two pings; a client that sends nothing for two and a half
     /// intervals is closed
-    #[arg(long, value_name = "MS", env = "ETHERPLY_PING_INTERVAL_MS", hide_env_values = true, default_value_t = PING_INTERVAL_MS_DEFAULT, value_parser = value::interval_ms)]
+    #[arg(
+        long,
+        value_name = "MS",
+        env = "ETHERPLY_PING_INTERVAL_MS",
+        hide_env_values = true,
+        default_value_t = PING_INTERVAL_MS_DEFAULT,
+        value_parser = value::interval_ms
+    )]
     pub ping_interval_ms: u64,
 
-    /// How many bytes a client may have queued before it is sent only the latest op of each key
-    #[arg(long, value_name = "BYTES", env = "ETHERPLY_OUTBOX_MAX_BYTES", hide_env_values = true, default_value_t = OUTBOX_BYTES_DEFAULT, value_parser = value::outbox_bytes)]
+    /// The number of bytes that may be queued for a client before it is sent only the latest op of
+    /// each key
+    #[arg(
+        long,
+        value_name = "BYTES",
+        env = "ETHERPLY_OUTBOX_MAX_BYTES",
+        hide_env_values = true,
+        default_value_t = OUTBOX_BYTES_DEFAULT,
+        value_parser = value::outbox_bytes
+    )]
     pub outbox_max_bytes: usize,
 
     /// The longest message; a longer one closes the connection with 1009
-    #[arg(long, value_name = "BYTES", env = "ETHERPLY_MAX_MESSAGE_BYTES", hide_env_values = true, default_value_t = MESSAGE_BYTES_DEFAULT, value_parser = value::message_bytes)]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        env = "ETHERPLY_MAX_MESSAGE_BYTES",
+        hide_env_values = true,
+        default_value_t = MESSAGE_BYTES_DEFAULT,
+        value_parser = value::message_bytes
+    )]
     pub max_message_bytes: usize,
 
-    /// The most connections at a time; further ones are refused with 503 [default: what the limit
-    /// of open files allows]
-    #[arg(long, value_name = "N", env = "ETHERPLY_MAX_CONNECTIONS", hide_env_values = true, value_parser = value::connections)]
+    /// The maximum number of connections; further ones are refused with 503 [default: as many as
+    /// the limit of open files allows]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "ETHERPLY_MAX_CONNECTIONS",
+        hide_env_values = true,
+        value_parser = value::connections
+    )]
     pub max_connections: Option<usize>,
 
-    /// What protects it from its clients.
+    #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
     #[command(flatten)]
-    pub limits: limits::Limits,
+    pub limits: limits::LimitArgs,
 
     /// How far ahead of this server's clock the timestamp of an op may be
-    #[arg(long, value_name = "TIME", env = "ETHERPLY_MAX_FUTURE_SKEW", hide_env_values = true, default_value = "24h", value_parser = value::duration, allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "ETHERPLY_MAX_FUTURE_SKEW",
+        hide_env_values = true,
+        default_value = "24h",
+        value_parser = value::duration,
+        allow_hyphen_values = true
+    )]
     pub max_future_skew: Duration,
 
     /// Milliseconds over which the connections are closed on SIGTERM or SIGINT
-    #[arg(long, value_name = "MS", env = "ETHERPLY_DRAIN_MS", hide_env_values = true, default_value_t = DRAIN_MS_DEFAULT, value_parser = value::drain_ms)]
+    #[arg(
+        long,
+        value_name = "MS",
+        env = "ETHERPLY_DRAIN_MS",
+        hide_env_values = true,
+        default_value_t = DRAIN_MS_DEFAULT,
+        value_parser = value::drain_ms
+    )]
     pub drain_ms: u64,
 
     /// A file with the secret that signs the tokens
@@ -154,7 +231,8 @@ pub struct Serve {
     )]
     pub jwt_secret_previous_file: Option<PathBuf>,
 
-    /// A page origin that may connect and read, as <https://app.example>; may be given several times [default: all]
+    /// A page origin that may connect and read, such as <https://app.example>; may be repeated
+    /// [default: all]
     #[arg(
         long = "allow-origin",
         value_name = "ORIGIN",
@@ -165,17 +243,23 @@ pub struct Serve {
     )]
     pub allow_origins: Vec<String>,
 
-    /// Serve the console, a page that shows workspaces and the server, at /; to this machine alone,
+    /// Serve the console, a page that shows workspaces and the server, at /; only to this machine,
     /// unless it is on --admin-port
-    #[arg(long, env = "ETHERPLY_CONSOLE", hide_env_values = true, action = ArgAction::SetTrue, value_parser = value::boolean)]
+    #[arg(
+        long,
+        env = "ETHERPLY_CONSOLE",
+        hide_env_values = true,
+        action = ArgAction::SetTrue,
+        value_parser = value::boolean
+    )]
     pub console: bool,
 
     #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
     #[command(flatten)]
-    pub admin: admin::Admin,
+    pub admin: admin::AdminArgs,
 
-    /// What to log on stderr; debug adds a line for the start and the end of each connection, trace one
-    /// for each batch of the log
+    /// The level of the messages on stderr; debug adds a line for the start and the end of each
+    /// connection, trace one for each batch of the log
     #[arg(
         long,
         value_name = "LEVEL",
@@ -186,7 +270,7 @@ pub struct Serve {
     )]
     pub log_level: LogLevel,
 
-    /// The format of the log; json is one flat object a line
+    /// The format of the messages on stderr; json is one flat object per line
     #[arg(
         long,
         value_name = "FORMAT",
@@ -197,12 +281,18 @@ pub struct Serve {
     )]
     pub log_format: LogFormat,
 
-    /// Try it out: listens on loopback only, serves the console, prints a URL that works, and unless
-    /// a secret is set, keeps one in the file dev-secret of the data directory
-    #[arg(long, env = "ETHERPLY_DEV", hide_env_values = true, action = ArgAction::SetTrue, value_parser = value::boolean)]
+    /// Try the server: it listens on loopback only, serves the console, prints a URL that works,
+    /// and, unless a secret is set, keeps one in the file dev-secret of the data directory
+    #[arg(
+        long,
+        env = "ETHERPLY_DEV",
+        hide_env_values = true,
+        action = ArgAction::SetTrue,
+        value_parser = value::boolean
+    )]
     pub dev: bool,
 
-    /// Which of them came from variables.
+    /// The settings that came from variables.
     #[arg(skip)]
     pub given: Given,
 }
@@ -210,30 +300,35 @@ pub struct Serve {
 const SERVE_HELP: &str = "Secrets:
   ETHERPLY_JWT_SECRET           signs the tokens (HS256); or --jwt-secret-file
   ETHERPLY_JWT_SECRET_PREVIOUS  the previous secret, still accepted; or --jwt-secret-previous-file
-A secret should be 32 random bytes or more, for example: openssl rand -hex 32
-A line break at the end is not part of it. SIGHUP reads the files again.
+A secret should have at least 32 random bytes, for example: openssl rand -hex 32
+A line break at its end is not part of it. On SIGHUP the server reads the files again.
 
 Variables:
-  An empty one counts as unset. That of a flag without a value is 1, true or yes, or 0, false or no. An unknown one
-  that begins with ETHERPLY_ gets a warning; those that Kubernetes sets for a Service (ETHERPLY_PORT=tcp://...) are
-  not read.
+  An empty variable counts as unset. The variable of a flag without a value is 1, true or yes, or
+  0, false or no. An unknown variable that begins with ETHERPLY_ causes a warning. Those that
+  Kubernetes sets for a Service (ETHERPLY_PORT=tcp://...) are ignored.
 
 Sockets:
-  A listening socket that a service manager passes (LISTEN_FDS and LISTEN_PID, as a .socket unit of systemd does) is
-  used; leave out --host and --port then.";
+  If a service manager passes a listening socket (LISTEN_FDS and LISTEN_PID, as a .socket unit of
+  systemd does), the server uses it. Leave out --host and --port then.";
 
-/// The settings of a token.
+/// The settings of `etherply token`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "The secret comes from ETHERPLY_JWT_SECRET or --jwt-secret-file, as for `etherply serve`."
-)]
-pub struct Token {
+#[command(after_help = "\
+The secret comes from ETHERPLY_JWT_SECRET or --jwt-secret-file, as for `etherply serve`.")]
+pub struct TokenArgs {
     /// The user that the token is for
     #[arg(long, value_name = "NAME")]
     pub sub: String,
 
     /// How long the token is valid
-    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = value::ttl, allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "24h",
+        value_parser = value::ttl,
+        allow_hyphen_values = true
+    )]
     pub ttl: Duration,
 
     /// A file with the secret that signs the tokens
@@ -245,23 +340,23 @@ pub struct Token {
     )]
     pub jwt_secret_file: Option<PathBuf>,
 
-    /// Which of them came from variables.
+    /// The settings that came from variables.
     #[arg(skip)]
     pub given: Given,
 }
 
-/// When an op counts as kept.
+/// When an op is on disk, and when others may see it.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum DurabilityMode {
-    /// Once it is on disk.
+    /// Others see it once it is on disk.
     Always,
-    /// At once, synced on a timer.
+    /// Others see it at once; the log is synced on a timer.
     Interval,
-    /// At once.
+    /// Others see it at once; the kernel decides when it is written.
     None,
 }
 
-/// What to log.
+/// The level of the messages on stderr.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum LogLevel {
@@ -272,38 +367,38 @@ pub enum LogLevel {
     Trace,
 }
 
-/// How to log.
+/// The format of the messages on stderr.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// A line for people.
+    /// One line per message, for people.
     Text,
-    /// A JSON object for machines.
+    /// One JSON object per message, for machines.
     Json,
 }
 
-/// Why the settings do not make a server.
+/// The reason why a server cannot start with its settings.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// There is no secret for the tokens.
+    /// There is no usable secret for the tokens.
     #[error(transparent)]
     Secret(#[from] SecretError),
-    /// `--dev` with an address that others can reach.
+    /// `--dev` with an address that other machines can reach.
     #[error("--dev listens on loopback only, but {0} is {1}: leave out one of them")]
     DevHost(String, IpAddr),
     /// The variable PORT holds no port.
-    #[error("invalid value '{0}' for the variable PORT: it takes a whole number from 0 to 65535")]
+    #[error("invalid value '{0}' for the variable PORT: must be a whole number from 0 to 65535")]
     Port(String),
 }
 
-/// Returns what this process's environment holds beside the settings, in the order of the names.
+/// Returns the variables of this process that look like settings and are not, sorted by name.
 #[must_use]
 pub fn other_variables() -> environment::Others {
     environment::others(&CommandLine::command())
 }
 
 impl Command {
-    /// Keeps which settings came from variables.
-    fn note(&mut self, given: &Given) {
+    /// Records which settings came from variables.
+    fn set_given(&mut self, given: &Given) {
         match self {
             Self::Serve(serve) => serve.given.clone_from(given),
             Self::Token(token) => token.given.clone_from(given),
@@ -312,8 +407,8 @@ impl Command {
     }
 }
 
-impl Serve {
-    /// The address to listen on.
+impl ServeArgs {
+    /// Returns the address to listen on.
     pub fn host(&self) -> Result<IpAddr, ConfigError> {
         match (self.dev, self.host) {
             (true, Some(host)) if !host.is_loopback() => {
@@ -325,7 +420,7 @@ impl Serve {
         }
     }
 
-    /// The address for the metrics and the console, where they have one of their own.
+    /// Returns the address of the admin port, if there is one.
     pub fn admin_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
         match self.admin.address() {
             Some(address) if self.dev && !address.ip().is_loopback() => {
@@ -336,12 +431,13 @@ impl Serve {
         }
     }
 
-    /// The port to listen on; `fallback` is the value of the variable PORT.
+    /// Returns the port to listen on. `fallback` is the value of the variable `PORT`.
     pub fn port(&self, fallback: Option<OsString>) -> Result<u16, ConfigError> {
         chosen_port(self.port, fallback)
     }
 
-    /// The setting that the port came from; `fallback` is the value of the variable PORT.
+    /// Returns the name of the setting that the port came from, for messages. `fallback` is the
+    /// value of the variable `PORT`.
     #[must_use]
     pub fn port_name(&self, fallback: Option<&OsStr>) -> String {
         match (self.port, fallback) {
@@ -350,40 +446,41 @@ impl Serve {
         }
     }
 
-    /// The number of shards, with so many cores.
+    /// Returns the number of shards: by default one for each of `cores`.
     #[must_use]
     pub fn shards(&self, cores: Option<NonZeroUsize>) -> u32 {
         chosen_shards(self.shards, cores)
     }
 
-    /// Where the secrets come from; with `--dev` one is made up if there is none.
+    /// Returns where the secrets come from. With `--dev` one is generated if there is none.
     #[must_use]
     pub fn secret_sources(&self) -> SecretSources<'_> {
         SecretSources {
             current: self.jwt_secret_file.as_deref(),
             previous: self.jwt_secret_previous_file.as_deref(),
-            may_be_made_up: self.dev,
+            may_be_generated: self.dev,
             given: &self.given,
         }
     }
 }
 
-impl doctor::Doctor {
-    /// The address that the server would listen on; `fallback` is the value of the variable PORT.
+impl doctor::DoctorArgs {
+    /// Returns the address that the server would listen on. `fallback` is the value of the variable
+    /// `PORT`.
     pub fn address(&self, fallback: Option<OsString>) -> Result<SocketAddr, ConfigError> {
         let host = self.host.unwrap_or(IpAddr::from([0, 0, 0, 0]));
         Ok(SocketAddr::new(host, chosen_port(self.port, fallback)?))
     }
 
-    /// The number of shards that the server would have, with so many cores.
+    /// Returns the number of shards that the server would have: by default one for each of `cores`.
     #[must_use]
     pub fn shards(&self, cores: Option<NonZeroUsize>) -> u32 {
         chosen_shards(self.shards, cores)
     }
 }
 
-impl Token {
-    /// The secret that signs the token.
+impl TokenArgs {
+    /// Returns the secret that signs the token.
     pub fn secret(&self) -> Result<Secret, SecretError> {
         secrets::signing(self.jwt_secret_file.as_deref(), &self.given)
     }
@@ -420,7 +517,7 @@ fn chosen_shards(shards: Option<u32>, cores: Option<NonZeroUsize>) -> u32 {
 mod tests {
     use super::*;
 
-    fn serve(arguments: &[&str]) -> Result<Serve, String> {
+    fn serve(arguments: &[&str]) -> Result<ServeArgs, String> {
         let line = ["etherply", "serve"].iter().chain(arguments);
         match CommandLine::try_parse_from(line)
             .map_err(|error| usage::summary(&error))?
@@ -438,10 +535,10 @@ mod tests {
 
     #[test]
     fn a_wrong_value_is_one_line_that_names_the_flag() {
-        for (flag, value, takes) in [
-            ("--port", "70000", "it takes a whole number from 0 to 65535"),
-            ("--shards", "0", "it takes a whole number from 1 to"),
-            ("--host", "example", "it takes an IP address"),
+        for (flag, value, expected) in [
+            ("--port", "70000", "must be a whole number from 0 to 65535"),
+            ("--shards", "0", "must be a whole number from 1 to"),
+            ("--host", "example", "must be an IP address"),
             (
                 "--durability",
                 "never",
@@ -450,24 +547,20 @@ mod tests {
             (
                 "--max-message-bytes",
                 "1MiB",
-                "it takes a whole number from 64",
+                "must be a whole number from 64",
             ),
             (
                 "--outbox-max-bytes",
                 "1",
-                "it takes a whole number from 4096",
+                "must be a whole number from 4096",
             ),
-            ("--max-future-skew", "soon", "it takes a time such as"),
-            (
-                "--ping-interval-ms",
-                "-5",
-                "it takes a whole number from 10",
-            ),
+            ("--max-future-skew", "soon", "must be a time such as"),
+            ("--ping-interval-ms", "-5", "must be a whole number from 10"),
             ("--log-level", "loud", "possible values: error"),
         ] {
             let error = serve(&[&format!("{flag}={value}")]).unwrap_err();
             assert!(!error.contains('\n'), "{error}");
-            for part in [flag, value, takes] {
+            for part in [flag, value, expected] {
                 assert!(error.contains(part), "{error} names {part}");
             }
         }

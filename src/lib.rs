@@ -19,7 +19,8 @@
 //! | pings, silence, stalls, 4001, closing, drain | `core::shard::lifetime`, [`core::shard::timers`] |
 //! | looks at a workspace without a WebSocket, presence, origins | `core::shard::http_read`, [`wire::state`] |
 //! | the console, the client module, who may see what | [`admin`] |
-//! | what is counted, how it reaches `/metrics` | [`core::shard::counters`], [`admin::stats`], [`admin::metrics`] |
+//! | what is counted, how it reaches `/metrics` | [`core::shard::counters`], [`status::stats`], [`admin::metrics`] |
+//! | what the threads share: readiness, connections, figures | [`status`] |
 //! | a log that fails, a panic, rebuilding | `core::shard::failure` |
 //! | when an op is durable: group commit | [`log::commit`] |
 //! | what stands on disk, and what a crash can leave | [`log::record`], [`log::segment`], [`log::directory`], [`log::log_files`], [`log::disk`] |
@@ -55,9 +56,11 @@
 //!
 //! # Architecture invariants
 //!
-//! Imports run one way: `main` → [`command`] → [`io`] → [`core`] → {[`wire`], [`log::commit`], [`log::record`]} →
-//! [`limits`]. [`core`], [`wire`], [`log::commit`] and [`log::record`] are pure: no clock, no
-//! randomness, no file, no socket; time is an argument. `unsafe` stands in [`io::ring`] and
+//! Imports go one way: `main` → [`command`] → [`io`] → [`admin`] → {[`status`], [`config`]} →
+//! {[`core`], the rest of [`log`]} → {[`wire`], [`log::commit`], [`log::record`]} → [`limits`]; a layer
+//! may skip others, and no file or folder imports one that imports it, directly or through others.
+//! [`core`], [`wire`], [`log::commit`] and [`log::record`] are pure: no clock, no
+//! randomness, no file, no socket; time is an argument. `unsafe` is in [`io::ring`] and
 //! [`io::buffers`] only. `tests/tidy.rs` holds all of this. Between shards there is no lock and no
 //! shared mutable memory on the way of an op: a workspace lives on one shard.
 
@@ -68,4 +71,6 @@ pub mod core;
 pub mod io;
 pub mod limits;
 pub mod log;
+pub mod seq;
+pub mod status;
 pub mod wire;

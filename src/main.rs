@@ -1,4 +1,4 @@
-//! The `etherply` binary: the command line, and nothing else. See the library for the server.
+//! The `etherply` binary: it parses the command line and calls the library, which is the server.
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use etherply::command;
-use etherply::config::usage::{self, Usage};
-use etherply::config::{Command, LogFormat, LogLevel, Serve, other_variables};
+use etherply::config::usage::{self, UsageError};
+use etherply::config::{Command, LogFormat, LogLevel, ServeArgs, other_variables};
 use etherply::io::{notes, server};
 use signal_hook::consts::SIGXFSZ;
 use signal_hook::flag;
@@ -17,15 +17,15 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let command = match usage::read(&arguments) {
         Ok(line) => line.command,
-        Err(Usage::Wrong(line)) => {
-            complain(&line);
+        Err(UsageError::Wrong(line)) => {
+            print_error(&line);
             return ExitCode::from(2);
         }
-        Err(Usage::Help(help)) => return end(command::print_help(&help)),
+        Err(UsageError::Help(help)) => return end(command::print_help(&help)),
     };
-    // A write over the limit of file sizes (ulimit -f) fails then, as on a full disk, instead of ending
-    // the process.
-    flag::register(SIGXFSZ, Arc::default()).expect("a signal that may be handled");
+    // With a handler for this signal, a write beyond the limit of file sizes (ulimit -f) fails like
+    // one on a full disk. Without one, it would end the process.
+    flag::register(SIGXFSZ, Arc::default()).expect("the signal can be handled");
     let outcome = match command {
         Command::Serve(settings) => {
             start_logging(&settings);
@@ -48,18 +48,18 @@ fn end(outcome: Result<(), String>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
-            complain(&format!("error: {line}"));
+            print_error(&format!("error: {line}"));
             ExitCode::FAILURE
         }
     }
 }
 
-/// Prints a line on stderr. Where nothing can be written there, the exit code has to say it.
-fn complain(line: &str) {
+/// Prints a line on stderr. If that fails, the exit code still reports the error.
+fn print_error(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-fn start_logging(settings: &Serve) {
+fn start_logging(settings: &ServeArgs) {
     let level = match settings.log_level {
         LogLevel::Error => Level::ERROR,
         LogLevel::Warn => Level::WARN,
@@ -70,7 +70,7 @@ fn start_logging(settings: &Serve) {
     let builder = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
-        // Where stderr leads nowhere any more, telling that on stderr would be a panic.
+        // Reporting a closed stderr on stderr would panic.
         .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     match settings.log_format {

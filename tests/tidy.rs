@@ -1,11 +1,11 @@
-//! The house rules, held on `src/`: which room may import which, what a pure room never names, where `unsafe` may stand,
-//! and how long a file and a function may be.
+//! The house rules, held on `src/`: which layer may import which, what a pure layer never names, where
+//! `unsafe` may appear, and how long a line, a function and a file may be.
 //!
-//! Each rule is a function from the sources to the places that break it. The tests in this file run them on `src/`, those in
-//! `bites` on small made-up sources, so that each is known to bite. The sources are read as tokens, not as a syntax
-//! tree: what a macro expands to is not seen.
+//! Each rule is a function from the sources to the places that break it. The tests in this file run
+//! them on `src/`, those in `bites` on small made-up sources, so that each is known to bite. The
+//! sources are read as tokens, not as a syntax tree: what a macro expands to is not seen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
@@ -23,10 +23,29 @@ const FILE_LINES: usize = 600;
 const FUNCTION_LINES: usize = 70;
 /// The binary is thin: `main.rs` has fewer lines of code than this.
 const MAIN_LINES: usize = 100;
-/// The only files in which `unsafe` may stand.
+/// The columns of a line, comments and literals included.
+const COLUMNS: usize = 100;
+/// Files and folders that still have wider lines.
+const WIDE_FILES: &[&str] = &[
+    "admin/",
+    "command/",
+    "config.rs",
+    "config/",
+    "core/",
+    "io/",
+    "lib.rs",
+    "limits.rs",
+    "log/",
+    "main.rs",
+    "wire/",
+];
+/// Folders whose own folders still form a cycle.
+const CYCLIC_FOLDERS: &[&str] = &["core/"];
+/// The only files in which `unsafe` may appear.
 const UNSAFE_FILES: [&str; 2] = ["io/ring.rs", "io/buffers.rs"];
 
-/// What gives a clock, randomness, a file, a socket, a thread or an executor. Time is an argument in a pure room.
+/// Access to a clock, randomness, files, sockets, threads or an executor. In a pure layer, time is an
+/// argument.
 const IMPURE: &[&str] = &[
     "core_affinity",
     "getrandom",
@@ -52,14 +71,15 @@ const IMPURE: &[&str] = &[
     "tracing_subscriber",
 ];
 
-/// A part of the house that the layering rule treats as one.
+/// A part of the crate that the layering rule treats as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Room {
+enum Layer {
     Main,
     Command,
     Root,
-    Admin,
     Io,
+    Admin,
+    Status,
     Config,
     Core,
     Log,
@@ -68,54 +88,57 @@ enum Room {
     Limits,
 }
 
-impl Room {
-    /// The room of a module; `None` for one that nobody has given a room yet.
-    fn of(module: &str) -> Option<Room> {
+impl Layer {
+    /// Returns the layer of a module; `None` if it has none yet.
+    fn of(module: &str) -> Option<Layer> {
         let (first, rest) = module.split_once("::").unwrap_or((module, ""));
         Some(match first {
-            "main" => Room::Main,
-            "command" => Room::Command,
-            "" => Room::Root,
-            "admin" => Room::Admin,
-            "io" => Room::Io,
-            "config" => Room::Config,
-            "core" => Room::Core,
-            "log"
-                if matches!(
-                    rest.split("::").next(),
-                    Some("commit" | "position" | "record")
-                ) =>
-            {
-                Room::LogPure
-            }
-            "log" => Room::Log,
-            "wire" => Room::Wire,
-            "limits" => Room::Limits,
+            "main" => Layer::Main,
+            "command" => Layer::Command,
+            "" => Layer::Root,
+            "io" => Layer::Io,
+            "admin" => Layer::Admin,
+            "status" => Layer::Status,
+            "config" => Layer::Config,
+            "core" => Layer::Core,
+            "log" => match rest.split("::").next() {
+                Some("commit" | "position" | "record") => Layer::LogPure,
+                _ => Layer::Log,
+            },
+            "wire" => Layer::Wire,
+            "limits" | "seq" => Layer::Limits,
             _ => return None,
         })
     }
 
-    /// The rooms that this one may import, beside itself. Settings stand above the rooms whose types they hold.
-    fn may_import(self) -> &'static [Room] {
-        use Room::{Admin, Command, Config, Core, Io, Limits, Log, LogPure, Root, Wire};
+    /// Returns the layers that this one may import, besides itself. Settings are above the layers
+    /// whose types they hold, and what `io` and `admin` share is below both.
+    fn may_import(self) -> &'static [Layer] {
+        use Layer::{Admin, Command, Config, Core, Io, Limits, Log, LogPure, Root, Status, Wire};
         match self {
-            Room::Main | Room::Root => &[
-                Root, Command, Admin, Io, Config, Core, Log, LogPure, Wire, Limits,
+            Layer::Main | Layer::Root => &[
+                Root, Command, Io, Admin, Status, Config, Core, Log, LogPure, Wire, Limits,
             ],
             // A command prints and asks: nothing that the server does may come to depend on that.
-            Room::Command | Room::Admin | Room::Io => {
-                &[Root, Admin, Io, Config, Core, Log, LogPure, Wire, Limits]
-            }
-            Room::Config => &[Core, Log, LogPure, Wire, Limits],
-            Room::Core => &[LogPure, Wire, Limits],
-            Room::Log => &[LogPure, Limits],
-            Room::LogPure | Room::Wire => &[Limits],
-            Room::Limits => &[],
+            Layer::Command => &[
+                Root, Io, Admin, Status, Config, Core, Log, LogPure, Wire, Limits,
+            ],
+            Layer::Io => &[Admin, Status, Config, Core, Log, LogPure, Wire, Limits],
+            Layer::Admin => &[Status, Config, Core, Wire, Limits],
+            Layer::Status => &[Core, Limits],
+            Layer::Config => &[Core, Log, LogPure, Wire, Limits],
+            Layer::Core => &[LogPure, Wire, Limits],
+            Layer::Log => &[LogPure, Limits],
+            Layer::LogPure | Layer::Wire => &[Limits],
+            Layer::Limits => &[],
         }
     }
 
     fn is_pure(self) -> bool {
-        matches!(self, Room::Core | Room::LogPure | Room::Wire | Room::Limits)
+        matches!(
+            self,
+            Layer::Core | Layer::LogPure | Layer::Wire | Layer::Limits
+        )
     }
 }
 
@@ -134,20 +157,21 @@ impl fmt::Display for Fault {
 
 // ---- the rules ----
 
-/// main → command → io → core → {wire, log/commit, log/record} → limits.
+/// Imports go one way: main → command → io → admin → {status, config} → core → {wire, log/commit,
+/// log/record} → limits; the rest of log is between config and log/commit.
 fn layering(sources: &[Source]) -> Vec<Fault> {
     let mut faults = Vec::new();
     for (source, imported) in sources.iter().zip(imports(sources)) {
-        let Some(room) = Room::of(&source.module) else {
-            faults.push(source.fault(1, "this file is in no room: give it one in `Room::of`"));
+        let Some(layer) = Layer::of(&source.module) else {
+            faults.push(source.fault(1, "this file is in no layer: add it to `Layer::of`"));
             continue;
         };
         for (target, line) in imported {
             let target = &sources[target].module;
-            let target_room = Room::of(target);
-            if target_room.is_some_and(|to| to != room && !room.may_import().contains(&to)) {
+            let target_layer = Layer::of(target);
+            if target_layer.is_some_and(|to| to != layer && !layer.may_import().contains(&to)) {
                 let name = if target.is_empty() { "lib.rs" } else { target };
-                faults.push(source.fault(line, format!("{room:?} may not import {name}")));
+                faults.push(source.fault(line, format!("{layer:?} may not import {name}")));
             }
         }
     }
@@ -156,77 +180,106 @@ fn layering(sources: &[Source]) -> Vec<Fault> {
 
 /// The imports of the modules form no cycle; a module is a file.
 fn cycles(sources: &[Source]) -> Vec<Fault> {
-    let graph: Vec<BTreeMap<usize, usize>> = imports(sources)
-        .into_iter()
-        .map(|edges| edges.into_iter().rev().collect())
-        .collect();
-    let mut walk = Walk {
-        sources,
-        graph,
-        way: Vec::new(),
-        done: vec![false; sources.len()],
-        faults: Vec::new(),
-    };
-    for start in 0..sources.len() {
-        walk.visit(start);
+    let mut graph = Graph::default();
+    for (source, imported) in sources.iter().zip(imports(sources)) {
+        for (target, line) in imported {
+            graph.add(&source.path, &sources[target].path, (source, line));
+        }
     }
-    walk.faults
+    graph.cycles("a cycle of imports")
 }
 
-/// A walk along the imports, deep first. An import of a module that is on the way to the importer closes a cycle.
-struct Walk<'a> {
-    sources: &'a [Source],
-    /// For each source: the sources that it imports, and the first line that does.
-    graph: Vec<BTreeMap<usize, usize>>,
-    way: Vec<usize>,
-    done: Vec<bool>,
+/// Of two modules in the same folder, at most one depends on the other, directly or through others. A
+/// module is here a file together with all in the folder of its name.
+fn folder_cycles(sources: &[Source]) -> Vec<Fault> {
+    let mut graph = Graph::default();
+    for (source, imported) in sources.iter().zip(imports(sources)) {
+        for (target, line) in imported {
+            let from: Vec<&str> = source.module.split("::").collect();
+            let to: Vec<&str> = sources[target].module.split("::").collect();
+            let shared = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
+            // A file and what is in the folder of its name are one.
+            if shared < from.len() && shared < to.len() && !sources[target].module.is_empty() {
+                let (from, to) = (from[..=shared].join("/"), to[..=shared].join("/"));
+                graph.add(&from, &to, (source, line));
+            }
+        }
+    }
+    graph.cycles("a cycle of folders")
+}
+
+/// What imports what, by name, and the first line that does.
+#[derive(Default)]
+struct Graph<'a> {
+    edges: BTreeMap<String, BTreeMap<String, (&'a Source, usize)>>,
+    /// The names with edges, in the order in which they were added.
+    starts: Vec<String>,
+    /// The names from the start of the search to where it is.
+    path: Vec<String>,
+    done: BTreeSet<String>,
     faults: Vec<Fault>,
 }
 
-impl Walk<'_> {
-    fn visit(&mut self, at: usize) {
-        if self.done[at] {
+impl<'a> Graph<'a> {
+    fn add(&mut self, from: &str, to: &str, place: (&'a Source, usize)) {
+        if !self.edges.contains_key(from) {
+            self.starts.push(from.to_owned());
+        }
+        let edges = self.edges.entry(from.to_owned()).or_default();
+        edges.entry(to.to_owned()).or_insert(place);
+    }
+
+    fn cycles(mut self, what: &str) -> Vec<Fault> {
+        for start in self.starts.clone() {
+            self.visit(&start, what);
+        }
+        self.faults
+    }
+
+    /// Searches depth first. An import of what is on the path to the importer closes a cycle.
+    fn visit(&mut self, at: &str, what: &str) {
+        if self.done.contains(at) {
             return;
         }
-        self.way.push(at);
-        for (target, line) in self.graph[at].clone() {
-            let Some(start) = self.way.iter().position(|passed| *passed == target) else {
-                self.visit(target);
+        self.path.push(at.to_owned());
+        for (target, (source, line)) in self.edges.get(at).cloned().unwrap_or_default() {
+            let Some(start) = self.path.iter().position(|passed| *passed == target) else {
+                self.visit(&target, what);
                 continue;
             };
-            let round = self.way[start..].iter().chain([&target]);
-            let names: Vec<&str> = round.map(|i| self.sources[*i].path.as_str()).collect();
-            let what = format!("a cycle of imports: {}", names.join(" → "));
-            self.faults.push(self.sources[at].fault(line, what));
+            let mut round = self.path[start..].to_vec();
+            round.push(target);
+            let what = format!("{what}: {}", round.join(" → "));
+            self.faults.push(source.fault(line, what));
         }
-        self.way.pop();
-        self.done[at] = true;
+        self.path.pop();
+        self.done.insert(at.to_owned());
     }
 }
 
-/// A pure room has no clock, no randomness, no file, no socket, no thread and no executor.
+/// A pure layer has no clock, no randomness, no file, no socket, no thread and no executor.
 fn purity(sources: &[Source]) -> Vec<Fault> {
     let mut faults = Vec::new();
-    let is_pure = |source: &&Source| Room::of(&source.module).is_some_and(Room::is_pure);
+    let is_pure = |source: &&Source| Layer::of(&source.module).is_some_and(Layer::is_pure);
     for source in sources.iter().filter(is_pure) {
         for named in &source.named {
             let path = named.segments.join("::");
             let is_impure = |impure: &&str| match path.strip_suffix('*') {
-                // A glob takes in what stands under its parent, and what its parent stands under.
+                // A glob imports what is under its parent, and what its parent is under.
                 Some(parent) => {
                     impure.starts_with(parent) || parent.starts_with(&format!("{impure}::"))
                 }
                 None => path == **impure || path.starts_with(&format!("{impure}::")),
             };
             if IMPURE.iter().any(is_impure) {
-                faults.push(source.fault(named.line, format!("a pure room names {path}")));
+                faults.push(source.fault(named.line, format!("a pure layer names {path}")));
             }
         }
     }
     faults
 }
 
-/// `unsafe` stands in two files, and each block and impl says why it is sound.
+/// `unsafe` is in two files, and each block and impl says why it is sound.
 fn unsafety(sources: &[Source]) -> Vec<Fault> {
     let mut faults = Vec::new();
     for source in sources {
@@ -242,7 +295,7 @@ fn unsafety(sources: &[Source]) -> Vec<Fault> {
         for (i, token) in source.words("unsafe") {
             let needs_reason = matches!(text_at(&source.tokens, i + 1), "{" | "impl");
             if !UNSAFE_FILES.contains(&source.path.as_str()) {
-                let what = format!("`unsafe` may stand only in {}", UNSAFE_FILES.join(" and "));
+                let what = format!("`unsafe` is allowed only in {}", UNSAFE_FILES.join(" and "));
                 faults.push(source.fault(token.line, what));
             } else if needs_reason && !has_reason(token.line) {
                 let what = "`unsafe` without a `// SAFETY:` comment above it";
@@ -273,6 +326,21 @@ fn sizes(sources: &[Source]) -> Vec<Fault> {
                     "`{name}` has {lines} lines; a function has fewer than {FUNCTION_LINES}"
                 );
                 faults.push(source.fault(token.line, what));
+            }
+        }
+    }
+    faults
+}
+
+/// A line fits beside another one on a screen. rustfmt leaves comments and literals as they are.
+fn widths(sources: &[Source]) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for source in sources {
+        for (line, text) in (1..).zip(source.raw.lines()) {
+            let columns = text.chars().count();
+            if columns > COLUMNS {
+                let what = format!("{columns} columns; a line has at most {COLUMNS}");
+                faults.push(source.fault(line, what));
             }
         }
     }
@@ -338,17 +406,23 @@ fn files_under(folder: &Path, prefix: &str, files: &mut Vec<(String, String)>) {
     }
 }
 
+/// Leaves out the faults in files whose paths start with one of these.
+fn except(paths: &[&str], mut faults: Vec<Fault>) -> Vec<Fault> {
+    faults.retain(|fault| !paths.iter().any(|path| fault.path.starts_with(path)));
+    faults
+}
+
 fn hold(rule: Rule) {
     let mut files = Vec::new();
     // Cargo runs a test in the folder of its package.
     files_under(Path::new("src"), "", &mut files);
     files.sort();
     let faults = rule(&read(&files));
-    let told: Vec<String> = faults.iter().map(Fault::to_string).collect();
+    let listed: Vec<String> = faults.iter().map(Fault::to_string).collect();
     assert!(
         faults.is_empty(),
         "the house rules are broken:\n{}",
-        told.join("\n")
+        listed.join("\n")
     );
 }
 
@@ -363,18 +437,28 @@ fn imports_form_no_cycle() {
 }
 
 #[test]
-fn pure_rooms_name_nothing_impure() {
+fn folders_form_no_cycle() {
+    hold(|sources| except(CYCLIC_FOLDERS, folder_cycles(sources)));
+}
+
+#[test]
+fn pure_layers_name_nothing_impure() {
     hold(purity);
 }
 
 #[test]
-fn unsafe_stands_in_two_files_and_gives_its_reasons() {
+fn unsafe_is_in_two_files_and_has_its_reasons() {
     hold(unsafety);
 }
 
 #[test]
 fn files_and_functions_are_short() {
     hold(sizes);
+}
+
+#[test]
+fn lines_are_narrow() {
+    hold(|sources| except(WIDE_FILES, widths(sources)));
 }
 
 #[test]

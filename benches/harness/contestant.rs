@@ -1,4 +1,5 @@
-//! Who is measured: the server with some settings, a peer, or a server elsewhere.
+//! The servers that are measured: this tree's with some settings, another build, a peer, or one that
+//! already runs elsewhere.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,21 +8,21 @@ use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use etherply::wire::auth::{Secret, mint};
+use etherply_bench::load::endpoint::Endpoint;
+use etherply_bench::load::op::FieldOrder;
+use etherply_bench::process::server_program;
 use tempfile::TempDir;
 
-use crate::house::House;
-use crate::process::Process;
-use etherply_bench::load::join::Door;
-use etherply_bench::load::op::Order;
-use etherply_bench::process::server_program;
+use crate::config::HarnessConfig;
+use crate::server_process::ServerProcess;
 
 /// Signs the tokens of every server that the harness starts.
 const SECRET: &str = "a secret of the harness, long enough to be one";
 
-/// Who takes part.
+/// A server that takes its turn in every round.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contestant {
-    /// As it stands in the tables.
+    /// Its name in the tables.
     pub name: String,
     pub kind: Kind,
 }
@@ -39,28 +40,28 @@ pub enum Kind {
     Elsewhere(SocketAddr),
 }
 
-/// A contestant that serves.
+/// A contestant that is running.
 pub struct Server {
-    /// `None`: it is elsewhere.
-    pub process: Option<Process>,
-    pub door: Door,
+    /// `None`: it runs elsewhere.
+    pub process: Option<ServerProcess>,
+    pub endpoint: Endpoint,
 }
 
 impl Server {
-    /// The CPU time that it has used, where that can be read.
+    /// The CPU time that it has used, unless it runs elsewhere.
     pub fn cpu_s(&self) -> Option<f64> {
         Some(self.process.as_ref()?.cpu_s())
     }
 
-    /// Its resident memory, where that can be read.
+    /// Its resident memory, unless it runs elsewhere.
     pub fn resident_bytes(&self) -> Option<f64> {
         Some(self.process.as_ref()?.resident_bytes())
     }
 
-    /// A failure, and what it has said last.
-    pub fn blamed(&self, failure: impl std::fmt::Display) -> String {
-        let words = self.process.as_ref().map(Process::last_words);
-        format!("{failure}\n{}", words.unwrap_or_default())
+    /// Appends the last lines of the server's log to a failure.
+    pub fn with_log(&self, failure: impl std::fmt::Display) -> String {
+        let log = self.process.as_ref().map(ServerProcess::last_log_lines);
+        format!("{failure}\n{}", log.unwrap_or_default())
     }
 }
 
@@ -77,7 +78,7 @@ impl Contestant {
         }
     }
 
-    /// The server with so many shards, which its name tells.
+    /// The server with `shards` shards; its name says how many.
     pub fn sharded(durability: &str, shards: u32) -> Self {
         let unit = if shards == 1 { "shard" } else { "shards" };
         Self {
@@ -116,20 +117,21 @@ impl Contestant {
         }
     }
 
+    /// Whether the server is compared with it; a rival is a peer in this sense.
     pub fn is_peer(&self) -> bool {
         let is_rival = matches!(&self.kind, Kind::Etherply { program, .. } if program.is_some());
         is_rival || matches!(self.kind, Kind::Peer(_))
     }
 
-    /// In which order it writes the fields of an op.
-    pub fn order(&self) -> Order {
+    /// The order in which it writes the fields of an op.
+    pub fn field_order(&self) -> FieldOrder {
         match &self.kind {
-            Kind::Peer(name) if name == "axum" => Order::ByName,
-            _ => Order::AsSent,
+            Kind::Peer(name) if name == "axum" => FieldOrder::ByName,
+            _ => FieldOrder::AsSent,
         }
     }
 
-    /// Whether it shows the state to who joins.
+    /// Whether a client that joins receives the state of its workspace.
     pub fn has_state(&self) -> bool {
         match &self.kind {
             Kind::Peer(name) => name == "axum",
@@ -138,58 +140,55 @@ impl Contestant {
     }
 
     /// Starts it with an empty folder.
-    pub fn start(&self, house: &House) -> io::Result<Server> {
-        self.start_with(house, &[])
+    pub fn start(&self, config: &HarnessConfig) -> io::Result<Server> {
+        self.start_with(config, &[])
     }
 
-    /// The same, with more flags.
-    pub fn start_with(&self, house: &House, flags: &[String]) -> io::Result<Server> {
+    /// Starts it with an empty folder and additional flags.
+    pub fn start_with(&self, config: &HarnessConfig, flags: &[String]) -> io::Result<Server> {
         let folder = tempfile::Builder::new()
             .prefix("etherply-harness-")
-            .tempdir_in(&house.folder)?;
-        self.start_in(folder, house, flags)
+            .tempdir_in(&config.folder)?;
+        self.start_in(folder, config, flags)
     }
 
-    /// Kills it and starts it again with what it has on disk.
-    pub fn restart(&self, server: Server, house: &House) -> io::Result<Server> {
+    /// Kills it and starts it again on the data that it has on disk.
+    pub fn restart(&self, server: Server, config: &HarnessConfig) -> io::Result<Server> {
         match server.process {
-            Some(process) => self.start_in(process.stop(), house, &[]),
+            Some(process) => self.start_in(process.stop(), config, &[]),
             None => Err(io::Error::other("a server elsewhere cannot be restarted")),
         }
     }
 
-    fn start_in(&self, folder: TempDir, house: &House, flags: &[String]) -> io::Result<Server> {
-        let Some(mut command) = self.command(folder.path())? else {
-            let Kind::Elsewhere(address) = self.kind else {
-                return Err(io::Error::other("it serves nobody"));
-            };
-            let token = house.token.clone().unwrap_or_else(token);
-            return Ok(Server {
-                process: None,
-                door: Door {
-                    address,
-                    token,
-                    prefix: format!("harness-{}-", unix().as_nanos()),
-                },
-            });
+    fn start_in(
+        &self,
+        folder: TempDir,
+        config: &HarnessConfig,
+        flags: &[String],
+    ) -> io::Result<Server> {
+        let mut command = match self.kind {
+            Kind::Elsewhere(address) => {
+                let token = config.token.clone().unwrap_or_else(token);
+                let prefix = format!("harness-{}-", unix_time().as_nanos());
+                return Ok(Server {
+                    process: None,
+                    endpoint: Endpoint::plain(address, token).with_prefix(prefix),
+                });
+            }
+            Kind::Etherply { .. } | Kind::Peer(_) => self.command(folder.path())?,
         };
         command.args(flags);
-        let process = Process::start(command, folder, &house.cores)?;
-        let door = Door {
-            address: process.address,
-            token: token(),
-            prefix: String::new(),
-        };
+        let process = ServerProcess::start(command, folder, &config.cores)?;
         Ok(Server {
+            endpoint: Endpoint::plain(process.address, token()),
             process: Some(process),
-            door,
         })
     }
 
-    /// What starts it; `None`: it runs elsewhere.
-    fn command(&self, folder: &Path) -> io::Result<Option<Command>> {
-        let command = match &self.kind {
-            Kind::Elsewhere(_) => return Ok(None),
+    /// The command that starts it.
+    fn command(&self, folder: &Path) -> io::Result<Command> {
+        match &self.kind {
+            Kind::Elsewhere(_) => Err(io::Error::other("it runs elsewhere")),
             Kind::Etherply {
                 durability,
                 shards,
@@ -206,7 +205,7 @@ impl Contestant {
                     .arg("--data-dir")
                     .arg(folder.join("data"))
                     .env("ETHERPLY_JWT_SECRET", SECRET);
-                command
+                Ok(command)
             }
             Kind::Peer(name) => {
                 let mut command = Command::new(std::env::current_exe()?);
@@ -214,19 +213,47 @@ impl Contestant {
                 if name == "axum" {
                     command.arg("--log").arg(folder.join("log"));
                 }
-                command
+                Ok(command)
             }
-        };
-        Ok(Some(command))
+        }
     }
+}
+
+/// Starts each peer once and adds it to the run; one that does not start is left out, by name.
+pub fn find_peers(config: &mut HarnessConfig, names: &[String]) {
+    if config.target.is_some() {
+        return;
+    }
+    for name in names.iter().filter(|name| !name.is_empty()) {
+        match Contestant::peer(name).start(config) {
+            Ok(_) => config.peers.push(name.clone()),
+            Err(error) => println!("left out: {name}: {error}"),
+        }
+    }
+}
+
+/// Returns the server in each durability mode, its rival, and all peers; with `--target`, the
+/// server elsewhere alone.
+pub fn all(config: &HarnessConfig) -> Vec<Contestant> {
+    if let Some(address) = config.target {
+        return vec![Contestant::elsewhere(address)];
+    }
+    let modes = || config.durability.iter();
+    let own = modes().map(|mode| Contestant::etherply(mode));
+    let rivals = config
+        .rival
+        .iter()
+        .flat_map(|program| modes().map(|mode| Contestant::rival(program, mode)));
+    let peers = config.peers.iter().map(|name| Contestant::peer(name));
+    own.chain(rivals).chain(peers).collect()
 }
 
 fn token() -> String {
     let secret = Secret::new(SECRET.into()).expect("it is not empty");
-    mint(&secret, "harness", unix().as_secs(), None)
+    mint(&secret, "harness", unix_time().as_secs(), None)
 }
 
-fn unix() -> Duration {
+fn unix_time() -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.expect("the clock is past 1970")
 }

@@ -17,22 +17,22 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
+use etherply_bench::results::Results;
 use etherply_bench::selfcheck;
 
-mod contest;
+mod config;
 mod contestant;
 mod cores;
-mod house;
 #[path = "../peers/mod.rs"]
 mod peers;
 mod picture;
-mod process;
 mod report;
+mod rounds;
 mod scenarios;
+mod server_process;
 
-use contest::Progress;
-use house::{House, Machine, Settings};
-use report::{CaseRecord, Record};
+use config::{Environment, HarnessConfig, Settings};
+use rounds::Progress;
 use scenarios::{Case, Scenario};
 
 fn main() -> ExitCode {
@@ -60,17 +60,17 @@ fn main() -> ExitCode {
 
 fn run(settings: &Settings) -> Result<(), String> {
     let chosen = chosen(settings)?;
-    let mut house = House::new(settings)?;
+    let mut config = HarnessConfig::new(settings)?;
     selfcheck::run()?;
     println!("self-check: every planted fault was noticed");
-    house.ask_peers(&settings.peers);
-    let machine = Machine::new(&house);
-    println!("{machine}");
-    if house.target.is_some() {
+    contestant::find_peers(&mut config, &settings.peers);
+    let environment = Environment::read(&config);
+    println!("{environment}");
+    if config.target.is_some() {
         println!("the server is elsewhere: its CPU time and memory cannot be read");
     }
     let cases = |scenario: &dyn Scenario| {
-        let mut cases = scenario.cases(&house);
+        let mut cases = scenario.cases(&config);
         cases.retain(|case| {
             settings
                 .only
@@ -84,7 +84,7 @@ fn run(settings: &Settings) -> Result<(), String> {
         .map(|scenario| (scenario, cases(scenario)))
         .collect();
     let all = planned.iter().flat_map(|(scenario, cases)| {
-        let rounds = scenario.rounds(&house) as usize;
+        let rounds = scenario.rounds(&config) as usize;
         cases
             .iter()
             .map(move |case| case.contestants.len() * rounds)
@@ -92,22 +92,24 @@ fn run(settings: &Settings) -> Result<(), String> {
     let progress = Progress::new(all.sum());
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let stamp = now.expect("the clock is past 1970").as_secs();
-    let mut record = Record {
-        machine,
-        rounds: house.rounds,
-        warm_up_s: house.warm_up.as_secs_f64(),
-        measured_s: house.measured.as_secs_f64(),
+    let mut results = Results {
+        machine: environment,
+        rounds: config.rounds,
+        warm_up_s: config.warm_up.as_secs_f64(),
+        measured_s: config.measured.as_secs_f64(),
         cases: Vec::new(),
     };
     for (scenario, cases) in planned {
         let mut done = Vec::new();
         for case in cases {
-            let rounds = contest::run(scenario, &case, &house, &progress)?;
-            progress.print(report::told(scenario, &case, &rounds).trim_end());
-            record.cases.push(CaseRecord::new(scenario, &case, &rounds));
+            let rounds = rounds::run(scenario, &case, &config, &progress)?;
+            progress.print(report::text(scenario, &case, &rounds).trim_end());
+            results
+                .cases
+                .push(report::case_results(scenario, &case, &rounds));
             done.push((case, rounds));
         }
-        if let Some(note) = scenario.note(&house)
+        if let Some(note) = scenario.note(&config)
             && !done.is_empty()
         {
             progress.print(&format!("\n{note}"));
@@ -117,7 +119,7 @@ fn run(settings: &Settings) -> Result<(), String> {
             let path = drawn.map_err(|error| format!("the picture: {error}"))?;
             progress.print(&format!("\n{}", path.display()));
         }
-        let written = record.write(&settings.output, stamp);
+        let written = report::write(&results, &settings.output, stamp);
         let path = written.map_err(|error| format!("{}: {error}", settings.output.display()))?;
         progress.print(&path.display().to_string());
     }

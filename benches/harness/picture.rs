@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use plotters::prelude::*;
 
-use crate::contest::Rounds;
+use crate::rounds::Rounds;
 use crate::scenarios::{Case, Picture, Scenario};
 use etherply_bench::figures::{Spread, grouped};
 

@@ -5,22 +5,21 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-
-use crate::contest::Rounds;
-use crate::house::Machine;
+use crate::config::Environment;
+use crate::rounds::Rounds;
 use crate::scenarios::loads::{OTHERS_PERCENT, OWN_SHARE};
 use crate::scenarios::{Case, Scenario};
 use etherply_bench::figures::{Figure, Numbers, Spread, ratio};
+use etherply_bench::results::{CaseResults, ContestantResults, Results};
 
 /// Above this the load generator may be what limits the figures.
 const OWN_SHARE_LIMIT_PERCENT: f64 = 90.0;
 
-/// Above this, what else the machine does shows in the figures.
+/// Above this, other work on the machine shows in the figures.
 const OTHERS_LIMIT_PERCENT: f64 = 10.0;
 
-/// The text of a case: its table, the ratios, the targets.
-pub fn told(scenario: &dyn Scenario, case: &Case, rounds: &Rounds) -> String {
+/// Returns the text of a case: its table, the ratios, the targets.
+pub fn text(scenario: &dyn Scenario, case: &Case, rounds: &Rounds) -> String {
     let mut out = format!("\n## {} · {}\n\n", scenario.name(), case.title);
     put_table(&mut out, scenario, case, rounds);
     put_ratios(&mut out, scenario, case, rounds);
@@ -38,7 +37,7 @@ pub fn told(scenario: &dyn Scenario, case: &Case, rounds: &Rounds) -> String {
     {
         let _ = writeln!(
             out,
-            "\nOther work used {} % of a core meanwhile: measure on a quiet machine.",
+            "\nOther processes used {} % of a core in the meantime: measure on a quiet machine.",
             others.told(0)
         );
     }
@@ -58,7 +57,7 @@ fn spread(rounds: &[Numbers], id: &str) -> Option<Spread> {
 
 fn put_table(out: &mut String, scenario: &dyn Scenario, case: &Case, rounds: &Rounds) {
     let figures = scenario.figures().iter();
-    // A figure that nobody has here has no column.
+    // A figure without numbers gets no column.
     let figures: Vec<_> = figures
         .filter(|figure| {
             rounds
@@ -150,52 +149,23 @@ fn put_targets(out: &mut String, scenario: &dyn Scenario, case: &Case, rounds: &
     out.push('\n');
 }
 
-/// Every number of a run.
-#[derive(Serialize)]
-pub struct Record {
-    pub machine: Machine,
-    pub rounds: u32,
-    pub warm_up_s: f64,
-    pub measured_s: f64,
-    pub cases: Vec<CaseRecord>,
-}
-
-#[derive(Serialize)]
-pub struct CaseRecord {
-    pub scenario: &'static str,
-    pub case: String,
-    pub contestants: Vec<ContestantRecord>,
-}
-
-#[derive(Serialize)]
-pub struct ContestantRecord {
-    pub name: String,
-    pub rounds: Vec<Numbers>,
-}
-
-impl CaseRecord {
-    pub fn new(scenario: &dyn Scenario, case: &Case, rounds: &Rounds) -> Self {
-        let contestants = case.contestants.iter().zip(rounds);
-        Self {
-            scenario: scenario.name(),
-            case: case.title.clone(),
-            contestants: contestants
-                .map(|(contestant, rounds)| ContestantRecord {
-                    name: contestant.name.clone(),
-                    rounds: rounds.clone(),
-                })
-                .collect(),
-        }
+/// The numbers of a case.
+pub fn case_results(scenario: &dyn Scenario, case: &Case, rounds: &Rounds) -> CaseResults {
+    let contestants = case.contestants.iter().zip(rounds);
+    let contestants =
+        contestants.map(|(contestant, rounds)| ContestantResults::new(&contestant.name, rounds));
+    CaseResults {
+        scenario: scenario.name().to_owned(),
+        case: case.title.clone(),
+        contestants: contestants.collect(),
     }
 }
 
-impl Record {
-    /// Writes it to a file of its own, named by the time.
-    pub fn write(&self, folder: &Path, stamp: u64) -> io::Result<PathBuf> {
-        fs::create_dir_all(folder)?;
-        let path = folder.join(format!("run-{stamp}.json"));
-        let text = serde_json::to_string_pretty(self).map_err(io::Error::other)?;
-        fs::write(&path, text)?;
-        Ok(path)
-    }
+/// Writes a run to a file of its own, named by `stamp`, and returns its path.
+pub fn write(results: &Results<Environment>, folder: &Path, stamp: u64) -> io::Result<PathBuf> {
+    fs::create_dir_all(folder)?;
+    let path = folder.join(format!("run-{stamp}.json"));
+    let text = serde_json::to_string_pretty(results).map_err(io::Error::other)?;
+    fs::write(&path, text)?;
+    Ok(path)
 }

@@ -47,19 +47,19 @@ pub fn serve(arguments: &[String]) -> io::Result<()> {
     let listener = listen(settings.port)?;
     super::tell_address(listener.local_addr()?)?;
     let mut ring = Ring::new()?;
-    let mut house = House::new(init(settings.join_bytes));
+    let mut relay = Relay::new(init(settings.join_bytes));
     let mut completions = Vec::new();
     ring.accept(listener.as_raw_fd());
     loop {
         ring.turn(&mut completions)?;
         for completion in completions.drain(..) {
             match completion.kind {
-                Kind::Accept => house.accepted(&mut ring, &completion, &listener),
-                Kind::Receive => house.received(&mut ring, &completion),
-                Kind::Send => house.sent(&completion),
+                Kind::Accept => relay.accepted(&mut ring, &completion, &listener),
+                Kind::Receive => relay.received(&mut ring, &completion),
+                Kind::Send => relay.sent(&completion),
             }
         }
-        house.end_turn(&mut ring);
+        relay.end_turn(&mut ring);
     }
 }
 
@@ -120,7 +120,7 @@ struct Connection {
     is_closing: bool,
 }
 
-struct House {
+struct Relay {
     connections: Slab<Connection>,
     rooms: Vec<Room>,
     names: HashMap<String, usize>,
@@ -134,7 +134,7 @@ struct House {
     init: Rc<[u8]>,
 }
 
-impl House {
+impl Relay {
     fn new(init: Rc<[u8]>) -> Self {
         Self {
             connections: Slab::new(),

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use etherply_bench::process::{self, Process};
+use etherply_bench::process::Process;
 use etherply_bench::resp;
 
 pub use etherply_bench::resp::version;
@@ -90,10 +90,6 @@ impl Redis {
         }
     }
 
-    pub fn pid(&self) -> u32 {
-        self.process.child.id()
-    }
-
     /// Keeps so many commands on their way for so long. Each answer is looked at, and at the end the last values are asked for.
     ///
     /// # Panics
@@ -107,12 +103,12 @@ impl Redis {
             pipe.turn(&mut self.client, load.in_flight);
         }
         pipe.latencies_us.clear();
-        let (from, cpu_from_s) = (Instant::now(), process::cpu_s(self.pid()));
+        let (from, cpu_from_s) = (Instant::now(), self.process.cpu_s());
         while from.elapsed() < load.duration {
             pipe.turn(&mut self.client, load.in_flight);
         }
         let clock_s = from.elapsed().as_secs_f64();
-        let cpu_s = process::cpu_s(self.pid()) - cpu_from_s;
+        let cpu_s = self.process.cpu_s() - cpu_from_s;
         let latencies_us = std::mem::take(&mut pipe.latencies_us);
         while !pipe.sent.is_empty() {
             pipe.turn(&mut self.client, 0);

@@ -16,6 +16,7 @@ use etherply::log::record::{
 };
 use etherply::log::segment::{self, Segment};
 
+use etherply::seq::Seq;
 use etherply_bench::resp::put_command;
 
 /// The bytes of a record on disk.
@@ -158,7 +159,7 @@ impl Workload {
                     workspace: &texts.workspace,
                     key: &texts.key,
                     value: &texts.value,
-                    seq: *seq,
+                    seq: Seq::new(*seq),
                     timestamp: 1_700_000_000_000_000 + u64::from(op) * 100,
                 },
             );

@@ -11,6 +11,9 @@
 
 pub mod figures;
 pub mod load;
+pub mod machine;
 pub mod process;
 pub mod resp;
+pub mod results;
 pub mod selfcheck;
+pub mod tls;

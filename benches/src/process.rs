@@ -1,4 +1,4 @@
-//! A process that is measured.
+//! Processes that are measured, and how the server's program is built.
 
 use std::ffi::OsString;
 use std::fs;
@@ -8,17 +8,18 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Instant;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 
-/// What a process holds of the machine's memory.
+/// The memory of a process.
 pub struct Memory {
-    /// Resident when it serves.
+    /// Resident now.
     pub resident_bytes: f64,
-    /// The most that was resident on the way.
+    /// The most that was ever resident.
     pub most_bytes: f64,
 }
 
-/// A process whose stdout is read; killed when it is dropped.
+/// A process whose stdout is read. It is killed when this is dropped.
 pub struct Process {
     pub child: Child,
     lines: BufReader<ChildStdout>,
@@ -33,57 +34,84 @@ impl Process {
         (Self { child, lines }, begun)
     }
 
-    /// Waits for a line that has this in it.
+    /// Waits for a line that contains `text`.
     pub fn line_with(&mut self, text: &str) -> String {
         let mut seen = String::new();
         loop {
             let mut line = String::new();
             let count = self.lines.read_line(&mut line).expect("it can be read");
-            assert!(count > 0, "it ended before it said {text:?}:\n{seen}");
+            assert!(count > 0, "it exited before it printed {text:?}:\n{seen}");
             if line.contains(text) {
                 return line.trim_end().to_owned();
             }
             seen.push_str(&line);
         }
     }
+
+    /// Its CPU time until now.
+    pub fn cpu_s(&self) -> f64 {
+        cpu_s(self.child.id()).expect("it runs")
+    }
+
+    /// Its memory now.
+    pub fn memory(&self) -> Memory {
+        memory(self.child.id()).expect("it runs")
+    }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The CPU time of all threads of a process, also of those that have ended.
-pub fn cpu_s(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
-    // The name in the second field may have anything in it (proc(5)).
-    let (_, rest) = stat.rsplit_once(')').expect("the name is in brackets");
-    let ticks = rest.split_whitespace().skip(11).take(2);
-    // Linux tells these in hundredths of a second on every machine that this runs on.
-    ticks
-        .map(|ticks| ticks.parse::<f64>().expect("a number"))
-        .sum::<f64>()
-        / 100.0
+/// Reads the CPU time of all threads of a process, including those that have ended.
+pub fn cpu_s(pid: u32) -> io::Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in the second field may contain spaces and brackets (proc_pid_stat(5)).
+    let (_, fields) = stat.rsplit_once(')').ok_or(io::ErrorKind::InvalidData)?;
+    let ticks = fields.split_whitespace().skip(11).take(2);
+    let ticks = ticks.map(|ticks| ticks.parse::<f64>().map_err(io::Error::other));
+    // The unit is USER_HZ, a hundredth of a second on every architecture that this runs on.
+    Ok(ticks.sum::<io::Result<f64>>()? / 100.0)
 }
 
-pub fn memory_bytes(pid: u32) -> Memory {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let [resident_bytes, most_bytes] = ["VmRSS:", "VmHWM:"].map(|name| {
-        let kib = status
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
-        kib.expect("each process has memory")
-            .parse::<f64>()
-            .expect("a number")
-            * 1024.0
-    });
-    Memory {
-        resident_bytes,
-        most_bytes,
+/// Reads the CPU time of this thread; 0 where the kernel does not report it.
+pub fn thread_cpu_ns() -> u64 {
+    let schedstat = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let first = schedstat.split(' ').next();
+    first.and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// Raises the limit of open files as far as this process may, and returns it; `None`: unlimited.
+pub fn raise_open_files() -> Option<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
     }
+}
+
+/// Reads the memory of a process.
+pub fn memory(pid: u32) -> io::Result<Memory> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let bytes_of = |name: &str| {
+        let mut lines = status.lines();
+        let kib = lines.find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
+        // A process that has just exited has no memory.
+        let kib = kib.ok_or(io::ErrorKind::NotFound)?.parse::<f64>();
+        Ok::<f64, io::Error>(kib.map_err(io::Error::other)? * 1024.0)
+    };
+    Ok(Memory {
+        resident_bytes: bytes_of("VmRSS:")?,
+        most_bytes: bytes_of("VmHWM:")?,
+    })
 }
 
 /// Returns the path of the server's binary, after building it from this tree.
@@ -100,7 +128,7 @@ pub fn server_program() -> io::Result<PathBuf> {
 }
 
 fn build_server() -> io::Result<PathBuf> {
-    // Cargo sets it for what it runs.
+    // Cargo sets this variable for the programs that it runs.
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let profile = if cfg!(debug_assertions) {
         "dev"

@@ -1,4 +1,5 @@
-//! Before anything is measured: servers that each do one thing wrong are put under the load, and the load generator has to notice.
+//! Checks the checks before anything is measured: servers that each have one planted fault are put
+//! under the load, and the load generator has to notice.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -7,11 +8,16 @@ use std::time::Duration;
 
 use tungstenite::handshake::derive_accept_key;
 
-use crate::load::check::Wrong;
-use crate::load::join::Door;
-use crate::load::op::Order;
+use crate::load::check::Mismatch;
+use crate::load::endpoint::{Endpoint, Tls};
+use crate::load::failure::Failure;
+use crate::load::op::FieldOrder;
 use crate::load::pace::Pace;
-use crate::load::{self, Failure, Plan};
+use crate::load::plan::Plan;
+use crate::load::run::{self, Outcome};
+
+#[cfg(test)]
+mod tests;
 
 /// What a server does wrong with one delivery to one of its receivers.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,86 +42,118 @@ const FAULTS: [Fault; 7] = [
 ];
 
 const RECEIVERS: u32 = 3;
-/// Ops of the run: at 1,000 in a second, in 30 ms.
+/// Ops of a run: 30 ms at 1,000 ops/s.
 const OPS: u64 = 30;
 /// The op that goes wrong, unless it is the last.
 const VICTIM: u64 = 10;
+/// The receiver that it goes wrong for.
+const VICTIM_RECEIVER: usize = 1;
 
-/// What the checker did not notice, or an empty text.
+/// What a connection is turned into before it is used, and how clients reach it.
+#[derive(Clone)]
+struct Transport {
+    wrap: fn(TcpStream) -> io::Result<Box<dyn Duplex>>,
+    tls: Option<Tls>,
+}
+
+trait Duplex: Read + Write {}
+impl<T: Read + Write> Duplex for T {}
+
+/// Runs the servers one after the other; returns the first fault that was not noticed.
 pub fn run() -> Result<(), String> {
+    run_over(&Transport {
+        wrap: |stream| Ok(Box::new(stream)),
+        tls: None,
+    })
+}
+
+fn run_over(transport: &Transport) -> Result<(), String> {
     for fault in FAULTS {
-        let outcome = try_fault(fault).map_err(|error| format!("self-check: {error}"))?;
-        let is_noticed = match (fault, &outcome) {
-            (Fault::None, outcome) => outcome.is_ok(),
-            (
-                Fault::Altered | Fault::Dropped | Fault::Doubled,
-                Err(Failure::Wrong { wrong, .. }),
-            ) => {
-                // The one that came twice is wrong in the place of the next, the others in their own.
-                let at = VICTIM + u64::from(fault == Fault::Doubled);
-                matches!(wrong, Wrong::Different { number, .. } if *number == at)
-                    || fault == Fault::Doubled
-                        && matches!(wrong, Wrong::Extra { count, .. } if *count == at)
-            }
-            (
-                Fault::DroppedLast,
-                Err(Failure::Missing {
-                    number, missing, ..
-                }),
-            ) => *number == OPS - 1 && *missing == 1,
-            (Fault::DoubledLast, Err(Failure::Wrong { wrong, .. })) => {
-                matches!(wrong, Wrong::Extra { count, .. } if *count == OPS)
-            }
-            (Fault::Closed, Err(Failure::Gone { .. })) => true,
-            _ => false,
-        };
-        if !is_noticed {
-            let told = outcome.map_or_else(
+        let outcome =
+            try_fault(fault, transport).map_err(|error| format!("self-check: {error}"))?;
+        if !is_noticed(fault, &outcome) {
+            let outcome = outcome.map_or_else(
                 |failure| failure.to_string(),
                 |outcome| format!("{} deliveries, all right", outcome.deliveries),
             );
             return Err(format!(
-                "self-check: a server whose fault is {fault:?} was judged so: {told}"
+                "self-check: the outcome of a server with the fault {fault:?} was: {outcome}"
             ));
         }
     }
     Ok(())
 }
 
-fn try_fault(fault: Fault) -> io::Result<Result<load::Outcome, Failure>> {
+fn is_noticed(fault: Fault, outcome: &Result<Outcome, Failure>) -> bool {
+    match (fault, outcome) {
+        (Fault::None, outcome) => outcome.is_ok(),
+        (
+            Fault::Altered | Fault::Dropped | Fault::Doubled,
+            Err(Failure::Wrong { mismatch, .. }),
+        ) => {
+            // A doubled op takes the place of the one after it.
+            let at = VICTIM + u64::from(fault == Fault::Doubled);
+            matches!(mismatch, Mismatch::Different { number, .. } if *number == at)
+                || fault == Fault::Doubled
+                    && matches!(mismatch, Mismatch::Extra { count, .. } if *count == at)
+        }
+        (
+            Fault::DroppedLast,
+            Err(Failure::Missing {
+                number, missing, ..
+            }),
+        ) => *number == OPS - 1 && *missing == 1,
+        (Fault::DoubledLast, Err(Failure::Wrong { mismatch, .. })) => {
+            matches!(mismatch, Mismatch::Extra { count, .. } if *count == OPS)
+        }
+        (Fault::Closed, Err(Failure::Gone { .. })) => true,
+        _ => false,
+    }
+}
+
+fn try_fault(fault: Fault, transport: &Transport) -> io::Result<Result<Outcome, Failure>> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
-    let door = Door {
-        address: listener.local_addr()?,
-        token: "any".to_owned(),
-        prefix: String::new(),
-    };
-    // It ends when its clients do, with an error that is of no interest.
-    thread::spawn(move || serve(&listener, fault));
+    let endpoint =
+        Endpoint::plain(listener.local_addr()?, "any".to_owned()).with_tls(transport.tls.clone());
+    let wrap = transport.wrap;
+    // It ends when its clients do, with an error that means nothing.
+    thread::spawn(move || serve(&listener, fault, wrap));
     let plan = Plan {
         rooms: 1,
         receivers: RECEIVERS,
         pace: Pace::Open { ops_per_s: 1000 },
-        order: Order::AsSent,
+        field_order: FieldOrder::AsSent,
         has_state: false,
         warm_up: Duration::ZERO,
         measured: Duration::from_millis(OPS),
         late: Duration::from_millis(200),
     };
-    Ok(load::run(&door, &plan, &mut || None))
+    Ok(run::run(&endpoint, &plan, &mut || None))
 }
 
-/// Takes a sender and its receivers, and sends on what the first sends, with the fault.
-fn serve(listener: &TcpListener, fault: Fault) -> io::Result<()> {
-    let mut sender = accept(listener)?;
-    let receivers: io::Result<Vec<TcpStream>> = (0..RECEIVERS).map(|_| accept(listener)).collect();
+/// A client of a faulty server.
+struct Client {
+    socket: TcpStream,
+    stream: Box<dyn Duplex>,
+}
+
+/// Accepts a sender and its receivers, and passes on what the sender sends, with the fault.
+fn serve(
+    listener: &TcpListener,
+    fault: Fault,
+    wrap: fn(TcpStream) -> io::Result<Box<dyn Duplex>>,
+) -> io::Result<()> {
+    let mut sender = accept(listener, wrap)?;
+    let receivers: io::Result<Vec<Client>> =
+        (0..RECEIVERS).map(|_| accept(listener, wrap)).collect();
     let mut receivers = receivers?;
     let mut number = 0;
     loop {
         let mut header = [0; 8];
-        sender.read_exact(&mut header)?;
+        sender.stream.read_exact(&mut header)?;
         let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
         let mut payload = vec![0; length];
-        sender.read_exact(&mut payload)?;
+        sender.stream.read_exact(&mut payload)?;
         for (byte, mask) in payload.iter_mut().zip(header[4..].iter().cycle()) {
             *byte ^= mask;
         }
@@ -124,41 +162,46 @@ fn serve(listener: &TcpListener, fault: Fault) -> io::Result<()> {
             &payload[..],
         ]
         .concat();
+        let is_victim = match fault {
+            Fault::DroppedLast | Fault::DoubledLast => number == OPS - 1,
+            _ => number == VICTIM,
+        };
         for (place, receiver) in receivers.iter_mut().enumerate() {
-            let is_victim = match fault {
-                Fault::DroppedLast | Fault::DoubledLast => number == OPS - 1,
-                _ => number == VICTIM,
-            };
-            let fault = if is_victim && place == 1 {
-                fault
-            } else {
-                Fault::None
-            };
-            send(receiver, &frame, fault)?;
+            let is_faulty = is_victim && place == VICTIM_RECEIVER;
+            send(
+                receiver,
+                &frame,
+                if is_faulty { fault } else { Fault::None },
+            )?;
         }
         number += 1;
     }
 }
 
-fn send(receiver: &mut TcpStream, frame: &[u8], fault: Fault) -> io::Result<()> {
+fn send(receiver: &mut Client, frame: &[u8], fault: Fault) -> io::Result<()> {
+    let Client { socket, stream } = receiver;
     match fault {
-        Fault::None => receiver.write_all(frame),
+        Fault::None => stream.write_all(frame),
         Fault::Dropped | Fault::DroppedLast => Ok(()),
-        Fault::Doubled | Fault::DoubledLast => receiver.write_all(&[frame, frame].concat()),
-        Fault::Closed => receiver.shutdown(Shutdown::Both),
+        Fault::Doubled | Fault::DoubledLast => stream.write_all(&[frame, frame].concat()),
+        Fault::Closed => socket.shutdown(Shutdown::Both),
         Fault::Altered => {
             let mut altered = frame.to_vec();
             let last = altered.len() - 3;
             altered[last] ^= 1;
-            receiver.write_all(&altered)
+            stream.write_all(&altered)
         }
     }
 }
 
-/// Takes a client in: upgrade and first message.
-fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
-    let (mut stream, _) = listener.accept()?;
-    stream.set_nodelay(true)?;
+/// Accepts a client: upgrade and first message.
+fn accept(
+    listener: &TcpListener,
+    wrap: fn(TcpStream) -> io::Result<Box<dyn Duplex>>,
+) -> io::Result<Client> {
+    let (socket, _) = listener.accept()?;
+    socket.set_nodelay(true)?;
+    let mut stream = wrap(socket.try_clone()?)?;
     let mut seen = Vec::new();
     while !seen.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -174,9 +217,11 @@ fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
     let length = u8::try_from(init.len()).expect("it is short");
     write!(
         stream,
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n\r\n"
     )?;
     stream.write_all(&[0x81, length])?;
     stream.write_all(init)?;
-    Ok(stream)
+    stream.flush()?;
+    Ok(Client { socket, stream })
 }

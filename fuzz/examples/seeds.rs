@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use etherply::log::record::{Compacted, Op, SegmentHeader, begin_batch, push_op, seal_batch};
+use etherply::seq::Seq;
 use etherply::wire::frame::{Opcode, put_header};
 use etherply_fuzz::segment_header;
 
@@ -308,7 +309,7 @@ fn segments() -> Seeds {
                         workspace,
                         key,
                         value,
-                        seq,
+                        seq: Seq::new(seq),
                         timestamp,
                     },
                 );

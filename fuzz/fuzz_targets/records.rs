@@ -16,7 +16,9 @@ use etherply::log::record::{
     BATCH_HEADER_BYTES, FaultKind, Op, Reader, SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
     begin_batch, damage_behind, is_interrupted, op_bytes, push_op, seal_batch,
 };
+use etherply::log::repair::resync::skip_damage;
 use etherply::log::repair::salvage::{Place, header_of};
+use etherply::seq::Seq;
 use etherply_fuzz::{Script, segment_header};
 use libfuzzer_sys::fuzz_target;
 
@@ -45,7 +47,7 @@ struct OwnedOp {
     workspace: String,
     key: String,
     value: String,
-    seq: u64,
+    seq: Seq,
     timestamp: u64,
 }
 
@@ -72,7 +74,7 @@ fn batches(script: &mut Script<'_>) -> Vec<Batch> {
             workspace: script.text(),
             key: script.text(),
             value: script.text().repeat(1 + script.index::<1>(16)),
-            seq: script.number::<8>(),
+            seq: Seq::new(script.number::<8>()),
             timestamp: script.number::<8>(),
         };
         batches.push(((0..shape & 7).map(op).collect(), shape & 8 != 0));
@@ -155,7 +157,7 @@ impl Written {
                         None => assert!(moved.iter().any(|moved| moved.op() == op), "{op:?}"),
                     }
                 }
-                Some(Err(fault)) => match reader.skip_damage() {
+                Some(Err(fault)) => match skip_damage(&mut reader) {
                     Some(lost) => {
                         assert_eq!((lost.start, lost.end), (fault.offset, reader.offset()));
                         assert!(lost.start < lost.end && lost.end <= bytes.len());

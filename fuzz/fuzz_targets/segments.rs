@@ -5,8 +5,9 @@
 
 use etherply::log::record::{
     BATCH_HEADER_BYTES, Cursor, FaultKind, OP_HEADER_BYTES, Op, Reader, SEGMENT_HEADER_BYTES,
-    SegmentHeader, begin_batch, damage_behind, durable_position, next_batch, op_bytes, push_op,
+    SegmentHeader, begin_batch, damage_behind, op_bytes, push_op,
 };
+use etherply::log::repair::resync::{durable_position, next_batch, skip_damage};
 use etherply_fuzz::{Script, segment_header};
 use libfuzzer_sys::fuzz_target;
 
@@ -148,7 +149,7 @@ fn check_salvage(header: &SegmentHeader, bytes: &[u8]) {
             Ok(op) => {
                 check_op(&op, bytes, reader.offset());
             }
-            Err(fault) => match reader.skip_damage() {
+            Err(fault) => match skip_damage(&mut reader) {
                 Some(lost) => {
                     assert_eq!((lost.start, lost.end), (fault.offset, reader.offset()));
                     assert!(lost.start < lost.end && lost.end <= bytes.len());

@@ -6,11 +6,12 @@
 //!
 //! <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>
 
-use crate::admin::stats::{LogFigures, Reading};
+use crate::core::contract::ListenerKind;
 use crate::core::shard::counters::{
     CLOSE_CODES, Counters, DURATION_BOUNDS_US, Durations, GROUP_BOUNDS, RESPONSE_CODES,
 };
-use crate::io::mailbox::{ListenerKind, Status};
+use crate::status::Status;
+use crate::status::stats::{LogFigures, Reading};
 
 use text_format::{Page, Value, label};
 

@@ -29,11 +29,12 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::json;
 
-use crate::io::mailbox::{ListenerKind, Status};
-use crate::wire::upgrade::{Answer, Page, PageRequest, Provenance, matches_tag};
+use crate::core::contract::ListenerKind;
+use crate::status::Status;
+use crate::wire::upgrade::{Answer, PageRequest, Provenance, WebPage, matches_tag};
 
+mod console_stats;
 pub mod metrics;
-pub mod stats;
 
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -133,7 +134,7 @@ impl Pages {
         status: &Status,
     ) -> Answer {
         let page = request.page;
-        if page == Page::ClientModule {
+        if page == WebPage::ClientModule {
             return self
                 .files
                 .client_module
@@ -145,15 +146,17 @@ impl Pages {
         if is_elsewhere {
             return Answer::not_found();
         }
-        if page != Page::Metrics && !self.has_console {
+        if page != WebPage::Metrics && !self.has_console {
             return match page {
-                Page::Console => Answer::not_found_as("the console is off: start with --console"),
+                WebPage::Console => {
+                    Answer::not_found_as("the console is off: start with --console")
+                }
                 _ => Answer::not_found(),
             };
         }
         if let Err(reason) = self.check(request, visitor) {
             let remedy = match page {
-                Page::Metrics => "--admin-port or --metrics-public",
+                WebPage::Metrics => "--admin-port or --metrics-public",
                 _ => "--admin-port",
             };
             return Answer::forbidden(&format!(
@@ -162,21 +165,21 @@ impl Pages {
             ));
         }
         let answer = match page {
-            Page::Metrics => {
+            WebPage::Metrics => {
                 return fresh(metrics::CONTENT_TYPE, metrics::text(status, uptime_us));
             }
-            Page::Console => self.files.console.answer(request),
-            Page::ConsoleStyle => self.files.console_style.answer(request),
-            Page::ConsoleScript => self.files.console_script.answer(request),
-            Page::ConsoleSession => {
+            WebPage::Console => self.files.console.answer(request),
+            WebPage::ConsoleStyle => self.files.console_style.answer(request),
+            WebPage::ConsoleScript => self.files.console_script.answer(request),
+            WebPage::ConsoleSession => {
                 let mut session = json!({ "workspace": "demo" });
                 if let Some(token) = self.token() {
                     session["token"] = json!(token);
                 }
                 fresh_json(session.to_string().into_bytes())
             }
-            Page::ConsoleStats | Page::ClientModule => {
-                fresh_json(stats::to_json(uptime_us, &status.stats))
+            WebPage::ConsoleStats | WebPage::ClientModule => {
+                fresh_json(console_stats::to_json(uptime_us, &status.stats))
             }
         };
         answer
@@ -191,9 +194,9 @@ impl Pages {
             page, provenance, ..
         } = *request;
         match visitor.door {
-            ListenerKind::Public if page == Page::Metrics && self.are_metrics_public => Ok(()),
+            ListenerKind::Public if page == WebPage::Metrics && self.are_metrics_public => Ok(()),
             ListenerKind::Public => visitor.check_is_here(provenance),
-            ListenerKind::Admin if page == Page::ConsoleSession && self.token().is_some() => {
+            ListenerKind::Admin if page == WebPage::ConsoleSession && self.token().is_some() => {
                 visitor.check_is_here(provenance)
             }
             ListenerKind::Admin if self.admin_host.is_some_and(|host| host.is_loopback()) => {
@@ -286,7 +289,7 @@ mod tests {
         ..HERE
     };
 
-    fn request(page: Page, provenance: Provenance) -> PageRequest {
+    fn request(page: WebPage, provenance: Provenance) -> PageRequest {
         PageRequest {
             page,
             provenance,
@@ -326,10 +329,10 @@ mod tests {
         let status = Status::new(1, 1);
         let visitor = Visitor { door, is_local };
         let found = [
-            Page::Metrics,
-            Page::Console,
-            Page::ConsoleSession,
-            Page::ClientModule,
+            WebPage::Metrics,
+            WebPage::Console,
+            WebPage::ConsoleSession,
+            WebPage::ClientModule,
         ]
         .map(|page| {
             let answer = pages.answer(&request(page, provenance), visitor, 0, &status);
@@ -337,7 +340,11 @@ mod tests {
         });
         assert_eq!(found, statuses, "{door:?} {is_local} {provenance:?}");
         // All of the console is shown, or none of it.
-        for page in [Page::ConsoleStyle, Page::ConsoleScript, Page::ConsoleStats] {
+        for page in [
+            WebPage::ConsoleStyle,
+            WebPage::ConsoleScript,
+            WebPage::ConsoleStats,
+        ] {
             let answer = pages.answer(&request(page, provenance), visitor, 0, &status);
             assert_eq!(answer.status(), statuses[1], "{page:?}");
         }
@@ -394,7 +401,7 @@ mod tests {
                 .iter()
                 .filter(|other| other.entity_tag == file.entity_tag);
             assert_eq!(same.count(), 1, "{}", file.entity_tag);
-            let mut request = request(Page::Console, HERE);
+            let mut request = request(WebPage::Console, HERE);
             for (list, status) in [(file.entity_tag.as_str(), 304), ("\"x\"", 200)] {
                 request.if_none_match = Some(list.to_owned());
                 assert_eq!(file.answer(&request).status(), status);

@@ -2,12 +2,12 @@
 
 use clap::CommandFactory;
 
-use super::output::{Output, Stop};
+use super::output::{Printer, Stop};
 use crate::config::CommandLine;
-use crate::config::cli_docs::{Completions, Manual};
+use crate::config::cli_docs::{CompletionsArgs, ManualArgs};
 
 /// Prints the completions of a shell.
-pub fn completions(settings: &Completions) -> Result<(), String> {
+pub fn completions(settings: &CompletionsArgs) -> Result<(), String> {
     let mut script = Vec::new();
     clap_complete::generate(
         settings.shell,
@@ -15,15 +15,15 @@ pub fn completions(settings: &Completions) -> Result<(), String> {
         "etherply",
         &mut script,
     );
-    let mut output = Output::new();
+    let mut output = Printer::new();
     match output.bytes(&script).and_then(|()| output.flush()) {
-        Ok(()) | Err(Stop::NobodyReads) => Ok(()),
+        Ok(()) | Err(Stop::OutputClosed) => Ok(()),
         Err(Stop::Failed(line)) => Err(line),
     }
 }
 
 /// Writes a page for each command.
-pub fn manual(settings: &Manual) -> Result<(), String> {
+pub fn manual(settings: &ManualArgs) -> Result<(), String> {
     clap_mangen::generate_to(CommandLine::command(), &settings.folder).map_err(|error| {
         format!(
             "the manual pages cannot be written to {}: {error}; name an existing folder",

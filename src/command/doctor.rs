@@ -5,9 +5,9 @@
 
 use serde::Serialize;
 
-use super::output::{Output, Stop};
+use super::output::{Printer, Stop};
 use super::text;
-use crate::config::doctor::Doctor;
+use crate::config::doctor::DoctorArgs;
 
 mod facts;
 mod finding;
@@ -15,11 +15,11 @@ mod judge;
 mod read;
 
 use facts::Facts;
-use finding::{Finding, Verdict};
+use finding::{Finding, Severity};
 
 /// All that is told with `--json`.
 #[derive(Serialize)]
-struct Report<'a> {
+struct DoctorReport<'a> {
     /// No check has failed.
     works: bool,
     checks: &'a [Finding],
@@ -27,14 +27,14 @@ struct Report<'a> {
 }
 
 /// Tells what is fine and what to change. The error is that the server would not work.
-pub fn run(settings: &Doctor) -> Result<(), String> {
+pub fn run(settings: &DoctorArgs) -> Result<(), String> {
     let facts = read::facts(settings).map_err(|error| error.to_string())?;
     let findings = judge::judge(&facts);
     match print(settings.json, &facts, &findings) {
-        Ok(()) | Err(Stop::NobodyReads) => {}
+        Ok(()) | Err(Stop::OutputClosed) => {}
         Err(Stop::Failed(line)) => return Err(line),
     }
-    match count(&findings, Verdict::Fail) {
+    match count(&findings, Severity::Fail) {
         0 => Ok(()),
         fails => {
             let fails = text::count(fails, "check");
@@ -44,10 +44,10 @@ pub fn run(settings: &Doctor) -> Result<(), String> {
 }
 
 fn print(is_json: bool, facts: &Facts, findings: &[Finding]) -> Result<(), Stop> {
-    let mut output = Output::new();
+    let mut output = Printer::new();
     if is_json {
-        let report = Report {
-            works: count(findings, Verdict::Fail) == 0,
+        let report = DoctorReport {
+            works: count(findings, Severity::Fail) == 0,
             checks: findings,
             facts,
         };
@@ -58,7 +58,7 @@ fn print(is_json: bool, facts: &Facts, findings: &[Finding]) -> Result<(), Stop>
     output.flush()
 }
 
-fn count(findings: &[Finding], verdict: Verdict) -> u64 {
+fn count(findings: &[Finding], verdict: Severity) -> u64 {
     let found = findings.iter().filter(|found| found.verdict == verdict);
     found.count() as u64
 }
@@ -80,8 +80,8 @@ fn lines(findings: &[Finding]) -> String {
             text.extend([format!("{:width$}        → {advice}\n", "")]);
         }
     }
-    let warnings = text::count(count(findings, Verdict::Warn), "warning");
-    let fails = text::count(count(findings, Verdict::Fail), "failure");
+    let warnings = text::count(count(findings, Severity::Warn), "warning");
+    let fails = text::count(count(findings, Severity::Fail), "failure");
     text + &format!("{warnings}, {fails}\n")
 }
 

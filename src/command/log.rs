@@ -4,9 +4,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use std::process::ExitCode;
 
-use self::verify::Verdict;
+use self::verify::VerifyOutcome;
 use super::output::Stop;
-use crate::config::log::{Log, LogCommand};
+use crate::config::log::{LogArgs, LogCommand};
 
 mod compact;
 mod dump;
@@ -18,19 +18,19 @@ mod verify;
 const RECORDS_BEYOND: u8 = 3;
 
 /// Runs a command on the log. The error is one line that tells what to do.
-pub fn run(settings: &Log) -> Result<ExitCode, String> {
+pub fn run(settings: &LogArgs) -> Result<ExitCode, String> {
     raise_file_limit();
     let data = &settings.data_dir;
     let outcome = match &settings.command {
-        LogCommand::Stat(stat) => stat::run(data, stat).map(|()| Verdict::Whole),
+        LogCommand::Stat(stat) => stat::run(data, stat).map(|()| VerifyOutcome::Whole),
         LogCommand::Verify => verify::run(data),
-        LogCommand::Dump(dump) => dump::run(data, dump).map(|()| Verdict::Whole),
+        LogCommand::Dump(dump) => dump::run(data, dump).map(|()| VerifyOutcome::Whole),
         LogCommand::Repair(repair) => repair::run(data, repair),
-        LogCommand::Compact => compact::run(data).map(|()| Verdict::Whole),
+        LogCommand::Compact => compact::run(data).map(|()| VerifyOutcome::Whole),
     };
     match outcome {
-        Ok(Verdict::RecordsBeyond) => Ok(ExitCode::from(RECORDS_BEYOND)),
-        Ok(Verdict::Whole) | Err(Stop::NobodyReads) => Ok(ExitCode::SUCCESS),
+        Ok(VerifyOutcome::RecordsBeyond) => Ok(ExitCode::from(RECORDS_BEYOND)),
+        Ok(VerifyOutcome::Whole) | Err(Stop::OutputClosed) => Ok(ExitCode::SUCCESS),
         Err(Stop::Failed(line)) => Err(line),
     }
 }

@@ -4,13 +4,13 @@ use std::fmt;
 use std::io::{self, BufWriter, Stdout, Write};
 
 /// The standard output, with a buffer.
-pub struct Output(BufWriter<Stdout>);
+pub struct Printer(BufWriter<Stdout>);
 
 /// Why a command ends.
 #[derive(Debug)]
 pub enum Stop {
     /// Nobody reads its output any more: `| head` is content, and that is no failure.
-    NobodyReads,
+    OutputClosed,
     /// A line that tells what to do.
     Failed(String),
 }
@@ -21,7 +21,7 @@ impl<E: fmt::Display> From<E> for Stop {
     }
 }
 
-impl Output {
+impl Printer {
     /// The one of this process.
     pub fn new() -> Self {
         Self(BufWriter::with_capacity(64 * 1024, io::stdout()))
@@ -46,14 +46,14 @@ impl Output {
 /// Prints the help or the version that was asked for.
 pub fn print_help(help: &clap::Error) -> Result<(), String> {
     match help.print().map_err(|error| stop(&error)) {
-        Ok(()) | Err(Stop::NobodyReads) => Ok(()),
+        Ok(()) | Err(Stop::OutputClosed) => Ok(()),
         Err(Stop::Failed(line)) => Err(line),
     }
 }
 
 fn stop(error: &io::Error) -> Stop {
     match error.kind() {
-        io::ErrorKind::BrokenPipe => Stop::NobodyReads,
+        io::ErrorKind::BrokenPipe => Stop::OutputClosed,
         _ => Stop::Failed(format!("the output cannot be written: {error}")),
     }
 }

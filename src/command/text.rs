@@ -1,46 +1,29 @@
-//! Figures as text.
+//! Numbers and tables as text.
 
-/// A count of bytes, in the unit that gives it three or four digits.
+use indicatif::{HumanBytes, HumanCount};
+
+/// Returns a byte count in the largest binary unit that leaves at least one whole: `1.50 MiB`.
 pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    // In tenths of the unit, so that no float is needed.
-    let mut tenths = u128::from(count) * 10 / 1024;
-    let mut units = UNITS.iter();
-    let mut unit = units.next();
-    while tenths >= 10_240 {
-        (tenths, unit) = (tenths / 1024, units.next());
-    }
-    format!("{}.{} {}", tenths / 10, tenths % 10, unit.unwrap_or(&"EiB"))
+    HumanBytes(count).to_string()
 }
 
-/// A count with its noun.
+/// Returns a count and its noun, in the plural unless the count is 1.
 pub fn count(count: u64, noun: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {noun}{plural}")
 }
 
-/// A count, with a comma between thousands.
+/// Returns a count with a comma between thousands: `1,048,576`.
 pub fn thousands(count: u64) -> String {
-    let digits = count.to_string();
-    let mut text = String::new();
-    for (place, digit) in digits.char_indices() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    HumanCount(count).to_string()
 }
 
-/// Microseconds as milliseconds.
+/// Returns microseconds as milliseconds with two decimals, cut off and not rounded.
 pub fn milliseconds(us: u64) -> String {
     format!("{}.{:02} ms", us / 1000, us % 1000 / 10)
 }
 
-/// Lines of cells: the first column to the left, the others to the right.
+/// Lays out rows of cells: the first column is aligned to the left, the others to the right.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
@@ -71,12 +54,12 @@ mod tests {
         for (count, text) in [
             (0, "0 B"),
             (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (1536, "1.5 KiB"),
-            (1024 * 1024 - 1, "1023.9 KiB"),
-            (1024 * 1024, "1.0 MiB"),
-            (5 << 40, "5.0 TiB"),
-            (u64::MAX, "15.9 EiB"),
+            (1024, "1.00 KiB"),
+            (1536, "1.50 KiB"),
+            (1024 * 1024 - 1, "1024.00 KiB"),
+            (1024 * 1024, "1.00 MiB"),
+            (5 << 40, "5.00 TiB"),
+            (u64::MAX, "16.00 EiB"),
         ] {
             assert_eq!(bytes(count), text);
         }

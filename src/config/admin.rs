@@ -1,4 +1,4 @@
-//! Where the metrics, the health checks and the console are.
+//! Where the server exposes its metrics, its health checks and its console.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,26 +6,46 @@ use clap::{ArgAction, Args};
 
 use super::value;
 
-/// The settings of what the server shows of itself, as they were given.
+/// The settings of the admin port and of the metrics, as given.
 #[derive(Debug, Args)]
-pub struct Admin {
+pub struct AdminArgs {
     /// A separate port for /metrics, /healthz, /readyz and the console (--console); 0 picks a free
     /// one. The port of the clients then has no /metrics and no console [default: none]
-    #[arg(long, value_name = "PORT", env = "ETHERPLY_ADMIN_PORT", hide_env_values = true, value_parser = value::port)]
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "ETHERPLY_ADMIN_PORT",
+        hide_env_values = true,
+        value_parser = value::port
+    )]
     pub admin_port: Option<u16>,
 
     /// The address of --admin-port: anyone who can reach it can read the metrics. On a loopback
-    /// address the Host of a request must be a loopback name too, such as localhost [default: 127.0.0.1]
-    #[arg(long, value_name = "IP", env = "ETHERPLY_ADMIN_HOST", hide_env_values = true, value_parser = value::ip, requires = "admin_port")]
+    /// address the Host of a request must be a loopback name too, such as localhost
+    /// [default: 127.0.0.1]
+    #[arg(
+        long,
+        value_name = "IP",
+        env = "ETHERPLY_ADMIN_HOST",
+        hide_env_values = true,
+        value_parser = value::ip,
+        requires = "admin_port"
+    )]
     pub admin_host: Option<IpAddr>,
 
     /// Without --admin-port: serve /metrics to everyone, not only to this machine
-    #[arg(long, env = "ETHERPLY_METRICS_PUBLIC", hide_env_values = true, action = ArgAction::SetTrue, value_parser = value::boolean)]
+    #[arg(
+        long,
+        env = "ETHERPLY_METRICS_PUBLIC",
+        hide_env_values = true,
+        action = ArgAction::SetTrue,
+        value_parser = value::boolean
+    )]
     pub metrics_public: bool,
 }
 
-impl Admin {
-    /// The address of the port of their own, where there is one.
+impl AdminArgs {
+    /// Returns the address of the admin port, if there is one.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         let host = self.admin_host;
@@ -52,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn the_address_is_one_of_this_machine_unless_another_is_named() {
+    fn the_default_address_is_loopback() {
         let port = "--admin-port=9090";
         for (flags, expected) in [
             (&[][..], Ok("")),

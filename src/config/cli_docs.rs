@@ -5,22 +5,22 @@ use std::path::PathBuf;
 use clap::Args;
 use clap_complete::Shell;
 
-/// Which completions.
+/// The settings of `etherply completions`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "For the shell that is running: source <(etherply completions bash). The Debian package installs those of bash, zsh and fish."
-)]
-pub struct Completions {
-    /// The shell
+#[command(after_help = "\
+For the current shell: source <(etherply completions bash). The Debian package installs the \
+completions of bash, zsh and fish.")]
+pub struct CompletionsArgs {
+    /// The shell to complete in
     #[arg(value_name = "SHELL", value_enum)]
     pub shell: Shell,
 }
 
-/// Where the manual goes.
+/// The settings of `etherply manual`.
 #[derive(Debug, Args)]
 #[command(after_help = "For example: etherply manual /tmp && man /tmp/etherply-serve.1")]
-pub struct Manual {
-    /// An existing folder
+pub struct ManualArgs {
+    /// The folder for the pages; it must exist
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
 }

@@ -1,34 +1,35 @@
-//! Which variables of the environment are settings, and which only look like it.
+//! Tells variables that are settings from those that only look like settings.
 //!
 //! Kubernetes describes every Service of a namespace to every pod in it by variables that begin
-//! with the Service's name (`enableServiceLinks`, on by default). For one that is named `etherply`,
-//! or `etherply-admin`, these begin as the server's own do, and `ETHERPLY_PORT` is then a URL.
+//! with the Service's name (`enableServiceLinks`, on by default). Those of a Service named
+//! `etherply` or `etherply-admin` have the prefix of the server's own, and `ETHERPLY_PORT` is then
+//! a URL.
 
 use std::ffi::{OsStr, OsString};
 
 use clap::builder::Resettable;
 use clap::{Arg, Command};
 
-/// Of no flag: the command line of a process is public.
+/// The secret has no flag: the command line of a process is public.
 pub(super) const SECRET: &str = "ETHERPLY_JWT_SECRET";
-/// The same for the previous secret.
+/// The previous secret, which has no flag either.
 pub(super) const SECRET_PREVIOUS: &str = "ETHERPLY_JWT_SECRET_PREVIOUS";
 const PREFIX: &str = "ETHERPLY_";
-/// Faults that tests plant. Only a debug build reads these.
+/// The prefix of faults that tests inject. Only a debug build reads them.
 const FAULT_PREFIX: &str = "ETHERPLY_FAULT_";
-/// Names whose similarity is below this are not suggested.
+/// Names less similar than this are not suggested.
 const SIMILARITY_MIN: f64 = 0.6;
 
-/// A variable that begins like one of the server's, and is none.
+/// A variable with the prefix of the server's own that is not one of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unknown {
-    /// Its name.
+    /// The name of the variable.
     pub name: String,
-    /// The nearest name that is a variable of the server.
+    /// The most similar name among the server's variables.
     pub nearest: Option<String>,
 }
 
-/// What this process's environment holds beside the settings.
+/// The variables of this process that have the prefix of the settings and are not settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Others {
     /// Variables that nothing reads.
@@ -37,26 +38,26 @@ pub struct Others {
     pub service_links: Vec<String>,
 }
 
-/// Returns the value of a variable of this process; an empty one counts as unset, and so does a
+/// Returns the value of a variable of this process. An empty one counts as unset, and so does a
 /// service link.
 #[must_use]
 pub fn value(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty() && !is_service_link(name, value))
 }
 
-/// Returns the value of `PORT`, by which platforms say where a server is to listen.
+/// Returns the value of `PORT`, in which hosting platforms pass the port to listen on.
 #[must_use]
 pub fn platform_port() -> Option<OsString> {
     value("PORT")
 }
 
-/// Returns what this process's environment holds beside the settings of a command and those below
-/// it, in the order of the names.
+/// Returns the variables that look like settings of `command` or its subcommands and are not,
+/// sorted by name.
 pub(super) fn others(command: &Command) -> Others {
     others_of(&known(command), std::env::vars_os())
 }
 
-/// Returns the command, and all below it, without the variables that count as unset.
+/// Removes the variables that count as unset from a command and its subcommands.
 pub(super) fn readable(command: Command) -> Command {
     let readable_arg = |arg: Arg| match variable(&arg) {
         Some(name) if value(&name).is_none() => arg.env(Resettable::Reset),
@@ -90,7 +91,7 @@ fn others_of(known: &[String], variables: impl Iterator<Item = (OsString, OsStri
     others
 }
 
-/// All variables of a command and of those below it.
+/// Returns the names of all variables of a command and its subcommands.
 fn known(command: &Command) -> Vec<String> {
     let mut names = [SECRET, SECRET_PREVIOUS].map(str::to_owned).to_vec();
     let mut commands = vec![command];
@@ -113,9 +114,11 @@ fn nearest(name: &str, known: &[String]) -> Option<String> {
         .map(|(_, known)| known.clone())
 }
 
-/// Whether Kubernetes, or Docker's links, made this variable for a Service: `…_SERVICE_HOST`,
-/// `…_SERVICE_PORT`, `…_SERVICE_PORT_NAME`, `…_PORT=tcp://10.0.0.1:8080`, `…_PORT_8080_TCP` and
-/// `…_PORT_8080_TCP_ADDR`, `_PORT`, `_PROTO`.
+/// Returns whether Kubernetes, or a link of Docker, set this variable for a Service.
+///
+/// They are `…_SERVICE_HOST`, `…_SERVICE_PORT`, `…_SERVICE_PORT_NAME`,
+/// `…_PORT=tcp://10.0.0.1:8080`, `…_PORT_8080_TCP`, and the latter with `_ADDR`, `_PORT` or
+/// `_PROTO`.
 fn is_service_link(name: &str, value: &OsStr) -> bool {
     const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
     let is_url = || {
@@ -191,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_servers_is_sorted_out() {
+    fn unknown_variables_and_service_links_are_found() {
         let variables = [
             ("ETHERPLY_SHRADS", "2"),
             ("ETHERPLY_PORT", "tcp://10.96.12.7:8080"),
@@ -219,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_variable_is_its_own_nearest() {
+    fn the_nearest_name_of_a_known_variable_is_its_own() {
         let known = known();
         assert!(known.len() > 25, "{known:?}");
         for name in &known {

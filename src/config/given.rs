@@ -1,17 +1,17 @@
-//! How the settings were given: by flags or by variables.
+//! How each setting was given: by its flag or by its variable.
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 
-/// The settings that came from variables, so that a message names what the user has set.
+/// The settings that came from variables, so that a message names what the user set.
 #[derive(Debug, Clone, Default)]
 pub struct Given {
-    /// By the ids of their arguments.
+    /// The ids of their arguments.
     from_variables: Vec<String>,
 }
 
 impl Given {
-    /// Returns the name under which a setting was given: that of its flag, or of its variable.
+    /// Returns the name under which a setting was given: its variable, or otherwise its flag.
     #[must_use]
     pub fn name(&self, flag: &'static str) -> String {
         let id = flag.trim_start_matches('-').replace('-', "_");
@@ -22,7 +22,7 @@ impl Given {
         }
     }
 
-    /// Returns what was given of a command.
+    /// Reads from clap's matches how the settings of a command were given.
     pub(super) fn of(matches: &ArgMatches) -> Self {
         let ids = matches.ids().map(clap::Id::as_str);
         let from_variable = |id: &&str| matches.value_source(id) == Some(ValueSource::EnvVariable);

@@ -6,31 +6,60 @@ use super::value;
 use crate::core::contract;
 use crate::limits::WORKSPACE_BYTES_DEFAULT;
 
-/// What protects a server from its clients; 0: no limit.
+/// The limits that protect a server from its clients. 0 means no limit.
 #[derive(Debug, Args)]
-pub struct Limits {
-    /// How many messages a connection may send per second, with bursts of twice as many; further ones
-    /// get error 429, and a client that goes on is closed with 1008; 0: no limit
-    #[arg(long, value_name = "N", env = "ETHERPLY_MAX_OPS_PER_SECOND", hide_env_values = true, default_value_t = 0, value_parser = value::per_second)]
+pub struct LimitArgs {
+    /// The number of messages per second that a connection may send, with bursts of twice as many;
+    /// further ones get error 429, and a client that keeps sending is closed with 1008; 0: no limit
+    #[arg(
+        long,
+        value_name = "N",
+        env = "ETHERPLY_MAX_OPS_PER_SECOND",
+        hide_env_values = true,
+        default_value_t = 0,
+        value_parser = value::per_second
+    )]
     pub max_ops_per_second: u32,
 
-    /// The most connections in a workspace; further ones are refused with 503; 0: no limit
-    #[arg(long, value_name = "N", env = "ETHERPLY_MAX_CONNECTIONS_PER_WORKSPACE", hide_env_values = true, default_value_t = 0, value_parser = value::workspace_connections)]
+    /// The maximum number of connections per workspace; further ones are refused with 503; 0: no
+    /// limit
+    #[arg(
+        long,
+        value_name = "N",
+        env = "ETHERPLY_MAX_CONNECTIONS_PER_WORKSPACE",
+        hide_env_values = true,
+        default_value_t = 0,
+        value_parser = value::workspace_connections
+    )]
     pub max_connections_per_workspace: usize,
 
     /// The largest state of a workspace, as `etherply log stat` reports it (live); an op that would
     /// exceed it gets error 413; 0: no limit
-    #[arg(long, value_name = "BYTES", env = "ETHERPLY_MAX_WORKSPACE_BYTES", hide_env_values = true, default_value_t = WORKSPACE_BYTES_DEFAULT, value_parser = value::workspace_bytes)]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        env = "ETHERPLY_MAX_WORKSPACE_BYTES",
+        hide_env_values = true,
+        default_value_t = WORKSPACE_BYTES_DEFAULT,
+        value_parser = value::workspace_bytes
+    )]
     pub max_workspace_bytes: u64,
 
-    /// How many tokens are checked per second, with bursts of twice as many, divided among the shards;
-    /// further requests are refused with 503; 0: no limit
-    #[arg(long, value_name = "N", env = "ETHERPLY_MAX_HANDSHAKES_PER_SECOND", hide_env_values = true, default_value_t = 0, value_parser = value::per_second)]
+    /// The number of tokens that are checked per second, with bursts of twice as many, divided
+    /// among the shards; further requests are refused with 503; 0: no limit
+    #[arg(
+        long,
+        value_name = "N",
+        env = "ETHERPLY_MAX_HANDSHAKES_PER_SECOND",
+        hide_env_values = true,
+        default_value_t = 0,
+        value_parser = value::per_second
+    )]
     pub max_handshakes_per_second: u32,
 }
 
-impl From<&Limits> for contract::Limits {
-    fn from(limits: &Limits) -> Self {
+impl From<&LimitArgs> for contract::Limits {
+    fn from(limits: &LimitArgs) -> Self {
         Self {
             ops_per_second: some(limits.max_ops_per_second),
             connections_per_workspace: some(limits.max_connections_per_workspace),
@@ -54,7 +83,7 @@ mod tests {
     #[derive(Debug, Parser)]
     struct Line {
         #[command(flatten)]
-        limits: Limits,
+        limits: LimitArgs,
     }
 
     fn limits(arguments: &[&str]) -> Result<contract::Limits, String> {
@@ -64,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_flag_the_size_of_a_workspace_alone_is_limited() {
+    fn by_default_only_the_size_of_a_workspace_is_limited() {
         let expected = contract::Limits {
             workspace_bytes: Some(WORKSPACE_BYTES_DEFAULT),
             ..contract::Limits::default()
@@ -99,8 +128,8 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_value_is_told() {
-        for (flag, value, takes) in [
+    fn the_error_of_a_wrong_value_names_the_flag_and_the_range() {
+        for (flag, value, range) in [
             ("--max-ops-per-second", "1000001", "from 0 to 1000000"),
             (
                 "--max-connections-per-workspace",
@@ -111,7 +140,7 @@ mod tests {
             ("--max-handshakes-per-second", "-1", "from 0 to 1000000"),
         ] {
             let error = limits(&[&format!("{flag}={value}")]).unwrap_err();
-            for part in [flag, value, &format!("it takes a whole number {takes}")] {
+            for part in [flag, value, &format!("must be a whole number {range}")] {
                 assert!(error.contains(part), "{error} names {part}");
             }
         }

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-/// The settings of a look at the log, or of work on it.
+/// The settings of `etherply log`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "stat, verify and dump also read the log of a running server, without disturbing it. repair and compact need a stopped server."
-)]
-pub struct Log {
+#[command(after_help = "\
+stat, verify and dump can read the log of a running server, without disturbing it. repair and \
+compact need the server to be stopped.")]
+pub struct LogArgs {
     /// The folder that holds the log
     #[arg(
         long,
@@ -21,54 +21,54 @@ pub struct Log {
     )]
     pub data_dir: PathBuf,
 
-    /// What to do.
+    #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
     #[command(subcommand)]
     pub command: LogCommand,
 }
 
-/// What to do with the log.
+/// The commands on the log, with their settings.
 #[derive(Debug, Subcommand)]
 pub enum LogCommand {
-    /// Show how long the log is, how much of it is live, and which workspaces it has
-    Stat(Stat),
-    /// Check every record; exit 1 with the file and the offset of the first fault
+    /// Show the size of the log, how much of it is live, and its largest workspaces
+    Stat(StatArgs),
+    /// Check every record; exit 1 with the file and the offset of the first error
     Verify,
     /// Print the ops of a workspace as JSON lines, in the order of their seq
-    Dump(Dump),
+    Dump(DumpArgs),
     /// Keep the intact part of a damaged log and set the rest aside; nothing is deleted
-    Repair(Repair),
+    Repair(RepairArgs),
     /// Rewrite the log without superseded ops
     Compact,
 }
 
-/// What `stat` tells.
+/// The settings of `etherply log stat`.
 #[derive(Debug, Args)]
-pub struct Stat {
-    /// All workspaces, not only the 20 largest
+pub struct StatArgs {
+    /// List all workspaces, not only the 20 largest
     #[arg(long)]
     pub all: bool,
 
-    /// One JSON object instead of tables
+    /// Print one JSON object instead of tables
     #[arg(long)]
     pub json: bool,
 }
 
-/// What `dump` prints.
+/// The settings of `etherply log dump`.
 #[derive(Debug, Args)]
-pub struct Dump {
-    /// The workspace's id
+pub struct DumpArgs {
+    /// The id of the workspace
     #[arg(long, value_name = "ID")]
     pub workspace: String,
 
-    /// Only the last change of each key, which is the state
+    /// Print only the winning op of each key, which is the state
     #[arg(long)]
     pub state: bool,
 }
 
-/// How `repair` goes on.
+/// The settings of `etherply log repair`.
 #[derive(Debug, Args)]
-pub struct Repair {
-    /// Do not ask
+pub struct RepairArgs {
+    /// Do not ask for confirmation
     #[arg(long)]
     pub yes: bool,
 }

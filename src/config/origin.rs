@@ -1,13 +1,14 @@
-//! The origins of `--allow-origin`, as browsers send them.
+//! The origins of `--allow-origin`, in the form that browsers send.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// The values that browsers never send and people often write.
+/// The examples for error messages.
 const EXAMPLE: &str = "such as https://app.example or http://localhost:3000";
 
-/// Reads an origin and returns it as browsers serialize it (RFC 6454 section 6.2, WHATWG HTML
-/// "ASCII serialization of an origin"): in lower case, without the default port of its scheme. What
-/// no browser would send is refused: it would allow no page, and nobody would see why.
+/// Parses an origin and returns it as browsers serialize it: in lower case, without the default
+/// port of its scheme (RFC 6454 section 6.2, WHATWG HTML "ASCII serialization of an origin").
+///
+/// A form that no browser sends is an error: it would allow no page, and nobody would see why.
 pub(super) fn origin(text: &str) -> Result<String, String> {
     if text == "null" {
         return Ok(text.to_owned());
@@ -44,7 +45,7 @@ pub(super) fn origin(text: &str) -> Result<String, String> {
     })
 }
 
-/// Pages of browsers have `http` and `https`; extensions and apps have schemes of their own.
+/// Checks a scheme. Web pages have `http` or `https`; extensions and apps have others.
 fn scheme_of(scheme: &str) -> Result<String, String> {
     let scheme = scheme.to_ascii_lowercase();
     let mut bytes = scheme.bytes();
@@ -61,7 +62,7 @@ fn scheme_of(scheme: &str) -> Result<String, String> {
     }
 }
 
-/// The host, and the port behind its colon.
+/// Splits an authority into the host and the port after its colon.
 fn split_port(authority: &str) -> (&str, Option<&str>) {
     let host_bytes = authority.find(']').map_or(0, |at| at + 1);
     match authority[host_bytes..].find(':') {
@@ -79,8 +80,8 @@ fn port_of(port: &str) -> Result<u16, String> {
         .ok()
         .filter(|number: &u16| number.to_string() == port);
     number.ok_or_else(|| {
-        "the port is a whole number from 0 to 65535; leave it out with its colon where it is the \
-         default one"
+        "the port must be a whole number from 0 to 65535; leave out the default port, and its \
+         colon"
             .to_owned()
     })
 }
@@ -101,8 +102,8 @@ fn host_of(host: &str) -> Result<String, String> {
     if !host.bytes().all(is_name) {
         return Err(format!("the host is malformed: an origin looks {EXAMPLE}"));
     }
-    // Browsers read 127.1 and 0x7f000001 as the addresses that they are (WHATWG URL, "ends in a
-    // number").
+    // Browsers parse 127.1 and 0x7f000001 as IPv4 addresses, and send four numbers (WHATWG URL,
+    // "ends in a number").
     let last = host.strip_suffix('.').unwrap_or(host).rsplit('.').next();
     let is_address = last.is_some_and(|label| {
         label.starts_with(|char: char| char.is_ascii_digit()) && is_number(label)
@@ -119,7 +120,7 @@ fn is_number(label: &str) -> bool {
     is_hex || label.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// An IPv6 address in its shortest form, without an IPv4 address in it (WHATWG URL, "IPv6
+/// Returns an IPv6 address in its shortest form, without an IPv4 address in it (WHATWG URL, "IPv6
 /// serializer").
 fn plain_v6(address: Ipv6Addr) -> String {
     match address.segments() {
@@ -162,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_browser_sends() {
+    fn forms_that_no_browser_sends_are_refused() {
         for (text, reason) in [
             ("", "begins with a scheme"),
             ("app.example", "begins with a scheme"),

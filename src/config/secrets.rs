@@ -1,4 +1,5 @@
-//! The secrets of the tokens: from the environment or from files, and from the files again.
+//! The secrets that sign and verify tokens: read from the environment or from files. On SIGHUP the
+//! files are read again.
 
 use std::io;
 use std::os::unix::ffi::OsStringExt;
@@ -14,12 +15,13 @@ mod dev;
 const SECRET_FILE: &str = "--jwt-secret-file";
 const SECRET_PREVIOUS_FILE: &str = "--jwt-secret-previous-file";
 
-/// Why there is no secret.
+/// The reason why there is no usable secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// No secret was given.
     #[error(
-        "no secret for the tokens: set ETHERPLY_JWT_SECRET or --jwt-secret-file (for example to what `openssl rand -hex 32` prints), or try the server with --dev"
+        "no secret for the tokens: set ETHERPLY_JWT_SECRET (for example to the output of \
+         `openssl rand -hex 32`) or --jwt-secret-file, or try the server with --dev"
     )]
     None,
     /// A secret was given in two ways.
@@ -31,57 +33,57 @@ pub enum SecretError {
         file: String,
     },
     /// A secret that anyone could guess.
-    #[error("{name} is empty, or only white space: {remedy}")]
+    #[error("{name} is empty or only white space: {remedy}")]
     Blank {
-        /// Where it is.
+        /// The variable, or the flag and the file.
         name: String,
-        /// What to do.
+        /// The advice to the user.
         remedy: &'static str,
     },
-    /// A file of a secret cannot be read.
+    /// A file with a secret cannot be read.
     #[error("{name} {path} cannot be read ({source}): {}", file_remedy(.source))]
     File {
         /// The flag of the file, or its variable.
         name: String,
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The secret that `--dev` keeps is empty.
-    #[error("{} is empty: remove it, and --dev makes a new one", .0.display())]
+    #[error("{} is empty: remove it, and --dev will create a new one", .0.display())]
     EmptyDev(PathBuf),
     /// The secret that `--dev` keeps cannot be read or written.
     #[error(
         "{path}: {source}: --dev keeps its secret there; set ETHERPLY_JWT_SECRET to use another"
     )]
     Dev {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The system has no random numbers.
-    #[error("the system has no random numbers for a secret: {0}")]
+    /// The system cannot provide random bytes.
+    #[error("the system has no random bytes for a secret: {0}")]
     Random(getrandom::Error),
 }
 
 /// The secrets of a server.
 #[derive(Debug, Clone)]
 pub struct Secrets {
-    /// Signs tokens.
+    /// The secret that signs tokens.
     pub current: Secret,
-    /// Still accepted.
+    /// The secret before it, whose tokens are still accepted.
     pub previous: Option<Secret>,
-    /// Made up, for a server that is tried out with `--dev`.
-    pub is_made_up: bool,
-    /// The variables whose values end in a line break, which is not part of a secret, and these
-    /// values. Tokens that were signed with one of them are accepted too.
+    /// Whether the current secret was generated for `--dev`.
+    pub is_generated: bool,
+    /// The variables whose values end in a line break, with these values. The line break is not
+    /// part of the secret, but tokens that were signed with it are accepted too.
     pub with_line_breaks: Vec<(&'static str, Secret)>,
 }
 
 impl Secrets {
-    /// Checks the tokens of these secrets.
+    /// Creates a verifier for the tokens of these secrets.
     #[must_use]
     pub fn verifier(&self) -> Verifier {
         let verifier = Verifier::new(&self.current, self.previous.as_ref());
@@ -89,7 +91,7 @@ impl Secrets {
         others.fold(verifier, |verifier, (_, secret)| verifier.accepting(secret))
     }
 
-    /// Whether tokens of this secret are accepted.
+    /// Returns whether tokens of this secret are accepted.
     #[must_use]
     pub fn accept(&self, secret: &Secret) -> bool {
         [Some(&self.current), self.previous.as_ref()]
@@ -99,32 +101,32 @@ impl Secrets {
     }
 }
 
-/// Where the secrets come from; one that is in no file is in the environment.
+/// The sources of the secrets. A secret without a file comes from the environment.
 #[derive(Debug, Clone, Copy)]
 pub struct SecretSources<'a> {
-    /// The file of the secret.
+    /// The file of the current secret.
     pub current: Option<&'a Path>,
     /// The file of the previous secret.
     pub previous: Option<&'a Path>,
-    /// Whether one is made up where there is none.
-    pub may_be_made_up: bool,
-    /// How the files were named.
+    /// Whether a secret is generated if there is none.
+    pub may_be_generated: bool,
+    /// How the files were given, for messages.
     pub given: &'a Given,
 }
 
 impl SecretSources<'_> {
-    /// The secrets, for the first time.
+    /// Reads the secrets at the start of the server.
     pub fn read(&self) -> Result<Secrets, SecretError> {
         let previous = match (variable(&PREVIOUS)?, self.previous) {
             (Some(_), Some(_)) => return Err(PREVIOUS.twice(self.given)),
             (Some(secret), None) => Some(secret),
-            (None, Some(path)) => previous_in(path, self.given)?.map(Read::from),
+            (None, Some(path)) => previous_in(path, self.given)?.map(FoundSecret::from),
             (None, None) => None,
         };
         let current = current(self.current, self.given)?;
-        let is_made_up = current.is_none() && self.may_be_made_up;
-        let current = if is_made_up {
-            Some(Read::from(random_secret()?))
+        let is_generated = current.is_none() && self.may_be_generated;
+        let current = if is_generated {
+            Some(FoundSecret::from(random_secret()?))
         } else {
             current
         };
@@ -135,17 +137,17 @@ impl SecretSources<'_> {
             with_line_breaks: with_line_breaks.collect(),
             current: current.secret,
             previous: previous.map(|read| read.secret),
-            is_made_up,
+            is_generated,
         })
     }
 
-    /// Whether a secret is in a file, which may change.
+    /// Returns whether a secret comes from a file, which may change.
     #[must_use]
     pub fn has_files(&self) -> bool {
         self.current.is_some() || self.previous.is_some()
     }
 
-    /// The secrets as their files hold them now; one that came another way stays.
+    /// Reads the files again. A secret that came from the environment is kept.
     pub fn read_again(&self, before: &Secrets) -> Result<Secrets, SecretError> {
         let current = match self.current {
             Some(path) => secret_in(&CURRENT, path, self.given)?,
@@ -158,13 +160,15 @@ impl SecretSources<'_> {
         Ok(Secrets {
             current,
             previous,
-            is_made_up: before.is_made_up,
+            is_generated: before.is_generated,
             with_line_breaks: before.with_line_breaks.clone(),
         })
     }
 
-    /// Returns the files that every user of this machine can read, with their modes. Those that a
-    /// group can read are none: service managers and orchestrators hand secrets over so.
+    /// Returns the files that every user of this machine can read, with their modes.
+    ///
+    /// A file that only its group can read is not one of them: service managers and orchestrators
+    /// provide secrets in that way.
     #[must_use]
     pub fn exposed(&self) -> Vec<(PathBuf, u32)> {
         let mode = |path: &Path| {
@@ -176,28 +180,30 @@ impl SecretSources<'_> {
     }
 }
 
-/// One of the two secrets: where it may be, and what to do where there is none of use.
-struct Kind {
+/// The current or the previous secret: where it may come from, and the advice if it is not usable.
+struct SecretKind {
     variable: &'static str,
     file: &'static str,
     variable_remedy: &'static str,
     file_remedy: &'static str,
 }
 
-const CURRENT: Kind = Kind {
+const CURRENT: SecretKind = SecretKind {
     variable: SECRET,
     file: SECRET_FILE,
-    variable_remedy: "set it to 32 random bytes or more (for example what `openssl rand -hex 32` prints)",
-    file_remedy: "put 32 random bytes or more into it (for example what `openssl rand -hex 32` prints)",
+    variable_remedy: "set it to at least 32 random bytes (for example the output of \
+                      `openssl rand -hex 32`)",
+    file_remedy: "put at least 32 random bytes into it (for example the output of \
+                  `openssl rand -hex 32`)",
 };
-const PREVIOUS: Kind = Kind {
+const PREVIOUS: SecretKind = SecretKind {
     variable: SECRET_PREVIOUS,
     file: SECRET_PREVIOUS_FILE,
     variable_remedy: "set it to the previous secret, or unset it",
     file_remedy: "put the previous secret into it, or remove it",
 };
 
-impl Kind {
+impl SecretKind {
     fn twice(&self, given: &Given) -> SecretError {
         SecretError::Twice {
             variable: self.variable,
@@ -206,13 +212,13 @@ impl Kind {
     }
 }
 
-/// A secret, and the variable that holds it where that ends in a line break.
-struct Read {
+/// A secret, with the value of its variable if that ends in a line break.
+struct FoundSecret {
     secret: Secret,
     with_line_break: Option<(&'static str, Secret)>,
 }
 
-impl From<Secret> for Read {
+impl From<Secret> for FoundSecret {
     fn from(secret: Secret) -> Self {
         Self {
             secret,
@@ -221,8 +227,8 @@ impl From<Secret> for Read {
     }
 }
 
-/// The secret that a variable holds.
-fn variable(kind: &Kind) -> Result<Option<Read>, SecretError> {
+/// Reads a secret from its variable.
+fn variable(kind: &SecretKind) -> Result<Option<FoundSecret>, SecretError> {
     let Some(value) = environment::value(kind.variable) else {
         return Ok(None);
     };
@@ -232,14 +238,14 @@ fn variable(kind: &Kind) -> Result<Option<Read>, SecretError> {
         remedy: kind.variable_remedy,
     })?;
     let whole = Secret::new(bytes).filter(|whole| whole.bytes() != secret.bytes());
-    Ok(Some(Read {
+    Ok(Some(FoundSecret {
         secret,
         with_line_break: whole.map(|whole| (kind.variable, whole)),
     }))
 }
 
-/// The secret that signs tokens, from this file or from the environment.
-fn current(file: Option<&Path>, given: &Given) -> Result<Option<Read>, SecretError> {
+/// Reads the current secret from this file or from the environment.
+fn current(file: Option<&Path>, given: &Given) -> Result<Option<FoundSecret>, SecretError> {
     match (variable(&CURRENT)?, file) {
         (Some(_), Some(_)) => Err(CURRENT.twice(given)),
         (Some(secret), None) => Ok(Some(secret)),
@@ -248,13 +254,13 @@ fn current(file: Option<&Path>, given: &Given) -> Result<Option<Read>, SecretErr
     }
 }
 
-/// The secret with which a command signs, from this file or from the environment.
+/// Reads the secret for a command that signs a token, from this file or from the environment.
 pub(super) fn signing(file: Option<&Path>, given: &Given) -> Result<Secret, SecretError> {
     let current = current(file, given)?.ok_or(SecretError::None)?;
     Ok(current.secret)
 }
 
-fn secret_in(kind: &Kind, path: &Path, given: &Given) -> Result<Secret, SecretError> {
+fn secret_in(kind: &SecretKind, path: &Path, given: &Given) -> Result<Secret, SecretError> {
     let name = || given.name(kind.file);
     let bytes = std::fs::read(path).map_err(|source| SecretError::File {
         name: name(),
@@ -275,8 +281,10 @@ fn file_remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Returns the secret in what a variable or a file holds. Editors and `echo` end a text with a line
-/// break; no secret does. None: it is blank, so that anyone could guess it.
+/// Returns the secret in the bytes of a variable or a file, or `None` if it is blank: anyone could
+/// guess it.
+///
+/// Editors and `echo` put a line break at the end, which is not part of the secret.
 fn stripped(bytes: &[u8]) -> Option<Secret> {
     let is_break = |byte: &u8| matches!(byte, b'\r' | b'\n');
     let end = bytes.iter().rposition(|byte| !is_break(byte))? + 1;
@@ -285,8 +293,8 @@ fn stripped(bytes: &[u8]) -> Option<Secret> {
     Secret::new(secret.to_vec()).filter(|_| !is_blank)
 }
 
-/// A file that is not there means that no secret is being rotated, so that the flag can stay. One
-/// that is blank is a mistake, or is just being written.
+/// Reads the previous secret from its file. A missing file means that no rotation is going on, so
+/// that the flag can stay. A blank file is an error: a mistake, or it is just being written.
 fn previous_in(path: &Path, given: &Given) -> Result<Option<Secret>, SecretError> {
     match secret_in(&PREVIOUS, path, given) {
         Ok(secret) => Ok(Some(secret)),

@@ -1,4 +1,4 @@
-//! A command line that cannot be read: one line that names what the user wrote and the help that
+//! Parsing the command line. An error is one line that names what the user wrote, and the help that
 //! has the answer.
 
 use std::ffi::OsString;
@@ -8,32 +8,33 @@ use clap::{Arg, Command, CommandFactory, Error, FromArgMatches};
 
 use super::{CommandLine, Given, environment};
 
-/// Why a command line is not carried out.
+/// The reason why no command runs.
 #[derive(Debug)]
-pub enum Usage {
-    /// The user asks for help, or for the version.
+pub enum UsageError {
+    /// The user asked for help, or for the version.
     Help(Error),
-    /// Something is wrong with it. The line says what, and what to do.
+    /// The command line is wrong. The line says why, and what to do.
     Wrong(String),
 }
 
-/// Reads a command line, the name of the program first, and the variables of this process.
-pub fn read(arguments: &[OsString]) -> Result<CommandLine, Usage> {
+/// Parses a command line, whose first word is the name of the program, and the variables of this
+/// process.
+pub fn read(arguments: &[OsString]) -> Result<CommandLine, UsageError> {
     let command = environment::readable(base());
     let matches = command.clone().try_get_matches_from(arguments);
     let read = matches.and_then(|matches| {
         let mut line = CommandLine::from_arg_matches(&matches)?;
         if let Some((_, matches)) = matches.subcommand() {
-            line.command.note(&Given::of(matches));
+            line.command.set_given(&Given::of(matches));
         }
         Ok(line)
     });
     read.map_err(|error| {
         if error.use_stderr() {
-            Usage::Wrong(line(&error, &command, arguments))
+            UsageError::Wrong(line(&error, &command, arguments))
         } else {
-            // Without what was left out: the help names each variable, also one that is unset.
-            Usage::Help(
+            // From the unfiltered command, so that the help names each variable, even an unset one.
+            UsageError::Help(
                 base()
                     .try_get_matches_from(arguments)
                     .err()
@@ -43,10 +44,10 @@ pub fn read(arguments: &[OsString]) -> Result<CommandLine, Usage> {
     })
 }
 
-/// The command line as clap is to read it.
+/// Returns the command line for clap.
 fn base() -> Command {
     fn with_signs(command: Command) -> Command {
-        // So that `-1` is a wrong value of its flag, and not an unknown flag.
+        // Makes `-1` a wrong value of its flag, rather than an unknown flag.
         let with_sign = |arg: Arg| {
             let takes_value = arg.get_action().takes_values();
             arg.allow_negative_numbers(takes_value)
@@ -61,7 +62,10 @@ fn line(error: &Error, command: &Command, arguments: &[OsString]) -> String {
     let text = match error.kind() {
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let names: Vec<&str> = at.get_subcommands().map(Command::get_name).collect();
-            format!("error: it takes a command, one of {}", names.join(", "))
+            format!(
+                "error: a command is missing; use one of {}",
+                names.join(", ")
+            )
         }
         ErrorKind::InvalidUtf8 => not_utf8(at),
         _ => first_line(error, at, command, arguments),
@@ -69,8 +73,8 @@ fn line(error: &Error, command: &Command, arguments: &[OsString]) -> String {
     format!("{text} (see `{path} --help`)")
 }
 
-/// What clap says is wrong, the variable in place of the flag where the value came from there, and
-/// what clap would suggest.
+/// Returns clap's message in one line, with the variable instead of the flag if the value came from
+/// there, and with clap's suggestion.
 fn first_line(error: &Error, at: &Command, command: &Command, arguments: &[OsString]) -> String {
     let mut text = summary(error);
     if let Some(flag) = context(error, ContextKind::InvalidArg)
@@ -84,7 +88,7 @@ fn first_line(error: &Error, at: &Command, command: &Command, arguments: &[OsStr
     }
 }
 
-/// Returns the first paragraph of what clap says, as one line.
+/// Returns the first paragraph of clap's message, as one line.
 pub(super) fn summary(error: &Error) -> String {
     let text = error.render().to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();
@@ -97,7 +101,7 @@ fn suggestion(error: &Error) -> Option<String> {
     let tips = text
         .lines()
         .filter_map(|line| line.trim().strip_prefix("tip: "));
-    // One that says how to write a value that begins with a dash is of no use: no flag takes one.
+    // The tip about values that begin with a dash is useless: no flag accepts one.
     let mut suggestions = tips.filter_map(|tip| {
         let similar = tip
             .split_once("similar")
@@ -116,7 +120,7 @@ fn context(error: &Error, kind: ContextKind) -> Option<&str> {
     }
 }
 
-/// Returns the variable that a wrong value came from; none where the command line has it.
+/// Returns the variable that a wrong value came from, or `None` if it is on the command line.
 fn variable_of(
     error: &Error,
     flag: &str,
@@ -130,7 +134,7 @@ fn variable_of(
     }
     let long = flag.split([' ', '[']).next()?.strip_prefix("--")?;
     let variable = argument(at, long).and_then(environment::variable)?;
-    // Without any variable the command line is at fault in the same way, or the variable was.
+    // If the command line alone is wrong in the same way, the variable is not the cause.
     let alone = without_variables(command.clone()).try_get_matches_from(arguments);
     let is_same = alone.is_err_and(|alone| {
         alone.kind() == error.kind() && context(&alone, ContextKind::InvalidArg) == Some(flag)
@@ -149,7 +153,7 @@ fn argument<'a>(command: &'a Command, long: &str) -> Option<&'a Arg> {
         .find(|arg| arg.get_long() == Some(long))
 }
 
-/// Returns the command that is meant, with the words that name it.
+/// Returns the command that the arguments name, and the words that name it.
 fn addressed<'a>(command: &'a Command, arguments: &[OsString]) -> (String, &'a Command) {
     let (mut path, mut at) = (command.get_name().to_owned(), command);
     let mut globals: Vec<&Arg> = Vec::new();
@@ -192,7 +196,7 @@ mod tests {
     fn wrong(arguments: &[&str]) -> String {
         let line = ["etherply"].iter().chain(arguments).map(OsString::from);
         match read(&line.collect::<Vec<_>>()) {
-            Err(Usage::Wrong(line)) => line,
+            Err(UsageError::Wrong(line)) => line,
             other => panic!("{arguments:?}: {other:?}"),
         }
     }

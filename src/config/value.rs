@@ -1,4 +1,4 @@
-//! The values of flags: what each takes, told where it gets something else.
+//! Parsers for the values of flags. Their errors say which values are accepted.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -14,7 +14,7 @@ fn number<T: std::str::FromStr + PartialOrd + std::fmt::Display + Copy>(
     match text.parse::<T>() {
         Ok(number) if range.contains(&number) => Ok(number),
         _ => Err(format!(
-            "it takes a whole number from {} to {}",
+            "must be a whole number from {} to {}",
             range.start(),
             range.end()
         )),
@@ -26,7 +26,7 @@ pub(super) fn ip(text: &str) -> Result<IpAddr, String> {
         "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
         text => text
             .parse()
-            .map_err(|_| "it takes an IP address, such as 127.0.0.1 or ::".to_owned()),
+            .map_err(|_| "must be an IP address, such as 127.0.0.1 or ::".to_owned()),
     }
 }
 
@@ -70,31 +70,31 @@ pub(super) fn per_second(text: &str) -> Result<u32, String> {
     number(text, 0..=PER_SECOND_MAX)
 }
 
-/// What a flag without a value may be as a variable.
+/// Parses the variable of a flag that has no value.
 pub(super) fn boolean(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "1" | "true" | "yes" => Ok(true),
         "0" | "false" | "no" => Ok(false),
-        _ => Err("it takes 1, true or yes, or 0, false or no".to_owned()),
+        _ => Err("must be 1, true or yes, or 0, false or no".to_owned()),
     }
 }
 
-/// What a year is to humantime: 365.25 days.
+/// A year has 365.25 days, as in humantime.
 const HUNDRED_YEARS: Duration = Duration::from_hours(36_525 * 24);
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     time(text, Duration::ZERO)
-        .ok_or_else(|| "it takes a time such as 30s, 15m, 24h or 7days, up to 100years".to_owned())
+        .ok_or_else(|| "must be a time such as 30s, 15m, 24h or 7days, up to 100years".to_owned())
 }
 
-/// How long a token is valid, in whole seconds as its `exp` is.
+/// Parses the validity of a token. It is at least a second, since `exp` is in whole seconds.
 pub(super) fn ttl(text: &str) -> Result<Duration, String> {
     time(text, Duration::from_secs(1)).ok_or_else(|| {
-        "it takes a time from 1s to 100years, such as 30s, 15m, 24h or 7days".to_owned()
+        "must be a time from 1s to 100years, such as 30s, 15m, 24h or 7days".to_owned()
     })
 }
 
-fn time(text: &str, least: Duration) -> Option<Duration> {
+fn time(text: &str, min: Duration) -> Option<Duration> {
     let time = humantime::parse_duration(text).ok();
-    time.filter(|time| (least..=HUNDRED_YEARS).contains(time))
+    time.filter(|time| (min..=HUNDRED_YEARS).contains(time))
 }

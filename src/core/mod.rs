@@ -5,3 +5,4 @@ pub mod fanout;
 pub mod shard;
 pub mod snapshot;
 pub mod state;
+pub mod testing;

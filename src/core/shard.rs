@@ -53,7 +53,6 @@ mod waiting;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::rc::Rc;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
@@ -72,7 +71,7 @@ use crate::core::shard::session::SessionId;
 use crate::core::shard::session_budget::SessionBudget;
 use crate::core::shard::sessions::Sessions;
 use crate::core::shard::shard_log::ShardLog;
-use crate::core::snapshot::snapshot_budget::SnapshotBudget;
+use crate::core::snapshot::snapshots::Snapshots;
 use crate::core::state::segment_usage::Dead;
 use crate::core::state::workspace::Workspace;
 use crate::limits::SNAPSHOTS_SWEPT_PER_TURN;
@@ -91,20 +90,13 @@ pub struct Shard {
     kept_presence: Option<Chunk>,
     /// What is held for single sessions.
     budget: SessionBudget,
-    /// When states to be given up are looked for again.
-    next_search_us: u64,
     /// Where bytes are joined with those that were left of a frame.
     joined_bytes: Vec<u8>,
     counters: Counters,
     /// None: nothing is logged of single connections.
     connection_log: Option<Box<ConnectionLog>>,
     admission: Admission,
-    /// The init that somebody was sent last.
-    kept_init: Option<Chunk>,
-    /// The texts of states that are on their way.
-    snapshot_budget: SnapshotBudget,
-    /// The rooms whose states are being encoded; one that has several stands there as often.
-    encoding_queue: VecDeque<u32>,
+    snapshots: Snapshots,
     room_index: HashMap<Box<str>, u32, FixedState>,
     log: ShardLog,
     reads: ReadQueues,
@@ -152,14 +144,11 @@ impl Shard {
             rooms: Slab::new(),
             kept_presence: None,
             budget: SessionBudget::new(config.session_bytes_max),
-            next_search_us: 0,
             joined_bytes: Vec::new(),
             counters: Counters::default(),
             connection_log: config.has_journal.then(Box::default),
             admission: Admission::default(),
-            kept_init: None,
-            snapshot_budget: SnapshotBudget::default(),
-            encoding_queue: VecDeque::new(),
+            snapshots: Snapshots::new(config.snapshot_bytes_max, config.snapshot_part_bytes),
             room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             log: ShardLog::recovering(&config, clock.now_us),
             reads: ReadQueues::default(),
@@ -223,7 +212,7 @@ impl Shard {
             shard.announce();
             shard.watch_sends(clock);
             shard.start_commit(clock);
-            shard.encode_parts();
+            shard.encode_states();
             shard.send_slice(clock);
             shard.trim_windows();
             shard.arm_receives();
@@ -256,7 +245,7 @@ impl Shard {
             && self.sends.pause_until_us().is_none();
         // A round may have ended in this turn, behind the step in which a commit starts.
         let may_commit = self.sends.is_empty() && self.log.is_ready();
-        let may_encode = !self.encoding_queue.is_empty();
+        let may_encode = self.snapshots.is_encoding();
         let may_read = !self.log.is_full() && self.reads.unread_count() > 0;
         may_send || may_commit || may_encode || may_read || self.may_answer_waiting()
     }
@@ -335,12 +324,7 @@ impl Shard {
         counters.unfinished_bytes = self.pool.held.unfinished_bytes as u64;
         self.budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
         counters.shared_answer_bytes = self.budget.text_bytes() as u64;
-        self.snapshot_budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
-        // What is only kept for the next one is on its way to nobody.
-        let kept = self.kept_init.as_ref();
-        let idle = kept.filter(|init| Rc::strong_count(init) == 1);
-        let idle_bytes = idle.map_or(0, |init| init.len());
-        counters.snapshot_bytes = (self.snapshot_budget.bytes() - idle_bytes) as u64;
+        counters.snapshot_bytes = self.snapshots.sweep() as u64;
         counters.frames_sent = self.pool.held.frames_taken + counters.conflated_keys;
         counters.log_live_bytes = self.log.live_bytes();
         counters.log_open_bytes = self.log.open_bytes();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::core::shard::log_space::LogSize;
 use crate::core::state::segment_usage::Dead;
-use crate::io::mailbox::{ShardMessage, ShardSender, Status};
+use crate::io::mailbox::{ShardMessage, ShardSender};
 use crate::io::threads::{self, ThreadError};
 use crate::limits::{
     COMPACTION_BYTES_MIN, COMPACTION_NICE, DISK_LOOK_BUSY_US, DISK_LOOK_US, SEGMENT_BYTES_MAX,
@@ -25,6 +25,7 @@ use crate::log::record::SEGMENT_HEADER_BYTES;
 use crate::log::reserve::Reserve;
 use crate::log::schedule::{DiskRoom, Folder, LowMarks, Schedule};
 use crate::log::segment;
+use crate::status::Status;
 
 /// A shard's log goes on in a new segment.
 #[derive(Clone)]
@@ -192,7 +193,7 @@ impl Loop {
         let is_broken = !self.schedule.is_working();
         self.status
             .log
-            .tell(|log| log.compaction_is_broken = is_broken);
+            .update(|log| log.compaction_is_broken = is_broken);
         is_done
     }
 
@@ -205,7 +206,7 @@ impl Loop {
                 return true;
             }
         }
-        self.status.log.tell(|log| log.compaction_failures += 1);
+        self.status.log.update(|log| log.compaction_failures += 1);
         if let CompactionError::Folder { .. } = error {
             tracing::error!("compaction is off until the next start: {error}");
             self.schedule.give_up();
@@ -297,7 +298,7 @@ impl Loop {
             }
         }
         let outcome = compaction.outcome();
-        self.status.log.tell(|log| {
+        self.status.log.update(|log| {
             log.compactions += 1;
             log.compaction_freed_bytes += outcome.bytes_freed;
         });
@@ -352,7 +353,9 @@ impl Loop {
         self.room.looked(space.ok(), lacks_room, &self.folders);
         let free_bytes = self.room.free_bytes();
         self.schedule.looked(free_bytes.unwrap_or(0));
-        self.status.log.tell(|log| log.disk_free_bytes = free_bytes);
+        self.status
+            .log
+            .update(|log| log.disk_free_bytes = free_bytes);
         match (was_short, self.room.is_short()) {
             (false, true) => tracing::error!(
                 free_bytes,
@@ -394,7 +397,7 @@ impl Loop {
         self.folders = folders;
         if self.rotations.len() == self.shards {
             let closed_bytes = self.folders.iter().map(|folder| folder.closed_bytes).sum();
-            self.status.log.tell(|log| {
+            self.status.log.update(|log| {
                 (log.segments, log.closed_bytes) = (segments, closed_bytes);
             });
         }

@@ -16,7 +16,7 @@ use rustix::net::{
     AddressFamily, Shutdown, SocketFlags, SocketType, bind, listen, shutdown, socket_with, sockopt,
 };
 
-use crate::config::{ConfigError, Serve, environment};
+use crate::config::{ConfigError, ServeArgs, environment};
 use crate::limits::{LISTEN_BACKLOG, PORT_WAIT_US};
 
 const PORT_WAIT: Duration = Duration::from_micros(PORT_WAIT_US);
@@ -96,7 +96,7 @@ pub struct Listener {
 impl Listener {
     /// The socket that was passed to this process, or else one of its own at the address of the settings. Before any thread: the
     /// variables that tell of the socket are taken out of the environment.
-    pub fn open(settings: &Serve) -> Result<Self, ListenError> {
+    pub fn open(settings: &ServeArgs) -> Result<Self, ListenError> {
         let passed = passed();
         if passed.len() > 0 {
             return inherited(passed, settings);
@@ -193,7 +193,7 @@ fn passed() -> ListenFd {
     ListenFd::empty()
 }
 
-fn inherited(mut passed: ListenFd, settings: &Serve) -> Result<Listener, ListenError> {
+fn inherited(mut passed: ListenFd, settings: &ServeArgs) -> Result<Listener, ListenError> {
     if passed.len() > 1 {
         return Err(ListenError::Several(passed.len()));
     }

@@ -3,6 +3,7 @@
 pub mod background;
 pub mod buffers;
 pub mod compactor;
+pub mod connection;
 pub mod directory_watch;
 pub mod listener;
 pub mod mailbox;

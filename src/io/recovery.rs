@@ -12,19 +12,19 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::core::state::replay::Replay;
 use crate::core::state::workspace::Workspace;
-use crate::io::mailbox::Progress;
 use crate::limits::{PROGRESS_INTERVAL_MS, READ_BYTES};
 use crate::log::directory::DataDirectory;
 use crate::log::disk::Disk;
 use crate::log::record::{Op, op_bytes};
 use crate::log::recovery::{Recovery, RecoveryError, Report};
+use crate::status::RecoveryProgress;
 
 /// Reads the log and deals its workspaces out to `shards`.
 pub fn recover<D: Disk>(
     directory: &DataDirectory<D>,
     shards: u32,
     hash_seed: u64,
-    progress: &Progress,
+    progress: &RecoveryProgress,
 ) -> Result<(Report, Vec<Vec<Workspace>>), RecoveryError> {
     let recovery = Recovery::open(directory)?;
     progress.begin(recovery.bytes());
@@ -73,16 +73,16 @@ pub fn recover<D: Disk>(
     Ok((report, deal.finish(shards)))
 }
 
-/// Tells a [`Progress`] what is read of a folder, in the middle of a segment too: it may be long.
+/// Tells a [`RecoveryProgress`] what is read of a folder, in the middle of a segment too: it may be long.
 struct Meter<'a> {
-    progress: &'a Progress,
+    progress: &'a RecoveryProgress,
     /// Of this segment.
     told_bytes: Cell<u64>,
     untold_bytes: Cell<u64>,
 }
 
 impl<'a> Meter<'a> {
-    fn new(progress: &'a Progress) -> Self {
+    fn new(progress: &'a RecoveryProgress) -> Self {
         Self {
             progress,
             told_bytes: Cell::new(0),
@@ -120,7 +120,7 @@ fn hold() {
     }
 }
 
-/// Shows a [`Progress`]: a bar on a terminal, else a line in the log every few seconds.
+/// Shows a [`RecoveryProgress`]: a bar on a terminal, else a line in the log every few seconds.
 pub struct Display {
     bar: Option<ProgressBar>,
     next_line: Instant,
@@ -137,7 +137,7 @@ impl Display {
     }
 
     /// Brings it up to date; to be called several times a second.
-    pub fn show(&mut self, progress: &Progress) {
+    pub fn show(&mut self, progress: &RecoveryProgress) {
         let (done_bytes, total_bytes) = progress.bytes();
         if std::io::stderr().is_terminal() {
             let bar = self.bar.get_or_insert_with(|| bar(total_bytes));
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_long_segment_is_told_in_parts_and_each_byte_once() {
-        let progress = Progress::default();
+        let progress = RecoveryProgress::default();
         let meter = Meter::new(&progress);
         for begin in [0, 10_000_000] {
             meter.op(READ_BYTES - 1);

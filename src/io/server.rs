@@ -15,13 +15,13 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::admin::Pages;
-use crate::config::{SecretError, Secrets, Serve};
+use crate::config::{SecretError, Secrets, ServeArgs};
 use crate::core::contract::ShardConfig;
 use crate::core::shard::log_space::LogSize;
 use crate::core::state::workspace::Workspace;
 use crate::io::compactor::{Compactor, CompactorEvent};
 use crate::io::listener::{AddressNames, ListenError, Listener};
-use crate::io::mailbox::{self, ShardMessage, ShardSender, Status, mailbox};
+use crate::io::mailbox::{RecoveredShard, ShardMessage, ShardSender, mailbox};
 use crate::io::recovery::{self, Display};
 use crate::io::ring;
 use crate::io::secrets::SecretStore;
@@ -41,6 +41,7 @@ use crate::log::recovery::{RecoveryError, Report};
 use crate::log::remedy::WithRemedy;
 use crate::log::reserve::Reserve;
 use crate::log::schedule::{DiskRoom, LowMarks};
+use crate::status::Status;
 use crate::wire::auth::{Verifier, mint};
 
 /// Why the server did not start, or stopped. Each is one line that names what to do.
@@ -101,13 +102,14 @@ const PROGRESS_STEP_MS: u64 = 200;
 enum ServerEvent {
     Signal(i32),
     Stopped { shard: u32, ok: bool },
-    Recovered(Box<Result<Recovered, RecoveryError>>),
+    Recovered(Box<Result<RecoveredLog, RecoveryError>>),
 }
 
-type Recovered = (Report, Vec<Vec<Workspace>>);
+/// What was read of the log, and the workspaces of each shard.
+type RecoveredLog = (Report, Vec<Vec<Workspace>>);
 
 /// Runs the server until it is told to stop.
-pub fn serve(settings: &Serve) -> Result<(), ServeError> {
+pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     let mut secrets = SecretStore::new(settings.secret_sources())?;
     let admin_address = settings.admin_address().map_err(ListenError::from)?;
     let cores = thread::available_parallelism().ok();
@@ -203,7 +205,7 @@ fn begin_to_serve(
         let room_end = room.end(log.open_segment().first_position);
         post.send(ShardMessage::LogSize(LogSize::unmeasured(room_end)));
         let serves = serves.clone();
-        post.send(ShardMessage::Recovered(Box::new(mailbox::Recovered {
+        post.send(ShardMessage::Recovered(Box::new(RecoveredShard {
             log,
             workspaces,
             serves,
@@ -234,7 +236,7 @@ fn warn_of_public_directory(directory: &DataDirectory) {
     }
 }
 
-fn pages(settings: &Serve, dev_token: Option<String>) -> Pages {
+fn pages(settings: &ServeArgs, dev_token: Option<String>) -> Pages {
     Pages::new(settings.console || settings.dev, dev_token)
         .with_admin_host(settings.admin.address().map(|address| address.ip()))
         .with_public_metrics(settings.admin.metrics_public)
@@ -296,7 +298,7 @@ fn wait_for_recovery(
     common: &Common<'_>,
     posts: &[ShardSender],
     secrets: &mut SecretStore<'_>,
-) -> Result<Option<Recovered>, ServeError> {
+) -> Result<Option<RecoveredLog>, ServeError> {
     let status = &common.status;
     let begun = Instant::now();
     let mut display = Display::new();
@@ -334,7 +336,7 @@ fn wait_for_recovery(
     }
     let workspaces: usize = dealt.iter().map(Vec::len).sum();
     let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    status.log.tell(|log| {
+    status.log.update(|log| {
         log.recovered_ops = report.ops;
         log.torn_bytes = report.torn.iter().map(|torn| torn.bytes).sum();
         log.recovery_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -351,7 +353,7 @@ fn wait_for_recovery(
 
 /// What all shards are started with.
 struct Common<'a> {
-    settings: &'a Serve,
+    settings: &'a ServeArgs,
     shards: u32,
     hash_seed: u64,
     start_id: u64,
@@ -479,7 +481,7 @@ fn watch_signals(events: Sender<ServerEvent>) -> Result<(), ServeError> {
 
 /// The most connections: what was asked for, within the limit of open files, which is raised as far
 /// as the system lets it.
-fn connections_max(settings: &Serve, shards: u32) -> Result<usize, ServeError> {
+fn connections_max(settings: &ServeArgs, shards: u32) -> Result<usize, ServeError> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,

@@ -14,23 +14,22 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::net::{Shutdown, getpeername, shutdown};
 
-use crate::admin::stats::ShardStats;
 use crate::admin::{Pages, Visitor};
-use crate::core::contract::{Clock, Input, Output, PeerStatus};
+use crate::core::contract::{Clock, Input, ListenerKind, Output, PeerStatus};
 use crate::core::shard::Shard;
 use crate::core::shard::session::SessionId;
 use crate::io::background;
 use crate::io::compactor::{CompactorEvent, Rotation};
+use crate::io::connection::{Connection, ConnectionHandoff};
 use crate::io::directory_watch::DirectoryWatch;
 use crate::io::listener::Listener;
-use crate::io::mailbox::{
-    Connection, ConnectionHandoff, ListenerKind, Mailbox, RebuildError, ShardMessage, ShardSender,
-    Status,
-};
+use crate::io::mailbox::{Mailbox, RebuildError, ShardMessage, ShardSender};
 use crate::io::notes::{self, Batch};
 use crate::io::ring::{Completion, Ring};
 use crate::log::disk::HostDisk;
 use crate::log::log_files::LogFiles;
+use crate::status::Status;
+use crate::status::stats::ShardStats;
 
 mod accepts;
 
@@ -421,7 +420,7 @@ impl Worker {
         let connection = self.connections[id.slot as usize].as_ref();
         let Connection { permit, .. } = connection.expect("a session has a connection");
         Visitor {
-            door: permit.door(),
+            door: permit.listener(),
             // An address of IPv4 may come in the clothes of IPv6 (RFC 4291 section 2.5.5.2).
             is_local: self
                 .peer(id)

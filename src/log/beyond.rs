@@ -10,6 +10,7 @@
 use super::chain::{Link, RecoveryError};
 use super::disk::DiskFile;
 use super::record::Reader;
+use super::repair::resync::skip_damage;
 
 /// Records beyond the end of a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +49,7 @@ impl Link {
         loop {
             match reader.next() {
                 Some(Ok(_)) => records += u64::from(reader.offset() > end),
-                Some(Err(_)) if reader.skip_damage().is_some() => {}
+                Some(Err(_)) if skip_damage(&mut reader).is_some() => {}
                 Some(Err(_)) | None => break,
             }
         }

@@ -6,6 +6,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
 use super::record::{self, Op};
+use crate::seq::Seq;
 
 /// How much of a log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,7 +27,7 @@ pub struct WorkspaceShare {
     /// The keys in its state.
     pub keys: u64,
     /// The greatest seq of its ops.
-    pub seq: u64,
+    pub seq: Seq,
     /// Its ops.
     pub share: Share,
 }
@@ -40,14 +41,14 @@ pub struct Census {
 
 #[derive(Default)]
 struct Counted {
-    seq: u64,
+    seq: Seq,
     share: Share,
     winners: HashMap<Box<str>, Winner, RandomState>,
 }
 
 struct Winner {
     timestamp: u64,
-    seq: u64,
+    seq: Seq,
     bytes: u64,
     folder: usize,
 }
@@ -119,7 +120,7 @@ mod tests {
             workspace,
             key,
             value,
-            seq,
+            seq: Seq::new(seq),
             timestamp,
         };
         let ops = [
@@ -151,7 +152,7 @@ mod tests {
             let workspace = |id: &str, keys, seq, share| WorkspaceShare {
                 id: id.to_owned(),
                 keys,
-                seq,
+                seq: Seq::new(seq),
                 share,
             };
             let expected = [

@@ -32,6 +32,7 @@ use crate::limits::{
     COMPACTION_BATCH_BYTES, COMPACTION_DEAD_SHARE, COMPACTION_READ_BYTES, SEGMENT_LIVE_SHARE,
 };
 use crate::log::remedy::WithRemedy;
+use crate::seq::Seq;
 
 #[cfg(test)]
 mod tests;
@@ -546,7 +547,7 @@ struct Index {
 
 struct Winner {
     timestamp: u64,
-    seq: u64,
+    seq: Seq,
     bytes: u32,
     place: u32,
 }

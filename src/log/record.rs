@@ -122,32 +122,36 @@
 //!
 //! Architecture invariant: no file, no clock, no randomness in here. Bytes from disk never panic.
 
-use std::ops::Range;
+use thiserror::Error;
 
-mod batch;
-mod fault;
 mod header;
-mod number;
-mod sectors;
 
 #[cfg(test)]
 mod tests;
 
-pub use batch::BATCH_HEADER_BYTES;
-pub use fault::{Fault, FaultKind};
 pub use header::{Compacted, FORMAT_VERSION, HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
 
-pub use sectors::SECTOR_BYTES;
-
 use super::position::LogPosition;
-use batch::{BATCH_CRC_AT, BATCH_MAGIC, BatchHeader};
-use number::{u16_at, u32_at, u64_at};
-use sectors::misses_sector;
+use crate::seq::Seq;
+use header::{field, u16_at, u32_at, u64_at};
+
+/// The length of a batch's header, and of an empty batch.
+pub const BATCH_HEADER_BYTES: usize = 28;
+/// The smallest piece of a disk that is written whole or not at all. Larger ones are multiples of it.
+pub const SECTOR_BYTES: usize = 512;
+
+const BATCH_MAGIC: [u8; 4] = *b"\xFFEPB";
+pub(super) const BATCH_CRC_AT: usize = 24;
+
+const _: () = assert!(
+    BATCH_CRC_AT + 4 == BATCH_HEADER_BYTES,
+    "the crc ends the batch header"
+);
 
 /// The length of an op record without its three texts.
 pub const OP_HEADER_BYTES: usize = 29;
 
-const RECORD_CRC_BYTES: usize = 4;
+pub(super) const RECORD_CRC_BYTES: usize = 4;
 const KIND_OP: u8 = 1;
 
 /// One op as it is logged. The texts are borrowed, from a message on the way in and from a segment on the way out.
@@ -160,7 +164,7 @@ pub struct Op<'a> {
     /// The value's JSON text, as it was sent.
     pub value: &'a str,
     /// The op's place in the order of its workspace.
-    pub seq: u64,
+    pub seq: Seq,
     /// The client's timestamp, in Unix microseconds.
     pub timestamp: u64,
 }
@@ -169,8 +173,46 @@ impl Op<'_> {
     /// Whether it stays, of two ops of one key: the rule of replay, where ops come in any order. On equal timestamps the one that
     /// was applied first stays, which is the one with the lower seq.
     #[must_use]
-    pub fn wins_over(&self, timestamp: u64, seq: u64) -> bool {
+    pub fn wins_over(&self, timestamp: u64, seq: Seq) -> bool {
         self.timestamp > timestamp || (self.timestamp == timestamp && self.seq < seq)
+    }
+}
+
+/// The header of a batch.
+pub(super) struct BatchHeader {
+    /// The length of all its records.
+    pub payload_bytes: u32,
+    /// The log position of its first byte.
+    pub position: LogPosition,
+    /// Everything before it was on disk when the batch was handed to the kernel.
+    pub durable_position: LogPosition,
+}
+
+impl BatchHeader {
+    /// Writes the header and returns its checksum.
+    fn encode(&self, bytes: &mut [u8; BATCH_HEADER_BYTES], salt: u32) -> u32 {
+        bytes[0..4].copy_from_slice(&BATCH_MAGIC);
+        bytes[4..8].copy_from_slice(&self.payload_bytes.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.position.get().to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.durable_position.get().to_le_bytes());
+        let crc = crc32c::crc32c_append(salt, &bytes[..BATCH_CRC_AT]);
+        bytes[BATCH_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        crc
+    }
+
+    /// Reads the header that `bytes` begin with, if its magic and its checksum are right.
+    fn decode(bytes: &[u8], salt: u32) -> Option<Self> {
+        let bytes: &[u8; BATCH_HEADER_BYTES] = bytes.first_chunk()?;
+        if field(bytes, 0) != BATCH_MAGIC
+            || u32_at(bytes, BATCH_CRC_AT) != crc32c::crc32c_append(salt, &bytes[..BATCH_CRC_AT])
+        {
+            return None;
+        }
+        Some(Self {
+            payload_bytes: u32_at(bytes, 4),
+            position: LogPosition::new(u64_at(bytes, 8)),
+            durable_position: LogPosition::new(u64_at(bytes, 16)),
+        })
     }
 }
 
@@ -199,7 +241,7 @@ pub fn push_op(batch: &mut Vec<u8>, op: &Op<'_>) {
     let key_bytes = u16::try_from(op.key.len()).expect("KEY_BYTES_MAX fits 16 bits");
     let mut header = [0; OP_HEADER_BYTES];
     header[4..8].copy_from_slice(&bytes_u32.to_le_bytes());
-    header[8..16].copy_from_slice(&op.seq.to_le_bytes());
+    header[8..16].copy_from_slice(&op.seq.get().to_le_bytes());
     header[16..24].copy_from_slice(&op.timestamp.to_le_bytes());
     header[24..26].copy_from_slice(&workspace_bytes.to_le_bytes());
     header[26..28].copy_from_slice(&key_bytes.to_le_bytes());
@@ -252,15 +294,42 @@ pub fn seal_batch(
     }
 }
 
+/// The first bad byte of a segment, as the start of the record or batch header that it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("{kind}")]
+pub struct Fault {
+    /// The offset in the file. All bytes before it are valid.
+    pub offset: usize,
+    /// The kind of fault.
+    pub kind: FaultKind,
+}
+
+/// The kinds of [`Fault`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum FaultKind {
+    /// The file ends between two records of a batch: what the cut of a torn tail leaves.
+    #[error("the file ends inside of a batch")]
+    Cut,
+    /// No whole batch header, where one must begin.
+    #[error("there is no valid batch header")]
+    Batch,
+    /// A record that runs over its batch or the file, or whose checksum is wrong.
+    #[error("the length or the checksum of a record is wrong")]
+    Record,
+    /// The checksum is right, the content is not: this was written so, and no crash does that.
+    #[error("the checksum is right, but {0}")]
+    Content(&'static str),
+}
+
 /// Reads the ops of one segment in order: each is checked before it is given out. After the first [`Fault`] or the end it
 /// gives nothing more.
 #[derive(Debug, Clone)]
 pub struct Reader<'a> {
-    header: SegmentHeader,
-    salt: u32,
+    pub(super) header: SegmentHeader,
+    pub(super) salt: u32,
     /// The bytes of the file from the offset `base` on.
-    bytes: &'a [u8],
-    base: usize,
+    pub(super) bytes: &'a [u8],
+    pub(super) base: usize,
     cursor: Cursor,
     ended: bool,
 }
@@ -270,9 +339,9 @@ pub struct Reader<'a> {
 pub struct Cursor {
     /// In the file. Invariant: `offset <= batch_end`, and all bytes before `offset` are valid.
     offset: usize,
-    batch_end: usize,
+    pub(super) batch_end: usize,
     /// The last link of the chain of checksums.
-    crc: u32,
+    pub(super) crc: u32,
     /// The last batch that was entered is empty.
     is_sealed: bool,
 }
@@ -289,7 +358,7 @@ impl Cursor {
         }
     }
 
-    fn at(offset: usize, batch_end: usize, crc: u32) -> Self {
+    pub(super) fn at(offset: usize, batch_end: usize, crc: u32) -> Self {
         Self {
             offset,
             batch_end,
@@ -338,7 +407,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// How far it is.
+    /// Returns how far it has read.
     #[must_use]
     pub fn cursor(&self) -> Cursor {
         self.cursor
@@ -350,11 +419,17 @@ impl<'a> Reader<'a> {
         self.cursor.offset
     }
 
-    fn unread(&self) -> &'a [u8] {
+    /// Goes on at another cursor, also after a fault.
+    pub(super) fn go_to(&mut self, cursor: Cursor) {
+        self.cursor = cursor;
+        self.ended = false;
+    }
+
+    pub(super) fn unread(&self) -> &'a [u8] {
         &self.bytes[self.cursor.offset - self.base..]
     }
 
-    fn read(&mut self) -> Result<Option<Op<'a>>, Fault> {
+    pub(super) fn read(&mut self) -> Result<Option<Op<'a>>, Fault> {
         // Batches without ops are legal anywhere.
         while self.cursor.offset == self.cursor.batch_end {
             if self.unread().is_empty() {
@@ -386,7 +461,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn read_op(&mut self) -> Result<Op<'a>, Fault> {
+    pub(super) fn read_op(&mut self) -> Result<Op<'a>, Fault> {
         let Cursor {
             offset, batch_end, ..
         } = self.cursor;
@@ -407,67 +482,6 @@ impl<'a> Reader<'a> {
         self.cursor.crc = crc;
         self.cursor.offset += record.len();
         Ok(op)
-    }
-
-    /// After a fault, over all bytes to the file's end: goes to the next place at which checksums prove what they cover, and gives the
-    /// bytes that are left out. `None`: nothing behind the fault can be proven.
-    ///
-    /// Each batch header begins a chain of its own. Often reading can go on earlier: the checksum of the next record proves it,
-    /// seeded by the checksum of what is bad, as it stands there or as it should be, whichever is right.
-    pub fn skip_damage(&mut self) -> Option<Range<usize>> {
-        let fault_offset = self.cursor.offset;
-        let near = if fault_offset < self.cursor.batch_end {
-            self.behind_record()
-        } else {
-            self.behind_batch_header()
-        };
-        self.cursor = near.or_else(|| {
-            let next = self.next_batch(fault_offset + 1)?;
-            Some(Cursor::at(next, next, 0))
-        })?;
-        self.ended = false;
-        Some(fault_offset..self.cursor.offset)
-    }
-
-    fn behind_record(&self) -> Option<Cursor> {
-        let Cursor {
-            offset, batch_end, ..
-        } = self.cursor;
-        let unread = self.unread();
-        let rest = &unread[..unread.len().min(batch_end - offset)];
-        let header: &[u8; OP_HEADER_BYTES] = rest.first_chunk()?;
-        let record = rest.get(..u32_at(header, 4) as usize)?;
-        let body = record.get(RECORD_CRC_BYTES..)?;
-        let computed = crc32c::crc32c_append(self.cursor.crc, body);
-        let behind = |crc| self.at(Cursor::at(offset + record.len(), batch_end, crc));
-        let mut next = [u32_at(header, 0), computed].into_iter().map(behind);
-        let proven = next.find(|next| matches!(next.clone().read(), Ok(Some(_))));
-        proven.map(|next| next.cursor)
-    }
-
-    fn behind_batch_header(&self) -> Option<Cursor> {
-        let header: &[u8; BATCH_HEADER_BYTES] = self.unread().first_chunk()?;
-        let offset = self.cursor.offset + BATCH_HEADER_BYTES;
-        // The length in the header may be what was altered.
-        let end = self.base + self.bytes.len();
-        let batch_end = self.next_batch(offset).unwrap_or(end);
-        let stored = u32_at(header, BATCH_CRC_AT);
-        let computed = crc32c::crc32c_append(self.salt, &header[..BATCH_CRC_AT]);
-        let begin = |crc| self.at(Cursor::at(offset, batch_end, crc));
-        let mut next = [stored, computed].into_iter().map(begin);
-        let proven = next.find(|next| next.clone().read_op().is_ok());
-        proven.map_or_else(|| begin(stored).behind_record(), |next| Some(next.cursor))
-    }
-
-    fn at(&self, cursor: Cursor) -> Self {
-        Self {
-            cursor,
-            ..self.clone()
-        }
-    }
-
-    fn next_batch(&self, from: usize) -> Option<usize> {
-        next_batch(&self.header, self.bytes.get(from - self.base..)?, from)
     }
 
     fn fault(&self, kind: FaultKind) -> Fault {
@@ -521,23 +535,24 @@ pub fn is_interrupted(cursor: Cursor, bytes: &[u8]) -> bool {
     misses_sector(cursor.offset, unread)
 }
 
-/// The offset of the first batch header that is valid at its place; `bytes` are those of the file from the offset `base` on.
-#[must_use]
-pub fn next_batch(header: &SegmentHeader, bytes: &[u8], base: usize) -> Option<usize> {
-    let mut batches = batches(header, bytes, base);
-    batches.next().map(|(offset, _)| offset)
+/// Returns whether one sector's part of these bytes is all zeros. They begin at `offset` of their
+/// file.
+fn misses_sector(offset: usize, mut bytes: &[u8]) -> bool {
+    // Sectors are counted from the start of the file, so the first part may be shorter.
+    let mut part_bytes = SECTOR_BYTES - offset % SECTOR_BYTES;
+    while !bytes.is_empty() {
+        let (part, rest) = bytes.split_at(part_bytes.min(bytes.len()));
+        if part.iter().all(|byte| *byte == 0) {
+            return true;
+        }
+        (bytes, part_bytes) = (rest, SECTOR_BYTES);
+    }
+    false
 }
 
-/// The log position before which all was on disk, as far as the batches of a segment tell.
-#[must_use]
-pub fn durable_position(header: &SegmentHeader, bytes: &[u8]) -> LogPosition {
-    batches(header, bytes, 0)
-        .map(|(_, batch)| batch.durable_position)
-        .fold(header.first_position, LogPosition::max)
-}
-
-/// The batch headers that are valid at their very offset, and these offsets.
-fn batches(
+/// Returns the batch headers that are valid at their very offset, and these offsets. `bytes` are those
+/// of the file from the offset `base` on.
+pub(super) fn batches(
     header: &SegmentHeader,
     bytes: &[u8],
     base: usize,
@@ -574,7 +589,7 @@ fn decode_op<'a>(header: &[u8; OP_HEADER_BYTES], texts: &'a [u8]) -> Result<Op<'
         workspace: text(workspace)?,
         key: text(key)?,
         value: text(value)?,
-        seq: u64_at(header, 8),
+        seq: Seq::new(u64_at(header, 8)),
         timestamp: u64_at(header, 16),
     })
 }

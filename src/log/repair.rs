@@ -22,6 +22,7 @@ use super::rewrite::Rewrite;
 use super::segment;
 
 pub mod gaps;
+pub mod resync;
 pub mod row;
 pub mod salvage;
 pub mod survey;

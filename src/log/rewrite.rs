@@ -78,6 +78,7 @@ mod tests {
     use super::super::disk::HostDisk;
     use super::super::position::LogPosition;
     use super::*;
+    use crate::seq::Seq;
 
     #[test]
     fn it_ends_with_one_empty_batch_and_has_no_other() {
@@ -87,7 +88,7 @@ mod tests {
             workspace: "w",
             key: "k",
             value: "1",
-            seq: 1,
+            seq: Seq::new(1),
             timestamp: 1,
         };
         let batch_bytes = BATCH_HEADER_BYTES + record::op_bytes(&op);

@@ -1,27 +1,32 @@
 //! Tokens: JWT (RFC 7519) signed with HS256.
 //!
-//! jsonwebtoken decodes the parts and checks the signature. Its claim validation is not used: it reads the clock,
-//! and here time is an argument. The order of [`Verifier::verify`] is the argument that it is safe: shape, then
-//! `alg` against the one constant, then the signature, and only then is a claim looked at.
+//! jsonwebtoken checks the signature. Its claim validation is not used: it reads the clock, and
+//! here time is an argument. The order of [`Verifier::verify`] is what makes it safe: the shape
+//! of the token, then `alg` against the one constant, then the signature, and only then a claim.
 //!
-//! Invariant: no token and no secret is ever in an error, a `Debug` output or a panic.
+//! The rules P20 to P25 of the [protocol](crate::wire) say what a client sees.
+//!
+//! Invariant: no token and no secret ever appears in an error, a `Debug` output or a panic.
 
 use std::fmt;
 
+use data_encoding::BASE64URL_NOPAD;
 use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, crypto, dangerous};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, crypto};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::limits::{SECOND_US, SECRET_BYTES_ADVISED, TOKEN_LEEWAY_S};
 
+mod hs256;
+
 /// A secret that signs tokens.
 #[derive(Clone)]
 pub struct Secret(Box<[u8]>);
 
 impl Secret {
-    /// `None` for an empty secret, with which everybody could sign.
+    /// Returns `None` for an empty secret: anybody could sign with it.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Option<Self> {
         if bytes.is_empty() {
@@ -31,13 +36,14 @@ impl Secret {
         }
     }
 
-    /// The secret itself.
+    /// Returns the bytes of the secret. They must not be printed.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// Whether the secret is shorter than RFC 7518 section 3.2 wants it for HS256, and so may be guessed offline.
+    /// Returns whether the secret is shorter than RFC 7518 section 3.2 requires for HS256. Such a
+    /// secret may be guessed offline from one token.
     #[must_use]
     pub fn is_short(&self) -> bool {
         self.0.len() < SECRET_BYTES_ADVISED
@@ -50,15 +56,15 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What a valid token allows.
+/// The permission that a valid token grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// When a connection opened with the token is to be closed: `exp` and the leeway, in Unix microseconds.
-    /// `None`: the token has no `exp`.
+    /// When a connection opened with the token must be closed: `exp` plus the leeway, in Unix
+    /// microseconds. `None` if the token has no `exp`.
     pub expires_at_us: Option<u64>,
 }
 
-/// Why a token is refused. The text is the message of the 401.
+/// The reason why a token is refused. Its text is the message of the 401.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum AuthError {
     /// No token, or an empty one.
@@ -67,25 +73,25 @@ pub enum AuthError {
     /// Not three base64url parts, not JSON objects, or a time that is not a number.
     #[error("the token is malformed")]
     Malformed,
-    /// Any `alg` but HS256.
+    /// Any `alg` other than HS256.
     #[error("the token must be signed with HS256")]
     Algorithm,
-    /// A `crit` header: the token must not be taken by one who does not know the extensions it names, and none
-    /// is known here (RFC 7515 section 4.1.11).
+    /// A `crit` header. It names extensions that the receiver must understand, and none is
+    /// supported here (RFC 7515 section 4.1.11).
     #[error("the token needs an unknown extension")]
     Critical,
-    /// Signed with another secret, or changed since.
+    /// Signed with another secret, or changed after it was signed.
     #[error("the token's signature is invalid")]
     Signature,
     /// `exp` has passed.
     #[error("the token has expired")]
     Expired,
-    /// `nbf` is still to come.
+    /// `nbf` is in the future.
     #[error("the token is not yet valid")]
     NotYetValid,
 }
 
-/// Checks tokens against the secret and, while it is being rotated, the one before it.
+/// Checks tokens against the current secret and, during a rotation, the previous one.
 #[derive(Clone)]
 pub struct Verifier {
     keys: Vec<DecodingKey>,
@@ -98,24 +104,25 @@ impl fmt::Debug for Verifier {
 }
 
 impl Verifier {
-    /// A verifier that takes tokens of either secret.
+    /// Creates a verifier that accepts tokens signed with either secret.
     #[must_use]
     pub fn new(secret: &Secret, previous: Option<&Secret>) -> Self {
+        hs256::install();
         let secrets = [Some(secret), previous].into_iter().flatten();
-        let keys = secrets.map(|secret| DecodingKey::from_secret(secret.bytes()));
+        let keys = secrets.map(verifying_key);
         Self {
             keys: keys.collect(),
         }
     }
 
-    /// The verifier with one more secret whose tokens it accepts.
+    /// Accepts tokens signed with one more secret.
     #[must_use]
     pub fn accepting(mut self, secret: &Secret) -> Self {
-        self.keys.push(DecodingKey::from_secret(secret.bytes()));
+        self.keys.push(verifying_key(secret));
         self
     }
 
-    /// Says what `token` allows at the time `now_unix_us`.
+    /// Returns the permission that `token` grants at `now_unix_us`, or why it is refused.
     pub fn verify(&self, token: Option<&str>, now_unix_us: u64) -> Result<Grant, AuthError> {
         let token = token
             .filter(|token| !token.is_empty())
@@ -147,6 +154,10 @@ impl Verifier {
     }
 }
 
+fn verifying_key(secret: &Secret) -> DecodingKey {
+    DecodingKey::from_secret(secret.bytes()).expect("a secret is not empty")
+}
+
 fn check_header(header: &Map<String, Value>) -> Result<(), AuthError> {
     if header.get("alg").and_then(Value::as_str) != Some("HS256") {
         return Err(AuthError::Algorithm);
@@ -157,7 +168,8 @@ fn check_header(header: &Map<String, Value>) -> Result<(), AuthError> {
     Ok(())
 }
 
-/// RFC 7519 sections 4.1.4 and 4.1.5: a token is good before its `exp`, not at it, and from its `nbf` on.
+/// Checks `exp` and `nbf`: a token is valid from its `nbf` on and before its `exp`, not at it
+/// (RFC 7519 sections 4.1.4 and 4.1.5).
 fn check_times(claims: &Map<String, Value>, now_unix_us: u64) -> Result<Grant, AuthError> {
     let leeway_us = TOKEN_LEEWAY_S * SECOND_US;
     let expires_at_us = match numeric_date(claims, "exp")? {
@@ -178,13 +190,14 @@ fn check_times(claims: &Map<String, Value>, now_unix_us: u64) -> Result<Grant, A
     Ok(Grant { expires_at_us })
 }
 
-/// A time claim, in Unix microseconds.
+/// A time claim. `At` holds Unix microseconds.
 enum NumericDate {
     BeforeEpoch,
     At(u64),
 }
 
-/// Seconds, with or without a fraction (RFC 7519 section 2). A time too far ahead for the clock is its last one.
+/// Reads a time claim: seconds, with or without a fraction (RFC 7519 section 2). A time too far
+/// ahead for the clock becomes the clock's last one.
 fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<NumericDate>, AuthError> {
     let number = match claims.get(name) {
         None => return Ok(None),
@@ -213,13 +226,15 @@ fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<Numeri
 
 /// Decodes one base64url part of a token.
 ///
-/// jsonwebtoken offers this for the middle part only, whatever stands around it. A map, because a serde struct
-/// would also be read from a JSON array.
+/// The result is a map, because a serde struct would also be read from a JSON array.
 fn decode_object(part: &str) -> Result<Map<String, Value>, AuthError> {
-    dangerous::insecure_decode_claims(format!(".{part}.")).map_err(|_| AuthError::Malformed)
+    let json = BASE64URL_NOPAD
+        .decode(part.as_bytes())
+        .map_err(|_| AuthError::Malformed)?;
+    serde_json::from_slice(&json).map_err(|_| AuthError::Malformed)
 }
 
-/// Returns the `sub` of a token that was verified, for a log.
+/// Returns the `sub` of a token that was verified, for the log.
 #[must_use]
 pub fn subject(token: &str) -> Option<Box<str>> {
     let claims = decode_object(token.split('.').nth(1)?).ok()?;
@@ -234,11 +249,11 @@ struct MintedClaims<'a> {
     exp: Option<u64>,
 }
 
-/// Signs a token for `subject`. Without `ttl_s` it is valid until the secret is changed.
+/// Signs a token for `subject`. Without `ttl_s` it stays valid until the secret is replaced.
 ///
 /// # Panics
 ///
-/// Never: HMAC takes a key of every length, and the claims are plain JSON.
+/// Never: HMAC accepts a key of any length, and the claims are plain JSON.
 #[must_use]
 pub fn mint(secret: &Secret, subject: &str, issued_at_s: u64, ttl_s: Option<u64>) -> String {
     let claims = MintedClaims {
@@ -246,9 +261,10 @@ pub fn mint(secret: &Secret, subject: &str, issued_at_s: u64, ttl_s: Option<u64>
         iat: issued_at_s,
         exp: ttl_s.map(|ttl_s| issued_at_s.saturating_add(ttl_s)),
     };
-    let key = EncodingKey::from_secret(secret.bytes());
+    hs256::install();
+    let key = EncodingKey::from_secret(secret.bytes()).expect("a secret is not empty");
     jsonwebtoken::encode(&jsonwebtoken::Header::new(Algorithm::HS256), &claims, &key)
-        .expect("HMAC takes a key of every length")
+        .expect("HMAC accepts a key of any length")
 }
 
 #[cfg(test)]
@@ -266,27 +282,14 @@ mod tests {
         Secret::new(text.into()).unwrap()
     }
 
-    /// base64url of any text: the payload of a token that mint never makes.
     fn encode_part(json: &str) -> String {
-        const ALPHABET: &[u8; 64] =
-            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-        let bits: Vec<u8> = json
-            .bytes()
-            .flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1))
-            .collect();
-        bits.chunks(6)
-            .map(|chunk| {
-                let index = (0..6).fold(0, |index, at| {
-                    index << 1 | chunk.get(at).copied().unwrap_or(0)
-                });
-                char::from(ALPHABET[usize::from(index)])
-            })
-            .collect()
+        BASE64URL_NOPAD.encode(json.as_bytes())
     }
 
     fn sign(signing: &str, header: &str, claims: &str) -> String {
         let message = format!("{}.{}", encode_part(header), encode_part(claims));
-        let key = EncodingKey::from_secret(signing.as_bytes());
+        hs256::install();
+        let key = EncodingKey::from_secret(signing.as_bytes()).unwrap();
         let signature = crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
         format!("{message}.{signature}")
     }
@@ -302,6 +305,7 @@ mod tests {
 
     const HS256: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
 
+    /// P22.
     #[test]
     fn headers() {
         let ok = FOREVER;
@@ -347,6 +351,7 @@ mod tests {
         }
     }
 
+    /// P20.
     #[test]
     fn shapes() {
         let good = sign("current", HS256, "{}");
@@ -380,6 +385,7 @@ mod tests {
         }
     }
 
+    /// P24.
     #[test]
     fn secrets() {
         for (signing, expected) in [
@@ -397,6 +403,7 @@ mod tests {
         );
     }
 
+    /// P23.
     #[test]
     fn expiry_and_leeway() {
         let until = |exp_s: u64| {
@@ -455,8 +462,9 @@ mod tests {
         }
     }
 
+    /// P23.
     #[test]
-    fn claims_that_begin_later_or_are_none() {
+    fn not_before_and_claims_that_are_not_an_object() {
         for (claims, now_us, expected) in [
             (r#"{"nbf":1700000000}"#, NOW_US, FOREVER),
             (r#"{"nbf":1700000030}"#, NOW_US, FOREVER),
@@ -537,7 +545,10 @@ mod tests {
         }
 
         #[test]
-        fn one_changed_character_is_refused(at in any::<prop::sample::Index>(), put in "[A-Za-z0-9_.-]") {
+        fn one_changed_character_is_refused(
+            at in any::<prop::sample::Index>(),
+            put in "[A-Za-z0-9_.-]",
+        ) {
             let token = mint(&secret("current"), "ann", NOW_S, None);
             let at = at.index(token.len());
             let mut changed = token.clone();

@@ -1,17 +1,20 @@
-//! WebSocket frames (RFC 6455 sections 5 to 7): bytes to [`FrameEvent`]s, and the frames that the server sends.
+//! WebSocket frames (RFC 6455 sections 5 to 7): bytes to [`FrameEvent`]s, and the frames that the
+//! server sends.
 //!
-//! The bits of a frame header are read and written by tungstenite's [`FrameHeader`]. What a frame may say, and
-//! where in the stream it may stand, is decided here: the header codec alone takes unmasked frames, lengths that
-//! are longer than they need be, and every order of fragments.
+//! tungstenite's [`FrameHeader`] reads and writes the bits of a frame header. What a frame may
+//! contain, and where in the stream it may appear, is decided here (P41): the header codec alone
+//! accepts unmasked frames, lengths in more bytes than necessary, and fragments in any order.
 //!
 //! # How to call the decoder
 //!
-//! The caller keeps the bytes that came and calls [`Decoder::decode`] until it consumes nothing, each time behind
-//! the bytes that the last call consumed. What is left then is the beginning of a frame: it is presented again,
-//! with more bytes behind it. An incomplete frame consumes nothing and is not changed, so it makes no difference
-//! where the network cut the stream.
+//! The caller keeps the received bytes and calls [`Decoder::decode`] until it consumes nothing,
+//! each time on the bytes after those that the last call consumed. The remainder is the beginning
+//! of a frame: the caller passes it again once more bytes have arrived. An incomplete frame
+//! consumes nothing and is not changed, so it makes no difference where the network cut the
+//! stream.
 //!
-//! Invariant: nothing here answers a frame. Pongs, the closing handshake and time limits belong to the session.
+//! Invariant: nothing here answers a frame. Pongs, the closing handshake and time limits belong to
+//! the session.
 
 use std::io::Cursor;
 
@@ -21,16 +24,17 @@ use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 use crate::limits::CONTROL_BYTES_MAX;
 
-/// The longest header of a frame that the server sends: no mask.
+/// The longest header of a frame that the server sends, which has no mask.
 pub const HEADER_BYTES_MAX: usize = 10;
 
-/// A masked frame without a payload: two bytes and the mask. A longer form of the length is refused.
+/// A masked frame without a payload: two bytes and the mask. Longer forms of the length are
+/// refused.
 const EMPTY_FRAME_BYTES: usize = 6;
 
-/// The longest close reason: a control payload less the two bytes of the code.
+/// The longest close reason: a control payload minus the two bytes of the code.
 pub const CLOSE_REASON_BYTES_MAX: usize = CONTROL_BYTES_MAX - 2;
 
-/// What a client said.
+/// A message or a control frame from a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameEvent<'a> {
     /// A whole text message.
@@ -39,23 +43,24 @@ pub enum FrameEvent<'a> {
     Binary(&'a [u8]),
     /// A ping, to be answered by a pong with the same payload.
     Ping(&'a [u8]),
-    /// A pong, asked for or not.
+    /// A pong, requested or not.
     Pong(&'a [u8]),
-    /// A close frame: its code and reason, where it has any.
+    /// A close frame, with its code and reason if it has them.
     Close(Option<(u16, &'a str)>),
 }
 
-/// What one call of [`Decoder::decode`] took from its input.
+/// The result of one call of [`Decoder::decode`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoded<'a> {
-    /// How many bytes of the input are done with; 0: the frame is incomplete, more bytes are needed.
+    /// The number of input bytes that are done with. 0: the frame is incomplete.
     pub consumed: usize,
-    /// What they said. `None` with `consumed > 0`: a fragment of a message whose end is still to come.
+    /// The message or control frame that they complete. `None` with `consumed > 0`: a fragment of a
+    /// message that is not complete yet.
     pub event: Option<FrameEvent<'a>>,
 }
 
 impl Decoded<'_> {
-    /// Whether this is a fragment that adds nothing to its message, and does not end it.
+    /// Returns whether this is a fragment that neither adds to its message nor ends it.
     #[must_use]
     pub fn is_empty_fragment(&self) -> bool {
         self.event.is_none() && (1..=EMPTY_FRAME_BYTES).contains(&self.consumed)
@@ -67,22 +72,24 @@ impl Decoded<'_> {
     };
 }
 
-/// How a client broke the protocol. The text is short enough to be sent as the reason of the close frame.
+/// A violation of RFC 6455 by a client.
+///
+/// Its text is short enough to be sent as the reason of the close frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum FrameError {
     /// Opcodes 3 to 7 and 11 to 15.
     #[error("reserved opcode")]
     ReservedOpcode,
-    /// RSV1 to RSV3, which only an extension may use; none is negotiated.
+    /// RSV1 to RSV3. Only an extension may use them, and none is negotiated.
     #[error("reserved bits are set")]
     ReservedBits,
-    /// A frame of a client that is not masked (section 5.1).
+    /// A frame without a mask (section 5.1).
     #[error("client frames must be masked")]
     Unmasked,
     /// A 64-bit length with the most significant bit set.
     #[error("payload length over 63 bits")]
     LengthTopBit,
-    /// A length in more bytes than it needs.
+    /// A length in more bytes than necessary.
     #[error("payload length is not minimally encoded")]
     LengthNotMinimal,
     /// A control frame without FIN.
@@ -91,10 +98,10 @@ pub enum FrameError {
     /// A control frame with more than 125 bytes.
     #[error("control frame payload over 125 bytes")]
     ControlTooLong,
-    /// A continuation frame outside of a message.
+    /// A continuation frame outside a message.
     #[error("continuation frame without a message")]
     ContinuationWithoutStart,
-    /// A text or binary frame before the message begun earlier was finished.
+    /// A text or binary frame while a fragmented message is not complete.
     #[error("new message inside a fragmented message")]
     StartInsideMessage,
     /// A close payload of one byte: too short for a code.
@@ -106,13 +113,13 @@ pub enum FrameError {
     /// A text message or a close reason that is not UTF-8.
     #[error("text is not valid UTF-8")]
     NotUtf8,
-    /// A message longer than the caller takes.
+    /// A message longer than the caller accepts.
     #[error("message too big")]
     MessageTooBig,
 }
 
 impl FrameError {
-    /// The code of the close frame that this error is answered with (section 7.4.1).
+    /// Returns the code of the close frame that answers this error (section 7.4.1).
     #[must_use]
     pub fn close_code(&self) -> u16 {
         match self {
@@ -123,7 +130,7 @@ impl FrameError {
     }
 }
 
-/// The frames that have a meaning (section 5.2).
+/// The opcodes that are not reserved (section 5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opcode {
     /// The next fragment of a message.
@@ -134,7 +141,7 @@ pub enum Opcode {
     Binary,
     /// The closing handshake.
     Close,
-    /// Asks for a pong.
+    /// Requests a pong.
     Ping,
     /// Answers a ping.
     Pong,
@@ -159,7 +166,7 @@ impl From<Opcode> for OpCode {
     }
 }
 
-/// Reads the frames of one client. One pointer wide while no fragmented message is under way.
+/// Reads the frames of one client. It is one pointer wide unless a fragmented message is arriving.
 #[derive(Debug, Default)]
 pub struct Decoder {
     fragments: Option<Box<Fragments>>,
@@ -169,13 +176,13 @@ pub struct Decoder {
 const _: () = assert!(size_of::<Decoder>() <= 8);
 
 impl Decoder {
-    /// A decoder at the start of a stream.
+    /// Creates a decoder for the start of a stream.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// What it holds of a fragmented message: how many bytes, and the memory for them.
+    /// Returns how many bytes of a fragmented message are held, and the memory allocated for them.
     #[must_use]
     pub fn held_bytes(&self) -> (usize, usize) {
         let fragments = self.fragments.as_ref();
@@ -184,25 +191,26 @@ impl Decoder {
         })
     }
 
-    /// Whether a fragmented message is under way whose end is still to come.
+    /// Returns whether a fragmented message has begun and is not complete yet.
     #[must_use]
     pub fn is_mid_message(&self) -> bool {
         let fragments = self.fragments.as_ref();
         fragments.is_some_and(|fragments| !fragments.is_whole)
     }
 
-    /// Lets a message go that the last call of [`Decoder::decode`] has ended.
+    /// Releases a fragmented message that the last call of [`Decoder::decode`] completed.
     pub fn let_go(&mut self) {
         self.fragments.take_if(|fragments| fragments.is_whole);
     }
 
-    /// Takes one frame from the start of `input`, and unmasks its payload in place.
+    /// Decodes one frame at the start of `input`, and unmasks its payload in place.
     ///
-    /// A message longer than `message_bytes_max`, in one frame or in fragments, is refused as soon as the header
-    /// tells of it. After an error the stream has no meaning any more: the connection is to be closed.
+    /// A message longer than `message_bytes_max`, in one frame or in fragments, is refused as soon
+    /// as a header announces it. After an error the rest of the stream has no meaning: the
+    /// connection must be closed.
     ///
-    /// A message that came in fragments is held here until the next call, so the calls are to go on until one
-    /// consumes nothing.
+    /// A message that arrived in fragments is held until the next call, so the caller goes on until
+    /// a call consumes nothing.
     pub fn decode<'a>(
         &'a mut self,
         input: &'a mut [u8],
@@ -213,8 +221,8 @@ impl Decoder {
             return Ok(Decoded::INCOMPLETE);
         };
         let payload_bytes = self.admit(&header, message_bytes_max)?;
-        let behind_header = &mut input[header.bytes..];
-        let Some(payload) = behind_header.get_mut(..payload_bytes) else {
+        let after_header = &mut input[header.bytes..];
+        let Some(payload) = after_header.get_mut(..payload_bytes) else {
             return Ok(Decoded::INCOMPLETE);
         };
         unmask(payload, header.mask);
@@ -238,7 +246,7 @@ impl Decoder {
         })
     }
 
-    /// Checks a frame against the stream before it, and returns how long its payload is.
+    /// Checks a frame against the frames before it, and returns the length of its payload.
     fn admit(&self, header: &Header, message_bytes_max: usize) -> Result<usize, FrameError> {
         if header.opcode.is_control() {
             return match usize::try_from(header.payload_bytes) {
@@ -260,14 +268,15 @@ impl Decoder {
     }
 }
 
-/// Whether the next frame belongs to a message, as far as its first byte says. Control frames do not.
+/// Returns whether the next frame is part of a message, judging by its first byte. Control frames
+/// are not.
 #[must_use]
 pub fn is_data(input: &[u8]) -> bool {
     // RFC 6455 section 5.2: "opcodes … 0x8 to 0xF" are control frames.
     input.first().is_some_and(|first| first & 0x08 == 0)
 }
 
-/// A frame header that is legal by itself.
+/// A frame header that is valid on its own, whatever came before it.
 struct Header {
     opcode: Opcode,
     is_final: bool,
@@ -277,13 +286,13 @@ struct Header {
 }
 
 impl Header {
-    /// `None`: the header is incomplete.
+    /// Parses a header. `None`: it is incomplete.
     fn parse(input: &[u8]) -> Result<Option<Self>, FrameError> {
         let mut cursor = Cursor::new(input);
         let (raw, payload_bytes) = match FrameHeader::parse(&mut cursor) {
             Ok(Some(parsed)) => parsed,
             Ok(None) => return Ok(None),
-            // From bytes in memory there is no other error than a reserved opcode.
+            // Reading from memory cannot fail, so a reserved opcode is the only error.
             Err(_) => return Err(FrameError::ReservedOpcode),
         };
         let opcode = match raw.opcode {
@@ -318,12 +327,13 @@ impl Header {
     }
 }
 
-/// A message whose fragments are coming in.
+/// A message that arrives in fragments.
 #[derive(Debug)]
 struct Fragments {
     bytes: Vec<u8>,
     is_text: bool,
-    /// Text: `bytes[..checked_bytes]` is UTF-8, and at most three bytes behind it may still become so.
+    /// For a text, `bytes[..checked_bytes]` is UTF-8. At most three bytes after it are the
+    /// beginning of a character.
     checked_bytes: usize,
     is_whole: bool,
 }
@@ -353,7 +363,8 @@ impl Fragments {
         }
     }
 
-    /// A character may be cut between two fragments, so an unfinished one at the end is no error yet.
+    /// Checks the new bytes of a text. A character may be cut between two fragments, so an
+    /// incomplete one at the end is not an error yet.
     fn check_text(&mut self) -> Result<(), FrameError> {
         self.checked_bytes += match str::from_utf8(&self.bytes[self.checked_bytes..]) {
             Ok(valid) => valid.len(),
@@ -382,10 +393,11 @@ fn close_event(payload: &[u8]) -> Result<FrameEvent<'_>, FrameError> {
     }
 }
 
-/// Whether a close frame may carry `code` (section 7.4, and the registry that it opens).
+/// Returns whether a close frame may carry `code` (section 7.4, and the IANA registry).
 ///
-/// 1004 has no meaning, 1005, 1006 and 1015 are for reports inside an endpoint, 1016 to 2999 are not assigned.
-/// tungstenite's `CloseCode::is_allowed` differs in one: it refuses 1014 (bad gateway), which is registered.
+/// 1004 has no meaning; 1005, 1006 and 1015 are for use inside an endpoint; 1016 to 2999 are not
+/// assigned. tungstenite's `CloseCode::is_allowed` differs in one code: it refuses 1014 (bad
+/// gateway), which is registered.
 #[must_use]
 pub fn may_be_sent(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
@@ -395,33 +407,33 @@ pub fn may_be_sent(code: u16) -> bool {
 fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     let [a, b, c, d] = mask;
     let wide_mask = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
-    let (words, rest) = payload.as_chunks_mut::<8>();
+    let (words, tail) = payload.as_chunks_mut::<8>();
     for word in words {
         *word = (u64::from_ne_bytes(*word) ^ wide_mask).to_ne_bytes();
     }
-    // The rest starts at a multiple of eight, so at the first byte of the mask.
-    for (byte, key) in rest.iter_mut().zip(mask.into_iter().cycle()) {
+    // The tail begins at a multiple of eight, so with the first byte of the mask.
+    for (byte, key) in tail.iter_mut().zip(mask.into_iter().cycle()) {
         *byte ^= key;
     }
 }
 
-/// How long the header of an unmasked frame is: 2, 4 or 10 bytes.
+/// Returns the length of the header of an unmasked frame: 2, 4 or 10 bytes.
 #[must_use]
 pub fn header_bytes(payload_bytes: usize) -> usize {
     FrameHeader::default().len(payload_bytes as u64)
 }
 
-/// Appends the header of an unfragmented, unmasked frame. Its payload is to follow.
+/// Appends the header of an unfragmented, unmasked frame. The caller appends the payload.
 pub fn put_header(out: &mut Vec<u8>, opcode: Opcode, payload_bytes: usize) {
     let header = FrameHeader {
         opcode: opcode.into(),
         ..FrameHeader::default()
     };
     let written = header.format(payload_bytes as u64, out);
-    debug_assert!(written.is_ok(), "a Vec takes every write");
+    debug_assert!(written.is_ok(), "writing to a Vec never fails");
 }
 
-/// Appends the header of a text message. Its payload is to follow.
+/// Appends the header of a text message. The caller appends the payload.
 pub fn put_text_header(out: &mut Vec<u8>, payload_bytes: usize) {
     put_header(out, Opcode::Text, payload_bytes);
 }
@@ -435,7 +447,7 @@ pub fn put_ping(out: &mut Vec<u8>) {
 ///
 /// # Panics
 ///
-/// If `payload` is longer than a control frame may be; that of a ping never is.
+/// If `payload` is longer than that of a control frame may be. A ping's payload never is.
 pub fn put_pong(out: &mut Vec<u8>, payload: &[u8]) {
     assert!(
         payload.len() <= CONTROL_BYTES_MAX,
@@ -445,11 +457,11 @@ pub fn put_pong(out: &mut Vec<u8>, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// Appends a close frame. A reason that does not fit is cut at a character.
+/// Appends a close frame. A reason that does not fit is truncated at a character boundary.
 ///
 /// # Panics
 ///
-/// If `code` is one that must not be sent; that of an [`FrameEvent::Close`] always may.
+/// If `code` must not be sent. The code of a [`FrameEvent::Close`] always may.
 pub fn put_close(out: &mut Vec<u8>, code: u16, reason: &str) {
     assert!(may_be_sent(code), "close code {code} must not be sent");
     let reason = &reason[..reason.floor_char_boundary(CLOSE_REASON_BYTES_MAX)];

@@ -1,12 +1,13 @@
-//! The messages of protocol.md: JSON texts in, WebSocket frames out.
+//! The messages of the [protocol](crate::wire): JSON texts in (P30 to P36), frames out (P45 to
+//! P48).
 //!
-//! [`Parser`] reads a client's message with simd-json and finds the bytes of `payload.value` as they
-//! were sent: simd-json's first stage gives the byte offset of every structural character, its
-//! second the tape of unescaped nodes, and this module walks both in step. The value is never
-//! formatted again, so `1.0`, `"\u00e9"` and inner spaces reach the other clients as they are.
+//! [`Parser`] reads a client's message with simd-json and finds the bytes of `payload.value` as
+//! they were sent. simd-json's first stage yields the byte offset of every structural character,
+//! its second the tape of unescaped nodes, and this module walks both in step. The value is never
+//! formatted again, so `1.0`, `"\u00e9"` and inner spaces reach the other clients unchanged (P47).
 //!
-//! Architecture invariant: nothing here is allocated per message once the parser's buffers have
-//! grown to the size of the messages that it is given.
+//! Invariant: parsing allocates nothing once the parser's buffers have grown to the size of the
+//! messages.
 
 use simd_json::{Buffers, INPUT_PADDING, Node, StaticNode, Tape};
 
@@ -17,12 +18,12 @@ mod depth;
 
 pub use depth::DeepField;
 
-/// A message that a client sent.
+/// A message from a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Message<'a> {
     /// A write of one key.
     Op(Op<'a>),
-    /// A sign of life that wants no answer.
+    /// A sign of life, which is not answered.
     Ping,
 }
 
@@ -31,21 +32,25 @@ pub enum Message<'a> {
 pub struct Op<'a> {
     /// The key, unescaped: 1 to [`KEY_BYTES_MAX`] bytes.
     pub key: &'a str,
-    /// The JSON text of the value, byte for byte as it was sent, without the white space around it.
+    /// The JSON text of the value, byte for byte as sent, without the white space around it.
     pub value: &'a str,
     /// Unix microseconds, at most [`TIMESTAMP_MAX_US`].
     pub timestamp: u64,
 }
 
-/// Why a text is not a message. The display text goes to the client: it names the field and what it must be.
+/// The reason why a text is not a message.
+///
+/// Its text goes to the client: it names the field and what the field must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
     /// simd-json refused the text.
     #[error(
-        "the message must be one valid JSON object, with numbers that fit u64, i64 or f64 and strings without lone surrogates"
+        "the message must be one valid JSON object, with numbers that fit u64, i64 or f64 and \
+         strings without lone surrogates"
     )]
     Json,
-    /// A value deeper than [`VALUE_DEPTH_MAX`](crate::limits::VALUE_DEPTH_MAX), or another field of that kind.
+    /// The value is nested deeper than [`VALUE_DEPTH_MAX`](crate::limits::VALUE_DEPTH_MAX), or
+    /// another field is nested too deep.
     #[error("{0} must not be nested deeper than {levels} levels", levels = .0.levels_max())]
     Depth(DeepField),
     /// JSON, but not an object.
@@ -71,15 +76,15 @@ pub enum MessageError {
         "payload.timestamp must be an integer from 0 to {TIMESTAMP_MAX_US} (Unix microseconds)"
     )]
     TimestampRange,
-    /// A field stands twice in its object.
+    /// A field appears twice in its object.
     #[error("{0} must be given only once")]
     Twice(&'static str),
 }
 
-/// Reads messages. One per shard: its buffers are reused from message to message.
+/// Reads messages. Each shard has one, whose buffers are reused from message to message.
 pub struct Parser {
     buffers: Buffers,
-    // Empty between two calls, so no node outlives the text that it points into.
+    // Empty between two calls, so that no node outlives the text that it points into.
     tape: Vec<Node<'static>>,
     scratch: Vec<u8>,
 }
@@ -91,7 +96,7 @@ impl Default for Parser {
 }
 
 impl Parser {
-    /// A parser with small buffers.
+    /// Creates a parser with small buffers, which grow with the messages.
     #[must_use]
     pub fn new() -> Self {
         let buffers = Buffers::with_max_depth(1024, depth::DEPTH_MAX);
@@ -102,14 +107,14 @@ impl Parser {
         }
     }
 
-    /// Reads one text message. Unknown fields are passed over.
+    /// Parses one text message. Unknown fields are skipped.
     pub fn parse<'a>(&'a mut self, text: &'a str) -> Result<Message<'a>, MessageError> {
         let Self {
             buffers,
             tape,
             scratch,
         } = self;
-        // simd-json unescapes strings in place; the value must survive, so it works on a copy.
+        // simd-json unescapes strings in place, and the value is needed as sent: it gets a copy.
         scratch.clear();
         scratch.extend_from_slice(text.as_bytes());
         scratch.resize(text.len() + INPUT_PADDING, b' ');
@@ -137,7 +142,7 @@ impl Parser {
     }
 }
 
-/// A walk over a parsed text: the next node on the tape and its structural character, in step.
+/// A cursor over a parsed text: the next node of the tape and its structural character, in step.
 #[derive(Clone, Copy)]
 struct Walk<'a, 'n> {
     text: &'a str,
@@ -198,7 +203,7 @@ impl<'a> Walk<'a, '_> {
         })
     }
 
-    /// Steps into an object; gives the number of its fields, or None where something else stands.
+    /// Steps into an object and returns its number of fields, or `None` if it is something else.
     fn enter(&mut self) -> Option<usize> {
         let Node::Object { len, .. } = self.nodes[self.node] else {
             return None;
@@ -208,7 +213,7 @@ impl<'a> Walk<'a, '_> {
         Some(len)
     }
 
-    /// Reads a field's name, unescaped, and stands on its value then.
+    /// Reads a field's unescaped name and steps to its value.
     fn name(&mut self) -> &'a str {
         let Node::String(name) = self.nodes[self.node] else {
             unreachable!("the tape holds a string before each value of an object");
@@ -219,7 +224,7 @@ impl<'a> Walk<'a, '_> {
         name
     }
 
-    /// Steps over a value and the comma or bracket behind it; gives the value's text as it was sent.
+    /// Steps over a value and the comma or bracket after it, and returns the value's text as sent.
     fn skip(&mut self) -> &'a str {
         let start = self.structurals[self.structural] as usize;
         self.node += match self.nodes[self.node] {
@@ -262,7 +267,7 @@ const OP_VALUE: &str = r#","value":"#;
 const OP_TIMESTAMP: &str = r#","timestamp":"#;
 const OP_END: &str = "}}";
 
-/// The bytes of the frame that [`put_op`] appends.
+/// Returns the length of the frame that [`put_op`] appends.
 #[must_use]
 pub fn op_frame_bytes(key: &str, value: &str, timestamp: u64) -> usize {
     let payload_bytes = op_payload_bytes(key, value, timestamp);
@@ -287,10 +292,7 @@ fn op_payload_bytes(key: &str, value: &str, timestamp: u64) -> usize {
     fixed + json_string_bytes(key) + value.len() + digits
 }
 
-/// Appends an error message as a text frame.
-///
-/// # Panics
-/// Never: a string always serializes.
+/// Appends an error message (P48) as a text frame.
 pub fn put_error(out: &mut Vec<u8>, code: u16, message: &str) {
     put_json(
         out,
@@ -298,7 +300,7 @@ pub fn put_error(out: &mut Vec<u8>, code: u16, message: &str) {
     );
 }
 
-/// Appends an error message about an op, which it names, as a text frame.
+/// Appends an error message that names the op that was refused, as a text frame.
 pub fn put_op_error(out: &mut Vec<u8>, code: u16, message: &str, op: &Op<'_>) {
     let payload = serde_json::json!({
         "code": code, "message": message, "key": op.key, "timestamp": op.timestamp,
@@ -319,7 +321,9 @@ pub(super) fn put_json_string(out: &mut Vec<u8>, string: &str) {
     serde_json::to_writer(out, string).expect("a string serializes into memory");
 }
 
-/// The bytes that [`put_json_string`] appends, so that a frame's header can stand before its payload.
+/// Returns the length of what [`put_json_string`] appends.
+///
+/// A frame's header needs the length of the payload before the payload is encoded.
 pub(super) fn json_string_bytes(string: &str) -> usize {
     let escapes: usize = string
         .bytes()
@@ -359,6 +363,7 @@ mod tests {
         )
     }
 
+    /// P47.
     #[test]
     fn a_value_keeps_its_bytes() {
         let deep = "[".repeat(128) + &"]".repeat(128);
@@ -379,13 +384,14 @@ mod tests {
             &deep,
         ] {
             check(&op("\"k\"", value, "7"), Ok(("k", value, 7)));
-            let spaced = format!(
-                " {{\r\n\"payload\" : {{ \"timestamp\":7 , \"value\" :\t{value}\n , \"key\":\"k\" }} ,\"x\":[{value}],\"type\":\"op\"}} "
-            );
+            let payload = format!("{{ \"timestamp\":7 , \"value\" :\t{value}\n , \"key\":\"k\" }}");
+            let spaced =
+                format!(" {{\r\n\"payload\" : {payload} ,\"x\":[{value}],\"type\":\"op\"}} ");
             check(&spaced, Ok(("k", value, 7)));
         }
     }
 
+    /// P33, P34.
     #[test]
     fn names_and_keys_are_compared_unescaped() {
         check(
@@ -398,8 +404,9 @@ mod tests {
         );
     }
 
+    /// P31, P35, P36.
     #[test]
-    fn a_bad_message_names_its_field() {
+    fn the_error_of_a_bad_message_names_the_field() {
         use MessageError as E;
         let long = format!("\"{}\"", "k".repeat(KEY_BYTES_MAX + 1));
         for (text, error) in [
@@ -463,8 +470,9 @@ mod tests {
         );
     }
 
+    /// P36.
     #[test]
-    fn a_field_that_is_nested_too_deep_is_named() {
+    fn the_error_names_a_field_that_is_nested_too_deep() {
         let deep = "[".repeat(129) + &"]".repeat(129);
         for (text, expected) in [
             (
@@ -482,8 +490,9 @@ mod tests {
         }
     }
 
+    /// P32.
     #[test]
-    fn a_ping_needs_nothing_else() {
+    fn a_ping_needs_no_other_field() {
         let mut parser = Parser::new();
         for text in [
             r#"{"type":"ping"}"#,
@@ -531,29 +540,39 @@ mod tests {
     }
 
     proptest! {
+        /// P31, P46, P47.
         #[test]
-        fn any_value_comes_through(value in json_text(), key in ".{1,20}", timestamp in 0..=TIMESTAMP_MAX_US, other in json_text()) {
+        fn any_value_is_passed_on_unchanged(
+            value in json_text(),
+            key in ".{1,20}",
+            timestamp in 0..=TIMESTAMP_MAX_US,
+            other in json_text(),
+        ) {
             let key_text = serde_json::to_string(&key).unwrap();
-            let text = format!(r#"{{"other":{other},"type":"op","payload":{{"o":{other},"value": {value} ,"key":{key_text},"timestamp":{timestamp}}}}}"#);
+            let payload = format!(
+                r#"{{"o":{other},"value": {value} ,"key":{key_text},"timestamp":{timestamp}}}"#
+            );
+            let text = format!(r#"{{"other":{other},"type":"op","payload":{payload}}}"#);
             let mut parser = Parser::new();
             let parsed = parser.parse(&text);
-            prop_assert_eq!(parsed, Ok(Message::Op(Op { key: &key, value: &value, timestamp })));
+            let expected = Message::Op(Op { key: &key, value: &value, timestamp });
+            prop_assert_eq!(parsed, Ok(expected));
             let mut out = Vec::new();
             put_op(&mut out, &key, &value, timestamp);
             prop_assert_eq!(out.len(), op_frame_bytes(&key, &value, timestamp));
             let payload = &out[out.len() - op_payload_bytes(&key, &value, timestamp)..];
             let text = std::str::from_utf8(payload).unwrap();
             let mut again = Parser::new();
-            prop_assert_eq!(again.parse(text), Ok(Message::Op(Op { key: &key, value: &value, timestamp })));
+            prop_assert_eq!(again.parse(text), Ok(expected));
         }
 
         #[test]
-        fn any_text_is_answered(text in "\\PC{0,60}|[{}\\[\\]:,\"a-z0-9 \\\\]{0,60}") {
+        fn any_text_is_parsed_without_a_panic(text in "\\PC{0,60}|[{}\\[\\]:,\"a-z0-9 \\\\]{0,60}") {
             let _ = Parser::new().parse(&text);
         }
 
         #[test]
-        fn a_strings_bytes_are_counted_right(string in any::<String>()) {
+        fn the_length_of_a_json_string_is_right(string in any::<String>()) {
             let mut out = Vec::new();
             put_json_string(&mut out, &string);
             prop_assert_eq!(out.len(), json_string_bytes(&string));

@@ -1,4 +1,7 @@
-//! The outside's formats, as pure functions over bytes: no clock, no IO.
+//! What clients see on the wire, as pure functions over bytes: no clock, no IO. The rules follow;
+//! comments and tests name them (P1, P2, …).
+//!
+#![doc = include_str!("protocol.md")]
 
 pub mod auth;
 pub mod frame;

@@ -1,62 +1,69 @@
-//! A workspace as JSON texts: what its clients are sent when they join, and what a look at it shows.
+//! The state of a workspace as JSON: the init message for a client that joins (P45), and the body
+//! of a state over HTTP (P80).
 //!
-//! A look is made of the init message, so that a state that many join and look at is encoded once:
+//! Both contain the same fields, so that a state is encoded once however many clients join it and
+//! read it. The *stamps* are the part after the fields:
 //!
 //! ```text
-//! init   frame header {"type":"init","data":{ "k":1,"l":2 }}
-//! look                {"data":{               "k":1,"l":2 },"timestamps":{"k":7,"l":8},"seq":2,"connections": 5}
-//!                     own, for each           shared        shared: the stamps                                own
+//! init  header {"type":"init","data":{ "k":1 }}
+//! HTTP                       {"data":{ "k":1 },"timestamps":{"k":7},"seq":2,"connections": 5}
+//!       own                            shared  shared: the stamps                         own
 //! ```
 
 use std::ops::Range;
 
 use super::frame;
 use super::message::{json_string_bytes, put_json_string};
+use crate::seq::Seq;
 
 const INIT_START: &str = r#"{"type":"init","data":{"#;
 const INIT_END: &str = "}}";
-const LOOK_START: &str = r#"{"data":{"#;
-const LOOK_END: &str = "}";
+const HTTP_START: &str = r#"{"data":{"#;
+const HTTP_END: &str = "}";
 const STAMPS_START: &str = r#"},"timestamps":{"#;
 const STAMPS_SEQ: &str = r#"},"seq":"#;
 const STAMPS_END: &str = r#","connections":"#;
 
-/// A register of a workspace.
+/// An entry of a workspace, as it is encoded.
 pub struct Register<'a> {
-    /// Its key.
+    /// The key, unescaped.
     pub key: &'a str,
-    /// Its value, as JSON text.
+    /// The JSON text of the value, as its writer sent it.
     pub value: &'a str,
-    /// When it was written, Unix microseconds.
+    /// The timestamp that its writer gave it, in Unix microseconds.
     pub timestamp: u64,
 }
 
 // ---- the init message ----
 
-/// The bytes of one field of an init message, with its comma.
+/// Returns the length of one field of an init message, with its comma.
 #[must_use]
 pub fn init_field_bytes(key: &str, value: &str) -> usize {
     json_string_bytes(key) + value.len() + 2
 }
 
-/// The bytes of the frame of an init message. `fields_bytes` is the sum of [`init_field_bytes`] over its fields.
+/// Returns the length of the frame of an init message.
+///
+/// `fields_bytes` is the sum of [`init_field_bytes`] over its fields.
 #[must_use]
 pub fn init_frame_bytes(fields_bytes: usize) -> usize {
     let payload_bytes = init_payload_bytes(fields_bytes);
     frame::header_bytes(payload_bytes) + payload_bytes
 }
 
-/// Where the fields stand in that frame.
+/// Returns the range of the fields within the frame of an init message.
 #[must_use]
 pub fn init_fields(fields_bytes: usize) -> Range<usize> {
     let end = init_frame_bytes(fields_bytes) - INIT_END.len();
     end - fields_bytes.saturating_sub(1)..end
 }
 
-/// Appends an init message as a text frame. `fields_bytes` is the sum of [`init_field_bytes`] over `fields`.
+/// Appends an init message as a text frame.
+///
+/// `fields_bytes` is the sum of [`init_field_bytes`] over `fields`.
 ///
 /// # Panics
-/// Where the sum is not that of the fields: the frame's header would lie.
+/// If `fields_bytes` is not that sum: the frame header would announce a wrong length.
 pub fn put_init<'a>(
     out: &mut Vec<u8>,
     fields_bytes: usize,
@@ -72,23 +79,23 @@ pub fn put_init<'a>(
     assert_eq!(
         out.len() - start,
         frame_bytes,
-        "the state's byte count is the state's"
+        "the byte count of the state is right"
     );
 }
 
-/// Appends what stands before the fields of an init message.
+/// Appends the frame header of an init message and its text up to the fields.
 pub fn put_init_start(out: &mut Vec<u8>, fields_bytes: usize) {
     frame::put_text_header(out, init_payload_bytes(fields_bytes));
     out.extend_from_slice(INIT_START.as_bytes());
 }
 
-/// Appends a field behind [`put_init_start`] or another field.
+/// Appends one field, after [`put_init_start`] or another field.
 pub fn put_init_field(out: &mut Vec<u8>, key: &str, value: &str) {
     put_name(out, key);
     out.extend_from_slice(value.as_bytes());
 }
 
-/// Appends what stands behind the fields of an init message.
+/// Appends the text of an init message after its fields.
 pub fn put_init_end(out: &mut Vec<u8>) {
     out.extend_from_slice(INIT_END.as_bytes());
 }
@@ -98,23 +105,25 @@ fn init_payload_bytes(fields_bytes: usize) -> usize {
     INIT_START.len() + fields_bytes.saturating_sub(1) + INIT_END.len()
 }
 
-// ---- a look ----
+// ---- the state over HTTP ----
 
-/// The bytes of one field of the stamps of a look, with its comma.
+/// Returns the length of one field of the stamps, with its comma.
 #[must_use]
 pub fn stamp_field_bytes(key: &str, timestamp: u64) -> usize {
     json_string_bytes(key) + digits(timestamp) + 2
 }
 
-/// The bytes of the stamps of a look. `fields_bytes` is the sum of [`stamp_field_bytes`] over their fields.
+/// Returns the length of the stamps.
+///
+/// `fields_bytes` is the sum of [`stamp_field_bytes`] over their fields.
 #[must_use]
-pub fn stamps_bytes(fields_bytes: usize, seq: u64) -> usize {
+pub fn stamps_bytes(fields_bytes: usize, seq: Seq) -> usize {
     let fixed = STAMPS_START.len() + STAMPS_SEQ.len() + STAMPS_END.len();
-    fixed + fields_bytes.saturating_sub(1) + digits(seq)
+    fixed + fields_bytes.saturating_sub(1) + digits(seq.get())
 }
 
-/// Appends the stamps of a look: all that stands between the fields of its state and the number of connections.
-pub fn put_stamps<'a>(out: &mut Vec<u8>, seq: u64, fields: impl Iterator<Item = (&'a str, u64)>) {
+/// Appends the stamps: everything between the fields of the state and the number of connections.
+pub fn put_stamps<'a>(out: &mut Vec<u8>, seq: Seq, fields: impl Iterator<Item = (&'a str, u64)>) {
     put_stamps_start(out);
     for (key, timestamp) in fields {
         put_stamp_field(out, key, timestamp);
@@ -122,59 +131,59 @@ pub fn put_stamps<'a>(out: &mut Vec<u8>, seq: u64, fields: impl Iterator<Item = 
     put_stamps_end(out, seq);
 }
 
-/// Appends what stands before the fields of the stamps of a look.
+/// Appends the text of the stamps up to their fields.
 pub fn put_stamps_start(out: &mut Vec<u8>) {
     out.extend_from_slice(STAMPS_START.as_bytes());
 }
 
-/// Appends a field behind [`put_stamps_start`] or another field.
+/// Appends one field, after [`put_stamps_start`] or another field.
 pub fn put_stamp_field(out: &mut Vec<u8>, key: &str, timestamp: u64) {
     put_name(out, key);
     put_number(out, timestamp);
 }
 
-/// Appends what stands behind the fields of the stamps of a look.
-pub fn put_stamps_end(out: &mut Vec<u8>, seq: u64) {
+/// Appends the text of the stamps after their fields.
+pub fn put_stamps_end(out: &mut Vec<u8>, seq: Seq) {
     out.extend_from_slice(STAMPS_SEQ.as_bytes());
-    put_number(out, seq);
+    put_number(out, seq.get());
     out.extend_from_slice(STAMPS_END.as_bytes());
 }
 
-/// Appends what stands before the fields of a look.
-pub fn put_look_start(out: &mut Vec<u8>) {
-    out.extend_from_slice(LOOK_START.as_bytes());
+/// Appends the text of a state over HTTP up to its fields.
+pub fn put_http_state_start(out: &mut Vec<u8>) {
+    out.extend_from_slice(HTTP_START.as_bytes());
 }
 
-/// Appends what stands behind the stamps of a look.
-pub fn put_look_end(out: &mut Vec<u8>, connections: usize) {
+/// Appends the text of a state over HTTP after its stamps.
+pub fn put_http_state_end(out: &mut Vec<u8>, connections: usize) {
     put_number(out, connections as u64);
-    out.extend_from_slice(LOOK_END.as_bytes());
+    out.extend_from_slice(HTTP_END.as_bytes());
 }
 
-/// The bytes of what [`put_look_start`] and [`put_look_end`] append.
+/// Returns the length of what [`put_http_state_start`] and [`put_http_state_end`] append.
 #[must_use]
-pub fn look_ends_bytes(connections: usize) -> usize {
-    LOOK_START.len() + digits(connections as u64) + LOOK_END.len()
+pub fn http_state_ends_bytes(connections: usize) -> usize {
+    HTTP_START.len() + digits(connections as u64) + HTTP_END.len()
 }
 
-/// Appends a whole look: `{"data":{…},"timestamps":{…},"seq":n,"connections":n}`.
-pub fn put_look<'a>(
+/// Appends a whole state over HTTP: `{"data":{…},"timestamps":{…},"seq":n,"connections":n}`.
+pub fn put_http_state<'a>(
     out: &mut Vec<u8>,
     fields: impl Iterator<Item = Register<'a>> + Clone,
-    seq: u64,
+    seq: Seq,
     connections: usize,
 ) {
-    put_look_start(out);
+    put_http_state_start(out);
     for field in fields.clone() {
         put_init_field(out, field.key, field.value);
     }
     put_stamps(out, seq, fields.map(|field| (field.key, field.timestamp)));
-    put_look_end(out, connections);
+    put_http_state_end(out, connections);
 }
 
-// ---- who is there ----
+// ---- presence ----
 
-/// Appends who is there as a JSON text: `[{"userId":…,"status":"online"},…]`.
+/// Appends the connected users as JSON: `[{"userId":…,"status":"online"},…]` (P83).
 pub fn put_presence<'a>(out: &mut Vec<u8>, users: impl Iterator<Item = &'a str>) {
     out.push(b'[');
     for (index, user) in users.enumerate() {
@@ -188,7 +197,9 @@ pub fn put_presence<'a>(out: &mut Vec<u8>, users: impl Iterator<Item = &'a str>)
     out.push(b']');
 }
 
-/// Appends the name of a field, and a comma before it unless it is the first: no value ends in a brace that opens.
+/// Appends the name of a field, preceded by a comma unless it is the first field.
+///
+/// Before the first one the text ends in `{`, and no value ends in that.
 fn put_name(out: &mut Vec<u8>, key: &str) {
     if out.last() != Some(&b'{') {
         out.push(b',');
@@ -201,7 +212,7 @@ fn put_number(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
-/// The decimal digits of a number.
+/// Returns how many decimal digits a number has.
 #[must_use]
 pub fn digits(number: u64) -> usize {
     number.checked_ilog10().map_or(1, |log| log as usize + 1)
@@ -218,20 +229,25 @@ mod tests {
             timestamp: *timestamp,
         });
         let mut out = Vec::new();
-        put_look(&mut out, fields, 7, 2);
+        put_http_state(&mut out, fields, Seq::new(7), 2);
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 
+    /// P47, P80.
     #[test]
-    fn a_state_is_the_values_as_they_were_written() {
+    fn a_state_has_the_values_as_they_were_written() {
         let empty = r#"{"data":{},"timestamps":{},"seq":7,"connections":2}"#;
         check(&[], empty);
         check(
             &[("a\"", "1.0", 3), ("b", r#"{ "c":null}"#, u64::MAX)],
-            r#"{"data":{"a\"":1.0,"b":{ "c":null}},"timestamps":{"a\"":3,"b":18446744073709551615},"seq":7,"connections":2}"#,
+            concat!(
+                r#"{"data":{"a\"":1.0,"b":{ "c":null}},"#,
+                r#""timestamps":{"a\"":3,"b":18446744073709551615},"seq":7,"connections":2}"#,
+            ),
         );
     }
 
+    /// P83.
     #[test]
     fn presence_is_a_list() {
         for (users, expected) in [

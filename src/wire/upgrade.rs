@@ -1,10 +1,11 @@
-//! The request head of a connection (RFC 9112, read by httparse) and every HTTP answer to it.
+//! The request head of a connection (RFC 9112, parsed by httparse) and every HTTP answer to it.
 //!
-//! A connection carries one request: a WebSocket upgrade, a look at a workspace, or a page. Every answer but 101 ends it.
-//! What each request is answered with stands in a table in `protocol.md`; the checks here go from the outside
-//! in (head, path, method, upgrade, version, key, workspace), and the first that fails gives the answer.
+//! A connection carries one request: a WebSocket upgrade, a read of a workspace, or a page. Every
+//! answer other than 101 ends it. The [protocol](crate::wire) lists the answers, and the order of
+//! the checks (P1 to P14): from the outside in, and the first that fails determines the answer.
 //!
-//! Invariant: no answer repeats what the client sent, so neither a token nor a workspace can leak through one.
+//! Invariant: no answer repeats what the client sent, so neither a token nor a workspace id can
+//! leak through one.
 
 use std::fmt;
 
@@ -15,12 +16,12 @@ use self::target::Target;
 use crate::limits::{HEAD_BYTES_MAX, HEADERS_MAX, HEADERS_USUAL};
 
 pub use self::answer::Answer;
-pub use self::page::{Page, PageRequest, Provenance};
+pub use self::page::{PageRequest, Provenance, WebPage};
 pub use self::state_request::{ReadTarget, StateRequest};
 pub use self::tag::matches_tag;
 
 use self::head::Head;
-use self::host::Host;
+use self::host::UriHost;
 use self::page::PAGES;
 
 mod answer;
@@ -32,28 +33,29 @@ mod state_request;
 mod tag;
 mod target;
 
-/// What a connection was opened for.
+/// The request that a connection was opened for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// A WebSocket to a workspace.
     Sync(SyncRequest),
     /// The state or the members of a workspace, over plain HTTP.
     State(StateRequest),
-    /// A page, or what belongs to one.
+    /// A page, or a file that belongs to one.
     Page(PageRequest),
-    /// A browser asks what a page of another origin may do here (the Fetch standard, "CORS-preflight request").
+    /// A browser asks what a page of another origin may do here (WHATWG Fetch, "CORS-preflight
+    /// request").
     Preflight {
         /// The page's origin.
         origin: Option<String>,
     },
-    /// Is the process alive?
+    /// `/healthz`: whether the process is alive (P90).
     Healthz {
-        /// A HEAD request: the answer has no body.
+        /// Whether it is a HEAD request, whose answer has no body.
         head_only: bool,
     },
-    /// Can the process serve?
+    /// `/readyz`: whether every shard can serve (P91).
     Readyz {
-        /// A HEAD request: the answer has no body.
+        /// Whether it is a HEAD request, whose answer has no body.
         head_only: bool,
     },
 }
@@ -65,11 +67,11 @@ pub struct SyncRequest {
     pub workspace: String,
     /// The token, from the query or the `Authorization` header; never empty.
     pub token: Option<String>,
-    /// Who says to be there: the query parameter `userId`, which nobody checks.
+    /// The name that the client gives itself, the query parameter `userId`. It is not verified.
     pub user: Option<String>,
-    /// The `Origin` of the page that asks; none from what is no browser.
+    /// The `Origin` of the page that connects. Only browsers send one.
     pub origin: Option<String>,
-    /// The `Sec-WebSocket-Accept` that [`switching_protocols`] is to send.
+    /// The `Sec-WebSocket-Accept` for [`switching_protocols`].
     pub accept_key: String,
 }
 
@@ -85,14 +87,14 @@ impl fmt::Debug for SyncRequest {
     }
 }
 
-/// Reads a request head from the start of `bytes`, and returns its length and what it asks for.
+/// Parses the request head at the start of `bytes`, and returns its length and the request.
 ///
-/// `None`: the head is incomplete, and may still become one that is not too long. An error is the answer to send
-/// before the connection is closed.
+/// `None`: the head is incomplete and not too long yet. An error is the answer to send before the
+/// connection is closed.
 pub fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Request)>, Answer> {
     let mut usual = [httparse::EMPTY_HEADER; HEADERS_USUAL];
     match parse_fields(bytes, &mut usual) {
-        // Memory for as many fields as a head can have is too much to clear for each of them.
+        // Clearing memory for as many fields as a head can have would cost too much every time.
         Err(HeadError::TooManyFields) => {
             let mut all = vec![httparse::EMPTY_HEADER; HEADERS_MAX];
             parse_fields(bytes, &mut all)
@@ -105,9 +107,9 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Request)>, Answer> {
     })
 }
 
-/// Why a head is no request.
+/// The reason why a head is not a request.
 enum HeadError {
-    /// It has more fields than there is room for.
+    /// It has more fields than the buffer.
     TooManyFields,
     /// The answer to it.
     Refused(Answer),
@@ -123,7 +125,7 @@ fn too_long() -> Answer {
     Answer::header_fields_too_large("the request head is over 16 KiB")
 }
 
-/// Does what [`parse_head`] does, for a head that has no more fields than `fields` has room for.
+/// Parses a head as [`parse_head`] does, if it has no more fields than `fields` has room for.
 fn parse_fields<'a>(
     bytes: &'a [u8],
     fields: &mut [httparse::Header<'a>],
@@ -145,12 +147,12 @@ fn parse_fields<'a>(
     };
     match request(&head) {
         Ok(request) => Ok(Some((head_bytes, request))),
-        // RFC 9110 section 9.3.2: no answer to HEAD has a body, an error neither.
+        // RFC 9110 section 9.3.2: no answer to HEAD has a body, not even an error.
         Err(answer) => Err(answer.for_method(head.method == "HEAD").into()),
     }
 }
 
-/// Appends the answer that opens the WebSocket. Frames follow.
+/// Appends the 101 that opens the WebSocket. Frames follow it.
 pub fn switching_protocols(accept_key: &str, out: &mut Vec<u8>) {
     for part in [
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -175,7 +177,7 @@ fn request(head: &Head<'_>) -> Result<Request, Answer> {
     if host.is_none() && head.is_http_1_1 {
         return Err(Answer::bad_request("Host is required"));
     }
-    if host.is_some_and(|host| Host::parse(host).is_none()) {
+    if host.is_some_and(|host| UriHost::parse(host).is_none()) {
         return Err(Answer::bad_request(
             "Host must be a name or an address, with or without a port",
         ));
@@ -197,7 +199,7 @@ fn request(head: &Head<'_>) -> Result<Request, Answer> {
                 return Err(Answer::not_found());
             };
             match folder {
-                // The bytes after the head are frames. A body would be taken for some.
+                // The bytes after the head are frames, so a body would be read as frames.
                 "/v1/sync" if has_body && head.method == "GET" => Err(Answer::bad_request(
                     "an upgrade request must not have a body",
                 )),
@@ -212,11 +214,11 @@ fn request(head: &Head<'_>) -> Result<Request, Answer> {
 
 fn page_request(
     head: &Head<'_>,
-    page: Page,
-    target_host: Option<Host<'_>>,
+    page: WebPage,
+    target_host: Option<UriHost<'_>>,
 ) -> Result<Request, Answer> {
     match head.method {
-        "OPTIONS" if page == Page::ClientModule => Ok(Request::Preflight {
+        "OPTIONS" if page == WebPage::ClientModule => Ok(Request::Preflight {
             origin: head.origin(),
         }),
         "GET" | "HEAD" => Ok(Request::Page(PageRequest {
@@ -229,12 +231,12 @@ fn page_request(
     }
 }
 
-/// RFC 6455 section 4.2.1.
+/// Checks an upgrade request as RFC 6455 section 4.2.1 requires.
 fn sync_request(head: &Head<'_>, segment: &str, query: &str) -> Result<SyncRequest, Answer> {
     if head.method != "GET" {
         return Err(Answer::method_not_allowed("GET"));
     }
-    // RFC 9110 section 7.8: an Upgrade in an HTTP/1.0 request is ignored, so none was asked for.
+    // RFC 9110 section 7.8: an Upgrade in an HTTP/1.0 request is ignored.
     if !head.is_http_1_1
         || !head.lists("connection", "upgrade")
         || !head.lists("upgrade", "websocket")
@@ -295,7 +297,7 @@ fn state_request(
     }))
 }
 
-/// Whether `value` is base64 of 16 bytes: 22 characters and the padding.
+/// Returns whether `value` is 16 bytes in base64: 22 characters and the padding.
 fn is_key(value: &[u8]) -> bool {
     let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
     value.len() == 24
@@ -304,7 +306,8 @@ fn is_key(value: &[u8]) -> bool {
             .is_some_and(|digits| digits.iter().all(is_base64))
 }
 
-/// RFC 6750 section 2.1. A token that is not text is passed on as one that no secret has signed.
+/// Returns the token of the `Authorization` header (RFC 6750 section 2.1). Bytes that are not
+/// UTF-8 are replaced: no secret has signed such a token.
 fn bearer_token(head: &Head<'_>) -> Option<String> {
     head.values("authorization").find_map(|value| {
         let (scheme, token) = value.split_at_checked("Bearer ".len())?;

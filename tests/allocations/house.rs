@@ -5,21 +5,19 @@
 #![allow(dead_code)]
 
 use std::io::Write;
-use std::sync::Arc;
 
 use etherply::core::contract::{Clock, Input, Output, ShardConfig};
 use etherply::core::fanout::window::{Spans, spans_bytes};
 use etherply::core::shard::Shard;
 use etherply::core::shard::session::SessionId;
+use etherply::core::testing::{self, START_UNIX_S};
 use etherply::limits::SECOND_US;
 use etherply::log::commit::{Durability, OpenSegment};
 use etherply::log::position::LogPosition;
-use etherply::wire::auth::{Secret, Verifier, mint};
 
 /// More turns than this without an end are a loop.
 const TURNS_MAX: usize = 100_000;
 const START_S: u64 = 1000;
-const START_UNIX_S: u64 = 1_700_000_000;
 /// What a client masks its frames with.
 const MASK: [u8; 4] = [0x37, 0xFA, 0x21, 0x3D];
 
@@ -43,46 +41,21 @@ pub struct Told {
     is_joined: bool,
 }
 
-/// The settings of a shard whose segments never end.
+/// Returns the settings of a shard without limits on time and timestamps.
 pub fn config(durability: Durability) -> ShardConfig {
     ShardConfig {
-        shard: 0,
-        shards: 1,
         durability,
-        sync_interval_us: SECOND_US,
-        ping_interval_us: 25 * SECOND_US,
-        outbox_bytes_max: 1 << 20,
-        message_bytes_max: 1 << 20,
-        session_bytes_max: etherply::limits::SESSION_BUDGET_BYTES,
-        snapshot_bytes_max: etherply::limits::SNAPSHOT_BYTES_MAX,
-        snapshot_part_bytes: etherply::limits::SNAPSHOT_PART_BYTES,
-        batch_bytes_max: etherply::limits::BATCH_BYTES_MAX,
         segment_bytes_min: 1 << 30,
         segment_bytes_max: 1 << 30,
-        log_spare_bytes: etherply::limits::LOG_SPARE_BYTES,
         future_skew_us: u64::MAX / 2,
         drain_us: 0,
-        hash_seed: 1,
-        start_id: 1,
-        verifier: Arc::new(Verifier::new(&secret(), None)),
-        origins: std::sync::Arc::default(),
-        limits: etherply::core::contract::Limits::default(),
-        has_journal: false,
-        fault_panic_key: None,
+        ..testing::shard_config()
     }
 }
 
-fn secret() -> Secret {
-    Secret::new(b"0123456789abcdef0123456789abcdef".to_vec()).expect("a secret")
-}
-
-/// The request of a client that joins.
+/// Returns the request of a client that joins.
 pub fn head(workspace: &str) -> String {
-    let token = mint(&secret(), "house", START_UNIX_S, None);
-    format!(
-        "GET /v1/sync/{workspace}?token={token} HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
+    testing::join_request(workspace, &testing::token(None))
 }
 
 pub struct House {

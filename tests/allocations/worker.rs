@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use etherply::core::shard::Shard;
 use etherply::io::listener::{AddressNames, Listener};
-use etherply::io::mailbox::{Recovered, ShardMessage, ShardSender, Status, mailbox};
+use etherply::io::mailbox::{RecoveredShard, ShardMessage, ShardSender, mailbox};
 use etherply::io::ring;
 use etherply::io::worker::{Worker, WorkerContext, clock};
 use etherply::limits::{SECOND_US, SEGMENT_FILL_BYTES};
@@ -19,6 +19,7 @@ use etherply::log::commit::Durability;
 use etherply::log::directory::DataDirectory;
 use etherply::log::log_files::LogFiles;
 use etherply::log::recovery::Report;
+use etherply::status::Status;
 
 use crate::house::{Told, config, head, put_op};
 
@@ -61,7 +62,7 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
         pages: Arc::new(etherply::admin::Pages::new(false, None)),
     };
     let workspaces = Vec::new();
-    post.send(ShardMessage::Recovered(Box::new(Recovered {
+    post.send(ShardMessage::Recovered(Box::new(RecoveredShard {
         log,
         workspaces,
         serves,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use etherply::core::contract::shard_of;
 use etherply::core::state::workspace::Workspace;
+use etherply::core::testing::Dice;
 use etherply::limits::{HEAD_TIMEOUT_US, SECOND_US, STALL_LINGER_US, STALL_TIMEOUT_US};
 use etherply::log::commit::Durability;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};
@@ -13,11 +14,11 @@ use etherply::log::recovery::RecoveryError;
 
 use crate::client::Reading;
 use crate::crash::Crash;
-use crate::dice::Dice;
 use crate::disk::SimDisk;
 use crate::model::Model;
 use crate::server::{self, DATA, all_bytes, log_bytes};
 use crate::world::{WORKSPACES, World};
+use etherply::seq::Seq;
 
 /// The ops that a recovery visited.
 #[derive(Debug, Default)]
@@ -29,7 +30,7 @@ impl Found {
             op.workspace.to_owned(),
             op.value.to_owned(),
             op.timestamp,
-            op.seq,
+            op.seq.get(),
         ));
     }
 }
@@ -38,16 +39,16 @@ impl Found {
 type Recovered = (u64, Vec<(String, String, u64, u64)>);
 
 fn recovered(workspace: &Workspace) -> Recovered {
-    let entries = workspace.changed_since(0, None);
+    let entries = workspace.changed_since(Seq::NONE, None);
     let entries = entries.map(|(_, entry)| {
         (
             entry.key().to_owned(),
             entry.value().to_owned(),
             entry.timestamp(),
-            entry.seq(),
+            entry.seq().get(),
         )
     });
-    (workspace.seq(), entries.collect())
+    (workspace.seq().get(), entries.collect())
 }
 
 impl Model {
@@ -237,7 +238,7 @@ impl World {
             .pick(&[Crash::PowerCut, Crash::PowerCut, Crash::Kill]);
         fork.crash(crash);
         self.coverage.trial_crashes += 1;
-        let mut dice = Dice::new(self.dice.below_u64(u64::MAX), 4);
+        let mut dice = Dice::stream(self.dice.below_u64(u64::MAX), 4);
         if dice.one_in(2) {
             fork.die_within(30);
             let _ = try_recover(fork, self.shards, &mut dice);
@@ -260,7 +261,7 @@ impl World {
 
     /// Bits on the disk are altered, on a copy: that is found, or makes no difference.
     pub fn try_flips(&mut self) {
-        let mut dice = Dice::new(self.dice.below_u64(u64::MAX), 5);
+        let mut dice = Dice::stream(self.dice.below_u64(u64::MAX), 5);
         let dirty = self.disk.fork();
         dirty.write_back();
         let clean = dirty.fork();

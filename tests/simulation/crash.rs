@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use crate::dice::Journal;
+use etherply::core::testing::Dice;
+
 use crate::disk::{Met, Rates, SimDisk, State};
 use crate::inodes::{Change, Inode, Node};
+use crate::journal::Journal;
 
 /// How a process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +66,7 @@ impl SimDisk {
     }
 
     fn of(mut fork: State, stream: usize) -> Self {
-        fork.dice = crate::dice::Dice::new(stream as u64, 9);
+        fork.dice = Dice::stream(stream as u64, 9);
         fork.journal = Journal::default();
         fork.rates = Rates::default();
         fork.met = Met::default();
@@ -308,7 +310,7 @@ fn after_a_power_cut_a_disk_holds_no_more_than_it_can() {
     use etherply::log::disk::{Disk, DiskFile};
 
     for seed in 0..50 {
-        let disk = SimDisk::new(crate::dice::Dice::new(seed, 3), Journal::default());
+        let disk = SimDisk::new(Dice::stream(seed, 3), Journal::default());
         disk.state().capacity_bytes = Some(1000);
         let (old, new) = (Path::new("/old"), Path::new("/new"));
         let file = disk.create(old).unwrap();

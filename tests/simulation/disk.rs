@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use etherply::core::testing::Dice;
 use etherply::log::blocks::BLOCK_BYTES;
 use etherply::log::disk::{Disk, DiskFile, Space};
 use etherply::log::record::SECTOR_BYTES;
 
-use crate::dice::{Dice, Journal};
 use crate::inodes::{Change, Folder, Inode, Node};
+use crate::journal::Journal;
 
 /// How likely operations fail; 0 is never.
 #[derive(Debug, Clone, Copy, Default)]

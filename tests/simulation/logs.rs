@@ -2,6 +2,7 @@
 
 use etherply::core::contract::{Input, Output, shard_of};
 use etherply::core::state::replay::Replay;
+use etherply::core::testing::HASH_SEED;
 use etherply::log::blocks::BlockWrite;
 use etherply::log::commit::Durability;
 use etherply::log::disk::DiskFile;
@@ -11,7 +12,7 @@ use etherply::log::recovery::RecoveryError;
 
 use crate::disk::SimDisk;
 use crate::plan::faults;
-use crate::server::{Errand, HASH_SEED, LogOperation};
+use crate::server::{Errand, LogOperation};
 use crate::world::{Doing, World};
 
 impl World {

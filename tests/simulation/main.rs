@@ -14,9 +14,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 mod checks;
 mod client;
 mod crash;
-mod dice;
 mod disk;
 mod inodes;
+mod journal;
 mod life;
 mod logs;
 mod model;
@@ -28,7 +28,7 @@ mod turns;
 mod wire;
 mod world;
 
-use dice::Journal;
+use journal::Journal;
 use plan::{Coverage, Plan, faults};
 use world::World;
 

@@ -1,6 +1,7 @@
 //! What kind of run a seed is, what may go wrong in it, and what was met.
 
 use etherply::core::contract::Limits;
+use etherply::core::testing::Dice;
 use etherply::limits::{
     BATCH_BYTES_MAX, DISK_ENOUGH_FACTOR, SECOND_US, SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX,
     SNAPSHOT_PART_BYTES,
@@ -8,8 +9,6 @@ use etherply::limits::{
 use etherply::log::blocks::BLOCK_BYTES;
 use etherply::log::commit::Durability;
 use etherply::log::schedule::LowMarks;
-
-use crate::dice::Dice;
 
 /// What may go wrong, as bits, so that a failing run can be tried again without.
 pub mod faults {
@@ -84,7 +83,7 @@ pub const LOW_MARKS: LowMarks = LowMarks {
 impl Plan {
     pub fn new(seed: u64) -> Self {
         use Durability::{Always, Interval, None};
-        let mut dice = Dice::new(seed, 1);
+        let mut dice = Dice::stream(seed, 1);
         let durability = dice.pick(&[Always, Always, Always, Always, Interval, None]);
         // Long messages are in two of twelve, so that a share of a hundred seeds meets what only
         // they bring.
@@ -106,9 +105,9 @@ impl Plan {
             outbox_bytes_max: dice.pick(&[512, 1024, 4096, 1 << 20]),
             message_bytes_max: 4096,
             // A legal message always fits.
-            session_bytes_max: Dice::new(seed, 12).pick(&[SESSION_BUDGET_BYTES, 16_384, 24_000]),
+            session_bytes_max: Dice::stream(seed, 12).pick(&[SESSION_BUDGET_BYTES, 16_384, 24_000]),
             snapshot_bytes_max: SNAPSHOT_BYTES_MAX,
-            snapshot_part_bytes: Dice::new(seed, 9).pick(&[
+            snapshot_part_bytes: Dice::stream(seed, 9).pick(&[
                 1,
                 100,
                 1000,
@@ -118,7 +117,7 @@ impl Plan {
             ]),
             value_bytes: 1500,
             large_one_in: 12,
-            batch_bytes_max: Dice::new(seed, 13).pick(&[BATCH_BYTES_MAX, BATCH_BYTES_MAX, 4000]),
+            batch_bytes_max: Dice::stream(seed, 13).pick(&[BATCH_BYTES_MAX, BATCH_BYTES_MAX, 4000]),
             segment_bytes_min: dice.pick(&[200, 700, 3000]),
             segment_bytes_max: dice.pick(&[5000, 20_000]),
             segments_spared: 1,
@@ -136,12 +135,12 @@ impl Plan {
                 clients: 8,
                 outbox_bytes_max: 1 << 20,
                 message_bytes_max: 400_000,
-                session_bytes_max: Dice::new(seed, 12).pick(&[
+                session_bytes_max: Dice::stream(seed, 12).pick(&[
                     SESSION_BUDGET_BYTES,
                     SESSION_BUDGET_BYTES,
                     1_600_000,
                 ]),
-                snapshot_bytes_max: Dice::new(seed, 7).pick(&[SNAPSHOT_BYTES_MAX, 1_500_000]),
+                snapshot_bytes_max: Dice::stream(seed, 7).pick(&[SNAPSHOT_BYTES_MAX, 1_500_000]),
                 value_bytes: 330_000,
                 large_one_in: 2,
                 segment_bytes_min: 50_000,
@@ -185,7 +184,7 @@ impl Plan {
                 batch_bytes_max: 2500,
                 segment_bytes_max: 2500,
                 fill_bytes: Option::None,
-                disk_percent: Some(Dice::new(seed, 12).pick(&[150, 200, 300])),
+                disk_percent: Some(Dice::stream(seed, 12).pick(&[150, 200, 300])),
                 error_one_in: 0,
                 crash_one_in: 400,
                 ..plan
@@ -223,13 +222,13 @@ impl Plan {
 }
 
 fn fill_bytes(seed: u64, durability: Durability) -> Option<u64> {
-    let blocks = Dice::new(seed, 11).pick(&[0, 1, 1, 5]);
+    let blocks = Dice::stream(seed, 11).pick(&[0, 1, 1, 5]);
     (blocks > 0 && durability == Durability::Always).then_some(blocks * BLOCK_BYTES as u64)
 }
 
 /// Each limit is on in some runs.
 fn limits(seed: u64, kind: u64) -> Limits {
-    let mut dice = Dice::new(seed, 6);
+    let mut dice = Dice::stream(seed, 6);
     let (members, bytes) = match kind {
         0 => ([2, 4], [700_000, 1_500_000]),
         1 => ([80, 150], [600, 4000]),

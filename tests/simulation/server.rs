@@ -11,6 +11,7 @@ use etherply::core::shard::log_space::LogSize;
 use etherply::core::shard::session::SessionId;
 use etherply::core::state::replay::Replay;
 use etherply::core::state::workspace::Workspace;
+use etherply::core::testing::{self, Dice, HASH_SEED, START_UNIX_S};
 use etherply::limits::SECOND_US;
 use etherply::log::compaction::Compaction;
 use etherply::log::directory::{DataDirectory, DirectoryError, shard_folder, shard_of_folder};
@@ -21,27 +22,18 @@ use etherply::log::record::{Op, SEGMENT_HEADER_BYTES};
 use etherply::log::recovery::{Recovery, RecoveryError, Report};
 use etherply::log::reserve::Reserve;
 use etherply::log::schedule::{DiskRoom, Folder, Schedule};
-use etherply::wire::auth::{Secret, Verifier, mint};
 
-use crate::dice::Dice;
 use crate::disk::SimDisk;
 use crate::plan::{LOW_MARKS, Plan, faults};
 
 pub const DATA: &str = "/data/log";
 pub const PANIC_KEY: &str = "planted";
-pub const HASH_SEED: u64 = 5;
 /// The true time at the start.
-pub const BEGIN_UNIX_US: u64 = 1_700_000_000 * SECOND_US;
-
-static KEYS: LazyLock<(Arc<Verifier>, String)> = LazyLock::new(|| {
-    let secret = Secret::new(b"a secret of the simulation, long enough".to_vec());
-    let secret = secret.expect("it is not empty");
-    let token = mint(&secret, "client", BEGIN_UNIX_US / SECOND_US, None);
-    (Arc::new(Verifier::new(&secret, None)), token)
-});
+pub const BEGIN_UNIX_US: u64 = START_UNIX_S * SECOND_US;
 
 pub fn token() -> &'static str {
-    &KEYS.1
+    static TOKEN: LazyLock<String> = LazyLock::new(|| testing::token(None));
+    &TOKEN
 }
 
 /// An operation of a log: asked for, or done and not told yet.
@@ -329,15 +321,9 @@ fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
         segment_bytes_min: plan.segment_bytes_min,
         segment_bytes_max: plan.segment_bytes_max,
         log_spare_bytes: plan.log_spare_bytes(),
-        future_skew_us: 24 * 3600 * SECOND_US,
-        drain_us: 5 * SECOND_US,
-        hash_seed: HASH_SEED,
-        start_id: 1,
-        verifier: Arc::clone(&KEYS.0),
-        origins: std::sync::Arc::default(),
         limits,
-        has_journal: false,
         fault_panic_key: Some(PANIC_KEY.to_owned()),
+        ..testing::shard_config()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use etherply::core::fanout::window::Span;
+use etherply::core::testing;
 
 use crate::model::Write;
 
@@ -53,11 +54,7 @@ pub fn op_frame(write: &Write) -> Vec<u8> {
 }
 
 pub fn head(path: &str) -> Vec<u8> {
-    let head = format!(
-        "GET {path} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    );
-    head.into_bytes()
+    testing::upgrade_request(path).into_bytes()
 }
 
 /// What a client is told.

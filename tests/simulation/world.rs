@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use etherply::core::contract::{Clock, Input, Limits};
 use etherply::core::fanout::window::{skip_sent, spans_bytes};
+use etherply::core::testing::Dice;
 use etherply::limits::{RECEIVE_BYTES_MAX, SECOND_US, SNAPSHOT_BYTES_MAX};
 
 use crate::client::{Client, Home, Reading};
-use crate::dice::{Dice, Journal};
 use crate::disk::{Rates, SimDisk};
+use crate::journal::Journal;
 use crate::model::{Model, Write};
 use crate::plan::{Coverage, Plan, faults};
 use crate::server::{BEGIN_UNIX_US, PANIC_KEY, Server, token};
@@ -58,8 +59,8 @@ const HOUR_US: i64 = 3_600_000_000;
 
 impl World {
     pub fn new(plan: Plan, journal: Journal) -> Self {
-        let dice = Dice::new(plan.seed, 2);
-        let disk = SimDisk::new(Dice::new(plan.seed, 3), journal.clone());
+        let dice = Dice::stream(plan.seed, 2);
+        let disk = SimDisk::new(Dice::stream(plan.seed, 3), journal.clone());
         disk.state().capacity_bytes = plan.disk_bytes();
         journal.note(|| format!("{plan:?}"));
         let world = Self {

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use super::source::read;
-use super::{FILE_LINES, FUNCTION_LINES, MAIN_LINES, Rule};
-use super::{cycles, headers, layering, leftovers, purity, sizes, unsafety};
+use super::{COLUMNS, FILE_LINES, FUNCTION_LINES, MAIN_LINES, Rule};
+use super::{cycles, folder_cycles, headers, layering, leftovers, purity, sizes, unsafety, widths};
 
-/// Runs a rule on files that stand in one text, each behind a line `== path`. The rule has to find the lines that end in `// <-`.
+/// Runs a rule on the files in one text, each after a line `== path`. The rule has to find the lines
+/// that end in `// <-`.
 #[track_caller]
 fn check(rule: Rule, text: &str) {
     let mut files: Vec<(String, String)> = Vec::new();
@@ -23,12 +24,12 @@ fn check(rule: Rule, text: &str) {
         }
     }
     let mut found = BTreeSet::new();
-    let mut told = String::new();
+    let mut listed = String::new();
     for fault in rule(&read(&files)) {
         found.insert(format!("{}:{}", fault.path, fault.line));
-        told = format!("{told}{fault}\n");
+        listed = format!("{listed}{fault}\n");
     }
-    assert_eq!(found, expected, "{told}");
+    assert_eq!(found, expected, "{listed}");
 }
 
 #[test]
@@ -55,10 +56,18 @@ use crate::io::ring; // <-
 == limits.rs
 use crate::config::Settings; // <-
 == io/ring.rs
-use crate::{Everything, admin, config, core::shard::Shard, log::segment, wire};
+use crate::{admin, config, core::shard::Shard, log::segment, status::Status, wire};
 use crate::command::log as printed; // <-
+use crate::Everything; // <-
 == admin/mod.rs
-use crate::{config, io::ring};
+use crate::{config, core::contract, status::Status, wire::upgrade};
+use crate::io::ring; // <-
+use crate::log::commit; // <-
+== status.rs
+use crate::{core::contract, limits};
+use crate::admin::metrics; // <-
+use crate::io::ring; // <-
+use crate::config; // <-
 == core/mod.rs
 pub mod shard;
 == core/shard.rs
@@ -100,7 +109,7 @@ use super::{Position, record};
 use crate::limits;
 use crate::config; // <-
 == attic.rs
-fn in_no_room() {} // <-
+fn in_no_layer() {} // <-
 "#;
 
 #[test]
@@ -152,6 +161,32 @@ fn cycles_bite() {
     check(
         cycles,
         "== core/a.rs\n#[cfg(test)]\nmod tests;\nuse self::tests::X;\n== core/a/tests.rs\nuse super::A;",
+    );
+}
+
+#[test]
+fn folder_cycles_bite() {
+    // No cycle of files, but one of the folders at the top; lib.rs has no part in it.
+    check(
+        folder_cycles,
+        "== lib.rs\npub use core::a::A;\n== core/a.rs\nuse crate::wire::c;\n== core/b.rs\n== wire/c.rs\n\
+         == wire/d.rs\nuse crate::core::b; // <-",
+    );
+    // Deeper down, through a third, and of a folder and a file beside it.
+    check(
+        folder_cycles,
+        "== core/x/a.rs\nuse crate::core::y::b;\n== core/y/b.rs\n== core/y/c.rs\nuse crate::core::z;\n\
+         == core/z.rs\nuse super::x::d; // <-\n== core/x/d.rs",
+    );
+    // Each pair of folders is compared where their paths part.
+    check(
+        folder_cycles,
+        "== core/x/a.rs\nuse crate::core::y::b;\n== core/y/b.rs\nuse crate::wire::c;\n== wire/c.rs",
+    );
+    // A file and the folder of its name are one.
+    check(
+        folder_cycles,
+        "== core/x.rs\nuse self::a::A;\n== core/x/a.rs\nuse super::X;\n== core/x/b.rs\nuse super::a;",
     );
 }
 
@@ -263,7 +298,7 @@ fn sizes_bite() {
         "\nconst A: &str = \"\n// x\n\n\"; // <-",
     );
 
-    // The head of a function gets so many lines of body and a brace that closes it.
+    // A function: its head, a body of `lines` lines, and the brace that closes it.
     let function = |head: &str, lines: usize| {
         let body = "g(|x: [u8; 4]| { h(\"}\", '}') });\n".repeat(lines);
         check(
@@ -282,6 +317,19 @@ fn sizes_bite() {
         FUNCTION_LINES - 2,
     );
     function("trait T {\n  fn f();\n}\nimpl U {", FUNCTION_LINES);
+}
+
+#[test]
+fn widths_bite() {
+    let line = |start: &str, columns: usize| {
+        let padding = columns - start.chars().count() - " // <-".len();
+        format!("{start}{} // <-", "ä".repeat(padding))
+    };
+    for start in ["//! ", "use x; //", "    /// ", "let a = \"", "// https://"] {
+        let narrow = line(start, COLUMNS).replace(" // <-", " // < ");
+        let wide = line(start, COLUMNS + 1);
+        check(widths, &format!("== core/a.rs\n{narrow}\n{wide}\n{narrow}"));
+    }
 }
 
 #[test]

@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use super::loads::{MAX, OWN_SHARE, P50, P99, RESIDENT};
 use super::{Case, Scenario, Target};
-use crate::contestant::{Contestant, Kind, Server};
-use crate::house::House;
+use crate::config::HarnessConfig;
+use crate::contestant::{self, Contestant, Kind, Server};
 use etherply_bench::figures::Bound::AtMost;
 use etherply_bench::figures::{Figure, Numbers};
-use etherply_bench::load::book::Clock;
 use etherply_bench::load::crowd::{Crowd, frame_of};
+use etherply_bench::load::join::is_init;
 use etherply_bench::load::pace::Schedule;
 use etherply_bench::load::state::State;
-use etherply_bench::load::{is_init, own_cpu_ns};
+use etherply_bench::load::tracker::Clock;
+use etherply_bench::process::thread_cpu_ns;
 
 pub struct Join;
 pub struct Reconnect;
@@ -61,28 +62,33 @@ impl Scenario for Join {
         &[CPU_PER_JOIN, JOINS, P50, P99, MAX, RESIDENT, OWN_SHARE]
     }
 
-    fn cases(&self, house: &House) -> Vec<Case> {
-        if house.target.is_some() {
+    fn cases(&self, config: &HarnessConfig) -> Vec<Case> {
+        if config.target.is_some() {
             return Vec::new();
         }
         vec![Case::against_peers(
             0,
             "1,000 joins/s, 1 MB",
-            house.contestants(),
+            contestant::all(config),
         )]
     }
 
-    fn measure(&self, _: &Case, contestant: &Contestant, house: &House) -> Result<Numbers, String> {
+    fn measure(
+        &self,
+        _: &Case,
+        contestant: &Contestant,
+        config: &HarnessConfig,
+    ) -> Result<Numbers, String> {
         let mut flags = Vec::new();
         let has_state = contestant.has_state();
         if !has_state {
             let bytes = LARGE.init_bytes(ROOM);
             flags.extend(["--join-bytes".to_owned(), bytes.to_string()]);
         }
-        let server = contestant.start_with(house, &flags);
+        let server = contestant.start_with(config, &flags);
         let server = server.map_err(|error| error.to_string())?;
-        let measured = joins(&server, house, has_state);
-        measured.map_err(|failure| server.blamed(failure))
+        let measured = joins(&server, config, has_state);
+        measured.map_err(|failure| server.with_log(failure))
     }
 
     fn targets(&self) -> Vec<Target> {
@@ -98,11 +104,11 @@ impl Scenario for Join {
     }
 }
 
-fn joins(server: &Server, house: &House, has_state: bool) -> Result<Numbers, String> {
+fn joins(server: &Server, config: &HarnessConfig, has_state: bool) -> Result<Numbers, String> {
     let init = if has_state {
-        LARGE.put(&server.door, ROOM)?
+        LARGE.put(&server.endpoint, ROOM)?
     } else {
-        let joined = server.door.join(ROOM);
+        let joined = server.endpoint.join(ROOM);
         joined.map_err(|error| error.to_string())?.1
     };
     let bytes = LARGE.init_bytes(ROOM);
@@ -114,11 +120,11 @@ fn joins(server: &Server, house: &House, has_state: bool) -> Result<Numbers, Str
     }
     let init = frame_of(&init);
     let warm_up = u64::from(JOINS_PER_S) / 5;
-    let wanted = house.measured.as_millis() * u128::from(JOINS_PER_S) / 1000;
+    let wanted = config.measured.as_millis() * u128::from(JOINS_PER_S) / 1000;
     let count = u64::try_from(wanted).unwrap_or(u64::MAX);
     let count = count.clamp(1, JOINS_MAX - warm_up);
     let clock = Clock::start();
-    let mut crowd = Crowd::new(&server.door, clock)?;
+    let mut crowd = Crowd::new(&server.endpoint, clock)?;
     keep_schedule(&mut crowd, clock, warm_up, &init)?;
     let before = Mark::new(server, clock);
     keep_schedule(&mut crowd, clock, count, &init)?;
@@ -174,33 +180,40 @@ impl Scenario for Reconnect {
         ]
     }
 
-    fn cases(&self, house: &House) -> Vec<Case> {
-        if house.target.is_some() {
+    fn cases(&self, config: &HarnessConfig) -> Vec<Case> {
+        if config.target.is_some() {
             return Vec::new();
         }
-        let crowd = Rooms::of(house);
+        let crowd = Rooms::of(config);
         let title = format!("{} clients in {} rooms", crowd.clients, crowd.rooms);
-        vec![Case::against_peers(0, &title, house.contestants())]
+        vec![Case::against_peers(0, &title, contestant::all(config))]
     }
 
-    fn note(&self, _: &House) -> Option<String> {
+    fn note(&self, _: &HarnessConfig) -> Option<String> {
         Some("The peers have no state after a restart, and so less to send.".to_owned())
     }
 
-    fn measure(&self, _: &Case, contestant: &Contestant, house: &House) -> Result<Numbers, String> {
-        let server = contestant.start(house).map_err(|error| error.to_string())?;
-        let rooms = Rooms::of(house);
+    fn measure(
+        &self,
+        _: &Case,
+        contestant: &Contestant,
+        config: &HarnessConfig,
+    ) -> Result<Numbers, String> {
+        let server = contestant
+            .start(config)
+            .map_err(|error| error.to_string())?;
+        let rooms = Rooms::of(config);
         let keeps = matches!(contestant.kind, Kind::Etherply { .. });
         if keeps {
             for room in 0..rooms.rooms {
-                let put = SMALL.put(&server.door, &Rooms::name(room));
-                put.map_err(|failure| server.blamed(failure))?;
+                let put = SMALL.put(&server.endpoint, &Rooms::name(room));
+                put.map_err(|failure| server.with_log(failure))?;
             }
         }
-        let server = contestant.restart(server, house);
+        let server = contestant.restart(server, config);
         let server = server.map_err(|error| error.to_string())?;
         let measured = reconnect(&server, &rooms, keeps);
-        measured.map_err(|failure| server.blamed(failure))
+        measured.map_err(|failure| server.with_log(failure))
     }
 }
 
@@ -216,8 +229,8 @@ struct Rooms {
 }
 
 impl Rooms {
-    fn of(house: &House) -> Self {
-        let clients = if house.quick { 1000 } else { 5000 };
+    fn of(config: &HarnessConfig) -> Self {
+        let clients = if config.quick { 1000 } else { 5000 };
         Self {
             clients,
             rooms: clients / 10,
@@ -231,7 +244,7 @@ impl Rooms {
 
 fn reconnect(server: &Server, rooms: &Rooms, keeps: bool) -> Result<Numbers, String> {
     let clock = Clock::start();
-    let mut crowd = Crowd::new(&server.door, clock)?;
+    let mut crowd = Crowd::new(&server.endpoint, clock)?;
     let before = Mark::new(server, clock);
     for client in 0..rooms.clients {
         crowd.enter(&Rooms::name(client % rooms.rooms), before.at_ns, None)?;
@@ -273,7 +286,7 @@ impl Mark {
         Self {
             at_ns: clock.now_ns(),
             server_cpu_s: server.cpu_s(),
-            own_cpu_ns: own_cpu_ns(),
+            own_cpu_ns: thread_cpu_ns(),
         }
     }
 

@@ -6,14 +6,14 @@ use hdrhistogram::Histogram;
 
 use super::loads::{self, CPU_PER_OP, MAX, OPS, OPS_PER_CPU, OWN_SHARE, P50, P99, Shape};
 use super::{Case, Scenario, Target};
+use crate::config::HarnessConfig;
 use crate::contestant::{Contestant, Kind};
-use crate::house::House;
 use crate::peers::redis::{self, Fsync, Load, Redis};
 use etherply_bench::figures::Bound::AtLeast;
 use etherply_bench::figures::{Figure, Numbers};
-use etherply_bench::load::book::histogram;
 use etherply_bench::load::op::{KEYS, VALUE_BYTES};
 use etherply_bench::load::pace::Pace;
+use etherply_bench::load::tracker::histogram;
 
 pub struct Durable;
 
@@ -41,8 +41,8 @@ impl Scenario for Durable {
         &[OPS_PER_CPU, OPS, CPU_PER_OP, P50, P99, MAX, OWN_SHARE]
     }
 
-    fn cases(&self, house: &House) -> Vec<Case> {
-        if house.target.is_some() {
+    fn cases(&self, config: &HarnessConfig) -> Vec<Case> {
+        if config.target.is_some() {
             return Vec::new();
         }
         let modes = ["always", "interval", "none"].map(Contestant::etherply);
@@ -59,7 +59,7 @@ impl Scenario for Durable {
             .collect()
     }
 
-    fn note(&self, _: &House) -> Option<String> {
+    fn note(&self, _: &HarnessConfig) -> Option<String> {
         let told = redis::version().map_or_else(
             || "left out: redis-server is not installed".to_owned(),
             |version| {
@@ -73,12 +73,12 @@ impl Scenario for Durable {
         &self,
         case: &Case,
         contestant: &Contestant,
-        house: &House,
+        config: &HarnessConfig,
     ) -> Result<Numbers, String> {
         let in_flight = IN_FLIGHT[case.index];
         let found = REDIS.iter().find(|(name, ..)| *name == contestant.name);
         if let Some((_, shape, fsync)) = found {
-            let measured = measure_redis(*shape, *fsync, in_flight, house);
+            let measured = measure_redis(*shape, *fsync, in_flight, config);
             return measured.map_err(|error| error.to_string());
         }
         let shape = Shape {
@@ -87,7 +87,7 @@ impl Scenario for Durable {
             receivers: 1,
             pace: Pace::Closed { in_flight },
         };
-        loads::measure(&shape, contestant, house)
+        loads::measure(&shape, contestant, config)
     }
 
     fn targets(&self) -> Vec<Target> {
@@ -105,15 +105,15 @@ fn measure_redis(
     shape: redis::Shape,
     fsync: Fsync,
     in_flight: u32,
-    house: &House,
+    config: &HarnessConfig,
 ) -> io::Result<Numbers> {
     let folder = tempfile::Builder::new()
         .prefix("etherply-harness-")
-        .tempdir_in(&house.folder)?;
+        .tempdir_in(&config.folder)?;
     // What a thread starts runs where the thread runs.
-    house.cores.server.take()?;
+    config.cores.server.take()?;
     let server = Redis::start(folder.path(), fsync);
-    house.cores.load.take()?;
+    config.cores.load.take()?;
     let mut server = server;
     let figures = server.run(&Load {
         shape,
@@ -122,8 +122,8 @@ fn measure_redis(
         key_bytes: 5,
         // A value in JSON has quotes.
         value_bytes: VALUE_BYTES + 2,
-        warm_up: house.warm_up,
-        duration: house.measured,
+        warm_up: config.warm_up,
+        duration: config.measured,
     });
     let mut latencies_us: Histogram<u64> = histogram();
     for latency_us in &figures.latencies_us {

@@ -5,8 +5,8 @@ use super::loads::{
     Shape,
 };
 use super::{Case, Picture, Scenario, Target};
-use crate::contestant::Contestant;
-use crate::house::House;
+use crate::config::HarnessConfig;
+use crate::contestant::{self, Contestant};
 use etherply_bench::figures::Bound::{AtLeast, AtMost};
 use etherply_bench::figures::{Figure, Numbers};
 use etherply_bench::load::pace::Pace;
@@ -56,10 +56,10 @@ impl Scenario for Fanout {
         ]
     }
 
-    fn cases(&self, house: &House) -> Vec<Case> {
+    fn cases(&self, config: &HarnessConfig) -> Vec<Case> {
         let shapes = SHAPES.iter().enumerate();
         let cases = shapes
-            .map(|(index, shape)| Case::against_peers(index, shape.title, house.contestants()));
+            .map(|(index, shape)| Case::against_peers(index, shape.title, contestant::all(config)));
         cases.collect()
     }
 
@@ -67,9 +67,9 @@ impl Scenario for Fanout {
         &self,
         case: &Case,
         contestant: &Contestant,
-        house: &House,
+        config: &HarnessConfig,
     ) -> Result<Numbers, String> {
-        loads::measure(&SHAPES[case.index], contestant, house)
+        loads::measure(&SHAPES[case.index], contestant, config)
     }
 
     fn targets(&self) -> Vec<Target> {

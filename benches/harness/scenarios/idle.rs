@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use super::loads::RESIDENT;
 use super::{Case, Scenario, Target};
-use crate::contestant::{Contestant, Server};
-use crate::house::House;
+use crate::config::HarnessConfig;
+use crate::contestant::{self, Contestant, Server};
 use etherply_bench::figures::Bound::AtMost;
 use etherply_bench::figures::{Figure, Numbers};
-use etherply_bench::load::book::Clock;
 use etherply_bench::load::crowd::{Crowd, frame_of};
-use etherply_bench::load::op::{Order, Text, put_client_frame};
+use etherply_bench::load::op::{FieldOrder, Text, put_client_frame};
+use etherply_bench::load::tracker::Clock;
 
 pub struct Idle;
 
@@ -50,26 +50,26 @@ impl Scenario for Idle {
         &[RESIDENT_EACH, RESIDENT, CPU_EACH]
     }
 
-    fn cases(&self, house: &House) -> Vec<Case> {
-        if house.target.is_some() {
+    fn cases(&self, config: &HarnessConfig) -> Vec<Case> {
+        if config.target.is_some() {
             return Vec::new();
         }
-        let count = count(house);
+        let count = count(config);
         vec![
             Case::against_peers(
                 TOGETHER,
                 &format!("{count} in one workspace"),
-                house.contestants(),
+                contestant::all(config),
             ),
             Case::against_peers(
                 ALONE,
                 &format!("{count}, each in its own workspace"),
-                house.contestants(),
+                contestant::all(config),
             ),
         ]
     }
 
-    fn note(&self, _: &House) -> Option<String> {
+    fn note(&self, _: &HarnessConfig) -> Option<String> {
         Some("Memory of the process, without that of the kernel for its sockets.".to_owned())
     }
 
@@ -77,13 +77,15 @@ impl Scenario for Idle {
         &self,
         case: &Case,
         contestant: &Contestant,
-        house: &House,
+        config: &HarnessConfig,
     ) -> Result<Numbers, String> {
-        let server = contestant.start(house).map_err(|error| error.to_string())?;
+        let server = contestant
+            .start(config)
+            .map_err(|error| error.to_string())?;
         let clock = Clock::start();
-        let mut crowd = Crowd::new(&server.door, clock)?;
-        let measured = measure(case.index, contestant, &server, &mut crowd, count(house));
-        measured.map_err(|failure| server.blamed(failure))
+        let mut crowd = Crowd::new(&server.endpoint, clock)?;
+        let measured = measure(case.index, contestant, &server, &mut crowd, count(config));
+        measured.map_err(|failure| server.with_log(failure))
     }
 
     fn targets(&self) -> Vec<Target> {
@@ -103,8 +105,8 @@ impl Scenario for Idle {
     }
 }
 
-fn count(house: &House) -> usize {
-    if house.quick { 2000 } else { 10_000 }
+fn count(config: &HarnessConfig) -> usize {
+    if config.quick { 2000 } else { 10_000 }
 }
 
 /// The workspace of a connection.
@@ -165,8 +167,8 @@ fn look(
     } else {
         crowd.count().div_ceil(SAMPLE)
     };
-    let mut sent = Text::new(Order::AsSent, 1_700_000_000_000_000);
-    let mut expected = Text::new(contestant.order(), 1_700_000_000_000_000);
+    let mut sent = Text::new(FieldOrder::AsSent, 1_700_000_000_000_000);
+    let mut expected = Text::new(contestant.field_order(), 1_700_000_000_000_000);
     let op = frame_of(&String::from_utf8_lossy(expected.of(0, 0)));
     let mut frame = Vec::new();
     put_client_frame(&mut frame, sent.of(0, 0));
@@ -182,7 +184,7 @@ fn look(
     let mut senders = Vec::new();
     for connection in rooms {
         let name = workspace(case, *connection);
-        let joined = server.door.join(&name);
+        let joined = server.endpoint.join(&name);
         let (mut sender, _) = joined.map_err(|error| error.to_string())?;
         let written = sender.write_all(&frame);
         written.map_err(|error| format!("workspace {name}: {error}"))?;

@@ -1,79 +1,15 @@
 //! What the scenarios share that put a load on a server and count deliveries.
 
+use crate::config::{HarnessConfig, LATE};
 use crate::contestant::{Contestant, Server};
-use crate::house::{House, LATE};
-use etherply_bench::figures::{Figure, Numbers};
+use etherply_bench::figures::Numbers;
 use etherply_bench::load::pace::Pace;
-use etherply_bench::load::{self, Outcome, Plan};
+use etherply_bench::load::plan::Plan;
+use etherply_bench::load::run;
 
-pub const CPU_PER_DELIVERY: Figure = Figure {
-    id: "cpu_us_per_delivery",
-    name: "server CPU",
-    unit: "µs/delivery",
-    decimals: 3,
-};
-/// What the cores of the server were busy, with whatever: the kernel's threads that deliver packets for it (`ksoftirqd`), write its log
-/// and sync it count here, and nowhere in the process.
-pub const CORES_PER_DELIVERY: Figure = Figure {
-    id: "cores_us_per_delivery",
-    name: "server's cores",
-    unit: "µs/delivery",
-    decimals: 3,
-};
-pub const CPU_PER_OP: Figure = Figure {
-    id: "cpu_us_per_op",
-    name: "server CPU",
-    unit: "µs/op",
-    decimals: 2,
-};
-pub const DELIVERIES: Figure = Figure {
-    id: "deliveries_per_s",
-    name: "deliveries/s",
-    unit: "",
-    decimals: 0,
-};
-pub const OPS: Figure = Figure {
-    id: "ops_per_s",
-    name: "ops/s",
-    unit: "",
-    decimals: 0,
-};
-pub const OPS_PER_CPU: Figure = Figure {
-    id: "ops_per_cpu_s",
-    name: "ops/s of server CPU",
-    unit: "",
-    decimals: 0,
-};
-pub const P50: Figure = Figure {
-    id: "p50_us",
-    name: "p50",
-    unit: "µs",
-    decimals: 0,
-};
-pub const P99: Figure = Figure {
-    id: "p99_us",
-    name: "p99",
-    unit: "µs",
-    decimals: 0,
-};
-pub const MAX: Figure = Figure {
-    id: "max_us",
-    name: "max",
-    unit: "µs",
-    decimals: 0,
-};
-pub const RESIDENT: Figure = Figure {
-    id: "resident_mb",
-    name: "resident",
-    unit: "MB",
-    decimals: 1,
-};
-/// The share of its core that the load generator used.
-pub const OWN_SHARE: Figure = Figure {
-    id: "load_generator_percent",
-    name: "load generator",
-    unit: "% of its core",
-    decimals: 0,
+pub use etherply_bench::load::figures::{
+    CORES_PER_DELIVERY, CPU_PER_DELIVERY, CPU_PER_OP, DELIVERIES, MAX, OPS, OPS_PER_CPU, OWN_SHARE,
+    P50, P99, RESIDENT, numbers_of,
 };
 
 /// What others used of the cores of the server and of the load, in percent of one core.
@@ -90,9 +26,15 @@ pub struct Shape {
 }
 
 /// Starts a server, puts it under the load, and gives all the figures above.
-pub fn measure(shape: &Shape, contestant: &Contestant, house: &House) -> Result<Numbers, String> {
-    let server = contestant.start(house).map_err(|error| error.to_string())?;
-    measure_server(shape, contestant, &server, house)
+pub fn measure(
+    shape: &Shape,
+    contestant: &Contestant,
+    config: &HarnessConfig,
+) -> Result<Numbers, String> {
+    let server = contestant
+        .start(config)
+        .map_err(|error| error.to_string())?;
+    measure_server(shape, contestant, &server, config)
 }
 
 /// The same with a server that runs, in whose rooms nothing was said yet.
@@ -101,22 +43,22 @@ pub fn measure_server(
     shape: &Shape,
     contestant: &Contestant,
     server: &Server,
-    house: &House,
+    config: &HarnessConfig,
 ) -> Result<Numbers, String> {
-    let plan = plan(shape, contestant, house);
-    let (all, cores) = (house.cores.all(), &house.cores.server);
+    let plan = plan(shape, contestant, config);
+    let (all, cores) = (config.cores.all(), &config.cores.server);
     let mut busy_s = Vec::new();
-    let outcome = load::run(&server.door, &plan, &mut || {
+    let outcome = run::run(&server.endpoint, &plan, &mut || {
         busy_s.push((all.busy_s(), cores.busy_s()));
         server.cpu_s()
     });
-    let outcome = outcome.map_err(|failure| server.blamed(failure))?;
+    let outcome = outcome.map_err(|failure| server.with_log(failure))?;
     let mut numbers = numbers_of(&outcome);
     if let (Some(server_s), [begin, .., end]) = (outcome.server_cpu_s, &busy_s[..]) {
         let own_s = outcome.own_share * outcome.seconds;
         let others_s = (end.0 - begin.0 - server_s - own_s).max(0.0);
         numbers.insert(OTHERS_PERCENT, others_s * 100.0 / outcome.seconds);
-        if !house.cores.overlap() {
+        if !config.cores.overlap() {
             let (cores_s, deliveries) = (end.1 - begin.1, outcome.deliveries as f64);
             numbers.insert(CORES_PER_DELIVERY.id, cores_s * 1e6 / deliveries);
         }
@@ -127,42 +69,15 @@ pub fn measure_server(
     Ok(numbers)
 }
 
-pub fn plan(shape: &Shape, contestant: &Contestant, house: &House) -> Plan {
+pub fn plan(shape: &Shape, contestant: &Contestant, config: &HarnessConfig) -> Plan {
     Plan {
         rooms: shape.rooms,
         receivers: shape.receivers,
         pace: shape.pace,
-        order: contestant.order(),
+        field_order: contestant.field_order(),
         has_state: contestant.has_state(),
-        warm_up: house.warm_up,
-        measured: house.measured,
+        warm_up: config.warm_up,
+        measured: config.measured,
         late: LATE,
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-pub fn numbers_of(outcome: &Outcome) -> Numbers {
-    let latencies = &outcome.latencies_ns;
-    let us = |nanoseconds: u64| nanoseconds as f64 / 1e3;
-    let (deliveries, ops) = (outcome.deliveries as f64, outcome.ops as f64);
-    let mut numbers = Numbers::from([
-        (DELIVERIES.id, deliveries / outcome.seconds),
-        (OPS.id, ops / outcome.seconds),
-        (OWN_SHARE.id, outcome.own_share * 100.0),
-        (
-            "load_generator_ns_per_delivery",
-            outcome.own_share * outcome.seconds * 1e9 / deliveries,
-        ),
-    ]);
-    if !latencies.is_empty() {
-        numbers.insert(P50.id, us(latencies.value_at_quantile(0.5)));
-        numbers.insert(P99.id, us(latencies.value_at_quantile(0.99)));
-        numbers.insert(MAX.id, us(latencies.max()));
-    }
-    if let Some(cpu_s) = outcome.server_cpu_s {
-        numbers.insert(CPU_PER_DELIVERY.id, cpu_s * 1e6 / deliveries);
-        numbers.insert(CPU_PER_OP.id, cpu_s * 1e6 / ops);
-        numbers.insert(OPS_PER_CPU.id, ops / cpu_s);
-    }
-    numbers
 }

@@ -1,7 +1,7 @@
 //! What is measured. A new scenario is a file here and a line in [`ALL`].
 
+use crate::config::HarnessConfig;
 use crate::contestant::Contestant;
-use crate::house::House;
 use etherply_bench::figures::{Bound, Figure, Numbers};
 
 pub mod crowds;
@@ -38,11 +38,11 @@ pub trait Scenario: Sync {
     fn figures(&self) -> &'static [Figure];
 
     /// What is measured in turn, each with a table of its own.
-    fn cases(&self, house: &House) -> Vec<Case>;
+    fn cases(&self, config: &HarnessConfig) -> Vec<Case>;
 
     /// How often everybody is measured.
-    fn rounds(&self, house: &House) -> u32 {
-        house.rounds
+    fn rounds(&self, config: &HarnessConfig) -> u32 {
+        config.rounds
     }
 
     /// One measurement of one contestant, with a server of its own. An error of the server ends the whole run: who
@@ -51,11 +51,11 @@ pub trait Scenario: Sync {
         &self,
         case: &Case,
         contestant: &Contestant,
-        house: &House,
+        config: &HarnessConfig,
     ) -> Result<Numbers, String>;
 
     /// What a reader of its tables has to know about this machine.
-    fn note(&self, _: &House) -> Option<String> {
+    fn note(&self, _: &HarnessConfig) -> Option<String> {
         None
     }
 

@@ -2,20 +2,20 @@
 
 use super::loads::RESIDENT;
 use super::{Case, Scenario, Target};
+use crate::config::HarnessConfig;
 use crate::contestant::{Contestant, Kind};
-use crate::house::House;
 use etherply_bench::figures::Bound::AtMost;
 use etherply_bench::figures::{Figure, Numbers};
 use etherply_bench::resp;
 
-#[path = "../../recovery/contest.rs"]
+#[path = "../../recovery/contestants.rs"]
 #[allow(dead_code, reason = "the bench `recovery` uses the rest")]
-mod contest;
+mod contestants;
 #[path = "../../recovery/workload.rs"]
 #[allow(dead_code, reason = "the bench `recovery` uses the rest")]
 mod workload;
 
-use contest::{Etherply, Redis, Run};
+use contestants::{Etherply, Redis, Run};
 use workload::{Shape, Workload};
 
 pub struct Recovery;
@@ -48,8 +48,8 @@ impl Scenario for Recovery {
         &[CPU, CLOCK, RESIDENT]
     }
 
-    fn cases(&self, house: &House) -> Vec<Case> {
-        if house.target.is_some() {
+    fn cases(&self, config: &HarnessConfig) -> Vec<Case> {
+        if config.target.is_some() {
             return Vec::new();
         }
         let mut contestants = vec![Contestant::sharded("always", 1)];
@@ -59,19 +59,24 @@ impl Scenario for Recovery {
                 kind: Kind::Peer("redis".to_owned()),
             });
         }
-        let title = format!("{} records", records(house));
+        let title = format!("{} records", records(config));
         vec![Case::against_peers(0, &title, contestants)]
     }
 
-    fn measure(&self, _: &Case, contestant: &Contestant, house: &House) -> Result<Numbers, String> {
+    fn measure(
+        &self,
+        _: &Case,
+        contestant: &Contestant,
+        config: &HarnessConfig,
+    ) -> Result<Numbers, String> {
         let folder = tempfile::Builder::new()
             .prefix("etherply-harness-")
-            .tempdir_in(&house.folder)
+            .tempdir_in(&config.folder)
             .map_err(|error| error.to_string())?;
-        let records = records(house);
+        let records = records(config);
         let workload = Workload::new(records, records / 3 * 2, WORKSPACES.min(records / 10));
         let data = folder.path().join("data");
-        let cores = &house.cores;
+        let cores = &config.cores;
         // What a thread starts runs where the thread runs.
         let run = if contestant.name == REDIS {
             let redis = Redis::new(&workload, data, Shape::Set);
@@ -99,8 +104,8 @@ impl Scenario for Recovery {
     }
 }
 
-fn records(house: &House) -> u32 {
-    if house.quick { 100_000 } else { 1_000_000 }
+fn records(config: &HarnessConfig) -> u32 {
+    if config.quick { 100_000 } else { 1_000_000 }
 }
 
 fn on(cores: &crate::cores::Halves, run: impl FnOnce() -> Run) -> std::io::Result<Run> {

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use super::loads::{self, CPU_PER_OP, MAX, OPS, OPS_PER_CPU, OWN_SHARE, P50, P99, RESIDENT, Shape};
 use super::{Case, Scenario, Target};
-use crate::contestant::{Contestant, Kind};
+use crate::config::HarnessConfig;
+use crate::contestant::{self, Contestant, Kind};
 use crate::cores::{Cores, Halves};
-use crate::house::House;
 use etherply_bench::figures::Bound::{AtLeast, AtMost};
 use etherply_bench::figures::{Figure, Numbers};
 use etherply_bench::load::pace::Pace;
@@ -65,10 +65,10 @@ impl Scenario for Rooms {
         ]
     }
 
-    fn cases(&self, house: &House) -> Vec<Case> {
+    fn cases(&self, config: &HarnessConfig) -> Vec<Case> {
         let shapes = SHAPES.iter().enumerate();
         let cases = shapes
-            .map(|(index, shape)| Case::against_peers(index, shape.title, house.contestants()));
+            .map(|(index, shape)| Case::against_peers(index, shape.title, contestant::all(config)));
         cases.collect()
     }
 
@@ -76,13 +76,13 @@ impl Scenario for Rooms {
         &self,
         case: &Case,
         contestant: &Contestant,
-        house: &House,
+        config: &HarnessConfig,
     ) -> Result<Numbers, String> {
-        let mut numbers = loads::measure(&SHAPES[case.index], contestant, house)?;
+        let mut numbers = loads::measure(&SHAPES[case.index], contestant, config)?;
         let waits_for_disk =
             matches!(&contestant.kind, Kind::Etherply { durability, .. } if durability == "always");
         if case.index == LIGHT && waits_for_disk {
-            let disk_us = fdatasync_p50_us(&house.folder).map_err(|error| error.to_string())?;
+            let disk_us = fdatasync_p50_us(&config.folder).map_err(|error| error.to_string())?;
             numbers.insert(P50_OF_DISK.id, numbers[P50.id] / (disk_us + 400.0));
             numbers.insert("fdatasync_p50_us", disk_us);
         }
@@ -121,11 +121,11 @@ impl Scenario for Shards {
         &[OPS, OPS_PER_CPU, CPU_PER_OP, P50, P99, OWN_SHARE]
     }
 
-    fn cases(&self, house: &House) -> Vec<Case> {
-        if house.target.is_some() {
+    fn cases(&self, config: &HarnessConfig) -> Vec<Case> {
+        if config.target.is_some() {
             return Vec::new();
         }
-        let modes = house.durability.iter();
+        let modes = config.durability.iter();
         let contestants: Vec<Contestant> = modes
             .flat_map(|mode| [1, 2].map(|shards| Contestant::sharded(mode, shards)))
             .collect();
@@ -138,8 +138,8 @@ impl Scenario for Shards {
         }]
     }
 
-    fn note(&self, house: &House) -> Option<String> {
-        let cores = cores(house);
+    fn note(&self, config: &HarnessConfig) -> Option<String> {
+        let cores = cores(config);
         let told = format!("server on cores {}, load on {}", cores.server, cores.load);
         let is_shared = cores
             .load
@@ -151,12 +151,17 @@ impl Scenario for Shards {
         })
     }
 
-    fn measure(&self, _: &Case, contestant: &Contestant, house: &House) -> Result<Numbers, String> {
-        let house = House {
-            cores: cores(house),
-            ..house.clone()
+    fn measure(
+        &self,
+        _: &Case,
+        contestant: &Contestant,
+        config: &HarnessConfig,
+    ) -> Result<Numbers, String> {
+        let config = HarnessConfig {
+            cores: cores(config),
+            ..config.clone()
         };
-        loads::measure(&SHAPES[SATURATED], contestant, &house)
+        loads::measure(&SHAPES[SATURATED], contestant, &config)
     }
 
     fn targets(&self) -> Vec<Target> {
@@ -176,15 +181,15 @@ impl Scenario for Shards {
 }
 
 /// Two shards need two cores; where the server's half has only one, it gets that of the load too.
-fn cores(house: &House) -> Halves {
-    let Halves { server, load } = &house.cores;
+fn cores(config: &HarnessConfig) -> Halves {
+    let Halves { server, load } = &config.cores;
     let mut server = server.0.clone();
     if server.len() < 2 {
         server.extend(
             load.0
                 .iter()
                 .copied()
-                .filter(|core| !house.cores.server.0.contains(core)),
+                .filter(|core| !config.cores.server.0.contains(core)),
         );
     }
     Halves {

@@ -1,6 +1,5 @@
 //! What readers who stall do to the others.
 
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
@@ -9,12 +8,13 @@ use super::loads::{
     self, CPU_PER_DELIVERY, DELIVERIES, MAX, OPS, OWN_SHARE, P50, P99, RESIDENT, Shape,
 };
 use super::{Case, Scenario, Target};
+use crate::config::HarnessConfig;
 use crate::contestant::{Contestant, Server};
-use crate::house::House;
 use etherply_bench::figures::Bound::AtMost;
 use etherply_bench::figures::{Figure, Numbers};
-use etherply_bench::load::guest::first_message;
+use etherply_bench::load::endpoint::Connection;
 use etherply_bench::load::join::read_more;
+use etherply_bench::load::joiner::first_message;
 use etherply_bench::load::pace::Pace;
 
 pub struct Slow;
@@ -64,11 +64,11 @@ impl Scenario for Slow {
         ]
     }
 
-    fn cases(&self, house: &House) -> Vec<Case> {
-        if house.target.is_some() {
+    fn cases(&self, config: &HarnessConfig) -> Vec<Case> {
+        if config.target.is_some() {
             return Vec::new();
         }
-        let modes = house
+        let modes = config
             .durability
             .iter()
             .map(|mode| Contestant::etherply(mode));
@@ -90,33 +90,40 @@ impl Scenario for Slow {
         }]
     }
 
-    fn rounds(&self, house: &House) -> u32 {
-        house.rounds.min(ROUNDS_MAX)
+    fn rounds(&self, config: &HarnessConfig) -> u32 {
+        config.rounds.min(ROUNDS_MAX)
     }
 
-    fn measure(&self, _: &Case, contestant: &Contestant, house: &House) -> Result<Numbers, String> {
-        let server = contestant.start(house).map_err(|error| error.to_string())?;
+    fn measure(
+        &self,
+        _: &Case,
+        contestant: &Contestant,
+        config: &HarnessConfig,
+    ) -> Result<Numbers, String> {
+        let server = contestant
+            .start(config)
+            .map_err(|error| error.to_string())?;
         let count = if contestant.name.ends_with(WITH) {
             STALLED
         } else {
             0
         };
-        let stalled: Result<Vec<TcpStream>, String> = (0..count).map(|_| stall(&server)).collect();
+        let stalled: Result<Vec<Connection>, String> = (0..count).map(|_| stall(&server)).collect();
         let stalled = stalled?;
-        let measured = if house.quick {
-            house.measured
+        let measured = if config.quick {
+            config.measured
         } else {
-            house.measured.max(MEASURED_MIN)
+            config.measured.max(MEASURED_MIN)
         };
-        let house = House {
+        let config = HarnessConfig {
             measured,
-            ..house.clone()
+            ..config.clone()
         };
-        let mut numbers = loads::measure_server(&SHAPE, contestant, &server, &house)?;
+        let mut numbers = loads::measure_server(&SHAPE, contestant, &server, &config)?;
         for reader in stalled {
-            let ops = catch_up(&server, reader).map_err(|failure| server.blamed(failure))?;
+            let ops = catch_up(&server, reader).map_err(|failure| server.with_log(failure))?;
             numbers.insert(LEFT.id, ops);
-            if !house.quick && ops >= numbers[OPS.id] * measured.as_secs_f64() {
+            if !config.quick && ops >= numbers[OPS.id] * measured.as_secs_f64() {
                 return Err("the sockets took all that was said, and nobody was slow".to_owned());
             }
         }
@@ -140,14 +147,14 @@ impl Scenario for Slow {
 }
 
 /// A client that joins and then reads nothing.
-fn stall(server: &Server) -> Result<TcpStream, String> {
-    let joined = server.door.join(&server.door.workspace(0));
+fn stall(server: &Server) -> Result<Connection, String> {
+    let joined = server.endpoint.join(&server.endpoint.workspace(0));
     Ok(joined.map_err(|error| error.to_string())?.0)
 }
 
 /// Reads all that is there for a reader that had stalled, until it knows what the room holds; tells how many ops that took.
-fn catch_up(server: &Server, mut stream: TcpStream) -> Result<f64, String> {
-    let joined = server.door.join(&server.door.workspace(0));
+fn catch_up(server: &Server, mut stream: Connection) -> Result<f64, String> {
+    let joined = server.endpoint.join(&server.endpoint.workspace(0));
     let (_, init) = joined.map_err(|error| error.to_string())?;
     let init: Value = serde_json::from_str(&init).map_err(|error| error.to_string())?;
     let (mut held, mut seen) = (Map::new(), Vec::new());

@@ -1,6 +1,5 @@
 //! Minutes of everything at once: is the end as the beginning was?
 
-use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -9,13 +8,13 @@ use serde_json::Value;
 
 use super::loads::{self, CPU_PER_DELIVERY, DELIVERIES, MAX, OWN_SHARE, P50, P99, Shape};
 use super::{Case, Scenario, Target};
+use crate::config::HarnessConfig;
 use crate::contestant::{Contestant, Server};
-use crate::house::House;
 use etherply_bench::figures::Bound::AtMost;
 use etherply_bench::figures::{Figure, Numbers};
-use etherply_bench::load::join::Door;
+use etherply_bench::load::endpoint::{Connection, Endpoint};
 use etherply_bench::load::pace::Pace;
-use etherply_bench::load::{self, Outcome};
+use etherply_bench::load::run::{self, Outcome};
 
 pub struct Soak;
 
@@ -95,11 +94,11 @@ impl Scenario for Soak {
         ]
     }
 
-    fn cases(&self, house: &House) -> Vec<Case> {
-        if house.target.is_some() {
+    fn cases(&self, config: &HarnessConfig) -> Vec<Case> {
+        if config.target.is_some() {
             return Vec::new();
         }
-        let modes = house.durability.iter();
+        let modes = config.durability.iter();
         let contestants = modes.map(|mode| Contestant::etherply(mode)).collect();
         vec![Case {
             index: 0,
@@ -110,19 +109,26 @@ impl Scenario for Soak {
     }
 
     /// Once is enough: it takes minutes, and it compares a run with itself.
-    fn rounds(&self, _: &House) -> u32 {
+    fn rounds(&self, _: &HarnessConfig) -> u32 {
         1
     }
 
-    fn measure(&self, _: &Case, contestant: &Contestant, house: &House) -> Result<Numbers, String> {
-        let server = contestant.start(house).map_err(|error| error.to_string())?;
-        let mut plan = loads::plan(&SHAPE, contestant, house);
-        plan.measured = house.soak;
-        let stalled: Result<Vec<TcpStream>, String> = (0..STALLED)
+    fn measure(
+        &self,
+        _: &Case,
+        contestant: &Contestant,
+        config: &HarnessConfig,
+    ) -> Result<Numbers, String> {
+        let server = contestant
+            .start(config)
+            .map_err(|error| error.to_string())?;
+        let mut plan = loads::plan(&SHAPE, contestant, config);
+        plan.measured = config.soak;
+        let stalled: Result<Vec<Connection>, String> = (0..STALLED)
             .map(|room| {
                 Ok(server
-                    .door
-                    .join(&server.door.workspace(room))
+                    .endpoint
+                    .join(&server.endpoint.workspace(room))
                     .map_err(|error| error.to_string())?
                     .0)
             })
@@ -131,16 +137,16 @@ impl Scenario for Soak {
         let mut resident_bytes = Vec::new();
         let is_over = AtomicBool::new(false);
         let (outcomes, guests) = thread::scope(|scope| {
-            let guests = scope.spawn(|| come_and_go(&server.door, &is_over));
-            let outcomes = load::run_in_parts(&server.door, &plan, PARTS, &mut || {
+            let guests = scope.spawn(|| come_and_go(&server.endpoint, &is_over));
+            let outcomes = run::run_in_parts(&server.endpoint, &plan, PARTS, &mut || {
                 resident_bytes.extend(server.resident_bytes());
                 server.cpu_s()
             });
             is_over.store(true, Ordering::Relaxed);
             (outcomes, guests.join().expect("it does not panic"))
         });
-        let outcomes = outcomes.map_err(|failure| server.blamed(failure))?;
-        let guests = guests.map_err(|failure| server.blamed(failure))?;
+        let outcomes = outcomes.map_err(|failure| server.with_log(failure))?;
+        let guests = guests.map_err(|failure| server.with_log(failure))?;
         drop(stalled);
         numbers_of(&outcomes, &resident_bytes, guests, &server)
     }
@@ -159,11 +165,11 @@ impl Scenario for Soak {
 }
 
 /// One client after the other joins one of the rooms, looks at what it is shown, and leaves; gives how many did.
-fn come_and_go(door: &Door, is_over: &AtomicBool) -> Result<u32, String> {
+fn come_and_go(endpoint: &Endpoint, is_over: &AtomicBool) -> Result<u32, String> {
     let mut guests = 0;
     while !is_over.load(Ordering::Relaxed) {
-        let name = door.workspace(guests % SHAPE.rooms);
-        let init = door.visit(&name).map_err(|error| error.to_string())?;
+        let name = endpoint.workspace(guests % SHAPE.rooms);
+        let init = endpoint.visit(&name).map_err(|error| error.to_string())?;
         let shown: Value = serde_json::from_str(&init).map_err(|error| error.to_string())?;
         let data = shown["data"].as_object();
         let is_right = data.is_some_and(|data| data.values().all(Value::is_string));
@@ -186,7 +192,7 @@ fn numbers_of(
     let ([first, .., last], [_, _, _, resident_first, .., resident_last]) =
         (outcomes, resident_bytes)
     else {
-        return Err(server.blamed("too few parts to compare"));
+        return Err(server.with_log("too few parts to compare"));
     };
     let mut all = first.clone();
     for outcome in &outcomes[1..] {

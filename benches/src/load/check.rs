@@ -12,7 +12,7 @@ use super::op::{TEXT, put_pong};
 
 /// What is wrong with what a receiver got.
 #[derive(Debug, Error, PartialEq, Eq)]
-pub enum Wrong {
+pub enum Mismatch {
     #[error(
         "op {number} was to come, and something else came\n  expected {expected}\n  seen     {seen}"
     )]
@@ -107,7 +107,7 @@ impl Cursor {
         window: &Window,
         mut bytes: &[u8],
         answers: &mut Vec<u8>,
-    ) -> Result<(), Wrong> {
+    ) -> Result<(), Mismatch> {
         while !bytes.is_empty() {
             let is_between = self.position.is_multiple_of(window.frame_bytes as u64);
             if is_between && (!self.held.is_empty() || bytes[0] != TEXT) {
@@ -119,7 +119,7 @@ impl Cursor {
             if length == 0 {
                 let seen = told(bytes);
                 let count = window.count;
-                return Err(Wrong::Extra { count, seen });
+                return Err(Mismatch::Extra { count, seen });
             }
             let same = if rest[..length] == bytes[..length] {
                 length
@@ -146,7 +146,7 @@ impl Cursor {
         window: &Window,
         bytes: &'a [u8],
         answers: &mut Vec<u8>,
-    ) -> Result<&'a [u8], Wrong> {
+    ) -> Result<&'a [u8], Mismatch> {
         let held = self.held.len();
         self.held.extend_from_slice(bytes);
         let mut reader = std::io::Cursor::new(&self.held);
@@ -167,7 +167,7 @@ impl Cursor {
         match header.opcode {
             OpCode::Control(Control::Ping) => put_pong(answers, payload),
             OpCode::Control(Control::Pong) => {}
-            OpCode::Control(Control::Close) => return Err(Wrong::Closed(close_told(payload))),
+            OpCode::Control(Control::Close) => return Err(Mismatch::Closed(close_told(payload))),
             _ => return Err(self.stranger(window)),
         }
         self.held.clear();
@@ -175,17 +175,17 @@ impl Cursor {
     }
 
     /// A frame that is neither an op nor a control frame.
-    fn stranger(&self, window: &Window) -> Wrong {
+    fn stranger(&self, window: &Window) -> Mismatch {
         let seen = told(&self.held);
         let number = self.count(window);
         if number == window.count {
-            return Wrong::Extra {
+            return Mismatch::Extra {
                 count: number,
                 seen,
             };
         }
         let expected = told(window.frame(number));
-        Wrong::Different {
+        Mismatch::Different {
             number,
             expected,
             seen,
@@ -193,12 +193,12 @@ impl Cursor {
     }
 
     /// `bytes` begins with the first byte that is not as it should be.
-    fn different(&self, window: &Window, bytes: &[u8]) -> Wrong {
+    fn different(&self, window: &Window, bytes: &[u8]) -> Mismatch {
         let number = self.count(window);
         let expected = window.frame(number);
         let so_far = usize::try_from(self.position % window.frame_bytes as u64);
         let so_far = &expected[..so_far.expect("a remainder of a length")];
-        Wrong::Different {
+        Mismatch::Different {
             number,
             expected: told(expected),
             seen: told(&[so_far, bytes].concat()),

@@ -1,26 +1,25 @@
 //! Many clients that come in at once, or on a schedule. What each is shown is checked byte by byte, or kept and looked at later.
 
-use std::net::TcpStream;
 use std::rc::Rc;
 use std::time::Duration;
 
 use etherply::wire::frame::put_text_header;
 use hdrhistogram::Histogram;
 
-use super::book::{Clock, histogram};
-use super::guest::Guest;
-use super::join::Door;
+use super::endpoint::Endpoint;
+use super::joiner::Joiner;
 use super::ring::{Event, Ring};
+use super::tracker::{Clock, histogram};
 
 struct Client {
     due_ns: u64,
-    guest: Guest,
+    joiner: Joiner,
 }
 
 /// The clients, by their number: 0, 1, 2, …
 pub struct Crowd {
     ring: Ring,
-    door: Door,
+    endpoint: Endpoint,
     clock: Clock,
     clients: Vec<Client>,
     /// Those who have got all that they wait for.
@@ -37,11 +36,11 @@ pub fn frame_of(text: &str) -> Rc<[u8]> {
 }
 
 impl Crowd {
-    pub fn new(door: &Door, clock: Clock) -> Result<Self, String> {
+    pub fn new(endpoint: &Endpoint, clock: Clock) -> Result<Self, String> {
         Ok(Self {
             ring: Ring::new()
                 .map_err(|error| format!("the ring of the load generator: {error}"))?,
-            door: door.clone(),
+            endpoint: endpoint.clone(),
             clock,
             clients: Vec::new(),
             served: 0,
@@ -70,17 +69,17 @@ impl Crowd {
         due_ns: u64,
         init: Option<Rc<[u8]>>,
     ) -> Result<(), String> {
-        let joined = TcpStream::connect(self.door.address).and_then(|stream| {
-            stream.set_nodelay(true)?;
-            self.ring.add(stream)
+        let connection = self.endpoint.connect();
+        let joined = connection.and_then(|connection| self.ring.add(connection));
+        let request = self.endpoint.request(workspace);
+        let sent = joined.and_then(|number| {
+            self.ring
+                .send(number, |out| out.extend_from_slice(request.as_bytes()))
         });
-        let number = joined.map_err(|error| format!("client {}: {error}", self.count()))?;
-        let request = self.door.request(workspace);
-        self.ring
-            .send(number, |out| out.extend_from_slice(request.as_bytes()));
+        sent.map_err(|error| format!("client {}: {error}", self.count()))?;
         self.clients.push(Client {
             due_ns,
-            guest: Guest::new(init),
+            joiner: Joiner::new(init),
         });
         Ok(())
     }
@@ -89,13 +88,13 @@ impl Crowd {
     pub fn expect(&mut self, client: usize, frame: &Rc<[u8]>) {
         let client = &mut self.clients[client];
         client.due_ns = self.clock.now_ns();
-        client.guest.expect(frame);
+        client.joiner.expect(frame);
         self.served -= 1;
     }
 
     /// The first message of a client that took any; once.
     pub fn take_message(&mut self, client: usize) -> String {
-        self.clients[client].guest.take_message()
+        self.clients[client].joiner.take_message()
     }
 
     /// Waits at most so long for something to happen, and checks what has come.
@@ -115,7 +114,7 @@ impl Crowd {
             }
             let client = &mut clients[number as usize];
             let taken = match event {
-                Event::Received(bytes) => client.guest.take(bytes),
+                Event::Received(bytes) => client.joiner.take(bytes),
                 Event::Ended(error) => Err(error.map_or_else(
                     || "the server closed the connection".to_owned(),
                     |error| error.to_string(),
@@ -142,7 +141,7 @@ impl Crowd {
             self.turn(Duration::from_millis(50))?;
             if self.clock.now_ns() > limit_ns {
                 let mut clients = self.clients.iter();
-                let first = clients.position(|client| !client.guest.is_served());
+                let first = clients.position(|client| !client.joiner.is_served());
                 return Err(format!(
                     "{} of {} clients have not got what they wait for after {patience:?}, client {} among them",
                     self.count() - self.served,

@@ -1,86 +1,76 @@
-//! How a client comes into a room: connect, upgrade, first message. It blocks, since nothing is measured yet.
+//! How a client joins a room: connect, upgrade, first message. It blocks, since nothing is measured
+//! yet.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use serde_json::{Map, Value};
 use tungstenite::protocol::frame::FrameHeader;
 
-use super::Failure;
-use super::guest::{KEY, first_message, upgraded};
+use super::endpoint::{Connection, Endpoint};
+use super::failure::Failure;
+use super::joiner::{first_message, upgraded};
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The most that an error quotes of what the server sent.
+const QUOTED_BYTES: usize = 1024;
 
-/// Where a server is, and what lets a client in.
-#[derive(Clone)]
-pub struct Door {
-    pub address: SocketAddr,
-    pub token: String,
-    /// What the names of the rooms begin with: a server elsewhere may have those of another run.
-    pub prefix: String,
-}
-
-impl Door {
-    /// The name of a room.
-    pub fn workspace(&self, room: u32) -> String {
-        format!("{}room-{room}", self.prefix)
+impl Endpoint {
+    /// Joins a workspace; returns the connection and the text of the first message. It fails if
+    /// anything follows that message.
+    pub fn join(&self, workspace: &str) -> Result<(Connection, String), Failure> {
+        let joined = self
+            .try_join(workspace)
+            .and_then(|(connection, text, has_more)| {
+                if has_more {
+                    let message = "something came after the first message, before any op";
+                    return Err(io::Error::other(message));
+                }
+                Ok((connection, text))
+            });
+        joined.map_err(|error| join_failure(workspace, error))
     }
 
-    /// Joins a workspace; gives the connection and the text of the first message.
-    pub fn join(&self, workspace: &str) -> Result<(TcpStream, String), Failure> {
-        let joined = self.try_join(workspace).and_then(|(stream, text, more)| {
-            if more {
-                let message = "something came after the first message, before any op";
-                return Err(io::Error::other(message));
-            }
-            Ok((stream, text))
-        });
-        joined.map_err(|error| Failure::Join {
-            workspace: workspace.to_owned(),
-            error,
-        })
-    }
-
-    /// The same where ops may follow at once, for a client that leaves again.
+    /// Joins a workspace in which ops may follow at once, and leaves; returns the text of the first
+    /// message.
     pub fn visit(&self, workspace: &str) -> Result<String, Failure> {
         let joined = self.try_join(workspace);
-        let joined = joined.map_err(|error| Failure::Join {
-            workspace: workspace.to_owned(),
-            error,
-        });
-        Ok(joined?.1)
+        Ok(joined.map_err(|error| join_failure(workspace, error))?.1)
     }
 
-    /// What a client says first.
-    pub fn request(&self, workspace: &str) -> String {
-        let Self { address, token, .. } = self;
-        format!(
-            "GET /v1/sync/{workspace}?token={token} HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\n\
-             Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
-        )
-    }
-
-    fn try_join(&self, workspace: &str) -> io::Result<(TcpStream, String, bool)> {
-        let mut stream = TcpStream::connect(self.address)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(self.request(workspace).as_bytes())?;
+    fn try_join(&self, workspace: &str) -> io::Result<(Connection, String, bool)> {
+        let mut connection = self.connect()?;
+        connection.set_read_timeout(Some(PATIENCE))?;
+        connection.write_all(self.request(workspace).as_bytes())?;
         let mut seen = Vec::new();
-        let body = read_until(&mut stream, &mut seen, upgraded)?;
+        let body = read_until(&mut connection, &mut seen, upgraded)?;
         seen.drain(..body);
-        let end = read_until(&mut stream, &mut seen, first_frame)?;
-        let more = seen.len() > end;
+        let end = read_until(&mut connection, &mut seen, first_frame)?;
+        let has_more = seen.len() > end || connection.has_unread_bytes()?;
         seen.truncate(end);
         let payload = seen.split_off(end - payload_bytes(&seen)?);
         let text = String::from_utf8(payload).map_err(io::Error::other)?;
-        stream.set_read_timeout(None)?;
-        Ok((stream, text, more))
+        connection.set_read_timeout(None)?;
+        Ok((connection, text, has_more))
     }
 }
 
-/// Reads until `end_of` finds the end of what is read for.
+/// Whether a first message holds exactly this state.
+pub fn is_init(text: &str, data: &Map<String, Value>) -> bool {
+    let init: Result<Value, _> = serde_json::from_str(text);
+    init.is_ok_and(|init| init["type"] == "init" && init["data"].as_object() == Some(data))
+}
+
+fn join_failure(workspace: &str, error: io::Error) -> Failure {
+    Failure::Join {
+        workspace: workspace.to_owned(),
+        error,
+    }
+}
+
+/// Reads until `end_of` finds an end.
 fn read_until(
-    stream: &mut TcpStream,
+    connection: &mut Connection,
     seen: &mut Vec<u8>,
     end_of: fn(&[u8]) -> io::Result<Option<usize>>,
 ) -> io::Result<usize> {
@@ -88,23 +78,23 @@ fn read_until(
         if let Some(end) = end_of(seen)? {
             return Ok(end);
         }
-        read_more(stream, seen)?;
+        read_more(connection, seen)?;
     }
 }
 
-/// Waits for more, and appends it.
-pub fn read_more(stream: &mut TcpStream, seen: &mut Vec<u8>) -> io::Result<()> {
+/// Waits for more bytes and appends them.
+pub fn read_more(connection: &mut Connection, seen: &mut Vec<u8>) -> io::Result<()> {
     let mut piece = [0; 16 * 1024];
     let count = loop {
-        match stream.read(&mut piece) {
-            // A ring of this thread may have something to do meanwhile.
+        match connection.read(&mut piece) {
+            // A ring of this thread may interrupt the call to do its work.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             other => break other?,
         }
     };
     if count == 0 {
-        let seen = String::from_utf8_lossy(&seen[..seen.len().min(1024)]);
-        let message = format!("the server closed the connection; it had said {seen:?}");
+        let seen = String::from_utf8_lossy(&seen[..seen.len().min(QUOTED_BYTES)]);
+        let message = format!("the server closed the connection after it had sent {seen:?}");
         return Err(io::Error::other(message));
     }
     seen.extend_from_slice(&piece[..count]);

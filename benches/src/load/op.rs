@@ -20,7 +20,7 @@ const MASK: [u8; 4] = [0xA5, 0x3C, 0x96, 0x0F];
 
 /// The order in which the fields of an op come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub enum FieldOrder {
     /// As the load generator sends them, and as a server sends them on that passes them through.
     AsSent,
     /// By name: what `serde_json` makes of a `Value`.
@@ -40,7 +40,7 @@ pub struct Text {
 
 impl Text {
     /// The ops of a run that begins at this time (Unix).
-    pub fn new(order: Order, first_timestamp_us: u64) -> Self {
+    pub fn new(order: FieldOrder, first_timestamp_us: u64) -> Self {
         let padding = VALUE_BYTES - NUMBER_DIGITS - ROOM.len() - ROOM_DIGITS;
         let key = format!(r#""key":"k{}""#, "K".repeat(KEY_DIGITS));
         let value = format!(
@@ -51,10 +51,10 @@ impl Text {
         );
         let timestamp = format!(r#""timestamp":{}"#, "T".repeat(TIMESTAMP_DIGITS));
         let text = match order {
-            Order::AsSent => {
+            FieldOrder::AsSent => {
                 format!(r#"{{"type":"op","payload":{{{key},{value},{timestamp}}}}}"#)
             }
-            Order::ByName => {
+            FieldOrder::ByName => {
                 format!(r#"{{"payload":{{{key},{timestamp},{value}}},"type":"op"}}"#)
             }
         };

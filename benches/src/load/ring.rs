@@ -1,5 +1,6 @@
-//! The ring of the load generator: receives that go on by themselves into provided buffers, and one send at a time for each
-//! socket. It knows nothing of what goes over the sockets.
+//! The ring of the load generator: multishot receives into provided buffers, and at most one send in
+//! flight per socket. It encrypts and decrypts where a connection has TLS, and knows nothing else of
+//! the bytes that it carries.
 
 #![allow(
     unsafe_code,
@@ -7,7 +8,7 @@
 )]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
@@ -16,35 +17,39 @@ use std::time::{Duration, Instant};
 
 use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
+use rustls::ClientConnection;
+
+use super::endpoint::Connection;
 
 const ENTRIES: u32 = 1024;
 const COMPLETIONS: u32 = 16 * 1024;
-/// Few enough to stay in a cache: the kernel fills some and they are read before it goes on.
+/// Few enough to stay in a cache: the kernel fills some, and they are read before it fills more.
 const BUFFERS: u16 = 128;
 const BUFFER_BYTES: usize = 16 * 1024;
 const GROUP: u16 = 0;
-/// So long all operations may take to end when the ring does.
+/// How long the operations in flight may take to end when the ring is dropped.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What happened at a socket.
 pub enum Event<'a> {
     Received(&'a [u8]),
-    /// It is over: the peer has closed it, or an error.
+    /// The connection has ended; `None`: the peer has closed it.
     Ended(Option<io::Error>),
 }
 
 struct Socket {
     stream: TcpStream,
-    /// To be sent next.
+    tls: Option<Box<ClientConnection>>,
+    /// To be sent next, as it goes over the wire.
     queued: Vec<u8>,
-    /// The kernel reads it: neither moved nor changed until the completion.
-    flying: Vec<u8>,
-    /// How much of `flying` has been sent.
+    /// Read by the kernel: neither moved nor changed until the completion.
+    in_flight: Vec<u8>,
+    /// How much of `in_flight` has been sent.
     sent_bytes: usize,
     has_ended: bool,
 }
 
-/// The ring, with the sockets that it serves.
+/// A ring and its sockets.
 pub struct Ring {
     queues: IoUring,
     buffers: Buffers,
@@ -52,8 +57,10 @@ pub struct Ring {
     /// Sockets with something queued and nothing in flight.
     ready: Vec<u32>,
     /// Operations that the kernel still has.
-    in_flight: usize,
+    operations: usize,
     completions: Vec<cqueue::Entry>,
+    /// Decrypted, or still to be encrypted; empty between two calls.
+    plaintext: Vec<u8>,
 }
 
 impl Ring {
@@ -65,8 +72,8 @@ impl Ring {
             .build(ENTRIES)?;
         let buffers = Buffers::new();
         // SAFETY:
-        // - the address is that of BUFFERS entries, aligned to a page; `buffers` is freed after the ring is
-        //   gone and nothing is in flight (Drop for Ring)
+        // - the address is that of BUFFERS entries, aligned to a page; `buffers` is freed after the
+        //   ring is gone and nothing is in flight (Drop for Ring)
         unsafe {
             ring.submitter()
                 .register_buf_ring(buffers.entries.as_ptr() as u64, BUFFERS, GROUP)?;
@@ -77,18 +84,21 @@ impl Ring {
             buffers,
             sockets: Vec::new(),
             ready: Vec::new(),
-            in_flight: 0,
+            operations: 0,
             completions: Vec::with_capacity(COMPLETIONS as usize),
+            plaintext: Vec::new(),
         })
     }
 
-    /// Takes a socket over; events name it by this number: 0, 1, 2, …
-    pub fn add(&mut self, stream: TcpStream) -> io::Result<u32> {
+    /// Adds a connection; events name it by the number returned: 0, 1, 2, …
+    pub fn add(&mut self, connection: Connection) -> io::Result<u32> {
         let number = u32::try_from(self.sockets.len()).expect("a process has fewer sockets");
+        let Connection { stream, tls } = connection;
         self.sockets.push(Socket {
             stream,
+            tls,
             queued: Vec::new(),
-            flying: Vec::new(),
+            in_flight: Vec::new(),
             sent_bytes: 0,
             has_ended: false,
         });
@@ -96,31 +106,35 @@ impl Ring {
         Ok(number)
     }
 
-    /// Appends to what is to be sent; it goes out with the next turn, or when what goes out now is gone.
-    pub fn send(&mut self, socket: u32, put: impl FnOnce(&mut Vec<u8>)) {
-        let Socket {
-            queued,
-            flying,
-            has_ended,
-            ..
-        } = &mut self.sockets[socket as usize];
-        let is_ready = queued.is_empty() && flying.is_empty() && !*has_ended;
-        put(queued);
-        if is_ready {
-            self.ready.push(socket);
+    /// Appends what `put` writes to the bytes to be sent. They go out in the next turn, or after the
+    /// send in flight.
+    pub fn send(&mut self, number: u32, put: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
+        let socket = &mut self.sockets[number as usize];
+        let was_idle = socket.is_idle();
+        if let Some(tls) = &mut socket.tls {
+            put(&mut self.plaintext);
+            tls.writer().write_all(&self.plaintext)?;
+            self.plaintext.clear();
+            put_records(tls, &mut socket.queued)?;
+        } else {
+            put(&mut socket.queued);
         }
+        if was_idle && !socket.queued.is_empty() {
+            self.ready.push(number);
+        }
+        Ok(())
     }
 
-    /// Starts what is to be started, waits at most so long for something to happen, and tells all that did.
+    /// Starts the queued sends, waits for completions for at most `wait`, and reports all that came.
     pub fn turn(
         &mut self,
         wait: Duration,
         handle: &mut dyn FnMut(u32, Event<'_>),
     ) -> io::Result<()> {
-        for socket in std::mem::take(&mut self.ready) {
-            let socket_ref = &mut self.sockets[socket as usize];
-            std::mem::swap(&mut socket_ref.queued, &mut socket_ref.flying);
-            self.send_flying(socket)?;
+        for number in std::mem::take(&mut self.ready) {
+            let socket = &mut self.sockets[number as usize];
+            std::mem::swap(&mut socket.queued, &mut socket.in_flight);
+            self.send_in_flight(number)?;
         }
         self.enter(wait)?;
         let mut completions = std::mem::take(&mut self.completions);
@@ -134,7 +148,7 @@ impl Ring {
     }
 
     fn enter(&mut self, wait: Duration) -> io::Result<()> {
-        // A wait of no time still lets the kernel do its part of the work.
+        // Even with no time to wait, the call lets the kernel run its part of the work.
         let time = Timespec::new()
             .sec(wait.as_secs())
             .nsec(wait.subsec_nanos());
@@ -156,7 +170,7 @@ impl Ring {
         let (flags, result) = (completion.flags(), completion.result());
         let has_more = cqueue::more(flags);
         if !has_more {
-            self.in_flight -= 1;
+            self.operations -= 1;
         }
         let (number, is_send) = parts(completion.user_data());
         if is_send {
@@ -165,13 +179,13 @@ impl Ring {
         if let Some(buffer) = cqueue::buffer_select(flags) {
             let bytes = usize::try_from(result).unwrap_or(0);
             if bytes > 0 {
-                handle(number, Event::Received(self.buffers.filled(buffer, bytes)));
+                self.received(number, buffer, bytes, handle);
             }
             self.buffers.give_back(buffer);
         }
         let socket = &mut self.sockets[number as usize];
         match result {
-            // A receive also ends where the buffers or the queue had no room: it goes on with the next.
+            // A receive also ends when the buffers or the queue run out: the next one continues.
             1.. if !has_more => self.receive(number),
             _ if result == -libc::ENOBUFS => self.receive(number),
             ..=0 if !socket.has_ended => {
@@ -183,6 +197,44 @@ impl Ring {
         }
     }
 
+    /// Reports what has arrived in a buffer, decrypted where the socket has TLS.
+    fn received(
+        &mut self,
+        number: u32,
+        buffer: u16,
+        bytes: usize,
+        handle: &mut dyn FnMut(u32, Event<'_>),
+    ) {
+        let bytes = self.buffers.filled(buffer, bytes);
+        let socket = &mut self.sockets[number as usize];
+        let was_idle = socket.is_idle();
+        let Some(tls) = &mut socket.tls else {
+            handle(number, Event::Received(bytes));
+            return;
+        };
+        let outcome = decrypt(tls, bytes, &mut self.plaintext);
+        if !self.plaintext.is_empty() {
+            handle(number, Event::Received(&self.plaintext));
+            self.plaintext.clear();
+        }
+        // A handshake or an update of the keys may have to be answered.
+        let outcome = outcome.and_then(|is_closed| {
+            put_records(tls, &mut socket.queued)?;
+            Ok(is_closed)
+        });
+        if was_idle && !socket.queued.is_empty() {
+            self.ready.push(number);
+        }
+        let error = match outcome {
+            Ok(false) => return,
+            Ok(true) => None,
+            Err(error) => Some(error),
+        };
+        if !std::mem::replace(&mut socket.has_ended, true) {
+            handle(number, Event::Ended(error));
+        }
+    }
+
     fn complete_send(
         &mut self,
         number: u32,
@@ -191,17 +243,17 @@ impl Ring {
     ) -> io::Result<()> {
         let socket = &mut self.sockets[number as usize];
         let Ok(bytes) = usize::try_from(result) else {
-            socket.flying.clear();
+            socket.in_flight.clear();
             if !std::mem::replace(&mut socket.has_ended, true) {
                 handle(number, Event::Ended(error_of(result)));
             }
             return Ok(());
         };
         socket.sent_bytes += bytes;
-        if socket.sent_bytes < socket.flying.len() {
-            return self.send_flying(number);
+        if socket.sent_bytes < socket.in_flight.len() {
+            return self.send_in_flight(number);
         }
-        socket.flying.clear();
+        socket.in_flight.clear();
         socket.sent_bytes = 0;
         if !socket.queued.is_empty() && !socket.has_ended {
             self.ready.push(number);
@@ -215,10 +267,10 @@ impl Ring {
         self.push(&entry.user_data(data(number, false)))
     }
 
-    fn send_flying(&mut self, number: u32) -> io::Result<()> {
+    fn send_in_flight(&mut self, number: u32) -> io::Result<()> {
         let fd = self.fd(number);
         let socket = &self.sockets[number as usize];
-        let bytes = &socket.flying[socket.sent_bytes..];
+        let bytes = &socket.in_flight[socket.sent_bytes..];
         let length = u32::try_from(bytes.len()).expect("a load queues less than 4 GiB");
         let entry = opcode::Send::new(Fd(fd), bytes.as_ptr(), length)
             .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
@@ -235,16 +287,16 @@ impl Ring {
             self.queues.submit()?;
         }
         // SAFETY:
-        // - the descriptor is that of a socket that lives as long as `self`, and the memory that a send names is
-        //   `flying`, which is neither moved nor changed until its completion; both outlive what is in flight
-        //   (Drop for Ring)
+        // - the descriptor is that of a socket that lives as long as `self`; the memory of a send is
+        //   `in_flight`, which is neither moved nor changed until its completion; both outlive what is
+        //   in flight (Drop for Ring)
         unsafe {
             self.queues
                 .submission()
                 .push(entry)
                 .expect("there is room in a queue that was just submitted");
         }
-        self.in_flight += 1;
+        self.operations += 1;
         Ok(())
     }
 }
@@ -257,18 +309,52 @@ impl Drop for Ring {
         }
         // A kernel may end no more than twenty operations at a time (IO_LOCAL_TW_DEFAULT_MAX).
         let until = Instant::now() + PATIENCE;
-        while self.in_flight > 0 && Instant::now() < until {
+        while self.operations > 0 && Instant::now() < until {
             let turned = self.turn(Duration::from_millis(50), &mut |_, _| {});
             if turned.is_err() {
                 break;
             }
         }
-        if self.in_flight > 0 {
-            // What the kernel may still write to or read from is not given back to the allocator.
+        if self.operations > 0 {
+            // The kernel may still write to or read from this memory: it is never freed.
             self.buffers.is_leaked = true;
             std::mem::forget(std::mem::take(&mut self.sockets));
         }
     }
+}
+
+impl Socket {
+    /// Whether the next byte queued makes it ready to send.
+    fn is_idle(&self) -> bool {
+        self.queued.is_empty() && self.in_flight.is_empty() && !self.has_ended
+    }
+}
+
+/// Decrypts what a peer sent and appends it to `plaintext`. Returns whether the peer has closed.
+fn decrypt(
+    tls: &mut ClientConnection,
+    mut bytes: &[u8],
+    plaintext: &mut Vec<u8>,
+) -> io::Result<bool> {
+    while !bytes.is_empty() {
+        tls.read_tls(&mut bytes)?;
+        let state = tls.process_new_packets().map_err(io::Error::other)?;
+        let start = plaintext.len();
+        plaintext.resize(start + state.plaintext_bytes_to_read(), 0);
+        tls.reader().read_exact(&mut plaintext[start..])?;
+        if state.peer_has_closed() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Appends the records that the session has to send.
+fn put_records(tls: &mut ClientConnection, out: &mut Vec<u8>) -> io::Result<()> {
+    while tls.wants_write() {
+        tls.write_tls(out)?;
+    }
+    Ok(())
 }
 
 fn data(number: u32, is_send: bool) -> u64 {
@@ -284,7 +370,7 @@ fn error_of(result: i32) -> Option<io::Error> {
     (result < 0).then(|| io::Error::from_raw_os_error(-result))
 }
 
-/// So that an op goes out when it is due, and not up to 50 µs later.
+/// Makes an op go out when it is due, and not up to 50 µs later.
 fn set_timer_slack() {
     // SAFETY:
     // - PR_SET_TIMERSLACK takes a number and touches no memory
@@ -292,7 +378,7 @@ fn set_timer_slack() {
     assert_eq!(result, 0, "a thread may always set its timer slack");
 }
 
-/// The provided buffers: entries that tell the kernel of them, and their memory.
+/// The provided buffers: the entries by which the kernel finds them, and their memory.
 struct Buffers {
     entries: NonNull<BufRingEntry>,
     memory: NonNull<u8>,
@@ -322,16 +408,16 @@ impl Buffers {
         unsafe { self.memory.as_ptr().add(usize::from(buffer) * BUFFER_BYTES) }
     }
 
-    /// What the kernel has put into a buffer.
+    /// The bytes that the kernel has put into a buffer.
     fn filled(&self, buffer: u16, bytes: usize) -> &[u8] {
         assert!(bytes <= BUFFER_BYTES, "a completion fits its buffer");
         // SAFETY:
-        // - the memory was zeroed at first and belongs to this buffer; the kernel gave it up with the completion,
-        //   and gets it back by `give_back`, which takes `self` mutably
+        // - the memory was zeroed when it was allocated and belongs to this buffer; the kernel gave it
+        //   up with the completion, and gets it back by `give_back`, which borrows `self` mutably
         unsafe { std::slice::from_raw_parts(self.address(buffer), bytes) }
     }
 
-    /// The kernel may have it again, once that is published.
+    /// Returns a buffer to the kernel, which sees it once that is published.
     fn give_back(&mut self, buffer: u16) {
         let address = self.address(buffer) as u64;
         let slot = usize::from(self.tail & (BUFFERS - 1));
@@ -346,8 +432,8 @@ impl Buffers {
 
     fn publish(&self) {
         // SAFETY:
-        // - the tail lies within the first entry (io_uring_register_buf_ring(3)), is aligned for a u16, and is
-        //   written by this thread alone
+        // - the tail lies within the first entry (io_uring_register_buf_ring(3)), is aligned for a u16,
+        //   and is written by this thread alone
         unsafe {
             let tail = BufRingEntry::tail(self.entries.as_ptr()).cast_mut();
             AtomicU16::from_ptr(tail).store(self.tail, Ordering::Release);

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::guest::first_message;
-use super::is_init;
-use super::join::{Door, read_more};
+use super::endpoint::Endpoint;
+use super::join::{is_init, read_more};
+use super::joiner::first_message;
 use super::op::put_client_frame;
 
 /// So long an op may take.
@@ -39,14 +39,14 @@ impl State {
     }
 
     /// Writes it, and waits until another client was told; gives the first message of one that joins then.
-    pub fn put(&self, door: &Door, workspace: &str) -> Result<String, String> {
-        self.try_put(door, workspace)
+    pub fn put(&self, endpoint: &Endpoint, workspace: &str) -> Result<String, String> {
+        self.try_put(endpoint, workspace)
             .map_err(|error| format!("workspace {workspace}: {error}"))
     }
 
-    fn try_put(&self, door: &Door, workspace: &str) -> Result<String, Box<dyn Error>> {
-        let (mut reader, _) = door.join(workspace)?;
-        let (mut writer, _) = door.join(workspace)?;
+    fn try_put(&self, endpoint: &Endpoint, workspace: &str) -> Result<String, Box<dyn Error>> {
+        let (mut reader, _) = endpoint.join(workspace)?;
+        let (mut writer, _) = endpoint.join(workspace)?;
         let state = self.of(workspace);
         let mut frames = Vec::new();
         for (key, value) in &state {
@@ -65,7 +65,7 @@ impl State {
                 ops += 1;
             }
         }
-        let (_, init) = door.join(workspace)?;
+        let (_, init) = endpoint.join(workspace)?;
         if !is_init(&init, &state) {
             return Err("who joins is shown another state than was written".into());
         }

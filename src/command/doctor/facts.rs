@@ -10,10 +10,10 @@ use serde::Serialize;
 /// All that is known.
 #[derive(Debug, Clone, Serialize)]
 pub struct Facts {
-    pub wanted: Wanted,
+    pub wanted: WantedServer,
     pub kernel: Kernel,
-    pub ring: Ring,
-    pub limits: Limits,
+    pub ring: RingSupport,
+    pub limits: ProcessLimits,
     pub network: Network,
     pub directory: Directory,
     pub processor: Processor,
@@ -21,7 +21,7 @@ pub struct Facts {
 
 /// What the server would be started with.
 #[derive(Debug, Clone, Serialize)]
-pub struct Wanted {
+pub struct WantedServer {
     pub address: SocketAddr,
     pub shards: u32,
     pub connections: Option<usize>,
@@ -44,7 +44,7 @@ pub struct Kernel {
 }
 
 #[derive(Debug, Clone, Serialize)]
-pub struct Ring {
+pub struct RingSupport {
     /// Why not each shard can have a ring.
     pub fault: Option<RingFault>,
     /// How many rings could be set up at once, of one for each shard.
@@ -73,7 +73,7 @@ pub enum RingFault {
 }
 
 #[derive(Debug, Clone, Serialize)]
-pub struct Limits {
+pub struct ProcessLimits {
     /// What the server can raise its limit of open files to. None: there is none.
     pub open_files: Option<u64>,
     /// None: there is none.

@@ -5,7 +5,7 @@ use serde::Serialize;
 /// How bad it is. In the order of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum Severity {
     /// Fine.
     Ok,
     /// The server works, and something is worse than it could be.
@@ -14,7 +14,7 @@ pub enum Verdict {
     Fail,
 }
 
-impl Verdict {
+impl Severity {
     pub fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -29,7 +29,7 @@ impl Verdict {
 pub struct Finding {
     /// The thing. Scripts know it by this name.
     pub check: &'static str,
-    pub verdict: Verdict,
+    pub verdict: Severity,
     /// What is so.
     pub found: String,
     /// What to do, or where to read more.
@@ -40,7 +40,7 @@ impl Finding {
     pub fn ok(check: &'static str, found: impl Into<String>) -> Self {
         Self {
             check,
-            verdict: Verdict::Ok,
+            verdict: Severity::Ok,
             found: found.into(),
             advice: None,
         }
@@ -49,7 +49,7 @@ impl Finding {
     pub fn warn(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self {
             check,
-            verdict: Verdict::Warn,
+            verdict: Severity::Warn,
             found: found.into(),
             advice: Some(advice.into()),
         }
@@ -57,7 +57,7 @@ impl Finding {
 
     pub fn fail(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self {
-            verdict: Verdict::Fail,
+            verdict: Severity::Fail,
             ..Self::warn(check, found, advice)
         }
     }

@@ -1,7 +1,7 @@
 //! Reads the facts. What this host does not tell is left out; nothing is judged here.
 
-use super::facts::{Facts, Wanted};
-use crate::config::doctor::Doctor;
+use super::facts::{Facts, WantedServer};
+use crate::config::doctor::DoctorArgs;
 use crate::config::{ConfigError, environment};
 
 mod directory;
@@ -12,12 +12,12 @@ mod system;
 #[cfg(test)]
 mod tests;
 
-use host::Host;
+use host::HostFiles;
 
 /// Reads this host.
-pub fn facts(settings: &Doctor) -> Result<Facts, ConfigError> {
-    let host = Host::at("/");
-    let wanted = Wanted {
+pub fn facts(settings: &DoctorArgs) -> Result<Facts, ConfigError> {
+    let host = HostFiles::at("/");
+    let wanted = WantedServer {
         address: settings.address(environment::platform_port())?,
         shards: settings.shards(std::thread::available_parallelism().ok()),
         connections: settings.max_connections,

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::command::output::{Output, Stop};
+use crate::command::output::{Printer, Stop};
 use crate::command::progress::Bar;
 use crate::command::text;
 use crate::limits::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
@@ -16,7 +16,7 @@ use crate::log::recovery::Recovery;
 /// Rewrites the log without what is dead.
 pub fn run(data: &Path) -> Result<(), Stop> {
     let directory = DataDirectory::open_existing(HostDisk, data.to_path_buf())?;
-    let mut output = Output::new();
+    let mut output = Printer::new();
     recover(&directory, &mut output)?;
     let settings = Settings::routine(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX).thorough();
     let mut compaction = Compaction::plan(Arc::new(directory), &[], settings)?;
@@ -42,7 +42,7 @@ pub fn run(data: &Path) -> Result<(), Stop> {
 }
 
 /// Reads the log as a start does, and cuts the torn tails off.
-fn recover(directory: &DataDirectory, output: &mut Output) -> Result<(), Stop> {
+fn recover(directory: &DataDirectory, output: &mut Printer) -> Result<(), Stop> {
     let recovery = Recovery::open(directory)?;
     let bar = Bar::new("reading the log", recovery.bytes());
     let read = |folder| recovery.read(folder, |_| {}, |bytes| bar.add(bytes));

@@ -3,27 +3,28 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 
-use crate::command::output::{Output, Stop};
+use crate::command::output::{Printer, Stop};
 use crate::command::progress::Bar;
-use crate::config::log::Dump;
+use crate::config::log::DumpArgs;
 use crate::log::disk::HostDisk;
 use crate::log::read_only::{Folder, ReadOnlyLog};
 use crate::log::record::Op;
+use crate::seq::Seq;
 
 /// An op of the workspace that is dumped.
 struct Kept {
     key: String,
     value: String,
-    seq: u64,
+    seq: Seq,
     timestamp: u64,
 }
 
 /// Prints the ops of a workspace.
-pub fn run(data: &Path, settings: &Dump) -> Result<(), Stop> {
+pub fn run(data: &Path, settings: &DumpArgs) -> Result<(), Stop> {
     let snapshot = ReadOnlyLog::take(&HostDisk, data)?;
     let bar = Bar::new("reading the log", snapshot.bytes());
     let mut merge = Merge::new(snapshot.folders(), &settings.workspace, &bar);
-    let mut output = Output::new();
+    let mut output = Printer::new();
     let mut is_known = false;
     // The name is the same on each line.
     let begin = format!(r#"{{"workspace":{}"#, quoted(&settings.workspace));
@@ -57,7 +58,7 @@ pub fn run(data: &Path, settings: &Dump) -> Result<(), Stop> {
 
 /// The value's text is printed as its writer sent it. The one exception: a line break in it, which can only stand between two
 /// tokens of JSON, is printed as a space, since an op is one line.
-fn print(output: &mut Output, begin: &str, op: &Kept) -> Result<(), Stop> {
+fn print(output: &mut Printer, begin: &str, op: &Kept) -> Result<(), Stop> {
     let value = op.value.replace(['\n', '\r'], " ");
     let (key, seq, timestamp) = (quoted(&op.key), op.seq, op.timestamp);
     output.line(format_args!(
@@ -74,11 +75,11 @@ fn quoted(text: &str) -> String {
 struct Merge<'a> {
     workspace: &'a str,
     bar: &'a Bar,
-    folders: Vec<Cursor<'a>>,
+    folders: Vec<FolderCursor<'a>>,
     bytes: Vec<u8>,
 }
 
-struct Cursor<'a> {
+struct FolderCursor<'a> {
     folder: &'a Folder,
     next_place: usize,
     ops: VecDeque<Kept>,
@@ -86,7 +87,7 @@ struct Cursor<'a> {
 
 impl<'a> Merge<'a> {
     fn new(folders: &'a [Folder], workspace: &'a str, bar: &'a Bar) -> Self {
-        let cursor = |folder| Cursor {
+        let cursor = |folder| FolderCursor {
             folder,
             next_place: 0,
             ops: VecDeque::new(),
@@ -103,7 +104,7 @@ impl<'a> Merge<'a> {
         for cursor in &mut self.folders {
             cursor.fill(self.workspace, self.bar, &mut self.bytes)?;
         }
-        let first_seq = |cursor: &&mut Cursor<'a>| cursor.ops.front().map(|op| op.seq);
+        let first_seq = |cursor: &&mut FolderCursor<'a>| cursor.ops.front().map(|op| op.seq);
         let cursors = self
             .folders
             .iter_mut()
@@ -113,7 +114,7 @@ impl<'a> Merge<'a> {
     }
 }
 
-impl Cursor<'_> {
+impl FolderCursor<'_> {
     /// Reads on until there is an op.
     fn fill(&mut self, workspace: &str, bar: &Bar, bytes: &mut Vec<u8>) -> Result<(), Stop> {
         while self.ops.is_empty()

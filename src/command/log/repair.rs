@@ -3,11 +3,11 @@
 use std::io::{self, IsTerminal};
 use std::path::Path;
 
-use super::verify::{self, Verdict};
-use crate::command::output::{Output, Stop};
+use super::verify::{self, VerifyOutcome};
+use crate::command::output::{Printer, Stop};
 use crate::command::progress::Bar;
 use crate::command::text;
-use crate::config::log::Repair as Settings;
+use crate::config::log::RepairArgs;
 use crate::log::disk::HostDisk;
 use crate::log::repair::Repair;
 use crate::log::repair::row::{Change, Rewritten};
@@ -16,7 +16,7 @@ use crate::log::repair::row::{Change, Rewritten};
 const WORKSPACES_TOLD: usize = 20;
 
 /// Plans a repair, tells it, asks, and does it.
-pub fn run(data: &Path, settings: &Settings) -> Result<Verdict, Stop> {
+pub fn run(data: &Path, settings: &RepairArgs) -> Result<VerifyOutcome, Stop> {
     let mut epoch = [0; 16];
     getrandom::fill(&mut epoch)?;
     let bar = Bar::new("reading the log", 0);
@@ -24,7 +24,7 @@ pub fn run(data: &Path, settings: &Settings) -> Result<Verdict, Stop> {
         bar.set(done, total);
     })?;
     drop(bar);
-    let mut output = Output::new();
+    let mut output = Printer::new();
     if repair.is_empty() {
         output.line("there is nothing to repair")?;
         let verdict = verify::check(data, &mut output)?;
@@ -43,7 +43,7 @@ pub fn run(data: &Path, settings: &Settings) -> Result<Verdict, Stop> {
     Ok(verdict)
 }
 
-fn ask(output: &mut Output) -> Result<(), Stop> {
+fn ask(output: &mut Printer) -> Result<(), Stop> {
     if !io::stdin().is_terminal() {
         let line = "nothing was changed: there is no terminal to ask on; pass --yes to go on without being asked";
         return Err(Stop::Failed(line.to_owned()));
@@ -58,7 +58,7 @@ fn ask(output: &mut Output) -> Result<(), Stop> {
     Err(Stop::Failed("nothing was changed".to_owned()))
 }
 
-fn tell(data: &Path, repair: &Repair<HostDisk>, output: &mut Output) -> Result<(), Stop> {
+fn tell(data: &Path, repair: &Repair<HostDisk>, output: &mut Printer) -> Result<(), Stop> {
     let short = |path: &Path| {
         path.strip_prefix(data)
             .unwrap_or(path)
@@ -103,7 +103,7 @@ fn tell(data: &Path, repair: &Repair<HostDisk>, output: &mut Output) -> Result<(
     ))
 }
 
-fn tell_rewritten(rewritten: &Rewritten, output: &mut Output) -> Result<(), Stop> {
+fn tell_rewritten(rewritten: &Rewritten, output: &mut Printer) -> Result<(), Stop> {
     let salvage = &rewritten.salvage;
     output.line(format_args!("  {}", rewritten.what))?;
     for lost in &salvage.lost {
@@ -127,7 +127,7 @@ fn tell_rewritten(rewritten: &Rewritten, output: &mut Output) -> Result<(), Stop
     ))
 }
 
-fn tell_gaps(repair: &Repair<HostDisk>, output: &mut Output) -> Result<(), Stop> {
+fn tell_gaps(repair: &Repair<HostDisk>, output: &mut Printer) -> Result<(), Stop> {
     let gaps = repair.gaps();
     if gaps.is_empty() {
         return output.line("What is left does not show which workspaces miss ops.");

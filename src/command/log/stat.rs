@@ -5,10 +5,10 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::verify;
-use crate::command::output::{Output, Stop};
+use crate::command::output::{Printer, Stop};
 use crate::command::progress::Bar;
 use crate::command::text;
-use crate::config::log::Stat;
+use crate::config::log::StatArgs;
 use crate::log::census::{Census, Share, WorkspaceShare};
 use crate::log::directory::shard_folder;
 use crate::log::disk::HostDisk;
@@ -21,14 +21,14 @@ const WORKSPACES_TOLD: usize = 20;
 #[derive(Serialize)]
 struct Statistics {
     #[serde(flatten)]
-    total: Figures,
+    total: LogFigures,
     folders: Vec<FolderFigures>,
     workspaces_total: usize,
     workspaces: Vec<WorkspaceFigures>,
 }
 
 #[derive(Serialize, Default, Clone, Copy)]
-struct Figures {
+struct LogFigures {
     segments: u64,
     records: u64,
     /// Of the files, without a torn tail.
@@ -43,7 +43,7 @@ struct Figures {
 struct FolderFigures {
     folder: String,
     #[serde(flatten)]
-    figures: Figures,
+    figures: LogFigures,
     torn_tail: Option<TornTail>,
     /// Segments with records beyond their ends, which are not served.
     beyond: Vec<BeyondEnd>,
@@ -77,9 +77,9 @@ struct WorkspaceFigures {
 }
 
 /// Reads the log and tells what is in it.
-pub fn run(data: &Path, settings: &Stat) -> Result<(), Stop> {
+pub fn run(data: &Path, settings: &StatArgs) -> Result<(), Stop> {
     let statistics = count(data, settings.all)?;
-    let mut output = Output::new();
+    let mut output = Printer::new();
     if settings.json {
         output.line(serde_json::to_string(&statistics)?)?;
     } else {
@@ -96,7 +96,7 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
     for (number, folder) in snapshot.folders().iter().enumerate() {
         let mut told = FolderFigures {
             folder: shard_folder(folder.shard()),
-            figures: Figures::default(),
+            figures: LogFigures::default(),
             torn_tail: None,
             beyond: Vec::new(),
         };
@@ -122,7 +122,7 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
         }
         folders.push(told);
     }
-    let mut total = Figures::default();
+    let mut total = LogFigures::default();
     // An op of a later folder may have won over one of an earlier folder.
     for (number, told) in folders.iter_mut().enumerate() {
         told.figures.take(census.folder(number));
@@ -146,7 +146,7 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
     })
 }
 
-impl Figures {
+impl LogFigures {
     fn take(&mut self, share: Share) {
         self.records = share.records;
         self.live_bytes = share.live_bytes;
@@ -179,7 +179,7 @@ impl From<WorkspaceShare> for WorkspaceFigures {
         Self {
             workspace: workspace.id,
             keys: workspace.keys,
-            last_seq: workspace.seq,
+            last_seq: workspace.seq.get(),
             records: share.records,
             bytes: share.record_bytes,
             live_bytes: share.live_bytes,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::command::output::{Output, Stop};
+use crate::command::output::{Printer, Stop};
 use crate::command::progress::Bar;
 use crate::command::text;
 use crate::log::beyond::Beyond;
@@ -11,7 +11,7 @@ use crate::log::read_only::ReadOnlyLog;
 
 /// What is whole in a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum VerifyOutcome {
     /// Everything.
     Whole,
     /// All that is served. Segments have records beyond their ends, which are not.
@@ -19,15 +19,15 @@ pub enum Verdict {
 }
 
 /// Reads every record; the first fault is the error.
-pub fn run(data: &Path) -> Result<Verdict, Stop> {
-    let mut output = Output::new();
+pub fn run(data: &Path) -> Result<VerifyOutcome, Stop> {
+    let mut output = Printer::new();
     let verdict = check(data, &mut output)?;
     output.flush()?;
     Ok(verdict)
 }
 
 /// The same, as a part of another command.
-pub fn check(data: &Path, output: &mut Output) -> Result<Verdict, Stop> {
+pub fn check(data: &Path, output: &mut Printer) -> Result<VerifyOutcome, Stop> {
     let snapshot = ReadOnlyLog::take(&HostDisk, data)?;
     let bar = Bar::new("reading the log", snapshot.bytes());
     let (mut segments, mut ops, mut whole_bytes) = (0, 0, 0);
@@ -62,9 +62,9 @@ pub fn check(data: &Path, output: &mut Output) -> Result<Verdict, Stop> {
     let lines = torn.iter().chain(&beyond);
     lines.into_iter().try_for_each(|line| output.line(line))?;
     Ok(if beyond.is_empty() {
-        Verdict::Whole
+        VerifyOutcome::Whole
     } else {
-        Verdict::RecordsBeyond
+        VerifyOutcome::RecordsBeyond
     })
 }
 

@@ -1,5 +1,5 @@
-//! The secret of a server that is tried out with `--dev`: kept in its data directory, so that the
-//! tokens of open pages stay good when it starts again.
+//! The secret that `--dev` generates. It is kept in the data directory, so that the tokens of open
+//! pages stay valid after a restart.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -11,15 +11,16 @@ use crate::log::directory::DEV_SECRET_FILE;
 use crate::wire::auth::Secret;
 
 const NEW_FILE: &str = "dev-secret.new";
-/// The owner reads and writes it, nobody else.
+/// Only the owner may read and write the file.
 const MODE: u32 = 0o600;
 
 impl Secrets {
-    /// Replaces a secret that was made up by the one in `folder`, or puts it there if there is
-    /// none. Returns the file, and whether other users can read it; `None` if the secret was not
-    /// made up. The folder must be locked: two servers would each write one.
+    /// Replaces a generated secret by the one in `folder`, or writes it there if there is none.
+    ///
+    /// Returns the file, and whether other users can read it, or `None` if the secret was not
+    /// generated. The folder must be locked: otherwise two servers could each write one.
     pub fn keep_in(&mut self, folder: &Path) -> Result<Option<(PathBuf, bool)>, SecretError> {
-        if !self.is_made_up {
+        if !self.is_generated {
             return Ok(None);
         }
         let path = folder.join(DEV_SECRET_FILE);
@@ -41,10 +42,11 @@ impl Secrets {
     }
 }
 
-/// A crash leaves the whole file or none: it gets its name when it is on disk.
+/// Writes the secret to disk under another name first, so that a crash leaves the whole file or
+/// none.
 fn write(folder: &Path, secret: &Secret) -> io::Result<()> {
     let new = folder.join(NEW_FILE);
-    // One that a crash has left may have been written only in part.
+    // A file that a crash left may be incomplete.
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -65,26 +67,26 @@ fn write(folder: &Path, secret: &Secret) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn made_up(secret: &str, is_made_up: bool) -> Secrets {
+    fn generated(secret: &str, is_generated: bool) -> Secrets {
         Secrets {
             current: Secret::new(secret.into()).unwrap(),
             previous: None,
-            is_made_up,
+            is_generated,
             with_line_breaks: Vec::new(),
         }
     }
 
     #[test]
-    fn the_first_secret_stays() {
+    fn the_first_generated_secret_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(DEV_SECRET_FILE);
-        // What a crash may have left.
+        // A crash may leave this.
         fs::write(folder.path().join(NEW_FILE), "torn").unwrap();
-        let mut given = made_up("given", false);
+        let mut given = generated("given", false);
         assert_eq!(given.keep_in(folder.path()).unwrap(), None);
         assert!(!path.exists(), "a secret that was given is not copied");
         for new in ["first", "second"] {
-            let mut secrets = made_up(new, true);
+            let mut secrets = generated(new, true);
             let kept = secrets.keep_in(folder.path()).unwrap();
             assert_eq!(kept, Some((path.clone(), false)));
             assert_eq!(secrets.current.bytes(), b"first");
@@ -94,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn who_can_read_it() {
+    fn a_file_that_others_can_read_is_reported() {
         for (mode, is_public) in [
             (0o600, false),
             (0o400, false),
@@ -106,24 +108,24 @@ mod tests {
             let path = folder.path().join(DEV_SECRET_FILE);
             fs::write(&path, "secret").unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-            let kept = made_up("new", true).keep_in(folder.path()).unwrap();
+            let kept = generated("new", true).keep_in(folder.path()).unwrap();
             assert_eq!(kept, Some((path, is_public)), "{mode:o}");
         }
     }
 
     #[test]
-    fn what_cannot_be_kept_is_said() {
+    fn errors_name_the_file_and_no_secret() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(DEV_SECRET_FILE);
         fs::write(&path, "\r\n").unwrap();
-        let error = made_up("new", true).keep_in(folder.path()).unwrap_err();
+        let error = generated("new", true).keep_in(folder.path()).unwrap_err();
         assert!(error.to_string().contains("dev-secret is empty: remove it"));
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
-        let error = made_up("new", true).keep_in(folder.path()).unwrap_err();
+        let error = generated("new", true).keep_in(folder.path()).unwrap_err();
         assert!(error.to_string().contains("dev-secret: Is a directory"));
         assert!(!error.to_string().contains("new"), "no secret is printed");
         let missing = folder.path().join("missing");
-        assert!(made_up("new", true).keep_in(&missing).is_err());
+        assert!(generated("new", true).keep_in(&missing).is_err());
     }
 }

@@ -11,14 +11,15 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
+pub use crate::core::fanout::encoded_state::Chunk;
+use crate::core::fanout::encoded_state::EncodedState;
 use crate::core::fanout::window_offset::WindowOffset;
-pub use crate::core::snapshot::encoded_state::Chunk;
-use crate::core::snapshot::encoded_state::Text;
 use crate::limits::{
     CHUNK_BYTES_KEPT_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CHUNKS_KEPT_MAX, LIST_BYTES_KEPT_MAX,
     LISTS_KEPT_MAX, SEND_BYTES_MAX, SESSION_BYTES_SPARED,
 };
 use crate::log::position::LogPosition;
+use crate::seq::Seq;
 
 /// A stretch of a chunk.
 #[derive(Debug, Clone)]
@@ -80,7 +81,7 @@ pub fn skip_sent(spans: &mut Spans, mut bytes: usize) {
 pub(in crate::core) struct Frame {
     /// The offset behind the frame's last byte.
     pub end: WindowOffset,
-    pub seq: u64,
+    pub seq: Seq,
     /// The log position that must be durable before the frame may leave.
     pub position: LogPosition,
 }
@@ -93,12 +94,12 @@ pub struct Due {
     /// when this log position is visible,
     pub gate: LogPosition,
     /// and when this text is whole, which others stand around: all of them, or none, are sent.
-    pub awaits: Option<Text>,
+    pub awaits: Option<EncodedState>,
 }
 
 /// What one client is sent, and not all the others too.
 pub(in crate::core) struct Answer {
-    pub text: Text,
+    pub text: EncodedState,
     pub start: usize,
     pub end: usize,
     /// A part of it was taken.
@@ -146,7 +147,7 @@ impl SubAssign for Cost {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Behind {
     /// All ops up to this seq reached it.
-    pub since: u64,
+    pub since: Seq,
     /// The slot of the entry with that seq, where it is known.
     pub hint: Option<u32>,
 }

@@ -1,6 +1,7 @@
 //! One change to many clients: frames are encoded once, and each session has a cursor into them.
 
 pub mod chunk_pool;
+pub mod encoded_state;
 pub mod outbox;
 pub mod window;
 pub mod window_offset;
@@ -8,3 +9,4 @@ pub mod window_offset;
 pub(in crate::core) mod pacer;
 pub(in crate::core) mod presence;
 pub(in crate::core) mod room;
+pub(in crate::core) mod shared_chunks;

@@ -18,9 +18,9 @@ pub use crate::core::fanout::chunk_pool::Due;
 use crate::core::fanout::chunk_pool::{
     Answer, Chunk, ChunkPool, Cost, Extras, Span, Spans, spans_bytes,
 };
+use crate::core::fanout::encoded_state::EncodedState;
 use crate::core::fanout::window::Window;
 use crate::core::fanout::window_offset::WindowOffset;
-use crate::core::snapshot::encoded_state::Text;
 use crate::limits::{
     ANSWER_SEND_BYTES_MAX, CHUNK_BYTES_MIN, OWN_STRETCHES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX,
 };
@@ -175,7 +175,7 @@ impl Outbox {
             own_bytes: cost_bytes(end),
             ..Cost::default()
         };
-        self.push_answer(Text::Whole(chunk), 0..end, due, cost, pool);
+        self.push_answer(EncodedState::Ready(chunk), 0..end, due, cost, pool);
     }
 
     /// Queues what several are sent, and what is no state. Nothing where it is empty.
@@ -187,14 +187,14 @@ impl Outbox {
                 shared_bytes: end,
                 state_bytes: 0,
             };
-            self.push_answer(Text::Whole(chunk), 0..end, due, cost, pool);
+            self.push_answer(EncodedState::Ready(chunk), 0..end, due, cost, pool);
         }
     }
 
     /// Queues a stretch of a state. Nothing where it is empty.
     pub fn push_state(
         &mut self,
-        text: Text,
+        text: EncodedState,
         stretch: Range<usize>,
         due: Due,
         pool: &mut ChunkPool,
@@ -318,7 +318,7 @@ impl Outbox {
 
     fn push_answer(
         &mut self,
-        text: Text,
+        text: EncodedState,
         stretch: Range<usize>,
         due: Due,
         cost: Cost,

@@ -14,6 +14,7 @@ use crate::limits::{CHUNK_BYTES_MAX, JOINED_BYTES_MAX};
 use crate::log::position::LogPosition;
 
 pub use crate::core::fanout::chunk_pool::{Chunk, ChunkPool, Span, Spans, skip_sent, spans_bytes};
+use crate::seq::Seq;
 
 struct Piece {
     start: WindowOffset,
@@ -41,7 +42,7 @@ pub struct Window {
     start: WindowOffset,
     end: WindowOffset,
     /// The seq at `start`: of the last frame that was dropped.
-    start_seq: u64,
+    start_seq: Seq,
     capacity_bytes: usize,
     /// What the last chunk grew to: the next one starts that large.
     chunk_bytes_hint: usize,
@@ -52,7 +53,7 @@ pub struct Window {
 impl Window {
     /// An empty window of a workspace that stands at `seq`.
     #[must_use]
-    pub fn new(seq: u64) -> Self {
+    pub fn new(seq: Seq) -> Self {
         Self {
             start_seq: seq,
             ..Self::default()
@@ -84,7 +85,7 @@ impl Window {
     pub fn push(
         &mut self,
         pool: &mut ChunkPool,
-        seq: u64,
+        seq: Seq,
         position: LogPosition,
         bytes: usize,
         write: impl FnOnce(&mut Vec<u8>),
@@ -160,7 +161,7 @@ impl Window {
 
     /// The seq of the last frame before `offset`, which is a frame's end.
     #[must_use]
-    pub fn seq_at(&self, offset: WindowOffset) -> u64 {
+    pub fn seq_at(&self, offset: WindowOffset) -> Seq {
         if offset >= self.end
             && let Some(last) = self.frames.back()
         {
@@ -191,7 +192,7 @@ impl Window {
 
     /// Each op that won has a frame, so their numbers count them.
     fn frames_between(&self, from: WindowOffset, until: WindowOffset) -> u64 {
-        self.seq_at(until) - self.seq_at(from)
+        self.seq_at(until).ops_since(self.seq_at(from))
     }
 
     /// Appends the bytes from one offset to another to `out`.
@@ -345,12 +346,12 @@ mod tests {
 
     #[test]
     fn those_who_stand_at_the_same_place_are_sent_the_same_piece() {
-        let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
+        let (mut window, mut pool) = (Window::new(Seq::NONE), ChunkPool::default());
         let mut in_flight = Vec::new();
         for seq in 1..=3 {
             let start = window.end();
             let position = LogPosition::new(seq);
-            window.push(&mut pool, seq, position, 10, |out| {
+            window.push(&mut pool, Seq::new(seq), position, 10, |out| {
                 out.resize(out.len() + 10, 7)
             });
             // A chunk that is on its way is not written to, so that the next frame has one of its own.
@@ -385,15 +386,15 @@ mod tests {
         /// The model: all bytes that were ever pushed, and where each frame ends.
         #[test]
         fn a_cursor_reads_what_was_pushed(steps in steps()) {
-            let (mut window, mut pool) = (Window::new(5), ChunkPool::default());
-            let (mut all, mut ends) = (Vec::new(), vec![(WindowOffset::START, 5_u64)]);
+            let (mut window, mut pool) = (Window::new(Seq::new(5)), ChunkPool::default());
+            let (mut all, mut ends) = (Vec::new(), vec![(WindowOffset::START, Seq::new(5))]);
             let (mut cursor, mut in_flight) = (WindowOffset::START, Vec::new());
             for step in steps {
                 match step {
                     Step::Push(bytes) => {
-                        let seq = ends.last().unwrap().1 + 1;
-                        let fill = u8::try_from(seq % 251).unwrap();
-                        window.push(&mut pool, seq, LogPosition::new(seq * 10), bytes, |out| out.resize(out.len() + bytes, fill));
+                        let seq = ends.last().unwrap().1.next();
+                        let fill = u8::try_from(seq.get() % 251).unwrap();
+                        window.push(&mut pool, seq, LogPosition::new(seq.get() * 10), bytes, |out| out.resize(out.len() + bytes, fill));
                         all.resize(all.len() + bytes, fill);
                         ends.push((WindowOffset::START.advance(all.len()), seq));
                     }
@@ -435,8 +436,8 @@ mod tests {
                 prop_assert_eq!(held, window.capacity_bytes());
                 prop_assert_eq!(held, pool.held.window_bytes);
                 for (end, seq) in ends.iter().filter(|known| known.0 >= window.start()) {
-                    prop_assert_eq!(window.visible_end(LogPosition::new(seq * 10)), *end);
-                    prop_assert_eq!(window.visible_end(LogPosition::new(seq * 10 + 9)), *end);
+                    prop_assert_eq!(window.visible_end(LogPosition::new(seq.get() * 10)), *end);
+                    prop_assert_eq!(window.visible_end(LogPosition::new(seq.get() * 10 + 9)), *end);
                 }
             }
             let visible = window.visible_end(LogPosition::MAX);
@@ -448,11 +449,11 @@ mod tests {
 
     #[test]
     fn frames_that_nobody_was_sent_yet_stay() {
-        let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
+        let (mut window, mut pool) = (Window::new(Seq::NONE), ChunkPool::default());
         for seq in 1..=20 {
             window.push(
                 &mut pool,
-                seq,
+                Seq::new(seq),
                 LogPosition::new(seq),
                 CHUNK_BYTES_MAX,
                 |out| {
@@ -482,15 +483,21 @@ mod tests {
             (300, CHUNK_BYTES_MAX - 300, 1),
             (300, CHUNK_BYTES_MAX - 299, 2),
         ] {
-            let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
+            let (mut window, mut pool) = (Window::new(Seq::NONE), ChunkPool::default());
             for (seq, bytes) in [(1, first_bytes), (2, second_bytes)] {
-                window.push(&mut pool, seq, LogPosition::new(seq), bytes, |out| {
-                    out.resize(out.len() + bytes, 0);
-                });
+                window.push(
+                    &mut pool,
+                    Seq::new(seq),
+                    LogPosition::new(seq),
+                    bytes,
+                    |out| {
+                        out.resize(out.len() + bytes, 0);
+                    },
+                );
             }
             assert_eq!(window.pieces.len(), pieces, "{first_bytes} {second_bytes}");
         }
-        let (mut window, mut pool) = (Window::new(0), ChunkPool::default());
+        let (mut window, mut pool) = (Window::new(Seq::NONE), ChunkPool::default());
         let mut held = Vec::new();
         // A guess that was too large is halved from chunk to chunk.
         for (seq, bytes, capacity_min) in [
@@ -499,9 +506,15 @@ mod tests {
             (3, 10, 5000),
             (4, 10, 2500),
         ] {
-            window.push(&mut pool, seq, LogPosition::new(seq), bytes, |out| {
-                out.resize(out.len() + bytes, 0);
-            });
+            window.push(
+                &mut pool,
+                Seq::new(seq),
+                LogPosition::new(seq),
+                bytes,
+                |out| {
+                    out.resize(out.len() + bytes, 0);
+                },
+            );
             let chunk = &window.pieces.back().unwrap().chunk;
             assert!(
                 chunk.capacity() >= capacity_min,
@@ -517,10 +530,12 @@ mod tests {
         let mut pool = ChunkPool::default();
         let fill = |window: &mut Window, pool: &mut ChunkPool| {
             for seq in 1..=100 {
-                window.push(pool, seq, LogPosition::new(seq), 1, |out| out.push(0));
+                window.push(pool, Seq::new(seq), LogPosition::new(seq), 1, |out| {
+                    out.push(0)
+                });
             }
         };
-        let mut window = Window::new(0);
+        let mut window = Window::new(Seq::NONE);
         fill(&mut window, &mut pool);
         let capacity = window.frames.capacity();
         window.drop_before(WindowOffset::new(99), &mut pool);
@@ -532,8 +547,10 @@ mod tests {
         window.drop_before(WindowOffset::new(100), &mut pool);
         assert_eq!((window.frames.capacity(), window.capacity_bytes()), (0, 0));
         // Another one goes on in it.
-        let mut window = Window::new(0);
-        window.push(&mut pool, 1, LogPosition::NONE, 1, |out| out.push(0));
+        let mut window = Window::new(Seq::NONE);
+        window.push(&mut pool, Seq::new(1), LogPosition::NONE, 1, |out| {
+            out.push(0)
+        });
         assert_eq!(window.frames.capacity(), capacity);
     }
 }

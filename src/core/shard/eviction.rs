@@ -15,18 +15,17 @@ use crate::core::shard::Shard;
 use crate::core::shard::lifetime::TRY_AGAIN_LATER;
 use crate::core::shard::session::{SessionId, State};
 use crate::core::shard::session_budget::Held;
-use crate::limits::{
-    ANSWER_BYTES_MAX, RETRY_AFTER_S, SESSION_BYTES_SPARED, SNAPSHOT_PATIENCE_US,
-    SNAPSHOT_SEARCH_INTERVAL_US,
-};
+use crate::core::snapshot::snapshots::SnapshotShortage;
+use crate::limits::{ANSWER_BYTES_MAX, RETRY_AFTER_S, SESSION_BYTES_SPARED, SNAPSHOT_PATIENCE_US};
 use crate::wire::upgrade::Answer;
 
-/// A state that sessions are sent, and how far the fastest of them is behind.
-struct Candidate {
-    text: Chunk,
-    room: u32,
+/// A state whose receivers are all slow.
+struct SlowState {
+    chunk: Chunk,
+    room_slot: u32,
+    /// How far the fastest receiver is behind the pace that is expected of it.
     lag_us: u64,
-    holders: Vec<SessionId>,
+    receivers: Vec<SessionId>,
 }
 
 impl Shard {
@@ -105,40 +104,37 @@ impl Shard {
 
     // ---- states ----
 
-    /// Makes room for a state of so many bytes, so that all take no more than `most_bytes`: gives
-    /// up those that nobody takes at their pace, the slowest first. None of them if that were not
-    /// enough.
-    pub(super) fn give_up_states(&mut self, bytes: usize, most_bytes: usize, clock: Clock) {
-        if clock.now_us < self.next_search_us {
+    /// Makes room for a state: gives up those whose receivers are all slow, the slowest first, and
+    /// no more than are needed. None of them if all together would not be enough.
+    pub(super) fn give_up_states(&mut self, shortage: SnapshotShortage, clock: Clock) {
+        if !self.snapshots.may_search(clock.now_us) {
             return;
         }
-        let mut candidates = self.slow_states(clock);
-        candidates.sort_by_key(|candidate| std::cmp::Reverse(candidate.lag_us));
-        let slow_bytes: usize = candidates.iter().map(|slow| slow.text.len()).sum();
-        if (self.snapshot_budget.bytes() + bytes).saturating_sub(slow_bytes) > most_bytes {
-            self.next_search_us = clock.now_us + SNAPSHOT_SEARCH_INTERVAL_US;
-            return;
+        let SnapshotShortage { bytes, limit_bytes } = shortage;
+        let mut slow_states = self.slow_states(clock);
+        slow_states.sort_by_key(|slow| std::cmp::Reverse(slow.lag_us));
+        let slow_bytes: usize = slow_states.iter().map(|slow| slow.chunk.len()).sum();
+        if (self.snapshots.bytes() + bytes).saturating_sub(slow_bytes) > limit_bytes {
+            return self.snapshots.searched_in_vain(clock.now_us);
         }
-        for slow in candidates {
-            if self.snapshot_budget.bytes() + bytes <= most_bytes {
+        for slow in slow_states {
+            if self.snapshots.bytes() + bytes <= limit_bytes {
                 break;
             }
             self.counters.given_up_states += 1;
-            for id in slow.holders {
+            for id in slow.receivers {
                 self.abort(id);
             }
-            self.snapshot_budget.write_off(&slow.text);
-            // Who asks for the same now must not be given a text that does not count.
-            if let Some(room) = self.rooms.get_mut(slow.room as usize) {
-                room.forget_text(&slow.text);
-            }
+            self.snapshots.give_up(slow.room_slot, &slow.chunk);
         }
     }
 
-    /// The states that all who are sent them take too slowly.
-    fn slow_states(&self, clock: Clock) -> Vec<Candidate> {
-        let mut states: Vec<Candidate> = Vec::new();
-        let mut places = HashMap::with_hasher(FixedState::with_seed(0));
+    /// Returns the states of which every receiver is slow. One fast receiver is enough to keep a
+    /// state: its memory comes back soon.
+    fn slow_states(&self, clock: Clock) -> Vec<SlowState> {
+        let mut states: Vec<SlowState> = Vec::new();
+        // The index in `states`, by the address of the bytes.
+        let mut indices = HashMap::with_hasher(FixedState::with_seed(0));
         for (id, session) in self.sessions.iter() {
             let Some(passage) = session.passage.as_ref().filter(|_| !session.is_aborted()) else {
                 continue;
@@ -149,19 +145,19 @@ impl Shard {
                 0
             };
             let lag_us = passage.lag_us(in_flight_us);
-            for text in passage.texts.iter().filter_map(|text| text.chunk()) {
-                let place = *places.entry(Rc::as_ptr(text)).or_insert(states.len());
-                if place == states.len() {
-                    states.push(Candidate {
-                        text: Rc::clone(text),
-                        room: passage.room,
+            for chunk in passage.texts.iter().filter_map(|text| text.chunk()) {
+                let index = *indices.entry(Rc::as_ptr(chunk)).or_insert(states.len());
+                if index == states.len() {
+                    states.push(SlowState {
+                        chunk: Rc::clone(chunk),
+                        room_slot: passage.room,
                         lag_us,
-                        holders: Vec::new(),
+                        receivers: Vec::new(),
                     });
                 }
-                let state = &mut states[place];
+                let state = &mut states[index];
                 state.lag_us = state.lag_us.min(lag_us);
-                state.holders.push(id);
+                state.receivers.push(id);
             }
         }
         states.retain(|state| state.lag_us >= SNAPSHOT_PATIENCE_US);
@@ -201,5 +197,6 @@ impl Shard {
             "{} bytes are held",
             self.budget.bytes()
         );
+        self.snapshots.invariants();
     }
 }

@@ -35,8 +35,7 @@ impl Shard {
         self.reads.reset();
         self.admission.reset(&self.sessions);
         self.touched.clear();
-        self.encoding_queue.clear();
-        self.snapshot_budget.release_all();
+        self.snapshots.reset();
         self.budget.forget_frames();
         self.counters.refused_log_failed += told.len() as u64;
         self.parser = None;

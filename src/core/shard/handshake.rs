@@ -14,7 +14,7 @@ use crate::core::shard::rate::Rate;
 use crate::core::shard::session::{Intake, Passage, SessionId, State};
 use crate::core::shard::shard_log::Health;
 use crate::core::shard::{Drain, Shard};
-use crate::core::snapshot::encoded::{Point, Texts, Wanted};
+use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind, SnapshotPoint};
 use crate::core::state::workspace::Workspace;
 use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
 use crate::log::position::LogPosition;
@@ -25,7 +25,7 @@ use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
 /// Where a client is to be a member, and the state that it is sent.
 struct Place {
     room_slot: u32,
-    texts: Texts,
+    snapshot: Snapshot,
 }
 
 impl Shard {
@@ -317,8 +317,11 @@ impl Shard {
             return Err(refusal);
         }
         let room_slot = self.enter_room(workspace);
-        let texts = self.texts(room_slot, Wanted::Init, clock)?;
-        Ok(Place { room_slot, texts })
+        let snapshot = self.snapshot(room_slot, SnapshotKind::Init, clock)?;
+        Ok(Place {
+            room_slot,
+            snapshot,
+        })
     }
 
     /// Makes a client a member of its workspace: 101, then init.
@@ -331,7 +334,10 @@ impl Shard {
         unparsed: Vec<u8>,
         clock: Clock,
     ) {
-        let Place { room_slot, texts } = place;
+        let Place {
+            room_slot,
+            snapshot,
+        } = place;
         let room = &mut self.rooms[room_slot as usize];
         let member = u32::try_from(room.members.len()).expect("fewer members than descriptors");
         room.members.push(id.slot);
@@ -355,8 +361,8 @@ impl Shard {
         let answer = self.pool.fill(256, |out| {
             upgrade::switching_protocols(accept_key, out);
         });
-        let Texts { init, point, .. } = texts;
-        let Point { at, gate, .. } = point;
+        let Snapshot { init, point, .. } = snapshot;
+        let SnapshotPoint { at, gate, .. } = point;
         session.outbox.follow(at);
         session
             .outbox

@@ -12,9 +12,10 @@ use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
 use crate::core::shard::session::{Passage, Session, SessionId};
-use crate::core::snapshot::encoded::{Texts, Wanted};
+use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind};
 use crate::limits::STALL_TIMEOUT_US;
 use crate::log::position::LogPosition;
+use crate::seq::Seq;
 use crate::wire::state;
 use crate::wire::upgrade::{Answer, ReadTarget, StateRequest, matches_tag};
 
@@ -34,7 +35,7 @@ pub(super) struct Shown {
 /// A state that is sent behind an answer.
 struct ShownState {
     room_slot: u32,
-    texts: Texts,
+    snapshot: Snapshot,
     /// Where it stands in the init message.
     fields: Range<usize>,
     connections: usize,
@@ -122,7 +123,7 @@ impl Shard {
         clock: Clock,
     ) -> Shown {
         let room = room_slot.map(|slot| &self.rooms[slot as usize]);
-        let (seq, gate) = room.map_or((0, LogPosition::NONE), |room| {
+        let (seq, gate) = room.map_or((Seq::NONE, LogPosition::NONE), |room| {
             (room.workspace.seq(), room.gate())
         });
         let tag = self.entity_tag(seq);
@@ -135,7 +136,7 @@ impl Shard {
             }
         } else {
             let mut body = Vec::new();
-            state::put_look(&mut body, iter::empty(), 0, 0);
+            state::put_http_state(&mut body, iter::empty(), Seq::NONE, 0);
             Shown::from(Answer::json(body))
         };
         shown.gate = gate;
@@ -152,7 +153,7 @@ impl Shard {
     /// when a shard rebuilds its state from a log that has lost what `interval` and `none` had
     /// already shown. So the tag also names the start, by a random id, and counts the rebuilds
     /// since. It is weak, because the number of connections changes without the state.
-    fn entity_tag(&self, seq: u64) -> String {
+    fn entity_tag(&self, seq: Seq) -> String {
         let (start_id, rebuilds_count) = (self.config.start_id, self.log.rebuilds_count());
         format!("W/\"{start_id:016x}.{rebuilds_count}.{seq}\"")
     }
@@ -165,15 +166,15 @@ impl Shard {
         let (connections, fields) = (members.len(), workspace.init_fields());
         let shared_bytes = fields.len() + workspace.stamps_bytes();
         let mut start = Vec::new();
-        state::put_look_start(&mut start);
-        let own_bytes = state::look_ends_bytes(connections) - start.len();
+        state::put_http_state_start(&mut start);
+        let own_bytes = state::http_state_ends_bytes(connections) - start.len();
         let answer = Answer::json_start(start, shared_bytes + own_bytes);
         let state = if head_only {
             None
         } else {
             Some(ShownState {
                 room_slot,
-                texts: self.texts(room_slot, Wanted::ReadTarget, clock)?,
+                snapshot: self.snapshot(room_slot, SnapshotKind::HttpRead, clock)?,
                 fields,
                 connections,
             })
@@ -192,11 +193,13 @@ impl Shard {
             state,
             shared,
         } = shown;
-        let stamps = state.as_ref().map(|state| state.texts.stamps.clone());
+        let timestamps = state
+            .as_ref()
+            .map(|state| state.snapshot.timestamps.clone());
         let due = Due {
             at: WindowOffset::START,
             gate,
-            awaits: stamps.flatten(),
+            awaits: timestamps.flatten(),
         };
         self.answer_due(id, &answer, due.clone(), clock);
         if let Some(shared) = shared.filter(|_| answer.has_body()) {
@@ -206,7 +209,7 @@ impl Shard {
         }
         let Some(ShownState {
             room_slot,
-            texts,
+            snapshot,
             fields,
             connections,
         }) = state
@@ -214,16 +217,19 @@ impl Shard {
             return;
         };
         let pool = &mut self.pool;
-        let end = pool.fill(32, |out| state::put_look_end(out, connections));
+        let end = pool.fill(32, |out| state::put_http_state_end(out, connections));
         let Session {
             outbox, passage, ..
         } = &mut self.sessions[id];
-        let stamps = texts.stamps.expect("a look wants stamps");
-        let both = smallvec![texts.init.clone(), stamps.clone()];
+        let Snapshot {
+            init, timestamps, ..
+        } = snapshot;
+        let timestamps = timestamps.expect("a snapshot for a read over HTTP has timestamps");
+        let both = smallvec![init.clone(), timestamps.clone()];
         *passage = Some(Box::new(Passage::new(room_slot, both)));
-        outbox.push_state(texts.init, fields, due.clone(), pool);
-        let all = 0..stamps.bytes();
-        outbox.push_state(stamps, all, due.clone(), pool);
+        outbox.push_state(init, fields, due.clone(), pool);
+        let all = 0..timestamps.bytes();
+        outbox.push_state(timestamps, all, due.clone(), pool);
         outbox.push_due(end, due, pool);
         self.weigh(id);
     }

@@ -330,7 +330,12 @@ impl Shard {
         let room = &mut self.rooms[room_slot as usize];
         let live_bytes_before = room.workspace.log_bytes();
         let bytes_max = self.config.limits.workspace_bytes.unwrap_or(u64::MAX);
-        match room.apply_within(bytes_max, op.key, op.value, op.timestamp, source) {
+        self.snapshots
+            .preserve(room_slot, &room.workspace, op.key, op.timestamp);
+        match room
+            .workspace
+            .apply_within(bytes_max, op.key, op.value, op.timestamp, source)
+        {
             Verdict::Same => self.counters.ops_duplicate += 1,
             Verdict::Lost(winner) => {
                 self.counters.ops_lost += 1;

@@ -209,6 +209,7 @@ impl Shard {
         }
         if room.members.is_empty() && room.workspace.is_untouched() {
             let room = self.rooms.remove(room_slot as usize);
+            self.snapshots.forget_room(room_slot);
             self.room_index.remove(room.workspace.id());
         } else {
             self.touch(room_slot);

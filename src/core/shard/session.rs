@@ -12,9 +12,9 @@
 
 use smallvec::SmallVec;
 
+use crate::core::fanout::encoded_state::EncodedState;
 use crate::core::fanout::outbox::Outbox;
 use crate::core::fanout::pacer::{BusyPeriod, NEVER};
-use crate::core::snapshot::encoded_state::Text;
 use crate::limits::{
     MESSAGE_BYTES_DEFAULT, MESSAGE_TIMEOUT_US, SESSION_BYTES_SPARED, SNAPSHOT_PASSAGE_US,
 };
@@ -335,7 +335,7 @@ fn counted(bytes: usize, capacity: usize) -> usize {
 pub(crate) struct Passage {
     /// The slot of the room that it is the state of.
     pub room: u32,
-    pub texts: SmallVec<[Text; 2]>,
+    pub texts: SmallVec<[EncodedState; 2]>,
     pub bytes: usize,
     /// How far it is behind the pace of [`SNAPSHOT_PASSAGE_US`].
     lag_us: u64,
@@ -343,8 +343,8 @@ pub(crate) struct Passage {
 
 impl Passage {
     /// Of these texts, which begins now.
-    pub fn new(room: u32, texts: SmallVec<[Text; 2]>) -> Self {
-        let bytes = texts.iter().map(Text::bytes).sum::<usize>().max(1);
+    pub fn new(room: u32, texts: SmallVec<[EncodedState; 2]>) -> Self {
+        let bytes = texts.iter().map(EncodedState::bytes).sum::<usize>().max(1);
         Self {
             room,
             texts,
@@ -375,7 +375,7 @@ mod tests {
 
     #[test]
     fn a_passage_keeps_its_pace_or_lags() {
-        let text = || Text::Whole(std::rc::Rc::new(vec![0; 6_000_000]));
+        let text = || EncodedState::Ready(std::rc::Rc::new(vec![0; 6_000_000]));
         for (sends, in_flight_s, lag_s) in [
             (&[][..], 3, 3),
             // The 60th part of it in a second.

@@ -1,12 +1,11 @@
 //! A whole shard in miniature: clients, sockets and a disk that delay, cut and fail by the seed, against a naive model.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use super::*;
 use crate::core::fanout::window::{Spans, skip_sent, spans_bytes};
+use crate::core::testing::{self, Dice, START_UNIX_S};
 use crate::limits::SECOND_US;
-use crate::wire::auth::{Verifier, mint};
 
 mod absence;
 mod budgets;
@@ -20,6 +19,7 @@ mod notes;
 mod parts;
 mod peers;
 mod received;
+mod regressions;
 mod rig;
 mod rules;
 mod space;
@@ -27,7 +27,7 @@ mod times;
 mod waiting;
 mod yielding;
 
-use peers::{Client, Dice, Disk, Model, Verdict, Write};
+use peers::{Client, Disk, Model, Verdict, Write};
 
 const SEEDS: u64 = 200;
 const STEPS: usize = 500;
@@ -61,42 +61,21 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let secret = rig::secret();
         let (disk, segment) = Disk::new();
         let clock = Clock {
             now_us: 1_000_000,
-            unix_us: 1_700_000_000 * SECOND_US,
+            unix_us: START_UNIX_S * SECOND_US,
         };
         let config = ShardConfig {
-            shard: 0,
-            shards: 1,
-            durability: Durability::Always,
-            sync_interval_us: SECOND_US,
-            ping_interval_us: 25 * SECOND_US,
             outbox_bytes_max: 1024,
             message_bytes_max: 4096,
-            session_bytes_max: crate::limits::SESSION_BUDGET_BYTES,
-            snapshot_bytes_max: crate::limits::SNAPSHOT_BYTES_MAX,
-            snapshot_part_bytes: crate::limits::SNAPSHOT_PART_BYTES,
-            batch_bytes_max: crate::limits::BATCH_BYTES_MAX,
-            segment_bytes_min: u64::MAX,
-            segment_bytes_max: u64::MAX,
-            log_spare_bytes: crate::limits::LOG_SPARE_BYTES,
-            future_skew_us: 24 * 3600 * SECOND_US,
-            drain_us: 5 * SECOND_US,
-            hash_seed: 5,
-            start_id: 0xabc,
-            verifier: Arc::new(Verifier::new(&secret, None)),
-            origins: std::sync::Arc::default(),
-            limits: crate::core::contract::Limits::default(),
-            has_journal: false,
-            fault_panic_key: None,
+            ..testing::shard_config()
         };
         Self {
-            dice: Dice(seed),
+            dice: Dice::new(seed),
             clock,
             shard: Shard::new(config, segment, Vec::new(), clock),
-            token: mint(&secret, "client", 1_700_000_000, None),
+            token: testing::token(None),
             disk,
             log: None,
             clients: Vec::new(),
@@ -143,7 +122,7 @@ impl World {
         self.clock.now_us += self.dice.below(pass_us) as u64;
         // The wall clock is set now and then.
         if self.dice.one_in(40) {
-            self.clock.unix_us = 1_700_000_000 * SECOND_US + self.dice.below(3_600_000_000) as u64;
+            self.clock.unix_us = START_UNIX_S * SECOND_US + self.dice.below(3_600_000_000) as u64;
         }
     }
 
@@ -235,11 +214,7 @@ impl World {
         }
         let id = self.shard.accept(false, self.clock);
         let workspace = self.dice.below(2);
-        let head = format!(
-            "GET /v1/sync/{}?token={} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-            WORKSPACES[workspace], self.token
-        );
+        let head = testing::join_request(WORKSPACES[workspace], &self.token);
         let is_slow = self.dice.one_in(3);
         let client = Client::new(id, workspace, head.into_bytes(), is_slow);
         self.clients.push(client);

@@ -1,135 +1,177 @@
-//! What the texts of states take in memory that are on their way to anybody.
+//! How much memory a shard's encoded states may take, and how much they do.
 
-use std::rc::{Rc, Weak};
+use crate::core::fanout::encoded_state::Chunk;
+use crate::core::fanout::shared_chunks::SharedChunks;
+use crate::limits::{SNAPSHOT_RESERVE_SHARE, SNAPSHOT_SMALL_BYTES};
 
-use crate::core::fanout::window::Chunk;
-
-/// The texts that were made and may be alive.
-#[derive(Default)]
+/// The encoded states that are on their way to sessions, and those that are still being encoded.
+///
+/// Invariant: bytes held ≤ `bytes_max`, unless [`SnapshotBudget::admit_over`] let a state in beyond
+/// it; then they are no more than that admission made them.
 pub(in crate::core) struct SnapshotBudget {
-    held: Vec<(Weak<Vec<u8>>, usize)>,
-    bytes: usize,
-    /// Of texts that are being written.
-    promised_bytes: usize,
-    /// Where the next sweep goes on.
-    place: usize,
-    /// Those that were added since the last one.
-    added: usize,
+    bytes_max: usize,
+    chunks: SharedChunks,
+    /// The lengths of the states that are still being encoded.
+    pending_bytes: usize,
+    /// The most that an exception has admitted.
+    excepted_bytes: usize,
 }
 
 impl SnapshotBudget {
-    /// What is held, or promised, and what was let go and not swept yet.
+    /// Returns an empty budget of `bytes_max`.
+    pub fn new(bytes_max: usize) -> Self {
+        Self {
+            bytes_max,
+            chunks: SharedChunks::default(),
+            pending_bytes: 0,
+            excepted_bytes: 0,
+        }
+    }
+
+    // ---- what is held ----
+
+    /// Returns the bytes that are held or promised, and those that were let go but not swept yet.
     pub fn bytes(&self) -> usize {
-        self.bytes + self.promised_bytes
+        self.chunks.bytes() + self.pending_bytes
     }
 
-    /// So many bytes are going to be written.
-    pub fn promise(&mut self, bytes: usize) {
-        self.promised_bytes += bytes;
-    }
-
-    /// So many of those are not promised any more: they were written and added, or nobody wants them.
-    pub fn release(&mut self, bytes: usize) {
-        self.promised_bytes -= bytes;
-    }
-
-    /// Nothing is promised any more.
-    pub fn release_all(&mut self) {
-        self.promised_bytes = 0;
-    }
-
-    /// Adds a text that was just made.
-    pub fn add(&mut self, chunk: &Chunk) {
-        self.added += 1;
-        self.held.push((Rc::downgrade(chunk), chunk.len()));
-        self.bytes += chunk.len();
-    }
-
-    /// A text comes back by itself: it does not count any more.
-    pub fn write_off(&mut self, chunk: &Chunk) {
-        let is_it = |(held, _): &&mut (Weak<Vec<u8>>, usize)| {
-            std::ptr::eq(held.as_ptr(), Rc::as_ptr(chunk))
-        };
-        if let Some((_, bytes)) = self.held.iter_mut().find(is_it) {
-            self.bytes -= std::mem::take(bytes);
-        }
-    }
-
-    /// How many texts may be alive.
+    /// Returns how many encoded states may be alive.
     pub fn len(&self) -> usize {
-        self.held.len()
+        self.chunks.len()
     }
 
-    /// Looks at so many texts, and at twice as many as were added, and forgets those that are on their way to nobody any more.
+    /// Counts bytes that are going to be encoded.
+    pub fn promise(&mut self, bytes: usize) {
+        self.pending_bytes += bytes;
+    }
+
+    /// Takes back a promise: the bytes were encoded and added, or nobody wants them any more.
+    pub fn release(&mut self, bytes: usize) {
+        self.pending_bytes -= bytes;
+    }
+
+    /// Takes back all promises. What is on its way to sessions still counts.
+    pub fn release_all(&mut self) {
+        self.pending_bytes = 0;
+    }
+
+    /// Counts bytes that were just encoded.
+    pub fn add(&mut self, chunk: &Chunk) {
+        self.chunks.add(chunk);
+    }
+
+    /// Stops counting a state whose receivers were all aborted.
+    pub fn write_off(&mut self, chunk: &Chunk) {
+        self.chunks.write_off(chunk);
+    }
+
+    /// Looks at `count` states and forgets those that nobody holds.
     pub fn sweep(&mut self, count: usize) {
-        let count = count.max(2 * std::mem::take(&mut self.added));
-        for _ in 0..count.min(self.held.len()) {
-            if self.place >= self.held.len() {
-                self.place = 0;
-            }
-            let (chunk, bytes) = &self.held[self.place];
-            if chunk.strong_count() == 0 {
-                self.bytes -= bytes;
-                self.held.swap_remove(self.place);
-            } else {
-                self.place += 1;
-            }
+        self.chunks.sweep(count);
+        self.end_exception();
+    }
+
+    /// Looks at all states and forgets those that nobody holds.
+    pub fn sweep_all(&mut self) {
+        self.chunks.sweep_all();
+        self.end_exception();
+    }
+
+    fn end_exception(&mut self) {
+        if self.bytes() <= self.bytes_max {
+            self.excepted_bytes = 0;
         }
     }
 
-    /// The same of all.
-    pub fn sweep_all(&mut self) {
-        self.place = 0;
-        self.sweep(self.held.len());
+    // ---- what may be held ----
+
+    /// Returns what all states may take once another one of `bytes` is there. Large states leave a
+    /// reserve, so that a few of them cannot keep everybody out of small workspaces.
+    pub fn limit_with(&self, bytes: usize) -> usize {
+        if bytes <= SNAPSHOT_SMALL_BYTES {
+            self.bytes_max
+        } else {
+            self.bytes_max - self.bytes_max / SNAPSHOT_RESERVE_SHARE
+        }
+    }
+
+    /// Whether another state of `bytes` is within the budget.
+    pub fn has_room_for(&self, bytes: usize) -> bool {
+        self.bytes() + bytes <= self.limit_with(bytes)
+    }
+
+    /// Lets in a state of `bytes` that is not within the budget.
+    pub fn admit_over(&mut self, bytes: usize) {
+        self.excepted_bytes = self.bytes() + bytes;
+    }
+
+    /// Checks the invariant, given the bytes that the encodings in progress will take.
+    ///
+    /// # Panics
+    /// If a sum is wrong or the budget is exceeded.
+    pub fn invariants(&self, pending_bytes: usize) {
+        self.chunks.invariants();
+        assert_eq!(
+            self.pending_bytes, pending_bytes,
+            "the sum over what is being encoded"
+        );
+        let most = self.bytes_max.max(self.excepted_bytes);
+        assert!(
+            self.bytes() <= most,
+            "encoded states hold {} bytes of {most}",
+            self.bytes()
+        );
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use super::*;
 
     #[test]
-    fn what_nobody_holds_is_forgotten() {
-        let mut ledger = SnapshotBudget::default();
-        let mut chunks: Vec<Chunk> = (0..10).map(|_| Rc::new(vec![0; 100])).collect();
-        for chunk in &chunks {
-            ledger.add(chunk);
-        }
-        assert_eq!(ledger.bytes(), 1000);
-        ledger.sweep(0);
-        assert_eq!(ledger.bytes(), 1000);
-        let mut is_kept = [false, true].into_iter().cycle();
-        chunks.retain(|_| is_kept.next().expect("it goes on for ever"));
-        for (count, bytes_left) in [(0, 1000), (1, 900), (1, 900), (20, 500), (20, 500)] {
-            ledger.sweep(count);
-            assert_eq!(ledger.bytes(), bytes_left, "{count}");
-        }
-        chunks.clear();
-        ledger.sweep_all();
-        assert_eq!((ledger.bytes(), ledger.held.len()), (0, 0));
-        for _ in 0..100 {
-            ledger.add(&Rc::new(vec![0; 100]));
-            ledger.sweep(1);
-        }
+    fn promises_count_until_they_are_taken_back() {
+        let mut budget = SnapshotBudget::new(100);
+        budget.promise(30);
+        budget.release(10);
+        assert_eq!(budget.bytes(), 20);
+        budget.invariants(20);
+        let chunk: Chunk = Rc::new(vec![0; 50]);
+        budget.add(&chunk);
+        assert_eq!((budget.bytes(), budget.len()), (70, 1));
+        assert!(budget.has_room_for(30) && !budget.has_room_for(31));
+        budget.release_all();
+        assert_eq!(budget.bytes(), 50);
+        drop(chunk);
+        budget.sweep_all();
+        assert_eq!((budget.bytes(), budget.len()), (0, 0));
+        budget.invariants(0);
+    }
+
+    #[test]
+    fn large_states_leave_a_reserve() {
+        let bytes_max = 10 * SNAPSHOT_SMALL_BYTES;
+        let budget = SnapshotBudget::new(bytes_max);
+        assert_eq!(budget.limit_with(SNAPSHOT_SMALL_BYTES), bytes_max);
+        let reserve = bytes_max / SNAPSHOT_RESERVE_SHARE;
         assert_eq!(
-            ledger.held.len(),
-            0,
-            "it does not grow faster than it is swept"
+            budget.limit_with(SNAPSHOT_SMALL_BYTES + 1),
+            bytes_max - reserve
         );
-        let texts: Vec<Chunk> = (1..4).map(|bytes| Rc::new(vec![0; bytes])).collect();
-        for text in &texts {
-            ledger.add(text);
-        }
-        ledger.write_off(&texts[1]);
-        ledger.write_off(&texts[1]);
-        assert_eq!((ledger.bytes(), ledger.len()), (4, 3));
-        drop(texts);
-        ledger.sweep_all();
-        assert_eq!((ledger.bytes(), ledger.len()), (0, 0));
-        ledger.promise(30);
-        ledger.release(10);
-        assert_eq!(ledger.bytes(), 20);
-        ledger.release_all();
-        assert_eq!(ledger.bytes(), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "hold 101 bytes of 100")]
+    fn an_exception_ends_when_the_budget_is_kept_again() {
+        let mut budget = SnapshotBudget::new(100);
+        budget.admit_over(150);
+        let chunk: Chunk = Rc::new(vec![0; 150]);
+        budget.add(&chunk);
+        budget.invariants(0);
+        drop(chunk);
+        budget.sweep_all();
+        budget.promise(101);
+        budget.invariants(101);
     }
 }

@@ -9,6 +9,7 @@ use crate::core::contract::shard_of;
 use crate::core::state::index::{Index, Tag};
 use crate::core::state::workspace::Workspace;
 use crate::log::record::Op;
+use crate::seq::Seq;
 
 /// Ops that are taken together.
 const GROUP_OPS: usize = 32;
@@ -36,7 +37,7 @@ struct Waiting {
     value_begin: usize,
     end: usize,
     timestamp: u64,
-    seq: u64,
+    seq: Seq,
     workspace_tag: Tag,
     key_tag: Tag,
     /// The slot of the workspace.
@@ -181,7 +182,7 @@ mod tests {
             workspace,
             key: "key",
             value,
-            seq,
+            seq: Seq::new(seq),
             timestamp,
         }
     }
@@ -211,7 +212,7 @@ mod tests {
                 let workspace = workspaces.iter().find(|workspace| workspace.id() == id);
                 let workspace = workspace.expect("it is with the shard that owns it");
                 let entry = workspace.get("key").expect("it has the key");
-                assert_eq!((entry.value(), workspace.seq()), (value, seq));
+                assert_eq!((entry.value(), workspace.seq().get()), (value, seq));
             }
             assert_eq!(shards.iter().map(Vec::len).sum::<usize>(), 2);
         }
@@ -228,7 +229,7 @@ mod tests {
                 format!("k{}", number * number % 90),
             );
             let value = "1".repeat(1 + usize::from(number % 50 == 0) * GROUP_BYTES);
-            let (timestamp, seq) = (number * 7 % 100, number + 1);
+            let (timestamp, seq) = (number * 7 % 100, Seq::new(number + 1));
             deal.visit(&Op {
                 workspace: &id,
                 key: &key,

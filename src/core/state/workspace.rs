@@ -18,6 +18,7 @@ use slab::Slab;
 use crate::core::state::index::{Index, Tag};
 use crate::core::state::segment_usage::{Mark, UNMARKED};
 use crate::log::record::OP_HEADER_BYTES;
+use crate::seq::Seq;
 use crate::wire::state;
 
 mod entry;
@@ -34,7 +35,7 @@ pub enum Verdict<'a> {
     /// It is the state now.
     Won {
         /// Its place in the order of the workspace's ops.
-        seq: u64,
+        seq: Seq,
         /// The mark of what was there before.
         replaced: Mark,
     },
@@ -49,7 +50,7 @@ pub enum Verdict<'a> {
 /// The state of one workspace.
 pub struct Workspace {
     id: Box<str>,
-    seq: u64,
+    seq: Seq,
     entries: Slab<Entry>,
     index: Index,
     hasher: FixedState,
@@ -67,7 +68,7 @@ impl Workspace {
     pub fn new(id: &str, hash_seed: u64) -> Self {
         Self {
             id: id.into(),
-            seq: 0,
+            seq: Seq::NONE,
             entries: Slab::new(),
             index: Index::default(),
             hasher: FixedState::with_seed(hash_seed),
@@ -85,9 +86,9 @@ impl Workspace {
         &self.id
     }
 
-    /// The seq of the last op that won; 0 before the first.
+    /// The seq of the last op that won.
     #[must_use]
-    pub fn seq(&self) -> u64 {
+    pub fn seq(&self) -> Seq {
         self.seq
     }
 
@@ -100,7 +101,7 @@ impl Workspace {
     /// Whether it holds nothing and never did: such a workspace may be forgotten.
     #[must_use]
     pub fn is_untouched(&self) -> bool {
-        self.seq == 0
+        self.seq == Seq::NONE
     }
 
     /// Applies an op: the greater timestamp wins, and on equal ones the first that was applied stays.
@@ -136,7 +137,7 @@ impl Workspace {
             if value.len() > held_bytes && grown_bytes > log_bytes_max {
                 return Verdict::TooLarge(Some(&self.entries[slot as usize]));
             }
-            self.seq += 1;
+            self.seq = self.seq.next();
             replaced = entry.mark;
             self.overwrite(slot, value, timestamp, self.seq, source);
             self.unlink(slot);
@@ -145,7 +146,7 @@ impl Workspace {
             if self.log_bytes + self.record_bytes(key, value) > log_bytes_max {
                 return Verdict::TooLarge(None);
             }
-            self.seq += 1;
+            self.seq = self.seq.next();
             let slot = self.insert(tag, key, value, timestamp, self.seq, source);
             self.link_newest(slot);
         }
@@ -157,7 +158,7 @@ impl Workspace {
 
     /// Merges an op read from the log: the greater timestamp wins, and on equal ones the lower seq.
     /// The order of the calls does not matter; [`Workspace::finish_restore`] must follow the last.
-    pub fn restore(&mut self, key: &str, value: &str, timestamp: u64, seq: u64) {
+    pub fn restore(&mut self, key: &str, value: &str, timestamp: u64, seq: Seq) {
         self.restore_tagged(self.tag(key), key, value, timestamp, seq);
     }
 
@@ -168,7 +169,7 @@ impl Workspace {
         key: &str,
         value: &str,
         timestamp: u64,
-        seq: u64,
+        seq: Seq,
     ) {
         self.seq = self.seq.max(seq);
         if let Some(slot) = self.find(tag, key) {
@@ -206,7 +207,7 @@ impl Workspace {
 
     /// Puts the entries into the order of their last change, after the last [`Workspace::restore`].
     pub fn finish_restore(&mut self) {
-        let mut slots: Vec<(u64, u32)> = self
+        let mut slots: Vec<(Seq, u32)> = self
             .entries
             .iter()
             .map(|(slot, entry)| (entry.seq, slot_index(slot)))
@@ -234,7 +235,7 @@ impl Workspace {
     /// the slot of the entry with seq `since` is known, saves the walk back from the newest.
     pub fn changed_since(
         &self,
-        since: u64,
+        since: Seq,
         hint: Option<u32>,
     ) -> impl Iterator<Item = (u32, &Entry)> {
         let behind_hint = hint
@@ -279,7 +280,7 @@ impl Workspace {
         key: &str,
         value: &str,
         timestamp: u64,
-        seq: u64,
+        seq: Seq,
         source: Source,
     ) -> u32 {
         self.init_fields_bytes += state::init_field_bytes(key, value);
@@ -303,7 +304,7 @@ impl Workspace {
         slot
     }
 
-    fn overwrite(&mut self, slot: u32, value: &str, timestamp: u64, seq: u64, source: Source) {
+    fn overwrite(&mut self, slot: u32, value: &str, timestamp: u64, seq: Seq, source: Source) {
         let entry = &mut self.entries[slot as usize];
         let held_bytes = entry.value().len();
         self.init_fields_bytes -= held_bytes;
@@ -359,25 +360,25 @@ mod tests {
     /// The naive model: a map, and the order of changes as a list of keys.
     #[derive(Default)]
     struct Model {
-        map: HashMap<String, (String, u64, u64)>,
-        changes: Vec<(String, u64)>,
+        map: HashMap<String, (String, u64, Seq)>,
+        changes: Vec<(String, Seq)>,
     }
 
     impl Model {
         /// Some(seq): won. None: lost or the same.
-        fn apply(&mut self, key: &str, value: &str, timestamp: u64) -> Option<u64> {
+        fn apply(&mut self, key: &str, value: &str, timestamp: u64) -> Option<Seq> {
             if self.map.get(key).is_some_and(|held| held.1 >= timestamp) {
                 return None;
             }
-            let seq = self.changes.len() as u64 + 1;
+            let seq = Seq::new(self.changes.len() as u64 + 1);
             self.map
                 .insert(key.to_owned(), (value.to_owned(), timestamp, seq));
             self.changes.push((key.to_owned(), seq));
             Some(seq)
         }
 
-        fn changed_since(&self, since: u64) -> Vec<(String, u64)> {
-            let last = |change: &&(String, u64)| self.map[&change.0].2 == change.1;
+        fn changed_since(&self, since: Seq) -> Vec<(String, Seq)> {
+            let last = |change: &&(String, Seq)| self.map[&change.0].2 == change.1;
             self.changes
                 .iter()
                 .filter(|change| change.1 > since)
@@ -387,7 +388,7 @@ mod tests {
         }
     }
 
-    fn changes(workspace: &Workspace, since: u64, hint: Option<u32>) -> Vec<(String, u64)> {
+    fn changes(workspace: &Workspace, since: Seq, hint: Option<u32>) -> Vec<(String, Seq)> {
         workspace
             .changed_since(since, hint)
             .map(|(_, entry)| (entry.key().to_owned(), entry.seq()))
@@ -400,7 +401,7 @@ mod tests {
         assert!(workspace.is_untouched());
         assert!(matches!(
             workspace.apply("k", "1", 10, 7),
-            Verdict::Won { seq: 1, .. }
+            Verdict::Won { seq, .. } if seq == Seq::new(1)
         ));
         assert!(matches!(workspace.apply("k", "1", 10, 8), Verdict::Same));
         assert!(
@@ -412,7 +413,7 @@ mod tests {
         assert_eq!(workspace.get("k").map(Entry::writer), Some(7));
         assert!(matches!(
             workspace.apply("k", "3", 11, 8),
-            Verdict::Won { seq: 2, .. }
+            Verdict::Won { seq, .. } if seq == Seq::new(2)
         ));
         assert_eq!(
             workspace
@@ -437,14 +438,14 @@ mod tests {
         for order in [[(10, 1, "1"), (10, 2, "2")], [(10, 2, "2"), (10, 1, "1")]] {
             let mut workspace = Workspace::new("w", 1);
             for (timestamp, seq, value) in order {
-                workspace.restore("k", value, timestamp, seq);
+                workspace.restore("k", value, timestamp, Seq::new(seq));
             }
             // The same record again changes nothing: its value is not looked at.
-            workspace.restore("k", "3", 10, 1);
+            workspace.restore("k", "3", 10, Seq::new(1));
             workspace.finish_restore();
             let entry = workspace.get("k").map(|entry| (entry.value(), entry.seq()));
-            assert_eq!(entry, Some(("1", 1)), "{order:?}");
-            assert_eq!(workspace.seq(), 2);
+            assert_eq!(entry, Some(("1", Seq::new(1))), "{order:?}");
+            assert_eq!(workspace.seq(), Seq::new(2));
         }
     }
 
@@ -473,7 +474,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_does_what_the_model_does(ops in prop::collection::vec((0..6_u8, 0..4_u8, 0..20_u64), 0..80), since in 0..90_u64) {
+        fn it_does_what_the_model_does(ops in prop::collection::vec((0..6_u8, 0..4_u8, 0..20_u64), 0..80), since in (0..90_u64).prop_map(Seq::new)) {
             let (mut workspace, mut model) = (Workspace::new("w", 3), Model::default());
             let mut log = Vec::new();
             for (key, value, timestamp) in ops {
@@ -496,7 +497,7 @@ mod tests {
             }
             prop_assert_eq!(changes(&workspace, since, None), model.changed_since(since));
             // From any entry's slot, a hint finds what the walk finds.
-            for (slot, entry) in workspace.changed_since(0, None) {
+            for (slot, entry) in workspace.changed_since(Seq::NONE, None) {
                 prop_assert_eq!(changes(&workspace, entry.seq(), Some(slot)), model.changed_since(entry.seq()));
                 prop_assert_eq!(changes(&workspace, since, Some(slot)), model.changed_since(since));
             }
@@ -510,7 +511,7 @@ mod tests {
                     restored.restore(key, value, *timestamp, *seq);
                 }
                 restored.finish_restore();
-                prop_assert_eq!(changes(&restored, 0, None), changes(&workspace, 0, None));
+                prop_assert_eq!(changes(&restored, Seq::NONE, None), changes(&workspace, Seq::NONE, None));
                 prop_assert_eq!(restored.seq(), workspace.seq());
                 let (mut one, mut other) = (Vec::new(), Vec::new());
                 workspace.put_init(&mut one);

@@ -10,8 +10,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use super::{Token, Worker};
-use crate::core::contract::Clock;
-use crate::io::mailbox::{Connection, ConnectionPermit, ListenerKind, ShardMessage};
+use crate::core::contract::{Clock, ListenerKind};
+use crate::io::connection::Connection;
+use crate::io::mailbox::ShardMessage;
 use crate::io::ring::Ring;
 use crate::limits::{
     ABSENCE_WARNING_US, ACCEPT_PAUSE_US, ACCEPT_WARNING_US, ACCEPTS_IN_FLIGHT,
@@ -48,7 +49,7 @@ impl Worker {
     }
 
     fn let_in(&mut self, door: ListenerKind, socket: OwnedFd, clock: Clock) {
-        let (permit, before) = ConnectionPermit::take(&self.context.status, door);
+        let (permit, before) = self.context.status.take_permit(door);
         let (permits, refusals_max) = match door {
             ListenerKind::Public => (self.context.status.connections_max, REFUSALS_IN_FLIGHT_MAX),
             ListenerKind::Admin => (ADMIN_CONNECTIONS_MAX, ADMIN_REFUSALS_IN_FLIGHT_MAX),

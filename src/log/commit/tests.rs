@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::log::record::{Op, SegmentHeader};
+use crate::seq::Seq;
 
 mod random;
 
@@ -32,7 +33,7 @@ fn op(value: &str, seq: u64) -> Op<'_> {
         workspace: "w",
         key: "k",
         value,
-        seq,
+        seq: Seq::new(seq),
         timestamp: seq,
     }
 }

@@ -22,7 +22,7 @@ const SMALL: Settings = Settings {
 struct Log {
     root: TempDir,
     directory: Arc<DataDirectory>,
-    seq: u64,
+    seq: Seq,
 }
 
 impl Log {
@@ -32,7 +32,7 @@ impl Log {
         Self {
             root,
             directory,
-            seq: 0,
+            seq: Seq::NONE,
         }
     }
 
@@ -56,7 +56,7 @@ impl Log {
         for ops in keys.chunks(3) {
             record::begin_batch(&mut batch);
             for key in ops {
-                self.seq += 1;
+                self.seq = self.seq.next();
                 record::push_op(
                     &mut batch,
                     &Op {
@@ -64,7 +64,7 @@ impl Log {
                         key: &format!("key-{key}"),
                         value: &format!("\"{:0width$}\"", self.seq, width = 5 + usize::from(*key)),
                         seq: self.seq,
-                        timestamp: self.seq / 2,
+                        timestamp: self.seq.get() / 2,
                     },
                 );
             }
@@ -79,7 +79,7 @@ impl Log {
         let mut state = State::new();
         let report = recover(&self.directory, |op| {
             let key = (op.workspace.to_owned(), op.key.to_owned());
-            let held = (op.timestamp, op.seq, op.value.to_owned());
+            let held = (op.timestamp, op.seq.get(), op.value.to_owned());
             let entry = state.entry(key).or_insert_with(|| held.clone());
             if held.0 > entry.0 || (held.0 == entry.0 && held.1 < entry.1) {
                 *entry = held;
@@ -363,7 +363,7 @@ fn reading_rests_after_each_piece_and_goes_on_until_it_is_stopped() {
         workspace: "w",
         key: "k",
         value: &value,
-        seq: 1,
+        seq: Seq::new(1),
         timestamp: 1,
     };
     let op_bytes = record::op_bytes(&op) as u64;

@@ -146,3 +146,25 @@ fn the_first_try_decides_up_to_where_a_failed_segment_is_kept() {
         }
     }
 }
+
+#[test]
+fn a_segment_that_was_opened_in_the_moment_of_a_failure_is_read_once() {
+    let root = tempdir().unwrap();
+    let directory = Arc::new(DataDirectory::open(root.path()).unwrap());
+    let mut log = LogFiles::open(directory, 0, &Report::default(), None).unwrap();
+    let segment = log.next(2, LogPosition::START).unwrap().run(0).unwrap();
+    log.replace(segment);
+    for is_kept in [true, false, true] {
+        let end = End {
+            index: 1,
+            durable: LogPosition::START,
+            shown: LogPosition::START,
+        };
+        let rebuild = log.rebuild(end).unwrap();
+        let segment = rebuild.run(|op| panic!("{op:?}")).unwrap();
+        // A try that gets as far as the segment, and then fails, is not kept.
+        if is_kept {
+            log.replace(segment);
+        }
+    }
+}

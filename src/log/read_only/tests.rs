@@ -16,6 +16,7 @@ use super::super::position::LogPosition;
 use super::super::record::{SegmentHeader, begin_batch, push_op, seal_batch};
 use super::super::segment;
 use super::*;
+use crate::seq::Seq;
 
 /// Writes an op for each of these keys, with the round as timestamp, in a segment of its own; gives where it ends.
 fn write(
@@ -34,7 +35,7 @@ fn write(
             workspace: "w",
             key,
             value: "0",
-            seq: round,
+            seq: Seq::new(round),
             timestamp: round,
         };
         push_op(&mut batch, &op);

@@ -3,7 +3,6 @@
 use thiserror::Error;
 
 use super::super::position::LogPosition;
-use super::number::{field, u16_at, u32_at, u64_at};
 
 /// The length of a segment's header.
 pub const SEGMENT_HEADER_BYTES: usize = 64;
@@ -162,4 +161,25 @@ impl SegmentHeader {
         let behind_header = usize::try_from(position.bytes_since(self.first_position)?).ok()?;
         behind_header.checked_add(SEGMENT_HEADER_BYTES)
     }
+}
+
+// ---- little-endian numbers ----
+
+/// Returns the `N` bytes at `at`. The caller has checked that they are there.
+pub(super) fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    *bytes[at..]
+        .first_chunk()
+        .expect("the caller has checked the length")
+}
+
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(field(bytes, at))
+}
+
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(field(bytes, at))
+}
+
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(field(bytes, at))
 }

@@ -19,7 +19,7 @@ struct OwnedOp {
     workspace: String,
     key: String,
     value: String,
-    seq: u64,
+    seq: Seq,
     timestamp: u64,
 }
 
@@ -119,7 +119,7 @@ fn naive(bytes: &[u8]) -> Vec<OwnedOp> {
                 workspace: text(at + 29, key),
                 key: text(key, value),
                 value: text(value, end),
-                seq: number(at + 8, 8) as u64,
+                seq: Seq::new(number(at + 8, 8) as u64),
                 timestamp: number(at + 16, 8) as u64,
             });
             at = end;
@@ -161,7 +161,7 @@ fn op(seq: u64, value: &str) -> OwnedOp {
         workspace: "workspace-123".into(),
         key: "foo".into(),
         value: value.into(),
-        seq,
+        seq: Seq::new(seq),
         timestamp: 1_700 + seq,
     }
 }
@@ -190,7 +190,7 @@ fn any_op() -> impl Strategy<Value = OwnedOp> {
             workspace,
             key,
             value,
-            seq,
+            seq: Seq::new(seq),
             timestamp,
         },
     )
@@ -208,7 +208,7 @@ fn the_bytes_are_those_of_the_tables() {
         workspace: "w",
         key: "k",
         value: "1",
-        seq: 2,
+        seq: Seq::new(2),
         timestamp: 3,
     };
     push_op(&mut batch, &op);

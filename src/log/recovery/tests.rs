@@ -13,6 +13,7 @@ use super::super::record::{
     SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, begin_batch, push_op, seal_batch,
 };
 use super::*;
+use crate::seq::Seq;
 
 /// An op in brief: its workspace is its shard's, and the other fields follow from its number.
 type Number = u64;
@@ -164,7 +165,7 @@ fn with_op(shard: u32, number: Number, take: impl FnOnce(&Op<'_>)) {
         workspace: &format!("workspace-{shard}"),
         key: &format!("key-{}", number % 5),
         value: &format!("\"{number}\""),
-        seq: number,
+        seq: Seq::new(number),
         timestamp: number * 10,
     });
 }
@@ -177,8 +178,8 @@ fn checked(op: &Op<'_>) -> (u32, Number) {
         .unwrap()
         .parse()
         .unwrap();
-    with_op(shard, op.seq, |expected| assert_eq!(op, expected));
-    (shard, op.seq)
+    with_op(shard, op.seq.get(), |expected| assert_eq!(op, expected));
+    (shard, op.seq.get())
 }
 
 #[test]
@@ -423,7 +424,7 @@ fn a_replay_reads_its_own_folder_and_the_past_of_the_others() {
             others: others.to_vec(),
         };
         let mut numbers = Vec::new();
-        let count = replay(&log.directory, &sources, |op| numbers.push(op.seq));
+        let count = replay(&log.directory, &sources, |op| numbers.push(op.seq.get()));
         count.map(|count| {
             assert_eq!(count, numbers.len() as u64);
             numbers

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 
 use super::super::record::Op;
+use crate::seq::Seq;
 
 /// Ops of one workspace that are missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,7 +16,7 @@ pub struct Gap {
     /// The workspace.
     pub workspace: String,
     /// Their seqs.
-    pub seqs: RangeInclusive<u64>,
+    pub seqs: RangeInclusive<Seq>,
 }
 
 /// Follows the seqs of all workspaces through one folder.
@@ -29,7 +30,7 @@ pub struct Follower {
 }
 
 struct Last {
-    seq: u64,
+    seq: Seq,
     damages: u64,
     is_compacted: bool,
 }
@@ -51,13 +52,13 @@ impl Follower {
             }
             None => {
                 self.last.insert(op.workspace.to_owned(), now);
-                (0, self.damages > 0 && !self.had_compacted)
+                (Seq::NONE, self.damages > 0 && !self.had_compacted)
             }
         };
-        if is_known && !is_compacted && op.seq > before + 1 {
+        if is_known && !is_compacted && op.seq > before.next() {
             self.gaps.push(Gap {
                 workspace: op.workspace.to_owned(),
-                seqs: before + 1..=op.seq - 1,
+                seqs: before.next()..=op.seq.previous(),
             });
         }
     }
@@ -82,8 +83,8 @@ pub struct Elsewhere {
 
 #[derive(Default)]
 struct Missing {
-    gaps: Vec<RangeInclusive<u64>>,
-    found: BTreeSet<u64>,
+    gaps: Vec<RangeInclusive<Seq>>,
+    found: BTreeSet<Seq>,
     /// A compaction may have dropped some of them.
     is_unclear: bool,
 }
@@ -130,15 +131,15 @@ impl Elsewhere {
             }
             missing.gaps.sort_by_key(|gap| *gap.start());
             for gap in missing.gaps {
-                let (mut begin, behind) = (*gap.start(), gap.end() + 1);
+                let (mut begin, behind) = (*gap.start(), gap.end().next());
                 for seq in missing.found.range(gap).copied().chain([behind]) {
                     if begin < seq {
                         all.push(Gap {
                             workspace: workspace.clone(),
-                            seqs: begin..=seq - 1,
+                            seqs: begin..=seq.previous(),
                         });
                     }
-                    begin = seq + 1;
+                    begin = seq.next();
                 }
             }
         }
@@ -153,8 +154,8 @@ mod tests {
     #[test]
     fn a_gap_is_what_misses_over_a_damage_and_no_more() {
         for (before, behind, gap) in [
-            (1, 5, Some(2..=4)),
-            (1, 3, Some(2..=2)),
+            (1, 5, Some((2, 4))),
+            (1, 3, Some((2, 2))),
             (1, 2, None),
             (7, 7, None),
             (7, 3, None),
@@ -164,13 +165,14 @@ mod tests {
                 workspace: "w",
                 key: "k",
                 value: "1",
-                seq,
+                seq: Seq::new(seq),
                 timestamp: 1,
             };
             follower.visit(&op(before), false);
             follower.note_damage();
             follower.visit(&op(behind), false);
             let seqs: Vec<_> = follower.finish().into_iter().map(|gap| gap.seqs).collect();
+            let gap = gap.map(|(first, last)| Seq::new(first)..=Seq::new(last));
             assert_eq!(seqs, Vec::from_iter(gap), "{before}, {behind}");
         }
     }

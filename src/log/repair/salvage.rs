@@ -10,6 +10,7 @@ use super::super::position::LogPosition;
 use super::super::record::{
     self, Compacted, Fault, FaultKind, Op, Reader, SEGMENT_HEADER_BYTES, SegmentHeader,
 };
+use super::resync;
 
 /// What a disk that cannot read a file cannot read of it at a time, and the errno that it says so with.
 const BLOCK_BYTES: usize = 4096;
@@ -73,7 +74,7 @@ pub fn salvage(
     mut visit: impl FnMut(Found<'_>),
 ) -> Salvage {
     let durable_position = if ending.is_last && header.compacted.is_none() {
-        record::durable_position(header, bytes)
+        resync::durable_position(header, bytes)
     } else {
         LogPosition::MAX
     };
@@ -91,7 +92,7 @@ pub fn salvage(
             None => break,
         };
         let is_interrupted = record::is_interrupted(reader.cursor(), &bytes[fault.offset..]);
-        let resumed = reader.skip_damage();
+        let resumed = resync::skip_damage(&mut reader);
         let is_end = resumed.is_none();
         let end = if ending.may_be_filled {
             let end = fault.offset + unfilled_bytes(&bytes[fault.offset..]);
@@ -199,13 +200,14 @@ pub fn header_of(bytes: &[u8], place: Place) -> Option<SegmentHeader> {
         })
         // What is decoded is legal.
         .filter(|header| SegmentHeader::decode(&header.encode()) == Ok(*header))
-        .find(|header| record::next_batch(header, bytes, 0).is_some())
+        .find(|header| resync::next_batch(header, bytes, 0).is_some())
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::super::record::Op;
     use super::*;
+    use crate::seq::Seq;
 
     const FIRST: LogPosition = LogPosition::new(1000);
 
@@ -252,7 +254,7 @@ mod tests {
                 workspace: "w",
                 key: "k",
                 value: "1",
-                seq: 1,
+                seq: Seq::new(1),
                 timestamp: 1,
             };
             record::push_op(&mut batch, &op);

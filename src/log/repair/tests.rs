@@ -15,6 +15,7 @@ use super::super::read_only::ReadOnlyLog;
 use super::super::record::{Op, begin_batch, push_op, seal_batch};
 use super::super::recovery::recover;
 use super::*;
+use crate::seq::Seq;
 
 mod crash;
 mod random;
@@ -239,7 +240,7 @@ fn as_op(op: &Written) -> Op<'_> {
         workspace,
         key,
         value,
-        seq: *seq,
+        seq: Seq::new(*seq),
         timestamp: *timestamp,
     }
 }
@@ -248,7 +249,7 @@ fn owned(op: &Op<'_>) -> Written {
     let text = str::to_owned;
     (
         text(op.workspace),
-        op.seq,
+        op.seq.get(),
         text(op.key),
         text(op.value),
         op.timestamp,
@@ -289,7 +290,7 @@ fn seqs(ops: &BTreeSet<Written>, workspace: &str) -> Vec<u64> {
 fn gap(workspace: &str, seqs: std::ops::RangeInclusive<u64>) -> Gap {
     Gap {
         workspace: workspace.to_owned(),
-        seqs,
+        seqs: Seq::new(*seqs.start())..=Seq::new(*seqs.end()),
     }
 }
 

@@ -33,11 +33,11 @@ impl From<FrameEvent<'_>> for Said {
     }
 }
 
-/// What a whole stream said, the error that ended it, and how many bytes were taken before.
-type Outcome = (Vec<Said>, Option<FrameError>, usize);
+/// The events of a whole stream, the error that ended it, and the bytes consumed before that.
+type StreamOutcome = (Vec<Said>, Option<FrameError>, usize);
 
-/// Feeds `stream` in pieces that end at `cuts` and at its end, as a connection does.
-fn run(stream: &[u8], cuts: &[usize], bytes_max: usize) -> Outcome {
+/// Decodes `stream` in pieces that end at `cuts` and at its end, as a connection does.
+fn run(stream: &[u8], cuts: &[usize], bytes_max: usize) -> StreamOutcome {
     let mut decoder = Decoder::new();
     let mut held = Vec::new();
     let (mut said, mut taken, mut fed) = (Vec::new(), 0, 0);
@@ -67,13 +67,13 @@ fn run(stream: &[u8], cuts: &[usize], bytes_max: usize) -> Outcome {
     (said, None, taken)
 }
 
-/// Runs `stream` whole, cut at every byte, and byte by byte.
+/// Decodes `stream` whole, cut at every byte, and byte by byte.
 fn check(stream: &[u8], expected: &[Said], error: Option<FrameError>) {
     let whole = run(stream, &[], BYTES_MAX);
     assert_eq!((&whole.0[..], whole.1), (expected, error), "{stream:02x?}");
     assert!(
         error.is_some() || whole.2 == stream.len(),
-        "{stream:02x?}: all of it is taken"
+        "{stream:02x?}: all of it is consumed"
     );
     for cut in 0..=stream.len() {
         assert_eq!(
@@ -153,6 +153,7 @@ fn single_frames() {
     check(&ten, &vec![said("abc"); 10], None);
 }
 
+/// P41.
 #[test]
 fn fragments() {
     let ping = || frame(0x89, b"p");
@@ -199,6 +200,7 @@ fn fragments() {
     }
 }
 
+/// P41.
 #[test]
 fn violations() {
     use FrameError::*;
@@ -288,8 +290,9 @@ fn fragmented_text_fails_at_the_first_bad_fragment() {
     );
 }
 
+/// P41: "as soon as a header announces it".
 #[test]
-fn a_bad_header_is_told_before_its_payload() {
+fn a_bad_header_is_reported_before_its_payload_arrives() {
     let big = frame(0x82, &[0; BYTES_MAX + 1]);
     assert_eq!(
         run(&big[..8], &[], BYTES_MAX).1,

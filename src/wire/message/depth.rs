@@ -1,12 +1,12 @@
-//! Which field of a message is nested too deep: the parser knows only that there is one.
+//! Finds the field of a message that is nested too deep: the parser knows only that there is one.
 
 use std::fmt;
 
 use crate::limits::VALUE_DEPTH_MAX;
 
-/// The message and its payload are a level each around the value.
+/// The message and its payload are one level each around the value.
 pub(super) const DEPTH_MAX: usize = VALUE_DEPTH_MAX + 2;
-/// What is kept of a name.
+/// Longer names are cut off.
 const NAME_BYTES_MAX: usize = 48;
 
 /// A field that is nested too deep.
@@ -29,7 +29,7 @@ impl DeepField {
         }
     }
 
-    /// Returns how deep it may be nested.
+    /// Returns how many levels deep the field may be nested.
     #[must_use]
     pub fn levels_max(&self) -> usize {
         DEPTH_MAX - 1 - usize::from(self.is_in_payload)
@@ -44,11 +44,13 @@ impl fmt::Display for DeepField {
     }
 }
 
-/// Returns the field of an object that is nested deeper than [`DEPTH_MAX`]; none where the text is
-/// no object. The text is valid JSON up to there. It is called for messages that are refused, so
-/// that others do not pay for it.
+/// Returns the field that is nested deeper than [`DEPTH_MAX`], or `None` if the text is not an
+/// object.
+///
+/// The text must be valid JSON up to that depth. This second pass runs only for messages that are
+/// refused, so that no other message pays for it.
 pub(super) fn deep_field(text: &str) -> Option<DeepField> {
-    // Of the fields that are read at the first two levels.
+    // The names of the fields that are being read at the first two levels.
     let mut names: [Option<&str>; 2] = [None, None];
     let (mut depth, mut last_string) = (0_usize, "");
     let mut bytes = text.bytes().enumerate();
@@ -93,8 +95,9 @@ pub(super) fn deep_field(text: &str) -> Option<DeepField> {
 mod tests {
     use super::*;
 
+    /// P36.
     #[test]
-    fn the_field_is_named_wherever_it_is() {
+    fn the_field_is_found_wherever_it_is() {
         let arrays = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
         let objects = |depth: usize| "{\"a\":".repeat(depth) + "1" + &"}".repeat(depth);
         let long = "é".repeat(60);
@@ -136,9 +139,9 @@ mod tests {
             (String::new(), None),
         ] {
             let found = deep_field(&text);
-            let told = found.map(|field| (field.to_string(), field.levels_max()));
+            let found = found.map(|field| (field.to_string(), field.levels_max()));
             let expected = expected.map(|(name, levels)| (name.to_owned(), levels));
-            assert_eq!(told, expected, "{text}");
+            assert_eq!(found, expected, "{text}");
         }
     }
 }

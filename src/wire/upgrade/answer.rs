@@ -1,4 +1,4 @@
-//! The HTTP answers that end a connection.
+//! The HTTP answers that end a connection (P2, P3).
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -13,10 +13,10 @@ use tungstenite::http::StatusCode;
 pub struct Answer {
     status: StatusCode,
     fields: Vec<(&'static str, String)>,
-    /// Empty: there is none, and no body.
+    /// Empty if the answer has no content at all.
     content_type: &'static str,
     body: Cow<'static, [u8]>,
-    /// What the caller sends behind that.
+    /// The part of the body that the caller sends after this answer.
     further_bytes: usize,
     has_body: bool,
 }
@@ -24,14 +24,14 @@ pub struct Answer {
 const JSON: &str = "application/json";
 
 impl Answer {
-    /// 401: no token, or one that is refused.
+    /// Creates a 401: the token is missing or refused.
     #[must_use]
     pub fn unauthorized(message: &str) -> Self {
-        // RFC 9110 section 15.5.2 wants the challenge.
+        // RFC 9110 section 15.5.2 requires the challenge.
         Self::error(StatusCode::UNAUTHORIZED, message).with("WWW-Authenticate", "Bearer")
     }
 
-    /// 500: the log cannot be written, or serving has panicked.
+    /// Creates a 500: the log cannot be written, or the server panicked.
     #[must_use]
     pub fn internal_server_error() -> Self {
         Self::error(
@@ -40,14 +40,14 @@ impl Answer {
         )
     }
 
-    /// 503: draining, or over the connection limit.
+    /// Creates a 503: the server is stopping or starting, or a limit is reached.
     #[must_use]
     pub fn unavailable(message: &str, retry_after_s: u32) -> Self {
         Self::error(StatusCode::SERVICE_UNAVAILABLE, message)
             .with("Retry-After", &retry_after_s.to_string())
     }
 
-    /// 408: the head was not finished in time.
+    /// Creates a 408: the head was not complete in time.
     #[must_use]
     pub fn request_timeout() -> Self {
         Self::error(
@@ -56,7 +56,7 @@ impl Answer {
         )
     }
 
-    /// The answer of `/healthz` and `/readyz`: 200 or 503 with `{"status":state}`.
+    /// Creates the answer of `/healthz` and `/readyz`: 200 or 503 with `{"status":state}`.
     #[must_use]
     pub fn health(ok: bool, head_only: bool, state: &str) -> Self {
         let status = if ok {
@@ -72,7 +72,7 @@ impl Answer {
         answer.for_method(head_only)
     }
 
-    /// 200 with a body of that media type.
+    /// Creates a 200 with a body of the given media type.
     #[must_use]
     pub fn content(content_type: &'static str, body: impl Into<Cow<'static, [u8]>>) -> Self {
         Self {
@@ -85,13 +85,15 @@ impl Answer {
         }
     }
 
-    /// 200 with JSON.
+    /// Creates a 200 with a JSON body.
     #[must_use]
     pub fn json(body: Vec<u8>) -> Self {
         Self::content(JSON, body)
     }
 
-    /// 200 with JSON that begins with `start`; the caller sends `further_bytes` of it behind this answer, unless that is one to HEAD.
+    /// Creates a 200 with JSON that begins with `start`.
+    ///
+    /// The caller sends the remaining `further_bytes` of it, except in answer to HEAD.
     #[must_use]
     pub fn json_start(start: Vec<u8>, further_bytes: usize) -> Self {
         Self {
@@ -100,7 +102,7 @@ impl Answer {
         }
     }
 
-    /// 304: the client has what it asks for.
+    /// Creates a 304: the client already has what it requests.
     #[must_use]
     pub fn not_modified() -> Self {
         Self {
@@ -109,7 +111,7 @@ impl Answer {
         }
     }
 
-    /// 204: what a page of another origin may do, which is to read with a token.
+    /// Creates a 204 that lists what a page of another origin may do: read, with a token (P86).
     #[must_use]
     pub fn preflight() -> Self {
         let answer = Self {
@@ -125,39 +127,39 @@ impl Answer {
             .with("Access-Control-Max-Age", "86400")
     }
 
-    /// 403: a page of this origin may not connect.
+    /// Creates a 403: the origin, or the place where the request comes from, is not allowed.
     #[must_use]
     pub fn forbidden(message: &str) -> Self {
         Self::error(StatusCode::FORBIDDEN, message)
     }
 
-    /// 404: nothing is here.
+    /// Creates a 404 that says nothing about the reason.
     #[must_use]
     pub fn not_found() -> Self {
         Self::not_found_as("there is nothing at this path")
     }
 
-    /// 404: nothing is here, and why.
+    /// Creates a 404 that says why.
     #[must_use]
     pub fn not_found_as(message: &str) -> Self {
         Self::error(StatusCode::NOT_FOUND, message)
     }
 
-    /// Whether it is sent with its body.
+    /// Returns whether the answer is sent with its body.
     #[must_use]
     pub fn has_body(&self) -> bool {
         self.has_body
     }
 
-    /// The answer with another field.
+    /// Adds a header field.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: &str) -> Self {
         self.fields.push((name, value.to_owned()));
         self
     }
 
-    /// The answer to a HEAD request, if it is one: the same fields, its `Content-Length` too, and no body (RFC 9110
-    /// section 9.3.2).
+    /// Drops the body in answer to a HEAD request. The fields stay, `Content-Length` included
+    /// (RFC 9110 section 9.3.2).
     #[must_use]
     pub fn for_method(self, head_only: bool) -> Self {
         Self {
@@ -196,13 +198,13 @@ impl Answer {
         }
     }
 
-    /// The status code.
+    /// Returns the status code, 200 to 599.
     #[must_use]
     pub fn status(&self) -> u16 {
         self.status.as_u16()
     }
 
-    /// Returns the message of an error, for a log; empty for what is none.
+    /// Returns the message of an error, for the log. It is empty for a success.
     #[must_use]
     pub fn message(&self) -> String {
         if self.status.is_success() || self.content_type != JSON {
@@ -214,10 +216,11 @@ impl Answer {
         texts.next().unwrap_or_default().to_owned()
     }
 
-    /// Appends the whole answer, but for what the caller sends after it. `unix_us` is the time, for its
-    /// `Date` (RFC 9110 section 6.6.1).
+    /// Appends the answer, without the bytes that the caller sends after it.
+    ///
+    /// `unix_us` is the current time, for the field `Date` (RFC 9110 section 6.6.1).
     pub fn encode(&self, unix_us: u64, out: &mut Vec<u8>) {
-        // RFC 9110 section 7.8: who sends Upgrade names it in Connection too.
+        // RFC 9110 section 7.8: a sender of Upgrade names it in Connection too.
         let has_upgrade = self.fields.iter().any(|(name, _)| *name == "Upgrade");
         let connection = if has_upgrade {
             "close, Upgrade"
@@ -230,7 +233,8 @@ impl Answer {
             reason_phrase(self.status),
             http_date(unix_us),
         );
-        // RFC 9110 sections 8.6 and 15.4.5: neither 204 nor 304 tells a length that is not that of the content.
+        // RFC 9110 sections 8.6 and 15.4.5: a 204 or 304 must not announce the length of a body
+        // that it does not have.
         if !self.content_type.is_empty() {
             let (content_type, body_bytes) =
                 (self.content_type, self.body.len() + self.further_bytes);
@@ -253,7 +257,7 @@ impl Answer {
     }
 }
 
-/// The time as an IMF-fixdate (RFC 9110 section 5.6.7), which ends with the year 9999.
+/// Returns the time as an IMF-fixdate (RFC 9110 section 5.6.7), which ends with the year 9999.
 fn http_date(unix_us: u64) -> HttpDate {
     const LAST_S: u64 = 253_402_300_799;
     let since_epoch = Duration::from_micros(unix_us).min(Duration::from_secs(LAST_S));
@@ -296,6 +300,7 @@ mod tests {
         }
     }
 
+    /// P2, P3.
     #[test]
     fn answers() {
         let json = "Content-Type: application/json\r\nContent-Length:";
@@ -312,7 +317,10 @@ mod tests {
                 Answer::internal_server_error(),
                 500,
                 format!("500 Internal Server Error\r\n{json} 92\r\nConnection: close"),
-                r#"{"error":"Internal Server Error","message":"the server cannot take writes, try again later"}"#,
+                concat!(
+                    r#"{"error":"Internal Server Error","#,
+                    r#""message":"the server cannot take writes, try again later"}"#
+                ),
             ),
             (
                 Answer::unavailable("draining \"now\"", 5),
@@ -350,8 +358,8 @@ mod tests {
                 Answer::upgrade_required("x"),
                 426,
                 format!(
-                    "426 Upgrade Required\r\n{json} 42\r\nConnection: close, Upgrade\r\nUpgrade: websocket\r\n\
-                     Sec-WebSocket-Version: 13"
+                    "426 Upgrade Required\r\n{json} 42\r\nConnection: close, Upgrade\r\n\
+                     Upgrade: websocket\r\nSec-WebSocket-Version: 13"
                 ),
                 r#"{"error":"Upgrade Required","message":"x"}"#,
             ),

@@ -1,11 +1,13 @@
-//! Whether a request has a body, as its head says (RFC 9112 section 6.3).
+//! Finds out from a request head whether a body follows (P6, RFC 9112 section 6.3).
 
 use super::answer::Answer;
 use super::head::Head;
 
-/// Returns whether a body follows the head. An error is the answer to a head that does not say
-/// where its body ends: servers and proxies that read it differently could be led apart
-/// ("request smuggling", section 11.2).
+/// Returns whether a body follows the head.
+///
+/// A head that does not say clearly where its body ends is an error: a server and a proxy that
+/// read it differently would disagree about where the next request begins ("request smuggling",
+/// section 11.2).
 pub(super) fn has_body(head: &Head<'_>) -> Result<bool, Answer> {
     let length = content_length(head)?;
     let mut codings = elements(head, "transfer-encoding").filter(|coding| !coding.is_empty());
@@ -20,7 +22,7 @@ pub(super) fn has_body(head: &Head<'_>) -> Result<bool, Answer> {
             "Transfer-Encoding must be chunked and nothing else",
         ));
     }
-    // Section 6.1: a server of HTTP/1.0 between the two of us would not have known it.
+    // Section 6.1: an intermediary that speaks HTTP/1.0 would not have understood it.
     if length.is_some() || !head.is_http_1_1 {
         return Err(Answer::bad_request(
             "Transfer-Encoding needs HTTP/1.1, and no Content-Length beside it",
@@ -29,7 +31,8 @@ pub(super) fn has_body(head: &Head<'_>) -> Result<bool, Answer> {
     Ok(true)
 }
 
-/// Section 6.3, rule 5: the same length several times is that length.
+/// Returns the length that `Content-Length` announces. The same length several times counts as one
+/// (section 6.3, rule 5).
 fn content_length(head: &Head<'_>) -> Result<Option<u64>, Answer> {
     let mut length = None;
     for element in elements(head, "content-length") {
@@ -43,12 +46,12 @@ fn content_length(head: &Head<'_>) -> Result<Option<u64>, Answer> {
 
 fn decimal(text: &[u8]) -> Option<u64> {
     let is_digits = text.iter().all(u8::is_ascii_digit);
-    // `parse` takes a sign.
+    // `parse` alone would accept a sign.
     let text = is_digits.then(|| str::from_utf8(text).ok()).flatten()?;
     text.parse().ok()
 }
 
-/// The elements of a comma-separated list, which may span several lines.
+/// Returns the elements of a comma-separated list, which may span several fields.
 fn elements<'a>(head: &'a Head<'_>, name: &str) -> impl Iterator<Item = &'a [u8]> {
     head.values(name)
         .flat_map(|value| value.split(|byte| *byte == b','))
@@ -59,6 +62,7 @@ fn elements<'a>(head: &'a Head<'_>, name: &str) -> impl Iterator<Item = &'a [u8]
 mod tests {
     use super::*;
 
+    /// P6.
     #[test]
     fn bodies() {
         const LENGTH: &str = "Content-Length";

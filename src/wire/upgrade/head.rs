@@ -1,8 +1,8 @@
-//! A request head in its parts.
+//! The parts of a request head, and access to its fields.
 
 use super::answer::Answer;
 
-/// A complete head, as httparse leaves it.
+/// A complete head, as httparse returns it.
 pub(super) struct Head<'a> {
     pub method: &'a str,
     pub target: &'a str,
@@ -11,6 +11,7 @@ pub(super) struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
+    /// Returns the values of all fields of this name, in their order.
     pub fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.fields
             .iter()
@@ -18,26 +19,27 @@ impl<'a> Head<'a> {
             .map(|field| field.value)
     }
 
-    /// The values of a field that is a list, as one.
+    /// Returns the values of a list field, joined by commas. `None` if there is no such field.
     pub fn joined(&self, name: &str) -> Option<String> {
         let values: Vec<_> = self.values(name).map(String::from_utf8_lossy).collect();
         (!values.is_empty()).then(|| values.join(","))
     }
 
-    /// Whether a comma-separated list, which may go over several lines, has `token` in it.
+    /// Returns whether a comma-separated list, which may span several fields, contains `token`.
     pub fn lists(&self, name: &str, token: &str) -> bool {
         self.values(name)
             .flat_map(|value| value.split(|byte| *byte == b','))
             .any(|element| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
     }
 
-    /// The origin of the page that asks (RFC 6454 section 7). What is no text is no origin that anybody allows.
+    /// Returns the origin of the requesting page (RFC 6454 section 7). Bytes that are not UTF-8 are
+    /// replaced: no such origin can be allowed.
     pub fn origin(&self) -> Option<String> {
         let value = self.values("origin").next()?;
         Some(String::from_utf8_lossy(value).into_owned())
     }
 
-    /// The value of a field that must not be repeated.
+    /// Returns the value of a field that must not be repeated.
     pub fn single(
         &self,
         name: &str,

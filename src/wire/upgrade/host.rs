@@ -1,12 +1,12 @@
-//! The host that a request is for (RFC 9112 section 3.2, RFC 3986 section 3.2.2).
+//! The host that a request names (P5, RFC 9112 section 3.2, RFC 3986 section 3.2.2).
 
-// What `std::net` re-exports, without the sockets that are in it too.
+// From `core` rather than `std::net`, which also has sockets.
 use core::net::{Ipv4Addr, Ipv6Addr};
 
-/// A well-formed host, without its port.
+/// The `uri-host` of a request, without its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Host<'a> {
-    /// A name or an IPv4 address; may be empty.
+pub(super) enum UriHost<'a> {
+    /// A name or an IPv4 address. It may be empty.
     Name(&'a str),
     /// An IPv6 address.
     V6(Ipv6Addr),
@@ -14,9 +14,9 @@ pub(super) enum Host<'a> {
     Future,
 }
 
-impl<'a> Host<'a> {
-    /// Reads `uri-host [ ":" port ]`: the value of `Host`, or the authority of a target. `None`
-    /// where it is not of that form. User information is not part of it.
+impl<'a> UriHost<'a> {
+    /// Parses `uri-host [ ":" port ]`: the value of `Host`, or the authority of a target. `None` if
+    /// it does not have that form. User information is not part of it.
     pub fn parse(value: &'a [u8]) -> Option<Self> {
         let value = str::from_utf8(value).ok()?;
         let (host, rest) = if let Some(literal) = value.strip_prefix('[') {
@@ -52,8 +52,10 @@ impl<'a> Host<'a> {
         self == Self::Name("")
     }
 
-    /// Whether the host is a name of this machine that nobody else can have: a page whose own name
-    /// was made to lead here (DNS rebinding) is asked for by that name.
+    /// Returns whether the host is a name of this machine that no other machine can have.
+    ///
+    /// It reveals DNS rebinding: a page whose own name was pointed at this machine sends requests
+    /// that name the page's host.
     pub fn is_loopback(self) -> bool {
         match self {
             Self::Name(name) => {
@@ -61,7 +63,7 @@ impl<'a> Host<'a> {
                 let is_address = name
                     .parse()
                     .is_ok_and(|address: Ipv4Addr| address.is_loopback());
-                // RFC 6761 section 6.3 reserves the name, and all below it.
+                // RFC 6761 section 6.3 reserves the name and all names below it.
                 let label = name.rsplit('.').next().unwrap_or_default();
                 is_address || label.eq_ignore_ascii_case("localhost")
             }
@@ -71,7 +73,7 @@ impl<'a> Host<'a> {
     }
 }
 
-/// RFC 3986: `*( unreserved / pct-encoded / sub-delims )`.
+/// Returns whether the text is a `reg-name`: `*( unreserved / pct-encoded / sub-delims )`.
 fn is_reg_name(name: &str) -> bool {
     let mut bytes = name.bytes();
     while let Some(byte) = bytes.next() {
@@ -88,7 +90,7 @@ fn is_reg_name(name: &str) -> bool {
     true
 }
 
-/// RFC 3986 section 2: `unreserved / sub-delims`.
+/// Returns whether the byte is `unreserved / sub-delims` (RFC 3986 section 2).
 fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
 }
@@ -97,6 +99,7 @@ fn is_plain(byte: u8) -> bool {
 mod tests {
     use super::*;
 
+    /// P5.
     #[test]
     fn hosts() {
         for (value, is_good) in [
@@ -150,11 +153,16 @@ mod tests {
             ("[v1]", false),
             ("[vg.a]", false),
         ] {
-            assert_eq!(Host::parse(value.as_bytes()).is_some(), is_good, "{value}");
+            assert_eq!(
+                UriHost::parse(value.as_bytes()).is_some(),
+                is_good,
+                "{value}"
+            );
         }
-        assert_eq!(Host::parse(b"\xe4"), None);
+        assert_eq!(UriHost::parse(b"\xe4"), None);
     }
 
+    /// P94.
     #[test]
     fn names_of_this_machine() {
         for (value, is_loopback) in [
@@ -181,7 +189,7 @@ mod tests {
             ("[v1.localhost]", false),
             ("%6cocalhost", false),
         ] {
-            let host = Host::parse(value.as_bytes()).expect("a host");
+            let host = UriHost::parse(value.as_bytes()).expect("a host");
             assert_eq!(host.is_loopback(), is_loopback, "{value}");
         }
     }

@@ -1,76 +1,78 @@
-//! Requests for pages, and what their heads say about where they come from.
+//! Requests for pages and files, and what their heads reveal about their origin (P92 to P94).
 
 use super::head::Head;
-use super::host::Host;
+use super::host::UriHost;
 
-/// A request for a page.
+/// A well-formed request for a page or a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageRequest {
-    /// The page.
-    pub page: Page,
-    /// Where it comes from, as far as its head says.
+    /// The page or file.
+    pub page: WebPage,
+    /// What the head reveals about where the request comes from.
     pub provenance: Provenance,
-    /// The entity tags of what the client has of it (RFC 9110 section 13.1.2).
+    /// The entity tags of the versions that the client has (RFC 9110 section 13.1.2).
     pub if_none_match: Option<String>,
-    /// A HEAD request: the answer has no body.
+    /// Whether it is a HEAD request, whose answer has no body.
     pub head_only: bool,
 }
 
-/// What has an address of its own, beside the workspaces.
+/// A page or file of the server, each with a path of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Page {
-    /// The console.
+pub enum WebPage {
+    /// The console: HTML.
     Console,
-    /// Its style sheet.
+    /// The style sheet of the console.
     ConsoleStyle,
-    /// Its script.
+    /// The script of the console.
     ConsoleScript,
-    /// What its form is filled with.
+    /// The values that the console's form starts with, as JSON.
     ConsoleSession,
-    /// What its plots show.
+    /// The figures that the console plots, as JSON.
     ConsoleStats,
-    /// What monitoring reads.
+    /// The metrics for Prometheus.
     Metrics,
-    /// The client as a JavaScript module, for everybody's pages.
+    /// The client as a JavaScript module, for pages of any origin.
     ClientModule,
 }
 
 /// The paths of the pages.
-pub(super) const PAGES: [(&str, Page); 7] = [
-    ("/", Page::Console),
-    ("/console.css", Page::ConsoleStyle),
-    ("/console.mjs", Page::ConsoleScript),
-    ("/console/session.json", Page::ConsoleSession),
-    ("/console/stats.json", Page::ConsoleStats),
-    ("/metrics", Page::Metrics),
-    ("/client.mjs", Page::ClientModule),
+pub(super) const PAGES: [(&str, WebPage); 7] = [
+    ("/", WebPage::Console),
+    ("/console.css", WebPage::ConsoleStyle),
+    ("/console.mjs", WebPage::ConsoleScript),
+    ("/console/session.json", WebPage::ConsoleSession),
+    ("/console/stats.json", WebPage::ConsoleStats),
+    ("/metrics", WebPage::Metrics),
+    ("/client.mjs", WebPage::ClientModule),
 ];
 
-/// What a request head says about where the request comes from.
+/// What a request head reveals about where the request comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Provenance {
-    /// A proxy has passed it on.
+    /// Whether a proxy has forwarded it.
     pub is_forwarded: bool,
-    /// It names this machine as its host by a name that no other machine can have.
+    /// Whether it names a host that can only be this machine.
     pub is_host_loopback: bool,
 }
 
 impl Provenance {
-    /// `target_host` is the host in the request target, if that has one: it must be a name of this
-    /// machine, and so must the `Host` field.
-    pub(super) fn of(head: &Head<'_>, target_host: Option<Host<'_>>) -> Self {
-        let host_field = head.values("host").next().and_then(Host::parse);
+    /// Reads the provenance from a head.
+    ///
+    /// `target_host` is the host in the request target, if it has one. It must be a name of this
+    /// machine, and so must the field `Host`.
+    pub(super) fn of(head: &Head<'_>, target_host: Option<UriHost<'_>>) -> Self {
+        let host_field = head.values("host").next().and_then(UriHost::parse);
         Self {
-            is_forwarded: head.fields.iter().any(|field| is_of_proxy(field.name)),
-            is_host_loopback: host_field.is_some_and(Host::is_loopback)
-                && target_host.is_none_or(Host::is_loopback),
+            is_forwarded: head.fields.iter().any(|field| is_proxy_field(field.name)),
+            is_host_loopback: host_field.is_some_and(UriHost::is_loopback)
+                && target_host.is_none_or(UriHost::is_loopback),
         }
     }
 }
 
-/// Fields that proxies add. Beside RFC 7239 and 9110, each proxy has had a name of its own; every
-/// name that begins with `X-Forwarded` is one of them.
-const OF_PROXIES: [&str; 12] = [
+/// Header fields that proxies add: those of RFC 7239 and RFC 9110, and the names that proxies have
+/// invented. Every name that begins with `X-Forwarded` is another.
+const PROXY_FIELDS: [&str; 12] = [
     "cf-connecting-ip",
     "cf-ray",
     "client-ip",
@@ -85,11 +87,11 @@ const OF_PROXIES: [&str; 12] = [
     "x-real-ip",
 ];
 
-fn is_of_proxy(name: &str) -> bool {
+fn is_proxy_field(name: &str) -> bool {
     const PREFIX: &str = "x-forwarded";
     let start = name.get(..PREFIX.len());
     start.is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
-        || OF_PROXIES
+        || PROXY_FIELDS
             .iter()
             .any(|known| known.eq_ignore_ascii_case(name))
 }
@@ -98,6 +100,7 @@ fn is_of_proxy(name: &str) -> bool {
 mod tests {
     use super::*;
 
+    /// P94.
     #[test]
     fn provenances() {
         for (fields, target_host, is_forwarded, is_host_loopback) in [
@@ -136,7 +139,7 @@ mod tests {
                 is_http_1_1: true,
                 fields: &fields,
             };
-            let target_host = target_host.and_then(|host: &str| Host::parse(host.as_bytes()));
+            let target_host = target_host.and_then(|host: &str| UriHost::parse(host.as_bytes()));
             let expected = Provenance {
                 is_forwarded,
                 is_host_loopback,

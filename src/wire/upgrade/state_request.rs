@@ -1,30 +1,30 @@
-//! A look at a workspace without a WebSocket: its state, or who is in it.
+//! Requests that read a workspace without a WebSocket: its state, or its connected users.
 
 use std::fmt;
 
-/// What is looked at.
+/// What is read of a workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadTarget {
-    /// The state: `/v1/workspaces/{id}`.
+    /// The state: `/v1/workspaces/{id}` (P80).
     State,
-    /// Who is connected: `/v1/presence/{id}`.
+    /// The connected users: `/v1/presence/{id}` (P83).
     Presence,
 }
 
-/// A well-formed request for a look. Its token is not checked yet.
+/// A well-formed request to read a workspace. Its token is not checked yet.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StateRequest {
-    /// What is looked at.
+    /// Whether the state or the users are read.
     pub target: ReadTarget,
     /// The workspace id, percent-decoded: 1 to 256 bytes, no control characters.
     pub workspace: String,
     /// The token, from the query or the `Authorization` header; never empty.
     pub token: Option<String>,
-    /// The `Origin` of the page that asks.
+    /// The `Origin` of the requesting page. Only browsers send one.
     pub origin: Option<String>,
-    /// The entity tags that the client has the state of (RFC 9110 section 13.1.2).
+    /// The entity tags of the states that the client has (RFC 9110 section 13.1.2).
     pub if_none_match: Option<String>,
-    /// A HEAD request: the answer has no body.
+    /// Whether it is a HEAD request, whose answer has no body.
     pub head_only: bool,
 }
 

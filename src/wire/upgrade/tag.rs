@@ -1,9 +1,9 @@
-//! Entity tags (RFC 9110 section 8.8.3), and the requests that name those that the client has.
+//! Entity tags (RFC 9110 section 8.8.3) and `If-None-Match`, which lists those of a client.
 
-/// Returns whether `If-None-Match` names this entity tag (RFC 9110 section 13.1.2), by the weak
-/// comparison.
+/// Returns whether `If-None-Match` contains this entity tag, by the weak comparison (P81, RFC 9110
+/// section 13.1.2).
 ///
-/// `*` matches every tag. A list that is malformed matches none: the client is sent the whole
+/// `*` matches every tag. A malformed list matches none, so that the client receives the whole
 /// answer.
 #[must_use]
 pub fn matches_tag(if_none_match: &str, tag: &str) -> bool {
@@ -20,16 +20,16 @@ pub fn matches_tag(if_none_match: &str, tag: &str) -> bool {
             return is_listed;
         }
         let opaque = rest.strip_prefix("W/").unwrap_or(rest);
-        // A comma may be in a tag, a quote may not.
+        // A tag may contain a comma, but no quote.
         let Some(close) = opaque
             .strip_prefix('"')
             .and_then(|content| content.find('"'))
         else {
             return false;
         };
-        let (listed, behind) = opaque.split_at(close + 2);
+        let (listed, after) = opaque.split_at(close + 2);
         is_listed |= listed == tag;
-        rest = behind.trim_start_matches(OWS);
+        rest = after.trim_start_matches(OWS);
         if !(rest.is_empty() || rest.starts_with(',')) {
             return false;
         }
@@ -44,6 +44,7 @@ mod tests {
 
     use super::*;
 
+    /// P81.
     #[test]
     fn entity_tags() {
         for (list, is_match) in [
@@ -63,7 +64,7 @@ mod tests {
             ("W/ \"7\"", false),
             ("", false),
             (",", false),
-            // One tag that has ours in it.
+            // One tag that contains ours.
             ("\"6,\"7\"", false),
             ("\"6, 7\"", false),
             // Malformed.

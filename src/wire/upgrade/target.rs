@@ -1,24 +1,25 @@
-//! The request target (RFC 9112 section 3.2): path, query, and what is percent-encoded in them.
+//! The request target (RFC 9112 section 3.2): its path and query, and how they are decoded.
 
 use percent_encoding::percent_decode_str;
 
-use super::host::Host;
+use super::host::UriHost;
 use crate::limits::{USER_ID_BYTES_MAX, WORKSPACE_ID_BYTES_MAX};
 
-/// A request target, cut but not yet decoded: an encoded slash is no separator.
+/// A request target, split but not decoded yet: an encoded slash is not a separator.
 pub(super) struct Target<'a> {
     /// Starts with a slash.
     pub path: &'a str,
-    /// What is behind the first question mark; empty where there is none.
+    /// The text after the first question mark. Empty if there is none.
     pub query: &'a str,
-    /// The host that the absolute form names.
-    pub host: Option<Host<'a>>,
+    /// The host, if the target has the absolute form.
+    pub host: Option<UriHost<'a>>,
 }
 
 impl<'a> Target<'a> {
-    /// Takes the origin form and the absolute form, which a server must also take (section 3.2.2).
+    /// Splits a target in origin form or in absolute form, which a server must accept too (section
+    /// 3.2.2). `None` if it has neither.
     pub fn split(target: &'a str) -> Option<Self> {
-        // A fragment is never sent; one that came was meant to be an encoded character of the id.
+        // Clients never send a fragment, so this was meant to be an encoded character of the id.
         if target.contains('#') {
             return None;
         }
@@ -42,7 +43,7 @@ impl<'a> Target<'a> {
             authority_and_path.split_at(at)
         });
         // RFC 9110 section 4.2.1: such a target must have a host.
-        let host = Host::parse(authority.as_bytes()).filter(|host| !host.is_empty())?;
+        let host = UriHost::parse(authority.as_bytes()).filter(|host| !host.is_empty())?;
         Some(Self {
             path,
             query,
@@ -51,7 +52,7 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Decodes the path segment that names a workspace. The error says what is wrong with it.
+/// Decodes the path segment that names a workspace (P8). The error says what is wrong with it.
 pub(super) fn workspace_id(segment: &str) -> Result<String, &'static str> {
     if !has_whole_escapes(segment) {
         return Err("the workspace id has a malformed percent escape");
@@ -68,23 +69,25 @@ pub(super) fn workspace_id(segment: &str) -> Result<String, &'static str> {
     Ok(id.into_owned())
 }
 
-/// Returns the first `token` parameter that is not empty. Queries are form-encoded, as browsers
-/// write them (WHATWG URL section 5.1): `+` is a space there, and not in a path.
+/// Returns the first `token` parameter that is not empty (P11, P21).
 ///
-/// Whatever cannot be decoded is no token, and the answer to that is 401, not 400.
+/// Queries are form-encoded, as browsers write them (WHATWG URL section 5.1): there `+` is a space,
+/// unlike in a path. A token that cannot be decoded is not an error here: it gets 401, not 400.
 pub(super) fn query_token(query: &str) -> Option<String> {
     form_urlencoded::parse(query.as_bytes())
         .find(|(name, value)| name == "token" && !value.is_empty())
         .map(|(_, value)| value.into_owned())
 }
 
-/// Returns the first `userId` parameter. One that is empty, too long, no text or has control
-/// characters is ignored: no client is refused for it.
+/// Returns the first `userId` parameter.
+///
+/// One that is empty, too long, not UTF-8, or contains control characters is ignored (P83): no
+/// client is refused for it.
 pub(super) fn query_user(query: &str) -> Option<String> {
     let (_, user) = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "userId")?;
     let is_good = !user.is_empty()
         && user.len() <= USER_ID_BYTES_MAX
-        // What cannot be decoded becomes U+FFFD.
+        // Bytes that cannot be decoded have become U+FFFD.
         && !user.contains(|char: char| char.is_control() || char == char::REPLACEMENT_CHARACTER);
     is_good.then(|| user.into_owned())
 }
@@ -93,7 +96,7 @@ fn has_whole_escapes(segment: &str) -> bool {
     segment
         .split('%')
         .skip(1)
-        .all(|behind| match behind.as_bytes() {
+        .all(|after| match after.as_bytes() {
             [high, low, ..] => high.is_ascii_hexdigit() && low.is_ascii_hexdigit(),
             _ => false,
         })
@@ -131,6 +134,7 @@ mod tests {
         }
     }
 
+    /// P8.
     #[test]
     fn workspace_ids() {
         let longest = "x".repeat(256);
@@ -168,6 +172,7 @@ mod tests {
         }
     }
 
+    /// P11, P83.
     #[test]
     fn query_users() {
         let longest = format!("userId={}", "x".repeat(256));
@@ -196,6 +201,7 @@ mod tests {
         }
     }
 
+    /// P11, P21.
     #[test]
     fn query_tokens() {
         for (query, expected) in [

@@ -1,4 +1,4 @@
-//! The request head: a table for each row of protocol.md.
+//! The request head: a table for each kind of request (P1 to P11, P20, P21).
 
 use proptest::prelude::*;
 
@@ -65,7 +65,7 @@ fn read(target: ReadTarget, workspace: &str, token: Option<&str>, tags: Option<&
     })
 }
 
-fn page(page: Page) -> Request {
+fn page(page: WebPage) -> Request {
     Request::Page(PageRequest {
         page,
         provenance: Provenance {
@@ -77,7 +77,7 @@ fn page(page: Page) -> Request {
     })
 }
 
-/// Parses `bytes` whole, with frames behind them, and cut at every byte.
+/// Parses `bytes` whole, followed by frames, and cut at every byte.
 fn check(bytes: &[u8], expected: Result<&Request, u16>) {
     let shown = String::from_utf8_lossy(bytes);
     let outcome = parse_head(bytes);
@@ -90,7 +90,7 @@ fn check(bytes: &[u8], expected: Result<&Request, u16>) {
         (Err(answer), Err(status)) => assert_eq!(answer.status(), status, "{shown}: {answer:?}"),
         _ => panic!("{shown}: {outcome:?}"),
     }
-    // An error may show before the end, and is the same one then.
+    // An error may be found before the end.
     for cut in 0..bytes.len() {
         let early = parse_head(&bytes[..cut]);
         let is_legal = early == Ok(None) || early.is_err() && expected.is_err();
@@ -98,6 +98,7 @@ fn check(bytes: &[u8], expected: Result<&Request, u16>) {
     }
 }
 
+/// P7.
 #[test]
 fn good_requests() {
     let room = sync("room", Some("a.b.c"));
@@ -146,12 +147,12 @@ fn targets() {
             "/v1/presence/a",
             Ok(read(ReadTarget::Presence, "a", None, None)),
         ),
-        ("/", Ok(page(Page::Console))),
-        ("/?x", Ok(page(Page::Console))),
-        ("/console/session.json", Ok(page(Page::ConsoleSession))),
-        ("/client.mjs", Ok(page(Page::ClientModule))),
-        ("/metrics", Ok(page(Page::Metrics))),
-        ("http://[::1]:80/metrics", Ok(page(Page::Metrics))),
+        ("/", Ok(page(WebPage::Console))),
+        ("/?x", Ok(page(WebPage::Console))),
+        ("/console/session.json", Ok(page(WebPage::ConsoleSession))),
+        ("/client.mjs", Ok(page(WebPage::ClientModule))),
+        ("/metrics", Ok(page(WebPage::Metrics))),
+        ("http://[::1]:80/metrics", Ok(page(WebPage::Metrics))),
         ("/v1/workspaces/", Err(400)),
         ("/v1/workspaces", Err(404)),
         ("/v1/presence/a/b", Err(404)),
@@ -185,6 +186,7 @@ fn targets() {
     }
 }
 
+/// P21.
 #[test]
 fn bearer_tokens() {
     for (fields, token) in [
@@ -210,6 +212,7 @@ fn bearer_tokens() {
     }
 }
 
+/// P4 to P7.
 #[test]
 fn refused_upgrades() {
     let key = |value: &str| format!("Sec-WebSocket-Key: {value}");
@@ -275,6 +278,7 @@ fn refused_upgrades() {
     }
 }
 
+/// P4, P90, P91.
 #[test]
 fn request_lines() {
     let alive = |head_only| Ok(Request::Healthz { head_only });
@@ -299,7 +303,7 @@ fn request_lines() {
             Ok(Request::Preflight { origin: None }),
         ),
         ("HEAD /client.mjs HTTP/1.1", {
-            let Request::Page(request) = page(Page::ClientModule) else {
+            let Request::Page(request) = page(WebPage::ClientModule) else {
                 unreachable!("a page is one");
             };
             Ok(Request::Page(PageRequest {
@@ -327,6 +331,7 @@ fn request_lines() {
     check(b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", Err(400));
 }
 
+/// P9.
 #[test]
 fn sizes() {
     let with_padding = |head_bytes: usize| {
@@ -360,7 +365,7 @@ fn sizes() {
     }
 }
 
-/// The shortest fields there are, as many as fit.
+/// Checks that heads with as many of the shortest fields as possible hit the size limit (P9).
 #[test]
 fn a_head_is_too_long_before_it_has_too_many_fields() {
     let shortest = |count: usize| format!("G / HTTP/1.0\n{}\n", "a:\n".repeat(count));
@@ -381,7 +386,7 @@ fn a_head_is_too_long_before_it_has_too_many_fields() {
 }
 
 #[test]
-fn what_is_wrong_with_a_body_is_said_whatever_is_asked_for() {
+fn a_wrong_body_length_is_reported_for_every_request() {
     for line in [
         "GET /healthz",
         "POST /",
@@ -396,7 +401,7 @@ fn what_is_wrong_with_a_body_is_said_whatever_is_asked_for() {
 }
 
 #[test]
-fn answers_name_what_is_allowed() {
+fn answers_list_the_allowed_methods_and_versions() {
     for (line, fields, expected) in [
         (
             "POST /healthz HTTP/1.1",
@@ -445,6 +450,7 @@ fn an_error_for_head_has_no_body() {
     }
 }
 
+/// P2.
 #[test]
 fn no_token_is_shown() {
     let bytes = upgrade_with("", &["Authorization: Bearer hidden"]);
@@ -486,7 +492,11 @@ proptest! {
     }
 
     #[test]
-    fn a_changed_head(at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>()) {
+    fn a_changed_head(
+        at in any::<prop::sample::Index>(),
+        byte in any::<u8>(),
+        cut in any::<prop::sample::Index>(),
+    ) {
         let mut bytes = upgrade_with("", &["Authorization: Bearer x"]);
         let at = at.index(bytes.len());
         bytes[at] = byte;
@@ -503,7 +513,9 @@ proptest! {
     fn any_target(target in "/v1/sync/[^ \r\n\t\0\x01-\x1f\x7f]{0,40}") {
         let bytes = head(&format!("GET {target} HTTP/1.1"), &FIELDS);
         match parse_head(&bytes) {
-            Ok(Some((_, Request::Sync(request)))) => prop_assert!(!request.workspace.contains(char::is_control)),
+            Ok(Some((_, Request::Sync(request)))) => {
+                prop_assert!(!request.workspace.contains(char::is_control));
+            }
             Ok(other) => prop_assert!(false, "{other:?}"),
             Err(answer) => prop_assert!([400, 404].contains(&answer.status())),
         }

@@ -1,11 +1,11 @@
 //! The checker: what is right passes in pieces of any size, and whatever is wrong is seen.
 
 use super::*;
-use crate::load::op::{Order, Text, put_pong, put_server_frame};
+use crate::load::op::{FieldOrder, Text, put_pong, put_server_frame};
 
 /// A window with this many ops, and their frames.
 fn window(count: u64) -> (Window, Vec<Vec<u8>>) {
-    let mut text = Text::new(Order::AsSent, 1_700_000_000_000_000);
+    let mut text = Text::new(FieldOrder::AsSent, 1_700_000_000_000_000);
     let mut window = Window::new(text.frame_bytes(), 8);
     let mut frames = Vec::new();
     for number in 0..count {
@@ -15,7 +15,7 @@ fn window(count: u64) -> (Window, Vec<Vec<u8>>) {
     (window, frames)
 }
 
-fn take(cursor: &mut Cursor, window: &Window, bytes: &[u8]) -> Result<Vec<u8>, Wrong> {
+fn take(cursor: &mut Cursor, window: &Window, bytes: &[u8]) -> Result<Vec<u8>, Mismatch> {
     let mut answers = Vec::new();
     cursor.take(window, bytes, &mut answers)?;
     Ok(answers)
@@ -24,7 +24,7 @@ fn take(cursor: &mut Cursor, window: &Window, bytes: &[u8]) -> Result<Vec<u8>, W
 #[test]
 fn a_stream_is_taken_in_pieces_of_any_size() {
     for piece in 1..500 {
-        let mut text = Text::new(Order::AsSent, 1_700_000_000_000_000);
+        let mut text = Text::new(FieldOrder::AsSent, 1_700_000_000_000_000);
         let mut window = Window::new(text.frame_bytes(), 4);
         let mut cursor = Cursor::default();
         let (mut stream, mut taken) = (Vec::new(), 0);
@@ -80,7 +80,7 @@ fn what_is_missing_doubled_or_swapped_is_seen() {
         let number = number as u64;
         assert_eq!(
             wrong,
-            Wrong::Different {
+            Mismatch::Different {
                 number,
                 expected,
                 seen
@@ -99,7 +99,7 @@ fn every_altered_byte_is_seen() {
         take(&mut cursor, &window, &frames[0]).unwrap();
         let outcome = take(&mut cursor, &window, &altered);
         assert!(
-            matches!(outcome, Err(Wrong::Different { number: 1, .. })),
+            matches!(outcome, Err(Mismatch::Different { number: 1, .. })),
             "byte {at}: {outcome:?}"
         );
     }
@@ -110,9 +110,9 @@ fn one_more_than_were_sent_is_seen() {
     let (window, frames) = window(2);
     let stream = [&frames[0][..], &frames[1], &frames[1]].concat();
     let outcome = take(&mut Cursor::default(), &window, &stream);
-    assert!(matches!(outcome, Err(Wrong::Extra { count: 2, .. })));
+    assert!(matches!(outcome, Err(Mismatch::Extra { count: 2, .. })));
     let outcome = take(&mut Cursor::default(), &Window::empty(), &frames[0]);
-    assert!(matches!(outcome, Err(Wrong::Extra { count: 0, .. })));
+    assert!(matches!(outcome, Err(Mismatch::Extra { count: 0, .. })));
 }
 
 #[test]
@@ -120,5 +120,5 @@ fn a_close_is_told_with_its_reason() {
     let (window, _) = window(1);
     let close = [&[0x88, 5, 0x03, 0xF5][..], b"bye"].concat();
     let wrong = take(&mut Cursor::default(), &window, &close).unwrap_err();
-    assert_eq!(wrong, Wrong::Closed("1013 bye".to_owned()));
+    assert_eq!(wrong, Mismatch::Closed("1013 bye".to_owned()));
 }

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn an_op_is_json_with_its_number_at_the_fixed_places() {
-    for order in [Order::AsSent, Order::ByName] {
+    for order in [FieldOrder::AsSent, FieldOrder::ByName] {
         let mut text = Text::new(order, 1_700_000_000_000_000);
         let length = text.of(0, 0).len();
         let op = text.of(17, 123_456).to_vec();
@@ -22,11 +22,11 @@ fn an_op_is_json_with_its_number_at_the_fixed_places() {
 
 #[test]
 fn by_name_is_what_serde_json_makes_of_it() {
-    let sent = Text::new(Order::AsSent, 1_700_000_000_000_000)
+    let sent = Text::new(FieldOrder::AsSent, 1_700_000_000_000_000)
         .of(3, 9)
         .to_vec();
     let json: serde_json::Value = serde_json::from_slice(&sent).unwrap();
-    let sorted = Text::new(Order::ByName, 1_700_000_000_000_000)
+    let sorted = Text::new(FieldOrder::ByName, 1_700_000_000_000_000)
         .of(3, 9)
         .to_vec();
     assert_eq!(json.to_string().as_bytes(), sorted);
@@ -35,7 +35,7 @@ fn by_name_is_what_serde_json_makes_of_it() {
 #[test]
 fn the_frames_are_those_of_the_protocol() {
     use tungstenite::protocol::{Role, WebSocket};
-    let mut text = Text::new(Order::AsSent, 1_700_000_000_000_000);
+    let mut text = Text::new(FieldOrder::AsSent, 1_700_000_000_000_000);
     let op = text.of(3, 9).to_vec();
 
     let mut sent = Vec::new();

@@ -1,6 +1,6 @@
 //! The kernel: its ring, and its clock.
 
-use crate::command::doctor::facts::{Kernel, Limits, Ring, RingFault, Wanted};
+use crate::command::doctor::facts::{Kernel, ProcessLimits, RingFault, RingSupport, WantedServer};
 use crate::command::doctor::finding::Finding;
 use crate::command::text;
 use crate::io::ring::locked_bytes;
@@ -35,7 +35,7 @@ pub fn release(kernel: &Kernel) -> Finding {
     Finding::ok("kernel", format!("Linux {release}"))
 }
 
-pub fn ring(kernel: &Kernel, ring: &Ring, wanted: &Wanted) -> Finding {
+pub fn ring(kernel: &Kernel, ring: &RingSupport, wanted: &WantedServer) -> Finding {
     let Some(fault) = &ring.fault else {
         return working_ring(kernel, ring, wanted);
     };
@@ -102,7 +102,7 @@ fn forbidden(kernel: &Kernel) -> (&'static str, &'static str) {
     }
 }
 
-fn working_ring(kernel: &Kernel, ring: &Ring, wanted: &Wanted) -> Finding {
+fn working_ring(kernel: &Kernel, ring: &RingSupport, wanted: &WantedServer) -> Finding {
     if kernel.io_uring_disabled == Some(1) {
         return Finding::warn(
             "io_uring",
@@ -135,9 +135,9 @@ fn working_ring(kernel: &Kernel, ring: &Ring, wanted: &Wanted) -> Finding {
 
 pub fn locked_memory(
     kernel: &Kernel,
-    ring: &Ring,
-    limits: &Limits,
-    wanted: &Wanted,
+    ring: &RingSupport,
+    limits: &ProcessLimits,
+    wanted: &WantedServer,
 ) -> Option<Finding> {
     const CHECK: &str = "locked memory";
     let shards = wanted.shards;

@@ -1,6 +1,6 @@
 //! Connections: descriptors, the port, the queue before it, the ports of others.
 
-use crate::command::doctor::facts::{Directory, Limits, Network, Port, Wanted};
+use crate::command::doctor::facts::{Directory, Network, Port, ProcessLimits, WantedServer};
 use crate::command::doctor::finding::Finding;
 use crate::command::text;
 use crate::io::server::connections_allowed;
@@ -9,7 +9,7 @@ use crate::limits::LISTEN_BACKLOG;
 /// A server that nobody has given a number should have room for so many.
 const CONNECTIONS_ADVISED: usize = 10_000;
 
-pub fn open_files(limits: &Limits, wanted: &Wanted) -> Finding {
+pub fn open_files(limits: &ProcessLimits, wanted: &WantedServer) -> Finding {
     const CHECK: &str = "open files";
     const RAISE: &str = "raise it (ulimit -Hn): LimitNOFILE in tuning/etherply.service, tuning/limits.conf, or --ulimit nofile= of a container";
     let allowed = match connections_allowed(limits.open_files.unwrap_or(u64::MAX), wanted.shards) {
@@ -38,7 +38,7 @@ pub fn open_files(limits: &Limits, wanted: &Wanted) -> Finding {
     }
 }
 
-pub fn port(network: &Network, directory: &Directory, wanted: &Wanted) -> Finding {
+pub fn port(network: &Network, directory: &Directory, wanted: &WantedServer) -> Finding {
     const CHECK: &str = "port";
     let address = wanted.address;
     match (&network.port, &directory.server) {
@@ -104,7 +104,7 @@ pub fn send_queue(network: &Network) -> Option<Finding> {
     Some(Finding::ok("send queue", found))
 }
 
-pub fn local_ports(network: &Network, wanted: &Wanted) -> Option<Finding> {
+pub fn local_ports(network: &Network, wanted: &WantedServer) -> Option<Finding> {
     const CHECK: &str = "local ports";
     let (first, last) = network.local_ports?;
     let is_in = |range: &(u16, u16)| (range.0..=range.1).contains(&wanted.address.port());

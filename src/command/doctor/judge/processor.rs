@@ -1,6 +1,6 @@
 //! Cores, their speed, and memory.
 
-use crate::command::doctor::facts::{Processor, Wanted};
+use crate::command::doctor::facts::{Processor, WantedServer};
 use crate::command::doctor::finding::Finding;
 use crate::command::text;
 use crate::limits::SHARD_BYTES;
@@ -8,7 +8,7 @@ use crate::limits::SHARD_BYTES;
 /// What the process takes before there is a shard, a workspace or a connection.
 const PROCESS_BYTES: u64 = 16 * 1024 * 1024;
 
-pub fn shards(processor: &Processor, wanted: &Wanted) -> Finding {
+pub fn shards(processor: &Processor, wanted: &WantedServer) -> Finding {
     const CHECK: &str = "shards";
     let (allowed, shards) = (processor.cores_allowed, wanted.shards);
     let online = processor.cores_online.unwrap_or(allowed);
@@ -28,7 +28,7 @@ pub fn shards(processor: &Processor, wanted: &Wanted) -> Finding {
     Finding::ok(CHECK, found)
 }
 
-pub fn quota(processor: &Processor, wanted: &Wanted) -> Option<Finding> {
+pub fn quota(processor: &Processor, wanted: &WantedServer) -> Option<Finding> {
     const CHECK: &str = "CPU quota";
     let millicores = processor.quota_millicores?;
     let found = format!("{}.{:03} cores", millicores / 1000, millicores % 1000);
@@ -51,7 +51,7 @@ pub fn working_bytes(shards: u32) -> u64 {
     PROCESS_BYTES + u64::from(shards) * SHARD_BYTES
 }
 
-pub fn memory(processor: &Processor, wanted: &Wanted) -> Option<Finding> {
+pub fn memory(processor: &Processor, wanted: &WantedServer) -> Option<Finding> {
     const CHECK: &str = "memory";
     let total = processor.memory_total_bytes;
     let limit = processor.memory_max_bytes;

@@ -9,16 +9,17 @@ mod surroundings;
 
 use super::judge;
 use crate::command::doctor::facts::{
-    Directory, Facts, Kernel, Limits, Mount, Network, Port, Processor, Ring, SyncTimes, Wanted,
+    Directory, Facts, Kernel, Mount, Network, Port, ProcessLimits, Processor, RingSupport,
+    SyncTimes, WantedServer,
 };
-use crate::command::doctor::finding::{Finding, Verdict};
+use crate::command::doctor::finding::{Finding, Severity};
 
 const MIB: u64 = 1024 * 1024;
 
 /// A host on which all is well.
 fn good() -> Facts {
     Facts {
-        wanted: Wanted {
+        wanted: WantedServer {
             address: SocketAddr::from(([0, 0, 0, 0], 8080)),
             shards: 4,
             connections: None,
@@ -32,13 +33,13 @@ fn good() -> Facts {
             clock_source: Some("tsc".into()),
             clock_read_ns: 25,
         },
-        ring: Ring {
+        ring: RingSupport {
             fault: None,
             set_up: 4,
             is_cooperative: true,
             has_single_issuer: true,
         },
-        limits: Limits {
+        limits: ProcessLimits {
             open_files: Some(524_288),
             locked_memory_bytes: Some(65_536),
         },
@@ -97,7 +98,7 @@ fn mount(file_system: &str, options: &[&str]) -> Mount {
 }
 
 /// A change of the good host, what is found then, and words of the finding and its advice.
-type Row<'a> = (fn(&mut Facts), Verdict, &'a [&'a str]);
+type Case<'a> = (fn(&mut Facts), Severity, &'a [&'a str]);
 
 fn finding(facts: &Facts, check: &str) -> Finding {
     let mut found = judge(facts).into_iter().filter(|one| one.check == check);
@@ -107,7 +108,7 @@ fn finding(facts: &Facts, check: &str) -> Finding {
 }
 
 /// Each row changes what is said of this check as it says, and nothing that is said of the others.
-fn check_rows(check: &str, rows: &[Row<'_>]) {
+fn check_rows(check: &str, rows: &[Case<'_>]) {
     for (number, (change, verdict, words)) in rows.iter().enumerate() {
         let mut facts = good();
         change(&mut facts);
@@ -123,11 +124,11 @@ fn check_rows(check: &str, rows: &[Row<'_>]) {
         }
         assert_eq!(
             found.advice.is_some(),
-            found.verdict != Verdict::Ok,
+            found.verdict != Severity::Ok,
             "{found:?}"
         );
         for other in judge(&facts).into_iter().filter(|one| one.check != check) {
-            assert_eq!(other.verdict, Verdict::Ok, "row {number}: {other:?}");
+            assert_eq!(other.verdict, Severity::Ok, "row {number}: {other:?}");
         }
     }
 }
@@ -139,7 +140,7 @@ fn on_a_good_host_all_is_well() {
     for found in findings {
         assert_eq!(
             (found.verdict, &found.advice),
-            (Verdict::Ok, &None),
+            (Severity::Ok, &None),
             "{found:?}"
         );
     }
@@ -162,7 +163,7 @@ fn a_host_that_tells_nothing_of_itself_is_not_blamed() {
     facts.processor.memory_total_bytes = None;
     let findings = judge(&facts);
     for found in &findings {
-        assert_eq!(found.verdict, Verdict::Ok, "{found:?}");
+        assert_eq!(found.verdict, Severity::Ok, "{found:?}");
     }
     for check in [
         "accept queue",

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock, statvfs};
 use rustix::io::Errno;
 
-use super::host::Host;
+use super::host::HostFiles;
 use crate::command::doctor::facts::{Directory, Mount, SyncTimes};
 use crate::limits::SEGMENT_FILL_BYTES;
 use crate::log::blocks::{BlockWrite, BlockWriter};
@@ -23,7 +23,7 @@ const APPENDING_MAX: Duration = Duration::from_secs(4);
 /// A batch of one small op.
 const APPEND_BYTES: usize = 200;
 
-pub fn read(host: &Host, path: &Path) -> Directory {
+pub fn read(host: &HostFiles, path: &Path) -> Directory {
     let measured_in = existing(path);
     let (sync, error) = match time_syncs(&HostDisk, &measured_in) {
         Ok(times) => (Some(times), None),
@@ -160,7 +160,7 @@ pub fn sync_times(mut times_us: Vec<u64>) -> SyncTimes {
 }
 
 /// The mount that a path is on: of those whose point is above it, the nearest, and of these the last.
-pub fn mount_of(host: &Host, path: &Path) -> Option<Mount> {
+pub fn mount_of(host: &HostFiles, path: &Path) -> Option<Mount> {
     let table = host.text("proc/self/mountinfo")?;
     let mounts = table.lines().filter_map(mount);
     let above = mounts.filter(|mount| path.starts_with(&mount.point));
@@ -196,7 +196,7 @@ fn unescaped(text: &str) -> String {
 }
 
 /// A setting of the device's queue. A partition has that of its disk.
-fn queue(host: &Host, device: &str, name: &str) -> Option<String> {
+fn queue(host: &HostFiles, device: &str, name: &str) -> Option<String> {
     let device = Path::new("sys/dev/block").join(device);
     let own = host.text(device.join("queue").join(name));
     own.or_else(|| host.text(device.join("../queue").join(name)))

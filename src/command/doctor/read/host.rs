@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The files in which a kernel tells of itself. The tests have some of their own.
-pub struct Host {
+pub struct HostFiles {
     root: PathBuf,
 }
 
-impl Host {
+impl HostFiles {
     pub fn at(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::host::Host;
+use super::host::HostFiles;
 use crate::command::doctor::facts::Processor;
 
-pub fn read(host: &Host) -> Processor {
+pub fn read(host: &HostFiles) -> Processor {
     let online = host.text("sys/devices/system/cpu/online");
     let cores = core_affinity::get_core_ids().map_or(0, |cores| cores.len());
     Processor {
@@ -32,7 +32,7 @@ pub fn count_of_list(numbers: &str) -> Option<usize> {
 }
 
 /// The different ones there are, in order.
-fn governors(host: &Host) -> Vec<String> {
+fn governors(host: &HostFiles) -> Vec<String> {
     let cores = Path::new("sys/devices/system/cpu");
     let names = host.names(cores).into_iter();
     let of_core = |name: String| host.text(cores.join(name).join("cpufreq/scaling_governor"));
@@ -43,14 +43,14 @@ fn governors(host: &Host) -> Vec<String> {
 }
 
 /// The first figure of `0.52 0.48 0.44 1/123 4567`.
-fn load_percent(host: &Host) -> Option<u64> {
+fn load_percent(host: &HostFiles) -> Option<u64> {
     let text = host.text("proc/loadavg")?;
     let (whole, hundredths) = text.split_once(' ')?.0.split_once('.')?;
     let (whole, hundredths): (u64, u64) = (whole.parse().ok()?, hundredths.parse().ok()?);
     Some(whole * 100 + hundredths)
 }
 
-fn memory_total_bytes(host: &Host) -> Option<u64> {
+fn memory_total_bytes(host: &HostFiles) -> Option<u64> {
     let text = host.text("proc/meminfo")?;
     let mut lines = text.lines();
     let total = lines.find_map(|line| line.strip_prefix("MemTotal:")?.strip_suffix("kB"))?;
@@ -58,7 +58,7 @@ fn memory_total_bytes(host: &Host) -> Option<u64> {
 }
 
 /// The least of the quotas that lie on the groups of this process.
-pub fn quota_millicores(host: &Host) -> Option<u64> {
+pub fn quota_millicores(host: &HostFiles) -> Option<u64> {
     // `max 100000`, or the time in a period and the period.
     let unified = groups(host, None).filter_map(|group| {
         let text = host.text(group.join("cpu.max"))?;
@@ -80,7 +80,7 @@ fn millicores(quota: &str, period: &str) -> Option<u64> {
 }
 
 /// The least of the limits that lie on the groups of this process.
-pub fn memory_max_bytes(host: &Host) -> Option<u64> {
+pub fn memory_max_bytes(host: &HostFiles) -> Option<u64> {
     /// The old groups say a number that no machine has for none.
     const NO_LIMIT: u64 = 1 << 60;
     let unified = groups(host, None).filter_map(|group| host.number(group.join("memory.max")));
@@ -91,7 +91,7 @@ pub fn memory_max_bytes(host: &Host) -> Option<u64> {
 
 /// The folders of the control group of this process and of those that it is in: of a controller of version 1, or of
 /// version 2. A container sees its own group as the root, under the path that it has outside, or both.
-fn groups(host: &Host, controller: Option<&str>) -> impl Iterator<Item = PathBuf> {
+fn groups(host: &HostFiles, controller: Option<&str>) -> impl Iterator<Item = PathBuf> {
     let table = host.text("proc/self/cgroup").unwrap_or_default();
     let own = table.lines().find_map(|line| {
         let mut fields = line.splitn(3, ':');

@@ -8,8 +8,8 @@ use io_uring::{Builder, IoUring};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::system::uname;
 
-use super::host::Host;
-use crate::command::doctor::facts::{Kernel, Limits, Network, Port, Ring, RingFault};
+use super::host::HostFiles;
+use crate::command::doctor::facts::{Kernel, Network, Port, ProcessLimits, RingFault, RingSupport};
 use crate::io::listener::bound_socket;
 use crate::io::ring::{probe, try_all};
 
@@ -19,7 +19,7 @@ const ADMINISTRATOR: u32 = 21;
 /// A mode of seccomp (proc(5)).
 const SECCOMP_FILTER: &str = "2";
 
-pub fn kernel(host: &Host) -> Kernel {
+pub fn kernel(host: &HostFiles) -> Kernel {
     let status = host.text("proc/self/status").unwrap_or_default();
     let field = |name: &str| {
         let mut lines = status.lines();
@@ -53,7 +53,7 @@ fn clock_read_ns() -> u64 {
 }
 
 /// Tries as many rings as the server would have, as the user that this runs as.
-pub fn ring(shards: u32) -> Ring {
+pub fn ring(shards: u32) -> RingSupport {
     let knows = |builder: &Builder| builder.build(8).is_ok();
     let mut cooperative: Builder = IoUring::builder();
     cooperative.setup_coop_taskrun().setup_taskrun_flag();
@@ -68,7 +68,7 @@ pub fn ring(shards: u32) -> Ring {
     let _ = setrlimit(Resource::Nofile, raised);
     let fault = probe().map_err(|error| (0, error));
     let fault = fault.and_then(|()| try_all(shards)).err();
-    Ring {
+    RingSupport {
         set_up: fault.as_ref().map_or(shards, |(number, _)| *number),
         fault: fault.map(|(_, error)| ring_fault(&error)),
         is_cooperative: knows(&cooperative),
@@ -87,14 +87,14 @@ pub fn ring_fault(error: &io::Error) -> RingFault {
     }
 }
 
-pub fn limits() -> Limits {
-    Limits {
+pub fn limits() -> ProcessLimits {
+    ProcessLimits {
         open_files: getrlimit(Resource::Nofile).maximum,
         locked_memory_bytes: getrlimit(Resource::Memlock).current,
     }
 }
 
-pub fn network(host: &Host, address: SocketAddr) -> Network {
+pub fn network(host: &HostFiles, address: SocketAddr) -> Network {
     let text = |path: &str| host.text(path).unwrap_or_default();
     let local = text("proc/sys/net/ipv4/ip_local_port_range");
     let mut local = local.split_whitespace().map(str::parse);

@@ -6,7 +6,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use super::directory::{existing, mount_of, server, sync_times, time_syncs};
-use super::host::Host;
+use super::host::HostFiles;
 use super::processor::{self, count_of_list, memory_max_bytes, quota_millicores};
 use super::system::{self, ring_fault};
 use crate::command::doctor::facts::{Port, RingFault};
@@ -14,14 +14,14 @@ use crate::log::directory::DataDirectory;
 use crate::log::disk::HostDisk;
 
 /// A host with these files.
-fn host(files: &[(&str, &str)]) -> (TempDir, Host) {
+fn host(files: &[(&str, &str)]) -> (TempDir, HostFiles) {
     let root = TempDir::new().unwrap();
     for (path, text) in files {
         let path = root.path().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, format!("{text}\n")).unwrap();
     }
-    let host = Host::at(root.path());
+    let host = HostFiles::at(root.path());
     (root, host)
 }
 

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::fanout::window::spans_bytes;
+use crate::seq::Seq;
 
 fn bytes(spans: &[Span]) -> Vec<u8> {
     spans
@@ -48,7 +49,7 @@ impl Rig {
         self.position = self.position.advance(10);
         let start = self.window.end();
         let Self { window, pool, .. } = self;
-        window.push(pool, self.count, self.position, length, |out| {
+        window.push(pool, Seq::new(self.count), self.position, length, |out| {
             out.extend_from_slice(&content);
         });
         if is_own {
@@ -292,7 +293,7 @@ fn a_client_with_too_many_own_stretches_is_told_so() {
     }
     assert!(!rig.frame(10, true));
     let behind = Behind {
-        since: 0,
+        since: Seq::NONE,
         hint: None,
     };
     rig.outbox.fall_behind(behind, &mut rig.pool);

@@ -7,7 +7,7 @@ use crate::core::contract::{Input, Output};
 use crate::core::fanout::window::Span;
 use crate::core::shard::session::SessionId;
 use crate::log::commit::Durability;
-use crate::wire::upgrade::{Answer, Page};
+use crate::wire::upgrade::{Answer, WebPage};
 
 #[test]
 fn a_look_shows_nothing_that_is_not_durable() {
@@ -304,7 +304,7 @@ fn a_page_comes_from_outside() {
     let Some(Output::Page(id, request)) = rig.pages.pop() else {
         panic!("the console was asked for");
     };
-    assert_eq!((request.page, request.head_only), (Page::Console, true));
+    assert_eq!((request.page, request.head_only), (WebPage::Console, true));
     // Late, for one that has gone meanwhile.
     let stranger = SessionId {
         generation: id.generation + 1,

@@ -33,7 +33,7 @@ fn ask(rig: &mut Rig, client: usize, request: &str) {
 fn turns(rig: &mut Rig) -> usize {
     for turns in 1.. {
         rig.step();
-        if rig.shard.encoding_queue.is_empty() {
+        if !rig.shard.snapshots.is_encoding() {
             rig.run();
             return turns;
         }
@@ -154,7 +154,7 @@ fn who_waits_can_be_closed_and_nothing_is_left() {
             "abort" => assert_eq!(seen.last().map(String::as_str), Some("gone")),
             _ => assert_eq!(seen, ["init 20", "close 1001", "gone"]),
         }
-        assert!(rig.shard.encoding_queue.is_empty(), "{reason}");
+        assert!(!rig.shard.snapshots.is_encoding(), "{reason}");
         let counters = rig.shard.counters();
         assert_eq!(counters.answer_bytes, 0, "{reason}");
         assert_eq!(counters.snapshot_bytes, 0, "{reason}");
@@ -187,8 +187,8 @@ fn who_waits_when_the_log_fails_is_told_so() {
     rig.run();
     assert_eq!(rig.seen(joiner)[..2], ["101", "close 1011"]);
     assert_eq!(rig.seen(looker)[..1], ["500"]);
-    assert!(rig.shard.encoding_queue.is_empty());
-    let held_bytes = rig.shard.snapshot_budget.bytes();
+    assert!(!rig.shard.snapshots.is_encoding());
+    let held_bytes = rig.shard.snapshots.bytes();
     assert!(held_bytes < 100, "the first init, which is empty, is kept");
     rig.log_fails = false;
     rig.sleep_until(2.0);
@@ -203,10 +203,10 @@ fn of_a_look_all_parts_are_sent_or_none() {
     // The init message is whole, the timestamps are not.
     ask(&mut rig, joiner, &head("w", None));
     turns(&mut rig);
-    rig.shard.config.snapshot_part_bytes = 1;
+    rig.shard.snapshots.set_step_bytes(1);
     ask(&mut rig, looker, &look("/v1/workspaces/w"));
     rig.step();
-    assert!(!rig.shard.encoding_queue.is_empty());
+    assert!(rig.shard.snapshots.is_encoding());
     assert!(rig.seen(looker).is_empty());
     rig.log_fails = true;
     rig.receive_only(0, &op("k0", "1", 100));

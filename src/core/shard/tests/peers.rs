@@ -1,31 +1,14 @@
-//! What stands around a shard in the simulation: dice, a disk, and clients with their sockets.
+//! The environment of a shard in the simulation: a model, a disk, and clients with their sockets.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::core::fanout::window::Spans;
 use crate::core::shard::session::SessionId;
 use crate::core::state::workspace::Workspace;
+use crate::core::testing::HASH_SEED;
 use crate::log::commit::{End, OpenSegment};
 use crate::log::position::LogPosition;
 use crate::log::record::{Reader, SegmentHeader};
-
-/// Numbers that only depend on the seed (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number
-/// Generators", 2014).
-pub struct Dice(pub u64);
-
-impl Dice {
-    pub fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        usize::try_from((mixed ^ mixed >> 31) % bound as u64).expect("less than the bound")
-    }
-
-    pub fn one_in(&mut self, count: usize) -> bool {
-        self.below(count) == 0
-    }
-}
 
 /// An op as the model and the clients know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,7 +128,7 @@ impl Disk {
         self.replay(|op| {
             workspaces
                 .entry(op.workspace.to_owned())
-                .or_insert_with(|| Workspace::new(op.workspace, 5))
+                .or_insert_with(|| Workspace::new(op.workspace, HASH_SEED))
                 .restore(op.key, op.value, op.timestamp, op.seq);
             op.value.to_owned()
         });

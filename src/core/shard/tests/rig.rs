@@ -1,22 +1,18 @@
 //! One shard, and clients that do as a test says: what each is told, and when.
 
-use std::sync::Arc;
-
 use super::peers::{Client, Disk, Told};
-use crate::core::contract::{Clock, Handoff, Input, Limits, Output, PeerStatus, ShardConfig};
+use crate::core::contract::{Clock, Handoff, Input, Output, PeerStatus, ShardConfig};
 use crate::core::fanout::window::Spans;
 use crate::core::shard::Shard;
 use crate::core::shard::connection_log::Note;
 use crate::core::shard::session::{Session, SessionId};
 use crate::core::state::workspace::Workspace;
+use crate::core::testing::{self, START_UNIX_S};
 use crate::limits::SECOND_US;
-use crate::log::commit::{Durability, OpenSegment};
-use crate::wire::auth::{Secret, Verifier, mint};
+use crate::log::commit::OpenSegment;
 
 /// The monotonic time at which every rig begins: a whole tick, so that deadlines on ticks are kept exactly.
 pub const START_US: u64 = 1000 * SECOND_US;
-/// The wall clock then.
-pub const START_UNIX_S: u64 = 1_700_000_000;
 /// More turns than this at one time are a loop.
 const TURNS_MAX: usize = 20_000;
 
@@ -53,10 +49,6 @@ pub struct Rig {
     pub notes: Vec<Note>,
 }
 
-pub fn secret() -> Secret {
-    Secret::new(b"a secret of the rig, which is long enough".to_vec()).expect("it is not empty")
-}
-
 impl Rig {
     pub fn new(change: impl FnOnce(&mut ShardConfig)) -> Self {
         Self::with(Vec::new(), change)
@@ -83,29 +75,11 @@ impl Rig {
             unix_us: START_UNIX_S * SECOND_US,
         };
         let mut config = ShardConfig {
-            shard: 0,
-            shards: 1,
-            durability: Durability::Always,
-            sync_interval_us: SECOND_US,
             ping_interval_us: 10 * SECOND_US,
             outbox_bytes_max: 64 * 1024,
-            message_bytes_max: 1024 * 1024,
-            session_bytes_max: crate::limits::SESSION_BUDGET_BYTES,
-            snapshot_bytes_max: crate::limits::SNAPSHOT_BYTES_MAX,
-            snapshot_part_bytes: crate::limits::SNAPSHOT_PART_BYTES,
-            batch_bytes_max: crate::limits::BATCH_BYTES_MAX,
-            segment_bytes_min: 1 << 26,
-            segment_bytes_max: 1 << 26,
-            log_spare_bytes: crate::limits::LOG_SPARE_BYTES,
             future_skew_us: 3600 * SECOND_US,
             drain_us: 8 * SECOND_US,
-            hash_seed: 5,
-            start_id: 0xabc,
-            verifier: Arc::new(Verifier::new(&secret(), None)),
-            origins: std::sync::Arc::default(),
-            limits: Limits::default(),
-            has_journal: false,
-            fault_panic_key: None,
+            ..testing::shard_config()
         };
         change(&mut config);
         let mut shard = Shard::recovering(config, clock);
@@ -422,16 +396,12 @@ impl Rig {
 
 /// The request of a client that joins `workspace`.
 pub fn head(workspace: &str, ttl_s: Option<u64>) -> String {
-    let token = mint(&secret(), "client", START_UNIX_S, ttl_s);
-    format!(
-        "GET /v1/sync/{workspace}?token={token} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
+    testing::join_request(workspace, &testing::token(ttl_s))
 }
 
 /// The head of a request that looks at `path`, with a token.
 pub fn look(path: &str) -> String {
-    let token = mint(&secret(), "client", START_UNIX_S, None);
+    let token = testing::token(None);
     format!("GET {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\r\n")
 }
 

@@ -2,12 +2,13 @@
 
 use std::rc::Rc;
 
-use super::rig::{Rig, START_UNIX_S, frame, head, op, pong};
+use super::rig::{Rig, frame, head, op, pong};
 use crate::core::contract::{Input, PeerStatus, shard_of};
 use crate::core::fanout::outbox::Outbox;
 use crate::core::fanout::window::{Chunk, ChunkPool};
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::session::{Intake, State};
+use crate::core::testing::START_UNIX_S;
 use crate::limits::{ANSWER_BYTES_MAX, BATCH_BYTES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US};
 use crate::log::position::LogPosition;
 
@@ -161,7 +162,7 @@ fn members_that_leave_in_any_order_leave_the_others_in() {
 #[test]
 fn an_init_is_encoded_once_for_those_who_join_one_after_the_other() {
     let mut rig = Rig::new(|_| ());
-    let kept = |rig: &Rig| rig.shard.kept_init.as_ref().map(Rc::as_ptr);
+    let kept = |rig: &Rig| rig.shard.snapshots.kept_init().map(Rc::as_ptr);
     let writer = rig.join("w", None);
     rig.op(writer, "k", "1", 1);
     let (first, second) = (rig.join("w", None), rig.join("w", None));

@@ -5,6 +5,7 @@ use crate::core::contract::{Input, Output, shard_of};
 use crate::core::shard::session::State;
 use crate::core::state::workspace::Workspace;
 use crate::limits::{HEAD_BYTES_MAX, WAITING_PER_TURN_MAX};
+use crate::seq::Seq;
 
 fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -25,7 +26,7 @@ fn text(rig: &Rig, client: usize) -> String {
 /// A workspace with one key.
 fn workspaces() -> Vec<Workspace> {
     let mut workspace = Workspace::new("w", 5);
-    workspace.restore("k", "1", 7, 1);
+    workspace.restore("k", "1", 7, Seq::new(1));
     workspace.finish_restore();
     vec![workspace]
 }

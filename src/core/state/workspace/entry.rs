@@ -1,6 +1,7 @@
 //! One key of a workspace.
 
 use crate::core::state::segment_usage::{Mark, UNMARKED};
+use crate::seq::Seq;
 
 /// Who wrote an entry last, so that a writer is not sent its own op. Zero: nobody who is connected.
 pub type Writer = u64;
@@ -28,7 +29,7 @@ pub struct Entry {
     /// The key, and behind it the JSON text of the value: one allocation, and one line of the cache for both.
     pub(super) texts: String,
     pub(super) timestamp: u64,
-    pub(super) seq: u64,
+    pub(super) seq: Seq,
     pub(super) writer: Writer,
     pub(super) mark: Mark,
     pub(super) older: u32,
@@ -62,7 +63,7 @@ impl Entry {
 
     /// The place of its last change in the order of the workspace's ops.
     #[must_use]
-    pub fn seq(&self) -> u64 {
+    pub fn seq(&self) -> Seq {
         self.seq
     }
 

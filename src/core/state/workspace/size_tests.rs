@@ -66,7 +66,7 @@ fn the_bound_is_met_to_the_byte() {
         );
     }
     assert_eq!(
-        workspace.seq(),
+        workspace.seq().get(),
         6,
         "what is refused has no place in the order"
     );
@@ -103,7 +103,7 @@ proptest! {
             prop_assert_eq!(&state(&workspace), if is_won { &after } else { &before });
             prop_assert_eq!(workspace.log_bytes(), bytes(&state(&workspace)));
             count += u64::from(is_won);
-            prop_assert_eq!(workspace.seq(), count);
+            prop_assert_eq!(workspace.seq().get(), count);
         }
     }
 }

@@ -62,7 +62,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::wire::state::{Register, put_look};
+    use crate::wire::state::{Register, put_http_state};
 
     proptest! {
         #[test]
@@ -77,19 +77,19 @@ mod tests {
             prop_assert_eq!(init.len(), workspace.init_bytes());
             prop_assert_eq!(stamps.len(), workspace.stamps_bytes());
             let mut look = Vec::new();
-            state::put_look_start(&mut look);
+            state::put_http_state_start(&mut look);
             look.extend_from_slice(&init[workspace.init_fields()]);
             look.extend_from_slice(&stamps);
-            state::put_look_end(&mut look, connections);
+            state::put_http_state_end(&mut look, connections);
             let fields = workspace.entries().map(|entry| Register {
                 key: entry.key(),
                 value: entry.value(),
                 timestamp: entry.timestamp(),
             });
             let mut expected = Vec::new();
-            put_look(&mut expected, fields, workspace.seq(), connections);
+            put_http_state(&mut expected, fields, workspace.seq(), connections);
             prop_assert_eq!(&look, &expected);
-            let ends_bytes = state::look_ends_bytes(connections);
+            let ends_bytes = state::http_state_ends_bytes(connections);
             prop_assert_eq!(look.len(), workspace.init_fields().len() + stamps.len() + ends_bytes);
         }
     }

@@ -7,11 +7,12 @@ use tungstenite::protocol::{Message, Role, WebSocket, WebSocketConfig};
 
 use super::*;
 
-/// A message under way in the model: its first opcode and what came so far.
+/// A message that the model has not finished: its first opcode and its bytes so far.
 type Open = Option<(u8, Vec<u8>)>;
 
-/// The naive model: the whole stream at once, a byte at a time, every rule where RFC 6455 has it.
-/// An error is told by its close code, for of two violations in one frame either may be named.
+/// A naive decoder: the whole stream at once, a byte at a time, with every rule of RFC 6455.
+///
+/// An error is a close code: of two violations in one frame, either may be reported.
 fn model(stream: &[u8], bytes_max: usize) -> (Vec<Said>, Option<u16>) {
     let (mut said, mut at, mut open) = (Vec::new(), 0, None);
     loop {
@@ -32,7 +33,7 @@ fn model(stream: &[u8], bytes_max: usize) -> (Vec<Said>, Option<u16>) {
     }
 }
 
-/// One frame: its first byte, its payload and its end.
+/// Returns one frame: its first byte, its payload and its end.
 fn model_frame(
     rest: &[u8],
     open: &Open,
@@ -81,7 +82,7 @@ fn model_frame(
     Ok(Some((first, payload, end)))
 }
 
-/// What a frame with a good header says.
+/// Returns the event of a frame with a valid header.
 fn model_said(first: u8, payload: Vec<u8>, open: &mut Open) -> Result<Option<Said>, u16> {
     match first & 15 {
         8 if payload.is_empty() => return Ok(Some(Said::Close(None))),
@@ -101,7 +102,7 @@ fn model_said(first: u8, payload: Vec<u8>, open: &mut Open) -> Result<Option<Sai
     let is_final = first & 0x80 != 0;
     let (kind, mut bytes) = open.take().unwrap_or((first & 15, Vec::new()));
     bytes.extend(payload);
-    // Text is bad once no character that could follow makes it good.
+    // A text is bad as soon as no further bytes could make it valid.
     let is_bad = |error: std::str::Utf8Error| is_final || error.error_len().is_some();
     if kind == 1 && str::from_utf8(&bytes).is_err_and(is_bad) {
         return Err(1007);
@@ -117,7 +118,7 @@ fn model_said(first: u8, payload: Vec<u8>, open: &mut Open) -> Result<Option<Sai
     }))
 }
 
-/// Frames that are mostly in order, some of them broken.
+/// Generates frames that are mostly in order, some of them broken.
 fn any_frame() -> impl Strategy<Value = Vec<u8>> {
     let first = prop_oneof![
         6 => prop::sample::select(vec![0x81_u8, 0x82, 0x01, 0x02, 0x00, 0x80, 0x89, 0x8a]),
@@ -127,13 +128,14 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
     let payload = prop_oneof![
         4 => "\\PC{0,12}".prop_map(String::into_bytes),
         2 => prop::collection::vec(any::<u8>(), 0..12),
-        1 => (3000_u16..5000, "[a-z€]{0,9}").prop_map(|(code, reason)| [&code.to_be_bytes(), reason.as_bytes()].concat()),
+        1 => (3000_u16..5000, "[a-z€]{0,9}")
+            .prop_map(|(code, reason)| [&code.to_be_bytes(), reason.as_bytes()].concat()),
         1 => prop::collection::vec(Just(b'x'), 120..140),
     ];
     (first, payload).prop_map(|(first, payload)| frame(first, &payload))
 }
 
-/// A stream that tungstenite takes: messages in fragments, pings between them.
+/// Generates streams that tungstenite accepts: messages in fragments, with pings between them.
 fn good_stream() -> impl Strategy<Value = Vec<Vec<u8>>> {
     let message = (
         any::<bool>(),
@@ -172,7 +174,7 @@ fn good_stream() -> impl Strategy<Value = Vec<Vec<u8>>> {
     })
 }
 
-/// A connection that only comes in.
+/// A connection whose output is discarded.
 struct Incoming(Cursor<Vec<u8>>);
 
 impl Read for Incoming {
@@ -190,7 +192,7 @@ impl Write for Incoming {
     }
 }
 
-/// All that tungstenite reads from `stream`.
+/// Returns everything that tungstenite reads from `stream`.
 fn by_tungstenite(stream: Vec<u8>, role: Role) -> Vec<Said> {
     let mut socket = WebSocket::from_raw_socket(
         Incoming(Cursor::new(stream)),
@@ -207,7 +209,7 @@ fn by_tungstenite(stream: Vec<u8>, role: Role) -> Vec<Said> {
             Message::Close(close) => {
                 Said::Close(close.map(|close| (close.code.into(), close.reason.as_str().into())))
             }
-            Message::Frame(_) => unreachable!("read gives whole messages"),
+            Message::Frame(_) => unreachable!("read returns whole messages"),
         });
     }
     said
@@ -228,7 +230,8 @@ proptest! {
                 stream[at] = byte;
             }
         }
-        let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.index(stream.len() + 1)).collect();
+        let mut cuts: Vec<usize> =
+            cuts.into_iter().map(|cut| cut.index(stream.len() + 1)).collect();
         cuts.sort_unstable();
         let (said, error, taken) = run(&stream, &cuts, bytes_max);
         let told = (said.clone(), error.map(|error| error.close_code()));
@@ -243,7 +246,11 @@ proptest! {
     }
 
     #[test]
-    fn tungstenite_reads_the_same(frames in good_stream(), code in 3000_u16..5000, reason in "[a-z€]{0,30}") {
+    fn tungstenite_reads_the_same(
+        frames in good_stream(),
+        code in 3000_u16..5000,
+        reason in "[a-z€]{0,30}",
+    ) {
         let stream = [frames.concat(), close_frame(code, reason.as_bytes())].concat();
         let (said, error, taken) = run(&stream, &[], BYTES_MAX);
         prop_assert_eq!((error, taken), (None, stream.len()));
@@ -272,12 +279,17 @@ proptest! {
             return Err(TestCaseError::fail(format!("{read:?}")));
         };
         prop_assert_eq!(before, &expected[..]);
-        prop_assert!(reason.starts_with(read_reason.as_str()) && read_reason.len() + 4 > reason.len().min(CLOSE_REASON_BYTES_MAX));
+        prop_assert!(reason.starts_with(read_reason.as_str()));
+        prop_assert!(read_reason.len() + 4 > reason.len().min(CLOSE_REASON_BYTES_MAX));
     }
 
     #[test]
-    fn unmask_is_the_plain_loop(mut bytes in prop::collection::vec(any::<u8>(), 0..100), mask in any::<[u8; 4]>()) {
-        let expected: Vec<u8> = bytes.iter().enumerate().map(|(at, byte)| byte ^ mask[at % 4]).collect();
+    fn unmask_is_the_plain_loop(
+        mut bytes in prop::collection::vec(any::<u8>(), 0..100),
+        mask in any::<[u8; 4]>(),
+    ) {
+        let each = bytes.iter().enumerate();
+        let expected: Vec<u8> = each.map(|(at, byte)| byte ^ mask[at % 4]).collect();
         unmask(&mut bytes, mask);
         prop_assert_eq!(bytes, expected);
     }

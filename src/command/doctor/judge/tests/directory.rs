@@ -1,7 +1,7 @@
 //! The data directory.
 
 use super::{MIB, check_rows, finding, good, mount, times};
-use crate::command::doctor::finding::Verdict;
+use crate::command::doctor::finding::Severity;
 
 #[test]
 fn the_data_directory() {
@@ -10,12 +10,12 @@ fn the_data_directory() {
         &[
             (
                 |f| f.directory.server = Some("4711".into()),
-                Verdict::Ok,
+                Severity::Ok,
                 &["pid 4711"],
             ),
             (
                 |f| f.directory.is_there = false,
-                Verdict::Ok,
+                Severity::Ok,
                 &["can be made in /var/lib"],
             ),
             (
@@ -23,7 +23,7 @@ fn the_data_directory() {
                     f.directory.sync = None;
                     f.directory.fault = Some("read-only".into());
                 },
-                Verdict::Fail,
+                Severity::Fail,
                 &[
                     "/var/lib/etherply: read-only",
                     "name another with --data-dir",
@@ -34,12 +34,12 @@ fn the_data_directory() {
                     f.directory.fault = Some("full".into());
                     f.directory.fault_remedy = Some("make room");
                 },
-                Verdict::Fail,
+                Severity::Fail,
                 &["full", "make room, or name another with --data-dir"],
             ),
             (
                 |f| f.directory.other_file = Some("holiday.jpg".into()),
-                Verdict::Fail,
+                Severity::Fail,
                 &["holiday.jpg", "an empty folder"],
             ),
         ],
@@ -51,35 +51,35 @@ fn the_file_system() {
     check_rows(
         "file system",
         &[
-            (|_| {}, Verdict::Ok, &["ext4 on /var", "write back"]),
+            (|_| {}, Severity::Ok, &["ext4 on /var", "write back"]),
             (
                 |f| f.directory.mount = Some(mount("xfs", &["rw", "discard"])),
-                Verdict::Ok,
+                Severity::Ok,
                 &["xfs"],
             ),
             (
                 |f| f.directory.mount = Some(mount("ext4", &["nobarrier"])),
-                Verdict::Warn,
+                Severity::Warn,
                 &["nobarrier", "power cut"],
             ),
             (
                 |f| f.directory.mount = Some(mount("tmpfs", &["rw"])),
-                Verdict::Warn,
+                Severity::Warn,
                 &["memory"],
             ),
             (
                 |f| f.directory.mount = Some(mount("nfs4", &["rw"])),
-                Verdict::Warn,
+                Severity::Warn,
                 &["not a disk of this host"],
             ),
             (
                 |f| f.directory.mount = Some(mount("fuse.sshfs", &["rw"])),
-                Verdict::Warn,
+                Severity::Warn,
                 &["fuse.sshfs"],
             ),
             (
                 |f| f.directory.mount = Some(mount("overlay", &["rw"])),
-                Verdict::Warn,
+                Severity::Warn,
                 &["tuning/containers.md"],
             ),
         ],
@@ -88,7 +88,7 @@ fn the_file_system() {
         "discard",
         &[(
             |f| f.directory.mount = Some(mount("ext4", &["rw", "discard"])),
-            Verdict::Warn,
+            Severity::Warn,
             &["fstrim.timer"],
         )],
     );
@@ -101,18 +101,18 @@ fn room_on_the_disk() {
         &[
             (
                 |f| f.directory.free_bytes = Some(MIB - 1),
-                Verdict::Fail,
-                &["1023.9 KiB"],
+                Severity::Fail,
+                &["1024.00 KiB"],
             ),
             (
                 |f| f.directory.free_bytes = Some(MIB),
-                Verdict::Warn,
-                &["1.0 MiB", "32.0 MiB a shard"],
+                Severity::Warn,
+                &["1.00 MiB", "32.00 MiB a shard"],
             ),
             (
                 |f| f.directory.free_bytes = Some(1024 * MIB),
-                Verdict::Ok,
-                &["1.0 GiB"],
+                Severity::Ok,
+                &["1.00 GiB"],
             ),
         ],
     );
@@ -125,27 +125,27 @@ fn the_time_of_a_sync() {
         &[
             (
                 |_| {},
-                Verdict::Ok,
+                Severity::Ok,
                 &["p50 0.18 ms, p99 0.60 ms, most 1.20 ms", "400"],
             ),
             (
                 |f| f.directory.sync = Some(times(3, 9)),
-                Verdict::Warn,
+                Severity::Warn,
                 &["faster than any disk"],
             ),
             (
                 |f| f.directory.sync = Some(times(5_000, 50_000)),
-                Verdict::Ok,
+                Severity::Ok,
                 &[],
             ),
             (
                 |f| f.directory.sync = Some(times(5_001, 9_000)),
-                Verdict::Warn,
+                Severity::Warn,
                 &["tuning/disk.md"],
             ),
             (
                 |f| f.directory.sync = Some(times(200, 50_001)),
-                Verdict::Warn,
+                Severity::Warn,
                 &["50.00 ms"],
             ),
             (
@@ -153,7 +153,7 @@ fn the_time_of_a_sync() {
                     f.directory.sync = Some(times(9_000, 20_000));
                     f.directory.is_rotational = Some(true);
                 },
-                Verdict::Warn,
+                Severity::Warn,
                 &["spinning disk", "--durability interval"],
             ),
             (
@@ -161,12 +161,12 @@ fn the_time_of_a_sync() {
                     f.directory.sync = Some(times(9_000, 20_000));
                     f.processor.load_percent = Some(801);
                 },
-                Verdict::Warn,
+                Severity::Warn,
                 &["the cores are busy", "at rest", "tuning/disk.md"],
             ),
             (
                 |f| f.processor.load_percent = Some(801),
-                Verdict::Ok,
+                Severity::Ok,
                 &["p50 0.18 ms", "the cores are busy"],
             ),
         ],
@@ -178,7 +178,7 @@ fn the_time_of_a_sync() {
     assert!(!at_rest.contains("busy"), "{at_rest}");
     assert_eq!(
         finding(&facts, "fdatasync").verdict,
-        Verdict::Ok,
+        Severity::Ok,
         "it is told once"
     );
 }

@@ -4,7 +4,7 @@ use super::super::judge;
 use super::super::kernel::numbers;
 use super::{check_rows, finding, good};
 use crate::command::doctor::facts::{Facts, RingFault};
-use crate::command::doctor::finding::Verdict;
+use crate::command::doctor::finding::Severity;
 use crate::io::ring::locked_bytes;
 
 #[test]
@@ -28,7 +28,7 @@ fn the_kernel() {
         &[
             (
                 |f| f.kernel.release = "5.15.0".into(),
-                Verdict::Ok,
+                Severity::Ok,
                 &["5.15.0"],
             ),
             (
@@ -36,7 +36,7 @@ fn the_kernel() {
                     f.kernel.release = "5.4.0".into();
                     f.limits.locked_memory_bytes = None;
                 },
-                Verdict::Warn,
+                Severity::Warn,
                 &["5.4.0", "5.10"],
             ),
         ],
@@ -48,19 +48,19 @@ fn a_ring_that_works() {
     check_rows(
         "io_uring",
         &[
-            (|_| {}, Verdict::Ok, &["SINGLE_ISSUER", "COOP_TASKRUN"]),
+            (|_| {}, Severity::Ok, &["SINGLE_ISSUER", "COOP_TASKRUN"]),
             (
                 |f| {
                     f.kernel.release = "5.15.0".into();
                     f.ring.is_cooperative = false;
                     f.ring.has_single_issuer = false;
                 },
-                Verdict::Ok,
+                Severity::Ok,
                 &["without", "poll first"],
             ),
             (
                 |f| f.kernel.io_uring_disabled = Some(1),
-                Verdict::Warn,
+                Severity::Warn,
                 &["kernel.io_uring_disabled is 1", "server's user"],
             ),
         ],
@@ -90,37 +90,37 @@ fn who_has_forbidden_a_ring_is_told_apart() {
         &[
             (
                 |f| forbid(f, Some(2), false, true),
-                Verdict::Fail,
+                Severity::Fail,
                 &["by the sysctl", "io_uring_disabled=0"],
             ),
             (
                 |f| forbid(f, Some(1), false, false),
-                Verdict::Fail,
+                Severity::Fail,
                 &["by the sysctl"],
             ),
             (
                 |f| forbid(f, Some(2), true, true),
-                Verdict::Fail,
+                Severity::Fail,
                 &["sysctl", "perhaps by the seccomp filter"],
             ),
             (
                 |f| forbid(f, Some(0), true, false),
-                Verdict::Fail,
+                Severity::Fail,
                 &["by a seccomp filter", "tuning/seccomp.json"],
             ),
             (
                 |f| forbid(f, None, true, false),
-                Verdict::Fail,
+                Severity::Fail,
                 &["by a seccomp filter"],
             ),
             (
                 |f| forbid(f, Some(1), true, true),
-                Verdict::Fail,
+                Severity::Fail,
                 &["by a seccomp filter"],
             ),
             (
                 |f| forbid(f, Some(0), false, false),
-                Verdict::Fail,
+                Severity::Fail,
                 &["security module"],
             ),
         ],
@@ -134,7 +134,7 @@ fn a_ring_that_cannot_be_set_up_fails() {
         &[
             (
                 |f| f.ring.fault = Some(RingFault::Missing),
-                Verdict::Fail,
+                Severity::Fail,
                 &["a seccomp filter hides it"],
             ),
             (
@@ -142,22 +142,22 @@ fn a_ring_that_cannot_be_set_up_fails() {
                     f.ring.fault = Some(RingFault::NoMemory);
                     f.ring.set_up = 2;
                 },
-                Verdict::Fail,
+                Severity::Fail,
                 &["2 of the rings of 4 shards", "memory", "--shards"],
             ),
             (
                 |f| f.ring.fault = Some(RingFault::NoDescriptor),
-                Verdict::Fail,
+                Severity::Fail,
                 &["ulimit -n"],
             ),
             (
                 |f| f.ring.fault = Some(RingFault::LacksOperations),
-                Verdict::Fail,
+                Severity::Fail,
                 &["Linux 5.10"],
             ),
             (
                 |f| f.ring.fault = Some(RingFault::Other("odd".into())),
-                Verdict::Fail,
+                Severity::Fail,
                 &["odd"],
             ),
         ],
@@ -192,36 +192,36 @@ fn locked_memory_matters_where_rings_count_as_that() {
         &[
             (
                 |f| f.kernel.release = "5.10.0".into(),
-                Verdict::Fail,
-                &["64.0 KiB", "4 shards", "1.2 MiB", "ulimit -l"],
+                Severity::Fail,
+                &["64.00 KiB", "4 shards", "1.25 MiB", "ulimit -l"],
             ),
             (
                 |f| {
                     f.kernel.release = "5.11.22".into();
                     f.limits.locked_memory_bytes = locked_bytes((5, 11), 4);
                 },
-                Verdict::Ok,
-                &["1.2 MiB"],
+                Severity::Ok,
+                &["1.25 MiB"],
             ),
             (
                 |f| f.kernel.release = "6.14.0".into(),
-                Verdict::Fail,
-                &["64.0 KiB", "4 shards", "800.0 KiB", "ulimit -l"],
+                Severity::Fail,
+                &["64.00 KiB", "4 shards", "800.00 KiB", "ulimit -l"],
             ),
             (
                 |f| {
                     f.kernel.release = "6.18.1".into();
                     f.limits.locked_memory_bytes = locked_bytes((6, 18), 4);
                 },
-                Verdict::Ok,
-                &["800.0 KiB"],
+                Severity::Ok,
+                &["800.00 KiB"],
             ),
             (
                 |f| {
                     f.kernel.release = "5.10.0".into();
                     f.kernel.may_lock_memory = true;
                 },
-                Verdict::Ok,
+                Severity::Ok,
                 &["no limit"],
             ),
         ],
@@ -230,7 +230,7 @@ fn locked_memory_matters_where_rings_count_as_that() {
     facts.limits.locked_memory_bytes = locked_bytes((6, 18), 4);
     facts.ring.fault = Some(RingFault::NoMemory);
     facts.ring.set_up = 1;
-    assert_eq!(finding(&facts, "locked memory").verdict, Verdict::Fail);
+    assert_eq!(finding(&facts, "locked memory").verdict, Severity::Fail);
     let ring = finding(&facts, "io_uring");
     assert!(ring.found.contains("1 of the rings of 4"), "{ring:?}");
 }
@@ -240,14 +240,14 @@ fn the_clock() {
     check_rows(
         "clock",
         &[
-            (|f| f.kernel.clock_read_ns = 200, Verdict::Ok, &["200 ns"]),
-            (|f| f.kernel.clock_read_ns = 201, Verdict::Warn, &[]),
+            (|f| f.kernel.clock_read_ns = 200, Severity::Ok, &["200 ns"]),
+            (|f| f.kernel.clock_read_ns = 201, Severity::Warn, &[]),
             (
                 |f| {
                     f.kernel.clock_source = Some("acpi_pm".into());
                     f.kernel.clock_read_ns = 1_700;
                 },
-                Verdict::Warn,
+                Severity::Warn,
                 &["acpi_pm", "1,700 ns", "tuning/cpu.md"],
             ),
         ],

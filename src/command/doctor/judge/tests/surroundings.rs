@@ -3,7 +3,7 @@
 use super::super::processor::working_bytes;
 use super::{MIB, check_rows};
 use crate::command::doctor::facts::Port;
-use crate::command::doctor::finding::Verdict;
+use crate::command::doctor::finding::Severity;
 
 #[test]
 fn open_files_are_counted_as_the_server_does() {
@@ -13,31 +13,31 @@ fn open_files_are_counted_as_the_server_does() {
             // 128, and 10 for each shard.
             (
                 |f| f.limits.open_files = Some(168),
-                Verdict::Fail,
+                Severity::Fail,
                 &["168", "4 shards", "169"],
             ),
             (
                 |f| f.limits.open_files = Some(169),
-                Verdict::Warn,
+                Severity::Warn,
                 &["room for 1 connections"],
             ),
             (
                 |f| f.limits.open_files = Some(10_167),
-                Verdict::Warn,
+                Severity::Warn,
                 &["9,999", "LimitNOFILE"],
             ),
             (
                 |f| f.limits.open_files = Some(10_168),
-                Verdict::Ok,
+                Severity::Ok,
                 &["10,000"],
             ),
-            (|f| f.limits.open_files = None, Verdict::Ok, &["no limit"]),
+            (|f| f.limits.open_files = None, Severity::Ok, &["no limit"]),
             (
                 |f| {
                     f.limits.open_files = Some(1024);
                     f.wanted.connections = Some(856);
                 },
-                Verdict::Ok,
+                Severity::Ok,
                 &["856"],
             ),
             (
@@ -45,7 +45,7 @@ fn open_files_are_counted_as_the_server_does() {
                     f.limits.open_files = Some(1024);
                     f.wanted.connections = Some(857);
                 },
-                Verdict::Warn,
+                Severity::Warn,
                 &["856", "--max-connections is 857"],
             ),
         ],
@@ -59,12 +59,12 @@ fn the_port() {
         &[
             (
                 |f| f.wanted.address.set_port(0),
-                Verdict::Ok,
+                Severity::Ok,
                 &["a free one"],
             ),
             (
                 |f| f.network.port = Port::Taken,
-                Verdict::Fail,
+                Severity::Fail,
                 &["0.0.0.0:8080", "another process", "ss -ltnp"],
             ),
             (
@@ -72,12 +72,12 @@ fn the_port() {
                     f.network.port = Port::Taken;
                     f.directory.server = Some("4711".into());
                 },
-                Verdict::Warn,
+                Severity::Warn,
                 &["pid 4711"],
             ),
             (
                 |f| f.network.port = Port::Refused("cannot listen on it".into()),
-                Verdict::Fail,
+                Severity::Fail,
                 &["cannot listen on it", "CAP_NET_BIND_SERVICE"],
             ),
         ],
@@ -90,42 +90,42 @@ fn the_queue_of_connections_and_the_ports_of_others() {
         "accept queue",
         &[(
             |f| f.network.somaxconn = Some(128),
-            Verdict::Warn,
+            Severity::Warn,
             &["128", "net.core.somaxconn=4096"],
         )],
     );
     check_rows(
         "send queue",
         &[
-            (|_| {}, Verdict::Ok, &["4.0 MiB", "tuning/sysctl.conf"]),
+            (|_| {}, Severity::Ok, &["4.00 MiB", "tuning/sysctl.conf"]),
             (
                 |f| f.network.unsent_bytes_max = Some(128 * 1024),
-                Verdict::Ok,
-                &["128.0 KiB unsent"],
+                Severity::Ok,
+                &["128.00 KiB unsent"],
             ),
         ],
     );
     check_rows(
         "local ports",
         &[
-            (|_| {}, Verdict::Ok, &["28,232 connections"]),
+            (|_| {}, Severity::Ok, &["28,232 connections"]),
             (
                 |f| f.wanted.address.set_port(32_768),
-                Verdict::Warn,
+                Severity::Warn,
                 &["ip_local_reserved_ports=32768"],
             ),
             (
                 |f| f.wanted.address.set_port(60_999),
-                Verdict::Warn,
+                Severity::Warn,
                 &["port 60999"],
             ),
-            (|f| f.wanted.address.set_port(61_000), Verdict::Ok, &[]),
+            (|f| f.wanted.address.set_port(61_000), Severity::Ok, &[]),
             (
                 |f| {
                     f.wanted.address.set_port(40_000);
                     f.network.reserved_ports = vec![(1, 2), (39_000, 41_000)];
                 },
-                Verdict::Ok,
+                Severity::Ok,
                 &[],
             ),
         ],
@@ -139,17 +139,17 @@ fn cores_and_memory() {
         &[
             (
                 |f| f.wanted.shards = 8,
-                Verdict::Ok,
+                Severity::Ok,
                 &["8 shards on 8 cores"],
             ),
             (
                 |f| f.wanted.shards = 9,
-                Verdict::Warn,
+                Severity::Warn,
                 &["9 shards", "--shards 8"],
             ),
             (
                 |f| f.processor.cores_allowed = 2,
-                Verdict::Warn,
+                Severity::Warn,
                 &["2 of 8 cores", "--shards 2"],
             ),
         ],
@@ -159,12 +159,12 @@ fn cores_and_memory() {
         &[
             (
                 |f| f.processor.quota_millicores = Some(1_500),
-                Verdict::Warn,
+                Severity::Warn,
                 &["1.500 cores", "4 shards"],
             ),
             (
                 |f| f.processor.quota_millicores = Some(4_000),
-                Verdict::Ok,
+                Severity::Ok,
                 &["4.000"],
             ),
         ],
@@ -172,16 +172,16 @@ fn cores_and_memory() {
     check_rows(
         "memory",
         &[
-            (|_| {}, Verdict::Ok, &["15.6 GiB in this host"]),
+            (|_| {}, Severity::Ok, &["15.62 GiB in this host"]),
             (
                 |f| f.processor.memory_max_bytes = Some(512 * MIB),
-                Verdict::Ok,
+                Severity::Ok,
                 &["for the control group"],
             ),
             (
                 |f| f.processor.memory_max_bytes = Some(32 * MIB),
-                Verdict::Warn,
-                &["32.0 MiB", "72.0 MiB"],
+                Severity::Warn,
+                &["32.00 MiB", "72.00 MiB"],
             ),
         ],
     );
@@ -190,7 +190,7 @@ fn cores_and_memory() {
         "CPU governor",
         &[(
             |f| f.processor.governors = vec!["performance".into(), "powersave".into()],
-            Verdict::Warn,
+            Severity::Warn,
             &["powersave", "cpupower"],
         )],
     );

@@ -1,0 +1,151 @@
+//! Where a server is, how a client reaches it, and what lets the client in.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, Stream};
+
+use super::joiner::KEY;
+
+/// A server, and the token for it.
+#[derive(Clone)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+    /// The value of the `Host` header.
+    host: String,
+    /// Precedes the path of every request, for a server whose proxy serves it under one.
+    base_path: String,
+    token: String,
+    /// Starts the name of each room: a server elsewhere may hold the rooms of another run.
+    prefix: String,
+    tls: Option<Tls>,
+}
+
+/// How the server proves who it is.
+#[derive(Clone)]
+pub struct Tls {
+    pub config: Arc<ClientConfig>,
+    pub name: ServerName<'static>,
+}
+
+/// A connection of a client, encrypted or not.
+pub struct Connection {
+    pub stream: TcpStream,
+    pub tls: Option<Box<ClientConnection>>,
+}
+
+impl Endpoint {
+    /// A server without TLS.
+    pub fn plain(address: SocketAddr, token: String) -> Self {
+        Self {
+            address,
+            host: address.to_string(),
+            base_path: String::new(),
+            token,
+            prefix: String::new(),
+            tls: None,
+        }
+    }
+
+    /// Starts the name of each room with `prefix`.
+    #[must_use]
+    pub fn with_prefix(mut self, prefix: String) -> Self {
+        self.prefix = prefix;
+        self
+    }
+
+    /// Names the server as its URL does.
+    #[must_use]
+    pub fn with_host(mut self, host: String, base_path: String) -> Self {
+        self.host = host;
+        self.base_path = base_path;
+        self
+    }
+
+    #[must_use]
+    pub fn with_tls(mut self, tls: Option<Tls>) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    /// The name of a room.
+    pub fn workspace(&self, room: u32) -> String {
+        format!("{}room-{room}", self.prefix)
+    }
+
+    /// The request that opens a WebSocket. The token is in a header: a proxy may log the URL.
+    pub fn request(&self, workspace: &str) -> String {
+        let Self {
+            host,
+            base_path,
+            token,
+            ..
+        } = self;
+        format!(
+            "GET {base_path}/v1/sync/{workspace} HTTP/1.1\r\nHost: {host}\r\n\
+             Authorization: Bearer {token}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
+        )
+    }
+
+    /// Opens a connection. The TLS handshake takes place when it is first used.
+    pub fn connect(&self) -> io::Result<Connection> {
+        let stream = TcpStream::connect(self.address)?;
+        stream.set_nodelay(true)?;
+        let tls = self.tls.as_ref().map(|tls| {
+            let mut session = ClientConnection::new(Arc::clone(&tls.config), tls.name.clone())
+                .map_err(io::Error::other)?;
+            // A load queues what it likes: it is bounded by the ops in flight.
+            session.set_buffer_limit(None);
+            Ok::<_, io::Error>(Box::new(session))
+        });
+        Ok(Connection {
+            stream,
+            tls: tls.transpose()?,
+        })
+    }
+}
+
+impl Connection {
+    /// Limits how long a read may take.
+    pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.stream.set_read_timeout(timeout)
+    }
+
+    /// Whether bytes have been decrypted that nobody has read yet.
+    pub fn has_unread_bytes(&mut self) -> io::Result<bool> {
+        let Some(tls) = &mut self.tls else {
+            return Ok(false);
+        };
+        let state = tls.process_new_packets().map_err(io::Error::other)?;
+        Ok(state.plaintext_bytes_to_read() > 0)
+    }
+}
+
+impl Read for Connection {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match &mut self.tls {
+            Some(tls) => Stream::new(tls.as_mut(), &mut self.stream).read(into),
+            None => self.stream.read(into),
+        }
+    }
+}
+
+impl Write for Connection {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.tls {
+            Some(tls) => Stream::new(tls.as_mut(), &mut self.stream).write(bytes),
+            None => self.stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.tls {
+            Some(tls) => Stream::new(tls.as_mut(), &mut self.stream).flush(),
+            None => self.stream.flush(),
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! What a client has to be sent who comes in, and whether it is. Pure.
+
+use std::io;
+use std::rc::Rc;
+
+use tungstenite::handshake::derive_accept_key;
+use tungstenite::protocol::frame::FrameHeader;
+
+/// What every client asks the server to prove with.
+pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+
+/// What a client waits for.
+enum Expected {
+    /// The answer to its upgrade; the first message comes behind it.
+    Upgrade(Option<Rc<[u8]>>),
+    /// These bytes, of which so many have come.
+    Bytes(Rc<[u8]>, usize),
+    /// A first message, whatever it says.
+    AnyMessage,
+    Nothing,
+}
+
+/// A client, from its upgrade on.
+pub struct Joiner {
+    wanted: Expected,
+    /// What has come and is not whole yet; and the first message, where any will do.
+    held: Vec<u8>,
+}
+
+impl Joiner {
+    /// `init`: the frame that it must be shown first; `None`: any text.
+    pub fn new(init: Option<Rc<[u8]>>) -> Self {
+        Self {
+            wanted: Expected::Upgrade(init),
+            held: Vec::new(),
+        }
+    }
+
+    /// From now on, it must be sent this frame, and nothing else before it.
+    pub fn expect(&mut self, frame: &Rc<[u8]>) {
+        assert!(self.is_served(), "it has got what it waited for");
+        self.wanted = Expected::Bytes(Rc::clone(frame), 0);
+    }
+
+    /// Whether it waits for nothing.
+    pub fn is_served(&self) -> bool {
+        matches!(self.wanted, Expected::Nothing)
+    }
+
+    /// The first message of one that took any; once.
+    pub fn take_message(&mut self) -> String {
+        let held = std::mem::take(&mut self.held);
+        String::from_utf8_lossy(&held).into_owned()
+    }
+
+    /// Takes what came; tells whether it has now got what it has waited for.
+    pub fn take(&mut self, mut bytes: &[u8]) -> Result<bool, String> {
+        if let Expected::Upgrade(init) = &self.wanted {
+            self.held.extend_from_slice(bytes);
+            let end = upgraded(&self.held).map_err(|error| error.to_string())?;
+            let Some(end) = end else { return Ok(false) };
+            self.wanted = match init {
+                Some(init) => Expected::Bytes(Rc::clone(init), 0),
+                None => Expected::AnyMessage,
+            };
+            let rest = self.held.split_off(end);
+            self.held = Vec::new();
+            return self.take(&rest);
+        }
+        if bytes.is_empty() {
+            return Ok(false);
+        }
+        match &mut self.wanted {
+            Expected::Upgrade(_) => unreachable!("it was just handled"),
+            Expected::Nothing if is_ping(bytes) => Ok(false),
+            Expected::Nothing => Err(format!("nothing was to come, and {} came", told(bytes))),
+            Expected::Bytes(expected, at) => {
+                let rest = &expected[*at..];
+                let length = rest.len().min(bytes.len());
+                if rest[..length] != bytes[..length] {
+                    let same = rest.iter().zip(bytes).take_while(|(a, b)| a == b).count();
+                    return Err(format!(
+                        "byte {} is wrong\n  expected {}\n  seen     {}",
+                        *at + same,
+                        told(&rest[same..]),
+                        told(&bytes[same..])
+                    ));
+                }
+                *at += length;
+                bytes = &bytes[length..];
+                let is_whole = *at == expected.len();
+                if is_whole {
+                    self.wanted = Expected::Nothing;
+                }
+                if !bytes.is_empty() {
+                    self.take(bytes)?;
+                }
+                Ok(is_whole)
+            }
+            Expected::AnyMessage => {
+                self.held.extend_from_slice(bytes);
+                let message = first_message(&self.held).map_err(|error| error.to_string())?;
+                let Some((start, end)) = message else {
+                    return Ok(false);
+                };
+                if self.held.len() > end {
+                    return Err("something came behind the first message".to_owned());
+                }
+                self.held.drain(..start);
+                self.wanted = Expected::Nothing;
+                Ok(true)
+            }
+        }
+    }
+}
+
+/// A server may ask who is there for long; an answer is not needed for as long as a crowd is watched.
+fn is_ping(bytes: &[u8]) -> bool {
+    bytes[0] == 0x89
+}
+
+fn told(bytes: &[u8]) -> String {
+    let shown = &bytes[..bytes.len().min(80)];
+    format!("{:?}", String::from_utf8_lossy(shown))
+}
+
+/// The end of the answer to the upgrade.
+pub fn upgraded(seen: &[u8]) -> io::Result<Option<usize>> {
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut response = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(end) = response.parse(seen).map_err(io::Error::other)? else {
+        return Ok(None);
+    };
+    let accept = derive_accept_key(KEY.as_bytes());
+    let accepts = response.headers.iter().any(|header| {
+        header.name.eq_ignore_ascii_case("sec-websocket-accept")
+            && header.value == accept.as_bytes()
+    });
+    if response.code != Some(101) || !accepts {
+        let told = String::from_utf8_lossy(seen);
+        return Err(io::Error::other(format!("no upgrade: {told}")));
+    }
+    Ok(Some(end))
+}
+
+/// Where the payload of the first frame begins and ends, once it is there as a whole.
+pub fn first_message(seen: &[u8]) -> io::Result<Option<(usize, usize)>> {
+    let mut reader = io::Cursor::new(seen);
+    let Some((_, bytes)) = FrameHeader::parse(&mut reader).map_err(io::Error::other)? else {
+        return Ok(None);
+    };
+    let start = usize::try_from(reader.position()).map_err(io::Error::other)?;
+    let end = start + usize::try_from(bytes).map_err(io::Error::other)?;
+    Ok((seen.len() >= end).then_some((start, end)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,293 @@
+//! A load from its first client to its last delivery.
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use super::endpoint::Endpoint;
+use super::failure::Failure;
+use super::join::is_init;
+use super::pace::{Pace, Schedule};
+use super::plan::{LATENESS_CHECK, Plan};
+use super::ring::{Event, Ring};
+use super::tracker::{Clock, Tracker};
+use crate::process::thread_cpu_ns;
+
+/// What happened in the measured time.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    pub seconds: f64,
+    pub deliveries: u64,
+    /// Ops that all receivers of their room have received.
+    pub ops: u64,
+    /// CPU time of the server; `None` where it cannot be read.
+    pub server_cpu_s: Option<f64>,
+    /// The share of its core that the load generator used.
+    pub own_share: f64,
+    pub latencies_ns: Histogram<u64>,
+}
+
+/// The readings at the beginning or the end of a measured time.
+struct Mark {
+    at_ns: u64,
+    deliveries: u64,
+    ops: u64,
+    server_cpu_s: Option<f64>,
+    own_cpu_ns: u64,
+}
+
+/// A running load.
+pub struct Load {
+    plan: Plan,
+    endpoint: Endpoint,
+    ring: Ring,
+    tracker: Tracker,
+    clock: Clock,
+    /// Ops that the schedule has sent so far.
+    scheduled: u64,
+    done_rooms: Vec<u32>,
+}
+
+/// Nothing may arrive in this time after the last delivery.
+const QUIET: Duration = Duration::from_millis(20);
+
+/// Runs a load. `server_cpu_s` reads the CPU time that the server has used so far.
+pub fn run(
+    endpoint: &Endpoint,
+    plan: &Plan,
+    server_cpu_s: &mut dyn FnMut() -> Option<f64>,
+) -> Result<Outcome, Failure> {
+    let mut outcomes = run_in_parts(endpoint, plan, 1, server_cpu_s)?;
+    Ok(outcomes.remove(0))
+}
+
+/// Runs a load whose measured time has `parts` parts of the same length, each with its outcome.
+pub fn run_in_parts(
+    endpoint: &Endpoint,
+    plan: &Plan,
+    parts: u32,
+    server_cpu_s: &mut dyn FnMut() -> Option<f64>,
+) -> Result<Vec<Outcome>, Failure> {
+    let mut load = Load::join(endpoint, plan)?;
+    let outcomes = load.measure(parts, server_cpu_s)?;
+    load.finish()?;
+    Ok(outcomes)
+}
+
+impl Outcome {
+    /// Adds the outcome of another time.
+    pub fn add(&mut self, other: &Self) {
+        let cpu = self.server_cpu_s.zip(other.server_cpu_s);
+        self.server_cpu_s = cpu.map(|(one, other)| one + other);
+        let own_s = self.own_share * self.seconds + other.own_share * other.seconds;
+        self.seconds += other.seconds;
+        self.own_share = own_s / self.seconds;
+        self.deliveries += other.deliveries;
+        self.ops += other.ops;
+        let added = self.latencies_ns.add(&other.latencies_ns);
+        added.expect("the histograms are alike");
+    }
+
+    fn between(begin: &Mark, end: &Mark, latencies_ns: Histogram<u64>) -> Self {
+        let seconds = Duration::from_nanos(end.at_ns - begin.at_ns).as_secs_f64();
+        let cpu = begin.server_cpu_s.zip(end.server_cpu_s);
+        let own_cpu = Duration::from_nanos(end.own_cpu_ns - begin.own_cpu_ns);
+        Self {
+            seconds,
+            deliveries: end.deliveries - begin.deliveries,
+            ops: end.ops - begin.ops,
+            server_cpu_s: cpu.map(|(begin, end)| end - begin),
+            own_share: own_cpu.as_secs_f64() / seconds,
+            latencies_ns,
+        }
+    }
+}
+
+impl Load {
+    /// Lets all clients join; nothing is sent yet.
+    fn join(endpoint: &Endpoint, plan: &Plan) -> Result<Self, Failure> {
+        let mut ring = Ring::new()?;
+        for room in 0..plan.rooms {
+            for _ in 0..=plan.receivers {
+                let (connection, init) = endpoint.join(&endpoint.workspace(room))?;
+                let empty = r#"{"type":"init","data":{}}"#;
+                if !is_init(&init, &serde_json::Map::new()) {
+                    return Err(Failure::State {
+                        room,
+                        expected: empty.to_owned(),
+                        received: init,
+                    });
+                }
+                ring.add(connection)?;
+            }
+        }
+        let clock = Clock::start();
+        let tracker = Tracker::new(plan, clock);
+        Ok(Self {
+            plan: plan.clone(),
+            endpoint: endpoint.clone(),
+            ring,
+            tracker,
+            clock,
+            scheduled: 0,
+            done_rooms: Vec::new(),
+        })
+    }
+
+    /// Warms up, then measures the parts one after the other.
+    fn measure(
+        &mut self,
+        parts: u32,
+        server_cpu_s: &mut dyn FnMut() -> Option<f64>,
+    ) -> Result<Vec<Outcome>, Failure> {
+        let start_ns = self.clock.now_ns();
+        let begin_ns = start_ns + whole_ns(self.plan.warm_up);
+        let part_ns = whole_ns(self.plan.measured) / u64::from(parts);
+        let schedule = match self.plan.pace {
+            Pace::Open { ops_per_s } => Some(Schedule {
+                start_ns,
+                ops_per_s,
+            }),
+            Pace::Closed { in_flight } => {
+                for _ in 0..in_flight {
+                    self.done_rooms.extend(0..self.plan.rooms);
+                }
+                None
+            }
+        };
+        self.tracker.time_only(begin_ns..begin_ns + part_ns);
+        self.keep_pace(schedule, begin_ns)?;
+        let mut begin = self.mark(server_cpu_s);
+        let mut outcomes = Vec::new();
+        for part in 1..=u64::from(parts) {
+            let end_ns = begin_ns + part * part_ns;
+            self.keep_pace(schedule, end_ns)?;
+            let end = self.mark(server_cpu_s);
+            let latencies_ns = self.tracker.time_only(end_ns..end_ns + part_ns);
+            outcomes.push(Outcome::between(&begin, &end, latencies_ns));
+            begin = end;
+        }
+        Ok(outcomes)
+    }
+
+    fn mark(&self, server_cpu_s: &mut dyn FnMut() -> Option<f64>) -> Mark {
+        Mark {
+            at_ns: self.clock.now_ns(),
+            deliveries: self.tracker.deliveries(),
+            ops: self.tracker.ops(),
+            server_cpu_s: server_cpu_s(),
+            own_cpu_ns: thread_cpu_ns(),
+        }
+    }
+
+    /// Sends what is due and checks what arrives, until the given time.
+    fn keep_pace(&mut self, schedule: Option<Schedule>, until_ns: u64) -> Result<(), Failure> {
+        let mut lateness_check_ns = 0;
+        loop {
+            let now_ns = self.clock.now_ns();
+            let mut wake_ns = until_ns;
+            if let Some(schedule) = schedule {
+                // What is due by the end is sent even if this thread was kept from running.
+                let last_ns = now_ns.min(until_ns - 1);
+                wake_ns = wake_ns.min(self.put_scheduled(schedule, last_ns)?);
+            }
+            if now_ns >= until_ns {
+                return Ok(());
+            }
+            if schedule.is_none() {
+                self.replace_done_ops(now_ns)?;
+            }
+            if now_ns >= lateness_check_ns {
+                self.tracker.check_lateness(self.plan.late)?;
+                lateness_check_ns = now_ns + whole_ns(LATENESS_CHECK);
+            }
+            wake_ns = wake_ns.min(lateness_check_ns);
+            self.turn(Duration::from_nanos(
+                wake_ns.saturating_sub(self.clock.now_ns()),
+            ))?;
+        }
+    }
+
+    /// Sends all that is due; returns when the next op is.
+    fn put_scheduled(&mut self, schedule: Schedule, now_ns: u64) -> Result<u64, Failure> {
+        loop {
+            let due_ns = schedule.due_ns(self.scheduled);
+            if due_ns > now_ns {
+                return Ok(due_ns);
+            }
+            let room = self.scheduled % u64::from(self.plan.rooms);
+            self.put(u32::try_from(room).expect("a remainder of one"), due_ns)?;
+            self.scheduled += 1;
+        }
+    }
+
+    /// Sends an op for each that all receivers of its room have received.
+    fn replace_done_ops(&mut self, now_ns: u64) -> Result<(), Failure> {
+        let mut rooms = std::mem::take(&mut self.done_rooms);
+        self.tracker.take_done_rooms(&mut rooms);
+        for room in rooms.drain(..) {
+            self.put(room, now_ns)?;
+        }
+        self.done_rooms = rooms;
+        Ok(())
+    }
+
+    fn put(&mut self, room: u32, due_ns: u64) -> Result<(), Failure> {
+        let Self { ring, tracker, .. } = self;
+        let mut outcome = Ok(());
+        ring.send(tracker.sender(room), |out| {
+            outcome = tracker.put(room, due_ns, out);
+        })?;
+        outcome
+    }
+
+    fn turn(&mut self, wait: Duration) -> Result<(), Failure> {
+        let Self { ring, tracker, .. } = self;
+        let mut outcome = Ok(());
+        ring.turn(wait, &mut |connection, event| {
+            if outcome.is_ok() {
+                outcome = match event {
+                    Event::Received(bytes) => tracker.received(connection, bytes),
+                    Event::Ended(error) => Err(tracker.gone(connection, error)),
+                };
+            }
+        })?;
+        outcome?;
+        for (connection, answer) in tracker.answers.drain(..) {
+            ring.send(connection, |out| out.extend_from_slice(&answer))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until every receiver has every op, and checks that nothing follows and that a client
+    /// that joins then receives the last values.
+    fn finish(&mut self) -> Result<(), Failure> {
+        while !self.tracker.is_done() {
+            self.tracker.check_lateness(self.plan.late)?;
+            self.turn(LATENESS_CHECK)?;
+        }
+        let quiet_until_ns = self.clock.now_ns() + whole_ns(QUIET);
+        while self.clock.now_ns() < quiet_until_ns {
+            self.turn(QUIET)?;
+        }
+        if self.plan.has_state {
+            for room in [0, self.tracker.rooms() - 1] {
+                let (_connection, init) = self.endpoint.join(&self.endpoint.workspace(room))?;
+                let expected = self.tracker.state(room);
+                if !is_init(&init, &expected) {
+                    let expected = serde_json::Value::Object(expected).to_string();
+                    return Err(Failure::State {
+                        room,
+                        expected,
+                        received: init,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn whole_ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).expect("a load ends within centuries")
+}

@@ -1,0 +1,286 @@
+//! What was sent, who has got it, and how long that took.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+
+use super::check::{Cursor, Window};
+use super::failure::Failure;
+use super::op::{FieldOrder, KEYS, Text, put_client_frame, put_server_frame};
+use super::plan::Plan;
+
+/// Nanoseconds since the load began.
+#[derive(Clone, Copy)]
+pub struct Clock(Instant);
+
+impl Clock {
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub fn now_ns(self) -> u64 {
+        u64::try_from(self.0.elapsed().as_nanos()).expect("a load ends within centuries")
+    }
+}
+
+struct Room {
+    window: Window,
+    /// When each op in the window was due.
+    due_ns: Box<[u64]>,
+    /// How many receivers have got exactly so many ops, from `done` on, in a circle.
+    at_count: Box<[u32]>,
+    /// The ops that all have got.
+    done: u64,
+}
+
+/// The rooms of a load. Each has one sender and so many receivers; connection `room * (receivers + 1)` is the sender's.
+pub struct Tracker {
+    rooms: Vec<Room>,
+    cursors: Vec<Cursor>,
+    receivers: u32,
+    /// How far the last receiver of a room may be behind its sender.
+    kept_ops: usize,
+    /// One delivery of so many is timed: with each op, other receivers.
+    sample: u64,
+    clock: Clock,
+    sent_text: Text,
+    expected_text: Text,
+    /// The stream of those who send.
+    nothing: Window,
+    answer: Vec<u8>,
+    /// Ops that were due in this time are timed.
+    timed_ns: Range<u64>,
+    latencies_ns: Histogram<u64>,
+    deliveries: u64,
+    ops: u64,
+    /// Rooms in which an op was done, once for each of them.
+    done_rooms: Vec<u32>,
+    /// Pongs that are to be sent.
+    pub answers: Vec<(u32, Vec<u8>)>,
+}
+
+impl Tracker {
+    /// Before anybody has sent anything.
+    pub fn new(plan: &Plan, clock: Clock) -> Self {
+        let Plan {
+            rooms,
+            receivers,
+            field_order,
+            ..
+        } = *plan;
+        let kept_ops = plan.ops_in_flight_max();
+        let first_timestamp_us = unix_us();
+        let expected_text = Text::new(field_order, first_timestamp_us);
+        let mut at_count = vec![0; kept_ops + 1];
+        at_count[0] = receivers;
+        let room = || Room {
+            window: Window::new(expected_text.frame_bytes(), kept_ops),
+            due_ns: vec![0; kept_ops].into(),
+            at_count: at_count.clone().into(),
+            done: 0,
+        };
+
+        Self {
+            rooms: (0..rooms).map(|_| room()).collect(),
+            cursors: (0..rooms * (receivers + 1))
+                .map(|_| Cursor::default())
+                .collect(),
+            receivers,
+            kept_ops,
+            sample: plan.sample(),
+            clock,
+            sent_text: Text::new(FieldOrder::AsSent, first_timestamp_us),
+            expected_text,
+            nothing: Window::empty(),
+            answer: Vec::new(),
+            timed_ns: 0..u64::MAX,
+            latencies_ns: histogram(),
+            deliveries: 0,
+            ops: 0,
+            done_rooms: Vec::new(),
+            answers: Vec::new(),
+        }
+    }
+
+    /// Only the latencies of ops count that are due in this time. Gives those that have counted until now.
+    pub fn time_only(&mut self, timed_ns: Range<u64>) -> Histogram<u64> {
+        self.timed_ns = timed_ns;
+        std::mem::replace(&mut self.latencies_ns, histogram())
+    }
+
+    pub fn deliveries(&self) -> u64 {
+        self.deliveries
+    }
+
+    /// The ops that all receivers of their room have got.
+    pub fn ops(&self) -> u64 {
+        self.ops
+    }
+
+    pub fn rooms(&self) -> u32 {
+        u32::try_from(self.rooms.len()).expect("it was made of one")
+    }
+
+    /// The connection that sends in a room.
+    pub fn sender(&self, room: u32) -> u32 {
+        room * (self.receivers + 1)
+    }
+
+    /// Whether everybody has got everything.
+    pub fn is_done(&self) -> bool {
+        let mut rooms = self.rooms.iter();
+        rooms.all(|room| room.done == room.window.count())
+    }
+
+    /// The rooms in which ops were done since this was asked, each as often as ops were.
+    pub fn take_done_rooms(&mut self, into: &mut Vec<u32>) {
+        into.append(&mut self.done_rooms);
+    }
+
+    /// Writes the next op of a room down, and appends its frame to what the sender sends.
+    pub fn put(&mut self, room_number: u32, due_ns: u64, out: &mut Vec<u8>) -> Result<(), Failure> {
+        let room = &mut self.rooms[room_number as usize];
+        let number = room.window.count();
+        if number - room.done == self.kept_ops as u64 {
+            return Err(self.late(room_number));
+        }
+        let expected = self.expected_text.of(room_number, number);
+        room.window.push(|frame| put_server_frame(frame, expected));
+        let slot = slot(number, self.kept_ops);
+        room.due_ns[slot] = due_ns;
+        put_client_frame(out, self.sent_text.of(room_number, number));
+        Ok(())
+    }
+
+    /// Checks and counts what came over a connection.
+    pub fn received(&mut self, connection: u32, bytes: &[u8]) -> Result<(), Failure> {
+        let room_number = connection / (self.receivers + 1);
+        let place = connection % (self.receivers + 1);
+        let room = &mut self.rooms[room_number as usize];
+        let window = match place {
+            0 => &self.nothing,
+            _ => &room.window,
+        };
+        let cursor = &mut self.cursors[connection as usize];
+        let before = cursor.count(window);
+        let outcome = cursor.take(window, bytes, &mut self.answer);
+        outcome.map_err(|mismatch| Failure::Wrong {
+            room: room_number,
+            place,
+            mismatch,
+        })?;
+        let after = cursor.count(window);
+        if !self.answer.is_empty() {
+            self.answers
+                .push((connection, std::mem::take(&mut self.answer)));
+        }
+        if after > before {
+            self.delivered(room_number, place, before..after);
+        }
+        Ok(())
+    }
+
+    fn delivered(&mut self, room_number: u32, place: u32, numbers: Range<u64>) {
+        let room = &mut self.rooms[room_number as usize];
+        self.deliveries += numbers.end - numbers.start;
+        room.at_count[slot(numbers.start, self.kept_ops + 1)] -= 1;
+        room.at_count[slot(numbers.end, self.kept_ops + 1)] += 1;
+        while room.at_count[slot(room.done, self.kept_ops + 1)] == 0 {
+            room.done += 1;
+            self.ops += 1;
+            self.done_rooms.push(room_number);
+        }
+        let sample = self.sample;
+        let step = (numbers.start + u64::from(place) + u64::from(room_number)) % sample;
+        let first = numbers.start + (sample - step) % sample;
+        if first >= numbers.end {
+            return;
+        }
+        let now_ns = self.clock.now_ns();
+        let mut number = first;
+        while number < numbers.end {
+            let due_ns = room.due_ns[slot(number, self.kept_ops)];
+            if self.timed_ns.contains(&due_ns) {
+                self.latencies_ns
+                    .saturating_record(now_ns.saturating_sub(due_ns).max(1));
+            }
+            number += sample;
+        }
+    }
+
+    /// A connection has ended, which none does by itself.
+    pub fn gone(&self, connection: u32, error: Option<std::io::Error>) -> Failure {
+        Failure::Gone {
+            room: connection / (self.receivers + 1),
+            place: connection % (self.receivers + 1),
+            why: error.map_or("closed by the server".to_owned(), |error| error.to_string()),
+        }
+    }
+
+    /// Whether an op is on its way for longer than this.
+    pub fn check_lateness(&self, limit: Duration) -> Result<(), Failure> {
+        let limit_ns = u64::try_from(limit.as_nanos()).expect("a limit is short");
+        let now_ns = self.clock.now_ns();
+        for (room_number, room) in (0..).zip(&self.rooms) {
+            let is_late = room.done < room.window.count()
+                && room.due_ns[slot(room.done, self.kept_ops)] + limit_ns < now_ns;
+            if is_late {
+                return Err(self.late(room_number));
+            }
+        }
+        Ok(())
+    }
+
+    fn late(&self, room_number: u32) -> Failure {
+        let room = &self.rooms[room_number as usize];
+        let number = room.done;
+        let after_ms = (self.clock.now_ns() - room.due_ns[slot(number, self.kept_ops)]) / 1_000_000;
+        let first = self.sender(room_number) + 1;
+        let waiting: Vec<u32> = (1..=self.receivers)
+            .filter(|place| {
+                let cursor = &self.cursors[(first + place - 1) as usize];
+                cursor.count(&room.window) <= number
+            })
+            .collect();
+        let expected = String::from_utf8_lossy(&room.window.frame(number)[4..]).into_owned();
+        Failure::Missing {
+            room: room_number,
+            number,
+            after_ms,
+            missing: waiting.len(),
+            receivers: self.receivers,
+            first: waiting.first().copied().unwrap_or_default(),
+            sent: room.window.count(),
+            expected,
+        }
+    }
+
+    /// The values that a room has to hold, by their keys, as the text of the last op of each key gives them.
+    pub fn state(&mut self, room_number: u32) -> serde_json::Map<String, serde_json::Value> {
+        let count = self.rooms[room_number as usize].window.count();
+        let kept = count.saturating_sub(KEYS)..count;
+        let fields = kept.map(|number| {
+            let text = self.sent_text.of(room_number, number);
+            let op: serde_json::Value = serde_json::from_slice(text).expect("an op is JSON");
+            let key = op["payload"]["key"].as_str().expect("a key is a string");
+            (key.to_owned(), op["payload"]["value"].clone())
+        });
+        fields.collect()
+    }
+}
+
+/// Of nanoseconds up to ten minutes.
+pub fn histogram() -> Histogram<u64> {
+    Histogram::new_with_max(600_000_000_000, 3).expect("the bounds are legal")
+}
+
+fn slot(number: u64, kept_ops: usize) -> usize {
+    usize::try_from(number % kept_ops as u64).expect("a remainder of a length")
+}
+
+fn unix_us() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.expect("the clock is past 1970");
+    u64::try_from(now.as_micros()).expect("the clock is before the year 580000")
+}

@@ -1,0 +1,78 @@
+//! Bytes that many sessions are sent, and that may not be encoded to their end yet.
+
+use std::cell::OnceCell;
+use std::rc::Rc;
+
+/// Bytes on their way out, shared by all sessions that are sent them.
+pub type Chunk = Rc<Vec<u8>>;
+
+/// A state, or a part of one, as the bytes that sessions are sent.
+#[derive(Debug, Clone)]
+pub enum EncodedState {
+    /// All bytes are there.
+    Ready(Chunk),
+    /// The bytes are still being encoded.
+    Pending(Rc<PendingState>),
+}
+
+/// Bytes that are still being encoded. Their length is known from the start.
+///
+/// The encoder keeps one reference and each receiver another, so the reference count says whether
+/// anybody still waits.
+#[derive(Debug)]
+pub struct PendingState {
+    bytes: usize,
+    chunk: OnceCell<Chunk>,
+}
+
+impl EncodedState {
+    /// Returns the length in bytes, which is known before the bytes are.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Ready(chunk) => chunk.len(),
+            Self::Pending(pending) => pending.bytes,
+        }
+    }
+
+    /// Returns the bytes, once all of them are there.
+    #[must_use]
+    pub fn chunk(&self) -> Option<&Chunk> {
+        match self {
+            Self::Ready(chunk) => Some(chunk),
+            Self::Pending(pending) => pending.chunk.get(),
+        }
+    }
+}
+
+impl PendingState {
+    /// Announces a state of this length.
+    #[must_use]
+    pub fn new(bytes: usize) -> Rc<Self> {
+        Rc::new(Self {
+            bytes,
+            chunk: OnceCell::new(),
+        })
+    }
+
+    /// Returns the length that was announced.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Hands the finished bytes to all that wait for them.
+    ///
+    /// # Panics
+    /// If it was called before, or the length is not the announced one: outboxes have counted on
+    /// that length since they queued the state.
+    pub fn complete(&self, chunk: Chunk) {
+        assert_eq!(
+            chunk.len(),
+            self.bytes,
+            "a state has the length that was announced"
+        );
+        let outcome = self.chunk.set(chunk);
+        assert!(outcome.is_ok(), "a state is completed once");
+    }
+}

@@ -1,0 +1,137 @@
+//! The memory of chunks that several sessions hold: each chunk counts once, until nobody holds it.
+//!
+//! A chunk is freed by its last receiver, which knows nothing of budgets. So the sum is kept with
+//! weak references: a sweep, a few chunks in each turn, takes out those that are gone.
+
+use std::rc::{Rc, Weak};
+
+use crate::core::fanout::encoded_state::Chunk;
+
+/// Chunks that may be alive, and the sum of their lengths.
+///
+/// Invariant: `bytes` is the sum over `tracked`, so it is never less than what is alive.
+#[derive(Default)]
+pub(in crate::core) struct SharedChunks {
+    tracked: Vec<(Weak<Vec<u8>>, usize)>,
+    bytes: usize,
+    /// The index at which the next sweep goes on.
+    next: usize,
+    /// The chunks that were added since the last sweep.
+    added: usize,
+}
+
+impl SharedChunks {
+    /// Returns the bytes that are held, and those that were let go but not swept yet.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Returns how many chunks may be alive.
+    pub fn len(&self) -> usize {
+        self.tracked.len()
+    }
+
+    /// Adds a chunk that was just made.
+    pub fn add(&mut self, chunk: &Chunk) {
+        self.added += 1;
+        self.tracked.push((Rc::downgrade(chunk), chunk.len()));
+        self.bytes += chunk.len();
+    }
+
+    /// Stops counting a chunk whose receivers were all aborted: its memory comes back when the
+    /// kernel has ended their sends, and nobody can hurry that.
+    pub fn write_off(&mut self, chunk: &Chunk) {
+        let is_it = |(tracked, _): &&mut (Weak<Vec<u8>>, usize)| {
+            std::ptr::eq(tracked.as_ptr(), Rc::as_ptr(chunk))
+        };
+        if let Some((_, bytes)) = self.tracked.iter_mut().find(is_it) {
+            self.bytes -= std::mem::take(bytes);
+        }
+    }
+
+    /// Looks at `count` chunks and forgets those that nobody holds. Looks at twice as many as were
+    /// added since the last sweep if that is more, so that the list never outgrows the sweeps.
+    pub fn sweep(&mut self, count: usize) {
+        let count = count.max(2 * std::mem::take(&mut self.added));
+        for _ in 0..count.min(self.tracked.len()) {
+            if self.next >= self.tracked.len() {
+                self.next = 0;
+            }
+            let (chunk, bytes) = &self.tracked[self.next];
+            if chunk.strong_count() == 0 {
+                self.bytes -= bytes;
+                self.tracked.swap_remove(self.next);
+            } else {
+                self.next += 1;
+            }
+        }
+    }
+
+    /// Looks at every chunk and forgets those that nobody holds.
+    pub fn sweep_all(&mut self) {
+        self.next = 0;
+        self.sweep(self.tracked.len());
+    }
+
+    /// Checks the invariant.
+    ///
+    /// # Panics
+    /// If the sum is wrong.
+    pub fn invariants(&self) {
+        let bytes: usize = self.tracked.iter().map(|(_, bytes)| bytes).sum();
+        assert_eq!(self.bytes, bytes, "the sum over the shared chunks");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_that_nobody_holds_are_forgotten() {
+        let mut shared = SharedChunks::default();
+        let mut chunks: Vec<Chunk> = (0..10).map(|_| Rc::new(vec![0; 100])).collect();
+        for chunk in &chunks {
+            shared.add(chunk);
+        }
+        assert_eq!(shared.bytes(), 1000);
+        shared.sweep(0);
+        assert_eq!(shared.bytes(), 1000);
+        let mut is_kept = [false, true].into_iter().cycle();
+        chunks.retain(|_| is_kept.next().expect("a cycle has no end"));
+        for (count, bytes_left) in [(0, 1000), (1, 900), (1, 900), (20, 500), (20, 500)] {
+            shared.sweep(count);
+            assert_eq!(shared.bytes(), bytes_left, "{count}");
+            shared.invariants();
+        }
+        chunks.clear();
+        shared.sweep_all();
+        assert_eq!((shared.bytes(), shared.len()), (0, 0));
+    }
+
+    #[test]
+    fn the_list_does_not_grow_faster_than_it_is_swept() {
+        let mut shared = SharedChunks::default();
+        for _ in 0..100 {
+            shared.add(&Rc::new(vec![0; 100]));
+            shared.sweep(1);
+        }
+        assert_eq!((shared.bytes(), shared.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_chunk_that_was_written_off_does_not_count() {
+        let mut shared = SharedChunks::default();
+        let chunks: Vec<Chunk> = (1..4).map(|bytes| Rc::new(vec![0; bytes])).collect();
+        for chunk in &chunks {
+            shared.add(chunk);
+        }
+        shared.write_off(&chunks[1]);
+        shared.write_off(&chunks[1]);
+        assert_eq!((shared.bytes(), shared.len()), (4, 3));
+        shared.invariants();
+        drop(chunks);
+        shared.sweep_all();
+        assert_eq!((shared.bytes(), shared.len()), (0, 0));
+    }
+}

@@ -1,0 +1,117 @@
+//! Sequences of single turns that once went wrong.
+
+use super::rig::{Rig, frame, head, op};
+use crate::core::contract::Output;
+use crate::core::fanout::window::spans_bytes;
+use crate::log::commit::Durability;
+
+const MS_US: u64 = 1000;
+
+/// A shard whose log operations end only when the test ends them.
+fn rig(durability: Durability) -> Rig {
+    Rig::new(|config| {
+        config.durability = durability;
+        config.outbox_bytes_max = 1 << 20;
+        config.ping_interval_us = 25_000 * MS_US;
+    })
+}
+
+fn pass(rig: &mut Rig, us: u64) {
+    rig.clock.now_us += us;
+    rig.clock.unix_us += us;
+}
+
+fn is_sent_to(rig: &Rig, place: usize) -> bool {
+    rig.peers[place].client.sending.is_some()
+}
+
+fn is_read(rig: &Rig, place: usize) -> bool {
+    rig.peers[place].client.receiving
+}
+
+#[test]
+fn one_who_joins_in_the_turn_of_an_op_takes_it_from_nobody() {
+    for durability in [Durability::Always, Durability::Interval] {
+        let mut rig = rig(durability);
+        let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+        let joiner = rig.accept(false);
+        pass(&mut rig, MS_US);
+        rig.receive_only(writer, &op("k", "10", 10));
+        if durability == Durability::Always {
+            rig.turn();
+            assert!(rig.end_log(), "the write");
+            rig.turn();
+            assert!(rig.end_log(), "the sync");
+        }
+        rig.receive_only(joiner, head("w", None).as_bytes());
+        assert!(!is_sent_to(&rig, reader));
+        rig.turn();
+        assert!(is_sent_to(&rig, reader), "{durability:?}");
+    }
+}
+
+#[test]
+fn a_disk_that_is_slower_than_the_age_of_a_batch_leaves_turns_for_the_sends() {
+    let mut rig = rig(Durability::Always);
+    let (writer, reader) = (rig.join("w", None), rig.join("w", None));
+    let (mut sync_ends_us, mut sends_count) = (None, 0);
+    for number in 0..500 {
+        pass(&mut rig, MS_US);
+        rig.receive_only(writer, &op("k", "1", 10 + number));
+        // A write ends in the next turn, a sync 5 ms later.
+        if sync_ends_us.is_none_or(|end_us| end_us <= rig.clock.now_us) && rig.end_log() {
+            sync_ends_us = None;
+        }
+        rig.turn();
+        if sync_ends_us.is_none() && matches!(rig.log, Some(Output::LogSync)) {
+            sync_ends_us = Some(rig.clock.now_us + 5 * MS_US);
+        }
+        sends_count += usize::from(is_sent_to(&rig, reader));
+        rig.end_send(reader);
+        rig.end_send(writer);
+    }
+    assert!(sends_count > 50, "{sends_count} sends for 500 ops");
+}
+
+#[test]
+fn short_answers_to_one_who_reads_nothing_are_bounded() {
+    let mut rig = rig(Durability::Always);
+    let id = rig.join("w", None);
+    rig.peers[id].reads = false;
+    rig.receive_only(id, &frame(9, b"").repeat(2000));
+    rig.turn();
+    assert!(is_sent_to(&rig, id), "the first pongs are in flight");
+    for _ in 0..50 {
+        rig.turn();
+    }
+    assert!(
+        !is_read(&rig, id),
+        "2000 pongs are more than one session may have waiting"
+    );
+
+    // When it reads, all of its pings are answered.
+    rig.peers[id].reads = true;
+    let mut bytes = 0;
+    for _ in 0..100 {
+        let sending = rig.peers[id].client.sending.as_ref();
+        bytes += sending.map_or(0, |spans| spans_bytes(spans));
+        rig.end_send(id);
+        rig.turn();
+    }
+    assert_eq!((bytes, is_read(&rig, id)), (2 * 2000, true));
+}
+
+#[test]
+fn one_who_reads_slowly_shows_that_it_lives() {
+    let mut rig = rig(Durability::Always);
+    let id = rig.accept(false);
+    rig.receive_only(id, head("w", None).as_bytes());
+    rig.turn();
+    for second in 0..120 {
+        let spans = rig.peers[id].client.sending.take();
+        let spans = spans.unwrap_or_else(|| panic!("a send after {second} bytes"));
+        pass(&mut rig, 5000 * MS_US);
+        rig.end_send_with(id, spans, Some(1));
+        rig.turn();
+    }
+}

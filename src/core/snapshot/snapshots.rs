@@ -1,0 +1,514 @@
+//! The encoded states of a shard: which there are, what may be encoded, and what is being encoded.
+//!
+//! One encoding serves all sessions that want the same state, so memory is taken up by clients that
+//! want the states of many workspaces, or of one at many moments, and do not read them. They share
+//! a budget; over it, a session is answered with 503.
+//!
+//! A state of at most [`Snapshots::new`]'s `step_bytes` is encoded at once. A larger one would hold
+//! up all other sessions of the shard, so it is encoded a step in each turn, and its receivers wait.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+use crate::core::fanout::encoded_state::{Chunk, EncodedState};
+use crate::core::fanout::room::Room;
+use crate::core::snapshot::shared_snapshot::{
+    SharedSnapshot, Snapshot, SnapshotKind, SnapshotPart, SnapshotPoint,
+};
+use crate::core::snapshot::snapshot_budget::SnapshotBudget;
+use crate::core::snapshot::state_encoder::{EncodingStep, StateEncoder, encode, part_bytes};
+use crate::core::state::workspace::Workspace;
+use crate::limits::{
+    ANSWER_BYTES_MAX, INIT_BYTES_KEPT_MAX, SNAPSHOT_SEARCH_INTERVAL_US, SNAPSHOTS_SWEPT_PER_TURN,
+};
+
+/// The encoded states of a shard. A room is named by its slot.
+///
+/// Invariant: bytes held ≤ budget ([`SnapshotBudget`] has the exceptions), and a room is in `queue`
+/// once for each of its encodings in progress.
+pub(in crate::core) struct Snapshots {
+    budget: SnapshotBudget,
+    /// The bytes that all encodings in progress may write in a turn.
+    step_bytes: usize,
+    /// The rooms with a snapshot that is held or being encoded, and some that had one.
+    rooms: HashMap<u32, RoomSnapshots, FixedState>,
+    /// The rooms with encodings in progress, in the order of their turns.
+    queue: VecDeque<u32>,
+    /// The init message that was last sent or finished. It is kept so that a session that joins a
+    /// moment after the last receiver is done finds it.
+    kept_init: Option<Chunk>,
+    /// When slow receivers may be searched for again.
+    next_search_us: u64,
+}
+
+/// The snapshots of one room.
+#[derive(Default)]
+struct RoomSnapshots {
+    shared: SharedSnapshot,
+    /// The encodings in progress, the oldest first.
+    encoders: VecDeque<StateEncoder>,
+}
+
+/// Why a state cannot be encoded: the budget has no room for it.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::core) struct SnapshotShortage {
+    /// The bytes that are to be encoded.
+    pub bytes: usize,
+    /// What all states may take with them.
+    pub limit_bytes: usize,
+}
+
+/// What must be encoded for a snapshot.
+struct EncodingNeed {
+    bytes: usize,
+    /// The bytes of the same state that are held or being encoded already.
+    shared_bytes: usize,
+    /// Those are being encoded.
+    is_pending: bool,
+}
+
+impl Snapshots {
+    /// Returns an empty set with a budget of `bytes_max`, in which a turn encodes `step_bytes` of
+    /// the states that are larger than that.
+    pub fn new(bytes_max: usize, step_bytes: usize) -> Self {
+        Self {
+            budget: SnapshotBudget::new(bytes_max),
+            step_bytes,
+            rooms: HashMap::with_hasher(FixedState::with_seed(0)),
+            queue: VecDeque::new(),
+            kept_init: None,
+            next_search_us: 0,
+        }
+    }
+
+    /// Forgets all rooms and all that is being encoded. States that are on their way to sessions
+    /// outlive their rooms, so they still count.
+    pub fn reset(&mut self) {
+        self.rooms.clear();
+        self.queue.clear();
+        self.kept_init = None;
+        self.budget.release_all();
+        self.next_search_us = 0;
+    }
+
+    // ---- what a session is sent ----
+
+    /// Returns a snapshot of a room, encoded now if there is none that will do. Where the budget
+    /// has no room for that, only what no session holds gives way.
+    pub fn request(
+        &mut self,
+        slot: u32,
+        room: &Room,
+        kind: SnapshotKind,
+    ) -> Result<Snapshot, SnapshotShortage> {
+        if let Some(snapshot) = self.at_hand(slot, room, kind) {
+            self.keep(&snapshot);
+            return Ok(snapshot);
+        }
+        if !self.has_room_for(slot, room, kind) {
+            self.kept_init = None;
+            self.budget.sweep_all();
+            let need = self.need(slot, room, kind);
+            // The largest of all states is served, too, if it is the only one.
+            let is_alone = self.budget.bytes() <= need.shared_bytes;
+            if !self.budget.has_room_for(need.bytes) {
+                if !is_alone {
+                    return Err(SnapshotShortage {
+                        bytes: need.bytes,
+                        limit_bytes: self.budget.limit_with(need.bytes),
+                    });
+                }
+                self.budget.admit_over(need.bytes);
+            }
+        }
+        Ok(self.encode(slot, room, kind))
+    }
+
+    /// Returns a snapshot of a room after a shortage, once slow receivers were given up. A state
+    /// that is no larger than what any session may have waiting is encoded even so: clients with
+    /// small workspaces are not kept out by those with large ones.
+    pub fn request_again(
+        &mut self,
+        slot: u32,
+        room: &Room,
+        kind: SnapshotKind,
+    ) -> Result<Snapshot, SnapshotShortage> {
+        let need = self.need(slot, room, kind);
+        if !self.budget.has_room_for(need.bytes) {
+            if need.bytes > ANSWER_BYTES_MAX {
+                return Err(SnapshotShortage {
+                    bytes: need.bytes,
+                    limit_bytes: self.budget.limit_with(need.bytes),
+                });
+            }
+            self.budget.admit_over(need.bytes);
+        }
+        Ok(self.encode(slot, room, kind))
+    }
+
+    fn has_room_for(&self, slot: u32, room: &Room, kind: SnapshotKind) -> bool {
+        self.budget.has_room_for(self.need(slot, room, kind).bytes)
+    }
+
+    fn at_hand(&self, slot: u32, room: &Room, kind: SnapshotKind) -> Option<Snapshot> {
+        let held = self.rooms.get(&slot)?;
+        match kind {
+            SnapshotKind::Init => held.init_at_hand(room),
+            SnapshotKind::HttpRead => held.read_at_hand(room),
+        }
+    }
+
+    fn need(&self, slot: u32, room: &Room, kind: SnapshotKind) -> EncodingNeed {
+        let workspace = &room.workspace;
+        let held = self.rooms.get(&slot);
+        let is_pending =
+            held.is_some_and(|held| held.newest_encoder(room, SnapshotPart::Init).is_some());
+        let is_held = is_pending || held.is_some_and(|held| held.newest_init(room).is_some());
+        let init_bytes = part_bytes(workspace, SnapshotPart::Init);
+        let (bytes, shared_bytes) = if is_held {
+            (0, init_bytes)
+        } else {
+            (init_bytes, 0)
+        };
+        let timestamps_bytes = match kind {
+            SnapshotKind::Init => 0,
+            SnapshotKind::HttpRead => part_bytes(workspace, SnapshotPart::Timestamps),
+        };
+        EncodingNeed {
+            bytes: bytes + timestamps_bytes,
+            shared_bytes,
+            is_pending,
+        }
+    }
+
+    /// Encodes a snapshot that is not at hand, or begins to.
+    fn encode(&mut self, slot: u32, room: &Room, kind: SnapshotKind) -> Snapshot {
+        let need = self.need(slot, room, kind);
+        let is_small = need.bytes <= self.step_bytes;
+        // A room without a state may be forgotten when its last member leaves, so it must not have
+        // an encoding in progress. And what is pending already is waited for, however small the
+        // rest is: timestamps must not be ready before their init message.
+        let snapshot = if room.workspace.is_untouched() || is_small && !need.is_pending {
+            self.encode_at_once(slot, room, kind)
+        } else {
+            self.budget.promise(need.bytes);
+            self.begin(slot, room, kind)
+        };
+        self.keep(&snapshot);
+        snapshot
+    }
+
+    fn encode_at_once(&mut self, slot: u32, room: &Room, kind: SnapshotKind) -> Snapshot {
+        let held = self.rooms.get(&slot);
+        let shared = held.and_then(|held| held.newest_init(room));
+        let init = shared.unwrap_or_else(|| self.encode_part(slot, room, SnapshotPart::Init));
+        let timestamps = (kind == SnapshotKind::HttpRead)
+            .then(|| self.encode_part(slot, room, SnapshotPart::Timestamps));
+        Snapshot {
+            point: point_of(room),
+            init: EncodedState::Ready(init),
+            timestamps: timestamps.map(EncodedState::Ready),
+        }
+    }
+
+    fn encode_part(&mut self, slot: u32, room: &Room, part: SnapshotPart) -> Chunk {
+        let chunk = encode(&room.workspace, part);
+        let shared = &mut self.room_mut(slot).shared;
+        shared.remember(part, point_of(room), &chunk);
+        self.budget.add(&chunk);
+        chunk
+    }
+
+    fn begin(&mut self, slot: u32, room: &Room, kind: SnapshotKind) -> Snapshot {
+        let held = self.room_mut(slot);
+        let before = held.encoders.len();
+        let shared = held.newest_init(room).map(EncodedState::Ready);
+        let init = shared.unwrap_or_else(|| held.begin_part(room, SnapshotPart::Init));
+        let timestamps = (kind == SnapshotKind::HttpRead)
+            .then(|| held.begin_part(room, SnapshotPart::Timestamps));
+        let begun = held.encoders.len() - before;
+        self.queue.extend(std::iter::repeat_n(slot, begun));
+        Snapshot {
+            point: point_of(room),
+            init,
+            timestamps,
+        }
+    }
+
+    fn keep(&mut self, snapshot: &Snapshot) {
+        if let Some(init) = snapshot.init.chunk() {
+            self.keep_init(init);
+        }
+    }
+
+    fn keep_init(&mut self, init: &Chunk) {
+        if init.len() <= INIT_BYTES_KEPT_MAX {
+            self.kept_init = Some(Rc::clone(init));
+        }
+    }
+
+    // ---- rooms ----
+
+    /// Keeps the states that are being encoded as they are: to be called before an op with this key
+    /// and timestamp is applied.
+    pub fn preserve(&mut self, slot: u32, workspace: &Workspace, key: &str, timestamp: u64) {
+        // Nearly always nothing is being encoded, and an op costs one comparison here.
+        if self.queue.is_empty() {
+            return;
+        }
+        let held = self.rooms.get_mut(&slot);
+        let Some(held) = held.filter(|held| !held.encoders.is_empty()) else {
+            return;
+        };
+        // A new key gets a slot that no encoding reads.
+        if let Some(slot) = workspace.slot_of(key) {
+            let entry = workspace.entry(slot);
+            if timestamp <= entry.timestamp() {
+                return;
+            }
+            for encoder in &mut held.encoders {
+                encoder.preserve(slot, entry);
+            }
+        }
+    }
+
+    /// Forgets a room whose slot another one may get.
+    pub fn forget_room(&mut self, slot: u32) {
+        let held = self.rooms.remove(&slot);
+        assert!(
+            held.is_none_or(|held| held.encoders.is_empty()),
+            "a room stays as long as its state is being encoded"
+        );
+    }
+
+    fn room_mut(&mut self, slot: u32) -> &mut RoomSnapshots {
+        // Each room that is alive has a state that is held or in progress. So dead ones are at
+        // least half of the map when they are taken out, which pays for looking at all.
+        let alive_max = self.budget.len() + self.queue.len();
+        if !self.rooms.contains_key(&slot) && self.rooms.len() >= 2 * alive_max {
+            self.rooms.retain(|_, held| held.is_alive());
+        }
+        self.rooms.entry(slot).or_default()
+    }
+
+    // ---- encodings in progress ----
+
+    /// Whether a turn has something to encode.
+    pub fn is_encoding(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Goes on with the encodings in progress, by as many bytes as a turn may encode. Returns
+    /// whether a part was finished, so that sessions which wait must be looked at.
+    pub fn step<'a>(&mut self, workspace_of: impl Fn(u32) -> &'a Workspace) -> bool {
+        let mut left_bytes = self.step_bytes;
+        let mut is_any_finished = false;
+        while left_bytes > 0
+            && let Some(slot) = self.queue.pop_front()
+        {
+            let step = self.step_room(slot, workspace_of(slot), left_bytes);
+            left_bytes = left_bytes.saturating_sub(step.bytes);
+            is_any_finished |= step.finished.is_some();
+        }
+        is_any_finished
+    }
+
+    /// Goes on with the oldest encoding of a room, and queues the room again if that is not over.
+    fn step_room(&mut self, slot: u32, workspace: &Workspace, bytes_max: usize) -> EncodingStep {
+        let held = self.rooms.get_mut(&slot).expect("a queued room is known");
+        let encoder = held.encoders.pop_front();
+        let mut encoder = encoder.expect("a queued room is being encoded");
+        let pending_bytes = encoder.pending_bytes();
+        let mut step = EncodingStep::default();
+        if encoder.is_wanted() {
+            step = encoder.step(workspace, bytes_max);
+        }
+        if let Some((part, chunk)) = &step.finished {
+            held.shared.remember(*part, encoder.point(), chunk);
+        }
+        let mut still_pending_bytes = 0;
+        if !encoder.is_done() && encoder.is_wanted() {
+            still_pending_bytes = encoder.pending_bytes();
+            held.encoders.push_front(encoder);
+            self.queue.push_back(slot);
+        }
+        self.budget.release(pending_bytes - still_pending_bytes);
+        if let Some((part, chunk)) = &step.finished {
+            self.budget.add(chunk);
+            if *part == SnapshotPart::Init {
+                self.keep_init(chunk);
+            }
+        }
+        step
+    }
+
+    // ---- the budget ----
+
+    /// Returns the bytes that count against the budget.
+    pub fn bytes(&self) -> usize {
+        self.budget.bytes()
+    }
+
+    /// Forgets some of what was let go. Returns the bytes that are being encoded or sent.
+    pub fn sweep(&mut self) -> usize {
+        self.budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
+        let kept = self.kept_init.as_ref();
+        let idle = kept.filter(|init| Rc::strong_count(init) == 1);
+        self.budget.bytes() - idle.map_or(0, |init| init.len())
+    }
+
+    /// Whether slow receivers may be searched for. A search looks at every session, so one that
+    /// found too little is not repeated for a while.
+    pub fn may_search(&self, now_us: u64) -> bool {
+        now_us >= self.next_search_us
+    }
+
+    /// Records that a search found too little.
+    pub fn searched_in_vain(&mut self, now_us: u64) {
+        self.next_search_us = now_us + SNAPSHOT_SEARCH_INTERVAL_US;
+    }
+
+    /// Gives up a state of a room whose receivers were all aborted. No session is sent it from now
+    /// on, since it does not count any more.
+    pub fn give_up(&mut self, slot: u32, chunk: &Chunk) {
+        self.budget.write_off(chunk);
+        if let Some(held) = self.rooms.get_mut(&slot) {
+            held.shared.forget(chunk);
+        }
+    }
+
+    #[cfg(test)]
+    pub fn kept_init(&self) -> Option<&Chunk> {
+        self.kept_init.as_ref()
+    }
+
+    #[cfg(test)]
+    pub fn set_step_bytes(&mut self, step_bytes: usize) {
+        self.step_bytes = step_bytes;
+    }
+
+    /// Checks the invariants.
+    ///
+    /// # Panics
+    /// If one is broken.
+    pub fn invariants(&self) {
+        let mut pending_bytes = 0;
+        for (slot, held) in &self.rooms {
+            let queued = self.queue.iter().filter(|queued| *queued == slot);
+            assert_eq!(
+                queued.count(),
+                held.encoders.len(),
+                "a room is queued once for each of its encodings"
+            );
+            for encoder in &held.encoders {
+                assert!(!encoder.is_done(), "what is encoded is taken out");
+                pending_bytes += encoder.pending_bytes();
+            }
+        }
+        let is_known = |slot: &u32| self.rooms.contains_key(slot);
+        assert!(self.queue.iter().all(is_known), "a queued room is known");
+        self.budget.invariants(pending_bytes);
+    }
+}
+
+impl RoomSnapshots {
+    fn is_alive(&self) -> bool {
+        self.shared.is_held() || !self.encoders.is_empty()
+    }
+
+    fn init_at_hand(&self, room: &Room) -> Option<Snapshot> {
+        let shared = self.shared.init().map(EncodedState::Ready);
+        let shared = shared.map(|init| (self.shared.point(), init));
+        let pending = self.encoders.iter().rev().filter_map(|encoder| {
+            let init = encoder.pending(SnapshotPart::Init)?;
+            Some((encoder.point(), init))
+        });
+        let mut all = shared.into_iter().chain(pending);
+        let (point, init) = all.find(|(point, init)| is_init_usable(room, *point, init.bytes()))?;
+        Some(Snapshot {
+            point,
+            init,
+            timestamps: None,
+        })
+    }
+
+    fn read_at_hand(&self, room: &Room) -> Option<Snapshot> {
+        let (init, timestamps) = if let Some(init) = self.newest_init(room) {
+            let shared = self.shared.timestamps().map(EncodedState::Ready);
+            let part = SnapshotPart::Timestamps;
+            let pending = || self.newest_encoder(room, part)?.pending(part);
+            (EncodedState::Ready(init), shared.or_else(pending)?)
+        } else {
+            // Both from one encoder: another one's timestamps might be ready before this one's
+            // init message is.
+            let encoder = self.newest_encoder(room, SnapshotPart::Init)?;
+            let timestamps = encoder.pending(SnapshotPart::Timestamps)?;
+            (encoder.pending(SnapshotPart::Init)?, timestamps)
+        };
+        Some(Snapshot {
+            point: point_of(room),
+            init,
+            timestamps: Some(timestamps),
+        })
+    }
+
+    /// Returns the init message of the newest state, if any session holds it.
+    fn newest_init(&self, room: &Room) -> Option<Chunk> {
+        let is_newest = is_newest(room, self.shared.point());
+        self.shared.init().filter(|_| is_newest)
+    }
+
+    /// Returns the encoder of the newest state that this part is still to come from.
+    fn newest_encoder(&self, room: &Room, part: SnapshotPart) -> Option<&StateEncoder> {
+        let mut newest_first = self.encoders.iter().rev();
+        newest_first
+            .find(|encoder| is_newest(room, encoder.point()) && encoder.pending(part).is_some())
+    }
+
+    /// Begins to encode a part of the newest state, by the encoder of its init message if that is
+    /// still at work.
+    fn begin_part(&mut self, room: &Room, part: SnapshotPart) -> EncodedState {
+        let newest_first = self.encoders.iter_mut().rev();
+        let mut of_newest_init = newest_first
+            .filter(|encoder| is_newest(room, encoder.point()))
+            .filter(|encoder| encoder.pending(SnapshotPart::Init).is_some());
+        if let Some(encoder) = of_newest_init.next() {
+            if encoder.pending(part).is_none() {
+                encoder.add_timestamps(&room.workspace);
+            }
+            return encoder.pending(part).expect("it was just added");
+        }
+        let encoder = StateEncoder::begin(&room.workspace, point_of(room), part);
+        let pending = encoder.pending(part).expect("it has just begun");
+        self.encoders.push_back(encoder);
+        pending
+    }
+}
+
+/// Returns the point after the last op of a room.
+fn point_of(room: &Room) -> SnapshotPoint {
+    SnapshotPoint {
+        seq: room.workspace.seq(),
+        at: room.window.end(),
+        gate: room.gate(),
+    }
+}
+
+fn is_newest(room: &Room, point: SnapshotPoint) -> bool {
+    point.seq == room.workspace.seq()
+}
+
+/// Whether an init message of `bytes`, of the state at that point, will do for a session that joins
+/// now. The newest will. An older one will as long as the frames since are still in the window, and
+/// are less than half of what a newer encoding would cost.
+fn is_init_usable(room: &Room, point: SnapshotPoint, bytes: usize) -> bool {
+    let frames_bytes = room.window.end().bytes_since(point.at);
+    let is_cheap = point.at >= room.window.start() && frames_bytes <= bytes / 2;
+    is_newest(room, point) || is_cheap
+}
+
+#[cfg(test)]
+mod tests;

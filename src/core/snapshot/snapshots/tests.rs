@@ -1,0 +1,344 @@
+//! The snapshots of a room against its states at each point, encoded at once.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::*;
+use crate::core::fanout::window::ChunkPool;
+use crate::core::state::workspace::{Source, Verdict};
+use crate::log::position::LogPosition;
+use crate::seq::Seq;
+use crate::wire::message;
+
+const STATE_BYTES: usize = 2000;
+const BUDGET_BYTES: usize = 1 << 30;
+const SLOT: u32 = 3;
+
+/// A room and the snapshots of its shard.
+struct Rig {
+    room: Room,
+    pool: ChunkPool,
+    snapshots: Snapshots,
+}
+
+impl Rig {
+    fn new(step_bytes: usize) -> Self {
+        Self {
+            room: Room::new(Workspace::new("w", 1)),
+            pool: ChunkPool::default(),
+            snapshots: Snapshots::new(BUDGET_BYTES, step_bytes),
+        }
+    }
+
+    fn write(&mut self, key: &str, value: &str) {
+        let timestamp = self.room.workspace.seq().next().get();
+        assert!(self.op(key, value, timestamp));
+    }
+
+    /// Applies an op; whether it won.
+    fn op(&mut self, key: &str, value: &str, timestamp: u64) -> bool {
+        let Self {
+            room,
+            pool,
+            snapshots,
+        } = self;
+        snapshots.preserve(SLOT, &room.workspace, key, timestamp);
+        let source = Source { writer: 0, mark: 0 };
+        let workspace = &mut room.workspace;
+        let verdict = workspace.apply_within(u64::MAX, key, value, timestamp, source);
+        let is_won = matches!(verdict, Verdict::Won { .. });
+        if is_won {
+            let position = LogPosition::new(workspace.seq().get() * 10);
+            room.broadcast(key, value, timestamp, position, pool);
+        }
+        is_won
+    }
+
+    fn request(&mut self, kind: SnapshotKind) -> Snapshot {
+        let snapshot = self.snapshots.request(SLOT, &self.room, kind);
+        self.snapshots.invariants();
+        snapshot.expect("the budget is large")
+    }
+}
+
+fn is_same(one: &EncodedState, other: &EncodedState) -> bool {
+    Rc::ptr_eq(one.chunk().unwrap(), other.chunk().unwrap())
+}
+
+#[test]
+fn one_encoding_of_init_serves_all_sessions_that_join_while_it_is_cheap() {
+    let frame_fixed_bytes = message::op_frame_bytes("k", &"1".repeat(500), 3) - 500;
+    // What was written since, as frame bytes beyond half of the init message; whether the
+    // window still has it; whether the encoding is still good.
+    for (over_half_bytes, is_kept, is_shared) in [
+        (None, true, true),
+        (None, false, true),
+        (Some(-400), true, true),
+        (Some(-400), false, false),
+        (Some(0), true, true),
+        (Some(1), true, false),
+    ] {
+        let mut rig = Rig::new(usize::MAX);
+        rig.write("j", "1");
+        rig.write("k", &"1".repeat(STATE_BYTES));
+        let first = rig.request(SnapshotKind::Init);
+        assert_eq!(
+            (first.point.at, first.point.gate),
+            (rig.room.window.end(), LogPosition::new(20))
+        );
+        if let Some(over_half_bytes) = over_half_bytes {
+            let frame_bytes = (first.init.bytes() / 2).strict_add_signed(over_half_bytes);
+            let value = "1".repeat(frame_bytes - frame_fixed_bytes);
+            rig.write("k", &value);
+            let since = rig.room.window.end().bytes_since(first.point.at);
+            assert_eq!(since, frame_bytes);
+        }
+        if !is_kept {
+            let end = rig.room.window.end();
+            rig.room.window.drop_before(end, &mut rig.pool);
+        }
+        let second = rig.request(SnapshotKind::Init);
+        let case = format!("{over_half_bytes:?} {is_kept}");
+        assert_eq!(is_same(&first.init, &second.init), is_shared, "{case}");
+        let expected = if is_shared {
+            (first.point.at, first.point.gate)
+        } else {
+            (rig.room.window.end(), LogPosition::new(30))
+        };
+        assert_eq!((second.point.at, second.point.gate), expected, "{case}");
+    }
+}
+
+#[test]
+fn an_init_that_no_session_holds_is_let_go() {
+    let mut rig = Rig::new(usize::MAX);
+    rig.write("k", &"1".repeat(INIT_BYTES_KEPT_MAX));
+    let first = Rc::downgrade(rig.request(SnapshotKind::Init).init.chunk().unwrap());
+    assert!(first.upgrade().is_none());
+    // A shorter one is kept for the next session, one for all rooms.
+    rig.write("k", "1");
+    let second = Rc::downgrade(rig.request(SnapshotKind::Init).init.chunk().unwrap());
+    assert!(second.upgrade().is_some());
+    let other = Room::new(Workspace::new("v", 1));
+    let other_init = rig.snapshots.request(9, &other, SnapshotKind::Init);
+    assert!(second.upgrade().is_none());
+    let other_init = other_init.ok().unwrap().init;
+    assert!(other_init.chunk().unwrap().ends_with(b"{}}"));
+}
+
+#[test]
+fn a_read_is_the_newest_state_and_shares_what_sessions_hold() {
+    let mut rig = Rig::new(usize::MAX);
+    rig.write("j", &"1".repeat(STATE_BYTES));
+    let joined = rig.request(SnapshotKind::Init);
+    assert!(joined.timestamps.is_none());
+    let first = rig.request(SnapshotKind::HttpRead);
+    assert!(is_same(&first.init, &joined.init));
+    let second = rig.request(SnapshotKind::HttpRead);
+    assert!(is_same(&second.init, &joined.init));
+    let timestamps = [first, second].map(|read| read.timestamps.unwrap());
+    assert!(is_same(&timestamps[0], &timestamps[1]));
+    assert!(
+        timestamps[0]
+            .chunk()
+            .unwrap()
+            .starts_with(br#"},"timestamps":{"j":1},"seq":1"#)
+    );
+    rig.write("k", "1");
+    let newest = rig.request(SnapshotKind::HttpRead);
+    assert!(!is_same(&newest.init, &joined.init), "one op is missing");
+    assert_eq!(
+        (newest.point.at, newest.point.gate),
+        (rig.room.window.end(), LogPosition::new(20))
+    );
+    // A session that joins is sent the newest too.
+    let again = rig.request(SnapshotKind::Init);
+    assert!(is_same(&newest.init, &again.init));
+}
+
+#[test]
+fn rooms_whose_snapshots_nobody_holds_are_forgotten() {
+    let mut snapshots = Snapshots::new(BUDGET_BYTES, usize::MAX);
+    let rooms: Vec<Room> = (0..1000)
+        .map(|number| Room::new(Workspace::new(&format!("w{number}"), 1)))
+        .collect();
+    let kept = snapshots.request(0, &rooms[0], SnapshotKind::Init).ok();
+    for (slot, room) in (1..).zip(&rooms[1..]) {
+        assert!(snapshots.request(slot, room, SnapshotKind::Init).is_ok());
+        snapshots.sweep();
+    }
+    assert!(snapshots.rooms.len() < 20, "{}", snapshots.rooms.len());
+    let again = snapshots.request(0, &rooms[0], SnapshotKind::Init).ok();
+    assert!(is_same(&kept.unwrap().init, &again.unwrap().init));
+    snapshots.invariants();
+    snapshots.reset();
+    snapshots.invariants();
+    assert!(snapshots.rooms.is_empty());
+}
+
+// ---- in steps ----
+
+/// The JSON of an init message without its frame's header.
+fn init_json(bytes: &[u8]) -> Value {
+    let start = bytes.windows(7).position(|at| at == b"{\"type\"").unwrap();
+    serde_json::from_slice(&bytes[start..]).unwrap()
+}
+
+/// The JSON of timestamps.
+fn timestamps_json(bytes: &[u8]) -> Value {
+    let text = str::from_utf8(bytes).unwrap();
+    serde_json::from_str(&format!(r#"{{"data":{{{text}0}}"#)).unwrap()
+}
+
+#[derive(Debug, Clone)]
+enum Action {
+    /// The key, the length of the value, how far the timestamp is ahead of the last one.
+    Op(u8, usize, i64),
+    Request(SnapshotKind),
+    Step(usize),
+    /// One of the sessions that wait goes.
+    Leave(usize),
+}
+
+fn actions() -> impl Strategy<Value = Vec<Action>> {
+    let kind = prop_oneof![Just(SnapshotKind::Init), Just(SnapshotKind::HttpRead)];
+    let action = prop_oneof![
+        6 => (0..12_u8, 1..40_usize, -2..5_i64)
+            .prop_map(|(key, bytes, ahead)| Action::Op(key, bytes, ahead)),
+        3 => kind.prop_map(Action::Request),
+        6 => (1..60_usize).prop_map(Action::Step),
+        1 => any::<usize>().prop_map(Action::Leave),
+    ];
+    prop::collection::vec(action, 0..120)
+}
+
+/// A room whose state is always encoded in steps, and its state at each point.
+struct StepRig {
+    rig: Rig,
+    /// By seq.
+    states: HashMap<Seq, (Value, Value)>,
+    waiting: Vec<Snapshot>,
+}
+
+impl StepRig {
+    fn new() -> Self {
+        let mut rig = Self {
+            rig: Rig::new(0),
+            states: HashMap::new(),
+            waiting: Vec::new(),
+        };
+        rig.note();
+        rig
+    }
+
+    fn note(&mut self) {
+        let workspace = &self.rig.room.workspace;
+        let init = encode(workspace, SnapshotPart::Init);
+        let timestamps = encode(workspace, SnapshotPart::Timestamps);
+        let state = (init_json(&init), timestamps_json(&timestamps));
+        self.states.insert(workspace.seq(), state);
+    }
+
+    fn op(&mut self, key: u8, bytes: usize, ahead: i64) {
+        let (key, value) = (format!("k{key}"), "1".repeat(bytes.min(18)));
+        let seq = self.rig.room.workspace.seq().get();
+        let timestamp = (seq + 10).saturating_add_signed(ahead);
+        if self.rig.op(&key, &value, timestamp) {
+            self.note();
+        }
+    }
+
+    fn request(&mut self, kind: SnapshotKind) {
+        let snapshot = self.rig.request(kind);
+        let room = &self.rig.room;
+        if kind == SnapshotKind::HttpRead {
+            assert_eq!(snapshot.point.seq, room.workspace.seq());
+            assert!(snapshot.timestamps.is_some());
+        }
+        assert_eq!(snapshot.point.gate.get(), snapshot.point.seq.get() * 10);
+        let seq = room.window.seq_at(snapshot.point.at);
+        assert_eq!(snapshot.point.seq, seq, "the later frames follow");
+        self.waiting.push(snapshot);
+        self.check();
+    }
+
+    fn step(&mut self, bytes_max: usize) {
+        let Rig {
+            room, snapshots, ..
+        } = &mut self.rig;
+        if let Some(slot) = snapshots.queue.pop_front() {
+            let step = snapshots.step_room(slot, &room.workspace, bytes_max);
+            assert!(step.bytes < bytes_max + 60, "a field more at most");
+        }
+        snapshots.invariants();
+        self.check();
+    }
+
+    /// Checks what is ready, and lets the sessions go that have all.
+    fn check(&mut self) {
+        let (is_encoding, states) = (self.rig.snapshots.is_encoding(), &self.states);
+        self.waiting.retain(|snapshot| {
+            let (init, timestamps) = &states[&snapshot.point.seq];
+            let ready = snapshot.init.chunk().map(|ready| init_json(ready));
+            assert!(ready.as_ref().is_none_or(|ready| ready == init));
+            let ready_timestamps = snapshot.timestamps.as_ref().map(EncodedState::chunk);
+            if let Some(Some(ready_timestamps)) = ready_timestamps {
+                assert!(ready.is_some(), "the init message is ready first");
+                assert_eq!(&timestamps_json(ready_timestamps), timestamps);
+            }
+            let is_complete = ready.is_some() && ready_timestamps != Some(None);
+            assert!(is_complete || is_encoding, "it is being encoded");
+            !is_complete
+        });
+    }
+}
+
+#[test]
+fn of_a_read_the_init_message_is_ready_before_the_timestamps() {
+    let mut rig = StepRig::new();
+    rig.op(0, 1, 0);
+    rig.request(SnapshotKind::HttpRead);
+    // Its init message is ready. Then the session goes, and with it that message; the timestamps
+    // are not finished.
+    rig.step(100);
+    rig.waiting.clear();
+    rig.rig.snapshots.kept_init = None;
+    rig.request(SnapshotKind::Init);
+    rig.request(SnapshotKind::HttpRead);
+    while rig.rig.snapshots.is_encoding() {
+        rig.step(100);
+    }
+    assert!(rig.waiting.is_empty());
+}
+
+proptest! {
+    #[test]
+    fn a_state_in_steps_is_that_of_one_point(
+        actions in actions(),
+        is_init_kept in any::<bool>(),
+    ) {
+        let mut rig = StepRig::new();
+        for action in actions {
+            match action {
+                Action::Op(key, bytes, ahead) => rig.op(key, bytes, ahead),
+                Action::Request(kind) => rig.request(kind),
+                Action::Step(bytes_max) => rig.step(bytes_max),
+                Action::Leave(place) if !rig.waiting.is_empty() => {
+                    rig.waiting.swap_remove(place % rig.waiting.len());
+                }
+                Action::Leave(_) => {}
+            }
+            if !is_init_kept {
+                rig.rig.snapshots.kept_init = None;
+            }
+        }
+        while rig.rig.snapshots.is_encoding() {
+            rig.step(1000);
+        }
+        rig.step(1000);
+        prop_assert!(rig.waiting.is_empty());
+    }
+}

@@ -1,0 +1,276 @@
+//! Encoding a state: a small one at once, a large one in steps, while ops go on.
+//!
+//! # A large state
+//!
+//! A [`StateEncoder`] writes the state of the moment at which it began, however long it takes:
+//!
+//! ```text
+//!   begin ─► init message ──► done
+//!                │
+//!                └─ add_timestamps ─► timestamps ──► done
+//!   begin ─► timestamps ──► done         (the init message is there already)
+//! ```
+//!
+//! An entry never leaves its slot, and a new key gets a slot after all others. So the state of a
+//! moment is the slots that there were, with the entries that were in them: before an op overwrites
+//! an entry that is still to be read, [`StateEncoder::preserve`] copies it aside. The cost is a
+//! copy of what changes meanwhile, not of the state.
+
+use std::rc::Rc;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+use crate::core::fanout::encoded_state::{Chunk, EncodedState, PendingState};
+use crate::core::snapshot::shared_snapshot::{SnapshotPart, SnapshotPoint};
+use crate::core::state::workspace::{Entry, Workspace};
+use crate::wire::state;
+
+/// Returns the length of a part of the state as it is now.
+pub(in crate::core) fn part_bytes(workspace: &Workspace, part: SnapshotPart) -> usize {
+    match part {
+        SnapshotPart::Init => workspace.init_bytes(),
+        SnapshotPart::Timestamps => workspace.stamps_bytes(),
+    }
+}
+
+/// Encodes a part of the state as it is now, at once.
+pub(in crate::core) fn encode(workspace: &Workspace, part: SnapshotPart) -> Chunk {
+    let bytes = part_bytes(workspace, part);
+    let mut out = Vec::with_capacity(bytes);
+    match part {
+        SnapshotPart::Init => workspace.put_init(&mut out),
+        SnapshotPart::Timestamps => workspace.put_stamps(&mut out),
+    }
+    assert_eq!(out.len(), bytes, "a part has the length that was announced");
+    Rc::new(out)
+}
+
+/// The state of one moment, encoded in steps.
+pub(in crate::core) struct StateEncoder {
+    point: SnapshotPoint,
+    /// The length of the fields of the init message, which its header announces.
+    init_fields_bytes: usize,
+    frozen: FrozenState,
+    /// The part that is being written, and the one after it. None, None: done.
+    current: Option<PartWriter>,
+    next: Option<PartWriter>,
+}
+
+/// What a step of an encoding has done.
+#[derive(Default)]
+pub(in crate::core) struct EncodingStep {
+    /// The bytes that were written.
+    pub bytes: usize,
+    /// The part that was finished, if one was.
+    pub finished: Option<(SnapshotPart, Chunk)>,
+}
+
+impl StateEncoder {
+    /// Begins to encode a part of the state as it is now, at this point.
+    pub fn begin(workspace: &Workspace, point: SnapshotPoint, part: SnapshotPart) -> Self {
+        Self {
+            point,
+            init_fields_bytes: workspace.init_fields_bytes(),
+            frozen: FrozenState::new(workspace),
+            current: Some(PartWriter::new(workspace, part)),
+            next: None,
+        }
+    }
+
+    pub fn point(&self) -> SnapshotPoint {
+        self.point
+    }
+
+    /// Returns a part that is still to be finished, for one more receiver.
+    pub fn pending(&self, part: SnapshotPart) -> Option<EncodedState> {
+        let writer = self.writers().find(|writer| writer.part == part)?;
+        Some(EncodedState::Pending(Rc::clone(&writer.pending)))
+    }
+
+    /// Encodes the timestamps, too, after the init message.
+    ///
+    /// # Panics
+    /// If an op has won since the encoding began: what was read before it is not kept for a second
+    /// pass. If it encodes timestamps already.
+    pub fn add_timestamps(&mut self, workspace: &Workspace) {
+        assert_eq!(
+            workspace.seq(),
+            self.point.seq,
+            "the state is still the one that is being encoded"
+        );
+        let is_init = |writer: &PartWriter| writer.part == SnapshotPart::Init;
+        assert!(
+            self.current.as_ref().is_some_and(is_init) && self.next.is_none(),
+            "timestamps are encoded once, after the init message"
+        );
+        self.frozen.keep_for_second_pass();
+        self.next = Some(PartWriter::new(workspace, SnapshotPart::Timestamps));
+    }
+
+    /// Copies an entry aside that an op may overwrite, if it is still to be read.
+    pub fn preserve(&mut self, slot: u32, entry: &Entry) {
+        self.frozen.preserve(slot, entry);
+    }
+
+    /// Returns the length of the parts that are still to be finished.
+    pub fn pending_bytes(&self) -> usize {
+        self.writers().map(|writer| writer.pending.bytes()).sum()
+    }
+
+    /// Whether any session still waits for a part.
+    pub fn is_wanted(&self) -> bool {
+        self.writers()
+            .any(|writer| Rc::strong_count(&writer.pending) > 1)
+    }
+
+    /// Whether all parts are finished.
+    pub fn is_done(&self) -> bool {
+        self.current.is_none()
+    }
+
+    /// Writes about `bytes_max` of the current part: to its end, or to the end of the field that
+    /// reaches that length. `workspace` is the one whose state it is, as it is now.
+    pub fn step(&mut self, workspace: &Workspace, bytes_max: usize) -> EncodingStep {
+        let Some(PartWriter { part, out, pending }) = &mut self.current else {
+            return EncodingStep::default();
+        };
+        let part = *part;
+        let start = out.len();
+        if start == 0 {
+            // All of the memory at once, as announced: growing would copy what is there, and the
+            // allocator may round up.
+            out.reserve_exact(pending.bytes());
+            match part {
+                SnapshotPart::Init => state::put_init_start(out, self.init_fields_bytes),
+                SnapshotPart::Timestamps => state::put_stamps_start(out),
+            }
+        }
+        while out.len() - start < bytes_max && !self.frozen.is_read() {
+            self.frozen
+                .read_next(workspace, |key, value, timestamp| match part {
+                    SnapshotPart::Init => state::put_init_field(out, key, value),
+                    SnapshotPart::Timestamps => state::put_stamp_field(out, key, timestamp),
+                });
+        }
+        let bytes = out.len() - start;
+        let finished = self.frozen.is_read().then(|| self.finish_part());
+        EncodingStep { bytes, finished }
+    }
+
+    fn finish_part(&mut self) -> (SnapshotPart, Chunk) {
+        let writer = self.current.take().expect("a part is being written");
+        let PartWriter {
+            part,
+            mut out,
+            pending,
+        } = writer;
+        match part {
+            SnapshotPart::Init => state::put_init_end(&mut out),
+            SnapshotPart::Timestamps => state::put_stamps_end(&mut out, self.point.seq),
+        }
+        let chunk = Rc::new(out);
+        pending.complete(Rc::clone(&chunk));
+        self.current = self.next.take();
+        if !self.is_done() {
+            self.frozen.rewind();
+        }
+        (part, chunk)
+    }
+
+    fn writers(&self) -> impl Iterator<Item = &PartWriter> {
+        self.current.iter().chain(&self.next)
+    }
+}
+
+/// A part that is being written.
+struct PartWriter {
+    part: SnapshotPart,
+    /// Empty, and without memory, until the first step.
+    out: Vec<u8>,
+    pending: Rc<PendingState>,
+}
+
+impl PartWriter {
+    fn new(workspace: &Workspace, part: SnapshotPart) -> Self {
+        Self {
+            part,
+            out: Vec::new(),
+            pending: PendingState::new(part_bytes(workspace, part)),
+        }
+    }
+}
+
+/// The state of one moment, read entry by entry while ops overwrite it: copy on write.
+struct FrozenState {
+    /// The number of slots that there were. Slots from here on are of keys that came later.
+    slots: u32,
+    /// The next slot to be read.
+    next: u32,
+    /// It is read from the start once more, so entries that were read are still preserved.
+    has_second_pass: bool,
+    overwritten: HashMap<u32, OverwrittenEntry, FixedState>,
+}
+
+/// An entry as it was before an op overwrote it.
+struct OverwrittenEntry {
+    key: Box<str>,
+    value: Box<str>,
+    timestamp: u64,
+}
+
+impl FrozenState {
+    fn new(workspace: &Workspace) -> Self {
+        Self {
+            slots: workspace.slots(),
+            next: 0,
+            has_second_pass: false,
+            overwritten: HashMap::with_hasher(FixedState::with_seed(0)),
+        }
+    }
+
+    /// Makes the state readable a second time. Nothing must have been overwritten so far.
+    fn keep_for_second_pass(&mut self) {
+        self.has_second_pass = true;
+    }
+
+    fn preserve(&mut self, slot: u32, entry: &Entry) {
+        let is_still_read = slot >= self.next || self.has_second_pass;
+        if slot < self.slots && is_still_read {
+            // Only the first time: later the slot holds what came after the moment.
+            self.overwritten
+                .entry(slot)
+                .or_insert_with(|| OverwrittenEntry {
+                    key: entry.key().into(),
+                    value: entry.value().into(),
+                    timestamp: entry.timestamp(),
+                });
+        }
+    }
+
+    /// Passes the key, value and timestamp of the next entry to `read`.
+    fn read_next(&mut self, workspace: &Workspace, read: impl FnOnce(&str, &str, u64)) {
+        let slot = self.next;
+        if let Some(overwritten) = self.overwritten.get(&slot) {
+            read(&overwritten.key, &overwritten.value, overwritten.timestamp);
+            if !self.has_second_pass {
+                self.overwritten.remove(&slot);
+            }
+        } else {
+            let entry = workspace.entry(slot);
+            read(entry.key(), entry.value(), entry.timestamp());
+        }
+        self.next += 1;
+    }
+
+    /// Whether all entries of this pass were read.
+    fn is_read(&self) -> bool {
+        self.next == self.slots
+    }
+
+    /// Begins the second pass.
+    fn rewind(&mut self) {
+        assert!(self.has_second_pass, "what was read was not preserved");
+        (self.next, self.has_second_pass) = (0, false);
+    }
+}

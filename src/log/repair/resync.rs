@@ -1,0 +1,99 @@
+//! Resynchronisation: where reading can go on after a fault.
+
+use std::ops::Range;
+
+use super::super::position::LogPosition;
+use super::super::record::{
+    BATCH_CRC_AT, BATCH_HEADER_BYTES, Cursor, OP_HEADER_BYTES, RECORD_CRC_BYTES, Reader,
+    SegmentHeader, batches,
+};
+
+/// Moves a reader that has met a fault to the next place at which checksums prove what they cover, and
+/// returns the bytes that are left out. `None`: nothing after the fault can be proven. The reader has
+/// all bytes to the end of the file.
+///
+/// Each batch header starts a checksum chain of its own, so the next one is such a place. Often reading
+/// can go on earlier: the checksum of the next record proves it, seeded by the checksum of the bad one,
+/// either as it is stored or as it is computed, whichever is right.
+pub fn skip_damage(reader: &mut Reader<'_>) -> Option<Range<usize>> {
+    let fault = reader.cursor();
+    let near = if fault.offset() < fault.batch_end {
+        after_record(reader)
+    } else {
+        after_batch_header(reader)
+    };
+    let next = near.or_else(|| {
+        let next = next_batch_of(reader, fault.offset() + 1)?;
+        Some(Cursor::at(next, next, 0))
+    })?;
+    reader.go_to(next);
+    Some(fault.offset()..next.offset())
+}
+
+/// Tries the record after the bad one, trusting the length of the bad one.
+fn after_record(reader: &Reader<'_>) -> Option<Cursor> {
+    let fault = reader.cursor();
+    let unread = reader.unread();
+    let rest = &unread[..unread.len().min(fault.batch_end - fault.offset())];
+    let header: &[u8; OP_HEADER_BYTES] = rest.first_chunk()?;
+    let [stored, record_bytes] = [0, 4]
+        .map(|at| u32::from_le_bytes(*header[at..].first_chunk().expect("a header is longer")));
+    let record = rest.get(..record_bytes as usize)?;
+    let body = record.get(RECORD_CRC_BYTES..)?;
+    let computed = crc32c::crc32c_append(fault.crc, body);
+    let next = |crc| Cursor::at(fault.offset() + record.len(), fault.batch_end, crc);
+    [stored, computed]
+        .map(next)
+        .into_iter()
+        .find(|next| matches!(at(reader, *next).read(), Ok(Some(_))))
+}
+
+/// Tries the first record after a bad batch header, and the one after that.
+fn after_batch_header(reader: &Reader<'_>) -> Option<Cursor> {
+    let header: &[u8; BATCH_HEADER_BYTES] = reader.unread().first_chunk()?;
+    let offset = reader.offset() + BATCH_HEADER_BYTES;
+    // The length in the header may be what was altered, so the batch may extend to the next header.
+    let end = reader.base + reader.bytes.len();
+    let batch_end = next_batch_of(reader, offset).unwrap_or(end);
+    let stored = header[BATCH_CRC_AT..]
+        .first_chunk()
+        .expect("it ends the header");
+    let stored = u32::from_le_bytes(*stored);
+    let computed = crc32c::crc32c_append(reader.salt, &header[..BATCH_CRC_AT]);
+    let first = |crc| Cursor::at(offset, batch_end, crc);
+    let proven = [stored, computed]
+        .map(first)
+        .into_iter()
+        .find(|next| at(reader, *next).read_op().is_ok());
+    proven.or_else(|| after_record(&at(reader, first(stored))))
+}
+
+fn at<'a>(reader: &Reader<'a>, cursor: Cursor) -> Reader<'a> {
+    let mut reader = reader.clone();
+    reader.go_to(cursor);
+    reader
+}
+
+fn next_batch_of(reader: &Reader<'_>, from: usize) -> Option<usize> {
+    next_batch(
+        &reader.header,
+        reader.bytes.get(from - reader.base..)?,
+        from,
+    )
+}
+
+/// Returns the offset of the first batch header that is valid at its place. `bytes` are those of the
+/// file from the offset `base` on.
+#[must_use]
+pub fn next_batch(header: &SegmentHeader, bytes: &[u8], base: usize) -> Option<usize> {
+    let mut batches = batches(header, bytes, base);
+    batches.next().map(|(offset, _)| offset)
+}
+
+/// Returns the log position up to which all was on disk, as far as the batches of a segment prove it.
+#[must_use]
+pub fn durable_position(header: &SegmentHeader, bytes: &[u8]) -> LogPosition {
+    batches(header, bytes, 0)
+        .map(|(_, batch)| batch.durable_position)
+        .fold(header.first_position, LogPosition::max)
+}

@@ -1,0 +1,51 @@
+//! The order of a workspace's ops.
+
+use std::fmt;
+
+/// The place of an op in the order of its workspace: 1 for the first op that won, and one more for
+/// each that won since. It survives restarts, compaction and deletes.
+///
+/// Every layer from the log's records to the protocol has it, so it lives below all of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Seq(u64);
+
+impl Seq {
+    /// Precedes the first op: the seq of a workspace that was never written.
+    pub const NONE: Self = Self(0);
+
+    /// Returns the place of the op with this number, counted from 1.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// Returns the number of the op, counted from 1.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// Returns the place of the next op.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+
+    /// Returns the place of the op before; [`Seq::NONE`] has none.
+    #[must_use]
+    pub const fn previous(self) -> Self {
+        Self(self.0 - 1)
+    }
+
+    /// Returns the number of ops after `earlier`, up to this one.
+    #[must_use]
+    pub const fn ops_since(self, earlier: Self) -> u64 {
+        self.0 - earlier.0
+    }
+}
+
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

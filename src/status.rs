@@ -1,0 +1,199 @@
+//! The server's status, which its threads share: whether each shard serves, how far recovery has
+//! come, how many connections are open, and what is counted.
+//!
+//! The shards' threads write it, and the metrics and the console show it. It is a layer of its own,
+//! below `io` and `admin`, so that neither needs the other for it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::core::contract::ListenerKind;
+
+use stats::{LogStats, ShardStats};
+
+pub mod stats;
+
+/// What the shards know of each other, and the pages of the server of all.
+#[derive(Debug)]
+pub struct Status {
+    ready: Vec<AtomicBool>,
+    /// When the server was started, in Unix microseconds.
+    pub started_unix_us: u64,
+    /// How much of the log has been read, while the server starts.
+    pub recovery: RecoveryProgress,
+    public: Arc<ConnectionCount>,
+    admin: Arc<ConnectionCount>,
+    /// By shard and listener: whether the shard had, at the end of its last turn, a connection that
+    /// would give way to a new one.
+    yielding: Vec<[AtomicBool; 2]>,
+    /// The figures of each shard.
+    pub stats: Vec<ShardStats>,
+    /// The figures of the log.
+    pub log: LogStats,
+    /// The limit of connections to the public listener.
+    pub connections_max: usize,
+}
+
+impl Status {
+    /// Returns the status of a server of `shards` shards, none of which serves yet.
+    #[must_use]
+    pub fn new(shards: u32, connections_max: usize) -> Self {
+        let ready = (0..shards).map(|_| AtomicBool::new(false)).collect();
+        Self {
+            ready,
+            started_unix_us: unix_us(),
+            recovery: RecoveryProgress::default(),
+            public: Arc::new(ConnectionCount::new(ListenerKind::Public)),
+            admin: Arc::new(ConnectionCount::new(ListenerKind::Admin)),
+            yielding: (0..shards).map(|_| <[AtomicBool; 2]>::default()).collect(),
+            stats: (0..shards).map(|_| ShardStats::default()).collect(),
+            log: LogStats::default(),
+            connections_max,
+        }
+    }
+
+    /// Returns whether all shards serve.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.each_ready().all(|ready| ready)
+    }
+
+    /// Returns, shard by shard, whether it serves.
+    pub fn each_ready(&self) -> impl Iterator<Item = bool> {
+        self.ready.iter().map(|ready| ready.load(Ordering::Relaxed))
+    }
+
+    /// Sets whether a shard serves.
+    pub fn set_ready(&self, shard: u32, ready: bool) {
+        self.ready[shard as usize].store(ready, Ordering::Relaxed);
+    }
+
+    /// Returns the number of connections to a listener, those being refused included.
+    #[must_use]
+    pub fn connections(&self, listener: ListenerKind) -> usize {
+        self.count(listener).connections.load(Ordering::Relaxed)
+    }
+
+    /// Counts a connection in. Returns its permit, and how many there were before.
+    #[must_use]
+    pub fn take_permit(&self, listener: ListenerKind) -> (ConnectionPermit, usize) {
+        let count = self.count(listener);
+        let before = count.connections.fetch_add(1, Ordering::Relaxed);
+        (ConnectionPermit(Arc::clone(count)), before)
+    }
+
+    fn count(&self, listener: ListenerKind) -> &Arc<ConnectionCount> {
+        match listener {
+            ListenerKind::Public => &self.public,
+            ListenerKind::Admin => &self.admin,
+        }
+    }
+
+    /// Sets whether a shard has a connection that would give way to a new one.
+    pub fn set_yielding(&self, shard: u32, listener: ListenerKind, yields: bool) {
+        self.yielding[shard as usize][listener as usize].store(yields, Ordering::Relaxed);
+    }
+
+    /// Finds a shard, other than `shard`, that has a connection which would give way. Only one
+    /// caller finds it until it has had its next turn.
+    #[must_use]
+    pub fn claim_yielding(&self, shard: u32, listener: ListenerKind) -> Option<usize> {
+        let claims =
+            |other: &usize| self.yielding[*other][listener as usize].swap(false, Ordering::Relaxed);
+        (0..self.yielding.len())
+            .filter(|other| *other != shard as usize)
+            .find(claims)
+    }
+}
+
+/// How much of the log has been read.
+#[derive(Debug, Default)]
+pub struct RecoveryProgress {
+    done_bytes: AtomicU64,
+    total_bytes: AtomicU64,
+}
+
+impl RecoveryProgress {
+    /// Sets the length of the log.
+    pub fn begin(&self, total_bytes: u64) {
+        self.total_bytes.store(total_bytes, Ordering::Relaxed);
+    }
+
+    /// Adds `bytes` that have been read.
+    pub fn add(&self, bytes: u64) {
+        self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Returns the bytes read, and those to read in all.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        let total_bytes = self.total_bytes.load(Ordering::Relaxed);
+        (self.done_bytes.load(Ordering::Relaxed), total_bytes)
+    }
+
+    /// Returns the percentage that has been read: 0 to 100.
+    #[must_use]
+    pub fn percent(&self) -> u8 {
+        let (done_bytes, total_bytes) = self.bytes();
+        let percent = done_bytes.saturating_mul(100) / total_bytes.max(1);
+        u8::try_from(percent.min(100)).expect("at most 100")
+    }
+}
+
+/// The connections to one listener.
+#[derive(Debug)]
+struct ConnectionCount {
+    listener: ListenerKind,
+    connections: AtomicUsize,
+}
+
+impl ConnectionCount {
+    fn new(listener: ListenerKind) -> Self {
+        Self {
+            listener,
+            connections: AtomicUsize::new(0),
+        }
+    }
+}
+
+/// Counts a connection for as long as it exists. [`Status::take_permit`] makes it.
+pub struct ConnectionPermit(Arc<ConnectionCount>);
+
+impl Drop for ConnectionPermit {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl ConnectionPermit {
+    /// Returns the listener that the connection came to.
+    #[must_use]
+    pub fn listener(&self) -> ListenerKind {
+        self.0.listener
+    }
+}
+
+/// Returns the time of the wall clock, in Unix microseconds; 0 for one set before 1970.
+#[must_use]
+pub fn unix_us() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(since_epoch.unwrap_or_default().as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_permit_counts_until_it_is_dropped() {
+        let status = Status::new(1, 1);
+        let (first, before) = status.take_permit(ListenerKind::Public);
+        assert_eq!((before, first.listener()), (0, ListenerKind::Public));
+        let (second, before) = status.take_permit(ListenerKind::Public);
+        assert_eq!((before, status.connections(ListenerKind::Public)), (1, 2));
+        assert_eq!(status.connections(ListenerKind::Admin), 0);
+        drop((first, second));
+        assert_eq!(status.connections(ListenerKind::Public), 0);
+    }
+}

@@ -1,0 +1,377 @@
+//! The figures of the shards, each written by its own shard alone, and those of the log as a whole.
+//!
+//! A shard writes with plain stores, and reads back only what it has written itself, so that no
+//! processor waits for another; a tally that seldom changes is stored only when it has. No figure
+//! depends on another, so each is read without regard to the rest.
+
+use std::array;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::core::shard::counters::{
+    CLOSE_CLASSES, Counters, DURATION_CLASSES, Durations, GROUP_CLASSES, RESPONSE_CLASSES, Tally,
+    duration_class,
+};
+use crate::limits::LONGEST_TURN_WINDOW_US;
+
+/// How many fdatasyncs are remembered: those of a busy shard's last seconds.
+const SYNCS_COUNT: usize = 256;
+
+/// A [`Tally`] that one thread writes and others read.
+#[derive(Debug)]
+struct SharedTally<const CLASSES: usize> {
+    counts: [AtomicU64; CLASSES],
+    sum: AtomicU64,
+    count: AtomicU64,
+}
+
+impl<const CLASSES: usize> Default for SharedTally<CLASSES> {
+    fn default() -> Self {
+        Self {
+            counts: array::from_fn(|_| AtomicU64::new(0)),
+            sum: AtomicU64::new(0),
+            count: AtomicU64::new(0),
+        }
+    }
+}
+
+impl<const CLASSES: usize> SharedTally<CLASSES> {
+    fn show(&self, tally: &Tally<CLASSES>) {
+        if self.count.load(Ordering::Relaxed) == tally.count {
+            return;
+        }
+        for (shared, count) in self.counts.iter().zip(&tally.counts) {
+            shared.store(*count, Ordering::Relaxed);
+        }
+        self.sum.store(tally.sum, Ordering::Relaxed);
+        self.count.store(tally.count, Ordering::Relaxed);
+    }
+
+    fn add(&self, class: usize, value: u64) {
+        raise(&self.counts[class], 1);
+        raise(&self.sum, value);
+        raise(&self.count, 1);
+    }
+
+    fn read(&self) -> Tally<CLASSES> {
+        let counts = array::from_fn(|class| self.counts[class].load(Ordering::Relaxed));
+        Tally {
+            counts,
+            sum: self.sum.load(Ordering::Relaxed),
+            // So that the classes add up, whatever has been stored in the meantime.
+            count: counts.iter().sum(),
+        }
+    }
+}
+
+/// Adds to a number that this thread alone writes.
+fn raise(number: &AtomicU64, by: u64) {
+    number.store(number.load(Ordering::Relaxed) + by, Ordering::Relaxed);
+}
+
+/// The longest turn of the current window of time, and that of the previous one.
+#[derive(Debug, Default)]
+struct Longest {
+    window_began_us: AtomicU64,
+    us: AtomicU64,
+    before_us: AtomicU64,
+}
+
+impl Longest {
+    fn note(&self, took_us: u64, now_us: u64) {
+        if now_us - self.window_began_us.load(Ordering::Relaxed) >= LONGEST_TURN_WINDOW_US {
+            // A window that ended more than a whole window ago is forgotten.
+            let age_us = now_us - self.window_began_us.load(Ordering::Relaxed);
+            let is_last = age_us < 2 * LONGEST_TURN_WINDOW_US;
+            let us = self.us.load(Ordering::Relaxed);
+            self.before_us
+                .store(if is_last { us } else { 0 }, Ordering::Relaxed);
+            self.us.store(took_us, Ordering::Relaxed);
+            self.window_began_us.store(now_us, Ordering::Relaxed);
+        } else if took_us > self.us.load(Ordering::Relaxed) {
+            self.us.store(took_us, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns the longest turn. A shard that has had no turn since has not started a new window
+    /// either, so its age counts.
+    fn read_us(&self, now_us: u64) -> u64 {
+        let us = self.us.load(Ordering::Relaxed);
+        let age_us = now_us.saturating_sub(self.window_began_us.load(Ordering::Relaxed));
+        if age_us < LONGEST_TURN_WINDOW_US {
+            us.max(self.before_us.load(Ordering::Relaxed))
+        } else if age_us < 2 * LONGEST_TURN_WINDOW_US {
+            us
+        } else {
+            0
+        }
+    }
+}
+
+/// The figures of a shard.
+#[derive(Debug)]
+pub struct ShardStats {
+    numbers: [AtomicU64; Counters::NUMBERS],
+    groups: SharedTally<GROUP_CLASSES>,
+    durable: SharedTally<DURATION_CLASSES>,
+    sent: SharedTally<DURATION_CLASSES>,
+    responses: SharedTally<RESPONSE_CLASSES>,
+    closes: SharedTally<CLOSE_CLASSES>,
+    writes: SharedTally<DURATION_CLASSES>,
+    syncs: SharedTally<DURATION_CLASSES>,
+    turns: SharedTally<DURATION_CLASSES>,
+    longest_turn: Longest,
+    ring_retries: AtomicU64,
+    /// How long the last fdatasyncs took: a ring buffer.
+    last_syncs_us: [AtomicU32; SYNCS_COUNT],
+}
+
+impl Default for ShardStats {
+    fn default() -> Self {
+        Self {
+            numbers: array::from_fn(|_| AtomicU64::new(0)),
+            groups: SharedTally::default(),
+            durable: SharedTally::default(),
+            sent: SharedTally::default(),
+            responses: SharedTally::default(),
+            closes: SharedTally::default(),
+            writes: SharedTally::default(),
+            syncs: SharedTally::default(),
+            turns: SharedTally::default(),
+            longest_turn: Longest::default(),
+            ring_retries: AtomicU64::new(0),
+            last_syncs_us: array::from_fn(|_| AtomicU32::new(0)),
+        }
+    }
+}
+
+/// The figures of a shard at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Reading {
+    /// What the shard counts.
+    pub counters: Counters,
+    /// The writes of the log.
+    pub writes: Durations,
+    /// The fdatasyncs of the log.
+    pub syncs: Durations,
+    /// The turns of the event loop.
+    pub turns: Durations,
+    /// The longest turn of the last minute or two.
+    pub longest_turn_us: u64,
+    /// How often the kernel had refused operations of the ring.
+    pub ring_retries: u64,
+}
+
+impl ShardStats {
+    /// Publishes the counters of the shard.
+    pub fn publish(&self, counters: &Counters) {
+        for (shared, number) in self.numbers.iter().zip(counters.numbers()) {
+            shared.store(number, Ordering::Relaxed);
+        }
+        self.groups.show(&counters.groups);
+        self.durable.show(&counters.durable);
+        self.sent.show(&counters.sent);
+        self.responses.show(&counters.responses);
+        self.closes.show(&counters.closes);
+    }
+
+    /// Counts an fdatasync.
+    pub fn synced(&self, took_us: u64) {
+        let count = self.syncs.count.load(Ordering::Relaxed);
+        let place = usize::try_from(count % SYNCS_COUNT as u64).expect("a small number");
+        let short_us = u32::try_from(took_us).unwrap_or(u32::MAX);
+        self.last_syncs_us[place].store(short_us, Ordering::Relaxed);
+        self.syncs.add(duration_class(took_us), took_us);
+    }
+
+    /// Counts a write of the log.
+    pub fn written(&self, took_us: u64) {
+        self.writes.add(duration_class(took_us), took_us);
+    }
+
+    /// Counts a turn of the event loop that has just ended.
+    pub fn turned(&self, took_us: u64, now_us: u64) {
+        self.turns.add(duration_class(took_us), took_us);
+        self.longest_turn.note(took_us, now_us);
+    }
+
+    /// Sets how often the kernel had refused operations, which were submitted again.
+    pub fn retried(&self, retries: u64) {
+        self.ring_retries.store(retries, Ordering::Relaxed);
+    }
+
+    /// Reads the figures.
+    #[must_use]
+    pub fn read(&self, now_us: u64) -> Reading {
+        let mut counters = Counters {
+            groups: self.groups.read(),
+            durable: self.durable.read(),
+            sent: self.sent.read(),
+            responses: self.responses.read(),
+            closes: self.closes.read(),
+            ..Counters::default()
+        };
+        counters.set_numbers(array::from_fn(|place| {
+            self.numbers[place].load(Ordering::Relaxed)
+        }));
+        Reading {
+            counters,
+            writes: self.writes.read(),
+            syncs: self.syncs.read(),
+            turns: self.turns.read(),
+            longest_turn_us: self.longest_turn.read_us(now_us),
+            ring_retries: self.ring_retries.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Returns the median and the 99th percentile of the last fdatasyncs, in microseconds, and how
+    /// many fdatasyncs there have been.
+    #[must_use]
+    pub fn sync_percentiles(&self) -> SyncPercentiles {
+        let count = self.syncs.count.load(Ordering::Relaxed);
+        let known = usize::try_from(count).map_or(SYNCS_COUNT, |n| n.min(SYNCS_COUNT));
+        let mut syncs_us: Vec<u32> = self.last_syncs_us[..known]
+            .iter()
+            .map(|took_us| took_us.load(Ordering::Relaxed))
+            .collect();
+        syncs_us.sort_unstable();
+        let percentile = |percent: usize| {
+            let rank = (known * percent).div_ceil(100).max(1) - 1;
+            syncs_us.get(rank).copied().unwrap_or(0)
+        };
+        SyncPercentiles {
+            count,
+            p50_us: percentile(50),
+            p99_us: percentile(99),
+        }
+    }
+}
+
+/// How long the last fdatasyncs of a shard took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SyncPercentiles {
+    /// All fdatasyncs so far.
+    pub count: u64,
+    /// The median of the last of them, in microseconds.
+    pub p50_us: u32,
+    /// Their 99th percentile, in microseconds.
+    pub p99_us: u32,
+}
+
+/// The figures of the log as a whole.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LogFigures {
+    /// The segments, open ones included.
+    pub segments: u64,
+    /// The length of the closed segments.
+    pub closed_bytes: u64,
+    /// Completed compactions.
+    pub compactions: u64,
+    /// The bytes that compactions have freed.
+    pub compaction_freed_bytes: u64,
+    /// Failed compactions.
+    pub compaction_failures: u64,
+    /// The ops that were read at the start.
+    pub recovered_ops: u64,
+    /// The bytes that were cut off at the start: writes that a crash had interrupted.
+    pub torn_bytes: u64,
+    /// How long the log was read at the start.
+    pub recovery_us: u64,
+    /// Whether the last compaction failed, or no compaction is possible any more.
+    pub compaction_is_broken: bool,
+    /// The free bytes of the disk, if the file system reports them.
+    pub disk_free_bytes: Option<u64>,
+}
+
+/// The shared figures of the log. They change seldom, and never on the path of an op.
+#[derive(Debug, Default)]
+pub struct LogStats(Mutex<LogFigures>);
+
+impl LogStats {
+    /// Changes some of the figures.
+    pub fn update(&self, change: impl FnOnce(&mut LogFigures)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Returns the figures.
+    #[must_use]
+    pub fn read(&self) -> LogFigures {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_those_of_the_last_fdatasyncs() {
+        for (count, p50, p99) in [
+            (0, 0, 0),
+            (1, 1, 1),
+            (2, 1, 2),
+            (100, 50, 99),
+            (1000, 872, 998),
+        ] {
+            let stats = ShardStats::default();
+            for took_us in 1..=count {
+                stats.synced(took_us);
+            }
+            let found = stats.sync_percentiles();
+            assert_eq!((found.count, found.p50_us, found.p99_us), (count, p50, p99));
+        }
+    }
+
+    #[test]
+    fn what_was_published_is_read() {
+        let stats = ShardStats::default();
+        let mut counters = Counters::default();
+        counters.set_numbers(array::from_fn(|place| place as u64 * 3));
+        for us in [1, 30, 60_000_000] {
+            counters.durable.took(us);
+            counters.sent.took(us * 2);
+            counters.groups.had(us);
+            counters.responses.answered(401);
+            counters.closes.closed(1013);
+            stats.publish(&counters);
+            stats.written(us);
+            stats.synced(us + 1);
+            stats.turned(us + 2, us);
+            stats.retried(us + 3);
+        }
+        let reading = stats.read(60_000_000);
+        assert_eq!(reading.counters, counters);
+        assert_eq!(reading.writes, counters.durable);
+        assert_eq!((reading.syncs.count, reading.syncs.sum), (3, 60_000_034));
+        assert_eq!((reading.turns.count, reading.turns.sum), (3, 60_000_037));
+        assert_eq!(reading.longest_turn_us, 60_000_002);
+        assert_eq!(reading.ring_retries, 60_000_003);
+    }
+
+    #[test]
+    fn the_longest_turn_is_forgotten_after_two_windows() {
+        const WINDOW_US: u64 = LONGEST_TURN_WINDOW_US;
+        let longest = Longest::default();
+        longest.note(500, 1000);
+        longest.note(100, WINDOW_US - 1);
+        assert_eq!(longest.read_us(WINDOW_US - 1), 500);
+        longest.note(200, WINDOW_US);
+        assert_eq!(longest.read_us(WINDOW_US), 500, "from the previous window");
+        longest.note(30, 2 * WINDOW_US);
+        assert_eq!(longest.read_us(2 * WINDOW_US), 200);
+        // Without turns, no new window starts.
+        for (now_us, us) in [
+            (3 * WINDOW_US - 1, 200),
+            (3 * WINDOW_US, 30),
+            (4 * WINDOW_US, 0),
+        ] {
+            assert_eq!(longest.read_us(now_us), us, "{now_us}");
+        }
+        longest.note(1, 9 * WINDOW_US);
+        assert_eq!(
+            longest.read_us(9 * WINDOW_US),
+            1,
+            "older windows are forgotten"
+        );
+    }
+}

@@ -1,0 +1,231 @@
+//! The limits that protect the server from its clients: each is reached, reported and lifted again,
+//! and no other client notices.
+
+use crate::support::client::{Client, Event, Op, op_text, state_of};
+use crate::support::server::{Server, Setup};
+use crate::support::{eventually, stamp};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use tokio_tungstenite::tungstenite::Message;
+
+/// What the limits of all shards kept out.
+async fn refused(server: &Server, name: &str) -> u64 {
+    let stats = server.get("/console/stats.json").await.json();
+    let shards = stats["shards"].as_array().expect("a list of shards");
+    let counts = shards.iter().map(|shard| shard["refused"][name].as_u64());
+    counts.map(|count| count.expect("a figure")).sum()
+}
+
+/// The next message is an error with this code about this op; gives its text.
+async fn expect_refusal(client: &mut Client, code: u16, op: &Op) -> String {
+    let message = client.next().await;
+    let payload = &message["payload"];
+    assert_eq!(message["type"], "error", "{message}");
+    assert_eq!(payload["code"], code, "{message}");
+    assert_eq!(payload["key"], op.key.as_str(), "{message}");
+    assert_eq!(payload["timestamp"], op.timestamp, "{message}");
+    payload["message"].as_str().expect("a text").to_owned()
+}
+
+// ---- messages in a second ----
+
+/// Sends a malformed message, whose answer comes after those to everything before it, and returns
+/// the keys of the refused ops.
+async fn refused_keys(client: &mut Client) -> BTreeSet<String> {
+    client.send_text("no message").await;
+    let mut keys = BTreeSet::new();
+    loop {
+        let message = client.next().await;
+        let payload = &message["payload"];
+        let Value::String(key) = &payload["key"] else {
+            assert!(payload["code"] == 400 || payload["code"] == 429);
+            return keys;
+        };
+        assert_eq!(payload["code"], 429, "{message}");
+        assert!(keys.insert(key.clone()), "{key} is refused once");
+    }
+}
+
+#[tokio::test]
+async fn a_burst_over_the_rate_is_refused_op_by_op_and_may_be_sent_again() {
+    let setup = Setup::new().env("ETHERPLY_MAX_OPS_PER_SECOND", "50");
+    let server = setup.args(&["--console"]).start().await;
+    let mut reader = Client::connect(&server, "room").await;
+    let mut writer = Client::connect(&server, "room").await;
+    let ops: Vec<Op> = (0..400)
+        .map(|number| Op::new(&format!("k{number}"), json!(number), stamp()))
+        .collect();
+    for op in &ops {
+        writer.send_op(op).await;
+    }
+    let keys = refused_keys(&mut writer).await;
+    let (kept_out, taken): (Vec<&Op>, Vec<&Op>) = ops.iter().partition(|op| keys.contains(&op.key));
+    assert!(!kept_out.is_empty(), "400 at once are over the rate");
+    assert!(taken.len() >= 100, "two seconds' worth may come at once");
+    for op in taken {
+        reader.expect_op(op).await;
+    }
+    eventually("a refused op is taken", async || {
+        writer.send_op(kept_out[0]).await;
+        refused_keys(&mut writer).await.is_empty().then_some(())
+    })
+    .await;
+    reader.expect_op(kept_out[0]).await;
+    assert!(refused(&server, "ops_by_rate").await >= kept_out.len() as u64);
+    assert_eq!(refused(&server, "closed_by_policy").await, 0);
+}
+
+#[tokio::test]
+async fn who_goes_on_over_the_rate_is_closed_with_1008_and_may_come_back() {
+    let server = Server::start_with(&["--max-ops-per-second=1", "--console"]).await;
+    let mut other = Client::connect(&server, "room").await;
+    let mut flooder = Client::connect(&server, "room").await;
+    let op = Op::new("k", json!(1), stamp());
+    for _ in 0..2000 {
+        // The server may have closed meanwhile.
+        if !flooder.try_send(Message::text(op_text(&op))).await {
+            break;
+        }
+    }
+    let mut told = 0;
+    let reason = loop {
+        match flooder.event().await {
+            Event::Text(text) => {
+                assert!(text.contains("\"code\":429"), "{text}");
+                told += 1;
+            }
+            Event::Close(code, reason) => {
+                assert_eq!(code, 1008);
+                break reason;
+            }
+            Event::Lost(error) => panic!("a close frame was due, not {error}"),
+        }
+    };
+    assert_eq!(reason, "too many messages");
+    assert!((256..2000).contains(&told), "{told} were told");
+    assert_eq!(refused(&server, "closed_by_policy").await, 1);
+    // Nobody else was disturbed, and a new connection has a rate of its own.
+    other.expect_op(&op).await;
+    let mut back = Client::connect(&server, "room").await;
+    let op = back.write("k", json!(2)).await;
+    other.expect_op(&op).await;
+}
+
+// ---- the size of a workspace ----
+
+#[tokio::test]
+async fn an_op_that_makes_a_workspace_too_large_is_refused_with_what_stays() {
+    let mut server =
+        Server::start_with(&["--max-workspace-bytes=1000", "--drain-ms=100", "--console"]).await;
+    let mut reader = Client::connect(&server, "room").await;
+    let mut writer = Client::connect(&server, "room").await;
+    let held = writer.write("k", json!("x".repeat(800))).await;
+    reader.expect_op(&held).await;
+    // One that grows: what stays comes first, and is older than what was refused.
+    let grown = writer.write("k", json!("y".repeat(1000))).await;
+    writer.expect_op(&held).await;
+    let text = expect_refusal(&mut writer, 413, &grown).await;
+    assert!(
+        text.contains("1000 bytes") && text.contains("--max-workspace-bytes"),
+        "{text}"
+    );
+    // A new key, of which nothing stays.
+    let new = writer.write("j", json!("z".repeat(200))).await;
+    expect_refusal(&mut writer, 413, &new).await;
+    reader.expect_silence(&mut writer).await;
+    // What shrinks goes through, and makes room.
+    let small = writer.write("k", json!("x".repeat(500))).await;
+    reader.expect_op(&small).await;
+    let new = writer.write("j", json!("z".repeat(200))).await;
+    reader.expect_op(&new).await;
+    // Another workspace has its own.
+    let mut elsewhere = Client::connect(&server, "hall").await;
+    elsewhere.write("k", json!("x".repeat(800))).await;
+    elsewhere.expect_no_answer().await;
+    assert_eq!(refused(&server, "ops_by_workspace_bytes").await, 2);
+
+    // Under a lower limit all is still there, and may only shrink.
+    server.stop().await;
+    let setup = server
+        .setup()
+        .clone()
+        .env("ETHERPLY_MAX_WORKSPACE_BYTES", "100");
+    let server = setup.without_args().start().await;
+    let state = state_of(&server, "room").await;
+    assert_eq!((&state["k"], &state["j"]), (&small.value, &new.value));
+    let mut reader = Client::connect(&server, "room").await;
+    let mut writer = Client::connect(&server, "room").await;
+    let grown = writer.write("j", json!("z".repeat(201))).await;
+    writer.expect_op(&new).await;
+    expect_refusal(&mut writer, 413, &grown).await;
+    for value in [json!("w".repeat(200)), json!(null)] {
+        let op = writer.write("j", value).await;
+        reader.expect_op(&op).await;
+    }
+}
+
+// ---- connections of a workspace ----
+
+#[tokio::test]
+async fn a_full_workspace_takes_nobody_until_one_goes() {
+    for shards in [1, 3] {
+        let setup = Setup::new().shards(shards);
+        let arguments = ["--max-connections-per-workspace=2", "--console"];
+        let server = setup.args(&arguments).start().await;
+        let first = Client::connect(&server, "room").await;
+        let _second = Client::connect(&server, "room").await;
+        for _ in 0..5 {
+            let answer = server.handshake(&Server::sync_path("room")).await;
+            assert_eq!(answer.status, 503);
+            assert!(answer.header("retry-after").is_some(), "{answer:?}");
+            let body = answer.json();
+            assert_eq!(body["error"], "Service Unavailable", "{body}");
+            assert!(
+                body["message"]
+                    .as_str()
+                    .is_some_and(|text| text.contains("workspace"))
+            );
+        }
+        assert_eq!(refused(&server, "connections_by_workspace").await, 5);
+        let _elsewhere = Client::connect(&server, "hall").await;
+        first.close().await;
+        eventually("there is room again", async || {
+            let path = Server::sync_path("room");
+            (server.handshake(&path).await.status == 101).then_some(())
+        })
+        .await;
+    }
+}
+
+// ---- handshakes in a second ----
+
+#[tokio::test]
+async fn handshakes_over_the_rate_are_put_off() {
+    let setup = Setup::new().shards(1);
+    let arguments = ["--max-handshakes-per-second=5", "--console"];
+    let server = setup.args(&arguments).start().await;
+    let mut member = Client::connect(&server, "room").await;
+    let path = Server::sync_path("room");
+    let answer = eventually("a handshake is refused", async || {
+        // Faster than five in a second, so that the burst is used up.
+        for _ in 0..20 {
+            let answer = server.handshake(&path).await;
+            if answer.status != 101 {
+                return Some(answer);
+            }
+        }
+        None
+    })
+    .await;
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert_eq!(answer.header("retry-after"), Some("5"));
+    assert_eq!(server.get("/healthz").await.status, 200);
+    // Who is in does not notice, and the rate gives again.
+    member.write("k", json!(1)).await;
+    member.expect_no_answer().await;
+    eventually("a handshake is taken again", async || {
+        (server.handshake(&path).await.status == 101).then_some(())
+    })
+    .await;
+    assert!(refused(&server, "handshakes_by_rate").await >= 1);
+}

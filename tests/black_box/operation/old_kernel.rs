@@ -1,0 +1,31 @@
+//! The code path for kernels before 5.19, on which a waiting receive would hold a buffer: the
+//! server polls before each receive. Only builds with debug assertions can use it on a newer
+//! kernel.
+
+use serde_json::json;
+
+use crate::support::client::{Client, Op};
+use crate::support::server::Setup;
+use crate::support::stamp;
+
+#[tokio::test]
+async fn more_idle_clients_than_buffers_are_all_heard() {
+    let setup = Setup::new().shards(1).env("ETHERPLY_FAULT_OLD_KERNEL", "1");
+    let mut server = setup.start().await;
+    // A shard has 128 receive buffers.
+    let mut clients = Vec::new();
+    for _ in 0..300 {
+        clients.push(Client::connect(&server, "room").await);
+    }
+    for number in 0..5 {
+        let key = format!("k{number}");
+        let op = Op::new(&key, json!("x".repeat(50_000)), stamp());
+        clients[number * 60].send_op(&op).await;
+        for (place, client) in clients.iter_mut().enumerate() {
+            if place != number * 60 {
+                client.expect_op(&op).await;
+            }
+        }
+    }
+    server.stop().await;
+}

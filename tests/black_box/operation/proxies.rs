@@ -1,0 +1,354 @@
+//! `tuning/haproxy.cfg` and `tuning/nginx.conf`, as shipped, in front of three servers with
+//! separate data directories.
+//!
+//! A workspace has to stay on one node whatever happens: two nodes that accepted its ops would hold
+//! two diverging states.
+
+mod site;
+
+use crate::support::client::{Client, Event};
+use crate::support::raw::{PING, PONG, Raw};
+use crate::support::server::{Server, Setup};
+use crate::support::{eventually, files};
+use serde_json::json;
+use site::{Kind, Site, encoded, encoded_throughout, get, look_path, put};
+use std::collections::BTreeMap;
+use tokio::task::{JoinSet, LocalSet};
+use tokio_tungstenite::tungstenite::Error;
+
+const WORKSPACES: usize = 100;
+/// How many connections are made at once.
+const AT_ONCE: usize = 8;
+
+/// Ids with everything that an id may contain: letters, spaces, slashes, percent signs, dots, text
+/// that is not ASCII.
+fn id(number: usize) -> String {
+    let tails = ["", " b", "/b", "%41", "?x=/y", "ü", "+", "#", "..", "//b"];
+    format!("A{number}{}", tails[number % tails.len()])
+}
+
+/// Does this for each workspace, some at once, and gives what came of it, in their order.
+async fn for_each_workspace<T: 'static, F>(task: impl Fn(String) -> F) -> Vec<T>
+where
+    F: Future<Output = T> + 'static,
+{
+    let work = async {
+        let mut running = JoinSet::new();
+        let mut outcomes = BTreeMap::new();
+        for number in 0..WORKSPACES {
+            while running.len() >= AT_ONCE {
+                let done = running.join_next().await.expect("some are running");
+                let (number, outcome) = done.expect("a task does not panic");
+                outcomes.insert(number, outcome);
+            }
+            let future = task(id(number));
+            running.spawn_local(async move { (number, future.await) });
+        }
+        outcomes.extend(running.join_all().await);
+        outcomes.into_values().collect()
+    };
+    LocalSet::new().run_until(work).await
+}
+
+/// Writes an op into each workspace through the proxy, and tells which node has which.
+async fn settle(site: &Site) -> Vec<usize> {
+    let door = site.door;
+    for_each_workspace(move |id| async move {
+        let mut client = Client::dial(door, &Server::sync_path(&id)).await;
+        let client = client.as_mut().expect("a handshake through the proxy");
+        let init = client.next_text().await;
+        client.take_init(&init);
+        assert!(client.init.is_empty(), "{id} is new");
+        client.write("name", json!(id)).await;
+        eventually("the op is kept", async || {
+            let state = get(door, &look_path("workspaces", &encoded(&id))).await;
+            (state.json()["seq"] == 1).then_some(())
+        })
+        .await;
+    })
+    .await;
+    let mut settled = Vec::new();
+    for number in 0..WORKSPACES {
+        let homes = site.homes(&id(number)).await;
+        assert_eq!(homes.len(), 1, "{} is at one node: {homes:?}", id(number));
+        settled.push(homes[0]);
+    }
+    settled
+}
+
+/// The proxy's answer for each workspace: the status, the node that it names, and the value that
+/// was written.
+async fn look(site: &Site) -> Vec<(u16, String, serde_json::Value)> {
+    let door = site.door;
+    for_each_workspace(move |id| async move {
+        let answer = get(door, &look_path("workspaces", &encoded(&id))).await;
+        let node = answer.header("etherply-node").expect("it names the node");
+        let value = answer.json()["data"]["name"].clone();
+        if answer.status == 503 {
+            assert_eq!(answer.header("retry-after"), Some("2"), "{answer:?}");
+        }
+        (answer.status, node.to_owned(), value)
+    })
+    .await
+}
+
+fn node_name(number: usize) -> String {
+    format!("n{}", number + 1)
+}
+
+/// Each workspace is served, with its op, by the node where it lives.
+async fn expect_all_served(site: &Site, settled: &[usize]) {
+    for (number, found) in look(site).await.into_iter().enumerate() {
+        let expected = (200, node_name(settled[number]), json!(id(number)));
+        assert_eq!(found, expected, "{}", id(number));
+    }
+}
+
+fn expect_no_token(site: &Site) {
+    let logs = site.logs();
+    assert!(logs.contains("/v1/workspaces/A7"), "{logs}");
+    for word in ["token", "eyJ"] {
+        assert!(!logs.contains(word), "a token in a log:\n{logs}");
+    }
+}
+
+// ---- a workspace is at one node ----
+
+/// All three paths of a workspace lead to one node, in each spelling of its id.
+async fn expect_one_node_however_it_is_asked(site: &Site, settled: &[usize]) {
+    for (number, home) in settled.iter().enumerate().take(20) {
+        for look in ["workspaces", "presence", "sync"] {
+            for segment in [encoded(&id(number)), encoded_throughout(&id(number))] {
+                let answer = site.get(&look_path(look, &segment)).await;
+                let node = node_name(*home);
+                assert_eq!(answer.header("etherply-node"), Some(&*node), "{segment}");
+            }
+        }
+    }
+}
+
+/// To a node, whoever comes through a proxy on its host looks like somebody on that host.
+async fn expect_nothing_else_passes(site: &Site) {
+    let of_one_node = ["/", "/metrics", "/readyz", "/console/session.json"];
+    for path in of_one_node
+        .into_iter()
+        .chain(["/v1/sync", "/v1/nothing/A1"])
+    {
+        let answer = site.get(path).await;
+        assert_eq!(answer.status, 404, "{path}");
+        assert_eq!(answer.header("etherply-node"), None, "{path}");
+    }
+}
+
+async fn a_dead_node_s_workspaces_wait_for_it(kind: Kind) {
+    const DEAD: usize = 1;
+    let Some(mut site) = Site::start(kind, |_| Vec::new()).await else {
+        return;
+    };
+    site.start_proxy().await;
+    let settled = settle(&site).await;
+    for node in 0..3 {
+        let share = settled.iter().filter(|home| **home == node).count();
+        assert!(share >= WORKSPACES / 5, "node {node} has {share}");
+    }
+    expect_one_node_however_it_is_asked(&site, &settled).await;
+    expect_nothing_else_passes(&site).await;
+
+    site.nodes[DEAD].kill9();
+    // The kernel tears down a dead process's ring asynchronously, and its accepts hold the port
+    // until then.
+    let dead = site.nodes[DEAD].addr();
+    eventually("the port of the dead node is closed", async || {
+        let probe = tokio::net::TcpStream::connect(dead).await;
+        probe.is_err().then_some(())
+    })
+    .await;
+    for (number, (status, node, value)) in look(&site).await.into_iter().enumerate() {
+        assert_eq!(node, node_name(settled[number]), "{}", id(number));
+        let expected = if settled[number] == DEAD {
+            (503, serde_json::Value::Null)
+        } else {
+            (200, json!(id(number)))
+        };
+        assert_eq!((status, value), expected, "{}", id(number));
+    }
+    let waits = settled.iter().position(|home| *home == DEAD);
+    let waits = id(waits.expect("the dead node has some"));
+    match Client::dial(site.door, &Server::sync_path(&waits)).await {
+        Err(Error::Http(answer)) => assert_eq!(answer.status(), 503),
+        Err(error) => panic!("an answer was due, not {error}"),
+        Ok(_) => panic!("a node took a workspace of the dead one"),
+    }
+
+    site.nodes[DEAD].restart(2).await;
+    eventually("the proxy sees the node again", async || {
+        let answer = site.get(&look_path("workspaces", &encoded(&waits))).await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+    expect_all_served(&site, &settled).await;
+    for (number, home) in settled.iter().enumerate() {
+        assert_eq!(site.homes(&id(number)).await, [*home], "{}", id(number));
+    }
+    site.stop_proxy();
+    expect_no_token(&site);
+}
+
+#[tokio::test]
+async fn haproxy_lets_the_workspaces_of_a_dead_node_wait_and_moves_nobody() {
+    a_dead_node_s_workspaces_wait_for_it(Kind::Haproxy).await;
+}
+
+#[tokio::test]
+async fn nginx_lets_the_workspaces_of_a_dead_node_wait_and_moves_nobody() {
+    a_dead_node_s_workspaces_wait_for_it(Kind::Nginx).await;
+}
+
+// ---- one more node ----
+
+/// The file after node 1 has given half of its share to node 4.
+fn with_a_fourth_node(kind: Kind, config: &str) -> String {
+    match kind {
+        Kind::Haproxy => {
+            let half = "-m int 0:170 }\n    use_backend n4 if { var(txn.slot) -m int 171:340 }";
+            let config = put(config, "-m int 0:340 }", half);
+            let n1 = config.split("backend n1\n").nth(1).expect("it has n1");
+            let n1 = n1.split("backend n2\n").next().expect("n2 comes next");
+            let n4 = format!("\nbackend n4\n{}", n1.replace("n1", "n4"));
+            config + &n4
+        }
+        Kind::Nginx => {
+            let half = "16.66%  n1;\n        16.67%  n4;";
+            let config = put(config, "33.33%  n1;", half);
+            let n1 = "upstream n1 { server n1.internal:8080; }";
+            put(&config, n1, &format!("{n1}\n{}", n1.replace("n1", "n4")))
+        }
+    }
+}
+
+async fn a_node_is_split_by_a_copy_of_its_data_directory(kind: Kind) {
+    let Some(mut site) = Site::start(kind, |_| Vec::new()).await else {
+        return;
+    };
+    site.start_proxy().await;
+    let before = settle(&site).await;
+
+    site.nodes[0].stop().await;
+    let fourth = Setup::new();
+    files::put_back(fourth.data_dir(), &files::image(site.nodes[0].data_dir()));
+    site.config = with_a_fourth_node(kind, &site.config);
+    site.nodes[0].restart(2).await;
+    site.add_node(fourth).await;
+    site.start_proxy().await;
+
+    let found = look(&site).await;
+    let mut moved = Vec::new();
+    for (number, (status, node, value)) in found.into_iter().enumerate() {
+        let id = id(number);
+        assert_eq!((status, value), (200, json!(id)), "{id}");
+        if before[number] == 0 && node == "n4" {
+            moved.push(id);
+        } else {
+            assert_eq!(node, node_name(before[number]), "{id}");
+        }
+    }
+    let stayed = before.iter().filter(|home| **home == 0).count() - moved.len();
+    assert!(stayed > 0 && !moved.is_empty(), "{stayed} of node 1 stayed");
+
+    // What is written now is at the new node alone.
+    let path = Server::sync_path(&moved[0]);
+    let mut writer = Client::dial(site.door, &path).await.expect("it is served");
+    let init = writer.next_text().await;
+    writer.take_init(&init);
+    assert_eq!(writer.init["name"], json!(moved[0]));
+    writer.write("name", json!("after")).await;
+    let path = look_path("workspaces", &encoded(&moved[0]));
+    eventually("the new node has it", async || {
+        (site.nodes[3].get(&path).await.json()["seq"] == 2).then_some(())
+    })
+    .await;
+    assert_eq!(site.nodes[0].get(&path).await.json()["seq"], 1);
+}
+
+#[tokio::test]
+async fn haproxy_splits_a_node_by_a_copy_of_its_data_directory() {
+    a_node_is_split_by_a_copy_of_its_data_directory(Kind::Haproxy).await;
+}
+
+#[tokio::test]
+async fn nginx_splits_a_node_by_a_copy_of_its_data_directory() {
+    a_node_is_split_by_a_copy_of_its_data_directory(Kind::Nginx).await;
+}
+
+// ---- idle sessions ----
+
+/// An id that lives at this node.
+async fn an_id_of(site: &Site, node: usize) -> String {
+    for number in 0..WORKSPACES {
+        let answer = site
+            .get(&look_path("presence", &encoded(&id(number))))
+            .await;
+        if answer.header("etherply-node") == Some(&node_name(node)) {
+            return id(number);
+        }
+    }
+    panic!("no workspace is at node {node}");
+}
+
+async fn an_idle_session_lives_by_the_server_s_pings(kind: Kind) {
+    const PINGS: usize = 20;
+    // Node 1 pings ten times within the proxy's timeout; the pings of the others come too late.
+    let args = |node: usize| {
+        let ping_ms = if node == 0 { "200" } else { "600000" };
+        vec!["--ping-interval-ms".to_owned(), ping_ms.to_owned()]
+    };
+    let Some(mut site) = Site::start(kind, args).await else {
+        return;
+    };
+    let times: &[&str] = match kind {
+        Kind::Haproxy => &["timeout tunnel"],
+        Kind::Nginx => &["proxy_read_timeout", "proxy_send_timeout"],
+    };
+    for time in times {
+        let (shipped, short) = (format!("{time} 90s"), format!("{time} 2s"));
+        site.config = put(&site.config, &shipped, &short);
+    }
+    site.start_proxy().await;
+
+    let silent = Server::sync_path(&an_id_of(&site, 1).await);
+    let mut silent = Client::dial(site.door, &silent)
+        .await
+        .expect("it is served");
+    silent.next_text().await;
+
+    let pinged = Server::sync_path(&an_id_of(&site, 0).await);
+    let mut reader = Raw::open(site.door, &pinged).await;
+    for _ in 0..PINGS {
+        let ping = reader.frame().await;
+        assert_eq!(ping.first_byte, PING, "{ping:?}");
+        reader.send_frame(PONG, &ping.payload).await;
+    }
+    let mut writer = Client::dial(site.door, &pinged)
+        .await
+        .expect("it is served");
+    writer.next_text().await;
+    writer.write("key", json!("after all the pings")).await;
+    let op = reader.frame_but_ping().await;
+    let text = String::from_utf8_lossy(&op.payload);
+    assert!(text.contains("after all the pings"), "{text}");
+
+    match silent.event().await {
+        Event::Lost(_) => {}
+        other => panic!("the proxy cuts a silent connection, and tells no {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_idle_session_through_haproxy_lives_by_pings() {
+    an_idle_session_lives_by_the_server_s_pings(Kind::Haproxy).await;
+}
+
+#[tokio::test]
+async fn an_idle_session_through_nginx_lives_by_pings() {
+    an_idle_session_lives_by_the_server_s_pings(Kind::Nginx).await;
+}

@@ -1,0 +1,107 @@
+//! Compaction as an operator sees it: disk usage stays bounded, the state stays complete, and a
+//! kill at any moment does no harm.
+
+use crate::support::client::{Client, state_of};
+use crate::support::eventually;
+use crate::support::files::segments;
+use crate::support::server::{Server, Setup};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+const KEYS_COUNT: u64 = 40;
+const VALUE_BYTES: usize = 32 * 1024;
+/// A round of overwrites, much more than the log may hold.
+const OPS_COUNT: u64 = 1200;
+const LIVE_BYTES: u64 = KEYS_COUNT * VALUE_BYTES as u64;
+/// The size that a small log may have however little of it is live (src/limits.rs): for a shard,
+/// what is not worth a compaction, the open segment, and one more that was closed in the meantime.
+const FLOOR_BYTES: u64 = (4 + 2 + 2) * 1024 * 1024;
+
+fn disk_bytes(data_dir: &Path) -> u64 {
+    let bytes = |path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    segments(data_dir).into_iter().map(bytes).sum()
+}
+
+/// Overwrites key after key, and gives the newest value of each that another client was shown.
+async fn overwrite(server: &Server, shown: &mut Map<String, Value>, ops_count: u64) {
+    let mut writer = Client::connect(server, "room").await;
+    let mut reader = Client::connect(server, "room").await;
+    for number in 0..ops_count {
+        let key = format!("key-{}", number % KEYS_COUNT);
+        let value = json!(format!("{number}-{}", "x".repeat(VALUE_BYTES)));
+        let op = writer.write(&key, value.clone()).await;
+        reader.expect_op(&op).await;
+        shown.insert(key, value);
+    }
+}
+
+#[tokio::test]
+async fn a_log_of_overwrites_stays_small_and_whole() {
+    let mut server = Setup::new().shards(1).start().await;
+    let mut shown = Map::new();
+    let bound = LIVE_BYTES * 5 / 2 + FLOOR_BYTES;
+    assert!(
+        OPS_COUNT * VALUE_BYTES as u64 > 2 * bound,
+        "it writes much more"
+    );
+    for _ in 0..3 {
+        overwrite(&server, &mut shown, OPS_COUNT).await;
+        // How quickly hangs on the machine; that it does not.
+        eventually("the log to be small", async || {
+            (disk_bytes(server.data_dir()) <= bound).then_some(())
+        })
+        .await;
+    }
+    let line = server.log_line(&["compacted the log", "bytes_freed"]).await;
+    assert!(!line.contains("bytes_freed=0"), "{line}");
+    assert_eq!(state_of(&server, "room").await, shown);
+    for shards in [1, 3] {
+        server.stop().await;
+        server.restart(shards).await;
+        assert_eq!(state_of(&server, "room").await, shown);
+    }
+}
+
+#[tokio::test]
+async fn a_kill_while_it_compacts_loses_nothing_and_leaves_nothing() {
+    let mut server = Setup::new().shards(1).start().await;
+    let mut shown = Map::new();
+    let mut compactions_begun = 0;
+    for round in 0..8 {
+        // The log is due for a compaction somewhere in here, a little later from round to round.
+        overwrite(&server, &mut shown, 250 + 13 * round).await;
+        server.kill9();
+        compactions_begun += server.log().matches("compacting the log").count();
+        server.restart(1).await;
+        assert_eq!(state_of(&server, "room").await, shown, "round {round}");
+        // What this start begins at once, a compaction or a segment, has other names for a while.
+        eventually("only segments to be there", async || {
+            let names = std::fs::read_dir(server.data_dir().join("shard-00")).expect("the folder");
+            let mut names = names.flatten().map(|entry| entry.file_name());
+            let is_segment = |name: std::ffi::OsString| name.to_string_lossy().ends_with(".aof");
+            names.all(is_segment).then_some(())
+        })
+        .await;
+    }
+    assert!(compactions_begun > 0, "some were killed in or after one");
+}
+
+#[tokio::test]
+async fn a_stop_ends_a_compaction_and_leaves_nothing_half_done() {
+    let mut server = Setup::new().shards(1).start().await;
+    let mut shown = Map::new();
+    for _ in 0..2 {
+        overwrite(&server, &mut shown, 400).await;
+        eventually("a compaction", async || {
+            server.log().contains("compacting the log").then_some(())
+        })
+        .await;
+        server.stop().await;
+        let names = std::fs::read_dir(server.data_dir().join("shard-00")).expect("the folder");
+        for name in names.flatten().map(|entry| entry.file_name()) {
+            assert!(name.to_string_lossy().ends_with(".aof"), "{name:?}");
+        }
+        server.restart(1).await;
+        assert_eq!(state_of(&server, "room").await, shown);
+    }
+}

@@ -1,0 +1,579 @@
+//! A segment that is truncated or altered, at each field of each of its units: the server starts
+//! with exactly what the format page in `src/log/record.rs` promises and reports what it cut off,
+//! or it refuses to start and changes nothing.
+
+mod format;
+
+use crate::support::client::{Client, op_text, state_of};
+use crate::support::raw::{Raw, TEXT, masked_frame};
+use crate::support::server::{Server, Setup};
+use crate::support::{client::Op, eventually, files, stamp};
+use format::{Kind, Layout, SEGMENT_HEADER_BYTES, reseal};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+const SEGMENT_1: &str = "shard-00/0000000001.aof";
+const SEGMENT_2: &str = "shard-00/0000000002.aof";
+const SEGMENT_3: &str = "shard-00/0000000003.aof";
+const SECTOR_BYTES: usize = 512;
+
+type Image = BTreeMap<PathBuf, Vec<u8>>;
+
+/// A log, and what stands in it.
+struct Log {
+    image: Image,
+    /// Of segment 1, which the tests harm.
+    layout: Layout,
+    /// All ops, in order, each with a key of its own.
+    ops: Vec<Op>,
+    end: End,
+}
+
+/// What is behind the ops in segment 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Nothing: the server was killed. Every op was synced.
+    Killed,
+    /// The same, and no op was synced.
+    Unsynced,
+    /// The empty batch of a clean stop.
+    Sealed,
+    /// A second segment, with an op.
+    Followed,
+}
+
+/// What a start has to make of a log.
+#[derive(Debug, PartialEq, Eq)]
+enum Expected {
+    /// It serves the first ops. `cut`: segment 1 was truncated there. The cut is reported, except
+    /// for the zeros at the end that fill a segment ahead of time.
+    Starts { ops: usize, cut: Option<usize> },
+    /// One line with the file, the offset, and the command that helps.
+    Refused { file: &'static str, offset: usize },
+}
+
+impl Log {
+    /// Five ops: a batch of one, a batch of three, a batch of one.
+    async fn new(end: End) -> Log {
+        let mode = if end == End::Unsynced {
+            "none"
+        } else {
+            "always"
+        };
+        let setup = Setup::new().shards(1).args(&["--durability", mode]);
+        let mut server = setup.start().await;
+        let mut ops = Vec::new();
+        for (batch, ops_count) in [1, 3, 1].into_iter().enumerate() {
+            let new = (0..ops_count).map(|_| ops.len());
+            let new: Vec<Op> = new.zip(0..).map(|(first, more)| op(first + more)).collect();
+            write_batch(&server, &new).await;
+            ops.extend(new);
+            let wanted = (batch + 1, ops.len());
+            eventually("the batch is in the file", async || {
+                let layout = Layout::of(&segment(&server, SEGMENT_1)?);
+                ((layout.batches_count, layout.ops_count) == wanted).then_some(())
+            })
+            .await;
+        }
+        match end {
+            End::Killed | End::Unsynced => server.kill9(),
+            End::Sealed => server.stop().await,
+            End::Followed => {
+                server.kill9();
+                server.restart(1).await;
+                ops.push(op(ops.len()));
+                write_batch(&server, &ops[5..]).await;
+                server.kill9();
+            }
+        }
+        let mut image = files::image(server.data_dir());
+        let layout = Layout::of(&image[Path::new(SEGMENT_1)]);
+        for (_, bytes) in image.iter_mut().filter(|(name, _)| {
+            let extension = name.extension();
+            extension.is_some_and(|extension| extension == "aof")
+        }) {
+            bytes.truncate(Layout::of(bytes).len);
+        }
+        Log {
+            image,
+            layout,
+            ops,
+            end,
+        }
+    }
+
+    /// The log with a harmed segment 1.
+    fn harmed(&self, harm: impl FnOnce(&mut Vec<u8>)) -> Image {
+        let mut image = self.image.clone();
+        let bytes = image.get_mut(Path::new(SEGMENT_1));
+        harm(bytes.expect("segment 1 is there"));
+        image
+    }
+
+    /// What is expected where one byte of segment 1 was altered. A later batch vouches for it, or
+    /// that no sector is missing.
+    fn expected_bad_at(&self, offset: usize) -> Expected {
+        assert!(
+            self.layout.len < SECTOR_BYTES,
+            "no batch lies over the edge of a sector, where its checksum might pass for missing"
+        );
+        Expected::Refused {
+            file: SEGMENT_1,
+            offset: self.layout.unit_at(offset).start,
+        }
+    }
+
+    /// What is expected where segment 1 was cut off to this length.
+    fn expected_cut_at(&self, len: usize) -> Expected {
+        let unit = self.layout.unit_at(len);
+        if unit.kind == Kind::SegmentHeader || self.end == End::Followed {
+            return Expected::Refused {
+                file: SEGMENT_1,
+                offset: unit.start,
+            };
+        }
+        Expected::Starts {
+            ops: unit.ops_before,
+            cut: Some(unit.start),
+        }
+    }
+
+    fn state(&self, ops_count: usize) -> Map<String, Value> {
+        let ops = self.ops[..ops_count].iter();
+        ops.map(|op| (op.key.clone(), op.value.clone())).collect()
+    }
+
+    /// Starts a server on the image of a harmed log.
+    async fn check(&self, what: &str, image: &Image, expected: &Expected) {
+        println!("{:?}, {what}: {expected:?}", self.end);
+        let setup = Setup::new().shards(1);
+        files::put_back(setup.data_dir(), image);
+        match expected {
+            Expected::Refused { file, offset } => {
+                let line = refused(&setup, image).await;
+                let path = setup.data_dir().join(file).display().to_string();
+                assert!(line.contains(&path), "the file {path}: {line}");
+                let place = format!("byte {offset}:");
+                assert!(line.contains(&place), "the place, {place} {line}");
+                let command = format!(
+                    "etherply log repair --data-dir {}",
+                    setup.data_dir().display()
+                );
+                assert!(line.ends_with(&command), "what helps: {line}");
+            }
+            Expected::Starts { ops, cut } => {
+                let behind = cut.map(|cut| (cut, &image[Path::new(SEGMENT_1)][cut..]));
+                let cut = behind.map(|(cut, behind)| (cut, files::written_len(behind)));
+                let cut = cut.filter(|(_, bytes)| *bytes > 0);
+                self.check_start(setup, *ops, cut).await;
+            }
+        }
+    }
+
+    /// The server starts with so many ops, tells what it cut off, and goes on behind the cut.
+    async fn check_start(&self, setup: Setup, ops_count: usize, cut: Option<(usize, usize)>) {
+        let mut server = setup.start().await;
+        let mut state = self.state(ops_count);
+        assert_eq!(state_of(&server, "room").await, state);
+        let new = Op::new("new", json!("behind the harm"), stamp());
+        write_batch(&server, std::slice::from_ref(&new)).await;
+        state.insert(new.key, new.value);
+        server.kill9();
+        let log = server.log();
+        let told: Vec<&str> = log.lines().filter(|line| line.contains("torn")).collect();
+        match (&told[..], cut) {
+            ([], None) => {}
+            ([line], Some((offset, bytes))) => {
+                let left = segment(&server, SEGMENT_1).map(|bytes| bytes.len());
+                assert_eq!(left, Some(offset), "what is left of the segment");
+                let path = server.data_dir().join(SEGMENT_1).display().to_string();
+                let words = [path, format!("offset={offset}"), format!("bytes={bytes}")];
+                for word in words {
+                    assert!(line.contains(&word), "{word:?} is told: {line}");
+                }
+            }
+            _ => panic!("{cut:?} was to be told:\n{log}"),
+        }
+        server.restart(2).await;
+        assert_eq!(state_of(&server, "room").await, state, "after a restart");
+        assert!(!server.log().contains("torn"), "it is cut off once");
+    }
+}
+
+fn op(number: usize) -> Op {
+    Op::new(&format!("k{number}"), json!(format!("v{number}")), stamp())
+}
+
+/// Sends these ops in one piece, and waits until each was shown.
+async fn write_batch(server: &Server, ops: &[Op]) {
+    let mut witness = Client::connect(server, "room").await;
+    let mut writer = Raw::open(server.addr(), &Server::sync_path("room")).await;
+    let frames = ops
+        .iter()
+        .map(|op| masked_frame(TEXT, op_text(op).as_bytes()));
+    writer.send(&frames.collect::<Vec<_>>().concat()).await;
+    for op in ops {
+        witness.expect_op(op).await;
+    }
+}
+
+fn segment(server: &Server, name: &str) -> Option<Vec<u8>> {
+    std::fs::read(server.data_dir().join(name)).ok()
+}
+
+/// A start that refuses: its line. Nothing but the process id in LOCK has changed.
+async fn refused(setup: &Setup, image: &Image) -> String {
+    let outcome = setup.run().await;
+    let line = outcome.expect_refusal().to_string();
+    let mut after = files::image(setup.data_dir());
+    let lock = PathBuf::from("LOCK");
+    after.insert(lock.clone(), image[&lock].clone());
+    assert!(&after == image, "a refused start changes nothing: {line}");
+    line
+}
+
+// ---- every field ----
+
+/// Turns over a bit in the first byte of every field.
+async fn check_flips(end: End) {
+    let log = Log::new(end).await;
+    for unit in &log.layout.units {
+        for (field, at) in &unit.fields {
+            let what = format!("a bit of {field} of {:?} at {}", unit.kind, unit.start);
+            let expected = log.expected_bad_at(*at);
+            let image = log.harmed(|bytes| bytes[*at] ^= 1);
+            log.check(&what, &image, &expected).await;
+        }
+    }
+}
+
+/// Cuts the segment off before every field, and in the middle of the unit's last one.
+async fn check_cuts(end: End) {
+    let log = Log::new(end).await;
+    // Before the seal, a sealed segment is like another one.
+    let first_batch = if end == End::Sealed { 2 } else { 0 };
+    let units = log.layout.units.iter();
+    for unit in units.filter(|unit| unit.batch >= first_batch) {
+        let last = (unit.fields.last().expect("it has fields").1 + unit.end).div_ceil(2);
+        let cuts = unit.fields.iter().map(|(_, at)| *at).chain([last]);
+        for len in cuts {
+            let what = format!("cut to {len}, in {:?} at {}", unit.kind, unit.start);
+            let image = log.harmed(|bytes| bytes.truncate(len));
+            log.check(&what, &image, &log.expected_cut_at(len)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_bit_of_any_field_of_a_last_segment_refuses_the_start() {
+    check_flips(End::Killed).await;
+}
+
+#[tokio::test]
+async fn a_bit_of_any_field_of_a_sealed_segment_refuses_the_start() {
+    check_flips(End::Sealed).await;
+}
+
+#[tokio::test]
+async fn a_bit_of_any_field_of_an_unsynced_segment_refuses_the_start() {
+    check_flips(End::Unsynced).await;
+}
+
+#[tokio::test]
+async fn a_bit_of_any_field_of_an_earlier_segment_refuses_the_start() {
+    check_flips(End::Followed).await;
+}
+
+#[tokio::test]
+async fn a_last_segment_cut_off_at_any_field_serves_what_is_before_it() {
+    check_cuts(End::Killed).await;
+}
+
+#[tokio::test]
+async fn a_sealed_segment_cut_off_at_any_field_serves_what_is_before_it() {
+    check_cuts(End::Sealed).await;
+}
+
+#[tokio::test]
+async fn an_earlier_segment_cut_off_at_any_field_refuses_the_start() {
+    check_cuts(End::Followed).await;
+}
+
+// ---- pieces that are gone, doubled, swapped, or of somewhere else ----
+
+/// One way to move bytes within a segment, the offset of the first misplaced byte, and what is
+/// expected if it is the last segment. In an earlier segment each of them refuses the start.
+struct Surgery {
+    what: &'static str,
+    harm: fn(&mut Vec<u8>, &Layout),
+    bad_at: fn(&Layout) -> usize,
+    is_found_in_the_last: bool,
+}
+
+/// Batches that moved are known by the position in their headers. Behind records that moved no
+/// header is in its place, but nothing is missing of their batch. Zeros up to its end are what an
+/// interrupted write leaves.
+const SURGERIES: &[Surgery] = &[
+    Surgery {
+        what: "a batch in the middle is gone",
+        harm: |bytes, layout| drop(bytes.drain(layout.range(1))),
+        bad_at: |layout| layout.range(1).start,
+        is_found_in_the_last: true,
+    },
+    Surgery {
+        what: "a batch stands there twice",
+        harm: |bytes, layout| {
+            let range = layout.range(0);
+            let batch = bytes[range.clone()].to_vec();
+            drop(bytes.splice(range.end..range.end, batch));
+        },
+        bad_at: |layout| layout.range(0).end,
+        is_found_in_the_last: true,
+    },
+    Surgery {
+        what: "two batches changed places",
+        harm: |bytes, layout| {
+            let range = layout.range(0).start..layout.range(1).end;
+            bytes[range].rotate_left(layout.range(0).len());
+        },
+        bad_at: |layout| layout.range(0).start,
+        is_found_in_the_last: true,
+    },
+    Surgery {
+        what: "a batch in the middle is zeros",
+        harm: |bytes, layout| bytes[layout.range(1)].fill(0),
+        bad_at: |layout| layout.range(1).start,
+        is_found_in_the_last: true,
+    },
+    Surgery {
+        what: "from the middle of a batch on, all is zeros",
+        harm: |bytes, layout| bytes[layout.record(2).start..].fill(0),
+        bad_at: |layout| layout.record(2).start,
+        is_found_in_the_last: false,
+    },
+    Surgery {
+        what: "a record in the middle is gone",
+        harm: |bytes, layout| drop(bytes.drain(layout.record(2).start..layout.record(2).end)),
+        bad_at: |layout| layout.record(2).start,
+        is_found_in_the_last: true,
+    },
+    Surgery {
+        what: "two records changed places",
+        harm: |bytes, layout| {
+            let range = layout.record(2).start..layout.record(3).end;
+            bytes[range].rotate_left(layout.record(2).end - layout.record(2).start);
+        },
+        bad_at: |layout| layout.record(2).start,
+        is_found_in_the_last: true,
+    },
+    Surgery {
+        what: "a byte too many in a record",
+        harm: |bytes, layout| bytes.insert(layout.record(2).end - 1, b'v'),
+        bad_at: |layout| layout.record(2).start,
+        is_found_in_the_last: true,
+    },
+];
+
+#[tokio::test]
+async fn pieces_that_are_gone_or_moved_are_never_passed_over() {
+    for end in [End::Killed, End::Followed] {
+        let log = Log::new(end).await;
+        for surgery in SURGERIES {
+            let image = log.harmed(|bytes| (surgery.harm)(bytes, &log.layout));
+            let unit = log.layout.unit_at((surgery.bad_at)(&log.layout));
+            let expected = if end == End::Followed || surgery.is_found_in_the_last {
+                Expected::Refused {
+                    file: SEGMENT_1,
+                    offset: unit.start,
+                }
+            } else {
+                Expected::Starts {
+                    ops: unit.ops_before,
+                    cut: Some(unit.start),
+                }
+            };
+            log.check(surgery.what, &image, &expected).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn bytes_behind_the_end_are_cut_off_or_ignored_or_refuse_the_start() {
+    let noise: Vec<u8> = (1..=200).collect();
+    for end in [End::Killed, End::Sealed, End::Followed] {
+        let log = Log::new(end).await;
+        let first_batch = &log.image[Path::new(SEGMENT_1)][log.layout.range(0)];
+        let behind_zeros = [&[0; 4096][..], &noise, &[0; 4096]].concat();
+        for (more, may_be_torn) in [
+            (&[0; 4096][..], true),
+            (&behind_zeros, true),
+            // The file ends before a batch header could.
+            (b"\xFFEPB", true),
+            (&first_batch[..20], true),
+            (&noise, false),
+        ] {
+            let image = log.harmed(|bytes| bytes.extend_from_slice(more));
+            // The next segment says where an earlier one ends.
+            let expected = if may_be_torn || end == End::Followed {
+                Expected::Starts {
+                    ops: log.ops.len(),
+                    cut: (end != End::Followed).then_some(log.layout.len),
+                }
+            } else {
+                Expected::Refused {
+                    file: SEGMENT_1,
+                    offset: log.layout.len,
+                }
+            };
+            log.check("bytes behind the end", &image, &expected).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_second_segment_whose_header_is_harmed_refuses_the_start() {
+    let log = Log::new(End::Followed).await;
+    let header = &log.layout.units[0];
+    let refused = Expected::Refused {
+        file: SEGMENT_2,
+        offset: 0,
+    };
+    for (field, at) in &header.fields {
+        let mut image = log.image.clone();
+        image.get_mut(Path::new(SEGMENT_2)).expect("it is there")[*at] ^= 1;
+        log.check(&format!("a bit of {field}"), &image, &refused)
+            .await;
+        image
+            .get_mut(Path::new(SEGMENT_2))
+            .expect("it is there")
+            .truncate(*at);
+        log.check(&format!("cut before {field}"), &image, &refused)
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn a_segment_under_another_name_or_in_another_log_is_found_out() {
+    let log = Log::new(End::Followed).await;
+    let stranger = Log::new(End::Followed).await;
+    let (first, second) = (PathBuf::from(SEGMENT_1), PathBuf::from(SEGMENT_2));
+    let moved = |from: &Path, to: &str| {
+        let mut image = log.image.clone();
+        let bytes = image.remove(from).expect("it is there");
+        image.insert(PathBuf::from(to), bytes);
+        image
+    };
+    let mut of_another_log = log.image.clone();
+    of_another_log.insert(first.clone(), stranger.image[&first].clone());
+    let mut twice = log.image.clone();
+    twice.insert(second.clone(), log.image[&first].clone());
+    let mut without_the_first = log.image.clone();
+    without_the_first.remove(&first);
+    let cases = [
+        ("another log's segment", of_another_log, SEGMENT_1, 16),
+        ("the first as the second", twice, SEGMENT_2, 0),
+        ("the first is missing", without_the_first, SEGMENT_1, 0),
+        ("a wrong number", moved(&second, SEGMENT_3), SEGMENT_3, 0),
+        (
+            "another shard's",
+            moved(&first, "shard-01/0000000001.aof"),
+            SEGMENT_1,
+            0,
+        ),
+    ];
+    for (what, image, file, offset) in cases {
+        let expected = Expected::Refused { file, offset };
+        log.check(what, &image, &expected).await;
+    }
+}
+
+// ---- what no crash and no bad disk writes: the checksums are right ----
+
+#[tokio::test]
+async fn a_content_that_is_not_legal_refuses_the_start_even_with_right_checksums() {
+    type Harm = fn(&mut [u8], &Layout);
+    type BadAt = fn(&Layout) -> usize;
+    const HEADER: usize = 0;
+    let cases: [(&str, Harm, BadAt); 10] = [
+        ("a reserved byte", |bytes, _| bytes[50] = 1, |_| HEADER),
+        ("the shard", |bytes, _| bytes[12] = 1, |_| HEADER),
+        ("the index", |bytes, _| bytes[32] = 2, |_| HEADER),
+        ("the epoch", |bytes, _| bytes[16] ^= 1, |_| 16),
+        ("the first position", |bytes, _| bytes[40] = 1, |_| 40),
+        (
+            "a batch of another place",
+            |bytes, layout| bytes[layout.batch(2).field("position")] ^= 1,
+            |layout| layout.batch(2).start,
+        ),
+        (
+            "a batch that is durable before it is written",
+            |bytes, layout| bytes[layout.batch(2).field("durable position") + 6] = 1,
+            |layout| layout.batch(2).start,
+        ),
+        (
+            "a record of an unknown kind",
+            |bytes, layout| bytes[layout.record(4).field("kind")] = 2,
+            |layout| layout.record(4).start,
+        ),
+        (
+            "a key longer than its record",
+            |bytes, layout| bytes[layout.record(4).field("key bytes") + 1] = 1,
+            |layout| layout.record(4).start,
+        ),
+        (
+            "a value that is no UTF-8",
+            |bytes, layout| bytes[layout.record(4).field("value") + 1] = 0xFF,
+            |layout| layout.record(4).start,
+        ),
+    ];
+    let log = Log::new(End::Killed).await;
+    for (what, harm, bad_at) in cases {
+        let image = log.harmed(|bytes| {
+            harm(bytes, &log.layout);
+            reseal(bytes, &log.layout);
+        });
+        let expected = Expected::Refused {
+            file: SEGMENT_1,
+            offset: bad_at(&log.layout),
+        };
+        log.check(what, &image, &expected).await;
+    }
+    let untouched = log.harmed(|bytes| reseal(bytes, &log.layout));
+    assert!(
+        untouched == log.image,
+        "the checksums are those of the format page"
+    );
+}
+
+#[tokio::test]
+async fn a_segment_of_a_newer_format_is_refused_and_not_to_be_repaired() {
+    let log = Log::new(End::Killed).await;
+    let image = log.harmed(|bytes| {
+        bytes[8] = 2;
+        reseal(bytes, &log.layout);
+    });
+    let setup = Setup::new().shards(1);
+    files::put_back(setup.data_dir(), &image);
+    let line = refused(&setup, &image).await;
+    let path = setup.data_dir().join(SEGMENT_1).display().to_string();
+    for word in [&path, "format 2", "start the newer server"] {
+        assert!(line.contains(word), "{word:?}: {line}");
+    }
+    assert!(!line.contains("repair"), "{line}");
+}
+
+/// The case that the format page says is not detected: a last segment that lost exactly its last
+/// batches or records.
+#[tokio::test]
+async fn a_start_on_whole_batches_serves_them() {
+    let log = Log::new(End::Killed).await;
+    let image = log.harmed(|bytes| bytes.truncate(SEGMENT_HEADER_BYTES));
+    let expected = Expected::Starts { ops: 0, cut: None };
+    log.check("no batch is left", &image, &expected).await;
+    let expected = Expected::Starts {
+        ops: log.ops.len(),
+        cut: None,
+    };
+    log.check("nothing is harmed", &log.image, &expected).await;
+}

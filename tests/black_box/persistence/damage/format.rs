@@ -1,0 +1,188 @@
+//! A second reader of the log's format, written from the byte tables in `src/log/record.rs` alone.
+
+pub const SEGMENT_HEADER_BYTES: usize = 64;
+const BATCH_HEADER_BYTES: usize = 28;
+const TEXTS_AT: usize = 29;
+
+const SEGMENT_FIELDS: &[(&str, usize)] = &[
+    ("magic", 0),
+    ("version", 8),
+    ("reserved", 10),
+    ("shard", 12),
+    ("epoch", 16),
+    ("index", 32),
+    ("first position", 40),
+    ("second reserved", 48),
+    ("crc", 60),
+];
+const BATCH_FIELDS: &[(&str, usize)] = &[
+    ("magic", 0),
+    ("payload bytes", 4),
+    ("position", 8),
+    ("durable position", 16),
+    ("crc", 24),
+];
+const RECORD_FIELDS: &[(&str, usize)] = &[
+    ("crc", 0),
+    ("record bytes", 4),
+    ("seq", 8),
+    ("timestamp", 16),
+    ("workspace id bytes", 24),
+    ("key bytes", 26),
+    ("kind", 28),
+    ("workspace id", TEXTS_AT),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    SegmentHeader,
+    BatchHeader,
+    Record,
+}
+
+/// A stretch of a segment that is right or wrong as a whole.
+#[derive(Debug, Clone)]
+pub struct Unit {
+    pub kind: Kind,
+    pub start: usize,
+    pub end: usize,
+    /// The name and the first offset of each field.
+    pub fields: Vec<(&'static str, usize)>,
+    /// The records in front of it.
+    pub ops_before: usize,
+    /// The batch that it is in, counted from zero.
+    pub batch: usize,
+}
+
+impl Unit {
+    fn new(kind: Kind, start: usize, len: usize, fields: &[(&'static str, usize)]) -> Unit {
+        let fields = fields.iter().map(|(name, at)| (*name, start + at));
+        Unit {
+            kind,
+            start,
+            end: start + len,
+            fields: fields.collect(),
+            ops_before: 0,
+            batch: 0,
+        }
+    }
+
+    pub fn field(&self, name: &str) -> usize {
+        let field = self.fields.iter().find(|(known, _)| *known == name);
+        field
+            .unwrap_or_else(|| panic!("{name} is a field of {self:?}"))
+            .1
+    }
+}
+
+/// A segment, taken apart.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    pub units: Vec<Unit>,
+    pub batches_count: usize,
+    pub ops_count: usize,
+    pub len: usize,
+}
+
+impl Layout {
+    /// Reads an undamaged segment. After its last batch there may only be the zeros that it was
+    /// filled with.
+    pub fn of(bytes: &[u8]) -> Layout {
+        let header = Unit::new(Kind::SegmentHeader, 0, SEGMENT_HEADER_BYTES, SEGMENT_FIELDS);
+        let mut layout = Layout {
+            units: vec![header],
+            batches_count: 0,
+            ops_count: 0,
+            len: 0,
+        };
+        let mut at = SEGMENT_HEADER_BYTES;
+        while bytes[at..].iter().any(|byte| *byte != 0) {
+            assert_eq!(&bytes[at..at + 4], b"\xFFEPB", "a batch begins at {at}");
+            layout.push(Unit::new(
+                Kind::BatchHeader,
+                at,
+                BATCH_HEADER_BYTES,
+                BATCH_FIELDS,
+            ));
+            let batch_end = at + BATCH_HEADER_BYTES + u32_at(bytes, at + 4);
+            at += BATCH_HEADER_BYTES;
+            while at < batch_end {
+                let len = u32_at(bytes, at + 4);
+                let mut record = Unit::new(Kind::Record, at, len, RECORD_FIELDS);
+                let key = at + TEXTS_AT + u16_at(bytes, at + 24);
+                record.fields.push(("key", key));
+                record.fields.push(("value", key + u16_at(bytes, at + 26)));
+                layout.push(record);
+                at += len;
+            }
+            assert_eq!(at, batch_end, "the records fill their batch");
+            layout.batches_count += 1;
+        }
+        layout.len = at;
+        layout
+    }
+
+    fn push(&mut self, mut unit: Unit) {
+        unit.batch = self.batches_count;
+        unit.ops_before = self.ops_count;
+        self.ops_count += usize::from(unit.kind == Kind::Record);
+        self.units.push(unit);
+    }
+
+    /// The unit that this byte is in.
+    pub fn unit_at(&self, offset: usize) -> &Unit {
+        let holds = |unit: &&Unit| (unit.start..unit.end).contains(&offset);
+        let unit = self.units.iter().find(holds);
+        unit.unwrap_or_else(|| panic!("{offset} is in the segment"))
+    }
+
+    /// The header of a batch.
+    pub fn batch(&self, batch: usize) -> &Unit {
+        let units = &mut self.units.iter();
+        let unit = units.find(|unit| unit.kind == Kind::BatchHeader && unit.batch == batch);
+        unit.expect("there is such a batch")
+    }
+
+    /// The record of an op.
+    pub fn record(&self, op: usize) -> &Unit {
+        let units = &mut self.units.iter();
+        let unit = units.find(|unit| unit.kind == Kind::Record && unit.ops_before == op);
+        unit.expect("there is such an op")
+    }
+
+    /// Where a batch begins and ends, its records included.
+    pub fn range(&self, batch: usize) -> std::ops::Range<usize> {
+        let in_batch = |unit: &&Unit| unit.kind != Kind::SegmentHeader && unit.batch == batch;
+        let last = self.units.iter().rfind(in_batch);
+        self.batch(batch).start..last.expect("there is such a batch").end
+    }
+}
+
+/// Makes all checksums of a segment right again.
+pub fn reseal(bytes: &mut [u8], layout: &Layout) {
+    let mut crc = 0;
+    for unit in &layout.units {
+        let (start, end) = (unit.start, unit.end);
+        let (crc_at, body) = match unit.kind {
+            Kind::SegmentHeader => (60, start..60),
+            Kind::BatchHeader => (start + 24, start..start + 24),
+            Kind::Record => (start, start + 4..end),
+        };
+        let seed = match unit.kind {
+            Kind::SegmentHeader => 0,
+            Kind::BatchHeader => u32::from_le_bytes(bytes[60..64].try_into().expect("four bytes")),
+            Kind::Record => crc,
+        };
+        crc = crc32c::crc32c_append(seed, &bytes[body]);
+        bytes[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> usize {
+    let field = bytes[at..at + 4].try_into().expect("four bytes");
+    usize::try_from(u32::from_le_bytes(field)).expect("a small number")
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> usize {
+    u16::from_le_bytes(bytes[at..at + 2].try_into().expect("two bytes")).into()
+}

@@ -1,0 +1,462 @@
+//! The data directory, or a part of it, is deleted under a running server. The file of the open
+//! segment lives on without a name, and its ops are gone when the server is: none of them may be
+//! reported as durable.
+
+use crate::support::client::{Client, Event, Op, state_of};
+use crate::support::server::{Server, Setup};
+use crate::support::{PATIENCE, eventually, files};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+const ALWAYS: &[&str] = &["--durability", "always"];
+const INTERVAL: &[&str] = &["--durability", "interval", "--sync-interval-ms", "3600000"];
+const NONE: &[&str] = &["--durability", "none"];
+const MODES: [&[&str]; 3] = [ALWAYS, INTERVAL, NONE];
+
+/// The folder of the only shard.
+const SHARD: &str = "shard-00";
+
+/// A way to delete, by what is left of the data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    AnEmptyFolder,
+    AllButTheShard,
+    AllButTheOpenSegment,
+}
+
+impl Left {
+    fn delete_the_rest(self, data_dir: &Path) {
+        match self {
+            Left::Nothing => std::fs::remove_dir_all(data_dir),
+            Left::AnEmptyFolder => {
+                std::fs::remove_dir_all(data_dir).and_then(|()| std::fs::create_dir(data_dir))
+            }
+            Left::AllButTheShard => std::fs::remove_dir_all(data_dir.join(SHARD)),
+            Left::AllButTheOpenSegment => {
+                let open_segment = files::segments(data_dir).pop();
+                std::fs::remove_file(open_segment.expect("a segment is open"))
+            }
+        }
+        .expect("the server cannot keep anybody from deleting");
+    }
+}
+
+/// A server of one shard with some ops in its log, and a backup from before some of them.
+struct Scene {
+    server: Server,
+    data_dir: PathBuf,
+    backup: BTreeMap<PathBuf, Vec<u8>>,
+    in_backup: Map<String, Value>,
+}
+
+/// Who writes, and who is shown it.
+struct Pair {
+    writer: Client,
+    witness: Client,
+}
+
+impl Scene {
+    async fn new(mode: &[&str]) -> (Scene, Pair) {
+        let setup = Setup::new().shards(1).args(mode);
+        let mut server = setup.args(&["--drain-ms", "100"]).start().await;
+        let mut writer = Client::connect(&server, "room").await;
+        for number in 0..10 {
+            writer.write(&format!("k{number}"), json!(number)).await;
+        }
+        writer.expect_no_answer().await;
+        writer.close().await;
+        let in_backup = state_of(&server, "room").await;
+        assert_eq!(in_backup.len(), 10);
+        server.stop().await;
+        let data_dir = server.data_dir().to_path_buf();
+        let backup = files::image(&data_dir);
+
+        server.restart(1).await;
+        let mut pair = Pair {
+            writer: Client::connect(&server, "room").await,
+            witness: Client::connect(&server, "room").await,
+        };
+        pair.write("behind the backup", json!(1)).await;
+        let scene = Scene {
+            server,
+            data_dir,
+            backup,
+            in_backup,
+        };
+        (scene, pair)
+    }
+
+    async fn check_failed(&self) {
+        let server = &self.server;
+        server.until_ready_is(503).await;
+        let answer = server.handshake(&Server::sync_path("room")).await;
+        assert_eq!(answer.status, 500, "{answer:?}");
+        assert_eq!(server.get("/healthz").await.status, 200, "it lives");
+        // A write that ends during the deletion may find LOCK gone and the segment still there.
+        let path = server.data_dir().display().to_string();
+        let words = ["the log cannot be written", &path, "was deleted", "start"];
+        server.log_line(&words).await;
+        let path = server.data_dir().join(SHARD).display().to_string();
+        let words = [
+            "the shard cannot serve yet",
+            &path,
+            "was deleted",
+            "backup",
+            "start it again",
+        ];
+        server.log_line(&words).await;
+    }
+
+    async fn end(&mut self) {
+        self.server.terminate();
+        let code = self.server.exit_code_within(PATIENCE).await;
+        assert!(
+            matches!(code, Some(0 | 1)),
+            "{code:?}: {}",
+            self.server.log()
+        );
+    }
+
+    async fn check_the_backup_is_served(&mut self) {
+        files::put_back(&self.data_dir, &self.backup);
+        for shards in [1, 2] {
+            self.server.restart(shards).await;
+            let state = state_of(&self.server, "room").await;
+            assert_eq!(state, self.in_backup, "with {shards} shards");
+            self.server.kill9();
+        }
+    }
+}
+
+impl Pair {
+    async fn write(&mut self, key: &str, value: Value) {
+        let op = self.writer.write(key, value).await;
+        self.witness.expect_op(&op).await;
+    }
+
+    /// Keeps writing until the server has noticed. Modes that show an op before it is written show
+    /// some until then.
+    async fn write_until_it_is_noticed(mut self, mode: &[&str], server: &Server) {
+        for number in 0.. {
+            assert!(number < 1000, "ops go on into a deleted file");
+            let key = format!("after {number}");
+            let op = self.writer.write(&key, json!(number)).await;
+            match self.witness.event().await {
+                Event::Text(text) => {
+                    assert_eq!(Op::parse(&text), Some(op));
+                    assert_ne!(mode, ALWAYS, "{text} was shown and is kept nowhere");
+                }
+                Event::Close(1011, _) => break,
+                event => panic!("a close with 1011 was due, not {event:?}"),
+            }
+        }
+        // The look that is taken once a second may come before the op: then the op was never taken.
+        let log = server.log();
+        if mode == ALWAYS && !log.contains("(data directory: ") {
+            let text = self.writer.expect_error(500).await;
+            assert_eq!(text, "Internal Server Error", "its sender is told");
+        }
+        assert_eq!(self.writer.close_code().await, 1011);
+    }
+}
+
+async fn check(mode: &[&str], left: Left) {
+    println!("{mode:?}, left: {left:?}");
+    let (mut scene, pair) = Scene::new(mode).await;
+    left.delete_the_rest(&scene.data_dir);
+    let rest = files::image(&scene.data_dir);
+    pair.write_until_it_is_noticed(mode, &scene.server).await;
+    scene.check_failed().await;
+    scene.end().await;
+    assert_eq!(
+        files::image(&scene.data_dir),
+        rest,
+        "what the server leaves behind would stand in the way of a backup"
+    );
+    if left != Left::Nothing {
+        Left::Nothing.delete_the_rest(&scene.data_dir);
+    }
+    scene.check_the_backup_is_served().await;
+}
+
+#[tokio::test]
+async fn a_data_directory_deleted_under_the_server_ends_the_service_in_every_mode() {
+    for mode in MODES {
+        check(mode, Left::Nothing).await;
+    }
+}
+
+#[tokio::test]
+async fn a_data_directory_emptied_under_the_server_ends_the_service_in_every_mode() {
+    for mode in MODES {
+        check(mode, Left::AnEmptyFolder).await;
+    }
+}
+
+#[tokio::test]
+async fn a_shard_folder_deleted_under_the_server_ends_the_service_in_every_mode() {
+    for mode in MODES {
+        check(mode, Left::AllButTheShard).await;
+    }
+}
+
+#[tokio::test]
+async fn an_open_segment_deleted_under_the_server_ends_the_service_in_every_mode() {
+    for mode in MODES {
+        check(mode, Left::AllButTheOpenSegment).await;
+    }
+}
+
+#[tokio::test]
+async fn a_backup_put_back_under_the_running_server_is_left_as_it_is() {
+    for mode in MODES {
+        let (mut scene, pair) = Scene::new(mode).await;
+        Left::Nothing.delete_the_rest(&scene.data_dir);
+        files::put_back(&scene.data_dir, &scene.backup);
+        pair.write_until_it_is_noticed(mode, &scene.server).await;
+        scene.check_failed().await;
+        scene.end().await;
+        assert_eq!(files::image(&scene.data_dir), scene.backup, "{mode:?}");
+        scene.check_the_backup_is_served().await;
+    }
+}
+
+#[tokio::test]
+async fn a_copy_of_the_running_log_put_back_under_the_same_names_is_left_as_it_is() {
+    let (mut scene, mut pair) = Scene::new(ALWAYS).await;
+    scene.backup = files::image(&scene.data_dir);
+    scene.in_backup = state_of(&scene.server, "room").await;
+    pair.write("behind the copy", json!(1)).await;
+    Left::Nothing.delete_the_rest(&scene.data_dir);
+    files::put_back(&scene.data_dir, &scene.backup);
+    pair.write_until_it_is_noticed(ALWAYS, &scene.server).await;
+    scene.check_failed().await;
+    scene.end().await;
+    assert_eq!(files::image(&scene.data_dir), scene.backup);
+    scene.check_the_backup_is_served().await;
+}
+
+// ---- nobody writes ----
+
+/// What is done to the data directory of a server that is idle, and how it can be undone.
+struct Harm {
+    what: &'static str,
+    apply: fn(&Path),
+    undo: Option<fn(&Path)>,
+    /// What the server says.
+    words: &'static [&'static str],
+}
+
+fn rename(from: &Path, to: &Path) {
+    std::fs::rename(from, to).expect("the server cannot keep anybody from renaming");
+}
+
+fn aside(path: &Path) -> PathBuf {
+    path.with_extension("aside")
+}
+
+const HARMS: &[Harm] = &[
+    Harm {
+        what: "LOCK is deleted",
+        apply: |data_dir| std::fs::remove_file(data_dir.join("LOCK")).expect("it is there"),
+        undo: None,
+        words: &["LOCK was deleted or replaced", "stop every server"],
+    },
+    Harm {
+        what: "LOCK is replaced",
+        apply: |data_dir| {
+            let lock = data_dir.join("LOCK");
+            std::fs::copy(&lock, aside(&lock)).expect("it is there");
+            rename(&aside(&lock), &lock);
+        },
+        undo: None,
+        words: &["LOCK was deleted or replaced", "stop every server"],
+    },
+    Harm {
+        what: "the data directory is moved away",
+        apply: |data_dir| rename(data_dir, &aside(data_dir)),
+        undo: Some(|data_dir| rename(&aside(data_dir), data_dir)),
+        words: &["was deleted or moved away", "move the data directory back"],
+    },
+    Harm {
+        what: "the data directory is moved away and made anew",
+        apply: |data_dir| {
+            rename(data_dir, &aside(data_dir));
+            std::fs::create_dir(data_dir).expect("a folder can be made");
+        },
+        undo: Some(|data_dir| {
+            std::fs::remove_dir(data_dir).expect("the server puts nothing in there");
+            rename(&aside(data_dir), data_dir);
+        }),
+        words: &["was deleted or moved away", "move the data directory back"],
+    },
+    Harm {
+        what: "the shard's folder is moved away",
+        apply: |data_dir| rename(&data_dir.join(SHARD), &data_dir.join("aside")),
+        undo: Some(|data_dir| rename(&data_dir.join("aside"), &data_dir.join(SHARD))),
+        words: &["was deleted or moved away", "move the data directory back"],
+    },
+    Harm {
+        what: "the shard's folder is replaced by a copy",
+        apply: |data_dir| {
+            let shard = data_dir.join(SHARD);
+            let image = files::image(&shard);
+            rename(&shard, &data_dir.join("aside"));
+            files::put_back(&shard, &image);
+        },
+        undo: None,
+        words: &["was deleted or moved away", "move the data directory back"],
+    },
+];
+
+#[tokio::test]
+async fn an_idle_server_notices_that_its_data_directory_is_not_in_its_place() {
+    for Harm {
+        what,
+        apply,
+        undo,
+        words,
+    } in HARMS
+    {
+        println!("{what}");
+        let (mut scene, mut pair) = Scene::new(ALWAYS).await;
+        let state = state_of(&scene.server, "room").await;
+        apply(&scene.data_dir);
+        scene.server.until_ready_is(503).await;
+        assert_eq!(pair.witness.close_code().await, 1011);
+        scene.server.log_line(words).await;
+        let answer = scene.server.handshake(&Server::sync_path("room")).await;
+        assert_eq!(answer.status, 500, "{answer:?}");
+        let Some(undo) = undo else {
+            scene.end().await;
+            continue;
+        };
+        undo(&scene.data_dir);
+        scene.server.until_ready_is(200).await;
+        assert_eq!(state_of(&scene.server, "room").await, state, "{what}");
+        scene.server.stop().await;
+        scene.server.restart(1).await;
+        assert_eq!(state_of(&scene.server, "room").await, state, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn no_op_is_shown_after_lock_was_deleted() {
+    let (mut scene, pair) = Scene::new(ALWAYS).await;
+    std::fs::remove_file(scene.data_dir.join("LOCK")).expect("it is there");
+    pair.write_until_it_is_noticed(ALWAYS, &scene.server).await;
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_second_server_is_refused_where_lock_was_deleted_and_everything_shown_is_kept() {
+    let (mut scene, pair) = Scene::new(ALWAYS).await;
+    drop(pair);
+    let state = state_of(&scene.server, "room").await;
+    let before = files::image(&scene.data_dir.join(SHARD));
+    std::fs::remove_file(scene.data_dir.join("LOCK")).expect("it is there");
+    let second = scene.server.setup().run().await;
+    let line = second.expect_refusal();
+    assert!(
+        line.contains("is in use by another server (pid unknown)"),
+        "{line}"
+    );
+    let data_dir = scene.data_dir.display().to_string();
+    for tool in [&["log", "compact"][..], &["log", "repair", "--yes"]] {
+        let outcome = Setup::new()
+            .run_only(&[tool, &["--data-dir", &data_dir]].concat())
+            .await;
+        let line = outcome.expect_refusal();
+        assert!(line.contains("is in use by another server"), "{line}");
+    }
+    assert_eq!(files::image(&scene.data_dir.join(SHARD)), before);
+    scene.end().await;
+    scene.server.restart(1).await;
+    assert_eq!(state_of(&scene.server, "room").await, state);
+}
+
+/// Deletes all when nothing is on its way, and stops the server: its log.
+async fn log_of_a_stop_after_a_deletion(mode: &[&str]) -> String {
+    let (mut scene, pair) = Scene::new(mode).await;
+    drop(pair);
+    eventually("the last op is written", async || {
+        let bytes = std::fs::read(files::segments(&scene.data_dir).pop()?).ok()?;
+        let key = b"behind the backup";
+        bytes
+            .windows(key.len())
+            .find(|part| part == key)
+            .map(|_| ())
+    })
+    .await;
+    assert_eq!(scene.server.get("/readyz").await.status, 200);
+    Left::AnEmptyFolder.delete_the_rest(&scene.data_dir);
+    scene.end().await;
+    assert!(files::image(&scene.data_dir).is_empty(), "{mode:?}");
+    let log = scene.server.log();
+    assert!(log.contains("was deleted"), "{mode:?}: {log}");
+    scene.check_the_backup_is_served().await;
+    log
+}
+
+#[tokio::test]
+async fn a_server_whose_data_directory_was_deleted_unnoticed_stops_in_good_time() {
+    for (mode, operation) in [
+        (ALWAYS, "(write: "),
+        (INTERVAL, "(fdatasync: "),
+        (NONE, "(fdatasync: "),
+    ] {
+        // The write of the last op may just not have come back, or the watch come first: then it is
+        // noticed at that.
+        for attempt in 0.. {
+            assert!(
+                attempt < 10,
+                "{mode:?}: what is done to a deleted file counts"
+            );
+            let log = log_of_a_stop_after_a_deletion(mode).await;
+            if log.contains(operation) {
+                break;
+            }
+        }
+    }
+}
+
+/// A scene in which the next op needs a new segment before anything is written.
+async fn scene_at_the_end_of_a_segment() -> (Scene, Pair) {
+    // With as little live data as here (src/limits.rs).
+    const SEGMENT_BYTES: u64 = 2 * 1024 * 1024;
+    let (scene, mut pair) = Scene::new(ALWAYS).await;
+    let open_segment = files::segments(&scene.data_dir).pop();
+    let open_segment = open_segment.expect("a segment is open");
+    let filler = "f".repeat(1_000_000);
+    while open_segment.metadata().expect("it is there").len() < SEGMENT_BYTES {
+        pair.write("filler", json!(filler)).await;
+    }
+    (scene, pair)
+}
+
+#[tokio::test]
+async fn a_deletion_before_the_next_segment_leaves_no_segment_without_those_before_it() {
+    let (mut scene, pair) = scene_at_the_end_of_a_segment().await;
+    Left::AnEmptyFolder.delete_the_rest(&scene.data_dir);
+    pair.write_until_it_is_noticed(ALWAYS, &scene.server).await;
+    scene.check_failed().await;
+    scene.end().await;
+    let left = files::image(&scene.data_dir);
+    assert!(left.is_empty(), "there is {:?}", left.keys());
+    scene.check_the_backup_is_served().await;
+}
+
+#[tokio::test]
+async fn a_log_that_was_moved_away_does_not_go_on_in_the_one_that_is_there_instead() {
+    let (mut scene, pair) = scene_at_the_end_of_a_segment().await;
+    let elsewhere = scene.data_dir.with_extension("moved");
+    std::fs::rename(&scene.data_dir, &elsewhere).expect("a folder can be renamed");
+    files::put_back(&scene.data_dir, &scene.backup);
+    pair.write_until_it_is_noticed(ALWAYS, &scene.server).await;
+    scene.check_failed().await;
+    scene.end().await;
+    assert_eq!(files::image(&scene.data_dir), scene.backup);
+    scene.check_the_backup_is_served().await;
+}

@@ -1,0 +1,224 @@
+//! The protocol's order: init first, at one point of the order; the same order for all; no echo.
+
+use crate::support::client::{Client, Event, Op, op_text};
+use crate::support::server::Server;
+use crate::support::stamp;
+use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+#[tokio::test]
+async fn the_first_message_is_init_with_the_whole_state() {
+    let server = Server::start().await;
+    let mut writer = Client::connect(&server, "room").await;
+    let mut witness = Client::connect(&server, "room").await;
+    for (key, value) in [
+        ("a", json!(1)),
+        ("b", json!([2])),
+        ("a", json!({"three": 3})),
+        ("c", json!(null)),
+    ] {
+        let op = writer.write(key, value).await;
+        witness.expect_op(&op).await;
+    }
+    let late = Client::connect(&server, "room").await;
+    assert_eq!(
+        json!(late.init),
+        json!({"a": {"three": 3}, "b": [2], "c": null})
+    );
+}
+
+#[tokio::test]
+async fn the_first_message_is_init_also_for_one_who_speaks_at_once() {
+    let server = Server::start().await;
+    let mut other = Client::connect(&server, "room").await;
+    let mut client = Client::dial(server.addr(), &Server::sync_path("room"))
+        .await
+        .expect("the handshake succeeds");
+    let op = client.write("early", json!(1)).await;
+    other.expect_op(&op).await;
+    assert_eq!(client.next().await["type"], "init");
+    client.expect_silence(&mut other).await;
+}
+
+#[tokio::test]
+async fn the_sender_does_not_get_its_own_op_back() {
+    let server = Server::start().await;
+    let mut sender = Client::connect(&server, "room").await;
+    let mut other = Client::connect(&server, "room").await;
+    for number in 0..10 {
+        let op = sender.write("k", json!(number)).await;
+        other.expect_op(&op).await;
+    }
+    sender.expect_silence(&mut other).await;
+}
+
+#[tokio::test]
+async fn a_second_connection_of_the_same_token_is_another_client() {
+    let server = Server::start().await;
+    let path = Server::sync_path("room");
+    let mut one = Client::connect_path(&server, &path).await;
+    let mut two = Client::connect_path(&server, &path).await;
+    let op = one.write("k", json!(1)).await;
+    two.expect_op(&op).await;
+}
+
+#[tokio::test]
+async fn workspaces_do_not_hear_each_other() {
+    let server = Server::start().await;
+    let mut rooms = Vec::new();
+    for index in 0..8 {
+        let name = format!("room {index}");
+        rooms.push((
+            Client::connect(&server, &name).await,
+            Client::connect(&server, &name).await,
+        ));
+    }
+    for (index, (writer, _)) in rooms.iter_mut().enumerate() {
+        writer.write("same key", json!(index)).await;
+    }
+    for (index, (writer, reader)) in rooms.iter_mut().enumerate() {
+        assert_eq!(reader.next_op().await.value, json!(index));
+        reader.expect_silence(writer).await;
+    }
+}
+
+#[tokio::test]
+async fn all_clients_see_the_ops_of_many_writers_in_one_order() {
+    const WRITERS: u64 = 4;
+    const OPS_EACH: u64 = 100;
+    let server = Server::start().await;
+    let mut observers = Vec::new();
+    for _ in 0..3 {
+        observers.push(Client::connect(&server, "room").await);
+    }
+    let mut writers = Vec::new();
+    for _ in 0..WRITERS {
+        writers.push(Client::connect(&server, "room").await);
+    }
+    let mut writing = Vec::new();
+    for (writer, mut client) in writers.into_iter().enumerate() {
+        writing.push(tokio::spawn(async move {
+            for number in 0..OPS_EACH {
+                client
+                    .send_op(&Op::new(
+                        &format!("{writer}-{number}"),
+                        json!(number),
+                        stamp(),
+                    ))
+                    .await;
+            }
+            client
+        }));
+    }
+    let mut orders = Vec::new();
+    for observer in &mut observers {
+        let mut order = Vec::new();
+        for _ in 0..WRITERS * OPS_EACH {
+            order.push(observer.next_op().await.key);
+        }
+        orders.push(order);
+    }
+    assert_eq!(orders[0], orders[1]);
+    assert_eq!(orders[0], orders[2]);
+    for (writer, task) in (0..).zip(writing) {
+        let mut client = task.await.expect("a writer does not fail");
+        let prefix = format!("{writer}-");
+        let others_order = orders[0].iter().filter(|key| !key.starts_with(&prefix));
+        for key in others_order {
+            assert_eq!(
+                &client.next_op().await.key,
+                key,
+                "writer {writer} sees the others in the same order"
+            );
+        }
+        let own: Vec<&String> = orders[0]
+            .iter()
+            .filter(|key| key.starts_with(&prefix))
+            .collect();
+        let sent: Vec<String> = (0..OPS_EACH)
+            .map(|number| format!("{writer}-{number}"))
+            .collect();
+        assert!(
+            own.into_iter().eq(sent.iter()),
+            "the ops of one client keep their order"
+        );
+    }
+}
+
+#[tokio::test]
+async fn init_is_one_point_of_the_order_none_is_missed_and_none_before_it_comes_after() {
+    let server = Server::start().await;
+    let mut writer = Client::connect(&server, "room").await;
+    let mut pace = Client::connect(&server, "room").await;
+    let running = Arc::new(AtomicBool::new(true));
+    let goes_on = running.clone();
+    let writing = tokio::spawn(async move {
+        let mut number = 0u64;
+        while goes_on.load(Ordering::Relaxed) {
+            number += 1;
+            writer
+                .send_op(&Op::new("count", json!(number), stamp()))
+                .await;
+            // A bounded lead, so that nobody falls behind and is conflated.
+            if number > 50 {
+                pace.next_op().await;
+            }
+        }
+        number
+    });
+    let joining = (0..20).map(|_| async {
+        let mut joined = Client::connect(&server, "room").await;
+        let at_init = joined
+            .init
+            .get("count")
+            .map_or(0, |count| count.as_u64().expect("the writer counts"));
+        for next in at_init + 1..=at_init + 30 {
+            let op = joined.next_op().await;
+            assert_eq!(
+                op.value,
+                json!(next),
+                "the op after the point of init, without a gap"
+            );
+        }
+    });
+    futures_util::future::join_all(joining).await;
+    running.store(false, Ordering::Relaxed);
+    assert!(writing.await.expect("the writer does not fail") > 30);
+}
+
+#[tokio::test]
+async fn messages_of_one_client_are_served_in_the_order_in_which_it_sent_them() {
+    let server = Server::start().await;
+    let mut sender = Client::connect(&server, "room").await;
+    let mut other = Client::connect(&server, "room").await;
+    let mut sent = Vec::new();
+    for number in 0..200 {
+        sent.push(Op::new(&format!("k{}", number % 7), json!(number), stamp()));
+    }
+    for op in &sent {
+        sender.send_text(&op_text(op)).await;
+    }
+    for op in &sent {
+        other.expect_op(op).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_without_a_word_disturbs_nobody() {
+    let server = Server::start().await;
+    let mut stays = Client::connect(&server, "room").await;
+    let mut other = Client::connect(&server, "room").await;
+    for number in 0..20 {
+        let mut leaves = Client::connect(&server, "room").await;
+        let op = leaves.write("last words", json!(number)).await;
+        stays.expect_op(&op).await;
+        other.expect_op(&op).await;
+        drop(leaves);
+    }
+    let op = stays.write("k", json!(1)).await;
+    match other.event().await {
+        Event::Text(text) => assert_eq!(Op::parse(&text), Some(op)),
+        event => panic!("an op was due, not {event:?}"),
+    }
+}
