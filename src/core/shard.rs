@@ -45,6 +45,7 @@ mod http_read;
 mod intake;
 mod lifetime;
 mod read_queues;
+mod rooms;
 mod send_queues;
 mod session_budget;
 mod sessions;
@@ -54,10 +55,6 @@ mod waiting;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use foldhash::fast::FixedState;
-use hashbrown::HashMap;
-use slab::Slab;
-
 use crate::core::contract::{Clock, Input, Output, PeerStatus, ShardConfig};
 use crate::core::fanout::room::Room;
 use crate::core::fanout::window::{Chunk, ChunkPool};
@@ -66,6 +63,7 @@ use crate::core::shard::admission::Admission;
 use crate::core::shard::connection_log::{ConnectionLog, Party};
 use crate::core::shard::counters::Counters;
 use crate::core::shard::read_queues::ReadQueues;
+use crate::core::shard::rooms::Rooms;
 use crate::core::shard::send_queues::SendQueues;
 use crate::core::shard::session::SessionId;
 use crate::core::shard::session_budget::SessionBudget;
@@ -85,7 +83,7 @@ pub struct Shard {
     parser: Option<Box<Parser>>,
     peer_status: PeerStatus,
     sessions: Sessions,
-    rooms: Slab<Room>,
+    rooms: Rooms,
     /// The list of users that somebody was sent last.
     kept_presence: Option<Chunk>,
     /// What is held for single sessions.
@@ -97,16 +95,11 @@ pub struct Shard {
     connection_log: Option<Box<ConnectionLog>>,
     admission: Admission,
     snapshots: Snapshots,
-    room_index: HashMap<Box<str>, u32, FixedState>,
     log: ShardLog,
     reads: ReadQueues,
     sends: SendQueues,
     pool: ChunkPool,
     outputs: VecDeque<Output>,
-    /// Rooms with news, or with frames to let go.
-    touched: Vec<u32>,
-    /// Empty but while a window is trimmed: those who fall out of it.
-    fallen: Vec<SessionId>,
     drain: Drain,
     absence: Absence,
 }
@@ -141,7 +134,7 @@ impl Shard {
             parser: None,
             peer_status: PeerStatus::default(),
             sessions: Sessions::new(config.hash_seed, clock),
-            rooms: Slab::new(),
+            rooms: Rooms::new(config.hash_seed),
             kept_presence: None,
             budget: SessionBudget::new(config.session_bytes_max),
             joined_bytes: Vec::new(),
@@ -149,15 +142,12 @@ impl Shard {
             connection_log: config.has_journal.then(Box::default),
             admission: Admission::default(),
             snapshots: Snapshots::new(config.snapshot_bytes_max, config.snapshot_part_bytes),
-            room_index: HashMap::with_hasher(FixedState::with_seed(config.hash_seed)),
             log: ShardLog::recovering(&config, clock.now_us),
             reads: ReadQueues::default(),
             sends: SendQueues::default(),
             config,
             pool: ChunkPool::default(),
             outputs: VecDeque::new(),
-            touched: Vec::new(),
-            fallen: Vec::new(),
             drain: Drain::No,
             absence: Absence::default(),
         }
@@ -168,7 +158,7 @@ impl Shard {
         let live_bytes = workspaces.iter().map(Workspace::log_bytes).sum();
         self.log.open(segment, live_bytes, clock.now_us);
         for workspace in workspaces {
-            self.insert_room(Room::new(workspace));
+            self.rooms.insert(Room::new(workspace));
         }
     }
 
@@ -304,6 +294,7 @@ impl Shard {
     /// Where one of them is broken.
     pub fn invariants(&self) {
         self.sessions.invariants();
+        self.rooms.invariants(&self.sessions);
         self.sends.invariants(&self.sessions);
         self.reads.invariants(&self.sessions);
         self.log.invariants();

@@ -7,10 +7,11 @@
 
 use crate::core::contract::{Clock, Output};
 use crate::core::fanout::outbox::{Behind, Due};
-use crate::core::fanout::window::{Chunk, Spans, skip_sent, spans_bytes};
+use crate::core::fanout::room::{Room, RoomId};
+use crate::core::fanout::window::{Chunk, ChunkPool, Spans, Window, skip_sent, spans_bytes};
 use crate::core::shard::Shard;
 use crate::core::shard::intake::shared_frame;
-use crate::core::shard::session::{Intake, SessionId, State};
+use crate::core::shard::session::{Intake, Session, SessionId, State};
 use crate::limits::{
     BULK_BYTES_PER_TURN, BULK_SENDS_PER_TURN_MAX, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX,
     SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SESSION_BYTES_SPARED,
@@ -26,15 +27,6 @@ impl Shard {
         }
     }
 
-    /// Puts a room into the list of those with news, or with frames to let go.
-    pub(super) fn touch(&mut self, room_slot: u32) {
-        let room = &mut self.rooms[room_slot as usize];
-        if !room.touched {
-            room.touched = true;
-            self.touched.push(room_slot);
-        }
-    }
-
     /// A batch is where its durability wants it: its ops may be shown.
     pub(super) fn show_committed(&mut self) {
         if self.log.show() {
@@ -44,26 +36,15 @@ impl Shard {
 
     /// Queues the members of all rooms in which more may be shown than before.
     pub(super) fn announce(&mut self) {
-        for place in 0..self.touched.len() {
-            let room_slot = self.touched[place];
-            let visible_position = self.log.visible_position();
-            let Some(room) = self.rooms.get_mut(room_slot as usize) else {
-                continue;
-            };
-            let visible_end = room.window.visible_end(visible_position);
-            if visible_end <= room.announced_end {
-                continue;
-            }
-            room.announced_end = visible_end;
-            for slot in &room.members {
-                let (id, session) = self.sessions.at(*slot);
-                let owed =
-                    session.outbox.cursor() < visible_end || session.outbox.behind().is_some();
-                if owed {
+        self.rooms
+            .announce(self.log.visible_position(), |slot, visible_end| {
+                let (id, session) = self.sessions.at(slot);
+                let outbox = &session.outbox;
+                // A sender is not owed its own op: its cursor is past it already.
+                if outbox.cursor() < visible_end || outbox.behind().is_some() {
                     self.sends.queue(id, session);
                 }
-            }
-        }
+            });
     }
 
     /// Serves a slice of the queue, unless a commit is in flight or the shard rests.
@@ -159,7 +140,7 @@ impl Shard {
         let visible_position = self.log.visible_position();
         let session = &mut self.sessions[id];
         let room = session.room();
-        let view = room.map(|room| self.rooms[room as usize].view(visible_position));
+        let view = room.map(|room| self.rooms[room].view(visible_position));
         session.outbox.take(view, visible_position, &mut self.pool)
     }
 
@@ -178,8 +159,8 @@ impl Shard {
         if session.outbox.has_answers() {
             return false;
         }
-        let room_slot = session.room().expect("only a member is behind");
-        let room = &self.rooms[room_slot as usize];
+        let room_id = session.room().expect("only a member is behind");
+        let room = &self.rooms[room_id];
         let bytes_max = if self.budget.is_tight() {
             SESSION_BYTES_SPARED
         } else {
@@ -203,7 +184,7 @@ impl Shard {
                     self.counters.conflated_keys += 1;
                     if bytes > bytes_max {
                         // It goes out alone, and is the same for all who are as far.
-                        long = Some(shared_frame(room_slot, entry, &mut self.budget));
+                        long = Some(shared_frame(room_id, entry, &mut self.budget));
                         more = true;
                     } else {
                         message::put_op(out, entry.key(), entry.value(), entry.timestamp());
@@ -225,13 +206,13 @@ impl Shard {
         if chunk.is_empty() && long.is_none() && more {
             self.enqueue(id);
         }
-        self.push_behind(id, room_slot, chunk, long);
+        self.push_behind(id, room_id, chunk, long);
         true
     }
 
     /// Queues a part of what a conflated session is owed: short ops together, or a long one.
-    fn push_behind(&mut self, id: SessionId, room_slot: u32, short: Chunk, long: Option<Chunk>) {
-        let room = &self.rooms[room_slot as usize];
+    fn push_behind(&mut self, id: SessionId, room_id: RoomId, short: Chunk, long: Option<Chunk>) {
+        let room = &self.rooms[room_id];
         let due = Due {
             at: room.window.end(),
             gate: room.gate(),
@@ -249,15 +230,14 @@ impl Shard {
         self.weigh(id);
     }
 
-    /// A session is owed more frames than it may have queued: it gets the latest op of each key instead.
+    /// Conflates a session that is owed more frames than it may: it gets the latest op of each key
+    /// instead.
     pub(super) fn fall_behind(&mut self, id: SessionId) {
         let session = &mut self.sessions[id];
-        let room = &self.rooms[session.room().expect("only a member falls behind") as usize];
-        let since = room.window.seq_at(session.outbox.cursor());
-        let behind = Behind { since, hint: None };
-        session.outbox.fall_behind(behind, &mut self.pool);
+        let room_id = session.room().expect("only a member falls behind");
+        fall_behind(session, &self.rooms[room_id].window, &mut self.pool);
         self.counters.conflations += 1;
-        self.enqueue(id);
+        self.sends.queue(id, session);
     }
 
     /// Takes the end of a send.
@@ -309,12 +289,12 @@ impl Shard {
         }
         let mut owed = session.outbox.has_answers() || session.outbox.behind().is_some();
         match session.room() {
-            Some(room_slot) => {
-                let room = &self.rooms[room_slot as usize];
+            Some(room_id) => {
+                let room = &self.rooms[room_id];
                 let current = session.outbox.cursor() >= room.announced_end;
                 owed |= !current;
                 if current && room.window.capacity_bytes() > 0 {
-                    self.touch(room_slot);
+                    self.rooms.touch(room_id);
                 }
             }
             None => owed = true,
@@ -351,62 +331,40 @@ impl Shard {
         }
     }
 
-    /// Lets the windows go of what everybody has, when a round is done; before that only those
-    /// that are over their bound.
+    /// Drops the frames that all members have, when a round of sends is done; before that only where
+    /// a window is over its bound.
     pub(super) fn trim_windows(&mut self) {
-        let round_done = self.sends.is_round_done();
-        let mut kept = 0;
-        for place in 0..self.touched.len() {
-            let room_slot = self.touched[place];
-            let Some(room) = self
-                .rooms
-                .get(room_slot as usize)
-                .filter(|room| room.touched)
-            else {
-                continue;
-            };
-            let over = room.window.capacity_bytes() > self.config.outbox_bytes_max;
-            if round_done || over {
-                self.trim_window(room_slot);
+        let is_round_done = self.sends.is_round_done();
+        let visible_position = self.log.visible_position();
+        let window_bytes_max = self.config.outbox_bytes_max;
+        self.rooms.retain_touched(|room| {
+            let Room {
+                window, members, ..
+            } = room;
+            if is_round_done || window.capacity_bytes() > window_bytes_max {
+                // Members that are so far back that the window would be too long fall out of it.
+                // The others hold it at the slowest of their cursors.
+                let visible_end = window.visible_end(visible_position);
+                let overflow_end = window.overflow_end(window_bytes_max, visible_end);
+                let mut start = window.end();
+                for slot in members.iter() {
+                    let (id, session) = self.sessions.at(*slot);
+                    if session.outbox.behind().is_some() {
+                        continue;
+                    }
+                    if session.outbox.cursor() < overflow_end {
+                        fall_behind(session, window, &mut self.pool);
+                        self.counters.conflations += 1;
+                        self.sends.queue(id, session);
+                    } else {
+                        start = start.min(session.outbox.cursor());
+                    }
+                }
+                window.drop_before(start.max(overflow_end), &mut self.pool);
             }
-            let visible_position = self.log.visible_position();
-            let room = &mut self.rooms[room_slot as usize];
-            room.touched =
-                !round_done || room.window.visible_end(visible_position) < room.window.end();
-            if room.touched {
-                self.touched[kept] = room_slot;
-                kept += 1;
-            }
-        }
-        self.touched.truncate(kept);
-    }
-
-    fn trim_window(&mut self, room_slot: u32) {
-        let room = &mut self.rooms[room_slot as usize];
-        let visible_end = room.window.visible_end(self.log.visible_position());
-        let overflow_end = room
-            .window
-            .overflow_end(self.config.outbox_bytes_max, visible_end);
-        let mut least = room.window.end();
-        let mut fallen = std::mem::take(&mut self.fallen);
-        for slot in &room.members {
-            let (id, session) = self.sessions.at(*slot);
-            if session.outbox.behind().is_some() {
-                continue;
-            }
-            if session.outbox.cursor() < overflow_end {
-                fallen.push(id);
-            } else {
-                least = least.min(session.outbox.cursor());
-            }
-        }
-        for id in fallen.drain(..) {
-            self.fall_behind(id);
-        }
-        self.fallen = fallen;
-        let room = &mut self.rooms[room_slot as usize];
-        room.window
-            .drop_before(least.max(overflow_end), &mut self.pool);
+            // What is not visible yet is sent later, and then the window is trimmed again.
+            !is_round_done || window.visible_end(visible_position) < window.end()
+        });
     }
 
     /// Arms the receives of this turn.
@@ -421,4 +379,13 @@ impl Shard {
             }
         }
     }
+}
+
+/// Lets a session fall out of its room's window: from the op behind its cursor on, it is owed the
+/// latest op of each key.
+fn fall_behind(session: &mut Session, window: &Window, pool: &mut ChunkPool) {
+    let since = window.seq_at(session.outbox.cursor());
+    session
+        .outbox
+        .fall_behind(Behind { since, hint: None }, pool);
 }

@@ -26,15 +26,11 @@ impl Shard {
         let mut told = self.log.reset(clock.now_us);
         told.extend(culprit);
         told.sort_unstable();
-        // A panic may have left the bookkeeping of rooms and members half done, so it is dropped
-        // as a whole instead of session by session.
-        self.rooms.clear();
-        self.room_index.clear();
+        self.rooms.reset();
         self.sessions.reset();
         self.sends.reset(&mut self.sessions);
         self.reads.reset();
         self.admission.reset(&self.sessions);
-        self.touched.clear();
         self.snapshots.reset();
         self.budget.forget_frames();
         self.counters.refused_log_failed += told.len() as u64;

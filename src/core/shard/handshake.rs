@@ -7,7 +7,7 @@ use smallvec::smallvec;
 
 use crate::core::contract::{Clock, Handoff, Intent, ListenerKind, Output, shard_of};
 use crate::core::fanout::outbox::Due;
-use crate::core::fanout::room::Room;
+use crate::core::fanout::room::RoomId;
 use crate::core::shard::connection_log::Party;
 use crate::core::shard::http_read::{Shown, for_allowed};
 use crate::core::shard::rate::Rate;
@@ -15,7 +15,6 @@ use crate::core::shard::session::{Intake, Passage, SessionId, State};
 use crate::core::shard::shard_log::Health;
 use crate::core::shard::{Drain, Shard};
 use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind, SnapshotPoint};
-use crate::core::state::workspace::Workspace;
 use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
 use crate::log::position::LogPosition;
 use crate::wire::auth::{self, Grant, Verifier};
@@ -24,7 +23,7 @@ use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
 
 /// Where a client is to be a member, and the state that it is sent.
 struct Place {
-    room_slot: u32,
+    room_id: RoomId,
     snapshot: Snapshot,
 }
 
@@ -252,7 +251,7 @@ impl Shard {
                 match place {
                     Ok(place) => {
                         if let Some(user) = user.map(Rc::from) {
-                            self.rooms[place.room_slot as usize].user_came(Rc::clone(&user));
+                            self.rooms[place.room_id].user_came(Rc::clone(&user));
                             self.sessions.set_user(id, user);
                         }
                         if let Some(journal) = &mut self.connection_log {
@@ -302,7 +301,7 @@ impl Shard {
     /// Why nobody can join a workspace now.
     fn full_room(&mut self, workspace: &str) -> Option<Answer> {
         let most = self.config.limits.connections_per_workspace?;
-        let room = &self.rooms[*self.room_index.get(workspace)? as usize];
+        let room = &self.rooms[self.rooms.find(workspace)?];
         if room.members.len() < most {
             return None;
         }
@@ -316,12 +315,9 @@ impl Shard {
         if let Some(refusal) = self.full_room(workspace) {
             return Err(refusal);
         }
-        let room_slot = self.enter_room(workspace);
-        let snapshot = self.snapshot(room_slot, SnapshotKind::Init, clock)?;
-        Ok(Place {
-            room_slot,
-            snapshot,
-        })
+        let room_id = self.rooms.find_or_insert(workspace);
+        let snapshot = self.snapshot(room_id, SnapshotKind::Init, clock)?;
+        Ok(Place { room_id, snapshot })
     }
 
     /// Makes a client a member of its workspace: 101, then init.
@@ -334,20 +330,15 @@ impl Shard {
         unparsed: Vec<u8>,
         clock: Clock,
     ) {
-        let Place {
-            room_slot,
-            snapshot,
-        } = place;
-        let room = &mut self.rooms[room_slot as usize];
-        let member = u32::try_from(room.members.len()).expect("fewer members than descriptors");
-        room.members.push(id.slot);
+        let Place { room_id, snapshot } = place;
+        let member = self.rooms.add_member(room_id, id.slot);
         if self.config.limits.ops_per_second.is_some() {
             self.sessions.reset_meter(id);
         }
         self.counters.responses.answered(101);
 
         let state = State::Open {
-            room: room_slot,
+            room: room_id,
             member,
         };
         self.sessions.enter(id, state);
@@ -373,7 +364,7 @@ impl Shard {
             gate,
             awaits: None,
         };
-        session.passage = Some(Box::new(Passage::new(room_slot, smallvec![init.clone()])));
+        session.passage = Some(Box::new(Passage::new(room_id, smallvec![init.clone()])));
         session.outbox.push_state(init, all, due, &mut self.pool);
         session.intake = if unparsed.is_empty() {
             Intake::Receiving
@@ -390,21 +381,6 @@ impl Shard {
         self.weigh(id);
         self.enqueue(id);
         self.reschedule(id, clock);
-    }
-
-    /// The slot of a workspace's room; one that was never seen begins empty.
-    fn enter_room(&mut self, workspace: &str) -> u32 {
-        if let Some(slot) = self.room_index.get(workspace) {
-            return *slot;
-        }
-        self.insert_room(Room::new(Workspace::new(workspace, self.config.hash_seed)))
-    }
-
-    pub(super) fn insert_room(&mut self, room: Room) -> u32 {
-        let id = Box::from(room.workspace.id());
-        let slot = u32::try_from(self.rooms.insert(room)).expect("fewer rooms than 2^32");
-        self.room_index.insert(id, slot);
-        slot
     }
 
     /// Answers a request with something else than 101, and closes.

@@ -21,8 +21,8 @@ impl Shard {
     }
 
     fn may_write(&mut self, id: SessionId, clock: Clock) -> bool {
-        let room_slot = self.sessions[id].room();
-        let room = &mut self.rooms[room_slot.expect("only an open session writes") as usize];
+        let room_id = self.sessions[id].room();
+        let room = &mut self.rooms[room_id.expect("only an open session writes")];
         self.log.may_write(&mut room.allowance, clock.now_us)
     }
 

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use crate::core::contract::Clock;
 use crate::core::fanout::outbox::Due;
+use crate::core::fanout::room::RoomId;
 use crate::core::fanout::window::{Chunk, ChunkPool};
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
@@ -326,12 +327,12 @@ impl Shard {
         }
         let source = self.source(id);
         let session = &mut self.sessions[id];
-        let room_slot = session.room().expect("only an open session applies");
-        let room = &mut self.rooms[room_slot as usize];
+        let room_id = session.room().expect("only an open session applies");
+        let room = &mut self.rooms[room_id];
         let live_bytes_before = room.workspace.log_bytes();
         let bytes_max = self.config.limits.workspace_bytes.unwrap_or(u64::MAX);
         self.snapshots
-            .preserve(room_slot, &room.workspace, op.key, op.timestamp);
+            .preserve(room_id, &room.workspace, op.key, op.timestamp);
         match room
             .workspace
             .apply_within(bytes_max, op.key, op.value, op.timestamp, source)
@@ -339,12 +340,12 @@ impl Shard {
             Verdict::Same => self.counters.ops_duplicate += 1,
             Verdict::Lost(winner) => {
                 self.counters.ops_lost += 1;
-                let correction = correction(room_slot, winner, &mut self.budget, &mut self.pool);
+                let correction = correction(room_id, winner, &mut self.budget, &mut self.pool);
                 self.correct(id, correction);
             }
             Verdict::TooLarge(held) => {
                 if let Some(held) = held {
-                    let correction = correction(room_slot, held, &mut self.budget, &mut self.pool);
+                    let correction = correction(room_id, held, &mut self.budget, &mut self.pool);
                     self.correct(id, correction);
                 }
                 self.refuse_too_large(id, bytes_max, &op);
@@ -377,7 +378,7 @@ impl Shard {
                 if !session.outbox.skip_own(start, end, &mut self.pool) {
                     self.fall_behind(id);
                 }
-                self.touch(room_slot);
+                self.rooms.touch(room_id);
             }
         }
     }
@@ -411,8 +412,8 @@ impl Shard {
     /// Queues what stays, which may not be durable yet.
     fn correct(&mut self, id: SessionId, correction: Correction) {
         let session = &mut self.sessions[id];
-        let room_slot = session.room().expect("only an open session applies");
-        let room = &self.rooms[room_slot as usize];
+        let room_id = session.room().expect("only an open session applies");
+        let room = &self.rooms[room_id];
         let due = Due {
             at: room.window.end(),
             gate: room.gate(),
@@ -431,15 +432,15 @@ impl Shard {
         if !self.log.is_disk_full() {
             return false;
         }
-        let room_slot = self.sessions[id].room();
-        let room_slot = room_slot.expect("only an open session applies");
-        let held = self.rooms[room_slot as usize].workspace.get(op.key);
+        let room_id = self.sessions[id].room();
+        let room_id = room_id.expect("only an open session applies");
+        let held = self.rooms[room_id].workspace.get(op.key);
         if held.is_some_and(|held| op.timestamp <= held.timestamp()) {
             return false;
         }
         self.counters.refused_disk_full += 1;
         if let Some(held) = held {
-            let correction = correction(room_slot, held, &mut self.budget, &mut self.pool);
+            let correction = correction(room_id, held, &mut self.budget, &mut self.pool);
             self.correct(id, correction);
         }
         self.refuse_op(id, NO_ROOM, DISK_FULL_TEXT, op);
@@ -465,9 +466,9 @@ impl Shard {
     pub(super) fn reply(&mut self, id: SessionId, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let chunk = self.pool.fill(bytes, write);
         let session = &mut self.sessions[id];
-        let at = session.room().map_or(WindowOffset::START, |room| {
-            self.rooms[room as usize].window.end()
-        });
+        let at = session
+            .room()
+            .map_or(WindowOffset::START, |room| self.rooms[room].window.end());
         session
             .outbox
             .push(chunk, at, LogPosition::NONE, &mut self.pool);
@@ -479,14 +480,14 @@ impl Shard {
 /// What stays, for the sender of an op that is not taken. A long frame is encoded once for all who
 /// lose against the same op.
 fn correction(
-    room_slot: u32,
+    room_id: RoomId,
     entry: &Entry,
     budget: &mut SessionBudget,
     pool: &mut ChunkPool,
 ) -> Correction {
     let bytes = message::op_frame_bytes(entry.key(), entry.value(), entry.timestamp());
     if bytes >= SHARED_FRAME_BYTES_MIN {
-        return Correction::Shared(shared_frame(room_slot, entry, budget));
+        return Correction::Shared(shared_frame(room_id, entry, budget));
     }
     let chunk = pool.fill(bytes, |out| {
         message::put_op(out, entry.key(), entry.value(), entry.timestamp());
@@ -495,8 +496,8 @@ fn correction(
 }
 
 /// The frame of the last op of a key. As long as anybody is sent it, it is not encoded again.
-pub(super) fn shared_frame(room_slot: u32, entry: &Entry, budget: &mut SessionBudget) -> Chunk {
-    let key = (room_slot, entry.seq());
+pub(super) fn shared_frame(room_id: RoomId, entry: &Entry, budget: &mut SessionBudget) -> Chunk {
+    let key = (room_id, entry.seq());
     budget.frame(key).unwrap_or_else(|| {
         let (name, value, timestamp) = (entry.key(), entry.value(), entry.timestamp());
         let mut frame = Vec::with_capacity(message::op_frame_bytes(name, value, timestamp));

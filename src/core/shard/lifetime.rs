@@ -187,32 +187,29 @@ impl Shard {
             return;
         };
         let State::Open {
-            room: room_slot,
+            room: room_id,
             member,
         } = session.state()
         else {
             return;
         };
         self.sessions.enter(id, State::Closing);
-        let room = &mut self.rooms[room_slot as usize];
         if let Some(user) = self.sessions.take_user(id) {
-            room.user_left(&user);
+            self.rooms[room_id].user_left(&user);
         }
-        room.members.swap_remove(member as usize);
-        if let Some(moved) = room.members.get(member as usize) {
-            let (moved, _) = self.sessions.at(*moved);
+        if let Some(moved) = self.rooms.remove_member(room_id, member) {
+            let (moved, _) = self.sessions.at(moved);
             let state = State::Open {
-                room: room_slot,
+                room: room_id,
                 member,
             };
             self.sessions.enter(moved, state);
         }
-        if room.members.is_empty() && room.workspace.is_untouched() {
-            let room = self.rooms.remove(room_slot as usize);
-            self.snapshots.forget_room(room_slot);
-            self.room_index.remove(room.workspace.id());
+        if self.rooms.remove_if_unused(room_id) {
+            self.snapshots.forget_room(room_id);
         } else {
-            self.touch(room_slot);
+            // Its window may let go of what only this session was still owed.
+            self.rooms.touch(room_id);
         }
     }
 

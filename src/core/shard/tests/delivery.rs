@@ -2,6 +2,7 @@
 
 use super::rig::{Rig, frame, head, look, op};
 use crate::core::contract::Output;
+use crate::core::fanout::room::RoomId;
 use crate::core::fanout::window::spans_bytes;
 use crate::core::shard::session::Session;
 use crate::limits::{
@@ -252,7 +253,7 @@ fn a_client_that_fell_behind_gets_the_latest_of_each_key() {
     rig.op(writer, "k0", "3", 3);
     assert!(rig.session(slow).outbox.behind().is_some());
     // Its window holds what it is bound to, and what is in flight.
-    let held_bytes = rig.shard.rooms[0].window.capacity_bytes();
+    let held_bytes = rig.shard.rooms[RoomId::new(0)].window.capacity_bytes();
     assert!(held_bytes <= 2 * 16 * 1024, "{held_bytes}");
     rig.seen(slow);
     // What it is sent at a time.
@@ -296,14 +297,14 @@ fn a_window_lets_go_of_what_everybody_has() {
         rig.peers[reader].reads = timestamp < 10;
         rig.op(writer, "k", "1", timestamp);
     }
-    assert!(rig.shard.rooms[0].window.capacity_bytes() > 0);
+    assert!(rig.shard.rooms[RoomId::new(0)].window.capacity_bytes() > 0);
     rig.peers[reader].reads = true;
     rig.run();
     assert_eq!(rig.seen(reader).len(), 22);
-    let window = &rig.shard.rooms[0].window;
+    let window = &rig.shard.rooms[RoomId::new(0)].window;
     assert_eq!((window.capacity_bytes(), window.start()), (0, window.end()));
-    assert!(rig.shard.touched.is_empty());
-    assert!(!rig.shard.rooms[0].touched);
+    assert!(rig.shard.rooms.touched().is_empty());
+    assert!(!rig.shard.rooms[RoomId::new(0)].touched);
 }
 
 #[test]
@@ -312,17 +313,21 @@ fn a_window_over_its_bound_does_not_wait_for_the_round() {
         let mut rig = Rig::new(|config| config.durability = Durability::None);
         let (writer, reader) = (rig.join("w", None), rig.join("w", None));
         rig.receive_only(writer, &op("k", "1", 1));
-        let held_bytes = rig.shard.rooms[0].window.capacity_bytes();
+        let held_bytes = rig.shard.rooms[RoomId::new(0)].window.capacity_bytes();
         rig.shard.config.outbox_bytes_max = held_bytes.strict_sub_signed(over_bytes);
         rig.shard.announce();
         assert!(!rig.shard.sends.is_round_done());
         rig.shard.trim_windows();
         assert_eq!(rig.session(reader).outbox.behind().is_some(), falls_behind);
-        let held_bytes = rig.shard.rooms[0].window.capacity_bytes();
+        let held_bytes = rig.shard.rooms[RoomId::new(0)].window.capacity_bytes();
         assert_eq!(held_bytes == 0, falls_behind, "{over_bytes}");
-        assert_eq!(rig.shard.touched, [0], "it is looked at again");
+        assert_eq!(
+            rig.shard.rooms.touched(),
+            [RoomId::new(0)],
+            "it is looked at again"
+        );
         rig.run();
-        assert!(rig.shard.touched.is_empty());
+        assert!(rig.shard.rooms.touched().is_empty());
         assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@1"));
     }
 }

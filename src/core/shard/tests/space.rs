@@ -120,7 +120,7 @@ fn floods_share_what_there_is() {
     }
     let seqs = |rig: &Rig| -> Vec<u64> {
         let rooms = rig.shard.rooms.iter();
-        rooms.map(|(_, room)| room.workspace.seq().get()).collect()
+        rooms.map(|room| room.workspace.seq().get()).collect()
     };
     let before = seqs(&rig);
     rig.sleep_until(0.06);
