@@ -13,8 +13,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use etherply::core::fanout::outbox::{Outbox, View};
-use etherply::core::fanout::window::{ChunkPool, Spans, Window, spans_bytes};
+use etherply::core::fanout::outbox::{Outbox, OutboxPool, View};
+use etherply::core::fanout::window::{Spans, Window, spans_bytes};
 use etherply::core::state::workspace::{Verdict, Workspace};
 use etherply::log::commit::Durability;
 use etherply::log::position::LogPosition;
@@ -175,7 +175,7 @@ fn log(c: &mut Criterion) {
 /// What a turn does for its receivers: the ops of a batch encoded once, then one send's spans for each outbox.
 struct Broadcast {
     window: Window,
-    pool: ChunkPool,
+    pool: OutboxPool,
     outboxes: Vec<Outbox>,
     sends: Vec<Spans>,
     seq: u64,
@@ -185,7 +185,7 @@ impl Broadcast {
     fn new() -> Self {
         Self {
             window: Window::new(Seq::NONE),
-            pool: ChunkPool::default(),
+            pool: OutboxPool::default(),
             outboxes: (0..RECEIVERS).map(|_| Outbox::default()).collect(),
             sends: Vec::with_capacity(RECEIVERS),
             seq: 0,
@@ -200,10 +200,15 @@ impl Broadcast {
             let key = &keys[length(self.seq % KEYS)];
             let bytes = message::op_frame_bytes(key, value, timestamp);
             let position = LogPosition::new(self.seq);
-            self.window
-                .push(&mut self.pool, Seq::new(self.seq), position, bytes, |out| {
+            self.window.push(
+                self.pool.windows(),
+                Seq::new(self.seq),
+                position,
+                bytes,
+                |out| {
                     message::put_op(out, key, value, timestamp);
-                });
+                },
+            );
         }
         for outbox in &mut self.outboxes {
             let view = View {
@@ -217,7 +222,8 @@ impl Broadcast {
         for spans in self.sends.drain(..) {
             self.pool.give_spans(spans);
         }
-        self.window.drop_before(self.window.end(), &mut self.pool);
+        self.window
+            .drop_before(self.window.end(), self.pool.windows());
         bytes
     }
 }

@@ -116,8 +116,8 @@ pub struct ServeArgs {
     )]
     pub data_dir: PathBuf,
 
-    /// When an op is on disk: `always`, before anyone sees it; `interval`, after a timer; `none`,
-    /// whenever the kernel writes it
+    /// When ops are written to disk: `always`, before anyone sees them; `interval`, on a timer;
+    /// `none`, whenever the kernel decides
     #[arg(
         long,
         value_name = "MODE",

@@ -10,10 +10,8 @@ use crate::rounds::Rounds;
 use crate::scenarios::loads::{OTHERS_PERCENT, OWN_SHARE};
 use crate::scenarios::{Case, Scenario};
 use etherply_bench::figures::{Figure, Numbers, Spread, ratio};
+use etherply_bench::load::figures::OWN_SHARE_LIMIT_PERCENT;
 use etherply_bench::results::{CaseResults, ContestantResults, Results};
-
-/// Above this the load generator may be what limits the figures.
-const OWN_SHARE_LIMIT_PERCENT: f64 = 90.0;
 
 /// Above this, other work on the machine shows in the figures.
 const OTHERS_LIMIT_PERCENT: f64 = 10.0;
@@ -38,7 +36,7 @@ pub fn text(scenario: &dyn Scenario, case: &Case, rounds: &Rounds) -> String {
         let _ = writeln!(
             out,
             "\nOther processes used {} % of a core in the meantime: measure on a quiet machine.",
-            others.told(0)
+            others.text(0)
         );
     }
     if !limited.is_empty() {
@@ -71,7 +69,7 @@ fn put_table(out: &mut String, scenario: &dyn Scenario, case: &Case, rounds: &Ro
     for (contestant, rounds) in case.contestants.iter().zip(rounds) {
         let cells = figures.iter().map(|figure| {
             spread(rounds, figure.id)
-                .map_or_else(|| "–".to_owned(), |spread| spread.told(figure.decimals))
+                .map_or_else(|| "–".to_owned(), |spread| spread.text(figure.decimals))
         });
         let cells: Vec<String> = cells.collect();
         let _ = writeln!(out, "| {} | {} |", contestant.name, cells.join(" | "));
@@ -98,7 +96,7 @@ fn put_ratios(out: &mut String, scenario: &dyn Scenario, case: &Case, rounds: &R
     for (of, to) in &case.pairs {
         let cells = figures.iter().map(|figure| {
             ratio(&rounds[*of], &rounds[*to], figure.id)
-                .map_or_else(|| "–".to_owned(), |ratio| ratio.told(2))
+                .map_or_else(|| "–".to_owned(), |ratio| ratio.text(2))
         });
         let cells: Vec<String> = cells.collect();
         let (of, to) = (&case.contestants[*of].name, &case.contestants[*to].name);
@@ -135,9 +133,9 @@ fn put_targets(out: &mut String, scenario: &dyn Scenario, case: &Case, rounds: &
         let title = title.map_or_else(|| target.figure.to_owned(), Figure::title);
         let outcome = match &value {
             Some(value) if target.bound.is_met(value.median) => {
-                format!("{}: met", value.told(2))
+                format!("{}: met", value.text(2))
             }
-            Some(value) => format!("{}: MISSED", value.told(2)),
+            Some(value) => format!("{}: MISSED", value.text(2)),
             None => "not measured".to_owned(),
         };
         let _ = write!(

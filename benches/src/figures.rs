@@ -50,7 +50,7 @@ impl Spread {
         })
     }
 
-    pub fn told(&self, decimals: usize) -> String {
+    pub fn text(&self, decimals: usize) -> String {
         let [least, median, most] =
             [self.least, self.median, self.most].map(|number| grouped(number, decimals));
         if least == most {

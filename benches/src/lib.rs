@@ -17,3 +17,4 @@ pub mod resp;
 pub mod results;
 pub mod selfcheck;
 pub mod tls;
+pub mod url;

@@ -1,4 +1,5 @@
-//! `etherply completions` and `etherply manual`: what is written about the command line, out of the command line.
+//! `etherply completions` and `etherply manual`: shell completions and manual pages, generated from
+//! the command line.
 
 use clap::CommandFactory;
 
@@ -22,7 +23,7 @@ pub fn completions(settings: &CompletionsArgs) -> Result<(), String> {
     }
 }
 
-/// Writes a page for each command.
+/// Writes a manual page for each command.
 pub fn manual(settings: &ManualArgs) -> Result<(), String> {
     clap_mangen::generate_to(CommandLine::command(), &settings.folder).map_err(|error| {
         format!(

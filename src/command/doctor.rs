@@ -1,7 +1,7 @@
-//! `etherply doctor`: reads the host, judges it, and tells what to change.
+//! `etherply doctor`: checks the host, and prints what to change.
 //!
-//! Reading (`read`) knows no good or bad, judging (`judge`) touches nothing: what is said of a host can be tested without
-//! that host.
+//! `read` collects facts without an opinion, and `judge` turns them into findings without touching
+//! the host. So the findings for any host can be tested on any other.
 
 use serde::Serialize;
 
@@ -17,16 +17,16 @@ mod read;
 use facts::Facts;
 use finding::{Finding, Severity};
 
-/// All that is told with `--json`.
+/// The output of `--json`.
 #[derive(Serialize)]
 struct DoctorReport<'a> {
-    /// No check has failed.
+    /// Whether no check has failed.
     works: bool,
     checks: &'a [Finding],
     facts: &'a Facts,
 }
 
-/// Tells what is fine and what to change. The error is that the server would not work.
+/// Prints the findings. It is an error if the server would not work on this host.
 pub fn run(settings: &DoctorArgs) -> Result<(), String> {
     let facts = read::facts(settings).map_err(|error| error.to_string())?;
     let findings = judge::judge(&facts);

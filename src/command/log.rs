@@ -1,4 +1,4 @@
-//! `etherply log`: one file for each of its commands.
+//! `etherply log`, with one file for each of its commands.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -14,10 +14,10 @@ mod repair;
 mod stat;
 mod verify;
 
-/// The exit code where all that is served is whole, and segments have records beyond their ends.
+/// The exit code if all served records are intact, but segments have records beyond their ends.
 const RECORDS_BEYOND: u8 = 3;
 
-/// Runs a command on the log. The error is one line that tells what to do.
+/// Runs a command on the log. An error is one line that says what to do.
 pub fn run(settings: &LogArgs) -> Result<ExitCode, String> {
     raise_file_limit();
     let data = &settings.data_dir;
@@ -35,13 +35,14 @@ pub fn run(settings: &LogArgs) -> Result<ExitCode, String> {
     }
 }
 
-/// A reader holds every segment open, and a log of many GiB has more of them than a process may open by default.
+/// Raises the limit of open files. A reader holds every segment open, and a log of many GiB has
+/// more segments than a process may open by default.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         ..limit
     };
-    // Where that is not allowed, the limit is what it was.
+    // If that is not allowed, the limit stays as it is.
     let _ = setrlimit(Resource::Nofile, raised);
 }

@@ -1,5 +1,4 @@
-//! The commands beside `serve`: each reads its settings, does its work, and prints. What they know of logs and tokens stands
-//! in the rooms below.
+//! The commands other than `serve`. Each reads its settings, calls the layers below, and prints.
 
 pub mod cli_docs;
 pub mod doctor;

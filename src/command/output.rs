@@ -1,17 +1,17 @@
-//! What a command prints: to somebody who may stop reading at any line.
+//! Printing to standard output, whose reader may stop at any line (`| head`).
 
 use std::fmt;
 use std::io::{self, BufWriter, Stdout, Write};
 
-/// The standard output, with a buffer.
+/// Standard output, buffered.
 pub struct Printer(BufWriter<Stdout>);
 
-/// Why a command ends.
+/// The reason why a command ends early.
 #[derive(Debug)]
 pub enum Stop {
-    /// Nobody reads its output any more: `| head` is content, and that is no failure.
+    /// The reader has closed the pipe, as `head` does. That is not an error.
     OutputClosed,
-    /// A line that tells what to do.
+    /// The command failed. The line says why, and what to do.
     Failed(String),
 }
 
@@ -22,7 +22,7 @@ impl<E: fmt::Display> From<E> for Stop {
 }
 
 impl Printer {
-    /// The one of this process.
+    /// Creates a printer for the standard output of this process.
     pub fn new() -> Self {
         Self(BufWriter::with_capacity(64 * 1024, io::stdout()))
     }
@@ -37,13 +37,13 @@ impl Printer {
         self.0.write_all(bytes).map_err(|error| stop(&error))
     }
 
-    /// Lets out what is buffered.
+    /// Writes out what is buffered.
     pub fn flush(&mut self) -> Result<(), Stop> {
         self.0.flush().map_err(|error| stop(&error))
     }
 }
 
-/// Prints the help or the version that was asked for.
+/// Prints the help or the version that the user asked for.
 pub fn print_help(help: &clap::Error) -> Result<(), String> {
     match help.print().map_err(|error| stop(&error)) {
         Ok(()) | Err(Stop::OutputClosed) => Ok(()),

@@ -1,14 +1,14 @@
-//! How far a command is: a bar on a terminal, nothing elsewhere.
+//! The progress of a command: a bar on a terminal, nothing elsewhere.
 
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// A bar on stderr, which goes when the value does.
+/// A progress bar on stderr, which disappears when the value is dropped.
 pub struct Bar(ProgressBar);
 
 impl Bar {
-    /// Of so many bytes. `doing` is what the command is at.
+    /// Creates a bar for `total_bytes`. `doing` names the activity, for example "compacting".
     pub fn new(doing: &str, total_bytes: u64) -> Self {
         let target = if std::io::stderr().is_terminal() {
             ProgressDrawTarget::stderr()
@@ -22,12 +22,12 @@ impl Bar {
         Self(bar)
     }
 
-    /// Tells that so much more is done.
+    /// Advances the bar by `bytes`.
     pub fn add(&self, bytes: u64) {
         self.0.inc(bytes);
     }
 
-    /// Tells how much is done, and how much there is to do.
+    /// Sets how many bytes are done, and how many there are.
     pub fn set(&self, done_bytes: u64, total_bytes: u64) {
         self.0.set_length(total_bytes);
         self.0.set_position(done_bytes);

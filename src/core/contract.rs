@@ -1,5 +1,6 @@
 //! What a [`Shard`](super::shard::Shard) and its caller tell each other.
 
+use std::io;
 use std::sync::Arc;
 
 use crate::core::fanout::window::Spans;
@@ -8,8 +9,7 @@ use crate::core::shard::log_space::LogSize;
 pub use crate::core::shard::session::ListenerKind;
 use crate::core::shard::session::SessionId;
 use crate::core::state::workspace::Workspace;
-use crate::log::commit::{Durability, End, OpenSegment};
-use crate::log::position::LogPosition;
+use crate::log::commit::{Durability, End, LogStep, OpenSegment};
 use crate::wire::auth::{Grant, Verifier};
 use crate::wire::upgrade::{Answer, PageRequest, ReadTarget};
 
@@ -95,21 +95,34 @@ pub struct PeerStatus {
     pub recovered_percent: u8,
 }
 
-/// Something that happened.
+/// What a receive ended with.
+#[derive(Debug)]
+pub enum Received<'a> {
+    /// At least one byte.
+    Bytes(&'a mut [u8]),
+    /// The peer has closed its sending side.
+    Eof,
+    /// The connection is lost in both directions.
+    Broken,
+}
+
+/// Something that happened. Of an error the caller has reported all that is worth reporting.
 pub enum Input<'a> {
-    /// Bytes came in; none: the peer has closed its side. None: the connection is broken.
-    Received(SessionId, Option<&'a mut [u8]>),
-    /// A send ended: so many bytes were taken. None: the connection is broken.
-    Sent(SessionId, Spans, Option<usize>),
-    /// A write of the log ended: so many bytes, or None for an error.
-    LogWritten(Vec<u8>, Option<usize>),
-    /// An fdatasync ended well or not.
-    LogSynced(bool),
-    /// The next segment is open, or could not be.
-    LogOpened(Option<OpenSegment>),
-    /// The state was read back and a new segment is open; or not, and it is to be tried again later. It is the first input of
-    /// the log for a shard that began with [`Shard::recovering`](super::shard::Shard::recovering).
-    Rebuilt(Option<(OpenSegment, Vec<Workspace>)>),
+    /// A receive ended.
+    Received(SessionId, Received<'a>),
+    /// A send ended, and the kernel took this many bytes of it. With an error, or with none, the
+    /// connection is broken.
+    Sent(SessionId, Spans, io::Result<usize>),
+    /// A [`LogStep::Write`] ended, and this many bytes of it were written.
+    LogWritten(Vec<u8>, io::Result<usize>),
+    /// A [`LogStep::Sync`] ended.
+    LogSynced(io::Result<()>),
+    /// A [`LogStep::Open`] ended.
+    LogOpened(io::Result<OpenSegment>),
+    /// The state was read back and a new segment is open. With an error the shard tries again
+    /// later. It is the first input of the log for a shard that began with
+    /// [`Shard::recovering`](super::shard::Shard::recovering).
+    Rebuilt(io::Result<(OpenSegment, Vec<Workspace>)>),
     /// The log's files are not at their paths any more. What is written to them would be lost.
     LogDisplaced,
     /// The log was measured: after a segment was opened, a compaction has freed something, or the room on
@@ -140,24 +153,8 @@ pub enum Output {
     Note(SessionId, Box<Note>),
     /// Make a page, and bring it back at once as [`Input::Page`].
     Page(SessionId, PageRequest),
-    /// Write `bytes[from..]` at `offset` of the open segment.
-    LogWrite {
-        /// The file offset of `bytes[from]`.
-        offset: u64,
-        /// The whole batch.
-        bytes: Vec<u8>,
-        /// What of it is written already.
-        from: usize,
-    },
-    /// fdatasync the open segment.
-    LogSync,
-    /// Create the next segment.
-    LogOpen {
-        /// Its number.
-        index: u64,
-        /// The log position of its first batch.
-        first_position: LogPosition,
-    },
+    /// Take the next step of the log, on its open segment.
+    Log(LogStep),
     /// Open the segment behind the failed one, which ends there, and read the shard's state back.
     Rebuild(End),
     /// The shard serves, or does not any more.

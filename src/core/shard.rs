@@ -12,9 +12,7 @@
 //! | --- | --- |
 //! | [`Output::Receive`] | [`Input::Received`] |
 //! | [`Output::Send`] | [`Input::Sent`] |
-//! | [`Output::LogWrite`] | [`Input::LogWritten`] |
-//! | [`Output::LogSync`] | [`Input::LogSynced`] |
-//! | [`Output::LogOpen`] | [`Input::LogOpened`] |
+//! | [`Output::Log`] | [`Input::LogWritten`], [`Input::LogSynced`] or [`Input::LogOpened`] |
 //! | [`Output::Rebuild`] | [`Input::Rebuilt`] |
 //!
 //! # Rooms
@@ -56,8 +54,9 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::core::contract::{Clock, Input, Output, PeerStatus, ShardConfig};
+use crate::core::fanout::outbox::OutboxPool;
 use crate::core::fanout::room::Room;
-use crate::core::fanout::window::{Chunk, ChunkPool};
+use crate::core::fanout::window::Chunk;
 use crate::core::shard::absence::Absence;
 use crate::core::shard::admission::Admission;
 use crate::core::shard::connection_log::{ConnectionLog, Party};
@@ -73,7 +72,7 @@ use crate::core::snapshot::snapshots::Snapshots;
 use crate::core::state::segment_usage::Dead;
 use crate::core::state::workspace::Workspace;
 use crate::limits::SNAPSHOTS_SWEPT_PER_TURN;
-use crate::log::commit::{Durability, OpenSegment, Step};
+use crate::log::commit::{Durability, LogStep, OpenSegment};
 use crate::wire::message::Parser;
 
 /// One shard.
@@ -98,7 +97,7 @@ pub struct Shard {
     log: ShardLog,
     reads: ReadQueues,
     sends: SendQueues,
-    pool: ChunkPool,
+    pool: OutboxPool,
     outputs: VecDeque<Output>,
     drain: Drain,
     absence: Absence,
@@ -146,7 +145,7 @@ impl Shard {
             reads: ReadQueues::default(),
             sends: SendQueues::default(),
             config,
-            pool: ChunkPool::default(),
+            pool: OutboxPool::default(),
             outputs: VecDeque::new(),
             drain: Drain::No,
             absence: Absence::default(),
@@ -299,6 +298,7 @@ impl Shard {
         self.reads.invariants(&self.sessions);
         self.log.invariants();
         self.admission.invariants(&self.sessions);
+        self.snapshots.invariants();
         self.audit();
     }
 
@@ -310,13 +310,13 @@ impl Shard {
         counters.sessions_closing =
             self.sessions.len() as u64 - sessions.gone - sessions.members - sessions.unanswered;
         counters.workspaces = self.rooms.len() as u64;
-        counters.window_bytes = self.pool.held.window_bytes as u64;
-        counters.answer_bytes = self.pool.held.answer_bytes as u64;
-        counters.unfinished_bytes = self.pool.held.unfinished_bytes as u64;
+        counters.window_bytes = self.pool.window_bytes() as u64;
+        counters.answer_bytes = self.pool.answer_bytes() as u64;
+        counters.unfinished_bytes = self.budget.unfinished_bytes() as u64;
         self.budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
-        counters.shared_answer_bytes = self.budget.text_bytes() as u64;
+        counters.shared_answer_bytes = self.budget.shared_bytes() as u64;
         counters.snapshot_bytes = self.snapshots.sweep() as u64;
-        counters.frames_sent = self.pool.held.frames_taken + counters.conflated_keys;
+        counters.frames_sent = self.pool.frames_taken() + counters.conflated_keys;
         counters.log_live_bytes = self.log.live_bytes();
         counters.log_open_bytes = self.log.open_bytes();
         counters.log_bytes = self.log.bytes();
@@ -333,17 +333,17 @@ impl Shard {
 
     fn dispatch(&mut self, input: Input<'_>, clock: Clock) {
         match input {
-            Input::Received(id, bytes) => self.received(id, bytes, clock),
-            Input::Sent(id, spans, taken) => self.sent(id, spans, taken, clock),
-            Input::LogWritten(bytes, count) => {
-                self.counters.log_bytes_written += count.unwrap_or(0) as u64;
-                match self.log.written(bytes, count, clock.now_us) {
+            Input::Received(id, received) => self.received(id, received, clock),
+            Input::Sent(id, spans, outcome) => self.sent(id, spans, outcome, clock),
+            Input::LogWritten(bytes, outcome) => {
+                self.counters.log_bytes_written += *outcome.as_ref().unwrap_or(&0) as u64;
+                match self.log.written(bytes, outcome, clock.now_us) {
                     Ok(Some(step)) => self.push_step(step),
                     Ok(None) => self.committed(clock),
                     Err(_) => self.fail(None, clock),
                 }
             }
-            Input::LogSynced(ok) => match self.log.synced(ok, clock.now_us) {
+            Input::LogSynced(outcome) => match self.log.synced(outcome, clock.now_us) {
                 Ok(()) => self.committed(clock),
                 Err(_) => self.fail(None, clock),
             },
@@ -391,34 +391,14 @@ impl Shard {
         self.retry_log(clock);
     }
 
-    fn push_step(&mut self, step: Step) {
-        self.outputs.push_back(match step {
-            Step::Write {
-                offset,
-                bytes,
-                from,
-            } => {
-                if from == 0 {
-                    let ops = self.log.batch_handed_over();
-                    if ops > 0 {
-                        self.counters.groups.had(ops);
-                    }
-                }
-                Output::LogWrite {
-                    offset,
-                    bytes,
-                    from,
-                }
+    fn push_step(&mut self, step: LogStep) {
+        if let LogStep::Write { from: 0, .. } = step {
+            let ops = self.log.batch_handed_over();
+            if ops > 0 {
+                self.counters.groups.had(ops);
             }
-            Step::Sync => Output::LogSync,
-            Step::Open {
-                index,
-                first_position,
-            } => Output::LogOpen {
-                index,
-                first_position,
-            },
-        });
+        }
+        self.outputs.push_back(Output::Log(step));
     }
 
     /// Records in the journal why a connection is about to end, if there is a journal.

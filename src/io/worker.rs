@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::net::{Shutdown, getpeername, shutdown};
 
 use crate::admin::{Pages, Visitor};
-use crate::core::contract::{Clock, Input, ListenerKind, Output, PeerStatus};
+use crate::core::contract::{Clock, Input, ListenerKind, Output, PeerStatus, Received};
 use crate::core::shard::Shard;
 use crate::core::shard::session::SessionId;
 use crate::io::background;
@@ -26,6 +26,7 @@ use crate::io::listener::Listener;
 use crate::io::mailbox::{Mailbox, RebuildError, ShardMessage, ShardSender};
 use crate::io::notes::{self, Batch};
 use crate::io::ring::{Completion, Ring};
+use crate::log::commit::LogStep;
 use crate::log::disk::HostDisk;
 use crate::log::log_files::LogFiles;
 use crate::status::Status;
@@ -211,21 +212,22 @@ impl Worker {
     fn complete(&mut self, completion: Completion<Token>, ring: &mut Ring<Token>, clock: Clock) {
         match completion {
             Completion::Received(Token::Receive(id), mut filled) => {
-                self.shard
-                    .handle(Input::Received(id, Some(filled.bytes())), clock);
+                let received = Received::Bytes(filled.bytes());
+                self.shard.handle(Input::Received(id, received), clock);
                 ring.give_back(filled);
             }
             Completion::Ended(Token::Receive(id), outcome) => {
-                let bytes: Option<&mut [u8]> = outcome.is_ok().then_some(&mut []);
-                self.shard.handle(Input::Received(id, bytes), clock);
+                let received = match outcome {
+                    Ok(()) => Received::Eof,
+                    Err(_) => Received::Broken,
+                };
+                self.shard.handle(Input::Received(id, received), clock);
             }
             Completion::Sent(Token::Send(id), spans, outcome) => match outcome {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                     self.send(id, spans, ring);
                 }
-                outcome => self
-                    .shard
-                    .handle(Input::Sent(id, spans, outcome.ok()), clock),
+                outcome => self.shard.handle(Input::Sent(id, spans, outcome), clock),
             },
             Completion::Accepted(Token::Accept(door), outcome) => {
                 self.accepted(door, outcome, clock);
@@ -244,10 +246,10 @@ impl Worker {
             }
             Completion::Done(Token::LogSync, outcome) => {
                 self.stats().synced(self.log_took_us(clock));
-                let ok = self.kept(outcome, clock);
-                let ok = self.told("fdatasync", ok).is_some();
-                notes::log_sync(self.number, ok, self.log_took_us(clock));
-                self.shard.handle(Input::LogSynced(ok), clock);
+                let outcome = self.kept(outcome, clock);
+                let outcome = self.told("fdatasync", outcome);
+                notes::log_sync(self.number, outcome.is_ok(), self.log_took_us(clock));
+                self.shard.handle(Input::LogSynced(outcome), clock);
             }
             Completion::Done(Token::Bell, _) => {
                 while let Some(letter) = self.context.mailbox.next() {
@@ -277,11 +279,12 @@ impl Worker {
     }
 
     fn written(&mut self, bytes: Vec<u8>, outcome: io::Result<usize>, clock: Clock) {
-        let count = self.kept(outcome, clock);
-        let count = self.told("write", count);
+        let outcome = self.kept(outcome, clock);
+        let outcome = self.told("write", outcome);
         let took_us = self.log_took_us(clock);
+        let count = outcome.as_ref().ok().copied();
         self.begun.batch.log_written(self.number, count, took_us);
-        self.shard.handle(Input::LogWritten(bytes, count), clock);
+        self.shard.handle(Input::LogWritten(bytes, outcome), clock);
     }
 
     /// What was done well to a file that was deleted counts as failed. A write is asked too: in the modes without an
@@ -295,20 +298,23 @@ impl Worker {
 
     fn watch_directory(&mut self, clock: Clock) {
         if let Some(error) = self.directory_watch.tick(self.log.as_ref(), clock.now_us) {
-            self.told("data directory", Err::<(), _>(error));
+            let _ = self.told("data directory", Err::<(), _>(error));
             self.shard.handle(Input::LogDisplaced, clock);
         }
     }
 
-    fn told<T>(&self, what: &str, outcome: Result<T, impl std::fmt::Display>) -> Option<T> {
-        outcome
-            .inspect_err(|error| {
-                tracing::error!(
-                    shard = self.number,
-                    "the log cannot be written ({what}: {error}); senders get error 500, clients are closed with 1011, and the log is reopened as soon as possible"
-                );
-            })
-            .ok()
+    /// Logs why a step of the log has failed, and passes its outcome on as the shard takes it.
+    fn told<T, E>(&self, what: &str, outcome: Result<T, E>) -> io::Result<T>
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        outcome.map_err(|error| {
+            tracing::error!(
+                shard = self.number,
+                "the log cannot be written ({what}: {error}); senders get error 500, clients are closed with 1011, and the log is reopened as soon as possible"
+            );
+            io::Error::other(error)
+        })
     }
 
     fn read(&mut self, letter: ShardMessage, ring: &mut Ring<Token>, clock: Clock) {
@@ -333,16 +339,16 @@ impl Worker {
                     self.tell_failure();
                 });
                 let rebuilt = outcome
-                    .ok()
-                    .map(|(segment, workspaces)| (self.log().replace(segment), workspaces));
-                self.directory_watch.rebuilt(rebuilt.is_some());
+                    .map(|(segment, workspaces)| (self.log().replace(segment), workspaces))
+                    .map_err(io::Error::other);
+                self.directory_watch.rebuilt(rebuilt.is_ok());
                 self.shard.handle(Input::Rebuilt(rebuilt), clock);
                 self.tell_rotation();
             }
             ShardMessage::LogSize(size) => self.shard.handle(Input::LogSize(size), clock),
             ShardMessage::Recovered(recovered) => {
                 let log = self.log.insert(recovered.log);
-                let opened = Some((log.open_segment(), recovered.workspaces));
+                let opened = Ok((log.open_segment(), recovered.workspaces));
                 self.shard.handle(Input::Rebuilt(opened), clock);
                 self.context.status.set_ready(self.number, true);
                 self.tell_rotation();
@@ -465,25 +471,7 @@ impl Worker {
                 let answer = pages.answer(&request, visitor, clock.now_us, status);
                 self.shard.handle(Input::Page(id, answer), clock);
             }
-            Output::LogWrite {
-                offset,
-                bytes,
-                from,
-            } => self.write_log(bytes, from, offset, ring),
-            Output::LogSync => {
-                self.begun.has_log = true;
-                ring.sync(self.log().file().as_fd(), Token::LogSync);
-            }
-            Output::LogOpen {
-                index,
-                first_position,
-            } => {
-                let post = self.own_post();
-                match self.log().next(index, first_position) {
-                    Ok(creation) => background::create(creation, post),
-                    Err(error) => post.send(ShardMessage::SegmentCreated(Err(error.into()))),
-                }
-            }
+            Output::Log(step) => self.step_log(step, ring),
             Output::Rebuild(end) => {
                 let shards = u32::try_from(self.context.posts.len()).expect("SHARDS_MAX fits");
                 let post = self.own_post();
@@ -507,6 +495,30 @@ impl Worker {
             Output::Drained => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())
+    }
+
+    fn step_log(&mut self, step: LogStep, ring: &mut Ring<Token>) {
+        match step {
+            LogStep::Write {
+                offset,
+                bytes,
+                from,
+            } => self.write_log(bytes, from, offset, ring),
+            LogStep::Sync => {
+                self.begun.has_log = true;
+                ring.sync(self.log().file().as_fd(), Token::LogSync);
+            }
+            LogStep::Open {
+                index,
+                first_position,
+            } => {
+                let post = self.own_post();
+                match self.log().next(index, first_position) {
+                    Ok(creation) => background::create(creation, post),
+                    Err(error) => post.send(ShardMessage::SegmentCreated(Err(error.into()))),
+                }
+            }
+        }
     }
 
     fn write_log(&mut self, bytes: Vec<u8>, from: usize, offset: u64, ring: &mut Ring<Token>) {

@@ -18,10 +18,21 @@
 //! [`record`]). An op may be shown to anyone once
 //! [`Commit::visible_position`] has reached the position that [`Commit::push`] gave for it.
 //!
+//! Everything that this file decides follows from one inequality, which [`Commit::invariants`]
+//! asserts:
+//!
+//! ```text
+//!   first_position ≤ durable ≤ written ≤ handed ≤ end_position
+//!     of the segment  on disk   taken by  given to  pushed
+//!                               a write   a write
+//! ```
+//!
 //! A write or fdatasync that fails is never tried again on the same file: after a failed fdatasync
 //! the kernel may have dropped the pages and call them clean (Rebello et al., "Can Applications
 //! Recover from fsync Failures?", USENIX ATC 2020). The machine stays in `Failed` until
 //! [`Commit::reopen`] gives it a new segment.
+
+use std::io;
 
 use crate::limits::{BATCH_BYTES_MAX, COMMIT_AGE_MAX_US, COMMIT_AGE_MIN_US, SEGMENT_BYTES_MAX};
 use crate::log::position::LogPosition;
@@ -53,7 +64,7 @@ pub struct OpenSegment {
 
 /// What the caller is to do next with the log's file.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum LogStep {
     /// Write `bytes[from..]` at `offset` and give the bytes back with [`Commit::written`].
     Write {
         /// The file offset of `bytes[from]`.
@@ -318,7 +329,8 @@ impl Commit {
     }
 
     /// Starts what is due when nothing is in flight: the next segment, an fdatasync of the timer, the batch.
-    pub fn start(&mut self, now_us: u64) -> Option<Step> {
+    pub fn start(&mut self, now_us: u64) -> Option<LogStep> {
+        self.debug_invariants();
         if self.phase != Phase::Idle {
             return None;
         }
@@ -337,7 +349,7 @@ impl Commit {
     }
 
     /// Starts an fdatasync of all that was written, whatever the mode; None where there is nothing to sync.
-    pub fn settle(&mut self, now_us: u64) -> Option<Step> {
+    pub fn settle(&mut self, now_us: u64) -> Option<LogStep> {
         (self.phase == Phase::Idle && self.durable < self.written).then(|| self.sync(now_us))
     }
 
@@ -345,24 +357,27 @@ impl Commit {
     ///
     /// # Panics
     /// Where the log is not settled.
-    pub fn seal(&mut self, now_us: u64) -> Step {
+    pub fn seal(&mut self, now_us: u64) -> LogStep {
         assert!(self.is_settled(), "only a settled log is sealed");
         record::begin_batch(&mut self.filling);
         self.write(now_us)
     }
 
-    /// Takes the outcome of a [`Step::Write`]: the bytes written, or None for an error. Some(step) follows at once.
+    /// Takes the outcome of a [`LogStep::Write`]: the bytes written. A step that is returned follows
+    /// at once.
     pub fn written(
         &mut self,
         bytes: Vec<u8>,
-        outcome: Option<usize>,
+        outcome: io::Result<usize>,
         now_us: u64,
-    ) -> Result<Option<Step>, LogBroken> {
+    ) -> Result<Option<LogStep>, LogBroken> {
+        self.debug_invariants();
         let Phase::Writing { batch_bytes, from } = self.phase else {
             self.late();
             return Ok(None);
         };
-        let Some(count) = outcome.filter(|count| (1..=batch_bytes - from).contains(count)) else {
+        let possible = 1..=batch_bytes - from;
+        let Some(count) = outcome.ok().filter(|count| possible.contains(count)) else {
             return self.broken();
         };
         let from = from + count;
@@ -370,7 +385,7 @@ impl Commit {
             // A short write is no error (write(2)): the rest is another one.
             self.phase = Phase::Writing { batch_bytes, from };
             let offset = self.offset(self.written) + from as u64;
-            return Ok(Some(Step::Write {
+            return Ok(Some(LogStep::Write {
                 offset,
                 bytes,
                 from,
@@ -391,8 +406,9 @@ impl Commit {
         }
     }
 
-    /// Takes the outcome of a [`Step::Sync`].
-    pub fn synced(&mut self, ok: bool, now_us: u64) -> Result<(), LogBroken> {
+    /// Takes the outcome of a [`LogStep::Sync`].
+    pub fn synced(&mut self, outcome: io::Result<()>, now_us: u64) -> Result<(), LogBroken> {
+        let ok = outcome.is_ok();
         // However late: another fdatasync of this file must not be believed.
         self.sync_failed |= !ok;
         if self.phase != Phase::Syncing {
@@ -407,16 +423,16 @@ impl Commit {
         Ok(())
     }
 
-    /// Takes the outcome of a [`Step::Open`].
+    /// Takes the outcome of a [`LogStep::Open`].
     ///
     /// # Panics
     /// Where the segment is not the one that was asked for.
-    pub fn opened(&mut self, segment: Option<OpenSegment>) -> Result<(), LogBroken> {
+    pub fn opened(&mut self, segment: io::Result<OpenSegment>) -> Result<(), LogBroken> {
         if self.phase != Phase::Opening {
             self.late();
             return Ok(());
         }
-        let Some(segment) = segment else {
+        let Ok(segment) = segment else {
             return self.broken().map(|_| ());
         };
         assert_eq!(
@@ -426,6 +442,39 @@ impl Commit {
         self.segment = segment;
         self.phase = Phase::Idle;
         Ok(())
+    }
+
+    /// Asserts what holds between any two calls.
+    ///
+    /// # Panics
+    /// If something does not hold.
+    pub fn invariants(&self) {
+        assert!(
+            self.segment.first_position <= self.durable,
+            "a segment is opened once all before it is on disk"
+        );
+        assert!(
+            self.durable <= self.written && self.written <= self.handed,
+            "bytes are handed over, then written, then durable"
+        );
+        let in_flight_bytes = self.handed.bytes_since(self.written);
+        match self.phase {
+            Phase::Writing { batch_bytes, from } => {
+                assert!(from < batch_bytes, "a whole batch is not written again");
+                assert_eq!(in_flight_bytes, Some(batch_bytes as u64));
+            }
+            Phase::Idle | Phase::Syncing | Phase::Opening => {
+                assert_eq!(
+                    in_flight_bytes,
+                    Some(0),
+                    "a batch is in flight while written"
+                );
+            }
+            Phase::Failed { .. } => assert!(!self.has_ops(), "a failed log takes no op"),
+        }
+        if self.durability == Durability::Always {
+            assert_eq!(self.visible_position(), self.durable);
+        }
     }
 
     /// Gives the log up: what was pushed and is not visible yet is lost, and nothing is written any more.
@@ -477,6 +526,13 @@ impl Commit {
         self.synced_since_us = self.synced_since_us.map(aged);
     }
 
+    /// [`Commit::invariants`], where a test or a debug build may take the time.
+    fn debug_invariants(&self) {
+        if cfg!(debug_assertions) {
+            self.invariants();
+        }
+    }
+
     /// All that was written is on disk.
     fn settled(&mut self, now_us: u64) {
         self.durable = self.written;
@@ -484,7 +540,7 @@ impl Commit {
         self.idle_since_us = now_us;
     }
 
-    fn write(&mut self, now_us: u64) -> Step {
+    fn write(&mut self, now_us: u64) -> LogStep {
         self.begun_us = now_us;
         let mut bytes = std::mem::replace(&mut self.filling, std::mem::take(&mut self.spare));
         record::seal_batch(&mut bytes, self.segment.salt, self.handed, self.durable);
@@ -497,22 +553,22 @@ impl Commit {
         if self.group_ops > 0 {
             self.unsynced_since_us.get_or_insert(self.oldest_us);
         }
-        Step::Write {
+        LogStep::Write {
             offset: self.offset(self.written),
             bytes,
             from: 0,
         }
     }
 
-    fn sync(&mut self, now_us: u64) -> Step {
+    fn sync(&mut self, now_us: u64) -> LogStep {
         self.phase = Phase::Syncing;
         self.last_sync_us = now_us;
-        Step::Sync
+        LogStep::Sync
     }
 
-    fn open_next(&mut self) -> Step {
+    fn open_next(&mut self) -> LogStep {
         self.phase = Phase::Opening;
-        Step::Open {
+        LogStep::Open {
             index: self.segment.index + 1,
             first_position: self.handed,
         }
@@ -527,7 +583,7 @@ impl Commit {
         bytes.expect("all that is written is in the open segment")
     }
 
-    fn broken(&mut self) -> Result<Option<Step>, LogBroken> {
+    fn broken(&mut self) -> Result<Option<LogStep>, LogBroken> {
         self.phase = Phase::Failed { in_flight: false };
         self.filling.clear();
         self.filling_ops = 0;

@@ -1,8 +1,9 @@
-//! The files of one shard's log: the open segment, and the slow work on the others, as errands for another thread.
+//! The files of one shard's log: the open segment, and the slow work on the others, as errands for
+//! another thread.
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use thiserror::Error;
 
@@ -23,13 +24,14 @@ mod tests;
 #[derive(Debug)]
 pub struct LogFiles<D: Disk> {
     directory: Arc<DataDirectory<D>>,
-    segment: Segment<D::File>,
-    /// Segments are written through, where the file system can do that, and grow by so much.
+    /// Its file is shared with a rebuild, which syncs it.
+    segment: Segment<Arc<D::File>>,
+    /// If set, segments are written through where the file system can do that, and grow by this.
     fill_bytes: Option<u64>,
     sources: Sources,
     /// Where the open segment ends, once it has failed: the first try to rebuild decides, for all
     /// that follow.
-    kept_position: Option<LogPosition>,
+    kept_position: Arc<OnceLock<LogPosition>>,
 }
 
 /// Why the next segment or the state of a shard is not there. It is tried again.
@@ -91,9 +93,9 @@ impl<D: Disk> LogFiles<D> {
                 others: others.collect(),
             },
             directory,
-            segment,
+            segment: shared(segment),
             fill_bytes,
-            kept_position: None,
+            kept_position: Arc::default(),
         })
     }
 
@@ -149,7 +151,7 @@ impl<D: Disk> LogFiles<D> {
 
     fn is_in_place(&self) -> io::Result<bool> {
         let Segment { path, file, .. } = &self.segment;
-        self.directory.disk().is_at(path, file)
+        self.directory.disk().is_at(path, file.as_ref())
     }
 
     /// Fails where the open segment does not stand at its path: what stands there now, nothing or a backup that was put
@@ -174,8 +176,8 @@ impl<D: Disk> LogFiles<D> {
 
     /// Makes a new segment the open one. Nothing of the one before may be in flight.
     pub fn replace(&mut self, segment: Segment<D::File>) -> OpenSegment {
-        self.segment = segment;
-        self.kept_position = None;
+        self.segment = shared(segment);
+        self.kept_position = Arc::default();
         self.open_segment()
     }
 
@@ -205,38 +207,41 @@ impl<D: Disk> LogFiles<D> {
         }
     }
 
-    /// The errand that creates the segment behind the failed one and reads the shard's state back. The failed file is not
-    /// written any more: it ends for its readers where the next segment says that it begins.
-    pub fn rebuild(&mut self, end: End) -> Result<Rebuild<D>, LogFilesError> {
+    /// Returns the errand that creates the segment after the failed one and reads the shard's state
+    /// back. The failed file is no longer written: for its readers it ends where the next segment
+    /// begins.
+    pub fn rebuild(&self, end: End) -> Result<Rebuild<D>, LogFilesError> {
         if self.segment.header.index == end.index {
             self.check_in_place()?;
         } else {
-            // It was opened in the moment of the failure, holds nothing, and a try before this one may have removed it.
+            // The segment that was opened at the moment of the failure: it holds nothing, and a
+            // previous try may have removed it.
             let failed = self.creation(end.index, LogPosition::START);
             self.check(self.directory.disk().exists(&failed.path()))?;
             self.check_lock(self.directory.is_lock_in_place().unwrap_or(true))?;
         }
-        let first_position = self.kept_position(end);
         Ok(Rebuild {
-            creation: self.creation(end.index + 1, first_position),
+            creation: self.creation(end.index + 1, end.durable),
+            end,
+            file: Arc::clone(&self.segment.file),
+            kept_position: Arc::clone(&self.kept_position),
             sources: self.sources.clone(),
         })
     }
+}
 
-    /// Up to where a failed segment is kept: what was shown, if it can still be made durable.
-    ///
-    /// There is one fdatasync for all tries. After one that failed, the next would succeed without
-    /// having written anything; after one that succeeded, a failure of the next would drop ops that
-    /// are on disk.
-    fn kept_position(&mut self, end: End) -> LogPosition {
-        let file = &self.segment.file;
-        *self.kept_position.get_or_insert_with(|| {
-            if end.shown == end.durable || file.sync().is_ok() {
-                end.shown
-            } else {
-                end.durable
-            }
-        })
+fn shared<F>(segment: Segment<F>) -> Segment<Arc<F>> {
+    let Segment {
+        file,
+        path,
+        header,
+        blocks,
+    } = segment;
+    Segment {
+        file: Arc::new(file),
+        path,
+        header,
+        blocks,
     }
 }
 
@@ -269,9 +274,17 @@ pub struct Creation<D: Disk> {
 }
 
 impl<D: Disk> Creation<D> {
-    /// Creates it.
+    /// Creates the segment, with `reserve_bytes` of disk claimed ahead.
     pub fn run(&self, reserve_bytes: u64) -> Result<Segment<D::File>, LogFilesError> {
-        let (directory, header) = (&self.directory, self.header);
+        self.create(self.header, reserve_bytes)
+    }
+
+    fn create(
+        &self,
+        header: SegmentHeader,
+        reserve_bytes: u64,
+    ) -> Result<Segment<D::File>, LogFilesError> {
+        let directory = &self.directory;
         let folder = directory.shard_path(header.shard);
         let segment = create(directory, &folder, header, reserve_bytes, self.fill_bytes)
             .map_err(|source| self.failed(source))?;
@@ -307,21 +320,46 @@ impl<D: Disk> Creation<D> {
     }
 }
 
-/// A rebuild of a shard.
+/// An errand that rebuilds a shard from its log.
 #[derive(Debug)]
 pub struct Rebuild<D: Disk> {
     creation: Creation<D>,
+    end: End,
+    /// The open segment's file, when the errand was made.
+    file: Arc<D::File>,
+    kept_position: Arc<OnceLock<LogPosition>>,
     sources: Sources,
 }
 
 impl<D: Disk> Rebuild<D> {
-    /// Creates the next segment and visits the ops.
+    /// Creates the next segment and visits the ops. Waits for the disk, so it is not for a shard's
+    /// thread.
     pub fn run(&self, visit: impl FnMut(&Op<'_>)) -> Result<Segment<D::File>, LogFilesError> {
+        let header = SegmentHeader {
+            first_position: self.kept_position(),
+            ..self.creation.header
+        };
         self.creation.remove_unused()?;
-        // No more room is asked for than a segment without ops needs: on a disk that is nearly full the shard
-        // serves what it has, and refuses ops.
-        let segment = self.creation.run(0)?;
+        // No more room is asked for than a segment without ops needs: on a disk that is nearly full
+        // the shard serves what it has, and refuses ops.
+        let segment = self.creation.create(header, 0)?;
         recovery::replay(&self.creation.directory, &self.sources, visit)?;
         Ok(segment)
+    }
+
+    /// Returns the position up to which the failed segment is kept: what was shown, if it can still
+    /// be made durable.
+    ///
+    /// There is one fdatasync for all tries. After one that failed, the next would succeed without
+    /// having written anything; after one that succeeded, a failure of the next would drop ops that
+    /// are on disk.
+    fn kept_position(&self) -> LogPosition {
+        *self.kept_position.get_or_init(|| {
+            if self.end.shown == self.end.durable || self.file.sync().is_ok() {
+                self.end.shown
+            } else {
+                self.end.durable
+            }
+        })
     }
 }

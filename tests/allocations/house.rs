@@ -6,13 +6,13 @@
 
 use std::io::Write;
 
-use etherply::core::contract::{Clock, Input, Output, ShardConfig};
+use etherply::core::contract::{Clock, Input, Output, Received, ShardConfig};
 use etherply::core::fanout::window::{Spans, spans_bytes};
 use etherply::core::shard::Shard;
 use etherply::core::shard::session::SessionId;
 use etherply::core::testing::{self, START_UNIX_S};
 use etherply::limits::SECOND_US;
-use etherply::log::commit::{Durability, OpenSegment};
+use etherply::log::commit::{Durability, LogStep, OpenSegment};
 use etherply::log::position::LogPosition;
 
 /// More turns than this without an end are a loop.
@@ -136,7 +136,7 @@ impl House {
         member.is_receiving = false;
         let id = member.id;
         self.shard
-            .handle(Input::Received(id, Some(bytes)), self.clock);
+            .handle(Input::Received(id, Received::Bytes(bytes)), self.clock);
     }
 
     pub fn pass(&mut self, us: u64) {
@@ -184,7 +184,7 @@ impl House {
                 let before = self.members[place].sending.replace(spans);
                 assert!(before.is_none(), "one send at a time");
             }
-            Output::LogWrite { .. } | Output::LogSync => {
+            Output::Log(LogStep::Write { .. } | LogStep::Sync) => {
                 assert!(self.log.is_none(), "one operation of the log at a time");
                 self.log = Some(output);
             }
@@ -195,11 +195,11 @@ impl House {
     fn end_log(&mut self) -> bool {
         let input = match self.log.take() {
             None => return false,
-            Some(Output::LogWrite { bytes, from, .. }) => {
+            Some(Output::Log(LogStep::Write { bytes, from, .. })) => {
                 let count = bytes.len() - from;
-                Input::LogWritten(bytes, Some(count))
+                Input::LogWritten(bytes, Ok(count))
             }
-            Some(_) => Input::LogSynced(true),
+            Some(_) => Input::LogSynced(Ok(())),
         };
         self.shard.handle(input, self.clock);
         true
@@ -218,7 +218,7 @@ impl House {
         }
         let (id, bytes) = (member.id, spans_bytes(&spans));
         self.shard
-            .handle(Input::Sent(id, spans, Some(bytes)), self.clock);
+            .handle(Input::Sent(id, spans, Ok(bytes)), self.clock);
         true
     }
 }

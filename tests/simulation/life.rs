@@ -106,7 +106,7 @@ impl World {
                 let size = LogSize::unmeasured(room_end);
                 seat.shard.handle(Input::LogSize(size), self.clock);
                 seat.shard
-                    .handle(Input::Rebuilt(Some((segment, workspaces))), self.clock);
+                    .handle(Input::Rebuilt(Ok((segment, workspaces))), self.clock);
                 (seat.is_serving, seat.is_woken) = (true, true);
                 server.tell_rotation(shard);
             }

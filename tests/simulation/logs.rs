@@ -1,10 +1,12 @@
 //! What the disk does for the logs of the shards.
 
+use std::io;
+
 use etherply::core::contract::{Input, Output, shard_of};
 use etherply::core::state::replay::Replay;
 use etherply::core::testing::HASH_SEED;
 use etherply::log::blocks::BlockWrite;
-use etherply::log::commit::Durability;
+use etherply::log::commit::{Durability, LogStep};
 use etherply::log::disk::DiskFile;
 use etherply::log::log_files::{LogFiles, LogFilesError};
 use etherply::log::record::Op;
@@ -13,6 +15,7 @@ use etherply::log::recovery::RecoveryError;
 use crate::disk::SimDisk;
 use crate::plan::faults;
 use crate::server::{Errand, LogOperation};
+use crate::wire;
 use crate::world::{Doing, World};
 
 impl World {
@@ -47,11 +50,11 @@ impl World {
         let seat = self.seat(shard);
         let log = seat.log.as_mut().expect("it is open");
         match output {
-            Output::LogWrite {
+            Output::Log(LogStep::Write {
                 offset,
                 bytes,
                 from,
-            } => {
+            }) => {
                 let writes_through = log.open_segment().writes_through;
                 let (bytes, count) = write(log, bytes, from, offset);
                 let is_kept = log.check_linked().is_ok() && log.check_place().is_ok();
@@ -68,9 +71,9 @@ impl World {
                         }
                     }
                 }
-                Input::LogWritten(bytes, count)
+                Input::LogWritten(bytes, count.ok_or_else(wire::failure))
             }
-            Output::LogSync => {
+            Output::Log(LogStep::Sync) => {
                 let ok = log.file().sync().is_ok() && log.check_linked().is_ok();
                 let handed = seat.handed.clone();
                 seat.is_sync_lost |= !ok;
@@ -80,7 +83,7 @@ impl World {
                         model.synced = model.synced.max(count.min(model.written));
                     }
                 }
-                Input::LogSynced(ok)
+                Input::LogSynced(if ok { Ok(()) } else { Err(wire::failure()) })
             }
             other => unreachable!("{other:?} is no operation of the ring"),
         }
@@ -91,7 +94,10 @@ impl World {
         let clock = self.clock;
         let durability = self.plan.durability;
         let seat = self.seat(shard);
-        let is_failure = matches!(&input, Input::LogWritten(_, None) | Input::LogSynced(false));
+        let is_failure = matches!(
+            &input,
+            Input::LogWritten(_, Err(_)) | Input::LogSynced(Err(_))
+        );
         // What comes after a failure is not looked at any more.
         let is_late = seat.may_fail;
         seat.may_fail |= is_failure;
@@ -102,7 +108,7 @@ impl World {
             Input::LogWritten(..) => {
                 (durability != Durability::Always || writes_through) && !is_failure
             }
-            Input::LogSynced(ok) => *ok,
+            Input::LogSynced(outcome) => outcome.is_ok(),
             _ => false,
         };
         let is_sync = writes_through || matches!(input, Input::LogSynced(_));
@@ -141,10 +147,10 @@ impl World {
                 let clock = self.clock;
                 let seat = self.seat(shard);
                 let segment = outcome
-                    .ok()
-                    .map(|segment| seat.log.as_mut().expect("open").replace(segment));
-                seat.may_fail |= segment.is_none();
-                self.coverage.rotations += u64::from(segment.is_some());
+                    .map(|segment| seat.log.as_mut().expect("open").replace(segment))
+                    .map_err(io::Error::other);
+                seat.may_fail |= segment.is_err();
+                self.coverage.rotations += u64::from(segment.is_ok());
                 let seat = self.seat(shard);
                 seat.shard.handle(Input::LogOpened(segment), clock);
                 seat.is_woken = true;
@@ -180,14 +186,12 @@ impl World {
                     self.coverage.rebuilds += 1;
                 }
                 let seat = self.seat(shard);
-                let state = outcome.ok().map(|segment| {
-                    (
-                        seat.log.as_mut().expect("open").replace(segment),
-                        workspaces,
-                    )
-                });
-                seat.is_sync_lost &= state.is_none();
-                seat.is_end_known &= state.is_none();
+                let log = seat.log.as_mut().expect("open");
+                let state = outcome
+                    .map(|segment| (log.replace(segment), workspaces))
+                    .map_err(io::Error::other);
+                seat.is_sync_lost &= state.is_err();
+                seat.is_end_known &= state.is_err();
                 seat.shard.handle(Input::Rebuilt(state), clock);
                 seat.is_woken = true;
             }

@@ -11,7 +11,7 @@ use etherply::limits::{
     HEAD_TIMEOUT_US, LATENESS_US_MAX, MESSAGE_TIMEOUT_US, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN,
     SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SESSION_BUDGET_BYTES, STALL_TIMEOUT_US,
 };
-use etherply::log::commit::Durability;
+use etherply::log::commit::{Durability, LogStep};
 
 use crate::client::Home;
 use crate::server::{Errand, LogOperation, Seat};
@@ -286,19 +286,19 @@ impl World {
                 server.letters.push_back((owner as usize, place, handoff));
                 self.coverage.handoffs += 1;
             }
-            Output::LogWrite {
+            Output::Log(LogStep::Write {
                 ref bytes, from, ..
-            } => {
+            }) => {
                 if from == 0 {
                     self.note_wins(shard, bytes);
                 }
                 self.ask(shard, output);
             }
-            Output::LogSync => self.ask(shard, output),
-            Output::LogOpen {
+            Output::Log(LogStep::Sync) => self.ask(shard, output),
+            Output::Log(LogStep::Open {
                 index,
                 first_position,
-            } => {
+            }) => {
                 let seat = self.seat(shard);
                 let log = seat.log.as_ref().expect("it is open");
                 let errand = Errand::Create(log.next(index, first_position));
@@ -631,11 +631,11 @@ fn text(output: &Output) -> String {
             let bytes: usize = spans.iter().map(|span| span.bytes().len()).sum();
             format!("send {bytes} bytes to {id:?}")
         }
-        Output::LogWrite {
+        Output::Log(LogStep::Write {
             offset,
             bytes,
             from,
-        } => format!("write {} bytes at {offset}", bytes.len() - from),
+        }) => format!("write {} bytes at {offset}", bytes.len() - from),
         Output::Handoff(id, owner, _) => format!("hand {id:?} to {owner}"),
         other => format!("{other:?}"),
     }

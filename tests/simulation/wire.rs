@@ -1,6 +1,7 @@
 //! The client's side of the wire, written down naively: what it sends, and how it reads what it is sent.
 
 use std::collections::BTreeMap;
+use std::io;
 
 use etherply::core::fanout::window::Span;
 use etherply::core::testing;
@@ -12,6 +13,11 @@ pub const BINARY: u8 = 2;
 pub const CLOSE: u8 = 8;
 pub const PING: u8 = 9;
 pub const PONG: u8 = 10;
+
+/// Returns the error of a connection or a disk. The shard does not look into it.
+pub fn failure() -> io::Error {
+    io::ErrorKind::Other.into()
+}
 
 /// A masked frame.
 pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use etherply::core::contract::{Clock, Input, Limits};
+use etherply::core::contract::{Clock, Input, Limits, Received};
 use etherply::core::fanout::window::{skip_sent, spans_bytes};
 use etherply::core::testing::Dice;
 use etherply::limits::{RECEIVE_BYTES_MAX, SECOND_US, SNAPSHOT_BYTES_MAX};
@@ -427,13 +427,15 @@ impl World {
         client.note_delivery(self.clock.now_us);
         self.journal
             .note(|| format!("client {place} sends {length} bytes, broken: {is_broken}"));
-        let bytes = if is_broken {
-            None
+        let received = if is_broken {
+            Received::Broken
+        } else if bytes.is_empty() {
+            Received::Eof
         } else {
-            Some(&mut bytes[..])
+            Received::Bytes(&mut bytes)
         };
         let seat = &mut self.server.as_mut().expect("it runs").seats[shard];
-        seat.shard.handle(Input::Received(id, bytes), self.clock);
+        seat.shard.handle(Input::Received(id, received), self.clock);
         seat.is_woken = true;
         self.note_panic(shard);
         self.check_held_after_event(shard);
@@ -480,7 +482,9 @@ impl World {
         }
         let seat = &mut self.server.as_mut().expect("it runs").seats[shard];
         seat.cut_sends += usize::from(taken.is_some_and(|taken| taken < all));
-        seat.shard.handle(Input::Sent(id, spans, taken), self.clock);
+        let outcome = taken.ok_or_else(wire::failure);
+        seat.shard
+            .handle(Input::Sent(id, spans, outcome), self.clock);
         seat.is_woken = true;
         self.note_panic(shard);
         self.check_held_after_event(shard);

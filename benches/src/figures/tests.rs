@@ -7,10 +7,10 @@ fn the_median_is_the_middle_one_or_between_the_two() {
     let spread = Spread::of([5.0, 1.0, 3.0]).unwrap();
     assert_eq!((spread.least, spread.median, spread.most), (1.0, 3.0, 5.0));
     assert_eq!(
-        Spread::of([4.0, 1.0, 3.0, 2.0]).unwrap().told(1),
+        Spread::of([4.0, 1.0, 3.0, 2.0]).unwrap().text(1),
         "2.5 (1.0–4.0)"
     );
-    assert_eq!(Spread::of([1234.0]).unwrap().told(0), "1,234");
+    assert_eq!(Spread::of([1234.0]).unwrap().text(0), "1,234");
     assert_eq!(Spread::of([]), None);
 }
 
@@ -19,7 +19,7 @@ fn a_ratio_is_taken_round_by_round() {
     let rounds = |numbers: [f64; 3]| numbers.map(|number| Numbers::from([("cpu", number)]));
     // The second round was slow for both: the ratio of the medians would be 2.5.
     let (of, to) = (rounds([10.0, 100.0, 25.0]), rounds([5.0, 50.0, 10.0]));
-    assert_eq!(ratio(&of, &to, "cpu").unwrap().told(1), "2.0 (2.0–2.5)");
+    assert_eq!(ratio(&of, &to, "cpu").unwrap().text(1), "2.0 (2.0–2.5)");
     assert_eq!(ratio(&of, &to, "p50"), None);
 }
 

@@ -88,6 +88,9 @@ pub const ALL: [Figure; 11] = [
     OWN_SHARE,
 ];
 
+/// Above this share, the load generator may be what limits the figures.
+pub const OWN_SHARE_LIMIT_PERCENT: f64 = 90.0;
+
 /// The id of the time that the load generator used for each delivery.
 const OWN_NS_PER_DELIVERY: &str = "load_generator_ns_per_delivery";
 

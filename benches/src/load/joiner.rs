@@ -6,6 +6,8 @@ use std::rc::Rc;
 use tungstenite::handshake::derive_accept_key;
 use tungstenite::protocol::frame::FrameHeader;
 
+/// The most of a refusal's body that is waited for.
+const BODY_BYTES_MAX: usize = 1024;
 /// What every client asks the server to prove with.
 pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
@@ -131,14 +133,30 @@ pub fn upgraded(seen: &[u8]) -> io::Result<Option<usize>> {
     let httparse::Status::Complete(end) = response.parse(seen).map_err(io::Error::other)? else {
         return Ok(None);
     };
+    let header = |name: &str| {
+        let mut headers = response.headers.iter();
+        let found = headers.find(|header| header.name.eq_ignore_ascii_case(name));
+        found.map(|header| header.value)
+    };
+    let code = response.code.unwrap_or_default();
+    if code != 101 {
+        // The body has the reason.
+        let length = header("content-length").and_then(|value| std::str::from_utf8(value).ok());
+        let length = length.and_then(|length| length.trim().parse::<usize>().ok());
+        let body = &seen[end..];
+        if body.len() < length.unwrap_or(0).min(BODY_BYTES_MAX) {
+            return Ok(None);
+        }
+        let body = String::from_utf8_lossy(body);
+        let body: Vec<&str> = body.split_whitespace().collect();
+        let message = format!("the server answered {code} {}", body.join(" "));
+        return Err(io::Error::other(message.trim_end().to_owned()));
+    }
     let accept = derive_accept_key(KEY.as_bytes());
-    let accepts = response.headers.iter().any(|header| {
-        header.name.eq_ignore_ascii_case("sec-websocket-accept")
-            && header.value == accept.as_bytes()
-    });
-    if response.code != Some(101) || !accepts {
-        let told = String::from_utf8_lossy(seen);
-        return Err(io::Error::other(format!("no upgrade: {told}")));
+    if header("sec-websocket-accept") != Some(accept.as_bytes()) {
+        return Err(io::Error::other(
+            "the server's Sec-WebSocket-Accept is wrong",
+        ));
     }
     Ok(Some(end))
 }

@@ -1,13 +1,13 @@
-//! What is known of a host: plain data, read by `super::read` and judged by `super::judge`.
+//! The facts about a host: plain data, read by `super::read` and judged by `super::judge`.
 //!
-//! None stands for what this host does not tell. The field names are those of `--json`.
+//! `None` means that the host does not reveal the fact. The field names are the keys of `--json`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-/// All that is known.
+/// All facts about a host.
 #[derive(Debug, Clone, Serialize)]
 pub struct Facts {
     pub wanted: WantedServer,
@@ -19,7 +19,7 @@ pub struct Facts {
     pub processor: Processor,
 }
 
-/// What the server would be started with.
+/// The settings that the server would be started with.
 #[derive(Debug, Clone, Serialize)]
 pub struct WantedServer {
     pub address: SocketAddr,
@@ -32,22 +32,22 @@ pub struct Kernel {
     pub release: String,
     /// The sysctl `kernel.io_uring_disabled`: 1 forbids it to most, 2 to all.
     pub io_uring_disabled: Option<u32>,
-    /// A filter of system calls lies on this process.
+    /// Whether a filter of system calls applies to this process.
     pub has_seccomp_filter: bool,
-    /// `CAP_SYS_ADMIN`: the sysctl's 1 does not hold for this process.
+    /// Whether this process has `CAP_SYS_ADMIN`, so that a sysctl of 1 does not apply to it.
     pub is_administrator: bool,
-    /// `CAP_IPC_LOCK`: no limit of locked memory holds for this process.
+    /// Whether this process has `CAP_IPC_LOCK`, so that no limit of locked memory applies to it.
     pub may_lock_memory: bool,
     pub clock_source: Option<String>,
-    /// What it takes to read the clock once.
+    /// The time to read the clock once.
     pub clock_read_ns: u64,
 }
 
 #[derive(Debug, Clone, Serialize)]
 pub struct RingSupport {
-    /// Why not each shard can have a ring.
+    /// The reason why not every shard can have a ring.
     pub fault: Option<RingFault>,
-    /// How many rings could be set up at once, of one for each shard.
+    /// The number of rings that could be created at once; the server needs one per shard.
     pub set_up: u32,
     /// `IORING_SETUP_COOP_TASKRUN` and `IORING_SETUP_TASKRUN_FLAG`, Linux 5.19.
     pub is_cooperative: bool,
@@ -74,9 +74,9 @@ pub enum RingFault {
 
 #[derive(Debug, Clone, Serialize)]
 pub struct ProcessLimits {
-    /// What the server can raise its limit of open files to. None: there is none.
+    /// The number of files up to which the server can raise its limit. `None`: no limit.
     pub open_files: Option<u64>,
-    /// None: there is none.
+    /// The limit of locked memory. `None`: no limit.
     pub locked_memory_bytes: Option<u64>,
 }
 
@@ -84,13 +84,13 @@ pub struct ProcessLimits {
 pub struct Network {
     pub port: Port,
     pub somaxconn: Option<u64>,
-    /// What the kernel queues of a connection and has not sent (`tcp_notsent_lowat`).
+    /// The number of bytes per connection that the kernel queues unsent (`tcp_notsent_lowat`).
     pub unsent_bytes_max: Option<u64>,
-    /// What the send buffer of a connection grows to (`tcp_wmem`).
+    /// The largest send buffer of a connection (`tcp_wmem`).
     pub send_bytes_max: Option<u64>,
-    /// The ports of outgoing connections.
+    /// The range of ports for outgoing connections.
     pub local_ports: Option<(u16, u16)>,
-    /// Those of them that are left alone.
+    /// The ranges that outgoing connections do not use.
     pub reserved_ports: Vec<(u16, u16)>,
 }
 
@@ -99,39 +99,39 @@ pub struct Network {
 pub enum Port {
     Free,
     Taken,
-    /// It cannot be bound: the server's own words.
+    /// It cannot be bound, for this reason.
     Refused(String),
 }
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Directory {
-    /// As it was given.
+    /// The path as given.
     pub path: PathBuf,
-    /// Where it was measured: the folder, or that of its parents which is there.
+    /// The folder that was measured: the data directory, or its nearest parent that exists.
     pub measured_in: PathBuf,
     pub is_there: bool,
-    /// The process id of the server that runs on it.
+    /// The process id of the server that is using it.
     pub server: Option<String>,
-    /// Why no file can be written and synced there.
+    /// The reason why no file can be written and synced there.
     pub fault: Option<String>,
-    /// What to do about that, where it is known.
+    /// The remedy for the fault, if there is a known one.
     pub fault_remedy: Option<&'static str>,
-    /// A file that is not a server's, in a folder without a log.
+    /// A foreign file in a folder without a log.
     pub other_file: Option<String>,
     pub sync: Option<SyncTimes>,
     pub mount: Option<Mount>,
     pub free_bytes: Option<u64>,
     pub total_bytes: Option<u64>,
-    /// Of the device's queue: `write back` where the device has a cache that a flush must empty.
+    /// The cache mode of the device: `write back` if it has a cache that a flush must empty.
     pub write_cache: Option<String>,
-    /// The device has a head that moves, or says so.
+    /// Whether the device reports that it is a spinning disk.
     pub is_rotational: Option<bool>,
 }
 
-/// How long an append of a small batch and its fdatasync took.
+/// The times that appends of a small batch took, with their fdatasync.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct SyncTimes {
-    /// The file system lets the log write past the page cache.
+    /// Whether the file system lets the log bypass the page cache.
     pub writes_through: bool,
     pub appends: usize,
     pub p50_us: u64,
@@ -143,9 +143,9 @@ pub struct SyncTimes {
 pub struct Mount {
     pub point: PathBuf,
     pub file_system: String,
-    /// Of the mount and of the file system.
+    /// The options of the mount, then those of the file system.
     pub options: Vec<String>,
-    /// The device's numbers, as `8:1`.
+    /// The numbers of the device, such as `8:1`.
     pub device: String,
 }
 
@@ -158,20 +158,20 @@ impl Mount {
 #[derive(Debug, Clone, Serialize)]
 pub struct Processor {
     pub cores_online: Option<usize>,
-    /// Those that this process may run on.
+    /// The number of cores on which this process may run.
     pub cores_allowed: usize,
-    /// The CPU time that the control group gets, in thousandths of a core.
+    /// The CPU quota of the control group, in thousandths of a core.
     pub quota_millicores: Option<u64>,
     pub governors: Vec<String>,
-    /// Threads that ran or wanted to, over the last minute, in hundredths.
+    /// The load average of the last minute, in hundredths.
     pub load_percent: Option<u64>,
-    /// The most memory that the control group gets.
+    /// The memory limit of the control group.
     pub memory_max_bytes: Option<u64>,
     pub memory_total_bytes: Option<u64>,
 }
 
 impl Processor {
-    /// More threads want to run than there are cores for.
+    /// Returns whether more threads want to run than there are cores.
     pub fn is_busy(&self) -> bool {
         let cores = self.cores_online.unwrap_or(self.cores_allowed) as u64;
         self.load_percent

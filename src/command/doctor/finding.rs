@@ -1,14 +1,14 @@
-//! What is said about one thing of a host.
+//! The result of one check of a host.
 
 use serde::Serialize;
 
-/// How bad it is. In the order of that.
+/// The severity of a finding, from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Fine.
+    /// Nothing to change.
     Ok,
-    /// The server works, and something is worse than it could be.
+    /// The server works, but something could be better.
     Warn,
     /// The server would not work.
     Fail,
@@ -24,15 +24,15 @@ impl Severity {
     }
 }
 
-/// What is said about one thing.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// The thing. Scripts know it by this name.
+    /// The name of the check. Scripts rely on it.
     pub check: &'static str,
     pub verdict: Severity,
-    /// What is so.
+    /// The state that the check found.
     pub found: String,
-    /// What to do, or where to read more.
+    /// The advice: what to change, or where to read more.
     pub advice: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! From the facts to the findings. Pure: what is not in the facts is not known here.
+//! Turns facts into findings. Pure: it depends on the facts alone.
 
 use super::facts::Facts;
 use super::finding::Finding;
@@ -11,7 +11,7 @@ mod processor;
 #[cfg(test)]
 mod tests;
 
-/// One finding for each thing that is known, in the order in which they are told.
+/// Returns one finding for each check whose facts are known, in the order of the output.
 pub fn judge(facts: &Facts) -> Vec<Finding> {
     let Facts {
         wanted,

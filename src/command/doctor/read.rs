@@ -1,4 +1,8 @@
-//! Reads the facts. What this host does not tell is left out; nothing is judged here.
+//! Reads the facts from the host. What it does not reveal is left out; nothing is judged here.
+//!
+//! The parsers of /proc are our own. Those of the crate `procfs-core` reject a whole `status` or
+//! `meminfo` that lacks a field (as in gVisor and other sandboxes), do not unescape mount points,
+//! and lose the order of mount options.
 
 use super::facts::{Facts, WantedServer};
 use crate::config::doctor::DoctorArgs;
@@ -14,7 +18,7 @@ mod tests;
 
 use host::HostFiles;
 
-/// Reads this host.
+/// Reads the facts of this host.
 pub fn facts(settings: &DoctorArgs) -> Result<Facts, ConfigError> {
     let host = HostFiles::at("/");
     let wanted = WantedServer {

@@ -1,4 +1,4 @@
-//! `etherply log compact`.
+//! `etherply log compact`: rewrites the log without superseded ops.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::log::directory::DataDirectory;
 use crate::log::disk::HostDisk;
 use crate::log::recovery::Recovery;
 
-/// Rewrites the log without what is dead.
+/// Compacts the whole log. The server must be stopped.
 pub fn run(data: &Path) -> Result<(), Stop> {
     let directory = DataDirectory::open_existing(HostDisk, data.to_path_buf())?;
     let mut output = Printer::new();
@@ -21,7 +21,7 @@ pub fn run(data: &Path) -> Result<(), Stop> {
     let settings = Settings::routine(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX).thorough();
     let mut compaction = Compaction::plan(Arc::new(directory), &[], settings)?;
     let before = compaction.outcome();
-    // A segment is read once to find what is dead, and once more where it is worth to be written anew.
+    // Each segment is read once to find the live records, and again if it is worth rewriting.
     let bar = Bar::new("compacting", before.bytes * 2);
     let mut pace = |bytes| {
         bar.add(bytes);
@@ -41,7 +41,7 @@ pub fn run(data: &Path) -> Result<(), Stop> {
     output.flush()
 }
 
-/// Reads the log as a start does, and cuts the torn tails off.
+/// Reads the log as a server does when it starts, and truncates torn tails.
 fn recover(directory: &DataDirectory, output: &mut Printer) -> Result<(), Stop> {
     let recovery = Recovery::open(directory)?;
     let bar = Bar::new("reading the log", recovery.bytes());

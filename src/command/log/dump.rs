@@ -1,4 +1,4 @@
-//! `etherply log dump`.
+//! `etherply log dump`: prints the ops of a workspace.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::log::read_only::{Folder, ReadOnlyLog};
 use crate::log::record::Op;
 use crate::seq::Seq;
 
-/// An op of the workspace that is dumped.
+/// An op of the workspace, copied out of its segment.
 struct Kept {
     key: String,
     value: String,
@@ -19,14 +19,14 @@ struct Kept {
     timestamp: u64,
 }
 
-/// Prints the ops of a workspace.
+/// Prints the ops of a workspace as JSON lines, in the order of their seq.
 pub fn run(data: &Path, settings: &DumpArgs) -> Result<(), Stop> {
     let snapshot = ReadOnlyLog::take(&HostDisk, data)?;
     let bar = Bar::new("reading the log", snapshot.bytes());
     let mut merge = Merge::new(snapshot.folders(), &settings.workspace, &bar);
     let mut output = Printer::new();
     let mut is_known = false;
-    // The name is the same on each line.
+    // The workspace is the same on every line.
     let begin = format!(r#"{{"workspace":{}"#, quoted(&settings.workspace));
     let mut state: BTreeMap<String, Kept> = BTreeMap::new();
     while let Some(op) = merge.next()? {
@@ -52,12 +52,13 @@ pub fn run(data: &Path, settings: &DumpArgs) -> Result<(), Stop> {
     }
     let (workspace, data) = (quoted(&settings.workspace), data.display());
     Err(Stop::Failed(format!(
-        "no workspace {workspace} in this log; to list those it has, run: etherply log stat --all --data-dir {data}"
+        "no workspace {workspace} in this log; to list its workspaces, run: \
+         etherply log stat --all --data-dir {data}"
     )))
 }
 
-/// The value's text is printed as its writer sent it. The one exception: a line break in it, which can only stand between two
-/// tokens of JSON, is printed as a space, since an op is one line.
+/// Prints an op as one line. The value is printed as its writer sent it, except that a line break,
+/// which can only occur between two tokens of JSON, becomes a space.
 fn print(output: &mut Printer, begin: &str, op: &Kept) -> Result<(), Stop> {
     let value = op.value.replace(['\n', '\r'], " ");
     let (key, seq, timestamp) = (quoted(&op.key), op.seq, op.timestamp);
@@ -70,8 +71,10 @@ fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// The ops of one workspace in the order of their seq. Each folder has them in that order; a workspace is in several folders if the
-/// server was started with other numbers of shards. Of each of these, the ops of one segment are held at a time.
+/// Merges the ops of one workspace from all folders, in the order of their seq.
+///
+/// A workspace is in several folders if the number of shards has changed. Within each folder its
+/// ops are in order, and the ops of one segment per folder are held in memory at a time.
 struct Merge<'a> {
     workspace: &'a str,
     bar: &'a Bar,
@@ -79,6 +82,7 @@ struct Merge<'a> {
     bytes: Vec<u8>,
 }
 
+/// The position of a [`Merge`] in one folder.
 struct FolderCursor<'a> {
     folder: &'a Folder,
     next_place: usize,
@@ -115,7 +119,7 @@ impl<'a> Merge<'a> {
 }
 
 impl FolderCursor<'_> {
-    /// Reads on until there is an op.
+    /// Reads segments until there is an op, or no segment is left.
     fn fill(&mut self, workspace: &str, bar: &Bar, bytes: &mut Vec<u8>) -> Result<(), Stop> {
         while self.ops.is_empty()
             && let Some(link) = self.folder.links().get(self.next_place)

@@ -1,4 +1,4 @@
-//! `etherply log repair`.
+//! `etherply log repair`: plans a repair of the log, prints the plan, asks, and carries it out.
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
@@ -12,10 +12,10 @@ use crate::log::disk::HostDisk;
 use crate::log::repair::Repair;
 use crate::log::repair::row::{Change, Rewritten};
 
-/// How many workspaces that miss ops are told by name.
-const WORKSPACES_TOLD: usize = 20;
+/// The number of gaps that are listed.
+const GAPS_LISTED: usize = 20;
 
-/// Plans a repair, tells it, asks, and does it.
+/// Repairs the log, after asking unless `--yes` is given. The server must be stopped.
 pub fn run(data: &Path, settings: &RepairArgs) -> Result<VerifyOutcome, Stop> {
     let mut epoch = [0; 16];
     getrandom::fill(&mut epoch)?;
@@ -31,7 +31,7 @@ pub fn run(data: &Path, settings: &RepairArgs) -> Result<VerifyOutcome, Stop> {
         output.flush()?;
         return Ok(verdict);
     }
-    tell(data, &repair, &mut output)?;
+    print_plan(data, &repair, &mut output)?;
     output.flush()?;
     if !settings.yes {
         ask(&mut output)?;
@@ -45,7 +45,8 @@ pub fn run(data: &Path, settings: &RepairArgs) -> Result<VerifyOutcome, Stop> {
 
 fn ask(output: &mut Printer) -> Result<(), Stop> {
     if !io::stdin().is_terminal() {
-        let line = "nothing was changed: there is no terminal to ask on; pass --yes to go on without being asked";
+        let line = "nothing was changed: there is no terminal to ask on; pass --yes to go on \
+                    without being asked";
         return Err(Stop::Failed(line.to_owned()));
     }
     output.bytes(b"Go on? [y/N] ")?;
@@ -58,7 +59,7 @@ fn ask(output: &mut Printer) -> Result<(), Stop> {
     Err(Stop::Failed("nothing was changed".to_owned()))
 }
 
-fn tell(data: &Path, repair: &Repair<HostDisk>, output: &mut Printer) -> Result<(), Stop> {
+fn print_plan(data: &Path, repair: &Repair<HostDisk>, output: &mut Printer) -> Result<(), Stop> {
     let short = |path: &Path| {
         path.strip_prefix(data)
             .unwrap_or(path)
@@ -92,18 +93,18 @@ fn tell(data: &Path, repair: &Repair<HostDisk>, output: &mut Printer) -> Result<
             }
             Change::Rewrite(rewritten) => {
                 output.line(format_args!("{}: damaged", short(&rewritten.path)))?;
-                tell_rewritten(rewritten, output)?;
+                print_rewritten(rewritten, output)?;
             }
         }
     }
-    tell_gaps(repair, output)?;
+    print_gaps(repair, output)?;
     output.line(format_args!(
         "What is set aside, and every damaged file as it is now, goes to {}. Nothing is deleted.",
         repair.aside().display()
     ))
 }
 
-fn tell_rewritten(rewritten: &Rewritten, output: &mut Printer) -> Result<(), Stop> {
+fn print_rewritten(rewritten: &Rewritten, output: &mut Printer) -> Result<(), Stop> {
     let salvage = &rewritten.salvage;
     output.line(format_args!("  {}", rewritten.what))?;
     for lost in &salvage.lost {
@@ -127,13 +128,13 @@ fn tell_rewritten(rewritten: &Rewritten, output: &mut Printer) -> Result<(), Sto
     ))
 }
 
-fn tell_gaps(repair: &Repair<HostDisk>, output: &mut Printer) -> Result<(), Stop> {
+fn print_gaps(repair: &Repair<HostDisk>, output: &mut Printer) -> Result<(), Stop> {
     let gaps = repair.gaps();
     if gaps.is_empty() {
-        return output.line("What is left does not show which workspaces miss ops.");
+        return output.line("The intact part does not show which workspaces miss ops.");
     }
     output.line("At least these ops are missing, in the order of their workspaces:")?;
-    for gap in gaps.iter().take(WORKSPACES_TOLD) {
+    for gap in gaps.iter().take(GAPS_LISTED) {
         let workspace = serde_json::Value::from(gap.workspace.as_str());
         let (first, last) = (gap.seqs.start(), gap.seqs.end());
         if first == last {
@@ -144,7 +145,7 @@ fn tell_gaps(repair: &Repair<HostDisk>, output: &mut Printer) -> Result<(), Stop
             ))?;
         }
     }
-    match gaps.len().saturating_sub(WORKSPACES_TOLD) {
+    match gaps.len().saturating_sub(GAPS_LISTED) {
         0 => Ok(()),
         more => output.line(format_args!("  and {more} more gaps")),
     }

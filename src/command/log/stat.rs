@@ -1,4 +1,4 @@
-//! `etherply log stat`.
+//! `etherply log stat`: prints the size of the log, its live part and its largest workspaces.
 
 use std::path::Path;
 
@@ -14,10 +14,10 @@ use crate::log::directory::shard_folder;
 use crate::log::disk::HostDisk;
 use crate::log::read_only::ReadOnlyLog;
 
-/// How many workspaces are told without `--all`.
-const WORKSPACES_TOLD: usize = 20;
+/// The number of workspaces that are listed without `--all`.
+const WORKSPACES_LISTED: usize = 20;
 
-/// All that is told. The field names are those of `--json`.
+/// The output. With `--json`, its field names are the keys.
 #[derive(Serialize)]
 struct Statistics {
     #[serde(flatten)]
@@ -31,11 +31,11 @@ struct Statistics {
 struct LogFigures {
     segments: u64,
     records: u64,
-    /// Of the files, without a torn tail.
+    /// The size of the files, without torn tails.
     bytes: u64,
-    /// Of the records that are the state.
+    /// The size of the records that make up the state.
     live_bytes: u64,
-    /// Of the other records.
+    /// The size of the other records.
     dead_bytes: u64,
 }
 
@@ -45,7 +45,7 @@ struct FolderFigures {
     #[serde(flatten)]
     figures: LogFigures,
     torn_tail: Option<TornTail>,
-    /// Segments with records beyond their ends, which are not served.
+    /// Records beyond the ends of segments. They are not served.
     beyond: Vec<BeyondEnd>,
 }
 
@@ -76,7 +76,7 @@ struct WorkspaceFigures {
     dead_bytes: u64,
 }
 
-/// Reads the log and tells what is in it.
+/// Reads the log and prints its size and its contents.
 pub fn run(data: &Path, settings: &StatArgs) -> Result<(), Stop> {
     let statistics = count(data, settings.all)?;
     let mut output = Printer::new();
@@ -94,7 +94,7 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
     let (mut census, mut bytes) = (Census::default(), Vec::new());
     let mut folders = Vec::new();
     for (number, folder) in snapshot.folders().iter().enumerate() {
-        let mut told = FolderFigures {
+        let mut folder_figures = FolderFigures {
             folder: shard_folder(folder.shard()),
             figures: LogFigures::default(),
             torn_tail: None,
@@ -103,36 +103,36 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
         for (place, link) in folder.links().iter().enumerate() {
             let extent = folder.read(place, &mut bytes, |op| census.visit(number, op))?;
             bar.add(link.file_bytes);
-            told.figures.segments += 1;
-            told.figures.bytes += extent.whole_bytes;
+            folder_figures.figures.segments += 1;
+            folder_figures.figures.bytes += extent.whole_bytes;
             let beyond = folder.beyond(place, &mut bytes)?;
-            told.beyond.extend(beyond.map(|found| BeyondEnd {
-                line: verify::told_beyond(&link.path, &found),
+            folder_figures.beyond.extend(beyond.map(|found| BeyondEnd {
+                line: verify::describe_beyond(&link.path, &found),
                 file: link.path.display().to_string(),
                 offset: found.offset,
                 records: found.records,
             }));
             if extent.whole_bytes < extent.file_bytes {
-                told.torn_tail = Some(TornTail {
+                folder_figures.torn_tail = Some(TornTail {
                     file: link.path.display().to_string(),
                     offset: extent.whole_bytes,
                     bytes: extent.file_bytes - extent.whole_bytes,
                 });
             }
         }
-        folders.push(told);
+        folders.push(folder_figures);
     }
     let mut total = LogFigures::default();
-    // An op of a later folder may have won over one of an earlier folder.
-    for (number, told) in folders.iter_mut().enumerate() {
-        told.figures.take(census.folder(number));
-        total.add(told.figures);
+    // Only now: an op of a later folder may supersede one of an earlier folder.
+    for (number, folder_figures) in folders.iter_mut().enumerate() {
+        folder_figures.figures.take(census.folder(number));
+        total.add(folder_figures.figures);
     }
     let workspaces = census.workspaces();
-    let workspaces_told = if all {
+    let workspaces_listed = if all {
         workspaces.len()
     } else {
-        WORKSPACES_TOLD
+        WORKSPACES_LISTED
     };
     Ok(Statistics {
         total,
@@ -140,7 +140,7 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
         workspaces_total: workspaces.len(),
         workspaces: workspaces
             .into_iter()
-            .take(workspaces_told)
+            .take(workspaces_listed)
             .map(Into::into)
             .collect(),
     })
@@ -194,16 +194,19 @@ fn tables(statistics: &Statistics) -> String {
         "folder", "segments", "records", "bytes", "live", "dead",
     ])];
     let folders = statistics.folders.iter();
-    rows.extend(folders.map(|told| told.figures.cells(&told.folder)));
+    rows.extend(folders.map(|folder_figures| folder_figures.figures.cells(&folder_figures.folder)));
     rows.push(statistics.total.cells("total"));
     let mut parts = vec![text::table(&rows)];
     let torn = statistics.folders.iter();
-    parts.extend(torn.filter_map(|told| told.torn_tail.as_ref()).map(|torn| {
-        let (torn_bytes, offset) = (text::count(torn.bytes, "byte"), torn.offset);
-        let file = &torn.file;
-        format!("\n{file} ends with {torn_bytes} of an unfinished batch at byte {offset}\n")
-    }));
-    let beyond = statistics.folders.iter().flat_map(|told| &told.beyond);
+    parts.extend(
+        torn.filter_map(|folder_figures| folder_figures.torn_tail.as_ref())
+            .map(|torn| {
+                let (torn_bytes, offset) = (text::count(torn.bytes, "byte"), torn.offset);
+                let file = &torn.file;
+                format!("\n{file} ends with {torn_bytes} of an unfinished batch at byte {offset}\n")
+            }),
+    );
+    let beyond = statistics.folders.iter().flat_map(|found| &found.beyond);
     parts.extend(beyond.map(|beyond| format!("\n{}\n", beyond.line)));
     if statistics.workspaces.is_empty() {
         return parts.concat();
@@ -218,7 +221,7 @@ fn tables(statistics: &Statistics) -> String {
     ])];
     for workspace in &statistics.workspaces {
         rows.push(vec![
-            // As a string of JSON: an id may hold any space.
+            // As a JSON string, since an id may contain spaces.
             serde_json::Value::from(workspace.workspace.as_str()).to_string(),
             workspace.keys.to_string(),
             workspace.records.to_string(),

@@ -1,4 +1,4 @@
-//! `etherply log verify`.
+//! `etherply log verify`: checks every record.
 
 use std::path::Path;
 
@@ -9,16 +9,16 @@ use crate::log::beyond::Beyond;
 use crate::log::disk::HostDisk;
 use crate::log::read_only::ReadOnlyLog;
 
-/// What is whole in a log.
+/// The result for a log whose served records are all intact. Damage is an error instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VerifyOutcome {
-    /// Everything.
+    /// Everything is intact.
     Whole,
-    /// All that is served. Segments have records beyond their ends, which are not.
+    /// Segments have records beyond their ends, which are not served.
     RecordsBeyond,
 }
 
-/// Reads every record; the first fault is the error.
+/// Reads every record and prints a summary. The first damage is the error.
 pub fn run(data: &Path) -> Result<VerifyOutcome, Stop> {
     let mut output = Printer::new();
     let verdict = check(data, &mut output)?;
@@ -26,7 +26,7 @@ pub fn run(data: &Path) -> Result<VerifyOutcome, Stop> {
     Ok(verdict)
 }
 
-/// The same, as a part of another command.
+/// Checks the log as [`run`] does, as part of another command.
 pub fn check(data: &Path, output: &mut Printer) -> Result<VerifyOutcome, Stop> {
     let snapshot = ReadOnlyLog::take(&HostDisk, data)?;
     let bar = Bar::new("reading the log", snapshot.bytes());
@@ -40,14 +40,15 @@ pub fn check(data: &Path, output: &mut Printer) -> Result<VerifyOutcome, Stop> {
             ops += extent.ops;
             whole_bytes += extent.whole_bytes;
             if let Some(found) = folder.beyond(place, &mut bytes)? {
-                beyond.push(told_beyond(&link.path, &found));
+                beyond.push(describe_beyond(&link.path, &found));
             }
             if extent.whole_bytes < extent.file_bytes {
                 let torn_bytes = text::count(extent.file_bytes - extent.whole_bytes, "byte");
                 let (path, offset) = (link.path.display(), extent.whole_bytes);
                 torn.push(format!(
-                    "{path} ends with {torn_bytes} of an unfinished batch at byte {offset}: a running server is \
-                     still writing it; after a crash it is a torn tail, which the next start cuts off"
+                    "{path} ends with {torn_bytes} of an unfinished batch at byte {offset}: a \
+                     running server is still writing it; after a crash it is a torn tail, which \
+                     the next start cuts off"
                 ));
             }
         }
@@ -68,12 +69,12 @@ pub fn check(data: &Path, output: &mut Printer) -> Result<VerifyOutcome, Stop> {
     })
 }
 
-/// Says what is beyond the end of a segment, and how it may have come there.
-pub fn told_beyond(path: &Path, found: &Beyond) -> String {
+/// Describes records beyond the end of a segment, and how they may have got there.
+pub fn describe_beyond(path: &Path, found: &Beyond) -> String {
     let (path, offset) = (path.display(), found.offset);
     let records = text::count(found.records, "record");
     format!(
-        "{path} has {records} beyond its end at byte {offset}, which are not served: a write that failed left them, \
-         or two servers used this data directory at once"
+        "{path} has {records} beyond its end at byte {offset}, which are not served: a write that \
+         failed left them, or two servers used this data directory at once"
     )
 }

@@ -1,27 +1,22 @@
 //! Bytes on their way out, and the memory for them, which is used again.
 //!
-//! Chunks are `Rc`s without locks: a chunk with one owner may grow, one that a send in flight holds
-//! too is sealed. Chunks that nobody holds any more go back to a pool, and so do the lists of what
-//! stands in them, so that the steady state allocates nothing and what is idle holds nothing.
+//! A chunk is an `Rc` without a lock. With one owner it may grow; once a send in flight holds it,
+//! too, it is sealed. A chunk that nobody holds any more goes back to the pool, and so do the lists
+//! of spans. So the steady state allocates nothing, and an idle session holds nothing.
 
 use std::array;
-use std::collections::VecDeque;
-use std::ops::{AddAssign, SubAssign};
 use std::rc::Rc;
 
 use smallvec::SmallVec;
 
 pub use crate::core::fanout::encoded_state::Chunk;
-use crate::core::fanout::encoded_state::EncodedState;
-use crate::core::fanout::window_offset::WindowOffset;
+use crate::core::fanout::free_lists::FreeLists;
 use crate::limits::{
-    CHUNK_BYTES_KEPT_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CHUNKS_KEPT_MAX, LIST_BYTES_KEPT_MAX,
-    LISTS_KEPT_MAX, SEND_BYTES_MAX, SESSION_BYTES_SPARED,
+    CHUNK_BYTES_KEPT_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CHUNKS_KEPT_MAX, SEND_BYTES_MAX,
+    SESSION_BYTES_SPARED,
 };
-use crate::log::position::LogPosition;
-use crate::seq::Seq;
 
-/// A stretch of a chunk.
+/// A range of bytes in a chunk.
 #[derive(Debug, Clone)]
 pub struct Span {
     chunk: Chunk,
@@ -30,10 +25,10 @@ pub struct Span {
 }
 
 impl Span {
-    /// A stretch of `chunk`.
+    /// Returns the bytes `start..end` of `chunk`.
     ///
     /// # Panics
-    /// Where it is empty or not within the chunk.
+    /// If the range is empty or not within the chunk.
     #[must_use]
     pub fn new(chunk: Chunk, start: usize, end: usize) -> Self {
         assert!(
@@ -43,29 +38,29 @@ impl Span {
         Self { chunk, start, end }
     }
 
-    /// The bytes.
+    /// Returns the bytes themselves.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.chunk[self.start..self.end]
     }
 
-    /// Gives the chunk back.
+    /// Returns the chunk, so that it can go back to the pool.
     #[must_use]
     pub fn into_chunk(self) -> Chunk {
         self.chunk
     }
 }
 
-/// What one send carries: all of it in order.
+/// The bytes of one send, in order.
 pub type Spans = SmallVec<[Span; 2]>;
 
-/// The bytes of all spans.
+/// Returns the length of all spans together.
 #[must_use]
 pub fn spans_bytes(spans: &[Span]) -> usize {
     spans.iter().map(|span| span.end - span.start).sum()
 }
 
-/// Takes the first `bytes` off: they have been sent.
+/// Removes the first `bytes`, which were sent.
 pub fn skip_sent(spans: &mut Spans, mut bytes: usize) {
     spans.retain(|span| {
         let skipped = bytes.min(span.end - span.start);
@@ -76,228 +71,32 @@ pub fn skip_sent(spans: &mut Spans, mut bytes: usize) {
     assert_eq!(bytes, 0, "a send carries no more than it was given");
 }
 
-/// A frame of a window.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::core) struct Frame {
-    /// The offset behind the frame's last byte.
-    pub end: WindowOffset,
-    pub seq: Seq,
-    /// The log position that must be durable before the frame may leave.
-    pub position: LogPosition,
-}
-
-/// When an answer may be sent.
-#[derive(Debug, Clone)]
-pub struct Due {
-    /// Behind this window offset,
-    pub at: WindowOffset,
-    /// when this log position is visible,
-    pub gate: LogPosition,
-    /// and when this text is whole, which others stand around: all of them, or none, are sent.
-    pub awaits: Option<EncodedState>,
-}
-
-/// What one client is sent, and not all the others too.
-pub(in crate::core) struct Answer {
-    pub text: EncodedState,
-    pub start: usize,
-    pub end: usize,
-    /// A part of it was taken.
-    pub is_begun: bool,
-    pub due: Due,
-    pub cost: Cost,
-}
-
-/// What an answer costs.
-#[derive(Debug, Clone, Copy, Default)]
-#[expect(clippy::struct_field_names, reason = "a unit comes last in a name")]
-pub(in crate::core) struct Cost {
-    /// Memory that is there for the client alone.
-    pub own_bytes: usize,
-    /// Memory that others may hold too: corrections and the like, in [`crate::core::shard::session_budget`].
-    pub shared_bytes: usize,
-    /// The same of states, which have a budget of their own.
-    pub state_bytes: usize,
-}
-
-impl Cost {
-    /// All of it.
-    pub fn bytes(self) -> usize {
-        self.own_bytes + self.shared_bytes + self.state_bytes
-    }
-}
-
-impl AddAssign for Cost {
-    fn add_assign(&mut self, other: Self) {
-        self.own_bytes += other.own_bytes;
-        self.shared_bytes += other.shared_bytes;
-        self.state_bytes += other.state_bytes;
-    }
-}
-
-impl SubAssign for Cost {
-    fn sub_assign(&mut self, other: Self) {
-        self.own_bytes -= other.own_bytes;
-        self.shared_bytes -= other.shared_bytes;
-        self.state_bytes -= other.state_bytes;
-    }
-}
-
-/// Where a client stands that fell out of the window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Behind {
-    /// All ops up to this seq reached it.
-    pub since: Seq,
-    /// The slot of the entry with that seq, where it is known.
-    pub hint: Option<u32>,
-}
-
-/// What sets a client apart from the others of its workspace.
-#[derive(Default)]
-pub(in crate::core) struct Extras {
-    pub answers: VecDeque<Answer>,
-    /// Of all answers.
-    pub cost: Cost,
-    /// Stretches behind the cursor that are the client's own ops, which it is not sent.
-    pub own: Vec<(WindowOffset, WindowOffset)>,
-    pub behind: Option<Behind>,
-}
-
-impl Extras {
-    /// Nothing sets it apart any more.
-    pub fn is_over(&self) -> bool {
-        self.answers.is_empty() && self.own.is_empty() && self.behind.is_none()
-    }
-}
-
-/// A list that can be emptied and filled again in the memory that it has.
-pub(in crate::core) trait List: Default {
-    fn clear(&mut self);
-    /// The memory that it holds beside itself.
-    fn bytes(&self) -> usize;
-}
-
-impl<T> List for Vec<T> {
-    fn clear(&mut self) {
-        Vec::clear(self);
-    }
-
-    fn bytes(&self) -> usize {
-        self.capacity() * size_of::<T>()
-    }
-}
-
-impl<T> List for VecDeque<T> {
-    fn clear(&mut self) {
-        VecDeque::clear(self);
-    }
-
-    fn bytes(&self) -> usize {
-        self.capacity() * size_of::<T>()
-    }
-}
-
-impl List for Spans {
-    fn clear(&mut self) {
-        Spans::clear(self);
-    }
-
-    fn bytes(&self) -> usize {
-        if self.spilled() {
-            self.capacity() * size_of::<Span>()
-        } else {
-            0
-        }
-    }
-}
-
-impl List for Box<Extras> {
-    fn clear(&mut self) {
-        self.answers.clear();
-        self.cost = Cost::default();
-        self.own.clear();
-        self.behind = None;
-    }
-
-    fn bytes(&self) -> usize {
-        let Extras { answers, own, .. } = &**self;
-        size_of::<Extras>() + List::bytes(answers) + List::bytes(own)
-    }
-}
-
-/// Lists that wait for their next use.
-#[derive(Default)]
-pub(in crate::core) struct Lists<L> {
-    free: Vec<L>,
-    free_bytes: usize,
-}
-
-impl<L: List> Lists<L> {
-    /// An empty list, which has memory if there is any to be had.
-    pub fn take(&mut self) -> L {
-        let Some(list) = self.free.pop() else {
-            return L::default();
-        };
-        self.free_bytes -= list.bytes();
-        list
-    }
-
-    /// Takes a list's memory back, if it has any and there is not too much of it.
-    pub fn give(&mut self, mut list: L) {
-        list.clear();
-        let bytes = list.bytes();
-        if bytes > 0
-            && self.free.len() < LISTS_KEPT_MAX
-            && self.free_bytes + bytes <= LIST_BYTES_KEPT_MAX
-        {
-            self.free_bytes += bytes;
-            self.free.push(list);
-        }
-    }
-}
-
-/// The sizes of the chunks that are kept: each class has those up to twice as large as the one before.
+/// The number of size classes. Chunks of a class are up to twice as large as its smallest ones.
 const CLASSES: usize = (SEND_BYTES_MAX / CHUNK_BYTES_MIN).ilog2() as usize + 1;
-/// The class of the largest chunk that frames share.
+/// The class of the largest chunk that several frames share.
 const CLASS_SHARED: usize = (CHUNK_BYTES_MAX / CHUNK_BYTES_MIN).ilog2() as usize;
-/// A chunk that is so many classes larger than what was asked for would waste too much.
+/// A chunk may be this many classes larger than what was asked for; more would waste too much.
 const CLASSES_ABOVE: usize = 4;
 
-/// The class of the chunks that have at least `bytes`, which is [`CHUNK_BYTES_MIN`] or more.
+/// Returns the size class of `bytes`, which is [`CHUNK_BYTES_MIN`] or more.
 fn class_of(bytes: usize) -> usize {
     (bytes / CHUNK_BYTES_MIN).ilog2() as usize
 }
 
-/// A short list may be this long: it grows by doubling.
+/// The most memory of a short list: a list grows by doubling, so it may have twice what is in it.
 const UNPARSED_SHORT_BYTES: usize = 2 * SESSION_BYTES_SPARED;
 
-/// Memory that waits for its next use.
+/// Chunks, and lists of bytes and spans, that wait for their next use.
 pub struct ChunkPool {
-    /// By their class.
+    /// By size class.
     free: [Vec<Chunk>; CLASSES],
     free_count: usize,
     free_bytes: usize,
-    spans: Lists<Spans>,
-    pub(in crate::core) frames: Lists<VecDeque<Frame>>,
-    pub(in crate::core) aparts: Lists<Box<Extras>>,
-    /// Of bytes that came in and are no whole frame yet.
-    unparsed: Lists<Vec<u8>>,
-    /// The same where they are few: a session with a few bytes must not hold a long list.
-    unparsed_short: Lists<Vec<u8>>,
-    pub(in crate::core) held: Held,
-}
-
-/// What the windows and outboxes of a shard hold, and what left them: they all count here, since all take their chunks here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Held {
-    /// The memory of the windows.
-    pub window_bytes: usize,
-    /// The memory of the answers that wait or are on their way, without what they share.
-    pub answer_bytes: usize,
-    /// The memory of what came in and is no whole message or head yet.
-    pub unfinished_bytes: usize,
-    /// Frames that were taken out of windows, once for each session.
-    pub frames_taken: u64,
+    spans: FreeLists<Spans>,
+    /// For bytes that were received and are not a whole frame yet.
+    unparsed: FreeLists<Vec<u8>>,
+    /// The same for few bytes: a session with a few bytes must not hold a long list.
+    unparsed_short: FreeLists<Vec<u8>>,
 }
 
 impl Default for ChunkPool {
@@ -306,20 +105,17 @@ impl Default for ChunkPool {
             free: array::from_fn(|_| Vec::new()),
             free_count: 0,
             free_bytes: 0,
-            spans: Lists::default(),
-            frames: Lists::default(),
-            aparts: Lists::default(),
-            unparsed: Lists::default(),
-            unparsed_short: Lists::default(),
-            held: Held::default(),
+            spans: FreeLists::default(),
+            unparsed: FreeLists::default(),
+            unparsed_short: FreeLists::default(),
         }
     }
 }
 
 impl ChunkPool {
-    /// An empty chunk that nobody else holds, with room for `bytes`.
+    /// Returns an empty chunk that nobody else holds, with room for `bytes`.
     pub fn take(&mut self, bytes: usize) -> Chunk {
-        // Powers of two, so that what is given back fits what is asked for next.
+        // Powers of two, so that a chunk that comes back fits what is asked for next.
         let bytes = bytes.max(CHUNK_BYTES_MIN).next_power_of_two();
         let least = class_of(bytes);
         let bound = if least > CLASS_SHARED {
@@ -329,7 +125,7 @@ impl ChunkPool {
         };
         let most = bound.min(least + CLASSES_ABOVE);
         let classes = self.free.iter_mut().take(most + 1).skip(least);
-        // The last ones in are the likeliest to be in the processor's cache.
+        // The last one in is the likeliest to be in the processor's cache.
         if let Some(chunk) = classes.into_iter().find_map(Vec::pop) {
             self.free_count -= 1;
             self.free_bytes -= chunk.capacity();
@@ -338,9 +134,9 @@ impl ChunkPool {
         Rc::new(Vec::with_capacity(bytes))
     }
 
-    /// Takes a chunk back; one that somebody still holds, or that is large, is let go.
+    /// Takes a chunk back. Drops this reference if another one is left, or the chunk is large.
     pub fn give(&mut self, mut chunk: Chunk) {
-        // All who are sent the same but the last come no further.
+        // Of all receivers of a chunk only the last one gets past here.
         let Some(bytes) = Rc::get_mut(&mut chunk) else {
             return;
         };
@@ -356,7 +152,7 @@ impl ChunkPool {
         }
     }
 
-    /// Appends a span.
+    /// Appends a span. The list gets its memory from the pool once it needs any.
     #[inline]
     pub(in crate::core) fn push_span(&mut self, spans: &mut Spans, span: Span) {
         if spans.len() == spans.capacity() && !spans.spilled() {
@@ -372,7 +168,7 @@ impl ChunkPool {
         *spans = list;
     }
 
-    /// Takes back all chunks of a send.
+    /// Takes back all chunks of a send, and the list of its spans.
     pub fn give_spans(&mut self, mut spans: Spans) {
         if !spans.spilled() {
             for span in spans {
@@ -383,17 +179,18 @@ impl ChunkPool {
         for span in spans.drain(..) {
             self.give(span.into_chunk());
         }
-        self.spans.give(spans);
+        let bytes = spans.capacity() * size_of::<Span>();
+        self.spans.give(spans, bytes);
     }
 
-    /// A chunk of its own for what `write` appends, which is about `bytes` long.
+    /// Returns a new chunk with what `write` appends, which is about `bytes` long.
     pub fn fill(&mut self, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> Chunk {
         let mut chunk = self.take(bytes);
         write(Rc::get_mut(&mut chunk).expect("a chunk of the pool has one owner"));
         chunk
     }
 
-    /// The bytes of all spans in a chunk of their own.
+    /// Copies the bytes of all spans into one new chunk.
     pub fn join(&mut self, spans: &[Span]) -> Chunk {
         self.fill(spans_bytes(spans), |out| {
             for span in spans {
@@ -402,7 +199,7 @@ impl ChunkPool {
         })
     }
 
-    /// A list of bytes that came in and are no whole frame yet.
+    /// Copies bytes that were received and are not a whole frame yet.
     pub(in crate::core) fn keep_unparsed(&mut self, bytes: &[u8]) -> Vec<u8> {
         let lists = match bytes.len() {
             0 => return Vec::new(),
@@ -414,17 +211,18 @@ impl ChunkPool {
         list
     }
 
-    /// Takes the memory of such a list back.
-    pub(in crate::core) fn give_unparsed(&mut self, list: Vec<u8>) {
+    /// Takes back a list that [`ChunkPool::keep_unparsed`] returned.
+    pub(in crate::core) fn give_unparsed(&mut self, mut list: Vec<u8>) {
+        list.clear();
         let capacity = list.capacity();
         if capacity <= UNPARSED_SHORT_BYTES {
-            self.unparsed_short.give(list);
+            self.unparsed_short.give(list, capacity);
         } else if capacity <= CHUNK_BYTES_MAX {
-            self.unparsed.give(list);
+            self.unparsed.give(list, capacity);
         }
     }
 
-    /// Makes room for `bytes` more in a chunk that has one owner.
+    /// Makes room for `bytes` more in a chunk that nobody else holds.
     pub(in crate::core) fn grow(&mut self, chunk: &mut Chunk, bytes: usize) {
         let needed_bytes = chunk.len() + bytes;
         if needed_bytes > chunk.capacity() {
@@ -525,24 +323,5 @@ mod tests {
         pool.grow(&mut chunk, 57);
         assert_eq!((chunk.capacity(), pool.free_count), (512, 1));
         assert_eq!(*chunk, [7; 200]);
-    }
-
-    #[test]
-    fn lists_are_used_again_and_bounded() {
-        let mut lists: Lists<Vec<u8>> = Lists::default();
-        lists.give(Vec::new());
-        assert!(lists.free.is_empty(), "one without memory is no gain");
-        let mut list = Vec::with_capacity(100);
-        list.push(1);
-        lists.give(list);
-        let list = lists.take();
-        assert_eq!((list.len(), list.capacity(), lists.free_bytes), (0, 100, 0));
-        for (bytes, kept) in [(1, LISTS_KEPT_MAX), (LIST_BYTES_KEPT_MAX / 4, 4)] {
-            let mut lists: Lists<Vec<u8>> = Lists::default();
-            for _ in 0..=LISTS_KEPT_MAX {
-                lists.give(Vec::with_capacity(bytes));
-            }
-            assert_eq!((lists.free.len(), lists.free_bytes), (kept, kept * bytes));
-        }
     }
 }

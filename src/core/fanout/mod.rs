@@ -6,6 +6,7 @@ pub mod outbox;
 pub mod window;
 pub mod window_offset;
 
+pub(in crate::core) mod free_lists;
 pub(in crate::core) mod pacer;
 pub(in crate::core) mod presence;
 pub(in crate::core) mod room;

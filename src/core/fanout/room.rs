@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use crate::core::fanout::outbox::View;
 use crate::core::fanout::presence::Presence;
-use crate::core::fanout::window::{ChunkPool, Window};
+use crate::core::fanout::window::{Window, WindowPool};
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::log_space::Allowance;
 use crate::core::state::workspace::Workspace;
@@ -99,7 +99,7 @@ impl Room {
         value: &str,
         timestamp: u64,
         position: LogPosition,
-        pool: &mut ChunkPool,
+        pool: &mut WindowPool,
     ) -> (WindowOffset, WindowOffset) {
         self.position = position;
         let start = self.window.end();

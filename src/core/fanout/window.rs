@@ -1,21 +1,63 @@
 //! The frames of a workspace's recent past, encoded once, in shared chunks.
 //!
-//! A byte of a window has an offset that counts from the window's first frame on and never goes
-//! back. A client's outbox is a cursor, an offset, so a thousand slow clients cost no more memory
-//! than one. Frames stay until every cursor has passed them, or until the window is over its bound:
-//! a cursor that would fall out of it then is what "behind" means.
+//! A byte of a window has an offset, counted from the first frame that the window ever had. A
+//! session's outbox is a cursor, an offset, so a thousand slow sessions cost no more memory than
+//! one. Frames stay until every cursor has passed them, or until the window is over its bound. A
+//! session whose cursor would then fall out of the window is *behind*.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use crate::core::fanout::chunk_pool::Frame;
+use crate::core::fanout::free_lists::FreeLists;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::limits::{CHUNK_BYTES_MAX, JOINED_BYTES_MAX};
 use crate::log::position::LogPosition;
-
-pub use crate::core::fanout::chunk_pool::{Chunk, ChunkPool, Span, Spans, skip_sent, spans_bytes};
 use crate::seq::Seq;
 
+pub use crate::core::fanout::chunk_pool::{Chunk, ChunkPool, Span, Spans, skip_sent, spans_bytes};
+
+/// Memory that the windows of a shard use again, and what they hold together.
+#[derive(Default)]
+pub struct WindowPool {
+    /// The pool of their chunks.
+    pub chunks: ChunkPool,
+    frames: FreeLists<VecDeque<Frame>>,
+    /// The memory of all windows.
+    window_bytes: usize,
+    /// Frames that were taken out of windows, once for each session.
+    frames_taken: u64,
+}
+
+impl WindowPool {
+    /// Returns the memory of all windows.
+    #[must_use]
+    pub fn window_bytes(&self) -> usize {
+        self.window_bytes
+    }
+
+    /// Returns how many frames were taken out of windows, once for each session.
+    #[must_use]
+    pub fn frames_taken(&self) -> u64 {
+        self.frames_taken
+    }
+
+    /// Forgets the memory of all windows: they were dropped with their rooms.
+    pub fn forget_windows(&mut self) {
+        self.window_bytes = 0;
+    }
+}
+
+/// The end of a frame, and when it may leave.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    /// The offset after the frame's last byte.
+    end: WindowOffset,
+    seq: Seq,
+    /// The log position that must be durable before the frame may leave.
+    position: LogPosition,
+}
+
+/// A chunk and the offset of its first byte.
 struct Piece {
     start: WindowOffset,
     chunk: Chunk,
@@ -26,7 +68,7 @@ impl Piece {
         self.start.advance(self.chunk.len())
     }
 
-    /// The stretch from one offset to another, if there is one and it holds all of it.
+    /// Returns the bytes `from..until`, if the piece has all of them.
     fn span(&self, from: WindowOffset, until: WindowOffset) -> Option<Span> {
         let within = |offset: WindowOffset| offset.bytes_since(self.start);
         let holds = self.start <= from && from < until && until <= self.end();
@@ -35,6 +77,8 @@ impl Piece {
 }
 
 /// The frames of the recent past of one workspace.
+///
+/// Invariant: the pieces are neighbours, and `start ≤ end of each frame ≤ end`, in order.
 #[derive(Default)]
 pub struct Window {
     pieces: VecDeque<Piece>,
@@ -44,14 +88,15 @@ pub struct Window {
     /// The seq at `start`: of the last frame that was dropped.
     start_seq: Seq,
     capacity_bytes: usize,
-    /// What the last chunk grew to: the next one starts that large.
+    /// What the last chunk grew to: the next one starts that large, which saves the copies of
+    /// growing. Halved with each chunk, so that one long frame is soon forgotten.
     chunk_bytes_hint: usize,
-    /// A stretch of several pieces in one: those who stand where another stood are sent the same.
+    /// Several pieces copied into one, for all sessions whose cursor is at the same offset.
     joined: Option<Piece>,
 }
 
 impl Window {
-    /// An empty window of a workspace that stands at `seq`.
+    /// Returns an empty window of a workspace whose last op has this seq.
     #[must_use]
     pub fn new(seq: Seq) -> Self {
         Self {
@@ -60,19 +105,47 @@ impl Window {
         }
     }
 
-    /// The offset of the oldest byte that is kept.
+    /// Returns the offset of the oldest byte that is kept.
     #[must_use]
     pub fn start(&self) -> WindowOffset {
         self.start
     }
 
-    /// The offset behind the newest byte.
+    /// Returns the offset after the newest byte.
     #[must_use]
     pub fn end(&self) -> WindowOffset {
         self.end
     }
 
-    /// The memory that it holds.
+    /// Asserts what holds between any two calls: `start ≤ end`, the frames lie between them in the
+    /// order of their seqs and log positions, and the pieces cover them without a gap.
+    ///
+    /// # Panics
+    /// If something does not hold.
+    pub fn invariants(&self) {
+        assert!(self.start <= self.end);
+        let (mut end, mut seq, mut position) = (self.start, self.start_seq, LogPosition::NONE);
+        for frame in &self.frames {
+            assert!(end < frame.end && seq < frame.seq && position <= frame.position);
+            (end, seq, position) = (frame.end, frame.seq, frame.position);
+        }
+        assert_eq!(end, self.end, "the last frame ends where the window does");
+        let mut pieces = self.pieces.iter().peekable();
+        while let Some(piece) = pieces.next() {
+            assert!(
+                piece.end() > self.start,
+                "a piece that all have passed is gone"
+            );
+            let next = pieces.peek().map_or(self.end, |next| next.start);
+            assert_eq!(piece.end(), next, "pieces follow each other");
+        }
+        let first = self.pieces.front().map_or(self.end, |piece| piece.start);
+        assert!(first <= self.start, "the oldest frame is in a piece");
+        let held: usize = self.pieces.iter().map(|piece| piece.chunk.capacity()).sum();
+        assert_eq!(held, self.capacity_bytes);
+    }
+
+    /// Returns the memory that the window holds.
     #[must_use]
     pub fn capacity_bytes(&self) -> usize {
         self.capacity_bytes
@@ -81,10 +154,10 @@ impl Window {
     /// Appends the frame that `write` writes, of exactly `bytes`. It may leave once `position` is durable.
     ///
     /// # Panics
-    /// Where the frame has another length, or `seq` or `position` goes back.
+    /// If the frame has another length, or `seq` or `position` goes back.
     pub fn push(
         &mut self,
-        pool: &mut ChunkPool,
+        pool: &mut WindowPool,
         seq: Seq,
         position: LogPosition,
         bytes: usize,
@@ -100,18 +173,18 @@ impl Window {
             self.frames = pool.frames.take();
         }
         let held_bytes = self.capacity_bytes;
-        let chunk = self.open_chunk(pool, bytes);
+        let chunk = self.open_chunk(&mut pool.chunks, bytes);
         let (old_bytes, old_capacity) = (chunk.len(), chunk.capacity());
         write(chunk);
         assert_eq!(
             chunk.len() - old_bytes,
             bytes,
-            "a frame has the length that was told"
+            "a frame has the length that was announced"
         );
         let (grown, filled) = (chunk.capacity() - old_capacity, chunk.len());
         self.capacity_bytes += grown;
-        pool.held.window_bytes += self.capacity_bytes;
-        pool.held.window_bytes -= held_bytes;
+        pool.window_bytes += self.capacity_bytes;
+        pool.window_bytes -= held_bytes;
         self.chunk_bytes_hint = self.chunk_bytes_hint.max(filled.min(CHUNK_BYTES_MAX));
         self.end = self.end.advance(bytes);
         self.frames.push_back(Frame {
@@ -121,7 +194,9 @@ impl Window {
         });
     }
 
+    /// Returns a chunk that this window alone holds, with room for `bytes`.
     fn open_chunk(&mut self, pool: &mut ChunkPool, bytes: usize) -> &mut Vec<u8> {
+        // A chunk that a send in flight holds is sealed: the kernel reads it.
         let open = self.pieces.back_mut().is_some_and(|piece| {
             Rc::get_mut(&mut piece.chunk).is_some() && piece.chunk.len() + bytes <= CHUNK_BYTES_MAX
         });
@@ -141,7 +216,7 @@ impl Window {
         Rc::get_mut(&mut piece.chunk).expect("an open chunk has one owner")
     }
 
-    /// The offset up to which frames may leave when the log is durable up to `position`.
+    /// Returns the offset up to which frames may leave when the log is durable up to `position`.
     #[must_use]
     pub fn visible_end(&self, position: LogPosition) -> WindowOffset {
         if self
@@ -159,7 +234,7 @@ impl Window {
             .map_or(self.start, |last| self.frames[last].end)
     }
 
-    /// The seq of the last frame before `offset`, which is a frame's end.
+    /// Returns the seq of the last frame before `offset`, which is a frame's end.
     #[must_use]
     pub fn seq_at(&self, offset: WindowOffset) -> Seq {
         if offset >= self.end
@@ -173,7 +248,8 @@ impl Window {
             .map_or(self.start_seq, |last| self.frames[last].seq)
     }
 
-    /// The last frame's end within `bytes` behind `from`, and at least one frame; no further than `until`.
+    /// Returns the end of the last frame within `bytes` after `from`: of one frame at least, and at
+    /// most `until`.
     #[must_use]
     pub fn frame_end_within(
         &self,
@@ -186,31 +262,32 @@ impl Window {
             return until;
         }
         let first = self.frames.partition_point(|frame| frame.end <= from);
-        let behind = self.frames.partition_point(|frame| frame.end <= most);
-        self.frames[first.max(behind.saturating_sub(1))].end
+        let after = self.frames.partition_point(|frame| frame.end <= most);
+        self.frames[first.max(after.saturating_sub(1))].end
     }
 
-    /// Each op that won has a frame, so their numbers count them.
+    /// Returns how many frames there are between two frame ends. Each op that won has a frame, so
+    /// their seqs count them.
     fn frames_between(&self, from: WindowOffset, until: WindowOffset) -> u64 {
         self.seq_at(until).ops_since(self.seq_at(from))
     }
 
-    /// Appends the bytes from one offset to another to `out`.
+    /// Appends the bytes `from..until` to `out`.
     ///
     /// # Panics
-    /// Where they are not in the window.
+    /// If they are not in the window.
     pub fn spans(
         &self,
         from: WindowOffset,
         until: WindowOffset,
-        pool: &mut ChunkPool,
+        pool: &mut WindowPool,
         out: &mut Spans,
     ) {
         assert!(
             self.start <= from && from <= until && until <= self.end,
             "a cursor lies within the window"
         );
-        pool.held.frames_taken += self.frames_between(from, until);
+        pool.frames_taken += self.frames_between(from, until);
         let mut from = from;
         let first = self
             .pieces
@@ -223,22 +300,23 @@ impl Window {
             let end = piece.end().min(until);
             if end > from {
                 let span = piece.span(from, end).expect("pieces are neighbours");
-                pool.push_span(out, span);
+                pool.chunks.push_span(out, span);
                 from = end;
             }
         }
     }
 
-    /// The same in one piece if it is not too long for that: one for all who are sent it, since each piece of a send costs
-    /// the kernel more than this copy.
+    /// Appends the bytes `from..until` to `out` as one span, unless they are too long for that. Each
+    /// span of a send costs the kernel more than this copy, which is made once for all sessions
+    /// whose cursor is at `from`.
     ///
     /// # Panics
-    /// Where they are not in the window.
+    /// If they are not in the window.
     pub fn joined(
         &mut self,
         from: WindowOffset,
         until: WindowOffset,
-        pool: &mut ChunkPool,
+        pool: &mut WindowPool,
         out: &mut Spans,
     ) {
         let is_short = until.bytes_since(from) <= JOINED_BYTES_MAX;
@@ -247,18 +325,19 @@ impl Window {
             .as_ref()
             .and_then(|piece| piece.span(from, until))
         {
-            pool.held.frames_taken += self.frames_between(from, until);
-            return pool.push_span(out, span);
+            pool.frames_taken += self.frames_between(from, until);
+            return pool.chunks.push_span(out, span);
         }
         let before = out.len();
         self.spans(from, until, pool, out);
         if out.len() - before < 2 || !is_short {
             return;
         }
-        let chunk = pool.join(&out[before..]);
+        let chunk = pool.chunks.join(&out[before..]);
         out.truncate(before);
-        pool.push_span(out, Span::new(Rc::clone(&chunk), 0, chunk.len()));
-        self.drop_joined(pool);
+        pool.chunks
+            .push_span(out, Span::new(Rc::clone(&chunk), 0, chunk.len()));
+        self.drop_joined(&mut pool.chunks);
         self.joined = Some(Piece { start: from, chunk });
     }
 
@@ -268,8 +347,8 @@ impl Window {
         }
     }
 
-    /// Forgets the frames that end at or before `offset`.
-    pub fn drop_before(&mut self, offset: WindowOffset, pool: &mut ChunkPool) {
+    /// Drops the frames that end at or before `offset`.
+    pub fn drop_before(&mut self, offset: WindowOffset, pool: &mut WindowPool) {
         while let Some(frame) = self.frames.front().filter(|frame| frame.end <= offset) {
             (self.start, self.start_seq) = (frame.end, frame.seq);
             self.frames.pop_front();
@@ -279,24 +358,26 @@ impl Window {
                 break;
             }
             self.capacity_bytes -= piece.chunk.capacity();
-            pool.held.window_bytes -= piece.chunk.capacity();
+            pool.window_bytes -= piece.chunk.capacity();
             let piece = self.pieces.pop_front().expect("it was just there");
-            pool.give(piece.chunk);
+            pool.chunks.give(piece.chunk);
         }
         if self
             .joined
             .as_ref()
             .is_some_and(|piece| piece.end() <= self.start)
         {
-            self.drop_joined(pool);
+            self.drop_joined(&mut pool.chunks);
         }
         if self.frames.is_empty() {
-            pool.frames.give(std::mem::take(&mut self.frames));
+            let frames = std::mem::take(&mut self.frames);
+            let bytes = frames.capacity() * size_of::<Frame>();
+            pool.frames.give(frames, bytes);
         }
     }
 
-    /// The offset before which frames must go, so that the window holds at most `bytes` again: whole
-    /// chunks from the oldest on, but never beyond `visible_end`, whose frames nobody was sent yet.
+    /// Returns the offset before which frames must go for the window to hold at most `bytes`: whole
+    /// chunks from the oldest on, but none after `visible_end`, whose frames nobody was sent yet.
     #[must_use]
     pub fn overflow_end(&self, bytes: usize, visible_end: WindowOffset) -> WindowOffset {
         let (mut held, mut end) = (self.capacity_bytes, self.start);
@@ -346,7 +427,7 @@ mod tests {
 
     #[test]
     fn those_who_stand_at_the_same_place_are_sent_the_same_piece() {
-        let (mut window, mut pool) = (Window::new(Seq::NONE), ChunkPool::default());
+        let (mut window, mut pool) = (Window::new(Seq::NONE), WindowPool::default());
         let mut in_flight = Vec::new();
         for seq in 1..=3 {
             let start = window.end();
@@ -360,11 +441,11 @@ mod tests {
             in_flight.push(spans);
         }
         let mut taken = |from, until| {
-            let before = pool.held.frames_taken;
+            let before = pool.frames_taken;
             let mut spans = Spans::new();
             let [first, last] = [from, until].map(WindowOffset::new);
             window.joined(first, last, &mut pool, &mut spans);
-            let frames = pool.held.frames_taken - before;
+            let frames = pool.frames_taken - before;
             assert_eq!(frames, (until - from) / 10);
             spans
         };
@@ -386,7 +467,7 @@ mod tests {
         /// The model: all bytes that were ever pushed, and where each frame ends.
         #[test]
         fn a_cursor_reads_what_was_pushed(steps in steps()) {
-            let (mut window, mut pool) = (Window::new(Seq::new(5)), ChunkPool::default());
+            let (mut window, mut pool) = (Window::new(Seq::new(5)), WindowPool::default());
             let (mut all, mut ends) = (Vec::new(), vec![(WindowOffset::START, Seq::new(5))]);
             let (mut cursor, mut in_flight) = (WindowOffset::START, Vec::new());
             for step in steps {
@@ -423,7 +504,7 @@ mod tests {
                             skip_sent(&mut spans, half);
                             prop_assert_eq!(&bytes(&spans), &expected[half..]);
                             prop_assert_eq!(spans_bytes(&spans), expected.len() - half);
-                            pool.give_spans(spans);
+                            pool.chunks.give_spans(spans);
                         }
                     }
                     Step::Drop(behind) => {
@@ -432,9 +513,8 @@ mod tests {
                         prop_assert!(window.start() <= cursor);
                     }
                 }
-                let held: usize = window.pieces.iter().map(|piece| piece.chunk.capacity()).sum();
-                prop_assert_eq!(held, window.capacity_bytes());
-                prop_assert_eq!(held, pool.held.window_bytes);
+                window.invariants();
+                prop_assert_eq!(window.capacity_bytes(), pool.window_bytes);
                 for (end, seq) in ends.iter().filter(|known| known.0 >= window.start()) {
                     prop_assert_eq!(window.visible_end(LogPosition::new(seq.get() * 10)), *end);
                     prop_assert_eq!(window.visible_end(LogPosition::new(seq.get() * 10 + 9)), *end);
@@ -449,7 +529,7 @@ mod tests {
 
     #[test]
     fn frames_that_nobody_was_sent_yet_stay() {
-        let (mut window, mut pool) = (Window::new(Seq::NONE), ChunkPool::default());
+        let (mut window, mut pool) = (Window::new(Seq::NONE), WindowPool::default());
         for seq in 1..=20 {
             window.push(
                 &mut pool,
@@ -483,7 +563,7 @@ mod tests {
             (300, CHUNK_BYTES_MAX - 300, 1),
             (300, CHUNK_BYTES_MAX - 299, 2),
         ] {
-            let (mut window, mut pool) = (Window::new(Seq::NONE), ChunkPool::default());
+            let (mut window, mut pool) = (Window::new(Seq::NONE), WindowPool::default());
             for (seq, bytes) in [(1, first_bytes), (2, second_bytes)] {
                 window.push(
                     &mut pool,
@@ -497,7 +577,7 @@ mod tests {
             }
             assert_eq!(window.pieces.len(), pieces, "{first_bytes} {second_bytes}");
         }
-        let (mut window, mut pool) = (Window::new(Seq::NONE), ChunkPool::default());
+        let (mut window, mut pool) = (Window::new(Seq::NONE), WindowPool::default());
         let mut held = Vec::new();
         // A guess that was too large is halved from chunk to chunk.
         for (seq, bytes, capacity_min) in [
@@ -527,8 +607,8 @@ mod tests {
 
     #[test]
     fn an_empty_window_holds_no_memory_for_its_frames() {
-        let mut pool = ChunkPool::default();
-        let fill = |window: &mut Window, pool: &mut ChunkPool| {
+        let mut pool = WindowPool::default();
+        let fill = |window: &mut Window, pool: &mut WindowPool| {
             for seq in 1..=100 {
                 window.push(pool, Seq::new(seq), LogPosition::new(seq), 1, |out| {
                     out.push(0)

@@ -5,10 +5,12 @@
 //! queue is empty the round is done, and the windows let go of what everybody has. Those who are owed
 //! much for themselves, a large state most of all, go over into a queue of their own.
 
+use std::io;
+
 use crate::core::contract::{Clock, Output};
-use crate::core::fanout::outbox::{Behind, Due};
+use crate::core::fanout::outbox::{Behind, Due, OutboxPool};
 use crate::core::fanout::room::{Room, RoomId};
-use crate::core::fanout::window::{Chunk, ChunkPool, Spans, Window, skip_sent, spans_bytes};
+use crate::core::fanout::window::{Chunk, Spans, Window, skip_sent, spans_bytes};
 use crate::core::shard::Shard;
 use crate::core::shard::intake::shared_frame;
 use crate::core::shard::session::{Intake, Session, SessionId, State};
@@ -245,7 +247,7 @@ impl Shard {
         &mut self,
         id: SessionId,
         mut spans: Spans,
-        taken: Option<usize>,
+        outcome: io::Result<usize>,
         clock: Clock,
     ) {
         self.counters.sends_ended += 1;
@@ -253,6 +255,7 @@ impl Shard {
             let took_us = clock.now_us.saturating_sub(since_us);
             self.counters.sent.took(took_us);
         }
+        let taken = outcome.ok();
         let is_ended = taken.is_none_or(|bytes| bytes == 0 || bytes == spans_bytes(&spans));
         self.end_send(id, is_ended);
         let session = &mut self.sessions[id];
@@ -360,7 +363,7 @@ impl Shard {
                         start = start.min(session.outbox.cursor());
                     }
                 }
-                window.drop_before(start.max(overflow_end), &mut self.pool);
+                window.drop_before(start.max(overflow_end), self.pool.windows());
             }
             // What is not visible yet is sent later, and then the window is trimmed again.
             !is_round_done || window.visible_end(visible_position) < window.end()
@@ -383,7 +386,7 @@ impl Shard {
 
 /// Lets a session fall out of its room's window: from the op behind its cursor on, it is owed the
 /// latest op of each key.
-fn fall_behind(session: &mut Session, window: &Window, pool: &mut ChunkPool) {
+fn fall_behind(session: &mut Session, window: &Window, pool: &mut OutboxPool) {
     let since = window.seq_at(session.outbox.cursor());
     session
         .outbox

@@ -25,7 +25,7 @@ impl Shard {
             Ok(snapshot) => return Ok(snapshot),
             Err(shortage) => shortage,
         };
-        self.give_up_states(shortage, clock);
+        self.evict_slow_states(shortage, clock);
         let room = &self.rooms[room_id];
         let outcome = self.snapshots.request_again(room_id, room, kind);
         outcome.map_err(|_| {

@@ -1,8 +1,10 @@
-//! Who is given up when a budget is full: the heaviest session, or the states that nobody takes.
+//! Eviction where a budget is full: of the session that holds most, or of states whose receivers
+//! are all slow.
 //!
-//! Memory is to be free at once. What waits is dropped; what is on its way is the kernel's until
-//! its send ends, so that connection is shut down, which ends the send. A client that is in the
-//! middle of a frame then has no use for a close frame; all others are told 1013.
+//! The memory must be free at once. What waits is dropped. What is in flight is the kernel's until
+//! the send ends, so the connection is shut down, which ends the send. A client that has received
+//! a part of a frame can make nothing of a close frame after it; every other one is closed with
+//! 1013.
 
 use std::rc::Rc;
 
@@ -15,7 +17,7 @@ use crate::core::fanout::window::Chunk;
 use crate::core::shard::Shard;
 use crate::core::shard::lifetime::TRY_AGAIN_LATER;
 use crate::core::shard::session::{SessionId, State};
-use crate::core::shard::session_budget::Held;
+use crate::core::shard::session_budget::SessionMemory;
 use crate::core::snapshot::snapshots::SnapshotShortage;
 use crate::limits::{ANSWER_BYTES_MAX, RETRY_AFTER_S, SESSION_BYTES_SPARED, SNAPSHOT_PATIENCE_US};
 use crate::wire::upgrade::Answer;
@@ -32,28 +34,30 @@ struct SlowState {
 impl Shard {
     // ---- what single sessions hold ----
 
-    /// Takes what a session holds now. To be called whenever that may have changed.
+    /// Brings the budget up to date with what a session holds. To be called after each change.
     pub(super) fn weigh(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
         let (unfinished_bytes, spare_bytes) = session.unfinished();
-        let held = Held {
+        let memory = SessionMemory {
             own_bytes: unfinished_bytes + session.outbox.own_answer_bytes(),
             shared_bytes: session.outbox.shared_answer_bytes(),
             spare_bytes,
-            is_returning: session.is_aborted(),
+            is_being_freed: session.is_aborted(),
         };
-        let told = u32::try_from(unfinished_bytes).unwrap_or(u32::MAX);
-        self.pool.held.unfinished_bytes += told as usize;
-        self.pool.held.unfinished_bytes -=
-            std::mem::replace(&mut session.unfinished_bytes, told) as usize;
-        if session.has_account || !held.is_spared() {
-            session.has_account = self.budget.weigh(id.slot, held);
+        let unfinished_bytes = u32::try_from(unfinished_bytes).unwrap_or(u32::MAX);
+        let before_bytes = std::mem::replace(&mut session.unfinished_bytes, unfinished_bytes);
+        self.budget
+            .update_unfinished(before_bytes as usize, unfinished_bytes as usize);
+        // Nearly every session is exempt before and after, and costs the budget no look-up.
+        if session.is_tracked || !memory.is_exempt() {
+            session.is_tracked = self.budget.update(id.slot, memory);
         }
     }
 
-    /// What may wait for a session, or be on its way to it, before its messages are left unread.
+    /// Returns how much may wait for a session, or be in flight to it, before its messages are left
+    /// unread.
     pub(super) fn answer_bytes_max(&self) -> usize {
         if self.budget.is_tight() {
             SESSION_BYTES_SPARED
@@ -62,8 +66,8 @@ impl Shard {
         }
     }
 
-    /// Closes the heaviest sessions while the budget is exceeded. The caller must not be handling a
-    /// session: it could be the one that is closed.
+    /// Evicts sessions if the budget is exceeded. The caller must not be handling a session: it could
+    /// be the one that is evicted.
     pub(super) fn keep_budget(&mut self, clock: Clock) {
         if !self.budget.is_over() {
             return;
@@ -74,21 +78,21 @@ impl Shard {
             return;
         }
         while !self.budget.is_relieved() {
-            let heaviest = self.budget.heaviest();
-            let slot = heaviest.expect("what counts belongs to a session that holds much");
+            let next = self.budget.next_to_evict();
+            let slot = next.expect("what is charged belongs to a session that may be evicted");
             let (id, _) = self.sessions.at(slot);
-            self.give_up(id, clock);
+            self.evict(id, clock);
             self.budget.sweep_all();
         }
     }
 
-    fn give_up(&mut self, id: SessionId, clock: Clock) {
+    fn evict(&mut self, id: SessionId, clock: Clock) {
         self.counters.given_up_sessions += 1;
         let session = &mut self.sessions[id];
         if session.is_open() {
-            let is_cut = session.outbox.drop_all(&mut self.pool);
+            let is_mid_frame = session.outbox.drop_all(&mut self.pool);
             let in_flight_bytes = session.outbox.in_flight_bytes();
-            if is_cut || in_flight_bytes > SESSION_BYTES_SPARED {
+            if is_mid_frame || in_flight_bytes > SESSION_BYTES_SPARED {
                 self.abort(id);
             } else {
                 let why = "the server has no memory left for this connection";
@@ -105,9 +109,9 @@ impl Shard {
 
     // ---- states ----
 
-    /// Makes room for a state: gives up those whose receivers are all slow, the slowest first, and
+    /// Makes room for a state: evicts those whose receivers are all slow, the slowest first, and
     /// no more than are needed. None of them if all together would not be enough.
-    pub(super) fn give_up_states(&mut self, shortage: SnapshotShortage, clock: Clock) {
+    pub(super) fn evict_slow_states(&mut self, shortage: SnapshotShortage, clock: Clock) {
         if !self.snapshots.may_search(clock.now_us) {
             return;
         }
@@ -167,10 +171,10 @@ impl Shard {
 
     // ---- for tests ----
 
-    /// Checks what is held against the sums and the budget.
+    /// Checks the sums of what is held against the sessions, and the budgets.
     ///
     /// # Panics
-    /// Where they differ, or more is held than may be.
+    /// If a sum is wrong or a budget is exceeded.
     pub(super) fn audit(&self) {
         let (mut unfinished_bytes, mut answer_bytes, mut charged_bytes) = (0, 0, 0);
         for (id, session) in self.sessions.iter() {
@@ -186,18 +190,17 @@ impl Shard {
                 "nothing is on its way to {id:?}"
             );
         }
-        let held = self.pool.held;
         assert_eq!(
-            held.unfinished_bytes, unfinished_bytes,
+            self.budget.unfinished_bytes(),
+            unfinished_bytes,
             "unfinished messages"
         );
-        assert_eq!(held.answer_bytes, answer_bytes, "answers");
+        assert_eq!(self.pool.answer_bytes(), answer_bytes, "answers");
         assert_eq!(self.budget.charged_bytes(), charged_bytes, "the budget");
         assert!(
             !self.budget.is_over(),
             "{} bytes are held",
             self.budget.bytes()
         );
-        self.snapshots.invariants();
     }
 }

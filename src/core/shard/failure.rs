@@ -3,6 +3,8 @@
 //!
 //! In `always` mode nobody was shown an op that is forgotten here; those who sent them get a 500.
 
+use std::io;
+
 use crate::core::contract::{Clock, Output};
 use crate::core::shard::connection_log::Party;
 use crate::core::shard::session::{SessionId, State};
@@ -72,8 +74,7 @@ impl Shard {
 
     /// A panic may have left the sums over all sessions half done, too.
     fn count_anew(&mut self) {
-        let held = &mut self.pool.held;
-        (held.answer_bytes, held.unfinished_bytes, held.window_bytes) = (0, 0, 0);
+        self.pool.reset();
         self.budget.forget_sessions();
         self.kept_presence = None;
         for slot in self.sessions.slots() {
@@ -81,8 +82,8 @@ impl Shard {
                 continue;
             };
             let session = &mut self.sessions[id];
-            (session.has_account, session.unfinished_bytes) = (false, 0);
-            self.pool.held.answer_bytes += session.outbox.own_answer_bytes();
+            (session.is_tracked, session.unfinished_bytes) = (false, 0);
+            session.outbox.count(&mut self.pool);
             if !session.sending {
                 session.outbox.sent(&mut self.pool);
             }
@@ -111,9 +112,13 @@ impl Shard {
     }
 
     /// Takes the outcome of a rebuild, or of the reading at the start.
-    pub(super) fn rebuilt(&mut self, outcome: Option<(OpenSegment, Vec<Workspace>)>, clock: Clock) {
+    pub(super) fn rebuilt(
+        &mut self,
+        outcome: io::Result<(OpenSegment, Vec<Workspace>)>,
+        clock: Clock,
+    ) {
         let is_rebuild = self.log.end_rebuild();
-        let Some((segment, workspaces)) = outcome else {
+        let Ok((segment, workspaces)) = outcome else {
             return self.log.rebuild_failed(clock.now_us);
         };
         self.open(segment, workspaces, clock);

@@ -98,7 +98,7 @@ impl Shard {
             Some(presence) => {
                 let text = presence.text().unwrap_or_else(|| {
                     let text = presence.encode();
-                    self.budget.add_text(&text);
+                    self.budget.add_shared(&text);
                     text
                 });
                 // Who asks next is to find it, too.

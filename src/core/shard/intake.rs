@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 
-use crate::core::contract::Clock;
-use crate::core::fanout::outbox::Due;
+use crate::core::contract::{Clock, Received};
+use crate::core::fanout::outbox::{Due, OutboxPool};
 use crate::core::fanout::room::RoomId;
-use crate::core::fanout::window::{Chunk, ChunkPool};
+use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
 use crate::core::shard::rate::Pace;
@@ -57,29 +57,23 @@ enum Correction {
 }
 
 impl Shard {
-    pub(super) fn received(&mut self, id: SessionId, bytes: Option<&mut [u8]>, clock: Clock) {
+    pub(super) fn received(&mut self, id: SessionId, received: Received<'_>, clock: Clock) {
         let session = self
             .sessions
             .get_mut(id)
             .expect("a session outlives its receive");
         session.receiving = false;
-        let Some(bytes) = bytes.filter(|_| !session.is_aborted()) else {
-            return self.abort(id);
+        let is_aborted = session.is_aborted();
+        let bytes = match received {
+            Received::Bytes(bytes) if !is_aborted => bytes,
+            Received::Eof if !is_aborted => return self.ended(id),
+            Received::Bytes(_) | Received::Eof | Received::Broken => return self.abort(id),
         };
         self.counters.bytes_received += bytes.len() as u64;
         if let Some(journal) = &mut self.connection_log {
             journal.received(id, bytes.len());
         }
         let session = &mut self.sessions[id];
-        if bytes.is_empty() {
-            session.close_by_peer();
-            // Before 101 a client may close its side and still wait for its answer.
-            return match session.state() {
-                State::Closing if !session.is_finished() => {}
-                State::Waiting => self.received_waiting(id, bytes),
-                State::Closing | State::Handshake | State::Open { .. } => self.abort(id),
-            };
-        }
         session.last_received_us = clock.now_us;
         match session.state() {
             State::Handshake => self.read_head(id, bytes, clock),
@@ -88,6 +82,18 @@ impl Shard {
             State::Closing => self.reads.receive(id),
         }
         self.weigh(id);
+    }
+
+    /// The peer has closed its sending side.
+    fn ended(&mut self, id: SessionId) {
+        let session = &mut self.sessions[id];
+        session.close_by_peer();
+        // Before 101 a client may close its side and still wait for its answer.
+        match session.state() {
+            State::Closing if !session.is_finished() => {}
+            State::Waiting => self.received_waiting(id, &[]),
+            State::Closing | State::Handshake | State::Open { .. } => self.abort(id),
+        }
     }
 
     /// Reads on where a turn left bytes unread.
@@ -374,7 +380,8 @@ impl Shard {
                 };
                 let allowance = &mut room.allowance;
                 let position = self.log.append(&append, allowance, clock.now_us);
-                let (start, end) = room.broadcast(key, value, timestamp, position, &mut self.pool);
+                let (start, end) =
+                    room.broadcast(key, value, timestamp, position, self.pool.windows());
                 if !session.outbox.skip_own(start, end, &mut self.pool) {
                     self.fall_behind(id);
                 }
@@ -483,7 +490,7 @@ fn correction(
     room_id: RoomId,
     entry: &Entry,
     budget: &mut SessionBudget,
-    pool: &mut ChunkPool,
+    pool: &mut OutboxPool,
 ) -> Correction {
     let bytes = message::op_frame_bytes(entry.key(), entry.value(), entry.timestamp());
     if bytes >= SHARED_FRAME_BYTES_MIN {

@@ -144,8 +144,8 @@ pub(crate) struct Session {
     pub over_limit: bool,
     /// It was sent a ping and has not answered it.
     pub owes_pong: bool,
-    /// It holds enough to have an account in the budget.
-    pub has_account: bool,
+    /// It holds so much that the budget tracks it.
+    pub is_tracked: bool,
     /// What it was last known to hold of what is not whole yet.
     pub unfinished_bytes: u32,
     pub decoder: Decoder,
@@ -188,7 +188,7 @@ impl Session {
             ends_long: false,
             over_limit,
             owes_pong: false,
-            has_account: false,
+            is_tracked: false,
             unfinished_bytes: 0,
             decoder: Decoder::new(),
             empty_frames: 0,

@@ -1,18 +1,18 @@
-//! What a shard holds for single sessions: unfinished messages and heads, and answers until the
-//! last byte is sent.
+//! What a shard holds for single sessions: messages and request heads that are not whole yet, and
+//! answers until their last byte is sent.
 //!
-//! One budget covers all of it, so that no kind of client can take memory that nobody counts. What
-//! several sessions are sent, a correction or a list of users, is counted once, as long as it is
-//! alive. A session may hold [`SESSION_BYTES_SPARED`] that do not count, and with no more than that
-//! it is never given up: a client with small messages does not notice what others do.
+//! One budget covers all of it, so no kind of client can take memory that nobody counts. Bytes that
+//! several sessions are sent, a correction or a list of users, count once, for as long as they are
+//! alive. Each session is exempt up to [`SESSION_BYTES_SPARED`], and with no more than that it is
+//! never evicted: a client with small messages does not notice what others do.
 //!
-//! Over the budget, [`SessionBudget::heaviest`] names the session to give up. Sessions stand in
-//! classes by what they hold, each twice as heavy as the one before; within a class the one that
-//! has been in it for longest comes first. So the choice depends on nothing but the past, and
+//! Over the budget, [`SessionBudget::next_to_evict`] names the session to evict. Sessions are in
+//! size classes, each of twice the size of the one before. The largest class comes first, and in it
+//! the session that has been in it for longest. So the choice depends on nothing but the past, and
 //! costs the same for ten sessions and for ten thousand.
 //!
-//! What the kernel still sends for a connection that was shut down is *returning*: it comes back
-//! by itself, so it does not count, and no other session is given up for it.
+//! The memory of a connection that was shut down comes back when the kernel has ended its send. It
+//! is *being freed*: it does not count, and no other session is evicted for it.
 
 use std::rc::{Rc, Weak};
 
@@ -27,258 +27,288 @@ use crate::seq::Seq;
 
 /// No session: the end of a list.
 const NONE: u32 = u32::MAX;
-/// A class for each length of a number.
-const CLASSES: usize = usize::BITS as usize + 1;
+/// One class for each bit length of a size.
+const SIZE_CLASSES: usize = usize::BITS as usize + 1;
 
-/// What a session holds.
+/// The memory that a session holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Held {
-    /// For itself.
+pub(super) struct SessionMemory {
+    /// Memory for itself.
     pub own_bytes: usize,
-    /// What others may hold, too.
+    /// Memory that other sessions may hold too.
     pub shared_bytes: usize,
-    /// The part of it that is unused capacity. It counts, but does not make a message that grows
-    /// heavier than one that has stopped.
+    /// The part of it that is unused capacity. It counts, but does not put the session into a
+    /// larger class: else a message that grows, in memory that doubles, would be evicted before one
+    /// of the same length that has stopped.
     pub spare_bytes: usize,
-    /// Its connection was shut down: it comes back by itself.
-    pub is_returning: bool,
+    /// Its connection was shut down.
+    pub is_being_freed: bool,
 }
 
-impl Held {
-    fn weight(self) -> usize {
+impl SessionMemory {
+    fn bytes(self) -> usize {
         self.own_bytes + self.shared_bytes
     }
 
-    /// Whether it needs no account.
-    pub fn is_spared(self) -> bool {
-        self.weight() <= SESSION_BYTES_SPARED
+    /// Whether it is so little that the session is never evicted and need not be tracked.
+    pub fn is_exempt(self) -> bool {
+        self.bytes() <= SESSION_BYTES_SPARED
     }
 
     fn charged_bytes(self) -> usize {
-        if self.is_returning {
+        if self.is_being_freed {
             return 0;
         }
         self.own_bytes.saturating_sub(SESSION_BYTES_SPARED)
     }
 
-    fn class(self) -> usize {
-        let weight = self.weight() - self.spare_bytes;
-        (usize::BITS - weight.leading_zeros()) as usize
+    /// Returns the shared bytes that do not count because they are being freed.
+    fn freed_shared_bytes(self) -> usize {
+        if self.is_being_freed && !self.is_exempt() {
+            self.shared_bytes
+        } else {
+            0
+        }
     }
 
-    fn is_listed(self) -> bool {
-        !self.is_returning && !self.is_spared()
+    fn size_class(self) -> usize {
+        let used_bytes = self.bytes() - self.spare_bytes;
+        (usize::BITS - used_bytes.leading_zeros()) as usize
+    }
+
+    fn may_be_evicted(self) -> bool {
+        !self.is_being_freed && !self.is_exempt()
     }
 }
 
-/// A session that holds more than it is spared, and its neighbours in its class.
+/// A session that holds more than is exempt, and its neighbours in the list of its size class.
 #[derive(Debug, Clone, Copy)]
-struct Account {
-    held: Held,
+struct TrackedSession {
+    memory: SessionMemory,
     older: u32,
     newer: u32,
 }
 
-impl Account {
+impl TrackedSession {
     const EMPTY: Self = Self {
-        held: Held {
+        memory: SessionMemory {
             own_bytes: 0,
             shared_bytes: 0,
             spare_bytes: 0,
-            is_returning: false,
+            is_being_freed: false,
         },
         older: NONE,
         newer: NONE,
     };
 }
 
-/// The sessions of a class, in the order in which they came into it.
+/// The sessions of a size class, in the order in which they came into it.
 #[derive(Debug, Clone, Copy)]
-struct Class {
+struct SizeClass {
     oldest: u32,
     newest: u32,
 }
 
-/// The name of a text that several sessions are sent: a room and the seq of its entry.
-pub(super) type TextKey = (RoomId, Seq);
+impl SizeClass {
+    const EMPTY: Self = Self {
+        oldest: NONE,
+        newest: NONE,
+    };
+}
 
-/// The budget of a shard.
+/// Names a frame that several sessions are sent: by the slot of its room and the seq of its entry.
+pub(super) type SharedFrameKey = (RoomId, Seq);
+
+/// The budget of a shard's sessions.
 ///
-/// Invariant: `charged_bytes` is the sum over all accounts, and an account stands in the list of
-/// its class if and only if it is not spared and not returning.
+/// Invariant: `charged_bytes` is the sum over all tracked sessions, and a session is in the list of
+/// its size class if and only if it may be evicted.
 pub(super) struct SessionBudget {
     bytes_max: usize,
     /// By the slots of the sessions.
-    accounts: Vec<Account>,
-    classes: [Class; CLASSES],
+    tracked: Vec<TrackedSession>,
+    size_classes: [SizeClass; SIZE_CLASSES],
     charged_bytes: usize,
-    /// Of texts that several are sent, what comes back by itself at most.
-    returning_bytes: usize,
-    texts: SharedChunks,
-    frames: HashMap<TextKey, Weak<Vec<u8>>, FixedState>,
+    /// The memory of messages and heads that are not whole yet, of all sessions.
+    unfinished_bytes: usize,
+    /// An upper bound on the shared bytes that are being freed: several sessions may hold the same.
+    freed_shared_bytes: usize,
+    shared: SharedChunks,
+    /// The frames among `shared`.
+    frames: HashMap<SharedFrameKey, Weak<Vec<u8>>, FixedState>,
 }
 
 impl SessionBudget {
-    /// Of so many bytes.
+    /// Returns an empty budget of `bytes_max`.
     pub fn new(bytes_max: usize) -> Self {
-        let empty = Class {
-            oldest: NONE,
-            newest: NONE,
-        };
         Self {
             bytes_max,
-            accounts: Vec::new(),
-            classes: [empty; CLASSES],
+            tracked: Vec::new(),
+            size_classes: [SizeClass::EMPTY; SIZE_CLASSES],
             charged_bytes: 0,
-            returning_bytes: 0,
-            texts: SharedChunks::default(),
+            unfinished_bytes: 0,
+            freed_shared_bytes: 0,
+            shared: SharedChunks::default(),
             frames: HashMap::with_hasher(FixedState::with_seed(0)),
         }
     }
 
     // ---- sessions ----
 
-    /// Takes what the session in a slot holds now. Returns whether it has an account, whose change
-    /// must be told.
-    pub fn weigh(&mut self, slot: u32, held: Held) -> bool {
-        let place = slot as usize;
-        if place >= self.accounts.len() {
-            if held.is_spared() {
+    /// Updates what the session in a slot holds. Returns whether it is tracked from now on: only
+    /// then must the next change be passed in, too, however little it leaves.
+    pub fn update(&mut self, slot: u32, memory: SessionMemory) -> bool {
+        let index = slot as usize;
+        if index >= self.tracked.len() {
+            if memory.is_exempt() {
                 return false;
             }
-            self.accounts.resize(place + 1, Account::EMPTY);
+            self.tracked.resize(index + 1, TrackedSession::EMPTY);
         }
-        let before = self.accounts[place].held;
-        self.charged_bytes += held.charged_bytes();
+        let before = self.tracked[index].memory;
+        self.charged_bytes += memory.charged_bytes();
         self.charged_bytes -= before.charged_bytes();
-        self.returning_bytes += returning_bytes(held);
-        self.returning_bytes -= returning_bytes(before);
-        let is_moved = before.class() != held.class() || before.is_listed() != held.is_listed();
-        if before.is_listed() && is_moved {
-            self.unlist(slot);
+        self.freed_shared_bytes += memory.freed_shared_bytes();
+        self.freed_shared_bytes -= before.freed_shared_bytes();
+        // Within its class a session keeps its place, so that growing does not make it newer.
+        let is_moved = before.size_class() != memory.size_class()
+            || before.may_be_evicted() != memory.may_be_evicted();
+        if before.may_be_evicted() && is_moved {
+            self.unlink(slot);
         }
-        self.accounts[place].held = held;
-        if held.is_listed() && is_moved {
-            self.list(slot);
+        self.tracked[index].memory = memory;
+        if memory.may_be_evicted() && is_moved {
+            self.link(slot);
         }
-        !held.is_spared()
+        !memory.is_exempt()
     }
 
-    /// The slot of the session to be given up first.
-    pub fn heaviest(&self) -> Option<u32> {
-        let heaviest_first = self.classes.iter().rev();
-        let mut oldest = heaviest_first.map(|class| class.oldest);
+    /// Updates the memory of a message or head that is not whole yet.
+    pub fn update_unfinished(&mut self, before_bytes: usize, bytes: usize) {
+        self.unfinished_bytes += bytes;
+        self.unfinished_bytes -= before_bytes;
+    }
+
+    /// Returns the memory of messages and heads that are not whole yet.
+    pub fn unfinished_bytes(&self) -> usize {
+        self.unfinished_bytes
+    }
+
+    /// Returns the slot of the session to be evicted first.
+    pub fn next_to_evict(&self) -> Option<u32> {
+        let largest_first = self.size_classes.iter().rev();
+        let mut oldest = largest_first.map(|class| class.oldest);
         oldest.find(|oldest| *oldest != NONE)
     }
 
-    /// Forgets all accounts: they are to be weighed again.
+    /// Forgets all sessions: what each of them holds is to be passed in again. The bytes that
+    /// several are sent still count.
     pub fn forget_sessions(&mut self) {
-        let empty = Self::new(self.bytes_max);
-        self.accounts.clear();
-        self.classes = empty.classes;
-        (self.charged_bytes, self.returning_bytes) = (0, 0);
+        self.tracked.clear();
+        self.size_classes = [SizeClass::EMPTY; SIZE_CLASSES];
+        (self.charged_bytes, self.freed_shared_bytes) = (0, 0);
+        self.unfinished_bytes = 0;
     }
 
-    fn list(&mut self, slot: u32) {
-        let class = &mut self.classes[self.accounts[slot as usize].held.class()];
+    fn link(&mut self, slot: u32) {
+        let class = &mut self.size_classes[self.tracked[slot as usize].memory.size_class()];
         let older = std::mem::replace(&mut class.newest, slot);
         match older {
             NONE => class.oldest = slot,
-            older => self.accounts[older as usize].newer = slot,
+            older => self.tracked[older as usize].newer = slot,
         }
-        let account = &mut self.accounts[slot as usize];
-        (account.older, account.newer) = (older, NONE);
+        let session = &mut self.tracked[slot as usize];
+        (session.older, session.newer) = (older, NONE);
     }
 
-    fn unlist(&mut self, slot: u32) {
-        let Account { held, older, newer } = self.accounts[slot as usize];
-        let class = &mut self.classes[held.class()];
+    fn unlink(&mut self, slot: u32) {
+        let TrackedSession {
+            memory,
+            older,
+            newer,
+        } = self.tracked[slot as usize];
+        let class = &mut self.size_classes[memory.size_class()];
         match older {
             NONE => class.oldest = newer,
-            older => self.accounts[older as usize].newer = newer,
+            older => self.tracked[older as usize].newer = newer,
         }
         match newer {
             NONE => class.newest = older,
-            newer => self.accounts[newer as usize].older = older,
+            newer => self.tracked[newer as usize].older = older,
         }
     }
 
-    // ---- what several are sent ----
+    // ---- bytes that several sessions are sent ----
 
-    /// The frame of this name, if anybody is still sent it.
-    pub fn frame(&self, key: TextKey) -> Option<Chunk> {
+    /// Returns the frame with this name, if any session still holds it.
+    pub fn frame(&self, key: SharedFrameKey) -> Option<Chunk> {
         self.frames.get(&key)?.upgrade()
     }
 
-    /// Adds the frame of this name, which was just made.
-    pub fn add_frame(&mut self, key: TextKey, frame: &Chunk) {
-        self.add_text(frame);
-        // As many as are alive, twice at the most: a name costs far less than its frame.
-        if self.frames.len() >= 2 * self.texts.len() {
+    /// Adds the frame with this name, which was just encoded.
+    pub fn add_frame(&mut self, key: SharedFrameKey, frame: &Chunk) {
+        self.add_shared(frame);
+        // At most twice as many names as chunks that may be alive: a name costs far less than its
+        // frame, and taking the dead ones out is paid for by those that were added.
+        if self.frames.len() >= 2 * self.shared.len() {
             self.frames.retain(|_, frame| frame.strong_count() > 0);
         }
         self.frames.insert(key, Rc::downgrade(frame));
     }
 
-    /// Adds a text that several may be sent.
-    pub fn add_text(&mut self, text: &Chunk) {
-        self.texts.add(text);
+    /// Adds bytes that several sessions may be sent.
+    pub fn add_shared(&mut self, chunk: &Chunk) {
+        self.shared.add(chunk);
     }
 
-    /// The names of rooms mean others from now on.
+    /// Forgets the names of frames: from now on the slots are those of other rooms.
     pub fn forget_frames(&mut self) {
         self.frames.clear();
     }
 
-    /// Looks at some of the texts, and forgets those that are sent to nobody any more.
+    /// Looks at `count` shared chunks and forgets those that no session holds.
     pub fn sweep(&mut self, count: usize) {
-        self.texts.sweep(count);
+        self.shared.sweep(count);
     }
 
-    /// The same of all.
+    /// Looks at all shared chunks and forgets those that no session holds.
     pub fn sweep_all(&mut self) {
-        self.texts.sweep_all();
+        self.shared.sweep_all();
     }
 
     // ---- the sum ----
 
-    /// What sessions hold for themselves beyond what they are spared.
+    /// Returns what sessions hold for themselves beyond what is exempt.
     pub fn charged_bytes(&self) -> usize {
         self.charged_bytes
     }
 
-    /// What counts against the budget.
+    /// Returns what counts against the budget.
     pub fn bytes(&self) -> usize {
-        self.charged_bytes + self.texts.bytes().saturating_sub(self.returning_bytes)
+        let shared_bytes = self.shared.bytes();
+        self.charged_bytes + shared_bytes.saturating_sub(self.freed_shared_bytes)
     }
 
-    /// What several are sent, and what of that was let go and not swept yet.
-    pub fn text_bytes(&self) -> usize {
-        self.texts.bytes()
+    /// Returns the bytes that several sessions are sent, and those that were let go but not swept
+    /// yet.
+    pub fn shared_bytes(&self) -> usize {
+        self.shared.bytes()
     }
 
-    /// Whether sessions must be given up.
+    /// Whether sessions must be evicted.
     pub fn is_over(&self) -> bool {
         self.bytes() > self.bytes_max
     }
 
-    /// Whether enough were given up: a part below the budget, so that looking for what can go is
-    /// paid for by what must come in before it is looked for again.
+    /// Whether enough were evicted: to a 16th below the budget, so that the next eviction comes
+    /// only after as much has come in.
     pub fn is_relieved(&self) -> bool {
         self.bytes() <= self.bytes_max - self.bytes_max / 16
     }
 
-    /// Whether so much is held that each session is allowed less.
+    /// Whether more than half of the budget is held, so that each session is allowed less.
     pub fn is_tight(&self) -> bool {
         self.bytes() > self.bytes_max / 2
-    }
-}
-
-fn returning_bytes(held: Held) -> usize {
-    if held.is_returning && !held.is_spared() {
-        held.shared_bytes
-    } else {
-        0
     }
 }
 
@@ -290,62 +320,62 @@ mod tests {
 
     const SPARED: usize = SESSION_BYTES_SPARED;
 
-    fn own(own_bytes: usize) -> Held {
-        Held {
+    fn own(own_bytes: usize) -> SessionMemory {
+        SessionMemory {
             own_bytes,
-            ..Held::default()
+            ..SessionMemory::default()
         }
     }
 
     #[test]
-    fn the_heaviest_is_the_one_that_has_been_so_heavy_for_longest() {
+    fn the_largest_is_evicted_first_and_of_its_class_the_one_that_came_first() {
         let mut budget = SessionBudget::new(1 << 20);
-        assert_eq!(budget.heaviest(), None);
-        for (slot, bytes, heaviest) in [
+        assert_eq!(budget.next_to_evict(), None);
+        for (slot, bytes, next) in [
             (7, SPARED, None),
             (7, SPARED + 1, Some(7)),
             (3, 3 * SPARED, Some(3)),
             (9, 3 * SPARED + 9, Some(3)),
-            // It grows within its class, and keeps its place.
+            // It grows within its class and keeps its place.
             (3, 3 * SPARED + 10, Some(3)),
             (3, 0, Some(9)),
             (3, 3 * SPARED, Some(9)),
             (7, 9 * SPARED, Some(7)),
             (7, SPARED, Some(9)),
         ] {
-            assert_eq!(budget.weigh(slot, own(bytes)), bytes > SPARED);
-            assert_eq!(budget.heaviest(), heaviest, "{slot} {bytes}");
+            assert_eq!(budget.update(slot, own(bytes)), bytes > SPARED);
+            assert_eq!(budget.next_to_evict(), next, "{slot} {bytes}");
         }
     }
 
     #[test]
-    fn a_text_counts_once_and_not_while_it_comes_back() {
+    fn a_shared_frame_counts_once_and_not_while_it_is_being_freed() {
         let mut budget = SessionBudget::new(20_000);
         let frame: Chunk = Rc::new(vec![0; 30_000]);
         budget.add_frame((RoomId::new(1), Seq::new(5)), &frame);
-        let mut held = Held {
+        let mut held = SessionMemory {
             own_bytes: 100,
             shared_bytes: 30_000,
-            ..Held::default()
+            ..SessionMemory::default()
         };
         for slot in 0..3 {
-            budget.weigh(slot, held);
+            budget.update(slot, held);
         }
-        assert_eq!((budget.bytes(), budget.heaviest()), (30_000, Some(0)));
+        assert_eq!((budget.bytes(), budget.next_to_evict()), (30_000, Some(0)));
         assert!(budget.is_over() && budget.is_tight() && !budget.is_relieved());
         assert!(Rc::ptr_eq(
             &budget.frame((RoomId::new(1), Seq::new(5))).unwrap(),
             &frame
         ));
         assert!(budget.frame((RoomId::new(1), Seq::new(6))).is_none());
-        held.is_returning = true;
-        budget.weigh(0, held);
-        assert_eq!((budget.bytes(), budget.heaviest()), (0, Some(1)));
+        held.is_being_freed = true;
+        budget.update(0, held);
+        assert_eq!((budget.bytes(), budget.next_to_evict()), (0, Some(1)));
         drop(frame);
         budget.sweep_all();
         assert!(budget.frame((RoomId::new(1), Seq::new(5))).is_none());
-        budget.weigh(0, Held::default());
-        assert_eq!((budget.bytes(), budget.text_bytes()), (0, 0));
+        budget.update(0, SessionMemory::default());
+        assert_eq!((budget.bytes(), budget.shared_bytes()), (0, 0));
     }
 
     #[test]
@@ -371,30 +401,30 @@ mod tests {
             ),
         ) {
             let mut budget = SessionBudget::new(100_000);
-            let mut model: Vec<(Held, usize)> = vec![(Held::default(), 0); 6];
-            for (step, (slot, bytes, kind, is_returning)) in steps.into_iter().enumerate() {
+            let mut model: Vec<(SessionMemory, usize)> = vec![(SessionMemory::default(), 0); 6];
+            for (step, (slot, bytes, kind, is_being_freed)) in steps.into_iter().enumerate() {
                 let held = match kind {
                     0 => own(bytes),
-                    1 => Held { shared_bytes: bytes, is_returning, ..Held::default() },
-                    _ => Held {
+                    1 => SessionMemory { shared_bytes: bytes, is_being_freed, ..SessionMemory::default() },
+                    _ => SessionMemory {
                         own_bytes: bytes,
                         shared_bytes: bytes / 3,
                         spare_bytes: bytes / 2,
-                        is_returning,
+                        is_being_freed,
                     },
                 };
                 let (before, since) = model[slot as usize];
-                let stays = before.class() == held.class() && before.is_listed() == held.is_listed();
+                let stays = before.size_class() == held.size_class() && before.may_be_evicted() == held.may_be_evicted();
                 model[slot as usize] = (held, if stays { since } else { step });
-                budget.weigh(slot, held);
+                budget.update(slot, held);
                 let sum: usize = model.iter().map(|(held, _)| held.charged_bytes()).sum();
                 prop_assert_eq!(budget.charged_bytes, sum);
-                let returning: usize = model.iter().map(|(held, _)| returning_bytes(*held)).sum();
-                prop_assert_eq!(budget.returning_bytes, returning);
-                let listed = (0..).zip(&model).filter(|(_, (held, _))| held.is_listed());
-                let order = |held: &Held, since: &usize| (held.class(), usize::MAX - since);
-                let heaviest = listed.max_by_key(|(_, (held, since))| order(held, since));
-                prop_assert_eq!(budget.heaviest(), heaviest.map(|(slot, _)| slot));
+                let returning: usize = model.iter().map(|(held, _)| held.freed_shared_bytes()).sum();
+                prop_assert_eq!(budget.freed_shared_bytes, returning);
+                let listed = (0..).zip(&model).filter(|(_, (held, _))| held.may_be_evicted());
+                let order = |memory: &SessionMemory, since: &usize| (memory.size_class(), usize::MAX - since);
+                let next = listed.max_by_key(|(_, (held, since))| order(held, since));
+                prop_assert_eq!(budget.next_to_evict(), next.map(|(slot, _)| slot));
             }
         }
     }

@@ -1,12 +1,14 @@
 //! The log of a shard: the commit that is going on, what has been shown, whose ops are lost if it
 //! fails, how much room there is, and whether it can be written at all.
 
+use std::io;
+
 use crate::core::contract::ShardConfig;
 use crate::core::shard::log_space::{Allowance, LogSize, LogSpace};
 use crate::core::shard::session::SessionId;
 use crate::core::state::segment_usage::{Dead, Mark, SegmentUsage};
 use crate::limits::{REOPEN_WAIT_MAX_US, REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE};
-use crate::log::commit::{Commit, End, LogBroken, OpenSegment, Step};
+use crate::log::commit::{Commit, End, LogBroken, LogStep, OpenSegment};
 use crate::log::position::LogPosition;
 use crate::log::record;
 
@@ -207,7 +209,7 @@ impl ShardLog {
 
     /// Starts what is due of the log when nothing of it is in flight; the batch only if its time
     /// has come: see [`Commit::start`].
-    pub fn start(&mut self, now_us: u64) -> Option<Step> {
+    pub fn start(&mut self, now_us: u64) -> Option<LogStep> {
         self.commit.set_segment_bytes(self.segment_bytes());
         self.commit.start(now_us)
     }
@@ -243,20 +245,20 @@ impl ShardLog {
     pub fn written(
         &mut self,
         bytes: Vec<u8>,
-        count: Option<usize>,
+        outcome: io::Result<usize>,
         now_us: u64,
-    ) -> Result<Option<Step>, LogBroken> {
-        self.commit.written(bytes, count, now_us)
+    ) -> Result<Option<LogStep>, LogBroken> {
+        self.commit.written(bytes, outcome, now_us)
     }
 
     /// Takes the outcome of an fdatasync.
-    pub fn synced(&mut self, ok: bool, now_us: u64) -> Result<(), LogBroken> {
-        self.commit.synced(ok, now_us)
+    pub fn synced(&mut self, outcome: io::Result<()>, now_us: u64) -> Result<(), LogBroken> {
+        self.commit.synced(outcome, now_us)
     }
 
     /// Takes the outcome of opening the next segment.
-    pub fn opened(&mut self, segment: Option<OpenSegment>) -> Result<(), LogBroken> {
-        if segment.is_some() && !self.commit.is_failed() {
+    pub fn opened(&mut self, segment: io::Result<OpenSegment>) -> Result<(), LogBroken> {
+        if segment.is_ok() && !self.commit.is_failed() {
             self.close_segment();
             self.usage.rotate();
         }
@@ -305,12 +307,12 @@ impl ShardLog {
     }
 
     /// Starts an fdatasync of all that was written, if there is anything to sync.
-    pub fn settle(&mut self, now_us: u64) -> Option<Step> {
+    pub fn settle(&mut self, now_us: u64) -> Option<LogStep> {
         self.commit.settle(now_us)
     }
 
     /// Starts the last step of a clean stop: see [`Commit::seal`].
-    pub fn seal(&mut self, now_us: u64) -> Step {
+    pub fn seal(&mut self, now_us: u64) -> LogStep {
         self.commit.seal(now_us)
     }
 

@@ -1,9 +1,10 @@
-//! A whole shard in miniature: clients, sockets and a disk that delay, cut and fail by the seed, against a naive model.
+//! A whole shard in miniature: clients, sockets and a disk that delay, cut and fail by the seed,
+//! checked against a naive model.
 
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::core::fanout::window::{Spans, skip_sent, spans_bytes};
+use crate::core::fanout::window::{skip_sent, spans_bytes};
 use crate::core::testing::{self, Dice, START_UNIX_S};
 use crate::limits::SECOND_US;
 
@@ -27,33 +28,26 @@ mod times;
 mod waiting;
 mod yielding;
 
-use peers::{Client, Disk, Model, Verdict, Write};
+use peers::{Client, Member, Model, Verdict, Write};
+use rig::{LogOperation, Peer, Rig};
 
 const SEEDS: u64 = 200;
 const STEPS: usize = 500;
 const WORKSPACES: [&str; 2] = ["one", "two"];
 
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each says what may happen yet"
-)]
+/// A shard on its rig, with clients that act by chance, and what the model expects of them.
 struct World {
     dice: Dice,
-    clock: Clock,
-    shard: Shard,
+    rig: Rig,
     token: String,
-    disk: Disk,
-    /// The operation of the log that is in flight.
-    log: Option<Output>,
-    clients: Vec<Client>,
+    /// The clients of the rig's peers, in the same order.
+    members: Vec<Member>,
     models: [Model; 2],
     /// The values of all ops that were handed to a send.
     shown: BTreeSet<String>,
     count: u64,
     may_fail: bool,
-    ready: bool,
-    draining: bool,
-    drained: bool,
+    is_draining: bool,
     failures: usize,
     conflated: usize,
     waited: usize,
@@ -61,31 +55,22 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let (disk, segment) = Disk::new();
-        let clock = Clock {
-            now_us: 1_000_000,
-            unix_us: START_UNIX_S * SECOND_US,
-        };
-        let config = ShardConfig {
-            outbox_bytes_max: 1024,
-            message_bytes_max: 4096,
-            ..testing::shard_config()
-        };
+        let rig = Rig::new(|config| {
+            config.outbox_bytes_max = 1024;
+            config.message_bytes_max = 4096;
+            config.ping_interval_us = 25 * SECOND_US;
+            config.drain_us = 5 * SECOND_US;
+        });
         Self {
             dice: Dice::new(seed),
-            clock,
-            shard: Shard::new(config, segment, Vec::new(), clock),
+            rig,
             token: testing::token(None),
-            disk,
-            log: None,
-            clients: Vec::new(),
+            members: Vec::new(),
             models: [Model::default(), Model::default()],
             shown: BTreeSet::new(),
             count: 0,
             may_fail: seed % 2 == 1,
-            ready: true,
-            draining: false,
-            drained: false,
+            is_draining: false,
             failures: 0,
             conflated: 0,
             waited: 0,
@@ -110,76 +95,36 @@ impl World {
         self.turn();
     }
 
-    /// Ends the turn, and lets some time pass.
+    /// Ends the turn and lets some time pass.
     fn turn(&mut self) {
-        self.shard.flush(self.clock);
-        self.shard.invariants();
-        self.note_conflation();
-        while let Some(output) = self.shard.poll_output() {
-            self.take(output);
+        let sending = |peer: &Peer| peer.client.sending.is_some();
+        let before: Vec<bool> = self.rig.peers.iter().map(sending).collect();
+        self.rig.turn();
+        for (place, was_sending) in before.into_iter().enumerate() {
+            if !was_sending {
+                self.check_send(place);
+            }
+            if self.rig.peers[place].client.closed {
+                self.members[place].joined = false;
+            }
         }
+        self.note_conflation();
+        let has_other_outputs = !(self.rig.pages.is_empty() && self.rig.notes.is_empty());
+        assert!(!has_other_outputs, "there is no page and no journal");
         let pass_us = if self.dice.one_in(30) { 40_000 } else { 500 };
-        self.clock.now_us += self.dice.below(pass_us) as u64;
+        self.rig.clock.now_us += self.dice.below(pass_us) as u64;
         // The wall clock is set now and then.
         if self.dice.one_in(40) {
-            self.clock.unix_us = START_UNIX_S * SECOND_US + self.dice.below(3_600_000_000) as u64;
+            let jump_us = self.dice.below_u64(3_600_000_000);
+            self.rig.clock.unix_us = START_UNIX_S * SECOND_US + jump_us;
         }
     }
 
-    fn note_conflation(&mut self) {
-        for client in self.clients.iter_mut().filter(|client| !client.closed) {
-            let session = self.shard.sessions.get(client.id);
-            let outbox = session.map(|session| &session.outbox);
-            if outbox.is_some_and(|outbox| outbox.behind().is_some()) && !client.was_behind {
-                client.was_behind = true;
-                self.conflated += 1;
-            }
-        }
-    }
-
-    // ---- what the shard wants ----
-
-    fn client(&mut self, id: SessionId) -> &mut Client {
-        let known = |client: &&mut Client| client.id == id && !client.closed;
-        let client = self.clients.iter_mut().find(known);
-        client.expect("an output names a session that is there")
-    }
-
-    fn take(&mut self, output: Output) {
-        match output {
-            Output::Receive(id) => {
-                let client = self.client(id);
-                assert!(!client.receiving, "one receive at a time");
-                client.receiving = true;
-            }
-            Output::Send(id, spans) => self.take_send(id, spans),
-            Output::Finish(id) => self.client(id).finished = true,
-            Output::Abort(id) => self.client(id).broken = true,
-            Output::Close(id) => {
-                let client = self.client(id);
-                assert!(!client.receiving && client.sending.is_none());
-                (client.closed, client.joined) = (true, false);
-            }
-            Output::Handoff(..) | Output::Page(..) | Output::Note(..) => {
-                unreachable!("there is one shard, no page and no journal")
-            }
-            Output::LogWrite { .. } | Output::LogSync | Output::LogOpen { .. } => {
-                assert!(self.log.is_none(), "one operation of the log at a time");
-                self.log = Some(output);
-            }
-            Output::Rebuild(end) => {
-                assert!(self.log.is_none());
-                self.log = Some(Output::Rebuild(end));
-            }
-            Output::Ready(ready) => {
-                assert_ne!(self.ready, ready);
-                self.ready = ready;
-            }
-            Output::Drained => self.drained = true,
-        }
-    }
-
-    fn take_send(&mut self, id: SessionId, spans: Spans) {
+    /// Checks that every op in the send that was just handed out is durable.
+    fn check_send(&mut self, place: usize) {
+        let Some(spans) = &self.rig.peers[place].client.sending else {
+            return;
+        };
         let sent: Vec<u8> = spans
             .iter()
             .flat_map(|span| span.bytes().to_vec())
@@ -188,40 +133,53 @@ impl World {
             let is_value = value.len() > 2 && value.starts_with('<') && value.ends_with('>');
             if is_value {
                 let value = format!("\"{value}\"");
-                assert!(self.disk.synced.contains(&value), "{value} is not durable");
+                let is_durable = self.rig.disk.synced.contains(&value);
+                assert!(is_durable, "{value} is not durable");
                 self.shown.insert(value);
             }
         }
-        let client = self.client(id);
-        assert!(client.sending.is_none(), "one send at a time");
-        client.sending = Some(spans);
+    }
+
+    fn note_conflation(&mut self) {
+        for (place, member) in self.members.iter_mut().enumerate() {
+            if !member.was_behind && self.rig.is_behind(place) {
+                member.was_behind = true;
+                self.conflated += 1;
+            }
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.rig.ready != Some(false)
     }
 
     // ---- what happens ----
 
-    fn any_client(&mut self, fits: impl Fn(&Client) -> bool) -> Option<usize> {
-        let all = self.clients.iter().enumerate();
+    /// Picks one of the connected clients that fit.
+    fn any_client(&mut self, fits: impl Fn(&Client, &Member) -> bool) -> Option<usize> {
+        let all = self.rig.peers.iter().zip(&self.members).enumerate();
         let fitting: Vec<usize> = all
-            .filter(|(_, client)| !client.closed && fits(client))
+            .filter(|(_, (peer, member))| !peer.client.closed && fits(&peer.client, member))
             .map(|(place, _)| place)
             .collect();
         (!fitting.is_empty()).then(|| fitting[self.dice.below(fitting.len())])
     }
 
     fn connect(&mut self) {
-        if self.clients.iter().filter(|client| !client.closed).count() >= 8 {
+        let open = self.rig.peers.iter().filter(|peer| !peer.client.closed);
+        if open.count() >= 8 {
             return;
         }
-        let id = self.shard.accept(false, self.clock);
+        self.rig.accept_quietly();
         let workspace = self.dice.below(2);
         let head = testing::join_request(WORKSPACES[workspace], &self.token);
         let is_slow = self.dice.one_in(3);
-        let client = Client::new(id, workspace, head.into_bytes(), is_slow);
-        self.clients.push(client);
+        let member = Member::new(workspace, head.into_bytes(), is_slow);
+        self.members.push(member);
     }
 
     fn write(&mut self) {
-        let Some(place) = self.any_client(|client| client.has_init && client.joined) else {
+        let Some(place) = self.any_client(|_, member| member.has_init && member.joined) else {
             return;
         };
         for _ in 0..=self.dice.below(3) {
@@ -230,7 +188,7 @@ impl World {
             // Ties are common, and the greatest timestamps grow slowly.
             let timestamp = self.count / 8 + self.dice.below(4) as u64;
             let value = format!("\"<{:0width$}>\"", self.count, width = self.dice.below(60));
-            self.clients[place].send_op(Write {
+            self.members[place].send_op(Write {
                 key,
                 value,
                 timestamp,
@@ -240,31 +198,26 @@ impl World {
 
     /// Brings bytes of a client to the shard, cut anywhere.
     fn deliver(&mut self) {
-        let wants = |client: &Client| {
-            client.receiving && (client.broken || client.finished || !client.outgoing.is_empty())
+        let wants = |client: &Client, member: &Member| {
+            client.receiving && (client.broken || client.finished || !member.outgoing.is_empty())
         };
         let Some(place) = self.any_client(wants) else {
             return;
         };
-        let client = &mut self.clients[place];
-        client.receiving = false;
-        if client.broken || client.finished {
-            let mut none = [];
-            let bytes: Option<&mut [u8]> = if client.broken { None } else { Some(&mut none) };
-            return self
-                .shard
-                .handle(Input::Received(client.id, bytes), self.clock);
+        if self.rig.end_receive(place) {
+            return;
         }
+        let outgoing = &mut self.members[place].outgoing;
         let (mut bytes, mut whole) = (Vec::new(), Vec::new());
         for _ in 0..=self.dice.below(4) {
-            let Some((message, write)) = client.outgoing.pop_front() else {
+            let Some((message, write)) = outgoing.pop_front() else {
                 break;
             };
             if self.dice.one_in(3) && message.len() > 1 {
                 let cut = 1 + self.dice.below(message.len() - 1);
                 bytes.extend_from_slice(&message[..cut]);
                 let rest = message[cut..].to_vec();
-                client.outgoing.push_front((rest, write));
+                outgoing.push_front((rest, write));
                 break;
             }
             bytes.extend_from_slice(&message);
@@ -273,8 +226,7 @@ impl World {
                 break;
             }
         }
-        let input = Input::Received(client.id, Some(&mut bytes));
-        self.shard.handle(input, self.clock);
+        self.rig.receive_only(place, &bytes);
         for write in whole {
             match write {
                 Some(write) => self.apply(place, &write),
@@ -285,37 +237,38 @@ impl World {
 
     /// The head of a client is with the shard.
     fn join(&mut self, place: usize) {
-        let is_reading = self.shard.is_reading_state();
-        let client = &mut self.clients[place];
-        client.status_expected = match (self.draining, self.ready) {
+        let is_reading = self.rig.shard.is_reading_state();
+        let is_ready = self.is_ready();
+        let member = &mut self.members[place];
+        member.status_expected = match (self.is_draining, is_ready) {
             (true, _) => Some(503),
             (false, true) => Some(101),
             // That is known when the state has been read back.
             (false, false) if is_reading => None,
             (false, false) => Some(500),
         };
-        client.waits = client.status_expected.is_none();
-        client.joined = client.status_expected == Some(101);
-        client.joined_at = self.models[client.workspace].wins.len();
+        member.waits = member.status_expected.is_none();
+        member.joined = member.status_expected == Some(101);
+        member.joined_at = self.models[member.workspace].wins.len();
     }
 
     /// An op is with the shard: the model applies it, too.
     fn apply(&mut self, place: usize, write: &Write) {
-        if !self.clients[place].joined {
+        if !self.members[place].joined {
             return;
         }
-        let workspace = self.clients[place].workspace;
+        let workspace = self.members[place].workspace;
         match self.models[workspace].apply(write, place) {
             Verdict::Same => {}
             Verdict::Lost(winner) => {
-                let client = &mut self.clients[place];
-                client.expected.push_back(winner.clone());
-                client.corrections.push(winner);
+                let member = &mut self.members[place];
+                member.expected.push_back(winner.clone());
+                member.corrections.push(winner);
             }
             Verdict::Won => {
-                let members = self.clients.iter_mut().enumerate();
-                for (_, member) in members.filter(|(other, client)| {
-                    *other != place && client.joined && client.workspace == workspace
+                let members = self.members.iter_mut().enumerate();
+                for (_, member) in members.filter(|(other, member)| {
+                    *other != place && member.joined && member.workspace == workspace
                 }) {
                     member.expected.push_back(write.clone());
                 }
@@ -325,12 +278,12 @@ impl World {
 
     fn finish_send(&mut self) {
         let patience = self.dice.one_in(12);
-        let Some(place) = self.any_client(|client| {
-            client.sending.is_some() && (patience || client.broken || !client.is_slow)
+        let Some(place) = self.any_client(|client, member| {
+            client.sending.is_some() && (patience || client.broken || !member.is_slow)
         }) else {
             return;
         };
-        let client = &mut self.clients[place];
+        let client = &mut self.rig.peers[place].client;
         let spans = client.sending.take().expect("it was just there");
         let bytes = spans_bytes(&spans);
         let taken = match self.dice.below(4) {
@@ -340,104 +293,84 @@ impl World {
         };
         if let Some(taken) = taken {
             let mut rest = spans.clone();
-            let all = spans.iter().flat_map(|span| span.bytes().iter().copied());
-            client.incoming.extend(all.take(taken));
             skip_sent(&mut rest, taken);
             assert_eq!(spans_bytes(&rest), bytes - taken);
         }
-        let input = Input::Sent(client.id, spans, taken);
-        self.shard.handle(input, self.clock);
+        self.rig.complete_send(place, spans, taken);
         self.read(place);
     }
 
     fn vanish(&mut self) {
-        if let Some(place) = self.any_client(|client| !client.broken && client.has_init)
+        if let Some(place) = self.any_client(|client, member| !client.broken && member.has_init)
             && self.dice.one_in(6)
         {
-            self.clients[place].broken = true;
+            self.rig.peers[place].client.broken = true;
         }
     }
 
     /// True where the turn must end: the log has failed, or is there again.
     fn finish_log(&mut self) -> bool {
         let fails = self.may_fail && self.dice.one_in(15);
-        let input = match self.log.take() {
-            None => return false,
-            Some(Output::LogWrite {
-                offset,
-                bytes,
-                from,
-            }) => {
-                let left = bytes.len() - from;
-                let count = if self.dice.one_in(4) {
-                    1 + self.dice.below(left)
-                } else {
-                    left
-                };
-                self.disk.write(offset, &bytes[from..from + count]);
-                Input::LogWritten(bytes, (!fails).then_some(count))
+        let dice = &mut self.dice;
+        let part = |left| {
+            if dice.one_in(4) {
+                1 + dice.below(left)
+            } else {
+                left
             }
-            Some(Output::LogSync) => {
-                if !fails {
-                    self.disk.sync();
-                }
-                Input::LogSynced(!fails)
-            }
-            Some(Output::Rebuild(_)) if fails => Input::Rebuilt(None),
-            Some(Output::Rebuild(end)) => {
-                let (segment, workspaces) = self.disk.rebuild(end);
-                self.forget_what_was_lost();
-                Input::Rebuilt(Some((segment, workspaces)))
-            }
-            Some(output) => unreachable!("{output:?} is no operation of this log"),
         };
-        if let Input::Rebuilt(outcome) = &input {
-            self.answer_waiting(outcome.is_some());
+        match self.rig.end_log_with(fails, part) {
+            None => false,
+            Some(LogOperation::Commit) if fails => {
+                self.failures += 1;
+                self.dismiss_all();
+                true
+            }
+            Some(LogOperation::Commit) => false,
+            Some(LogOperation::Rebuild) => {
+                if !fails {
+                    self.forget_what_was_lost();
+                }
+                self.answer_waiting(!fails);
+                true
+            }
         }
-        let is_rebuilt = matches!(input, Input::Rebuilt(_));
-        let is_failure = fails && !is_rebuilt;
-        self.shard.handle(input, self.clock);
-        if is_failure {
-            self.failures += 1;
-            self.dismiss_all();
-        }
-        is_failure || is_rebuilt
     }
 
     /// The state was read back, or could not be: all that waited for it are answered in this turn.
     fn answer_waiting(&mut self, is_read: bool) {
-        for client in self.clients.iter_mut().filter(|client| client.waits) {
-            client.waits = false;
-            client.status_expected = Some(if is_read { 101 } else { 500 });
-            client.joined = is_read && !client.broken;
-            client.joined_at = self.models[client.workspace].wins.len();
-            self.waited += 1;
+        for (peer, member) in self.rig.peers.iter().zip(&mut self.members) {
+            if member.waits {
+                member.waits = false;
+                member.status_expected = Some(if is_read { 101 } else { 500 });
+                member.joined = is_read && !peer.client.broken;
+                member.joined_at = self.models[member.workspace].wins.len();
+                self.waited += 1;
+            }
         }
     }
 
     /// The log has failed: all members are closed.
     fn dismiss_all(&mut self) {
-        for (place, client) in self.clients.iter_mut().enumerate() {
-            if client.joined {
-                client.joined = false;
+        for (place, member) in self.members.iter_mut().enumerate() {
+            if member.joined {
+                member.joined = false;
                 // Answers are still sent then, broadcasts are not.
-                client.was_behind = true;
-                client.close_expected = Some(1011);
-                let wins = &self.models[client.workspace].wins;
-                client.lost_an_op = wins
-                    .iter()
-                    .any(|win| win.1 == place && !self.disk.synced.contains(&win.0.value));
+                member.was_behind = true;
+                member.close_expected = Some(1011);
+                let synced = &self.rig.disk.synced;
+                let is_lost =
+                    |win: &(Write, usize)| win.1 == place && !synced.contains(&win.0.value);
+                member.lost_an_op = self.models[member.workspace].wins.iter().any(is_lost);
             }
         }
     }
 
     fn forget_what_was_lost(&mut self) {
-        assert!(
-            self.shown.is_subset(&self.disk.synced),
-            "what was shown stays"
-        );
+        let synced = &self.rig.disk.synced;
+        assert!(self.shown.is_subset(synced), "what was shown stays");
         for model in &mut self.models {
-            let kept = |win: &(Write, usize)| self.disk.synced.contains(&win.0.value);
+            let kept = |win: &(Write, usize)| synced.contains(&win.0.value);
             let count = model.wins.iter().take_while(|win| kept(win)).count();
             assert!(!model.wins[count..].iter().any(kept), "a prefix is kept");
             model.wins.truncate(count);
@@ -449,61 +382,61 @@ impl World {
     /// Lets all that is in flight end well, until nothing happens any more.
     fn settle(&mut self) {
         self.may_fail = false;
-        for client in &mut self.clients {
-            client.is_slow = false;
+        for member in &mut self.members {
+            member.is_slow = false;
         }
         for _ in 0..3000 {
-            if !self.finish_log() {
-                self.deliver();
-                self.finish_send();
-            }
-            self.clock.now_us += 3000;
-            self.turn();
+            self.step_without_load();
         }
+    }
+
+    fn step_without_load(&mut self) {
+        if !self.finish_log() {
+            self.deliver();
+            self.finish_send();
+        }
+        self.rig.clock.now_us += 3000;
+        self.turn();
     }
 
     fn check_quiet(&self) {
-        for (place, client) in self.clients.iter().enumerate() {
-            if client.joined && !client.broken {
-                let model = &self.models[client.workspace];
+        for (place, member) in self.members.iter().enumerate() {
+            let client = &self.rig.peers[place].client;
+            if member.joined && !client.broken {
+                let model = &self.models[member.workspace];
                 let state = model.state(model.wins.len());
                 let state: Vec<_> = state.values().map(|w| (&w.key, &w.value)).collect();
-                let held: Vec<_> = client.held.iter().map(|held| (held.0, &held.1.0)).collect();
+                let held: Vec<_> = member.held.iter().map(|held| (held.0, &held.1.0)).collect();
                 assert_eq!(held, state, "client {place} ends in the state");
-                assert!(client.was_behind || client.expected.is_empty());
-            } else if client.close_expected == Some(1011) && client.close_code.is_none() {
+                assert!(member.was_behind || member.expected.is_empty());
+            } else if member.close_expected == Some(1011) && member.close_code.is_none() {
                 assert!(client.closed || client.broken);
             }
         }
-        assert!(self.ready && self.shard.log.is_settled());
+        assert!(self.is_ready() && self.rig.shard.log.is_settled());
     }
 
     fn drain(&mut self) {
-        self.draining = true;
-        for client in self.clients.iter_mut().filter(|client| client.joined) {
-            client.was_behind = true;
-            client.close_expected = Some(1001);
+        self.is_draining = true;
+        for member in self.members.iter_mut().filter(|member| member.joined) {
+            member.was_behind = true;
+            member.close_expected = Some(1001);
         }
-        self.shard.handle(Input::Drain, self.clock);
+        self.rig.shard.handle(Input::Drain, self.rig.clock);
         for _ in 0..5000 {
-            if !self.finish_log() {
-                self.deliver();
-                self.finish_send();
-            }
-            self.clock.now_us += 3000;
-            self.turn();
-            if self.drained {
+            self.step_without_load();
+            if self.rig.drained > 0 {
                 break;
             }
         }
-        assert!(self.drained, "a drain ends");
-        assert!(self.clients.iter().all(|client| client.closed));
-        assert_eq!(self.shard.connections(), 0);
-        assert!(self.shard.log.is_settled());
+        assert!(self.rig.drained > 0, "a drain ends");
+        assert!(self.rig.peers.iter().all(|peer| peer.client.closed));
+        assert_eq!(self.rig.shard.connections(), 0);
+        assert!(self.rig.shard.log.is_settled());
     }
 }
 
-/// Tells the seed of a run that panics.
+/// Prints the seed of a run that panics.
 struct Seed(u64);
 
 impl Drop for Seed {

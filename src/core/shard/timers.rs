@@ -6,13 +6,13 @@
 //!
 //! Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (1987), scheme 4.
 
-use crate::core::fanout::chunk_pool::Lists;
+use crate::core::fanout::free_lists::FreeLists;
 use crate::limits::{TIMER_SLOTS, TIMER_TICK_US};
 
 /// Times of one shard's sessions. `T` names a session.
 pub struct Wheel<T> {
     slots: Vec<Vec<T>>,
-    spare: Lists<Vec<T>>,
+    spare: FreeLists<Vec<T>>,
     occupied: usize,
     /// The first tick that has not been taken out yet.
     next_tick: u64,
@@ -30,7 +30,7 @@ impl<T: Copy> Wheel<T> {
     pub fn new(now_us: u64) -> Self {
         Self {
             slots: (0..TIMER_SLOTS).map(|_| Vec::new()).collect(),
-            spare: Lists::default(),
+            spare: FreeLists::default(),
             occupied: 0,
             next_tick: tick_of(now_us),
         }
@@ -68,8 +68,10 @@ impl<T: Copy> Wheel<T> {
     }
 
     /// Takes the memory of what [`Wheel::expire`] gave back.
-    pub fn give_back(&mut self, entries: Vec<T>) {
-        self.spare.give(entries);
+    pub fn give_back(&mut self, mut entries: Vec<T>) {
+        entries.clear();
+        let bytes = entries.capacity() * size_of::<T>();
+        self.spare.give(entries, bytes);
     }
 
     /// When the next entry comes out.

@@ -38,6 +38,10 @@ fn op(value: &str, seq: u64) -> Op<'_> {
     }
 }
 
+fn failure() -> io::Error {
+    io::ErrorKind::StorageFull.into()
+}
+
 /// A log under a script of words.
 struct Script {
     commit: Commit,
@@ -48,7 +52,7 @@ struct Script {
     batch: Option<(Vec<u8>, usize)>,
 }
 
-type Outcome = Result<Option<Step>, LogBroken>;
+type Outcome = Result<Option<LogStep>, LogBroken>;
 
 impl Script {
     fn run(&mut self, word: &str) -> Outcome {
@@ -66,19 +70,19 @@ impl Script {
             "start" => return Ok(self.commit.start(self.now_us)),
             "settle" => return Ok(self.commit.settle(self.now_us)),
             "seal" => return Ok(Some(self.commit.seal(self.now_us))),
-            "written" => return self.written(Some(left)),
-            "short" => return self.written(Some(5)),
-            "none" => return self.written(Some(0)),
-            "more" => return self.written(Some(left + 1)),
-            "unwritten" => return self.written(None),
-            "synced" => return self.commit.synced(true, 0).map(|()| None),
-            "unsynced" => return self.commit.synced(false, 0).map(|()| None),
+            "written" => return self.written(Ok(left)),
+            "short" => return self.written(Ok(5)),
+            "none" => return self.written(Ok(0)),
+            "more" => return self.written(Ok(left + 1)),
+            "unwritten" => return self.written(Err(failure())),
+            "synced" => return self.commit.synced(Ok(()), 0).map(|()| None),
+            "unsynced" => return self.commit.synced(Err(failure()), 0).map(|()| None),
             word => unreachable!("{word} is no word"),
         }
         Ok(None)
     }
 
-    fn written(&mut self, outcome: Option<usize>) -> Outcome {
+    fn written(&mut self, outcome: io::Result<usize>) -> Outcome {
         let (bytes, _) = self.batch.take().expect("a write is in flight");
         self.commit.written(bytes, outcome, self.now_us)
     }
@@ -96,14 +100,16 @@ fn trace(durability: Durability, segment: OpenSegment, script: &str) -> String {
     };
     let mut told = Vec::new();
     for word in script.split(' ') {
-        let letter = match run.run(word) {
+        let outcome = run.run(word);
+        run.commit.invariants();
+        let letter = match outcome {
             Ok(None) => "-",
-            Ok(Some(Step::Write { bytes, from, .. })) => {
+            Ok(Some(LogStep::Write { bytes, from, .. })) => {
                 run.batch = Some((bytes, from));
                 "W"
             }
-            Ok(Some(Step::Sync)) => "S",
-            Ok(Some(Step::Open { .. })) => "O",
+            Ok(Some(LogStep::Sync)) => "S",
+            Ok(Some(LogStep::Open { .. })) => "O",
             Err(LogBroken) => "!",
         };
         let is_visible = run.commit.visible_position() >= run.position;
@@ -156,15 +162,15 @@ fn a_batch_is_due_later_where_commits_take_long() {
             assert_eq!(commit.batch_due_us(), None);
             commit.push(&op("1", 1), 1000);
             assert_eq!(commit.batch_due_us(), Some(1000 + least_us));
-            let Some(Step::Write { bytes, .. }) = commit.start(2000) else {
+            let Some(LogStep::Write { bytes, .. }) = commit.start(2000) else {
                 unreachable!("a batch is written");
             };
             // One that comes meanwhile waits from the end of this commit on.
             commit.push(&op("1", 2), 2000);
             let (count, end_us) = (bytes.len(), 2000 + took_us);
-            let step = commit.written(bytes, Some(count), end_us);
-            if step == Ok(Some(Step::Sync)) {
-                assert_eq!(commit.synced(true, end_us), Ok(()));
+            let step = commit.written(bytes, Ok(count), end_us);
+            if step == Ok(Some(LogStep::Sync)) {
+                assert_eq!(commit.synced(Ok(()), end_us), Ok(()));
             }
             let case = format!("{took_us} {segment:?}");
             assert_eq!(commit.batch_due_us(), Some(end_us + age_us), "{case}");
@@ -266,37 +272,37 @@ fn a_full_segment_is_synced_and_then_closed() {
         let mut commit = Commit::new(durability, INTERVAL_US, segment(4, 100), 0);
         let end = commit.push(&op(&value, 1), 0);
         assert!(commit.is_full());
-        let Some(Step::Write { bytes, .. }) = commit.start(0) else {
+        let Some(LogStep::Write { bytes, .. }) = commit.start(0) else {
             unreachable!("a batch is written");
         };
         let count = bytes.len();
-        let step = commit.written(bytes, Some(count), 0);
+        let step = commit.written(bytes, Ok(count), 0);
         assert_eq!(
-            step == Ok(Some(Step::Sync)),
+            step == Ok(Some(LogStep::Sync)),
             durability == Durability::Always
         );
         if synced_by_timer {
-            assert_eq!(commit.start(INTERVAL_US), Some(Step::Sync));
+            assert_eq!(commit.start(INTERVAL_US), Some(LogStep::Sync));
         }
         if step != Ok(None) || synced_by_timer {
-            assert_eq!(commit.synced(true, 0), Ok(()));
+            assert_eq!(commit.synced(Ok(()), 0), Ok(()));
         }
         assert_eq!(commit.start(0), None, "the next op opens the next segment");
         commit.push(&op("1", 2), 0);
         if durability != Durability::Always && !synced_by_timer {
-            assert_eq!(commit.start(0), Some(Step::Sync));
+            assert_eq!(commit.start(0), Some(LogStep::Sync));
             assert_eq!(commit.start(0), None);
-            assert_eq!(commit.synced(true, 0), Ok(()));
+            assert_eq!(commit.synced(Ok(()), 0), Ok(()));
         }
         let (index, first_position) = (5, end);
-        let open = Step::Open {
+        let open = LogStep::Open {
             index,
             first_position,
         };
         assert_eq!(commit.start(0), Some(open));
         assert!(!commit.holds_sends() && !commit.is_quiet());
-        assert_eq!(commit.opened(Some(segment(5, end.get()))), Ok(()));
-        let Some(Step::Write { offset, .. }) = commit.start(0) else {
+        assert_eq!(commit.opened(Ok(segment(5, end.get()))), Ok(()));
+        let Some(LogStep::Write { offset, .. }) = commit.start(0) else {
             unreachable!("a batch is written");
         };
         assert_eq!(offset, SEGMENT_HEADER_BYTES as u64);
@@ -309,20 +315,20 @@ fn a_segment_that_cannot_be_opened() {
     for is_late in [false, true] {
         let mut commit = Commit::new(Durability::Always, INTERVAL_US, segment(4, 100), 0);
         let durable = commit.push(&op(&value, 1), 0);
-        let Some(Step::Write { bytes, .. }) = commit.start(0) else {
+        let Some(LogStep::Write { bytes, .. }) = commit.start(0) else {
             unreachable!("a batch is written");
         };
         let count = bytes.len();
-        assert_eq!(commit.written(bytes, Some(count), 0), Ok(Some(Step::Sync)));
-        assert_eq!(commit.synced(true, 0), Ok(()));
+        assert_eq!(commit.written(bytes, Ok(count), 0), Ok(Some(LogStep::Sync)));
+        assert_eq!(commit.synced(Ok(()), 0), Ok(()));
         let lost = commit.push(&op("1", 2), 0);
-        assert!(matches!(commit.start(0), Some(Step::Open { .. })));
+        assert!(matches!(commit.start(0), Some(LogStep::Open { .. })));
         if is_late {
             commit.fail();
             assert!(!commit.is_quiet());
-            assert_eq!(commit.opened(Some(segment(5, durable.get()))), Ok(()));
+            assert_eq!(commit.opened(Ok(segment(5, durable.get()))), Ok(()));
         } else {
-            assert_eq!(commit.opened(None), Err(LogBroken));
+            assert_eq!(commit.opened(Err(failure())), Err(LogBroken));
         }
         assert!(commit.is_failed() && commit.is_quiet() && !commit.has_ops());
         assert!(commit.visible_position() < lost);
@@ -346,14 +352,15 @@ fn an_fdatasync_that_fails_late_is_not_repeated() {
     for (ok, keeps_written) in [(true, true), (false, false)] {
         let mut commit = Commit::new(Durability::Interval, INTERVAL_US, segment(0, 0), 0);
         let written = commit.push(&op("1", 1), 0);
-        let Some(Step::Write { bytes, .. }) = commit.start(0) else {
+        let Some(LogStep::Write { bytes, .. }) = commit.start(0) else {
             unreachable!("a batch is written");
         };
         let count = bytes.len();
-        assert_eq!(commit.written(bytes, Some(count), 0), Ok(None));
-        assert_eq!(commit.start(INTERVAL_US), Some(Step::Sync));
+        assert_eq!(commit.written(bytes, Ok(count), 0), Ok(None));
+        assert_eq!(commit.start(INTERVAL_US), Some(LogStep::Sync));
         commit.fail();
-        assert_eq!(commit.synced(ok, INTERVAL_US), Ok(()));
+        let outcome = if ok { Ok(()) } else { Err(failure()) };
+        assert_eq!(commit.synced(outcome, INTERVAL_US), Ok(()));
         assert!(commit.is_quiet());
         let shown = if keeps_written {
             written
@@ -380,16 +387,16 @@ fn the_timer_of_interval_mode() {
     commit.push(&op("1", 1), 60);
     commit.push(&op("1", 2), 70);
     assert_eq!((commit.sync_due_us(), commit.oldest_us()), (None, Some(60)));
-    let Some(Step::Write { bytes, .. }) = commit.start(80) else {
+    let Some(LogStep::Write { bytes, .. }) = commit.start(80) else {
         unreachable!("a batch is written");
     };
     let count = bytes.len();
-    assert_eq!(commit.written(bytes, Some(count), 90), Ok(None));
+    assert_eq!(commit.written(bytes, Ok(count), 90), Ok(None));
     let due_us = 50 + INTERVAL_US;
     assert_eq!(commit.sync_due_us(), Some(due_us));
     assert_eq!(commit.start(due_us - 1), None);
-    assert_eq!(commit.start(due_us), Some(Step::Sync));
-    assert_eq!(commit.synced(true, 0), Ok(()));
+    assert_eq!(commit.start(due_us), Some(LogStep::Sync));
+    assert_eq!(commit.synced(Ok(()), 0), Ok(()));
     assert_eq!(commit.sync_due_us(), None);
     for durability in [Durability::Always, Durability::None] {
         let mut commit = Commit::new(durability, INTERVAL_US, segment(0, 0), 0);

@@ -1,4 +1,4 @@
-//! Where a failed segment ends, over all tries to rebuild.
+//! Where a failed segment ends, over all tries to rebuild, and which thread finds that out.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -8,23 +8,40 @@ use tempfile::tempdir;
 
 use super::*;
 use crate::log::disk::{HostDisk, Space};
+use crate::log::record;
+use crate::seq::Seq;
 
-/// This machine's disk, on which the next fdatasyncs end as they are told to.
+/// This machine's disk, on which the next fdatasyncs of one file end as scripted.
 #[derive(Debug, Clone, Default)]
 struct Scripted {
-    outcomes: Arc<Mutex<Vec<bool>>>,
+    /// The file, and whether each fdatasync of it succeeds, the last one first.
+    script: Arc<Mutex<(PathBuf, Vec<bool>)>>,
 }
 
 #[derive(Debug)]
 struct ScriptedFile {
     file: File,
+    /// Of a segment that was created here, its final path: it is created as `….aof.new`.
+    path: PathBuf,
     disk: Scripted,
 }
 
 impl Scripted {
-    fn wrap(&self, file: File) -> ScriptedFile {
-        let disk = self.clone();
-        ScriptedFile { file, disk }
+    fn wrap(&self, file: File, path: &Path) -> ScriptedFile {
+        ScriptedFile {
+            file,
+            path: path.with_extension(""),
+            disk: self.clone(),
+        }
+    }
+
+    fn set(&self, path: &Path, outcomes: [bool; 3]) {
+        let outcomes = outcomes.into_iter().rev().collect();
+        *self.script.lock().unwrap() = (path.to_owned(), outcomes);
+    }
+
+    fn syncs_left(&self) -> usize {
+        self.script.lock().unwrap().1.len()
     }
 }
 
@@ -44,13 +61,15 @@ impl Disk for Scripted {
         Ok(())
     }
     fn open(&self, path: &Path) -> io::Result<ScriptedFile> {
-        HostDisk.open(path).map(|file| self.wrap(file))
+        HostDisk.open(path).map(|file| self.wrap(file, path))
     }
     fn open_writable(&self, path: &Path) -> io::Result<ScriptedFile> {
-        HostDisk.open_writable(path).map(|file| self.wrap(file))
+        HostDisk
+            .open_writable(path)
+            .map(|file| self.wrap(file, path))
     }
     fn create(&self, path: &Path) -> io::Result<ScriptedFile> {
-        HostDisk.create(path).map(|file| self.wrap(file))
+        HostDisk.create(path).map(|file| self.wrap(file, path))
     }
     fn is_at(&self, path: &Path, file: &ScriptedFile) -> io::Result<bool> {
         HostDisk.is_at(path, &file.file)
@@ -70,12 +89,12 @@ impl Disk for Scripted {
     fn lock(&self, path: &Path) -> io::Result<Result<ScriptedFile, ScriptedFile>> {
         let locked = HostDisk.lock(path)?;
         Ok(locked
-            .map(|file| self.wrap(file))
-            .map_err(|file| self.wrap(file)))
+            .map(|file| self.wrap(file, path))
+            .map_err(|file| self.wrap(file, path)))
     }
     fn lock_folder(&self, path: &Path) -> io::Result<Option<ScriptedFile>> {
         let folder = HostDisk.lock_folder(path)?;
-        Ok(folder.map(|folder| self.wrap(folder)))
+        Ok(folder.map(|folder| self.wrap(folder, path)))
     }
 }
 
@@ -96,11 +115,11 @@ impl DiskFile for ScriptedFile {
         self.file.set_bytes(bytes)
     }
     fn sync(&self) -> io::Result<()> {
-        let mut outcomes = self.disk.outcomes.lock().unwrap();
-        match outcomes.pop() {
-            Some(false) => Err(io::Error::other("the disk fails")),
-            Some(true) | None => Ok(()),
+        let (path, outcomes) = &mut *self.disk.script.lock().unwrap();
+        if self.path != *path || outcomes.pop() != Some(false) {
+            return Ok(());
         }
+        Err(io::Error::other("the disk fails"))
     }
     fn write_through(&self) -> io::Result<bool> {
         Ok(false)
@@ -117,34 +136,87 @@ impl DiskFile for ScriptedFile {
     fn drop_cache(&self) {}
 }
 
+/// A log with one batch that was durable and one more that was shown, after a failure.
+fn failed_log(root: &Path) -> (Scripted, LogFiles<Scripted>, End) {
+    let disk = Scripted::default();
+    let directory = DataDirectory::open_on(disk.clone(), root.to_owned(), [7; 16]);
+    let directory = Arc::new(directory.unwrap());
+    let log = LogFiles::open(directory, 0, &Report::default(), None).unwrap();
+    let segment = log.open_segment();
+    let mut bytes = Vec::new();
+    let mut ends = Vec::new();
+    for seq in [1, 2] {
+        let mut batch = Vec::new();
+        let op = Op {
+            workspace: "w",
+            key: "k",
+            value: "1",
+            seq: Seq::new(seq),
+            timestamp: seq,
+        };
+        record::begin_batch(&mut batch);
+        record::push_op(&mut batch, &op);
+        let position = segment.first_position.advance(bytes.len() as u64);
+        record::seal_batch(&mut batch, segment.salt, position, position);
+        bytes.append(&mut batch);
+        ends.push(segment.first_position.advance(bytes.len() as u64));
+    }
+    log.file()
+        .write_at(&bytes, SEGMENT_HEADER_BYTES as u64)
+        .unwrap();
+    let end = End {
+        index: segment.index,
+        durable: ends[0],
+        shown: ends[1],
+    };
+    (disk, log, end)
+}
+
 #[test]
 fn the_first_try_decides_up_to_where_a_failed_segment_is_kept() {
-    let (durable, shown) = (LogPosition::new(100), LogPosition::new(250));
-    for (outcomes, kept) in [
+    for (outcomes, is_shown_kept) in [
         // A later fdatasync that fails takes nothing back, and one that succeeds has written nothing.
-        ([true, false, false], shown),
-        ([true, false, true], shown),
-        ([false, true, true], durable),
-        ([false, false, true], durable),
+        ([true, false, false], true),
+        ([true, false, true], true),
+        ([false, true, true], false),
+        ([false, false, true], false),
     ] {
         let root = tempdir().unwrap();
-        let disk = Scripted::default();
-        let directory = DataDirectory::open_on(disk.clone(), root.path().to_owned(), [7; 16]);
-        let directory = Arc::new(directory.unwrap());
-        let mut log = LogFiles::open(directory, 0, &Report::default(), None).unwrap();
-        let end = End {
-            index: log.open_segment().index,
-            durable,
-            shown,
+        let (disk, log, end) = failed_log(root.path());
+        disk.set(&log.segment.path.clone(), outcomes);
+        let kept = if is_shown_kept {
+            end.shown
+        } else {
+            end.durable
         };
-        *disk.outcomes.lock().unwrap() = outcomes.into_iter().rev().collect();
         for attempt in 0..3 {
-            let rebuild = log.rebuild(end).unwrap();
-            let next = rebuild.creation.header;
+            let mut ops = 0;
+            let next = log.rebuild(end).unwrap().run(|_| ops += 1).unwrap().header;
             assert_eq!(next.index, end.index + 1);
             assert_eq!(next.first_position, kept, "{outcomes:?}, try {attempt}");
+            assert_eq!(
+                ops,
+                1 + u64::from(is_shown_kept),
+                "{outcomes:?}, try {attempt}"
+            );
         }
+        assert_eq!(disk.syncs_left(), 2, "one fdatasync for all tries");
     }
+}
+
+#[test]
+fn a_failed_segment_is_synced_by_the_errand_and_not_by_the_thread_that_asks_for_it() {
+    let root = tempdir().unwrap();
+    let (disk, log, end) = failed_log(root.path());
+    disk.set(&log.segment.path.clone(), [true; 3]);
+    let rebuild = log.rebuild(end).unwrap();
+    assert_eq!(
+        disk.syncs_left(),
+        3,
+        "a shard's loop does not wait for the disk"
+    );
+    rebuild.run(|_| ()).unwrap();
+    assert_eq!(disk.syncs_left(), 2);
 }
 
 #[test]

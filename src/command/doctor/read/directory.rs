@@ -1,4 +1,4 @@
-//! The data directory: what it lies on, and how long a sync takes in it.
+//! The data directory: its file system and device, and how long a sync takes.
 
 use std::fs::File;
 use std::io;
@@ -17,7 +17,7 @@ use crate::log::disk::{Disk, DiskFile, HostDisk};
 use crate::log::record::SEGMENT_HEADER_BYTES;
 use crate::log::remedy::remedy;
 
-/// Appends that are timed, unless they take too long.
+/// The number of appends that are timed, unless they take too long.
 const APPENDS: usize = 400;
 const APPENDING_MAX: Duration = Duration::from_secs(4);
 /// A batch of one small op.
@@ -60,7 +60,7 @@ fn fault(measured_in: &Path, error: &io::Error) -> String {
     }
 }
 
-/// The path, or the first of its parents that is there.
+/// Returns the path, or its nearest parent that exists.
 pub fn existing(path: &Path) -> PathBuf {
     let mut at = path;
     loop {
@@ -75,20 +75,21 @@ pub fn existing(path: &Path) -> PathBuf {
     }
 }
 
-/// The process id of the server that holds the directory's lock, or `unknown`.
+/// Returns the process id of the server that holds the lock of the directory, or `unknown`.
 pub fn server(path: &Path) -> Option<String> {
-    // Shared, and for a moment: no other way tells of a server in another container, too.
+    // A shared lock, held for a moment, is the only test that also finds a server in another
+    // container.
     let is_locked =
         |file: &File| flock(file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK);
     let file = File::open(path.join("LOCK"));
     let folder = File::open(path).ok()?;
-    // Its server holds the folder, too, if somebody has deleted LOCK.
+    // The server locks the folder too, in case LOCK was deleted.
     let is_used = file.as_ref().is_ok_and(is_locked) || is_locked(&folder);
     let pid = || file.map_or_else(|_| "unknown".to_owned(), |file| lock_holder(&file));
     is_used.then(pid)
 }
 
-/// A file that is removed in any case.
+/// A file that is removed when the value is dropped.
 struct Probe<'a, D: Disk> {
     disk: &'a D,
     path: PathBuf,
@@ -96,12 +97,13 @@ struct Probe<'a, D: Disk> {
 
 impl<D: Disk> Drop for Probe<'_, D> {
     fn drop(&mut self) {
-        // What cannot be removed has mostly not been made.
+        // If it cannot be removed, it was most likely never created.
         let _ = self.disk.remove(&self.path);
     }
 }
 
-/// Times appends as the log does them: past the page cache, or to a file that grows, so that a sync has to write its length, too.
+/// Times appends as the log does them: bypassing the page cache, or to a file that grows, so that
+/// a sync must write its length too.
 pub fn time_syncs<D: Disk>(disk: &D, folder: &Path) -> io::Result<SyncTimes> {
     let name = format!(".doctor-{}", std::process::id());
     let probe = Probe {
@@ -129,7 +131,7 @@ pub fn time_syncs<D: Disk>(disk: &D, folder: &Path) -> io::Result<SyncTimes> {
             _ => Err(io::ErrorKind::WriteZero.into()),
         }
     };
-    // The first one allocates.
+    // The first append allocates blocks, so it is not timed.
     append(0)?;
     let mut times_us = Vec::with_capacity(APPENDS);
     let all = Instant::now();
@@ -144,8 +146,10 @@ pub fn time_syncs<D: Disk>(disk: &D, folder: &Path) -> io::Result<SyncTimes> {
     })
 }
 
+/// Summarizes the times of appends.
+///
 /// # Panics
-/// Without any time.
+/// If there are none.
 pub fn sync_times(mut times_us: Vec<u64>) -> SyncTimes {
     times_us.sort_unstable();
     let appends = times_us.len();
@@ -159,7 +163,8 @@ pub fn sync_times(mut times_us: Vec<u64>) -> SyncTimes {
     }
 }
 
-/// The mount that a path is on: of those whose point is above it, the nearest, and of these the last.
+/// Returns the mount that a path is on: the nearest mount point above it, and of several mounts on
+/// the same point the last.
 pub fn mount_of(host: &HostFiles, path: &Path) -> Option<Mount> {
     let table = host.text("proc/self/mountinfo")?;
     let mounts = table.lines().filter_map(mount);
@@ -167,7 +172,8 @@ pub fn mount_of(host: &HostFiles, path: &Path) -> Option<Mount> {
     above.max_by_key(|mount| mount.point.components().count())
 }
 
-/// A line of the table (proc(5)): `36 35 98:0 /root /point rw,noatime master:1 - ext4 /dev/sda1 rw,discard`.
+/// Parses a line of `mountinfo` (proc(5)):
+/// `36 35 98:0 /root /point rw,noatime master:1 - ext4 /dev/sda1 rw,discard`.
 fn mount(line: &str) -> Option<Mount> {
     let (own, of_file_system) = line.split_once(" - ")?;
     let own: Vec<&str> = own.split(' ').collect();
@@ -183,7 +189,7 @@ fn mount(line: &str) -> Option<Mount> {
     })
 }
 
-/// Spaces, tabs, line breaks and backslashes stand there as octal numbers.
+/// Decodes the octal escapes of `mountinfo`: spaces, tabs, line breaks and backslashes.
 fn unescaped(text: &str) -> String {
     let escapes = [
         ("\\040", " "),
@@ -195,7 +201,7 @@ fn unescaped(text: &str) -> String {
     escapes.into_iter().fold(text.to_owned(), replace)
 }
 
-/// A setting of the device's queue. A partition has that of its disk.
+/// Returns a setting of the queue of a device. A partition has the queue of its disk.
 fn queue(host: &HostFiles, device: &str, name: &str) -> Option<String> {
     let device = Path::new("sys/dev/block").join(device);
     let own = host.text(device.join("queue").join(name));

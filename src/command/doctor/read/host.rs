@@ -1,9 +1,9 @@
-//! The files in which a kernel tells of itself and of this process.
+//! The files in which the kernel describes itself and this process.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The files in which a kernel tells of itself. The tests have some of their own.
+/// The files of /proc and /sys below a root. Tests have roots of their own.
 pub struct HostFiles {
     root: PathBuf,
 }
@@ -13,19 +13,19 @@ impl HostFiles {
         Self { root: root.into() }
     }
 
-    /// The text of a file, by its path without the first slash; without the line's end. None for a file that is
-    /// not there, or not for this user.
+    /// Returns the text of a file, trimmed. `path` has no leading slash. `None` if the file is
+    /// missing, or not readable by this user.
     pub fn text(&self, path: impl AsRef<Path>) -> Option<String> {
         let bytes = fs::read(self.root.join(path)).ok()?;
         Some(String::from_utf8_lossy(&bytes).trim().to_owned())
     }
 
-    /// A file that holds a number and nothing else.
+    /// Returns the number in a file that contains nothing else.
     pub fn number<T: std::str::FromStr>(&self, path: impl AsRef<Path>) -> Option<T> {
         self.text(path)?.parse().ok()
     }
 
-    /// The names in a folder, in order.
+    /// Returns the sorted names in a folder.
     pub fn names(&self, path: impl AsRef<Path>) -> Vec<String> {
         let entries = fs::read_dir(self.root.join(path)).into_iter().flatten();
         let mut names: Vec<String> = entries

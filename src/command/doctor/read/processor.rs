@@ -1,4 +1,4 @@
-//! The cores and the memory that this process may use.
+//! The cores and the memory that are available to this process.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ pub fn read(host: &HostFiles) -> Processor {
     }
 }
 
-/// How many numbers a list as `0-3,8` has.
+/// Returns how many numbers a list such as `0-3,8` has.
 pub fn count_of_list(numbers: &str) -> Option<usize> {
     numbers
         .split(',')
@@ -31,7 +31,7 @@ pub fn count_of_list(numbers: &str) -> Option<usize> {
         .sum()
 }
 
-/// The different ones there are, in order.
+/// Returns the governors in use, sorted.
 fn governors(host: &HostFiles) -> Vec<String> {
     let cores = Path::new("sys/devices/system/cpu");
     let names = host.names(cores).into_iter();
@@ -42,7 +42,7 @@ fn governors(host: &HostFiles) -> Vec<String> {
     governors
 }
 
-/// The first figure of `0.52 0.48 0.44 1/123 4567`.
+/// Parses the first number of `0.52 0.48 0.44 1/123 4567`, in hundredths.
 fn load_percent(host: &HostFiles) -> Option<u64> {
     let text = host.text("proc/loadavg")?;
     let (whole, hundredths) = text.split_once(' ')?.0.split_once('.')?;
@@ -57,15 +57,15 @@ fn memory_total_bytes(host: &HostFiles) -> Option<u64> {
     total.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// The least of the quotas that lie on the groups of this process.
+/// Returns the smallest CPU quota among the control groups of this process.
 pub fn quota_millicores(host: &HostFiles) -> Option<u64> {
-    // `max 100000`, or the time in a period and the period.
+    // `max 100000`, or the time per period and the period.
     let unified = groups(host, None).filter_map(|group| {
         let text = host.text(group.join("cpu.max"))?;
         let (quota, period) = text.split_once(' ')?;
         millicores(quota, period)
     });
-    // `-1` for none.
+    // `-1` means no quota.
     let old = groups(host, Some("cpu")).filter_map(|group| {
         let quota = host.text(group.join("cpu.cfs_quota_us"))?;
         let period = host.text(group.join("cpu.cfs_period_us"))?;
@@ -79,9 +79,9 @@ fn millicores(quota: &str, period: &str) -> Option<u64> {
     (quota * 1000).checked_div(period)
 }
 
-/// The least of the limits that lie on the groups of this process.
+/// Returns the smallest memory limit among the control groups of this process.
 pub fn memory_max_bytes(host: &HostFiles) -> Option<u64> {
-    /// The old groups say a number that no machine has for none.
+    /// Version 1 reports the absence of a limit as a number larger than any machine's memory.
     const NO_LIMIT: u64 = 1 << 60;
     let unified = groups(host, None).filter_map(|group| host.number(group.join("memory.max")));
     let old = groups(host, Some("memory"))
@@ -89,8 +89,10 @@ pub fn memory_max_bytes(host: &HostFiles) -> Option<u64> {
     unified.chain(old).filter(|limit| *limit < NO_LIMIT).min()
 }
 
-/// The folders of the control group of this process and of those that it is in: of a controller of version 1, or of
-/// version 2. A container sees its own group as the root, under the path that it has outside, or both.
+/// Returns the folders of the control group of this process and of the groups above it.
+///
+/// `controller` selects a controller of version 1; `None` means version 2. A container sees its own
+/// group as the root, or under its path outside, or both.
 fn groups(host: &HostFiles, controller: Option<&str>) -> impl Iterator<Item = PathBuf> {
     let table = host.text("proc/self/cgroup").unwrap_or_default();
     let own = table.lines().find_map(|line| {

@@ -1,4 +1,4 @@
-//! The kernel, its ring, the limits of this process, the network.
+//! The kernel, its rings, the limits of this process, and the network.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use crate::io::ring::{probe, try_all};
 /// `CAP_IPC_LOCK` and `CAP_SYS_ADMIN` (capabilities(7)).
 const MAY_LOCK_MEMORY: u32 = 14;
 const ADMINISTRATOR: u32 = 21;
-/// A mode of seccomp (proc(5)).
+/// The seccomp mode "filter" (proc(5)).
 const SECCOMP_FILTER: &str = "2";
 
 pub fn kernel(host: &HostFiles) -> Kernel {
@@ -28,7 +28,7 @@ pub fn kernel(host: &HostFiles) -> Kernel {
     let capabilities = field("CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok());
     let has = |bit: u32| capabilities.is_some_and(|bits| bits >> bit & 1 == 1);
     Kernel {
-        // Not from /proc/sys, which a sandbox may not show (ProcSubset= of systemd).
+        // Not from /proc/sys, which a sandbox may hide (ProcSubset= of systemd).
         release: uname().release().to_string_lossy().into_owned(),
         io_uring_disabled: host.number("proc/sys/kernel/io_uring_disabled"),
         has_seccomp_filter: field("Seccomp") == Some(SECCOMP_FILTER),
@@ -39,7 +39,7 @@ pub fn kernel(host: &HostFiles) -> Kernel {
     }
 }
 
-/// The quickest of some rounds: the others were interrupted.
+/// Times reading the clock. The fastest of several rounds counts: the others were interrupted.
 fn clock_read_ns() -> u64 {
     const ROUNDS: u32 = 20;
     const READS: u32 = 500;
@@ -52,7 +52,7 @@ fn clock_read_ns() -> u64 {
     u64::try_from(quickest.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Tries as many rings as the server would have, as the user that this runs as.
+/// Creates as many rings as the server would have, as the current user.
 pub fn ring(shards: u32) -> RingSupport {
     let knows = |builder: &Builder| builder.build(8).is_ok();
     let mut cooperative: Builder = IoUring::builder();
@@ -64,7 +64,7 @@ pub fn ring(shards: u32) -> RingSupport {
         current: limit.maximum,
         ..limit
     };
-    // As the server does. Where that is not allowed, the limit is what it was.
+    // As the server does. If that is not allowed, the limit stays as it is.
     let _ = setrlimit(Resource::Nofile, raised);
     let fault = probe().map_err(|error| (0, error));
     let fault = fault.and_then(|()| try_all(shards)).err();
@@ -106,7 +106,7 @@ pub fn network(host: &HostFiles, address: SocketAddr) -> Network {
         },
         somaxconn: host.number("proc/sys/net/core/somaxconn"),
         unsent_bytes_max: host.number("proc/sys/net/ipv4/tcp_notsent_lowat"),
-        // The least, the first and the most.
+        // The minimum, the default and the maximum.
         send_bytes_max: text("proc/sys/net/ipv4/tcp_wmem")
             .split_whitespace()
             .nth(2)
@@ -119,7 +119,7 @@ pub fn network(host: &HostFiles, address: SocketAddr) -> Network {
     }
 }
 
-/// A list as `8080,9000-9010`.
+/// Parses a list such as `8080,9000-9010`.
 fn port_list(text: &str) -> Vec<(u16, u16)> {
     let ranges = text.split(',').filter_map(|range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));

@@ -1,4 +1,4 @@
-//! Hosts as folders of files, and what is read of them.
+//! Hosts as folders of files, and the facts that are read from them.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::command::doctor::facts::{Port, RingFault};
 use crate::log::directory::DataDirectory;
 use crate::log::disk::HostDisk;
 
-/// A host with these files.
+/// Creates a host with these files.
 fn host(files: &[(&str, &str)]) -> (TempDir, HostFiles) {
     let root = TempDir::new().unwrap();
     for (path, text) in files {
@@ -26,7 +26,7 @@ fn host(files: &[(&str, &str)]) -> (TempDir, HostFiles) {
 }
 
 #[test]
-fn the_kernel_tells_of_its_filters_and_of_this_process() {
+fn the_kernel_reports_its_filters_and_the_capabilities() {
     let (_root, container) = host(&[
         ("proc/sys/kernel/io_uring_disabled", "2"),
         (
@@ -48,7 +48,7 @@ fn the_kernel_tells_of_its_filters_and_of_this_process() {
 }
 
 #[test]
-fn a_ring_s_errors_are_told_apart() {
+fn the_errors_of_a_ring_are_distinguished() {
     use std::io::{Error, ErrorKind};
     for (errno, fault) in [
         (libc::ENOSYS, RingFault::Missing),
@@ -90,7 +90,7 @@ fn the_network_s_files_and_its_port() {
     assert_eq!(network.reserved_ports, [(8080, 8080), (9000, 9010)]);
     let free = system::network(&host, "127.0.0.1:0".parse().unwrap());
     assert_eq!(free.port, Port::Free);
-    // Of the addresses for documentation (RFC 5737), which no host has.
+    // An address for documentation (RFC 5737), which no host has.
     let foreign = system::network(&host, "192.0.2.1:0".parse().unwrap());
     assert!(
         matches!(foreign.port, Port::Refused(_)),
@@ -107,7 +107,7 @@ const MOUNTS: &str = "\
 33 30 0:46 / /var/lib/over rw - btrfs /dev/sdd rw";
 
 #[test]
-fn a_folder_lies_on_the_nearest_mount_and_of_these_on_the_last() {
+fn a_folder_is_on_the_nearest_mount_and_the_last_on_the_same_point() {
     let (_root, host) = host(&[("proc/self/mountinfo", MOUNTS)]);
     for (path, file_system, device) in [
         ("/home", "ext4", "8:1"),
@@ -128,7 +128,7 @@ fn a_folder_lies_on_the_nearest_mount_and_of_these_on_the_last() {
 }
 
 #[test]
-fn a_folder_that_is_not_there_is_measured_in_the_first_parent_that_is() {
+fn a_missing_folder_is_measured_in_its_nearest_parent() {
     let root = TempDir::new().unwrap();
     let path = root.path();
     assert_eq!(existing(&path.join("a/b/c")), path);
@@ -147,7 +147,7 @@ fn syncs_are_timed_and_nothing_is_left() {
 }
 
 #[test]
-fn of_a_hundred_times_the_median_is_the_50th_and_the_tail_the_99th() {
+fn the_median_of_a_hundred_times_is_the_50th_and_the_tail_the_99th() {
     let times = sync_times((1..=100).rev().collect());
     assert_eq!((times.p50_us, times.p99_us, times.max_us), (50, 99, 100));
     let times = sync_times(vec![7]);
@@ -158,7 +158,7 @@ fn of_a_hundred_times_the_median_is_the_50th_and_the_tail_the_99th() {
 }
 
 #[test]
-fn a_server_is_seen_by_its_lock_and_is_not_disturbed() {
+fn a_server_is_found_by_its_lock_and_is_not_disturbed() {
     let root = TempDir::new().unwrap();
     assert_eq!(server(root.path()), None);
     let directory = DataDirectory::open(root.path()).unwrap();
@@ -167,7 +167,7 @@ fn a_server_is_seen_by_its_lock_and_is_not_disturbed() {
     assert_eq!(server(root.path()), None);
     assert!(
         DataDirectory::open(root.path()).is_ok(),
-        "the look has left no lock"
+        "the check has left no lock"
     );
 }
 
@@ -213,7 +213,7 @@ fn cores_governors_memory_and_load() {
 }
 
 #[test]
-fn the_least_limit_of_the_groups_above_holds() {
+fn the_smallest_limit_of_the_groups_above_applies() {
     let (_root, unified) = host(&[
         ("proc/self/cgroup", "0::/system.slice/etherply.service"),
         (
@@ -234,7 +234,7 @@ fn the_least_limit_of_the_groups_above_holds() {
             "proc/self/cgroup",
             "4:memory:/docker/x\n3:cpu,cpuacct:/docker/x\n0::/",
         ),
-        // A container sees its own group as the root, under the path that it has outside.
+        // A container sees its own group as the root, and under its path outside.
         ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "150000"),
         ("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000"),
         (

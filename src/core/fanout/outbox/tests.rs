@@ -28,7 +28,7 @@ struct Item {
 struct Rig {
     window: Window,
     outbox: Outbox,
-    pool: ChunkPool,
+    pool: OutboxPool,
     owed: Vec<Item>,
     /// Bytes of the first of `owed` that were sent already.
     sent_bytes: usize,
@@ -49,9 +49,15 @@ impl Rig {
         self.position = self.position.advance(10);
         let start = self.window.end();
         let Self { window, pool, .. } = self;
-        window.push(pool, Seq::new(self.count), self.position, length, |out| {
-            out.extend_from_slice(&content);
-        });
+        window.push(
+            pool.windows(),
+            Seq::new(self.count),
+            self.position,
+            length,
+            |out| {
+                out.extend_from_slice(&content);
+            },
+        );
         if is_own {
             return self
                 .outbox
@@ -135,8 +141,18 @@ impl Rig {
         self.pool.give_spans(spans);
         self.outbox.sent(&mut self.pool);
         self.window
-            .drop_before(self.outbox.cursor().min(visible_end), &mut self.pool);
+            .drop_before(self.outbox.cursor().min(visible_end), self.pool.windows());
         true
+    }
+
+    fn invariants(&mut self) {
+        self.window.invariants();
+        let visible_end = self.window.visible_end(self.visible_position);
+        let window = &mut self.window;
+        self.outbox.invariants(Some(&View {
+            window,
+            visible_end,
+        }));
     }
 
     fn show(&mut self, part: u64) {
@@ -181,13 +197,14 @@ proptest! {
                 Step::Show(part) => rig.show(part),
                 Step::Send => _ = rig.send(),
             }
+            rig.invariants();
         }
         rig.show(4);
         while rig.send() {}
         prop_assert!(rig.owed.is_empty());
         prop_assert!(!rig.outbox.has_answers());
         prop_assert_eq!(rig.outbox.answer_bytes(), 0);
-        prop_assert_eq!(rig.pool.held.answer_bytes, 0);
+        prop_assert_eq!(rig.pool.answer_bytes, 0);
     }
 }
 
@@ -199,7 +216,7 @@ fn many_pieces_become_one() {
         (5 * SEND_SPANS_MAX, 1),
     ] {
         let mut outbox = Outbox::default();
-        let mut pool = ChunkPool::default();
+        let mut pool = OutboxPool::default();
         let mut expected = Vec::new();
         for piece in 0..pieces {
             let text = format!("answer {piece};");
@@ -257,7 +274,7 @@ fn an_answer_that_is_long_is_not_copied() {
         (SEND_SPANS_MAX, SEND_BYTES_MAX),
         (2 * SEND_SPANS_MAX, SEND_BYTES_MAX),
     ] {
-        let (mut outbox, mut pool) = (Outbox::default(), ChunkPool::default());
+        let (mut outbox, mut pool) = (Outbox::default(), OutboxPool::default());
         for _ in 0..short_count {
             outbox.push(
                 Chunk::new(vec![1]),
@@ -310,7 +327,7 @@ fn own_stretches_that_were_passed_are_forgotten() {
         rig.show(4);
         assert!(rig.send());
     }
-    assert!(rig.outbox.apart.is_none());
+    assert!(rig.outbox.extras.is_none());
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn a_panic_over_a_closing_connection_ends_that_one() {
     let spans = rig.peers[culprit].client.sending.take();
     let spans = spans.expect("the close frame is on its way");
     let (id, bytes) = (rig.peers[culprit].client.id, spans_bytes(&spans));
-    let input = Input::Sent(id, spans, Some(bytes + 1));
+    let input = Input::Sent(id, spans, Ok(bytes + 1));
     rig.shard.handle(input, rig.clock);
     rig.run();
     assert_eq!(rig.seen(culprit), ["aborted", "gone"]);

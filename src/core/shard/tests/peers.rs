@@ -150,39 +150,43 @@ pub enum Told {
     Control,
 }
 
-/// A client and its socket.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each says what is in flight, or was seen"
-)]
+/// A client's socket.
 pub struct Client {
     pub id: SessionId,
+    pub receiving: bool,
+    pub sending: Option<Spans>,
+    /// Shut down by either side: what is in flight comes back as broken.
+    pub broken: bool,
+    /// The shard has closed its side: the client closes its own.
+    pub finished: bool,
+    /// The shard has forgotten the client.
+    pub closed: bool,
+    pub incoming: Vec<u8>,
+    /// The head of the answer.
+    pub head: String,
+    pub status: Option<u16>,
+}
+
+/// The expectations of a client that acts by chance.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says what is expected, or was seen"
+)]
+pub struct Member {
     pub workspace: usize,
     /// Messages on their way to the shard, and the op that each is.
     pub outgoing: VecDeque<(Vec<u8>, Option<Write>)>,
-    pub receiving: bool,
-    pub sending: Option<Spans>,
     pub is_slow: bool,
-    /// Shut down by either side: what is in flight comes back as broken.
-    pub broken: bool,
-    /// The shard has closed its side: this one closes its own.
-    pub finished: bool,
-    /// The shard has forgotten it.
-    pub closed: bool,
     /// A member of its workspace.
     pub joined: bool,
     pub was_behind: bool,
-    pub incoming: Vec<u8>,
-    /// The head of its answer.
-    pub head: String,
-    pub status: Option<u16>,
     pub status_expected: Option<u16>,
     /// Its request waits for the state.
     pub waits: bool,
     pub has_init: bool,
-    /// How many ops had won when it joined.
+    /// The number of ops that had won when it joined.
     pub joined_at: usize,
-    /// What it is owed, in order, if it never falls behind.
+    /// The ops that it is owed, in order, if it never falls behind.
     pub expected: VecDeque<Write>,
     pub corrections: Vec<Write>,
     pub last_place: Option<usize>,
@@ -191,27 +195,19 @@ pub struct Client {
     pub close_code: Option<u16>,
     pub close_expected: Option<u16>,
     pub has_error: bool,
-    /// The disk failed and took an op of it along.
+    /// The disk failed and lost an op of this client.
     pub lost_an_op: bool,
 }
 
-impl Client {
-    pub fn new(id: SessionId, workspace: usize, head: Vec<u8>, is_slow: bool) -> Self {
+impl Member {
+    /// A client that will send this request.
+    pub fn new(workspace: usize, head: Vec<u8>, is_slow: bool) -> Self {
         Self {
-            id,
             workspace,
             outgoing: VecDeque::from([(head, None)]),
-            receiving: false,
-            sending: None,
             is_slow,
-            broken: false,
-            finished: false,
-            closed: false,
             joined: false,
             was_behind: false,
-            incoming: Vec::new(),
-            head: String::new(),
-            status: None,
             status_expected: None,
             waits: false,
             has_init: false,
@@ -258,6 +254,22 @@ impl Client {
         let masked = text.bytes().zip(mask.iter().cycle());
         frame.extend(masked.map(|(byte, mask)| byte ^ mask));
         self.outgoing.push_back((frame, Some(write)));
+    }
+}
+
+impl Client {
+    pub fn new(id: SessionId) -> Self {
+        Self {
+            id,
+            receiving: false,
+            sending: None,
+            broken: false,
+            finished: false,
+            closed: false,
+            incoming: Vec::new(),
+            head: String::new(),
+            status: None,
+        }
     }
 
     /// Takes the next whole thing off the bytes that came in.

@@ -7,24 +7,24 @@ use super::peers::{Told, Write};
 
 impl World {
     pub(super) fn read(&mut self, place: usize) {
-        while let Some(told) = self.clients[place].next_told() {
-            let client = &mut self.clients[place];
-            assert_eq!(client.close_code, None, "a close frame is the last");
+        while let Some(told) = self.rig.peers[place].client.next_told() {
+            let member = &mut self.members[place];
+            assert_eq!(member.close_code, None, "a close frame is the last");
             match told {
-                Told::Status(status) => assert_eq!(Some(status), client.status_expected),
+                Told::Status(status) => assert_eq!(Some(status), member.status_expected),
                 Told::Init(data) => self.read_init(place, &data),
                 Told::Op(write) => self.read_op(place, &write),
                 Told::Error(code, _) => {
                     assert_eq!(code, 500);
-                    assert!(client.lost_an_op, "500 is for those whose op is lost");
-                    client.has_error = true;
+                    assert!(member.lost_an_op, "500 is for those whose op is lost");
+                    member.has_error = true;
                 }
                 Told::Close(code) => {
-                    assert_eq!(Some(code), client.close_expected);
+                    assert_eq!(Some(code), member.close_expected);
                     if code == 1011 {
-                        assert_eq!(client.has_error, client.lost_an_op, "all of them are told");
+                        assert_eq!(member.has_error, member.lost_an_op, "all of them are told");
                     }
-                    client.close_code = Some(code);
+                    member.close_code = Some(code);
                 }
                 Told::Control => {}
             }
@@ -33,10 +33,10 @@ impl World {
 
     /// The init message is the state after some of the wins, and the ops follow from there.
     fn read_init(&mut self, place: usize, data: &BTreeMap<String, String>) {
-        let client = &mut self.clients[place];
-        assert!(!client.has_init, "there is one init message");
-        client.has_init = true;
-        let model = &self.models[client.workspace];
+        let member = &mut self.members[place];
+        assert!(!member.has_init, "there is one init message");
+        member.has_init = true;
+        let model = &self.models[member.workspace];
         let is_data = |count: &usize| {
             let state = model.state(*count);
             let mut fields = state.iter().zip(data);
@@ -44,34 +44,34 @@ impl World {
                 && fields
                     .all(|(held, field)| *held.0 == field.0.as_str() && held.1.value == *field.1)
         };
-        let until = client.joined_at.min(model.wins.len());
+        let until = member.joined_at.min(model.wins.len());
         let at = (0..=until).rev().find(is_data);
         let at = at.expect("init is the state at one point before the client came");
         for win in model.wins[at..until].iter().rev() {
-            client.expected.push_front(win.0.clone());
+            member.expected.push_front(win.0.clone());
         }
         for (key, value) in data {
-            client.held.insert(key.clone(), (value.clone(), 0));
+            member.held.insert(key.clone(), (value.clone(), 0));
         }
     }
 
     fn read_op(&mut self, place: usize, write: &Write) {
-        let client = &mut self.clients[place];
-        assert!(client.has_init, "init comes first");
-        client.hold(write);
-        if !client.was_behind {
-            assert_eq!(client.expected.pop_front().as_ref(), Some(write));
+        let member = &mut self.members[place];
+        assert!(member.has_init, "init comes first");
+        member.hold(write);
+        if !member.was_behind {
+            assert_eq!(member.expected.pop_front().as_ref(), Some(write));
             return;
         }
-        let wins = &self.models[client.workspace].wins;
+        let wins = &self.models[member.workspace].wins;
         let win = wins.iter().position(|win| win.0 == *write);
         let win = win.expect("only winning ops are sent");
         // A correction may overtake the broadcasts that were dropped.
-        if !client.corrections.contains(write) {
+        if !member.corrections.contains(write) {
             assert!(wins[win].1 != place, "its own op does not come back");
-            let is_next = client.last_place.is_none_or(|last| last < win);
+            let is_next = member.last_place.is_none_or(|last| last < win);
             assert!(is_next, "ops come in their order");
-            client.last_place = Some(win);
+            member.last_place = Some(win);
         }
     }
 }

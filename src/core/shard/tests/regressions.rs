@@ -3,7 +3,7 @@
 use super::rig::{Rig, frame, head, op};
 use crate::core::contract::Output;
 use crate::core::fanout::window::spans_bytes;
-use crate::log::commit::Durability;
+use crate::log::commit::{Durability, LogStep};
 
 const MS_US: u64 = 1000;
 
@@ -63,7 +63,7 @@ fn a_disk_that_is_slower_than_the_age_of_a_batch_leaves_turns_for_the_sends() {
             sync_ends_us = None;
         }
         rig.turn();
-        if sync_ends_us.is_none() && matches!(rig.log, Some(Output::LogSync)) {
+        if sync_ends_us.is_none() && matches!(rig.log, Some(Output::Log(LogStep::Sync))) {
             sync_ends_us = Some(rig.clock.now_us + 5 * MS_US);
         }
         sends_count += usize::from(is_sent_to(&rig, reader));

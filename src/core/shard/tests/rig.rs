@@ -1,7 +1,9 @@
 //! One shard, and clients that do as a test says: what each is told, and when.
 
+use std::io;
+
 use super::peers::{Client, Disk, Told};
-use crate::core::contract::{Clock, Handoff, Input, Output, PeerStatus, ShardConfig};
+use crate::core::contract::{Clock, Handoff, Input, Output, PeerStatus, Received, ShardConfig};
 use crate::core::fanout::window::Spans;
 use crate::core::shard::Shard;
 use crate::core::shard::connection_log::Note;
@@ -9,12 +11,17 @@ use crate::core::shard::session::{Session, SessionId};
 use crate::core::state::workspace::Workspace;
 use crate::core::testing::{self, START_UNIX_S};
 use crate::limits::SECOND_US;
-use crate::log::commit::OpenSegment;
+use crate::log::commit::{LogStep, OpenSegment};
 
 /// The monotonic time at which every rig begins: a whole tick, so that deadlines on ticks are kept exactly.
 pub const START_US: u64 = 1000 * SECOND_US;
 /// More turns than this at one time are a loop.
 const TURNS_MAX: usize = 20_000;
+
+/// Returns the error of a connection or a disk. The shard does not look into it.
+pub fn failure() -> io::Error {
+    io::ErrorKind::Other.into()
+}
 
 /// A client and what it does.
 pub struct Peer {
@@ -24,6 +31,12 @@ pub struct Peer {
     /// It closes its side when the server has closed its own.
     pub closes: bool,
     pub handed_off: Option<(u32, Box<Handoff>)>,
+}
+
+/// The operations of a log: of a commit, or the rebuild after a failed one.
+pub enum LogOperation {
+    Commit,
+    Rebuild,
 }
 
 pub struct Rig {
@@ -41,6 +54,7 @@ pub struct Rig {
     pub peers: Vec<Peer>,
     /// What happened since it was looked at last: milliseconds since the start, who, what.
     seen: Vec<(u64, usize, String)>,
+    /// The readiness that the shard reported last. None: none yet, and it serves.
     pub ready: Option<bool>,
     pub drained: usize,
     /// Pages that were asked for.
@@ -63,7 +77,7 @@ impl Rig {
     /// The log was read at the start.
     pub fn recover(&mut self, workspaces: Vec<Workspace>) {
         let segment = self.recovers_to.take().expect("it is read once");
-        let recovered = Input::Rebuilt(Some((segment, workspaces)));
+        let recovered = Input::Rebuilt(Ok((segment, workspaces)));
         self.shard.handle(recovered, self.clock);
     }
 
@@ -112,10 +126,15 @@ impl Rig {
         self.add_peer(id)
     }
 
-    /// The same before the turn has ended, so that nothing else happens.
-    pub fn accept_only(&mut self) -> usize {
+    /// The same without a turn.
+    pub fn accept_quietly(&mut self) -> usize {
         let id = self.shard.accept(false, self.clock);
-        let place = self.push_peer(id);
+        self.push_peer(id)
+    }
+
+    /// The same without a turn, as if the shard had already asked for bytes.
+    pub fn accept_only(&mut self) -> usize {
+        let place = self.accept_quietly();
         self.peers[place].client.receiving = true;
         self.session(place).receiving = true;
         place
@@ -128,10 +147,8 @@ impl Rig {
     }
 
     fn push_peer(&mut self, id: SessionId) -> usize {
-        let mut client = Client::new(id, 0, Vec::new(), false);
-        client.outgoing.clear();
         self.peers.push(Peer {
-            client,
+            client: Client::new(id),
             reads: true,
             closes: true,
             handed_off: None,
@@ -158,8 +175,12 @@ impl Rig {
         client.receiving = false;
         let id = client.id;
         let mut bytes = bytes.to_vec();
-        self.shard
-            .handle(Input::Received(id, Some(&mut bytes)), self.clock);
+        let received = if bytes.is_empty() {
+            Received::Eof
+        } else {
+            Received::Bytes(&mut bytes)
+        };
+        self.shard.handle(Input::Received(id, received), self.clock);
     }
 
     pub fn op(&mut self, place: usize, key: &str, value: &str, timestamp: u64) {
@@ -253,7 +274,9 @@ impl Rig {
                 self.see(place, "aborted");
             }
             Output::Close(_) => {
-                self.peers[place].client.closed = true;
+                let client = &mut self.peers[place].client;
+                assert!(!client.receiving && client.sending.is_none());
+                client.closed = true;
                 self.see(place, "gone");
             }
             Output::Handoff(_, shard, handoff) => {
@@ -262,12 +285,12 @@ impl Rig {
             }
             Output::Page(..) => self.pages.push(output),
             Output::Note(_, note) => self.notes.push(*note),
-            Output::Ready(ready) => self.ready = Some(ready),
+            Output::Ready(ready) => {
+                assert_ne!(self.ready, Some(ready), "only a change is reported");
+                self.ready = Some(ready);
+            }
             Output::Drained => self.drained += 1,
-            Output::LogWrite { .. }
-            | Output::LogSync
-            | Output::LogOpen { .. }
-            | Output::Rebuild(_) => {
+            Output::Log(_) | Output::Rebuild(_) => {
                 assert!(self.log.is_none(), "one operation of the log at a time");
                 self.log = Some(output);
             }
@@ -304,54 +327,77 @@ impl Rig {
     }
 
     pub fn end_send_with(&mut self, place: usize, spans: Spans, taken: Option<usize>) {
+        self.complete_send(place, spans, taken);
+        self.read(place);
+    }
+
+    /// Ends a send of which the client takes so many bytes, without reading them.
+    pub fn complete_send(&mut self, place: usize, spans: Spans, taken: Option<usize>) {
         let client = &mut self.peers[place].client;
         let all = spans.iter().flat_map(|span| span.bytes().iter().copied());
         client.incoming.extend(all.take(taken.unwrap_or(0)));
         let id = client.id;
-        self.shard.handle(Input::Sent(id, spans, taken), self.clock);
-        self.read(place);
+        let outcome = taken.ok_or_else(failure);
+        self.shard
+            .handle(Input::Sent(id, spans, outcome), self.clock);
     }
 
-    fn end_receive(&mut self, place: usize) -> bool {
+    /// Ends a receive with the end of the connection, if that has ended; whether it has.
+    pub fn end_receive(&mut self, place: usize) -> bool {
         let Peer { client, closes, .. } = &mut self.peers[place];
         let ends = client.broken || client.finished && *closes;
         if !(client.receiving && ends) {
             return false;
         }
         client.receiving = false;
-        let (id, mut none) = (client.id, []);
-        let bytes: Option<&mut [u8]> = if client.broken { None } else { Some(&mut none) };
-        self.shard.handle(Input::Received(id, bytes), self.clock);
+        let id = client.id;
+        let received = if client.broken {
+            Received::Broken
+        } else {
+            Received::Eof
+        };
+        self.shard.handle(Input::Received(id, received), self.clock);
         true
     }
 
+    /// Ends the operation of the log that is in flight, if there is one and it may end.
     pub fn end_log(&mut self) -> bool {
-        let fails = self.log_fails;
-        if self.log_hangs {
-            return false;
-        }
-        let input = match self.log.take() {
-            None => return false,
-            Some(Output::LogWrite { bytes, .. }) if fails => Input::LogWritten(bytes, None),
-            Some(Output::LogWrite {
+        !self.log_hangs && self.end_log_with(self.log_fails, |left| left).is_some()
+    }
+
+    /// Ends the operation of the log that is in flight: it fails or not, and `part` returns how many
+    /// of the bytes left are written.
+    pub fn end_log_with(
+        &mut self,
+        fails: bool,
+        part: impl FnOnce(usize) -> usize,
+    ) -> Option<LogOperation> {
+        let outcome = || if fails { Err(failure()) } else { Ok(()) };
+        let (operation, input) = match self.log.take()? {
+            Output::Log(LogStep::Write {
                 offset,
                 bytes,
                 from,
             }) => {
-                self.disk.write(offset, &bytes[from..]);
-                let count = bytes.len() - from;
-                Input::LogWritten(bytes, Some(count))
+                let count = part(bytes.len() - from);
+                self.disk.write(offset, &bytes[from..from + count]);
+                let written = outcome().map(|()| count);
+                (LogOperation::Commit, Input::LogWritten(bytes, written))
             }
-            Some(Output::LogSync) => {
-                self.disk.sync();
-                Input::LogSynced(!fails)
+            Output::Log(LogStep::Sync) => {
+                if !fails {
+                    self.disk.sync();
+                }
+                (LogOperation::Commit, Input::LogSynced(outcome()))
             }
-            Some(Output::Rebuild(_)) if fails => Input::Rebuilt(None),
-            Some(Output::Rebuild(end)) => Input::Rebuilt(Some(self.disk.rebuild(end))),
-            Some(output) => unreachable!("{output:?} is no operation of this log"),
+            Output::Rebuild(end) => {
+                let rebuilt = outcome().map(|()| self.disk.rebuild(end));
+                (LogOperation::Rebuild, Input::Rebuilt(rebuilt))
+            }
+            output => unreachable!("{output:?} is no operation of this log"),
         };
         self.shard.handle(input, self.clock);
-        true
+        Some(operation)
     }
 
     // ---- what a client is told ----
@@ -386,6 +432,13 @@ impl Rig {
     pub fn seen(&mut self, place: usize) -> Vec<String> {
         let its = self.seen_at(place);
         its.into_iter().map(|(_, what)| what).collect()
+    }
+
+    /// Whether a client that is connected has fallen behind.
+    pub fn is_behind(&mut self, place: usize) -> bool {
+        let client = &self.peers[place].client;
+        let session = self.shard.sessions.get(client.id);
+        !client.closed && session.is_some_and(|session| session.outbox.behind().is_some())
     }
 
     pub fn session(&mut self, place: usize) -> &mut Session {

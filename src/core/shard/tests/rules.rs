@@ -3,10 +3,10 @@
 use crate::core::fanout::room::RoomId;
 use std::rc::Rc;
 
-use super::rig::{Rig, frame, head, op, pong};
+use super::rig::{Rig, failure, frame, head, op, pong};
 use crate::core::contract::{Input, PeerStatus, shard_of};
-use crate::core::fanout::outbox::Outbox;
-use crate::core::fanout::window::{Chunk, ChunkPool};
+use crate::core::fanout::outbox::{Outbox, OutboxPool};
+use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::session::{Intake, State};
 use crate::core::testing::START_UNIX_S;
@@ -28,7 +28,10 @@ fn a_request_is_answered_by_the_state_of_the_server() {
     let as_it_is = |_: &mut Rig| ();
     let others_fail = |rig: &mut Rig| rig.shard.set_peer_status(PeerStatus::default());
     let drains = |rig: &mut Rig| rig.shard.handle(Input::Drain, rig.clock);
-    let fails = |rig: &mut Rig| rig.shard.handle(Input::LogSynced(false), rig.clock);
+    let fails = |rig: &mut Rig| {
+        rig.shard
+            .handle(Input::LogSynced(Err(failure())), rig.clock)
+    };
     let cases: [(&str, Change<'_>, bool, &str, &str); 12] = [
         (&healthz, &as_it_is, false, "200", "ok"),
         (&readyz, &as_it_is, false, "200", "ready"),
@@ -263,7 +266,7 @@ fn a_client_that_reads_no_answers_is_read_no_more() {
 #[test]
 fn a_client_is_read_while_its_answers_are_within_their_bound() {
     let mut cost = Outbox::default();
-    let mut pool = ChunkPool::default();
+    let mut pool = OutboxPool::default();
     cost.push(
         Chunk::new(vec![0; 1000]),
         WindowOffset::START,
@@ -283,7 +286,7 @@ fn a_client_is_read_while_its_answers_are_within_their_bound() {
             chunk,
             WindowOffset::START,
             LogPosition::NONE,
-            &mut ChunkPool::default(),
+            &mut OutboxPool::default(),
         );
         rig.receive_only(client, &pong());
         assert_eq!(rig.session(client).intake, intake, "{more_bytes}");
@@ -293,7 +296,7 @@ fn a_client_is_read_while_its_answers_are_within_their_bound() {
 #[test]
 fn a_paused_client_is_read_again_when_half_of_its_answers_are_out() {
     let mut cost = Outbox::default();
-    let mut pool = ChunkPool::default();
+    let mut pool = OutboxPool::default();
     cost.push(
         Chunk::new(vec![0; 1000]),
         WindowOffset::START,
@@ -311,7 +314,7 @@ fn a_paused_client_is_read_again_when_half_of_its_answers_are_out() {
             chunk,
             WindowOffset::START,
             LogPosition::NONE,
-            &mut ChunkPool::default(),
+            &mut OutboxPool::default(),
         );
         rig.session(client).intake = Intake::Paused;
         rig.peers[client].reads = true;

@@ -1,6 +1,6 @@
 //! Requests that come while the state is being read: at a start, and after a failure.
 
-use super::rig::{Rig, head, look, op};
+use super::rig::{Rig, failure, head, look, op};
 use crate::core::contract::{Input, Output, shard_of};
 use crate::core::shard::session::State;
 use crate::core::state::workspace::Workspace;
@@ -262,7 +262,8 @@ fn a_rebuild_is_waited_for_and_a_failed_log_is_not() {
     }
     // One that takes too long ends as a failed log does.
     let mut rig = Rig::new(|_| ());
-    rig.shard.handle(Input::LogSynced(false), rig.clock);
+    rig.shard
+        .handle(Input::LogSynced(Err(failure())), rig.clock);
     rig.log_hangs = true;
     rig.sleep_until(1.0);
     let client = ask(&mut rig, &head("w", None));

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use crate::core::fanout::window::ChunkPool;
+use crate::core::fanout::window::WindowPool;
 use crate::core::state::workspace::{Source, Verdict};
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
@@ -20,7 +20,7 @@ const SLOT: usize = 3;
 /// A room and the snapshots of its shard.
 struct Rig {
     room: Room,
-    pool: ChunkPool,
+    pool: WindowPool,
     snapshots: Snapshots,
 }
 
@@ -28,7 +28,7 @@ impl Rig {
     fn new(step_bytes: usize) -> Self {
         Self {
             room: Room::new(Workspace::new("w", 1)),
-            pool: ChunkPool::default(),
+            pool: WindowPool::default(),
             snapshots: Snapshots::new(BUDGET_BYTES, step_bytes),
         }
     }

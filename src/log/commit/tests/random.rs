@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::super::*;
-use super::{INTERVAL_US, header, op, segment};
+use super::{INTERVAL_US, failure, header, op, segment};
 use crate::log::record::{Reader, SegmentHeader};
 
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +51,7 @@ struct Rig {
     writes_through: bool,
     commit: Commit,
     files: Vec<File>,
-    in_flight: Option<Step>,
+    in_flight: Option<LogStep>,
     pushed: Vec<(LogPosition, String)>,
     count: u64,
     now_us: u64,
@@ -100,14 +100,14 @@ impl Rig {
         }
     }
 
-    fn take(&mut self, step: Option<Step>) {
+    fn take(&mut self, step: Option<LogStep>) {
         let Some(step) = step else {
             return;
         };
         assert!(self.in_flight.is_none(), "one operation at a time");
         assert!(!self.commit.is_failed(), "a failed log is left alone");
         let file = self.files.last().expect("there is a file");
-        if let Step::Write {
+        if let LogStep::Write {
             offset,
             bytes,
             from,
@@ -124,32 +124,34 @@ impl Rig {
         let file = self.files.last_mut().expect("there is a file");
         let result = match self.in_flight.take() {
             None => return,
-            Some(Step::Write { bytes, from, .. }) => {
+            Some(LogStep::Write { bytes, from, .. }) => {
                 let left = bytes.len() - from;
                 let (count, outcome) = match fate {
-                    Fate::Whole => (left, Some(left)),
+                    Fate::Whole => (left, Ok(left)),
                     Fate::Short(part) => {
                         let count = 1 + (left - 1) * usize::from(part) / 256;
-                        (count, Some(count))
+                        (count, Ok(count))
                     }
-                    Fate::Fail => (left / 2, None),
+                    Fate::Fail => (left / 2, Err(failure())),
                 };
                 file.bytes.extend_from_slice(&bytes[from..from + count]);
                 // A part of a batch is on disk too, but nobody may count on it.
-                if self.writes_through && outcome == Some(left) {
+                if self.writes_through && matches!(outcome, Ok(count) if count == left) {
                     file.synced = file.bytes.len();
                 }
                 self.commit.written(bytes, outcome, self.now_us)
             }
-            Some(Step::Sync) => {
+            Some(LogStep::Sync) => {
                 assert!(!self.writes_through, "a write through needs no sync");
-                let ok = !matches!(fate, Fate::Fail);
-                if ok {
+                let outcome = if matches!(fate, Fate::Fail) {
+                    Err(failure())
+                } else {
                     file.synced = file.bytes.len();
-                }
-                self.commit.synced(ok, 0).map(|()| None)
+                    Ok(())
+                };
+                self.commit.synced(outcome, 0).map(|()| None)
             }
-            Some(Step::Open { .. }) => unreachable!("the segments stay small here"),
+            Some(LogStep::Open { .. }) => unreachable!("the segments stay small here"),
         };
         assert_eq!(result.is_err(), matches!(fate, Fate::Fail) && !is_late);
         self.take(result.unwrap_or(None));
@@ -202,6 +204,7 @@ impl Rig {
     }
 
     fn check(&self) {
+        self.commit.invariants();
         let pushed: Vec<&String> = self.pushed.iter().map(|pushed| &pushed.1).collect();
         let synced = self.read_back(true);
         assert!(pushed.starts_with(&synced.iter().collect::<Vec<_>>()));

@@ -1,0 +1,46 @@
+//! `etherply-bench`: puts a load on a server anywhere, checks every delivery, and prints the figures
+//! that the harness prints.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod compare;
+mod credentials;
+mod measure;
+mod options;
+mod table;
+
+use options::{Options, usage_line};
+
+/// Writes to stdout. A reader that has left, such as `head`, is no error.
+fn print(text: &str) {
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+fn main() -> ExitCode {
+    let options = match Options::try_parse() {
+        Ok(options) => options,
+        Err(error) if error.use_stderr() => {
+            eprintln!("{}", usage_line(&error));
+            return ExitCode::from(2);
+        }
+        Err(help) => {
+            // Nobody may be reading it.
+            let _ = help.print();
+            return ExitCode::SUCCESS;
+        }
+    };
+    let outcome = match &options.compare[..] {
+        [one, other] => compare::run(one, other),
+        _ => measure::run(&options),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Lists whose memory is used again.
+
+use crate::limits::{LIST_BYTES_KEPT_MAX, LISTS_KEPT_MAX};
+
+/// Empty lists that wait for their next use.
+///
+/// Invariant: at most [`LISTS_KEPT_MAX`] lists, and at most [`LIST_BYTES_KEPT_MAX`] of memory.
+pub(in crate::core) struct FreeLists<L> {
+    /// Each with the memory that it has.
+    free: Vec<(L, usize)>,
+    free_bytes: usize,
+}
+
+impl<L> Default for FreeLists<L> {
+    fn default() -> Self {
+        Self {
+            free: Vec::new(),
+            free_bytes: 0,
+        }
+    }
+}
+
+impl<L: Default> FreeLists<L> {
+    /// Returns an empty list: with memory if there is a free one, else without.
+    pub fn take(&mut self) -> L {
+        let Some((list, bytes)) = self.free.pop() else {
+            return L::default();
+        };
+        self.free_bytes -= bytes;
+        list
+    }
+
+    /// Takes a list back that the caller has emptied, and that has `bytes` of memory. Drops it if
+    /// it has none, or if too much is kept already.
+    pub fn give(&mut self, emptied: L, bytes: usize) {
+        if bytes > 0
+            && self.free.len() < LISTS_KEPT_MAX
+            && self.free_bytes + bytes <= LIST_BYTES_KEPT_MAX
+        {
+            self.free_bytes += bytes;
+            self.free.push((emptied, bytes));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_used_again_and_bounded() {
+        let mut lists: FreeLists<Vec<u8>> = FreeLists::default();
+        lists.give(Vec::new(), 0);
+        assert!(lists.free.is_empty(), "one without memory is no gain");
+        lists.give(Vec::with_capacity(100), 100);
+        let list = lists.take();
+        assert_eq!((list.len(), list.capacity(), lists.free_bytes), (0, 100, 0));
+        for (bytes, kept) in [(1, LISTS_KEPT_MAX), (LIST_BYTES_KEPT_MAX / 4, 4)] {
+            let mut lists: FreeLists<Vec<u8>> = FreeLists::default();
+            for _ in 0..=LISTS_KEPT_MAX {
+                lists.give(Vec::with_capacity(bytes), bytes);
+            }
+            assert_eq!((lists.free.len(), lists.free_bytes), (kept, kept * bytes));
+        }
+    }
+}
