@@ -11,10 +11,10 @@
 //!     sent, or passed over │ sent with the next │ waits for the log
 //! ```
 //!
-//! `start ≤ cursor ≤ end` and `start ≤ visible_end ≤ end` hold at all times
-//! ([`Outbox::invariants`]). The cursor is beyond `visible_end` only where nothing between them is
-//! sent out of the window: the client's own ops, and the ops that the init message contains, which
-//! waits for the log itself. So what is sent out of the window always ends at `visible_end` or before.
+//! `start ≤ cursor ≤ end` and `start ≤ visible_end ≤ end` always hold ([`Outbox::invariants`]). The
+//! cursor is beyond `visible_end` only where nothing between them is sent out of the window: the
+//! session's own ops, and the ops that the init message contains, which waits for the log itself.
+//! So what is sent out of the window always ends at `visible_end` or before.
 //!
 //! A session whose cursor falls out of the window is *behind*. Instead of the frames it is owed the
 //! latest op of each key that changed since, which `core::shard::delivery` reads from the workspace
@@ -40,9 +40,6 @@ use crate::seq::Seq;
 const OWN_FRAMES_KEPT: usize = 32;
 
 /// What one session is owed.
-///
-/// Invariant: as long as the session is not behind, its cursor is at a frame's end in its window,
-/// and `own` is the list of its own frames after that, in order.
 #[derive(Default)]
 pub struct Outbox {
     cursor: WindowOffset,
@@ -239,7 +236,7 @@ impl Outbox {
         extras.behind = Some(behind);
     }
 
-    /// Asserts what holds between any two calls. `view` is `None` for a client without a workspace.
+    /// Checks what holds between any two calls. `view` is `None` for a session without a workspace.
     ///
     /// # Panics
     /// If something does not hold.
@@ -252,17 +249,17 @@ impl Outbox {
         let is_behind = self.behind().is_some();
         assert!(
             is_behind || start <= self.cursor && self.cursor <= end,
-            "a client whose cursor is not in the window is behind"
+            "a session whose cursor is not in the window is behind"
         );
         let Some(extras) = &self.extras else { return };
         assert!(
             !is_behind || extras.own.is_empty(),
-            "a client that is behind reads no window"
+            "a session that is behind reads no window"
         );
         let mut passed = None;
         for (own_start, own_end) in &extras.own {
             assert!(own_start < own_end && self.cursor <= *own_start && *own_end <= end);
-            assert!(passed < Some(*own_start), "stretches that touch are one");
+            assert!(passed < Some(*own_start), "own frames that touch are one");
             passed = Some(*own_end);
         }
         let mut cost = AnswerCost::default();

@@ -77,8 +77,6 @@ impl Piece {
 }
 
 /// The frames of the recent past of one workspace.
-///
-/// Invariant: the pieces are neighbours, and `start ≤ end of each frame ≤ end`, in order.
 #[derive(Default)]
 pub struct Window {
     pieces: VecDeque<Piece>,
@@ -117,7 +115,7 @@ impl Window {
         self.end
     }
 
-    /// Asserts what holds between any two calls: `start ≤ end`, the frames lie between them in the
+    /// Checks what holds between any two calls: `start ≤ end`, the frames are between them in the
     /// order of their seqs and log positions, and the pieces cover them without a gap.
     ///
     /// # Panics
