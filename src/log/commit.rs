@@ -209,7 +209,7 @@ impl Commit {
     ///
     /// # Panics
     /// If the log has failed: the caller must not apply ops then.
-    pub fn push(&mut self, op: &record::Op<'_>, now_us: u64) -> LogPosition {
+    pub fn push(&mut self, op: &record::LoggedOp<'_>, now_us: u64) -> LogPosition {
         assert!(!self.is_failed(), "a failed log takes no op");
         if self.filling.is_empty() {
             self.oldest_us = now_us;
