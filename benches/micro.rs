@@ -13,6 +13,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use driver::{Driver, put_frame, put_op};
 use etherply::core::fanout::outbox::{Outbox, OutboxPool, View};
 use etherply::core::fanout::window::{Spans, Window, spans_bytes};
 use etherply::core::state::workspace::{Verdict, Workspace};
@@ -22,11 +23,11 @@ use etherply::log::record::{self, Reader, SegmentHeader};
 use etherply::seq::Seq;
 use etherply::wire::frame::{Decoder, FrameEvent};
 use etherply::wire::message::{self, Message, Parser};
-use house::{House, put_frame, put_op};
 
 // The load of the test that counts allocations: what is timed here is what is counted there.
-#[path = "../tests/allocations/house.rs"]
-mod house;
+#[path = "../tests/allocations/driver.rs"]
+#[allow(dead_code, reason = "the test uses the rest")]
+mod driver;
 
 /// A cursor's move, a number, a paragraph.
 const VALUE_BYTES: [usize; 3] = [16, 100, 4000];
@@ -259,29 +260,33 @@ fn shard(c: &mut Criterion) {
         ("64 ops of 1 to 1,000", RECEIVERS, 1, BATCH_OPS),
         ("8 ops of each of 8 to each other", 7, 8, 8),
     ] {
-        let mut house = House::new(Durability::Always, |_| ());
+        let mut driver = Driver::new(Durability::Always, |_| ());
         for _ in 0..=receivers {
-            house.join("workspace");
+            driver.join("workspace");
         }
         let mut timestamp = 1_700_000_000_000_000;
-        let mut round = |house: &mut House| {
+        let mut round = |driver: &mut Driver| {
             for place in 0..writers {
-                house.say(place, |out| {
+                driver.send(place, |out| {
                     for _ in 0..ops {
                         timestamp += 1;
                         put_op(out, timestamp % KEYS, 100, timestamp);
                     }
                 });
             }
-            house.settle();
+            driver.settle();
         };
-        round(&mut house);
+        round(&mut driver);
         let deliveries = ops * writers as u64 * receivers as u64;
-        let frames: u64 = house.members.iter().map(|member| member.told.frames).sum();
+        let frames: u64 = driver
+            .members
+            .iter()
+            .map(|member| member.counter.frames)
+            .sum();
         assert_eq!(frames, deliveries, "everybody is told, but for the writer");
-        house.counts_frames = false;
+        driver.counts_frames = false;
         group.throughput(Throughput::Elements(deliveries));
-        group.bench_function(name, |b| b.iter(|| round(&mut house)));
+        group.bench_function(name, |b| b.iter(|| round(&mut driver)));
     }
     group.finish();
 }
@@ -318,16 +323,16 @@ fn init(c: &mut Criterion) {
 
 /// A ping and its pong, which are read and answered on the way of the ops.
 fn pong(c: &mut Criterion) {
-    let mut house = House::new(Durability::Always, |_| ());
-    let place = house.join("workspace");
-    let ping = |house: &mut House| {
-        house.say(place, |out| put_frame(out, 9, |_| ()));
-        house.settle();
+    let mut driver = Driver::new(Durability::Always, |_| ());
+    let place = driver.join("workspace");
+    let ping = |driver: &mut Driver| {
+        driver.send(place, |out| put_frame(out, 9, |_| ()));
+        driver.settle();
     };
-    ping(&mut house);
-    assert_eq!(house.members[place].told.frames, 1);
-    house.counts_frames = false;
-    c.bench_function("ping", |b| b.iter(|| ping(&mut house)));
+    ping(&mut driver);
+    assert_eq!(driver.members[place].counter.frames, 1);
+    driver.counts_frames = false;
+    c.bench_function("ping", |b| b.iter(|| ping(&mut driver)));
 }
 
 fn settings() -> Criterion {

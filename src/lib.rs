@@ -1,68 +1,123 @@
-//! `EtherPly`: a sync server. A workspace is a small shared state, a map of keys to JSON values. The
-//! server keeps it, tells every client in it of each change at once, and never loses one.
+//! `EtherPly`, a sync server. A workspace is a small shared state: a map from keys to JSON values.
+//! The server keeps it, orders the changes that clients make, and broadcasts each of them to all
+//! other clients of the workspace.
 //!
-//! # The map of the house
+//! # What it promises
 //!
-//! | to find | open |
-//! | --- | --- |
-//! | how it all goes together: the state machine and its contract | [`core::shard`], then [`core::contract`] |
-//! | which op wins, the order of ops, what changed since | [`core::state::workspace`], `core::state::index` |
-//! | the request head, every HTTP answer, percent-decoding | [`wire::upgrade`] |
-//! | who may connect: tokens, leeway, rotation | [`wire::auth`], `config::secrets`, [`io::secrets`] |
-//! | joining a workspace, init, 500 and 503, health checks | `core::shard::handshake`, `core::fanout::room` |
-//! | frames: masking, fragments, UTF-8, close codes | [`wire::frame`] |
-//! | states for clients that join or read: encoded once, large ones in steps, within a budget | `core::snapshot::snapshots`, `core::snapshot::state_encoder`, `core::shard::encoding` |
-//! | messages: fields, errors, the value's bytes as sent | [`wire::message`] |
-//! | a message's way into the state: errors, corrections, 1003, skew | `core::shard::intake` |
-//! | broadcasts, slow clients, conflation, what goes out when | `core::shard::delivery`, `core::fanout::pacer`, [`core::fanout::outbox`], [`core::fanout::window`] |
-//! | chunks of bytes, the pool that lets the steady state allocate nothing | [`core::fanout::chunk_pool`] |
-//! | pings, silence, stalls, 4001, closing, drain | `core::shard::lifetime`, [`core::shard::timers`] |
-//! | looks at a workspace without a WebSocket, presence, origins | `core::shard::http_read`, [`wire::state`] |
-//! | the console, the client module, who may see what | [`admin`] |
-//! | what is counted, how it reaches `/metrics` | [`core::shard::counters`], [`status::stats`], [`admin::metrics`] |
-//! | what the threads share: readiness, connections, figures | [`status`] |
-//! | a log that fails, a panic, rebuilding | `core::shard::failure` |
-//! | when an op is durable: group commit | [`log::commit`] |
-//! | what stands on disk, and what a crash can leave | [`log::record`], [`log::segment`], [`log::directory`], [`log::log_files`], [`log::disk`] |
-//! | reading the log back, torn tails, damage | [`log::chain`], [`log::recovery`], [`core::state::replay`], [`io::recovery`] |
-//! | what is dead in the log goes: compaction | [`log::compaction`], [`core::state::segment_usage`], [`log::schedule`], [`io::compactor`] |
-//! | how long a log may become, who waits for compaction, a disk that is nearly full | [`core::shard::log_space`], `core::shard::held_writers`, [`log::schedule`], [`log::reserve`] |
-//! | the ring, receive buffers, one core's loop | [`io::ring`], [`io::buffers`], [`io::worker`] |
-//! | start-up, threads, signals | [`io::server`], [`io::shard_thread`], [`io::mailbox`] |
-//! | the listening socket, one's own or inherited; restarts that refuse nobody | [`io::listener`], `io::worker` |
-//! | `etherply log`: a look at the log, its repair | [`command::log`], [`log::snapshot`], [`log::repair`] |
-//! | `etherply doctor`: the host's facts, and what is said of them | [`command::doctor`], its `facts`, `read` and `judge` |
-//! | completions of shells, manual pages | [`command::cli_docs`] |
-//! | flags and variables | [`config`] |
-//! | every bound | [`limits`] |
+//! - With `--durability always`, everything that a client is shown is on disk: each broadcast, each
+//!   correction and each init waits for the write that contains it. A crash takes back nothing that
+//!   a client has seen. The other two modes trade this for latency ([`wire`], P60 to P64).
+//! - All clients of a workspace receive its ops in one order, and the op with the greater timestamp
+//!   wins. A client that applies every op that is not older than the one it holds ends in the
+//!   server's state, however slow it was (P55 to P59, P72).
+//! - Memory is bounded: above each bound of [`limits`] there is a rule, and no growth.
+//! - Input from a client never panics. It becomes a typed error, and the error an answer.
 //!
-//! # How an op goes
+//! # The way of an op
 //!
 //! ```text
 //! socket ─► ring ─► worker ─► Shard::handle ─► frame ─► message ─► Workspace::apply
 //!                                                                       │ won: seq
-//!                                          commit: the batch ◄──────────┤
-//!                                          window: the frame, encoded once
-//!            worker ◄─ Shard::flush: 1. write the batch to the disk; 2. sends of what is durable;
-//! socket ◄─ ring ◄┘                  3. receives
+//!                                   commit: appended to the batch ◄─────┤
+//!                                   window: the frame, encoded once ◄───┘
+//!            worker ◄─ Shard::flush: 1. the batch is written and synced
+//! socket ◄─ ring ◄┘                  2. what is durable is sent
+//!                                    3. receives are armed again
 //! ```
 //!
-//! # What it promises
+//! One thread per core runs one shard, and each workspace lives on the shard that the hash of its
+//! id selects: its clients, its state and its log. Between shards there is no lock and no shared
+//! mutable memory on the way of an op.
 //!
-//! With `--durability always`, nothing leaves the server that a crash could take back: every
-//! broadcast, correction and init waits until the disk has what it shows. All clients
-//! of a workspace see its ops in one order. A client that applies every op that is not older than
-//! what it holds ends in the server's state, however slow it was.
+//! # Which file to open first
+//!
+//! The server as a state machine, in [`core`]:
+//!
+//! - the contract, and the order of a turn: [`core::contract`], [`core::shard`]
+//! - a connection from its request head to joining a workspace: `core::shard::handshake`
+//! - messages into the state, their errors and corrections: `core::shard::intake`
+//! - which op wins, and the order of ops: [`core::state::workspace`]
+//! - broadcasts, slow clients, pacing: `core::shard::delivery`, [`core::fanout::window`],
+//!   [`core::fanout::outbox`], `core::fanout::pacer`
+//! - init messages and states over HTTP: `core::snapshot`, `core::shard::http_read`
+//! - pings, time-outs, closing, the drain: `core::shard::lifetime`
+//! - a log that fails, a panic, rebuilding: `core::shard::failure`
+//! - how long a log may become, and a full disk: [`core::shard::log_space`]
+//! - memory: [`core::fanout::chunk_pool`], `core::shard::session_budget`, `core::shard::eviction`
+//!
+//! The bytes on the wire, in [`wire`], which is also the reference of the protocol:
+//!
+//! - request heads and HTTP answers: [`wire::upgrade`]
+//! - tokens: [`wire::auth`], and where their secrets come from: [`config`], [`io::secrets`]
+//! - frames: [`wire::frame`]; messages: [`wire::message`]; states: [`wire::state`]
+//!
+//! The log, in [`log`]:
+//!
+//! - the format, and what a crash can leave: [`log::record`]
+//! - when an op is durable: [`log::commit`]
+//! - reading it back: [`log::chain`], [`log::recovery`], [`core::state::replay`], [`io::recovery`]
+//! - compaction: [`log::compaction`], [`log::schedule`], [`io::compactor`]
+//! - repair: [`log::repair`]
+//!
+//! The process:
+//!
+//! - start, threads, signals, stop: [`io::server`]
+//! - the loop of a core, its ring and its receive buffers: [`io::worker`], [`io::ring`],
+//!   [`io::buffers`]
+//! - the listening socket, and restarts that refuse nobody: [`io::listener`]
+//! - metrics, the console and the client module: [`admin`]; what the threads share: [`status`]
+//! - flags and variables: [`config`]; the other commands: [`command`]
+//! - every bound: [`limits`]
 //!
 //! # Architecture invariants
 //!
 //! Imports go one way: `main` → [`command`] → [`io`] → [`admin`] → {[`status`], [`config`]} →
-//! {[`core`], the rest of [`log`]} → {[`wire`], [`log::commit`], [`log::record`]} → [`limits`]; a layer
-//! may skip others, and no file or folder imports one that imports it, directly or through others.
-//! [`core`], [`wire`], [`log::commit`] and [`log::record`] are pure: no clock, no
-//! randomness, no file, no socket; time is an argument. `unsafe` is in [`io::ring`] and
-//! [`io::buffers`] only. `tests/tidy.rs` holds all of this. Between shards there is no lock and no
-//! shared mutable memory on the way of an op: a workspace lives on one shard.
+//! {[`core`], the rest of [`log`]} → {[`wire`], [`log::commit`], [`log::record`]} → [`limits`]. A
+//! layer may skip others, and no file or folder imports one that imports it, directly or through
+//! others.
+//!
+//! [`core`], [`wire`], [`log::commit`] and [`log::record`] are pure: no clock, no randomness, no
+//! file, no socket; time is an argument. `unsafe` is in [`io::ring`] and [`io::buffers`] only.
+//! `tests/tidy.rs` checks all of this.
+//!
+//! # Glossary
+//!
+//! - **Batch**: the ops that one write of the log contains. One write is in flight at a time.
+//! - **Beyond**: records in a file after the end of its segment. They are reported and not served.
+//! - **Chunk**: a piece of memory for bytes to be sent, shared by all that send it.
+//! - **Compaction**: rewriting closed segments without superseded ops.
+//! - **Conflation**: sending a client that has fallen behind its window only the latest op of each
+//!   changed key.
+//! - **Correction**: the winning op, sent to a client whose op has lost.
+//! - **Damage**: bytes of the log that are wrong although they were on disk before. The server
+//!   refuses to start on them.
+//! - **Drain**: closing all connections, spread over some seconds, when the server stops.
+//! - **Durable**: confirmed by the disk.
+//! - **Entry**: a key of a workspace with the value and the timestamp of its winning op.
+//! - **Epoch**: the random id of a data directory, in each of its segments. A segment from another
+//!   directory is refused.
+//! - **Handoff**: a fresh connection on its way from the shard that accepted it to the shard of its
+//!   workspace.
+//! - **Init**: the first message to a client, with the whole state.
+//! - **Live**: a record of the log is live while its op is the winner of its key, and then dead.
+//! - **Log position**: a byte of a shard's log. An op may be shown once the log is durable up to its
+//!   position.
+//! - **Op**: a write of one key, by a client. An op that wins supersedes the previous winner of its
+//!   key.
+//! - **Outbox**: what one session is yet to be sent: a cursor into its window, and answers of its
+//!   own.
+//! - **Presence**: the names of the clients that are connected to a workspace.
+//! - **Room**: a workspace on its shard: the state, its members and its window.
+//! - **Segment**: a file of a shard's log. The last one is open, the others are closed.
+//! - **Seq**: the number of an op that won, counted from 1 per workspace. It survives restarts.
+//! - **Session**: a connection on its shard. Its handle carries a generation, since slots are
+//!   reused.
+//! - **Shard**: one event loop, on one core, with its share of the workspaces and its own log.
+//! - **Snapshot**: a state as bytes, encoded once for all sessions that are sent it.
+//! - **Torn tail**: the beginning of a batch that a crash interrupted. It was never confirmed, and
+//!   the next start truncates it.
+//! - **Turn**: one round of a shard's loop: inputs, one flush, outputs.
+//! - **Window**: the broadcasts of a workspace's recent past, encoded once, in order.
 
 pub mod admin;
 pub mod command;

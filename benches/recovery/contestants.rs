@@ -11,7 +11,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use super::workload::{Dice, Shape, Workload};
+use super::workload::{Shape, Workload};
+use etherply::core::testing::Dice;
 use etherply_bench::process::{Memory, Process, server_program};
 use etherply_bench::resp::ask;
 
@@ -175,7 +176,7 @@ fn measure(process: &Process, begun: Instant) -> Run {
 
 /// Compares a workspace, chosen by the round, with what it must be.
 fn check(workload: &Workload, round: u32, mut held: impl FnMut(&str) -> HashMap<String, Value>) {
-    let chosen = Dice(u64::from(round) + 7).below(workload.workspaces().into());
+    let chosen = Dice::new(u64::from(round) + 7).below_u64(workload.workspaces().into());
     let state = workload.state(u32::try_from(chosen).expect("it is below 32 bits"));
     let workspace = state[0].workspace.clone();
     let held = held(&workspace);

@@ -1,5 +1,6 @@
 //! The ops that every contestant reads back, as a log of the server and as an append-only file of redis.
 
+use etherply::core::testing::Dice;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -25,19 +26,6 @@ const RECORD_BYTES: u16 = 100;
 const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 /// The most ops of a batch; the least is 1.
 const BATCH_OPS_MAX: u64 = 128;
-
-/// A generator of numbers (xorshift64*), the same in each run.
-pub struct Dice(pub u64);
-
-impl Dice {
-    /// A number below `bound`.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
-    }
-}
 
 /// Ops in the order in which they were applied.
 pub struct Workload {
@@ -72,7 +60,7 @@ impl Workload {
             "each workspace has a key, and each key an op"
         );
         assert!(workspaces <= 100_000, "the id of a workspace has 5 digits");
-        let mut dice = Dice(1);
+        let mut dice = Dice::new(1);
         let overwrites = (keys..records)
             .map(|_| pick(&mut dice, keys))
             .collect::<Vec<_>>();
@@ -204,7 +192,7 @@ impl Workload {
 }
 
 fn pick(dice: &mut Dice, bound: u32) -> u32 {
-    u32::try_from(dice.below(bound.into())).expect("it is below 32 bits")
+    u32::try_from(dice.below_u64(bound.into())).expect("it is below 32 bits")
 }
 
 /// The log of one shard while it is written.
@@ -222,7 +210,7 @@ impl Log {
     fn new(directory: &DataDirectory, shard: u32) -> Self {
         let mut batch = Vec::new();
         begin_batch(&mut batch);
-        let mut dice = Dice(u64::from(shard) + 2);
+        let mut dice = Dice::new(u64::from(shard) + 2);
         Self {
             segment: create(
                 directory,
@@ -231,7 +219,7 @@ impl Log {
             bytes: SEGMENT_HEADER_BYTES as u64,
             durable_position: LogPosition::START,
             batch,
-            batch_ops: 1 + dice.below(BATCH_OPS_MAX),
+            batch_ops: 1 + dice.below_u64(BATCH_OPS_MAX),
             dice,
         }
     }
@@ -243,7 +231,7 @@ impl Log {
             return;
         }
         self.commit();
-        self.batch_ops = 1 + self.dice.below(BATCH_OPS_MAX);
+        self.batch_ops = 1 + self.dice.below_u64(BATCH_OPS_MAX);
         if self.bytes >= SEGMENT_BYTES {
             self.segment.file.sync().expect("a disk that works");
             let header = self.segment.header;

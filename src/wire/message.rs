@@ -231,6 +231,7 @@ impl<'a> Walk<'a, '_> {
             Node::Object { count, .. } | Node::Array { count, .. } => count + 1,
             Node::String(_) | Node::Static(_) => 1,
         };
+        // A scalar ends after one structural character, an object or array at its own bracket.
         let mut depth = 0_usize;
         loop {
             match self.text.as_bytes()[self.structurals[self.structural] as usize] {

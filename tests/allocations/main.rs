@@ -10,11 +10,11 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
+use driver::{Driver, put_frame, put_op};
 use etherply::limits::SECOND_US;
 use etherply::log::commit::Durability;
-use house::{House, put_frame, put_op};
 
-mod house;
+mod driver;
 mod worker;
 
 struct Counting;
@@ -99,7 +99,7 @@ const PLAIN: Load = Load {
 
 struct Run {
     load: Load,
-    house: House,
+    driver: Driver,
     round: u64,
     won: u64,
     lost: u64,
@@ -108,18 +108,18 @@ struct Run {
 
 impl Run {
     fn new(durability: Durability, load: Load) -> Self {
-        let mut house = House::new(durability, |config| {
+        let mut driver = Driver::new(durability, |config| {
             config.outbox_bytes_max = 16 * 1024;
             config.ping_interval_us = SECOND_US;
         });
         for workspace in 0..load.workspaces {
             for _ in 0..load.members {
-                house.join(&format!("workspace-{workspace}"));
+                driver.join(&format!("workspace-{workspace}"));
             }
         }
         Self {
             load,
-            house,
+            driver,
             round: 0,
             won: 0,
             lost: 0,
@@ -148,7 +148,7 @@ impl Run {
         let Load { members, slow, .. } = self.load;
         let each = self.won / self.load.workspaces as u64;
         let each_writer = self.load.writers as u64;
-        for (place, member) in self.house.members.iter().enumerate() {
+        for (place, member) in self.driver.members.iter().enumerate() {
             let number = place % members;
             let is_writer = number < self.load.writers;
             let (own, corrections) = if is_writer {
@@ -158,12 +158,15 @@ impl Run {
                 (0, 0)
             };
             let owed = each - own + corrections;
-            let what = format!("{durability:?}: {} frames for {place}", member.told.frames);
+            let what = format!(
+                "{durability:?}: {} frames for {place}",
+                member.counter.frames
+            );
             if number >= members - slow {
-                assert!(member.told.frames < owed, "{what}, which is slow");
+                assert!(member.counter.frames < owed, "{what}, which is slow");
             } else {
-                let pings = member.told.frames - owed;
-                assert!(pings <= self.house.seconds(), "{what}, {owed} are owed");
+                let pings = member.counter.frames - owed;
+                assert!(pings <= self.driver.seconds(), "{what}, {owed} are owed");
             }
         }
     }
@@ -172,18 +175,18 @@ impl Run {
     fn round(&mut self) {
         let Load { members, .. } = self.load;
         self.round += 1;
-        for place in 0..self.house.members.len() {
+        for place in 0..self.driver.members.len() {
             let number = place % members;
             let is_slow = number >= members - self.load.slow;
-            self.house.members[place].reads = !is_slow || self.round.is_multiple_of(SLOW_ROUNDS);
+            self.driver.members[place].reads = !is_slow || self.round.is_multiple_of(SLOW_ROUNDS);
             if number < self.load.writers {
                 self.write(place);
             } else {
-                self.house.say(place, |out| put_frame(out, 10, |_| ()));
+                self.driver.send(place, |out| put_frame(out, 10, |_| ()));
             }
         }
-        self.house.pass(20_000);
-        self.house.settle();
+        self.driver.pass(20_000);
+        self.driver.settle();
     }
 
     fn write(&mut self, place: usize) {
@@ -209,10 +212,10 @@ impl Run {
         };
         for part in [&self.text[..cut], &self.text[cut..]] {
             if !part.is_empty() {
-                self.house.say(place, |out| out.extend_from_slice(part));
+                self.driver.send(place, |out| out.extend_from_slice(part));
             }
             if cut > 0 {
-                self.house.turn();
+                self.driver.turn();
             }
         }
     }

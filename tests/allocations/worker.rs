@@ -21,7 +21,7 @@ use etherply::log::log_files::LogFiles;
 use etherply::log::recovery::Report;
 use etherply::status::Status;
 
-use crate::house::{Told, config, head, put_op};
+use crate::driver::{FrameCounter, config, head, put_op};
 
 /// Stretches of the load, of which each is like the one before.
 pub const WINDOWS: u64 = 10;
@@ -118,7 +118,7 @@ impl Drop for Stop {
 
 struct Client {
     socket: TcpStream,
-    told: Told,
+    counter: FrameCounter,
     owed: u64,
     buffer: Vec<u8>,
 }
@@ -133,7 +133,7 @@ impl Client {
         socket.write_all(head("w").as_bytes()).expect("a request");
         let mut client = Self {
             socket,
-            told: Told::new(),
+            counter: FrameCounter::new(),
             owed: 1,
             buffer: vec![0; 1 << 16],
         };
@@ -143,12 +143,12 @@ impl Client {
 
     /// Until all that it is owed has come.
     fn read(&mut self) {
-        while self.told.frames < self.owed {
+        while self.counter.frames < self.owed {
             let count = self.socket.read(&mut self.buffer).expect("bytes in time");
             assert!(count > 0, "the worker serves");
-            self.told.read(&self.buffer[..count]);
+            self.counter.read(&self.buffer[..count]);
         }
-        assert_eq!(self.told.frames, self.owed);
+        assert_eq!(self.counter.frames, self.owed);
     }
 }
 

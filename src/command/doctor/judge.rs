@@ -35,7 +35,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
         Some(directory::folder(directory)),
         directory::file_system(directory),
         directory::discard(directory),
-        directory::room(directory),
+        directory::free_space(directory),
         directory::sync(directory, processor),
         Some(processor::shards(processor, wanted)),
         processor::quota(processor, wanted),

@@ -21,14 +21,14 @@ const WORKSPACES_LISTED: usize = 20;
 #[derive(Serialize)]
 struct Statistics {
     #[serde(flatten)]
-    total: LogFigures,
+    total: SizeFigures,
     folders: Vec<FolderFigures>,
     workspaces_total: usize,
     workspaces: Vec<WorkspaceFigures>,
 }
 
 #[derive(Serialize, Default, Clone, Copy)]
-struct LogFigures {
+struct SizeFigures {
     segments: u64,
     records: u64,
     /// The size of the files, without torn tails.
@@ -43,7 +43,7 @@ struct LogFigures {
 struct FolderFigures {
     folder: String,
     #[serde(flatten)]
-    figures: LogFigures,
+    figures: SizeFigures,
     torn_tail: Option<TornTail>,
     /// Records beyond the ends of segments. They are not served.
     beyond: Vec<BeyondEnd>,
@@ -96,7 +96,7 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
     for (number, folder) in snapshot.folders().iter().enumerate() {
         let mut folder_figures = FolderFigures {
             folder: shard_folder(folder.shard()),
-            figures: LogFigures::default(),
+            figures: SizeFigures::default(),
             torn_tail: None,
             beyond: Vec::new(),
         };
@@ -122,7 +122,7 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
         }
         folders.push(folder_figures);
     }
-    let mut total = LogFigures::default();
+    let mut total = SizeFigures::default();
     // Only now: an op of a later folder may supersede one of an earlier folder.
     for (number, folder_figures) in folders.iter_mut().enumerate() {
         folder_figures.figures.take(census.folder(number));
@@ -146,7 +146,7 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
     })
 }
 
-impl LogFigures {
+impl SizeFigures {
     fn take(&mut self, share: Share) {
         self.records = share.records;
         self.live_bytes = share.live_bytes;
@@ -194,19 +194,19 @@ fn tables(statistics: &Statistics) -> String {
         "folder", "segments", "records", "bytes", "live", "dead",
     ])];
     let folders = statistics.folders.iter();
-    rows.extend(folders.map(|folder_figures| folder_figures.figures.cells(&folder_figures.folder)));
+    rows.extend(folders.map(|folder| folder.figures.cells(&folder.folder)));
     rows.push(statistics.total.cells("total"));
     let mut parts = vec![text::table(&rows)];
     let torn = statistics.folders.iter();
     parts.extend(
-        torn.filter_map(|folder_figures| folder_figures.torn_tail.as_ref())
+        torn.filter_map(|folder| folder.torn_tail.as_ref())
             .map(|torn| {
                 let (torn_bytes, offset) = (text::count(torn.bytes, "byte"), torn.offset);
                 let file = &torn.file;
                 format!("\n{file} ends with {torn_bytes} of an unfinished batch at byte {offset}\n")
             }),
     );
-    let beyond = statistics.folders.iter().flat_map(|found| &found.beyond);
+    let beyond = statistics.folders.iter().flat_map(|folder| &folder.beyond);
     parts.extend(beyond.map(|beyond| format!("\n{}\n", beyond.line)));
     if statistics.workspaces.is_empty() {
         return parts.concat();

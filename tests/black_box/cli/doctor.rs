@@ -111,7 +111,7 @@ async fn a_port_that_another_process_has_fails() {
         .port()
         .to_string();
     let (outcome, report) = report(&Setup::new(), &["--port", &port]).await;
-    expect_failure(&outcome, &report, "port", &[&port, "taken"]);
+    expect_failure(&outcome, &report, "port", &[&port, "in use"]);
 }
 
 #[tokio::test]

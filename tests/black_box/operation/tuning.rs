@@ -1,4 +1,5 @@
 //! The files of `tuning/`: every setting in them exists, under the kernel's or the server's name.
+//! And the documents: their links, their width, their versions.
 
 use crate::support::server::Setup;
 use crate::support::skipped;

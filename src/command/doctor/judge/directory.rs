@@ -5,9 +5,9 @@ use crate::command::doctor::finding::Finding;
 use crate::command::text;
 use crate::limits::{LOG_SPARE_BYTES, SEGMENT_RESERVE_BYTES};
 
-/// They keep nothing.
+/// File systems that lose everything at a reboot.
 const IN_MEMORY: [&str; 2] = ["tmpfs", "ramfs"];
-/// What a sync and a lock mean there is another machine's or another program's matter.
+/// File systems on which another machine or program decides what a sync and a lock mean.
 const REMOTE: [&str; 9] = [
     "nfs",
     "nfs4",
@@ -19,15 +19,15 @@ const REMOTE: [&str; 9] = [
     "glusterfs",
     "fuse",
 ];
-/// A sync promises nothing with these.
+/// Mount options with which a sync guarantees nothing.
 const LYING_OPTIONS: [&str; 2] = ["nobarrier", "barrier=0"];
-/// No disk that keeps what it has taken is faster than this.
+/// No disk that keeps what it confirms is faster than this.
 const SYNC_BELIEVED_US: u64 = 10;
-/// A median over this is felt in every op of a light load.
+/// A median above this is felt in every op under light load.
 const SYNC_SLOW_US: u64 = 5_000;
-/// A tail over this is seen as a hitch.
+/// A tail above this is noticed as a hitch.
 const SYNC_TAIL_US: u64 = 50_000;
-/// Where less is free, a warning says so: a log grows to three times what is live in it.
+/// With less free space there is a warning: a log grows to three times its live data.
 const FREE_ADVISED_BYTES: u64 = 1024 * 1024 * 1024;
 
 pub fn folder(directory: &Directory) -> Finding {
@@ -46,23 +46,23 @@ pub fn folder(directory: &Directory) -> Finding {
     if let Some(name) = &directory.other_file {
         return Finding::fail(
             CHECK,
-            format!("{path} has no log, and other files (such as {name})"),
+            format!("{path} has no log, but other files (such as {name})"),
             "name an empty folder, or a new one in it, with --data-dir",
         );
     }
     match &directory.server {
         Some(pid) => Finding::ok(
             CHECK,
-            format!("{path} can be written; a server runs on it (pid {pid})"),
+            format!("{path} is writable; a server is using it (pid {pid})"),
         ),
         None if directory.is_there => Finding::ok(
             CHECK,
-            format!("{path} can be written, and nobody holds its lock"),
+            format!("{path} is writable, and no server is using it"),
         ),
         None => Finding::ok(
             CHECK,
             format!(
-                "{path} is not there; it can be made in {}",
+                "{path} does not exist; it can be created in {}",
                 directory.measured_in.display()
             ),
         ),
@@ -78,7 +78,7 @@ pub fn file_system(directory: &Directory) -> Option<Finding> {
         return Some(Finding::warn(
             CHECK,
             format!(
-                "{found}, mounted with {option}: after a power cut, what fdatasync promised may be lost"
+                "{found}, mounted with {option}: a power cut may lose what fdatasync has confirmed"
             ),
             "remount without it, unless the disk's cache survives a power cut: tuning/disk.md",
         ));
@@ -95,7 +95,8 @@ pub fn file_system(directory: &Directory) -> Option<Finding> {
         Finding::warn(
             CHECK,
             format!(
-                "{found} is not a disk of this host: what fdatasync and flock promise depends on the other side"
+                "{found} is not a disk of this host: what fdatasync and flock guarantee depends on \
+                 the other side"
             ),
             "use ext4 or xfs on a block device: tuning/disk.md",
         )
@@ -116,22 +117,23 @@ pub fn file_system(directory: &Directory) -> Option<Finding> {
 
 pub fn discard(directory: &Directory) -> Option<Finding> {
     let mount = directory.mount.as_ref()?;
-    // Of btrfs and xfs it is asynchronous, or small.
+    // On btrfs and xfs it is asynchronous, or cheap.
     let is_felt = mount.file_system == "ext4" && mount.has("discard");
     is_felt.then(|| {
         Finding::warn(
             "discard",
-            "ext4 mounted with discard: a commit of its journal waits until the device has discarded what was freed, and so does every fdatasync",
+            "ext4 mounted with discard: each commit of its journal, and so each fdatasync, waits \
+             until the device has discarded the freed blocks",
             "mount it without discard, and run fstrim.timer instead: tuning/disk.md",
         )
     })
 }
 
-pub fn room(directory: &Directory) -> Option<Finding> {
+pub fn free_space(directory: &Directory) -> Option<Finding> {
     const CHECK: &str = "free space";
     let free = directory.free_bytes?;
     let found = format!("{} free", text::bytes(free));
-    // Each shard begins with a segment.
+    // Each shard starts with a segment.
     Some(if free < SEGMENT_RESERVE_BYTES {
         Finding::fail(
             CHECK,
@@ -142,10 +144,10 @@ pub fn room(directory: &Directory) -> Option<Finding> {
         Finding::warn(
             CHECK,
             format!(
-                "{found}: the log grows to 3 times its live data, and {} a shard besides",
+                "{found}: the log grows to 3 times its live data plus {} a shard",
                 text::bytes(4 * LOG_SPARE_BYTES)
             ),
-            "make room; on a disk that is nearly full ops get an error 500 until there is some",
+            "make room; while the disk is nearly full, ops get error 500",
         )
     } else {
         Finding::ok(CHECK, found)
@@ -163,19 +165,19 @@ pub fn sync(directory: &Directory, processor: &Processor) -> Option<Finding> {
         max_us,
     } = times;
     let way = if writes_through {
-        ", past the page cache"
+        ", bypassing the page cache"
     } else {
         ""
     };
     let found = format!(
-        "p50 {}, p99 {}, most {} ({appends} small appends{way})",
+        "p50 {}, p99 {}, max {} ({appends} small appends{way})",
         text::milliseconds(p50_us),
         text::milliseconds(p99_us),
         text::milliseconds(max_us)
     );
-    // The kernel's threads that sync wait for a core, too.
+    // The kernel's threads that sync have to wait for a core too.
     let found = if processor.is_busy() {
-        found + ", while the cores are busy: measure again at rest"
+        found + ", while the cores are busy: measure again when they are idle"
     } else {
         found
     };
@@ -186,12 +188,13 @@ pub fn sync(directory: &Directory, processor: &Processor) -> Option<Finding> {
     } else if p50_us < SYNC_BELIEVED_US {
         Finding::warn(
             CHECK,
-            format!("{found}: faster than any disk that keeps what it has accepted"),
-            "something ignores it (a hypervisor's cache=unsafe, eatmydata, a mount without barriers): tuning/disk.md",
+            format!("{found}: faster than any disk that keeps what it has confirmed"),
+            "something ignores it (a hypervisor's cache=unsafe, eatmydata, a mount without \
+             barriers): tuning/disk.md",
         )
     } else if p50_us > SYNC_SLOW_US || p99_us > SYNC_TAIL_US {
         let why = match directory.is_rotational {
-            Some(true) => ", on a device that reports to be a spinning disk",
+            Some(true) => ", on a device that reports that it is a spinning disk",
             _ => "",
         };
         Finding::warn(

@@ -1,21 +1,25 @@
-//! The kernel: its ring, and its clock.
+//! The kernel: its release, its rings, its locked memory and its clock.
 
 use crate::command::doctor::facts::{Kernel, ProcessLimits, RingFault, RingSupport, WantedServer};
 use crate::command::doctor::finding::Finding;
 use crate::command::text;
 use crate::io::ring::locked_bytes;
 
-/// The oldest kernel on which the server is meant to work.
+/// The oldest supported kernel.
 const OLDEST: (u32, u32) = (5, 10);
-/// A receive that waits holds no buffer from here on.
-const LENDS_LATE: (u32, u32) = (5, 19);
-/// A clock that is read in the process itself takes some tens of nanoseconds; one that asks the kernel takes more than this.
+/// The first kernel on which a pending receive holds no buffer without a poll before it.
+const PENDING_WITHOUT_BUFFER: (u32, u32) = (5, 19);
+/// A clock that is read without a system call takes some tens of nanoseconds, any other takes
+/// longer than this.
 const CLOCK_READ_NS_MAX: u64 = 200;
 
-const RAISE_LOCKED: &str = "raise the limit of locked memory (ulimit -l), or lower --shards: LimitMEMLOCK in tuning/etherply.service, docker run --ulimit memlock, or tuning/limits.conf";
-const ALLOW: &str = "let the container have io_uring_setup, io_uring_enter and io_uring_register: for Docker and Podman --security-opt seccomp=tuning/seccomp.json, for Kubernetes see tuning/containers.md";
+const RAISE_LOCKED: &str = "raise the limit of locked memory (ulimit -l), or lower --shards: \
+     LimitMEMLOCK in tuning/etherply.service, docker run --ulimit memlock, or tuning/limits.conf";
+const ALLOW: &str = "allow io_uring_setup, io_uring_enter and io_uring_register in the container: \
+     for Docker and Podman --security-opt seccomp=tuning/seccomp.json, for Kubernetes see \
+     tuning/containers.md";
 
-/// The numbers of a release such as `6.1.0-18-amd64`.
+/// Returns the first two numbers of a release such as `6.1.0-18-amd64`.
 pub fn numbers(release: &str) -> (u32, u32) {
     let mut numbers = release
         .split(|c: char| !c.is_ascii_digit())
@@ -42,7 +46,8 @@ pub fn ring(kernel: &Kernel, ring: &RingSupport, wanted: &WantedServer) -> Findi
     let is_new = numbers(&kernel.release) >= OLDEST;
     let (found, advice) = match fault {
         RingFault::Missing if is_new => (
-            "io_uring is missing (ENOSYS), and this kernel should have it: a seccomp filter hides it, or the kernel was built without",
+            "io_uring is missing (ENOSYS), although this kernel should have it: a seccomp filter \
+             hides it, or the kernel was built without it",
             ALLOW,
         ),
         RingFault::Missing => (
@@ -51,9 +56,9 @@ pub fn ring(kernel: &Kernel, ring: &RingSupport, wanted: &WantedServer) -> Findi
         ),
         RingFault::Forbidden => forbidden(kernel),
         RingFault::NoMemory => {
-            let (had, shards) = (ring.set_up, wanted.shards);
+            let (created, shards) = (ring.set_up, wanted.shards);
             let found =
-                format!("{had} of the rings of {shards} shards can be had, and no more (ENOMEM)");
+                format!("only {created} of the rings of {shards} shards can be created (ENOMEM)");
             let advice = match locked_bytes(numbers(&kernel.release), shards) {
                 Some(_) => RAISE_LOCKED,
                 None => {
@@ -63,7 +68,7 @@ pub fn ring(kernel: &Kernel, ring: &RingSupport, wanted: &WantedServer) -> Findi
             return Finding::fail("io_uring", found, advice);
         }
         RingFault::NoDescriptor => (
-            "no file may be opened for a ring",
+            "no file descriptor is left for a ring",
             "raise the limit of open files (ulimit -n): tuning/limits.conf",
         ),
         RingFault::LacksOperations => (
@@ -71,14 +76,14 @@ pub fn ring(kernel: &Kernel, ring: &RingSupport, wanted: &WantedServer) -> Findi
             "use Linux 5.10 or later",
         ),
         RingFault::Other(error) => {
-            let found = format!("a ring cannot be set up: {error}");
+            let found = format!("a ring cannot be created: {error}");
             return Finding::fail("io_uring", found, "see tuning/containers.md");
         }
     };
     Finding::fail("io_uring", found, advice)
 }
 
-/// Who has forbidden it: the sysctl, a filter of system calls, or what is left.
+/// Finds out what forbids a ring: the sysctl, a filter of system calls, or a security module.
 fn forbidden(kernel: &Kernel) -> (&'static str, &'static str) {
     let by_sysctl = match kernel.io_uring_disabled {
         Some(0) | None => false,
@@ -91,12 +96,15 @@ fn forbidden(kernel: &Kernel) -> (&'static str, &'static str) {
             "sudo sysctl -w kernel.io_uring_disabled=0, and keep it: tuning/sysctl.conf",
         ),
         (true, true) => (
-            "io_uring is forbidden by the sysctl kernel.io_uring_disabled, and perhaps by the seccomp filter too",
-            "sudo sysctl -w kernel.io_uring_disabled=0 on the host (tuning/sysctl.conf), then look again",
+            "io_uring is forbidden by the sysctl kernel.io_uring_disabled, and perhaps by the \
+             seccomp filter too",
+            "sudo sysctl -w kernel.io_uring_disabled=0 on the host (tuning/sysctl.conf), then \
+             check again",
         ),
         (false, true) => ("io_uring is forbidden by a seccomp filter (EPERM)", ALLOW),
         (false, false) => (
-            "io_uring is forbidden (EPERM), by no sysctl and no seccomp filter: a security module (AppArmor, SELinux) does it",
+            "io_uring is forbidden (EPERM), but not by a sysctl or a seccomp filter: probably by a \
+             security module (AppArmor, SELinux)",
             "allow io_uring in that module's profile: journalctl -k | grep -i denied shows which",
         ),
     }
@@ -106,8 +114,10 @@ fn working_ring(kernel: &Kernel, ring: &RingSupport, wanted: &WantedServer) -> F
     if kernel.io_uring_disabled == Some(1) {
         return Finding::warn(
             "io_uring",
-            "a ring works for this user, but kernel.io_uring_disabled is 1: most other users cannot have one",
-            "run this as the server's user; sudo sysctl -w kernel.io_uring_disabled=0, and keep it: tuning/sysctl.conf",
+            "a ring works for this user, but kernel.io_uring_disabled is 1: most other users \
+             cannot have one",
+            "run this as the server's user; sudo sysctl -w kernel.io_uring_disabled=0, and keep \
+             it: tuning/sysctl.conf",
         );
     }
     let mut flags = Vec::new();
@@ -121,8 +131,8 @@ fn working_ring(kernel: &Kernel, ring: &RingSupport, wanted: &WantedServer) -> F
         [] => "without the setup flags of newer kernels".to_owned(),
         flags => format!("with {}", flags.join(" and ")),
     };
-    let way = if numbers(&kernel.release) < LENDS_LATE {
-        "; receives wait with a poll first, as before Linux 5.19"
+    let way = if numbers(&kernel.release) < PENDING_WITHOUT_BUFFER {
+        "; receives poll first, as always before Linux 5.19"
     } else {
         ""
     };
@@ -147,13 +157,15 @@ pub fn locked_memory(
         .locked_memory_bytes
         .filter(|_| !kernel.may_lock_memory)
     else {
-        return Some(Finding::ok(CHECK, "no limit holds for this user"));
+        return Some(Finding::ok(CHECK, "no limit applies to this user"));
     };
     let limit_text = text::bytes(limit);
     let found = format!(
-        "the limit is {limit_text} for all processes of this user, and the rings of {shards} shards lock {needed_text}"
+        "the limit is {limit_text} for all processes of this user, and the rings of {shards} \
+         shards lock {needed_text}"
     );
-    // A server that runs as this user has its own part of the limit, and leaves none to try.
+    // A running server of this user uses up part of the limit, so that a trial may fail without it
+    // being too low by itself.
     let is_short = limit < needed || ring.fault == Some(RingFault::NoMemory);
     Some(if is_short {
         Finding::fail(CHECK, found, RAISE_LOCKED)
@@ -172,7 +184,8 @@ pub fn clock(kernel: &Kernel) -> Finding {
         return Finding::warn(
             "clock",
             format!("{found}: each reading is a system call"),
-            "see which sources there are in /sys/devices/system/clocksource/clocksource0/available_clocksource, and tuning/cpu.md",
+            "see /sys/devices/system/clocksource/clocksource0/available_clocksource for other \
+             sources, and tuning/cpu.md",
         );
     }
     Finding::ok("clock", found)

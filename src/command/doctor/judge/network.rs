@@ -1,4 +1,5 @@
-//! Connections: descriptors, the port, the queue before it, the ports of others.
+//! Connections: file descriptors, the port, its accept queue, and the ports of outgoing
+//! connections.
 
 use crate::command::doctor::facts::{Directory, Network, Port, ProcessLimits, WantedServer};
 use crate::command::doctor::finding::Finding;
@@ -6,12 +7,13 @@ use crate::command::text;
 use crate::io::server::connections_allowed;
 use crate::limits::LISTEN_BACKLOG;
 
-/// A server that nobody has given a number should have room for so many.
+/// Without --max-connections, a server should have room for at least this many.
 const CONNECTIONS_ADVISED: usize = 10_000;
 
 pub fn open_files(limits: &ProcessLimits, wanted: &WantedServer) -> Finding {
     const CHECK: &str = "open files";
-    const RAISE: &str = "raise it (ulimit -Hn): LimitNOFILE in tuning/etherply.service, tuning/limits.conf, or --ulimit nofile= of a container";
+    const RAISE: &str = "raise it (ulimit -Hn): LimitNOFILE in tuning/etherply.service, \
+                         tuning/limits.conf, or --ulimit nofile= of a container";
     let allowed = match connections_allowed(limits.open_files.unwrap_or(u64::MAX), wanted.shards) {
         Ok(allowed) => allowed,
         Err(error) => return Finding::fail(CHECK, error.to_string(), RAISE),
@@ -42,12 +44,13 @@ pub fn port(network: &Network, directory: &Directory, wanted: &WantedServer) -> 
     const CHECK: &str = "port";
     let address = wanted.address;
     match (&network.port, &directory.server) {
-        (Port::Free, _) if address.port() == 0 => Finding::ok(CHECK, "a free one is picked"),
+        (Port::Free, _) if address.port() == 0 => Finding::ok(CHECK, "the server picks a free one"),
         (Port::Free, _) => Finding::ok(CHECK, format!("{address} is free")),
         (Port::Taken, Some(pid)) => Finding::warn(
             CHECK,
             format!(
-                "{address} is taken, by the server on this data directory (pid {pid}) or by another process"
+                "{address} is in use, by the server on this data directory (pid {pid}) or by \
+                 another process"
             ),
             format!(
                 "ss -ltnp 'sport = :{}' shows which; if it is that server, all is well",
@@ -56,7 +59,7 @@ pub fn port(network: &Network, directory: &Directory, wanted: &WantedServer) -> 
         ),
         (Port::Taken, None) => Finding::fail(
             CHECK,
-            format!("{address} is taken by another process"),
+            format!("{address} is in use by another process"),
             format!(
                 "ss -ltnp 'sport = :{}' shows which: stop it, or choose another port with --port",
                 address.port()
@@ -65,7 +68,8 @@ pub fn port(network: &Network, directory: &Directory, wanted: &WantedServer) -> 
         (Port::Refused(error), _) => Finding::fail(
             CHECK,
             error.clone(),
-            "choose an address of this host with --host; a port below 1024 needs AmbientCapabilities=CAP_NET_BIND_SERVICE (tuning/etherply.service)",
+            "choose an address of this host with --host; a port below 1024 needs \
+             AmbientCapabilities=CAP_NET_BIND_SERVICE (tuning/etherply.service)",
         ),
     }
 }
@@ -78,7 +82,8 @@ pub fn backlog(network: &Network) -> Option<Finding> {
         Finding::warn(
             CHECK,
             format!(
-                "net.core.somaxconn is {somaxconn}, and the server asks for {wanted}: when all clients reconnect at once, some wait for a second or more"
+                "net.core.somaxconn is {somaxconn}, but the server asks for {wanted}: when all \
+                 clients reconnect at once, some wait for a second or more"
             ),
             format!("sudo sysctl -w net.core.somaxconn={wanted}, and keep it: tuning/sysctl.conf"),
         )
@@ -93,11 +98,12 @@ pub fn backlog(network: &Network) -> Option<Finding> {
 pub fn send_queue(network: &Network) -> Option<Finding> {
     let (unsent, most) = (network.unsent_bytes_max?, network.send_bytes_max?);
     let found = if unsent < most {
-        format!("{} unsent at most for each client", text::bytes(unsent))
+        format!("at most {} unsent per client", text::bytes(unsent))
     } else {
-        // How much of that is too much depends on the clients.
+        // Not a warning: how much is too much depends on the clients.
         format!(
-            "a client that stalls holds up to {} of kernel memory; net.ipv4.tcp_notsent_lowat bounds it: tuning/sysctl.conf",
+            "a client that stalls holds up to {} of kernel memory; net.ipv4.tcp_notsent_lowat \
+             bounds it: tuning/sysctl.conf",
             text::bytes(most)
         )
     };
@@ -114,10 +120,12 @@ pub fn local_ports(network: &Network, wanted: &WantedServer) -> Option<Finding> 
         return Some(Finding::warn(
             CHECK,
             format!(
-                "port {port} is in the range of outgoing connections ({first} to {last}): one of them may hold it when the server starts"
+                "port {port} is in the range of outgoing connections ({first} to {last}): one of \
+                 them may be using it when the server starts"
             ),
             format!(
-                "sudo sysctl -w net.ipv4.ip_local_reserved_ports={port} (a list; keep what is in it), see tuning/sysctl.conf"
+                "sudo sysctl -w net.ipv4.ip_local_reserved_ports={port} (a list; keep its other \
+                 entries), see tuning/sysctl.conf"
             ),
         ));
     }

@@ -5,7 +5,7 @@ use crate::command::doctor::finding::Finding;
 use crate::command::text;
 use crate::limits::SHARD_BYTES;
 
-/// What the process takes before there is a shard, a workspace or a connection.
+/// The memory of the process without a shard, a workspace or a connection.
 const PROCESS_BYTES: u64 = 16 * 1024 * 1024;
 
 pub fn shards(processor: &Processor, wanted: &WantedServer) -> Finding {
@@ -21,7 +21,7 @@ pub fn shards(processor: &Processor, wanted: &WantedServer) -> Finding {
     if shards as usize > allowed {
         return Finding::warn(
             CHECK,
-            format!("{found}: some share a core and wait for each other"),
+            format!("{found}: some share a core and delay each other"),
             format!("--shards {allowed}, or fewer: tuning/cpu.md has a table"),
         );
     }
@@ -36,17 +36,19 @@ pub fn quota(processor: &Processor, wanted: &WantedServer) -> Option<Finding> {
         Finding::warn(
             CHECK,
             format!(
-                "{found} for {}: when it is used up, all clients wait until the period ends (100 ms by default)",
+                "{found} for {}: when it is used up, all clients wait until the period ends \
+                 (100 ms by default)",
                 text::count(u64::from(wanted.shards), "shard")
             ),
-            "give the group a core for each shard and some for the kernel's work, or pin it to cores instead (cpuset): tuning/cpu.md",
+            "give the group a core for each shard and some for the kernel's work, or pin it to \
+             cores instead (cpuset): tuning/cpu.md",
         )
     } else {
         Finding::ok(CHECK, found)
     })
 }
 
-/// What so many shards take when they are busy, without any state.
+/// Returns the memory of `shards` busy shards, without any state.
 pub fn working_bytes(shards: u32) -> u64 {
     PROCESS_BYTES + u64::from(shards) * SHARD_BYTES
 }
@@ -68,11 +70,12 @@ pub fn memory(processor: &Processor, wanted: &WantedServer) -> Option<Finding> {
         Finding::warn(
             CHECK,
             format!(
-                "{found}, and {} take up to {} under load, beside the state and the kernel's socket buffers",
+                "{found}, but {} may use up to {} under load, besides the state and the kernel's \
+                 socket buffers",
                 text::count(u64::from(wanted.shards), "shard"),
                 text::bytes(needed)
             ),
-            "give it more, or lower --shards: a process over the limit is killed",
+            "add memory, or lower --shards: a process over the limit is killed",
         )
     } else {
         Finding::ok(CHECK, found)
@@ -89,7 +92,7 @@ pub fn governor(processor: &Processor) -> Option<Finding> {
     Some(if slow {
         Finding::warn(
             CHECK,
-            format!("{names}: a core that idles between two ops starts slowly"),
+            format!("{names}: a core that has been idle between two ops wakes up slowly"),
             "sudo cpupower frequency-set -g performance: tuning/cpu.md",
         )
     } else {

@@ -1,4 +1,4 @@
-//! Hosts, good and bad, and what is said of them.
+//! Good and bad hosts, and the findings about them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use crate::command::doctor::finding::{Finding, Severity};
 
 const MIB: u64 = 1024 * 1024;
 
-/// A host on which all is well.
+/// Returns the facts of a host with nothing to change.
 fn good() -> Facts {
     Facts {
         wanted: WantedServer {
@@ -97,17 +97,17 @@ fn mount(file_system: &str, options: &[&str]) -> Mount {
     }
 }
 
-/// A change of the good host, what is found then, and words of the finding and its advice.
+/// A change to the good host, the severity of the finding, and words of the finding and its advice.
 type Case<'a> = (fn(&mut Facts), Severity, &'a [&'a str]);
 
 fn finding(facts: &Facts, check: &str) -> Finding {
     let mut found = judge(facts).into_iter().filter(|one| one.check == check);
     let first = found.next();
-    assert!(found.next().is_none(), "{check} is told once");
-    first.unwrap_or_else(|| panic!("{check} is told"))
+    assert!(found.next().is_none(), "{check} is reported once");
+    first.unwrap_or_else(|| panic!("{check} is reported"))
 }
 
-/// Each row changes what is said of this check as it says, and nothing that is said of the others.
+/// Checks that each change has its effect on this check, and none on the others.
 fn check_rows(check: &str, rows: &[Case<'_>]) {
     for (number, (change, verdict, words)) in rows.iter().enumerate() {
         let mut facts = good();
@@ -134,7 +134,7 @@ fn check_rows(check: &str, rows: &[Case<'_>]) {
 }
 
 #[test]
-fn on_a_good_host_all_is_well() {
+fn on_a_good_host_every_check_is_ok() {
     let findings = judge(&good());
     assert!(findings.len() >= 12, "{findings:?}");
     for found in findings {
@@ -147,7 +147,7 @@ fn on_a_good_host_all_is_well() {
 }
 
 #[test]
-fn a_host_that_tells_nothing_of_itself_is_not_blamed() {
+fn facts_that_are_unknown_cause_no_warning() {
     let mut facts = good();
     facts.kernel.clock_source = None;
     facts.network.somaxconn = None;

@@ -121,6 +121,7 @@ fn a_connection_that_is_closing_has_its_time() {
     assert_eq!(rig.seen(client), ["aborted", "gone"]);
 }
 
+/// P77.
 #[test]
 fn a_drain_has_its_time() {
     let mut rig = Rig::new(|_| ());
@@ -141,6 +142,7 @@ fn a_drain_has_its_time() {
     assert_eq!(rig.drained, 1);
 }
 
+/// P25.
 #[test]
 fn a_token_expires_by_the_wall_clock() {
     let mut rig = Rig::new(|_| ());
@@ -153,6 +155,7 @@ fn a_token_expires_by_the_wall_clock() {
     assert!(seen.contains(&"close 4001".to_owned()), "{seen:?}");
 }
 
+/// P39.
 #[test]
 fn what_was_sent_at_the_rate_is_taken_when_it_comes_at_once() {
     let limits = Limits {

@@ -35,6 +35,7 @@ fn is_open(rig: &mut Rig, place: usize) -> bool {
 
 // ---- unfinished messages ----
 
+/// P76.
 #[test]
 fn unfinished_messages_have_one_budget_and_small_ones_are_never_given_up() {
     const BUDGET: usize = 200_000;
@@ -91,6 +92,7 @@ fn unfinished_messages_have_one_budget_and_small_ones_are_never_given_up() {
     }
 }
 
+/// P76.
 #[test]
 fn one_legal_message_always_fits() {
     let message_bytes = 3 << 20;
@@ -124,6 +126,7 @@ fn one_legal_message_always_fits() {
     }
 }
 
+/// P74.
 #[test]
 fn a_message_that_takes_too_long_is_given_up() {
     let parts: [(&str, Vec<u8>); 3] = [
@@ -165,6 +168,7 @@ fn a_message_that_takes_too_long_is_given_up() {
     }
 }
 
+/// P74.
 #[test]
 fn each_message_has_its_own_time_and_a_long_one_has_more() {
     let mut rig = Rig::new(|config| {
@@ -237,6 +241,7 @@ fn shared(rig: &Rig) -> u64 {
     rig.shard.counters().shared_answer_bytes
 }
 
+/// P57.
 #[test]
 fn all_who_lose_against_an_op_are_sent_one_frame() {
     let mut rig = rig_with_values(1, 10 << 20);
@@ -259,6 +264,7 @@ fn all_who_lose_against_an_op_are_sent_one_frame() {
     assert_eq!((shared(&rig), rig.shard.counters().answer_bytes), (0, 0));
 }
 
+/// P57.
 #[test]
 fn no_op_is_corrected_before_the_last_correction_is_out() {
     let mut rig = rig_with_values(3, 10 << 20);
@@ -279,6 +285,7 @@ fn no_op_is_corrected_before_the_last_correction_is_out() {
     assert_eq!(rig.seen(loser), expected);
 }
 
+/// P76.
 #[test]
 fn corrections_that_nobody_takes_have_a_budget_and_those_who_read_stay() {
     const BUDGET: usize = 600_000;
@@ -372,6 +379,7 @@ fn those_who_fall_behind_share_a_long_op() {
 
 // ---- presence ----
 
+/// P83.
 #[test]
 fn presence_is_encoded_once_and_names_so_many() {
     let mut rig = Rig::new(|_| ());
@@ -427,6 +435,7 @@ fn presence_is_encoded_once_and_names_so_many() {
     assert!(shared(&rig) < 600_000);
 }
 
+/// P83.
 #[test]
 fn the_number_of_users_is_told_to_head_and_get() {
     let mut rig = Rig::new(|_| ());

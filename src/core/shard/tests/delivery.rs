@@ -118,6 +118,7 @@ fn a_batch_waits_for_no_event() {
     }
 }
 
+/// P61.
 #[test]
 fn an_interval_is_synced_in_its_time() {
     let mut rig = Rig::new(|config| config.durability = Durability::Interval);
@@ -131,6 +132,7 @@ fn an_interval_is_synced_in_its_time() {
     assert!(rig.disk.synced.contains("1"));
 }
 
+/// P60.
 #[test]
 fn what_shows_an_op_waits_for_the_log() {
     let mut rig = Rig::new(|_| ());
@@ -153,6 +155,7 @@ fn what_shows_an_op_waits_for_the_log() {
     assert_eq!(rig.seen(late), ["101", "init 1"]);
 }
 
+/// P60, P82.
 #[test]
 fn an_answer_that_the_log_holds_up_comes_with_the_commit() {
     let mut rig = Rig::new(|_| ());
@@ -227,6 +230,7 @@ fn so_many_keys_are_looked_at_for_a_client_that_fell_behind_and_no_more() {
     assert_eq!(rig.seen(slow), ["k=2@200"]);
 }
 
+/// P72.
 #[test]
 fn a_client_that_fell_behind_gets_the_latest_of_each_key() {
     let mut rig = Rig::new(|config| config.outbox_bytes_max = 16 * 1024);

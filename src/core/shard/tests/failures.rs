@@ -6,6 +6,7 @@ use crate::core::contract::{Input, Output};
 use crate::core::fanout::window::spans_bytes;
 use crate::core::shard::session::State;
 
+/// P13.
 #[test]
 fn a_panic_over_a_request_is_answered_with_500() {
     let mut rig = Rig::new(|_| ());
@@ -43,6 +44,7 @@ fn a_panic_over_a_closing_connection_ends_that_one() {
     assert_eq!(rig.seen(other), ["close 1000", "gone"]);
 }
 
+/// P63.
 #[test]
 fn a_panic_is_told_and_the_shard_starts_over() {
     let mut rig = Rig::new(|config| config.fault_panic_key = Some("boom".to_owned()));
@@ -64,6 +66,7 @@ fn a_panic_is_told_and_the_shard_starts_over() {
     assert_eq!(rig.seen(silent), ["101", "init 1"]);
 }
 
+/// P62.
 #[test]
 fn the_log_is_tried_again_at_growing_intervals() {
     let mut rig = Rig::new(|_| ());
@@ -111,6 +114,7 @@ fn rebuild_after_ms(rig: &mut Rig) -> u64 {
     (rig.clock.now_us - before_us) / 1000
 }
 
+/// P62.
 #[test]
 fn those_whose_ops_are_lost_are_told_and_nobody_else() {
     // Failing are: the batch under way, and what came behind it.

@@ -38,6 +38,7 @@ fn flood(rig: &mut Rig, client: usize, bytes: &[u8], per_second: u64, count: u64
     None
 }
 
+/// P75.
 #[test]
 fn an_endless_run_of_empty_frames_ends() {
     // The inputs of R11, with the limit and without.
@@ -93,6 +94,7 @@ fn a_heartbeat_and_a_message_in_small_pieces_are_nothing_unusual() {
     }
 }
 
+/// P75.
 #[test]
 fn a_message_in_the_smallest_pieces_again_and_again_is_over_the_rate() {
     let message = || {
@@ -118,6 +120,7 @@ fn a_message_in_the_smallest_pieces_again_and_again_is_over_the_rate() {
     );
 }
 
+/// P75.
 #[test]
 fn a_pong_for_a_ping_is_free() {
     let mut rig = Rig::new(|config| {

@@ -9,6 +9,7 @@ use crate::core::shard::session::SessionId;
 use crate::log::commit::Durability;
 use crate::wire::upgrade::{Answer, WebPage};
 
+/// P82.
 #[test]
 fn a_look_shows_nothing_that_is_not_durable() {
     for (log_fails, status) in [(false, "200"), (true, "500")] {
@@ -105,6 +106,7 @@ fn large_rooms(rooms: &[&str], snapshot_bytes_max: usize) -> Rig {
     rig
 }
 
+/// P12.
 #[test]
 fn states_that_are_on_their_way_are_bounded() {
     let mut rig = large_rooms(&["a", "b", "c"], 250_000);
@@ -176,6 +178,7 @@ fn one_state_that_is_larger_than_all_that_may_be_on_its_way_is_served() {
     assert_eq!(rig.shard.counters().refused_snapshot_bytes, 1);
 }
 
+/// P80.
 #[test]
 fn a_look_at_a_state_is_the_same_for_head_without_the_body() {
     let mut rig = Rig::new(|_| ());
@@ -216,6 +219,7 @@ fn tag_of_state(rig: &mut Rig) -> String {
     line.unwrap().to_owned()
 }
 
+/// P81.
 #[test]
 fn a_tag_names_the_start_and_the_seq() {
     let mut tags = HashSet::new();
@@ -250,6 +254,7 @@ fn a_tag_from_before_a_rebuild_is_never_given_again() {
     }
 }
 
+/// P3.
 #[test]
 fn an_answer_has_the_date() {
     let mut rig = Rig::new(|_| ());
@@ -262,6 +267,7 @@ fn an_answer_has_the_date() {
     assert_eq!(date(&head), date(&expected));
 }
 
+/// P80.
 #[test]
 fn a_look_makes_no_workspace() {
     let mut rig = Rig::new(|_| ());
@@ -273,6 +279,7 @@ fn a_look_makes_no_workspace() {
     assert_eq!(rig.shard.counters().workspaces, 0);
 }
 
+/// P12, P20.
 #[test]
 fn a_look_is_refused_like_a_handshake() {
     let mut rig = Rig::new(|_| ());

@@ -51,6 +51,7 @@ fn refused(rig: &Rig) -> [u64; 5] {
     ]
 }
 
+/// P39, P48.
 #[test]
 fn an_op_over_the_rate_is_told_and_shown_to_nobody() {
     let mut rig = rig(ops_per_second(2));
@@ -75,6 +76,7 @@ fn an_op_over_the_rate_is_told_and_shown_to_nobody() {
     assert_eq!(refused(&rig), [3, 0, 0, 0, 0]);
 }
 
+/// P39.
 #[test]
 fn pings_count_and_pongs_do_not() {
     let text_ping = br#"{"type":"ping"}"#;
@@ -100,6 +102,7 @@ fn pings_count_and_pongs_do_not() {
     }
 }
 
+/// P39.
 #[test]
 fn who_goes_on_over_the_rate_is_closed() {
     let per_second = 50;
@@ -148,6 +151,7 @@ fn a_flood_in_one_turn_ends_there() {
     assert_eq!(rig.shard.counters().ops, RATE_BURST_S);
 }
 
+/// P39.
 #[test]
 fn who_keeps_to_the_rate_never_notices() {
     let mut rig = rig(ops_per_second(5));
@@ -168,6 +172,7 @@ fn who_keeps_to_the_rate_never_notices() {
 
 // ---- the size of a workspace ----
 
+/// P38, P48, P49.
 #[test]
 fn an_op_over_the_size_is_told_with_what_stays() {
     let mut rig = rig(workspace_bytes(2 * (ENTRY_BYTES + 3)));
@@ -205,6 +210,7 @@ fn an_op_over_the_size_is_told_with_what_stays() {
     assert_eq!(rig.seen(late), ["101", "init 2"]);
 }
 
+/// P49, P60.
 #[test]
 fn what_stays_is_shown_when_it_is_durable() {
     for (log_fails, expected) in [
@@ -238,6 +244,7 @@ fn the_bytes_of_the_shard_are_those_that_were_taken() {
 
 // ---- members of a workspace ----
 
+/// P12.
 #[test]
 fn a_full_workspace_takes_nobody_until_one_goes() {
     let limits = Limits {
@@ -284,6 +291,7 @@ fn a_full_workspace_takes_nobody_until_one_goes() {
 
 // ---- handshakes in a second ----
 
+/// P1, P12.
 #[test]
 fn a_token_over_the_rate_is_not_even_checked() {
     let limits = Limits {

@@ -45,6 +45,7 @@ fn body(rig: &Rig, client: usize) -> serde_json::Value {
     serde_json::from_slice(&rig.peers[client].client.incoming).expect("a body is JSON")
 }
 
+/// P45.
 #[test]
 fn those_who_wait_get_the_state_of_one_point_and_what_follows() {
     let (mut rig, [joiner, looker, elsewhere, late]) = rig(PART_BYTES);
@@ -99,6 +100,7 @@ fn a_turn_does_a_part() {
     assert!(expected.contains(&turns), "{turns}");
 }
 
+/// P72.
 #[test]
 fn who_waits_and_falls_behind_is_sent_the_latest_of_each_key() {
     let (mut rig, [joiner]) = rig(1);
@@ -176,6 +178,7 @@ fn who_waits_and_is_closed_is_sent_nothing_that_came_behind_the_state() {
     assert_eq!(rig.shard.counters().answer_bytes, 0);
 }
 
+/// P62.
 #[test]
 fn who_waits_when_the_log_fails_is_told_so() {
     let (mut rig, [joiner, looker]) = rig(PART_BYTES);

@@ -101,6 +101,7 @@ fn short_answers_to_one_who_reads_nothing_are_bounded() {
     assert_eq!((bytes, is_read(&rig, id)), (2 * 2000, true));
 }
 
+/// P70.
 #[test]
 fn one_who_reads_slowly_shows_that_it_lives() {
     let mut rig = rig(Durability::Always);

@@ -435,7 +435,7 @@ impl Rig {
     }
 
     /// Whether a client that is connected has fallen behind.
-    pub fn is_behind(&mut self, place: usize) -> bool {
+    pub fn is_behind(&self, place: usize) -> bool {
         let client = &self.peers[place].client;
         let session = self.shard.sessions.get(client.id);
         !client.closed && session.is_some_and(|session| session.outbox.behind().is_some())

@@ -19,6 +19,7 @@ type Change<'a> = &'a dyn Fn(&mut Rig);
 
 // ---- joining ----
 
+/// P12, P13.
 #[test]
 fn a_request_is_answered_by_the_state_of_the_server() {
     let health = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
@@ -66,6 +67,7 @@ fn a_request_is_answered_by_the_state_of_the_server() {
     }
 }
 
+/// P30.
 #[test]
 fn a_request_may_come_in_parts_and_frames_behind_it() {
     let mut bytes = head("w", None).into_bytes();
@@ -188,6 +190,7 @@ fn an_init_is_encoded_once_for_those_who_join_one_after_the_other() {
 
 // ---- reading ----
 
+/// P41, P42.
 #[test]
 fn a_frame_is_answered_by_its_kind() {
     let skew_us = 3600 * SECOND_US;

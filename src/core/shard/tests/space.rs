@@ -177,6 +177,7 @@ fn nobody_waits_for_a_compaction_that_has_given_up() {
     assert_eq!(rig.seen(witness), ["k=1@1"]);
 }
 
+/// P40.
 #[test]
 fn ops_that_would_grow_the_log_are_refused_where_the_disk_is_nearly_full() {
     let mut rig = Rig::new(|_| ());

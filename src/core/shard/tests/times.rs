@@ -14,6 +14,7 @@ fn events(of: &[(u64, &str)]) -> Vec<(u64, String)> {
         .collect()
 }
 
+/// P70.
 #[test]
 fn a_silent_client_is_pinged_and_given_up() {
     let mut rig = Rig::new(|_| ());
@@ -47,6 +48,7 @@ fn an_idle_client_wakes_nobody_before_its_next_deadline() {
     assert_eq!(rig.seen(client).last().map(String::as_str), Some("gone"));
 }
 
+/// P70.
 #[test]
 fn a_client_that_answers_stays() {
     let mut rig = Rig::new(|_| ());
@@ -65,6 +67,7 @@ fn a_client_that_answers_stays() {
     );
 }
 
+/// P70.
 #[test]
 fn pings_are_spread_over_the_interval() {
     let mut rig = Rig::new(|config| config.ping_interval_us = 25 * SECOND_US);
@@ -77,6 +80,7 @@ fn pings_are_spread_over_the_interval() {
     }
 }
 
+/// P25.
 #[test]
 fn a_token_that_expires_ends_its_connection() {
     // The leeway of 30 s comes on top.
@@ -102,6 +106,7 @@ fn a_token_that_expires_ends_its_connection() {
     }
 }
 
+/// P10.
 #[test]
 fn a_request_that_takes_too_long_is_answered_with_408() {
     for (closes, gone) in [(true, "gone"), (false, "aborted")] {
@@ -119,6 +124,7 @@ fn a_request_that_takes_too_long_is_answered_with_408() {
     }
 }
 
+/// P73.
 #[test]
 fn a_client_whose_socket_takes_nothing_is_given_up_after_a_minute() {
     let mut rig = Rig::new(|_| ());
@@ -151,6 +157,7 @@ fn a_client_whose_socket_takes_nothing_is_given_up_after_a_minute() {
     assert_eq!(rig.shard.connections(), 1);
 }
 
+/// P73.
 #[test]
 fn a_stalled_client_that_reads_again_is_told_why() {
     let mut rig = Rig::new(|config| config.ping_interval_us = 40 * SECOND_US);
@@ -165,6 +172,7 @@ fn a_stalled_client_that_reads_again_is_told_why() {
     assert_eq!(rig.seen(slow), ["k=1@1", "ping", "close 1013", "gone"]);
 }
 
+/// P70.
 #[test]
 fn a_socket_that_takes_bytes_again_is_a_sign_of_life() {
     let mut rig = Rig::new(|_| ());
@@ -185,6 +193,7 @@ fn a_socket_that_takes_bytes_again_is_a_sign_of_life() {
     }
 }
 
+/// P77.
 #[test]
 fn a_stop_is_spread_over_its_time() {
     let mut rig = Rig::new(|_| ());

@@ -35,6 +35,7 @@ fn handshakes(rig: &Rig) -> u64 {
     rig.shard.counters().sessions_handshake
 }
 
+/// P14.
 #[test]
 fn what_needs_the_state_waits_for_it_and_nothing_else_does() {
     let mut rig = Rig::recovering(|_| ());
@@ -76,6 +77,7 @@ fn what_needs_the_state_waits_for_it_and_nothing_else_does() {
     assert_eq!(rig.seen(late), ["k=4@10"]);
 }
 
+/// P14.
 #[test]
 fn a_request_waits_for_as_long_as_a_handshake_may_take() {
     let allowed =
@@ -199,6 +201,7 @@ fn thousands_that_wait_are_answered_in_the_order_in_which_they_came_a_part_in_ea
     }
 }
 
+/// P12.
 #[test]
 fn all_that_wait_are_answered_when_the_server_stops() {
     let mut rig = Rig::recovering(|_| ());
@@ -215,6 +218,7 @@ fn all_that_wait_are_answered_when_the_server_stops() {
     assert_eq!((rig.drained, rig.shard.connections()), (1, 0));
 }
 
+/// P13, P14.
 #[test]
 fn a_rebuild_is_waited_for_and_a_failed_log_is_not() {
     for fails_again in [false, true] {

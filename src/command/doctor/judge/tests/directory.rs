@@ -16,7 +16,7 @@ fn the_data_directory() {
             (
                 |f| f.directory.is_there = false,
                 Severity::Ok,
-                &["can be made in /var/lib"],
+                &["can be created in /var/lib"],
             ),
             (
                 |f| {
@@ -95,7 +95,7 @@ fn the_file_system() {
 }
 
 #[test]
-fn room_on_the_disk() {
+fn free_space() {
     check_rows(
         "free space",
         &[
@@ -126,7 +126,7 @@ fn the_time_of_a_sync() {
             (
                 |_| {},
                 Severity::Ok,
-                &["p50 0.18 ms, p99 0.60 ms, most 1.20 ms", "400"],
+                &["p50 0.18 ms, p99 0.60 ms, max 1.20 ms", "400"],
             ),
             (
                 |f| f.directory.sync = Some(times(3, 9)),
@@ -162,7 +162,7 @@ fn the_time_of_a_sync() {
                     f.processor.load_percent = Some(801);
                 },
                 Severity::Warn,
-                &["the cores are busy", "at rest", "tuning/disk.md"],
+                &["the cores are busy", "idle", "tuning/disk.md"],
             ),
             (
                 |f| f.processor.load_percent = Some(801),
@@ -174,11 +174,11 @@ fn the_time_of_a_sync() {
     let mut facts = good();
     facts.directory.sync = Some(times(3, 9));
     facts.directory.mount = Some(mount("tmpfs", &["rw"]));
-    let at_rest = finding(&good(), "fdatasync").found;
-    assert!(!at_rest.contains("busy"), "{at_rest}");
+    let idle = finding(&good(), "fdatasync").found;
+    assert!(!idle.contains("busy"), "{idle}");
     assert_eq!(
         finding(&facts, "fdatasync").verdict,
         Severity::Ok,
-        "it is told once"
+        "the file system in memory is reported once"
     );
 }

@@ -68,7 +68,7 @@ fn a_ring_that_works() {
 }
 
 #[test]
-fn before_linux_5_19_it_is_told_that_receives_poll_first() {
+fn before_linux_5_19_receives_poll_first() {
     for (release, polls) in [("5.18.19", true), ("5.19.0", false), ("5.10.0", true)] {
         let mut facts = good();
         facts.kernel.release = release.into();
@@ -78,7 +78,7 @@ fn before_linux_5_19_it_is_told_that_receives_poll_first() {
 }
 
 #[test]
-fn who_has_forbidden_a_ring_is_told_apart() {
+fn the_causes_of_a_forbidden_ring_are_distinguished() {
     fn forbid(facts: &mut Facts, disabled: Option<u32>, filter: bool, administrator: bool) {
         facts.ring.fault = Some(RingFault::Forbidden);
         facts.kernel.io_uring_disabled = disabled;
@@ -173,10 +173,10 @@ fn a_ring_that_cannot_be_set_up_fails() {
 }
 
 #[test]
-fn locked_memory_matters_where_rings_count_as_that() {
+fn locked_memory_matters_on_kernels_where_rings_count() {
     let has_line = |facts: &Facts| judge(facts).iter().any(|one| one.check == "locked memory");
     let mut facts = good();
-    for (release, is_told) in [
+    for (release, is_reported) in [
         ("5.11.0", true),
         ("5.12.0", false),
         ("6.1.0-18-amd64", false),
@@ -185,7 +185,7 @@ fn locked_memory_matters_where_rings_count_as_that() {
         ("6.18.44-cloud", true),
     ] {
         facts.kernel.release = release.into();
-        assert_eq!(has_line(&facts), is_told, "{release}");
+        assert_eq!(has_line(&facts), is_reported, "{release}");
     }
     check_rows(
         "locked memory",
@@ -226,7 +226,7 @@ fn locked_memory_matters_where_rings_count_as_that() {
             ),
         ],
     );
-    // Another process of the user has what the rings would need.
+    // Another process of the user uses up the memory that the rings would need.
     facts.limits.locked_memory_bytes = locked_bytes((6, 18), 4);
     facts.ring.fault = Some(RingFault::NoMemory);
     facts.ring.set_up = 1;

@@ -85,7 +85,7 @@ fn the_port() {
 }
 
 #[test]
-fn the_queue_of_connections_and_the_ports_of_others() {
+fn the_accept_queue_the_send_queue_and_local_ports() {
     check_rows(
         "accept queue",
         &[(

@@ -1,8 +1,5 @@
-//! One shard with clients that take what they are sent, without IO. In its steady state nothing here allocates, so that
-//! what is counted, or timed, is the shard.
-
-// Each suite and bench is a crate of its own and uses its own part of this file.
-#![allow(dead_code)]
+//! Drives one shard and its clients without IO. In the steady state nothing here allocates, so that
+//! only the shard is counted or timed. The micro-benches include this file.
 
 use std::io::Write;
 
@@ -21,21 +18,21 @@ const START_S: u64 = 1000;
 /// What a client masks its frames with.
 const MASK: [u8; 4] = [0x37, 0xFA, 0x21, 0x3D];
 
-/// A client.
+/// A client of the shard.
 pub struct Member {
     pub id: SessionId,
-    /// Its socket takes what is sent.
+    /// Its socket accepts what is sent to it.
     pub reads: bool,
-    pub told: Told,
+    pub counter: FrameCounter,
     sending: Option<Spans>,
     is_receiving: bool,
 }
 
-/// Counts the frames that a client was sent.
-pub struct Told {
-    /// Those since the answer to its request.
+/// Counts the frames that a client receives.
+pub struct FrameCounter {
+    /// The frames since the response to its request.
     pub frames: u64,
-    /// Of the frame that is not whole yet: its header, and how much of it is still to come.
+    /// The header of the frame that is not complete yet.
     header: Vec<u8>,
     missing_bytes: usize,
     is_joined: bool,
@@ -58,20 +55,21 @@ pub fn head(workspace: &str) -> String {
     testing::join_request(workspace, &testing::token(None))
 }
 
-pub struct House {
+/// A shard and its clients.
+pub struct Driver {
     pub shard: Shard,
-    /// Frames are counted: off where the shard alone is timed.
+    /// Whether frames are counted: off where only the shard is timed.
     pub counts_frames: bool,
     pub clock: Clock,
     pub members: Vec<Member>,
-    /// By the slots of their sessions.
+    /// The members' places by the slots of their sessions.
     places: Vec<usize>,
     log: Option<Output>,
     outgoing: Vec<u8>,
 }
 
-impl House {
-    /// `change` moves the settings.
+impl Driver {
+    /// Starts a shard; `change` adjusts its settings.
     pub fn new(durability: Durability, change: impl FnOnce(&mut ShardConfig)) -> Self {
         let clock = Clock {
             now_us: START_S * SECOND_US,
@@ -96,14 +94,14 @@ impl House {
         }
     }
 
-    /// A client joins; gives its place among the members.
+    /// Lets a client join and returns its place among the members.
     pub fn join(&mut self, workspace: &str) -> usize {
         let id = self.shard.accept(false, self.clock);
         let place = self.members.len();
         self.members.push(Member {
             id,
             reads: true,
-            told: Told::new(),
+            counter: FrameCounter::new(),
             sending: None,
             is_receiving: false,
         });
@@ -115,14 +113,18 @@ impl House {
         self.settle();
         self.receive(place, &mut head(workspace).into_bytes());
         self.settle();
-        let told = &mut self.members[place].told;
-        assert_eq!((told.is_joined, told.frames), (true, 1), "101 and init");
-        told.frames = 0;
+        let counter = &mut self.members[place].counter;
+        assert_eq!(
+            (counter.is_joined, counter.frames),
+            (true, 1),
+            "101 and init"
+        );
+        counter.frames = 0;
         place
     }
 
-    /// The shard receives what `write` writes.
-    pub fn say(&mut self, place: usize, write: impl FnOnce(&mut Vec<u8>)) {
+    /// Hands the shard the bytes that `write` writes.
+    pub fn send(&mut self, place: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let mut outgoing = std::mem::take(&mut self.outgoing);
         outgoing.clear();
         write(&mut outgoing);
@@ -144,12 +146,12 @@ impl House {
         self.clock.unix_us += us;
     }
 
-    /// Since the start, the one that runs counted as a whole one.
+    /// Returns the seconds since the start, the current one included.
     pub fn seconds(&self) -> u64 {
         self.clock.now_us / SECOND_US - START_S + 1
     }
 
-    /// Turns until nothing is under way any more but sends to those who do not read.
+    /// Takes turns until only sends to clients that do not read are in flight.
     pub fn settle(&mut self) {
         for _ in 0..TURNS_MAX {
             let moved = self.turn();
@@ -160,7 +162,7 @@ impl House {
         panic!("a loop");
     }
 
-    /// One turn, and the ends of all that it started; whether there was any of that.
+    /// Takes one turn and completes all operations that it started. Returns whether there were any.
     pub fn turn(&mut self) -> bool {
         self.shard.flush(self.clock);
         while let Some(output) = self.shard.poll_output() {
@@ -205,7 +207,7 @@ impl House {
         true
     }
 
-    /// A send takes all that it was given; whether there was one.
+    /// Completes a send in full. Returns whether there was one.
     pub fn end_send(&mut self, place: usize) -> bool {
         let member = &mut self.members[place];
         let Some(spans) = member.sending.take() else {
@@ -213,7 +215,7 @@ impl House {
         };
         if self.counts_frames {
             for span in &spans {
-                member.told.read(span.bytes());
+                member.counter.read(span.bytes());
             }
         }
         let (id, bytes) = (member.id, spans_bytes(&spans));
@@ -223,7 +225,7 @@ impl House {
     }
 }
 
-impl Told {
+impl FrameCounter {
     pub fn new() -> Self {
         Self {
             frames: 0,
@@ -267,7 +269,7 @@ impl Told {
     }
 }
 
-/// Appends a client's frame of what `write` writes, at most 64 KiB.
+/// Appends a masked frame with the payload that `write` writes, at most 64 KiB.
 pub fn put_frame(out: &mut Vec<u8>, opcode: u8, write: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend_from_slice(&[0x80 | opcode, 0x80 | 0x7E, 0, 0]);
@@ -288,7 +290,7 @@ pub fn put_frame(out: &mut Vec<u8>, opcode: u8, write: impl FnOnce(&mut Vec<u8>)
     }
 }
 
-/// Appends the frame of an op whose value is a string of so many bytes.
+/// Appends the frame of an op whose value is a string of `value_bytes` bytes.
 pub fn put_op(out: &mut Vec<u8>, key: u64, value_bytes: usize, timestamp: u64) {
     put_frame(out, 1, |out| {
         write!(
