@@ -175,7 +175,7 @@ impl Worker {
         self.stats().retried(ring.retries());
         self.tell_absence();
         for door in [ListenerKind::Public, ListenerKind::Admin] {
-            let yields = self.shard.may_give_way(door);
+            let yields = self.shard.may_shed(door);
             self.context.status.set_yielding(self.number, door, yields);
         }
         self.arm_accepts(ring, clock.now_us);

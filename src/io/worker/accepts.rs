@@ -76,7 +76,7 @@ impl Worker {
 
     /// Lets a connection of this shard give way. Returns whether one does.
     pub(super) fn give_way(&mut self, door: ListenerKind, clock: Clock) -> bool {
-        let Some(yielded) = self.shard.give_way(door, clock) else {
+        let Some(yielded) = self.shard.shed(door, clock) else {
             return false;
         };
         if yielded.is_silent {

@@ -15,7 +15,7 @@ use crate::wire::message;
 
 const STATE_BYTES: usize = 2000;
 const BUDGET_BYTES: usize = 1 << 30;
-const SLOT: u32 = 3;
+const SLOT: usize = 3;
 
 /// A room and the snapshots of its shard.
 struct RoomRig {
@@ -45,7 +45,7 @@ impl RoomRig {
             pool,
             snapshots,
         } = self;
-        snapshots.preserve(SLOT, &room.workspace, key, timestamp);
+        snapshots.preserve(RoomId::new(SLOT), &room.workspace, key, timestamp);
         let source = Source { writer: 0, mark: 0 };
         let workspace = &mut room.workspace;
         let verdict = workspace.apply_within(u64::MAX, key, value, timestamp, source);
@@ -58,7 +58,7 @@ impl RoomRig {
     }
 
     fn request(&mut self, kind: SnapshotKind) -> Snapshot {
-        let snapshot = self.snapshots.request(SLOT, &self.room, kind);
+        let snapshot = self.snapshots.request(RoomId::new(SLOT), &self.room, kind);
         self.snapshots.invariants();
         snapshot.expect("the budget is large")
     }
@@ -123,7 +123,9 @@ fn an_init_that_no_session_holds_is_let_go() {
     let second = Rc::downgrade(rig.request(SnapshotKind::Init).init.chunk().unwrap());
     assert!(second.upgrade().is_some());
     let other = Room::new(Workspace::new("v", 1));
-    let other_init = rig.snapshots.request(9, &other, SnapshotKind::Init);
+    let other_init = rig
+        .snapshots
+        .request(RoomId::new(9), &other, SnapshotKind::Init);
     assert!(second.upgrade().is_none());
     let other_init = other_init.ok().unwrap().init;
     assert!(other_init.chunk().unwrap().ends_with(b"{}}"));
@@ -165,13 +167,21 @@ fn rooms_whose_snapshots_nobody_holds_are_forgotten() {
     let rooms: Vec<Room> = (0..1000)
         .map(|number| Room::new(Workspace::new(&format!("w{number}"), 1)))
         .collect();
-    let kept = snapshots.request(0, &rooms[0], SnapshotKind::Init).ok();
+    let kept = snapshots
+        .request(RoomId::new(0), &rooms[0], SnapshotKind::Init)
+        .ok();
     for (slot, room) in (1..).zip(&rooms[1..]) {
-        assert!(snapshots.request(slot, room, SnapshotKind::Init).is_ok());
+        assert!(
+            snapshots
+                .request(RoomId::new(slot), room, SnapshotKind::Init)
+                .is_ok()
+        );
         snapshots.sweep();
     }
     assert!(snapshots.rooms.len() < 20, "{}", snapshots.rooms.len());
-    let again = snapshots.request(0, &rooms[0], SnapshotKind::Init).ok();
+    let again = snapshots
+        .request(RoomId::new(0), &rooms[0], SnapshotKind::Init)
+        .ok();
     assert!(is_same(&kept.unwrap().init, &again.unwrap().init));
     snapshots.invariants();
     snapshots.reset();
