@@ -79,7 +79,7 @@ impl Room {
     }
 
     /// The position that must be visible before the newest op may be shown.
-    pub fn gate(&self) -> LogPosition {
+    pub fn visible_from(&self) -> LogPosition {
         self.position
     }
 
