@@ -182,7 +182,7 @@ impl Shard {
         };
         self.guard(culprit, clock, |shard| {
             shard.dispatch(input, clock);
-            shard.keep_budget(clock);
+            shard.evict_over_budget(clock);
         });
     }
 
@@ -201,7 +201,7 @@ impl Shard {
         self.answer_waiting(clock);
         self.guard(None, clock, |shard| {
             shard.expire_timers(clock);
-            shard.keep_budget(clock);
+            shard.evict_over_budget(clock);
             shard.look_at_log(clock);
             shard.read_on(clock);
             shard.read_held(clock);
