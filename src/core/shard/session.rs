@@ -17,7 +17,7 @@ use crate::core::fanout::outbox::Outbox;
 use crate::core::fanout::pacer::{BusyPeriod, NEVER};
 use crate::core::fanout::room::RoomId;
 use crate::limits::{
-    MESSAGE_BYTES_DEFAULT, MESSAGE_TIMEOUT_US, SESSION_BYTES_SPARED, SNAPSHOT_PASSAGE_US,
+    MESSAGE_BYTES_DEFAULT, MESSAGE_TIMEOUT_US, SESSION_BYTES_SPARED, SNAPSHOT_TRANSFER_US,
 };
 use crate::wire::frame::Decoder;
 
@@ -339,7 +339,7 @@ pub(crate) struct StateTransfer {
     pub states: SmallVec<[EncodedState; 2]>,
     /// The length of all states, at least 1.
     pub bytes: usize,
-    /// How far it is behind the pace of [`SNAPSHOT_PASSAGE_US`].
+    /// How far it is behind the pace of [`SNAPSHOT_TRANSFER_US`].
     lag_us: u64,
 }
 
@@ -359,7 +359,7 @@ impl StateTransfer {
     /// Records that the socket took `bytes` in `took_us`. Being early with one part earns no time for
     /// the next.
     pub fn took(&mut self, took_us: u64, bytes: usize) {
-        let worth_us = u128::from(SNAPSHOT_PASSAGE_US) * bytes as u128 / self.bytes as u128;
+        let worth_us = u128::from(SNAPSHOT_TRANSFER_US) * bytes as u128 / self.bytes as u128;
         let worth_us = u64::try_from(worth_us).unwrap_or(u64::MAX);
         self.lag_us = (self.lag_us + took_us).saturating_sub(worth_us);
     }
