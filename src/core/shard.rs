@@ -50,8 +50,10 @@ mod sessions;
 mod shard_log;
 mod waiting;
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 
 use crate::core::contract::{Clock, Input, Output, PeerStatus, ShardConfig};
 use crate::core::fanout::outbox::OutboxPool;
@@ -78,8 +80,7 @@ use crate::wire::message::Parser;
 /// One shard.
 pub struct Shard {
     config: ShardConfig,
-    /// Taken out while a message is handled, since the message borrows it.
-    parser: Option<Box<Parser>>,
+    scratch: Rc<Scratch>,
     peer_status: PeerStatus,
     sessions: Sessions,
     rooms: Rooms,
@@ -87,8 +88,6 @@ pub struct Shard {
     kept_presence: Option<Chunk>,
     /// What is held for single sessions.
     budget: SessionBudget,
-    /// Where bytes are joined with those that were left of a frame.
-    joined_bytes: Vec<u8>,
     counters: Counters,
     /// None: nothing is logged of single connections.
     connection_log: Option<Box<ConnectionLog>>,
@@ -101,6 +100,15 @@ pub struct Shard {
     outputs: VecDeque<Output>,
     drain: Drain,
     absence: Absence,
+}
+
+/// Memory that the sessions share while their bytes are read. The shard is written while a message
+/// borrows it, so the reader has a share of it for that time.
+#[derive(Default)]
+struct Scratch {
+    parser: RefCell<Parser>,
+    /// Where bytes are joined with those that were left of a frame.
+    joined: RefCell<Vec<u8>>,
 }
 
 /// How far a drain is.
@@ -130,13 +138,12 @@ impl Shard {
     #[must_use]
     pub fn recovering(config: ShardConfig, clock: Clock) -> Self {
         Self {
-            parser: None,
+            scratch: Rc::default(),
             peer_status: PeerStatus::default(),
             sessions: Sessions::new(config.hash_seed, clock),
             rooms: Rooms::new(config.hash_seed),
             kept_presence: None,
             budget: SessionBudget::new(config.session_bytes_max),
-            joined_bytes: Vec::new(),
             counters: Counters::default(),
             connection_log: config.has_journal.then(Box::default),
             admission: Admission::default(),
@@ -175,7 +182,7 @@ impl Shard {
         };
         self.guard(culprit, clock, |shard| {
             shard.dispatch(input, clock);
-            shard.keep_budget(clock);
+            shard.evict_over_budget(clock);
         });
     }
 
@@ -194,7 +201,7 @@ impl Shard {
         self.answer_waiting(clock);
         self.guard(None, clock, |shard| {
             shard.expire_timers(clock);
-            shard.keep_budget(clock);
+            shard.evict_over_budget(clock);
             shard.look_at_log(clock);
             shard.read_on(clock);
             shard.read_held(clock);

@@ -81,7 +81,7 @@ impl Shard {
             State::Open { .. } => self.read_bytes(id, bytes, clock),
             State::Closing => self.reads.receive(id),
         }
-        self.weigh(id);
+        self.update_memory(id);
     }
 
     /// The peer has closed its sending side.
@@ -107,31 +107,32 @@ impl Shard {
             };
             if self.sessions.is_open(id) {
                 self.read_bytes(id, &mut [], clock);
-                self.weigh(id);
-                self.keep_budget(clock);
+                self.update_memory(id);
+                self.evict_over_budget(clock);
             }
         }
     }
 
     pub(super) fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
-        let session = &mut self.sessions[id];
-        let mut unparsed = std::mem::take(&mut session.unparsed);
+        // The bytes leave the session while they are read: a message may close it, which drops what
+        // it has, or make it give up memory, which must not count them.
+        let mut unparsed = std::mem::take(&mut self.sessions[id].unparsed);
         // Only what is not whole yet is copied. A frame that grows long does so in a list of its
-        // own, a short piece of one is joined with what follows in a place that all sessions share.
+        // own, a short piece of one is joined with what follows in memory that all sessions share.
         if unparsed.is_empty() {
             let read = self.read_frames(id, bytes, clock);
             unparsed = self.pool.keep_unparsed(&bytes[read.consumed..]);
             return self.keep_unparsed(id, unparsed, read, clock);
         }
         if unparsed.len() <= SESSION_BYTES_SPARED && !bytes.is_empty() {
-            let mut joined = std::mem::take(&mut self.joined_bytes);
+            let scratch = Rc::clone(&self.scratch);
+            let mut joined = scratch.joined.borrow_mut();
             joined.clear();
             joined.extend_from_slice(&unparsed);
             joined.extend_from_slice(bytes);
             self.pool.give_unparsed(unparsed);
             let read = self.read_frames(id, &mut joined, clock);
             unparsed = self.pool.keep_unparsed(&joined[read.consumed..]);
-            self.joined_bytes = joined;
             return self.keep_unparsed(id, unparsed, read, clock);
         }
         unparsed.extend_from_slice(bytes);
@@ -180,6 +181,7 @@ impl Shard {
     /// Handles whole frames, as many as one session may have in a turn.
     fn read_frames(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) -> Read {
         let message_bytes_max = self.config.message_bytes_max;
+        // It leaves the session for the same reason as the bytes, and is dropped with them.
         let mut decoder = std::mem::take(&mut self.sessions[id].decoder);
         let (mut read, mut frames) = (Read::default(), 0);
         let intake = loop {
@@ -291,7 +293,8 @@ impl Shard {
     }
 
     fn read_message(&mut self, id: SessionId, text: &str, pace: Pace, clock: Clock) {
-        let mut parser = self.parser.take().unwrap_or_default();
+        let scratch = Rc::clone(&self.scratch);
+        let mut parser = scratch.parser.borrow_mut();
         let message = parser.parse(text);
         if let Some(journal) = &mut self.connection_log
             && let Ok(Message::Op(_)) = message
@@ -308,7 +311,6 @@ impl Shard {
                 self.refuse(id, BAD_MESSAGE, &error.to_string());
             }
         }
-        self.parser = Some(parser);
     }
 
     fn refuse_too_many(&mut self, id: SessionId, message: Option<Message<'_>>) {
@@ -430,7 +432,7 @@ impl Shard {
             Correction::Own(chunk) => session.outbox.push_due(chunk, due, &mut self.pool),
             Correction::Shared(chunk) => session.outbox.push_shared(chunk, due, &mut self.pool),
         }
-        self.weigh(id);
+        self.update_memory(id);
         self.enqueue(id);
     }
 
@@ -479,7 +481,7 @@ impl Shard {
         session
             .outbox
             .push(chunk, at, LogPosition::NONE, &mut self.pool);
-        self.weigh(id);
+        self.update_memory(id);
         self.enqueue(id);
     }
 }

@@ -107,7 +107,7 @@ impl Shard {
         self.begin_closing(id, clock);
         let outbox = &mut self.sessions[id].outbox;
         outbox.push(chunk, WindowOffset::START, visible_from, &mut self.pool);
-        self.weigh(id);
+        self.update_memory(id);
     }
 
     /// A session that stands in no room any more is sent what is visible, and what is queued next, and is closed then.
@@ -124,7 +124,7 @@ impl Shard {
         // What still comes in is read and dropped: bytes left unread would make the kernel reset
         // the connection, and the peer might lose the last ones that it was sent.
         self.reads.receive(id);
-        self.weigh(id);
+        self.update_memory(id);
         self.enqueue(id);
     }
 
@@ -150,9 +150,9 @@ impl Shard {
         session.outbox.drop_all(&mut self.pool);
         session.unparsed = Vec::new();
         session.decoder = Decoder::new();
-        session.passage = None;
+        session.transfer = None;
         let was_open = session.abort();
-        self.weigh(id);
+        self.update_memory(id);
         let session = &self.sessions[id];
         if !session.sending && !session.receiving {
             self.retire(id);

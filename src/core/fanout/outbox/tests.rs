@@ -309,7 +309,7 @@ fn an_answer_that_is_long_is_not_copied() {
 fn too_many_single_own_frames_must_be_conflated() {
     let mut rig = OutboxRig::default();
     assert!(rig.frame(10, false));
-    for _ in 0..OWN_STRETCHES_MAX {
+    for _ in 0..OWN_FRAMES_MAX {
         // Two of its own in a row are remembered as one.
         assert!(rig.frame(10, true));
         assert!(rig.frame(10, true));
@@ -330,7 +330,7 @@ fn too_many_single_own_frames_must_be_conflated() {
 #[test]
 fn own_frames_that_were_passed_are_forgotten() {
     let mut rig = OutboxRig::default();
-    for _ in 0..=OWN_STRETCHES_MAX {
+    for _ in 0..=OWN_FRAMES_MAX {
         rig.frame(10, false);
         assert!(rig.frame(10, true));
         rig.frame(10, false);
