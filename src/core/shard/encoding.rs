@@ -1,5 +1,4 @@
-//! Snapshots for the sessions of a shard: one for each that joins or reads, and the encodings in
-//! progress, a step in each turn.
+//! States for the sessions that join or read, and the encodings in progress, a step in each turn.
 
 use crate::core::contract::Clock;
 use crate::core::fanout::room::RoomId;

@@ -66,8 +66,8 @@ impl Shard {
         }
     }
 
-    /// Evicts sessions if the budget is exceeded. The caller must not be handling a session: it could
-    /// be the one that is evicted.
+    /// Evicts sessions if the budget is exceeded. The caller must not be handling a session: that
+    /// one could be evicted.
     pub(super) fn keep_budget(&mut self, clock: Clock) {
         if !self.budget.is_over() {
             return;

@@ -378,7 +378,7 @@ impl Shard {
                     value,
                     timestamp,
                 } = op;
-                let record = record::Op {
+                let record = record::LoggedOp {
                     workspace,
                     key,
                     value,

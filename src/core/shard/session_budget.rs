@@ -405,9 +405,13 @@ mod tests {
             let mut budget = SessionBudget::new(100_000);
             let mut model: Vec<(SessionMemory, usize)> = vec![(SessionMemory::default(), 0); 6];
             for (step, (slot, bytes, kind, is_being_freed)) in steps.into_iter().enumerate() {
-                let held = match kind {
+                let memory = match kind {
                     0 => own(bytes),
-                    1 => SessionMemory { shared_bytes: bytes, is_being_freed, ..SessionMemory::default() },
+                    1 => SessionMemory {
+                        shared_bytes: bytes,
+                        is_being_freed,
+                        ..SessionMemory::default()
+                    },
                     _ => SessionMemory {
                         own_bytes: bytes,
                         shared_bytes: bytes / 3,
@@ -415,17 +419,20 @@ mod tests {
                         is_being_freed,
                     },
                 };
+                let list = |memory: SessionMemory| (memory.size_class(), memory.may_be_evicted());
                 let (before, since) = model[slot as usize];
-                let stays = before.size_class() == held.size_class() && before.may_be_evicted() == held.may_be_evicted();
-                model[slot as usize] = (held, if stays { since } else { step });
-                budget.update(slot, held);
-                let sum: usize = model.iter().map(|(held, _)| held.charged_bytes()).sum();
-                prop_assert_eq!(budget.charged_bytes, sum);
-                let returning: usize = model.iter().map(|(held, _)| held.freed_shared_bytes()).sum();
-                prop_assert_eq!(budget.freed_shared_bytes, returning);
-                let listed = (0..).zip(&model).filter(|(_, (held, _))| held.may_be_evicted());
-                let order = |memory: &SessionMemory, since: &usize| (memory.size_class(), usize::MAX - since);
-                let next = listed.max_by_key(|(_, (held, since))| order(held, since));
+                let stays = list(before) == list(memory);
+                model[slot as usize] = (memory, if stays { since } else { step });
+                budget.update(slot, memory);
+                let memories = || model.iter().map(|(memory, _)| memory);
+                let charged_bytes: usize = memories().map(|memory| memory.charged_bytes()).sum();
+                prop_assert_eq!(budget.charged_bytes, charged_bytes);
+                let freed_bytes: usize = memories().map(|memory| memory.freed_shared_bytes()).sum();
+                prop_assert_eq!(budget.freed_shared_bytes, freed_bytes);
+                let listed = (0..).zip(&model).filter(|(_, (memory, _))| memory.may_be_evicted());
+                let next = listed.max_by_key(|(_, (memory, since))| {
+                    (memory.size_class(), usize::MAX - since)
+                });
                 prop_assert_eq!(budget.next_to_evict(), next.map(|(slot, _)| slot));
             }
         }

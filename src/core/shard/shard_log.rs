@@ -28,7 +28,7 @@ pub(super) enum Health {
 
 /// What an op that has won changes in the log.
 pub(super) struct Append<'a> {
-    pub record: record::Op<'a>,
+    pub record: record::LoggedOp<'a>,
     /// The mark of the op that it replaces.
     pub replaced: Mark,
     /// What the workspace takes in a log in which nothing is dead, before and after the op.

@@ -320,13 +320,12 @@ impl World {
             }
         };
         match self.rig.end_log_with(fails, part) {
-            None => false,
             Some(LogOperation::Commit) if fails => {
                 self.failures += 1;
                 self.dismiss_all();
                 true
             }
-            Some(LogOperation::Commit) => false,
+            None | Some(LogOperation::Commit) => false,
             Some(LogOperation::Rebuild) => {
                 if !fails {
                     self.forget_what_was_lost();

@@ -5,7 +5,7 @@
 //! a budget; over it, a session is answered with 503.
 //!
 //! A state of at most [`Snapshots::new`]'s `step_bytes` is encoded at once. A larger one would hold
-//! up all other sessions of the shard, so it is encoded a step in each turn, and its receivers wait.
+//! up all sessions of the shard, so it is encoded a step in each turn, and its receivers wait.
 
 use std::collections::VecDeque;
 use std::rc::Rc;

@@ -18,13 +18,13 @@ const BUDGET_BYTES: usize = 1 << 30;
 const SLOT: usize = 3;
 
 /// A room and the snapshots of its shard.
-struct Rig {
+struct RoomRig {
     room: Room,
     pool: WindowPool,
     snapshots: Snapshots,
 }
 
-impl Rig {
+impl RoomRig {
     fn new(step_bytes: usize) -> Self {
         Self {
             room: Room::new(Workspace::new("w", 1)),
@@ -81,7 +81,7 @@ fn one_encoding_of_init_serves_all_sessions_that_join_while_it_is_cheap() {
         (Some(0), true, true),
         (Some(1), true, false),
     ] {
-        let mut rig = Rig::new(usize::MAX);
+        let mut rig = RoomRig::new(usize::MAX);
         rig.write("j", "1");
         rig.write("k", &"1".repeat(STATE_BYTES));
         let first = rig.request(SnapshotKind::Init);
@@ -118,7 +118,7 @@ fn one_encoding_of_init_serves_all_sessions_that_join_while_it_is_cheap() {
 
 #[test]
 fn an_init_that_no_session_holds_is_let_go() {
-    let mut rig = Rig::new(usize::MAX);
+    let mut rig = RoomRig::new(usize::MAX);
     rig.write("k", &"1".repeat(INIT_BYTES_KEPT_MAX));
     let first = Rc::downgrade(rig.request(SnapshotKind::Init).init.chunk().unwrap());
     assert!(first.upgrade().is_none());
@@ -137,7 +137,7 @@ fn an_init_that_no_session_holds_is_let_go() {
 
 #[test]
 fn a_read_is_the_newest_state_and_shares_what_sessions_hold() {
-    let mut rig = Rig::new(usize::MAX);
+    let mut rig = RoomRig::new(usize::MAX);
     rig.write("j", &"1".repeat(STATE_BYTES));
     let joined = rig.request(SnapshotKind::Init);
     assert!(joined.timestamps.is_none());
@@ -208,7 +208,7 @@ fn timestamps_json(bytes: &[u8]) -> Value {
 }
 
 #[derive(Debug, Clone)]
-enum Action {
+enum SnapshotAction {
     /// The key, the length of the value, how far the timestamp is ahead of the last one.
     Op(u8, usize, i64),
     Request(SnapshotKind),
@@ -217,30 +217,30 @@ enum Action {
     Leave(usize),
 }
 
-fn actions() -> impl Strategy<Value = Vec<Action>> {
+fn actions() -> impl Strategy<Value = Vec<SnapshotAction>> {
     let kind = prop_oneof![Just(SnapshotKind::Init), Just(SnapshotKind::HttpRead)];
     let action = prop_oneof![
         6 => (0..12_u8, 1..40_usize, -2..5_i64)
-            .prop_map(|(key, bytes, ahead)| Action::Op(key, bytes, ahead)),
-        3 => kind.prop_map(Action::Request),
-        6 => (1..60_usize).prop_map(Action::Step),
-        1 => any::<usize>().prop_map(Action::Leave),
+            .prop_map(|(key, bytes, ahead)| SnapshotAction::Op(key, bytes, ahead)),
+        3 => kind.prop_map(SnapshotAction::Request),
+        6 => (1..60_usize).prop_map(SnapshotAction::Step),
+        1 => any::<usize>().prop_map(SnapshotAction::Leave),
     ];
     prop::collection::vec(action, 0..120)
 }
 
 /// A room whose state is always encoded in steps, and its state at each point.
-struct StepRig {
-    rig: Rig,
+struct StepwiseRig {
+    rig: RoomRig,
     /// By seq.
     states: HashMap<Seq, (Value, Value)>,
     waiting: Vec<Snapshot>,
 }
 
-impl StepRig {
+impl StepwiseRig {
     fn new() -> Self {
         let mut rig = Self {
-            rig: Rig::new(0),
+            rig: RoomRig::new(0),
             states: HashMap::new(),
             waiting: Vec::new(),
         };
@@ -283,7 +283,7 @@ impl StepRig {
     }
 
     fn step(&mut self, bytes_max: usize) {
-        let Rig {
+        let RoomRig {
             room, snapshots, ..
         } = &mut self.rig;
         if let Some(slot) = snapshots.queue.pop_front() {
@@ -315,7 +315,7 @@ impl StepRig {
 
 #[test]
 fn of_a_read_the_init_message_is_ready_before_the_timestamps() {
-    let mut rig = StepRig::new();
+    let mut rig = StepwiseRig::new();
     rig.op(0, 1, 0);
     rig.request(SnapshotKind::HttpRead);
     // Its init message is ready. Then the session goes, and with it that message; the timestamps
@@ -337,16 +337,16 @@ proptest! {
         actions in actions(),
         is_init_kept in any::<bool>(),
     ) {
-        let mut rig = StepRig::new();
+        let mut rig = StepwiseRig::new();
         for action in actions {
             match action {
-                Action::Op(key, bytes, ahead) => rig.op(key, bytes, ahead),
-                Action::Request(kind) => rig.request(kind),
-                Action::Step(bytes_max) => rig.step(bytes_max),
-                Action::Leave(place) if !rig.waiting.is_empty() => {
+                SnapshotAction::Op(key, bytes, ahead) => rig.op(key, bytes, ahead),
+                SnapshotAction::Request(kind) => rig.request(kind),
+                SnapshotAction::Step(bytes_max) => rig.step(bytes_max),
+                SnapshotAction::Leave(place) if !rig.waiting.is_empty() => {
                     rig.waiting.swap_remove(place % rig.waiting.len());
                 }
-                Action::Leave(_) => {}
+                SnapshotAction::Leave(_) => {}
             }
             if !is_init_kept {
                 rig.rig.snapshots.kept_init = None;
