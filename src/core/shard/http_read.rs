@@ -1,4 +1,5 @@
-//! What is answered without a WebSocket: looks at a workspace, pages, and what pages of other origins may do.
+//! What is answered without a WebSocket: looks at a workspace, pages, and what pages of other
+//! origins may do.
 
 use std::iter;
 use std::ops::Range;
@@ -284,7 +285,8 @@ impl Shard {
         allowed.is_empty() || allowed.iter().any(|allowed| allowed == origin)
     }
 
-    /// What `Access-Control-Allow-Origin` says to a page of this origin (the Fetch standard, "CORS protocol").
+    /// What `Access-Control-Allow-Origin` says to a page of this origin (the Fetch standard, "CORS
+    /// protocol").
     fn allow_origin(&self, origin: Option<&str>) -> Option<String> {
         if self.config.origins.is_empty() {
             return Some("*".to_owned());

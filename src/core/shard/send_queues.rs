@@ -104,7 +104,7 @@ impl SendQueues {
     }
 
     /// Records that a send to a session starts.
-    pub fn sends(&mut self, session: &mut Session) {
+    pub fn send_started(&mut self, session: &mut Session) {
         self.pacer.sends(&mut session.last_stretch);
     }
 

@@ -7,8 +7,8 @@
 //!               └───── another answer ────────────────┘
 //! ```
 //!
-//! A session knows what is in flight for it. Its slot is given back only when nothing is, and a
-//! [`SessionId`] carries a generation, so that an outcome that comes late never meets a stranger.
+//! A session knows what is in flight for it. Its slot is freed only when nothing is, and a
+//! [`SessionId`] carries a generation, so that a late outcome never reaches another session.
 
 use smallvec::SmallVec;
 
@@ -40,7 +40,7 @@ pub enum ListenerKind {
     Admin,
 }
 
-/// Where a session stands in its life.
+/// A part of the life of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// The request head is awaited.
@@ -107,9 +107,10 @@ impl SessionCounts {
 pub(crate) enum Intake {
     /// From its socket.
     Receiving,
-    /// From those that were received and not read in their turn; it stands in the queue for that.
+    /// From those that were received and not read in their turn; it is in the queue for that.
     Unread,
-    /// From those that were received, once the log has room for its ops; it stands in the queue for that.
+    /// From those that were received, once the log has room for its ops; it is in the queue for
+    /// that.
     Held,
     /// From nowhere, until its outbox drains.
     Paused,
@@ -131,14 +132,14 @@ pub(crate) struct Session {
     pub receiving: bool,
     /// A send is in flight.
     pub sending: bool,
-    /// It stands in the queue of those who are sent to.
+    /// It is in one of the queues of sessions that are sent to.
     pub queued: bool,
     pub intake: Intake,
     /// Its first answer waits for the log, or for a state that is being encoded.
     pub is_waiting_for_log: bool,
-    /// The page that it asked for is sent without its body.
+    /// It asked for a page with HEAD, so the body is not sent.
     pub head_only: bool,
-    /// What it is sent last may be long: it has time for that as long as it goes on.
+    /// Its last answer may be long: it has time for that as long as bytes are taken.
     pub ends_long: bool,
     /// It was accepted over the limit of connections: an upgrade is refused.
     pub over_limit: bool,
@@ -163,7 +164,7 @@ pub(crate) struct Session {
     pub last_received_us: u64,
     /// When its socket last took bytes, or a send began that found it idle.
     pub last_progress_us: u64,
-    /// When it was sent to last.
+    /// The busy period in which it was sent to last.
     pub last_stretch: BusyPeriod,
     pub next_ping_us: u64,
     /// Unix time at which its token is not valid any more; [`u64::MAX`]: never.
@@ -206,14 +207,14 @@ impl Session {
         }
     }
 
-    /// The part of its number that its handles have.
+    /// Returns the part of its number that is in its ids.
     pub fn generation(&self) -> u32 {
         u32::try_from(self.number & u64::from(u32::MAX)).expect("masked")
     }
 
-    /// The memory of what came in and is no whole message or head yet, and what of it is not
-    /// filled. A short list counts as what is in it: its memory is at most as much again as any
-    /// session is spared.
+    /// Returns the memory of bytes that came in and are no whole message or head yet, and how much
+    /// of it is not filled. A short list counts as the bytes in it: its memory is at most twice
+    /// what any session may hold for free.
     pub fn unfinished(&self) -> (usize, usize) {
         let (bytes, capacity) = self.decoder.held_bytes();
         let lists = [
@@ -225,7 +226,7 @@ impl Session {
         (all, all - self.unparsed.len() - bytes)
     }
 
-    /// When the message that is not whole yet must be.
+    /// Returns when the message that is not whole yet must be.
     pub fn message_deadline_us(&self) -> u64 {
         let held_bytes = self.unparsed.len() + self.decoder.held_bytes().0;
         let steps = 1 + (held_bytes / MESSAGE_BYTES_DEFAULT) as u64;
@@ -332,7 +333,7 @@ fn counted(bytes: usize, capacity: usize) -> usize {
     }
 }
 
-/// A state on its way to a session, and how fast the session receives it.
+/// A state on its way to a session, and how fast the client reads it.
 pub(crate) struct StateTransfer {
     /// The room that it is the state of.
     pub room: RoomId,
@@ -356,16 +357,16 @@ impl StateTransfer {
         }
     }
 
-    /// Records that the socket took `bytes` in `took_us`. Being early with one part earns no time for
-    /// the next.
+    /// Records that a send of `bytes` took `took_us`. Time that is left over after one part is not
+    /// credited to the next.
     pub fn took(&mut self, took_us: u64, bytes: usize) {
         let worth_us = u128::from(SNAPSHOT_TRANSFER_US) * bytes as u128 / self.bytes as u128;
         let worth_us = u64::try_from(worth_us).unwrap_or(u64::MAX);
         self.lag_us = (self.lag_us + took_us).saturating_sub(worth_us);
     }
 
-    /// Returns how far it is behind its pace now, `in_flight_us` after a send began or the socket last
-    /// took a part of it.
+    /// Returns how far it is behind its pace now, `in_flight_us` after a send began or the socket
+    /// last took a part of it.
     pub fn lag_us(&self, in_flight_us: u64) -> u64 {
         self.lag_us + in_flight_us
     }
