@@ -165,7 +165,7 @@ pub(crate) struct Session {
     /// When its socket last took bytes, or a send began that found it idle.
     pub last_progress_us: u64,
     /// The busy period in which it was sent to last.
-    pub last_stretch: BusyPeriod,
+    pub last_busy_period: BusyPeriod,
     pub next_ping_us: u64,
     /// Unix time at which its token is not valid any more; [`u64::MAX`]: never.
     pub expires_at_us: u64,
@@ -200,7 +200,7 @@ impl Session {
             timer_tick: 0,
             last_received_us: now_us,
             last_progress_us: now_us,
-            last_stretch: NEVER,
+            last_busy_period: NEVER,
             next_ping_us: u64::MAX,
             expires_at_us: u64::MAX,
             deadline_us,
