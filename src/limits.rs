@@ -178,12 +178,13 @@ pub const ANSWER_SEND_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub const SEND_SPANS_MAX: usize = 16;
 /// Sessions that are sent to in one turn, so that receives and log completions never wait long.
 pub const SENDS_PER_TURN_MAX: usize = 256;
-/// A shard that had somebody left to send to after each turn for so long
-pub const REST_AFTER_US: u64 = 20_000;
-/// rests after each of them for one part in so many of the time that it took,
-pub const REST_SHARE: u64 = 4;
-/// and at most for so long.
-pub const REST_US_MAX: u64 = 1000;
+/// A shard that had sessions left to send to after each slice for this long is saturated: it pauses
+/// between slices.
+pub const PACE_AFTER_US: u64 = 20_000;
+/// A pause takes one in this many parts of the time from the slice before it.
+pub const PACE_SHARE: u64 = 4;
+/// The longest pause.
+pub const PACE_PAUSE_US_MAX: u64 = 1000;
 /// Sessions that are owed more than one send of frames, mostly a state, have a queue of their own. A
 /// turn leaves it after this many bytes: the kernel copies all of them before the turn is over, and
 /// the ops of other sessions must not wait for that.

@@ -165,7 +165,7 @@ pub(crate) struct Session {
     /// When its socket last took bytes, or a send began that found it idle.
     pub last_progress_us: u64,
     /// The busy period in which it was sent to last.
-    pub last_stretch: BusyPeriod,
+    pub last_busy_period: BusyPeriod,
     pub next_ping_us: u64,
     /// Unix time at which its token is not valid any more; [`u64::MAX`]: never.
     pub expires_at_us: u64,
@@ -200,7 +200,7 @@ impl Session {
             timer_tick: 0,
             last_received_us: now_us,
             last_progress_us: now_us,
-            last_stretch: NEVER,
+            last_busy_period: NEVER,
             next_ping_us: u64::MAX,
             expires_at_us: u64::MAX,
             deadline_us,
@@ -333,7 +333,7 @@ fn counted(bytes: usize, capacity: usize) -> usize {
     }
 }
 
-/// A state on its way to a session, and how fast the session receives it.
+/// A state on its way to a session, and how fast the client reads it.
 pub(crate) struct StateTransfer {
     /// The room that it is the state of.
     pub room: RoomId,
@@ -357,16 +357,16 @@ impl StateTransfer {
         }
     }
 
-    /// Records that the socket took `bytes` in `took_us`. Being early with one part earns no time for
-    /// the next.
+    /// Records that a send of `bytes` took `took_us`. Time that is left over after one part is not
+    /// credited to the next.
     pub fn took(&mut self, took_us: u64, bytes: usize) {
         let worth_us = u128::from(SNAPSHOT_TRANSFER_US) * bytes as u128 / self.bytes as u128;
         let worth_us = u64::try_from(worth_us).unwrap_or(u64::MAX);
         self.lag_us = (self.lag_us + took_us).saturating_sub(worth_us);
     }
 
-    /// Returns how far it is behind its pace now, `in_flight_us` after a send began or the socket last
-    /// took a part of it.
+    /// Returns how far it is behind its pace now, `in_flight_us` after a send began or the socket
+    /// last took a part of it.
     pub fn lag_us(&self, in_flight_us: u64) -> u64 {
         self.lag_us + in_flight_us
     }
