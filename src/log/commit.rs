@@ -11,8 +11,8 @@
 //!                          └──────────────┴───────────────── Idle ◄───────────────┘
 //! ```
 //!
-//! Where the segment is *written through* ([`OpenSegment::writes_through`]), the write itself ends when the disk has all of
-//! it, and is durable then: there is no step of its own for the sync.
+//! Where the segment is *written through* ([`OpenSegment::writes_through`]), the write itself ends
+//! when the disk has all of it, and is durable then: there is no step of its own for the sync.
 //!
 //! A position counts the bytes of batches over the whole log of the shard (see
 //! [`record`]). An op may be shown to anyone once
@@ -128,7 +128,8 @@ pub struct Commit {
     filling_ops: u64,
     /// Ops of the batch that was handed to a write, until somebody asks.
     group_ops: u64,
-    /// When the oldest op came of those that were handed to a write and that are not known to be durable.
+    /// When the oldest op came of those that were handed to a write and that are not known to be
+    /// durable.
     unsynced_since_us: Option<u64>,
     /// The same of those that became durable last, until somebody asks.
     synced_since_us: Option<u64>,
@@ -274,11 +275,13 @@ impl Commit {
         self.phase == Phase::Idle && self.filling.is_empty() && self.durable == self.handed
     }
 
-    /// When the batch that is being filled is to be written, even if a round of sends is not done by then: a while after its
-    /// oldest op was pushed and the commit before has ended, and a longer one where commits take long.
+    /// When the batch that is being filled is to be written, even if a round of sends is not done
+    /// by then: a while after its oldest op was pushed and the commit before has ended, and a
+    /// longer one where commits take long.
     ///
-    /// No send starts during a commit. So that a shard whose rounds never end has a fifth of its time for sends on a slow disk too, a
-    /// batch becomes a quarter as old as the last commit took, up to [`COMMIT_AGE_MAX_US`].
+    /// No send starts during a commit. So that a shard whose rounds never end has a fifth of its
+    /// time for sends on a slow disk too, a batch becomes a quarter as old as the last commit took,
+    /// up to [`COMMIT_AGE_MAX_US`].
     #[must_use]
     pub fn batch_due_us(&self) -> Option<u64> {
         let took_us = self.idle_since_us.saturating_sub(self.begun_us);
@@ -328,7 +331,8 @@ impl Commit {
         (unsynced && !self.is_failed()).then_some(self.last_sync_us + self.sync_interval_us)
     }
 
-    /// Starts what is due when nothing is in flight: the next segment, an fdatasync of the timer, the batch.
+    /// Starts what is due when nothing is in flight: the next segment, an fdatasync of the timer,
+    /// the batch.
     pub fn start(&mut self, now_us: u64) -> Option<LogStep> {
         self.debug_invariants();
         if self.phase != Phase::Idle {
@@ -348,7 +352,8 @@ impl Commit {
         self.has_ops().then(|| self.write(now_us))
     }
 
-    /// Starts an fdatasync of all that was written, whatever the mode; None where there is nothing to sync.
+    /// Starts an fdatasync of all that was written, whatever the mode; None where there is nothing
+    /// to sync.
     pub fn settle(&mut self, now_us: u64) -> Option<LogStep> {
         (self.phase == Phase::Idle && self.durable < self.written).then(|| self.sync(now_us))
     }
@@ -363,8 +368,8 @@ impl Commit {
         self.write(now_us)
     }
 
-    /// Takes the outcome of a [`LogStep::Write`]: the bytes written. A step that is returned follows
-    /// at once.
+    /// Takes the outcome of a [`LogStep::Write`]: the bytes written. A step that is returned
+    /// follows at once.
     pub fn written(
         &mut self,
         bytes: Vec<u8>,
@@ -477,7 +482,8 @@ impl Commit {
         }
     }
 
-    /// Gives the log up: what was pushed and is not visible yet is lost, and nothing is written any more.
+    /// Gives the log up: what was pushed and is not visible yet is lost, and nothing is written any
+    /// more.
     pub fn fail(&mut self) {
         let in_flight = !self.is_quiet();
         self.filling.clear();
