@@ -151,6 +151,10 @@ pub enum Told {
 }
 
 /// A client's socket.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says what is in flight, or was seen"
+)]
 pub struct Client {
     pub id: SessionId,
     pub receiving: bool,
