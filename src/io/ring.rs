@@ -23,7 +23,7 @@
 //! completion, and so does the slab here; no operation has more than one (no multishot, no zero-copy
 //! send).
 //!
-//! Descriptors are not held: their owner keeps them open until the completion has come, or the kernel
+//! Descriptors are not pending: their owner keeps them open until the completion has come, or the kernel
 //! would take an operation that was not submitted yet to be for the next file of that number.
 //!
 //! # Why no completion is lost
@@ -74,7 +74,7 @@ mod ready;
 mod setup;
 mod submissions;
 
-use flight::{Flight, Held, Operation, Outcome, Spare, Vectored, keep};
+use flight::{Flight, Operation, PendingOperation, RawOutcome, Spare, Vectored, keep};
 use ready::{READY, Ready};
 use submissions::{EndingRuntime, Enter, Guard, Submissions};
 
@@ -96,7 +96,7 @@ pub struct Ring<T: Tokens> {
     spare: Spare,
     submissions: Submissions,
     /// Operations for which the submission queue had no room; the oldest first.
-    held: VecDeque<Held<T>>,
+    pending: VecDeque<PendingOperation<T>>,
 }
 
 /// Runs `turn` on a ring of this thread: at first, and whenever something has completed, until it
@@ -214,7 +214,7 @@ impl<T: Tokens> Ring<T> {
             waits_before_receive: waits_before_receive || kernel() < KERNEL_LENDS_LATE,
             spare: Spare::default(),
             submissions: Submissions::new(enter_of(descriptor)),
-            held: VecDeque::new(),
+            pending: VecDeque::new(),
         }
     }
 
@@ -232,14 +232,14 @@ impl<T: Tokens> Ring<T> {
     }
 
     fn may_have_unsubmitted(&self) -> bool {
-        !self.submissions.is_known_empty() || !self.held.is_empty()
+        !self.submissions.is_known_empty() || !self.pending.is_empty()
     }
 
-    /// Puts operations that were held back into the submission queue, as far as they fit.
+    /// Puts operations that were pending back into the submission queue, as far as they fit.
     fn let_go(&mut self) {
-        while !self.held.is_empty() && self.submissions.has_room() {
-            let held = self.held.pop_front().expect("one is held");
-            self.launch(held);
+        while !self.pending.is_empty() && self.submissions.has_room() {
+            let pending = self.pending.pop_front().expect("one is pending");
+            self.launch(pending);
         }
     }
 
@@ -514,27 +514,27 @@ impl<T: Tokens> Ring<T> {
 
     /// Submits an operation that points into what it owns.
     fn submit_pointing(&mut self, pointed: Pointed, operation: Operation<T>, entry: squeue::Entry) {
-        let held = Held {
+        let pending = PendingOperation {
             pointed,
             operation,
             entry,
         };
         // In their order: a receive may need the buffer that is provided before it.
-        if self.held.is_empty() && self.submissions.has_room() {
-            self.launch(held);
+        if self.pending.is_empty() && self.submissions.has_room() {
+            self.launch(pending);
         } else {
-            self.held.push_back(held);
+            self.pending.push_back(pending);
         }
     }
 
-    fn launch(&mut self, held: Held<T>) {
-        let Held {
+    fn launch(&mut self, pending: PendingOperation<T>) {
+        let PendingOperation {
             pointed,
             operation,
             entry,
-        } = held;
+        } = pending;
         self.submissions.push();
-        let outcome = Outcome(PhantomData);
+        let outcome = RawOutcome(PhantomData);
         let mut operation = UnsubmittedOneshot::new(operation, outcome, entry).submit();
         let slot = self.flights.vacant_entry();
         let waker = waker(slot.key());
