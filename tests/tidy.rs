@@ -35,7 +35,6 @@ const WIDE_FILES: &[&str] = &[
     "io/",
     "lib.rs",
     "limits.rs",
-    "log/",
     "main.rs",
     "wire/",
 ];
