@@ -1,14 +1,16 @@
-//! What compaction costs those who use the server meanwhile, and how much disk it leaves a log of overwrites.
+//! The cost of compaction for clients that use the server at the time, and the disk space that a
+//! log of overwrites takes.
 //!
 //! ```text
-//! cargo bench --bench compaction                     # 60 s of a steady load
-//! cargo bench --bench compaction -- --rate 0 --ops 3600000   # an hour's worth at 1,000 ops a second, as fast as it goes
+//! cargo bench -p etherply-bench --bench compaction    # 60 s of a steady load
+//! # The ops of an hour at 1,000 ops/s, as fast as possible:
+//! cargo bench -p etherply-bench --bench compaction -- --rate 0 --ops 3600000
 //! ```
 //!
-//! A real server on loopback, one client that overwrites keys and one that reads. The latency of an op, from the moment in which it
-//! should have been sent to its arrival at the reader, counts for one of two sides: those that arrived while the server
-//! compacted (between its two lines in the log), and the others. The answer is checked first: after a restart, the
-//! server holds what was written.
+//! A real server on loopback has one client that overwrites keys and one that reads. The latency of
+//! an op is the time from when it was due to its arrival at the reader. Ops that arrived during a
+//! compaction (between its two lines in the log) are compared with all others. The answer is
+//! checked first: after a restart, the server has to hold what was written.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader};
@@ -27,9 +29,10 @@ use tungstenite::{Message, WebSocket};
 
 const SECRET: &str = "a secret of the bench, long enough to be one";
 const WORKSPACE: &str = "bench";
-/// Bytes of values that may be under way where no rate is given: well below what makes a server conflate.
+/// The bytes of values that may be in flight without a rate: well below the bound at which a server
+/// conflates.
 const UNDER_WAY_BYTES: u64 = 256 << 10;
-/// Messages that are written to the socket at once, where no rate is given.
+/// Messages that are written to the socket at once, without a rate.
 const BURST: u64 = 32;
 
 struct Settings {
@@ -71,7 +74,7 @@ impl Settings {
         format!("key-{number:08}")
     }
 
-    /// Each key once, and then keys by chance, so that every segment keeps a part of what it held.
+    /// Returns each key once, and then random keys, so that a part of every segment stays live.
     fn key_number(&self, op: u64) -> u64 {
         if op < self.keys {
             return op;
@@ -98,7 +101,7 @@ fn now_us() -> u64 {
     u64::try_from(since.expect("after 1970").as_micros()).expect("it fits")
 }
 
-/// When the server said that it began to compact, and that it had.
+/// When the server logged the start and the end of each compaction.
 #[derive(Default)]
 struct Compactions {
     begun: Option<Instant>,
@@ -190,14 +193,14 @@ fn op_text(key: &str, value: &str, timestamp: u64) -> String {
     )
 }
 
-/// The number in the value of an op, which is all that the reader needs.
+/// Returns the number in the value of an op, which is all that the reader needs.
 fn op_number(text: &str) -> u64 {
     let at = text.find(r#""value":""#).expect("a value") + 9;
     let digits = &text[at..at + text[at..].find('"').expect("an end")];
     digits.parse().expect("a number")
 }
 
-/// When each op was to be sent, and how far the reader is.
+/// When each op was due, and how many the reader has read.
 struct Course {
     due: Mutex<VecDeque<Instant>>,
     read_count: AtomicU64,
@@ -229,7 +232,7 @@ fn write(settings: &Settings, mut socket: WebSocket<TcpStream>, course: &Course)
     }
 }
 
-/// Lets the writer end where the reader fails.
+/// Lets the writer finish if the reader fails.
 struct Release<'a>(&'a Course);
 
 impl Drop for Release<'_> {
@@ -264,7 +267,7 @@ fn read(settings: &Settings, mut socket: WebSocket<TcpStream>, course: &Course) 
     samples
 }
 
-/// The longest that the segments were.
+/// Watches the data directory and returns its largest size.
 fn watch_disk(data: &Path, is_over: &AtomicU64) -> u64 {
     let mut bytes_max = 0;
     while is_over.load(Ordering::Relaxed) == 0 {
@@ -342,7 +345,7 @@ fn main() {
     check_state(&settings, &data);
 
     let live_bytes = settings.live_bytes();
-    // Before the first compaction the state is still growing.
+    // Until the first compaction the state is still growing.
     let first = spans.first().map(|span| span.0);
     let is_in = |at: Instant| spans.iter().any(|span| (span.0..=span.1).contains(&at));
     let steady = samples.into_iter().filter(|sample| Some(sample.0) >= first);

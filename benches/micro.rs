@@ -1,10 +1,10 @@
-//! The steps of an op, each alone: what it costs, and what a change of the code makes of that.
+//! The steps of an op, each alone: what it costs, and how a change of the code affects that.
 //!
 //! ```text
-//! cargo bench --bench micro                    # all
-//! cargo bench --bench micro -- broadcast       # some
-//! cargo bench --bench micro -- --save-baseline before
-//! cargo bench --bench micro -- --baseline before
+//! cargo bench -p etherply-bench --bench micro                    # all
+//! cargo bench -p etherply-bench --bench micro -- broadcast       # some
+//! cargo bench -p etherply-bench --bench micro -- --save-baseline before
+//! cargo bench -p etherply-bench --bench micro -- --baseline before
 //! ```
 //!
 //! Each bench checks its answer before it is timed.
@@ -61,7 +61,7 @@ fn decode(c: &mut Criterion) {
         group.throughput(Throughput::Bytes(masked.len() as u64));
         group.bench_function(BenchmarkId::from_parameter(value_bytes), |b| {
             let mut decoder = Decoder::new();
-            // Unmasked in place, so each needs its own copy: that is a part of what is timed.
+            // It is unmasked in place, so each iteration needs a copy, which is part of the time.
             let mut bytes = masked.clone();
             b.iter(|| {
                 bytes.copy_from_slice(&masked);
@@ -98,18 +98,23 @@ fn keys() -> Vec<String> {
     (0..KEYS).map(|key| format!("key-{key}")).collect()
 }
 
-/// Ops on all keys in turn: a key's entry is seldom in the nearest cache, as in a workspace in use.
+/// Applies ops to all keys in turn: as in a busy workspace, a key's entry is seldom in the nearest
+/// cache.
 fn apply(c: &mut Criterion) {
     let mut group = c.benchmark_group("apply");
     let keys = keys();
     let value = "1".repeat(100);
     let mut workspace = Workspace::new("w", 1);
     for (timestamp, key) in (1..).zip(&keys) {
-        assert!(
-            matches!(workspace.apply(key, &value, timestamp, 1), Verdict::Won { seq, .. } if seq.get() == timestamp)
-        );
+        assert!(matches!(
+            workspace.apply(key, &value, timestamp, 1),
+            Verdict::Won { seq, .. } if seq.get() == timestamp
+        ));
     }
-    let lost = matches!(workspace.apply(&keys[0], "2", 0, 1), Verdict::Lost(entry) if entry.value() == value);
+    let lost = matches!(
+        workspace.apply(&keys[0], "2", 0, 1),
+        Verdict::Lost(entry) if entry.value() == value
+    );
     assert!(lost);
     let mut at = KEYS;
     group.bench_function("a winner", |b| {
@@ -129,11 +134,11 @@ fn apply(c: &mut Criterion) {
     group.finish();
 }
 
-/// A batch of ops as group commit writes it: 64 that came while the fdatasync before was under way.
+/// A batch of ops as group commit writes it: 64 that arrived during the previous fdatasync.
 fn encode_batch(batch: &mut Vec<u8>, keys: &[String], value: &str, header: &SegmentHeader) {
     record::begin_batch(batch);
     for seq in 0..BATCH_OPS {
-        let op = record::Op {
+        let op = record::LoggedOp {
             workspace: "workspace",
             key: &keys[length(seq)],
             value,
@@ -173,7 +178,8 @@ fn log(c: &mut Criterion) {
     group.finish();
 }
 
-/// What a turn does for its receivers: the ops of a batch encoded once, then one send's spans for each outbox.
+/// The work of a turn for its receivers: the ops of a batch are encoded once, then each outbox
+/// provides the spans of one send.
 struct Broadcast {
     window: Window,
     pool: OutboxPool,
@@ -193,7 +199,7 @@ impl Broadcast {
         }
     }
 
-    /// Gives the bytes that are sent.
+    /// Returns the number of bytes sent.
     fn batch(&mut self, ops: u64, keys: &[String], value: &str) -> usize {
         let timestamp = 1_700_000_000_000_000;
         for _ in 0..ops {
@@ -252,7 +258,7 @@ fn broadcast(c: &mut Criterion) {
     group.finish();
 }
 
-/// The whole shard without IO: bytes of one client in, sends to all the others out and done.
+/// The whole shard without IO: from the bytes of one client to the completed sends to all others.
 fn shard(c: &mut Criterion) {
     let mut group = c.benchmark_group("shard");
     for (name, receivers, writers, ops) in [
@@ -291,7 +297,7 @@ fn shard(c: &mut Criterion) {
     group.finish();
 }
 
-/// A client that joins a workspace of so many keys.
+/// The init message of a client that joins a workspace.
 fn init(c: &mut Criterion) {
     let mut group = c.benchmark_group("init");
     let (keys, value) = (keys(), "1".repeat(100));
@@ -321,7 +327,7 @@ fn init(c: &mut Criterion) {
     group.finish();
 }
 
-/// A ping and its pong, which are read and answered on the way of the ops.
+/// A ping and its pong, which take the same path as the ops.
 fn pong(c: &mut Criterion) {
     let mut driver = Driver::new(Durability::Always, |_| ());
     let place = driver.join("workspace");

@@ -1,19 +1,23 @@
-//! How fast the log is read back at a start, beside `redis-server` that loads an append-only file with the same keys and values.
+//! How fast the log is read back at a start, compared with `redis-server`, which loads an
+//! append-only file with the same keys and values.
 //!
 //! ```text
-//! apt-get install redis-server                       # to be compared with; no root is needed to run this
-//! cargo bench --bench recovery                       # 3,000,000 records, 5 rounds, about 1.5 GB in $TMPDIR
-//! cargo bench --bench recovery -- --records 1000000 --keys 400000 --rounds 3
+//! apt-get install redis-server    # to compare with; running this needs no root
+//! # 3,000,000 records, 5 rounds, about 1.5 GB in $TMPDIR
+//! cargo bench -p etherply-bench --bench recovery
+//! cargo bench -p etherply-bench --bench recovery -- --records 1000000 --keys 400000 --rounds 3
 //! ```
 //!
-//! Records of 100 bytes on disk, in random order over the workspaces and keys, in batches of 1 to 128. Redis gets the same ops in the same
-//! order as plain commands, once as `SET workspace:key value` and once as `HSET workspace key value`; the faster of the two
-//! counts. All files are in the page cache, and the contestants take turns. Each is a real process, timed from its start to the line in
-//! which it says that it serves, and an answer to a request behind it. CPU time is that of the whole process until then: on a
-//! machine that has other work to do, it says more than the clock does. One workspace, chosen anew in each round, is asked
-//! for and compared key by key, and the number of keys or ops is compared too.
+//! The records have 100 bytes on disk, in random order over the workspaces and keys, in batches of
+//! 1 to 128. Redis loads the same ops in the same order as plain commands, once as `SET
+//! workspace:key value` and once as `HSET workspace key value`; the faster of the two counts. All
+//! files are in the page cache, and the contestants take turns. Each is a real process, timed from
+//! its start until it has printed that it is ready and has answered a request. Its CPU time until
+//! then says more than the clock on a machine with other work. In each round another workspace is
+//! read and compared key by key, and so is the number of keys or ops.
 //!
-//! `replay` is the library's recovery alone, in a process of its own, on a log of one shard and so on one core. `--rounds`, `--folder` and the like: `-- --help`.
+//! `replay` is the library's recovery alone, in a process of its own, on a log of one shard and
+//! thus on one core. All flags: `-- --help`.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -49,13 +53,13 @@ struct Settings {
     /// Rounds, in each of which every contestant starts once
     #[arg(long, env = "RECOVERY_ROUNDS", default_value_t = 5)]
     rounds: u32,
-    /// Where the logs are written: a folder of its own in here, removed at the end
+    /// Where the folder of the logs is created, which is removed at the end
     #[arg(long, default_value_os_t = std::env::temp_dir())]
     folder: PathBuf,
-    /// Reads the log in this data directory back, tells how long that took, and ends
+    /// Read the log in this data directory back, print how long that took, and exit
     #[arg(long)]
     replay: Option<PathBuf>,
-    /// Given by cargo
+    /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -89,7 +93,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The contestants, by their place in the table.
+/// The contestants, in the order of the table.
 const NAMES: [&str; 5] = [
     "etherply, 2 shards",
     "etherply, 1 shard",
@@ -118,7 +122,8 @@ fn measure(workload: &Workload, rounds: u32, folder: &Path) {
 fn print_table(workload: &Workload, runs: &[Vec<Run>; NAMES.len()]) {
     let records = f64::from(workload.records());
     println!(
-        "\n| | clock, s | CPU, s | records/s by the clock | records/s of CPU | resident, MB | most resident, MB |"
+        "\n| | clock, s | CPU, s | records/s by the clock | records/s of CPU | resident, MB \
+         | most resident, MB |"
     );
     println!("| --- | --- | --- | --- | --- | --- | --- |");
     for (name, runs) in NAMES.iter().zip(runs) {
@@ -184,7 +189,7 @@ fn spread(runs: &[Run], of: impl Fn(&Run) -> f64) -> Spread {
     }
 }
 
-/// [`replay`] in a process of its own, whose memory nobody has used before.
+/// Runs [`replay`] in a process of its own, whose memory is untouched.
 fn replayed(log: &Etherply, workload: &Workload) -> Run {
     log.warm();
     let binary = std::env::current_exe().expect("this runs");

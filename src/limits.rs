@@ -3,7 +3,7 @@
 //! A bound that an operator may move is a default here and a flag in [`crate::config`];
 //! all the others are constants. Over a bound there is a rule, never growth.
 
-// ---- the request head (protocol.md, "HTTP") ----
+// ---- the request head (wire/protocol.md, "Requests") ----
 
 /// A request head longer than this is answered with 431.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -25,7 +25,7 @@ pub const TOKEN_LEEWAY_S: u64 = 30;
 /// A secret shorter than this is warned of: RFC 7518 section 3.2 wants the size of the hash.
 pub const SECRET_BYTES_ADVISED: usize = 32;
 
-// ---- messages (protocol.md, "Messages: client to server") ----
+// ---- messages (wire/protocol.md, "Messages from the client") ----
 
 /// The longest key, in bytes of its unescaped UTF-8.
 pub const KEY_BYTES_MAX: usize = 1024;

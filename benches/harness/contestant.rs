@@ -1,5 +1,5 @@
-//! The servers that are measured: this tree's with some settings, another build, a peer, or one that
-//! already runs elsewhere.
+//! The servers that are measured: this tree's with some settings, another build, a peer, or one
+//! that already runs elsewhere.
 
 use std::io;
 use std::net::SocketAddr;

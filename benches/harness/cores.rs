@@ -1,15 +1,15 @@
-//! Which cores the server has, and which the load.
+//! The cores of the server and those of the load.
 
 use std::fmt;
 use std::io;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// Some cores, by number.
+/// A set of cores, by number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cores(pub Vec<usize>);
 
-/// The cores of the server, and those of the load.
+/// The cores of the server and those of the load.
 #[derive(Debug, Clone)]
 pub struct Halves {
     pub server: Cores,
@@ -17,7 +17,7 @@ pub struct Halves {
 }
 
 impl Cores {
-    /// Those that this thread may use.
+    /// Returns the cores that this thread may use.
     pub fn allowed() -> io::Result<Self> {
         let set = sched_getaffinity(None)?;
         Ok(Self(
@@ -27,7 +27,7 @@ impl Cores {
         ))
     }
 
-    /// This thread, and whatever it starts from now on, runs on these.
+    /// Moves this thread, and whatever it starts from now on, to these cores.
     pub fn take(&self) -> io::Result<()> {
         let mut set = CpuSet::new();
         for core in &self.0 {
@@ -36,14 +36,14 @@ impl Cores {
         Ok(sched_setaffinity(None, &set)?)
     }
 
-    /// The CPU time that anybody has used on these.
+    /// Reads the CPU time that has been used on these cores, by whatever process.
     pub fn busy_s(&self) -> f64 {
         let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
         let of_these = stat.lines().filter_map(|line| {
             let (name, times) = line.strip_prefix("cpu")?.split_once(' ')?;
             self.0.contains(&name.parse().ok()?).then_some(times)
         });
-        // User, nice, system, idle, waiting for a disk, interrupts, and what the host took (proc(5)); in hundredths.
+        // User, nice, system, idle, iowait, irq, softirq, steal, … (proc_stat(5)), in hundredths.
         let busy = of_these.flat_map(|times| {
             let fields = times.split(' ').enumerate();
             let fields = fields.filter(|(at, _)| matches!(at, 0..=2 | 5..=7));
@@ -52,7 +52,7 @@ impl Cores {
         busy.sum::<f64>() / 100.0
     }
 
-    /// The first half and the other; of one core, both have it.
+    /// Splits the cores in two halves; a single core is in both.
     pub fn halves(&self) -> Halves {
         let (server, load) = self.0.split_at(self.0.len() / 2);
         let server = if server.is_empty() { load } else { server };
@@ -64,12 +64,12 @@ impl Cores {
 }
 
 impl Halves {
-    /// Whether the load runs on cores of the server.
+    /// Whether the load shares a core with the server.
     pub fn overlap(&self) -> bool {
         self.server.0.iter().any(|core| self.load.0.contains(core))
     }
 
-    /// The cores of both.
+    /// Returns the cores of both.
     pub fn all(&self) -> Cores {
         let mut all = [&self.server.0[..], &self.load.0].concat();
         all.sort_unstable();
@@ -81,7 +81,7 @@ impl Halves {
 impl std::str::FromStr for Cores {
     type Err = String;
 
-    /// `0,2-5`
+    /// Parses a list such as `0,2-5`.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut cores = Vec::new();
         for part in text.split(',') {

@@ -1,17 +1,20 @@
-//! How fast the server is, beside its peers, and whether what it delivers is right.
+//! How fast the server is, compared with its peers, and whether its deliveries are correct.
 //!
 //! ```text
-//! cargo bench --bench harness                            # all scenarios, 5 rounds
-//! cargo bench --bench harness -- fanout --rounds 3
-//! cargo bench --bench harness -- --quick                 # a minute in all
-//! cargo bench --bench harness -- --list
+//! cargo bench -p etherply-bench --bench harness -- [SCENARIO …] [flags]
+//! cargo harness                       # the same, shorter: all scenarios, 5 rounds
+//! cargo harness fanout --rounds 3
+//! cargo harness --quick               # a minute in all
+//! cargo harness --list
 //! ```
 //!
-//! For each measurement a server is started anew, on the first half of the cores; the load generator has the other half. It is
-//! one thread (`load/`), and it checks every delivery: each receiver gets each op once, in order, byte for byte. What is wrong or
-//! missing ends the run with exit code 1; where it is a peer's, it is told, and the peer has no figures there. The contestants take turns, in each round in another order; a ratio is that of
-//! two figures of one round. The CPU time of the server's process is the first figure: where other work is done
-//! on the machine, it is steadier than the clock.
+//! Each measurement starts a new server on the first half of the cores; the load generator has the
+//! other half. It is one thread ([`etherply_bench::load`]), and it checks every delivery: each
+//! receiver has to receive each op once, in order, byte for byte. Anything wrong or missing ends
+//! the run with exit code 1; if it is a peer's, it is printed, and the peer has no figures there.
+//! The contestants take turns, in each round in another order; a ratio is that of two figures of
+//! one round. The CPU time of the server's process comes first: on a machine with other work it is
+//! steadier than the clock.
 
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -126,7 +129,7 @@ fn run(settings: &Settings) -> Result<(), String> {
     Ok(())
 }
 
-/// The scenarios that were named, or all.
+/// Returns the scenarios that were named, or all.
 fn chosen(settings: &Settings) -> Result<Vec<&'static dyn Scenario>, String> {
     if settings.scenarios.is_empty() {
         return Ok(scenarios::ALL.to_vec());

@@ -20,10 +20,10 @@ const COLOURS: [RGBColor; 6] = [
     RGBColor(0xB0, 0x8A, 0x00),
 ];
 
-/// The legend stands above the highest latency.
+/// Leaves space for the legend above the highest latency.
 const ABOVE: f64 = 12.0;
 
-/// A line of the picture: the latency of a contestant over the load, medians of the rounds.
+/// A line of the picture: the latency of a contestant over the load, as medians of the rounds.
 struct Line {
     name: String,
     points: Vec<(f64, f64)>,
@@ -89,7 +89,7 @@ pub fn draw(
     Ok(path)
 }
 
-/// One line for each contestant of the first case and each latency.
+/// Returns a line for each contestant of the first case and each latency.
 fn lines(picture: &Picture, cases: &[(Case, Rounds)]) -> Vec<Line> {
     let mut lines = Vec::new();
     let Some((first, _)) = cases.first() else {

@@ -42,7 +42,8 @@ pub fn text(scenario: &dyn Scenario, case: &Case, rounds: &Rounds) -> String {
     if !limited.is_empty() {
         let _ = writeln!(
             out,
-            "\nThe load generator was the limit (over {OWN_SHARE_LIMIT_PERCENT} % of its core) with: {}.",
+            "\nThe load generator was the limit (over {OWN_SHARE_LIMIT_PERCENT} % of its core) \
+             with: {}.",
             limited.join("; ")
         );
     }

@@ -1,4 +1,4 @@
-//! Who is measured when: all contestants in turn, in each round in another order.
+//! The rounds of a case: each measures all contestants in turn, in an order of its own.
 
 use std::io::IsTerminal;
 
@@ -11,7 +11,7 @@ use etherply_bench::figures::Numbers;
 /// The rounds of each contestant of a case, in the order of its contestants.
 pub type Rounds = Vec<Vec<Numbers>>;
 
-/// How far the run is: a bar on a terminal, lines elsewhere.
+/// The progress of the run: a bar on a terminal, lines elsewhere.
 pub struct Progress {
     bar: ProgressBar,
     is_terminal: bool,
@@ -32,7 +32,7 @@ impl Progress {
         Self { bar, is_terminal }
     }
 
-    /// Prints above the bar.
+    /// Prints text above the bar.
     pub fn print(&self, text: &str) {
         self.bar.suspend(|| println!("{text}"));
     }
@@ -51,8 +51,9 @@ impl Drop for Progress {
     }
 }
 
-/// Measures everybody in all rounds. A failure of the server ends it. That of a peer is told, and the round has no
-/// numbers of it: a peer may be too slow for a load, which says something about the peer alone.
+/// Measures all contestants in all rounds. A failure of the server ends the run. A failure of a
+/// peer is printed, and the round has no numbers of it: a peer may be too slow for a load, which
+/// says nothing about the server.
 pub fn run(
     scenario: &dyn Scenario,
     case: &Case,

@@ -1,6 +1,6 @@
-//! What a Rust developer writes in an afternoon: axum, a tokio broadcast channel for each workspace, `serde_json`, and each op
-//! appended to a buffered file. One thread. It does two things that an afternoon often leaves out: whoever wakes up takes all
-//! that is there, and flushes once.
+//! What a Rust developer writes in an afternoon: axum, a tokio broadcast channel per workspace,
+//! `serde_json`, and a buffered file that each op is appended to. One thread. Unlike many an
+//! afternoon's work, a task that wakes up handles all that has arrived, and flushes once.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -27,13 +27,13 @@ const BACKLOG: u32 = 4096;
 #[derive(Parser)]
 #[command(no_binary_name = true)]
 struct Settings {
-    /// Where it listens; 0: a free port
+    /// The port to listen on; 0: a free one
     #[arg(long, default_value_t = 0)]
     port: u16,
-    /// Where each op is appended
+    /// The file that each op is appended to
     #[arg(long, default_value = "/dev/null")]
     log: PathBuf,
-    /// Ops that a workspace keeps for those who are behind; who is further behind is dropped
+    /// Ops that a workspace keeps for slow clients; slower ones are dropped
     #[arg(long, default_value_t = 1024)]
     channel: usize,
 }
@@ -58,11 +58,11 @@ pub fn serve(arguments: &[String]) -> io::Result<()> {
         let socket = TcpSocket::new_v4()?;
         socket.set_reuseaddr(true)?;
         socket.bind((Ipv4Addr::LOCALHOST, settings.port).into())?;
-        // With the default, many who come at once wait a second for their next try.
+        // With the default backlog, some of many simultaneous clients wait a second to try again.
         let listener = socket.listen(BACKLOG)?;
         super::tell_address(listener.local_addr()?)?;
         let listener = listener.tap_io(|stream| {
-            // It fails where the peer has gone already.
+            // It fails if the peer has closed already.
             let _ = stream.set_nodelay(true);
         });
         axum::serve(listener, router).await
@@ -90,7 +90,7 @@ struct Workspace {
     ops: broadcast::Sender<Sent>,
 }
 
-/// An op, as all are sent it, and who has sent it.
+/// An op as it is sent to all, and the client that it came from.
 #[derive(Clone)]
 struct Sent {
     client: u64,
@@ -102,7 +102,7 @@ impl Hub {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The state, all that comes after it, and a number for who asks.
+    /// Returns the state, a receiver of all later ops, and a number for the client.
     fn join(&self, workspace: &str) -> (String, broadcast::Receiver<Sent>, u64) {
         let mut inside = self.lock();
         inside.next_client += 1;
@@ -123,7 +123,7 @@ impl Hub {
 }
 
 impl Inside {
-    /// Applies an op, appends it to the log and tells everybody. `None`: the message is bad.
+    /// Applies an op, appends it to the log and broadcasts it; `None`: the message is invalid.
     fn apply(&mut self, name: &str, client: u64, text: &str) -> Option<()> {
         let message: Value = serde_json::from_str(text).ok()?;
         if message["type"] != "op" {
@@ -142,7 +142,7 @@ impl Inside {
         let text = message.to_string();
         writeln!(self.log, "{name} {text}").ok()?;
         workspace.data.insert(key, (timestamp, value));
-        // It fails where nobody listens.
+        // It fails if no client is connected.
         let _ = workspace.ops.send(Sent {
             client,
             text: text.into(),
@@ -157,12 +157,12 @@ async fn upgrade(
     upgrade: WebSocketUpgrade,
 ) -> Response {
     upgrade.on_upgrade(move |socket| async move {
-        // Whoever is gone, is gone.
+        // A connection that has failed needs no further treatment.
         let _ = converse(socket, &workspace, &hub).await;
     })
 }
 
-/// Serves a client until it leaves (`Ok`), or breaks the rules, or cannot be reached.
+/// Serves a client until it leaves, sends an invalid message, or cannot be reached.
 async fn converse(mut socket: WebSocket, workspace: &str, hub: &Hub) -> Result<(), axum::Error> {
     let (init, mut ops, client) = hub.join(workspace);
     socket.send(Message::Text(init.into())).await?;

@@ -1,7 +1,9 @@
-//! A bare ring that does the same fan-out with nothing around it: no token, no state, no log, no limits, no pings.
+//! A bare ring that does the same fan-out with nothing around it: no token, no state, no log, no
+//! limits, no pings.
 //!
-//! One thread: multishot accept and receives over a ring of provided buffers, a frame is built once, and all that a member is
-//! owed at the end of a turn goes in one send. This is what a simple server of this kind cannot do without.
+//! One thread: multishot accept and receives into provided buffers; a frame is built once, and all
+//! that is due to a member at the end of a turn goes out in one send. No simple server of this kind
+//! can do with less.
 
 #![allow(
     unsafe_code,
@@ -26,7 +28,7 @@ use stream::{Cursor, Stream, text_header};
 mod ring;
 mod stream;
 
-/// What the messages that are sent on start with.
+/// The start of the messages that are passed on.
 const OP: &[u8] = br#"{"type":"op""#;
 const BACKLOG: i32 = 4096;
 
@@ -34,10 +36,10 @@ const BACKLOG: i32 = 4096;
 #[derive(Parser)]
 #[command(no_binary_name = true)]
 struct Settings {
-    /// Where it listens; 0: a free port
+    /// The port to listen on; 0: a free one
     #[arg(long, default_value_t = 0)]
     port: u16,
-    /// The payload of the first message: that much of a made-up state
+    /// The length of the first message, with a made-up state
     #[arg(long, default_value_t = 0)]
     join_bytes: usize,
 }
@@ -66,7 +68,7 @@ pub fn serve(arguments: &[String]) -> io::Result<()> {
 fn listen(port: u16) -> io::Result<TcpListener> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
-    // What is accepted inherits this.
+    // Accepted sockets inherit this.
     sockopt::set_tcp_nodelay(&socket, true)?;
     let address = std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, port);
     rustix::net::bind(&socket, &address)?;
@@ -74,7 +76,8 @@ fn listen(port: u16) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// The frame of the first message: an empty state, or one that makes its payload so long.
+/// Returns the frame of the first message, with an empty state or one that makes the payload
+/// `payload_bytes` long.
 fn init(payload_bytes: usize) -> Rc<[u8]> {
     let mut payload = String::from(r#"{"type":"init","data":{}}"#);
     let field = r#""":"""#;
@@ -92,28 +95,28 @@ fn init(payload_bytes: usize) -> Rc<[u8]> {
 struct Room {
     stream: Stream,
     members: Vec<usize>,
-    /// Something came in this turn.
+    /// Something was appended in this turn.
     is_dirty: bool,
 }
 
-/// What a member is in its room.
+/// The membership of a connection in a room.
 struct Member {
     room: usize,
-    /// Its place in the room's list.
+    /// Its index in the room's list.
     place: usize,
     cursor: Cursor,
-    /// The frames that it has sent itself and that the cursor has not passed.
+    /// Its own frames that the cursor has not passed yet.
     own: VecDeque<Range<u64>>,
 }
 
 struct Connection {
     socket: OwnedFd,
-    /// The beginning of a head or a frame.
+    /// The beginning of an incomplete head or frame.
     partial: Vec<u8>,
     member: Option<Member>,
     /// The answer to the head, until it is sent.
     greeting: Vec<u8>,
-    /// Where the cursor stands when the send has ended.
+    /// The cursor after the send in flight.
     sending: Option<Cursor>,
     message: Option<Box<Message>>,
     is_receiving: bool,
@@ -125,9 +128,9 @@ struct Relay {
     rooms: Vec<Room>,
     names: HashMap<String, usize>,
     dirty: Vec<usize>,
-    /// Those whose send has ended, or who have just come.
+    /// Connections whose send has completed, or that have just joined.
     ready: Vec<usize>,
-    /// Those whose receive has ended before its time.
+    /// Connections whose receive has ended although the connection has not.
     unarmed: Vec<usize>,
     closing: Vec<usize>,
     pieces: Vec<(*const u8, usize)>,
@@ -191,7 +194,7 @@ impl Relay {
         }
     }
 
-    /// Takes all whole messages; an error ends the connection.
+    /// Handles all complete messages; an error ends the connection.
     fn take(&mut self, id: usize, bytes: &[u8]) -> Result<(), ()> {
         let mut partial = std::mem::take(&mut self.connections[id].partial);
         if partial.is_empty() {
@@ -234,7 +237,7 @@ impl Relay {
                         }
                     }
                 }
-                // Pings and pongs of a client that is here for a measurement ask for nothing.
+                // A client of a measurement needs no answer to its pings and pongs.
                 0x89 | 0x8a => {}
                 _ => return Err(()),
             }
@@ -275,7 +278,7 @@ impl Relay {
         connection.greeting = Vec::new();
         let member = connection.member.as_mut().expect("it has joined");
         member.cursor = cursor;
-        // A send that waits for all ends short only where the connection does.
+        // A send with MSG_WAITALL is short only if the connection has ended.
         if completion.result <= 0 || connection.is_closing {
             self.close(id);
         } else if !member.cursor.is_at_end() {
@@ -310,7 +313,7 @@ impl Relay {
         }
     }
 
-    /// Sends all that a member is owed, unless it is still being sent something.
+    /// Sends all that is due to a member, unless a send to it is in flight.
     fn send(&mut self, ring: &mut Ring, id: usize) {
         let connection = &mut self.connections[id];
         if connection.sending.is_some() || connection.is_closing {
@@ -329,8 +332,9 @@ impl Relay {
             return;
         }
         connection.sending = Some(behind);
-        // SAFETY: until the send has ended, the greeting is not touched, the cursor stays and keeps its chunks, whose filled part is
-        // never written again, and the connection stays, with the message in a box of its own. The first message stays for good.
+        // SAFETY: until the send has ended, the greeting is not touched, the cursor stays and keeps
+        // its chunks, whose filled part is never written again, and the connection stays, with the
+        // message in a box of its own. The first message stays for good.
         unsafe {
             ring.send(
                 connection.socket.as_raw_fd(),
@@ -341,12 +345,12 @@ impl Relay {
         }
     }
 
-    /// Ends both directions; the connection goes when nothing is under way any more.
+    /// Shuts down both directions; the connection is removed when nothing of it is in flight.
     fn close(&mut self, id: usize) {
         let connection = &mut self.connections[id];
         if !connection.is_closing {
             connection.is_closing = true;
-            // It fails where the peer has gone already.
+            // It fails if the peer has closed already.
             let _ = rustix::net::shutdown(&connection.socket, Shutdown::Both);
         }
         self.closing.push(id);
@@ -370,12 +374,12 @@ struct Frame<'a> {
     first_byte: u8,
     mask: [u8; 4],
     masked: &'a [u8],
-    /// With its header.
+    /// The length of the whole frame.
     bytes: usize,
 }
 
 impl<'a> Frame<'a> {
-    /// `None`: more must come.
+    /// Reads a frame; `None`: it is incomplete.
     fn read(bytes: &'a [u8]) -> Option<Self> {
         let [first_byte, second_byte, rest @ ..] = bytes else {
             return None;

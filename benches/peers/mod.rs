@@ -1,4 +1,5 @@
-//! What the server is measured against. Each peer speaks as much of the wire contract as a measurement needs.
+//! The servers that ours is compared with. Each implements as much of the protocol as a
+//! measurement needs.
 
 use std::process::ExitCode;
 
@@ -9,7 +10,8 @@ pub mod redis;
 /// The peers that [`serve`] knows.
 pub const NAMES: [&str; 2] = ["floor", "axum"];
 
-/// Is the peer of this name, until it is killed. Its first line on stdout tells where it listens, as that of `etherply serve` does.
+/// Runs the peer of this name until it is killed. Like `etherply serve`, it prints its address in
+/// its first line.
 pub fn serve(name: &str, arguments: &[String]) -> ExitCode {
     let outcome = match name {
         "floor" => floor::serve(arguments),
@@ -23,7 +25,7 @@ pub fn serve(name: &str, arguments: &[String]) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The same line as that of `etherply serve`.
+/// Prints the line that `etherply serve` prints.
 fn tell_address(address: std::net::SocketAddr) -> std::io::Result<()> {
     use std::io::Write as _;
     let mut stdout = std::io::stdout().lock();

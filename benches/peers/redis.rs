@@ -1,4 +1,5 @@
-//! Redis as a durable store: a client that keeps so many commands on their way, and what it costs the server.
+//! Redis as a durable store: a client that keeps a number of commands in flight, and what they cost
+//! the server.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -17,7 +18,7 @@ pub use etherply_bench::resp::version;
 pub enum Fsync {
     /// Before it answers.
     Always,
-    /// When the kernel likes.
+    /// Whenever the kernel does.
     No,
 }
 
@@ -30,29 +31,29 @@ pub enum Shape {
     Xadd,
 }
 
-/// What is asked of it.
+/// A load of commands.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     pub shape: Shape,
-    /// Commands whose answer has not come yet.
+    /// Commands whose answer is outstanding, at all times.
     pub in_flight: usize,
     /// Distinct keys.
     pub keys: u64,
     pub key_bytes: usize,
     pub value_bytes: usize,
-    /// Not measured.
+    /// The time before the measurement.
     pub warm_up: Duration,
     pub duration: Duration,
 }
 
-/// What came of it.
+/// The outcome of a load.
 #[derive(Clone, Debug)]
 pub struct Figures {
     pub ops: u64,
     pub clock_s: f64,
-    /// Of the server.
+    /// The CPU time of the server.
     pub cpu_s: f64,
-    /// From the moment in which each command was written to its answer.
+    /// The time of each command from when it was written to its answer.
     pub latencies_us: Vec<u32>,
 }
 
@@ -60,7 +61,7 @@ pub struct Figures {
 pub struct Redis {
     process: Process,
     client: TcpStream,
-    /// The next op to be written.
+    /// The number of the next op.
     next: u64,
 }
 
@@ -90,11 +91,11 @@ impl Redis {
         }
     }
 
-    /// Keeps so many commands on their way for so long. Each answer is looked at, and at the end the last values are asked for.
+    /// Runs a load. Each answer is checked, and at the end the last values are read back.
     ///
     /// # Panics
     ///
-    /// Where an answer is not what it must be.
+    /// If an answer is wrong.
     pub fn run(&mut self, load: &Load) -> Figures {
         let mut pipe = Pipe::new(load, self.next);
         let first = self.next;
@@ -145,7 +146,7 @@ impl Redis {
 }
 
 const STREAM: &str = "bench";
-/// What one call reads.
+/// The most that one call reads.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 fn key(load: &Load, op: u64) -> String {
@@ -156,13 +157,13 @@ fn value(load: &Load, op: u64) -> String {
     format!("{op:0width$}", width = load.value_bytes)
 }
 
-/// The commands on their way.
+/// The commands in flight.
 struct Pipe<'a> {
     load: &'a Load,
     next: u64,
-    /// When each was written, the eldest first.
+    /// When each was written, the oldest first.
     sent: VecDeque<Instant>,
-    /// Answers that are not looked at yet.
+    /// Answers that have not been checked yet.
     answers: Vec<u8>,
     buffer: Box<[u8]>,
     commands: Vec<u8>,
@@ -182,7 +183,7 @@ impl<'a> Pipe<'a> {
         }
     }
 
-    /// Fills the pipe, and takes the answers that have come: one at least.
+    /// Fills the pipe, waits for an answer, and checks all that have arrived.
     fn turn(&mut self, client: &mut TcpStream, in_flight: usize) {
         self.commands.clear();
         let now = Instant::now();
@@ -220,7 +221,7 @@ impl<'a> Pipe<'a> {
     }
 }
 
-/// The length of the answer that `bytes` start with; `None`: more must come.
+/// Returns the length of the answer that `bytes` start with; `None`: it is incomplete.
 fn answer_bytes(shape: Shape, bytes: &[u8]) -> Option<usize> {
     let line_bytes = |bytes: &[u8]| Some(bytes.windows(2).position(|end| end == b"\r\n")? + 2);
     let first = line_bytes(bytes)?;
@@ -236,7 +237,7 @@ fn answer_bytes(shape: Shape, bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// A port that was free a moment ago.
+/// Finds a port that is free at this moment.
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     listener.local_addr().expect("it is bound").port()

@@ -1,4 +1,4 @@
-//! The contestants as processes: how one is started and timed, and how its answer is checked.
+//! The contestants as processes: how each is started and timed, and how its answer is checked.
 
 use std::collections::HashMap;
 use std::fs;
@@ -18,13 +18,13 @@ use etherply_bench::resp::ask;
 
 const SECRET: &str = "a secret of the bench, long enough to be one";
 
-/// What one start took.
+/// The cost of one start.
 pub struct Run {
     /// From the start of the process to its answer.
     pub clock_s: f64,
     /// The CPU time of the process until then.
     pub cpu_s: f64,
-    /// How long the reading took by the process's own account.
+    /// The time of the reading, as the process itself reports it.
     pub own_s: f64,
     pub memory: Memory,
 }
@@ -51,7 +51,8 @@ impl Etherply {
         &self.data
     }
 
-    /// Brings the log back to how it was written, without the empty segments of later starts, and into the page cache.
+    /// Restores the log as it was written, without the empty segments of later starts, and reads it
+    /// into the page cache.
     pub fn warm(&self) {
         for file in files_under(&self.data) {
             if !self.files.contains(&file) {
@@ -174,7 +175,7 @@ fn measure(process: &Process, begun: Instant) -> Run {
     }
 }
 
-/// Compares a workspace, chosen by the round, with what it must be.
+/// Compares a workspace, chosen by the round, with what it has to be.
 fn check(workload: &Workload, round: u32, mut held: impl FnMut(&str) -> HashMap<String, Value>) {
     let chosen = Dice::new(u64::from(round) + 7).below_u64(workload.workspaces().into());
     let state = workload.state(u32::try_from(chosen).expect("it is below 32 bits"));
@@ -219,7 +220,7 @@ fn get(address: &str, path: &str) -> String {
     answer
 }
 
-/// The state that a client is shown when it joins.
+/// Returns the state that a client receives when it joins.
 fn init(address: &str, workspace: &str) -> HashMap<String, Value> {
     let secret = etherply::wire::auth::Secret::new(SECRET.into()).expect("it is not empty");
     let now = SystemTime::now()

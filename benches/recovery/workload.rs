@@ -1,19 +1,20 @@
-//! The ops that every contestant reads back, as a log of the server and as an append-only file of redis.
+//! The ops that every contestant reads back: as a log of the server, and as an append-only file of
+//! redis.
 
-use etherply::core::testing::Dice;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::Path;
 
 use etherply::core::contract::shard_of;
+use etherply::core::testing::Dice;
 use etherply::log::chain::FIRST_INDEX;
 use etherply::log::directory::DataDirectory;
 use etherply::log::disk::{DiskFile, HostDisk};
 use etherply::log::position::LogPosition;
 use etherply::log::record::{
-    BATCH_HEADER_BYTES, OP_HEADER_BYTES, Op, SEGMENT_HEADER_BYTES, SegmentHeader, begin_batch,
-    push_op, seal_batch,
+    BATCH_HEADER_BYTES, LoggedOp, OP_HEADER_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
+    begin_batch, push_op, seal_batch,
 };
 use etherply::log::segment::{self, Segment};
 
@@ -22,14 +23,14 @@ use etherply_bench::resp::put_command;
 
 /// The bytes of a record on disk.
 const RECORD_BYTES: u16 = 100;
-/// A segment of the log is closed when it has this length.
+/// The length at which a segment of the log is closed.
 const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
-/// The most ops of a batch; the least is 1.
+/// The most ops in a batch.
 const BATCH_OPS_MAX: u64 = 128;
 
 /// Ops in the order in which they were applied.
 pub struct Workload {
-    /// Which key each op writes.
+    /// The key that each op writes.
     ops: Vec<u32>,
     /// The last op of each key.
     last: Vec<u32>,
@@ -44,12 +45,12 @@ pub struct Texts {
     pub value: String,
 }
 
-/// How redis holds a workspace.
+/// How a workspace is stored in redis.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// Each key by itself.
+    /// Each key of a workspace as a key of redis.
     Set,
-    /// A hash.
+    /// The workspace as a hash.
     Hset,
 }
 
@@ -92,12 +93,12 @@ impl Workload {
         self.workspaces
     }
 
-    /// What the state takes in a log in which nothing is dead.
+    /// The size of the state in a log without superseded ops.
     pub fn live_bytes(&self) -> f64 {
         f64::from(self.keys()) * f64::from(RECORD_BYTES)
     }
 
-    /// The state of a workspace after the last op, in no order.
+    /// Returns the state of a workspace after the last op, in no order.
     pub fn state(&self, workspace: u32) -> Vec<Texts> {
         let keys = (workspace..self.keys()).step_by(self.workspaces as usize);
         keys.map(|key| {
@@ -128,7 +129,7 @@ impl Workload {
         );
     }
 
-    /// Writes the log of a server with so many shards.
+    /// Writes the log of a server with `shards` shards.
     pub fn write_log(&self, data: &Path, shards: u32) {
         let directory = DataDirectory::open(data).expect("the folder can be written");
         let mut logs: Vec<Log> = (0..shards)
@@ -143,7 +144,7 @@ impl Workload {
             let log = &mut logs[shard_of(&texts.workspace, shards) as usize];
             log.push(
                 &directory,
-                &Op {
+                &LoggedOp {
                     workspace: &texts.workspace,
                     key: &texts.key,
                     value: &texts.value,
@@ -158,7 +159,7 @@ impl Workload {
         }
     }
 
-    /// Writes the folder of a redis 7.
+    /// Writes the data folder of a redis 7.
     pub fn write_aof(&self, data: &Path, shape: Shape) {
         let folder = data.join("appendonlydir");
         fs::create_dir_all(&folder).expect("the folder can be written");
@@ -195,7 +196,7 @@ fn pick(dice: &mut Dice, bound: u32) -> u32 {
     u32::try_from(dice.below_u64(bound.into())).expect("it is below 32 bits")
 }
 
-/// The log of one shard while it is written.
+/// The log of one shard while it is being written.
 struct Log {
     segment: Segment<File>,
     /// The length of the segment.
@@ -224,7 +225,7 @@ impl Log {
         }
     }
 
-    fn push(&mut self, directory: &DataDirectory, op: &Op<'_>) {
+    fn push(&mut self, directory: &DataDirectory, op: &LoggedOp<'_>) {
         push_op(&mut self.batch, op);
         self.batch_ops -= 1;
         if self.batch_ops > 0 {
@@ -252,7 +253,7 @@ impl Log {
         }
         let header = self.segment.header;
         let position = header.position(self.bytes);
-        // As where each commit before was synced.
+        // As if each earlier commit had been synced.
         seal_batch(
             &mut self.batch,
             header.salt(),

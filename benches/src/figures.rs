@@ -1,4 +1,4 @@
-//! What a measurement gives, and what is made of several. Pure.
+//! The numbers of measurements, and what follows from several of them. Pure.
 
 use std::collections::BTreeMap;
 
@@ -7,19 +7,19 @@ use serde::Serialize;
 /// The numbers of one measurement, by the id of their [`Figure`].
 pub type Numbers = BTreeMap<&'static str, f64>;
 
-/// A kind of number that a scenario gives.
+/// A kind of number that a scenario measures.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Figure {
     pub id: &'static str,
     pub name: &'static str,
-    /// Empty where the name tells it.
+    /// Empty where the name implies it.
     pub unit: &'static str,
     /// Decimals in the table.
     pub decimals: usize,
 }
 
 impl Figure {
-    /// The head of its column.
+    /// Returns the heading of its column.
     pub fn title(&self) -> String {
         match self.unit {
             "" => self.name.to_owned(),
@@ -37,7 +37,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of no number, there is none.
+    /// Returns the spread of the numbers; `None` without any.
     pub fn of(numbers: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut numbers: Vec<f64> = numbers.into_iter().collect();
         numbers.sort_by(f64::total_cmp);
@@ -60,7 +60,8 @@ impl Spread {
     }
 }
 
-/// The ratio of a figure of two contestants, taken round by round: what disturbs a round disturbs both.
+/// Returns the ratio of a figure of two contestants, computed round by round: what disturbs a round
+/// disturbs both.
 pub fn ratio(of: &[Numbers], to: &[Numbers], id: &str) -> Option<Spread> {
     let pairs = of.iter().zip(to);
     Spread::of(pairs.filter_map(|(of, to)| {
@@ -69,7 +70,7 @@ pub fn ratio(of: &[Numbers], to: &[Numbers], id: &str) -> Option<Spread> {
     }))
 }
 
-/// What a ratio should be.
+/// The bound that a ratio should keep.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Bound {
     AtMost(f64),
@@ -94,7 +95,7 @@ impl std::fmt::Display for Bound {
     }
 }
 
-/// A number with its thousands apart: 1,234,567.8.
+/// Formats a number with separated thousands, such as 1,234,567.8.
 pub fn grouped(number: f64, decimals: usize) -> String {
     let text = format!("{number:.decimals$}");
     let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));

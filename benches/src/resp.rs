@@ -1,9 +1,9 @@
-//! How redis is spoken to.
+//! The protocol of redis, as far as the benches need it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Command;
 
-/// What the program calls itself; `None`: it is not installed.
+/// Returns the version that `redis-server` prints; `None`: it is not installed.
 pub fn version() -> Option<String> {
     let output = Command::new("redis-server")
         .arg("--version")
@@ -12,7 +12,7 @@ pub fn version() -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Appends a command as redis reads it.
+/// Writes a command as redis reads it.
 pub fn put_command(out: &mut impl Write, words: &[&str]) {
     let mut put = || -> std::io::Result<()> {
         write!(out, "*{}\r\n", words.len())?;
@@ -24,7 +24,7 @@ pub fn put_command(out: &mut impl Write, words: &[&str]) {
     put().expect("a disk that works");
 }
 
-/// The strings of the answer to a command, an array or a single one.
+/// Sends a command and returns the strings of its answer.
 pub fn ask(client: &mut (impl Read + Write), words: &[&str]) -> Vec<String> {
     let mut command = Vec::new();
     put_command(&mut command, words);

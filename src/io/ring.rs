@@ -26,6 +26,19 @@
 //! Descriptors are not held: their owner keeps them open until the completion has come, or the kernel
 //! would take an operation that was not submitted yet to be for the next file of that number.
 //!
+//! # Why no completion is lost
+//!
+//! There may be more operations in flight than the completion queue has entries, since each idle
+//! client has a receive, so the queue may be full when one completes. The kernel keeps such a
+//! completion in memory of its own (`IORING_FEAT_NODROP` in io_uring_setup(2), since Linux 5.5;
+//! [`probe`] fails without it) and sets `IORING_SQ_CQ_OVERFLOW`. tokio-uring submits whenever tokio
+//! parks, and where that flag is set it also asks for events (`IORING_ENTER_GETEVENTS`): the kernel
+//! moves what it has kept into the queue, as far as that has room, and wakes the thread for it.
+//! Older kernels, 5.10 among them, refuse new operations with EBUSY in the meantime, and these stay
+//! in the submission queue (see `submissions`). What cannot be ruled out from here is a kernel that
+//! has no memory left to keep a completion in: it drops that one. A test overflows the queue and
+//! counts the completions.
+//!
 //! The interface knows no sessions and no log, so that another ring can stand behind it one day.
 
 #![allow(
@@ -36,6 +49,7 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
+use std::marker::PhantomData;
 use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
@@ -60,23 +74,23 @@ mod ready;
 mod setup;
 mod submissions;
 
-use flight::{Flight, Held, Kind, Outcome, Owned, Spare, Vectored, keep};
+use flight::{Flight, Held, Operation, Outcome, Spare, Vectored, keep};
 use ready::{READY, Ready};
 use submissions::{EndingRuntime, Enter, Guard, Submissions};
 
 pub use advice::advice;
-pub use completion::Completion;
+pub use completion::{Completion, Tokens};
 pub use setup::{locked_bytes, probe, try_all};
 
 /// The group of the provided buffers; a ring has one.
 const BUFFER_GROUP: u16 = 0;
 
-/// One thread's ring. `T` is what its owner knows an operation by.
-pub struct Ring<T> {
+/// One thread's ring.
+pub struct Ring<T: Tokens> {
     flights: Slab<Flight<T>>,
     buffers: ReceiveBuffers,
     /// Receives that are to be armed at the end of a turn, behind the buffers that come back; the oldest first.
-    unarmed: VecDeque<(T, i32)>,
+    unarmed: VecDeque<(T::Receive, i32)>,
     /// As on kernels before 5.19.
     waits_before_receive: bool,
     spare: Spare,
@@ -88,7 +102,7 @@ pub struct Ring<T> {
 /// Runs `turn` on a ring of this thread: at first, and whenever something has completed, until it
 /// breaks. Before that, `is_set_up` is called once there is a ring: nothing is run if it breaks.
 /// `waits_before_receive` asks for the way of kernels before 5.19, which is taken there anyway.
-pub fn run<T: Copy + 'static>(
+pub fn run<T: Tokens>(
     waits_before_receive: bool,
     is_set_up: impl FnOnce() -> ControlFlow<()>,
     mut turn: impl FnMut(&mut Ring<T>) -> ControlFlow<()>,
@@ -191,7 +205,7 @@ fn enter_of(descriptor: RawFd) -> Enter {
     })
 }
 
-impl<T: Copy + 'static> Ring<T> {
+impl<T: Tokens> Ring<T> {
     fn new(waits_before_receive: bool, descriptor: RawFd) -> Self {
         Self {
             flights: Slab::new(),
@@ -242,8 +256,8 @@ impl<T: Copy + 'static> Ring<T> {
             let Poll::Ready(outcome) = Pin::new(&mut flight.operation).poll(&mut context) else {
                 unreachable!("a flight is woken by its only completion");
             };
-            let Flight { token, kind, .. } = self.flights.remove(index);
-            completions.extend(self.complete(token, kind, outcome));
+            self.flights.remove(index);
+            completions.extend(self.complete(outcome));
         }
         // The list's memory is used again.
         READY.with_borrow_mut(|ready| {
@@ -255,22 +269,20 @@ impl<T: Copy + 'static> Ring<T> {
 
     fn complete(
         &mut self,
-        token: T,
-        kind: Kind,
-        (owned, result, flags): (Owned, i32, u32),
+        (operation, result, flags): (Operation<T>, i32, u32),
     ) -> Option<Completion<T>> {
         let count = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
-        Some(match (kind, owned) {
-            (Kind::Provide { index }, _) if count.is_err() => {
+        Some(match operation {
+            Operation::Provide { index } if count.is_err() => {
                 self.buffers.take_back(index);
                 return None;
             }
-            (Kind::Provide { .. } | Kind::Arm, _) => return None,
-            (Kind::Readable { fd }, _) if result >= 0 => {
+            Operation::Provide { .. } | Operation::Arm => return None,
+            Operation::Readable { fd, token } if result >= 0 => {
                 self.unarmed.push_back((token, fd));
                 return None;
             }
-            (Kind::Receive { fd }, _)
+            Operation::Receive { fd, token }
                 if [-libc::EINTR, -libc::EAGAIN, -libc::ENOBUFS].contains(&result) =>
             {
                 // Kernels before 5.19 may name a buffer that an operation took and did not use.
@@ -280,7 +292,7 @@ impl<T: Copy + 'static> Ring<T> {
                 self.unarmed.push_back((token, fd));
                 return None;
             }
-            (Kind::Receive { .. } | Kind::Readable { .. }, _) => {
+            Operation::Receive { token, .. } | Operation::Readable { token, .. } => {
                 let filled = cqueue::buffer_select(flags)
                     .map(|index| self.buffers.filled(index, *count.as_ref().unwrap_or(&0)));
                 match (filled, count) {
@@ -293,7 +305,7 @@ impl<T: Copy + 'static> Ring<T> {
                     }
                 }
             }
-            (Kind::Accept, _) => {
+            Operation::Accept(token) => {
                 let accepted = count.map(|_| {
                     // SAFETY:
                     // - the kernel has just opened this descriptor for us; nobody else knows of it
@@ -301,24 +313,26 @@ impl<T: Copy + 'static> Ring<T> {
                 });
                 Completion::Accepted(token, accepted)
             }
-            (Kind::Other, Owned::Span(span)) => {
+            Operation::Send(token, span) => {
                 let mut spans = Spans::new();
                 spans.push(span);
                 Completion::Sent(token, spans, count)
             }
-            (Kind::Other, Owned::Vectored(mut message)) => {
+            Operation::SendMany(token, mut message) => {
                 let spans = std::mem::take(&mut message.spans);
                 keep(&mut self.spare.messages, message);
                 Completion::Sent(token, spans, count)
             }
-            (Kind::Other, Owned::Bytes(bytes)) => Completion::Written(token, bytes, count),
-            (Kind::Other, Owned::Blocks(blocks)) => Completion::BlocksWritten(token, blocks, count),
-            (Kind::Other, Owned::Time(time)) => {
-                keep(&mut self.spare.times, time);
-                Completion::Done(token, count.map(|_| ()))
+            Operation::Write(token, bytes) => Completion::Written(token, bytes, count),
+            Operation::WriteBlocks(token, blocks) => {
+                Completion::BlocksWritten(token, blocks, count)
             }
-            (Kind::Other, Owned::Nothing | Owned::Count(_)) => {
-                Completion::Done(token, count.map(|_| ()))
+            Operation::Timer(token, time) => {
+                keep(&mut self.spare.times, time);
+                Completion::Signalled(token, count.map(|_| ()))
+            }
+            Operation::Signal(token) | Operation::Wait(token, _) => {
+                Completion::Signalled(token, count.map(|_| ()))
             }
         })
     }
@@ -328,9 +342,9 @@ impl<T: Copy + 'static> Ring<T> {
         self.buffers.give_back(filled);
     }
 
-    /// Ends a turn: buffers that came back are provided again, and receives are armed, the oldest first. `own` is the token of
-    /// operations that nobody waits for.
-    pub fn finish_turn(&mut self, own: T) {
+    /// Ends a turn: buffers that came back are provided again, and receives are armed, the oldest
+    /// first.
+    pub fn finish_turn(&mut self) {
         // One at a time: where memory was short, the kernel took a part of a run, and newer ones say 0
         // then, as for all of it.
         while let Some((index, address)) = self.buffers.lend_next() {
@@ -338,7 +352,7 @@ impl<T: Copy + 'static> Ring<T> {
             // The ring holds the memory until the kernel is done with it, and buffers that were given
             // back are read and written by nobody until a completion names them.
             let entry = opcode::ProvideBuffers::new(address, length, 1, BUFFER_GROUP, index);
-            self.submit(own, Kind::Provide { index }, entry.build());
+            self.submit(Operation::Provide { index }, entry.build());
         }
         // No more than there can be buffers for: who is tried in vain is tried again, at the price of another operation, and stands
         // behind those who came later.
@@ -349,41 +363,41 @@ impl<T: Copy + 'static> Ring<T> {
         }
         // Those that were armed may wait for bytes for long.
         if count > 0 && !self.unarmed.is_empty() {
-            self.submit(own, Kind::Arm, opcode::Nop::new().build());
+            self.submit(Operation::Arm, opcode::Nop::new().build());
         }
     }
 
     /// Wants another turn at once.
-    pub fn again(&mut self, token: T) {
-        self.submit(token, Kind::Other, opcode::Nop::new().build());
+    pub fn again(&mut self, token: T::Signal) {
+        self.submit(Operation::Signal(token), opcode::Nop::new().build());
     }
 
     /// Receives into a provided buffer, from the end of the turn on, or of a later one where there are not enough of them.
-    pub fn receive(&mut self, fd: BorrowedFd<'_>, token: T) {
+    pub fn receive(&mut self, fd: BorrowedFd<'_>, token: T::Receive) {
         let fd = fd.as_raw_fd();
         if self.waits_before_receive {
             let readable = u32::from(libc::POLLIN.unsigned_abs());
             let entry = opcode::PollAdd::new(types::Fd(fd), readable).build();
-            self.submit(token, Kind::Readable { fd }, entry);
+            self.submit(Operation::Readable { fd, token }, entry);
         } else {
             self.unarmed.push_back((token, fd));
         }
     }
 
-    fn submit_receive(&mut self, fd: i32, token: T) {
+    fn submit_receive(&mut self, fd: i32, token: T::Receive) {
         let length = u32::try_from(RECEIVE_BYTES_MAX).expect("a buffer's length fits");
         let entry = opcode::Recv::new(types::Fd(fd), std::ptr::null_mut(), length)
             .buf_group(BUFFER_GROUP)
             .build()
             .flags(squeue::Flags::BUFFER_SELECT);
-        self.submit(token, Kind::Receive { fd }, entry);
+        self.submit(Operation::Receive { fd, token }, entry);
     }
 
     /// Sends the spans in order; only a part of them may be taken.
     ///
     /// # Panics
     /// With no span, or more than [`SEND_SPANS_MAX`].
-    pub fn send(&mut self, fd: BorrowedFd<'_>, mut spans: Spans, token: T) {
+    pub fn send(&mut self, fd: BorrowedFd<'_>, mut spans: Spans, token: T::Send) {
         let fd = types::Fd(fd.as_raw_fd());
         assert!(
             (1..=SEND_SPANS_MAX).contains(&spans.len()),
@@ -402,33 +416,33 @@ impl<T: Copy + 'static> Ring<T> {
                 .flags(libc::MSG_NOSIGNAL)
                 .build();
             let pointed = Pointed::to([(bytes.as_ptr(), bytes.len())]);
-            return self.submit_pointing(pointed, token, Owned::Span(span), entry);
+            return self.submit_pointing(pointed, Operation::Send(token, span), entry);
         }
         let message = vectored(spans, self.spare.messages.pop());
         let pointed = Pointed::to(message.stretches());
         let entry = opcode::SendMsg::new(fd, &raw const message.header)
             .flags(libc::MSG_NOSIGNAL.unsigned_abs())
             .build();
-        self.submit_pointing(pointed, token, Owned::Vectored(message), entry);
+        self.submit_pointing(pointed, Operation::SendMany(token, message), entry);
     }
 
     /// Accepts one connection.
-    pub fn accept(&mut self, listener: BorrowedFd<'_>, token: T) {
+    pub fn accept(&mut self, listener: BorrowedFd<'_>, token: T::Accept) {
         let fd = types::Fd(listener.as_raw_fd());
         let entry = opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut())
             .flags(libc::SOCK_CLOEXEC)
             .build();
-        self.submit(token, Kind::Accept, entry);
+        self.submit(Operation::Accept(token), entry);
     }
 
     /// Cancels all operations on this descriptor, which end with an error, and completes then. False where the kernel (before
     /// 5.19) cannot: nothing is cancelled then, and nothing completes.
-    pub fn cancel(&mut self, fd: BorrowedFd<'_>, token: T) -> bool {
+    pub fn cancel(&mut self, fd: BorrowedFd<'_>, token: T::Signal) -> bool {
         let is_known = !self.waits_before_receive;
         if is_known {
             let of_descriptor = types::CancelBuilder::fd(types::Fd(fd.as_raw_fd())).all();
             let entry = opcode::AsyncCancel2::new(of_descriptor).build();
-            self.submit(token, Kind::Other, entry);
+            self.submit(Operation::Signal(token), entry);
         }
         is_known
     }
@@ -440,7 +454,7 @@ impl<T: Copy + 'static> Ring<T> {
         bytes: Vec<u8>,
         from: usize,
         offset: u64,
-        token: T,
+        token: T::Write,
     ) {
         let part = &bytes[from..];
         let length = u32::try_from(part.len()).expect("a batch is far below 4 GiB");
@@ -448,12 +462,12 @@ impl<T: Copy + 'static> Ring<T> {
             .offset(offset)
             .build();
         let pointed = Pointed::to([(part.as_ptr(), part.len())]);
-        self.submit_pointing(pointed, token, Owned::Bytes(bytes), entry);
+        self.submit_pointing(pointed, Operation::Write(token, bytes), entry);
     }
 
     /// Writes whole blocks at a file offset, and completes when they are on disk (`RWF_DSYNC`, pwritev2(2)); only a part of them may
     /// be taken.
-    pub fn write_blocks(&mut self, fd: BorrowedFd<'_>, write: BlockWrite, token: T) {
+    pub fn write_blocks(&mut self, fd: BorrowedFd<'_>, write: BlockWrite, token: T::Write) {
         let BlockWrite { offset, blocks } = write;
         let length = u32::try_from(blocks.len()).expect("a batch is far below 4 GiB");
         let entry = opcode::Write::new(types::Fd(fd.as_raw_fd()), blocks.as_ptr(), length)
@@ -461,19 +475,19 @@ impl<T: Copy + 'static> Ring<T> {
             .rw_flags(libc::RWF_DSYNC)
             .build();
         let pointed = Pointed::to([(blocks.as_ptr(), blocks.len())]);
-        self.submit_pointing(pointed, token, Owned::Blocks(blocks), entry);
+        self.submit_pointing(pointed, Operation::WriteBlocks(token, blocks), entry);
     }
 
     /// Makes a file's data durable: fdatasync(2).
-    pub fn sync(&mut self, fd: BorrowedFd<'_>, token: T) {
+    pub fn sync(&mut self, fd: BorrowedFd<'_>, token: T::Signal) {
         let entry = opcode::Fsync::new(types::Fd(fd.as_raw_fd()))
             .flags(types::FsyncFlags::DATASYNC)
             .build();
-        self.submit(token, Kind::Other, entry);
+        self.submit(Operation::Signal(token), entry);
     }
 
     /// Completes after so many microseconds (with an error, ETIME).
-    pub fn timer(&mut self, after_us: u64, token: T) {
+    pub fn timer(&mut self, after_us: u64, token: T::Signal) {
         let nanoseconds = u32::try_from(after_us % 1_000_000 * 1000).expect("below a second");
         let mut time = self.spare.times.pop().unwrap_or_default();
         *time = types::Timespec::new()
@@ -481,59 +495,47 @@ impl<T: Copy + 'static> Ring<T> {
             .nsec(nanoseconds);
         let entry = opcode::Timeout::new(&raw const *time).build();
         let pointed = Pointed::to([((&raw const *time).cast(), size_of::<types::Timespec>())]);
-        self.submit_pointing(pointed, token, Owned::Time(time), entry);
+        self.submit_pointing(pointed, Operation::Timer(token, time), entry);
     }
 
     /// Waits until an eventfd(2) is signalled, and resets it.
-    pub fn wait(&mut self, event: BorrowedFd<'_>, token: T) {
+    pub fn wait(&mut self, event: BorrowedFd<'_>, token: T::Signal) {
         let mut count = Box::new(0_u64);
         let address = (&raw mut *count).cast();
         let entry = opcode::Read::new(types::Fd(event.as_raw_fd()), address, 8).build();
         let pointed = Pointed::to([(address.cast_const(), 8)]);
-        self.submit_pointing(pointed, token, Owned::Count(count), entry);
+        self.submit_pointing(pointed, Operation::Wait(token, count), entry);
     }
 
-    /// An operation that points nowhere.
-    fn submit(&mut self, token: T, kind: Kind, entry: squeue::Entry) {
-        self.put(Held {
-            token,
-            kind,
-            pointed: Pointed::to([]),
-            owned: Owned::Nothing,
-            entry,
-        });
+    /// Submits an operation that points nowhere.
+    fn submit(&mut self, operation: Operation<T>, entry: squeue::Entry) {
+        self.submit_pointing(Pointed::to([]), operation, entry);
     }
 
-    /// An operation that points into what it owns.
-    fn submit_pointing(&mut self, pointed: Pointed, token: T, owned: Owned, entry: squeue::Entry) {
-        self.put(Held {
-            token,
-            kind: Kind::Other,
+    /// Submits an operation that points into what it owns.
+    fn submit_pointing(&mut self, pointed: Pointed, operation: Operation<T>, entry: squeue::Entry) {
+        let held = Held {
             pointed,
-            owned,
+            operation,
             entry,
-        });
-    }
-
-    fn put(&mut self, operation: Held<T>) {
+        };
         // In their order: a receive may need the buffer that is provided before it.
         if self.held.is_empty() && self.submissions.has_room() {
-            self.launch(operation);
+            self.launch(held);
         } else {
-            self.held.push_back(operation);
+            self.held.push_back(held);
         }
     }
 
-    fn launch(&mut self, operation: Held<T>) {
+    fn launch(&mut self, held: Held<T>) {
         let Held {
-            token,
-            kind,
             pointed,
-            owned,
+            operation,
             entry,
-        } = operation;
+        } = held;
         self.submissions.push();
-        let mut operation = UnsubmittedOneshot::new(owned, Outcome, entry).submit();
+        let outcome = Outcome(PhantomData);
+        let mut operation = UnsubmittedOneshot::new(operation, outcome, entry).submit();
         let slot = self.flights.vacant_entry();
         let waker = waker(slot.key());
         let first_poll = Pin::new(&mut operation).poll(&mut Context::from_waker(&waker));
@@ -543,8 +545,6 @@ impl<T: Copy + 'static> Ring<T> {
             "an operation completes after its submission"
         );
         slot.insert(Flight {
-            token,
-            kind,
             _pointed: pointed,
             operation,
         });

@@ -25,7 +25,7 @@ use crate::io::directory_watch::DirectoryWatch;
 use crate::io::listener::Listener;
 use crate::io::mailbox::{Mailbox, RebuildError, ShardMessage, ShardSender};
 use crate::io::notes::{self, Batch};
-use crate::io::ring::{Completion, Ring};
+use crate::io::ring::{Completion, Ring, Tokens};
 use crate::log::commit::LogStep;
 use crate::log::disk::HostDisk;
 use crate::log::log_files::LogFiles;
@@ -34,29 +34,31 @@ use crate::status::stats::ShardStats;
 
 mod accepts;
 
-/// What an operation of the ring was for.
+/// The tokens of a worker's operations. Only the log writes, one batch at a time.
+#[derive(Debug)]
+pub struct WorkerTokens;
+
+impl Tokens for WorkerTokens {
+    type Receive = SessionId;
+    type Send = SessionId;
+    type Accept = ListenerKind;
+    type Write = ();
+    type Signal = Signal;
+}
+
+/// An operation that has nothing to give back.
 #[derive(Debug, Clone, Copy)]
-pub enum Token {
-    /// An accept on a listening socket.
-    Accept(ListenerKind),
-    /// The end of all accepts.
+pub enum Signal {
+    /// All accepts are cancelled.
     AcceptsCancelled,
-    /// The mailbox's bell.
+    /// The mailbox's bell rang.
     Bell,
-    /// The timer for this time.
+    /// The timer for this time expired.
     Timer(u64),
-    /// Another turn at once.
+    /// Another turn was wanted at once.
     Again,
-    /// A receive of a session.
-    Receive(SessionId),
-    /// A send of a session.
-    Send(SessionId),
-    /// The log's write.
-    LogWrite,
-    /// The log's fdatasync.
+    /// The log's fdatasync ended.
     LogSync,
-    /// Nothing that anyone waits for.
-    Own,
 }
 
 /// What context a worker to the others.
@@ -99,7 +101,7 @@ pub struct Worker {
     armed_timers_us: Vec<u64>,
     is_again_in_flight: bool,
     begun: Begun,
-    completions: Vec<Completion<Token>>,
+    completions: Vec<Completion<WorkerTokens>>,
     directory_watch: DirectoryWatch,
     /// How long the shard was away, as far as it was logged.
     told_absent_us: u64,
@@ -143,14 +145,14 @@ impl Worker {
     }
 
     /// Submits what must always be in flight; before the first turn.
-    pub fn start(&mut self, ring: &mut Ring<Token>) {
-        ring.wait(self.context.mailbox.bell(), Token::Bell);
+    pub fn start(&mut self, ring: &mut Ring<WorkerTokens>) {
+        ring.wait(self.context.mailbox.bell(), Signal::Bell);
         self.arm_accepts(ring, 0);
-        ring.finish_turn(Token::Own);
+        ring.finish_turn();
     }
 
     /// One turn of the loop. Breaks when the shard has drained.
-    pub fn turn(&mut self, ring: &mut Ring<Token>) -> ControlFlow<()> {
+    pub fn turn(&mut self, ring: &mut Ring<WorkerTokens>) -> ControlFlow<()> {
         let clock = clock(self.started);
         if self.is_again_in_flight {
             self.turned(clock.now_us);
@@ -175,15 +177,15 @@ impl Worker {
         self.stats().retried(ring.retries());
         self.tell_absence();
         for door in [ListenerKind::Public, ListenerKind::Admin] {
-            let yields = self.shard.may_give_way(door);
+            let yields = self.shard.may_shed(door);
             self.context.status.set_yielding(self.number, door, yields);
         }
         self.arm_accepts(ring, clock.now_us);
         self.arm_timer(ring, clock.now_us);
-        ring.finish_turn(Token::Own);
+        ring.finish_turn();
         if self.shard.has_work() && !self.is_again_in_flight {
             self.is_again_in_flight = true;
-            ring.again(Token::Again);
+            ring.again(Signal::Again);
         }
         self.end_turn();
         ControlFlow::Continue(())
@@ -209,34 +211,37 @@ impl Worker {
         &self.context.status.stats[self.number as usize]
     }
 
-    fn complete(&mut self, completion: Completion<Token>, ring: &mut Ring<Token>, clock: Clock) {
+    fn complete(
+        &mut self,
+        completion: Completion<WorkerTokens>,
+        ring: &mut Ring<WorkerTokens>,
+        clock: Clock,
+    ) {
         match completion {
-            Completion::Received(Token::Receive(id), mut filled) => {
+            Completion::Received(id, mut filled) => {
                 let received = Received::Bytes(filled.bytes());
                 self.shard.handle(Input::Received(id, received), clock);
                 ring.give_back(filled);
             }
-            Completion::Ended(Token::Receive(id), outcome) => {
+            Completion::Ended(id, outcome) => {
                 let received = match outcome {
                     Ok(()) => Received::Eof,
                     Err(_) => Received::Broken,
                 };
                 self.shard.handle(Input::Received(id, received), clock);
             }
-            Completion::Sent(Token::Send(id), spans, outcome) => match outcome {
+            Completion::Sent(id, spans, outcome) => match outcome {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                     self.send(id, spans, ring);
                 }
                 outcome => self.shard.handle(Input::Sent(id, spans, outcome), clock),
             },
-            Completion::Accepted(Token::Accept(door), outcome) => {
-                self.accepted(door, outcome, clock);
-            }
-            Completion::Written(_, bytes, outcome) => {
+            Completion::Accepted(door, outcome) => self.accepted(door, outcome, clock),
+            Completion::Written((), bytes, outcome) => {
                 self.stats().written(self.log_took_us(clock));
                 self.written(bytes, outcome, clock);
             }
-            Completion::BlocksWritten(_, blocks, outcome) => {
+            Completion::BlocksWritten((), blocks, outcome) => {
                 self.stats().written(self.log_took_us(clock));
                 self.stats().synced(self.log_took_us(clock));
                 let writer = self.log().blocks();
@@ -244,32 +249,37 @@ impl Worker {
                 let (bytes, outcome) = writer.finish(blocks, outcome);
                 self.written(bytes, outcome, clock);
             }
-            Completion::Done(Token::LogSync, outcome) => {
+            Completion::Signalled(signal, outcome) => self.signalled(signal, outcome, ring, clock),
+        }
+    }
+
+    fn signalled(
+        &mut self,
+        signal: Signal,
+        outcome: io::Result<()>,
+        ring: &mut Ring<WorkerTokens>,
+        clock: Clock,
+    ) {
+        match signal {
+            Signal::LogSync => {
                 self.stats().synced(self.log_took_us(clock));
                 let outcome = self.kept(outcome, clock);
                 let outcome = self.told("fdatasync", outcome);
                 notes::log_sync(self.number, outcome.is_ok(), self.log_took_us(clock));
                 self.shard.handle(Input::LogSynced(outcome), clock);
             }
-            Completion::Done(Token::Bell, _) => {
+            Signal::Bell => {
                 while let Some(letter) = self.context.mailbox.next() {
                     self.read(letter, ring, clock);
                 }
-                ring.wait(self.context.mailbox.bell(), Token::Bell);
+                ring.wait(self.context.mailbox.bell(), Signal::Bell);
             }
-            Completion::Done(Token::Timer(at_us), _) => {
+            Signal::Timer(at_us) => {
                 self.armed_timers_us.retain(|armed_us| *armed_us != at_us);
             }
-            Completion::Done(Token::Again, _) => self.is_again_in_flight = false,
+            Signal::Again => self.is_again_in_flight = false,
             // What was accepted before has been told before.
-            Completion::Done(Token::AcceptsCancelled, _) => self.shard.handle(Input::Drain, clock),
-            Completion::Done(token, _) => unreachable!("{token:?} has a completion of its own"),
-            Completion::Accepted(token, _) => unreachable!("{token:?} names no door"),
-            Completion::Received(token, _)
-            | Completion::Ended(token, _)
-            | Completion::Sent(token, ..) => {
-                unreachable!("{token:?} names no session")
-            }
+            Signal::AcceptsCancelled => self.shard.handle(Input::Drain, clock),
         }
     }
 
@@ -317,7 +327,7 @@ impl Worker {
         })
     }
 
-    fn read(&mut self, letter: ShardMessage, ring: &mut Ring<Token>, clock: Clock) {
+    fn read(&mut self, letter: ShardMessage, ring: &mut Ring<WorkerTokens>, clock: Clock) {
         match letter {
             ShardMessage::Adopt(handoff, core_handoff) => {
                 let id = self.shard.adopt(core_handoff, clock);
@@ -359,7 +369,7 @@ impl Worker {
     }
 
     /// Accepts nothing more, and begins to stop.
-    fn drain(&mut self, ring: &mut Ring<Token>, clock: Clock) {
+    fn drain(&mut self, ring: &mut Ring<WorkerTokens>, clock: Clock) {
         let listener = &self.context.listener;
         if std::mem::replace(&mut self.is_accepting, false) {
             if let Some(listener) = &self.context.admin_listener {
@@ -368,7 +378,7 @@ impl Worker {
             if !listener.is_inherited() {
                 // All shards share the socket: the first to get here ends the accepts of all.
                 listener.end();
-            } else if ring.cancel(listener.as_fd(), Token::AcceptsCancelled) {
+            } else if ring.cancel(listener.as_fd(), Signal::AcceptsCancelled) {
                 // The stop begins when no accept is left: all who were accepted are answered then, and the others wait for the
                 // successor. Where the kernel cannot cancel, an accept may still take somebody, who is answered 503.
                 return;
@@ -443,14 +453,19 @@ impl Worker {
         &self,
         id: SessionId,
         spans: crate::core::fanout::window::Spans,
-        ring: &mut Ring<Token>,
+        ring: &mut Ring<WorkerTokens>,
     ) {
-        ring.send(self.socket(id).as_fd(), spans, Token::Send(id));
+        ring.send(self.socket(id).as_fd(), spans, id);
     }
 
-    fn perform(&mut self, output: Output, ring: &mut Ring<Token>, clock: Clock) -> ControlFlow<()> {
+    fn perform(
+        &mut self,
+        output: Output,
+        ring: &mut Ring<WorkerTokens>,
+        clock: Clock,
+    ) -> ControlFlow<()> {
         match output {
-            Output::Receive(id) => ring.receive(self.socket(id).as_fd(), Token::Receive(id)),
+            Output::Receive(id) => ring.receive(self.socket(id).as_fd(), id),
             Output::Send(id, spans) => self.send(id, spans, ring),
             // A socket that its peer has reset cannot be shut down, and need not be.
             Output::Finish(id) => drop(shutdown(self.socket(id), Shutdown::Write)),
@@ -497,7 +512,7 @@ impl Worker {
         ControlFlow::Continue(())
     }
 
-    fn step_log(&mut self, step: LogStep, ring: &mut Ring<Token>) {
+    fn step_log(&mut self, step: LogStep, ring: &mut Ring<WorkerTokens>) {
         match step {
             LogStep::Write {
                 offset,
@@ -506,7 +521,7 @@ impl Worker {
             } => self.write_log(bytes, from, offset, ring),
             LogStep::Sync => {
                 self.begun.has_log = true;
-                ring.sync(self.log().file().as_fd(), Token::LogSync);
+                ring.sync(self.log().file().as_fd(), Signal::LogSync);
             }
             LogStep::Open {
                 index,
@@ -521,16 +536,22 @@ impl Worker {
         }
     }
 
-    fn write_log(&mut self, bytes: Vec<u8>, from: usize, offset: u64, ring: &mut Ring<Token>) {
+    fn write_log(
+        &mut self,
+        bytes: Vec<u8>,
+        from: usize,
+        offset: u64,
+        ring: &mut Ring<WorkerTokens>,
+    ) {
         self.begun.has_log = true;
         let ops = self.shard.counters().groups.sum;
         self.begun.batch.begin(ops);
         let log = self.log();
         if let Some(writer) = log.blocks() {
             let write = writer.begin(bytes, from, offset);
-            ring.write_blocks(log.file().as_fd(), write, Token::LogWrite);
+            ring.write_blocks(log.file().as_fd(), write, ());
         } else {
-            ring.write(log.file().as_fd(), bytes, from, offset, Token::LogWrite);
+            ring.write(log.file().as_fd(), bytes, from, offset, ());
         }
     }
 
@@ -538,7 +559,7 @@ impl Worker {
         self.context.posts[self.number as usize].clone()
     }
 
-    fn arm_timer(&mut self, ring: &mut Ring<Token>, now_us: u64) {
+    fn arm_timer(&mut self, ring: &mut Ring<WorkerTokens>, now_us: u64) {
         let wanted = [
             self.shard.next_deadline_us(),
             self.accepts_paused_until_us,
@@ -557,7 +578,7 @@ impl Worker {
             // A deadline that has passed waits for something in flight: it must not make the loop spin.
             let after_us = wanted_us.checked_sub(now_us).filter(|us| *us > 0);
             let after_us = after_us.unwrap_or(1000);
-            ring.timer(after_us, Token::Timer(wanted_us));
+            ring.timer(after_us, Signal::Timer(wanted_us));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Many who join: on a schedule into a room with a large state, and all at once after a restart.
+//! Many joins: on a schedule into a room with a large state, and all at once after a restart.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -39,13 +39,13 @@ const ALL_IN: Figure = Figure {
 };
 
 const ROOM: &str = "large";
-/// 1 MB as it is shown.
+/// 1 MB as a first message.
 const LARGE: State = State {
     keys: 100,
     value_bytes: 9984,
 };
 const JOINS_PER_S: u32 = 1000;
-/// They all stay, and each is an open file.
+/// All clients stay connected, and each is an open file.
 const JOINS_MAX: u64 = 8000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -55,7 +55,7 @@ impl Scenario for Join {
     }
 
     fn about(&self) -> &'static str {
-        "1,000 joins a second into a room with a state of 1 MB, beside a bare ring that writes the same bytes"
+        "1,000 joins a second into a room with a state of 1 MB; floor writes the same bytes"
     }
 
     fn figures(&self) -> &'static [Figure] {
@@ -132,7 +132,7 @@ fn joins(server: &Server, config: &HarnessConfig, has_state: bool) -> Result<Num
     Ok(after.since(&before, count, &crowd, server))
 }
 
-/// So many come in, on the schedule, and all are served.
+/// Lets `count` clients join on the schedule, and waits until all have the state.
 fn keep_schedule(
     crowd: &mut Crowd,
     clock: Clock,
@@ -217,7 +217,7 @@ impl Scenario for Reconnect {
     }
 }
 
-/// What each of the rooms holds.
+/// The state of each room.
 const SMALL: State = State {
     keys: 10,
     value_bytes: 100,
@@ -274,7 +274,7 @@ fn reconnect(server: &Server, rooms: &Rooms, keeps: bool) -> Result<Numbers, Str
     Ok(numbers)
 }
 
-/// What is read at the beginning and at the end.
+/// The readings at the beginning or the end of a measurement.
 struct Mark {
     at_ns: u64,
     server_cpu_s: Option<f64>,

@@ -1,4 +1,4 @@
-//! What it costs to make an op durable, beside redis.
+//! The cost of making an op durable, compared with redis.
 
 use std::io;
 
@@ -21,7 +21,7 @@ const BUSY: usize = 0;
 const IN_FLIGHT: [u32; 2] = [256, 1];
 const TITLES: [&str; 2] = ["256 in flight", "1 in flight"];
 
-/// The contestants that are redis.
+/// The contestants that run redis.
 const REDIS: [(&str, redis::Shape, Fsync); 3] = [
     ("redis always, SET", redis::Shape::Set, Fsync::Always),
     ("redis always, XADD", redis::Shape::Xadd, Fsync::Always),
@@ -34,7 +34,7 @@ impl Scenario for Durable {
     }
 
     fn about(&self) -> &'static str {
-        "each durability mode, 1 sender and 1 receiver, beside redis with as many commands on their way"
+        "each durability mode, 1 sender and 1 receiver, and redis with as many commands in flight"
     }
 
     fn figures(&self) -> &'static [Figure] {
@@ -63,7 +63,10 @@ impl Scenario for Durable {
         let told = redis::version().map_or_else(
             || "left out: redis-server is not installed".to_owned(),
             |version| {
-                format!("{version}\nAn op of the server counts when a second client was shown it, one of redis when it was answered.")
+                format!(
+                    "{version}\nAn op of the server counts when a second client has received it, one of redis \
+                     when it is answered."
+                )
             },
         );
         Some(told)
@@ -110,7 +113,7 @@ fn measure_redis(
     let folder = tempfile::Builder::new()
         .prefix("etherply-harness-")
         .tempdir_in(&config.folder)?;
-    // What a thread starts runs where the thread runs.
+    // A child inherits the cores of the thread that starts it.
     config.cores.server.take()?;
     let server = Redis::start(folder.path(), fsync);
     config.cores.load.take()?;
@@ -120,7 +123,7 @@ fn measure_redis(
         in_flight: in_flight as usize,
         keys: KEYS,
         key_bytes: 5,
-        // A value in JSON has quotes.
+        // A value in JSON has two quotes.
         value_bytes: VALUE_BYTES + 2,
         warm_up: config.warm_up,
         duration: config.measured,

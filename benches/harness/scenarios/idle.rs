@@ -1,4 +1,4 @@
-//! What a connection costs that does nothing.
+//! The cost of a connection that does nothing.
 
 use std::io::Write as _;
 use std::rc::Rc;
@@ -32,9 +32,9 @@ const CPU_EACH: Figure = Figure {
     decimals: 0,
 };
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Connections that come at once.
+/// Connections that are opened at once.
 const BURST: usize = 32;
-/// Of those who are alone, so many are looked at.
+/// Of the connections with a workspace of their own, this many are checked.
 const SAMPLE: usize = 100;
 
 impl Scenario for Idle {
@@ -89,7 +89,7 @@ impl Scenario for Idle {
     }
 
     fn targets(&self) -> Vec<Target> {
-        // Apart, each connection comes with a workspace of its own.
+        // Where each has its own workspace, the memory of that workspace is included.
         [(TOGETHER, 512.0), (ALONE, 1024.0)]
             .into_iter()
             .flat_map(|(case, bytes)| {
@@ -109,7 +109,7 @@ fn count(config: &HarnessConfig) -> usize {
     if config.quick { 2000 } else { 10_000 }
 }
 
-/// The workspace of a connection.
+/// Returns the workspace of a connection.
 fn workspace(case: usize, connection: usize) -> String {
     match case {
         TOGETHER => "all".to_owned(),
@@ -126,7 +126,7 @@ fn measure(
     count: usize,
 ) -> Result<Numbers, String> {
     let empty = frame_of(r#"{"type":"init","data":{}}"#);
-    // What the first ones make the server set up is not theirs.
+    // What the server sets up once, for its first clients, is not the cost of a connection.
     enter(crowd, case, BURST, &empty)?;
     let used = |server: &Server| server.resident_bytes().zip(server.cpu_s());
     let before = used(server);
@@ -143,7 +143,7 @@ fn measure(
     ]))
 }
 
-/// So many more come in, and each is shown an empty workspace.
+/// Lets `count` more clients join; each has to receive an empty workspace.
 fn enter(crowd: &mut Crowd, case: usize, count: usize, empty: &Rc<[u8]>) -> Result<(), String> {
     for step in 0..count {
         let name = workspace(case, crowd.count());
@@ -155,7 +155,8 @@ fn enter(crowd: &mut Crowd, case: usize, count: usize, empty: &Rc<[u8]>) -> Resu
     crowd.finish(PATIENCE)
 }
 
-/// Sees that they are still there: all, or some of those who are alone, must be sent an op.
+/// Checks that the connections still work: all in the one workspace, or a sample of the others,
+/// have to receive an op.
 fn look(
     case: usize,
     contestant: &Contestant,
@@ -188,7 +189,7 @@ fn look(
         let (mut sender, _) = joined.map_err(|error| error.to_string())?;
         let written = sender.write_all(&frame);
         written.map_err(|error| format!("workspace {name}: {error}"))?;
-        // Who leaves at once may take back what the server has not read.
+        // Closing at once could discard what the server has not read yet.
         senders.push(sender);
     }
     crowd.finish(PATIENCE)

@@ -1,4 +1,4 @@
-//! What the scenarios share that put a load on a server and count deliveries.
+//! What the scenarios have in common that put a load on a server and count deliveries.
 
 use crate::config::{HarnessConfig, LATE};
 use crate::contestant::{Contestant, Server};
@@ -12,7 +12,8 @@ pub use etherply_bench::load::figures::{
     P50, P99, RESIDENT, numbers_of,
 };
 
-/// What others used of the cores of the server and of the load, in percent of one core.
+/// The share of the server's and the load's cores that other processes used, in percent of one
+/// core.
 pub const OTHERS_PERCENT: &str = "other_work_percent";
 
 /// The shape of a load.
@@ -20,12 +21,12 @@ pub const OTHERS_PERCENT: &str = "other_work_percent";
 pub struct Shape {
     pub title: &'static str,
     pub rooms: u32,
-    /// In each room, beside its one sender.
+    /// Receivers of each room, beside its one sender.
     pub receivers: u32,
     pub pace: Pace,
 }
 
-/// Starts a server, puts it under the load, and gives all the figures above.
+/// Starts a server, puts it under the load, and returns all figures of a load.
 pub fn measure(
     shape: &Shape,
     contestant: &Contestant,
@@ -37,7 +38,7 @@ pub fn measure(
     measure_server(shape, contestant, &server, config)
 }
 
-/// The same with a server that runs, in whose rooms nothing was said yet.
+/// Puts a running server under the load; its rooms have to be empty.
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
 pub fn measure_server(
     shape: &Shape,

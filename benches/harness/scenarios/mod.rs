@@ -1,4 +1,4 @@
-//! What is measured. A new scenario is a file here and a line in [`ALL`].
+//! The scenarios. A new one is a file here and a line in [`ALL`].
 
 use crate::config::HarnessConfig;
 use crate::contestant::Contestant;
@@ -31,22 +31,22 @@ pub const ALL: [&dyn Scenario; 10] = [
 pub trait Scenario: Sync {
     fn name(&self) -> &'static str;
 
-    /// What it measures, for `--list`.
+    /// Describes the scenario for `--list`.
     fn about(&self) -> &'static str;
 
-    /// What its tables show; the first is the one that counts most.
+    /// The columns of its tables, the most important one first.
     fn figures(&self) -> &'static [Figure];
 
-    /// What is measured in turn, each with a table of its own.
+    /// The loads of the scenario, each with a table of its own.
     fn cases(&self, config: &HarnessConfig) -> Vec<Case>;
 
-    /// How often everybody is measured.
+    /// How often each contestant is measured.
     fn rounds(&self, config: &HarnessConfig) -> u32 {
         config.rounds
     }
 
-    /// One measurement of one contestant, with a server of its own. An error of the server ends the whole run: who
-    /// loses a delivery has no speed.
+    /// Measures one contestant once, with a server of its own. An error of the server ends the
+    /// whole run: the speed of a server that loses deliveries means nothing.
     fn measure(
         &self,
         case: &Case,
@@ -54,34 +54,34 @@ pub trait Scenario: Sync {
         config: &HarnessConfig,
     ) -> Result<Numbers, String>;
 
-    /// What a reader of its tables has to know about this machine.
+    /// Returns what a reader of its tables has to know about this machine.
     fn note(&self, _: &HarnessConfig) -> Option<String> {
         None
     }
 
-    /// What the server should reach.
+    /// The figures that the server should reach.
     fn targets(&self) -> Vec<Target> {
         Vec::new()
     }
 
-    /// What its picture shows over its cases, where it has one.
+    /// The picture of its cases, if it has one.
     fn picture(&self) -> Option<Picture> {
         None
     }
 }
 
-/// One load of a scenario, and who is put under it.
+/// One load of a scenario, and the contestants that are put under it.
 pub struct Case {
-    /// Its place among the cases of the scenario.
+    /// Its index among the cases of the scenario.
     pub index: usize,
     pub title: String,
     pub contestants: Vec<Contestant>,
-    /// Who is compared with whom, by their places among the contestants.
+    /// The contestants that are compared with each other, by their index.
     pub pairs: Vec<(usize, usize)>,
 }
 
 impl Case {
-    /// Everybody is compared with each peer.
+    /// Creates a case in which each contestant is compared with each peer.
     pub fn against_peers(index: usize, title: &str, contestants: Vec<Contestant>) -> Self {
         let places = 0..contestants.len();
         let (peers, others): (Vec<usize>, Vec<usize>) =
@@ -96,13 +96,13 @@ impl Case {
     }
 }
 
-/// What a figure of a contestant should be in a case.
+/// The bound that a figure of a contestant should keep in a case.
 pub struct Target {
     pub case: usize,
     pub figure: &'static str,
     /// The name of the contestant.
     pub of: &'static str,
-    /// The name of the contestant that it is divided by; `None`: the figure itself counts.
+    /// The name of the contestant whose figure it is divided by; `None`: the figure itself counts.
     pub to: Option<&'static str>,
     pub bound: Bound,
 }

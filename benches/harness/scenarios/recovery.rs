@@ -1,4 +1,4 @@
-//! How fast a log is read back at a start, beside redis: the bench `recovery` in small.
+//! How fast a log is read back at a start, compared with redis: the bench `recovery` in small.
 
 use super::loads::RESIDENT;
 use super::{Case, Scenario, Target};
@@ -41,7 +41,7 @@ impl Scenario for Recovery {
     }
 
     fn about(&self) -> &'static str {
-        "a start with 1,000,000 records of 100 bytes in the log (more: cargo bench --bench recovery)"
+        "a start with 1,000,000 records of 100 bytes in the log (more: the bench `recovery`)"
     }
 
     fn figures(&self) -> &'static [Figure] {
@@ -77,7 +77,7 @@ impl Scenario for Recovery {
         let workload = Workload::new(records, records / 3 * 2, WORKSPACES.min(records / 10));
         let data = folder.path().join("data");
         let cores = &config.cores;
-        // What a thread starts runs where the thread runs.
+        // A child inherits the cores of the thread that starts it.
         let run = if contestant.name == REDIS {
             let redis = Redis::new(&workload, data, Shape::Set);
             on(cores, || redis.run(&workload, 0))

@@ -35,7 +35,7 @@ const SHAPES: [Shape; 2] = [
     },
 ];
 
-/// p50 over what it may be: the p50 of fdatasync on this disk, and 0.4 ms.
+/// p50 relative to its target: the p50 of fdatasync on this disk plus 0.4 ms.
 const P50_OF_DISK: Figure = Figure {
     id: "p50_over_disk_and_400_us",
     name: "p50 / (fdatasync p50 + 400 µs)",
@@ -140,14 +140,14 @@ impl Scenario for Shards {
 
     fn note(&self, config: &HarnessConfig) -> Option<String> {
         let cores = cores(config);
-        let told = format!("server on cores {}, load on {}", cores.server, cores.load);
+        let cores_text = format!("server on cores {}, load on {}", cores.server, cores.load);
         let is_shared = cores
             .load
             .0
             .iter()
             .any(|core| cores.server.0.contains(core));
         is_shared.then(|| {
-            format!("{told}: two shards and the load generator share these cores, which is what limits them here")
+            format!("{cores_text}: two shards and the load generator share these cores, which limits them")
         })
     }
 
@@ -180,7 +180,7 @@ impl Scenario for Shards {
     }
 }
 
-/// Two shards need two cores; where the server's half has only one, it gets that of the load too.
+/// Two shards need two cores: if the server's half has only one, it shares that of the load.
 fn cores(config: &HarnessConfig) -> Halves {
     let Halves { server, load } = &config.cores;
     let mut server = server.0.clone();
@@ -198,7 +198,7 @@ fn cores(config: &HarnessConfig) -> Halves {
     }
 }
 
-/// The middle time that a write of 200 bytes and its fdatasync take in a file of this folder.
+/// Measures the median time of a write of 200 bytes and its fdatasync in a file of this folder.
 fn fdatasync_p50_us(folder: &Path) -> io::Result<f64> {
     let folder = tempfile::tempdir_in(folder)?;
     let mut file = File::create(folder.path().join("file"))?;

@@ -1,4 +1,4 @@
-//! What readers who stall do to the others.
+//! The effect of stalled readers on the others.
 
 use std::time::{Duration, Instant};
 
@@ -20,9 +20,10 @@ use etherply_bench::load::pace::Pace;
 pub struct Slow;
 
 const STALLED: usize = 10;
-/// What a contestant's name ends with, in whose room some readers stall.
+/// Ends the name of a contestant in whose room some readers stall.
 const WITH: &str = ", 10 stalled";
-/// After so long, neither a socket takes more (the kernel keeps up to 4 MB for the sender, `net.ipv4.tcp_wmem`) nor the server keeps more.
+/// Long enough to fill the sockets of a stalled reader (the kernel keeps up to 4 MB for the sender,
+/// `net.ipv4.tcp_wmem`) and what the server keeps for it.
 const MEASURED_MIN: Duration = Duration::from_secs(15);
 const ROUNDS_MAX: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -34,7 +35,7 @@ const SHAPE: Shape = Shape {
     pace: Pace::Open { ops_per_s: 2000 },
 };
 
-/// What was left for a stalled reader when it read again.
+/// The ops that a stalled reader received when it read again.
 const LEFT: Figure = Figure {
     id: "ops_for_stalled_reader",
     name: "ops sent to a stalled reader",
@@ -146,13 +147,14 @@ impl Scenario for Slow {
     }
 }
 
-/// A client that joins and then reads nothing.
+/// Connects a client that joins and then reads nothing.
 fn stall(server: &Server) -> Result<Connection, String> {
     let joined = server.endpoint.join(&server.endpoint.workspace(0));
     Ok(joined.map_err(|error| error.to_string())?.0)
 }
 
-/// Reads all that is there for a reader that had stalled, until it knows what the room holds; tells how many ops that took.
+/// Lets a stalled reader read until it knows the state of the room. Returns the number of ops that
+/// this took.
 fn catch_up(server: &Server, mut stream: Connection) -> Result<f64, String> {
     let joined = server.endpoint.join(&server.endpoint.workspace(0));
     let (_, init) = joined.map_err(|error| error.to_string())?;
@@ -176,7 +178,7 @@ fn catch_up(server: &Server, mut stream: Connection) -> Result<f64, String> {
         while let Some((start, end)) =
             first_message(&seen[taken..]).map_err(|error| error.to_string())?
         {
-            // A ping may stand between two ops.
+            // A ping may come between two ops.
             let op: Value =
                 serde_json::from_slice(&seen[taken + start..taken + end]).unwrap_or_default();
             if let Some(key) = op["payload"]["key"].as_str() {

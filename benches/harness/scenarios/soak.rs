@@ -1,4 +1,4 @@
-//! Minutes of everything at once: is the end as the beginning was?
+//! Minutes of a mixed load: are memory and latency at the end what they were at the beginning?
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -24,13 +24,14 @@ const SHAPE: Shape = Shape {
     receivers: 9,
     pace: Pace::Open { ops_per_s: 2000 },
 };
-/// The latency of the first and of the last of so many parts are compared, and the memory after the third and after the last:
-/// until then the server takes what it then keeps, and drops who reads nothing.
+/// The parts of the measured time. The latency of the last is compared with that of the first, and
+/// the memory after the last with that after the third: by then the server has allocated its pools
+/// and has dropped the clients that read nothing.
 const PARTS: u32 = 10;
 const STALLED: u32 = 10;
-/// Shorter parts are not compared by their memory.
+/// The memory of shorter parts is not compared.
 const SETTLED_S: f64 = 25.0;
-/// Between two clients that come and go.
+/// The pause between two clients that come and go.
 const PAUSE: Duration = Duration::from_millis(20);
 
 const RESIDENT_FIRST: Figure = megabytes("resident_mb_first", "resident after 3 of 10 parts");
@@ -108,7 +109,7 @@ impl Scenario for Soak {
         }]
     }
 
-    /// Once is enough: it takes minutes, and it compares a run with itself.
+    /// Returns 1: a run takes minutes, and it is compared with itself.
     fn rounds(&self, _: &HarnessConfig) -> u32 {
         1
     }
@@ -164,7 +165,7 @@ impl Scenario for Soak {
     }
 }
 
-/// One client after the other joins one of the rooms, looks at what it is shown, and leaves; gives how many did.
+/// Lets one client after the other join a room, check its state, and leave. Returns how many did.
 fn come_and_go(endpoint: &Endpoint, is_over: &AtomicBool) -> Result<u32, String> {
     let mut guests = 0;
     while !is_over.load(Ordering::Relaxed) {

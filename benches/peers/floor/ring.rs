@@ -17,14 +17,14 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use super::stream::PIECES_MAX;
 
 const SUBMISSIONS: u32 = 4096;
-/// Room for a completion of each connection, and then some.
+/// Holds more than a completion per connection.
 const COMPLETIONS: u32 = 32 * 1024;
 const BUFFERS: u16 = 64;
 const BUFFER_BYTES: u32 = 16 * 1024;
 const BUFFER_GROUP: u16 = 0;
 const PAGE_BYTES: usize = 4096;
 
-/// What an operation was for.
+/// The purpose of an operation.
 #[derive(Clone, Copy)]
 #[repr(u64)]
 pub enum Kind {
@@ -33,18 +33,18 @@ pub enum Kind {
     Send,
 }
 
-/// The end of an operation, or one more result of one that goes on.
+/// The end of an operation, or one more result of a multishot operation.
 pub struct Completion {
     pub kind: Kind,
     pub connection: usize,
     pub result: i32,
-    /// The buffer that the bytes are in.
+    /// The buffer that holds the bytes.
     pub buffer: Option<u16>,
-    /// The operation goes on.
+    /// More completions of the operation will follow.
     pub more: bool,
 }
 
-/// A header and its stretches for one send of several; it must stay where it is until the send has ended.
+/// The message header and the pieces of one send; it must not move until the send has completed.
 pub struct Message {
     header: libc::msghdr,
     stretches: [libc::iovec; PIECES_MAX],
@@ -94,11 +94,11 @@ impl Ring {
         unsafe { self.push(entry, Kind::Receive, connection) };
     }
 
-    /// Sends all the pieces, in order, as one.
+    /// Sends all pieces, in order, in one operation.
     ///
     /// # Safety
     ///
-    /// The pieces and the message stay where they are until the send has ended.
+    /// The pieces and the message must not move or be freed until the send has completed.
     pub unsafe fn send(
         &mut self,
         fd: RawFd,
@@ -128,7 +128,7 @@ impl Ring {
 
     /// # Safety
     ///
-    /// What the entry names stays where it is until the operation has ended.
+    /// The memory that the entry names must not move or be freed until the operation has completed.
     unsafe fn push(&mut self, entry: squeue::Entry, kind: Kind, connection: usize) {
         let entry = entry.user_data((kind as u64) << 32 | connection as u64);
         // SAFETY: as the caller's.
@@ -137,7 +137,7 @@ impl Ring {
         }
     }
 
-    /// Submits, waits for something to happen, and appends all that has happened.
+    /// Submits, waits for a completion, and appends all completions.
     pub fn turn(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
         match self.ring.submit_and_wait(1) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -160,10 +160,11 @@ impl Ring {
         Ok(())
     }
 
-    /// The bytes that were received into a buffer.
+    /// Returns the bytes that were received into a buffer.
     pub fn bytes(&self, buffer: u16, len: usize) -> &[u8] {
         assert!(buffer < BUFFERS && len <= BUFFER_BYTES as usize);
-        // SAFETY: the buffer is the caller's until it gives it back, for which it needs `self` for itself.
+        // SAFETY: the buffer is the caller's until it gives it back, for which it needs `self` for
+        // itself.
         unsafe { std::slice::from_raw_parts(self.buffers.start(buffer), len) }
     }
 
@@ -172,7 +173,7 @@ impl Ring {
     }
 }
 
-/// A ring of buffers that receives take theirs from.
+/// The provided buffers of the receives.
 struct Buffers {
     entries: NonNull<BufRingEntry>,
     bytes: NonNull<u8>,
@@ -205,13 +206,15 @@ impl Buffers {
     fn give(&mut self, buffer: u16) {
         let start = self.start(buffer);
         let slot = usize::from(self.tail % BUFFERS);
-        // SAFETY: the slot lies in the allocation, and is the kernel's only once the tail is beyond it.
+        // SAFETY: the slot lies in the allocation, and is the kernel's only once the tail is beyond
+        // it.
         let entry = unsafe { &mut *self.entries.as_ptr().add(slot) };
         entry.set_addr(start as u64);
         entry.set_len(BUFFER_BYTES);
         entry.set_bid(buffer);
         self.tail = self.tail.wrapping_add(1);
-        // SAFETY: the tail is a field of the first entry, aligned, and read by the kernel at any time.
+        // SAFETY: the tail is a field of the first entry, aligned, and read by the kernel at any
+        // time.
         unsafe {
             let tail = BufRingEntry::tail(self.entries.as_ptr()).cast_mut();
             AtomicU16::from_ptr(tail).store(self.tail, Ordering::Release);
@@ -219,7 +222,7 @@ impl Buffers {
     }
 }
 
-/// Zeros at the start of a page, for as long as the process lives.
+/// Allocates zeroed memory at the start of a page, for as long as the process lives.
 fn allocate(bytes: usize) -> NonNull<u8> {
     let layout = Layout::from_size_align(bytes, PAGE_BYTES).expect("a valid layout");
     // SAFETY: nobody asks for no bytes.

@@ -1,18 +1,18 @@
-//! The frames of a room, in order, in chunks that stay where they are: a send points into them.
+//! The frames of a room, in order, in chunks that never move: a send points into them.
 
 use std::cell::{Cell, OnceCell};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
 
-/// Small enough for the allocator to keep it at hand.
+/// Small enough for the allocator to keep in its caches.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// The most stretches of memory that one send takes.
+/// The most pieces of memory in one send.
 pub const PIECES_MAX: usize = 16;
 
-/// Memory that frames are appended to. Whoever stands in a chunk keeps it and all behind it.
+/// Memory that frames are appended to. A cursor keeps its chunk and all later ones alive.
 pub struct Chunk {
-    /// Where in the stream it starts.
+    /// Its start in the stream.
     start: u64,
     bytes: Box<[Cell<u8>]>,
     filled: Cell<usize>,
@@ -34,7 +34,7 @@ impl Chunk {
     }
 }
 
-/// All that is said in a room.
+/// The frames of a room.
 pub struct Stream {
     tail: Rc<Chunk>,
 }
@@ -46,7 +46,7 @@ impl Stream {
         }
     }
 
-    /// Where one stands who hears all that comes from now on.
+    /// Returns a cursor at the end of the stream.
     pub fn cursor(&self) -> Cursor {
         Cursor {
             chunk: Rc::clone(&self.tail),
@@ -54,7 +54,8 @@ impl Stream {
         }
     }
 
-    /// Appends a text frame with what was masked, if it starts with `prefix`, and tells where it stands.
+    /// Appends a text frame with the unmasked payload if that starts with `prefix`. Returns its
+    /// range in the stream.
     pub fn append(&mut self, masked: &[u8], mask: [u8; 4], prefix: &[u8]) -> Option<Range<u64>> {
         let starts = masked.iter().zip(mask.iter().cycle()).map(|(a, b)| a ^ b);
         if !starts.take(prefix.len()).eq(prefix.iter().copied()) {
@@ -80,7 +81,7 @@ impl Stream {
     }
 }
 
-/// The header of an unmasked, final text frame, and its length.
+/// Returns the header of an unmasked, final text frame, and the length of that header.
 pub fn text_header(payload_bytes: usize) -> ([u8; 10], usize) {
     let mut header = [0; 10];
     header[0] = 0x81;
@@ -117,15 +118,15 @@ fn unmask(to: &[Cell<u8>], masked: &[u8], mask: [u8; 4]) {
     }
 }
 
-/// How far a member has been sent the stream of its room.
+/// How much of its room's stream has been sent to a member.
 pub struct Cursor {
     chunk: Rc<Chunk>,
     at: u64,
 }
 
 impl Cursor {
-    /// Appends the stretches of memory that come next, without the frames that the member itself has sent, and tells where
-    /// the cursor stands when they are sent. They stay where they are while `self` does.
+    /// Appends the next pieces of memory, without the frames that the member itself has sent.
+    /// Returns the cursor after they have been sent. The pieces stay valid while `self` lives.
     pub fn gather(
         &self,
         own: &mut VecDeque<Range<u64>>,
@@ -160,7 +161,7 @@ impl Cursor {
         }
     }
 
-    /// Whether nothing has come since.
+    /// Whether nothing has been appended since.
     pub fn is_at_end(&self) -> bool {
         self.at >= self.chunk.end() && self.chunk.next.get().is_none()
     }

@@ -1,4 +1,4 @@
-//! What is made of the numbers.
+//! What follows from the numbers of measurements.
 
 use super::*;
 

@@ -1,8 +1,9 @@
-//! What a receiver has to get, and whether it does. Pure.
+//! What a receiver has to receive, and whether it does. Pure.
 //!
-//! A room has one sender, so its ops have one order, and what a receiver has to get is one stream of bytes: the frames of all
-//! ops, each once, in order. A delivery is compared with that stream, so an op that is missing, doubled, out of
-//! order, altered or of another room shows at its first wrong byte. Frames of other kinds may stand between two ops.
+//! A room has one sender, so its ops have one order, and each receiver has to receive the same
+//! stream of bytes: the frames of all ops, each once, in order. Deliveries are compared with that
+//! stream, so an op that is missing, doubled, out of order, altered or of another room is found at
+//! its first wrong byte. Frames of other kinds may come between two ops.
 
 use thiserror::Error;
 use tungstenite::protocol::frame::FrameHeader;
@@ -10,11 +11,12 @@ use tungstenite::protocol::frame::coding::{Control, OpCode};
 
 use super::op::{TEXT, put_pong};
 
-/// What is wrong with what a receiver got.
+/// How a received stream differs from what it should be.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Mismatch {
     #[error(
-        "op {number} was to come, and something else came\n  expected {expected}\n  seen     {seen}"
+        "op {number} was expected, and something else was received\n  expected {expected}\n  \
+         received {seen}"
     )]
     Different {
         number: u64,
@@ -22,23 +24,24 @@ pub enum Mismatch {
         seen: String,
     },
     #[error(
-        "something came that nobody sent, or that had come before; {count} ops were sent\n  seen     {seen}"
+        "something was received that was not sent, or was received twice; {count} ops were sent\n  \
+         received {seen}"
     )]
     Extra { count: u64, seen: String },
     #[error("the server closed the connection: {0}")]
     Closed(String),
 }
 
-/// The stream of a room, as far back as it may still be needed.
+/// The stream of a room, as far back as a receiver may lag.
 pub struct Window {
     bytes: Box<[u8]>,
     frame_bytes: usize,
-    /// The ops that have been put in.
+    /// The ops that have been pushed.
     count: u64,
 }
 
 impl Window {
-    /// Room for the last `frames` ops.
+    /// Creates a window that keeps the last `frames` ops.
     pub fn new(frame_bytes: usize, frames: usize) -> Self {
         Self {
             bytes: vec![0; frame_bytes * frames].into(),
@@ -56,14 +59,14 @@ impl Window {
         self.count
     }
 
-    /// Puts the frame of the next op in, over the oldest.
+    /// Writes the frame of the next op over the oldest.
     pub fn push(&mut self, put: impl FnOnce(&mut [u8])) {
         let at = self.offset(self.count * self.frame_bytes as u64);
         put(&mut self.bytes[at..at + self.frame_bytes]);
         self.count += 1;
     }
 
-    /// The frame of an op that is still in.
+    /// Returns the frame of an op that is still kept.
     pub fn frame(&self, number: u64) -> &[u8] {
         let at = self.offset(number * self.frame_bytes as u64);
         &self.bytes[at..at + self.frame_bytes]
@@ -73,7 +76,7 @@ impl Window {
         usize::try_from(position % self.bytes.len() as u64).expect("a remainder of a length")
     }
 
-    /// The stream from a position on, as far as it lies in one piece.
+    /// Returns the stream from a position on, as far as it is contiguous.
     fn rest(&self, position: u64) -> &[u8] {
         let ahead = self.count * self.frame_bytes as u64 - position;
         if ahead == 0 {
@@ -87,21 +90,21 @@ impl Window {
     }
 }
 
-/// How much of its room's stream a receiver has got.
+/// How much of its room's stream a receiver has received.
 #[derive(Default)]
 pub struct Cursor {
     position: u64,
-    /// The first bytes of a control frame that is not there as a whole.
+    /// The first bytes of an incomplete control frame.
     held: Vec<u8>,
 }
 
 impl Cursor {
-    /// The ops that have come as a whole.
+    /// The ops that have been received completely.
     pub fn count(&self, window: &Window) -> u64 {
         self.position / window.frame_bytes as u64
     }
 
-    /// Takes what came from the socket. Answers to pings are appended to `answers`.
+    /// Checks received bytes. Answers to pings are appended to `answers`.
     pub fn take(
         &mut self,
         window: &Window,
@@ -140,7 +143,7 @@ impl Cursor {
         Ok(())
     }
 
-    /// Takes the bytes of one control frame, or as many of them as are there; gives the rest.
+    /// Consumes the bytes of one control frame, or as many of them as there are. Returns the rest.
     fn take_control<'a>(
         &mut self,
         window: &Window,
@@ -174,7 +177,7 @@ impl Cursor {
         Ok(&bytes[end - held..])
     }
 
-    /// A frame that is neither an op nor a control frame.
+    /// Describes a frame that is neither an op nor a control frame.
     fn stranger(&self, window: &Window) -> Mismatch {
         let seen = told(&self.held);
         let number = self.count(window);
@@ -192,7 +195,7 @@ impl Cursor {
         }
     }
 
-    /// `bytes` begins with the first byte that is not as it should be.
+    /// Describes a difference; `bytes` begins with the first wrong byte.
     fn different(&self, window: &Window, bytes: &[u8]) -> Mismatch {
         let number = self.count(window);
         let expected = window.frame(number);
@@ -206,7 +209,7 @@ impl Cursor {
     }
 }
 
-/// The text of the first frame of these bytes, and what is strange about its header.
+/// Describes the first frame of these bytes: its text, and its kind if it is not a text message.
 fn told(bytes: &[u8]) -> String {
     let mut reader = std::io::Cursor::new(bytes);
     let Ok(Some((header, payload_bytes))) = FrameHeader::parse(&mut reader) else {

@@ -1,4 +1,5 @@
-//! Many clients that come in at once, or on a schedule. What each is shown is checked byte by byte, or kept and looked at later.
+//! Many clients that join at once or on a schedule. What each receives is checked byte by byte, or
+//! kept for a later check.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -16,18 +17,18 @@ struct Client {
     joiner: Joiner,
 }
 
-/// The clients, by their number: 0, 1, 2, …
+/// The clients, numbered from 0.
 pub struct Crowd {
     ring: Ring,
     endpoint: Endpoint,
     clock: Clock,
     clients: Vec<Client>,
-    /// Those who have got all that they wait for.
+    /// Clients that have received all that they were waiting for.
     served: usize,
     latencies_ns: Histogram<u64>,
 }
 
-/// The frame of a text, as a server sends it.
+/// Returns the frame of a text, as a server sends it.
 pub fn frame_of(text: &str) -> Rc<[u8]> {
     let mut frame = Vec::new();
     put_text_header(&mut frame, text.len());
@@ -52,17 +53,18 @@ impl Crowd {
         self.clients.len()
     }
 
-    /// How long each has waited from when it was due.
+    /// The time that each client has waited since it was due.
     pub fn latencies_ns(&self) -> &Histogram<u64> {
         &self.latencies_ns
     }
 
-    /// Starts to count anew.
+    /// Forgets the latencies measured so far.
     pub fn forget_latencies(&mut self) {
         self.latencies_ns.reset();
     }
 
-    /// Sends another client in, who was due then. `init`: the frame that it must be shown; `None`: any.
+    /// Lets another client join, which was due at `due_ns`. `init` is the frame that it has to
+    /// receive first; `None`: any message.
     pub fn enter(
         &mut self,
         workspace: &str,
@@ -84,7 +86,7 @@ impl Crowd {
         Ok(())
     }
 
-    /// From now on, a client must be sent this frame, and nothing else before it.
+    /// Expects a client to receive this frame next, and nothing before it.
     pub fn expect(&mut self, client: usize, frame: &Rc<[u8]>) {
         let client = &mut self.clients[client];
         client.due_ns = self.clock.now_ns();
@@ -92,12 +94,12 @@ impl Crowd {
         self.served -= 1;
     }
 
-    /// The first message of a client that took any; once.
+    /// Takes the first message of a client that accepted any.
     pub fn take_message(&mut self, client: usize) -> String {
         self.clients[client].joiner.take_message()
     }
 
-    /// Waits at most so long for something to happen, and checks what has come.
+    /// Waits for events for at most `wait`, and checks what has arrived.
     pub fn turn(&mut self, wait: Duration) -> Result<(), String> {
         let Self {
             ring,
@@ -134,7 +136,7 @@ impl Crowd {
         outcome
     }
 
-    /// Waits until all have got what they wait for; who is not served in this time is a failure.
+    /// Waits until all clients have what they are waiting for; it fails after `patience`.
     pub fn finish(&mut self, patience: Duration) -> Result<(), String> {
         let limit_ns = self.clock.now_ns() + u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
         while self.served < self.count() {
@@ -143,7 +145,8 @@ impl Crowd {
                 let mut clients = self.clients.iter();
                 let first = clients.position(|client| !client.joiner.is_served());
                 return Err(format!(
-                    "{} of {} clients have not got what they wait for after {patience:?}, client {} among them",
+                    "{} of {} clients have not received what they wait for after {patience:?}, \
+                     client {} among them",
                     self.count() - self.served,
                     self.count(),
                     first.unwrap_or_default(),

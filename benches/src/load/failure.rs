@@ -15,7 +15,8 @@ pub enum Failure {
         mismatch: Mismatch,
     },
     #[error(
-        "room {room}: op {number} of {sent} has not reached {missing} of {receivers} receivers after {after_ms} ms, receiver {first} among them\n  expected {expected}"
+        "room {room}: op {number} of {sent} has not reached {missing} of {receivers} receivers \
+         after {after_ms} ms, receiver {first} among them\n  expected {expected}"
     )]
     Missing {
         room: u32,
@@ -32,7 +33,8 @@ pub enum Failure {
     #[error("workspace {workspace}: a client cannot join: {error}")]
     Join { workspace: String, error: io::Error },
     #[error(
-        "room {room}: a client that joins receives a wrong state\n  expected {expected}\n  received {received}"
+        "room {room}: a client that joins receives a wrong state\n  \
+         expected {expected}\n  received {received}"
     )]
     State {
         room: u32,

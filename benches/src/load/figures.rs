@@ -9,8 +9,8 @@ pub const CPU_PER_DELIVERY: Figure = Figure {
     unit: "µs/delivery",
     decimals: 3,
 };
-/// What the cores of the server were busy, with whatever: the kernel's threads that deliver packets for it (`ksoftirqd`), write its log
-/// and sync it count here, and nowhere in the process.
+/// The busy time of the server's cores. It includes the kernel threads that deliver its packets
+/// (`ksoftirqd`) and write and sync its log, whose time no process is charged for.
 pub const CORES_PER_DELIVERY: Figure = Figure {
     id: "cores_us_per_delivery",
     name: "server's cores",

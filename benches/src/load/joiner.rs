@@ -1,4 +1,4 @@
-//! What a client has to be sent who comes in, and whether it is. Pure.
+//! What a client that joins has to receive, and whether it does. Pure.
 
 use std::io;
 use std::rc::Rc;
@@ -8,16 +8,16 @@ use tungstenite::protocol::frame::FrameHeader;
 
 /// The most of a refusal's body that is waited for.
 const BODY_BYTES_MAX: usize = 1024;
-/// What every client asks the server to prove with.
+/// The key of every handshake; the server's answer has to be derived from it.
 pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
-/// What a client waits for.
+/// What a client is waiting for.
 enum Expected {
-    /// The answer to its upgrade; the first message comes behind it.
+    /// The answer to its upgrade, which the first message follows.
     Upgrade(Option<Rc<[u8]>>),
-    /// These bytes, of which so many have come.
+    /// These bytes, of which the given number have arrived.
     Bytes(Rc<[u8]>, usize),
-    /// A first message, whatever it says.
+    /// A first message with any content.
     AnyMessage,
     Nothing,
 }
@@ -25,12 +25,12 @@ enum Expected {
 /// A client, from its upgrade on.
 pub struct Joiner {
     wanted: Expected,
-    /// What has come and is not whole yet; and the first message, where any will do.
+    /// An incomplete answer or message; afterwards, the first message if any content was accepted.
     held: Vec<u8>,
 }
 
 impl Joiner {
-    /// `init`: the frame that it must be shown first; `None`: any text.
+    /// Expects the frame `init` as the first message; `None`: any message.
     pub fn new(init: Option<Rc<[u8]>>) -> Self {
         Self {
             wanted: Expected::Upgrade(init),
@@ -38,24 +38,24 @@ impl Joiner {
         }
     }
 
-    /// From now on, it must be sent this frame, and nothing else before it.
+    /// Expects this frame next, and nothing before it.
     pub fn expect(&mut self, frame: &Rc<[u8]>) {
         assert!(self.is_served(), "it has got what it waited for");
         self.wanted = Expected::Bytes(Rc::clone(frame), 0);
     }
 
-    /// Whether it waits for nothing.
+    /// Whether it has received all that it was waiting for.
     pub fn is_served(&self) -> bool {
         matches!(self.wanted, Expected::Nothing)
     }
 
-    /// The first message of one that took any; once.
+    /// Takes the first message of a client that accepted any.
     pub fn take_message(&mut self) -> String {
         let held = std::mem::take(&mut self.held);
         String::from_utf8_lossy(&held).into_owned()
     }
 
-    /// Takes what came; tells whether it has now got what it has waited for.
+    /// Checks received bytes. Returns whether the client now has what it was waiting for.
     pub fn take(&mut self, mut bytes: &[u8]) -> Result<bool, String> {
         if let Expected::Upgrade(init) = &self.wanted {
             self.held.extend_from_slice(bytes);
@@ -116,7 +116,7 @@ impl Joiner {
     }
 }
 
-/// A server may ask who is there for long; an answer is not needed for as long as a crowd is watched.
+/// A server pings clients that are idle. It need not be answered for as long as a crowd is watched.
 fn is_ping(bytes: &[u8]) -> bool {
     bytes[0] == 0x89
 }
@@ -126,7 +126,7 @@ fn told(bytes: &[u8]) -> String {
     format!("{:?}", String::from_utf8_lossy(shown))
 }
 
-/// The end of the answer to the upgrade.
+/// Returns the end of the answer to the upgrade; `None`: more has to arrive.
 pub fn upgraded(seen: &[u8]) -> io::Result<Option<usize>> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut response = httparse::Response::new(&mut headers);
@@ -140,7 +140,7 @@ pub fn upgraded(seen: &[u8]) -> io::Result<Option<usize>> {
     };
     let code = response.code.unwrap_or_default();
     if code != 101 {
-        // The body has the reason.
+        // The body holds the reason.
         let length = header("content-length").and_then(|value| std::str::from_utf8(value).ok());
         let length = length.and_then(|length| length.trim().parse::<usize>().ok());
         let body = &seen[end..];
@@ -161,7 +161,7 @@ pub fn upgraded(seen: &[u8]) -> io::Result<Option<usize>> {
     Ok(Some(end))
 }
 
-/// Where the payload of the first frame begins and ends, once it is there as a whole.
+/// Returns where the payload of the first frame begins and ends, once the frame is complete.
 pub fn first_message(seen: &[u8]) -> io::Result<Option<(usize, usize)>> {
     let mut reader = io::Cursor::new(seen);
     let Some((_, bytes)) = FrameHeader::parse(&mut reader).map_err(io::Error::other)? else {

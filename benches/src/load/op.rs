@@ -1,12 +1,13 @@
-//! The ops that the load is made of: one fixed layout, in which only digits change. Pure.
+//! The ops of a load: one fixed layout in which only digits change. Pure.
 //!
-//! A server sends the very text on that it got, so a delivery is compared with what was sent, byte for byte.
+//! A server passes on the very text that it received, so a delivery is compared byte for byte with
+//! what was sent.
 
 /// The bytes of a value, without its quotes.
 pub const VALUE_BYTES: usize = 100;
-/// So many keys a room has: an op writes the next one.
+/// The keys of a room; each op writes the next one.
 pub const KEYS: u64 = 100;
-/// The first byte of a frame that is a whole text message.
+/// The first byte of a frame that is a complete text message.
 pub const TEXT: u8 = 0x81;
 
 const KEY_DIGITS: usize = 4;
@@ -15,15 +16,15 @@ const ROOM: &str = " in room ";
 const ROOM_DIGITS: usize = 6;
 const TIMESTAMP_DIGITS: usize = 16;
 
-/// What a client masks with; which one it is makes no difference to a server.
+/// The mask of every client; a server works the same with any.
 const MASK: [u8; 4] = [0xA5, 0x3C, 0x96, 0x0F];
 
-/// The order in which the fields of an op come.
+/// The order of an op's fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FieldOrder {
-    /// As the load generator sends them, and as a server sends them on that passes them through.
+    /// As the load generator sends them, which a server that passes ops through keeps.
     AsSent,
-    /// By name: what `serde_json` makes of a `Value`.
+    /// By name, as `serde_json` writes a `Value`.
     ByName,
 }
 
@@ -39,7 +40,7 @@ pub struct Text {
 }
 
 impl Text {
-    /// The ops of a run that begins at this time (Unix).
+    /// Prepares the ops of a run that begins at this Unix time.
     pub fn new(order: FieldOrder, first_timestamp_us: u64) -> Self {
         let padding = VALUE_BYTES - NUMBER_DIGITS - ROOM.len() - ROOM_DIGITS;
         let key = format!(r#""key":"k{}""#, "K".repeat(KEY_DIGITS));
@@ -69,7 +70,7 @@ impl Text {
         }
     }
 
-    /// The text of op `number` of a room.
+    /// Returns the text of op `number` of a room.
     pub fn of(&mut self, room: u32, number: u64) -> &[u8] {
         let timestamp_us = self.first_timestamp_us + number;
         for (at, digits, value) in [
@@ -83,7 +84,7 @@ impl Text {
         &self.bytes
     }
 
-    /// The bytes of the frame in which a server sends an op.
+    /// The length of the frame in which a server sends an op.
     pub fn frame_bytes(&self) -> usize {
         4 + self.bytes.len()
     }
@@ -122,7 +123,7 @@ pub fn put_pong(out: &mut Vec<u8>, payload: &[u8]) {
     out.extend(masked.map(|(byte, mask)| byte ^ mask));
 }
 
-/// The shortest header of a text of 126 to 65,535 bytes (RFC 6455, 5.2).
+/// Returns the shortest header of a text of 126 to 65,535 bytes (RFC 6455, section 5.2).
 fn header_of(text: &[u8], mask_bit: u8) -> [u8; 4] {
     assert!(text.len() >= 126, "the layout is that long");
     let [high, low] = u16::try_from(text.len())

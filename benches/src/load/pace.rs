@@ -1,16 +1,17 @@
 //! When the next op is due. Pure.
 
-/// How the ops of a load follow each other.
+/// When the ops of a load are sent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Pace {
-    /// On a schedule, whatever the server does: so many in a second in all rooms together, the rooms in turn. A latency counts from
-    /// the moment at which the op was due, so an op that a slow server makes wait counts in full.
+    /// On a schedule, whatever the server does: `ops_per_s` in all rooms together, the rooms in
+    /// turn. A latency counts from the time at which the op was due, so an op that a slow server
+    /// delays counts in full.
     Open { ops_per_s: u32 },
-    /// As fast as they are delivered: each room has so many on the way.
+    /// As fast as they are delivered: each room has `in_flight` ops on their way.
     Closed { in_flight: u32 },
 }
 
-/// A schedule: op `i` is due at `i` times the interval. It does not drift.
+/// A schedule on which op `i` is due at `i` times the interval, without drift.
 #[derive(Debug, Clone, Copy)]
 pub struct Schedule {
     pub start_ns: u64,

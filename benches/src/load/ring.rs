@@ -1,6 +1,6 @@
-//! The ring of the load generator: multishot receives into provided buffers, and at most one send in
-//! flight per socket. It encrypts and decrypts where a connection has TLS, and knows nothing else of
-//! the bytes that it carries.
+//! The ring of the load generator: multishot receives into provided buffers, and at most one send
+//! in flight per socket. It encrypts and decrypts where a connection has TLS, and knows nothing
+//! else of the bytes that it carries.
 
 #![allow(
     unsafe_code,
@@ -106,8 +106,8 @@ impl Ring {
         Ok(number)
     }
 
-    /// Appends what `put` writes to the bytes to be sent. They go out in the next turn, or after the
-    /// send in flight.
+    /// Appends what `put` writes to the bytes to be sent. They go out in the next turn, or after
+    /// the send in flight.
     pub fn send(&mut self, number: u32, put: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
         let socket = &mut self.sockets[number as usize];
         let was_idle = socket.is_idle();
@@ -125,7 +125,8 @@ impl Ring {
         Ok(())
     }
 
-    /// Starts the queued sends, waits for completions for at most `wait`, and reports all that came.
+    /// Starts the queued sends, waits for completions for at most `wait`, and reports all that
+    /// came.
     pub fn turn(
         &mut self,
         wait: Duration,
@@ -287,9 +288,9 @@ impl Ring {
             self.queues.submit()?;
         }
         // SAFETY:
-        // - the descriptor is that of a socket that lives as long as `self`; the memory of a send is
-        //   `in_flight`, which is neither moved nor changed until its completion; both outlive what is
-        //   in flight (Drop for Ring)
+        // - the descriptor is that of a socket that lives as long as `self`; the memory of a send
+        //   is `in_flight`, which is neither moved nor changed until its completion; both outlive
+        //   what is in flight (Drop for Ring)
         unsafe {
             self.queues
                 .submission()
@@ -412,8 +413,9 @@ impl Buffers {
     fn filled(&self, buffer: u16, bytes: usize) -> &[u8] {
         assert!(bytes <= BUFFER_BYTES, "a completion fits its buffer");
         // SAFETY:
-        // - the memory was zeroed when it was allocated and belongs to this buffer; the kernel gave it
-        //   up with the completion, and gets it back by `give_back`, which borrows `self` mutably
+        // - the memory was zeroed when it was allocated and belongs to this buffer; the kernel gave
+        //   it up with the completion, and gets it back by `give_back`, which borrows `self`
+        //   mutably
         unsafe { std::slice::from_raw_parts(self.address(buffer), bytes) }
     }
 
@@ -422,7 +424,8 @@ impl Buffers {
         let address = self.address(buffer) as u64;
         let slot = usize::from(self.tail & (BUFFERS - 1));
         // SAFETY:
-        // - the slot is one of BUFFERS entries; the kernel reads it only after the tail was moved past it
+        // - the slot is one of BUFFERS entries; the kernel reads it only after the tail was moved
+        //   past it
         let entry = unsafe { &mut *self.entries.as_ptr().add(slot) };
         entry.set_addr(address);
         entry.set_len(u32::try_from(BUFFER_BYTES).expect("a constant that fits"));
@@ -432,8 +435,8 @@ impl Buffers {
 
     fn publish(&self) {
         // SAFETY:
-        // - the tail lies within the first entry (io_uring_register_buf_ring(3)), is aligned for a u16,
-        //   and is written by this thread alone
+        // - the tail lies within the first entry (io_uring_register_buf_ring(3)), is aligned for a
+        //   u16, and is written by this thread alone
         unsafe {
             let tail = BufRingEntry::tail(self.entries.as_ptr()).cast_mut();
             AtomicU16::from_ptr(tail).store(self.tail, Ordering::Release);

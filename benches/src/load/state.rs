@@ -1,4 +1,4 @@
-//! A state that is put into a workspace before anything is measured.
+//! A state that is written into a workspace before anything is measured.
 
 use std::error::Error;
 use std::io::Write as _;
@@ -11,10 +11,10 @@ use super::join::{is_init, read_more};
 use super::joiner::first_message;
 use super::op::put_client_frame;
 
-/// So long an op may take.
+/// How long an op may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// So many keys, with values of this length.
+/// A number of keys, with values of one length.
 #[derive(Debug, Clone, Copy)]
 pub struct State {
     pub keys: u32,
@@ -22,7 +22,7 @@ pub struct State {
 }
 
 impl State {
-    /// What a workspace holds.
+    /// Returns the state of a workspace.
     pub fn of(&self, workspace: &str) -> Map<String, Value> {
         let fields = (0..self.keys).map(|key| {
             let value = format!("{workspace} {key} ");
@@ -32,13 +32,14 @@ impl State {
         fields.collect()
     }
 
-    /// The length of the first message that shows it.
+    /// The length of the first message that carries it.
     pub fn init_bytes(&self, workspace: &str) -> usize {
         let data = Value::Object(self.of(workspace)).to_string();
         r#"{"type":"init","data":}"#.len() + data.len()
     }
 
-    /// Writes it, and waits until another client was told; gives the first message of one that joins then.
+    /// Writes the state and waits until another client has received it. Returns the first message
+    /// of a client that joins then.
     pub fn put(&self, endpoint: &Endpoint, workspace: &str) -> Result<String, String> {
         self.try_put(endpoint, workspace)
             .map_err(|error| format!("workspace {workspace}: {error}"))

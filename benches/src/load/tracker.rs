@@ -1,4 +1,4 @@
-//! What was sent, who has got it, and how long that took.
+//! What was sent, who has received it, and how long that took.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::op::{FieldOrder, KEYS, Text, put_client_frame, put_server_frame};
 use super::plan::Plan;
 
-/// Nanoseconds since the load began.
+/// Counts nanoseconds since it was started.
 #[derive(Clone, Copy)]
 pub struct Clock(Instant);
 
@@ -28,40 +28,41 @@ struct Room {
     window: Window,
     /// When each op in the window was due.
     due_ns: Box<[u64]>,
-    /// How many receivers have got exactly so many ops, from `done` on, in a circle.
+    /// How many receivers have received exactly `n` ops, for each `n` from `done` on, in a circle.
     at_count: Box<[u32]>,
-    /// The ops that all have got.
+    /// The ops that all receivers have received.
     done: u64,
 }
 
-/// The rooms of a load. Each has one sender and so many receivers; connection `room * (receivers + 1)` is the sender's.
+/// The rooms of a load. Each has one sender, connection `room * (receivers + 1)`, and its
+/// receivers, the connections after it.
 pub struct Tracker {
     rooms: Vec<Room>,
     cursors: Vec<Cursor>,
     receivers: u32,
-    /// How far the last receiver of a room may be behind its sender.
+    /// How many ops the last receiver of a room may lag behind its sender.
     kept_ops: usize,
-    /// One delivery of so many is timed: with each op, other receivers.
+    /// One delivery of this many is timed; from op to op, those of other receivers.
     sample: u64,
     clock: Clock,
     sent_text: Text,
     expected_text: Text,
-    /// The stream of those who send.
+    /// The stream of the senders, to which nothing is sent.
     nothing: Window,
     answer: Vec<u8>,
-    /// Ops that were due in this time are timed.
+    /// Only ops that were due in this time are timed.
     timed_ns: Range<u64>,
     latencies_ns: Histogram<u64>,
     deliveries: u64,
     ops: u64,
-    /// Rooms in which an op was done, once for each of them.
+    /// Rooms in which all receivers have received another op, once per op.
     done_rooms: Vec<u32>,
-    /// Pongs that are to be sent.
+    /// Pongs to be sent.
     pub answers: Vec<(u32, Vec<u8>)>,
 }
 
 impl Tracker {
-    /// Before anybody has sent anything.
+    /// Starts before anything has been sent.
     pub fn new(plan: &Plan, clock: Clock) -> Self {
         let Plan {
             rooms,
@@ -103,7 +104,7 @@ impl Tracker {
         }
     }
 
-    /// Only the latencies of ops count that are due in this time. Gives those that have counted until now.
+    /// Times only ops that are due in this time from now on. Returns the latencies recorded so far.
     pub fn time_only(&mut self, timed_ns: Range<u64>) -> Histogram<u64> {
         self.timed_ns = timed_ns;
         std::mem::replace(&mut self.latencies_ns, histogram())
@@ -113,7 +114,7 @@ impl Tracker {
         self.deliveries
     }
 
-    /// The ops that all receivers of their room have got.
+    /// The ops that all receivers of their room have received.
     pub fn ops(&self) -> u64 {
         self.ops
     }
@@ -122,23 +123,23 @@ impl Tracker {
         u32::try_from(self.rooms.len()).expect("it was made of one")
     }
 
-    /// The connection that sends in a room.
+    /// Returns the connection that sends in a room.
     pub fn sender(&self, room: u32) -> u32 {
         room * (self.receivers + 1)
     }
 
-    /// Whether everybody has got everything.
+    /// Whether all receivers have received all ops.
     pub fn is_done(&self) -> bool {
         let mut rooms = self.rooms.iter();
         rooms.all(|room| room.done == room.window.count())
     }
 
-    /// The rooms in which ops were done since this was asked, each as often as ops were.
+    /// Moves out the rooms in which all receivers have received another op, once per op.
     pub fn take_done_rooms(&mut self, into: &mut Vec<u32>) {
         into.append(&mut self.done_rooms);
     }
 
-    /// Writes the next op of a room down, and appends its frame to what the sender sends.
+    /// Records the next op of a room, and appends its frame to what the sender sends.
     pub fn put(&mut self, room_number: u32, due_ns: u64, out: &mut Vec<u8>) -> Result<(), Failure> {
         let room = &mut self.rooms[room_number as usize];
         let number = room.window.count();
@@ -153,7 +154,7 @@ impl Tracker {
         Ok(())
     }
 
-    /// Checks and counts what came over a connection.
+    /// Checks and counts what a connection has received.
     pub fn received(&mut self, connection: u32, bytes: &[u8]) -> Result<(), Failure> {
         let room_number = connection / (self.receivers + 1);
         let place = connection % (self.receivers + 1);
@@ -209,7 +210,8 @@ impl Tracker {
         }
     }
 
-    /// A connection has ended, which none does by itself.
+    /// Returns the failure of a connection that has ended, which none does unless something is
+    /// wrong.
     pub fn gone(&self, connection: u32, error: Option<std::io::Error>) -> Failure {
         Failure::Gone {
             room: connection / (self.receivers + 1),
@@ -218,7 +220,7 @@ impl Tracker {
         }
     }
 
-    /// Whether an op is on its way for longer than this.
+    /// Fails if an op has been on its way for longer than `limit`.
     pub fn check_lateness(&self, limit: Duration) -> Result<(), Failure> {
         let limit_ns = u64::try_from(limit.as_nanos()).expect("a limit is short");
         let now_ns = self.clock.now_ns();
@@ -256,7 +258,7 @@ impl Tracker {
         }
     }
 
-    /// The values that a room has to hold, by their keys, as the text of the last op of each key gives them.
+    /// Returns the values that a room has to hold: for each key, that of its last op.
     pub fn state(&mut self, room_number: u32) -> serde_json::Map<String, serde_json::Value> {
         let count = self.rooms[room_number as usize].window.count();
         let kept = count.saturating_sub(KEYS)..count;
@@ -270,7 +272,7 @@ impl Tracker {
     }
 }
 
-/// Of nanoseconds up to ten minutes.
+/// Returns an empty histogram of nanoseconds up to ten minutes.
 pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_max(600_000_000_000, 3).expect("the bounds are legal")
 }

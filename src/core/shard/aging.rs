@@ -22,13 +22,9 @@ impl Shard {
     /// That is how old ops are that the disk does not have yet (a crash of `interval` mode can lose no more than its interval),
     /// latencies, the end of tokens, and rates: a client may have sent all the time at its rate, and all of that comes at once.
     pub(super) fn allow_for_absence(&mut self, missed: Missed, clock: Clock) {
-        let aged = |since_us: u64| since_us.saturating_sub(missed.us);
-        self.commit.has_aged(missed.us);
-        self.shown_since_us = self.shown_since_us.map(aged);
-        if let Some(watch) = &mut self.watch {
-            watch.since_us = aged(watch.since_us);
-        }
-        self.handshakes.has_aged(missed.us);
+        self.log.has_aged(missed.us);
+        self.sends.has_aged(missed.us);
+        self.admission.has_aged(missed.us);
         if let Some(per_second) = self.config.limits.ops_per_second {
             self.sessions.allow_for(per_second, missed.deaf_us);
         }

@@ -12,6 +12,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use crate::core::contract::Clock;
+use crate::core::fanout::room::RoomId;
 use crate::core::fanout::window::Chunk;
 use crate::core::shard::Shard;
 use crate::core::shard::lifetime::TRY_AGAIN_LATER;
@@ -24,7 +25,7 @@ use crate::wire::upgrade::Answer;
 /// A state whose receivers are all slow.
 struct SlowState {
     chunk: Chunk,
-    room_slot: u32,
+    room: RoomId,
     /// How far the fastest receiver is behind the pace that is expected of it.
     lag_us: u64,
     receivers: Vec<SessionId>,
@@ -65,8 +66,8 @@ impl Shard {
         }
     }
 
-    /// Evicts sessions if the budget is exceeded. The caller must not be handling a session: it could
-    /// be the one that is evicted.
+    /// Evicts sessions if the budget is exceeded. The caller must not be handling a session: that
+    /// one could be evicted.
     pub(super) fn keep_budget(&mut self, clock: Clock) {
         if !self.budget.is_over() {
             return;
@@ -129,7 +130,7 @@ impl Shard {
             for id in slow.receivers {
                 self.abort(id);
             }
-            self.snapshots.give_up(slow.room_slot, &slow.chunk);
+            self.snapshots.give_up(slow.room, &slow.chunk);
         }
     }
 
@@ -154,7 +155,7 @@ impl Shard {
                 if index == states.len() {
                     states.push(SlowState {
                         chunk: Rc::clone(chunk),
-                        room_slot: passage.room,
+                        room: passage.room,
                         lag_us,
                         receivers: Vec::new(),
                     });

@@ -8,9 +8,8 @@ use std::io;
 use crate::core::contract::{Clock, Output};
 use crate::core::shard::connection_log::Party;
 use crate::core::shard::session::{SessionId, State};
-use crate::core::shard::{Drain, Health, Shard};
+use crate::core::shard::{Drain, Shard};
 use crate::core::state::workspace::Workspace;
-use crate::limits::REOPEN_WAIT_MAX_US;
 use crate::log::commit::OpenSegment;
 use crate::log::position::LogPosition;
 use crate::wire::frame;
@@ -25,19 +24,17 @@ impl Shard {
     /// Stops serving: 500 to the senders of what is lost and to the culprit, 1011 to all, and a
     /// rebuild after a wait that grows from failure to failure.
     pub(super) fn fail(&mut self, culprit: Option<SessionId>, clock: Clock) {
-        let mut told = std::mem::take(&mut self.senders);
+        let was_serving = self.log.is_serving();
+        let mut told = self.log.reset(clock.now_us);
         told.extend(culprit);
         told.sort_unstable();
-        self.written_senders = 0;
-        // A panic may have left the bookkeeping of rooms and members half done, so it is dropped
-        // as a whole instead of session by session.
-        self.rooms.clear();
-        self.room_index.clear();
+        self.rooms.reset();
         self.sessions.reset();
-        self.touched.clear();
+        self.sends.reset(&mut self.sessions);
+        self.reads.reset();
+        self.admission.reset(&self.sessions);
         self.snapshots.reset();
         self.budget.forget_frames();
-        (self.watch, self.shown_since_us) = (None, None);
         self.counters.refused_log_failed += told.len() as u64;
         self.parser = None;
         self.count_anew();
@@ -54,7 +51,7 @@ impl Shard {
                 }
                 State::Closing if culprit == Some(id) => self.abort(id),
                 // What it was to be shown is lost.
-                State::Closing if session.outbox.is_gated(self.visible_position) => {
+                State::Closing if session.outbox.is_gated(self.log.visible_position()) => {
                     let answer = Answer::internal_server_error();
                     self.note_answer(id, &answer);
                     self.counters.responses.answered(answer.status());
@@ -62,17 +59,15 @@ impl Shard {
                     self.queue_last(id, chunk, LogPosition::NONE, clock);
                 }
                 // A panic may have come between a timer and its next one.
-                State::Handshake | State::Waiting | State::Closing => self.reschedule(id, clock),
+                State::Handshake | State::Waiting => self.reschedule(id, clock),
+                State::Closing => {
+                    self.reschedule(id, clock);
+                    self.enqueue(id);
+                }
             }
         }
-        if !self.commit.is_failed() {
-            self.commit.fail();
-        }
-        if self.health.is_serving() {
+        if was_serving {
             self.counters.failures += 1;
-            self.health = Health::Failed {
-                next_try_us: clock.now_us + self.reopen_wait_us,
-            };
             self.outputs.push_back(Output::Ready(false));
         }
     }
@@ -110,13 +105,9 @@ impl Shard {
 
     /// Opens a failed log again when it is time and nothing of the old one is in flight.
     pub(super) fn retry_log(&mut self, clock: Clock) {
-        let due = self
-            .health
-            .next_try_us()
-            .is_some_and(|next_try_us| next_try_us <= clock.now_us);
-        if due && self.commit.is_quiet() && self.drain == Drain::No {
-            self.health = Health::Rebuilding;
-            self.outputs.push_back(Output::Rebuild(self.commit.end()));
+        let due_us = self.log.retry_due_us();
+        if due_us.is_some_and(|due_us| due_us <= clock.now_us) && self.drain == Drain::No {
+            self.outputs.push_back(Output::Rebuild(self.log.rebuild()));
         }
     }
 
@@ -126,20 +117,9 @@ impl Shard {
         outcome: io::Result<(OpenSegment, Vec<Workspace>)>,
         clock: Clock,
     ) {
-        let is_rebuild = self.health == Health::Rebuilding;
-        assert!(
-            is_rebuild || self.health == Health::Recovering,
-            "an outcome follows its rebuild"
-        );
-        if is_rebuild {
-            self.rebuilds_count += 1;
-            self.reopen_wait_us = (self.reopen_wait_us * 2).min(REOPEN_WAIT_MAX_US);
-        }
+        let is_rebuild = self.log.end_rebuild();
         let Ok((segment, workspaces)) = outcome else {
-            self.health = Health::Failed {
-                next_try_us: clock.now_us + self.reopen_wait_us,
-            };
-            return;
+            return self.log.rebuild_failed(clock.now_us);
         };
         self.open(segment, workspaces, clock);
         if is_rebuild {

@@ -7,14 +7,14 @@ use smallvec::smallvec;
 
 use crate::core::contract::{Clock, Handoff, Intent, ListenerKind, Output, shard_of};
 use crate::core::fanout::outbox::Due;
-use crate::core::fanout::room::Room;
+use crate::core::fanout::room::RoomId;
 use crate::core::shard::connection_log::Party;
 use crate::core::shard::http_read::{Shown, for_allowed};
 use crate::core::shard::rate::Rate;
 use crate::core::shard::session::{Intake, Passage, SessionId, State};
-use crate::core::shard::{Drain, Health, Shard};
+use crate::core::shard::shard_log::Health;
+use crate::core::shard::{Drain, Shard};
 use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind, SnapshotPoint};
-use crate::core::state::workspace::Workspace;
 use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
 use crate::log::position::LogPosition;
 use crate::wire::auth::{self, Grant, Verifier};
@@ -23,7 +23,7 @@ use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
 
 /// Where a client is to be a member, and the state that it is sent.
 struct Place {
-    room_slot: u32,
+    room_id: RoomId,
     snapshot: Snapshot,
 }
 
@@ -37,8 +37,8 @@ impl Shard {
     pub fn accept_at(&mut self, door: ListenerKind, over_limit: bool, clock: Clock) -> SessionId {
         let clock = self.woke(clock);
         let id = self.open_session(door, over_limit, HEAD_TIMEOUT_US, clock);
-        self.is_silent(id);
-        self.receive_queue.push(id);
+        self.admission.accepted(id, &self.sessions[id]);
+        self.reads.receive(id);
         id
     }
 
@@ -77,11 +77,11 @@ impl Shard {
         session.unparsed.extend_from_slice(bytes);
         let parsed = upgrade::parse_head(&session.unparsed);
         if !matches!(parsed, Ok(None)) {
-            self.keeps_its_place(id);
+            self.admission.keep(&self.sessions[id]);
         }
         let session = &mut self.sessions[id];
         match parsed {
-            Ok(None) => self.receive_queue.push(id),
+            Ok(None) => self.reads.receive(id),
             Ok(Some((head_bytes, request))) => {
                 session.unparsed.drain(..head_bytes);
                 if let Err(answer) = self.requested(id, request, clock) {
@@ -113,12 +113,12 @@ impl Shard {
         if self.drain != Drain::No {
             return Answer::health(false, head_only, "draining");
         }
-        if self.health == Health::Recovering {
+        if self.log.health() == Health::Recovering {
             let percent = self.peer_status.recovered_percent;
             let text = format!("the log is being read: {percent} %");
             return Answer::health(false, head_only, &text);
         }
-        let ready = self.peer_status.ready && self.health.is_serving();
+        let ready = self.peer_status.ready && self.log.is_serving();
         Answer::health(
             ready,
             head_only,
@@ -161,7 +161,7 @@ impl Shard {
     pub(super) fn verified(&mut self, token: Option<&str>, clock: Clock) -> Result<Grant, Answer> {
         if let Some(per_second) = self.config.limits.handshakes_per_second {
             let rate = Rate::share(per_second, self.config.shards);
-            if !self.handshakes.take(rate, clock.now_us) {
+            if !self.admission.count_handshake(rate, clock.now_us) {
                 self.counters.refused_handshakes += 1;
                 // Not 429, which is about what one client sends (RFC 6585 section 4): this one may be the first of its kind.
                 return Err(Answer::unavailable(
@@ -251,7 +251,7 @@ impl Shard {
                 match place {
                     Ok(place) => {
                         if let Some(user) = user.map(Rc::from) {
-                            self.rooms[place.room_slot as usize].user_came(Rc::clone(&user));
+                            self.rooms[place.room_id].user_came(Rc::clone(&user));
                             self.sessions.set_user(id, user);
                         }
                         if let Some(journal) = &mut self.connection_log {
@@ -291,17 +291,17 @@ impl Shard {
         if self.drain != Drain::No {
             return Some(stopping());
         }
-        if self.health == Health::Recovering {
+        if self.log.health() == Health::Recovering {
             let why = "the server is still reading its log";
             return Some(Answer::unavailable(why, RETRY_AFTER_S));
         }
-        (!self.health.is_serving()).then(Answer::internal_server_error)
+        (!self.log.is_serving()).then(Answer::internal_server_error)
     }
 
     /// Why nobody can join a workspace now.
     fn full_room(&mut self, workspace: &str) -> Option<Answer> {
         let most = self.config.limits.connections_per_workspace?;
-        let room = &self.rooms[*self.room_index.get(workspace)? as usize];
+        let room = &self.rooms[self.rooms.find(workspace)?];
         if room.members.len() < most {
             return None;
         }
@@ -315,12 +315,9 @@ impl Shard {
         if let Some(refusal) = self.full_room(workspace) {
             return Err(refusal);
         }
-        let room_slot = self.enter_room(workspace);
-        let snapshot = self.snapshot(room_slot, SnapshotKind::Init, clock)?;
-        Ok(Place {
-            room_slot,
-            snapshot,
-        })
+        let room_id = self.rooms.find_or_insert(workspace);
+        let snapshot = self.snapshot(room_id, SnapshotKind::Init, clock)?;
+        Ok(Place { room_id, snapshot })
     }
 
     /// Makes a client a member of its workspace: 101, then init.
@@ -333,20 +330,15 @@ impl Shard {
         unparsed: Vec<u8>,
         clock: Clock,
     ) {
-        let Place {
-            room_slot,
-            snapshot,
-        } = place;
-        let room = &mut self.rooms[room_slot as usize];
-        let member = u32::try_from(room.members.len()).expect("fewer members than descriptors");
-        room.members.push(id.slot);
+        let Place { room_id, snapshot } = place;
+        let member = self.rooms.add_member(room_id, id.slot);
         if self.config.limits.ops_per_second.is_some() {
             self.sessions.reset_meter(id);
         }
         self.counters.responses.answered(101);
 
         let state = State::Open {
-            room: room_slot,
+            room: room_id,
             member,
         };
         self.sessions.enter(id, state);
@@ -372,38 +364,23 @@ impl Shard {
             gate,
             awaits: None,
         };
-        session.passage = Some(Box::new(Passage::new(room_slot, smallvec![init.clone()])));
+        session.passage = Some(Box::new(Passage::new(room_id, smallvec![init.clone()])));
         session.outbox.push_state(init, all, due, &mut self.pool);
         session.intake = if unparsed.is_empty() {
             Intake::Receiving
         } else {
             Intake::Unread
         };
-        session.unparsed = unparsed;
-        if session.intake == Intake::Unread {
-            self.unread_queue.push_back(id);
+        // An empty list may have memory: what is idle holds none.
+        session.unparsed = if unparsed.is_empty() {
+            Vec::new()
         } else {
-            session.unparsed = Vec::new();
-            self.receive_queue.push(id);
-        }
+            unparsed
+        };
+        self.reads.queue(id, session.intake);
         self.weigh(id);
         self.enqueue(id);
         self.reschedule(id, clock);
-    }
-
-    /// The slot of a workspace's room; one that was never seen begins empty.
-    fn enter_room(&mut self, workspace: &str) -> u32 {
-        if let Some(slot) = self.room_index.get(workspace) {
-            return *slot;
-        }
-        self.insert_room(Room::new(Workspace::new(workspace, self.config.hash_seed)))
-    }
-
-    pub(super) fn insert_room(&mut self, room: Room) -> u32 {
-        let id = Box::from(room.workspace.id());
-        let slot = u32::try_from(self.rooms.insert(room)).expect("fewer rooms than 2^32");
-        self.room_index.insert(id, slot);
-        slot
     }
 
     /// Answers a request with something else than 101, and closes.

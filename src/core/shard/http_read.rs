@@ -7,7 +7,7 @@ use smallvec::smallvec;
 
 use crate::core::contract::{Clock, Intent};
 use crate::core::fanout::outbox::Due;
-use crate::core::fanout::room::Room;
+use crate::core::fanout::room::{Room, RoomId};
 use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
@@ -34,7 +34,7 @@ pub(super) struct Shown {
 
 /// A state that is sent behind an answer.
 struct ShownState {
-    room_slot: u32,
+    room_id: RoomId,
     snapshot: Snapshot,
     /// Where it stands in the init message.
     fields: Range<usize>,
@@ -82,16 +82,16 @@ impl Shard {
         head_only: bool,
         clock: Clock,
     ) -> Shown {
-        let room_slot = self.room_index.get(workspace).copied();
+        let room_id = self.rooms.find(workspace);
         match target {
-            ReadTarget::State => self.read_state(room_slot, if_none_match, head_only, clock),
-            ReadTarget::Presence => self.read_presence(room_slot),
+            ReadTarget::State => self.read_state(room_id, if_none_match, head_only, clock),
+            ReadTarget::Presence => self.read_presence(room_id),
         }
     }
 
     /// Who is in a room: a list of limited length, and how many there are in all.
-    fn read_presence(&mut self, room_slot: Option<u32>) -> Shown {
-        let room = room_slot.map(|slot| &mut self.rooms[slot as usize]);
+    fn read_presence(&mut self, room_id: Option<RoomId>) -> Shown {
+        let room = room_id.map(|id| &mut self.rooms[id]);
         let presence = room.and_then(|room| room.presence.as_mut());
         let (text, count) = match presence {
             None => (Chunk::new(b"[]".to_vec()), 0),
@@ -117,20 +117,20 @@ impl Shard {
 
     fn read_state(
         &mut self,
-        room_slot: Option<u32>,
+        room_id: Option<RoomId>,
         if_none_match: Option<&str>,
         head_only: bool,
         clock: Clock,
     ) -> Shown {
-        let room = room_slot.map(|slot| &self.rooms[slot as usize]);
+        let room = room_id.map(|id| &self.rooms[id]);
         let (seq, gate) = room.map_or((Seq::NONE, LogPosition::NONE), |room| {
             (room.workspace.seq(), room.gate())
         });
         let tag = self.entity_tag(seq);
         let mut shown = if if_none_match.is_some_and(|list| matches_tag(list, &tag)) {
             Shown::from(Answer::not_modified())
-        } else if let Some(room_slot) = room_slot {
-            match self.state_of(room_slot, head_only, clock) {
+        } else if let Some(room_id) = room_id {
+            match self.state_of(room_id, head_only, clock) {
                 Ok(shown) => shown,
                 Err(refusal) => return Shown::from(refusal),
             }
@@ -154,15 +154,20 @@ impl Shard {
     /// already shown. So the tag also names the start, by a random id, and counts the rebuilds
     /// since. It is weak, because the number of connections changes without the state.
     fn entity_tag(&self, seq: Seq) -> String {
-        let (start_id, rebuilds_count) = (self.config.start_id, self.rebuilds_count);
+        let (start_id, rebuilds_count) = (self.config.start_id, self.log.rebuilds_count());
         format!("W/\"{start_id:016x}.{rebuilds_count}.{seq}\"")
     }
 
     /// The state of a room; of one that is only asked for its head, how long it is.
-    fn state_of(&mut self, room_slot: u32, head_only: bool, clock: Clock) -> Result<Shown, Answer> {
+    fn state_of(
+        &mut self,
+        room_id: RoomId,
+        head_only: bool,
+        clock: Clock,
+    ) -> Result<Shown, Answer> {
         let Room {
             workspace, members, ..
-        } = &self.rooms[room_slot as usize];
+        } = &self.rooms[room_id];
         let (connections, fields) = (members.len(), workspace.init_fields());
         let shared_bytes = fields.len() + workspace.stamps_bytes();
         let mut start = Vec::new();
@@ -173,8 +178,8 @@ impl Shard {
             None
         } else {
             Some(ShownState {
-                room_slot,
-                snapshot: self.snapshot(room_slot, SnapshotKind::HttpRead, clock)?,
+                room_id,
+                snapshot: self.snapshot(room_id, SnapshotKind::HttpRead, clock)?,
                 fields,
                 connections,
             })
@@ -208,7 +213,7 @@ impl Shard {
             return self.weigh(id);
         }
         let Some(ShownState {
-            room_slot,
+            room_id,
             snapshot,
             fields,
             connections,
@@ -226,7 +231,7 @@ impl Shard {
         } = snapshot;
         let timestamps = timestamps.expect("a snapshot for a read over HTTP has timestamps");
         let both = smallvec![init.clone(), timestamps.clone()];
-        *passage = Some(Box::new(Passage::new(room_slot, both)));
+        *passage = Some(Box::new(Passage::new(room_id, both)));
         outbox.push_state(init, fields, due.clone(), pool);
         let all = 0..timestamps.bytes();
         outbox.push_state(timestamps, all, due.clone(), pool);

@@ -4,12 +4,14 @@ use std::rc::Rc;
 
 use crate::core::contract::{Clock, Received};
 use crate::core::fanout::outbox::{Due, OutboxPool};
+use crate::core::fanout::room::RoomId;
 use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
 use crate::core::shard::rate::Pace;
 use crate::core::shard::session::{Intake, SessionId, State};
 use crate::core::shard::session_budget::SessionBudget;
+use crate::core::shard::shard_log::Append;
 use crate::core::state::workspace::{Entry, Source, Verdict};
 use crate::limits::{
     EMPTY_FRAMES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US, SESSION_BYTES_SPARED,
@@ -77,7 +79,7 @@ impl Shard {
             State::Handshake => self.read_head(id, bytes, clock),
             State::Waiting => self.received_waiting(id, bytes),
             State::Open { .. } => self.read_bytes(id, bytes, clock),
-            State::Closing => self.receive_queue.push(id),
+            State::Closing => self.reads.receive(id),
         }
         self.weigh(id);
     }
@@ -96,11 +98,11 @@ impl Shard {
 
     /// Reads on where a turn left bytes unread.
     pub(super) fn read_on(&mut self, clock: Clock) {
-        for _ in 0..self.unread_queue.len() {
-            if !self.may_read_on() {
+        for _ in 0..self.reads.unread_count() {
+            if self.log.is_full() {
                 break;
             }
-            let Some(id) = self.unread_queue.pop_front() else {
+            let Some(id) = self.reads.pop_unread() else {
                 break;
             };
             if self.sessions.is_open(id) {
@@ -109,11 +111,6 @@ impl Shard {
                 self.keep_budget(clock);
             }
         }
-    }
-
-    /// Whether the log takes more ops now.
-    pub(super) fn may_read_on(&self) -> bool {
-        !self.commit.is_full()
     }
 
     pub(super) fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
@@ -159,18 +156,11 @@ impl Shard {
             return;
         };
         session.unparsed = unparsed;
+        self.reads.queue(id, session.intake);
         match session.intake {
-            Intake::Receiving => {
-                self.receive_queue.push(id);
-                self.time_message(id, read.has_ended, clock);
-            }
+            Intake::Receiving => self.time_message(id, read.has_ended, clock),
             // It is the server that takes its time.
             Intake::Unread | Intake::Held | Intake::Paused => session.message_since_us = u64::MAX,
-        }
-        match self.sessions[id].intake {
-            Intake::Unread => self.unread_queue.push_back(id),
-            Intake::Held => self.held_queue.push_back(id),
-            Intake::Receiving | Intake::Paused => {}
         }
     }
 
@@ -197,10 +187,10 @@ impl Shard {
             if answer_bytes > self.answer_bytes_max() {
                 break Intake::Paused;
             }
-            if frames == MESSAGES_PER_TURN_MAX || !self.may_read_on() {
+            if frames == MESSAGES_PER_TURN_MAX || self.log.is_full() {
                 break Intake::Unread;
             }
-            if !self.log_space.is_free() && self.is_held(id, &bytes[read.consumed..], clock) {
+            if !self.log.is_free() && self.is_held(id, &bytes[read.consumed..], clock) {
                 break Intake::Held;
             }
             match decoder.decode(&mut bytes[read.consumed..], message_bytes_max) {
@@ -343,12 +333,12 @@ impl Shard {
         }
         let source = self.source(id);
         let session = &mut self.sessions[id];
-        let room_slot = session.room().expect("only an open session applies");
-        let room = &mut self.rooms[room_slot as usize];
+        let room_id = session.room().expect("only an open session applies");
+        let room = &mut self.rooms[room_id];
         let live_bytes_before = room.workspace.log_bytes();
         let bytes_max = self.config.limits.workspace_bytes.unwrap_or(u64::MAX);
         self.snapshots
-            .preserve(room_slot, &room.workspace, op.key, op.timestamp);
+            .preserve(room_id, &room.workspace, op.key, op.timestamp);
         match room
             .workspace
             .apply_within(bytes_max, op.key, op.value, op.timestamp, source)
@@ -356,48 +346,46 @@ impl Shard {
             Verdict::Same => self.counters.ops_duplicate += 1,
             Verdict::Lost(winner) => {
                 self.counters.ops_lost += 1;
-                let correction = correction(room_slot, winner, &mut self.budget, &mut self.pool);
+                let correction = correction(room_id, winner, &mut self.budget, &mut self.pool);
                 self.correct(id, correction);
             }
             Verdict::TooLarge(held) => {
                 if let Some(held) = held {
-                    let correction = correction(room_slot, held, &mut self.budget, &mut self.pool);
+                    let correction = correction(room_id, held, &mut self.budget, &mut self.pool);
                     self.correct(id, correction);
                 }
                 self.refuse_too_large(id, bytes_max, &op);
             }
             Verdict::Won { seq, replaced } => {
                 self.counters.ops += 1;
-                self.usage.replaced(replaced);
                 self.counters.deliveries += room.members.len() as u64 - 1;
-                self.live_bytes -= live_bytes_before;
-                self.live_bytes += room.workspace.log_bytes();
                 let workspace = room.workspace.id();
                 let Op {
                     key,
                     value,
                     timestamp,
                 } = op;
-                let record = record::Op {
+                let record = record::LoggedOp {
                     workspace,
                     key,
                     value,
                     seq,
                     timestamp,
                 };
-                let position = self.commit.push(&record, clock.now_us);
-                self.log_space
-                    .wrote(&mut room.allowance, &record, clock.now_us);
+                let append = Append {
+                    record,
+                    replaced,
+                    live_bytes: (live_bytes_before, room.workspace.log_bytes()),
+                    sender: id,
+                };
+                let allowance = &mut room.allowance;
+                let position = self.log.append(&append, allowance, clock.now_us);
                 let (start, end) =
                     room.broadcast(key, value, timestamp, position, self.pool.windows());
                 if !session.outbox.skip_own(start, end, &mut self.pool) {
                     self.fall_behind(id);
                 }
-                // Not those of the batch that is on its way: they are let go with it.
-                if self.senders[self.written_senders..].last() != Some(&id) {
-                    self.senders.push(id);
-                }
-                self.touch(room_slot);
+                self.rooms.touch(room_id);
             }
         }
     }
@@ -417,7 +405,7 @@ impl Shard {
     fn source(&self, id: SessionId) -> Source {
         Source {
             writer: self.sessions[id].number,
-            mark: self.usage.mark(),
+            mark: self.log.mark(),
         }
     }
 
@@ -431,8 +419,8 @@ impl Shard {
     /// Queues what stays, which may not be durable yet.
     fn correct(&mut self, id: SessionId, correction: Correction) {
         let session = &mut self.sessions[id];
-        let room_slot = session.room().expect("only an open session applies");
-        let room = &self.rooms[room_slot as usize];
+        let room_id = session.room().expect("only an open session applies");
+        let room = &self.rooms[room_id];
         let due = Due {
             at: room.window.end(),
             gate: room.gate(),
@@ -448,18 +436,18 @@ impl Shard {
 
     /// Refuses an op that would win, where the disk has no room for it.
     fn refuse_disk_full(&mut self, id: SessionId, op: &Op<'_>) -> bool {
-        if !self.log_space.is_disk_full(self.commit.end_position()) {
+        if !self.log.is_disk_full() {
             return false;
         }
-        let room_slot = self.sessions[id].room();
-        let room_slot = room_slot.expect("only an open session applies");
-        let held = self.rooms[room_slot as usize].workspace.get(op.key);
+        let room_id = self.sessions[id].room();
+        let room_id = room_id.expect("only an open session applies");
+        let held = self.rooms[room_id].workspace.get(op.key);
         if held.is_some_and(|held| op.timestamp <= held.timestamp()) {
             return false;
         }
         self.counters.refused_disk_full += 1;
         if let Some(held) = held {
-            let correction = correction(room_slot, held, &mut self.budget, &mut self.pool);
+            let correction = correction(room_id, held, &mut self.budget, &mut self.pool);
             self.correct(id, correction);
         }
         self.refuse_op(id, NO_ROOM, DISK_FULL_TEXT, op);
@@ -485,9 +473,9 @@ impl Shard {
     pub(super) fn reply(&mut self, id: SessionId, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let chunk = self.pool.fill(bytes, write);
         let session = &mut self.sessions[id];
-        let at = session.room().map_or(WindowOffset::START, |room| {
-            self.rooms[room as usize].window.end()
-        });
+        let at = session
+            .room()
+            .map_or(WindowOffset::START, |room| self.rooms[room].window.end());
         session
             .outbox
             .push(chunk, at, LogPosition::NONE, &mut self.pool);
@@ -499,14 +487,14 @@ impl Shard {
 /// What stays, for the sender of an op that is not taken. A long frame is encoded once for all who
 /// lose against the same op.
 fn correction(
-    room_slot: u32,
+    room_id: RoomId,
     entry: &Entry,
     budget: &mut SessionBudget,
     pool: &mut OutboxPool,
 ) -> Correction {
     let bytes = message::op_frame_bytes(entry.key(), entry.value(), entry.timestamp());
     if bytes >= SHARED_FRAME_BYTES_MIN {
-        return Correction::Shared(shared_frame(room_slot, entry, budget));
+        return Correction::Shared(shared_frame(room_id, entry, budget));
     }
     let chunk = pool.fill(bytes, |out| {
         message::put_op(out, entry.key(), entry.value(), entry.timestamp());
@@ -515,8 +503,8 @@ fn correction(
 }
 
 /// The frame of the last op of a key. As long as anybody is sent it, it is not encoded again.
-pub(super) fn shared_frame(room_slot: u32, entry: &Entry, budget: &mut SessionBudget) -> Chunk {
-    let key = (room_slot, entry.seq());
+pub(super) fn shared_frame(room_id: RoomId, entry: &Entry, budget: &mut SessionBudget) -> Chunk {
+    let key = (room_id, entry.seq());
     budget.frame(key).unwrap_or_else(|| {
         let (name, value, timestamp) = (entry.key(), entry.value(), entry.timestamp());
         let mut frame = Vec::with_capacity(message::op_frame_bytes(name, value, timestamp));

@@ -111,8 +111,8 @@ impl Shard {
 
     /// A session that stands in no room any more is sent what is visible, and what is queued next, and is closed then.
     pub(super) fn begin_closing(&mut self, id: SessionId, clock: Clock) {
-        self.keeps_its_place(id);
-        let visible_position = self.visible_position;
+        self.admission.keep(&self.sessions[id]);
+        let visible_position = self.log.visible_position();
         self.enter_closing(id);
         let session = &mut self.sessions[id];
         session.unparsed = Vec::new();
@@ -122,7 +122,7 @@ impl Shard {
         self.sessions.schedule(id, clock.now_us + LINGER_US);
         // What still comes in is read and dropped: bytes left unread would make the kernel reset
         // the connection, and the peer might lose the last ones that it was sent.
-        self.receive_queue.push(id);
+        self.reads.receive(id);
         self.weigh(id);
         self.enqueue(id);
     }
@@ -130,7 +130,7 @@ impl Shard {
     /// The last byte is out: closes the sending side, and all of it if the peer has closed its own.
     pub(super) fn finish(&mut self, id: SessionId) {
         if self.sessions[id].finish() {
-            self.is_answered(id);
+            self.admission.answered(id, &self.sessions[id]);
             self.outputs.push_back(Output::Finish(id));
         } else {
             self.abort(id);
@@ -143,7 +143,7 @@ impl Shard {
         if self.sessions.get(id).is_none_or(Session::is_gone) {
             return;
         }
-        self.keeps_its_place(id);
+        self.admission.keep(&self.sessions[id]);
         self.enter_closing(id);
         let session = &mut self.sessions[id];
         session.outbox.drop_all(&mut self.pool);
@@ -177,7 +177,7 @@ impl Shard {
     fn enter_closing(&mut self, id: SessionId) {
         let session = &self.sessions[id];
         if session.state() == State::Waiting {
-            self.waiting.remove(&session.number);
+            self.admission.take_waiting(session);
         }
         self.sessions.enter(id, State::Closing);
     }
@@ -187,32 +187,29 @@ impl Shard {
             return;
         };
         let State::Open {
-            room: room_slot,
+            room: room_id,
             member,
         } = session.state()
         else {
             return;
         };
         self.sessions.enter(id, State::Closing);
-        let room = &mut self.rooms[room_slot as usize];
         if let Some(user) = self.sessions.take_user(id) {
-            room.user_left(&user);
+            self.rooms[room_id].user_left(&user);
         }
-        room.members.swap_remove(member as usize);
-        if let Some(moved) = room.members.get(member as usize) {
-            let (moved, _) = self.sessions.at(*moved);
+        if let Some(moved) = self.rooms.remove_member(room_id, member) {
+            let (moved, _) = self.sessions.at(moved);
             let state = State::Open {
-                room: room_slot,
+                room: room_id,
                 member,
             };
             self.sessions.enter(moved, state);
         }
-        if room.members.is_empty() && room.workspace.is_untouched() {
-            let room = self.rooms.remove(room_slot as usize);
-            self.snapshots.forget_room(room_slot);
-            self.room_index.remove(room.workspace.id());
+        if self.rooms.remove_if_unused(room_id) {
+            self.snapshots.forget_room(room_id);
         } else {
-            self.touch(room_slot);
+            // Its window may let go of what only this session was still owed.
+            self.rooms.touch(room_id);
         }
     }
 
@@ -250,20 +247,20 @@ impl Shard {
                     self.abort_all();
                 }
                 let is_empty = self.sessions.is_empty();
-                if is_empty && self.commit.is_failed() && self.commit.is_quiet() {
+                if is_empty && self.log.is_failed() && self.log.is_quiet() {
                     self.drained();
-                } else if is_empty && self.commit.is_settled() {
-                    let step = self.commit.seal(clock.now_us);
+                } else if is_empty && self.log.is_settled() {
+                    let step = self.log.seal(clock.now_us);
                     self.push_step(step);
                     self.drain = Drain::Sealing;
-                } else if is_empty && let Some(step) = self.commit.settle(clock.now_us) {
+                } else if is_empty && let Some(step) = self.log.settle(clock.now_us) {
                     self.push_step(step);
                 }
             }
             Drain::Sealing => {
-                if self.commit.is_settled() || self.commit.is_failed() {
+                if self.log.is_settled() || self.log.is_failed() {
                     self.drained();
-                } else if let Some(step) = self.commit.settle(clock.now_us) {
+                } else if let Some(step) = self.log.settle(clock.now_us) {
                     self.push_step(step);
                 }
             }

@@ -20,7 +20,7 @@ use crate::limits::{
     LOG_FULL_PERCENT, LOG_SLOW_PERCENT, LOG_STOP_PERCENT, SECOND_US,
 };
 use crate::log::position::LogPosition;
-use crate::log::record::{self, Op};
+use crate::log::record::{self, LoggedOp};
 
 /// The log of a shard, as whoever compacts it has measured it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,7 +224,7 @@ impl LogSpace {
     }
 
     /// Takes an op that a workspace has written.
-    pub fn wrote(&mut self, allowance: &mut Allowance, op: &Op<'_>, now_us: u64) {
+    pub fn wrote(&mut self, allowance: &mut Allowance, op: &LoggedOp<'_>, now_us: u64) {
         if self.level != Level::Free {
             self.charge(allowance, record::op_bytes(op) as u64, now_us);
         }

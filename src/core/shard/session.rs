@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 use crate::core::fanout::encoded_state::EncodedState;
 use crate::core::fanout::outbox::Outbox;
 use crate::core::fanout::pacer::{BusyPeriod, NEVER};
+use crate::core::fanout::room::RoomId;
 use crate::limits::{
     MESSAGE_BYTES_DEFAULT, MESSAGE_TIMEOUT_US, SESSION_BYTES_SPARED, SNAPSHOT_PASSAGE_US,
 };
@@ -48,8 +49,8 @@ pub enum State {
     Waiting,
     /// A member of a workspace.
     Open {
-        /// The slot of its room.
-        room: u32,
+        /// Its room.
+        room: RoomId,
         /// Its place among the room's members.
         member: u32,
     },
@@ -133,8 +134,8 @@ pub(crate) struct Session {
     /// It stands in the queue of those who are sent to.
     pub queued: bool,
     pub intake: Intake,
-    /// It stands in the list of those whose answers wait.
-    pub gated: bool,
+    /// Its first answer waits for the log, or for a state that is being encoded.
+    pub is_waiting_for_log: bool,
     /// The page that it asked for is sent without its body.
     pub head_only: bool,
     /// What it is sent last may be long: it has time for that as long as it goes on.
@@ -182,7 +183,7 @@ impl Session {
             sending: false,
             queued: false,
             intake: Intake::Receiving,
-            gated: false,
+            is_waiting_for_log: false,
             head_only: false,
             ends_long: false,
             over_limit,
@@ -315,7 +316,7 @@ impl Session {
         );
     }
 
-    pub fn room(&self) -> Option<u32> {
+    pub fn room(&self) -> Option<RoomId> {
         match self.state {
             State::Open { room, .. } => Some(room),
             State::Handshake | State::Waiting | State::Closing => None,
@@ -333,8 +334,8 @@ fn counted(bytes: usize, capacity: usize) -> usize {
 
 /// A state on its way to a session, and how the session takes it.
 pub(crate) struct Passage {
-    /// The slot of the room that it is the state of.
-    pub room: u32,
+    /// The room that it is the state of.
+    pub room: RoomId,
     pub texts: SmallVec<[EncodedState; 2]>,
     pub bytes: usize,
     /// How far it is behind the pace of [`SNAPSHOT_PASSAGE_US`].
@@ -343,7 +344,7 @@ pub(crate) struct Passage {
 
 impl Passage {
     /// Of these texts, which begins now.
-    pub fn new(room: u32, texts: SmallVec<[EncodedState; 2]>) -> Self {
+    pub fn new(room: RoomId, texts: SmallVec<[EncodedState; 2]>) -> Self {
         let bytes = texts.iter().map(EncodedState::bytes).sum::<usize>().max(1);
         Self {
             room,
@@ -383,7 +384,7 @@ mod tests {
             (&[(5, 4096); 3], 0, 14),
             (&[(5, 4096), (1, 3_000_000), (4, 4096)], 1, 4),
         ] {
-            let mut passage = Passage::new(0, SmallVec::from_iter([text()]));
+            let mut passage = Passage::new(RoomId::new(0), SmallVec::from_iter([text()]));
             for (took_s, bytes) in sends {
                 passage.took(took_s * SECOND_US, *bytes);
             }

@@ -412,7 +412,7 @@ impl World {
                 assert!(client.closed || client.broken);
             }
         }
-        assert!(self.is_ready() && self.rig.shard.commit.is_settled());
+        assert!(self.is_ready() && self.rig.shard.log.is_settled());
     }
 
     fn drain(&mut self) {
@@ -431,7 +431,7 @@ impl World {
         assert!(self.rig.drained > 0, "a drain ends");
         assert!(self.rig.peers.iter().all(|peer| peer.client.closed));
         assert_eq!(self.rig.shard.connections(), 0);
-        assert!(self.rig.shard.commit.is_settled());
+        assert!(self.rig.shard.log.is_settled());
     }
 }
 

@@ -19,27 +19,28 @@
 
 use crate::core::contract::{Clock, Handoff, Intent};
 use crate::core::shard::session::{SessionId, State};
-use crate::core::shard::{Drain, Health, Shard};
+use crate::core::shard::shard_log::Health;
+use crate::core::shard::{Drain, Shard};
 use crate::limits::{HEAD_BYTES_MAX, WAITING_PER_TURN_MAX};
 
 impl Shard {
     /// Whether the state that requests need is being read.
     pub(super) fn is_reading_state(&self) -> bool {
-        let is_reading = matches!(self.health, Health::Recovering | Health::Rebuilding);
+        let is_reading = matches!(self.log.health(), Health::Recovering | Health::Rebuilding);
         is_reading && self.drain == Drain::No
     }
 
     /// Whether requests wait that can be answered now.
     pub(super) fn may_answer_waiting(&self) -> bool {
-        !self.waiting.is_empty() && !self.is_reading_state()
+        self.admission.waiting_count() > 0 && !self.is_reading_state()
     }
 
     /// Lets a request wait until the state is there.
     pub(super) fn let_wait(&mut self, id: SessionId, handoff: Handoff) {
         self.sessions.enter(id, State::Waiting);
-        self.waiting.insert(self.sessions[id].number, (id, handoff));
+        self.admission.wait(id, &self.sessions[id], handoff);
         // So that the end of the connection is noticed.
-        self.receive_queue.push(id);
+        self.reads.receive(id);
     }
 
     /// Answers some of those that wait, in the order in which they came.
@@ -48,7 +49,7 @@ impl Shard {
             if !self.may_answer_waiting() {
                 break;
             }
-            let Some((_, (id, handoff))) = self.waiting.pop_first() else {
+            let Some((id, handoff)) = self.admission.pop_waiting() else {
                 break;
             };
             self.guard(Some(id), clock, |shard| shard.resume(id, handoff, clock));
@@ -57,25 +58,20 @@ impl Shard {
 
     /// A request has waited for as long as it may.
     pub(super) fn give_up_waiting(&mut self, id: SessionId, clock: Clock) {
-        // Without its request, a panic has come between.
-        let number = self.sessions[id].number;
-        let Some((_, handoff)) = self.waiting.remove(&number) else {
-            return self.abort(id);
-        };
+        let handoff = self.admission.take_waiting(&self.sessions[id]);
+        let handoff = handoff.expect("a session waits with its request");
         let refusal = self.refusal();
         self.fulfil(id, handoff, refusal, clock);
     }
 
     /// Takes what a client sends behind a request that waits; nothing: it has closed its side.
     pub(super) fn received_waiting(&mut self, id: SessionId, bytes: &[u8]) {
-        let number = self.sessions[id].number;
-        let Some((_, handoff)) = self.waiting.get_mut(&number) else {
-            return;
-        };
+        let handoff = self.admission.waiting(&self.sessions[id]);
+        let handoff = handoff.expect("a session waits with its request");
         if !bytes.is_empty() {
             handoff.unparsed.extend_from_slice(bytes);
             if handoff.unparsed.len() < HEAD_BYTES_MAX {
-                self.receive_queue.push(id);
+                self.reads.receive(id);
             }
         } else if matches!(handoff.intent, Intent::Join { .. }) {
             // One that only looks may have said all that it has to say.

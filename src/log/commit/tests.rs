@@ -1,7 +1,7 @@
 //! Group commit: tables of what follows what.
 
 use super::*;
-use crate::log::record::{Op, SegmentHeader};
+use crate::log::record::{LoggedOp, SegmentHeader};
 use crate::seq::Seq;
 
 mod random;
@@ -28,8 +28,8 @@ fn written_through(index: u64, first_position: u64) -> OpenSegment {
     }
 }
 
-fn op(value: &str, seq: u64) -> Op<'_> {
-    Op {
+fn op(value: &str, seq: u64) -> LoggedOp<'_> {
+    LoggedOp {
         workspace: "w",
         key: "k",
         value,

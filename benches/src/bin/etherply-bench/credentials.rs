@@ -33,7 +33,8 @@ pub fn token(options: &Options, run: Duration) -> Result<String, String> {
         (token.to_string_lossy().into_owned(), VARIABLE.to_owned())
     } else {
         return Err(format!(
-            "no token: set {VARIABLE}, or name a file with --token-file, or the server's secret with --secret-file"
+            "no token: set {VARIABLE}, or name a file with --token-file, or the server's secret \
+             with --secret-file"
         ));
     };
     // Anything else would break the header that it is sent in.

@@ -1,11 +1,12 @@
-//! `etherply-bench`: puts a load on a server anywhere, checks every delivery, and prints the figures
-//! that the harness prints.
+//! `etherply-bench`: puts a load on a server anywhere, checks every delivery, and prints the
+//! figures that the harness prints.
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
 
+mod cli_docs;
 mod compare;
 mod credentials;
 mod measure;
@@ -32,9 +33,15 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    let outcome = match &options.compare[..] {
-        [one, other] => compare::run(one, other),
-        _ => measure::run(&options),
+    let outcome = if let [one, other] = &options.compare[..] {
+        compare::run(one, other)
+    } else if options.manual {
+        cli_docs::manual()
+    } else if let Some(shell) = options.completions {
+        cli_docs::completions(shell);
+        Ok(())
+    } else {
+        measure::run(&options)
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

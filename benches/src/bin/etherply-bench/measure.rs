@@ -48,7 +48,8 @@ pub fn run(options: &Options) -> Result<(), String> {
         && options.clients() + OTHER_FILES > limit
     {
         return Err(format!(
-            "{} clients need as many open files, and the limit is {limit} (ulimit -n): lower --rooms or --members",
+            "{} clients need as many open files, and the limit is {limit} (ulimit -n): \
+             lower --rooms or --members",
             options.clients()
         ));
     }
@@ -114,7 +115,8 @@ fn duration(options: &Options) -> Duration {
     (options.warm_up + options.seconds) * options.rounds
 }
 
-/// Measures one round, in rooms of its own. Returns its figures and how many deliveries they are of.
+/// Measures one round, in rooms of its own. Returns its figures and how many deliveries they are
+/// of.
 fn measure(
     options: &Options,
     plan: &Plan,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use clap_complete::Shell;
 use etherply_bench::load::op::FieldOrder;
 use etherply_bench::load::pace::Pace;
 use etherply_bench::load::plan::Plan;
@@ -27,7 +28,7 @@ const SECONDS_MAX: f64 = 86_400.0;
 pub struct Options {
     /// The server's URL
     #[arg(help = "The server, such as ws://127.0.0.1:8080 or wss://sync.example.com")]
-    #[arg(required_unless_present = "compare")]
+    #[arg(required_unless_present_any = ["compare", "completions", "manual"])]
     pub url: Option<String>,
 
     /// Rooms (workspaces)
@@ -96,6 +97,14 @@ pub struct Options {
     /// Compare two files of --save instead of measuring, and print the ratios of B to A
     #[arg(long, num_args = 2, value_names = ["A", "B"], exclusive = true)]
     pub compare: Vec<PathBuf>,
+
+    /// Print the completions of a shell, for the package
+    #[arg(long, hide = true, value_name = "SHELL", exclusive = true)]
+    pub completions: Option<Shell>,
+
+    /// Print the manual page, for the package
+    #[arg(long, hide = true, exclusive = true)]
+    pub manual: bool,
 }
 
 impl Options {
@@ -123,7 +132,8 @@ impl Options {
                 None => "--rate or --timeout",
             };
             return Err(format!(
-                "up to {in_flight} ops would be in flight, more than {OPS_IN_FLIGHT_MAX}: lower {flags}"
+                "up to {in_flight} ops would be in flight, more than {OPS_IN_FLIGHT_MAX}: \
+                 lower {flags}"
             ));
         }
         Ok(plan)

@@ -1,9 +1,9 @@
-//! The checker: what is right passes in pieces of any size, and whatever is wrong is seen.
+//! The checker: a correct stream passes in pieces of any size, and every fault is noticed.
 
 use super::*;
 use crate::load::op::{FieldOrder, Text, put_pong, put_server_frame};
 
-/// A window with this many ops, and their frames.
+/// Returns a window with `count` ops, and their frames.
 fn window(count: u64) -> (Window, Vec<Vec<u8>>) {
     let mut text = Text::new(FieldOrder::AsSent, 1_700_000_000_000_000);
     let mut window = Window::new(text.frame_bytes(), 8);

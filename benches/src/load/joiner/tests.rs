@@ -21,7 +21,7 @@ fn upgrade(key: &str) -> Vec<u8> {
     head
 }
 
-/// How often it was served, when the stream comes in pieces of this size.
+/// Feeds the stream in pieces of this size. Returns how often the client had what it waited for.
 fn take(joiner: &mut Joiner, stream: &[u8], piece: usize) -> Result<u32, String> {
     let mut served = 0;
     for piece in stream.chunks(piece) {

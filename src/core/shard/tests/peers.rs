@@ -105,7 +105,7 @@ impl Disk {
         self.replay(|op| op.value.to_owned());
     }
 
-    fn replay(&mut self, mut seen: impl FnMut(&crate::log::record::Op<'_>) -> String) {
+    fn replay(&mut self, mut seen: impl FnMut(&crate::log::record::LoggedOp<'_>) -> String) {
         for file in &self.files {
             for op in Reader::new(&file.header, &file.bytes[..file.synced]) {
                 let op = op.expect("what is synced is whole");
