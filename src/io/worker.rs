@@ -1,8 +1,8 @@
-//! One core's loop: completions become inputs of the [`Shard`], its outputs become operations.
+//! The loop of one core: completions become inputs of the [`Shard`], its outputs operations.
 //!
-//! A turn takes all completions there are, lets the shard handle them, flushes it once, and submits
-//! all that it wants with one `io_uring_enter`. What the shard must not know stands here: the
-//! descriptors, the other shards' mailboxes, the clock.
+//! A turn takes all completions that have arrived, lets the shard handle them, flushes it once, and
+//! submits everything that it wants with one `io_uring_enter`. What the shard must not know is
+//! here: the descriptors, the mailboxes of the other shards, the clock.
 
 use std::io;
 use std::net::SocketAddr;
@@ -61,65 +61,65 @@ pub enum Signal {
     LogSync,
 }
 
-/// What context a worker to the others.
+/// What a worker needs of the rest of the server.
 pub struct WorkerContext {
-    /// What all know of all.
+    /// The state that all threads share.
     pub status: Arc<Status>,
     /// The one listening socket.
     pub listener: Arc<Listener>,
-    /// That of `--admin-port`.
+    /// The listening socket of `--admin-port`.
     pub admin_listener: Option<Arc<Listener>>,
-    /// Where its own letters come out.
+    /// The messages to this shard.
     pub mailbox: Mailbox,
-    /// To all shards, in order; its own too.
+    /// The mailboxes of all shards in order, including its own.
     pub posts: Vec<ShardSender>,
-    /// Where new segments are told, and failures of the log.
+    /// The channel to the compactor: new segments, and failures of the log.
     pub news: Sender<CompactorEvent>,
-    /// Keys the hashes of what is read back.
+    /// The seed of the hashes of what is read back.
     pub hash_seed: u64,
-    /// What the server shows of itself.
+    /// The pages that the server renders.
     pub pages: Arc<Pages>,
 }
 
-/// All that one core's loop works on.
+/// The state of one core's loop.
 pub struct Worker {
     shard: Shard,
     number: u32,
     context: WorkerContext,
-    /// None while the log is read at the start: nothing asks for it then.
+    /// None while the log is read at the start: nothing uses it then.
     log: Option<LogFiles<HostDisk>>,
-    /// By the slots of their sessions.
+    /// The connections by the slots of their sessions.
     connections: Vec<Option<Connection>>,
     started: Instant,
     accepts_in_flight: usize,
     admin_accepts_in_flight: usize,
     accepts_paused_until_us: Option<u64>,
-    /// When a pause is worth a warning again.
+    /// When the next pause of accepting is logged again.
     next_accept_warning_us: u64,
     is_accepting: bool,
-    /// Timers in flight, each earlier than the one before it.
+    /// The times of the timers in flight, each earlier than the one before it in the list.
     armed_timers_us: Vec<u64>,
     is_again_in_flight: bool,
     begun: Begun,
     completions: Vec<Completion<WorkerTokens>>,
     directory_watch: DirectoryWatch,
-    /// How long the shard was away, as far as it was logged.
+    /// The part of the shard's absence that was logged.
     told_absent_us: u64,
 }
 
-/// When what is measured began.
+/// The beginnings of what is measured.
 #[derive(Default)]
 struct Begun {
     turn_us: u64,
-    /// A write or an fdatasync of the log, when it was submitted.
+    /// When the write or fdatasync of the log was submitted.
     log_us: u64,
     batch: Batch,
-    /// One is begun in this turn.
+    /// Whether a write or an fdatasync was begun in this turn.
     has_log: bool,
 }
 
 impl Worker {
-    /// A worker for the shard of that number; `started` is the zero of its clock.
+    /// Returns a worker for the shard with this number. `started` is the zero of its clock.
     #[must_use]
     pub fn new(shard: Shard, number: u32, context: WorkerContext, started: Instant) -> Self {
         let is_accepting = !context.listener.is_inherited();
@@ -144,14 +144,14 @@ impl Worker {
         }
     }
 
-    /// Submits what must always be in flight; before the first turn.
+    /// Submits the operations that must always be in flight, before the first turn.
     pub fn start(&mut self, ring: &mut Ring<WorkerTokens>) {
         ring.wait(self.context.mailbox.bell(), Signal::Bell);
         self.arm_accepts(ring, 0);
         ring.finish_turn();
     }
 
-    /// One turn of the loop. Breaks when the shard has drained.
+    /// Runs one turn of the loop. Breaks when the shard has drained.
     pub fn turn(&mut self, ring: &mut Ring<WorkerTokens>) -> ControlFlow<()> {
         let clock = clock(self.started);
         if self.is_again_in_flight {
@@ -191,7 +191,7 @@ impl Worker {
         ControlFlow::Continue(())
     }
 
-    /// One look at the clock serves all that began in the turn: it is submitted right after it.
+    /// Reads the clock once for everything that began in the turn: it is submitted right after.
     fn end_turn(&mut self) {
         let ended_us = now_us(self.started);
         if std::mem::take(&mut self.begun.has_log) {
@@ -278,12 +278,12 @@ impl Worker {
                 self.armed_timers_us.retain(|armed_us| *armed_us != at_us);
             }
             Signal::Again => self.is_again_in_flight = false,
-            // What was accepted before has been told before.
+            // The accepts that took a client have completed before.
             Signal::AcceptsCancelled => self.shard.handle(Input::Drain, clock),
         }
     }
 
-    /// How long the operation of the log took that has just ended.
+    /// Returns how long the operation of the log took that has just ended.
     fn log_took_us(&self, clock: Clock) -> u64 {
         clock.now_us.saturating_sub(self.begun.log_us)
     }
@@ -297,8 +297,9 @@ impl Worker {
         self.shard.handle(Input::LogWritten(bytes, outcome), clock);
     }
 
-    /// What was done well to a file that was deleted counts as failed. A write is asked too: in the modes without an
-    /// fdatasync for each batch, ops would long go on otherwise.
+    /// Turns success into failure if the file was deleted: its bytes are lost all the same. Writes
+    /// are checked too, because in the modes without an fdatasync for each batch ops would go on
+    /// for long otherwise.
     fn kept<T>(&mut self, outcome: io::Result<T>, clock: Clock) -> Result<T, RebuildError> {
         let outcome = outcome?;
         self.directory_watch
@@ -313,7 +314,7 @@ impl Worker {
         }
     }
 
-    /// Logs why a step of the log has failed, and passes its outcome on as the shard takes it.
+    /// Logs why a step of the log has failed, and returns the outcome in the shard's terms.
     fn told<T, E>(&self, what: &str, outcome: Result<T, E>) -> io::Result<T>
     where
         E: std::error::Error + Send + Sync + 'static,
@@ -321,7 +322,8 @@ impl Worker {
         outcome.map_err(|error| {
             tracing::error!(
                 shard = self.number,
-                "the log cannot be written ({what}: {error}); senders get error 500, clients are closed with 1011, and the log is reopened as soon as possible"
+                "the log cannot be written ({what}: {error}); senders get error 500, clients are \
+                 closed with 1011, and the log is reopened as soon as possible"
             );
             io::Error::other(error)
         })
@@ -362,13 +364,13 @@ impl Worker {
                 self.shard.handle(Input::Rebuilt(opened), clock);
                 self.context.status.set_ready(self.number, true);
                 self.tell_rotation();
-                // The main thread listens until all have told it.
+                // The main thread waits for this from each shard before it reports that it serves.
                 let _ = recovered.serves.send(());
             }
         }
     }
 
-    /// Accepts nothing more, and begins to stop.
+    /// Stops accepting, and begins to stop.
     fn drain(&mut self, ring: &mut Ring<WorkerTokens>, clock: Clock) {
         let listener = &self.context.listener;
         if std::mem::replace(&mut self.is_accepting, false) {
@@ -379,8 +381,9 @@ impl Worker {
                 // All shards share the socket: the first to get here ends the accepts of all.
                 listener.end();
             } else if ring.cancel(listener.as_fd(), Signal::AcceptsCancelled) {
-                // The stop begins when no accept is left: all who were accepted are answered then, and the others wait for the
-                // successor. Where the kernel cannot cancel, an accept may still take somebody, who is answered 503.
+                // The stop begins when no accept is left: every client that was accepted is
+                // answered then, and the others wait for the new server. If the kernel cannot
+                // cancel, an accept may still take a client, which is answered 503.
                 return;
             }
         }
@@ -393,7 +396,7 @@ impl Worker {
             .expect("the log was read before it is used")
     }
 
-    /// Nothing before the open segment changes any more, but by compaction.
+    /// Tells the compactor that the segments before the open one are complete.
     fn tell_rotation(&mut self) {
         let open = self.log().open_segment();
         let rotation = Rotation {
@@ -408,7 +411,7 @@ impl Worker {
         let _ = self.context.news.send(CompactorEvent::Rotated(rotation));
     }
 
-    /// The log cannot be written: perhaps the disk is full, and compaction can make room.
+    /// Tells the compactor that the log cannot be written: if the disk is full, it can make room.
     fn tell_failure(&self) {
         let _ = self.context.news.send(CompactorEvent::Failed);
     }
@@ -437,7 +440,7 @@ impl Worker {
         let Connection { permit, .. } = connection.expect("a session has a connection");
         Visitor {
             door: permit.listener(),
-            // An address of IPv4 may come in the clothes of IPv6 (RFC 4291 section 2.5.5.2).
+            // An IPv4 address may come mapped into IPv6 (RFC 4291 section 2.5.5.2).
             is_local: self
                 .peer(id)
                 .is_some_and(|peer| peer.ip().to_canonical().is_loopback()),
@@ -568,14 +571,15 @@ impl Worker {
         let Some(wanted_us) = wanted.into_iter().flatten().min() else {
             return;
         };
-        // A later timer that is in flight stays: it is needed again soon.
+        // A later timer in flight is not cancelled: it is soon needed again.
         if self
             .armed_timers_us
             .last()
             .is_none_or(|armed_us| wanted_us < *armed_us)
         {
             self.armed_timers_us.push(wanted_us);
-            // A deadline that has passed waits for something in flight: it must not make the loop spin.
+            // A deadline that has passed waits for something in flight, and must not make the loop
+            // spin.
             let after_us = wanted_us.checked_sub(now_us).filter(|us| *us > 0);
             let after_us = after_us.unwrap_or(1000);
             ring.timer(after_us, Signal::Timer(wanted_us));
@@ -583,10 +587,10 @@ impl Worker {
     }
 }
 
-/// The time now; monotonic time counts from `started`.
+/// Returns the current time. Monotonic time counts from `started`.
 #[must_use]
 pub fn clock(started: Instant) -> Clock {
-    // A clock before 1970 is as wrong as a clock can be; ops are then refused as too far ahead.
+    // With a clock before 1970, which counts as 1970, ops are refused as too far ahead.
     let unix = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

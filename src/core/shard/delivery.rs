@@ -217,7 +217,7 @@ impl Shard {
         let room = &self.rooms[room_id];
         let due = Due {
             at: room.window.end(),
-            gate: room.gate(),
+            visible_from: room.visible_from(),
             awaits: None,
         };
         let outbox = &mut self.sessions[id].outbox;

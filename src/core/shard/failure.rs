@@ -51,7 +51,7 @@ impl Shard {
                 }
                 State::Closing if culprit == Some(id) => self.abort(id),
                 // What it was to be shown is lost.
-                State::Closing if session.outbox.is_gated(self.log.visible_position()) => {
+                State::Closing if session.outbox.is_waiting(self.log.visible_position()) => {
                     let answer = Answer::internal_server_error();
                     self.note_answer(id, &answer);
                     self.counters.responses.answered(answer.status());

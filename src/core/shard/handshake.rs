@@ -353,7 +353,9 @@ impl Shard {
             upgrade::switching_protocols(accept_key, out);
         });
         let Snapshot { init, point, .. } = snapshot;
-        let SnapshotPoint { at, gate, .. } = point;
+        let SnapshotPoint {
+            at, visible_from, ..
+        } = point;
         session.outbox.follow(at);
         session
             .outbox
@@ -361,7 +363,7 @@ impl Shard {
         let all = 0..init.bytes();
         let due = Due {
             at,
-            gate,
+            visible_from,
             awaits: None,
         };
         session.passage = Some(Box::new(Passage::new(room_id, smallvec![init.clone()])));

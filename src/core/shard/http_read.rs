@@ -26,7 +26,7 @@ const USER_COUNT: &str = "X-Total-Count";
 /// What a look shows, and the log position that must be visible before it may be shown.
 pub(super) struct Shown {
     pub answer: Answer,
-    pub gate: LogPosition,
+    pub visible_from: LogPosition,
     state: Option<ShownState>,
     /// A body that several are sent.
     shared: Option<Chunk>,
@@ -45,7 +45,7 @@ impl From<Answer> for Shown {
     fn from(answer: Answer) -> Self {
         Self {
             answer,
-            gate: LogPosition::NONE,
+            visible_from: LogPosition::NONE,
             state: None,
             shared: None,
         }
@@ -123,8 +123,8 @@ impl Shard {
         clock: Clock,
     ) -> Shown {
         let room = room_id.map(|id| &self.rooms[id]);
-        let (seq, gate) = room.map_or((Seq::NONE, LogPosition::NONE), |room| {
-            (room.workspace.seq(), room.gate())
+        let (seq, visible_from) = room.map_or((Seq::NONE, LogPosition::NONE), |room| {
+            (room.workspace.seq(), room.visible_from())
         });
         let tag = self.entity_tag(seq);
         let mut shown = if if_none_match.is_some_and(|list| matches_tag(list, &tag)) {
@@ -139,7 +139,7 @@ impl Shard {
             state::put_http_state(&mut body, iter::empty(), Seq::NONE, 0);
             Shown::from(Answer::json(body))
         };
-        shown.gate = gate;
+        shown.visible_from = visible_from;
         shown.answer = shown
             .answer
             .with("ETag", &tag)
@@ -194,7 +194,7 @@ impl Shard {
     pub(super) fn show(&mut self, id: SessionId, shown: Shown, clock: Clock) {
         let Shown {
             answer,
-            gate,
+            visible_from,
             state,
             shared,
         } = shown;
@@ -203,7 +203,7 @@ impl Shard {
             .map(|state| state.snapshot.timestamps.clone());
         let due = Due {
             at: WindowOffset::START,
-            gate,
+            visible_from,
             awaits: timestamps.flatten(),
         };
         self.answer_due(id, &answer, due.clone(), clock);
@@ -245,20 +245,20 @@ impl Shard {
             return;
         };
         let answer = answer.for_method(session.head_only);
-        self.answer_gated(id, &answer, LogPosition::NONE, clock);
+        self.answer_once_visible(id, &answer, LogPosition::NONE, clock);
     }
 
-    /// Answers a request, once `gate` is visible, with what may be long.
-    pub(super) fn answer_gated(
+    /// Answers a request once the log position `visible_from` is visible. The answer may be long.
+    pub(super) fn answer_once_visible(
         &mut self,
         id: SessionId,
         answer: &Answer,
-        gate: LogPosition,
+        visible_from: LogPosition,
         clock: Clock,
     ) {
         let due = Due {
             at: WindowOffset::START,
-            gate,
+            visible_from,
             awaits: None,
         };
         self.answer_due(id, answer, due, clock);

@@ -236,7 +236,7 @@ impl Shard {
         match event {
             FrameEvent::Text(text) => self.read_message(id, text, pace, clock),
             FrameEvent::Binary(_) => {
-                self.close(id, UNSUPPORTED_DATA, "messages are text frames", clock)
+                self.close(id, UNSUPPORTED_DATA, "messages are text frames", clock);
             }
             FrameEvent::Ping(payload) => {
                 self.reply(id, payload.len() + 2, |out| frame::put_pong(out, payload));
@@ -423,7 +423,7 @@ impl Shard {
         let room = &self.rooms[room_id];
         let due = Due {
             at: room.window.end(),
-            gate: room.gate(),
+            visible_from: room.visible_from(),
             awaits: None,
         };
         match correction {

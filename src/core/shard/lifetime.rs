@@ -95,17 +95,18 @@ impl Shard {
         self.queue_last(id, chunk, LogPosition::NONE, clock);
     }
 
-    /// The same for a session that stands in no room any more, once `gate` is visible.
+    /// Queues the last bytes of a session that is no longer in a room. They are sent once the log
+    /// position `visible_from` is visible.
     pub(super) fn queue_last(
         &mut self,
         id: SessionId,
         chunk: Chunk,
-        gate: LogPosition,
+        visible_from: LogPosition,
         clock: Clock,
     ) {
         self.begin_closing(id, clock);
         let outbox = &mut self.sessions[id].outbox;
-        outbox.push(chunk, WindowOffset::START, gate, &mut self.pool);
+        outbox.push(chunk, WindowOffset::START, visible_from, &mut self.pool);
         self.weigh(id);
     }
 
