@@ -146,7 +146,10 @@ impl Lexed<'_> {
                 TokenTree::Ident(ident) => self.push(&ident.to_string(), ident.span()),
                 TokenTree::Punct(punct) => {
                     let is_joint = punct.as_char() == ':' && punct.spacing() == Spacing::Joint;
-                    let is_colon = |tree: &TokenTree| matches!(tree, TokenTree::Punct(next) if next.as_char() == ':');
+                    let is_colon = |tree: &TokenTree| match tree {
+                        TokenTree::Punct(next) => next.as_char() == ':',
+                        _ => false,
+                    };
                     let is_path = is_joint && trees.next_if(is_colon).is_some();
                     let one = punct.as_char().to_string();
                     self.push(if is_path { "::" } else { &one }, punct.span());
@@ -185,8 +188,8 @@ pub(super) fn text_at(tokens: &[Token], at: usize) -> &str {
     tokens.get(at).map_or("", |token| token.text.as_str())
 }
 
-/// The index of the last token of the item that starts at `at`: its closing brace, its semicolon, or, for a field or an
-/// argument, what stands before the bracket that closes the list.
+/// The index of the last token of the item that starts at `at`: its closing brace, its semicolon,
+/// or, for a field or an argument, what stands before the bracket that closes the list.
 pub(super) fn item_end(tokens: &[Token], at: usize) -> usize {
     let (mut depth, mut braces) = (0_i32, 0_i32);
     for (i, token) in tokens.iter().enumerate().skip(at) {
@@ -205,7 +208,8 @@ pub(super) fn item_end(tokens: &[Token], at: usize) -> usize {
     tokens.len().saturating_sub(1)
 }
 
-/// The tokens without the items under `#[cfg(test)]`, and the modules of other files that are declared under it.
+/// The tokens without the items under `#[cfg(test)]`, and the modules of other files that are
+/// declared under it.
 fn without_tests(tokens: &[Token]) -> (Vec<Token>, Vec<String>) {
     const CFG_TEST: [&str; 7] = ["#", "[", "cfg", "(", "test", ")", "]"];
     let (mut product, mut declared) = (Vec::new(), Vec::new());
@@ -278,8 +282,9 @@ fn read_path(tokens: &[Token], mut at: usize, prefix: &[String], leaves: &mut Ve
     at
 }
 
-/// Every path in the tokens of a module. A name that a `use` brought in (`use crate::wire;`) or that a `mod` declares is
-/// followed to where it comes from, also when the path starts with it (`wire::frame::decode`).
+/// Every path in the tokens of a module. A name that a `use` brought in (`use crate::wire;`) or
+/// that a `mod` declares is followed to where it comes from, also when the path starts with it
+/// (`wire::frame::decode`).
 fn named(tokens: &[Token], module: &str) -> Vec<Named> {
     let mut inside: Vec<String> = vec!["crate".to_owned()];
     inside.extend(
@@ -323,7 +328,8 @@ fn named(tokens: &[Token], module: &str) -> Vec<Named> {
         at = read_path(tokens, at, &[], &mut leaves);
         for leaf in leaves {
             let segments = from_root(&leaf.segments, &inside, &origins);
-            // Types are named like `Instant`; only modules and crates stand before a `::` that matters here.
+            // Types are named like `Instant`; only modules and crates stand before a `::` that
+            // matters here.
             if is_use && leaf.name.starts_with(|c: char| c.is_lowercase()) {
                 origins.insert(leaf.name, segments.clone());
             }
@@ -371,7 +377,8 @@ fn module_of<'a>(segments: &[String], modules: &BTreeMap<&'a str, usize>) -> Opt
         .map(|(module, _)| *module)
 }
 
-/// For each source the modules that it imports: (index of the source, line). Its own inline modules are no import.
+/// For each source the modules that it imports: (index of the source, line). Its own inline modules
+/// are no import.
 pub(super) fn imports(sources: &[Source]) -> Vec<Vec<(usize, usize)>> {
     let numbered = sources
         .iter()
