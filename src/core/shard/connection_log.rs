@@ -254,7 +254,11 @@ mod tests {
         journal.forget(id(0));
         journal.received(id(0), 1);
         assert_eq!(journal.end(id(0)), None);
-        assert_eq!(journal.end(id(7)), None, "nor is a session that never existed");
+        assert_eq!(
+            journal.end(id(7)),
+            None,
+            "nor is a session that never existed"
+        );
     }
 
     #[test]

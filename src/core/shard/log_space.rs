@@ -7,7 +7,7 @@
 //! continue up to a third mark.
 //!
 //! ```text
-//!   0 ──── compaction begins ──── slow ═══ rate falls to 0 ═══ full ─── light writers only ─── stop
+//!   0 ─── compaction begins ─── slow ═══ rate falls to 0 ═══ full ─── light writers only ─── stop
 //! ```
 //!
 //! A shard that waits always makes progress: what is measured here, minus one segment that is not

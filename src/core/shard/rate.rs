@@ -227,8 +227,7 @@ mod tests {
             (1, 1 << 40, 1_000, (2, 256, true)),
         ] {
             let (within, over, is_closed) = paces(limit, per_second, count);
-            let case =
-                format!("{per_second} of {limit} in a second: {within} {over} {is_closed}");
+            let case = format!("{per_second} of {limit} in a second: {within} {over} {is_closed}");
             assert!(within.abs_diff(expected.0) <= 1, "{case}");
             assert!(over.abs_diff(expected.1) <= 1, "{case}");
             assert_eq!(is_closed, expected.2, "{case}");

@@ -74,7 +74,9 @@ impl ReadQueues {
 
     /// Removes the next session to be tried.
     pub fn pop_held(&mut self) -> SessionId {
-        self.held.pop_front().expect("a round tries no more sessions than wait")
+        self.held
+            .pop_front()
+            .expect("a round tries no more sessions than wait")
     }
 
     /// Keeps a session waiting that was tried in this round.
