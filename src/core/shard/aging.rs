@@ -1,4 +1,4 @@
-//! Corrections of a shard after an absence ([`absence`](crate::core::shard::absence)).
+//! Corrections after an absence of a shard ([`absence`](crate::core::shard::absence)).
 
 use crate::core::contract::Clock;
 use crate::core::shard::Shard;
@@ -6,7 +6,7 @@ use crate::core::shard::absence::Missed;
 use crate::core::shard::timers::tick_of;
 
 impl Shard {
-    /// Converts the time of the caller into that of the shard, at the begin of each call.
+    /// Converts the caller's clock into the shard's own, at the beginning of a turn or within one.
     pub(super) fn woke(&mut self, clock: Clock) -> Clock {
         let missed = self.absence.woke(clock.now_us);
         let clock = self.absence.local(clock);
@@ -17,11 +17,11 @@ impl Shard {
         clock
     }
 
-    /// Corrects what goes by the time that has really passed.
+    /// Corrects what depends on the time that has really passed.
     ///
-    /// That is the age of ops that the disk does not have yet (a crash in `interval` mode loses no
-    /// more than an interval), latencies, the end of tokens, and rates: a client may have sent all
-    /// the time at its rate, and all of that comes at once.
+    /// That is the age of ops that are not on disk yet (a crash in `interval` mode may lose no more
+    /// than its interval), latencies, the expiry of tokens, and rates: a client may have sent at
+    /// its full rate during the absence, and all of that arrives at once.
     pub(super) fn allow_for_absence(&mut self, missed: Missed, clock: Clock) {
         self.log.has_aged(missed.us);
         self.sends.has_aged(missed.us);
@@ -35,6 +35,7 @@ impl Shard {
             };
             let session = &self.sessions[id];
             let left_us = session.expires_at_us.saturating_sub(clock.unix_us);
+            // A token expires by the wall clock, which did not stop: its timer may now be too late.
             if tick_of(clock.now_us.saturating_add(left_us)) < session.timer_tick {
                 self.reschedule(id, clock);
             }
