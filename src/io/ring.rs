@@ -1,30 +1,32 @@
 //! tokio-uring as a completion queue: operations in, completions out, no task per operation.
 //!
-//! Every operation is a [`tokio_uring::UnsubmittedOneshot`]; its in-flight future stands in a slab
-//! and is polled once, with a waker that is nothing but the slab's index. Waking it puts the index on
-//! a list of this thread and wakes the thread's one future. That future, [`run`], lets its owner take
-//! the completions, do its turn and submit; then it returns to tokio, which parks, which is when
-//! tokio-uring submits. A future that woke itself would never park and nothing would be submitted:
-//! whoever wants another turn at once submits a no-op ([`Ring::again`]).
+//! Every operation is a [`tokio_uring::UnsubmittedOneshot`]; its in-flight future is in a slab and
+//! is polled once, with a waker that holds nothing but the index in the slab. Waking it puts the
+//! index on a list of this thread and wakes the thread's one future. That future, [`run`], lets its
+//! owner take the completions, do its turn and submit; then it returns to tokio, which parks, and
+//! parking is when tokio-uring submits. A future that woke itself would never park, and nothing
+//! would be submitted: an owner that wants another turn at once submits a no-op ([`Ring::again`]).
 //!
-//! tokio polls that future once more, before it takes the completions, and a turn at that point would have nothing to go by: there
-//! is none.
+//! tokio polls that future once more before it takes the completions. A turn at that point would
+//! have nothing to work on, so there is none.
 //!
 //! # What keeps memory alive while the kernel works on it
 //!
-//! What an operation points into (bytes, a message header, a time) moves into its flight and comes back
-//! with its completion. A flight leaves the slab by its only completion, or with the ring, which
-//! [`run`] drops after the runtime, by a panic too: the runtime's end cancels all and waits for all.
-//! That order is needed. An in-flight future that is dropped earlier hands its memory to
-//! tokio-uring, which keeps it until the completion while the runtime lives, but frees it *before* it
-//! cancels when the runtime ends. Receives point nowhere: the kernel picks one of the ring's buffers.
+//! The memory that an operation points into (bytes, a message header, a time) moves into its flight
+//! and comes back with its completion. A flight leaves the slab with its only completion, or with
+//! the ring, which [`run`] drops after the runtime, even on a panic: the end of the runtime cancels
+//! all operations and waits for them. That order is needed. An in-flight future that is dropped
+//! earlier hands its memory to tokio-uring, which keeps it until the completion while the runtime
+//! lives, but frees it *before* it cancels when the runtime ends. Receives point nowhere: the
+//! kernel picks one of the ring's buffers.
 //!
-//! A completion cannot meet a stranger: tokio-uring names an operation by a slot that it frees with the
-//! completion, and so does the slab here; no operation has more than one (no multishot, no zero-copy
-//! send).
+//! A completion always belongs to the operation in its slot: tokio-uring names an operation by a
+//! slot that it frees with the completion, and so does the slab here; no operation has more than
+//! one (no multishot, no zero-copy send).
 //!
-//! Descriptors are not pending: their owner keeps them open until the completion has come, or the kernel
-//! would take an operation that was not submitted yet to be for the next file of that number.
+//! The ring does not own descriptors: their owner keeps them open until the completion has come.
+//! Otherwise the kernel could apply an operation that was not submitted yet to the next file with
+//! that number.
 //!
 //! # Why no completion is lost
 //!
@@ -39,7 +41,7 @@
 //! has no memory left to keep a completion in: it drops that one. A test overflows the queue and
 //! counts the completions.
 //!
-//! The interface knows no sessions and no log, so that another ring can stand behind it one day.
+//! The interface knows no sessions and no log, so that another ring can replace this one.
 
 #![allow(
     unsafe_code,
@@ -89,7 +91,8 @@ const BUFFER_GROUP: u16 = 0;
 pub struct Ring<T: Tokens> {
     flights: Slab<Flight<T>>,
     buffers: ReceiveBuffers,
-    /// Receives that are to be armed at the end of a turn, behind the buffers that come back; the oldest first.
+    /// Receives to arm at the end of a turn, once the returned buffers are provided; the oldest
+    /// first.
     unarmed: VecDeque<(T::Receive, i32)>,
     /// As on kernels before 5.19.
     waits_before_receive: bool,
@@ -107,12 +110,12 @@ pub fn run<T: Tokens>(
     is_set_up: impl FnOnce() -> ControlFlow<()>,
     mut turn: impl FnMut(&mut Ring<T>) -> ControlFlow<()>,
 ) -> io::Result<()> {
-    // What a ring before this one left when a panic ended it.
+    // Left over from a previous ring that a panic ended.
     READY.set(Ready::EMPTY);
     let (runtime, descriptor) = setup::runtime(enable)?;
     let mut ring = Ring::new(waits_before_receive, descriptor);
-    // Declared behind the ring, so that it is dropped before it on a panic too: until it has waited
-    // for the kernel, the flights hold what the kernel works on.
+    // Declared after the ring, so that it is dropped before it, even on a panic: until it has
+    // waited for the kernel, the flights hold the memory that the kernel works on.
     let runtime = EndingRuntime::new(runtime, enter_of(descriptor));
     let mut guard = runtime.block_on(async { Guard::new(watch) })?;
     if is_set_up().is_break() {
@@ -127,7 +130,7 @@ pub fn run<T: Tokens>(
             }
             !ready.indices.is_empty()
         });
-        // Where something was left, the owner has a turn, so that it can tell.
+        // If something was left, the owner has a turn, so that it can report it.
         let is_left = guard.is_due(context) && ring.submit_again();
         let is_turn = is_news || is_left || !std::mem::replace(&mut is_begun, true);
         let flow = if is_turn {
@@ -179,14 +182,15 @@ fn watch(timer: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(watched?)
 }
 
-/// Submits all that is in the submission queue of this thread's ring, and returns how much was taken.
+/// Submits everything in the submission queue of this thread's ring, and returns how many
+/// operations the kernel accepted.
 fn enter_of(descriptor: RawFd) -> Enter {
     let none = std::ptr::null::<libc::c_void>();
     Box::new(move || {
         // SAFETY:
         // - no argument points anywhere: there is no wait, and so no signal mask
-        // - tokio-uring has written all entries up to the queue's tail, as for its own calls, and reads
-        //   the head that the kernel moves before it writes the next one
+        // - tokio-uring has written all entries up to the queue's tail, as for its own calls, and
+        //   reads the head that the kernel moves before it writes the next one
         // - what the entries point to is owned by their flights, as for its own calls
         // - the closure is dropped before the runtime that holds the descriptor, or with its ring,
         //   which enters no more then
@@ -243,7 +247,7 @@ impl<T: Tokens> Ring<T> {
         }
     }
 
-    /// Takes all completions there are.
+    /// Takes all completions.
     pub fn drain(&mut self, completions: &mut Vec<Completion<T>>) {
         self.let_go();
         let mut indices = READY.with_borrow_mut(|ready| std::mem::take(&mut ready.indices));
@@ -345,23 +349,23 @@ impl<T: Tokens> Ring<T> {
     /// Ends a turn: buffers that came back are provided again, and receives are armed, the oldest
     /// first.
     pub fn finish_turn(&mut self) {
-        // One at a time: where memory was short, the kernel took a part of a run, and newer ones say 0
-        // then, as for all of it.
+        // One at a time: if memory is short, the kernel accepts part of a run, and newer kernels
+        // then return 0, as for all of it.
         while let Some((index, address)) = self.buffers.lend_next() {
             let length = i32::try_from(RECEIVE_BYTES_MAX).expect("a buffer's length fits");
-            // The ring holds the memory until the kernel is done with it, and buffers that were given
-            // back are read and written by nobody until a completion names them.
+            // The ring holds the memory until the kernel is done with it, and buffers that were
+            // given back are read and written by nobody until a completion names them.
             let entry = opcode::ProvideBuffers::new(address, length, 1, BUFFER_GROUP, index);
             self.submit(Operation::Provide { index }, entry.build());
         }
-        // No more than there can be buffers for: who is tried in vain is tried again, at the price of another operation, and stands
-        // behind those who came later.
+        // No more than there can be buffers for: a receive that fails for want of one is tried
+        // again, which costs another operation and puts it behind later ones.
         let count = self.unarmed.len().min(self.buffers.lent_count());
         for _ in 0..count {
             let (token, fd) = self.unarmed.pop_front().expect("so many wait");
             self.submit_receive(fd, token);
         }
-        // Those that were armed may wait for bytes for long.
+        // An armed receive may wait for bytes for a long time.
         if count > 0 && !self.unarmed.is_empty() {
             self.submit(Operation::Arm, opcode::Nop::new().build());
         }
@@ -372,7 +376,8 @@ impl<T: Tokens> Ring<T> {
         self.submit(Operation::Signal(token), opcode::Nop::new().build());
     }
 
-    /// Receives into a provided buffer, from the end of the turn on, or of a later one where there are not enough of them.
+    /// Receives into a provided buffer, from the end of this turn on, or of a later one if there
+    /// are too few buffers.
     pub fn receive(&mut self, fd: BorrowedFd<'_>, token: T::Receive) {
         let fd = fd.as_raw_fd();
         if self.waits_before_receive {
@@ -403,7 +408,8 @@ impl<T: Tokens> Ring<T> {
             (1..=SEND_SPANS_MAX).contains(&spans.len()),
             "a send has a bounded number of pieces"
         );
-        // Flights are many, so they have room for one piece; a list with memory of its own keeps that.
+        // There are many flights, so each has room for one piece; a list with memory of its own
+        // keeps it.
         if spans.len() == 1
             && !spans.spilled()
             && let Some(span) = spans.pop()
@@ -435,8 +441,8 @@ impl<T: Tokens> Ring<T> {
         self.submit(Operation::Accept(token), entry);
     }
 
-    /// Cancels all operations on this descriptor, which end with an error, and completes then. False where the kernel (before
-    /// 5.19) cannot: nothing is cancelled then, and nothing completes.
+    /// Cancels all operations on this descriptor, which end with an error, and then completes.
+    /// False: the kernel (before 5.19) cannot; nothing is cancelled, and nothing completes.
     pub fn cancel(&mut self, fd: BorrowedFd<'_>, token: T::Signal) -> bool {
         let is_known = !self.waits_before_receive;
         if is_known {
@@ -465,8 +471,8 @@ impl<T: Tokens> Ring<T> {
         self.submit_pointing(pointed, Operation::Write(token, bytes), entry);
     }
 
-    /// Writes whole blocks at a file offset, and completes when they are on disk (`RWF_DSYNC`, pwritev2(2)); only a part of them may
-    /// be taken.
+    /// Writes whole blocks at a file offset, and completes when they are on disk (`RWF_DSYNC`,
+    /// pwritev2(2)). It may write only part of them.
     pub fn write_blocks(&mut self, fd: BorrowedFd<'_>, write: BlockWrite, token: T::Write) {
         let BlockWrite { offset, blocks } = write;
         let length = u32::try_from(blocks.len()).expect("a batch is far below 4 GiB");
@@ -486,7 +492,7 @@ impl<T: Tokens> Ring<T> {
         self.submit(Operation::Signal(token), entry);
     }
 
-    /// Completes after so many microseconds (with an error, ETIME).
+    /// Completes after this time, with the error ETIME.
     pub fn timer(&mut self, after_us: u64, token: T::Signal) {
         let nanoseconds = u32::try_from(after_us % 1_000_000 * 1000).expect("below a second");
         let mut time = self.spare.times.pop().unwrap_or_default();
@@ -519,7 +525,7 @@ impl<T: Tokens> Ring<T> {
             operation,
             entry,
         };
-        // In their order: a receive may need the buffer that is provided before it.
+        // In this order: a receive may need the buffer that is provided before it.
         if self.pending.is_empty() && self.submissions.has_room() {
             self.launch(pending);
         } else {
@@ -559,7 +565,8 @@ fn vectored(spans: Spans, spare: Option<Box<Vectored>>) -> Box<Vectored> {
     let mut message = spare.unwrap_or_else(|| {
         Box::new(Vectored {
             // SAFETY:
-            // - msghdr is a C struct of integers and pointers, for which all zeroes is a valid value
+            // - msghdr is a C struct of integers and pointers, for which all zeroes is a valid
+            //   value
             header: unsafe { std::mem::zeroed() },
             pieces: [NONE; SEND_SPANS_MAX],
             spans: Spans::new(),

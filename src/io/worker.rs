@@ -1,7 +1,7 @@
 //! One core's loop: completions become inputs of the [`Shard`], its outputs become operations.
 //!
-//! A turn takes all completions there are, lets the shard handle them, flushes it once, and submits
-//! all that it wants with one `io_uring_enter`. What the shard must not know stands here: the
+//! A turn takes all completions, lets the shard handle them, flushes it once, and submits
+//! everything it wants with one `io_uring_enter`. What the shard must not know lives here: the
 //! descriptors, the other shards' mailboxes, the clock.
 
 use std::io;
@@ -46,7 +46,7 @@ impl Tokens for WorkerTokens {
     type Signal = Signal;
 }
 
-/// An operation that has nothing to give back.
+/// An operation whose completion carries nothing.
 #[derive(Debug, Clone, Copy)]
 pub enum Signal {
     /// All accepts are cancelled.
@@ -61,27 +61,27 @@ pub enum Signal {
     LogSync,
 }
 
-/// What context a worker to the others.
+/// What a worker shares with the rest of the process.
 pub struct WorkerContext {
-    /// What all know of all.
+    /// The status of the server.
     pub status: Arc<Status>,
     /// The one listening socket.
     pub listener: Arc<Listener>,
-    /// That of `--admin-port`.
+    /// The listening socket of `--admin-port`.
     pub admin_listener: Option<Arc<Listener>>,
-    /// Where its own messages come out.
+    /// The shard's own mailbox.
     pub mailbox: Mailbox,
     /// To all shards, in order; its own too.
     pub senders: Vec<ShardSender>,
-    /// Where new segments are told, and failures of the log.
+    /// The compactor, which is sent new segments and failures of the log.
     pub compactor: Sender<CompactorEvent>,
     /// Keys the hashes of what is read back.
     pub hash_seed: u64,
-    /// What the server shows of itself.
+    /// The pages of the server.
     pub pages: Arc<Pages>,
 }
 
-/// All that one core's loop works on.
+/// The state of one core's loop.
 pub struct Worker {
     shard: Shard,
     number: u32,
@@ -97,7 +97,7 @@ pub struct Worker {
     /// When a pause is worth a warning again.
     next_accept_warning_us: u64,
     is_accepting: bool,
-    /// Timers in flight, each earlier than the one before it.
+    /// The timers in flight, each earlier than the previous one.
     armed_timers_us: Vec<u64>,
     is_again_in_flight: bool,
     times: TurnTimes,
@@ -278,7 +278,7 @@ impl Worker {
                 self.armed_timers_us.retain(|armed_us| *armed_us != at_us);
             }
             Signal::Again => self.is_again_in_flight = false,
-            // What was accepted before has been told before.
+            // Connections that were accepted before have been handled before.
             Signal::AcceptsCancelled => self.shard.handle(Input::Drain, clock),
         }
     }
@@ -297,8 +297,9 @@ impl Worker {
         self.shard.handle(Input::LogWritten(bytes, outcome), clock);
     }
 
-    /// What was done well to a file that was deleted counts as failed. A write is asked too: in the modes without an
-    /// fdatasync for each batch, ops would long go on otherwise.
+    /// Checks that a successful operation of the log was on a file that still exists: otherwise it
+    /// counts as failed. Writes are checked too: in the modes without an fdatasync for each batch,
+    /// ops would go on for a long time otherwise.
     fn check_kept<T>(&mut self, outcome: io::Result<T>, clock: Clock) -> Result<T, RebuildError> {
         let outcome = outcome?;
         self.directory_watch
@@ -313,7 +314,7 @@ impl Worker {
         }
     }
 
-    /// Logs why a step of the log has failed, and passes its outcome on as the shard takes it.
+    /// Logs why a step of the log has failed, and returns its outcome as the shard expects it.
     fn log_failure<T, E>(&self, what: &str, outcome: Result<T, E>) -> io::Result<T>
     where
         E: std::error::Error + Send + Sync + 'static,
@@ -321,7 +322,8 @@ impl Worker {
         outcome.map_err(|error| {
             tracing::error!(
                 shard = self.number,
-                "the log cannot be written ({what}: {error}); senders get error 500, clients are closed with 1011, and the log is reopened as soon as possible"
+                "the log cannot be written ({what}: {error}); senders get error 500, clients are \
+                 closed with 1011, and the log is reopened as soon as possible"
             );
             io::Error::other(error)
         })
@@ -362,7 +364,7 @@ impl Worker {
                 self.shard.handle(Input::Rebuilt(opened), clock);
                 self.context.status.set_ready(self.number, true);
                 self.report_rotation();
-                // The main thread listens until all have told it.
+                // The main thread waits until all shards have sent it.
                 let _ = recovered.serves.send(());
             }
         }
@@ -376,11 +378,12 @@ impl Worker {
                 listener.end();
             }
             if !listener.is_inherited() {
-                // All shards share the socket: the first to get here ends the accepts of all.
+                // All shards share the socket: the first one here ends the accepts of all.
                 listener.end();
             } else if ring.cancel(listener.as_fd(), Signal::AcceptsCancelled) {
-                // The stop begins when no accept is left: all who were accepted are answered then, and the others wait for the
-                // successor. Where the kernel cannot cancel, an accept may still take somebody, who is answered 503.
+                // The stop begins when no accept is left: all accepted clients are answered then,
+                // and the others wait for the successor. If the kernel cannot cancel, an accept may
+                // still take a client, which is answered with 503.
                 return;
             }
         }
@@ -404,7 +407,7 @@ impl Worker {
             dead: self.shard.dead_segments().clone(),
             sender: self.own_sender(),
         };
-        // The thread that compacts may have given up.
+        // The compactor may have given up.
         let _ = self
             .context
             .compactor
@@ -440,7 +443,7 @@ impl Worker {
         let Connection { permit, .. } = connection.expect("a session has a connection");
         Visitor {
             listener: permit.listener(),
-            // An address of IPv4 may come in the clothes of IPv6 (RFC 4291 section 2.5.5.2).
+            // An IPv4 address may be mapped to IPv6 (RFC 4291 section 2.5.5.2).
             is_local: self
                 .peer(id)
                 .is_some_and(|peer| peer.ip().to_canonical().is_loopback()),
@@ -579,7 +582,7 @@ impl Worker {
             .is_none_or(|armed_us| wanted_us < *armed_us)
         {
             self.armed_timers_us.push(wanted_us);
-            // A deadline that has passed waits for something in flight: it must not make the loop spin.
+            // A deadline in the past waits for something in flight: it must not make the loop spin.
             let after_us = wanted_us.checked_sub(now_us).filter(|us| *us > 0);
             let after_us = after_us.unwrap_or(1000);
             ring.timer(after_us, Signal::Timer(wanted_us));

@@ -1,4 +1,4 @@
-//! An operation on its way: what the ring knows it by, and the memory that the kernel is pointed to.
+//! An operation in flight: how the ring knows it, and the memory that the kernel is pointed to.
 
 use std::marker::PhantomData;
 
@@ -41,7 +41,7 @@ pub(super) enum Operation<T: Tokens> {
     Arm,
 }
 
-/// A message of several pieces, as sendmsg(2) wants it. Boxed: the kernel is given its address.
+/// A message of several pieces, as sendmsg(2) wants it. Boxed, since the kernel has its address.
 pub(super) struct Vectored {
     pub header: libc::msghdr,
     pub pieces: [libc::iovec; SEND_SPANS_MAX],
@@ -49,7 +49,7 @@ pub(super) struct Vectored {
 }
 
 impl Vectored {
-    /// What the kernel is pointed to.
+    /// Returns the memory that the kernel is pointed to.
     pub fn stretches(&self) -> impl Iterator<Item = Stretch> {
         let pieces = &self.pieces[..self.header.msg_iovlen];
         let header = (&raw const self.header).cast();
@@ -97,7 +97,7 @@ impl<T: Tokens> OneshotOutputTransform for RawOutcome<T> {
     }
 }
 
-/// What the kernel is done with, to be used again.
+/// Memory that the kernel is done with, for its next use.
 #[derive(Default)]
 #[expect(clippy::vec_box, reason = "what the kernel is given does not move")]
 pub(super) struct Spare {
@@ -105,7 +105,7 @@ pub(super) struct Spare {
     pub times: Vec<Box<types::Timespec>>,
 }
 
-/// Keeps memory for its next use; no more of it than a turn takes.
+/// Keeps memory for its next use, but no more of it than a turn needs.
 pub(super) fn keep<M>(spare: &mut Vec<M>, memory: M) {
     if spare.len() < SENDS_PER_TURN_MAX {
         spare.push(memory);
