@@ -1,8 +1,8 @@
-//! One core's loop: completions become inputs of the [`Shard`], its outputs become operations.
+//! The loop of one core: completions become inputs of the [`Shard`], its outputs operations.
 //!
-//! A turn takes all completions, lets the shard handle them, flushes it once, and submits
-//! everything it wants with one `io_uring_enter`. What the shard must not know lives here: the
-//! descriptors, the other shards' mailboxes, the clock.
+//! A turn takes all completions that have arrived, lets the shard handle them, flushes it once, and
+//! submits everything that it wants with one `io_uring_enter`. What the shard must not know is
+//! here: the descriptors, the mailboxes of the other shards, the clock.
 
 use std::io;
 use std::net::SocketAddr;
@@ -46,7 +46,7 @@ impl Tokens for WorkerTokens {
     type Signal = Signal;
 }
 
-/// An operation whose completion carries nothing.
+/// An operation that has nothing to give back.
 #[derive(Debug, Clone, Copy)]
 pub enum Signal {
     /// All accepts are cancelled.
@@ -61,23 +61,23 @@ pub enum Signal {
     LogSync,
 }
 
-/// What a worker shares with the rest of the process.
+/// What a worker needs of the rest of the server.
 pub struct WorkerContext {
-    /// The status of the server.
+    /// The state that all threads share.
     pub status: Arc<Status>,
     /// The one listening socket.
     pub listener: Arc<Listener>,
     /// The listening socket of `--admin-port`.
     pub admin_listener: Option<Arc<Listener>>,
-    /// The shard's own mailbox.
+    /// The messages to this shard.
     pub mailbox: Mailbox,
-    /// To all shards, in order; its own too.
+    /// The mailboxes of all shards in order, including its own.
     pub senders: Vec<ShardSender>,
-    /// The compactor, which is sent new segments and failures of the log.
+    /// The channel to the compactor: new segments, and failures of the log.
     pub compactor: Sender<CompactorEvent>,
-    /// Keys the hashes of what is read back.
+    /// The seed of the hashes of what is read back.
     pub hash_seed: u64,
-    /// The pages of the server.
+    /// The pages that the server renders.
     pub pages: Arc<Pages>,
 }
 
@@ -86,40 +86,40 @@ pub struct Worker {
     shard: Shard,
     number: u32,
     context: WorkerContext,
-    /// None while the log is read at the start: nothing asks for it then.
+    /// None while the log is read at the start: nothing uses it then.
     log: Option<LogFiles<HostDisk>>,
-    /// By the slots of their sessions.
+    /// The connections by the slots of their sessions.
     connections: Vec<Option<Connection>>,
     started: Instant,
     accepts_in_flight: usize,
     admin_accepts_in_flight: usize,
     accepts_paused_until_us: Option<u64>,
-    /// When a pause is worth a warning again.
+    /// When the next pause of accepting is logged again.
     next_accept_warning_us: u64,
     is_accepting: bool,
-    /// The timers in flight, each earlier than the previous one.
+    /// The times of the timers in flight, each earlier than the one before it in the list.
     armed_timers_us: Vec<u64>,
     is_again_in_flight: bool,
     times: TurnTimes,
     completions: Vec<Completion<WorkerTokens>>,
     directory_watch: DirectoryWatch,
-    /// How long the shard was away, as far as it was logged.
+    /// The part of the shard's absence that was logged.
     logged_absent_us: u64,
 }
 
-/// When what is measured began.
+/// The beginnings of what is measured.
 #[derive(Default)]
 struct TurnTimes {
     turn_us: u64,
-    /// A write or an fdatasync of the log, when it was submitted.
+    /// When the write or fdatasync of the log was submitted.
     log_us: u64,
     batch: BatchLog,
-    /// One is begun in this turn.
+    /// Whether a write or an fdatasync was begun in this turn.
     has_log: bool,
 }
 
 impl Worker {
-    /// A worker for the shard of that number; `started` is the zero of its clock.
+    /// Returns a worker for the shard with this number. `started` is the zero of its clock.
     #[must_use]
     pub fn new(shard: Shard, number: u32, context: WorkerContext, started: Instant) -> Self {
         let is_accepting = !context.listener.is_inherited();
@@ -144,14 +144,14 @@ impl Worker {
         }
     }
 
-    /// Submits what must always be in flight; before the first turn.
+    /// Submits the operations that must always be in flight, before the first turn.
     pub fn start(&mut self, ring: &mut Ring<WorkerTokens>) {
         ring.wait(self.context.mailbox.bell(), Signal::Bell);
         self.arm_accepts(ring, 0);
         ring.finish_turn();
     }
 
-    /// One turn of the loop. Breaks when the shard has drained.
+    /// Runs one turn of the loop. Breaks when the shard has drained.
     pub fn turn(&mut self, ring: &mut Ring<WorkerTokens>) -> ControlFlow<()> {
         let clock = clock(self.started);
         if self.is_again_in_flight {
@@ -191,7 +191,7 @@ impl Worker {
         ControlFlow::Continue(())
     }
 
-    /// One look at the clock serves all that began in the turn: it is submitted right after it.
+    /// Reads the clock once for everything that began in the turn: it is submitted right after.
     fn end_turn(&mut self) {
         let ended_us = now_us(self.started);
         if std::mem::take(&mut self.times.has_log) {
@@ -278,12 +278,12 @@ impl Worker {
                 self.armed_timers_us.retain(|armed_us| *armed_us != at_us);
             }
             Signal::Again => self.is_again_in_flight = false,
-            // Connections that were accepted before have been handled before.
+            // The accepts that took a client have completed before.
             Signal::AcceptsCancelled => self.shard.handle(Input::Drain, clock),
         }
     }
 
-    /// How long the operation of the log took that has just ended.
+    /// Returns how long the operation of the log took that has just ended.
     fn log_took_us(&self, clock: Clock) -> u64 {
         clock.now_us.saturating_sub(self.times.log_us)
     }
@@ -297,9 +297,9 @@ impl Worker {
         self.shard.handle(Input::LogWritten(bytes, outcome), clock);
     }
 
-    /// Checks that a successful operation of the log was on a file that still exists: otherwise it
-    /// counts as failed. Writes are checked too: in the modes without an fdatasync for each batch,
-    /// ops would go on for a long time otherwise.
+    /// Turns success into failure if the file was deleted: its bytes are lost all the same. Writes
+    /// are checked too, because in the modes without an fdatasync for each batch ops would go on
+    /// for long otherwise.
     fn check_kept<T>(&mut self, outcome: io::Result<T>, clock: Clock) -> Result<T, RebuildError> {
         let outcome = outcome?;
         self.directory_watch
@@ -314,7 +314,7 @@ impl Worker {
         }
     }
 
-    /// Logs why a step of the log has failed, and returns its outcome as the shard expects it.
+    /// Logs why a step of the log has failed, and returns the outcome in the shard's terms.
     fn log_failure<T, E>(&self, what: &str, outcome: Result<T, E>) -> io::Result<T>
     where
         E: std::error::Error + Send + Sync + 'static,
@@ -364,13 +364,13 @@ impl Worker {
                 self.shard.handle(Input::Rebuilt(opened), clock);
                 self.context.status.set_ready(self.number, true);
                 self.report_rotation();
-                // The main thread waits until all shards have sent it.
+                // The main thread waits for this from each shard before it reports that it serves.
                 let _ = recovered.serves.send(());
             }
         }
     }
 
-    /// Accepts nothing more, and begins to stop.
+    /// Stops accepting, and begins to stop.
     fn drain(&mut self, ring: &mut Ring<WorkerTokens>, clock: Clock) {
         let listener = &self.context.listener;
         if std::mem::replace(&mut self.is_accepting, false) {
@@ -378,12 +378,12 @@ impl Worker {
                 listener.end();
             }
             if !listener.is_inherited() {
-                // All shards share the socket: the first one here ends the accepts of all.
+                // All shards share the socket: the first to get here ends the accepts of all.
                 listener.end();
             } else if ring.cancel(listener.as_fd(), Signal::AcceptsCancelled) {
-                // The stop begins when no accept is left: all accepted clients are answered then,
-                // and the others wait for the successor. If the kernel cannot cancel, an accept may
-                // still take a client, which is answered with 503.
+                // The stop begins when no accept is left: every client that was accepted is
+                // answered then, and the others wait for the new server. If the kernel cannot
+                // cancel, an accept may still take a client, which is answered 503.
                 return;
             }
         }
@@ -396,7 +396,7 @@ impl Worker {
             .expect("the log was read before it is used")
     }
 
-    /// Nothing before the open segment changes any more, but by compaction.
+    /// Tells the compactor that the segments before the open one are complete.
     fn report_rotation(&mut self) {
         let open = self.log().open_segment();
         let rotation = Rotation {
@@ -407,14 +407,14 @@ impl Worker {
             dead: self.shard.dead_segments().clone(),
             sender: self.own_sender(),
         };
-        // The compactor may have given up.
+        // The thread that compacts may have given up.
         let _ = self
             .context
             .compactor
             .send(CompactorEvent::Rotated(rotation));
     }
 
-    /// The log cannot be written: perhaps the disk is full, and compaction can make room.
+    /// Tells the compactor that the log cannot be written: if the disk is full, it can make room.
     fn report_failure(&self) {
         let _ = self.context.compactor.send(CompactorEvent::Failed);
     }
@@ -443,7 +443,7 @@ impl Worker {
         let Connection { permit, .. } = connection.expect("a session has a connection");
         Visitor {
             listener: permit.listener(),
-            // An IPv4 address may be mapped to IPv6 (RFC 4291 section 2.5.5.2).
+            // An IPv4 address may come mapped into IPv6 (RFC 4291 section 2.5.5.2).
             is_local: self
                 .peer(id)
                 .is_some_and(|peer| peer.ip().to_canonical().is_loopback()),
@@ -575,14 +575,15 @@ impl Worker {
         let Some(wanted_us) = wanted.into_iter().flatten().min() else {
             return;
         };
-        // A later timer that is in flight stays: it is needed again soon.
+        // A later timer in flight is not cancelled: it is soon needed again.
         if self
             .armed_timers_us
             .last()
             .is_none_or(|armed_us| wanted_us < *armed_us)
         {
             self.armed_timers_us.push(wanted_us);
-            // A deadline in the past waits for something in flight: it must not make the loop spin.
+            // A deadline that has passed waits for something in flight, and must not make the loop
+            // spin.
             let after_us = wanted_us.checked_sub(now_us).filter(|us| *us > 0);
             let after_us = after_us.unwrap_or(1000);
             ring.timer(after_us, Signal::Timer(wanted_us));
@@ -590,10 +591,10 @@ impl Worker {
     }
 }
 
-/// The time now; monotonic time counts from `started`.
+/// Returns the current time. Monotonic time counts from `started`.
 #[must_use]
 pub fn clock(started: Instant) -> Clock {
-    // A clock before 1970 is as wrong as a clock can be; ops are then refused as too far ahead.
+    // With a clock before 1970, which counts as 1970, ops are refused as too far ahead.
     let unix = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -1,8 +1,8 @@
 //! Connections that are shed when there are as many as there may be.
 //!
-//! A connection counts from the accept on, before it is known what it is for. So a client that opens
-//! connections and sends nothing could keep all others out, health checks too. Instead of refusing
-//! the new one, the shard ends the oldest connection that has the least to lose:
+//! A connection counts from the accept on, before it is known what it is for. So a client that
+//! opens connections and sends nothing could keep all others out, health checks too. Instead of
+//! refusing the new one, the shard ends the oldest connection that has the least to lose:
 //!
 //! 1. one that has not sent a whole request head: it is answered with 408, which says that the
 //!    server was not prepared to wait any longer (RFC 9110 section 15.5.9), as far as its socket
@@ -10,8 +10,8 @@
 //! 2. if there is none, one that has its whole answer, and only has to close its side.
 //!
 //! A client with a token is never shed: neither a member of a workspace, nor one whose request
-//! waits, nor one whose answer is on its way. A connection to `--admin-port` is shed for another one
-//! there only, and the same for `--port`.
+//! waits, nor one whose answer is on its way. A connection to `--admin-port` is shed for another
+//! one there only, and the same for `--port`.
 //!
 //! The time for a head is not cut while there is room for more connections: a slow client that is
 //! in nobody's way may have all of it.

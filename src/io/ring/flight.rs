@@ -1,15 +1,54 @@
-//! An operation in flight: how the ring knows it, and the memory that the kernel is pointed to.
+//! Operations of a ring: the tokens that name them, the memory that they own in flight, and their
+//! completions.
 
+use std::fmt::Debug;
+use std::io;
 use std::marker::PhantomData;
+use std::os::fd::OwnedFd;
 
 use io_uring::{cqueue, squeue, types};
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform};
 
 use crate::core::fanout::chunk_pool::{Span, Spans};
+use crate::io::buffers::Filled;
 use crate::io::buffers::sanitizer::{Pointed, Stretch};
-use crate::io::ring::completion::Tokens;
 use crate::limits::{SEND_SPANS_MAX, SENDS_PER_TURN_MAX};
 use crate::log::blocks::Blocks;
+
+/// The tokens by which the owner of a ring knows its operations: one type for each kind of
+/// completion, so that no completion can carry the token of another kind.
+pub trait Tokens: 'static {
+    /// Names a receive.
+    type Receive: Copy + Debug + Unpin;
+    /// Names a send.
+    type Send: Copy + Debug + Unpin;
+    /// Names an accept.
+    type Accept: Copy + Debug + Unpin;
+    /// Names a write of bytes or of blocks.
+    type Write: Copy + Debug + Unpin;
+    /// Names an operation whose completion carries nothing: an fdatasync, a timer, a wait, a cancel
+    /// or a no-op.
+    type Signal: Copy + Debug + Unpin;
+}
+
+/// The end of an operation.
+#[derive(Debug)]
+pub enum Completion<T: Tokens> {
+    /// Bytes came in. Give the buffer back after use.
+    Received(T::Receive, Filled),
+    /// The peer has closed its side, or the connection is broken.
+    Ended(T::Receive, io::Result<()>),
+    /// A send took this many bytes.
+    Sent(T::Send, Spans, io::Result<usize>),
+    /// A connection was accepted.
+    Accepted(T::Accept, io::Result<OwnedFd>),
+    /// A write took this many bytes.
+    Written(T::Write, Vec<u8>, io::Result<usize>),
+    /// A write of whole blocks took this many bytes, which are on disk.
+    BlocksWritten(T::Write, Blocks, io::Result<usize>),
+    /// An operation ended that has nothing to give back.
+    Signalled(T::Signal, io::Result<()>),
+}
 
 /// An operation: its token, and what it owns while it is in flight.
 pub(super) enum Operation<T: Tokens> {
@@ -41,7 +80,7 @@ pub(super) enum Operation<T: Tokens> {
     Arm,
 }
 
-/// A message of several pieces, as sendmsg(2) wants it. Boxed, since the kernel has its address.
+/// A message of several pieces, as sendmsg(2) wants it. Boxed: the kernel is given its address.
 pub(super) struct Vectored {
     pub header: libc::msghdr,
     pub pieces: [libc::iovec; SEND_SPANS_MAX],
@@ -49,7 +88,7 @@ pub(super) struct Vectored {
 }
 
 impl Vectored {
-    /// Returns the memory that the kernel is pointed to.
+    /// What the kernel is pointed to.
     pub fn stretches(&self) -> impl Iterator<Item = Stretch> {
         let pieces = &self.pieces[..self.header.msg_iovlen];
         let header = (&raw const self.header).cast();
@@ -97,7 +136,7 @@ impl<T: Tokens> OneshotOutputTransform for RawOutcome<T> {
     }
 }
 
-/// Memory that the kernel is done with, for its next use.
+/// What the kernel is done with, to be used again.
 #[derive(Default)]
 #[expect(clippy::vec_box, reason = "what the kernel is given does not move")]
 pub(super) struct Spare {
@@ -105,7 +144,7 @@ pub(super) struct Spare {
     pub times: Vec<Box<types::Timespec>>,
 }
 
-/// Keeps memory for its next use, but no more of it than a turn needs.
+/// Keeps memory for its next use; no more of it than a turn takes.
 pub(super) fn keep<M>(spare: &mut Vec<M>, memory: M) {
     if spare.len() < SENDS_PER_TURN_MAX {
         spare.push(memory);
