@@ -382,12 +382,12 @@ impl Shard {
                     Err(_) => self.fail(None, clock),
                 }
             }
-            Input::LogSynced(outcome) => match self.log.synced(outcome, clock.now_us) {
+            Input::LogSynced(outcome) => match self.log.synced(&outcome, clock.now_us) {
                 Ok(()) => self.committed(clock),
                 Err(_) => self.fail(None, clock),
             },
             Input::LogOpened(segment) => {
-                if self.log.opened(segment).is_err() {
+                if self.log.opened(&segment).is_err() {
                     self.fail(None, clock);
                 }
             }

@@ -31,7 +31,7 @@
 //!
 //! There may be more operations in flight than the completion queue has entries, since each idle
 //! client has a receive, so the queue may be full when one completes. The kernel keeps such a
-//! completion in memory of its own (`IORING_FEAT_NODROP` in io_uring_setup(2), since Linux 5.5;
+//! completion in memory of its own (`IORING_FEAT_NODROP` in `io_uring_setup(2)`, since Linux 5.5;
 //! [`probe`] fails without it) and sets `IORING_SQ_CQ_OVERFLOW`. tokio-uring submits whenever tokio
 //! parks, and where that flag is set it also asks for events (`IORING_ENTER_GETEVENTS`): the kernel
 //! moves what it has kept into the queue, as far as that has room, and wakes the thread for it.

@@ -249,7 +249,7 @@ impl Shard {
         self.answer_when_visible(id, &answer, LogPosition::NONE, clock);
     }
 
-    /// Answers a request, once `visible_from` is visible, with what may be long.
+    /// Answers a request once the log position `visible_from` is visible. The answer may be long.
     pub(super) fn answer_when_visible(
         &mut self,
         id: SessionId,

@@ -23,7 +23,7 @@ pub struct MissingOps {
 #[derive(Default)]
 pub struct SeqTracker {
     last: HashMap<String, Last>,
-    /// LostRange stretches so far.
+    /// Lost ranges so far.
     damages: u64,
     had_compacted: bool,
     gaps: Vec<MissingOps>,

@@ -37,7 +37,7 @@ pub struct SegmentRewrite {
 /// A change of one folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PlannedChange {
-    /// WorkspaceMissing segments are replaced by one without ops.
+    /// Missing segments are replaced by one without ops.
     Fill {
         /// The new file.
         path: PathBuf,

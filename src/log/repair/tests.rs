@@ -1,4 +1,4 @@
-//! RepairPlan: random logs, random damage, a crash at every step.
+//! Repair: random logs, random damage, a crash at every step.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -74,9 +74,9 @@ impl OutboxRig {
         true
     }
 
-    fn answer(&mut self, length: usize, is_waiting_for_log: bool) {
+    fn answer(&mut self, length: usize, waits_for_log: bool) {
         let bytes = self.content(length);
-        let visible_from = if is_waiting_for_log {
+        let visible_from = if waits_for_log {
             self.position
         } else {
             LogPosition::NONE
@@ -177,7 +177,7 @@ enum OutboxStep {
 fn steps() -> impl Strategy<Value = Vec<OutboxStep>> {
     let answer = |length_end: usize| {
         (1..length_end, any::<bool>())
-            .prop_map(|(length, is_waiting)| OutboxStep::Answer(length, is_waiting))
+            .prop_map(|(length, waits_for_log)| OutboxStep::Answer(length, waits_for_log))
     };
     let step = prop_oneof![
         6 => (1..300_usize).prop_map(OutboxStep::Other),
@@ -200,7 +200,7 @@ proptest! {
             match step {
                 OutboxStep::Other(length) => _ = rig.frame(length, false),
                 OutboxStep::Own(length) => prop_assert!(rig.frame(length, true)),
-                OutboxStep::Answer(length, is_waiting) => rig.answer(length, is_waiting),
+                OutboxStep::Answer(length, waits_for_log) => rig.answer(length, waits_for_log),
                 OutboxStep::Show(part) => rig.show(part),
                 OutboxStep::Send => _ = rig.send(),
             }
