@@ -81,7 +81,11 @@ impl Shard {
             }
             State::Closing if is_culprit => self.abort(id),
             // The answer shows an op that is lost.
-            State::Closing if session.outbox.is_waiting_for_log(self.log.visible_position()) => {
+            State::Closing
+                if session
+                    .outbox
+                    .is_waiting_for_log(self.log.visible_position()) =>
+            {
                 let answer = Answer::internal_server_error();
                 self.note_answer(id, &answer);
                 self.counters.responses.answered(answer.status());
