@@ -349,8 +349,8 @@ impl Outbox {
         answers.any(|answer| answer.sendable(visible_position).is_none())
     }
 
-    /// Queues bytes for this session alone: after the window offset `at`, once `visible_from` is
-    /// visible.
+    /// Queues bytes for this session alone: after the window offset `at`, once the log position
+    /// `visible_from` is visible.
     pub fn push(
         &mut self,
         chunk: Chunk,

@@ -96,8 +96,8 @@ impl Shard {
         self.queue_last(id, chunk, LogPosition::NONE, clock);
     }
 
-    /// Queues the last bytes of a session that has left its room, to be sent once `visible_from` is
-    /// visible.
+    /// Queues the last bytes of a session that is no longer in a room. They are sent once the log
+    /// position `visible_from` is visible.
     pub(super) fn queue_last(
         &mut self,
         id: SessionId,
