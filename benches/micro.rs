@@ -138,7 +138,7 @@ fn apply(c: &mut Criterion) {
 fn encode_batch(batch: &mut Vec<u8>, keys: &[String], value: &str, header: &SegmentHeader) {
     record::begin_batch(batch);
     for seq in 0..BATCH_OPS {
-        let op = record::Op {
+        let op = record::LoggedOp {
             workspace: "workspace",
             key: &keys[length(seq)],
             value,

@@ -13,8 +13,8 @@ use etherply::log::directory::DataDirectory;
 use etherply::log::disk::{DiskFile, HostDisk};
 use etherply::log::position::LogPosition;
 use etherply::log::record::{
-    BATCH_HEADER_BYTES, OP_HEADER_BYTES, Op, SEGMENT_HEADER_BYTES, SegmentHeader, begin_batch,
-    push_op, seal_batch,
+    BATCH_HEADER_BYTES, LoggedOp, OP_HEADER_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
+    begin_batch, push_op, seal_batch,
 };
 use etherply::log::segment::{self, Segment};
 
@@ -144,7 +144,7 @@ impl Workload {
             let log = &mut logs[shard_of(&texts.workspace, shards) as usize];
             log.push(
                 &directory,
-                &Op {
+                &LoggedOp {
                     workspace: &texts.workspace,
                     key: &texts.key,
                     value: &texts.value,
@@ -225,7 +225,7 @@ impl Log {
         }
     }
 
-    fn push(&mut self, directory: &DataDirectory, op: &Op<'_>) {
+    fn push(&mut self, directory: &DataDirectory, op: &LoggedOp<'_>) {
         push_op(&mut self.batch, op);
         self.batch_ops -= 1;
         if self.batch_ops > 0 {

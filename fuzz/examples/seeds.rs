@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use etherply::log::record::{Compacted, Op, SegmentHeader, begin_batch, push_op, seal_batch};
+use etherply::log::record::{Compacted, LoggedOp, SegmentHeader, begin_batch, push_op, seal_batch};
 use etherply::seq::Seq;
 use etherply::wire::frame::{Opcode, put_header};
 use etherply_fuzz::segment_header;
@@ -305,7 +305,7 @@ fn segments() -> Seeds {
                 let (seq, timestamp) = (*seq, 1_700_000_000_000_000 + *seq);
                 push_op(
                     &mut batch,
-                    &Op {
+                    &LoggedOp {
                         workspace,
                         key,
                         value,

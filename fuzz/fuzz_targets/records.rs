@@ -13,11 +13,11 @@ use std::ops::Range;
 
 use etherply::log::position::LogPosition;
 use etherply::log::record::{
-    BATCH_HEADER_BYTES, FaultKind, Op, Reader, SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
+    BATCH_HEADER_BYTES, FaultKind, LoggedOp, Reader, SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
     begin_batch, damage_behind, is_interrupted, op_bytes, push_op, seal_batch,
 };
 use etherply::log::repair::resync::skip_damage;
-use etherply::log::repair::salvage::{Place, header_of};
+use etherply::log::repair::recover::{HeaderHints, restore_header};
 use etherply::seq::Seq;
 use etherply_fuzz::{Script, segment_header};
 use libfuzzer_sys::fuzz_target;
@@ -52,8 +52,8 @@ struct OwnedOp {
 }
 
 impl OwnedOp {
-    fn op(&self) -> Op<'_> {
-        Op {
+    fn op(&self) -> LoggedOp<'_> {
+        LoggedOp {
             workspace: &self.workspace,
             key: &self.key,
             value: &self.value,
@@ -227,14 +227,14 @@ impl Written {
     fn check_header(&self, bytes: &[u8]) {
         assert!(SegmentHeader::decode(bytes).is_err());
         let header = segment_header();
-        let place = Place {
+        let place = HeaderHints {
             epoch: header.epoch,
             shard: header.shard,
             index: header.index,
             index_before: header.index - 1,
             position_behind: None,
         };
-        let found = header_of(bytes, place);
+        let found = restore_header(bytes, place);
         let is_rest_whole =
             bytes.get(SEGMENT_HEADER_BYTES..) == Some(&self.bytes[SEGMENT_HEADER_BYTES..]);
         let is_found = !self.units.is_empty() && is_rest_whole;

@@ -4,7 +4,7 @@
 #![no_main]
 
 use etherply::log::record::{
-    BATCH_HEADER_BYTES, Cursor, FaultKind, OP_HEADER_BYTES, Op, Reader, SEGMENT_HEADER_BYTES,
+    BATCH_HEADER_BYTES, ReadCursor, FaultKind, OP_HEADER_BYTES, LoggedOp, Reader, SEGMENT_HEADER_BYTES,
     SegmentHeader, begin_batch, damage_behind, op_bytes, push_op,
 };
 use etherply::log::repair::resync::{durable_position, next_batch, skip_damage};
@@ -84,7 +84,7 @@ fn number(bytes: &[u8], at: usize, width: usize) -> u64 {
 }
 
 /// The ops, the fault that ended them, and where that was.
-type Read<'a> = (Vec<Op<'a>>, Option<FaultKind>, Cursor);
+type Read<'a> = (Vec<LoggedOp<'a>>, Option<FaultKind>, ReadCursor);
 
 /// Whatever is served is what the encoder would have written there, and the reader never leaves the bytes.
 fn check_reader<'a>(header: &SegmentHeader, bytes: &'a [u8]) -> Read<'a> {
@@ -116,7 +116,7 @@ fn check_reader<'a>(header: &SegmentHeader, bytes: &'a [u8]) -> Read<'a> {
 
 /// The same with a part of the bytes at a time, each from where the one before it ended; more of them where that brings nothing.
 fn read_in_parts<'a>(header: &SegmentHeader, bytes: &'a [u8], mut part_bytes: usize) -> Read<'a> {
-    let (mut ops, mut cursor) = (Vec::new(), Cursor::begin());
+    let (mut ops, mut cursor) = (Vec::new(), ReadCursor::begin());
     if bytes.len() <= SEGMENT_HEADER_BYTES {
         return (ops, None, cursor);
     }
@@ -162,7 +162,7 @@ fn check_salvage(header: &SegmentHeader, bytes: &[u8]) {
 
 /// An op that was read up to `end` is the one that the encoder would write there, and its texts are borrowed from there. Gives
 /// its begin.
-fn check_op(op: &Op<'_>, bytes: &[u8], end: usize) -> usize {
+fn check_op(op: &LoggedOp<'_>, bytes: &[u8], end: usize) -> usize {
     let start = end - op_bytes(op);
     let mut batch = Vec::new();
     begin_batch(&mut batch);

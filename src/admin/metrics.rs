@@ -13,7 +13,7 @@ use crate::core::shard::counters::{
 use crate::status::Status;
 use crate::status::stats::{LogFigures, Reading};
 
-use text_format::{Page, Value, label};
+use text_format::{MetricsPage, Value, label};
 
 mod text_format;
 
@@ -246,14 +246,14 @@ const HISTOGRAMS: &[Histogram] = &[
 /// The page.
 #[must_use]
 pub fn text(status: &Status, now_us: u64) -> Vec<u8> {
-    let shards: Vec<Shard> = (0_u64..)
+    let shards: Vec<ShardReading> = (0_u64..)
         .zip(&status.stats)
-        .map(|(number, stats)| Shard {
+        .map(|(number, stats)| ShardReading {
             label: label("shard", number),
             reading: stats.read(now_us),
         })
         .collect();
-    let mut page = Page::with_capacity(4096 + shards.len() * 20_000);
+    let mut page = MetricsPage::with_capacity(4096 + shards.len() * 20_000);
     put_process(&mut page, status);
     put_log(&mut page, status, &shards);
     for family in FAMILIES {
@@ -281,12 +281,12 @@ pub fn text(status: &Status, now_us: u64) -> Vec<u8> {
     page.into_bytes()
 }
 
-struct Shard {
+struct ShardReading {
     label: String,
     reading: Reading,
 }
 
-fn put_process(page: &mut Page, status: &Status) {
+fn put_process(page: &mut MetricsPage, status: &Status) {
     let version = concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"");
     page.family("etherply_build_info", "gauge", "The version of the server.");
     page.sample("etherply_build_info", "", &[version], Value::Count(1));
@@ -397,7 +397,7 @@ const OF_LOG: &[OfLog] = &[
     },
 ];
 
-fn put_log(page: &mut Page, status: &Status, shards: &[Shard]) {
+fn put_log(page: &mut MetricsPage, status: &Status, shards: &[ShardReading]) {
     let log = status.log.read();
     for family in OF_LOG {
         page.family(family.name, family.kind, family.help);
@@ -426,20 +426,20 @@ fn put_log(page: &mut Page, status: &Status, shards: &[Shard]) {
     page.sample(name, "", &[], Value::Microseconds(ratio));
 }
 
-fn put_held(page: &mut Page, shards: &[Shard]) {
+fn put_held(page: &mut MetricsPage, shards: &[ShardReading]) {
     let name = "etherply_writers_held_seconds_total";
     page.family(
         name,
         "counter",
         "Time in which clients waited for compaction.",
     );
-    for Shard { label, reading } in shards {
+    for ShardReading { label, reading } in shards {
         let held = Value::Microseconds(reading.counters.held_us);
         page.sample(name, "", &[label], held);
     }
 }
 
-fn put_codes(page: &mut Page, shards: &[Shard]) {
+fn put_codes(page: &mut MetricsPage, shards: &[ShardReading]) {
     let name = "etherply_http_responses_total";
     page.family(
         name,
@@ -470,7 +470,7 @@ fn labels_of(codes: &[u16]) -> Vec<String> {
     known.chain(["code=\"other\"".to_owned()]).collect()
 }
 
-fn put_histograms(page: &mut Page, shards: &[Shard]) {
+fn put_histograms(page: &mut MetricsPage, shards: &[ShardReading]) {
     let name = "etherply_turn_longest_seconds";
     page.family(name, "gauge", "The longest turn of the event loop within the last minute or two: nothing else of the shard moved meanwhile.");
     for shard in shards {

@@ -1,4 +1,4 @@
-//! What a [`Shard`](super::shard::Shard) and its caller tell each other.
+//! The inputs and outputs of a [`Shard`](super::shard::Shard), and its configuration.
 
 use std::io;
 use std::sync::Arc;
@@ -22,76 +22,80 @@ pub struct Clock {
     pub unix_us: u64,
 }
 
-/// What a shard must know; the same for its whole life, but for the verifier.
+/// The configuration of a shard. Only the verifier changes while it runs.
 #[derive(Clone)]
 pub struct ShardConfig {
-    /// Its number.
+    /// The number of this shard, from 0.
     pub shard: u32,
-    /// How many there are.
+    /// The number of shards of the server.
     pub shards: u32,
-    /// When an op counts as kept.
+    /// When an op may be sent to other clients.
     pub durability: Durability,
-    /// Between two fdatasyncs of `interval` mode.
+    /// The time between two fdatasyncs in `interval` mode.
     pub sync_interval_us: u64,
-    /// Between two pings.
+    /// The time between two pings to a client.
     pub ping_interval_us: u64,
-    /// What a client may have queued before it is conflated.
+    /// The bytes of broadcasts that a client may be behind before it is conflated.
     pub outbox_bytes_max: usize,
-    /// The longest message.
+    /// The length of the longest message that is accepted.
     pub message_bytes_max: usize,
-    /// What may be held for single sessions: [`crate::limits::session_budget_bytes`].
+    /// The memory that may be held for single sessions
+    /// ([`crate::limits::session_budget_bytes`]).
     pub session_bytes_max: usize,
-    /// What the texts of states may take that are on their way to anybody.
+    /// The memory of all encoded states that are being sent.
     pub snapshot_bytes_max: usize,
-    /// What is encoded of states in a turn; one that is no larger is encoded at once.
+    /// The bytes of states that are encoded in a turn. A state that is not longer is encoded at
+    /// once.
     pub snapshot_part_bytes: usize,
-    /// A batch of ops that has reached this size takes no more messages until it is written.
+    /// The size of a batch of ops from which on no more messages are read until it is written.
     pub batch_bytes_max: usize,
-    /// A segment of the log may grow to this size, however little of it is live;
+    /// The size that a segment of the log may reach, however little of it is live.
     pub segment_bytes_min: u64,
-    /// and not beyond this one.
+    /// The size that no segment of the log exceeds by more than a batch.
     pub segment_bytes_max: u64,
-    /// What the log may have beside what its live data allow, before anybody is slowed down.
+    /// The bytes that the log may have in addition to what its live data allow, before any
+    /// workspace is slowed down.
     pub log_spare_bytes: u64,
-    /// How far ahead of the clock a timestamp may be.
+    /// The time by which a timestamp may be ahead of the clock.
     pub future_skew_us: u64,
-    /// How long a drain may take.
+    /// The longest time that a drain may take.
     pub drain_us: u64,
-    /// Keys the hash of every workspace's keys.
+    /// The seed of the hash of every workspace's keys, so that no client can choose keys that
+    /// collide.
     pub hash_seed: u64,
-    /// A random id of this start of the server, the same for all its shards.
+    /// A random id of this start of the server. All its shards have the same.
     pub start_id: u64,
-    /// Checks tokens.
+    /// The secrets that tokens are verified with.
     pub verifier: Arc<Verifier>,
-    /// The origins whose pages may connect and read (RFC 6454); none named: all.
+    /// The origins whose pages may connect and read (RFC 6454). If it is empty, all may.
     pub origins: Arc<[String]>,
-    /// What protects the server from its clients.
+    /// The limits that protect the server from its clients.
     pub limits: Limits,
-    /// Whether it notes each connection for the log ([`Output::Note`]).
+    /// Whether each connection is reported for the server's log ([`Output::Note`]).
     pub has_journal: bool,
-    /// Handling an op with this key panics: a fault for tests.
+    /// The key of an op that makes the shard panic, for tests.
     pub fault_panic_key: Option<String>,
 }
 
-/// What protects the server from its clients; None: no limit.
+/// The limits that protect the server from its clients. `None` is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
-    /// Messages of one connection in a second.
+    /// Messages per second of one connection.
     pub ops_per_second: Option<u32>,
     /// Members of one workspace.
     pub connections_per_workspace: Option<usize>,
-    /// What a workspace's entries may take in a log in which nothing is dead.
+    /// The bytes that a workspace's entries take in a log in which nothing is superseded.
     pub workspace_bytes: Option<u64>,
-    /// Requests with a token in a second, of all shards together: each takes its share.
+    /// Requests with a token per second, over all shards: each has an equal share.
     pub handshakes_per_second: Option<u32>,
 }
 
-/// What the caller sees of the other shards, brought up to date before a turn.
+/// The state of the other shards, which the caller updates before each turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PeerStatus {
-    /// Every shard can write its log.
+    /// Whether every shard can write its log.
     pub ready: bool,
-    /// How much of the log has been read, while the server starts.
+    /// The share of the log that has been read so far while the server starts.
     pub recovered_percent: u8,
 }
 
@@ -106,7 +110,7 @@ pub enum Received<'a> {
     Broken,
 }
 
-/// Something that happened. Of an error the caller has reported all that is worth reporting.
+/// Something that happened. The caller has already logged an error that needs to be logged.
 pub enum Input<'a> {
     /// A receive ended.
     Received(SessionId, Received<'a>),
@@ -123,69 +127,71 @@ pub enum Input<'a> {
     /// later. It is the first input of the log for a shard that began with
     /// [`Shard::recovering`](super::shard::Shard::recovering).
     Rebuilt(io::Result<(OpenSegment, Vec<Workspace>)>),
-    /// The log's files are not at their paths any more. What is written to them would be lost.
+    /// The log's files are no longer at their paths: what is written to them would be lost.
     LogDisplaced,
-    /// The log was measured: after a segment was opened, a compaction has freed something, or the room on
-    /// the disk has changed.
+    /// The log was measured, because a segment was opened, a compaction has freed something, or the
+    /// free space of the disk has changed.
     LogSize(LogSize),
-    /// The page that was asked for.
+    /// The answer to an [`Output::Page`].
     Page(SessionId, Answer),
-    /// Stop: refuse, finish, close. A second one closes everybody at once.
+    /// Stop: refuse new requests, write what is left, close all sessions. A second one closes them
+    /// without waiting.
     Drain,
 }
 
-/// Something that the caller is to do.
+/// Something that the caller must do.
 #[derive(Debug)]
 pub enum Output {
     /// Receive on the session's connection.
     Receive(SessionId),
     /// Send the spans, in order.
     Send(SessionId, Spans),
-    /// Close the sending side: the last byte is out.
+    /// Close the sending side, since the last byte was sent.
     Finish(SessionId),
-    /// Shut both sides down, so that what is in flight comes back.
+    /// Shut both sides down, so that the operations in flight end.
     Abort(SessionId),
-    /// Nothing is in flight: close the descriptor and forget the session.
+    /// Close the descriptor and forget the session: nothing is in flight.
     Close(SessionId),
     /// Move the connection to the shard that owns its workspace, and forget the session here.
     Handoff(SessionId, u32, Box<Handoff>),
-    /// Log this of the connection. Only with [`ShardConfig::has_journal`].
+    /// Write this about the connection to the server's log. Only with
+    /// [`ShardConfig::has_journal`].
     Note(SessionId, Box<Note>),
-    /// Make a page, and bring it back at once as [`Input::Page`].
+    /// Render a page, and return it at once as [`Input::Page`].
     Page(SessionId, PageRequest),
     /// Take the next step of the log, on its open segment.
     Log(LogStep),
-    /// Open the segment behind the failed one, which ends there, and read the shard's state back.
+    /// Create the segment after the failed one, which ends there, and read the shard's state back.
     Rebuild(End),
-    /// The shard serves, or does not any more.
+    /// The shard serves again, or no longer.
     Ready(bool),
     /// All sessions are closed and the log is sealed.
     Drained,
 }
 
-/// A request that was read and checked: what the owner of its workspace needs to go on.
+/// A request that was read and verified, for the shard that owns its workspace.
 #[derive(Debug)]
 pub struct Handoff {
     pub(super) workspace: String,
     pub(super) intent: Intent,
-    /// How long the client may still wait for its answer.
+    /// The time that the client may still wait for its answer.
     pub(super) left_us: u64,
-    /// What the client sent behind its request.
+    /// The bytes that the client sent after its request.
     pub(super) unparsed: Vec<u8>,
 }
 
-/// What a client wants of a workspace.
+/// The purpose of a request to a workspace.
 #[derive(Debug)]
 pub(super) enum Intent {
-    /// To be a member.
+    /// To join it as a member.
     Join {
         grant: Grant,
-        /// For the journal, where there is one.
+        /// For the server's log. Only with [`ShardConfig::has_journal`].
         subject: Option<Box<str>>,
         accept_key: String,
         user: Option<Box<str>>,
     },
-    /// To look at it.
+    /// To read its state or its presence over HTTP.
     Read {
         target: ReadTarget,
         if_none_match: Option<String>,
@@ -194,7 +200,8 @@ pub(super) enum Intent {
     },
 }
 
-/// The shard that owns a workspace. The same on every start with the same count, and spread evenly.
+/// Returns the shard that owns a workspace. It is the same on every start with the same number of
+/// shards, and workspaces are spread evenly.
 #[must_use]
 pub fn shard_of(workspace: &str, shards: u32) -> u32 {
     let hash = crc32c::crc32c(workspace.as_bytes());

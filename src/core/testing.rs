@@ -85,8 +85,10 @@ pub fn upgrade_request(path: &str) -> String {
     )
 }
 
-/// Random numbers that depend on the seed alone, so that a failing run can be repeated (SplitMix64:
-/// Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
+/// Random numbers that depend on the seed alone, so that a failing run can be repeated.
+///
+/// The algorithm is `SplitMix64` (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number
+/// Generators", 2014).
 #[derive(Debug, Clone)]
 pub struct Dice(u64);
 

@@ -23,7 +23,7 @@ use crate::log::disk::{Disk, HostDisk};
 use crate::log::position::LogPosition;
 use crate::log::record::SEGMENT_HEADER_BYTES;
 use crate::log::reserve::Reserve;
-use crate::log::schedule::{DiskRoom, Folder, LowMarks, Schedule};
+use crate::log::schedule::{DiskRoom, FolderUsage, LowMarks, Schedule};
 use crate::log::segment;
 use crate::status::Status;
 
@@ -99,7 +99,7 @@ struct Loop {
     /// The last of each shard.
     rotations: Vec<Rotation>,
     /// As they were measured last.
-    folders: Vec<Folder>,
+    folders: Vec<FolderUsage>,
     /// What each shard was told last.
     told: Vec<(u32, LogSize)>,
     schedule: Schedule,
@@ -387,7 +387,7 @@ impl Loop {
                 return;
             };
             segments += count;
-            folders.push(Folder {
+            folders.push(FolderUsage {
                 shard,
                 closed_bytes,
                 live_bytes: rotation.map_or(0, |last| last.live_bytes),

@@ -15,8 +15,8 @@ use crate::core::state::workspace::Workspace;
 use crate::limits::{PROGRESS_INTERVAL_MS, READ_BYTES};
 use crate::log::directory::DataDirectory;
 use crate::log::disk::Disk;
-use crate::log::record::{Op, op_bytes};
-use crate::log::recovery::{Recovery, RecoveryError, Report};
+use crate::log::record::{LoggedOp, op_bytes};
+use crate::log::recovery::{Recovery, RecoveryError, RecoveryReport};
 use crate::status::RecoveryProgress;
 
 /// Reads the log and deals its workspaces out to `shards`.
@@ -25,7 +25,7 @@ pub fn recover<D: Disk>(
     shards: u32,
     hash_seed: u64,
     progress: &RecoveryProgress,
-) -> Result<(Report, Vec<Vec<Workspace>>), RecoveryError> {
+) -> Result<(RecoveryReport, Vec<Vec<Workspace>>), RecoveryError> {
     let recovery = Recovery::open(directory)?;
     progress.begin(recovery.bytes());
     let threads = thread::available_parallelism().map_or(1, usize::from);
@@ -38,8 +38,8 @@ pub fn recover<D: Disk>(
             break;
         }
         let mut deal = Replay::new(hash_seed);
-        let meter = Meter::new(progress);
-        let visit = |op: &Op<'_>| {
+        let meter = ReadMeter::new(progress);
+        let visit = |op: &LoggedOp<'_>| {
             deal.visit(op);
             meter.op(op_bytes(op));
         };
@@ -74,14 +74,14 @@ pub fn recover<D: Disk>(
 }
 
 /// Tells a [`RecoveryProgress`] what is read of a folder, in the middle of a segment too: it may be long.
-struct Meter<'a> {
+struct ReadMeter<'a> {
     progress: &'a RecoveryProgress,
     /// Of this segment.
     told_bytes: Cell<u64>,
     untold_bytes: Cell<u64>,
 }
 
-impl<'a> Meter<'a> {
+impl<'a> ReadMeter<'a> {
     fn new(progress: &'a RecoveryProgress) -> Self {
         Self {
             progress,
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn a_long_segment_is_told_in_parts_and_each_byte_once() {
         let progress = RecoveryProgress::default();
-        let meter = Meter::new(&progress);
+        let meter = ReadMeter::new(&progress);
         for begin in [0, 10_000_000] {
             meter.op(READ_BYTES - 1);
             assert_eq!(progress.bytes().0, begin);

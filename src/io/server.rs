@@ -37,7 +37,7 @@ use crate::log::commit::Durability;
 use crate::log::directory::{DataDirectory, DirectoryError};
 use crate::log::disk::{Disk, HostDisk};
 use crate::log::log_files::LogFiles;
-use crate::log::recovery::{RecoveryError, Report};
+use crate::log::recovery::{RecoveryError, RecoveryReport};
 use crate::log::remedy::WithRemedy;
 use crate::log::reserve::Reserve;
 use crate::log::schedule::{DiskRoom, LowMarks};
@@ -106,7 +106,7 @@ enum ServerEvent {
 }
 
 /// What was read of the log, and the workspaces of each shard.
-type RecoveredLog = (Report, Vec<Vec<Workspace>>);
+type RecoveredLog = (RecoveryReport, Vec<Vec<Workspace>>);
 
 /// Runs the server until it is told to stop.
 pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
@@ -181,7 +181,7 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
 fn begin_to_serve(
     posts: &[ShardSender],
     directory: &Arc<DataDirectory>,
-    report: &Report,
+    report: &RecoveryReport,
     dealt: Vec<Vec<Workspace>>,
     fill_bytes: Option<u64>,
 ) -> Result<(), ServeError> {

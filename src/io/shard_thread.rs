@@ -59,14 +59,14 @@ impl Drop for RingReport {
 /// The system has no thread for the shard.
 pub fn spawn(mut start: Start, stopped: impl Fn(bool) + Send + 'static) -> Result<(), ThreadError> {
     /// Reports on every way out, also by a panic: a server with a dead shard must not live on.
-    struct Ending<F: Fn(bool)>(F, bool);
-    impl<F: Fn(bool)> Drop for Ending<F> {
+    struct StopReporter<F: Fn(bool)>(F, bool);
+    impl<F: Fn(bool)> Drop for StopReporter<F> {
         fn drop(&mut self) {
             (self.0)(self.1);
         }
     }
     threads::start(format!("etherply-{}", start.config.shard), move || {
-        let mut ending = Ending(stopped, false);
+        let mut ending = StopReporter(stopped, false);
         let mut report = std::mem::take(&mut start.ring);
         match run(start, &mut report) {
             Ok(()) => ending.1 = true,

@@ -1,8 +1,8 @@
-//! One core's loop: completions become inputs of the [`Shard`], its outputs become operations.
+//! The loop of one core: completions become inputs of the [`Shard`], its outputs operations.
 //!
-//! A turn takes all completions there are, lets the shard handle them, flushes it once, and submits
-//! all that it wants with one `io_uring_enter`. What the shard must not know stands here: the
-//! descriptors, the other shards' mailboxes, the clock.
+//! A turn takes all completions that have arrived, lets the shard handle them, flushes it once, and
+//! submits everything that it wants with one `io_uring_enter`. What the shard must not know is
+//! here: the descriptors, the mailboxes of the other shards, the clock.
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ use crate::io::directory_watch::DirectoryWatch;
 use crate::io::listener::Listener;
 use crate::io::mailbox::{Mailbox, RebuildError, ShardMessage, ShardSender};
 use crate::io::notes::{self, Batch};
-use crate::io::ring::{Completion, Ring};
+use crate::io::ring::{Completion, Ring, Tokens};
 use crate::log::commit::LogStep;
 use crate::log::disk::HostDisk;
 use crate::log::log_files::LogFiles;
@@ -34,90 +34,92 @@ use crate::status::stats::ShardStats;
 
 mod accepts;
 
-/// What an operation of the ring was for.
-#[derive(Debug, Clone, Copy)]
-pub enum Token {
-    /// An accept on a listening socket.
-    Accept(ListenerKind),
-    /// The end of all accepts.
-    AcceptsCancelled,
-    /// The mailbox's bell.
-    Bell,
-    /// The timer for this time.
-    Timer(u64),
-    /// Another turn at once.
-    Again,
-    /// A receive of a session.
-    Receive(SessionId),
-    /// A send of a session.
-    Send(SessionId),
-    /// The log's write.
-    LogWrite,
-    /// The log's fdatasync.
-    LogSync,
-    /// Nothing that anyone waits for.
-    Own,
+/// The tokens of a worker's operations. Only the log writes, one batch at a time.
+#[derive(Debug)]
+pub struct WorkerTokens;
+
+impl Tokens for WorkerTokens {
+    type Receive = SessionId;
+    type Send = SessionId;
+    type Accept = ListenerKind;
+    type Write = ();
+    type Signal = Signal;
 }
 
-/// What context a worker to the others.
+/// An operation that has nothing to give back.
+#[derive(Debug, Clone, Copy)]
+pub enum Signal {
+    /// All accepts are cancelled.
+    AcceptsCancelled,
+    /// The mailbox's bell rang.
+    Bell,
+    /// The timer for this time expired.
+    Timer(u64),
+    /// Another turn was wanted at once.
+    Again,
+    /// The log's fdatasync ended.
+    LogSync,
+}
+
+/// What a worker needs of the rest of the server.
 pub struct WorkerContext {
-    /// What all know of all.
+    /// The state that all threads share.
     pub status: Arc<Status>,
     /// The one listening socket.
     pub listener: Arc<Listener>,
-    /// That of `--admin-port`.
+    /// The listening socket of `--admin-port`.
     pub admin_listener: Option<Arc<Listener>>,
-    /// Where its own letters come out.
+    /// The messages to this shard.
     pub mailbox: Mailbox,
-    /// To all shards, in order; its own too.
+    /// The mailboxes of all shards in order, including its own.
     pub posts: Vec<ShardSender>,
-    /// Where new segments are told, and failures of the log.
+    /// The channel to the compactor: new segments, and failures of the log.
     pub news: Sender<CompactorEvent>,
-    /// Keys the hashes of what is read back.
+    /// The seed of the hashes of what is read back.
     pub hash_seed: u64,
-    /// What the server shows of itself.
+    /// The pages that the server renders.
     pub pages: Arc<Pages>,
 }
 
-/// All that one core's loop works on.
+/// The state of one core's loop.
 pub struct Worker {
     shard: Shard,
     number: u32,
     context: WorkerContext,
-    /// None while the log is read at the start: nothing asks for it then.
+    /// None while the log is read at the start: nothing uses it then.
     log: Option<LogFiles<HostDisk>>,
-    /// By the slots of their sessions.
+    /// The connections by the slots of their sessions.
     connections: Vec<Option<Connection>>,
     started: Instant,
     accepts_in_flight: usize,
     admin_accepts_in_flight: usize,
     accepts_paused_until_us: Option<u64>,
-    /// When a pause is worth a warning again.
+    /// When the next pause of accepting is logged again.
     next_accept_warning_us: u64,
     is_accepting: bool,
-    /// Timers in flight, each earlier than the one before it.
+    /// The times of the timers in flight, each earlier than the one before it in the list.
     armed_timers_us: Vec<u64>,
     is_again_in_flight: bool,
     begun: Begun,
-    completions: Vec<Completion<Token>>,
+    completions: Vec<Completion<WorkerTokens>>,
     directory_watch: DirectoryWatch,
-    /// How long the shard was away, as far as it was logged.
+    /// The part of the shard's absence that was logged.
     told_absent_us: u64,
 }
 
-/// When what is measured began.
+/// The beginnings of what is measured.
 #[derive(Default)]
 struct Begun {
     turn_us: u64,
-    /// A write or an fdatasync of the log, when it was submitted.
+    /// When the write or fdatasync of the log was submitted.
     log_us: u64,
     batch: Batch,
-    /// One is begun in this turn.
+    /// Whether a write or an fdatasync was begun in this turn.
     has_log: bool,
 }
 
 impl Worker {
-    /// A worker for the shard of that number; `started` is the zero of its clock.
+    /// Returns a worker for the shard with this number. `started` is the zero of its clock.
     #[must_use]
     pub fn new(shard: Shard, number: u32, context: WorkerContext, started: Instant) -> Self {
         let is_accepting = !context.listener.is_inherited();
@@ -142,15 +144,15 @@ impl Worker {
         }
     }
 
-    /// Submits what must always be in flight; before the first turn.
-    pub fn start(&mut self, ring: &mut Ring<Token>) {
-        ring.wait(self.context.mailbox.bell(), Token::Bell);
+    /// Submits the operations that must always be in flight, before the first turn.
+    pub fn start(&mut self, ring: &mut Ring<WorkerTokens>) {
+        ring.wait(self.context.mailbox.bell(), Signal::Bell);
         self.arm_accepts(ring, 0);
-        ring.finish_turn(Token::Own);
+        ring.finish_turn();
     }
 
-    /// One turn of the loop. Breaks when the shard has drained.
-    pub fn turn(&mut self, ring: &mut Ring<Token>) -> ControlFlow<()> {
+    /// Runs one turn of the loop. Breaks when the shard has drained.
+    pub fn turn(&mut self, ring: &mut Ring<WorkerTokens>) -> ControlFlow<()> {
         let clock = clock(self.started);
         if self.is_again_in_flight {
             self.turned(clock.now_us);
@@ -175,21 +177,21 @@ impl Worker {
         self.stats().retried(ring.retries());
         self.tell_absence();
         for door in [ListenerKind::Public, ListenerKind::Admin] {
-            let yields = self.shard.may_give_way(door);
+            let yields = self.shard.may_shed(door);
             self.context.status.set_yielding(self.number, door, yields);
         }
         self.arm_accepts(ring, clock.now_us);
         self.arm_timer(ring, clock.now_us);
-        ring.finish_turn(Token::Own);
+        ring.finish_turn();
         if self.shard.has_work() && !self.is_again_in_flight {
             self.is_again_in_flight = true;
-            ring.again(Token::Again);
+            ring.again(Signal::Again);
         }
         self.end_turn();
         ControlFlow::Continue(())
     }
 
-    /// One look at the clock serves all that began in the turn: it is submitted right after it.
+    /// Reads the clock once for everything that began in the turn: it is submitted right after.
     fn end_turn(&mut self) {
         let ended_us = now_us(self.started);
         if std::mem::take(&mut self.begun.has_log) {
@@ -209,34 +211,37 @@ impl Worker {
         &self.context.status.stats[self.number as usize]
     }
 
-    fn complete(&mut self, completion: Completion<Token>, ring: &mut Ring<Token>, clock: Clock) {
+    fn complete(
+        &mut self,
+        completion: Completion<WorkerTokens>,
+        ring: &mut Ring<WorkerTokens>,
+        clock: Clock,
+    ) {
         match completion {
-            Completion::Received(Token::Receive(id), mut filled) => {
+            Completion::Received(id, mut filled) => {
                 let received = Received::Bytes(filled.bytes());
                 self.shard.handle(Input::Received(id, received), clock);
                 ring.give_back(filled);
             }
-            Completion::Ended(Token::Receive(id), outcome) => {
+            Completion::Ended(id, outcome) => {
                 let received = match outcome {
                     Ok(()) => Received::Eof,
                     Err(_) => Received::Broken,
                 };
                 self.shard.handle(Input::Received(id, received), clock);
             }
-            Completion::Sent(Token::Send(id), spans, outcome) => match outcome {
+            Completion::Sent(id, spans, outcome) => match outcome {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                     self.send(id, spans, ring);
                 }
                 outcome => self.shard.handle(Input::Sent(id, spans, outcome), clock),
             },
-            Completion::Accepted(Token::Accept(door), outcome) => {
-                self.accepted(door, outcome, clock);
-            }
-            Completion::Written(_, bytes, outcome) => {
+            Completion::Accepted(door, outcome) => self.accepted(door, outcome, clock),
+            Completion::Written((), bytes, outcome) => {
                 self.stats().written(self.log_took_us(clock));
                 self.written(bytes, outcome, clock);
             }
-            Completion::BlocksWritten(_, blocks, outcome) => {
+            Completion::BlocksWritten((), blocks, outcome) => {
                 self.stats().written(self.log_took_us(clock));
                 self.stats().synced(self.log_took_us(clock));
                 let writer = self.log().blocks();
@@ -244,36 +249,41 @@ impl Worker {
                 let (bytes, outcome) = writer.finish(blocks, outcome);
                 self.written(bytes, outcome, clock);
             }
-            Completion::Done(Token::LogSync, outcome) => {
+            Completion::Signalled(signal, outcome) => self.signalled(signal, outcome, ring, clock),
+        }
+    }
+
+    fn signalled(
+        &mut self,
+        signal: Signal,
+        outcome: io::Result<()>,
+        ring: &mut Ring<WorkerTokens>,
+        clock: Clock,
+    ) {
+        match signal {
+            Signal::LogSync => {
                 self.stats().synced(self.log_took_us(clock));
                 let outcome = self.kept(outcome, clock);
                 let outcome = self.told("fdatasync", outcome);
                 notes::log_sync(self.number, outcome.is_ok(), self.log_took_us(clock));
                 self.shard.handle(Input::LogSynced(outcome), clock);
             }
-            Completion::Done(Token::Bell, _) => {
+            Signal::Bell => {
                 while let Some(letter) = self.context.mailbox.next() {
                     self.read(letter, ring, clock);
                 }
-                ring.wait(self.context.mailbox.bell(), Token::Bell);
+                ring.wait(self.context.mailbox.bell(), Signal::Bell);
             }
-            Completion::Done(Token::Timer(at_us), _) => {
+            Signal::Timer(at_us) => {
                 self.armed_timers_us.retain(|armed_us| *armed_us != at_us);
             }
-            Completion::Done(Token::Again, _) => self.is_again_in_flight = false,
-            // What was accepted before has been told before.
-            Completion::Done(Token::AcceptsCancelled, _) => self.shard.handle(Input::Drain, clock),
-            Completion::Done(token, _) => unreachable!("{token:?} has a completion of its own"),
-            Completion::Accepted(token, _) => unreachable!("{token:?} names no door"),
-            Completion::Received(token, _)
-            | Completion::Ended(token, _)
-            | Completion::Sent(token, ..) => {
-                unreachable!("{token:?} names no session")
-            }
+            Signal::Again => self.is_again_in_flight = false,
+            // The accepts that took a client have completed before.
+            Signal::AcceptsCancelled => self.shard.handle(Input::Drain, clock),
         }
     }
 
-    /// How long the operation of the log took that has just ended.
+    /// Returns how long the operation of the log took that has just ended.
     fn log_took_us(&self, clock: Clock) -> u64 {
         clock.now_us.saturating_sub(self.begun.log_us)
     }
@@ -287,8 +297,9 @@ impl Worker {
         self.shard.handle(Input::LogWritten(bytes, outcome), clock);
     }
 
-    /// What was done well to a file that was deleted counts as failed. A write is asked too: in the modes without an
-    /// fdatasync for each batch, ops would long go on otherwise.
+    /// Turns success into failure if the file was deleted: its bytes are lost all the same. Writes
+    /// are checked too, because in the modes without an fdatasync for each batch ops would go on
+    /// for long otherwise.
     fn kept<T>(&mut self, outcome: io::Result<T>, clock: Clock) -> Result<T, RebuildError> {
         let outcome = outcome?;
         self.directory_watch
@@ -303,7 +314,7 @@ impl Worker {
         }
     }
 
-    /// Logs why a step of the log has failed, and passes its outcome on as the shard takes it.
+    /// Logs why a step of the log has failed, and returns the outcome in the shard's terms.
     fn told<T, E>(&self, what: &str, outcome: Result<T, E>) -> io::Result<T>
     where
         E: std::error::Error + Send + Sync + 'static,
@@ -311,13 +322,14 @@ impl Worker {
         outcome.map_err(|error| {
             tracing::error!(
                 shard = self.number,
-                "the log cannot be written ({what}: {error}); senders get error 500, clients are closed with 1011, and the log is reopened as soon as possible"
+                "the log cannot be written ({what}: {error}); senders get error 500, clients are \
+                 closed with 1011, and the log is reopened as soon as possible"
             );
             io::Error::other(error)
         })
     }
 
-    fn read(&mut self, letter: ShardMessage, ring: &mut Ring<Token>, clock: Clock) {
+    fn read(&mut self, letter: ShardMessage, ring: &mut Ring<WorkerTokens>, clock: Clock) {
         match letter {
             ShardMessage::Adopt(handoff, core_handoff) => {
                 let id = self.shard.adopt(core_handoff, clock);
@@ -352,14 +364,14 @@ impl Worker {
                 self.shard.handle(Input::Rebuilt(opened), clock);
                 self.context.status.set_ready(self.number, true);
                 self.tell_rotation();
-                // The main thread listens until all have told it.
+                // The main thread waits for this from each shard before it reports that it serves.
                 let _ = recovered.serves.send(());
             }
         }
     }
 
-    /// Accepts nothing more, and begins to stop.
-    fn drain(&mut self, ring: &mut Ring<Token>, clock: Clock) {
+    /// Stops accepting, and begins to stop.
+    fn drain(&mut self, ring: &mut Ring<WorkerTokens>, clock: Clock) {
         let listener = &self.context.listener;
         if std::mem::replace(&mut self.is_accepting, false) {
             if let Some(listener) = &self.context.admin_listener {
@@ -368,9 +380,10 @@ impl Worker {
             if !listener.is_inherited() {
                 // All shards share the socket: the first to get here ends the accepts of all.
                 listener.end();
-            } else if ring.cancel(listener.as_fd(), Token::AcceptsCancelled) {
-                // The stop begins when no accept is left: all who were accepted are answered then, and the others wait for the
-                // successor. Where the kernel cannot cancel, an accept may still take somebody, who is answered 503.
+            } else if ring.cancel(listener.as_fd(), Signal::AcceptsCancelled) {
+                // The stop begins when no accept is left: every client that was accepted is
+                // answered then, and the others wait for the new server. If the kernel cannot
+                // cancel, an accept may still take a client, which is answered 503.
                 return;
             }
         }
@@ -383,7 +396,7 @@ impl Worker {
             .expect("the log was read before it is used")
     }
 
-    /// Nothing before the open segment changes any more, but by compaction.
+    /// Tells the compactor that the segments before the open one are complete.
     fn tell_rotation(&mut self) {
         let open = self.log().open_segment();
         let rotation = Rotation {
@@ -398,7 +411,7 @@ impl Worker {
         let _ = self.context.news.send(CompactorEvent::Rotated(rotation));
     }
 
-    /// The log cannot be written: perhaps the disk is full, and compaction can make room.
+    /// Tells the compactor that the log cannot be written: if the disk is full, it can make room.
     fn tell_failure(&self) {
         let _ = self.context.news.send(CompactorEvent::Failed);
     }
@@ -427,7 +440,7 @@ impl Worker {
         let Connection { permit, .. } = connection.expect("a session has a connection");
         Visitor {
             door: permit.listener(),
-            // An address of IPv4 may come in the clothes of IPv6 (RFC 4291 section 2.5.5.2).
+            // An IPv4 address may come mapped into IPv6 (RFC 4291 section 2.5.5.2).
             is_local: self
                 .peer(id)
                 .is_some_and(|peer| peer.ip().to_canonical().is_loopback()),
@@ -443,14 +456,19 @@ impl Worker {
         &self,
         id: SessionId,
         spans: crate::core::fanout::window::Spans,
-        ring: &mut Ring<Token>,
+        ring: &mut Ring<WorkerTokens>,
     ) {
-        ring.send(self.socket(id).as_fd(), spans, Token::Send(id));
+        ring.send(self.socket(id).as_fd(), spans, id);
     }
 
-    fn perform(&mut self, output: Output, ring: &mut Ring<Token>, clock: Clock) -> ControlFlow<()> {
+    fn perform(
+        &mut self,
+        output: Output,
+        ring: &mut Ring<WorkerTokens>,
+        clock: Clock,
+    ) -> ControlFlow<()> {
         match output {
-            Output::Receive(id) => ring.receive(self.socket(id).as_fd(), Token::Receive(id)),
+            Output::Receive(id) => ring.receive(self.socket(id).as_fd(), id),
             Output::Send(id, spans) => self.send(id, spans, ring),
             // A socket that its peer has reset cannot be shut down, and need not be.
             Output::Finish(id) => drop(shutdown(self.socket(id), Shutdown::Write)),
@@ -497,7 +515,7 @@ impl Worker {
         ControlFlow::Continue(())
     }
 
-    fn step_log(&mut self, step: LogStep, ring: &mut Ring<Token>) {
+    fn step_log(&mut self, step: LogStep, ring: &mut Ring<WorkerTokens>) {
         match step {
             LogStep::Write {
                 offset,
@@ -506,7 +524,7 @@ impl Worker {
             } => self.write_log(bytes, from, offset, ring),
             LogStep::Sync => {
                 self.begun.has_log = true;
-                ring.sync(self.log().file().as_fd(), Token::LogSync);
+                ring.sync(self.log().file().as_fd(), Signal::LogSync);
             }
             LogStep::Open {
                 index,
@@ -521,16 +539,22 @@ impl Worker {
         }
     }
 
-    fn write_log(&mut self, bytes: Vec<u8>, from: usize, offset: u64, ring: &mut Ring<Token>) {
+    fn write_log(
+        &mut self,
+        bytes: Vec<u8>,
+        from: usize,
+        offset: u64,
+        ring: &mut Ring<WorkerTokens>,
+    ) {
         self.begun.has_log = true;
         let ops = self.shard.counters().groups.sum;
         self.begun.batch.begin(ops);
         let log = self.log();
         if let Some(writer) = log.blocks() {
             let write = writer.begin(bytes, from, offset);
-            ring.write_blocks(log.file().as_fd(), write, Token::LogWrite);
+            ring.write_blocks(log.file().as_fd(), write, ());
         } else {
-            ring.write(log.file().as_fd(), bytes, from, offset, Token::LogWrite);
+            ring.write(log.file().as_fd(), bytes, from, offset, ());
         }
     }
 
@@ -538,7 +562,7 @@ impl Worker {
         self.context.posts[self.number as usize].clone()
     }
 
-    fn arm_timer(&mut self, ring: &mut Ring<Token>, now_us: u64) {
+    fn arm_timer(&mut self, ring: &mut Ring<WorkerTokens>, now_us: u64) {
         let wanted = [
             self.shard.next_deadline_us(),
             self.accepts_paused_until_us,
@@ -547,25 +571,26 @@ impl Worker {
         let Some(wanted_us) = wanted.into_iter().flatten().min() else {
             return;
         };
-        // A later timer that is in flight stays: it is needed again soon.
+        // A later timer in flight is not cancelled: it is soon needed again.
         if self
             .armed_timers_us
             .last()
             .is_none_or(|armed_us| wanted_us < *armed_us)
         {
             self.armed_timers_us.push(wanted_us);
-            // A deadline that has passed waits for something in flight: it must not make the loop spin.
+            // A deadline that has passed waits for something in flight, and must not make the loop
+            // spin.
             let after_us = wanted_us.checked_sub(now_us).filter(|us| *us > 0);
             let after_us = after_us.unwrap_or(1000);
-            ring.timer(after_us, Token::Timer(wanted_us));
+            ring.timer(after_us, Signal::Timer(wanted_us));
         }
     }
 }
 
-/// The time now; monotonic time counts from `started`.
+/// Returns the current time. Monotonic time counts from `started`.
 #[must_use]
 pub fn clock(started: Instant) -> Clock {
-    // A clock before 1970 is as wrong as a clock can be; ops are then refused as too far ahead.
+    // With a clock before 1970, which counts as 1970, ops are refused as too far ahead.
     let unix = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -5,7 +5,7 @@
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
-use super::record::{self, Op};
+use super::record::{self, LoggedOp};
 use crate::seq::Seq;
 
 /// How much of a log.
@@ -43,10 +43,10 @@ pub struct Census {
 struct Counted {
     seq: Seq,
     share: Share,
-    winners: HashMap<Box<str>, Winner, RandomState>,
+    live: HashMap<Box<str>, LiveRecord, RandomState>,
 }
 
-struct Winner {
+struct LiveRecord {
     timestamp: u64,
     seq: Seq,
     bytes: u64,
@@ -55,7 +55,7 @@ struct Winner {
 
 impl Census {
     /// Takes an op that stands in the folder of this number.
-    pub fn visit(&mut self, folder: usize, op: &Op<'_>) {
+    pub fn visit(&mut self, folder: usize, op: &LoggedOp<'_>) {
         if self.folders.len() <= folder {
             self.folders.resize(folder + 1, Share::default());
         }
@@ -66,13 +66,13 @@ impl Census {
             share.records += 1;
             share.record_bytes += bytes;
         }
-        let winner = Winner {
+        let winner = LiveRecord {
             timestamp: op.timestamp,
             seq: op.seq,
             bytes,
             folder,
         };
-        if let Some(held) = counted.winners.get_mut(op.key) {
+        if let Some(held) = counted.live.get_mut(op.key) {
             if !op.wins_over(held.timestamp, held.seq) {
                 return;
             }
@@ -80,7 +80,7 @@ impl Census {
             self.folders[held.folder].live_bytes -= held.bytes;
             *held = winner;
         } else {
-            counted.winners.insert(op.key.into(), winner);
+            counted.live.insert(op.key.into(), winner);
         }
         counted.share.live_bytes += bytes;
         self.folders[folder].live_bytes += bytes;
@@ -97,7 +97,7 @@ impl Census {
     pub fn workspaces(self) -> Vec<WorkspaceShare> {
         let share = |(id, counted): (String, Counted)| WorkspaceShare {
             id,
-            keys: counted.winners.len() as u64,
+            keys: counted.live.len() as u64,
             seq: counted.seq,
             share: counted.share,
         };
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn each_op_counts_where_it_stands_and_the_winner_is_live() {
-        let op = |workspace, key, value, seq, timestamp| Op {
+        let op = |workspace, key, value, seq, timestamp| LoggedOp {
             workspace,
             key,
             value,

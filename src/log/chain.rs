@@ -14,8 +14,8 @@ use super::directory::shard_folder;
 use super::disk::{Disk, DiskFile};
 use super::position::LogPosition;
 use super::record::{
-    Cursor, Fault, FaultKind, HeaderError, Op, Reader, SEGMENT_HEADER_BYTES, SegmentHeader,
-    damage_behind, is_interrupted,
+    Fault, FaultKind, HeaderError, LoggedOp, ReadCursor, Reader, SEGMENT_HEADER_BYTES,
+    SegmentHeader, damage_behind, is_interrupted,
 };
 use super::segment;
 use crate::limits::READ_BYTES;
@@ -225,7 +225,7 @@ impl Link {
         &self,
         disk: &D,
         buffer: &mut Vec<u8>,
-        visit: impl FnMut(&Op<'_>),
+        visit: impl FnMut(&LoggedOp<'_>),
     ) -> Result<Extent, RecoveryError> {
         let file = disk.open(&self.path);
         let file = file.map_err(RecoveryError::at(&self.path))?;
@@ -242,10 +242,10 @@ impl Link {
         &self,
         file: &F,
         buffer: &mut Vec<u8>,
-        mut visit: impl FnMut(&Op<'_>),
+        mut visit: impl FnMut(&LoggedOp<'_>),
     ) -> Result<Extent, RecoveryError> {
         let mut window = self.window(file, buffer)?;
-        let (mut ops, mut cursor) = (0, Cursor::begin());
+        let (mut ops, mut cursor) = (0, ReadCursor::begin());
         let fault = loop {
             let mut fault = None;
             let mut reader = Reader::resume(&self.header, window.bytes, window.base, cursor);
@@ -303,7 +303,7 @@ impl Link {
         &self,
         file: &'a F,
         bytes: &'a mut Vec<u8>,
-    ) -> Result<Window<'a, F>, RecoveryError> {
+    ) -> Result<ReadWindow<'a, F>, RecoveryError> {
         let at = || RecoveryError::at(&self.path);
         let file_bytes = file.bytes().map_err(at())?;
         let mut end =
@@ -314,7 +314,7 @@ impl Link {
             end = end.min(next);
         }
         bytes.clear();
-        let mut window = Window {
+        let mut window = ReadWindow {
             file,
             bytes,
             base: 0,
@@ -329,7 +329,7 @@ impl Link {
     }
 
     /// Whether a fault is the trace of a crash; `behind` are the bytes from the fault on.
-    fn judge(&self, fault: Fault, cursor: Cursor, behind: &[u8]) -> Result<(), RecoveryError> {
+    fn judge(&self, fault: Fault, cursor: ReadCursor, behind: &[u8]) -> Result<(), RecoveryError> {
         let offset = fault.offset as u64;
         let damaged = |what: String| Err(RecoveryError::damaged(&self.path, offset, what));
         if let FaultKind::Content(_) = fault.kind {
@@ -366,7 +366,7 @@ pub(super) fn unfilled_bytes(bytes: &[u8]) -> usize {
 }
 
 /// The part of a file that is in memory.
-struct Window<'a, F> {
+struct ReadWindow<'a, F> {
     file: &'a F,
     bytes: &'a mut Vec<u8>,
     /// The offset in the file of the first of `bytes`.
@@ -375,7 +375,7 @@ struct Window<'a, F> {
     end: usize,
 }
 
-impl<F: DiskFile> Window<'_, F> {
+impl<F: DiskFile> ReadWindow<'_, F> {
     fn is_at_end(&self) -> bool {
         self.base + self.bytes.len() == self.end
     }

@@ -1,9 +1,9 @@
-//! Group commit, without IO: Filling → Writing → Syncing.
+//! Group commit as a state machine without IO: fill a batch, write it, sync it.
 //!
 //! Ops are appended to the batch that is being filled. At most one operation of the log is in
 //! flight: the write of a batch, the fdatasync that covers it, or the opening of the next segment.
-//! All ops that arrive meanwhile gather in the next batch, so that the busier the shard is, the
-//! more ops share one fdatasync.
+//! All ops that arrive in the meantime go to the next batch, so the busier the shard is, the more
+//! ops share one fdatasync.
 //!
 //! ```text
 //!   push ──► filling ──start_write──► Writing ──written──► Syncing ──synced──► durable
@@ -11,26 +11,23 @@
 //!                          └──────────────┴───────────────── Idle ◄───────────────┘
 //! ```
 //!
-//! Where the segment is *written through* ([`OpenSegment::writes_through`]), the write itself ends when the disk has all of
-//! it, and is durable then: there is no step of its own for the sync.
+//! If the segment is *written through* ([`OpenSegment::writes_through`]), a write ends only once the
+//! disk has all of it, so the batch is durable then and no sync follows.
 //!
-//! A position counts the bytes of batches over the whole log of the shard (see
-//! [`record`]). An op may be shown to anyone once
-//! [`Commit::visible_position`] has reached the position that [`Commit::push`] gave for it.
-//!
-//! Everything that this file decides follows from one inequality, which [`Commit::invariants`]
-//! asserts:
+//! An op may be sent once [`Commit::visible_position`] has reached the position that
+//! [`Commit::push`] returned for it. One inequality is behind all decisions of this file, and
+//! [`Commit::invariants`] asserts it:
 //!
 //! ```text
 //!   first_position ≤ durable ≤ written ≤ handed ≤ end_position
-//!     of the segment  on disk   taken by  given to  pushed
-//!                               a write   a write
+//!   of the segment   on disk   taken by  given to  of all that
+//!                              a write   a write   was pushed
 //! ```
 //!
-//! A write or fdatasync that fails is never tried again on the same file: after a failed fdatasync
-//! the kernel may have dropped the pages and call them clean (Rebello et al., "Can Applications
-//! Recover from fsync Failures?", USENIX ATC 2020). The machine stays in `Failed` until
-//! [`Commit::reopen`] gives it a new segment.
+//! A write or fdatasync that fails is never tried again on the same file. After a failed fdatasync
+//! the kernel may have dropped the dirty pages and marked them clean, so the next one would succeed
+//! without having written them (Rebello et al., "Can Applications Recover from fsync Failures?",
+//! USENIX ATC 2020). The log stays failed until [`Commit::reopen`] brings a new segment.
 
 use std::io;
 
@@ -38,14 +35,14 @@ use crate::limits::{BATCH_BYTES_MAX, COMMIT_AGE_MAX_US, COMMIT_AGE_MIN_US, SEGME
 use crate::log::position::LogPosition;
 use crate::log::record::{self, BATCH_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 
-/// When an op counts as kept.
+/// When an op may be sent to other clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// Once the disk has it.
+    /// Once it is on disk.
     Always,
-    /// At once; an fdatasync follows on a timer.
+    /// At once. An fdatasync follows on a timer.
     Interval,
-    /// At once; the kernel writes back when it likes.
+    /// At once. The kernel decides when it is written to the disk.
     None,
 }
 
@@ -56,22 +53,22 @@ pub struct OpenSegment {
     pub index: u64,
     /// The log position of its first batch.
     pub first_position: LogPosition,
-    /// What its checksums are seeded with.
+    /// The seed of its checksums.
     pub salt: u32,
-    /// A write of it is on disk when it returns, and needs no fdatasync.
+    /// A write is on disk when it returns, and needs no fdatasync.
     pub writes_through: bool,
 }
 
-/// What the caller is to do next with the log's file.
+/// An operation that the caller must carry out on the log's files.
 #[derive(Debug, PartialEq, Eq)]
 pub enum LogStep {
-    /// Write `bytes[from..]` at `offset` and give the bytes back with [`Commit::written`].
+    /// Write `bytes[from..]` at `offset`, then return the bytes with [`Commit::written`].
     Write {
         /// The file offset of `bytes[from]`.
         offset: u64,
         /// The whole batch.
         bytes: Vec<u8>,
-        /// What was written of it before.
+        /// The bytes that an earlier, short write has taken.
         from: usize,
     },
     /// fdatasync the segment, then call [`Commit::synced`].
@@ -85,16 +82,16 @@ pub enum LogStep {
     },
 }
 
-/// Where a failed segment ends, and the next one begins: what lies behind is dead.
+/// The end of a failed segment. Whatever the file holds after it does not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct End {
     /// The segment.
     pub index: u64,
-    /// The log position up to which it is on disk.
+    /// The log position up to which the segment is on disk.
     pub durable: LogPosition,
-    /// The log position up to which ops were shown: further than what is on disk in `interval` and
-    /// `none` mode, where it is worth an fdatasync to keep them. It is `durable` where an fdatasync
-    /// is what failed: another one would succeed without having written anything.
+    /// The log position up to which ops were sent to clients. In `interval` and `none` mode that
+    /// may be more than is on disk, and one fdatasync is tried to keep it. If an fdatasync is what
+    /// failed, it equals `durable`: another one would succeed without having written anything.
     pub shown: LogPosition,
 }
 
@@ -126,18 +123,20 @@ pub struct Commit {
     spare: Vec<u8>,
     oldest_us: u64,
     filling_ops: u64,
-    /// Ops of the batch that was handed to a write, until somebody asks.
+    /// The ops of the batch that was handed to a write last, until [`Commit::take_group`].
     group_ops: u64,
-    /// When the oldest op came of those that were handed to a write and that are not known to be durable.
+    /// When the oldest of the ops was pushed that were handed to a write and may not be durable.
     unsynced_since_us: Option<u64>,
-    /// The same of those that became durable last, until somebody asks.
+    /// When the oldest of the ops was pushed that became durable last, until
+    /// [`Commit::take_synced_since_us`].
     synced_since_us: Option<u64>,
-    /// When the last commit began, and when it ended.
+    /// When the last commit began.
     begun_us: u64,
+    /// When the last commit ended.
     idle_since_us: u64,
-    /// The log position behind the last byte that was handed to a write.
+    /// The log position after the last byte that was handed to a write.
     handed: LogPosition,
-    /// The log position behind the last byte that a write has taken.
+    /// The log position after the last byte that a write has taken.
     written: LogPosition,
     durable: LogPosition,
     last_sync_us: u64,
@@ -145,7 +144,7 @@ pub struct Commit {
 }
 
 impl Commit {
-    /// A log that stands at the beginning of `segment`, all before it durable.
+    /// Returns a log at the beginning of `segment`. Everything before it is durable.
     #[must_use]
     pub fn new(
         durability: Durability,
@@ -178,14 +177,14 @@ impl Commit {
         }
     }
 
-    /// The same with another size at which a batch is full than [`BATCH_BYTES_MAX`].
+    /// Sets the size at which a batch is full. It is [`BATCH_BYTES_MAX`] otherwise.
     #[must_use]
     pub fn with_batch_bytes_max(mut self, bytes: usize) -> Self {
         self.batch_bytes_max = bytes;
         self
     }
 
-    /// A log that has no segment yet: it takes no op before [`Commit::reopen`].
+    /// Returns a log without a segment, which accepts no op before [`Commit::reopen`].
     #[must_use]
     pub fn closed(durability: Durability, sync_interval_us: u64, now_us: u64) -> Self {
         let nowhere = OpenSegment {
@@ -200,17 +199,17 @@ impl Commit {
         }
     }
 
-    /// Sets the size at which a segment is followed by the next.
+    /// Sets the size from which on a segment is closed and the next one opened.
     pub fn set_segment_bytes(&mut self, bytes: u64) {
         self.segment_bytes = bytes;
     }
 
-    /// Appends an op to the batch that is being filled; gives the position that must be visible
-    /// before the op may be shown.
+    /// Appends an op to the batch that is being filled, and returns its log position: the op may be
+    /// sent once that is visible.
     ///
     /// # Panics
-    /// Where the log has failed: the caller must not apply ops then.
-    pub fn push(&mut self, op: &record::Op<'_>, now_us: u64) -> LogPosition {
+    /// If the log has failed: the caller must not apply ops then.
+    pub fn push(&mut self, op: &record::LoggedOp<'_>, now_us: u64) -> LogPosition {
         assert!(!self.is_failed(), "a failed log takes no op");
         if self.filling.is_empty() {
             self.oldest_us = now_us;
@@ -221,7 +220,7 @@ impl Commit {
         self.end_position()
     }
 
-    /// Ops with at most this position may be shown.
+    /// Returns the position up to which ops may be sent.
     #[must_use]
     pub fn visible_position(&self) -> LogPosition {
         match self.durability {
@@ -230,8 +229,9 @@ impl Commit {
         }
     }
 
-    /// Whether a batch is on its way to the disk. In `always` mode no send starts then: the commit
-    /// needs the kernel's workers, and a core busy with sends makes them wait for a scheduler tick.
+    /// Whether no send may start, because a batch is on its way to the disk in `always` mode. The
+    /// commit needs the kernel's workers, and a core that is busy with sends makes them wait for a
+    /// scheduler tick.
     #[must_use]
     pub fn holds_sends(&self) -> bool {
         self.durability == Durability::Always
@@ -244,7 +244,7 @@ impl Commit {
         !self.filling.is_empty()
     }
 
-    /// Whether the batch is full: no more messages are to be read until it is on its way.
+    /// Whether the batch is full. No more messages are read until it is on its way.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.filling.len() >= self.batch_bytes_max
@@ -256,7 +256,7 @@ impl Commit {
         matches!(self.phase, Phase::Failed { .. })
     }
 
-    /// Whether nothing of the log is in flight.
+    /// Whether no operation of the log is in flight.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         matches!(self.phase, Phase::Idle | Phase::Failed { in_flight: false })
@@ -268,17 +268,18 @@ impl Commit {
         self.phase == Phase::Idle && self.has_ops()
     }
 
-    /// Whether all that was ever pushed is on disk.
+    /// Whether every op that was ever pushed is on disk.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.phase == Phase::Idle && self.filling.is_empty() && self.durable == self.handed
     }
 
-    /// When the batch that is being filled is to be written, even if a round of sends is not done by then: a while after its
-    /// oldest op was pushed and the commit before has ended, and a longer one where commits take long.
+    /// Returns when the batch must be written even if the round of sends is not done: some time
+    /// after its oldest op was pushed and the previous commit ended.
     ///
-    /// No send starts during a commit. So that a shard whose rounds never end has a fifth of its time for sends on a slow disk too, a
-    /// batch becomes a quarter as old as the last commit took, up to [`COMMIT_AGE_MAX_US`].
+    /// No send starts during a commit. A batch therefore waits for a quarter of the time that the
+    /// previous commit took, up to [`COMMIT_AGE_MAX_US`]: then a shard whose rounds never end still
+    /// has a fifth of its time for sends, however slow the disk is.
     #[must_use]
     pub fn batch_due_us(&self) -> Option<u64> {
         let took_us = self.idle_since_us.saturating_sub(self.begun_us);
@@ -287,53 +288,58 @@ impl Commit {
             .then(|| self.oldest_us.max(self.idle_since_us) + age_us)
     }
 
-    /// When the oldest op of the batch that is being filled was pushed.
+    /// Returns when the oldest op of the batch that is being filled was pushed.
     #[must_use]
     pub fn oldest_us(&self) -> Option<u64> {
         self.has_ops().then_some(self.oldest_us)
     }
 
-    /// How many ops the batch has that was handed to a write last; told once.
+    /// Takes the number of ops of the batch that was handed to a write last, for the metrics.
     pub fn take_group(&mut self) -> u64 {
         std::mem::take(&mut self.group_ops)
     }
 
-    /// When the oldest op was pushed of those that became durable last; told once.
+    /// Takes the time at which the oldest of the ops was pushed that became durable last, for the
+    /// metrics.
     pub fn take_synced_since_us(&mut self) -> Option<u64> {
         self.synced_since_us.take()
     }
 
-    /// The log position behind the last op that was pushed.
+    /// Returns the log position after the last op that was pushed.
     #[must_use]
     pub fn end_position(&self) -> LogPosition {
         self.handed.advance(self.filling.len() as u64)
     }
 
-    /// The number of the open segment.
+    /// Returns the number of the open segment within its shard.
     #[must_use]
     pub fn segment_index(&self) -> u64 {
         self.segment.index
     }
 
-    /// How much of the open segment is written.
+    /// Returns the bytes of the open segment that are written, its header included.
     #[must_use]
     pub fn segment_bytes_written(&self) -> u64 {
         self.offset(self.written)
     }
 
-    /// When the timer of `interval` mode wants a [`Commit::start`].
+    /// Returns when `interval` mode needs a [`Commit::start`] to sync what was written.
     #[must_use]
     pub fn sync_due_us(&self) -> Option<u64> {
         let unsynced = self.durability == Durability::Interval && self.durable < self.written;
         (unsynced && !self.is_failed()).then_some(self.last_sync_us + self.sync_interval_us)
     }
 
-    /// Starts what is due when nothing is in flight: the next segment, an fdatasync of the timer, the batch.
+    /// Starts what is due, if nothing is in flight: the opening of the next segment, the fdatasync of
+    /// the timer, or the write of the batch.
     pub fn start(&mut self, now_us: u64) -> Option<LogStep> {
         self.debug_invariants();
         if self.phase != Phase::Idle {
             return None;
         }
+        // A full segment is closed only when there is an op for the next one: an idle shard keeps its
+        // segment. All of it is synced first, because readers take a torn tail for a crash only in
+        // the last segment, and for damage in any other.
         let full = self.bytes_in_segment(self.written) >= self.segment_bytes;
         if full && self.has_ops() {
             return Some(if self.durable < self.written {
@@ -348,23 +354,24 @@ impl Commit {
         self.has_ops().then(|| self.write(now_us))
     }
 
-    /// Starts an fdatasync of all that was written, whatever the mode; None where there is nothing to sync.
+    /// Starts an fdatasync in any mode, if nothing is in flight and something is not synced.
     pub fn settle(&mut self, now_us: u64) -> Option<LogStep> {
         (self.phase == Phase::Idle && self.durable < self.written).then(|| self.sync(now_us))
     }
 
-    /// Starts an empty batch, which marks all before it as synced: the last step of a clean stop.
+    /// Starts the write of an empty batch, which marks everything before it as synced. It is the
+    /// last step of a clean stop.
     ///
     /// # Panics
-    /// Where the log is not settled.
+    /// If the log is not settled.
     pub fn seal(&mut self, now_us: u64) -> LogStep {
         assert!(self.is_settled(), "only a settled log is sealed");
         record::begin_batch(&mut self.filling);
         self.write(now_us)
     }
 
-    /// Takes the outcome of a [`LogStep::Write`]: the bytes written. A step that is returned follows
-    /// at once.
+    /// Handles the outcome of a [`LogStep::Write`]: the bytes written. Returns the step that must
+    /// follow at once, if there is one.
     pub fn written(
         &mut self,
         bytes: Vec<u8>,
@@ -382,7 +389,7 @@ impl Commit {
         };
         let from = from + count;
         if from < batch_bytes {
-            // A short write is no error (write(2)): the rest is another one.
+            // A short write is not an error (write(2)): the rest is written by another one.
             self.phase = Phase::Writing { batch_bytes, from };
             let offset = self.offset(self.written) + from as u64;
             return Ok(Some(LogStep::Write {
@@ -406,10 +413,11 @@ impl Commit {
         }
     }
 
-    /// Takes the outcome of a [`LogStep::Sync`].
-    pub fn synced(&mut self, outcome: io::Result<()>, now_us: u64) -> Result<(), LogBroken> {
+    /// Handles the outcome of a [`LogStep::Sync`].
+    pub fn synced(&mut self, outcome: &io::Result<()>, now_us: u64) -> Result<(), LogBroken> {
         let ok = outcome.is_ok();
-        // However late: another fdatasync of this file must not be believed.
+        // Even if the log was given up in the meantime: after a failed fdatasync, the success of
+        // another one of this file proves nothing.
         self.sync_failed |= !ok;
         if self.phase != Phase::Syncing {
             self.late();
@@ -423,16 +431,16 @@ impl Commit {
         Ok(())
     }
 
-    /// Takes the outcome of a [`LogStep::Open`].
+    /// Handles the outcome of a [`LogStep::Open`].
     ///
     /// # Panics
-    /// Where the segment is not the one that was asked for.
-    pub fn opened(&mut self, segment: io::Result<OpenSegment>) -> Result<(), LogBroken> {
+    /// If the segment is not the one that was asked for.
+    pub fn opened(&mut self, segment: &io::Result<OpenSegment>) -> Result<(), LogBroken> {
         if self.phase != Phase::Opening {
             self.late();
             return Ok(());
         }
-        let Ok(segment) = segment else {
+        let Ok(segment) = *segment else {
             return self.broken().map(|_| ());
         };
         assert_eq!(
@@ -477,7 +485,7 @@ impl Commit {
         }
     }
 
-    /// Gives the log up: what was pushed and is not visible yet is lost, and nothing is written any more.
+    /// Gives the log up. Ops that are not visible yet are lost, and nothing more is written.
     pub fn fail(&mut self) {
         let in_flight = !self.is_quiet();
         self.filling.clear();
@@ -485,7 +493,7 @@ impl Commit {
         self.phase = Phase::Failed { in_flight };
     }
 
-    /// Where a failed segment ends.
+    /// Returns the end of the failed segment.
     #[must_use]
     pub fn end(&self) -> End {
         let keeps_written = self.durability != Durability::Always && !self.sync_failed;
@@ -504,7 +512,7 @@ impl Commit {
     /// Starts over with a new segment after a failure.
     ///
     /// # Panics
-    /// Where something of the old segment is still in flight.
+    /// If an operation of the old segment is still in flight.
     pub fn reopen(&mut self, segment: OpenSegment, now_us: u64) {
         assert_eq!(
             self.phase,
@@ -515,7 +523,7 @@ impl Commit {
             .with_batch_bytes_max(self.batch_bytes_max);
     }
 
-    /// Counts time that has passed beside the clock: all that waits is older by it.
+    /// Moves all times back by `us`, for time that has passed without the clock.
     pub fn has_aged(&mut self, us: u64) {
         let aged = |at_us: u64| at_us.saturating_sub(us);
         self.oldest_us = aged(self.oldest_us);
@@ -533,7 +541,7 @@ impl Commit {
         }
     }
 
-    /// All that was written is on disk.
+    /// Records that everything that was written is on disk.
     fn settled(&mut self, now_us: u64) {
         self.durable = self.written;
         self.synced_since_us = self.unsynced_since_us.take();
@@ -590,7 +598,8 @@ impl Commit {
         Err(LogBroken)
     }
 
-    /// An outcome that comes after the log was given up.
+    /// Handles an outcome that comes after the log was given up: only now may it be reopened, since
+    /// the kernel no longer works on the old file.
     fn late(&mut self) {
         assert_eq!(
             self.phase,

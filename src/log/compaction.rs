@@ -25,7 +25,9 @@ use super::chain::{Chain, Link, RecoveryError};
 use super::directory::DataDirectory;
 use super::disk::{Disk, DiskFile};
 use super::position::LogPosition;
-use super::record::{self, BATCH_HEADER_BYTES, Compacted, Op, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::record::{
+    self, BATCH_HEADER_BYTES, Compacted, LoggedOp, SEGMENT_HEADER_BYTES, SegmentHeader,
+};
 use super::rewrite::Rewrite;
 use super::segment;
 use crate::limits::{
@@ -110,11 +112,11 @@ impl Settings {
 }
 
 /// Called after each piece of work with the number of bytes that were read: a place to rest, and to stop.
-pub type Pace<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
+pub type Throttle<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
 
 /// What a compaction did so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Outcome {
+pub struct CompactionOutcome {
     /// Closed segments that there were.
     pub segments: u64,
     /// Their length.
@@ -137,10 +139,10 @@ pub struct Compaction<D: Disk> {
     links: Vec<Link>,
     /// How many of `links` are in the index; of a sweep, all, since none is read.
     read_count: usize,
-    index: Index,
+    index: WinnerIndex,
     /// Ranges of `links`.
     groups: VecDeque<std::ops::Range<usize>>,
-    outcome: Outcome,
+    outcome: CompactionOutcome,
     /// What the disk has back, by shard.
     freed_bytes: Vec<(u32, u64)>,
     bytes: Vec<u8>,
@@ -167,7 +169,7 @@ impl<D: Disk> Compaction<D> {
         }
         Ok(Self {
             outcome: outcome_of(&links),
-            index: Index::new(links.len()),
+            index: WinnerIndex::new(links.len()),
             directory,
             settings,
             is_short_of_room: false,
@@ -222,7 +224,7 @@ impl<D: Disk> Compaction<D> {
         );
         self.links
             .retain(|link| shards.contains(&link.header.shard));
-        self.index = Index::new(self.links.len());
+        self.index = WinnerIndex::new(self.links.len());
         self.outcome = outcome_of(&self.links);
         self
     }
@@ -260,32 +262,32 @@ impl<D: Disk> Compaction<D> {
     }
 
     /// Does the next part: reads a segment, or replaces a group. False: all is done.
-    pub fn step(&mut self, pace: &mut Pace<'_>) -> Result<bool, CompactionError> {
+    pub fn step(&mut self, throttle: &mut Throttle<'_>) -> Result<bool, CompactionError> {
         if self.read_count < self.links.len() {
-            self.read_next(pace)?;
+            self.read_next(throttle)?;
             if self.read_count == self.links.len() {
                 self.group();
             }
         } else if let Some(group) = self.groups.pop_front() {
-            self.replace(group, pace)?;
+            self.replace(group, throttle)?;
         }
         Ok(!self.is_done())
     }
 
     /// What was done so far.
     #[must_use]
-    pub fn outcome(&self) -> Outcome {
+    pub fn outcome(&self) -> CompactionOutcome {
         self.outcome
     }
 
-    fn read_next(&mut self, resting: &mut Pace<'_>) -> Result<(), CompactionError> {
+    fn read_next(&mut self, throttle: &mut Throttle<'_>) -> Result<(), CompactionError> {
         let place = self.read_count;
-        let mut breath = Breath::default();
+        let mut pieces = ReadThrottle::default();
         self.links[place].read(self.directory.disk(), &mut self.bytes, |op| {
             self.index.note(op, place);
-            breath.took(op, resting);
+            pieces.add(op, throttle);
         })?;
-        breath.end(resting)?;
+        pieces.end(throttle)?;
         self.read_count += 1;
         Ok(())
     }
@@ -337,7 +339,7 @@ impl<D: Disk> Compaction<D> {
     fn replace(
         &mut self,
         group: std::ops::Range<usize>,
-        pace: &mut Pace<'_>,
+        throttle: &mut Throttle<'_>,
     ) -> Result<(), CompactionError> {
         let (first, last) = (&self.links[group.start], &self.links[group.end - 1]);
         let path_new = segment::new_path(
@@ -353,13 +355,13 @@ impl<D: Disk> Compaction<D> {
             }),
             ..last.header
         };
-        let written = self.write(group.clone(), &path_new, &header, pace);
+        let written = self.write(group.clone(), &path_new, &header, throttle);
         if written.is_err() {
             // The error to tell is the first one. What cannot be removed is swept at the next start.
             let _ = self.directory.disk().remove(&path_new);
         }
         let written_bytes = written?;
-        self.swap(group.clone(), &path_new, pace)?;
+        self.swap(group.clone(), &path_new, throttle)?;
         let links = &self.links[group];
         let old_bytes: u64 = links.iter().map(|link| link.file_bytes).sum();
         self.outcome.segments_replaced += links.len() as u64;
@@ -376,7 +378,7 @@ impl<D: Disk> Compaction<D> {
         group: std::ops::Range<usize>,
         path: &Path,
         header: &SegmentHeader,
-        pace: &mut Pace<'_>,
+        throttle: &mut Throttle<'_>,
     ) -> Result<u64, CompactionError> {
         let failed = |source| CompactionError::Write {
             path: path.to_path_buf(),
@@ -387,22 +389,22 @@ impl<D: Disk> Compaction<D> {
         for place in group.filter(|place| self.index.live_bytes[*place] > 0) {
             // A segment is read whole before its winners are written: what one piece holds is bounded by a segment.
             let mut outcome = Ok(());
-            let mut breath = Breath::default();
+            let mut pieces = ReadThrottle::default();
             self.links[place].read(disk, &mut self.bytes, |op| {
-                breath.took(op, pace);
+                pieces.add(op, throttle);
                 if outcome.is_ok() && self.index.wins(op, place) {
                     outcome = match rewrite.push(op) {
                         Ok(false) => Ok(()),
-                        Ok(true) => rest(pace, 0),
+                        Ok(true) => yield_to(throttle, 0),
                         Err(source) => Err(failed(source)),
                     };
                 }
             })?;
             outcome?;
-            breath.end(pace)?;
+            pieces.end(throttle)?;
         }
         let written_bytes = rewrite.finish().map_err(failed)?;
-        rest(pace, 0)?;
+        yield_to(throttle, 0)?;
         Ok(written_bytes)
     }
 
@@ -411,7 +413,7 @@ impl<D: Disk> Compaction<D> {
         &self,
         group: std::ops::Range<usize>,
         path_new: &Path,
-        pace: &mut Pace<'_>,
+        throttle: &mut Throttle<'_>,
     ) -> Result<(), CompactionError> {
         let disk = self.directory.disk();
         // Without its lock, what is at these paths may be another server's by now, or a backup.
@@ -446,10 +448,10 @@ impl<D: Disk> Compaction<D> {
             let removed = disk.remove(&link.path);
             drop(nobody_reads);
             if let (Ok(()), Some(file)) = (removed, file) {
-                shrink(&file, pace)?;
+                shrink(&file, throttle)?;
             }
         }
-        last_old.map_or(Ok(()), |file| shrink(&file, pace))
+        last_old.map_or(Ok(()), |file| shrink(&file, throttle))
     }
 }
 
@@ -473,17 +475,17 @@ fn remove_replaced<D: Disk>(
     Ok(())
 }
 
-fn outcome_of(links: &[Link]) -> Outcome {
-    Outcome {
+fn outcome_of(links: &[Link]) -> CompactionOutcome {
+    CompactionOutcome {
         segments: links.len() as u64,
         bytes: links.iter().map(|link| link.file_bytes).sum(),
-        ..Outcome::default()
+        ..CompactionOutcome::default()
     }
 }
 
 /// Gives the blocks of a file that has no name any more back piece by piece: freed at once, a large file holds up every
 /// sync of the disk meanwhile, above all where ext4 is mounted with `discard`. Whoever reads the file keeps it whole.
-fn shrink<F: DiskFile>(file: &F, pace: &mut Pace<'_>) -> Result<(), CompactionError> {
+fn shrink<F: DiskFile>(file: &F, throttle: &mut Throttle<'_>) -> Result<(), CompactionError> {
     let Ok(mut bytes) = file.bytes() else {
         return Ok(());
     };
@@ -493,7 +495,7 @@ fn shrink<F: DiskFile>(file: &F, pace: &mut Pace<'_>) -> Result<(), CompactionEr
         if file.set_bytes(bytes).is_err() {
             break;
         }
-        rest(pace, 0)?;
+        yield_to(throttle, 0)?;
     }
     Ok(())
 }
@@ -506,8 +508,8 @@ fn end_of(link: &Link) -> LogPosition {
     }
 }
 
-fn rest(pace: &mut Pace<'_>, bytes: u64) -> Result<(), CompactionError> {
-    match pace(bytes) {
+fn yield_to(throttle: &mut Throttle<'_>, bytes: u64) -> Result<(), CompactionError> {
+    match throttle(bytes) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(CompactionError::Stopped),
     }
@@ -515,31 +517,31 @@ fn rest(pace: &mut Pace<'_>, bytes: u64) -> Result<(), CompactionError> {
 
 /// Rests between the pieces of what is read, so that a core which is shared is given back soon.
 #[derive(Default)]
-struct Breath {
+struct ReadThrottle {
     bytes: usize,
     is_stopped: bool,
 }
 
-impl Breath {
-    fn took(&mut self, op: &Op<'_>, pace: &mut Pace<'_>) {
+impl ReadThrottle {
+    fn add(&mut self, op: &LoggedOp<'_>, throttle: &mut Throttle<'_>) {
         self.bytes += record::op_bytes(op);
         if self.bytes >= COMPACTION_READ_BYTES && !self.is_stopped {
-            self.is_stopped = rest(pace, self.bytes as u64).is_err();
+            self.is_stopped = yield_to(throttle, self.bytes as u64).is_err();
             self.bytes = 0;
         }
     }
 
     /// Rests after what is left, and tells whether it is to go on.
-    fn end(self, pace: &mut Pace<'_>) -> Result<(), CompactionError> {
+    fn end(self, throttle: &mut Throttle<'_>) -> Result<(), CompactionError> {
         if self.is_stopped {
             return Err(CompactionError::Stopped);
         }
-        rest(pace, self.bytes as u64)
+        yield_to(throttle, self.bytes as u64)
     }
 }
 
 /// Which op of each key wins, and how much of each segment is such ops.
-struct Index {
+struct WinnerIndex {
     workspaces: HashMap<String, HashMap<Box<str>, Winner, RandomState>, RandomState>,
     /// By the place of the segment.
     live_bytes: Vec<u64>,
@@ -552,7 +554,7 @@ struct Winner {
     place: u32,
 }
 
-impl Index {
+impl WinnerIndex {
     fn new(segments: usize) -> Self {
         Self {
             workspaces: HashMap::default(),
@@ -561,7 +563,7 @@ impl Index {
     }
 
     /// Takes an op that stands in the segment at `place`.
-    fn note(&mut self, op: &Op<'_>, place: usize) {
+    fn note(&mut self, op: &LoggedOp<'_>, place: usize) {
         let bytes = u32::try_from(record::op_bytes(op)).expect("a record is below 4 GiB");
         let winner = Winner {
             timestamp: op.timestamp,
@@ -583,7 +585,7 @@ impl Index {
         self.live_bytes[place] += u64::from(bytes);
     }
 
-    fn wins(&self, op: &Op<'_>, place: usize) -> bool {
+    fn wins(&self, op: &LoggedOp<'_>, place: usize) -> bool {
         let winner = self
             .workspaces
             .get(op.workspace)

@@ -12,8 +12,8 @@ use super::commit::{End, OpenSegment};
 use super::directory::DataDirectory;
 use super::disk::{Disk, DiskFile};
 use super::position::LogPosition;
-use super::record::{Op, SEGMENT_HEADER_BYTES, SegmentHeader};
-use super::recovery::{self, RecoveryError, Report, Sources};
+use super::record::{LoggedOp, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::recovery::{self, RecoveryError, RecoveryReport, Sources};
 use super::segment::{self, Segment};
 use crate::log::remedy::WithRemedy;
 
@@ -73,7 +73,7 @@ impl<D: Disk> LogFiles<D> {
     pub fn open(
         directory: Arc<DataDirectory<D>>,
         shard: u32,
-        recovered: &Report,
+        recovered: &RecoveryReport,
         fill_bytes: Option<u64>,
     ) -> io::Result<Self> {
         let tail = recovered.tail(shard);
@@ -334,7 +334,7 @@ pub struct Rebuild<D: Disk> {
 impl<D: Disk> Rebuild<D> {
     /// Creates the next segment and visits the ops. Waits for the disk, so it is not for a shard's
     /// thread.
-    pub fn run(&self, visit: impl FnMut(&Op<'_>)) -> Result<Segment<D::File>, LogFilesError> {
+    pub fn run(&self, visit: impl FnMut(&LoggedOp<'_>)) -> Result<Segment<D::File>, LogFilesError> {
         let header = SegmentHeader {
             first_position: self.kept_position(),
             ..self.creation.header

@@ -1,6 +1,5 @@
 //! The log: what an op becomes on disk, and how it comes back.
 
-pub mod beyond;
 pub mod blocks;
 pub mod census;
 pub mod chain;
@@ -9,6 +8,7 @@ pub mod compaction;
 pub mod directory;
 pub mod disk;
 pub mod log_files;
+pub mod past_end;
 pub mod position;
 pub mod read_only;
 pub mod record;

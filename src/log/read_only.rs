@@ -14,11 +14,11 @@ use std::path::Path;
 
 use thiserror::Error;
 
-use super::beyond::Beyond;
 use super::chain::{Chain, Extent, Link, RecoveryError};
 use super::directory::{self, DirectoryError, Identity};
 use super::disk::{Disk, DiskFile, HostDisk};
-use super::record::Op;
+use super::past_end::RecordsPastEnd;
+use super::record::LoggedOp;
 
 #[cfg(test)]
 mod tests;
@@ -40,12 +40,12 @@ pub enum ReadOnlyLogError {
 /// The segments of a data directory at one moment, each one open.
 #[derive(Debug)]
 pub struct ReadOnlyLog<D: Disk = HostDisk> {
-    folders: Vec<Folder<D>>,
+    folders: Vec<ReadOnlyFolder<D>>,
 }
 
 /// The segments of one shard's folder.
 #[derive(Debug)]
-pub struct Folder<D: Disk = HostDisk> {
+pub struct ReadOnlyFolder<D: Disk = HostDisk> {
     chain: Chain,
     /// Those of the links, in their order.
     files: Vec<D::File>,
@@ -59,15 +59,19 @@ impl<D: Disk> ReadOnlyLog<D> {
         Ok(Self { folders })
     }
 
-    fn open(disk: &D, data: &Path, identity: Identity) -> Result<Vec<Folder<D>>, RecoveryError> {
+    fn open(
+        disk: &D,
+        data: &Path,
+        identity: Identity,
+    ) -> Result<Vec<ReadOnlyFolder<D>>, RecoveryError> {
         let epoch = identity.epoch;
         loop {
             let shards = || directory::shards(disk, data).map_err(RecoveryError::at(data));
-            let open = |shard| Folder::open(disk, data, epoch, shard);
+            let open = |shard| ReadOnlyFolder::open(disk, data, epoch, shard);
             let folders: Vec<_> = shards()?.into_iter().map(open).collect::<Result<_, _>>()?;
             let read = |shard| Chain::read(disk, data, epoch, shard);
             let now: Vec<_> = shards()?.into_iter().map(read).collect::<Result<_, _>>()?;
-            let is_same = |(folder, chain): (&Folder<D>, &Chain)| folder.is_now(chain);
+            let is_same = |(folder, chain): (&ReadOnlyFolder<D>, &Chain)| folder.is_now(chain);
             if folders.len() == now.len() && folders.iter().zip(&now).all(is_same) {
                 Chain::check_begun(data, identity.shards_begun, &now)?;
                 return Ok(folders);
@@ -77,7 +81,7 @@ impl<D: Disk> ReadOnlyLog<D> {
 
     /// The folders of the shards, in order.
     #[must_use]
-    pub fn folders(&self) -> &[Folder<D>] {
+    pub fn folders(&self) -> &[ReadOnlyFolder<D>] {
         &self.folders
     }
 
@@ -88,7 +92,7 @@ impl<D: Disk> ReadOnlyLog<D> {
     }
 }
 
-impl<D: Disk> Folder<D> {
+impl<D: Disk> ReadOnlyFolder<D> {
     fn open(disk: &D, data: &Path, epoch: [u8; 16], shard: u32) -> Result<Self, RecoveryError> {
         let mut files = Vec::new();
         let chain = Chain::read_keeping(disk, data, epoch, shard, |file| files.push(file))?;
@@ -136,7 +140,7 @@ impl<D: Disk> Folder<D> {
         &self,
         place: usize,
         bytes: &mut Vec<u8>,
-        mut visit: impl FnMut(&Op<'_>),
+        mut visit: impl FnMut(&LoggedOp<'_>),
     ) -> Result<Extent, RecoveryError> {
         let (link, file) = (&self.chain.links[place], &self.files[place]);
         let mut visited = 0_u64;
@@ -154,17 +158,17 @@ impl<D: Disk> Folder<D> {
     }
 }
 
-impl<D: Disk> Folder<D> {
-    /// Looks for records beyond the end of a segment ([`Link::beyond`]); `bytes` is room for it.
+impl<D: Disk> ReadOnlyFolder<D> {
+    /// Looks for records beyond the end of a segment ([`Link::records_past_end`]); `bytes` is room for it.
     ///
     /// # Panics
     /// When there is no such segment.
-    pub fn beyond(
+    pub fn records_past_end(
         &self,
         place: usize,
         bytes: &mut Vec<u8>,
-    ) -> Result<Option<Beyond>, RecoveryError> {
-        self.chain.links[place].beyond(&self.files[place], bytes)
+    ) -> Result<Option<RecordsPastEnd>, RecoveryError> {
+        self.chain.links[place].records_past_end(&self.files[place], bytes)
     }
 }
 

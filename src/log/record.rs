@@ -156,7 +156,7 @@ const KIND_OP: u8 = 1;
 
 /// One op as it is logged. The texts are borrowed, from a message on the way in and from a segment on the way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Op<'a> {
+pub struct LoggedOp<'a> {
     /// The workspace's id.
     pub workspace: &'a str,
     /// The key that was written.
@@ -169,7 +169,7 @@ pub struct Op<'a> {
     pub timestamp: u64,
 }
 
-impl Op<'_> {
+impl LoggedOp<'_> {
     /// Whether it stays, of two ops of one key: the rule of replay, where ops come in any order. On equal timestamps the one that
     /// was applied first stays, which is the one with the lower seq.
     #[must_use]
@@ -218,7 +218,7 @@ impl BatchHeader {
 
 /// The bytes that an op takes in a batch.
 #[must_use]
-pub fn op_bytes(op: &Op<'_>) -> usize {
+pub fn op_bytes(op: &LoggedOp<'_>) -> usize {
     OP_HEADER_BYTES + op.workspace.len() + op.key.len() + op.value.len()
 }
 
@@ -233,7 +233,7 @@ pub fn begin_batch(batch: &mut Vec<u8>) {
 ///
 /// # Panics
 /// When an id or a key is longer than 64 KiB or the whole op than 4 GiB, which the bounds in [`crate::limits`] rule out.
-pub fn push_op(batch: &mut Vec<u8>, op: &Op<'_>) {
+pub fn push_op(batch: &mut Vec<u8>, op: &LoggedOp<'_>) {
     let bytes = op_bytes(op);
     let bytes_u32 = u32::try_from(bytes).expect("an op is far smaller than 4 GiB");
     let workspace_bytes =
@@ -330,13 +330,13 @@ pub struct Reader<'a> {
     /// The bytes of the file from the offset `base` on.
     pub(super) bytes: &'a [u8],
     pub(super) base: usize,
-    cursor: Cursor,
+    cursor: ReadCursor,
     ended: bool,
 }
 
 /// How far a [`Reader`] is, so that another one can go on from there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cursor {
+pub struct ReadCursor {
     /// In the file. Invariant: `offset <= batch_end`, and all bytes before `offset` are valid.
     offset: usize,
     pub(super) batch_end: usize,
@@ -346,7 +346,7 @@ pub struct Cursor {
     is_sealed: bool,
 }
 
-impl Cursor {
+impl ReadCursor {
     /// Behind the segment header.
     #[must_use]
     pub fn begin() -> Self {
@@ -386,7 +386,7 @@ impl<'a> Reader<'a> {
     pub fn new(header: &SegmentHeader, bytes: &'a [u8]) -> Self {
         Self {
             ended: bytes.len() <= SEGMENT_HEADER_BYTES,
-            ..Self::resume(header, bytes, 0, Cursor::begin())
+            ..Self::resume(header, bytes, 0, ReadCursor::begin())
         }
     }
 
@@ -396,7 +396,12 @@ impl<'a> Reader<'a> {
     /// # Panics
     /// When the cursor is not within the bytes.
     #[must_use]
-    pub fn resume(header: &SegmentHeader, bytes: &'a [u8], base: usize, cursor: Cursor) -> Self {
+    pub fn resume(
+        header: &SegmentHeader,
+        bytes: &'a [u8],
+        base: usize,
+        cursor: ReadCursor,
+    ) -> Self {
         Self {
             header: *header,
             salt: header.salt(),
@@ -409,7 +414,7 @@ impl<'a> Reader<'a> {
 
     /// Returns how far it has read.
     #[must_use]
-    pub fn cursor(&self) -> Cursor {
+    pub fn cursor(&self) -> ReadCursor {
         self.cursor
     }
 
@@ -420,7 +425,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Goes on at another cursor, also after a fault.
-    pub(super) fn go_to(&mut self, cursor: Cursor) {
+    pub(super) fn go_to(&mut self, cursor: ReadCursor) {
         self.cursor = cursor;
         self.ended = false;
     }
@@ -429,7 +434,7 @@ impl<'a> Reader<'a> {
         &self.bytes[self.cursor.offset - self.base..]
     }
 
-    pub(super) fn read(&mut self) -> Result<Option<Op<'a>>, Fault> {
+    pub(super) fn read(&mut self) -> Result<Option<LoggedOp<'a>>, Fault> {
         // Batches without ops are legal anywhere.
         while self.cursor.offset == self.cursor.batch_end {
             if self.unread().is_empty() {
@@ -452,7 +457,7 @@ impl<'a> Reader<'a> {
             )));
         }
         let offset = self.cursor.offset + BATCH_HEADER_BYTES;
-        self.cursor = Cursor {
+        self.cursor = ReadCursor {
             offset,
             batch_end: offset.saturating_add(header.payload_bytes as usize),
             crc: u32_at(bytes, BATCH_CRC_AT),
@@ -461,8 +466,8 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    pub(super) fn read_op(&mut self) -> Result<Op<'a>, Fault> {
-        let Cursor {
+    pub(super) fn read_op(&mut self) -> Result<LoggedOp<'a>, Fault> {
+        let ReadCursor {
             offset, batch_end, ..
         } = self.cursor;
         let unread = self.unread();
@@ -493,7 +498,7 @@ impl<'a> Reader<'a> {
 }
 
 impl<'a> Iterator for Reader<'a> {
-    type Item = Result<Op<'a>, Fault>;
+    type Item = Result<LoggedOp<'a>, Fault>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.ended {
@@ -524,7 +529,7 @@ pub fn damage_behind(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) 
 /// met a fault: the file ends before the batch does, or one sector's part of the batch is all
 /// zeros. `bytes` are those of the file from the cursor on.
 #[must_use]
-pub fn is_interrupted(cursor: Cursor, bytes: &[u8]) -> bool {
+pub fn is_interrupted(cursor: ReadCursor, bytes: &[u8]) -> bool {
     let unread_bytes = match cursor.batch_end - cursor.offset {
         0 => BATCH_HEADER_BYTES,
         unread_bytes => unread_bytes,
@@ -573,7 +578,10 @@ pub(super) fn batches(
     })
 }
 
-fn decode_op<'a>(header: &[u8; OP_HEADER_BYTES], texts: &'a [u8]) -> Result<Op<'a>, &'static str> {
+fn decode_op<'a>(
+    header: &[u8; OP_HEADER_BYTES],
+    texts: &'a [u8],
+) -> Result<LoggedOp<'a>, &'static str> {
     if header[28] != KIND_OP {
         return Err("the kind of this record is not known");
     }
@@ -585,7 +593,7 @@ fn decode_op<'a>(header: &[u8; OP_HEADER_BYTES], texts: &'a [u8]) -> Result<Op<'
         .split_at_checked(u16_at(header, 26).into())
         .ok_or(overrun)?;
     let text = |bytes| str::from_utf8(bytes).map_err(|_| "a text of this record is not UTF-8");
-    Ok(Op {
+    Ok(LoggedOp {
         workspace: text(workspace)?,
         key: text(key)?,
         value: text(value)?,

@@ -16,7 +16,7 @@ use super::chain::{Chain, Extent, FIRST_INDEX};
 use super::directory::DataDirectory;
 use super::disk::Disk;
 use super::position::LogPosition;
-use super::record::Op;
+use super::record::LoggedOp;
 use super::segment;
 
 #[cfg(test)]
@@ -58,7 +58,7 @@ pub struct Torn {
 
 /// What a recovery read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct RecoveryReport {
     /// One for each shard folder there is, in order.
     pub tails: Vec<Tail>,
     /// The tails that were cut off.
@@ -71,7 +71,7 @@ pub struct Report {
     pub bytes: u64,
 }
 
-impl Report {
+impl RecoveryReport {
     /// Where the next segment of `shard` begins, also when it has no folder yet.
     #[must_use]
     pub fn tail(&self, shard: u32) -> Tail {
@@ -124,7 +124,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
     pub fn read(
         &self,
         folder: usize,
-        mut visit: impl FnMut(&Op<'_>),
+        mut visit: impl FnMut(&LoggedOp<'_>),
         mut progress: impl FnMut(u64),
     ) -> Result<FolderRead, RecoveryError> {
         let mut read = FolderRead {
@@ -145,9 +145,9 @@ impl<'a, D: Disk> Recovery<'a, D> {
 
     /// Cuts the torn tails off and removes what crashes left, once all folders have been read well; one for each folder, in
     /// order.
-    pub fn finish(self, folders: &[FolderRead]) -> Result<Report, RecoveryError> {
+    pub fn finish(self, folders: &[FolderRead]) -> Result<RecoveryReport, RecoveryError> {
         let disk = self.directory.disk();
-        let mut report = Report::default();
+        let mut report = RecoveryReport::default();
         assert_eq!(folders.len(), self.chains.len(), "each folder was read");
         for (chain, read) in self.chains.iter().zip(folders) {
             let folder = self.directory.shard_path(chain.shard);
@@ -190,8 +190,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
 /// tails off the last segments. The op order across folders is the caller's to make, by timestamp and seq.
 pub fn recover<D: Disk>(
     directory: &DataDirectory<D>,
-    mut visit: impl FnMut(&Op<'_>),
-) -> Result<Report, RecoveryError> {
+    mut visit: impl FnMut(&LoggedOp<'_>),
+) -> Result<RecoveryReport, RecoveryError> {
     let recovery = Recovery::open(directory)?;
     let read = |folder| recovery.read(folder, &mut visit, |_| {});
     let folders: Vec<_> = (0..recovery.folders())
@@ -215,7 +215,7 @@ pub struct Sources {
 pub fn replay<D: Disk>(
     directory: &DataDirectory<D>,
     sources: &Sources,
-    mut visit: impl FnMut(&Op<'_>),
+    mut visit: impl FnMut(&LoggedOp<'_>),
 ) -> Result<u64, RecoveryError> {
     let _unchanged = directory.reading();
     let (mut ops, mut bytes) = (0, Vec::new());

@@ -6,7 +6,7 @@
 //! log is repaired or still damaged, with all that was whole in it, and a repair begun again ends it.
 //!
 //! The order: a lost `meta.json`; files that are no segments of this log, and those that have another one's name; and then, folder by
-//! folder, damaged and missing segments, each of which becomes a compacted one ([`row`]).
+//! folder, damaged and missing segments, each of which becomes a compacted one ([`plan`]).
 
 use crate::log::remedy::WithRemedy;
 use std::io;
@@ -21,19 +21,19 @@ use super::record::SegmentHeader;
 use super::rewrite::Rewrite;
 use super::segment;
 
-pub mod gaps;
+pub mod missing;
+pub mod plan;
+pub mod recover;
 pub mod resync;
-pub mod row;
-pub mod salvage;
-pub mod survey;
+pub mod scan;
 
 #[cfg(test)]
 mod tests;
 
-use gaps::{Elsewhere, Gap};
-use row::{Change, Move, Planner, Rewritten, Row};
-use salvage::{Ending, Found};
-use survey::{Stray, Survey};
+use missing::{MissingFilter, MissingOps};
+use plan::{FolderPlan, FolderPlanner, PlannedChange, SegmentMove, SegmentRewrite};
+use recover::{RecoveredItem, SegmentEnd};
+use scan::{DirectoryScan, Stray};
 
 const MOVED_EXTENSION: &str = "moved.aof";
 
@@ -58,7 +58,7 @@ pub enum RepairError {
 
 /// A repair that is planned, of a data directory that is locked for it.
 #[derive(Debug)]
-pub struct Repair<D: Disk> {
+pub struct RepairPlan<D: Disk> {
     disk: D,
     data: PathBuf,
     epoch: [u8; 16],
@@ -66,40 +66,40 @@ pub struct Repair<D: Disk> {
     is_meta_lost: bool,
     aside: PathBuf,
     strays: Vec<Stray>,
-    rows: Vec<Row>,
-    gaps: Vec<Gap>,
+    plans: Vec<FolderPlan>,
+    missing: Vec<MissingOps>,
     /// Held, not used.
     _lock: Lock<D::File>,
 }
 
-impl<D: Disk> Repair<D> {
+impl<D: Disk> RepairPlan<D> {
     /// Locks a data directory and plans its repair, without a change. `new_epoch` is for a log of which nothing tells the epoch.
     /// `progress` is told how much is done, and how much there is to do.
-    pub fn plan(
+    pub fn new(
         disk: D,
         data: PathBuf,
         new_epoch: [u8; 16],
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Self, RepairError> {
         let (lock, known) = directory::lock_damaged(&disk, &data)?;
-        let (epoch, survey) = Survey::of(&disk, &data, known, new_epoch)?;
-        let mut strays = survey.strays;
-        let all = survey.rows.values().flatten();
+        let (epoch, scan) = DirectoryScan::of(&disk, &data, known, new_epoch)?;
+        let mut strays = scan.strays;
+        let all = scan.folders.values().flatten();
         let total_bytes: u64 = all.map(|found| found.file_bytes).sum();
-        let (mut rows, mut gaps, mut done_bytes) = (Vec::new(), Vec::new(), 0);
-        for (shard, candidates) in survey.rows {
+        let (mut plans, mut missing, mut done_bytes) = (Vec::new(), Vec::new(), 0);
+        for (shard, candidates) in scan.folders {
             let folder = data.join(shard_folder(shard));
-            let planner = Planner::new(&disk, &folder, epoch, shard);
+            let planner = FolderPlanner::new(&disk, &folder, epoch, shard);
             let has_begun = known.is_some_and(|known| shard < known.shards_begun);
-            let mut row = planner.plan(candidates, has_begun, |bytes| {
+            let mut plan = planner.plan(candidates, has_begun, |bytes| {
                 done_bytes += bytes;
                 progress(done_bytes, total_bytes);
             })?;
-            strays.append(&mut row.strays);
-            gaps.append(&mut row.gaps);
-            rows.push(row);
+            strays.append(&mut plan.strays);
+            missing.append(&mut plan.missing);
+            plans.push(plan);
         }
-        let gaps = subtract(&disk, gaps, &rows)?;
+        let missing = subtract(&disk, missing, &plans)?;
         let aside = next_aside(&disk, &data).map_err(at(&data))?;
         Ok(Self {
             disk,
@@ -108,8 +108,8 @@ impl<D: Disk> Repair<D> {
             is_meta_lost: known.is_none(),
             aside,
             strays,
-            rows,
-            gaps,
+            plans,
+            missing,
             _lock: lock,
         })
     }
@@ -117,8 +117,8 @@ impl<D: Disk> Repair<D> {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let is_whole = |row: &Row| row.moves.is_empty() && row.changes.is_empty();
-        !self.is_meta_lost && self.strays.is_empty() && self.rows.iter().all(is_whole)
+        let is_whole = |plan: &FolderPlan| plan.moves.is_empty() && plan.changes.is_empty();
+        !self.is_meta_lost && self.strays.is_empty() && self.plans.iter().all(is_whole)
     }
 
     /// Whether `meta.json` is lost.
@@ -134,19 +134,19 @@ impl<D: Disk> Repair<D> {
     }
 
     /// Segments that get their names again.
-    pub fn moves(&self) -> impl Iterator<Item = &Move> {
-        self.rows.iter().flat_map(|row| &row.moves)
+    pub fn moves(&self) -> impl Iterator<Item = &SegmentMove> {
+        self.plans.iter().flat_map(|plan| &plan.moves)
     }
 
     /// The other changes.
-    pub fn changes(&self) -> impl Iterator<Item = &Change> {
-        self.rows.iter().flat_map(|row| &row.changes)
+    pub fn changes(&self) -> impl Iterator<Item = &PlannedChange> {
+        self.plans.iter().flat_map(|plan| &plan.changes)
     }
 
     /// Ops that are known to be missing.
     #[must_use]
-    pub fn gaps(&self) -> &[Gap] {
-        &self.gaps
+    pub fn missing(&self) -> &[MissingOps] {
+        &self.missing
     }
 
     /// The folder in which what is set aside will stand.
@@ -178,8 +178,8 @@ impl<D: Disk> Repair<D> {
         }
         for change in self.changes() {
             match change {
-                Change::Fill { path, header } => self.fill(path, *header)?,
-                Change::Rewrite(rewritten) => self.rewrite(rewritten)?,
+                PlannedChange::Fill { path, header } => self.fill(path, *header)?,
+                PlannedChange::Rewrite(rewritten) => self.rewrite(rewritten)?,
             }
         }
         Ok(())
@@ -211,21 +211,21 @@ impl<D: Disk> Repair<D> {
         self.rename(&new, path)
     }
 
-    fn rewrite(&self, change: &Rewritten) -> Result<(), RepairError> {
+    fn rewrite(&self, change: &SegmentRewrite) -> Result<(), RepairError> {
         let path = &change.path;
         let mut bytes = Vec::new();
-        salvage::load(&self.disk, path, &mut bytes)?;
+        recover::load(&self.disk, path, &mut bytes)?;
         bytes.truncate(usize::try_from(change.old_bytes).unwrap_or(usize::MAX));
         let new = segment::new_path(parent(path), change.header.index);
         self.keep_leftover(&new)?;
         let mut rewrite = Rewrite::begin(&self.disk, &new, change.header).map_err(at(&new))?;
         let mut outcome = Ok(());
-        let ending = Ending {
+        let ending = SegmentEnd {
             is_last: change.is_last,
-            ..Ending::NEXT
+            ..SegmentEnd::NEXT
         };
-        salvage::salvage(&change.old, &bytes, ending, |found| {
-            if let Found::Op(op) = found
+        recover::recover(&change.old, &bytes, ending, |found| {
+            if let RecoveredItem::Op(op) = found
                 && outcome.is_ok()
             {
                 outcome = rewrite.push(op).map(|_| ());
@@ -300,23 +300,27 @@ impl<D: Disk> Repair<D> {
     }
 }
 
-/// What misses of the gaps in any folder.
-fn subtract<D: Disk>(disk: &D, gaps: Vec<Gap>, rows: &[Row]) -> Result<Vec<Gap>, RecoveryError> {
-    let mut elsewhere = Elsewhere::new(gaps);
-    if elsewhere.is_empty() {
+/// What misses of the missing in any folder.
+fn subtract<D: Disk>(
+    disk: &D,
+    missing: Vec<MissingOps>,
+    plans: &[FolderPlan],
+) -> Result<Vec<MissingOps>, RecoveryError> {
+    let mut filter = MissingFilter::new(missing);
+    if filter.is_empty() {
         return Ok(Vec::new());
     }
     let mut bytes = Vec::new();
-    for member in rows.iter().flat_map(|row| &row.members) {
-        salvage::load(disk, &member.path, &mut bytes)?;
-        let is_compacted = member.header.compacted.is_some();
-        salvage::salvage(&member.header, &bytes, Ending::NEXT, |found| {
-            if let Found::Op(op) = found {
-                elsewhere.visit(op, is_compacted);
+    for segment in plans.iter().flat_map(|plan| &plan.segments) {
+        recover::load(disk, &segment.path, &mut bytes)?;
+        let is_compacted = segment.header.compacted.is_some();
+        recover::recover(&segment.header, &bytes, SegmentEnd::NEXT, |found| {
+            if let RecoveredItem::Op(op) = found {
+                filter.visit(op, is_compacted);
             }
         });
     }
-    Ok(elsewhere.finish())
+    Ok(filter.finish())
 }
 
 /// The first folder of its kind that is not there yet.

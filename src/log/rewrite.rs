@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::disk::{Disk, DiskFile};
-use super::record::{self, BATCH_HEADER_BYTES, Op, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::record::{self, BATCH_HEADER_BYTES, LoggedOp, SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::limits::COMPACTION_BATCH_BYTES;
 
 /// A compacted segment that is being written.
@@ -36,7 +36,7 @@ impl<F: DiskFile> Rewrite<F> {
 
     /// Appends an op. True: a piece is full and on disk. No sync of anybody else ever waits for
     /// more than one piece.
-    pub(super) fn push(&mut self, op: &Op<'_>) -> io::Result<bool> {
+    pub(super) fn push(&mut self, op: &LoggedOp<'_>) -> io::Result<bool> {
         record::push_op(&mut self.batch, op);
         if self.batch.len() < COMPACTION_BATCH_BYTES {
             return Ok(false);
@@ -84,7 +84,7 @@ mod tests {
     fn it_ends_with_one_empty_batch_and_has_no_other() {
         let folder = tempdir().unwrap();
         let header = SegmentHeader::new(0, [7; 16], 1, LogPosition::START);
-        let op = Op {
+        let op = LoggedOp {
             workspace: "w",
             key: "k",
             value: "1",

@@ -19,7 +19,7 @@ mod tests;
 
 /// A shard's folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Folder {
+pub struct FolderUsage {
     /// Its shard.
     pub shard: u32,
     /// The length of its closed segments.
@@ -77,7 +77,7 @@ impl Schedule {
     /// What a compaction would leave of a folder, as far as that is known. Before the first one: not more than it
     /// holds, and not more than all that is live, of which any part may stand in it.
     #[must_use]
-    pub fn kept_bytes(&self, folder: &Folder, all: &[Folder]) -> u64 {
+    pub fn kept_bytes(&self, folder: &FolderUsage, all: &[FolderUsage]) -> u64 {
         if let Some(left) = self.left.get(&folder.shard) {
             return folder.live_bytes + left.foreign_bytes;
         }
@@ -86,7 +86,7 @@ impl Schedule {
     }
 
     /// How long all logs are together, and what is known to be live of them, in percent.
-    fn percent_of_all(&self, all: &[Folder]) -> u64 {
+    fn percent_of_all(&self, all: &[FolderUsage]) -> u64 {
         let closed_bytes = all.iter().map(|folder| folder.closed_bytes).sum();
         let live = all.iter().map(|folder| {
             let left = self.left.get(&folder.shard);
@@ -96,7 +96,7 @@ impl Schedule {
     }
 
     /// Whether a folder has grown since its last compaction: else another one leaves the same.
-    fn has_grown(&self, folder: &Folder) -> bool {
+    fn has_grown(&self, folder: &FolderUsage) -> bool {
         let left = self.left.get(&folder.shard);
         left.is_none_or(|left| folder.closed_bytes > left.closed_bytes)
     }
@@ -104,7 +104,7 @@ impl Schedule {
     /// The folders that are to be compacted, if one may begin now: each that holds too much beside its own live data, or
     /// all, if together they do. Where the disk is short of room, a little that is dead is too much.
     #[must_use]
-    pub fn due(&self, all: &[Folder], is_short: bool, now_us: u64) -> Vec<u32> {
+    pub fn due(&self, all: &[FolderUsage], is_short: bool, now_us: u64) -> Vec<u32> {
         let must_wait = self.failure.as_ref();
         if self.is_over || must_wait.is_some_and(|failure| now_us < failure.not_before_us) {
             return Vec::new();
@@ -114,7 +114,7 @@ impl Schedule {
         let is_whole = closed_bytes > self.floor_bytes * running
             && self.percent_of_all(all) > COMPACTION_START_PERCENT
             && all.iter().any(|folder| self.has_grown(folder));
-        let is_due = |folder: &&Folder| {
+        let is_due = |folder: &&FolderUsage| {
             let is_over = folder.closed_bytes > self.floor_bytes
                 && percent(folder.closed_bytes, self.kept_bytes(folder, all))
                     > COMPACTION_START_PERCENT
@@ -126,7 +126,7 @@ impl Schedule {
     }
 
     /// Whether a folder may hold enough dead bytes to look for them, where each byte counts.
-    fn has_something(&self, folder: &Folder) -> bool {
+    fn has_something(&self, folder: &FolderUsage) -> bool {
         let left = self.left.get(&folder.shard);
         let alive_bytes = left.map_or(folder.live_bytes, |left| left.closed_bytes);
         let dead_bytes = folder.closed_bytes.saturating_sub(alive_bytes);
@@ -135,8 +135,8 @@ impl Schedule {
 
     /// How long to pause after this much work: the longer the logs, the less.
     #[must_use]
-    pub fn pause(&self, all: &[Folder], is_short: bool, worked: Duration) -> Duration {
-        let of_folder = |folder: &Folder| {
+    pub fn pause(&self, all: &[FolderUsage], is_short: bool, worked: Duration) -> Duration {
+        let of_folder = |folder: &FolderUsage| {
             if folder.closed_bytes > self.floor_bytes {
                 percent(folder.closed_bytes, self.kept_bytes(folder, all))
             } else {
@@ -157,7 +157,7 @@ impl Schedule {
     }
 
     /// Takes that a folder was compacted that was so when it began: what is kept of it, and how long it is now.
-    pub fn compacted(&mut self, begun: &Folder, kept_bytes: u64, closed_bytes: u64) {
+    pub fn compacted(&mut self, begun: &FolderUsage, kept_bytes: u64, closed_bytes: u64) {
         let foreign_bytes = kept_bytes.saturating_sub(begun.live_bytes);
         self.left.insert(
             begun.shard,
@@ -287,7 +287,7 @@ impl DiskRoom {
     ///
     /// `lacks_room`: the last compaction had too little, and the reserve was given up for the next
     /// one. What ops would take of it now could never be reclaimed.
-    pub fn looked(&mut self, space: Option<Space>, lacks_room: bool, all: &[Folder]) {
+    pub fn looked(&mut self, space: Option<Space>, lacks_room: bool, all: &[FolderUsage]) {
         self.space = space;
         if space.is_none() {
             self.is_short = false;
@@ -344,7 +344,7 @@ impl DiskRoom {
 
     /// How large the reserve is to be. None: there is no room for one, or not enough that is live.
     #[must_use]
-    pub fn reserve_bytes(&self, all: &[Folder], floor_bytes: u64) -> Option<u64> {
+    pub fn reserve_bytes(&self, all: &[FolderUsage], floor_bytes: u64) -> Option<u64> {
         let closed_bytes: u64 = all.iter().map(|folder| folder.closed_bytes).sum();
         let wanted = self.reserve_wanted_bytes(all);
         let free_bytes = self.space?.free_bytes;
@@ -352,7 +352,7 @@ impl DiskRoom {
         (closed_bytes >= floor_bytes && has_room && !self.is_short).then_some(wanted)
     }
 
-    fn reserve_wanted_bytes(&self, all: &[Folder]) -> u64 {
+    fn reserve_wanted_bytes(&self, all: &[FolderUsage]) -> u64 {
         let live_bytes: u64 = all.iter().map(|folder| folder.live_bytes).sum();
         let wanted = (live_bytes / RESERVE_LIVE_SHARE).clamp(RESERVE_BYTES_MIN, RESERVE_BYTES_MAX);
         let total_bytes = self.space.map_or(u64::MAX, |space| space.total_bytes);

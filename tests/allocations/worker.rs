@@ -18,7 +18,7 @@ use etherply::limits::{SECOND_US, SEGMENT_FILL_BYTES};
 use etherply::log::commit::Durability;
 use etherply::log::directory::DataDirectory;
 use etherply::log::log_files::LogFiles;
-use etherply::log::recovery::Report;
+use etherply::log::recovery::RecoveryReport;
 use etherply::status::Status;
 
 use crate::driver::{FrameCounter, config, head, put_op};
@@ -39,7 +39,7 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     let folder = tempfile::tempdir().expect("a temporary folder");
     let directory = Arc::new(DataDirectory::open(folder.path()).expect("a data directory"));
     let fill_bytes = (durability == Durability::Always).then_some(SEGMENT_FILL_BYTES);
-    let log = LogFiles::open(directory, 0, &Report::default(), fill_bytes).expect("a log");
+    let log = LogFiles::open(directory, 0, &RecoveryReport::default(), fill_bytes).expect("a log");
     let names = AddressNames {
         host: "--host",
         port: "--port",

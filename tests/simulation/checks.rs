@@ -9,7 +9,7 @@ use etherply::limits::{HEAD_TIMEOUT_US, SECOND_US, STALL_LINGER_US, STALL_TIMEOU
 use etherply::log::commit::Durability;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};
 use etherply::log::directory::{DataDirectory, DirectoryError, shard_folder};
-use etherply::log::record::Op;
+use etherply::log::record::LoggedOp;
 use etherply::log::recovery::RecoveryError;
 
 use crate::client::Reading;
@@ -25,7 +25,7 @@ use etherply::seq::Seq;
 pub struct Found(Vec<(String, String, u64, u64)>);
 
 impl Found {
-    pub fn visit(&mut self, op: &Op<'_>) {
+    pub fn visit(&mut self, op: &LoggedOp<'_>) {
         self.0.push((
             op.workspace.to_owned(),
             op.value.to_owned(),

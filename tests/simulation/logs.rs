@@ -9,7 +9,7 @@ use etherply::log::blocks::BlockWrite;
 use etherply::log::commit::{Durability, LogStep};
 use etherply::log::disk::DiskFile;
 use etherply::log::log_files::{LogFiles, LogFilesError};
-use etherply::log::record::Op;
+use etherply::log::record::LoggedOp;
 use etherply::log::recovery::RecoveryError;
 
 use crate::disk::SimDisk;
@@ -168,7 +168,7 @@ impl World {
                 }
                 let mut deal = Replay::new(HASH_SEED);
                 let shards = self.shards;
-                let visit = |op: &Op<'_>| {
+                let visit = |op: &LoggedOp<'_>| {
                     if shard_of(op.workspace, shards) as usize == shard {
                         deal.visit(op);
                     }

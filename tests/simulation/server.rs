@@ -18,10 +18,10 @@ use etherply::log::directory::{DataDirectory, DirectoryError, shard_folder, shar
 use etherply::log::disk::Disk;
 use etherply::log::log_files::{Creation, LogFiles, LogFilesError, Rebuild};
 use etherply::log::position::LogPosition;
-use etherply::log::record::{Op, SEGMENT_HEADER_BYTES};
-use etherply::log::recovery::{Recovery, RecoveryError, Report};
+use etherply::log::record::{LoggedOp, SEGMENT_HEADER_BYTES};
+use etherply::log::recovery::{Recovery, RecoveryError, RecoveryReport};
 use etherply::log::reserve::Reserve;
-use etherply::log::schedule::{DiskRoom, Folder, Schedule};
+use etherply::log::schedule::{DiskRoom, FolderUsage, Schedule};
 
 use crate::disk::SimDisk;
 use crate::plan::{LOW_MARKS, Plan, faults};
@@ -84,7 +84,7 @@ pub struct Seat {
 /// How far a process is with its start.
 pub enum Stage {
     Opened,
-    Read(Box<(Report, Vec<Option<Vec<Workspace>>>)>),
+    Read(Box<(RecoveryReport, Vec<Option<Vec<Workspace>>>)>),
     Serving,
 }
 
@@ -102,12 +102,12 @@ pub struct Server {
     pub room: DiskRoom,
     pub reserve: Reserve<SimDisk>,
     /// The folders, as they were measured last.
-    pub folders: Vec<Folder>,
+    pub folders: Vec<FolderUsage>,
     /// What each shard was told last.
     told: Vec<Option<LogSize>>,
     pub floor_bytes: u64,
     /// What the compaction reads that is under way, as it was when it began. None: it reads nothing.
-    pub compacting: Option<Vec<Folder>>,
+    pub compacting: Option<Vec<FolderUsage>>,
     /// What is known to be dead has just gone: the rest is next.
     pub is_swept: bool,
     pub is_draining: bool,
@@ -228,7 +228,7 @@ impl Server {
         }
         for (number, seat) in self.seats.iter_mut().enumerate() {
             let rotation = self.rotations[number].expect("all have told theirs");
-            let is_it = |folder: &&Folder| folder.shard as usize == number;
+            let is_it = |folder: &&FolderUsage| folder.shard as usize == number;
             let Some(folder) = self.folders.iter().find(is_it) else {
                 continue;
             };
@@ -260,8 +260,8 @@ pub struct Rotation {
 }
 
 /// The folders of all shards there ever were.
-fn folders(disk: &SimDisk, rotations: &[Option<Rotation>]) -> Vec<Folder> {
-    let mut folders: BTreeMap<u32, Folder> = BTreeMap::new();
+fn folders(disk: &SimDisk, rotations: &[Option<Rotation>]) -> Vec<FolderUsage> {
+    let mut folders: BTreeMap<u32, FolderUsage> = BTreeMap::new();
     for (path, bytes) in disk.lengths(DATA.as_ref()) {
         let folder = path.parent().and_then(|folder| folder.file_name());
         let shard = folder.and_then(|name| shard_of_folder(name.to_str()?));
@@ -269,7 +269,7 @@ fn folders(disk: &SimDisk, rotations: &[Option<Rotation>]) -> Vec<Folder> {
             continue;
         };
         let rotation = rotations.get(shard as usize).copied().flatten();
-        let folder = folders.entry(shard).or_insert(Folder {
+        let folder = folders.entry(shard).or_insert(FolderUsage {
             shard,
             closed_bytes: 0,
             live_bytes: rotation.map_or(0, |told| told.live_bytes),
@@ -332,8 +332,8 @@ pub fn recover(
     directory: &DataDirectory<SimDisk>,
     shards: u32,
     dice: &mut Dice,
-    mut visit: impl FnMut(&Op<'_>),
-) -> Result<(Report, Vec<Vec<Workspace>>), RecoveryError> {
+    mut visit: impl FnMut(&LoggedOp<'_>),
+) -> Result<(RecoveryReport, Vec<Vec<Workspace>>), RecoveryError> {
     let recovery = Recovery::open(directory)?;
     let turn = dice.below(recovery.folders().max(1));
     let mut reads: Vec<_> = (0..recovery.folders()).map(|_| None).collect();

@@ -164,7 +164,7 @@ impl World {
         };
         let shard = self.dice.below(server.seats.len());
         let seat = &mut server.seats[shard];
-        let Some(yielded) = seat.shard.give_way(ListenerKind::Public, self.clock) else {
+        let Some(yielded) = seat.shard.shed(ListenerKind::Public, self.clock) else {
             return;
         };
         seat.is_woken = true;

@@ -14,9 +14,9 @@ pub(super) enum Value {
 }
 
 /// The page as it grows.
-pub(super) struct Page(Vec<u8>);
+pub(super) struct MetricsPage(Vec<u8>);
 
-impl Page {
+impl MetricsPage {
     pub(super) fn with_capacity(bytes: usize) -> Self {
         Self(Vec::with_capacity(bytes))
     }

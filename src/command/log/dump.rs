@@ -7,8 +7,8 @@ use crate::command::output::{Printer, Stop};
 use crate::command::progress::Bar;
 use crate::config::log::DumpArgs;
 use crate::log::disk::HostDisk;
-use crate::log::read_only::{Folder, ReadOnlyLog};
-use crate::log::record::Op;
+use crate::log::read_only::{ReadOnlyFolder, ReadOnlyLog};
+use crate::log::record::LoggedOp;
 use crate::seq::Seq;
 
 /// An op of the workspace, copied out of its segment.
@@ -84,13 +84,13 @@ struct Merge<'a> {
 
 /// The position of a [`Merge`] in one folder.
 struct FolderCursor<'a> {
-    folder: &'a Folder,
+    folder: &'a ReadOnlyFolder,
     next_place: usize,
     ops: VecDeque<Kept>,
 }
 
 impl<'a> Merge<'a> {
-    fn new(folders: &'a [Folder], workspace: &'a str, bar: &'a Bar) -> Self {
+    fn new(folders: &'a [ReadOnlyFolder], workspace: &'a str, bar: &'a Bar) -> Self {
         let cursor = |folder| FolderCursor {
             folder,
             next_place: 0,
@@ -143,8 +143,8 @@ impl FolderCursor<'_> {
 }
 
 impl Kept {
-    fn as_op(&self) -> Op<'_> {
-        Op {
+    fn as_op(&self) -> LoggedOp<'_> {
+        LoggedOp {
             workspace: "",
             key: &self.key,
             value: &self.value,

@@ -9,8 +9,8 @@ use crate::command::progress::Bar;
 use crate::command::text;
 use crate::config::log::RepairArgs;
 use crate::log::disk::HostDisk;
-use crate::log::repair::Repair;
-use crate::log::repair::row::{Change, Rewritten};
+use crate::log::repair::RepairPlan;
+use crate::log::repair::plan::{PlannedChange, SegmentRewrite};
 
 /// The number of gaps that are listed.
 const GAPS_LISTED: usize = 20;
@@ -20,7 +20,7 @@ pub fn run(data: &Path, settings: &RepairArgs) -> Result<VerifyOutcome, Stop> {
     let mut epoch = [0; 16];
     getrandom::fill(&mut epoch)?;
     let bar = Bar::new("reading the log", 0);
-    let repair = Repair::plan(HostDisk, data.to_path_buf(), epoch, |done, total| {
+    let repair = RepairPlan::new(HostDisk, data.to_path_buf(), epoch, |done, total| {
         bar.set(done, total);
     })?;
     drop(bar);
@@ -59,7 +59,11 @@ fn ask(output: &mut Printer) -> Result<(), Stop> {
     Err(Stop::Failed("nothing was changed".to_owned()))
 }
 
-fn print_plan(data: &Path, repair: &Repair<HostDisk>, output: &mut Printer) -> Result<(), Stop> {
+fn print_plan(
+    data: &Path,
+    repair: &RepairPlan<HostDisk>,
+    output: &mut Printer,
+) -> Result<(), Stop> {
     let short = |path: &Path| {
         path.strip_prefix(data)
             .unwrap_or(path)
@@ -79,7 +83,7 @@ fn print_plan(data: &Path, repair: &Repair<HostDisk>, output: &mut Printer) -> R
     }
     for change in repair.changes() {
         match change {
-            Change::Fill { path, header } => {
+            PlannedChange::Fill { path, header } => {
                 let count = header.index - header.first_index() + 1;
                 output.line(format_args!(
                     "{}: missing{}\n  its ops are lost; an empty segment replaces it",
@@ -91,7 +95,7 @@ fn print_plan(data: &Path, repair: &Repair<HostDisk>, output: &mut Printer) -> R
                     }
                 ))?;
             }
-            Change::Rewrite(rewritten) => {
+            PlannedChange::Rewrite(rewritten) => {
                 output.line(format_args!("{}: damaged", short(&rewritten.path)))?;
                 print_rewritten(rewritten, output)?;
             }
@@ -104,10 +108,10 @@ fn print_plan(data: &Path, repair: &Repair<HostDisk>, output: &mut Printer) -> R
     ))
 }
 
-fn print_rewritten(rewritten: &Rewritten, output: &mut Printer) -> Result<(), Stop> {
-    let salvage = &rewritten.salvage;
+fn print_rewritten(rewritten: &SegmentRewrite, output: &mut Printer) -> Result<(), Stop> {
+    let recovery = &rewritten.recovery;
     output.line(format_args!("  {}", rewritten.what))?;
-    for lost in &salvage.lost {
+    for lost in &recovery.lost {
         let is_lost = if lost.is_torn {
             "are a torn tail, which an interrupted write left"
         } else {
@@ -122,14 +126,14 @@ fn print_rewritten(rewritten: &Rewritten, output: &mut Printer) -> Result<(), St
     }
     output.line(format_args!(
         "  it is rewritten with the {} in it that {} whole, {} of them after the damage",
-        text::count(salvage.ops, "op"),
-        if salvage.ops == 1 { "is" } else { "are" },
-        salvage.ops_behind
+        text::count(recovery.ops, "op"),
+        if recovery.ops == 1 { "is" } else { "are" },
+        recovery.ops_after_loss
     ))
 }
 
-fn print_gaps(repair: &Repair<HostDisk>, output: &mut Printer) -> Result<(), Stop> {
-    let gaps = repair.gaps();
+fn print_gaps(repair: &RepairPlan<HostDisk>, output: &mut Printer) -> Result<(), Stop> {
+    let gaps = repair.missing();
     if gaps.is_empty() {
         return output.line("The intact part does not show which workspaces miss ops.");
     }

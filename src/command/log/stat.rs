@@ -105,7 +105,7 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
             bar.add(link.file_bytes);
             folder_figures.figures.segments += 1;
             folder_figures.figures.bytes += extent.whole_bytes;
-            let beyond = folder.beyond(place, &mut bytes)?;
+            let beyond = folder.records_past_end(place, &mut bytes)?;
             folder_figures.beyond.extend(beyond.map(|found| BeyondEnd {
                 line: verify::describe_beyond(&link.path, &found),
                 file: link.path.display().to_string(),

@@ -5,8 +5,8 @@ use std::path::Path;
 use crate::command::output::{Printer, Stop};
 use crate::command::progress::Bar;
 use crate::command::text;
-use crate::log::beyond::Beyond;
 use crate::log::disk::HostDisk;
+use crate::log::past_end::RecordsPastEnd;
 use crate::log::read_only::ReadOnlyLog;
 
 /// The result for a log whose served records are all intact. Damage is an error instead.
@@ -39,7 +39,7 @@ pub fn check(data: &Path, output: &mut Printer) -> Result<VerifyOutcome, Stop> {
             segments += 1;
             ops += extent.ops;
             whole_bytes += extent.whole_bytes;
-            if let Some(found) = folder.beyond(place, &mut bytes)? {
+            if let Some(found) = folder.records_past_end(place, &mut bytes)? {
                 beyond.push(describe_beyond(&link.path, &found));
             }
             if extent.whole_bytes < extent.file_bytes {
@@ -70,7 +70,7 @@ pub fn check(data: &Path, output: &mut Printer) -> Result<VerifyOutcome, Stop> {
 }
 
 /// Describes records beyond the end of a segment, and how they may have got there.
-pub fn describe_beyond(path: &Path, found: &Beyond) -> String {
+pub fn describe_beyond(path: &Path, found: &RecordsPastEnd) -> String {
     let (path, offset) = (path.display(), found.offset);
     let records = text::count(found.records, "record");
     format!(

@@ -11,6 +11,28 @@ use crate::core::state::workspace::Workspace;
 use crate::log::position::LogPosition;
 use crate::wire::message;
 
+/// The place of a room in the table of its shard. Another room may get it once this one is
+/// forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RoomId(u32);
+
+impl RoomId {
+    /// Returns the id of the room at this place.
+    ///
+    /// # Panics
+    /// If there are 2^32 rooms.
+    #[must_use]
+    pub fn new(slot: usize) -> Self {
+        Self(u32::try_from(slot).expect("fewer rooms than 2^32"))
+    }
+
+    /// Returns the place of the room.
+    #[must_use]
+    pub fn slot(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// A workspace on its shard.
 pub(crate) struct Room {
     pub workspace: Workspace,
@@ -56,8 +78,8 @@ impl Room {
         self.presence.take_if(|presence| presence.count() == 0);
     }
 
-    /// The position that must be visible before the newest op may be shown.
-    pub fn gate(&self) -> LogPosition {
+    /// Returns the log position that must be visible before the newest op may be sent.
+    pub fn visible_from(&self) -> LogPosition {
         self.position
     }
 

@@ -149,7 +149,8 @@ impl Window {
         self.capacity_bytes
     }
 
-    /// Appends the frame that `write` writes, of exactly `bytes`. It may leave once `position` is durable.
+    /// Appends the frame that `write` writes, of exactly `bytes`. It may leave once `position` is
+    /// durable.
     ///
     /// # Panics
     /// If the frame has another length, or `seq` or `position` goes back.
@@ -304,7 +305,7 @@ impl Window {
         }
     }
 
-    /// Appends the bytes `from..until` to `out` as one span, unless they are too long for that. Each
+    /// Appends the bytes `from..until` to `out` as one span, unless they are too long for that. A
     /// span of a send costs the kernel more than this copy, which is made once for all sessions
     /// whose cursor is at `from`.
     ///
@@ -405,35 +406,35 @@ mod tests {
     }
 
     #[derive(Debug, Clone)]
-    enum Step {
+    enum WindowStep {
         Push(usize),
         Send(usize),
         Finish,
         Drop(usize),
     }
 
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
+    fn steps() -> impl Strategy<Value = Vec<WindowStep>> {
         let step = prop_oneof![
-            4 => (1..300_usize).prop_map(Step::Push),
-            1 => (1..90_000_usize).prop_map(Step::Push),
-            3 => (1..400_usize).prop_map(Step::Send),
-            2 => Just(Step::Finish),
-            2 => (0..2000_usize).prop_map(Step::Drop),
+            4 => (1..300_usize).prop_map(WindowStep::Push),
+            1 => (1..90_000_usize).prop_map(WindowStep::Push),
+            3 => (1..400_usize).prop_map(WindowStep::Send),
+            2 => Just(WindowStep::Finish),
+            2 => (0..2000_usize).prop_map(WindowStep::Drop),
         ];
         prop::collection::vec(step, 0..60)
     }
 
     #[test]
-    fn those_who_stand_at_the_same_place_are_sent_the_same_piece() {
+    fn sessions_at_the_same_offset_are_sent_the_same_piece() {
         let (mut window, mut pool) = (Window::new(Seq::NONE), WindowPool::default());
         let mut in_flight = Vec::new();
         for seq in 1..=3 {
             let start = window.end();
             let position = LogPosition::new(seq);
             window.push(&mut pool, Seq::new(seq), position, 10, |out| {
-                out.resize(out.len() + 10, 7)
+                out.resize(out.len() + 10, 7);
             });
-            // A chunk that is on its way is not written to, so that the next frame has one of its own.
+            // A chunk in flight is not written to, so the next frame gets one of its own.
             let mut spans = Spans::new();
             window.spans(start, window.end(), &mut pool, &mut spans);
             in_flight.push(spans);
@@ -458,7 +459,7 @@ mod tests {
         }
         assert!(taken(30, 30).is_empty());
         window.drop_before(WindowOffset::new(30), &mut pool);
-        assert_eq!(Rc::strong_count(&joined), 1, "nobody needs it any more");
+        assert_eq!(Rc::strong_count(&joined), 1, "no session needs it any more");
     }
 
     proptest! {
@@ -470,30 +471,39 @@ mod tests {
             let (mut cursor, mut in_flight) = (WindowOffset::START, Vec::new());
             for step in steps {
                 match step {
-                    Step::Push(bytes) => {
+                    WindowStep::Push(bytes) => {
                         let seq = ends.last().unwrap().1.next();
                         let fill = u8::try_from(seq.get() % 251).unwrap();
-                        window.push(&mut pool, seq, LogPosition::new(seq.get() * 10), bytes, |out| out.resize(out.len() + bytes, fill));
+                        let position = LogPosition::new(seq.get() * 10);
+                        window.push(&mut pool, seq, position, bytes, |out| {
+                            out.resize(out.len() + bytes, fill);
+                        });
                         all.resize(all.len() + bytes, fill);
                         ends.push((WindowOffset::START.advance(all.len()), seq));
                     }
-                    Step::Send(bytes_max) => {
+                    WindowStep::Send(bytes_max) => {
                         let end = window.frame_end_within(cursor, window.end(), bytes_max);
                         prop_assert!(ends.iter().any(|known| known.0 == end));
-                        prop_assert!(end.bytes_since(cursor) <= bytes_max || ends.iter().filter(|known| known.0 > cursor && known.0 <= end).count() == 1);
+                        let is_taken = |known: &&(WindowOffset, Seq)| {
+                            known.0 > cursor && known.0 <= end
+                        };
+                        let is_single = ends.iter().filter(is_taken).count() == 1;
+                        prop_assert!(end.bytes_since(cursor) <= bytes_max || is_single);
                         prop_assert!(end > cursor || cursor == window.end());
                         let mut spans = Spans::new();
                         if bytes_max % 2 == 0 {
                             window.joined(cursor, end, &mut pool, &mut spans);
-                            prop_assert!(spans.len() <= 1 || end.bytes_since(cursor) > JOINED_BYTES_MAX);
+                            let is_long = end.bytes_since(cursor) > JOINED_BYTES_MAX;
+                            prop_assert!(spans.len() <= 1 || is_long);
                         } else {
                             window.spans(cursor, end, &mut pool, &mut spans);
                         }
-                        prop_assert_eq!(window.seq_at(end), ends.iter().find(|known| known.0 == end).unwrap().1);
+                        let known = ends.iter().find(|known| known.0 == end);
+                        prop_assert_eq!(window.seq_at(end), known.unwrap().1);
                         in_flight.push((cursor, end, spans));
                         cursor = end;
                     }
-                    Step::Finish => {
+                    WindowStep::Finish => {
                         let within = |offset: WindowOffset| offset.bytes_since(WindowOffset::START);
                         for (from, until, mut spans) in in_flight.drain(..) {
                             let expected = &all[within(from)..within(until)];
@@ -505,7 +515,7 @@ mod tests {
                             pool.chunks.give_spans(spans);
                         }
                     }
-                    Step::Drop(behind) => {
+                    WindowStep::Drop(behind) => {
                         let offset = cursor.get().saturating_sub(behind as u64);
                         window.drop_before(WindowOffset::new(offset), &mut pool);
                         prop_assert!(window.start() <= cursor);
@@ -609,7 +619,7 @@ mod tests {
         let fill = |window: &mut Window, pool: &mut WindowPool| {
             for seq in 1..=100 {
                 window.push(pool, Seq::new(seq), LogPosition::new(seq), 1, |out| {
-                    out.push(0)
+                    out.push(0);
                 });
             }
         };
@@ -627,7 +637,7 @@ mod tests {
         // Another one goes on in it.
         let mut window = Window::new(Seq::NONE);
         window.push(&mut pool, Seq::new(1), LogPosition::NONE, 1, |out| {
-            out.push(0)
+            out.push(0);
         });
         assert_eq!(window.frames.capacity(), capacity);
     }

@@ -1,21 +1,25 @@
 //! The time of a shard: that during which it was there.
 //!
-//! A process that is stopped (SIGSTOP, a paused virtual machine), or that gets no core, hears nobody, and nobody may be closed for
-//! what it did not hear. So the deadlines of a shard are not times of the clock that its caller reads, but of a clock of its own,
-//! which stands still while the shard is away: they all move with it, those that are added one day too, and none has to be looked at.
+//! A process that is stopped (SIGSTOP, a paused virtual machine), or that gets no core, hears
+//! nobody, and nobody may be closed for what it did not hear. So the deadlines of a shard are not
+//! times of the clock that its caller reads, but of a clock of its own, which stands still while
+//! the shard is away: they all move with it, those that are added one day too, and none has to be
+//! looked at.
 //!
-//! A shard says after each turn when the next one must begin. When that comes later than due by more than [`LATENESS_US_MAX`], the
-//! shard was away. Nothing shorter is an absence: timers are kept to a tick, and a busy machine is late by some milliseconds all the
-//! time. Three rules say what the shard's time is then:
+//! A shard says after each turn when the next one must begin. When that comes later than due by
+//! more than [`LATENESS_US_MAX`], the shard was away. Nothing shorter is an absence: timers are
+//! kept to a tick, and a busy machine is late by some milliseconds all the time. Three rules say
+//! what the shard's time is then:
 //!
 //! - What passed after the due time does not count.
-//! - Nor does the last stretch before it: as much as was missed, [`GRACE_US`] at most. Nobody can tell when in its sleep the
-//!   shard was stopped, and what it would have heard by then may take a turn or two to come in. So it looks before it judges.
-//! - [`LATENESS_US_MAX`] always counts, so that time advances for a shard that is late in each turn: a server that is always overloaded
-//!   still closes clients that are gone.
+//! - Nor does the last stretch before it: as much as was missed, [`GRACE_US`] at most. Nobody can
+//!   tell when in its sleep the shard was stopped, and what it would have heard by then may take a
+//!   turn or two to come in. So it looks before it judges.
+//! - [`LATENESS_US_MAX`] always counts, so that time advances for a shard that is late in each
+//!   turn: a server that is always overloaded still closes clients that are gone.
 //!
-//! A turn that takes long is an absence, too, where something was due meanwhile. A deadline that has passed and waits for something in
-//! flight is none, since the shard has turns then.
+//! A turn that takes long is an absence, too, where something was due meanwhile. A deadline that
+//! has passed and waits for something in flight is none, since the shard has turns then.
 
 use crate::core::contract::Clock;
 use crate::limits::{GRACE_US, LATENESS_US_MAX};
@@ -48,7 +52,8 @@ pub struct Missed {
 }
 
 impl Absence {
-    /// Notes the end of a turn, and the time at which the next one must begin, both by the shard's clock.
+    /// Notes the end of a turn, and the time at which the next one must begin, both by the shard's
+    /// clock.
     pub fn slept(&mut self, now_us: u64, due_us: Option<u64>) {
         self.sleep = due_us.map(|due_us| Sleep {
             from_us: now_us,
@@ -81,7 +86,8 @@ impl Absence {
         })
     }
 
-    /// Converts the caller's clock into the shard's own. The wall clock is the same: a token expires by it.
+    /// Converts the caller's clock into the shard's own. The wall clock is the same: a token
+    /// expires by it.
     #[must_use]
     pub fn local(&self, clock: Clock) -> Clock {
         Clock {
@@ -107,7 +113,8 @@ mod tests {
         Clock { now_us, unix_us: 7 }
     }
 
-    /// A turn at `now_us` by the caller's clock, after which the next one is due `after_us` later. Returns the shard's time.
+    /// A turn at `now_us` by the caller's clock, after which the next one is due `after_us` later.
+    /// Returns the shard's time.
     fn turn(absence: &mut Absence, now_us: u64, after_us: Option<u64>) -> u64 {
         absence.woke(now_us);
         let local = absence.local(at(now_us));
@@ -160,7 +167,8 @@ mod tests {
     }
 
     proptest! {
-        /// Time never goes back, goes on in turns that are late, and never goes faster than the caller's.
+        /// Time never goes back, goes on in turns that are late, and never goes faster than the
+        /// caller's.
         #[test]
         fn time_goes_on(turns in prop::collection::vec((0..3_000_000_u64, any::<bool>(), prop::option::of(0..2_000_000_u64)), 1..100)) {
             let (mut absence, mut now_us) = (Absence::default(), 0);

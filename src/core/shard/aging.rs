@@ -1,4 +1,4 @@
-//! What a shard corrects after an absence ([`absence`](crate::core::shard::absence)).
+//! Corrections of a shard after an absence ([`absence`](crate::core::shard::absence)).
 
 use crate::core::contract::Clock;
 use crate::core::shard::Shard;
@@ -6,7 +6,7 @@ use crate::core::shard::absence::Missed;
 use crate::core::shard::timers::tick_of;
 
 impl Shard {
-    /// Reads the clock: the time of the shard, which begins a turn or goes on with it.
+    /// Converts the time of the caller into that of the shard, at the begin of each call.
     pub(super) fn woke(&mut self, clock: Clock) -> Clock {
         let missed = self.absence.woke(clock.now_us);
         let clock = self.absence.local(clock);
@@ -19,16 +19,13 @@ impl Shard {
 
     /// Corrects what goes by the time that has really passed.
     ///
-    /// That is how old ops are that the disk does not have yet (a crash of `interval` mode can lose no more than its interval),
-    /// latencies, the end of tokens, and rates: a client may have sent all the time at its rate, and all of that comes at once.
+    /// That is the age of ops that the disk does not have yet (a crash in `interval` mode loses no
+    /// more than an interval), latencies, the end of tokens, and rates: a client may have sent all
+    /// the time at its rate, and all of that comes at once.
     pub(super) fn allow_for_absence(&mut self, missed: Missed, clock: Clock) {
-        let aged = |since_us: u64| since_us.saturating_sub(missed.us);
-        self.commit.has_aged(missed.us);
-        self.shown_since_us = self.shown_since_us.map(aged);
-        if let Some(watch) = &mut self.watch {
-            watch.since_us = aged(watch.since_us);
-        }
-        self.handshakes.has_aged(missed.us);
+        self.log.has_aged(missed.us);
+        self.sends.has_aged(missed.us);
+        self.admission.has_aged(missed.us);
         if let Some(per_second) = self.config.limits.ops_per_second {
             self.sessions.allow_for(per_second, missed.deaf_us);
         }

@@ -1,8 +1,11 @@
-//! What a shard counts of itself: plain numbers of its own, which its caller shows to others once a turn.
+//! What a shard counts of itself: plain numbers of its own, which its caller shows to others once a
+//! turn.
 //!
-//! Nothing here is atomic, allocates, or asks for the time: a count on the way of an op is one addition.
+//! Nothing here is atomic, allocates, or asks for the time: a count on the way of an op is one
+//! addition.
 
-/// The upper bounds of the classes of durations: 1, 2, 5 in each decade. What is longer falls into a last one.
+/// The upper bounds of the classes of durations: 1, 2, 5 in each decade. What is longer falls into
+/// a last one.
 pub const DURATION_BOUNDS_US: [u64; 19] = [
     10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000,
     500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000,
@@ -230,7 +233,8 @@ counters! {
     log_live_bytes,
     /// The length of the open segment.
     log_open_bytes,
-    /// The length of the log in the shard's folder, without what the open segment has over its usual length.
+    /// The length of the log in the shard's folder, without what the open segment has over its
+    /// usual length.
     log_bytes,
     /// What that may be.
     log_bytes_max,

@@ -1,161 +1,124 @@
-//! Bytes out: who is sent what, and when.
+//! Bytes out: what is sent to whom, and when.
 //!
-//! Sessions with something owed stand in a queue. A turn serves a slice of it, and each session gets
-//! all that it is owed by then in one send: the busier the shard, the bigger the batches. When the
-//! queue is empty the round is done, and the windows let go of what everybody has. Those who are owed
-//! much for themselves, a large state most of all, go over into a queue of their own.
+//! Sessions that are owed something are in a queue. A turn serves a slice of it, and each session
+//! is sent all that it is owed by then at once: the busier the shard, the bigger the batches. When
+//! the queue is empty the round is done, and the windows drop what all members have. Sessions with
+//! a large backlog of their own, a large state most of all, move to a queue of their own.
 
 use std::io;
 
 use crate::core::contract::{Clock, Output};
-use crate::core::fanout::outbox::{Behind, Due};
-use crate::core::fanout::window::{Chunk, Spans, skip_sent, spans_bytes};
+use crate::core::fanout::outbox::{Behind, Due, OutboxPool};
+use crate::core::fanout::room::{Room, RoomId};
+use crate::core::fanout::window::{Chunk, Spans, Window, skip_sent, spans_bytes};
+use crate::core::shard::Shard;
 use crate::core::shard::intake::shared_frame;
-use crate::core::shard::session::{Intake, SessionId, State};
-use crate::core::shard::{Shard, Watch};
+use crate::core::shard::session::{Intake, Session, SessionId, State};
 use crate::limits::{
     BULK_BYTES_PER_TURN, BULK_SENDS_PER_TURN_MAX, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX,
-    REOPEN_WAIT_MIN_US, SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SESSION_BYTES_SPARED,
+    SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SESSION_BYTES_SPARED,
 };
 use crate::log::commit::Durability;
 use crate::wire::message;
 
 impl Shard {
-    /// Puts a session into the queue of those who are sent to.
+    /// Queues a session to be sent what it is owed.
     pub(super) fn enqueue(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.get_mut(id) else {
-            return;
-        };
-        if !session.queued && !session.sending && session.may_send() {
-            session.queued = true;
-            self.send_queue.push_back(id);
+        if let Some(session) = self.sessions.get_mut(id) {
+            self.sends.queue(id, session);
         }
     }
 
-    /// Puts a room into the list of those with news, or with frames to let go.
-    pub(super) fn touch(&mut self, room_slot: u32) {
-        let room = &mut self.rooms[room_slot as usize];
-        if !room.touched {
-            room.touched = true;
-            self.touched.push(room_slot);
-        }
-    }
-
-    /// A batch is where its durability wants it: its ops may be shown.
+    /// Lets the ops be shown that a commit has made visible.
     pub(super) fn show_committed(&mut self) {
-        if self.commit.is_failed() {
-            return;
+        if self.log.show() {
+            self.sends.wake(&mut self.sessions);
         }
-        self.senders.drain(..self.written_senders);
-        self.written_senders = 0;
-        self.reopen_wait_us = REOPEN_WAIT_MIN_US;
-        self.visible_position = self.commit.visible_position();
-        self.wake_gated();
-    }
-
-    /// Queues those whose answers were waiting: for the log, or for a text.
-    pub(super) fn wake_gated(&mut self) {
-        let mut gated = std::mem::take(&mut self.gated);
-        for id in gated.drain(..) {
-            if let Some(session) = self.sessions.get_mut(id) {
-                session.gated = false;
-                self.enqueue(id);
-            }
-        }
-        self.gated = gated;
     }
 
     /// Queues the members of all rooms in which more may be shown than before.
     pub(super) fn announce(&mut self) {
-        for place in 0..self.touched.len() {
-            let room_slot = self.touched[place];
-            let visible_position = self.visible_position;
-            let Some(room) = self.rooms.get_mut(room_slot as usize) else {
-                continue;
-            };
-            let visible_end = room.window.visible_end(visible_position);
-            if visible_end <= room.announced_end {
-                continue;
-            }
-            room.announced_end = visible_end;
-            for slot in &room.members {
-                let (id, session) = self.sessions.at(*slot);
-                let owed =
-                    session.outbox.cursor() < visible_end || session.outbox.behind().is_some();
-                if owed && !session.queued && !session.sending {
-                    session.queued = true;
-                    self.send_queue.push_back(id);
+        self.rooms
+            .announce(self.log.visible_position(), |slot, visible_end| {
+                let (id, session) = self.sessions.at(slot);
+                let outbox = &session.outbox;
+                // A sender is not owed its own op: its cursor is past it already.
+                if outbox.cursor() < visible_end || outbox.behind().is_some() {
+                    self.sends.queue(id, session);
                 }
-            }
-        }
+            });
     }
 
-    /// Serves a slice of the queue, unless a commit is in flight or the shard rests.
+    /// Serves a slice of the queue, unless a commit is in flight or the shard pauses.
+    ///
+    /// A slice is bounded so that receives and log completions never wait behind a thousand sends.
+    /// In `always` mode commits are pauses enough, and no other is made.
     pub(super) fn send_slice(&mut self, clock: Clock) {
         let has_commits = self.config.durability == Durability::Always;
-        if self.commit.holds_sends() || !has_commits && self.pacer.holds(clock.now_us) {
+        if self.log.holds_sends() || !has_commits && self.sends.is_pausing(clock.now_us) {
             return;
         }
         for _ in 0..SENDS_PER_TURN_MAX {
-            let Some(id) = self.send_queue.pop_front() else {
+            let Some(id) = self.sends.pop() else {
                 break;
             };
-            self.served_count += 1;
             if self.is_owed_bulk(id) {
-                self.bulk_queue.push_back(id);
+                self.sends.defer(id);
             } else {
                 self.serve(id, clock);
-                self.keep_budget(clock);
+                self.evict_over_budget(clock);
             }
         }
-        self.pacer.served(!self.send_queue.is_empty(), clock.now_us);
+        self.sends.end_slice(clock.now_us);
         self.send_bulk(clock);
-        // Nothing will end that could tell how long the round took.
+        // With no send in flight, no end of a send will measure the watched ones.
         if self.counters.sends == self.counters.sends_ended {
-            self.watch.take_if(|watch| watch.end <= self.served_count);
+            self.sends.take_watched_since_us();
         }
     }
 
-    /// Whether a session is owed more than a send of frames may be.
+    /// Returns whether a session is owed more than a send of frames may carry.
     fn is_owed_bulk(&mut self, id: SessionId) -> bool {
         let session = self.sessions.get_mut(id);
         session.is_some_and(|session| session.outbox.waiting_bytes() > SEND_BYTES_MAX)
     }
 
-    /// Serves some of those who are owed much.
+    /// Serves some of the sessions with a large backlog: few in a turn, since each of them may
+    /// take as long as a whole slice.
     fn send_bulk(&mut self, clock: Clock) {
         let mut bytes = 0;
         for _ in 0..BULK_SENDS_PER_TURN_MAX {
-            let Some(id) = self.bulk_queue.pop_front() else {
+            let Some(id) = self.sends.pop_bulk() else {
                 break;
             };
             bytes += self.serve(id, clock);
-            self.keep_budget(clock);
+            self.evict_over_budget(clock);
             if bytes >= BULK_BYTES_PER_TURN {
                 break;
             }
         }
     }
 
-    /// Follows the ops that may be shown since this turn until all who are owed them now were sent to: those of one commit at a
-    /// time.
+    /// Follows the ops that may be shown since this turn until all sessions that are owed them now
+    /// were sent to: those of one commit at a time.
     pub(super) fn watch_sends(&mut self, clock: Clock) {
         let since_us = if self.config.durability == Durability::Always {
-            self.shown_since_us.take()
+            self.sends.take_shown_since_us()
         } else {
-            let oldest_us = self.commit.oldest_us();
+            let oldest_us = self.log.oldest_us();
             oldest_us.filter(|oldest_us| *oldest_us == clock.now_us)
         };
-        if let Some(since_us) = since_us
-            && self.watch.is_none()
-            && !self.send_queue.is_empty()
-        {
-            let end = self.served_count + self.send_queue.len() as u64;
-            self.watch = Some(Watch { since_us, end });
+        if let Some(since_us) = since_us {
+            self.sends.watch(since_us);
         }
     }
 
-    /// Sends a session what it is owed; gives how much that is.
+    /// Sends a session what it is owed, and returns how many bytes that is.
+    ///
+    /// A session has one send in flight, so what it is owed gathers meanwhile for the next. With
+    /// nothing to send it leaves the queue for one of three reasons: its first answer is not
+    /// visible yet, and the next commit queues it again; it was closing and has had its last byte;
+    /// or it is up to date, and the next op queues it.
     fn serve(&mut self, id: SessionId, clock: Clock) -> usize {
         let Some(session) = self.sessions.get_mut(id) else {
             return 0;
@@ -173,14 +136,11 @@ impl Shard {
         if !spans.is_empty() {
             session.sending = true;
             session.last_progress_us = clock.now_us;
-            self.pacer.sends(&mut session.last_stretch);
+            self.sends.send_started(session);
             self.counters.sends += 1;
             self.outputs.push_back(Output::Send(id, spans));
         } else if session.outbox.has_answers() {
-            if !session.gated {
-                session.gated = true;
-                self.gated.push(id);
-            }
+            self.sends.wait_for_log(id, session);
         } else if session.state() == State::Closing {
             self.finish(id);
         }
@@ -188,17 +148,21 @@ impl Shard {
     }
 
     fn take(&mut self, id: SessionId) -> Spans {
+        let visible_position = self.log.visible_position();
         let session = &mut self.sessions[id];
-        let view = session
-            .room()
-            .map(|room| self.rooms[room as usize].view(self.visible_position));
-        session
-            .outbox
-            .take(view, self.visible_position, &mut self.pool)
+        let room = session.room();
+        let view = room.map(|room| self.rooms[room].view(visible_position));
+        session.outbox.take(view, visible_position, &mut self.pool)
     }
 
     /// Encodes the next part of what a conflated session is owed: the latest op of each key that
-    /// changed since, without its own. False where there is nothing of the kind to do.
+    /// changed since, without its own. False if it is not conflated, or the part before still
+    /// waits.
+    ///
+    /// The walk is bounded in bytes and in steps, as the entries that the session wrote itself cost
+    /// steps and no bytes. Where it stops before the newest entry the session stays behind, at the
+    /// last entry seen. Where it does not, the session follows the window again from its end: the
+    /// entries have all that the window has, so no frame is missed or sent twice.
     fn encode_behind(&mut self, id: SessionId) -> bool {
         let session = &mut self.sessions[id];
         let number = session.number;
@@ -212,8 +176,8 @@ impl Shard {
         if session.outbox.has_answers() {
             return false;
         }
-        let room_slot = session.room().expect("only a member is behind");
-        let room = &self.rooms[room_slot as usize];
+        let room_id = session.room().expect("only a member is behind");
+        let room = &self.rooms[room_id];
         let bytes_max = if self.budget.is_tight() {
             SESSION_BYTES_SPARED
         } else {
@@ -236,8 +200,8 @@ impl Shard {
                     }
                     self.counters.conflated_keys += 1;
                     if bytes > bytes_max {
-                        // It goes out alone, and is the same for all who are as far.
-                        long = Some(shared_frame(room_slot, entry, &mut self.budget));
+                        // It goes out alone, and is the same for all sessions that are as far.
+                        long = Some(shared_frame(room_id, entry, &mut self.budget));
                         more = true;
                     } else {
                         message::put_op(out, entry.key(), entry.value(), entry.timestamp());
@@ -259,16 +223,16 @@ impl Shard {
         if chunk.is_empty() && long.is_none() && more {
             self.enqueue(id);
         }
-        self.push_behind(id, room_slot, chunk, long);
+        self.push_behind(id, room_id, chunk, long);
         true
     }
 
     /// Queues a part of what a conflated session is owed: short ops together, or a long one.
-    fn push_behind(&mut self, id: SessionId, room_slot: u32, short: Chunk, long: Option<Chunk>) {
-        let room = &self.rooms[room_slot as usize];
+    fn push_behind(&mut self, id: SessionId, room_id: RoomId, short: Chunk, long: Option<Chunk>) {
+        let room = &self.rooms[room_id];
         let due = Due {
             at: room.window.end(),
-            gate: room.gate(),
+            visible_from: room.visible_from(),
             awaits: None,
         };
         let outbox = &mut self.sessions[id].outbox;
@@ -280,21 +244,20 @@ impl Shard {
         } else {
             outbox.push_due(short, due, &mut self.pool);
         }
-        self.weigh(id);
+        self.update_memory(id);
     }
 
-    /// A session is owed more frames than it may have queued: it gets the latest op of each key instead.
+    /// Conflates a session that is owed more frames than it may: it gets the latest op of each key
+    /// instead.
     pub(super) fn fall_behind(&mut self, id: SessionId) {
         let session = &mut self.sessions[id];
-        let room = &self.rooms[session.room().expect("only a member falls behind") as usize];
-        let since = room.window.seq_at(session.outbox.cursor());
-        let behind = Behind { since, hint: None };
-        session.outbox.fall_behind(behind, &mut self.pool);
+        let room_id = session.room().expect("only a member falls behind");
+        fall_behind(session, &self.rooms[room_id].window, &mut self.pool);
         self.counters.conflations += 1;
-        self.enqueue(id);
+        self.sends.queue(id, session);
     }
 
-    /// Takes the end of a send.
+    /// Continues after a send has ended.
     pub(super) fn sent(
         &mut self,
         id: SessionId,
@@ -303,9 +266,8 @@ impl Shard {
         clock: Clock,
     ) {
         self.counters.sends_ended += 1;
-        let ended = self.watch.take_if(|watch| watch.end <= self.served_count);
-        if let Some(watch) = ended {
-            let took_us = clock.now_us.saturating_sub(watch.since_us);
+        if let Some(since_us) = self.sends.take_watched_since_us() {
+            let took_us = clock.now_us.saturating_sub(since_us);
             self.counters.sent.took(took_us);
         }
         let taken = outcome.ok();
@@ -325,9 +287,9 @@ impl Shard {
             // The socket was full, and now it is not: the peer has read.
             session.last_received_us = clock.now_us;
         }
-        if let Some(passage) = &mut session.passage {
+        if let Some(transfer) = &mut session.transfer {
             let took_us = clock.now_us.saturating_sub(session.last_progress_us);
-            passage.took(took_us, bytes);
+            transfer.took(took_us, bytes);
         }
         session.last_progress_us = clock.now_us;
         let whole = bytes == spans_bytes(&spans);
@@ -341,16 +303,16 @@ impl Shard {
         self.pool.give_spans(spans);
         let session = &mut self.sessions[id];
         if !session.outbox.has_state() {
-            session.passage = None;
+            session.transfer = None;
         }
         let mut owed = session.outbox.has_answers() || session.outbox.behind().is_some();
         match session.room() {
-            Some(room_slot) => {
-                let room = &self.rooms[room_slot as usize];
+            Some(room_id) => {
+                let room = &self.rooms[room_id];
                 let current = session.outbox.cursor() >= room.announced_end;
                 owed |= !current;
                 if current && room.window.capacity_bytes() > 0 {
-                    self.touch(room_slot);
+                    self.rooms.touch(room_id);
                 }
             }
             None => owed = true,
@@ -361,7 +323,7 @@ impl Shard {
         self.unpause(id, clock);
     }
 
-    /// A send came back; unless its rest goes out next, its memory is free.
+    /// Records that a send came back. Unless its rest goes out next, its memory is free.
     fn end_send(&mut self, id: SessionId, is_ended: bool) {
         let session = self
             .sessions
@@ -371,7 +333,7 @@ impl Shard {
         if is_ended || session.is_aborted() {
             let outbox = &mut self.sessions[id].outbox;
             outbox.sent(&mut self.pool);
-            self.weigh(id);
+            self.update_memory(id);
         }
     }
 
@@ -383,72 +345,49 @@ impl Shard {
             session.intake = Intake::Unread;
             // It was not asked for a sign of life meanwhile.
             session.last_received_us = clock.now_us;
-            self.unread_queue.push_back(id);
+            self.reads.queue(id, Intake::Unread);
         }
     }
 
-    /// Lets the windows go of what everybody has, when a round is done; before that only those
-    /// that are over their bound.
+    /// Drops the frames that all members have, when a round of sends is done; before that only
+    /// where a window is over its bound.
     pub(super) fn trim_windows(&mut self) {
-        let round_done = self.send_queue.is_empty();
-        let mut kept = 0;
-        for place in 0..self.touched.len() {
-            let room_slot = self.touched[place];
-            let Some(room) = self
-                .rooms
-                .get(room_slot as usize)
-                .filter(|room| room.touched)
-            else {
-                continue;
-            };
-            let over = room.window.capacity_bytes() > self.config.outbox_bytes_max;
-            if round_done || over {
-                self.trim_window(room_slot);
+        let is_round_done = self.sends.is_round_done();
+        let visible_position = self.log.visible_position();
+        let window_bytes_max = self.config.outbox_bytes_max;
+        self.rooms.retain_touched(|room| {
+            let Room {
+                window, members, ..
+            } = room;
+            if is_round_done || window.capacity_bytes() > window_bytes_max {
+                // Members that are so far back that the window would be too long fall out of it.
+                // The others hold it at the slowest of their cursors.
+                let visible_end = window.visible_end(visible_position);
+                let overflow_end = window.overflow_end(window_bytes_max, visible_end);
+                let mut start = window.end();
+                for slot in members.iter() {
+                    let (id, session) = self.sessions.at(*slot);
+                    if session.outbox.behind().is_some() {
+                        continue;
+                    }
+                    if session.outbox.cursor() < overflow_end {
+                        fall_behind(session, window, &mut self.pool);
+                        self.counters.conflations += 1;
+                        self.sends.queue(id, session);
+                    } else {
+                        start = start.min(session.outbox.cursor());
+                    }
+                }
+                window.drop_before(start.max(overflow_end), self.pool.windows());
             }
-            let visible_position = self.visible_position;
-            let room = &mut self.rooms[room_slot as usize];
-            room.touched =
-                !round_done || room.window.visible_end(visible_position) < room.window.end();
-            if room.touched {
-                self.touched[kept] = room_slot;
-                kept += 1;
-            }
-        }
-        self.touched.truncate(kept);
-    }
-
-    fn trim_window(&mut self, room_slot: u32) {
-        let room = &mut self.rooms[room_slot as usize];
-        let visible_end = room.window.visible_end(self.visible_position);
-        let overflow_end = room
-            .window
-            .overflow_end(self.config.outbox_bytes_max, visible_end);
-        let mut least = room.window.end();
-        let mut fallen = std::mem::take(&mut self.fallen);
-        for slot in &room.members {
-            let (id, session) = self.sessions.at(*slot);
-            if session.outbox.behind().is_some() {
-                continue;
-            }
-            if session.outbox.cursor() < overflow_end {
-                fallen.push(id);
-            } else {
-                least = least.min(session.outbox.cursor());
-            }
-        }
-        for id in fallen.drain(..) {
-            self.fall_behind(id);
-        }
-        self.fallen = fallen;
-        let room = &mut self.rooms[room_slot as usize];
-        room.window
-            .drop_before(least.max(overflow_end), self.pool.windows());
+            // What is not visible yet is sent later, and then the window is trimmed again.
+            !is_round_done || window.visible_end(visible_position) < window.end()
+        });
     }
 
     /// Arms the receives of this turn.
     pub(super) fn arm_receives(&mut self) {
-        for place in 0..self.receive_queue.len() {
-            let id = self.receive_queue[place];
+        for id in self.reads.drain_receives() {
             let Some(session) = self.sessions.get_mut(id) else {
                 continue;
             };
@@ -457,6 +396,14 @@ impl Shard {
                 self.outputs.push_back(Output::Receive(id));
             }
         }
-        self.receive_queue.clear();
     }
+}
+
+/// Lets a session fall out of its room's window: from the op behind its cursor on, it is owed the
+/// latest op of each key.
+fn fall_behind(session: &mut Session, window: &Window, pool: &mut OutboxPool) {
+    let since = window.seq_at(session.outbox.cursor());
+    session
+        .outbox
+        .fall_behind(Behind { since, hint: None }, pool);
 }

@@ -1,7 +1,7 @@
-//! Snapshots for the sessions of a shard: one for each that joins or reads, and the encodings in
-//! progress, a step in each turn.
+//! States for the sessions that join or read, and the encodings in progress, a step in each turn.
 
 use crate::core::contract::Clock;
+use crate::core::fanout::room::RoomId;
 use crate::core::shard::Shard;
 use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind};
 use crate::limits::RETRY_AFTER_S;
@@ -15,18 +15,18 @@ impl Shard {
     /// 503 if the budget has no room for it, even after slow receivers were given up.
     pub(super) fn snapshot(
         &mut self,
-        room_slot: u32,
+        room_id: RoomId,
         kind: SnapshotKind,
         clock: Clock,
     ) -> Result<Snapshot, Answer> {
-        let room = &self.rooms[room_slot as usize];
-        let shortage = match self.snapshots.request(room_slot, room, kind) {
+        let room = &self.rooms[room_id];
+        let shortage = match self.snapshots.request(room_id, room, kind) {
             Ok(snapshot) => return Ok(snapshot),
             Err(shortage) => shortage,
         };
         self.evict_slow_states(shortage, clock);
-        let room = &self.rooms[room_slot as usize];
-        let outcome = self.snapshots.request_again(room_slot, room, kind);
+        let room = &self.rooms[room_id];
+        let outcome = self.snapshots.request_again(room_id, room, kind);
         outcome.map_err(|_| {
             self.counters.refused_snapshot_bytes += 1;
             let why = "the server has as much on its way as it may";
@@ -36,9 +36,9 @@ impl Shard {
 
     /// Goes on with the states that are being encoded.
     pub(super) fn encode_states(&mut self) {
-        let workspace_of = |slot: u32| &self.rooms[slot as usize].workspace;
+        let workspace_of = |id: RoomId| &self.rooms[id].workspace;
         if self.snapshots.step(workspace_of) {
-            self.wake_gated();
+            self.sends.wake(&mut self.sessions);
         }
     }
 }

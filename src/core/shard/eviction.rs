@@ -12,6 +12,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use crate::core::contract::Clock;
+use crate::core::fanout::room::RoomId;
 use crate::core::fanout::window::Chunk;
 use crate::core::shard::Shard;
 use crate::core::shard::lifetime::TRY_AGAIN_LATER;
@@ -24,7 +25,7 @@ use crate::wire::upgrade::Answer;
 /// A state whose receivers are all slow.
 struct SlowState {
     chunk: Chunk,
-    room_slot: u32,
+    room: RoomId,
     /// How far the fastest receiver is behind the pace that is expected of it.
     lag_us: u64,
     receivers: Vec<SessionId>,
@@ -34,7 +35,7 @@ impl Shard {
     // ---- what single sessions hold ----
 
     /// Brings the budget up to date with what a session holds. To be called after each change.
-    pub(super) fn weigh(&mut self, id: SessionId) {
+    pub(super) fn update_memory(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
@@ -65,9 +66,9 @@ impl Shard {
         }
     }
 
-    /// Evicts sessions if the budget is exceeded. The caller must not be handling a session: it could
-    /// be the one that is evicted.
-    pub(super) fn keep_budget(&mut self, clock: Clock) {
+    /// Evicts sessions if the budget is exceeded. The caller must not be handling a session: that
+    /// one could be evicted.
+    pub(super) fn evict_over_budget(&mut self, clock: Clock) {
         if !self.budget.is_over() {
             return;
         }
@@ -103,7 +104,7 @@ impl Shard {
             let why = "the server holds as much for its clients as it may";
             self.answer(id, &Answer::unavailable(why, RETRY_AFTER_S), clock);
         }
-        self.weigh(id);
+        self.update_memory(id);
     }
 
     // ---- states ----
@@ -129,7 +130,7 @@ impl Shard {
             for id in slow.receivers {
                 self.abort(id);
             }
-            self.snapshots.give_up(slow.room_slot, &slow.chunk);
+            self.snapshots.give_up(slow.room, &slow.chunk);
         }
     }
 
@@ -140,7 +141,7 @@ impl Shard {
         // The index in `states`, by the address of the bytes.
         let mut indices = HashMap::with_hasher(FixedState::with_seed(0));
         for (id, session) in self.sessions.iter() {
-            let Some(passage) = session.passage.as_ref().filter(|_| !session.is_aborted()) else {
+            let Some(transfer) = session.transfer.as_ref().filter(|_| !session.is_aborted()) else {
                 continue;
             };
             let in_flight_us = if session.sending {
@@ -148,13 +149,13 @@ impl Shard {
             } else {
                 0
             };
-            let lag_us = passage.lag_us(in_flight_us);
-            for chunk in passage.texts.iter().filter_map(|text| text.chunk()) {
+            let lag_us = transfer.lag_us(in_flight_us);
+            for chunk in transfer.states.iter().filter_map(|state| state.chunk()) {
                 let index = *indices.entry(Rc::as_ptr(chunk)).or_insert(states.len());
                 if index == states.len() {
                     states.push(SlowState {
                         chunk: Rc::clone(chunk),
-                        room_slot: passage.room,
+                        room: transfer.room,
                         lag_us,
                         receivers: Vec::new(),
                     });

@@ -1,16 +1,17 @@
-//! A log that cannot be written, and a panic: the shard tells its clients, forgets all that is not
+//! A log that cannot be written, and a panic: the shard ends its members, forgets all that is not
 //! on disk, and starts over from what is, without a restart.
 //!
 //! In `always` mode nobody was shown an op that is forgotten here; those who sent them get a 500.
 
 use std::io;
 
+use std::rc::Rc;
+
 use crate::core::contract::{Clock, Output};
 use crate::core::shard::connection_log::Party;
 use crate::core::shard::session::{SessionId, State};
-use crate::core::shard::{Drain, Health, Shard};
+use crate::core::shard::{Drain, Shard};
 use crate::core::state::workspace::Workspace;
-use crate::limits::REOPEN_WAIT_MAX_US;
 use crate::log::commit::OpenSegment;
 use crate::log::position::LogPosition;
 use crate::wire::frame;
@@ -22,83 +23,88 @@ const INTERNAL_ERROR: u16 = 1011;
 const INTERNAL_SERVER_ERROR: &str = "Internal Server Error";
 
 impl Shard {
-    /// Stops serving: 500 to the senders of what is lost and to the culprit, 1011 to all, and a
-    /// rebuild after a wait that grows from failure to failure.
+    /// Stops serving: all that is not on disk is forgotten, and the state is rebuilt after a wait
+    /// that grows from failure to failure. The senders of ops that are lost and the culprit, the
+    /// session whose input caused a panic, are answered with 500; all members are closed with 1011.
     pub(super) fn fail(&mut self, culprit: Option<SessionId>, clock: Clock) {
-        let mut told = std::mem::take(&mut self.senders);
-        told.extend(culprit);
-        told.sort_unstable();
-        self.written_senders = 0;
-        // A panic may have left the bookkeeping of rooms and members half done, so it is dropped
-        // as a whole instead of session by session.
-        self.rooms.clear();
-        self.room_index.clear();
-        self.sessions.reset();
-        self.touched.clear();
-        self.snapshots.reset();
-        self.budget.forget_frames();
-        (self.watch, self.shown_since_us) = (None, None);
-        self.counters.refused_log_failed += told.len() as u64;
-        self.parser = None;
-        self.count_anew();
+        let was_serving = self.log.is_serving();
+        let mut losers = self.log.reset(clock.now_us);
+        losers.extend(culprit);
+        losers.sort_unstable();
+        self.counters.refused_log_failed += losers.len() as u64;
+        self.reset();
         for slot in self.sessions.slots() {
-            let Some(id) = self.sessions.id_at(slot) else {
-                continue;
-            };
-            let is_told = told.binary_search(&id).is_ok();
-            let session = &self.sessions[id];
-            match session.state() {
-                State::Open { .. } => self.dismiss(id, is_told, clock),
-                State::Handshake | State::Waiting if culprit == Some(id) => {
-                    self.answer(id, &Answer::internal_server_error(), clock);
-                }
-                State::Closing if culprit == Some(id) => self.abort(id),
-                // What it was to be shown is lost.
-                State::Closing if session.outbox.is_gated(self.visible_position) => {
-                    let answer = Answer::internal_server_error();
-                    self.note_answer(id, &answer);
-                    self.counters.responses.answered(answer.status());
-                    let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
-                    self.queue_last(id, chunk, LogPosition::NONE, clock);
-                }
-                // A panic may have come between a timer and its next one.
-                State::Handshake | State::Waiting | State::Closing => self.reschedule(id, clock),
+            if let Some(id) = self.sessions.id_at(slot) {
+                let is_loser = losers.binary_search(&id).is_ok();
+                self.end_after_failure(id, is_loser, culprit == Some(id), clock);
             }
         }
-        if !self.commit.is_failed() {
-            self.commit.fail();
-        }
-        if self.health.is_serving() {
+        if was_serving {
             self.counters.failures += 1;
-            self.health = Health::Failed {
-                next_try_us: clock.now_us + self.reopen_wait_us,
-            };
             self.outputs.push_back(Output::Ready(false));
         }
     }
 
-    /// A panic may have left the sums over all sessions half done, too.
-    fn count_anew(&mut self) {
+    /// Resets all parts but the log. A panic may have left each of them half done, so nothing in
+    /// them is trusted but the sessions themselves: what is counted or queued is made to agree with
+    /// those again. The rooms are read back from the log.
+    fn reset(&mut self) {
+        self.rooms.reset();
+        self.sessions.reset();
+        self.sends.reset(&mut self.sessions);
+        self.reads.reset();
+        self.admission.reset(&self.sessions);
+        self.snapshots.reset();
         self.pool.reset();
-        self.budget.forget_sessions();
+        self.budget.reset();
         self.kept_presence = None;
+        self.scratch = Rc::default();
         for slot in self.sessions.slots() {
-            let Some(id) = self.sessions.id_at(slot) else {
-                continue;
-            };
-            let session = &mut self.sessions[id];
-            (session.is_tracked, session.unfinished_bytes) = (false, 0);
-            session.outbox.count(&mut self.pool);
-            if !session.sending {
-                session.outbox.sent(&mut self.pool);
+            if let Some(id) = self.sessions.id_at(slot) {
+                let session = &mut self.sessions[id];
+                session.outbox.count(&mut self.pool);
+                if !session.sending {
+                    session.outbox.sent(&mut self.pool);
+                }
+                self.update_memory(id);
             }
-            self.weigh(id);
         }
     }
 
-    fn dismiss(&mut self, id: SessionId, is_told: bool, clock: Clock) {
+    /// Ends what a failure ends of a session, and lets the rest of it go on.
+    fn end_after_failure(&mut self, id: SessionId, is_loser: bool, is_culprit: bool, clock: Clock) {
+        let session = &self.sessions[id];
+        match session.state() {
+            State::Open { .. } => self.dismiss(id, is_loser, clock),
+            State::Handshake | State::Waiting if is_culprit => {
+                self.answer(id, &Answer::internal_server_error(), clock);
+            }
+            State::Closing if is_culprit => self.abort(id),
+            // The answer shows an op that is lost.
+            State::Closing
+                if session
+                    .outbox
+                    .is_waiting_for_log(self.log.visible_position()) =>
+            {
+                let answer = Answer::internal_server_error();
+                self.note_answer(id, &answer);
+                self.counters.responses.answered(answer.status());
+                let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
+                self.queue_last(id, chunk, LogPosition::NONE, clock);
+            }
+            // A panic may have come between a timer and the next one.
+            State::Handshake | State::Waiting => self.reschedule(id, clock),
+            State::Closing => {
+                self.reschedule(id, clock);
+                // Or between the queue and the send.
+                self.enqueue(id);
+            }
+        }
+    }
+
+    fn dismiss(&mut self, id: SessionId, is_loser: bool, clock: Clock) {
         let last = self.pool.fill(256, |out| {
-            if is_told {
+            if is_loser {
                 message::put_error(out, 500, INTERNAL_SERVER_ERROR);
             }
             frame::put_close(out, INTERNAL_ERROR, INTERNAL_SERVER_ERROR);
@@ -110,36 +116,21 @@ impl Shard {
 
     /// Opens a failed log again when it is time and nothing of the old one is in flight.
     pub(super) fn retry_log(&mut self, clock: Clock) {
-        let due = self
-            .health
-            .next_try_us()
-            .is_some_and(|next_try_us| next_try_us <= clock.now_us);
-        if due && self.commit.is_quiet() && self.drain == Drain::No {
-            self.health = Health::Rebuilding;
-            self.outputs.push_back(Output::Rebuild(self.commit.end()));
+        let due_us = self.log.retry_due_us();
+        if due_us.is_some_and(|due_us| due_us <= clock.now_us) && self.drain == Drain::No {
+            self.outputs.push_back(Output::Rebuild(self.log.rebuild()));
         }
     }
 
-    /// Takes the outcome of a rebuild, or of the reading at the start.
+    /// Continues with the outcome of a rebuild, or of the reading at the start.
     pub(super) fn rebuilt(
         &mut self,
         outcome: io::Result<(OpenSegment, Vec<Workspace>)>,
         clock: Clock,
     ) {
-        let is_rebuild = self.health == Health::Rebuilding;
-        assert!(
-            is_rebuild || self.health == Health::Recovering,
-            "an outcome follows its rebuild"
-        );
-        if is_rebuild {
-            self.rebuilds_count += 1;
-            self.reopen_wait_us = (self.reopen_wait_us * 2).min(REOPEN_WAIT_MAX_US);
-        }
+        let is_rebuild = self.log.end_rebuild();
         let Ok((segment, workspaces)) = outcome else {
-            self.health = Health::Failed {
-                next_try_us: clock.now_us + self.reopen_wait_us,
-            };
-            return;
+            return self.log.rebuild_failed(clock.now_us);
         };
         self.open(segment, workspaces, clock);
         if is_rebuild {

@@ -1,4 +1,5 @@
-//! What is answered without a WebSocket: looks at a workspace, pages, and what pages of other origins may do.
+//! What is answered without a WebSocket: looks at a workspace, pages, and what pages of other
+//! origins may do.
 
 use std::iter;
 use std::ops::Range;
@@ -7,11 +8,11 @@ use smallvec::smallvec;
 
 use crate::core::contract::{Clock, Intent};
 use crate::core::fanout::outbox::Due;
-use crate::core::fanout::room::Room;
+use crate::core::fanout::room::{Room, RoomId};
 use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
-use crate::core::shard::session::{Passage, Session, SessionId};
+use crate::core::shard::session::{Session, SessionId, StateTransfer};
 use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind};
 use crate::limits::STALL_TIMEOUT_US;
 use crate::log::position::LogPosition;
@@ -26,7 +27,7 @@ const USER_COUNT: &str = "X-Total-Count";
 /// What a look shows, and the log position that must be visible before it may be shown.
 pub(super) struct Shown {
     pub answer: Answer,
-    pub gate: LogPosition,
+    pub visible_from: LogPosition,
     state: Option<ShownState>,
     /// A body that several are sent.
     shared: Option<Chunk>,
@@ -34,7 +35,7 @@ pub(super) struct Shown {
 
 /// A state that is sent behind an answer.
 struct ShownState {
-    room_slot: u32,
+    room_id: RoomId,
     snapshot: Snapshot,
     /// Where it stands in the init message.
     fields: Range<usize>,
@@ -45,7 +46,7 @@ impl From<Answer> for Shown {
     fn from(answer: Answer) -> Self {
         Self {
             answer,
-            gate: LogPosition::NONE,
+            visible_from: LogPosition::NONE,
             state: None,
             shared: None,
         }
@@ -82,16 +83,16 @@ impl Shard {
         head_only: bool,
         clock: Clock,
     ) -> Shown {
-        let room_slot = self.room_index.get(workspace).copied();
+        let room_id = self.rooms.find(workspace);
         match target {
-            ReadTarget::State => self.read_state(room_slot, if_none_match, head_only, clock),
-            ReadTarget::Presence => self.read_presence(room_slot),
+            ReadTarget::State => self.read_state(room_id, if_none_match, head_only, clock),
+            ReadTarget::Presence => self.read_presence(room_id),
         }
     }
 
     /// Who is in a room: a list of limited length, and how many there are in all.
-    fn read_presence(&mut self, room_slot: Option<u32>) -> Shown {
-        let room = room_slot.map(|slot| &mut self.rooms[slot as usize]);
+    fn read_presence(&mut self, room_id: Option<RoomId>) -> Shown {
+        let room = room_id.map(|id| &mut self.rooms[id]);
         let presence = room.and_then(|room| room.presence.as_mut());
         let (text, count) = match presence {
             None => (Chunk::new(b"[]".to_vec()), 0),
@@ -117,20 +118,20 @@ impl Shard {
 
     fn read_state(
         &mut self,
-        room_slot: Option<u32>,
+        room_id: Option<RoomId>,
         if_none_match: Option<&str>,
         head_only: bool,
         clock: Clock,
     ) -> Shown {
-        let room = room_slot.map(|slot| &self.rooms[slot as usize]);
-        let (seq, gate) = room.map_or((Seq::NONE, LogPosition::NONE), |room| {
-            (room.workspace.seq(), room.gate())
+        let room = room_id.map(|id| &self.rooms[id]);
+        let (seq, visible_from) = room.map_or((Seq::NONE, LogPosition::NONE), |room| {
+            (room.workspace.seq(), room.visible_from())
         });
         let tag = self.entity_tag(seq);
         let mut shown = if if_none_match.is_some_and(|list| matches_tag(list, &tag)) {
             Shown::from(Answer::not_modified())
-        } else if let Some(room_slot) = room_slot {
-            match self.state_of(room_slot, head_only, clock) {
+        } else if let Some(room_id) = room_id {
+            match self.state_of(room_id, head_only, clock) {
                 Ok(shown) => shown,
                 Err(refusal) => return Shown::from(refusal),
             }
@@ -139,7 +140,7 @@ impl Shard {
             state::put_http_state(&mut body, iter::empty(), Seq::NONE, 0);
             Shown::from(Answer::json(body))
         };
-        shown.gate = gate;
+        shown.visible_from = visible_from;
         shown.answer = shown
             .answer
             .with("ETag", &tag)
@@ -154,15 +155,20 @@ impl Shard {
     /// already shown. So the tag also names the start, by a random id, and counts the rebuilds
     /// since. It is weak, because the number of connections changes without the state.
     fn entity_tag(&self, seq: Seq) -> String {
-        let (start_id, rebuilds_count) = (self.config.start_id, self.rebuilds_count);
+        let (start_id, rebuilds_count) = (self.config.start_id, self.log.rebuilds_count());
         format!("W/\"{start_id:016x}.{rebuilds_count}.{seq}\"")
     }
 
     /// The state of a room; of one that is only asked for its head, how long it is.
-    fn state_of(&mut self, room_slot: u32, head_only: bool, clock: Clock) -> Result<Shown, Answer> {
+    fn state_of(
+        &mut self,
+        room_id: RoomId,
+        head_only: bool,
+        clock: Clock,
+    ) -> Result<Shown, Answer> {
         let Room {
             workspace, members, ..
-        } = &self.rooms[room_slot as usize];
+        } = &self.rooms[room_id];
         let (connections, fields) = (members.len(), workspace.init_fields());
         let shared_bytes = fields.len() + workspace.stamps_bytes();
         let mut start = Vec::new();
@@ -173,8 +179,8 @@ impl Shard {
             None
         } else {
             Some(ShownState {
-                room_slot,
-                snapshot: self.snapshot(room_slot, SnapshotKind::HttpRead, clock)?,
+                room_id,
+                snapshot: self.snapshot(room_id, SnapshotKind::HttpRead, clock)?,
                 fields,
                 connections,
             })
@@ -189,7 +195,7 @@ impl Shard {
     pub(super) fn show(&mut self, id: SessionId, shown: Shown, clock: Clock) {
         let Shown {
             answer,
-            gate,
+            visible_from,
             state,
             shared,
         } = shown;
@@ -198,17 +204,17 @@ impl Shard {
             .map(|state| state.snapshot.timestamps.clone());
         let due = Due {
             at: WindowOffset::START,
-            gate,
+            visible_from,
             awaits: timestamps.flatten(),
         };
         self.answer_due(id, &answer, due.clone(), clock);
         if let Some(shared) = shared.filter(|_| answer.has_body()) {
             let outbox = &mut self.sessions[id].outbox;
             outbox.push_shared(shared, due, &mut self.pool);
-            return self.weigh(id);
+            return self.update_memory(id);
         }
         let Some(ShownState {
-            room_slot,
+            room_id,
             snapshot,
             fields,
             connections,
@@ -219,19 +225,19 @@ impl Shard {
         let pool = &mut self.pool;
         let end = pool.fill(32, |out| state::put_http_state_end(out, connections));
         let Session {
-            outbox, passage, ..
+            outbox, transfer, ..
         } = &mut self.sessions[id];
         let Snapshot {
             init, timestamps, ..
         } = snapshot;
         let timestamps = timestamps.expect("a snapshot for a read over HTTP has timestamps");
         let both = smallvec![init.clone(), timestamps.clone()];
-        *passage = Some(Box::new(Passage::new(room_slot, both)));
+        *transfer = Some(Box::new(StateTransfer::new(room_id, both)));
         outbox.push_state(init, fields, due.clone(), pool);
         let all = 0..timestamps.bytes();
         outbox.push_state(timestamps, all, due.clone(), pool);
         outbox.push_due(end, due, pool);
-        self.weigh(id);
+        self.update_memory(id);
     }
 
     /// Sends a page that was made for a session.
@@ -240,20 +246,20 @@ impl Shard {
             return;
         };
         let answer = answer.for_method(session.head_only);
-        self.answer_gated(id, &answer, LogPosition::NONE, clock);
+        self.answer_when_visible(id, &answer, LogPosition::NONE, clock);
     }
 
-    /// Answers a request, once `gate` is visible, with what may be long.
-    pub(super) fn answer_gated(
+    /// Answers a request once the log position `visible_from` is visible. The answer may be long.
+    pub(super) fn answer_when_visible(
         &mut self,
         id: SessionId,
         answer: &Answer,
-        gate: LogPosition,
+        visible_from: LogPosition,
         clock: Clock,
     ) {
         let due = Due {
             at: WindowOffset::START,
-            gate,
+            visible_from,
             awaits: None,
         };
         self.answer_due(id, answer, due, clock);
@@ -266,7 +272,7 @@ impl Shard {
         self.begin_closing(id, clock);
         let outbox = &mut self.sessions[id].outbox;
         outbox.push_due(chunk, due, &mut self.pool);
-        self.weigh(id);
+        self.update_memory(id);
         let session = &mut self.sessions[id];
         session.ends_long = true;
         session.deadline_us = clock.now_us + STALL_TIMEOUT_US;
@@ -279,7 +285,8 @@ impl Shard {
         allowed.is_empty() || allowed.iter().any(|allowed| allowed == origin)
     }
 
-    /// What `Access-Control-Allow-Origin` says to a page of this origin (the Fetch standard, "CORS protocol").
+    /// What `Access-Control-Allow-Origin` says to a page of this origin (the Fetch standard, "CORS
+    /// protocol").
     fn allow_origin(&self, origin: Option<&str>) -> Option<String> {
         if self.config.origins.is_empty() {
             return Some("*".to_owned());

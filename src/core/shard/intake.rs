@@ -4,12 +4,14 @@ use std::rc::Rc;
 
 use crate::core::contract::{Clock, Received};
 use crate::core::fanout::outbox::{Due, OutboxPool};
+use crate::core::fanout::room::RoomId;
 use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
 use crate::core::shard::rate::Pace;
 use crate::core::shard::session::{Intake, SessionId, State};
 use crate::core::shard::session_budget::SessionBudget;
+use crate::core::shard::shard_log::Append;
 use crate::core::state::workspace::{Entry, Source, Verdict};
 use crate::limits::{
     EMPTY_FRAMES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US, SESSION_BYTES_SPARED,
@@ -39,16 +41,16 @@ const DISK_FULL_TEXT: &str = "the disk of the server is nearly full, and this op
 /// The code of an error message about a message that came too soon.
 const TOO_MANY: u16 = 429;
 
-/// What was read of the bytes of a session.
+/// How far the bytes of a session were read.
 #[derive(Debug, Clone, Copy, Default)]
 struct Read {
-    /// How many of them were whole frames.
+    /// The bytes of whole frames.
     consumed: usize,
-    /// A message has ended with one of these.
+    /// A message ended with one of these frames.
     has_ended: bool,
 }
 
-/// What stays of a key, as it is sent to those who lose against it.
+/// The op that stays of a key, as it is sent to the senders of ops that lose against it.
 enum Correction {
     Own(Chunk),
     Shared(Chunk),
@@ -77,9 +79,9 @@ impl Shard {
             State::Handshake => self.read_head(id, bytes, clock),
             State::Waiting => self.received_waiting(id, bytes),
             State::Open { .. } => self.read_bytes(id, bytes, clock),
-            State::Closing => self.receive_queue.push(id),
+            State::Closing => self.reads.receive(id),
         }
-        self.weigh(id);
+        self.update_memory(id);
     }
 
     /// The peer has closed its sending side.
@@ -94,47 +96,43 @@ impl Shard {
         }
     }
 
-    /// Reads on where a turn left bytes unread.
+    /// Reads on where an earlier turn left bytes unread.
     pub(super) fn read_on(&mut self, clock: Clock) {
-        for _ in 0..self.unread_queue.len() {
-            if !self.may_read_on() {
+        for _ in 0..self.reads.unread_count() {
+            if self.log.is_full() {
                 break;
             }
-            let Some(id) = self.unread_queue.pop_front() else {
+            let Some(id) = self.reads.pop_unread() else {
                 break;
             };
             if self.sessions.is_open(id) {
                 self.read_bytes(id, &mut [], clock);
-                self.weigh(id);
-                self.keep_budget(clock);
+                self.update_memory(id);
+                self.evict_over_budget(clock);
             }
         }
     }
 
-    /// Whether the log takes more ops now.
-    pub(super) fn may_read_on(&self) -> bool {
-        !self.commit.is_full()
-    }
-
     pub(super) fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
-        let session = &mut self.sessions[id];
-        let mut unparsed = std::mem::take(&mut session.unparsed);
+        // The bytes leave the session while they are read: a message may close it, which drops what
+        // it has, or make it give up memory, which must not count them.
+        let mut unparsed = std::mem::take(&mut self.sessions[id].unparsed);
         // Only what is not whole yet is copied. A frame that grows long does so in a list of its
-        // own, a short piece of one is joined with what follows in a place that all sessions share.
+        // own, a short piece of one is joined with what follows in memory that all sessions share.
         if unparsed.is_empty() {
             let read = self.read_frames(id, bytes, clock);
             unparsed = self.pool.keep_unparsed(&bytes[read.consumed..]);
             return self.keep_unparsed(id, unparsed, read, clock);
         }
         if unparsed.len() <= SESSION_BYTES_SPARED && !bytes.is_empty() {
-            let mut joined = std::mem::take(&mut self.joined_bytes);
+            let scratch = Rc::clone(&self.scratch);
+            let mut joined = scratch.joined.borrow_mut();
             joined.clear();
             joined.extend_from_slice(&unparsed);
             joined.extend_from_slice(bytes);
             self.pool.give_unparsed(unparsed);
             let read = self.read_frames(id, &mut joined, clock);
             unparsed = self.pool.keep_unparsed(&joined[read.consumed..]);
-            self.joined_bytes = joined;
             return self.keep_unparsed(id, unparsed, read, clock);
         }
         unparsed.extend_from_slice(bytes);
@@ -159,22 +157,15 @@ impl Shard {
             return;
         };
         session.unparsed = unparsed;
+        self.reads.queue(id, session.intake);
         match session.intake {
-            Intake::Receiving => {
-                self.receive_queue.push(id);
-                self.time_message(id, read.has_ended, clock);
-            }
-            // It is the server that takes its time.
+            Intake::Receiving => self.time_message(id, read.has_ended, clock),
+            // It is the server that is slow, not the client.
             Intake::Unread | Intake::Held | Intake::Paused => session.message_since_us = u64::MAX,
-        }
-        match self.sessions[id].intake {
-            Intake::Unread => self.unread_queue.push_back(id),
-            Intake::Held => self.held_queue.push_back(id),
-            Intake::Receiving | Intake::Paused => {}
         }
     }
 
-    /// Notes since when a message is not whole. Nothing is scheduled but where no timer comes in
+    /// Records since when a message is not whole. A timer is scheduled only where none comes in
     /// time anyway.
     fn time_message(&mut self, id: SessionId, has_ended: bool, clock: Clock) {
         let session = &mut self.sessions[id];
@@ -187,9 +178,14 @@ impl Shard {
         }
     }
 
-    /// Handles whole frames, as many as one session may have in a turn.
+    /// Handles whole frames, as many as one session may have handled in a turn.
+    ///
+    /// It stops before the next frame, never within one: where too much waits for the client itself
+    /// (until its outbox drains), where its turn is over or the batch is full (until a next turn),
+    /// or where the log has no room for a message of its workspace.
     fn read_frames(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) -> Read {
         let message_bytes_max = self.config.message_bytes_max;
+        // It leaves the session for the same reason as the bytes, and is dropped with them.
         let mut decoder = std::mem::take(&mut self.sessions[id].decoder);
         let (mut read, mut frames) = (Read::default(), 0);
         let intake = loop {
@@ -197,10 +193,10 @@ impl Shard {
             if answer_bytes > self.answer_bytes_max() {
                 break Intake::Paused;
             }
-            if frames == MESSAGES_PER_TURN_MAX || !self.may_read_on() {
+            if frames == MESSAGES_PER_TURN_MAX || self.log.is_full() {
                 break Intake::Unread;
             }
-            if !self.log_space.is_free() && self.is_held(id, &bytes[read.consumed..], clock) {
+            if !self.log.is_free() && self.is_held(id, &bytes[read.consumed..], clock) {
                 break Intake::Held;
             }
             match decoder.decode(&mut bytes[read.consumed..], message_bytes_max) {
@@ -246,7 +242,7 @@ impl Shard {
         match event {
             FrameEvent::Text(text) => self.read_message(id, text, pace, clock),
             FrameEvent::Binary(_) => {
-                self.close(id, UNSUPPORTED_DATA, "messages are text frames", clock)
+                self.close(id, UNSUPPORTED_DATA, "messages are text frames", clock);
             }
             FrameEvent::Ping(payload) => {
                 self.reply(id, payload.len() + 2, |out| frame::put_pong(out, payload));
@@ -262,7 +258,8 @@ impl Shard {
         }
     }
 
-    /// The pong that the server asked for is free. Another one is a heartbeat (RFC 6455 section 5.5.3), and counts as a frame.
+    /// Handles a pong. The one that the server asked for is free. Any other is a heartbeat (RFC
+    /// 6455 section 5.5.3), and counts as a frame.
     fn read_pong(&mut self, id: SessionId, clock: Clock) {
         let session = &mut self.sessions[id];
         if !std::mem::take(&mut session.owes_pong) {
@@ -270,12 +267,14 @@ impl Shard {
         }
     }
 
-    /// Counts a frame that is no message: a fragment of one, or a pong that nobody asked for.
+    /// Counts a frame that is no message: a fragment of one, or a pong that was not asked for.
     ///
-    /// There is no end to what costs a client nothing. RFC 6455 names "a long stream of small frames that are a part of a fragmented
-    /// message" (section 10.4) among what an endpoint must protect itself from. So frames without content are bounded for everybody,
-    /// and all others by the rate, where there is one, and by the length of a message. A session that stays within these bounds
-    /// takes its turn with the others: a turn reads no more than [`MESSAGES_PER_TURN_MAX`] frames of each, whatever they are.
+    /// A client could send such frames without end, as they cost it nothing. RFC 6455 names "a long
+    /// stream of small frames that are a part of a fragmented message" (section 10.4) among what an
+    /// endpoint must protect itself from. So frames without content are bounded for every client,
+    /// and all others by the rate, where there is one, and by the length of a message. A session
+    /// within these bounds takes its turn with the others: a turn reads no more than
+    /// [`MESSAGES_PER_TURN_MAX`] frames of each, whatever they are.
     fn count_frame(&mut self, id: SessionId, is_empty: bool, clock: Clock) {
         let session = &mut self.sessions[id];
         session.empty_frames += u32::from(is_empty);
@@ -301,7 +300,8 @@ impl Shard {
     }
 
     fn read_message(&mut self, id: SessionId, text: &str, pace: Pace, clock: Clock) {
-        let mut parser = self.parser.take().unwrap_or_default();
+        let scratch = Rc::clone(&self.scratch);
+        let mut parser = scratch.parser.borrow_mut();
         let message = parser.parse(text);
         if let Some(journal) = &mut self.connection_log
             && let Ok(Message::Op(_)) = message
@@ -309,7 +309,7 @@ impl Shard {
             journal.op(id);
         }
         match message {
-            // A sign of life is one, however many there are.
+            // A sign of life is never refused, however many there are.
             Ok(Message::Ping) => {}
             _ if pace == Pace::Over => self.refuse_too_many(id, message.ok()),
             Ok(Message::Op(op)) => self.apply(id, op, clock),
@@ -318,7 +318,6 @@ impl Shard {
                 self.refuse(id, BAD_MESSAGE, &error.to_string());
             }
         }
-        self.parser = Some(parser);
     }
 
     fn refuse_too_many(&mut self, id: SessionId, message: Option<Message<'_>>) {
@@ -333,6 +332,10 @@ impl Shard {
         }
     }
 
+    /// Applies an op to its workspace, and answers it where it does not win.
+    ///
+    /// An op that wins is in the batch before its frame is in the window: the frame carries the log
+    /// position from which on it may be sent, and so does each answer that shows it.
     fn apply(&mut self, id: SessionId, op: Op<'_>, clock: Clock) {
         assert!(
             self.config.fault_panic_key.as_deref() != Some(op.key),
@@ -343,12 +346,12 @@ impl Shard {
         }
         let source = self.source(id);
         let session = &mut self.sessions[id];
-        let room_slot = session.room().expect("only an open session applies");
-        let room = &mut self.rooms[room_slot as usize];
+        let room_id = session.room().expect("only an open session applies");
+        let room = &mut self.rooms[room_id];
         let live_bytes_before = room.workspace.log_bytes();
         let bytes_max = self.config.limits.workspace_bytes.unwrap_or(u64::MAX);
         self.snapshots
-            .preserve(room_slot, &room.workspace, op.key, op.timestamp);
+            .preserve(room_id, &room.workspace, op.key, op.timestamp);
         match room
             .workspace
             .apply_within(bytes_max, op.key, op.value, op.timestamp, source)
@@ -356,48 +359,46 @@ impl Shard {
             Verdict::Same => self.counters.ops_duplicate += 1,
             Verdict::Lost(winner) => {
                 self.counters.ops_lost += 1;
-                let correction = correction(room_slot, winner, &mut self.budget, &mut self.pool);
+                let correction = correction(room_id, winner, &mut self.budget, &mut self.pool);
                 self.correct(id, correction);
             }
             Verdict::TooLarge(held) => {
                 if let Some(held) = held {
-                    let correction = correction(room_slot, held, &mut self.budget, &mut self.pool);
+                    let correction = correction(room_id, held, &mut self.budget, &mut self.pool);
                     self.correct(id, correction);
                 }
                 self.refuse_too_large(id, bytes_max, &op);
             }
             Verdict::Won { seq, replaced } => {
                 self.counters.ops += 1;
-                self.usage.replaced(replaced);
                 self.counters.deliveries += room.members.len() as u64 - 1;
-                self.live_bytes -= live_bytes_before;
-                self.live_bytes += room.workspace.log_bytes();
                 let workspace = room.workspace.id();
                 let Op {
                     key,
                     value,
                     timestamp,
                 } = op;
-                let record = record::Op {
+                let record = record::LoggedOp {
                     workspace,
                     key,
                     value,
                     seq,
                     timestamp,
                 };
-                let position = self.commit.push(&record, clock.now_us);
-                self.log_space
-                    .wrote(&mut room.allowance, &record, clock.now_us);
+                let append = Append {
+                    record,
+                    replaced,
+                    live_bytes: (live_bytes_before, room.workspace.log_bytes()),
+                    sender: id,
+                };
+                let allowance = &mut room.allowance;
+                let position = self.log.append(&append, allowance, clock.now_us);
                 let (start, end) =
                     room.broadcast(key, value, timestamp, position, self.pool.windows());
                 if !session.outbox.skip_own(start, end, &mut self.pool) {
                     self.fall_behind(id);
                 }
-                // Not those of the batch that is on its way: they are let go with it.
-                if self.senders[self.written_senders..].last() != Some(&id) {
-                    self.senders.push(id);
-                }
-                self.touch(room_slot);
+                self.rooms.touch(room_id);
             }
         }
     }
@@ -417,7 +418,7 @@ impl Shard {
     fn source(&self, id: SessionId) -> Source {
         Source {
             writer: self.sessions[id].number,
-            mark: self.usage.mark(),
+            mark: self.log.mark(),
         }
     }
 
@@ -428,38 +429,38 @@ impl Shard {
         });
     }
 
-    /// Queues what stays, which may not be durable yet.
+    /// Queues the op that stays, which may not be durable yet.
     fn correct(&mut self, id: SessionId, correction: Correction) {
         let session = &mut self.sessions[id];
-        let room_slot = session.room().expect("only an open session applies");
-        let room = &self.rooms[room_slot as usize];
+        let room_id = session.room().expect("only an open session applies");
+        let room = &self.rooms[room_id];
         let due = Due {
             at: room.window.end(),
-            gate: room.gate(),
+            visible_from: room.visible_from(),
             awaits: None,
         };
         match correction {
             Correction::Own(chunk) => session.outbox.push_due(chunk, due, &mut self.pool),
             Correction::Shared(chunk) => session.outbox.push_shared(chunk, due, &mut self.pool),
         }
-        self.weigh(id);
+        self.update_memory(id);
         self.enqueue(id);
     }
 
     /// Refuses an op that would win, where the disk has no room for it.
     fn refuse_disk_full(&mut self, id: SessionId, op: &Op<'_>) -> bool {
-        if !self.log_space.is_disk_full(self.commit.end_position()) {
+        if !self.log.is_disk_full() {
             return false;
         }
-        let room_slot = self.sessions[id].room();
-        let room_slot = room_slot.expect("only an open session applies");
-        let held = self.rooms[room_slot as usize].workspace.get(op.key);
+        let room_id = self.sessions[id].room();
+        let room_id = room_id.expect("only an open session applies");
+        let held = self.rooms[room_id].workspace.get(op.key);
         if held.is_some_and(|held| op.timestamp <= held.timestamp()) {
             return false;
         }
         self.counters.refused_disk_full += 1;
         if let Some(held) = held {
-            let correction = correction(room_slot, held, &mut self.budget, &mut self.pool);
+            let correction = correction(room_id, held, &mut self.budget, &mut self.pool);
             self.correct(id, correction);
         }
         self.refuse_op(id, NO_ROOM, DISK_FULL_TEXT, op);
@@ -481,32 +482,32 @@ impl Shard {
         });
     }
 
-    /// Queues an answer that shows nobody's op.
+    /// Queues an answer that shows no op, and so need not wait for the log.
     pub(super) fn reply(&mut self, id: SessionId, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let chunk = self.pool.fill(bytes, write);
         let session = &mut self.sessions[id];
-        let at = session.room().map_or(WindowOffset::START, |room| {
-            self.rooms[room as usize].window.end()
-        });
+        let at = session
+            .room()
+            .map_or(WindowOffset::START, |room| self.rooms[room].window.end());
         session
             .outbox
             .push(chunk, at, LogPosition::NONE, &mut self.pool);
-        self.weigh(id);
+        self.update_memory(id);
         self.enqueue(id);
     }
 }
 
-/// What stays, for the sender of an op that is not taken. A long frame is encoded once for all who
-/// lose against the same op.
+/// Encodes the op that stays, for the sender of one that does not. A long frame is encoded once for
+/// all that lose against the same op.
 fn correction(
-    room_slot: u32,
+    room_id: RoomId,
     entry: &Entry,
     budget: &mut SessionBudget,
     pool: &mut OutboxPool,
 ) -> Correction {
     let bytes = message::op_frame_bytes(entry.key(), entry.value(), entry.timestamp());
     if bytes >= SHARED_FRAME_BYTES_MIN {
-        return Correction::Shared(shared_frame(room_slot, entry, budget));
+        return Correction::Shared(shared_frame(room_id, entry, budget));
     }
     let chunk = pool.fill(bytes, |out| {
         message::put_op(out, entry.key(), entry.value(), entry.timestamp());
@@ -514,9 +515,10 @@ fn correction(
     Correction::Own(chunk)
 }
 
-/// The frame of the last op of a key. As long as anybody is sent it, it is not encoded again.
-pub(super) fn shared_frame(room_slot: u32, entry: &Entry, budget: &mut SessionBudget) -> Chunk {
-    let key = (room_slot, entry.seq());
+/// Returns the frame of the last op of a key. While it is on its way to any session, it is not
+/// encoded again.
+pub(super) fn shared_frame(room_id: RoomId, entry: &Entry, budget: &mut SessionBudget) -> Chunk {
+    let key = (room_id, entry.seq());
     budget.frame(key).unwrap_or_else(|| {
         let (name, value, timestamp) = (entry.key(), entry.value(), entry.timestamp());
         let mut frame = Vec::with_capacity(message::op_frame_bytes(name, value, timestamp));

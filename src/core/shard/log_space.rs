@@ -1,17 +1,20 @@
-//! How long a shard's log may become, and how full its disk: who waits for compaction, and which ops are refused.
+//! How long a shard's log may become, and how full its disk: who waits for compaction, and which
+//! ops are refused.
 //!
-//! A log of overwrites grows as fast as clients write, and becomes short again as fast as compaction works. So
-//! between two marks, both relative to what is live, the workspaces that write much are slowed down to what
-//! compaction sustains; at the second they wait. A workspace that writes little goes on up to a third mark.
+//! A log of overwrites grows as fast as clients write, and becomes short again as fast as
+//! compaction works. So between two marks, both relative to what is live, the workspaces that write
+//! much are slowed down to what compaction sustains; at the second they wait. A workspace that
+//! writes little goes on up to a third mark.
 //!
 //! ```text
-//!   0 ──── compaction begins ──── slow ═══ rate falls to 0 ═══ full ─── light writers only ─── stop
+//! 0 ──── compaction begins ──── slow ═══ rate falls to 0 ═══ full ─── light writers only ─── stop
 //! ```
 //!
-//! Why a shard that waits always gets on: what is measured here, less one segment that is not closed, is what makes
-//! a compaction due ([`crate::limits`] has the assertion), and a whole compaction leaves hardly more than the
-//! reference. Where compaction cannot work, nobody waits for it ([`LogSize::is_compacted`]): the log grows until the disk
-//! is nearly full, and ops are refused then.
+//! Why a shard that waits always gets on: what is measured here, less one segment that is not
+//! closed, is what makes a compaction due ([`crate::limits`] has the assertion), and a whole
+//! compaction leaves hardly more than the reference. Where compaction cannot work, nobody waits for
+//! it ([`LogSize::is_compacted`]): the log grows until the disk is nearly full, and ops are refused
+//! then.
 
 use std::collections::VecDeque;
 
@@ -20,7 +23,7 @@ use crate::limits::{
     LOG_FULL_PERCENT, LOG_SLOW_PERCENT, LOG_STOP_PERCENT, SECOND_US,
 };
 use crate::log::position::LogPosition;
-use crate::log::record::{self, Op};
+use crate::log::record::{self, LoggedOp};
 
 /// The log of a shard, as whoever compacts it has measured it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +32,9 @@ pub struct LogSize {
     pub open_index: u64,
     /// The length of those segments.
     pub closed_bytes: u64,
-    /// What a compaction would leave of them, as far as that is known. It may be more than is live in the shard: after
-    /// a start with another number of shards, its folder holds ops of others, too.
+    /// What a compaction would leave of them, as far as that is known. It may be more than is live
+    /// in the shard: after a start with another number of shards, its folder holds ops of others,
+    /// too.
     pub kept_bytes: u64,
     /// Compaction works. Where it does not, waiting for it would never end.
     pub is_compacted: bool,
@@ -143,7 +147,8 @@ pub struct LogSpace {
     log_bytes: u64,
     marks: Marks,
     level: Level,
-    /// What all workspaces that write much may write now, times [`SECOND_US`]. Below zero where one of them wrote more.
+    /// What all workspaces that write much may write now, times [`SECOND_US`]. Below zero where one
+    /// of them wrote more.
     tokens: i64,
     at_us: u64,
 }
@@ -224,7 +229,7 @@ impl LogSpace {
     }
 
     /// Takes an op that a workspace has written.
-    pub fn wrote(&mut self, allowance: &mut Allowance, op: &Op<'_>, now_us: u64) {
+    pub fn wrote(&mut self, allowance: &mut Allowance, op: &LoggedOp<'_>, now_us: u64) {
         if self.level != Level::Free {
             self.charge(allowance, record::op_bytes(op) as u64, now_us);
         }

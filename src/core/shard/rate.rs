@@ -1,8 +1,10 @@
-//! How often something may happen: a bucket from which each takes a token, and what a client that goes on without one comes to.
+//! How often something may happen: a bucket from which each takes a token, and what a client that
+//! goes on without one comes to.
 //!
-//! A token bucket, written as a meter of what was taken: what is in it leaks away at the rate, and whoever finds no room in it is
-//! over the limit. That is the continuous-state leaky bucket of ITU-T I.371, which needs no timer. Whole numbers alone, so nothing is
-//! lost to rounding, however often it is asked.
+//! A token bucket, written as a meter of what was taken: what is in it leaks away at the rate, and
+//! whoever finds no room in it is over the limit. That is the continuous-state leaky bucket of
+//! ITU-T I.371, which needs no timer. Whole numbers alone, so nothing is lost to rounding, however
+//! often it is asked.
 
 use crate::limits::{FRAMES_BURST_MIN, FRAMES_PER_MESSAGE, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN};
 
@@ -33,7 +35,8 @@ impl Rate {
         }
     }
 
-    /// The frames that a client may send which are no messages, where so many messages in a second are allowed.
+    /// The frames that a client may send which are no messages, where so many messages in a second
+    /// are allowed.
     fn of_frames(per_second: u32) -> Self {
         let count = u64::from(per_second) * u64::from(FRAMES_PER_MESSAGE);
         Self {
@@ -42,8 +45,8 @@ impl Rate {
         }
     }
 
-    /// What may be refused of a client that may send so much: a tenth of that for ever, and as much as it may send in
-    /// [`PATIENCE_S`] seconds before it is given up.
+    /// What may be refused of a client that may send so much: a tenth of that for ever, and as much
+    /// as it may send in [`PATIENCE_S`] seconds before it is given up.
     fn of_refusals(per_second: u32) -> Self {
         let count = u64::from(per_second);
         Self {
@@ -85,7 +88,8 @@ impl Bucket {
         self.at_us = self.at_us.saturating_sub(us);
     }
 
-    /// Allows what the rate gives in `us`, beyond the burst: it was sent in that time, and comes now.
+    /// Allows what the rate gives in `us`, beyond the burst: it was sent in that time, and comes
+    /// now.
     fn allow_for(&mut self, rate: Rate, us: u64) {
         let leaked = us.saturating_mul(rate.per_minute);
         self.allowance = self.allowance.saturating_add(leaked);
@@ -142,8 +146,8 @@ mod tests {
     use super::*;
     use crate::limits::SECOND_US;
 
-    /// The naive model: when each token was taken. A token may be taken where every stretch of time that ends now holds no more of
-    /// them than the burst, and what the rate gives in it.
+    /// The naive model: when each token was taken. A token may be taken where every stretch of time
+    /// that ends now holds no more of them than the burst, and what the rate gives in it.
     fn model_takes(taken_us: &[u64], rate: Rate, now_us: u64) -> bool {
         (0..=taken_us.len()).all(|first| {
             let begin_us = taken_us.get(first).copied().unwrap_or(now_us);
@@ -174,7 +178,8 @@ mod tests {
         }
     }
 
-    /// How many of `count` messages, `per_second` of them, are handled and refused before the client is given up.
+    /// How many of `count` messages, `per_second` of them, are handled and refused before the
+    /// client is given up.
     fn paces(limit: u32, per_second: u64, count: u64) -> (u64, u64, bool) {
         let (mut meter, mut within, mut over) = (Meter::default(), 0, 0);
         for number in 0..count {
@@ -214,7 +219,8 @@ mod tests {
         for (limit, per_second, count, expected) in [
             // A tenth over: the tenth is refused, for ever.
             (100, 110, 110_000, (100_200, 9_800, false)),
-            // Twice: when the burst is used up half is refused, of which a tenth of the limit is forgiven.
+            // Twice: when the burst is used up half is refused, of which a tenth of the limit is
+            // forgiven.
             (100, 200, 100_000, (1_511, 1_111, true)),
             // A flood: the burst, and then ten seconds' worth.
             (100, 1 << 40, 100_000, (200, 1_000, true)),

@@ -19,6 +19,7 @@ use std::rc::{Rc, Weak};
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
+use crate::core::fanout::room::RoomId;
 use crate::core::fanout::shared_chunks::SharedChunks;
 use crate::core::fanout::window::Chunk;
 use crate::limits::SESSION_BYTES_SPARED;
@@ -116,7 +117,7 @@ impl SizeClass {
 }
 
 /// Names a frame that several sessions are sent: by the slot of its room and the seq of its entry.
-pub(super) type SharedFrameKey = (u32, Seq);
+pub(super) type SharedFrameKey = (RoomId, Seq);
 
 /// The budget of a shard's sessions.
 ///
@@ -202,11 +203,18 @@ impl SessionBudget {
 
     /// Forgets all sessions: what each of them holds is to be passed in again. The bytes that
     /// several are sent still count.
-    pub fn forget_sessions(&mut self) {
+    fn forget_sessions(&mut self) {
         self.tracked.clear();
         self.size_classes = [SizeClass::EMPTY; SIZE_CLASSES];
         (self.charged_bytes, self.freed_shared_bytes) = (0, 0);
         self.unfinished_bytes = 0;
+    }
+
+    /// Forgets all sessions and rooms. The sessions that go on are to be passed in again. The bytes
+    /// that several are sent still count, but the names of their frames mean others from now on.
+    pub fn reset(&mut self) {
+        self.forget_sessions();
+        self.frames.clear();
     }
 
     fn link(&mut self, slot: u32) {
@@ -258,11 +266,6 @@ impl SessionBudget {
     /// Adds bytes that several sessions may be sent.
     pub fn add_shared(&mut self, chunk: &Chunk) {
         self.shared.add(chunk);
-    }
-
-    /// Forgets the names of frames: from now on the slots are those of other rooms.
-    pub fn forget_frames(&mut self) {
-        self.frames.clear();
     }
 
     /// Looks at `count` shared chunks and forgets those that no session holds.
@@ -351,7 +354,7 @@ mod tests {
     fn a_shared_frame_counts_once_and_not_while_it_is_being_freed() {
         let mut budget = SessionBudget::new(20_000);
         let frame: Chunk = Rc::new(vec![0; 30_000]);
-        budget.add_frame((1, Seq::new(5)), &frame);
+        budget.add_frame((RoomId::new(1), Seq::new(5)), &frame);
         let mut held = SessionMemory {
             own_bytes: 100,
             shared_bytes: 30_000,
@@ -362,14 +365,17 @@ mod tests {
         }
         assert_eq!((budget.bytes(), budget.next_to_evict()), (30_000, Some(0)));
         assert!(budget.is_over() && budget.is_tight() && !budget.is_relieved());
-        assert!(Rc::ptr_eq(&budget.frame((1, Seq::new(5))).unwrap(), &frame));
-        assert!(budget.frame((1, Seq::new(6))).is_none());
+        assert!(Rc::ptr_eq(
+            &budget.frame((RoomId::new(1), Seq::new(5))).unwrap(),
+            &frame
+        ));
+        assert!(budget.frame((RoomId::new(1), Seq::new(6))).is_none());
         held.is_being_freed = true;
         budget.update(0, held);
         assert_eq!((budget.bytes(), budget.next_to_evict()), (0, Some(1)));
         drop(frame);
         budget.sweep_all();
-        assert!(budget.frame((1, Seq::new(5))).is_none());
+        assert!(budget.frame((RoomId::new(1), Seq::new(5))).is_none());
         budget.update(0, SessionMemory::default());
         assert_eq!((budget.bytes(), budget.shared_bytes()), (0, 0));
     }
@@ -378,13 +384,13 @@ mod tests {
     fn names_do_not_outlive_their_frames_by_far() {
         let mut budget = SessionBudget::new(1 << 20);
         let kept: Chunk = Rc::new(vec![0; 10]);
-        budget.add_frame((0, Seq::new(0)), &kept);
+        budget.add_frame((RoomId::new(0), Seq::new(0)), &kept);
         for seq in 1..1000 {
-            budget.add_frame((0, Seq::new(seq)), &Rc::new(vec![0; 10]));
+            budget.add_frame((RoomId::new(0), Seq::new(seq)), &Rc::new(vec![0; 10]));
             budget.sweep(2);
         }
         assert!(budget.frames.len() < 20, "{}", budget.frames.len());
-        assert!(budget.frame((0, Seq::new(0))).is_some());
+        assert!(budget.frame((RoomId::new(0), Seq::new(0))).is_some());
     }
 
     proptest! {
@@ -399,9 +405,13 @@ mod tests {
             let mut budget = SessionBudget::new(100_000);
             let mut model: Vec<(SessionMemory, usize)> = vec![(SessionMemory::default(), 0); 6];
             for (step, (slot, bytes, kind, is_being_freed)) in steps.into_iter().enumerate() {
-                let held = match kind {
+                let memory = match kind {
                     0 => own(bytes),
-                    1 => SessionMemory { shared_bytes: bytes, is_being_freed, ..SessionMemory::default() },
+                    1 => SessionMemory {
+                        shared_bytes: bytes,
+                        is_being_freed,
+                        ..SessionMemory::default()
+                    },
                     _ => SessionMemory {
                         own_bytes: bytes,
                         shared_bytes: bytes / 3,
@@ -409,17 +419,20 @@ mod tests {
                         is_being_freed,
                     },
                 };
+                let list = |memory: SessionMemory| (memory.size_class(), memory.may_be_evicted());
                 let (before, since) = model[slot as usize];
-                let stays = before.size_class() == held.size_class() && before.may_be_evicted() == held.may_be_evicted();
-                model[slot as usize] = (held, if stays { since } else { step });
-                budget.update(slot, held);
-                let sum: usize = model.iter().map(|(held, _)| held.charged_bytes()).sum();
-                prop_assert_eq!(budget.charged_bytes, sum);
-                let returning: usize = model.iter().map(|(held, _)| held.freed_shared_bytes()).sum();
-                prop_assert_eq!(budget.freed_shared_bytes, returning);
-                let listed = (0..).zip(&model).filter(|(_, (held, _))| held.may_be_evicted());
-                let order = |memory: &SessionMemory, since: &usize| (memory.size_class(), usize::MAX - since);
-                let next = listed.max_by_key(|(_, (held, since))| order(held, since));
+                let stays = list(before) == list(memory);
+                model[slot as usize] = (memory, if stays { since } else { step });
+                budget.update(slot, memory);
+                let memories = || model.iter().map(|(memory, _)| memory);
+                let charged_bytes: usize = memories().map(|memory| memory.charged_bytes()).sum();
+                prop_assert_eq!(budget.charged_bytes, charged_bytes);
+                let freed_bytes: usize = memories().map(|memory| memory.freed_shared_bytes()).sum();
+                prop_assert_eq!(budget.freed_shared_bytes, freed_bytes);
+                let listed = (0..).zip(&model).filter(|(_, (memory, _))| memory.may_be_evicted());
+                let next = listed.max_by_key(|(_, (memory, since))| {
+                    (memory.size_class(), usize::MAX - since)
+                });
                 prop_assert_eq!(budget.next_to_evict(), next.map(|(slot, _)| slot));
             }
         }

@@ -320,13 +320,12 @@ impl World {
             }
         };
         match self.rig.end_log_with(fails, part) {
-            None => false,
             Some(LogOperation::Commit) if fails => {
                 self.failures += 1;
                 self.dismiss_all();
                 true
             }
-            Some(LogOperation::Commit) => false,
+            None | Some(LogOperation::Commit) => false,
             Some(LogOperation::Rebuild) => {
                 if !fails {
                     self.forget_what_was_lost();
@@ -413,7 +412,7 @@ impl World {
                 assert!(client.closed || client.broken);
             }
         }
-        assert!(self.is_ready() && self.rig.shard.commit.is_settled());
+        assert!(self.is_ready() && self.rig.shard.log.is_settled());
     }
 
     fn drain(&mut self) {
@@ -432,7 +431,7 @@ impl World {
         assert!(self.rig.drained > 0, "a drain ends");
         assert!(self.rig.peers.iter().all(|peer| peer.client.closed));
         assert_eq!(self.rig.shard.connections(), 0);
-        assert!(self.rig.shard.commit.is_settled());
+        assert!(self.rig.shard.log.is_settled());
     }
 }
 

@@ -5,7 +5,7 @@
 //! a budget; over it, a session is answered with 503.
 //!
 //! A state of at most [`Snapshots::new`]'s `step_bytes` is encoded at once. A larger one would hold
-//! up all other sessions of the shard, so it is encoded a step in each turn, and its receivers wait.
+//! up all sessions of the shard, so it is encoded a step in each turn, and its receivers wait.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -14,7 +14,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use crate::core::fanout::encoded_state::{Chunk, EncodedState};
-use crate::core::fanout::room::Room;
+use crate::core::fanout::room::{Room, RoomId};
 use crate::core::snapshot::shared_snapshot::{
     SharedSnapshot, Snapshot, SnapshotKind, SnapshotPart, SnapshotPoint,
 };
@@ -34,9 +34,9 @@ pub(in crate::core) struct Snapshots {
     /// The bytes that all encodings in progress may write in a turn.
     step_bytes: usize,
     /// The rooms with a snapshot that is held or being encoded, and some that had one.
-    rooms: HashMap<u32, RoomSnapshots, FixedState>,
+    rooms: HashMap<RoomId, RoomSnapshots, FixedState>,
     /// The rooms with encodings in progress, in the order of their turns.
-    queue: VecDeque<u32>,
+    queue: VecDeque<RoomId>,
     /// The init message that was last sent or finished. It is kept so that a session that joins a
     /// moment after the last receiver is done finds it.
     kept_init: Option<Chunk>,
@@ -100,7 +100,7 @@ impl Snapshots {
     /// has no room for that, only what no session holds gives way.
     pub fn request(
         &mut self,
-        slot: u32,
+        slot: RoomId,
         room: &Room,
         kind: SnapshotKind,
     ) -> Result<Snapshot, SnapshotShortage> {
@@ -132,7 +132,7 @@ impl Snapshots {
     /// small workspaces are not kept out by those with large ones.
     pub fn request_again(
         &mut self,
-        slot: u32,
+        slot: RoomId,
         room: &Room,
         kind: SnapshotKind,
     ) -> Result<Snapshot, SnapshotShortage> {
@@ -149,11 +149,11 @@ impl Snapshots {
         Ok(self.encode(slot, room, kind))
     }
 
-    fn has_room_for(&self, slot: u32, room: &Room, kind: SnapshotKind) -> bool {
+    fn has_room_for(&self, slot: RoomId, room: &Room, kind: SnapshotKind) -> bool {
         self.budget.has_room_for(self.need(slot, room, kind).bytes)
     }
 
-    fn at_hand(&self, slot: u32, room: &Room, kind: SnapshotKind) -> Option<Snapshot> {
+    fn at_hand(&self, slot: RoomId, room: &Room, kind: SnapshotKind) -> Option<Snapshot> {
         let held = self.rooms.get(&slot)?;
         match kind {
             SnapshotKind::Init => held.init_at_hand(room),
@@ -161,7 +161,7 @@ impl Snapshots {
         }
     }
 
-    fn need(&self, slot: u32, room: &Room, kind: SnapshotKind) -> EncodingNeed {
+    fn need(&self, slot: RoomId, room: &Room, kind: SnapshotKind) -> EncodingNeed {
         let workspace = &room.workspace;
         let held = self.rooms.get(&slot);
         let is_pending =
@@ -185,7 +185,7 @@ impl Snapshots {
     }
 
     /// Encodes a snapshot that is not at hand, or begins to.
-    fn encode(&mut self, slot: u32, room: &Room, kind: SnapshotKind) -> Snapshot {
+    fn encode(&mut self, slot: RoomId, room: &Room, kind: SnapshotKind) -> Snapshot {
         let need = self.need(slot, room, kind);
         let is_small = need.bytes <= self.step_bytes;
         // A room without a state may be forgotten when its last member leaves, so it must not have
@@ -201,7 +201,7 @@ impl Snapshots {
         snapshot
     }
 
-    fn encode_at_once(&mut self, slot: u32, room: &Room, kind: SnapshotKind) -> Snapshot {
+    fn encode_at_once(&mut self, slot: RoomId, room: &Room, kind: SnapshotKind) -> Snapshot {
         let held = self.rooms.get(&slot);
         let shared = held.and_then(|held| held.newest_init(room));
         let init = shared.unwrap_or_else(|| self.encode_part(slot, room, SnapshotPart::Init));
@@ -214,7 +214,7 @@ impl Snapshots {
         }
     }
 
-    fn encode_part(&mut self, slot: u32, room: &Room, part: SnapshotPart) -> Chunk {
+    fn encode_part(&mut self, slot: RoomId, room: &Room, part: SnapshotPart) -> Chunk {
         let chunk = encode(&room.workspace, part);
         let shared = &mut self.room_mut(slot).shared;
         shared.remember(part, point_of(room), &chunk);
@@ -222,7 +222,7 @@ impl Snapshots {
         chunk
     }
 
-    fn begin(&mut self, slot: u32, room: &Room, kind: SnapshotKind) -> Snapshot {
+    fn begin(&mut self, slot: RoomId, room: &Room, kind: SnapshotKind) -> Snapshot {
         let held = self.room_mut(slot);
         let before = held.encoders.len();
         let shared = held.newest_init(room).map(EncodedState::Ready);
@@ -254,7 +254,7 @@ impl Snapshots {
 
     /// Keeps the states that are being encoded as they are: to be called before an op with this key
     /// and timestamp is applied.
-    pub fn preserve(&mut self, slot: u32, workspace: &Workspace, key: &str, timestamp: u64) {
+    pub fn preserve(&mut self, slot: RoomId, workspace: &Workspace, key: &str, timestamp: u64) {
         // Nearly always nothing is being encoded, and an op costs one comparison here.
         if self.queue.is_empty() {
             return;
@@ -276,7 +276,7 @@ impl Snapshots {
     }
 
     /// Forgets a room whose slot another one may get.
-    pub fn forget_room(&mut self, slot: u32) {
+    pub fn forget_room(&mut self, slot: RoomId) {
         let held = self.rooms.remove(&slot);
         assert!(
             held.is_none_or(|held| held.encoders.is_empty()),
@@ -284,7 +284,7 @@ impl Snapshots {
         );
     }
 
-    fn room_mut(&mut self, slot: u32) -> &mut RoomSnapshots {
+    fn room_mut(&mut self, slot: RoomId) -> &mut RoomSnapshots {
         // Each room that is alive has a state that is held or in progress. So dead ones are at
         // least half of the map when they are taken out, which pays for looking at all.
         let alive_max = self.budget.len() + self.queue.len();
@@ -303,7 +303,7 @@ impl Snapshots {
 
     /// Goes on with the encodings in progress, by as many bytes as a turn may encode. Returns
     /// whether a part was finished, so that sessions which wait must be looked at.
-    pub fn step<'a>(&mut self, workspace_of: impl Fn(u32) -> &'a Workspace) -> bool {
+    pub fn step<'a>(&mut self, workspace_of: impl Fn(RoomId) -> &'a Workspace) -> bool {
         let mut left_bytes = self.step_bytes;
         let mut is_any_finished = false;
         while left_bytes > 0
@@ -317,7 +317,7 @@ impl Snapshots {
     }
 
     /// Goes on with the oldest encoding of a room, and queues the room again if that is not over.
-    fn step_room(&mut self, slot: u32, workspace: &Workspace, bytes_max: usize) -> EncodingStep {
+    fn step_room(&mut self, slot: RoomId, workspace: &Workspace, bytes_max: usize) -> EncodingStep {
         let held = self.rooms.get_mut(&slot).expect("a queued room is known");
         let encoder = held.encoders.pop_front();
         let mut encoder = encoder.expect("a queued room is being encoded");
@@ -373,7 +373,7 @@ impl Snapshots {
 
     /// Gives up a state of a room whose receivers were all aborted. No session is sent it from now
     /// on, since it does not count any more.
-    pub fn give_up(&mut self, slot: u32, chunk: &Chunk) {
+    pub fn give_up(&mut self, slot: RoomId, chunk: &Chunk) {
         self.budget.write_off(chunk);
         if let Some(held) = self.rooms.get_mut(&slot) {
             held.shared.forget(chunk);
@@ -408,7 +408,7 @@ impl Snapshots {
                 pending_bytes += encoder.pending_bytes();
             }
         }
-        let is_known = |slot: &u32| self.rooms.contains_key(slot);
+        let is_known = |slot: &RoomId| self.rooms.contains_key(slot);
         assert!(self.queue.iter().all(is_known), "a queued room is known");
         self.budget.invariants(pending_bytes);
     }
@@ -493,7 +493,7 @@ fn point_of(room: &Room) -> SnapshotPoint {
     SnapshotPoint {
         seq: room.workspace.seq(),
         at: room.window.end(),
-        gate: room.gate(),
+        visible_from: room.visible_from(),
     }
 }
 

@@ -8,7 +8,7 @@ use foldhash::fast::FixedState;
 use crate::core::contract::shard_of;
 use crate::core::state::index::{Index, Tag};
 use crate::core::state::workspace::Workspace;
-use crate::log::record::Op;
+use crate::log::record::LoggedOp;
 use crate::seq::Seq;
 
 /// Ops that are taken together.
@@ -59,7 +59,7 @@ impl Replay {
     }
 
     /// Takes an op.
-    pub fn visit(&mut self, op: &Op<'_>) {
+    pub fn visit(&mut self, op: &LoggedOp<'_>) {
         let begin = self.texts.len();
         self.texts.push_str(op.workspace);
         let key_begin = self.texts.len();
@@ -177,8 +177,8 @@ impl Replay {
 mod tests {
     use super::*;
 
-    fn op<'a>(workspace: &'a str, value: &'a str, timestamp: u64, seq: u64) -> Op<'a> {
-        Op {
+    fn op<'a>(workspace: &'a str, value: &'a str, timestamp: u64, seq: u64) -> LoggedOp<'a> {
+        LoggedOp {
             workspace,
             key: "key",
             value,
@@ -230,7 +230,7 @@ mod tests {
             );
             let value = "1".repeat(1 + usize::from(number % 50 == 0) * GROUP_BYTES);
             let (timestamp, seq) = (number * 7 % 100, Seq::new(number + 1));
-            deal.visit(&Op {
+            deal.visit(&LoggedOp {
                 workspace: &id,
                 key: &key,
                 value: &value,

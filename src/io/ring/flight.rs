@@ -1,22 +1,83 @@
-//! An operation on its way: what the ring knows it by, and the memory that the kernel is pointed to.
+//! Operations of a ring: the tokens that name them, the memory that they own in flight, and their
+//! completions.
+
+use std::fmt::Debug;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::OwnedFd;
 
 use io_uring::{cqueue, squeue, types};
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform};
 
 use crate::core::fanout::chunk_pool::{Span, Spans};
+use crate::io::buffers::Filled;
 use crate::io::buffers::sanitizer::{Pointed, Stretch};
 use crate::limits::{SEND_SPANS_MAX, SENDS_PER_TURN_MAX};
 use crate::log::blocks::Blocks;
 
-/// What an operation owns while it is in flight.
-pub(super) enum Owned {
-    Nothing,
-    Bytes(Vec<u8>),
-    Blocks(Blocks),
-    Span(Span),
-    Vectored(Box<Vectored>),
-    Time(Box<types::Timespec>),
-    Count(#[expect(dead_code, reason = "the kernel writes it")] Box<u64>),
+/// The tokens by which the owner of a ring knows its operations: one type for each kind of
+/// completion, so that no completion can carry the token of another kind.
+pub trait Tokens: 'static {
+    /// Names a receive.
+    type Receive: Copy + Debug + Unpin;
+    /// Names a send.
+    type Send: Copy + Debug + Unpin;
+    /// Names an accept.
+    type Accept: Copy + Debug + Unpin;
+    /// Names a write of bytes or of blocks.
+    type Write: Copy + Debug + Unpin;
+    /// Names an operation whose completion carries nothing: an fdatasync, a timer, a wait, a cancel
+    /// or a no-op.
+    type Signal: Copy + Debug + Unpin;
+}
+
+/// The end of an operation.
+#[derive(Debug)]
+pub enum Completion<T: Tokens> {
+    /// Bytes came in. Give the buffer back after use.
+    Received(T::Receive, Filled),
+    /// The peer has closed its side, or the connection is broken.
+    Ended(T::Receive, io::Result<()>),
+    /// A send took this many bytes.
+    Sent(T::Send, Spans, io::Result<usize>),
+    /// A connection was accepted.
+    Accepted(T::Accept, io::Result<OwnedFd>),
+    /// A write took this many bytes.
+    Written(T::Write, Vec<u8>, io::Result<usize>),
+    /// A write of whole blocks took this many bytes, which are on disk.
+    BlocksWritten(T::Write, Blocks, io::Result<usize>),
+    /// An operation ended that has nothing to give back.
+    Signalled(T::Signal, io::Result<()>),
+}
+
+/// An operation: its token, and what it owns while it is in flight.
+pub(super) enum Operation<T: Tokens> {
+    Receive {
+        fd: i32,
+        token: T::Receive,
+    },
+    /// Waits until bytes are there, on a kernel on which a waiting receive would hold a buffer.
+    Readable {
+        fd: i32,
+        token: T::Receive,
+    },
+    Send(T::Send, Span),
+    SendMany(T::Send, Box<Vectored>),
+    Accept(T::Accept),
+    Write(T::Write, Vec<u8>),
+    WriteBlocks(T::Write, Blocks),
+    Timer(T::Signal, Box<types::Timespec>),
+    Wait(
+        T::Signal,
+        #[expect(dead_code, reason = "the kernel writes it")] Box<u64>,
+    ),
+    Signal(T::Signal),
+    /// The ring's own: a buffer is provided.
+    Provide {
+        index: u16,
+    },
+    /// The ring's own: there are receives to arm.
+    Arm,
 }
 
 /// A message of several pieces, as sendmsg(2) wants it. Boxed: the kernel is given its address.
@@ -44,52 +105,34 @@ impl Vectored {
     }
 }
 
-#[derive(Clone, Copy)]
-pub(super) enum Kind {
-    Receive {
-        fd: i32,
-    },
-    /// Waits until bytes are there, on a kernel on which a waiting receive would hold a buffer.
-    Readable {
-        fd: i32,
-    },
-    Accept,
-    Other,
-    /// The ring's own: a buffer is provided.
-    Provide {
-        index: u16,
-    },
-    /// The ring's own: there are receives to arm.
-    Arm,
-}
-
 /// An operation that is not in the submission queue yet.
-pub(super) struct Held<T> {
-    pub token: T,
-    pub kind: Kind,
+pub(super) struct Held<T: Tokens> {
     /// Before what is pointed to, since fields are dropped in order.
     pub pointed: Pointed,
-    pub owned: Owned,
+    pub operation: Operation<T>,
     pub entry: squeue::Entry,
 }
 
 /// An operation that the kernel has, or will have with the next submission.
-pub(super) struct Flight<T> {
-    pub token: T,
-    pub kind: Kind,
+pub(super) struct Flight<T: Tokens> {
     /// Before the operation, since fields are dropped in order.
     pub _pointed: Pointed,
-    pub operation: InFlightOneshot<Owned, Outcome>,
+    pub operation: InFlightOneshot<Operation<T>, Outcome<T>>,
 }
 
-pub(super) struct Outcome;
+/// Turns an entry of the completion queue into the operation, its result and its flags.
+pub(super) struct Outcome<T>(pub PhantomData<fn() -> T>);
 
-impl OneshotOutputTransform for Outcome {
-    type Output = (Owned, i32, u32);
-    type StoredData = Owned;
+impl<T: Tokens> OneshotOutputTransform for Outcome<T> {
+    type Output = (Operation<T>, i32, u32);
+    type StoredData = Operation<T>;
 
-    fn transform_oneshot_output(self, owned: Owned, entry: cqueue::Entry) -> Self::Output {
-        (owned, entry.result(), entry.flags())
+    fn transform_oneshot_output(
+        self,
+        operation: Operation<T>,
+        entry: cqueue::Entry,
+    ) -> Self::Output {
+        (operation, entry.result(), entry.flags())
     }
 }
 

@@ -38,7 +38,8 @@ pub fn probe() -> io::Result<()> {
         opcode::Timeout::CODE,
         opcode::Write::CODE,
     ];
-    if needed.into_iter().all(|code| probe.is_supported(code)) {
+    let knows_all = needed.into_iter().all(|code| probe.is_supported(code));
+    if knows_all && ring.params().is_feature_nodrop() {
         Ok(())
     } else {
         Err(io::Error::from(io::ErrorKind::Unsupported))

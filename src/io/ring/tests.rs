@@ -13,10 +13,22 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::setup::first_known;
 use super::*;
 use crate::core::fanout::window::{Chunk, Span};
-use crate::limits::RECEIVE_BUFFERS;
+use crate::limits::{COMPLETION_ENTRIES, RECEIVE_BUFFERS};
 use crate::log::blocks::{BLOCK_BYTES, Blocks};
 
-type Turns<'a> = &'a mut dyn FnMut(&mut Ring<usize>, Vec<Completion<usize>>) -> ControlFlow<()>;
+/// Every token of a test is a number.
+#[derive(Debug)]
+struct Numbers;
+
+impl Tokens for Numbers {
+    type Receive = usize;
+    type Send = usize;
+    type Accept = usize;
+    type Write = usize;
+    type Signal = usize;
+}
+
+type Turns<'a> = &'a mut dyn FnMut(&mut Ring<Numbers>, Vec<Completion<Numbers>>) -> ControlFlow<()>;
 
 /// Runs turns that begin with all completions there are; the first has none.
 fn run_turns(waits_before_receive: bool, turn: Turns<'_>) {
@@ -25,7 +37,7 @@ fn run_turns(waits_before_receive: bool, turn: Turns<'_>) {
         let mut completions = Vec::new();
         ring.drain(&mut completions);
         let flow = turn(ring, completions);
-        ring.finish_turn(usize::MAX);
+        ring.finish_turn();
         flow
     })
     .unwrap();
@@ -41,7 +53,7 @@ fn spans(texts: &[&str]) -> Spans {
 }
 
 /// What came of an operation, as text.
-fn outcome(ring: &mut Ring<usize>, completion: Completion<usize>) -> (usize, String) {
+fn outcome(ring: &mut Ring<Numbers>, completion: Completion<Numbers>) -> (usize, String) {
     match completion {
         Completion::Received(token, mut filled) => {
             let text = String::from_utf8(filled.bytes().to_vec()).unwrap();
@@ -66,7 +78,7 @@ fn outcome(ring: &mut Ring<usize>, completion: Completion<usize>) -> (usize, Str
             let text = String::from_utf8(blocks[..5].to_vec()).unwrap();
             (token, format!("{text}… {}", outcome.unwrap()))
         }
-        Completion::Done(token, outcome) => {
+        Completion::Signalled(token, outcome) => {
             let code = outcome.err().and_then(|error| error.raw_os_error());
             (token, format!("done {code:?}"))
         }
@@ -354,7 +366,7 @@ fn end_with_all_in_flight(by_panic: bool) -> Weak<Vec<u8>> {
     let mut lent = Some(lent);
     let ended = catch_unwind(AssertUnwindSafe(|| {
         let go = || ControlFlow::Continue(());
-        run(false, go, |ring| {
+        run(false, go, |ring: &mut Ring<Numbers>| {
             let Some(lent) = lent.take() else {
                 // The no-op has to complete, and nobody takes that.
                 if READY.with_borrow(|ready| ready.indices.is_empty()) {
@@ -371,7 +383,7 @@ fn end_with_all_in_flight(by_panic: bool) -> Weak<Vec<u8>> {
             ring.send(one.as_fd(), [half(0)].into_iter().collect(), 4);
             ring.send(many.as_fd(), [half(0), half(1)].into_iter().collect(), 5);
             ring.again(6);
-            ring.finish_turn(7);
+            ring.finish_turn();
             ControlFlow::Continue(())
         })
     }));
@@ -424,7 +436,7 @@ fn take_buffers(run: u16, memory: &mut u16, says_count: bool) -> (u16, i32) {
 #[test]
 fn no_buffer_is_lost_that_the_kernel_did_not_take() {
     for (memory, says_count) in [(0, true), (0, false), (5, true), (5, false), (128, false)] {
-        let mut ring: Ring<usize> = Ring::new(false, -1);
+        let mut ring: Ring<Numbers> = Ring::new(false, -1);
         let (mut left, mut with_kernel) = (memory, 0);
         let indices: Vec<u16> = std::iter::from_fn(|| ring.buffers.lend_next())
             .map(|(index, _)| index)
@@ -432,8 +444,8 @@ fn no_buffer_is_lost_that_the_kernel_did_not_take() {
         for index in indices {
             let (taken, result) = take_buffers(1, &mut left, says_count);
             with_kernel += taken;
-            let kind = Kind::Provide { index };
-            let completion = ring.complete(0, kind, (Owned::Nothing, result, 0));
+            let provided = Operation::Provide { index };
+            let completion = ring.complete((provided, result, 0));
             assert!(completion.is_none());
         }
         let again = std::iter::from_fn(|| ring.buffers.lend_next()).count();
@@ -471,6 +483,35 @@ fn a_turn_with_more_operations_than_the_queue_holds_loses_none_while_the_kernel_
             assert_eq!(in_queue + ring.held.len(), COUNT);
         }
         for (token, _) in std::mem::take(&mut ring.unarmed) {
+            seen[token] += 1;
+        }
+        if seen.iter().all(|count| *count > 0) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    });
+    assert!(seen.iter().all(|count| *count == 1), "each ends once");
+}
+
+#[test]
+fn a_completion_queue_that_overflows_loses_nothing() {
+    const COUNT: usize = 3 * COMPLETION_ENTRIES as usize + 100;
+    let mut seen = vec![0_u32; COUNT];
+    let mut is_started = false;
+    run_turns(false, &mut |ring, completions| {
+        if !is_started {
+            is_started = true;
+            // A no-op completes when it is submitted, and none is taken before the turn ends.
+            for token in 0..COUNT {
+                ring.again(token);
+            }
+            let submitted = ring.flights.len();
+            assert!(submitted > COMPLETION_ENTRIES as usize, "{submitted}");
+        }
+        for completion in completions {
+            let (token, text) = outcome(ring, completion);
+            assert_eq!(text, "done None");
             seen[token] += 1;
         }
         if seen.iter().all(|count| *count > 0) {

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use super::{Token, Worker};
+use super::{Worker, WorkerTokens};
 use crate::core::contract::{Clock, ListenerKind};
 use crate::io::connection::Connection;
 use crate::io::mailbox::ShardMessage;
@@ -76,7 +76,7 @@ impl Worker {
 
     /// Lets a connection of this shard give way. Returns whether one does.
     pub(super) fn give_way(&mut self, door: ListenerKind, clock: Clock) -> bool {
-        let Some(yielded) = self.shard.give_way(door, clock) else {
+        let Some(yielded) = self.shard.shed(door, clock) else {
             return false;
         };
         if yielded.is_silent {
@@ -100,7 +100,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn arm_accepts(&mut self, ring: &mut Ring<Token>, now_us: u64) {
+    pub(super) fn arm_accepts(&mut self, ring: &mut Ring<WorkerTokens>, now_us: u64) {
         if self
             .accepts_paused_until_us
             .is_some_and(|until_us| until_us <= now_us)
@@ -112,16 +112,13 @@ impl Worker {
         }
         while self.accepts_in_flight < ACCEPTS_IN_FLIGHT {
             self.accepts_in_flight += 1;
-            ring.accept(
-                self.context.listener.as_fd(),
-                Token::Accept(ListenerKind::Public),
-            );
+            ring.accept(self.context.listener.as_fd(), ListenerKind::Public);
         }
         if let Some(listener) = &self.context.admin_listener
             && self.admin_accepts_in_flight == 0
         {
             self.admin_accepts_in_flight = 1;
-            ring.accept(listener.as_fd(), Token::Accept(ListenerKind::Admin));
+            ring.accept(listener.as_fd(), ListenerKind::Admin);
         }
     }
 }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use tempfile::{TempDir, tempdir};
 
 use super::super::disk::HostDisk;
-use super::super::recovery::{Report, Tail, recover};
+use super::super::recovery::{RecoveryReport, Tail, recover};
 use super::*;
 
 /// The winner of each key, by the rule of replay.
@@ -59,7 +59,7 @@ impl Log {
                 self.seq = self.seq.next();
                 record::push_op(
                     &mut batch,
-                    &Op {
+                    &LoggedOp {
                         workspace: &format!("workspace-{}", key % 3),
                         key: &format!("key-{key}"),
                         value: &format!("\"{:0width$}\"", self.seq, width = 5 + usize::from(*key)),
@@ -75,7 +75,7 @@ impl Log {
         fs::write(segment.path, bytes).unwrap();
     }
 
-    fn recovered(&self) -> (Report, State) {
+    fn recovered(&self) -> (RecoveryReport, State) {
         let mut state = State::new();
         let report = recover(&self.directory, |op| {
             let key = (op.workspace.to_owned(), op.key.to_owned());
@@ -92,14 +92,14 @@ impl Log {
         Compaction::plan(Arc::clone(&self.directory), open, settings).unwrap()
     }
 
-    fn compact(&self, open: &[(u32, u64)], settings: Settings) -> Outcome {
+    fn compact(&self, open: &[(u32, u64)], settings: Settings) -> CompactionOutcome {
         let mut compaction = self.compaction(open, settings);
         while compaction.step(&mut |_| ControlFlow::Continue(())).unwrap() {}
         compaction.outcome()
     }
 
     /// Sweeps, where all of the segments of these indices is known to be dead.
-    fn sweep(&self, open: &[(u32, u64)], dead: &[(u32, u64)]) -> Outcome {
+    fn sweep(&self, open: &[(u32, u64)], dead: &[(u32, u64)]) -> CompactionOutcome {
         let directory = Arc::clone(&self.directory);
         let sweep = Compaction::sweep(directory, open, SMALL, |shard, segments| {
             segments.clone().all(|index| dead.contains(&(shard, index)))
@@ -359,7 +359,7 @@ proptest! {
 #[test]
 fn reading_rests_after_each_piece_and_goes_on_until_it_is_stopped() {
     let value = "1".repeat(COMPACTION_READ_BYTES / 2);
-    let op = Op {
+    let op = LoggedOp {
         workspace: "w",
         key: "k",
         value: &value,
@@ -369,7 +369,7 @@ fn reading_rests_after_each_piece_and_goes_on_until_it_is_stopped() {
     let op_bytes = record::op_bytes(&op) as u64;
     for stop_at in [1, 2, 3, 9] {
         let mut rests = Vec::new();
-        let mut pace = |bytes| {
+        let mut throttle = |bytes| {
             rests.push(bytes);
             if rests.len() == stop_at {
                 ControlFlow::Break(())
@@ -377,11 +377,11 @@ fn reading_rests_after_each_piece_and_goes_on_until_it_is_stopped() {
                 ControlFlow::Continue(())
             }
         };
-        let mut breath = Breath::default();
+        let mut pieces = ReadThrottle::default();
         for _ in 0..5 {
-            breath.took(&op, &mut pace);
+            pieces.add(&op, &mut throttle);
         }
-        let ended = breath.end(&mut pace);
+        let ended = pieces.end(&mut throttle);
         assert_eq!(ended.is_err(), stop_at <= 3, "{stop_at}");
         let all = [2 * op_bytes, 2 * op_bytes, op_bytes];
         assert_eq!(rests, all[..stop_at.min(3)]);
@@ -401,11 +401,11 @@ fn a_file_without_a_name_shrinks_piece_by_piece_unless_somebody_reads_it() {
         let reader = HostDisk.open(&path).unwrap();
         assert!(!is_read || reader.share().unwrap());
         let mut left = Vec::new();
-        let mut pace = |_| {
+        let mut throttle = |_| {
             left.push(DiskFile::bytes(&reader).unwrap());
             ControlFlow::Continue(())
         };
-        shrink(&file, &mut pace).unwrap();
+        shrink(&file, &mut throttle).unwrap();
         assert_eq!(left.len(), rests_count, "{is_read}, {bytes}");
         assert!(left.is_sorted_by(|a, b| a - b == piece || *b == 0));
         let expected = if is_read { bytes } else { 0 };

@@ -141,13 +141,13 @@ fn failed_log(root: &Path) -> (Scripted, LogFiles<Scripted>, End) {
     let disk = Scripted::default();
     let directory = DataDirectory::open_on(disk.clone(), root.to_owned(), [7; 16]);
     let directory = Arc::new(directory.unwrap());
-    let log = LogFiles::open(directory, 0, &Report::default(), None).unwrap();
+    let log = LogFiles::open(directory, 0, &RecoveryReport::default(), None).unwrap();
     let segment = log.open_segment();
     let mut bytes = Vec::new();
     let mut ends = Vec::new();
     for seq in [1, 2] {
         let mut batch = Vec::new();
-        let op = Op {
+        let op = LoggedOp {
             workspace: "w",
             key: "k",
             value: "1",
@@ -223,7 +223,7 @@ fn a_failed_segment_is_synced_by_the_errand_and_not_by_the_thread_that_asks_for_
 fn a_segment_that_was_opened_in_the_moment_of_a_failure_is_read_once() {
     let root = tempdir().unwrap();
     let directory = Arc::new(DataDirectory::open(root.path()).unwrap());
-    let mut log = LogFiles::open(directory, 0, &Report::default(), None).unwrap();
+    let mut log = LogFiles::open(directory, 0, &RecoveryReport::default(), None).unwrap();
     let segment = log.next(2, LogPosition::START).unwrap().run(0).unwrap();
     log.replace(segment);
     for is_kept in [true, false, true] {

@@ -31,7 +31,7 @@ fn write(
     let mut batch = Vec::new();
     begin_batch(&mut batch);
     for key in ["a", "b", "c"] {
-        let op = Op {
+        let op = LoggedOp {
             workspace: "w",
             key,
             value: "0",

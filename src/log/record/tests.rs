@@ -24,7 +24,7 @@ struct OwnedOp {
 }
 
 impl OwnedOp {
-    fn of(op: &Op<'_>) -> Self {
+    fn of(op: &LoggedOp<'_>) -> Self {
         Self {
             workspace: op.workspace.to_owned(),
             key: op.key.to_owned(),
@@ -34,7 +34,7 @@ impl OwnedOp {
         }
     }
 
-    fn op(&self) -> Op<'_> {
+    fn op(&self) -> LoggedOp<'_> {
         let Self {
             workspace,
             key,
@@ -42,7 +42,7 @@ impl OwnedOp {
             seq,
             timestamp,
         } = self;
-        Op {
+        LoggedOp {
             workspace,
             key,
             value,
@@ -204,7 +204,7 @@ fn any_batches() -> impl Strategy<Value = Vec<(Vec<OwnedOp>, bool)>> {
 fn the_bytes_are_those_of_the_tables() {
     let mut batch = Vec::new();
     begin_batch(&mut batch);
-    let op = Op {
+    let op = LoggedOp {
         workspace: "w",
         key: "k",
         value: "1",
@@ -536,7 +536,8 @@ fn a_segment_that_is_read_in_parts_gives_the_same_ops() {
     let built = sample();
     let whole = read(&built.bytes);
     for part_bytes in (1..200).chain([1000]) {
-        let (mut ops, mut cursor, mut end) = (Vec::new(), Cursor::begin(), SEGMENT_HEADER_BYTES);
+        let (mut ops, mut cursor, mut end) =
+            (Vec::new(), ReadCursor::begin(), SEGMENT_HEADER_BYTES);
         while end < built.bytes.len() {
             end = (end + part_bytes).min(built.bytes.len());
             let base = cursor.offset();

@@ -96,13 +96,13 @@ impl Log {
         self.shards.iter().enumerate().flat_map(of_shard).collect()
     }
 
-    fn recover(&self) -> (Result<Report, RecoveryError>, Vec<(u32, Number)>) {
+    fn recover(&self) -> (Result<RecoveryReport, RecoveryError>, Vec<(u32, Number)>) {
         let mut ops = Vec::new();
         let report = recover(&self.directory, |op| ops.push(checked(op)));
         (report, ops)
     }
 
-    fn recovered(&self) -> (Report, Vec<(u32, Number)>) {
+    fn recovered(&self) -> (RecoveryReport, Vec<(u32, Number)>) {
         let (report, ops) = self.recover();
         let report = report.unwrap();
         assert_eq!(report.ops, ops.len() as u64);
@@ -160,8 +160,8 @@ impl Log {
     }
 }
 
-fn with_op(shard: u32, number: Number, take: impl FnOnce(&Op<'_>)) {
-    take(&Op {
+fn with_op(shard: u32, number: Number, take: impl FnOnce(&LoggedOp<'_>)) {
+    take(&LoggedOp {
         workspace: &format!("workspace-{shard}"),
         key: &format!("key-{}", number % 5),
         value: &format!("\"{number}\""),
@@ -171,7 +171,7 @@ fn with_op(shard: u32, number: Number, take: impl FnOnce(&Op<'_>)) {
 }
 
 /// The op's shard and number; an op that [`with_op`] would not make is an altered one.
-fn checked(op: &Op<'_>) -> (u32, Number) {
+fn checked(op: &LoggedOp<'_>) -> (u32, Number) {
     let shard = op
         .workspace
         .strip_prefix("workspace-")
@@ -185,7 +185,7 @@ fn checked(op: &Op<'_>) -> (u32, Number) {
 #[test]
 fn an_empty_directory_is_an_empty_log() {
     let log = Log::new();
-    assert_eq!(log.recovered(), (Report::default(), vec![]));
+    assert_eq!(log.recovered(), (RecoveryReport::default(), vec![]));
     // Killed between the folder and its first segment, and in the middle of that.
     let folder = log.directory.shard_path(4);
     fs::create_dir(&folder).unwrap();

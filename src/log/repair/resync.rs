@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::super::position::LogPosition;
 use super::super::record::{
-    BATCH_CRC_AT, BATCH_HEADER_BYTES, Cursor, OP_HEADER_BYTES, RECORD_CRC_BYTES, Reader,
+    BATCH_CRC_AT, BATCH_HEADER_BYTES, OP_HEADER_BYTES, RECORD_CRC_BYTES, ReadCursor, Reader,
     SegmentHeader, batches,
 };
 
@@ -24,14 +24,14 @@ pub fn skip_damage(reader: &mut Reader<'_>) -> Option<Range<usize>> {
     };
     let next = near.or_else(|| {
         let next = next_batch_of(reader, fault.offset() + 1)?;
-        Some(Cursor::at(next, next, 0))
+        Some(ReadCursor::at(next, next, 0))
     })?;
     reader.go_to(next);
     Some(fault.offset()..next.offset())
 }
 
 /// Tries the record after the bad one, trusting the length of the bad one.
-fn after_record(reader: &Reader<'_>) -> Option<Cursor> {
+fn after_record(reader: &Reader<'_>) -> Option<ReadCursor> {
     let fault = reader.cursor();
     let unread = reader.unread();
     let rest = &unread[..unread.len().min(fault.batch_end - fault.offset())];
@@ -41,7 +41,7 @@ fn after_record(reader: &Reader<'_>) -> Option<Cursor> {
     let record = rest.get(..record_bytes as usize)?;
     let body = record.get(RECORD_CRC_BYTES..)?;
     let computed = crc32c::crc32c_append(fault.crc, body);
-    let next = |crc| Cursor::at(fault.offset() + record.len(), fault.batch_end, crc);
+    let next = |crc| ReadCursor::at(fault.offset() + record.len(), fault.batch_end, crc);
     [stored, computed]
         .map(next)
         .into_iter()
@@ -49,7 +49,7 @@ fn after_record(reader: &Reader<'_>) -> Option<Cursor> {
 }
 
 /// Tries the first record after a bad batch header, and the one after that.
-fn after_batch_header(reader: &Reader<'_>) -> Option<Cursor> {
+fn after_batch_header(reader: &Reader<'_>) -> Option<ReadCursor> {
     let header: &[u8; BATCH_HEADER_BYTES] = reader.unread().first_chunk()?;
     let offset = reader.offset() + BATCH_HEADER_BYTES;
     // The length in the header may be what was altered, so the batch may extend to the next header.
@@ -60,7 +60,7 @@ fn after_batch_header(reader: &Reader<'_>) -> Option<Cursor> {
         .expect("it ends the header");
     let stored = u32::from_le_bytes(*stored);
     let computed = crc32c::crc32c_append(reader.salt, &header[..BATCH_CRC_AT]);
-    let first = |crc| Cursor::at(offset, batch_end, crc);
+    let first = |crc| ReadCursor::at(offset, batch_end, crc);
     let proven = [stored, computed]
         .map(first)
         .into_iter()
@@ -68,7 +68,7 @@ fn after_batch_header(reader: &Reader<'_>) -> Option<Cursor> {
     proven.or_else(|| after_record(&at(reader, first(stored))))
 }
 
-fn at<'a>(reader: &Reader<'a>, cursor: Cursor) -> Reader<'a> {
+fn at<'a>(reader: &Reader<'a>, cursor: ReadCursor) -> Reader<'a> {
     let mut reader = reader.clone();
     reader.go_to(cursor);
     reader

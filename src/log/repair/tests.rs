@@ -12,7 +12,7 @@ use super::super::directory::DataDirectory;
 use super::super::disk::HostDisk;
 use super::super::position::LogPosition;
 use super::super::read_only::ReadOnlyLog;
-use super::super::record::{Op, begin_batch, push_op, seal_batch};
+use super::super::record::{LoggedOp, begin_batch, push_op, seal_batch};
 use super::super::recovery::recover;
 use super::*;
 use crate::seq::Seq;
@@ -186,19 +186,19 @@ impl Log {
         self.segments().into_iter().map(header).collect()
     }
 
-    fn plan(&self) -> Repair<HostDisk> {
-        Repair::plan(HostDisk, self.data().to_path_buf(), [9; 16], |_, _| {}).unwrap()
+    fn plan(&self) -> RepairPlan<HostDisk> {
+        RepairPlan::new(HostDisk, self.data().to_path_buf(), [9; 16], |_, _| {}).unwrap()
     }
 
     /// Repairs, and checks what holds after every repair. Gives the ops that are left, and those that are told to be missing.
-    fn repair(&self) -> (BTreeSet<Written>, Vec<Gap>) {
+    fn repair(&self) -> (BTreeSet<Written>, Vec<MissingOps>) {
         let before = self.contents();
         let repair = self.plan();
         repair.run().unwrap();
-        let gaps = repair.gaps().to_vec();
+        let missing = repair.missing().to_vec();
         drop(repair);
         let kept = self.assert_repaired(&before);
-        (kept, gaps)
+        (kept, missing)
     }
 
     fn assert_repaired(&self, before: &BTreeSet<Vec<u8>>) -> BTreeSet<Written> {
@@ -234,9 +234,9 @@ impl Log {
     }
 }
 
-fn as_op(op: &Written) -> Op<'_> {
+fn as_op(op: &Written) -> LoggedOp<'_> {
     let (workspace, seq, key, value, timestamp) = op;
-    Op {
+    LoggedOp {
         workspace,
         key,
         value,
@@ -245,7 +245,7 @@ fn as_op(op: &Written) -> Op<'_> {
     }
 }
 
-fn owned(op: &Op<'_>) -> Written {
+fn owned(op: &LoggedOp<'_>) -> Written {
     let text = str::to_owned;
     (
         text(op.workspace),
@@ -287,8 +287,8 @@ fn seqs(ops: &BTreeSet<Written>, workspace: &str) -> Vec<u64> {
     of.map(|op| op.1).collect()
 }
 
-fn gap(workspace: &str, seqs: std::ops::RangeInclusive<u64>) -> Gap {
-    Gap {
+fn missing_ops(workspace: &str, seqs: std::ops::RangeInclusive<u64>) -> MissingOps {
+    MissingOps {
         workspace: workspace.to_owned(),
         seqs: Seq::new(*seqs.start())..=Seq::new(*seqs.end()),
     }
@@ -320,11 +320,11 @@ fn a_damaged_last_batch_is_rewritten_and_its_loss_is_told_as_one() {
     let last = log.batches.last().unwrap().clone();
     flip(&last.path, last.begin + 28 + 29 + 5);
     let plan = log.plan();
-    let Some(Change::Rewrite(rewritten)) = plan.changes().next() else {
+    let Some(PlannedChange::Rewrite(rewritten)) = plan.changes().next() else {
         panic!("a damaged segment is rewritten");
     };
     let are_torn: Vec<bool> = rewritten
-        .salvage
+        .recovery
         .lost
         .iter()
         .map(|lost| lost.is_torn)
@@ -344,12 +344,12 @@ fn one_bad_byte_costs_one_op() {
         // The value of the first op of the first batch: its record's length is right.
         let batch = log.batches[usize::try_from(index).unwrap() * 2 - 2].clone();
         flip(&batch.path, batch.begin + 28 + 29 + 5);
-        let (kept, gaps) = log.repair();
+        let (kept, missing) = log.repair();
         let mut expected = log.ops();
         assert!(expected.remove(&batch.ops[0]));
         assert_eq!(kept, expected);
         let seq = batch.ops[0].1;
-        assert_eq!(gaps, [gap("demo", seq..=seq)], "segment {index}");
+        assert_eq!(missing, [missing_ops("demo", seq..=seq)], "segment {index}");
         let aside = log
             .data()
             .join("damaged-1/shard-00")
@@ -387,17 +387,20 @@ fn missing_segments_are_replaced_by_one_without_ops() {
     for index in [2, 3] {
         fs::remove_file(log.path(0, index)).unwrap();
     }
-    let (kept, gaps) = log.repair();
+    let (kept, missing) = log.repair();
     assert_eq!(seqs(&kept, "demo"), [1, 2, 3, 10]);
-    assert_eq!(gaps, [gap("demo", 4..=9)]);
+    assert_eq!(missing, [missing_ops("demo", 4..=9)]);
     let filler = ReadOnlyLog::take(&HostDisk, log.data()).unwrap().folders()[0].links()[1].clone();
     assert_eq!((filler.header.first_index(), filler.header.index), (2, 3));
 
     let log = Log::sample();
     fs::remove_file(log.path(0, 1)).unwrap();
-    let (kept, gaps) = log.repair();
+    let (kept, missing) = log.repair();
     assert_eq!(seqs(&kept, "other"), [3, 4, 5, 6]);
-    assert_eq!(gaps, [gap("demo", 1..=3), gap("other", 1..=2)]);
+    assert_eq!(
+        missing,
+        [missing_ops("demo", 1..=3), missing_ops("other", 1..=2)]
+    );
 }
 
 #[test]
@@ -406,9 +409,12 @@ fn a_segment_that_lost_its_end_ends_where_the_next_one_begins() {
     let batch = log.batches[1].clone();
     let bytes = fs::read(&batch.path).unwrap();
     fs::write(&batch.path, &bytes[..batch.begin]).unwrap();
-    let (kept, gaps) = log.repair();
+    let (kept, missing) = log.repair();
     assert_eq!(kept.len(), log.ops().len() - 3);
-    assert_eq!(gaps, [gap("demo", 2..=3), gap("other", 2..=2)]);
+    assert_eq!(
+        missing,
+        [missing_ops("demo", 2..=3), missing_ops("other", 2..=2)]
+    );
 }
 
 #[test]
@@ -570,7 +576,7 @@ fn a_newer_format_is_not_touched() {
     let crc = crc32c::crc32c(&bytes[..60]);
     bytes[60..64].copy_from_slice(&crc.to_le_bytes());
     fs::write(log.path(0, 2), bytes).unwrap();
-    let plan = Repair::plan(HostDisk, log.data().to_path_buf(), [9; 16], |_, _| {});
+    let plan = RepairPlan::new(HostDisk, log.data().to_path_buf(), [9; 16], |_, _| {});
     let message = plan.unwrap_err().to_string();
     assert!(message.ends_with("start the newer server"), "{message}");
 }

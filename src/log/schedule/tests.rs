@@ -8,8 +8,8 @@ use crate::limits::{COMPACTION_BYTES_MIN, SECOND_US};
 const MIB: u64 = 1 << 20;
 const NOW_US: u64 = 7 * SECOND_US;
 
-fn folder(shard: u32, closed_mib: u64, live_mib: u64) -> Folder {
-    Folder {
+fn folder(shard: u32, closed_mib: u64, live_mib: u64) -> FolderUsage {
+    FolderUsage {
         shard,
         closed_bytes: closed_mib * MIB,
         live_bytes: live_mib * MIB,
@@ -21,7 +21,7 @@ fn schedule() -> Schedule {
     Schedule::new(COMPACTION_BYTES_MIN)
 }
 
-fn due(all: &[Folder]) -> Vec<u32> {
+fn due(all: &[FolderUsage]) -> Vec<u32> {
     schedule().due(all, false, NOW_US)
 }
 

@@ -39,6 +39,7 @@ async fn three_hundred_silent_connections_keep_nobody_out_of_two_hundred_places(
     assert!(server.open_sockets_count() < 300, "they are bounded");
 }
 
+/// P10.
 #[tokio::test]
 async fn the_oldest_that_said_nothing_goes_first_and_is_told() {
     let server = Setup::new()

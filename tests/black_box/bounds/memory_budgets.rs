@@ -66,6 +66,7 @@ fn look_head(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {token}\r\n\r\n")
 }
 
+/// P76.
 #[tokio::test]
 async fn unfinished_messages_are_bounded_and_the_heaviest_is_closed() {
     let server = one_shard().await;
@@ -151,6 +152,7 @@ async fn corrections_and_presence_are_shared_by_all_who_are_sent_them() {
     drop(lookers);
 }
 
+/// P12.
 #[tokio::test]
 async fn states_that_nobody_reads_do_not_lock_out_another_workspace() {
     // Five of the large states, or four and the reserve, and some of the small ones fill the

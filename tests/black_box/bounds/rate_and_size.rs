@@ -46,6 +46,7 @@ async fn refused_keys(client: &mut Client) -> BTreeSet<String> {
     }
 }
 
+/// P39, P48.
 #[tokio::test]
 async fn a_burst_over_the_rate_is_refused_op_by_op_and_may_be_sent_again() {
     let setup = Setup::new().env("ETHERPLY_MAX_OPS_PER_SECOND", "50");
@@ -75,6 +76,7 @@ async fn a_burst_over_the_rate_is_refused_op_by_op_and_may_be_sent_again() {
     assert_eq!(refused(&server, "closed_by_policy").await, 0);
 }
 
+/// P39, P78.
 #[tokio::test]
 async fn who_goes_on_over_the_rate_is_closed_with_1008_and_may_come_back() {
     let server = Server::start_with(&["--max-ops-per-second=1", "--console"]).await;
@@ -113,6 +115,7 @@ async fn who_goes_on_over_the_rate_is_closed_with_1008_and_may_come_back() {
 
 // ---- the size of a workspace ----
 
+/// P38, P48, P49.
 #[tokio::test]
 async fn an_op_that_makes_a_workspace_too_large_is_refused_with_what_stays() {
     let mut server =
@@ -166,6 +169,7 @@ async fn an_op_that_makes_a_workspace_too_large_is_refused_with_what_stays() {
 
 // ---- connections of a workspace ----
 
+/// P12.
 #[tokio::test]
 async fn a_full_workspace_takes_nobody_until_one_goes() {
     for shards in [1, 3] {
@@ -199,6 +203,7 @@ async fn a_full_workspace_takes_nobody_until_one_goes() {
 
 // ---- handshakes in a second ----
 
+/// P12.
 #[tokio::test]
 async fn handshakes_over_the_rate_are_put_off() {
     let setup = Setup::new().shards(1);

@@ -421,6 +421,7 @@ async fn a_start_tells_what_it_read() {
 
 // ---- who may read them ----
 
+/// P92, P94.
 #[tokio::test]
 async fn without_a_port_of_their_own_they_are_for_this_machine_alone() {
     let (shut, open) = (
@@ -461,6 +462,7 @@ async fn admin_address(server: &mut Server) -> SocketAddr {
     address.unwrap_or_else(|| panic!("the second line says where the metrics are, not {line:?}"))
 }
 
+/// P92.
 #[tokio::test]
 async fn with_a_port_of_their_own_they_are_on_no_other() {
     let mut server = Server::start_with(&["--admin-port", "0", "--console"]).await;

@@ -302,3 +302,42 @@ fn both_changelogs_have_the_version_that_is_built() {
     assert!(ours.contains(&format!("\n## {version}\n")));
     assert!(text("package/changelog").starts_with(&format!("etherply ({version}-1)")));
 }
+
+/// The Rust files under a folder.
+fn sources(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("the folder is there") {
+        let path = entry.expect("a readable folder").path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn each_rule_that_a_comment_names_is_in_the_protocol() {
+    let protocol = read("src/wire/protocol.md".as_ref());
+    let mut files = Vec::new();
+    for folder in ["src", "tests"] {
+        sources(folder.as_ref(), &mut files);
+    }
+    let mut named = 0;
+    for path in files {
+        let text = read(&path);
+        let comments = text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("//"));
+        let words = comments.flat_map(|comment| comment.split(|c: char| !c.is_alphanumeric()));
+        for word in words {
+            let number = word.strip_prefix('P').unwrap_or_default();
+            if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+                continue;
+            }
+            let is_known = protocol.contains(&format!("- **{word}** "));
+            assert!(is_known, "{} names {word}", path.display());
+            named += 1;
+        }
+    }
+    assert!(named > 100, "tests and sources name rules: {named}");
+}

@@ -160,6 +160,7 @@ async fn a_disk_that_floods_fill_is_emptied_again_without_a_restart() {
     assert_eq!(state_of(&server, "flood").await, state);
 }
 
+/// P40, P48, P49.
 #[tokio::test]
 async fn a_disk_that_others_fill_refuses_ops_and_all_else_goes_on() {
     if !may_mount() {

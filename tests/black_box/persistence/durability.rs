@@ -26,6 +26,7 @@ async fn state(server: &Server) -> Value {
 
 // ---- always ----
 
+/// P60.
 #[tokio::test]
 async fn a_broadcast_that_was_shown_survives_kill_9() {
     let mut server = Server::start().await;
@@ -40,6 +41,7 @@ async fn a_broadcast_that_was_shown_survives_kill_9() {
     }
 }
 
+/// P60.
 #[tokio::test]
 async fn a_correction_that_was_shown_survives_kill_9() {
     let mut server = Server::start().await;
@@ -56,6 +58,7 @@ async fn a_correction_that_was_shown_survives_kill_9() {
     }
 }
 
+/// P60.
 #[tokio::test]
 async fn an_init_that_was_shown_survives_kill_9() {
     let mut server = Server::start().await;
@@ -119,6 +122,7 @@ async fn the_state_survives_sigterm_in_mode_none() {
     check_survives_sigterm(&["--durability", "none"]).await;
 }
 
+/// P61.
 #[tokio::test]
 async fn mode_interval_broadcasts_at_once_and_does_not_wait_for_the_timer() {
     let server =

@@ -119,6 +119,7 @@ async fn check_restart(server: &mut Server, shown: &Shown) {
     }
 }
 
+/// P13, P62.
 #[tokio::test]
 async fn a_write_error_gives_500_and_1011_and_503_and_the_server_serves_again_without_a_restart() {
     let mut server = Setup::new().shards(1).start().await;
@@ -171,6 +172,7 @@ async fn all_shown(newcomer: &mut Raw) -> String {
     }
 }
 
+/// P60.
 #[tokio::test]
 async fn an_init_never_shows_an_op_that_was_not_kept() {
     let server = Setup::new().shards(1).start().await;
@@ -264,6 +266,8 @@ async fn a_start_on_a_full_disk_is_refused_and_loses_nothing() {
 
 /// In the modes that show an op before it is durable, a failure loses the last ops, and none before
 /// one that is durable.
+///
+/// P61, P62.
 #[tokio::test]
 async fn a_write_error_in_the_modes_interval_and_none_leaves_no_gap() {
     for mode in [&["--durability", "none"][..], &["--durability", "interval"]] {
@@ -381,6 +385,7 @@ async fn panicking_server(shards: u32) -> Option<Server> {
     )
 }
 
+/// P63.
 #[tokio::test]
 async fn a_panic_gives_500_to_the_one_that_caused_it_and_closes_the_connections_of_the_shard_with_1011()
  {

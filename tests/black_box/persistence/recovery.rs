@@ -74,6 +74,7 @@ async fn until_it_reads(server: &Server, percent: u64) {
     .await;
 }
 
+/// P14, P91.
 #[tokio::test]
 async fn it_answers_and_tells_how_far_it_is_while_the_log_is_read() {
     let (mut server, percent, state) = half_way().await;
@@ -148,6 +149,7 @@ async fn it_can_be_stopped_while_the_log_is_read() {
     server.stop().await;
 }
 
+/// P14.
 #[tokio::test]
 async fn whoever_connects_as_soon_as_the_port_is_open_is_let_in() {
     for start in 0..20 {

@@ -13,6 +13,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 // ---- pings ----
 
+/// P70.
 #[tokio::test]
 async fn the_server_pings_every_interval_and_one_who_answers_stays() {
     let server = Server::start_with(&["--ping-interval-ms", "200"]).await;
@@ -24,6 +25,7 @@ async fn the_server_pings_every_interval_and_one_who_answers_stays() {
     }
 }
 
+/// P70.
 #[tokio::test]
 async fn a_client_without_a_sign_of_life_is_closed_after_two_intervals_and_a_half() {
     let server = Server::start_with(&["--ping-interval-ms", "200"]).await;
@@ -48,6 +50,7 @@ async fn a_client_without_a_sign_of_life_is_closed_after_two_intervals_and_a_hal
     );
 }
 
+/// P32, P70.
 #[tokio::test]
 async fn any_message_is_a_sign_of_life_the_ping_message_too() {
     let server = Server::start_with(&["--ping-interval-ms", "200"]).await;
@@ -61,6 +64,7 @@ async fn any_message_is_a_sign_of_life_the_ping_message_too() {
     }
 }
 
+/// P70.
 #[tokio::test]
 async fn a_client_library_that_only_reads_stays_connected_by_its_pongs() {
     let server = Server::start_with(&["--ping-interval-ms", "100"]).await;
@@ -208,6 +212,7 @@ async fn a_client_that_stops_reading_costs_no_memory_slows_nobody_and_ends_in_th
     stalled.expect_silence(&mut writer).await;
 }
 
+/// P71, P72.
 #[tokio::test]
 async fn one_who_fell_behind_is_sent_the_latest_op_of_each_key_in_the_order_of_their_last_change() {
     let server = Server::start_with(&["--outbox-max-bytes", "65536"]).await;
@@ -235,6 +240,7 @@ async fn one_who_fell_behind_is_sent_the_latest_op_of_each_key_in_the_order_of_t
     );
 }
 
+/// P46, P72.
 #[tokio::test]
 async fn one_who_fell_behind_still_does_not_get_its_own_ops_back_but_for_corrections() {
     let server = Server::start_with(&["--outbox-max-bytes", "65536"]).await;
@@ -255,6 +261,7 @@ async fn one_who_fell_behind_still_does_not_get_its_own_ops_back_but_for_correct
     }
 }
 
+/// P73, P78.
 #[tokio::test]
 async fn a_client_that_takes_nothing_for_60_s_is_closed_with_1013() {
     // Nobody is closed for silence in this test.
@@ -294,6 +301,7 @@ async fn a_client_that_takes_nothing_for_60_s_is_closed_with_1013() {
 
 // ---- many ----
 
+/// P46.
 #[tokio::test]
 async fn five_hundred_connections_in_one_workspace_all_see_the_same_ops_in_the_same_order() {
     let server = Server::start().await;
@@ -371,11 +379,13 @@ async fn check_drain(signal: Signal) {
         .expect_err("nobody listens any more");
 }
 
+/// P77, P78.
 #[tokio::test]
 async fn sigterm_closes_all_with_1001_and_exits_0_within_the_drain_time() {
     check_drain(Signal::TERM).await;
 }
 
+/// P77.
 #[tokio::test]
 async fn sigint_closes_all_with_1001_and_exits_0_within_the_drain_time() {
     check_drain(Signal::INT).await;
@@ -394,6 +404,7 @@ async fn sigterm_also_ends_a_server_whose_clients_do_not_read_or_never_finished_
     assert_eq!(server.exit_code_within(PATIENCE).await, Some(0));
 }
 
+/// P12, P77.
 #[tokio::test]
 async fn while_draining_no_new_client_is_served() {
     let mut server = Setup::new().args(&["--drain-ms", "2000"]).start().await;

@@ -44,6 +44,7 @@ fn some_op() -> Op {
 
 // ---- 1003, 1007, 1009 ----
 
+/// P41.
 #[tokio::test]
 async fn a_binary_frame_closes_1003() {
     let cases = [
@@ -57,6 +58,7 @@ async fn a_binary_frame_closes_1003() {
     check_closed(1003, &cases).await;
 }
 
+/// P41.
 #[tokio::test]
 async fn text_that_is_not_utf8_closes_1007() {
     let cases = [
@@ -79,6 +81,7 @@ async fn text_that_is_not_utf8_closes_1007() {
     check_closed(1007, &cases).await;
 }
 
+/// P41.
 #[tokio::test]
 async fn a_message_over_the_limit_closes_1009_whole_in_fragments_or_announced() {
     let half = vec![b' '; 700 * 1024];
@@ -95,6 +98,7 @@ async fn a_message_over_the_limit_closes_1009_whole_in_fragments_or_announced() 
 
 // ---- 1002 ----
 
+/// P41.
 #[tokio::test]
 async fn an_unmasked_frame_closes_1002() {
     let op = op_text(&some_op());
@@ -106,6 +110,7 @@ async fn an_unmasked_frame_closes_1002() {
     check_closed(1002, &cases).await;
 }
 
+/// P41.
 #[tokio::test]
 async fn a_reserved_bit_closes_1002() {
     let op = op_text(&some_op());
@@ -118,6 +123,7 @@ async fn a_reserved_bit_closes_1002() {
     }
 }
 
+/// P41.
 #[tokio::test]
 async fn a_bad_opcode_closes_1002() {
     let cases: Vec<(&str, Vec<u8>)> = [0x83, 0x84, 0x87, 0x8B, 0x8C, 0x8F]
@@ -126,6 +132,7 @@ async fn a_bad_opcode_closes_1002() {
     check_closed(1002, &cases).await;
 }
 
+/// P41.
 #[tokio::test]
 async fn bad_fragmentation_closes_1002() {
     let cases = [
@@ -145,6 +152,7 @@ async fn bad_fragmentation_closes_1002() {
     check_closed(1002, &cases).await;
 }
 
+/// P41.
 #[tokio::test]
 async fn a_bad_close_code_closes_1002() {
     let mut cases = vec![("a close of one byte", masked_frame(CLOSE, b"\x03"))];
@@ -159,6 +167,7 @@ async fn a_bad_close_code_closes_1002() {
 
 // ---- what is right is answered ----
 
+/// P42.
 #[tokio::test]
 async fn a_close_frame_is_answered_and_the_connection_ends() {
     let server = Server::start().await;
@@ -184,6 +193,7 @@ async fn a_close_frame_is_answered_and_the_connection_ends() {
     socket.expect_end().await;
 }
 
+/// P42.
 #[tokio::test]
 async fn a_ping_frame_is_answered_with_its_payload() {
     let server = Server::start().await;
@@ -211,6 +221,7 @@ async fn a_pong_nobody_asked_for_is_no_offence() {
     other.expect_op(&op).await;
 }
 
+/// P30, P42.
 #[tokio::test]
 async fn a_message_in_fragments_with_a_ping_between_is_one_message() {
     let server = Server::start().await;

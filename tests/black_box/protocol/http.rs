@@ -20,6 +20,7 @@ async fn answer_to(server: &Server, request: &str) -> Answer {
 
 // ---- 101 ----
 
+/// P7.
 #[tokio::test]
 async fn a_handshake_with_a_valid_token_is_answered_101_with_the_accept_key() {
     let server = Server::start().await;
@@ -64,6 +65,7 @@ async fn a_frame_right_behind_the_handshake_is_served() {
     other.expect_op(&op).await;
 }
 
+/// P7.
 #[tokio::test]
 async fn header_names_and_the_values_of_upgrade_and_connection_ignore_case_and_other_list_members()
 {
@@ -77,6 +79,7 @@ async fn header_names_and_the_values_of_upgrade_and_connection_ignore_case_and_o
     assert_eq!(answer_to(&server, &request).await.status, 101);
 }
 
+/// P7.
 #[tokio::test]
 async fn offered_extensions_are_not_taken_up() {
     let server = Server::start().await;
@@ -91,6 +94,7 @@ async fn offered_extensions_are_not_taken_up() {
     );
 }
 
+/// P11.
 #[tokio::test]
 async fn unknown_query_parameters_such_as_user_id_are_ignored() {
     let server = Server::start().await;
@@ -125,6 +129,7 @@ async fn assert_same_room(server: &Server, first: &str, second: &str, same: bool
     );
 }
 
+/// P8.
 #[tokio::test]
 async fn a_workspace_id_is_percent_decoded() {
     let server = Server::start().await;
@@ -136,6 +141,7 @@ async fn a_workspace_id_is_percent_decoded() {
     assert_same_room(&server, "100%25", "100", false).await;
 }
 
+/// P8.
 #[tokio::test]
 async fn an_encoded_slash_is_a_slash_inside_the_id_and_no_separator() {
     let server = Server::start().await;
@@ -151,6 +157,7 @@ async fn an_encoded_slash_is_a_slash_inside_the_id_and_no_separator() {
     );
 }
 
+/// P8.
 #[tokio::test]
 async fn a_workspace_id_of_256_bytes_is_the_longest() {
     let server = Server::start().await;
@@ -184,6 +191,7 @@ async fn a_workspace_id_of_256_bytes_is_the_longest() {
     );
 }
 
+/// P8.
 #[tokio::test]
 async fn a_bad_workspace_id_is_answered_400() {
     let server = Server::start().await;
@@ -201,6 +209,7 @@ async fn a_bad_workspace_id_is_answered_400() {
 
 // ---- 400, 426: not a handshake ----
 
+/// P4.
 #[tokio::test]
 async fn a_bad_request_line_or_header_is_answered_400() {
     let server = Server::start().await;
@@ -223,6 +232,7 @@ async fn a_bad_request_line_or_header_is_answered_400() {
     }
 }
 
+/// P5.
 #[tokio::test]
 async fn a_host_that_is_none_is_answered_400() {
     let server = Server::start().await;
@@ -245,6 +255,7 @@ async fn a_host_that_is_none_is_answered_400() {
     }
 }
 
+/// P6.
 #[tokio::test]
 async fn a_body_whose_length_is_unclear_is_answered_400() {
     let server = Server::start().await;
@@ -270,6 +281,7 @@ async fn a_body_whose_length_is_unclear_is_answered_400() {
     }
 }
 
+/// P7.
 #[tokio::test]
 async fn a_handshake_without_a_good_key_is_answered_400() {
     let server = Server::start().await;
@@ -288,6 +300,7 @@ async fn a_handshake_without_a_good_key_is_answered_400() {
     }
 }
 
+/// P7.
 #[tokio::test]
 async fn a_websocket_version_other_than_13_is_answered_426_and_told_13() {
     let server = Server::start().await;
@@ -307,6 +320,7 @@ async fn a_websocket_version_other_than_13_is_answered_426_and_told_13() {
     }
 }
 
+/// P7.
 #[tokio::test]
 async fn a_sync_request_without_an_upgrade_is_answered_426() {
     let server = Server::start().await;
@@ -373,6 +387,7 @@ async fn another_method_is_answered_405_with_allow() {
 
 // ---- 431, 408 ----
 
+/// P9.
 #[tokio::test]
 async fn a_head_over_16_kib_is_answered_431() {
     let server = Server::start().await;
@@ -392,6 +407,7 @@ async fn a_head_over_16_kib_is_answered_431() {
     }
 }
 
+/// P9.
 #[tokio::test]
 async fn a_head_of_many_fields_is_answered_like_any_other_up_to_16_kib() {
     let server = Server::start().await;
@@ -408,6 +424,7 @@ async fn a_head_of_many_fields_is_answered_like_any_other_up_to_16_kib() {
     }
 }
 
+/// P3.
 #[tokio::test]
 async fn every_answer_but_a_switch_of_protocols_has_the_date() {
     let server = Server::start().await;
@@ -448,6 +465,7 @@ async fn every_answer_but_a_switch_of_protocols_has_the_date() {
     );
 }
 
+/// P9.
 #[tokio::test]
 async fn a_head_over_16_kib_that_never_ends_is_answered_431() {
     let server = Server::start().await;
@@ -455,6 +473,7 @@ async fn a_head_over_16_kib_that_never_ends_is_answered_431() {
     assert_eq!(answer_to(&server, &endless).await.status, 431);
 }
 
+/// P10.
 #[tokio::test]
 async fn a_head_not_finished_in_10_seconds_is_answered_408_and_closed_also_when_it_drips() {
     let server = Server::start().await;
@@ -485,6 +504,7 @@ async fn a_head_not_finished_in_10_seconds_is_answered_408_and_closed_also_when_
 
 // ---- 503 ----
 
+/// P12.
 #[tokio::test]
 async fn a_handshake_over_the_connection_limit_is_answered_503_with_retry_after() {
     let server = Server::start_with(&["--max-connections", "2"]).await;
@@ -505,6 +525,7 @@ async fn a_handshake_over_the_connection_limit_is_answered_503_with_retry_after(
     second.expect_op(&op).await;
 }
 
+/// P12, P91.
 #[tokio::test]
 async fn a_handshake_while_draining_is_answered_503_with_retry_after_and_readyz_is_503() {
     let server = Setup::new()
@@ -547,6 +568,7 @@ async fn a_handshake_while_draining_is_answered_503_with_retry_after_and_readyz_
 
 // ---- health ----
 
+/// P90, P91.
 #[tokio::test]
 async fn healthz_and_readyz_of_a_serving_server_are_200_and_need_no_token() {
     let server = Server::start().await;

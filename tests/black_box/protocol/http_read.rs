@@ -23,6 +23,7 @@ fn bearer() -> String {
 
 // ---- the state ----
 
+/// P47, P80.
 #[tokio::test]
 async fn the_state_is_told_as_json_with_the_values_as_they_were_written() {
     let server = Server::start().await;
@@ -59,6 +60,7 @@ async fn the_state_is_told_as_json_with_the_values_as_they_were_written() {
     assert_eq!(ask(&server, &query, "").await.json(), answer.json());
 }
 
+/// P80.
 #[tokio::test]
 async fn a_workspace_that_was_never_seen_is_empty() {
     let server = Server::start().await;
@@ -73,6 +75,7 @@ async fn a_workspace_that_was_never_seen_is_empty() {
     );
 }
 
+/// P81.
 #[tokio::test]
 async fn the_state_that_the_client_has_is_not_sent_again() {
     let server = Setup::new().shards(3).start().await;
@@ -120,6 +123,7 @@ async fn expect_other_state(server: &Server, tag: &str, value: &str) {
     assert_eq!(answer.json()["data"], json!({ "k": value }));
 }
 
+/// P81.
 #[tokio::test]
 async fn an_entity_tag_of_another_data_directory_never_matches() {
     let (one, other) = (Server::start().await, Server::start().await);
@@ -128,6 +132,7 @@ async fn an_entity_tag_of_another_data_directory_never_matches() {
     expect_other_state(&other, &tag_of(&one).await, "of the other").await;
 }
 
+/// P81.
 #[tokio::test]
 async fn an_entity_tag_from_before_a_restored_copy_never_matches() {
     let mut server = Server::start().await;
@@ -180,6 +185,7 @@ async fn a_large_state_comes_whole() {
     );
 }
 
+/// P20.
 #[tokio::test]
 async fn without_a_good_token_nothing_is_told() {
     let server = Server::start().await;
@@ -206,6 +212,7 @@ async fn without_a_good_token_nothing_is_told() {
 
 // ---- presence ----
 
+/// P83, P84.
 #[tokio::test]
 async fn presence_is_who_says_to_be_there_once_each() {
     let server = Setup::new().shards(2).start().await;
@@ -235,6 +242,7 @@ async fn presence_is_who_says_to_be_there_once_each() {
     .await;
 }
 
+/// P11, P83.
 #[tokio::test]
 async fn a_query_is_form_encoded() {
     let server = Setup::new().shards(1).start().await;
@@ -259,6 +267,7 @@ async fn a_query_is_form_encoded() {
 
 // ---- origins ----
 
+/// P85, P86.
 #[tokio::test]
 async fn pages_of_every_origin_may_read_where_none_is_named() {
     let server = Server::start().await;
@@ -282,6 +291,7 @@ async fn pages_of_every_origin_may_read_where_none_is_named() {
     }
 }
 
+/// P85, P86.
 #[tokio::test]
 async fn only_pages_of_named_origins_may_connect_and_read() {
     let origins = "https://app.example,http://localhost:3000";
@@ -353,6 +363,7 @@ async fn an_origin_that_no_browser_sends_is_refused_at_the_start() {
 
 // ---- pages ----
 
+/// P93.
 #[tokio::test]
 async fn the_console_is_there_where_it_is_asked_for() {
     let pages = [
@@ -412,6 +423,7 @@ async fn a_server_that_is_tried_out_gives_its_token_to_its_own_machine_alone() {
     }
 }
 
+/// P92 to P94.
 #[tokio::test]
 async fn what_the_server_shows_of_itself_is_for_this_machine_alone() {
     let server = Server::start_with(&["--console"]).await;

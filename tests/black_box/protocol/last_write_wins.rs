@@ -16,6 +16,7 @@ async fn room() -> (Server, Client, Client) {
     (server, sender, witness)
 }
 
+/// P55, P56.
 #[tokio::test]
 async fn the_greater_timestamp_wins_and_is_broadcast() {
     let (server, mut sender, mut witness) = room().await;
@@ -30,6 +31,7 @@ async fn the_greater_timestamp_wins_and_is_broadcast() {
     );
 }
 
+/// P57.
 #[tokio::test]
 async fn a_loser_is_not_broadcast_and_its_sender_alone_is_sent_the_winner() {
     let (server, mut sender, mut witness) = room().await;
@@ -49,6 +51,7 @@ async fn a_loser_is_not_broadcast_and_its_sender_alone_is_sent_the_winner() {
     assert_eq!(state_of(&server, "room").await["k"], "winner");
 }
 
+/// P57.
 #[tokio::test]
 async fn a_loser_to_its_own_earlier_op_is_sent_that_op() {
     let (_server, mut sender, mut witness) = room().await;
@@ -62,6 +65,7 @@ async fn a_loser_to_its_own_earlier_op_is_sent_that_op() {
     witness.expect_silence(&mut sender).await;
 }
 
+/// P55, P57.
 #[tokio::test]
 async fn on_equal_timestamps_the_first_that_was_applied_stays_and_the_second_sender_is_told() {
     let (server, mut sender, mut witness) = room().await;
@@ -74,6 +78,7 @@ async fn on_equal_timestamps_the_first_that_was_applied_stays_and_the_second_sen
     assert_eq!(state_of(&server, "room").await["k"], "first");
 }
 
+/// P58, P64.
 #[tokio::test]
 async fn a_resend_equal_in_timestamp_and_value_is_accepted_silently() {
     let (_server, mut sender, mut witness) = room().await;
@@ -124,6 +129,7 @@ async fn the_rules_hold_across_a_restart() {
     witness.expect_op(&next).await;
 }
 
+/// P57.
 #[tokio::test]
 async fn a_loser_is_not_logged() {
     let (mut server, mut sender, mut witness) = room().await;
@@ -246,6 +252,7 @@ async fn write_randomly(mut replica: Replica, writer: u64, seed: u64) -> Replica
     replica
 }
 
+/// P59.
 #[tokio::test]
 async fn concurrent_writers_with_ties_and_late_clocks_all_end_in_the_state_of_the_server() {
     for seed in 1..=5 {

@@ -40,6 +40,7 @@ async fn check_refused(cases: &[(&str, String)]) {
 
 // ---- client to server: refused ----
 
+/// P48.
 #[tokio::test]
 async fn an_error_message_has_exactly_the_fields_of_the_contract() {
     let server = Server::start().await;
@@ -52,6 +53,7 @@ async fn an_error_message_has_exactly_the_fields_of_the_contract() {
     );
 }
 
+/// P35.
 #[tokio::test]
 async fn what_is_no_json_object_is_refused_with_400_and_the_connection_stays_open() {
     let cases = [
@@ -71,6 +73,7 @@ async fn what_is_no_json_object_is_refused_with_400_and_the_connection_stays_ope
     check_refused(&cases).await;
 }
 
+/// P35.
 #[tokio::test]
 async fn a_type_that_is_missing_or_unknown_is_refused_and_named() {
     let cases = [
@@ -85,6 +88,7 @@ async fn a_type_that_is_missing_or_unknown_is_refused_and_named() {
     check_refused(&cases).await;
 }
 
+/// P35.
 #[tokio::test]
 async fn a_payload_that_is_missing_or_no_object_is_refused_and_named() {
     let mut cases = vec![("payload", r#"{"type":"op"}"#.to_string())];
@@ -94,6 +98,7 @@ async fn a_payload_that_is_missing_or_no_object_is_refused_and_named() {
     check_refused(&cases).await;
 }
 
+/// P31, P35.
 #[tokio::test]
 async fn a_key_that_is_missing_no_string_empty_or_over_1024_bytes_is_refused_and_named() {
     let mut cases = vec![("payload.key", payload(r#"{"value":1,"timestamp":1}"#))];
@@ -116,6 +121,7 @@ async fn a_key_that_is_missing_no_string_empty_or_over_1024_bytes_is_refused_and
     check_refused(&cases).await;
 }
 
+/// P36.
 #[tokio::test]
 async fn a_field_that_is_nested_too_deep_is_named() {
     let deep = nested("[", "]", 200);
@@ -137,11 +143,13 @@ async fn a_field_that_is_nested_too_deep_is_named() {
     check_refused(&cases).await;
 }
 
+/// P31, P35.
 #[tokio::test]
 async fn a_value_that_is_missing_is_refused_and_named() {
     check_refused(&[("payload.value", payload(r#"{"key":"k","timestamp":1}"#))]).await;
 }
 
+/// P31, P35.
 #[tokio::test]
 async fn a_timestamp_that_is_missing_or_no_integer_from_0_to_2_to_the_63_less_1_is_refused_and_named()
  {
@@ -164,6 +172,7 @@ async fn a_timestamp_that_is_missing_or_no_integer_from_0_to_2_to_the_63_less_1_
     check_refused(&cases).await;
 }
 
+/// P33.
 #[tokio::test]
 async fn a_field_given_twice_is_refused() {
     let cases = [
@@ -178,6 +187,7 @@ async fn a_field_given_twice_is_refused() {
     check_refused(&cases.map(|text| ("", text.to_string()))).await;
 }
 
+/// P36.
 #[tokio::test]
 async fn a_number_outside_u64_i64_and_f64_is_refused_with_400() {
     let numbers = [
@@ -195,6 +205,7 @@ async fn a_number_outside_u64_i64_and_f64_is_refused_with_400() {
     .await;
 }
 
+/// P35.
 #[tokio::test]
 async fn what_is_no_json_number_is_refused_with_400() {
     let numbers = [
@@ -203,6 +214,7 @@ async fn what_is_no_json_number_is_refused_with_400() {
     check_refused(&numbers.map(|number| ("", op_with("\"k\"", number, "1")))).await;
 }
 
+/// P36.
 #[tokio::test]
 async fn a_lone_surrogate_is_refused_with_400_in_a_key_and_in_a_value() {
     let mut cases = Vec::new();
@@ -240,6 +252,7 @@ fn nested(open: &str, close: &str, depth: usize) -> String {
     format!("{}{}", open.repeat(depth), close.repeat(depth)).replace(":}", ":0}")
 }
 
+/// P36.
 #[tokio::test]
 async fn a_value_nested_128_deep_is_passed_on_and_deeper_is_refused_with_400() {
     let server = Server::start().await;
@@ -264,6 +277,7 @@ async fn a_value_nested_128_deep_is_passed_on_and_deeper_is_refused_with_400() {
 
 // ---- client to server: timestamps ahead of the clock ----
 
+/// P37.
 #[tokio::test]
 async fn a_timestamp_over_24_h_ahead_is_refused_with_400_that_says_by_how_much() {
     const HOUR_US: u64 = 3_600_000_000;
@@ -300,6 +314,7 @@ async fn a_timestamp_over_24_h_ahead_is_refused_with_400_that_says_by_how_much()
     other.expect_op(&allowed).await;
 }
 
+/// P37.
 #[tokio::test]
 async fn the_allowed_skew_is_a_setting() {
     let server = Server::start_with(&["--max-future-skew", "1m"]).await;
@@ -316,6 +331,7 @@ async fn the_allowed_skew_is_a_setting() {
 
 // ---- client to server: taken ----
 
+/// P31.
 #[tokio::test]
 async fn a_timestamp_of_0_is_an_integer_too() {
     let server = Server::start().await;
@@ -326,6 +342,7 @@ async fn a_timestamp_of_0_is_an_integer_too() {
     other.expect_op(&op).await;
 }
 
+/// P31.
 #[tokio::test]
 async fn a_key_of_1_and_of_1024_bytes_is_taken_counted_without_its_escapes() {
     let server = Server::start().await;
@@ -348,6 +365,7 @@ async fn a_key_of_1_and_of_1024_bytes_is_taken_counted_without_its_escapes() {
     }
 }
 
+/// P34.
 #[tokio::test]
 async fn a_key_is_the_text_behind_its_escapes() {
     let mut server = Server::start().await;
@@ -388,6 +406,7 @@ async fn a_key_is_the_text_behind_its_escapes() {
     check(state_of(&server, "room").await);
 }
 
+/// P34.
 #[tokio::test]
 async fn two_spellings_of_a_key_are_one_key() {
     let server = Server::start().await;
@@ -406,6 +425,7 @@ async fn two_spellings_of_a_key_are_one_key() {
     assert_eq!(json!(state_of(&server, "room").await), json!({"café": 3}));
 }
 
+/// P33.
 #[tokio::test]
 async fn unknown_fields_are_ignored_and_not_passed_on() {
     let server = Server::start().await;
@@ -421,6 +441,7 @@ async fn unknown_fields_are_ignored_and_not_passed_on() {
     assert_eq!(other.next().await, expected);
 }
 
+/// P31.
 #[tokio::test]
 async fn fields_may_come_in_any_order_with_any_space_between() {
     let server = Server::start().await;
@@ -435,6 +456,7 @@ async fn fields_may_come_in_any_order_with_any_space_between() {
     other.expect_op(&Op::new("k", json!(7), now)).await;
 }
 
+/// P32.
 #[tokio::test]
 async fn a_ping_message_gets_no_answer() {
     let server = Server::start().await;
@@ -496,6 +518,7 @@ fn assert_init_spelled(init_text: &str) {
     }
 }
 
+/// P47.
 #[tokio::test]
 async fn a_value_goes_through_byte_for_byte_in_broadcast_init_correction_and_after_a_restart() {
     let mut server = Server::start().await;
@@ -518,6 +541,7 @@ async fn a_value_goes_through_byte_for_byte_in_broadcast_init_correction_and_aft
     assert_init_spelled(&Client::connect(&server, "room").await.init_text);
 }
 
+/// P47.
 #[tokio::test]
 async fn space_around_a_value_is_not_part_of_it() {
     let server = Server::start().await;
@@ -536,6 +560,7 @@ fn op_of_len(len: usize) -> String {
     op_with("\"big\"", &value, &stamp().to_string())
 }
 
+/// P41.
 #[tokio::test]
 async fn a_message_of_max_message_bytes_is_taken_and_one_byte_more_closes_1009() {
     for (server, max) in [

@@ -7,6 +7,7 @@ use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// P45.
 #[tokio::test]
 async fn the_first_message_is_init_with_the_whole_state() {
     let server = Server::start().await;
@@ -28,6 +29,7 @@ async fn the_first_message_is_init_with_the_whole_state() {
     );
 }
 
+/// P45.
 #[tokio::test]
 async fn the_first_message_is_init_also_for_one_who_speaks_at_once() {
     let server = Server::start().await;
@@ -41,6 +43,7 @@ async fn the_first_message_is_init_also_for_one_who_speaks_at_once() {
     client.expect_silence(&mut other).await;
 }
 
+/// P46.
 #[tokio::test]
 async fn the_sender_does_not_get_its_own_op_back() {
     let server = Server::start().await;
@@ -53,6 +56,7 @@ async fn the_sender_does_not_get_its_own_op_back() {
     sender.expect_silence(&mut other).await;
 }
 
+/// P46.
 #[tokio::test]
 async fn a_second_connection_of_the_same_token_is_another_client() {
     let server = Server::start().await;
@@ -83,6 +87,7 @@ async fn workspaces_do_not_hear_each_other() {
     }
 }
 
+/// P46.
 #[tokio::test]
 async fn all_clients_see_the_ops_of_many_writers_in_one_order() {
     const WRITERS: u64 = 4;
@@ -146,6 +151,7 @@ async fn all_clients_see_the_ops_of_many_writers_in_one_order() {
     }
 }
 
+/// P45.
 #[tokio::test]
 async fn init_is_one_point_of_the_order_none_is_missed_and_none_before_it_comes_after() {
     let server = Server::start().await;
@@ -187,6 +193,7 @@ async fn init_is_one_point_of_the_order_none_is_missed_and_none_before_it_comes_
     assert!(writing.await.expect("the writer does not fail") > 30);
 }
 
+/// P30.
 #[tokio::test]
 async fn messages_of_one_client_are_served_in_the_order_in_which_it_sent_them() {
     let server = Server::start().await;

@@ -41,6 +41,7 @@ async fn check_refused(server: &Server, reason: &str, token: &str) {
 
 // ---- refused ----
 
+/// P20.
 #[tokio::test]
 async fn a_missing_or_malformed_token_is_refused_with_401() {
     let server = Server::start().await;
@@ -72,6 +73,7 @@ async fn a_missing_or_malformed_token_is_refused_with_401() {
     }
 }
 
+/// P20.
 #[tokio::test]
 async fn a_wrong_signature_is_refused_with_401() {
     let server = Server::start().await;
@@ -106,6 +108,7 @@ async fn a_wrong_signature_is_refused_with_401() {
     .await;
 }
 
+/// P22.
 #[tokio::test]
 async fn any_other_algorithm_is_refused_with_401_none_included() {
     let server = Server::start().await;
@@ -138,6 +141,7 @@ async fn any_other_algorithm_is_refused_with_401_none_included() {
     }
 }
 
+/// P23.
 #[tokio::test]
 async fn an_expired_token_is_refused_with_401() {
     let server = Server::start().await;
@@ -157,6 +161,7 @@ async fn an_expired_token_is_refused_with_401() {
     .await;
 }
 
+/// P23.
 #[tokio::test]
 async fn a_token_not_yet_valid_is_refused_with_401() {
     let server = Server::start().await;
@@ -170,6 +175,7 @@ async fn a_token_not_yet_valid_is_refused_with_401() {
     }
 }
 
+/// P20.
 #[tokio::test]
 async fn an_exp_or_nbf_that_is_no_number_is_refused_with_401() {
     let server = Server::start().await;
@@ -179,6 +185,7 @@ async fn an_exp_or_nbf_that_is_no_number_is_refused_with_401() {
     }
 }
 
+/// P2, P20.
 #[tokio::test]
 async fn the_message_of_a_401_never_says_which_workspace_exists() {
     let server = Server::start().await;
@@ -200,6 +207,7 @@ async fn the_message_of_a_401_never_says_which_workspace_exists() {
 
 // ---- taken ----
 
+/// P23.
 #[tokio::test]
 async fn a_token_signed_with_the_secret_is_valid_whatever_else_it_claims() {
     let server = Server::start().await;
@@ -220,6 +228,7 @@ async fn a_token_signed_with_the_secret_is_valid_whatever_else_it_claims() {
     }
 }
 
+/// P22.
 #[tokio::test]
 async fn the_header_of_a_token_needs_nothing_but_the_algorithm() {
     let server = Server::start().await;
@@ -237,6 +246,7 @@ async fn the_header_of_a_token_needs_nothing_but_the_algorithm() {
     }
 }
 
+/// P23.
 #[tokio::test]
 async fn exp_and_nbf_have_a_leeway_of_30_seconds() {
     let server = Server::start().await;
@@ -255,6 +265,7 @@ async fn exp_and_nbf_have_a_leeway_of_30_seconds() {
     }
 }
 
+/// P21.
 #[tokio::test]
 async fn the_token_may_come_in_the_authorization_header() {
     let server = Server::start().await;
@@ -280,6 +291,7 @@ async fn the_token_may_come_in_the_authorization_header() {
     .await;
 }
 
+/// P24.
 #[tokio::test]
 async fn a_second_secret_is_taken_too_so_that_a_secret_can_be_rotated() {
     let server = Setup::new()
@@ -316,6 +328,7 @@ async fn a_second_secret_is_taken_too_so_that_a_secret_can_be_rotated() {
 
 // ---- the end of a token ----
 
+/// P25.
 #[tokio::test]
 async fn a_live_connection_is_closed_4001_when_its_token_expires() {
     let server = Server::start().await;

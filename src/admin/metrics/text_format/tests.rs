@@ -13,7 +13,7 @@ fn values_are_written_in_base_units() {
         (Value::Microseconds(1_050_000), "1.05"),
         (Value::Microseconds(12_345_678), "12.345678"),
     ] {
-        let mut page = Page(Vec::new());
+        let mut page = MetricsPage(Vec::new());
         page.value(value);
         assert_eq!(String::from_utf8(page.0).unwrap(), written);
     }
@@ -21,7 +21,7 @@ fn values_are_written_in_base_units() {
 
 #[test]
 fn a_histogram_counts_upwards_and_ends_in_infinity() {
-    let mut page = Page(Vec::new());
+    let mut page = MetricsPage(Vec::new());
     let bounds = [Value::Microseconds(10), Value::Microseconds(2_000_000)];
     page.histogram(
         "h",

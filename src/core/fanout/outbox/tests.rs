@@ -14,22 +14,22 @@ fn bytes(spans: &[Span]) -> Vec<u8> {
 }
 
 /// One thing that the client is owed.
-struct Item {
+struct OwedBytes {
     bytes: Vec<u8>,
     is_frame: bool,
     /// It must not be sent before this position is visible.
-    gate: LogPosition,
+    visible_from: LogPosition,
     /// It must be sent once this position is visible: all before it is, too.
     due: LogPosition,
 }
 
 /// A client, its window, and the list of what it is owed in the order in which that came to be.
 #[derive(Default)]
-struct Rig {
+struct OutboxRig {
     window: Window,
     outbox: Outbox,
     pool: OutboxPool,
-    owed: Vec<Item>,
+    owed: Vec<OwedBytes>,
     /// Bytes of the first of `owed` that were sent already.
     sent_bytes: usize,
     position: LogPosition,
@@ -37,7 +37,7 @@ struct Rig {
     count: u64,
 }
 
-impl Rig {
+impl OutboxRig {
     fn content(&mut self, length: usize) -> Vec<u8> {
         self.count += 1;
         let fill = u8::try_from(self.count % 251).expect("a byte");
@@ -63,32 +63,32 @@ impl Rig {
                 .outbox
                 .skip_own(start, self.window.end(), &mut self.pool);
         }
-        let (gate, due) = (self.position, self.position);
+        let (visible_from, due) = (self.position, self.position);
         let bytes = content;
-        self.owed.push(Item {
+        self.owed.push(OwedBytes {
             bytes,
             is_frame: true,
-            gate,
+            visible_from,
             due,
         });
         true
     }
 
-    fn answer(&mut self, length: usize, is_gated: bool) {
+    fn answer(&mut self, length: usize, waits_for_log: bool) {
         let bytes = self.content(length);
-        let gate = if is_gated {
+        let visible_from = if waits_for_log {
             self.position
         } else {
             LogPosition::NONE
         };
         let chunk = self.pool.fill(length, |out| out.extend_from_slice(&bytes));
         self.outbox
-            .push(chunk, self.window.end(), gate, &mut self.pool);
+            .push(chunk, self.window.end(), visible_from, &mut self.pool);
         let due = self.position;
-        self.owed.push(Item {
+        self.owed.push(OwedBytes {
             bytes,
             is_frame: false,
-            gate,
+            visible_from,
             due,
         });
     }
@@ -114,7 +114,7 @@ impl Rig {
         assert!(taken.len() <= ANSWER_SEND_BYTES_MAX.max(first_bytes));
         assert_eq!(taken.len(), spans_bytes(&spans));
         if taken.is_empty() {
-            let is_due = |item: &Item| item.due <= self.visible_position;
+            let is_due = |item: &OwedBytes| item.due <= self.visible_position;
             assert!(
                 !self.owed.first().is_some_and(is_due),
                 "what is due is sent"
@@ -123,7 +123,10 @@ impl Rig {
         }
         while !taken.is_empty() {
             let item = self.owed.first().expect("nothing is sent that is not owed");
-            assert!(item.gate <= self.visible_position, "nothing is sent early");
+            assert!(
+                item.visible_from <= self.visible_position,
+                "nothing is sent early"
+            );
             let left = &item.bytes[self.sent_bytes..];
             let (part, rest) = taken.split_at(left.len().min(taken.len()));
             assert_eq!(part, &left[..part.len()]);
@@ -163,7 +166,7 @@ impl Rig {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum OutboxStep {
     Other(usize),
     Own(usize),
     Answer(usize, bool),
@@ -171,15 +174,19 @@ enum Step {
     Send,
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<OutboxStep>> {
+    let answer = |length_end: usize| {
+        (1..length_end, any::<bool>())
+            .prop_map(|(length, waits_for_log)| OutboxStep::Answer(length, waits_for_log))
+    };
     let step = prop_oneof![
-        6 => (1..300_usize).prop_map(Step::Other),
-        1 => (1..300_000_usize).prop_map(Step::Other),
-        6 => (1..300_usize).prop_map(Step::Own),
-        3 => (1..300_usize, any::<bool>()).prop_map(|(length, is_gated)| Step::Answer(length, is_gated)),
-        1 => (1..3_000_000_usize, any::<bool>()).prop_map(|(length, is_gated)| Step::Answer(length, is_gated)),
-        4 => (0..=4_u64).prop_map(Step::Show),
-        3 => Just(Step::Send),
+        6 => (1..300_usize).prop_map(OutboxStep::Other),
+        1 => (1..300_000_usize).prop_map(OutboxStep::Other),
+        6 => (1..300_usize).prop_map(OutboxStep::Own),
+        3 => answer(300),
+        1 => answer(3_000_000),
+        4 => (0..=4_u64).prop_map(OutboxStep::Show),
+        3 => Just(OutboxStep::Send),
     ];
     prop::collection::vec(step, 0..120)
 }
@@ -187,15 +194,15 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
     #[test]
-    fn a_client_is_sent_what_it_is_owed_in_order(steps in steps()) {
-        let mut rig = Rig::default();
+    fn a_session_is_sent_what_it_is_owed_in_order(steps in steps()) {
+        let mut rig = OutboxRig::default();
         for step in steps {
             match step {
-                Step::Other(length) => _ = rig.frame(length, false),
-                Step::Own(length) => prop_assert!(rig.frame(length, true)),
-                Step::Answer(length, is_gated) => rig.answer(length, is_gated),
-                Step::Show(part) => rig.show(part),
-                Step::Send => _ = rig.send(),
+                OutboxStep::Other(length) => _ = rig.frame(length, false),
+                OutboxStep::Own(length) => prop_assert!(rig.frame(length, true)),
+                OutboxStep::Answer(length, waits_for_log) => rig.answer(length, waits_for_log),
+                OutboxStep::Show(part) => rig.show(part),
+                OutboxStep::Send => _ = rig.send(),
             }
             rig.invariants();
         }
@@ -247,7 +254,7 @@ fn one_send_carries_what_fits() {
         (ANSWER_SEND_BYTES_MAX, 10, ANSWER_SEND_BYTES_MAX),
         (ANSWER_SEND_BYTES_MAX + 1, 10, ANSWER_SEND_BYTES_MAX),
     ] {
-        let mut rig = Rig::default();
+        let mut rig = OutboxRig::default();
         assert!(rig.frame(far, true));
         rig.answer(answer_bytes, false);
         rig.frame(frame_bytes, false);
@@ -299,11 +306,11 @@ fn an_answer_that_is_long_is_not_copied() {
 }
 
 #[test]
-fn a_client_with_too_many_own_stretches_is_told_so() {
-    let mut rig = Rig::default();
+fn too_many_single_own_frames_must_be_conflated() {
+    let mut rig = OutboxRig::default();
     assert!(rig.frame(10, false));
-    for _ in 0..OWN_STRETCHES_MAX {
-        // Two of its own in a row are one stretch.
+    for _ in 0..OWN_FRAMES_MAX {
+        // Two of its own in a row are remembered as one.
         assert!(rig.frame(10, true));
         assert!(rig.frame(10, true));
         assert!(rig.frame(10, false));
@@ -314,13 +321,16 @@ fn a_client_with_too_many_own_stretches_is_told_so() {
         hint: None,
     };
     rig.outbox.fall_behind(behind, &mut rig.pool);
-    assert!(rig.frame(10, true), "one that is behind remembers none");
+    assert!(
+        rig.frame(10, true),
+        "a session that is behind remembers none"
+    );
 }
 
 #[test]
-fn own_stretches_that_were_passed_are_forgotten() {
-    let mut rig = Rig::default();
-    for _ in 0..=OWN_STRETCHES_MAX {
+fn own_frames_that_were_passed_are_forgotten() {
+    let mut rig = OutboxRig::default();
+    for _ in 0..=OWN_FRAMES_MAX {
         rig.frame(10, false);
         assert!(rig.frame(10, true));
         rig.frame(10, false);
@@ -332,7 +342,7 @@ fn own_stretches_that_were_passed_are_forgotten() {
 
 #[test]
 fn a_client_that_leaves_keeps_what_is_visible() {
-    let mut rig = Rig::default();
+    let mut rig = OutboxRig::default();
     rig.frame(10, false);
     rig.answer(3, true);
     rig.visible_position = rig.position;
@@ -357,7 +367,7 @@ fn a_client_that_leaves_keeps_what_is_visible() {
 
 #[test]
 fn a_long_stretch_of_its_own_holds_nothing_up() {
-    let mut rig = Rig::default();
+    let mut rig = OutboxRig::default();
     rig.frame(10, false);
     rig.frame(300_000, true);
     rig.frame(10, false);

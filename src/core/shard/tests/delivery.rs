@@ -2,6 +2,7 @@
 
 use super::rig::{Rig, frame, head, look, op};
 use crate::core::contract::Output;
+use crate::core::fanout::room::RoomId;
 use crate::core::fanout::window::spans_bytes;
 use crate::core::shard::session::Session;
 use crate::limits::{
@@ -50,17 +51,24 @@ fn a_session_stands_in_the_queue_once_and_only_if_it_can_be_sent_to() {
         // Frames are announced to members, answers queue their session themselves.
         if case < 3 {
             rig.shard.announce();
-            assert_eq!(rig.shard.send_queue.contains(&id), case == 0, "case {case}");
+            assert_eq!(
+                rig.shard.sends.queued().contains(&id),
+                case == 0,
+                "case {case}"
+            );
             let owner = rig.peers[writer].client.id;
-            assert!(!rig.shard.send_queue.contains(&owner), "it has its own op");
-            rig.shard.send_queue.clear();
+            assert!(
+                !rig.shard.sends.queued().contains(&owner),
+                "it has its own op"
+            );
+            rig.shard.sends.set_queued(&[]);
             rig.session(reader).queued = case == 1;
         }
         rig.shard.enqueue(id);
         let queued = usize::from(case == 0);
-        assert_eq!(rig.shard.send_queue.len(), queued, "case {case}");
+        assert_eq!(rig.shard.sends.queued().len(), queued, "case {case}");
         if case != 1 {
-            rig.shard.send_queue = [id].into();
+            rig.shard.sends.set_queued(&[id]);
             rig.shard.send_slice(rig.clock);
             let sends = rig.shard.outputs.iter();
             let sends = sends.filter(|output| matches!(output, Output::Send(..)));
@@ -164,11 +172,11 @@ fn an_answer_that_the_log_holds_up_comes_with_the_commit() {
     // The correction is owed before the commit of the op that it shows has begun.
     rig.receive_only(writer, &[op("k", "1", 10), op("k", "2", 9)].concat());
     rig.turn();
-    assert_eq!(rig.shard.gated, [rig.peers[writer].client.id]);
+    assert_eq!(rig.shard.sends.waiting(), [rig.peers[writer].client.id]);
     assert!(rig.peers[writer].client.sending.is_none());
     rig.sleep_until(0.01);
     assert_eq!(rig.seen(writer), ["k=1@10"]);
-    assert!(rig.shard.gated.is_empty());
+    assert!(rig.shard.sends.waiting().is_empty());
 }
 
 #[test]
@@ -249,7 +257,7 @@ fn a_client_that_fell_behind_gets_the_latest_of_each_key() {
     rig.op(writer, "k0", "3", 3);
     assert!(rig.session(slow).outbox.behind().is_some());
     // Its window holds what it is bound to, and what is in flight.
-    let held_bytes = rig.shard.rooms[0].window.capacity_bytes();
+    let held_bytes = rig.shard.rooms[RoomId::new(0)].window.capacity_bytes();
     assert!(held_bytes <= 2 * 16 * 1024, "{held_bytes}");
     rig.seen(slow);
     // What it is sent at a time.
@@ -293,14 +301,14 @@ fn a_window_lets_go_of_what_everybody_has() {
         rig.peers[reader].reads = timestamp < 10;
         rig.op(writer, "k", "1", timestamp);
     }
-    assert!(rig.shard.rooms[0].window.capacity_bytes() > 0);
+    assert!(rig.shard.rooms[RoomId::new(0)].window.capacity_bytes() > 0);
     rig.peers[reader].reads = true;
     rig.run();
     assert_eq!(rig.seen(reader).len(), 22);
-    let window = &rig.shard.rooms[0].window;
+    let window = &rig.shard.rooms[RoomId::new(0)].window;
     assert_eq!((window.capacity_bytes(), window.start()), (0, window.end()));
-    assert!(rig.shard.touched.is_empty());
-    assert!(!rig.shard.rooms[0].touched);
+    assert!(rig.shard.rooms.touched().is_empty());
+    assert!(!rig.shard.rooms[RoomId::new(0)].touched);
 }
 
 #[test]
@@ -309,17 +317,21 @@ fn a_window_over_its_bound_does_not_wait_for_the_round() {
         let mut rig = Rig::new(|config| config.durability = Durability::None);
         let (writer, reader) = (rig.join("w", None), rig.join("w", None));
         rig.receive_only(writer, &op("k", "1", 1));
-        let held_bytes = rig.shard.rooms[0].window.capacity_bytes();
+        let held_bytes = rig.shard.rooms[RoomId::new(0)].window.capacity_bytes();
         rig.shard.config.outbox_bytes_max = held_bytes.strict_sub_signed(over_bytes);
         rig.shard.announce();
-        assert!(!rig.shard.send_queue.is_empty());
+        assert!(!rig.shard.sends.is_round_done());
         rig.shard.trim_windows();
         assert_eq!(rig.session(reader).outbox.behind().is_some(), falls_behind);
-        let held_bytes = rig.shard.rooms[0].window.capacity_bytes();
+        let held_bytes = rig.shard.rooms[RoomId::new(0)].window.capacity_bytes();
         assert_eq!(held_bytes == 0, falls_behind, "{over_bytes}");
-        assert_eq!(rig.shard.touched, [0], "it is looked at again");
+        assert_eq!(
+            rig.shard.rooms.touched(),
+            [RoomId::new(0)],
+            "it is looked at again"
+        );
         rig.run();
-        assert!(rig.shard.touched.is_empty());
+        assert!(rig.shard.rooms.touched().is_empty());
         assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@1"));
     }
 }
@@ -336,7 +348,7 @@ fn a_shard_that_is_never_done_rests_between_its_slices() {
         for timestamp in 1..=200 {
             rig.receive_only(writer, &op("k", "1", timestamp));
             rig.step();
-            let until_us = rig.shard.pacer.until_us();
+            let until_us = rig.shard.sends.pause_until_us();
             if let Some(until_us) = until_us {
                 assert!(rig.clock.now_us - begun_us >= REST_AFTER_US);
                 assert!(!rig.shard.has_work(), "it would spin");
@@ -355,7 +367,7 @@ fn a_shard_that_is_never_done_rests_between_its_slices() {
             );
         }
         rig.sleep_until(1.0);
-        assert_eq!(rig.shard.pacer.until_us(), None);
+        assert_eq!(rig.shard.sends.pause_until_us(), None);
         for reader in readers {
             assert_eq!(rig.seen(reader).last().map(String::as_str), Some("k=1@200"));
         }

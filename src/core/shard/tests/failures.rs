@@ -12,7 +12,7 @@ fn a_panic_over_a_request_is_answered_with_500() {
     let mut rig = Rig::new(|_| ());
     let (culprit, other) = (rig.accept(false), rig.accept(false));
     // A fault of the server: a room that is not there.
-    rig.shard.room_index.insert("w".into(), 99);
+    rig.shard.rooms.break_index("w");
     rig.receive(culprit, head("w", None).as_bytes());
     assert_eq!(rig.seen(culprit), ["500", "gone"]);
     assert_eq!(rig.session(other).state(), State::Handshake);

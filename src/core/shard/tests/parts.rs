@@ -1,6 +1,7 @@
 //! A large state, which is encoded in parts: who waits for it, and what happens meanwhile.
 
 use super::rig::{Rig, frame, head, look, op};
+use crate::core::fanout::room::RoomId;
 use crate::core::shard::session::State;
 use crate::core::state::workspace::Workspace;
 use crate::limits::{ANSWER_SEND_BYTES_MAX, BULK_BYTES_PER_TURN, SECOND_US};
@@ -92,7 +93,7 @@ fn those_who_wait_get_the_state_of_one_point_and_what_follows() {
 #[test]
 fn a_turn_does_a_part() {
     let (mut rig, [joiner]) = rig(PART_BYTES);
-    let bytes = rig.shard.rooms[0].workspace.init_bytes();
+    let bytes = rig.shard.rooms[RoomId::new(0)].workspace.init_bytes();
     ask(&mut rig, joiner, &head("w", None));
     let turns = turns(&mut rig);
     // A part ends behind a field.

@@ -105,7 +105,7 @@ impl Disk {
         self.replay(|op| op.value.to_owned());
     }
 
-    fn replay(&mut self, mut seen: impl FnMut(&crate::log::record::Op<'_>) -> String) {
+    fn replay(&mut self, mut seen: impl FnMut(&crate::log::record::LoggedOp<'_>) -> String) {
         for file in &self.files {
             for op in Reader::new(&file.header, &file.bytes[..file.synced]) {
                 let op = op.expect("what is synced is whole");
@@ -151,6 +151,10 @@ pub enum Told {
 }
 
 /// A client's socket.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says what is in flight, or was seen"
+)]
 pub struct Client {
     pub id: SessionId,
     pub receiving: bool,

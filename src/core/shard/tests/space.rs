@@ -120,7 +120,7 @@ fn floods_share_what_there_is() {
     }
     let seqs = |rig: &Rig| -> Vec<u64> {
         let rooms = rig.shard.rooms.iter();
-        rooms.map(|(_, room)| room.workspace.seq().get()).collect()
+        rooms.map(|room| room.workspace.seq().get()).collect()
     };
     let before = seqs(&rig);
     rig.sleep_until(0.06);
@@ -238,7 +238,7 @@ fn a_shard_takes_as_much_as_the_disk_has_room_for_and_no_more() {
     for timestamp in 1..100 {
         rig.op(writer, "k", &format!("\"{}\"", "v".repeat(500)), timestamp);
     }
-    let end = rig.shard.commit.end_position();
+    let end = rig.shard.log.end_position();
     assert!((room_end..room_end.advance(700)).contains(&end), "{end}");
     assert_eq!(
         rig.shard.counters().refused_disk_full,

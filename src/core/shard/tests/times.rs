@@ -2,6 +2,7 @@
 
 use super::rig::{Rig, START_US, head, look, pong};
 use crate::core::contract::{Input, shard_of};
+use crate::core::fanout::room::RoomId;
 use crate::core::shard::session::State;
 use crate::limits::{SECOND_US, TIMER_TICK_US};
 
@@ -58,7 +59,10 @@ fn a_client_that_answers_stays() {
     rig.sleep_until(48.95);
     assert_eq!(
         rig.session(client).state(),
-        State::Open { room: 0, member: 0 }
+        State::Open {
+            room: RoomId::new(0),
+            member: 0
+        }
     );
     rig.sleep_until(49.0);
     assert_eq!(
@@ -143,7 +147,10 @@ fn a_client_whose_socket_takes_nothing_is_given_up_after_a_minute() {
     rig.sleep_until(64.95);
     assert_eq!(
         rig.session(slow).state(),
-        State::Open { room: 0, member: 0 }
+        State::Open {
+            room: RoomId::new(0),
+            member: 0
+        }
     );
     rig.sleep_until(65.0);
     assert_eq!(rig.session(slow).state(), State::Closing);
@@ -223,7 +230,7 @@ fn a_stop_is_spread_over_its_time() {
         assert_eq!(rig.seen_at(*client), events(&expected), "client {place}");
     }
     assert_eq!(rig.drained, 1);
-    assert!(rig.shard.commit.is_settled());
+    assert!(rig.shard.log.is_settled());
 }
 
 #[test]

@@ -67,7 +67,10 @@ fn what_needs_the_state_waits_for_it_and_nothing_else_does() {
     assert_eq!(rig.seen(looks[0]), ["200", "gone"]);
     assert!(text(&rig, looks[0]).contains(r#""data":{"k":1}"#));
     assert_eq!(rig.seen(looks[1]), ["200", "gone"]);
-    assert_eq!((handshakes(&rig), rig.shard.waiting.len()), (0, 0));
+    assert_eq!(
+        (handshakes(&rig), rig.shard.admission.waiting_count()),
+        (0, 0)
+    );
     // What it sent behind its request was taken, and it is a member like any other.
     let late = rig.join("w", None);
     assert_eq!(rig.seen(late), ["101", "init 2"]);
@@ -100,7 +103,10 @@ fn a_request_waits_for_as_long_as_a_handshake_may_take() {
         assert!(told.contains("Retry-After: 5\r\n"), "{told}");
         assert_eq!(told.contains("Access-Control-Allow-Origin"), is_for_pages);
         assert_eq!(text(&rig, client).contains("still reading"), has_body);
-        assert_eq!((handshakes(&rig), rig.shard.waiting.len()), (0, 0));
+        assert_eq!(
+            (handshakes(&rig), rig.shard.admission.waiting_count()),
+            (0, 0)
+        );
     }
 }
 
@@ -140,11 +146,15 @@ fn a_connection_that_ends_takes_its_request_along() {
     ] {
         let mut rig = Rig::recovering(|_| ());
         let client = ask(&mut rig, &request);
-        assert_eq!(rig.shard.waiting.len(), 1);
+        assert_eq!(rig.shard.admission.waiting_count(), 1);
         let peer = &mut rig.peers[client].client;
         (peer.broken, peer.finished) = (is_broken, true);
         rig.run();
-        assert_eq!(rig.shard.waiting.len(), usize::from(waits_on), "{request}");
+        assert_eq!(
+            rig.shard.admission.waiting_count(),
+            usize::from(waits_on),
+            "{request}"
+        );
         rig.recover(workspaces());
         rig.run();
         let seen = rig.seen(client);
@@ -164,8 +174,12 @@ fn what_comes_behind_a_request_that_waits_is_bounded() {
         sent += 1;
         assert!(sent < 100, "it is read for ever");
     }
-    let (_, (id, request)) = rig.shard.waiting.first_key_value().unwrap();
-    assert_eq!(*id, rig.peers[client].client.id);
+    let id = rig.peers[client].client.id;
+    let request = rig
+        .shard
+        .admission
+        .waiting(&rig.shard.sessions[id])
+        .unwrap();
     let held = request.unparsed.len();
     assert!((HEAD_BYTES_MAX..2 * HEAD_BYTES_MAX).contains(&held));
     rig.recover(Vec::new());
@@ -239,7 +253,7 @@ fn a_rebuild_is_waited_for_and_a_failed_log_is_not() {
         let clients = [head("w", None), look("/v1/workspaces/w")];
         let clients = clients.each_ref().map(|request| ask(&mut rig, request));
         rig.sleep_until(5.0);
-        assert_eq!(rig.shard.waiting.len(), 2);
+        assert_eq!(rig.shard.admission.waiting_count(), 2);
         (rig.log_hangs, rig.log_fails) = (false, fails_again);
         rig.run();
         if fails_again {
@@ -269,13 +283,16 @@ fn a_panic_over_one_that_waited_ends_the_wait_of_the_others() {
         ask(&mut rig, &head("w", None)),
     );
     // A fault of the server: a room that is not there.
-    rig.shard.room_index.insert("v".into(), 99);
+    rig.shard.rooms.break_index("v");
     rig.recover(workspaces());
     rig.run();
     assert_eq!(rig.seen(culprit), ["500", "gone"]);
     let seen = rig.seen(other);
     assert_eq!(seen, ["500", "gone"], "nothing says how long it takes");
-    assert_eq!((rig.shard.waiting.len(), handshakes(&rig)), (0, 0));
+    assert_eq!(
+        (rig.shard.admission.waiting_count(), handshakes(&rig)),
+        (0, 0)
+    );
     rig.sleep_until(0.2);
     let late = rig.join("w", None);
     assert_eq!(rig.seen(late), ["101", "init 0"]);

@@ -5,7 +5,7 @@ use crate::core::contract::ListenerKind;
 use crate::core::shard::shedding::Shed;
 
 fn gives_way(rig: &mut Rig, door: ListenerKind) -> Option<(usize, bool)> {
-    let Shed { id, is_silent } = rig.shard.give_way(door, rig.clock)?;
+    let Shed { id, is_silent } = rig.shard.shed(door, rig.clock)?;
     let mut peers = rig.peers.iter();
     let place = peers.position(|peer| peer.client.id == id && !peer.client.closed);
     rig.run();
@@ -36,14 +36,14 @@ fn the_oldest_with_the_least_to_lose_goes_first() {
         (third, true),
         (lingers, false),
     ] {
-        assert!(rig.shard.may_give_way(ListenerKind::Public));
+        assert!(rig.shard.may_shed(ListenerKind::Public));
         assert_eq!(gives_way(&mut rig, ListenerKind::Public), Some(expected));
         assert_eq!(
             rig.seen(expected.0).last().map(String::as_str),
             Some("gone")
         );
     }
-    assert!(!rig.shard.may_give_way(ListenerKind::Public));
+    assert!(!rig.shard.may_shed(ListenerKind::Public));
     assert_eq!(gives_way(&mut rig, ListenerKind::Public), None);
     assert_eq!(rig.shard.connections(), 2);
     let counters = rig.shard.counters();
@@ -81,10 +81,10 @@ fn whoever_goes_by_itself_does_not_give_way() {
     rig.sleep_until(13.0);
     assert_eq!(rig.seen(late), ["408", "gone"]);
     assert_eq!(rig.shard.connections(), 0);
-    assert!(!rig.shard.may_give_way(ListenerKind::Public));
+    assert!(!rig.shard.may_shed(ListenerKind::Public));
 
     let mut rig = Rig::recovering(|_| ());
     let waits = rig.accept(false);
     rig.receive(waits, head("w", None).as_bytes());
-    assert!(!rig.shard.may_give_way(ListenerKind::Public));
+    assert!(!rig.shard.may_shed(ListenerKind::Public));
 }

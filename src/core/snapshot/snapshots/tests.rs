@@ -15,16 +15,16 @@ use crate::wire::message;
 
 const STATE_BYTES: usize = 2000;
 const BUDGET_BYTES: usize = 1 << 30;
-const SLOT: u32 = 3;
+const SLOT: usize = 3;
 
 /// A room and the snapshots of its shard.
-struct Rig {
+struct RoomRig {
     room: Room,
     pool: WindowPool,
     snapshots: Snapshots,
 }
 
-impl Rig {
+impl RoomRig {
     fn new(step_bytes: usize) -> Self {
         Self {
             room: Room::new(Workspace::new("w", 1)),
@@ -45,7 +45,7 @@ impl Rig {
             pool,
             snapshots,
         } = self;
-        snapshots.preserve(SLOT, &room.workspace, key, timestamp);
+        snapshots.preserve(RoomId::new(SLOT), &room.workspace, key, timestamp);
         let source = Source { writer: 0, mark: 0 };
         let workspace = &mut room.workspace;
         let verdict = workspace.apply_within(u64::MAX, key, value, timestamp, source);
@@ -58,7 +58,7 @@ impl Rig {
     }
 
     fn request(&mut self, kind: SnapshotKind) -> Snapshot {
-        let snapshot = self.snapshots.request(SLOT, &self.room, kind);
+        let snapshot = self.snapshots.request(RoomId::new(SLOT), &self.room, kind);
         self.snapshots.invariants();
         snapshot.expect("the budget is large")
     }
@@ -81,12 +81,12 @@ fn one_encoding_of_init_serves_all_sessions_that_join_while_it_is_cheap() {
         (Some(0), true, true),
         (Some(1), true, false),
     ] {
-        let mut rig = Rig::new(usize::MAX);
+        let mut rig = RoomRig::new(usize::MAX);
         rig.write("j", "1");
         rig.write("k", &"1".repeat(STATE_BYTES));
         let first = rig.request(SnapshotKind::Init);
         assert_eq!(
-            (first.point.at, first.point.gate),
+            (first.point.at, first.point.visible_from),
             (rig.room.window.end(), LogPosition::new(20))
         );
         if let Some(over_half_bytes) = over_half_bytes {
@@ -104,17 +104,21 @@ fn one_encoding_of_init_serves_all_sessions_that_join_while_it_is_cheap() {
         let case = format!("{over_half_bytes:?} {is_kept}");
         assert_eq!(is_same(&first.init, &second.init), is_shared, "{case}");
         let expected = if is_shared {
-            (first.point.at, first.point.gate)
+            (first.point.at, first.point.visible_from)
         } else {
             (rig.room.window.end(), LogPosition::new(30))
         };
-        assert_eq!((second.point.at, second.point.gate), expected, "{case}");
+        assert_eq!(
+            (second.point.at, second.point.visible_from),
+            expected,
+            "{case}"
+        );
     }
 }
 
 #[test]
 fn an_init_that_no_session_holds_is_let_go() {
-    let mut rig = Rig::new(usize::MAX);
+    let mut rig = RoomRig::new(usize::MAX);
     rig.write("k", &"1".repeat(INIT_BYTES_KEPT_MAX));
     let first = Rc::downgrade(rig.request(SnapshotKind::Init).init.chunk().unwrap());
     assert!(first.upgrade().is_none());
@@ -123,7 +127,9 @@ fn an_init_that_no_session_holds_is_let_go() {
     let second = Rc::downgrade(rig.request(SnapshotKind::Init).init.chunk().unwrap());
     assert!(second.upgrade().is_some());
     let other = Room::new(Workspace::new("v", 1));
-    let other_init = rig.snapshots.request(9, &other, SnapshotKind::Init);
+    let other_init = rig
+        .snapshots
+        .request(RoomId::new(9), &other, SnapshotKind::Init);
     assert!(second.upgrade().is_none());
     let other_init = other_init.ok().unwrap().init;
     assert!(other_init.chunk().unwrap().ends_with(b"{}}"));
@@ -131,7 +137,7 @@ fn an_init_that_no_session_holds_is_let_go() {
 
 #[test]
 fn a_read_is_the_newest_state_and_shares_what_sessions_hold() {
-    let mut rig = Rig::new(usize::MAX);
+    let mut rig = RoomRig::new(usize::MAX);
     rig.write("j", &"1".repeat(STATE_BYTES));
     let joined = rig.request(SnapshotKind::Init);
     assert!(joined.timestamps.is_none());
@@ -151,7 +157,7 @@ fn a_read_is_the_newest_state_and_shares_what_sessions_hold() {
     let newest = rig.request(SnapshotKind::HttpRead);
     assert!(!is_same(&newest.init, &joined.init), "one op is missing");
     assert_eq!(
-        (newest.point.at, newest.point.gate),
+        (newest.point.at, newest.point.visible_from),
         (rig.room.window.end(), LogPosition::new(20))
     );
     // A session that joins is sent the newest too.
@@ -165,13 +171,21 @@ fn rooms_whose_snapshots_nobody_holds_are_forgotten() {
     let rooms: Vec<Room> = (0..1000)
         .map(|number| Room::new(Workspace::new(&format!("w{number}"), 1)))
         .collect();
-    let kept = snapshots.request(0, &rooms[0], SnapshotKind::Init).ok();
+    let kept = snapshots
+        .request(RoomId::new(0), &rooms[0], SnapshotKind::Init)
+        .ok();
     for (slot, room) in (1..).zip(&rooms[1..]) {
-        assert!(snapshots.request(slot, room, SnapshotKind::Init).is_ok());
+        assert!(
+            snapshots
+                .request(RoomId::new(slot), room, SnapshotKind::Init)
+                .is_ok()
+        );
         snapshots.sweep();
     }
     assert!(snapshots.rooms.len() < 20, "{}", snapshots.rooms.len());
-    let again = snapshots.request(0, &rooms[0], SnapshotKind::Init).ok();
+    let again = snapshots
+        .request(RoomId::new(0), &rooms[0], SnapshotKind::Init)
+        .ok();
     assert!(is_same(&kept.unwrap().init, &again.unwrap().init));
     snapshots.invariants();
     snapshots.reset();
@@ -194,7 +208,7 @@ fn timestamps_json(bytes: &[u8]) -> Value {
 }
 
 #[derive(Debug, Clone)]
-enum Action {
+enum SnapshotAction {
     /// The key, the length of the value, how far the timestamp is ahead of the last one.
     Op(u8, usize, i64),
     Request(SnapshotKind),
@@ -203,30 +217,30 @@ enum Action {
     Leave(usize),
 }
 
-fn actions() -> impl Strategy<Value = Vec<Action>> {
+fn actions() -> impl Strategy<Value = Vec<SnapshotAction>> {
     let kind = prop_oneof![Just(SnapshotKind::Init), Just(SnapshotKind::HttpRead)];
     let action = prop_oneof![
         6 => (0..12_u8, 1..40_usize, -2..5_i64)
-            .prop_map(|(key, bytes, ahead)| Action::Op(key, bytes, ahead)),
-        3 => kind.prop_map(Action::Request),
-        6 => (1..60_usize).prop_map(Action::Step),
-        1 => any::<usize>().prop_map(Action::Leave),
+            .prop_map(|(key, bytes, ahead)| SnapshotAction::Op(key, bytes, ahead)),
+        3 => kind.prop_map(SnapshotAction::Request),
+        6 => (1..60_usize).prop_map(SnapshotAction::Step),
+        1 => any::<usize>().prop_map(SnapshotAction::Leave),
     ];
     prop::collection::vec(action, 0..120)
 }
 
 /// A room whose state is always encoded in steps, and its state at each point.
-struct StepRig {
-    rig: Rig,
+struct StepwiseRig {
+    rig: RoomRig,
     /// By seq.
     states: HashMap<Seq, (Value, Value)>,
     waiting: Vec<Snapshot>,
 }
 
-impl StepRig {
+impl StepwiseRig {
     fn new() -> Self {
         let mut rig = Self {
-            rig: Rig::new(0),
+            rig: RoomRig::new(0),
             states: HashMap::new(),
             waiting: Vec::new(),
         };
@@ -258,7 +272,10 @@ impl StepRig {
             assert_eq!(snapshot.point.seq, room.workspace.seq());
             assert!(snapshot.timestamps.is_some());
         }
-        assert_eq!(snapshot.point.gate.get(), snapshot.point.seq.get() * 10);
+        assert_eq!(
+            snapshot.point.visible_from.get(),
+            snapshot.point.seq.get() * 10
+        );
         let seq = room.window.seq_at(snapshot.point.at);
         assert_eq!(snapshot.point.seq, seq, "the later frames follow");
         self.waiting.push(snapshot);
@@ -266,7 +283,7 @@ impl StepRig {
     }
 
     fn step(&mut self, bytes_max: usize) {
-        let Rig {
+        let RoomRig {
             room, snapshots, ..
         } = &mut self.rig;
         if let Some(slot) = snapshots.queue.pop_front() {
@@ -298,7 +315,7 @@ impl StepRig {
 
 #[test]
 fn of_a_read_the_init_message_is_ready_before_the_timestamps() {
-    let mut rig = StepRig::new();
+    let mut rig = StepwiseRig::new();
     rig.op(0, 1, 0);
     rig.request(SnapshotKind::HttpRead);
     // Its init message is ready. Then the session goes, and with it that message; the timestamps
@@ -320,16 +337,16 @@ proptest! {
         actions in actions(),
         is_init_kept in any::<bool>(),
     ) {
-        let mut rig = StepRig::new();
+        let mut rig = StepwiseRig::new();
         for action in actions {
             match action {
-                Action::Op(key, bytes, ahead) => rig.op(key, bytes, ahead),
-                Action::Request(kind) => rig.request(kind),
-                Action::Step(bytes_max) => rig.step(bytes_max),
-                Action::Leave(place) if !rig.waiting.is_empty() => {
+                SnapshotAction::Op(key, bytes, ahead) => rig.op(key, bytes, ahead),
+                SnapshotAction::Request(kind) => rig.request(kind),
+                SnapshotAction::Step(bytes_max) => rig.step(bytes_max),
+                SnapshotAction::Leave(place) if !rig.waiting.is_empty() => {
                     rig.waiting.swap_remove(place % rig.waiting.len());
                 }
-                Action::Leave(_) => {}
+                SnapshotAction::Leave(_) => {}
             }
             if !is_init_kept {
                 rig.rig.snapshots.kept_init = None;

@@ -155,7 +155,7 @@ fn a_repair_that_is_killed_at_any_step_is_ended_by_the_next_one() {
         let log = ruined();
         let before = log.contents();
         let mortal = Mortal::new(changes);
-        let plan = Repair::plan(mortal, log.data().to_path_buf(), [9; 16], |_, _| {});
+        let plan = RepairPlan::new(mortal, log.data().to_path_buf(), [9; 16], |_, _| {});
         let is_done = plan.is_ok_and(|plan| plan.run().is_ok());
         let kept_now = read(log.data());
         let (kept, _) = log.repair();

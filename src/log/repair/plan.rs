@@ -9,15 +9,15 @@ use std::path::{Path, PathBuf};
 use super::super::chain::{Extent, FIRST_INDEX, Link, RecoveryError};
 use super::super::disk::Disk;
 use super::super::position::LogPosition;
-use super::super::record::{Compacted, Op, SegmentHeader};
+use super::super::record::{Compacted, LoggedOp, SegmentHeader};
 use super::super::segment;
-use super::gaps::{Follower, Gap};
-use super::salvage::{self, Ending, Found, Lost, Salvage};
-use super::survey::{Candidate, Stray};
+use super::missing::{MissingOps, SeqTracker};
+use super::recover::{self, LostRange, RecoveredItem, SegmentEnd, SegmentRecovery};
+use super::scan::{FoundSegment, Stray};
 
 /// A segment that is written anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rewritten {
+pub struct SegmentRewrite {
     /// The file.
     pub path: PathBuf,
     /// Its header as it was, or must have been.
@@ -31,12 +31,12 @@ pub struct Rewritten {
     /// Why it cannot stay as it is.
     pub what: String,
     /// What is whole in it.
-    pub salvage: Salvage,
+    pub recovery: SegmentRecovery,
 }
 
 /// A change of one folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum PlannedChange {
     /// Missing segments are replaced by one without ops.
     Fill {
         /// The new file.
@@ -45,12 +45,12 @@ pub enum Change {
         header: SegmentHeader,
     },
     /// A damaged segment is replaced.
-    Rewrite(Box<Rewritten>),
+    Rewrite(Box<SegmentRewrite>),
 }
 
 /// A segment that was given another name, and gets its own again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Move {
+pub struct SegmentMove {
     /// Its name now.
     pub path: PathBuf,
     /// Its own name.
@@ -59,24 +59,24 @@ pub struct Move {
 
 /// What is to be done in one folder.
 #[derive(Debug, Default)]
-pub struct Row {
+pub struct FolderPlan {
     /// Segments of other names.
-    pub moves: Vec<Move>,
+    pub moves: Vec<SegmentMove>,
     /// In the order in which it is to be done, when all files have their names.
-    pub changes: Vec<Change>,
+    pub changes: Vec<PlannedChange>,
     /// Files that look like segments and are not needed.
     pub strays: Vec<Stray>,
     /// The segments that stay in the row, as they are found now.
-    pub members: Vec<Member>,
+    pub segments: Vec<PlannedSegment>,
     /// Workspaces that miss ops.
-    pub gaps: Vec<Gap>,
+    pub missing: Vec<MissingOps>,
     /// A torn tail of the last segment, which is left to the next start.
-    pub torn: Option<Lost>,
+    pub torn: Option<LostRange>,
 }
 
 /// A segment of the row.
 #[derive(Debug, Clone)]
-pub struct Member {
+pub struct PlannedSegment {
     /// Where it stands now.
     pub path: PathBuf,
     /// Its header.
@@ -91,20 +91,20 @@ pub struct Member {
 }
 
 /// Plans a folder.
-pub struct Planner<'a, D: Disk> {
+pub struct FolderPlanner<'a, D: Disk> {
     disk: &'a D,
     folder: &'a Path,
     epoch: [u8; 16],
     shard: u32,
-    row: Row,
-    follower: Follower,
+    plan: FolderPlan,
+    tracker: SeqTracker,
     bytes: Vec<u8>,
     /// What the next segment has to begin with.
     index: u64,
     position: LogPosition,
 }
 
-impl<'a, D: Disk> Planner<'a, D> {
+impl<'a, D: Disk> FolderPlanner<'a, D> {
     /// Of a shard's folder.
     pub fn new(disk: &'a D, folder: &'a Path, epoch: [u8; 16], shard: u32) -> Self {
         Self {
@@ -112,8 +112,8 @@ impl<'a, D: Disk> Planner<'a, D> {
             folder,
             epoch,
             shard,
-            row: Row::default(),
-            follower: Follower::default(),
+            plan: FolderPlan::default(),
+            tracker: SeqTracker::default(),
             bytes: Vec::new(),
             index: FIRST_INDEX,
             position: LogPosition::START,
@@ -124,31 +124,34 @@ impl<'a, D: Disk> Planner<'a, D> {
     /// has none left. `progress` is told the length of each segment that has been read.
     pub fn plan(
         mut self,
-        candidates: Vec<Candidate>,
+        candidates: Vec<FoundSegment>,
         has_begun: bool,
         mut progress: impl FnMut(u64),
-    ) -> Result<Row, RecoveryError> {
-        self.row.members = self.select(candidates)?;
-        if has_begun && self.row.members.is_empty() {
+    ) -> Result<FolderPlan, RecoveryError> {
+        self.plan.segments = self.select(candidates)?;
+        if has_begun && self.plan.segments.is_empty() {
             let header = self.compacted(FIRST_INDEX, LogPosition::START, LogPosition::START, 0);
             let path = self.folder.join(segment::file_name(FIRST_INDEX));
-            self.row.changes.push(Change::Fill { path, header });
+            self.plan.changes.push(PlannedChange::Fill { path, header });
         }
-        for at in 0..self.row.members.len() {
-            let member = self.row.members[at].clone();
-            let next = self.row.members.get(at + 1).cloned();
-            self.fill_before(&member);
-            self.settle(&member, next.as_ref())?;
-            progress(member.file_bytes);
+        for at in 0..self.plan.segments.len() {
+            let segment = self.plan.segments[at].clone();
+            let next = self.plan.segments.get(at + 1).cloned();
+            self.fill_before(&segment);
+            self.settle(&segment, next.as_ref())?;
+            progress(segment.file_bytes);
         }
-        self.row.gaps = self.follower.finish();
-        Ok(self.row)
+        self.plan.missing = self.tracker.finish();
+        Ok(self.plan)
     }
 
     /// Leaves out what is there twice, and what another one stands for. A compacted segment stands for others only if all of
     /// it is whole: if it is not, what it was made from is better than what is left of it.
-    fn select(&mut self, candidates: Vec<Candidate>) -> Result<Vec<Member>, RecoveryError> {
-        let mut single: Vec<Candidate> = Vec::new();
+    fn select(
+        &mut self,
+        candidates: Vec<FoundSegment>,
+    ) -> Result<Vec<PlannedSegment>, RecoveryError> {
+        let mut single: Vec<FoundSegment> = Vec::new();
         for found in candidates {
             let index_before = single.last().map_or(0, |last| last.header.index);
             if found.header.index == index_before {
@@ -159,9 +162,9 @@ impl<'a, D: Disk> Planner<'a, D> {
                 single.push(found);
             }
         }
-        let mut members: Vec<Member> = Vec::new();
+        let mut segments: Vec<PlannedSegment> = Vec::new();
         for found in single.into_iter().rev() {
-            let next_index = members.last().map_or(u64::MAX, |next| next.first_index);
+            let next_index = segments.last().map_or(u64::MAX, |next| next.first_index);
             if found.header.index >= next_index {
                 // At its own place it is a leftover of a compaction, which the next start knows to remove.
                 if found.path != found.home {
@@ -174,7 +177,7 @@ impl<'a, D: Disk> Planner<'a, D> {
             } else {
                 found.header.index
             };
-            members.push(Member {
+            segments.push(PlannedSegment {
                 path: found.path,
                 header: found.header,
                 first_index,
@@ -184,30 +187,30 @@ impl<'a, D: Disk> Planner<'a, D> {
                 home: found.home,
             });
         }
-        members.reverse();
+        segments.reverse();
         let mut index_before = 0;
-        for member in &mut members {
+        for segment in &mut segments {
             // What is left of a damaged one stands for what is missing before it, too.
-            let first_index = member.header.first_index().max(index_before + 1);
-            if member.first_index > first_index {
-                member.first_index = first_index;
+            let first_index = segment.header.first_index().max(index_before + 1);
+            if segment.first_index > first_index {
+                segment.first_index = first_index;
             }
-            if member.first_index > member.header.first_index() {
-                member.first_position = None;
+            if segment.first_index > segment.header.first_index() {
+                segment.first_position = None;
             }
-            index_before = member.header.index;
+            index_before = segment.header.index;
         }
-        Ok(members)
+        Ok(segments)
     }
 
     fn set_aside(&mut self, path: &Path, what: &str) {
-        self.row.strays.push(Stray {
+        self.plan.strays.push(Stray {
             path: path.to_path_buf(),
             what: what.to_owned(),
         });
     }
 
-    fn is_whole_compacted(&mut self, found: &Candidate) -> Result<bool, RecoveryError> {
+    fn is_whole_compacted(&mut self, found: &FoundSegment) -> Result<bool, RecoveryError> {
         if found.header.compacted.is_none() || found.is_header_lost {
             return Ok(false);
         }
@@ -221,19 +224,19 @@ impl<'a, D: Disk> Planner<'a, D> {
     }
 
     /// Puts a segment without ops in the place of missing ones.
-    fn fill_before(&mut self, member: &Member) {
-        let Some(missing) = member.first_index.checked_sub(self.index + 1) else {
+    fn fill_before(&mut self, segment: &PlannedSegment) {
+        let Some(missing) = segment.first_index.checked_sub(self.index + 1) else {
             return;
         };
         let end_position = self
             .position
-            .max(member.first_position.unwrap_or(LogPosition::START));
-        let index = member.first_index - 1;
+            .max(segment.first_position.unwrap_or(LogPosition::START));
+        let index = segment.first_index - 1;
         let header = self.compacted(index, self.position, end_position, missing);
         let path = self.folder.join(segment::file_name(index));
-        self.row.changes.push(Change::Fill { path, header });
-        self.follower.note_damage();
-        self.index = member.first_index;
+        self.plan.changes.push(PlannedChange::Fill { path, header });
+        self.tracker.note_damage();
+        self.index = segment.first_index;
         self.position = end_position;
     }
 
@@ -255,45 +258,54 @@ impl<'a, D: Disk> Planner<'a, D> {
     }
 
     /// Decides whether a segment stays as it is.
-    fn settle(&mut self, member: &Member, next: Option<&Member>) -> Result<(), RecoveryError> {
-        if member.path != member.home {
-            self.row.moves.push(Move {
-                path: member.path.clone(),
-                home: member.home.clone(),
+    fn settle(
+        &mut self,
+        segment: &PlannedSegment,
+        next: Option<&PlannedSegment>,
+    ) -> Result<(), RecoveryError> {
+        if segment.path != segment.home {
+            self.plan.moves.push(SegmentMove {
+                path: segment.path.clone(),
+                home: segment.home.clone(),
             });
         }
-        let is_followed = next.is_some_and(|next| next.first_index == member.header.index + 1);
+        let is_followed = next.is_some_and(|next| next.first_index == segment.header.index + 1);
         let next_position = next.and_then(|next| next.first_position);
-        let first = member.header.first_position;
+        let first = segment.header.first_position;
         let link = Link {
-            path: member.path.clone(),
-            header: member.header,
+            path: segment.path.clone(),
+            header: segment.header,
             end_position: next_position.filter(|&next| is_followed && next >= first),
-            file_bytes: member.file_bytes,
+            file_bytes: segment.file_bytes,
         };
-        let is_compacted = member.header.compacted.is_some();
-        let what = if member.is_header_lost {
+        let is_compacted = segment.header.compacted.is_some();
+        let what = if segment.is_header_lost {
             "the segment header is damaged".to_owned()
         } else {
-            let follower = &mut self.follower;
-            let visit = |op: &Op<'_>| follower.visit(op, is_compacted);
+            let tracker = &mut self.tracker;
+            let visit = |op: &LoggedOp<'_>| tracker.visit(op, is_compacted);
             match judged(link.read(self.disk, &mut self.bytes, visit))? {
                 Err(what) => what,
                 Ok(extent) => {
-                    let Some(what) = self.unfit(member, &extent, next) else {
-                        self.keep(member, &extent);
+                    let Some(what) = self.unfit(segment, &extent, next) else {
+                        self.keep(segment, &extent);
                         return Ok(());
                     };
                     what
                 }
             }
         };
-        self.rewrite(&link, member, next, what)
+        self.rewrite(&link, segment, next, what)
     }
 
     /// Why a segment that is whole for itself does not fit its neighbours.
-    fn unfit(&self, member: &Member, extent: &Extent, next: Option<&Member>) -> Option<String> {
-        let (first, due) = (member.header.first_position, self.position);
+    fn unfit(
+        &self,
+        segment: &PlannedSegment,
+        extent: &Extent,
+        next: Option<&PlannedSegment>,
+    ) -> Option<String> {
+        let (first, due) = (segment.header.first_position, self.position);
         if first != due {
             return Some(format!(
                 "it begins at log position {first} instead of {due}"
@@ -312,28 +324,28 @@ impl<'a, D: Disk> Planner<'a, D> {
         is_over.then(|| format!("it ends at log position {end}, and the next one begins at {next}"))
     }
 
-    fn keep(&mut self, member: &Member, extent: &Extent) {
+    fn keep(&mut self, segment: &PlannedSegment, extent: &Extent) {
         if extent.whole_bytes < extent.file_bytes {
-            self.row.torn = Some(Lost {
+            self.plan.torn = Some(LostRange {
                 bytes: extent.whole_bytes..extent.file_bytes,
                 what: String::new(),
                 is_torn: true,
             });
         }
         self.position = extent.end_position;
-        self.index = member.header.index + 1;
+        self.index = segment.header.index + 1;
     }
 
     fn rewrite(
         &mut self,
         link: &Link,
-        member: &Member,
-        next: Option<&Member>,
+        segment: &PlannedSegment,
+        next: Option<&PlannedSegment>,
         what: String,
     ) -> Result<(), RecoveryError> {
-        let old = member.header;
+        let old = segment.header;
         let (is_last, next_position) = (next.is_none(), next.and_then(|next| next.first_position));
-        let unreadable_end = salvage::load(self.disk, &member.path, &mut self.bytes)?;
+        let unreadable_end = recover::load(self.disk, &segment.path, &mut self.bytes)?;
         let end_offset = match old.compacted {
             None => link.end_position.and_then(|end| old.offset(end)),
             Some(_) => None,
@@ -341,26 +353,26 @@ impl<'a, D: Disk> Planner<'a, D> {
         if let Some(end) = end_offset {
             self.bytes.truncate(end);
         }
-        let ending = Ending {
+        let ending = SegmentEnd {
             is_last,
             may_be_filled: end_offset.is_none() && old.compacted.is_none(),
             unreadable_end,
         };
-        let follower = &mut self.follower;
-        let mut salvage = salvage::salvage(&old, &self.bytes, ending, |found| match found {
-            Found::Op(op) => follower.visit(op, old.compacted.is_some()),
-            Found::Lost(lost) if !lost.is_torn => follower.note_damage(),
-            Found::Lost(_) => {}
+        let tracker = &mut self.tracker;
+        let mut recovery = recover::recover(&old, &self.bytes, ending, |found| match found {
+            RecoveredItem::Op(op) => tracker.visit(op, old.compacted.is_some()),
+            RecoveredItem::Lost(lost) if !lost.is_torn => tracker.note_damage(),
+            RecoveredItem::Lost(_) => {}
         });
         if let Some(end) = end_offset
             && end > self.bytes.len()
         {
-            salvage.lost.push(Lost {
+            recovery.lost.push(LostRange {
                 bytes: self.bytes.len() as u64..end as u64,
                 what: "the file ends before them".to_owned(),
                 is_torn: false,
             });
-            follower.note_damage();
+            tracker.note_damage();
         }
         let natural_end = match old.compacted {
             Some(compacted) => compacted.end_position,
@@ -372,15 +384,17 @@ impl<'a, D: Disk> Planner<'a, D> {
             _ => natural_end.max(self.position),
         };
         let replaced = old.index - self.index;
-        self.row.changes.push(Change::Rewrite(Box::new(Rewritten {
-            path: member.home.clone(),
-            old,
-            old_bytes: self.bytes.len() as u64,
-            is_last,
-            header: self.compacted(old.index, self.position, end, replaced),
-            what,
-            salvage,
-        })));
+        self.plan
+            .changes
+            .push(PlannedChange::Rewrite(Box::new(SegmentRewrite {
+                path: segment.home.clone(),
+                old,
+                old_bytes: self.bytes.len() as u64,
+                is_last,
+                header: self.compacted(old.index, self.position, end, replaced),
+                what,
+                recovery,
+            })));
         self.position = end;
         self.index = old.index + 1;
         Ok(())
@@ -394,7 +408,7 @@ fn judged(outcome: Result<Extent, RecoveryError>) -> Result<Result<Extent, Strin
         Err(RecoveryError::Damaged { offset, what, .. }) => {
             Ok(Err(format!("byte {offset}: {what}")))
         }
-        Err(RecoveryError::Io { source, .. }) if salvage::is_unreadable(&source) => {
+        Err(RecoveryError::Io { source, .. }) if recover::is_unreadable(&source) => {
             Ok(Err(source.to_string()))
         }
         Err(error) => Err(error),

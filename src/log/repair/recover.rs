@@ -8,7 +8,7 @@ use super::super::chain::{RecoveryError, unfilled_bytes};
 use super::super::disk::{Disk, DiskFile};
 use super::super::position::LogPosition;
 use super::super::record::{
-    self, Compacted, Fault, FaultKind, Op, Reader, SEGMENT_HEADER_BYTES, SegmentHeader,
+    self, Compacted, Fault, FaultKind, LoggedOp, Reader, SEGMENT_HEADER_BYTES, SegmentHeader,
 };
 use super::resync;
 
@@ -18,7 +18,7 @@ const EIO: i32 = 5;
 
 /// A stretch of a file that is not whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lost {
+pub struct LostRange {
     /// The bytes, as offsets in the file; they may lie behind its end.
     pub bytes: Range<u64>,
     /// What is wrong with the first of them.
@@ -29,26 +29,26 @@ pub struct Lost {
 
 /// What is whole in a damaged segment, and what is not.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Salvage {
+pub struct SegmentRecovery {
     /// The ops that are whole.
     pub ops: u64,
     /// Those of them that stand behind a lost stretch.
-    pub ops_behind: u64,
+    pub ops_after_loss: u64,
     /// The stretches that are lost, in order.
-    pub lost: Vec<Lost>,
+    pub lost: Vec<LostRange>,
 }
 
 /// What a visit of a damaged segment comes across.
-pub enum Found<'a> {
+pub enum RecoveredItem<'a> {
     /// An op that is whole.
-    Op(&'a Op<'a>),
+    Op(&'a LoggedOp<'a>),
     /// A stretch that is lost.
-    Lost(&'a Lost),
+    Lost(&'a LostRange),
 }
 
 /// Where a segment ends.
 #[derive(Debug, Clone, Copy)]
-pub struct Ending {
+pub struct SegmentEnd {
     /// None follows, so that its end may be torn.
     pub is_last: bool,
     /// Nobody knows how far it was written: zeros at the end may be what it was filled with ahead,
@@ -57,7 +57,7 @@ pub struct Ending {
     pub unreadable_end: usize,
 }
 
-impl Ending {
+impl SegmentEnd {
     /// Where the next one begins.
     pub const NEXT: Self = Self {
         is_last: false,
@@ -67,25 +67,25 @@ impl Ending {
 }
 
 /// Visits what is whole in a segment, in order. `bytes` end where the next segment begins.
-pub fn salvage(
+pub fn recover(
     header: &SegmentHeader,
     bytes: &[u8],
-    ending: Ending,
-    mut visit: impl FnMut(Found<'_>),
-) -> Salvage {
+    ending: SegmentEnd,
+    mut visit: impl FnMut(RecoveredItem<'_>),
+) -> SegmentRecovery {
     let durable_position = if ending.is_last && header.compacted.is_none() {
         resync::durable_position(header, bytes)
     } else {
         LogPosition::MAX
     };
-    let mut salvage = Salvage::default();
+    let mut recovery = SegmentRecovery::default();
     let mut reader = Reader::new(header, bytes);
     loop {
         let fault = match reader.next() {
             Some(Ok(op)) => {
-                salvage.ops += 1;
-                salvage.ops_behind += u64::from(!salvage.lost.is_empty());
-                visit(Found::Op(&op));
+                recovery.ops += 1;
+                recovery.ops_after_loss += u64::from(!recovery.lost.is_empty());
+                visit(RecoveredItem::Op(&op));
                 continue;
             }
             Some(Err(fault)) => fault,
@@ -101,21 +101,21 @@ pub fn salvage(
             bytes.len()
         };
         let lost = resumed.unwrap_or(fault.offset..end);
-        let lost = Lost {
+        let lost = LostRange {
             is_torn: is_interrupted && header.position(lost.start as u64) >= durable_position,
             bytes: lost.start as u64..lost.end as u64,
             what: what(fault),
         };
         // A batch that was cut between two of its records has lost none that was promised.
         if !lost.bytes.is_empty() {
-            visit(Found::Lost(&lost));
-            salvage.lost.push(lost);
+            visit(RecoveredItem::Lost(&lost));
+            recovery.lost.push(lost);
         }
         if is_end {
             break;
         }
     }
-    salvage
+    recovery
 }
 
 fn what(fault: Fault) -> String {
@@ -160,7 +160,7 @@ pub fn load<D: Disk>(disk: &D, path: &Path, bytes: &mut Vec<u8>) -> Result<usize
 
 /// What stands around a segment whose header is damaged.
 #[derive(Debug, Clone, Copy)]
-pub struct Place {
+pub struct HeaderHints {
     /// The log.
     pub epoch: [u8; 16],
     /// The shard of the folder.
@@ -176,7 +176,7 @@ pub struct Place {
 /// The header that a segment with a damaged one must have had: of those that its place, its bytes and its neighbours suggest, the
 /// one that makes a batch valid. It is proven by that batch's checksum.
 #[must_use]
-pub fn header_of(bytes: &[u8], place: Place) -> Option<SegmentHeader> {
+pub fn restore_header(bytes: &[u8], place: HeaderHints) -> Option<SegmentHeader> {
     let number = |at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
     let short = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
     // The position in the header, and the one in the first batch.
@@ -205,7 +205,7 @@ pub fn header_of(bytes: &[u8], place: Place) -> Option<SegmentHeader> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::record::Op;
+    use super::super::super::record::LoggedOp;
     use super::*;
     use crate::seq::Seq;
 
@@ -225,13 +225,17 @@ mod tests {
             (true, 2 * BLOCK_BYTES, Some(2 * BLOCK_BYTES)),
             (false, 0, Some(3 * BLOCK_BYTES)),
         ] {
-            let ending = Ending {
+            let ending = SegmentEnd {
                 is_last: true,
                 may_be_filled,
                 unreadable_end,
             };
-            let salvage = salvage(&header, &bytes, ending, |_| ());
-            let lost: Vec<_> = salvage.lost.iter().map(|lost| lost.bytes.clone()).collect();
+            let recovery = recover(&header, &bytes, ending, |_| ());
+            let lost: Vec<_> = recovery
+                .lost
+                .iter()
+                .map(|lost| lost.bytes.clone())
+                .collect();
             let expected = lost_end.map(|end| whole_bytes as u64..end as u64);
             assert_eq!(lost, Vec::from_iter(expected), "{ending:?}");
         }
@@ -250,7 +254,7 @@ mod tests {
             };
             let mut batch = Vec::new();
             record::begin_batch(&mut batch);
-            let op = Op {
+            let op = LoggedOp {
                 workspace: "w",
                 key: "k",
                 value: "1",
@@ -260,7 +264,7 @@ mod tests {
             record::push_op(&mut batch, &op);
             record::seal_batch(&mut batch, header.salt(), FIRST, FIRST);
             let bytes = [&header.encode()[..], &batch[..]].concat();
-            let place = Place {
+            let place = HeaderHints {
                 epoch: [9; 16],
                 shard: 2,
                 index: 9,
@@ -281,16 +285,16 @@ mod tests {
                 for fill in [0x00, 0xAA, 0xFF] {
                     let mut bytes = bytes.clone();
                     bytes[damage.clone()].fill(fill);
-                    assert_eq!(header_of(&bytes, place), Some(header), "{damage:?}");
+                    assert_eq!(restore_header(&bytes, place), Some(header), "{damage:?}");
                 }
             }
             // Where no batch proves one, there is none.
-            let stranger = Place {
+            let stranger = HeaderHints {
                 epoch: [8; 16],
                 ..place
             };
-            assert_eq!(header_of(&bytes, stranger), None);
-            assert_eq!(header_of(&bytes[..SEGMENT_HEADER_BYTES], place), None);
+            assert_eq!(restore_header(&bytes, stranger), None);
+            assert_eq!(restore_header(&bytes[..SEGMENT_HEADER_BYTES], place), None);
         }
     }
 }

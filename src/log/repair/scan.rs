@@ -8,11 +8,11 @@ use super::super::directory::{self, Identity, shard_folder};
 use super::super::disk::{Disk, DiskFile};
 use super::super::record::{HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::super::segment;
-use super::salvage::{self, Place};
+use super::recover::{self, HeaderHints};
 
 /// A file whose header tells that it is a segment of this log.
 #[derive(Debug, Clone)]
-pub struct Candidate {
+pub struct FoundSegment {
     /// Where it stands.
     pub path: PathBuf,
     /// Where it belongs.
@@ -36,16 +36,16 @@ pub struct Stray {
 
 /// What stands in the folders of a log.
 #[derive(Debug, Default)]
-pub struct Survey {
+pub struct DirectoryScan {
     /// For each shard its segments, in order, one for each index; two where two files claim one, the one at its place
     /// first.
-    pub rows: BTreeMap<u32, Vec<Candidate>>,
+    pub folders: BTreeMap<u32, Vec<FoundSegment>>,
     /// The others.
     pub strays: Vec<Stray>,
 }
 
 /// A file that ends like a segment.
-struct Entry {
+struct ScannedFile {
     path: PathBuf,
     shard: u32,
     /// In its name.
@@ -54,7 +54,7 @@ struct Entry {
     file_bytes: u64,
 }
 
-impl Survey {
+impl DirectoryScan {
     /// Reads the headers of all files that end like segments. Without a known epoch it is the one that most bytes are of, or
     /// `new_epoch` where there is no header.
     pub fn of<D: Disk>(
@@ -63,31 +63,30 @@ impl Survey {
         known: Option<Identity>,
         new_epoch: [u8; 16],
     ) -> Result<([u8; 16], Self), RecoveryError> {
-        let (mut survey, mut entries) = (Self::default(), Vec::new());
+        let (mut scan, mut entries) = (Self::default(), Vec::new());
         let shards = directory::shards(disk, data).map_err(RecoveryError::at(data))?;
         // A shard without a folder has a row, too, where it must have had one.
         let shards_begun = known.map_or(0, |known| known.shards_begun);
-        survey
-            .rows
+        scan.folders
             .extend((0..shards_begun).map(|shard| (shard, Vec::new())));
         for shard in shards {
-            survey.rows.insert(shard, Vec::new());
+            scan.folders.insert(shard, Vec::new());
             let folder = data.join(shard_folder(shard));
             let listing = segment::scan(disk, &folder).map_err(RecoveryError::at(&folder))?;
             let named = listing.segments.into_iter();
             let named = named.map(|(index, path)| (Some(index), path));
             for (index, path) in named.chain(listing.strays.into_iter().map(|path| (None, path))) {
                 if disk.is_folder(&path) {
-                    survey.set_aside(&path, "it is a folder");
+                    scan.set_aside(&path, "it is a folder");
                 } else {
-                    entries.push(Entry::read(disk, path, shard, index)?);
+                    entries.push(ScannedFile::read(disk, path, shard, index)?);
                 }
             }
         }
         let known = known.map(|known| known.epoch);
         let epoch = known.or_else(|| epoch_of(&entries)).unwrap_or(new_epoch);
-        survey.sort(disk, data, epoch, entries)?;
-        Ok((epoch, survey))
+        scan.sort(disk, data, epoch, entries)?;
+        Ok((epoch, scan))
     }
 
     fn set_aside(&mut self, path: &Path, what: impl Into<String>) {
@@ -102,7 +101,7 @@ impl Survey {
         disk: &D,
         data: &Path,
         epoch: [u8; 16],
-        entries: Vec<Entry>,
+        entries: Vec<ScannedFile>,
     ) -> Result<(), RecoveryError> {
         let mut headless = Vec::new();
         for entry in entries {
@@ -121,16 +120,16 @@ impl Survey {
         let mut bytes = Vec::new();
         for (entry, error) in headless {
             let place = self.place(&entry, epoch);
-            salvage::load(disk, &entry.path, &mut bytes)?;
-            if let Some(header) = place.and_then(|place| salvage::header_of(&bytes, place)) {
+            recover::load(disk, &entry.path, &mut bytes)?;
+            if let Some(header) = place.and_then(|place| recover::restore_header(&bytes, place)) {
                 self.add(data, entry.path, header, entry.file_bytes, true);
             } else {
                 let what = format!("{error}, and no batch in it tells what it was");
                 self.set_aside(&entry.path, what);
             }
         }
-        for row in self.rows.values_mut() {
-            row.sort_by_key(|found| (found.header.index, found.path != found.home));
+        for folder in self.folders.values_mut() {
+            folder.sort_by_key(|found| (found.header.index, found.path != found.home));
         }
         Ok(())
     }
@@ -146,26 +145,29 @@ impl Survey {
         let home = data
             .join(shard_folder(header.shard))
             .join(segment::file_name(header.index));
-        self.rows.entry(header.shard).or_default().push(Candidate {
-            path,
-            home,
-            header,
-            is_header_lost,
-            file_bytes,
-        });
+        self.folders
+            .entry(header.shard)
+            .or_default()
+            .push(FoundSegment {
+                path,
+                home,
+                header,
+                is_header_lost,
+                file_bytes,
+            });
     }
 
-    fn place(&self, entry: &Entry, epoch: [u8; 16]) -> Option<Place> {
+    fn place(&self, entry: &ScannedFile, epoch: [u8; 16]) -> Option<HeaderHints> {
         let index = entry.index.filter(|index| (1..u64::MAX).contains(index))?;
         let headers = || {
-            let row = self.rows.get(&entry.shard).into_iter().flatten();
-            row.map(|found| &found.header)
+            let found = self.folders.get(&entry.shard).into_iter().flatten();
+            found.map(|found| &found.header)
         };
         let indexes: BTreeSet<u64> = headers().map(|header| header.index).collect();
         let next = headers()
             .filter(|header| header.index > index)
             .min_by_key(|header| header.index);
-        Some(Place {
+        Some(HeaderHints {
             epoch,
             shard: entry.shard,
             index,
@@ -175,7 +177,7 @@ impl Survey {
     }
 }
 
-impl Entry {
+impl ScannedFile {
     fn read<D: Disk>(
         disk: &D,
         path: PathBuf,
@@ -201,7 +203,7 @@ impl Entry {
     }
 }
 
-fn epoch_of(entries: &[Entry]) -> Option<[u8; 16]> {
+fn epoch_of(entries: &[ScannedFile]) -> Option<[u8; 16]> {
     let mut bytes: BTreeMap<[u8; 16], u64> = BTreeMap::new();
     for entry in entries {
         if let Ok(header) = entry.header {

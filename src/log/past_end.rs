@@ -14,7 +14,7 @@ use super::repair::resync::skip_damage;
 
 /// Records beyond the end of a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Beyond {
+pub struct RecordsPastEnd {
     /// Where the segment ends.
     pub offset: u64,
     /// The records after it that are whole.
@@ -25,11 +25,11 @@ impl Link {
     /// Looks for records beyond the segment's end in its file. `bytes` is room for the file, which
     /// is read only if something other than zeros is there. None: there are none, or the segment is
     /// the last one.
-    pub fn beyond<F: DiskFile>(
+    pub fn records_past_end<F: DiskFile>(
         &self,
         file: &F,
         bytes: &mut Vec<u8>,
-    ) -> Result<Option<Beyond>, RecoveryError> {
+    ) -> Result<Option<RecordsPastEnd>, RecoveryError> {
         let end = self
             .end_position
             .filter(|_| self.header.compacted.is_none());
@@ -53,7 +53,7 @@ impl Link {
                 Some(Err(_)) | None => break,
             }
         }
-        Ok((records > 0).then_some(Beyond {
+        Ok((records > 0).then_some(RecordsPastEnd {
             offset: end as u64,
             records,
         }))

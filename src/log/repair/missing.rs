@@ -7,12 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 
-use super::super::record::Op;
+use super::super::record::LoggedOp;
 use crate::seq::Seq;
 
 /// Ops of one workspace that are missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Gap {
+pub struct MissingOps {
     /// The workspace.
     pub workspace: String,
     /// Their seqs.
@@ -21,12 +21,12 @@ pub struct Gap {
 
 /// Follows the seqs of all workspaces through one folder.
 #[derive(Default)]
-pub struct Follower {
+pub struct SeqTracker {
     last: HashMap<String, Last>,
-    /// Lost stretches so far.
+    /// Lost ranges so far.
     damages: u64,
     had_compacted: bool,
-    gaps: Vec<Gap>,
+    gaps: Vec<MissingOps>,
 }
 
 struct Last {
@@ -35,9 +35,9 @@ struct Last {
     is_compacted: bool,
 }
 
-impl Follower {
+impl SeqTracker {
     /// Takes the next op, which may be the same one again.
-    pub fn visit(&mut self, op: &Op<'_>, is_compacted: bool) {
+    pub fn visit(&mut self, op: &LoggedOp<'_>, is_compacted: bool) {
         self.had_compacted |= is_compacted;
         let now = Last {
             seq: op.seq,
@@ -56,7 +56,7 @@ impl Follower {
             }
         };
         if is_known && !is_compacted && op.seq > before.next() {
-            self.gaps.push(Gap {
+            self.gaps.push(MissingOps {
                 workspace: op.workspace.to_owned(),
                 seqs: before.next()..=op.seq.previous(),
             });
@@ -70,30 +70,30 @@ impl Follower {
 
     /// What misses, before it is known what stands in other folders.
     #[must_use]
-    pub fn finish(self) -> Vec<Gap> {
+    pub fn finish(self) -> Vec<MissingOps> {
         self.gaps
     }
 }
 
 /// Takes out of the gaps what stands in other folders: a start with another number of shards moves a workspace.
 #[derive(Default)]
-pub struct Elsewhere {
-    missing: BTreeMap<String, Missing>,
+pub struct MissingFilter {
+    missing: BTreeMap<String, WorkspaceMissing>,
 }
 
 #[derive(Default)]
-struct Missing {
+struct WorkspaceMissing {
     gaps: Vec<RangeInclusive<Seq>>,
     found: BTreeSet<Seq>,
     /// A compaction may have dropped some of them.
     is_unclear: bool,
 }
 
-impl Elsewhere {
+impl MissingFilter {
     /// Over all gaps that were found.
     #[must_use]
-    pub fn new(gaps: Vec<Gap>) -> Self {
-        let mut missing: BTreeMap<String, Missing> = BTreeMap::new();
+    pub fn new(gaps: Vec<MissingOps>) -> Self {
+        let mut missing: BTreeMap<String, WorkspaceMissing> = BTreeMap::new();
         for gap in gaps {
             missing
                 .entry(gap.workspace)
@@ -111,7 +111,7 @@ impl Elsewhere {
     }
 
     /// Takes an op of the log, of any folder.
-    pub fn visit(&mut self, op: &Op<'_>, is_compacted: bool) {
+    pub fn visit(&mut self, op: &LoggedOp<'_>, is_compacted: bool) {
         let Some(missing) = self.missing.get_mut(op.workspace) else {
             return;
         };
@@ -123,7 +123,7 @@ impl Elsewhere {
 
     /// What misses, in the order of the workspaces and the seqs.
     #[must_use]
-    pub fn finish(self) -> Vec<Gap> {
+    pub fn finish(self) -> Vec<MissingOps> {
         let mut all = Vec::new();
         for (workspace, mut missing) in self.missing {
             if missing.is_unclear {
@@ -134,7 +134,7 @@ impl Elsewhere {
                 let (mut begin, behind) = (*gap.start(), gap.end().next());
                 for seq in missing.found.range(gap).copied().chain([behind]) {
                     if begin < seq {
-                        all.push(Gap {
+                        all.push(MissingOps {
                             workspace: workspace.clone(),
                             seqs: begin..=seq.previous(),
                         });
@@ -160,18 +160,18 @@ mod tests {
             (7, 7, None),
             (7, 3, None),
         ] {
-            let mut follower = Follower::default();
-            let op = |seq| Op {
+            let mut tracker = SeqTracker::default();
+            let op = |seq| LoggedOp {
                 workspace: "w",
                 key: "k",
                 value: "1",
                 seq: Seq::new(seq),
                 timestamp: 1,
             };
-            follower.visit(&op(before), false);
-            follower.note_damage();
-            follower.visit(&op(behind), false);
-            let seqs: Vec<_> = follower.finish().into_iter().map(|gap| gap.seqs).collect();
+            tracker.visit(&op(before), false);
+            tracker.note_damage();
+            tracker.visit(&op(behind), false);
+            let seqs: Vec<_> = tracker.finish().into_iter().map(|gap| gap.seqs).collect();
             let gap = gap.map(|(first, last)| Seq::new(first)..=Seq::new(last));
             assert_eq!(seqs, Vec::from_iter(gap), "{before}, {behind}");
         }

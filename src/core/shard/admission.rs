@@ -1,0 +1,172 @@
+//! Connections before they are served: requests that wait for the state of the shard, the rate of
+//! handshakes, and which connections are shed when there are as many as there may be.
+
+use std::collections::BTreeMap;
+
+use crate::core::contract::{Handoff, ListenerKind};
+use crate::core::shard::rate::{Bucket, Rate};
+use crate::core::shard::session::{Session, SessionId, State};
+use crate::core::shard::sessions::Sessions;
+
+/// Requests that wait, and connections that may be shed. All by the numbers of their sessions: in
+/// the order in which they came.
+///
+/// Invariant: there is a request for each session that waits for the state of the shard; silent
+/// connections have not sent a whole head, and answered ones have nothing left to be sent.
+#[derive(Default)]
+pub(super) struct Admission {
+    waiting: BTreeMap<u64, (SessionId, Handoff)>,
+    shedding: [SheddingQueue; 2],
+    /// The requests with a token that came lately.
+    handshakes: Bucket,
+}
+
+/// The connections of one listener that may be shed.
+#[derive(Default)]
+struct SheddingQueue {
+    silent: BTreeMap<u64, SessionId>,
+    answered: BTreeMap<u64, SessionId>,
+}
+
+/// A connection that is to be shed.
+pub(super) struct SheddingChoice {
+    pub id: SessionId,
+    /// It has not sent a whole head.
+    pub is_silent: bool,
+}
+
+impl Admission {
+    // ---- requests that wait for the state of the shard ----
+
+    /// Keeps the request of a session until the state is there.
+    pub fn wait(&mut self, id: SessionId, session: &Session, handoff: Handoff) {
+        self.waiting.insert(session.number, (id, handoff));
+    }
+
+    /// Returns the request that a session waits with.
+    pub fn waiting(&mut self, session: &Session) -> Option<&mut Handoff> {
+        let (_, handoff) = self.waiting.get_mut(&session.number)?;
+        Some(handoff)
+    }
+
+    /// Removes the request that a session waits with.
+    pub fn take_waiting(&mut self, session: &Session) -> Option<Handoff> {
+        let (_, handoff) = self.waiting.remove(&session.number)?;
+        Some(handoff)
+    }
+
+    /// Removes the request that has waited longest.
+    pub fn pop_waiting(&mut self) -> Option<(SessionId, Handoff)> {
+        let (_, request) = self.waiting.pop_first()?;
+        Some(request)
+    }
+
+    pub fn waiting_count(&self) -> usize {
+        self.waiting.len()
+    }
+
+    // ---- connections that may be shed ----
+
+    /// Records that a connection was accepted and has sent nothing yet.
+    pub fn accepted(&mut self, id: SessionId, session: &Session) {
+        let queue = &mut self.shedding[session.listener as usize];
+        queue.silent.insert(session.number, id);
+    }
+
+    /// Records that a connection has its whole answer.
+    pub fn answered(&mut self, id: SessionId, session: &Session) {
+        let queue = &mut self.shedding[session.listener as usize];
+        queue.answered.insert(session.number, id);
+    }
+
+    /// Keeps a connection from being shed: its head has come, or it is over.
+    pub fn keep(&mut self, session: &Session) {
+        let queue = &mut self.shedding[session.listener as usize];
+        queue.silent.remove(&session.number);
+        queue.answered.remove(&session.number);
+    }
+
+    /// Returns whether a connection that came in by this listener may be shed.
+    pub fn may_shed(&self, listener: ListenerKind) -> bool {
+        let queue = &self.shedding[listener as usize];
+        !queue.silent.is_empty() || !queue.answered.is_empty()
+    }
+
+    /// Removes the connection that is shed first, of those that came in by this listener.
+    pub fn take_to_shed(&mut self, listener: ListenerKind) -> Option<SheddingChoice> {
+        let queue = &mut self.shedding[listener as usize];
+        let silent = queue.silent.pop_first();
+        let is_silent = silent.is_some();
+        let (_, id) = silent.or_else(|| queue.answered.pop_first())?;
+        Some(SheddingChoice { id, is_silent })
+    }
+
+    // ---- the rate of handshakes ----
+
+    /// Counts a request with a token. Returns whether it is within the rate.
+    pub fn count_handshake(&mut self, rate: Rate, now_us: u64) -> bool {
+        self.handshakes.take(rate, now_us)
+    }
+
+    /// Counts time that has passed beside the clock.
+    pub fn has_aged(&mut self, us: u64) {
+        self.handshakes.has_aged(us);
+    }
+
+    // ---- failures and checks ----
+
+    /// Forgets what a panic has left of sessions that went on. Requests that wait go on waiting.
+    pub fn reset(&mut self, sessions: &Sessions) {
+        self.waiting.retain(|_, (id, _)| is_waiting(sessions, *id));
+        for queue in &mut self.shedding {
+            queue.silent.retain(|_, id| is_silent(sessions, *id));
+            queue.answered.retain(|_, id| is_answered(sessions, *id));
+        }
+    }
+
+    /// Checks the invariant.
+    pub fn invariants(&self, sessions: &Sessions) {
+        let waiting = sessions.iter().filter(|(id, _)| is_waiting(sessions, *id));
+        for (id, session) in waiting {
+            let request = self.waiting.get(&session.number);
+            assert!(
+                request.is_some_and(|(of, _)| *of == id),
+                "{id:?} waits without a request"
+            );
+        }
+        for (id, _) in self.waiting.values() {
+            assert!(
+                is_waiting(sessions, *id),
+                "{id:?} has a request and does not wait"
+            );
+        }
+        for queue in &self.shedding {
+            let silent = queue.silent.values();
+            assert!(
+                silent.copied().all(|id| is_silent(sessions, id)),
+                "a silent connection"
+            );
+            let answered = queue.answered.values();
+            assert!(
+                answered.copied().all(|id| is_answered(sessions, id)),
+                "an answered one"
+            );
+        }
+    }
+}
+
+fn is_waiting(sessions: &Sessions, id: SessionId) -> bool {
+    sessions
+        .get(id)
+        .is_some_and(|session| session.state() == State::Waiting)
+}
+
+fn is_silent(sessions: &Sessions, id: SessionId) -> bool {
+    sessions
+        .get(id)
+        .is_some_and(|session| session.state() == State::Handshake)
+}
+
+fn is_answered(sessions: &Sessions, id: SessionId) -> bool {
+    sessions.get(id).is_some_and(Session::is_finished)
+}

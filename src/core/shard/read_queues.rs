@@ -1,0 +1,148 @@
+//! The sessions that are read again: when they have sent something, when it is their turn, or when
+//! the log has room for their ops.
+
+use std::collections::VecDeque;
+
+use crate::core::shard::session::{Intake, SessionId};
+use crate::core::shard::sessions::Sessions;
+use crate::limits::HELD_RETRY_US;
+
+/// The sessions that are read again.
+///
+/// Invariant: a member whose [`Intake`] is `Unread` or `Held` is in the queue for that, once.
+/// Entries of sessions that have closed are passed over.
+#[derive(Default)]
+pub(super) struct ReadQueues {
+    /// Those whose receive is to be armed at the end of the turn.
+    receives: Vec<SessionId>,
+    /// Those with bytes that were received and not read in their turn.
+    unread: VecDeque<SessionId>,
+    /// Those with ops for which the log has no room, in the order in which they are tried again.
+    held: VecDeque<SessionId>,
+    /// During a round of tries: those that were tried and wait on.
+    still_held: VecDeque<SessionId>,
+    /// When they were tried last, and when the turn ended that left them waiting.
+    held_tried_us: u64,
+    held_since_us: Option<u64>,
+}
+
+impl ReadQueues {
+    // ---- receives ----
+
+    /// Lets a session's receive be armed at the end of the turn.
+    pub fn receive(&mut self, id: SessionId) {
+        self.receives.push(id);
+    }
+
+    /// Takes the next session whose receive is to be armed, in the order in which they were added.
+    pub fn drain_receives(&mut self) -> impl Iterator<Item = SessionId> {
+        self.receives.drain(..)
+    }
+
+    // ---- bytes that were received and not read ----
+
+    /// Queues a session as its [`Intake`] says, after its bytes were read as far as possible.
+    pub fn queue(&mut self, id: SessionId, intake: Intake) {
+        match intake {
+            Intake::Receiving => self.receives.push(id),
+            Intake::Unread => self.unread.push_back(id),
+            Intake::Held => self.held.push_back(id),
+            Intake::Paused => {}
+        }
+    }
+
+    pub fn pop_unread(&mut self) -> Option<SessionId> {
+        self.unread.pop_front()
+    }
+
+    pub fn unread_count(&self) -> usize {
+        self.unread.len()
+    }
+
+    // ---- sessions that wait for room in the log ----
+
+    pub fn held_count(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Begins to try those that wait for the log again. Returns how many there are.
+    pub fn begin_tries(&mut self, now_us: u64) -> usize {
+        self.held_tried_us = now_us;
+        self.held.len()
+    }
+
+    /// Takes the next one to be tried.
+    pub fn pop_held(&mut self) -> SessionId {
+        self.held.pop_front().expect("no more are tried than wait")
+    }
+
+    /// Lets a session that was tried wait on.
+    pub fn hold_on(&mut self, id: SessionId) {
+        self.still_held.push_back(id);
+    }
+
+    /// Ends a round of tries: those that got nothing come before those that had some of what there
+    /// was.
+    pub fn end_tries(&mut self) {
+        self.still_held.append(&mut self.held);
+        std::mem::swap(&mut self.held, &mut self.still_held);
+    }
+
+    /// Returns when those that wait are tried again, if there are any and it is only a question of
+    /// time.
+    pub fn held_due_us(&self, is_log_free: bool) -> Option<u64> {
+        if self.held.is_empty() {
+            None
+        } else if is_log_free {
+            Some(0)
+        } else {
+            Some(self.held_tried_us + HELD_RETRY_US)
+        }
+    }
+
+    /// Notes at the end of a turn whether sessions wait for the log.
+    pub fn end_turn(&mut self, now_us: u64) {
+        self.held_since_us = (!self.held.is_empty()).then_some(now_us);
+    }
+
+    /// Returns for how long sessions have waited for the log since the turn before ended.
+    pub fn take_held_us(&mut self, now_us: u64) -> u64 {
+        let since_us = self.held_since_us.take();
+        since_us.map_or(0, |since_us| now_us.saturating_sub(since_us))
+    }
+
+    // ---- failures and checks ----
+
+    /// Forgets all bytes that were to be read: no session stays a member.
+    pub fn reset(&mut self) {
+        self.unread.clear();
+        self.held.clear();
+        self.still_held.clear();
+    }
+
+    /// Checks the invariant.
+    pub fn invariants(&self, sessions: &Sessions) {
+        assert!(
+            self.still_held.is_empty(),
+            "a round of tries ends in its turn"
+        );
+        for (queue, intake) in [(&self.unread, Intake::Unread), (&self.held, Intake::Held)] {
+            let members = || sessions.iter().filter(|(_, session)| session.is_open());
+            let queued = members()
+                .filter(|(_, session)| session.intake == intake)
+                .count();
+            let is_it = |id: &&SessionId| {
+                let session = sessions.get(**id).filter(|session| session.is_open());
+                session.is_some_and(|session| session.intake == intake)
+            };
+            let mut found: Vec<SessionId> = queue.iter().filter(is_it).copied().collect();
+            found.sort_unstable();
+            found.dedup();
+            assert_eq!(
+                found.len(),
+                queued,
+                "the members whose bytes are {intake:?}"
+            );
+        }
+    }
+}

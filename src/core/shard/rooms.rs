@@ -1,0 +1,206 @@
+//! The rooms of a shard: their table, the index by workspace, and which of them have news.
+
+use std::ops::{Index, IndexMut};
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+use slab::Slab;
+
+use crate::core::fanout::room::{Room, RoomId};
+use crate::core::fanout::window_offset::WindowOffset;
+use crate::core::shard::session::{Session, State};
+use crate::core::shard::sessions::Sessions;
+use crate::core::state::workspace::Workspace;
+use crate::log::position::LogPosition;
+
+/// The rooms of a shard.
+///
+/// Invariant: the index names each room once; every member of a room is an open session of it, and
+/// every open session is a member of its room; a room that is marked as touched is in the list.
+pub(super) struct Rooms {
+    table: Slab<Room>,
+    index: HashMap<Box<str>, RoomId, FixedState>,
+    /// Rooms with ops that their members are not sent yet, or with frames that could be dropped.
+    /// A room that was forgotten may still have its entry here.
+    touched: Vec<RoomId>,
+    /// Keys the hash of every workspace's keys.
+    hash_seed: u64,
+}
+
+impl Rooms {
+    pub fn new(hash_seed: u64) -> Self {
+        Self {
+            table: Slab::new(),
+            index: HashMap::with_hasher(FixedState::with_seed(hash_seed)),
+            touched: Vec::new(),
+            hash_seed,
+        }
+    }
+
+    // ---- the table ----
+
+    pub fn insert(&mut self, room: Room) -> RoomId {
+        let workspace = Box::from(room.workspace.id());
+        let id = RoomId::new(self.table.insert(room));
+        self.index.insert(workspace, id);
+        id
+    }
+
+    pub fn find(&self, workspace: &str) -> Option<RoomId> {
+        self.index.get(workspace).copied()
+    }
+
+    /// Returns the room of a workspace; one that was never seen begins empty.
+    pub fn find_or_insert(&mut self, workspace: &str) -> RoomId {
+        self.find(workspace).unwrap_or_else(|| {
+            let workspace = Workspace::new(workspace, self.hash_seed);
+            self.insert(Room::new(workspace))
+        })
+    }
+
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    // ---- members ----
+
+    /// Adds the session in a slot to a room. Returns its index among the members.
+    pub fn add_member(&mut self, id: RoomId, slot: u32) -> u32 {
+        let members = &mut self[id].members;
+        members.push(slot);
+        u32::try_from(members.len() - 1).expect("fewer members than descriptors")
+    }
+
+    /// Removes the member at an index. Returns the slot of the session that has this index now, if
+    /// one was moved there.
+    pub fn remove_member(&mut self, id: RoomId, member: u32) -> Option<u32> {
+        let members = &mut self[id].members;
+        members.swap_remove(member as usize);
+        members.get(member as usize).copied()
+    }
+
+    /// Forgets a room without members and without a state, and returns whether it was one. Another
+    /// room may get its id.
+    pub fn remove_if_unused(&mut self, id: RoomId) -> bool {
+        let room = &self[id];
+        let is_unused = room.members.is_empty() && room.workspace.is_untouched();
+        if is_unused {
+            let room = self.table.remove(id.slot());
+            self.index.remove(room.workspace.id());
+        }
+        is_unused
+    }
+
+    // ---- rooms with news ----
+
+    /// Lets a room be looked at in the steps of a turn: it has ops to announce, or frames to drop.
+    pub fn touch(&mut self, id: RoomId) {
+        let room = &mut self.table[id.slot()];
+        if !room.touched {
+            room.touched = true;
+            self.touched.push(id);
+        }
+    }
+
+    /// Calls `announce` with the slot of each member of the rooms in which more may be shown than
+    /// before, and the window offset up to which that is.
+    pub fn announce(
+        &mut self,
+        visible_position: LogPosition,
+        mut announce: impl FnMut(u32, WindowOffset),
+    ) {
+        for id in &self.touched {
+            let Some(room) = self.table.get_mut(id.slot()) else {
+                continue;
+            };
+            let visible_end = room.window.visible_end(visible_position);
+            // Each op is announced once, however many turns its room stays touched for.
+            if visible_end > room.announced_end {
+                room.announced_end = visible_end;
+                for slot in &room.members {
+                    announce(*slot, visible_end);
+                }
+            }
+        }
+    }
+
+    /// Looks at each touched room; `is_touched` returns whether it stays one.
+    pub fn retain_touched(&mut self, mut is_touched: impl FnMut(&mut Room) -> bool) {
+        self.touched.retain(|id| {
+            let room = self.table.get_mut(id.slot());
+            room.filter(|room| room.touched).is_some_and(|room| {
+                room.touched = is_touched(room);
+                room.touched
+            })
+        });
+    }
+
+    // ---- failures and checks ----
+
+    /// Forgets all rooms. A panic may have left members and index half done, so they are dropped as
+    /// a whole instead of session by session.
+    pub fn reset(&mut self) {
+        self.table.clear();
+        self.index.clear();
+        self.touched.clear();
+    }
+
+    /// Checks the invariant.
+    pub fn invariants(&self, sessions: &Sessions) {
+        assert_eq!(self.table.len(), self.index.len(), "the index of rooms");
+        let mut members_count = 0;
+        for (slot, room) in &self.table {
+            let id = RoomId::new(slot);
+            assert_eq!(self.find(room.workspace.id()), Some(id), "a room is found");
+            for (member, slot) in (0..).zip(&room.members) {
+                let session = sessions.id_at(*slot).map(|id| &sessions[id]);
+                let state = session.map(Session::state);
+                assert_eq!(
+                    state,
+                    Some(State::Open { room: id, member }),
+                    "a member of {id:?}"
+                );
+                members_count += 1;
+            }
+            assert!(
+                !room.touched || self.touched.contains(&id),
+                "{id:?} is touched"
+            );
+        }
+        assert_eq!(
+            members_count,
+            sessions.counts().members,
+            "each member has its room"
+        );
+    }
+}
+
+impl Index<RoomId> for Rooms {
+    type Output = Room;
+
+    fn index(&self, id: RoomId) -> &Room {
+        &self.table[id.slot()]
+    }
+}
+
+impl IndexMut<RoomId> for Rooms {
+    fn index_mut(&mut self, id: RoomId) -> &mut Room {
+        &mut self.table[id.slot()]
+    }
+}
+
+#[cfg(test)]
+impl Rooms {
+    pub fn iter(&self) -> impl Iterator<Item = &Room> {
+        self.table.iter().map(|(_, room)| room)
+    }
+
+    pub fn touched(&self) -> &[RoomId] {
+        &self.touched
+    }
+
+    /// Lets the index name a room that is not there: a fault of the server.
+    pub fn break_index(&mut self, workspace: &str) {
+        self.index.insert(workspace.into(), RoomId::new(99));
+    }
+}

@@ -1,0 +1,233 @@
+//! The sessions that are sent to: in which order, and when the shard pauses between them.
+//!
+//! A session is in one of two queues, since one with a large backlog would hold up all others: the
+//! slice of a turn moves those over into the queue for bulk, of which a turn serves few.
+
+use std::collections::VecDeque;
+
+use crate::core::fanout::pacer::Pacer;
+use crate::core::shard::session::{Session, SessionId};
+use crate::core::shard::sessions::Sessions;
+
+/// The sessions that are sent to.
+///
+/// Invariant: a session that is marked as queued is in one of the queues, once, and has no send in
+/// flight; one that is marked as waiting for the log is in the list for that, once.
+#[derive(Default)]
+pub(super) struct SendQueues {
+    short: VecDeque<SessionId>,
+    bulk: VecDeque<SessionId>,
+    /// Those whose first answer waits: for the log, or for a state that is being encoded.
+    waiting_for_log: Vec<SessionId>,
+    pacer: Pacer,
+    /// How many sessions were taken from `short` since the start.
+    served_count: u64,
+    /// When the oldest op came of those that may be shown since the last commit.
+    shown_since_us: Option<u64>,
+    watch: Option<Watch>,
+}
+
+/// Sends that are followed to their end, to measure how long they take.
+#[derive(Debug, Clone, Copy)]
+struct Watch {
+    /// When the oldest of their ops came.
+    since_us: u64,
+    /// They are out once this many sessions were taken from the queue.
+    end: u64,
+}
+
+impl SendQueues {
+    // ---- the queues ----
+
+    /// Queues a session to be sent what it is owed, if it can be sent to and is not queued yet. One
+    /// with a send in flight is queued when that ends.
+    pub fn queue(&mut self, id: SessionId, session: &mut Session) {
+        push(&mut self.short, id, session);
+    }
+
+    /// Takes the next session of a slice.
+    pub fn pop(&mut self) -> Option<SessionId> {
+        let id = self.short.pop_front()?;
+        self.served_count += 1;
+        Some(id)
+    }
+
+    /// Moves a session that was taken over to those with a large backlog. It stays queued.
+    pub fn defer(&mut self, id: SessionId) {
+        self.bulk.push_back(id);
+    }
+
+    /// Takes the next session with a large backlog.
+    pub fn pop_bulk(&mut self) -> Option<SessionId> {
+        self.bulk.pop_front()
+    }
+
+    /// Returns whether no session is queued but those with a large backlog.
+    pub fn is_round_done(&self) -> bool {
+        self.short.is_empty()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.short.is_empty() && self.bulk.is_empty()
+    }
+
+    // ---- answers that wait for the log ----
+
+    /// Lets a session wait until the log or a state has got further.
+    pub fn wait_for_log(&mut self, id: SessionId, session: &mut Session) {
+        if !session.is_waiting_for_log {
+            session.is_waiting_for_log = true;
+            self.waiting_for_log.push(id);
+        }
+    }
+
+    /// Queues all sessions that wait for the log. Some of them may have to wait on.
+    pub fn wake(&mut self, sessions: &mut Sessions) {
+        for id in self.waiting_for_log.drain(..) {
+            if let Some(session) = sessions.get_mut(id) {
+                session.is_waiting_for_log = false;
+                push(&mut self.short, id, session);
+            }
+        }
+    }
+
+    // ---- pauses between slices ----
+
+    /// Returns whether the shard pauses now, instead of serving the next slice.
+    pub fn is_pausing(&mut self, now_us: u64) -> bool {
+        self.pacer.holds(now_us)
+    }
+
+    /// Returns when the pause ends, if there is one.
+    pub fn pause_until_us(&self) -> Option<u64> {
+        self.pacer.until_us()
+    }
+
+    /// Records that a send to a session starts.
+    pub fn send_started(&mut self, session: &mut Session) {
+        self.pacer.sends(&mut session.last_stretch);
+    }
+
+    /// Records that a slice was served.
+    pub fn end_slice(&mut self, now_us: u64) {
+        self.pacer.served(!self.short.is_empty(), now_us);
+    }
+
+    // ---- how long ops take to be sent ----
+
+    /// Records that ops may be shown since now, the oldest of which came at `since_us`.
+    pub fn show(&mut self, since_us: u64) {
+        self.shown_since_us = Some(since_us);
+    }
+
+    /// Takes when the oldest op came of those that may be shown since the last commit.
+    pub fn take_shown_since_us(&mut self) -> Option<u64> {
+        self.shown_since_us.take()
+    }
+
+    /// Follows the ops that came since `since_us` until all sessions that are queued now were sent
+    /// to. The ops of one commit are followed at a time.
+    pub fn watch(&mut self, since_us: u64) {
+        if self.watch.is_none() && !self.short.is_empty() {
+            let end = self.served_count + self.short.len() as u64;
+            self.watch = Some(Watch { since_us, end });
+        }
+    }
+
+    /// Takes when the oldest of the followed ops came, if all were handed to the caller to be sent.
+    pub fn take_watched_since_us(&mut self) -> Option<u64> {
+        let watch = self.watch.take_if(|watch| watch.end <= self.served_count)?;
+        Some(watch.since_us)
+    }
+
+    /// Counts time that has passed beside the clock: all that waits is older by it.
+    pub fn has_aged(&mut self, us: u64) {
+        let aged = |since_us: u64| since_us.saturating_sub(us);
+        self.shown_since_us = self.shown_since_us.map(aged);
+        if let Some(watch) = &mut self.watch {
+            watch.since_us = aged(watch.since_us);
+        }
+    }
+
+    // ---- failures and checks ----
+
+    /// Makes queues and sessions agree again, of which a panic may have left some half done, and
+    /// follows no ops any more: they may be lost.
+    pub fn reset(&mut self, sessions: &mut Sessions) {
+        for slot in sessions.slots() {
+            if sessions.id_at(slot).is_some() {
+                let (_, session) = sessions.at(slot);
+                (session.queued, session.is_waiting_for_log) = (false, false);
+            }
+        }
+        for queue in [&mut self.short, &mut self.bulk] {
+            queue.retain(|id| {
+                let session = sessions.get_mut(*id).filter(|session| !session.sending);
+                session.is_some_and(|session| !std::mem::replace(&mut session.queued, true))
+            });
+        }
+        self.waiting_for_log.retain(|id| {
+            let session = sessions.get_mut(*id);
+            session.is_some_and(|session| !std::mem::replace(&mut session.is_waiting_for_log, true))
+        });
+        (self.watch, self.shown_since_us) = (None, None);
+    }
+
+    /// Checks the invariant.
+    pub fn invariants(&self, sessions: &Sessions) {
+        let queued = self.short.iter().chain(&self.bulk);
+        let is_marked = |id: &&SessionId| sessions.get(**id).is_some_and(|session| session.queued);
+        let mut found: Vec<SessionId> = queued.filter(is_marked).copied().collect();
+        let marked = sessions.iter().filter(|(_, session)| session.queued);
+        assert_unique(&mut found, marked.count(), "queued");
+        for (id, session) in sessions.iter() {
+            assert!(
+                !session.queued || !session.sending,
+                "{id:?} is queued and being sent to"
+            );
+        }
+        let is_marked = |id: &&SessionId| {
+            let session = sessions.get(**id);
+            session.is_some_and(|session| session.is_waiting_for_log)
+        };
+        let waiting = self.waiting_for_log.iter();
+        let mut found: Vec<SessionId> = waiting.filter(is_marked).copied().collect();
+        let marked = sessions
+            .iter()
+            .filter(|(_, session)| session.is_waiting_for_log);
+        assert_unique(&mut found, marked.count(), "waiting for the log");
+    }
+}
+
+fn push(queue: &mut VecDeque<SessionId>, id: SessionId, session: &mut Session) {
+    if !session.queued && !session.sending && session.may_send() {
+        session.queued = true;
+        queue.push_back(id);
+    }
+}
+
+fn assert_unique(found: &mut Vec<SessionId>, count: usize, what: &str) {
+    let all = found.len();
+    found.sort_unstable();
+    found.dedup();
+    assert_eq!(
+        (all, found.len()),
+        (count, count),
+        "sessions that are {what}"
+    );
+}
+
+#[cfg(test)]
+impl SendQueues {
+    pub fn queued(&self) -> &VecDeque<SessionId> {
+        &self.short
+    }
+
+    pub fn set_queued(&mut self, ids: &[SessionId]) {
+        self.short = ids.iter().copied().collect();
+    }
+
+    pub fn waiting(&self) -> &[SessionId] {
+        &self.waiting_for_log
+    }
+}

@@ -1,0 +1,417 @@
+//! The log of a shard: the commit that is going on, what has been shown, whose ops are lost if it
+//! fails, how much room there is, and whether it can be written at all.
+
+use std::io;
+
+use crate::core::contract::ShardConfig;
+use crate::core::shard::log_space::{Allowance, LogSize, LogSpace};
+use crate::core::shard::session::SessionId;
+use crate::core::state::segment_usage::{Dead, Mark, SegmentUsage};
+use crate::limits::{REOPEN_WAIT_MAX_US, REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE};
+use crate::log::commit::{Commit, End, LogBroken, LogStep, OpenSegment};
+use crate::log::position::LogPosition;
+use crate::log::record;
+
+/// Whether a shard can serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Health {
+    Serving,
+    /// The server starts: the log is being read.
+    Recovering,
+    /// The log is to be opened again at this time.
+    Failed {
+        next_try_us: u64,
+    },
+    /// The log is being opened and the state read back.
+    Rebuilding,
+}
+
+/// What an op that has won changes in the log.
+pub(super) struct Append<'a> {
+    pub record: record::LoggedOp<'a>,
+    /// The mark of the op that it replaces.
+    pub replaced: Mark,
+    /// What the workspace takes in a log in which nothing is dead, before and after the op.
+    pub live_bytes: (u64, u64),
+    pub sender: SessionId,
+}
+
+/// The log of a shard.
+///
+/// Invariant: `durable ≤ written ≤ handed over`, which [`Commit`] has. No op that is not durable is
+/// visible in `always` mode, and each op that is not visible has its sender in `senders`. The log
+/// is open if and only if the shard serves.
+pub(super) struct ShardLog {
+    commit: Commit,
+    usage: SegmentUsage,
+    space: LogSpace,
+    health: Health,
+    /// The position up to which ops may be shown. It stays where it was when the log fails.
+    visible_position: LogPosition,
+    /// The senders of the ops that are not visible yet: first those of the batch that is being
+    /// written, then those of the one that is being filled.
+    senders: Vec<SessionId>,
+    written_senders: usize,
+    /// What the entries of all workspaces take in a log in which nothing is dead.
+    live_bytes: u64,
+    segment_bytes_min: u64,
+    segment_bytes_max: u64,
+    /// The wait before the next try to open a failed log.
+    reopen_wait_us: u64,
+    /// How often the state was read back from the log since the start.
+    rebuilds_count: u64,
+}
+
+impl ShardLog {
+    /// Returns a log that is still being read.
+    pub fn recovering(config: &ShardConfig, now_us: u64) -> Self {
+        let commit = Commit::closed(config.durability, config.sync_interval_us, now_us)
+            .with_batch_bytes_max(config.batch_bytes_max);
+        Self {
+            visible_position: commit.visible_position(),
+            commit,
+            usage: SegmentUsage::new(0),
+            space: LogSpace::new(config.log_spare_bytes),
+            health: Health::Recovering,
+            senders: Vec::new(),
+            written_senders: 0,
+            live_bytes: 0,
+            segment_bytes_min: config.segment_bytes_min,
+            segment_bytes_max: config.segment_bytes_max,
+            reopen_wait_us: REOPEN_WAIT_MIN_US,
+            rebuilds_count: 0,
+        }
+    }
+
+    // ---- health ----
+
+    pub fn health(&self) -> Health {
+        self.health
+    }
+
+    pub fn is_serving(&self) -> bool {
+        self.health == Health::Serving
+    }
+
+    /// Begins to append to `segment`, of which all that is live before takes `live_bytes`.
+    pub fn open(&mut self, segment: OpenSegment, live_bytes: u64, now_us: u64) {
+        self.usage = SegmentUsage::new(segment.index);
+        if self.health != Health::Recovering {
+            self.close_segment();
+        }
+        self.commit.reopen(segment, now_us);
+        self.visible_position = self.commit.visible_position();
+        self.health = Health::Serving;
+        self.live_bytes = live_bytes;
+    }
+
+    /// Gives the log up: all that is not visible is lost. Returns the senders of that, some of them
+    /// more than once. The log is tried again after a wait that grows from failure to failure.
+    pub fn reset(&mut self, now_us: u64) -> Vec<SessionId> {
+        self.written_senders = 0;
+        if !self.commit.is_failed() {
+            self.commit.fail();
+        }
+        if self.is_serving() {
+            self.fail_until(now_us);
+        }
+        std::mem::take(&mut self.senders)
+    }
+
+    fn fail_until(&mut self, now_us: u64) {
+        self.health = Health::Failed {
+            next_try_us: now_us + self.reopen_wait_us,
+        };
+    }
+
+    /// Returns when a failed log is tried again, once nothing of it is in flight.
+    pub fn retry_due_us(&self) -> Option<u64> {
+        match self.health {
+            Health::Failed { next_try_us } if self.commit.is_quiet() => Some(next_try_us),
+            Health::Failed { .. } | Health::Serving | Health::Recovering | Health::Rebuilding => {
+                None
+            }
+        }
+    }
+
+    /// Begins to read the state back from a failed log. Returns where that ends.
+    pub fn rebuild(&mut self) -> End {
+        self.health = Health::Rebuilding;
+        self.commit.end()
+    }
+
+    /// Records that a rebuild has ended, or the reading at the start. Returns whether it was a
+    /// rebuild.
+    ///
+    /// # Panics
+    /// If neither was going on.
+    pub fn end_rebuild(&mut self) -> bool {
+        let is_rebuild = self.health == Health::Rebuilding;
+        assert!(
+            is_rebuild || self.health == Health::Recovering,
+            "an outcome follows its rebuild"
+        );
+        if is_rebuild {
+            self.rebuilds_count += 1;
+            self.reopen_wait_us = (self.reopen_wait_us * 2).min(REOPEN_WAIT_MAX_US);
+        }
+        is_rebuild
+    }
+
+    /// Records that the log could not be read: it is tried again.
+    pub fn rebuild_failed(&mut self, now_us: u64) {
+        self.fail_until(now_us);
+    }
+
+    pub fn rebuilds_count(&self) -> u64 {
+        self.rebuilds_count
+    }
+
+    // ---- ops ----
+
+    /// Returns the mark of an op that is applied now.
+    pub fn mark(&self) -> Mark {
+        self.usage.mark()
+    }
+
+    /// Appends an op and returns its log position; the op may be sent once that is visible.
+    pub fn append(
+        &mut self,
+        op: &Append<'_>,
+        allowance: &mut Allowance,
+        now_us: u64,
+    ) -> LogPosition {
+        self.usage.replaced(op.replaced);
+        let (before, after) = op.live_bytes;
+        self.live_bytes -= before;
+        self.live_bytes += after;
+        let position = self.commit.push(&op.record, now_us);
+        self.space.wrote(allowance, &op.record, now_us);
+        // The senders of the batch that is being written do not count: they are forgotten with it,
+        // and this op is in the next one.
+        if self.senders[self.written_senders..].last() != Some(&op.sender) {
+            self.senders.push(op.sender);
+        }
+        position
+    }
+
+    /// Returns whether the batch is full, so that no more messages are read until it is written.
+    pub fn is_full(&self) -> bool {
+        self.commit.is_full()
+    }
+
+    /// Returns the position up to which ops may be shown.
+    pub fn visible_position(&self) -> LogPosition {
+        self.visible_position
+    }
+
+    // ---- steps of a commit ----
+
+    /// Starts what is due of the log when nothing of it is in flight; the batch only if its time
+    /// has come: see [`Commit::start`].
+    pub fn start(&mut self, now_us: u64) -> Option<LogStep> {
+        self.commit.set_segment_bytes(self.segment_bytes());
+        self.commit.start(now_us)
+    }
+
+    /// Returns when the batch is written even if a round of sends is not done by then.
+    pub fn batch_due_us(&self) -> Option<u64> {
+        self.commit.batch_due_us()
+    }
+
+    /// Returns when the oldest op came of the batch that is being filled.
+    pub fn oldest_us(&self) -> Option<u64> {
+        self.commit.oldest_us()
+    }
+
+    /// Returns whether a batch could be written now.
+    pub fn is_ready(&self) -> bool {
+        self.commit.is_ready()
+    }
+
+    /// Returns whether a commit is in flight that no send may start beside.
+    pub fn holds_sends(&self) -> bool {
+        self.commit.holds_sends()
+    }
+
+    /// Records that a new batch was handed to the caller to be written. Returns how many ops it
+    /// has.
+    pub fn batch_handed_over(&mut self) -> u64 {
+        self.written_senders = self.senders.len();
+        self.commit.take_group()
+    }
+
+    /// Takes the outcome of a write: see [`Commit::written`].
+    pub fn written(
+        &mut self,
+        bytes: Vec<u8>,
+        outcome: io::Result<usize>,
+        now_us: u64,
+    ) -> Result<Option<LogStep>, LogBroken> {
+        self.commit.written(bytes, outcome, now_us)
+    }
+
+    /// Takes the outcome of an fdatasync.
+    pub fn synced(&mut self, outcome: &io::Result<()>, now_us: u64) -> Result<(), LogBroken> {
+        self.commit.synced(outcome, now_us)
+    }
+
+    /// Takes the outcome of opening the next segment.
+    pub fn opened(&mut self, segment: &io::Result<OpenSegment>) -> Result<(), LogBroken> {
+        if segment.is_ok() && !self.commit.is_failed() {
+            self.close_segment();
+            self.usage.rotate();
+        }
+        self.commit.opened(segment)
+    }
+
+    /// Returns when the oldest op was pushed of those that became durable last; once.
+    pub fn take_synced_since_us(&mut self) -> Option<u64> {
+        self.commit.take_synced_since_us()
+    }
+
+    /// Makes all ops visible that the mode allows to be shown. False if the log has failed: nothing
+    /// more becomes visible then.
+    pub fn show(&mut self) -> bool {
+        if self.commit.is_failed() {
+            return false;
+        }
+        self.senders.drain(..self.written_senders);
+        self.written_senders = 0;
+        self.reopen_wait_us = REOPEN_WAIT_MIN_US;
+        self.visible_position = self.commit.visible_position();
+        true
+    }
+
+    /// Returns when an fdatasync of the timer is due, once nothing of the log is in flight.
+    pub fn sync_due_us(&self) -> Option<u64> {
+        let sync_us = self.commit.sync_due_us();
+        sync_us.filter(|_| self.commit.is_quiet())
+    }
+
+    // ---- a stop ----
+
+    /// Returns whether all that was ever appended is on disk.
+    pub fn is_settled(&self) -> bool {
+        self.commit.is_settled()
+    }
+
+    /// Returns whether the log has failed.
+    pub fn is_failed(&self) -> bool {
+        self.commit.is_failed()
+    }
+
+    /// Returns whether nothing of the log is in flight.
+    pub fn is_quiet(&self) -> bool {
+        self.commit.is_quiet()
+    }
+
+    /// Starts an fdatasync of all that was written, if there is anything to sync.
+    pub fn settle(&mut self, now_us: u64) -> Option<LogStep> {
+        self.commit.settle(now_us)
+    }
+
+    /// Starts the last step of a clean stop: see [`Commit::seal`].
+    pub fn seal(&mut self, now_us: u64) -> LogStep {
+        self.commit.seal(now_us)
+    }
+
+    // ---- room ----
+
+    /// Looks at the length of the log, once in each turn.
+    pub fn measure(&mut self, now_us: u64) {
+        let written_bytes = self.commit.segment_bytes_written();
+        let open_bytes = written_bytes.min(self.segment_bytes());
+        self.space.update(open_bytes, self.live_bytes, now_us);
+    }
+
+    /// Takes a measurement of the log's files.
+    pub fn measured(&mut self, size: LogSize) {
+        self.space.measured(size);
+    }
+
+    /// Returns whether all workspaces may write.
+    pub fn is_free(&self) -> bool {
+        self.space.is_free()
+    }
+
+    /// Returns whether no workspace may write before the log is measured again.
+    pub fn is_stopped(&self) -> bool {
+        self.space.is_stopped()
+    }
+
+    /// Returns whether a workspace may write now.
+    pub fn may_write(&self, allowance: &mut Allowance, now_us: u64) -> bool {
+        self.space.may_write(allowance, now_us)
+    }
+
+    /// Returns whether the disk has no room for more ops.
+    pub fn is_disk_full(&self) -> bool {
+        self.space.is_disk_full(self.commit.end_position())
+    }
+
+    /// The length at which a segment is closed.
+    fn segment_bytes(&self) -> u64 {
+        let share = self.live_bytes / SEGMENT_LIVE_SHARE;
+        share.clamp(self.segment_bytes_min, self.segment_bytes_max)
+    }
+
+    fn close_segment(&mut self) {
+        let bytes = self.commit.segment_bytes_written();
+        self.space.closed(self.commit.segment_index(), bytes);
+    }
+
+    // ---- gauges ----
+
+    pub fn live_bytes(&self) -> u64 {
+        self.live_bytes
+    }
+
+    /// Returns the segments that may be deleted without being read.
+    pub fn dead_segments(&self) -> &Dead {
+        self.usage.dead()
+    }
+
+    pub fn open_bytes(&self) -> u64 {
+        self.commit.segment_bytes_written()
+    }
+
+    /// Returns the length of the log that the limit is for.
+    pub fn bytes(&self) -> u64 {
+        self.space.log_bytes()
+    }
+
+    /// Returns the length of the log at which no workspace may write.
+    pub fn bytes_max(&self) -> u64 {
+        self.space.stop_bytes()
+    }
+
+    /// Counts time that has passed beside the clock: all that waits is older by it.
+    pub fn has_aged(&mut self, us: u64) {
+        self.commit.has_aged(us);
+    }
+
+    /// Checks the invariant.
+    pub fn invariants(&self) {
+        assert!(
+            self.written_senders <= self.senders.len(),
+            "senders of the batch in flight"
+        );
+        let is_open = !self.commit.is_failed();
+        assert_eq!(is_open, self.is_serving(), "{:?}", self.health);
+        if is_open {
+            let visible = self.commit.visible_position();
+            assert!(
+                self.visible_position <= visible,
+                "no op is shown before its time"
+            );
+        } else {
+            assert!(self.senders.is_empty(), "what was lost was told");
+        }
+    }
+
+    #[cfg(test)]
+    pub fn end_position(&self) -> LogPosition {
+        self.commit.end_position()
+    }
+}
