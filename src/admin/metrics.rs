@@ -162,7 +162,7 @@ const FAMILIES: &[Family] = &[
         name: "etherply_connections_gave_way_total",
         kind: "counter",
         help: "Connections that gave way to others, since there were as many as there may be: without a whole request (408), or with their answer.",
-        series: &[("", |c| c.gave_way)],
+        series: &[("", |c| c.shed)],
     },
     Family {
         name: "etherply_log_written_bytes_total",

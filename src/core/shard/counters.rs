@@ -207,8 +207,8 @@ counters! {
     failures,
     /// Close frames of clients that closed first.
     closed_by_peer,
-    /// Connections that gave way to others.
-    gave_way,
+    /// Connections that were shed.
+    shed,
     /// How long the shard was away: it was stopped, or got no core.
     absent_us,
     /// Clients in a workspace.

@@ -242,7 +242,7 @@ impl Shard {
         match event {
             FrameEvent::Text(text) => self.read_message(id, text, pace, clock),
             FrameEvent::Binary(_) => {
-                self.close(id, UNSUPPORTED_DATA, "messages are text frames", clock)
+                self.close(id, UNSUPPORTED_DATA, "messages are text frames", clock);
             }
             FrameEvent::Ping(payload) => {
                 self.reply(id, payload.len() + 2, |out| frame::put_pong(out, payload));
