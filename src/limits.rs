@@ -167,85 +167,97 @@ pub const PROGRESS_INTERVAL_MS: u64 = 2_000;
 pub const OUTBOX_BYTES_DEFAULT: usize = 1024 * 1024;
 /// The smallest `--outbox-max-bytes`.
 pub const OUTBOX_BYTES_MIN: usize = 4 * 1024;
-/// What one send carries, unless a single frame is longer: it pins its chunks until it is done.
+/// The most that one send carries, unless a single frame is longer: a send pins its chunks until it
+/// is done.
 pub const SEND_BYTES_MAX: usize = 256 * 1024;
-/// The same where the rest are answers, such as an init: their chunks are held whole from the moment they are queued, so a send of all of
-/// them pins nothing more, and each piece less is a way through the ring and the kernel less.
+/// The most that one send carries if everything over [`SEND_BYTES_MAX`] is answers, such as an init
+/// message. Their chunks are held from the moment they are queued, so a long send pins nothing more
+/// and saves trips through the ring and the kernel.
 pub const ANSWER_SEND_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// A send of more pieces than this is copied into one.
 pub const SEND_SPANS_MAX: usize = 16;
 /// Sessions that are sent to in one turn, so that receives and log completions never wait long.
 pub const SENDS_PER_TURN_MAX: usize = 256;
-/// A shard that had somebody left to send to after each turn for so long
-pub const REST_AFTER_US: u64 = 20_000;
-/// rests after each of them for one part in so many of the time that it took,
-pub const REST_SHARE: u64 = 4;
-/// and at most for so long.
-pub const REST_US_MAX: u64 = 1000;
-/// Those who are owed more than one send of frames may be, a state most of all, are sent to in a queue of their own, which a turn leaves
-/// when it has reached this: the kernel copies all of it before the turn is over, and the ops of others are not to wait for that.
+/// A shard that had sessions left to send to after each slice for this long is saturated: it pauses
+/// between slices.
+pub const PACE_AFTER_US: u64 = 20_000;
+/// A pause takes one in this many parts of the time from the slice before it.
+pub const PACE_SHARE: u64 = 4;
+/// The longest pause.
+pub const PACE_PAUSE_US_MAX: u64 = 1000;
+/// Sessions that are owed more than one send of frames, mostly a state, have a queue of their own. A
+/// turn leaves it after this many bytes: the kernel copies all of them before the turn is over, and
+/// the ops of other sessions must not wait for that.
 pub const BULK_BYTES_PER_TURN: usize = 4 * 1024 * 1024;
-/// So many of them at the most.
+/// Sessions of that queue which one turn serves.
 pub const BULK_SENDS_PER_TURN_MAX: usize = BULK_BYTES_PER_TURN / SEND_BYTES_MAX;
-/// What a conflated session is sent at a time, unless a single op is longer.
+/// The most that a conflated session is sent at a time, unless a single op is longer.
 pub const CONFLATED_BYTES_MAX: usize = 64 * 1024;
-/// Keys that are looked at for a conflated session in a turn: its own are passed over.
+/// Keys that are looked at for a conflated session in a turn. Its own ops are passed over.
 pub const CONFLATED_STEPS_MAX: usize = 4096;
-/// The memory of answers that wait in a session (errors, corrections, pongs) before its messages are left unread.
+/// The memory of answers that wait in a session (errors, corrections, pongs) before its messages
+/// are left unread.
 pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
-/// Separate stretches of its own ops that a session skips before it is conflated instead.
-pub const OWN_STRETCHES_MAX: usize = 1024;
+/// Single frames of its own that a session remembers to skip before it is conflated instead. Own
+/// frames in a row count as one.
+pub const OWN_FRAMES_MAX: usize = 1024;
 /// Messages of one session that one turn handles.
 pub const MESSAGES_PER_TURN_MAX: usize = 256;
 /// What a shard may hold for single sessions: messages and heads that are not whole yet, and
-/// answers until their last byte is sent; what several are sent counts once. It is a quarter of
-/// what states may take, as much as 64 messages of the greatest length that the default allows, and
-/// far more than a shard holds whose clients read. Over it the heaviest session is given up.
+/// answers until their last byte is sent. What several sessions are sent counts once. A quarter of
+/// what states may take, as much as 64 messages of the largest default length, and far more than a
+/// shard holds whose clients read. Over it, the session that holds most is evicted.
 pub const SESSION_BUDGET_BYTES: usize = 64 * 1024 * 1024;
-/// But it is never less than so many times `--max-message-bytes`: a message that grows may have
-/// twice the memory of its bytes, and one beside it must not close it.
+/// The session budget is at least this many times `--max-message-bytes`: a message that grows may
+/// have twice the memory of its bytes, and one beside it must not close it.
 pub const SESSION_BUDGET_MESSAGES: usize = 4;
-/// What each session may hold without being counted. One that holds no more is never given up.
+/// Memory of each session that the session budget does not count. A session with no more than this
+/// is never evicted.
 pub const SESSION_BYTES_SPARED: usize = 4 * 1024;
-/// The frame of an op that is at least this long is encoded once for all who are corrected with it,
-/// or have fallen behind.
+/// The frame of an op that is at least this long is encoded once for all sessions that are corrected
+/// with it or have fallen behind.
 pub const SHARED_FRAME_BYTES_MIN: usize = SESSION_BYTES_SPARED;
-/// Names in an answer about presence, the first ones in their order; the answer tells how many
+/// Names in an answer about presence, the first ones in their order. The answer also says how many
 /// there are.
 pub const PRESENCE_NAMES_MAX: usize = 1000;
 /// A new chunk of outgoing bytes has at least this capacity.
 pub const CHUNK_BYTES_MIN: usize = 256;
-/// Frames share a chunk up to this size; a longer frame has one for itself.
+/// Frames share a chunk up to this size. A longer frame has a chunk of its own.
 pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
-/// An init message up to this size is kept for whoever joins next; one for each shard.
+/// Each shard keeps one init message of up to this size for the next session that joins.
 pub const INIT_BYTES_KEPT_MAX: usize = 4 * 1024 * 1024;
-/// What the init messages, and the other texts of states, may take that a shard has on their way to anybody. One text serves all who want
-/// the same state, so what fills this is clients that take the states of many workspaces, or of one at many moments, and do not read them.
-/// Four of the largest states that the default allows; beyond, a join or a look is answered with 503, but for a state that is small, or where nothing
-/// else is on its way.
+/// The memory of a shard's encoded states. One encoding serves all sessions that want the same
+/// state, so this is filled by clients that take the states of many workspaces, or of one at many
+/// moments, and do not read them. Four of the largest states that the default allows. Over it, a
+/// join or an HTTP read of a state is answered with 503, unless the state is small, or is the only
+/// one.
 pub const SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// States longer than this leave one in so many bytes of that free,
+/// States longer than [`SNAPSHOT_SMALL_BYTES`] leave one in this many bytes of
+/// [`SNAPSHOT_BYTES_MAX`] to smaller ones.
 pub const SNAPSHOT_RESERVE_SHARE: usize = 8;
-/// for those that are no longer.
+/// States of up to this length may use all of [`SNAPSHOT_BYTES_MAX`].
 pub const SNAPSHOT_SMALL_BYTES: usize = INIT_BYTES_KEPT_MAX;
-/// Where the budget is full, a state has to be taken within this time, by one of those who are sent
-/// it at least:
-pub const SNAPSHOT_PASSAGE_US: u64 = 60 * SECOND_US;
-/// one that is this far behind that pace makes room for others.
+/// The pace at which a state has to be received where the budget is full: all of it in this time,
+/// by at least one of the sessions that are sent it.
+pub const SNAPSHOT_TRANSFER_US: u64 = 60 * SECOND_US;
+/// A state whose receivers are all this far behind the pace of [`SNAPSHOT_TRANSFER_US`] may be
+/// evicted for another one.
 pub const SNAPSHOT_PATIENCE_US: u64 = 2 * SECOND_US;
-/// How long a shard that found no state to give up does not look for one again.
+/// How long a shard that found too few states to evict does not search again.
 pub const SNAPSHOT_SEARCH_INTERVAL_US: u64 = SECOND_US / 10;
-/// What of large states is encoded in a turn, and the rest of a field. A state that is no larger is encoded at once.
+/// Bytes of large states that a turn encodes, and the rest of a field. A state that is no larger is
+/// encoded at once.
 pub const SNAPSHOT_PART_BYTES: usize = 1024 * 1024;
-/// Texts of which a shard looks in a turn whether they are still on their way.
+/// Encoded states, and shared answers, of which a turn checks whether any session still holds them.
 pub const SNAPSHOTS_SWEPT_PER_TURN: usize = 32;
-/// A stretch of a window that is copied into one piece for those who are sent it is no longer than this.
+/// Frames of a window are copied into one piece for all receivers up to this length.
 pub const JOINED_BYTES_MAX: usize = 64 * 1024;
 /// Chunks that a shard keeps for their next use.
 pub const CHUNKS_KEPT_MAX: usize = 1024;
 /// The memory of the chunks that a shard keeps.
 pub const CHUNK_BYTES_KEPT_MAX: usize = 4 * 1024 * 1024;
-/// Lists of each kind that a shard keeps for their next use: of frames, answers, spans, and bytes that are no whole frame yet.
+/// Lists of each kind that a shard keeps for their next use: of frames, answers, spans, and bytes
+/// that are not a whole frame yet.
 pub const LISTS_KEPT_MAX: usize = 1024;
 /// The memory of the lists of each kind that a shard keeps.
 pub const LIST_BYTES_KEPT_MAX: usize = 1024 * 1024;
@@ -389,7 +401,7 @@ const _: () = assert!(
     "a list of users is a small part of the budget, however much its names are escaped"
 );
 const _: () = assert!(
-    SNAPSHOT_PATIENCE_US < SNAPSHOT_PASSAGE_US
+    SNAPSHOT_PATIENCE_US < SNAPSHOT_TRANSFER_US
         && SNAPSHOT_SEARCH_INTERVAL_US < SNAPSHOT_PATIENCE_US
         && SNAPSHOT_PATIENCE_US / SECOND_US < RETRY_AFTER_S as u64,
     "a client that was put off finds room when it comes again"

@@ -203,7 +203,7 @@ impl Shard {
         };
         self.guard(culprit, clock, |shard| {
             shard.dispatch(input, clock);
-            shard.keep_budget(clock);
+            shard.evict_over_budget(clock);
         });
     }
 
@@ -232,7 +232,7 @@ impl Shard {
         self.answer_waiting(clock);
         self.guard(None, clock, |shard| {
             shard.expire_timers(clock);
-            shard.keep_budget(clock);
+            shard.evict_over_budget(clock);
             shard.measure_log(clock);
             shard.read_on(clock);
             shard.read_held(clock);
@@ -382,12 +382,12 @@ impl Shard {
                     Err(_) => self.fail(None, clock),
                 }
             }
-            Input::LogSynced(outcome) => match self.log.synced(outcome, clock.now_us) {
+            Input::LogSynced(outcome) => match self.log.synced(&outcome, clock.now_us) {
                 Ok(()) => self.committed(clock),
                 Err(_) => self.fail(None, clock),
             },
             Input::LogOpened(segment) => {
-                if self.log.opened(segment).is_err() {
+                if self.log.opened(&segment).is_err() {
                     self.fail(None, clock);
                 }
             }

@@ -31,7 +31,7 @@ use crate::core::fanout::free_lists::FreeLists;
 use crate::core::fanout::window::{Window, WindowPool};
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::limits::{
-    ANSWER_SEND_BYTES_MAX, CHUNK_BYTES_MIN, OWN_STRETCHES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX,
+    ANSWER_SEND_BYTES_MAX, CHUNK_BYTES_MIN, OWN_FRAMES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX,
 };
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
@@ -349,7 +349,8 @@ impl Outbox {
         answers.any(|answer| answer.sendable(visible_position).is_none())
     }
 
-    /// Queues bytes for this session alone: after the window offset `at`, once `visible_from` is visible.
+    /// Queues bytes for this session alone: after the window offset `at`, once `visible_from` is
+    /// visible.
     pub fn push(
         &mut self,
         chunk: Chunk,
@@ -455,7 +456,7 @@ impl Outbox {
             Some(last) if last.1 == start => last.1 = end,
             _ => own.push((start, end)),
         }
-        own.len() <= OWN_STRETCHES_MAX
+        own.len() <= OWN_FRAMES_MAX
     }
 
     /// Forgets the window, and drops what is not visible yet, or not ready: the connection is

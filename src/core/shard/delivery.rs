@@ -66,7 +66,7 @@ impl Shard {
                 self.sends.defer(id);
             } else {
                 self.serve(id, clock);
-                self.keep_budget(clock);
+                self.evict_over_budget(clock);
             }
         }
         self.sends.end_slice(clock.now_us);
@@ -92,7 +92,7 @@ impl Shard {
                 break;
             };
             bytes += self.serve(id, clock);
-            self.keep_budget(clock);
+            self.evict_over_budget(clock);
             if bytes >= BULK_BYTES_PER_TURN {
                 break;
             }
@@ -244,7 +244,7 @@ impl Shard {
         } else {
             outbox.push_due(short, due, &mut self.pool);
         }
-        self.weigh(id);
+        self.update_memory(id);
     }
 
     /// Conflates a session that is owed more frames than it may: it gets the latest op of each key
@@ -287,9 +287,9 @@ impl Shard {
             // The socket was full, and now it is not: the peer has read.
             session.last_received_us = clock.now_us;
         }
-        if let Some(passage) = &mut session.passage {
+        if let Some(transfer) = &mut session.transfer {
             let took_us = clock.now_us.saturating_sub(session.last_progress_us);
-            passage.took(took_us, bytes);
+            transfer.took(took_us, bytes);
         }
         session.last_progress_us = clock.now_us;
         let whole = bytes == spans_bytes(&spans);
@@ -303,7 +303,7 @@ impl Shard {
         self.pool.give_spans(spans);
         let session = &mut self.sessions[id];
         if !session.outbox.has_state() {
-            session.passage = None;
+            session.transfer = None;
         }
         let mut owed = session.outbox.has_answers() || session.outbox.behind().is_some();
         match session.room() {
@@ -333,7 +333,7 @@ impl Shard {
         if is_ended || session.is_aborted() {
             let outbox = &mut self.sessions[id].outbox;
             outbox.sent(&mut self.pool);
-            self.weigh(id);
+            self.update_memory(id);
         }
     }
 

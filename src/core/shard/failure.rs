@@ -66,7 +66,7 @@ impl Shard {
                 if !session.sending {
                     session.outbox.sent(&mut self.pool);
                 }
-                self.weigh(id);
+                self.update_memory(id);
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::core::fanout::room::RoomId;
 use crate::core::shard::connection_log::Party;
 use crate::core::shard::http_read::{Shown, for_allowed};
 use crate::core::shard::rate::Rate;
-use crate::core::shard::session::{Intake, Passage, SessionId, State};
+use crate::core::shard::session::{Intake, SessionId, State, StateTransfer};
 use crate::core::shard::shard_log::Health;
 use crate::core::shard::{Drain, Shard};
 use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind, SnapshotPoint};
@@ -53,7 +53,7 @@ impl Shard {
         let id = self.open_session(ListenerKind::Public, false, handoff.left_us, clock);
         self.guard(Some(id), clock, |shard| {
             shard.resume(id, *handoff, clock);
-            shard.keep_budget(clock);
+            shard.evict_over_budget(clock);
         });
         id
     }
@@ -372,7 +372,10 @@ impl Shard {
             visible_from,
             awaits: None,
         };
-        session.passage = Some(Box::new(Passage::new(room_id, smallvec![init.clone()])));
+        session.transfer = Some(Box::new(StateTransfer::new(
+            room_id,
+            smallvec![init.clone()],
+        )));
         session.outbox.push_state(init, all, due, &mut self.pool);
         session.intake = if unparsed.is_empty() {
             Intake::Receiving
@@ -386,7 +389,7 @@ impl Shard {
             unparsed
         };
         self.reads.queue(id, session.intake);
-        self.weigh(id);
+        self.update_memory(id);
         self.enqueue(id);
         self.reschedule(id, clock);
     }

@@ -41,8 +41,8 @@ impl Shard {
                 }
                 if !self.log.is_full() && self.may_write(id, clock) {
                     self.read_bytes(id, &mut [], clock);
-                    self.weigh(id);
-                    self.keep_budget(clock);
+                    self.update_memory(id);
+                    self.evict_over_budget(clock);
                 } else {
                     self.reads.hold_on(id);
                 }

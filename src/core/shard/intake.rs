@@ -81,7 +81,7 @@ impl Shard {
             State::Open { .. } => self.read_bytes(id, bytes, clock),
             State::Closing => self.reads.receive(id),
         }
-        self.weigh(id);
+        self.update_memory(id);
     }
 
     /// The peer has closed its sending side.
@@ -107,8 +107,8 @@ impl Shard {
             };
             if self.sessions.is_open(id) {
                 self.read_bytes(id, &mut [], clock);
-                self.weigh(id);
-                self.keep_budget(clock);
+                self.update_memory(id);
+                self.evict_over_budget(clock);
             }
         }
     }
@@ -443,7 +443,7 @@ impl Shard {
             Correction::Own(chunk) => session.outbox.push_due(chunk, due, &mut self.pool),
             Correction::Shared(chunk) => session.outbox.push_shared(chunk, due, &mut self.pool),
         }
-        self.weigh(id);
+        self.update_memory(id);
         self.enqueue(id);
     }
 
@@ -492,7 +492,7 @@ impl Shard {
         session
             .outbox
             .push(chunk, at, LogPosition::NONE, &mut self.pool);
-        self.weigh(id);
+        self.update_memory(id);
         self.enqueue(id);
     }
 }

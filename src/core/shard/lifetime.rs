@@ -108,7 +108,7 @@ impl Shard {
         self.begin_closing(id, clock);
         let outbox = &mut self.sessions[id].outbox;
         outbox.push(chunk, WindowOffset::START, visible_from, &mut self.pool);
-        self.weigh(id);
+        self.update_memory(id);
     }
 
     /// Begins to close a session that has left its room: it is sent what is visible, and what the
@@ -126,7 +126,7 @@ impl Shard {
         // What still comes in is read and dropped: bytes left unread would make the kernel reset
         // the connection, and the peer might lose the last ones that it was sent.
         self.reads.receive(id);
-        self.weigh(id);
+        self.update_memory(id);
         self.enqueue(id);
     }
 
@@ -152,9 +152,9 @@ impl Shard {
         session.outbox.drop_all(&mut self.pool);
         session.unparsed = Vec::new();
         session.decoder = Decoder::new();
-        session.passage = None;
+        session.transfer = None;
         let was_open = session.abort();
-        self.weigh(id);
+        self.update_memory(id);
         let session = &self.sessions[id];
         if !session.sending && !session.receiving {
             self.retire(id);

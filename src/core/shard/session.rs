@@ -17,7 +17,7 @@ use crate::core::fanout::outbox::Outbox;
 use crate::core::fanout::pacer::{BusyPeriod, NEVER};
 use crate::core::fanout::room::RoomId;
 use crate::limits::{
-    MESSAGE_BYTES_DEFAULT, MESSAGE_TIMEOUT_US, SESSION_BYTES_SPARED, SNAPSHOT_PASSAGE_US,
+    MESSAGE_BYTES_DEFAULT, MESSAGE_TIMEOUT_US, SESSION_BYTES_SPARED, SNAPSHOT_TRANSFER_US,
 };
 use crate::wire::frame::Decoder;
 
@@ -156,7 +156,7 @@ pub(crate) struct Session {
     pub unparsed: Vec<u8>,
     pub outbox: Outbox,
     /// The state that it is sent, until it has it.
-    pub passage: Option<Box<Passage>>,
+    pub transfer: Option<Box<StateTransfer>>,
     /// When the message began that is not whole yet; [`u64::MAX`]: there is none.
     pub message_since_us: u64,
     /// When its entry in the timer wheel comes out; other entries of it are stale.
@@ -165,7 +165,7 @@ pub(crate) struct Session {
     /// When its socket last took bytes, or a send began that found it idle.
     pub last_progress_us: u64,
     /// The busy period in which it was sent to last.
-    pub last_stretch: BusyPeriod,
+    pub last_busy_period: BusyPeriod,
     pub next_ping_us: u64,
     /// Unix time at which its token is not valid any more; [`u64::MAX`]: never.
     pub expires_at_us: u64,
@@ -195,12 +195,12 @@ impl Session {
             empty_frames: 0,
             unparsed: Vec::new(),
             outbox: Outbox::default(),
-            passage: None,
+            transfer: None,
             message_since_us: u64::MAX,
             timer_tick: 0,
             last_received_us: now_us,
             last_progress_us: now_us,
-            last_stretch: NEVER,
+            last_busy_period: NEVER,
             next_ping_us: u64::MAX,
             expires_at_us: u64::MAX,
             deadline_us,
@@ -334,22 +334,24 @@ fn counted(bytes: usize, capacity: usize) -> usize {
 }
 
 /// A state on its way to a session, and how fast the client reads it.
-pub(crate) struct Passage {
+pub(crate) struct StateTransfer {
     /// The room that it is the state of.
     pub room: RoomId,
-    pub texts: SmallVec<[EncodedState; 2]>,
+    pub states: SmallVec<[EncodedState; 2]>,
+    /// The length of all states, at least 1.
     pub bytes: usize,
-    /// How far it is behind the pace of [`SNAPSHOT_PASSAGE_US`].
+    /// How far it is behind the pace of [`SNAPSHOT_TRANSFER_US`].
     lag_us: u64,
 }
 
-impl Passage {
-    /// Returns the passage of these texts, which begins now.
-    pub fn new(room: RoomId, texts: SmallVec<[EncodedState; 2]>) -> Self {
-        let bytes = texts.iter().map(EncodedState::bytes).sum::<usize>().max(1);
+impl StateTransfer {
+    /// Returns a transfer of these states, which begins now.
+    pub fn new(room: RoomId, states: SmallVec<[EncodedState; 2]>) -> Self {
+        let bytes = states.iter().map(EncodedState::bytes).sum::<usize>();
+        let bytes = bytes.max(1);
         Self {
             room,
-            texts,
+            states,
             bytes,
             lag_us: 0,
         }
@@ -358,7 +360,7 @@ impl Passage {
     /// Records that a send of `bytes` took `took_us`. Time that is left over after one part is not
     /// credited to the next.
     pub fn took(&mut self, took_us: u64, bytes: usize) {
-        let worth_us = u128::from(SNAPSHOT_PASSAGE_US) * bytes as u128 / self.bytes as u128;
+        let worth_us = u128::from(SNAPSHOT_TRANSFER_US) * bytes as u128 / self.bytes as u128;
         let worth_us = u64::try_from(worth_us).unwrap_or(u64::MAX);
         self.lag_us = (self.lag_us + took_us).saturating_sub(worth_us);
     }
@@ -376,8 +378,8 @@ mod tests {
     use crate::limits::SECOND_US;
 
     #[test]
-    fn a_passage_keeps_its_pace_or_lags() {
-        let text = || EncodedState::Ready(std::rc::Rc::new(vec![0; 6_000_000]));
+    fn a_transfer_keeps_its_pace_or_lags() {
+        let state = || EncodedState::Ready(std::rc::Rc::new(vec![0; 6_000_000]));
         for (sends, in_flight_s, lag_s) in [
             (&[][..], 3, 3),
             // The 60th part of it in a second.
@@ -385,11 +387,11 @@ mod tests {
             (&[(5, 4096); 3], 0, 14),
             (&[(5, 4096), (1, 3_000_000), (4, 4096)], 1, 4),
         ] {
-            let mut passage = Passage::new(RoomId::new(0), SmallVec::from_iter([text()]));
+            let mut transfer = StateTransfer::new(RoomId::new(0), SmallVec::from_iter([state()]));
             for (took_s, bytes) in sends {
-                passage.took(took_s * SECOND_US, *bytes);
+                transfer.took(took_s * SECOND_US, *bytes);
             }
-            let lag_us = passage.lag_us(in_flight_s * SECOND_US);
+            let lag_us = transfer.lag_us(in_flight_s * SECOND_US);
             assert_eq!(lag_us / SECOND_US, lag_s, "{sends:?}");
         }
     }
