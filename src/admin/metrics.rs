@@ -182,7 +182,7 @@ const FAMILIES: &[Family] = &[
         kind: "counter",
         help: "Connections that gave way to others, since there were as many as there may be: \
             without a whole request (408), or with their answer.",
-        series: &[("", |c| c.gave_way)],
+        series: &[("", |c| c.shed)],
     },
     Family {
         name: "etherply_log_written_bytes_total",
