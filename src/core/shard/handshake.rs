@@ -21,28 +21,34 @@ use crate::wire::auth::{self, Grant, Verifier};
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
 
-/// Where a client is to be a member, and the state that it is sent.
-struct Place {
+/// The room that a client is about to join, and the state that it is sent.
+struct JoinTarget {
     room_id: RoomId,
     snapshot: Snapshot,
 }
 
 impl Shard {
-    /// Takes a fresh connection to `--port`; gives the name under which its outcomes come.
+    /// Accepts a connection to `--port` and returns its session. `over_limit`: there are too many
+    /// connections, so its requests to workspaces are refused.
     pub fn accept(&mut self, over_limit: bool, clock: Clock) -> SessionId {
         self.accept_at(ListenerKind::Public, over_limit, clock)
     }
 
-    /// Takes a fresh connection; gives the name under which its outcomes come.
-    pub fn accept_at(&mut self, door: ListenerKind, over_limit: bool, clock: Clock) -> SessionId {
+    /// Accepts a connection to either listener and returns its session.
+    pub fn accept_at(
+        &mut self,
+        listener: ListenerKind,
+        over_limit: bool,
+        clock: Clock,
+    ) -> SessionId {
         let clock = self.woke(clock);
-        let id = self.open_session(door, over_limit, HEAD_TIMEOUT_US, clock);
+        let id = self.open_session(listener, over_limit, HEAD_TIMEOUT_US, clock);
         self.admission.accepted(id, &self.sessions[id]);
         self.reads.receive(id);
         id
     }
 
-    /// Takes a connection whose request another shard has read and checked.
+    /// Accepts a connection whose request was read and verified by another shard.
     pub fn adopt(&mut self, handoff: Box<Handoff>, clock: Clock) -> SessionId {
         let clock = self.woke(clock);
         let id = self.open_session(ListenerKind::Public, false, handoff.left_us, clock);
@@ -53,7 +59,7 @@ impl Shard {
         id
     }
 
-    /// Opens a session whose client is to be answered within `answer_us`.
+    /// Opens a session whose client must be answered within `answer_us`.
     pub(super) fn open_session(
         &mut self,
         listener: ListenerKind,
@@ -69,7 +75,7 @@ impl Shard {
         id
     }
 
-    /// Takes bytes of the request head.
+    /// Adds bytes to the request head, and handles the request once its head is complete.
     pub(super) fn read_head(&mut self, id: SessionId, bytes: &[u8], clock: Clock) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
@@ -77,6 +83,8 @@ impl Shard {
         session.unparsed.extend_from_slice(bytes);
         let parsed = upgrade::parse_head(&session.unparsed);
         if !matches!(parsed, Ok(None)) {
+            // The head is complete, or wrong: the connection now has its answer to lose, and is not
+            // shed.
             self.admission.keep(&self.sessions[id]);
         }
         let session = &mut self.sessions[id];
@@ -130,10 +138,10 @@ impl Shard {
         )
     }
 
-    /// Lets a client in, here or at the shard that owns its workspace.
+    /// Verifies a request to join, and passes it on to the shard that owns the workspace.
     fn admit(&mut self, id: SessionId, request: SyncRequest, clock: Clock) -> Result<(), Answer> {
         let grant = self.verified(request.token.as_deref(), clock)?;
-        // What is no browser has no origin, and could name any.
+        // A client that is not a browser usually sends no origin, and could send any.
         if let Some(origin) = &request.origin
             && !self.is_allowed(origin)
         {
@@ -152,18 +160,20 @@ impl Shard {
         self.pass_on(id, request.workspace, intent, clock)
     }
 
-    /// Checks the tokens of who comes from now on; who is here stays.
+    /// Replaces the secrets that new tokens are verified with. Members stay.
     pub fn set_verifier(&mut self, verifier: Arc<Verifier>) {
         self.config.verifier = verifier;
     }
 
-    /// Checks a token. That is what costs, so it comes behind the limit of handshakes.
+    /// Verifies a token. The limit of handshakes comes first, because verifying is the expensive
+    /// part.
     pub(super) fn verified(&mut self, token: Option<&str>, clock: Clock) -> Result<Grant, Answer> {
         if let Some(per_second) = self.config.limits.handshakes_per_second {
             let rate = Rate::share(per_second, self.config.shards);
             if !self.admission.count_handshake(rate, clock.now_us) {
                 self.counters.refused_handshakes += 1;
-                // Not 429, which is about what one client sends (RFC 6585 section 4): this one may be the first of its kind.
+                // Not 429, which is about the requests of one client (RFC 6585 section 4): this may
+                // be the client's first.
                 return Err(Answer::unavailable(
                     "too many requests with a token at once, try again later",
                     RETRY_AFTER_S,
@@ -174,7 +184,7 @@ impl Shard {
         verified.map_err(|error| Answer::unauthorized(&error.to_string()))
     }
 
-    /// Gives a request that was checked to the shard that owns the workspace.
+    /// Passes a verified request on to the shard that owns the workspace, or handles it here.
     pub(super) fn pass_on(
         &mut self,
         id: SessionId,
@@ -182,7 +192,7 @@ impl Shard {
         intent: Intent,
         clock: Clock,
     ) -> Result<(), Answer> {
-        // The owner may have stopped already.
+        // The shard that owns the workspace may have stopped already.
         if self.drain != Drain::No {
             return Err(stopping());
         }
@@ -207,6 +217,8 @@ impl Shard {
             if let Some(journal) = &mut self.connection_log {
                 journal.forget(id);
             }
+            // Nothing is in flight for it: a request is parsed when a receive ends, and the next
+            // one is armed by the new owner.
             self.retire(id);
             self.outputs
                 .push_back(Output::Handoff(id, owner, Box::new(handoff)));
@@ -214,7 +226,7 @@ impl Shard {
         Ok(())
     }
 
-    /// Does what a handoff is for, as soon as the state that it needs is there.
+    /// Handles a request, once the state that it needs has been read.
     pub(super) fn resume(&mut self, id: SessionId, handoff: Handoff, clock: Clock) {
         if self.is_reading_state() {
             return self.let_wait(id, handoff);
@@ -223,7 +235,7 @@ impl Shard {
         self.fulfil(id, handoff, refusal, clock);
     }
 
-    /// Does what a handoff is for, or says why not.
+    /// Handles a request, or answers it with the refusal.
     pub(super) fn fulfil(
         &mut self,
         id: SessionId,
@@ -244,21 +256,21 @@ impl Shard {
                 accept_key,
                 user,
             } => {
-                let place = match refusal {
+                let join_target = match refusal {
                     Some(refusal) => Err(refusal),
-                    None => self.place(&workspace, clock),
+                    None => self.join_target(&workspace, clock),
                 };
-                match place {
-                    Ok(place) => {
+                match join_target {
+                    Ok(target) => {
                         if let Some(user) = user.map(Rc::from) {
-                            self.rooms[place.room_id].user_came(Rc::clone(&user));
+                            self.rooms[target.room_id].user_came(Rc::clone(&user));
                             self.sessions.set_user(id, user);
                         }
                         if let Some(journal) = &mut self.connection_log {
                             let note = journal.joined(id, &workspace, subject.as_deref());
                             self.outputs.push_back(Output::Note(id, Box::new(note)));
                         }
-                        self.join(id, place, &grant, &accept_key, unparsed, clock);
+                        self.join(id, target, &grant, &accept_key, unparsed, clock);
                     }
                     Err(refusal) => self.answer(id, &refusal, clock),
                 }
@@ -286,7 +298,7 @@ impl Shard {
         }
     }
 
-    /// Why nobody can be served now.
+    /// Returns the answer to all requests while the shard cannot serve any.
     pub(super) fn refusal(&self) -> Option<Answer> {
         if self.drain != Drain::No {
             return Some(stopping());
@@ -298,7 +310,7 @@ impl Shard {
         (!self.log.is_serving()).then(Answer::internal_server_error)
     }
 
-    /// Why nobody can join a workspace now.
+    /// Returns the answer to a client that cannot join a workspace because it is full.
     fn full_room(&mut self, workspace: &str) -> Option<Answer> {
         let most = self.config.limits.connections_per_workspace?;
         let room = &self.rooms[self.rooms.find(workspace)?];
@@ -310,27 +322,27 @@ impl Shard {
         Some(Answer::unavailable(why, RETRY_AFTER_S))
     }
 
-    /// A place for one more in a workspace, with the state that it is sent.
-    fn place(&mut self, workspace: &str, clock: Clock) -> Result<Place, Answer> {
+    /// Returns the room to join, which is created if there is none, and its state.
+    fn join_target(&mut self, workspace: &str, clock: Clock) -> Result<JoinTarget, Answer> {
         if let Some(refusal) = self.full_room(workspace) {
             return Err(refusal);
         }
         let room_id = self.rooms.find_or_insert(workspace);
         let snapshot = self.snapshot(room_id, SnapshotKind::Init, clock)?;
-        Ok(Place { room_id, snapshot })
+        Ok(JoinTarget { room_id, snapshot })
     }
 
     /// Makes a client a member of its workspace: 101, then init.
     fn join(
         &mut self,
         id: SessionId,
-        place: Place,
+        target: JoinTarget,
         grant: &Grant,
         accept_key: &str,
         unparsed: Vec<u8>,
         clock: Clock,
     ) {
-        let Place { room_id, snapshot } = place;
+        let JoinTarget { room_id, snapshot } = target;
         let member = self.rooms.add_member(room_id, id.slot);
         if self.config.limits.ops_per_second.is_some() {
             self.sessions.reset_meter(id);
@@ -345,7 +357,8 @@ impl Shard {
         let session = &mut self.sessions[id];
         session.expires_at_us = grant.expires_at_us.unwrap_or(u64::MAX);
         session.deadline_us = u64::MAX;
-        // Pings are spread over the interval by a walk of the golden ratio over the slots.
+        // Spreads the first pings over the second half of the interval, by a Fibonacci hash of the
+        // slot: sessions that join together are not pinged together.
         let spread =
             (u64::from(id.slot.wrapping_mul(0x9E37_79B9)) * self.config.ping_interval_us) >> 32;
         session.next_ping_us = clock.now_us + self.config.ping_interval_us - spread / 2;
@@ -354,11 +367,14 @@ impl Shard {
         });
         let Snapshot { init, point, .. } = snapshot;
         let SnapshotPoint { at, gate, .. } = point;
+        // The state contains every op up to `at`, and the window continues from there, so the
+        // client misses no op and receives none twice.
         session.outbox.follow(at);
         session
             .outbox
             .push(answer, at, LogPosition::NONE, &mut self.pool);
         let all = 0..init.bytes();
+        // Unlike the 101, the state may show ops that are not durable yet.
         let due = Due {
             at,
             gate,
@@ -371,7 +387,7 @@ impl Shard {
         } else {
             Intake::Unread
         };
-        // An empty list may have memory: what is idle holds none.
+        // An empty list may have capacity, but an idle session must hold no memory.
         session.unparsed = if unparsed.is_empty() {
             Vec::new()
         } else {
@@ -383,7 +399,7 @@ impl Shard {
         self.reschedule(id, clock);
     }
 
-    /// Answers a request with something else than 101, and closes.
+    /// Answers a request with another status than 101, and closes the connection.
     pub(super) fn answer(&mut self, id: SessionId, answer: &Answer, clock: Clock) {
         self.note_answer(id, answer);
         self.counters.responses.answered(answer.status());
