@@ -28,12 +28,13 @@ struct RoomEntry {
 }
 
 impl Shard {
-    /// Accepts a fresh connection to `--port`, and returns the id under which its outcomes come.
+    /// Accepts a connection to `--port` and returns its session. `over_limit`: there are too many
+    /// connections, so its requests to workspaces are refused.
     pub fn accept(&mut self, over_limit: bool, clock: Clock) -> SessionId {
         self.accept_at(ListenerKind::Public, over_limit, clock)
     }
 
-    /// Accepts a fresh connection, and returns the id under which its outcomes come.
+    /// Accepts a connection to either listener and returns its session.
     pub fn accept_at(
         &mut self,
         listener: ListenerKind,
@@ -47,7 +48,7 @@ impl Shard {
         id
     }
 
-    /// Adopts a connection whose request another shard has read and checked.
+    /// Accepts a connection whose request was read and verified by another shard.
     pub fn adopt(&mut self, handoff: Box<Handoff>, clock: Clock) -> SessionId {
         let clock = self.woke(clock);
         let id = self.open_session(ListenerKind::Public, false, handoff.left_us, clock);
@@ -58,7 +59,7 @@ impl Shard {
         id
     }
 
-    /// Opens a session whose client is to be answered within `answer_us`.
+    /// Opens a session whose client must be answered within `answer_us`.
     pub(super) fn open_session(
         &mut self,
         listener: ListenerKind,
@@ -74,7 +75,7 @@ impl Shard {
         id
     }
 
-    /// Reads bytes of the request head.
+    /// Adds bytes to the request head, and handles the request once its head is complete.
     pub(super) fn read_head(&mut self, id: SessionId, bytes: &[u8], clock: Clock) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
@@ -82,6 +83,8 @@ impl Shard {
         session.unparsed.extend_from_slice(bytes);
         let parsed = upgrade::parse_head(&session.unparsed);
         if !matches!(parsed, Ok(None)) {
+            // The head is complete, or wrong: the connection now has its answer to lose, and is not
+            // shed.
             self.admission.keep(&self.sessions[id]);
         }
         let session = &mut self.sessions[id];
@@ -135,10 +138,10 @@ impl Shard {
         )
     }
 
-    /// Lets a client in, here or at the shard that owns its workspace.
+    /// Verifies a request to join, and passes it on to the shard that owns the workspace.
     fn admit(&mut self, id: SessionId, request: SyncRequest, clock: Clock) -> Result<(), Answer> {
         let grant = self.verified(request.token.as_deref(), clock)?;
-        // What is no browser has no origin, and could name any.
+        // A client that is not a browser usually sends no origin, and could send any.
         if let Some(origin) = &request.origin
             && !self.is_allowed(origin)
         {
@@ -157,19 +160,20 @@ impl Shard {
         self.pass_on(id, request.workspace, intent, clock)
     }
 
-    /// Sets what checks tokens from now on. Members stay, whatever their token.
+    /// Replaces the secrets that new tokens are verified with. Members stay.
     pub fn set_verifier(&mut self, verifier: Arc<Verifier>) {
         self.config.verifier = verifier;
     }
 
-    /// Checks a token. That is the expensive part of a handshake, so the rate limit comes first.
+    /// Verifies a token. The limit of handshakes comes first, because verifying is the expensive
+    /// part.
     pub(super) fn verified(&mut self, token: Option<&str>, clock: Clock) -> Result<Grant, Answer> {
         if let Some(per_second) = self.config.limits.handshakes_per_second {
             let rate = Rate::share(per_second, self.config.shards);
             if !self.admission.count_handshake(rate, clock.now_us) {
                 self.counters.refused_handshakes += 1;
-                // Not 429, which is about what one client sends (RFC 6585 section 4): this may be
-                // its first request.
+                // Not 429, which is about the requests of one client (RFC 6585 section 4): this may
+                // be the client's first.
                 return Err(Answer::unavailable(
                     "too many requests with a token at once, try again later",
                     RETRY_AFTER_S,
@@ -180,7 +184,7 @@ impl Shard {
         verified.map_err(|error| Answer::unauthorized(&error.to_string()))
     }
 
-    /// Passes a request that was checked on to the shard that owns the workspace.
+    /// Passes a verified request on to the shard that owns the workspace, or handles it here.
     pub(super) fn pass_on(
         &mut self,
         id: SessionId,
@@ -188,7 +192,7 @@ impl Shard {
         intent: Intent,
         clock: Clock,
     ) -> Result<(), Answer> {
-        // The owner may have stopped already.
+        // The shard that owns the workspace may have stopped already.
         if self.drain != Drain::No {
             return Err(stopping());
         }
@@ -213,6 +217,8 @@ impl Shard {
             if let Some(journal) = &mut self.connection_log {
                 journal.forget(id);
             }
+            // Nothing is in flight for it: a request is parsed when a receive ends, and the next
+            // one is armed by the new owner.
             self.retire(id);
             self.outputs
                 .push_back(Output::Handoff(id, owner, Box::new(handoff)));
@@ -220,7 +226,7 @@ impl Shard {
         Ok(())
     }
 
-    /// Serves a request that was read and checked, as soon as the state that it needs is there.
+    /// Handles a request, once the state that it needs has been read.
     pub(super) fn resume(&mut self, id: SessionId, handoff: Handoff, clock: Clock) {
         if self.is_reading_state() {
             return self.let_wait(id, handoff);
@@ -229,7 +235,7 @@ impl Shard {
         self.fulfil(id, handoff, refusal, clock);
     }
 
-    /// Serves a request that was read and checked, or answers it with `refusal`.
+    /// Handles a request, or answers it with the refusal.
     pub(super) fn fulfil(
         &mut self,
         id: SessionId,
@@ -292,7 +298,7 @@ impl Shard {
         }
     }
 
-    /// Returns the answer to all requests, if none can be served now.
+    /// Returns the answer to all requests while the shard cannot serve any.
     pub(super) fn refusal(&self) -> Option<Answer> {
         if self.drain != Drain::No {
             return Some(stopping());
@@ -304,7 +310,7 @@ impl Shard {
         (!self.log.is_serving()).then(Answer::internal_server_error)
     }
 
-    /// Returns the answer to requests to join a workspace, if it is full.
+    /// Returns the answer to a client that cannot join a workspace because it is full.
     fn full_room(&mut self, workspace: &str) -> Option<Answer> {
         let most = self.config.limits.connections_per_workspace?;
         let room = &self.rooms[self.rooms.find(workspace)?];
@@ -351,7 +357,8 @@ impl Shard {
         let session = &mut self.sessions[id];
         session.expires_at_us = grant.expires_at_us.unwrap_or(u64::MAX);
         session.deadline_us = u64::MAX;
-        // Pings are spread over the interval by a walk of the golden ratio over the slots.
+        // Spreads the first pings over the second half of the interval, by a Fibonacci hash of the
+        // slot: sessions that join together are not pinged together.
         let spread =
             (u64::from(id.slot.wrapping_mul(0x9E37_79B9)) * self.config.ping_interval_us) >> 32;
         session.next_ping_us = clock.now_us + self.config.ping_interval_us - spread / 2;
@@ -362,11 +369,14 @@ impl Shard {
         let SnapshotPoint {
             at, visible_from, ..
         } = point;
+        // The state contains every op up to `at`, and the window continues from there, so the
+        // client misses no op and receives none twice.
         session.outbox.follow(at);
         session
             .outbox
             .push(answer, at, LogPosition::NONE, &mut self.pool);
         let all = 0..init.bytes();
+        // Unlike the 101, the state may show ops that are not durable yet.
         let due = Due {
             at,
             visible_from,
@@ -382,7 +392,7 @@ impl Shard {
         } else {
             Intake::Unread
         };
-        // An empty list may have memory: what is idle holds none.
+        // An empty list may have capacity, but an idle session must hold no memory.
         session.unparsed = if unparsed.is_empty() {
             Vec::new()
         } else {
@@ -394,7 +404,7 @@ impl Shard {
         self.reschedule(id, clock);
     }
 
-    /// Answers a request with anything but 101, and closes.
+    /// Answers a request with another status than 101, and closes the connection.
     pub(super) fn answer(&mut self, id: SessionId, answer: &Answer, clock: Clock) {
         self.note_answer(id, answer);
         self.counters.responses.answered(answer.status());

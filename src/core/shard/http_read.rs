@@ -1,5 +1,5 @@
-//! What is answered without a WebSocket: looks at a workspace, pages, and what pages of other
-//! origins may do.
+//! Requests that are answered without a WebSocket: reads of a workspace, pages, and the permissions
+//! of pages from other origins.
 
 use std::iter;
 use std::ops::Range;
@@ -20,24 +20,24 @@ use crate::seq::Seq;
 use crate::wire::state;
 use crate::wire::upgrade::{Answer, ReadTarget, StateRequest, matches_tag};
 
-/// The header field of an answer about presence with the number of all users; the body may name
-/// fewer.
+/// The header field of an answer about presence with the number of all users, of which the body may
+/// list fewer.
 const USER_COUNT: &str = "X-Total-Count";
 
-/// What a look shows, and the log position that must be visible before it may be shown.
+/// The answer to a read over HTTP, and the log position that must be visible before it may be sent.
 pub(super) struct Shown {
     pub answer: Answer,
     pub visible_from: LogPosition,
     state: Option<ShownState>,
-    /// A body that several are sent.
+    /// A body that several sessions may be sent.
     shared: Option<Chunk>,
 }
 
-/// A state that is sent behind an answer.
+/// A state that follows the head of an answer.
 struct ShownState {
     room_id: RoomId,
     snapshot: Snapshot,
-    /// Where it stands in the init message.
+    /// The range of the state within the init message.
     fields: Range<usize>,
     connections: usize,
 }
@@ -54,7 +54,8 @@ impl From<Answer> for Shown {
 }
 
 impl Shard {
-    /// Checks a request for a look, and gives it to the shard that owns the workspace.
+    /// Verifies a request to read a workspace, and passes it on to the shard that owns the
+    /// workspace.
     pub(super) fn admit_http_read(
         &mut self,
         id: SessionId,
@@ -74,7 +75,7 @@ impl Shard {
             .map_err(|refusal| for_allowed(refusal, allow_origin.as_deref()).for_method(head_only))
     }
 
-    /// What a look shows.
+    /// Returns the answer to a read over HTTP.
     pub(super) fn http_read(
         &mut self,
         target: ReadTarget,
@@ -90,7 +91,7 @@ impl Shard {
         }
     }
 
-    /// Who is in a room: a list of limited length, and how many there are in all.
+    /// Returns the users of a room: a list of limited length, and their full number.
     fn read_presence(&mut self, room_id: Option<RoomId>) -> Shown {
         let room = room_id.map(|id| &mut self.rooms[id]);
         let presence = room.and_then(|room| room.presence.as_mut());
@@ -102,7 +103,7 @@ impl Shard {
                     self.budget.add_shared(&text);
                     text
                 });
-                // Who asks next is to find it, too.
+                // Held so that the next request finds it, even after this one was answered.
                 self.kept_presence = Some(Chunk::clone(&text));
                 (text, presence.count())
             }
@@ -150,16 +151,17 @@ impl Shard {
 
     /// Returns the entity tag of a workspace's state at this seq.
     ///
-    /// A seq is given again to another op when the server starts on a restored copy of its log, and
+    /// A seq is reused for another op when the server starts on a restored copy of its log, and
     /// when a shard rebuilds its state from a log that has lost what `interval` and `none` had
-    /// already shown. So the tag also names the start, by a random id, and counts the rebuilds
+    /// already shown. So the tag also contains a random id of the start, and the number of rebuilds
     /// since. It is weak, because the number of connections changes without the state.
     fn entity_tag(&self, seq: Seq) -> String {
         let (start_id, rebuilds_count) = (self.config.start_id, self.log.rebuilds_count());
         format!("W/\"{start_id:016x}.{rebuilds_count}.{seq}\"")
     }
 
-    /// The state of a room; of one that is only asked for its head, how long it is.
+    /// Returns the state of a room. With `head_only` nothing is encoded, only the length is
+    /// computed.
     fn state_of(
         &mut self,
         room_id: RoomId,
@@ -191,7 +193,7 @@ impl Shard {
         })
     }
 
-    /// Shows it.
+    /// Queues the answer to a read over HTTP, all of whose parts are sent or none.
     pub(super) fn show(&mut self, id: SessionId, shown: Shown, clock: Clock) {
         let Shown {
             answer,
@@ -231,6 +233,7 @@ impl Shard {
             init, timestamps, ..
         } = snapshot;
         let timestamps = timestamps.expect("a snapshot for a read over HTTP has timestamps");
+        // Eviction finds the receivers of a state, and how far they lag, by their passages.
         let both = smallvec![init.clone(), timestamps.clone()];
         *transfer = Some(Box::new(StateTransfer::new(room_id, both)));
         outbox.push_state(init, fields, due.clone(), pool);
@@ -240,7 +243,7 @@ impl Shard {
         self.update_memory(id);
     }
 
-    /// Sends a page that was made for a session.
+    /// Sends a page that was rendered for a session.
     pub(super) fn paged(&mut self, id: SessionId, answer: Answer, clock: Clock) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
@@ -279,14 +282,14 @@ impl Shard {
         self.reschedule(id, clock);
     }
 
-    /// Whether pages of this origin may connect and read.
+    /// Returns whether pages of this origin may connect and read.
     pub(super) fn is_allowed(&self, origin: &str) -> bool {
         let allowed = &self.config.origins;
         allowed.is_empty() || allowed.iter().any(|allowed| allowed == origin)
     }
 
-    /// What `Access-Control-Allow-Origin` says to a page of this origin (the Fetch standard, "CORS
-    /// protocol").
+    /// Returns the `Access-Control-Allow-Origin` for a page of this origin (the Fetch standard,
+    /// "CORS protocol").
     fn allow_origin(&self, origin: Option<&str>) -> Option<String> {
         if self.config.origins.is_empty() {
             return Some("*".to_owned());
@@ -301,9 +304,10 @@ impl Shard {
     }
 }
 
-/// The answer, readable for pages of that origin; without one, for those of the server's own alone.
+/// Makes an answer readable for pages of that origin; without one, only for those of the server's
+/// own.
 pub(super) fn for_allowed(answer: Answer, allow_origin: Option<&str>) -> Answer {
-    // A cache must not show one origin what was said to another.
+    // A cache must not serve to one origin what was answered to another.
     let answer = answer.with("Vary", "Origin");
     match allow_origin {
         Some(origin) => answer

@@ -1,4 +1,4 @@
-//! Bytes in: frames, messages, the state.
+//! Received bytes: decoding frames, parsing messages, applying ops.
 
 use std::rc::Rc;
 
@@ -30,27 +30,28 @@ const MESSAGE_TOO_BIG: u16 = 1009;
 const NORMAL: u16 = 1000;
 /// RFC 6455 section 7.4.1: "a message that violates its policy".
 const POLICY_VIOLATION: u16 = 1008;
-/// The code of an error message about a message that is none.
+/// The code of an error message about a malformed message.
 const BAD_MESSAGE: u16 = 400;
-/// The code of an error message about an op for which there is no room.
+/// The code of an error message about an op for which the workspace has no room.
 const TOO_LARGE: u16 = 413;
 /// The code of an error message about an op for which the disk has no room.
 const NO_ROOM: u16 = 500;
-/// Its text.
-const DISK_FULL_TEXT: &str = "the disk of the server is nearly full, and this op was not kept: send it again when there is room";
-/// The code of an error message about a message that came too soon.
+/// The text of an error message about an op for which the disk has no room.
+const DISK_FULL_TEXT: &str = "the disk of the server is nearly full, and this op was not kept: \
+                              send it again when there is room";
+/// The code of an error message about a message that exceeds the client's rate.
 const TOO_MANY: u16 = 429;
 
-/// How far the bytes of a session were read.
+/// The progress in the bytes of a session.
 #[derive(Debug, Clone, Copy, Default)]
 struct Read {
-    /// The bytes of whole frames.
+    /// The bytes of complete frames.
     consumed: usize,
-    /// A message ended with one of these frames.
+    /// Whether one of the frames completed a message.
     has_ended: bool,
 }
 
-/// The op that stays of a key, as it is sent to the senders of ops that lose against it.
+/// The frame of the entry that an op lost to, as it is sent to the op's sender.
 enum Correction {
     Own(Chunk),
     Shared(Chunk),
@@ -84,11 +85,11 @@ impl Shard {
         self.update_memory(id);
     }
 
-    /// The peer has closed its sending side.
+    /// Handles the end of the peer's sending side.
     fn ended(&mut self, id: SessionId) {
         let session = &mut self.sessions[id];
         session.close_by_peer();
-        // Before 101 a client may close its side and still wait for its answer.
+        // A client may close its sending side after its request and still wait for the answer.
         match session.state() {
             State::Closing if !session.is_finished() => {}
             State::Waiting => self.received_waiting(id, &[]),
@@ -96,7 +97,7 @@ impl Shard {
         }
     }
 
-    /// Reads on where an earlier turn left bytes unread.
+    /// Continues with sessions whose bytes were not all read in their turn.
     pub(super) fn read_on(&mut self, clock: Clock) {
         for _ in 0..self.reads.unread_count() {
             if self.log.is_full() {
@@ -160,17 +161,18 @@ impl Shard {
         self.reads.queue(id, session.intake);
         match session.intake {
             Intake::Receiving => self.time_message(id, read.has_ended, clock),
-            // It is the server that is slow, not the client.
+            // It is the server that delays the message.
             Intake::Unread | Intake::Held | Intake::Paused => session.message_since_us = u64::MAX,
         }
     }
 
-    /// Records since when a message is not whole. A timer is scheduled only where none comes in
-    /// time anyway.
+    /// Records when an incomplete message began. A timer is set only if none comes in time anyway.
     fn time_message(&mut self, id: SessionId, has_ended: bool, clock: Clock) {
         let session = &mut self.sessions[id];
         if session.unparsed.is_empty() && !session.decoder.is_mid_message() {
             session.message_since_us = u64::MAX;
+        // A message was completed: the incomplete bytes belong to the next one, whose time begins
+        // now.
         } else if has_ended || session.message_since_us == u64::MAX {
             session.message_since_us = clock.now_us;
             let deadline_us = session.message_deadline_us();
@@ -178,11 +180,7 @@ impl Shard {
         }
     }
 
-    /// Handles whole frames, as many as one session may have handled in a turn.
-    ///
-    /// It stops before the next frame, never within one: where too much waits for the client itself
-    /// (until its outbox drains), where its turn is over or the batch is full (until a next turn),
-    /// or where the log has no room for a message of its workspace.
+    /// Handles complete frames, at most [`MESSAGES_PER_TURN_MAX`] of a session in a turn.
     fn read_frames(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) -> Read {
         let message_bytes_max = self.config.message_bytes_max;
         // It leaves the session for the same reason as the bytes, and is dropped with them.
@@ -190,6 +188,8 @@ impl Shard {
         let (mut read, mut frames) = (Read::default(), 0);
         let intake = loop {
             let answer_bytes = self.sessions[id].outbox.answer_bytes();
+            // A client that does not read its answers is not read from either, or they would fill
+            // the memory.
             if answer_bytes > self.answer_bytes_max() {
                 break Intake::Paused;
             }
@@ -219,6 +219,8 @@ impl Shard {
                 }
             }
             if !self.sessions.is_open(id) {
+                // A frame has closed the session. What follows is dropped, and so is the decoder:
+                // closing has already replaced it.
                 read.consumed = bytes.len();
                 return read;
             }
@@ -258,8 +260,8 @@ impl Shard {
         }
     }
 
-    /// Handles a pong. The one that the server asked for is free. Any other is a heartbeat (RFC
-    /// 6455 section 5.5.3), and counts as a frame.
+    /// Handles a pong. One that answers a ping is free; another one is a heartbeat (RFC 6455
+    /// section 5.5.3) and counts as a frame.
     fn read_pong(&mut self, id: SessionId, clock: Clock) {
         let session = &mut self.sessions[id];
         if !std::mem::take(&mut session.owes_pong) {
@@ -267,14 +269,14 @@ impl Shard {
         }
     }
 
-    /// Counts a frame that is no message: a fragment of one, or a pong that was not asked for.
+    /// Counts a frame that is not a message: a fragment, or an unsolicited pong.
     ///
-    /// A client could send such frames without end, as they cost it nothing. RFC 6455 names "a long
-    /// stream of small frames that are a part of a fragmented message" (section 10.4) among what an
-    /// endpoint must protect itself from. So frames without content are bounded for every client,
-    /// and all others by the rate, where there is one, and by the length of a message. A session
-    /// within these bounds takes its turn with the others: a turn reads no more than
-    /// [`MESSAGES_PER_TURN_MAX`] frames of each, whatever they are.
+    /// Without a bound, a client could send such frames forever at no cost. RFC 6455 names "a long
+    /// stream of small frames that are a part of a fragmented message" (section 10.4) among the
+    /// attacks that an endpoint must withstand. Frames without content are therefore bounded for
+    /// every client, and all others by the rate limit, if there is one, and by the length of a
+    /// message. A session within these bounds takes turns with the others: a turn reads at most
+    /// [`MESSAGES_PER_TURN_MAX`] frames of each, of any kind.
     fn count_frame(&mut self, id: SessionId, is_empty: bool, clock: Clock) {
         let session = &mut self.sessions[id];
         session.empty_frames += u32::from(is_empty);
@@ -291,7 +293,7 @@ impl Shard {
         }
     }
 
-    /// Counts what a session sends.
+    /// Counts a message of a session against its rate limit.
     fn pace(&mut self, id: SessionId, clock: Clock) -> Pace {
         match self.config.limits.ops_per_second {
             None => Pace::Within,
@@ -309,7 +311,7 @@ impl Shard {
             journal.op(id);
         }
         match message {
-            // A sign of life is never refused, however many there are.
+            // A ping over the rate is not refused: as a sign of life it has already counted.
             Ok(Message::Ping) => {}
             _ if pace == Pace::Over => self.refuse_too_many(id, message.ok()),
             Ok(Message::Op(op)) => self.apply(id, op, clock),
@@ -324,7 +326,8 @@ impl Shard {
         self.counters.refused_rate += 1;
         let per_second = self.config.limits.ops_per_second.unwrap_or_default();
         let text = format!(
-            "too many messages: at most {per_second} per second are allowed (--max-ops-per-second); send this one again later"
+            "too many messages: at most {per_second} per second are allowed \
+             (--max-ops-per-second); send this one again later"
         );
         match message {
             Some(Message::Op(op)) => self.refuse_op(id, TOO_MANY, &text, &op),
@@ -350,6 +353,7 @@ impl Shard {
         let room = &mut self.rooms[room_id];
         let live_bytes_before = room.workspace.log_bytes();
         let bytes_max = self.config.limits.workspace_bytes.unwrap_or(u64::MAX);
+        // A state that is being encoded in parts still needs the value that this op may replace.
         self.snapshots
             .preserve(room_id, &room.workspace, op.key, op.timestamp);
         match room
@@ -392,6 +396,8 @@ impl Shard {
                     sender: id,
                 };
                 let allowance = &mut room.allowance;
+                // The frame enters the window with the op's log position, and is not sent before
+                // that position is visible.
                 let position = self.log.append(&append, allowance, clock.now_us);
                 let (start, end) =
                     room.broadcast(key, value, timestamp, position, self.pool.windows());
@@ -429,7 +435,7 @@ impl Shard {
         });
     }
 
-    /// Queues the op that stays, which may not be durable yet.
+    /// Queues the entry that an op lost to. It may not be durable yet, so it waits for the log.
     fn correct(&mut self, id: SessionId, correction: Correction) {
         let session = &mut self.sessions[id];
         let room_id = session.room().expect("only an open session applies");
@@ -447,7 +453,7 @@ impl Shard {
         self.enqueue(id);
     }
 
-    /// Refuses an op that would win, where the disk has no room for it.
+    /// Refuses an op that would win while the disk has no room for it.
     fn refuse_disk_full(&mut self, id: SessionId, op: &Op<'_>) -> bool {
         if !self.log.is_disk_full() {
             return false;
@@ -455,6 +461,7 @@ impl Shard {
         let room_id = self.sessions[id].room();
         let room_id = room_id.expect("only an open session applies");
         let held = self.rooms[room_id].workspace.get(op.key);
+        // An op that loses, or was resent, does not grow the log. It receives its usual answer.
         if held.is_some_and(|held| op.timestamp <= held.timestamp()) {
             return false;
         }
@@ -470,7 +477,8 @@ impl Shard {
     fn refuse_too_large(&mut self, id: SessionId, bytes_max: u64, op: &Op<'_>) {
         self.counters.refused_workspace_bytes += 1;
         let text = format!(
-            "the workspace is full: its limit is {bytes_max} bytes (--max-workspace-bytes), and this op would exceed it"
+            "the workspace is full: its limit is {bytes_max} bytes (--max-workspace-bytes), \
+             and this op would exceed it"
         );
         self.refuse_op(id, TOO_LARGE, &text, op);
     }
@@ -497,8 +505,8 @@ impl Shard {
     }
 }
 
-/// Encodes the op that stays, for the sender of one that does not. A long frame is encoded once for
-/// all that lose against the same op.
+/// Encodes the entry that an op lost to, for the op's sender. A long frame is encoded once for all
+/// clients that lose to the same op.
 fn correction(
     room_id: RoomId,
     entry: &Entry,
@@ -515,8 +523,7 @@ fn correction(
     Correction::Own(chunk)
 }
 
-/// Returns the frame of the last op of a key. While it is on its way to any session, it is not
-/// encoded again.
+/// Returns the frame of a key's winning op. It is encoded only if no session is being sent it.
 pub(super) fn shared_frame(room_id: RoomId, entry: &Entry, budget: &mut SessionBudget) -> Chunk {
     let key = (room_id, entry.seq());
     budget.frame(key).unwrap_or_else(|| {
@@ -534,7 +541,8 @@ fn skew_text(ahead_us: u64, most_us: u64) -> String {
         humantime::format_duration(std::time::Duration::from_secs(us / SECOND_US)).to_string()
     };
     format!(
-        "payload.timestamp must be Unix microseconds and at most {} ahead of the server's clock, it is {} ahead",
+        "payload.timestamp must be Unix microseconds and at most {} ahead of the server's clock, \
+         it is {} ahead",
         text(most_us),
         text(ahead_us.max(SECOND_US)),
     )
@@ -545,11 +553,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_timestamp_that_is_ahead_is_told_by_how_much() {
+    fn the_error_says_how_far_a_timestamp_is_ahead() {
         for (ahead_us, most_us, most, ahead) in [
             (SECOND_US * 86_401, SECOND_US * 86_400, "1day", "1day 1s"),
             (SECOND_US * 7262, SECOND_US * 60, "1m", "2h 1m 2s"),
-            // Less than a second is one.
+            // Less than a second is reported as one.
             (5, 0, "0s", "1s"),
         ] {
             let text = skew_text(ahead_us, most_us);

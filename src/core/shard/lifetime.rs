@@ -1,5 +1,5 @@
-//! The times of a session: pings, silence, stalls, expiry; closing, aborting, and the drain of a
-//! stop.
+//! The deadlines of a session (pings, silence, stalls, expiry), and how it ends: closing, aborting,
+//! and the drain when the server stops.
 
 use crate::core::contract::{Clock, Output};
 use crate::core::fanout::window::Chunk;
@@ -11,7 +11,8 @@ use crate::log::position::LogPosition;
 use crate::wire::frame::{self, Decoder};
 use crate::wire::upgrade::Answer;
 
-/// RFC 6455 section 7.4.1: the server goes away, or a client is silent.
+/// RFC 6455 section 7.4.1: the server is stopping, or closes a client that has been silent too
+/// long.
 const GOING_AWAY: u16 = 1001;
 /// The IANA registry of close codes: "Try Again Later".
 pub(super) const TRY_AGAIN_LATER: u16 = 1013;
@@ -21,7 +22,7 @@ const POLICY_VIOLATION: u16 = 1008;
 const TOKEN_EXPIRED: u16 = 4001;
 
 impl Shard {
-    /// Schedules a session for the earliest of its deadlines.
+    /// Schedules a check of a session for its next deadline.
     pub(super) fn reschedule(&mut self, id: SessionId, clock: Clock) {
         let ping_interval_us = self.config.ping_interval_us;
         if let Some(session) = self.sessions.get_mut(id) {
@@ -47,6 +48,8 @@ impl Shard {
             State::Waiting if past(session.deadline_us) => self.give_up_waiting(id, clock),
             State::Closing if past(session.deadline_us) => {
                 let stalled_us = session.last_progress_us + STALL_TIMEOUT_US;
+                // A long last answer may take longer than the deadline, as long as its receiver
+                // reads.
                 if session.ends_long && session.sending && !past(stalled_us) {
                     session.deadline_us = stalled_us;
                     self.reschedule(id, clock);
@@ -62,6 +65,8 @@ impl Shard {
                     self.close(id, GOING_AWAY, "the server is stopping", clock);
                 } else if session.sending && past(session.last_progress_us + STALL_TIMEOUT_US) {
                     self.close(id, TRY_AGAIN_LATER, "the client reads too slowly", clock);
+                    // Longer than for other closings: the close frame comes after what the slow
+                    // client has not read.
                     self.sessions[id].deadline_us = clock.now_us + STALL_LINGER_US;
                     self.reschedule(id, clock);
                 } else if past(session.message_deadline_us()) {
@@ -86,7 +91,8 @@ impl Shard {
         }
     }
 
-    /// Queues the last bytes of a session, after what is visible and queued already.
+    /// Queues the last bytes of a session, after what is visible and already queued, and leaves its
+    /// room.
     pub(super) fn send_last(&mut self, id: SessionId, chunk: Chunk, clock: Clock) {
         let is_closing = |session: &Session| session.state() == State::Closing;
         if self.sessions.get(id).is_none_or(is_closing) {
@@ -96,8 +102,8 @@ impl Shard {
         self.queue_last(id, chunk, LogPosition::NONE, clock);
     }
 
-    /// Queues the last bytes of a session that is no longer in a room. They are sent once the log
-    /// position `visible_from` is visible.
+    /// Queues the last bytes of a session that has left its room, to be sent once `gate` is
+    /// visible.
     pub(super) fn queue_last(
         &mut self,
         id: SessionId,
@@ -111,8 +117,8 @@ impl Shard {
         self.update_memory(id);
     }
 
-    /// Begins to close a session that has left its room: it is sent what is visible, and what the
-    /// caller queues next, and is closed then.
+    /// Begins to close a session that has left its room: it is sent what is visible and what is
+    /// queued next, and is then closed.
     pub(super) fn begin_closing(&mut self, id: SessionId, clock: Clock) {
         self.admission.keep(&self.sessions[id]);
         let visible_position = self.log.visible_position();
@@ -123,14 +129,15 @@ impl Shard {
         session.outbox.leave(visible_position, &mut self.pool);
         session.deadline_us = clock.now_us + LINGER_US;
         self.sessions.schedule(id, clock.now_us + LINGER_US);
-        // What still comes in is read and dropped: bytes left unread would make the kernel reset
-        // the connection, and the peer might lose the last ones that it was sent.
+        // Incoming bytes are still read and dropped: bytes left unread would make the kernel reset
+        // the connection, and the peer might lose the last bytes it was sent.
         self.reads.receive(id);
         self.update_memory(id);
         self.enqueue(id);
     }
 
-    /// Closes the sending side after the last byte, and both if the peer has closed its own.
+    /// Closes the sending side after the last byte, and the connection if the peer has closed its
+    /// own.
     pub(super) fn finish(&mut self, id: SessionId) {
         if self.sessions[id].finish() {
             self.admission.answered(id, &self.sessions[id]);
@@ -140,7 +147,7 @@ impl Shard {
         }
     }
 
-    /// Ends a connection at once. Its slot is free when nothing of it is in flight.
+    /// Ends a connection at once. Its slot becomes free when nothing is in flight for it.
     pub(super) fn abort(&mut self, id: SessionId) {
         self.leave_room(id);
         if self.sessions.get(id).is_none_or(Session::is_gone) {
@@ -164,7 +171,7 @@ impl Shard {
         }
     }
 
-    /// Ends a session: nothing of it is in flight, and nothing must be started for it.
+    /// Ends a session for which nothing is in flight, and nothing may be started any more.
     pub(super) fn retire(&mut self, id: SessionId) {
         self.enter_closing(id);
         if let Some(journal) = &mut self.connection_log
@@ -175,8 +182,8 @@ impl Shard {
         self.sessions.retire(id);
     }
 
-    /// Moves a session that is in no room on to its end. A request that it waited with is
-    /// dropped.
+    /// Moves a session that has left its room to its last state, and drops the request that it may
+    /// have waited with.
     fn enter_closing(&mut self, id: SessionId) {
         let session = &self.sessions[id];
         if session.state() == State::Waiting {
@@ -201,6 +208,7 @@ impl Shard {
             self.rooms[room_id].user_left(&user);
         }
         if let Some(moved) = self.rooms.remove_member(room_id, member) {
+            // The last member of the room has taken the place that became free.
             let (moved, _) = self.sessions.at(moved);
             let state = State::Open {
                 room: room_id,
@@ -211,12 +219,13 @@ impl Shard {
         if self.rooms.remove_if_unused(room_id) {
             self.snapshots.forget_room(room_id);
         } else {
-            // Its window may let go of what only this session was still owed.
+            // The window may release frames that only this session was still owed.
             self.rooms.touch(room_id);
         }
     }
 
-    /// Begins a stop: no client is admitted any more, and the members are closed one after another.
+    /// Begins the drain: new requests are refused, and members are closed one after another, spread
+    /// over the time for it. A second call closes them all at once.
     pub(super) fn start_drain(&mut self, clock: Clock) {
         let (first, total_us) = match self.drain {
             Drain::No => (true, self.config.drain_us),
@@ -232,7 +241,7 @@ impl Shard {
             .iter()
             .filter(|(_, session)| session.is_open());
         let ids: Vec<SessionId> = open.map(|(id, _)| id).collect();
-        // The last quarter is for the closing handshakes.
+        // The last quarter of the time is for the closing handshakes.
         let spread_us = total_us / 4 * 3;
         for (place, id) in ids.iter().enumerate() {
             let delay_us = spread_us * place as u64 / ids.len() as u64;
@@ -241,7 +250,7 @@ impl Shard {
         }
     }
 
-    /// Goes on with a stop: when no session is left the log is synced and sealed.
+    /// Continues the drain: once all sessions have ended, the log is synced and sealed.
     pub(super) fn go_on_draining(&mut self, clock: Clock) {
         match self.drain {
             Drain::No | Drain::Sealed => {}
@@ -250,6 +259,7 @@ impl Shard {
                     self.abort_all();
                 }
                 let is_empty = self.sessions.is_empty();
+                // A failed log is neither synced nor sealed.
                 if is_empty && self.log.is_failed() && self.log.is_quiet() {
                     self.drained();
                 } else if is_empty && self.log.is_settled() {
@@ -290,7 +300,7 @@ impl Session {
     }
 }
 
-/// Returns how long a client may be silent: two and a half intervals between pings.
+/// Returns the silence after which a client is considered gone: two and a half ping intervals.
 fn silence_us(ping_interval_us: u64) -> u64 {
     ping_interval_us * 5 / 2
 }

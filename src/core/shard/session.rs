@@ -7,8 +7,8 @@
 //!               └───── another answer ────────────────┘
 //! ```
 //!
-//! A session knows what is in flight for it. Its slot is freed only when nothing is, and a
-//! [`SessionId`] carries a generation, so that a late outcome never reaches another session.
+//! A session knows what is in flight for it. Its slot is reused only when nothing is, and a
+//! [`SessionId`] carries a generation, so that a late completion never reaches another session.
 
 use smallvec::SmallVec;
 
@@ -21,66 +21,66 @@ use crate::limits::{
 };
 use crate::wire::frame::Decoder;
 
-/// The name of a session within its shard.
+/// The handle of a session within its shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId {
     /// The slot in the session table.
     pub slot: u32,
-    /// Which of the slot's sessions, in order. It wraps, after so long that no handle is left of
-    /// the session before.
+    /// The number of the slot's sessions, which wraps. By the time it repeats, no handle of the
+    /// earlier session is left.
     pub generation: u32,
 }
 
-/// Where connections come in.
+/// The listener that accepted a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListenerKind {
-    /// `--port`.
+    /// The listener of `--port`.
     Public,
-    /// `--admin-port`.
+    /// The listener of `--admin-port`.
     Admin,
 }
 
-/// A part of the life of a session.
+/// The state of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// The request head is awaited.
+    /// Its request head is not complete yet.
     Handshake,
-    /// The request was read and checked, and waits for the state of the shard.
+    /// Its request was verified, and waits for the state of the shard.
     Waiting,
-    /// A member of a workspace.
+    /// It is a member of a workspace.
     Open {
-        /// Its room.
+        /// The room of the workspace.
         room: RoomId,
-        /// Its place among the room's members.
+        /// Its index among the room's members.
         member: u32,
     },
-    /// The last bytes are on their way; what still comes in is dropped.
+    /// Its last bytes are being sent. Bytes that are still received are dropped.
     Closing,
 }
 
-/// Which directions of a connection are shut down. It only moves on.
+/// The directions of a connection that are shut down. It only moves forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Close {
-    /// None: both are open.
+    /// Neither.
     No,
-    /// The peer has closed its side; it may still read its answer.
+    /// The peer's, which may still read its answer.
     ByPeer,
-    /// The server has closed its side, after the last byte; the peer has not closed its own yet.
+    /// The server's, after the last byte. The peer has not closed its own yet.
     Finished,
-    /// Both: nothing more is sent or read. Something may still be in flight.
+    /// Both. Nothing more is sent or read, but something may still be in flight.
     Aborted,
-    /// Nothing is in flight; only the output that says so is still to be taken.
+    /// Both, and nothing is in flight. Only the output about it is still to be delivered.
     Gone,
 }
 
-/// How many sessions are in which part of their life.
+/// The number of sessions by state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct SessionCounts {
-    /// Those whose request has no answer yet.
+    /// Sessions whose request has no answer yet.
     pub unanswered: u64,
-    /// Those in a workspace.
+    /// Sessions that are members of a workspace.
     pub members: u64,
-    /// Those that are over, and have their slot until their output is taken.
+    /// Sessions that have ended and keep their slot until their output is delivered.
     pub gone: u64,
 }
 
@@ -102,55 +102,57 @@ impl SessionCounts {
     }
 }
 
-/// Where the bytes of a session come from next.
+/// The source of a session's next bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Intake {
-    /// From its socket.
+    /// Its socket.
     Receiving,
-    /// From those that were received and not read in their turn; it is in the queue for that.
+    /// Bytes that were received and not read in their turn. The session is in the queue for them.
     Unread,
-    /// From those that were received, once the log has room for its ops; it is in the queue for
-    /// that.
+    /// Bytes that were received, once the log has room for its ops. The session is in the queue for
+    /// them.
     Held,
-    /// From nowhere, until its outbox drains.
+    /// None, until its outbox drains.
     Paused,
 }
 
-/// One connection.
+/// The state of one connection.
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each says what is in flight or queued for it"
 )]
 pub(crate) struct Session {
-    /// Its place in the order of its shard's sessions, from 1. It marks what the session wrote,
-    /// which may stay for years, so it never wraps.
+    /// Its number among all sessions of the shard, from 1. It marks the entries that the session
+    /// wrote, which may stay for years, so it never wraps.
     pub number: u64,
     state: State,
     close: Close,
     pub listener: ListenerKind,
-    /// A receive is in flight.
+    /// Whether a receive is in flight.
     pub receiving: bool,
-    /// A send is in flight.
+    /// Whether a send is in flight.
     pub sending: bool,
-    /// It is in one of the queues of sessions that are sent to.
+    /// Whether it is in the queue of sessions to be sent to.
     pub queued: bool,
     pub intake: Intake,
-    /// Its first answer waits for the log, or for a state that is being encoded.
+    /// Whether its first answer waits for the log, or for a state that is being encoded.
     pub is_waiting_for_log: bool,
-    /// It asked for a page with HEAD, so the body is not sent.
+    /// Whether the page that it requested is sent without its body.
     pub head_only: bool,
-    /// Its last answer may be long: it has time for that as long as bytes are taken.
+    /// Whether its last answer may be long: it then has time as long as it keeps reading.
     pub ends_long: bool,
-    /// It was accepted over the limit of connections: an upgrade is refused.
+    /// Whether it was accepted over the limit of connections, so that requests to workspaces are
+    /// refused.
     pub over_limit: bool,
-    /// It was sent a ping and has not answered it.
+    /// Whether it was sent a ping and has not answered it.
     pub owes_pong: bool,
-    /// It holds so much that the budget tracks it.
+    /// Whether it holds so much memory that the budget tracks it.
     pub is_tracked: bool,
-    /// What it was last known to hold of what is not whole yet.
+    /// The memory of its incomplete messages and heads, as last counted.
     pub unfinished_bytes: u32,
     pub decoder: Decoder,
-    /// Frames without content since the last ping.
+    /// Frames without content since the last ping, at most
+    /// [`EMPTY_FRAMES_MAX`](crate::limits::EMPTY_FRAMES_MAX).
     pub empty_frames: u32,
     /// Bytes that were received and not decoded yet.
     pub unparsed: Vec<u8>,
@@ -159,17 +161,17 @@ pub(crate) struct Session {
     pub transfer: Option<Box<StateTransfer>>,
     /// When the message began that is not whole yet; [`u64::MAX`]: there is none.
     pub message_since_us: u64,
-    /// When its entry in the timer wheel comes out; other entries of it are stale.
+    /// The tick at which its entry in the timer wheel expires. Other entries of it are stale.
     pub timer_tick: u64,
     pub last_received_us: u64,
-    /// When its socket last took bytes, or a send began that found it idle.
+    /// The time at which its socket last accepted bytes, or an idle socket was given a send.
     pub last_progress_us: u64,
     /// The busy period in which it was sent to last.
     pub last_busy_period: BusyPeriod,
     pub next_ping_us: u64,
-    /// Unix time at which its token is not valid any more; [`u64::MAX`]: never.
+    /// The Unix time at which its token expires. [`u64::MAX`]: never.
     pub expires_at_us: u64,
-    /// The deadline of its state: of the head, of the drain, of the last bytes.
+    /// The deadline of its state: for its head or its answer, for the drain, or for its last bytes.
     pub deadline_us: u64,
 }
 
@@ -207,14 +209,14 @@ impl Session {
         }
     }
 
-    /// Returns the part of its number that is in its ids.
+    /// Returns the part of its number that its handles have.
     pub fn generation(&self) -> u32 {
         u32::try_from(self.number & u64::from(u32::MAX)).expect("masked")
     }
 
-    /// Returns the memory of bytes that came in and are no whole message or head yet, and how much
-    /// of it is not filled. A short list counts as the bytes in it: its memory is at most twice
-    /// what any session may hold for free.
+    /// Returns the memory of its incomplete message or head, and the unfilled part of that. A short
+    /// list counts only its content: it has at most as much spare memory as every session is
+    /// spared.
     pub fn unfinished(&self) -> (usize, usize) {
         let (bytes, capacity) = self.decoder.held_bytes();
         let lists = [
@@ -226,7 +228,7 @@ impl Session {
         (all, all - self.unparsed.len() - bytes)
     }
 
-    /// Returns when the message that is not whole yet must be.
+    /// Returns the time by which its incomplete message must be complete.
     pub fn message_deadline_us(&self) -> u64 {
         let held_bytes = self.unparsed.len() + self.decoder.held_bytes().0;
         let steps = 1 + (held_bytes / MESSAGE_BYTES_DEFAULT) as u64;
@@ -242,7 +244,7 @@ impl Session {
         matches!(self.state, State::Open { .. })
     }
 
-    /// Moves on to another part of its life, and is counted there.
+    /// Enters another state, and is counted there.
     pub(super) fn enter(&mut self, state: State, counts: &mut SessionCounts) {
         counts.remove(self);
         self.state = state;
@@ -268,7 +270,7 @@ impl Session {
         was_open
     }
 
-    /// Ends, and is counted as over.
+    /// Ends the session, and counts it as ended.
     pub(super) fn retire(&mut self, counts: &mut SessionCounts) {
         assert!(
             !self.sending && !self.receiving && !self.is_gone(),
@@ -302,7 +304,7 @@ impl Session {
         self.close == Close::Gone
     }
 
-    /// Checks that its flags agree with each other.
+    /// Checks that its state, its close state and its operations in flight agree.
     pub fn invariants(&self) {
         let is_closing = self.state == State::Closing;
         assert!(
@@ -357,16 +359,15 @@ impl StateTransfer {
         }
     }
 
-    /// Records that a send of `bytes` took `took_us`. Time that is left over after one part is not
-    /// credited to the next.
+    /// Records that a send of `bytes` took `took_us`. Being early with one part allows no delay of
+    /// the next.
     pub fn took(&mut self, took_us: u64, bytes: usize) {
         let worth_us = u128::from(SNAPSHOT_TRANSFER_US) * bytes as u128 / self.bytes as u128;
         let worth_us = u64::try_from(worth_us).unwrap_or(u64::MAX);
         self.lag_us = (self.lag_us + took_us).saturating_sub(worth_us);
     }
 
-    /// Returns how far it is behind its pace now, `in_flight_us` after a send began or the socket
-    /// last took a part of it.
+    /// Returns the lag now, `in_flight_us` after a send began or the socket last accepted bytes.
     pub fn lag_us(&self, in_flight_us: u64) -> u64 {
         self.lag_us + in_flight_us
     }
@@ -382,7 +383,7 @@ mod tests {
         let state = || EncodedState::Ready(std::rc::Rc::new(vec![0; 6_000_000]));
         for (sends, in_flight_s, lag_s) in [
             (&[][..], 3, 3),
-            // The 60th part of it in a second.
+            // A sixtieth of it per second.
             (&[(1, 100_000); 9][..], 0, 0),
             (&[(5, 4096); 3], 0, 14),
             (&[(5, 4096), (1, 3_000_000), (4, 4096)], 1, 4),

@@ -7,7 +7,7 @@ use crate::limits::{LOG_SPARE_BYTES, SEGMENT_BYTES_MIN};
 
 const LIVE: u64 = 100 << 20;
 
-/// Measured so, with segments that were closed since, and looked at once.
+/// Returns a log that was measured, with segments that were closed since, and updated once.
 fn space(closed_bytes: u64, since: &[u64], open_bytes: u64) -> LogSpace {
     let mut space = LogSpace::new(LOG_SPARE_BYTES);
     space.measured(LogSize {
@@ -25,10 +25,10 @@ fn space(closed_bytes: u64, since: &[u64], open_bytes: u64) -> LogSpace {
 }
 
 #[test]
-fn all_parts_of_the_log_count_and_each_once() {
+fn every_part_of_the_log_counts_once() {
     let mut space = space(1000, &[20, 3], 500_000);
     assert_eq!(space.log_bytes(), 501_023);
-    // What was closed before the measurement is in it.
+    // The measurement includes the segments that were closed before it.
     space.measured(LogSize {
         open_index: 11,
         closed_bytes: 700,
@@ -62,7 +62,7 @@ fn the_rate_falls_from_mark_to_mark() {
 }
 
 #[test]
-fn what_the_folder_keeps_of_other_shards_is_no_reason_to_wait() {
+fn live_ops_of_other_shards_in_the_folder_are_no_reason_to_wait() {
     let mut space = space(3 * LIVE, &[], 0);
     assert!(!space.is_free());
     space.measured(LogSize {
@@ -74,7 +74,7 @@ fn what_the_folder_keeps_of_other_shards_is_no_reason_to_wait() {
 }
 
 #[test]
-fn nobody_waits_for_a_compaction_that_does_not_work() {
+fn no_client_waits_for_a_compaction_that_does_not_work() {
     let mut space = space(100 * LIVE, &[], 0);
     assert!(space.is_stopped());
     space.measured(LogSize {
@@ -83,11 +83,11 @@ fn nobody_waits_for_a_compaction_that_does_not_work() {
     });
     space.update(0, LIVE, SECOND_US);
     assert!(space.is_free());
-    assert!(LogSpace::new(0).is_free(), "nor before anything is known");
+    assert!(LogSpace::new(0).is_free(), "nor before a measurement");
 }
 
 #[test]
-fn who_writes_little_goes_on_where_a_flood_waits_and_not_beyond_the_last_mark() {
+fn a_flood_waits_and_a_light_writer_continues_up_to_the_last_mark() {
     let Marks {
         full_bytes,
         stop_bytes,
@@ -109,7 +109,7 @@ fn who_writes_little_goes_on_where_a_flood_waits_and_not_beyond_the_last_mark() 
                 light_count += 1;
             }
         }
-        // It has what everybody has, and not a byte more.
+        // It may write as much as any light workspace, and not a byte more.
         let allowed = LIGHT_BURST_BYTES + 2 * LIGHT_BYTES_PER_SECOND + 1000;
         assert!(written_bytes <= allowed, "{written_bytes} at {bytes}");
         assert_eq!(light_count, if may_light_write { 100 } else { 0 });
@@ -129,10 +129,11 @@ fn a_disk_is_full_from_a_position_on() {
 }
 
 proptest! {
-    /// Writers that take all that they may, and a compaction of any speed: the log stays below the last mark but for
-    /// the message that reaches it, floods share what there is, and nobody waits without a compaction that is due.
+    /// Writers that write all they may, and a compaction of any speed: the log stays below the last
+    /// mark except for the message that reaches it, floods share the rate, and no client waits
+    /// without a compaction that is due.
     #[test]
-    fn a_log_is_bounded_however_slow_its_compaction_is(
+    fn a_log_is_bounded_at_any_speed_of_compaction(
         live_mib in 0_u64..200,
         compaction_bytes_per_ms in 0_u64..300_000,
         writers in 1_usize..20,
@@ -148,7 +149,11 @@ proptest! {
             let now_us = ms * 1000;
             closed_bytes = closed_bytes.saturating_sub(compaction_bytes_per_ms).max(live_bytes);
             space.measured(LogSize {
-                open_index, closed_bytes, kept_bytes: 0, is_compacted: true, room_end: LogPosition::MAX,
+                open_index,
+                closed_bytes,
+                kept_bytes: 0,
+                is_compacted: true,
+                room_end: LogPosition::MAX,
             });
             space.update(open_bytes, live_bytes, now_us);
             let mut turn_bytes = 0;
@@ -167,7 +172,7 @@ proptest! {
             }
             let log_bytes = closed_bytes + open_bytes;
             prop_assert!(log_bytes < marks.stop_bytes + (1 << 20) + 100_000);
-            // Slowed down a little, a writer soon closes the segment that makes a compaction due.
+            // A writer that is slowed down a little soon closes the segment that makes compaction due.
             let waits = match space.level {
                 Level::Free => false,
                 Level::Slow { bytes_per_second } => bytes_per_second < LOG_BYTES_PER_SECOND / 4,
