@@ -1,337 +1,382 @@
 //! Every bound of the server in one file, related to each other by `const` assertions.
 //!
-//! A bound that an operator may move is a default here and a flag in [`crate::config`];
-//! all the others are constants. Over a bound there is a rule, never growth.
+//! A bound that an operator can change is a default here and a flag in [`crate::config`]; all
+//! others are constants. For each bound there is a rule for what happens beyond it; nothing grows
+//! without one.
 
 // ---- the request head (wire/protocol.md, "Requests") ----
 
-/// A request head longer than this is answered with 431.
+/// The longest request head. A longer one is answered with 431.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// The most header fields that fit into a head: the shortest is `a:` and a line feed.
 pub const HEADERS_MAX: usize = HEAD_BYTES_MAX / 3;
-/// A head with more header fields than this is parsed a second time, with room for all that fit.
+/// The header fields for which a head is parsed at first. A head with more of them is parsed a
+/// second time, with room for [`HEADERS_MAX`].
 pub const HEADERS_USUAL: usize = 64;
-/// Requests that waited for the state of their shard and are answered in one turn: each may have a state of
-/// [`SNAPSHOT_PART_BYTES`] encoded.
+/// The requests answered in one turn after waiting for their shard's state. Each of them may cause
+/// [`SNAPSHOT_PART_BYTES`] to be encoded.
 pub const WAITING_PER_TURN_MAX: usize = 64;
-/// A head that is not complete after this long is answered with 408; one whose answer takes until then is answered with 503.
+/// The time from accepting a connection to its answer. A head that is incomplete by then is
+/// answered with 408; a complete one that is still waiting for its answer, with 503.
 pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
 /// The longest workspace id, after percent-decoding.
 pub const WORKSPACE_ID_BYTES_MAX: usize = 256;
-/// The longest `userId`; a longer one is not listed.
+/// The longest `userId` that is listed in the presence of a workspace.
 pub const USER_ID_BYTES_MAX: usize = 256;
-/// How far `exp` and `nbf` may be off (RFC 7519 section 4.1.4: "some small leeway").
+/// The tolerance for `exp` and `nbf` (RFC 7519 section 4.1.4: "some small leeway").
 pub const TOKEN_LEEWAY_S: u64 = 30;
-/// A secret shorter than this is warned of: RFC 7518 section 3.2 wants the size of the hash.
+/// The shortest secret that is accepted without a warning. RFC 7518 section 3.2 requires the size
+/// of the hash.
 pub const SECRET_BYTES_ADVISED: usize = 32;
 
 // ---- messages (wire/protocol.md, "Messages from the client") ----
 
 /// The longest key, in bytes of its unescaped UTF-8.
 pub const KEY_BYTES_MAX: usize = 1024;
-/// The greatest timestamp, in Unix microseconds.
+/// The largest timestamp, in Unix microseconds.
 pub const TIMESTAMP_MAX_US: u64 = i64::MAX as u64;
-/// A value nested deeper than this is refused.
+/// The deepest nesting of a value that is accepted.
 pub const VALUE_DEPTH_MAX: usize = 128;
-/// Default of `--max-message-bytes`.
+/// The default of `--max-message-bytes`.
 pub const MESSAGE_BYTES_DEFAULT: usize = 1024 * 1024;
-/// The greatest `--max-message-bytes`: a record of the log must hold one message.
+/// The largest `--max-message-bytes`: a log record must be able to hold one message.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The longest payload of a control frame (RFC 6455 section 5.5).
 pub const CONTROL_BYTES_MAX: usize = 125;
 
-// ---- what protects the server from its clients ----
+// ---- protection from clients ----
 
-/// The greatest `--max-ops-per-second` and `--max-handshakes-per-second`.
+/// The largest `--max-ops-per-second` and `--max-handshakes-per-second`.
 pub const PER_SECOND_MAX: u32 = 1_000_000;
-/// So many seconds' worth of a rate may come at once.
+/// The burst of a rate limit, in seconds' worth of the rate.
 pub const RATE_BURST_S: u64 = 2;
-/// A client that goes on over its rate is closed when so many seconds' worth of its messages were refused,
+/// The refused messages, in seconds' worth of the rate, after which a client that keeps exceeding
+/// its rate is closed.
 pub const PATIENCE_S: u64 = 10;
-/// and at least so many messages.
+/// The refused messages that never close a client, however low its rate is.
 pub const REFUSALS_MIN: u64 = 256;
-/// Frames of one client in a second for each message of `--max-ops-per-second`: fragments, and pongs that nobody asked for. Decoding a
-/// hundred of them takes about as long as an op.
+/// The frames that are not messages (fragments, unsolicited pongs) which a client may send per
+/// second for each message of `--max-ops-per-second`. Decoding a hundred of them takes about as
+/// long as an op.
 pub const FRAMES_PER_MESSAGE: u32 = 100;
-/// Frames that may come at once, however low the rate: a message in fragments of a kilobyte.
+/// The smallest burst of such frames, however low the rate is: a message in fragments of a
+/// kilobyte.
 pub const FRAMES_BURST_MIN: u64 = 1024;
-/// Frames without content that a client may send between two pings of the server, with or without a rate: empty fragments, and pongs
-/// that nobody asked for. A heartbeat each millisecond stays below that for a minute; a flood reaches it within milliseconds.
+/// The frames without content (empty fragments, unsolicited pongs) that a client may send between
+/// two pings of the server, with or without a rate limit. A heartbeat every millisecond stays below
+/// it for a minute; a flood reaches it within milliseconds.
 pub const EMPTY_FRAMES_MAX: u32 = 1 << 16;
-/// Default of `--max-workspace-bytes`: far above what a page can hold, and far below what a host can.
+/// The default of `--max-workspace-bytes`: far more than a web page can hold, and far less than a
+/// host can.
 pub const WORKSPACE_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
-/// The greatest `--max-workspace-bytes`.
+/// The largest `--max-workspace-bytes`.
 pub const WORKSPACE_BYTES_MAX: u64 = 1 << 40;
 
 // ---- the log ----
 
-/// A segment is closed at the end of its batch when it has reached one in so many bytes of the shard's live data, so that what compaction
-/// cannot touch yet stays a small part of the log;
+/// The divisor of the shard's live bytes that yields the length at which a segment is closed.
+/// Compaction cannot touch the open segment, which this keeps a small part of the log.
 pub const SEGMENT_LIVE_SHARE: u64 = 8;
-/// but it may grow to this size,
+/// The smallest length at which a segment is closed, however little of the log is live.
 pub const SEGMENT_BYTES_MIN: u64 = 2 * 1024 * 1024;
-/// and not beyond this one.
+/// The largest length at which a segment is closed. The batch that reaches it is still completed.
 pub const SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// Closed segments of more than so many percent of the live data are compacted,
+/// The size of the closed segments, in percent of the live data, beyond which they are compacted.
 pub const COMPACTION_START_PERCENT: u64 = 175;
-/// if they have at least this size for each shard.
+/// The size of a shard's closed segments up to which they are not worth a compaction.
 pub const COMPACTION_BYTES_MIN: u64 = 8 * 1024 * 1024;
-/// How many segments a shard counts the live ops of. Those of older ones are found by reading.
+/// The newest segments whose live ops a shard counts. Those of older ones are found by reading.
 pub const SEGMENTS_MARKED_MAX: usize = 4096;
-/// How far compaction stands back behind the shards where a core is busy (nice(2)). Not the most there is: a log that is written as fast
-/// as the cores allow must be compacted, too.
+/// The nice(2) value of compaction, so that shards have precedence on a busy core. It is not the
+/// maximum, because a log that is written as fast as the cores allow must still be compacted.
 pub const COMPACTION_NICE: i32 = 5;
-/// Compaction takes so many percent of its time at first,
+/// The share of its time, in percent, that compaction works while the log is no longer than
+/// [`COMPACTION_START_PERCENT`].
 pub const COMPACTION_TIME_PERCENT_MIN: u64 = 25;
-/// and all of it when the log has reached so many percent of the live data.
+/// The size of the log, in percent of the live data, from which on compaction works all the time.
 pub const COMPACTION_URGENT_PERCENT: u64 = 225;
-/// Segments in which less than one in so many bytes is dead are left as they are.
+/// The divisor of a segment's bytes that yields the dead bytes for which it is worth rewriting.
 pub const COMPACTION_DEAD_SHARE: u64 = 16;
-/// Over this many percent of the live data, and [`LOG_SPARE_BYTES`], a shard slows down the workspaces that
-/// write more than [`LIGHT_BYTES_PER_SECOND`]: compaction works as hard as it can by then.
+/// The size of a shard's log, in percent of its live data and in addition to [`LOG_SPARE_BYTES`],
+/// beyond which workspaces that write more than [`LIGHT_BYTES_PER_SECOND`] are slowed down.
+/// Compaction already works as hard as it can at that size.
 pub const LOG_SLOW_PERCENT: u64 = 225;
-/// Over this many percent of the live data, and twice [`LOG_SPARE_BYTES`], those workspaces wait for compaction;
+/// The size, in percent of the live data and in addition to twice [`LOG_SPARE_BYTES`], beyond which
+/// workspaces that write more than [`LIGHT_BYTES_PER_SECOND`] wait for compaction.
 pub const LOG_FULL_PERCENT: u64 = 250;
-/// and over this many, and three times [`LOG_SPARE_BYTES`], all writers of the shard do.
+/// The size, in percent of the live data and in addition to three times [`LOG_SPARE_BYTES`], beyond
+/// which all writers of the shard wait for compaction.
 pub const LOG_STOP_PERCENT: u64 = 275;
-/// What the log of a shard may have besides, however little of it is live.
+/// The unit of the constant part of a log's size limits, which does not depend on its live data.
 pub const LOG_SPARE_BYTES: u64 = 8 * 1024 * 1024;
-/// How fast a log that is just over [`LOG_SLOW_PERCENT`] may grow: more than a core can write. The rate falls
-/// with the square of the distance to [`LOG_FULL_PERCENT`], so it settles where compaction keeps up.
+/// The rate at which a log that is just beyond [`LOG_SLOW_PERCENT`] may grow: more than a core can
+/// write. The rate falls with the square of the distance to [`LOG_FULL_PERCENT`], so the log
+/// settles at a size where compaction keeps up.
 pub const LOG_BYTES_PER_SECOND: u64 = 256 * 1024 * 1024;
-/// What may be left of that rate unused, and come at once.
+/// The burst of that rate.
 pub const LOG_BURST_BYTES: u64 = 1024 * 1024;
-/// A workspace that writes no more than this is not slowed down by those that do.
+/// The rate up to which a workspace is not slowed down by others that write more.
 pub const LIGHT_BYTES_PER_SECOND: u64 = 64 * 1024;
-/// What such a workspace may write at once.
+/// The burst of [`LIGHT_BYTES_PER_SECOND`], for each workspace.
 pub const LIGHT_BURST_BYTES: u64 = 256 * 1024;
-/// How often clients that wait for compaction are looked at.
+/// The interval at which clients that wait for compaction are retried.
 pub const HELD_RETRY_US: u64 = 2_000;
-/// How often the free space of the disk is looked at, while compaction works and while nothing happens.
+/// The interval at which the free space of the disk is checked while no compaction runs.
 pub const DISK_LOOK_US: u64 = SECOND_US;
-/// The same while compaction works, which moves it fast.
+/// The interval at which the free space is checked during a compaction, which changes it fast.
 pub const DISK_LOOK_BUSY_US: u64 = SECOND_US / 20;
-/// Ops that grow the log are refused when the disk has less room than this, and [`DISK_LOW_SHARD_BYTES`] for
-/// each shard: it is left to compaction,
+/// The free space, in addition to [`DISK_LOW_SHARD_BYTES`] for each shard, below which ops that
+/// grow the log are refused. What is left belongs to compaction.
 pub const DISK_LOW_BYTES: u64 = 16 * 1024 * 1024;
-/// or one part in this many of a small disk;
+/// The divisor of a disk's size that replaces [`DISK_LOW_BYTES`] on a small disk, where it yields
+/// less.
 pub const DISK_LOW_SHARE: u64 = 32;
-/// and what a shard writes beside ops: zeros that a segment is filled with ahead, headers, a segment to begin again with.
+/// The free space for what each shard writes in addition to ops: the zeros that a segment is filled
+/// with in advance, headers, and a segment to begin again with.
 pub const DISK_LOW_SHARD_BYTES: u64 = 1024 * 1024;
-/// They are taken again when there is this many times that room.
+/// The factor of hysteresis: refused ops are accepted again once the free space is this many times
+/// the low mark.
 pub const DISK_ENOUGH_FACTOR: u64 = 2;
-/// With more room than this nobody needs to count.
+/// The room on the disk for each shard from which on the shard does not have to count it.
 pub const DISK_PLENTY_BYTES: u64 = 4 * 1024 * 1024 * 1024;
-/// Compaction keeps one in this many bytes of the live data in reserve on the disk, for when nothing else is free:
-/// about half a segment,
+/// The divisor of the live bytes that yields the disk space reserved for compaction, for when
+/// nothing else is free. That is about half a segment.
 pub const RESERVE_LIVE_SHARE: u64 = 2 * SEGMENT_LIVE_SHARE;
-/// at least this much
+/// The smallest reserve for compaction.
 pub const RESERVE_BYTES_MIN: u64 = 8 * 1024 * 1024;
-/// and at most this much.
+/// The largest reserve for compaction.
 pub const RESERVE_BYTES_MAX: u64 = SEGMENT_BYTES_MAX / 2;
-/// What compaction writes and syncs at a time.
+/// The bytes that compaction writes and syncs at a time.
 pub const COMPACTION_BATCH_BYTES: usize = 1024 * 1024;
-/// What compaction reads before it rests: about a quarter of a millisecond of a core.
+/// The bytes that compaction reads before it yields: about a quarter of a millisecond of a core.
 pub const COMPACTION_READ_BYTES: usize = 256 * 1024;
-/// How long compaction rests after a failure.
+/// The time from a failed compaction to the next attempt.
 pub const COMPACTION_RETRY_US: u64 = 30 * SECOND_US;
-/// A segment that is written through grows by so much at a time, filled with zeros: only these writes are slow.
+/// The bytes by which a segment grows at a time in `always` mode, filled with zeros in advance.
+/// Only the writes that extend the file are slow.
 pub const SEGMENT_FILL_BYTES: u64 = 256 * 1024;
-/// A batch of ops that has reached this size takes no more sessions' messages until it is written.
+/// The size of a batch of ops from which on no session's messages are read until it is written.
 pub const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// A commit starts when its oldest op is this old, even where a round of sends is not done yet: a long round in one workspace
-/// must not hold up the ops of the others, nor those of its own.
+/// The age of its oldest op at which a commit starts even if the round of sends is not complete.
+/// Otherwise a long round in one workspace would delay the ops of all others, and its own.
 pub const COMMIT_AGE_MIN_US: u64 = 250;
-/// It may become older where commits take long, but not older than this.
+/// The largest value that this age is raised to where commits take long.
 pub const COMMIT_AGE_MAX_US: u64 = 10_000;
-/// With less room than this on its disk a server should not be started: a segment, and what it is filled with ahead.
+/// The free disk space that a server needs to start: a segment and the zeros that are written in
+/// advance.
 pub const SEGMENT_RESERVE_BYTES: u64 = 1024 * 1024;
-/// The first wait before a failed shard tries to open its log again; doubled from try to try.
+/// The first wait before a failed shard tries to open its log again. It doubles with each attempt.
 pub const REOPEN_WAIT_MIN_US: u64 = 100_000;
-/// The longest such wait.
+/// The longest wait between two attempts to open a log again.
 pub const REOPEN_WAIT_MAX_US: u64 = 5 * SECOND_US;
-/// How often an idle server checks that its data directory is still at its path.
+/// The interval at which an idle server checks that its data directory is still at its path.
 pub const PLACE_CHECK_US: u64 = SECOND_US;
-/// The same for a server that commits.
+/// The shortest interval between such checks in a server that commits.
 pub const PLACE_CHECK_COMMIT_US: u64 = 50_000;
 
-/// What of a segment is read at a time.
+/// The bytes of a segment that are read at a time.
 pub const READ_BYTES: usize = 256 * 1024;
-/// Between two lines that tell how far the reading of the log is.
+/// The interval between two log lines about the progress of reading the log.
 pub const PROGRESS_INTERVAL_MS: u64 = 2_000;
 
-// ---- what goes out ----
+// ---- sending ----
 
-/// Default of `--outbox-max-bytes`: what a client may have queued before it is conflated.
+/// The default of `--outbox-max-bytes`: the broadcasts a client may be behind before it is
+/// conflated.
 pub const OUTBOX_BYTES_DEFAULT: usize = 1024 * 1024;
 /// The smallest `--outbox-max-bytes`.
 pub const OUTBOX_BYTES_MIN: usize = 4 * 1024;
-/// What one send carries, unless a single frame is longer: it pins its chunks until it is done.
+/// The size of one send, unless a single frame is longer. A send pins its chunks until it ends.
 pub const SEND_BYTES_MAX: usize = 256 * 1024;
-/// The same where the rest are answers, such as an init: their chunks are held whole from the moment they are queued, so a send of all of
-/// them pins nothing more, and each piece less is a way through the ring and the kernel less.
+/// The size of a send that ends with answers, such as an init. Their chunks are held whole from the
+/// moment they are queued, so one large send pins no more memory than several small ones, and each
+/// send that is saved is one pass through the ring and the kernel less.
 pub const ANSWER_SEND_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// A send of more pieces than this is copied into one.
+/// The most pieces of a send. One with more of them is copied into one piece.
 pub const SEND_SPANS_MAX: usize = 16;
-/// Sessions that are sent to in one turn, so that receives and log completions never wait long.
+/// The sessions that are sent to in one turn, so that receives and log completions never wait long.
 pub const SENDS_PER_TURN_MAX: usize = 256;
-/// A shard that had somebody left to send to after each turn for so long
-pub const REST_AFTER_US: u64 = 20_000;
-/// rests after each of them for one part in so many of the time that it took,
-pub const REST_SHARE: u64 = 4;
-/// and at most for so long.
-pub const REST_US_MAX: u64 = 1000;
-/// Those who are owed more than one send of frames may be, a state most of all, are sent to in a queue of their own, which a turn leaves
-/// when it has reached this: the kernel copies all of it before the turn is over, and the ops of others are not to wait for that.
+/// The time for which a shard must have had sessions left to send to after every turn before it
+/// paces its sends ([`core::fanout::pacer`](crate::core::fanout::pacer)).
+pub const PACE_AFTER_US: u64 = 20_000;
+/// The divisor of a turn's duration that yields the pause after it, in a shard that paces its
+/// sends.
+pub const PACE_SHARE: u64 = 4;
+/// The longest such pause.
+pub const PACE_PAUSE_US_MAX: u64 = 1000;
+/// The bytes of a turn's sends to sessions that are owed more than one send of frames may carry,
+/// such as a state. These have a queue of their own, because the kernel copies all of it before the
+/// turn ends and the ops of other sessions must not wait for that.
 pub const BULK_BYTES_PER_TURN: usize = 4 * 1024 * 1024;
-/// So many of them at the most.
+/// The most sessions of that queue that are sent to in a turn.
 pub const BULK_SENDS_PER_TURN_MAX: usize = BULK_BYTES_PER_TURN / SEND_BYTES_MAX;
-/// What a conflated session is sent at a time, unless a single op is longer.
+/// The bytes that a conflated session is sent at a time, unless a single op is longer.
 pub const CONFLATED_BYTES_MAX: usize = 64 * 1024;
-/// Keys that are looked at for a conflated session in a turn: its own are passed over.
+/// The keys that are examined for a conflated session in a turn. Those it wrote itself are skipped
+/// but count.
 pub const CONFLATED_STEPS_MAX: usize = 4096;
-/// The memory of answers that wait in a session (errors, corrections, pongs) before its messages are left unread.
+/// The memory of answers (errors, corrections, pongs) waiting in a session from which on its
+/// messages are left unread.
 pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
-/// Separate stretches of its own ops that a session skips before it is conflated instead.
-pub const OWN_STRETCHES_MAX: usize = 1024;
-/// Messages of one session that one turn handles.
+/// The separate stretches of its own ops that a session skips before it is conflated instead.
+pub const OWN_FRAMES_MAX: usize = 1024;
+/// The messages of one session that are handled in one turn.
 pub const MESSAGES_PER_TURN_MAX: usize = 256;
-/// What a shard may hold for single sessions: messages and heads that are not whole yet, and
-/// answers until their last byte is sent; what several are sent counts once. It is a quarter of
-/// what states may take, as much as 64 messages of the greatest length that the default allows, and
-/// far more than a shard holds whose clients read. Over it the heaviest session is given up.
+/// The memory that a shard may hold for single sessions: incomplete messages and heads, and answers
+/// until their last byte is sent. An answer that several sessions are sent counts once.
+///
+/// It is a quarter of what encoded states may take, as much as 64 messages of the default maximum,
+/// and far more than a shard holds while its clients read. When it is exceeded, the session that
+/// holds the most is evicted.
 pub const SESSION_BUDGET_BYTES: usize = 64 * 1024 * 1024;
-/// But it is never less than so many times `--max-message-bytes`: a message that grows may have
-/// twice the memory of its bytes, and one beside it must not close it.
+/// The smallest such budget, in multiples of `--max-message-bytes`. A message that grows may take
+/// twice the memory of its bytes, and another one beside it must not cause it to be evicted.
 pub const SESSION_BUDGET_MESSAGES: usize = 4;
-/// What each session may hold without being counted. One that holds no more is never given up.
+/// The memory that each session may hold without being counted. A session that holds no more is
+/// never evicted.
 pub const SESSION_BYTES_SPARED: usize = 4 * 1024;
-/// The frame of an op that is at least this long is encoded once for all who are corrected with it,
-/// or have fallen behind.
+/// The length of an op's frame from which on it is encoded once for all sessions that are sent it
+/// as a correction or after they have fallen behind.
 pub const SHARED_FRAME_BYTES_MIN: usize = SESSION_BYTES_SPARED;
-/// Names in an answer about presence, the first ones in their order; the answer tells how many
-/// there are.
+/// The names in an answer about presence: the first ones in order. The answer also contains their
+/// full number.
 pub const PRESENCE_NAMES_MAX: usize = 1000;
-/// A new chunk of outgoing bytes has at least this capacity.
+/// The smallest capacity of a new chunk of outgoing bytes.
 pub const CHUNK_BYTES_MIN: usize = 256;
-/// Frames share a chunk up to this size; a longer frame has one for itself.
+/// The size up to which frames share a chunk. A longer frame has a chunk of its own.
 pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
-/// An init message up to this size is kept for whoever joins next; one for each shard.
+/// The longest init message that a shard keeps for the next client that joins. Each shard keeps
+/// one.
 pub const INIT_BYTES_KEPT_MAX: usize = 4 * 1024 * 1024;
-/// What the init messages, and the other texts of states, may take that a shard has on their way to anybody. One text serves all who want
-/// the same state, so what fills this is clients that take the states of many workspaces, or of one at many moments, and do not read them.
-/// Four of the largest states that the default allows; beyond, a join or a look is answered with 503, but for a state that is small, or where nothing
-/// else is on its way.
+/// The memory of all encoded states that a shard is sending: the default limit for init messages
+/// and answers to reads over HTTP.
+///
+/// All sessions that want the same state share it, so this is filled by clients that request the
+/// states of many workspaces, or of one at many moments, and do not read them. It holds four of the
+/// largest states that the default settings allow. Beyond it, a join or a read is answered with
+/// 503, unless the state is small or no other is being sent.
 pub const SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// States longer than this leave one in so many bytes of that free,
+/// The divisor of [`SNAPSHOT_BYTES_MAX`] that yields the part reserved for small states.
 pub const SNAPSHOT_RESERVE_SHARE: usize = 8;
-/// for those that are no longer.
+/// The longest state that may use this reserve.
 pub const SNAPSHOT_SMALL_BYTES: usize = INIT_BYTES_KEPT_MAX;
-/// Where the budget is full, a state has to be taken within this time, by one of those who are sent
-/// it at least:
-pub const SNAPSHOT_PASSAGE_US: u64 = 60 * SECOND_US;
-/// one that is this far behind that pace makes room for others.
+/// The time within which the fastest receiver of a state should have read it. It matters only while
+/// the memory for states is used up.
+pub const SNAPSHOT_TRANSFER_US: u64 = 60 * SECOND_US;
+/// The lag behind that pace from which on a state may be evicted to make room for another.
 pub const SNAPSHOT_PATIENCE_US: u64 = 2 * SECOND_US;
-/// How long a shard that found no state to give up does not look for one again.
+/// The time for which a shard that found no state to evict does not search again.
 pub const SNAPSHOT_SEARCH_INTERVAL_US: u64 = SECOND_US / 10;
-/// What of large states is encoded in a turn, and the rest of a field. A state that is no larger is encoded at once.
+/// The bytes of large states that are encoded in a turn, exceeded by the rest of a field at most. A
+/// state that is no longer than this is encoded at once.
 pub const SNAPSHOT_PART_BYTES: usize = 1024 * 1024;
-/// Texts of which a shard looks in a turn whether they are still on their way.
+/// The encoded states that are checked in a turn for whether any session still holds them.
 pub const SNAPSHOTS_SWEPT_PER_TURN: usize = 32;
-/// A stretch of a window that is copied into one piece for those who are sent it is no longer than this.
+/// The longest stretch of a window that is copied into one piece, shared by all its receivers.
 pub const JOINED_BYTES_MAX: usize = 64 * 1024;
-/// Chunks that a shard keeps for their next use.
+/// The chunks that a shard keeps for reuse.
 pub const CHUNKS_KEPT_MAX: usize = 1024;
-/// The memory of the chunks that a shard keeps.
+/// The memory of the chunks that a shard keeps for reuse.
 pub const CHUNK_BYTES_KEPT_MAX: usize = 4 * 1024 * 1024;
-/// Lists of each kind that a shard keeps for their next use: of frames, answers, spans, and bytes that are no whole frame yet.
+/// The lists of each kind (frames, answers, spans, bytes of incomplete frames) that a shard keeps
+/// for reuse.
 pub const LISTS_KEPT_MAX: usize = 1024;
-/// The memory of the lists of each kind that a shard keeps.
+/// The memory of the lists of each kind that a shard keeps for reuse.
 pub const LIST_BYTES_KEPT_MAX: usize = 1024 * 1024;
 
 // ---- time ----
 
-/// Default of `--ping-interval-ms`.
+/// The default of `--ping-interval-ms`.
 pub const PING_INTERVAL_MS_DEFAULT: u64 = 25_000;
-/// A client whose socket takes nothing for this long is closed with 1013.
+/// The time after which a client whose socket accepts no bytes is closed with 1013.
 pub const STALL_TIMEOUT_US: u64 = 60 * SECOND_US;
-/// How long a stalled client has to read what was on its way, and the close frame behind it.
+/// The time that a stalled client has to read what was already being sent and the close frame after
+/// it.
 pub const STALL_LINGER_US: u64 = 15 * SECOND_US;
-/// A message has to be whole this long after its first byte, or its first fragment; each mebibyte
-/// of it that has come brings as much again. A client that is slower is closed with 1008: the same
-/// message would be as slow again.
+/// The time from the first byte or fragment of a message to its end. Each mebibyte of it that has
+/// arrived adds the same time again. A slower client is closed with 1008, not with a code to try
+/// again later: the same message would be as slow again.
 pub const MESSAGE_TIMEOUT_US: u64 = 30 * SECOND_US;
-/// How long a connection that is closed has to take the last bytes and to close its side.
+/// The time that a connection being closed has to accept the last bytes and to close its side.
 pub const LINGER_US: u64 = 2 * SECOND_US;
-/// Default of `--drain-ms`.
+/// The default of `--drain-ms`.
 pub const DRAIN_MS_DEFAULT: u64 = 5_000;
-/// Default of `--max-future-skew`, in seconds.
+/// The default of `--max-future-skew`, in seconds.
 pub const FUTURE_SKEW_S_DEFAULT: u64 = 24 * 3600;
-/// `Retry-After` of a 503, in seconds.
+/// The `Retry-After` of a 503, in seconds.
 pub const RETRY_AFTER_S: u32 = 5;
-/// A turn that begins later than it is due by more than this is an absence of the shard, by which its deadlines move
-/// ([`core::shard::absence`](crate::core::shard::absence)): two ticks of the timers, which a machine that is merely busy stays below.
+/// The lateness of a turn beyond which the shard counts as absent, which moves its deadlines
+/// ([`core::shard::absence`](crate::core::shard::absence)). A machine that is merely busy stays
+/// below two ticks of the timers.
 pub const LATENESS_US_MAX: u64 = 2 * TIMER_TICK_US;
-/// After an absence as much of what was missed, and no more than this, does not count of the time before: what was due then is due
-/// a moment later, when the shard has looked at what came in.
+/// The most time before an absence that is discounted with it. A deadline that passed in that time
+/// is due a moment later instead, after the shard has read what came in.
 pub const GRACE_US: u64 = SECOND_US;
-/// An absence of this length is logged as a warning.
+/// The length of an absence from which on it is logged as a warning.
 pub const ABSENCE_WARNING_US: u64 = SECOND_US;
 /// The resolution of all session timers.
 pub const TIMER_TICK_US: u64 = 50_000;
-/// Slots of the timer wheel; a deadline further away is looked at again on the way.
+/// The slots of the timer wheel. A deadline further away is looked at on the way and put back.
 pub const TIMER_SLOTS: usize = 1024;
 
 // ---- the ring ----
 
 /// The most shards: each has a thread, a ring and a log.
 pub const SHARDS_MAX: u32 = 1024;
-/// Entries of a shard's submission queue.
+/// The entries of a shard's submission queue.
 pub const RING_ENTRIES: u32 = 1024;
-/// Entries of a shard's completion queue.
+/// The entries of a shard's completion queue.
 pub const COMPLETION_ENTRIES: u32 = 8192;
-/// How long after operations were handed over it is checked that the kernel has taken them; and how
-/// often they are submitted again where it has not.
+/// The time from submitting operations to checking that the kernel has accepted them, and between
+/// two attempts to submit those it has not.
 pub const RESUBMIT_US: u64 = 20_000;
-/// How long a ring that ends tries to submit what is left.
+/// The time for which a ring that ends tries to submit what is left.
 pub const LAST_SUBMIT_US: u64 = SECOND_US;
 /// The size of a provided receive buffer.
 pub const RECEIVE_BYTES_MAX: usize = 16 * 1024;
 /// The provided receive buffers of a shard.
 pub const RECEIVE_BUFFERS: u16 = 128;
-/// What a shard takes when it is busy, without any state: its receive buffers, the chunks that it keeps,
-/// and two batches, since one fills while the other is written.
+/// The memory of a busy shard without any state: its receive buffers, the chunks that it keeps, and
+/// two batches, since one fills while the other is written.
 pub const SHARD_BYTES: u64 = (RECEIVE_BUFFERS as usize * RECEIVE_BYTES_MAX
     + CHUNK_BYTES_KEPT_MAX
     + 2 * BATCH_BYTES_MAX) as u64;
-/// A start with more shards than this for each core warns: they wait for each other.
+/// The shards per core beyond which the server warns when it starts, because they would wait for
+/// each other.
 pub const SHARDS_PER_CORE_MAX: usize = 4;
-/// Accepts that a shard has in flight.
+/// The accepts that a shard has in flight.
 pub const ACCEPTS_IN_FLIGHT: usize = 16;
-/// Connections that wait in the kernel to be accepted (listen(2), cut to net.core.somaxconn).
+/// The connections that wait in the kernel to be accepted (listen(2)). The kernel reduces it to
+/// net.core.somaxconn.
 pub const LISTEN_BACKLOG: i32 = 4096;
-/// How long a start waits for a port that is taken: a server that was killed held it for 8 ms here.
+/// The time for which a starting server waits for a port in use. A server that was killed held its
+/// port for 8 ms when this was measured.
 pub const PORT_WAIT_US: u64 = 500_000;
-/// How long accepting rests when the process has no file descriptor left.
+/// The pause in accepting when the process has no file descriptor left.
 pub const ACCEPT_PAUSE_US: u64 = 100_000;
-/// How often it is warned of that, as long as it lasts.
+/// The interval between two warnings about such a pause.
 pub const ACCEPT_WARNING_US: u64 = 10 * SECOND_US;
-/// Descriptors that are kept free of connections: the standard streams, the signals, connections that are refused, those to
-/// `--admin-port`.
+/// The descriptors kept free of client connections: standard streams, signals, connections that are
+/// being refused, and those to `--admin-port`.
 pub const DESCRIPTORS_RESERVED: u64 = 128;
-/// The same for each shard: eight for its ring, its mailbox and its segment, and those of a segment that is opened or read.
+/// The descriptors kept free for each shard: eight for its ring, its mailbox and its segment, and
+/// the others for a segment that is being opened or read.
 pub const DESCRIPTORS_PER_SHARD: u64 = 10;
-/// Connections to `--admin-port`; of those beyond, no more become members of a workspace.
+/// The connections to `--admin-port`. Those beyond it cannot become members of a workspace.
 pub const ADMIN_CONNECTIONS_MAX: usize = 32;
-/// Connections to `--admin-port` over that which are still answered instead of being dropped: those that gave way are on their way out.
+/// The connections to `--admin-port` beyond that number which are still answered instead of being
+/// dropped, while others that gave way to them are closing.
 pub const ADMIN_REFUSALS_IN_FLIGHT_MAX: usize = 16;
-/// How long the longest turn of a loop is told, at least; twice as long at most.
+/// The shortest time for which the longest turn of a loop is reported. It is reported for twice as
+/// long at most.
 pub const LONGEST_TURN_WINDOW_US: u64 = 60 * SECOND_US;
-/// Connections over `--max-connections` that are still answered with 503 instead of being dropped.
+/// The connections over `--max-connections` that are still answered with 503 instead of being
+/// dropped.
 pub const REFUSALS_IN_FLIGHT_MAX: usize = 64;
 
-/// What a shard may hold for single sessions, by its longest message.
+/// Returns the memory that a shard may hold for single sessions, for a server that accepts messages
+/// of `message_bytes_max`.
 #[must_use]
 pub const fn session_budget_bytes(message_bytes_max: usize) -> usize {
     let least_bytes = SESSION_BUDGET_MESSAGES * message_bytes_max;
@@ -371,7 +416,7 @@ const _: () = assert!(
 const _: () = assert!(
     MESSAGE_BYTES_DEFAULT + SEND_BYTES_MAX <= ANSWER_SEND_BYTES_MAX
         && ANSWER_SEND_BYTES_MAX < u32::MAX as usize,
-    "the longest usual correction goes out in one send, whatever stands before it, and a length fits the ring"
+    "the longest correction by default fits one send after frames, and a length fits the ring"
 );
 const _: () = assert!(
     session_budget_bytes(MESSAGE_BYTES_DEFAULT) >= 64 * MESSAGE_BYTES_DEFAULT
@@ -382,21 +427,21 @@ const _: () = assert!(
     RECEIVE_BYTES_MAX + HEAD_BYTES_MAX + ANSWER_BYTES_MAX < SESSION_BUDGET_BYTES / 64
         && SESSION_BYTES_SPARED < ANSWER_BYTES_MAX
         && SHARED_FRAME_BYTES_MIN <= SESSION_BYTES_SPARED,
-    "no session fills the budget with small things, and what is copied for a session is small"
+    "no session fills the budget with small items, and what is copied for a session is small"
 );
 const _: () = assert!(
     PRESENCE_NAMES_MAX * (6 * USER_ID_BYTES_MAX + 64) < SESSION_BUDGET_BYTES / 16,
     "a list of users is a small part of the budget, however much its names are escaped"
 );
 const _: () = assert!(
-    SNAPSHOT_PATIENCE_US < SNAPSHOT_PASSAGE_US
+    SNAPSHOT_PATIENCE_US < SNAPSHOT_TRANSFER_US
         && SNAPSHOT_SEARCH_INTERVAL_US < SNAPSHOT_PATIENCE_US
         && SNAPSHOT_PATIENCE_US / SECOND_US < RETRY_AFTER_S as u64,
-    "a client that was put off finds room when it comes again"
+    "a client that was refused finds room when it tries again"
 );
 const _: () = assert!(
     MESSAGE_TIMEOUT_US < STALL_TIMEOUT_US,
-    "a session is looked at within the time of its message"
+    "a session is checked within the time of its message"
 );
 const _: () = assert!(
     4 * WORKSPACE_BYTES_DEFAULT <= SNAPSHOT_BYTES_MAX as u64
@@ -405,11 +450,11 @@ const _: () = assert!(
         && 8 * SNAPSHOT_SMALL_BYTES <= SNAPSHOT_BYTES_MAX / SNAPSHOT_RESERVE_SHARE
         && SNAPSHOT_PART_BYTES <= INIT_BYTES_KEPT_MAX
         && 16 * INIT_BYTES_KEPT_MAX <= SNAPSHOT_BYTES_MAX,
-    "a few large states may be on their way at once, and the one that is kept is a small part of them"
+    "several large states may be sent at once, and the kept one is a small part of them"
 );
 const _: () = assert!(
     CONFLATED_BYTES_MAX <= SEND_BYTES_MAX,
-    "what is conflated at a time goes out in one send"
+    "what is conflated at a time fits one send"
 );
 const _: () =
     assert!(CHUNK_BYTES_MIN <= CHUNK_BYTES_MAX && OUTBOX_BYTES_MIN <= OUTBOX_BYTES_DEFAULT);
@@ -417,12 +462,12 @@ const _: () =
     assert!(MESSAGE_BYTES_DEFAULT <= MESSAGE_BYTES_MAX && MESSAGE_BYTES_DEFAULT <= BATCH_BYTES_MAX);
 const _: () = assert!(
     STALL_TIMEOUT_US / 2 < TIMER_TICK_US * (TIMER_SLOTS as u64 - 1),
-    "a session is looked at twice within the stall timeout"
+    "a session is checked twice within the stall timeout"
 );
 const _: () = assert!(LINGER_US < STALL_LINGER_US && HEAD_TIMEOUT_US < STALL_TIMEOUT_US);
 const _: () = assert!(
     ANSWER_SEND_BYTES_MAX < BULK_BYTES_PER_TURN && BULK_SENDS_PER_TURN_MAX <= SENDS_PER_TURN_MAX,
-    "a turn serves several who are sent a state, and does not take longer for them than for the others"
+    "a turn serves several sessions that are sent a state, and at most as many as others"
 );
 const _: () = assert!(
     SENDS_PER_TURN_MAX + BULK_SENDS_PER_TURN_MAX <= RING_ENTRIES as usize,
@@ -433,7 +478,7 @@ const _: () =
     assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_MAX && COMPACTION_BATCH_BYTES <= BATCH_BYTES_MAX);
 const _: () = assert!(
     SEGMENT_FILL_BYTES <= SEGMENT_BYTES_MIN / 8 && SEGMENT_FILL_BYTES <= SEGMENT_RESERVE_BYTES,
-    "what is filled ahead is a small part of a segment, and of the room that a start should find"
+    "what is filled in advance is a small part of a segment, and fits the room for a start"
 );
 const _: () = assert!(
     100 + 100 / COMPACTION_DEAD_SHARE < COMPACTION_START_PERCENT,
@@ -442,16 +487,16 @@ const _: () = assert!(
 const _: () = assert!(
     COMPACTION_START_PERCENT < COMPACTION_URGENT_PERCENT
         && COMPACTION_URGENT_PERCENT + 2 * 100 / SEGMENT_LIVE_SHARE <= 250,
-    "the open segments, and the one that compaction writes, fit between the urgent size and 2.5 times the live data"
+    "the open segment and the one that compaction writes fit below 2.5 times the live data"
 );
 const _: () = assert!(
     COMPACTION_URGENT_PERCENT <= LOG_SLOW_PERCENT
         && LOG_SLOW_PERCENT < LOG_FULL_PERCENT
         && LOG_FULL_PERCENT < LOG_STOP_PERCENT,
-    "compaction works as hard as it can before anybody is slowed down, and floods wait before the others do"
+    "compaction works as hard as it can before writers are slowed down, and floods wait first"
 );
 const _: () = assert!(
-    // What is measured may hold one segment that is not closed.
+    // The measured log may include one segment that is not closed.
     COMPACTION_START_PERCENT + 100 / SEGMENT_LIVE_SHARE < LOG_SLOW_PERCENT
         && COMPACTION_BYTES_MIN <= LOG_SPARE_BYTES
         && SEGMENT_BYTES_MIN < LOG_SPARE_BYTES,
@@ -461,25 +506,25 @@ const _: () = assert!(
     LOG_STOP_PERCENT + 2 * 100 / SEGMENT_LIVE_SHARE <= 300
         && 3 * LOG_SPARE_BYTES + 2 * BATCH_BYTES_MAX as u64 <= 4 * LOG_SPARE_BYTES
         && MESSAGE_BYTES_DEFAULT as u64 <= SEGMENT_BYTES_MIN,
-    "a log, the open segment, the one that compaction writes and two batches fit three times the live data and 4 times what a log may have besides"
+    "a log with two open segments and two batches fits 3 times its live data and 4 spares"
 );
 const _: () = assert!(
     LIGHT_BURST_BYTES < LOG_SPARE_BYTES / 4 && LOG_BURST_BYTES < LOG_SPARE_BYTES / 4,
-    "what may come at once is a small part of what lies between the marks"
+    "a burst is a small part of the distance between two marks"
 );
 const _: () = assert!(
     LOG_BYTES_PER_SECOND / SECOND_US * HELD_RETRY_US <= LOG_BURST_BYTES,
-    "clients that are looked at now and then can use all of the rate"
+    "clients that are retried at intervals can use all of the rate"
 );
 const _: () = assert!(
     SEGMENT_FILL_BYTES + SEGMENT_RESERVE_BYTES / 2 <= DISK_LOW_SHARD_BYTES
         && DISK_ENOUGH_FACTOR > 1,
-    "a shard that refuses ops can still seal its log, and does not change its mind with each look"
+    "a shard that refuses ops can still seal its log, and does not alternate at each check"
 );
 const _: () = assert!(HELD_RETRY_US < DISK_LOOK_BUSY_US && DISK_LOOK_BUSY_US < DISK_LOOK_US);
 const _: () = assert!(
     RATE_BURST_S < PATIENCE_S,
-    "who is refused has more to lose than its burst"
+    "a client is refused more than its burst before it is closed"
 );
 const _: () = assert!(
     MESSAGE_BYTES_DEFAULT as u64 <= WORKSPACE_BYTES_DEFAULT / 16

@@ -35,7 +35,7 @@ pub struct ShardConfig {
     pub sync_interval_us: u64,
     /// The time between two pings to a client.
     pub ping_interval_us: u64,
-    /// The bytes of broadcasts that a client may be behind before it is conflated.
+    /// The bytes of broadcasts by which a client may be behind before it is conflated.
     pub outbox_bytes_max: usize,
     /// The length of the longest message that is accepted.
     pub message_bytes_max: usize,

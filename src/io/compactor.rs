@@ -1,7 +1,8 @@
 //! The thread that compacts the log, measures it, and looks at the room on the disk.
 //!
-//! When and what to compact is decided in [`crate::log::schedule`]; here are the files, the clock and the other threads.
-//! Each shard is told when what concerns it has changed: it slows its writers down accordingly, or refuses their ops.
+//! [`crate::log::schedule`] decides when and what to compact; this module has the files, the clock
+//! and the other threads. Each shard is notified of changes that concern it: it then slows its
+//! writers down, or refuses their ops.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use crate::log::schedule::{DiskRoom, FolderUsage, LowMarks, Schedule};
 use crate::log::segment;
 use crate::status::Status;
 
-/// A shard's log goes on in a new segment.
+/// A shard's log continues in a new segment.
 #[derive(Clone)]
 pub struct Rotation {
     /// The shard.
@@ -36,55 +37,58 @@ pub struct Rotation {
     pub index: u64,
     /// The log position of its first batch.
     pub first_position: LogPosition,
-    /// What the shard's state takes in a log in which nothing is dead.
+    /// The size of the shard's state in a log without dead bytes.
     pub live_bytes: u64,
     /// Which segments hold nothing of it.
     pub dead: Dead,
-    /// Where the shard is told how long its log is.
-    pub post: ShardSender,
+    /// The shard, which is sent the size of its log.
+    pub sender: ShardSender,
 }
 
-/// What a shard tells the thread that compacts.
+/// An event that a shard reports to the compactor.
 pub enum CompactorEvent {
-    /// A segment was opened. The first of each shard tells that it serves.
+    /// A segment was opened. The first rotation of each shard says that it serves.
     Rotated(Rotation),
     /// A shard cannot write its log. If that is for want of room, it must be made at once.
     Failed,
 }
 
-/// The thread that compacts the log. It sleeps until a shard begins a new segment, but for a look at the disk now and then.
+/// The thread that compacts the log. It sleeps until a shard begins a new segment, except to check
+/// the disk now and then.
 pub struct Compactor {
-    news: Sender<CompactorEvent>,
+    events: Sender<CompactorEvent>,
     thread: JoinHandle<()>,
 }
 
 impl Compactor {
-    /// Starts it, for a server with so many shards. Nothing is compacted before each of them has told its first rotation:
-    /// until then, nobody knows which of its segments is open.
+    /// Starts the thread for a server with this many shards. Nothing is compacted before each of
+    /// them has reported its first rotation: until then, it is unknown which of its segments is
+    /// open.
     pub fn start(
         directory: Arc<DataDirectory>,
         shards: usize,
         status: Arc<Status>,
     ) -> Result<Self, ThreadError> {
-        let (news, inbox) = channel();
+        let (events, inbox) = channel();
         let thread = threads::start("etherply-compact".to_owned(), move || {
-            // Linux takes this for the calling thread alone (setpriority(2), "C library/kernel differences").
+            // Linux applies this to the calling thread only (setpriority(2), "C library/kernel
+            // differences").
             let _ = rustix::process::setpriority_process(None, COMPACTION_NICE);
             Loop::new(directory, shards, status, inbox).run();
         })?;
-        Ok(Self { news, thread })
+        Ok(Self { events, thread })
     }
 
-    /// Where news are told. When all senders are gone, the thread ends.
+    /// Returns a sender of events. The thread ends when all senders are gone.
     #[must_use]
-    pub fn news(&self) -> Sender<CompactorEvent> {
-        self.news.clone()
+    pub fn events(&self) -> Sender<CompactorEvent> {
+        self.events.clone()
     }
 
     /// Ends it, and leaves nothing half done. The shards must have ended.
     pub fn stop(self) {
-        drop(self.news);
-        // It has told what went wrong.
+        drop(self.events);
+        // It has logged what went wrong.
         let _ = self.thread.join();
     }
 }
@@ -100,8 +104,8 @@ struct Loop {
     rotations: Vec<Rotation>,
     /// As they were measured last.
     folders: Vec<FolderUsage>,
-    /// What each shard was told last.
-    told: Vec<(u32, LogSize)>,
+    /// The size that each shard was sent last.
+    notified: Vec<(u32, LogSize)>,
     schedule: Schedule,
     room: DiskRoom,
     reserve: Reserve<HostDisk>,
@@ -109,11 +113,11 @@ struct Loop {
     is_over: bool,
 }
 
-/// However the thread ends, nobody waits for it.
+/// However the thread ends, nobody keeps waiting for it.
 impl Drop for Loop {
     fn drop(&mut self) {
         self.schedule.give_up();
-        self.tell();
+        self.notify_shards();
     }
 }
 
@@ -133,7 +137,7 @@ impl Loop {
             started: Instant::now(),
             rotations: Vec::new(),
             folders: Vec::new(),
-            told: Vec::new(),
+            notified: Vec::new(),
             schedule: Schedule::new(COMPACTION_BYTES_MIN),
             room: DiskRoom::new(LowMarks::default(), shards as u64),
             next_look_us: 0,
@@ -144,12 +148,12 @@ impl Loop {
     fn run(&mut self) {
         while !self.is_over {
             match self.inbox.recv_timeout(self.wait()) {
-                Ok(news) => self.take(news),
+                Ok(events) => self.apply(events),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             self.catch_up(DISK_LOOK_US);
-            // The log may have grown meanwhile by so much that the next one is due.
+            // The log may have grown enough in the meantime that the next compaction is due.
             while !self.is_over && self.compact_if_due() {}
         }
     }
@@ -158,7 +162,7 @@ impl Loop {
         u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// How long to sleep, if nothing is told.
+    /// How long to sleep, if nothing is notified.
     fn wait(&self) -> Duration {
         let wait_us = self.next_look_us.saturating_sub(self.now_us());
         Duration::from_micros(wait_us)
@@ -189,7 +193,7 @@ impl Loop {
         };
         self.measure();
         self.look_at_disk();
-        self.tell();
+        self.notify_shards();
         let is_broken = !self.schedule.is_working();
         self.status
             .log
@@ -197,7 +201,7 @@ impl Loop {
         is_done
     }
 
-    /// Takes that a compaction has failed. True: it may be tried again at once.
+    /// Handles a failed compaction. Returns whether it may be tried again at once.
     fn failed(&mut self, error: &CompactionError) -> bool {
         if error.is_for_room() {
             self.schedule.ran_out_of_room();
@@ -212,7 +216,7 @@ impl Loop {
             self.schedule.give_up();
             return false;
         }
-        // With what the failed step has given back.
+        // With the space that the failed step has given back.
         self.look_at_disk();
         let free_bytes = self.room.free_bytes().filter(|_| error.is_for_room());
         let now_us = self.now_us();
@@ -222,7 +226,8 @@ impl Loop {
         false
     }
 
-    /// What is known to be dead goes first. Where few keys are written again and again, the rest need not be read then.
+    /// Segments that are known to be dead go first. Where few keys are written again and again, the
+    /// rest need not be read then.
     fn compact(&mut self, due: &[u32]) -> Result<(), CompactionError> {
         let settings = Settings::routine(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
         let sweep = Compaction::sweep(
@@ -291,7 +296,7 @@ impl Loop {
             if compaction.outcome().segments_replaced > replaced {
                 replaced = compaction.outcome().segments_replaced;
                 self.measure();
-                self.tell();
+                self.notify_shards();
             }
             if !more {
                 break;
@@ -313,8 +318,8 @@ impl Loop {
         Ok(compaction)
     }
 
-    fn take(&mut self, news: CompactorEvent) {
-        match news {
+    fn apply(&mut self, events: CompactorEvent) {
+        match events {
             CompactorEvent::Rotated(rotation) => {
                 self.rotations.retain(|last| last.shard != rotation.shard);
                 self.rotations.push(rotation);
@@ -325,11 +330,12 @@ impl Loop {
         }
     }
 
-    /// Takes what has been told meanwhile, looks at the disk if that is due, and tells the shards what has changed.
+    /// Handles the events that have arrived, checks the disk if that is due, and notifies the
+    /// shards of changes.
     fn catch_up(&mut self, look_us: u64) {
         loop {
             match self.inbox.try_recv() {
-                Ok(news) => self.take(news),
+                Ok(events) => self.apply(events),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
                     self.is_over = true;
@@ -341,7 +347,7 @@ impl Loop {
         if self.next_look_us.saturating_sub(DISK_LOOK_US - look_us) <= now_us {
             self.look_at_disk();
         }
-        self.tell();
+        self.notify_shards();
     }
 
     /// Looks at the room on the disk.
@@ -359,7 +365,8 @@ impl Loop {
         match (was_short, self.room.is_short()) {
             (false, true) => tracing::error!(
                 free_bytes,
-                "the disk is nearly full: ops are refused with an error 500, all else goes on; make room on the disk of --data-dir"
+                "the disk is nearly full: ops are refused with an error 500, all else goes on; \
+                 make room on the disk of --data-dir"
             ),
             (true, false) => tracing::info!(free_bytes, "the disk has room again: ops are taken"),
             (true, true) | (false, false) => {}
@@ -376,7 +383,7 @@ impl Loop {
         }
     }
 
-    /// Measures the closed segments, which is told to those who show it.
+    /// Measures the closed segments, and publishes the figures.
     fn measure(&mut self) {
         let mut folders = Vec::new();
         let mut segments = 0;
@@ -416,7 +423,7 @@ impl Loop {
     }
 
     /// Tells each shard what has changed for it.
-    fn tell(&mut self) {
+    fn notify_shards(&mut self) {
         if self.rotations.len() < self.shards {
             return;
         }
@@ -427,24 +434,37 @@ impl Loop {
             };
             let stats = &self.status.stats[shard as usize];
             let open_bytes = stats.read(0).counters.log_open_bytes;
-            let written_bytes = open_bytes.saturating_sub(SEGMENT_HEADER_BYTES as u64);
-            let size = LogSize {
-                open_index: rotation.index,
-                closed_bytes: folder.closed_bytes,
-                kept_bytes: self.schedule.kept_bytes(folder, &self.folders),
-                is_compacted: self.schedule.is_working(),
-                room_end: self
-                    .room
-                    .end(rotation.first_position.advance(written_bytes)),
-            };
-            let last = self.told.iter_mut().find(|(told, _)| *told == shard);
+            let open = (rotation.index, rotation.first_position, open_bytes);
+            let size = log_size(open, folder, &self.folders, &self.schedule, &self.room);
+            let last = self.notified.iter_mut().find(|(of, _)| *of == shard);
             match last {
                 Some((_, last)) if *last == size => continue,
                 Some((_, last)) => *last = size,
-                None => self.told.push((shard, size)),
+                None => self.notified.push((shard, size)),
             }
-            rotation.post.send(ShardMessage::LogSize(size));
+            rotation.sender.send(ShardMessage::LogSize(size));
         }
+    }
+}
+
+/// Returns what a shard needs to know of its measured log. `open_bytes` is the length of the
+/// segment that is open, with its index and the position of its first batch; `folder` is one of
+/// `folders`.
+#[must_use]
+pub fn log_size(
+    (open_index, first_position, open_bytes): (u64, LogPosition, u64),
+    folder: &FolderUsage,
+    folders: &[FolderUsage],
+    schedule: &Schedule,
+    room: &DiskRoom,
+) -> LogSize {
+    let written_bytes = open_bytes.saturating_sub(SEGMENT_HEADER_BYTES as u64);
+    LogSize {
+        open_index,
+        closed_bytes: folder.closed_bytes,
+        kept_bytes: schedule.kept_bytes(folder, folders),
+        is_compacted: schedule.is_working(),
+        room_end: room.end(first_position.advance(written_bytes)),
     }
 }
 
@@ -467,15 +487,15 @@ mod tests {
         let status = Arc::new(Status::new(2, 1));
         let (_news, inbox) = channel();
         let mut compactor = Loop::new(directory, 2, Arc::clone(&status), inbox);
-        let (post, mailbox) = mailbox().unwrap();
+        let (sender, mailbox) = mailbox().unwrap();
         for (shard, due) in [(1, &[][..]), (1, &[]), (0, &[0, 1])] {
-            compactor.take(CompactorEvent::Rotated(Rotation {
+            compactor.apply(CompactorEvent::Rotated(Rotation {
                 shard,
                 index: 2,
                 first_position: LogPosition::new(100 << 20),
                 live_bytes: 1,
                 dead: Dead::default(),
-                post: post.clone(),
+                sender: sender.clone(),
             }));
             assert_eq!(compactor.due(), due, "shard {shard} has told");
             let known = status.log.read();
@@ -485,11 +505,11 @@ mod tests {
                 (known.segments, known.closed_bytes),
                 (segments, closed_bytes)
             );
-            compactor.tell();
+            compactor.notify_shards();
             assert_eq!(mailbox.next().is_some(), is_known);
         }
         while mailbox.next().is_some() {}
-        compactor.tell();
+        compactor.notify_shards();
         assert!(mailbox.next().is_none(), "nothing has changed");
         // Whoever waits for it is let go when it ends, however it ends.
         drop(compactor);
@@ -512,15 +532,15 @@ mod tests {
         let status = Arc::new(Status::new(1, 1));
         let (_news, inbox) = channel();
         let mut compactor = Loop::new(directory, 1, Arc::clone(&status), inbox);
-        let (post, mailbox) = mailbox().unwrap();
+        let (sender, mailbox) = mailbox().unwrap();
         for index in 2..20 {
-            compactor.take(CompactorEvent::Rotated(Rotation {
+            compactor.apply(CompactorEvent::Rotated(Rotation {
                 shard: 0,
                 index,
                 first_position: LogPosition::new(100 << 20),
                 live_bytes: 1,
                 dead: Dead::default(),
-                post: post.clone(),
+                sender: sender.clone(),
             }));
             while compactor.compact_if_due() {}
         }

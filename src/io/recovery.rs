@@ -1,4 +1,5 @@
-//! Reading the log at the start: the folders of the shards side by side, one thread for each core, and telling how far it is.
+//! Reads the log at the start: the shards' folders in parallel, one thread for each core, and shows
+//! the progress.
 
 use std::cell::Cell;
 use std::io::IsTerminal;
@@ -31,24 +32,24 @@ pub fn recover<D: Disk>(
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let next = AtomicUsize::new(0);
     let reads = Mutex::new(Vec::new());
-    // Each thread takes the next folder that nobody has taken. Usually the workspaces of a folder are in no other one.
+    // Each thread takes the next folder. Usually the workspaces of a folder are in no other one.
     let work = || loop {
         let folder = next.fetch_add(1, Ordering::Relaxed);
         if folder >= recovery.folders() {
             break;
         }
-        let mut deal = Replay::new(hash_seed);
+        let mut replay = Replay::new(hash_seed);
         let meter = ReadMeter::new(progress);
         let visit = |op: &LoggedOp<'_>| {
-            deal.visit(op);
+            replay.visit(op);
             meter.op(op_bytes(op));
         };
         let read = recovery.read(folder, visit, |bytes| {
             meter.segment(bytes);
             hold();
         });
-        deal.finish_restore();
-        let read = read.map(|read| (read, deal));
+        replay.finish_restore();
+        let read = read.map(|read| (read, replay));
         let mut reads = reads.lock().unwrap_or_else(PoisonError::into_inner);
         reads.push((folder, read));
     };
@@ -63,20 +64,21 @@ pub fn recover<D: Disk>(
     });
     let mut reads = reads.into_inner().unwrap_or_else(PoisonError::into_inner);
     reads.sort_by_key(|(folder, _)| *folder);
-    let (mut folders, mut deal) = (Vec::new(), Replay::new(hash_seed));
+    let (mut folders, mut replay) = (Vec::new(), Replay::new(hash_seed));
     for (_, read) in reads {
         let (folder, part) = read?;
         folders.push(folder);
-        deal.merge(part);
+        replay.merge(part);
     }
     let report = recovery.finish(&folders)?;
-    Ok((report, deal.finish(shards)))
+    Ok((report, replay.finish(shards)))
 }
 
-/// Tells a [`RecoveryProgress`] what is read of a folder, in the middle of a segment too: it may be long.
+/// Reports the bytes read of a folder to a [`RecoveryProgress`], also in the middle of a segment:
+/// it may be long.
 struct ReadMeter<'a> {
     progress: &'a RecoveryProgress,
-    /// Of this segment.
+    /// The bytes of this segment that were reported.
     told_bytes: Cell<u64>,
     untold_bytes: Cell<u64>,
 }
@@ -108,7 +110,7 @@ impl<'a> ReadMeter<'a> {
     }
 }
 
-/// Lets the tests see a server that is reading its log: it goes on when the file is there.
+/// Lets the tests see a server that is reading its log: it continues when the file exists.
 fn hold() {
     if !cfg!(debug_assertions) {
         return;
@@ -150,7 +152,7 @@ impl Display {
         }
     }
 
-    /// Takes the bar off the terminal.
+    /// Removes the bar from the terminal.
     pub fn end(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();

@@ -74,7 +74,7 @@ mod ready;
 mod setup;
 mod submissions;
 
-use flight::{Flight, Held, Operation, Outcome, Spare, Vectored, keep};
+use flight::{Flight, Operation, PendingOperation, RawOutcome, Spare, Vectored, keep};
 use ready::{READY, Ready};
 use submissions::{EndingRuntime, Enter, Guard, Submissions};
 
@@ -96,7 +96,7 @@ pub struct Ring<T: Tokens> {
     spare: Spare,
     submissions: Submissions,
     /// Operations for which the submission queue had no room. The oldest is first.
-    held: VecDeque<Held<T>>,
+    pending: VecDeque<PendingOperation<T>>,
 }
 
 /// Runs `turn` on a ring of this thread: once at the beginning and then whenever something has
@@ -216,7 +216,7 @@ impl<T: Tokens> Ring<T> {
             waits_before_receive: waits_before_receive || kernel() < KERNEL_LENDS_LATE,
             spare: Spare::default(),
             submissions: Submissions::new(enter_of(descriptor)),
-            held: VecDeque::new(),
+            pending: VecDeque::new(),
         }
     }
 
@@ -234,14 +234,14 @@ impl<T: Tokens> Ring<T> {
     }
 
     fn may_have_unsubmitted(&self) -> bool {
-        !self.submissions.is_known_empty() || !self.held.is_empty()
+        !self.submissions.is_known_empty() || !self.pending.is_empty()
     }
 
     /// Moves operations that were held back into the submission queue, as far as they fit.
     fn let_go(&mut self) {
-        while !self.held.is_empty() && self.submissions.has_room() {
-            let held = self.held.pop_front().expect("one is held");
-            self.launch(held);
+        while !self.pending.is_empty() && self.submissions.has_room() {
+            let pending = self.pending.pop_front().expect("one is pending");
+            self.launch(pending);
         }
     }
 
@@ -518,27 +518,27 @@ impl<T: Tokens> Ring<T> {
 
     /// Submits an operation that points into what it owns.
     fn submit_pointing(&mut self, pointed: Pointed, operation: Operation<T>, entry: squeue::Entry) {
-        let held = Held {
+        let pending = PendingOperation {
             pointed,
             operation,
             entry,
         };
         // In their order: a receive may need the buffer that is provided before it.
-        if self.held.is_empty() && self.submissions.has_room() {
-            self.launch(held);
+        if self.pending.is_empty() && self.submissions.has_room() {
+            self.launch(pending);
         } else {
-            self.held.push_back(held);
+            self.pending.push_back(pending);
         }
     }
 
-    fn launch(&mut self, held: Held<T>) {
-        let Held {
+    fn launch(&mut self, pending: PendingOperation<T>) {
+        let PendingOperation {
             pointed,
             operation,
             entry,
-        } = held;
+        } = pending;
         self.submissions.push();
-        let outcome = Outcome(PhantomData);
+        let outcome = RawOutcome(PhantomData);
         let mut operation = UnsubmittedOneshot::new(operation, outcome, entry).submit();
         let slot = self.flights.vacant_entry();
         let waker = waker(slot.key());

@@ -61,10 +61,11 @@ pub enum ServeError {
     Listen(#[from] ListenError),
     /// The process may not open enough files.
     #[error(
-        "the limit of open files is {limit}, and a server of {shards} shards needs {needed}: raise it (ulimit -n), or lower --shards"
+        "the limit of open files is {limit}, and a server of {shards} shards needs {needed}: \
+         raise it (ulimit -n), or lower --shards"
     )]
     FilesLimit {
-        /// What the process may open.
+        /// The limit of open files.
         limit: u64,
         /// The shards that were asked for.
         shards: u32,
@@ -82,7 +83,7 @@ pub enum ServeError {
     Segment {
         /// The data directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The system has no descriptor or random number for the server.
@@ -90,7 +91,8 @@ pub enum ServeError {
     System(#[from] io::Error),
     /// A shard's thread has ended by a fault of this server.
     #[error(
-        "shard {0} has stopped by a fault of this server; start it again: nothing that was shown is lost"
+        "shard {0} has stopped by a fault of this server; start it again: nothing that was shown \
+         is lost"
     )]
     Shard(u32),
 }
@@ -98,17 +100,17 @@ pub enum ServeError {
 /// How often the display of the recovery is brought up to date.
 const PROGRESS_STEP_MS: u64 = 200;
 
-/// What wakes the main thread.
+/// An event that wakes the main thread.
 enum ServerEvent {
     Signal(i32),
     Stopped { shard: u32, ok: bool },
     Recovered(Box<Result<RecoveredLog, RecoveryError>>),
 }
 
-/// What was read of the log, and the workspaces of each shard.
+/// The report of the recovery, and the workspaces of each shard.
 type RecoveredLog = (RecoveryReport, Vec<Vec<Workspace>>);
 
-/// Runs the server until it is told to stop.
+/// Runs the server until it is asked to stop.
 pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     let mut secrets = SecretStore::new(settings.secret_sources())?;
     let admin_address = settings.admin_address().map_err(ListenError::from)?;
@@ -149,9 +151,10 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
         admin_listener: admin_listener.clone(),
         started: Instant::now(),
     };
-    let posts = spawn_shards(&common, &compactor.news(), &events)?;
+    let senders = spawn_shards(&common, &compactor.events(), &events)?;
     spawn_recovery(Arc::clone(&directory), &common, events)?;
-    let Some((report, dealt)) = wait_for_recovery(&inbox, &common, &posts, &mut secrets)? else {
+    let Some((report, partitions)) = wait_for_recovery(&inbox, &common, &senders, &mut secrets)?
+    else {
         return Ok(());
     };
     // The secret may have changed while the log was read.
@@ -160,18 +163,18 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     // Only this mode waits for the disk.
     let fill_bytes =
         (Durability::from(settings.durability) == Durability::Always).then_some(SEGMENT_FILL_BYTES);
-    begin_to_serve(&posts, &directory, &report, dealt, fill_bytes)?;
+    begin_to_serve(&senders, &directory, &report, partitions, fill_bytes)?;
     warn_of_shards(shards, cores);
     let (address, inherited) = (listener.address(), listener.is_inherited());
     tracing::info!(%address, inherited, shards, connections_max, "listening");
     let admin_address = admin_listener.map(|listener| listener.address());
     let has_console = settings.console || settings.dev;
     if let Err(error) = announce(token.as_deref(), address, admin_address, has_console) {
-        // The same is in the log, but for the token of --dev.
+        // The log has the same, without the token of --dev.
         tracing::warn!("stdout cannot be written ({error}): the server runs without it");
     }
-    tell_manager(&NotifyState::Ready);
-    run_until_stopped(&posts, &inbox, &mut secrets, &common.pages)?;
+    notify_manager(&NotifyState::Ready);
+    run_until_stopped(&senders, &inbox, &mut secrets, &common.pages)?;
     compactor.stop();
     tracing::info!("stopped");
     Ok(())
@@ -179,15 +182,15 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
 
 /// Gives the shards their logs and what was read of them, and waits until all serve.
 fn begin_to_serve(
-    posts: &[ShardSender],
+    senders: &[ShardSender],
     directory: &Arc<DataDirectory>,
     report: &RecoveryReport,
-    dealt: Vec<Vec<Workspace>>,
+    partitions: Vec<Vec<Workspace>>,
     fill_bytes: Option<u64>,
 ) -> Result<(), ServeError> {
     let (serves, serving) = channel();
-    let mut room = DiskRoom::new(LowMarks::default(), posts.len() as u64);
-    for (number, (post, workspaces)) in (0..).zip(posts.iter().zip(dealt)) {
+    let mut room = DiskRoom::new(LowMarks::default(), senders.len() as u64);
+    for (number, (sender, workspaces)) in (0..).zip(senders.iter().zip(partitions)) {
         let open = || LogFiles::open(Arc::clone(directory), number, report, fill_bytes);
         let log = open().or_else(|error| {
             let is_full = error.kind() == io::ErrorKind::StorageFull;
@@ -200,29 +203,30 @@ fn begin_to_serve(
             path: directory.path().to_owned(),
             source,
         })?;
-        // A shard writes as soon as it serves, and the compactor may look at the disk a little later.
+        // A shard writes as soon as it serves, and the compactor may check the disk a little later.
         room.looked(HostDisk.space(directory.path()).ok(), false, &[]);
         let room_end = room.end(log.open_segment().first_position);
-        post.send(ShardMessage::LogSize(LogSize::unmeasured(room_end)));
+        sender.send(ShardMessage::LogSize(LogSize::unmeasured(room_end)));
         let serves = serves.clone();
-        post.send(ShardMessage::Recovered(Box::new(RecoveredShard {
+        sender.send(ShardMessage::Recovered(Box::new(RecoveredShard {
             log,
             workspaces,
             serves,
         })));
     }
-    let shards = u32::try_from(posts.len()).expect("SHARDS_MAX fits");
+    let shards = u32::try_from(senders.len()).expect("SHARDS_MAX fits");
     let noted = directory.note_shards(shards);
     noted.map_err(|source| ServeError::Segment {
         path: directory.path().to_owned(),
         source,
     })?;
     drop(serves);
-    // Ends when each has told it, or has ended: then that is told next.
+    // Ends when each shard has sent it or has ended, which is reported next.
     serving.iter().for_each(drop);
-    // For an inherited socket, on which connections have waited; with one of its own they do so already.
-    for post in posts {
-        post.send(ShardMessage::Accept);
+    // For an inherited socket, on which connections have waited; with their own socket, the shards
+    // accept already.
+    for sender in senders {
+        sender.send(ShardMessage::Accept);
     }
     Ok(())
 }
@@ -231,7 +235,8 @@ fn warn_of_public_directory(directory: &DataDirectory) {
     let path = directory.path().display();
     if let Some(mode) = directory.public_mode() {
         tracing::warn!(
-            "other users of this machine can read the data directory {path} (mode {mode:04o}): run chmod -R o-rwx {path}"
+            "other users of this machine can read the data directory {path} (mode {mode:04o}): \
+             run chmod -R o-rwx {path}"
         );
     }
 }
@@ -243,19 +248,19 @@ fn pages(settings: &ServeArgs, dev_token: Option<String>) -> Pages {
 }
 
 fn run_until_stopped(
-    posts: &[ShardSender],
+    senders: &[ShardSender],
     inbox: &Receiver<ServerEvent>,
     secrets: &mut SecretStore<'_>,
     pages: &Pages,
 ) -> Result<(), ServeError> {
-    let mut running = posts.len();
+    let mut running = senders.len();
     while running > 0 {
         match inbox
             .recv()
             .expect("a thread that sends events runs as long as this one")
         {
             ServerEvent::Signal(SIGHUP) => {
-                secrets.read_again(posts);
+                secrets.read_again(senders);
                 pages.renew_token(|| dev_token(secrets.secrets()));
             }
             ServerEvent::Signal(signal) => {
@@ -263,14 +268,14 @@ fn run_until_stopped(
                     signal,
                     "stopping: closing connections and finishing the log"
                 );
-                tell_manager(&NotifyState::Stopping);
-                for post in posts {
-                    post.send(ShardMessage::Drain);
+                notify_manager(&NotifyState::Stopping);
+                for sender in senders {
+                    sender.send(ShardMessage::Drain);
                 }
             }
             ServerEvent::Stopped { shard, ok: false } => return Err(ServeError::Shard(shard)),
             ServerEvent::Stopped { ok: true, .. } => running -= 1,
-            // The stop came before it, and nobody needs it.
+            // The stop came first, and the recovery is no longer needed.
             ServerEvent::Recovered(_) => {}
         }
     }
@@ -286,17 +291,18 @@ fn spawn_recovery(
     let status = Arc::clone(&common.status);
     threads::start("etherply-log".to_owned(), move || {
         let recovered = recovery::recover(&directory, shards, hash_seed, &status.recovery);
-        // The main thread may have been told to stop meanwhile.
+        // The main thread may have been asked to stop in the meantime.
         let _ = events.send(ServerEvent::Recovered(Box::new(recovered)));
     })?;
     Ok(())
 }
 
-/// Waits until the log is read. None: a signal came before, and all shards have stopped; nothing was changed that must be finished.
+/// Waits until the log is read. `None`: a signal came first, and all shards have stopped; nothing
+/// was changed that must be finished.
 fn wait_for_recovery(
     inbox: &Receiver<ServerEvent>,
     common: &Common<'_>,
-    posts: &[ShardSender],
+    senders: &[ShardSender],
     secrets: &mut SecretStore<'_>,
 ) -> Result<Option<RecoveredLog>, ServeError> {
     let status = &common.status;
@@ -308,15 +314,15 @@ fn wait_for_recovery(
             Err(RecvTimeoutError::Disconnected) => {
                 unreachable!("a thread that sends events runs as long as this one")
             }
-            Ok(ServerEvent::Signal(SIGHUP)) => secrets.read_again(posts),
+            Ok(ServerEvent::Signal(SIGHUP)) => secrets.read_again(senders),
             Ok(ServerEvent::Signal(signal)) => {
                 display.end();
-                tell_manager(&NotifyState::Stopping);
-                // Clients that wait for the log are told.
-                for post in posts {
-                    post.send(ShardMessage::Drain);
+                notify_manager(&NotifyState::Stopping);
+                // Clients that wait for the log receive an answer.
+                for sender in senders {
+                    sender.send(ShardMessage::Drain);
                 }
-                run_until_stopped(posts, inbox, secrets, &common.pages)?;
+                run_until_stopped(senders, inbox, secrets, &common.pages)?;
                 tracing::info!(signal, "stopped while reading the log");
                 return Ok(None);
             }
@@ -325,16 +331,17 @@ fn wait_for_recovery(
         }
     };
     display.end();
-    let (report, dealt) = recovered?;
+    let (report, partitions) = recovered?;
     for torn in &report.torn {
         tracing::warn!(
             path = %torn.path.display(), offset = torn.offset, bytes = torn.bytes,
-            "cut off a torn tail of {} bytes: the rest of a write that was interrupted. With --durability always no \
+            "cut off a torn tail of {} bytes: the rest of a write that was interrupted. With \
+             --durability always no \
              client was shown it, unless the disk lost what it had confirmed",
             torn.bytes,
         );
     }
-    let workspaces: usize = dealt.iter().map(Vec::len).sum();
+    let workspaces: usize = partitions.iter().map(Vec::len).sum();
     let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     status.log.update(|log| {
         log.recovered_ops = report.ops;
@@ -348,7 +355,7 @@ fn wait_for_recovery(
         took_ms,
         "read the log"
     );
-    Ok(Some((report, dealt)))
+    Ok(Some((report, partitions)))
 }
 
 /// What all shards are started with.
@@ -366,14 +373,14 @@ struct Common<'a> {
     started: Instant,
 }
 
-/// Starts the shards' threads, and begins to listen once each has its ring. They answer from then on
-/// that the log is being read.
+/// Starts the shards' threads, and begins to listen once each has its ring. From then on they
+/// answer that the log is being read.
 fn spawn_shards(
     common: &Common<'_>,
-    news: &Sender<CompactorEvent>,
+    compactor: &Sender<CompactorEvent>,
     events: &Sender<ServerEvent>,
 ) -> Result<Vec<ShardSender>, ServeError> {
-    let (posts, mailboxes): (Vec<_>, Vec<_>) = (0..common.shards)
+    let (senders, mailboxes): (Vec<_>, Vec<_>) = (0..common.shards)
         .map(|_| mailbox())
         .collect::<io::Result<Vec<_>>>()?
         .into_iter()
@@ -390,8 +397,8 @@ fn spawn_shards(
                 listener: Arc::clone(&common.listener),
                 admin_listener: common.admin_listener.clone(),
                 mailbox,
-                posts: posts.clone(),
-                news: news.clone(),
+                senders: senders.clone(),
+                compactor: compactor.clone(),
                 hash_seed: common.hash_seed,
                 pages: Arc::clone(&common.pages),
             },
@@ -419,7 +426,7 @@ fn spawn_shards(
         // One that has ended is reported by its event.
         let _ = shard.send(());
     }
-    Ok(posts)
+    Ok(senders)
 }
 
 /// Warns of many more shards than cores.
@@ -430,7 +437,8 @@ fn warn_of_shards(shards: u32, cores: Option<NonZeroUsize>) {
     };
     let (mib, each_mib) = (u64::from(shards) * (SHARD_BYTES >> 20), SHARD_BYTES >> 20);
     tracing::warn!(
-        "{shards} shards on {cores} cores wait for each other, and take up to {mib} MiB of memory when \
+        "{shards} shards on {cores} cores wait for each other, and take up to {mib} MiB of memory \
+         when \
          they are busy ({each_mib} MiB each), beside the state: use --shards {cores}"
     );
 }
@@ -504,7 +512,7 @@ fn connections_max(settings: &ServeArgs, shards: u32) -> Result<usize, ServeErro
     Ok(wanted.unwrap_or(allowed).min(allowed))
 }
 
-/// How many connections a process can have that may open so many files.
+/// Returns the number of connections that a process can have with this limit of open files.
 pub fn connections_allowed(files: u64, shards: u32) -> Result<usize, ServeError> {
     let reserved = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_SHARD * u64::from(shards);
     if files <= reserved {
@@ -523,7 +531,7 @@ fn random_u64() -> io::Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
-/// A token for who tries the server out.
+/// Returns a token for trying the server out.
 fn dev_token(secrets: &Secrets) -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -532,13 +540,13 @@ fn dev_token(secrets: &Secrets) -> String {
 }
 
 /// Tells the service manager, where one asks for it (`sd_notify(3)`).
-fn tell_manager(state: &NotifyState<'_>) {
+fn notify_manager(state: &NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
         tracing::warn!("cannot notify the service manager of {state} (NOTIFY_SOCKET): {error}");
     }
 }
 
-/// What a person or a script at the terminal waits for.
+/// Prints what a person or a script at the terminal waits for.
 fn announce(
     dev_token: Option<&str>,
     address: SocketAddr,

@@ -22,9 +22,9 @@ use crate::io::background;
 use crate::io::compactor::{CompactorEvent, Rotation};
 use crate::io::connection::{Connection, ConnectionHandoff};
 use crate::io::directory_watch::DirectoryWatch;
+use crate::io::event_log::{self, BatchLog};
 use crate::io::listener::Listener;
 use crate::io::mailbox::{Mailbox, RebuildError, ShardMessage, ShardSender};
-use crate::io::notes::{self, Batch};
 use crate::io::ring::{Completion, Ring, Tokens};
 use crate::log::commit::LogStep;
 use crate::log::disk::HostDisk;
@@ -72,9 +72,9 @@ pub struct WorkerContext {
     /// The messages to this shard.
     pub mailbox: Mailbox,
     /// The mailboxes of all shards in order, including its own.
-    pub posts: Vec<ShardSender>,
+    pub senders: Vec<ShardSender>,
     /// The channel to the compactor: new segments, and failures of the log.
-    pub news: Sender<CompactorEvent>,
+    pub compactor: Sender<CompactorEvent>,
     /// The seed of the hashes of what is read back.
     pub hash_seed: u64,
     /// The pages that the server renders.
@@ -100,20 +100,20 @@ pub struct Worker {
     /// The times of the timers in flight, each earlier than the one before it in the list.
     armed_timers_us: Vec<u64>,
     is_again_in_flight: bool,
-    begun: Begun,
+    times: TurnTimes,
     completions: Vec<Completion<WorkerTokens>>,
     directory_watch: DirectoryWatch,
     /// The part of the shard's absence that was logged.
-    told_absent_us: u64,
+    logged_absent_us: u64,
 }
 
 /// The beginnings of what is measured.
 #[derive(Default)]
-struct Begun {
+struct TurnTimes {
     turn_us: u64,
     /// When the write or fdatasync of the log was submitted.
     log_us: u64,
-    batch: Batch,
+    batch: BatchLog,
     /// Whether a write or an fdatasync was begun in this turn.
     has_log: bool,
 }
@@ -137,10 +137,10 @@ impl Worker {
             is_accepting,
             armed_timers_us: Vec::new(),
             is_again_in_flight: false,
-            begun: Begun::default(),
+            times: TurnTimes::default(),
             completions: Vec::new(),
             directory_watch: DirectoryWatch::default(),
-            told_absent_us: 0,
+            logged_absent_us: 0,
         }
     }
 
@@ -157,7 +157,7 @@ impl Worker {
         if self.is_again_in_flight {
             self.turned(clock.now_us);
         }
-        self.begun.turn_us = clock.now_us;
+        self.times.turn_us = clock.now_us;
         self.shard.set_peer_status(PeerStatus {
             ready: self.context.status.is_ready(),
             recovered_percent: self.context.status.recovery.percent(),
@@ -175,10 +175,10 @@ impl Worker {
         }
         self.stats().publish(self.shard.counters());
         self.stats().retried(ring.retries());
-        self.tell_absence();
-        for door in [ListenerKind::Public, ListenerKind::Admin] {
-            let yields = self.shard.may_shed(door);
-            self.context.status.set_yielding(self.number, door, yields);
+        self.log_absence();
+        for kind in [ListenerKind::Public, ListenerKind::Admin] {
+            let yields = self.shard.may_shed(kind);
+            self.context.status.set_yielding(self.number, kind, yields);
         }
         self.arm_accepts(ring, clock.now_us);
         self.arm_timer(ring, clock.now_us);
@@ -194,8 +194,8 @@ impl Worker {
     /// Reads the clock once for everything that began in the turn: it is submitted right after.
     fn end_turn(&mut self) {
         let ended_us = now_us(self.started);
-        if std::mem::take(&mut self.begun.has_log) {
-            self.begun.log_us = ended_us;
+        if std::mem::take(&mut self.times.has_log) {
+            self.times.log_us = ended_us;
         }
         if !self.is_again_in_flight {
             self.turned(ended_us);
@@ -203,7 +203,7 @@ impl Worker {
     }
 
     fn turned(&self, ended_us: u64) {
-        let took_us = ended_us.saturating_sub(self.begun.turn_us);
+        let took_us = ended_us.saturating_sub(self.times.turn_us);
         self.stats().turned(took_us, ended_us);
     }
 
@@ -236,7 +236,7 @@ impl Worker {
                 }
                 outcome => self.shard.handle(Input::Sent(id, spans, outcome), clock),
             },
-            Completion::Accepted(door, outcome) => self.accepted(door, outcome, clock),
+            Completion::Accepted(kind, outcome) => self.accepted(kind, outcome, clock),
             Completion::Written((), bytes, outcome) => {
                 self.stats().written(self.log_took_us(clock));
                 self.written(bytes, outcome, clock);
@@ -263,14 +263,14 @@ impl Worker {
         match signal {
             Signal::LogSync => {
                 self.stats().synced(self.log_took_us(clock));
-                let outcome = self.kept(outcome, clock);
-                let outcome = self.told("fdatasync", outcome);
-                notes::log_sync(self.number, outcome.is_ok(), self.log_took_us(clock));
+                let outcome = self.check_kept(outcome, clock);
+                let outcome = self.log_failure("fdatasync", outcome);
+                event_log::log_sync(self.number, outcome.is_ok(), self.log_took_us(clock));
                 self.shard.handle(Input::LogSynced(outcome), clock);
             }
             Signal::Bell => {
-                while let Some(letter) = self.context.mailbox.next() {
-                    self.read(letter, ring, clock);
+                while let Some(message) = self.context.mailbox.next() {
+                    self.read(message, ring, clock);
                 }
                 ring.wait(self.context.mailbox.bell(), Signal::Bell);
             }
@@ -285,22 +285,22 @@ impl Worker {
 
     /// Returns how long the operation of the log took that has just ended.
     fn log_took_us(&self, clock: Clock) -> u64 {
-        clock.now_us.saturating_sub(self.begun.log_us)
+        clock.now_us.saturating_sub(self.times.log_us)
     }
 
     fn written(&mut self, bytes: Vec<u8>, outcome: io::Result<usize>, clock: Clock) {
-        let outcome = self.kept(outcome, clock);
-        let outcome = self.told("write", outcome);
+        let outcome = self.check_kept(outcome, clock);
+        let outcome = self.log_failure("write", outcome);
         let took_us = self.log_took_us(clock);
         let count = outcome.as_ref().ok().copied();
-        self.begun.batch.log_written(self.number, count, took_us);
+        self.times.batch.log_written(self.number, count, took_us);
         self.shard.handle(Input::LogWritten(bytes, outcome), clock);
     }
 
     /// Turns success into failure if the file was deleted: its bytes are lost all the same. Writes
     /// are checked too, because in the modes without an fdatasync for each batch ops would go on
     /// for long otherwise.
-    fn kept<T>(&mut self, outcome: io::Result<T>, clock: Clock) -> Result<T, RebuildError> {
+    fn check_kept<T>(&mut self, outcome: io::Result<T>, clock: Clock) -> Result<T, RebuildError> {
         let outcome = outcome?;
         self.directory_watch
             .committed(self.log.as_ref(), clock.now_us)?;
@@ -309,13 +309,13 @@ impl Worker {
 
     fn watch_directory(&mut self, clock: Clock) {
         if let Some(error) = self.directory_watch.tick(self.log.as_ref(), clock.now_us) {
-            let _ = self.told("data directory", Err::<(), _>(error));
+            let _ = self.log_failure("data directory", Err::<(), _>(error));
             self.shard.handle(Input::LogDisplaced, clock);
         }
     }
 
     /// Logs why a step of the log has failed, and returns the outcome in the shard's terms.
-    fn told<T, E>(&self, what: &str, outcome: Result<T, E>) -> io::Result<T>
+    fn log_failure<T, E>(&self, what: &str, outcome: Result<T, E>) -> io::Result<T>
     where
         E: std::error::Error + Send + Sync + 'static,
     {
@@ -329,33 +329,33 @@ impl Worker {
         })
     }
 
-    fn read(&mut self, letter: ShardMessage, ring: &mut Ring<WorkerTokens>, clock: Clock) {
-        match letter {
+    fn read(&mut self, message: ShardMessage, ring: &mut Ring<WorkerTokens>, clock: Clock) {
+        match message {
             ShardMessage::Adopt(handoff, core_handoff) => {
                 let id = self.shard.adopt(core_handoff, clock);
                 self.keep(id, handoff.arrive());
             }
-            ShardMessage::GiveWay(door) => drop(self.give_way(door, clock)),
+            ShardMessage::GiveWay(kind) => drop(self.give_way(kind, clock)),
             ShardMessage::Accept => self.is_accepting = true,
             ShardMessage::Verify(verifier) => self.shard.set_verifier(verifier),
             ShardMessage::Drain => self.drain(ring, clock),
             ShardMessage::SegmentCreated(outcome) => {
-                let segment = self.told("new segment", outcome);
+                let segment = self.log_failure("new segment", outcome);
                 let segment = segment.map(|segment| self.log().replace(segment));
                 self.shard.handle(Input::LogOpened(segment), clock);
-                self.tell_rotation();
+                self.report_rotation();
             }
             ShardMessage::Rebuilt(outcome) => {
                 let outcome = outcome.inspect_err(|error| {
                     tracing::error!(shard = self.number, "the shard cannot serve yet: {error}");
-                    self.tell_failure();
+                    self.report_failure();
                 });
                 let rebuilt = outcome
                     .map(|(segment, workspaces)| (self.log().replace(segment), workspaces))
                     .map_err(io::Error::other);
                 self.directory_watch.rebuilt(rebuilt.is_ok());
                 self.shard.handle(Input::Rebuilt(rebuilt), clock);
-                self.tell_rotation();
+                self.report_rotation();
             }
             ShardMessage::LogSize(size) => self.shard.handle(Input::LogSize(size), clock),
             ShardMessage::Recovered(recovered) => {
@@ -363,7 +363,7 @@ impl Worker {
                 let opened = Ok((log.open_segment(), recovered.workspaces));
                 self.shard.handle(Input::Rebuilt(opened), clock);
                 self.context.status.set_ready(self.number, true);
-                self.tell_rotation();
+                self.report_rotation();
                 // The main thread waits for this from each shard before it reports that it serves.
                 let _ = recovered.serves.send(());
             }
@@ -397,7 +397,7 @@ impl Worker {
     }
 
     /// Tells the compactor that the segments before the open one are complete.
-    fn tell_rotation(&mut self) {
+    fn report_rotation(&mut self) {
         let open = self.log().open_segment();
         let rotation = Rotation {
             shard: self.number,
@@ -405,15 +405,18 @@ impl Worker {
             first_position: open.first_position,
             live_bytes: self.shard.live_bytes(),
             dead: self.shard.dead_segments().clone(),
-            post: self.own_post(),
+            sender: self.own_sender(),
         };
         // The thread that compacts may have given up.
-        let _ = self.context.news.send(CompactorEvent::Rotated(rotation));
+        let _ = self
+            .context
+            .compactor
+            .send(CompactorEvent::Rotated(rotation));
     }
 
     /// Tells the compactor that the log cannot be written: if the disk is full, it can make room.
-    fn tell_failure(&self) {
-        let _ = self.context.news.send(CompactorEvent::Failed);
+    fn report_failure(&self) {
+        let _ = self.context.compactor.send(CompactorEvent::Failed);
     }
 
     fn keep(&mut self, id: SessionId, connection: Connection) {
@@ -439,7 +442,7 @@ impl Worker {
         let connection = self.connections[id.slot as usize].as_ref();
         let Connection { permit, .. } = connection.expect("a session has a connection");
         Visitor {
-            door: permit.listener(),
+            listener: permit.listener(),
             // An IPv4 address may come mapped into IPv6 (RFC 4291 section 2.5.5.2).
             is_local: self
                 .peer(id)
@@ -478,10 +481,11 @@ impl Worker {
                 let connection = self.connections[id.slot as usize].take();
                 let connection = connection.expect("a session has a connection");
                 let handoff = ConnectionHandoff::new(connection);
-                self.context.posts[owner as usize].send(ShardMessage::Adopt(handoff, core_handoff));
+                self.context.senders[owner as usize]
+                    .send(ShardMessage::Adopt(handoff, core_handoff));
             }
             Output::Note(id, note) => {
-                notes::log((self.number, id), self.peer(id), *note, clock.now_us);
+                event_log::log((self.number, id), self.peer(id), *note, clock.now_us);
             }
             Output::Page(id, request) => {
                 let (visitor, status) = (self.visitor(id), &self.context.status);
@@ -491,14 +495,14 @@ impl Worker {
             }
             Output::Log(step) => self.step_log(step, ring),
             Output::Rebuild(end) => {
-                let shards = u32::try_from(self.context.posts.len()).expect("SHARDS_MAX fits");
-                let post = self.own_post();
+                let shards = u32::try_from(self.context.senders.len()).expect("SHARDS_MAX fits");
+                let sender = self.own_sender();
                 let hash_seed = self.context.hash_seed;
                 match self.log().rebuild(end) {
                     Ok(rebuild) => {
-                        background::rebuild(rebuild, (self.number, shards), hash_seed, post);
+                        background::rebuild(rebuild, (self.number, shards), hash_seed, sender);
                     }
-                    Err(error) => post.send(ShardMessage::Rebuilt(Err(error.into()))),
+                    Err(error) => sender.send(ShardMessage::Rebuilt(Err(error.into()))),
                 }
             }
             Output::Ready(ready) => {
@@ -507,7 +511,7 @@ impl Worker {
                     tracing::info!(shard = self.number, "the shard serves again");
                 } else {
                     tracing::error!(shard = self.number, "the shard has stopped serving");
-                    self.tell_failure();
+                    self.report_failure();
                 }
             }
             Output::Drained => return ControlFlow::Break(()),
@@ -523,17 +527,17 @@ impl Worker {
                 from,
             } => self.write_log(bytes, from, offset, ring),
             LogStep::Sync => {
-                self.begun.has_log = true;
+                self.times.has_log = true;
                 ring.sync(self.log().file().as_fd(), Signal::LogSync);
             }
             LogStep::Open {
                 index,
                 first_position,
             } => {
-                let post = self.own_post();
+                let sender = self.own_sender();
                 match self.log().next(index, first_position) {
-                    Ok(creation) => background::create(creation, post),
-                    Err(error) => post.send(ShardMessage::SegmentCreated(Err(error.into()))),
+                    Ok(creation) => background::create(creation, sender),
+                    Err(error) => sender.send(ShardMessage::SegmentCreated(Err(error.into()))),
                 }
             }
         }
@@ -546,9 +550,9 @@ impl Worker {
         offset: u64,
         ring: &mut Ring<WorkerTokens>,
     ) {
-        self.begun.has_log = true;
+        self.times.has_log = true;
         let ops = self.shard.counters().groups.sum;
-        self.begun.batch.begin(ops);
+        self.times.batch.begin(ops);
         let log = self.log();
         if let Some(writer) = log.blocks() {
             let write = writer.begin(bytes, from, offset);
@@ -558,8 +562,8 @@ impl Worker {
         }
     }
 
-    fn own_post(&self) -> ShardSender {
-        self.context.posts[self.number as usize].clone()
+    fn own_sender(&self) -> ShardSender {
+        self.context.senders[self.number as usize].clone()
     }
 
     fn arm_timer(&mut self, ring: &mut Ring<WorkerTokens>, now_us: u64) {

@@ -50,15 +50,15 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     listener.listen().expect("nobody listens there");
     let address = listener.address();
     let (post, mailbox) = mailbox().expect("a mailbox");
-    let (news, _taken) = channel();
+    let (compactor, _taken) = channel();
     let (serves, told) = channel();
     let ties = WorkerContext {
         status: Arc::new(Status::new(1, 100)),
         listener: Arc::new(listener),
         admin_listener: None,
         mailbox,
-        posts: vec![post.clone()],
-        news,
+        senders: vec![post.clone()],
+        compactor,
         hash_seed: 1,
         pages: Arc::new(etherply::admin::Pages::new(false, None)),
     };

@@ -12,13 +12,14 @@ use etherply::core::shard::session::SessionId;
 use etherply::core::state::replay::Replay;
 use etherply::core::state::workspace::Workspace;
 use etherply::core::testing::{self, Dice, HASH_SEED, START_UNIX_S};
+use etherply::io::compactor::log_size;
 use etherply::limits::SECOND_US;
 use etherply::log::compaction::Compaction;
 use etherply::log::directory::{DataDirectory, DirectoryError, shard_folder, shard_of_folder};
 use etherply::log::disk::Disk;
 use etherply::log::log_files::{Creation, LogFiles, LogFilesError, Rebuild};
 use etherply::log::position::LogPosition;
-use etherply::log::record::{LoggedOp, SEGMENT_HEADER_BYTES};
+use etherply::log::record::LoggedOp;
 use etherply::log::recovery::{Recovery, RecoveryError, RecoveryReport};
 use etherply::log::reserve::Reserve;
 use etherply::log::schedule::{DiskRoom, FolderUsage, Schedule};
@@ -235,17 +236,9 @@ impl Server {
             let Some(folder) = self.folders.iter().find(is_it) else {
                 continue;
             };
-            let written_bytes = seat.shard.counters().log_open_bytes;
-            let written_bytes = written_bytes.saturating_sub(SEGMENT_HEADER_BYTES as u64);
-            let size = LogSize {
-                open_index: rotation.index,
-                closed_bytes: folder.closed_bytes,
-                kept_bytes: self.schedule.kept_bytes(folder, &self.folders),
-                is_compacted: self.schedule.is_working(),
-                room_end: self
-                    .room
-                    .end(rotation.first_position.advance(written_bytes)),
-            };
+            let open_bytes = seat.shard.counters().log_open_bytes;
+            let open = (rotation.index, rotation.first_position, open_bytes);
+            let size = log_size(open, folder, &self.folders, &self.schedule, &self.room);
             if self.told[number].replace(size) != Some(size) {
                 seat.shard.handle(Input::LogSize(size), clock);
                 seat.is_woken = true;

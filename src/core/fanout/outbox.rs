@@ -31,7 +31,7 @@ use crate::core::fanout::free_lists::FreeLists;
 use crate::core::fanout::window::{Window, WindowPool};
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::limits::{
-    ANSWER_SEND_BYTES_MAX, CHUNK_BYTES_MIN, OWN_STRETCHES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX,
+    ANSWER_SEND_BYTES_MAX, CHUNK_BYTES_MIN, OWN_FRAMES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX,
 };
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
@@ -90,7 +90,7 @@ struct AnswerCost {
     /// Memory that is there for the session alone.
     own_bytes: usize,
     /// Memory that other sessions may hold too: corrections and lists of users, which are in the
-    /// budget of [`session_budget`](crate::core::shard::session_budget).
+    /// budget of `core::shard::session_budget`.
     shared_bytes: usize,
     /// Memory of encoded states, which have a budget of their own.
     state_bytes: usize,
@@ -344,7 +344,7 @@ impl Outbox {
     /// Whether an answer waits for a log position that is not visible, or for a state that is not
     /// ready.
     #[must_use]
-    pub fn is_waiting(&self, visible_position: LogPosition) -> bool {
+    pub fn is_waiting_for_log(&self, visible_position: LogPosition) -> bool {
         let mut answers = self.extras.iter().flat_map(|extras| &extras.answers);
         answers.any(|answer| answer.sendable(visible_position).is_none())
     }
@@ -456,7 +456,7 @@ impl Outbox {
             Some(last) if last.1 == start => last.1 = end,
             _ => own.push((start, end)),
         }
-        own.len() <= OWN_STRETCHES_MAX
+        own.len() <= OWN_FRAMES_MAX
     }
 
     /// Forgets the window, and drops what is not visible yet, or not ready: the connection is

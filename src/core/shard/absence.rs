@@ -1,54 +1,59 @@
-//! The time of a shard: that during which it was there.
+//! The clock of a shard, which advances only while the shard is running.
 //!
-//! A process that is stopped (SIGSTOP, a paused virtual machine), or that gets no core, hears nobody, and nobody may be closed for
-//! what it did not hear. So the deadlines of a shard are not times of the clock that its caller reads, but of a clock of its own,
-//! which stands still while the shard is away: they all move with it, those that are added one day too, and none has to be looked at.
+//! A process that is stopped (SIGSTOP, a paused virtual machine) or that is given no core receives
+//! nothing, and no client may be closed for what the server could not receive. The deadlines of a
+//! shard are therefore not times of its caller's clock, but of a clock of its own, which stops
+//! while the shard is absent. All deadlines move with it, including those added to the code later,
+//! without having to be visited.
 //!
-//! A shard says after each turn when the next one must begin. When that comes later than due by more than [`LATENESS_US_MAX`], the
-//! shard was away. Nothing shorter is an absence: timers are kept to a tick, and a busy machine is late by some milliseconds all the
-//! time. Three rules say what the shard's time is then:
+//! A shard reports after each turn when the next one must begin. If it begins later than that by
+//! more than [`LATENESS_US_MAX`], the shard was absent. A shorter delay is not an absence: timers
+//! are accurate to a tick, and a busy machine is late by some milliseconds all the time. Three
+//! rules determine the shard's time after an absence:
 //!
-//! - What passed after the due time does not count.
-//! - Nor does the last stretch before it: as much as was missed, [`GRACE_US`] at most. Nobody can tell when in its sleep the
-//!   shard was stopped, and what it would have heard by then may take a turn or two to come in. So it looks before it judges.
-//! - [`LATENESS_US_MAX`] always counts, so that time advances for a shard that is late in each turn: a server that is always overloaded
-//!   still closes clients that are gone.
+//! - The time after the due time does not count.
+//! - Nor does the last stretch before it, of the same length as the time missed but [`GRACE_US`] at
+//!   most. It is unknown when in its sleep the shard was stopped, and reading what it would have
+//!   received by then may take a turn or two. So the shard reads first and judges later.
+//! - [`LATENESS_US_MAX`] always counts, so that time advances for a shard that is late in every
+//!   turn: a server that is always overloaded still closes dead connections.
 //!
-//! A turn that takes long is an absence, too, where something was due meanwhile. A deadline that has passed and waits for something in
-//! flight is none, since the shard has turns then.
+//! A turn that takes long is also an absence if something was due in the meantime. A deadline that
+//! has passed and waits for an operation in flight is not one, since the shard has turns then.
 
 use crate::core::contract::Clock;
 use crate::limits::{GRACE_US, LATENESS_US_MAX};
 
-/// The time of a shard against the clock of its caller.
+/// The difference between the clock of a shard and that of its caller.
 #[derive(Debug, Default)]
 pub struct Absence {
     total_us: u64,
-    /// None: the shard waits for nothing but what comes in.
+    /// None: the shard has no deadline, and waits for inputs alone.
     sleep: Option<Sleep>,
 }
 
-/// From the end of a turn until the next one is due, by the shard's clock.
+/// The time from the end of a turn until the next one is due, by the shard's clock.
 #[derive(Debug)]
 #[expect(clippy::struct_field_names, reason = "the unit")]
 struct Sleep {
     from_us: u64,
     due_us: u64,
-    /// When the shard was there last.
+    /// The last time at which the shard was running.
     seen_us: u64,
 }
 
-/// What a shard was away for.
+/// The lengths of an absence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Missed {
-    /// How long its clock stood still.
+    /// The time for which the shard's clock stopped.
     pub us: u64,
-    /// How long it heard nobody: since its last turn.
+    /// The time for which the shard received nothing: since its last turn.
     pub deaf_us: u64,
 }
 
 impl Absence {
-    /// Notes the end of a turn, and the time at which the next one must begin, both by the shard's clock.
+    /// Records the end of a turn and the time at which the next one must begin, both by the shard's
+    /// clock.
     pub fn slept(&mut self, now_us: u64, due_us: Option<u64>) {
         self.sleep = due_us.map(|due_us| Sleep {
             from_us: now_us,
@@ -57,7 +62,8 @@ impl Absence {
         });
     }
 
-    /// Notes that the shard is there at the caller's `now_us`. Returns what it has missed, once.
+    /// Records that the shard is running at the caller's `now_us`. Returns what it has missed,
+    /// once.
     pub fn woke(&mut self, now_us: u64) -> Option<Missed> {
         let sleep = self.sleep.as_mut()?;
         let now_us = now_us.saturating_sub(self.total_us);
@@ -81,7 +87,8 @@ impl Absence {
         })
     }
 
-    /// Converts the caller's clock into the shard's own. The wall clock is the same: a token expires by it.
+    /// Converts the caller's clock into the shard's own. The wall clock stays the same, because
+    /// tokens expire by it.
     #[must_use]
     pub fn local(&self, clock: Clock) -> Clock {
         Clock {
@@ -107,7 +114,8 @@ mod tests {
         Clock { now_us, unix_us: 7 }
     }
 
-    /// A turn at `now_us` by the caller's clock, after which the next one is due `after_us` later. Returns the shard's time.
+    /// Runs a turn at `now_us` by the caller's clock; the next one is due `after_us` later. Returns
+    /// the shard's time.
     fn turn(absence: &mut Absence, now_us: u64, after_us: Option<u64>) -> u64 {
         absence.woke(now_us);
         let local = absence.local(at(now_us));
@@ -120,9 +128,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_late_for_long_is_missed() {
+    fn time_beyond_the_tolerated_lateness_is_missed() {
         const MAX_US: u64 = LATENESS_US_MAX;
-        // What is due next and when the shard wakes, after it fell asleep; and its time then.
+        // The due time, the time of waking, and the shard's time then, all relative to the previous
+        // turn.
         for (due_us, woke_us, resumed_us) in [
             (Some(500), 100, 100),
             (Some(500), 500 + MAX_US, 500 + MAX_US),
@@ -160,9 +169,15 @@ mod tests {
     }
 
     proptest! {
-        /// Time never goes back, goes on in turns that are late, and never goes faster than the caller's.
+        /// The shard's time never goes back, advances in turns that are late, and is never faster
+        /// than the caller's.
         #[test]
-        fn time_goes_on(turns in prop::collection::vec((0..3_000_000_u64, any::<bool>(), prop::option::of(0..2_000_000_u64)), 1..100)) {
+        fn time_advances(
+            turns in prop::collection::vec(
+                (0..3_000_000_u64, any::<bool>(), prop::option::of(0..2_000_000_u64)),
+                1..100,
+            ),
+        ) {
             let (mut absence, mut now_us) = (Absence::default(), 0);
             let mut local_us = turn(&mut absence, 0, Some(0));
             let mut turn_us = (0, local_us);

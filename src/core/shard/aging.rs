@@ -1,4 +1,4 @@
-//! What a shard corrects after an absence ([`absence`](crate::core::shard::absence)).
+//! Corrections after an absence of a shard ([`absence`](crate::core::shard::absence)).
 
 use crate::core::contract::Clock;
 use crate::core::shard::Shard;
@@ -6,7 +6,7 @@ use crate::core::shard::absence::Missed;
 use crate::core::shard::timers::tick_of;
 
 impl Shard {
-    /// Reads the clock: the time of the shard, which begins a turn or goes on with it.
+    /// Converts the caller's clock into the shard's own, at the beginning of a turn or within one.
     pub(super) fn woke(&mut self, clock: Clock) -> Clock {
         let missed = self.absence.woke(clock.now_us);
         let clock = self.absence.local(clock);
@@ -17,10 +17,11 @@ impl Shard {
         clock
     }
 
-    /// Corrects what goes by the time that has really passed.
+    /// Corrects what depends on the time that has really passed.
     ///
-    /// That is how old ops are that the disk does not have yet (a crash of `interval` mode can lose no more than its interval),
-    /// latencies, the end of tokens, and rates: a client may have sent all the time at its rate, and all of that comes at once.
+    /// That is the age of ops that are not on disk yet (a crash in `interval` mode may lose no more
+    /// than its interval), latencies, the expiry of tokens, and rates: a client may have sent at
+    /// its full rate during the absence, and all of that arrives at once.
     pub(super) fn allow_for_absence(&mut self, missed: Missed, clock: Clock) {
         self.log.has_aged(missed.us);
         self.sends.has_aged(missed.us);
@@ -34,6 +35,7 @@ impl Shard {
             };
             let session = &self.sessions[id];
             let left_us = session.expires_at_us.saturating_sub(clock.unix_us);
+            // A token expires by the wall clock, which did not stop: its timer may now be too late.
             if tick_of(clock.now_us.saturating_add(left_us)) < session.timer_tick {
                 self.reschedule(id, clock);
             }

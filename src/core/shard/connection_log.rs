@@ -1,24 +1,25 @@
-//! What the log says of each connection, for operators who ask for it (`--log-level debug`).
+//! The entries about each connection in the server's log, for operators who ask for them
+//! (`--log-level debug`).
 //!
-//! The shard keeps a journal only then
-//! ([`ShardConfig::has_journal`](crate::core::contract::ShardConfig)): without one, a session costs
-//! no byte more, and what it does no more than a look whether there is one.
+//! The shard keeps this record only then
+//! ([`ShardConfig::has_journal`](crate::core::contract::ShardConfig)). Without it a session takes
+//! no additional memory, and what it does costs one check of an option.
 
 use crate::core::shard::session::SessionId;
 
 /// The status of a connection that ends without a close frame (RFC 6455 section 7.4.1).
 const LOST: u16 = 1006;
-/// The status of a close frame without one (RFC 6455 section 7.4.1).
+/// The status of a close frame that contains none (RFC 6455 section 7.4.1).
 const NO_STATUS: u16 = 1005;
-/// What a client says of itself is cut to this.
+/// The longest text from a client that is logged. A longer one is truncated.
 const TEXT_BYTES_MAX: usize = 128;
 
-/// Something to be logged of a connection.
+/// An event of a connection to be logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Note {
     /// The client has become a member of a workspace.
     Joined(Member),
-    /// The connection is over.
+    /// The connection has ended.
     Ended(Ended),
 }
 
@@ -27,23 +28,23 @@ pub enum Note {
 pub struct Member {
     /// The id of the workspace.
     pub workspace: String,
-    /// The `sub` of its token, which may be anything; a long one is cut.
+    /// The `sub` of its token, which may be any text; a long one is truncated.
     pub subject: Option<String>,
 }
 
-/// Who ended a connection.
+/// The side that ended a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Party {
     /// The client closed first.
     Client,
     /// The server closed first.
     Server,
-    /// Neither: the connection was lost, or cut.
+    /// Neither: the connection was lost or aborted.
     Nobody,
 }
 
 impl Party {
-    /// Returns the name that the log has for it.
+    /// Returns its name in the server's log.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -54,38 +55,38 @@ impl Party {
     }
 }
 
-/// How a connection ended.
+/// The reason why a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ending {
-    /// The status of the answer, or for a member the close code.
+    /// The status of the answer, or the close code for a member.
     pub code: u16,
-    /// Why; what the client gave as its reason is cut.
+    /// The reason. One that the client sent is truncated.
     pub reason: String,
-    /// Who closed first.
+    /// The side that closed first.
     pub closed_by: Party,
 }
 
-/// What is known of a connection once it is over.
+/// The totals of a connection that has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
-    /// None: it never joined a workspace.
+    /// The client in its workspace. None: it never joined one.
     pub member: Option<Member>,
-    /// None: it sent no request, or did not wait for the answer.
+    /// The reason. None: it sent no request, or did not wait for the answer.
     pub ending: Option<Ending>,
-    /// When it was accepted, or came from another shard.
+    /// The time at which it was accepted or arrived from another shard.
     pub begun_us: u64,
-    /// That came in.
+    /// Bytes that were received from it.
     pub bytes_received: u64,
-    /// That the socket took.
+    /// Bytes that its socket accepted.
     pub bytes_sent: u64,
-    /// Ops that it sent, refused ones included.
+    /// Ops that it sent, including refused ones.
     pub ops: u64,
 }
 
-/// What is known of the connections of a shard.
+/// What is known about the connections of a shard so far.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectionLog {
-    /// By the slots of their sessions.
+    /// Entries by the slots of their sessions.
     entries: Vec<Option<Box<Ended>>>,
 }
 
@@ -106,14 +107,14 @@ impl ConnectionLog {
         }));
     }
 
-    /// Forgets a session: another shard goes on with it.
+    /// Forgets a session, which another shard continues.
     pub fn forget(&mut self, id: SessionId) {
         if let Some(entry) = self.entries.get_mut(id.slot as usize) {
             *entry = None;
         }
     }
 
-    /// Records that a session joined, and returns what is to be said of it.
+    /// Records that a session joined, and returns the note to be logged.
     pub fn joined(&mut self, id: SessionId, workspace: &str, subject: Option<&str>) -> Note {
         let member = Member {
             workspace: workspace.to_owned(),
@@ -154,14 +155,14 @@ impl ConnectionLog {
         }
     }
 
-    /// Records that the client closes, with what it gave as its reason.
+    /// Records that the client closes the connection, with the code and the reason it sent.
     pub fn closed_by_client(&mut self, id: SessionId, close: Option<(u16, &str)>) {
         let (code, reason) = close.unwrap_or((NO_STATUS, ""));
         self.ending(id, code, reason, Party::Client);
     }
 
-    /// Ends the entry of a session and returns what is to be said of it; nothing of one that was
-    /// forgotten.
+    /// Ends the entry of a session and returns the note to be logged. Returns `None` for a session
+    /// that was forgotten.
     pub fn end(&mut self, id: SessionId) -> Option<Note> {
         let mut ended = *self.entries.get_mut(id.slot as usize)?.take()?;
         if ended.member.is_some() {
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_is_told_from_its_start_to_its_end() {
+    fn a_member_is_logged_from_its_join_to_its_end() {
         let mut journal = ConnectionLog::default();
         journal.begin(id(3), 1_000);
         journal.received(id(3), 300);
@@ -247,17 +248,21 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_said_of_what_was_handed_over() {
+    fn a_session_that_was_handed_off_is_not_logged() {
         let mut journal = ConnectionLog::default();
         journal.begin(id(0), 0);
         journal.forget(id(0));
         journal.received(id(0), 1);
         assert_eq!(journal.end(id(0)), None);
-        assert_eq!(journal.end(id(7)), None, "nor of what never was");
+        assert_eq!(
+            journal.end(id(7)),
+            None,
+            "nor is a session that never existed"
+        );
     }
 
     #[test]
-    fn a_close_of_the_client_without_a_code_has_one() {
+    fn a_close_frame_without_a_code_is_logged_as_1005() {
         let mut journal = ConnectionLog::default();
         journal.begin(id(0), 0);
         journal.joined(id(0), "w", None);

@@ -1,28 +1,29 @@
-//! What a shard counts of itself: plain numbers of its own, which its caller shows to others once a turn.
+//! The counters of a shard: plain numbers of its own, which its caller publishes once a turn.
 //!
-//! Nothing here is atomic, allocates, or asks for the time: a count on the way of an op is one addition.
+//! Nothing here is atomic, allocates, or reads a clock: counting an op is one addition.
 
-/// The upper bounds of the classes of durations: 1, 2, 5 in each decade. What is longer falls into a last one.
+/// The upper bounds of the classes of durations: 1, 2 and 5 in each decade. Longer durations are
+/// counted in an additional last class.
 pub const DURATION_BOUNDS_US: [u64; 19] = [
     10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000,
     500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000,
 ];
 /// The upper bounds of the classes of group sizes, in ops.
 pub const GROUP_BOUNDS: [u64; 13] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096];
-/// The status codes of answers that are told apart.
+/// The status codes of answers that are counted separately.
 pub const RESPONSE_CODES: [u16; 15] = [
     101, 200, 204, 304, 400, 401, 403, 404, 405, 408, 426, 429, 431, 500, 503,
 ];
-/// The close codes that are told apart.
+/// The close codes that are counted separately.
 pub const CLOSE_CODES: [u16; 10] = [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1011, 1013, 4001];
 
-/// The classes of durations.
+/// The number of classes of durations.
 pub const DURATION_CLASSES: usize = DURATION_BOUNDS_US.len() + 1;
-/// The classes of group sizes.
+/// The number of classes of group sizes.
 pub const GROUP_CLASSES: usize = GROUP_BOUNDS.len() + 1;
-/// The classes of answers: the last has all that are not told apart.
+/// The number of classes of answers. The last one has all other status codes.
 pub const RESPONSE_CLASSES: usize = RESPONSE_CODES.len() + 1;
-/// The classes of close frames: the last has all that are not told apart.
+/// The number of classes of close frames. The last one has all other close codes.
 pub const CLOSE_CLASSES: usize = CLOSE_CODES.len() + 1;
 
 /// Durations by their class.
@@ -34,14 +35,14 @@ pub type Responses = Tally<RESPONSE_CLASSES>;
 /// Close frames by their code.
 pub type Closes = Tally<CLOSE_CLASSES>;
 
-/// How often each of some classes came.
+/// A histogram with a fixed number of classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tally<const CLASSES: usize> {
-    /// By class.
+    /// The number of values in each class.
     pub counts: [u64; CLASSES],
-    /// Of all that was counted.
+    /// The sum of all values.
     pub sum: u64,
-    /// How often anything was counted.
+    /// The number of all values.
     pub count: u64,
 }
 
@@ -71,7 +72,7 @@ impl Durations {
 }
 
 impl Groups {
-    /// Counts a group of so many ops.
+    /// Counts a group of this many ops.
     pub fn had(&mut self, ops: u64) {
         self.add(GROUP_BOUNDS.partition_point(|bound| *bound < ops), ops);
     }
@@ -90,14 +91,14 @@ impl Closes {
         self.add(code_class(&CLOSE_CODES, code), 0);
     }
 
-    /// How often there was this code, or one of those that are not told apart.
+    /// Returns the count of this code, or of all other codes if it is not counted separately.
     #[must_use]
     pub fn of(&self, code: u16) -> u64 {
         self.counts[code_class(&CLOSE_CODES, code)]
     }
 }
 
-/// The class of a duration among [`DURATION_BOUNDS_US`].
+/// Returns the class of a duration among [`DURATION_BOUNDS_US`].
 #[must_use]
 pub fn duration_class(us: u64) -> usize {
     DURATION_BOUNDS_US.partition_point(|bound| *bound < us)
@@ -108,18 +109,18 @@ fn code_class(codes: &[u16], code: u16) -> usize {
     known.unwrap_or(codes.len())
 }
 
-/// Names each number once: as a field, and by its place in the list that is shown to others.
+/// Defines each number once: as a field, and by its position in the list that is published.
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
-        /// What a shard has done since it began, and what it has now.
+        /// The counts since a shard began, and its current gauges.
         #[derive(Debug, Clone, Default, PartialEq, Eq)]
         pub struct Counters {
             $($(#[doc = $doc])+ pub $name: u64,)+
-            /// Ops of each batch that went to the log.
+            /// Ops of each batch that was written to the log.
             pub groups: Groups,
-            /// From the oldest op of a commit until it is on disk.
+            /// The time from the oldest op of a commit until it is on disk.
             pub durable: Durations,
-            /// From the oldest op of a round of sends to the end of the round.
+            /// The time from the oldest op of a round of sends to the end of the round.
             pub sent: Durations,
             /// Answers to requests.
             pub responses: Responses,
@@ -128,10 +129,10 @@ macro_rules! counters {
         }
 
         impl Counters {
-            /// How many of the counters are plain numbers.
+            /// The number of counters that are plain numbers.
             pub const NUMBERS: usize = [$(stringify!($name)),+].len();
 
-            /// The plain numbers.
+            /// Returns the plain numbers, in the order of their fields.
             #[must_use]
             pub fn numbers(&self) -> [u64; Self::NUMBERS] {
                 [$(self.$name),+]
@@ -148,17 +149,17 @@ macro_rules! counters {
 counters! {
     /// Ops that won.
     ops,
-    /// Ops that lost: another one has won over them.
+    /// Ops that lost to the op that their key has.
     ops_lost,
-    /// Ops that were sent again, and are there already.
+    /// Ops that were resent and had already been applied.
     ops_duplicate,
-    /// Messages that are none.
+    /// Messages that are malformed.
     refused_bad_message,
-    /// Ops whose timestamp is too far ahead.
+    /// Ops whose timestamp is too far in the future.
     refused_future_skew,
     /// Messages that are too long.
     refused_too_large,
-    /// Messages, ops most of all, of connections over `--max-ops-per-second`.
+    /// Messages, mostly ops, of connections over `--max-ops-per-second`.
     refused_rate,
     /// Ops that would have grown a workspace over `--max-workspace-bytes`.
     refused_workspace_bytes,
@@ -166,75 +167,76 @@ counters! {
     refused_members,
     /// Requests with a token over `--max-handshakes-per-second`.
     refused_handshakes,
-    /// Joins and looks for which too many states were on their way.
+    /// Joins and reads over HTTP that found too many encoded states being sent.
     refused_snapshot_bytes,
-    /// Sessions that were given up because too much was held for single ones.
+    /// Sessions evicted because too much memory was held for single sessions.
     given_up_sessions,
-    /// States that were given up because nobody took them, and others wanted room.
+    /// Encoded states evicted because their receivers were slow and others needed room.
     given_up_states,
-    /// Clients that took too long for a message.
+    /// Clients closed for taking too long to send a message.
     given_up_messages,
-    /// Senders whose ops a log that failed has lost, or that caused a panic.
+    /// Clients whose ops were lost with a failed log, or that caused a panic.
     refused_log_failed,
-    /// Ops for whose log the disk had no room.
+    /// Ops refused because the disk was full.
     refused_disk_full,
-    /// Microseconds in which clients waited for compaction.
+    /// The time, in microseconds, during which clients waited for compaction.
     held_us,
     /// Clients that wait for compaction.
     sessions_held,
-    /// Ops that won, times the clients that were owed them.
+    /// Ops that won, each counted for every client that it was owed to.
     deliveries,
-    /// Bytes that came in.
+    /// Bytes that were received.
     bytes_received,
-    /// Bytes that sockets took.
+    /// Bytes that sockets accepted.
     bytes_sent,
-    /// Sends.
+    /// Sends that were started.
     sends,
-    /// Of these, those that have ended.
+    /// Sends that have ended.
     sends_ended,
-    /// Frames of others' ops in all sends; those that a conflated session was sent too.
+    /// Frames of other clients' ops in all sends, including those to conflated sessions.
     frames_sent,
-    /// How often a session fell behind.
+    /// Times that a session fell behind.
     conflations,
-    /// Ops that sessions were sent for a key that had changed more often meanwhile.
+    /// Ops that were sent to conflated sessions, each the latest of its key.
     conflated_keys,
-    /// Bytes that the log took.
+    /// Bytes that were written to the log.
     log_bytes_written,
-    /// How often the shard stopped serving.
+    /// Failures that made the shard stop serving.
     failures,
     /// Close frames of clients that closed first.
     closed_by_peer,
-    /// Connections that gave way to others.
-    gave_way,
-    /// How long the shard was away: it was stopped, or got no core.
+    /// Connections shed to make room for others.
+    shed,
+    /// The time, in microseconds, for which the shard was absent: stopped, or without a core.
     absent_us,
-    /// Clients in a workspace.
+    /// Clients that are members of a workspace.
     connections,
-    /// Connections whose request is awaited or waits for its answer.
+    /// Connections whose request or answer is outstanding.
     sessions_handshake,
-    /// Connections whose last bytes are on their way.
+    /// Connections that are being closed.
     sessions_closing,
-    /// Workspaces in memory.
+    /// Workspaces that are in memory.
     workspaces,
-    /// The memory of the frames of the recent past.
+    /// The memory of all windows.
     window_bytes,
-    /// The memory of what waits for one client each, or is on its way to it.
+    /// The memory of answers to single clients that are queued or being sent.
     answer_bytes,
-    /// The memory of corrections and lists of users, each shared by all who are sent it.
+    /// The memory of corrections and lists of users that are shared by several receivers.
     shared_answer_bytes,
-    /// The memory of messages and heads that are not whole yet.
+    /// The memory of incomplete messages and heads.
     unfinished_bytes,
-    /// The memory of the texts of states that are on their way.
+    /// The memory of encoded states that are being sent.
     snapshot_bytes,
-    /// What the state takes in a log in which nothing is dead.
+    /// The bytes that the state takes in a log in which nothing is dead.
     log_live_bytes,
     /// The length of the open segment.
     log_open_bytes,
-    /// The length of the log in the shard's folder, without what the open segment has over its usual length.
+    /// The length of the log in the shard's folder. The open segment counts no more than its usual
+    /// length.
     log_bytes,
-    /// What that may be.
+    /// The length of the log at which all writers wait for compaction.
     log_bytes_max,
-    /// Whether ops that grow the log are refused.
+    /// 1 while ops that grow the log are refused, else 0.
     disk_is_full,
 }
 
@@ -263,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_that_nobody_names_are_counted_too() {
+    fn other_codes_are_counted_together() {
         let mut responses = Responses::default();
         for status in [101, 503, 503, 999] {
             responses.answered(status);
@@ -279,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_go_out_and_back() {
+    fn numbers_survive_a_round_trip() {
         let mut numbers = [0; Counters::NUMBERS];
         for (place, number) in (1..).zip(&mut numbers) {
             *number = place;

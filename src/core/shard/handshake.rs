@@ -11,7 +11,7 @@ use crate::core::fanout::room::RoomId;
 use crate::core::shard::connection_log::Party;
 use crate::core::shard::http_read::{Shown, for_allowed};
 use crate::core::shard::rate::Rate;
-use crate::core::shard::session::{Intake, Passage, SessionId, State};
+use crate::core::shard::session::{Intake, SessionId, State, StateTransfer};
 use crate::core::shard::shard_log::Health;
 use crate::core::shard::{Drain, Shard};
 use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind, SnapshotPoint};
@@ -21,34 +21,39 @@ use crate::wire::auth::{self, Grant, Verifier};
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
 
-/// Where a client is to be a member, and the state that it is sent.
-struct Place {
+/// The room that a client joins, and the state that it is sent.
+struct RoomEntry {
     room_id: RoomId,
     snapshot: Snapshot,
 }
 
 impl Shard {
-    /// Takes a fresh connection to `--port`; gives the name under which its outcomes come.
+    /// Accepts a fresh connection to `--port`, and returns the id under which its outcomes come.
     pub fn accept(&mut self, over_limit: bool, clock: Clock) -> SessionId {
         self.accept_at(ListenerKind::Public, over_limit, clock)
     }
 
-    /// Takes a fresh connection; gives the name under which its outcomes come.
-    pub fn accept_at(&mut self, door: ListenerKind, over_limit: bool, clock: Clock) -> SessionId {
+    /// Accepts a fresh connection, and returns the id under which its outcomes come.
+    pub fn accept_at(
+        &mut self,
+        listener: ListenerKind,
+        over_limit: bool,
+        clock: Clock,
+    ) -> SessionId {
         let clock = self.woke(clock);
-        let id = self.open_session(door, over_limit, HEAD_TIMEOUT_US, clock);
+        let id = self.open_session(listener, over_limit, HEAD_TIMEOUT_US, clock);
         self.admission.accepted(id, &self.sessions[id]);
         self.reads.receive(id);
         id
     }
 
-    /// Takes a connection whose request another shard has read and checked.
+    /// Adopts a connection whose request another shard has read and checked.
     pub fn adopt(&mut self, handoff: Box<Handoff>, clock: Clock) -> SessionId {
         let clock = self.woke(clock);
         let id = self.open_session(ListenerKind::Public, false, handoff.left_us, clock);
         self.guard(Some(id), clock, |shard| {
             shard.resume(id, *handoff, clock);
-            shard.keep_budget(clock);
+            shard.evict_over_budget(clock);
         });
         id
     }
@@ -69,7 +74,7 @@ impl Shard {
         id
     }
 
-    /// Takes bytes of the request head.
+    /// Reads bytes of the request head.
     pub(super) fn read_head(&mut self, id: SessionId, bytes: &[u8], clock: Clock) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
@@ -152,18 +157,19 @@ impl Shard {
         self.pass_on(id, request.workspace, intent, clock)
     }
 
-    /// Checks the tokens of who comes from now on; who is here stays.
+    /// Sets what checks tokens from now on. Members stay, whatever their token.
     pub fn set_verifier(&mut self, verifier: Arc<Verifier>) {
         self.config.verifier = verifier;
     }
 
-    /// Checks a token. That is what costs, so it comes behind the limit of handshakes.
+    /// Checks a token. That is the expensive part of a handshake, so the rate limit comes first.
     pub(super) fn verified(&mut self, token: Option<&str>, clock: Clock) -> Result<Grant, Answer> {
         if let Some(per_second) = self.config.limits.handshakes_per_second {
             let rate = Rate::share(per_second, self.config.shards);
             if !self.admission.count_handshake(rate, clock.now_us) {
                 self.counters.refused_handshakes += 1;
-                // Not 429, which is about what one client sends (RFC 6585 section 4): this one may be the first of its kind.
+                // Not 429, which is about what one client sends (RFC 6585 section 4): this may be
+                // its first request.
                 return Err(Answer::unavailable(
                     "too many requests with a token at once, try again later",
                     RETRY_AFTER_S,
@@ -174,7 +180,7 @@ impl Shard {
         verified.map_err(|error| Answer::unauthorized(&error.to_string()))
     }
 
-    /// Gives a request that was checked to the shard that owns the workspace.
+    /// Passes a request that was checked on to the shard that owns the workspace.
     pub(super) fn pass_on(
         &mut self,
         id: SessionId,
@@ -214,7 +220,7 @@ impl Shard {
         Ok(())
     }
 
-    /// Does what a handoff is for, as soon as the state that it needs is there.
+    /// Serves a request that was read and checked, as soon as the state that it needs is there.
     pub(super) fn resume(&mut self, id: SessionId, handoff: Handoff, clock: Clock) {
         if self.is_reading_state() {
             return self.let_wait(id, handoff);
@@ -223,7 +229,7 @@ impl Shard {
         self.fulfil(id, handoff, refusal, clock);
     }
 
-    /// Does what a handoff is for, or says why not.
+    /// Serves a request that was read and checked, or answers it with `refusal`.
     pub(super) fn fulfil(
         &mut self,
         id: SessionId,
@@ -244,21 +250,21 @@ impl Shard {
                 accept_key,
                 user,
             } => {
-                let place = match refusal {
+                let entry = match refusal {
                     Some(refusal) => Err(refusal),
-                    None => self.place(&workspace, clock),
+                    None => self.find_entry(&workspace, clock),
                 };
-                match place {
-                    Ok(place) => {
+                match entry {
+                    Ok(entry) => {
                         if let Some(user) = user.map(Rc::from) {
-                            self.rooms[place.room_id].user_came(Rc::clone(&user));
+                            self.rooms[entry.room_id].user_came(Rc::clone(&user));
                             self.sessions.set_user(id, user);
                         }
                         if let Some(journal) = &mut self.connection_log {
                             let note = journal.joined(id, &workspace, subject.as_deref());
                             self.outputs.push_back(Output::Note(id, Box::new(note)));
                         }
-                        self.join(id, place, &grant, &accept_key, unparsed, clock);
+                        self.join(id, entry, &grant, &accept_key, unparsed, clock);
                     }
                     Err(refusal) => self.answer(id, &refusal, clock),
                 }
@@ -286,7 +292,7 @@ impl Shard {
         }
     }
 
-    /// Why nobody can be served now.
+    /// Returns the answer to all requests, if none can be served now.
     pub(super) fn refusal(&self) -> Option<Answer> {
         if self.drain != Drain::No {
             return Some(stopping());
@@ -298,7 +304,7 @@ impl Shard {
         (!self.log.is_serving()).then(Answer::internal_server_error)
     }
 
-    /// Why nobody can join a workspace now.
+    /// Returns the answer to requests to join a workspace, if it is full.
     fn full_room(&mut self, workspace: &str) -> Option<Answer> {
         let most = self.config.limits.connections_per_workspace?;
         let room = &self.rooms[self.rooms.find(workspace)?];
@@ -310,27 +316,27 @@ impl Shard {
         Some(Answer::unavailable(why, RETRY_AFTER_S))
     }
 
-    /// A place for one more in a workspace, with the state that it is sent.
-    fn place(&mut self, workspace: &str, clock: Clock) -> Result<Place, Answer> {
+    /// Finds the room that a client is to join, and the state that it is sent.
+    fn find_entry(&mut self, workspace: &str, clock: Clock) -> Result<RoomEntry, Answer> {
         if let Some(refusal) = self.full_room(workspace) {
             return Err(refusal);
         }
         let room_id = self.rooms.find_or_insert(workspace);
         let snapshot = self.snapshot(room_id, SnapshotKind::Init, clock)?;
-        Ok(Place { room_id, snapshot })
+        Ok(RoomEntry { room_id, snapshot })
     }
 
     /// Makes a client a member of its workspace: 101, then init.
     fn join(
         &mut self,
         id: SessionId,
-        place: Place,
+        entry: RoomEntry,
         grant: &Grant,
         accept_key: &str,
         unparsed: Vec<u8>,
         clock: Clock,
     ) {
-        let Place { room_id, snapshot } = place;
+        let RoomEntry { room_id, snapshot } = entry;
         let member = self.rooms.add_member(room_id, id.slot);
         if self.config.limits.ops_per_second.is_some() {
             self.sessions.reset_meter(id);
@@ -366,7 +372,10 @@ impl Shard {
             visible_from,
             awaits: None,
         };
-        session.passage = Some(Box::new(Passage::new(room_id, smallvec![init.clone()])));
+        session.transfer = Some(Box::new(StateTransfer::new(
+            room_id,
+            smallvec![init.clone()],
+        )));
         session.outbox.push_state(init, all, due, &mut self.pool);
         session.intake = if unparsed.is_empty() {
             Intake::Receiving
@@ -380,12 +389,12 @@ impl Shard {
             unparsed
         };
         self.reads.queue(id, session.intake);
-        self.weigh(id);
+        self.update_memory(id);
         self.enqueue(id);
         self.reschedule(id, clock);
     }
 
-    /// Answers a request with something else than 101, and closes.
+    /// Answers a request with anything but 101, and closes.
     pub(super) fn answer(&mut self, id: SessionId, answer: &Answer, clock: Clock) {
         self.note_answer(id, answer);
         self.counters.responses.answered(answer.status());

@@ -1,7 +1,7 @@
-//! Clients that wait for compaction: each workspace that writes much, while the log is long.
+//! Clients that wait for compaction: those of workspaces that write much, while the log is long.
 //!
-//! Such a client's bytes stay unread from its next message on. What it is sent, its control frames before that message and all
-//! other clients go on as ever.
+//! The bytes of such a client stay unread from its next message on. What it is sent, the control
+//! frames before that message, and all other clients are not affected.
 
 use crate::core::contract::Clock;
 use crate::core::shard::Shard;
@@ -9,13 +9,14 @@ use crate::core::shard::session::SessionId;
 use crate::wire::frame;
 
 impl Shard {
-    /// Finds out who may write in this turn.
-    pub(super) fn look_at_log(&mut self, clock: Clock) {
+    /// Determines which workspaces may write in this turn.
+    pub(super) fn measure_log(&mut self, clock: Clock) {
         self.log.measure(clock.now_us);
         self.counters.held_us += self.reads.take_held_us(clock.now_us);
     }
 
-    /// Whether the next frame is part of a message, and the session's workspace has to wait with those.
+    /// Returns whether the next frame is part of a message, and the session's workspace must wait
+    /// with its messages.
     pub(super) fn is_held(&mut self, id: SessionId, bytes: &[u8], clock: Clock) -> bool {
         frame::is_data(bytes) && !self.may_write(id, clock)
     }
@@ -26,8 +27,8 @@ impl Shard {
         self.log.may_write(&mut room.allowance, clock.now_us)
     }
 
-    /// Reads on for those who waited and need not any more. Who still waits keeps its place before those who
-    /// have had some of what there was.
+    /// Resumes reading from clients that need not wait any more. The others keep their place in the
+    /// queue, in front of those that have just written.
     pub(super) fn read_held(&mut self, clock: Clock) {
         if self
             .held_due_us()
@@ -40,8 +41,8 @@ impl Shard {
                 }
                 if !self.log.is_full() && self.may_write(id, clock) {
                     self.read_bytes(id, &mut [], clock);
-                    self.weigh(id);
-                    self.keep_budget(clock);
+                    self.update_memory(id);
+                    self.evict_over_budget(clock);
                 } else {
                     self.reads.hold_on(id);
                 }
@@ -51,7 +52,8 @@ impl Shard {
         self.reads.end_turn(clock.now_us);
     }
 
-    /// When those who wait are tried again. None: only a new measurement of the log can help them.
+    /// Returns when the waiting clients are tried again. None: only a new measurement of the log
+    /// can release them.
     pub(super) fn held_due_us(&self) -> Option<u64> {
         let due_us = self.reads.held_due_us(self.log.is_free());
         due_us.filter(|_| !self.log.is_stopped())

@@ -1,4 +1,5 @@
-//! What is answered without a WebSocket: looks at a workspace, pages, and what pages of other origins may do.
+//! What is answered without a WebSocket: looks at a workspace, pages, and what pages of other
+//! origins may do.
 
 use std::iter;
 use std::ops::Range;
@@ -11,7 +12,7 @@ use crate::core::fanout::room::{Room, RoomId};
 use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
-use crate::core::shard::session::{Passage, Session, SessionId};
+use crate::core::shard::session::{Session, SessionId, StateTransfer};
 use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind};
 use crate::limits::STALL_TIMEOUT_US;
 use crate::log::position::LogPosition;
@@ -210,7 +211,7 @@ impl Shard {
         if let Some(shared) = shared.filter(|_| answer.has_body()) {
             let outbox = &mut self.sessions[id].outbox;
             outbox.push_shared(shared, due, &mut self.pool);
-            return self.weigh(id);
+            return self.update_memory(id);
         }
         let Some(ShownState {
             room_id,
@@ -224,19 +225,19 @@ impl Shard {
         let pool = &mut self.pool;
         let end = pool.fill(32, |out| state::put_http_state_end(out, connections));
         let Session {
-            outbox, passage, ..
+            outbox, transfer, ..
         } = &mut self.sessions[id];
         let Snapshot {
             init, timestamps, ..
         } = snapshot;
         let timestamps = timestamps.expect("a snapshot for a read over HTTP has timestamps");
         let both = smallvec![init.clone(), timestamps.clone()];
-        *passage = Some(Box::new(Passage::new(room_id, both)));
+        *transfer = Some(Box::new(StateTransfer::new(room_id, both)));
         outbox.push_state(init, fields, due.clone(), pool);
         let all = 0..timestamps.bytes();
         outbox.push_state(timestamps, all, due.clone(), pool);
         outbox.push_due(end, due, pool);
-        self.weigh(id);
+        self.update_memory(id);
     }
 
     /// Sends a page that was made for a session.
@@ -245,11 +246,11 @@ impl Shard {
             return;
         };
         let answer = answer.for_method(session.head_only);
-        self.answer_once_visible(id, &answer, LogPosition::NONE, clock);
+        self.answer_when_visible(id, &answer, LogPosition::NONE, clock);
     }
 
     /// Answers a request once the log position `visible_from` is visible. The answer may be long.
-    pub(super) fn answer_once_visible(
+    pub(super) fn answer_when_visible(
         &mut self,
         id: SessionId,
         answer: &Answer,
@@ -271,7 +272,7 @@ impl Shard {
         self.begin_closing(id, clock);
         let outbox = &mut self.sessions[id].outbox;
         outbox.push_due(chunk, due, &mut self.pool);
-        self.weigh(id);
+        self.update_memory(id);
         let session = &mut self.sessions[id];
         session.ends_long = true;
         session.deadline_us = clock.now_us + STALL_TIMEOUT_US;
@@ -284,7 +285,8 @@ impl Shard {
         allowed.is_empty() || allowed.iter().any(|allowed| allowed == origin)
     }
 
-    /// What `Access-Control-Allow-Origin` says to a page of this origin (the Fetch standard, "CORS protocol").
+    /// What `Access-Control-Allow-Origin` says to a page of this origin (the Fetch standard, "CORS
+    /// protocol").
     fn allow_origin(&self, origin: Option<&str>) -> Option<String> {
         if self.config.origins.is_empty() {
             return Some("*".to_owned());

@@ -41,16 +41,16 @@ const DISK_FULL_TEXT: &str = "the disk of the server is nearly full, and this op
 /// The code of an error message about a message that came too soon.
 const TOO_MANY: u16 = 429;
 
-/// What was read of the bytes of a session.
+/// How far the bytes of a session were read.
 #[derive(Debug, Clone, Copy, Default)]
 struct Read {
-    /// How many of them were whole frames.
+    /// The bytes of whole frames.
     consumed: usize,
-    /// A message has ended with one of these.
+    /// A message ended with one of these frames.
     has_ended: bool,
 }
 
-/// What stays of a key, as it is sent to those who lose against it.
+/// The op that stays of a key, as it is sent to the senders of ops that lose against it.
 enum Correction {
     Own(Chunk),
     Shared(Chunk),
@@ -81,7 +81,7 @@ impl Shard {
             State::Open { .. } => self.read_bytes(id, bytes, clock),
             State::Closing => self.reads.receive(id),
         }
-        self.weigh(id);
+        self.update_memory(id);
     }
 
     /// The peer has closed its sending side.
@@ -96,7 +96,7 @@ impl Shard {
         }
     }
 
-    /// Reads on where a turn left bytes unread.
+    /// Reads on where an earlier turn left bytes unread.
     pub(super) fn read_on(&mut self, clock: Clock) {
         for _ in 0..self.reads.unread_count() {
             if self.log.is_full() {
@@ -107,31 +107,32 @@ impl Shard {
             };
             if self.sessions.is_open(id) {
                 self.read_bytes(id, &mut [], clock);
-                self.weigh(id);
-                self.keep_budget(clock);
+                self.update_memory(id);
+                self.evict_over_budget(clock);
             }
         }
     }
 
     pub(super) fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
-        let session = &mut self.sessions[id];
-        let mut unparsed = std::mem::take(&mut session.unparsed);
+        // The bytes leave the session while they are read: a message may close it, which drops what
+        // it has, or make it give up memory, which must not count them.
+        let mut unparsed = std::mem::take(&mut self.sessions[id].unparsed);
         // Only what is not whole yet is copied. A frame that grows long does so in a list of its
-        // own, a short piece of one is joined with what follows in a place that all sessions share.
+        // own, a short piece of one is joined with what follows in memory that all sessions share.
         if unparsed.is_empty() {
             let read = self.read_frames(id, bytes, clock);
             unparsed = self.pool.keep_unparsed(&bytes[read.consumed..]);
             return self.keep_unparsed(id, unparsed, read, clock);
         }
         if unparsed.len() <= SESSION_BYTES_SPARED && !bytes.is_empty() {
-            let mut joined = std::mem::take(&mut self.joined_bytes);
+            let scratch = Rc::clone(&self.scratch);
+            let mut joined = scratch.joined.borrow_mut();
             joined.clear();
             joined.extend_from_slice(&unparsed);
             joined.extend_from_slice(bytes);
             self.pool.give_unparsed(unparsed);
             let read = self.read_frames(id, &mut joined, clock);
             unparsed = self.pool.keep_unparsed(&joined[read.consumed..]);
-            self.joined_bytes = joined;
             return self.keep_unparsed(id, unparsed, read, clock);
         }
         unparsed.extend_from_slice(bytes);
@@ -159,12 +160,12 @@ impl Shard {
         self.reads.queue(id, session.intake);
         match session.intake {
             Intake::Receiving => self.time_message(id, read.has_ended, clock),
-            // It is the server that takes its time.
+            // It is the server that is slow, not the client.
             Intake::Unread | Intake::Held | Intake::Paused => session.message_since_us = u64::MAX,
         }
     }
 
-    /// Notes since when a message is not whole. Nothing is scheduled but where no timer comes in
+    /// Records since when a message is not whole. A timer is scheduled only where none comes in
     /// time anyway.
     fn time_message(&mut self, id: SessionId, has_ended: bool, clock: Clock) {
         let session = &mut self.sessions[id];
@@ -177,9 +178,14 @@ impl Shard {
         }
     }
 
-    /// Handles whole frames, as many as one session may have in a turn.
+    /// Handles whole frames, as many as one session may have handled in a turn.
+    ///
+    /// It stops before the next frame, never within one: where too much waits for the client itself
+    /// (until its outbox drains), where its turn is over or the batch is full (until a next turn),
+    /// or where the log has no room for a message of its workspace.
     fn read_frames(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) -> Read {
         let message_bytes_max = self.config.message_bytes_max;
+        // It leaves the session for the same reason as the bytes, and is dropped with them.
         let mut decoder = std::mem::take(&mut self.sessions[id].decoder);
         let (mut read, mut frames) = (Read::default(), 0);
         let intake = loop {
@@ -252,7 +258,8 @@ impl Shard {
         }
     }
 
-    /// The pong that the server asked for is free. Another one is a heartbeat (RFC 6455 section 5.5.3), and counts as a frame.
+    /// Handles a pong. The one that the server asked for is free. Any other is a heartbeat (RFC
+    /// 6455 section 5.5.3), and counts as a frame.
     fn read_pong(&mut self, id: SessionId, clock: Clock) {
         let session = &mut self.sessions[id];
         if !std::mem::take(&mut session.owes_pong) {
@@ -260,12 +267,14 @@ impl Shard {
         }
     }
 
-    /// Counts a frame that is no message: a fragment of one, or a pong that nobody asked for.
+    /// Counts a frame that is no message: a fragment of one, or a pong that was not asked for.
     ///
-    /// There is no end to what costs a client nothing. RFC 6455 names "a long stream of small frames that are a part of a fragmented
-    /// message" (section 10.4) among what an endpoint must protect itself from. So frames without content are bounded for everybody,
-    /// and all others by the rate, where there is one, and by the length of a message. A session that stays within these bounds
-    /// takes its turn with the others: a turn reads no more than [`MESSAGES_PER_TURN_MAX`] frames of each, whatever they are.
+    /// A client could send such frames without end, as they cost it nothing. RFC 6455 names "a long
+    /// stream of small frames that are a part of a fragmented message" (section 10.4) among what an
+    /// endpoint must protect itself from. So frames without content are bounded for every client,
+    /// and all others by the rate, where there is one, and by the length of a message. A session
+    /// within these bounds takes its turn with the others: a turn reads no more than
+    /// [`MESSAGES_PER_TURN_MAX`] frames of each, whatever they are.
     fn count_frame(&mut self, id: SessionId, is_empty: bool, clock: Clock) {
         let session = &mut self.sessions[id];
         session.empty_frames += u32::from(is_empty);
@@ -291,7 +300,8 @@ impl Shard {
     }
 
     fn read_message(&mut self, id: SessionId, text: &str, pace: Pace, clock: Clock) {
-        let mut parser = self.parser.take().unwrap_or_default();
+        let scratch = Rc::clone(&self.scratch);
+        let mut parser = scratch.parser.borrow_mut();
         let message = parser.parse(text);
         if let Some(journal) = &mut self.connection_log
             && let Ok(Message::Op(_)) = message
@@ -299,7 +309,7 @@ impl Shard {
             journal.op(id);
         }
         match message {
-            // A sign of life is one, however many there are.
+            // A sign of life is never refused, however many there are.
             Ok(Message::Ping) => {}
             _ if pace == Pace::Over => self.refuse_too_many(id, message.ok()),
             Ok(Message::Op(op)) => self.apply(id, op, clock),
@@ -308,7 +318,6 @@ impl Shard {
                 self.refuse(id, BAD_MESSAGE, &error.to_string());
             }
         }
-        self.parser = Some(parser);
     }
 
     fn refuse_too_many(&mut self, id: SessionId, message: Option<Message<'_>>) {
@@ -323,6 +332,10 @@ impl Shard {
         }
     }
 
+    /// Applies an op to its workspace, and answers it where it does not win.
+    ///
+    /// An op that wins is in the batch before its frame is in the window: the frame carries the log
+    /// position from which on it may be sent, and so does each answer that shows it.
     fn apply(&mut self, id: SessionId, op: Op<'_>, clock: Clock) {
         assert!(
             self.config.fault_panic_key.as_deref() != Some(op.key),
@@ -416,7 +429,7 @@ impl Shard {
         });
     }
 
-    /// Queues what stays, which may not be durable yet.
+    /// Queues the op that stays, which may not be durable yet.
     fn correct(&mut self, id: SessionId, correction: Correction) {
         let session = &mut self.sessions[id];
         let room_id = session.room().expect("only an open session applies");
@@ -430,7 +443,7 @@ impl Shard {
             Correction::Own(chunk) => session.outbox.push_due(chunk, due, &mut self.pool),
             Correction::Shared(chunk) => session.outbox.push_shared(chunk, due, &mut self.pool),
         }
-        self.weigh(id);
+        self.update_memory(id);
         self.enqueue(id);
     }
 
@@ -469,7 +482,7 @@ impl Shard {
         });
     }
 
-    /// Queues an answer that shows nobody's op.
+    /// Queues an answer that shows no op, and so need not wait for the log.
     pub(super) fn reply(&mut self, id: SessionId, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let chunk = self.pool.fill(bytes, write);
         let session = &mut self.sessions[id];
@@ -479,13 +492,13 @@ impl Shard {
         session
             .outbox
             .push(chunk, at, LogPosition::NONE, &mut self.pool);
-        self.weigh(id);
+        self.update_memory(id);
         self.enqueue(id);
     }
 }
 
-/// What stays, for the sender of an op that is not taken. A long frame is encoded once for all who
-/// lose against the same op.
+/// Encodes the op that stays, for the sender of one that does not. A long frame is encoded once for
+/// all that lose against the same op.
 fn correction(
     room_id: RoomId,
     entry: &Entry,
@@ -502,7 +515,8 @@ fn correction(
     Correction::Own(chunk)
 }
 
-/// The frame of the last op of a key. As long as anybody is sent it, it is not encoded again.
+/// Returns the frame of the last op of a key. While it is on its way to any session, it is not
+/// encoded again.
 pub(super) fn shared_frame(room_id: RoomId, entry: &Entry, budget: &mut SessionBudget) -> Chunk {
     let key = (room_id, entry.seq());
     budget.frame(key).unwrap_or_else(|| {

@@ -1,4 +1,5 @@
-//! The times of a session: pings, silence, stalls, expiry; closing, aborting, and the drain of a stop.
+//! The times of a session: pings, silence, stalls, expiry; closing, aborting, and the drain of a
+//! stop.
 
 use crate::core::contract::{Clock, Output};
 use crate::core::fanout::window::Chunk;
@@ -10,7 +11,7 @@ use crate::log::position::LogPosition;
 use crate::wire::frame::{self, Decoder};
 use crate::wire::upgrade::Answer;
 
-/// RFC 6455 section 7.4.1: the server goes away, or gives a silent client up.
+/// RFC 6455 section 7.4.1: the server goes away, or a client is silent.
 const GOING_AWAY: u16 = 1001;
 /// The IANA registry of close codes: "Try Again Later".
 pub(super) const TRY_AGAIN_LATER: u16 = 1013;
@@ -20,7 +21,7 @@ const POLICY_VIOLATION: u16 = 1008;
 const TOKEN_EXPIRED: u16 = 4001;
 
 impl Shard {
-    /// Looks at a session when its next deadline comes.
+    /// Schedules a session for the earliest of its deadlines.
     pub(super) fn reschedule(&mut self, id: SessionId, clock: Clock) {
         let ping_interval_us = self.config.ping_interval_us;
         if let Some(session) = self.sessions.get_mut(id) {
@@ -85,7 +86,7 @@ impl Shard {
         }
     }
 
-    /// Queues the last bytes of a session: behind what is visible and queued already.
+    /// Queues the last bytes of a session, after what is visible and queued already.
     pub(super) fn send_last(&mut self, id: SessionId, chunk: Chunk, clock: Clock) {
         let is_closing = |session: &Session| session.state() == State::Closing;
         if self.sessions.get(id).is_none_or(is_closing) {
@@ -107,10 +108,11 @@ impl Shard {
         self.begin_closing(id, clock);
         let outbox = &mut self.sessions[id].outbox;
         outbox.push(chunk, WindowOffset::START, visible_from, &mut self.pool);
-        self.weigh(id);
+        self.update_memory(id);
     }
 
-    /// A session that stands in no room any more is sent what is visible, and what is queued next, and is closed then.
+    /// Begins to close a session that has left its room: it is sent what is visible, and what the
+    /// caller queues next, and is closed then.
     pub(super) fn begin_closing(&mut self, id: SessionId, clock: Clock) {
         self.admission.keep(&self.sessions[id]);
         let visible_position = self.log.visible_position();
@@ -124,11 +126,11 @@ impl Shard {
         // What still comes in is read and dropped: bytes left unread would make the kernel reset
         // the connection, and the peer might lose the last ones that it was sent.
         self.reads.receive(id);
-        self.weigh(id);
+        self.update_memory(id);
         self.enqueue(id);
     }
 
-    /// The last byte is out: closes the sending side, and all of it if the peer has closed its own.
+    /// Closes the sending side after the last byte, and both if the peer has closed its own.
     pub(super) fn finish(&mut self, id: SessionId) {
         if self.sessions[id].finish() {
             self.admission.answered(id, &self.sessions[id]);
@@ -150,9 +152,9 @@ impl Shard {
         session.outbox.drop_all(&mut self.pool);
         session.unparsed = Vec::new();
         session.decoder = Decoder::new();
-        session.passage = None;
+        session.transfer = None;
         let was_open = session.abort();
-        self.weigh(id);
+        self.update_memory(id);
         let session = &self.sessions[id];
         if !session.sending && !session.receiving {
             self.retire(id);
@@ -162,7 +164,7 @@ impl Shard {
         }
     }
 
-    /// A session is over: nothing of it is in flight, and nothing must be started for it.
+    /// Ends a session: nothing of it is in flight, and nothing must be started for it.
     pub(super) fn retire(&mut self, id: SessionId) {
         self.enter_closing(id);
         if let Some(journal) = &mut self.connection_log
@@ -173,8 +175,8 @@ impl Shard {
         self.sessions.retire(id);
     }
 
-    /// Moves a session that is in no room on to its end, with the request that it may have waited
-    /// with.
+    /// Moves a session that is in no room on to its end. A request that it waited with is
+    /// dropped.
     fn enter_closing(&mut self, id: SessionId) {
         let session = &self.sessions[id];
         if session.state() == State::Waiting {
@@ -214,7 +216,7 @@ impl Shard {
         }
     }
 
-    /// Begins a stop: no one new comes in, and those who are here are closed one after another.
+    /// Begins a stop: no client is admitted any more, and the members are closed one after another.
     pub(super) fn start_drain(&mut self, clock: Clock) {
         let (first, total_us) = match self.drain {
             Drain::No => (true, self.config.drain_us),
@@ -239,7 +241,7 @@ impl Shard {
         }
     }
 
-    /// Goes on with a stop: when everybody is gone the log is synced and sealed.
+    /// Goes on with a stop: when no session is left the log is synced and sealed.
     pub(super) fn go_on_draining(&mut self, clock: Clock) {
         match self.drain {
             Drain::No | Drain::Sealed => {}
@@ -282,13 +284,13 @@ impl Shard {
 }
 
 impl Session {
-    /// Whether its socket is being read, so that silence means something.
+    /// Returns whether its socket is being read, so that silence means something.
     fn is_read(&self) -> bool {
         self.receiving
     }
 }
 
-/// No sign of life for two intervals and a half: the client is gone.
+/// Returns how long a client may be silent: two and a half intervals between pings.
 fn silence_us(ping_interval_us: u64) -> u64 {
     ping_interval_us * 5 / 2
 }

@@ -1,17 +1,20 @@
-//! How long a shard's log may become, and how full its disk: who waits for compaction, and which ops are refused.
+//! The limits of a shard's log and of its disk: which clients wait for compaction, and which ops
+//! are refused.
 //!
-//! A log of overwrites grows as fast as clients write, and becomes short again as fast as compaction works. So
-//! between two marks, both relative to what is live, the workspaces that write much are slowed down to what
-//! compaction sustains; at the second they wait. A workspace that writes little goes on up to a third mark.
+//! A log of overwrites grows as fast as clients write, and shrinks as fast as compaction works. So
+//! between two marks, both relative to the live data, the workspaces that write much are slowed
+//! down to what compaction sustains; at the second mark they wait. Workspaces that write little
+//! continue up to a third mark.
 //!
 //! ```text
-//!   0 ──── compaction begins ──── slow ═══ rate falls to 0 ═══ full ─── light writers only ─── stop
+//!   0 ─── compaction begins ─── slow ═══ rate falls to 0 ═══ full ─── light writers only ─── stop
 //! ```
 //!
-//! Why a shard that waits always gets on: what is measured here, less one segment that is not closed, is what makes
-//! a compaction due ([`crate::limits`] has the assertion), and a whole compaction leaves hardly more than the
-//! reference. Where compaction cannot work, nobody waits for it ([`LogSize::is_compacted`]): the log grows until the disk
-//! is nearly full, and ops are refused then.
+//! A shard that waits always makes progress: what is measured here, minus one segment that is not
+//! closed, is what makes a compaction due ([`crate::limits`] has the assertion), and a complete
+//! compaction leaves hardly more than the live data. Where compaction cannot work, no client waits
+//! for it ([`LogSize::is_compacted`]): the log grows until the disk is nearly full, and then ops
+//! are refused.
 
 use std::collections::VecDeque;
 
@@ -22,27 +25,29 @@ use crate::limits::{
 use crate::log::position::LogPosition;
 use crate::log::record::{self, LoggedOp};
 
-/// The log of a shard, as whoever compacts it has measured it.
+/// The size of a shard's log, as the compactor has measured it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogSize {
-    /// The segment that was open: all before it in the shard's folder was measured.
+    /// The segment that was open. All segments before it in the shard's folder were measured.
     pub open_index: u64,
-    /// The length of those segments.
+    /// The length of the measured segments.
     pub closed_bytes: u64,
-    /// What a compaction would leave of them, as far as that is known. It may be more than is live in the shard: after
-    /// a start with another number of shards, its folder holds ops of others, too.
+    /// The bytes that a compaction would leave of them, as far as that is known. It may be more
+    /// than the shard's live data: after a start with another number of shards, its folder also
+    /// holds ops of others.
     pub kept_bytes: u64,
-    /// Compaction works. Where it does not, waiting for it would never end.
+    /// Whether compaction works. If it does not, waiting for it would never end.
     pub is_compacted: bool,
     /// The log position up to which the disk has room for this shard's log.
     pub room_end: LogPosition,
 }
 
 impl LogSize {
-    /// Before anything was measured: no limit.
+    /// The size before anything was measured: no limit.
     pub const UNKNOWN: Self = Self::unmeasured(LogPosition::MAX);
 
-    /// Before the log was measured: the log position up to which the disk has room, if anything.
+    /// Returns the size before the log was measured, with the position up to which the disk has
+    /// room.
     #[must_use]
     pub const fn unmeasured(room_end: LogPosition) -> Self {
         Self {
@@ -55,19 +60,20 @@ impl LogSize {
     }
 }
 
-/// The lengths of a log at which something changes.
+/// The lengths of a log at which writers are limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Marks {
-    /// From here on workspaces that write much are slowed down,
+    /// The length from which on workspaces that write much are slowed down.
     pub slow_bytes: u64,
-    /// from here on they wait,
+    /// The length from which on those workspaces wait.
     pub full_bytes: u64,
-    /// and from here on all writers do.
+    /// The length from which on all writers wait.
     pub stop_bytes: u64,
 }
 
 impl Marks {
-    /// Of a log of which so much is live, and which may have `spare_bytes` besides.
+    /// Returns the marks of a log with `live_bytes`, which may have multiples of `spare_bytes` in
+    /// addition to a percentage of them.
     #[must_use]
     pub fn new(live_bytes: u64, spare_bytes: u64) -> Self {
         let mark = |percent: u64, spares: u64| {
@@ -87,7 +93,7 @@ impl Marks {
             Level::Free
         } else if bytes < self.full_bytes {
             let (left, range) = (self.full_bytes - bytes, self.full_bytes - self.slow_bytes);
-            // In thousandths, so that its square fits.
+            // In thousandths, so that its square fits an integer.
             let share = u128::from(left) * 1000 / u128::from(range);
             let rate = u128::from(LOG_BYTES_PER_SECOND) * share * share / 1_000_000;
             Level::Slow {
@@ -103,21 +109,23 @@ impl Marks {
     }
 }
 
-/// Who may write.
+/// The workspaces that may write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Level {
-    /// Everybody.
+    /// All of them.
     Free,
-    /// Who writes little; all others together no more than this.
+    /// Those that write little, and all others at this rate in total.
     Slow { bytes_per_second: u64 },
-    /// Nobody.
+    /// None of them.
     Stopped,
 }
 
-/// What a workspace has written lately beside the rate that all such workspaces share.
+/// The recent writes of a workspace that are not charged to the rate shared by all workspaces that
+/// write much.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Allowance {
-    /// Of [`LIGHT_BURST_BYTES`], times [`SECOND_US`]; it leaks at [`LIGHT_BYTES_PER_SECOND`].
+    /// The used part of [`LIGHT_BURST_BYTES`], times [`SECOND_US`]. It leaks at
+    /// [`LIGHT_BYTES_PER_SECOND`].
     used: u64,
     at_us: u64,
 }
@@ -132,24 +140,26 @@ impl Allowance {
     }
 }
 
-/// How full the log of a shard is, and its disk.
+/// The state of a shard's log and its disk against their limits.
 #[derive(Debug)]
 pub struct LogSpace {
     spare_bytes: u64,
     size: LogSize,
-    /// The segments that were closed since it was measured, with their lengths.
+    /// The index and length of segments that were closed since the last measurement.
     closed_since: VecDeque<(u64, u64)>,
-    /// What the limit is measured against, and the limit, when that was looked at last.
+    /// The length that is compared with the marks, and the marks, as of the last update.
     log_bytes: u64,
     marks: Marks,
     level: Level,
-    /// What all workspaces that write much may write now, times [`SECOND_US`]. Below zero where one of them wrote more.
+    /// The bytes that all workspaces that write much may write now, times [`SECOND_US`]. Negative
+    /// after one of them has written more.
     tokens: i64,
     at_us: u64,
 }
 
 impl LogSpace {
-    /// Of a shard whose log may have `spare_bytes` beside what is relative to its live data.
+    /// Returns the state of a log that was not measured yet. It may have multiples of `spare_bytes`
+    /// in addition to a percentage of its live data.
     #[must_use]
     pub fn new(spare_bytes: u64) -> Self {
         Self {
@@ -164,14 +174,14 @@ impl LogSpace {
         }
     }
 
-    /// Takes that a segment of this length was closed.
+    /// Records that a segment of this length was closed.
     pub fn closed(&mut self, index: u64, bytes: u64) {
         if index >= self.size.open_index {
             self.closed_since.push_back((index, bytes));
         }
     }
 
-    /// Takes a measurement.
+    /// Replaces the measurement. Segments that it includes are no longer counted separately.
     pub fn measured(&mut self, size: LogSize) {
         self.size = size;
         while let Some((index, _)) = self.closed_since.front()
@@ -181,7 +191,8 @@ impl LogSpace {
         }
     }
 
-    /// Looks at it again, once in each turn. Of the open segment `open_bytes` are counted.
+    /// Compares the length of the log with its marks, once a turn. `open_bytes` is the counted part
+    /// of the open segment.
     pub fn update(&mut self, open_bytes: u64, live_bytes: u64, now_us: u64) {
         let closed_since: u64 = self.closed_since.iter().map(|(_, bytes)| bytes).sum();
         self.log_bytes = self.size.closed_bytes + closed_since + open_bytes;
@@ -194,6 +205,7 @@ impl LogSpace {
         };
         if let Level::Slow { bytes_per_second } = self.level {
             let passed_us = now_us.saturating_sub(self.at_us).min(SECOND_US);
+            // A log that has just become too long starts with a full burst.
             let passed_us = if was_free { SECOND_US } else { passed_us };
             let gained = i64::try_from(passed_us * bytes_per_second).expect("2^28 times 10^6");
             self.tokens = (self.tokens + gained).min(BURST_TOKENS);
@@ -201,19 +213,19 @@ impl LogSpace {
         self.at_us = self.at_us.max(now_us);
     }
 
-    /// Whether everybody may write.
+    /// Returns whether all workspaces may write.
     #[must_use]
     pub fn is_free(&self) -> bool {
         self.level == Level::Free
     }
 
-    /// Whether somebody who waits may be able to write without a new measurement.
+    /// Returns whether no workspace may write before a new measurement.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.level == Level::Stopped
     }
 
-    /// Whether a workspace may write now.
+    /// Returns whether a workspace may write now.
     #[must_use]
     pub fn may_write(&self, allowance: &mut Allowance, now_us: u64) -> bool {
         match self.level {
@@ -223,7 +235,7 @@ impl LogSpace {
         }
     }
 
-    /// Takes an op that a workspace has written.
+    /// Charges an op that a workspace has written.
     pub fn wrote(&mut self, allowance: &mut Allowance, op: &LoggedOp<'_>, now_us: u64) {
         if self.level != Level::Free {
             self.charge(allowance, record::op_bytes(op) as u64, now_us);
@@ -238,19 +250,19 @@ impl LogSpace {
         }
     }
 
-    /// Whether the disk has no room for a log that ends at this position.
+    /// Returns whether the disk has no room for a log that ends at this position.
     #[must_use]
     pub fn is_disk_full(&self, position: LogPosition) -> bool {
         position >= self.size.room_end
     }
 
-    /// The length of the log that the limit is for.
+    /// Returns the length of the log, as of the last update.
     #[must_use]
     pub fn log_bytes(&self) -> u64 {
         self.log_bytes
     }
 
-    /// The limit.
+    /// Returns the length of the log at which all writers wait.
     #[must_use]
     pub fn stop_bytes(&self) -> u64 {
         self.marks.stop_bytes

@@ -1,15 +1,16 @@
-//! How often something may happen: a bucket from which each takes a token, and what a client that goes on without one comes to.
+//! Rate limits: token buckets, and what follows for a client that continues without a token.
 //!
-//! A token bucket, written as a meter of what was taken: what is in it leaks away at the rate, and whoever finds no room in it is
-//! over the limit. That is the continuous-state leaky bucket of ITU-T I.371, which needs no timer. Whole numbers alone, so nothing is
-//! lost to rounding, however often it is asked.
+//! A bucket is implemented as a meter of the tokens taken: its level falls at the rate, and a taker
+//! that does not fit into it is over the limit. That is the continuous-state leaky bucket of ITU-T
+//! I.371, which needs no timer. All numbers are integers, so nothing is lost to rounding, however
+//! often it is asked.
 
 use crate::limits::{FRAMES_BURST_MIN, FRAMES_PER_MESSAGE, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN};
 
-/// So much of a bucket is one token: what leaks in a microsecond at one in a minute is 1.
+/// One token, in the unit of a bucket's level: at one token a minute, a microsecond leaks 1.
 const TOKEN: u64 = 60_000_000;
 
-/// So many in a minute, and so many at once.
+/// A number of tokens per minute, and the number that may be taken at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     per_minute: u64,
@@ -17,13 +18,13 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// So many in a second, and as many at once as in [`RATE_BURST_S`] seconds.
+    /// Returns a rate of `count` per second, with a burst of [`RATE_BURST_S`] seconds' worth.
     #[must_use]
     pub fn per_second(count: u32) -> Self {
         Self::share(count, 1)
     }
 
-    /// One of so many equal shares of a rate, rounded up.
+    /// Returns one of `shares` equal shares of a rate, rounded up.
     #[must_use]
     pub fn share(per_second: u32, shares: u32) -> Self {
         let (count, shares) = (u64::from(per_second), u64::from(shares));
@@ -33,7 +34,7 @@ impl Rate {
         }
     }
 
-    /// The frames that a client may send which are no messages, where so many messages in a second are allowed.
+    /// Returns the rate of frames other than messages, for a client with a rate of messages.
     fn of_frames(per_second: u32) -> Self {
         let count = u64::from(per_second) * u64::from(FRAMES_PER_MESSAGE);
         Self {
@@ -42,8 +43,8 @@ impl Rate {
         }
     }
 
-    /// What may be refused of a client that may send so much: a tenth of that for ever, and as much as it may send in
-    /// [`PATIENCE_S`] seconds before it is given up.
+    /// Returns the rate of refusals beyond which a client with this rate is closed: a tenth of the
+    /// rate forever, and a burst of [`PATIENCE_S`] seconds' worth.
     fn of_refusals(per_second: u32) -> Self {
         let count = u64::from(per_second);
         Self {
@@ -53,19 +54,19 @@ impl Rate {
     }
 }
 
-/// What was taken lately.
+/// The tokens that were taken recently.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Bucket {
     taken: u64,
-    /// What may be taken beyond the burst, once.
+    /// An amount that may be taken once, beyond the burst.
     allowance: u64,
     at_us: u64,
 }
 
 impl Bucket {
-    /// Takes a token, if there is one.
+    /// Takes a token. Returns false if there is none.
     pub fn take(&mut self, rate: Rate, now_us: u64) -> bool {
-        // A clock that goes back gives nothing, and takes nothing either.
+        // A clock that goes back adds no tokens and removes none.
         let passed_us = now_us.saturating_sub(self.at_us);
         self.at_us = self.at_us.max(now_us);
         let leaked = passed_us.saturating_mul(rate.per_minute);
@@ -80,30 +81,31 @@ impl Bucket {
         allowance.is_some()
     }
 
-    /// Counts time that has passed beside the clock.
+    /// Counts time that has passed and that the clock does not show.
     pub fn has_aged(&mut self, us: u64) {
         self.at_us = self.at_us.saturating_sub(us);
     }
 
-    /// Allows what the rate gives in `us`, beyond the burst: it was sent in that time, and comes now.
+    /// Allows what the rate yields in `us`, beyond the burst: it was sent during that time and
+    /// arrives now.
     fn allow_for(&mut self, rate: Rate, us: u64) {
         let leaked = us.saturating_mul(rate.per_minute);
         self.allowance = self.allowance.saturating_add(leaked);
     }
 }
 
-/// What is to be done with a message.
+/// The decision about a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
     /// It is handled.
     Within,
     /// It is refused.
     Over,
-    /// Too much was refused: the client is given up.
+    /// It is refused, and so were too many before: the client is closed.
     Beyond,
 }
 
-/// What one client sends.
+/// The rate limits of one client.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Meter {
     sent: Bucket,
@@ -112,7 +114,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Counts a message of a client that may send so many in a second.
+    /// Counts a message of a client that may send `per_second`.
     pub fn count(&mut self, per_second: u32, now_us: u64) -> Pace {
         if self.sent.take(Rate::per_second(per_second), now_us) {
             Pace::Within
@@ -123,12 +125,12 @@ impl Meter {
         }
     }
 
-    /// Counts a frame that is no message. Returns whether it is within the rate of frames.
+    /// Counts a frame that is not a message. Returns whether it is within the rate of such frames.
     pub fn count_frame(&mut self, per_second: u32, now_us: u64) -> bool {
         self.frames.take(Rate::of_frames(per_second), now_us)
     }
 
-    /// Allows what the client may have sent in `us` during which nobody read it.
+    /// Allows what the client may have sent in `us`, during which the shard did not read.
     pub fn allow_for(&mut self, per_second: u32, us: u64) {
         self.sent.allow_for(Rate::per_second(per_second), us);
         self.frames.allow_for(Rate::of_frames(per_second), us);
@@ -142,8 +144,8 @@ mod tests {
     use super::*;
     use crate::limits::SECOND_US;
 
-    /// The naive model: when each token was taken. A token may be taken where every stretch of time that ends now holds no more of
-    /// them than the burst, and what the rate gives in it.
+    /// A naive model: the times at which tokens were taken. A token may be taken if every period
+    /// that ends now contains no more of them than the burst and what the rate yields in it.
     fn model_takes(taken_us: &[u64], rate: Rate, now_us: u64) -> bool {
         (0..=taken_us.len()).all(|first| {
             let begin_us = taken_us.get(first).copied().unwrap_or(now_us);
@@ -154,7 +156,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_bucket_gives_what_the_model_gives(
+        fn a_bucket_agrees_with_the_model(
             per_second in 1..2000_u32,
             shares in 1..5_u32,
             waits_us in prop::collection::vec(prop_oneof![
@@ -162,7 +164,8 @@ mod tests {
             ], 0..300),
         ) {
             let rate = Rate::share(per_second, shares);
-            let (mut bucket, mut taken_us, mut now_us) = (Bucket::default(), Vec::new(), 1_000 * SECOND_US);
+            let (mut bucket, mut taken_us) = (Bucket::default(), Vec::new());
+            let mut now_us = 1_000 * SECOND_US;
             for wait_us in waits_us {
                 now_us += wait_us;
                 let expected = model_takes(&taken_us, rate, now_us);
@@ -174,7 +177,8 @@ mod tests {
         }
     }
 
-    /// How many of `count` messages, `per_second` of them, are handled and refused before the client is given up.
+    /// Returns how many of `count` messages, sent at `per_second`, are handled and refused, and
+    /// whether the client is closed.
     fn paces(limit: u32, per_second: u64, count: u64) -> (u64, u64, bool) {
         let (mut meter, mut within, mut over) = (Meter::default(), 0, 0);
         for number in 0..count {
@@ -188,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn who_keeps_to_the_limit_is_not_refused() {
+    fn a_client_within_its_limit_is_not_refused() {
         for (limit, per_second) in [
             (1, 1),
             (10, 10),
@@ -203,35 +207,35 @@ mod tests {
 
     #[test]
     fn a_burst_is_two_seconds_worth() {
-        // As good as at once: nothing leaks that counts.
+        // Nearly at once: nothing leaks that counts.
         for (limit, within) in [(1, 2), (10, 20), (1000, 2000)] {
             assert_eq!(paces(limit, 1 << 40, within + 5), (within, 5, false));
         }
     }
 
     #[test]
-    fn who_goes_on_is_given_up_and_who_is_a_little_over_is_not() {
+    fn a_client_far_over_its_limit_is_closed_and_one_slightly_over_is_not() {
         for (limit, per_second, count, expected) in [
-            // A tenth over: the tenth is refused, for ever.
+            // A tenth over: that tenth is refused, forever.
             (100, 110, 110_000, (100_200, 9_800, false)),
-            // Twice: when the burst is used up half is refused, of which a tenth of the limit is forgiven.
+            // Twice the rate: once the burst is used up, half is refused, of which a tenth of the
+            // limit is forgiven.
             (100, 200, 100_000, (1_511, 1_111, true)),
-            // A flood: the burst, and then ten seconds' worth.
+            // A flood: the burst, and then ten seconds' worth of refusals.
             (100, 1 << 40, 100_000, (200, 1_000, true)),
             // Small limits forgive more.
             (1, 1 << 40, 1_000, (2, 256, true)),
         ] {
-            let (within, over, is_given_up) = paces(limit, per_second, count);
-            let case =
-                format!("{per_second} of {limit} in a second: {within} {over} {is_given_up}");
+            let (within, over, is_closed) = paces(limit, per_second, count);
+            let case = format!("{per_second} of {limit} in a second: {within} {over} {is_closed}");
             assert!(within.abs_diff(expected.0) <= 1, "{case}");
             assert!(over.abs_diff(expected.1) <= 1, "{case}");
-            assert_eq!(is_given_up, expected.2, "{case}");
+            assert_eq!(is_closed, expected.2, "{case}");
         }
     }
 
     #[test]
-    fn a_pause_makes_up_for_all() {
+    fn a_pause_restores_the_full_burst() {
         let mut meter = Meter::default();
         let mut now_us = 5;
         for _ in 0..3 {
@@ -242,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_goes_back_gives_nothing() {
+    fn a_clock_that_goes_back_adds_no_tokens() {
         let (mut bucket, rate) = (Bucket::default(), Rate::per_second(1));
         let takes: Vec<bool> = [9, 9, 9, 0, 5, 9, 10]
             .iter()
@@ -252,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_make_up_the_whole() {
+    fn shares_add_up_to_the_rate() {
         for (per_second, shares, share) in [
             (1, 1, (60, 2)),
             (100, 2, (3000, 100)),

@@ -1,5 +1,5 @@
-//! The sessions that are read again: when they have sent something, when it is their turn, or when
-//! the log has room for their ops.
+//! The queues of sessions to be read from: new bytes, bytes left from earlier turns, and ops that
+//! wait for room in the log.
 
 use std::collections::VecDeque;
 
@@ -7,21 +7,22 @@ use crate::core::shard::session::{Intake, SessionId};
 use crate::core::shard::sessions::Sessions;
 use crate::limits::HELD_RETRY_US;
 
-/// The sessions that are read again.
+/// The queues of sessions to be read from.
 ///
 /// Invariant: a member whose [`Intake`] is `Unread` or `Held` is in the queue for that, once.
-/// Entries of sessions that have closed are passed over.
+/// Entries of sessions that have closed are skipped.
 #[derive(Default)]
 pub(super) struct ReadQueues {
-    /// Those whose receive is to be armed at the end of the turn.
+    /// Sessions whose receive is to be armed at the end of the turn.
     receives: Vec<SessionId>,
-    /// Those with bytes that were received and not read in their turn.
+    /// Sessions with bytes that were received but not read in their turn.
     unread: VecDeque<SessionId>,
-    /// Those with ops for which the log has no room, in the order in which they are tried again.
+    /// Sessions with ops for which the log has no room, in the order in which they are tried again.
     held: VecDeque<SessionId>,
-    /// During a round of tries: those that were tried and wait on.
+    /// Sessions that were tried in the current round and still wait.
     still_held: VecDeque<SessionId>,
-    /// When they were tried last, and when the turn ended that left them waiting.
+    /// The time of the last round of tries, and the end of the previous turn if sessions waited
+    /// then.
     held_tried_us: u64,
     held_since_us: Option<u64>,
 }
@@ -29,19 +30,19 @@ pub(super) struct ReadQueues {
 impl ReadQueues {
     // ---- receives ----
 
-    /// Lets a session's receive be armed at the end of the turn.
+    /// Queues a session for arming its receive at the end of the turn.
     pub fn receive(&mut self, id: SessionId) {
         self.receives.push(id);
     }
 
-    /// Takes the next session whose receive is to be armed, in the order in which they were added.
+    /// Removes the sessions whose receives are to be armed, in the order in which they were queued.
     pub fn drain_receives(&mut self) -> impl Iterator<Item = SessionId> {
         self.receives.drain(..)
     }
 
     // ---- bytes that were received and not read ----
 
-    /// Queues a session as its [`Intake`] says, after its bytes were read as far as possible.
+    /// Queues a session according to its [`Intake`], after its bytes were read as far as possible.
     pub fn queue(&mut self, id: SessionId, intake: Intake) {
         match intake {
             Intake::Receiving => self.receives.push(id),
@@ -65,31 +66,31 @@ impl ReadQueues {
         self.held.len()
     }
 
-    /// Begins to try those that wait for the log again. Returns how many there are.
+    /// Begins a round of tries of the sessions that wait for the log. Returns their number.
     pub fn begin_tries(&mut self, now_us: u64) -> usize {
         self.held_tried_us = now_us;
         self.held.len()
     }
 
-    /// Takes the next one to be tried.
+    /// Removes the next session to be tried.
     pub fn pop_held(&mut self) -> SessionId {
-        self.held.pop_front().expect("no more are tried than wait")
+        self.held
+            .pop_front()
+            .expect("a round tries no more sessions than wait")
     }
 
-    /// Lets a session that was tried wait on.
+    /// Keeps a session waiting that was tried in this round.
     pub fn hold_on(&mut self, id: SessionId) {
         self.still_held.push_back(id);
     }
 
-    /// Ends a round of tries: those that got nothing come before those that had some of what there
-    /// was.
+    /// Ends a round of tries. Sessions that could not write come before those that could.
     pub fn end_tries(&mut self) {
         self.still_held.append(&mut self.held);
         std::mem::swap(&mut self.held, &mut self.still_held);
     }
 
-    /// Returns when those that wait are tried again, if there are any and it is only a question of
-    /// time.
+    /// Returns when the waiting sessions are tried again. None: there are none.
     pub fn held_due_us(&self, is_log_free: bool) -> Option<u64> {
         if self.held.is_empty() {
             None
@@ -100,12 +101,12 @@ impl ReadQueues {
         }
     }
 
-    /// Notes at the end of a turn whether sessions wait for the log.
+    /// Records at the end of a turn whether sessions wait for the log.
     pub fn end_turn(&mut self, now_us: u64) {
         self.held_since_us = (!self.held.is_empty()).then_some(now_us);
     }
 
-    /// Returns for how long sessions have waited for the log since the turn before ended.
+    /// Returns how long sessions have waited for the log since the previous turn ended, once.
     pub fn take_held_us(&mut self, now_us: u64) -> u64 {
         let since_us = self.held_since_us.take();
         since_us.map_or(0, |since_us| now_us.saturating_sub(since_us))
@@ -113,14 +114,14 @@ impl ReadQueues {
 
     // ---- failures and checks ----
 
-    /// Forgets all bytes that were to be read: no session stays a member.
+    /// Forgets all queued sessions: after a failure none of them stays a member.
     pub fn reset(&mut self) {
         self.unread.clear();
         self.held.clear();
         self.still_held.clear();
     }
 
-    /// Checks the invariant.
+    /// Checks the invariant against the sessions.
     pub fn invariants(&self, sessions: &Sessions) {
         assert!(
             self.still_held.is_empty(),

@@ -7,8 +7,8 @@
 //!               └───── another answer ────────────────┘
 //! ```
 //!
-//! A session knows what is in flight for it. Its slot is given back only when nothing is, and a
-//! [`SessionId`] carries a generation, so that an outcome that comes late never meets a stranger.
+//! A session knows what is in flight for it. Its slot is freed only when nothing is, and a
+//! [`SessionId`] carries a generation, so that a late outcome never reaches another session.
 
 use smallvec::SmallVec;
 
@@ -17,7 +17,7 @@ use crate::core::fanout::outbox::Outbox;
 use crate::core::fanout::pacer::{BusyPeriod, NEVER};
 use crate::core::fanout::room::RoomId;
 use crate::limits::{
-    MESSAGE_BYTES_DEFAULT, MESSAGE_TIMEOUT_US, SESSION_BYTES_SPARED, SNAPSHOT_PASSAGE_US,
+    MESSAGE_BYTES_DEFAULT, MESSAGE_TIMEOUT_US, SESSION_BYTES_SPARED, SNAPSHOT_TRANSFER_US,
 };
 use crate::wire::frame::Decoder;
 
@@ -40,7 +40,7 @@ pub enum ListenerKind {
     Admin,
 }
 
-/// Where a session stands in its life.
+/// A part of the life of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// The request head is awaited.
@@ -107,9 +107,10 @@ impl SessionCounts {
 pub(crate) enum Intake {
     /// From its socket.
     Receiving,
-    /// From those that were received and not read in their turn; it stands in the queue for that.
+    /// From those that were received and not read in their turn; it is in the queue for that.
     Unread,
-    /// From those that were received, once the log has room for its ops; it stands in the queue for that.
+    /// From those that were received, once the log has room for its ops; it is in the queue for
+    /// that.
     Held,
     /// From nowhere, until its outbox drains.
     Paused,
@@ -131,14 +132,14 @@ pub(crate) struct Session {
     pub receiving: bool,
     /// A send is in flight.
     pub sending: bool,
-    /// It stands in the queue of those who are sent to.
+    /// It is in one of the queues of sessions that are sent to.
     pub queued: bool,
     pub intake: Intake,
     /// Its first answer waits for the log, or for a state that is being encoded.
     pub is_waiting_for_log: bool,
-    /// The page that it asked for is sent without its body.
+    /// It asked for a page with HEAD, so the body is not sent.
     pub head_only: bool,
-    /// What it is sent last may be long: it has time for that as long as it goes on.
+    /// Its last answer may be long: it has time for that as long as bytes are taken.
     pub ends_long: bool,
     /// It was accepted over the limit of connections: an upgrade is refused.
     pub over_limit: bool,
@@ -155,7 +156,7 @@ pub(crate) struct Session {
     pub unparsed: Vec<u8>,
     pub outbox: Outbox,
     /// The state that it is sent, until it has it.
-    pub passage: Option<Box<Passage>>,
+    pub transfer: Option<Box<StateTransfer>>,
     /// When the message began that is not whole yet; [`u64::MAX`]: there is none.
     pub message_since_us: u64,
     /// When its entry in the timer wheel comes out; other entries of it are stale.
@@ -163,8 +164,8 @@ pub(crate) struct Session {
     pub last_received_us: u64,
     /// When its socket last took bytes, or a send began that found it idle.
     pub last_progress_us: u64,
-    /// When it was sent to last.
-    pub last_stretch: BusyPeriod,
+    /// The busy period in which it was sent to last.
+    pub last_busy_period: BusyPeriod,
     pub next_ping_us: u64,
     /// Unix time at which its token is not valid any more; [`u64::MAX`]: never.
     pub expires_at_us: u64,
@@ -194,26 +195,26 @@ impl Session {
             empty_frames: 0,
             unparsed: Vec::new(),
             outbox: Outbox::default(),
-            passage: None,
+            transfer: None,
             message_since_us: u64::MAX,
             timer_tick: 0,
             last_received_us: now_us,
             last_progress_us: now_us,
-            last_stretch: NEVER,
+            last_busy_period: NEVER,
             next_ping_us: u64::MAX,
             expires_at_us: u64::MAX,
             deadline_us,
         }
     }
 
-    /// The part of its number that its handles have.
+    /// Returns the part of its number that is in its ids.
     pub fn generation(&self) -> u32 {
         u32::try_from(self.number & u64::from(u32::MAX)).expect("masked")
     }
 
-    /// The memory of what came in and is no whole message or head yet, and what of it is not
-    /// filled. A short list counts as what is in it: its memory is at most as much again as any
-    /// session is spared.
+    /// Returns the memory of bytes that came in and are no whole message or head yet, and how much
+    /// of it is not filled. A short list counts as the bytes in it: its memory is at most twice
+    /// what any session may hold for free.
     pub fn unfinished(&self) -> (usize, usize) {
         let (bytes, capacity) = self.decoder.held_bytes();
         let lists = [
@@ -225,7 +226,7 @@ impl Session {
         (all, all - self.unparsed.len() - bytes)
     }
 
-    /// When the message that is not whole yet must be.
+    /// Returns when the message that is not whole yet must be.
     pub fn message_deadline_us(&self) -> u64 {
         let held_bytes = self.unparsed.len() + self.decoder.held_bytes().0;
         let steps = 1 + (held_bytes / MESSAGE_BYTES_DEFAULT) as u64;
@@ -332,38 +333,40 @@ fn counted(bytes: usize, capacity: usize) -> usize {
     }
 }
 
-/// A state on its way to a session, and how the session takes it.
-pub(crate) struct Passage {
+/// A state on its way to a session, and how fast the client reads it.
+pub(crate) struct StateTransfer {
     /// The room that it is the state of.
     pub room: RoomId,
-    pub texts: SmallVec<[EncodedState; 2]>,
+    pub states: SmallVec<[EncodedState; 2]>,
+    /// The length of all states, at least 1.
     pub bytes: usize,
-    /// How far it is behind the pace of [`SNAPSHOT_PASSAGE_US`].
+    /// How far it is behind the pace of [`SNAPSHOT_TRANSFER_US`].
     lag_us: u64,
 }
 
-impl Passage {
-    /// Of these texts, which begins now.
-    pub fn new(room: RoomId, texts: SmallVec<[EncodedState; 2]>) -> Self {
-        let bytes = texts.iter().map(EncodedState::bytes).sum::<usize>().max(1);
+impl StateTransfer {
+    /// Returns a transfer of these states, which begins now.
+    pub fn new(room: RoomId, states: SmallVec<[EncodedState; 2]>) -> Self {
+        let bytes = states.iter().map(EncodedState::bytes).sum::<usize>();
+        let bytes = bytes.max(1);
         Self {
             room,
-            texts,
+            states,
             bytes,
             lag_us: 0,
         }
     }
 
-    /// A send took that long for so many bytes. Being early for one part gives no time for the
-    /// next.
+    /// Records that a send of `bytes` took `took_us`. Time that is left over after one part is not
+    /// credited to the next.
     pub fn took(&mut self, took_us: u64, bytes: usize) {
-        let worth_us = u128::from(SNAPSHOT_PASSAGE_US) * bytes as u128 / self.bytes as u128;
+        let worth_us = u128::from(SNAPSHOT_TRANSFER_US) * bytes as u128 / self.bytes as u128;
         let worth_us = u64::try_from(worth_us).unwrap_or(u64::MAX);
         self.lag_us = (self.lag_us + took_us).saturating_sub(worth_us);
     }
 
-    /// How far it is behind now, `in_flight_us` after a send began or the socket last took a part
-    /// of it.
+    /// Returns how far it is behind its pace now, `in_flight_us` after a send began or the socket
+    /// last took a part of it.
     pub fn lag_us(&self, in_flight_us: u64) -> u64 {
         self.lag_us + in_flight_us
     }
@@ -375,8 +378,8 @@ mod tests {
     use crate::limits::SECOND_US;
 
     #[test]
-    fn a_passage_keeps_its_pace_or_lags() {
-        let text = || EncodedState::Ready(std::rc::Rc::new(vec![0; 6_000_000]));
+    fn a_transfer_keeps_its_pace_or_lags() {
+        let state = || EncodedState::Ready(std::rc::Rc::new(vec![0; 6_000_000]));
         for (sends, in_flight_s, lag_s) in [
             (&[][..], 3, 3),
             // The 60th part of it in a second.
@@ -384,11 +387,11 @@ mod tests {
             (&[(5, 4096); 3], 0, 14),
             (&[(5, 4096), (1, 3_000_000), (4, 4096)], 1, 4),
         ] {
-            let mut passage = Passage::new(RoomId::new(0), SmallVec::from_iter([text()]));
+            let mut transfer = StateTransfer::new(RoomId::new(0), SmallVec::from_iter([state()]));
             for (took_s, bytes) in sends {
-                passage.took(took_s * SECOND_US, *bytes);
+                transfer.took(took_s * SECOND_US, *bytes);
             }
-            let lag_us = passage.lag_us(in_flight_s * SECOND_US);
+            let lag_us = transfer.lag_us(in_flight_s * SECOND_US);
             assert_eq!(lag_us / SECOND_US, lag_s, "{sends:?}");
         }
     }

@@ -406,7 +406,7 @@ impl ShardLog {
                 "no op is shown before its time"
             );
         } else {
-            assert!(self.senders.is_empty(), "what was lost was told");
+            assert!(self.senders.is_empty(), "no sender is kept of what is lost");
         }
     }
 

@@ -1,31 +1,31 @@
 //! A timer wheel: one entry for each session, in slots of a tick each.
 //!
-//! A session is woken at the earliest of its deadlines and says then when it wants to be woken
-//! next, so activity costs nothing: it moves no timer. An entry that came too early or too late for
-//! its session is told apart by the tick that the session remembers.
+//! A session is woken at the earliest of its deadlines and then sets its next one, so activity
+//! costs nothing: it moves no timer. A stale entry, too early or too late for its session, is
+//! recognized by the tick that the session remembers.
 //!
 //! Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (1987), scheme 4.
 
 use crate::core::fanout::free_lists::FreeLists;
 use crate::limits::{TIMER_SLOTS, TIMER_TICK_US};
 
-/// Times of one shard's sessions. `T` names a session.
+/// The timers of one shard's sessions. `T` identifies a session.
 pub struct Wheel<T> {
     slots: Vec<Vec<T>>,
     spare: FreeLists<Vec<T>>,
     occupied: usize,
-    /// The first tick that has not been taken out yet.
+    /// The first tick that has not expired yet.
     next_tick: u64,
 }
 
-/// The tick of a time: an entry of this tick is taken out once the tick has passed wholly.
+/// Returns the tick of a time. An entry expires once its tick has passed completely.
 #[must_use]
 pub fn tick_of(at_us: u64) -> u64 {
     at_us.div_ceil(TIMER_TICK_US)
 }
 
 impl<T: Copy> Wheel<T> {
-    /// An empty wheel.
+    /// Returns an empty wheel whose first tick is that of `now_us`.
     #[must_use]
     pub fn new(now_us: u64) -> Self {
         Self {
@@ -36,8 +36,8 @@ impl<T: Copy> Wheel<T> {
         }
     }
 
-    /// Adds an entry; gives the tick at which it comes out, at `at_us` or up to a tick later. A time
-    /// further away than the wheel is round comes out early.
+    /// Adds an entry and returns the tick at which it expires: at `at_us` or up to a tick later. An
+    /// entry that is further away than one round of the wheel expires early.
     pub fn insert(&mut self, at_us: u64, entry: T) -> u64 {
         let last = self.next_tick + TIMER_SLOTS as u64 - 1;
         let tick = tick_of(at_us).clamp(self.next_tick, last);
@@ -50,7 +50,8 @@ impl<T: Copy> Wheel<T> {
         tick
     }
 
-    /// Takes out the entries of one tick that has come, with the tick; None when there is none left.
+    /// Removes the entries of one tick that has passed, and returns them with the tick. `None` if
+    /// there are none left.
     pub fn expire(&mut self, now_us: u64) -> Option<(u64, Vec<T>)> {
         if self.occupied == 0 {
             self.next_tick = self.next_tick.max(now_us / TIMER_TICK_US);
@@ -67,14 +68,14 @@ impl<T: Copy> Wheel<T> {
         None
     }
 
-    /// Takes the memory of what [`Wheel::expire`] gave back.
+    /// Returns the memory of entries from [`Wheel::expire`] for reuse.
     pub fn give_back(&mut self, mut entries: Vec<T>) {
         entries.clear();
         let bytes = entries.capacity() * size_of::<T>();
         self.spare.give(entries, bytes);
     }
 
-    /// When the next entry comes out.
+    /// Returns when the next entry expires.
     #[must_use]
     pub fn next_us(&self) -> Option<u64> {
         if self.occupied == 0 {
@@ -84,7 +85,7 @@ impl<T: Copy> Wheel<T> {
         let first = ticks
             .into_iter()
             .find(|tick| !self.slots[slot_of(*tick)].is_empty());
-        Some(first.expect("an entry stands in a slot") * TIMER_TICK_US)
+        Some(first.expect("an entry is in a slot") * TIMER_TICK_US)
     }
 
     fn slot(&mut self, tick: u64) -> &mut Vec<T> {
@@ -105,9 +106,12 @@ mod tests {
     const ROUND_US: u64 = TIMER_TICK_US * TIMER_SLOTS as u64;
 
     proptest! {
-        /// The model: a list of times.
+        /// Compared with a naive model, a list of times.
         #[test]
-        fn entries_come_out_at_their_time(start in 0..1_000_000_000_u64, steps in prop::collection::vec((0..2 * ROUND_US, 0..ROUND_US / 3), 1..50)) {
+        fn entries_expire_at_their_time(
+            start in 0..1_000_000_000_u64,
+            steps in prop::collection::vec((0..2 * ROUND_US, 0..ROUND_US / 3), 1..50),
+        ) {
             let (mut now, mut wheel, mut waiting) = (start, Wheel::new(start), Vec::new());
             for (entry, (delay_us, pass_us)) in steps.into_iter().enumerate() {
                 let tick = wheel.insert(now + delay_us, entry);
@@ -118,18 +122,19 @@ mod tests {
                 while let Some((tick, entries)) = wheel.expire(now) {
                     for entry in entries {
                         let place = waiting.iter().position(|w| w.0 == entry).unwrap();
-                        let (_, told, due_us) = waiting.swap_remove(place);
-                        prop_assert_eq!(tick, told);
+                        let (_, announced, due_us) = waiting.swap_remove(place);
+                        prop_assert_eq!(tick, announced);
                         prop_assert!(due_us <= now, "never early");
                     }
                 }
-                prop_assert!(waiting.iter().all(|w| w.1 * TIMER_TICK_US > now), "never left behind");
+                let is_none_left = waiting.iter().all(|w| w.1 * TIMER_TICK_US > now);
+                prop_assert!(is_none_left, "none is left in the wheel after its tick");
             }
         }
     }
 
     #[test]
-    fn an_empty_wheel_wants_no_wakeup() {
+    fn an_empty_wheel_has_no_next_time() {
         let mut wheel = Wheel::<u8>::new(5);
         assert_eq!(wheel.next_us(), None);
         wheel.insert(10, 1);

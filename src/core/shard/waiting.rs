@@ -1,21 +1,30 @@
-//! Requests that wait for the state of a shard, and what else is answered with 500 or 503.
+//! Requests that wait for the state of a shard, and all others that are answered with 500 or 503.
 //!
-//! The server does not refuse what it could serve a moment later. So a request that needs a state which is just being read, at a
-//! start or after a failure, waits in its session until that is there: as long as a handshake may take, counted from the accept
-//! ([`HEAD_TIMEOUT_US`](crate::limits::HEAD_TIMEOUT_US)). A connection that ends meanwhile takes its request along. There are no more
-//! of them than sessions, and a turn answers [`WAITING_PER_TURN_MAX`] at most, so that thousands do not hold it up.
+//! The server does not refuse what it could serve a moment later. A request that needs a state
+//! which is just being read, at a start or after a failure, waits in its session until the state is
+//! there: as long as a handshake may take, counted from the accept
+//! ([`HEAD_TIMEOUT_US`](crate::limits::HEAD_TIMEOUT_US)). If the connection ends, so does its
+//! request. At most one request waits per session, and a turn answers [`WAITING_PER_TURN_MAX`] at
+//! most, so that thousands of them do not delay it.
 //!
-//! | what stands in the way | answer | because |
-//! | --- | --- | --- |
-//! | the log is being read at the start | waits, then 503 | it passes by itself, mostly within a moment |
-//! | the state is being read back after a failure | waits, then 500 | the same; a disk that fails again answers 500 at once |
-//! | the log has failed, and is not tried yet | 500 | nothing says that it will work the next time |
-//! | the server is stopping | 503 at once | it will not be served here |
-//! | as many connections, or members, as there may be | 503 at once | nobody knows when one goes; a silent connection has given way already |
-//! | too many handshakes in a second | 503 at once | the limit is there to shed load, and whoever waits is load |
-//! | too many states on their way to others | 503 at once | the budget of states has a rule of its own ([`encoding`](crate::core::shard::encoding)) |
-//! | a look whose op was lost with the log, a panic over a request | 500 at once | the answer that was due is wrong by now |
-//! | `/readyz` of a server that is not ready | 503 at once | that is its answer |
+//! The reasons and their answers:
+//!
+//! - The log is being read at the start: waits, then 503. It ends without intervention, usually
+//!   soon.
+//! - The state is being read after a failure: waits, then 500, for the same reason. If the disk
+//!   fails again, the answer is 500 at once.
+//! - The log has failed and is not being tried again yet: 500, since nothing indicates that the
+//!   next attempt will succeed.
+//! - The server is stopping: 503 at once, since this process will not serve the request.
+//! - The limit of connections or members is reached: 503 at once, since it is unknown when one
+//!   ends. A silent connection was already shed.
+//! - Too many handshakes per second: 503 at once. The limit exists to shed load, and a waiting
+//!   request is load.
+//! - Too many encoded states are being sent: 503 at once. They have a budget with rules of its own
+//!   ([`encoding`](crate::core::shard::encoding)).
+//! - A read over HTTP shows an op that was lost with the log, or a request caused a panic: 500 at
+//!   once, since the answer that was queued has become wrong.
+//! - `/readyz` of a server that is not ready: 503 at once, which is its answer.
 
 use crate::core::contract::{Clock, Handoff, Intent};
 use crate::core::shard::session::{SessionId, State};
@@ -24,13 +33,13 @@ use crate::core::shard::{Drain, Shard};
 use crate::limits::{HEAD_BYTES_MAX, WAITING_PER_TURN_MAX};
 
 impl Shard {
-    /// Whether the state that requests need is being read.
+    /// Returns whether the state that requests need is being read.
     pub(super) fn is_reading_state(&self) -> bool {
         let is_reading = matches!(self.log.health(), Health::Recovering | Health::Rebuilding);
         is_reading && self.drain == Drain::No
     }
 
-    /// Whether requests wait that can be answered now.
+    /// Returns whether there are waiting requests that can be answered now.
     pub(super) fn may_answer_waiting(&self) -> bool {
         self.admission.waiting_count() > 0 && !self.is_reading_state()
     }
@@ -39,11 +48,11 @@ impl Shard {
     pub(super) fn let_wait(&mut self, id: SessionId, handoff: Handoff) {
         self.sessions.enter(id, State::Waiting);
         self.admission.wait(id, &self.sessions[id], handoff);
-        // So that the end of the connection is noticed.
+        // So that the end of the connection is noticed while the request waits.
         self.reads.receive(id);
     }
 
-    /// Answers some of those that wait, in the order in which they came.
+    /// Answers some of the waiting requests, in the order of their arrival.
     pub(super) fn answer_waiting(&mut self, clock: Clock) {
         for _ in 0..WAITING_PER_TURN_MAX {
             if !self.may_answer_waiting() {
@@ -56,7 +65,7 @@ impl Shard {
         }
     }
 
-    /// A request has waited for as long as it may.
+    /// Answers a request that has waited as long as it may.
     pub(super) fn give_up_waiting(&mut self, id: SessionId, clock: Clock) {
         let handoff = self.admission.take_waiting(&self.sessions[id]);
         let handoff = handoff.expect("a session waits with its request");
@@ -64,7 +73,7 @@ impl Shard {
         self.fulfil(id, handoff, refusal, clock);
     }
 
-    /// Takes what a client sends behind a request that waits; nothing: it has closed its side.
+    /// Keeps what a client sends after a request that waits. Without bytes, it has closed its side.
     pub(super) fn received_waiting(&mut self, id: SessionId, bytes: &[u8]) {
         let handoff = self.admission.waiting(&self.sessions[id]);
         let handoff = handoff.expect("a session waits with its request");
@@ -74,7 +83,7 @@ impl Shard {
                 self.reads.receive(id);
             }
         } else if matches!(handoff.intent, Intent::Join { .. }) {
-            // One that only looks may have said all that it has to say.
+            // A client that reads over HTTP may close its sending side after the request.
             self.abort(id);
         }
     }

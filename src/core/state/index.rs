@@ -1,36 +1,38 @@
-//! An index of things that stand in a slab or a list: a hash leads to the number of a thing's slot.
+//! An index of the items of a slab or a list: maps the hash of an item to the number of its slot.
 //!
-//! Each place holds the hash beside the number. So a look at the things themselves, which are somewhere else in memory, is
-//! needed for the last comparison only: neither for the wrong ones on the way, nor when the table grows.
+//! The table holds a part of the hash beside the number. The items themselves, which are elsewhere
+//! in memory, are therefore read only for the last comparison: not for wrong candidates on the way,
+//! and not when the table grows.
 
 use hashbrown::HashTable;
 
-/// A hash, cut to what the index holds of it.
+/// A hash, reduced to the bits that the index holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tag(u32);
 
 impl Tag {
-    /// Of a hash whose upper half is as good as all of it.
+    /// Returns the upper half of a hash, which must be as well distributed as the whole.
     #[must_use]
     pub fn of(hash: u64) -> Self {
         let upper = hash >> 32;
         Self(u32::try_from(upper).expect("32 bits are left"))
     }
 
-    /// The table takes the place from the lowest bits and its marks from the highest ones, so both must depend on the tag.
+    /// Returns a hash of the tag for the table, which derives the position from the lowest bits and
+    /// its markers from the highest ones: both must depend on the tag.
     fn spread(self) -> u64 {
         u64::from(self.0).wrapping_mul(0x9E37_79B9_7F4A_7C15)
     }
 }
 
-/// The numbers of slots, by the tags of what stands there.
+/// The numbers of slots, by the tags of their items.
 #[derive(Debug, Default)]
 pub struct Index {
     places: HashTable<(Tag, u32)>,
 }
 
 impl Index {
-    /// The slot with this tag of which `is_it` holds.
+    /// Returns the slot with this tag for which `is_it` returns true.
     pub fn find(&self, tag: Tag, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         let found = self
             .places
@@ -38,7 +40,7 @@ impl Index {
         found.map(|&(_, slot)| slot)
     }
 
-    /// Adds a slot that is not in it.
+    /// Adds a slot. It must not be in the index yet.
     pub fn insert(&mut self, tag: Tag, slot: u32) {
         let rehash = |&(tag, _): &(Tag, u32)| tag.spread();
         self.places.insert_unique(tag.spread(), (tag, slot), rehash);
@@ -50,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn things_with_one_tag_are_told_apart_by_the_caller() {
+    fn the_caller_distinguishes_slots_with_equal_tags() {
         let mut index = Index::default();
         let tag = Tag::of(7 << 32);
         assert_eq!(tag, Tag::of((7 << 32) + 1), "the lower half is not held");

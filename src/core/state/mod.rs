@@ -1,4 +1,4 @@
-//! Workspaces, and how they come back from the log.
+//! The state of workspaces, and how it is restored from the log.
 
 pub mod replay;
 pub mod segment_usage;

@@ -1,4 +1,4 @@
-//! Ops that are read back from a log become workspaces, and each goes to the shard that owns it now.
+//! Restores workspaces from the ops of a log, and partitions them by the shards that own them now.
 
 use std::hash::BuildHasher;
 use std::hint::black_box;
@@ -11,16 +11,16 @@ use crate::core::state::workspace::Workspace;
 use crate::log::record::LoggedOp;
 use crate::seq::Seq;
 
-/// Ops that are taken together.
+/// The most ops of a group.
 const GROUP_OPS: usize = 32;
-/// Texts of ops that wait, after which they wait no longer.
+/// The bytes of a group's texts beyond which it is complete.
 const GROUP_BYTES: usize = 64 * 1024;
 
 /// The workspaces of the ops that were visited, in any order.
 ///
-/// Where the memory of a state is larger than the caches of the processor, an op waits for four or five places of it, each of which
-/// tells where the next one is. So ops are taken in groups: a step is made for all of a group, whose waits are then one, before the
-/// next step.
+/// Where a state is larger than the processor's caches, an op waits for four or five cache misses,
+/// each at an address that the previous one yields. Ops are therefore restored in groups: each step
+/// is done for all ops of a group before the next step, so that their cache misses overlap.
 pub struct Replay {
     hash_seed: u64,
     hasher: FixedState,
@@ -30,7 +30,7 @@ pub struct Replay {
     texts: String,
 }
 
-/// An op of the group. Its texts stand in `texts`, one behind the other.
+/// An op of the group. Its id, key and value are adjacent in `texts`.
 struct Waiting {
     begin: usize,
     key_begin: usize,
@@ -40,12 +40,12 @@ struct Waiting {
     seq: Seq,
     workspace_tag: Tag,
     key_tag: Tag,
-    /// The slot of the workspace.
+    /// The slot of its workspace, once it is known.
     workspace: u32,
 }
 
 impl Replay {
-    /// No workspace yet. `hash_seed` keys all hashes of ids and keys.
+    /// Returns an empty replay. `hash_seed` keys the hashes of all ids and keys.
     #[must_use]
     pub fn new(hash_seed: u64) -> Self {
         Self {
@@ -58,7 +58,7 @@ impl Replay {
         }
     }
 
-    /// Takes an op.
+    /// Adds an op, in any order.
     pub fn visit(&mut self, op: &LoggedOp<'_>) {
         let begin = self.texts.len();
         self.texts.push_str(op.workspace);
@@ -88,6 +88,8 @@ impl Replay {
             std::mem::take(&mut self.texts),
         );
         for op in &group {
+            // The results are not used: the accesses bring the table's lines into the cache, all at
+            // once.
             black_box(self.index.find(op.workspace_tag, |_| true));
         }
         for op in &mut group {
@@ -112,12 +114,12 @@ impl Replay {
         }
         group.clear();
         texts.clear();
-        // One op may have been long.
+        // A single op may have been long.
         texts.shrink_to(2 * GROUP_BYTES);
         (self.group, self.texts) = (group, texts);
     }
 
-    /// The slot of a workspace, which is created where there is none.
+    /// Returns the slot of a workspace, which is created if there is none.
     fn slot_of(&mut self, tag: Tag, id: &str) -> u32 {
         let found = self.find(tag, id);
         found.unwrap_or_else(|| self.insert(tag, Workspace::new(id, self.hash_seed)))
@@ -136,7 +138,7 @@ impl Replay {
         slot
     }
 
-    /// Puts the workspaces in order, after the last visit.
+    /// Puts the entries of all workspaces in order, after the last visit.
     pub fn finish_restore(&mut self) {
         self.take_group();
         for workspace in &mut self.workspaces {
@@ -144,10 +146,11 @@ impl Replay {
         }
     }
 
-    /// Takes all of another deal. Both are in order, and this one is then, too.
+    /// Merges another replay into this one. Both must be finished ([`Replay::finish_restore`]), and
+    /// the result is.
     ///
     /// # Panics
-    /// When they have different hash seeds.
+    /// If their hash seeds differ.
     pub fn merge(&mut self, other: Self) {
         assert_eq!(self.hash_seed, other.hash_seed, "the tags are the same");
         for workspace in other.workspaces {
@@ -162,14 +165,14 @@ impl Replay {
         }
     }
 
-    /// The workspaces of each of `shards`, once they are in order.
+    /// Returns the workspaces of each shard. The replay must be finished.
     #[must_use]
     pub fn finish(self, shards: u32) -> Vec<Vec<Workspace>> {
-        let mut dealt: Vec<Vec<Workspace>> = (0..shards).map(|_| Vec::new()).collect();
+        let mut partitioned: Vec<Vec<Workspace>> = (0..shards).map(|_| Vec::new()).collect();
         for workspace in self.workspaces {
-            dealt[shard_of(workspace.id(), shards) as usize].push(workspace);
+            partitioned[shard_of(workspace.id(), shards) as usize].push(workspace);
         }
-        dealt
+        partitioned
     }
 }
 
@@ -197,16 +200,16 @@ mod tests {
             op("b", "5", 5, 2),
         ];
         for split in 0..1 << ops.len() {
-            let mut deals = [Replay::new(1), Replay::new(1)];
+            let mut replays = [Replay::new(1), Replay::new(1)];
             for (place, op) in ops.iter().enumerate() {
-                deals[split >> place & 1].visit(op);
+                replays[split >> place & 1].visit(op);
             }
-            for deal in &mut deals {
-                deal.finish_restore();
+            for replay in &mut replays {
+                replay.finish_restore();
             }
-            let [mut deal, other] = deals;
-            deal.merge(other);
-            let shards = deal.finish(3);
+            let [mut replay, other] = replays;
+            replay.merge(other);
+            let shards = replay.finish(3);
             for (id, value, seq) in [("a", "3", 3), ("b", "2", 2)] {
                 let workspaces = &shards[shard_of(id, 3) as usize];
                 let workspace = workspaces.iter().find(|workspace| workspace.id() == id);
@@ -219,18 +222,18 @@ mod tests {
     }
 
     #[test]
-    fn groups_give_what_the_ops_give_one_by_one() {
-        let mut deal = Replay::new(1);
+    fn groups_yield_the_same_state_as_single_ops() {
+        let mut replay = Replay::new(1);
         let mut wanted: Vec<Workspace> = Vec::new();
         for number in 0..10 * GROUP_OPS as u64 + 5 {
-            // Keys that come twice in a group, new ones, and older timestamps; a few ops are long.
+            // Keys that occur twice in a group, new ones, and older timestamps. A few ops are long.
             let (id, key) = (
                 format!("w{}", number % 3),
                 format!("k{}", number * number % 90),
             );
             let value = "1".repeat(1 + usize::from(number % 50 == 0) * GROUP_BYTES);
             let (timestamp, seq) = (number * 7 % 100, Seq::new(number + 1));
-            deal.visit(&LoggedOp {
+            replay.visit(&LoggedOp {
                 workspace: &id,
                 key: &key,
                 value: &value,
@@ -244,10 +247,10 @@ mod tests {
             });
             wanted[held].restore(&key, &value, timestamp, seq);
         }
-        deal.finish_restore();
-        let dealt = deal.finish(1).swap_remove(0);
-        assert_eq!(dealt.len(), wanted.len());
-        for (workspace, mut wanted) in dealt.iter().zip(wanted) {
+        replay.finish_restore();
+        let partitioned = replay.finish(1).swap_remove(0);
+        assert_eq!(partitioned.len(), wanted.len());
+        for (workspace, mut wanted) in partitioned.iter().zip(wanted) {
             wanted.finish_restore();
             let state = |workspace: &Workspace| {
                 let (mut init, id) = (Vec::new(), workspace.id().to_owned());
@@ -259,15 +262,15 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_bounded_in_ops_and_in_bytes() {
-        let mut deal = Replay::new(1);
+    fn a_group_is_bounded_in_ops_and_in_bytes() {
+        let mut replay = Replay::new(1);
         for seq in 1..=GROUP_OPS as u64 {
-            assert_eq!(deal.group.len() as u64, seq - 1);
-            deal.visit(&op("w", "1", seq, seq));
+            assert_eq!(replay.group.len() as u64, seq - 1);
+            replay.visit(&op("w", "1", seq, seq));
         }
-        assert!(deal.group.is_empty() && deal.texts.is_empty());
-        deal.visit(&op("w", &"1".repeat(8 * GROUP_BYTES), 90, 90));
-        assert!(deal.group.is_empty() && deal.texts.is_empty());
-        assert!(deal.texts.capacity() <= 2 * GROUP_BYTES);
+        assert!(replay.group.is_empty() && replay.texts.is_empty());
+        replay.visit(&op("w", &"1".repeat(8 * GROUP_BYTES), 90, 90));
+        assert!(replay.group.is_empty() && replay.texts.is_empty());
+        assert!(replay.texts.capacity() <= 2 * GROUP_BYTES);
     }
 }

@@ -1,56 +1,59 @@
-//! The segment usage table: in which segments of the log there still are ops that are the state.
+//! The segment usage table: which segments of the log still hold ops that are the state.
 //!
-//! Each entry of a workspace is marked with the segment that was open when its op was applied. The op stands in that segment, or in
-//! the next one, if its batch was still being filled when that was opened. So a segment is *dead*, all of it overwritten, when no entry has its
-//! mark or that of the segment before it: its file may go without being read.
+//! Each entry of a workspace is marked with the segment that was open when its op was applied. The
+//! op is in that segment, or in the next one if its batch was still being filled when that was
+//! opened. So a segment is *dead* (all its ops are superseded) when no entry has its mark or that
+//! of the segment before it. Its file may then be deleted without being read.
 //!
-//! What has overwritten it must be on disk by then. Only a closed segment is for sure, so what was dead when a segment was opened
-//! is told when the next one is.
+//! The ops that superseded it must be on disk by then. Only for a closed segment is that certain,
+//! so segments that were dead when one segment was opened are reported when the next one is.
 //!
-//! Architecture invariant: absent here is the log itself. A table knows of the ops since its shard was opened, and of no other: what was read
-//! back has no mark, and the segments before are never told dead.
+//! Architecture invariant: absent here is the log itself. A table knows only the ops since its
+//! shard was opened: what was read from the log has no mark, and the segments before are never
+//! reported dead.
 //!
-//! The name: Rosenblum and Ousterhout, "The Design and Implementation of a Log-Structured File System" (1992), section 3.6.
+//! The name is from Rosenblum and Ousterhout, "The Design and Implementation of a Log-Structured
+//! File System" (1992), section 3.6.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
 use crate::limits::SEGMENTS_MARKED_MAX;
 
-/// Which segment was open when an op was applied. [`UNMARKED`]: it was read from the log.
+/// The segment that was open when an op was applied. [`UNMARKED`]: the op was read from the log.
 pub type Mark = u32;
 
-/// The mark of what was read from the log.
+/// The mark of ops that were read from the log.
 pub const UNMARKED: Mark = 0;
 
-/// Counts the entries of each mark, for one shard.
+/// The number of entries with each mark, for one shard.
 #[derive(Debug)]
 pub struct SegmentUsage {
     /// The index of the segment whose mark is 0: the one before the first that is counted.
     origin: u64,
-    /// The mark of the first count, less one. Entries with older marks are not counted any more.
+    /// The mark of the first count, minus one. Entries with older marks are no longer counted.
     forgotten: u32,
-    /// The last one is that of the open segment.
+    /// Entries by mark. The last count is that of the open segment.
     counts: VecDeque<u64>,
-    /// What was dead when the open segment was opened.
+    /// The segments that were dead when the open segment was opened.
     dead_now: Dead,
-    /// The same for the segment before it.
+    /// The segments that were dead when the one before the open segment was opened.
     dead: Dead,
 }
 
-/// Segments of which no op is the state: those of a range, but for those with a live one.
+/// The dead segments of a range: all but those with a live op.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Dead {
-    /// The first mark that is counted, as an index.
+    /// The first mark that is counted, as a segment index.
     counted_from: u64,
-    /// The first index that is not in it.
+    /// The first index after the range.
     end: u64,
-    /// The indices that are the mark of an entry, in order.
+    /// The indices that are the mark of an entry, in ascending order.
     live: Vec<u64>,
 }
 
 impl SegmentUsage {
-    /// A table for a shard whose log goes on in the segment of this index.
+    /// Returns the table of a shard whose log continues in the segment of this index.
     #[must_use]
     pub fn new(open_index: u64) -> Self {
         Self {
@@ -62,7 +65,7 @@ impl SegmentUsage {
         }
     }
 
-    /// The mark of an op that is applied now.
+    /// Returns the mark of an op that is applied now.
     #[must_use]
     pub fn mark(&self) -> Mark {
         let count =
@@ -70,7 +73,7 @@ impl SegmentUsage {
         self.forgotten + count
     }
 
-    /// Takes an op that was applied: it has the mark of now, and what it replaced had that one.
+    /// Counts an op that was applied. It has the current mark and replaced an entry with `mark`.
     pub fn replaced(&mut self, mark: Mark) {
         *self.counts.back_mut().expect("the open segment is counted") += 1;
         if let Some(place) = mark.checked_sub(self.forgotten + 1) {
@@ -78,7 +81,7 @@ impl SegmentUsage {
         }
     }
 
-    /// Takes that the log goes on in the next segment.
+    /// Begins the count of the next segment, which was opened.
     pub fn rotate(&mut self) {
         let counted_from = self.origin + u64::from(self.forgotten) + 1;
         let end = counted_from + self.counts.len() as u64;
@@ -99,7 +102,7 @@ impl SegmentUsage {
         }
     }
 
-    /// What is dead, and overwritten by what is on disk. It stays so.
+    /// Returns the segments that are dead and superseded by ops on disk. They stay dead.
     #[must_use]
     pub fn dead(&self) -> &Dead {
         &self.dead
@@ -107,7 +110,7 @@ impl SegmentUsage {
 }
 
 impl Dead {
-    /// Whether all these segments are dead.
+    /// Returns whether all these segments are dead.
     #[must_use]
     pub fn has(&self, segments: &RangeInclusive<u64>) -> bool {
         let (first, last) = (*segments.start(), *segments.end());
@@ -132,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_is_told_dead_when_what_has_overwritten_it_is_on_disk() {
+    fn a_segment_is_reported_dead_once_its_superseding_ops_are_on_disk() {
         let mut usage = SegmentUsage::new(7);
         usage.rotate();
         let in_8 = usage.mark();
@@ -143,7 +146,7 @@ mod tests {
         usage.rotate();
         assert!(!has(&usage, 8), "it was not dead when 9 was opened");
         usage.rotate();
-        // Its second op may stand in 10, which is closed now that 11 is open.
+        // The op that superseded it may be in 10, which is closed now that 11 is open.
         assert!(has(&usage, 8));
         assert!(!has(&usage, 9) && !has(&usage, 10));
         usage.replaced(in_9);
@@ -152,11 +155,11 @@ mod tests {
         usage.rotate();
         assert!(usage.dead().has(&(8..=10)));
         assert!(!usage.dead().has(&(8..=11)) && !has(&usage, 11));
-        assert!(!has(&usage, 7), "what was before is not known");
+        assert!(!has(&usage, 7), "earlier segments are not known");
     }
 
     #[test]
-    fn what_is_too_old_is_forgotten_and_never_told_dead() {
+    fn marks_that_are_too_old_are_forgotten_and_never_reported_dead() {
         let mut usage = SegmentUsage::new(1);
         let old = usage.mark();
         usage.replaced(UNMARKED);
@@ -167,19 +170,23 @@ mod tests {
         usage.replaced(old);
         usage.rotate();
         assert!(!has(&usage, 2));
-        assert!(has(&usage, 100), "it is known of those that are counted");
+        assert!(has(&usage, 100), "the counted ones are known");
     }
 
     proptest! {
-        /// Against a model that knows where each op stands, and which one has overwritten it.
+        /// Compared with a model that knows the segment of each op, and which op superseded it.
         #[test]
-        fn nothing_that_is_live_or_not_on_disk_yet_is_told_dead(
+        fn no_segment_is_reported_dead_that_is_live_or_not_superseded_on_disk(
             steps in prop::collection::vec((0_u8..12, any::<bool>()), 1..300),
         ) {
-            struct Stands { segment: u64, mark: Mark, overwritten_by: Option<usize> }
+            struct Placed {
+                segment: u64,
+                mark: Mark,
+                superseded_by: Option<usize>,
+            }
             let first = 5;
             let (mut usage, mut open) = (SegmentUsage::new(first), first);
-            let mut ops: Vec<Stands> = Vec::new();
+            let mut ops: Vec<Placed> = Vec::new();
             let mut entries: HashMap<u8, usize> = HashMap::new();
             let mut filling = 0;
             for (key, is_written) in steps {
@@ -188,16 +195,16 @@ mod tests {
                     let before = entries.insert(key, ops.len());
                     usage.replaced(before.map_or(UNMARKED, |before| ops[before].mark));
                     if let Some(before) = before {
-                        ops[before].overwritten_by = Some(ops.len());
+                        ops[before].superseded_by = Some(ops.len());
                     }
-                    ops.push(Stands { segment: open, mark, overwritten_by: None });
+                    ops.push(Placed { segment: open, mark, superseded_by: None });
                     if is_written {
                         filling = ops.len();
                     }
                 } else {
                     usage.rotate();
                     open += 1;
-                    // What was being filled is written to the new one.
+                    // The batch that was being filled is written to the new segment.
                     for op in &mut ops[filling..] {
                         op.segment = open;
                     }
@@ -206,7 +213,7 @@ mod tests {
                 for segment in first..=open {
                     if has(&usage, segment) {
                         for op in ops.iter().filter(|op| op.segment == segment) {
-                            let by = op.overwritten_by.map(|by| ops[by].segment);
+                            let by = op.superseded_by.map(|by| ops[by].segment);
                             prop_assert!(by.is_some_and(|by| by < open), "{segment}: {by:?}");
                         }
                     }

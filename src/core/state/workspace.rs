@@ -1,8 +1,8 @@
-//! The state of one workspace: a map of last-write-wins registers in the order of their last change.
+//! The state of a workspace: last-write-wins registers in the order of their last change.
 //!
 //! Each op that wins gets the next `seq` of its workspace. The entries are linked in the order of
-//! their last change, so that "what changed since seq S" is the end of a list: what a client that
-//! fell behind is owed, and nothing more, however long it was away.
+//! their last change, so that "what changed since seq S" is the end of a list: exactly what is owed
+//! to a client that has fallen behind, however long ago.
 //!
 //! Architecture invariant: absent here are clients, sockets and the log. A workspace is plain data
 //! that may be built on another thread (recovery) and moved to its shard.
@@ -26,28 +26,29 @@ mod texts;
 
 pub use entry::{Entry, Source, Writer};
 
-/// No entry: the end of the list of changes.
+/// No slot: the end of the list of changes.
 const NONE: u32 = u32::MAX;
 
-/// What became of an op.
+/// The result of applying an op.
 #[derive(Debug)]
 pub enum Verdict<'a> {
-    /// It is the state now.
+    /// The op is the state of its key now.
     Won {
-        /// Its place in the order of the workspace's ops.
+        /// The position of the op in the order of the workspace's ops.
         seq: Seq,
-        /// The mark of what was there before.
+        /// The mark of the entry that it replaced.
         replaced: Mark,
     },
-    /// It is what the state holds already: a resend.
+    /// The state already holds the same value and timestamp: the op was resent.
     Same,
-    /// Another op stays; here it is.
+    /// The op lost to this entry.
     Lost(&'a Entry),
-    /// It would have won, and made the workspace larger than it may be. What stays, if there is anything.
+    /// The op would have won but made the workspace larger than allowed. Contains the entry that
+    /// stays, if there is one.
     TooLarge(Option<&'a Entry>),
 }
 
-/// The state of one workspace.
+/// The state of one workspace, and the sizes of its encodings.
 pub struct Workspace {
     id: Box<str>,
     seq: Seq,
@@ -62,8 +63,8 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// An empty workspace. `hash_seed` keys the hash of its keys, so that no client can choose
-    /// keys that collide.
+    /// Returns an empty workspace. `hash_seed` keys the hash of its keys, so that no client can
+    /// choose keys that collide.
     #[must_use]
     pub fn new(id: &str, hash_seed: u64) -> Self {
         Self {
@@ -80,37 +81,39 @@ impl Workspace {
         }
     }
 
-    /// The workspace's id.
+    /// Returns the workspace's id.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// The seq of the last op that won.
+    /// Returns the seq of the last op that won.
     #[must_use]
     pub fn seq(&self) -> Seq {
         self.seq
     }
 
-    /// The bytes that its entries take in a log in which nothing is dead.
+    /// Returns the bytes that its entries take in a log in which nothing is dead.
     #[must_use]
     pub fn log_bytes(&self) -> u64 {
         self.log_bytes
     }
 
-    /// Whether it holds nothing and never did: such a workspace may be forgotten.
+    /// Returns whether no op was ever applied. Such a workspace may be forgotten.
     #[must_use]
     pub fn is_untouched(&self) -> bool {
         self.seq == Seq::NONE
     }
 
-    /// Applies an op: the greater timestamp wins, and on equal ones the first that was applied stays.
+    /// Applies an op: the later timestamp wins, and between equal ones the op that was applied
+    /// first stays.
     pub fn apply(&mut self, key: &str, value: &str, timestamp: u64, writer: Writer) -> Verdict<'_> {
         let mark = UNMARKED;
         self.apply_within(u64::MAX, key, value, timestamp, Source { writer, mark })
     }
 
-    /// The same in a workspace that an op may not make larger than `log_bytes_max`. One that is larger already may still shrink.
+    /// Applies an op that may not make the workspace larger than `log_bytes_max`. A workspace that
+    /// is already larger may still shrink.
     pub fn apply_within(
         &mut self,
         log_bytes_max: u64,
@@ -156,13 +159,14 @@ impl Workspace {
         }
     }
 
-    /// Merges an op read from the log: the greater timestamp wins, and on equal ones the lower seq.
-    /// The order of the calls does not matter; [`Workspace::finish_restore`] must follow the last.
+    /// Merges an op read from the log: the later timestamp wins, and between equal ones the lower
+    /// seq. The order of the calls does not matter; [`Workspace::finish_restore`] must follow the
+    /// last.
     pub fn restore(&mut self, key: &str, value: &str, timestamp: u64, seq: Seq) {
         self.restore_tagged(self.tag(key), key, value, timestamp, seq);
     }
 
-    /// [`Workspace::restore`] of a key whose tag is known.
+    /// Does the same as [`Workspace::restore`], for a key whose tag is known.
     pub(in crate::core) fn restore_tagged(
         &mut self,
         tag: Tag,
@@ -182,22 +186,23 @@ impl Workspace {
         }
     }
 
-    /// The tag of a key in this workspace, and in all with the same hash seed.
+    /// Returns the tag of a key in this workspace, and in all with the same hash seed.
     pub(in crate::core) fn tag(&self, key: &str) -> Tag {
         Tag::of(self.hasher.hash_one(key))
     }
 
-    /// The slot that a key with this tag has, or one that has the same tag.
+    /// Returns the slot of the key with this tag, or of another key with an equal tag.
     pub(in crate::core) fn likely_slot(&self, tag: Tag) -> Option<u32> {
         self.index.find(tag, |_| true)
     }
 
-    /// The first byte of the key in a slot. Who looks at it has the whole entry near.
+    /// Returns the first byte of the key in a slot. Reading it brings the entry's text into the
+    /// cache.
     pub(in crate::core) fn first_byte(&self, slot: u32) -> Option<u8> {
         self.entries[slot as usize].texts.bytes().next()
     }
 
-    /// Merges all that another part of the log gave for the same workspace.
+    /// Merges the state of the same workspace that was read from another part of the log.
     pub fn restore_from(&mut self, other: &Self) {
         self.seq = self.seq.max(other.seq);
         for (_, entry) in &other.entries {
@@ -205,7 +210,7 @@ impl Workspace {
         }
     }
 
-    /// Puts the entries into the order of their last change, after the last [`Workspace::restore`].
+    /// Links the entries in the order of their last change, after the last [`Workspace::restore`].
     pub fn finish_restore(&mut self) {
         let mut slots: Vec<(Seq, u32)> = self
             .entries
@@ -219,30 +224,31 @@ impl Workspace {
         }
     }
 
-    /// The register of a key.
+    /// Returns the entry of a key.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Entry> {
         let slot = self.find(self.tag(key), key)?;
         Some(&self.entries[slot as usize])
     }
 
-    /// All registers, in the order of their last change.
+    /// Iterates over all entries, in the order of their last change.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> + Clone {
         self.entries_from(self.oldest).map(|(_, entry)| entry)
     }
 
-    /// The entries whose last change came after `since`, in the order of that change. `hint`, where
-    /// the slot of the entry with seq `since` is known, saves the walk back from the newest.
+    /// Iterates over the entries whose last change came after `since`, in the order of that change.
+    /// `hint`, if known, is the slot of the entry with seq `since`; it saves the walk back from the
+    /// newest.
     pub fn changed_since(
         &self,
         since: Seq,
         hint: Option<u32>,
     ) -> impl Iterator<Item = (u32, &Entry)> {
-        let behind_hint = hint
+        let after_hint = hint
             .and_then(|slot| self.entries.get(slot as usize))
             .filter(|entry| entry.seq == since)
             .map(|entry| entry.newer);
-        let first = behind_hint.unwrap_or_else(|| {
+        let first = after_hint.unwrap_or_else(|| {
             let mut first = NONE;
             let mut slot = self.newest;
             while slot != NONE && self.entries[slot as usize].seq > since {
@@ -269,7 +275,7 @@ impl Workspace {
         self.index.find(tag, is_it)
     }
 
-    /// What an entry takes in the log.
+    /// Returns the bytes that an entry takes in the log.
     fn record_bytes(&self, key: &str, value: &str) -> u64 {
         (OP_HEADER_BYTES + self.id.len() + key.len() + value.len()) as u64
     }
@@ -357,7 +363,7 @@ mod tests {
 
     use super::*;
 
-    /// The naive model: a map, and the order of changes as a list of keys.
+    /// A naive model: a map, and the order of changes as a list of keys.
     #[derive(Default)]
     struct Model {
         map: HashMap<String, (String, u64, Seq)>,
@@ -365,7 +371,7 @@ mod tests {
     }
 
     impl Model {
-        /// Some(seq): won. None: lost or the same.
+        /// Returns the seq of an op that won, and `None` if it lost or was the same.
         fn apply(&mut self, key: &str, value: &str, timestamp: u64) -> Option<Seq> {
             if self.map.get(key).is_some_and(|held| held.1 >= timestamp) {
                 return None;
@@ -404,12 +410,10 @@ mod tests {
             Verdict::Won { seq, .. } if seq == Seq::new(1)
         ));
         assert!(matches!(workspace.apply("k", "1", 10, 8), Verdict::Same));
-        assert!(
-            matches!(workspace.apply("k", "1.0", 10, 8), Verdict::Lost(entry) if entry.value() == "1")
-        );
-        assert!(
-            matches!(workspace.apply("k", "2", 9, 8), Verdict::Lost(entry) if entry.timestamp() == 10)
-        );
+        let verdict = workspace.apply("k", "1.0", 10, 8);
+        assert!(matches!(verdict, Verdict::Lost(entry) if entry.value() == "1"));
+        let verdict = workspace.apply("k", "2", 9, 8);
+        assert!(matches!(verdict, Verdict::Lost(entry) if entry.timestamp() == 10));
         assert_eq!(workspace.get("k").map(Entry::writer), Some(7));
         assert!(matches!(
             workspace.apply("k", "3", 11, 8),
@@ -434,13 +438,13 @@ mod tests {
     }
 
     #[test]
-    fn of_records_with_equal_timestamps_the_one_with_the_lower_seq_stays() {
+    fn the_lower_seq_wins_between_records_with_equal_timestamps() {
         for order in [[(10, 1, "1"), (10, 2, "2")], [(10, 2, "2"), (10, 1, "1")]] {
             let mut workspace = Workspace::new("w", 1);
             for (timestamp, seq, value) in order {
                 workspace.restore("k", value, timestamp, Seq::new(seq));
             }
-            // The same record again changes nothing: its value is not looked at.
+            // The same record again changes nothing: its value is not compared.
             workspace.restore("k", "3", 10, Seq::new(1));
             workspace.finish_restore();
             let entry = workspace.get("k").map(|entry| (entry.value(), entry.seq()));
@@ -450,11 +454,11 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_was_large_gives_its_memory_back() {
+    fn an_entry_releases_the_memory_of_a_large_value() {
         for (large_bytes, small_bytes, is_kept) in [
             (100_000, 1, false),
             (100_000, 24_000, false),
-            // Memory that is used to a quarter, or that is little, is not worth an allocation.
+            // Memory of which a quarter is used, or that is small, is not worth an allocation.
             (100_000, 25_000, true),
             (256, 1, true),
             (260, 1, false),
@@ -474,7 +478,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_does_what_the_model_does(ops in prop::collection::vec((0..6_u8, 0..4_u8, 0..20_u64), 0..80), since in (0..90_u64).prop_map(Seq::new)) {
+        fn it_agrees_with_the_model(
+            ops in prop::collection::vec((0..6_u8, 0..4_u8, 0..20_u64), 0..80),
+            since in (0..90_u64).prop_map(Seq::new),
+        ) {
             let (mut workspace, mut model) = (Workspace::new("w", 3), Model::default());
             let mut log = Vec::new();
             for (key, value, timestamp) in ops {
@@ -486,22 +493,25 @@ mod tests {
                         prop_assert_eq!(&model.map[&key].0, entry.value());
                         None
                     }
-                    Verdict::TooLarge(_) => unreachable!("it may grow as it likes"),
+                    Verdict::TooLarge(_) => unreachable!("its size is not limited"),
                 };
                 prop_assert_eq!(won, model.apply(&key, &value, timestamp));
                 log.extend(won.map(|seq| (key, value, timestamp, seq)));
             }
             for (key, held) in &model.map {
                 let entry = workspace.get(key).unwrap();
-                prop_assert_eq!((entry.value(), entry.timestamp(), entry.seq()), (held.0.as_str(), held.1, held.2));
+                let found = (entry.value(), entry.timestamp(), entry.seq());
+                prop_assert_eq!(found, (held.0.as_str(), held.1, held.2));
             }
             prop_assert_eq!(changes(&workspace, since, None), model.changed_since(since));
-            // From any entry's slot, a hint finds what the walk finds.
+            // A hint finds the same as the walk, from any entry's slot.
             for (slot, entry) in workspace.changed_since(Seq::NONE, None) {
-                prop_assert_eq!(changes(&workspace, entry.seq(), Some(slot)), model.changed_since(entry.seq()));
-                prop_assert_eq!(changes(&workspace, since, Some(slot)), model.changed_since(since));
+                let hint = Some(slot);
+                let expected = model.changed_since(entry.seq());
+                prop_assert_eq!(changes(&workspace, entry.seq(), hint), expected);
+                prop_assert_eq!(changes(&workspace, since, hint), model.changed_since(since));
             }
-            // The log gives the same state in any order of its records.
+            // The log yields the same state in any order of its records.
             for reversed in [false, true] {
                 if reversed {
                     log.reverse();
@@ -511,7 +521,8 @@ mod tests {
                     restored.restore(key, value, *timestamp, *seq);
                 }
                 restored.finish_restore();
-                prop_assert_eq!(changes(&restored, Seq::NONE, None), changes(&workspace, Seq::NONE, None));
+                let expected = changes(&workspace, Seq::NONE, None);
+                prop_assert_eq!(changes(&restored, Seq::NONE, None), expected);
                 prop_assert_eq!(restored.seq(), workspace.seq());
                 let (mut one, mut other) = (Vec::new(), Vec::new());
                 workspace.put_init(&mut one);

@@ -106,7 +106,7 @@ impl Vectored {
 }
 
 /// An operation that is not in the submission queue yet.
-pub(super) struct Held<T: Tokens> {
+pub(super) struct PendingOperation<T: Tokens> {
     /// Before what is pointed to, since fields are dropped in order.
     pub pointed: Pointed,
     pub operation: Operation<T>,
@@ -117,13 +117,13 @@ pub(super) struct Held<T: Tokens> {
 pub(super) struct Flight<T: Tokens> {
     /// Before the operation, since fields are dropped in order.
     pub _pointed: Pointed,
-    pub operation: InFlightOneshot<Operation<T>, Outcome<T>>,
+    pub operation: InFlightOneshot<Operation<T>, RawOutcome<T>>,
 }
 
 /// Turns an entry of the completion queue into the operation, its result and its flags.
-pub(super) struct Outcome<T>(pub PhantomData<fn() -> T>);
+pub(super) struct RawOutcome<T>(pub PhantomData<fn() -> T>);
 
-impl<T: Tokens> OneshotOutputTransform for Outcome<T> {
+impl<T: Tokens> OneshotOutputTransform for RawOutcome<T> {
     type Output = (Operation<T>, i32, u32);
     type StoredData = Operation<T>;
 

@@ -74,9 +74,9 @@ impl OutboxRig {
         true
     }
 
-    fn answer(&mut self, length: usize, waits_for_log: bool) {
+    fn answer(&mut self, length: usize, waits: bool) {
         let bytes = self.content(length);
-        let visible_from = if waits_for_log {
+        let visible_from = if waits {
             self.position
         } else {
             LogPosition::NONE
@@ -176,8 +176,7 @@ enum OutboxStep {
 
 fn steps() -> impl Strategy<Value = Vec<OutboxStep>> {
     let answer = |length_end: usize| {
-        (1..length_end, any::<bool>())
-            .prop_map(|(length, waits_for_log)| OutboxStep::Answer(length, waits_for_log))
+        (1..length_end, any::<bool>()).prop_map(|(length, waits)| OutboxStep::Answer(length, waits))
     };
     let step = prop_oneof![
         6 => (1..300_usize).prop_map(OutboxStep::Other),
@@ -200,7 +199,7 @@ proptest! {
             match step {
                 OutboxStep::Other(length) => _ = rig.frame(length, false),
                 OutboxStep::Own(length) => prop_assert!(rig.frame(length, true)),
-                OutboxStep::Answer(length, waits_for_log) => rig.answer(length, waits_for_log),
+                OutboxStep::Answer(length, waits) => rig.answer(length, waits),
                 OutboxStep::Show(part) => rig.show(part),
                 OutboxStep::Send => _ = rig.send(),
             }
@@ -309,7 +308,7 @@ fn an_answer_that_is_long_is_not_copied() {
 fn too_many_single_own_frames_must_be_conflated() {
     let mut rig = OutboxRig::default();
     assert!(rig.frame(10, false));
-    for _ in 0..OWN_STRETCHES_MAX {
+    for _ in 0..OWN_FRAMES_MAX {
         // Two of its own in a row are remembered as one.
         assert!(rig.frame(10, true));
         assert!(rig.frame(10, true));
@@ -330,7 +329,7 @@ fn too_many_single_own_frames_must_be_conflated() {
 #[test]
 fn own_frames_that_were_passed_are_forgotten() {
     let mut rig = OutboxRig::default();
-    for _ in 0..=OWN_STRETCHES_MAX {
+    for _ in 0..=OWN_FRAMES_MAX {
         rig.frame(10, false);
         assert!(rig.frame(10, true));
         rig.frame(10, false);

@@ -1,32 +1,33 @@
-//! One key of a workspace.
+//! A key of a workspace with the value and the timestamp of its winning op.
 
 use crate::core::state::segment_usage::{Mark, UNMARKED};
 use crate::seq::Seq;
 
-/// Who wrote an entry last, so that a writer is not sent its own op. Zero: nobody who is connected.
+/// The number of the session that wrote an entry last, so that it is not sent its own op. 0: none
+/// that is connected.
 pub type Writer = u64;
 
-/// Where an op comes from, and where it will stand.
+/// The origin of an op: its writer, and its place in the log.
 #[derive(Debug, Clone, Copy)]
 pub struct Source {
-    /// Who wrote it.
+    /// The session that sent the op.
     pub writer: Writer,
-    /// The segment of the log that is open now.
+    /// The mark of the segment that is open now.
     pub mark: Mark,
 }
 
 impl Source {
-    /// The log.
+    /// An op that was read from the log.
     pub(super) const LOG: Self = Self {
         writer: 0,
         mark: UNMARKED,
     };
 }
 
-/// One register.
+/// A last-write-wins register.
 #[derive(Debug)]
 pub struct Entry {
-    /// The key, and behind it the JSON text of the value: one allocation, and one line of the cache for both.
+    /// The key followed by the JSON text of the value: one allocation, and one cache line for both.
     pub(super) texts: String,
     pub(super) timestamp: u64,
     pub(super) seq: Seq,
@@ -43,48 +44,48 @@ const _: () = assert!(
 );
 
 impl Entry {
-    /// The key, unescaped.
+    /// Returns the unescaped key.
     #[must_use]
     pub fn key(&self) -> &str {
         &self.texts[..self.key_bytes as usize]
     }
 
-    /// The JSON text of the value.
+    /// Returns the value as JSON text.
     #[must_use]
     pub fn value(&self) -> &str {
         &self.texts[self.key_bytes as usize..]
     }
 
-    /// Unix microseconds, as its writer gave them.
+    /// The timestamp that the writer chose, in Unix microseconds.
     #[must_use]
     pub fn timestamp(&self) -> u64 {
         self.timestamp
     }
 
-    /// The place of its last change in the order of the workspace's ops.
+    /// Returns the position of its last change in the order of the workspace's ops.
     #[must_use]
     pub fn seq(&self) -> Seq {
         self.seq
     }
 
-    /// Who wrote it last.
+    /// Returns the session that wrote it last.
     #[must_use]
     pub fn writer(&self) -> Writer {
         self.writer
     }
 
-    /// How long a value may be without another allocation.
+    /// Returns the longest value that fits without another allocation.
     pub(super) fn value_capacity(&self) -> usize {
         self.texts.capacity() - self.key_bytes as usize
     }
 
     pub(super) fn set_value(&mut self, value: &str) {
         self.texts.truncate(self.key_bytes as usize);
-        // A value that was large once must not hold its memory for ever.
+        // A value that was once large must not hold its memory forever.
         if self.value_capacity() / 4 > value.len().max(64) {
             self.texts.shrink_to(self.texts.len() + value.len());
         }
-        // Not by doubling: the next value need not be longer than this one.
+        // No doubling: the next value need not be longer than this one.
         self.texts.reserve_exact(value.len());
         self.texts.push_str(value);
     }

@@ -1,4 +1,4 @@
-//! How large a workspace may grow, against a naive model of its size.
+//! The size limit of a workspace, against a naive model of its size.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ fn state(workspace: &Workspace) -> State {
         .collect()
 }
 
-/// With an id of one byte.
+/// Returns the bytes of a state in the log, in a workspace whose id has one byte.
 fn bytes(state: &State) -> u64 {
     let entries = state.iter();
     entries
@@ -44,11 +44,11 @@ fn the_bound_is_met_to_the_byte() {
         (entry_bytes + 1, "k", "12", 2, "won"),
         (2 * entry_bytes, "j", "1", 3, "too large, nothing is there"),
         (2 * entry_bytes + 1, "j", "1", 3, "won"),
-        // The bound came down: what does not grow goes through.
+        // The limit was lowered: an op that does not grow the workspace still wins.
         (0, "k", "34", 4, "won"),
         (0, "k", "5", 5, "won"),
         (0, "k", "56", 6, "too large, 5 is there"),
-        // Who would lose, or has won already, is told that.
+        // An op that loses or is a resend receives its usual answer.
         (0, "k", "789", 4, "lost to 5"),
         (0, "k", "5", 5, "same"),
         (u64::MAX, "k", "789", 7, "won"),

@@ -1,4 +1,4 @@
-//! The state of a workspace as texts, in the order of the last change of its keys.
+//! The state of a workspace as JSON text, in the order of the last change of its keys.
 
 use std::ops::Range;
 
@@ -6,51 +6,51 @@ use super::{Entry, Workspace, slot_index};
 use crate::wire::state;
 
 impl Workspace {
-    /// The sum of [`state::init_field_bytes`] over its entries.
+    /// Returns the sum of [`state::init_field_bytes`] over its entries.
     pub(crate) fn init_fields_bytes(&self) -> usize {
         self.init_fields_bytes
     }
 
-    /// How many slots there are; an entry never leaves its own.
+    /// Returns the number of slots. An entry never leaves its own.
     pub(crate) fn slots(&self) -> u32 {
         slot_index(self.entries.len())
     }
 
-    /// What stands in a slot.
+    /// Returns the entry in a slot, which must be less than [`Workspace::slots`].
     pub(crate) fn entry(&self, slot: u32) -> &Entry {
         &self.entries[slot as usize]
     }
 
-    /// The slot that a key has.
+    /// Returns the slot of a key's entry.
     pub(crate) fn slot_of(&self, key: &str) -> Option<u32> {
         self.find(self.tag(key), key)
     }
 
-    /// The bytes of the init message.
+    /// Returns the length of the init message, in bytes.
     #[must_use]
     pub fn init_bytes(&self) -> usize {
         state::init_frame_bytes(self.init_fields_bytes)
     }
 
-    /// Where the state stands in it.
+    /// Returns the range of the state within the init message.
     #[must_use]
     pub fn init_fields(&self) -> Range<usize> {
         state::init_fields(self.init_fields_bytes)
     }
 
-    /// Appends the init message: the whole state.
+    /// Appends the init message, which contains the whole state.
     pub fn put_init(&self, out: &mut Vec<u8>) {
         let fields = self.entries().map(|entry| (entry.key(), entry.value()));
         state::put_init(out, self.init_fields_bytes, fields);
     }
 
-    /// The bytes of the stamps of a look.
+    /// Returns the length of what [`Workspace::put_stamps`] appends, in bytes.
     #[must_use]
     pub fn stamps_bytes(&self) -> usize {
         state::stamps_bytes(self.stamp_fields_bytes, self.seq)
     }
 
-    /// Appends the stamps of a look: the timestamps and the seq.
+    /// Appends the second part of the state in an answer over HTTP: the timestamps and the seq.
     pub fn put_stamps(&self, out: &mut Vec<u8>) {
         let fields = self.entries().map(|entry| (entry.key(), entry.timestamp()));
         state::put_stamps(out, self.seq, fields);
@@ -66,7 +66,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_look_is_made_of_the_init_message(ops in prop::collection::vec((".{1,3}", "[0-9]{1,9}|\"\\{\"", any::<u64>()), 0..30), connections in any::<usize>()) {
+        fn an_http_state_is_assembled_from_the_init_message(
+            ops in prop::collection::vec(
+                (".{1,3}", "[0-9]{1,9}|\"\\{\"", any::<u64>()),
+                0..30,
+            ),
+            connections in any::<usize>(),
+        ) {
             let mut workspace = Workspace::new("w", 1);
             for (key, value, timestamp) in &ops {
                 workspace.apply(key, value, *timestamp, 0);
@@ -76,11 +82,11 @@ mod tests {
             workspace.put_stamps(&mut stamps);
             prop_assert_eq!(init.len(), workspace.init_bytes());
             prop_assert_eq!(stamps.len(), workspace.stamps_bytes());
-            let mut look = Vec::new();
-            state::put_http_state_start(&mut look);
-            look.extend_from_slice(&init[workspace.init_fields()]);
-            look.extend_from_slice(&stamps);
-            state::put_http_state_end(&mut look, connections);
+            let mut http_state = Vec::new();
+            state::put_http_state_start(&mut http_state);
+            http_state.extend_from_slice(&init[workspace.init_fields()]);
+            http_state.extend_from_slice(&stamps);
+            state::put_http_state_end(&mut http_state, connections);
             let fields = workspace.entries().map(|entry| Register {
                 key: entry.key(),
                 value: entry.value(),
@@ -88,9 +94,10 @@ mod tests {
             });
             let mut expected = Vec::new();
             put_http_state(&mut expected, fields, workspace.seq(), connections);
-            prop_assert_eq!(&look, &expected);
+            prop_assert_eq!(&http_state, &expected);
             let ends_bytes = state::http_state_ends_bytes(connections);
-            prop_assert_eq!(look.len(), workspace.init_fields().len() + stamps.len() + ends_bytes);
+            let fields_bytes = workspace.init_fields().len();
+            prop_assert_eq!(http_state.len(), fields_bytes + stamps.len() + ends_bytes);
         }
     }
 }
