@@ -60,11 +60,11 @@ use crate::{admin, config, core::shard::Shard, log::segment, status::Status, wir
 use crate::command::log as printed; // <-
 use crate::Everything; // <-
 == admin/mod.rs
-use crate::{config, core::contract, status::Status, wire::upgrade};
+use crate::{config, core::shard::contract, status::Status, wire::upgrade};
 use crate::io::ring; // <-
 use crate::log::commit; // <-
 == status.rs
-use crate::{core::contract, limits};
+use crate::{core::shard::contract, limits};
 use crate::admin::metrics; // <-
 use crate::io::ring; // <-
 use crate::config; // <-

@@ -1,7 +1,7 @@
 //! A shard that was away: stopped, paused with its machine, or without a core. Nobody is closed for what it did not hear.
 
 use super::rig::{Rig, START_US, frame, head, op, pong};
-use crate::core::contract::{Input, Limits};
+use crate::core::shard::contract::{Input, Limits};
 use crate::core::shard::session::State;
 use crate::limits::{LINGER_US, SECOND_US, STALL_TIMEOUT_US};
 use crate::log::commit::Durability;

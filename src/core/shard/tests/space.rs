@@ -1,7 +1,7 @@
 //! A log that is long beside what is live in it, and a disk that is nearly full: who waits, who is refused, and who does not notice.
 
 use super::rig::{Rig, START_US, frame, look, op};
-use crate::core::contract::Input;
+use crate::core::shard::contract::Input;
 use crate::core::shard::log_space::{LogSize, Marks};
 use crate::core::shard::session::Intake;
 use crate::limits::{
