@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use super::source::read;
 use super::{COLUMNS, FILE_LINES, FUNCTION_LINES, MAIN_LINES, Rule};
-use super::{cycles, folder_cycles, headers, layering, leftovers, purity, sizes, unsafety, widths};
+use super::{
+    cycles, folder_cycles, headers, layering, leftovers, purity, sizes, type_names, unsafety,
+    widths,
+};
 
 /// Runs a rule on the files in one text, each after a line `== path`. The rule has to find the lines
 /// that end in `// <-`.
@@ -361,5 +364,16 @@ fn headers_bite() {
     check(
         headers,
         "== core/a.rs\n//! The core.\nuse x;\n== core/b.rs\nuse x; // <-\n//! Late.",
+    );
+}
+
+#[test]
+fn type_names_bite() {
+    check(
+        type_names,
+        "== core/a.rs\npub struct A;\nenum B {}\nimpl X for A { type Y = u8; }\n\
+         == core/b.rs\nstruct B; // <-\ntrait C {}\nimpl X for C { type Y = u8; }\n\
+         #[cfg(test)]\nmod tests { struct A; }\nfn f() { struct A; }\n\
+         == core/c.rs\npub(crate) type A = u8; // <-\n#[cfg(x)]\nstruct D;\n#[cfg(not(x))]\nstruct D;",
     );
 }
