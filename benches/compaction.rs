@@ -128,16 +128,16 @@ impl Server {
         let line = lines.next().expect("a first line").expect("text");
         let address = line.strip_prefix("listening on ").expect("an address");
         let compactions = Arc::new(Mutex::new(Compactions::default()));
-        let told = Arc::clone(&compactions);
+        let logged = Arc::clone(&compactions);
         let stderr = BufReader::new(process.stderr.take().expect("it is piped"));
         thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
-                let mut told = told.lock().expect("nobody panics");
+                let mut logged = logged.lock().expect("nobody panics");
                 if line.contains("compacting the log") {
-                    told.begun = Some(Instant::now());
+                    logged.begun = Some(Instant::now());
                 } else if line.contains("compacted the log") {
-                    let begun = told.begun.take().expect("it has begun");
-                    told.spans.push((begun, Instant::now()));
+                    let begun = logged.begun.take().expect("it has begun");
+                    logged.spans.push((begun, Instant::now()));
                 } else if line.contains("WARN") || line.contains("ERROR") {
                     eprintln!("{line}");
                 }

@@ -289,7 +289,7 @@ fn shard(c: &mut Criterion) {
             .iter()
             .map(|member| member.counter.frames)
             .sum();
-        assert_eq!(frames, deliveries, "everybody is told, but for the writer");
+        assert_eq!(frames, deliveries, "all receive the ops but their writer");
         driver.counts_frames = false;
         group.throughput(Throughput::Elements(deliveries));
         group.bench_function(name, |b| b.iter(|| round(&mut driver)));

@@ -19,8 +19,6 @@
 //! `replay` is the library's recovery alone, in a process of its own, on a log of one shard and
 //! thus on one core. All flags: `-- --help`.
 
-use std::fmt::Write as _;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
@@ -34,10 +32,12 @@ mod contestants;
 #[path = "recovery/workload.rs"]
 mod workload;
 
-use contestants::{Etherply, Redis, Run};
+use contestants::{EtherplyLog, RedisLog, Run};
+use etherply_bench::figures::Spread;
+use etherply_bench::machine::Machine;
 use etherply_bench::process::{self, Memory};
 use etherply_bench::resp;
-use workload::{Shape, Workload};
+use workload::{RedisLayout, Workload};
 
 #[derive(Parser)]
 struct Settings {
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
         .tempdir_in(&settings.folder)
         .expect("the folder can be written");
     let workload = Workload::new(settings.records, settings.keys, settings.workspaces);
-    println!("{}", machine());
+    println!("{}", Machine::read());
     println!("{redis}");
     println!(
         "{} records, {} keys, {} workspaces, {:.0} MB of live state; load {}",
@@ -87,7 +87,7 @@ fn main() -> ExitCode {
         settings.keys,
         settings.workspaces,
         workload.live_bytes() / 1e6,
-        load(),
+        load_average(),
     );
     measure(&workload, settings.rounds, folder.path());
     ExitCode::SUCCESS
@@ -103,10 +103,10 @@ const NAMES: [&str; 5] = [
 ];
 
 fn measure(workload: &Workload, rounds: u32, folder: &Path) {
-    let two = Etherply::new(workload, folder.join("two"), 2);
-    let one = Etherply::new(workload, folder.join("one"), 1);
-    let set = Redis::new(workload, folder.join("set"), Shape::Set);
-    let hset = Redis::new(workload, folder.join("hset"), Shape::Hset);
+    let two = EtherplyLog::new(workload, folder.join("two"), 2);
+    let one = EtherplyLog::new(workload, folder.join("one"), 1);
+    let set = RedisLog::new(workload, folder.join("set"), RedisLayout::Set);
+    let hset = RedisLog::new(workload, folder.join("hset"), RedisLayout::Hset);
     let mut runs: [Vec<Run>; NAMES.len()] = Default::default();
     for round in 0..rounds {
         runs[0].push(two.run(workload, round));
@@ -114,7 +114,7 @@ fn measure(workload: &Workload, rounds: u32, folder: &Path) {
         runs[1].push(one.run(workload, round));
         runs[4].push(hset.run(workload, round));
         runs[2].push(replayed(&one, workload));
-        eprintln!("round {} of {rounds}; load {}", round + 1, load());
+        eprintln!("round {} of {rounds}; load {}", round + 1, load_average());
     }
     print_table(workload, &runs);
 }
@@ -130,7 +130,9 @@ fn print_table(workload: &Workload, runs: &[Vec<Run>; NAMES.len()]) {
         let [clock, cpu] =
             [|run: &Run| run.clock_s, |run: &Run| run.cpu_s].map(|of| spread(runs, of));
         println!(
-            "| {name} | {clock} | {cpu} | {:.2} M | {:.2} M | {:.0} | {:.0} |",
+            "| {name} | {} | {} | {:.2} M | {:.2} M | {:.0} | {:.0} |",
+            clock.text(2),
+            cpu.text(2),
             records / clock.median / 1e6,
             records / cpu.median / 1e6,
             spread(runs, |run| run.memory.resident_bytes).median / 1e6,
@@ -153,44 +155,21 @@ fn print_table(workload: &Workload, runs: &[Vec<Run>; NAMES.len()]) {
     let own = |runs: &[Run]| spread(runs, |run| run.own_s);
     println!(
         "by their own account, seconds: etherply {}, redis {}",
-        own(two),
+        own(two).text(2),
         [own(set), own(hset)]
             .into_iter()
             .min_by(|a, b| a.median.total_cmp(&b.median))
-            .expect("there are two"),
+            .expect("there are two")
+            .text(2),
     );
 }
 
-/// A median, the least and the most.
-struct Spread {
-    least: f64,
-    median: f64,
-    most: f64,
-}
-
-impl std::fmt::Display for Spread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            least,
-            median,
-            most,
-        } = self;
-        write!(f, "{median:.2} ({least:.2} to {most:.2})")
-    }
-}
-
 fn spread(runs: &[Run], of: impl Fn(&Run) -> f64) -> Spread {
-    let mut values: Vec<f64> = runs.iter().map(of).collect();
-    values.sort_by(f64::total_cmp);
-    Spread {
-        least: values[0],
-        median: values[values.len() / 2],
-        most: values[values.len() - 1],
-    }
+    Spread::of(runs.iter().map(of)).expect("there is a round")
 }
 
 /// Runs [`replay`] in a process of its own, whose memory is untouched.
-fn replayed(log: &Etherply, workload: &Workload) -> Run {
+fn replayed(log: &EtherplyLog, workload: &Workload) -> Run {
     log.warm();
     let binary = std::env::current_exe().expect("this runs");
     let mut command = Command::new(binary);
@@ -240,30 +219,6 @@ fn replay(data: &Path) {
     drop(dealt);
 }
 
-fn machine() -> String {
-    let mut told = String::new();
-    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpu
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let memory = memory
-        .lines()
-        .next()
-        .and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
-    let _ = write!(
-        told,
-        "{}, {cores} cores, {} GiB, Linux {}",
-        model.map_or("an unknown CPU", |(_, name)| name),
-        memory.unwrap_or(0) / (1024 * 1024),
-        kernel.trim(),
-    );
-    told
-}
-
-fn load() -> String {
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    load.split(' ').next().unwrap_or_default().to_owned()
+fn load_average() -> String {
+    Machine::read().load_average
 }

@@ -54,7 +54,7 @@
 //! The log, in [`log`]:
 //!
 //! - the format, and what a crash can leave: [`log::record`]
-//! - when an op is durable: [`log::commit`]
+//! - when an op is durable: [`log::commit`], [`log::position`]
 //! - reading it back: [`log::chain`], [`log::recovery`], [`core::state::replay`], [`io::recovery`]
 //! - compaction: [`log::compaction`], [`log::schedule`], [`io::compactor`]
 //! - repair: [`log::repair`]
@@ -67,18 +67,18 @@
 //! - the listening socket, and restarts that refuse nobody: [`io::listener`]
 //! - metrics, the console and the client module: [`admin`]; what the threads share: [`status`]
 //! - flags and variables: [`config`]; the other commands: [`command`]
-//! - every bound: [`limits`]
+//! - every bound: [`limits`]; the order of a workspace's ops: [`seq`]
 //!
 //! # Architecture invariants
 //!
 //! Imports go one way: `main` → [`command`] → [`io`] → [`admin`] → {[`status`], [`config`]} →
-//! {[`core`], the rest of [`log`]} → {[`wire`], [`log::commit`], [`log::record`]} → [`limits`]. A
-//! layer may skip others, and no file or folder imports one that imports it, directly or through
-//! others.
+//! {[`core`], the rest of [`log`]} → {[`wire`], [`log::commit`], [`log::record`],
+//! [`log::position`]} → {[`limits`], [`seq`]}. A layer may skip others, and no file or folder
+//! imports one that imports it, directly or through others.
 //!
-//! [`core`], [`wire`], [`log::commit`] and [`log::record`] are pure: no clock, no randomness, no
-//! file, no socket; time is an argument. `unsafe` is in [`io::ring`] and [`io::buffers`] only.
-//! `tests/tidy.rs` checks all of this.
+//! [`core`], [`wire`], [`log::commit`], [`log::record`] and [`log::position`] are pure: no clock,
+//! no randomness, no file, no socket; time is an argument. `unsafe` is in [`io::ring`] and
+//! [`io::buffers`] only. `tests/tidy.rs` checks all of this.
 //!
 //! # Glossary
 //!
@@ -100,8 +100,8 @@
 //!   workspace.
 //! - **Init**: the first message to a client, with the whole state.
 //! - **Live**: a record of the log is live while its op is the winner of its key, and then dead.
-//! - **Log position**: a byte of a shard's log. An op may be shown once the log is durable up to its
-//!   position.
+//! - **Log position**: a byte of a shard's log. An op may be shown once the log is durable up to
+//!   its position.
 //! - **Op**: a write of one key, by a client. An op that wins supersedes the previous winner of its
 //!   key.
 //! - **Outbox**: what one session is yet to be sent: a cursor into its window, and answers of its

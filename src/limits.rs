@@ -199,12 +199,12 @@ pub const SEND_SPANS_MAX: usize = 16;
 pub const SENDS_PER_TURN_MAX: usize = 256;
 /// The time for which a shard must have had sessions left to send to after every turn before it
 /// paces its sends ([`core::fanout::pacer`](crate::core::fanout::pacer)).
-pub const REST_AFTER_US: u64 = 20_000;
+pub const PACE_AFTER_US: u64 = 20_000;
 /// The divisor of a turn's duration that yields the pause after it, in a shard that paces its
 /// sends.
-pub const REST_SHARE: u64 = 4;
+pub const PACE_SHARE: u64 = 4;
 /// The longest such pause.
-pub const REST_US_MAX: u64 = 1000;
+pub const PACE_PAUSE_US_MAX: u64 = 1000;
 /// The bytes of a turn's sends to sessions that are owed more than one send of frames may carry,
 /// such as a state. These have a queue of their own, because the kernel copies all of it before the
 /// turn ends and the ops of other sessions must not wait for that.
@@ -220,7 +220,7 @@ pub const CONFLATED_STEPS_MAX: usize = 4096;
 /// messages are left unread.
 pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// The separate stretches of its own ops that a session skips before it is conflated instead.
-pub const OWN_STRETCHES_MAX: usize = 1024;
+pub const OWN_FRAMES_MAX: usize = 1024;
 /// The messages of one session that are handled in one turn.
 pub const MESSAGES_PER_TURN_MAX: usize = 256;
 /// The memory that a shard may hold for single sessions: incomplete messages and heads, and answers
@@ -263,7 +263,7 @@ pub const SNAPSHOT_RESERVE_SHARE: usize = 8;
 pub const SNAPSHOT_SMALL_BYTES: usize = INIT_BYTES_KEPT_MAX;
 /// The time within which the fastest receiver of a state should have read it. It matters only while
 /// the memory for states is used up.
-pub const SNAPSHOT_PASSAGE_US: u64 = 60 * SECOND_US;
+pub const SNAPSHOT_TRANSFER_US: u64 = 60 * SECOND_US;
 /// The lag behind that pace from which on a state may be evicted to make room for another.
 pub const SNAPSHOT_PATIENCE_US: u64 = 2 * SECOND_US;
 /// The time for which a shard that found no state to evict does not search again.
@@ -434,7 +434,7 @@ const _: () = assert!(
     "a list of users is a small part of the budget, however much its names are escaped"
 );
 const _: () = assert!(
-    SNAPSHOT_PATIENCE_US < SNAPSHOT_PASSAGE_US
+    SNAPSHOT_PATIENCE_US < SNAPSHOT_TRANSFER_US
         && SNAPSHOT_SEARCH_INTERVAL_US < SNAPSHOT_PATIENCE_US
         && SNAPSHOT_PATIENCE_US / SECOND_US < RETRY_AFTER_S as u64,
     "a client that was refused finds room when it tries again"

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use etherply::command;
 use etherply::config::usage::{self, UsageError};
 use etherply::config::{Command, LogFormat, LogLevel, ServeArgs, other_variables};
-use etherply::io::{notes, server};
+use etherply::io::{event_log, server};
 use signal_hook::consts::SIGXFSZ;
 use signal_hook::flag;
 use tracing::Level;
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Serve(settings) => {
             start_logging(&settings);
-            notes::log_variables(&other_variables());
+            event_log::log_variables(&other_variables());
             server::serve(&settings).map_err(|error| error.to_string())
         }
         Command::Token(settings) => command::token::run(&settings),

@@ -3,7 +3,8 @@
 //!
 //! Each rule is a function from the sources to the places that break it. The tests in this file run
 //! them on `src/`, those in `bites` on small made-up sources, so that each is known to bite. The
-//! sources are read as tokens, not as a syntax tree: what a macro expands to is not seen.
+//! sources are read as tokens (by the lexer of `syn`), not as a syntax tree: what is inside of a macro
+//! call is seen, what it expands to is not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -35,7 +36,6 @@ const WIDE_FILES: &[&str] = &[
     "io/",
     "lib.rs",
     "limits.rs",
-    "log/",
     "main.rs",
     "wire/",
 ];

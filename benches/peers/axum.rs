@@ -26,7 +26,7 @@ const BACKLOG: u32 = 4096;
 /// A server that a Rust developer writes in an afternoon
 #[derive(Parser)]
 #[command(no_binary_name = true)]
-struct Settings {
+struct AxumSettings {
     /// The port to listen on; 0: a free one
     #[arg(long, default_value_t = 0)]
     port: u16,
@@ -39,7 +39,7 @@ struct Settings {
 }
 
 pub fn serve(arguments: &[String]) -> io::Result<()> {
-    let settings = Settings::parse_from(arguments);
+    let settings = AxumSettings::parse_from(arguments);
     let hub = Arc::new(Hub {
         inside: Mutex::new(Inside {
             workspaces: HashMap::new(),

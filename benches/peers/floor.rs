@@ -22,7 +22,7 @@ use etherply::wire::upgrade::{Request, parse_head, switching_protocols};
 use rustix::net::{AddressFamily, Shutdown, SocketType, sockopt};
 use slab::Slab;
 
-use ring::{Completion, Kind, Message, Ring};
+use ring::{Completion, Message, Purpose, Ring};
 use stream::{Cursor, Stream, text_header};
 
 mod ring;
@@ -35,7 +35,7 @@ const BACKLOG: i32 = 4096;
 /// A bare ring that does the same fan-out with nothing around it
 #[derive(Parser)]
 #[command(no_binary_name = true)]
-struct Settings {
+struct FloorSettings {
     /// The port to listen on; 0: a free one
     #[arg(long, default_value_t = 0)]
     port: u16,
@@ -45,7 +45,7 @@ struct Settings {
 }
 
 pub fn serve(arguments: &[String]) -> io::Result<()> {
-    let settings = Settings::parse_from(arguments);
+    let settings = FloorSettings::parse_from(arguments);
     let listener = listen(settings.port)?;
     super::tell_address(listener.local_addr()?)?;
     let mut ring = Ring::new()?;
@@ -55,10 +55,10 @@ pub fn serve(arguments: &[String]) -> io::Result<()> {
     loop {
         ring.turn(&mut completions)?;
         for completion in completions.drain(..) {
-            match completion.kind {
-                Kind::Accept => relay.accepted(&mut ring, &completion, &listener),
-                Kind::Receive => relay.received(&mut ring, &completion),
-                Kind::Send => relay.sent(&completion),
+            match completion.purpose {
+                Purpose::Accept => relay.accepted(&mut ring, &completion, &listener),
+                Purpose::Receive => relay.received(&mut ring, &completion),
+                Purpose::Send => relay.sent(&completion),
             }
         }
         relay.end_turn(&mut ring);
@@ -159,7 +159,7 @@ impl Relay {
         if completion.result < 0 {
             return;
         }
-        // SAFETY: the kernel has just opened it for this process, and nobody else has it.
+        // SAFETY: the kernel has just opened it for this process, and nothing else owns it.
         let socket = unsafe { OwnedFd::from_raw_fd(completion.result) };
         let fd = socket.as_raw_fd();
         let connection = self.connections.insert(Connection {
@@ -326,12 +326,12 @@ impl Relay {
             self.pieces
                 .extend(parts.map(|part| (part.as_ptr(), part.len())));
         }
-        let behind = member.cursor.gather(&mut member.own, &mut self.pieces);
+        let after = member.cursor.gather(&mut member.own, &mut self.pieces);
         if self.pieces.is_empty() {
-            member.cursor = behind;
+            member.cursor = after;
             return;
         }
-        connection.sending = Some(behind);
+        connection.sending = Some(after);
         // SAFETY: until the send has ended, the greeting is not touched, the cursor stays and keeps
         // its chunks, whose filled part is never written again, and the connection stays, with the
         // message in a box of its own. The first message stays for good.

@@ -24,7 +24,7 @@ pub enum Fsync {
 
 /// How an op is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
+pub enum WriteCommand {
     /// `SET key value`.
     Set,
     /// `XADD workspace * key value`.
@@ -33,8 +33,8 @@ pub enum Shape {
 
 /// A load of commands.
 #[derive(Clone, Copy, Debug)]
-pub struct Load {
-    pub shape: Shape,
+pub struct CommandLoad {
+    pub shape: WriteCommand,
     /// Commands whose answer is outstanding, at all times.
     pub in_flight: usize,
     /// Distinct keys.
@@ -48,7 +48,7 @@ pub struct Load {
 
 /// The outcome of a load.
 #[derive(Clone, Debug)]
-pub struct Figures {
+pub struct CommandFigures {
     pub ops: u64,
     pub clock_s: f64,
     /// The CPU time of the server.
@@ -96,7 +96,7 @@ impl Redis {
     /// # Panics
     ///
     /// If an answer is wrong.
-    pub fn run(&mut self, load: &Load) -> Figures {
+    pub fn run(&mut self, load: &CommandLoad) -> CommandFigures {
         let mut pipe = Pipe::new(load, self.next);
         let first = self.next;
         let begun = Instant::now();
@@ -116,7 +116,7 @@ impl Redis {
         }
         self.next = pipe.next;
         self.check(load, first);
-        Figures {
+        CommandFigures {
             ops: latencies_us.len() as u64,
             clock_s,
             cpu_s,
@@ -124,9 +124,9 @@ impl Redis {
         }
     }
 
-    fn check(&mut self, load: &Load, first: u64) {
+    fn check(&mut self, load: &CommandLoad, first: u64) {
         match load.shape {
-            Shape::Set => {
+            WriteCommand::Set => {
                 for op in self.next.saturating_sub(load.keys).max(first)..self.next {
                     let key = key(load, op);
                     let held = resp::ask(&mut self.client, &["GET", &key]);
@@ -137,7 +137,7 @@ impl Redis {
                     );
                 }
             }
-            Shape::Xadd => {
+            WriteCommand::Xadd => {
                 let held = resp::ask(&mut self.client, &["XLEN", STREAM]);
                 assert_eq!(held, [self.next.to_string()], "redis holds each op");
             }
@@ -149,17 +149,17 @@ const STREAM: &str = "bench";
 /// The most that one call reads.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-fn key(load: &Load, op: u64) -> String {
+fn key(load: &CommandLoad, op: u64) -> String {
     format!("{:0width$}", op % load.keys, width = load.key_bytes)
 }
 
-fn value(load: &Load, op: u64) -> String {
+fn value(load: &CommandLoad, op: u64) -> String {
     format!("{op:0width$}", width = load.value_bytes)
 }
 
 /// The commands in flight.
 struct Pipe<'a> {
-    load: &'a Load,
+    load: &'a CommandLoad,
     next: u64,
     /// When each was written, the oldest first.
     sent: VecDeque<Instant>,
@@ -171,7 +171,7 @@ struct Pipe<'a> {
 }
 
 impl<'a> Pipe<'a> {
-    fn new(load: &'a Load, next: u64) -> Self {
+    fn new(load: &'a CommandLoad, next: u64) -> Self {
         Self {
             load,
             next,
@@ -190,8 +190,8 @@ impl<'a> Pipe<'a> {
         while self.sent.len() < in_flight {
             let (key, value) = (key(self.load, self.next), value(self.load, self.next));
             match self.load.shape {
-                Shape::Set => resp::put_command(&mut self.commands, &["SET", &key, &value]),
-                Shape::Xadd => {
+                WriteCommand::Set => resp::put_command(&mut self.commands, &["SET", &key, &value]),
+                WriteCommand::Xadd => {
                     let words = ["XADD", STREAM, "*", &key, &value];
                     resp::put_command(&mut self.commands, &words);
                 }
@@ -222,18 +222,18 @@ impl<'a> Pipe<'a> {
 }
 
 /// Returns the length of the answer that `bytes` start with; `None`: it is incomplete.
-fn answer_bytes(shape: Shape, bytes: &[u8]) -> Option<usize> {
+fn answer_bytes(shape: WriteCommand, bytes: &[u8]) -> Option<usize> {
     let line_bytes = |bytes: &[u8]| Some(bytes.windows(2).position(|end| end == b"\r\n")? + 2);
     let first = line_bytes(bytes)?;
     let is_right = match shape {
-        Shape::Set => &bytes[..first] == b"+OK\r\n",
-        Shape::Xadd => bytes[0] == b'$',
+        WriteCommand::Set => &bytes[..first] == b"+OK\r\n",
+        WriteCommand::Xadd => bytes[0] == b'$',
     };
-    let told = String::from_utf8_lossy(&bytes[..first]);
-    assert!(is_right, "redis answered {told}");
+    let answer = String::from_utf8_lossy(&bytes[..first]);
+    assert!(is_right, "redis answered {answer}");
     match shape {
-        Shape::Set => Some(first),
-        Shape::Xadd => Some(first + line_bytes(&bytes[first..])?),
+        WriteCommand::Set => Some(first),
+        WriteCommand::Xadd => Some(first + line_bytes(&bytes[first..])?),
     }
 }
 

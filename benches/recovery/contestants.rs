@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use super::workload::{Shape, Workload};
+use super::workload::{RedisLayout, Workload};
 use etherply::core::testing::Dice;
 use etherply_bench::process::{Memory, Process, server_program};
 use etherply_bench::resp::ask;
@@ -30,13 +30,13 @@ pub struct Run {
 }
 
 /// A log of the server.
-pub struct Etherply {
+pub struct EtherplyLog {
     data: PathBuf,
     shards: u32,
     files: Vec<PathBuf>,
 }
 
-impl Etherply {
+impl EtherplyLog {
     pub fn new(workload: &Workload, data: PathBuf, shards: u32) -> Self {
         workload.write_log(&data, shards);
         let files = files_under(&data);
@@ -89,28 +89,28 @@ impl Etherply {
         assert!(ready.starts_with("HTTP/1.1 200"), "it is ready: {ready}");
         let stderr = process.child.stderr.take().expect("it is piped");
         let read = BufReader::new(stderr).lines().map_while(Result::ok);
-        let told = read.map(|line| json(&line));
-        let told = told
+        let lines = read.map(|line| json(&line));
+        let report = lines
             .map(|line| line["fields"].clone())
             .find(|fields| fields["message"] == "read the log");
-        let told = told.expect("it tells what it read");
-        assert_eq!(told["ops"], workload.records());
-        assert_eq!(told["workspaces"], workload.workspaces());
-        run.own_s = told["took_ms"].as_f64().expect("a number") / 1e3;
+        let report = report.expect("it logs what it read");
+        assert_eq!(report["ops"], workload.records());
+        assert_eq!(report["workspaces"], workload.workspaces());
+        run.own_s = report["took_ms"].as_f64().expect("a number") / 1e3;
         check(workload, round, |workspace| init(&address, workspace));
         run
     }
 }
 
 /// An append-only file of redis.
-pub struct Redis {
+pub struct RedisLog {
     data: PathBuf,
-    shape: Shape,
+    shape: RedisLayout,
     files: Vec<PathBuf>,
 }
 
-impl Redis {
-    pub fn new(workload: &Workload, data: PathBuf, shape: Shape) -> Self {
+impl RedisLog {
+    pub fn new(workload: &Workload, data: PathBuf, shape: RedisLayout) -> Self {
         workload.write_aof(&data, shape);
         let files = files_under(&data);
         Self { data, shape, files }
@@ -140,20 +140,20 @@ impl Redis {
             .rev()
             .nth(1)
             .and_then(|number| number.parse().ok());
-        run.own_s = own.expect("it tells how long it took");
+        run.own_s = own.expect("it prints how long it took");
         let keys = match self.shape {
-            Shape::Set => workload.keys(),
-            Shape::Hset => workload.workspaces(),
+            RedisLayout::Set => workload.keys(),
+            RedisLayout::Hset => workload.workspaces(),
         };
         assert_eq!(ask(&mut client, &["DBSIZE"]), [keys.to_string()]);
         check(workload, round, |workspace| match self.shape {
-            Shape::Hset => {
+            RedisLayout::Hset => {
                 let all = ask(&mut client, &["HGETALL", workspace]);
                 all.chunks_exact(2)
                     .map(|pair| (pair[0].clone(), json(&pair[1])))
                     .collect()
             }
-            Shape::Set => {
+            RedisLayout::Set => {
                 let found = ask(&mut client, &["KEYS", &format!("{workspace}:*")]);
                 let value = |name: String| {
                     let value = json(&ask(&mut client, &["GET", &name])[0]);

@@ -47,7 +47,7 @@ pub struct Texts {
 
 /// How a workspace is stored in redis.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Shape {
+pub enum RedisLayout {
     /// Each key of a workspace as a key of redis.
     Set,
     /// The workspace as a hash.
@@ -119,10 +119,10 @@ impl Workload {
         name.clear();
         value.clear();
         let (x, y) = (10_000_000 + op % 90_000_000, 99_999_999 - key % 90_000_000);
-        let told = write!(workspace, "room-{:05}", key % self.workspaces)
+        let written = write!(workspace, "room-{:05}", key % self.workspaces)
             .and_then(|()| write!(name, "shape-{:08}", key / self.workspaces))
             .and_then(|()| write!(value, r#"{{"x":{x},"y":{y},"by":"user-{:07}"}}"#, op % 997));
-        told.expect("a String takes all");
+        written.expect("a String takes all");
         assert_eq!(
             OP_HEADER_BYTES + workspace.len() + name.len() + value.len(),
             usize::from(RECORD_BYTES)
@@ -160,7 +160,7 @@ impl Workload {
     }
 
     /// Writes the data folder of a redis 7.
-    pub fn write_aof(&self, data: &Path, shape: Shape) {
+    pub fn write_aof(&self, data: &Path, shape: RedisLayout) {
         let folder = data.join("appendonlydir");
         fs::create_dir_all(&folder).expect("the folder can be written");
         let manifest = "file appendonly.aof.1.incr.aof seq 1 type i\n";
@@ -179,8 +179,8 @@ impl Workload {
                 value,
             } = &mut texts;
             match shape {
-                Shape::Hset => put_command(&mut file, &["HSET", workspace, key, value]),
-                Shape::Set => {
+                RedisLayout::Hset => put_command(&mut file, &["HSET", workspace, key, value]),
+                RedisLayout::Set => {
                     workspace.push(':');
                     workspace.push_str(key);
                     put_command(&mut file, &["SET", workspace, value]);

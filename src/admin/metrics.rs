@@ -300,11 +300,11 @@ fn put_process(page: &mut MetricsPage, status: &Status) {
         "gauge",
         "Open connections, by the port that they came to.",
     );
-    for (door, label) in [
+    for (listener, label) in [
         (ListenerKind::Public, "port=\"public\""),
         (ListenerKind::Admin, "port=\"admin\""),
     ] {
-        let count = Value::Count(status.connections(door) as u64);
+        let count = Value::Count(status.connections(listener) as u64);
         page.sample(name, "", &[label], count);
     }
     let name = "etherply_connections_limit";

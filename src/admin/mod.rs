@@ -55,7 +55,7 @@ pub struct Pages {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Visitor {
     /// Where it came in.
-    pub door: ListenerKind,
+    pub listener: ListenerKind,
     /// Its address is one of this machine.
     pub is_local: bool,
 }
@@ -142,7 +142,7 @@ impl Pages {
                 .with("Access-Control-Allow-Origin", "*")
                 .with("Cross-Origin-Resource-Policy", "cross-origin");
         }
-        let is_elsewhere = self.admin_host.is_some() && visitor.door == ListenerKind::Public;
+        let is_elsewhere = self.admin_host.is_some() && visitor.listener == ListenerKind::Public;
         if is_elsewhere {
             return Answer::not_found();
         }
@@ -193,7 +193,7 @@ impl Pages {
         let PageRequest {
             page, provenance, ..
         } = *request;
-        match visitor.door {
+        match visitor.listener {
             ListenerKind::Public if page == WebPage::Metrics && self.are_metrics_public => Ok(()),
             ListenerKind::Public => visitor.check_is_here(provenance),
             ListenerKind::Admin if page == WebPage::ConsoleSession && self.token().is_some() => {
@@ -306,8 +306,8 @@ mod tests {
             (true, PROXIED, Some("a proxy")),
             (true, REBOUND, Some("Host is not localhost")),
         ] {
-            for door in [ListenerKind::Public, ListenerKind::Admin] {
-                let found = Visitor { door, is_local }.check_is_here(provenance);
+            for listener in [ListenerKind::Public, ListenerKind::Admin] {
+                let found = Visitor { listener, is_local }.check_is_here(provenance);
                 match (found, reason) {
                     (Ok(()), None) => {}
                     (Err(found), Some(reason)) => assert!(found.contains(reason), "{found}"),
@@ -317,17 +317,17 @@ mod tests {
         }
     }
 
-    /// The statuses of metrics, console, figures, session and client module, asked for at a door by
+    /// The statuses of metrics, console, figures, session and client module, asked for at a listener by
     /// a peer.
     fn check(
         pages: &Pages,
-        door: ListenerKind,
+        listener: ListenerKind,
         is_local: bool,
         provenance: Provenance,
         statuses: [u16; 4],
     ) {
         let status = Status::new(1, 1);
-        let visitor = Visitor { door, is_local };
+        let visitor = Visitor { listener, is_local };
         let found = [
             WebPage::Metrics,
             WebPage::Console,
@@ -338,7 +338,7 @@ mod tests {
             let answer = pages.answer(&request(page, provenance), visitor, 0, &status);
             answer.status()
         });
-        assert_eq!(found, statuses, "{door:?} {is_local} {provenance:?}");
+        assert_eq!(found, statuses, "{listener:?} {is_local} {provenance:?}");
         // All of the console is shown, or none of it.
         for page in [
             WebPage::ConsoleStyle,
@@ -362,7 +362,7 @@ mod tests {
         let open = || public().with_public_metrics(true);
         let bare = || Pages::new(false, None);
         let (near, far) = (true, false);
-        for (pages, door, is_local, provenance, statuses) in [
+        for (pages, listener, is_local, provenance, statuses) in [
             (public(), Public, near, HERE, [200, 200, 200, 200]),
             (public(), Public, near, PROXIED, [403, 403, 403, 200]),
             (public(), Public, near, REBOUND, [403, 403, 403, 200]),
@@ -383,7 +383,7 @@ mod tests {
             (dev_admin(), Admin, near, PROXIED, [200, 200, 403, 200]),
             (dev_admin(), Admin, near, REBOUND, [403, 403, 403, 200]),
         ] {
-            check(&pages, door, is_local, provenance, statuses);
+            check(&pages, listener, is_local, provenance, statuses);
         }
     }
 

@@ -3,10 +3,11 @@
 //! # Contract
 //!
 //! Any number of [`Shard::accept`], [`Shard::adopt`] and [`Shard::handle`], then one
-//! [`Shard::flush`], then [`Shard::poll_output`] until it gives None. The caller carries the outputs
-//! out and brings their outcomes back as inputs. Time is an argument ([`Clock`]) and may jump. The
-//! ring's worker and the simulator are two callers of the same code. Inside, time is that during which
-//! the shard was there ([`absence`](crate::core::shard::absence)): only these functions see the caller's.
+//! [`Shard::flush`], then [`Shard::poll_output`] until it returns None. The caller carries the
+//! outputs out and brings their outcomes back as inputs. Time is an argument ([`Clock`]) and may
+//! jump. The worker on its ring and the simulator are two callers of the same code. Inside, time is
+//! that during which the shard was there ([`absence`](crate::core::shard::absence)): only these
+//! functions see the caller's.
 //!
 //! | output | brings the input |
 //! | --- | --- |
@@ -15,12 +16,31 @@
 //! | [`Output::Log`] | [`Input::LogWritten`], [`Input::LogSynced`] or [`Input::LogOpened`] |
 //! | [`Output::Rebuild`] | [`Input::Rebuilt`] |
 //!
-//! # Rooms
+//! # Parts
 //!
-//! `handshake` (the request head, joining), `intake` (bytes to messages to the state), `delivery`
-//! (who is sent what, and when), `lifetime` (timers, closing, drain), `encoding` (states as texts),
-//! `eviction` (who is given up where a budget is full), `failure` (a log that cannot be written, a
-//! panic) are parts of this type, a file each.
+//! The data is cut into parts. Each is a file, with private fields, an invariant that
+//! [`Shard::invariants`] checks, and a `reset()` for a shard that has failed:
+//!
+//! | part | owns |
+//! | --- | --- |
+//! | `Sessions` | the table of connections, their names, meters and timers |
+//! | `Rooms` | the table of workspaces in memory, their index, which of them have news |
+//! | `SendQueues` | who is sent to and in which order, pauses, who waits for the log |
+//! | `ReadQueues` | who is read again: after a receive, in turn, or once the log has room |
+//! | `ShardLog` | the commit, what is visible, the senders of what is not, room, health |
+//! | `Admission` | requests that wait for the state, the rate of handshakes, shedding |
+//! | `Snapshots` | encoded states, their budget, encodings in progress |
+//! | `SessionBudget` | the memory that is held for single sessions |
+//!
+//! # Steps
+//!
+//! What happens in a turn is cut by subject, a file each, over those parts: `handshake` (the
+//! request head, joining), `http_read` and `waiting` (answers without a WebSocket, requests that
+//! wait), `intake` (bytes to messages to the state), `held_writers` (clients that wait for
+//! compaction), `delivery` (what is sent to whom, and when), `lifetime` (timers, closing, drain),
+//! `encoding` (snapshots), `eviction` and `shedding` (which session ends where memory or
+//! connections run out), `aging` (after an absence), `failure` (a log that cannot be written, a
+//! panic).
 
 pub mod absence;
 pub mod connection_log;
@@ -50,8 +70,10 @@ mod sessions;
 mod shard_log;
 mod waiting;
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 
 use crate::core::contract::{Clock, Input, Output, PeerStatus, ShardConfig};
 use crate::core::fanout::outbox::OutboxPool;
@@ -78,17 +100,14 @@ use crate::wire::message::Parser;
 /// One shard.
 pub struct Shard {
     config: ShardConfig,
-    /// Taken out while a message is handled, since the message borrows it.
-    parser: Option<Box<Parser>>,
+    scratch: Rc<Scratch>,
     peer_status: PeerStatus,
     sessions: Sessions,
     rooms: Rooms,
-    /// The list of users that somebody was sent last.
+    /// The list of users that was sent last, kept for the next request.
     kept_presence: Option<Chunk>,
     /// What is held for single sessions.
     budget: SessionBudget,
-    /// Where bytes are joined with those that were left of a frame.
-    joined_bytes: Vec<u8>,
     counters: Counters,
     /// None: nothing is logged of single connections.
     connection_log: Option<Box<ConnectionLog>>,
@@ -103,6 +122,15 @@ pub struct Shard {
     absence: Absence,
 }
 
+/// Memory that the sessions share while their bytes are read. The shard is written while a message
+/// borrows it, so the reader has a share of it for that time.
+#[derive(Default)]
+struct Scratch {
+    parser: RefCell<Parser>,
+    /// Where bytes are joined with those that were left of a frame.
+    joined: RefCell<Vec<u8>>,
+}
+
 /// How far a drain is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Drain {
@@ -113,7 +141,7 @@ enum Drain {
 }
 
 impl Shard {
-    /// A shard that serves `workspaces` and appends to `segment`.
+    /// Returns a shard that serves `workspaces` and appends to `segment`.
     #[must_use]
     pub fn new(
         config: ShardConfig,
@@ -126,17 +154,17 @@ impl Shard {
         shard
     }
 
-    /// A shard whose state is still being read: requests that need it wait until [`Input::Rebuilt`] brings that.
+    /// Returns a shard whose state is still being read: requests that need it wait until
+    /// [`Input::Rebuilt`] brings it.
     #[must_use]
     pub fn recovering(config: ShardConfig, clock: Clock) -> Self {
         Self {
-            parser: None,
+            scratch: Rc::default(),
             peer_status: PeerStatus::default(),
             sessions: Sessions::new(config.hash_seed, clock),
             rooms: Rooms::new(config.hash_seed),
             kept_presence: None,
             budget: SessionBudget::new(config.session_bytes_max),
-            joined_bytes: Vec::new(),
             counters: Counters::default(),
             connection_log: config.has_journal.then(Box::default),
             admission: Admission::default(),
@@ -161,12 +189,12 @@ impl Shard {
         }
     }
 
-    /// Tells what the other shards do.
+    /// Records what the other shards do.
     pub fn set_peer_status(&mut self, peer_status: PeerStatus) {
         self.peer_status = peer_status;
     }
 
-    /// Takes something that happened.
+    /// Handles something that happened.
     pub fn handle(&mut self, input: Input<'_>, clock: Clock) {
         let clock = self.woke(clock);
         let culprit = match &input {
@@ -175,27 +203,37 @@ impl Shard {
         };
         self.guard(culprit, clock, |shard| {
             shard.dispatch(input, clock);
-            shard.keep_budget(clock);
+            shard.evict_over_budget(clock);
         });
     }
 
     /// Ends a turn. The order of its steps is the argument for durability:
     ///
-    /// 1. The log comes first: a batch is handed over when nothing of the log is in flight, and the
-    ///    round of sends is done or the batch is old. From here on the batch is closed, so no op
-    ///    can slip under an fdatasync that does not cover it.
-    /// 2. Then sends, and only while no commit is in flight (`Commit::holds_sends`) and the shard does not rest. Each carries
-    ///    what lies at or before the position that was durable when the turn began. A part of the
-    ///    states that are being encoded comes before them, so that what is whole goes out at once.
-    /// 3. Receives are armed after the sends: a client that answers at once is read in the next
-    ///    turn, with all others who answered, so that batches grow with the load.
+    /// 1. Requests that have waited for the state are answered, timers expire, sessions are evicted
+    ///    while too much is held, and the log is measured.
+    /// 2. Bytes are read that an earlier turn left unread, so that their ops are in the batch of
+    ///    this one.
+    /// 3. Members are queued for the ops that became visible since the last turn, and the sends of
+    ///    those are followed to measure them.
+    /// 4. The log: a batch is handed over when nothing of the log is in flight, and the round of
+    ///    sends is done or the batch is old. From here on the batch is closed, so no op can slip
+    ///    under an fdatasync that does not cover it. A failed log is opened again.
+    /// 5. A step of the large states that are being encoded, so that what is ready goes out at
+    ///    once.
+    /// 6. Sends, and only while no commit is in flight (`Commit::holds_sends`) and the shard does
+    ///    not pause. Each carries what lies at or before the visible position, which does not move
+    ///    within a turn once its inputs are handled.
+    /// 7. Windows drop the frames that all members have been sent.
+    /// 8. Receives are armed after the sends: a client that answers at once is read in the next
+    ///    turn, with all others that answer, so that batches grow with the load.
+    /// 9. A drain goes on: it ends when no session is left and the log is sealed.
     pub fn flush(&mut self, clock: Clock) {
         let clock = self.woke(clock);
         self.answer_waiting(clock);
         self.guard(None, clock, |shard| {
             shard.expire_timers(clock);
-            shard.keep_budget(clock);
-            shard.look_at_log(clock);
+            shard.evict_over_budget(clock);
+            shard.measure_log(clock);
             shard.read_on(clock);
             shard.read_held(clock);
             shard.announce();
@@ -216,8 +254,8 @@ impl Shard {
         self.absence.slept(clock.now_us, due_us);
     }
 
-    /// The next thing to do. A session's slot is free for the next one only from here on: before the
-    /// caller has seen that a connection is gone, its name must not stand for another.
+    /// Returns the next thing to do. Only from here on is a session's slot free for the next one:
+    /// before the caller has seen that a connection is gone, its id must not name another.
     pub fn poll_output(&mut self) -> Option<Output> {
         let output = self.outputs.pop_front()?;
         if let Output::Close(id) | Output::Handoff(id, ..) = &output {
@@ -226,20 +264,20 @@ impl Shard {
         Some(output)
     }
 
-    /// Whether the next turn should come at once, even if nothing happens until then.
+    /// Returns whether the next turn should come at once, even if nothing happens until then.
     #[must_use]
     pub fn has_work(&self) -> bool {
         let may_send = !self.sends.is_empty()
             && !self.log.holds_sends()
             && self.sends.pause_until_us().is_none();
-        // A round may have ended in this turn, behind the step in which a commit starts.
+        // A round may have ended in this turn, after the step in which a commit starts.
         let may_commit = self.sends.is_empty() && self.log.is_ready();
         let may_encode = self.snapshots.is_encoding();
         let may_read = !self.log.is_full() && self.reads.unread_count() > 0;
         may_send || may_commit || may_encode || may_read || self.may_answer_waiting()
     }
 
-    /// When the next turn must come, if nothing happens until then.
+    /// Returns when the next turn must come, if nothing happens until then.
     #[must_use]
     pub fn next_deadline_us(&self) -> Option<u64> {
         let local_us = self.next_local_deadline_us();
@@ -247,8 +285,9 @@ impl Shard {
     }
 
     fn next_local_deadline_us(&self) -> Option<u64> {
-        // What waits for something in flight is looked at when that comes back, and a batch that waits for a round of sends in the
-        // turns that the round takes, or in the one behind it (`has_work`).
+        // What waits for something in flight is looked at when that comes back. A batch that waits
+        // for a round of sends is looked at in each turn of the round and in the one after it
+        // (`has_work`).
         let retry_us = self.log.retry_due_us();
         let retry_us = retry_us.filter(|_| self.drain == Drain::No);
         let drain_us = match self.drain {
@@ -268,19 +307,19 @@ impl Shard {
         .min()
     }
 
-    /// What the state takes in a log in which nothing is dead.
+    /// Returns what the state takes in a log in which nothing is dead.
     #[must_use]
     pub fn live_bytes(&self) -> u64 {
         self.log.live_bytes()
     }
 
-    /// Which segments of the log may go without being read.
+    /// Returns the segments of the log that may be deleted without being read.
     #[must_use]
     pub fn dead_segments(&self) -> &Dead {
         self.log.dead_segments()
     }
 
-    /// What it had done, and what it had, when its last turn ended.
+    /// Returns what the shard had done, and what it held, when its last turn ended.
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
@@ -325,7 +364,7 @@ impl Shard {
         counters.sessions_held = self.reads.held_count() as u64;
     }
 
-    /// The number of connections, closing ones included.
+    /// Returns the number of connections, closing ones included.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.sessions.len()
@@ -343,12 +382,12 @@ impl Shard {
                     Err(_) => self.fail(None, clock),
                 }
             }
-            Input::LogSynced(outcome) => match self.log.synced(outcome, clock.now_us) {
+            Input::LogSynced(outcome) => match self.log.synced(&outcome, clock.now_us) {
                 Ok(()) => self.committed(clock),
                 Err(_) => self.fail(None, clock),
             },
             Input::LogOpened(segment) => {
-                if self.log.opened(segment).is_err() {
+                if self.log.opened(&segment).is_err() {
                     self.fail(None, clock);
                 }
             }
@@ -362,7 +401,7 @@ impl Shard {
         }
     }
 
-    /// A batch is where its durability wants it.
+    /// Continues after a commit: its batch is as durable as the mode asks.
     fn committed(&mut self, clock: Clock) {
         if let Some(since_us) = self.log.take_synced_since_us() {
             let took_us = clock.now_us.saturating_sub(since_us);
@@ -372,19 +411,24 @@ impl Shard {
         self.show_committed();
     }
 
-    /// Runs a part of a turn. A panic in it is a fault of this server, not of the process: the one
-    /// whose input caused it is told 500, and the shard starts over from its log.
+    /// Runs a part of a turn. A panic in it is a fault of this server that need not end the
+    /// process: the client whose input caused it is answered with 500, and the shard starts over
+    /// from its log.
     fn guard(&mut self, culprit: Option<SessionId>, clock: Clock, part: impl FnOnce(&mut Self)) {
         if catch_unwind(AssertUnwindSafe(|| part(self))).is_err() {
             self.fail(culprit, clock);
         }
     }
 
+    /// Hands a batch over, if its time has come. In `always` mode that is when the round of sends
+    /// is done: a commit and sends beside each other are slower than one after the other, since
+    /// both want the core. But a round may never end, and a batch may be full, so its age and its
+    /// size have the last word.
     fn start_commit(&mut self, clock: Clock) {
         let due_us = self.log.batch_due_us();
-        let old = due_us.is_some_and(|due_us| due_us <= clock.now_us);
-        let turn = self.sends.is_empty() || self.config.durability != Durability::Always;
-        let is_due = turn || old || self.log.is_full();
+        let is_old = due_us.is_some_and(|due_us| due_us <= clock.now_us);
+        let takes_turns = self.config.durability == Durability::Always;
+        let is_due = self.sends.is_empty() || !takes_turns || is_old || self.log.is_full();
         if let Some(step) = is_due.then(|| self.log.start(clock.now_us)).flatten() {
             self.push_step(step);
         }
@@ -401,7 +445,7 @@ impl Shard {
         self.outputs.push_back(Output::Log(step));
     }
 
-    /// Records in the journal why a connection is about to end, if there is a journal.
+    /// Records in the connection log why a connection is about to end, if there is such a log.
     fn note_ending(&mut self, id: SessionId, code: u16, reason: &str, by: Party) {
         if let Some(journal) = &mut self.connection_log {
             journal.ending(id, code, reason, by);

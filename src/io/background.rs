@@ -9,45 +9,45 @@ use crate::io::mailbox::{RebuildError, ShardMessage, ShardSender};
 use crate::log::disk::HostDisk;
 use crate::log::log_files::{Creation, Rebuild};
 
-/// Creates a segment; its outcome comes as a letter.
-pub fn create(creation: Creation<HostDisk>, post: ShardSender) {
-    spawn(post, ShardMessage::SegmentCreated, move || {
+/// Creates a segment; its outcome comes as a message.
+pub fn create(creation: Creation<HostDisk>, sender: ShardSender) {
+    spawn(sender, ShardMessage::SegmentCreated, move || {
         Ok(creation.run(0)?)
     });
 }
 
-/// Rebuilds a shard, of so many; its outcome comes as a letter.
+/// Rebuilds a shard, of so many; its outcome comes as a message.
 pub fn rebuild(
     rebuild: Rebuild<HostDisk>,
     (shard, shards): (u32, u32),
     hash_seed: u64,
-    post: ShardSender,
+    sender: ShardSender,
 ) {
-    spawn(post, ShardMessage::Rebuilt, move || {
-        let mut deal = Replay::new(hash_seed);
+    spawn(sender, ShardMessage::Rebuilt, move || {
+        let mut replay = Replay::new(hash_seed);
         let segment = rebuild.run(|op| {
             if shard_of(op.workspace, shards) == shard {
-                deal.visit(op);
+                replay.visit(op);
             }
         })?;
-        deal.finish_restore();
-        Ok((segment, deal.finish(shards).swap_remove(shard as usize)))
+        replay.finish_restore();
+        Ok((segment, replay.finish(shards).swap_remove(shard as usize)))
     });
 }
 
 /// Does slow work on a thread of its own, and sends its outcome. An outcome comes in any case: a shard
 /// that waits for one serves nobody.
 fn spawn<T: Send + 'static>(
-    post: ShardSender,
-    letter: impl FnOnce(Result<T, RebuildError>) -> ShardMessage + Copy + Send + 'static,
+    sender: ShardSender,
+    message: impl FnOnce(Result<T, RebuildError>) -> ShardMessage + Copy + Send + 'static,
     work: impl FnOnce() -> Result<T, RebuildError> + Send + 'static,
 ) {
-    let own_post = post.clone();
+    let own_sender = sender.clone();
     let started = threads::start("etherply-log".to_owned(), move || {
         let outcome = catch_unwind(AssertUnwindSafe(work));
-        post.send(letter(outcome.unwrap_or(Err(RebuildError::Fault))));
+        sender.send(message(outcome.unwrap_or(Err(RebuildError::Fault))));
     });
     if let Err(error) = started {
-        own_post.send(letter(Err(RebuildError::Thread(error))));
+        own_sender.send(message(Err(RebuildError::Thread(error))));
     }
 }

@@ -41,7 +41,7 @@ pub struct Rotation {
     /// Which segments hold nothing of it.
     pub dead: Dead,
     /// Where the shard is told how long its log is.
-    pub post: ShardSender,
+    pub sender: ShardSender,
 }
 
 /// What a shard tells the thread that compacts.
@@ -54,7 +54,7 @@ pub enum CompactorEvent {
 
 /// The thread that compacts the log. It sleeps until a shard begins a new segment, but for a look at the disk now and then.
 pub struct Compactor {
-    news: Sender<CompactorEvent>,
+    events: Sender<CompactorEvent>,
     thread: JoinHandle<()>,
 }
 
@@ -66,24 +66,24 @@ impl Compactor {
         shards: usize,
         status: Arc<Status>,
     ) -> Result<Self, ThreadError> {
-        let (news, inbox) = channel();
+        let (events, inbox) = channel();
         let thread = threads::start("etherply-compact".to_owned(), move || {
             // Linux takes this for the calling thread alone (setpriority(2), "C library/kernel differences").
             let _ = rustix::process::setpriority_process(None, COMPACTION_NICE);
             Loop::new(directory, shards, status, inbox).run();
         })?;
-        Ok(Self { news, thread })
+        Ok(Self { events, thread })
     }
 
-    /// Where news are told. When all senders are gone, the thread ends.
+    /// Where events are notified. When all senders are gone, the thread ends.
     #[must_use]
-    pub fn news(&self) -> Sender<CompactorEvent> {
-        self.news.clone()
+    pub fn events(&self) -> Sender<CompactorEvent> {
+        self.events.clone()
     }
 
     /// Ends it, and leaves nothing half done. The shards must have ended.
     pub fn stop(self) {
-        drop(self.news);
+        drop(self.events);
         // It has told what went wrong.
         let _ = self.thread.join();
     }
@@ -101,7 +101,7 @@ struct Loop {
     /// As they were measured last.
     folders: Vec<FolderUsage>,
     /// What each shard was told last.
-    told: Vec<(u32, LogSize)>,
+    notified: Vec<(u32, LogSize)>,
     schedule: Schedule,
     room: DiskRoom,
     reserve: Reserve<HostDisk>,
@@ -113,7 +113,7 @@ struct Loop {
 impl Drop for Loop {
     fn drop(&mut self) {
         self.schedule.give_up();
-        self.tell();
+        self.notify_shards();
     }
 }
 
@@ -133,7 +133,7 @@ impl Loop {
             started: Instant::now(),
             rotations: Vec::new(),
             folders: Vec::new(),
-            told: Vec::new(),
+            notified: Vec::new(),
             schedule: Schedule::new(COMPACTION_BYTES_MIN),
             room: DiskRoom::new(LowMarks::default(), shards as u64),
             next_look_us: 0,
@@ -144,7 +144,7 @@ impl Loop {
     fn run(&mut self) {
         while !self.is_over {
             match self.inbox.recv_timeout(self.wait()) {
-                Ok(news) => self.take(news),
+                Ok(events) => self.apply(events),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -158,7 +158,7 @@ impl Loop {
         u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// How long to sleep, if nothing is told.
+    /// How long to sleep, if nothing is notified.
     fn wait(&self) -> Duration {
         let wait_us = self.next_look_us.saturating_sub(self.now_us());
         Duration::from_micros(wait_us)
@@ -189,7 +189,7 @@ impl Loop {
         };
         self.measure();
         self.look_at_disk();
-        self.tell();
+        self.notify_shards();
         let is_broken = !self.schedule.is_working();
         self.status
             .log
@@ -291,7 +291,7 @@ impl Loop {
             if compaction.outcome().segments_replaced > replaced {
                 replaced = compaction.outcome().segments_replaced;
                 self.measure();
-                self.tell();
+                self.notify_shards();
             }
             if !more {
                 break;
@@ -313,8 +313,8 @@ impl Loop {
         Ok(compaction)
     }
 
-    fn take(&mut self, news: CompactorEvent) {
-        match news {
+    fn apply(&mut self, events: CompactorEvent) {
+        match events {
             CompactorEvent::Rotated(rotation) => {
                 self.rotations.retain(|last| last.shard != rotation.shard);
                 self.rotations.push(rotation);
@@ -329,7 +329,7 @@ impl Loop {
     fn catch_up(&mut self, look_us: u64) {
         loop {
             match self.inbox.try_recv() {
-                Ok(news) => self.take(news),
+                Ok(events) => self.apply(events),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
                     self.is_over = true;
@@ -341,7 +341,7 @@ impl Loop {
         if self.next_look_us.saturating_sub(DISK_LOOK_US - look_us) <= now_us {
             self.look_at_disk();
         }
-        self.tell();
+        self.notify_shards();
     }
 
     /// Looks at the room on the disk.
@@ -416,7 +416,7 @@ impl Loop {
     }
 
     /// Tells each shard what has changed for it.
-    fn tell(&mut self) {
+    fn notify_shards(&mut self) {
         if self.rotations.len() < self.shards {
             return;
         }
@@ -427,24 +427,36 @@ impl Loop {
             };
             let stats = &self.status.stats[shard as usize];
             let open_bytes = stats.read(0).counters.log_open_bytes;
-            let written_bytes = open_bytes.saturating_sub(SEGMENT_HEADER_BYTES as u64);
-            let size = LogSize {
-                open_index: rotation.index,
-                closed_bytes: folder.closed_bytes,
-                kept_bytes: self.schedule.kept_bytes(folder, &self.folders),
-                is_compacted: self.schedule.is_working(),
-                room_end: self
-                    .room
-                    .end(rotation.first_position.advance(written_bytes)),
-            };
-            let last = self.told.iter_mut().find(|(told, _)| *told == shard);
+            let open = (rotation.index, rotation.first_position, open_bytes);
+            let size = log_size(open, folder, &self.folders, &self.schedule, &self.room);
+            let last = self.notified.iter_mut().find(|(of, _)| *of == shard);
             match last {
                 Some((_, last)) if *last == size => continue,
                 Some((_, last)) => *last = size,
-                None => self.told.push((shard, size)),
+                None => self.notified.push((shard, size)),
             }
-            rotation.post.send(ShardMessage::LogSize(size));
+            rotation.sender.send(ShardMessage::LogSize(size));
         }
+    }
+}
+
+/// Returns what a shard needs to know of its measured log. `open_bytes` is the length of the segment
+/// that is open, with its index and the position of its first batch; `folder` is one of `folders`.
+#[must_use]
+pub fn log_size(
+    (open_index, first_position, open_bytes): (u64, LogPosition, u64),
+    folder: &FolderUsage,
+    folders: &[FolderUsage],
+    schedule: &Schedule,
+    room: &DiskRoom,
+) -> LogSize {
+    let written_bytes = open_bytes.saturating_sub(SEGMENT_HEADER_BYTES as u64);
+    LogSize {
+        open_index,
+        closed_bytes: folder.closed_bytes,
+        kept_bytes: schedule.kept_bytes(folder, folders),
+        is_compacted: schedule.is_working(),
+        room_end: room.end(first_position.advance(written_bytes)),
     }
 }
 
@@ -467,15 +479,15 @@ mod tests {
         let status = Arc::new(Status::new(2, 1));
         let (_news, inbox) = channel();
         let mut compactor = Loop::new(directory, 2, Arc::clone(&status), inbox);
-        let (post, mailbox) = mailbox().unwrap();
+        let (sender, mailbox) = mailbox().unwrap();
         for (shard, due) in [(1, &[][..]), (1, &[]), (0, &[0, 1])] {
-            compactor.take(CompactorEvent::Rotated(Rotation {
+            compactor.apply(CompactorEvent::Rotated(Rotation {
                 shard,
                 index: 2,
                 first_position: LogPosition::new(100 << 20),
                 live_bytes: 1,
                 dead: Dead::default(),
-                post: post.clone(),
+                sender: sender.clone(),
             }));
             assert_eq!(compactor.due(), due, "shard {shard} has told");
             let known = status.log.read();
@@ -485,11 +497,11 @@ mod tests {
                 (known.segments, known.closed_bytes),
                 (segments, closed_bytes)
             );
-            compactor.tell();
+            compactor.notify_shards();
             assert_eq!(mailbox.next().is_some(), is_known);
         }
         while mailbox.next().is_some() {}
-        compactor.tell();
+        compactor.notify_shards();
         assert!(mailbox.next().is_none(), "nothing has changed");
         // Whoever waits for it is let go when it ends, however it ends.
         drop(compactor);
@@ -512,15 +524,15 @@ mod tests {
         let status = Arc::new(Status::new(1, 1));
         let (_news, inbox) = channel();
         let mut compactor = Loop::new(directory, 1, Arc::clone(&status), inbox);
-        let (post, mailbox) = mailbox().unwrap();
+        let (sender, mailbox) = mailbox().unwrap();
         for index in 2..20 {
-            compactor.take(CompactorEvent::Rotated(Rotation {
+            compactor.apply(CompactorEvent::Rotated(Rotation {
                 shard: 0,
                 index,
                 first_position: LogPosition::new(100 << 20),
                 live_bytes: 1,
                 dead: Dead::default(),
-                post: post.clone(),
+                sender: sender.clone(),
             }));
             while compactor.compact_if_due() {}
         }

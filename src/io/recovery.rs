@@ -37,18 +37,18 @@ pub fn recover<D: Disk>(
         if folder >= recovery.folders() {
             break;
         }
-        let mut deal = Replay::new(hash_seed);
+        let mut replay = Replay::new(hash_seed);
         let meter = ReadMeter::new(progress);
         let visit = |op: &LoggedOp<'_>| {
-            deal.visit(op);
+            replay.visit(op);
             meter.op(op_bytes(op));
         };
         let read = recovery.read(folder, visit, |bytes| {
             meter.segment(bytes);
             hold();
         });
-        deal.finish_restore();
-        let read = read.map(|read| (read, deal));
+        replay.finish_restore();
+        let read = read.map(|read| (read, replay));
         let mut reads = reads.lock().unwrap_or_else(PoisonError::into_inner);
         reads.push((folder, read));
     };
@@ -63,14 +63,14 @@ pub fn recover<D: Disk>(
     });
     let mut reads = reads.into_inner().unwrap_or_else(PoisonError::into_inner);
     reads.sort_by_key(|(folder, _)| *folder);
-    let (mut folders, mut deal) = (Vec::new(), Replay::new(hash_seed));
+    let (mut folders, mut replay) = (Vec::new(), Replay::new(hash_seed));
     for (_, read) in reads {
         let (folder, part) = read?;
         folders.push(folder);
-        deal.merge(part);
+        replay.merge(part);
     }
     let report = recovery.finish(&folders)?;
-    Ok((report, deal.finish(shards)))
+    Ok((report, replay.finish(shards)))
 }
 
 /// Tells a [`RecoveryProgress`] what is read of a folder, in the middle of a segment too: it may be long.

@@ -1,36 +1,37 @@
 //! tokio-uring as a completion queue: operations in, completions out, no task per operation.
 //!
-//! Every operation is a [`tokio_uring::UnsubmittedOneshot`]; its in-flight future stands in a slab
-//! and is polled once, with a waker that is nothing but the slab's index. Waking it puts the index on
-//! a list of this thread and wakes the thread's one future. That future, [`run`], lets its owner take
-//! the completions, do its turn and submit; then it returns to tokio, which parks, which is when
-//! tokio-uring submits. A future that woke itself would never park and nothing would be submitted:
-//! whoever wants another turn at once submits a no-op ([`Ring::again`]).
+//! Every operation is a [`tokio_uring::UnsubmittedOneshot`]. Its in-flight future is kept in a slab
+//! and polled once, with a waker that is nothing but the slab's index. Waking it puts the index on
+//! a list of this thread and wakes the thread's one future. That future, [`run`], lets its owner
+//! take the completions, do its turn and submit. Then it returns to tokio, which parks, and that is
+//! when tokio-uring submits. A future that woke itself would never park, and nothing would be
+//! submitted: to get another turn at once, the owner submits a no-op ([`Ring::again`]).
 //!
-//! tokio polls that future once more, before it takes the completions, and a turn at that point would have nothing to go by: there
-//! is none.
+//! tokio polls the future once more before it takes the completions. There is no turn then, since
+//! there would be nothing to do in it.
 //!
 //! # What keeps memory alive while the kernel works on it
 //!
-//! What an operation points into (bytes, a message header, a time) moves into its flight and comes back
-//! with its completion. A flight leaves the slab by its only completion, or with the ring, which
-//! [`run`] drops after the runtime, by a panic too: the runtime's end cancels all and waits for all.
-//! That order is needed. An in-flight future that is dropped earlier hands its memory to
-//! tokio-uring, which keeps it until the completion while the runtime lives, but frees it *before* it
-//! cancels when the runtime ends. Receives point nowhere: the kernel picks one of the ring's buffers.
+//! Whatever an operation points to (bytes, a message header, a time) moves into its flight and
+//! comes back with its completion. A flight leaves the slab with its only completion, or with the
+//! ring, which [`run`] drops after the runtime, also on a panic: the runtime's end cancels all
+//! operations and waits for them. That order is necessary. An in-flight future that is dropped
+//! earlier hands its memory to tokio-uring, which keeps it until the completion while the runtime
+//! lives, but frees it *before* it cancels when the runtime ends. Receives point nowhere: the
+//! kernel picks one of the ring's buffers.
 //!
-//! A completion cannot meet a stranger: tokio-uring names an operation by a slot that it frees with the
-//! completion, and so does the slab here; no operation has more than one (no multishot, no zero-copy
-//! send).
+//! A completion always finds its own operation: tokio-uring names an operation by a slot that it
+//! frees with the completion, and so does the slab here, and no operation completes more than once
+//! (no multishot, no zero-copy send).
 //!
-//! Descriptors are not held: their owner keeps them open until the completion has come, or the kernel
-//! would take an operation that was not submitted yet to be for the next file of that number.
+//! The ring does not own descriptors. Their owner keeps them open until the completion, because the
+//! kernel would apply an operation that is not submitted yet to the next file of that number.
 //!
 //! # Why no completion is lost
 //!
 //! There may be more operations in flight than the completion queue has entries, since each idle
 //! client has a receive, so the queue may be full when one completes. The kernel keeps such a
-//! completion in memory of its own (`IORING_FEAT_NODROP` in io_uring_setup(2), since Linux 5.5;
+//! completion in memory of its own (`IORING_FEAT_NODROP` in `io_uring_setup(2)`, since Linux 5.5;
 //! [`probe`] fails without it) and sets `IORING_SQ_CQ_OVERFLOW`. tokio-uring submits whenever tokio
 //! parks, and where that flag is set it also asks for events (`IORING_ENTER_GETEVENTS`): the kernel
 //! moves what it has kept into the queue, as far as that has room, and wakes the thread for it.
@@ -39,7 +40,7 @@
 //! has no memory left to keep a completion in: it drops that one. A test overflows the queue and
 //! counts the completions.
 //!
-//! The interface knows no sessions and no log, so that another ring can stand behind it one day.
+//! The interface knows neither sessions nor logs, so that another ring could implement it.
 
 #![allow(
     unsafe_code,
@@ -68,18 +69,17 @@ use crate::limits::{RECEIVE_BYTES_MAX, RING_ENTRIES, SEND_SPANS_MAX};
 use crate::log::blocks::BlockWrite;
 
 mod advice;
-mod completion;
 mod flight;
 mod ready;
 mod setup;
 mod submissions;
 
-use flight::{Flight, Held, Operation, Outcome, Spare, Vectored, keep};
+use flight::{Flight, Operation, PendingOperation, RawOutcome, Spare, Vectored, keep};
 use ready::{READY, Ready};
 use submissions::{EndingRuntime, Enter, Guard, Submissions};
 
 pub use advice::advice;
-pub use completion::{Completion, Tokens};
+pub use flight::{Completion, Tokens};
 pub use setup::{locked_bytes, probe, try_all};
 
 /// The group of the provided buffers; a ring has one.
@@ -89,30 +89,31 @@ const BUFFER_GROUP: u16 = 0;
 pub struct Ring<T: Tokens> {
     flights: Slab<Flight<T>>,
     buffers: ReceiveBuffers,
-    /// Receives that are to be armed at the end of a turn, behind the buffers that come back; the oldest first.
+    /// Receives to arm at the end of a turn, after the buffers that come back. The oldest is first.
     unarmed: VecDeque<(T::Receive, i32)>,
-    /// As on kernels before 5.19.
+    /// Whether a receive is submitted only once bytes are there, as on kernels before 5.19.
     waits_before_receive: bool,
     spare: Spare,
     submissions: Submissions,
-    /// Operations for which the submission queue had no room; the oldest first.
-    held: VecDeque<Held<T>>,
+    /// Operations for which the submission queue had no room. The oldest is first.
+    pending: VecDeque<PendingOperation<T>>,
 }
 
-/// Runs `turn` on a ring of this thread: at first, and whenever something has completed, until it
-/// breaks. Before that, `is_set_up` is called once there is a ring: nothing is run if it breaks.
-/// `waits_before_receive` asks for the way of kernels before 5.19, which is taken there anyway.
+/// Runs `turn` on a ring of this thread: once at the beginning and then whenever something has
+/// completed, until it breaks. `is_set_up` is called before that, as soon as there is a ring. If it
+/// breaks, no turn is run. `waits_before_receive` selects the method for kernels before 5.19, which
+/// is used on these in any case.
 pub fn run<T: Tokens>(
     waits_before_receive: bool,
     is_set_up: impl FnOnce() -> ControlFlow<()>,
     mut turn: impl FnMut(&mut Ring<T>) -> ControlFlow<()>,
 ) -> io::Result<()> {
-    // What a ring before this one left when a panic ended it.
+    // A ring before this one may have left something when a panic ended it.
     READY.set(Ready::EMPTY);
     let (runtime, descriptor) = setup::runtime(enable)?;
     let mut ring = Ring::new(waits_before_receive, descriptor);
-    // Declared behind the ring, so that it is dropped before it on a panic too: until it has waited
-    // for the kernel, the flights hold what the kernel works on.
+    // Declared after the ring, so that it is dropped before it, also on a panic: until it has
+    // waited for the kernel, the flights must hold what the kernel works on.
     let runtime = EndingRuntime::new(runtime, enter_of(descriptor));
     let mut guard = runtime.block_on(async { Guard::new(watch) })?;
     if is_set_up().is_break() {
@@ -127,7 +128,7 @@ pub fn run<T: Tokens>(
             }
             !ready.indices.is_empty()
         });
-        // Where something was left, the owner has a turn, so that it can tell.
+        // If something was left, the owner gets a turn, so that it can report it.
         let is_left = guard.is_due(context) && ring.submit_again();
         let is_turn = is_news || is_left || !std::mem::replace(&mut is_begun, true);
         let flow = if is_turn {
@@ -150,7 +151,7 @@ pub fn run<T: Tokens>(
     Ok(())
 }
 
-/// Enables a ring that is set up disabled; false for any other ring or file.
+/// Enables a ring that is set up disabled. Returns false for any other ring or file.
 fn enable(descriptor: RawFd) -> bool {
     /// `io_uring_register(2)`.
     const IORING_REGISTER_ENABLE_RINGS: libc::c_uint = 12;
@@ -171,7 +172,7 @@ fn enable(descriptor: RawFd) -> bool {
     result == 0
 }
 
-/// Watches a timer with the runtime of this thread.
+/// Registers a timer with the runtime of this thread.
 fn watch(timer: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY:
     // - an OwnedFd has one number, which is open for as long as it lives
@@ -179,17 +180,18 @@ fn watch(timer: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(watched?)
 }
 
-/// Submits all that is in the submission queue of this thread's ring, and returns how much was taken.
+/// Returns a function that submits everything in the submission queue of a ring of this thread, and
+/// returns how many entries the kernel took.
 fn enter_of(descriptor: RawFd) -> Enter {
     let none = std::ptr::null::<libc::c_void>();
     Box::new(move || {
         // SAFETY:
         // - no argument points anywhere: there is no wait, and so no signal mask
-        // - tokio-uring has written all entries up to the queue's tail, as for its own calls, and reads
-        //   the head that the kernel moves before it writes the next one
+        // - tokio-uring has written all entries up to the queue's tail, as for its own calls, and
+        //   reads the head that the kernel moves before it writes the next one
         // - what the entries point to is owned by their flights, as for its own calls
         // - the closure is dropped before the runtime that holds the descriptor, or with its ring,
-        //   which enters no more then
+        //   which does not enter the kernel any more then
         let taken = unsafe {
             libc::syscall(
                 libc::SYS_io_uring_enter,
@@ -214,17 +216,17 @@ impl<T: Tokens> Ring<T> {
             waits_before_receive: waits_before_receive || kernel() < KERNEL_LENDS_LATE,
             spare: Spare::default(),
             submissions: Submissions::new(enter_of(descriptor)),
-            held: VecDeque::new(),
+            pending: VecDeque::new(),
         }
     }
 
-    /// How often the kernel had refused operations, which were then submitted again.
+    /// Returns how often the kernel has refused operations, which were then submitted again.
     #[must_use]
     pub fn retries(&self) -> u64 {
         self.submissions.retries()
     }
 
-    /// Submits what the last park has left; false where there was nothing.
+    /// Submits what the last park has left. Returns whether there was anything.
     fn submit_again(&mut self) -> bool {
         let is_left = self.submissions.retry();
         self.let_go();
@@ -232,18 +234,18 @@ impl<T: Tokens> Ring<T> {
     }
 
     fn may_have_unsubmitted(&self) -> bool {
-        !self.submissions.is_known_empty() || !self.held.is_empty()
+        !self.submissions.is_known_empty() || !self.pending.is_empty()
     }
 
-    /// Puts operations that were held back into the submission queue, as far as they fit.
+    /// Moves operations that were held back into the submission queue, as far as they fit.
     fn let_go(&mut self) {
-        while !self.held.is_empty() && self.submissions.has_room() {
-            let held = self.held.pop_front().expect("one is held");
-            self.launch(held);
+        while !self.pending.is_empty() && self.submissions.has_room() {
+            let pending = self.pending.pop_front().expect("one is pending");
+            self.launch(pending);
         }
     }
 
-    /// Takes all completions there are.
+    /// Appends all completions that have arrived to `completions`.
     pub fn drain(&mut self, completions: &mut Vec<Completion<T>>) {
         self.let_go();
         let mut indices = READY.with_borrow_mut(|ready| std::mem::take(&mut ready.indices));
@@ -259,7 +261,7 @@ impl<T: Tokens> Ring<T> {
             self.flights.remove(index);
             completions.extend(self.complete(outcome));
         }
-        // The list's memory is used again.
+        // The list is given back, so that its memory is used again.
         READY.with_borrow_mut(|ready| {
             if ready.indices.is_empty() {
                 ready.indices = indices;
@@ -342,37 +344,37 @@ impl<T: Tokens> Ring<T> {
         self.buffers.give_back(filled);
     }
 
-    /// Ends a turn: buffers that came back are provided again, and receives are armed, the oldest
-    /// first.
+    /// Ends a turn: provides the buffers that came back again, and arms receives, the oldest first.
     pub fn finish_turn(&mut self) {
-        // One at a time: where memory was short, the kernel took a part of a run, and newer ones say 0
-        // then, as for all of it.
+        // One buffer at a time: of a run of buffers, a kernel that is short of memory takes only a
+        // part, and newer kernels report 0 then, as for the whole run.
         while let Some((index, address)) = self.buffers.lend_next() {
             let length = i32::try_from(RECEIVE_BYTES_MAX).expect("a buffer's length fits");
-            // The ring holds the memory until the kernel is done with it, and buffers that were given
-            // back are read and written by nobody until a completion names them.
+            // The ring holds the memory until the kernel is done with it, and nothing reads or
+            // writes a buffer that was given back until a completion names it.
             let entry = opcode::ProvideBuffers::new(address, length, 1, BUFFER_GROUP, index);
             self.submit(Operation::Provide { index }, entry.build());
         }
-        // No more than there can be buffers for: who is tried in vain is tried again, at the price of another operation, and stands
-        // behind those who came later.
+        // No more than there can be buffers for: a receive that finds none costs another operation,
+        // and moves behind those that came later.
         let count = self.unarmed.len().min(self.buffers.lent_count());
         for _ in 0..count {
             let (token, fd) = self.unarmed.pop_front().expect("so many wait");
             self.submit_receive(fd, token);
         }
-        // Those that were armed may wait for bytes for long.
+        // The receives that were armed may wait for a long time, so a no-op brings the next turn.
         if count > 0 && !self.unarmed.is_empty() {
             self.submit(Operation::Arm, opcode::Nop::new().build());
         }
     }
 
-    /// Wants another turn at once.
+    /// Requests another turn at once.
     pub fn again(&mut self, token: T::Signal) {
         self.submit(Operation::Signal(token), opcode::Nop::new().build());
     }
 
-    /// Receives into a provided buffer, from the end of the turn on, or of a later one where there are not enough of them.
+    /// Receives into a provided buffer. The receive is armed at the end of the turn, or of a later
+    /// one if there are not enough buffers.
     pub fn receive(&mut self, fd: BorrowedFd<'_>, token: T::Receive) {
         let fd = fd.as_raw_fd();
         if self.waits_before_receive {
@@ -393,25 +395,26 @@ impl<T: Tokens> Ring<T> {
         self.submit(Operation::Receive { fd, token }, entry);
     }
 
-    /// Sends the spans in order; only a part of them may be taken.
+    /// Sends the spans in order. The kernel may take only a part of them.
     ///
     /// # Panics
-    /// With no span, or more than [`SEND_SPANS_MAX`].
+    /// If there is no span, or more than [`SEND_SPANS_MAX`].
     pub fn send(&mut self, fd: BorrowedFd<'_>, mut spans: Spans, token: T::Send) {
         let fd = types::Fd(fd.as_raw_fd());
         assert!(
             (1..=SEND_SPANS_MAX).contains(&spans.len()),
             "a send has a bounded number of pieces"
         );
-        // Flights are many, so they have room for one piece; a list with memory of its own keeps that.
+        // There are many flights, so each has room for one span only. A list that has spilled is
+        // sent as a message, so that its memory is used again.
         if spans.len() == 1
             && !spans.spilled()
             && let Some(span) = spans.pop()
         {
             let bytes = span.bytes();
             let length = u32::try_from(bytes.len()).expect("a send is far below 4 GiB");
-            // The bytes stand in the heap behind an Rc that `span` holds: they stay where they are
-            // when `span` moves, and nobody writes to a chunk that two hold.
+            // The bytes are on the heap, in an Rc that `span` holds: they stay where they are when
+            // `span` moves, and a chunk with two owners is not written to.
             let entry = opcode::Send::new(fd, bytes.as_ptr(), length)
                 .flags(libc::MSG_NOSIGNAL)
                 .build();
@@ -435,8 +438,9 @@ impl<T: Tokens> Ring<T> {
         self.submit(Operation::Accept(token), entry);
     }
 
-    /// Cancels all operations on this descriptor, which end with an error, and completes then. False where the kernel (before
-    /// 5.19) cannot: nothing is cancelled then, and nothing completes.
+    /// Cancels all operations on this descriptor, which end with an error, and then completes.
+    /// Returns false on a kernel that cannot (before 5.19): nothing is cancelled, and nothing
+    /// completes.
     pub fn cancel(&mut self, fd: BorrowedFd<'_>, token: T::Signal) -> bool {
         let is_known = !self.waits_before_receive;
         if is_known {
@@ -447,7 +451,7 @@ impl<T: Tokens> Ring<T> {
         is_known
     }
 
-    /// Writes `bytes[from..]` at a file offset; only a part of it may be taken.
+    /// Writes `bytes[from..]` at a file offset. The kernel may take only a part of it.
     pub fn write(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -465,8 +469,8 @@ impl<T: Tokens> Ring<T> {
         self.submit_pointing(pointed, Operation::Write(token, bytes), entry);
     }
 
-    /// Writes whole blocks at a file offset, and completes when they are on disk (`RWF_DSYNC`, pwritev2(2)); only a part of them may
-    /// be taken.
+    /// Writes whole blocks at a file offset, and completes when they are on disk (`RWF_DSYNC`,
+    /// pwritev2(2)). The kernel may take only a part of them.
     pub fn write_blocks(&mut self, fd: BorrowedFd<'_>, write: BlockWrite, token: T::Write) {
         let BlockWrite { offset, blocks } = write;
         let length = u32::try_from(blocks.len()).expect("a batch is far below 4 GiB");
@@ -486,7 +490,7 @@ impl<T: Tokens> Ring<T> {
         self.submit(Operation::Signal(token), entry);
     }
 
-    /// Completes after so many microseconds (with an error, ETIME).
+    /// Completes after `after_us` microseconds, with the error ETIME.
     pub fn timer(&mut self, after_us: u64, token: T::Signal) {
         let nanoseconds = u32::try_from(after_us % 1_000_000 * 1000).expect("below a second");
         let mut time = self.spare.times.pop().unwrap_or_default();
@@ -514,27 +518,27 @@ impl<T: Tokens> Ring<T> {
 
     /// Submits an operation that points into what it owns.
     fn submit_pointing(&mut self, pointed: Pointed, operation: Operation<T>, entry: squeue::Entry) {
-        let held = Held {
+        let pending = PendingOperation {
             pointed,
             operation,
             entry,
         };
         // In their order: a receive may need the buffer that is provided before it.
-        if self.held.is_empty() && self.submissions.has_room() {
-            self.launch(held);
+        if self.pending.is_empty() && self.submissions.has_room() {
+            self.launch(pending);
         } else {
-            self.held.push_back(held);
+            self.pending.push_back(pending);
         }
     }
 
-    fn launch(&mut self, held: Held<T>) {
-        let Held {
+    fn launch(&mut self, pending: PendingOperation<T>) {
+        let PendingOperation {
             pointed,
             operation,
             entry,
-        } = held;
+        } = pending;
         self.submissions.push();
-        let outcome = Outcome(PhantomData);
+        let outcome = RawOutcome(PhantomData);
         let mut operation = UnsubmittedOneshot::new(operation, outcome, entry).submit();
         let slot = self.flights.vacant_entry();
         let waker = waker(slot.key());
@@ -559,7 +563,8 @@ fn vectored(spans: Spans, spare: Option<Box<Vectored>>) -> Box<Vectored> {
     let mut message = spare.unwrap_or_else(|| {
         Box::new(Vectored {
             // SAFETY:
-            // - msghdr is a C struct of integers and pointers, for which all zeroes is a valid value
+            // - msghdr is a C struct of integers and pointers, for which all zeroes is a valid
+            //   value
             header: unsafe { std::mem::zeroed() },
             pieces: [NONE; SEND_SPANS_MAX],
             spans: Spans::new(),

@@ -48,7 +48,7 @@ impl<'a> SecretStore<'a> {
     }
 
     /// Reads the files again and tells the shards. Where one is bad, all stays as it is.
-    pub fn read_again(&mut self, posts: &[ShardSender]) {
+    pub fn read_again(&mut self, senders: &[ShardSender]) {
         if !self.sources.has_files() {
             tracing::warn!(
                 "SIGHUP changes nothing: no secret came from a file, and the environment of a process cannot change; use --jwt-secret-file and --jwt-secret-previous-file"
@@ -64,8 +64,8 @@ impl<'a> SecretStore<'a> {
         };
         let before = std::mem::replace(&mut self.secrets, secrets);
         let verifier = Arc::new(self.secrets.verifier());
-        for post in posts {
-            post.send(ShardMessage::Verify(Arc::clone(&verifier)));
+        for sender in senders {
+            sender.send(ShardMessage::Verify(Arc::clone(&verifier)));
         }
         warn_of(&self.secrets, &self.sources);
         self.tell(&before);

@@ -149,9 +149,10 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
         admin_listener: admin_listener.clone(),
         started: Instant::now(),
     };
-    let posts = spawn_shards(&common, &compactor.news(), &events)?;
+    let senders = spawn_shards(&common, &compactor.events(), &events)?;
     spawn_recovery(Arc::clone(&directory), &common, events)?;
-    let Some((report, dealt)) = wait_for_recovery(&inbox, &common, &posts, &mut secrets)? else {
+    let Some((report, partitions)) = wait_for_recovery(&inbox, &common, &senders, &mut secrets)?
+    else {
         return Ok(());
     };
     // The secret may have changed while the log was read.
@@ -160,7 +161,7 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     // Only this mode waits for the disk.
     let fill_bytes =
         (Durability::from(settings.durability) == Durability::Always).then_some(SEGMENT_FILL_BYTES);
-    begin_to_serve(&posts, &directory, &report, dealt, fill_bytes)?;
+    begin_to_serve(&senders, &directory, &report, partitions, fill_bytes)?;
     warn_of_shards(shards, cores);
     let (address, inherited) = (listener.address(), listener.is_inherited());
     tracing::info!(%address, inherited, shards, connections_max, "listening");
@@ -170,8 +171,8 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
         // The same is in the log, but for the token of --dev.
         tracing::warn!("stdout cannot be written ({error}): the server runs without it");
     }
-    tell_manager(&NotifyState::Ready);
-    run_until_stopped(&posts, &inbox, &mut secrets, &common.pages)?;
+    notify_manager(&NotifyState::Ready);
+    run_until_stopped(&senders, &inbox, &mut secrets, &common.pages)?;
     compactor.stop();
     tracing::info!("stopped");
     Ok(())
@@ -179,15 +180,15 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
 
 /// Gives the shards their logs and what was read of them, and waits until all serve.
 fn begin_to_serve(
-    posts: &[ShardSender],
+    senders: &[ShardSender],
     directory: &Arc<DataDirectory>,
     report: &RecoveryReport,
-    dealt: Vec<Vec<Workspace>>,
+    partitions: Vec<Vec<Workspace>>,
     fill_bytes: Option<u64>,
 ) -> Result<(), ServeError> {
     let (serves, serving) = channel();
-    let mut room = DiskRoom::new(LowMarks::default(), posts.len() as u64);
-    for (number, (post, workspaces)) in (0..).zip(posts.iter().zip(dealt)) {
+    let mut room = DiskRoom::new(LowMarks::default(), senders.len() as u64);
+    for (number, (sender, workspaces)) in (0..).zip(senders.iter().zip(partitions)) {
         let open = || LogFiles::open(Arc::clone(directory), number, report, fill_bytes);
         let log = open().or_else(|error| {
             let is_full = error.kind() == io::ErrorKind::StorageFull;
@@ -203,15 +204,15 @@ fn begin_to_serve(
         // A shard writes as soon as it serves, and the compactor may look at the disk a little later.
         room.looked(HostDisk.space(directory.path()).ok(), false, &[]);
         let room_end = room.end(log.open_segment().first_position);
-        post.send(ShardMessage::LogSize(LogSize::unmeasured(room_end)));
+        sender.send(ShardMessage::LogSize(LogSize::unmeasured(room_end)));
         let serves = serves.clone();
-        post.send(ShardMessage::Recovered(Box::new(RecoveredShard {
+        sender.send(ShardMessage::Recovered(Box::new(RecoveredShard {
             log,
             workspaces,
             serves,
         })));
     }
-    let shards = u32::try_from(posts.len()).expect("SHARDS_MAX fits");
+    let shards = u32::try_from(senders.len()).expect("SHARDS_MAX fits");
     let noted = directory.note_shards(shards);
     noted.map_err(|source| ServeError::Segment {
         path: directory.path().to_owned(),
@@ -221,8 +222,8 @@ fn begin_to_serve(
     // Ends when each has told it, or has ended: then that is told next.
     serving.iter().for_each(drop);
     // For an inherited socket, on which connections have waited; with one of its own they do so already.
-    for post in posts {
-        post.send(ShardMessage::Accept);
+    for sender in senders {
+        sender.send(ShardMessage::Accept);
     }
     Ok(())
 }
@@ -243,19 +244,19 @@ fn pages(settings: &ServeArgs, dev_token: Option<String>) -> Pages {
 }
 
 fn run_until_stopped(
-    posts: &[ShardSender],
+    senders: &[ShardSender],
     inbox: &Receiver<ServerEvent>,
     secrets: &mut SecretStore<'_>,
     pages: &Pages,
 ) -> Result<(), ServeError> {
-    let mut running = posts.len();
+    let mut running = senders.len();
     while running > 0 {
         match inbox
             .recv()
             .expect("a thread that sends events runs as long as this one")
         {
             ServerEvent::Signal(SIGHUP) => {
-                secrets.read_again(posts);
+                secrets.read_again(senders);
                 pages.renew_token(|| dev_token(secrets.secrets()));
             }
             ServerEvent::Signal(signal) => {
@@ -263,9 +264,9 @@ fn run_until_stopped(
                     signal,
                     "stopping: closing connections and finishing the log"
                 );
-                tell_manager(&NotifyState::Stopping);
-                for post in posts {
-                    post.send(ShardMessage::Drain);
+                notify_manager(&NotifyState::Stopping);
+                for sender in senders {
+                    sender.send(ShardMessage::Drain);
                 }
             }
             ServerEvent::Stopped { shard, ok: false } => return Err(ServeError::Shard(shard)),
@@ -296,7 +297,7 @@ fn spawn_recovery(
 fn wait_for_recovery(
     inbox: &Receiver<ServerEvent>,
     common: &Common<'_>,
-    posts: &[ShardSender],
+    senders: &[ShardSender],
     secrets: &mut SecretStore<'_>,
 ) -> Result<Option<RecoveredLog>, ServeError> {
     let status = &common.status;
@@ -308,15 +309,15 @@ fn wait_for_recovery(
             Err(RecvTimeoutError::Disconnected) => {
                 unreachable!("a thread that sends events runs as long as this one")
             }
-            Ok(ServerEvent::Signal(SIGHUP)) => secrets.read_again(posts),
+            Ok(ServerEvent::Signal(SIGHUP)) => secrets.read_again(senders),
             Ok(ServerEvent::Signal(signal)) => {
                 display.end();
-                tell_manager(&NotifyState::Stopping);
+                notify_manager(&NotifyState::Stopping);
                 // Clients that wait for the log are told.
-                for post in posts {
-                    post.send(ShardMessage::Drain);
+                for sender in senders {
+                    sender.send(ShardMessage::Drain);
                 }
-                run_until_stopped(posts, inbox, secrets, &common.pages)?;
+                run_until_stopped(senders, inbox, secrets, &common.pages)?;
                 tracing::info!(signal, "stopped while reading the log");
                 return Ok(None);
             }
@@ -325,7 +326,7 @@ fn wait_for_recovery(
         }
     };
     display.end();
-    let (report, dealt) = recovered?;
+    let (report, partitions) = recovered?;
     for torn in &report.torn {
         tracing::warn!(
             path = %torn.path.display(), offset = torn.offset, bytes = torn.bytes,
@@ -334,7 +335,7 @@ fn wait_for_recovery(
             torn.bytes,
         );
     }
-    let workspaces: usize = dealt.iter().map(Vec::len).sum();
+    let workspaces: usize = partitions.iter().map(Vec::len).sum();
     let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     status.log.update(|log| {
         log.recovered_ops = report.ops;
@@ -348,7 +349,7 @@ fn wait_for_recovery(
         took_ms,
         "read the log"
     );
-    Ok(Some((report, dealt)))
+    Ok(Some((report, partitions)))
 }
 
 /// What all shards are started with.
@@ -370,10 +371,10 @@ struct Common<'a> {
 /// that the log is being read.
 fn spawn_shards(
     common: &Common<'_>,
-    news: &Sender<CompactorEvent>,
+    compactor: &Sender<CompactorEvent>,
     events: &Sender<ServerEvent>,
 ) -> Result<Vec<ShardSender>, ServeError> {
-    let (posts, mailboxes): (Vec<_>, Vec<_>) = (0..common.shards)
+    let (senders, mailboxes): (Vec<_>, Vec<_>) = (0..common.shards)
         .map(|_| mailbox())
         .collect::<io::Result<Vec<_>>>()?
         .into_iter()
@@ -390,8 +391,8 @@ fn spawn_shards(
                 listener: Arc::clone(&common.listener),
                 admin_listener: common.admin_listener.clone(),
                 mailbox,
-                posts: posts.clone(),
-                news: news.clone(),
+                senders: senders.clone(),
+                compactor: compactor.clone(),
                 hash_seed: common.hash_seed,
                 pages: Arc::clone(&common.pages),
             },
@@ -419,7 +420,7 @@ fn spawn_shards(
         // One that has ended is reported by its event.
         let _ = shard.send(());
     }
-    Ok(posts)
+    Ok(senders)
 }
 
 /// Warns of many more shards than cores.
@@ -532,7 +533,7 @@ fn dev_token(secrets: &Secrets) -> String {
 }
 
 /// Tells the service manager, where one asks for it (`sd_notify(3)`).
-fn tell_manager(state: &NotifyState<'_>) {
+fn notify_manager(state: &NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
         tracing::warn!("cannot notify the service manager of {state} (NOTIFY_SOCKET): {error}");
     }

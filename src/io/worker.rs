@@ -1,8 +1,8 @@
-//! One core's loop: completions become inputs of the [`Shard`], its outputs become operations.
+//! The loop of one core: completions become inputs of the [`Shard`], its outputs operations.
 //!
-//! A turn takes all completions there are, lets the shard handle them, flushes it once, and submits
-//! all that it wants with one `io_uring_enter`. What the shard must not know stands here: the
-//! descriptors, the other shards' mailboxes, the clock.
+//! A turn takes all completions that have arrived, lets the shard handle them, flushes it once, and
+//! submits everything that it wants with one `io_uring_enter`. What the shard must not know is
+//! here: the descriptors, the mailboxes of the other shards, the clock.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,9 +22,9 @@ use crate::io::background;
 use crate::io::compactor::{CompactorEvent, Rotation};
 use crate::io::connection::{Connection, ConnectionHandoff};
 use crate::io::directory_watch::DirectoryWatch;
+use crate::io::event_log::{self, BatchLog};
 use crate::io::listener::Listener;
 use crate::io::mailbox::{Mailbox, RebuildError, ShardMessage, ShardSender};
-use crate::io::notes::{self, Batch};
 use crate::io::ring::{Completion, Ring, Tokens};
 use crate::log::commit::LogStep;
 use crate::log::disk::HostDisk;
@@ -61,65 +61,65 @@ pub enum Signal {
     LogSync,
 }
 
-/// What context a worker to the others.
+/// What a worker needs of the rest of the server.
 pub struct WorkerContext {
-    /// What all know of all.
+    /// The state that all threads share.
     pub status: Arc<Status>,
     /// The one listening socket.
     pub listener: Arc<Listener>,
-    /// That of `--admin-port`.
+    /// The listening socket of `--admin-port`.
     pub admin_listener: Option<Arc<Listener>>,
-    /// Where its own letters come out.
+    /// The messages to this shard.
     pub mailbox: Mailbox,
-    /// To all shards, in order; its own too.
-    pub posts: Vec<ShardSender>,
-    /// Where new segments are told, and failures of the log.
-    pub news: Sender<CompactorEvent>,
-    /// Keys the hashes of what is read back.
+    /// The mailboxes of all shards in order, including its own.
+    pub senders: Vec<ShardSender>,
+    /// The channel to the compactor: new segments, and failures of the log.
+    pub compactor: Sender<CompactorEvent>,
+    /// The seed of the hashes of what is read back.
     pub hash_seed: u64,
-    /// What the server shows of itself.
+    /// The pages that the server renders.
     pub pages: Arc<Pages>,
 }
 
-/// All that one core's loop works on.
+/// The state of one core's loop.
 pub struct Worker {
     shard: Shard,
     number: u32,
     context: WorkerContext,
-    /// None while the log is read at the start: nothing asks for it then.
+    /// None while the log is read at the start: nothing uses it then.
     log: Option<LogFiles<HostDisk>>,
-    /// By the slots of their sessions.
+    /// The connections by the slots of their sessions.
     connections: Vec<Option<Connection>>,
     started: Instant,
     accepts_in_flight: usize,
     admin_accepts_in_flight: usize,
     accepts_paused_until_us: Option<u64>,
-    /// When a pause is worth a warning again.
+    /// When the next pause of accepting is logged again.
     next_accept_warning_us: u64,
     is_accepting: bool,
-    /// Timers in flight, each earlier than the one before it.
+    /// The times of the timers in flight, each earlier than the one before it in the list.
     armed_timers_us: Vec<u64>,
     is_again_in_flight: bool,
-    begun: Begun,
+    times: TurnTimes,
     completions: Vec<Completion<WorkerTokens>>,
     directory_watch: DirectoryWatch,
-    /// How long the shard was away, as far as it was logged.
-    told_absent_us: u64,
+    /// The part of the shard's absence that was logged.
+    logged_absent_us: u64,
 }
 
-/// When what is measured began.
+/// The beginnings of what is measured.
 #[derive(Default)]
-struct Begun {
+struct TurnTimes {
     turn_us: u64,
-    /// A write or an fdatasync of the log, when it was submitted.
+    /// When the write or fdatasync of the log was submitted.
     log_us: u64,
-    batch: Batch,
-    /// One is begun in this turn.
+    batch: BatchLog,
+    /// Whether a write or an fdatasync was begun in this turn.
     has_log: bool,
 }
 
 impl Worker {
-    /// A worker for the shard of that number; `started` is the zero of its clock.
+    /// Returns a worker for the shard with this number. `started` is the zero of its clock.
     #[must_use]
     pub fn new(shard: Shard, number: u32, context: WorkerContext, started: Instant) -> Self {
         let is_accepting = !context.listener.is_inherited();
@@ -137,27 +137,27 @@ impl Worker {
             is_accepting,
             armed_timers_us: Vec::new(),
             is_again_in_flight: false,
-            begun: Begun::default(),
+            times: TurnTimes::default(),
             completions: Vec::new(),
             directory_watch: DirectoryWatch::default(),
-            told_absent_us: 0,
+            logged_absent_us: 0,
         }
     }
 
-    /// Submits what must always be in flight; before the first turn.
+    /// Submits the operations that must always be in flight, before the first turn.
     pub fn start(&mut self, ring: &mut Ring<WorkerTokens>) {
         ring.wait(self.context.mailbox.bell(), Signal::Bell);
         self.arm_accepts(ring, 0);
         ring.finish_turn();
     }
 
-    /// One turn of the loop. Breaks when the shard has drained.
+    /// Runs one turn of the loop. Breaks when the shard has drained.
     pub fn turn(&mut self, ring: &mut Ring<WorkerTokens>) -> ControlFlow<()> {
         let clock = clock(self.started);
         if self.is_again_in_flight {
             self.turned(clock.now_us);
         }
-        self.begun.turn_us = clock.now_us;
+        self.times.turn_us = clock.now_us;
         self.shard.set_peer_status(PeerStatus {
             ready: self.context.status.is_ready(),
             recovered_percent: self.context.status.recovery.percent(),
@@ -175,10 +175,10 @@ impl Worker {
         }
         self.stats().publish(self.shard.counters());
         self.stats().retried(ring.retries());
-        self.tell_absence();
-        for door in [ListenerKind::Public, ListenerKind::Admin] {
-            let yields = self.shard.may_shed(door);
-            self.context.status.set_yielding(self.number, door, yields);
+        self.log_absence();
+        for kind in [ListenerKind::Public, ListenerKind::Admin] {
+            let yields = self.shard.may_shed(kind);
+            self.context.status.set_yielding(self.number, kind, yields);
         }
         self.arm_accepts(ring, clock.now_us);
         self.arm_timer(ring, clock.now_us);
@@ -191,11 +191,11 @@ impl Worker {
         ControlFlow::Continue(())
     }
 
-    /// One look at the clock serves all that began in the turn: it is submitted right after it.
+    /// Reads the clock once for everything that began in the turn: it is submitted right after.
     fn end_turn(&mut self) {
         let ended_us = now_us(self.started);
-        if std::mem::take(&mut self.begun.has_log) {
-            self.begun.log_us = ended_us;
+        if std::mem::take(&mut self.times.has_log) {
+            self.times.log_us = ended_us;
         }
         if !self.is_again_in_flight {
             self.turned(ended_us);
@@ -203,7 +203,7 @@ impl Worker {
     }
 
     fn turned(&self, ended_us: u64) {
-        let took_us = ended_us.saturating_sub(self.begun.turn_us);
+        let took_us = ended_us.saturating_sub(self.times.turn_us);
         self.stats().turned(took_us, ended_us);
     }
 
@@ -236,7 +236,7 @@ impl Worker {
                 }
                 outcome => self.shard.handle(Input::Sent(id, spans, outcome), clock),
             },
-            Completion::Accepted(door, outcome) => self.accepted(door, outcome, clock),
+            Completion::Accepted(kind, outcome) => self.accepted(kind, outcome, clock),
             Completion::Written((), bytes, outcome) => {
                 self.stats().written(self.log_took_us(clock));
                 self.written(bytes, outcome, clock);
@@ -263,14 +263,14 @@ impl Worker {
         match signal {
             Signal::LogSync => {
                 self.stats().synced(self.log_took_us(clock));
-                let outcome = self.kept(outcome, clock);
-                let outcome = self.told("fdatasync", outcome);
-                notes::log_sync(self.number, outcome.is_ok(), self.log_took_us(clock));
+                let outcome = self.check_kept(outcome, clock);
+                let outcome = self.log_failure("fdatasync", outcome);
+                event_log::log_sync(self.number, outcome.is_ok(), self.log_took_us(clock));
                 self.shard.handle(Input::LogSynced(outcome), clock);
             }
             Signal::Bell => {
-                while let Some(letter) = self.context.mailbox.next() {
-                    self.read(letter, ring, clock);
+                while let Some(message) = self.context.mailbox.next() {
+                    self.read(message, ring, clock);
                 }
                 ring.wait(self.context.mailbox.bell(), Signal::Bell);
             }
@@ -278,28 +278,29 @@ impl Worker {
                 self.armed_timers_us.retain(|armed_us| *armed_us != at_us);
             }
             Signal::Again => self.is_again_in_flight = false,
-            // What was accepted before has been told before.
+            // The accepts that took a client have completed before.
             Signal::AcceptsCancelled => self.shard.handle(Input::Drain, clock),
         }
     }
 
-    /// How long the operation of the log took that has just ended.
+    /// Returns how long the operation of the log took that has just ended.
     fn log_took_us(&self, clock: Clock) -> u64 {
-        clock.now_us.saturating_sub(self.begun.log_us)
+        clock.now_us.saturating_sub(self.times.log_us)
     }
 
     fn written(&mut self, bytes: Vec<u8>, outcome: io::Result<usize>, clock: Clock) {
-        let outcome = self.kept(outcome, clock);
-        let outcome = self.told("write", outcome);
+        let outcome = self.check_kept(outcome, clock);
+        let outcome = self.log_failure("write", outcome);
         let took_us = self.log_took_us(clock);
         let count = outcome.as_ref().ok().copied();
-        self.begun.batch.log_written(self.number, count, took_us);
+        self.times.batch.log_written(self.number, count, took_us);
         self.shard.handle(Input::LogWritten(bytes, outcome), clock);
     }
 
-    /// What was done well to a file that was deleted counts as failed. A write is asked too: in the modes without an
-    /// fdatasync for each batch, ops would long go on otherwise.
-    fn kept<T>(&mut self, outcome: io::Result<T>, clock: Clock) -> Result<T, RebuildError> {
+    /// Turns success into failure if the file was deleted: its bytes are lost all the same. Writes
+    /// are checked too, because in the modes without an fdatasync for each batch ops would go on
+    /// for long otherwise.
+    fn check_kept<T>(&mut self, outcome: io::Result<T>, clock: Clock) -> Result<T, RebuildError> {
         let outcome = outcome?;
         self.directory_watch
             .committed(self.log.as_ref(), clock.now_us)?;
@@ -308,52 +309,53 @@ impl Worker {
 
     fn watch_directory(&mut self, clock: Clock) {
         if let Some(error) = self.directory_watch.tick(self.log.as_ref(), clock.now_us) {
-            let _ = self.told("data directory", Err::<(), _>(error));
+            let _ = self.log_failure("data directory", Err::<(), _>(error));
             self.shard.handle(Input::LogDisplaced, clock);
         }
     }
 
-    /// Logs why a step of the log has failed, and passes its outcome on as the shard takes it.
-    fn told<T, E>(&self, what: &str, outcome: Result<T, E>) -> io::Result<T>
+    /// Logs why a step of the log has failed, and returns the outcome in the shard's terms.
+    fn log_failure<T, E>(&self, what: &str, outcome: Result<T, E>) -> io::Result<T>
     where
         E: std::error::Error + Send + Sync + 'static,
     {
         outcome.map_err(|error| {
             tracing::error!(
                 shard = self.number,
-                "the log cannot be written ({what}: {error}); senders get error 500, clients are closed with 1011, and the log is reopened as soon as possible"
+                "the log cannot be written ({what}: {error}); senders get error 500, clients are \
+                 closed with 1011, and the log is reopened as soon as possible"
             );
             io::Error::other(error)
         })
     }
 
-    fn read(&mut self, letter: ShardMessage, ring: &mut Ring<WorkerTokens>, clock: Clock) {
-        match letter {
+    fn read(&mut self, message: ShardMessage, ring: &mut Ring<WorkerTokens>, clock: Clock) {
+        match message {
             ShardMessage::Adopt(handoff, core_handoff) => {
                 let id = self.shard.adopt(core_handoff, clock);
                 self.keep(id, handoff.arrive());
             }
-            ShardMessage::GiveWay(door) => drop(self.give_way(door, clock)),
+            ShardMessage::GiveWay(kind) => drop(self.give_way(kind, clock)),
             ShardMessage::Accept => self.is_accepting = true,
             ShardMessage::Verify(verifier) => self.shard.set_verifier(verifier),
             ShardMessage::Drain => self.drain(ring, clock),
             ShardMessage::SegmentCreated(outcome) => {
-                let segment = self.told("new segment", outcome);
+                let segment = self.log_failure("new segment", outcome);
                 let segment = segment.map(|segment| self.log().replace(segment));
                 self.shard.handle(Input::LogOpened(segment), clock);
-                self.tell_rotation();
+                self.report_rotation();
             }
             ShardMessage::Rebuilt(outcome) => {
                 let outcome = outcome.inspect_err(|error| {
                     tracing::error!(shard = self.number, "the shard cannot serve yet: {error}");
-                    self.tell_failure();
+                    self.report_failure();
                 });
                 let rebuilt = outcome
                     .map(|(segment, workspaces)| (self.log().replace(segment), workspaces))
                     .map_err(io::Error::other);
                 self.directory_watch.rebuilt(rebuilt.is_ok());
                 self.shard.handle(Input::Rebuilt(rebuilt), clock);
-                self.tell_rotation();
+                self.report_rotation();
             }
             ShardMessage::LogSize(size) => self.shard.handle(Input::LogSize(size), clock),
             ShardMessage::Recovered(recovered) => {
@@ -361,14 +363,14 @@ impl Worker {
                 let opened = Ok((log.open_segment(), recovered.workspaces));
                 self.shard.handle(Input::Rebuilt(opened), clock);
                 self.context.status.set_ready(self.number, true);
-                self.tell_rotation();
-                // The main thread listens until all have told it.
+                self.report_rotation();
+                // The main thread waits for this from each shard before it reports that it serves.
                 let _ = recovered.serves.send(());
             }
         }
     }
 
-    /// Accepts nothing more, and begins to stop.
+    /// Stops accepting, and begins to stop.
     fn drain(&mut self, ring: &mut Ring<WorkerTokens>, clock: Clock) {
         let listener = &self.context.listener;
         if std::mem::replace(&mut self.is_accepting, false) {
@@ -379,8 +381,9 @@ impl Worker {
                 // All shards share the socket: the first to get here ends the accepts of all.
                 listener.end();
             } else if ring.cancel(listener.as_fd(), Signal::AcceptsCancelled) {
-                // The stop begins when no accept is left: all who were accepted are answered then, and the others wait for the
-                // successor. Where the kernel cannot cancel, an accept may still take somebody, who is answered 503.
+                // The stop begins when no accept is left: every client that was accepted is
+                // answered then, and the others wait for the new server. If the kernel cannot
+                // cancel, an accept may still take a client, which is answered 503.
                 return;
             }
         }
@@ -393,8 +396,8 @@ impl Worker {
             .expect("the log was read before it is used")
     }
 
-    /// Nothing before the open segment changes any more, but by compaction.
-    fn tell_rotation(&mut self) {
+    /// Tells the compactor that the segments before the open one are complete.
+    fn report_rotation(&mut self) {
         let open = self.log().open_segment();
         let rotation = Rotation {
             shard: self.number,
@@ -402,15 +405,18 @@ impl Worker {
             first_position: open.first_position,
             live_bytes: self.shard.live_bytes(),
             dead: self.shard.dead_segments().clone(),
-            post: self.own_post(),
+            sender: self.own_sender(),
         };
         // The thread that compacts may have given up.
-        let _ = self.context.news.send(CompactorEvent::Rotated(rotation));
+        let _ = self
+            .context
+            .compactor
+            .send(CompactorEvent::Rotated(rotation));
     }
 
-    /// The log cannot be written: perhaps the disk is full, and compaction can make room.
-    fn tell_failure(&self) {
-        let _ = self.context.news.send(CompactorEvent::Failed);
+    /// Tells the compactor that the log cannot be written: if the disk is full, it can make room.
+    fn report_failure(&self) {
+        let _ = self.context.compactor.send(CompactorEvent::Failed);
     }
 
     fn keep(&mut self, id: SessionId, connection: Connection) {
@@ -436,8 +442,8 @@ impl Worker {
         let connection = self.connections[id.slot as usize].as_ref();
         let Connection { permit, .. } = connection.expect("a session has a connection");
         Visitor {
-            door: permit.listener(),
-            // An address of IPv4 may come in the clothes of IPv6 (RFC 4291 section 2.5.5.2).
+            listener: permit.listener(),
+            // An IPv4 address may come mapped into IPv6 (RFC 4291 section 2.5.5.2).
             is_local: self
                 .peer(id)
                 .is_some_and(|peer| peer.ip().to_canonical().is_loopback()),
@@ -475,10 +481,11 @@ impl Worker {
                 let connection = self.connections[id.slot as usize].take();
                 let connection = connection.expect("a session has a connection");
                 let handoff = ConnectionHandoff::new(connection);
-                self.context.posts[owner as usize].send(ShardMessage::Adopt(handoff, core_handoff));
+                self.context.senders[owner as usize]
+                    .send(ShardMessage::Adopt(handoff, core_handoff));
             }
             Output::Note(id, note) => {
-                notes::log((self.number, id), self.peer(id), *note, clock.now_us);
+                event_log::log((self.number, id), self.peer(id), *note, clock.now_us);
             }
             Output::Page(id, request) => {
                 let (visitor, status) = (self.visitor(id), &self.context.status);
@@ -488,14 +495,14 @@ impl Worker {
             }
             Output::Log(step) => self.step_log(step, ring),
             Output::Rebuild(end) => {
-                let shards = u32::try_from(self.context.posts.len()).expect("SHARDS_MAX fits");
-                let post = self.own_post();
+                let shards = u32::try_from(self.context.senders.len()).expect("SHARDS_MAX fits");
+                let sender = self.own_sender();
                 let hash_seed = self.context.hash_seed;
                 match self.log().rebuild(end) {
                     Ok(rebuild) => {
-                        background::rebuild(rebuild, (self.number, shards), hash_seed, post);
+                        background::rebuild(rebuild, (self.number, shards), hash_seed, sender);
                     }
-                    Err(error) => post.send(ShardMessage::Rebuilt(Err(error.into()))),
+                    Err(error) => sender.send(ShardMessage::Rebuilt(Err(error.into()))),
                 }
             }
             Output::Ready(ready) => {
@@ -504,7 +511,7 @@ impl Worker {
                     tracing::info!(shard = self.number, "the shard serves again");
                 } else {
                     tracing::error!(shard = self.number, "the shard has stopped serving");
-                    self.tell_failure();
+                    self.report_failure();
                 }
             }
             Output::Drained => return ControlFlow::Break(()),
@@ -520,17 +527,17 @@ impl Worker {
                 from,
             } => self.write_log(bytes, from, offset, ring),
             LogStep::Sync => {
-                self.begun.has_log = true;
+                self.times.has_log = true;
                 ring.sync(self.log().file().as_fd(), Signal::LogSync);
             }
             LogStep::Open {
                 index,
                 first_position,
             } => {
-                let post = self.own_post();
+                let sender = self.own_sender();
                 match self.log().next(index, first_position) {
-                    Ok(creation) => background::create(creation, post),
-                    Err(error) => post.send(ShardMessage::SegmentCreated(Err(error.into()))),
+                    Ok(creation) => background::create(creation, sender),
+                    Err(error) => sender.send(ShardMessage::SegmentCreated(Err(error.into()))),
                 }
             }
         }
@@ -543,9 +550,9 @@ impl Worker {
         offset: u64,
         ring: &mut Ring<WorkerTokens>,
     ) {
-        self.begun.has_log = true;
+        self.times.has_log = true;
         let ops = self.shard.counters().groups.sum;
-        self.begun.batch.begin(ops);
+        self.times.batch.begin(ops);
         let log = self.log();
         if let Some(writer) = log.blocks() {
             let write = writer.begin(bytes, from, offset);
@@ -555,8 +562,8 @@ impl Worker {
         }
     }
 
-    fn own_post(&self) -> ShardSender {
-        self.context.posts[self.number as usize].clone()
+    fn own_sender(&self) -> ShardSender {
+        self.context.senders[self.number as usize].clone()
     }
 
     fn arm_timer(&mut self, ring: &mut Ring<WorkerTokens>, now_us: u64) {
@@ -568,14 +575,15 @@ impl Worker {
         let Some(wanted_us) = wanted.into_iter().flatten().min() else {
             return;
         };
-        // A later timer that is in flight stays: it is needed again soon.
+        // A later timer in flight is not cancelled: it is soon needed again.
         if self
             .armed_timers_us
             .last()
             .is_none_or(|armed_us| wanted_us < *armed_us)
         {
             self.armed_timers_us.push(wanted_us);
-            // A deadline that has passed waits for something in flight: it must not make the loop spin.
+            // A deadline that has passed waits for something in flight, and must not make the loop
+            // spin.
             let after_us = wanted_us.checked_sub(now_us).filter(|us| *us > 0);
             let after_us = after_us.unwrap_or(1000);
             ring.timer(after_us, Signal::Timer(wanted_us));
@@ -583,10 +591,10 @@ impl Worker {
     }
 }
 
-/// The time now; monotonic time counts from `started`.
+/// Returns the current time. Monotonic time counts from `started`.
 #[must_use]
 pub fn clock(started: Instant) -> Clock {
-    // A clock before 1970 is as wrong as a clock can be; ops are then refused as too far ahead.
+    // With a clock before 1970, which counts as 1970, ops are refused as too far ahead.
     let unix = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

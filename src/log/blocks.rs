@@ -1,7 +1,9 @@
-//! Whole blocks out of appends of any length: what a write past the page cache wants (open(2), `O_DIRECT`).
+//! Whole blocks out of appends of any length: what a write past the page cache wants (open(2),
+//! `O_DIRECT`).
 //!
-//! An append begins anywhere in a block and ends anywhere in one. The block that it begins in is written again, with the same
-//! bytes before the append, as the page cache would do; the one that it ends in is filled with zeros.
+//! An append begins anywhere in a block and ends anywhere in one. The block that it begins in is
+//! written again, with the same bytes before the append, as the page cache would do; the one that
+//! it ends in is filled with zeros.
 //!
 //! ```text
 //!              ┌ end of what was appended before
@@ -10,8 +12,9 @@
 //!      └────────────── one write ──────────────────────┘
 //! ```
 //!
-//! A write that makes the file longer costs the file system a commit of its journal, one into what is there does not. So a
-//! write that goes beyond the end of the file takes some zeros along, and those that follow find room.
+//! A write that makes the file longer costs the file system a commit of its journal; one into
+//! existing bytes does not. So a write past the end of the file appends some zeros as well, and the
+//! writes after it find room.
 
 use std::io;
 
@@ -21,9 +24,10 @@ use super::record::SEGMENT_HEADER_BYTES;
 
 /// The length and the alignment of a block: a multiple of what the disks ask for that there are.
 pub const BLOCK_BYTES: usize = 4096;
-/// An append of this length pays for a longer file anyway: it takes no zeros along, which would be written twice.
+/// An append of this length pays for a longer file anyway: no zeros are added, which would be
+/// written twice.
 const LONG_BYTES: usize = 64 * 1024;
-/// What is kept of the memory of a write for the next one.
+/// The memory of a write that is kept for the next one.
 const SPARE_BYTES: usize = 512 * 1024;
 
 /// Bytes that begin where a block may.
@@ -34,31 +38,32 @@ pub type Blocks = AVec<u8, ConstAlign<BLOCK_BYTES>>;
 pub struct BlockWrite {
     /// In the file; a multiple of [`BLOCK_BYTES`], as is the length.
     pub offset: u64,
-    /// What to write.
+    /// The bytes to write.
     pub blocks: Blocks,
 }
 
-/// Makes whole blocks of the appends to one file.
+/// Turns the appends to one file into writes of whole blocks.
 #[derive(Debug)]
 pub struct BlockWriter {
-    /// Where the next append begins.
+    /// The offset of the next append.
     end: u64,
-    /// The bytes before it of the block that it is in.
+    /// The bytes before it in the same block.
     tail: Vec<u8>,
     /// The end of the file, as far as it is known to be filled.
     filled_end: u64,
     /// The file grows to a multiple of this.
     fill_bytes: u64,
-    /// What is being written, and what of it was written before.
+    /// The bytes being appended, and how many of them were written before.
     appended: Option<(Vec<u8>, usize)>,
     spare: Blocks,
 }
 
 impl BlockWriter {
-    /// Appends to a file that holds this header and nothing else. It grows by `fill_bytes` at a time.
+    /// Appends to a file that holds this header and nothing else. It grows by `fill_bytes` at a
+    /// time.
     ///
     /// # Panics
-    /// Where `fill_bytes` are not whole blocks.
+    /// If `fill_bytes` are not whole blocks.
     #[must_use]
     pub fn new(header: &[u8; SEGMENT_HEADER_BYTES], fill_bytes: u64) -> Self {
         assert!(
@@ -78,7 +83,7 @@ impl BlockWriter {
     /// The write that appends `bytes[from..]` at `offset`.
     ///
     /// # Panics
-    /// Where `offset` is not the end, nothing is to be appended, or another write is under way.
+    /// If `offset` is not the end, there is nothing to append, or another write is in progress.
     pub fn begin(&mut self, bytes: Vec<u8>, from: usize, offset: u64) -> BlockWrite {
         assert!(
             offset == self.end && from < bytes.len() && self.appended.is_none(),
@@ -105,11 +110,11 @@ impl BlockWriter {
         }
     }
 
-    /// Takes the outcome of the write: how many bytes of the blocks were taken. Gives the bytes back, and how many of those that
-    /// were to be appended were taken; none is an error, `WriteZero`.
+    /// Completes a write, of which `count` bytes of the blocks were written. Returns the bytes of
+    /// the append, and how many of them were written; none is an error, `WriteZero`.
     ///
     /// # Panics
-    /// Where no write is under way.
+    /// If no write is in progress.
     pub fn finish(
         &mut self,
         blocks: Blocks,
@@ -130,7 +135,7 @@ impl BlockWriter {
     fn took(&mut self, bytes: &[u8], blocks_count: usize) -> usize {
         let start = self.end - self.tail.len() as u64;
         self.filled_end = self.filled_end.max(start + blocks_count as u64);
-        // What stands before the append was there already.
+        // The bytes before the append were there already.
         let count = blocks_count
             .saturating_sub(self.tail.len())
             .min(bytes.len());
@@ -155,7 +160,7 @@ mod tests {
 
     const HEADER: [u8; SEGMENT_HEADER_BYTES] = [b'h'; SEGMENT_HEADER_BYTES];
 
-    /// A file that takes whole blocks at their places, and nothing else.
+    /// A file that accepts whole blocks at their places, and nothing else.
     #[derive(Default)]
     struct File {
         bytes: Vec<u8>,
@@ -224,10 +229,14 @@ mod tests {
     }
 
     proptest! {
-        /// The file is what was appended, whatever the lengths are and wherever writes are cut short.
+        /// The file is what was appended, whatever the lengths are and wherever writes are cut
+        /// short.
         #[test]
         fn the_file_is_what_was_appended(
-            appends in prop::collection::vec((1..20_000_usize, prop::collection::vec(0..6_usize, 0..4)), 1..20),
+            appends in prop::collection::vec(
+                (1..20_000_usize, prop::collection::vec(0..6_usize, 0..4)),
+                1..20,
+            ),
             fill_blocks in 1..5_u64,
         ) {
             let (mut file, mut naive) = (File::default(), HEADER.to_vec());
@@ -248,7 +257,8 @@ mod tests {
                     // Before the first write the header is there by another way.
                     if !file.bytes.is_empty() {
                         prop_assert_eq!(&file.bytes[..naive.len()], naive.as_slice());
-                        prop_assert!(file.bytes[naive.len()..].iter().all(|byte| *byte == 0 || taken == 0));
+                        let mut rest = file.bytes[naive.len()..].iter();
+                        prop_assert!(rest.all(|byte| *byte == 0 || taken == 0));
                     }
                 }
             }

@@ -1,4 +1,4 @@
-//! What a log holds, in figures: records and bytes, and how much of it is the state.
+//! The contents of a log in figures: records and bytes, and how much of it is live.
 //!
 //! Keeps a key and three numbers for each key of the state, and no values.
 
@@ -22,13 +22,13 @@ pub struct Share {
 /// How much of a log is of one workspace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkspaceShare {
-    /// Its id.
+    /// The workspace's id.
     pub id: String,
     /// The keys in its state.
     pub keys: u64,
-    /// The greatest seq of its ops.
+    /// The largest seq of its ops.
     pub seq: Seq,
-    /// Its ops.
+    /// The records of its ops.
     pub share: Share,
 }
 
@@ -54,7 +54,7 @@ struct LiveRecord {
 }
 
 impl Census {
-    /// Takes an op that stands in the folder of this number.
+    /// Counts an op of the folder with this number.
     pub fn visit(&mut self, folder: usize, op: &LoggedOp<'_>) {
         if self.folders.len() <= folder {
             self.folders.resize(folder + 1, Share::default());
@@ -86,13 +86,13 @@ impl Census {
         self.folders[folder].live_bytes += bytes;
     }
 
-    /// What stands in the folder of this number.
+    /// Returns the figures of the folder with this number.
     #[must_use]
     pub fn folder(&self, folder: usize) -> Share {
         self.folders.get(folder).copied().unwrap_or_default()
     }
 
-    /// The workspaces, the greatest first; of equal ones by their id.
+    /// Returns the workspaces, the largest first, equal ones by id.
     #[must_use]
     pub fn workspaces(self) -> Vec<WorkspaceShare> {
         let share = |(id, counted): (String, Counted)| WorkspaceShare {

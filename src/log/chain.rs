@@ -1,9 +1,10 @@
-//! The row of segments in one shard's folder: which there are, how they hang together, and what each holds.
+//! The chain of segments in one shard's folder: which there are, how they follow each other, and
+//! what each holds.
 //!
-//! Everybody who reads a log reads it through here: recovery, rebuilds, compaction, the tools. The rules are those of
-//! [`super::record`]: the first segment stands for [`FIRST_INDEX`] and begins at position 0; each next one stands for the next
-//! index and begins where the one before ends; only the last may have a torn tail. A segment whose index another one
-//! stands for has been replaced by it, and is not read.
+//! Every reader of a log uses it: recovery, rebuilds, compaction, the tools. The rules are those of
+//! [`super::record`]: the first segment covers [`FIRST_INDEX`] and begins at position 0; each next
+//! one covers the next index and begins where the previous one ends; only the last may have a torn
+//! tail. A segment whose index is covered by another one has been replaced by it, and is not read.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,13 +29,16 @@ pub const FIRST_INDEX: u64 = 1;
 #[derive(Debug, Error)]
 pub enum RecoveryError {
     /// Bytes that were on disk are lost or altered.
-    #[error("{path} is damaged at byte {offset}: {what}; run: etherply log repair --data-dir {}", data_path(.path).display())]
+    #[error(
+        "{path} is damaged at byte {offset}: {what}; run: etherply log repair --data-dir {}",
+        data_path(.path).display()
+    )]
     Damaged {
         /// The segment.
         path: PathBuf,
         /// The first bad byte, or the begin of the record or header that it is in.
         offset: u64,
-        /// What is wrong there.
+        /// The fault.
         what: String,
     },
     /// A segment that a newer server wrote.
@@ -50,7 +54,7 @@ pub enum RecoveryError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -72,17 +76,17 @@ impl RecoveryError {
     }
 }
 
-/// One segment of a row.
+/// One segment of a chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
     /// The file.
     pub path: PathBuf,
-    /// Its header.
+    /// The segment's header.
     pub header: SegmentHeader,
-    /// The log position where the next one begins, and so this one ends. What stands behind it was left by a write that failed and
-    /// was shown to nobody. None: it is the last.
+    /// The log position where the next segment begins, and so where this one ends. Bytes after it
+    /// were left by a failed write and never shown to a client. `None` for the last segment.
     pub end_position: Option<LogPosition>,
-    /// Its length.
+    /// The length of the file.
     pub file_bytes: u64,
 }
 
@@ -91,7 +95,7 @@ pub struct Link {
 pub struct Chain {
     /// The shard.
     pub shard: u32,
-    /// Its segments, in order.
+    /// The segments, in order.
     pub links: Vec<Link>,
     /// Segments that were replaced by one of `links`, and not removed yet.
     pub replaced: Vec<PathBuf>,
@@ -100,7 +104,7 @@ pub struct Chain {
 impl Chain {
     /// Reads the headers of all segments of a shard in the data directory at `data`.
     ///
-    /// Of a directory in use, the caller sees to it that no segment is replaced meanwhile
+    /// If the directory is in use, the caller ensures that no segment is replaced in the meantime
     /// ([`super::directory::DataDirectory::reading`]).
     pub fn read<D: Disk>(
         disk: &D,
@@ -111,7 +115,8 @@ impl Chain {
         Self::read_keeping(disk, data, epoch, shard, drop)
     }
 
-    /// The same, and `keep` is given the open file of each link, the last one first.
+    /// Does the same as [`Chain::read`], and passes the open file of each link to `keep`, the last
+    /// one first.
     pub(super) fn read_keeping<D: Disk>(
         disk: &D,
         data: &Path,
@@ -208,17 +213,19 @@ impl Chain {
 pub struct Extent {
     /// The ops that were visited.
     pub ops: u64,
-    /// The length of the file, or up to where the next segment begins, without zeros that were claimed ahead.
+    /// The length of the file, or up to where the next segment begins, without zeros that it was
+    /// filled with in advance.
     pub file_bytes: u64,
-    /// All before it is valid; what is behind it is a torn tail.
+    /// The valid length; the bytes after it are a torn tail.
     pub whole_bytes: u64,
     /// The log position where it ends.
     pub end_position: LogPosition,
 }
 
 impl Link {
-    /// Visits the ops of the segment in order. `buffer` is room for a part of the file, to be used again for the next one. A fault
-    /// that no crash can leave is an error in any segment, and each fault is one in a segment that is not the last.
+    /// Visits the ops of the segment in order. `buffer` holds part of the file, and can be reused
+    /// for the next one. A fault that no crash can leave is an error in any segment; in all but the
+    /// last segment, every fault is an error.
     ///
     /// On an error the ops that were visited are worth nothing.
     pub fn read<D: Disk>(
@@ -237,7 +244,8 @@ impl Link {
         self.read_file(&file, buffer, visit)
     }
 
-    /// [`Link::read`] of its file, which the caller has opened, and as the kernel has it: nothing is synced for it.
+    /// Does the same as [`Link::read`] with a file that the caller has opened, as the kernel has
+    /// it: nothing is synced.
     pub fn read_file<F: DiskFile>(
         &self,
         file: &F,
@@ -259,7 +267,8 @@ impl Link {
                 }
             }
             cursor = reader.cursor();
-            // A fault may be for lack of the rest, until that is here. It is judged by all that stands behind it.
+            // The fault may only be due to the missing rest of the file. It is judged by everything
+            // after it.
             if window.is_at_end() {
                 break fault;
             }
@@ -328,7 +337,7 @@ impl Link {
         Ok(window)
     }
 
-    /// Whether a fault is the trace of a crash; `behind` are the bytes from the fault on.
+    /// Fails if a fault is not the trace of a crash; `behind` are the bytes from the fault on.
     fn judge(&self, fault: Fault, cursor: ReadCursor, behind: &[u8]) -> Result<(), RecoveryError> {
         let offset = fault.offset as u64;
         let damaged = |what: String| Err(RecoveryError::damaged(&self.path, offset, what));
@@ -357,7 +366,7 @@ impl Link {
     }
 }
 
-/// How many of the bytes behind the last whole batch were written there: without the zeros that a segment is filled with ahead.
+/// Returns the length without the zeros at the end, which a segment is filled with in advance.
 pub(super) fn unfilled_bytes(bytes: &[u8]) -> usize {
     bytes
         .iter()
@@ -371,7 +380,7 @@ struct ReadWindow<'a, F> {
     bytes: &'a mut Vec<u8>,
     /// The offset in the file of the first of `bytes`.
     base: usize,
-    /// Where the file ends, as far as it counts.
+    /// The end of the part of the file that counts.
     end: usize,
 }
 
@@ -380,8 +389,8 @@ impl<F: DiskFile> ReadWindow<'_, F> {
         self.base + self.bytes.len() == self.end
     }
 
-    /// Lets go of what is before `offset`, and reads on. Where little could be let go, twice as much is read: one record may be
-    /// longer than a part.
+    /// Drops the bytes before `offset`, and reads more. If little could be dropped, twice as much
+    /// is read: one record may be longer than one read.
     fn go_on(&mut self, offset: usize) -> io::Result<()> {
         self.bytes.drain(..offset - self.base);
         self.base = offset;

@@ -414,7 +414,7 @@ impl Commit {
     }
 
     /// Handles the outcome of a [`LogStep::Sync`].
-    pub fn synced(&mut self, outcome: io::Result<()>, now_us: u64) -> Result<(), LogBroken> {
+    pub fn synced(&mut self, outcome: &io::Result<()>, now_us: u64) -> Result<(), LogBroken> {
         let ok = outcome.is_ok();
         // Even if the log was given up in the meantime: after a failed fdatasync, the success of
         // another one of this file proves nothing.
@@ -435,12 +435,12 @@ impl Commit {
     ///
     /// # Panics
     /// If the segment is not the one that was asked for.
-    pub fn opened(&mut self, segment: io::Result<OpenSegment>) -> Result<(), LogBroken> {
+    pub fn opened(&mut self, segment: &io::Result<OpenSegment>) -> Result<(), LogBroken> {
         if self.phase != Phase::Opening {
             self.late();
             return Ok(());
         }
-        let Ok(segment) = segment else {
+        let Ok(segment) = *segment else {
             return self.broken().map(|_| ());
         };
         assert_eq!(

@@ -1,15 +1,17 @@
 //! Compaction: closed segments are written again without the ops that others have won over.
 //!
-//! It runs beside the server, on closed segments only, and shares nothing with the path of an op. It reads all closed
-//! segments of the data directory once, and remembers for each key which op wins: keys and numbers, no values. Then it goes
-//! through each folder's row of segments in groups whose winners fill one segment, and replaces each group in which enough is dead
-//! by one segment. What a crash leaves at each step stands in [`super::record`].
+//! It runs beside the server, on closed segments only, and shares nothing with the path of an op.
+//! It reads all closed segments of the data directory once, and remembers which op of each key
+//! wins: keys and numbers, no values. Then it divides each folder's chain into groups of segments
+//! whose winning ops fill one segment, and replaces each group that has enough dead bytes by one
+//! segment. [`super::record`] says what a crash leaves at each step.
 //!
-//! Segments of which the caller knows that all of it is overwritten are not even read ([`Compaction::sweep`]): where few keys are written
-//! again and again, nearly all segments are.
+//! Segments that are known to be completely overwritten are not even read ([`Compaction::sweep`]):
+//! where few keys are written again and again, that is nearly all of them.
 //!
-//! An op is left out only if another one, in any folder, wins over it, and that one stands in a closed segment, which is all on
-//! disk. It does not matter in which order segments are read afterwards: replay is a merge by timestamp and seq.
+//! An op is left out only if another one, in any folder, supersedes it and is in a closed segment,
+//! which is completely on disk. The order in which segments are read afterwards does not matter:
+//! replay merges by timestamp and seq.
 
 use std::collections::VecDeque;
 use std::io;
@@ -39,7 +41,8 @@ use crate::seq::Seq;
 #[cfg(test)]
 mod tests;
 
-/// Why a compaction ended early. What it had replaced by then stays replaced; the rest is as it was.
+/// Why a compaction ended early. What it had replaced by then stays replaced; the rest is
+/// unchanged.
 #[derive(Debug, Error)]
 pub enum CompactionError {
     /// A segment cannot be read.
@@ -50,25 +53,26 @@ pub enum CompactionError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The folder cannot be synced after a segment was replaced. The old segments are kept, since nobody knows whether the new name is on
-    /// disk, and a sync that returns well later may lie: it must not be tried again before the next start.
+    /// The folder cannot be synced after a segment was replaced. The old segments are kept, since
+    /// it is unknown whether the new name is on disk, and a later sync that succeeds may not mean
+    /// that it is: compaction must not be tried again before the next start.
     #[error("{path} cannot be synced: {}", WithRemedy(.source))]
     Folder {
         /// The folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The caller told it to stop.
+    /// The caller asked it to stop.
     #[error("stopped")]
     Stopped,
 }
 
 impl CompactionError {
-    /// Whether the disk had no room for the new segment.
+    /// Returns whether the disk had no room for the new segment.
     #[must_use]
     pub fn is_for_room(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull, WriteZero};
@@ -82,16 +86,16 @@ impl CompactionError {
 /// How much a compaction does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
-    /// A group of segments is rewritten if at least one in so many of its bytes is dead.
+    /// A group of segments is rewritten if at least one in this many of its bytes is dead.
     pub dead_share: u64,
-    /// The new segments are about as long as an eighth of the live data, but at least so long,
+    /// New segments have about an eighth of the live bytes, but at least this many.
     pub segment_bytes_min: u64,
-    /// and at most so long.
+    /// New segments have at most this many bytes.
     pub segment_bytes_max: u64,
 }
 
 impl Settings {
-    /// For a running server: what is hardly dead is left alone.
+    /// Returns the settings of a running server: segments with few dead bytes are left alone.
     #[must_use]
     pub fn routine(segment_bytes_min: u64, segment_bytes_max: u64) -> Self {
         Self {
@@ -101,7 +105,7 @@ impl Settings {
         }
     }
 
-    /// Removes all that is dead.
+    /// Returns settings with which everything dead is removed.
     #[must_use]
     pub fn thorough(self) -> Self {
         Self {
@@ -111,10 +115,11 @@ impl Settings {
     }
 }
 
-/// Called after each piece of work with the number of bytes that were read: a place to rest, and to stop.
+/// Called after each piece of work with the number of bytes that were read. It may sleep, and may
+/// stop the compaction.
 pub type Throttle<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
 
-/// What a compaction did so far.
+/// The work of a compaction so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CompactionOutcome {
     /// Closed segments that there were.
@@ -125,7 +130,7 @@ pub struct CompactionOutcome {
     pub segments_replaced: u64,
     /// Segments that were written in their place.
     pub segments_written: u64,
-    /// What the disk has back.
+    /// The bytes that were given back to the disk.
     pub bytes_freed: u64,
 }
 
@@ -143,14 +148,14 @@ pub struct Compaction<D: Disk> {
     /// Ranges of `links`.
     groups: VecDeque<std::ops::Range<usize>>,
     outcome: CompactionOutcome,
-    /// What the disk has back, by shard.
+    /// The bytes that were given back to the disk, by shard.
     freed_bytes: Vec<(u32, u64)>,
     bytes: Vec<u8>,
 }
 
 impl<D: Disk> Compaction<D> {
-    /// Finds the closed segments. `open` tells, of each shard that runs, the index of its open segment: that one and what
-    /// comes behind it is left alone. There must be one compaction at a time.
+    /// Finds the closed segments. `open` has the index of the open segment of each running shard:
+    /// that one and later ones are left alone. At most one compaction runs at a time.
     pub fn plan(
         directory: Arc<DataDirectory<D>>,
         open: &[(u32, u64)],
@@ -181,8 +186,9 @@ impl<D: Disk> Compaction<D> {
         })
     }
 
-    /// Finds the closed segments of which nothing is left, and reads none: `is_dead` tells whether all ops of a shard's segments of these
-    /// indices are overwritten, by ops that stand in closed segments. Otherwise as [`Compaction::plan`].
+    /// Finds the closed segments that hold nothing live, and reads none: `is_dead` returns whether
+    /// all ops of a shard's segments with these indexes are superseded by ops in closed segments.
+    /// Otherwise the same as [`Compaction::plan`].
     pub fn sweep(
         directory: Arc<DataDirectory<D>>,
         open: &[(u32, u64)],
@@ -211,11 +217,12 @@ impl<D: Disk> Compaction<D> {
         Ok(sweep)
     }
 
-    /// Leaves the folders of all other shards alone, unread too. An op in one of these is left out only if another one
-    /// of these wins over it, so nothing depends on what was not read.
+    /// Restricts the compaction to these shards: the folders of all others are not even read. An op
+    /// is left out only if an op in one of these folders supersedes it, so nothing depends on what
+    /// was not read.
     ///
     /// # Panics
-    /// Where it has begun.
+    /// If the compaction has begun.
     #[must_use]
     pub fn only(mut self, shards: &[u32]) -> Self {
         assert!(
@@ -229,8 +236,8 @@ impl<D: Disk> Compaction<D> {
         self
     }
 
-    /// Removes all that is dead, in steps that need little room on the disk: those that need least come first, and
-    /// each frees more than the next ones need.
+    /// Removes everything dead, in steps that need little room on the disk: those that need least
+    /// come first, and each frees more than the next ones need.
     #[must_use]
     pub fn in_small_steps(mut self) -> Self {
         self.settings = self.settings.thorough();
@@ -238,7 +245,7 @@ impl<D: Disk> Compaction<D> {
         self
     }
 
-    /// What of a shard's folder stays, once all segments have been read.
+    /// Returns the bytes of a shard's folder that are live, once all segments have been read.
     #[must_use]
     pub fn kept_bytes(&self, shard: u32) -> u64 {
         let live_bytes = self.links.iter().zip(&self.index.live_bytes);
@@ -255,7 +262,7 @@ impl<D: Disk> Compaction<D> {
         freed.map(|(_, bytes)| bytes).sum()
     }
 
-    /// Whether there is nothing to do, or nothing any more.
+    /// Returns whether there is nothing left to do.
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.read_count == self.links.len() && self.groups.is_empty()
@@ -274,7 +281,7 @@ impl<D: Disk> Compaction<D> {
         Ok(!self.is_done())
     }
 
-    /// What was done so far.
+    /// Returns the work done so far.
     #[must_use]
     pub fn outcome(&self) -> CompactionOutcome {
         self.outcome
@@ -357,7 +364,8 @@ impl<D: Disk> Compaction<D> {
         };
         let written = self.write(group.clone(), &path_new, &header, throttle);
         if written.is_err() {
-            // The error to tell is the first one. What cannot be removed is swept at the next start.
+            // The first error is the one to report. A file that cannot be removed is removed by the
+            // next start.
             let _ = self.directory.disk().remove(&path_new);
         }
         let written_bytes = written?;
@@ -372,7 +380,8 @@ impl<D: Disk> Compaction<D> {
         Ok(())
     }
 
-    /// Writes the winners of a group, piece by piece, each synced, so that no sync of the log ever waits for much of this.
+    /// Writes the live ops of a group in pieces, each synced, so that no sync of the log has to
+    /// wait for much of it.
     fn write(
         &mut self,
         group: std::ops::Range<usize>,
@@ -387,7 +396,8 @@ impl<D: Disk> Compaction<D> {
         let disk = self.directory.disk();
         let mut rewrite = Rewrite::begin(disk, path, *header).map_err(failed)?;
         for place in group.filter(|place| self.index.live_bytes[*place] > 0) {
-            // A segment is read whole before its winners are written: what one piece holds is bounded by a segment.
+            // A segment is read completely before its live ops are written, so a piece is bounded
+            // by a segment.
             let mut outcome = Ok(());
             let mut pieces = ReadThrottle::default();
             self.links[place].read(disk, &mut self.bytes, |op| {
@@ -408,7 +418,8 @@ impl<D: Disk> Compaction<D> {
         Ok(written_bytes)
     }
 
-    /// Puts the new segment in the place of the group. The order is the argument: the old ones go when the new one has its name on disk.
+    /// Replaces the group by the new segment. The order is what makes it safe: the old segments are
+    /// removed once the new one has its name on disk.
     fn swap(
         &self,
         group: std::ops::Range<usize>,
@@ -423,7 +434,7 @@ impl<D: Disk> Compaction<D> {
         let (last, before) = self.links[group]
             .split_last()
             .expect("a group has a segment");
-        // What cannot be opened is freed at once, by the kernel.
+        // A file that cannot be opened is freed at once, by the kernel.
         let last_old = disk.open_writable(&last.path).ok();
         let nobody_reads = self.directory.replacing();
         if let Err(source) = disk.rename(path_new, &last.path) {
@@ -444,7 +455,7 @@ impl<D: Disk> Compaction<D> {
         for link in before {
             let file = disk.open_writable(&link.path).ok();
             let nobody_reads = self.directory.replacing();
-            // What stays is known as replaced, and removed by the next start.
+            // A segment that remains is known to be replaced, and removed by the next start.
             let removed = disk.remove(&link.path);
             drop(nobody_reads);
             if let (Ok(()), Some(file)) = (removed, file) {
@@ -464,7 +475,7 @@ fn remove_replaced<D: Disk>(
         return Ok(());
     }
     let (disk, path) = (directory.disk(), directory.shard_path(chain.shard));
-    // What they were replaced by must be found after a crash.
+    // The segment that replaced them must be found after a crash.
     disk.sync_folder(&path)
         .map_err(|source| CompactionError::Folder { path, source })?;
     let _nobody_reads = directory.replacing();
@@ -483,8 +494,8 @@ fn outcome_of(links: &[Link]) -> CompactionOutcome {
     }
 }
 
-/// Gives the blocks of a file that has no name any more back piece by piece: freed at once, a large file holds up every
-/// sync of the disk meanwhile, above all where ext4 is mounted with `discard`. Whoever reads the file keeps it whole.
+/// Gives back the blocks of a deleted file in pieces: freed at once, a large file delays every sync
+/// of the disk, above all if ext4 is mounted with `discard`. A file that is being read is kept.
 fn shrink<F: DiskFile>(file: &F, throttle: &mut Throttle<'_>) -> Result<(), CompactionError> {
     let Ok(mut bytes) = file.bytes() else {
         return Ok(());
@@ -500,7 +511,7 @@ fn shrink<F: DiskFile>(file: &F, throttle: &mut Throttle<'_>) -> Result<(), Comp
     Ok(())
 }
 
-/// Where the last segment of a folder without a shard ends.
+/// Returns the end of the last segment in the folder of a shard that no longer runs.
 fn end_of(link: &Link) -> LogPosition {
     match link.header.compacted {
         Some(compacted) => compacted.end_position,
@@ -515,7 +526,7 @@ fn yield_to(throttle: &mut Throttle<'_>, bytes: u64) -> Result<(), CompactionErr
     }
 }
 
-/// Rests between the pieces of what is read, so that a core which is shared is given back soon.
+/// Yields between pieces of the reading, so that a shared core is given back soon.
 #[derive(Default)]
 struct ReadThrottle {
     bytes: usize,
@@ -531,7 +542,7 @@ impl ReadThrottle {
         }
     }
 
-    /// Rests after what is left, and tells whether it is to go on.
+    /// Yields for the last piece. The error is that the compaction was stopped.
     fn end(self, throttle: &mut Throttle<'_>) -> Result<(), CompactionError> {
         if self.is_stopped {
             return Err(CompactionError::Stopped);
@@ -562,7 +573,7 @@ impl WinnerIndex {
         }
     }
 
-    /// Takes an op that stands in the segment at `place`.
+    /// Adds an op of the segment at `place`.
     fn note(&mut self, op: &LoggedOp<'_>, place: usize) {
         let bytes = u32::try_from(record::op_bytes(op)).expect("a record is below 4 GiB");
         let winner = Winner {

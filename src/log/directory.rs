@@ -1,16 +1,16 @@
-//! The data directory: who may use it, and which log it holds.
+//! The data directory: which process may use it, and which log it holds.
 //!
 //! | file | |
 //! | --- | --- |
-//! | `LOCK` | locked with flock as long as a server uses the directory, as is the directory itself; holds that server's process id |
-//! | `meta.json` | the format version; the epoch, a random id that stands in every segment's header; how many shards have begun a log |
+//! | `LOCK` | locked with flock by the server, as is the directory; holds its process id |
+//! | `meta.json` | format version; epoch, a random id in every segment's header; shards begun |
 //! | `dev-secret` | the secret of `--dev`, which this module leaves alone (`config::secrets`) |
-//! | `RESERVE` | empty, with disk claimed for it that compaction may use when nothing else is free ([`super::reserve`]); it may be missing |
+//! | `RESERVE` | optional; empty, with disk claimed for compaction ([`super::reserve`]) |
 //! | `shard-NN/NNNNNNNNNN.aof` | the segments of each shard ([`super::segment`]) |
 //!
-//! Every folder is synced after something in it was created or renamed: a file whose name is lost is lost with its bytes.
-//! A sync is done again when the thing is found to be there, since the process that created it may have been killed
-//! before its sync.
+//! Every folder is synced after something in it was created or renamed: a file whose name is lost
+//! is lost with its bytes. A sync is done again when the thing is found to be there, since the
+//! process that created it may have been killed before its sync.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,10 +34,10 @@ const META_NEW: &str = "meta.json.new";
 pub(super) const RESERVE: &str = "RESERVE";
 const PROBE: &str = "LOCK.probe";
 const UNKNOWN_PID: &str = "unknown";
-/// Where `--dev` keeps its secret.
+/// The file of the secret that `--dev` generates.
 pub const DEV_SECRET_FILE: &str = "dev-secret";
 const SHARD_PREFIX: &str = "shard-";
-/// What a repair sets aside is in folders with this and a number as their names.
+/// Files that a repair sets aside are in folders named with this and a number.
 pub(super) const ASIDE_PREFIX: &str = "damaged-";
 
 /// A data directory that is locked for this process, as long as the value lives.
@@ -51,7 +51,7 @@ pub struct DataDirectory<D: Disk = HostDisk> {
     lock: Lock<D::File>,
 }
 
-/// What `meta.json` says of a log.
+/// The content of `meta.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     /// The random id.
@@ -61,8 +61,7 @@ pub struct Identity {
     pub shards_begun: u32,
 }
 
-/// The locks of a data directory, held as long as the value lives: closing the files gives them
-/// back, in a crash too.
+/// The locks of a data directory. They are held until the files are closed, which a crash does too.
 #[derive(Debug)]
 pub struct Lock<F> {
     /// `LOCK` alone does not do: it can be deleted under a server, and the next one locks a new
@@ -73,7 +72,7 @@ pub struct Lock<F> {
     path: PathBuf,
 }
 
-/// Why a data directory cannot be used. Each is one line that tells what to do.
+/// Why a data directory cannot be used. Each error is one line that says what to do.
 #[derive(Debug, Error)]
 pub enum DirectoryError {
     /// The folder or a parent of it cannot be created.
@@ -84,7 +83,7 @@ pub enum DirectoryError {
     CannotCreate {
         /// The data directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The folder is there, and no file can be written in it.
@@ -95,7 +94,7 @@ pub enum DirectoryError {
     NotWritable {
         /// The data directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// There is a file where the folder, or one above it, is to be.
@@ -111,7 +110,8 @@ pub enum DirectoryError {
     },
     /// It has no log, and files that are none of a server's.
     #[error(
-        "data directory {path} has no log, and other files (such as {name}): name an empty folder, or a new one in it, with --data-dir"
+        "data directory {path} has no log, and other files (such as {name}): \
+         name an empty folder, or a new one in it, with --data-dir"
     )]
     OtherFiles {
         /// The data directory.
@@ -121,7 +121,8 @@ pub enum DirectoryError {
     },
     /// A server is running on it.
     #[error(
-        "data directory {path} is in use by another server (pid {pid}): stop it, or name another with --data-dir"
+        "data directory {path} is in use by another server (pid {pid}): \
+         stop it, or name another with --data-dir"
     )]
     InUse {
         /// The data directory.
@@ -132,12 +133,13 @@ pub enum DirectoryError {
     /// There is no log.
     #[error("{path} is not a data directory of a server: name one with --data-dir")]
     Missing {
-        /// The path that was given.
+        /// The path as it was given.
         path: PathBuf,
     },
     /// A newer server wrote it.
     #[error(
-        "data directory {path} is from a newer format ({found}; this server reads {FORMAT_VERSION}): start the newer server"
+        "data directory {path} is from a newer format ({found}; this server reads \
+         {FORMAT_VERSION}): start the newer server"
     )]
     Newer {
         /// The data directory.
@@ -147,7 +149,8 @@ pub enum DirectoryError {
     },
     /// `meta.json` cannot be understood, or is missing beside a log.
     #[error(
-        "{path} is damaged ({what}); put it back from a backup, or run: etherply log repair --data-dir {}",
+        "{path} is damaged ({what}); put it back from a backup, or run: \
+         etherply log repair --data-dir {}",
         parent(.path).display()
     )]
     Meta {
@@ -161,7 +164,7 @@ pub enum DirectoryError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -189,8 +192,9 @@ impl DataDirectory {
 }
 
 impl<D: Disk> DataDirectory<D> {
-    /// Creates the directory if it is missing, locks it and reads which log it holds; an empty one gets `new_epoch`.
-    /// The lock comes before every other change, so that a directory in use is left as it is.
+    /// Creates the directory if it is missing, locks it and reads which log it holds; an empty one
+    /// gets `new_epoch`. The lock comes before every other change, so that a directory in use is
+    /// left as it is.
     pub fn open_on(disk: D, path: PathBuf, new_epoch: [u8; 16]) -> Result<Self, DirectoryError> {
         create_folders(&disk, &path).map_err(|source| not_created(&disk, &path, source))?;
         if let Some(name) = other_file(&disk, &path) {
@@ -212,7 +216,7 @@ impl<D: Disk> DataDirectory<D> {
 
     /// Locks a directory that holds a log already.
     pub fn open_existing(disk: D, path: PathBuf) -> Result<Self, DirectoryError> {
-        // What is no data directory is left as it is, without a lock file in it.
+        // A folder that is not a data directory is left as it is, without a lock file in it.
         let identity = identity(&disk, &path)?;
         let lock = lock(&disk, &path)?;
         Self::locked(disk, path, identity, lock)
@@ -240,12 +244,12 @@ impl<D: Disk> DataDirectory<D> {
         &self.lock.path
     }
 
-    /// Whether the locked `LOCK` still has a name. Cheap enough for every commit.
+    /// Returns whether the locked `LOCK` still has a name. Cheap enough for every commit.
     pub fn is_lock_linked(&self) -> io::Result<bool> {
         self.lock.file.is_linked()
     }
 
-    /// Whether what is at the path of `LOCK` is the locked file. If not, it or the whole directory
+    /// Returns whether the locked file is at the path of `LOCK`. If not, it or the whole directory
     /// was deleted, moved or replaced.
     pub fn is_lock_in_place(&self) -> io::Result<bool> {
         self.disk.is_at(&self.lock.path, &self.lock.file)
@@ -257,7 +261,7 @@ impl<D: Disk> DataDirectory<D> {
         &self.disk
     }
 
-    /// The directory's path, as it was given.
+    /// Returns the directory's path, as it was given.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -269,7 +273,7 @@ impl<D: Disk> DataDirectory<D> {
         self.identity.epoch
     }
 
-    /// What `meta.json` said when the directory was opened.
+    /// Returns the content of `meta.json` when the directory was opened.
     #[must_use]
     pub fn identity(&self) -> Identity {
         self.identity
@@ -288,9 +292,10 @@ impl<D: Disk> DataDirectory<D> {
         write_meta(&self.disk, &self.path, identity)
     }
 
-    /// Keeps closed segments from being replaced for as long as the guard lives. Nothing on the path of an op waits here.
+    /// Keeps closed segments from being replaced for as long as the guard lives. Nothing on the
+    /// path of an op waits here.
     pub fn reading(&self) -> RwLockReadGuard<'_, ()> {
-        // A thread that panicked has left nothing behind a lock that guards no memory.
+        // The lock guards no memory that a panicking thread could have left in a bad state.
         self.changes.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -317,7 +322,8 @@ pub fn shard_folder(shard: u32) -> String {
     format!("{SHARD_PREFIX}{shard:02}")
 }
 
-/// The shard whose folder has this name. Any other name, also one that [`shard_folder`] would write in another way, is none.
+/// The shard whose folder has this name. Any other name, also one that [`shard_folder`] would write
+/// in another way, is none.
 #[must_use]
 pub fn shard_of_folder(name: &str) -> Option<u32> {
     let shard = name.strip_prefix(SHARD_PREFIX)?.parse().ok()?;
@@ -343,7 +349,7 @@ pub fn epoch<D: Disk>(disk: &D, path: &Path) -> Result<[u8; 16], DirectoryError>
     identity(disk, path).map(|identity| identity.epoch)
 }
 
-/// What `meta.json` says of a data directory, which may be in use by a server.
+/// Reads `meta.json` of a data directory, which may be in use by a server.
 pub fn identity<D: Disk>(disk: &D, path: &Path) -> Result<Identity, DirectoryError> {
     let missing = || DirectoryError::Missing {
         path: path.to_path_buf(),
@@ -405,11 +411,11 @@ fn not_created<D: Disk>(disk: &D, path: &Path, source: io::Error) -> DirectoryEr
     }
 }
 
-/// Returns the name of something in a folder without a log that no server has put there. Hidden names, and that of the folder
-/// with which a file system begins, are nobody's.
+/// Returns the name of an entry in a folder without a log that no server has created. Hidden names
+/// are ignored, and so is that of the folder that a new file system contains.
 #[must_use]
 pub fn other_file<D: Disk>(disk: &D, path: &Path) -> Option<String> {
-    // Where the folder cannot be looked into, what follows says so.
+    // If the folder cannot be listed, the next step reports it.
     if disk.exists(&path.join(META)).unwrap_or(true) {
         return None;
     }
@@ -423,7 +429,7 @@ pub fn other_file<D: Disk>(disk: &D, path: &Path) -> Option<String> {
             || name.starts_with(ASIDE_PREFIX)
     };
     let names: Vec<_> = names.collect();
-    // A log that has lost its `meta.json` is damage, and told as such.
+    // A log without its `meta.json` is damaged, and reported as such.
     let has_log = names.iter().any(|name| shard_of_folder(name).is_some());
     let other = names.iter().filter(|name| !has_log && !is_ours(name)).min();
     other.map(|name| name.escape_debug().to_string())
@@ -467,7 +473,8 @@ fn lock<D: Disk>(disk: &D, path: &Path) -> Result<Lock<D::File>, DirectoryError>
     })
 }
 
-/// The process id in a `LOCK` that another process holds; `unknown` where it has not written it yet.
+/// The process id in a `LOCK` that another process holds; `unknown` where it has not written it
+/// yet.
 pub fn lock_holder(file: &impl DiskFile) -> String {
     let mut text = [0; 16];
     let count = file.read_full_at(&mut text, 0).unwrap_or(0);

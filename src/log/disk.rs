@@ -1,7 +1,9 @@
-//! The file system as the log needs it, so that everything which decides about files runs on a simulated disk too.
+//! The file system as the log needs it, so that everything which decides about files runs on a
+//! simulated disk too.
 //!
-//! Each method is one system call, or what a file system makes of one: it may fail at any time, and a crash may come
-//! between any two. The assumptions about what a crash leaves stand in [`super::record`].
+//! Each method is one system call, or its equivalent in a file system: it may fail at any time, and
+//! a crash may come between any two. [`super::record`] lists the assumptions about what a crash
+//! leaves.
 //!
 //! Architecture invariant: outside of this file, nothing under `log` touches a file.
 
@@ -20,9 +22,9 @@ use super::blocks::{BLOCK_BYTES, Blocks};
 /// The space of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Space {
-    /// What anybody may still write.
+    /// The bytes that an unprivileged user may still write.
     pub free_bytes: u64,
-    /// All there is.
+    /// The size of the disk in bytes.
     pub total_bytes: u64,
 }
 
@@ -33,9 +35,9 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
 
     /// mkdir(2). Only the user of this process may enter it.
     fn create_folder(&self, path: &Path) -> io::Result<()>;
-    /// Whether there is a folder of this name.
+    /// Returns whether there is a folder of this name.
     fn is_folder(&self, path: &Path) -> bool;
-    /// What stands in a folder, in no order.
+    /// Returns the names in a folder, in no order.
     fn names(&self, folder: &Path) -> io::Result<Vec<OsString>>;
     /// Makes the names in a folder durable: fsync(2) of the folder.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
@@ -46,11 +48,11 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
     /// Opens an empty file for reading and writing, in the place of one that is there. A new one is
     /// for the user of this process alone.
     fn create(&self, path: &Path) -> io::Result<Self::File>;
-    /// Whether the file that stands at `path` now is the open one.
+    /// Returns whether the file at `path` is the open one.
     fn is_at(&self, path: &Path, file: &Self::File) -> io::Result<bool>;
     /// The length of a file.
     fn file_bytes(&self, path: &Path) -> io::Result<u64>;
-    /// Whether there is a file of this name.
+    /// Returns whether there is a file of this name.
     fn exists(&self, path: &Path) -> io::Result<bool> {
         match self.file_bytes(path) {
             Ok(_) => Ok(true),
@@ -62,7 +64,8 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
     fn space(&self, folder: &Path) -> io::Result<Space>;
     /// rename(2): replaces a file that is there, in one step.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Gives a file a second name: link(2). Where a file system has none, the new name is of a copy, which is on disk.
+    /// Gives a file a second name: link(2). Where a file system has none, the new name is of a
+    /// copy, which is on disk.
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut bytes = Vec::new();
         self.open(from)?.read_whole(&mut bytes)?;
@@ -72,8 +75,8 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
     }
     /// unlink(2).
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// Opens a file, creating it if it is missing, and locks it for as long as it is open (flock(2)). `Err`: the file, open
-    /// for reading, which another process has locked.
+    /// Opens a file, creating it if it is missing, and locks it for as long as it is open
+    /// (flock(2)). `Err`: the file, open for reading, which another process has locked.
     fn lock(&self, path: &Path) -> io::Result<Result<Self::File, Self::File>>;
     /// Opens a folder and locks it for as long as it is open (flock(2)). None: another process has
     /// locked it. Where the file system cannot lock folders, it is open and not locked.
@@ -82,9 +85,9 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
 
 /// An open file.
 pub trait DiskFile: Debug + Send + Sync + 'static {
-    /// Its length.
+    /// Returns the length of the file.
     fn bytes(&self) -> io::Result<u64>;
-    /// Whether it still has a name. Cheap enough for every commit.
+    /// Returns whether the file still has a name. Cheap enough for every commit.
     fn is_linked(&self) -> io::Result<bool>;
     /// pread(2): may read less than there is; 0 at the end.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
@@ -94,10 +97,11 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     fn set_bytes(&self, bytes: u64) -> io::Result<()>;
     /// Makes content and length durable: fdatasync(2).
     fn sync(&self) -> io::Result<()>;
-    /// From now on the file is written past the page cache (open(2), `O_DIRECT`): by whole blocks at their places, each write with
-    /// `RWF_DSYNC` (pwritev2(2)), so that it is on disk when it returns. False: the file system cannot, and nothing has changed.
+    /// Makes later writes bypass the page cache (open(2), `O_DIRECT`): they must be whole blocks at
+    /// their places, and each has `RWF_DSYNC` (pwritev2(2)), so that it is on disk when it returns.
+    /// False: the file system cannot do it, and nothing has changed.
     fn write_through(&self) -> io::Result<bool>;
-    /// pwritev2(2) with `RWF_DSYNC`: what it takes is on disk when it returns.
+    /// pwritev2(2) with `RWF_DSYNC`: the bytes written are on disk when it returns.
     fn write_synced_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         let count = self.write_at(bytes, offset)?;
         self.sync()?;
@@ -105,13 +109,15 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     }
     /// Claims disk ahead without a change of the length; nothing where the file system cannot.
     fn reserve(&self, bytes: u64) -> io::Result<()>;
-    /// Keeps others from claiming it for as long as it is open. False: somebody has claimed it (flock(2), shared).
+    /// Keeps others from claiming the file while it is open. False: it is claimed (flock(2),
+    /// shared).
     fn share(&self) -> io::Result<bool>;
-    /// Keeps others from sharing it for as long as it is open. False: somebody shares or has claimed it (flock(2),
-    /// exclusive).
+    /// Keeps others from sharing the file while it is open. False: it is shared or claimed
+    /// (flock(2), exclusive).
     fn claim(&self) -> io::Result<bool>;
-    /// Drops what the kernel holds of the file in memory and has on disk too, so that what is read next comes from the disk.
-    /// Advice: where it is not taken, reads still give what was written.
+    /// Drops the parts of the file in the page cache that are on disk too, so that the next read
+    /// comes from the disk. This is advice: if the kernel ignores it, reads still return what was
+    /// written.
     fn drop_cache(&self);
 
     /// Writes all of `bytes`.
@@ -130,7 +136,8 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
         Ok(())
     }
 
-    /// Reads into `bytes` from `offset` on, until they are full or the file ends; gives the number of bytes read.
+    /// Reads into `bytes` from `offset` on, until they are full or the file ends. Returns the
+    /// number of bytes read.
     fn read_full_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut count = 0;
         while count < bytes.len() {
@@ -144,11 +151,12 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
         Ok(count)
     }
 
-    /// Replaces `bytes` by the content of the whole file.
+    /// Replaces `bytes` by the content of the file.
     fn read_whole(&self, bytes: &mut Vec<u8>) -> io::Result<()> {
         let file_bytes = usize::try_from(self.bytes()?)
             .map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-        // Only what is new must be zeroed: a buffer that is used for one segment after the other is not.
+        // Only what is new must be zeroed: a buffer that is used for one segment after the other is
+        // not.
         bytes.resize(file_bytes, 0);
         let count = self.read_full_at(bytes, 0)?;
         bytes.truncate(count);
@@ -160,7 +168,7 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HostDisk;
 
-/// What the log holds is for nobody but its server, whatever the umask is.
+/// Only the server's user may read the log, whatever the umask.
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
@@ -233,7 +241,7 @@ impl Disk for HostDisk {
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         match fs::hard_link(from, to) {
-            // What file systems without links answer (link(2)).
+            // The errors of file systems without hard links (link(2)).
             Err(error)
                 if matches!(
                     Errno::from_io_error(&error),
@@ -302,7 +310,7 @@ impl DiskFile for File {
     fn write_through(&self) -> io::Result<bool> {
         let flags = rustix::fs::fcntl_getfl(self)?;
         let set = rustix::fs::fcntl_setfl(self, flags | OFlags::DIRECT);
-        // Some file systems take the flag, and refuse blocks that are too short for them.
+        // Some file systems accept the flag, and refuse blocks that are too short for them.
         let mut block = Blocks::new(BLOCK_BYTES);
         block.resize(BLOCK_BYTES, 0);
         let probed = set.and_then(|()| rustix::io::pread(self, &mut *block, 0));
@@ -362,7 +370,7 @@ mod tests {
 
     use super::*;
 
-    /// A file that takes and gives three bytes at a time, and is interrupted before each.
+    /// A file that reads and writes three bytes at a time, and is interrupted before each.
     #[derive(Debug)]
     struct Choppy {
         file: File,
@@ -463,7 +471,7 @@ mod tests {
         let file = HostDisk.create(&path).unwrap();
         let write = |bytes: &[u8], at| DiskFile::write_all_at(&file, bytes, at);
         write(b"header", 0).unwrap();
-        // Where the file system cannot, it stays as it was.
+        // If the file system cannot do it, the file stays as it was.
         let takes_bytes = !DiskFile::write_through(&file).unwrap();
         let mut blocks = Blocks::new(BLOCK_BYTES);
         blocks.resize(2 * BLOCK_BYTES, b'b');

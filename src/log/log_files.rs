@@ -42,12 +42,14 @@ pub enum LogFilesError {
     Segment {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The open segment is not in its place any more. Nothing that the server could do brings its ops back there.
+    /// The open segment is not in its place any more. Nothing that the server could do brings its
+    /// ops back there.
     #[error(
-        "{path} was deleted or moved away under the running server: stop the server, move the data directory back or put it back from a backup, and start it again"
+        "{path} was deleted or moved away under the running server: stop the server, \
+         move the data directory back or put it back from a backup, and start it again"
     )]
     Deleted {
         /// The segment.
@@ -56,7 +58,8 @@ pub enum LogFilesError {
     /// `LOCK` is not in its place any more: nothing keeps a server of an older version from using
     /// the directory, too.
     #[error(
-        "{path} was deleted or replaced under the running server, and another server may use the data directory by now: stop every server on it, and start one again"
+        "{path} was deleted or replaced under the running server, and another server may use the \
+         data directory by now: stop every server on it, and start one again"
     )]
     Unlocked {
         /// `LOCK`.
@@ -68,8 +71,9 @@ pub enum LogFilesError {
 }
 
 impl<D: Disk> LogFiles<D> {
-    /// Creates the segment with which a shard begins, behind all that was recovered. With `fill_bytes`, this one and those that
-    /// follow are [written through](Segment::write_through), if the file system can do that.
+    /// Creates the segment with which a shard begins, after everything that was recovered. With
+    /// `fill_bytes`, this one and the following ones are [written through](Segment::write_through),
+    /// if the file system supports it.
     pub fn open(
         directory: Arc<DataDirectory<D>>,
         shard: u32,
@@ -111,7 +115,7 @@ impl<D: Disk> LogFiles<D> {
         }
     }
 
-    /// What makes whole blocks of appends to the open segment, where it is written through.
+    /// Returns what turns appends to the open segment into whole blocks, if it is written through.
     pub fn blocks(&mut self) -> Option<&mut BlockWriter> {
         self.segment.blocks.as_mut()
     }
@@ -134,7 +138,7 @@ impl<D: Disk> LogFiles<D> {
     /// the shard's folder or one of the two was deleted, moved or replaced. Costs a walk along each
     /// path, so it is not for every commit.
     pub fn check_place(&self) -> Result<(), LogFilesError> {
-        // An error tells nothing of the place; creating the next segment will meet it.
+        // An error does not show that it moved; creating the next segment will meet the error.
         if !self.is_in_place().unwrap_or(true) {
             return self.check(Ok(false));
         }
@@ -154,8 +158,8 @@ impl<D: Disk> LogFiles<D> {
         self.directory.disk().is_at(path, file.as_ref())
     }
 
-    /// Fails where the open segment does not stand at its path: what stands there now, nothing or a backup that was put
-    /// back, does not go on with this log, and must not be given the next segment of it.
+    /// Fails if the open segment is not at its path: whatever is there now, nothing or a restored
+    /// backup, does not continue this log, and must not be followed by its next segment.
     fn check_in_place(&self) -> Result<(), LogFilesError> {
         self.check(self.is_in_place())?;
         self.check_lock(self.directory.is_lock_in_place().unwrap_or(true))
@@ -258,7 +262,7 @@ fn create<D: Disk>(
     };
     let path = segment.path.clone();
     segment.write_through(fill_bytes).inspect_err(|_| {
-        // It has no ops. The error to tell is the first one.
+        // The new segment has no ops. The first error is the one to report.
         let _ = directory.disk().remove(&path);
     })
 }
@@ -269,7 +273,7 @@ pub struct Creation<D: Disk> {
     directory: Arc<DataDirectory<D>>,
     header: SegmentHeader,
     fill_bytes: Option<u64>,
-    /// The segment before it, and its length without what was claimed ahead.
+    /// The previous segment, and its length without the space claimed in advance.
     closed: Option<(PathBuf, u64)>,
 }
 

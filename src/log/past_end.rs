@@ -15,9 +15,9 @@ use super::repair::resync::skip_damage;
 /// Records beyond the end of a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordsPastEnd {
-    /// Where the segment ends.
+    /// The offset where the segment ends.
     pub offset: u64,
-    /// The records after it that are whole.
+    /// The number of intact records after it.
     pub records: u64,
 }
 

@@ -34,7 +34,8 @@ impl LogPosition {
     }
 
     /// Returns the position this many bytes later, at most [`LogPosition::MAX`]. Saturating,
-    /// because a position that was read from disk may be anything, and nothing matches the last one.
+    /// because a position that was read from disk may be anything, and nothing matches the last
+    /// one.
     #[must_use]
     pub const fn advance(self, bytes: u64) -> Self {
         Self(self.0.saturating_add(bytes))

@@ -1,13 +1,16 @@
 //! A log that is only read, whether a server uses it or not: nothing is locked, synced or cut.
 //!
-//! A running server appends to the open segments, begins new ones, and replaces closed ones by compacted ones. So the
-//! reader first opens all files, and then looks whether the directory still tells the same log: then what it holds was the log at
-//! one moment. A file that is open stays what it is when its name goes. What is appended to a file meanwhile may
-//! be seen or not, and the end of an open segment is judged like any last segment: what is not whole there is no fault. Where zeros are read
-//! that the file was filled with, and a batch behind them that came a moment later, that looks like a fault until it is read again.
+//! A running server appends to the open segments, begins new ones, and replaces closed ones by
+//! compacted ones. So the reader first opens all files, and then checks that the directory still
+//! has the same segments: then it holds the log of one moment. An open file keeps its content when
+//! its name is removed. Bytes that are appended in the meantime may or may not be seen, and the end
+//! of an open segment is treated like that of any last segment: an incomplete record there is not a
+//! fault. A read that finds zeros, which the file was filled with, and then a batch that was
+//! written a moment later looks like a fault until it is repeated.
 //!
-//! A fault is believed when it is found three times in a row, in files that were opened anew or read anew: whatever a
-//! running server does to files takes them from one legal state to another, so what looks like a fault in between passes.
+//! A fault is reported only if it is found three times in a row, in files that were opened or read
+//! again: everything that a running server does to files takes them from one legal state to
+//! another, so a fault that is seen in between disappears.
 
 use std::io;
 use std::path::Path;
@@ -23,7 +26,7 @@ use super::record::LoggedOp;
 #[cfg(test)]
 mod tests;
 
-/// A fault that is found so often in a row is one.
+/// How often in a row a fault must be found to be reported.
 const FAULT_TRIES: usize = 3;
 
 /// Why a log cannot be read.
@@ -47,7 +50,7 @@ pub struct ReadOnlyLog<D: Disk = HostDisk> {
 #[derive(Debug)]
 pub struct ReadOnlyFolder<D: Disk = HostDisk> {
     chain: Chain,
-    /// Those of the links, in their order.
+    /// The open files of the chain's links, in order.
     files: Vec<D::File>,
 }
 
@@ -98,7 +101,8 @@ impl<D: Disk> ReadOnlyFolder<D> {
         let chain = Chain::read_keeping(disk, data, epoch, shard, |file| files.push(file))?;
         files.reverse();
         for (link, file) in chain.links.iter().zip(&files) {
-            // A compaction gives back the blocks of what it has replaced, of which nobody shall be reading.
+            // A compaction gives back the blocks of the segments that it has replaced, and nobody
+            // may be reading them.
             if matches!(file.share(), Ok(false)) {
                 let gone = io::Error::from(io::ErrorKind::NotFound);
                 return Err(RecoveryError::at(&link.path)(gone));
@@ -107,7 +111,8 @@ impl<D: Disk> ReadOnlyFolder<D> {
         Ok(Self { chain, files })
     }
 
-    /// Whether these segments are still the row. A new one may have what a compaction has dropped from another folder meanwhile.
+    /// Returns whether these segments are still the chain. A new segment may have ops that a
+    /// compaction has dropped from another folder in the meantime.
     fn is_now(&self, chain: &Chain) -> bool {
         let (links, now) = (self.links(), &chain.links);
         let (Some((last, closed)), Some((last_now, closed_now))) =
@@ -126,13 +131,14 @@ impl<D: Disk> ReadOnlyFolder<D> {
         self.chain.shard
     }
 
-    /// Its segments, in order.
+    /// Returns its segments, in order.
     #[must_use]
     pub fn links(&self) -> &[Link] {
         &self.chain.links
     }
 
-    /// Visits the ops of a segment, in order; `bytes` is room for it. On an error the ops that were visited are worth nothing.
+    /// Visits the ops of a segment, in order; `bytes` is room for it. On an error the ops that were
+    /// visited are worth nothing.
     ///
     /// # Panics
     /// When there is no such segment.
@@ -148,7 +154,7 @@ impl<D: Disk> ReadOnlyFolder<D> {
             let mut ops = 0_u64;
             link.read_file(file, bytes, |op| {
                 ops += 1;
-                // What stood there as an op stands there again.
+                // A second attempt reads the same ops again.
                 if ops > visited {
                     visited = ops;
                     visit(op);
@@ -159,7 +165,8 @@ impl<D: Disk> ReadOnlyFolder<D> {
 }
 
 impl<D: Disk> ReadOnlyFolder<D> {
-    /// Looks for records beyond the end of a segment ([`Link::records_past_end`]); `bytes` is room for it.
+    /// Looks for records beyond the end of a segment ([`Link::records_past_end`]); `bytes` is room
+    /// for it.
     ///
     /// # Panics
     /// When there is no such segment.
@@ -172,7 +179,7 @@ impl<D: Disk> ReadOnlyFolder<D> {
     }
 }
 
-/// Tries until it is well, or goes wrong in the same way again and again.
+/// Tries until it succeeds, or fails in the same way several times.
 fn settled<T>(mut attempt: impl FnMut() -> Result<T, RecoveryError>) -> Result<T, RecoveryError> {
     let mut told = (String::new(), 0);
     loop {

@@ -1,8 +1,8 @@
-//! The format of the log: how ops become bytes, and how bytes are judged when they come back.
+//! The format of the log: how ops become bytes, and how bytes are checked when they are read back.
 //!
-//! The log of a shard is a row of *segments*, files that are written from front to back. A segment is a header and then
-//! *batches*; a batch is what one group commit writes, a header and then one record for each op. All numbers are
-//! little-endian, all checksums CRC-32C.
+//! The log of a shard is a sequence of *segments*, files that are written from front to back. A
+//! segment is a header followed by *batches*. A batch is what one group commit writes: a header,
+//! then one record for each op. All numbers are little-endian, all checksums CRC-32C.
 //!
 //! # Byte tables
 //!
@@ -16,109 +16,123 @@
 //! | index | 32..40 | in the shard's row of segments, the number in the file's name |
 //! | first position | 40..48 | the log position of the first batch |
 //! | end position | 48..56 | of a compacted one: where the next one begins; else zero |
-//! | replaced | 56..60 | of a compacted one: how many indexes before its own it stands for, too; else zero |
+//! | replaced | 56..60 | of a compacted one: how many earlier indexes it covers too; else zero |
 //! | crc | 60..64 | of bytes 0..60: the segment's *salt* |
 //!
 //! | batch header | bytes | |
 //! | --- | --- | --- |
-//! | magic | 0..4 | `FF 45 50 42`. No UTF-8 text holds the byte FF, so no client can write this into a key or a value |
+//! | magic | 0..4 | `FF 45 50 42`: never in a key or a value, since no UTF-8 text holds FF |
 //! | payload bytes | 4..8 | of all records of the batch |
 //! | position | 8..16 | the log position of this header's first byte |
-//! | durable position | 16..24 | everything before it was on disk when this batch was handed to the kernel |
+//! | durable position | 16..24 | all before it was on disk when this batch was written |
 //! | crc | 24..28 | of bytes 0..24, seeded by the salt |
 //!
 //! | op record | bytes | |
 //! | --- | --- | --- |
-//! | crc | 0..4 | of bytes 4.., seeded by the crc before it: the record's before, or the batch header's |
+//! | crc | 0..4 | of bytes 4.., seeded by that of the previous record or the batch header |
 //! | record bytes | 4..8 | of the whole record, these included |
 //! | seq | 8..16 | of the op in its workspace |
 //! | timestamp | 16..24 | Unix microseconds |
 //! | workspace id bytes | 24..26 | |
 //! | key bytes | 26..28 | |
 //! | kind | 28 | 1: an op |
-//! | workspace id, key, value | 29.. | UTF-8; the value is the JSON text as the client sent it, and takes the rest |
+//! | workspace id, key, value | 29.. | UTF-8; the value is the JSON text as sent, up to the end |
 //!
-//! Zeros behind the last batch of a last segment are no part of the log: it was filled ahead with them ([`super::blocks`]).
+//! Zeros after the last batch of the last segment are not part of the log: the file was filled with
+//! them in advance ([`super::blocks`]).
 //!
-//! A *position* counts the bytes of batches over the whole log of a shard: `first position + (offset in the file - 64)`.
+//! A *position* counts the bytes of batches over the whole log of a shard: `first position +
+//! (offset in the file - 64)`.
 //!
 //! # Assumptions about the disk
 //!
-//! 1. What was written before an `fdatasync` that returned success, or by a write with `RWF_DSYNC`, is on disk, with the file's length, and stays.
-//! 2. Of what was written since, a power cut leaves any subset of the sectors of [`SECTOR_BYTES`].
-//!    A sector is written whole or not at all: disks promise that for their own sectors, which are
-//!    no smaller (`NVMe`: "Atomic Write Unit Power Fail"), and answer a read of one that broke with
-//!    an error. A sector that was not written holds what it held before, and behind that zeros, or
-//!    it lies behind the file's end. A file system that shows blocks of other files there (ext4
-//!    with `data=writeback`) breaks this: then a start calls damage what is a torn tail, and a
-//!    repair cuts it off.
-//! 3. A write does not harm the bytes beside it, in the same sector neither: what is written there again is what was there. Where a disk breaks this, the damage is
-//!    found as below, and nothing altered is served.
-//! 4. A rename followed by an `fsync` of the folder that returned success is whole and stays. Before that, a crash may undo
-//!    it, and any of the removals since, each for itself.
+//! 1. Bytes written before an `fdatasync` that returned success, or by a write with `RWF_DSYNC`,
+//!    are on disk, with the file's length, and stay there.
+//! 2. Of the bytes written since, a power cut leaves any subset of the sectors of [`SECTOR_BYTES`].
+//!    A sector is written completely or not at all: disks promise that for their own sectors, which
+//!    are no smaller (`NVMe`: "Atomic Write Unit Power Fail"), and answer a read of a broken one
+//!    with an error. A sector that was not written holds its previous content, followed by zeros,
+//!    or lies past the end of the file. A file system that shows blocks of other files there (ext4
+//!    with `data=writeback`) breaks this: then a start reports a torn tail as damage, and a repair
+//!    cuts it off.
+//! 3. A write does not harm neighbouring bytes, not even in the same sector: it writes again what
+//!    was there. If a disk breaks this, the damage is found as described below, and nothing altered
+//!    is served.
+//! 4. A rename followed by an `fsync` of the folder that returned success is complete and stays.
+//!    Before that, a crash may undo it, and any of the removals since, independently of each other.
 //!
 //! # What a crash can leave
 //!
-//! The writer keeps four rules. A segment takes its final name after its header is on disk. All of a segment is on disk
-//! before the next one is created. A file that was cut, or whose write or sync failed, is never appended to. A clean stop
-//! writes and syncs an empty batch, which *seals* what is before it.
+//! The writer keeps four rules. A segment gets its final name after its header is on disk. A
+//! segment is completely on disk before the next one is created. A file that was cut, or that had a
+//! failed write or sync, is never appended to. A clean stop writes and syncs an empty batch, which
+//! *seals* everything before it.
 //!
-//! - **Between commits.** All batches are whole. Nothing is cut.
+//! - **Between commits.** All batches are intact. Nothing is cut.
 //! - **In a write or before its sync, the process killed.** The kernel has a prefix of the last
 //!   batch, and the file ends with it; where it was filled ahead, any subset of the sectors, as in
 //!   a power cut.
-//! - **The same, the power cut.** Any subset of the sectors of the unsynced batches is there: whole records may lie behind
-//!   bad ones, even whole batches, where several were written without a sync (`--durability interval` or `none`).
+//! - **The same, with a power cut.** Any subset of the sectors of the unsynced batches is there:
+//!   intact records may follow bad ones, even intact batches, if several were written without a
+//!   sync (`--durability interval` or `none`).
 //! - **In the cut that follows.** Either length of the file; the start after it does it again.
-//! - **While a segment is created.** A file whose name ends in `.new`, which is swept; or a segment without batches.
-//! - **In a compaction.** Segments `a` to `b` become one: it is written under the name of `b` and `.new`, sealed, synced,
-//!   renamed over `b`, the folder is synced, and only then `a` up to the one before `b` are removed. Before the rename, and where a
-//!   crash undoes it, the old row is whole and the `.new` file is swept. Behind it, the new `b` tells by its header that
-//!   any of the others which are still there are *replaced*; they are not read, and removed by the next start.
+//! - **While a segment is created.** A file whose name ends in `.new`, which is removed at the next
+//!   start; or a segment without batches.
+//! - **In a compaction.** Segments `a` to `b` become one: it is written under the name of `b` with
+//!   `.new`, sealed, synced and renamed over `b`; the folder is synced; only then are `a` up to the
+//!   one before `b` removed. Before the rename, and if a crash undoes it, the old segments are
+//!   intact and the `.new` file is removed at the next start. After it, the header of the new `b`
+//!   marks those of the others that still exist as *replaced*: they are not read, and the next
+//!   start removes them.
 //!
-//! A compacted segment is all on disk before it has its name, and its last batch is empty. So any bad byte in it is
-//! damage, and so is a missing last batch. It holds, of the ops of the segments it was made from, at least each one that no op in any closed
-//! segment of the data directory wins over. The op with a workspace's greatest seq is the last change of its key, so it is
-//! among these, and the seq of a workspace goes on from it.
+//! A compacted segment is completely on disk before it has its name, and its last batch is empty.
+//! So any bad byte in it is damage, and so is a missing last batch. Of the ops in the segments that
+//! it was made from, it holds at least each one that no op in any closed segment of the data
+//! directory supersedes. The op with a workspace's largest seq is the last change of its key, so it
+//! is among these, and the seq of a workspace continues from it.
 //!
-//! So a valid record behind a bad one proves nothing: after a power cut it is ordinary. What proves damage is *synced*
-//! bytes that are bad, and each batch header tells how far the log was synced before it. Hence the rule for the first bad
-//! byte, at position `p`, of a shard's last segment: if a batch header stands anywhere behind it that is valid at its very
-//! offset and whose durable position is over `p`, then bytes that were on disk were lost or altered, and that is
-//! **damage** ([`damage_behind`]).
+//! So a valid record after a bad one proves nothing: after a power cut it is ordinary. Damage is
+//! proven by bad bytes that had been *synced*, and each batch header records how far the log was
+//! synced before it. Hence the rule for the first bad byte, at position `p`, of a shard's last
+//! segment: if any later batch header is valid at its exact offset and its durable position is
+//! greater than `p`, then bytes that were on disk were lost or altered, and that is **damage**
+//! ([`damage_behind`]).
 //!
-//! The last batch has no header behind it that vouches for it, and often is one that everybody was
-//! shown. But a write that was interrupted *misses* something: the batch that holds the first bad
-//! byte was handed over in one piece, all of it was to be there, and where a byte of it is not as
-//! it was written, its sector is not. So, by assumption 2, the file ends within the batch, or one
-//! sector's part of the batch is all zeros. Records have no such stretch of zeros in them: only in
-//! a key can a byte be zero (U+0000), and a value of JSON follows each key. If neither is so
-//! ([`is_interrupted`]), a write was whole and has been altered since, and that is **damage** too.
-//! Of a bad batch header nobody knows how long the batch is, so only the header is looked at.
+//! The last batch has no later header to vouch for it, and is often one that was shown to every
+//! client. But an interrupted write *lacks* something: the batch that holds the first bad byte was
+//! handed over in one piece, so all of it should be there, and a byte that is not as it was written
+//! is in a sector that was not written. So, by assumption 2, the file ends within the batch, or one
+//! sector's part of the batch is all zeros. Records contain no such run of zeros: a zero byte
+//! (U+0000) is possible only in a key, and each key is followed by a JSON value. If neither is the
+//! case ([`is_interrupted`]), a write was complete and has been altered since, and that is
+//! **damage** too. With a bad batch header, the length of the batch is unknown, so only the header
+//! is checked.
 //!
-//! Else it is a **torn tail**, and it is cut off. Nothing proves that what is behind `p` was ever
-//! promised to anybody. What is valid before `p` is kept, be it a part of a batch: each op stands
-//! for itself.
+//! Otherwise it is a **torn tail**, and it is cut off. Nothing proves that the bytes after `p` were
+//! ever promised to a client. What is valid before `p` is kept, even part of a batch: each op is
+//! complete in itself.
 //!
-//! A crash never takes such a header for a proof by mistake: the headers of unsynced batches were written before the sync
-//! that would move the durable position past the unsynced part, so theirs is at or below its begin, and so at or below `p`.
+//! A crash never makes such a header a false proof: the headers of unsynced batches were written
+//! before the sync that would move the durable position past the unsynced part, so their durable
+//! position is at or below its beginning, and so at or below `p`.
 //!
-//! In an earlier segment any bad byte is damage, since it was synced before the next one began. That the file ends between
-//! two records of a batch is legal in the one case that a recovery has cut it there; the next segment vouches for it: its
-//! first position is the end of the one before, to the byte. Where the two differ, something is missing, and that is damage.
-//! A record or a header whose checksum is right and whose content is not legal was written so; no crash does that, and it is
-//! damage everywhere.
+//! In an earlier segment, any bad byte is damage, since the segment was synced before the next one
+//! began. The file may end between two records of a batch only if a recovery has cut it there, and
+//! the next segment vouches for that: its first position is exactly the end of the previous one.
+//! Where the two differ, something is missing, and that is damage. A record or a header with a
+//! correct checksum and invalid content was written that way; no crash does that, and it is damage
+//! everywhere.
 //!
 //! # What is not found
 //!
-//! A sector of the last batches that became zeros in a log that was not stopped cleanly, when no
-//! later batch tells that they were synced: it cannot be told from a torn tail, and the log is cut
-//! before it; without a word where all behind it is zeros. An altered byte there, where the batch
+//! A sector of the last batches that became zeros, in a log that was not stopped cleanly, if no
+//! later batch proves that they were synced: this cannot be told from a torn tail, and the log is
+//! cut before it, without a message if only zeros follow. An altered byte there, if the batch
 //! begins or ends a byte or two from the edge of a sector and its checksum happens to have zeros up
-//! to that edge, or in the batch of a key with hundreds of U+0000. Segments that vanished from the end of a folder, but for all of them: `meta.json`
-//! tells which shards have begun ([`super::directory`]); and a last segment that lost exactly its
-//! last batches or records. An alteration of more than 32 bits in a row passes a checksum once in
-//! 2^32 times.
+//! to that edge, or in the batch of a key with hundreds of U+0000. Segments that vanished from the
+//! end of a folder, unless all of them did (`meta.json` records which shards have begun,
+//! [`super::directory`]), and a last segment that lost exactly its last batches or records. An
+//! alteration of more than 32 consecutive bits passes a checksum once in 2^32 times.
 //!
 //! Architecture invariant: no file, no clock, no randomness in here. Bytes from disk never panic.
 
@@ -137,7 +151,8 @@ use header::{field, u16_at, u32_at, u64_at};
 
 /// The length of a batch's header, and of an empty batch.
 pub const BATCH_HEADER_BYTES: usize = 28;
-/// The smallest piece of a disk that is written whole or not at all. Larger ones are multiples of it.
+/// The smallest piece of a disk that is written whole or not at all. Larger ones are multiples of
+/// it.
 pub const SECTOR_BYTES: usize = 512;
 
 const BATCH_MAGIC: [u8; 4] = *b"\xFFEPB";
@@ -154,7 +169,8 @@ pub const OP_HEADER_BYTES: usize = 29;
 pub(super) const RECORD_CRC_BYTES: usize = 4;
 const KIND_OP: u8 = 1;
 
-/// One op as it is logged. The texts are borrowed, from a message on the way in and from a segment on the way out.
+/// An op as it is logged. Its texts are borrowed: from a message when it is written, from a segment
+/// when it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoggedOp<'a> {
     /// The workspace's id.
@@ -170,8 +186,9 @@ pub struct LoggedOp<'a> {
 }
 
 impl LoggedOp<'_> {
-    /// Whether it stays, of two ops of one key: the rule of replay, where ops come in any order. On equal timestamps the one that
-    /// was applied first stays, which is the one with the lower seq.
+    /// Returns whether this op supersedes another op of its key: the rule of replay, where ops come
+    /// in any order. On equal timestamps the op that was applied first stays, which is the one with
+    /// the lower seq.
     #[must_use]
     pub fn wins_over(&self, timestamp: u64, seq: Seq) -> bool {
         self.timestamp > timestamp || (self.timestamp == timestamp && self.seq < seq)
@@ -216,7 +233,7 @@ impl BatchHeader {
     }
 }
 
-/// The bytes that an op takes in a batch.
+/// Returns the length of an op's record.
 #[must_use]
 pub fn op_bytes(op: &LoggedOp<'_>) -> usize {
     OP_HEADER_BYTES + op.workspace.len() + op.key.len() + op.value.len()
@@ -228,11 +245,12 @@ pub fn begin_batch(batch: &mut Vec<u8>) {
     batch.resize(BATCH_HEADER_BYTES, 0);
 }
 
-/// Appends an op to a batch that was begun. Its checksum stays zero until [`seal_batch`], because the chain hangs on the
-/// position, which is not known yet.
+/// Appends an op to a batch that was begun. Its checksum stays zero until [`seal_batch`], because
+/// the checksum chain depends on the position, which is not known yet.
 ///
 /// # Panics
-/// When an id or a key is longer than 64 KiB or the whole op than 4 GiB, which the bounds in [`crate::limits`] rule out.
+/// If an id or a key is longer than 64 KiB or the whole op than 4 GiB, which the bounds in
+/// [`crate::limits`] rule out.
 pub fn push_op(batch: &mut Vec<u8>, op: &LoggedOp<'_>) {
     let bytes = op_bytes(op);
     let bytes_u32 = u32::try_from(bytes).expect("an op is far smaller than 4 GiB");
@@ -253,11 +271,13 @@ pub fn push_op(batch: &mut Vec<u8>, op: &LoggedOp<'_>) {
     batch.extend_from_slice(op.value.as_bytes());
 }
 
-/// Fills in the header and the chain of checksums, in one pass: after it the batch is ready to be written at `position`.
-/// Sealed again with other positions, it is as if it were sealed once. Without ops it makes the empty batch of a clean stop.
+/// Fills in the header and the chain of checksums in one pass: after it the batch can be written at
+/// `position`. A batch may be sealed again with other positions; only the last ones count. Without
+/// ops it is the empty batch of a clean stop.
 ///
 /// # Panics
-/// When `batch` was not made by [`begin_batch`] and [`push_op`], holds 4 GiB or more, or is told to be durable itself.
+/// If `batch` was not made by [`begin_batch`] and [`push_op`], holds 4 GiB or more, or would itself
+/// be durable.
 pub fn seal_batch(
     batch: &mut [u8],
     salt: u32,
@@ -310,7 +330,7 @@ pub enum FaultKind {
     /// The file ends between two records of a batch: what the cut of a torn tail leaves.
     #[error("the file ends inside of a batch")]
     Cut,
-    /// No whole batch header, where one must begin.
+    /// There is no complete batch header where one must begin.
     #[error("there is no valid batch header")]
     Batch,
     /// A record that runs over its batch or the file, or whose checksum is wrong.
@@ -321,8 +341,8 @@ pub enum FaultKind {
     Content(&'static str),
 }
 
-/// Reads the ops of one segment in order: each is checked before it is given out. After the first [`Fault`] or the end it
-/// gives nothing more.
+/// Reads the ops of one segment in order, and checks each before returning it. It ends after the
+/// first [`Fault`].
 #[derive(Debug, Clone)]
 pub struct Reader<'a> {
     pub(super) header: SegmentHeader,
@@ -334,7 +354,7 @@ pub struct Reader<'a> {
     ended: bool,
 }
 
-/// How far a [`Reader`] is, so that another one can go on from there.
+/// How far a [`Reader`] has read, so that another one can continue from there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadCursor {
     /// In the file. Invariant: `offset <= batch_end`, and all bytes before `offset` are valid.
@@ -367,13 +387,15 @@ impl ReadCursor {
         }
     }
 
-    /// Where the next unread byte stands in the file: behind the last valid record or batch header.
+    /// Returns the offset of the next unread byte in the file: after the last valid record or batch
+    /// header.
     #[must_use]
     pub fn offset(&self) -> usize {
         self.offset
     }
 
-    /// Whether the last batch before the offset is the empty one that seals what is before it.
+    /// Returns whether the last batch before the offset is the empty one that seals everything
+    /// before it.
     #[must_use]
     pub fn is_sealed(&self) -> bool {
         self.is_sealed
@@ -381,7 +403,7 @@ impl ReadCursor {
 }
 
 impl<'a> Reader<'a> {
-    /// Over `bytes`, a whole segment with its header, which `header` was decoded from.
+    /// Reads `bytes`, a whole segment including the header that `header` was decoded from.
     #[must_use]
     pub fn new(header: &SegmentHeader, bytes: &'a [u8]) -> Self {
         Self {
@@ -390,8 +412,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Goes on at `cursor` with a part of a segment: `bytes` begin at the offset `base` of the file, at or before the cursor.
-    /// Where they end before the file does, the last fault may be for lack of the rest only.
+    /// Continues at `cursor` with part of a segment: `bytes` begin at the offset `base` of the
+    /// file, at or before the cursor. If they end before the file does, the last fault may only be
+    /// due to the missing rest.
     ///
     /// # Panics
     /// When the cursor is not within the bytes.
@@ -418,7 +441,8 @@ impl<'a> Reader<'a> {
         self.cursor
     }
 
-    /// Where the next unread byte stands in the file: behind the last valid record or batch header.
+    /// Returns the offset of the next unread byte in the file: after the last valid record or batch
+    /// header.
     #[must_use]
     pub fn offset(&self) -> usize {
         self.cursor.offset
@@ -512,11 +536,13 @@ impl<'a> Iterator for Reader<'a> {
 
 impl std::iter::FusedIterator for Reader<'_> {}
 
-/// Looks behind the fault at `fault_offset` for the proof that it is in bytes that were on disk: the offset of a batch header
-/// that is valid at its place and was written after them. `None`: the fault is a torn tail, if the segment is the last
-/// one and the fault is not a [`FaultKind::Content`]. `bytes` are those of the file from the fault on.
+/// Looks for proof that the fault at `fault_offset` is in bytes that were on disk: returns the
+/// offset of a later batch header that is valid at its place and was written after them. `None`:
+/// the fault is a torn tail, if the segment is the last one and the fault is not a
+/// [`FaultKind::Content`]. `bytes` are those of the file from the fault on.
 ///
-/// Linear in the bytes: of each offset one byte is looked at, and a checksum of 24 bytes is taken where the magic stands.
+/// Linear in the bytes: one byte is checked at each offset, and a checksum of 24 bytes where the
+/// magic is found.
 #[must_use]
 pub fn damage_behind(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) -> Option<usize> {
     let fault_position = header.position(fault_offset as u64);
@@ -525,9 +551,9 @@ pub fn damage_behind(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) 
         .map(|(offset, _)| offset)
 }
 
-/// Whether a write that was interrupted can have left what stands at `cursor`, where reading has
-/// met a fault: the file ends before the batch does, or one sector's part of the batch is all
-/// zeros. `bytes` are those of the file from the cursor on.
+/// Returns whether an interrupted write can have left the bytes at `cursor`, where reading has met
+/// a fault: the file ends before the batch does, or one sector's part of the batch is all zeros.
+/// `bytes` are those of the file from the cursor on.
 #[must_use]
 pub fn is_interrupted(cursor: ReadCursor, bytes: &[u8]) -> bool {
     let unread_bytes = match cursor.batch_end - cursor.offset {
@@ -555,8 +581,8 @@ fn misses_sector(offset: usize, mut bytes: &[u8]) -> bool {
     false
 }
 
-/// Returns the batch headers that are valid at their very offset, and these offsets. `bytes` are those
-/// of the file from the offset `base` on.
+/// Returns the batch headers that are valid at their very offset, and these offsets. `bytes` are
+/// those of the file from the offset `base` on.
 pub(super) fn batches(
     header: &SegmentHeader,
     bytes: &[u8],

@@ -1,11 +1,12 @@
 //! Reading the log back: at the start of the server, and when a shard rebuilds itself.
 //!
-//! Here the rules that [`super::record`] argues meet the files. Everything is read and judged before anything is cut or
-//! removed, so a damaged log is left as it was found.
+//! Here the rules that [`super::record`] argues meet the files. Everything is read and judged
+//! before anything is cut or removed, so a damaged log is left as it was found.
 //!
-//! An op that a start shows to a client must be durable, also where the process before was killed between a write and its
-//! sync, or had a sync fail and left pages in the cache that the disk does not hold. So a last segment is synced, dropped from
-//! the cache and then read: what is read is what the disk has.
+//! An op that a start shows to a client must be durable, also where the process before was killed
+//! between a write and its sync, or had a sync fail and left pages in the cache that the disk does
+//! not hold. So a last segment is synced, dropped from the cache and then read: what is read is
+//! what the disk has.
 //!
 //! On any error the ops that were visited so far are worth nothing: they are to be dropped.
 
@@ -34,7 +35,7 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// Of a shard that has no segment yet.
+    /// The tail of a shard that has no segment yet.
     #[must_use]
     pub fn first(shard: u32) -> Self {
         Self {
@@ -50,13 +51,13 @@ impl Tail {
 pub struct Torn {
     /// The segment.
     pub path: PathBuf,
-    /// Its length now.
+    /// The length after the cut.
     pub offset: u64,
     /// How much was cut off.
     pub bytes: u64,
 }
 
-/// What a recovery read.
+/// The result of a recovery.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RecoveryReport {
     /// One for each shard folder there is, in order.
@@ -72,7 +73,7 @@ pub struct RecoveryReport {
 }
 
 impl RecoveryReport {
-    /// Where the next segment of `shard` begins, also when it has no folder yet.
+    /// Returns where the next segment of `shard` begins, even if it has no folder yet.
     #[must_use]
     pub fn tail(&self, shard: u32) -> Tail {
         self.tails
@@ -89,7 +90,7 @@ pub struct Recovery<'a, D: Disk> {
     chains: Vec<Chain>,
 }
 
-/// What the reading of one folder gave.
+/// The result of reading one folder.
 pub struct FolderRead {
     ops: u64,
     whole_bytes: u64,
@@ -120,7 +121,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
         self.chains.iter().map(Chain::bytes).sum()
     }
 
-    /// Visits every op of a folder, in order. `progress` is told the length of each segment that has been read.
+    /// Visits every op of a folder, in order. `progress` is called with the length of each segment
+    /// that has been read.
     pub fn read(
         &self,
         folder: usize,
@@ -143,16 +145,17 @@ impl<'a, D: Disk> Recovery<'a, D> {
         Ok(read)
     }
 
-    /// Cuts the torn tails off and removes what crashes left, once all folders have been read well; one for each folder, in
-    /// order.
+    /// Cuts the torn tails off and removes what crashes left, once all folders have been read well;
+    /// one for each folder, in order.
     pub fn finish(self, folders: &[FolderRead]) -> Result<RecoveryReport, RecoveryError> {
         let disk = self.directory.disk();
         let mut report = RecoveryReport::default();
         assert_eq!(folders.len(), self.chains.len(), "each folder was read");
         for (chain, read) in self.chains.iter().zip(folders) {
             let folder = self.directory.shard_path(chain.shard);
-            // What was read hangs on the names that were found: the rename that replaced segments may not be durable yet, nor
-            // the removal of an empty one, which would end the one before it earlier if it came back.
+            // The result depends on the names that were found: the rename that replaced segments
+            // may not be durable yet, nor the removal of an empty segment, which would end the
+            // previous one earlier if it reappeared.
             disk.sync_folder(&folder)
                 .map_err(RecoveryError::at(&folder))?;
             segment::sweep(disk, &folder).map_err(RecoveryError::at(&folder))?;
@@ -171,7 +174,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
                 next_index: link.header.index + 1,
                 next_position: last.end_position,
             });
-            // Also where nothing is torn: the cut gives back the disk that the segment had reserved.
+            // Also if nothing is torn: the cut gives back the disk that the segment had reserved.
             segment::cut(disk, &link.path, last.whole_bytes)
                 .map_err(RecoveryError::at(&link.path))?;
             if last.file_bytes > last.whole_bytes {
@@ -186,8 +189,9 @@ impl<'a, D: Disk> Recovery<'a, D> {
     }
 }
 
-/// Reads every op of every shard folder, whatever the number of shards that wrote them, in file order, and cuts the torn
-/// tails off the last segments. The op order across folders is the caller's to make, by timestamp and seq.
+/// Reads every op of every shard folder, whatever the number of shards that wrote them, in file
+/// order, and cuts the torn tails off the last segments. The op order across folders is the
+/// caller's to make, by timestamp and seq.
 pub fn recover<D: Disk>(
     directory: &DataDirectory<D>,
     mut visit: impl FnMut(&LoggedOp<'_>),
@@ -200,18 +204,19 @@ pub fn recover<D: Disk>(
     recovery.finish(&folders)
 }
 
-/// Where ops of a shard's workspaces may stand.
+/// The folders that may have ops of a shard's workspaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sources {
     /// The shard. All segments of its own folder are read.
     pub shard: u32,
-    /// The other folders: what was there before this server began, up to the segment of that index. What came later is of the
-    /// workspaces of the shards that wrote it.
+    /// The other folders: what was there before this server began, up to the segment of that index.
+    /// What came later is of the workspaces of the shards that wrote it.
     pub others: Vec<(u32, u64)>,
 }
 
-/// Reads closed segments again: a shard rebuilds itself while others run. Returns the number of ops. A closed segment
-/// has no torn tail before the place where the next one begins, so that is damage here.
+/// Reads closed segments again: a shard rebuilds itself while others run. Returns the number of
+/// ops. A closed segment has no torn tail before the place where the next one begins, so that is
+/// damage here.
 pub fn replay<D: Disk>(
     directory: &DataDirectory<D>,
     sources: &Sources,

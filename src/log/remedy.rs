@@ -1,4 +1,4 @@
-//! What to do about an error of the disk, by its number: the one place for it.
+//! What to do about an error of the disk, by its number: the only place that says it.
 
 use std::fmt;
 use std::io;
@@ -22,7 +22,7 @@ impl fmt::Display for WithRemedy<'_> {
 #[must_use]
 pub fn remedy(error: &io::Error) -> Option<&'static str> {
     Some(match Errno::from_io_error(error)? {
-        // Both are told by the same number.
+        // Both are reported with the same number.
         Errno::NOSPC => "free space (df -h) or inodes (df -i) on its file system",
         Errno::DQUOT => "raise the disk quota of this user",
         Errno::FBIG => "raise the limit of file sizes (ulimit -f)",

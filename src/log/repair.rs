@@ -1,12 +1,15 @@
-//! Repairing a damaged log: what is whole is kept, the rest is set aside, nothing is deleted.
+//! Repairing a damaged log: intact ops are kept, the rest is set aside, nothing is deleted.
 //!
-//! A repair is planned first, and the plan tells all that it will do and all that is lost. Each change swaps one file for
-//! another in one rename, when the new one is on disk and the old one has a second name in a folder `damaged-N` of the data directory.
-//! A log is damaged until its last change is done, and a server does not start on it. So after a crash at any step the
-//! log is repaired or still damaged, with all that was whole in it, and a repair begun again ends it.
+//! A repair is planned first, and the plan lists everything that it will do and everything that is
+//! lost. Each change replaces a file by another in one rename, once the new one is on disk and the
+//! old one has a second name in a folder `damaged-N` of the data directory. A log is damaged until
+//! the last change is done, and a server does not start on it. So after a crash at any step the log
+//! is either repaired or still damaged, with all its intact ops, and a repair that is started again
+//! completes it.
 //!
-//! The order: a lost `meta.json`; files that are no segments of this log, and those that have another one's name; and then, folder by
-//! folder, damaged and missing segments, each of which becomes a compacted one ([`plan`]).
+//! The order: a lost `meta.json`; files that are not segments of this log, and segments with the
+//! wrong name; and then, folder by folder, damaged and missing segments, each of which becomes a
+//! compacted one ([`plan`]).
 
 use crate::log::remedy::WithRemedy;
 use std::io;
@@ -51,7 +54,7 @@ pub enum RepairError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -62,7 +65,7 @@ pub struct RepairPlan<D: Disk> {
     disk: D,
     data: PathBuf,
     epoch: [u8; 16],
-    /// `meta.json` does not tell the epoch, and is written anew.
+    /// `meta.json` does not have the epoch, and is written again.
     is_meta_lost: bool,
     aside: PathBuf,
     strays: Vec<Stray>,
@@ -73,8 +76,9 @@ pub struct RepairPlan<D: Disk> {
 }
 
 impl<D: Disk> RepairPlan<D> {
-    /// Locks a data directory and plans its repair, without a change. `new_epoch` is for a log of which nothing tells the epoch.
-    /// `progress` is told how much is done, and how much there is to do.
+    /// Locks a data directory and plans its repair, without changing anything. `new_epoch` is for a
+    /// log from which the epoch cannot be found. `progress` is called with the bytes that have been
+    /// read, and those to read in all.
     pub fn new(
         disk: D,
         data: PathBuf,
@@ -114,20 +118,20 @@ impl<D: Disk> RepairPlan<D> {
         })
     }
 
-    /// Whether there is nothing to do.
+    /// Returns whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let is_whole = |plan: &FolderPlan| plan.moves.is_empty() && plan.changes.is_empty();
         !self.is_meta_lost && self.strays.is_empty() && self.plans.iter().all(is_whole)
     }
 
-    /// Whether `meta.json` is lost.
+    /// Returns whether `meta.json` is lost.
     #[must_use]
     pub fn is_meta_lost(&self) -> bool {
         self.is_meta_lost
     }
 
-    /// Files that are set aside as a whole.
+    /// Returns the files that are set aside as a whole.
     #[must_use]
     pub fn strays(&self) -> &[Stray] {
         &self.strays
@@ -149,7 +153,7 @@ impl<D: Disk> RepairPlan<D> {
         &self.missing
     }
 
-    /// The folder in which what is set aside will stand.
+    /// Returns the folder for the files that are set aside.
     #[must_use]
     pub fn aside(&self) -> &Path {
         &self.aside
@@ -246,7 +250,7 @@ impl<D: Disk> RepairPlan<D> {
         self.rename(new, &to)
     }
 
-    /// Where a file of the data directory is set aside; the folders are there and on disk.
+    /// Returns the path for a file that is set aside, and creates its folders durably.
     fn aside_path(&self, path: &Path) -> Result<PathBuf, RepairError> {
         let inner = path
             .strip_prefix(&self.data)
@@ -300,7 +304,7 @@ impl<D: Disk> RepairPlan<D> {
     }
 }
 
-/// What misses of the missing in any folder.
+/// Removes from `missing` the ops that are found in any folder.
 fn subtract<D: Disk>(
     disk: &D,
     missing: Vec<MissingOps>,

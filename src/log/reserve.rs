@@ -1,8 +1,8 @@
-//! Disk that is claimed for compaction, so that a disk which others have filled is no dead end: what frees room needs a
-//! little first.
+//! Disk that is claimed for compaction, so that a disk which others have filled is no dead end:
+//! what frees room needs a little first.
 //!
-//! It is a file without content, whose blocks are claimed beyond its end. Where the file system cannot claim any, it holds
-//! nothing, and does no harm. It is found again by the next start.
+//! It is a file without content, whose blocks are claimed beyond its end. Where the file system
+//! cannot claim any, it holds nothing, and does no harm. It is found again by the next start.
 
 use std::io;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use super::disk::{Disk, DiskFile};
 #[derive(Debug)]
 pub struct Reserve<D: Disk> {
     directory: Arc<DataDirectory<D>>,
-    /// What is claimed, as far as this process knows.
+    /// The bytes claimed, as far as this process knows.
     bytes: u64,
 }
 
@@ -29,7 +29,7 @@ impl<D: Disk> Reserve<D> {
         }
     }
 
-    /// What is claimed, as far as this process knows.
+    /// Returns the bytes claimed, as far as this process knows.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -82,7 +82,7 @@ mod tests {
             reserve.claim(bytes).unwrap();
             let metadata = path.metadata().unwrap();
             assert_eq!(metadata.len(), 0);
-            // Where the file system can: all that the tests run on.
+            // All file systems that the tests run on support it.
             assert!(
                 metadata.blocks() * 512 >= bytes,
                 "{} blocks",

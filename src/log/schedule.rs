@@ -20,12 +20,12 @@ mod tests;
 /// A shard's folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FolderUsage {
-    /// Its shard.
+    /// The shard.
     pub shard: u32,
     /// The length of its closed segments.
     pub closed_bytes: u64,
-    /// What the state of the shard took in a log in which nothing is dead when the open segment was opened: what closed
-    /// segments hold. 0 where the shard does not run.
+    /// The size of the shard's state in a log without dead bytes, when the open segment was opened.
+    /// 0 if the shard does not run.
     pub live_bytes: u64,
     /// The shard runs.
     pub is_running: bool,
@@ -36,7 +36,7 @@ pub struct FolderUsage {
 pub struct Schedule {
     /// Less than this in a folder is not worth it.
     floor_bytes: u64,
-    /// What the last compaction of each folder left.
+    /// The result of the last compaction of each folder.
     left: BTreeMap<u32, Left>,
     failure: Option<Failure>,
     /// The last compaction had too little room on the disk: the next one works in small steps.
@@ -47,9 +47,9 @@ pub struct Schedule {
 /// What a compaction has left of a folder.
 #[derive(Debug, Clone, Copy)]
 struct Left {
-    /// What of it is live beside the state of its own shard.
+    /// The live bytes besides the state of its own shard.
     foreign_bytes: u64,
-    /// Its length.
+    /// The length of the folder.
     closed_bytes: u64,
 }
 
@@ -57,12 +57,13 @@ struct Left {
 struct Failure {
     not_before_us: u64,
     cause: String,
-    /// What was free on the disk after it, where that was too little.
+    /// The free bytes of the disk after it, if that was too little.
     free_bytes: Option<u64>,
 }
 
 impl Schedule {
-    /// Of folders in which less than `floor_bytes` are not worth a compaction.
+    /// Returns a schedule for which folders with less than `floor_bytes` are not worth a
+    /// compaction.
     #[must_use]
     pub fn new(floor_bytes: u64) -> Self {
         Self {
@@ -74,8 +75,9 @@ impl Schedule {
         }
     }
 
-    /// What a compaction would leave of a folder, as far as that is known. Before the first one: not more than it
-    /// holds, and not more than all that is live, of which any part may stand in it.
+    /// Returns an upper bound of what a compaction would leave of a folder. Before the first
+    /// compaction, that is no more than the folder holds, and no more than all live bytes, any of
+    /// which may be in it.
     #[must_use]
     pub fn kept_bytes(&self, folder: &FolderUsage, all: &[FolderUsage]) -> u64 {
         if let Some(left) = self.left.get(&folder.shard) {
@@ -95,14 +97,16 @@ impl Schedule {
         percent(closed_bytes, live.sum())
     }
 
-    /// Whether a folder has grown since its last compaction: else another one leaves the same.
+    /// Returns whether a folder has grown since its last compaction: otherwise another one leaves
+    /// the same.
     fn has_grown(&self, folder: &FolderUsage) -> bool {
         let left = self.left.get(&folder.shard);
         left.is_none_or(|left| folder.closed_bytes > left.closed_bytes)
     }
 
-    /// The folders that are to be compacted, if one may begin now: each that holds too much beside its own live data, or
-    /// all, if together they do. Where the disk is short of room, a little that is dead is too much.
+    /// The folders that are to be compacted, if one may begin now: each that holds too much beside
+    /// its own live data, or all, if together they do. Where the disk is short of room, a little
+    /// that is dead is too much.
     #[must_use]
     pub fn due(&self, all: &[FolderUsage], is_short: bool, now_us: u64) -> Vec<u32> {
         let must_wait = self.failure.as_ref();
@@ -125,7 +129,7 @@ impl Schedule {
         due.map(|folder| folder.shard).collect()
     }
 
-    /// Whether a folder may hold enough dead bytes to look for them, where each byte counts.
+    /// Returns whether a folder may hold enough dead bytes to look for them, when each byte counts.
     fn has_something(&self, folder: &FolderUsage) -> bool {
         let left = self.left.get(&folder.shard);
         let alive_bytes = left.map_or(folder.live_bytes, |left| left.closed_bytes);
@@ -156,7 +160,8 @@ impl Schedule {
         worked * pause_percent / 100
     }
 
-    /// Takes that a folder was compacted that was so when it began: what is kept of it, and how long it is now.
+    /// Records that a folder was compacted: its state when that began, the bytes that were kept,
+    /// and its length now.
     pub fn compacted(&mut self, begun: &FolderUsage, kept_bytes: u64, closed_bytes: u64) {
         let foreign_bytes = kept_bytes.saturating_sub(begun.live_bytes);
         self.left.insert(
@@ -168,25 +173,26 @@ impl Schedule {
         );
     }
 
-    /// Takes that a compaction went well.
+    /// Records that a compaction succeeded.
     pub fn succeeded(&mut self) {
         self.failure = None;
         self.lacks_room = false;
     }
 
-    /// Takes that one had too little room on the disk.
+    /// Records that a compaction had too little room on the disk.
     pub fn ran_out_of_room(&mut self) {
         self.lacks_room = true;
     }
 
-    /// Whether the last one had too little room: the next one is to need little, and nothing else is to take what there is.
+    /// Returns whether the last compaction had too little room: the next one should need little,
+    /// and nothing else may use the free space.
     #[must_use]
     pub fn lacks_room(&self) -> bool {
         self.lacks_room
     }
 
-    /// Takes that one failed, for want of room where `free_bytes` tells how much there was. True: it is worth a warning,
-    /// since the last one failed for another reason or went well.
+    /// Records that a compaction failed; `free_bytes` is the free space if that was too little.
+    /// Returns whether it is worth a warning: the last one failed for another reason or succeeded.
     pub fn failed(&mut self, cause: String, free_bytes: Option<u64>, now_us: u64) -> bool {
         let is_new = self.failure.as_ref().is_none_or(|last| last.cause != cause);
         self.failure = Some(Failure {
@@ -197,8 +203,8 @@ impl Schedule {
         is_new
     }
 
-    /// Takes how much is free on the disk: where the last compaction had too little, and there is a quarter more now,
-    /// the next one need not wait.
+    /// Records how much of the disk is free: if the last compaction had too little, and there is a
+    /// quarter more now, the next one need not wait.
     pub fn looked(&mut self, free_bytes: u64) {
         if let Some(failure) = &mut self.failure
             && failure
@@ -209,12 +215,12 @@ impl Schedule {
         }
     }
 
-    /// Takes that nothing may be compacted any more.
+    /// Records that nothing may be compacted any more.
     pub fn give_up(&mut self) {
         self.is_over = true;
     }
 
-    /// Whether a shard that waits for a compaction waits for something that comes.
+    /// Returns whether a shard that waits for a compaction will get one.
     #[must_use]
     pub fn is_working(&self) -> bool {
         self.failure.is_none() && !self.is_over
@@ -238,14 +244,14 @@ fn percent(bytes: u64, of: u64) -> u64 {
     bytes.saturating_mul(100) / of.max(1)
 }
 
-/// What is left free of a disk.
+/// The part of a disk that is left free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LowMarks {
-    /// This much,
+    /// The bytes left free of a large disk.
     pub bytes: u64,
-    /// or one part in this many of a smaller disk,
+    /// Of a smaller disk, one in this many bytes is left free.
     pub share: u64,
-    /// and this much for each shard.
+    /// The bytes left free for each shard in addition.
     pub shard_bytes: u64,
 }
 
@@ -266,12 +272,12 @@ pub struct DiskRoom {
     shards: u64,
     space: Option<Space>,
     is_short: bool,
-    /// What is free, but for compaction only.
+    /// The bytes that are free, but reserved for compaction.
     withheld_bytes: u64,
 }
 
 impl DiskRoom {
-    /// Of a disk with the logs of so many shards.
+    /// Returns the room of a disk with the logs of `shards` shards.
     #[must_use]
     pub fn new(marks: LowMarks, shards: u64) -> Self {
         Self {
@@ -283,10 +289,10 @@ impl DiskRoom {
         }
     }
 
-    /// Takes what the disk has. None: it does not say, and nothing is limited.
+    /// Records the space of the disk. `None`: it is unknown, and nothing is limited.
     ///
-    /// `lacks_room`: the last compaction had too little, and the reserve was given up for the next
-    /// one. What ops would take of it now could never be reclaimed.
+    /// `lacks_room`: the last compaction had too little room, and the reserve was given up for the
+    /// next one. Space that ops would use of it could never be reclaimed.
     pub fn looked(&mut self, space: Option<Space>, lacks_room: bool, all: &[FolderUsage]) {
         self.space = space;
         if space.is_none() {
@@ -299,7 +305,7 @@ impl DiskRoom {
             0
         };
         let free_bytes = self.usable_bytes();
-        // A little before the shards have used up what they were given, so that they stop together.
+        // A little before the shards have used up their share, so that they stop together.
         let low_bytes = self.low_bytes();
         self.is_short = free_bytes
             < if self.is_short {
@@ -309,26 +315,27 @@ impl DiskRoom {
             };
     }
 
-    /// Takes that compaction's reserve has grown by so much since the disk was looked at.
+    /// Records that compaction's reserve has grown by `bytes` since the disk was checked.
     pub fn reserved(&mut self, bytes: u64) {
         if let Some(space) = &mut self.space {
             space.free_bytes = space.free_bytes.saturating_sub(bytes);
         }
     }
 
-    /// Whether ops that grow a log are refused.
+    /// Returns whether ops that grow a log are refused.
     #[must_use]
     pub fn is_short(&self) -> bool {
         self.is_short
     }
 
-    /// What is free, where that is known.
+    /// Returns the free bytes, if they are known.
     #[must_use]
     pub fn free_bytes(&self) -> Option<u64> {
         self.space.map(|space| space.free_bytes)
     }
 
-    /// The log position up to which a shard may write whose log ended at `position` before the disk was looked at.
+    /// The log position up to which a shard may write whose log ended at `position` before the disk
+    /// was looked at.
     #[must_use]
     pub fn end(&self, position: LogPosition) -> LogPosition {
         if self.is_short {
@@ -359,7 +366,7 @@ impl DiskRoom {
         wanted.min(total_bytes / self.marks.share.max(1))
     }
 
-    /// What is free for ops.
+    /// Returns the bytes that are free for ops.
     fn usable_bytes(&self) -> u64 {
         self.space.map_or(u64::MAX, |space| {
             space.free_bytes.saturating_sub(self.withheld_bytes)

@@ -1,4 +1,5 @@
-//! The files of the log: each is created whole, appended to by its shard, and cut once it is closed.
+//! The files of the log: each is created complete, appended to by its shard, and cut once it is
+//! closed.
 
 use std::ffi::OsStr;
 use std::io;
@@ -20,17 +21,18 @@ const SUFFIX_NEW: &str = ".aof.new";
 pub struct Segment<F> {
     /// Open for reading and writing.
     pub file: F,
-    /// Its final name.
+    /// The final path.
     pub path: PathBuf,
-    /// The header that stands in it.
+    /// The header in the file.
     pub header: SegmentHeader,
-    /// Makes whole blocks of what is appended, where it is written through.
+    /// Turns appends into whole blocks, if the segment is written through.
     pub blocks: Option<BlockWriter>,
 }
 
 impl<F: DiskFile> Segment<F> {
-    /// From now on each write goes past the page cache and is on disk when it returns, if the file system can do that. The file
-    /// grows by `fill_bytes` at a time then: behind what was appended, zeros stand in it.
+    /// Makes each later write bypass the page cache, so that it is on disk when it returns, if the
+    /// file system supports that. The file then grows by `fill_bytes` at a time: the appended bytes
+    /// are followed by zeros.
     pub fn write_through(mut self, fill_bytes: u64) -> io::Result<Self> {
         if self.file.write_through()? {
             self.blocks = Some(BlockWriter::new(&self.header.encode(), fill_bytes));
@@ -45,12 +47,14 @@ pub fn file_name(index: u64) -> String {
     format!("{index:010}{SUFFIX}")
 }
 
-/// Creates a segment with its header in a shard's `folder`, and the folder in the data directory if it is missing. When
-/// this returns, the segment survives a power cut under its final name. The file appears under that name with its header
-/// already on disk, so a segment without a whole header is damage and never the trace of a crash.
+/// Creates a segment with its header in a shard's `folder`, and the folder in the data directory if
+/// it is missing. When this returns, the segment survives a power cut under its final name. The
+/// file appears under that name with its header already on disk, so a segment without a whole
+/// header is damage and never the trace of a crash.
 ///
-/// `reserve_bytes` of disk are claimed ahead without a change of the file's length, so that a full disk shows here, where
-/// no op hangs on it; zero claims none, as does a file system that cannot. [`cut`] gives back what is not used.
+/// `reserve_bytes` of disk are claimed in advance without changing the file's length, so that a
+/// full disk is noticed here, when no op depends on it. Zero claims none, and neither does a file
+/// system that cannot. [`cut`] gives back what is not used.
 ///
 /// After a failure there is no new file. An index that is in use already is such a failure.
 pub fn create<D: Disk>(
@@ -86,7 +90,7 @@ pub fn create<D: Disk>(
             blocks: None,
         }),
         Err(error) => {
-            // At most one of the two is there, without ops. The error to tell is the first one.
+            // At most one of the two exists, without ops. The first error is the one to report.
             let _ = disk.remove(&path_new);
             let _ = disk.remove(&path);
             Err(error)
@@ -100,12 +104,12 @@ pub fn new_path(folder: &Path, index: u64) -> PathBuf {
     folder.join(format!("{index:010}{SUFFIX_NEW}"))
 }
 
-/// What ends like a segment in a shard's folder.
+/// The files in a shard's folder with a segment's extension.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listing {
     /// The segments with their index, in order.
     pub segments: Vec<(u64, PathBuf)>,
-    /// Those that do not have a segment's name, in order: ops could be in them.
+    /// The files that do not have a segment's name, in order: they could contain ops.
     pub strays: Vec<PathBuf>,
 }
 
@@ -128,8 +132,8 @@ pub fn scan<D: Disk>(disk: &D, folder: &Path) -> io::Result<Listing> {
     Ok(listing)
 }
 
-/// The segments of a shard's folder with their index, in order. Other files are left out, but not those that end like a
-/// segment and have no segment's name: ops could be in them.
+/// The segments of a shard's folder with their index, in order. Other files are left out, but not
+/// those that end like a segment and have no segment's name: ops could be in them.
 pub fn list<D: Disk>(disk: &D, folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let listing = scan(disk, folder)?;
     match listing.strays.first() {
@@ -156,8 +160,8 @@ pub fn sweep<D: Disk>(disk: &D, folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Shortens a segment to its first `bytes`, gives back the disk claimed beyond them, and makes both durable. A segment
-/// that has been cut is never appended to: the next one begins where it ends.
+/// Shortens a segment to its first `bytes`, gives back the disk claimed past them, and makes both
+/// durable. A segment that has been cut is never appended to: the next one begins where it ends.
 ///
 /// # Errors
 /// `InvalidInput`, when the file is shorter: a cut never makes a hole.
@@ -171,7 +175,7 @@ pub fn cut<D: Disk>(disk: &D, path: &Path, bytes: u64) -> io::Result<()> {
     file.sync()
 }
 
-/// Shortens a segment that is closed to its first `bytes`: what stands behind them is of no use to anybody. A crash may undo it.
+/// Shortens a closed segment to its first `bytes`; nothing reads the rest. A crash may undo it.
 pub fn trim<D: Disk>(disk: &D, path: &Path, bytes: u64) -> io::Result<()> {
     let file = disk.open_writable(path)?;
     if file.bytes()? > bytes {
@@ -195,8 +199,8 @@ fn write_new<D: Disk>(
     Ok(file)
 }
 
-/// The path of a folder that can be opened: an empty one is the way in which a relative path of one name tells that its
-/// parent is the working directory.
+/// Returns a path of the folder that can be opened: an empty path means that the parent of a
+/// relative path is the working directory.
 fn named(folder: &Path) -> &Path {
     if folder.as_os_str().is_empty() {
         Path::new(".")

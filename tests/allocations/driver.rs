@@ -15,7 +15,7 @@ use etherply::log::position::LogPosition;
 /// More turns than this without an end are a loop.
 const TURNS_MAX: usize = 100_000;
 const START_S: u64 = 1000;
-/// What a client masks its frames with.
+/// The mask of the clients' frames.
 const MASK: [u8; 4] = [0x37, 0xFA, 0x21, 0x3D];
 
 /// A client of the shard.

@@ -1,6 +1,8 @@
-//! In the steady state nothing is allocated on the path of an op: a shard serves, and an allocator counts.
+//! In the steady state nothing is allocated on the path of an op: a shard serves, and an allocator
+//! counts.
 //!
-//! Allocations are counted by thread, so that the tests may run side by side. A growing of an allocation counts as one.
+//! Allocations are counted by thread, so that the tests can run side by side. Growing an allocation
+//! counts as one.
 
 #![allow(
     unsafe_code,
@@ -64,7 +66,7 @@ fn allocations(part: impl FnOnce()) -> u64 {
 const DURABILITIES: [Durability; 3] = [Durability::Always, Durability::Interval, Durability::None];
 const KEYS: u64 = 12;
 const LENGTHS: u64 = 7;
-/// A slow client takes nothing for so many rounds.
+/// A slow client reads once in this many rounds.
 const SLOW_ROUNDS: u64 = 12;
 /// All that varies from round to round has been there in every combination.
 const PERIOD: u64 = KEYS * LENGTHS;
@@ -143,7 +145,7 @@ impl Run {
         self.load.losers * writers as u64
     }
 
-    /// Everybody was told all, but those who are slow: they were told less.
+    /// Checks that every client received everything, and slow ones less.
     fn check_told(&self, durability: Durability) {
         let Load { members, slow, .. } = self.load;
         let each = self.won / self.load.workspaces as u64;
@@ -308,8 +310,9 @@ fn slow_clients_are_conflated() {
     }
 }
 
-/// The ring, the worker and the log's files. When things complete is up to the kernel, so that a buffer may grow late;
-/// but were there one allocation for each op, turn or commit, no window would be without any.
+/// The ring, the worker and the log's files. When things complete is up to the kernel, so that a
+/// buffer may grow late; but were there one allocation for each op, turn or commit, no window would
+/// be without any.
 #[test]
 fn a_worker_on_its_ring() {
     for durability in DURABILITIES {

@@ -1,4 +1,5 @@
-//! One shard's worker on this thread, with a real ring, log and sockets; its clients are another thread.
+//! One shard's worker on this thread, with a real ring, log and sockets. Its clients run on another
+//! thread.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -34,7 +35,7 @@ const KEYS: u64 = 20;
 /// How long a client waits for anything: no measure of speed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Runs the load; gives how much `count` went up on the worker's thread in each window.
+/// Runs the load and returns how much `count` rose on the worker's thread in each window.
 pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) -> Vec<u64> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let directory = Arc::new(DataDirectory::open(folder.path()).expect("a data directory"));
@@ -49,15 +50,15 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     listener.listen().expect("nobody listens there");
     let address = listener.address();
     let (post, mailbox) = mailbox().expect("a mailbox");
-    let (news, _taken) = channel();
+    let (compactor, _taken) = channel();
     let (serves, told) = channel();
     let ties = WorkerContext {
         status: Arc::new(Status::new(1, 100)),
         listener: Arc::new(listener),
         admin_listener: None,
         mailbox,
-        posts: vec![post.clone()],
-        news,
+        senders: vec![post.clone()],
+        compactor,
         hash_seed: 1,
         pages: Arc::new(etherply::admin::Pages::new(false, None)),
     };
@@ -69,7 +70,7 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     })));
     let started = Instant::now();
     let mut config = config(durability);
-    // What a client is sent is what it is owed.
+    // A client receives exactly what it is owed.
     config.ping_interval_us = 3600 * SECOND_US;
     let shard = Shard::recovering(config, clock(started));
     let mut worker = Worker::new(shard, 0, ties, started);

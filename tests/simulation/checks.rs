@@ -1,4 +1,5 @@
-//! What must hold: after a recovery, after a crash at any time, with flipped bits, and when all is quiet.
+//! Invariants: after a recovery, after a crash at any moment, with flipped bits, and once
+//! everything has settled.
 
 use std::path::{Path, PathBuf};
 
@@ -52,7 +53,7 @@ fn recovered(workspace: &Workspace) -> Recovered {
 }
 
 impl Model {
-    /// So many of the wins a recovered workspace holds; it is their state.
+    /// Returns the number of wins that a recovered workspace holds, and checks that its state is theirs.
     fn matches(&self, workspace: &Workspace) -> usize {
         let (seq, entries) = recovered(workspace);
         let count = usize::try_from(seq).expect("a few");
@@ -93,7 +94,8 @@ impl Model {
 }
 
 impl World {
-    /// What must have survived: what was synced, and what was shown or, if the kernel lives on, written.
+    /// Returns the number of wins that must have survived: those synced, and those shown or, if the
+    /// kernel survived, written.
     pub fn promised(&self, model: &Model) -> usize {
         let shown = match self.plan.durability {
             Durability::Always => model.shown,
@@ -102,7 +104,7 @@ impl World {
         shown.max(model.synced)
     }
 
-    /// Compares what was recovered with the models; gives how many ops of each are there.
+    /// Compares the recovered state with the models. Returns the number of wins of each.
     fn compare(&self, dealt: &[Vec<Workspace>], promised: &[usize]) -> Vec<usize> {
         let mut counts = vec![0; self.models.len()];
         for (shard, workspaces) in dealt.iter().enumerate() {
@@ -123,9 +125,9 @@ impl World {
         counts
     }
 
-    /// The state was read back: what is not in it is lost.
+    /// Records that the state was read back: wins that are not in it are lost.
     pub fn accept_recovered(&mut self, dealt: &[Vec<Workspace>], found: &Found) {
-        // A failed sync drops what the kernel had.
+        // A failed sync discards the data that the kernel had.
         let is_written = self.disk.state().met.sync_errors == 0;
         let written = |model: &Model| if is_written { model.written } else { 0 };
         let promised = self
@@ -144,7 +146,7 @@ impl World {
         }
     }
 
-    /// Every op on disk is one that won; gives the seqs of each workspace.
+    /// Checks that every op on disk is one that won. Returns the seqs of each workspace.
     fn check_ops(&self, found: &Found) -> Vec<Vec<u64>> {
         let mut seen = vec![Vec::new(); self.models.len()];
         for (workspace, value, timestamp, seq) in &found.0 {
@@ -164,7 +166,7 @@ impl World {
         seen
     }
 
-    /// Until a compaction every op that won is on disk, once; and the last one always is.
+    /// Checks that every op that won is on disk once until a compaction, and the last one always.
     fn check_found(&self, found: &Found, counts: &[usize]) {
         let mut seen = self.check_ops(found);
         for (seqs, count) in seen.iter_mut().zip(counts) {
@@ -184,7 +186,8 @@ impl World {
         }
     }
 
-    /// A shard goes on behind what it knows to be kept. What else may be on disk is given up.
+    /// Checks that a shard continues after the ops that it knows to be durable and gives up the
+    /// rest.
     pub fn give_up_the_rest(&mut self, shard: usize) {
         let is_sync_lost = self.seat(shard).is_sync_lost;
         for place in self.places_of(shard) {
@@ -198,7 +201,7 @@ impl World {
         }
     }
 
-    /// A shard has read its state back while others run.
+    /// Checks a shard that has read its state back while others run.
     pub fn accept_rebuilt(&mut self, shard: usize, workspaces: &[Workspace]) {
         for place in self.places_of(shard) {
             let workspace = workspaces
@@ -224,14 +227,15 @@ impl World {
 
     // ---- trials on a copy of the disk ----
 
-    /// The power fails now, on a copy: what was promised is there. It may fail again while the log is read.
+    /// Simulates a power failure on a copy: everything promised is there. The power may fail again
+    /// while the log is read.
     pub fn try_crash(&mut self) {
         let promised = self.models.iter().map(|model| self.promised(model));
         let promised: Vec<usize> = promised.collect();
         self.try_crash_of(&self.disk.fork(), &promised);
     }
 
-    /// The same for a time in the middle of something, before which so much was promised.
+    /// The same in the middle of an operation, with the promises from before it.
     pub fn try_crash_of(&mut self, fork: &SimDisk, promised: &[usize]) {
         let crash = self
             .dice
@@ -259,7 +263,7 @@ impl World {
         }
     }
 
-    /// Bits on the disk are altered, on a copy: that is found, or makes no difference.
+    /// Flips bits on a copy of the disk: that is detected or makes no difference.
     pub fn try_flips(&mut self) {
         let mut dice = Dice::stream(self.dice.below_u64(u64::MAX), 5);
         let dirty = self.disk.fork();
@@ -273,7 +277,7 @@ impl World {
         let expected = states(&expected);
         self.try_emptied(&clean, &mut dice);
         for _ in 0..6 {
-            // Sometimes behind a recovery: then all of the log is closed.
+            // Sometimes after a recovery: then all segments are closed.
             let is_closed = dice.one_in(2);
             let fork = if is_closed {
                 clean.fork()
@@ -292,7 +296,7 @@ impl World {
             let at = dice.below(bytes.len());
             let bit = u32::try_from(dice.below(8)).expect("a bit");
             fork.flip(path, at, bit);
-            let is_provable = crate::proof::is_provable(path, bytes, (at, bit), &files);
+            let is_provable = crate::detection::is_provable(path, bytes, (at, bit), &files);
             if is_closed && dice.one_in(2) {
                 self.compact_flipped(&fork);
             }
@@ -306,15 +310,15 @@ impl World {
                         path.display()
                     );
                     self.coverage.flips_harmless += 1;
-                    // What cannot be told from a torn tail is cut off, and never served altered.
+                    // Damage that looks like a torn tail is cut off and never served.
                     self.check_ops(&found);
                 }
             }
         }
     }
 
-    /// Somebody empties or removes the folder of a shard, on a copy: that is found, if the shard is
-    /// known to have begun.
+    /// Empties or removes the folder of a shard on a copy: that is detected if the shard is known
+    /// to have begun.
     fn try_emptied(&mut self, clean: &SimDisk, dice: &mut Dice) {
         let Ok(directory) = DataDirectory::open_existing(clean.fork(), PathBuf::from(DATA)) else {
             return;
@@ -338,7 +342,8 @@ impl World {
         self.coverage.emptied_found += 1;
     }
 
-    /// A compaction of altered bytes finds them, too, and does not give them a good checksum.
+    /// Checks that a compaction of altered bytes detects them, too, and gives them no valid
+    /// checksum.
     fn compact_flipped(&mut self, fork: &SimDisk) {
         let Ok(directory) = DataDirectory::open_on(fork.clone(), PathBuf::from(DATA), [7; 16])
         else {
@@ -355,7 +360,7 @@ impl World {
         fork.crash(Crash::Kill);
     }
 
-    /// A second server on the same data must not start.
+    /// Checks that a second server on the same data does not start.
     pub fn try_second_server(&mut self) {
         if self.disk.is_unusable() {
             return;
@@ -384,7 +389,7 @@ impl World {
         }
     }
 
-    /// While the disk is only looked at, nothing fails.
+    /// Turns faults off while the disk is only examined.
     fn set_trial(&self, is_trial: bool) {
         if is_trial {
             let mut state = self.disk.state();
@@ -397,7 +402,7 @@ impl World {
 
     // ---- quiet ----
 
-    /// All is quiet: clients and server agree.
+    /// Checks that clients and server agree once everything has settled.
     pub fn check_quiet(&mut self) {
         self.coverage.settled += 1;
         for place in self.live.clone() {
@@ -440,7 +445,7 @@ impl World {
         self.check_room();
     }
 
-    /// Compaction has made room on a small disk, and ops are taken again.
+    /// Checks that compaction has freed space on a small disk, and ops are accepted again.
     fn check_room(&self) {
         let server = self.server.as_ref().expect("it runs");
         if server.schedule.is_over() || !self.plan.may(crate::plan::faults::COMPACTION) {
@@ -454,7 +459,7 @@ impl World {
 
     fn check_client(&mut self, place: usize) {
         let client = &mut self.clients[place];
-        // A scheduler that is late is an absence of the shard, too.
+        // A late scheduler counts as an absence of the shard, too.
         let seats = self.server.iter().flat_map(|server| &server.seats);
         let absent_us: u64 = seats.map(|seat| seat.shard.counters().absent_us).sum();
         let waited_us = (self.clock.now_us - client.came_us).saturating_sub(absent_us);
@@ -515,7 +520,7 @@ impl World {
         );
     }
 
-    /// Who has vanished without a farewell is let go in time.
+    /// Checks that clients that vanished without a close are released in time.
     pub fn check_vanished(&mut self) {
         let silence_us = self.plan.ping_interval_us * 5 / 2;
         self.settle_for(silence_us.max(STALL_TIMEOUT_US) + STALL_LINGER_US + 2 * SECOND_US);
@@ -524,7 +529,7 @@ impl World {
         assert_eq!(vanished, None, "this client is gone for long");
     }
 
-    /// No log grows beyond its bound, not for a moment. One of which something dies is longer for a while.
+    /// Checks that no log ever exceeds its bound. A log whose data die may be longer for a while.
     pub fn check_growth(&mut self) {
         let may_compact = self.plan.may(crate::plan::faults::COMPACTION);
         let Some(server) = self.server.as_mut().filter(|server| server.is_serving()) else {
@@ -538,13 +543,13 @@ impl World {
             let live_bytes = seat.shard.live_bytes();
             let segment_bytes =
                 (live_bytes / 8).clamp(self.plan.segment_bytes_min, self.plan.segment_bytes_max);
-            // What the open segment has over its length, and what was on its way already.
+            // The open segment's excess over its length, and ops that were already in flight.
             let more_bytes = 2 * segment_bytes + 2 * filled_bytes + 35 * record_bytes;
             let bound = seat.shard.counters().log_bytes_max + more_bytes;
             let ceiling = *seat.log_ceiling.get_or_insert(bytes + more_bytes);
             assert!(
                 !is_bounded || bytes <= bound.max(ceiling),
-                "the log of shard {number} grows to {bytes} bytes, and may have {bound}; {live_bytes} are live"
+                "the log of shard {number} has {bytes} bytes of at most {bound}; {live_bytes} are live"
             );
             if bytes <= bound || !is_bounded {
                 seat.log_ceiling = Some(bytes + more_bytes);
@@ -552,7 +557,7 @@ impl World {
         }
     }
 
-    /// The log is not longer than its live part allows.
+    /// Checks that the log is not longer than its live part allows.
     fn check_size(&self) {
         let server = self.server.as_ref().expect("it runs");
         if server.schedule.is_over() || !self.plan.may(crate::plan::faults::COMPACTION) {
@@ -564,7 +569,8 @@ impl World {
             .map(|seat| seat.shard.live_bytes())
             .sum();
         let log_bytes = all_bytes(&self.disk);
-        // Each folder has an open segment, which may hold as much again, and pieces that are too small to count.
+        // Each folder has an open segment, which may hold as much again, and pieces that are too
+        // small to count.
         let segment_bytes =
             (live_bytes / 8).clamp(self.plan.segment_bytes_min, self.plan.segment_bytes_max);
         let record_bytes = self.plan.value_bytes as u64 + 100;
@@ -582,7 +588,7 @@ impl World {
     }
 }
 
-/// Reads a log from its begin, as a start does.
+/// Reads a log from its beginning, as a start does.
 fn try_recover(
     disk: &SimDisk,
     shards: u32,

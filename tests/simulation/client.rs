@@ -1,4 +1,4 @@
-//! A client with its connection: how it behaves, and what it may be told.
+//! A client with its connection: how it behaves, and what it may receive.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -10,23 +10,23 @@ use crate::model::{Model, Write};
 use crate::server::PANIC_KEY;
 use crate::wire::{self, Stream, Told};
 
-/// Where the server's end of a connection is.
+/// The location of the server's end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Home {
     At(usize, SessionId),
-    /// On its way from one shard to another.
+    /// In transit from one shard to another.
     Travelling,
-    /// The server has closed it, or has ended.
+    /// Closed by the server, or the server has exited.
     Gone,
 }
 
-/// What it takes of what it is sent.
+/// How much a client reads of what it is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reading {
     Swift,
     Slow,
     Stopped,
-    /// It does not send any more, either: the other half of the connection is not there.
+    /// Nothing, and it sends nothing either: the connection is dead.
     HalfOpen,
 }
 
@@ -40,7 +40,7 @@ pub struct Client {
     pub workspace: usize,
     pub home: Home,
     pub reading: Reading,
-    /// Of its clock, against the true time.
+    /// The offset of its clock from the true time.
     pub skew_us: i64,
 
     // The connection.
@@ -48,12 +48,12 @@ pub struct Client {
     pub receiving: bool,
     /// A send in flight, and the bytes as they were when it began.
     pub sending: Option<(Spans, Vec<u8>)>,
-    /// One of the ends is gone without a farewell: what is in flight comes back as broken.
+    /// One of the ends vanished without a close: what is in flight comes back as broken.
     pub is_broken: bool,
-    /// It sends nothing any more behind `outgoing`.
+    /// It sends nothing after `outgoing`.
     pub is_leaving: bool,
     pub stream: Stream,
-    /// What was sent to it and not read yet, each with its end in the stream.
+    /// Messages sent to it and not read yet, each with its end in the stream.
     pub told: VecDeque<(u64, Told)>,
     pub sent_bytes: u64,
     pub read_bytes: u64,
@@ -62,13 +62,13 @@ pub struct Client {
     pub status_wanted: u16,
     pub status: Option<u16>,
     pub init: Option<BTreeMap<String, String>>,
-    /// So many of the wins it was shown, or was told what came after.
+    /// The number of wins that it has received, or whose successors it has.
     pub place: usize,
     /// Its own copy of the state.
     pub held: BTreeMap<String, (String, u64)>,
-    /// All that it ever held came from here: what it was told, and what it wrote itself (true).
+    /// The sources of all values that it ever held: received, or written by itself (true).
     pub known: Vec<(Write, bool)>,
-    /// What the server that it is connected to allows.
+    /// The limits of the server that it is connected to.
     pub limits: Limits,
     /// Its disk may be nearly full.
     pub has_little_room: bool,
@@ -76,32 +76,33 @@ pub struct Client {
     pub sent: Vec<Write>,
     /// The values of those that the server has refused.
     pub refused: BTreeSet<String>,
-    /// Ops that neither won nor lost, so they must have been refused, which it is yet to be told.
+    /// Ops that neither won nor lost, so they must have been refused; it has not received that yet.
     pub unexplained: Vec<Write>,
     /// Messages and pings.
     pub messages: u64,
-    /// So many of them are known to be won or lost.
+    /// The number of them that are known to have won or lost.
     pub judged: usize,
     pub refusals_due: u64,
     pub refusals: u64,
     pub pongs_due: u64,
     pub pongs: u64,
     pub was_conflated: bool,
-    /// The places of the ops that it was sent.
+    /// The places of the ops that it has received.
     pub seen: BTreeSet<usize>,
-    /// The places of ops that it was not sent, and of which no later op on their keys is logged yet.
+    /// The places of ops that it has not received and whose keys have no later op in the log yet.
     pub left_out: Vec<usize>,
     /// The close codes that it may see.
     pub codes: BTreeSet<u16>,
     pub code: Option<u16>,
-    /// It sent an op that is lost; it may be that it did.
+    /// It has sent an op that is lost, or that may be lost.
     pub lost_an_op: bool,
     pub may_have_lost: bool,
     pub is_told_500: bool,
-    /// The shard was not serving, or the server starting or stopping, at some time before it was answered.
+    /// At some time before its answer the shard was not serving, or the server was starting or
+    /// stopping.
     pub met_failure: bool,
     pub met_pause: bool,
-    /// It came before the log was read.
+    /// It connected before the log was read.
     pub came_early: bool,
     pub was_corrected: u64,
     /// It has begun a message that it never ends.
@@ -114,11 +115,12 @@ pub struct Client {
     pub has_planted: bool,
     /// It sent the last op of another connection again.
     pub has_resent: bool,
-    /// When the server last heard of it, and when its socket last took something or was given something to take.
+    /// The times when the server last heard from it, and when its socket last accepted something or
+    /// was given something to accept.
     pub heard_us: u64,
     pub moved_us: u64,
     pub came_us: u64,
-    /// The longest times without a sign of life, and without taking anything.
+    /// The longest times without a sign of life, and without accepting anything.
     pub silence_us: u64,
     pub stalled_us: u64,
 }
@@ -186,7 +188,7 @@ impl Client {
         self.home == Home::Gone
     }
 
-    /// Some of what it had to send, or all of it, is with the server.
+    /// Records that the server has received some or all of its bytes.
     pub fn note_delivery(&mut self, now_us: u64) {
         self.unfinished_us = self.unfinished_us.max(now_us - self.emptied_us);
         if self.outgoing.is_empty() && !self.is_mid_message {
@@ -194,13 +196,13 @@ impl Client {
         }
     }
 
-    /// Whether it is in its workspace, as far as it knows.
+    /// Returns whether it is a member of its workspace, as far as it knows.
     pub fn is_open(&self) -> bool {
         let is_connected = !self.is_gone() && !self.is_broken && !self.is_leaving;
         is_connected && !self.is_mid_message && self.init.is_some() && self.code.is_none()
     }
 
-    /// Sends an op, and applies it at once.
+    /// Sends an op and applies it at once.
     pub fn write(&mut self, write: Write) {
         self.hold(&write, true);
         self.outgoing.extend(wire::op_frame(&write));
@@ -208,7 +210,7 @@ impl Client {
         self.sent.push(write);
     }
 
-    /// Takes an op to know, and holds it unless it holds a newer one.
+    /// Learns of an op and holds it unless it holds a newer one.
     fn hold(&mut self, write: &Write, is_own: bool) {
         self.known.push((write.clone(), is_own));
         self.prefer(write);
@@ -222,7 +224,8 @@ impl Client {
         }
     }
 
-    /// What is known of its ops, when `model` has just taken the one at `judged` of them, or it is quiet and all are handled.
+    /// Updates what is known of its ops after `model` has applied the one at `judged`, or after all
+    /// were handled.
     pub fn judge_until(&mut self, end: usize, model: &Model) {
         for write in &self.sent[self.judged.min(end)..end] {
             let held = model.held(&write.key);
@@ -242,7 +245,8 @@ impl Client {
         self.judged = self.judged.max(end);
     }
 
-    /// Reads what it was told. False: the model does not know the op yet, which the log is to tell.
+    /// Reads a message. Returns false if the model does not know the op yet, since the log reports
+    /// it later.
     pub fn read(&mut self, told: &Told, model: &Model, is_sender: &dyn Fn(&str) -> bool) -> bool {
         assert!(
             self.code.is_none(),
@@ -254,7 +258,7 @@ impl Client {
                 self.read_status(*status);
                 return true;
             }
-            Told::ReadTarget(data) => {
+            Told::State(data) => {
                 if self.state_place(data, model).is_none() {
                     return false;
                 }
@@ -330,7 +334,7 @@ impl Client {
         );
     }
 
-    /// An op of it was refused: it forgets that one, and goes back to what it holds otherwise.
+    /// Reverts a refused op to the value that it holds otherwise.
     fn undo(&mut self, (key, timestamp): &(String, u64), model: &Model) {
         let number = self.number;
         if key == PANIC_KEY {
@@ -339,7 +343,7 @@ impl Client {
         let is_it = |write: &Write| write.key == *key && write.timestamp == *timestamp;
         let write = self.sent.iter().find(|write| is_it(write));
         let Some(write) = write else {
-            // It was bad besides.
+            // It was also invalid.
             return self.count_refusal();
         };
         assert!(
@@ -361,7 +365,7 @@ impl Client {
         }
     }
 
-    /// What it was not sent, it was not sent because there is something newer.
+    /// Checks that every op that it did not receive is superseded by a newer one.
     pub fn check_left_out(&mut self, model: &Model) {
         self.left_out.retain(|place| !model.is_superseded(*place));
         let left_out: Vec<&Write> = self
@@ -391,7 +395,7 @@ impl Client {
         self.is_leaving |= status != 101;
     }
 
-    /// Whether it may meet a limit of members, or of handshakes.
+    /// Returns whether it may hit a limit on members or handshakes.
     pub fn may_be_put_off(&self) -> bool {
         let asks = [101, 200, 401].contains(&self.status_wanted);
         let Limits {
@@ -402,7 +406,8 @@ impl Client {
         asks && (connections_per_workspace.is_some() || handshakes_per_second.is_some())
     }
 
-    /// A state is that after some of the wins: how many. None: one of its ops did not win.
+    /// Returns the number of wins after which the state is this one. None: one of its ops did not
+    /// win.
     fn state_place(&self, data: &BTreeMap<String, String>, model: &Model) -> Option<usize> {
         let mut place = 0;
         for value in data.values() {
@@ -423,7 +428,7 @@ impl Client {
         Some(place)
     }
 
-    /// The init message is the state after some of the wins, and the ops follow from there.
+    /// Checks that the init message is the state after some of the wins. Ops follow from there.
     fn read_init(&mut self, data: &BTreeMap<String, String>, model: &Model) -> bool {
         assert!(self.init.is_none(), "client {}: a second init", self.number);
         let Some(place) = self.state_place(data, model) else {
@@ -440,7 +445,7 @@ impl Client {
             self.hold(&write, false);
         }
         self.init = Some(data.clone());
-        // What it wrote before it was told the state comes behind that state.
+        // Ops that it wrote before it received the state come after that state.
         for write in self.sent.clone() {
             self.hold(&write, true);
         }
@@ -464,7 +469,7 @@ impl Client {
         let lost_to = |sent: &Write| {
             sent.key == write.key && sent.timestamp <= write.timestamp && sent.value != write.value
         };
-        // What stays of a key is told ahead of the refusal of an op that would have won.
+        // The remaining value of a key comes before the refusal of an op that would have won.
         let is_refused_for = |sent: &Write| {
             (self.limits.workspace_bytes.is_some() || self.has_little_room)
                 && sent.key == write.key

@@ -1,4 +1,4 @@
-//! What a crash leaves on the disk, and copies of it on which a crash can be tried.
+//! The content of a disk after a crash, and copies of a disk on which a crash is tried.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,14 @@ use crate::journal::Journal;
 /// How a process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Crash {
-    /// The kernel lives on, with all that it was given.
+    /// The kernel survives, with all data that it was given.
     Kill,
-    /// What was not synced is lost in part.
+    /// Unsynced data are lost in part.
     PowerCut,
 }
 
 impl SimDisk {
-    /// The process that used the disk is gone, and the next one may come.
+    /// Ends the process that used the disk, so that the next one can start.
     pub fn crash(&self, crash: Crash) {
         let mut state = self.state();
         state.journal.note(|| format!("  disk {crash:?}"));
@@ -39,7 +39,7 @@ impl SimDisk {
         state.forget_unnamed();
     }
 
-    /// A disk with the same content for itself, on which nothing fails.
+    /// Returns a separate disk with the same content on which nothing fails.
     pub fn fork(&self) -> Self {
         let mut state = self.state();
         let stream = state.dice.below(usize::MAX);
@@ -48,14 +48,14 @@ impl SimDisk {
         Self::of(fork, stream)
     }
 
-    /// Within so many operations the disk is copied as it is then.
+    /// Copies the disk as it is within `operations` operations.
     pub fn copy_within(&self, operations: usize) {
         let mut state = self.state();
         let after = state.dice.below(operations) as u64;
         state.copied_at = Some(state.operations + 1 + after);
     }
 
-    /// The copy that was made meanwhile.
+    /// Takes the copy that was made since.
     pub fn take_copy(&self) -> Option<Self> {
         let mut state = self.state();
         state.copied_at = None;
@@ -78,7 +78,7 @@ impl SimDisk {
         fork
     }
 
-    /// The kernel writes all that it takes for unwritten, and keeps nothing in memory.
+    /// Makes the kernel write all that it considers unwritten and drop its memory.
     pub fn write_back(&self) {
         let mut state = self.state();
         let numbers: Vec<u64> = state.inodes.keys().copied().collect();
@@ -90,7 +90,7 @@ impl SimDisk {
         }
     }
 
-    /// The files under a folder, in order, with their content.
+    /// Returns the files under a folder, in order, with their content.
     pub fn files(&self, folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         let state = self.state();
         let mut files = Vec::new();
@@ -106,7 +106,7 @@ impl SimDisk {
         files
     }
 
-    /// Takes a file's name away, and gives its node.
+    /// Removes a file's name and returns its inode.
     pub fn take_name(&self, path: &Path) -> Node {
         let mut state = self.state();
         let (folder, name) = crate::disk::split(path);
@@ -114,7 +114,7 @@ impl SimDisk {
         folder.seen.remove(name).expect("a name")
     }
 
-    /// Gives it back. Nothing of that needs a sync.
+    /// Restores the name. Neither needs a sync.
     pub fn put_name(&self, path: &Path, node: Node) {
         let mut state = self.state();
         let (folder, name) = crate::disk::split(path);
@@ -140,7 +140,7 @@ impl SimDisk {
             .collect()
     }
 
-    /// Turns a bit of a file around, on the disk itself.
+    /// Flips a bit of a file, on the disk itself.
     pub fn flip(&self, path: &Path, at: usize, bit: u32) {
         let mut state = self.state();
         let (folder, name) = crate::disk::split(path);
@@ -154,7 +154,7 @@ impl SimDisk {
         }
     }
 
-    /// From now on operations fail at these rates.
+    /// Makes operations fail at these rates from now on.
     pub fn set_rates(&self, rates: Rates) {
         self.state().rates = rates;
     }
@@ -163,14 +163,14 @@ impl SimDisk {
         self.state().is_full = is_full;
     }
 
-    /// The process dies within so many operations.
+    /// Makes the process die within this many operations.
     pub fn die_within(&self, operations: usize) {
         let mut state = self.state();
         let after = state.dice.below(operations) as u64;
         state.dies_at = Some(state.operations + 1 + after);
     }
 
-    /// Whether nothing can be written, by no process.
+    /// Returns whether no process can write anything.
     pub fn is_unusable(&self) -> bool {
         let state = self.state();
         state.is_dead || state.is_read_only
@@ -193,7 +193,7 @@ impl State {
             }
             folder.seen = folder.durable.clone();
         }
-        // A folder whose name is lost is lost with all that is in it.
+        // A folder whose name is lost is lost with its content.
         let is_named = |path: &Path| {
             path.ancestors()
                 .filter(|path| path.parent().is_some())
@@ -228,7 +228,7 @@ impl State {
                 1 => seen_bytes,
                 _ => least + dice.below(most - least + 1),
             };
-            // What the dirty sectors hold is the new or the old.
+            // A dirty sector holds the new content or the old.
             let Inode {
                 seen,
                 durable,
@@ -237,7 +237,7 @@ impl State {
             } = inode;
             durable.resize(bytes, 0);
             for sector in std::mem::take(dirty) {
-                // A file that was cut has dirty sectors behind its end.
+                // A truncated file has dirty sectors after its end.
                 let bytes = bytes.min(seen_bytes);
                 let start = (sector * *sector_bytes).min(bytes);
                 let end = (start + *sector_bytes).min(bytes);
@@ -249,8 +249,9 @@ impl State {
         }
     }
 
-    /// What a power cut may bring back has its place on the disk still: a file system has it back with the commit of
-    /// its journal, and commits where a file that is to be `end` bytes long needs the room.
+    /// Data that a power cut may bring back still occupy the disk: a file system frees them with
+    /// the commit of its journal, and commits when a file that is to be `end` bytes long needs the
+    /// space.
     pub fn commit_for(&mut self, number: u64, end: usize) {
         let Some(capacity_bytes) = self.capacity_bytes else {
             return;

@@ -1,5 +1,6 @@
-//! A disk in memory with everything that an operating system keeps between a program and the disk: what was written and
-//! not synced, names apart from files, and operations that fail. What a crash leaves of it stands in `crash`.
+//! A disk in memory with everything that an operating system keeps between a program and the disk:
+//! unsynced writes, names apart from files, and operations that fail. `crash` decides what a crash
+//! leaves of it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -16,21 +17,20 @@ use etherply::log::record::SECTOR_BYTES;
 use crate::inodes::{Change, Folder, Inode, Node};
 use crate::journal::Journal;
 
-/// How likely operations fail; 0 is never.
+/// The rates at which operations fail; 0 is never.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Rates {
-    /// One in so many ends in an error.
+    /// One operation in this many returns an error.
     pub error_one_in: usize,
-    /// One in so many reads and writes does less than it was asked for.
+    /// One read or write in this many does less than requested.
     pub short_one_in: usize,
 }
 
-/// What was met, to be counted.
+/// Counts of the cases that occurred.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Met {
     pub write_errors: u64,
-    /// Of those that failed in their middle; and of all, where the file system lets nothing be
-    /// written too.
+    /// Syncs that failed half-way, and all of them, where the file system is read-only, too.
     pub sync_errors: u64,
     pub failed_syncs: u64,
     pub open_errors: u64,
@@ -57,21 +57,21 @@ pub struct State {
     pub next_inode: u64,
     pub rates: Rates,
     pub is_full: bool,
-    /// What all files may have together. None: the disk is endless.
+    /// The capacity for all files together. None: unlimited.
     pub capacity_bytes: Option<u64>,
-    /// The file system has given up: nothing is written any more until the machine starts again.
+    /// The file system is read-only until the machine restarts.
     pub is_read_only: bool,
     pub operations: u64,
-    /// At which operation the process dies.
+    /// The operation at which the process dies.
     pub dies_at: Option<u64>,
     pub is_dead: bool,
-    /// Before which operation a copy of all this is put aside.
+    /// The operation before which a copy of the disk is kept.
     pub copied_at: Option<u64>,
     pub copy: Option<Box<State>>,
     pub met: Met,
 }
 
-/// A disk. Clones are the same one.
+/// A disk. Clones share it.
 #[derive(Clone)]
 pub struct SimDisk(pub Arc<Mutex<State>>);
 
@@ -86,11 +86,11 @@ impl std::fmt::Debug for SimDisk {
 pub struct SimFile {
     disk: SimDisk,
     inode: u64,
-    /// What stands in it depends on this process, not on the seed: nothing is thrown for it.
+    /// Its content depends on this process, not on the seed, so no dice are thrown for it.
     is_plain: bool,
     holds_lock: bool,
     locked_folder: Option<PathBuf>,
-    /// Past the cache, and on disk when a write returns.
+    /// Writes bypass the cache and are on disk when they return.
     writes_through: AtomicBool,
 }
 
@@ -129,7 +129,7 @@ const ENOSPC: i32 = 28;
 const EROFS: i32 = 30;
 
 impl State {
-    /// Every operation begins here: it may be the last one of the process, and it may fail.
+    /// Begins an operation: it may be the last one of the process, and it may fail.
     fn enter(&mut self, kind: Kind, what: impl FnOnce() -> String) -> io::Result<()> {
         if self.is_dead {
             return Err(io::Error::other("the process is dead"));
@@ -153,7 +153,7 @@ impl State {
         });
         if dies {
             self.is_dead = true;
-            // The operation may still have been done, but nobody learns of it.
+            // The operation may have been done all the same, but nothing learns of it.
             return if is_late {
                 Ok(())
             } else {
@@ -172,7 +172,7 @@ impl State {
                 Kind::FolderSync => self.met.folder_sync_errors += 1,
                 Kind::Read | Kind::Names => {}
             }
-            // A write and a sync fail in the middle of what they do.
+            // Writes and syncs fail half-way.
             if !matches!(kind, Kind::Write | Kind::Sync | Kind::FolderSync) {
                 return Err(error(EIO));
             }
@@ -189,7 +189,7 @@ impl State {
         Ok(())
     }
 
-    /// What is free, where the disk has an end. A file without a name has nothing.
+    /// Returns the free space, if the disk is limited. A file without a name takes none.
     pub fn free_bytes(&self) -> Option<u64> {
         let capacity_bytes = self.capacity_bytes?;
         let names = self
@@ -206,7 +206,7 @@ impl State {
         Some(capacity_bytes.saturating_sub(used as u64))
     }
 
-    /// How much of a write from `start` to `end` of a file there is room for.
+    /// Returns how much of a write from `start` to `end` of a file fits.
     fn room(&self, inode: u64, start: usize, end: usize) -> usize {
         let (Some(free_bytes), Some(inode)) = (self.free_bytes(), self.inodes.get(&inode)) else {
             return end - start;
@@ -248,7 +248,7 @@ impl State {
         Ok(())
     }
 
-    /// The inode of a name, new and empty if there is none.
+    /// Returns the inode of a name, new and empty if there is none.
     fn find_or_create(&mut self, path: &Path) -> io::Result<u64> {
         if let Ok(inode) = self.find_file(path) {
             return Ok(inode);
@@ -263,8 +263,9 @@ impl State {
         Ok(inode)
     }
 
-    /// Nothing of a write past the cache waits for a sync, unless the process has died meanwhile: then it is still on its way. What
-    /// did not reach the disk is not seen either.
+    /// Marks a write that bypassed the cache as durable, unless the process has died in the
+    /// meantime: then it is still in flight. Data that did not reach the disk are not readable
+    /// either.
     fn end_write_through(&mut self, number: u64, is_whole: bool) {
         if self.is_dead {
             return;
@@ -282,7 +283,7 @@ impl State {
             sector_bytes,
             ..
         } = self;
-        // A file that has no name any more and whose machine was started anew.
+        // A file that lost its name, and whose machine was restarted.
         let Some(inode) = inodes.get_mut(&number) else {
             return;
         };
@@ -407,7 +408,7 @@ impl Disk for SimDisk {
             let is_done = entered.is_ok() || state.dice.one_in(2);
             let folder = state.folder(folder)?;
             if is_done {
-                // A file that has its new name never gets its first one back.
+                // A file with its new name never gets its first one back.
                 if let Change::Rename(_, _, renamed) = change {
                     let is_older = |change: &Change| matches!(change, Change::Create(_, node) if *node == renamed);
                     folder.pending.retain(|change| !is_older(change));
@@ -418,7 +419,7 @@ impl Disk for SimDisk {
             }
         }
         if entered.is_err() {
-            // Either a later sync does it, or the file system lets nothing be changed any more.
+            // Either a later sync succeeds, or the file system becomes read-only.
             state.is_read_only |= gives_up;
             return Err(error(EIO));
         }
@@ -597,7 +598,7 @@ impl DiskFile for SimFile {
         let room = state.room(self.inode, start, start + count);
         if room < count {
             state.met.out_of_room += 1;
-            // Past the cache, a part of a block is none.
+            // Bypassing the cache, only whole blocks are written.
             count = if writes_through {
                 room - room % BLOCK_BYTES
             } else {
@@ -704,7 +705,7 @@ impl DiskFile for SimFile {
             dirty,
             ..
         } = inode;
-        // What lies behind the end of the file on disk is read as zeros.
+        // Bytes after the end of the file on disk read as zeros.
         let durable_bytes = durable.len();
         durable.resize(durable_bytes.max(seen.len()), 0);
         for (sector, bytes) in seen.chunks_mut(*sector_bytes).enumerate() {

@@ -1,19 +1,19 @@
-//! Files and names: what programs see of them, and what the disk has.
+//! Files and names: the content that programs see, and the content on the disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 
 #[derive(Debug, Clone, Default)]
 pub struct Inode {
-    /// What programs see.
+    /// The content that programs see.
     pub seen: Vec<u8>,
-    /// What the disk has.
+    /// The content on the disk.
     pub durable: Vec<u8>,
-    /// Sectors that a sync writes. Where `seen` differs from `durable` elsewhere, a sync has failed, and the kernel thinks that the
-    /// sector was written.
+    /// The sectors that a sync writes. Where `seen` differs from `durable` elsewhere, a sync has
+    /// failed and the kernel considers the sector written.
     pub dirty: BTreeSet<usize>,
     pub is_locked: bool,
-    /// Disk that is claimed for it.
+    /// The space that is reserved for it.
     pub reserved_bytes: usize,
 }
 
@@ -34,7 +34,7 @@ pub enum Change {
 pub struct Folder {
     pub seen: BTreeMap<OsString, Node>,
     pub durable: BTreeMap<OsString, Node>,
-    /// What a sync makes durable.
+    /// The changes that a sync makes durable.
     pub pending: Vec<Change>,
     pub is_locked: bool,
 }

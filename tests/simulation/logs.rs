@@ -1,4 +1,4 @@
-//! What the disk does for the logs of the shards.
+//! The disk operations of the shards' logs.
 
 use std::io;
 
@@ -19,7 +19,7 @@ use crate::wire;
 use crate::world::{Doing, World};
 
 impl World {
-    /// One operation of a log goes on: the disk does it, or the shard is told.
+    /// Advances one operation of a log: the disk does it, or the shard learns of it.
     pub fn go_on_with_log(&mut self) {
         let shards = self.shards as usize;
         let first = self.dice.below(shards);
@@ -98,12 +98,13 @@ impl World {
             &input,
             Input::LogWritten(_, Err(_)) | Input::LogSynced(Err(_))
         );
-        // What comes after a failure is not looked at any more.
+        // Completions after a failure are ignored.
         let is_late = seat.may_fail;
         seat.may_fail |= is_failure;
         let log = seat.log.as_ref().expect("it is open");
         let writes_through = log.open_segment().writes_through;
-        // A write that took a part goes on; the sync of an `always` log is still to come, unless it is written through.
+        // A short write continues. The sync of an `always` log is still to come, unless writes
+        // bypass the cache.
         let is_end = match &input {
             Input::LogWritten(..) => {
                 (durability != Durability::Always || writes_through) && !is_failure
@@ -202,7 +203,7 @@ impl World {
     }
 }
 
-/// Writes as the worker does: whole blocks, where the segment is written through.
+/// Writes as the worker does: whole blocks if writes bypass the cache.
 fn write(
     log: &mut LogFiles<SimDisk>,
     bytes: Vec<u8>,
@@ -220,7 +221,7 @@ fn write(
     (bytes, outcome.ok())
 }
 
-/// Without flipped bits nothing is damaged.
+/// Checks that nothing is damaged if no bit was flipped.
 fn check_keeper(error: Option<&LogFilesError>) {
     let is_damage = matches!(
         error,

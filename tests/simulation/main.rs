@@ -1,29 +1,31 @@
-//! The deterministic simulation: the real shards, their log, its recovery and its compaction, driven by a seeded scheduler with
-//! a simulated disk, network and clock. No thread, no real time: the same seed is the same run.
+//! The deterministic simulation: the real shards, their log, its recovery and its compaction,
+//! driven by a seeded scheduler with a simulated disk, network and clock. There is no thread and no
+//! real time, so the same seed is the same run.
 //!
 //! - `cargo test --test simulation` runs a fixed set of seeds.
-//! - `SEED=7 cargo test --test simulation seed` runs one and prints what happens.
-//! - `SEEDS=1000..2000 cargo test --test simulation seed` runs others; `SEED_BASE=<any text> SEEDS=200` as many, which follow from
-//!   the text.
+//! - `SEED=7 cargo test --test simulation seed` runs one and prints its events.
+//! - `SEEDS=1000..2000 cargo test --test simulation seed` runs others.
+//! - `SEED_BASE=<any text> SEEDS=200 cargo test --test simulation seed` runs as many seeds, derived
+//!   from the text.
 //!
-//! A failure prints the seed, the kinds of faults that it needs, the smallest number of steps with which it still fails, and
-//! the events of those.
+//! A failure prints the seed, the kinds of faults that it needs, the smallest number of steps with
+//! which it still fails, and the events of those steps.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 mod checks;
 mod client;
 mod crash;
+mod detection;
 mod disk;
 mod inodes;
 mod journal;
-mod life;
 mod logs;
 mod model;
 mod plan;
-mod proof;
-mod quiet;
+mod process;
 mod server;
+mod settle;
 mod turns;
 mod wire;
 mod world;
@@ -75,7 +77,9 @@ fn run_and_tell(seed: u64) -> Coverage {
         .collect();
     eprintln!("{}", journal.lines().join("\n"));
     panic!(
-        "seed {seed} fails: {first}\nThe smallest run that fails has {} steps, and of the faults {}: {last}\nIts events stand above. Again: SEED={seed} cargo test --test simulation seed",
+        "seed {seed} fails: {first}\n\
+         The smallest run that fails has {} steps, and of the faults {}: {last}\n\
+         Its events are above. Again: SEED={seed} cargo test --test simulation seed",
         plan.steps,
         needed.join(", "),
     );

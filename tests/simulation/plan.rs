@@ -1,4 +1,4 @@
-//! What kind of run a seed is, what may go wrong in it, and what was met.
+//! The kind of run that a seed stands for, what may go wrong in it, and the coverage of a run.
 
 use etherply::core::contract::Limits;
 use etherply::core::testing::Dice;
@@ -10,7 +10,7 @@ use etherply::log::blocks::BLOCK_BYTES;
 use etherply::log::commit::Durability;
 use etherply::log::schedule::LowMarks;
 
-/// What may go wrong, as bits, so that a failing run can be tried again without.
+/// The kinds of faults as bits, so that a failing run can be repeated without some of them.
 pub mod faults {
     pub const POWER: u32 = 1;
     pub const KILL: u32 = 1 << 1;
@@ -38,7 +38,7 @@ pub mod faults {
     ];
 }
 
-/// What kind of run a seed is.
+/// The kind of run that a seed stands for.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     pub seed: u64,
@@ -53,27 +53,28 @@ pub struct Plan {
     pub session_bytes_max: usize,
     pub snapshot_bytes_max: usize,
     pub snapshot_part_bytes: usize,
-    /// Values are up to so long.
+    /// The greatest length of a value.
     pub value_bytes: usize,
-    /// One value in so many is that long.
+    /// One value in this many has that length.
     pub large_one_in: usize,
     pub batch_bytes_max: usize,
     pub segment_bytes_min: u64,
     pub segment_bytes_max: u64,
     /// A log of so many small segments is never compacted.
     pub segments_spared: u64,
-    /// Segments are written through, where the disk can do that.
+    /// Segments are filled ahead by this much and their writes bypass the cache, where the disk
+    /// supports that.
     pub fill_bytes: Option<u64>,
     pub ping_interval_us: u64,
-    /// The disk is so large, in percent of what all keys may take.
+    /// The size of the disk in percent of the space that all keys may take.
     pub disk_percent: Option<u64>,
     pub error_one_in: usize,
     pub crash_one_in: usize,
     pub limits: Limits,
 }
 
-/// What is left free of a small disk: more than the longest segment has, whose last batch may have several ops, since a
-/// compaction writes all of it anew.
+/// The space that a small disk keeps free: more than the longest segment, whose last batch may have
+/// several ops, since a compaction rewrites all of it.
 pub const LOW_MARKS: LowMarks = LowMarks {
     bytes: 12_000,
     share: 8,
@@ -85,8 +86,8 @@ impl Plan {
         use Durability::{Always, Interval, None};
         let mut dice = Dice::stream(seed, 1);
         let durability = dice.pick(&[Always, Always, Always, Always, Interval, None]);
-        // Long messages are in two of twelve, so that a share of a hundred seeds meets what only
-        // they bring.
+        // Two in twelve have long messages, so that a share of a hundred seeds has the cases that
+        // only they cause.
         let kind =
             [0, 1, 2, 3, 4, 5, 6, 0, 8, 9, 10, 11][usize::try_from(seed % 12).expect("below 12")];
         let plan = Self {
@@ -193,18 +194,19 @@ impl Plan {
         }
     }
 
-    /// What is not worth a compaction, of each shard.
+    /// The dead bytes of a shard that are not worth a compaction.
     pub fn floor_bytes(&self) -> u64 {
         self.segments_spared * self.segment_bytes_min
     }
 
-    /// What a log may have beside what is relative to its live data.
+    /// The part of a log's bound that does not depend on its live data.
     pub fn log_spare_bytes(&self) -> u64 {
         self.floor_bytes() + self.segment_bytes_min + 1000
     }
 
-    /// The size of the disk: a share of what all keys may take, and what does not grow with that. Three shards have an
-    /// open segment each, of which all may be dead, and what is left free is far from small beside so few keys.
+    /// The size of the disk: a share of the space that all keys may take, and a fixed part. Three
+    /// shards have an open segment each, which may be all dead, and the space kept free is not
+    /// small compared with these few keys.
     pub fn disk_bytes(&self) -> Option<u64> {
         let entries = (self.workspaces * self.keys) as u64;
         let record_bytes = self.value_bytes as u64 + 50;
@@ -253,7 +255,7 @@ fn limits(seed: u64, kind: u64) -> Limits {
 
 macro_rules! coverage {
     ($($name:ident: $least:expr,)*) => {
-        /// What was met.
+        /// The cases that occurred.
         #[derive(Debug, Clone, Copy, Default)]
         pub struct Coverage { $(pub $name: u64,)* }
 
@@ -262,7 +264,8 @@ macro_rules! coverage {
                 $(self.$name += other.$name;)*
             }
 
-            /// What was met less often than `share` percent of what a whole run of the fixed seeds must meet.
+            /// Returns the cases that occurred less often than `share` percent of what all fixed
+            /// seeds together require.
             pub fn missing(&self) -> Vec<String> {
                 let mut missing = Vec::new();
                 $(if self.$name < $least {
@@ -274,7 +277,7 @@ macro_rules! coverage {
     };
 }
 
-// Each with the least number that one test's share of the fixed seeds must meet.
+// Each with the least number that one test's share of the fixed seeds requires.
 coverage! {
     starts: 100,
     power_cuts: 20,

@@ -1,5 +1,5 @@
-//! The server's process: shards, their logs and what runs beside them, wired as `io::server`, `io::worker` and
-//! `io::background` wire them, without a thread.
+//! The server's process without threads: shards, their logs and the background work, connected as
+//! `io::server`, `io::worker` and `io::background` connect them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -12,13 +12,14 @@ use etherply::core::shard::session::SessionId;
 use etherply::core::state::replay::Replay;
 use etherply::core::state::workspace::Workspace;
 use etherply::core::testing::{self, Dice, HASH_SEED, START_UNIX_S};
+use etherply::io::compactor::log_size;
 use etherply::limits::SECOND_US;
 use etherply::log::compaction::Compaction;
 use etherply::log::directory::{DataDirectory, DirectoryError, shard_folder, shard_of_folder};
 use etherply::log::disk::Disk;
 use etherply::log::log_files::{Creation, LogFiles, LogFilesError, Rebuild};
 use etherply::log::position::LogPosition;
-use etherply::log::record::{LoggedOp, SEGMENT_HEADER_BYTES};
+use etherply::log::record::LoggedOp;
 use etherply::log::recovery::{Recovery, RecoveryError, RecoveryReport};
 use etherply::log::reserve::Reserve;
 use etherply::log::schedule::{DiskRoom, FolderUsage, Schedule};
@@ -36,7 +37,7 @@ pub fn token() -> &'static str {
     &TOKEN
 }
 
-/// An operation of a log: asked for, or done and not told yet.
+/// An operation of a log: requested, or completed and not reported yet.
 pub enum LogOperation {
     Asked(Output),
     Done(Input<'static>),
@@ -52,36 +53,37 @@ pub enum Errand {
     clippy::struct_excessive_bools,
     reason = "each says what may happen yet, or was seen"
 )]
-/// A shard with what its worker keeps for it.
+/// A shard and its worker's state.
 pub struct Seat {
     pub shard: Shard,
     pub log: Option<LogFiles<SimDisk>>,
     pub operation: Option<LogOperation>,
     pub errand: Option<Errand>,
     pub clients: BTreeMap<SessionId, usize>,
-    /// Something came since its last turn.
+    /// An event has arrived since its last turn.
     pub is_woken: bool,
     pub is_serving: bool,
     pub is_drained: bool,
-    /// When it wants its next turn.
+    /// The time of its next turn.
     pub due_us: Option<u64>,
-    /// Something happened that it may fail of.
+    /// It may fail because of an event.
     pub may_fail: bool,
     /// A sync of the open segment has failed.
     pub is_sync_lost: bool,
-    /// It has failed, and its log knows up to where it is kept.
+    /// It has failed, and the durable end of its log is known.
     pub is_end_known: bool,
-    /// Wins that were handed to a write and are not confirmed: the workspace, and how many there are then.
+    /// Unconfirmed writes: the workspace, and its number of wins once the write is confirmed.
     pub handed: Vec<(usize, usize)>,
-    /// What its log may become while it is over its bound: something has died, or it was so long at the start.
+    /// The bound of a log that exceeds its usual one, because data have died or because it was that
+    /// long at the start.
     pub log_ceiling: Option<u64>,
-    /// Sends that were cut short since the last turn, each of which is another send.
+    /// Short sends since the last turn, each of which is followed by another send.
     pub cut_sends: usize,
-    /// Sessions that it gave up, as far as they were counted.
+    /// The number of sessions that it gave up, as counted so far.
     pub given_up: u64,
 }
 
-/// How far a process is with its start.
+/// The progress of a process's start.
 pub enum Stage {
     Opened,
     Read(Box<(RecoveryReport, Vec<Option<Vec<Workspace>>>)>),
@@ -93,22 +95,23 @@ pub struct Server {
     pub limits: Limits,
     pub stage: Stage,
     pub seats: Vec<Seat>,
-    /// To which shard which client goes.
+    /// Handoffs in transit: the shard and the client.
     pub letters: VecDeque<(usize, usize, Box<Handoff>)>,
     pub compaction: Option<Compaction<SimDisk>>,
-    /// The open segment of each shard, as it was told last.
+    /// The open segment of each shard, as last reported.
     pub rotations: Vec<Option<Rotation>>,
     pub schedule: Schedule,
     pub room: DiskRoom,
     pub reserve: Reserve<SimDisk>,
-    /// The folders, as they were measured last.
+    /// The folders, as last measured.
     pub folders: Vec<FolderUsage>,
-    /// What each shard was told last.
+    /// The size that was last reported to each shard.
     told: Vec<Option<LogSize>>,
     pub floor_bytes: u64,
-    /// What the compaction reads that is under way, as it was when it began. None: it reads nothing.
+    /// The folders that the running compaction reads, as they were at its start. None: it reads
+    /// nothing.
     pub compacting: Option<Vec<FolderUsage>>,
-    /// What is known to be dead has just gone: the rest is next.
+    /// Segments known to be dead have just been removed: the others are next.
     pub is_swept: bool,
     pub is_draining: bool,
     pub had_failure: bool,
@@ -173,7 +176,7 @@ impl Server {
         matches!(self.stage, Stage::Serving)
     }
 
-    /// The segment with which each shard goes on, and what its state takes.
+    /// Reports the shard's open segment to the compaction, with the size of its state.
     pub fn tell_rotation(&mut self, shard: usize) {
         let seat = &self.seats[shard];
         if let Some(log) = &seat.log {
@@ -186,21 +189,21 @@ impl Server {
         }
     }
 
-    /// The open segments, if all shards have told theirs.
+    /// Returns the open segments, if all shards have reported theirs.
     pub fn open_segments(&self) -> Option<Vec<(u32, u64)>> {
         let open = self.rotations.iter().zip(0..);
         open.map(|(told, shard)| told.map(|told| (shard, told.index)))
             .collect()
     }
 
-    /// When a compaction begins that must wait for the clock.
+    /// Returns the time at which a waiting compaction begins.
     pub fn compacts_at_us(&self) -> Option<u64> {
         let now_us = self.schedule.not_before_us()?;
         let is_due = !self.due(Clock { now_us, unix_us: 0 }).is_empty();
         is_due.then_some(now_us)
     }
 
-    /// The folders that are to be compacted.
+    /// Returns the folders to compact.
     pub fn due(&self, clock: Clock) -> Vec<u32> {
         if self.open_segments().is_none() || self.is_draining {
             return Vec::new();
@@ -209,7 +212,8 @@ impl Server {
         self.schedule.due(&self.folders, is_short, clock.now_us)
     }
 
-    /// Measures the log, looks at the disk, and tells the shards what has changed, as the thread that compacts does.
+    /// Measures the log and the disk and reports changes to the shards, as the compaction thread
+    /// does.
     pub fn look(&mut self, disk: &SimDisk, clock: Clock) {
         self.folders = folders(disk, &self.rotations);
         let lacks_room = self.schedule.lacks_room();
@@ -232,17 +236,9 @@ impl Server {
             let Some(folder) = self.folders.iter().find(is_it) else {
                 continue;
             };
-            let written_bytes = seat.shard.counters().log_open_bytes;
-            let written_bytes = written_bytes.saturating_sub(SEGMENT_HEADER_BYTES as u64);
-            let size = LogSize {
-                open_index: rotation.index,
-                closed_bytes: folder.closed_bytes,
-                kept_bytes: self.schedule.kept_bytes(folder, &self.folders),
-                is_compacted: self.schedule.is_working(),
-                room_end: self
-                    .room
-                    .end(rotation.first_position.advance(written_bytes)),
-            };
+            let open_bytes = seat.shard.counters().log_open_bytes;
+            let open = (rotation.index, rotation.first_position, open_bytes);
+            let size = log_size(open, folder, &self.folders, &self.schedule, &self.room);
             if self.told[number].replace(size) != Some(size) {
                 seat.shard.handle(Input::LogSize(size), clock);
                 seat.is_woken = true;
@@ -251,7 +247,7 @@ impl Server {
     }
 }
 
-/// What a shard told of its open segment.
+/// A shard's report on its open segment.
 #[derive(Debug, Clone, Copy)]
 pub struct Rotation {
     pub index: u64,
@@ -259,7 +255,7 @@ pub struct Rotation {
     pub live_bytes: u64,
 }
 
-/// The folders of all shards there ever were.
+/// Returns the folders of all shards there ever were.
 fn folders(disk: &SimDisk, rotations: &[Option<Rotation>]) -> Vec<FolderUsage> {
     let mut folders: BTreeMap<u32, FolderUsage> = BTreeMap::new();
     for (path, bytes) in disk.lengths(DATA.as_ref()) {
@@ -287,7 +283,7 @@ fn index_of(path: &std::path::Path) -> Option<u64> {
     name.strip_suffix(".aof")?.parse().ok()
 }
 
-/// How long a shard's log is: all segments in its folder.
+/// Returns the length of a shard's log: all segments in its folder.
 pub fn log_bytes(disk: &SimDisk, shard: u32) -> u64 {
     let folder = PathBuf::from(DATA).join(shard_folder(shard));
     let files = disk.lengths(&folder);
@@ -295,7 +291,7 @@ pub fn log_bytes(disk: &SimDisk, shard: u32) -> u64 {
     segments.map(|(_, bytes)| bytes).sum()
 }
 
-/// A process may be started with another limit than the one before it.
+/// Returns the limits of a process, which may differ from those of the one before it.
 fn limits(plan: &Plan, epoch: u8) -> Limits {
     let bytes = plan.limits.workspace_bytes;
     let divisor = if epoch.is_multiple_of(3) { 2 } else { 1 };
@@ -327,7 +323,7 @@ fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
     }
 }
 
-/// Reads the log as `io::recovery` does: the folders in any order, each by itself.
+/// Reads the log as `io::recovery` does: each folder separately, in any order.
 pub fn recover(
     directory: &DataDirectory<SimDisk>,
     shards: u32,
@@ -361,14 +357,14 @@ pub fn recover(
     Ok((report, all.finish(shards)))
 }
 
-/// The length of all segments.
+/// Returns the length of all segments.
 pub fn all_bytes(disk: &SimDisk) -> u64 {
     let files = disk.lengths(DATA.as_ref());
     let segments = files.iter().filter(|(path, _)| index_of(path).is_some());
     segments.map(|(_, bytes)| bytes).sum()
 }
 
-/// The files in the folders of shards that a recovery must not leave.
+/// Returns the files in the shards' folders that must not be there after a recovery.
 pub fn rubbish(disk: &SimDisk) -> Vec<PathBuf> {
     let files = disk.files(DATA.as_ref()).into_iter().map(|(path, _)| path);
     let in_shard = |path: &PathBuf| {

@@ -1,4 +1,4 @@
-//! A shard's turn, and what becomes of what it wants.
+//! A shard's turn, and the effects of its outputs.
 
 use std::cell::Cell;
 use std::sync::Once;
@@ -19,11 +19,11 @@ use crate::wire::{self, Told, records};
 use crate::world::{WORKSPACES, World};
 
 thread_local! {
-    /// The panics in this thread: those that were planted, and the others.
+    /// The numbers of panics in this thread: planted ones, and others.
     static PANICS: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
 }
 
-/// Counts panics, since a shard catches its own. Those that were planted are not told on stderr.
+/// Counts panics, since a shard catches its own. Planted ones are not printed.
 pub fn count_panics() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -47,7 +47,7 @@ pub fn panics() -> (u64, u64) {
     PANICS.get()
 }
 
-/// Sessions of a shard that are too many to visit after each event.
+/// A shard with this many sessions has too many to visit after each event.
 const CROWD: usize = 32;
 
 impl World {
@@ -55,7 +55,7 @@ impl World {
         &mut self.server.as_mut().expect("a server runs").seats[shard]
     }
 
-    /// Whether the shard would wake up now.
+    /// Returns whether the shard would wake up now.
     pub fn has_reason(&self, shard: usize) -> bool {
         let Some(seat) = self
             .server
@@ -71,7 +71,7 @@ impl World {
         !seat.is_drained && (seat.is_woken || seat.shard.has_work() || is_due)
     }
 
-    /// Ends the shard's turn, if it has a reason to take one.
+    /// Ends the shard's turn if it has a reason to take one.
     pub fn turn(&mut self, shard: usize) {
         if !self.has_reason(shard) {
             return;
@@ -111,7 +111,7 @@ impl World {
         self.coverage.held += u64::from(counters.sessions_held > 0);
     }
 
-    /// When the shard wants its next turn.
+    /// Records the time of the shard's next turn.
     fn note_sleep(&mut self, shard: usize) {
         let now_us = self.clock.now_us;
         let seat = self.seat(shard);
@@ -122,8 +122,9 @@ impl World {
         };
     }
 
-    /// The process is stopped for `us`, or its machine is. What it did not hear in that time is nobody's fault: all that clients
-    /// are closed for is later by as much, but for what the shard cannot know: whether it was there until it was due next.
+    /// Stops the process or its machine for `us`. Clients are not to blame for that time: all
+    /// deadlines for closing them move by as much, except for what the shard cannot know: whether
+    /// it was running until its next deadline.
     pub fn be_stopped(&mut self, us: u64) {
         self.journal
             .note(|| format!("the process is stopped for {us} us"));
@@ -157,7 +158,7 @@ impl World {
         }
     }
 
-    /// There are too many connections: one gives way, and no client with a token does.
+    /// Closes one of too many connections, never that of a client with a token.
     pub fn make_room(&mut self) {
         let Some(server) = &mut self.server else {
             return;
@@ -183,15 +184,15 @@ impl World {
         self.coverage.gave_way += 1;
     }
 
-    /// After an event: as `check_held`. All sessions of a crowd are visited once a turn only: a sum that is wrong
-    /// after an event is still wrong then.
+    /// Runs `check_held` after an event. The sessions of a crowd are visited only once a turn: a
+    /// sum that is wrong after an event is still wrong then.
     pub fn check_held_after_event(&mut self, shard: usize) {
         if self.seat(shard).clients.len() < CROWD {
             self.check_held(shard);
         }
     }
 
-    /// No more is held for clients than may be, and all of it is counted.
+    /// Checks that the memory held for clients is counted and within its bound.
     pub fn check_held(&mut self, shard: usize) {
         let plan = self.plan;
         let seat = self.seat(shard);
@@ -210,7 +211,7 @@ impl World {
         self.coverage.given_up += news;
     }
 
-    /// No workspace has more members than it may.
+    /// Checks that no workspace exceeds its limit on members.
     fn check_members(&self, shard: usize) {
         let server = self.server.as_ref().expect("it just took a turn");
         if let Some(most) = server.limits.connections_per_workspace {
@@ -220,7 +221,7 @@ impl World {
         }
     }
 
-    /// A shard that caught a planted panic may fail of it. It catches no other one.
+    /// Checks the panics that a shard has caught: planted ones only, which may make it fail.
     pub fn note_panic(&mut self, shard: usize) {
         let (planted, others) = panics();
         assert_eq!(others, self.panics.1, "a shard panicked");
@@ -341,7 +342,7 @@ impl World {
         seat.operation = Some(LogOperation::Asked(output));
     }
 
-    /// The order of the ops is the one in which they are logged.
+    /// Applies the ops to the models in the order in which they are logged.
     fn note_wins(&mut self, shard: usize, batch: &[u8]) {
         let bytes_max = BATCH_BYTES_MAX + self.plan.message_bytes_max + 1024;
         assert!(batch.len() <= bytes_max, "a batch of {} bytes", batch.len());
@@ -401,7 +402,7 @@ impl World {
         let client = &mut self.clients[place];
         assert!(client.sending.is_none(), "one send at a time");
         assert!(!bytes.is_empty(), "a send carries something");
-        // The rest of a send that was cut short was looked at when that began.
+        // The remainder of a short send was checked when the send began.
         let known = client.sent_bytes - client.read_bytes;
         if known == 0 {
             let begins_whole = client.stream.is_whole();
@@ -411,7 +412,7 @@ impl World {
             let (mut frames, mut has_state) = (0, false);
             while let Some((end, told)) = self.clients[place].stream.next() {
                 frames += 1;
-                has_state |= matches!(told, Told::Init(_) | Told::ReadTarget(_));
+                has_state |= matches!(told, Told::Init(_) | Told::State(_));
                 self.check_send(place, &told);
                 self.clients[place].told.push_back((end, told));
             }
@@ -435,7 +436,7 @@ impl World {
         self.clients[place].sending = Some((spans, bytes));
     }
 
-    /// Something is about to leave the server.
+    /// Checks bytes that are about to leave the server.
     fn check_send(&mut self, place: usize, told: &Told) {
         let client = &self.clients[place];
         let now_us = self.clock.now_us;
@@ -453,7 +454,7 @@ impl World {
         };
         match told {
             Told::Op(write) => show(&write.value),
-            Told::Init(data) | Told::ReadTarget(data) => {
+            Told::Init(data) | Told::State(data) => {
                 let mut bytes = 0;
                 for (key, value) in data {
                     show(value);
@@ -525,7 +526,7 @@ impl World {
         }
     }
 
-    /// Hands a client what its socket has.
+    /// Hands a client the bytes in its socket.
     pub fn read(&mut self, place: usize) {
         let Self {
             clients,
@@ -548,7 +549,7 @@ impl World {
             self.journal
                 .note(|| format!("client {number} reads {}", brief(&told)));
             let is_kept = self.plan.durability == Durability::Always;
-            // What was shown before it was written may be lost before it gets to the log.
+            // An op that was shown before it was written may be lost before it reaches the log.
             if !is_kept
                 && client.codes.contains(&1011)
                 && matches!(told, Told::Op(_) | Told::Init(_))
@@ -600,7 +601,7 @@ impl World {
             let is_lost = |value: &str| self.senders[value] == [place];
             let lost_an_op = lost.iter().any(|write| is_lost(&write.value));
             let client = &mut self.clients[place];
-            // A client that does not read is still owed what an earlier failure had to tell it.
+            // A client that does not read is still owed the answer to an earlier failure.
             client.lost_an_op |= lost_an_op && client.code.is_none() && !client.is_leaving;
             client.may_have_lost |= lost_an_op
                 || client.has_planted
@@ -620,7 +621,7 @@ impl World {
 fn brief(told: &Told) -> String {
     match told {
         Told::Op(write) => format!("{} = {:.20} at {}", write.key, write.value, write.timestamp),
-        Told::Init(data) | Told::ReadTarget(data) => format!("a state of {} keys", data.len()),
+        Told::Init(data) | Told::State(data) => format!("a state of {} keys", data.len()),
         other => format!("{other:?}"),
     }
 }

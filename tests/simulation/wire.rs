@@ -1,4 +1,5 @@
-//! The client's side of the wire, written down naively: what it sends, and how it reads what it is sent.
+//! The client's side of the wire, written naively: the bytes that it sends, and how it reads those
+//! that it receives.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -34,7 +35,7 @@ pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
             }
         }
     }
-    // A long one is masked by nothing: byte by byte takes its time.
+    // A long payload has a mask of zeros, since masking it byte by byte is slow.
     if payload.len() > 4096 {
         frame.extend([0; 4]);
         frame.extend_from_slice(payload);
@@ -67,8 +68,8 @@ pub fn head(path: &str) -> Vec<u8> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Told {
     Status(u16),
-    /// The answer to a look, with status 200.
-    ReadTarget(BTreeMap<String, String>),
+    /// The state, as the answer to an HTTP read with status 200.
+    State(BTreeMap<String, String>),
     Init(BTreeMap<String, String>),
     Op(Write),
     /// A code, and the key and timestamp of the op that it is about.
@@ -78,11 +79,11 @@ pub enum Told {
     Close(u16),
 }
 
-/// What was sent to a client, cut into what it tells.
+/// The bytes sent to a client, cut into messages.
 #[derive(Debug, Default)]
 pub struct Stream {
     bytes: Vec<u8>,
-    /// How much of all that came was taken.
+    /// The number of bytes read so far.
     taken: u64,
     status: Option<u16>,
 }
@@ -92,12 +93,12 @@ impl Stream {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Whether all that came is whole.
+    /// Returns whether the last message is complete.
     pub fn is_whole(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// The next whole thing, and where in the stream it ends.
+    /// Returns the next complete message and its end in the stream.
     pub fn next(&mut self) -> Option<(u64, Told)> {
         let (length, told) = self.first()?;
         self.bytes.drain(..length);
@@ -127,7 +128,7 @@ impl Stream {
             self.status = Some(status);
             let body = &self.bytes[head..head + body];
             let told = if body.starts_with(br#"{"data""#) {
-                Told::ReadTarget(look(body))
+                Told::State(look(body))
             } else {
                 Told::Status(status)
             };
@@ -189,7 +190,7 @@ fn message(text: &[u8]) -> Told {
     }
 }
 
-/// The bytes of a send.
+/// Returns the bytes of a send.
 pub fn bytes_of(spans: &[Span]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for span in spans {
@@ -198,7 +199,7 @@ pub fn bytes_of(spans: &[Span]) -> Vec<u8> {
     bytes
 }
 
-/// An op as it stands in a batch of the log, by the byte table of `log::record`.
+/// An op in a batch of the log, by the byte table of `log::record`.
 pub struct Record {
     pub workspace: String,
     pub write: Write,
@@ -207,7 +208,7 @@ pub struct Record {
 
 pub const BATCH_HEADER_BYTES: usize = 28;
 
-/// The records of a batch, which begins at its header.
+/// Reads the records of a batch, which begins at its header.
 pub fn records(batch: &[u8]) -> Vec<Record> {
     let mut records = Vec::new();
     let mut rest = &batch[BATCH_HEADER_BYTES..];
@@ -231,7 +232,7 @@ pub fn records(batch: &[u8]) -> Vec<Record> {
     records
 }
 
-/// A little-endian number.
+/// Reads a little-endian number.
 pub fn number(bytes: &[u8], at: usize, length: usize) -> usize {
     let digits = bytes[at..at + length].iter().rev();
     digits.fold(0, |number, digit| number << 8 | usize::from(*digit))

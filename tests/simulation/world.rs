@@ -1,4 +1,4 @@
-//! The scheduler: what may happen next, chosen by the seed.
+//! The scheduler: picks by the seed what happens next.
 
 use std::collections::BTreeMap;
 
@@ -35,19 +35,19 @@ pub struct World {
     pub disk: SimDisk,
     pub server: Option<Server>,
     pub clients: Vec<Client>,
-    /// Those who are not gone.
+    /// The clients that are not gone.
     pub live: Vec<usize>,
     pub models: Vec<Model>,
-    /// Who sent the op of a value.
+    /// The sender of the op with a value.
     pub senders: BTreeMap<String, Vec<usize>>,
     pub count: u64,
     pub shards: u32,
     pub doing: Doing,
-    /// A compaction has begun: not every op is on disk any more.
+    /// A compaction has begun, so not every op is on disk.
     pub is_compacted: bool,
     /// Nothing fails any more.
     pub is_calm: bool,
-    /// The process before ended well.
+    /// The previous process ended cleanly.
     pub is_sealed: bool,
     pub coverage: Coverage,
     /// The panics in this thread that are accounted for.
@@ -98,7 +98,7 @@ impl World {
         });
     }
 
-    /// One step: a few things happen, then the shards that have a reason to take a turn.
+    /// Runs one step: a few events, then the turns of the shards that have a reason for one.
     pub fn step(&mut self) {
         for _ in 0..=self.dice.below(4) {
             self.try_inside(Self::happen);
@@ -125,7 +125,7 @@ impl World {
         self.pass(600);
     }
 
-    /// Something happens, and perhaps it is tried what a crash in its middle would leave.
+    /// Runs one event, and sometimes tries a crash in the middle of it.
     pub fn try_inside(&mut self, happen: impl FnOnce(&mut Self)) {
         let is_tried = self.dice.one_in(3) && self.plan.may(faults::TRIALS);
         if !is_tried {
@@ -141,7 +141,7 @@ impl World {
         let Some(copy) = self.disk.take_copy() else {
             return;
         };
-        // What a rebuild has dropped may still have been there.
+        // Ops that a rebuild dropped may still have been there.
         let is_cut = before
             .iter()
             .zip(&self.models)
@@ -188,7 +188,7 @@ impl World {
         match self.dice.below(4) {
             0 if self.plan.may(faults::TRIALS) => self.try_flips(),
             1 | 2 => self.boot(),
-            // Somebody has looked why it does not start.
+            // An operator has found out why it does not start.
             _ => self.disk.set_full(false),
         }
     }
@@ -218,7 +218,7 @@ impl World {
         }
         if self.dice.one_in(6) {
             let us = self.dice.below_u64(90 * SECOND_US);
-            // A crowd would be let go, and is there to be a crowd.
+            // A crowd would be closed, and its purpose is to be a crowd.
             if self.plan.clients <= 100 && self.dice.one_in(2) {
                 self.hear_nobody(us);
             } else {
@@ -233,7 +233,7 @@ impl World {
 
     // ---- clients ----
 
-    /// One of the live clients that fit.
+    /// Picks one of the live clients that fit.
     pub fn any_client(&mut self, fits: impl Fn(&Client) -> bool) -> Option<usize> {
         let fitting = |place: &usize| fits(&self.clients[*place]);
         let count = self.live.iter().filter(|place| fitting(place)).count();
@@ -318,7 +318,7 @@ impl World {
             && let Some(write) = self.clients[again].sent.last().cloned()
             && status == 101
         {
-            // It does not know what became of its last op.
+            // It does not know the outcome of its last op.
             self.senders
                 .get_mut(&write.value)
                 .expect("it was sent")
@@ -345,7 +345,7 @@ impl World {
     fn write_one(&mut self, place: usize) {
         self.count += 1;
         let key = format!("k{}", self.dice.below(self.plan.keys));
-        // A clock that ticks seldom: ties are common.
+        // The clock ticks rarely, so ties are common.
         let tick = (self.count / 6 + self.dice.below_u64(4)) * SECOND_US;
         let timestamp = (BEGIN_UNIX_US + tick).checked_add_signed(self.clients[place].skew_us);
         let mut timestamp = timestamp.expect("hours");
@@ -366,7 +366,7 @@ impl World {
             .dice
             .below(most)
             .max(if self.dice.one_in(4) { most - 1 } else { 0 });
-        // On a small disk all values are as long as they may be, so that it is known how much is live.
+        // On a small disk all values have the greatest length, so that the live size is known.
         let is_long = self.plan.disk_percent.is_some();
         let width = if is_long { most - 1 } else { width };
         let value = match self.dice.below(3) {
@@ -393,7 +393,7 @@ impl World {
         self.clients[place].write(write);
     }
 
-    /// Brings bytes of a client to the shard, cut anywhere.
+    /// Delivers bytes of a client to the shard, cut anywhere.
     pub fn deliver(&mut self) {
         let can = |client: &Client| {
             let has_news = !client.outgoing.is_empty() || client.is_leaving;
@@ -441,7 +441,7 @@ impl World {
         self.check_held_after_event(shard);
     }
 
-    /// Lets a socket take what was sent.
+    /// Lets a socket accept bytes that were sent.
     pub fn finish_send(&mut self) {
         let is_patient = self.dice.one_in(10);
         let takes = |client: &Client| match client.reading {
@@ -491,7 +491,7 @@ impl World {
         self.read(place);
     }
 
-    /// A client does what it should not.
+    /// Makes a client violate the protocol.
     fn misbehave(&mut self) {
         let Some(place) = self.any_client(|client| client.init.is_some()) else {
             return;
@@ -537,7 +537,7 @@ impl World {
         client.is_leaving = true;
     }
 
-    /// A fragment of a message that never ends.
+    /// Sends a fragment of a message that never ends.
     fn begin_message(&mut self, place: usize) {
         let most = self.plan.message_bytes_max;
         let bytes = [100, most / 2, most][place / 2 % 3];
@@ -589,7 +589,7 @@ impl World {
         client.is_leaving = true;
     }
 
-    /// Whatever a client did while things were bad, it behaves well from now on.
+    /// Makes a client behave well from now on.
     pub fn calm_down(&mut self) {
         self.is_calm = true;
         self.set_rates();
@@ -607,7 +607,7 @@ impl World {
         }
     }
 
-    /// The process is over: its connections are, too.
+    /// Ends all connections with their process.
     pub fn hang_up(&mut self) {
         for place in std::mem::take(&mut self.live) {
             self.clients[place].home = Home::Gone;

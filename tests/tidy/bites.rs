@@ -322,8 +322,13 @@ fn sizes_bite() {
 #[test]
 fn widths_bite() {
     let line = |start: &str, columns: usize| {
-        let padding = columns - start.chars().count() - " // <-".len();
-        format!("{start}{} // <-", "ä".repeat(padding))
+        let end = if start.ends_with('"') {
+            "\"; // <-"
+        } else {
+            " // <-"
+        };
+        let padding = columns - start.chars().count() - end.len();
+        format!("{start}{}{end}", "ä".repeat(padding))
     };
     for start in ["//! ", "use x; //", "    /// ", "let a = \"", "// https://"] {
         let narrow = line(start, COLUMNS).replace(" // <-", " // < ");

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use proc_macro2::{Delimiter, Spacing, Span, TokenStream, TokenTree};
+
 use super::Fault;
 
 #[derive(Clone)]
@@ -98,117 +100,96 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// Splits a text into words, `::`, and every other character on its own. Also returns the number of
-/// lines that hold some of a token or a literal.
+/// Splits a text into words, `::`, and every other character of code on its own. Also returns the
+/// number of lines that hold some of a token or a literal.
 fn tokens(text: &str) -> (Vec<Token>, usize) {
-    let chars: Vec<char> = text.chars().collect();
-    let mut tokens = Vec::new();
-    let mut code_lines = BTreeSet::new();
-    let (mut at, mut line) = (0, 1);
-    while at < chars.len() {
-        let skipped = comment_or_literal_end(&chars, at);
-        let end = skipped.unwrap_or_else(|| match chars[at] {
-            ':' if chars.get(at + 1) == Some(&':') => at + 2,
-            c if is_word(c) => at + chars[at..].iter().take_while(|c| is_word(**c)).count(),
-            _ => at + 1,
-        });
-        if skipped.is_none() && !chars[at].is_whitespace() {
-            tokens.push(Token {
-                text: chars[at..end].iter().collect(),
-                line,
-            });
-        }
-        let is_comment =
-            chars[at..].starts_with(&['/', '/']) || chars[at..].starts_with(&['/', '*']);
-        for c in &chars[at..end] {
-            if !is_comment && !c.is_whitespace() {
-                code_lines.insert(line);
-            }
-            line += usize::from(*c == '\n');
-        }
-        at = end;
-    }
-    (tokens, code_lines.len())
-}
-
-/// Where the comment or the string or character literal ends that starts at `at`, if one does.
-fn comment_or_literal_end(chars: &[char], at: usize) -> Option<usize> {
-    let rest = &chars[at..];
-    let starts = |prefix: &str| {
-        prefix
-            .chars()
-            .enumerate()
-            .all(|(i, c)| rest.get(i) == Some(&c))
+    let stream: TokenStream = text.parse().expect("a source can be split into tokens");
+    let mut lexed = Lexed {
+        lines: text.lines().collect(),
+        tokens: Vec::new(),
+        code_lines: BTreeSet::new(),
     };
-    if starts("//") {
-        return Some(at + rest.iter().take_while(|c| **c != '\n').count());
-    }
-    if starts("/*") {
-        return Some(at + block_comment_len(rest));
-    }
-    if starts("'") {
-        // A lifetime has no second quote behind one character.
-        let is_literal = starts("'\\") || rest.get(2) == Some(&'\'');
-        return is_literal.then(|| at + quoted_len(rest, '\''));
-    }
-    let prefix = ["", "b", "c"]
-        .into_iter()
-        .find(|prefix| starts(&format!("{prefix}\"")));
-    if let Some(prefix) = prefix {
-        return Some(at + prefix.len() + quoted_len(&rest[prefix.len()..], '"'));
-    }
-    let prefix = ["r", "br", "cr"]
-        .into_iter()
-        .find(|prefix| starts(prefix))?;
-    let hashes = rest[prefix.len()..]
-        .iter()
-        .take_while(|c| **c == '#')
-        .count();
-    let open = prefix.len() + hashes;
-    if rest.get(open) != Some(&'"') {
-        return None;
-    }
-    let close: Vec<char> = format!("\"{}", "#".repeat(hashes)).chars().collect();
-    let body = rest[open + 1..]
-        .windows(close.len())
-        .position(|window| window == close);
-    Some(body.map_or(chars.len(), |body| at + open + 1 + body + close.len()))
+    lexed.read(stream);
+    (lexed.tokens, lexed.code_lines.len())
 }
 
-/// The length of a literal with escapes, its quotes included.
-fn quoted_len(chars: &[char], quote: char) -> usize {
-    let mut at = 1;
-    while at < chars.len() && chars[at] != quote {
-        at += if chars[at] == '\\' { 2 } else { 1 };
-    }
-    (at + 1).min(chars.len())
+/// The tokens of a text, in a flat list.
+struct Lexed<'a> {
+    lines: Vec<&'a str>,
+    tokens: Vec<Token>,
+    code_lines: BTreeSet<usize>,
 }
 
-fn block_comment_len(chars: &[char]) -> usize {
-    let (mut at, mut depth) = (0, 0);
-    while at < chars.len() {
-        match chars[at..] {
-            ['/', '*', ..] => depth += 1,
-            ['*', '/', ..] => depth -= 1,
-            _ => {
-                at += 1;
+impl Lexed<'_> {
+    fn read(&mut self, stream: TokenStream) {
+        let mut trees = stream.into_iter().peekable();
+        while let Some(tree) = trees.next() {
+            if self.is_doc_comment(&tree) {
+                // It comes as the attribute that it stands for: `#`, `!` inside of an item, `[…]`.
+                let is_bang = |tree: &TokenTree| matches!(tree, TokenTree::Punct(_));
+                trees.next_if(is_bang);
+                trees.next();
                 continue;
             }
-        }
-        at += 2;
-        if depth == 0 {
-            return at;
+            match tree {
+                TokenTree::Group(group) => {
+                    let (open, close) = match group.delimiter() {
+                        Delimiter::Parenthesis => ("(", ")"),
+                        Delimiter::Brace => ("{", "}"),
+                        Delimiter::Bracket => ("[", "]"),
+                        Delimiter::None => ("", ""),
+                    };
+                    self.push(open, group.span_open());
+                    self.read(group.stream());
+                    self.push(close, group.span_close());
+                }
+                TokenTree::Ident(ident) => self.push(&ident.to_string(), ident.span()),
+                TokenTree::Punct(punct) => {
+                    let is_joint = punct.as_char() == ':' && punct.spacing() == Spacing::Joint;
+                    let is_colon = |tree: &TokenTree| match tree {
+                        TokenTree::Punct(next) => next.as_char() == ':',
+                        _ => false,
+                    };
+                    let is_path = is_joint && trees.next_if(is_colon).is_some();
+                    let one = punct.as_char().to_string();
+                    self.push(if is_path { "::" } else { &one }, punct.span());
+                }
+                TokenTree::Literal(literal) => self.count_lines(literal.span()),
+            }
         }
     }
-    at
+
+    fn is_doc_comment(&self, tree: &TokenTree) -> bool {
+        if !matches!(tree, TokenTree::Punct(punct) if punct.as_char() == '#') {
+            return false;
+        }
+        let start = tree.span().start();
+        self.lines[start.line - 1].chars().nth(start.column) == Some('/')
+    }
+
+    fn push(&mut self, text: &str, span: Span) {
+        self.count_lines(span);
+        self.tokens.push(Token {
+            text: text.to_owned(),
+            line: span.start().line,
+        });
+    }
+
+    /// Counts the lines of a token as code. A literal may have blank ones in it.
+    fn count_lines(&mut self, span: Span) {
+        let all = span.start().line..=span.end().line;
+        let lines = &self.lines;
+        let has_text = |line: &usize| !lines[line - 1].trim().is_empty();
+        self.code_lines.extend(all.filter(has_text));
+    }
 }
 
 pub(super) fn text_at(tokens: &[Token], at: usize) -> &str {
     tokens.get(at).map_or("", |token| token.text.as_str())
 }
 
-/// The index of the last token of the item that starts at `at`: its closing brace, its semicolon, or, for a field or an
-/// argument, what stands before the bracket that closes the list.
+/// The index of the last token of the item that starts at `at`: its closing brace, its semicolon,
+/// or, for a field or an argument, what stands before the bracket that closes the list.
 pub(super) fn item_end(tokens: &[Token], at: usize) -> usize {
     let (mut depth, mut braces) = (0_i32, 0_i32);
     for (i, token) in tokens.iter().enumerate().skip(at) {
@@ -227,7 +208,8 @@ pub(super) fn item_end(tokens: &[Token], at: usize) -> usize {
     tokens.len().saturating_sub(1)
 }
 
-/// The tokens without the items under `#[cfg(test)]`, and the modules of other files that are declared under it.
+/// The tokens without the items under `#[cfg(test)]`, and the modules of other files that are
+/// declared under it.
 fn without_tests(tokens: &[Token]) -> (Vec<Token>, Vec<String>) {
     const CFG_TEST: [&str; 7] = ["#", "[", "cfg", "(", "test", ")", "]"];
     let (mut product, mut declared) = (Vec::new(), Vec::new());
@@ -300,8 +282,9 @@ fn read_path(tokens: &[Token], mut at: usize, prefix: &[String], leaves: &mut Ve
     at
 }
 
-/// Every path in the tokens of a module. A name that a `use` brought in (`use crate::wire;`) or that a `mod` declares is
-/// followed to where it comes from, also when the path starts with it (`wire::frame::decode`).
+/// Every path in the tokens of a module. A name that a `use` brought in (`use crate::wire;`) or
+/// that a `mod` declares is followed to where it comes from, also when the path starts with it
+/// (`wire::frame::decode`).
 fn named(tokens: &[Token], module: &str) -> Vec<Named> {
     let mut inside: Vec<String> = vec!["crate".to_owned()];
     inside.extend(
@@ -345,7 +328,8 @@ fn named(tokens: &[Token], module: &str) -> Vec<Named> {
         at = read_path(tokens, at, &[], &mut leaves);
         for leaf in leaves {
             let segments = from_root(&leaf.segments, &inside, &origins);
-            // Types are named like `Instant`; only modules and crates stand before a `::` that matters here.
+            // Types are named like `Instant`; only modules and crates stand before a `::` that
+            // matters here.
             if is_use && leaf.name.starts_with(|c: char| c.is_lowercase()) {
                 origins.insert(leaf.name, segments.clone());
             }
@@ -393,7 +377,8 @@ fn module_of<'a>(segments: &[String], modules: &BTreeMap<&'a str, usize>) -> Opt
         .map(|(module, _)| *module)
 }
 
-/// For each source the modules that it imports: (index of the source, line). Its own inline modules are no import.
+/// For each source the modules that it imports: (index of the source, line). Its own inline modules
+/// are no import.
 pub(super) fn imports(sources: &[Source]) -> Vec<Vec<(usize, usize)>> {
     let numbered = sources
         .iter()

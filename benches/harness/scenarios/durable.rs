@@ -4,11 +4,11 @@ use std::io;
 
 use hdrhistogram::Histogram;
 
-use super::loads::{self, CPU_PER_OP, MAX, OPS, OPS_PER_CPU, OWN_SHARE, P50, P99, Shape};
+use super::loads::{self, CPU_PER_OP, LoadShape, MAX, OPS, OPS_PER_CPU, OWN_SHARE, P50, P99};
 use super::{Case, Scenario, Target};
 use crate::config::HarnessConfig;
 use crate::contestant::{Contestant, Kind};
-use crate::peers::redis::{self, Fsync, Load, Redis};
+use crate::peers::redis::{self, CommandLoad, Fsync, Redis};
 use etherply_bench::figures::Bound::AtLeast;
 use etherply_bench::figures::{Figure, Numbers};
 use etherply_bench::load::op::{KEYS, VALUE_BYTES};
@@ -22,10 +22,14 @@ const IN_FLIGHT: [u32; 2] = [256, 1];
 const TITLES: [&str; 2] = ["256 in flight", "1 in flight"];
 
 /// The contestants that run redis.
-const REDIS: [(&str, redis::Shape, Fsync); 3] = [
-    ("redis always, SET", redis::Shape::Set, Fsync::Always),
-    ("redis always, XADD", redis::Shape::Xadd, Fsync::Always),
-    ("redis no, SET", redis::Shape::Set, Fsync::No),
+const REDIS: [(&str, redis::WriteCommand, Fsync); 3] = [
+    ("redis always, SET", redis::WriteCommand::Set, Fsync::Always),
+    (
+        "redis always, XADD",
+        redis::WriteCommand::Xadd,
+        Fsync::Always,
+    ),
+    ("redis no, SET", redis::WriteCommand::Set, Fsync::No),
 ];
 
 impl Scenario for Durable {
@@ -60,7 +64,7 @@ impl Scenario for Durable {
     }
 
     fn note(&self, _: &HarnessConfig) -> Option<String> {
-        let told = redis::version().map_or_else(
+        let note = redis::version().map_or_else(
             || "left out: redis-server is not installed".to_owned(),
             |version| {
                 format!(
@@ -69,7 +73,7 @@ impl Scenario for Durable {
                 )
             },
         );
-        Some(told)
+        Some(note)
     }
 
     fn measure(
@@ -84,7 +88,7 @@ impl Scenario for Durable {
             let measured = measure_redis(*shape, *fsync, in_flight, config);
             return measured.map_err(|error| error.to_string());
         }
-        let shape = Shape {
+        let shape = LoadShape {
             title: TITLES[case.index],
             rooms: 1,
             receivers: 1,
@@ -105,7 +109,7 @@ impl Scenario for Durable {
 }
 
 fn measure_redis(
-    shape: redis::Shape,
+    shape: redis::WriteCommand,
     fsync: Fsync,
     in_flight: u32,
     config: &HarnessConfig,
@@ -118,7 +122,7 @@ fn measure_redis(
     let server = Redis::start(folder.path(), fsync);
     config.cores.load.take()?;
     let mut server = server;
-    let figures = server.run(&Load {
+    let figures = server.run(&CommandLoad {
         shape,
         in_flight: in_flight as usize,
         keys: KEYS,
@@ -136,7 +140,7 @@ fn measure_redis(
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-fn numbers_of(figures: &redis::Figures, latencies_us: &Histogram<u64>) -> Numbers {
+fn numbers_of(figures: &redis::CommandFigures, latencies_us: &Histogram<u64>) -> Numbers {
     let ops = figures.ops as f64;
     Numbers::from([
         (OPS.id, ops / figures.clock_s),

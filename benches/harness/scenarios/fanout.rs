@@ -1,8 +1,8 @@
 //! One room, one sender, a thousand receivers.
 
 use super::loads::{
-    self, CORES_PER_DELIVERY, CPU_PER_DELIVERY, DELIVERIES, MAX, OWN_SHARE, P50, P99, RESIDENT,
-    Shape,
+    self, CORES_PER_DELIVERY, CPU_PER_DELIVERY, DELIVERIES, LoadShape, MAX, OWN_SHARE, P50, P99,
+    RESIDENT,
 };
 use super::{Case, Picture, Scenario, Target};
 use crate::config::HarnessConfig;
@@ -15,8 +15,8 @@ pub struct Fanout;
 
 const RECEIVERS: u32 = 1000;
 
-const fn shape(title: &'static str, pace: Pace) -> Shape {
-    Shape {
+const fn shape(title: &'static str, pace: Pace) -> LoadShape {
+    LoadShape {
         title,
         rooms: 1,
         receivers: RECEIVERS,
@@ -28,7 +28,7 @@ const LIGHT: usize = 0;
 const BUSY: usize = 1;
 const SATURATED: usize = 2;
 
-const SHAPES: [Shape; 3] = [
+const SHAPES: [LoadShape; 3] = [
     shape("100 ops/s", Pace::Open { ops_per_s: 100 }),
     shape("2,000 ops/s", Pace::Open { ops_per_s: 2000 }),
     shape("saturated, 256 in flight", Pace::Closed { in_flight: 256 }),

@@ -18,7 +18,7 @@ pub const OTHERS_PERCENT: &str = "other_work_percent";
 
 /// The shape of a load.
 #[derive(Debug, Clone, Copy)]
-pub struct Shape {
+pub struct LoadShape {
     pub title: &'static str,
     pub rooms: u32,
     /// Receivers of each room, beside its one sender.
@@ -28,7 +28,7 @@ pub struct Shape {
 
 /// Starts a server, puts it under the load, and returns all figures of a load.
 pub fn measure(
-    shape: &Shape,
+    shape: &LoadShape,
     contestant: &Contestant,
     config: &HarnessConfig,
 ) -> Result<Numbers, String> {
@@ -41,7 +41,7 @@ pub fn measure(
 /// Puts a running server under the load; its rooms have to be empty.
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
 pub fn measure_server(
-    shape: &Shape,
+    shape: &LoadShape,
     contestant: &Contestant,
     server: &Server,
     config: &HarnessConfig,
@@ -70,7 +70,7 @@ pub fn measure_server(
     Ok(numbers)
 }
 
-pub fn plan(shape: &Shape, contestant: &Contestant, config: &HarnessConfig) -> Plan {
+pub fn plan(shape: &LoadShape, contestant: &Contestant, config: &HarnessConfig) -> Plan {
     Plan {
         rooms: shape.rooms,
         receivers: shape.receivers,

@@ -15,8 +15,8 @@ mod contestants;
 #[allow(dead_code, reason = "the bench `recovery` uses the rest")]
 mod workload;
 
-use contestants::{Etherply, Redis, Run};
-use workload::{Shape, Workload};
+use contestants::{EtherplyLog, RedisLog, Run};
+use workload::{RedisLayout, Workload};
 
 pub struct Recovery;
 
@@ -79,10 +79,10 @@ impl Scenario for Recovery {
         let cores = &config.cores;
         // A child inherits the cores of the thread that starts it.
         let run = if contestant.name == REDIS {
-            let redis = Redis::new(&workload, data, Shape::Set);
+            let redis = RedisLog::new(&workload, data, RedisLayout::Set);
             on(cores, || redis.run(&workload, 0))
         } else {
-            let etherply = Etherply::new(&workload, data, 1);
+            let etherply = EtherplyLog::new(&workload, data, 1);
             on(cores, || etherply.run(&workload, 0))
         };
         let run = run.map_err(|error| error.to_string())?;

@@ -5,7 +5,9 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::Instant;
 
-use super::loads::{self, CPU_PER_OP, MAX, OPS, OPS_PER_CPU, OWN_SHARE, P50, P99, RESIDENT, Shape};
+use super::loads::{
+    self, CPU_PER_OP, LoadShape, MAX, OPS, OPS_PER_CPU, OWN_SHARE, P50, P99, RESIDENT,
+};
 use super::{Case, Scenario, Target};
 use crate::config::HarnessConfig;
 use crate::contestant::{self, Contestant, Kind};
@@ -20,14 +22,14 @@ pub struct Shards;
 const SATURATED: usize = 0;
 const LIGHT: usize = 1;
 
-const SHAPES: [Shape; 2] = [
-    Shape {
+const SHAPES: [LoadShape; 2] = [
+    LoadShape {
         title: "1,000 rooms of 2, saturated, 1 in flight in each",
         rooms: 1000,
         receivers: 1,
         pace: Pace::Closed { in_flight: 1 },
     },
-    Shape {
+    LoadShape {
         title: "100 rooms of 10, 500 ops/s in all",
         rooms: 100,
         receivers: 9,
@@ -147,7 +149,7 @@ impl Scenario for Shards {
             .iter()
             .any(|core| cores.server.0.contains(core));
         is_shared.then(|| {
-            format!("{cores_text}: two shards and the load generator share these cores, which limits them")
+            format!("{cores_text}: two shards and the load generator share these cores, which is the limit")
         })
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value};
 
 use super::loads::{
-    self, CPU_PER_DELIVERY, DELIVERIES, MAX, OPS, OWN_SHARE, P50, P99, RESIDENT, Shape,
+    self, CPU_PER_DELIVERY, DELIVERIES, LoadShape, MAX, OPS, OWN_SHARE, P50, P99, RESIDENT,
 };
 use super::{Case, Scenario, Target};
 use crate::config::HarnessConfig;
@@ -28,7 +28,7 @@ const MEASURED_MIN: Duration = Duration::from_secs(15);
 const ROUNDS_MAX: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(10);
 
-const SHAPE: Shape = Shape {
+const SHAPE: LoadShape = LoadShape {
     title: "2,000 ops/s, 1,000 receivers",
     rooms: 1,
     receivers: 1000,
@@ -125,7 +125,7 @@ impl Scenario for Slow {
             let ops = catch_up(&server, reader).map_err(|failure| server.with_log(failure))?;
             numbers.insert(LEFT.id, ops);
             if !config.quick && ops >= numbers[OPS.id] * measured.as_secs_f64() {
-                return Err("the sockets took all that was said, and nobody was slow".to_owned());
+                return Err("the sockets held all that was sent: no reader was slow".to_owned());
             }
         }
         Ok(numbers)

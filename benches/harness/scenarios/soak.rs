@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::loads::{self, CPU_PER_DELIVERY, DELIVERIES, MAX, OWN_SHARE, P50, P99, Shape};
+use super::loads::{self, CPU_PER_DELIVERY, DELIVERIES, LoadShape, MAX, OWN_SHARE, P50, P99};
 use super::{Case, Scenario, Target};
 use crate::config::HarnessConfig;
 use crate::contestant::{Contestant, Server};
@@ -18,7 +18,7 @@ use etherply_bench::load::run::{self, Outcome};
 
 pub struct Soak;
 
-const SHAPE: Shape = Shape {
+const SHAPE: LoadShape = LoadShape {
     title: "100 rooms of 10 at 2,000 ops/s in all, clients that come and go, 10 that read nothing",
     rooms: 100,
     receivers: 9,
@@ -137,19 +137,19 @@ impl Scenario for Soak {
         let stalled = stalled?;
         let mut resident_bytes = Vec::new();
         let is_over = AtomicBool::new(false);
-        let (outcomes, guests) = thread::scope(|scope| {
-            let guests = scope.spawn(|| come_and_go(&server.endpoint, &is_over));
+        let (outcomes, visits) = thread::scope(|scope| {
+            let visits = scope.spawn(|| visit_rooms(&server.endpoint, &is_over));
             let outcomes = run::run_in_parts(&server.endpoint, &plan, PARTS, &mut || {
                 resident_bytes.extend(server.resident_bytes());
                 server.cpu_s()
             });
             is_over.store(true, Ordering::Relaxed);
-            (outcomes, guests.join().expect("it does not panic"))
+            (outcomes, visits.join().expect("it does not panic"))
         });
         let outcomes = outcomes.map_err(|failure| server.with_log(failure))?;
-        let guests = guests.map_err(|failure| server.with_log(failure))?;
+        let visits = visits.map_err(|failure| server.with_log(failure))?;
         drop(stalled);
-        numbers_of(&outcomes, &resident_bytes, guests, &server)
+        numbers_of(&outcomes, &resident_bytes, visits, &server)
     }
 
     fn targets(&self) -> Vec<Target> {
@@ -166,28 +166,30 @@ impl Scenario for Soak {
 }
 
 /// Lets one client after the other join a room, check its state, and leave. Returns how many did.
-fn come_and_go(endpoint: &Endpoint, is_over: &AtomicBool) -> Result<u32, String> {
-    let mut guests = 0;
+fn visit_rooms(endpoint: &Endpoint, is_over: &AtomicBool) -> Result<u32, String> {
+    let mut visits = 0;
     while !is_over.load(Ordering::Relaxed) {
-        let name = endpoint.workspace(guests % SHAPE.rooms);
+        let name = endpoint.workspace(visits % SHAPE.rooms);
         let init = endpoint.visit(&name).map_err(|error| error.to_string())?;
         let shown: Value = serde_json::from_str(&init).map_err(|error| error.to_string())?;
         let data = shown["data"].as_object();
         let is_right = data.is_some_and(|data| data.values().all(Value::is_string));
         if shown["type"] != "init" || !is_right {
-            return Err(format!("a guest in {name} is shown a wrong state: {init}"));
+            return Err(format!(
+                "a client that joins {name} receives a wrong state: {init}"
+            ));
         }
-        guests += 1;
+        visits += 1;
         thread::sleep(PAUSE);
     }
-    Ok(guests)
+    Ok(visits)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
 fn numbers_of(
     outcomes: &[Outcome],
     resident_bytes: &[f64],
-    guests: u32,
+    visits: u32,
     server: &Server,
 ) -> Result<Numbers, String> {
     let ([first, .., last], [_, _, _, resident_first, .., resident_last]) =
@@ -210,7 +212,7 @@ fn numbers_of(
         (P99_FIRST.id, p99_us(first)),
         (P99_LAST.id, p99_us(last)),
         (P99.id, p99_us(&all)),
-        (CAME_AND_WENT.id, f64::from(guests)),
+        (CAME_AND_WENT.id, f64::from(visits)),
     ]);
     Ok(numbers)
 }

@@ -27,7 +27,7 @@ const PAGE_BYTES: usize = 4096;
 /// The purpose of an operation.
 #[derive(Clone, Copy)]
 #[repr(u64)]
-pub enum Kind {
+pub enum Purpose {
     Accept,
     Receive,
     Send,
@@ -35,7 +35,7 @@ pub enum Kind {
 
 /// The end of an operation, or one more result of a multishot operation.
 pub struct Completion {
-    pub kind: Kind,
+    pub purpose: Purpose,
     pub connection: usize,
     pub result: i32,
     /// The buffer that holds the bytes.
@@ -85,13 +85,13 @@ impl Ring {
     pub fn accept(&mut self, listener: RawFd) {
         let entry = opcode::AcceptMulti::new(Fd(listener)).build();
         // SAFETY: the operation names no memory.
-        unsafe { self.push(entry, Kind::Accept, 0) };
+        unsafe { self.push(entry, Purpose::Accept, 0) };
     }
 
     pub fn receive(&mut self, fd: RawFd, connection: usize) {
         let entry = opcode::RecvMulti::new(Fd(fd), BUFFER_GROUP).build();
         // SAFETY: the operation names no memory but the buffers, which live as long as the process.
-        unsafe { self.push(entry, Kind::Receive, connection) };
+        unsafe { self.push(entry, Purpose::Receive, connection) };
     }
 
     /// Sends all pieces, in order, in one operation.
@@ -123,14 +123,14 @@ impl Ring {
                 .build()
         };
         // SAFETY: the caller keeps what the operation names.
-        unsafe { self.push(entry, Kind::Send, connection) };
+        unsafe { self.push(entry, Purpose::Send, connection) };
     }
 
     /// # Safety
     ///
     /// The memory that the entry names must not move or be freed until the operation has completed.
-    unsafe fn push(&mut self, entry: squeue::Entry, kind: Kind, connection: usize) {
-        let entry = entry.user_data((kind as u64) << 32 | connection as u64);
+    unsafe fn push(&mut self, entry: squeue::Entry, purpose: Purpose, connection: usize) {
+        let entry = entry.user_data((purpose as u64) << 32 | connection as u64);
         // SAFETY: as the caller's.
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
             self.ring.submit().expect("the kernel takes submissions");
@@ -144,13 +144,13 @@ impl Ring {
             other => drop(other?),
         }
         completions.extend(self.ring.completion().map(|entry| {
-            let kind = match entry.user_data() >> 32 {
-                0 => Kind::Accept,
-                1 => Kind::Receive,
-                _ => Kind::Send,
+            let purpose = match entry.user_data() >> 32 {
+                0 => Purpose::Accept,
+                1 => Purpose::Receive,
+                _ => Purpose::Send,
             };
             Completion {
-                kind,
+                purpose,
                 connection: (entry.user_data() & 0xffff_ffff) as usize,
                 result: entry.result(),
                 buffer: cqueue::buffer_select(entry.flags()),
@@ -169,7 +169,7 @@ impl Ring {
     }
 
     pub fn give_back(&mut self, buffer: u16) {
-        self.buffers.give(buffer);
+        self.buffers.give_back(buffer);
     }
 }
 
@@ -189,7 +189,7 @@ impl Buffers {
             tail: 0,
         };
         for buffer in 0..BUFFERS {
-            buffers.give(buffer);
+            buffers.give_back(buffer);
         }
         buffers
     }
@@ -203,7 +203,7 @@ impl Buffers {
         }
     }
 
-    fn give(&mut self, buffer: u16) {
+    fn give_back(&mut self, buffer: u16) {
         let start = self.start(buffer);
         let slot = usize::from(self.tail % BUFFERS);
         // SAFETY: the slot lies in the allocation, and is the kernel's only once the tail is beyond
@@ -225,7 +225,7 @@ impl Buffers {
 /// Allocates zeroed memory at the start of a page, for as long as the process lives.
 fn allocate(bytes: usize) -> NonNull<u8> {
     let layout = Layout::from_size_align(bytes, PAGE_BYTES).expect("a valid layout");
-    // SAFETY: nobody asks for no bytes.
+    // SAFETY: callers ask for at least one byte.
     let start = unsafe { alloc_zeroed(layout) };
     NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout))
 }

@@ -120,7 +120,7 @@ impl Cursor {
             let rest = window.rest(self.position);
             let length = rest.len().min(bytes.len());
             if length == 0 {
-                let seen = told(bytes);
+                let seen = describe(bytes);
                 let count = window.count;
                 return Err(Mismatch::Extra { count, seen });
             }
@@ -170,7 +170,9 @@ impl Cursor {
         match header.opcode {
             OpCode::Control(Control::Ping) => put_pong(answers, payload),
             OpCode::Control(Control::Pong) => {}
-            OpCode::Control(Control::Close) => return Err(Mismatch::Closed(close_told(payload))),
+            OpCode::Control(Control::Close) => {
+                return Err(Mismatch::Closed(describe_close(payload)));
+            }
             _ => return Err(self.stranger(window)),
         }
         self.held.clear();
@@ -179,7 +181,7 @@ impl Cursor {
 
     /// Describes a frame that is neither an op nor a control frame.
     fn stranger(&self, window: &Window) -> Mismatch {
-        let seen = told(&self.held);
+        let seen = describe(&self.held);
         let number = self.count(window);
         if number == window.count {
             return Mismatch::Extra {
@@ -187,7 +189,7 @@ impl Cursor {
                 seen,
             };
         }
-        let expected = told(window.frame(number));
+        let expected = describe(window.frame(number));
         Mismatch::Different {
             number,
             expected,
@@ -203,14 +205,14 @@ impl Cursor {
         let so_far = &expected[..so_far.expect("a remainder of a length")];
         Mismatch::Different {
             number,
-            expected: told(expected),
-            seen: told(&[so_far, bytes].concat()),
+            expected: describe(expected),
+            seen: describe(&[so_far, bytes].concat()),
         }
     }
 }
 
 /// Describes the first frame of these bytes: its text, and its kind if it is not a text message.
-fn told(bytes: &[u8]) -> String {
+fn describe(bytes: &[u8]) -> String {
     let mut reader = std::io::Cursor::new(bytes);
     let Ok(Some((header, payload_bytes))) = FrameHeader::parse(&mut reader) else {
         return format!("no frame: {:?}", String::from_utf8_lossy(bytes));
@@ -232,7 +234,7 @@ fn told(bytes: &[u8]) -> String {
     }
 }
 
-fn close_told(payload: &[u8]) -> String {
+fn describe_close(payload: &[u8]) -> String {
     match payload {
         [high, low, reason @ ..] => {
             let code = u16::from_be_bytes([*high, *low]);

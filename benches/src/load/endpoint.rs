@@ -24,7 +24,7 @@ pub struct Endpoint {
     tls: Option<Tls>,
 }
 
-/// How the server proves who it is.
+/// How the server proves its identity.
 #[derive(Clone)]
 pub struct Tls {
     pub config: Arc<ClientConfig>,
@@ -115,7 +115,7 @@ impl Connection {
         self.stream.set_read_timeout(timeout)
     }
 
-    /// Whether bytes have been decrypted that nobody has read yet.
+    /// Whether decrypted bytes are still unread.
     pub fn has_unread_bytes(&mut self) -> io::Result<bool> {
         let Some(tls) = &mut self.tls else {
             return Ok(false);

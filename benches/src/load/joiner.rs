@@ -75,7 +75,10 @@ impl Joiner {
         match &mut self.wanted {
             Expected::Upgrade(_) => unreachable!("it was just handled"),
             Expected::Nothing if is_ping(bytes) => Ok(false),
-            Expected::Nothing => Err(format!("nothing was to come, and {} came", told(bytes))),
+            Expected::Nothing => Err(format!(
+                "nothing was expected, and {} was received",
+                quoted(bytes)
+            )),
             Expected::Bytes(expected, at) => {
                 let rest = &expected[*at..];
                 let length = rest.len().min(bytes.len());
@@ -84,8 +87,8 @@ impl Joiner {
                     return Err(format!(
                         "byte {} is wrong\n  expected {}\n  seen     {}",
                         *at + same,
-                        told(&rest[same..]),
-                        told(&bytes[same..])
+                        quoted(&rest[same..]),
+                        quoted(&bytes[same..])
                     ));
                 }
                 *at += length;
@@ -106,7 +109,7 @@ impl Joiner {
                     return Ok(false);
                 };
                 if self.held.len() > end {
-                    return Err("something came behind the first message".to_owned());
+                    return Err("something came after the first message".to_owned());
                 }
                 self.held.drain(..start);
                 self.wanted = Expected::Nothing;
@@ -121,7 +124,7 @@ fn is_ping(bytes: &[u8]) -> bool {
     bytes[0] == 0x89
 }
 
-fn told(bytes: &[u8]) -> String {
+fn quoted(bytes: &[u8]) -> String {
     let shown = &bytes[..bytes.len().min(80)];
     format!("{:?}", String::from_utf8_lossy(shown))
 }

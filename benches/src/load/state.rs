@@ -68,7 +68,7 @@ impl State {
         }
         let (_, init) = endpoint.join(workspace)?;
         if !is_init(&init, &state) {
-            return Err("who joins is shown another state than was written".into());
+            return Err("a client that joins receives another state than was written".into());
         }
         Ok(init)
     }

@@ -30,7 +30,7 @@ pub struct WantedServer {
 #[derive(Debug, Clone, Serialize)]
 pub struct Kernel {
     pub release: String,
-    /// The sysctl `kernel.io_uring_disabled`: 1 forbids it to most, 2 to all.
+    /// The sysctl `kernel.io_uring_disabled`: 1 forbids rings for most users, 2 for all.
     pub io_uring_disabled: Option<u32>,
     /// Whether a filter of system calls applies to this process.
     pub has_seccomp_filter: bool,

@@ -31,7 +31,7 @@ use crate::core::fanout::free_lists::FreeLists;
 use crate::core::fanout::window::{Window, WindowPool};
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::limits::{
-    ANSWER_SEND_BYTES_MAX, CHUNK_BYTES_MIN, OWN_STRETCHES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX,
+    ANSWER_SEND_BYTES_MAX, CHUNK_BYTES_MIN, OWN_FRAMES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX,
 };
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
@@ -77,7 +77,7 @@ pub struct Due {
     /// The session has received the window up to this offset.
     pub at: WindowOffset,
     /// This log position is visible.
-    pub gate: LogPosition,
+    pub visible_from: LogPosition,
     /// This state is ready: one that another answer around this one is a part of. An HTTP answer
     /// has a head, fields and timestamps, of which all are sent or none.
     pub awaits: Option<EncodedState>,
@@ -344,22 +344,23 @@ impl Outbox {
     /// Whether an answer waits for a log position that is not visible, or for a state that is not
     /// ready.
     #[must_use]
-    pub fn is_gated(&self, visible_position: LogPosition) -> bool {
+    pub fn is_waiting_for_log(&self, visible_position: LogPosition) -> bool {
         let mut answers = self.extras.iter().flat_map(|extras| &extras.answers);
         answers.any(|answer| answer.sendable(visible_position).is_none())
     }
 
-    /// Queues bytes for this session alone: after the window offset `at`, once `gate` is visible.
+    /// Queues bytes for this session alone: after the window offset `at`, once `visible_from` is
+    /// visible.
     pub fn push(
         &mut self,
         chunk: Chunk,
         at: WindowOffset,
-        gate: LogPosition,
+        visible_from: LogPosition,
         pool: &mut OutboxPool,
     ) {
         let due = Due {
             at,
-            gate,
+            visible_from,
             awaits: None,
         };
         self.push_due(chunk, due, pool);
@@ -455,7 +456,7 @@ impl Outbox {
             Some(last) if last.1 == start => last.1 = end,
             _ => own.push((start, end)),
         }
-        own.len() <= OWN_STRETCHES_MAX
+        own.len() <= OWN_FRAMES_MAX
     }
 
     /// Forgets the window, and drops what is not visible yet, or not ready: the connection is
@@ -665,7 +666,7 @@ impl Extras {
 impl QueuedAnswer {
     /// Returns the chunk that the answer is a range of, if it may be sent.
     fn sendable(&self, visible_position: LogPosition) -> Option<&Chunk> {
-        let is_due = self.due.gate <= visible_position && self.is_ready();
+        let is_due = self.due.visible_from <= visible_position && self.is_ready();
         self.bytes.chunk().filter(|_| is_due)
     }
 

@@ -1,89 +1,94 @@
-//! When a shard that has always somebody to send to rests.
+//! Pacing: a saturated shard pauses between send slices so that each send carries more.
 //!
-//! A shard whose rounds run into each other, so that somebody is sent to again before the queue was empty, sends each session what
-//! has come since it was there last, and could go on so for ever. But a send costs nearly the same with few frames as with
-//! many, on both ends, and who receives is as busy as the shard, and answers late. So it rests for a while after each slice, and
-//! more gathers for each send. In `always` mode the commits are such rests.
+//! A saturated shard sends to sessions again before its queue was ever empty. Each send then
+//! carries only what has come since the last one to the same session, and this could go on forever.
+//! But a send costs nearly the same with few frames as with many, on both ends, and a receiver that
+//! is as busy as the shard answers late. So the shard pauses after each slice, and more gathers for
+//! each send. In `always` mode the commits are such pauses.
 
-use crate::limits::{REST_AFTER_US, REST_SHARE, REST_US_MAX};
+use crate::limits::{PACE_AFTER_US, PACE_PAUSE_US_MAX, PACE_SHARE};
 
-/// Whether a shard rests.
+/// Decides when a shard pauses between send slices.
 #[derive(Debug)]
 pub struct Pacer {
-    /// That of now.
-    stretch: BusyPeriod,
-    busy: Option<Busy>,
-    until_us: Option<u64>,
+    /// The current busy period, or the next one.
+    period: BusyPeriod,
+    saturation: Option<Saturation>,
+    paused_until_us: Option<u64>,
 }
 
-/// A time during which there was always somebody left, by its number.
+/// The number of a time during which the send queue was never empty.
 pub type BusyPeriod = u32;
 
-/// That of a session which was not sent to yet.
+/// The busy period of a session that was not sent to yet.
 pub const NEVER: BusyPeriod = 0;
 
+/// A busy period that lasts.
 #[derive(Debug)]
-struct Busy {
-    /// Since when there was somebody left after each slice.
+struct Saturation {
+    /// When a slice first left a session in the queue.
     since_us: u64,
-    /// When the last slice was served, if the rest after it is still to come.
+    /// When the last slice was served, until the pause after it is decided.
     slice_us: Option<u64>,
-    /// Somebody was sent to twice: more gathers for each.
-    is_again: bool,
+    /// A session was sent to twice in this period: a pause would have made one send of two. A long
+    /// queue of sessions that each get one send gains nothing from a pause.
+    is_repeated: bool,
 }
 
 impl Default for Pacer {
     fn default() -> Self {
         Self {
-            stretch: NEVER + 1,
-            busy: None,
-            until_us: None,
+            period: NEVER + 1,
+            saturation: None,
+            paused_until_us: None,
         }
     }
 }
 
 impl Pacer {
-    /// Whether to rest now, instead of the next slice.
-    pub fn holds(&mut self, now_us: u64) -> bool {
-        if let Some(busy) = &mut self.busy
-            && let Some(slice_us) = busy.slice_us.take()
-            && busy.is_again
-            && now_us.saturating_sub(busy.since_us) >= REST_AFTER_US
+    /// Whether the next slice has to wait. Begins the pause after the last one if one is due.
+    pub fn must_pause(&mut self, now_us: u64) -> bool {
+        if let Some(saturation) = &mut self.saturation
+            && let Some(slice_us) = saturation.slice_us.take()
+            && saturation.is_repeated
+            && now_us.saturating_sub(saturation.since_us) >= PACE_AFTER_US
         {
+            // The time from slice to slice includes all other work of a turn, so the pause is a
+            // share of what the shard does in all.
             let took_us = now_us.saturating_sub(slice_us);
-            self.until_us = Some(now_us + (took_us / REST_SHARE).min(REST_US_MAX));
+            self.paused_until_us = Some(now_us + (took_us / PACE_SHARE).min(PACE_PAUSE_US_MAX));
         }
-        self.until_us = self.until_us.filter(|until_us| now_us < *until_us);
-        self.until_us.is_some()
+        self.paused_until_us = self.paused_until_us.filter(|until_us| now_us < *until_us);
+        self.paused_until_us.is_some()
     }
 
-    /// Takes that somebody is sent to, who was last sent to in that stretch.
-    pub fn sends(&mut self, last: &mut BusyPeriod) {
-        let is_again = std::mem::replace(last, self.stretch) == self.stretch;
-        if let Some(busy) = &mut self.busy {
-            busy.is_again |= is_again;
+    /// Records a send. `last` is the busy period of the previous send to this session.
+    pub fn record_send(&mut self, last: &mut BusyPeriod) {
+        let is_repeated = std::mem::replace(last, self.period) == self.period;
+        if let Some(saturation) = &mut self.saturation {
+            saturation.is_repeated |= is_repeated;
         }
     }
 
-    /// Takes that a slice was served, and whether somebody is left.
-    pub fn served(&mut self, is_left: bool, now_us: u64) {
-        if !is_left {
-            self.busy = None;
-            self.stretch = self.stretch.wrapping_add(1).max(NEVER + 1);
+    /// Records the end of a slice, and whether sessions are left in the queue.
+    pub fn end_slice(&mut self, is_any_left: bool, now_us: u64) {
+        if !is_any_left {
+            self.saturation = None;
+            self.period = self.period.wrapping_add(1).max(NEVER + 1);
             return;
         }
-        let busy = self.busy.get_or_insert(Busy {
+        let saturation = self.saturation.get_or_insert(Saturation {
             since_us: now_us,
             slice_us: None,
-            is_again: false,
+            is_repeated: false,
         });
-        busy.slice_us = Some(now_us);
+        saturation.slice_us = Some(now_us);
     }
 
-    /// When it ends, if there is one.
+    /// Returns when the pause ends, if there is one.
     #[must_use]
-    pub fn until_us(&self) -> Option<u64> {
-        self.until_us
+    pub fn paused_until_us(&self) -> Option<u64> {
+        self.paused_until_us
     }
 }
 
@@ -91,82 +96,86 @@ impl Pacer {
 mod tests {
     use super::*;
 
-    /// Serves slices of so many microseconds to one session each, with somebody left; gives how long all of them took, and the rests.
+    /// Serves slices of `slice_us` to one session each, with sessions left. Returns how long all of
+    /// them took, and how long the pauses.
     fn busy(
-        rest: &mut Pacer,
+        pacer: &mut Pacer,
         sessions: &mut [BusyPeriod],
         mut now_us: u64,
         slice_us: u64,
         slices: usize,
     ) -> (u64, u64) {
-        let (begun_us, mut rested_us) = (now_us, 0);
+        let (begun_us, mut paused_us) = (now_us, 0);
         for slice in 0..slices {
-            rest.sends(&mut sessions[slice % sessions.len()]);
-            rest.served(true, now_us);
+            pacer.record_send(&mut sessions[slice % sessions.len()]);
+            pacer.end_slice(true, now_us);
             now_us += slice_us;
-            while rest.holds(now_us) {
-                assert!(rest.until_us() > Some(now_us));
+            while pacer.must_pause(now_us) {
+                assert!(pacer.paused_until_us() > Some(now_us));
                 now_us += 1;
-                rested_us += 1;
+                paused_us += 1;
             }
-            assert_eq!(rest.until_us(), None);
+            assert_eq!(pacer.paused_until_us(), None);
         }
-        (now_us - begun_us, rested_us)
+        (now_us - begun_us, paused_us)
     }
 
     #[test]
-    fn it_rests_for_a_part_of_its_time_once_it_was_busy_for_long() {
-        let (mut rest, mut sessions) = (Pacer::default(), [NEVER; 2]);
-        let slices = usize::try_from(REST_AFTER_US / 1000).unwrap() - 1;
-        let (took_us, rested_us) = busy(&mut rest, &mut sessions, 7, 1000, slices);
-        assert_eq!((took_us, rested_us), (REST_AFTER_US - 1000, 0));
-        let (_, rested_us) = busy(&mut rest, &mut sessions, 7 + took_us, 1000, 101);
-        assert_eq!(rested_us, 101 * 1000 / REST_SHARE);
+    fn a_shard_that_was_saturated_for_long_pauses_for_a_share_of_its_time() {
+        let (mut pacer, mut sessions) = (Pacer::default(), [NEVER; 2]);
+        let slices = usize::try_from(PACE_AFTER_US / 1000).unwrap() - 1;
+        let (took_us, paused_us) = busy(&mut pacer, &mut sessions, 7, 1000, slices);
+        assert_eq!((took_us, paused_us), (PACE_AFTER_US - 1000, 0));
+        let (_, paused_us) = busy(&mut pacer, &mut sessions, 7 + took_us, 1000, 101);
+        assert_eq!(paused_us, 101 * 1000 / PACE_SHARE);
     }
 
     #[test]
-    fn it_does_not_rest_before_somebody_is_sent_to_again() {
-        let (mut rest, mut sessions) = (Pacer::default(), [NEVER; 200]);
+    fn there_is_no_pause_before_a_session_is_sent_to_again() {
+        let (mut pacer, mut sessions) = (Pacer::default(), [NEVER; 200]);
         for round in 0..3 {
             let begun_us = round * 1_000_000;
-            let (_, rested_us) = busy(&mut rest, &mut sessions, begun_us, 1000, 200);
-            assert_eq!(rested_us, 0, "one long round");
-            rest.served(false, begun_us + 300_000);
+            let (_, paused_us) = busy(&mut pacer, &mut sessions, begun_us, 1000, 200);
+            assert_eq!(paused_us, 0, "one long round");
+            pacer.end_slice(false, begun_us + 300_000);
         }
-        busy(&mut rest, &mut sessions, 9_000_000, 1000, 200);
-        let (_, rested_us) = busy(&mut rest, &mut sessions, 9_300_000, 1000, 10);
-        assert_eq!(rested_us, 10 * 1000 / REST_SHARE);
+        busy(&mut pacer, &mut sessions, 9_000_000, 1000, 200);
+        let (_, paused_us) = busy(&mut pacer, &mut sessions, 9_300_000, 1000, 10);
+        assert_eq!(paused_us, 10 * 1000 / PACE_SHARE);
     }
 
     #[test]
-    fn who_has_caught_up_does_not_rest() {
-        let (mut rest, mut session) = (Pacer::default(), NEVER);
+    fn a_shard_that_has_caught_up_does_not_pause() {
+        let (mut pacer, mut session) = (Pacer::default(), NEVER);
         for round in 0..100 {
-            let now_us = round * REST_AFTER_US;
+            let now_us = round * PACE_AFTER_US;
             for _ in 0..2 {
-                rest.served(true, now_us);
-                rest.sends(&mut session);
+                pacer.end_slice(true, now_us);
+                pacer.record_send(&mut session);
             }
-            assert!(!rest.holds(now_us + REST_AFTER_US / 2));
-            rest.served(false, now_us + REST_AFTER_US / 2);
-            assert!(!rest.holds(now_us + REST_AFTER_US - 1));
+            assert!(!pacer.must_pause(now_us + PACE_AFTER_US / 2));
+            pacer.end_slice(false, now_us + PACE_AFTER_US / 2);
+            assert!(!pacer.must_pause(now_us + PACE_AFTER_US - 1));
         }
     }
 
     #[test]
-    fn a_rest_is_never_long() {
-        let (mut rest, mut session) = (Pacer::default(), NEVER);
-        let mut serve = |rest: &mut Pacer, now_us| {
-            rest.served(true, now_us);
-            rest.sends(&mut session);
-            rest.sends(&mut session);
+    fn a_pause_is_never_long() {
+        let (mut pacer, mut session) = (Pacer::default(), NEVER);
+        let mut serve = |pacer: &mut Pacer, now_us| {
+            pacer.end_slice(true, now_us);
+            pacer.record_send(&mut session);
+            pacer.record_send(&mut session);
         };
-        serve(&mut rest, 0);
-        assert!(rest.holds(60_000_000));
-        assert_eq!(rest.until_us(), Some(60_000_000 + REST_US_MAX));
-        assert!(!rest.holds(60_000_000 + REST_US_MAX));
+        serve(&mut pacer, 0);
+        assert!(pacer.must_pause(60_000_000));
+        assert_eq!(
+            pacer.paused_until_us(),
+            Some(60_000_000 + PACE_PAUSE_US_MAX)
+        );
+        assert!(!pacer.must_pause(60_000_000 + PACE_PAUSE_US_MAX));
         // The clock of another turn.
-        serve(&mut rest, 60_000_000);
-        assert!(!rest.holds(59_000_000));
+        serve(&mut pacer, 60_000_000);
+        assert!(!pacer.must_pause(59_000_000));
     }
 }

@@ -78,8 +78,8 @@ impl Room {
         self.presence.take_if(|presence| presence.count() == 0);
     }
 
-    /// The position that must be visible before the newest op may be shown.
-    pub fn gate(&self) -> LogPosition {
+    /// Returns the log position that must be visible before the newest op may be sent.
+    pub fn visible_from(&self) -> LogPosition {
         self.position
     }
 

@@ -432,7 +432,7 @@ mod tests {
             let start = window.end();
             let position = LogPosition::new(seq);
             window.push(&mut pool, Seq::new(seq), position, 10, |out| {
-                out.resize(out.len() + 10, 7)
+                out.resize(out.len() + 10, 7);
             });
             // A chunk in flight is not written to, so the next frame gets one of its own.
             let mut spans = Spans::new();
@@ -619,7 +619,7 @@ mod tests {
         let fill = |window: &mut Window, pool: &mut WindowPool| {
             for seq in 1..=100 {
                 window.push(pool, Seq::new(seq), LogPosition::new(seq), 1, |out| {
-                    out.push(0)
+                    out.push(0);
                 });
             }
         };
@@ -637,7 +637,7 @@ mod tests {
         // Another one goes on in it.
         let mut window = Window::new(Seq::NONE);
         window.push(&mut pool, Seq::new(1), LogPosition::NONE, 1, |out| {
-            out.push(0)
+            out.push(0);
         });
         assert_eq!(window.frames.capacity(), capacity);
     }

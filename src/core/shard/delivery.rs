@@ -1,9 +1,9 @@
-//! Bytes out: who is sent what, and when.
+//! Bytes out: what is sent to whom, and when.
 //!
-//! Sessions with something owed stand in a queue. A turn serves a slice of it, and each session gets
-//! all that it is owed by then in one send: the busier the shard, the bigger the batches. When the
-//! queue is empty the round is done, and the windows let go of what everybody has. Those who are owed
-//! much for themselves, a large state most of all, go over into a queue of their own.
+//! Sessions that are owed something are in a queue. A turn serves a slice of it, and each session
+//! is sent all that it is owed by then at once: the busier the shard, the bigger the batches. When
+//! the queue is empty the round is done, and the windows drop what all members have. Sessions with
+//! a large backlog of their own, a large state most of all, move to a queue of their own.
 
 use std::io;
 
@@ -29,7 +29,7 @@ impl Shard {
         }
     }
 
-    /// A batch is where its durability wants it: its ops may be shown.
+    /// Lets the ops be shown that a commit has made visible.
     pub(super) fn show_committed(&mut self) {
         if self.log.show() {
             self.sends.wake(&mut self.sessions);
@@ -49,7 +49,10 @@ impl Shard {
             });
     }
 
-    /// Serves a slice of the queue, unless a commit is in flight or the shard rests.
+    /// Serves a slice of the queue, unless a commit is in flight or the shard pauses.
+    ///
+    /// A slice is bounded so that receives and log completions never wait behind a thousand sends.
+    /// In `always` mode commits are pauses enough, and no other is made.
     pub(super) fn send_slice(&mut self, clock: Clock) {
         let has_commits = self.config.durability == Durability::Always;
         if self.log.holds_sends() || !has_commits && self.sends.is_pausing(clock.now_us) {
@@ -63,7 +66,7 @@ impl Shard {
                 self.sends.defer(id);
             } else {
                 self.serve(id, clock);
-                self.keep_budget(clock);
+                self.evict_over_budget(clock);
             }
         }
         self.sends.end_slice(clock.now_us);
@@ -74,13 +77,14 @@ impl Shard {
         }
     }
 
-    /// Whether a session is owed more than a send of frames may be.
+    /// Returns whether a session is owed more than a send of frames may carry.
     fn is_owed_bulk(&mut self, id: SessionId) -> bool {
         let session = self.sessions.get_mut(id);
         session.is_some_and(|session| session.outbox.waiting_bytes() > SEND_BYTES_MAX)
     }
 
-    /// Serves some of those who are owed much.
+    /// Serves some of the sessions with a large backlog: few in a turn, since each of them may
+    /// take as long as a whole slice.
     fn send_bulk(&mut self, clock: Clock) {
         let mut bytes = 0;
         for _ in 0..BULK_SENDS_PER_TURN_MAX {
@@ -88,15 +92,15 @@ impl Shard {
                 break;
             };
             bytes += self.serve(id, clock);
-            self.keep_budget(clock);
+            self.evict_over_budget(clock);
             if bytes >= BULK_BYTES_PER_TURN {
                 break;
             }
         }
     }
 
-    /// Follows the ops that may be shown since this turn until all who are owed them now were sent to: those of one commit at a
-    /// time.
+    /// Follows the ops that may be shown since this turn until all sessions that are owed them now
+    /// were sent to: those of one commit at a time.
     pub(super) fn watch_sends(&mut self, clock: Clock) {
         let since_us = if self.config.durability == Durability::Always {
             self.sends.take_shown_since_us()
@@ -109,7 +113,12 @@ impl Shard {
         }
     }
 
-    /// Sends a session what it is owed; gives how much that is.
+    /// Sends a session what it is owed, and returns how many bytes that is.
+    ///
+    /// A session has one send in flight, so what it is owed gathers meanwhile for the next. With
+    /// nothing to send it leaves the queue for one of three reasons: its first answer is not
+    /// visible yet, and the next commit queues it again; it was closing and has had its last byte;
+    /// or it is up to date, and the next op queues it.
     fn serve(&mut self, id: SessionId, clock: Clock) -> usize {
         let Some(session) = self.sessions.get_mut(id) else {
             return 0;
@@ -127,7 +136,7 @@ impl Shard {
         if !spans.is_empty() {
             session.sending = true;
             session.last_progress_us = clock.now_us;
-            self.sends.sends(session);
+            self.sends.send_started(session);
             self.counters.sends += 1;
             self.outputs.push_back(Output::Send(id, spans));
         } else if session.outbox.has_answers() {
@@ -147,7 +156,13 @@ impl Shard {
     }
 
     /// Encodes the next part of what a conflated session is owed: the latest op of each key that
-    /// changed since, without its own. False where there is nothing of the kind to do.
+    /// changed since, without its own. False if it is not conflated, or the part before still
+    /// waits.
+    ///
+    /// The walk is bounded in bytes and in steps, as the entries that the session wrote itself cost
+    /// steps and no bytes. Where it stops before the newest entry the session stays behind, at the
+    /// last entry seen. Where it does not, the session follows the window again from its end: the
+    /// entries have all that the window has, so no frame is missed or sent twice.
     fn encode_behind(&mut self, id: SessionId) -> bool {
         let session = &mut self.sessions[id];
         let number = session.number;
@@ -185,7 +200,7 @@ impl Shard {
                     }
                     self.counters.conflated_keys += 1;
                     if bytes > bytes_max {
-                        // It goes out alone, and is the same for all who are as far.
+                        // It goes out alone, and is the same for all sessions that are as far.
                         long = Some(shared_frame(room_id, entry, &mut self.budget));
                         more = true;
                     } else {
@@ -217,7 +232,7 @@ impl Shard {
         let room = &self.rooms[room_id];
         let due = Due {
             at: room.window.end(),
-            gate: room.gate(),
+            visible_from: room.visible_from(),
             awaits: None,
         };
         let outbox = &mut self.sessions[id].outbox;
@@ -229,7 +244,7 @@ impl Shard {
         } else {
             outbox.push_due(short, due, &mut self.pool);
         }
-        self.weigh(id);
+        self.update_memory(id);
     }
 
     /// Conflates a session that is owed more frames than it may: it gets the latest op of each key
@@ -242,7 +257,7 @@ impl Shard {
         self.sends.queue(id, session);
     }
 
-    /// Takes the end of a send.
+    /// Continues after a send has ended.
     pub(super) fn sent(
         &mut self,
         id: SessionId,
@@ -272,9 +287,9 @@ impl Shard {
             // The socket was full, and now it is not: the peer has read.
             session.last_received_us = clock.now_us;
         }
-        if let Some(passage) = &mut session.passage {
+        if let Some(transfer) = &mut session.transfer {
             let took_us = clock.now_us.saturating_sub(session.last_progress_us);
-            passage.took(took_us, bytes);
+            transfer.took(took_us, bytes);
         }
         session.last_progress_us = clock.now_us;
         let whole = bytes == spans_bytes(&spans);
@@ -288,7 +303,7 @@ impl Shard {
         self.pool.give_spans(spans);
         let session = &mut self.sessions[id];
         if !session.outbox.has_state() {
-            session.passage = None;
+            session.transfer = None;
         }
         let mut owed = session.outbox.has_answers() || session.outbox.behind().is_some();
         match session.room() {
@@ -308,7 +323,7 @@ impl Shard {
         self.unpause(id, clock);
     }
 
-    /// A send came back; unless its rest goes out next, its memory is free.
+    /// Records that a send came back. Unless its rest goes out next, its memory is free.
     fn end_send(&mut self, id: SessionId, is_ended: bool) {
         let session = self
             .sessions
@@ -318,7 +333,7 @@ impl Shard {
         if is_ended || session.is_aborted() {
             let outbox = &mut self.sessions[id].outbox;
             outbox.sent(&mut self.pool);
-            self.weigh(id);
+            self.update_memory(id);
         }
     }
 
@@ -334,8 +349,8 @@ impl Shard {
         }
     }
 
-    /// Drops the frames that all members have, when a round of sends is done; before that only where
-    /// a window is over its bound.
+    /// Drops the frames that all members have, when a round of sends is done; before that only
+    /// where a window is over its bound.
     pub(super) fn trim_windows(&mut self) {
         let is_round_done = self.sends.is_round_done();
         let visible_position = self.log.visible_position();

@@ -35,7 +35,7 @@ impl Shard {
     // ---- what single sessions hold ----
 
     /// Brings the budget up to date with what a session holds. To be called after each change.
-    pub(super) fn weigh(&mut self, id: SessionId) {
+    pub(super) fn update_memory(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
@@ -68,7 +68,7 @@ impl Shard {
 
     /// Evicts sessions if the budget is exceeded. The caller must not be handling a session: that
     /// one could be evicted.
-    pub(super) fn keep_budget(&mut self, clock: Clock) {
+    pub(super) fn evict_over_budget(&mut self, clock: Clock) {
         if !self.budget.is_over() {
             return;
         }
@@ -104,7 +104,7 @@ impl Shard {
             let why = "the server holds as much for its clients as it may";
             self.answer(id, &Answer::unavailable(why, RETRY_AFTER_S), clock);
         }
-        self.weigh(id);
+        self.update_memory(id);
     }
 
     // ---- states ----
@@ -141,7 +141,7 @@ impl Shard {
         // The index in `states`, by the address of the bytes.
         let mut indices = HashMap::with_hasher(FixedState::with_seed(0));
         for (id, session) in self.sessions.iter() {
-            let Some(passage) = session.passage.as_ref().filter(|_| !session.is_aborted()) else {
+            let Some(transfer) = session.transfer.as_ref().filter(|_| !session.is_aborted()) else {
                 continue;
             };
             let in_flight_us = if session.sending {
@@ -149,13 +149,13 @@ impl Shard {
             } else {
                 0
             };
-            let lag_us = passage.lag_us(in_flight_us);
-            for chunk in passage.texts.iter().filter_map(|text| text.chunk()) {
+            let lag_us = transfer.lag_us(in_flight_us);
+            for chunk in transfer.states.iter().filter_map(|state| state.chunk()) {
                 let index = *indices.entry(Rc::as_ptr(chunk)).or_insert(states.len());
                 if index == states.len() {
                     states.push(SlowState {
                         chunk: Rc::clone(chunk),
-                        room: passage.room,
+                        room: transfer.room,
                         lag_us,
                         receivers: Vec::new(),
                     });

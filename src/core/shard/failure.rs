@@ -1,9 +1,11 @@
-//! A log that cannot be written, and a panic: the shard tells its clients, forgets all that is not
+//! A log that cannot be written, and a panic: the shard ends its members, forgets all that is not
 //! on disk, and starts over from what is, without a restart.
 //!
 //! In `always` mode nobody was shown an op that is forgotten here; those who sent them get a 500.
 
 use std::io;
+
+use std::rc::Rc;
 
 use crate::core::contract::{Clock, Output};
 use crate::core::shard::connection_log::Party;
@@ -21,49 +23,20 @@ const INTERNAL_ERROR: u16 = 1011;
 const INTERNAL_SERVER_ERROR: &str = "Internal Server Error";
 
 impl Shard {
-    /// Stops serving: 500 to the senders of what is lost and to the culprit, 1011 to all, and a
-    /// rebuild after a wait that grows from failure to failure.
+    /// Stops serving: all that is not on disk is forgotten, and the state is rebuilt after a wait
+    /// that grows from failure to failure. The senders of ops that are lost and the culprit, the
+    /// session whose input caused a panic, are answered with 500; all members are closed with 1011.
     pub(super) fn fail(&mut self, culprit: Option<SessionId>, clock: Clock) {
         let was_serving = self.log.is_serving();
-        let mut told = self.log.reset(clock.now_us);
-        told.extend(culprit);
-        told.sort_unstable();
-        self.rooms.reset();
-        self.sessions.reset();
-        self.sends.reset(&mut self.sessions);
-        self.reads.reset();
-        self.admission.reset(&self.sessions);
-        self.snapshots.reset();
-        self.budget.forget_frames();
-        self.counters.refused_log_failed += told.len() as u64;
-        self.parser = None;
-        self.count_anew();
+        let mut losers = self.log.reset(clock.now_us);
+        losers.extend(culprit);
+        losers.sort_unstable();
+        self.counters.refused_log_failed += losers.len() as u64;
+        self.reset();
         for slot in self.sessions.slots() {
-            let Some(id) = self.sessions.id_at(slot) else {
-                continue;
-            };
-            let is_told = told.binary_search(&id).is_ok();
-            let session = &self.sessions[id];
-            match session.state() {
-                State::Open { .. } => self.dismiss(id, is_told, clock),
-                State::Handshake | State::Waiting if culprit == Some(id) => {
-                    self.answer(id, &Answer::internal_server_error(), clock);
-                }
-                State::Closing if culprit == Some(id) => self.abort(id),
-                // What it was to be shown is lost.
-                State::Closing if session.outbox.is_gated(self.log.visible_position()) => {
-                    let answer = Answer::internal_server_error();
-                    self.note_answer(id, &answer);
-                    self.counters.responses.answered(answer.status());
-                    let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
-                    self.queue_last(id, chunk, LogPosition::NONE, clock);
-                }
-                // A panic may have come between a timer and its next one.
-                State::Handshake | State::Waiting => self.reschedule(id, clock),
-                State::Closing => {
-                    self.reschedule(id, clock);
-                    self.enqueue(id);
-                }
+            if let Some(id) = self.sessions.id_at(slot) {
+                let is_loser = losers.binary_search(&id).is_ok();
+                self.end_after_failure(id, is_loser, culprit == Some(id), clock);
             }
         }
         if was_serving {
@@ -72,28 +45,66 @@ impl Shard {
         }
     }
 
-    /// A panic may have left the sums over all sessions half done, too.
-    fn count_anew(&mut self) {
+    /// Resets all parts but the log. A panic may have left each of them half done, so nothing in
+    /// them is trusted but the sessions themselves: what is counted or queued is made to agree with
+    /// those again. The rooms are read back from the log.
+    fn reset(&mut self) {
+        self.rooms.reset();
+        self.sessions.reset();
+        self.sends.reset(&mut self.sessions);
+        self.reads.reset();
+        self.admission.reset(&self.sessions);
+        self.snapshots.reset();
         self.pool.reset();
-        self.budget.forget_sessions();
+        self.budget.reset();
         self.kept_presence = None;
+        self.scratch = Rc::default();
         for slot in self.sessions.slots() {
-            let Some(id) = self.sessions.id_at(slot) else {
-                continue;
-            };
-            let session = &mut self.sessions[id];
-            (session.is_tracked, session.unfinished_bytes) = (false, 0);
-            session.outbox.count(&mut self.pool);
-            if !session.sending {
-                session.outbox.sent(&mut self.pool);
+            if let Some(id) = self.sessions.id_at(slot) {
+                let session = &mut self.sessions[id];
+                session.outbox.count(&mut self.pool);
+                if !session.sending {
+                    session.outbox.sent(&mut self.pool);
+                }
+                self.update_memory(id);
             }
-            self.weigh(id);
         }
     }
 
-    fn dismiss(&mut self, id: SessionId, is_told: bool, clock: Clock) {
+    /// Ends what a failure ends of a session, and lets the rest of it go on.
+    fn end_after_failure(&mut self, id: SessionId, is_loser: bool, is_culprit: bool, clock: Clock) {
+        let session = &self.sessions[id];
+        match session.state() {
+            State::Open { .. } => self.dismiss(id, is_loser, clock),
+            State::Handshake | State::Waiting if is_culprit => {
+                self.answer(id, &Answer::internal_server_error(), clock);
+            }
+            State::Closing if is_culprit => self.abort(id),
+            // The answer shows an op that is lost.
+            State::Closing
+                if session
+                    .outbox
+                    .is_waiting_for_log(self.log.visible_position()) =>
+            {
+                let answer = Answer::internal_server_error();
+                self.note_answer(id, &answer);
+                self.counters.responses.answered(answer.status());
+                let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
+                self.queue_last(id, chunk, LogPosition::NONE, clock);
+            }
+            // A panic may have come between a timer and the next one.
+            State::Handshake | State::Waiting => self.reschedule(id, clock),
+            State::Closing => {
+                self.reschedule(id, clock);
+                // Or between the queue and the send.
+                self.enqueue(id);
+            }
+        }
+    }
+
+    fn dismiss(&mut self, id: SessionId, is_loser: bool, clock: Clock) {
         let last = self.pool.fill(256, |out| {
-            if is_told {
+            if is_loser {
                 message::put_error(out, 500, INTERNAL_SERVER_ERROR);
             }
             frame::put_close(out, INTERNAL_ERROR, INTERNAL_SERVER_ERROR);
@@ -111,7 +122,7 @@ impl Shard {
         }
     }
 
-    /// Takes the outcome of a rebuild, or of the reading at the start.
+    /// Continues with the outcome of a rebuild, or of the reading at the start.
     pub(super) fn rebuilt(
         &mut self,
         outcome: io::Result<(OpenSegment, Vec<Workspace>)>,

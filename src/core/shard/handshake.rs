@@ -11,7 +11,7 @@ use crate::core::fanout::room::RoomId;
 use crate::core::shard::connection_log::Party;
 use crate::core::shard::http_read::{Shown, for_allowed};
 use crate::core::shard::rate::Rate;
-use crate::core::shard::session::{Intake, Passage, SessionId, State};
+use crate::core::shard::session::{Intake, SessionId, State, StateTransfer};
 use crate::core::shard::shard_log::Health;
 use crate::core::shard::{Drain, Shard};
 use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind, SnapshotPoint};
@@ -21,8 +21,8 @@ use crate::wire::auth::{self, Grant, Verifier};
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
 
-/// The room that a client is about to join, and the state that it is sent.
-struct JoinTarget {
+/// The room that a client joins, and the state that it is sent.
+struct RoomEntry {
     room_id: RoomId,
     snapshot: Snapshot,
 }
@@ -54,7 +54,7 @@ impl Shard {
         let id = self.open_session(ListenerKind::Public, false, handoff.left_us, clock);
         self.guard(Some(id), clock, |shard| {
             shard.resume(id, *handoff, clock);
-            shard.keep_budget(clock);
+            shard.evict_over_budget(clock);
         });
         id
     }
@@ -256,21 +256,21 @@ impl Shard {
                 accept_key,
                 user,
             } => {
-                let join_target = match refusal {
+                let entry = match refusal {
                     Some(refusal) => Err(refusal),
-                    None => self.join_target(&workspace, clock),
+                    None => self.find_entry(&workspace, clock),
                 };
-                match join_target {
-                    Ok(target) => {
+                match entry {
+                    Ok(entry) => {
                         if let Some(user) = user.map(Rc::from) {
-                            self.rooms[target.room_id].user_came(Rc::clone(&user));
+                            self.rooms[entry.room_id].user_came(Rc::clone(&user));
                             self.sessions.set_user(id, user);
                         }
                         if let Some(journal) = &mut self.connection_log {
                             let note = journal.joined(id, &workspace, subject.as_deref());
                             self.outputs.push_back(Output::Note(id, Box::new(note)));
                         }
-                        self.join(id, target, &grant, &accept_key, unparsed, clock);
+                        self.join(id, entry, &grant, &accept_key, unparsed, clock);
                     }
                     Err(refusal) => self.answer(id, &refusal, clock),
                 }
@@ -323,26 +323,26 @@ impl Shard {
     }
 
     /// Returns the room to join, which is created if there is none, and its state.
-    fn join_target(&mut self, workspace: &str, clock: Clock) -> Result<JoinTarget, Answer> {
+    fn find_entry(&mut self, workspace: &str, clock: Clock) -> Result<RoomEntry, Answer> {
         if let Some(refusal) = self.full_room(workspace) {
             return Err(refusal);
         }
         let room_id = self.rooms.find_or_insert(workspace);
         let snapshot = self.snapshot(room_id, SnapshotKind::Init, clock)?;
-        Ok(JoinTarget { room_id, snapshot })
+        Ok(RoomEntry { room_id, snapshot })
     }
 
     /// Makes a client a member of its workspace: 101, then init.
     fn join(
         &mut self,
         id: SessionId,
-        target: JoinTarget,
+        entry: RoomEntry,
         grant: &Grant,
         accept_key: &str,
         unparsed: Vec<u8>,
         clock: Clock,
     ) {
-        let JoinTarget { room_id, snapshot } = target;
+        let RoomEntry { room_id, snapshot } = entry;
         let member = self.rooms.add_member(room_id, id.slot);
         if self.config.limits.ops_per_second.is_some() {
             self.sessions.reset_meter(id);
@@ -366,7 +366,9 @@ impl Shard {
             upgrade::switching_protocols(accept_key, out);
         });
         let Snapshot { init, point, .. } = snapshot;
-        let SnapshotPoint { at, gate, .. } = point;
+        let SnapshotPoint {
+            at, visible_from, ..
+        } = point;
         // The state contains every op up to `at`, and the window continues from there, so the
         // client misses no op and receives none twice.
         session.outbox.follow(at);
@@ -377,10 +379,13 @@ impl Shard {
         // Unlike the 101, the state may show ops that are not durable yet.
         let due = Due {
             at,
-            gate,
+            visible_from,
             awaits: None,
         };
-        session.passage = Some(Box::new(Passage::new(room_id, smallvec![init.clone()])));
+        session.transfer = Some(Box::new(StateTransfer::new(
+            room_id,
+            smallvec![init.clone()],
+        )));
         session.outbox.push_state(init, all, due, &mut self.pool);
         session.intake = if unparsed.is_empty() {
             Intake::Receiving
@@ -394,7 +399,7 @@ impl Shard {
             unparsed
         };
         self.reads.queue(id, session.intake);
-        self.weigh(id);
+        self.update_memory(id);
         self.enqueue(id);
         self.reschedule(id, clock);
     }

@@ -10,7 +10,7 @@ use crate::wire::frame;
 
 impl Shard {
     /// Determines which workspaces may write in this turn.
-    pub(super) fn look_at_log(&mut self, clock: Clock) {
+    pub(super) fn measure_log(&mut self, clock: Clock) {
         self.log.measure(clock.now_us);
         self.counters.held_us += self.reads.take_held_us(clock.now_us);
     }
@@ -41,8 +41,8 @@ impl Shard {
                 }
                 if !self.log.is_full() && self.may_write(id, clock) {
                     self.read_bytes(id, &mut [], clock);
-                    self.weigh(id);
-                    self.keep_budget(clock);
+                    self.update_memory(id);
+                    self.evict_over_budget(clock);
                 } else {
                     self.reads.hold_on(id);
                 }

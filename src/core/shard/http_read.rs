@@ -12,7 +12,7 @@ use crate::core::fanout::room::{Room, RoomId};
 use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
-use crate::core::shard::session::{Passage, Session, SessionId};
+use crate::core::shard::session::{Session, SessionId, StateTransfer};
 use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind};
 use crate::limits::STALL_TIMEOUT_US;
 use crate::log::position::LogPosition;
@@ -27,7 +27,7 @@ const USER_COUNT: &str = "X-Total-Count";
 /// The answer to a read over HTTP, and the log position that must be visible before it may be sent.
 pub(super) struct Shown {
     pub answer: Answer,
-    pub gate: LogPosition,
+    pub visible_from: LogPosition,
     state: Option<ShownState>,
     /// A body that several sessions may be sent.
     shared: Option<Chunk>,
@@ -46,7 +46,7 @@ impl From<Answer> for Shown {
     fn from(answer: Answer) -> Self {
         Self {
             answer,
-            gate: LogPosition::NONE,
+            visible_from: LogPosition::NONE,
             state: None,
             shared: None,
         }
@@ -125,8 +125,8 @@ impl Shard {
         clock: Clock,
     ) -> Shown {
         let room = room_id.map(|id| &self.rooms[id]);
-        let (seq, gate) = room.map_or((Seq::NONE, LogPosition::NONE), |room| {
-            (room.workspace.seq(), room.gate())
+        let (seq, visible_from) = room.map_or((Seq::NONE, LogPosition::NONE), |room| {
+            (room.workspace.seq(), room.visible_from())
         });
         let tag = self.entity_tag(seq);
         let mut shown = if if_none_match.is_some_and(|list| matches_tag(list, &tag)) {
@@ -141,7 +141,7 @@ impl Shard {
             state::put_http_state(&mut body, iter::empty(), Seq::NONE, 0);
             Shown::from(Answer::json(body))
         };
-        shown.gate = gate;
+        shown.visible_from = visible_from;
         shown.answer = shown
             .answer
             .with("ETag", &tag)
@@ -197,7 +197,7 @@ impl Shard {
     pub(super) fn show(&mut self, id: SessionId, shown: Shown, clock: Clock) {
         let Shown {
             answer,
-            gate,
+            visible_from,
             state,
             shared,
         } = shown;
@@ -206,14 +206,14 @@ impl Shard {
             .map(|state| state.snapshot.timestamps.clone());
         let due = Due {
             at: WindowOffset::START,
-            gate,
+            visible_from,
             awaits: timestamps.flatten(),
         };
         self.answer_due(id, &answer, due.clone(), clock);
         if let Some(shared) = shared.filter(|_| answer.has_body()) {
             let outbox = &mut self.sessions[id].outbox;
             outbox.push_shared(shared, due, &mut self.pool);
-            return self.weigh(id);
+            return self.update_memory(id);
         }
         let Some(ShownState {
             room_id,
@@ -227,20 +227,20 @@ impl Shard {
         let pool = &mut self.pool;
         let end = pool.fill(32, |out| state::put_http_state_end(out, connections));
         let Session {
-            outbox, passage, ..
+            outbox, transfer, ..
         } = &mut self.sessions[id];
         let Snapshot {
             init, timestamps, ..
         } = snapshot;
         let timestamps = timestamps.expect("a snapshot for a read over HTTP has timestamps");
-        // Eviction finds the receivers of a state, and how far they lag, by their passages.
+        // Eviction finds the receivers of a state, and how far they lag, by their transfers.
         let both = smallvec![init.clone(), timestamps.clone()];
-        *passage = Some(Box::new(Passage::new(room_id, both)));
+        *transfer = Some(Box::new(StateTransfer::new(room_id, both)));
         outbox.push_state(init, fields, due.clone(), pool);
         let all = 0..timestamps.bytes();
         outbox.push_state(timestamps, all, due.clone(), pool);
         outbox.push_due(end, due, pool);
-        self.weigh(id);
+        self.update_memory(id);
     }
 
     /// Sends a page that was rendered for a session.
@@ -249,20 +249,20 @@ impl Shard {
             return;
         };
         let answer = answer.for_method(session.head_only);
-        self.answer_gated(id, &answer, LogPosition::NONE, clock);
+        self.answer_when_visible(id, &answer, LogPosition::NONE, clock);
     }
 
-    /// Answers a request once `gate` is visible, with an answer that may be long.
-    pub(super) fn answer_gated(
+    /// Answers a request once the log position `visible_from` is visible. The answer may be long.
+    pub(super) fn answer_when_visible(
         &mut self,
         id: SessionId,
         answer: &Answer,
-        gate: LogPosition,
+        visible_from: LogPosition,
         clock: Clock,
     ) {
         let due = Due {
             at: WindowOffset::START,
-            gate,
+            visible_from,
             awaits: None,
         };
         self.answer_due(id, answer, due, clock);
@@ -275,7 +275,7 @@ impl Shard {
         self.begin_closing(id, clock);
         let outbox = &mut self.sessions[id].outbox;
         outbox.push_due(chunk, due, &mut self.pool);
-        self.weigh(id);
+        self.update_memory(id);
         let session = &mut self.sessions[id];
         session.ends_long = true;
         session.deadline_us = clock.now_us + STALL_TIMEOUT_US;

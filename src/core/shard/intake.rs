@@ -82,7 +82,7 @@ impl Shard {
             State::Open { .. } => self.read_bytes(id, bytes, clock),
             State::Closing => self.reads.receive(id),
         }
-        self.weigh(id);
+        self.update_memory(id);
     }
 
     /// Handles the end of the peer's sending side.
@@ -108,15 +108,16 @@ impl Shard {
             };
             if self.sessions.is_open(id) {
                 self.read_bytes(id, &mut [], clock);
-                self.weigh(id);
-                self.keep_budget(clock);
+                self.update_memory(id);
+                self.evict_over_budget(clock);
             }
         }
     }
 
     pub(super) fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
-        let session = &mut self.sessions[id];
-        let mut unparsed = std::mem::take(&mut session.unparsed);
+        // The bytes leave the session while they are read: a message may close the session, which
+        // drops its bytes, or cause an eviction, which must not count them.
+        let mut unparsed = std::mem::take(&mut self.sessions[id].unparsed);
         // Only an incomplete frame is copied. A long one grows in a list of its own; a short part
         // of one is joined with the bytes after it in a buffer that all sessions share.
         if unparsed.is_empty() {
@@ -125,14 +126,14 @@ impl Shard {
             return self.keep_unparsed(id, unparsed, read, clock);
         }
         if unparsed.len() <= SESSION_BYTES_SPARED && !bytes.is_empty() {
-            let mut joined = std::mem::take(&mut self.joined_bytes);
+            let scratch = Rc::clone(&self.scratch);
+            let mut joined = scratch.joined.borrow_mut();
             joined.clear();
             joined.extend_from_slice(&unparsed);
             joined.extend_from_slice(bytes);
             self.pool.give_unparsed(unparsed);
             let read = self.read_frames(id, &mut joined, clock);
             unparsed = self.pool.keep_unparsed(&joined[read.consumed..]);
-            self.joined_bytes = joined;
             return self.keep_unparsed(id, unparsed, read, clock);
         }
         unparsed.extend_from_slice(bytes);
@@ -182,6 +183,7 @@ impl Shard {
     /// Handles complete frames, at most [`MESSAGES_PER_TURN_MAX`] of a session in a turn.
     fn read_frames(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) -> Read {
         let message_bytes_max = self.config.message_bytes_max;
+        // It leaves the session for the same reason as the bytes, and is dropped with them.
         let mut decoder = std::mem::take(&mut self.sessions[id].decoder);
         let (mut read, mut frames) = (Read::default(), 0);
         let intake = loop {
@@ -242,7 +244,7 @@ impl Shard {
         match event {
             FrameEvent::Text(text) => self.read_message(id, text, pace, clock),
             FrameEvent::Binary(_) => {
-                self.close(id, UNSUPPORTED_DATA, "messages are text frames", clock)
+                self.close(id, UNSUPPORTED_DATA, "messages are text frames", clock);
             }
             FrameEvent::Ping(payload) => {
                 self.reply(id, payload.len() + 2, |out| frame::put_pong(out, payload));
@@ -300,7 +302,8 @@ impl Shard {
     }
 
     fn read_message(&mut self, id: SessionId, text: &str, pace: Pace, clock: Clock) {
-        let mut parser = self.parser.take().unwrap_or_default();
+        let scratch = Rc::clone(&self.scratch);
+        let mut parser = scratch.parser.borrow_mut();
         let message = parser.parse(text);
         if let Some(journal) = &mut self.connection_log
             && let Ok(Message::Op(_)) = message
@@ -317,7 +320,6 @@ impl Shard {
                 self.refuse(id, BAD_MESSAGE, &error.to_string());
             }
         }
-        self.parser = Some(parser);
     }
 
     fn refuse_too_many(&mut self, id: SessionId, message: Option<Message<'_>>) {
@@ -333,6 +335,10 @@ impl Shard {
         }
     }
 
+    /// Applies an op to its workspace, and answers it where it does not win.
+    ///
+    /// An op that wins is in the batch before its frame is in the window: the frame carries the log
+    /// position from which on it may be sent, and so does each answer that shows it.
     fn apply(&mut self, id: SessionId, op: Op<'_>, clock: Clock) {
         assert!(
             self.config.fault_panic_key.as_deref() != Some(op.key),
@@ -436,14 +442,14 @@ impl Shard {
         let room = &self.rooms[room_id];
         let due = Due {
             at: room.window.end(),
-            gate: room.gate(),
+            visible_from: room.visible_from(),
             awaits: None,
         };
         match correction {
             Correction::Own(chunk) => session.outbox.push_due(chunk, due, &mut self.pool),
             Correction::Shared(chunk) => session.outbox.push_shared(chunk, due, &mut self.pool),
         }
-        self.weigh(id);
+        self.update_memory(id);
         self.enqueue(id);
     }
 
@@ -494,7 +500,7 @@ impl Shard {
         session
             .outbox
             .push(chunk, at, LogPosition::NONE, &mut self.pool);
-        self.weigh(id);
+        self.update_memory(id);
         self.enqueue(id);
     }
 }

@@ -108,13 +108,13 @@ impl Shard {
         &mut self,
         id: SessionId,
         chunk: Chunk,
-        gate: LogPosition,
+        visible_from: LogPosition,
         clock: Clock,
     ) {
         self.begin_closing(id, clock);
         let outbox = &mut self.sessions[id].outbox;
-        outbox.push(chunk, WindowOffset::START, gate, &mut self.pool);
-        self.weigh(id);
+        outbox.push(chunk, WindowOffset::START, visible_from, &mut self.pool);
+        self.update_memory(id);
     }
 
     /// Begins to close a session that has left its room: it is sent what is visible and what is
@@ -132,7 +132,7 @@ impl Shard {
         // Incoming bytes are still read and dropped: bytes left unread would make the kernel reset
         // the connection, and the peer might lose the last bytes it was sent.
         self.reads.receive(id);
-        self.weigh(id);
+        self.update_memory(id);
         self.enqueue(id);
     }
 
@@ -159,9 +159,9 @@ impl Shard {
         session.outbox.drop_all(&mut self.pool);
         session.unparsed = Vec::new();
         session.decoder = Decoder::new();
-        session.passage = None;
+        session.transfer = None;
         let was_open = session.abort();
-        self.weigh(id);
+        self.update_memory(id);
         let session = &self.sessions[id];
         if !session.sending && !session.receiving {
             self.retire(id);

@@ -8,7 +8,7 @@ use slab::Slab;
 
 use crate::core::fanout::room::{Room, RoomId};
 use crate::core::fanout::window_offset::WindowOffset;
-use crate::core::shard::session::State;
+use crate::core::shard::session::{Session, State};
 use crate::core::shard::sessions::Sessions;
 use crate::core::state::workspace::Workspace;
 use crate::log::position::LogPosition;
@@ -154,7 +154,7 @@ impl Rooms {
             assert_eq!(self.find(room.workspace.id()), Some(id), "a room is found");
             for (member, slot) in (0..).zip(&room.members) {
                 let session = sessions.id_at(*slot).map(|id| &sessions[id]);
-                let state = session.map(|session| session.state());
+                let state = session.map(Session::state);
                 assert_eq!(
                     state,
                     Some(State::Open { room: id, member }),

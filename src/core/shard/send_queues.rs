@@ -95,22 +95,22 @@ impl SendQueues {
 
     /// Returns whether the shard pauses now, instead of serving the next slice.
     pub fn is_pausing(&mut self, now_us: u64) -> bool {
-        self.pacer.holds(now_us)
+        self.pacer.must_pause(now_us)
     }
 
     /// Returns when the pause ends, if there is one.
     pub fn pause_until_us(&self) -> Option<u64> {
-        self.pacer.until_us()
+        self.pacer.paused_until_us()
     }
 
     /// Records that a send to a session starts.
-    pub fn sends(&mut self, session: &mut Session) {
-        self.pacer.sends(&mut session.last_stretch);
+    pub fn send_started(&mut self, session: &mut Session) {
+        self.pacer.record_send(&mut session.last_busy_period);
     }
 
     /// Records that a slice was served.
     pub fn end_slice(&mut self, now_us: u64) {
-        self.pacer.served(!self.short.is_empty(), now_us);
+        self.pacer.end_slice(!self.short.is_empty(), now_us);
     }
 
     // ---- how long ops take to be sent ----

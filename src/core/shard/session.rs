@@ -17,7 +17,7 @@ use crate::core::fanout::outbox::Outbox;
 use crate::core::fanout::pacer::{BusyPeriod, NEVER};
 use crate::core::fanout::room::RoomId;
 use crate::limits::{
-    MESSAGE_BYTES_DEFAULT, MESSAGE_TIMEOUT_US, SESSION_BYTES_SPARED, SNAPSHOT_PASSAGE_US,
+    MESSAGE_BYTES_DEFAULT, MESSAGE_TIMEOUT_US, SESSION_BYTES_SPARED, SNAPSHOT_TRANSFER_US,
 };
 use crate::wire::frame::Decoder;
 
@@ -137,7 +137,7 @@ pub(crate) struct Session {
     pub intake: Intake,
     /// Whether its first answer waits for the log, or for a state that is being encoded.
     pub is_waiting_for_log: bool,
-    /// Whether the page that it requested is sent without its body.
+    /// Whether it requested a page with HEAD, so that the body is not sent.
     pub head_only: bool,
     /// Whether its last answer may be long: it then has time as long as it keeps reading.
     pub ends_long: bool,
@@ -158,7 +158,7 @@ pub(crate) struct Session {
     pub unparsed: Vec<u8>,
     pub outbox: Outbox,
     /// The state that it is being sent, until it has received it.
-    pub passage: Option<Box<Passage>>,
+    pub transfer: Option<Box<StateTransfer>>,
     /// The time at which its incomplete message began. [`u64::MAX`]: there is none.
     pub message_since_us: u64,
     /// The tick at which its entry in the timer wheel expires. Other entries of it are stale.
@@ -167,7 +167,7 @@ pub(crate) struct Session {
     /// The time at which its socket last accepted bytes, or an idle socket was given a send.
     pub last_progress_us: u64,
     /// The busy period of the shard in which it was last sent to.
-    pub last_stretch: BusyPeriod,
+    pub last_busy_period: BusyPeriod,
     pub next_ping_us: u64,
     /// The Unix time at which its token expires. [`u64::MAX`]: never.
     pub expires_at_us: u64,
@@ -197,12 +197,12 @@ impl Session {
             empty_frames: 0,
             unparsed: Vec::new(),
             outbox: Outbox::default(),
-            passage: None,
+            transfer: None,
             message_since_us: u64::MAX,
             timer_tick: 0,
             last_received_us: now_us,
             last_progress_us: now_us,
-            last_stretch: NEVER,
+            last_busy_period: NEVER,
             next_ping_us: u64::MAX,
             expires_at_us: u64::MAX,
             deadline_us,
@@ -336,22 +336,24 @@ fn counted(bytes: usize, capacity: usize) -> usize {
 }
 
 /// An encoded state being sent to a session, and the pace at which the session reads it.
-pub(crate) struct Passage {
+pub(crate) struct StateTransfer {
     /// The room of the workspace.
     pub room: RoomId,
-    pub texts: SmallVec<[EncodedState; 2]>,
+    pub states: SmallVec<[EncodedState; 2]>,
+    /// The length of all states, at least 1.
     pub bytes: usize,
-    /// The lag behind the pace of [`SNAPSHOT_PASSAGE_US`] when the last send ended.
+    /// The lag behind the pace of [`SNAPSHOT_TRANSFER_US`] when the last send ended.
     lag_us: u64,
 }
 
-impl Passage {
-    /// Starts the passage of these texts, without lag.
-    pub fn new(room: RoomId, texts: SmallVec<[EncodedState; 2]>) -> Self {
-        let bytes = texts.iter().map(EncodedState::bytes).sum::<usize>().max(1);
+impl StateTransfer {
+    /// Returns a transfer of these states, which begins now.
+    pub fn new(room: RoomId, states: SmallVec<[EncodedState; 2]>) -> Self {
+        let bytes = states.iter().map(EncodedState::bytes).sum::<usize>();
+        let bytes = bytes.max(1);
         Self {
             room,
-            texts,
+            states,
             bytes,
             lag_us: 0,
         }
@@ -360,7 +362,7 @@ impl Passage {
     /// Records that a send of `bytes` took `took_us`. Being early with one part allows no delay of
     /// the next.
     pub fn took(&mut self, took_us: u64, bytes: usize) {
-        let worth_us = u128::from(SNAPSHOT_PASSAGE_US) * bytes as u128 / self.bytes as u128;
+        let worth_us = u128::from(SNAPSHOT_TRANSFER_US) * bytes as u128 / self.bytes as u128;
         let worth_us = u64::try_from(worth_us).unwrap_or(u64::MAX);
         self.lag_us = (self.lag_us + took_us).saturating_sub(worth_us);
     }
@@ -377,8 +379,8 @@ mod tests {
     use crate::limits::SECOND_US;
 
     #[test]
-    fn a_passage_keeps_its_pace_or_lags() {
-        let text = || EncodedState::Ready(std::rc::Rc::new(vec![0; 6_000_000]));
+    fn a_transfer_keeps_its_pace_or_lags() {
+        let state = || EncodedState::Ready(std::rc::Rc::new(vec![0; 6_000_000]));
         for (sends, in_flight_s, lag_s) in [
             (&[][..], 3, 3),
             // A sixtieth of it per second.
@@ -386,11 +388,11 @@ mod tests {
             (&[(5, 4096); 3], 0, 14),
             (&[(5, 4096), (1, 3_000_000), (4, 4096)], 1, 4),
         ] {
-            let mut passage = Passage::new(RoomId::new(0), SmallVec::from_iter([text()]));
+            let mut transfer = StateTransfer::new(RoomId::new(0), SmallVec::from_iter([state()]));
             for (took_s, bytes) in sends {
-                passage.took(took_s * SECOND_US, *bytes);
+                transfer.took(took_s * SECOND_US, *bytes);
             }
-            let lag_us = passage.lag_us(in_flight_s * SECOND_US);
+            let lag_us = transfer.lag_us(in_flight_s * SECOND_US);
             assert_eq!(lag_us / SECOND_US, lag_s, "{sends:?}");
         }
     }

@@ -203,11 +203,18 @@ impl SessionBudget {
 
     /// Forgets all sessions: what each of them holds is to be passed in again. The bytes that
     /// several are sent still count.
-    pub fn forget_sessions(&mut self) {
+    fn forget_sessions(&mut self) {
         self.tracked.clear();
         self.size_classes = [SizeClass::EMPTY; SIZE_CLASSES];
         (self.charged_bytes, self.freed_shared_bytes) = (0, 0);
         self.unfinished_bytes = 0;
+    }
+
+    /// Forgets all sessions and rooms. The sessions that go on are to be passed in again. The bytes
+    /// that several are sent still count, but the names of their frames mean others from now on.
+    pub fn reset(&mut self) {
+        self.forget_sessions();
+        self.frames.clear();
     }
 
     fn link(&mut self, slot: u32) {
@@ -259,11 +266,6 @@ impl SessionBudget {
     /// Adds bytes that several sessions may be sent.
     pub fn add_shared(&mut self, chunk: &Chunk) {
         self.shared.add(chunk);
-    }
-
-    /// Forgets the names of frames: from now on the slots are those of other rooms.
-    pub fn forget_frames(&mut self) {
-        self.frames.clear();
     }
 
     /// Looks at `count` shared chunks and forgets those that no session holds.

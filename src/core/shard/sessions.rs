@@ -242,10 +242,13 @@ impl Sessions {
 
     // ---- failures and checks ----
 
-    /// Makes the counts true again, of which a panic may have left some half done, and forgets all
-    /// names, since no session stays a member.
+    /// Counts the sessions again, since a panic may have left the counts half done, and forgets all
+    /// names, since no session stays a member. What each session holds is to be weighed again.
     pub fn reset(&mut self) {
         self.users.clear();
+        for (_, session) in &mut self.table {
+            (session.is_tracked, session.unfinished_bytes) = (false, 0);
+        }
         self.end_tick();
         self.counts = self.counted();
     }

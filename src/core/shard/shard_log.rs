@@ -252,12 +252,12 @@ impl ShardLog {
     }
 
     /// Takes the outcome of an fdatasync.
-    pub fn synced(&mut self, outcome: io::Result<()>, now_us: u64) -> Result<(), LogBroken> {
+    pub fn synced(&mut self, outcome: &io::Result<()>, now_us: u64) -> Result<(), LogBroken> {
         self.commit.synced(outcome, now_us)
     }
 
     /// Takes the outcome of opening the next segment.
-    pub fn opened(&mut self, segment: io::Result<OpenSegment>) -> Result<(), LogBroken> {
+    pub fn opened(&mut self, segment: &io::Result<OpenSegment>) -> Result<(), LogBroken> {
         if segment.is_ok() && !self.commit.is_failed() {
             self.close_segment();
             self.usage.rotate();

@@ -34,7 +34,7 @@ pub(crate) struct SnapshotPoint {
     /// The window offset after which the later ops follow.
     pub at: WindowOffset,
     /// The log position that must be visible before the state may be shown.
-    pub gate: LogPosition,
+    pub visible_from: LogPosition,
 }
 
 /// A state at one point.

@@ -493,7 +493,7 @@ fn point_of(room: &Room) -> SnapshotPoint {
     SnapshotPoint {
         seq: room.workspace.seq(),
         at: room.window.end(),
-        gate: room.gate(),
+        visible_from: room.visible_from(),
     }
 }
 

@@ -1,15 +1,54 @@
-//! An operation on its way: what the ring knows it by, and the memory that the kernel is pointed to.
+//! Operations of a ring: the tokens that name them, the memory that they own in flight, and their
+//! completions.
 
+use std::fmt::Debug;
+use std::io;
 use std::marker::PhantomData;
+use std::os::fd::OwnedFd;
 
 use io_uring::{cqueue, squeue, types};
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform};
 
 use crate::core::fanout::chunk_pool::{Span, Spans};
+use crate::io::buffers::Filled;
 use crate::io::buffers::sanitizer::{Pointed, Stretch};
-use crate::io::ring::completion::Tokens;
 use crate::limits::{SEND_SPANS_MAX, SENDS_PER_TURN_MAX};
 use crate::log::blocks::Blocks;
+
+/// The tokens by which the owner of a ring knows its operations: one type for each kind of
+/// completion, so that no completion can carry the token of another kind.
+pub trait Tokens: 'static {
+    /// Names a receive.
+    type Receive: Copy + Debug + Unpin;
+    /// Names a send.
+    type Send: Copy + Debug + Unpin;
+    /// Names an accept.
+    type Accept: Copy + Debug + Unpin;
+    /// Names a write of bytes or of blocks.
+    type Write: Copy + Debug + Unpin;
+    /// Names an operation whose completion carries nothing: an fdatasync, a timer, a wait, a cancel
+    /// or a no-op.
+    type Signal: Copy + Debug + Unpin;
+}
+
+/// The end of an operation.
+#[derive(Debug)]
+pub enum Completion<T: Tokens> {
+    /// Bytes came in. Give the buffer back after use.
+    Received(T::Receive, Filled),
+    /// The peer has closed its side, or the connection is broken.
+    Ended(T::Receive, io::Result<()>),
+    /// A send took this many bytes.
+    Sent(T::Send, Spans, io::Result<usize>),
+    /// A connection was accepted.
+    Accepted(T::Accept, io::Result<OwnedFd>),
+    /// A write took this many bytes.
+    Written(T::Write, Vec<u8>, io::Result<usize>),
+    /// A write of whole blocks took this many bytes, which are on disk.
+    BlocksWritten(T::Write, Blocks, io::Result<usize>),
+    /// An operation ended that has nothing to give back.
+    Signalled(T::Signal, io::Result<()>),
+}
 
 /// An operation: its token, and what it owns while it is in flight.
 pub(super) enum Operation<T: Tokens> {
@@ -67,7 +106,7 @@ impl Vectored {
 }
 
 /// An operation that is not in the submission queue yet.
-pub(super) struct Held<T: Tokens> {
+pub(super) struct PendingOperation<T: Tokens> {
     /// Before what is pointed to, since fields are dropped in order.
     pub pointed: Pointed,
     pub operation: Operation<T>,
@@ -78,13 +117,13 @@ pub(super) struct Held<T: Tokens> {
 pub(super) struct Flight<T: Tokens> {
     /// Before the operation, since fields are dropped in order.
     pub _pointed: Pointed,
-    pub operation: InFlightOneshot<Operation<T>, Outcome<T>>,
+    pub operation: InFlightOneshot<Operation<T>, RawOutcome<T>>,
 }
 
 /// Turns an entry of the completion queue into the operation, its result and its flags.
-pub(super) struct Outcome<T>(pub PhantomData<fn() -> T>);
+pub(super) struct RawOutcome<T>(pub PhantomData<fn() -> T>);
 
-impl<T: Tokens> OneshotOutputTransform for Outcome<T> {
+impl<T: Tokens> OneshotOutputTransform for RawOutcome<T> {
     type Output = (Operation<T>, i32, u32);
     type StoredData = Operation<T>;
 

@@ -171,7 +171,7 @@ fn more_receives_than_buffers_get_their_own_bytes() {
             let mut peer = peer;
             peer.write_all(text(number).as_bytes()).unwrap();
         }
-        let mut held = Vec::new();
+        let mut pending = Vec::new();
         let mut received = BTreeMap::new();
         let mut is_started = false;
         run_turns(waits_before_receive, &mut |ring, completions| {
@@ -182,10 +182,12 @@ fn more_receives_than_buffers_get_their_own_bytes() {
                 }
             }
             let is_received = |completion: &_| matches!(completion, Completion::Received(..));
-            held.extend(completions.into_iter().filter(is_received));
-            // All buffers are held at once, so that the rest finds none.
-            if held.len() + received.len() == COUNT || held.len() == usize::from(RECEIVE_BUFFERS) {
-                for completion in held.drain(..) {
+            pending.extend(completions.into_iter().filter(is_received));
+            // All buffers are pending at once, so that the rest finds none.
+            if pending.len() + received.len() == COUNT
+                || pending.len() == usize::from(RECEIVE_BUFFERS)
+            {
+                for completion in pending.drain(..) {
                     let (number, text) = outcome(ring, completion);
                     received.insert(number, text);
                 }
@@ -354,7 +356,7 @@ fn full_socket() -> (UnixStream, UnixStream) {
 }
 
 /// Ends a ring in which every kind of operation is in flight, by a panic or in good order. Gives the
-/// chunk that the sends held.
+/// chunk that the sends pending.
 fn end_with_all_in_flight(by_panic: bool) -> Weak<Vec<u8>> {
     let bell = eventfd(0, EventfdFlags::empty()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -479,8 +481,8 @@ fn a_turn_with_more_operations_than_the_queue_holds_loses_none_while_the_kernel_
                 ring.receive(pair.0.as_fd(), token);
             }
             let in_queue = ring.flights.len();
-            assert_eq!(in_queue, RING_ENTRIES as usize, "the others are held");
-            assert_eq!(in_queue + ring.held.len(), COUNT);
+            assert_eq!(in_queue, RING_ENTRIES as usize, "the others are pending");
+            assert_eq!(in_queue + ring.pending.len(), COUNT);
         }
         for (token, _) in std::mem::take(&mut ring.unarmed) {
             seen[token] += 1;

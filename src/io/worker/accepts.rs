@@ -23,16 +23,16 @@ use crate::wire::upgrade::Answer;
 impl Worker {
     pub(super) fn accepted(
         &mut self,
-        door: ListenerKind,
+        kind: ListenerKind,
         outcome: io::Result<OwnedFd>,
         clock: Clock,
     ) {
-        match door {
+        match kind {
             ListenerKind::Public => self.accepts_in_flight -= 1,
             ListenerKind::Admin => self.admin_accepts_in_flight -= 1,
         }
         match outcome {
-            Ok(socket) => self.let_in(door, socket, clock),
+            Ok(socket) => self.let_in(kind, socket, clock),
             Err(error) if is_exhausted(&error) => {
                 if self.next_accept_warning_us <= clock.now_us {
                     self.next_accept_warning_us = clock.now_us + ACCEPT_WARNING_US;
@@ -48,35 +48,35 @@ impl Worker {
         }
     }
 
-    fn let_in(&mut self, door: ListenerKind, socket: OwnedFd, clock: Clock) {
-        let (permit, before) = self.context.status.take_permit(door);
-        let (permits, refusals_max) = match door {
+    fn let_in(&mut self, kind: ListenerKind, socket: OwnedFd, clock: Clock) {
+        let (permit, before) = self.context.status.take_permit(kind);
+        let (permits, refusals_max) = match kind {
             ListenerKind::Public => (self.context.status.connections_max, REFUSALS_IN_FLIGHT_MAX),
             ListenerKind::Admin => (ADMIN_CONNECTIONS_MAX, ADMIN_REFUSALS_IN_FLIGHT_MAX),
         };
         if before >= permits + refusals_max {
             return;
         }
-        let is_over = before >= permits && !self.make_room(door, clock);
-        let id = self.shard.accept_at(door, is_over, clock);
+        let is_over = before >= permits && !self.make_room(kind, clock);
+        let id = self.shard.accept_at(kind, is_over, clock);
         self.keep(id, Connection { socket, permit });
     }
 
     /// Lets a connection give way, here or at another shard. Returns whether one does.
-    fn make_room(&mut self, door: ListenerKind, clock: Clock) -> bool {
-        if self.give_way(door, clock) {
+    fn make_room(&mut self, kind: ListenerKind, clock: Clock) -> bool {
+        if self.give_way(kind, clock) {
             return true;
         }
-        let other = self.context.status.claim_yielding(self.number, door);
+        let other = self.context.status.claim_yielding(self.number, kind);
         if let Some(other) = other {
-            self.context.posts[other].send(ShardMessage::GiveWay(door));
+            self.context.senders[other].send(ShardMessage::GiveWay(kind));
         }
         other.is_some()
     }
 
     /// Lets a connection of this shard give way. Returns whether one does.
-    pub(super) fn give_way(&mut self, door: ListenerKind, clock: Clock) -> bool {
-        let Some(yielded) = self.shard.shed(door, clock) else {
+    pub(super) fn give_way(&mut self, kind: ListenerKind, clock: Clock) -> bool {
+        let Some(yielded) = self.shard.shed(kind, clock) else {
             return false;
         };
         if yielded.is_silent {
@@ -88,9 +88,9 @@ impl Worker {
     }
 
     /// A stop of the process would otherwise be seen by its clients alone.
-    pub(super) fn tell_absence(&mut self) {
+    pub(super) fn log_absence(&mut self) {
         let absent_us = self.shard.counters().absent_us;
-        let missed_us = absent_us - std::mem::replace(&mut self.told_absent_us, absent_us);
+        let missed_us = absent_us - std::mem::replace(&mut self.logged_absent_us, absent_us);
         if missed_us >= ABSENCE_WARNING_US {
             tracing::warn!(
                 shard = self.number,

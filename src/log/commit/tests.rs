@@ -75,8 +75,8 @@ impl Script {
             "none" => return self.written(Ok(0)),
             "more" => return self.written(Ok(left + 1)),
             "unwritten" => return self.written(Err(failure())),
-            "synced" => return self.commit.synced(Ok(()), 0).map(|()| None),
-            "unsynced" => return self.commit.synced(Err(failure()), 0).map(|()| None),
+            "synced" => return self.commit.synced(&Ok(()), 0).map(|()| None),
+            "unsynced" => return self.commit.synced(&Err(failure()), 0).map(|()| None),
             word => unreachable!("{word} is no word"),
         }
         Ok(None)
@@ -170,7 +170,7 @@ fn a_batch_is_due_later_where_commits_take_long() {
             let (count, end_us) = (bytes.len(), 2000 + took_us);
             let step = commit.written(bytes, Ok(count), end_us);
             if step == Ok(Some(LogStep::Sync)) {
-                assert_eq!(commit.synced(Ok(()), end_us), Ok(()));
+                assert_eq!(commit.synced(&Ok(()), end_us), Ok(()));
             }
             let case = format!("{took_us} {segment:?}");
             assert_eq!(commit.batch_due_us(), Some(end_us + age_us), "{case}");
@@ -285,14 +285,14 @@ fn a_full_segment_is_synced_and_then_closed() {
             assert_eq!(commit.start(INTERVAL_US), Some(LogStep::Sync));
         }
         if step != Ok(None) || synced_by_timer {
-            assert_eq!(commit.synced(Ok(()), 0), Ok(()));
+            assert_eq!(commit.synced(&Ok(()), 0), Ok(()));
         }
         assert_eq!(commit.start(0), None, "the next op opens the next segment");
         commit.push(&op("1", 2), 0);
         if durability != Durability::Always && !synced_by_timer {
             assert_eq!(commit.start(0), Some(LogStep::Sync));
             assert_eq!(commit.start(0), None);
-            assert_eq!(commit.synced(Ok(()), 0), Ok(()));
+            assert_eq!(commit.synced(&Ok(()), 0), Ok(()));
         }
         let (index, first_position) = (5, end);
         let open = LogStep::Open {
@@ -301,7 +301,7 @@ fn a_full_segment_is_synced_and_then_closed() {
         };
         assert_eq!(commit.start(0), Some(open));
         assert!(!commit.holds_sends() && !commit.is_quiet());
-        assert_eq!(commit.opened(Ok(segment(5, end.get()))), Ok(()));
+        assert_eq!(commit.opened(&Ok(segment(5, end.get()))), Ok(()));
         let Some(LogStep::Write { offset, .. }) = commit.start(0) else {
             unreachable!("a batch is written");
         };
@@ -320,15 +320,15 @@ fn a_segment_that_cannot_be_opened() {
         };
         let count = bytes.len();
         assert_eq!(commit.written(bytes, Ok(count), 0), Ok(Some(LogStep::Sync)));
-        assert_eq!(commit.synced(Ok(()), 0), Ok(()));
+        assert_eq!(commit.synced(&Ok(()), 0), Ok(()));
         let lost = commit.push(&op("1", 2), 0);
         assert!(matches!(commit.start(0), Some(LogStep::Open { .. })));
         if is_late {
             commit.fail();
             assert!(!commit.is_quiet());
-            assert_eq!(commit.opened(Ok(segment(5, durable.get()))), Ok(()));
+            assert_eq!(commit.opened(&Ok(segment(5, durable.get()))), Ok(()));
         } else {
-            assert_eq!(commit.opened(Err(failure())), Err(LogBroken));
+            assert_eq!(commit.opened(&Err(failure())), Err(LogBroken));
         }
         assert!(commit.is_failed() && commit.is_quiet() && !commit.has_ops());
         assert!(commit.visible_position() < lost);
@@ -360,7 +360,7 @@ fn an_fdatasync_that_fails_late_is_not_repeated() {
         assert_eq!(commit.start(INTERVAL_US), Some(LogStep::Sync));
         commit.fail();
         let outcome = if ok { Ok(()) } else { Err(failure()) };
-        assert_eq!(commit.synced(outcome, INTERVAL_US), Ok(()));
+        assert_eq!(commit.synced(&outcome, INTERVAL_US), Ok(()));
         assert!(commit.is_quiet());
         let shown = if keeps_written {
             written
@@ -396,7 +396,7 @@ fn the_timer_of_interval_mode() {
     assert_eq!(commit.sync_due_us(), Some(due_us));
     assert_eq!(commit.start(due_us - 1), None);
     assert_eq!(commit.start(due_us), Some(LogStep::Sync));
-    assert_eq!(commit.synced(Ok(()), 0), Ok(()));
+    assert_eq!(commit.synced(&Ok(()), 0), Ok(()));
     assert_eq!(commit.sync_due_us(), None);
     for durability in [Durability::Always, Durability::None] {
         let mut commit = Commit::new(durability, INTERVAL_US, segment(0, 0), 0);

@@ -36,7 +36,8 @@ impl Log {
         }
     }
 
-    /// Writes the next segment of a shard: each op has the next seq and a timestamp that may repeat.
+    /// Writes the next segment of a shard: each op has the next seq and a timestamp that may
+    /// repeat.
     fn segment(&mut self, shard: u32, keys: &[u8]) {
         let tail = self.recovered().0.tail(shard);
         self.segment_at(tail, keys);
@@ -334,7 +335,10 @@ proptest! {
     /// Whatever is written and compacted when: the state is that of the log without compaction.
     #[test]
     fn the_state_is_that_of_the_log_without_compaction(
-        rounds in prop::collection::vec((0_u32..3, prop::collection::vec(0_u8..12, 0..30), 0_u8..4), 1..8),
+        rounds in prop::collection::vec(
+            (0_u32..3, prop::collection::vec(0_u8..12, 0..30), 0_u8..4),
+            1..8,
+        ),
     ) {
         let (mut plain, mut compacted) = (Log::new(), Log::new());
         for (shard, keys, what) in rounds {

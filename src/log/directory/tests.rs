@@ -102,7 +102,8 @@ fn a_second_open_names_the_first_and_changes_nothing() {
     for _ in 0..2 {
         let message = DataDirectory::open(root.path()).unwrap_err().to_string();
         let expected = format!(
-            "data directory {} is in use by another server (pid {}): stop it, or name another with --data-dir",
+            "data directory {} is in use by another server (pid {}): \
+             stop it, or name another with --data-dir",
             root.path().display(),
             std::process::id()
         );
@@ -188,7 +189,10 @@ fn the_shards_that_have_begun_are_noted_and_never_fewer() {
         let read = identity(&HostDisk, root.path()).unwrap();
         assert_eq!((read.epoch, read.shards_begun), (epoch, expected));
     }
-    let text = "{\"format_version\":1,\"epoch\":\"00112233445566778899aabbccddeeff\",\"shards_begun\":1025}";
+    let text = concat!(
+        r#"{"format_version":1,"epoch":"00112233445566778899aabbccddeeff","#,
+        r#""shards_begun":1025}"#
+    );
     fs::write(root.path().join(META), text).unwrap();
     let message = DataDirectory::open(root.path()).unwrap_err().to_string();
     assert!(message.contains("there are no 1025 shards"), "{message}");

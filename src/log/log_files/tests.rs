@@ -175,7 +175,8 @@ fn failed_log(root: &Path) -> (Scripted, LogFiles<Scripted>, End) {
 #[test]
 fn the_first_try_decides_up_to_where_a_failed_segment_is_kept() {
     for (outcomes, is_shown_kept) in [
-        // A later fdatasync that fails takes nothing back, and one that succeeds has written nothing.
+        // A later fdatasync that fails takes nothing back, and one that succeeds has written
+        // nothing.
         ([true, false, false], true),
         ([true, false, true], true),
         ([false, true, true], false),

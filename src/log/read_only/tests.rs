@@ -18,7 +18,8 @@ use super::super::segment;
 use super::*;
 use crate::seq::Seq;
 
-/// Writes an op for each of these keys, with the round as timestamp, in a segment of its own; gives where it ends.
+/// Writes an op for each of these keys, with the round as timestamp, in a segment of its own; gives
+/// where it ends.
 fn write(
     directory: &DataDirectory,
     shard: u32,

@@ -19,22 +19,22 @@ const _: () = assert!(
     "the crc ends the segment header"
 );
 
-/// Which log a segment belongs to, and where in it it stands.
+/// The header of a segment: which log it belongs to, and its place in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SegmentHeader {
     /// The shard that wrote it.
     pub shard: u32,
     /// The data directory's random id.
     pub epoch: [u8; 16],
-    /// The place in the shard's row of segments.
+    /// The place in the shard's sequence of segments.
     pub index: u64,
     /// The log position of the first batch.
     pub first_position: LogPosition,
-    /// What it stands for, if it was made from other segments.
+    /// The segments that it replaces, if it is a compacted one.
     pub compacted: Option<Compacted>,
 }
 
-/// What a compacted segment stands for: the segments that it was made from, as if it were all of them.
+/// The segments that a compacted segment replaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compacted {
     /// How many indexes before its own.
@@ -52,7 +52,7 @@ pub enum HeaderError {
     /// The file does not begin like a segment.
     #[error("it does not begin like a segment")]
     Magic,
-    /// Another version of the server wrote it, and the header is whole.
+    /// Another version of the server wrote it. The header is intact.
     #[error("it has format {0}; this server reads {FORMAT_VERSION}")]
     Version(u16),
     /// The header was altered.
@@ -64,7 +64,7 @@ pub enum HeaderError {
 }
 
 impl SegmentHeader {
-    /// Of a segment that a shard writes.
+    /// Returns the header of a segment that a shard writes.
     #[must_use]
     pub fn new(shard: u32, epoch: [u8; 16], index: u64, first_position: LogPosition) -> Self {
         Self {
@@ -76,7 +76,7 @@ impl SegmentHeader {
         }
     }
 
-    /// The first of the indexes that it stands for.
+    /// Returns the first index that the segment covers.
     #[must_use]
     pub fn first_index(&self) -> u64 {
         self.index
@@ -85,7 +85,7 @@ impl SegmentHeader {
                 .map_or(0, |compacted| compacted.replaced.into())
     }
 
-    /// The header as it stands at the begin of the file.
+    /// Returns the bytes of the header.
     #[must_use]
     pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
         let mut bytes = [0; SEGMENT_HEADER_BYTES];
@@ -111,7 +111,8 @@ impl SegmentHeader {
         if field(bytes, 0) != SEGMENT_MAGIC {
             return Err(HeaderError::Magic);
         }
-        // The checksum goes first, so that a flipped bit in the version is not told as a newer server's file.
+        // The checksum is checked first, so that a flipped bit in the version is not reported as a
+        // file of a newer server.
         if u32_at(bytes, SEGMENT_CRC_AT) != crc32c::crc32c(&bytes[..SEGMENT_CRC_AT]) {
             return Err(HeaderError::Checksum);
         }
@@ -141,21 +142,23 @@ impl SegmentHeader {
         })
     }
 
-    /// The checksum that seeds every batch header: a batch of another segment is never valid in this one.
+    /// Returns the checksum that seeds every batch header, so that a batch of another segment is
+    /// never valid in this one.
     #[must_use]
     pub fn salt(&self) -> u32 {
         u32_at(&self.encode(), SEGMENT_CRC_AT)
     }
 
-    /// The log position of a byte of this segment's file, at or behind the end of the header.
+    /// Returns the log position of an offset in this segment's file, at or after the end of the
+    /// header.
     #[must_use]
     pub fn position(&self, offset: u64) -> LogPosition {
         self.first_position
             .advance(offset.saturating_sub(SEGMENT_HEADER_BYTES as u64))
     }
 
-    /// The offset of a log position in this segment's file; None where that is before the segment, or
-    /// beyond what memory can hold.
+    /// Returns the offset of a log position in this segment's file; `None` if that is before the
+    /// segment, or beyond what memory can hold.
     #[must_use]
     pub fn offset(&self, position: LogPosition) -> Option<usize> {
         let behind_header = usize::try_from(position.bytes_since(self.first_position)?).ok()?;

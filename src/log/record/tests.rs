@@ -333,7 +333,8 @@ fn every_truncation_leaves_a_prefix_and_a_torn_tail() {
     }
 }
 
-/// Calls `check` with each image of `built` in which one bit, or a whole byte, differs behind the segment header.
+/// Calls `check` with each image of `built` in which one bit, or a whole byte, differs behind the
+/// segment header.
 fn for_each_flip(built: &Built, mut check: impl FnMut(usize, &[u8])) {
     let mut bytes = built.bytes.clone();
     for at in SEGMENT_HEADER_BYTES..bytes.len() {
@@ -469,7 +470,8 @@ proptest! {
         prop_assert_eq!(offset, built.bytes.len());
     }
 
-    /// After a power cut: the synced bytes are whole, and of the others any sectors hold zeros, at any length of the file.
+    /// After a power cut: the synced bytes are whole, and of the others any sectors hold zeros, at
+    /// any length of the file.
     #[test]
     fn a_power_cut_leaves_a_torn_tail(
         batches in any_batches(),
@@ -477,8 +479,10 @@ proptest! {
         length_lost in 0_usize..4096,
     ) {
         let built = build(&batches);
-        let durable_batches = batches.iter().rposition(|(_, synced)| *synced).map_or(0, |last| last + 1);
-        let durable_bytes = built.batch_starts.get(durable_batches).map_or(built.bytes.len(), |&start| start);
+        let last_synced = batches.iter().rposition(|(_, synced)| *synced);
+        let durable_batches = last_synced.map_or(0, |last| last + 1);
+        let durable_end = built.batch_starts.get(durable_batches);
+        let durable_bytes = durable_end.map_or(built.bytes.len(), |&start| start);
         let durable_ops: usize = batches[..durable_batches].iter().map(|(ops, _)| ops.len()).sum();
         let mut bytes = built.bytes.clone();
         bytes.truncate((bytes.len().saturating_sub(length_lost)).max(durable_bytes));

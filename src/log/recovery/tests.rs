@@ -18,7 +18,8 @@ use crate::seq::Seq;
 /// An op in brief: its workspace is its shard's, and the other fields follow from its number.
 type Number = u64;
 
-/// A data directory that a test fills in the way of a server that syncs each batch, and the naive model beside it.
+/// A data directory that a test fills in the way of a server that syncs each batch, and the naive
+/// model beside it.
 struct Log {
     _root: TempDir,
     directory: DataDirectory,
@@ -52,7 +53,8 @@ impl Log {
         log
     }
 
-    /// Writes a segment, each batch synced before the next, and returns where the one after it begins.
+    /// Writes a segment, each batch synced before the next, and returns where the one after it
+    /// begins.
     fn write(&mut self, tail: Tail, batches: &[Vec<Number>]) -> Tail {
         let epoch = self.directory.epoch();
         let header = SegmentHeader::new(tail.shard, epoch, tail.next_index, tail.next_position);
@@ -449,7 +451,8 @@ fn a_replay_reads_its_own_folder_and_the_past_of_the_others() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
-    /// Any number of starts and crashes: each start finds what was synced, in order, and the log goes on.
+    /// Any number of starts and crashes: each start finds what was synced, in order, and the log
+    /// goes on.
     #[test]
     fn recovery_finds_what_the_model_holds(
         rounds in prop::collection::vec(
@@ -467,7 +470,8 @@ proptest! {
             let tail = report.tail(shard);
             log.write(tail, &batches);
             if let Some(bytes) = torn_bytes {
-                let path = log.directory.shard_path(shard).join(segment::file_name(tail.next_index));
+                let folder = log.directory.shard_path(shard);
+                let path = folder.join(segment::file_name(tail.next_index));
                 let mut file = fs::OpenOptions::new().append(true).open(path).unwrap();
                 io::Write::write_all(&mut file, &vec![0; bytes]).unwrap();
             }

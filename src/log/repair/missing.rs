@@ -1,8 +1,9 @@
-//! Which workspaces miss ops, as far as the seqs of those that are left tell.
+//! Finds the workspaces that miss ops, as far as the seqs of the remaining ops show it.
 //!
-//! While one folder has a workspace, its seqs follow each other there without a gap, until a compaction drops ops that another one
-//! won over. So a gap is a trace of the damage if it lies over a lost stretch and no compacted segment is near. Of a segment that
-//! is missing nobody can tell whether it was a compacted one: some of the seqs that miss there may have been dead.
+//! While one folder has a workspace, its seqs are consecutive there, until a compaction drops
+//! superseded ops. So a gap is a trace of the damage if it spans a lost range and no compacted
+//! segment is near. A missing segment may have been a compacted one: some of the seqs that it had
+//! may have been dead.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::RangeInclusive;
@@ -23,7 +24,7 @@ pub struct MissingOps {
 #[derive(Default)]
 pub struct SeqTracker {
     last: HashMap<String, Last>,
-    /// LostRange stretches so far.
+    /// Lost ranges so far.
     damages: u64,
     had_compacted: bool,
     gaps: Vec<MissingOps>,
@@ -36,7 +37,7 @@ struct Last {
 }
 
 impl SeqTracker {
-    /// Takes the next op, which may be the same one again.
+    /// Adds the next op, which may be the same one again.
     pub fn visit(&mut self, op: &LoggedOp<'_>, is_compacted: bool) {
         self.had_compacted |= is_compacted;
         let now = Last {
@@ -63,19 +64,20 @@ impl SeqTracker {
         }
     }
 
-    /// Between the ops before and behind, something is lost.
+    /// Records that something is lost between the previous op and the next.
     pub fn note_damage(&mut self) {
         self.damages += 1;
     }
 
-    /// What misses, before it is known what stands in other folders.
+    /// Returns the missing ops, before other folders are taken into account.
     #[must_use]
     pub fn finish(self) -> Vec<MissingOps> {
         self.gaps
     }
 }
 
-/// Takes out of the gaps what stands in other folders: a start with another number of shards moves a workspace.
+/// Leaves out the ops that are in other folders: a start with another number of shards moves a
+/// workspace.
 #[derive(Default)]
 pub struct MissingFilter {
     missing: BTreeMap<String, WorkspaceMissing>,
@@ -104,13 +106,13 @@ impl MissingFilter {
         Self { missing }
     }
 
-    /// Whether nothing misses.
+    /// Returns whether no ops are missing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty()
     }
 
-    /// Takes an op of the log, of any folder.
+    /// Adds an op of any folder.
     pub fn visit(&mut self, op: &LoggedOp<'_>, is_compacted: bool) {
         let Some(missing) = self.missing.get_mut(op.workspace) else {
             return;
@@ -121,7 +123,7 @@ impl MissingFilter {
         }
     }
 
-    /// What misses, in the order of the workspaces and the seqs.
+    /// Returns the missing ops, ordered by workspace and seq.
     #[must_use]
     pub fn finish(self) -> Vec<MissingOps> {
         let mut all = Vec::new();

@@ -1,8 +1,8 @@
-//! What is to be done in one folder, so that its segments are a whole row again.
+//! The repair of one folder: the changes that make its segments a chain again.
 //!
-//! A compacted segment stands for indexes and positions that are not its own, so it can take the place of whatever is missing: a
-//! damaged segment becomes a compacted one with the ops that are whole, and missing ones become one without ops. Whole
-//! segments stay as they are.
+//! A compacted segment covers indexes and positions other than its own, so it can replace anything
+//! that is missing: a damaged segment becomes a compacted one with the intact ops, and missing
+//! segments become one without ops. Intact segments stay as they are.
 
 use std::path::{Path, PathBuf};
 
@@ -15,14 +15,14 @@ use super::missing::{MissingOps, SeqTracker};
 use super::recover::{self, LostRange, RecoveredItem, SegmentEnd, SegmentRecovery};
 use super::scan::{FoundSegment, Stray};
 
-/// A segment that is written anew.
+/// A segment that is rewritten.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SegmentRewrite {
     /// The file.
     pub path: PathBuf,
-    /// Its header as it was, or must have been.
+    /// The original header, read or reconstructed.
     pub old: SegmentHeader,
-    /// Where it ends for its readers.
+    /// The length that its readers use.
     pub old_bytes: u64,
     /// None follows it.
     pub is_last: bool,
@@ -30,34 +30,34 @@ pub struct SegmentRewrite {
     pub header: SegmentHeader,
     /// Why it cannot stay as it is.
     pub what: String,
-    /// What is whole in it.
+    /// The intact ops.
     pub recovery: SegmentRecovery,
 }
 
 /// A change of one folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PlannedChange {
-    /// WorkspaceMissing segments are replaced by one without ops.
+    /// Missing segments are replaced by one without ops.
     Fill {
         /// The new file.
         path: PathBuf,
-        /// Its header.
+        /// The header of the new segment.
         header: SegmentHeader,
     },
     /// A damaged segment is replaced.
     Rewrite(Box<SegmentRewrite>),
 }
 
-/// A segment that was given another name, and gets its own again.
+/// A segment that has another segment's name, and gets its own back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SegmentMove {
-    /// Its name now.
+    /// The current path.
     pub path: PathBuf,
-    /// Its own name.
+    /// The right path.
     pub home: PathBuf,
 }
 
-/// What is to be done in one folder.
+/// The repair of one folder.
 #[derive(Debug, Default)]
 pub struct FolderPlan {
     /// Segments of other names.
@@ -66,7 +66,7 @@ pub struct FolderPlan {
     pub changes: Vec<PlannedChange>,
     /// Files that look like segments and are not needed.
     pub strays: Vec<Stray>,
-    /// The segments that stay in the row, as they are found now.
+    /// The segments of the repaired chain, as they are found now.
     pub segments: Vec<PlannedSegment>,
     /// Workspaces that miss ops.
     pub missing: Vec<MissingOps>,
@@ -74,16 +74,16 @@ pub struct FolderPlan {
     pub torn: Option<LostRange>,
 }
 
-/// A segment of the row.
+/// A segment of the repaired chain.
 #[derive(Debug, Clone)]
 pub struct PlannedSegment {
-    /// Where it stands now.
+    /// The current path.
     pub path: PathBuf,
-    /// Its header.
+    /// The segment's header.
     pub header: SegmentHeader,
-    /// The first of the indexes that it stands for.
+    /// The first index that it covers.
     first_index: u64,
-    /// Where the one before it ends. None: not known, since a part of what it stood for is there.
+    /// Where the previous segment ends. `None`: unknown, since part of what it covered is there.
     first_position: Option<LogPosition>,
     is_header_lost: bool,
     file_bytes: u64,
@@ -99,13 +99,13 @@ pub struct FolderPlanner<'a, D: Disk> {
     plan: FolderPlan,
     tracker: SeqTracker,
     bytes: Vec<u8>,
-    /// What the next segment has to begin with.
+    /// The index that the next segment must begin with.
     index: u64,
     position: LogPosition,
 }
 
 impl<'a, D: Disk> FolderPlanner<'a, D> {
-    /// Of a shard's folder.
+    /// Returns a planner of a shard's folder.
     pub fn new(disk: &'a D, folder: &'a Path, epoch: [u8; 16], shard: u32) -> Self {
         Self {
             disk,
@@ -120,8 +120,9 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         }
     }
 
-    /// Plans; `candidates` are in order. A shard that has begun gets a segment without ops where it
-    /// has none left. `progress` is told the length of each segment that has been read.
+    /// Returns the plan; `candidates` are in order. A shard that has begun gets a segment without
+    /// ops if it has none left. `progress` is called with the length of each segment that has been
+    /// read.
     pub fn plan(
         mut self,
         candidates: Vec<FoundSegment>,
@@ -145,8 +146,9 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         Ok(self.plan)
     }
 
-    /// Leaves out what is there twice, and what another one stands for. A compacted segment stands for others only if all of
-    /// it is whole: if it is not, what it was made from is better than what is left of it.
+    /// Leaves out segments that exist twice, or that another one covers. A compacted segment covers
+    /// others only if all of it is intact: otherwise, the segments that it was made from are better
+    /// than the rest of it.
     fn select(
         &mut self,
         candidates: Vec<FoundSegment>,
@@ -166,7 +168,8 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         for found in single.into_iter().rev() {
             let next_index = segments.last().map_or(u64::MAX, |next| next.first_index);
             if found.header.index >= next_index {
-                // At its own place it is a leftover of a compaction, which the next start knows to remove.
+                // With its right name it is a leftover of a compaction, which the next start
+                // removes.
                 if found.path != found.home {
                     self.set_aside(&found.path, "it was replaced by a compacted segment");
                 }
@@ -190,7 +193,7 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         segments.reverse();
         let mut index_before = 0;
         for segment in &mut segments {
-            // What is left of a damaged one stands for what is missing before it, too.
+            // A damaged segment also covers the missing ones before it.
             let first_index = segment.header.first_index().max(index_before + 1);
             if segment.first_index > first_index {
                 segment.first_index = first_index;
@@ -298,7 +301,7 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         self.rewrite(&link, segment, next, what)
     }
 
-    /// Why a segment that is whole for itself does not fit its neighbours.
+    /// Returns why an intact segment does not fit its neighbours.
     fn unfit(
         &self,
         segment: &PlannedSegment,
@@ -313,7 +316,7 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         }
         let next = next?;
         if extent.whole_bytes < extent.file_bytes {
-            // No reader of a row expects that anywhere but at its end.
+            // Readers of a chain accept that only at its end.
             let offset = extent.whole_bytes;
             return Some(format!(
                 "it is not the last one, and not whole at byte {offset}"

@@ -1,4 +1,4 @@
-//! What is whole in one damaged file.
+//! Recovers the intact ops of one damaged file.
 
 use std::io;
 use std::ops::Range;
@@ -12,53 +12,54 @@ use super::super::record::{
 };
 use super::resync;
 
-/// What a disk that cannot read a file cannot read of it at a time, and the errno that it says so with.
+/// The unit in which a disk fails to read.
 const BLOCK_BYTES: usize = 4096;
 const EIO: i32 = 5;
 
-/// A stretch of a file that is not whole.
+/// A range of a file that is not intact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LostRange {
-    /// The bytes, as offsets in the file; they may lie behind its end.
+    /// The offsets in the file, possibly past its end.
     pub bytes: Range<u64>,
-    /// What is wrong with the first of them.
+    /// What is wrong with the first byte.
     pub what: String,
     /// Nothing proves that it ever was on disk: an interrupted write leaves this.
     pub is_torn: bool,
 }
 
-/// What is whole in a damaged segment, and what is not.
+/// The intact and the lost parts of a damaged segment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SegmentRecovery {
-    /// The ops that are whole.
+    /// The number of intact ops.
     pub ops: u64,
-    /// Those of them that stand behind a lost stretch.
+    /// The intact ops that follow a lost range.
     pub ops_after_loss: u64,
     /// The stretches that are lost, in order.
     pub lost: Vec<LostRange>,
 }
 
-/// What a visit of a damaged segment comes across.
+/// A part of a damaged segment.
 pub enum RecoveredItem<'a> {
-    /// An op that is whole.
+    /// An intact op.
     Op(&'a LoggedOp<'a>),
     /// A stretch that is lost.
     Lost(&'a LostRange),
 }
 
-/// Where a segment ends.
+/// How a segment ends.
 #[derive(Debug, Clone, Copy)]
 pub struct SegmentEnd {
-    /// None follows, so that its end may be torn.
+    /// Whether no segment follows, so that the end may be torn.
     pub is_last: bool,
-    /// Nobody knows how far it was written: zeros at the end may be what it was filled with ahead,
+    /// Whether zeros at the end may be those that the file was filled with in advance.
     pub may_be_filled: bool,
-    /// but not those before this offset, which stand for what the disk cannot read.
+    /// The end of the last block that the disk cannot read: zeros before it were not filled in,
+    /// they stand for unread bytes.
     pub unreadable_end: usize,
 }
 
 impl SegmentEnd {
-    /// Where the next one begins.
+    /// The end of a segment that another one follows.
     pub const NEXT: Self = Self {
         is_last: false,
         may_be_filled: false,
@@ -66,7 +67,8 @@ impl SegmentEnd {
     };
 }
 
-/// Visits what is whole in a segment, in order. `bytes` end where the next segment begins.
+/// Visits the intact and the lost parts of a segment, in order. `bytes` end where the next segment
+/// begins.
 pub fn recover(
     header: &SegmentHeader,
     bytes: &[u8],
@@ -126,13 +128,14 @@ fn what(fault: Fault) -> String {
     }
 }
 
-/// Whether the disk cannot read what it holds.
+/// Returns whether the error means that the disk cannot read what it holds.
 #[must_use]
 pub fn is_unreadable(error: &io::Error) -> bool {
     error.raw_os_error() == Some(EIO)
 }
 
-/// Reads a file. What the disk cannot read is taken as zeros; gives the end of the last such block, or 0.
+/// Reads a file. Blocks that the disk cannot read become zeros. Returns the end of the last such
+/// block, or 0.
 pub fn load<D: Disk>(disk: &D, path: &Path, bytes: &mut Vec<u8>) -> Result<usize, RecoveryError> {
     let file = disk.open(path).map_err(RecoveryError::at(path))?;
     match file.read_whole(bytes) {
@@ -158,7 +161,7 @@ pub fn load<D: Disk>(disk: &D, path: &Path, bytes: &mut Vec<u8>) -> Result<usize
     Ok(unreadable_end)
 }
 
-/// What stands around a segment whose header is damaged.
+/// The surroundings of a segment whose header is damaged, from which the header is reconstructed.
 #[derive(Debug, Clone, Copy)]
 pub struct HeaderHints {
     /// The log.
@@ -167,14 +170,14 @@ pub struct HeaderHints {
     pub shard: u32,
     /// The index in the file's name.
     pub index: u64,
-    /// The last index before it that there is a segment of.
+    /// The index of the nearest segment before it.
     pub index_before: u64,
-    /// Where the next segment begins.
+    /// The position where the next segment begins.
     pub position_behind: Option<LogPosition>,
 }
 
-/// The header that a segment with a damaged one must have had: of those that its place, its bytes and its neighbours suggest, the
-/// one that makes a batch valid. It is proven by that batch's checksum.
+/// Reconstructs the header of a segment: of the headers that its place, its bytes and its
+/// neighbours suggest, the one that makes a batch valid. The checksum of that batch proves it.
 #[must_use]
 pub fn restore_header(bytes: &[u8], place: HeaderHints) -> Option<SegmentHeader> {
     let number = |at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
@@ -198,7 +201,7 @@ pub fn restore_header(bytes: &[u8], place: HeaderHints) -> Option<SegmentHeader>
                 ..SegmentHeader::new(place.shard, place.epoch, place.index, first_position)
             })
         })
-        // What is decoded is legal.
+        // Only legal headers can be decoded.
         .filter(|header| SegmentHeader::decode(&header.encode()) == Ok(*header))
         .find(|header| resync::next_batch(header, bytes, 0).is_some())
 }
@@ -288,7 +291,7 @@ mod tests {
                     assert_eq!(restore_header(&bytes, place), Some(header), "{damage:?}");
                 }
             }
-            // Where no batch proves one, there is none.
+            // Without a batch that proves a header, there is none.
             let stranger = HeaderHints {
                 epoch: [8; 16],
                 ..place

@@ -8,13 +8,13 @@ use super::super::record::{
     SegmentHeader, batches,
 };
 
-/// Moves a reader that has met a fault to the next place at which checksums prove what they cover, and
-/// returns the bytes that are left out. `None`: nothing after the fault can be proven. The reader has
-/// all bytes to the end of the file.
+/// Moves a reader that has met a fault to the next place at which checksums prove what they cover,
+/// and returns the bytes that are left out. `None`: nothing after the fault can be proven. The
+/// reader has all bytes to the end of the file.
 ///
-/// Each batch header starts a checksum chain of its own, so the next one is such a place. Often reading
-/// can go on earlier: the checksum of the next record proves it, seeded by the checksum of the bad one,
-/// either as it is stored or as it is computed, whichever is right.
+/// Each batch header starts a checksum chain of its own, so the next one is such a place. Often
+/// reading can go on earlier: the checksum of the next record proves it, seeded by the checksum of
+/// the bad one, either as it is stored or as it is computed, whichever is right.
 pub fn skip_damage(reader: &mut Reader<'_>) -> Option<Range<usize>> {
     let fault = reader.cursor();
     let near = if fault.offset() < fault.batch_end {
@@ -82,15 +82,16 @@ fn next_batch_of(reader: &Reader<'_>, from: usize) -> Option<usize> {
     )
 }
 
-/// Returns the offset of the first batch header that is valid at its place. `bytes` are those of the
-/// file from the offset `base` on.
+/// Returns the offset of the first batch header that is valid at its place. `bytes` are those of
+/// the file from the offset `base` on.
 #[must_use]
 pub fn next_batch(header: &SegmentHeader, bytes: &[u8], base: usize) -> Option<usize> {
     let mut batches = batches(header, bytes, base);
     batches.next().map(|(offset, _)| offset)
 }
 
-/// Returns the log position up to which all was on disk, as far as the batches of a segment prove it.
+/// Returns the log position up to which all was on disk, as far as the batches of a segment prove
+/// it.
 #[must_use]
 pub fn durable_position(header: &SegmentHeader, bytes: &[u8]) -> LogPosition {
     batches(header, bytes, 0)

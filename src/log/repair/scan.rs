@@ -10,35 +10,35 @@ use super::super::record::{HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::super::segment;
 use super::recover::{self, HeaderHints};
 
-/// A file whose header tells that it is a segment of this log.
+/// A file that is a segment of this log, by its header.
 #[derive(Debug, Clone)]
 pub struct FoundSegment {
-    /// Where it stands.
+    /// The current path.
     pub path: PathBuf,
-    /// Where it belongs.
+    /// The right path.
     pub home: PathBuf,
-    /// Its header.
+    /// The segment's header.
     pub header: SegmentHeader,
-    /// The header in the file is damaged; this one is proven by what stands behind it.
+    /// Whether the header in the file is damaged; `header` is then proven by the batches after it.
     pub is_header_lost: bool,
-    /// Its length.
+    /// The length of the file.
     pub file_bytes: u64,
 }
 
 /// A file that is not a segment of this log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stray {
-    /// Where it stands.
+    /// The path.
     pub path: PathBuf,
     /// Why it is none.
     pub what: String,
 }
 
-/// What stands in the folders of a log.
+/// The files in the folders of a log.
 #[derive(Debug, Default)]
 pub struct DirectoryScan {
-    /// For each shard its segments, in order, one for each index; two where two files claim one, the one at its place
-    /// first.
+    /// The segments of each shard, in order: one for each index, or two if two files claim it, the
+    /// one with the right name first.
     pub folders: BTreeMap<u32, Vec<FoundSegment>>,
     /// The others.
     pub strays: Vec<Stray>,
@@ -55,8 +55,8 @@ struct ScannedFile {
 }
 
 impl DirectoryScan {
-    /// Reads the headers of all files that end like segments. Without a known epoch it is the one that most bytes are of, or
-    /// `new_epoch` where there is no header.
+    /// Reads the headers of all files that have a segment's extension. Without a known epoch, the
+    /// epoch is that of most bytes, or `new_epoch` if there is no header.
     pub fn of<D: Disk>(
         disk: &D,
         data: &Path,
@@ -65,7 +65,7 @@ impl DirectoryScan {
     ) -> Result<([u8; 16], Self), RecoveryError> {
         let (mut scan, mut entries) = (Self::default(), Vec::new());
         let shards = directory::shards(disk, data).map_err(RecoveryError::at(data))?;
-        // A shard without a folder has a row, too, where it must have had one.
+        // A shard that has begun counts even without a folder.
         let shards_begun = known.map_or(0, |known| known.shards_begun);
         scan.folders
             .extend((0..shards_begun).map(|shard| (shard, Vec::new())));

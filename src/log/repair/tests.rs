@@ -1,4 +1,4 @@
-//! RepairPlan: random logs, random damage, a crash at every step.
+//! Repair: random logs, random damage, a crash at every step.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -190,7 +190,8 @@ impl Log {
         RepairPlan::new(HostDisk, self.data().to_path_buf(), [9; 16], |_, _| {}).unwrap()
     }
 
-    /// Repairs, and checks what holds after every repair. Gives the ops that are left, and those that are told to be missing.
+    /// Repairs, and checks what holds after every repair. Gives the ops that are left, and those
+    /// that are told to be missing.
     fn repair(&self) -> (BTreeSet<Written>, Vec<MissingOps>) {
         let before = self.contents();
         let repair = self.plan();
@@ -367,8 +368,8 @@ fn a_flipped_byte_costs_one_op_or_the_rest_of_its_batch() {
         let log = Log::sample();
         flip(&log.path(0, 1), at);
         let (kept, _) = log.repair();
-        // The segment header and the batch's header are found again by what stands behind them. The length of the first
-        // record is not, and the second one with it.
+        // The segment header and the batch's header are found again by what stands behind them. The
+        // length of the first record is not, and the second one with it.
         let lost = match at.checked_sub(first.begin) {
             None | Some(0..28) => 0,
             Some(32..36) => 2,

@@ -255,7 +255,8 @@ fn what_the_reserve_held_is_for_the_next_compaction_and_not_for_ops() {
 }
 
 proptest! {
-    /// Whatever others do to the disk: shards that write no more than they may never use what is kept free.
+    /// Whatever others do to the disk: shards that write no more than they may never use what is
+    /// kept free.
     #[test]
     fn what_is_kept_free_is_never_used(
         shards in 1_u64..5,
@@ -268,7 +269,8 @@ proptest! {
         for (freed_mib, is_greedy) in looks {
             room.looked(Some(Space { free_bytes, total_bytes }), false, &[]);
             for position in &mut positions {
-                let may_bytes = room.end(LogPosition::new(*position)).get().saturating_sub(*position);
+                let end = room.end(LogPosition::new(*position));
+                let may_bytes = end.get().saturating_sub(*position);
                 let bytes = if is_greedy { may_bytes } else { may_bytes / 3 };
                 *position += bytes;
                 free_bytes -= bytes;

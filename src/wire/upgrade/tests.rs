@@ -7,7 +7,7 @@ use super::*;
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// The fields of a good upgrade request, one a line.
+/// The fields of a good upgrade request.
 const FIELDS: [&str; 5] = [
     "Host: localhost:8080",
     "Connection: Upgrade",
@@ -26,7 +26,7 @@ fn head(line: &str, fields: &[&str]) -> Vec<u8> {
     head.into_bytes()
 }
 
-/// A good upgrade request in which the line that starts with `name` is replaced by `fields`.
+/// Returns a good upgrade request in which `fields` replace the line that starts with `name`.
 fn upgrade_with(name: &str, fields: &[&str]) -> Vec<u8> {
     let kept = FIELDS
         .into_iter()

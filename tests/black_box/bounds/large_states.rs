@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 const VALUE_BYTES: usize = 300_000;
 const KEYS: usize = 30;
 const STATE_BYTES: u64 = (VALUE_BYTES * KEYS) as u64;
-/// So many join, and so many look.
+/// The number of clients that join, and of those that read over HTTP.
 const CLIENTS: usize = 12;
 
-/// Writes a large state; gives who wrote it.
+/// Writes a large state and returns the client that wrote it.
 async fn fill(server: &Server, workspace: &str) -> Client {
     let mut writer = Client::connect(server, workspace).await;
     let mut reader = Client::connect(server, workspace).await;
@@ -83,7 +83,7 @@ async fn a_large_state_is_held_once_and_holds_nobody_up() {
         grown_bytes / 1_000_000,
         begin.elapsed()
     );
-    // The init message, the timestamps, and what the process takes besides for so many.
+    // The init message, the timestamps, and the process's other memory for these clients.
     assert!(grown_bytes < 3 * STATE_BYTES, "{grown_bytes} bytes");
     let late = writer.write("late", json!(true)).await;
     let mut bodies = Vec::new();

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use tokio::net::{TcpSocket, TcpStream};
 
 const MIB: u64 = 1024 * 1024;
-/// What one shard may hold for single connections, and some for the allocator and the process.
+/// The memory that one shard may hold for single connections, with some for the allocator and the
+/// process.
 const BUDGET_BYTES: u64 = 64 * MIB;
 const SLACK_BYTES: u64 = 24 * MIB;
 
@@ -93,7 +94,7 @@ async fn unfinished_messages_are_bounded_and_the_heaviest_is_closed() {
         grown_bytes < BUDGET_BYTES + SLACK_BYTES,
         "{grown_bytes} bytes"
     );
-    // The oldest went first, and was told why; the newest is still there.
+    // The oldest was closed first, with a reason; the newest is still there.
     attackers.remove(0).expect_close(1013).await;
     attackers
         .pop()

@@ -57,7 +57,7 @@ impl Scene {
         }
     }
 
-    /// Lets so many of those who came first go that all others find a descriptor, and sees them in.
+    /// Closes enough of the first connections that all others get a descriptor, and lets them join.
     async fn check_accepting_resumes(&mut self) {
         drop(self.knocking.drain(..100));
         for raw in &mut self.knocking {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use tokio_tungstenite::tungstenite::Message;
 
-/// What the limits of all shards kept out.
+/// Returns the number of refusals by the limits of all shards.
 async fn refused(server: &Server, name: &str) -> u64 {
     let stats = server.get("/console/stats.json").await.json();
     let shards = stats["shards"].as_array().expect("a list of shards");
@@ -16,7 +16,7 @@ async fn refused(server: &Server, name: &str) -> u64 {
     counts.map(|count| count.expect("a figure")).sum()
 }
 
-/// The next message is an error with this code about this op; gives its text.
+/// Expects an error with this code about this op and returns its message.
 async fn expect_refusal(client: &mut Client, code: u16, op: &Op) -> String {
     let message = client.next().await;
     let payload = &message["payload"];
@@ -136,7 +136,7 @@ async fn an_op_that_makes_a_workspace_too_large_is_refused_with_what_stays() {
     let new = writer.write("j", json!("z".repeat(200))).await;
     expect_refusal(&mut writer, 413, &new).await;
     reader.expect_silence(&mut writer).await;
-    // What shrinks goes through, and makes room.
+    // An op that shrinks the state is accepted and makes room.
     let small = writer.write("k", json!("x".repeat(500))).await;
     reader.expect_op(&small).await;
     let new = writer.write("j", json!("z".repeat(200))).await;
@@ -225,7 +225,7 @@ async fn handshakes_over_the_rate_are_put_off() {
     assert_eq!(answer.status, 503, "{answer:?}");
     assert_eq!(answer.header("retry-after"), Some("5"));
     assert_eq!(server.get("/healthz").await.status, 200);
-    // Who is in does not notice, and the rate gives again.
+    // Members do not notice, and later handshakes are within the rate again.
     member.write("k", json!(1)).await;
     member.expect_no_answer().await;
     eventually("a handshake is taken again", async || {

@@ -39,7 +39,8 @@ fn of_user(user: &str, limit: &str) -> Option<Setup> {
 
 // ---- locked memory ----
 
-/// What a ring of a shard counts as locked memory on this kernel; `None` where it does not.
+/// Returns the locked memory of a shard's ring on this kernel; `None` where it does not count as
+/// such.
 fn ring_kib() -> Option<u32> {
     let name = rustix::system::uname();
     let release = name.release().to_string_lossy();
@@ -54,7 +55,7 @@ fn ring_kib() -> Option<u32> {
     }
 }
 
-/// What the doctor says of the rings and of locked memory: the verdicts, and all the text.
+/// Returns the doctor's report on the rings and on locked memory: the verdicts and all the text.
 async fn doctor(setup: &Setup, shards: &str) -> (Outcome, Vec<String>, String) {
     let data_dir = setup.data_dir().display().to_string();
     let arguments = ["doctor", "--json", "--port", "0", "--shards", shards];
@@ -196,7 +197,7 @@ async fn a_limit_of_file_sizes_is_as_a_full_disk_and_ends_no_process() {
 
 // ---- the standard streams ----
 
-/// A pipe that nobody reads.
+/// Opens a pipe without a reader as stdout.
 const NO_READER: &str = "mkfifo \"$TMP_FIFO\" && exec 4<>\"$TMP_FIFO\" >\"$TMP_FIFO\" 4<&-";
 
 fn without_reader(setup: Setup) -> (Setup, tempfile::TempDir) {

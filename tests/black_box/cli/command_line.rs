@@ -182,7 +182,7 @@ async fn a_flag_wins_over_its_variable() {
     other.expect_op(&op).await;
 }
 
-/// A port that nobody listens on now.
+/// Returns a port that nothing listens on now.
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener

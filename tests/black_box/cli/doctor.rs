@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::net::TcpListener;
 use std::path::Path;
 
-/// What is said of this host with these arguments; on a free port, unless they name one.
+/// Returns the report on this host with these arguments, on a free port unless they name one.
 async fn report(setup: &Setup, arguments: &[&str]) -> (Outcome, Value) {
     let data_dir = setup.data_dir().display().to_string();
     let fixed = ["doctor", "--json", "--data-dir", &data_dir];

@@ -392,7 +392,8 @@ async fn a_new_log_does_not_mix_with_other_files() {
         "what would refuse to start does not work"
     );
 
-    // What file systems and tools leave is no obstacle, nor is anything beside a log that is there.
+    // Files that file systems and tools leave are no obstacle, nor is anything beside an existing
+    // log.
     std::fs::remove_file(data.join("holiday.jpg")).expect("the file is there");
     for name in ["lost+found", ".snapshot", "damaged-1"] {
         std::fs::create_dir(data.join(name)).expect("a folder can be made");
@@ -468,7 +469,7 @@ async fn a_secret_of_white_space_is_refused() {
         assert!(line.contains(name), "{line}");
         assert!(line.contains("white space"), "{line}");
     }
-    // Each is told its own remedy.
+    // Each message names its own remedy.
     let outcome = Setup::new()
         .env("ETHERPLY_JWT_SECRET_PREVIOUS", " ")
         .run()

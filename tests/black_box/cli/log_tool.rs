@@ -16,7 +16,7 @@ async fn tool(data_dir: &Path, arguments: &[&str]) -> Outcome {
     Setup::new().run_only(&arguments).await
 }
 
-/// The same, where it has to go well; gives what it printed.
+/// The same for a command that must succeed. Returns its output.
 async fn tool_output(data_dir: &Path, arguments: &[&str]) -> String {
     let outcome = tool(data_dir, arguments).await;
     assert_eq!(outcome.code, Some(0), "{arguments:?}: {outcome:?}");
@@ -202,7 +202,7 @@ async fn a_torn_tail_is_told_and_is_no_fault() {
     );
 }
 
-/// What a second server leaves that cut a segment to which the first one went on writing.
+/// Alters a log as a second server would that truncated a segment while the first one kept writing.
 #[tokio::test]
 async fn records_beyond_the_end_of_a_segment_are_told_with_an_exit_code_of_their_own() {
     let mut server = Setup::new().shards(1).start().await;
@@ -373,7 +373,7 @@ async fn a_reader_that_has_seen_enough_is_no_failure() {
 async fn a_running_servers_log_is_read_without_a_false_alarm() {
     let server = Server::start().await;
     let mut client = Client::connect(&server, "demo").await;
-    // The log has it when somebody else is shown it.
+    // The log has the op once another client receives it.
     let mut reader = Client::connect(&server, "demo").await;
     let first = client.write("first", json!(0)).await;
     reader.expect_op(&first).await;
@@ -531,7 +531,7 @@ async fn repair_mends_each_kind_of_damage() {
     }
 }
 
-/// One segment, and it is the one that is missing: no other one tells of it.
+/// The only segment is missing: no other one refers to it.
 #[tokio::test]
 async fn a_shard_without_its_only_segment_refuses_the_start_until_it_is_repaired() {
     let harms: [Damage; 2] = [

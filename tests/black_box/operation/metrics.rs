@@ -187,7 +187,7 @@ async fn ops_are_counted_by_what_became_of_them() {
         ],
     )
     .await;
-    // 13 ops were waited for one by one, so each had a send for each who was owed it.
+    // 13 ops were awaited one by one, so each had a send for each of its receivers.
     assert!(figures.sum("etherply_sends_total") >= 24.0 + 5.0);
     assert!(figures.sum("etherply_received_bytes_total") > 2001.0);
     let sent = figures.sum("etherply_sent_bytes_total");
@@ -597,7 +597,7 @@ fn named(text: &str) -> Vec<String> {
     found
 }
 
-/// What Prometheus is asked on the dashboard, and to fill its variables.
+/// Collects the queries of the dashboard, and those that fill its variables.
 fn queries(dashboard: &serde_json::Value, found: &mut Vec<String>) {
     match dashboard {
         serde_json::Value::Object(fields) => {

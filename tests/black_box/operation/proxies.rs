@@ -27,7 +27,7 @@ fn id(number: usize) -> String {
     format!("A{number}{}", tails[number % tails.len()])
 }
 
-/// Does this for each workspace, some at once, and gives what came of it, in their order.
+/// Runs `task` for each workspace, some at once, and returns the results in their order.
 async fn for_each_workspace<T: 'static, F>(task: impl Fn(String) -> F) -> Vec<T>
 where
     F: Future<Output = T> + 'static,
@@ -50,7 +50,7 @@ where
     LocalSet::new().run_until(work).await
 }
 
-/// Writes an op into each workspace through the proxy, and tells which node has which.
+/// Writes an op into each workspace through the proxy and returns the node that has it.
 async fn settle(site: &Site) -> Vec<usize> {
     let door = site.door;
     for_each_workspace(move |id| async move {
@@ -127,7 +127,7 @@ async fn expect_one_node_however_it_is_asked(site: &Site, settled: &[usize]) {
     }
 }
 
-/// To a node, whoever comes through a proxy on its host looks like somebody on that host.
+/// To a node, every client of a proxy on its host looks like a client on that host.
 async fn expect_nothing_else_passes(site: &Site) {
     let of_one_node = ["/", "/metrics", "/readyz", "/console/session.json"];
     for path in of_one_node
@@ -255,7 +255,7 @@ async fn a_node_is_split_by_a_copy_of_its_data_directory(kind: Kind) {
     let stayed = before.iter().filter(|home| **home == 0).count() - moved.len();
     assert!(stayed > 0 && !moved.is_empty(), "{stayed} of node 1 stayed");
 
-    // What is written now is at the new node alone.
+    // Ops that are written now are on the new node only.
     let path = Server::sync_path(&moved[0]);
     let mut writer = Client::dial(site.door, &path).await.expect("it is served");
     let init = writer.next_text().await;

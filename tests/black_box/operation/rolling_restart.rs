@@ -153,7 +153,7 @@ async fn a_passed_socket_is_made_fit_and_the_variable_port_is_not_looked_at() {
     let setup = passing(&listener).env("PORT", "1");
     let mut server = setup.start().await;
     assert_eq!(server.addr(), address_of(&listener));
-    // It is a flag of what both descriptors stand for.
+    // It is a flag of the open file that both descriptors share.
     let flags = fcntl_getfl(&listener).expect("it is open");
     assert!(!flags.contains(OFlags::NONBLOCK), "{flags:?}");
     for _ in 0..3 {

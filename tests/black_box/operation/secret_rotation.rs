@@ -55,7 +55,7 @@ fn path_of(secret: &str) -> String {
     format!("/v1/sync/room?token={}", token_of(secret))
 }
 
-/// Sends SIGHUP and gives the line that tells what came of it.
+/// Sends SIGHUP and returns the line of the log that reports the outcome.
 async fn reload(server: &Server, words: &[&str]) -> String {
     let count = || {
         let log = server.log();
@@ -69,7 +69,8 @@ async fn reload(server: &Server, words: &[&str]) -> String {
     eventually(&what, async || count().get(before).cloned()).await
 }
 
-/// Waits until handshakes get these statuses, over and over: each shard is told by itself.
+/// Waits until handshakes keep getting these statuses, since each shard learns of the secrets
+/// separately.
 async fn until_statuses_are(server: &Server, expected: [(&str, u16); 3]) {
     eventually(&format!("the statuses are {expected:?}"), async || {
         for (secret, status) in expected {

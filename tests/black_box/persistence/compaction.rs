@@ -22,7 +22,7 @@ fn disk_bytes(data_dir: &Path) -> u64 {
     segments(data_dir).into_iter().map(bytes).sum()
 }
 
-/// Overwrites key after key, and gives the newest value of each that another client was shown.
+/// Overwrites key after key and records the newest value of each that another client received.
 async fn overwrite(server: &Server, shown: &mut Map<String, Value>, ops_count: u64) {
     let mut writer = Client::connect(server, "room").await;
     let mut reader = Client::connect(server, "room").await;
@@ -74,7 +74,7 @@ async fn a_kill_while_it_compacts_loses_nothing_and_leaves_nothing() {
         compactions_begun += server.log().matches("compacting the log").count();
         server.restart(1).await;
         assert_eq!(state_of(&server, "room").await, shown, "round {round}");
-        // What this start begins at once, a compaction or a segment, has other names for a while.
+        // A compaction or a segment that this start begins at once has temporary names.
         eventually("only segments to be there", async || {
             let names = std::fs::read_dir(server.data_dir().join("shard-00")).expect("the folder");
             let mut names = names.flatten().map(|entry| entry.file_name());

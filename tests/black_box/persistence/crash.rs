@@ -119,7 +119,8 @@ async fn take_part(mut client: Client, room: usize, ledger: SharedLedger, mut di
             biased;
             event = client.event() => match event {
                 Event::Text(text) => {
-                    let op = Op::parse(&text).unwrap_or_else(|| panic!("an op was refused: {text}"));
+                    let op = Op::parse(&text);
+                    let op = op.unwrap_or_else(|| panic!("an op was refused: {text}"));
                     let mut ledger = open(&ledger);
                     ledger.ops_count += 1;
                     ledger.broadcast(room, &op.key, &op.value);
@@ -207,7 +208,7 @@ async fn check_all_rooms(server: &Server, ledger: &SharedLedger, when: &str) {
     }
 }
 
-/// Kills a start once it has made so many segments, at most one for each shard.
+/// Kills a start once it has made `segments_made` segments, at most one for each shard.
 fn kill_a_start(setup: &Setup, segments_made: u64) {
     let before = files::segments(setup.data_dir());
     // Not by their number: a start also removes what a compaction that was killed had replaced.

@@ -20,7 +20,7 @@ const SECTOR_BYTES: usize = 512;
 
 type Image = BTreeMap<PathBuf, Vec<u8>>;
 
-/// A log, and what stands in it.
+/// A log and its content.
 struct Log {
     image: Image,
     /// Of segment 1, which the tests harm.
@@ -43,7 +43,7 @@ enum End {
     Followed,
 }
 
-/// What a start has to make of a log.
+/// The expected outcome of a start.
 #[derive(Debug, PartialEq, Eq)]
 enum Expected {
     /// It serves the first ops. `cut`: segment 1 was truncated there. The cut is reported, except
@@ -124,7 +124,7 @@ impl Log {
         }
     }
 
-    /// What is expected where segment 1 was cut off to this length.
+    /// Returns the expected outcome if segment 1 is truncated to this length.
     fn expected_cut_at(&self, len: usize) -> Expected {
         let unit = self.layout.unit_at(len);
         if unit.kind == Kind::SegmentHeader || self.end == End::Followed {
@@ -171,7 +171,8 @@ impl Log {
         }
     }
 
-    /// The server starts with so many ops, tells what it cut off, and goes on behind the cut.
+    /// Checks that the server starts with the first `ops_count` ops, reports the cut, and continues
+    /// after it.
     async fn check_start(&self, setup: Setup, ops_count: usize, cut: Option<(usize, usize)>) {
         let mut server = setup.start().await;
         let mut state = self.state(ops_count);

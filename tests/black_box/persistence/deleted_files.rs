@@ -51,7 +51,7 @@ struct Scene {
     in_backup: Map<String, Value>,
 }
 
-/// Who writes, and who is shown it.
+/// A writer, and a client that receives its ops.
 struct Pair {
     writer: Client,
     witness: Client,
@@ -238,14 +238,14 @@ async fn a_copy_of_the_running_log_put_back_under_the_same_names_is_left_as_it_i
     scene.check_the_backup_is_served().await;
 }
 
-// ---- nobody writes ----
+// ---- without writes ----
 
-/// What is done to the data directory of a server that is idle, and how it can be undone.
+/// One way to damage the data directory of an idle server, and the way to undo it.
 struct Harm {
     what: &'static str,
     apply: fn(&Path),
     undo: Option<fn(&Path)>,
-    /// What the server says.
+    /// The words of the server's message.
     words: &'static [&'static str],
 }
 

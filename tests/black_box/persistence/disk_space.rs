@@ -25,12 +25,12 @@ fn log_bytes(data_dir: &Path) -> u64 {
     segments(data_dir).into_iter().map(bytes).sum()
 }
 
-/// A client that overwrites keys as fast as it may, and reads what it is told.
+/// A client that overwrites keys as fast as it can and reads all answers.
 struct Flood {
     socket: Raw,
     keys_count: u64,
     ops_count: u64,
-    /// Errors that it was told.
+    /// The number of errors that it has received.
     refused_count: u64,
 }
 

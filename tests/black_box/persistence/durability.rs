@@ -284,7 +284,8 @@ async fn a_data_directory_of_a_newer_format_is_refused() {
 async fn a_torn_tail_is_cut_off_and_told_with_the_number_of_bytes() {
     let mut server = Setup::new().shards(1).start().await;
     write_one_by_one(&server, &["one", "two", "three"]).await;
-    // What was not written is zeros up to the edge of a sector, or behind the end of the file.
+    // Bytes that were not written are zeros up to the edge of a sector, or after the end of the
+    // file.
     for (missing_sectors, written_len) in [(0, 1), (0, 27), (1, 1), (3, 5000)] {
         server.kill9();
         let last = files::segments(server.data_dir())
@@ -411,7 +412,7 @@ async fn a_flipped_bit_in_an_earlier_batch_refuses_the_start_and_touches_nothing
     );
 }
 
-/// Until a write comes after it, no later batch tells that the last one was on disk.
+/// Until another write follows, no later batch proves that the last one was on disk.
 #[tokio::test]
 async fn a_flipped_bit_in_the_last_batch_after_a_kill_refuses_the_start_and_is_repaired() {
     for mode in ["always", "interval", "none"] {

@@ -242,7 +242,7 @@ async fn a_start_on_a_full_disk_is_refused_and_loses_nothing() {
     let mut witness = Client::connect(&server, "room").await;
     write_some(&mut writer, &mut witness, "before", &mut shown).await;
     server.kill9();
-    // What a segment has claimed ahead is given back by the start, which would find room in it.
+    // The start frees the space that a segment has reserved ahead, which it could use otherwise.
     for segment in files::segments(server.data_dir()) {
         files::append_to_log(&segment, &[]);
     }

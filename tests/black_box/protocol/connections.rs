@@ -287,7 +287,7 @@ async fn a_client_that_takes_nothing_for_60_s_is_closed_with_1013() {
     // The close frame follows what the kernel already held; a reset of the connection may discard
     // it.
     loop {
-        // To one who only listens, a connection whose end got lost looks alive.
+        // To a client that only listens, a connection whose end got lost looks alive.
         stalled.try_send(Message::text(r#"{"type":"ping"}"#)).await;
         match stalled.event().await {
             Event::Text(_) => {}

@@ -442,7 +442,7 @@ async fn every_answer_but_a_switch_of_protocols_has_the_date() {
         let date = answer
             .header("date")
             .unwrap_or_else(|| panic!("{path}: {answer:?}"));
-        // What `date -u` writes is the judge of the form (RFC 9110 section 5.6.7).
+        // `date -u` decides what the format is (RFC 9110 section 5.6.7).
         let read = Command::new("date")
             .args(["-u", "-d", date, "+%s %a, %d %b %Y %T GMT"])
             .env("LC_ALL", "C")

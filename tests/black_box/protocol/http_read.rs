@@ -321,7 +321,7 @@ async fn only_pages_of_named_origins_may_connect_and_read() {
             assert_eq!(answer.header("vary"), Some("Origin"));
         }
     }
-    // What is no browser has no origin.
+    // Only browsers send an origin.
     assert_eq!(
         server.handshake(&Server::sync_path("room")).await.status,
         101

@@ -155,7 +155,7 @@ async fn a_loser_is_not_logged() {
     assert!(contains("the winner") && !contains("a loser that must not be in the file"));
 }
 
-/// The contents of all files of a folder, one behind the other.
+/// Returns the contents of all files of a folder, one after the other.
 fn all_bytes(folder: &Path) -> Vec<u8> {
     let entries = std::fs::read_dir(folder).expect("the data directory can be read");
     let contents = entries.map(|entry| {
@@ -242,7 +242,7 @@ async fn write_randomly(mut replica: Replica, writer: u64, seed: u64) -> Replica
             ))
             .await;
         if dice.one_in(3) {
-            // What has come meanwhile is applied in between, without waiting for more.
+            // Ops that have arrived are applied in between, without waiting for more.
             while tokio::time::timeout(std::time::Duration::from_millis(1), replica.read_one())
                 .await
                 .is_ok()

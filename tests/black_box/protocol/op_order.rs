@@ -166,7 +166,7 @@ async fn init_is_one_point_of_the_order_none_is_missed_and_none_before_it_comes_
             writer
                 .send_op(&Op::new("count", json!(number), stamp()))
                 .await;
-            // A bounded lead, so that nobody falls behind and is conflated.
+            // A bounded lead, so that no client falls behind and is conflated.
             if number > 50 {
                 pace.next_op().await;
             }

@@ -18,7 +18,7 @@ struct OwedBytes {
     bytes: Vec<u8>,
     is_frame: bool,
     /// It must not be sent before this position is visible.
-    gate: LogPosition,
+    visible_from: LogPosition,
     /// It must be sent once this position is visible: all before it is, too.
     due: LogPosition,
 }
@@ -63,32 +63,32 @@ impl OutboxRig {
                 .outbox
                 .skip_own(start, self.window.end(), &mut self.pool);
         }
-        let (gate, due) = (self.position, self.position);
+        let (visible_from, due) = (self.position, self.position);
         let bytes = content;
         self.owed.push(OwedBytes {
             bytes,
             is_frame: true,
-            gate,
+            visible_from,
             due,
         });
         true
     }
 
-    fn answer(&mut self, length: usize, is_gated: bool) {
+    fn answer(&mut self, length: usize, waits_for_log: bool) {
         let bytes = self.content(length);
-        let gate = if is_gated {
+        let visible_from = if waits_for_log {
             self.position
         } else {
             LogPosition::NONE
         };
         let chunk = self.pool.fill(length, |out| out.extend_from_slice(&bytes));
         self.outbox
-            .push(chunk, self.window.end(), gate, &mut self.pool);
+            .push(chunk, self.window.end(), visible_from, &mut self.pool);
         let due = self.position;
         self.owed.push(OwedBytes {
             bytes,
             is_frame: false,
-            gate,
+            visible_from,
             due,
         });
     }
@@ -123,7 +123,10 @@ impl OutboxRig {
         }
         while !taken.is_empty() {
             let item = self.owed.first().expect("nothing is sent that is not owed");
-            assert!(item.gate <= self.visible_position, "nothing is sent early");
+            assert!(
+                item.visible_from <= self.visible_position,
+                "nothing is sent early"
+            );
             let left = &item.bytes[self.sent_bytes..];
             let (part, rest) = taken.split_at(left.len().min(taken.len()));
             assert_eq!(part, &left[..part.len()]);
@@ -174,7 +177,7 @@ enum OutboxStep {
 fn steps() -> impl Strategy<Value = Vec<OutboxStep>> {
     let answer = |length_end: usize| {
         (1..length_end, any::<bool>())
-            .prop_map(|(length, is_gated)| OutboxStep::Answer(length, is_gated))
+            .prop_map(|(length, waits_for_log)| OutboxStep::Answer(length, waits_for_log))
     };
     let step = prop_oneof![
         6 => (1..300_usize).prop_map(OutboxStep::Other),
@@ -197,7 +200,7 @@ proptest! {
             match step {
                 OutboxStep::Other(length) => _ = rig.frame(length, false),
                 OutboxStep::Own(length) => prop_assert!(rig.frame(length, true)),
-                OutboxStep::Answer(length, is_gated) => rig.answer(length, is_gated),
+                OutboxStep::Answer(length, waits_for_log) => rig.answer(length, waits_for_log),
                 OutboxStep::Show(part) => rig.show(part),
                 OutboxStep::Send => _ = rig.send(),
             }
@@ -306,7 +309,7 @@ fn an_answer_that_is_long_is_not_copied() {
 fn too_many_single_own_frames_must_be_conflated() {
     let mut rig = OutboxRig::default();
     assert!(rig.frame(10, false));
-    for _ in 0..OWN_STRETCHES_MAX {
+    for _ in 0..OWN_FRAMES_MAX {
         // Two of its own in a row are remembered as one.
         assert!(rig.frame(10, true));
         assert!(rig.frame(10, true));
@@ -327,7 +330,7 @@ fn too_many_single_own_frames_must_be_conflated() {
 #[test]
 fn own_frames_that_were_passed_are_forgotten() {
     let mut rig = OutboxRig::default();
-    for _ in 0..=OWN_STRETCHES_MAX {
+    for _ in 0..=OWN_FRAMES_MAX {
         rig.frame(10, false);
         assert!(rig.frame(10, true));
         rig.frame(10, false);

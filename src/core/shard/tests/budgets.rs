@@ -6,7 +6,7 @@ use crate::core::fanout::window::spans_bytes;
 use crate::core::shard::session::State;
 use crate::limits::{MESSAGE_BYTES_DEFAULT, PRESENCE_NAMES_MAX, SECOND_US, SESSION_BYTES_SPARED};
 
-mod passages;
+mod transfers;
 
 const TEXT: u8 = 1;
 

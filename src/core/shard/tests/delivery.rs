@@ -6,7 +6,7 @@ use crate::core::fanout::room::RoomId;
 use crate::core::fanout::window::spans_bytes;
 use crate::core::shard::session::Session;
 use crate::limits::{
-    COMMIT_AGE_MIN_US, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, REST_AFTER_US, REST_SHARE,
+    COMMIT_AGE_MIN_US, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, PACE_AFTER_US, PACE_SHARE,
     SENDS_PER_TURN_MAX,
 };
 use crate::log::commit::Durability;
@@ -350,7 +350,7 @@ fn a_shard_that_is_never_done_rests_between_its_slices() {
             rig.step();
             let until_us = rig.shard.sends.pause_until_us();
             if let Some(until_us) = until_us {
-                assert!(rig.clock.now_us - begun_us >= REST_AFTER_US);
+                assert!(rig.clock.now_us - begun_us >= PACE_AFTER_US);
                 assert!(!rig.shard.has_work(), "it would spin");
                 assert_eq!(rig.shard.next_deadline_us(), Some(until_us));
                 rests += 1;
@@ -362,7 +362,7 @@ fn a_shard_that_is_never_done_rests_between_its_slices() {
             assert_eq!(rests, 0, "its commits are rests");
         } else {
             assert!(
-                rests > 50 && rested_us == rests * 1000 / REST_SHARE,
+                rests > 50 && rested_us == rests * 1000 / PACE_SHARE,
                 "{rests}"
             );
         }

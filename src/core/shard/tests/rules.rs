@@ -31,7 +31,7 @@ fn a_request_is_answered_by_the_state_of_the_server() {
     let drains = |rig: &mut Rig| rig.shard.handle(Input::Drain, rig.clock);
     let fails = |rig: &mut Rig| {
         rig.shard
-            .handle(Input::LogSynced(Err(failure())), rig.clock)
+            .handle(Input::LogSynced(Err(failure())), rig.clock);
     };
     let cases: [(&str, Change<'_>, bool, &str, &str); 12] = [
         (&healthz, &as_it_is, false, "200", "ok"),

@@ -86,7 +86,7 @@ fn one_encoding_of_init_serves_all_sessions_that_join_while_it_is_cheap() {
         rig.write("k", &"1".repeat(STATE_BYTES));
         let first = rig.request(SnapshotKind::Init);
         assert_eq!(
-            (first.point.at, first.point.gate),
+            (first.point.at, first.point.visible_from),
             (rig.room.window.end(), LogPosition::new(20))
         );
         if let Some(over_half_bytes) = over_half_bytes {
@@ -104,11 +104,15 @@ fn one_encoding_of_init_serves_all_sessions_that_join_while_it_is_cheap() {
         let case = format!("{over_half_bytes:?} {is_kept}");
         assert_eq!(is_same(&first.init, &second.init), is_shared, "{case}");
         let expected = if is_shared {
-            (first.point.at, first.point.gate)
+            (first.point.at, first.point.visible_from)
         } else {
             (rig.room.window.end(), LogPosition::new(30))
         };
-        assert_eq!((second.point.at, second.point.gate), expected, "{case}");
+        assert_eq!(
+            (second.point.at, second.point.visible_from),
+            expected,
+            "{case}"
+        );
     }
 }
 
@@ -153,7 +157,7 @@ fn a_read_is_the_newest_state_and_shares_what_sessions_hold() {
     let newest = rig.request(SnapshotKind::HttpRead);
     assert!(!is_same(&newest.init, &joined.init), "one op is missing");
     assert_eq!(
-        (newest.point.at, newest.point.gate),
+        (newest.point.at, newest.point.visible_from),
         (rig.room.window.end(), LogPosition::new(20))
     );
     // A session that joins is sent the newest too.
@@ -268,7 +272,10 @@ impl StepwiseRig {
             assert_eq!(snapshot.point.seq, room.workspace.seq());
             assert!(snapshot.timestamps.is_some());
         }
-        assert_eq!(snapshot.point.gate.get(), snapshot.point.seq.get() * 10);
+        assert_eq!(
+            snapshot.point.visible_from.get(),
+            snapshot.point.seq.get() * 10
+        );
         let seq = room.window.seq_at(snapshot.point.at);
         assert_eq!(snapshot.point.seq, seq, "the later frames follow");
         self.waiting.push(snapshot);

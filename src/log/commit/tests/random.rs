@@ -149,7 +149,7 @@ impl Rig {
                     file.synced = file.bytes.len();
                     Ok(())
                 };
-                self.commit.synced(outcome, 0).map(|()| None)
+                self.commit.synced(&outcome, 0).map(|()| None)
             }
             Some(LogStep::Open { .. }) => unreachable!("the segments stay small here"),
         };

@@ -6,7 +6,8 @@ use std::sync::Mutex;
 use super::*;
 use crate::log::disk::{DiskFile, Space};
 
-/// This machine's disk, until a number of changes is used up; then every call fails, as after a kill nothing happens any more.
+/// This machine's disk, until a number of changes is used up; then every call fails, as after a
+/// kill nothing happens any more.
 #[derive(Debug, Clone)]
 struct Mortal {
     left: Arc<Mutex<usize>>,
@@ -129,7 +130,8 @@ impl DiskFile for MortalFile {
     fn drop_cache(&self) {}
 }
 
-/// All that a repair does at once: segments at each other's place, a damaged one, a missing one, strays, no `meta.json`.
+/// All that a repair does at once: segments at each other's place, a damaged one, a missing one,
+/// strays, no `meta.json`.
 fn ruined() -> Log {
     let mut log = Log::sample();
     log.segment(0, &[vec!["demo"], vec!["other"]]);

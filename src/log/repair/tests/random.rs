@@ -56,7 +56,8 @@ impl Damage {
     }
 }
 
-/// Rounds of a server: each has a number of shards, some segments of batches of workspaces, and may end with a compaction.
+/// Rounds of a server: each has a number of shards, some segments of batches of workspaces, and may
+/// end with a compaction.
 type Rounds = Vec<(u32, Vec<Vec<Vec<u32>>>, bool)>;
 
 fn rounds() -> impl Strategy<Value = Rounds> {

@@ -97,7 +97,7 @@ pub struct Site {
     /// The file as it is shipped, with changes of the test's.
     pub config: String,
     proxy: Option<Proxy>,
-    /// What is sent to this address goes to the proxy, over TLS.
+    /// Bytes sent to this address reach the proxy over TLS.
     pub door: SocketAddr,
     way_in: JoinHandle<()>,
     folder: TempDir,

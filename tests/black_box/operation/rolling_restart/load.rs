@@ -19,7 +19,7 @@ const ROOMS: usize = 4;
 const WRITERS_PER_ROOM: usize = 2;
 const READERS_PER_ROOM: usize = 1;
 
-/// What became of the connections.
+/// The outcomes of the connections.
 #[derive(Debug, Default)]
 pub struct Tally {
     /// Connects that the kernel refused.
@@ -28,7 +28,7 @@ pub struct Tally {
     pub let_in: AtomicU64,
     /// Handshakes that were answered with 503.
     pub turned_away: AtomicU64,
-    /// Connections that ended without an answer or a close frame, though nobody was killed.
+    /// Connections that ended without an answer or a close frame, though no server was killed.
     pub cut: AtomicU64,
     pub may_be_cut: AtomicBool,
 }
@@ -60,8 +60,8 @@ pub struct Load {
     readers: Vec<JoinHandle<()>>,
 }
 
-/// What the clients saw, when they have ended.
-pub struct SnapshotBudget {
+/// The ops that the clients saw, once they have ended.
+pub struct Ledger {
     pub shown: HashMap<(usize, String), Value>,
     /// How many ops each writer has sent until they were shown.
     written: Vec<u64>,
@@ -93,7 +93,7 @@ impl Load {
         }
     }
 
-    /// Waits until the readers were shown so many more ops.
+    /// Waits until the readers have received `count` more ops.
     pub async fn until_more_is_shown(&self, count: usize) {
         let shown_count = || self.shared.shown.lock().expect("no client panics").len();
         let goal = shown_count() + count;
@@ -114,7 +114,7 @@ impl Load {
     }
 
     /// Lets each writer send its last op until it is shown, and ends all.
-    pub async fn finish(self) -> SnapshotBudget {
+    pub async fn finish(self) -> Ledger {
         self.shared.is_ending.store(true, Relaxed);
         let mut written = Vec::new();
         for writer in self.writers {
@@ -129,7 +129,7 @@ impl Load {
             );
         }
         let shown = std::mem::take(&mut *self.shared.shown.lock().expect("no client panics"));
-        SnapshotBudget {
+        Ledger {
             shown,
             written,
             tally: self.tally,
@@ -137,7 +137,7 @@ impl Load {
     }
 }
 
-impl SnapshotBudget {
+impl Ledger {
     /// Each op that was shown, and each that was sent until it was shown, is in the state.
     pub async fn check(&self, server: &Server) {
         let mut states = Vec::new();
@@ -252,7 +252,7 @@ async fn read(shared: Arc<Shared>, room: usize) {
     }
 }
 
-/// Writes op after op, each once the one before was shown; gives how many.
+/// Writes op after op, each once the one before was received. Returns their number.
 async fn write(shared: Arc<Shared>, writer: usize) -> u64 {
     let room = writer % ROOMS;
     let mut newest = shared.newest[writer].subscribe();
@@ -263,7 +263,7 @@ async fn write(shared: Arc<Shared>, writer: usize) -> u64 {
         let op = Op::new(&key_of(writer, number), json!(number), stamp());
         let mut is_sent = false;
         while *newest.borrow_and_update() < number {
-            // What a send that fails means is told by the next event.
+            // The next event says what a failed send means.
             is_sent = is_sent || client.try_send(Message::text(op_text(&op))).await;
             tokio::select! {
                 event = client.event() => if !matches!(event, Event::Text(_)) {

@@ -24,13 +24,13 @@ pub fn log(of: (u32, SessionId), peer: Option<SocketAddr>, note: Note, now_us: u
 
 /// The batch that is being written.
 #[derive(Debug, Default)]
-pub struct Batch {
+pub struct BatchLog {
     /// Of all batches up to this one.
     ops_total: u64,
     ops: u64,
 }
 
-impl Batch {
+impl BatchLog {
     /// Records that a batch is submitted, or the rest of one of which a part was written;
     /// `ops_total` has its ops and those of all batches that came earlier.
     pub fn begin(&mut self, ops_total: u64) {

@@ -1,4 +1,4 @@
-//! How a process begins, goes on beside its shards, and ends.
+//! The life of a process: its start, the work beside its shards, its end.
 
 use std::ops::ControlFlow;
 
@@ -24,7 +24,7 @@ use crate::world::{Doing, World};
 impl World {
     // ---- the start ----
 
-    /// Starts a process, with any number of shards.
+    /// Starts a process with any number of shards.
     pub fn boot(&mut self) {
         let shards = 1 + u32::try_from(self.dice.below(3)).expect("a few");
         self.coverage.reshards += u64::from(shards != self.shards && self.coverage.starts > 0);
@@ -81,7 +81,7 @@ impl World {
                 let log = match opened {
                     Ok(log) => log,
                     Err(error) => {
-                        // The next start finds room, if that can help.
+                        // The next start finds free space, if that can help.
                         let is_full = error.kind() == std::io::ErrorKind::StorageFull;
                         if is_full {
                             server.reserve.give_up();
@@ -154,7 +154,7 @@ impl World {
         }
     }
 
-    /// What a compaction has replaced is gone after a start.
+    /// Checks that a start has removed the files that a compaction replaced.
     fn check_replaced(&self) {
         let directory = &self.server.as_ref().expect("it runs").directory;
         let fork = self.disk.fork();
@@ -170,7 +170,7 @@ impl World {
 
     // ---- beside the shards ----
 
-    /// What other threads do: the start, letters, slow work on the log.
+    /// Runs the other threads: the start, messages, slow work on the log.
     pub fn go_on(&mut self) {
         let server = self.server.as_mut().expect("it runs");
         if !server.is_serving() {
@@ -199,7 +199,7 @@ impl World {
         };
         let seat = &mut server.seats[owner];
         if seat.is_drained {
-            // Its thread has ended, and the letter with the connection in it is dropped.
+            // Its thread has ended, and the message with the connection is dropped.
             self.clients[place].home = Home::Gone;
             self.live.retain(|live| *live != place);
             return;
@@ -213,7 +213,7 @@ impl World {
         self.note_panic(owner);
     }
 
-    /// Compaction goes on by a step, or begins if it is worth it.
+    /// Advances the compaction by a step, or begins one if it is worthwhile.
     pub fn compact(&mut self) {
         if !self.plan.may(faults::COMPACTION) {
             return;
@@ -266,7 +266,7 @@ impl World {
                     }
                 }
             }
-            // Only a process that ends stops one: this one begins another.
+            // Only the end of a process stops one: this process begins another.
             Err(CompactionError::Stopped) => self.coverage.compactions_stopped += 1,
             Err(CompactionError::Folder { .. }) => server.schedule.give_up(),
             Err(error) if error.is_for_room() && server.reserve.give_up() => {
@@ -290,7 +290,7 @@ impl World {
         self.look_at_log();
     }
 
-    /// The log is measured, and the shards are told.
+    /// Measures the log and informs the shards.
     pub fn look_at_log(&mut self) {
         let (disk, clock) = (&self.disk, self.clock);
         if let Some(server) = self.server.as_mut().filter(|server| server.is_serving()) {
@@ -344,13 +344,13 @@ impl World {
         }
     }
 
-    /// Whether a compaction would begin.
+    /// Returns whether a compaction would begin.
     pub fn may_compact(&self) -> bool {
         let server = self.server.as_ref().expect("it runs");
         self.plan.may(faults::COMPACTION) && !server.due(self.clock).is_empty()
     }
 
-    /// The shards go on while a compaction reads and writes.
+    /// Lets the shards run while a compaction reads and writes.
     fn meanwhile(&mut self) -> ControlFlow<()> {
         for _ in 0..self.dice.below(3) {
             if self.disk.is_dead() {
@@ -375,7 +375,7 @@ impl World {
 
     // ---- the end ----
 
-    /// Something kills the process: now, or at one of its next operations on the disk.
+    /// Kills the process now or at one of its next disk operations.
     pub fn come_to_harm(&mut self) {
         if self.is_calm
             || !self.plan.may(faults::POWER | faults::KILL)
@@ -390,7 +390,8 @@ impl World {
         }
     }
 
-    /// A clean stop ends each log with an empty batch, which tells that all before it is on disk.
+    /// Checks that a clean stop ended each log with an empty batch, which proves that everything
+    /// before it is on disk.
     fn check_seals(&self) {
         let server = self.server.as_ref().expect("it runs");
         let files = self.disk.files(server::DATA.as_ref());
@@ -404,7 +405,7 @@ impl World {
                 .iter()
                 .find(|(known, _)| *known == path)
                 .expect("it is there");
-            // A segment that is written through ends in zeros.
+            // A segment whose writes bypass the cache ends in zeros.
             let empty = b"\xFFEPB\0\0\0\0";
             let seal = bytes.windows(empty.len()).rposition(|part| part == empty);
             let is_last = |at: usize| {
@@ -416,7 +417,7 @@ impl World {
         }
     }
 
-    /// A process that has died is cleared away.
+    /// Removes a process that has died.
     pub fn bury(&mut self) {
         if !self.disk.is_dead() {
             return;
@@ -461,12 +462,12 @@ impl World {
         self.disk.crash(crash);
     }
 
-    /// The process ends by itself, and what it gave the kernel stays.
+    /// Ends the process; the kernel keeps the data that it was given.
     pub fn end_process(&mut self, why: &str) {
         self.journal.note(|| format!("the process ends: {why}"));
         self.server = None;
         self.hang_up();
-        // Where the file system lets nothing be written, somebody starts the machine anew.
+        // If the file system is read-only, an operator restarts the machine.
         let is_read_only = self.disk.state().is_read_only;
         self.crash(if is_read_only {
             Crash::PowerCut
@@ -475,7 +476,7 @@ impl World {
         });
     }
 
-    /// A clean stop: everybody is let go, the log is sealed.
+    /// Stops the server cleanly: all connections are closed and the log is sealed.
     pub fn stop(&mut self) {
         let clock = self.clock;
         let Some(server) = self
@@ -497,11 +498,11 @@ impl World {
         }
     }
 
-    /// The end of a run: all gets well, is compared, stops, and is there again.
+    /// Ends a run: faults stop, everything is compared, the server stops and starts again.
     pub fn end(&mut self) {
         self.settle();
         self.check_quiet();
-        // A full house is told at once what comes into the quiet: more than one turn sends to.
+        // A full workspace receives an op at once, more than one turn can send.
         for _ in 0..10 {
             self.connect();
         }
@@ -559,7 +560,7 @@ impl World {
         }
         let is_settled = server.seats.iter().all(|seat| seat.is_serving);
         for seat in &server.seats {
-            // Who came while the log was being sealed is not answered any more.
+            // Clients that connected while the log was being sealed get no answer.
             let is_new = |place: &usize| {
                 self.clients[*place].met_pause && self.clients[*place].init.is_none()
             };

@@ -1,4 +1,5 @@
-//! What the log's format promises to find (`log::record`, "What is not found"), worked out naively.
+//! The damage that the log's format promises to detect (`log::record`, "What is not found"),
+//! computed naively.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use crate::wire::{BATCH_HEADER_BYTES, number};
 const SEGMENT_HEADER_BYTES: usize = 64;
 const SECTOR_BYTES: usize = 512;
 
-/// Whether an alteration of one bit of the byte `at` of a file must be found, given all files of
+/// Returns whether a flipped bit in the byte `at` of a file must be detected, given all files of
 /// the log as they were.
 pub fn is_provable(
     path: &Path,
@@ -17,7 +18,7 @@ pub fn is_provable(
     files: &[&(PathBuf, Vec<u8>)],
 ) -> bool {
     if !path.to_string_lossy().ends_with(".aof") || at < SEGMENT_HEADER_BYTES {
-        // A replaced segment is not read, and a file of no shard that holds anything tells nothing: both change no state.
+        // A replaced segment is not read, and an empty file holds nothing: neither changes a state.
         return true;
     }
     let is_compacted = number(bytes, 10, 2) == 1;
@@ -51,7 +52,7 @@ pub fn is_provable(
             is_proven = !misses_a_sector(&altered, batch..batch + BATCH_HEADER_BYTES);
         } else if at < end {
             let mut record = batch + BATCH_HEADER_BYTES;
-            // What a crash has left may be no record; then the fault is there already.
+            // A crash may have left something other than a record; then there is a fault already.
             let mut length = number(bytes, record + 4, 4);
             while length > 0 && record + length <= at && record + length + 8 <= end {
                 record += length;
@@ -65,7 +66,7 @@ pub fn is_provable(
     is_proven
 }
 
-/// Whether all bytes of a range that are in one sector are zeros.
+/// Returns whether the bytes of a range within one sector are all zeros.
 fn misses_a_sector(bytes: &[u8], range: Range<usize>) -> bool {
     let sectors = range.start / SECTOR_BYTES..=(range.end - 1) / SECTOR_BYTES;
     sectors
@@ -74,7 +75,7 @@ fn misses_a_sector(bytes: &[u8], range: Range<usize>) -> bool {
         .any(|part| bytes[part].iter().all(|byte| *byte == 0))
 }
 
-/// Whether a batch header stands here: its checksum is seeded by the segment's.
+/// Returns whether there is a batch header here: its checksum is seeded by the segment's.
 fn is_header(bytes: &[u8], at: usize) -> bool {
     let salt = u32::try_from(number(bytes, 60, 4)).expect("four bytes");
     let crc = crc32c::crc32c_append(salt, &bytes[at..at + 24]);

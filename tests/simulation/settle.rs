@@ -1,4 +1,5 @@
-//! Letting a world come to rest: everything that can happen happens, and the clock moves only when nothing else does.
+//! Lets a world settle: everything that can happen happens, and the clock advances only when
+//! nothing else does.
 
 use etherply::limits::TIMER_TICK_US;
 
@@ -7,21 +8,23 @@ use crate::server::Seat;
 use crate::turns::CALM_US;
 use crate::world::World;
 
-/// Rounds of all that can happen at one time: several for each of a full house.
+/// The most rounds of events at one time: several for each client of a full workspace.
 const ROUNDS_AT_ONCE_MAX: usize = 20_000;
-/// Deadlines until it is quiet: each tick of the timers for longer than the longest of their times, several times over.
+/// The most deadlines until the world has settled: each tick of the timers for several times their
+/// longest time.
 const CLOCK_MOVES_MAX: usize = 20_000;
 
 impl World {
-    /// Lets all that is in flight end well, until nothing happens any more.
+    /// Completes all that is in flight, until nothing happens any more.
     pub fn settle(&mut self) {
         self.settle_for(CALM_US);
     }
 
     /// The same for `quiet_us`.
     ///
-    /// What happens in that time grows with it: 500 clients that are pinged each second exchange 77,000 frames until a stall would
-    /// be noticed. So the bounds are on what happens at one time, and on how often the clock moves on: a loop exceeds one of them.
+    /// The number of events grows with that time: 500 clients that are pinged each second exchange
+    /// 77,000 frames until a stall would be noticed. So the bounds are on the events at one time
+    /// and on the steps of the clock: a loop exceeds one of them.
     pub fn settle_for(&mut self, quiet_us: u64) {
         self.calm_down();
         let mut until_us = self.clock.now_us + quiet_us;
@@ -58,7 +61,8 @@ impl World {
         }
     }
 
-    /// For `us` the server is there and the network is not: nothing comes in, and what goes out stays in the sockets.
+    /// Takes the network down for `us`: nothing arrives at the server, and what it sends stays in
+    /// the sockets.
     pub fn hear_nobody(&mut self, us: u64) {
         self.journal.note(|| format!("nobody is heard for {us} us"));
         let until_us = self.clock.now_us + us;
@@ -72,7 +76,7 @@ impl World {
             }
             let seats = self.server.iter().flat_map(|server| &server.seats);
             let next_us = seats.filter_map(|seat| seat.shard.next_deadline_us()).min();
-            // What waits for the log, or for another thread, is looked at again with the next tick.
+            // Work that waits for the log or another thread is checked again at the next tick.
             let next_us = next_us.unwrap_or(until_us);
             let next_us = next_us.max(self.clock.now_us + TIMER_TICK_US);
             let us = next_us.min(until_us) - self.clock.now_us;
@@ -81,7 +85,7 @@ impl World {
         }
     }
 
-    /// Whether something is under way that is not waiting for the clock.
+    /// Returns whether something is in progress that does not wait for the clock.
     fn is_busy(&self) -> bool {
         let Some(server) = &self.server else {
             return true;
@@ -96,7 +100,7 @@ impl World {
             || self.may_compact()
     }
 
-    /// Everything that can happen, does.
+    /// Lets everything happen that can.
     pub fn happen_well(&mut self) {
         self.deliver();
         self.finish_send();
@@ -113,7 +117,7 @@ impl World {
         self.end_drained();
     }
 
-    /// Whether a client has something to send or to take.
+    /// Returns whether a client has something to send or to receive.
     fn may_move(&self) -> bool {
         self.live
             .iter()
