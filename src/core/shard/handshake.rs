@@ -323,7 +323,7 @@ impl Shard {
         Some(Answer::unavailable(why, RETRY_AFTER_S))
     }
 
-    /// Finds the room that a client is to join, and the state that it is sent.
+    /// Returns the room to join, which is created if there is none, and its state.
     fn find_entry(&mut self, workspace: &str, clock: Clock) -> Result<RoomEntry, Answer> {
         if let Some(refusal) = self.full_room(workspace) {
             return Err(refusal);

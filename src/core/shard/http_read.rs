@@ -233,7 +233,7 @@ impl Shard {
             init, timestamps, ..
         } = snapshot;
         let timestamps = timestamps.expect("a snapshot for a read over HTTP has timestamps");
-        // Eviction finds the receivers of a state, and how far they lag, by their passages.
+        // Eviction finds the receivers of a state, and how far they lag, by their transfers.
         let both = smallvec![init.clone(), timestamps.clone()];
         *transfer = Some(Box::new(StateTransfer::new(room_id, both)));
         outbox.push_state(init, fields, due.clone(), pool);

@@ -115,11 +115,11 @@ impl Shard {
     }
 
     pub(super) fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
-        // The bytes leave the session while they are read: a message may close it, which drops what
-        // it has, or make it give up memory, which must not count them.
+        // The bytes leave the session while they are read: a message may close the session, which
+        // drops its bytes, or cause an eviction, which must not count them.
         let mut unparsed = std::mem::take(&mut self.sessions[id].unparsed);
-        // Only what is not whole yet is copied. A frame that grows long does so in a list of its
-        // own, a short piece of one is joined with what follows in memory that all sessions share.
+        // Only an incomplete frame is copied. A long one grows in a list of its own; a short part
+        // of one is joined with the bytes after it in a buffer that all sessions share.
         if unparsed.is_empty() {
             let read = self.read_frames(id, bytes, clock);
             unparsed = self.pool.keep_unparsed(&bytes[read.consumed..]);

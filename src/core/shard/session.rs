@@ -137,7 +137,7 @@ pub(crate) struct Session {
     pub intake: Intake,
     /// Whether its first answer waits for the log, or for a state that is being encoded.
     pub is_waiting_for_log: bool,
-    /// Whether the page that it requested is sent without its body.
+    /// Whether it requested a page with HEAD, so that the body is not sent.
     pub head_only: bool,
     /// Whether its last answer may be long: it then has time as long as it keeps reading.
     pub ends_long: bool,
@@ -157,16 +157,16 @@ pub(crate) struct Session {
     /// Bytes that were received and not decoded yet.
     pub unparsed: Vec<u8>,
     pub outbox: Outbox,
-    /// The state that it is sent, until it has it.
+    /// The state that it is being sent, until it has received it.
     pub transfer: Option<Box<StateTransfer>>,
-    /// When the message began that is not whole yet; [`u64::MAX`]: there is none.
+    /// The time at which its incomplete message began. [`u64::MAX`]: there is none.
     pub message_since_us: u64,
     /// The tick at which its entry in the timer wheel expires. Other entries of it are stale.
     pub timer_tick: u64,
     pub last_received_us: u64,
     /// The time at which its socket last accepted bytes, or an idle socket was given a send.
     pub last_progress_us: u64,
-    /// The busy period in which it was sent to last.
+    /// The busy period of the shard in which it was last sent to.
     pub last_busy_period: BusyPeriod,
     pub next_ping_us: u64,
     /// The Unix time at which its token expires. [`u64::MAX`]: never.
@@ -335,14 +335,14 @@ fn counted(bytes: usize, capacity: usize) -> usize {
     }
 }
 
-/// A state on its way to a session, and how fast the client reads it.
+/// An encoded state being sent to a session, and the pace at which the session reads it.
 pub(crate) struct StateTransfer {
-    /// The room that it is the state of.
+    /// The room of the workspace.
     pub room: RoomId,
     pub states: SmallVec<[EncodedState; 2]>,
     /// The length of all states, at least 1.
     pub bytes: usize,
-    /// How far it is behind the pace of [`SNAPSHOT_TRANSFER_US`].
+    /// The lag behind the pace of [`SNAPSHOT_TRANSFER_US`] when the last send ended.
     lag_us: u64,
 }
 
