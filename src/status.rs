@@ -26,7 +26,7 @@ pub struct Status {
     admin: Arc<ConnectionCount>,
     /// By shard and listener: whether the shard had, at the end of its last turn, a connection that
     /// would give way to a new one.
-    yielding: Vec<[AtomicBool; 2]>,
+    sheddable: Vec<[AtomicBool; 2]>,
     /// The figures of each shard.
     pub stats: Vec<ShardStats>,
     /// The figures of the log.
@@ -46,7 +46,7 @@ impl Status {
             recovery: RecoveryProgress::default(),
             public: Arc::new(ConnectionCount::new(ListenerKind::Public)),
             admin: Arc::new(ConnectionCount::new(ListenerKind::Admin)),
-            yielding: (0..shards).map(|_| <[AtomicBool; 2]>::default()).collect(),
+            sheddable: (0..shards).map(|_| <[AtomicBool; 2]>::default()).collect(),
             stats: (0..shards).map(|_| ShardStats::default()).collect(),
             log: LogStats::default(),
             connections_max,
@@ -90,18 +90,19 @@ impl Status {
         }
     }
 
-    /// Sets whether a shard has a connection that would give way to a new one.
-    pub fn set_yielding(&self, shard: u32, listener: ListenerKind, yields: bool) {
-        self.yielding[shard as usize][listener as usize].store(yields, Ordering::Relaxed);
+    /// Sets whether a shard has a connection that it could shed for a new one.
+    pub fn set_sheddable(&self, shard: u32, listener: ListenerKind, can_shed: bool) {
+        self.sheddable[shard as usize][listener as usize].store(can_shed, Ordering::Relaxed);
     }
 
-    /// Finds a shard, other than `shard`, that has a connection which would give way. Only one
+    /// Finds a shard, other than `shard`, that has a connection to shed. Only one
     /// caller finds it until it has had its next turn.
     #[must_use]
-    pub fn claim_yielding(&self, shard: u32, listener: ListenerKind) -> Option<usize> {
-        let claims =
-            |other: &usize| self.yielding[*other][listener as usize].swap(false, Ordering::Relaxed);
-        (0..self.yielding.len())
+    pub fn claim_sheddable(&self, shard: u32, listener: ListenerKind) -> Option<usize> {
+        let claims = |other: &usize| {
+            self.sheddable[*other][listener as usize].swap(false, Ordering::Relaxed)
+        };
+        (0..self.sheddable.len())
             .filter(|other| *other != shard as usize)
             .find(claims)
     }

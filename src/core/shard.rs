@@ -42,18 +42,18 @@
 //! connections run out), `aging` (after an absence), `failure` (a log that cannot be written, a
 //! panic).
 
-pub mod absence;
 pub mod connection_log;
 pub mod contract;
 pub mod counters;
 pub mod log_space;
 pub mod rate;
 pub mod session;
+pub mod shard_clock;
 pub mod shedding;
 pub mod timers;
 
 mod admission;
-mod aging;
+mod clock_corrections;
 mod delivery;
 mod encoding;
 mod eviction;
@@ -79,7 +79,6 @@ use std::rc::Rc;
 use crate::core::fanout::outbox::OutboxPool;
 use crate::core::fanout::room::Room;
 use crate::core::fanout::window::Chunk;
-use crate::core::shard::absence::Absence;
 use crate::core::shard::admission::Admission;
 use crate::core::shard::connection_log::{ConnectionLog, Party};
 use crate::core::shard::contract::{Clock, Input, Output, PeerStatus, ShardConfig};
@@ -90,6 +89,7 @@ use crate::core::shard::send_queues::SendQueues;
 use crate::core::shard::session::SessionId;
 use crate::core::shard::session_budget::SessionBudget;
 use crate::core::shard::sessions::Sessions;
+use crate::core::shard::shard_clock::Absence;
 use crate::core::shard::shard_log::ShardLog;
 use crate::core::snapshot::snapshots::Snapshots;
 use crate::core::state::segment_usage::Dead;

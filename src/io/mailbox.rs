@@ -11,7 +11,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::core::shard::contract::{Handoff, ListenerKind};
 use crate::core::shard::log_space::LogSize;
 use crate::core::state::workspace::Workspace;
-use crate::io::connection::ConnectionHandoff;
+use crate::io::handoff::ConnectionHandoff;
 use crate::io::threads::ThreadError;
 use crate::log::disk::HostDisk;
 use crate::log::log_files::{LogFiles, LogFilesError};
@@ -53,8 +53,8 @@ pub struct RecoveredShard {
 pub enum ShardMessage {
     /// Adopt a connection whose workspace the receiver owns.
     Adopt(ConnectionHandoff, Box<Handoff>),
-    /// Let a connection to that listener give way to one that another shard has accepted.
-    GiveWay(ListenerKind),
+    /// Shed a connection to that listener, in favor of one that another shard has accepted.
+    Shed(ListenerKind),
     /// Accept connections: for an inherited socket, which waits until all shards serve.
     Accept,
     /// Check tokens with this verifier from now on.

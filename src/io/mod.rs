@@ -3,9 +3,9 @@
 pub mod background;
 pub mod buffers;
 pub mod compactor;
-pub mod connection;
 pub mod directory_watch;
 pub mod event_log;
+pub mod handoff;
 pub mod listener;
 pub mod mailbox;
 pub mod recovery;

@@ -20,9 +20,9 @@ use crate::core::shard::contract::{Clock, Input, ListenerKind, Output, PeerStatu
 use crate::core::shard::session::SessionId;
 use crate::io::background;
 use crate::io::compactor::{CompactorEvent, Rotation};
-use crate::io::connection::{Connection, ConnectionHandoff};
 use crate::io::directory_watch::DirectoryWatch;
 use crate::io::event_log::{self, BatchLog};
+use crate::io::handoff::{Connection, ConnectionHandoff};
 use crate::io::listener::Listener;
 use crate::io::mailbox::{Mailbox, RebuildError, ShardMessage, ShardSender};
 use crate::io::ring::{Completion, Ring, Tokens};
@@ -177,8 +177,10 @@ impl Worker {
         self.stats().retried(ring.retries());
         self.log_absence();
         for kind in [ListenerKind::Public, ListenerKind::Admin] {
-            let yields = self.shard.may_shed(kind);
-            self.context.status.set_yielding(self.number, kind, yields);
+            let can_shed = self.shard.may_shed(kind);
+            self.context
+                .status
+                .set_sheddable(self.number, kind, can_shed);
         }
         self.arm_accepts(ring, clock.now_us);
         self.arm_timer(ring, clock.now_us);
@@ -335,7 +337,7 @@ impl Worker {
                 let id = self.shard.adopt(core_handoff, clock);
                 self.keep(id, handoff.arrive());
             }
-            ShardMessage::GiveWay(kind) => drop(self.give_way(kind, clock)),
+            ShardMessage::Shed(kind) => drop(self.shed(kind, clock)),
             ShardMessage::Accept => self.is_accepting = true,
             ShardMessage::Verify(verifier) => self.shard.set_verifier(verifier),
             ShardMessage::Drain => self.drain(ring, clock),

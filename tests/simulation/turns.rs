@@ -160,7 +160,7 @@ impl World {
     }
 
     /// Closes one of too many connections, never that of a client with a token.
-    pub fn make_room(&mut self) {
+    pub fn shed_connections(&mut self) {
         let Some(server) = &mut self.server else {
             return;
         };

@@ -177,7 +177,7 @@ impl World {
             93..95 if self.plan.may(faults::TRIALS) => self.try_crash(),
             95 if self.plan.may(faults::TRIALS) => self.try_second_server(),
             96 => self.fill_disk(),
-            99 => self.make_room(),
+            99 => self.shed_connections(),
             97 => self.come_to_harm(),
             98 if self.plan.may(faults::STOPS) && self.dice.one_in(6) => self.stop(),
             _ => {}

@@ -1,10 +1,11 @@
-//! Accepting: when, how many, and which connection gives way when there are too many.
+//! Accepting: when, how many, and which connection is shed when there are too many.
 //!
-//! The limit of connections is one for all shards. A shard that accepts one too many lets the
-//! oldest of its own give way that has not sent its request head; if it has none, it sends a
-//! message to a shard that had one when its last turn ended. If that has none any more, there is
-//! one connection over the limit, until one ends. The sum stays bounded: beyond
-//! [`REFUSALS_IN_FLIGHT_MAX`] more, connections are closed without an answer.
+//! All shards share one limit of connections. A shard that accepts one too many sheds one of its
+//! own: the oldest that has not sent its request head, or else one that has its whole answer
+//! ([`shedding`](crate::core::shard::shedding)). If it has neither, it sends a message to a shard
+//! that had one when its last turn ended. If that shard has none any more, there is one connection
+//! over the limit until one ends. The sum stays bounded: beyond [`REFUSALS_IN_FLIGHT_MAX`] more,
+//! connections are closed without an answer.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use super::{Worker, WorkerTokens};
 use crate::core::shard::contract::{Clock, ListenerKind};
-use crate::io::connection::Connection;
+use crate::io::handoff::Connection;
 use crate::io::mailbox::ShardMessage;
 use crate::io::ring::Ring;
 use crate::limits::{
@@ -59,30 +60,30 @@ impl Worker {
         if before >= permits + refusals_max {
             return;
         }
-        let is_over = before >= permits && !self.make_room(kind, clock);
+        let is_over = before >= permits && !self.shed_for_another(kind, clock);
         let id = self.shard.accept_at(kind, is_over, clock);
         self.keep(id, Connection { socket, permit });
     }
 
-    /// Lets a connection give way, here or at another shard. Returns whether one does.
-    fn make_room(&mut self, kind: ListenerKind, clock: Clock) -> bool {
-        if self.give_way(kind, clock) {
+    /// Sheds a connection, here or at another shard. Returns whether one is shed.
+    fn shed_for_another(&mut self, kind: ListenerKind, clock: Clock) -> bool {
+        if self.shed(kind, clock) {
             return true;
         }
-        let other = self.context.status.claim_yielding(self.number, kind);
+        let other = self.context.status.claim_sheddable(self.number, kind);
         if let Some(other) = other {
-            self.context.senders[other].send(ShardMessage::GiveWay(kind));
+            self.context.senders[other].send(ShardMessage::Shed(kind));
         }
         other.is_some()
     }
 
-    /// Lets a connection of this shard give way. Returns whether one does.
-    pub(super) fn give_way(&mut self, kind: ListenerKind, clock: Clock) -> bool {
-        let Some(yielded) = self.shard.shed(kind, clock) else {
+    /// Sheds a connection of this shard. Returns whether there is one to shed.
+    pub(super) fn shed(&mut self, kind: ListenerKind, clock: Clock) -> bool {
+        let Some(shed) = self.shard.shed(kind, clock) else {
             return false;
         };
-        if yielded.is_silent {
-            let connection = self.connections[yielded.id.slot as usize].as_ref();
+        if shed.is_silent {
+            let connection = self.connections[shed.id.slot as usize].as_ref();
             let connection = connection.expect("a session has a connection");
             connection.answer_at_once(&Answer::request_timeout());
         }
