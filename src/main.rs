@@ -78,6 +78,6 @@ fn start_logging(settings: &ServeArgs) {
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     std::panic::set_hook(Box::new(|panic| {
-        tracing::error!("a fault of this server: {panic}");
+        tracing::error!("a bug in this server, please report it: {panic}");
     }));
 }

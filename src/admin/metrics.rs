@@ -35,8 +35,8 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_sessions",
         kind: "gauge",
-        help: "Connections by state: handshake (the request is awaited), open (in a workspace), \
-            closing (the last bytes are on their way).",
+        help: "Connections by state: handshake (waiting for the request), open (in a workspace), \
+            closing (the last bytes are being sent).",
         series: &[
             ("state=\"handshake\"", |c| c.sessions_handshake),
             ("state=\"open\"", |c| c.connections),
@@ -52,8 +52,8 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_ops_total",
         kind: "counter",
-        help: "Ops by result: won, lost (the sender is sent the winner), duplicate (sent again, \
-            there already).",
+        help: "Ops by result: won, lost (another op holds the key, and the sender receives that \
+            op), duplicate (resent; the server already has it).",
         series: &[
             ("result=\"won\"", |c| c.ops),
             ("result=\"lost\"", |c| c.ops_lost),
@@ -63,10 +63,11 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_ops_refused_total",
         kind: "counter",
-        help: "Messages that were refused, by reason: bad_message, future_skew \
-            (--max-future-skew), too_large (--max-message-bytes), rate (--max-ops-per-second), \
-            workspace_bytes (--max-workspace-bytes); disk_full (the disk is nearly full, each got \
-            an error 500); log_failed counts the clients that were told 500.",
+        help: "Refused messages by reason: bad_message, future_skew (--max-future-skew), too_large \
+            (--max-message-bytes), rate (--max-ops-per-second), workspace_bytes \
+            (--max-workspace-bytes), disk_full (the disk is nearly full; error 500). log_failed \
+            counts clients, not messages: those that received error 500 because the log could not \
+            be written.",
         series: &[
             ("reason=\"bad_message\"", |c| c.refused_bad_message),
             ("reason=\"future_skew\"", |c| c.refused_future_skew),
@@ -82,8 +83,8 @@ const FAMILIES: &[Family] = &[
         kind: "counter",
         help: "Requests that a limit refused with 503, by reason: members \
             (--max-connections-per-workspace), rate (--max-handshakes-per-second), snapshot_bytes \
-            (a join, or a look, where the states that are on their way have all the memory that \
-            they may).",
+            (a join or a request for the state, while the states being sent use all the memory \
+            reserved for them).",
         series: &[
             ("reason=\"members\"", |c| c.refused_members),
             ("reason=\"rate\"", |c| c.refused_handshakes),
@@ -93,62 +94,62 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_deliveries_total",
         kind: "counter",
-        help: "Ops that won, times the clients that were owed them.",
+        help: "Ops that won, each counted once for every client that it was due to.",
         series: &[("", |c| c.deliveries)],
     },
     Family {
         name: "etherply_received_bytes_total",
         kind: "counter",
-        help: "Bytes that came in from clients.",
+        help: "Bytes received from clients.",
         series: &[("", |c| c.bytes_received)],
     },
     Family {
         name: "etherply_sent_bytes_total",
         kind: "counter",
-        help: "Bytes that the sockets of clients took.",
+        help: "Bytes accepted by the sockets of clients.",
         series: &[("", |c| c.bytes_sent)],
     },
     Family {
         name: "etherply_sends_total",
         kind: "counter",
-        help: "Sends. Each carries all that its client is owed by then.",
+        help: "Sends. Each carries everything that is due to its client at that time.",
         series: &[("", |c| c.sends)],
     },
     Family {
         name: "etherply_sends_in_flight",
         kind: "gauge",
-        help: "Sends that sockets have not taken yet.",
+        help: "Sends that have not completed yet.",
         series: &[("", |c| c.sends.saturating_sub(c.sends_ended))],
     },
     Family {
         name: "etherply_sent_frames_total",
         kind: "counter",
-        help: "Frames with the ops of others in all sends; divided by etherply_sends_total, \
+        help: "Frames with ops of other clients, in all sends. Divided by etherply_sends_total: \
             frames per send.",
         series: &[("", |c| c.frames_sent)],
     },
     Family {
         name: "etherply_conflations_total",
         kind: "counter",
-        help: "How often a client fell behind (--outbox-max-bytes), and was owed the latest op of \
-            each key from then on.",
+        help: "Times that a client fell behind (--outbox-max-bytes) and was due only the latest op \
+            of each key from then on.",
         series: &[("", |c| c.conflations)],
     },
     Family {
         name: "etherply_conflated_keys_total",
         kind: "counter",
-        help: "Ops that such clients were sent, each the latest of its key.",
+        help: "Ops sent to clients that had fallen behind, each the latest of its key.",
         series: &[("", |c| c.conflated_keys)],
     },
     Family {
         name: "etherply_outbox_bytes",
         kind: "gauge",
-        help: "Memory of what goes out, until the last byte is sent: windows (frames, shared by \
-            the clients of a workspace), answers (for one client each), shared_answers \
-            (corrections and lists of users, each shared by all who are sent it), snapshots \
-            (states, each shared by all who joined or looked meanwhile); and unfinished: of \
-            messages and requests that came in and are not whole yet. All but windows and \
-            snapshots have one budget.",
+        help: "Memory of outgoing data, held until its last byte is sent: windows (frames, shared \
+            by the clients of a workspace), answers (each for one client), shared_answers \
+            (corrections and lists of users, each shared by all its receivers), snapshots (states, \
+            each shared by the clients that joined or requested it in the meantime); and of \
+            incoming data: unfinished (messages and requests that are still incomplete). All but \
+            windows and snapshots share one budget.",
         series: &[
             ("kind=\"windows\"", |c| c.window_bytes),
             ("kind=\"answers\"", |c| c.answer_bytes),
@@ -160,10 +161,11 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_given_up_total",
         kind: "counter",
-        help: "What was given up for its memory, by reason: session_bytes (a connection, the one \
-            that held the most of unfinished messages and answers), snapshot_bytes (a state that \
-            nobody took at its pace where others wanted room, with the connections that it was \
-            sent to), message_time (a connection whose message took too long).",
+        help: "Closed or dropped by a limit, by reason: session_bytes (the connection that held \
+            the most memory in unfinished messages and answers), snapshot_bytes (a state that no \
+            client read fast enough while others needed the memory, together with the connections \
+            that it was being sent to), message_time (a connection whose message took too long to \
+            arrive).",
         series: &[
             ("reason=\"session_bytes\"", |c| c.given_up_sessions),
             ("reason=\"snapshot_bytes\"", |c| c.given_up_states),
@@ -173,21 +175,21 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_shard_failures_total",
         kind: "counter",
-        help: "How often the shard stopped serving: its log could not be written, or a fault of \
-            the server.",
+        help: "Times that the shard stopped serving, because its log could not be written or \
+            because of a bug in the server.",
         series: &[("", |c| c.failures)],
     },
     Family {
         name: "etherply_connections_gave_way_total",
         kind: "counter",
-        help: "Connections that gave way to others, since there were as many as there may be: \
-            without a whole request (408), or with their answer.",
+        help: "Connections closed at the connection limit to make room for new ones: those without \
+            a complete request (408), and those that already had their answer.",
         series: &[("", |c| c.shed)],
     },
     Family {
         name: "etherply_log_written_bytes_total",
         kind: "counter",
-        help: "Bytes that were written to the log.",
+        help: "Bytes written to the log.",
         series: &[("", |c| c.log_bytes_written)],
     },
     Family {
@@ -199,33 +201,34 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_log_live_bytes",
         kind: "gauge",
-        help: "What the state takes in a log in which nothing is dead.",
+        help: "Size of a log that holds only what is live.",
         series: &[("", |c| c.log_live_bytes)],
     },
     Family {
         name: "etherply_log_bytes",
         kind: "gauge",
-        help: "Length of the log in the shard's folder, dead bytes included.",
+        help: "Length of the log in the shard's folder, including dead bytes.",
         series: &[("", |c| c.log_bytes)],
     },
     Family {
         name: "etherply_log_limit_bytes",
         kind: "gauge",
-        help: "The bound of etherply_log_bytes, relative to what is live: there all writers of \
-            the shard wait for compaction, and well before it those that write much.",
+        help: "Limit of etherply_log_bytes, in proportion to what is live: at the limit all \
+            writers of the shard wait for compaction; those that write most wait well before it is \
+            reached.",
         series: &[("", |c| c.log_bytes_max)],
     },
     Family {
         name: "etherply_writers_held",
         kind: "gauge",
-        help: "Clients whose ops wait for compaction, since the log is near its bound.",
+        help: "Clients whose ops wait for compaction because the log is near its limit.",
         series: &[("", |c| c.sessions_held)],
     },
     Family {
         name: "etherply_disk_full",
         kind: "gauge",
-        help: "1 while ops that grow the log are refused with an error 500, since the disk is \
-            nearly full.",
+        help: "1 while ops that grow the log are refused with error 500 because the disk is nearly \
+            full.",
         series: &[("", |c| c.disk_is_full)],
     },
 ];
@@ -240,32 +243,33 @@ struct Histogram {
 const HISTOGRAMS: &[Histogram] = &[
     Histogram {
         name: "etherply_log_write_seconds",
-        help: "Writes of the log, from their submission to the turn that saw their end.",
+        help: "Duration of log writes, from the submission to the turn that saw the completion.",
         of: |reading| &reading.writes,
     },
     Histogram {
         name: "etherply_log_fdatasync_seconds",
-        help: "The fdatasyncs of the log, likewise; where it is written past the page cache its \
-            writes, since these wait for the disk.",
+        help: "Duration of fdatasyncs of the log, from the submission to the turn that saw the \
+            completion. If the log bypasses the page cache: of its writes, which wait for the \
+            disk.",
         of: |reading| &reading.syncs,
     },
     Histogram {
         name: "etherply_op_durable_seconds",
-        help: "From the receipt of an op until it is on disk. A sample: the oldest op of each \
+        help: "Time from the receipt of an op until it is on disk. Sampled: the oldest op of each \
             commit.",
         of: |reading| &reading.counters.durable,
     },
     Histogram {
         name: "etherply_op_sent_seconds",
-        help: "From the receipt of an op to the end of the sends to all who were owed it, but for \
-            those whose send before had not ended. A sample: the oldest op of a commit, one \
-            commit at a time.",
+        help: "Time from the receipt of an op until the sends to all its receivers have completed, \
+            except receivers whose previous send was still in flight. Sampled: the oldest op of a \
+            commit, one commit at a time.",
         of: |reading| &reading.counters.sent,
     },
     Histogram {
         name: "etherply_turn_seconds",
-        help: "Turns of the event loop; one that wants another at once counts until that begins, \
-            the kernel's part with it.",
+        help: "Duration of turns of the event loop. A turn that the next one follows at once \
+            counts until that one begins, including the kernel's part.",
         of: |reading| &reading.turns,
     },
 ];
@@ -296,8 +300,8 @@ pub fn text(status: &Status, now_us: u64) -> Vec<u8> {
     page.family(
         name,
         "counter",
-        "How long the shard was stopped, or had no core: the deadlines of its clients moved by \
-         that.",
+        "Time for which the shard was stopped or had no core. The deadlines of its clients were \
+         extended by it.",
     );
     for shard in &shards {
         let absent = Value::Microseconds(shard.reading.counters.absent_us);
@@ -319,15 +323,11 @@ fn put_process(page: &mut MetricsPage, status: &Status) {
     page.family("etherply_build_info", "gauge", "The version of the server.");
     page.sample("etherply_build_info", "", &[version], Value::Count(1));
     let name = "process_start_time_seconds";
-    page.family(name, "gauge", "When the server was started, in Unix time.");
+    page.family(name, "gauge", "Start time of the server, in Unix time.");
     let started = Value::Microseconds(status.started_unix_us);
     page.sample(name, "", &[], started);
     let name = "etherply_connections";
-    page.family(
-        name,
-        "gauge",
-        "Open connections, by the port that they came to.",
-    );
+    page.family(name, "gauge", "Open connections by port.");
     for (listener, label) in [
         (ListenerKind::Public, "port=\"public\""),
         (ListenerKind::Admin, "port=\"admin\""),
@@ -339,14 +339,14 @@ fn put_process(page: &mut MetricsPage, status: &Status) {
     page.family(
         name,
         "gauge",
-        "The most connections: --max-connections, or what the limit of open files allows.",
+        "Maximum number of connections: --max-connections, or what the limit of open files allows.",
     );
     page.sample(name, "", &[], Value::Count(status.connections_max as u64));
     let name = "etherply_ready";
     page.family(
         name,
         "gauge",
-        "Whether the shard serves: 0 while its log is read or cannot be written.",
+        "1 while the shard serves; 0 while its log is being read or cannot be written.",
     );
     for (number, is_ready) in (0_u64..).zip(status.each_ready()) {
         let is_ready = Value::Count(u64::from(is_ready));
@@ -366,64 +366,66 @@ const OF_LOG: &[OfLog] = &[
     OfLog {
         name: "etherply_log_segments",
         kind: "gauge",
-        help: "Segments of the log, when one was opened or the log was compacted last.",
+        help: "Segments of the log, counted when a segment is opened or the log is compacted.",
         value: |log| Value::Count(log.segments),
     },
     OfLog {
         name: "etherply_log_closed_bytes",
         kind: "gauge",
-        help: "Length of the closed segments, likewise.",
+        help: "Length of the closed segments, measured when a segment is opened or the log is \
+            compacted.",
         value: |log| Value::Count(log.closed_bytes),
     },
     OfLog {
         name: "etherply_log_compactions_total",
         kind: "counter",
-        help: "Compactions of the log. What is known to be dead goes in one of its own, before \
-            the rest.",
+        help: "Compactions of the log. Segments that are known to be dead are removed first, in a \
+            compaction of their own.",
         value: |log| Value::Count(log.compactions),
     },
     OfLog {
         name: "etherply_log_compaction_freed_bytes_total",
         kind: "counter",
-        help: "What compactions have freed.",
+        help: "Bytes freed by compactions.",
         value: |log| Value::Count(log.compaction_freed_bytes),
     },
     OfLog {
         name: "etherply_log_compaction_failures_total",
         kind: "counter",
-        help: "Compactions that failed. The log is served as it is, and grows.",
+        help: "Failed compactions. The server continues with the log as it is, and the log grows.",
         value: |log| Value::Count(log.compaction_failures),
     },
     OfLog {
         name: "etherply_log_compaction_works",
         kind: "gauge",
-        help: "0 while the last compaction has failed, and for good where a folder could not be \
-            synced: then no writer waits for it, and logs grow until the disk is nearly full.",
+        help: "1 while compaction works; 0 after a failure until it succeeds again, and until a \
+            restart if a folder could not be synced. At 0 no writer waits for compaction, and the \
+            log grows until the disk is nearly full.",
         value: |log| Value::Count(u64::from(!log.compaction_is_broken)),
     },
     OfLog {
         name: "etherply_disk_free_bytes",
         kind: "gauge",
-        help: "What is free on the disk of the log, looked at once a second; 0 where the file \
-            system does not say.",
+        help: "Free space on the disk of the log, checked once a second; 0 if the file system does \
+            not report it.",
         value: |log| Value::Count(log.disk_free_bytes.unwrap_or(0)),
     },
     OfLog {
         name: "etherply_recovery_ops",
         kind: "gauge",
-        help: "Ops that were read from the log at the start.",
+        help: "Ops read from the log at the start.",
         value: |log| Value::Count(log.recovered_ops),
     },
     OfLog {
         name: "etherply_recovery_torn_bytes",
         kind: "gauge",
-        help: "What was cut off the log at the start: writes that a crash had interrupted.",
+        help: "Bytes cut off the log at the start: writes that a crash had interrupted.",
         value: |log| Value::Count(log.torn_bytes),
     },
     OfLog {
         name: "etherply_recovery_seconds",
         kind: "gauge",
-        help: "How long the log was read at the start; 0 until that is done.",
+        help: "Time that reading the log took at the start; 0 until it is complete.",
         value: |log| Value::Microseconds(log.recovery_us),
     },
 ];
@@ -438,7 +440,7 @@ fn put_log(page: &mut MetricsPage, status: &Status, shards: &[ShardReading]) {
     page.family(
         name,
         "gauge",
-        "The length of the log at the start, and how much of it has been read.",
+        "Length of the log at the start (total), and how much of it has been read (read).",
     );
     let (read_bytes, total_bytes) = status.recovery.bytes();
     page.sample(name, "", &["state=\"total\""], Value::Count(total_bytes));
@@ -453,8 +455,7 @@ fn put_log(page: &mut MetricsPage, status: &Status, shards: &[ShardReading]) {
     page.family(
         name,
         "gauge",
-        "The part of the log that is live. A log that is over a little \
-        size is compacted below 0.57.",
+        "Live part of the log, from 0 to 1. A log that is not small is compacted below 0.57.",
     );
     // In millionths, which is how durations are written too.
     let ratio = u128::from(live_bytes) * 1_000_000 / u128::from(bytes.max(1));
@@ -480,7 +481,7 @@ fn put_codes(page: &mut MetricsPage, shards: &[ShardReading]) {
     page.family(
         name,
         "counter",
-        "Answers to requests by status; 101 is a WebSocket handshake that succeeded.",
+        "HTTP responses by status; 101 is a successful WebSocket handshake.",
     );
     let codes: Vec<String> = labels_of(&RESPONSE_CODES);
     for shard in shards {
@@ -492,8 +493,8 @@ fn put_codes(page: &mut MetricsPage, shards: &[ShardReading]) {
     page.family(
         name,
         "counter",
-        "Close frames that the server sent first, by code; client: those \
-        that answered one of the client.",
+        "Close frames that the server sent first, by code; client: close frames that the server \
+        sent in reply to the client's.",
     );
     let codes: Vec<String> = labels_of(&CLOSE_CODES);
     for shard in shards {
@@ -516,8 +517,8 @@ fn put_histograms(page: &mut MetricsPage, shards: &[ShardReading]) {
     page.family(
         name,
         "gauge",
-        "The longest turn of the event loop within the last minute or two: \
-        nothing else of the shard moved meanwhile.",
+        "Longest turn of the event loop within the last one to two minutes. A shard does nothing \
+        else during a turn.",
     );
     for shard in shards {
         let longest = Value::Microseconds(shard.reading.longest_turn_us);
@@ -527,8 +528,8 @@ fn put_histograms(page: &mut MetricsPage, shards: &[ShardReading]) {
     page.family(
         name,
         "counter",
-        "Times that the kernel had refused operations \
-        (io_uring_enter(2)), and they were submitted again a moment later.",
+        "Times that the kernel refused operations (io_uring_enter(2)) and they were submitted \
+        again a moment later.",
     );
     for shard in shards {
         let retries = Value::Count(shard.reading.ring_retries);
@@ -538,7 +539,7 @@ fn put_histograms(page: &mut MetricsPage, shards: &[ShardReading]) {
     page.family(
         name,
         "histogram",
-        "Ops of each batch that was written to the log at once.",
+        "Ops in each batch that is written to the log.",
     );
     let bounds = GROUP_BOUNDS.map(Value::Count);
     for shard in shards {

@@ -70,7 +70,7 @@ impl Visitor {
             return Err("the request comes from another machine");
         }
         if provenance.is_forwarded {
-            return Err("a proxy has passed the request on");
+            return Err("a proxy forwarded the request");
         }
         check_host(provenance)
     }
@@ -163,8 +163,8 @@ impl Pages {
                 _ => "--admin-port",
             };
             return Answer::forbidden(&format!(
-                "this is for the server's own machine alone, and {reason}: \
-                 {remedy} shows it to others"
+                "this page is only for the server's own machine, and {reason}: {remedy} makes it \
+                 available to others"
             ));
         }
         let answer = match page {

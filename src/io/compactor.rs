@@ -206,13 +206,13 @@ impl Loop {
         if error.is_for_room() {
             self.schedule.ran_out_of_room();
             if self.reserve.give_up() {
-                tracing::warn!("compaction uses the reserve on the disk: {error}");
+                tracing::warn!("compaction uses the disk space that was reserved for it: {error}");
                 return true;
             }
         }
         self.status.log.update(|log| log.compaction_failures += 1);
         if let CompactionError::Folder { .. } = error {
-            tracing::error!("compaction is off until the next start: {error}");
+            tracing::error!("compaction is off until the server is restarted: {error}");
             self.schedule.give_up();
             return false;
         }
@@ -221,7 +221,10 @@ impl Loop {
         let free_bytes = self.room.free_bytes().filter(|_| error.is_for_room());
         let now_us = self.now_us();
         if self.schedule.failed(error.to_string(), free_bytes, now_us) {
-            tracing::warn!("compaction failed, and the log stays as it is for now: {error}");
+            tracing::warn!(
+                "compaction failed and will be tried again; the log stays as it is until then: \
+                 {error}"
+            );
         }
         false
     }
@@ -365,10 +368,12 @@ impl Loop {
         match (was_short, self.room.is_short()) {
             (false, true) => tracing::error!(
                 free_bytes,
-                "the disk is nearly full: ops are refused with an error 500, all else goes on; \
-                 make room on the disk of --data-dir"
+                "the disk is nearly full: ops that grow the log are refused with error 500, \
+                 everything else continues; make room on the disk of --data-dir"
             ),
-            (true, false) => tracing::info!(free_bytes, "the disk has room again: ops are taken"),
+            (true, false) => {
+                tracing::info!(free_bytes, "the disk has room again: ops are accepted");
+            }
             (true, true) | (false, false) => {}
         }
         let reserve_bytes = self.room.reserve_bytes(&self.folders, COMPACTION_BYTES_MIN);
@@ -377,7 +382,7 @@ impl Loop {
             match self.reserve.claim(bytes) {
                 Ok(()) => self.room.reserved(bytes - had_bytes),
                 Err(error) => {
-                    tracing::warn!("no room on the disk can be kept for compaction: {error}");
+                    tracing::warn!("cannot reserve disk space for compaction: {error}");
                 }
             }
         }

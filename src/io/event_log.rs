@@ -111,8 +111,8 @@ pub fn log_variables(others: &Others) {
     if !others.service_links.is_empty() {
         let names = others.service_links.join(", ").escape_debug().to_string();
         tracing::debug!(
-            "variables that describe a Service of Kubernetes are not read: {names}; \
-             enableServiceLinks: false in the pod leaves them out"
+            "variables that describe a Kubernetes Service are ignored: {names}; set \
+             enableServiceLinks: false in the pod to omit them"
         );
     }
 }

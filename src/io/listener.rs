@@ -51,8 +51,8 @@ pub enum ListenError {
     },
     /// More than one socket was passed.
     #[error(
-        "{0} sockets were passed (LISTEN_FDS), and the server listens on one: name one address in \
-         the .socket unit"
+        "{0} sockets were passed (LISTEN_FDS), but the server listens on only one: name one \
+         address in the .socket unit"
     )]
     Several(usize),
     /// What was passed is not a socket to listen on.
@@ -195,7 +195,7 @@ fn passed() -> ListenFd {
     }
     if environment::value("LISTEN_FDS").is_some() {
         tracing::warn!(
-            "LISTEN_FDS is set without LISTEN_PID: no socket was passed to this process, and it \
+            "LISTEN_FDS is set without LISTEN_PID, so no socket was passed to this process: it \
              opens its own"
         );
     }
@@ -210,7 +210,7 @@ fn inherited(mut passed: ListenFd, settings: &ServeArgs) -> Result<Listener, Lis
     let socket = socket.expect("the first is taken for the first time");
     let (address, listens) = examine(&socket).map_err(ListenError::Passed)?;
     if !listens {
-        let what = "it does not listen, as a connection or a socket without listen(2)";
+        let what = "it does not listen: it is a connection, or listen(2) was not called";
         return Err(ListenError::Passed(io::Error::other(what)));
     }
     let set = [

@@ -20,7 +20,7 @@ impl<'a> SecretStore<'a> {
         for (variable, _) in &secrets.with_line_breaks {
             tracing::warn!(
                 "{variable} ends in a line break, which is not part of the secret: set it without \
-                 one; tokens that were signed with it are accepted too"
+                 one; tokens signed with the line break are accepted, too"
             );
         }
         if let (Some(path), None) = (sources.previous, &secrets.previous) {
@@ -37,7 +37,7 @@ impl<'a> SecretStore<'a> {
         let path = path.display();
         tracing::info!(%path, "tokens are signed with the secret of --dev");
         if is_public {
-            tracing::warn!("{path} can be read by other users: chmod 600 {path}");
+            tracing::warn!("other users can read the secret in {path}: run chmod 600 {path}");
         }
         Ok(())
     }
@@ -61,7 +61,9 @@ impl<'a> SecretStore<'a> {
         let secrets = match self.sources.read_again(&self.secrets) {
             Ok(secrets) => secrets,
             Err(error) => {
-                tracing::error!("SIGHUP changes nothing, the secrets stay as they were: {error}");
+                tracing::error!(
+                    "SIGHUP changes nothing, and the secrets stay as they were: {error}"
+                );
                 return;
             }
         };
@@ -77,7 +79,7 @@ impl<'a> SecretStore<'a> {
     fn tell(&self, before: &Secrets) {
         let is_same = self.secrets.current.bytes() == before.current.bytes();
         let current = match (is_same, self.sources.current) {
-            (true, None) => "as before, since it did not come from a file",
+            (true, None) => "as before, because it did not come from a file",
             (true, Some(_)) => "as before",
             (false, _) => "new",
         };
@@ -89,7 +91,7 @@ impl<'a> SecretStore<'a> {
         tracing::info!(
             current,
             previous,
-            "the secrets were read again; open connections stay"
+            "the secrets were read again; connections stay open"
         );
         if !self.secrets.accept(&before.current) {
             tracing::warn!(
@@ -105,8 +107,8 @@ fn warn_of(secrets: &Secrets, sources: &SecretSources<'_>) {
     for (path, mode) in sources.exposed() {
         let path = path.display();
         tracing::warn!(
-            "every user of this machine can read the secret in {path} (mode {mode:04o}): chmod \
-             600 {path}; in Kubernetes, defaultMode: 0440 of its volume"
+            "every user of this machine can read the secret in {path} (mode {mode:04o}): run chmod \
+             600 {path}; in Kubernetes, set defaultMode: 0440 on its volume"
         );
     }
     for secret in [Some(&secrets.current), secrets.previous.as_ref()]
@@ -115,8 +117,8 @@ fn warn_of(secrets: &Secrets, sources: &SecretSources<'_>) {
     {
         if secret.is_short() {
             tracing::warn!(
-                "a secret for the tokens has fewer than 32 bytes: it can be guessed; use what \
-                 `openssl rand -hex 32` prints"
+                "a token secret has fewer than 32 bytes and can be guessed: use the output of \
+                 `openssl rand -hex 32`"
             );
         }
     }

@@ -61,7 +61,7 @@ pub enum ServeError {
     Listen(#[from] ListenError),
     /// The process may not open enough files.
     #[error(
-        "the limit of open files is {limit}, and a server of {shards} shards needs {needed}: \
+        "the limit of open files is {limit}, but a server with {shards} shards needs {needed}: \
          raise it (ulimit -n), or lower --shards"
     )]
     FilesLimit {
@@ -91,8 +91,8 @@ pub enum ServeError {
     System(#[from] io::Error),
     /// A shard's thread has ended by a fault of this server.
     #[error(
-        "shard {0} has stopped by a fault of this server; start it again: nothing that was shown \
-         is lost"
+        "shard {0} stopped because of a bug in this server, please report it: start the server \
+         again; it continues with the state in its log"
     )]
     Shard(u32),
 }
@@ -171,7 +171,7 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     let has_console = settings.console || settings.dev;
     if let Err(error) = announce(token.as_deref(), address, admin_address, has_console) {
         // The log has the same, without the token of --dev.
-        tracing::warn!("stdout cannot be written ({error}): the server runs without it");
+        tracing::warn!("stdout cannot be written ({error}): the server continues without it");
     }
     notify_manager(&NotifyState::Ready);
     run_until_stopped(&senders, &inbox, &mut secrets, &common.pages)?;
@@ -335,9 +335,8 @@ fn wait_for_recovery(
     for torn in &report.torn {
         tracing::warn!(
             path = %torn.path.display(), offset = torn.offset, bytes = torn.bytes,
-            "cut off a torn tail of {} bytes: the rest of a write that was interrupted. With \
-             --durability always no \
-             client was shown it, unless the disk lost what it had confirmed",
+            "cut off a torn tail of {} bytes, left by an interrupted write: with --durability \
+             always no client received any of it, unless the disk lost what it had confirmed",
             torn.bytes,
         );
     }
@@ -437,9 +436,8 @@ fn warn_of_shards(shards: u32, cores: Option<NonZeroUsize>) {
     };
     let (mib, each_mib) = (u64::from(shards) * (SHARD_BYTES >> 20), SHARD_BYTES >> 20);
     tracing::warn!(
-        "{shards} shards on {cores} cores wait for each other, and take up to {mib} MiB of memory \
-         when \
-         they are busy ({each_mib} MiB each), beside the state: use --shards {cores}"
+        "{shards} shards on {cores} cores wait for each other and, under load, use up to {mib} MiB \
+         of memory ({each_mib} MiB each) in addition to the state: use --shards {cores}"
     );
 }
 
@@ -506,7 +504,7 @@ fn connections_max(settings: &ServeArgs, shards: u32) -> Result<usize, ServeErro
         tracing::warn!(
             wanted,
             allowed,
-            "{name} is over the limit of open files: raise that (ulimit -n)"
+            "{name} exceeds what the limit of open files allows: raise the limit (ulimit -n)"
         );
     }
     Ok(wanted.unwrap_or(allowed).min(allowed))

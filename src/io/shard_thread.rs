@@ -48,7 +48,9 @@ impl RingReport {
 
 impl Drop for RingReport {
     fn drop(&mut self) {
-        self.send(Err(io::Error::other("a fault of this server")));
+        self.send(Err(io::Error::other(
+            "a bug in this server, please report it",
+        )));
     }
 }
 
@@ -118,7 +120,7 @@ fn pin(number: u32) {
     if !core.is_some_and(core_affinity::set_for_current) {
         tracing::warn!(
             shard = number,
-            "cannot pin a shard to its core: it runs on any core (--no-pin does not try)"
+            "cannot pin the shard to its core, so it runs on any core: --no-pin turns pinning off"
         );
     }
 }

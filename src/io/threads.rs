@@ -34,11 +34,10 @@ impl fmt::Display for ThreadError {
             write!(
                 f,
                 "this user may have {limit} processes and threads (ulimit -u, LimitNPROC= of \
-                 systemd), \
-                 and a control group may allow fewer"
+                 systemd), and a control group may allow fewer"
             )?;
         } else {
-            write!(f, "the control group may have a limit of its own")?;
+            write!(f, "the control group may set a limit")?;
         }
         write!(
             f,

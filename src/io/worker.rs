@@ -324,8 +324,9 @@ impl Worker {
         outcome.map_err(|error| {
             tracing::error!(
                 shard = self.number,
-                "the log cannot be written ({what}: {error}); senders get error 500, clients are \
-                 closed with 1011, and the log is reopened as soon as possible"
+                "the log cannot be written ({what}: {error}); clients whose ops are lost receive \
+                 error 500, all clients of the shard are closed with 1011, and the log is reopened \
+                 as soon as possible"
             );
             io::Error::other(error)
         })

@@ -127,7 +127,7 @@ impl Chain {
         let folder = data.join(shard_folder(shard));
         let listing = segment::scan(disk, &folder).map_err(RecoveryError::at(&folder))?;
         if let Some(stray) = listing.strays.first() {
-            let what = "its name is not that of a segment";
+            let what = "its name is not a segment's name";
             return Err(RecoveryError::damaged(stray, 0, what));
         }
         let mut links: Vec<Link> = Vec::new();
@@ -433,7 +433,7 @@ fn read_header<D: Disk>(
     })?;
     if (header.shard, header.index) != (shard, index) {
         let what = format!(
-            "its header tells segment {} of shard {}",
+            "its header names segment {} of shard {}",
             header.index, header.shard
         );
         return Err(RecoveryError::damaged(path, 0, what));

@@ -524,7 +524,7 @@ fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<Identity>, Directo
             return match shards.first() {
                 None => Ok(None),
                 Some(&shard) => Err(damaged(format!(
-                    "it is missing, and {} is there",
+                    "it is missing, but {} exists",
                     shard_folder(shard)
                 ))),
             };
@@ -542,7 +542,7 @@ fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<Identity>, Directo
     }
     if version.format_version != u64::from(FORMAT_VERSION) {
         return Err(damaged(format!(
-            "there is no format {}",
+            "format_version is {}, which does not exist",
             version.format_version
         )));
     }
@@ -551,7 +551,7 @@ fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<Identity>, Directo
         .ok_or_else(|| damaged("the epoch is not 32 hexadecimal digits".to_owned()))?;
     if meta.shards_begun > SHARDS_MAX {
         return Err(damaged(format!(
-            "there are no {} shards",
+            "shards_begun is {}, but the maximum is {SHARDS_MAX}",
             meta.shards_begun
         )));
     }

@@ -328,7 +328,7 @@ pub struct Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum FaultKind {
     /// The file ends between two records of a batch: what the cut of a torn tail leaves.
-    #[error("the file ends inside of a batch")]
+    #[error("the file ends inside a batch")]
     Cut,
     /// There is no complete batch header where one must begin.
     #[error("there is no valid batch header")]
@@ -473,7 +473,7 @@ impl<'a> Reader<'a> {
         let bytes = self.unread();
         let header = BatchHeader::decode(bytes, self.salt).ok_or(self.fault(FaultKind::Batch))?;
         if header.position != self.header.position(self.cursor.offset as u64) {
-            return Err(self.fault(FaultKind::Content("this batch belongs at another place")));
+            return Err(self.fault(FaultKind::Content("this batch belongs at another position")));
         }
         if header.durable_position > header.position {
             return Err(self.fault(FaultKind::Content(
@@ -609,9 +609,9 @@ fn decode_op<'a>(
     texts: &'a [u8],
 ) -> Result<LoggedOp<'a>, &'static str> {
     if header[28] != KIND_OP {
-        return Err("the kind of this record is not known");
+        return Err("the kind of this record is unknown");
     }
-    let overrun = "the texts of this record run over its end";
+    let overrun = "the texts of this record extend past its end";
     let (workspace, texts) = texts
         .split_at_checked(u16_at(header, 24).into())
         .ok_or(overrun)?;

@@ -27,15 +27,15 @@ pub fn remedy(error: &io::Error) -> Option<&'static str> {
         Errno::DQUOT => "raise the disk quota of this user",
         Errno::FBIG => "raise the limit of file sizes (ulimit -f)",
         Errno::ROFS => "mount its file system for writing",
-        Errno::ACCESS | Errno::PERM => "give this user read and write access to it",
-        Errno::IO => "its disk has failed to read or write, the kernel's log (dmesg) says more",
+        Errno::ACCESS | Errno::PERM => "grant this user read and write access to it",
+        Errno::IO => "its disk failed to read or write; see the kernel's log (dmesg)",
         Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS => {
-            "its file system cannot lock files, use one on a local disk"
+            "its file system cannot lock files; use one on a local disk"
         }
         Errno::MFILE | Errno::NFILE => "raise the limit of open files (ulimit -n)",
         Errno::NOMEM => "free memory, or raise the memory limit of this process",
         Errno::STALE | Errno::NOTCONN | Errno::TIMEDOUT => {
-            "the server of its network file system is gone, use a local disk"
+            "its network file system failed; use a local disk"
         }
         _ => return None,
     })

@@ -29,7 +29,7 @@ impl Shard {
         let outcome = self.snapshots.request_again(room_id, room, kind);
         outcome.map_err(|_| {
             self.counters.refused_snapshot_bytes += 1;
-            let why = "the server has as much on its way as it may";
+            let why = "the states being sent use all the memory reserved for them, try again later";
             Answer::unavailable(why, RETRY_AFTER_S)
         })
     }

@@ -101,7 +101,7 @@ impl Shard {
         } else if session.state() == State::Closing {
             self.abort(id);
         } else {
-            let why = "the server holds as much for its clients as it may";
+            let why = "the memory for clients is used up, try again later";
             self.answer(id, &Answer::unavailable(why, RETRY_AFTER_S), clock);
         }
         self.update_memory(id);

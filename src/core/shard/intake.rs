@@ -542,7 +542,7 @@ fn skew_text(ahead_us: u64, most_us: u64) -> String {
     };
     format!(
         "payload.timestamp must be Unix microseconds and at most {} ahead of the server's clock, \
-         it is {} ahead",
+         but it is {} ahead",
         text(most_us),
         text(ahead_us.max(SECOND_US)),
     )

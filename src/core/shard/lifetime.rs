@@ -73,7 +73,7 @@ impl Shard {
                     self.counters.given_up_messages += 1;
                     self.close(id, POLICY_VIOLATION, "a message took too long", clock);
                 } else if session.is_read() && past(session.last_received_us + silence_us) {
-                    self.close(id, GOING_AWAY, "no sign of life", clock);
+                    self.close(id, GOING_AWAY, "the client did not respond", clock);
                 } else {
                     self.ping_if_due(id, clock);
                     self.reschedule(id, clock);

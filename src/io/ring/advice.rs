@@ -11,17 +11,17 @@ use crate::io::buffers::kernel;
 #[must_use]
 pub fn advice(error: &io::Error, shards: u32) -> String {
     match error.raw_os_error() {
-        Some(libc::ENOSYS) => "the kernel has none, or a seccomp filter hides it: use Linux 5.10 \
-            or later, and in a container a profile that allows io_uring_setup, io_uring_enter and \
-            io_uring_register"
+        Some(libc::ENOSYS) => "the kernel does not have it, or a seccomp filter hides it: use \
+            Linux 5.10 or later, and in a container a seccomp profile that allows io_uring_setup, \
+            io_uring_enter and io_uring_register"
             .to_owned(),
         Some(libc::EPERM | libc::EACCES) => "it is forbidden: set the sysctl \
             kernel.io_uring_disabled to 0, and in a container use a seccomp profile that allows \
             io_uring_setup, io_uring_enter and io_uring_register"
             .to_owned(),
         Some(libc::ENOMEM) => memory_advice(shards),
-        Some(libc::EMFILE | libc::ENFILE) => "no file may be opened for it: raise the limit of \
-            open files (ulimit -n)"
+        Some(libc::EMFILE | libc::ENFILE) => "the process may open no more files: raise the limit \
+            of open files (ulimit -n)"
             .to_owned(),
         _ if error.kind() == io::ErrorKind::Unsupported => "the kernel lacks operations that the \
             server needs: use Linux 5.10 or later"
@@ -36,18 +36,15 @@ fn memory_advice(shards: u32) -> String {
     let limit = getrlimit(Resource::Memlock).current;
     match (need, limit) {
         (Some(need), Some(limit)) => format!(
-            "the rings of {shards} shards lock {} KiB of memory, and all processes of this user \
-             together \
-             may lock {} KiB: raise the limit of locked memory (ulimit -l, LimitMEMLOCK= of \
-             systemd, \
-             docker run --ulimit memlock=BYTES), or lower --shards",
+            "the rings of {shards} shards lock {} KiB of memory, but all processes of this user \
+             together may lock only {} KiB: raise the limit of locked memory (ulimit -l, \
+             LimitMEMLOCK= of systemd, docker run --ulimit memlock=BYTES), or lower --shards",
             need / 1024,
             limit / 1024
         ),
         _ => format!(
             "there is no memory for the rings of {shards} shards (ENOMEM): free some, raise the \
-             memory \
-             limit of the control group, or lower --shards"
+             memory limit of the control group, or lower --shards"
         ),
     }
 }

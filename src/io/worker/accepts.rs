@@ -97,8 +97,8 @@ impl Worker {
         if missed_us >= ABSENCE_WARNING_US {
             tracing::warn!(
                 shard = self.number,
-                "the shard was stopped, or had no core, for {:.1} s: all deadlines of clients \
-                 move by that",
+                "the shard was stopped, or had no core, for {:.1} s: the deadlines of its clients \
+                 are extended by that time",
                 Duration::from_micros(missed_us).as_secs_f64()
             );
         }

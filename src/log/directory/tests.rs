@@ -128,7 +128,7 @@ fn a_meta_file_that_does_not_fit_is_told() {
         ),
         (
             "{\"format_version\":0}",
-            "is damaged (there is no format 0)",
+            "is damaged (format_version is 0, which does not exist)",
         ),
         (
             "{\"format_version\":1}",
@@ -195,7 +195,10 @@ fn the_shards_that_have_begun_are_noted_and_never_fewer() {
     );
     fs::write(root.path().join(META), text).unwrap();
     let message = DataDirectory::open(root.path()).unwrap_err().to_string();
-    assert!(message.contains("there are no 1025 shards"), "{message}");
+    assert!(
+        message.contains("shards_begun is 1025, but the maximum is 1024"),
+        "{message}"
+    );
 }
 
 #[test]

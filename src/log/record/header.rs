@@ -53,7 +53,7 @@ pub enum HeaderError {
     #[error("it does not begin with the magic bytes of a segment")]
     Magic,
     /// Another version of the server wrote it. The header is intact.
-    #[error("it has format {0}; this server reads {FORMAT_VERSION}")]
+    #[error("it has format {0}, but this server reads {FORMAT_VERSION}")]
     Version(u16),
     /// The header was altered.
     #[error("the checksum of the segment header is wrong")]

@@ -157,9 +157,9 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         for found in candidates {
             let index_before = single.last().map_or(0, |last| last.header.index);
             if found.header.index == index_before {
-                self.set_aside(&found.path, "another file has its place");
+                self.set_aside(&found.path, "another file was kept in its place");
             } else if found.header.index - index_before > u64::from(u32::MAX) {
-                self.set_aside(&found.path, "its index is far behind all others");
+                self.set_aside(&found.path, "its index is far beyond all others");
             } else {
                 single.push(found);
             }
@@ -319,7 +319,7 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
             // Readers of a chain accept that only at its end.
             let offset = extent.whole_bytes;
             return Some(format!(
-                "it is not the last one, and not whole at byte {offset}"
+                "it is not the last segment, and it is incomplete at byte {offset}"
             ));
         }
         let (end, next) = (extent.end_position, next.first_position?);

@@ -110,7 +110,7 @@ impl DirectoryScan {
                     self.set_aside(&entry.path, "it belongs to another data directory");
                 }
                 Ok(header) if !(1..u64::MAX).contains(&header.index) => {
-                    let what = format!("no segment has the index {}", header.index);
+                    let what = format!("its index {} is not a valid one", header.index);
                     self.set_aside(&entry.path, what);
                 }
                 Ok(header) => self.add(data, entry.path, header, entry.file_bytes, false),
