@@ -67,6 +67,7 @@
 //! - the listening socket, and restarts that refuse nobody: [`io::listener`]
 //! - metrics, the console and the client module: [`admin`]; what the threads share: [`status`]
 //! - flags and variables: [`config`]; the other commands: [`command`]
+//! - one configuration and one source of chance for all tests: [`core::testing`]
 //! - every bound: [`limits`]; the order of a workspace's ops: [`seq`]
 //!
 //! # Architecture invariants

@@ -28,12 +28,10 @@ const MAIN_LINES: usize = 100;
 const COLUMNS: usize = 100;
 /// Files and folders that still have wider lines.
 const WIDE_FILES: &[&str] = &[
-    "admin/",
     "command/",
     "config.rs",
     "config/",
     "core/",
-    "io/",
     "lib.rs",
     "limits.rs",
     "main.rs",

@@ -89,10 +89,8 @@ impl EtherplyLog {
         assert!(ready.starts_with("HTTP/1.1 200"), "it is ready: {ready}");
         let stderr = process.child.stderr.take().expect("it is piped");
         let read = BufReader::new(stderr).lines().map_while(Result::ok);
-        let lines = read.map(|line| json(&line));
-        let report = lines
-            .map(|line| line["fields"].clone())
-            .find(|fields| fields["message"] == "read the log");
+        let mut lines = read.map(|line| json(&line));
+        let report = lines.find(|line| line["message"] == "read the log");
         let report = report.expect("it logs what it read");
         assert_eq!(report["ops"], workload.records());
         assert_eq!(report["workspaces"], workload.workspaces());

@@ -89,7 +89,13 @@ mod tests {
         let json = String::from_utf8(to_json(9, &[stats])).unwrap();
         assert_eq!(
             json,
-            r#"{"uptime_us":9,"shards":[{"ops":1,"deliveries":2,"connections":3,"workspaces":4,"refused":{"ops_by_rate":5,"ops_by_workspace_bytes":6,"connections_by_workspace":7,"handshakes_by_rate":8,"snapshot_bytes":9,"closed_by_policy":0},"sync_count":1,"sync_us_p50":4294967295,"sync_us_p99":4294967295}]}"#
+            concat!(
+                r#"{"uptime_us":9,"shards":[{"ops":1,"deliveries":2,"connections":3,"#,
+                r#""workspaces":4,"refused":{"ops_by_rate":5,"ops_by_workspace_bytes":6,"#,
+                r#""connections_by_workspace":7,"handshakes_by_rate":8,"snapshot_bytes":9,"#,
+                r#""closed_by_policy":0},"sync_count":1,"sync_us_p50":4294967295,"#,
+                r#""sync_us_p99":4294967295}]}"#
+            )
         );
     }
 }

@@ -1,8 +1,8 @@
 //! `/metrics`: the figures in the Prometheus text format, version 0.0.4.
 //!
-//! The text is written by own code: `prometheus-client` writes `OpenMetrics` alone, whose counters have other names, and
-//! `prometheus` copies each name and label of each sample first. A shard's loop waits for this page, which has two hundred
-//! samples for each shard, so that it is one buffer that is filled.
+//! The text is written by own code: `prometheus-client` writes only `OpenMetrics`, whose counters
+//! have other names, and `prometheus` copies each name and label of each sample first. A shard's
+//! loop waits for this page, which has two hundred samples for each shard, so it fills one buffer.
 //!
 //! <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>
 
@@ -35,7 +35,8 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_sessions",
         kind: "gauge",
-        help: "Connections by state: handshake (the request is awaited), open (in a workspace), closing (the last bytes are on their way).",
+        help: "Connections by state: handshake (the request is awaited), open (in a workspace), \
+            closing (the last bytes are on their way).",
         series: &[
             ("state=\"handshake\"", |c| c.sessions_handshake),
             ("state=\"open\"", |c| c.connections),
@@ -51,7 +52,8 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_ops_total",
         kind: "counter",
-        help: "Ops by result: won, lost (the sender is sent the winner), duplicate (sent again, there already).",
+        help: "Ops by result: won, lost (the sender is sent the winner), duplicate (sent again, \
+            there already).",
         series: &[
             ("result=\"won\"", |c| c.ops),
             ("result=\"lost\"", |c| c.ops_lost),
@@ -61,7 +63,10 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_ops_refused_total",
         kind: "counter",
-        help: "Messages that were refused, by reason: bad_message, future_skew (--max-future-skew), too_large (--max-message-bytes), rate (--max-ops-per-second), workspace_bytes (--max-workspace-bytes); disk_full (the disk is nearly full, each got an error 500); log_failed counts the clients that were told 500.",
+        help: "Messages that were refused, by reason: bad_message, future_skew \
+            (--max-future-skew), too_large (--max-message-bytes), rate (--max-ops-per-second), \
+            workspace_bytes (--max-workspace-bytes); disk_full (the disk is nearly full, each got \
+            an error 500); log_failed counts the clients that were told 500.",
         series: &[
             ("reason=\"bad_message\"", |c| c.refused_bad_message),
             ("reason=\"future_skew\"", |c| c.refused_future_skew),
@@ -75,7 +80,10 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_handshakes_refused_total",
         kind: "counter",
-        help: "Requests that a limit refused with 503, by reason: members (--max-connections-per-workspace), rate (--max-handshakes-per-second), snapshot_bytes (a join, or a look, where the states that are on their way have all the memory that they may).",
+        help: "Requests that a limit refused with 503, by reason: members \
+            (--max-connections-per-workspace), rate (--max-handshakes-per-second), snapshot_bytes \
+            (a join, or a look, where the states that are on their way have all the memory that \
+            they may).",
         series: &[
             ("reason=\"members\"", |c| c.refused_members),
             ("reason=\"rate\"", |c| c.refused_handshakes),
@@ -115,13 +123,15 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_sent_frames_total",
         kind: "counter",
-        help: "Frames with the ops of others in all sends; divided by etherply_sends_total, frames per send.",
+        help: "Frames with the ops of others in all sends; divided by etherply_sends_total, \
+            frames per send.",
         series: &[("", |c| c.frames_sent)],
     },
     Family {
         name: "etherply_conflations_total",
         kind: "counter",
-        help: "How often a client fell behind (--outbox-max-bytes), and was owed the latest op of each key from then on.",
+        help: "How often a client fell behind (--outbox-max-bytes), and was owed the latest op of \
+            each key from then on.",
         series: &[("", |c| c.conflations)],
     },
     Family {
@@ -133,7 +143,12 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_outbox_bytes",
         kind: "gauge",
-        help: "Memory of what goes out, until the last byte is sent: windows (frames, shared by the clients of a workspace), answers (for one client each), shared_answers (corrections and lists of users, each shared by all who are sent it), snapshots (states, each shared by all who joined or looked meanwhile); and unfinished: of messages and requests that came in and are not whole yet. All but windows and snapshots have one budget.",
+        help: "Memory of what goes out, until the last byte is sent: windows (frames, shared by \
+            the clients of a workspace), answers (for one client each), shared_answers \
+            (corrections and lists of users, each shared by all who are sent it), snapshots \
+            (states, each shared by all who joined or looked meanwhile); and unfinished: of \
+            messages and requests that came in and are not whole yet. All but windows and \
+            snapshots have one budget.",
         series: &[
             ("kind=\"windows\"", |c| c.window_bytes),
             ("kind=\"answers\"", |c| c.answer_bytes),
@@ -145,7 +160,10 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_given_up_total",
         kind: "counter",
-        help: "What was given up for its memory, by reason: session_bytes (a connection, the one that held the most of unfinished messages and answers), snapshot_bytes (a state that nobody took at its pace where others wanted room, with the connections that it was sent to), message_time (a connection whose message took too long).",
+        help: "What was given up for its memory, by reason: session_bytes (a connection, the one \
+            that held the most of unfinished messages and answers), snapshot_bytes (a state that \
+            nobody took at its pace where others wanted room, with the connections that it was \
+            sent to), message_time (a connection whose message took too long).",
         series: &[
             ("reason=\"session_bytes\"", |c| c.given_up_sessions),
             ("reason=\"snapshot_bytes\"", |c| c.given_up_states),
@@ -155,14 +173,16 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_shard_failures_total",
         kind: "counter",
-        help: "How often the shard stopped serving: its log could not be written, or a fault of the server.",
+        help: "How often the shard stopped serving: its log could not be written, or a fault of \
+            the server.",
         series: &[("", |c| c.failures)],
     },
     Family {
         name: "etherply_connections_gave_way_total",
         kind: "counter",
-        help: "Connections that gave way to others, since there were as many as there may be: without a whole request (408), or with their answer.",
-        series: &[("", |c| c.gave_way)],
+        help: "Connections that gave way to others, since there were as many as there may be: \
+            without a whole request (408), or with their answer.",
+        series: &[("", |c| c.shed)],
     },
     Family {
         name: "etherply_log_written_bytes_total",
@@ -191,7 +211,8 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_log_limit_bytes",
         kind: "gauge",
-        help: "The bound of etherply_log_bytes, relative to what is live: there all writers of the shard wait for compaction, and well before it those that write much.",
+        help: "The bound of etherply_log_bytes, relative to what is live: there all writers of \
+            the shard wait for compaction, and well before it those that write much.",
         series: &[("", |c| c.log_bytes_max)],
     },
     Family {
@@ -203,7 +224,8 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_disk_full",
         kind: "gauge",
-        help: "1 while ops that grow the log are refused with an error 500, since the disk is nearly full.",
+        help: "1 while ops that grow the log are refused with an error 500, since the disk is \
+            nearly full.",
         series: &[("", |c| c.disk_is_full)],
     },
 ];
@@ -223,22 +245,27 @@ const HISTOGRAMS: &[Histogram] = &[
     },
     Histogram {
         name: "etherply_log_fdatasync_seconds",
-        help: "The fdatasyncs of the log, likewise; where it is written past the page cache its writes, since these wait for the disk.",
+        help: "The fdatasyncs of the log, likewise; where it is written past the page cache its \
+            writes, since these wait for the disk.",
         of: |reading| &reading.syncs,
     },
     Histogram {
         name: "etherply_op_durable_seconds",
-        help: "From the receipt of an op until it is on disk. A sample: the oldest op of each commit.",
+        help: "From the receipt of an op until it is on disk. A sample: the oldest op of each \
+            commit.",
         of: |reading| &reading.counters.durable,
     },
     Histogram {
         name: "etherply_op_sent_seconds",
-        help: "From the receipt of an op to the end of the sends to all who were owed it, but for those whose send before had not ended. A sample: the oldest op of a commit, one commit at a time.",
+        help: "From the receipt of an op to the end of the sends to all who were owed it, but for \
+            those whose send before had not ended. A sample: the oldest op of a commit, one \
+            commit at a time.",
         of: |reading| &reading.counters.sent,
     },
     Histogram {
         name: "etherply_turn_seconds",
-        help: "Turns of the event loop; one that wants another at once counts until that begins, the kernel's part with it.",
+        help: "Turns of the event loop; one that wants another at once counts until that begins, \
+            the kernel's part with it.",
         of: |reading| &reading.turns,
     },
 ];
@@ -269,7 +296,8 @@ pub fn text(status: &Status, now_us: u64) -> Vec<u8> {
     page.family(
         name,
         "counter",
-        "How long the shard was stopped, or had no core: the deadlines of its clients moved by that.",
+        "How long the shard was stopped, or had no core: the deadlines of its clients moved by \
+         that.",
     );
     for shard in &shards {
         let absent = Value::Microseconds(shard.reading.counters.absent_us);
@@ -326,7 +354,7 @@ fn put_process(page: &mut MetricsPage, status: &Status) {
     }
 }
 
-/// Numbers of the log as a whole.
+/// A figure of the log as a whole.
 struct OfLog {
     name: &'static str,
     kind: &'static str,
@@ -350,7 +378,8 @@ const OF_LOG: &[OfLog] = &[
     OfLog {
         name: "etherply_log_compactions_total",
         kind: "counter",
-        help: "Compactions of the log. What is known to be dead goes in one of its own, before the rest.",
+        help: "Compactions of the log. What is known to be dead goes in one of its own, before \
+            the rest.",
         value: |log| Value::Count(log.compactions),
     },
     OfLog {
@@ -368,13 +397,15 @@ const OF_LOG: &[OfLog] = &[
     OfLog {
         name: "etherply_log_compaction_works",
         kind: "gauge",
-        help: "0 while the last compaction has failed, and for good where a folder could not be synced: then no writer waits for it, and logs grow until the disk is nearly full.",
+        help: "0 while the last compaction has failed, and for good where a folder could not be \
+            synced: then no writer waits for it, and logs grow until the disk is nearly full.",
         value: |log| Value::Count(u64::from(!log.compaction_is_broken)),
     },
     OfLog {
         name: "etherply_disk_free_bytes",
         kind: "gauge",
-        help: "What is free on the disk of the log, looked at once a second; 0 where the file system does not say.",
+        help: "What is free on the disk of the log, looked at once a second; 0 where the file \
+            system does not say.",
         value: |log| Value::Count(log.disk_free_bytes.unwrap_or(0)),
     },
     OfLog {
@@ -419,7 +450,12 @@ fn put_log(page: &mut MetricsPage, status: &Status, shards: &[ShardReading]) {
     let bytes = log.closed_bytes + sum(|counters| counters.log_open_bytes);
     let live_bytes = sum(|counters| counters.log_live_bytes);
     let name = "etherply_log_live_ratio";
-    page.family(name, "gauge", "The part of the log that is live. A log that is over a little size is compacted below 0.57.");
+    page.family(
+        name,
+        "gauge",
+        "The part of the log that is live. A log that is over a little \
+        size is compacted below 0.57.",
+    );
     // In millionths, which is how durations are written too.
     let ratio = u128::from(live_bytes) * 1_000_000 / u128::from(bytes.max(1));
     let ratio = u64::try_from(ratio).unwrap_or(u64::MAX).min(1_000_000);
@@ -453,7 +489,12 @@ fn put_codes(page: &mut MetricsPage, shards: &[ShardReading]) {
         }
     }
     let name = "etherply_closes_total";
-    page.family(name, "counter", "Close frames that the server sent first, by code; client: those that answered one of the client.");
+    page.family(
+        name,
+        "counter",
+        "Close frames that the server sent first, by code; client: those \
+        that answered one of the client.",
+    );
     let codes: Vec<String> = labels_of(&CLOSE_CODES);
     for shard in shards {
         let counters = &shard.reading.counters;
@@ -472,13 +513,23 @@ fn labels_of(codes: &[u16]) -> Vec<String> {
 
 fn put_histograms(page: &mut MetricsPage, shards: &[ShardReading]) {
     let name = "etherply_turn_longest_seconds";
-    page.family(name, "gauge", "The longest turn of the event loop within the last minute or two: nothing else of the shard moved meanwhile.");
+    page.family(
+        name,
+        "gauge",
+        "The longest turn of the event loop within the last minute or two: \
+        nothing else of the shard moved meanwhile.",
+    );
     for shard in shards {
         let longest = Value::Microseconds(shard.reading.longest_turn_us);
         page.sample(name, "", &[&shard.label], longest);
     }
     let name = "etherply_ring_retries_total";
-    page.family(name, "counter", "Times that the kernel had refused operations (io_uring_enter(2)), and they were submitted again a moment later.");
+    page.family(
+        name,
+        "counter",
+        "Times that the kernel had refused operations \
+        (io_uring_enter(2)), and they were submitted again a moment later.",
+    );
     for shard in shards {
         let retries = Value::Count(shard.reading.ring_retries);
         page.sample(name, "", &[&shard.label], retries);

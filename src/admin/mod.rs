@@ -1,7 +1,8 @@
-//! What the server shows of itself: the console, the client module, figures; and to whom.
+//! The pages of the server, the console, the client module and figures, and who may see them.
 //!
-//! The pages are files in this folder and part of the binary. Nothing on them comes from elsewhere: the policy that they are sent
-//! with (Content Security Policy Level 3) lets them load from this server alone, and forbids inline scripts and styles.
+//! The pages are files in this folder and part of the binary. They load nothing from elsewhere: the
+//! policy that they are sent with (Content Security Policy Level 3) lets them load from this server
+//! only, and forbids inline scripts and styles.
 //!
 //! # Who may see them
 //!
@@ -12,15 +13,15 @@
 //! | the console: `/`, `/console…` | this machine | see below |
 //! | `/console/session.json` with the token of `--dev` | this machine | this machine |
 //!
-//! *This machine* ([`Visitor::check_is_here`]) is a connection from a loopback address whose
-//! request no proxy has passed on, and which names a loopback host. The last point keeps out pages
-//! of another site whose name was made to lead to
-//! 127.0.0.1 (DNS rebinding): the browser takes such a server for that site, and lets its scripts
-//! read the answers. It names the site in `Host` though.
+//! *This machine* ([`Visitor::check_is_here`]) is a connection from a loopback address with a
+//! request that no proxy has forwarded, and that names a loopback host. The last condition keeps
+//! out pages of another site whose name was made to resolve to 127.0.0.1 (DNS rebinding): the
+//! browser takes such a server for that site, and lets its scripts read the answers. But it names
+//! the site in `Host`.
 //!
-//! An admin port shows itself to whatever reaches its address, proxies included: somebody put them
-//! there. Where that address is a loopback one, every page that a browser on this machine opens
-//! reaches it too, so the host must be a loopback one there. Elsewhere it may be any name, since
+//! An admin port answers whatever reaches its address, proxies included: an operator put them
+//! there. If that address is a loopback one, every page that a browser on this machine opens
+//! reaches it too, so the host must be a loopback one. Elsewhere it may be any name, since
 //! monitoring scrapes by names that only its network knows: keep such an address away from
 //! browsers.
 
@@ -36,14 +37,15 @@ use crate::wire::upgrade::{Answer, PageRequest, Provenance, WebPage, matches_tag
 mod console_stats;
 pub mod metrics;
 
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
+    img-src 'self' data:; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The pages of a server.
 #[derive(Debug)]
 pub struct Pages {
     has_console: bool,
-    /// What the console's form is filled with.
+    /// The token with which the console fills its form.
     token: Mutex<Option<String>>,
     /// The address of a port of their own.
     admin_host: Option<IpAddr>,
@@ -54,9 +56,9 @@ pub struct Pages {
 /// The sender of a request for a page, as far as its connection shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Visitor {
-    /// Where it came in.
+    /// The listener that it came to.
     pub listener: ListenerKind,
-    /// Its address is one of this machine.
+    /// Whether its address is one of this machine.
     pub is_local: bool,
 }
 
@@ -82,8 +84,8 @@ fn check_host(provenance: Provenance) -> Result<(), &'static str> {
 }
 
 impl Pages {
-    /// The client module, and the console where it is asked for. `token` is given to every page of
-    /// this machine that opens it: it is for servers that only this machine reaches.
+    /// Returns the client module, and the console if it is enabled. Every visitor from this machine
+    /// receives `token`, so it is for servers that only this machine reaches.
     #[must_use]
     pub fn new(has_console: bool, token: Option<String>) -> Self {
         Self {
@@ -102,7 +104,8 @@ impl Pages {
         Self { admin_host, ..self }
     }
 
-    /// Where the metrics are on the port of the clients: they are for everybody there, and not for this machine alone.
+    /// Sets whether the metrics on the port of the clients are public, and not for this machine
+    /// only.
     #[must_use]
     pub fn with_public_metrics(self, are_metrics_public: bool) -> Self {
         Self {
@@ -188,7 +191,7 @@ impl Pages {
             .with("Referrer-Policy", "no-referrer")
     }
 
-    /// The one rule for all that is not for everybody: the table at the top of this module.
+    /// The one rule for all pages that are not public: the table at the top of this module.
     fn check(&self, request: &PageRequest, visitor: Visitor) -> Result<(), &'static str> {
         let PageRequest {
             page, provenance, ..
@@ -207,7 +210,7 @@ impl Pages {
     }
 }
 
-/// What is part of the binary.
+/// The files in the binary.
 #[derive(Debug)]
 struct Files {
     client_module: PageFile,
@@ -317,8 +320,8 @@ mod tests {
         }
     }
 
-    /// The statuses of metrics, console, figures, session and client module, asked for at a listener by
-    /// a peer.
+    /// Checks the status of metrics, console, session and client module, requested by a peer at a
+    /// listener.
     fn check(
         pages: &Pages,
         listener: ListenerKind,
@@ -339,7 +342,7 @@ mod tests {
             answer.status()
         });
         assert_eq!(found, statuses, "{listener:?} {is_local} {provenance:?}");
-        // All of the console is shown, or none of it.
+        // Either the whole console is visible, or none of it.
         for page in [
             WebPage::ConsoleStyle,
             WebPage::ConsoleScript,

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use crate::core::contract::{Limits, ShardConfig};
 use crate::limits::{
-    BATCH_BYTES_MAX, LOG_SPARE_BYTES, SECOND_US, SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX,
-    SNAPSHOT_PART_BYTES,
+    BATCH_BYTES_MAX, DRAIN_MS_DEFAULT, FUTURE_SKEW_S_DEFAULT, LOG_SPARE_BYTES,
+    MESSAGE_BYTES_DEFAULT, OUTBOX_BYTES_DEFAULT, PING_INTERVAL_MS_DEFAULT, SECOND_US,
+    SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES,
 };
 use crate::log::commit::Durability;
 use crate::wire::auth::{Secret, Verifier, mint};
@@ -20,8 +21,10 @@ pub const START_UNIX_S: u64 = 1_700_000_000;
 /// The key of the hash of a workspace's keys.
 pub const HASH_SEED: u64 = 5;
 
-/// Returns the configuration of a server's only shard, with the defaults of `etherply serve` except
-/// that its segments are so long that none is ever full.
+/// Returns the configuration of a server's only shard.
+///
+/// It has the defaults of `etherply serve` except for its segments, which are never full, and its
+/// limits on clients, of which there are none.
 #[must_use]
 pub fn shard_config() -> ShardConfig {
     ShardConfig {
@@ -29,9 +32,9 @@ pub fn shard_config() -> ShardConfig {
         shards: 1,
         durability: Durability::Always,
         sync_interval_us: SECOND_US,
-        ping_interval_us: 25 * SECOND_US,
-        outbox_bytes_max: 1 << 20,
-        message_bytes_max: 1 << 20,
+        ping_interval_us: PING_INTERVAL_MS_DEFAULT * 1000,
+        outbox_bytes_max: OUTBOX_BYTES_DEFAULT,
+        message_bytes_max: MESSAGE_BYTES_DEFAULT,
         session_bytes_max: SESSION_BUDGET_BYTES,
         snapshot_bytes_max: SNAPSHOT_BYTES_MAX,
         snapshot_part_bytes: SNAPSHOT_PART_BYTES,
@@ -39,8 +42,8 @@ pub fn shard_config() -> ShardConfig {
         segment_bytes_min: u64::MAX,
         segment_bytes_max: u64::MAX,
         log_spare_bytes: LOG_SPARE_BYTES,
-        future_skew_us: 24 * 3600 * SECOND_US,
-        drain_us: 5 * SECOND_US,
+        future_skew_us: FUTURE_SKEW_S_DEFAULT * SECOND_US,
+        drain_us: DRAIN_MS_DEFAULT * 1000,
         hash_seed: HASH_SEED,
         start_id: 0xabc,
         verifier: Arc::new(Verifier::new(&secret(), None)),
@@ -52,10 +55,6 @@ pub fn shard_config() -> ShardConfig {
 }
 
 /// Returns the secret of [`shard_config`].
-///
-/// # Panics
-///
-/// Never: the secret is not empty.
 #[must_use]
 pub fn secret() -> Secret {
     let secret = Secret::new(b"a secret of the tests, which is long enough".to_vec());

@@ -1,4 +1,5 @@
-//! Slow work on the log, on threads of its own, so that no shard's loop waits for it: new segments, rebuilds.
+//! Slow work on the log, on threads of its own, so that no shard's loop waits for it: new segments,
+//! rebuilds.
 
 use crate::io::threads;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,14 +10,14 @@ use crate::io::mailbox::{RebuildError, ShardMessage, ShardSender};
 use crate::log::disk::HostDisk;
 use crate::log::log_files::{Creation, Rebuild};
 
-/// Creates a segment; its outcome comes as a message.
+/// Creates a segment, and sends the result to the shard.
 pub fn create(creation: Creation<HostDisk>, sender: ShardSender) {
     spawn(sender, ShardMessage::SegmentCreated, move || {
         Ok(creation.run(0)?)
     });
 }
 
-/// Rebuilds a shard, of so many; its outcome comes as a message.
+/// Rebuilds a shard, given by its number and the number of shards, and sends the result to it.
 pub fn rebuild(
     rebuild: Rebuild<HostDisk>,
     (shard, shards): (u32, u32),
@@ -35,8 +36,8 @@ pub fn rebuild(
     });
 }
 
-/// Does slow work on a thread of its own, and sends its outcome. An outcome comes in any case: a shard
-/// that waits for one serves nobody.
+/// Does slow work on a thread of its own, and sends the result. A result is always sent, even after
+/// a panic: a shard that waits for one serves nobody.
 fn spawn<T: Send + 'static>(
     sender: ShardSender,
     message: impl FnOnce(Result<T, RebuildError>) -> ShardMessage + Copy + Send + 'static,

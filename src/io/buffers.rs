@@ -1,8 +1,8 @@
 //! The provided receive buffers of a ring: one stretch of memory, lent to the kernel in pieces.
 //!
 //! A connection that waits for bytes holds no buffer. The kernel takes one when bytes are there
-//! (`IORING_OP_PROVIDE_BUFFERS`, `io_uring_enter(2)`), fills it, and names it in the completion. From
-//! then on it is ours, until it is provided again.
+//! (`IORING_OP_PROVIDE_BUFFERS`, `io_uring_enter(2)`), fills it, and names it in the completion.
+//! From then on it is ours, until it is provided again.
 //!
 //! ```text
 //!   provided (the kernel's) ──completion──► Filled (ours) ──give_back──► to provide ──► provided
@@ -32,8 +32,9 @@ pub(super) fn kernel() -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// A buffer that the kernel has filled and given up: whoever holds this holds the buffer. It keeps the
-/// memory alive, and is not `Send`; one that is dropped instead of given back is lost to its ring.
+/// A buffer that the kernel has filled and released: the owner of this value owns the buffer. It
+/// keeps the memory alive, and is not `Send`; one that is dropped instead of given back is lost to
+/// its ring.
 #[derive(Debug)]
 pub struct Filled {
     memory: Rc<Memory>,
@@ -52,7 +53,7 @@ pub(super) struct ReceiveBuffers {
     memory: Rc<Memory>,
     /// Given back and not provided yet.
     returned: Vec<u16>,
-    /// Whether the kernel has it. One that it has not is in `returned` or held as a [`Filled`].
+    /// Whether the kernel has it. One that it does not have is in `returned` or is a [`Filled`].
     lent: [bool; RECEIVE_BUFFERS as usize],
 }
 
@@ -94,8 +95,8 @@ impl Drop for Memory {
         sanitizer::show(self.base.as_ptr(), BYTES);
         // SAFETY:
         // - `base` came from alloc_zeroed with this very layout, and is freed only here
-        // - the kernel does not write to it any more: the ring holds it, and ring::run drops the ring
-        //   after the runtime, which has waited for the end of all receives
+        // - the kernel does not write to it any more: the ring holds it, and ring::run drops the
+        //   ring after the runtime, which has waited for the end of all receives
         unsafe { dealloc(self.base.as_ptr(), Self::layout()) }
     }
 }
@@ -105,13 +106,13 @@ impl Filled {
     pub fn bytes(&mut self) -> &mut [u8] {
         // SAFETY:
         // - the address lies within the allocation, which `memory` keeps alive; RECEIVE_BYTES_MAX
-        //   bytes of it belong to this index, and `self` was made with at most that many (checked in
-        //   ReceiveBuffers::filled)
+        //   bytes of it belong to this index, and `self` was made with at most that many (checked
+        //   in ReceiveBuffers::filled)
         // - the memory was zeroed at first, so all of it is initialized
         // - the kernel has given this buffer up with the completion that made `self`, and gets it
         //   back only by `give_back`, which consumes `self`
-        // - there is no second Filled of this index: it is made only of a buffer that is lent, is not
-        //   lent any more then, and cannot be cloned; the slice borrows it mutably
+        // - there is no second Filled of this index: it is made only of a buffer that is lent, is
+        //   not lent any more then, and cannot be cloned; the slice borrows it mutably
         unsafe { std::slice::from_raw_parts_mut(self.memory.address(self.index), self.bytes) }
     }
 }
@@ -126,8 +127,8 @@ impl ReceiveBuffers {
         }
     }
 
-    /// Takes over the buffer that a completion names, with so many bytes in it. Only the ring calls
-    /// this, once for each completion.
+    /// Takes over the buffer that a completion names, with this many bytes in it. Only the ring
+    /// calls this, once for each completion.
     pub fn filled(&mut self, index: u16, bytes: usize) -> Filled {
         assert!(
             index < RECEIVE_BUFFERS && bytes <= RECEIVE_BYTES_MAX,
@@ -157,7 +158,7 @@ impl ReceiveBuffers {
         self.returned.push(index);
     }
 
-    /// Takes a buffer back that the kernel did not take or did not use.
+    /// Takes back a buffer that the kernel did not take or did not use.
     pub fn take_back(&mut self, index: u16) {
         self.end_loan(index);
         self.returned.push(index);
@@ -173,7 +174,7 @@ impl ReceiveBuffers {
         self.lent.iter().filter(|is_lent| **is_lent).count()
     }
 
-    /// The next of the buffers that are to be provided now, and where it is. It is lent from here on.
+    /// Returns the next of the buffers to provide, and its address. It is lent from here on.
     pub fn lend_next(&mut self) -> Option<(u16, *mut u8)> {
         let index = self.returned.pop()?;
         let was_lent = std::mem::replace(&mut self.lent[usize::from(index)], true);
@@ -182,14 +183,14 @@ impl ReceiveBuffers {
     }
 }
 
-/// Tells `AddressSanitizer` of the kernel, whose reads and writes it does not see. Nothing of this is in
-/// a build without it (`.ci/sanitize` sets the cfg).
+/// Reports to `AddressSanitizer` the kernel's reads and writes, which it does not see. None of this
+/// is in a build without it (`.ci/sanitize` sets the cfg).
 pub(super) mod sanitizer {
     /// A stretch of memory that the kernel is pointed to.
     pub type Stretch = (*const u8, usize);
 
-    /// All that an operation points the kernel to. It is read when the operation's flight ends: whoever
-    /// has freed it before is reported.
+    /// The memory that an operation points the kernel to. It is read when the operation's flight
+    /// ends, so that freeing it earlier is reported.
     #[cfg(address_sanitizer)]
     pub struct Pointed(Vec<Stretch>);
     #[cfg(not(address_sanitizer))]
@@ -212,7 +213,7 @@ pub(super) mod sanitizer {
         }
     }
 
-    /// Takes back what [`hide`] did.
+    /// Reverts [`hide`].
     #[cfg_attr(not(address_sanitizer), expect(unused_variables))]
     pub fn show(address: *const u8, bytes: usize) {
         #[cfg(address_sanitizer)]

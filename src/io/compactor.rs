@@ -1,7 +1,8 @@
 //! The thread that compacts the log, measures it, and looks at the room on the disk.
 //!
-//! When and what to compact is decided in [`crate::log::schedule`]; here are the files, the clock and the other threads.
-//! Each shard is told when what concerns it has changed: it slows its writers down accordingly, or refuses their ops.
+//! [`crate::log::schedule`] decides when and what to compact; this module has the files, the clock
+//! and the other threads. Each shard is notified of changes that concern it: it then slows its
+//! writers down, or refuses their ops.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use crate::log::schedule::{DiskRoom, FolderUsage, LowMarks, Schedule};
 use crate::log::segment;
 use crate::status::Status;
 
-/// A shard's log goes on in a new segment.
+/// A shard's log continues in a new segment.
 #[derive(Clone)]
 pub struct Rotation {
     /// The shard.
@@ -36,31 +37,33 @@ pub struct Rotation {
     pub index: u64,
     /// The log position of its first batch.
     pub first_position: LogPosition,
-    /// What the shard's state takes in a log in which nothing is dead.
+    /// The size of the shard's state in a log without dead bytes.
     pub live_bytes: u64,
     /// Which segments hold nothing of it.
     pub dead: Dead,
-    /// Where the shard is told how long its log is.
+    /// The shard, which is sent the size of its log.
     pub sender: ShardSender,
 }
 
-/// What a shard tells the thread that compacts.
+/// An event that a shard reports to the compactor.
 pub enum CompactorEvent {
-    /// A segment was opened. The first of each shard tells that it serves.
+    /// A segment was opened. The first rotation of each shard says that it serves.
     Rotated(Rotation),
     /// A shard cannot write its log. If that is for want of room, it must be made at once.
     Failed,
 }
 
-/// The thread that compacts the log. It sleeps until a shard begins a new segment, but for a look at the disk now and then.
+/// The thread that compacts the log. It sleeps until a shard begins a new segment, except to check
+/// the disk now and then.
 pub struct Compactor {
     events: Sender<CompactorEvent>,
     thread: JoinHandle<()>,
 }
 
 impl Compactor {
-    /// Starts it, for a server with so many shards. Nothing is compacted before each of them has told its first rotation:
-    /// until then, nobody knows which of its segments is open.
+    /// Starts the thread for a server with this many shards. Nothing is compacted before each of
+    /// them has reported its first rotation: until then, it is unknown which of its segments is
+    /// open.
     pub fn start(
         directory: Arc<DataDirectory>,
         shards: usize,
@@ -68,14 +71,15 @@ impl Compactor {
     ) -> Result<Self, ThreadError> {
         let (events, inbox) = channel();
         let thread = threads::start("etherply-compact".to_owned(), move || {
-            // Linux takes this for the calling thread alone (setpriority(2), "C library/kernel differences").
+            // Linux applies this to the calling thread only (setpriority(2), "C library/kernel
+            // differences").
             let _ = rustix::process::setpriority_process(None, COMPACTION_NICE);
             Loop::new(directory, shards, status, inbox).run();
         })?;
         Ok(Self { events, thread })
     }
 
-    /// Where events are notified. When all senders are gone, the thread ends.
+    /// Returns a sender of events. The thread ends when all senders are gone.
     #[must_use]
     pub fn events(&self) -> Sender<CompactorEvent> {
         self.events.clone()
@@ -84,7 +88,7 @@ impl Compactor {
     /// Ends it, and leaves nothing half done. The shards must have ended.
     pub fn stop(self) {
         drop(self.events);
-        // It has told what went wrong.
+        // It has logged what went wrong.
         let _ = self.thread.join();
     }
 }
@@ -100,7 +104,7 @@ struct Loop {
     rotations: Vec<Rotation>,
     /// As they were measured last.
     folders: Vec<FolderUsage>,
-    /// What each shard was told last.
+    /// The size that each shard was sent last.
     notified: Vec<(u32, LogSize)>,
     schedule: Schedule,
     room: DiskRoom,
@@ -109,7 +113,7 @@ struct Loop {
     is_over: bool,
 }
 
-/// However the thread ends, nobody waits for it.
+/// However the thread ends, nobody keeps waiting for it.
 impl Drop for Loop {
     fn drop(&mut self) {
         self.schedule.give_up();
@@ -149,7 +153,7 @@ impl Loop {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             self.catch_up(DISK_LOOK_US);
-            // The log may have grown meanwhile by so much that the next one is due.
+            // The log may have grown enough in the meantime that the next compaction is due.
             while !self.is_over && self.compact_if_due() {}
         }
     }
@@ -197,7 +201,7 @@ impl Loop {
         is_done
     }
 
-    /// Takes that a compaction has failed. True: it may be tried again at once.
+    /// Handles a failed compaction. Returns whether it may be tried again at once.
     fn failed(&mut self, error: &CompactionError) -> bool {
         if error.is_for_room() {
             self.schedule.ran_out_of_room();
@@ -212,7 +216,7 @@ impl Loop {
             self.schedule.give_up();
             return false;
         }
-        // With what the failed step has given back.
+        // With the space that the failed step has given back.
         self.look_at_disk();
         let free_bytes = self.room.free_bytes().filter(|_| error.is_for_room());
         let now_us = self.now_us();
@@ -222,7 +226,8 @@ impl Loop {
         false
     }
 
-    /// What is known to be dead goes first. Where few keys are written again and again, the rest need not be read then.
+    /// Segments that are known to be dead go first. Where few keys are written again and again, the
+    /// rest need not be read then.
     fn compact(&mut self, due: &[u32]) -> Result<(), CompactionError> {
         let settings = Settings::routine(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
         let sweep = Compaction::sweep(
@@ -325,7 +330,8 @@ impl Loop {
         }
     }
 
-    /// Takes what has been told meanwhile, looks at the disk if that is due, and tells the shards what has changed.
+    /// Handles the events that have arrived, checks the disk if that is due, and notifies the
+    /// shards of changes.
     fn catch_up(&mut self, look_us: u64) {
         loop {
             match self.inbox.try_recv() {
@@ -359,7 +365,8 @@ impl Loop {
         match (was_short, self.room.is_short()) {
             (false, true) => tracing::error!(
                 free_bytes,
-                "the disk is nearly full: ops are refused with an error 500, all else goes on; make room on the disk of --data-dir"
+                "the disk is nearly full: ops are refused with an error 500, all else goes on; \
+                 make room on the disk of --data-dir"
             ),
             (true, false) => tracing::info!(free_bytes, "the disk has room again: ops are taken"),
             (true, true) | (false, false) => {}
@@ -376,7 +383,7 @@ impl Loop {
         }
     }
 
-    /// Measures the closed segments, which is told to those who show it.
+    /// Measures the closed segments, and publishes the figures.
     fn measure(&mut self) {
         let mut folders = Vec::new();
         let mut segments = 0;
@@ -440,8 +447,9 @@ impl Loop {
     }
 }
 
-/// Returns what a shard needs to know of its measured log. `open_bytes` is the length of the segment
-/// that is open, with its index and the position of its first batch; `folder` is one of `folders`.
+/// Returns what a shard needs to know of its measured log. `open_bytes` is the length of the
+/// segment that is open, with its index and the position of its first batch; `folder` is one of
+/// `folders`.
 #[must_use]
 pub fn log_size(
     (open_index, first_position, open_bytes): (u64, LogPosition, u64),

@@ -10,9 +10,9 @@ use crate::wire::upgrade::Answer;
 
 /// An accepted connection.
 pub struct Connection {
-    /// Its socket.
+    /// The socket.
     pub socket: OwnedFd,
-    /// Its place among the connections that are allowed.
+    /// Counts the connection.
     pub permit: ConnectionPermit,
 }
 

@@ -1,4 +1,4 @@
-//! Whether a shard's log is still where it was opened: the data directory, `LOCK` in it and the
+//! Checks that a shard's log is still where it was opened: the data directory, `LOCK` in it and the
 //! open segment.
 
 use crate::limits::{PLACE_CHECK_COMMIT_US, PLACE_CHECK_US};
@@ -7,9 +7,9 @@ use crate::log::log_files::{LogFiles, LogFilesError};
 
 /// Checks the place of a log, by time.
 ///
-/// A commit asks whether the files still have names, with two fstat(2). That they have them at
-/// their paths takes a stat(2) of each path, so it is asked at most 20 times a second. A shard
-/// without commits wakes once a second for it, which is some ten microseconds of a core.
+/// A commit checks whether the files still have names, with two fstat(2). Whether they are still at
+/// their paths takes a stat(2) of each path, so it is checked at most 20 times a second. A shard
+/// without commits wakes once a second for it, which takes some ten microseconds of a core.
 #[derive(Debug, Default)]
 pub struct DirectoryWatch {
     checked_us: u64,

@@ -1,4 +1,4 @@
-//! What the log says of the environment, and at `debug` and `trace` of single connections and
+//! Logs events of the environment, and at `debug` and `trace` those of single connections and
 //! batches.
 
 use std::net::SocketAddr;
@@ -25,14 +25,14 @@ pub fn log(of: (u32, SessionId), peer: Option<SocketAddr>, note: Note, now_us: u
 /// The batch that is being written.
 #[derive(Debug, Default)]
 pub struct BatchLog {
-    /// Of all batches up to this one.
+    /// The ops of all batches up to this one.
     ops_total: u64,
     ops: u64,
 }
 
 impl BatchLog {
-    /// Records that a batch is submitted, or the rest of one of which a part was written;
-    /// `ops_total` has its ops and those of all batches that came earlier.
+    /// Records that a batch is submitted, or the rest of one that was partly written; `ops_total`
+    /// counts its ops and those of all earlier batches.
     pub fn begin(&mut self, ops_total: u64) {
         self.ops = ops_total - std::mem::replace(&mut self.ops_total, ops_total);
     }
@@ -111,7 +111,8 @@ pub fn log_variables(others: &Others) {
     if !others.service_links.is_empty() {
         let names = others.service_links.join(", ").escape_debug().to_string();
         tracing::debug!(
-            "variables that describe a Service of Kubernetes are not read: {names}; enableServiceLinks: false in the pod leaves them out"
+            "variables that describe a Service of Kubernetes are not read: {names}; \
+             enableServiceLinks: false in the pod leaves them out"
         );
     }
 }

@@ -1,8 +1,9 @@
 //! The listening socket: opened here, or inherited from a service manager (`sd_listen_fds(3)`).
 //!
-//! An inherited socket outlives this process. Its manager holds it too, and hands it to the successor, so nothing may be done to it
-//! that the successor would feel: shutdown(2) reaches every descriptor of a socket. It is accepted from only while the server
-//! serves. What comes before and after waits in the kernel, in the queue of the socket.
+//! An inherited socket outlives this process. Its manager holds it too, and hands it to the
+//! successor, so nothing may be done to it that would affect the successor: shutdown(2) acts on
+//! every descriptor of a socket. Connections are accepted from it only while the server serves.
+//! Those that come before and after wait in the kernel, in the queue of the socket.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -29,7 +30,8 @@ pub enum ListenError {
     Config(#[from] ConfigError),
     /// The port is taken.
     #[error(
-        "address already in use: {address}: stop what listens there, or choose another port with {port}"
+        "address already in use: {address}: stop what listens there, or choose another port with \
+         {port}"
     )]
     AddressInUse {
         /// The address.
@@ -42,24 +44,27 @@ pub enum ListenError {
     Address {
         /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
         /// What to do.
         remedy: String,
     },
     /// More than one socket was passed.
     #[error(
-        "{0} sockets were passed (LISTEN_FDS), and the server listens on one: name one address in the .socket unit"
+        "{0} sockets were passed (LISTEN_FDS), and the server listens on one: name one address in \
+         the .socket unit"
     )]
     Several(usize),
-    /// What was passed is nothing to listen on.
+    /// What was passed is not a socket to listen on.
     #[error(
-        "the descriptor that was passed (LISTEN_FDS) is not a listening TCP socket ({0}): use ListenStream= with a port, and Accept=no, in the .socket unit"
+        "the descriptor that was passed (LISTEN_FDS) is not a listening TCP socket ({0}): use \
+         ListenStream= with a port, and Accept=no, in the .socket unit"
     )]
     Passed(io::Error),
-    /// An address was given beside the socket.
+    /// An address was given in addition to the socket.
     #[error(
-        "a listening socket was passed (LISTEN_FDS, for {address}), and {settings} is set too: leave out one of them"
+        "a listening socket was passed (LISTEN_FDS, for {address}), and {settings} is set too: \
+         leave out one of them"
     )]
     Twice {
         /// The address of the socket.
@@ -69,17 +74,18 @@ pub enum ListenError {
     },
     /// `--dev` with a socket that others can reach.
     #[error(
-        "--dev listens on loopback only, but the socket that was passed (LISTEN_FDS) is for {0}: leave out one of them"
+        "--dev listens on loopback only, but the socket that was passed (LISTEN_FDS) is for {0}: \
+         leave out one of them"
     )]
     DevAddress(IpAddr),
 }
 
-/// The settings of an address under the names by which they were given, for what is said of it.
+/// The settings of an address, by the names under which they were given, for messages.
 #[derive(Debug, Clone, Copy)]
 pub struct AddressNames<'a> {
-    /// That of the IP address.
+    /// The setting of the IP address.
     pub host: &'a str,
-    /// That of the port.
+    /// The setting of the port.
     pub port: &'a str,
 }
 
@@ -94,8 +100,9 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// The socket that was passed to this process, or else one of its own at the address of the settings. Before any thread: the
-    /// variables that tell of the socket are taken out of the environment.
+    /// Returns the socket that was passed to this process, or else a new one at the address of the
+    /// settings. Call it before any thread is started: it removes the variables of the socket from
+    /// the environment.
     pub fn open(settings: &ServeArgs) -> Result<Self, ListenError> {
         let passed = passed();
         if passed.len() > 0 {
@@ -111,9 +118,9 @@ impl Listener {
         Self::bind(SocketAddr::new(settings.host()?, port), names)
     }
 
-    /// A socket of its own at this address, to which nobody can connect before [`Self::listen`]. A port
-    /// that is taken is waited for, for a moment: the kernel ends the ring of a server that was killed
-    /// after its process, and the accepts in it hold the port until then.
+    /// Binds a socket to this address; no client can connect before [`Self::listen`]. If the port
+    /// is taken, it waits for a moment: the kernel ends the ring of a killed server after its
+    /// process, and the accepts in it hold the port until then.
     pub fn bind(address: SocketAddr, names: AddressNames<'_>) -> Result<Self, ListenError> {
         let at_address = |source| listen_error(address, names, source);
         let begun = Instant::now();
@@ -150,25 +157,25 @@ impl Listener {
         begun.map_err(|errno| listen_error(self.address, names, errno.into()))
     }
 
-    /// Where it listens.
+    /// Returns the address of the socket.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Whether somebody else holds it, too.
+    /// Returns whether another process holds the socket too.
     #[must_use]
     pub fn is_inherited(&self) -> bool {
         self.is_inherited
     }
 
-    /// Ends the accepts of all who wait on it, and refuses connections from now on.
+    /// Ends all accepts on the socket, and refuses connections from now on.
     ///
     /// # Panics
     /// If it is inherited.
     pub fn end(&self) {
         assert!(!self.is_inherited, "the successor listens on it");
-        // That it has ended already is no fault: the shards share it.
+        // That it has already ended is not an error: the shards share it.
         let _ = shutdown(&self.socket, Shutdown::Both);
     }
 }
@@ -179,15 +186,17 @@ impl AsFd for Listener {
     }
 }
 
-/// The sockets that were passed to this process. `LISTEN_PID` says to which process: without it they are nobody's, as
-/// `sd_listen_fds(3)` has it, and whoever inherited the variable alone has some other file at that descriptor.
+/// Returns the sockets that were passed to this process. `LISTEN_PID` names the process: without it
+/// they are nobody's, as `sd_listen_fds(3)` says, and a process that inherited only the variable
+/// has some other file at that descriptor.
 fn passed() -> ListenFd {
     if environment::value("LISTEN_PID").is_some() {
         return ListenFd::from_env();
     }
     if environment::value("LISTEN_FDS").is_some() {
         tracing::warn!(
-            "LISTEN_FDS is set without LISTEN_PID: no socket was passed to this process, and it opens its own"
+            "LISTEN_FDS is set without LISTEN_PID: no socket was passed to this process, and it \
+             opens its own"
         );
     }
     ListenFd::empty()
@@ -224,15 +233,16 @@ fn inherited(mut passed: ListenFd, settings: &ServeArgs) -> Result<Listener, Lis
     })
 }
 
-/// Where a socket is bound and whether it listens; it is made fit for the ring.
+/// Returns where a socket is bound and whether it listens, and prepares it for the ring.
 fn examine(socket: &TcpListener) -> io::Result<(SocketAddr, bool)> {
-    // A ring gives EAGAIN for an accept on a nonblocking socket, instead of waiting.
+    // A ring returns EAGAIN for an accept on a nonblocking socket, instead of waiting.
     socket.set_nonblocking(false)?;
     sockopt::set_tcp_nodelay(socket, true)?;
     Ok((socket.local_addr()?, sockopt::socket_acceptconn(socket)?))
 }
 
-/// The socket of an address, which nobody can connect to yet. While another one listens on the address there is none.
+/// Binds a socket that no client can connect to yet. It fails while another one listens on the
+/// address.
 pub fn bound_socket(address: SocketAddr) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() {
         AddressFamily::INET
@@ -256,7 +266,8 @@ fn listen_error(address: SocketAddr, names: AddressNames<'_>, source: io::Error)
             return ListenError::AddressInUse { address, port };
         }
         Some(Errno::ACCESS) if address.port() < 1024 => format!(
-            "a port below 1024 needs CAP_NET_BIND_SERVICE (in a systemd unit, AmbientCapabilities=CAP_NET_BIND_SERVICE); or choose another port with {port}"
+            "a port below 1024 needs CAP_NET_BIND_SERVICE (in a systemd unit, \
+             AmbientCapabilities=CAP_NET_BIND_SERVICE); or choose another port with {port}"
         ),
         Some(Errno::ACCESS | Errno::PERM) => {
             format!("a security policy forbids it; allow it, or choose another port with {port}")

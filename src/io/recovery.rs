@@ -1,4 +1,5 @@
-//! Reading the log at the start: the folders of the shards side by side, one thread for each core, and telling how far it is.
+//! Reads the log at the start: the shards' folders in parallel, one thread for each core, and shows
+//! the progress.
 
 use std::cell::Cell;
 use std::io::IsTerminal;
@@ -31,7 +32,7 @@ pub fn recover<D: Disk>(
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let next = AtomicUsize::new(0);
     let reads = Mutex::new(Vec::new());
-    // Each thread takes the next folder that nobody has taken. Usually the workspaces of a folder are in no other one.
+    // Each thread takes the next folder. Usually the workspaces of a folder are in no other one.
     let work = || loop {
         let folder = next.fetch_add(1, Ordering::Relaxed);
         if folder >= recovery.folders() {
@@ -73,10 +74,11 @@ pub fn recover<D: Disk>(
     Ok((report, replay.finish(shards)))
 }
 
-/// Tells a [`RecoveryProgress`] what is read of a folder, in the middle of a segment too: it may be long.
+/// Reports the bytes read of a folder to a [`RecoveryProgress`], also in the middle of a segment:
+/// it may be long.
 struct ReadMeter<'a> {
     progress: &'a RecoveryProgress,
-    /// Of this segment.
+    /// The bytes of this segment that were reported.
     told_bytes: Cell<u64>,
     untold_bytes: Cell<u64>,
 }
@@ -108,7 +110,7 @@ impl<'a> ReadMeter<'a> {
     }
 }
 
-/// Lets the tests see a server that is reading its log: it goes on when the file is there.
+/// Lets the tests see a server that is reading its log: it continues when the file exists.
 fn hold() {
     if !cfg!(debug_assertions) {
         return;
@@ -150,7 +152,7 @@ impl Display {
         }
     }
 
-    /// Takes the bar off the terminal.
+    /// Removes the bar from the terminal.
     pub fn end(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::config::{SecretError, SecretSources, Secrets};
 use crate::io::mailbox::{ShardMessage, ShardSender};
 
-/// What tokens are signed with, now.
+/// The current secrets, which sign tokens.
 pub struct SecretStore<'a> {
     sources: SecretSources<'a>,
     secrets: Secrets,
@@ -19,7 +19,8 @@ impl<'a> SecretStore<'a> {
         warn_of(&secrets, &sources);
         for (variable, _) in &secrets.with_line_breaks {
             tracing::warn!(
-                "{variable} ends in a line break, which is not part of the secret: set it without one; tokens that were signed with it are accepted too"
+                "{variable} ends in a line break, which is not part of the secret: set it without \
+                 one; tokens that were signed with it are accepted too"
             );
         }
         if let (Some(path), None) = (sources.previous, &secrets.previous) {
@@ -47,11 +48,13 @@ impl<'a> SecretStore<'a> {
         &self.secrets
     }
 
-    /// Reads the files again and tells the shards. Where one is bad, all stays as it is.
+    /// Reads the files again and sends the new verifier to the shards. If one is bad, nothing
+    /// changes.
     pub fn read_again(&mut self, senders: &[ShardSender]) {
         if !self.sources.has_files() {
             tracing::warn!(
-                "SIGHUP changes nothing: no secret came from a file, and the environment of a process cannot change; use --jwt-secret-file and --jwt-secret-previous-file"
+                "SIGHUP changes nothing: no secret came from a file, and the environment of a \
+                 process cannot change; use --jwt-secret-file and --jwt-secret-previous-file"
             );
             return;
         }
@@ -90,7 +93,9 @@ impl<'a> SecretStore<'a> {
         );
         if !self.secrets.accept(&before.current) {
             tracing::warn!(
-                "tokens signed with the previous secret are refused from now on; to accept them for a while, put it into the file of --jwt-secret-previous-file and send SIGHUP again"
+                "tokens signed with the previous secret are refused from now on; to accept them \
+                 for a while, put it into the file of --jwt-secret-previous-file and send SIGHUP \
+                 again"
             );
         }
     }
@@ -100,7 +105,8 @@ fn warn_of(secrets: &Secrets, sources: &SecretSources<'_>) {
     for (path, mode) in sources.exposed() {
         let path = path.display();
         tracing::warn!(
-            "every user of this machine can read the secret in {path} (mode {mode:04o}): chmod 600 {path}; in Kubernetes, defaultMode: 0440 of its volume"
+            "every user of this machine can read the secret in {path} (mode {mode:04o}): chmod \
+             600 {path}; in Kubernetes, defaultMode: 0440 of its volume"
         );
     }
     for secret in [Some(&secrets.current), secrets.previous.as_ref()]
@@ -109,7 +115,8 @@ fn warn_of(secrets: &Secrets, sources: &SecretSources<'_>) {
     {
         if secret.is_short() {
             tracing::warn!(
-                "a secret for the tokens has fewer than 32 bytes: it can be guessed; use what `openssl rand -hex 32` prints"
+                "a secret for the tokens has fewer than 32 bytes: it can be guessed; use what \
+                 `openssl rand -hex 32` prints"
             );
         }
     }

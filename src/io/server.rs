@@ -61,10 +61,11 @@ pub enum ServeError {
     Listen(#[from] ListenError),
     /// The process may not open enough files.
     #[error(
-        "the limit of open files is {limit}, and a server of {shards} shards needs {needed}: raise it (ulimit -n), or lower --shards"
+        "the limit of open files is {limit}, and a server of {shards} shards needs {needed}: \
+         raise it (ulimit -n), or lower --shards"
     )]
     FilesLimit {
-        /// What the process may open.
+        /// The limit of open files.
         limit: u64,
         /// The shards that were asked for.
         shards: u32,
@@ -82,7 +83,7 @@ pub enum ServeError {
     Segment {
         /// The data directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The system has no descriptor or random number for the server.
@@ -90,7 +91,8 @@ pub enum ServeError {
     System(#[from] io::Error),
     /// A shard's thread has ended by a fault of this server.
     #[error(
-        "shard {0} has stopped by a fault of this server; start it again: nothing that was shown is lost"
+        "shard {0} has stopped by a fault of this server; start it again: nothing that was shown \
+         is lost"
     )]
     Shard(u32),
 }
@@ -98,17 +100,17 @@ pub enum ServeError {
 /// How often the display of the recovery is brought up to date.
 const PROGRESS_STEP_MS: u64 = 200;
 
-/// What wakes the main thread.
+/// An event that wakes the main thread.
 enum ServerEvent {
     Signal(i32),
     Stopped { shard: u32, ok: bool },
     Recovered(Box<Result<RecoveredLog, RecoveryError>>),
 }
 
-/// What was read of the log, and the workspaces of each shard.
+/// The report of the recovery, and the workspaces of each shard.
 type RecoveredLog = (RecoveryReport, Vec<Vec<Workspace>>);
 
-/// Runs the server until it is told to stop.
+/// Runs the server until it is asked to stop.
 pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     let mut secrets = SecretStore::new(settings.secret_sources())?;
     let admin_address = settings.admin_address().map_err(ListenError::from)?;
@@ -168,7 +170,7 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     let admin_address = admin_listener.map(|listener| listener.address());
     let has_console = settings.console || settings.dev;
     if let Err(error) = announce(token.as_deref(), address, admin_address, has_console) {
-        // The same is in the log, but for the token of --dev.
+        // The log has the same, without the token of --dev.
         tracing::warn!("stdout cannot be written ({error}): the server runs without it");
     }
     notify_manager(&NotifyState::Ready);
@@ -201,7 +203,7 @@ fn begin_to_serve(
             path: directory.path().to_owned(),
             source,
         })?;
-        // A shard writes as soon as it serves, and the compactor may look at the disk a little later.
+        // A shard writes as soon as it serves, and the compactor may check the disk a little later.
         room.looked(HostDisk.space(directory.path()).ok(), false, &[]);
         let room_end = room.end(log.open_segment().first_position);
         sender.send(ShardMessage::LogSize(LogSize::unmeasured(room_end)));
@@ -219,9 +221,10 @@ fn begin_to_serve(
         source,
     })?;
     drop(serves);
-    // Ends when each has told it, or has ended: then that is told next.
+    // Ends when each shard has sent it or has ended, which is reported next.
     serving.iter().for_each(drop);
-    // For an inherited socket, on which connections have waited; with one of its own they do so already.
+    // For an inherited socket, on which connections have waited; with their own socket, the shards
+    // accept already.
     for sender in senders {
         sender.send(ShardMessage::Accept);
     }
@@ -232,7 +235,8 @@ fn warn_of_public_directory(directory: &DataDirectory) {
     let path = directory.path().display();
     if let Some(mode) = directory.public_mode() {
         tracing::warn!(
-            "other users of this machine can read the data directory {path} (mode {mode:04o}): run chmod -R o-rwx {path}"
+            "other users of this machine can read the data directory {path} (mode {mode:04o}): \
+             run chmod -R o-rwx {path}"
         );
     }
 }
@@ -271,7 +275,7 @@ fn run_until_stopped(
             }
             ServerEvent::Stopped { shard, ok: false } => return Err(ServeError::Shard(shard)),
             ServerEvent::Stopped { ok: true, .. } => running -= 1,
-            // The stop came before it, and nobody needs it.
+            // The stop came first, and the recovery is no longer needed.
             ServerEvent::Recovered(_) => {}
         }
     }
@@ -287,13 +291,14 @@ fn spawn_recovery(
     let status = Arc::clone(&common.status);
     threads::start("etherply-log".to_owned(), move || {
         let recovered = recovery::recover(&directory, shards, hash_seed, &status.recovery);
-        // The main thread may have been told to stop meanwhile.
+        // The main thread may have been asked to stop in the meantime.
         let _ = events.send(ServerEvent::Recovered(Box::new(recovered)));
     })?;
     Ok(())
 }
 
-/// Waits until the log is read. None: a signal came before, and all shards have stopped; nothing was changed that must be finished.
+/// Waits until the log is read. `None`: a signal came first, and all shards have stopped; nothing
+/// was changed that must be finished.
 fn wait_for_recovery(
     inbox: &Receiver<ServerEvent>,
     common: &Common<'_>,
@@ -313,7 +318,7 @@ fn wait_for_recovery(
             Ok(ServerEvent::Signal(signal)) => {
                 display.end();
                 notify_manager(&NotifyState::Stopping);
-                // Clients that wait for the log are told.
+                // Clients that wait for the log receive an answer.
                 for sender in senders {
                     sender.send(ShardMessage::Drain);
                 }
@@ -330,7 +335,8 @@ fn wait_for_recovery(
     for torn in &report.torn {
         tracing::warn!(
             path = %torn.path.display(), offset = torn.offset, bytes = torn.bytes,
-            "cut off a torn tail of {} bytes: the rest of a write that was interrupted. With --durability always no \
+            "cut off a torn tail of {} bytes: the rest of a write that was interrupted. With \
+             --durability always no \
              client was shown it, unless the disk lost what it had confirmed",
             torn.bytes,
         );
@@ -367,8 +373,8 @@ struct Common<'a> {
     started: Instant,
 }
 
-/// Starts the shards' threads, and begins to listen once each has its ring. They answer from then on
-/// that the log is being read.
+/// Starts the shards' threads, and begins to listen once each has its ring. From then on they
+/// answer that the log is being read.
 fn spawn_shards(
     common: &Common<'_>,
     compactor: &Sender<CompactorEvent>,
@@ -431,7 +437,8 @@ fn warn_of_shards(shards: u32, cores: Option<NonZeroUsize>) {
     };
     let (mib, each_mib) = (u64::from(shards) * (SHARD_BYTES >> 20), SHARD_BYTES >> 20);
     tracing::warn!(
-        "{shards} shards on {cores} cores wait for each other, and take up to {mib} MiB of memory when \
+        "{shards} shards on {cores} cores wait for each other, and take up to {mib} MiB of memory \
+         when \
          they are busy ({each_mib} MiB each), beside the state: use --shards {cores}"
     );
 }
@@ -505,7 +512,7 @@ fn connections_max(settings: &ServeArgs, shards: u32) -> Result<usize, ServeErro
     Ok(wanted.unwrap_or(allowed).min(allowed))
 }
 
-/// How many connections a process can have that may open so many files.
+/// Returns the number of connections that a process can have with this limit of open files.
 pub fn connections_allowed(files: u64, shards: u32) -> Result<usize, ServeError> {
     let reserved = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_SHARD * u64::from(shards);
     if files <= reserved {
@@ -524,7 +531,7 @@ fn random_u64() -> io::Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
-/// A token for who tries the server out.
+/// Returns a token for trying the server out.
 fn dev_token(secrets: &Secrets) -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -539,7 +546,7 @@ fn notify_manager(state: &NotifyState<'_>) {
     }
 }
 
-/// What a person or a script at the terminal waits for.
+/// Prints what a person or a script at the terminal waits for.
 fn announce(
     dev_token: Option<&str>,
     address: SocketAddr,

@@ -21,13 +21,13 @@ pub struct Start {
     pub started: Instant,
     /// Whether the thread stays on one core.
     pub is_pinned: bool,
-    /// Where the shard reports its ring.
+    /// The channel in which the shard reports its ring.
     pub ring: RingReport,
     /// When to begin. The shard must not begin if the sender is gone.
     pub go: Receiver<()>,
 }
 
-/// Where a shard reports, once, that it has its ring, or why not.
+/// A shard's report, sent once: that it has its ring, or why not.
 #[derive(Default)]
 pub struct RingReport(Option<Sender<io::Result<()>>>);
 
@@ -92,7 +92,7 @@ fn run(start: Start, report: &mut RingReport) -> io::Result<()> {
     let shard = Shard::recovering(config, clock(started));
     let mut worker = Worker::new(shard, number, context, started);
     let mut is_started = false;
-    // Lets the tests take the way of kernels before 5.19.
+    // Lets the tests behave as on kernels before 5.19.
     let waits_before_receive =
         cfg!(debug_assertions) && std::env::var_os("ETHERPLY_FAULT_OLD_KERNEL").is_some();
     let is_set_up = || {

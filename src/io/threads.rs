@@ -33,7 +33,8 @@ impl fmt::Display for ThreadError {
         if let Some(limit) = getrlimit(Resource::Nproc).current {
             write!(
                 f,
-                "this user may have {limit} processes and threads (ulimit -u, LimitNPROC= of systemd), \
+                "this user may have {limit} processes and threads (ulimit -u, LimitNPROC= of \
+                 systemd), \
                  and a control group may allow fewer"
             )?;
         } else {

@@ -11,8 +11,8 @@
 //!                          └──────────────┴───────────────── Idle ◄───────────────┘
 //! ```
 //!
-//! If the segment is *written through* ([`OpenSegment::writes_through`]), a write ends only once the
-//! disk has all of it, so the batch is durable then and no sync follows.
+//! If the segment is *written through* ([`OpenSegment::writes_through`]), a write ends only once
+//! the disk has all of it, so the batch is durable then and no sync follows.
 //!
 //! An op may be sent once [`Commit::visible_position`] has reached the position that
 //! [`Commit::push`] returned for it. One inequality is behind all decisions of this file, and
@@ -330,16 +330,16 @@ impl Commit {
         (unsynced && !self.is_failed()).then_some(self.last_sync_us + self.sync_interval_us)
     }
 
-    /// Starts what is due, if nothing is in flight: the opening of the next segment, the fdatasync of
-    /// the timer, or the write of the batch.
+    /// Starts what is due, if nothing is in flight: the opening of the next segment, the fdatasync
+    /// of the timer, or the write of the batch.
     pub fn start(&mut self, now_us: u64) -> Option<LogStep> {
         self.debug_invariants();
         if self.phase != Phase::Idle {
             return None;
         }
-        // A full segment is closed only when there is an op for the next one: an idle shard keeps its
-        // segment. All of it is synced first, because readers take a torn tail for a crash only in
-        // the last segment, and for damage in any other.
+        // A full segment is closed only when there is an op for the next one: an idle shard keeps
+        // its segment. All of it is synced first, because readers take a torn tail for a crash only
+        // in the last segment, and for damage in any other.
         let full = self.bytes_in_segment(self.written) >= self.segment_bytes;
         if full && self.has_ops() {
             return Some(if self.durable < self.written {

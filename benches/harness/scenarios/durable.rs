@@ -68,8 +68,8 @@ impl Scenario for Durable {
             || "left out: redis-server is not installed".to_owned(),
             |version| {
                 format!(
-                    "{version}\nAn op of the server counts when a second client has received it, one of redis \
-                     when it is answered."
+                    "{version}\nAn op of the server counts when a second client has received it, \
+                     one of redis when it is answered."
                 )
             },
         );

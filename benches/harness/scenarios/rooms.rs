@@ -149,7 +149,10 @@ impl Scenario for Shards {
             .iter()
             .any(|core| cores.server.0.contains(core));
         is_shared.then(|| {
-            format!("{cores_text}: two shards and the load generator share these cores, which is the limit")
+            format!(
+                "{cores_text}: two shards and the load generator share these cores, \
+                 which is the limit"
+            )
         })
     }
 

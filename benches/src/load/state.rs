@@ -13,6 +13,8 @@ use super::op::put_client_frame;
 
 /// How long an op may take.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Any time in the past.
+const TIMESTAMP_US: u64 = 1_700_000_000_000_000;
 
 /// A number of keys, with values of one length.
 #[derive(Debug, Clone, Copy)]
@@ -51,9 +53,9 @@ impl State {
         let state = self.of(workspace);
         let mut frames = Vec::new();
         for (key, value) in &state {
-            let text = format!(
-                r#"{{"type":"op","payload":{{"key":"{key}","value":{value},"timestamp":1700000000000000}}}}"#
-            );
+            let payload =
+                format!(r#"{{"key":"{key}","value":{value},"timestamp":{TIMESTAMP_US}}}"#);
+            let text = format!(r#"{{"type":"op","payload":{payload}}}"#);
             put_client_frame(&mut frames, text.as_bytes());
         }
         writer.write_all(&frames)?;

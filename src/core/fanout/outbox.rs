@@ -90,7 +90,7 @@ struct AnswerCost {
     /// Memory that is there for the session alone.
     own_bytes: usize,
     /// Memory that other sessions may hold too: corrections and lists of users, which are in the
-    /// budget of [`session_budget`](crate::core::shard::session_budget).
+    /// budget of `core::shard::session_budget`.
     shared_bytes: usize,
     /// Memory of encoded states, which have a budget of their own.
     state_bytes: usize,
@@ -349,8 +349,8 @@ impl Outbox {
         answers.any(|answer| answer.sendable(visible_position).is_none())
     }
 
-    /// Queues bytes for this session alone: after the window offset `at`, once `visible_from` is
-    /// visible.
+    /// Queues bytes for this session alone: after the window offset `at`, once the log position
+    /// `visible_from` is visible.
     pub fn push(
         &mut self,
         chunk: Chunk,

@@ -6,8 +6,8 @@ use crate::core::fanout::outbox::View;
 use crate::core::fanout::presence::Presence;
 use crate::core::fanout::window::{Window, WindowPool};
 use crate::core::fanout::window_offset::WindowOffset;
-use crate::core::shard::log_space::Allowance;
 use crate::core::state::workspace::Workspace;
+use crate::core::state::write_allowance::WriteAllowance;
 use crate::log::position::LogPosition;
 use crate::wire::message;
 
@@ -46,7 +46,7 @@ pub(crate) struct Room {
     /// The window offset up to which its members were queued to be sent.
     pub announced_end: WindowOffset,
     /// What it has written lately, while the log is long.
-    pub allowance: Allowance,
+    pub allowance: WriteAllowance,
     /// The log position of its last op; `NONE` where that came from the disk.
     position: LogPosition,
 }
@@ -61,7 +61,7 @@ impl Room {
             presence: None,
             touched: false,
             announced_end: WindowOffset::START,
-            allowance: Allowance::default(),
+            allowance: WriteAllowance::default(),
             position: LogPosition::NONE,
         }
     }

@@ -170,3 +170,30 @@ fn is_silent(sessions: &Sessions, id: SessionId) -> bool {
 fn is_answered(sessions: &Sessions, id: SessionId) -> bool {
     sessions.get(id).is_some_and(Session::is_finished)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::contract::Clock;
+
+    #[test]
+    fn a_reset_forgets_connections_that_went_on() {
+        let clock = Clock::default();
+        let mut sessions = Sessions::new(1, clock);
+        let mut admission = Admission::default();
+        let ids = [(); 3].map(|()| sessions.open(ListenerKind::Public, false, 1, clock));
+        for id in ids {
+            admission.accepted(id, &sessions[id]);
+        }
+        sessions.enter(ids[0], State::Closing);
+        assert!(sessions[ids[0]].finish());
+        admission.answered(ids[0], &sessions[ids[0]]);
+        sessions.enter(ids[2], State::Closing);
+        admission.reset(&sessions);
+        admission.invariants(&sessions);
+        let mut shed = || admission.take_to_shed(ListenerKind::Public);
+        let order = [shed(), shed(), shed()]
+            .map(|choice| choice.map(|SheddingChoice { id, is_silent }| (id, is_silent)));
+        assert_eq!(order, [Some((ids[1], true)), Some((ids[0], false)), None]);
+    }
+}

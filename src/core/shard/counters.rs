@@ -206,7 +206,7 @@ counters! {
     /// Close frames of clients that closed first.
     closed_by_peer,
     /// Connections shed to make room for others.
-    gave_way,
+    shed,
     /// The time, in microseconds, for which the shard was absent: stopped, or without a core.
     absent_us,
     /// Clients that are members of a workspace.

@@ -362,6 +362,28 @@ impl Shard {
         let spread =
             (u64::from(id.slot.wrapping_mul(0x9E37_79B9)) * self.config.ping_interval_us) >> 32;
         session.next_ping_us = clock.now_us + self.config.ping_interval_us - spread / 2;
+        self.queue_init(id, room_id, accept_key, snapshot);
+        let session = &mut self.sessions[id];
+        session.intake = if unparsed.is_empty() {
+            Intake::Receiving
+        } else {
+            Intake::Unread
+        };
+        // An empty list may have capacity, but an idle session must hold no memory.
+        session.unparsed = if unparsed.is_empty() {
+            Vec::new()
+        } else {
+            unparsed
+        };
+        self.reads.queue(id, session.intake);
+        self.update_memory(id);
+        self.enqueue(id);
+        self.reschedule(id, clock);
+    }
+
+    /// Queues 101 and the state for a client that has just become a member.
+    fn queue_init(&mut self, id: SessionId, room_id: RoomId, accept_key: &str, snapshot: Snapshot) {
+        let session = &mut self.sessions[id];
         let answer = self.pool.fill(256, |out| {
             upgrade::switching_protocols(accept_key, out);
         });
@@ -387,21 +409,6 @@ impl Shard {
             smallvec![init.clone()],
         )));
         session.outbox.push_state(init, all, due, &mut self.pool);
-        session.intake = if unparsed.is_empty() {
-            Intake::Receiving
-        } else {
-            Intake::Unread
-        };
-        // An empty list may have capacity, but an idle session must hold no memory.
-        session.unparsed = if unparsed.is_empty() {
-            Vec::new()
-        } else {
-            unparsed
-        };
-        self.reads.queue(id, session.intake);
-        self.update_memory(id);
-        self.enqueue(id);
-        self.reschedule(id, clock);
     }
 
     /// Answers a request with another status than 101, and closes the connection.

@@ -18,9 +18,10 @@
 
 use std::collections::VecDeque;
 
+use crate::core::state::write_allowance::WriteAllowance;
 use crate::limits::{
-    LIGHT_BURST_BYTES, LIGHT_BYTES_PER_SECOND, LOG_BURST_BYTES, LOG_BYTES_PER_SECOND,
-    LOG_FULL_PERCENT, LOG_SLOW_PERCENT, LOG_STOP_PERCENT, SECOND_US,
+    LOG_BURST_BYTES, LOG_BYTES_PER_SECOND, LOG_FULL_PERCENT, LOG_SLOW_PERCENT, LOG_STOP_PERCENT,
+    SECOND_US,
 };
 use crate::log::position::LogPosition;
 use crate::log::record::{self, LoggedOp};
@@ -120,26 +121,6 @@ enum Level {
     Stopped,
 }
 
-/// The recent writes of a workspace that are not charged to the rate shared by all workspaces that
-/// write much.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Allowance {
-    /// The used part of [`LIGHT_BURST_BYTES`], times [`SECOND_US`]. It leaks at
-    /// [`LIGHT_BYTES_PER_SECOND`].
-    used: u64,
-    at_us: u64,
-}
-
-impl Allowance {
-    fn has_room(&mut self, now_us: u64) -> bool {
-        let passed_us = now_us.saturating_sub(self.at_us);
-        self.at_us = self.at_us.max(now_us);
-        let leaked = passed_us.saturating_mul(LIGHT_BYTES_PER_SECOND);
-        self.used = self.used.saturating_sub(leaked);
-        self.used < LIGHT_BURST_BYTES * SECOND_US
-    }
-}
-
 /// The state of a shard's log and its disk against their limits.
 #[derive(Debug)]
 pub struct LogSpace {
@@ -227,7 +208,7 @@ impl LogSpace {
 
     /// Returns whether a workspace may write now.
     #[must_use]
-    pub fn may_write(&self, allowance: &mut Allowance, now_us: u64) -> bool {
+    pub fn may_write(&self, allowance: &mut WriteAllowance, now_us: u64) -> bool {
         match self.level {
             Level::Free => true,
             Level::Slow { .. } => self.tokens > 0 || allowance.has_room(now_us),
@@ -236,15 +217,15 @@ impl LogSpace {
     }
 
     /// Charges an op that a workspace has written.
-    pub fn wrote(&mut self, allowance: &mut Allowance, op: &LoggedOp<'_>, now_us: u64) {
+    pub fn wrote(&mut self, allowance: &mut WriteAllowance, op: &LoggedOp<'_>, now_us: u64) {
         if self.level != Level::Free {
             self.charge(allowance, record::op_bytes(op) as u64, now_us);
         }
     }
 
-    fn charge(&mut self, allowance: &mut Allowance, bytes: u64, now_us: u64) {
+    fn charge(&mut self, allowance: &mut WriteAllowance, bytes: u64, now_us: u64) {
         if allowance.has_room(now_us) {
-            allowance.used += bytes * SECOND_US;
+            allowance.spend(bytes);
         } else {
             self.tokens -= i64::try_from(bytes * SECOND_US).expect("a message is below 2^32 bytes");
         }

@@ -231,3 +231,40 @@ impl SendQueues {
         &self.waiting_for_log
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::contract::{Clock, ListenerKind};
+
+    #[test]
+    fn a_reset_makes_queues_and_sessions_agree() {
+        let clock = Clock::default();
+        let mut sessions = Sessions::new(1, clock);
+        let mut sends = SendQueues::default();
+        let ids = [(); 5].map(|()| sessions.open(ListenerKind::Public, false, 1, clock));
+        for id in ids {
+            sends.queue(id, &mut sessions[id]);
+            sends.wait_for_log(id, &mut sessions[id]);
+        }
+        sends.invariants(&sessions);
+        // What a panic may leave: a session that was taken and is marked still, one with a send in
+        // flight, one that is in both queues, one whose slot is free.
+        assert_eq!(sends.pop(), Some(ids[0]));
+        sessions[ids[1]].sending = true;
+        sends.defer(ids[2]);
+        sends.watch(0);
+        sends.show(0);
+        sessions.retire(ids[4]);
+        sessions.remove(ids[4]);
+        sends.reset(&mut sessions);
+        sends.invariants(&sessions);
+        assert_eq!(*sends.queued(), [ids[2], ids[3]]);
+        assert_eq!(sends.waiting(), &ids[..4]);
+        assert_eq!(sends.take_shown_since_us(), None);
+        // The first one may be queued again.
+        sends.queue(ids[0], &mut sessions[ids[0]]);
+        assert_eq!(sends.queued().len(), 3);
+        sends.invariants(&sessions);
+    }
+}

@@ -4,9 +4,10 @@
 use std::io;
 
 use crate::core::contract::ShardConfig;
-use crate::core::shard::log_space::{Allowance, LogSize, LogSpace};
+use crate::core::shard::log_space::{LogSize, LogSpace};
 use crate::core::shard::session::SessionId;
 use crate::core::state::segment_usage::{Dead, Mark, SegmentUsage};
+use crate::core::state::write_allowance::WriteAllowance;
 use crate::limits::{REOPEN_WAIT_MAX_US, REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE};
 use crate::log::commit::{Commit, End, LogBroken, LogStep, OpenSegment};
 use crate::log::position::LogPosition;
@@ -178,7 +179,7 @@ impl ShardLog {
     pub fn append(
         &mut self,
         op: &Append<'_>,
-        allowance: &mut Allowance,
+        allowance: &mut WriteAllowance,
         now_us: u64,
     ) -> LogPosition {
         self.usage.replaced(op.replaced);
@@ -341,7 +342,7 @@ impl ShardLog {
     }
 
     /// Returns whether a workspace may write now.
-    pub fn may_write(&self, allowance: &mut Allowance, now_us: u64) -> bool {
+    pub fn may_write(&self, allowance: &mut WriteAllowance, now_us: u64) -> bool {
         self.space.may_write(allowance, now_us)
     }
 
@@ -406,7 +407,7 @@ impl ShardLog {
                 "no op is shown before its time"
             );
         } else {
-            assert!(self.senders.is_empty(), "what was lost was told");
+            assert!(self.senders.is_empty(), "no sender is kept of what is lost");
         }
     }
 

@@ -42,7 +42,7 @@ impl Shard {
     pub fn shed(&mut self, listener: ListenerKind, clock: Clock) -> Option<Shed> {
         self.woke(clock);
         let SheddingChoice { id, is_silent } = self.admission.take_to_shed(listener)?;
-        self.counters.gave_way += 1;
+        self.counters.shed += 1;
         if is_silent {
             self.counters.responses.answered(408);
         }

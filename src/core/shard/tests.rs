@@ -23,10 +23,10 @@ mod received;
 mod regressions;
 mod rig;
 mod rules;
+mod shedding;
 mod space;
 mod times;
 mod waiting;
-mod yielding;
 
 use peers::{Client, Member, Model, Verdict, Write};
 use rig::{LogOperation, Peer, Rig};

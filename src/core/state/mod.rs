@@ -3,5 +3,6 @@
 pub mod replay;
 pub mod segment_usage;
 pub mod workspace;
+pub mod write_allowance;
 
 mod index;

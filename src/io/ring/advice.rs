@@ -1,4 +1,4 @@
-//! What to do where a ring cannot be had.
+//! What to do if a ring cannot be set up.
 
 use std::io;
 
@@ -11,11 +11,21 @@ use crate::io::buffers::kernel;
 #[must_use]
 pub fn advice(error: &io::Error, shards: u32) -> String {
     match error.raw_os_error() {
-        Some(libc::ENOSYS) => "the kernel has none, or a seccomp filter hides it: use Linux 5.10 or later, and in a container a profile that allows io_uring_setup, io_uring_enter and io_uring_register".to_owned(),
-        Some(libc::EPERM | libc::EACCES) => "it is forbidden: set the sysctl kernel.io_uring_disabled to 0, and in a container use a seccomp profile that allows io_uring_setup, io_uring_enter and io_uring_register".to_owned(),
+        Some(libc::ENOSYS) => "the kernel has none, or a seccomp filter hides it: use Linux 5.10 \
+            or later, and in a container a profile that allows io_uring_setup, io_uring_enter and \
+            io_uring_register"
+            .to_owned(),
+        Some(libc::EPERM | libc::EACCES) => "it is forbidden: set the sysctl \
+            kernel.io_uring_disabled to 0, and in a container use a seccomp profile that allows \
+            io_uring_setup, io_uring_enter and io_uring_register"
+            .to_owned(),
         Some(libc::ENOMEM) => memory_advice(shards),
-        Some(libc::EMFILE | libc::ENFILE) => "no file may be opened for it: raise the limit of open files (ulimit -n)".to_owned(),
-        _ if error.kind() == io::ErrorKind::Unsupported => "the kernel lacks operations that the server needs: use Linux 5.10 or later".to_owned(),
+        Some(libc::EMFILE | libc::ENFILE) => "no file may be opened for it: raise the limit of \
+            open files (ulimit -n)"
+            .to_owned(),
+        _ if error.kind() == io::ErrorKind::Unsupported => "the kernel lacks operations that the \
+            server needs: use Linux 5.10 or later"
+            .to_owned(),
         _ => error.to_string(),
     }
 }
@@ -26,14 +36,17 @@ fn memory_advice(shards: u32) -> String {
     let limit = getrlimit(Resource::Memlock).current;
     match (need, limit) {
         (Some(need), Some(limit)) => format!(
-            "the rings of {shards} shards lock {} KiB of memory, and all processes of this user together \
-             may lock {} KiB: raise the limit of locked memory (ulimit -l, LimitMEMLOCK= of systemd, \
+            "the rings of {shards} shards lock {} KiB of memory, and all processes of this user \
+             together \
+             may lock {} KiB: raise the limit of locked memory (ulimit -l, LimitMEMLOCK= of \
+             systemd, \
              docker run --ulimit memlock=BYTES), or lower --shards",
             need / 1024,
             limit / 1024
         ),
         _ => format!(
-            "there is no memory for the rings of {shards} shards (ENOMEM): free some, raise the memory \
+            "there is no memory for the rings of {shards} shards (ENOMEM): free some, raise the \
+             memory \
              limit of the control group, or lower --shards"
         ),
     }

@@ -7,7 +7,7 @@ thread_local! {
     pub(super) static READY: RefCell<Ready> = const { RefCell::new(Ready::EMPTY) };
 }
 
-/// What has completed on this thread and was not taken yet.
+/// The operations of this thread that have completed and were not taken yet.
 pub(super) struct Ready {
     pub indices: Vec<usize>,
     pub waker: Option<Waker>,

@@ -13,14 +13,15 @@ use crate::limits::{COMPLETION_ENTRIES, RING_ENTRIES};
 /// between they count as the memory of a control group.
 const COUNTED_BEFORE: (u32, u32) = (5, 12);
 const COUNTED_AGAIN: (u32, u32) = (6, 14);
-/// The bytes of an entry of the submission queue, its index, an entry of the completion queue, and the head of both.
+/// The bytes of an entry of the submission queue, its index, an entry of the completion queue, and
+/// the head of both.
 const SUBMISSION_BYTES: u64 = 64;
 const INDEX_BYTES: u64 = 4;
 const COMPLETION_BYTES: u64 = 16;
 const HEAD_BYTES: u64 = 320;
 const PAGE_BYTES: u64 = 4096;
 
-/// Whether this process may use `io_uring` at all, with all that a ring needs of it.
+/// Checks that this process may use `io_uring`, with everything that a ring needs of it.
 pub fn probe() -> io::Result<()> {
     let ring = IoUring::new(8)?;
     let mut probe = io_uring::Probe::new();
@@ -46,8 +47,8 @@ pub fn probe() -> io::Result<()> {
     }
 }
 
-/// Returns what the rings of this many shards count against the limit of locked memory (`ulimit -l`)
-/// on a kernel of that version, where they do.
+/// Returns what the rings of this many shards count against the limit of locked memory (`ulimit
+/// -l`) on a kernel of that version, if they do.
 #[must_use]
 pub fn locked_bytes(kernel: (u32, u32), shards: u32) -> Option<u64> {
     let (entries, completions) = (u64::from(RING_ENTRIES), u64::from(COMPLETION_ENTRIES));
@@ -65,8 +66,8 @@ pub fn locked_bytes(kernel: (u32, u32), shards: u32) -> Option<u64> {
     Some(ring * u64::from(shards))
 }
 
-/// Sets up as many rings as the shards have, all at once, and gives them up again. The error is that of
-/// the first that cannot be had, with the number of those before it.
+/// Sets up as many rings as the shards have, all at once, and drops them again. The error is that
+/// of the first one that failed, with the number of those before it.
 pub fn try_all(shards: u32) -> Result<(), (u32, io::Error)> {
     let mut rings = Vec::new();
     for number in 0..shards {
@@ -76,8 +77,9 @@ pub fn try_all(shards: u32) -> Result<(), (u32, io::Error)> {
     Ok(())
 }
 
-/// A runtime with the flags that this kernel knows, and the descriptor of its ring, which tokio-uring
-/// does not show: the ring is set up disabled, and its is the only descriptor that `enable` enables.
+/// Returns a runtime with the flags that this kernel knows, and the descriptor of its ring, which
+/// tokio-uring does not show: the ring is set up disabled, and it is the only descriptor that
+/// `enable` enables.
 pub(super) fn runtime(enable: impl Fn(RawFd) -> bool) -> io::Result<(tokio_uring::Runtime, RawFd)> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -93,7 +95,8 @@ pub(super) fn runtime(enable: impl Fn(RawFd) -> bool) -> io::Result<(tokio_uring
     Ok((runtime, descriptor.ok_or_else(missing)?))
 }
 
-/// A ring of a shard with the flags that this kernel knows: none of them on 5.10, which must work too.
+/// Returns a ring of a shard with the flags that this kernel knows: none of them on 5.10, which
+/// must work too.
 fn known() -> Builder {
     static KNOWN: OnceLock<Builder> = OnceLock::new();
     let known = KNOWN.get_or_init(|| {
@@ -111,9 +114,9 @@ fn known() -> Builder {
     ring
 }
 
-/// The first setup that the kernel knows. They are tried on small bare rings, once: a runtime that
-/// cannot be made leaves the half that was made behind, with its descriptors, and the kernel gives
-/// back the locked memory of a ring a while after its end.
+/// Returns the first setup that the kernel knows. They are tried on small bare rings, once: a
+/// runtime that fails leaves half of itself behind, with its descriptors, and the kernel gives back
+/// the locked memory of a ring a while after its end.
 pub(super) fn first_known<const COUNT: usize>(
     setups: [Builder; COUNT],
     otherwise: Builder,

@@ -1,12 +1,13 @@
-//! What is known of the submission queue from outside, and the guard that nothing stays in it.
+//! What is known of the submission queue from outside, and a guard against operations that stay in
+//! it.
 //!
-//! tokio-uring submits when tokio parks, and does not say whether that worked: where the kernel refuses
-//! (`io_uring_enter(2)`: EAGAIN without memory for a request, EBUSY before completions are taken), the
-//! operations stay in the queue, and the thread sleeps with them. So a moment after operations were put
-//! in, the guard wakes the loop once, and enters the kernel itself: nothing left is what is nearly
-//! always found. A server without operations arms no guard.
+//! tokio-uring submits when tokio parks, and does not report whether that worked: if the kernel
+//! refuses (`io_uring_enter(2)`: EAGAIN without memory for a request, EBUSY before completions are
+//! taken), the operations stay in the queue, and the thread sleeps with them. So a moment after
+//! operations were queued, the guard wakes the loop once, and enters the kernel itself; nearly
+//! always, nothing is left. A server without operations arms no guard.
 //!
-//! tokio-uring also submits where the queue is full, and panics where that fails. So no operation is
+//! tokio-uring also submits when the queue is full, and panics if that fails. So no operation is
 //! handed to it that might not fit.
 
 use std::io;
@@ -29,7 +30,8 @@ pub(super) type Enter = Box<dyn FnMut() -> io::Result<u32>>;
 /// The submission queue of a ring.
 pub(super) struct Submissions {
     pub(super) enter: Enter,
-    /// The most that there can be in the queue: what was put in since it was last known to be empty.
+    /// An upper bound of the operations in the queue: those queued since it was last known to be
+    /// empty.
     queued: u32,
     retries: u64,
 }
@@ -43,7 +45,7 @@ impl Submissions {
         }
     }
 
-    /// Whether one more operation is sure to fit. What is in the queue is submitted for that, if need be.
+    /// Returns whether one more operation is sure to fit. If need be, the queue is submitted first.
     pub fn has_room(&mut self) -> bool {
         self.queued < RING_ENTRIES || self.submit_all().is_ok()
     }
@@ -57,13 +59,13 @@ impl Submissions {
         self.queued += 1;
     }
 
-    /// Whether nothing was put in since the queue was last known to be empty.
+    /// Returns whether nothing was queued since the queue was last known to be empty.
     pub fn is_known_empty(&self) -> bool {
         self.queued == 0
     }
 
-    /// Submits what the last park has left, and returns whether there was anything. Only for the time
-    /// between a park and the turn after it.
+    /// Submits what the last park has left, and returns whether there was anything. Only between a
+    /// park and the turn after it.
     pub fn retry(&mut self) -> bool {
         let first = (self.enter)();
         if let Ok(0) = first {
@@ -72,7 +74,7 @@ impl Submissions {
         }
         self.retries += 1;
         if first.is_ok() {
-            // The rest of it, if only a part was taken. Where that fails, the guard comes again.
+            // The rest, if only part was accepted. If that fails, the guard comes again.
             let _ = self.submit_all();
         }
         true
@@ -90,7 +92,7 @@ impl Submissions {
     }
 }
 
-/// A runtime that has submitted all before it ends: tokio-uring panics where it cannot.
+/// A runtime that has submitted everything before it ends: tokio-uring panics if it cannot.
 pub(super) struct EndingRuntime {
     /// None once it has ended.
     runtime: Option<tokio_uring::Runtime>,
@@ -120,7 +122,7 @@ impl Drop for EndingRuntime {
             match (self.enter)() {
                 Ok(0) => break,
                 Ok(_) => {}
-                // tokio-uring takes the completions that are in the way.
+                // tokio-uring takes the completions that block the queue.
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => break,
                 Err(_) if Instant::now() > until => break,
                 Err(_) => thread::sleep(Duration::from_micros(RESUBMIT_US)),
@@ -130,8 +132,9 @@ impl Drop for EndingRuntime {
     }
 }
 
-/// A timerfd(2) beside the ring, which a full queue does not hold up. It is set once for all that is put
-/// in until it expires: a bound on each sleep of the thread would set a timer at each turn.
+/// A timerfd(2) beside the ring, so that a full queue does not delay it. It is set once for all
+/// operations that are queued until it expires: a bound on each sleep of the thread would set a
+/// timer at each turn.
 pub(super) struct Guard {
     timer: AsyncFd<OwnedFd>,
     is_armed: bool,
@@ -168,12 +171,12 @@ impl Guard {
         }
     }
 
-    /// Whether the moment has come. It comes once for each [`Self::arm`].
+    /// Returns whether the time has come, once for each [`Self::arm`].
     pub fn is_due(&mut self, context: &mut Context<'_>) -> bool {
         if !self.is_armed {
             return false;
         }
-        // It is not read: to set it again takes the expiry back.
+        // It is not read: setting it again resets the expiry.
         if let Poll::Ready(Ok(mut ready)) = self.timer.poll_read_ready(context) {
             ready.clear_ready();
             self.is_armed = false;
@@ -190,7 +193,7 @@ mod tests {
 
     use super::*;
 
-    /// A queue whose kernel answers with these, and then takes all.
+    /// A queue whose kernel answers with these values, and then accepts everything.
     fn queue(answers: &[Result<u32, i32>]) -> (Submissions, Rc<RefCell<u32>>) {
         let mut answers = VecDeque::from(answers.to_vec());
         let calls = Rc::new(RefCell::new(0));

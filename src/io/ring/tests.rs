@@ -1,4 +1,5 @@
-//! The ring with real sockets and files: what goes into an operation comes back out of it, and nothing stays behind.
+//! The ring with real sockets and files: what goes into an operation comes back out of it, and
+//! nothing is left behind.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, Write};
@@ -30,7 +31,7 @@ impl Tokens for Numbers {
 
 type Turns<'a> = &'a mut dyn FnMut(&mut Ring<Numbers>, Vec<Completion<Numbers>>) -> ControlFlow<()>;
 
-/// Runs turns that begin with all completions there are; the first has none.
+/// The outcome of an operation, as text.
 fn run_turns(waits_before_receive: bool, turn: Turns<'_>) {
     let go = || ControlFlow::Continue(());
     run(waits_before_receive, go, |ring| {
@@ -183,7 +184,7 @@ fn more_receives_than_buffers_get_their_own_bytes() {
             }
             let is_received = |completion: &_| matches!(completion, Completion::Received(..));
             pending.extend(completions.into_iter().filter(is_received));
-            // All buffers are pending at once, so that the rest finds none.
+            // A client that was read sends again at once, as one that was answered does.
             if pending.len() + received.len() == COUNT
                 || pending.len() == usize::from(RECEIVE_BUFFERS)
             {
@@ -251,7 +252,7 @@ fn receives_beyond_the_buffers_are_armed_while_nothing_else_happens() {
     const GUARD: usize = usize::MAX - 1;
     let count = 4 * usize::from(RECEIVE_BUFFERS);
     let pairs: Vec<_> = (0..count).map(|_| UnixStream::pair().unwrap()).collect();
-    // All but the last one are silent.
+    // A socket whose send buffer is full, and its peer.
     let last = count - 1;
     (&pairs[last].1).write_all(b"x").unwrap();
     let mut outcomes = Vec::new();
@@ -346,7 +347,8 @@ fn where_the_kernel_cannot_cancel_nothing_is_submitted() {
     });
 }
 
-/// A socket that takes no more bytes, and its peer.
+/// Ends a ring in which every kind of operation is in flight, by a panic or in good order. Returns
+/// the chunk that the sends held.
 fn full_socket() -> (UnixStream, UnixStream) {
     let (mut socket, peer) = UnixStream::pair().unwrap();
     socket.set_nonblocking(true).unwrap();
@@ -355,8 +357,7 @@ fn full_socket() -> (UnixStream, UnixStream) {
     (socket, peer)
 }
 
-/// Ends a ring in which every kind of operation is in flight, by a panic or in good order. Gives the
-/// chunk that the sends pending.
+/// The no-op has to complete, although nothing takes its completion.
 fn end_with_all_in_flight(by_panic: bool) -> Weak<Vec<u8>> {
     let bell = eventfd(0, EventfdFlags::empty()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -370,7 +371,9 @@ fn end_with_all_in_flight(by_panic: bool) -> Weak<Vec<u8>> {
         let go = || ControlFlow::Continue(());
         run(false, go, |ring: &mut Ring<Numbers>| {
             let Some(lent) = lent.take() else {
-                // The no-op has to complete, and nobody takes that.
+                // As a kernel accepts buffers: as many of a run as it has memory for. Some return
+                // how many, and newer ones (`io_add_buffers`, 5.18 to 6.18) return 0 if it is at
+                // least one.
                 if READY.with_borrow(|ready| ready.indices.is_empty()) {
                     return ControlFlow::Continue(());
                 }
@@ -422,8 +425,8 @@ fn a_panic_in_a_turn_lets_go_of_all_that_was_in_flight_and_leaves_nothing_to_the
     assert_eq!(outcomes, [(8, "done None".to_owned())]);
 }
 
-/// As a kernel takes buffers: as many of a run as it has memory for. Some say how many, and newer ones
-/// (`io_add_buffers`, 5.18 to 6.18) say 0 if it is at least one.
+/// As a kernel takes buffers: as many of a run as it has memory for. Some say how many, and newer
+/// ones (`io_add_buffers`, 5.18 to 6.18) say 0 if it is at least one.
 fn take_buffers(run: u16, memory: &mut u16, says_count: bool) -> (u16, i32) {
     let taken = run.min(*memory);
     *memory -= taken;

@@ -1,8 +1,9 @@
-//! Accepting: when, how many, and who gives way when there are as many as there may be.
+//! Accepting: when, how many, and which connection gives way when there are too many.
 //!
-//! The number of connections is one for all shards. A shard that accepts one too many lets the oldest of its own give way that has not
-//! sent its head; if it has none, it writes to a shard that had one when its last turn ended. If that has none any more, there is
-//! one connection more than there may be, until one of them goes. Their sum stays bounded: beyond
+//! The limit of connections is one for all shards. A shard that accepts one too many lets the
+//! oldest of its own give way that has not sent its request head; if it has none, it sends a
+//! message to a shard that had one when its last turn ended. If that has none any more, there is
+//! one connection over the limit, until one ends. The sum stays bounded: beyond
 //! [`REFUSALS_IN_FLIGHT_MAX`] more, connections are closed without an answer.
 
 use std::io;
@@ -38,12 +39,13 @@ impl Worker {
                     self.next_accept_warning_us = clock.now_us + ACCEPT_WARNING_US;
                     tracing::warn!(
                         shard = self.number,
-                        "accepting is paused: {error}; raise the limit of open files (ulimit -n), or lower --max-connections"
+                        "accepting is paused: {error}; raise the limit of open files (ulimit -n), \
+                         or lower --max-connections"
                     );
                 }
                 self.accepts_paused_until_us = Some(clock.now_us + ACCEPT_PAUSE_US);
             }
-            // The peer has gone before it was accepted, or the server is stopping.
+            // The peer went away before it was accepted, or the server is stopping.
             Err(_) => {}
         }
     }
@@ -94,7 +96,8 @@ impl Worker {
         if missed_us >= ABSENCE_WARNING_US {
             tracing::warn!(
                 shard = self.number,
-                "the shard was stopped, or had no core, for {:.1} s: all deadlines of clients move by that",
+                "the shard was stopped, or had no core, for {:.1} s: all deadlines of clients \
+                 move by that",
                 Duration::from_micros(missed_us).as_secs_f64()
             );
         }
@@ -123,7 +126,7 @@ impl Worker {
     }
 }
 
-/// Whether an accept failed because the process or the system has no room for a connection.
+/// Returns whether an accept failed because the process or the system has no room for a connection.
 fn is_exhausted(error: &io::Error) -> bool {
     [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM]
         .map(Some)

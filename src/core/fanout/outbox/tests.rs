@@ -74,9 +74,9 @@ impl OutboxRig {
         true
     }
 
-    fn answer(&mut self, length: usize, waits_for_log: bool) {
+    fn answer(&mut self, length: usize, waits: bool) {
         let bytes = self.content(length);
-        let visible_from = if waits_for_log {
+        let visible_from = if waits {
             self.position
         } else {
             LogPosition::NONE
@@ -176,8 +176,7 @@ enum OutboxStep {
 
 fn steps() -> impl Strategy<Value = Vec<OutboxStep>> {
     let answer = |length_end: usize| {
-        (1..length_end, any::<bool>())
-            .prop_map(|(length, waits_for_log)| OutboxStep::Answer(length, waits_for_log))
+        (1..length_end, any::<bool>()).prop_map(|(length, waits)| OutboxStep::Answer(length, waits))
     };
     let step = prop_oneof![
         6 => (1..300_usize).prop_map(OutboxStep::Other),
@@ -200,7 +199,7 @@ proptest! {
             match step {
                 OutboxStep::Other(length) => _ = rig.frame(length, false),
                 OutboxStep::Own(length) => prop_assert!(rig.frame(length, true)),
-                OutboxStep::Answer(length, waits_for_log) => rig.answer(length, waits_for_log),
+                OutboxStep::Answer(length, waits) => rig.answer(length, waits),
                 OutboxStep::Show(part) => rig.show(part),
                 OutboxStep::Send => _ = rig.send(),
             }

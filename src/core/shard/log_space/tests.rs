@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::limits::{LIGHT_BURST_BYTES, LIGHT_BYTES_PER_SECOND};
 use crate::limits::{LOG_SPARE_BYTES, SEGMENT_BYTES_MIN};
 
 const LIVE: u64 = 100 << 20;
@@ -95,7 +96,7 @@ fn a_flood_waits_and_a_light_writer_continues_up_to_the_last_mark() {
     } = Marks::new(LIVE, LOG_SPARE_BYTES);
     for (bytes, may_light_write) in [(full_bytes, true), (stop_bytes, false)] {
         let mut space = space(bytes, &[], 0);
-        let (mut flood, mut light) = (Allowance::default(), Allowance::default());
+        let (mut flood, mut light) = (WriteAllowance::default(), WriteAllowance::default());
         let (mut written_bytes, mut light_count) = (0, 0);
         for ms in 1000..3000_u64 {
             let now_us = ms * 1000;
@@ -144,7 +145,7 @@ proptest! {
         let mut space = LogSpace::new(LOG_SPARE_BYTES);
         let mut closed_bytes = live_bytes;
         let (mut open_index, mut open_bytes) = (1, 0);
-        let mut allowances = vec![Allowance::default(); writers];
+        let mut allowances = vec![WriteAllowance::default(); writers];
         for ms in 1..600_u64 {
             let now_us = ms * 1000;
             closed_bytes = closed_bytes.saturating_sub(compaction_bytes_per_ms).max(live_bytes);

@@ -1,24 +1,24 @@
-//! Connections that give way when there are as many as there may be.
+//! Connections that are shed when there are as many as there may be.
 
 use super::rig::{Rig, frame, head, look};
 use crate::core::contract::ListenerKind;
 use crate::core::shard::shedding::Shed;
 
-fn gives_way(rig: &mut Rig, door: ListenerKind) -> Option<(usize, bool)> {
-    let Shed { id, is_silent } = rig.shard.shed(door, rig.clock)?;
+fn shed(rig: &mut Rig, listener: ListenerKind) -> Option<(usize, bool)> {
+    let Shed { id, is_silent } = rig.shard.shed(listener, rig.clock)?;
     let mut peers = rig.peers.iter();
     let place = peers.position(|peer| peer.client.id == id && !peer.client.closed);
     rig.run();
     Some((place.expect("it was there"), is_silent))
 }
 
-fn accept_at(rig: &mut Rig, door: ListenerKind) -> usize {
-    let id = rig.shard.accept_at(door, false, rig.clock);
+fn accept_at(rig: &mut Rig, listener: ListenerKind) -> usize {
+    let id = rig.shard.accept_at(listener, false, rig.clock);
     rig.add_peer(id)
 }
 
 #[test]
-fn the_oldest_with_the_least_to_lose_goes_first() {
+fn the_oldest_with_the_least_to_lose_is_shed_first() {
     let mut rig = Rig::new(|_| ());
     let member = rig.join("w", None);
     let [first, asks, second, third] = [(); 4].map(|()| rig.accept(false));
@@ -37,42 +37,37 @@ fn the_oldest_with_the_least_to_lose_goes_first() {
         (lingers, false),
     ] {
         assert!(rig.shard.may_shed(ListenerKind::Public));
-        assert_eq!(gives_way(&mut rig, ListenerKind::Public), Some(expected));
+        assert_eq!(shed(&mut rig, ListenerKind::Public), Some(expected));
         assert_eq!(
             rig.seen(expected.0).last().map(String::as_str),
             Some("gone")
         );
     }
     assert!(!rig.shard.may_shed(ListenerKind::Public));
-    assert_eq!(gives_way(&mut rig, ListenerKind::Public), None);
+    assert_eq!(shed(&mut rig, ListenerKind::Public), None);
     assert_eq!(rig.shard.connections(), 2);
     let counters = rig.shard.counters();
-    assert_eq!((counters.gave_way, counters.sessions_handshake), (4, 0));
+    assert_eq!((counters.shed, counters.sessions_handshake), (4, 0));
     rig.op(member, "k", "1", 1);
     assert_eq!(rig.seen(member).len(), 0);
 }
 
 #[test]
-fn each_door_has_places_of_its_own() {
+fn a_connection_is_shed_for_one_of_its_own_listener() {
     let mut rig = Rig::new(|_| ());
     let admin = accept_at(&mut rig, ListenerKind::Admin);
     let public = accept_at(&mut rig, ListenerKind::Public);
-    assert_eq!(
-        gives_way(&mut rig, ListenerKind::Public),
-        Some((public, true))
-    );
-    assert_eq!(gives_way(&mut rig, ListenerKind::Public), None);
-    assert_eq!(
-        gives_way(&mut rig, ListenerKind::Admin),
-        Some((admin, true))
-    );
-    assert_eq!(gives_way(&mut rig, ListenerKind::Admin), None);
+    assert_eq!(shed(&mut rig, ListenerKind::Public), Some((public, true)));
+    assert_eq!(shed(&mut rig, ListenerKind::Public), None);
+    assert_eq!(shed(&mut rig, ListenerKind::Admin), Some((admin, true)));
+    assert_eq!(shed(&mut rig, ListenerKind::Admin), None);
 }
 
 #[test]
-fn whoever_goes_by_itself_does_not_give_way() {
+fn a_connection_that_has_ended_is_not_shed() {
     let mut rig = Rig::new(|config| config.fault_panic_key = Some("boom".to_owned()));
-    // By its end, by its time, by an answer and its own close, by its own close as a member, as one that waits.
+    // Ended by its peer, by its deadline, by its own close after an answer, by its own close as a
+    // member.
     let [broken, late, answered] = [(); 3].map(|()| rig.accept(false));
     rig.peers[broken].client.broken = true;
     rig.receive(answered, b"GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n");
