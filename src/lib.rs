@@ -33,7 +33,7 @@
 //!
 //! The server as a state machine, in [`core`]:
 //!
-//! - the contract, and the order of a turn: [`core::contract`], [`core::shard`]
+//! - the contract, and the order of a turn: [`core::shard::contract`], [`core::shard`]
 //! - a connection from its request head to joining a workspace: `core::shard::handshake`
 //! - messages into the state, their errors and corrections: `core::shard::intake`
 //! - which op wins, and the order of ops: [`core::state::workspace`]

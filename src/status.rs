@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::core::contract::ListenerKind;
+use crate::core::shard::contract::ListenerKind;
 
 use stats::{LogStats, ShardStats};
 

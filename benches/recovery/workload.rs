@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::Path;
 
-use etherply::core::contract::shard_of;
+use etherply::core::state::placement::shard_of;
 use etherply::core::testing::Dice;
 use etherply::log::chain::FIRST_INDEX;
 use etherply::log::directory::DataDirectory;

@@ -6,7 +6,7 @@
 //!
 //! <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>
 
-use crate::core::contract::ListenerKind;
+use crate::core::shard::contract::ListenerKind;
 use crate::core::shard::counters::{
     CLOSE_CODES, Counters, DURATION_BOUNDS_US, Durations, GROUP_BOUNDS, RESPONSE_CODES,
 };

@@ -30,7 +30,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::json;
 
-use crate::core::contract::ListenerKind;
+use crate::core::shard::contract::ListenerKind;
 use crate::status::Status;
 use crate::wire::upgrade::{Answer, PageRequest, Provenance, WebPage, matches_tag};
 

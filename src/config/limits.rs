@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::value;
-use crate::core::contract;
+use crate::core::shard::contract;
 use crate::limits::WORKSPACE_BYTES_DEFAULT;
 
 /// The limits that protect a server from its clients. 0 means no limit.

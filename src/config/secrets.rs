@@ -64,7 +64,7 @@ pub enum SecretError {
         source: io::Error,
     },
     /// The system cannot provide random bytes.
-    #[error("the system has no random bytes for a secret: {0}")]
+    #[error("cannot get random bytes for a secret from the system: {0}")]
     Random(getrandom::Error),
 }
 
@@ -83,7 +83,7 @@ pub struct Secrets {
 }
 
 impl Secrets {
-    /// Creates a verifier for the tokens of these secrets.
+    /// Creates a verifier for tokens signed with these secrets.
     #[must_use]
     pub fn verifier(&self) -> Verifier {
         let verifier = Verifier::new(&self.current, self.previous.as_ref());
@@ -91,7 +91,7 @@ impl Secrets {
         others.fold(verifier, |verifier, (_, secret)| verifier.accepting(secret))
     }
 
-    /// Returns whether tokens of this secret are accepted.
+    /// Returns whether tokens signed with this secret are accepted.
     #[must_use]
     pub fn accept(&self, secret: &Secret) -> bool {
         [Some(&self.current), self.previous.as_ref()]
@@ -168,7 +168,7 @@ impl SecretSources<'_> {
     /// Returns the files that every user of this machine can read, with their modes.
     ///
     /// A file that only its group can read is not one of them: service managers and orchestrators
-    /// provide secrets in that way.
+    /// provide secrets this way.
     #[must_use]
     pub fn exposed(&self) -> Vec<(PathBuf, u32)> {
         let mode = |path: &Path| {
@@ -275,9 +275,9 @@ fn secret_in(kind: &SecretKind, path: &Path, given: &Given) -> Result<Secret, Se
 
 fn file_remedy(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::NotFound => "create it, or name another file",
-        io::ErrorKind::PermissionDenied => "give this user read access, or name another file",
-        _ => "name another file",
+        io::ErrorKind::NotFound => "create it, or pick another file",
+        io::ErrorKind::PermissionDenied => "give this user read access, or pick another file",
+        _ => "pick another file",
     }
 }
 
@@ -293,8 +293,8 @@ fn stripped(bytes: &[u8]) -> Option<Secret> {
     Secret::new(secret.to_vec()).filter(|_| !is_blank)
 }
 
-/// Reads the previous secret from its file. A missing file means that no rotation is going on, so
-/// that the flag can stay. A blank file is an error: a mistake, or it is just being written.
+/// Reads the previous secret from its file. A missing file means that no rotation is in progress,
+/// so the flag may stay set. A blank file is an error: a mistake, or it is still being written.
 fn previous_in(path: &Path, given: &Given) -> Result<Option<Secret>, SecretError> {
     match secret_in(&PREVIOUS, path, given) {
         Ok(secret) => Ok(Some(secret)),
@@ -305,7 +305,7 @@ fn previous_in(path: &Path, given: &Given) -> Result<Option<Secret>, SecretError
     }
 }
 
-/// Returns 32 random bytes in hex, so that a file of them also works as `--jwt-secret-file`.
+/// Returns 32 random bytes in hex, so that the file also works with `--jwt-secret-file`.
 fn random_secret() -> Result<Secret, SecretError> {
     let mut halves = [[0; 16]; 2];
     getrandom::fill(halves.as_flattened_mut()).map_err(SecretError::Random)?;

@@ -1,6 +1,5 @@
 //! The server's logic as a pure state machine: no clock, no IO. Open [`shard`] first.
 
-pub mod contract;
 pub mod fanout;
 pub mod shard;
 pub mod snapshot;

@@ -44,6 +44,7 @@
 
 pub mod absence;
 pub mod connection_log;
+pub mod contract;
 pub mod counters;
 pub mod log_space;
 pub mod rate;
@@ -75,13 +76,13 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
-use crate::core::contract::{Clock, Input, Output, PeerStatus, ShardConfig};
 use crate::core::fanout::outbox::OutboxPool;
 use crate::core::fanout::room::Room;
 use crate::core::fanout::window::Chunk;
 use crate::core::shard::absence::Absence;
 use crate::core::shard::admission::Admission;
 use crate::core::shard::connection_log::{ConnectionLog, Party};
+use crate::core::shard::contract::{Clock, Input, Output, PeerStatus, ShardConfig};
 use crate::core::shard::counters::Counters;
 use crate::core::shard::read_queues::ReadQueues;
 use crate::core::shard::rooms::Rooms;

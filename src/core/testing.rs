@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::core::contract::{Limits, ShardConfig};
+use crate::core::shard::contract::{Limits, ShardConfig};
 use crate::limits::{
     BATCH_BYTES_MAX, DRAIN_MS_DEFAULT, FUTURE_SKEW_S_DEFAULT, LOG_SPARE_BYTES,
     MESSAGE_BYTES_DEFAULT, OUTBOX_BYTES_DEFAULT, PING_INTERVAL_MS_DEFAULT, SECOND_US,

@@ -4,7 +4,7 @@
 use crate::io::threads;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::core::contract::shard_of;
+use crate::core::state::placement::shard_of;
 use crate::core::state::replay::Replay;
 use crate::io::mailbox::{RebuildError, ShardMessage, ShardSender};
 use crate::log::disk::HostDisk;

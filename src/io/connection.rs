@@ -61,7 +61,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::core::contract::ListenerKind;
+    use crate::core::shard::contract::ListenerKind;
     use crate::status::Status;
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::core::contract::{Handoff, ListenerKind};
+use crate::core::shard::contract::{Handoff, ListenerKind};
 use crate::core::shard::log_space::LogSize;
 use crate::core::state::workspace::Workspace;
 use crate::io::connection::ConnectionHandoff;

@@ -16,7 +16,7 @@ use signal_hook::iterator::Signals;
 
 use crate::admin::Pages;
 use crate::config::{SecretError, Secrets, ServeArgs};
-use crate::core::contract::ShardConfig;
+use crate::core::shard::contract::ShardConfig;
 use crate::core::shard::log_space::LogSize;
 use crate::core::state::workspace::Workspace;
 use crate::io::compactor::{Compactor, CompactorEvent};

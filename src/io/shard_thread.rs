@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
 
-use crate::core::contract::ShardConfig;
 use crate::core::shard::Shard;
+use crate::core::shard::contract::ShardConfig;
 use crate::io::ring;
 use crate::io::threads::{self, ThreadError};
 use crate::io::worker::{Worker, WorkerContext, clock};

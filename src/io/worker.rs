@@ -15,8 +15,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::net::{Shutdown, getpeername, shutdown};
 
 use crate::admin::{Pages, Visitor};
-use crate::core::contract::{Clock, Input, ListenerKind, Output, PeerStatus, Received};
 use crate::core::shard::Shard;
+use crate::core::shard::contract::{Clock, Input, ListenerKind, Output, PeerStatus, Received};
 use crate::core::shard::session::SessionId;
 use crate::io::background;
 use crate::io::compactor::{CompactorEvent, Rotation};

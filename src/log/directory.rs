@@ -77,7 +77,7 @@ pub struct Lock<F> {
 pub enum DirectoryError {
     /// The folder or a parent of it cannot be created.
     #[error(
-        "data directory {path} cannot be created ({source}): {}, or name another with --data-dir",
+        "data directory {path} cannot be created ({source}): {}, or pick another with --data-dir",
         remedy(.source).unwrap_or("create it")
     )]
     CannotCreate {
@@ -88,7 +88,7 @@ pub enum DirectoryError {
     },
     /// The folder is there, and no file can be written in it.
     #[error(
-        "data directory {path} is not writable ({source}): {}, or name another with --data-dir",
+        "data directory {path} is not writable ({source}): {}, or pick another with --data-dir",
         remedy(.source).unwrap_or("make it writable")
     )]
     NotWritable {
@@ -99,7 +99,7 @@ pub enum DirectoryError {
     },
     /// There is a file where the folder, or one above it, is to be.
     #[error(
-        "data directory {path}{} is not a folder: name another with --data-dir",
+        "data directory {path}{} is not a folder: pick another with --data-dir",
         if file == path { String::new() } else { format!(": {}", file.display()) }
     )]
     NotAFolder {
@@ -110,8 +110,8 @@ pub enum DirectoryError {
     },
     /// It has no log, and files that are none of a server's.
     #[error(
-        "data directory {path} has no log, and other files (such as {name}): \
-         name an empty folder, or a new one in it, with --data-dir"
+        "data directory {path} contains other files (such as {name}) but no log: \
+         point --data-dir at an empty folder, or at a new one inside it"
     )]
     OtherFiles {
         /// The data directory.
@@ -122,7 +122,7 @@ pub enum DirectoryError {
     /// A server is running on it.
     #[error(
         "data directory {path} is in use by another server (pid {pid}): \
-         stop it, or name another with --data-dir"
+         stop it, or pick another with --data-dir"
     )]
     InUse {
         /// The data directory.

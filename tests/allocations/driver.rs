@@ -3,9 +3,9 @@
 
 use std::io::Write;
 
-use etherply::core::contract::{Clock, Input, Output, Received, ShardConfig};
 use etherply::core::fanout::window::{Spans, spans_bytes};
 use etherply::core::shard::Shard;
+use etherply::core::shard::contract::{Clock, Input, Output, Received, ShardConfig};
 use etherply::core::shard::session::SessionId;
 use etherply::core::testing::{self, START_UNIX_S};
 use etherply::limits::SECOND_US;

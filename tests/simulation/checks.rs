@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use etherply::core::contract::shard_of;
+use etherply::core::state::placement::shard_of;
 use etherply::core::state::workspace::Workspace;
 use etherply::core::testing::Dice;
 use etherply::limits::{HEAD_TIMEOUT_US, SECOND_US, STALL_LINGER_US, STALL_TIMEOUT_US};

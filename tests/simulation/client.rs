@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use etherply::core::contract::Limits;
 use etherply::core::fanout::window::Spans;
+use etherply::core::shard::contract::Limits;
 use etherply::core::shard::session::SessionId;
 
 use crate::model::{Model, Write};

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use etherply::core::contract::{Input, Output, shard_of};
+use etherply::core::shard::contract::{Input, Output};
+use etherply::core::state::placement::shard_of;
 use etherply::core::state::replay::Replay;
 use etherply::core::testing::HASH_SEED;
 use etherply::log::blocks::BlockWrite;

@@ -1,6 +1,6 @@
 //! The kind of run that a seed stands for, what may go wrong in it, and the coverage of a run.
 
-use etherply::core::contract::Limits;
+use etherply::core::shard::contract::Limits;
 use etherply::core::testing::Dice;
 use etherply::limits::{
     BATCH_BYTES_MAX, DISK_ENOUGH_FACTOR, SECOND_US, SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX,

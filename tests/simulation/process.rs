@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use etherply::core::contract::Input;
+use etherply::core::shard::contract::Input;
 use etherply::core::shard::log_space::LogSize;
 use etherply::log::chain::Chain;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
-use etherply::core::contract::{Clock, Handoff, Input, Limits, Output, ShardConfig};
 use etherply::core::shard::Shard;
+use etherply::core::shard::contract::{Clock, Handoff, Input, Limits, Output, ShardConfig};
 use etherply::core::shard::log_space::LogSize;
 use etherply::core::shard::session::SessionId;
 use etherply::core::state::replay::Replay;

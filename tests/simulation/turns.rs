@@ -3,9 +3,10 @@
 use std::cell::Cell;
 use std::sync::Once;
 
-use etherply::core::contract::{ListenerKind, Output, PeerStatus, shard_of};
 use etherply::core::fanout::window::Spans;
+use etherply::core::shard::contract::{ListenerKind, Output, PeerStatus};
 use etherply::core::shard::session::SessionId;
+use etherply::core::state::placement::shard_of;
 use etherply::limits::{
     ANSWER_BYTES_MAX, ANSWER_SEND_BYTES_MAX, BATCH_BYTES_MAX, BULK_SENDS_PER_TURN_MAX, GRACE_US,
     HEAD_TIMEOUT_US, LATENESS_US_MAX, MESSAGE_TIMEOUT_US, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN,

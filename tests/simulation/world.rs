@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use etherply::core::contract::{Clock, Input, Limits, Received};
 use etherply::core::fanout::window::{skip_sent, spans_bytes};
+use etherply::core::shard::contract::{Clock, Input, Limits, Received};
 use etherply::core::testing::Dice;
 use etherply::limits::{RECEIVE_BYTES_MAX, SECOND_US, SNAPSHOT_BYTES_MAX};
 

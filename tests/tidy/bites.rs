@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use super::source::read;
 use super::{COLUMNS, FILE_LINES, FUNCTION_LINES, MAIN_LINES, Rule};
-use super::{cycles, folder_cycles, headers, layering, leftovers, purity, sizes, unsafety, widths};
+use super::{
+    cycles, folder_cycles, headers, layering, leftovers, purity, sizes, type_names, unsafety,
+    widths,
+};
 
 /// Runs a rule on the files in one text, each after a line `== path`. The rule has to find the lines
 /// that end in `// <-`.
@@ -60,11 +63,11 @@ use crate::{admin, config, core::shard::Shard, log::segment, status::Status, wir
 use crate::command::log as printed; // <-
 use crate::Everything; // <-
 == admin/mod.rs
-use crate::{config, core::contract, status::Status, wire::upgrade};
+use crate::{config, core::shard::contract, status::Status, wire::upgrade};
 use crate::io::ring; // <-
 use crate::log::commit; // <-
 == status.rs
-use crate::{core::contract, limits};
+use crate::{core::shard::contract, limits};
 use crate::admin::metrics; // <-
 use crate::io::ring; // <-
 use crate::config; // <-
@@ -361,5 +364,16 @@ fn headers_bite() {
     check(
         headers,
         "== core/a.rs\n//! The core.\nuse x;\n== core/b.rs\nuse x; // <-\n//! Late.",
+    );
+}
+
+#[test]
+fn type_names_bite() {
+    check(
+        type_names,
+        "== core/a.rs\npub struct A;\nenum B {}\nimpl X for A { type Y = u8; }\n\
+         == core/b.rs\nstruct B; // <-\ntrait C {}\nimpl X for C { type Y = u8; }\n\
+         #[cfg(test)]\nmod tests { struct A; }\nfn f() { struct A; }\n\
+         == core/c.rs\npub(crate) type A = u8; // <-\n#[cfg(x)]\nstruct D;\n#[cfg(not(x))]\nstruct D;",
     );
 }

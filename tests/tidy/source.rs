@@ -28,6 +28,8 @@ pub(super) struct Source {
     pub(super) code_lines: usize,
     /// Without comments, and without the contents of literals.
     pub(super) tokens: Vec<Token>,
+    /// The types that the product's code defines, associated types left out, and their lines.
+    pub(super) types: Vec<(String, usize)>,
     /// What the product's code names: test code may import and use anything.
     pub(super) named: Vec<Named>,
 }
@@ -68,12 +70,14 @@ pub(super) fn read(files: &[(String, String)]) -> Vec<Source> {
         let (product, declared) = without_tests(&tokens);
         test_modules.extend(declared.into_iter().map(|name| join(&module, &name)));
         let named = named(&product, &module);
+        let types = types(&product);
         sources.push(Source {
             path: path.clone(),
             module,
             raw: raw.clone(),
             code_lines,
             tokens,
+            types,
             named,
         });
     }
@@ -83,9 +87,27 @@ pub(super) fn read(files: &[(String, String)]) -> Vec<Source> {
         };
         if test_modules.iter().any(is_test) {
             source.named.clear();
+            source.types.clear();
         }
     }
     sources
+}
+
+/// The types defined at the level of a module: within a trait, an impl or a function there are others.
+fn types(tokens: &[Token]) -> Vec<(String, usize)> {
+    let mut depth = 0;
+    let mut found = Vec::new();
+    for (i, token) in tokens.iter().enumerate() {
+        match token.text.as_str() {
+            "{" => depth += 1,
+            "}" => depth -= 1,
+            "struct" | "enum" | "trait" | "type" if depth == 0 => {
+                found.push((text_at(tokens, i + 1).to_owned(), token.line));
+            }
+            _ => {}
+        }
+    }
+    found
 }
 
 fn join(module: &str, name: &str) -> String {

@@ -32,7 +32,7 @@ pub struct Kernel {
     pub release: String,
     /// The sysctl `kernel.io_uring_disabled`: 1 forbids rings for most users, 2 for all.
     pub io_uring_disabled: Option<u32>,
-    /// Whether a filter of system calls applies to this process.
+    /// Whether a seccomp filter applies to this process.
     pub has_seccomp_filter: bool,
     /// Whether this process has `CAP_SYS_ADMIN`, so that a sysctl of 1 does not apply to it.
     pub is_administrator: bool,
@@ -74,7 +74,7 @@ pub enum RingFault {
 
 #[derive(Debug, Clone, Serialize)]
 pub struct ProcessLimits {
-    /// The number of files up to which the server can raise its limit. `None`: no limit.
+    /// The highest open-file limit that the server can set for itself. `None`: no limit.
     pub open_files: Option<u64>,
     /// The limit of locked memory. `None`: no limit.
     pub locked_memory_bytes: Option<u64>,
@@ -128,7 +128,7 @@ pub struct Directory {
     pub is_rotational: Option<bool>,
 }
 
-/// The times that appends of a small batch took, with their fdatasync.
+/// How long it took to append a small batch and sync it.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct SyncTimes {
     /// Whether the file system lets the log bypass the page cache.

@@ -1,15 +1,15 @@
-//! Bytes that many sessions are sent, and that may not be encoded to their end yet.
+//! An encoded state, shared by its receivers, which may still be in the process of being encoded.
 
 use std::cell::OnceCell;
 use std::rc::Rc;
 
-/// Bytes on their way out, shared by all sessions that are sent them.
+/// Outgoing bytes, shared by all sessions that receive them.
 pub type Chunk = Rc<Vec<u8>>;
 
-/// A state, or a part of one, as the bytes that sessions are sent.
+/// A state, or a part of one, as the bytes that sessions receive.
 #[derive(Debug, Clone)]
 pub enum EncodedState {
-    /// All bytes are there.
+    /// All bytes are encoded.
     Ready(Chunk),
     /// The bytes are still being encoded.
     Pending(Rc<PendingState>),
@@ -35,7 +35,7 @@ impl EncodedState {
         }
     }
 
-    /// Returns the bytes, once all of them are there.
+    /// Returns the bytes, once all of them are encoded.
     #[must_use]
     pub fn chunk(&self) -> Option<&Chunk> {
         match self {
@@ -61,7 +61,7 @@ impl PendingState {
         self.bytes
     }
 
-    /// Hands the finished bytes to all that wait for them.
+    /// Makes the finished bytes available to all receivers.
     ///
     /// # Panics
     /// If it was called before, or the length is not the announced one: outboxes have counted on

@@ -1,12 +1,12 @@
-//! Lists whose memory is used again.
+//! Lists whose memory is reused.
 
 use crate::limits::{LIST_BYTES_KEPT_MAX, LISTS_KEPT_MAX};
 
-/// Empty lists that wait for their next use.
+/// A pool of empty lists.
 ///
 /// Invariant: at most [`LISTS_KEPT_MAX`] lists, and at most [`LIST_BYTES_KEPT_MAX`] of memory.
 pub(in crate::core) struct FreeLists<L> {
-    /// Each with the memory that it has.
+    /// Each list with its memory in bytes.
     free: Vec<(L, usize)>,
     free_bytes: usize,
 }
@@ -21,7 +21,7 @@ impl<L> Default for FreeLists<L> {
 }
 
 impl<L: Default> FreeLists<L> {
-    /// Returns an empty list: with memory if there is a free one, else without.
+    /// Returns an empty list, with memory if the pool has one.
     pub fn take(&mut self) -> L {
         let Some((list, bytes)) = self.free.pop() else {
             return L::default();
@@ -30,8 +30,8 @@ impl<L: Default> FreeLists<L> {
         list
     }
 
-    /// Takes a list back that the caller has emptied, and that has `bytes` of memory. Drops it if
-    /// it has none, or if too much is kept already.
+    /// Puts back a list that the caller has emptied and that has `bytes` of memory. Drops it if it
+    /// has none, or if the pool is full.
     pub fn give(&mut self, emptied: L, bytes: usize) {
         if bytes > 0
             && self.free.len() < LISTS_KEPT_MAX
@@ -51,7 +51,7 @@ mod tests {
     fn lists_are_used_again_and_bounded() {
         let mut lists: FreeLists<Vec<u8>> = FreeLists::default();
         lists.give(Vec::new(), 0);
-        assert!(lists.free.is_empty(), "one without memory is no gain");
+        assert!(lists.free.is_empty(), "a list without memory is not kept");
         lists.give(Vec::with_capacity(100), 100);
         let list = lists.take();
         assert_eq!((list.len(), list.capacity(), lists.free_bytes), (0, 100, 0));

@@ -1,10 +1,10 @@
 //! Pacing: a saturated shard pauses between send slices so that each send carries more.
 //!
-//! A saturated shard sends to sessions again before its queue was ever empty. Each send then
-//! carries only what has come since the last one to the same session, and this could go on forever.
-//! But a send costs nearly the same with few frames as with many, on both ends, and a receiver that
-//! is as busy as the shard answers late. So the shard pauses after each slice, and more gathers for
-//! each send. In `always` mode the commits are such pauses.
+//! A shard is saturated when its queue never empties before it sends to the same session again.
+//! Each send then carries only what has arrived since the previous one to that session. But a send
+//! costs nearly the same with few frames as with many, on both ends, and a busy receiver answers
+//! late. So the shard pauses after each slice, and each send carries more. In `always` mode the
+//! commits act as pauses.
 
 use crate::limits::{PACE_AFTER_US, PACE_PAUSE_US_MAX, PACE_SHARE};
 
@@ -17,20 +17,20 @@ pub struct Pacer {
     paused_until_us: Option<u64>,
 }
 
-/// The number of a time during which the send queue was never empty.
+/// The number of a period during which the send queue is never empty.
 pub type BusyPeriod = u32;
 
-/// The busy period of a session that was not sent to yet.
+/// The busy period of a session that has not been sent anything yet.
 pub const NEVER: BusyPeriod = 0;
 
-/// A busy period that lasts.
+/// A busy period in which a slice has left sessions in the queue.
 #[derive(Debug)]
 struct Saturation {
     /// When a slice first left a session in the queue.
     since_us: u64,
     /// When the last slice was served, until the pause after it is decided.
     slice_us: Option<u64>,
-    /// A session was sent to twice in this period: a pause would have made one send of two. A long
+    /// A session was sent to twice in this period: a pause would have merged the two. A long
     /// queue of sessions that each get one send gains nothing from a pause.
     is_repeated: bool,
 }
@@ -46,15 +46,15 @@ impl Default for Pacer {
 }
 
 impl Pacer {
-    /// Whether the next slice has to wait. Begins the pause after the last one if one is due.
+    /// Returns whether the next slice must wait. Starts the pause after the last slice if due.
     pub fn must_pause(&mut self, now_us: u64) -> bool {
         if let Some(saturation) = &mut self.saturation
             && let Some(slice_us) = saturation.slice_us.take()
             && saturation.is_repeated
             && now_us.saturating_sub(saturation.since_us) >= PACE_AFTER_US
         {
-            // The time from slice to slice includes all other work of a turn, so the pause is a
-            // share of what the shard does in all.
+            // The time from slice to slice includes all other work of a turn, so the pause is
+            // proportional to everything the shard does.
             let took_us = now_us.saturating_sub(slice_us);
             self.paused_until_us = Some(now_us + (took_us / PACE_SHARE).min(PACE_PAUSE_US_MAX));
         }
@@ -96,8 +96,8 @@ impl Pacer {
 mod tests {
     use super::*;
 
-    /// Serves slices of `slice_us` to one session each, with sessions left. Returns how long all of
-    /// them took, and how long the pauses.
+    /// Serves slices of `slice_us` to one session each; the queue is never empty. Returns the total
+    /// time, and the part of it spent pausing.
     fn busy(
         pacer: &mut Pacer,
         sessions: &mut [BusyPeriod],
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_that_was_saturated_for_long_pauses_for_a_share_of_its_time() {
+    fn a_shard_that_stays_saturated_pauses_for_a_share_of_its_time() {
         let (mut pacer, mut sessions) = (Pacer::default(), [NEVER; 2]);
         let slices = usize::try_from(PACE_AFTER_US / 1000).unwrap() - 1;
         let (took_us, paused_us) = busy(&mut pacer, &mut sessions, 7, 1000, slices);

@@ -1,7 +1,7 @@
-//! Who is in a workspace, by the names that clients give themselves, and the text that says so.
+//! The users connected to a workspace, by self-chosen name, and their list as JSON.
 //!
-//! The names are kept in order as clients come and go, so that an answer costs what it shows and
-//! not what there is, and it is encoded once for all who ask while nobody comes or goes.
+//! The names are kept sorted, so an answer costs only as much as it lists. It is encoded once and
+//! shared by all requests until a user joins or leaves.
 
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
@@ -13,13 +13,13 @@ use crate::wire::state;
 /// The users of a workspace.
 #[derive(Debug, Default)]
 pub(crate) struct Presence {
-    /// Each with the number of its connections.
+    /// The number of connections of each user.
     users: BTreeMap<Rc<str>, u32>,
     text: Weak<Vec<u8>>,
 }
 
 impl Presence {
-    /// A connection of this user has come.
+    /// Adds a connection of this user.
     pub fn add(&mut self, user: Rc<str>) {
         let count = self.users.entry(user).or_insert(0);
         *count += 1;
@@ -28,12 +28,12 @@ impl Presence {
         }
     }
 
-    /// A connection of this user has gone.
+    /// Removes a connection of this user.
     ///
     /// # Panics
-    /// Where there was none.
+    /// If the user has no connection.
     pub fn remove(&mut self, user: &str) {
-        let count = self.users.get_mut(user).expect("a user who goes was here");
+        let count = self.users.get_mut(user).expect("a leaving user is present");
         *count -= 1;
         if *count == 0 {
             self.users.remove(user);
@@ -41,17 +41,17 @@ impl Presence {
         }
     }
 
-    /// How many users there are.
+    /// Returns the number of users.
     pub fn count(&self) -> usize {
         self.users.len()
     }
 
-    /// The text if anybody still has it.
+    /// Returns the encoded list, if a receiver still holds it.
     pub fn text(&self) -> Option<Chunk> {
         self.text.upgrade()
     }
 
-    /// The first [`PRESENCE_NAMES_MAX`] users as a JSON text.
+    /// Encodes the first [`PRESENCE_NAMES_MAX`] users as JSON.
     pub fn encode(&mut self) -> Chunk {
         let mut text = Vec::new();
         let users = self.users.keys().take(PRESENCE_NAMES_MAX);
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_are_named_and_all_are_counted() {
+    fn at_most_the_maximum_is_listed_and_all_are_counted() {
         let mut presence = Presence::default();
         for user in 0..PRESENCE_NAMES_MAX + 5 {
             presence.add(format!("{user:05}").into());

@@ -21,7 +21,7 @@
 //! A turn that takes long is also an absence if something was due in the meantime. A deadline that
 //! has passed and waits for an operation in flight is not one, since the shard has turns then.
 
-use crate::core::contract::Clock;
+use crate::core::shard::contract::Clock;
 use crate::limits::{GRACE_US, LATENESS_US_MAX};
 
 /// The difference between the clock of a shard and that of its caller.

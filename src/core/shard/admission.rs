@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::core::contract::{Handoff, ListenerKind};
+use crate::core::shard::contract::{Handoff, ListenerKind};
 use crate::core::shard::rate::{Bucket, Rate};
 use crate::core::shard::session::{Session, SessionId, State};
 use crate::core::shard::sessions::Sessions;
@@ -174,7 +174,7 @@ fn is_answered(sessions: &Sessions, id: SessionId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::contract::Clock;
+    use crate::core::shard::contract::Clock;
 
     #[test]
     fn a_reset_forgets_connections_that_went_on() {

@@ -1,8 +1,8 @@
 //! Corrections after an absence of a shard ([`absence`](crate::core::shard::absence)).
 
-use crate::core::contract::Clock;
 use crate::core::shard::Shard;
 use crate::core::shard::absence::Missed;
+use crate::core::shard::contract::Clock;
 use crate::core::shard::timers::tick_of;
 
 impl Shard {

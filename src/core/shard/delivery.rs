@@ -7,11 +7,11 @@
 
 use std::io;
 
-use crate::core::contract::{Clock, Output};
 use crate::core::fanout::outbox::{Behind, Due, OutboxPool};
 use crate::core::fanout::room::{Room, RoomId};
 use crate::core::fanout::window::{Chunk, Spans, Window, skip_sent, spans_bytes};
 use crate::core::shard::Shard;
+use crate::core::shard::contract::{Clock, Output};
 use crate::core::shard::intake::shared_frame;
 use crate::core::shard::session::{Intake, Session, SessionId, State};
 use crate::limits::{

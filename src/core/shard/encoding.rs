@@ -1,8 +1,8 @@
 //! States for the sessions that join or read, and the encodings in progress, a step in each turn.
 
-use crate::core::contract::Clock;
 use crate::core::fanout::room::RoomId;
 use crate::core::shard::Shard;
+use crate::core::shard::contract::Clock;
 use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind};
 use crate::limits::RETRY_AFTER_S;
 use crate::wire::upgrade::Answer;

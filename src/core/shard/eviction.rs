@@ -11,10 +11,10 @@ use std::rc::Rc;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-use crate::core::contract::Clock;
 use crate::core::fanout::room::RoomId;
 use crate::core::fanout::window::Chunk;
 use crate::core::shard::Shard;
+use crate::core::shard::contract::Clock;
 use crate::core::shard::lifetime::TRY_AGAIN_LATER;
 use crate::core::shard::session::{SessionId, State};
 use crate::core::shard::session_budget::SessionMemory;

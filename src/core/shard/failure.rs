@@ -7,8 +7,8 @@ use std::io;
 
 use std::rc::Rc;
 
-use crate::core::contract::{Clock, Output};
 use crate::core::shard::connection_log::Party;
+use crate::core::shard::contract::{Clock, Output};
 use crate::core::shard::session::{SessionId, State};
 use crate::core::shard::{Drain, Shard};
 use crate::core::state::workspace::Workspace;

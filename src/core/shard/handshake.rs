@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use smallvec::smallvec;
 
-use crate::core::contract::{Clock, Handoff, Intent, ListenerKind, Output, shard_of};
 use crate::core::fanout::outbox::Due;
 use crate::core::fanout::room::RoomId;
 use crate::core::shard::connection_log::Party;
+use crate::core::shard::contract::{Clock, Handoff, Intent, ListenerKind, Output};
 use crate::core::shard::http_read::{Shown, for_allowed};
 use crate::core::shard::rate::Rate;
 use crate::core::shard::session::{Intake, SessionId, State, StateTransfer};
 use crate::core::shard::shard_log::Health;
 use crate::core::shard::{Drain, Shard};
 use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind, SnapshotPoint};
+use crate::core::state::placement::shard_of;
 use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
 use crate::log::position::LogPosition;
 use crate::wire::auth::{self, Grant, Verifier};

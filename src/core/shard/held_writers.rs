@@ -3,8 +3,8 @@
 //! The bytes of such a client stay unread from its next message on. What it is sent, the control
 //! frames before that message, and all other clients are not affected.
 
-use crate::core::contract::Clock;
 use crate::core::shard::Shard;
+use crate::core::shard::contract::Clock;
 use crate::core::shard::session::SessionId;
 use crate::wire::frame;
 

@@ -6,12 +6,12 @@ use std::ops::Range;
 
 use smallvec::smallvec;
 
-use crate::core::contract::{Clock, Intent};
 use crate::core::fanout::outbox::Due;
 use crate::core::fanout::room::{Room, RoomId};
 use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
+use crate::core::shard::contract::{Clock, Intent};
 use crate::core::shard::session::{Session, SessionId, StateTransfer};
 use crate::core::snapshot::shared_snapshot::{Snapshot, SnapshotKind};
 use crate::limits::STALL_TIMEOUT_US;

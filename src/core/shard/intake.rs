@@ -2,12 +2,12 @@
 
 use std::rc::Rc;
 
-use crate::core::contract::{Clock, Received};
 use crate::core::fanout::outbox::{Due, OutboxPool};
 use crate::core::fanout::room::RoomId;
 use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
+use crate::core::shard::contract::{Clock, Received};
 use crate::core::shard::rate::Pace;
 use crate::core::shard::session::{Intake, SessionId, State};
 use crate::core::shard::session_budget::SessionBudget;

@@ -1,9 +1,9 @@
 //! The deadlines of a session (pings, silence, stalls, expiry), and how it ends: closing, aborting,
 //! and the drain when the server stops.
 
-use crate::core::contract::{Clock, Output};
 use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
+use crate::core::shard::contract::{Clock, Output};
 use crate::core::shard::session::{Session, SessionId, State};
 use crate::core::shard::{Drain, Shard};
 use crate::limits::{LINGER_US, STALL_LINGER_US, STALL_TIMEOUT_US};

@@ -235,7 +235,7 @@ impl SendQueues {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::contract::{Clock, ListenerKind};
+    use crate::core::shard::contract::{Clock, ListenerKind};
 
     #[test]
     fn a_reset_makes_queues_and_sessions_agree() {

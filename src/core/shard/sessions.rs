@@ -11,7 +11,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use slab::Slab;
 
-use crate::core::contract::{Clock, ListenerKind};
+use crate::core::shard::contract::{Clock, ListenerKind};
 use crate::core::shard::rate::Meter;
 use crate::core::shard::session::{Session, SessionCounts, SessionId, State};
 use crate::core::shard::timers::{Wheel, tick_of};

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use crate::core::contract::ShardConfig;
+use crate::core::shard::contract::ShardConfig;
 use crate::core::shard::log_space::{LogSize, LogSpace};
 use crate::core::shard::session::SessionId;
 use crate::core::state::segment_usage::{Dead, Mark, SegmentUsage};

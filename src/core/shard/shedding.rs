@@ -17,9 +17,9 @@
 //! The time for a head is not cut while there is room for more connections: a slow client that
 //! keeps nobody out may use all of it.
 
-use crate::core::contract::{Clock, ListenerKind};
 use crate::core::shard::Shard;
 use crate::core::shard::admission::SheddingChoice;
+use crate::core::shard::contract::{Clock, ListenerKind};
 use crate::core::shard::session::SessionId;
 
 /// A connection that was shed.

@@ -26,7 +26,7 @@
 //!   once, since the answer that was queued has become wrong.
 //! - `/readyz` of a server that is not ready: 503 at once, which is its answer.
 
-use crate::core::contract::{Clock, Handoff, Intent};
+use crate::core::shard::contract::{Clock, Handoff, Intent};
 use crate::core::shard::session::{SessionId, State};
 use crate::core::shard::shard_log::Health;
 use crate::core::shard::{Drain, Shard};

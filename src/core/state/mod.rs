@@ -1,5 +1,6 @@
 //! The state of workspaces, and how it is restored from the log.
 
+pub mod placement;
 pub mod replay;
 pub mod segment_usage;
 pub mod workspace;

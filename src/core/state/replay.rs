@@ -5,8 +5,8 @@ use std::hint::black_box;
 
 use foldhash::fast::FixedState;
 
-use crate::core::contract::shard_of;
 use crate::core::state::index::{Index, Tag};
+use crate::core::state::placement::shard_of;
 use crate::core::state::workspace::Workspace;
 use crate::log::record::LoggedOp;
 use crate::seq::Seq;

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use super::{Worker, WorkerTokens};
-use crate::core::contract::{Clock, ListenerKind};
+use crate::core::shard::contract::{Clock, ListenerKind};
 use crate::io::connection::Connection;
 use crate::io::mailbox::ShardMessage;
 use crate::io::ring::Ring;

@@ -103,7 +103,7 @@ fn a_second_open_names_the_first_and_changes_nothing() {
         let message = DataDirectory::open(root.path()).unwrap_err().to_string();
         let expected = format!(
             "data directory {} is in use by another server (pid {}): \
-             stop it, or name another with --data-dir",
+             stop it, or pick another with --data-dir",
             root.path().display(),
             std::process::id()
         );

@@ -16,7 +16,7 @@ const KIND_COMPACTED: u16 = 1;
 
 const _: () = assert!(
     SEGMENT_CRC_AT + 4 == SEGMENT_HEADER_BYTES,
-    "the crc ends the segment header"
+    "the CRC is the last field of the segment header"
 );
 
 /// The header of a segment: which log it belongs to, and its place in it.
@@ -37,9 +37,9 @@ pub struct SegmentHeader {
 /// The segments that a compacted segment replaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compacted {
-    /// How many indexes before its own.
+    /// The number of indexes it covers before its own.
     pub replaced: u32,
-    /// The log position where they ended. Its own bytes are fewer.
+    /// The log position where they ended. The compacted segment itself is shorter.
     pub end_position: LogPosition,
 }
 
@@ -49,8 +49,8 @@ pub enum HeaderError {
     /// The file is shorter than a header.
     #[error("it is too short to hold a segment header")]
     Short,
-    /// The file does not begin like a segment.
-    #[error("it does not begin like a segment")]
+    /// The file does not begin with the magic bytes of a segment.
+    #[error("it does not begin with the magic bytes of a segment")]
     Magic,
     /// Another version of the server wrote it. The header is intact.
     #[error("it has format {0}; this server reads {FORMAT_VERSION}")]
@@ -58,8 +58,8 @@ pub enum HeaderError {
     /// The header was altered.
     #[error("the checksum of the segment header is wrong")]
     Checksum,
-    /// The checksum is right, the content is not.
-    #[error("the segment header is not legal")]
+    /// The checksum is correct, but the content is invalid.
+    #[error("the content of the segment header is invalid")]
     Content,
 }
 
@@ -143,7 +143,7 @@ impl SegmentHeader {
     }
 
     /// Returns the checksum that seeds every batch header, so that a batch of another segment is
-    /// never valid in this one.
+    /// never passes as one of this segment.
     #[must_use]
     pub fn salt(&self) -> u32 {
         u32_at(&self.encode(), SEGMENT_CRC_AT)
@@ -161,8 +161,8 @@ impl SegmentHeader {
     /// segment, or beyond what memory can hold.
     #[must_use]
     pub fn offset(&self, position: LogPosition) -> Option<usize> {
-        let behind_header = usize::try_from(position.bytes_since(self.first_position)?).ok()?;
-        behind_header.checked_add(SEGMENT_HEADER_BYTES)
+        let after_header = usize::try_from(position.bytes_since(self.first_position)?).ok()?;
+        after_header.checked_add(SEGMENT_HEADER_BYTES)
     }
 }
 

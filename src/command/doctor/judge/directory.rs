@@ -19,7 +19,7 @@ const REMOTE: [&str; 9] = [
     "glusterfs",
     "fuse",
 ];
-/// Mount options with which a sync guarantees nothing.
+/// Mount options under which a sync guarantees nothing.
 const LYING_OPTIONS: [&str; 2] = ["nobarrier", "barrier=0"];
 /// No disk that keeps what it confirms is faster than this.
 const SYNC_BELIEVED_US: u64 = 10;
@@ -27,7 +27,7 @@ const SYNC_BELIEVED_US: u64 = 10;
 const SYNC_SLOW_US: u64 = 5_000;
 /// A tail above this is noticed as a hitch.
 const SYNC_TAIL_US: u64 = 50_000;
-/// With less free space there is a warning: a log grows to three times its live data.
+/// Below this much free space, warn: a log grows to three times its live data.
 const FREE_ADVISED_BYTES: u64 = 1024 * 1024 * 1024;
 
 pub fn folder(directory: &Directory) -> Finding {
@@ -38,16 +38,16 @@ pub fn folder(directory: &Directory) -> Finding {
             CHECK,
             format!("{path}: {fault}"),
             match directory.fault_remedy {
-                Some(remedy) => format!("{remedy}, or name another with --data-dir"),
-                None => "name another with --data-dir".to_owned(),
+                Some(remedy) => format!("{remedy}, or pick another with --data-dir"),
+                None => "pick another with --data-dir".to_owned(),
             },
         );
     }
     if let Some(name) = &directory.other_file {
         return Finding::fail(
             CHECK,
-            format!("{path} has no log, but other files (such as {name})"),
-            "name an empty folder, or a new one in it, with --data-dir",
+            format!("{path} contains other files (such as {name}) but no log"),
+            "point --data-dir at an empty folder, or at a new one inside it",
         );
     }
     match &directory.server {
@@ -83,13 +83,13 @@ pub fn file_system(directory: &Directory) -> Option<Finding> {
             "remount without it, unless the disk's cache survives a power cut: tuning/disk.md",
         ));
     }
-    // `fuse.sshfs` and its like.
+    // `fuse.sshfs` and the like.
     let family = kind.split('.').next().unwrap_or(kind);
     Some(if IN_MEMORY.contains(&kind) {
         Finding::warn(
             CHECK,
             format!("{found} is memory: nothing in it survives a reboot"),
-            "name a folder on a disk with --data-dir",
+            "point --data-dir at a folder on a disk",
         )
     } else if REMOTE.contains(&family) {
         Finding::warn(
@@ -138,13 +138,13 @@ pub fn free_space(directory: &Directory) -> Option<Finding> {
         Finding::fail(
             CHECK,
             format!("{found}: not enough for one segment of the log"),
-            "make room, or name another folder with --data-dir",
+            "make room, or pick another folder with --data-dir",
         )
     } else if free < FREE_ADVISED_BYTES {
         Finding::warn(
             CHECK,
             format!(
-                "{found}: the log grows to 3 times its live data plus {} a shard",
+                "{found}: the log grows to 3 times its live data plus {} per shard",
                 text::bytes(4 * LOG_SPARE_BYTES)
             ),
             "make room; while the disk is nearly full, ops get error 500",
@@ -175,7 +175,7 @@ pub fn sync(directory: &Directory, processor: &Processor) -> Option<Finding> {
         text::milliseconds(p99_us),
         text::milliseconds(max_us)
     );
-    // The kernel's threads that sync have to wait for a core too.
+    // The kernel threads that carry out a sync need a core, too.
     let found = if processor.is_busy() {
         found + ", while the cores are busy: measure again when they are idle"
     } else {
@@ -189,12 +189,12 @@ pub fn sync(directory: &Directory, processor: &Processor) -> Option<Finding> {
         Finding::warn(
             CHECK,
             format!("{found}: faster than any disk that keeps what it has confirmed"),
-            "something ignores it (a hypervisor's cache=unsafe, eatmydata, a mount without \
+            "something ignores the sync (a hypervisor's cache=unsafe, eatmydata, a mount without \
              barriers): tuning/disk.md",
         )
     } else if p50_us > SYNC_SLOW_US || p99_us > SYNC_TAIL_US {
         let why = match directory.is_rotational {
-            Some(true) => ", on a device that reports that it is a spinning disk",
+            Some(true) => ", on a device that reports itself as a spinning disk",
             _ => "",
         };
         Finding::warn(

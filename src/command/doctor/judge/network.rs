@@ -85,7 +85,7 @@ pub fn backlog(network: &Network) -> Option<Finding> {
                 "net.core.somaxconn is {somaxconn}, but the server asks for {wanted}: when all \
                  clients reconnect at once, some wait for a second or more"
             ),
-            format!("sudo sysctl -w net.core.somaxconn={wanted}, and keep it: tuning/sysctl.conf"),
+            format!("sudo sysctl -w net.core.somaxconn={wanted}; to keep it: tuning/sysctl.conf"),
         )
     } else {
         Finding::ok(
@@ -120,8 +120,8 @@ pub fn local_ports(network: &Network, wanted: &WantedServer) -> Option<Finding> 
         return Some(Finding::warn(
             CHECK,
             format!(
-                "port {port} is in the range of outgoing connections ({first} to {last}): one of \
-                 them may be using it when the server starts"
+                "port {port} is in the ephemeral range ({first} to {last}): an outgoing connection \
+                 may be using it when the server starts"
             ),
             format!(
                 "sudo sysctl -w net.ipv4.ip_local_reserved_ports={port} (a list; keep its other \

@@ -2,7 +2,7 @@
 //! closed for what the shard could not receive.
 
 use super::rig::{Rig, START_US, frame, head, op, pong};
-use crate::core::contract::{Input, Limits};
+use crate::core::shard::contract::{Input, Limits};
 use crate::core::shard::session::State;
 use crate::limits::{LINGER_US, SECOND_US, STALL_TIMEOUT_US};
 use crate::log::commit::Durability;

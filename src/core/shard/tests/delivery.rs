@@ -1,9 +1,9 @@
 //! Delivery: which session is sent what, and when.
 
 use super::rig::{Rig, frame, head, look, op};
-use crate::core::contract::Output;
 use crate::core::fanout::room::RoomId;
 use crate::core::fanout::window::spans_bytes;
+use crate::core::shard::contract::Output;
 use crate::core::shard::session::Session;
 use crate::limits::{
     COMMIT_AGE_MIN_US, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, PACE_AFTER_US, PACE_SHARE,

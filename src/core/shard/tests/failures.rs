@@ -2,8 +2,8 @@
 
 use super::peers::Told;
 use super::rig::{Rig, frame, head};
-use crate::core::contract::{Input, Output};
 use crate::core::fanout::window::spans_bytes;
+use crate::core::shard::contract::{Input, Output};
 use crate::core::shard::session::State;
 
 /// P13.

@@ -1,7 +1,7 @@
 //! Frames that are not messages: bounded for every client, and by the rate limit if there is one.
 
 use super::rig::{Rig, frame, op, pong};
-use crate::core::contract::Limits;
+use crate::core::shard::contract::Limits;
 use crate::limits::{
     EMPTY_FRAMES_MAX, FRAMES_BURST_MIN, FRAMES_PER_MESSAGE, MESSAGES_PER_TURN_MAX, RATE_BURST_S,
     SECOND_US,

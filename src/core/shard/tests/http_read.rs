@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use super::rig::{Rig, head, look};
-use crate::core::contract::{Input, Output};
 use crate::core::fanout::window::Span;
+use crate::core::shard::contract::{Input, Output};
 use crate::core::shard::session::SessionId;
 use crate::log::commit::Durability;
 use crate::wire::upgrade::{Answer, WebPage};

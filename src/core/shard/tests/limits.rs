@@ -2,8 +2,9 @@
 //! without an effect on clients within it.
 
 use super::rig::{Rig, frame, head, look, op, pong};
-use crate::core::contract::{Limits, shard_of};
+use crate::core::shard::contract::Limits;
 use crate::core::shard::counters::Counters;
+use crate::core::state::placement::shard_of;
 use crate::limits::{MESSAGES_PER_TURN_MAX, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN, SECOND_US};
 use crate::log::record::OP_HEADER_BYTES;
 

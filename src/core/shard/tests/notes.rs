@@ -1,8 +1,8 @@
 //! What the shard reports about its connections for the log.
 
 use super::rig::{Rig, frame, head, look};
-use crate::core::contract::shard_of;
 use crate::core::shard::connection_log::{Ended, Note, Party};
+use crate::core::state::placement::shard_of;
 
 fn rig() -> Rig {
     Rig::new(|config| config.has_journal = true)

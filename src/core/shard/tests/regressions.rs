@@ -1,8 +1,8 @@
 //! Sequences of single turns that once went wrong.
 
 use super::rig::{Rig, frame, head, op};
-use crate::core::contract::Output;
 use crate::core::fanout::window::spans_bytes;
+use crate::core::shard::contract::Output;
 use crate::log::commit::{Durability, LogStep};
 
 const MS_US: u64 = 1000;

@@ -3,10 +3,12 @@
 use std::io;
 
 use super::peers::{Client, Disk, Told};
-use crate::core::contract::{Clock, Handoff, Input, Output, PeerStatus, Received, ShardConfig};
 use crate::core::fanout::window::Spans;
 use crate::core::shard::Shard;
 use crate::core::shard::connection_log::Note;
+use crate::core::shard::contract::{
+    Clock, Handoff, Input, Output, PeerStatus, Received, ShardConfig,
+};
 use crate::core::shard::session::{Session, SessionId};
 use crate::core::state::workspace::Workspace;
 use crate::core::testing::{self, START_UNIX_S};

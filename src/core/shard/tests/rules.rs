@@ -4,11 +4,12 @@ use crate::core::fanout::room::RoomId;
 use std::rc::Rc;
 
 use super::rig::{Rig, failure, frame, head, op, pong};
-use crate::core::contract::{Input, PeerStatus, shard_of};
 use crate::core::fanout::outbox::{Outbox, OutboxPool};
 use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
+use crate::core::shard::contract::{Input, PeerStatus};
 use crate::core::shard::session::{Intake, State};
+use crate::core::state::placement::shard_of;
 use crate::core::testing::START_UNIX_S;
 use crate::limits::{ANSWER_BYTES_MAX, BATCH_BYTES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US};
 use crate::log::position::LogPosition;

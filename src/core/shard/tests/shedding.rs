@@ -1,7 +1,7 @@
 //! Connections that are shed when there are as many as there may be.
 
 use super::rig::{Rig, frame, head, look};
-use crate::core::contract::ListenerKind;
+use crate::core::shard::contract::ListenerKind;
 use crate::core::shard::shedding::Shed;
 
 fn shed(rig: &mut Rig, listener: ListenerKind) -> Option<(usize, bool)> {

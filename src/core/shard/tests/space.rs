@@ -2,7 +2,7 @@
 //! wait, which are refused, and which are not affected.
 
 use super::rig::{Rig, START_US, frame, look, op};
-use crate::core::contract::Input;
+use crate::core::shard::contract::Input;
 use crate::core::shard::log_space::{LogSize, Marks};
 use crate::core::shard::session::Intake;
 use crate::limits::{

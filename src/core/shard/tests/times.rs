@@ -1,9 +1,10 @@
 //! When a session is pinged and closed. The clock is the test's own.
 
 use super::rig::{Rig, START_US, head, look, pong};
-use crate::core::contract::{Input, shard_of};
 use crate::core::fanout::room::RoomId;
+use crate::core::shard::contract::Input;
 use crate::core::shard::session::State;
+use crate::core::state::placement::shard_of;
 use crate::limits::{SECOND_US, TIMER_TICK_US};
 
 /// What is due at once happens at the next tick of the timers.

@@ -1,8 +1,9 @@
 //! Requests that arrive while the state is being read: at a start, and after a failure.
 
 use super::rig::{Rig, failure, head, look, op};
-use crate::core::contract::{Input, Output, shard_of};
+use crate::core::shard::contract::{Input, Output};
 use crate::core::shard::session::State;
+use crate::core::state::placement::shard_of;
 use crate::core::state::workspace::Workspace;
 use crate::limits::{HEAD_BYTES_MAX, WAITING_PER_TURN_MAX};
 use crate::seq::Seq;

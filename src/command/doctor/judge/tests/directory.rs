@@ -26,7 +26,7 @@ fn the_data_directory() {
                 Severity::Fail,
                 &[
                     "/var/lib/etherply: read-only",
-                    "name another with --data-dir",
+                    "pick another with --data-dir",
                 ],
             ),
             (
@@ -35,7 +35,7 @@ fn the_data_directory() {
                     f.directory.fault_remedy = Some("make room");
                 },
                 Severity::Fail,
-                &["full", "make room, or name another with --data-dir"],
+                &["full", "make room, or pick another with --data-dir"],
             ),
             (
                 |f| f.directory.other_file = Some("holiday.jpg".into()),
@@ -107,7 +107,7 @@ fn free_space() {
             (
                 |f| f.directory.free_bytes = Some(MIB),
                 Severity::Warn,
-                &["1.00 MiB", "32.00 MiB a shard"],
+                &["1.00 MiB", "32.00 MiB per shard"],
             ),
             (
                 |f| f.directory.free_bytes = Some(1024 * MIB),

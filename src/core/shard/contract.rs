@@ -1,4 +1,4 @@
-//! The inputs and outputs of a [`Shard`](super::shard::Shard), and its configuration.
+//! The inputs and outputs of a [`Shard`](super::Shard), and its configuration.
 
 use std::io;
 use std::sync::Arc;
@@ -125,7 +125,7 @@ pub enum Input<'a> {
     LogOpened(io::Result<OpenSegment>),
     /// The state was read back and a new segment is open. With an error the shard tries again
     /// later. It is the first input of the log for a shard that began with
-    /// [`Shard::recovering`](super::shard::Shard::recovering).
+    /// [`Shard::recovering`](super::Shard::recovering).
     Rebuilt(io::Result<(OpenSegment, Vec<Workspace>)>),
     /// The log's files are no longer at their paths: what is written to them would be lost.
     LogDisplaced,
@@ -198,38 +198,4 @@ pub(super) enum Intent {
         allow_origin: Option<String>,
         head_only: bool,
     },
-}
-
-/// Returns the shard that owns a workspace. It is the same on every start with the same number of
-/// shards, and workspaces are spread evenly.
-#[must_use]
-pub fn shard_of(workspace: &str, shards: u32) -> u32 {
-    let hash = crc32c::crc32c(workspace.as_bytes());
-    // Multiply and shift instead of a remainder: all bits of the hash count (Lemire, 2016).
-    u32::try_from((u64::from(hash) * u64::from(shards)) >> 32)
-        .expect("less than the count of shards")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn workspaces_are_spread_and_stay_where_they_are() {
-        for shards in [1_u32, 2, 3, 7, 64] {
-            let mut counts = vec![0_u32; shards as usize];
-            for workspace in 0..6400 {
-                let id = format!("workspace-{workspace}");
-                counts[shard_of(&id, shards) as usize] += 1;
-                assert_eq!(shard_of(&id, shards), shard_of(&id, shards));
-            }
-            let fair = 6400 / shards;
-            assert!(
-                counts
-                    .iter()
-                    .all(|count| (fair / 2..=fair * 2).contains(count)),
-                "{shards}: {counts:?}"
-            );
-        }
-    }
 }
