@@ -1,4 +1,4 @@
-//! Support for tests and benches: one configuration of a shard, its token, and one source of chance.
+//! Support for tests and benches: a shard's configuration, its token, and a source of chance.
 //!
 //! The unit tests, the simulation, the allocation test and the benches all drive a
 //! [`Shard`](crate::core::shard::Shard). They start from [`shard_config`], so that a new setting

@@ -185,7 +185,7 @@ impl World {
         for _ in 0..=self.dice.below(3) {
             self.count += 1;
             let key = format!("k{}", self.dice.below(6));
-            // Ties are common, and the greatest timestamps grow slowly.
+            // Ties are common, and the latest timestamps grow slowly.
             let timestamp = self.count / 8 + self.dice.below(4) as u64;
             let value = format!("\"<{:0width$}>\"", self.count, width = self.dice.below(60));
             self.members[place].send_op(Write {

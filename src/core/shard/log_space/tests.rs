@@ -173,7 +173,8 @@ proptest! {
             }
             let log_bytes = closed_bytes + open_bytes;
             prop_assert!(log_bytes < marks.stop_bytes + (1 << 20) + 100_000);
-            // A writer that is slowed down a little soon closes the segment that makes compaction due.
+            // A writer that is slowed down a little soon closes the segment that makes compaction
+            // due.
             let waits = match space.level {
                 Level::Free => false,
                 Level::Slow { bytes_per_second } => bytes_per_second < LOG_BYTES_PER_SECOND / 4,

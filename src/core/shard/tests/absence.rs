@@ -1,4 +1,5 @@
-//! A shard that was away: stopped, paused with its machine, or without a core. Nobody is closed for what it did not hear.
+//! A shard that was absent: stopped, paused with its machine, or without a core. No client is
+//! closed for what the shard could not receive.
 
 use super::rig::{Rig, START_US, frame, head, op, pong};
 use crate::core::shard::contract::{Input, Limits};
@@ -6,13 +7,14 @@ use crate::core::shard::session::State;
 use crate::limits::{LINGER_US, SECOND_US, STALL_TIMEOUT_US};
 use crate::log::commit::Durability;
 
-/// The process is stopped for so long, and clients and kernel are not. Nothing has happened yet when this returns.
+/// Stops the process for a time, but not its clients and the kernel. Nothing has happened yet when
+/// this returns.
 fn stop_for(rig: &mut Rig, seconds: u64) {
     rig.clock.now_us += seconds * SECOND_US;
     rig.clock.unix_us += seconds * SECOND_US;
 }
 
-/// How long the clock of the shard stood still.
+/// The time for which the shard's clock stopped.
 fn absent_s(rig: &Rig) -> f64 {
     seconds(rig.shard.counters().absent_us)
 }
@@ -21,7 +23,8 @@ fn seconds(us: u64) -> f64 {
     std::time::Duration::from_micros(us).as_secs_f64()
 }
 
-/// Sleeps until a deadline that was `due_s` after the start has come, which was moved by the absence; nothing happens before.
+/// Sleeps until a deadline that was `due_s` after the start and was moved by the absence. Nothing
+/// happens before.
 fn sleep_until_due(rig: &mut Rig, client: usize, due_s: f64) {
     let due_s = due_s + absent_s(rig);
     rig.sleep_until(due_s - 0.1);
@@ -33,7 +36,8 @@ fn sleep_until_due(rig: &mut Rig, client: usize, due_s: f64) {
 
 #[test]
 fn whoever_was_silent_because_it_was_not_asked_stays() {
-    // Just before the next ping, at it, and after it; with the answer to a ping on its way, or none.
+    // Just before the next ping, at it, and after it; with the answer to a ping being sent, or
+    // without.
     for (stopped_s, answers) in [(1.0, false), (9.0, false), (10.0, true), (12.0, true)] {
         let mut rig = Rig::new(|_| ());
         let clients: Vec<usize> = (0..20).map(|_| rig.join("w", None)).collect();
@@ -77,7 +81,7 @@ fn whoever_has_gone_is_given_up_all_the_same() {
 }
 
 #[test]
-fn a_socket_that_nobody_filled_is_not_stalled() {
+fn a_socket_that_was_not_full_is_not_stalled() {
     let mut rig = Rig::new(|config| config.ping_interval_us = 40 * SECOND_US);
     let (slow, writer) = (rig.join("w", None), rig.join("w", None));
     rig.seen(slow);
@@ -157,7 +161,7 @@ fn a_token_expires_by_the_wall_clock() {
 
 /// P39.
 #[test]
-fn what_was_sent_at_the_rate_is_taken_when_it_comes_at_once() {
+fn messages_sent_at_the_rate_are_accepted_when_they_arrive_at_once() {
     let limits = Limits {
         ops_per_second: Some(10),
         ..Limits::default()
@@ -183,7 +187,7 @@ fn what_was_sent_at_the_rate_is_taken_when_it_comes_at_once() {
 }
 
 #[test]
-fn what_the_disk_does_not_have_is_not_older_than_it_may_be() {
+fn unsynced_ops_are_not_older_than_the_sync_interval() {
     let mut rig = Rig::new(|config| config.durability = Durability::Interval);
     let (writer, _reader) = (rig.join("w", None), rig.join("w", None));
     rig.op(writer, "k", "1", 1);
@@ -197,7 +201,7 @@ fn what_the_disk_does_not_have_is_not_older_than_it_may_be() {
 }
 
 #[test]
-fn a_shard_that_is_always_late_still_gives_up_those_who_have_gone() {
+fn a_shard_that_is_always_late_still_closes_dead_connections() {
     let mut rig = Rig::new(|_| ());
     let client = rig.join("w", None);
     let mut turns = 0;

@@ -1,5 +1,5 @@
-//! What a shard holds for single sessions: each bound met, who is given up, and who does not
-//! notice.
+//! The memory that a shard holds for single sessions: each bound reached, which session is evicted,
+//! and which are not affected.
 
 use super::rig::{Rig, frame, head, look, op, pong};
 use crate::core::fanout::window::spans_bytes;
@@ -21,7 +21,7 @@ fn unfinished(rig: &Rig) -> u64 {
     rig.shard.counters().unfinished_bytes
 }
 
-/// A client that is a member and takes nothing any more.
+/// A client that is a member and reads nothing any more.
 fn stalled(rig: &mut Rig, workspace: &str) -> usize {
     let place = rig.join(workspace, None);
     rig.seen(place);
@@ -46,7 +46,7 @@ fn unfinished_messages_have_one_budget_and_small_ones_are_never_given_up() {
         rig.receive(small, &fragment(SESSION_BYTES_SPARED - 100));
         let mut clients = Vec::new();
         for number in 0..100 {
-            // Heads are the smallest: they take the longest to fill it.
+            // Heads are the smallest: filling the budget with them takes the longest.
             let client = if kind == "head" {
                 rig.accept(false)
             } else {
@@ -128,7 +128,7 @@ fn one_legal_message_always_fits() {
 
 /// P74.
 #[test]
-fn a_message_that_takes_too_long_is_given_up() {
+fn a_message_that_takes_too_long_closes_its_client() {
     let parts: [(&str, Vec<u8>); 3] = [
         ("a fragment", fragment(10)),
         (
@@ -144,7 +144,7 @@ fn a_message_that_takes_too_long_is_given_up() {
         rig.sleep_until(7.0);
         rig.receive(client, &part);
         if what == "a fragment" {
-            // Further fragments and signs of life give it no more time.
+            // Further fragments and signs of life do not extend the time.
             for at_s in [15.0, 25.0, 35.0] {
                 rig.sleep_until(at_s);
                 rig.receive(client, &pong());
@@ -219,7 +219,7 @@ fn a_timer_is_moved_for_a_message_at_most_once() {
 
 // ---- answers ----
 
-/// A rig with so many keys of 60 KB in `w`, and their writer.
+/// Returns a rig with this many keys of 60 KB in `w`, and the client that wrote them.
 fn rig_with_values(keys: u64, budget: usize) -> Rig {
     let mut rig = Rig::new(|config| {
         config.session_bytes_max = budget;
@@ -243,7 +243,7 @@ fn shared(rig: &Rig) -> u64 {
 
 /// P57.
 #[test]
-fn all_who_lose_against_an_op_are_sent_one_frame() {
+fn all_senders_that_lose_to_an_op_are_sent_one_frame() {
     let mut rig = rig_with_values(1, 10 << 20);
     let losers: Vec<usize> = (0..20).map(|_| stalled(&mut rig, "w")).collect();
     for loser in &losers {
@@ -287,7 +287,7 @@ fn no_op_is_corrected_before_the_last_correction_is_out() {
 
 /// P76.
 #[test]
-fn corrections_that_nobody_takes_have_a_budget_and_those_who_read_stay() {
+fn unread_corrections_have_a_budget_and_clients_that_read_stay() {
     const BUDGET: usize = 600_000;
     let mut rig = rig_with_values(40, BUDGET);
     let innocent = rig.join("w", None);
@@ -303,7 +303,7 @@ fn corrections_that_nobody_takes_have_a_budget_and_those_who_read_stay() {
         rig.op(innocent, "k0", "1", 1);
         assert_eq!(rig.seen(innocent).len(), 1);
     }
-    // Those who had their correction for longest are gone, without waiting for them.
+    // The sessions that were corrected first were evicted, and the server did not wait for them.
     assert!(rig.peers[losers[0]].client.closed && rig.peers[losers[20]].client.closed);
     assert!(is_open(&mut rig, losers[39]));
     let given_up = rig.shard.counters().given_up_sessions;
@@ -332,7 +332,7 @@ fn where_much_is_held_each_session_has_less_before_it_is_left_unread() {
 }
 
 #[test]
-fn those_who_fall_behind_share_a_long_op() {
+fn clients_that_fall_behind_share_a_long_op() {
     let mut rig = Rig::new(|config| config.outbox_bytes_max = 64 * 1024);
     let writer = rig.join("w", None);
     let slow: Vec<usize> = (0..10).map(|_| stalled(&mut rig, "w")).collect();
@@ -351,7 +351,7 @@ fn those_who_fall_behind_share_a_long_op() {
     }
     rig.op(writer, "k", &value('v'), 4);
     rig.op(writer, "k", &value('v'), 5);
-    // Their sockets take the first send, and no more.
+    // Their sockets accept the first send, and no more.
     for place in &slow {
         assert!(rig.session(*place).outbox.behind().is_some());
         let spans = rig.peers[*place].client.sending.take().unwrap();
@@ -431,13 +431,13 @@ fn presence_is_encoded_once_and_names_so_many() {
         assert_eq!(first.len(), PRESENCE_NAMES_MAX);
         assert!(first[1]["userId"].as_str().unwrap().starts_with("0001"));
     }
-    // The last one is kept for who asks next.
+    // The last one is kept for the next request.
     assert!(shared(&rig) < 600_000);
 }
 
 /// P83.
 #[test]
-fn the_number_of_users_is_told_to_head_and_get() {
+fn head_and_get_answer_the_number_of_users() {
     let mut rig = Rig::new(|_| ());
     for user in ["ann", "ben", "ann"] {
         let place = rig.accept(false);

@@ -1,4 +1,4 @@
-//! What a shard counts of itself.
+//! The counters of a shard.
 
 use super::rig::{Rig, frame, head};
 use crate::log::commit::Durability;
@@ -59,7 +59,7 @@ fn an_fdatasync_on_a_timer_covers_the_oldest_op_since_the_one_before() {
 }
 
 #[test]
-fn nobody_waits_for_one_who_takes_nothing() {
+fn no_client_waits_for_one_that_reads_nothing() {
     let mut rig = Rig::new(|_| ());
     let (writer, stalled) = (rig.join("w", None), rig.join("w", None));
     rig.peers[stalled].reads = false;

@@ -1,4 +1,4 @@
-//! Who is sent what, and when.
+//! Delivery: which session is sent what, and when.
 
 use super::rig::{Rig, frame, head, look, op};
 use crate::core::fanout::room::RoomId;
@@ -33,7 +33,7 @@ fn a_turn_sends_to_so_many_sessions_and_no_more() {
 }
 
 #[test]
-fn a_session_stands_in_the_queue_once_and_only_if_it_can_be_sent_to() {
+fn a_session_is_queued_once_and_only_if_it_can_be_sent_to() {
     type Change = fn(&mut Session);
     let changes: [Change; 5] = [
         |_| {},
@@ -104,7 +104,8 @@ fn a_commit_waits_for_the_round_of_sends_but_not_long() {
 
 #[test]
 fn a_batch_waits_for_no_event() {
-    // What stands in the queue of sends while a commit could start, and is out of it when the turn ends.
+    // A session is in the send queue while a commit could start, and is out of it when the turn
+    // ends.
     for case in ["a correction", "a look", "one who does not read"] {
         let mut rig = Rig::new(|_| ());
         let (writer, slow) = (rig.join("w", None), rig.join("w", None));
@@ -142,7 +143,7 @@ fn an_interval_is_synced_in_its_time() {
 
 /// P60.
 #[test]
-fn what_shows_an_op_waits_for_the_log() {
+fn an_answer_that_shows_an_op_waits_for_the_log() {
     let mut rig = Rig::new(|_| ());
     let (writer, other) = (rig.join("w", None), rig.join("w", None));
     rig.seen(writer);
@@ -180,7 +181,7 @@ fn an_answer_that_the_log_holds_up_comes_with_the_commit() {
 }
 
 #[test]
-fn a_send_that_takes_nothing_ends_the_connection() {
+fn a_send_of_no_bytes_ends_the_connection() {
     // Whether the connection was shut down before; what the send took of its bytes.
     for (is_aborted, takes_all) in [(false, false), (true, false), (true, true)] {
         let mut rig = Rig::new(|_| ());
@@ -204,7 +205,7 @@ fn a_send_that_takes_nothing_ends_the_connection() {
 }
 
 #[test]
-fn so_many_keys_are_looked_at_for_a_client_that_fell_behind_and_no_more() {
+fn the_keys_examined_for_a_conflated_client_in_a_turn_are_bounded() {
     let own = CONFLATED_STEPS_MAX + 10;
     let mut rig = Rig::new(|config| {
         config.durability = Durability::None;
@@ -240,7 +241,7 @@ fn so_many_keys_are_looked_at_for_a_client_that_fell_behind_and_no_more() {
 
 /// P72.
 #[test]
-fn a_client_that_fell_behind_gets_the_latest_of_each_key() {
+fn a_client_that_fell_behind_receives_the_latest_op_of_each_key() {
     let mut rig = Rig::new(|config| config.outbox_bytes_max = 16 * 1024);
     let (slow, writer) = (rig.join("w", None), rig.join("w", None));
     let value = format!("\"{}\"", "x".repeat(1000));
@@ -293,10 +294,10 @@ fn a_client_that_fell_behind_gets_the_latest_of_each_key() {
 }
 
 #[test]
-fn a_window_lets_go_of_what_everybody_has() {
+fn a_window_releases_frames_that_all_members_have() {
     let mut rig = Rig::new(|_| ());
     let (writer, reader) = (rig.join("w", None), rig.join("w", None));
-    // The reader stands still for a while, with one send on its way and the rest in the window.
+    // The reader pauses for a while, with one send in flight and the rest in the window.
     for timestamp in 1..=20 {
         rig.peers[reader].reads = timestamp < 10;
         rig.op(writer, "k", "1", timestamp);
@@ -383,7 +384,8 @@ fn a_mark_of_a_writer_of_long_ago_hides_no_op_from_a_new_client() {
     for key in 0..5 {
         rig.op(writer, &format!("k{key}"), &value("x", 60_000), 1);
     }
-    // Its init stays on its way, so that who joins later is sent the same one, and what followed.
+    // Its init stays in flight, so that a client which joins later is sent the same one and the ops
+    // after it.
     let holder = stalled_join(&mut rig);
     rig.op(old, "own", "1", 2);
     let number = rig.session(old).number;
@@ -405,7 +407,7 @@ fn a_mark_of_a_writer_of_long_ago_hides_no_op_from_a_new_client() {
     assert_eq!(seen[..3], ["101", "init 5", "own=1@2"]);
 }
 
-/// A client that joins and takes nothing.
+/// A client that joins and reads nothing.
 fn stalled_join(rig: &mut Rig) -> usize {
     let place = rig.accept(false);
     rig.peers[place].reads = false;

@@ -1,4 +1,4 @@
-//! What a failed log and a panic are answered with, and how the shard comes back.
+//! The answers to clients after a failed log and after a panic, and how the shard recovers.
 
 use super::peers::Told;
 use super::rig::{Rig, frame, head};
@@ -31,7 +31,7 @@ fn a_panic_over_a_closing_connection_ends_that_one() {
         rig.receive(client, &frame(8, b""));
         assert_eq!(rig.session(client).state(), State::Closing);
     }
-    // No socket takes more than it was given.
+    // No socket accepts more than it was given.
     let spans = rig.peers[culprit].client.sending.take();
     let spans = spans.expect("the close frame is on its way");
     let (id, bytes) = (rig.peers[culprit].client.id, spans_bytes(&spans));
@@ -46,7 +46,7 @@ fn a_panic_over_a_closing_connection_ends_that_one() {
 
 /// P63.
 #[test]
-fn a_panic_is_told_and_the_shard_starts_over() {
+fn a_panic_is_reported_and_the_shard_starts_over() {
     let mut rig = Rig::new(|config| config.fault_panic_key = Some("boom".to_owned()));
     let (culprit, other) = (rig.join("w", None), rig.join("v", None));
     let silent = rig.accept(false);
@@ -100,7 +100,7 @@ fn the_log_is_tried_again_at_growing_intervals() {
     }
 }
 
-/// Sleeps until the log is tried again; gives how long that was.
+/// Sleeps until the log is tried again, and returns how long that was.
 fn rebuild_after_ms(rig: &mut Rig) -> u64 {
     let before_us = rig.clock.now_us;
     while !matches!(rig.log, Some(Output::Rebuild(_))) {
@@ -116,8 +116,8 @@ fn rebuild_after_ms(rig: &mut Rig) -> u64 {
 
 /// P62.
 #[test]
-fn those_whose_ops_are_lost_are_told_and_nobody_else() {
-    // Failing are: the batch under way, and what came behind it.
+fn only_clients_whose_ops_are_lost_receive_an_error() {
+    // The batch that is being written fails, and what followed it.
     let mut rig = Rig::new(|_| ());
     let clients: Vec<usize> = (0..4).map(|_| rig.join("w", None)).collect();
     rig.op(clients[3], "k", "0", 1);

@@ -1,4 +1,4 @@
-//! Frames that are no messages: bounded for everybody, and by the rate where there is one.
+//! Frames that are not messages: bounded for every client, and by the rate limit if there is one.
 
 use super::rig::{Rig, frame, op, pong};
 use crate::core::shard::contract::Limits;
@@ -24,7 +24,8 @@ fn rig(ops_per_second: Option<u32>) -> Rig {
     })
 }
 
-/// Sends this frame, so many a second, until the client is closed; how many it sent, at most `count`.
+/// Sends this frame at a rate until the client is closed, `count` times at most. Returns how many
+/// it sent.
 fn flood(rig: &mut Rig, client: usize, bytes: &[u8], per_second: u64, count: u64) -> Option<u64> {
     const AT_ONCE: u64 = 64;
     let flood = bytes.repeat(usize::try_from(AT_ONCE).unwrap());
@@ -144,7 +145,7 @@ fn a_pong_for_a_ping_is_free() {
 }
 
 #[test]
-fn a_flood_takes_its_turn_with_the_others() {
+fn a_flood_takes_turns_with_other_clients() {
     let mut rig = rig(None);
     let (flooder, writer) = (rig.join("w", None), rig.join("w", None));
     rig.seen(flooder);

@@ -1,4 +1,4 @@
-//! Looks at a workspace without a WebSocket, and pages.
+//! Reads of a workspace over HTTP, and pages.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use crate::wire::upgrade::{Answer, WebPage};
 
 /// P82.
 #[test]
-fn a_look_shows_nothing_that_is_not_durable() {
+fn an_http_read_shows_nothing_that_is_not_durable() {
     for (log_fails, status) in [(false, "200"), (true, "500")] {
         let mut rig = Rig::new(|_| ());
         let writer = rig.join("w", None);
@@ -24,12 +24,12 @@ fn a_look_shows_nothing_that_is_not_durable() {
         (rig.log_hangs, rig.log_fails) = (false, log_fails);
         rig.run();
         assert_eq!(rig.seen(state), [status, "gone"]);
-        // Who is there is no op.
+        // Presence shows no op, so it need not wait for the log.
         assert_eq!(rig.seen(presence), ["200", "gone"]);
     }
 }
 
-/// A client that asks for that, and takes nothing of the answer.
+/// A client that sends this request and reads nothing of the answer.
 fn stalled(rig: &mut Rig, request: &str) -> usize {
     let client = rig.accept(false);
     rig.peers[client].reads = false;
@@ -38,7 +38,7 @@ fn stalled(rig: &mut Rig, request: &str) -> usize {
 }
 
 #[test]
-fn a_look_may_take_long_as_long_as_it_goes_on() {
+fn an_http_read_may_take_long_while_it_makes_progress() {
     let mut rig = Rig::new(|_| ());
     let writer = rig.join("w", None);
     rig.op(writer, "k", "1", 1);
@@ -62,7 +62,7 @@ fn a_look_may_take_long_as_long_as_it_goes_on() {
 }
 
 #[test]
-fn one_encoding_serves_all_who_join_and_look() {
+fn one_encoding_serves_all_joins_and_http_reads() {
     let mut rig = Rig::new(|_| ());
     let writer = rig.join("w", None);
     let value = format!("\"{}\"", "x".repeat(50_000));
@@ -162,7 +162,7 @@ fn one_state_that_is_larger_than_all_that_may_be_on_its_way_is_served() {
         let client = rig.join("a", None);
         assert_eq!(rig.seen(client), ["101", "init 2"]);
     }
-    // Its timestamps, and all who want the same.
+    // This adds its timestamps, which all requests for the state share.
     let clients = [0, 0].map(|_| stalled(&mut rig, &look("/v1/workspaces/a")));
     let other = rig.join("b", None);
     assert_eq!(rig.seen(other), ["503", "gone"]);
@@ -180,7 +180,7 @@ fn one_state_that_is_larger_than_all_that_may_be_on_its_way_is_served() {
 
 /// P80.
 #[test]
-fn a_look_at_a_state_is_the_same_for_head_without_the_body() {
+fn head_answers_like_get_without_the_body() {
     let mut rig = Rig::new(|_| ());
     let writer = rig.join("w", None);
     for state in 0..2 {
@@ -205,7 +205,7 @@ fn a_look_at_a_state_is_the_same_for_head_without_the_body() {
     }
 }
 
-/// The head of the answer to a look at the state of `w`.
+/// Returns the head of the answer to a read of the state of `w`.
 fn head_of_state(rig: &mut Rig) -> String {
     let client = stalled(rig, &look("/v1/workspaces/w").replace("GET", "HEAD"));
     let spans = rig.peers[client].client.sending.as_ref().unwrap();
@@ -235,7 +235,7 @@ fn a_tag_names_the_start_and_the_seq() {
     assert_eq!(tags.len(), 9, "{tags:?}");
 }
 
-/// `none` shows ops that a failure takes back, and their seqs are given to others.
+/// `none` shows ops that a failure loses, whose seqs are then reused for others.
 #[test]
 fn a_tag_from_before_a_rebuild_is_never_given_again() {
     let mut rig = Rig::new(|config| config.durability = Durability::None);
@@ -269,7 +269,7 @@ fn an_answer_has_the_date() {
 
 /// P80.
 #[test]
-fn a_look_makes_no_workspace() {
+fn an_http_read_creates_no_workspace() {
     let mut rig = Rig::new(|_| ());
     for path in ["/v1/workspaces/w", "/v1/presence/w"] {
         let client = rig.accept(false);
@@ -281,7 +281,7 @@ fn a_look_makes_no_workspace() {
 
 /// P12, P20.
 #[test]
-fn a_look_is_refused_like_a_handshake() {
+fn an_http_read_is_refused_like_a_handshake() {
     let mut rig = Rig::new(|_| ());
     let over = rig.accept(true);
     rig.receive(over, look("/v1/workspaces/w").as_bytes());

@@ -1,4 +1,5 @@
-//! What protects a shard from its clients: each limit reached, told, and lifted again; and nobody below it notices.
+//! The limits that protect a shard from its clients: each one reached, reported, and lifted again,
+//! without an effect on clients within it.
 
 use super::rig::{Rig, frame, head, look, op, pong};
 use crate::core::shard::contract::Limits;
@@ -27,13 +28,13 @@ fn workspace_bytes(bytes: u64) -> Limits {
     }
 }
 
-/// What an entry of workspace `w` takes beside its key and value.
+/// The bytes that an entry of workspace `w` takes in addition to its key and value.
 const ENTRY_BYTES: u64 = OP_HEADER_BYTES as u64 + 1;
 
 // ---- messages in a second ----
 
-/// Ops over their rate and over the size of their workspace, connections over that of a workspace, handshakes over their rate,
-/// and connections that were closed since they went on.
+/// Counts of refused ops over the rate and over the size of a workspace, of refused members and
+/// refused handshakes, and of connections closed for continuing over their rate.
 fn refused(rig: &Rig) -> [u64; 5] {
     let Counters {
         refused_rate,
@@ -54,7 +55,7 @@ fn refused(rig: &Rig) -> [u64; 5] {
 
 /// P39, P48.
 #[test]
-fn an_op_over_the_rate_is_told_and_shown_to_nobody() {
+fn an_op_over_the_rate_is_refused_and_not_broadcast() {
     let mut rig = rig(ops_per_second(2));
     let (writer, reader) = (rig.join("w", None), rig.join("w", None));
     rig.seen(writer);
@@ -105,7 +106,7 @@ fn pings_count_and_pongs_do_not() {
 
 /// P39.
 #[test]
-fn who_goes_on_over_the_rate_is_closed() {
+fn a_client_that_continues_over_its_rate_is_closed() {
     let per_second = 50;
     let refusals = u64::from(per_second) * PATIENCE_S;
     assert!(refusals > REFUSALS_MIN);
@@ -127,7 +128,8 @@ fn who_goes_on_over_the_rate_is_closed() {
         rig.receive(flooder, message);
         assert_eq!(rig.seen(flooder), ["close 1008", "gone"]);
         assert_eq!(refused(&rig)[4], 1);
-        // The next one in its slot begins anew, and the other one was not disturbed.
+        // The next session in its slot starts with a full burst, and the other one was not
+        // affected.
         let next = rig.join("w", None);
         rig.op(next, "j", "2", 6);
         assert_eq!(rig.seen(next)[0], "101");
@@ -154,7 +156,7 @@ fn a_flood_in_one_turn_ends_there() {
 
 /// P39.
 #[test]
-fn who_keeps_to_the_rate_never_notices() {
+fn a_client_within_its_rate_is_not_affected() {
     let mut rig = rig(ops_per_second(5));
     let (writer, reader) = (rig.join("w", None), rig.join("w", None));
     rig.seen(writer);
@@ -175,7 +177,7 @@ fn who_keeps_to_the_rate_never_notices() {
 
 /// P38, P48, P49.
 #[test]
-fn an_op_over_the_size_is_told_with_what_stays() {
+fn an_op_over_the_size_is_refused_with_a_correction() {
     let mut rig = rig(workspace_bytes(2 * (ENTRY_BYTES + 3)));
     let (writer, reader) = (rig.join("w", None), rig.join("w", None));
     rig.op(writer, "k", "12", 1);
@@ -213,7 +215,7 @@ fn an_op_over_the_size_is_told_with_what_stays() {
 
 /// P49, P60.
 #[test]
-fn what_stays_is_shown_when_it_is_durable() {
+fn a_correction_is_sent_once_it_is_durable() {
     for (log_fails, expected) in [
         (false, &["k=1@1", "error 413 k@2"][..]),
         // What would have stayed is lost, and so is the answer that showed it.
@@ -247,7 +249,7 @@ fn the_bytes_of_the_shard_are_those_that_were_taken() {
 
 /// P12.
 #[test]
-fn a_full_workspace_takes_nobody_until_one_goes() {
+fn a_full_workspace_admits_no_client_until_one_leaves() {
     let limits = Limits {
         connections_per_workspace: Some(2),
         ..Limits::default()
@@ -276,7 +278,7 @@ fn a_full_workspace_takes_nobody_until_one_goes() {
         text.contains("the workspace is at its limit of connections"),
         "{text}"
     );
-    // A look is no member.
+    // A client that reads over HTTP is not a member.
     let client = owner.accept(false);
     owner.receive(
         client,

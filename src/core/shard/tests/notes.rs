@@ -1,4 +1,4 @@
-//! What the shard notes of its connections for the log.
+//! What the shard reports about its connections for the log.
 
 use super::rig::{Rig, frame, head, look};
 use crate::core::shard::connection_log::{Ended, Note, Party};
@@ -8,7 +8,7 @@ fn rig() -> Rig {
     Rig::new(|config| config.has_journal = true)
 }
 
-/// The code, the reason and who closed first, of each connection that is over.
+/// Returns the code, the reason and the side that closed first, of each connection that has ended.
 fn endings(rig: &mut Rig) -> Vec<(u16, String, Party)> {
     let notes = std::mem::take(&mut rig.notes);
     let ends = notes.into_iter().filter_map(|note| match note {

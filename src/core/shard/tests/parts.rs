@@ -1,4 +1,5 @@
-//! A large state, which is encoded in parts: who waits for it, and what happens meanwhile.
+//! A large state, which is encoded in parts: which clients wait for it, and what happens in the
+//! meantime.
 
 use super::rig::{Rig, frame, head, look, op};
 use crate::core::fanout::room::RoomId;
@@ -13,7 +14,8 @@ fn value(mark: u64) -> String {
     format!("\"{mark:0500}\"")
 }
 
-/// A rig with a state of some ten parts in room `w`, which its client 0 has written, and so many connections that have said nothing yet.
+/// Returns a rig with a state of about ten parts in room `w`, written by client 0, and a number of
+/// connections that have sent nothing yet.
 fn rig<const COUNT: usize>(part_bytes: usize) -> (Rig, [usize; COUNT]) {
     let mut rig = Rig::new(|config| config.snapshot_part_bytes = part_bytes);
     let writer = rig.join("w", None);
@@ -25,12 +27,12 @@ fn rig<const COUNT: usize>(part_bytes: usize) -> (Rig, [usize; COUNT]) {
     (rig, clients)
 }
 
-/// A connection asks for that.
+/// Sends a request on a connection.
 fn ask(rig: &mut Rig, client: usize, request: &str) {
     rig.receive_only(client, request.as_bytes());
 }
 
-/// Turns until nobody waits for a text; how many.
+/// Runs turns until no client waits for an encoded state. Returns their number.
 fn turns(rig: &mut Rig) -> usize {
     for turns in 1.. {
         rig.step();
@@ -48,7 +50,7 @@ fn body(rig: &Rig, client: usize) -> serde_json::Value {
 
 /// P45.
 #[test]
-fn those_who_wait_get_the_state_of_one_point_and_what_follows() {
+fn waiting_clients_receive_the_state_of_one_point_and_the_ops_after_it() {
     let (mut rig, [joiner, looker, elsewhere, late]) = rig(PART_BYTES);
     ask(&mut rig, joiner, &head("w", None));
     ask(&mut rig, looker, &look("/v1/workspaces/w"));
@@ -64,7 +66,7 @@ fn those_who_wait_get_the_state_of_one_point_and_what_follows() {
         rig.step();
     }
     ask(&mut rig, late, &look("/v1/workspaces/w"));
-    // Its own op comes behind the state that it is told, and does not come back.
+    // Its own op follows the state that it is sent, and is not sent back to it.
     rig.receive_only(joiner, &op("own", "1", 103));
     assert!(turns(&mut rig) > 5);
     let follows = ["init 20", "k0=1@100", "k19=1@101", "k20=1@102"];
@@ -96,14 +98,14 @@ fn a_turn_does_a_part() {
     let bytes = rig.shard.rooms[RoomId::new(0)].workspace.init_bytes();
     ask(&mut rig, joiner, &head("w", None));
     let turns = turns(&mut rig);
-    // A part ends behind a field.
+    // A part ends after a field.
     let expected = bytes / (PART_BYTES + 600)..=bytes / PART_BYTES + 1;
     assert!(expected.contains(&turns), "{turns}");
 }
 
 /// P72.
 #[test]
-fn who_waits_and_falls_behind_is_sent_the_latest_of_each_key() {
+fn a_waiting_client_that_falls_behind_is_conflated() {
     let (mut rig, [joiner]) = rig(1);
     ask(&mut rig, joiner, &head("w", None));
     rig.step();
@@ -122,7 +124,7 @@ fn who_waits_and_falls_behind_is_sent_the_latest_of_each_key() {
 }
 
 #[test]
-fn who_waits_can_be_closed_and_nothing_is_left() {
+fn a_waiting_client_can_be_closed_and_leaves_nothing() {
     for reason in ["peer", "expiry", "abort", "drain"] {
         let (mut rig, [joiner, looker]) = rig(PART_BYTES);
         ask(&mut rig, joiner, &head("w", Some(1)));
@@ -165,7 +167,7 @@ fn who_waits_can_be_closed_and_nothing_is_left() {
 }
 
 #[test]
-fn who_waits_and_is_closed_is_sent_nothing_that_came_behind_the_state() {
+fn a_waiting_client_that_is_closed_is_sent_no_op_after_the_state() {
     let (mut rig, [joiner]) = rig(1);
     ask(&mut rig, joiner, &head("w", None));
     rig.step();
@@ -181,7 +183,7 @@ fn who_waits_and_is_closed_is_sent_nothing_that_came_behind_the_state() {
 
 /// P62.
 #[test]
-fn who_waits_when_the_log_fails_is_told_so() {
+fn a_client_that_waits_when_the_log_fails_receives_an_error() {
     let (mut rig, [joiner, looker]) = rig(PART_BYTES);
     ask(&mut rig, joiner, &head("w", None));
     ask(&mut rig, looker, &look("/v1/workspaces/w"));
@@ -201,7 +203,7 @@ fn who_waits_when_the_log_fails_is_told_so() {
 }
 
 #[test]
-fn of_a_look_all_parts_are_sent_or_none() {
+fn all_parts_of_an_http_read_are_sent_or_none() {
     let (mut rig, [joiner, looker]) = rig(PART_BYTES);
     rig.peers[joiner].reads = false;
     // The init message is whole, the timestamps are not.
@@ -219,7 +221,7 @@ fn of_a_look_all_parts_are_sent_or_none() {
 }
 
 #[test]
-fn what_a_client_sends_behind_its_request_waits_for_the_state() {
+fn bytes_after_a_request_wait_for_the_state() {
     let mut rig = Rig::new(|config| config.snapshot_part_bytes = 20_000);
     let writer = rig.join("w", None);
     for key in 0..3 {
@@ -240,7 +242,7 @@ fn what_a_client_sends_behind_its_request_waits_for_the_state() {
 }
 
 #[test]
-fn those_who_are_sent_a_large_state_do_not_hold_up_the_others() {
+fn sends_of_large_states_do_not_delay_other_clients() {
     const SENDS: usize = BULK_BYTES_PER_TURN / ANSWER_SEND_BYTES_MAX;
     let mut workspace = Workspace::new("w", 5);
     let value = format!("\"{}\"", "x".repeat(ANSWER_SEND_BYTES_MAX));

@@ -138,7 +138,7 @@ impl Disk {
     }
 }
 
-/// What a client was told.
+/// A message that a client received.
 #[derive(Debug)]
 pub enum Told {
     Status(u16),
@@ -190,7 +190,7 @@ pub struct Member {
     pub has_init: bool,
     /// The number of ops that had won when it joined.
     pub joined_at: usize,
-    /// The ops that it is owed, in order, if it never falls behind.
+    /// The ops that it is owed, in order, unless it falls behind.
     pub expected: VecDeque<Write>,
     pub corrections: Vec<Write>,
     pub last_place: Option<usize>,
@@ -276,7 +276,7 @@ impl Client {
         }
     }
 
-    /// Takes the next whole thing off the bytes that came in.
+    /// Removes the next complete answer or frame from the bytes that were received.
     pub fn next_told(&mut self) -> Option<Told> {
         if self.status.is_none() {
             let end = self.incoming.windows(4).position(|at| at == b"\r\n\r\n")? + 4;

@@ -1,4 +1,4 @@
-//! What the clients of the world receive, held against the model.
+//! What the clients of the simulation receive, compared with the model.
 
 use std::collections::BTreeMap;
 

@@ -30,7 +30,7 @@ fn is_read(rig: &Rig, place: usize) -> bool {
 }
 
 #[test]
-fn one_who_joins_in_the_turn_of_an_op_takes_it_from_nobody() {
+fn a_join_in_the_turn_of_an_op_does_not_keep_it_from_others() {
     for durability in [Durability::Always, Durability::Interval] {
         let mut rig = rig(durability);
         let (writer, reader) = (rig.join("w", None), rig.join("w", None));
@@ -74,7 +74,7 @@ fn a_disk_that_is_slower_than_the_age_of_a_batch_leaves_turns_for_the_sends() {
 }
 
 #[test]
-fn short_answers_to_one_who_reads_nothing_are_bounded() {
+fn short_answers_to_a_client_that_reads_nothing_are_bounded() {
     let mut rig = rig(Durability::Always);
     let id = rig.join("w", None);
     rig.peers[id].reads = false;
@@ -103,7 +103,7 @@ fn short_answers_to_one_who_reads_nothing_are_bounded() {
 
 /// P70.
 #[test]
-fn one_who_reads_slowly_shows_that_it_lives() {
+fn reading_slowly_is_a_sign_of_life() {
     let mut rig = rig(Durability::Always);
     let id = rig.accept(false);
     rig.receive_only(id, head("w", None).as_bytes());

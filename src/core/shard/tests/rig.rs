@@ -1,4 +1,4 @@
-//! One shard, and clients that do as a test says: what each is told, and when.
+//! One shard and clients that act as a test says, with a record of what each one receives and when.
 
 use std::io;
 
@@ -15,12 +15,13 @@ use crate::core::testing::{self, START_UNIX_S};
 use crate::limits::SECOND_US;
 use crate::log::commit::{LogStep, OpenSegment};
 
-/// The monotonic time at which every rig begins: a whole tick, so that deadlines on ticks are kept exactly.
+/// The monotonic time at which every rig begins: a whole tick, so that deadlines on ticks are
+/// exact.
 pub const START_US: u64 = 1000 * SECOND_US;
-/// More turns than this at one time are a loop.
+/// The turns at one time beyond which a test counts as looping.
 const TURNS_MAX: usize = 20_000;
 
-/// Returns the error of a connection or a disk. The shard does not look into it.
+/// Returns the error of a connection or a disk. The shard does not inspect it.
 pub fn failure() -> io::Error {
     io::ErrorKind::Other.into()
 }
@@ -28,9 +29,9 @@ pub fn failure() -> io::Error {
 /// A client and what it does.
 pub struct Peer {
     pub client: Client,
-    /// Its socket takes what is sent.
+    /// Whether its socket accepts what is sent.
     pub reads: bool,
-    /// It closes its side when the server has closed its own.
+    /// Whether it closes its side when the server has closed its own.
     pub closes: bool,
     pub handed_off: Option<(u32, Box<Handoff>)>,
 }
@@ -49,19 +50,19 @@ pub struct Rig {
     recovers_to: Option<OpenSegment>,
     /// The operation of the log that is in flight.
     pub log: Option<Output>,
-    /// Operations of the log stay in flight.
+    /// Whether operations of the log stay in flight.
     pub log_hangs: bool,
-    /// Operations of the log fail.
+    /// Whether operations of the log fail.
     pub log_fails: bool,
     pub peers: Vec<Peer>,
-    /// What happened since it was looked at last: milliseconds since the start, who, what.
+    /// Events since they were read last: milliseconds since the start, the client, and the event.
     seen: Vec<(u64, usize, String)>,
     /// The readiness that the shard reported last. None: none yet, and it serves.
     pub ready: Option<bool>,
     pub drained: usize,
-    /// Pages that were asked for.
+    /// Pages that were requested.
     pub pages: Vec<Output>,
-    /// What is to be logged.
+    /// Notes for the log.
     pub notes: Vec<Note>,
 }
 
@@ -122,7 +123,7 @@ impl Rig {
 
     // ---- what a client does ----
 
-    /// A connection that has said nothing yet.
+    /// Opens a connection that has sent nothing yet.
     pub fn accept(&mut self, over_limit: bool) -> usize {
         let id = self.shard.accept(over_limit, self.clock);
         self.add_peer(id)
@@ -158,14 +159,14 @@ impl Rig {
         self.peers.len() - 1
     }
 
-    /// A client that joins `workspace` with a token that is valid for so long.
+    /// Joins `workspace` with a token that is valid for a limited time.
     pub fn join(&mut self, workspace: &str, ttl_s: Option<u64>) -> usize {
         let place = self.accept(false);
         self.receive(place, head(workspace, ttl_s).as_bytes());
         place
     }
 
-    /// The shard receives bytes, and all that follows from that happens.
+    /// Lets the shard receive bytes, and everything that follows happen.
     pub fn receive(&mut self, place: usize, bytes: &[u8]) {
         self.receive_only(place, bytes);
         self.run();
@@ -191,7 +192,7 @@ impl Rig {
 
     // ---- time ----
 
-    /// Turns until nothing more happens at this time.
+    /// Runs turns until nothing more happens at this time.
     pub fn run(&mut self) {
         for _ in 0..TURNS_MAX {
             self.turn();
@@ -203,7 +204,7 @@ impl Rig {
         panic!("a loop at {} µs", self.clock.now_us);
     }
 
-    /// One turn; what it starts stays in flight.
+    /// Runs one turn. What it starts stays in flight.
     pub fn turn(&mut self) {
         self.shard.flush(self.clock);
         self.shard.invariants();
@@ -212,13 +213,14 @@ impl Rig {
         }
     }
 
-    /// One turn, and all that it starts ends.
+    /// Runs one turn, and ends all that it starts.
     pub fn step(&mut self) {
         self.turn();
         self.end_operations();
     }
 
-    /// Sleeps as the worker does, from deadline to deadline, until `after_s` seconds since the start.
+    /// Sleeps as the worker does, from deadline to deadline, until `after_s` seconds since the
+    /// start.
     pub fn sleep_until(&mut self, after_s: f64) {
         #[expect(
             clippy::cast_possible_truncation,
@@ -304,7 +306,7 @@ impl Rig {
         self.seen.push((after_ms, place, what.into()));
     }
 
-    /// Ends what is in flight and may end; whether there was any of that.
+    /// Ends what is in flight and may end. Returns whether there was anything.
     fn end_operations(&mut self) -> bool {
         let mut moved = self.end_log();
         for place in 0..self.peers.len() {
@@ -314,7 +316,7 @@ impl Rig {
         moved
     }
 
-    /// A send takes all that it was given, unless the connection is broken.
+    /// Ends a send of which all bytes are accepted, unless the connection is broken.
     pub fn end_send(&mut self, place: usize) -> bool {
         let Peer { client, reads, .. } = &mut self.peers[place];
         if !(*reads || client.broken) {
@@ -333,7 +335,7 @@ impl Rig {
         self.read(place);
     }
 
-    /// Ends a send of which the client takes so many bytes, without reading them.
+    /// Ends a send of which the client's socket accepts this many bytes, without reading them.
     pub fn complete_send(&mut self, place: usize, spans: Spans, taken: Option<usize>) {
         let client = &mut self.peers[place].client;
         let all = spans.iter().flat_map(|span| span.bytes().iter().copied());
@@ -344,7 +346,7 @@ impl Rig {
             .handle(Input::Sent(id, spans, outcome), self.clock);
     }
 
-    /// Ends a receive with the end of the connection, if that has ended; whether it has.
+    /// Ends a receive with the end of the connection, if that has ended. Returns whether it has.
     pub fn end_receive(&mut self, place: usize) -> bool {
         let Peer { client, closes, .. } = &mut self.peers[place];
         let ends = client.broken || client.finished && *closes;
@@ -367,8 +369,8 @@ impl Rig {
         !self.log_hangs && self.end_log_with(self.log_fails, |left| left).is_some()
     }
 
-    /// Ends the operation of the log that is in flight: it fails or not, and `part` returns how many
-    /// of the bytes left are written.
+    /// Ends the operation of the log that is in flight. It fails or not, and `part` returns how
+    /// many of the bytes left are written.
     pub fn end_log_with(
         &mut self,
         fails: bool,
@@ -402,7 +404,7 @@ impl Rig {
         Some(operation)
     }
 
-    // ---- what a client is told ----
+    // ---- what a client receives ----
 
     fn read(&mut self, place: usize) {
         while let Some(told) = self.peers[place].client.next_told() {
@@ -421,7 +423,7 @@ impl Rig {
         }
     }
 
-    /// What happened to a client since this was asked last, with the milliseconds since the start.
+    /// Returns the events of a client since the last call, with the milliseconds since the start.
     pub fn seen_at(&mut self, place: usize) -> Vec<(u64, String)> {
         let all = std::mem::take(&mut self.seen);
         let (its, rest) = all.into_iter().partition(|event| event.1 == place);
@@ -430,13 +432,13 @@ impl Rig {
         its.into_iter().map(|(at, _, what)| (at, what)).collect()
     }
 
-    /// The same without the times.
+    /// Returns the events of a client since the last call, without the times.
     pub fn seen(&mut self, place: usize) -> Vec<String> {
         let its = self.seen_at(place);
         its.into_iter().map(|(_, what)| what).collect()
     }
 
-    /// Whether a client that is connected has fallen behind.
+    /// Returns whether a connected client has fallen behind.
     pub fn is_behind(&self, place: usize) -> bool {
         let client = &self.peers[place].client;
         let session = self.shard.sessions.get(client.id);
@@ -449,18 +451,18 @@ impl Rig {
     }
 }
 
-/// The request of a client that joins `workspace`.
+/// Returns the request to join `workspace`.
 pub fn head(workspace: &str, ttl_s: Option<u64>) -> String {
     testing::join_request(workspace, &testing::token(ttl_s))
 }
 
-/// The head of a request that looks at `path`, with a token.
+/// Returns the head of a request to read `path`, with a token.
 pub fn look(path: &str) -> String {
     let token = testing::token(None);
     format!("GET {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\r\n")
 }
 
-/// A frame of a client, masked with zeros.
+/// Returns a client's frame, masked with zeros.
 pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x80 | opcode];
     match u16::try_from(payload.len()).expect("no longer than 64 KiB") {
@@ -482,7 +484,7 @@ pub fn op(key: &str, value: &str, timestamp: u64) -> Vec<u8> {
     frame(1, text.as_bytes())
 }
 
-/// An unasked pong: a sign of life.
+/// An unsolicited pong: a sign of life.
 pub fn pong() -> Vec<u8> {
     frame(10, b"")
 }

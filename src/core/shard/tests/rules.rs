@@ -1,4 +1,4 @@
-//! The rules of a session's way through a shard, one by one: joining, reading, falling behind.
+//! The rules for a session, one by one: joining, reading, falling behind.
 
 use crate::core::fanout::room::RoomId;
 use std::rc::Rc;
@@ -71,7 +71,7 @@ fn a_request_is_answered_by_the_state_of_the_server() {
 
 /// P30.
 #[test]
-fn a_request_may_come_in_parts_and_frames_behind_it() {
+fn a_request_may_arrive_in_parts_with_frames_after_it() {
     let mut bytes = head("w", None).into_bytes();
     let head_bytes = bytes.len();
     bytes.extend(op("k", "1", 5));
@@ -130,7 +130,7 @@ fn a_client_of_another_shards_workspace_is_handed_over() {
 }
 
 #[test]
-fn a_workspace_that_nobody_wrote_to_is_forgotten() {
+fn a_workspace_without_ops_is_forgotten() {
     for (writes, rooms) in [(false, 0), (true, 1)] {
         let mut rig = Rig::new(|_| ());
         let clients = [rig.join("w", None), rig.join("w", None)];
@@ -167,7 +167,7 @@ fn members_that_leave_in_any_order_leave_the_others_in() {
 }
 
 #[test]
-fn an_init_is_encoded_once_for_those_who_join_one_after_the_other() {
+fn an_init_is_encoded_once_for_consecutive_joins() {
     let mut rig = Rig::new(|_| ());
     let kept = |rig: &Rig| rig.shard.snapshots.kept_init().map(Rc::as_ptr);
     let writer = rig.join("w", None);
@@ -254,7 +254,7 @@ fn a_client_that_reads_no_answers_is_read_no_more() {
         assert_eq!(rig.session(client).intake == Intake::Paused, is_over);
         assert_eq!(rig.peers[client].client.receiving, !is_over);
     }
-    // It is not asked for a sign of life while nobody reads it.
+    // It is not expected to show a sign of life while the server does not read from it.
     rig.sleep_until(40.0);
     assert!(matches!(rig.session(client).state(), State::Open { .. }));
     rig.peers[client].reads = true;

@@ -1,4 +1,5 @@
-//! A log that is long beside what is live in it, and a disk that is nearly full: who waits, who is refused, and who does not notice.
+//! A log that is long compared with its live data, and a disk that is nearly full: which clients
+//! wait, which are refused, and which are not affected.
 
 use super::rig::{Rig, START_US, frame, look, op};
 use crate::core::shard::contract::Input;
@@ -11,7 +12,7 @@ use crate::log::position::LogPosition;
 
 const PING: u8 = 9;
 
-/// What was measured: closed segments of this length, and a compaction that works.
+/// Returns a measurement: closed segments of this length, and a compaction that works.
 fn size(closed_bytes: u64) -> LogSize {
     LogSize {
         open_index: 2,
@@ -27,7 +28,7 @@ fn measure(rig: &mut Rig, size: LogSize) {
     rig.run();
 }
 
-/// The marks of a shard in which next to nothing is live.
+/// Returns the marks of a shard with almost no live data.
 fn marks() -> Marks {
     Marks::new(0, LOG_SPARE_BYTES)
 }
@@ -52,7 +53,7 @@ fn a_flood_waits_and_a_light_writer_of_the_same_shard_is_served_in_its_turn() {
     measure(&mut rig, size(marks().full_bytes));
     let (bytes, count) = burst(0, 4 * LIGHT_BURST_BYTES);
     rig.receive(flood, &bytes);
-    // It has what everybody has, and waits then.
+    // It may write as much as any light workspace, and then waits.
     assert_eq!(rig.session(flood).intake, Intake::Held);
     assert!(!rig.peers[flood].client.receiving, "nothing more is read");
     let taken = rig.shard.counters().ops;
@@ -70,7 +71,8 @@ fn a_flood_waits_and_a_light_writer_of_the_same_shard_is_served_in_its_turn() {
     assert_eq!(rig.shard.counters().ops, taken + 1);
     rig.run();
     assert_eq!(rig.seen(witness), ["a=1@1"]);
-    // Who only reads is read itself, in the workspace of the flood too; newcomers and requests are served.
+    // A client that only reads is still read from, even in the flooded workspace. New clients and
+    // requests are served.
     rig.receive(beside, &frame(PING, b"1"));
     assert_eq!(rig.seen(beside), ["ping"]);
     let newcomer = rig.join("flood", None);
@@ -100,7 +102,7 @@ fn a_flood_waits_and_a_light_writer_of_the_same_shard_is_served_in_its_turn() {
 }
 
 #[test]
-fn floods_share_what_there_is() {
+fn floods_share_the_rate() {
     let mut rig = Rig::new(|_| ());
     let places: Vec<usize> = ["a", "b", "c"].map(|id| rig.join(id, None)).into();
     // The rate is a quarter here: 64 MB a second, and 320 KB in 5 ms.
@@ -159,7 +161,7 @@ fn at_the_last_mark_all_writers_wait_and_only_a_measurement_wakes_them() {
 }
 
 #[test]
-fn nobody_waits_for_a_compaction_that_has_given_up() {
+fn no_client_waits_for_a_compaction_that_has_given_up() {
     let mut rig = Rig::new(|_| ());
     let (writer, witness) = (rig.join("w", None), rig.join("w", None));
     measure(&mut rig, size(marks().stop_bytes));
@@ -191,7 +193,7 @@ fn ops_that_would_grow_the_log_are_refused_where_the_disk_is_nearly_full() {
         ..size(0)
     };
     measure(&mut rig, full);
-    // What stays is told first, and then the refusal.
+    // The correction comes first, and then the refusal.
     rig.op(writer, "k", "2", 6);
     assert_eq!(rig.seen(writer), ["k=1@5", "error 500 k@6"]);
     rig.op(writer, "new", "2", 7);
@@ -223,7 +225,7 @@ fn ops_that_would_grow_the_log_are_refused_where_the_disk_is_nearly_full() {
 }
 
 #[test]
-fn a_shard_takes_as_much_as_the_disk_has_room_for_and_no_more() {
+fn a_shard_accepts_as_much_as_the_disk_has_room_for_and_no_more() {
     let mut rig = Rig::new(|_| ());
     let writer = rig.join("w", None);
     rig.seen(writer);
@@ -247,7 +249,7 @@ fn a_shard_takes_as_much_as_the_disk_has_room_for_and_no_more() {
 }
 
 #[test]
-fn what_the_disk_has_room_for_is_known_before_the_log_is_read() {
+fn the_room_on_the_disk_is_known_before_the_log_is_read() {
     let mut rig = Rig::recovering(|_| ());
     measure(&mut rig, LogSize::unmeasured(LogPosition::NONE));
     rig.recover(Vec::new());

@@ -1,4 +1,4 @@
-//! When a session is pinged, given up and closed. The clock is the test's own.
+//! When a session is pinged and closed. The clock is the test's own.
 
 use super::rig::{Rig, START_US, head, look, pong};
 use crate::core::fanout::room::RoomId;
@@ -7,7 +7,7 @@ use crate::core::shard::session::State;
 use crate::core::state::placement::shard_of;
 use crate::limits::{SECOND_US, TIMER_TICK_US};
 
-/// What is due at once comes with the next tick of the timers.
+/// What is due at once happens at the next tick of the timers.
 const NEXT_TICK_MS: u64 = TIMER_TICK_US / 1000;
 
 fn events(of: &[(u64, &str)]) -> Vec<(u64, String)> {
@@ -36,7 +36,7 @@ fn a_silent_client_is_pinged_and_given_up() {
 }
 
 #[test]
-fn an_idle_client_wakes_nobody_before_its_next_deadline() {
+fn an_idle_client_causes_no_turn_before_its_next_deadline() {
     let mut rig = Rig::new(|_| ());
     let client = rig.join("w", None);
     for next_s in [10, 20, 25] {
@@ -76,7 +76,8 @@ fn a_client_that_answers_stays() {
 #[test]
 fn pings_are_spread_over_the_interval() {
     let mut rig = Rig::new(|config| config.ping_interval_us = 25 * SECOND_US);
-    // The golden ratio's walk: place n is at the fraction of n * 0.618… of half an interval before its end.
+    // Fibonacci hashing: session n is pinged at the fraction of n * 0.618… of half an interval
+    // before its end.
     for at_ms in [25_000, 17_274, 22_049, 14_323] {
         let client = rig.join("w", None);
         let next_ping_us = rig.session(client).next_ping_us - START_US;
@@ -93,7 +94,7 @@ fn a_token_that_expires_ends_its_connection() {
         let mut rig = Rig::new(|config| config.ping_interval_us = 1000 * SECOND_US);
         let client = rig.join("w", Some(ttl_s));
         rig.clock.unix_us += clock_is_ahead_s * SECOND_US;
-        // Whatever happens next looks at the clock again.
+        // Whatever happens next reads the clock again.
         let id = rig.peers[client].client.id;
         rig.shard.reschedule(id, rig.clock);
         rig.sleep_until(60.0);
@@ -131,7 +132,7 @@ fn a_request_that_takes_too_long_is_answered_with_408() {
 
 /// P73.
 #[test]
-fn a_client_whose_socket_takes_nothing_is_given_up_after_a_minute() {
+fn a_client_whose_socket_accepts_nothing_is_closed_after_a_minute() {
     let mut rig = Rig::new(|_| ());
     let (slow, writer) = (rig.join("w", None), rig.join("w", None));
     rig.seen(slow);
@@ -167,7 +168,7 @@ fn a_client_whose_socket_takes_nothing_is_given_up_after_a_minute() {
 
 /// P73.
 #[test]
-fn a_stalled_client_that_reads_again_is_told_why() {
+fn a_stalled_client_that_reads_again_receives_the_reason() {
     let mut rig = Rig::new(|config| config.ping_interval_us = 40 * SECOND_US);
     let (slow, writer) = (rig.join("w", None), rig.join("w", None));
     rig.seen(slow);
@@ -182,7 +183,7 @@ fn a_stalled_client_that_reads_again_is_told_why() {
 
 /// P70.
 #[test]
-fn a_socket_that_takes_bytes_again_is_a_sign_of_life() {
+fn a_socket_that_accepts_bytes_again_is_a_sign_of_life() {
     let mut rig = Rig::new(|_| ());
     let (slow, writer) = (rig.join("w", None), rig.join("w", None));
     for (after_s, is_sign) in [(1, false), (2, true)] {
@@ -215,7 +216,7 @@ fn a_stop_is_spread_over_its_time() {
     rig.shard.handle(Input::Drain, rig.clock);
     rig.run();
     assert_eq!(rig.drained, 0);
-    // Who comes now is refused.
+    // A request that arrives now is refused.
     rig.receive(not_joined, head("w", None).as_bytes());
     assert_eq!(rig.seen_at(not_joined), events(&[(0, "503"), (0, "gone")]));
     rig.sleep_until(30.0);
@@ -235,7 +236,7 @@ fn a_stop_is_spread_over_its_time() {
 }
 
 #[test]
-fn a_second_stop_closes_everybody_at_once() {
+fn a_second_stop_closes_all_clients_at_once() {
     let mut rig = Rig::new(|_| ());
     let clients: Vec<usize> = (0..3).map(|_| rig.join("w", None)).collect();
     for client in &clients {
@@ -258,7 +259,7 @@ fn a_second_stop_closes_everybody_at_once() {
 }
 
 #[test]
-fn a_stop_waits_for_nobody_beyond_its_time() {
+fn a_stop_waits_for_no_client_beyond_its_time() {
     // A drain of no time leaves the time that a closing handshake has.
     for (drain_s, over_ms) in [(8, 8000), (0, 2000)] {
         let mut rig = Rig::new(|config| config.drain_us = drain_s * SECOND_US);
@@ -279,7 +280,7 @@ fn a_stop_waits_for_nobody_beyond_its_time() {
 }
 
 #[test]
-fn in_a_stop_nobody_is_handed_to_an_owner_that_may_have_stopped() {
+fn no_connection_is_handed_off_during_a_stop() {
     let mut names = (0..).map(|number| format!("w{number}"));
     let of_other = names.find(|name| shard_of(name, 2) == 1).unwrap();
     let requests = [

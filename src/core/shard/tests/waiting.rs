@@ -1,4 +1,4 @@
-//! Requests that come while the state is being read: at a start, and after a failure.
+//! Requests that arrive while the state is being read: at a start, and after a failure.
 
 use super::rig::{Rig, failure, head, look, op};
 use crate::core::shard::contract::{Input, Output};
@@ -12,14 +12,14 @@ fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n")
 }
 
-/// A connection with this request on it.
+/// Opens a connection and sends this request.
 fn ask(rig: &mut Rig, request: &str) -> usize {
     let client = rig.accept(false);
     rig.receive(client, request.as_bytes());
     client
 }
 
-/// All that a client was sent.
+/// Returns everything that a client was sent.
 fn text(rig: &Rig, client: usize) -> String {
     String::from_utf8_lossy(&rig.peers[client].client.incoming).into_owned()
 }
@@ -38,7 +38,7 @@ fn handshakes(rig: &Rig) -> u64 {
 
 /// P14.
 #[test]
-fn what_needs_the_state_waits_for_it_and_nothing_else_does() {
+fn only_requests_that_need_the_state_wait_for_it() {
     let mut rig = Rig::recovering(|_| ());
     let join = rig.accept(false);
     rig.receive(
@@ -72,7 +72,7 @@ fn what_needs_the_state_waits_for_it_and_nothing_else_does() {
         (handshakes(&rig), rig.shard.admission.waiting_count()),
         (0, 0)
     );
-    // What it sent behind its request was taken, and it is a member like any other.
+    // What it sent after its request was read, and it is a member like any other.
     let late = rig.join("w", None);
     assert_eq!(rig.seen(late), ["101", "init 2"]);
     rig.op(late, "k", "3", 9);
@@ -137,12 +137,12 @@ fn one_that_was_handed_over_waits_no_longer_than_the_others() {
 }
 
 #[test]
-fn a_connection_that_ends_takes_its_request_along() {
+fn a_request_ends_with_its_connection() {
     for (request, is_broken, waits_on) in [
         (head("w", None), true, false),
         (head("w", None), false, false),
         (look("/v1/workspaces/w"), true, false),
-        // One that only looks may close its side behind its request.
+        // A client that reads over HTTP may close its side after its request.
         (look("/v1/workspaces/w"), false, true),
     ] {
         let mut rig = Rig::recovering(|_| ());
@@ -166,7 +166,7 @@ fn a_connection_that_ends_takes_its_request_along() {
 }
 
 #[test]
-fn what_comes_behind_a_request_that_waits_is_bounded() {
+fn bytes_after_a_waiting_request_are_bounded() {
     let mut rig = Rig::recovering(|_| ());
     let client = ask(&mut rig, &head("w", None));
     let mut sent = 0;
@@ -265,7 +265,7 @@ fn a_rebuild_is_waited_for_and_a_failed_log_is_not() {
             assert_eq!(rig.seen(clients[1]), ["200", "gone"]);
         }
     }
-    // One that takes too long ends as a failed log does.
+    // A client that waits too long receives the answer of a failed log.
     let mut rig = Rig::new(|_| ());
     rig.shard
         .handle(Input::LogSynced(Err(failure())), rig.clock);

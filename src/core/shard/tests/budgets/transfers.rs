@@ -1,4 +1,5 @@
-//! States on their way where the budget for them is full: who is given up, and who gets in.
+//! Encoded states being sent while the budget for them is full: which clients are closed, and which
+//! can join.
 
 use crate::core::shard::session::State;
 use crate::core::shard::tests::rig::{Rig, head, look};
@@ -8,8 +9,8 @@ fn is_open(rig: &mut Rig, place: usize) -> bool {
     !rig.peers[place].client.closed && matches!(rig.session(place).state(), State::Open { .. })
 }
 
-/// A rig with rooms `r0`, `r1`, … each with a state of some 100 KB, and a budget for so many of
-/// them.
+/// Returns a rig with rooms `r0`, `r1`, … each with a state of about 100 KB, and a budget for a
+/// number of them.
 fn rooms(count: usize, budget: f64) -> Rig {
     #[expect(
         clippy::cast_possible_truncation,
@@ -35,14 +36,14 @@ fn ask(rig: &mut Rig, request: &str) -> usize {
     place
 }
 
-/// Joins, and reads all; what it was told first.
+/// Joins and reads everything. Returns the first message.
 fn answer(rig: &mut Rig, room: usize) -> String {
     let place = rig.join(&format!("r{room}"), None);
     rig.seen(place)[0].clone()
 }
 
 #[test]
-fn states_that_nobody_takes_make_room_for_others() {
+fn unread_states_make_room_for_others() {
     // Of what is taken: nothing, or a little every five seconds.
     for (taken, answers_s) in [(0, [0.0, 1.9, 2.1]), (50, [0.0, 1.9, 2.1])] {
         let mut rig = rooms(4, 3.5);
@@ -80,7 +81,7 @@ fn states_that_nobody_takes_make_room_for_others() {
 }
 
 #[test]
-fn a_state_that_one_client_takes_at_its_pace_stays() {
+fn a_state_that_one_client_reads_at_its_pace_stays() {
     let mut rig = rooms(3, 2.5);
     let slow = ask(&mut rig, &head("r0", None));
     let (fast, stale) = (
@@ -106,7 +107,7 @@ fn a_state_that_one_client_takes_at_its_pace_stays() {
 }
 
 #[test]
-fn a_state_that_was_given_up_is_sent_to_nobody_else() {
+fn an_evicted_state_is_sent_to_no_other_client() {
     let mut rig = rooms(2, 1.5);
     let stale = ask(&mut rig, &head("r0", None));
     let stale_id = rig.peers[stale].client.id;
