@@ -33,7 +33,10 @@ impl Presence {
     /// # Panics
     /// Where there was none.
     pub fn remove(&mut self, user: &str) {
-        let count = self.users.get_mut(user).expect("a user who goes was here");
+        let count = self
+            .users
+            .get_mut(user)
+            .expect("a user that leaves was present");
         *count -= 1;
         if *count == 0 {
             self.users.remove(user);

@@ -50,7 +50,7 @@ pub enum HeaderError {
     #[error("it is too short to hold a segment header")]
     Short,
     /// The file does not begin like a segment.
-    #[error("it does not begin like a segment")]
+    #[error("it does not start with the magic number of a segment")]
     Magic,
     /// Another version of the server wrote it. The header is intact.
     #[error("it has format {0}, but this server reads {FORMAT_VERSION}")]
