@@ -198,7 +198,7 @@ pub const SEND_SPANS_MAX: usize = 16;
 /// The sessions that are sent to in one turn, so that receives and log completions never wait long.
 pub const SENDS_PER_TURN_MAX: usize = 256;
 /// The time for which a shard must have had sessions left to send to after every turn before it
-/// paces its sends ([`core::fanout::pacer`](crate::core::fanout::pacer)).
+/// paces its sends (`core::fanout::pacer`).
 pub const PACE_AFTER_US: u64 = 20_000;
 /// The divisor of a turn's duration that yields the pause after it, in a shard that paces its
 /// sends.

@@ -6,7 +6,7 @@
 //! [`Shard::flush`], then [`Shard::poll_output`] until it returns None. The caller carries the
 //! outputs out and brings their outcomes back as inputs. Time is an argument ([`Clock`]) and may
 //! jump. The worker on its ring and the simulator are two callers of the same code. Inside, time is
-//! that during which the shard was there ([`absence`]): only these
+//! that during which the shard was there ([`shard_clock`]): only these
 //! functions see the caller's.
 //!
 //! | output | brings the input |

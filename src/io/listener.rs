@@ -207,7 +207,7 @@ fn inherited(mut passed: ListenFd, settings: &ServeArgs) -> Result<Listener, Lis
         return Err(ListenError::Several(passed.len()));
     }
     let socket = passed.take_tcp_listener(0).map_err(ListenError::Passed)?;
-    let socket = socket.expect("the first is taken for the first time");
+    let socket = socket.expect("a passed socket is taken only once");
     let (address, listens) = examine(&socket).map_err(ListenError::Passed)?;
     if !listens {
         let what = "it does not listen: it is a connection, or listen(2) was not called";

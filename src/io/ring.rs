@@ -359,7 +359,7 @@ impl<T: Tokens> Ring<T> {
         // and moves behind those that came later.
         let count = self.unarmed.len().min(self.buffers.lent_count());
         for _ in 0..count {
-            let (token, fd) = self.unarmed.pop_front().expect("so many wait");
+            let (token, fd) = self.unarmed.pop_front().expect("at least this many wait");
             self.submit_receive(fd, token);
         }
         // The receives that were armed may wait for a long time, so a no-op brings the next turn.

@@ -351,7 +351,7 @@ impl Link {
         }
         if let Some(proof) = damage_behind(&self.header, behind, fault.offset) {
             return damaged(format!(
-                "{fault}, and the batch at byte {proof} tells that this was on disk"
+                "{fault}, and the batch at byte {proof} proves that this was on disk"
             ));
         }
         if self.end_position.is_some() && fault.kind != FaultKind::Cut {

@@ -210,7 +210,7 @@ impl Commit {
     /// # Panics
     /// If the log has failed: the caller must not apply ops then.
     pub fn push(&mut self, op: &record::LoggedOp<'_>, now_us: u64) -> LogPosition {
-        assert!(!self.is_failed(), "a failed log takes no op");
+        assert!(!self.is_failed(), "a failed log accepts no op");
         if self.filling.is_empty() {
             self.oldest_us = now_us;
             record::begin_batch(&mut self.filling);
@@ -478,7 +478,7 @@ impl Commit {
                     "a batch is in flight while written"
                 );
             }
-            Phase::Failed { .. } => assert!(!self.has_ops(), "a failed log takes no op"),
+            Phase::Failed { .. } => assert!(!self.has_ops(), "a failed log accepts no op"),
         }
         if self.durability == Durability::Always {
             assert_eq!(self.visible_position(), self.durable);

@@ -73,7 +73,10 @@ impl Room {
 
     /// A client of this name has gone.
     pub fn user_left(&mut self, user: &str) {
-        let presence = self.presence.as_mut().expect("one who goes was here");
+        let presence = self
+            .presence
+            .as_mut()
+            .expect("a member that leaves was present");
         presence.remove(user);
         self.presence.take_if(|presence| presence.count() == 0);
     }

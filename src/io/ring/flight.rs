@@ -138,7 +138,7 @@ impl<T: Tokens> OneshotOutputTransform for RawOutcome<T> {
 
 /// What the kernel is done with, to be used again.
 #[derive(Default)]
-#[expect(clippy::vec_box, reason = "what the kernel is given does not move")]
+#[expect(clippy::vec_box, reason = "the kernel holds pointers to the items")]
 pub(super) struct Spare {
     pub messages: Vec<Box<Vectored>>,
     pub times: Vec<Box<types::Timespec>>,

@@ -49,8 +49,8 @@ pub enum HeaderError {
     /// The file is shorter than a header.
     #[error("it is too short to hold a segment header")]
     Short,
-    /// The file does not begin with the magic bytes of a segment.
-    #[error("it does not begin with the magic bytes of a segment")]
+    /// The file does not start with the magic number of a segment.
+    #[error("it does not start with the magic number of a segment")]
     Magic,
     /// Another version of the server wrote it. The header is intact.
     #[error("it has format {0}, but this server reads {FORMAT_VERSION}")]

@@ -124,7 +124,7 @@ impl DirectoryScan {
             if let Some(header) = place.and_then(|place| recover::restore_header(&bytes, place)) {
                 self.add(data, entry.path, header, entry.file_bytes, true);
             } else {
-                let what = format!("{error}, and no batch in it tells what it was");
+                let what = format!("{error}, and no batch in it says which segment it was");
                 self.set_aside(&entry.path, what);
             }
         }

@@ -489,7 +489,7 @@ fn what_is_no_segment_of_this_log_is_set_aside() {
         "another file has its place",
         "it belongs to another data directory",
         "it is a folder",
-        "it is too short to hold a segment header, and no batch in it tells what it was",
+        "it is too short to hold a segment header, and no batch in it says which segment it was",
     ];
     assert_eq!(told, BTreeSet::from(expected));
     drop(plan);
