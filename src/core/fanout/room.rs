@@ -39,9 +39,9 @@ pub(crate) struct Room {
     pub window: Window,
     /// The slots of the sessions in it.
     pub members: Vec<u32>,
-    /// None: nobody in it has a name.
+    /// None: no member has a name.
     pub presence: Option<Box<Presence>>,
-    /// It stands in the list of rooms that have news or frames to let go.
+    /// Whether it is in the list of rooms that have news or frames to release.
     pub touched: bool,
     /// The window offset up to which its members were queued to be sent.
     pub announced_end: WindowOffset,
@@ -94,8 +94,7 @@ impl Room {
         }
     }
 
-    /// Encodes the op that just won, once for all members; gives the offsets of its frame. Without
-    /// another member than its sender there is nobody to tell.
+    /// Encodes the op that just won, once for all members, and returns the offsets of its frame.
     pub fn broadcast(
         &mut self,
         key: &str,

@@ -1,4 +1,4 @@
-//! Bytes out: what is sent to whom, and when.
+//! Sending: which session is sent what, and when.
 //!
 //! Sessions that are owed something are in a queue. A turn serves a slice of it, and each session
 //! is sent all that it is owed by then at once: the busier the shard, the bigger the batches. When

@@ -1,7 +1,8 @@
 //! A log that cannot be written, and a panic: the shard ends its members, forgets all that is not
 //! on disk, and starts over from what is, without a restart.
 //!
-//! In `always` mode nobody was shown an op that is forgotten here; those who sent them get a 500.
+//! In `always` mode no client was sent an op that is forgotten here; the clients that sent them
+//! receive error 500.
 
 use std::io;
 

@@ -396,8 +396,6 @@ impl Shard {
                     sender: id,
                 };
                 let allowance = &mut room.allowance;
-                // The frame enters the window with the op's log position, and is not sent before
-                // that position is visible.
                 let position = self.log.append(&append, allowance, clock.now_us);
                 let (start, end) =
                     room.broadcast(key, value, timestamp, position, self.pool.windows());

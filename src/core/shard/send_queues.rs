@@ -45,7 +45,7 @@ impl SendQueues {
         push(&mut self.short, id, session);
     }
 
-    /// Takes the next session of a slice.
+    /// Removes the next session of a slice.
     pub fn pop(&mut self) -> Option<SessionId> {
         let id = self.short.pop_front()?;
         self.served_count += 1;
@@ -57,7 +57,7 @@ impl SendQueues {
         self.bulk.push_back(id);
     }
 
-    /// Takes the next session with a large backlog.
+    /// Removes the next session with a large backlog.
     pub fn pop_bulk(&mut self) -> Option<SessionId> {
         self.bulk.pop_front()
     }
@@ -120,13 +120,14 @@ impl SendQueues {
         self.shown_since_us = Some(since_us);
     }
 
-    /// Takes when the oldest op came of those that may be shown since the last commit.
+    /// Returns, once, when the oldest op arrived of those that became visible since the last
+    /// commit.
     pub fn take_shown_since_us(&mut self) -> Option<u64> {
         self.shown_since_us.take()
     }
 
-    /// Follows the ops that came since `since_us` until all sessions that are queued now were sent
-    /// to. The ops of one commit are followed at a time.
+    /// Follows the ops that arrived since `since_us` until every session that is queued now was
+    /// sent to. Only the ops of one commit are followed at a time.
     pub fn watch(&mut self, since_us: u64) {
         if self.watch.is_none() && !self.short.is_empty() {
             let end = self.served_count + self.short.len() as u64;
@@ -134,7 +135,8 @@ impl SendQueues {
         }
     }
 
-    /// Takes when the oldest of the followed ops came, if all were handed to the caller to be sent.
+    /// Returns, once, when the oldest of the followed ops arrived, if all were handed to the caller
+    /// to be sent.
     pub fn take_watched_since_us(&mut self) -> Option<u64> {
         let watch = self.watch.take_if(|watch| watch.end <= self.served_count)?;
         Some(watch.since_us)

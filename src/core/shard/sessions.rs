@@ -211,7 +211,7 @@ impl Sessions {
         }
     }
 
-    /// Takes the next session that is due.
+    /// Removes the next session that is due.
     pub fn next_due(&mut self, now_us: u64) -> Option<SessionId> {
         loop {
             while let Some(id) = self.due.get(self.due_place).copied() {
@@ -253,7 +253,7 @@ impl Sessions {
         self.counts = self.counted();
     }
 
-    /// Lets the next session have this number, as if there had been all those before it.
+    /// Assigns the next session this number, as if all sessions before it had existed.
     #[cfg(test)]
     pub fn skip_numbers_to(&mut self, number: u64) {
         self.last_number = number - 1;

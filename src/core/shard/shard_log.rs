@@ -242,7 +242,7 @@ impl ShardLog {
         self.commit.take_group()
     }
 
-    /// Takes the outcome of a write: see [`Commit::written`].
+    /// Records the outcome of a write: see [`Commit::written`].
     pub fn written(
         &mut self,
         bytes: Vec<u8>,
@@ -252,12 +252,12 @@ impl ShardLog {
         self.commit.written(bytes, outcome, now_us)
     }
 
-    /// Takes the outcome of an fdatasync.
+    /// Records the outcome of an fdatasync.
     pub fn synced(&mut self, outcome: &io::Result<()>, now_us: u64) -> Result<(), LogBroken> {
         self.commit.synced(outcome, now_us)
     }
 
-    /// Takes the outcome of opening the next segment.
+    /// Records the outcome of opening the next segment.
     pub fn opened(&mut self, segment: &io::Result<OpenSegment>) -> Result<(), LogBroken> {
         if segment.is_ok() && !self.commit.is_failed() {
             self.close_segment();
@@ -326,7 +326,7 @@ impl ShardLog {
         self.space.update(open_bytes, self.live_bytes, now_us);
     }
 
-    /// Takes a measurement of the log's files.
+    /// Records a measurement of the log's files.
     pub fn measured(&mut self, size: LogSize) {
         self.space.measured(size);
     }
