@@ -40,7 +40,7 @@
 //! - broadcasts, slow clients, pacing: `core::shard::delivery`, [`core::fanout::window`],
 //!   [`core::fanout::outbox`], `core::fanout::pacer`
 //! - init messages and states over HTTP: `core::snapshot`, `core::shard::http_read`
-//! - pings, time-outs, closing, the drain: `core::shard::lifetime`
+//! - pings, time-outs: `core::shard::deadlines`; closing, the drain: `core::shard::closing`
 //! - a log that fails, a panic, rebuilding: `core::shard::failure`
 //! - how long a log may become, and a full disk: [`core::shard::log_space`]
 //! - memory: [`core::fanout::chunk_pool`], `core::shard::session_budget`, `core::shard::eviction`

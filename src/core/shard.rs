@@ -37,10 +37,10 @@
 //! What happens in a turn is cut by subject, a file each, over those parts: `handshake` (the
 //! request head, joining), `http_read` and `waiting` (answers without a WebSocket, requests that
 //! wait), `intake` (bytes to messages to the state), `held_writers` (clients that wait for
-//! compaction), `delivery` (what is sent to whom, and when), `lifetime` (timers, closing, drain),
-//! `encoding` (snapshots), `eviction` and `shedding` (which session ends where memory or
-//! connections run out), `aging` (after an absence), `failure` (a log that cannot be written, a
-//! panic).
+//! compaction), `delivery` (what is sent to whom, and when), `conflation` (clients that read too
+//! slowly), `deadlines` (timers), `closing` (closing, drain), `encoding` (snapshots), `eviction` and
+//! `shedding` (which session ends where memory or connections run out), `clock_corrections` (after
+//! an absence), `failure` (a log that cannot be written, a panic).
 
 pub mod connection_log;
 pub mod contract;
@@ -54,6 +54,9 @@ pub mod timers;
 
 mod admission;
 mod clock_corrections;
+mod closing;
+mod conflation;
+mod deadlines;
 mod delivery;
 mod encoding;
 mod eviction;
@@ -62,7 +65,6 @@ mod handshake;
 mod held_writers;
 mod http_read;
 mod intake;
-mod lifetime;
 mod read_queues;
 mod rooms;
 mod send_queues;

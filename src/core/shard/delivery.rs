@@ -7,19 +7,16 @@
 
 use std::io;
 
-use crate::core::fanout::outbox::{Behind, Due, OutboxPool};
-use crate::core::fanout::room::{Room, RoomId};
-use crate::core::fanout::window::{Chunk, Spans, Window, skip_sent, spans_bytes};
+use crate::core::fanout::room::Room;
+use crate::core::fanout::window::{Spans, skip_sent, spans_bytes};
 use crate::core::shard::Shard;
+use crate::core::shard::conflation::fall_behind;
 use crate::core::shard::contract::{Clock, Output};
-use crate::core::shard::intake::shared_frame;
-use crate::core::shard::session::{Intake, Session, SessionId, State};
+use crate::core::shard::session::{Intake, SessionId, State};
 use crate::limits::{
-    BULK_BYTES_PER_TURN, BULK_SENDS_PER_TURN_MAX, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX,
-    SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX, SESSION_BYTES_SPARED,
+    BULK_BYTES_PER_TURN, BULK_SENDS_PER_TURN_MAX, SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX,
 };
 use crate::log::commit::Durability;
-use crate::wire::message;
 
 impl Shard {
     /// Queues a session to be sent what it is owed.
@@ -128,7 +125,7 @@ impl Shard {
             return 0;
         }
         let mut spans = self.take(id);
-        if spans.is_empty() && self.encode_behind(id) {
+        if spans.is_empty() && self.encode_conflated(id) {
             spans = self.take(id);
         }
         let bytes = spans_bytes(&spans);
@@ -153,108 +150,6 @@ impl Shard {
         let room = session.room();
         let view = room.map(|room| self.rooms[room].view(visible_position));
         session.outbox.take(view, visible_position, &mut self.pool)
-    }
-
-    /// Encodes the next part of what a conflated session is owed: the latest op of each key that
-    /// changed since, without its own. False if it is not conflated, or the part before still
-    /// waits.
-    ///
-    /// The walk is bounded in bytes and in steps, as the entries that the session wrote itself cost
-    /// steps and no bytes. Where it stops before the newest entry the session stays behind, at the
-    /// last entry seen. Where it does not, the session follows the window again from its end: the
-    /// entries have all that the window has, so no frame is missed or sent twice.
-    fn encode_behind(&mut self, id: SessionId) -> bool {
-        let session = &mut self.sessions[id];
-        let number = session.number;
-        let Some(Behind {
-            mut since,
-            mut hint,
-        }) = session.outbox.behind()
-        else {
-            return false;
-        };
-        if session.outbox.has_answers() {
-            return false;
-        }
-        let room_id = session.room().expect("only a member is behind");
-        let room = &self.rooms[room_id];
-        let bytes_max = if self.budget.is_tight() {
-            SESSION_BYTES_SPARED
-        } else {
-            CONFLATED_BYTES_MAX
-        };
-        let (mut more, mut steps, mut long) = (false, 0, None);
-        let chunk = self.pool.fill(bytes_max, |out| {
-            for (slot, entry) in room.workspace.changed_since(since, hint) {
-                steps += 1;
-                more = steps > CONFLATED_STEPS_MAX;
-                if more {
-                    break;
-                }
-                if entry.writer() != number {
-                    let bytes =
-                        message::op_frame_bytes(entry.key(), entry.value(), entry.timestamp());
-                    more = !out.is_empty() && out.len() + bytes > bytes_max;
-                    if more {
-                        break;
-                    }
-                    self.counters.conflated_keys += 1;
-                    if bytes > bytes_max {
-                        // It goes out alone, and is the same for all sessions that are as far.
-                        long = Some(shared_frame(room_id, entry, &mut self.budget));
-                        more = true;
-                    } else {
-                        message::put_op(out, entry.key(), entry.value(), entry.timestamp());
-                    }
-                }
-                (since, hint) = (entry.seq(), Some(slot));
-                if more {
-                    break;
-                }
-            }
-        });
-        if more {
-            session
-                .outbox
-                .fall_behind(Behind { since, hint }, &mut self.pool);
-        } else {
-            session.outbox.follow(room.window.end());
-        }
-        if chunk.is_empty() && long.is_none() && more {
-            self.enqueue(id);
-        }
-        self.push_behind(id, room_id, chunk, long);
-        true
-    }
-
-    /// Queues a part of what a conflated session is owed: short ops together, or a long one.
-    fn push_behind(&mut self, id: SessionId, room_id: RoomId, short: Chunk, long: Option<Chunk>) {
-        let room = &self.rooms[room_id];
-        let due = Due {
-            at: room.window.end(),
-            visible_from: room.visible_from(),
-            awaits: None,
-        };
-        let outbox = &mut self.sessions[id].outbox;
-        if let Some(frame) = long {
-            self.pool.give(short);
-            outbox.push_shared(frame, due, &mut self.pool);
-        } else if short.is_empty() {
-            self.pool.give(short);
-        } else {
-            outbox.push_due(short, due, &mut self.pool);
-        }
-        self.update_memory(id);
-    }
-
-    /// Conflates a session that is owed more frames than it may: it gets the latest op of each key
-    /// instead.
-    pub(super) fn fall_behind(&mut self, id: SessionId) {
-        let session = &mut self.sessions[id];
-        let room_id = session.room().expect("only a member falls behind");
-        fall_behind(session, &self.rooms[room_id].window, &mut self.pool);
-        self.counters.conflations += 1;
-        self.sends.queue(id, session);
     }
 
     /// Continues after a send has ended.
@@ -397,13 +292,4 @@ impl Shard {
             }
         }
     }
-}
-
-/// Lets a session fall out of its room's window: from the op behind its cursor on, it is owed the
-/// latest op of each key.
-fn fall_behind(session: &mut Session, window: &Window, pool: &mut OutboxPool) {
-    let since = window.seq_at(session.outbox.cursor());
-    session
-        .outbox
-        .fall_behind(Behind { since, hint: None }, pool);
 }

@@ -400,7 +400,7 @@ impl Shard {
                 let (start, end) =
                     room.broadcast(key, value, timestamp, position, self.pool.windows());
                 if !session.outbox.skip_own(start, end, &mut self.pool) {
-                    self.fall_behind(id);
+                    self.conflate(id);
                 }
                 self.rooms.touch(room_id);
             }

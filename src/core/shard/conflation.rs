@@ -1,0 +1,130 @@
+//! Conflation: a session that reads too slowly gets the latest op of each changed key instead of
+//! every op.
+
+use crate::core::fanout::outbox::{Behind, Due, OutboxPool};
+use crate::core::fanout::room::RoomId;
+use crate::core::fanout::window::{Chunk, Window};
+use crate::core::shard::Shard;
+use crate::core::shard::intake::shared_frame;
+use crate::core::shard::session::{Session, SessionId};
+use crate::limits::{CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SESSION_BYTES_SPARED};
+use crate::wire::message;
+
+impl Shard {
+    /// Encodes the next part of what a conflated session is owed: the latest op of each key that
+    /// changed since, without its own. False if it is not conflated, or the part before still
+    /// waits.
+    ///
+    /// The walk is bounded in bytes and in steps, as the entries that the session wrote itself cost
+    /// steps and no bytes. Where it stops before the newest entry the session stays behind, at the
+    /// last entry seen. Where it does not, the session follows the window again from its end: the
+    /// entries have all that the window has, so no frame is missed or sent twice.
+    pub(super) fn encode_conflated(&mut self, id: SessionId) -> bool {
+        let session = &mut self.sessions[id];
+        let number = session.number;
+        let Some(Behind {
+            mut since,
+            mut hint,
+        }) = session.outbox.behind()
+        else {
+            return false;
+        };
+        if session.outbox.has_answers() {
+            return false;
+        }
+        let room_id = session.room().expect("only a member is behind");
+        let room = &self.rooms[room_id];
+        let bytes_max = if self.budget.is_tight() {
+            SESSION_BYTES_SPARED
+        } else {
+            CONFLATED_BYTES_MAX
+        };
+        let (mut more, mut steps, mut long) = (false, 0, None);
+        let chunk = self.pool.fill(bytes_max, |out| {
+            for (slot, entry) in room.workspace.changed_since(since, hint) {
+                steps += 1;
+                more = steps > CONFLATED_STEPS_MAX;
+                if more {
+                    break;
+                }
+                if entry.writer() != number {
+                    let bytes =
+                        message::op_frame_bytes(entry.key(), entry.value(), entry.timestamp());
+                    more = !out.is_empty() && out.len() + bytes > bytes_max;
+                    if more {
+                        break;
+                    }
+                    self.counters.conflated_keys += 1;
+                    if bytes > bytes_max {
+                        // It goes out alone, and is the same for all sessions that are as far.
+                        long = Some(shared_frame(room_id, entry, &mut self.budget));
+                        more = true;
+                    } else {
+                        message::put_op(out, entry.key(), entry.value(), entry.timestamp());
+                    }
+                }
+                (since, hint) = (entry.seq(), Some(slot));
+                if more {
+                    break;
+                }
+            }
+        });
+        if more {
+            session
+                .outbox
+                .fall_behind(Behind { since, hint }, &mut self.pool);
+        } else {
+            session.outbox.follow(room.window.end());
+        }
+        if chunk.is_empty() && long.is_none() && more {
+            self.enqueue(id);
+        }
+        self.push_conflated(id, room_id, chunk, long);
+        true
+    }
+
+    /// Queues a part of what a conflated session is owed: short ops together, or a long one.
+    fn push_conflated(
+        &mut self,
+        id: SessionId,
+        room_id: RoomId,
+        short: Chunk,
+        long: Option<Chunk>,
+    ) {
+        let room = &self.rooms[room_id];
+        let due = Due {
+            at: room.window.end(),
+            visible_from: room.visible_from(),
+            awaits: None,
+        };
+        let outbox = &mut self.sessions[id].outbox;
+        if let Some(frame) = long {
+            self.pool.give(short);
+            outbox.push_shared(frame, due, &mut self.pool);
+        } else if short.is_empty() {
+            self.pool.give(short);
+        } else {
+            outbox.push_due(short, due, &mut self.pool);
+        }
+        self.update_memory(id);
+    }
+
+    /// Conflates a session that is owed more frames than it may: it gets the latest op of each key
+    /// instead.
+    pub(super) fn conflate(&mut self, id: SessionId) {
+        let session = &mut self.sessions[id];
+        let room_id = session.room().expect("only a member falls behind");
+        fall_behind(session, &self.rooms[room_id].window, &mut self.pool);
+        self.counters.conflations += 1;
+        self.sends.queue(id, session);
+    }
+}
+
+/// Lets a session fall out of its room's window: from the op behind its cursor on, it is owed the
+/// latest op of each key.
+pub(super) fn fall_behind(session: &mut Session, window: &Window, pool: &mut OutboxPool) {
+    let since = window.seq_at(session.outbox.cursor());
+    session
+        .outbox
+        .fall_behind(Behind { since, hint: None }, pool);
+}
