@@ -172,7 +172,7 @@ fn a_log_without_its_meta_file_gets_no_new_epoch() {
     fs::remove_file(root.path().join(META)).unwrap();
     let message = DataDirectory::open(root.path()).unwrap_err().to_string();
     assert!(
-        message.contains("meta.json is damaged (it is missing, and shard-02 is there)"),
+        message.contains("meta.json is damaged (it is missing, but shard-02 exists)"),
         "{message}"
     );
     assert!(!root.path().join(META).exists());

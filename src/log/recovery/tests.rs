@@ -383,7 +383,7 @@ fn a_gap_is_damage() {
 fn a_segment_that_belongs_elsewhere_is_damage() {
     let log = Log::sample();
     fs::rename(log.path(3), log.path(4)).unwrap();
-    log.assert_damaged(&log.path(4), "its header tells segment 3 of shard 0");
+    log.assert_damaged(&log.path(4), "its header names segment 3 of shard 0");
 
     let log = Log::sample();
     let folder = log.directory.shard_path(1);
@@ -391,7 +391,7 @@ fn a_segment_that_belongs_elsewhere_is_damage() {
     fs::copy(log.path(1), folder.join(segment::file_name(1))).unwrap();
     log.assert_damaged(
         &folder.join(segment::file_name(1)),
-        "its header tells segment 1 of shard 0",
+        "its header names segment 1 of shard 0",
     );
 
     let (log, other) = (Log::sample(), Log::sample());
@@ -410,7 +410,7 @@ fn a_segment_of_a_newer_server_is_not_repaired() {
     fs::write(log.path(3), bytes).unwrap();
     let message = log.recover().0.unwrap_err().to_string();
     assert!(
-        message.ends_with("it has format 2; this server reads 1; start the newer server"),
+        message.ends_with("it has format 2, but this server reads 1; start the newer server"),
         "{message}"
     );
 }

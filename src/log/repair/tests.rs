@@ -486,7 +486,7 @@ fn what_is_no_segment_of_this_log_is_set_aside() {
         .map(|stray| stray.what.as_str())
         .collect();
     let expected = [
-        "another file has its place",
+        "another file was kept in its place",
         "it belongs to another data directory",
         "it is a folder",
         "it is too short to hold a segment header, and no batch in it says which segment it was",
