@@ -69,7 +69,7 @@ pub struct Seat {
     pub may_fail: bool,
     /// A sync of the open segment has failed.
     pub is_sync_lost: bool,
-    /// It has failed, and its log knows up to where it is kept.
+    /// It has failed, and a rebuild has found out up to where its log is kept.
     pub is_end_known: bool,
     /// Wins that were handed to a write and are not confirmed: the workspace, and how many there are then.
     pub handed: Vec<(usize, usize)>,
