@@ -16,8 +16,9 @@ use etherply::log::recovery::RecoveryError;
 use crate::client::Reading;
 use crate::crash::Crash;
 use crate::disk::SimDisk;
+use crate::inodes::Syncs;
 use crate::model::Model;
-use crate::server::{self, DATA, all_bytes, log_bytes};
+use crate::server::{self, DATA, Seat, all_bytes, log_bytes};
 use crate::world::{WORKSPACES, World};
 use etherply::seq::Seq;
 
@@ -186,10 +187,14 @@ impl World {
         }
     }
 
-    /// Checks that a shard continues after the ops that it knows to be durable and gives up the
-    /// rest.
+    /// Checks that a shard continues after the ops that it knows to be durable, and gives up the
+    /// rest. Until a rebuild has synced what was shown, a power cut may take that, too.
     pub fn give_up_the_rest(&mut self, shard: usize) {
-        let is_sync_lost = self.seat(shard).is_sync_lost;
+        let &mut Seat {
+            is_sync_lost,
+            is_end_known,
+            ..
+        } = self.seat(shard);
         for place in self.places_of(shard) {
             let model = &mut self.models[place];
             let kept = match self.plan.durability {
@@ -197,8 +202,28 @@ impl World {
                 _ if is_sync_lost => model.covered,
                 _ => model.confirmed.max(model.covered),
             };
-            (model.written, model.synced) = (kept, kept);
+            let is_on_disk = is_end_known || self.plan.durability == Durability::Always;
+            model.written = kept;
+            model.synced = if is_on_disk { kept } else { model.covered };
         }
+    }
+
+    /// A rebuild was tried, before which the syncs of the failed segment had ended like this. The
+    /// first try decides: what it has kept stays, whatever becomes of those that follow.
+    pub fn note_end(&mut self, shard: usize, before: Syncs) {
+        let is_dead = self.disk.is_dead();
+        let seat = self.seat(shard);
+        if seat.is_end_known {
+            return;
+        }
+        let syncs = seat.log.as_ref().expect("it is open").file().syncs();
+        let is_lost = syncs.failed > before.failed;
+        let is_synced = syncs.succeeded > before.succeeded;
+        seat.is_sync_lost |= is_lost;
+        // Where it lives and has synced nothing, there was nothing to be synced.
+        seat.is_end_known = is_lost || is_synced || !is_dead;
+        self.coverage.ends_decided += u64::from(is_synced || is_lost);
+        self.give_up_the_rest(shard);
     }
 
     /// Checks a shard that has read its state back while others run.

@@ -25,6 +25,7 @@ impl SimDisk {
         let mut state = self.state();
         state.journal.note(|| format!("  disk {crash:?}"));
         (state.is_dead, state.dies_at) = (false, None);
+        state.next_sync_fails = false;
         for inode in state.inodes.values_mut() {
             inode.is_locked = false;
         }
@@ -69,6 +70,7 @@ impl SimDisk {
         fork.dice = Dice::stream(stream as u64, 9);
         fork.journal = Journal::default();
         fork.rates = Rates::default();
+        fork.next_sync_fails = false;
         fork.met = Met::default();
         (fork.copied_at, fork.copy) = (None, None);
         (fork.is_full, fork.is_read_only) = (false, false);

@@ -14,7 +14,7 @@ use etherply::log::blocks::BLOCK_BYTES;
 use etherply::log::disk::{Disk, DiskFile, Space};
 use etherply::log::record::SECTOR_BYTES;
 
-use crate::inodes::{Change, Folder, Inode, Node};
+use crate::inodes::{Change, Folder, Inode, Node, Syncs};
 use crate::journal::Journal;
 
 /// The rates at which operations fail; 0 is never.
@@ -30,9 +30,7 @@ pub struct Rates {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Met {
     pub write_errors: u64,
-    /// Syncs that failed half-way, and all of them, where the file system is read-only, too.
     pub sync_errors: u64,
-    pub failed_syncs: u64,
     pub open_errors: u64,
     pub rename_errors: u64,
     pub folder_sync_errors: u64,
@@ -56,6 +54,8 @@ pub struct State {
     pub folders: BTreeMap<PathBuf, Folder>,
     pub next_inode: u64,
     pub rates: Rates,
+    /// The world has planned it.
+    pub next_sync_fails: bool,
     pub is_full: bool,
     /// The capacity for all files together. None: unlimited.
     pub capacity_bytes: Option<u64>,
@@ -140,7 +140,8 @@ impl State {
             self.copy = Some(Box::new(self.clone()));
         }
         let dies = self.dies_at.is_some_and(|at| at <= self.operations);
-        let fails = self.dice.one_in(self.rates.error_one_in);
+        let is_planned = matches!(kind, Kind::Sync) && std::mem::take(&mut self.next_sync_fails);
+        let fails = self.dice.one_in(self.rates.error_one_in) || is_planned;
         let is_late = self.dice.one_in(2);
         let changes = !matches!(kind, Kind::Read | Kind::Open);
         self.journal.note(|| {
@@ -166,7 +167,8 @@ impl State {
         if fails {
             match kind {
                 Kind::Write => self.met.write_errors += 1,
-                Kind::Sync => self.met.sync_errors += 1,
+                // The world knows what is lost by one that it has planned.
+                Kind::Sync => self.met.sync_errors += u64::from(!is_planned),
                 Kind::Open => self.met.open_errors += 1,
                 Kind::Rename => self.met.rename_errors += 1,
                 Kind::FolderSync => self.met.folder_sync_errors += 1,
@@ -331,6 +333,7 @@ impl SimDisk {
             folders: BTreeMap::from([(PathBuf::from("/"), Folder::default())]),
             next_inode: 1,
             rates: Rates::default(),
+            next_sync_fails: false,
             is_full: false,
             capacity_bytes: None,
             is_read_only: false,
@@ -525,6 +528,19 @@ impl Disk for SimDisk {
     }
 }
 
+impl SimFile {
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Returns how its syncs have ended.
+    pub fn syncs(&self) -> Syncs {
+        let state = self.disk.state();
+        let inode = state.inodes.get(&self.inode);
+        inode.map_or_else(Syncs::default, |inode| inode.syncs)
+    }
+}
+
 impl DiskFile for SimFile {
     fn bytes(&self) -> io::Result<u64> {
         let mut state = self.disk.state();
@@ -649,7 +665,11 @@ impl DiskFile for SimFile {
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.state();
         let entered = state.enter(Kind::Sync, || format!("sync inode {}", self.inode));
-        state.met.failed_syncs += u64::from(entered.is_err());
+        let is_dead = state.is_dead;
+        if let Some(inode) = state.inodes.get_mut(&self.inode) {
+            inode.syncs.succeeded += u64::from(entered.is_ok());
+            inode.syncs.failed += u64::from(entered.is_err() && !is_dead);
+        }
         if entered.is_err() && !is_half_done(&entered) {
             return entered;
         }

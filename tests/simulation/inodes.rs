@@ -13,8 +13,17 @@ pub struct Inode {
     /// failed and the kernel considers the sector written.
     pub dirty: BTreeSet<usize>,
     pub is_locked: bool,
+    pub syncs: Syncs,
     /// The space that is reserved for it.
     pub reserved_bytes: usize,
+}
+
+/// How the syncs of a file have ended. One in which the process died is in neither count, unless the
+/// disk has done it nevertheless.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Syncs {
+    pub succeeded: u64,
+    pub failed: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::io;
 use etherply::core::shard::contract::{Input, Output};
 use etherply::core::state::placement::shard_of;
 use etherply::core::state::replay::Replay;
-use etherply::core::testing::HASH_SEED;
+use etherply::core::testing::{Dice, HASH_SEED};
 use etherply::log::blocks::BlockWrite;
 use etherply::log::commit::{Durability, LogStep};
 use etherply::log::disk::DiskFile;
@@ -14,7 +14,9 @@ use etherply::log::record::LoggedOp;
 use etherply::log::recovery::RecoveryError;
 
 use crate::disk::SimDisk;
-use crate::plan::faults;
+use crate::journal::Journal;
+use crate::model::Model;
+use crate::plan::{Plan, faults};
 use crate::server::{Errand, LogOperation};
 use crate::wire;
 use crate::world::{Doing, World};
@@ -165,8 +167,12 @@ impl World {
                 {
                     self.disk.die_within(20);
                 }
-                if rebuild.is_ok() {
+                let log = self.seat(shard).log.as_ref().expect("open");
+                let syncs = log.file().syncs();
+                let is_tried = rebuild.is_ok();
+                if is_tried {
                     self.give_up_the_rest(shard);
+                    self.disk.state().next_sync_fails |= self.fails_deciding_sync();
                 }
                 let mut deal = Replay::new(HASH_SEED);
                 let shards = self.shards;
@@ -176,6 +182,10 @@ impl World {
                     }
                 };
                 let outcome = rebuild.and_then(|rebuild| rebuild.run(visit));
+                self.disk.state().next_sync_fails = false;
+                if is_tried {
+                    self.note_end(shard, syncs);
+                }
                 if self.disk.is_dead() {
                     return;
                 }
@@ -201,6 +211,18 @@ impl World {
         self.doing = Doing::Nothing;
         self.server.as_mut().expect("it runs").tell_rotation(shard);
         self.look_at_log();
+    }
+}
+
+impl World {
+    /// Whether the next sync of a rebuild fails. It decides what is kept where ops are shown before
+    /// they are on disk, and would hardly ever fail at the rate of all operations.
+    fn fails_deciding_sync(&self) -> bool {
+        let may_fail = !self.is_calm && self.plan.may(faults::ERRORS);
+        let is_shown_early = self.plan.durability != Durability::Always;
+        // Not from the world's dice: the other runs stay what they are.
+        let mut dice = Dice::stream(self.plan.seed ^ self.clock.now_us, 14);
+        may_fail && is_shown_early && dice.one_in(3)
     }
 }
 
@@ -235,4 +257,95 @@ fn check_keeper(error: Option<&LogFilesError>) {
         )
     );
     assert!(!is_damage, "{error:?}");
+}
+
+/// How the sync ends that decides up to where a failed segment is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SyncEnd {
+    Succeeds,
+    Fails,
+    /// The process dies in it, and then the power fails.
+    Dies,
+}
+
+impl World {
+    /// Runs a plan until a shard waits for a rebuild that must sync what was shown of a workspace.
+    fn until_rebuild(plan: Plan) -> Option<(Self, usize, usize)> {
+        let mut world = Self::new(plan, Journal::default());
+        for _ in 0..plan.steps {
+            world.step();
+            world.end_drained();
+            let shards = world.server.as_ref().map_or(0, |server| server.seats.len());
+            for shard in 0..shards {
+                let seat = world.seat(shard);
+                let is_asked = matches!(seat.errand, Some(Errand::Rebuild(Ok(_))));
+                if !is_asked || seat.is_end_known || seat.is_sync_lost {
+                    continue;
+                }
+                let place = world.places_of(shard).into_iter().find(|place| {
+                    let model = &world.models[*place];
+                    model.confirmed > model.covered
+                });
+                if let Some(place) = place {
+                    return Some((world, shard, place));
+                }
+            }
+        }
+        None
+    }
+
+    /// Runs the rebuild whose first sync ends like this. Returns whether that has put on disk what
+    /// was shown.
+    fn rebuild_with(&mut self, shard: usize, end: SyncEnd) -> bool {
+        self.is_calm = true;
+        self.set_rates();
+        self.disk.set_full(false);
+        {
+            let mut state = self.disk.state();
+            state.dies_at = (end == SyncEnd::Dies).then_some(state.operations + 1);
+            state.next_sync_fails = end == SyncEnd::Fails;
+        }
+        let inode = self.seat(shard).log.as_ref().expect("open").file().inode();
+        let succeeded = |disk: &SimDisk| disk.state().inodes[&inode].syncs.succeeded;
+        let before = succeeded(&self.disk);
+        self.run_errand(shard);
+        assert_eq!(self.disk.is_dead(), end == SyncEnd::Dies);
+        succeeded(&self.disk) > before
+    }
+}
+
+#[test]
+fn a_rebuild_promises_what_its_sync_has_put_on_disk() {
+    crate::turns::count_panics();
+    let mut met = 0;
+    for seed in 0..1000 {
+        let plan = Plan {
+            faults: faults::ALL & !(faults::KILL | faults::TRIALS),
+            ..Plan::new(seed)
+        };
+        if plan.durability == Durability::Always || plan.error_one_in == 0 || seed % 12 < 4 {
+            continue;
+        }
+        for end in [SyncEnd::Succeeds, SyncEnd::Fails, SyncEnd::Dies] {
+            let Some((mut world, shard, place)) = World::until_rebuild(plan) else {
+                break;
+            };
+            met += 1;
+            let Model {
+                confirmed, covered, ..
+            } = world.models[place];
+            let is_synced = world.rebuild_with(shard, end);
+            assert!(is_synced == (end == SyncEnd::Succeeds) || end == SyncEnd::Dies);
+            let kept = if is_synced { confirmed } else { covered };
+            assert_eq!(world.models[place].synced, kept, "seed {seed}: {end:?}");
+            // The next start, or the next try, compares what is there with what was promised.
+            world.bury();
+            world.set_rates();
+            world.settle();
+        }
+        if met >= 30 {
+            return;
+        }
+    }
+    panic!("only {met} rebuilds had to sync what was shown");
 }

@@ -294,6 +294,7 @@ coverage! {
     torn_tails: 10,
     failures: 10,
     rebuilds: 10,
+    ends_decided: 1,
     panics: 5,
     told_500: 5,
     write_errors: 2,

@@ -70,7 +70,7 @@ pub struct Seat {
     pub may_fail: bool,
     /// A sync of the open segment has failed.
     pub is_sync_lost: bool,
-    /// It has failed, and the durable end of its log is known.
+    /// It has failed, and a rebuild has determined the durable end of its log.
     pub is_end_known: bool,
     /// Unconfirmed writes: the workspace, and its number of wins once the write is confirmed.
     pub handed: Vec<(usize, usize)>,

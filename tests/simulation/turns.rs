@@ -310,17 +310,9 @@ impl World {
                 );
             }
             Output::Rebuild(end) => {
-                let failed_syncs = self.disk.state().met.failed_syncs;
                 let seat = self.seat(shard);
-                let log = seat.log.as_mut().expect("it is open");
-                let rebuild = log.rebuild(end);
-                let is_sync_lost = self.disk.state().met.failed_syncs > failed_syncs;
-                let seat = self.seat(shard);
-                // The first try decides. What it has kept stays, whatever becomes of those that
-                // follow.
-                seat.is_sync_lost |= is_sync_lost && !seat.is_end_known;
-                seat.is_end_known |= rebuild.is_ok();
-                let errand = Errand::Rebuild(rebuild);
+                let log = seat.log.as_ref().expect("it is open");
+                let errand = Errand::Rebuild(log.rebuild(end));
                 assert!(
                     seat.operation.is_none() && seat.errand.replace(errand).is_none(),
                     "one operation at a time"

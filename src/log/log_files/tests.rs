@@ -221,6 +221,26 @@ fn a_failed_segment_is_synced_by_the_errand_and_not_by_the_thread_that_asks_for_
 }
 
 #[test]
+fn a_rebuild_that_never_runs_decides_nothing() {
+    for is_synced in [true, false] {
+        let root = tempdir().unwrap();
+        let (disk, log, end) = failed_log(root.path());
+        disk.set(&log.segment.path.clone(), [is_synced; 3]);
+        // Its thread cannot be started, or a stop comes before it.
+        drop(log.rebuild(end).unwrap());
+        assert_eq!(disk.syncs_left(), 3);
+        // Two at once still have one fdatasync between them.
+        let (first, second) = (log.rebuild(end).unwrap(), log.rebuild(end).unwrap());
+        let kept = if is_synced { end.shown } else { end.durable };
+        for rebuild in [second, first] {
+            let next = rebuild.run(|_| ()).unwrap().header;
+            assert_eq!(next.first_position, kept);
+        }
+        assert_eq!(disk.syncs_left(), 2);
+    }
+}
+
+#[test]
 fn a_segment_that_was_opened_in_the_moment_of_a_failure_is_read_once() {
     let root = tempdir().unwrap();
     let directory = Arc::new(DataDirectory::open(root.path()).unwrap());
