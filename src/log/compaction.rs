@@ -169,7 +169,12 @@ impl<D: Disk> Compaction<D> {
             remove_replaced(&directory, &chain)?;
             let open_index = open.iter().find(|open| open.0 == shard);
             let open_index = open_index.map_or(u64::MAX, |open| open.1);
-            let closed = |link: &Link| link.header.index < open_index;
+            // A rebuild that failed may have removed the open segment again. The last one on disk is
+            // followed where the next try says, which is not known here.
+            let is_running = open_index != u64::MAX;
+            let closed = |link: &Link| {
+                link.header.index < open_index && (link.end_position.is_some() || !is_running)
+            };
             links.extend(chain.links.into_iter().filter(closed));
         }
         Ok(Self {
