@@ -469,12 +469,13 @@ impl Client {
         let lost_to = |sent: &Write| {
             sent.key == write.key && sent.timestamp <= write.timestamp && sent.value != write.value
         };
-        // The remaining value of a key comes before the refusal of an op that would have won.
+        // The remaining value of a key comes before the refusal of an op that would have won. The
+        // same op may have won since then, if another client sent it again.
         let is_refused_for = |sent: &Write| {
             (self.limits.workspace_bytes.is_some() || self.has_little_room)
                 && sent.key == write.key
                 && sent.timestamp > write.timestamp
-                && model.place(&sent.value).is_none()
+                && model.place(&sent.value).is_none_or(|won| won > place)
         };
         let is_answer = |sent: &Write| lost_to(sent) || is_refused_for(sent);
         let is_correction = self.sent.iter().any(is_answer);
