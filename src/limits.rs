@@ -307,8 +307,8 @@ pub const FUTURE_SKEW_S_DEFAULT: u64 = 24 * 3600;
 /// The `Retry-After` of a 503, in seconds.
 pub const RETRY_AFTER_S: u32 = 5;
 /// The lateness of a turn beyond which the shard counts as absent, which moves its deadlines
-/// ([`core::shard::shard_clock`](crate::core::shard::shard_clock)). A machine that is merely busy stays
-/// below two ticks of the timers.
+/// ([`core::shard::shard_clock`](crate::core::shard::shard_clock)). A machine that is merely busy
+/// stays below two ticks of the timers.
 pub const LATENESS_US_MAX: u64 = 2 * TIMER_TICK_US;
 /// The most time before an absence that is discounted with it. A deadline that passed in that time
 /// is due a moment later instead, after the shard has read what came in.

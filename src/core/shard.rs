@@ -38,9 +38,9 @@
 //! request head, joining), `http_read` and `waiting` (answers without a WebSocket, requests that
 //! wait), `intake` (bytes to messages to the state), `held_writers` (clients that wait for
 //! compaction), `delivery` (what is sent to whom, and when), `conflation` (clients that read too
-//! slowly), `deadlines` (timers), `closing` (closing, drain), `encoding` (snapshots), `eviction` and
-//! `shedding` (which session ends where memory or connections run out), `clock_corrections` (after
-//! an absence), `failure` (a log that cannot be written, a panic).
+//! slowly), `deadlines` (timers), `closing` (closing, drain), `encoding` (snapshots), `eviction`
+//! and `shedding` (which session ends where memory or connections run out), `clock_corrections`
+//! (after an absence), `failure` (a log that cannot be written, a panic).
 
 pub mod connection_log;
 pub mod contract;

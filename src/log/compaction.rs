@@ -169,8 +169,9 @@ impl<D: Disk> Compaction<D> {
             remove_replaced(&directory, &chain)?;
             let open_index = open.iter().find(|open| open.0 == shard);
             let open_index = open_index.map_or(u64::MAX, |open| open.1);
-            // A rebuild that failed may have removed the open segment again. The last one on disk is
-            // followed where the next try says, which is not known here.
+            // A rebuild that failed may have removed the open segment again. The last segment on
+            // disk is then continued at a position that only the next try knows, so where its ops
+            // end cannot be told from its file.
             let is_running = open_index != u64::MAX;
             let closed = |link: &Link| {
                 link.header.index < open_index && (link.end_position.is_some() || !is_running)

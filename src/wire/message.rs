@@ -568,7 +568,9 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_parsed_without_a_panic(text in "\\PC{0,60}|[{}\\[\\]:,\"a-z0-9 \\\\]{0,60}") {
+        fn any_text_is_parsed_without_a_panic(
+            text in "\\PC{0,60}|[{}\\[\\]:,\"a-z0-9 \\\\]{0,60}",
+        ) {
             let _ = Parser::new().parse(&text);
         }
 

@@ -2,8 +2,8 @@
 //! (`--log-level debug`).
 //!
 //! The shard keeps this record only then
-//! ([`ShardConfig::has_journal`](crate::core::shard::contract::ShardConfig)). Without it a session takes
-//! no additional memory, and what it does costs one check of an option.
+//! ([`ShardConfig::has_journal`](crate::core::shard::contract::ShardConfig)). Without it a session
+//! takes no additional memory, and each of its events costs one check of an option.
 
 use crate::core::shard::session::SessionId;
 

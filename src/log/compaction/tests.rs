@@ -183,6 +183,7 @@ fn what_is_known_to_be_dead_goes_without_being_read() {
     assert_eq!(before.bytes - after.bytes, outcome.bytes_freed);
     let again = log.sweep(&[(0, 6), (1, 6)], &dead);
     assert_eq!(again.segments_replaced, 0, "there is nothing left in them");
+    log.segment(0, &[1]);
     assert_eq!(log.sweep(&[(0, 7)], &dead).segments_replaced, 2, "5 and 6");
 }
 
@@ -292,6 +293,27 @@ fn replaced_segments_that_a_crash_left_are_not_read_and_go_at_the_next_start() {
         assert_eq!((report.ops, state_after), (2, state.clone()));
         assert_eq!(log.image(), after);
     }
+}
+
+#[test]
+fn the_last_segment_of_a_running_shard_stays_even_if_the_open_one_is_gone() {
+    let mut log = Log::new();
+    for _ in 0..4 {
+        log.segment(0, &[1, 2, 1, 2]);
+    }
+    // Segment 5 was reported as open, and a rebuild that failed has removed it. Segment 4 was
+    // written through, and its zeros could not be trimmed.
+    let last = log.directory.shard_path(0).join(segment::file_name(4));
+    let mut bytes = fs::read(&last).unwrap();
+    bytes.resize(bytes.len() + 8192, 0);
+    fs::write(&last, &bytes).unwrap();
+    assert_eq!(
+        log.compact(&[(0, 5)], SMALL.thorough()).segments_replaced,
+        3
+    );
+    assert_eq!(fs::read(&last).unwrap(), bytes);
+    // A shard that does not run any more has no open segment: all of it is compacted.
+    assert_eq!(log.compact(&[], SMALL.thorough()).segments, 2);
 }
 
 #[test]
