@@ -64,7 +64,7 @@
 //! - start, threads, signals, stop: [`io::server`]
 //! - the loop of a core, its ring and its receive buffers: [`io::worker`], [`io::ring`],
 //!   [`io::buffers`]
-//! - the listening socket, and restarts that refuse nobody: [`io::listener`]
+//! - the listening socket, and restarts without refused connections: [`io::listener`]
 //! - metrics, the console and the client module: [`admin`]; what the threads share: [`status`]
 //! - flags and variables: [`config`]; the other commands: [`command`]
 //! - one configuration and one source of chance for all tests: [`core::testing`]

@@ -14,7 +14,7 @@ use stats::{LogStats, ShardStats};
 
 pub mod stats;
 
-/// What the shards know of each other, and the pages of the server of all.
+/// The state that shards share with each other and with the server's pages.
 #[derive(Debug)]
 pub struct Status {
     ready: Vec<AtomicBool>,

@@ -17,7 +17,7 @@ struct ShardFigures {
     sync_us_p99: u32,
 }
 
-/// What the limits of a shard have refused.
+/// The refusals of a shard by cause.
 #[derive(Debug, Serialize, PartialEq, Eq)]
 struct RefusedFigures {
     ops_by_rate: u64,

@@ -25,8 +25,8 @@
 //! | --- | --- |
 //! | `Sessions` | the table of connections, their names, meters and timers |
 //! | `Rooms` | the table of workspaces in memory, their index, which of them have news |
-//! | `SendQueues` | who is sent to and in which order, pauses, who waits for the log |
-//! | `ReadQueues` | who is read again: after a receive, in turn, or once the log has room |
+//! | `SendQueues` | the order of sends, pauses, sessions that wait for the log |
+//! | `ReadQueues` | sessions to read: after a receive, in turn, or once the log has room |
 //! | `ShardLog` | the commit, what is visible, the senders of what is not, room, health |
 //! | `Admission` | requests that wait for the state, the rate of handshakes, shedding |
 //! | `Snapshots` | encoded states, their budget, encodings in progress |
@@ -34,13 +34,13 @@
 //!
 //! # Steps
 //!
-//! What happens in a turn is cut by subject, a file each, over those parts: `handshake` (the
-//! request head, joining), `http_read` and `waiting` (answers without a WebSocket, requests that
-//! wait), `intake` (bytes to messages to the state), `held_writers` (clients that wait for
-//! compaction), `delivery` (what is sent to whom, and when), `conflation` (clients that read too
-//! slowly), `deadlines` (timers), `closing` (closing, drain), `encoding` (snapshots), `eviction`
-//! and `shedding` (which session ends where memory or connections run out), `clock_corrections`
-//! (after an absence), `failure` (a log that cannot be written, a panic).
+//! The steps of a turn work on those parts, a file for each subject: `handshake` (the request head,
+//! joining), `http_read` and `waiting` (answers without a WebSocket, requests that wait), `intake`
+//! (bytes to messages to the state), `held_writers` (clients that wait for compaction), `delivery`
+//! (which session is sent what, and when), `conflation` (clients that read too slowly), `deadlines`
+//! (timers), `closing` (closing, drain), `encoding` (snapshots), `eviction` and `shedding` (which
+//! session ends where memory or connections run out), `clock_corrections` (after an absence),
+//! `failure` (a log that cannot be written, a panic).
 
 pub mod connection_log;
 pub mod contract;
@@ -109,7 +109,7 @@ pub struct Shard {
     rooms: Rooms,
     /// The list of users that was sent last, kept for the next request.
     kept_presence: Option<Chunk>,
-    /// What is held for single sessions.
+    /// The memory held for single sessions.
     budget: SessionBudget,
     counters: Counters,
     /// None: nothing is logged of single connections.

@@ -37,7 +37,7 @@ pub fn rebuild(
 }
 
 /// Does slow work on a thread of its own, and sends the result. A result is always sent, even after
-/// a panic: a shard that waits for one serves nobody.
+/// a panic: a shard that waits for one serves no client.
 fn spawn<T: Send + 'static>(
     sender: ShardSender,
     message: impl FnOnce(Result<T, RebuildError>) -> ShardMessage + Copy + Send + 'static,

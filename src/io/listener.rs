@@ -46,7 +46,7 @@ pub enum ListenError {
         address: SocketAddr,
         /// The system's error.
         source: io::Error,
-        /// What to do.
+        /// The remedy.
         remedy: String,
     },
     /// More than one socket was passed.
@@ -55,7 +55,7 @@ pub enum ListenError {
          address in the .socket unit"
     )]
     Several(usize),
-    /// What was passed is not a socket to listen on.
+    /// The descriptor that was passed is not a listening socket.
     #[error(
         "the descriptor that was passed (LISTEN_FDS) is not a listening TCP socket ({0}): use \
          ListenStream= with a port, and Accept=no, in the .socket unit"

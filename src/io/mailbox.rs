@@ -39,7 +39,7 @@ pub enum RebuildError {
 /// A shard read back from its log: the segment that it continues with, and its state.
 pub type RebuiltShard = (Segment<File>, Vec<Workspace>);
 
-/// What a shard starts with, once the log has been read.
+/// The log and the workspaces that a shard starts with once the log has been read.
 pub struct RecoveredShard {
     /// The shard's log.
     pub log: LogFiles<HostDisk>,

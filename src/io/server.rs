@@ -357,7 +357,7 @@ fn wait_for_recovery(
     Ok(Some((report, partitions)))
 }
 
-/// What all shards are started with.
+/// The arguments that all shards have in common.
 struct Common<'a> {
     settings: &'a ServeArgs,
     shards: u32,

@@ -11,11 +11,11 @@ use crate::io::ring;
 use crate::io::threads::{self, ThreadError};
 use crate::io::worker::{Worker, WorkerContext, clock};
 
-/// What a shard's thread is started with.
+/// The arguments of a shard's thread.
 pub struct Start {
     /// The shard's settings.
     pub config: ShardConfig,
-    /// What the shard shares with the rest of the process.
+    /// The parts of the server that the shard shares with others.
     pub context: WorkerContext,
     /// When the server was started.
     pub started: Instant,

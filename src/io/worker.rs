@@ -61,7 +61,7 @@ pub enum Signal {
     LogSync,
 }
 
-/// What a worker needs of the rest of the server.
+/// The parts of the rest of the server that a worker uses.
 pub struct WorkerContext {
     /// The state that all threads share.
     pub status: Arc<Status>,

@@ -1,4 +1,4 @@
-//! Compaction: closed segments are written again without the ops that others have won over.
+//! Compaction: closed segments are rewritten without superseded ops.
 //!
 //! It runs beside the server, on closed segments only, and shares nothing with the path of an op.
 //! It reads all closed segments of the data directory once, and remembers which op of each key

@@ -44,7 +44,7 @@ pub struct Schedule {
     is_over: bool,
 }
 
-/// What a compaction has left of a folder.
+/// The size of a folder after its last compaction.
 #[derive(Debug, Clone, Copy)]
 struct Left {
     /// The live bytes besides the state of its own shard.

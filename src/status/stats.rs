@@ -148,7 +148,7 @@ impl Default for ShardStats {
 /// The figures of a shard at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Reading {
-    /// What the shard counts.
+    /// The counters of the shard.
     pub counters: Counters,
     /// The writes of the log.
     pub writes: Durations,

@@ -1,4 +1,4 @@
-//! What one session is owed: a cursor into its workspace's window, and answers of its own.
+//! The pending output of one session: a cursor into its workspace's window, and its own answers.
 //!
 //! Broadcasts are not queued here. The cursor says how far the session is, and the frames after it
 //! are in the [`Window`], once for all sessions. Only what no other session gets is queued: the
@@ -39,7 +39,7 @@ use crate::seq::Seq;
 /// A session that falls behind keeps the memory of this many own frames: it is soon needed again.
 const OWN_FRAMES_KEPT: usize = 32;
 
-/// What one session is owed.
+/// The pending output of one session.
 #[derive(Default)]
 pub struct Outbox {
     cursor: WindowOffset,
@@ -49,7 +49,7 @@ pub struct Outbox {
     in_flight: InFlight,
 }
 
-/// What one session is owed that the others of its workspace are not.
+/// The pending output that a session does not share with the others of its workspace.
 #[derive(Default)]
 struct Extras {
     answers: VecDeque<QueuedAnswer>,
@@ -559,7 +559,8 @@ impl Outbox {
                 view.is_none() || extras.behind.is_some() || answer.due.at <= self.cursor
             };
             if extras.answers.front().is_some_and(in_order) {
-                // Beyond so many spans all of them are copied into one, which must not be long.
+                // With more spans than a send may have, all are copied into one, which must not be
+                // long.
                 let bytes_max = if spans.len() < SEND_SPANS_MAX {
                     ANSWER_SEND_BYTES_MAX
                 } else {

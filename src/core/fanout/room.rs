@@ -1,4 +1,4 @@
-//! A workspace on its shard: the state, the frames of its recent past, and who is in it.
+//! A workspace on its shard: its state, its recent frames, and its members.
 
 use std::rc::Rc;
 
@@ -45,7 +45,7 @@ pub(crate) struct Room {
     pub touched: bool,
     /// The window offset up to which its members were queued to be sent.
     pub announced_end: WindowOffset,
-    /// What it has written lately, while the log is long.
+    /// Its recent writes while the log is long.
     pub allowance: WriteAllowance,
     /// The log position of its last op; `NONE` where that came from the disk.
     position: LogPosition,
@@ -86,7 +86,7 @@ impl Room {
         self.position
     }
 
-    /// What may be shown now.
+    /// Returns the window and the end of its visible frames.
     pub fn view(&mut self, visible_position: LogPosition) -> View<'_> {
         View {
             visible_end: self.window.visible_end(visible_position),

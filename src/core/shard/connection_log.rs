@@ -83,7 +83,7 @@ pub struct Ended {
     pub ops: u64,
 }
 
-/// What is known about the connections of a shard so far.
+/// The record of each connection of a shard so far.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectionLog {
     /// Entries by the slots of their sessions.

@@ -99,7 +99,7 @@ pub struct PeerStatus {
     pub recovered_percent: u8,
 }
 
-/// What a receive ended with.
+/// The outcome of a receive.
 #[derive(Debug)]
 pub enum Received<'a> {
     /// At least one byte.

@@ -27,7 +27,7 @@ pub(super) struct Sessions {
     last_number: u64,
     /// The names of those that gave one, by slot.
     users: HashMap<u32, Rc<str>, FixedState>,
-    /// What each member has sent lately, by slot; empty where that is not limited.
+    /// The recent rate of each member, by slot. Empty if rates are not limited.
     meters: Vec<Meter>,
     wheel: Wheel<SessionId>,
     /// The entries of the tick that has come, of which those before `due_place` were taken.

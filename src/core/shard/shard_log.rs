@@ -27,12 +27,12 @@ pub(super) enum Health {
     Rebuilding,
 }
 
-/// What an op that has won changes in the log.
+/// The change that a winning op makes to the log.
 pub(super) struct Append<'a> {
     pub record: record::LoggedOp<'a>,
     /// The mark of the op that it replaces.
     pub replaced: Mark,
-    /// What the workspace takes in a log in which nothing is dead, before and after the op.
+    /// The bytes of the workspace in a log without superseded ops, before and after the op.
     pub live_bytes: (u64, u64),
     pub sender: SessionId,
 }
@@ -53,7 +53,7 @@ pub(super) struct ShardLog {
     /// written, then those of the one that is being filled.
     senders: Vec<SessionId>,
     written_senders: usize,
-    /// What the entries of all workspaces take in a log in which nothing is dead.
+    /// The bytes of all workspaces in a log without superseded ops.
     live_bytes: u64,
     segment_bytes_min: u64,
     segment_bytes_max: u64,

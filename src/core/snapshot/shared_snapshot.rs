@@ -7,7 +7,7 @@ use crate::core::fanout::window_offset::WindowOffset;
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
 
-/// Who a snapshot is for, and so which parts it has.
+/// The purpose of a snapshot, which determines its parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SnapshotKind {
     /// The init message, for a session that then follows the window: a state that is a little

@@ -57,11 +57,11 @@ struct RoomSnapshots {
 pub(in crate::core) struct SnapshotShortage {
     /// The bytes that are to be encoded.
     pub bytes: usize,
-    /// What all states may take with them.
+    /// The bound on the bytes of all states.
     pub limit_bytes: usize,
 }
 
-/// What must be encoded for a snapshot.
+/// The parts that must be encoded for a snapshot.
 struct EncodingNeed {
     bytes: usize,
     /// The bytes of the same state that are held or being encoded already.

@@ -57,7 +57,7 @@ pub(in crate::core) struct StateEncoder {
     next: Option<PartWriter>,
 }
 
-/// What a step of an encoding has done.
+/// The outcome of a step of an encoding.
 #[derive(Default)]
 pub(in crate::core) struct EncodingStep {
     /// The bytes that were written.

@@ -88,7 +88,7 @@ pub(super) struct Vectored {
 }
 
 impl Vectored {
-    /// What the kernel is pointed to.
+    /// The memory that the operation points to.
     pub fn stretches(&self) -> impl Iterator<Item = Stretch> {
         let pieces = &self.pieces[..self.header.msg_iovlen];
         let header = (&raw const self.header).cast();
@@ -136,7 +136,7 @@ impl<T: Tokens> OneshotOutputTransform for RawOutcome<T> {
     }
 }
 
-/// What the kernel is done with, to be used again.
+/// Memory of completed operations, kept for the next ones.
 #[derive(Default)]
 #[expect(clippy::vec_box, reason = "the kernel holds pointers to the items")]
 pub(super) struct Spare {
