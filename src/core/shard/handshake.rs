@@ -9,7 +9,7 @@ use crate::core::fanout::outbox::Due;
 use crate::core::fanout::room::RoomId;
 use crate::core::shard::connection_log::Party;
 use crate::core::shard::contract::{Clock, Handoff, Intent, ListenerKind, Output};
-use crate::core::shard::http_read::{Shown, for_allowed};
+use crate::core::shard::http_read::{ReadAnswer, for_allowed};
 use crate::core::shard::rate::Rate;
 use crate::core::shard::session::{Intake, SessionId, State, StateTransfer};
 use crate::core::shard::shard_log::Health;
@@ -282,8 +282,8 @@ impl Shard {
                 allow_origin,
                 head_only,
             } => {
-                let mut shown = match refusal {
-                    Some(refusal) => Shown::from(refusal),
+                let mut read_answer = match refusal {
+                    Some(refusal) => ReadAnswer::from(refusal),
                     None => self.http_read(
                         target,
                         &workspace,
@@ -293,8 +293,9 @@ impl Shard {
                     ),
                 };
                 let allow_origin = allow_origin.as_deref();
-                shown.answer = for_allowed(shown.answer, allow_origin).for_method(head_only);
-                self.show(id, shown, clock);
+                read_answer.answer =
+                    for_allowed(read_answer.answer, allow_origin).for_method(head_only);
+                self.answer_read(id, read_answer, clock);
             }
         }
     }

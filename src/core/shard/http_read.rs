@@ -25,16 +25,16 @@ use crate::wire::upgrade::{Answer, ReadTarget, StateRequest, matches_tag};
 const USER_COUNT: &str = "X-Total-Count";
 
 /// The answer to a read over HTTP, and the log position that must be visible before it may be sent.
-pub(super) struct Shown {
+pub(super) struct ReadAnswer {
     pub answer: Answer,
     pub visible_from: LogPosition,
-    state: Option<ShownState>,
+    state: Option<StateBody>,
     /// A body that several sessions may be sent.
     shared: Option<Chunk>,
 }
 
 /// A state that follows the head of an answer.
-struct ShownState {
+struct StateBody {
     room_id: RoomId,
     snapshot: Snapshot,
     /// The range of the state within the init message.
@@ -42,7 +42,7 @@ struct ShownState {
     connections: usize,
 }
 
-impl From<Answer> for Shown {
+impl From<Answer> for ReadAnswer {
     fn from(answer: Answer) -> Self {
         Self {
             answer,
@@ -83,7 +83,7 @@ impl Shard {
         if_none_match: Option<&str>,
         head_only: bool,
         clock: Clock,
-    ) -> Shown {
+    ) -> ReadAnswer {
         let room_id = self.rooms.find(workspace);
         match target {
             ReadTarget::State => self.read_state(room_id, if_none_match, head_only, clock),
@@ -92,7 +92,7 @@ impl Shard {
     }
 
     /// Returns the users of a room: a list of limited length, and their full number.
-    fn read_presence(&mut self, room_id: Option<RoomId>) -> Shown {
+    fn read_presence(&mut self, room_id: Option<RoomId>) -> ReadAnswer {
         let room = room_id.map(|id| &mut self.rooms[id]);
         let presence = room.and_then(|room| room.presence.as_mut());
         let (text, count) = match presence {
@@ -111,9 +111,9 @@ impl Shard {
         let answer = Answer::json_start(Vec::new(), text.len())
             .with("Cache-Control", "no-store")
             .with(USER_COUNT, &count.to_string());
-        Shown {
+        ReadAnswer {
             shared: Some(text),
-            ..Shown::from(answer)
+            ..ReadAnswer::from(answer)
         }
     }
 
@@ -123,30 +123,30 @@ impl Shard {
         if_none_match: Option<&str>,
         head_only: bool,
         clock: Clock,
-    ) -> Shown {
+    ) -> ReadAnswer {
         let room = room_id.map(|id| &self.rooms[id]);
         let (seq, visible_from) = room.map_or((Seq::NONE, LogPosition::NONE), |room| {
             (room.workspace.seq(), room.visible_from())
         });
         let tag = self.entity_tag(seq);
-        let mut shown = if if_none_match.is_some_and(|list| matches_tag(list, &tag)) {
-            Shown::from(Answer::not_modified())
+        let mut read_answer = if if_none_match.is_some_and(|list| matches_tag(list, &tag)) {
+            ReadAnswer::from(Answer::not_modified())
         } else if let Some(room_id) = room_id {
             match self.state_of(room_id, head_only, clock) {
-                Ok(shown) => shown,
-                Err(refusal) => return Shown::from(refusal),
+                Ok(read_answer) => read_answer,
+                Err(refusal) => return ReadAnswer::from(refusal),
             }
         } else {
             let mut body = Vec::new();
             state::put_http_state(&mut body, iter::empty(), Seq::NONE, 0);
-            Shown::from(Answer::json(body))
+            ReadAnswer::from(Answer::json(body))
         };
-        shown.visible_from = visible_from;
-        shown.answer = shown
+        read_answer.visible_from = visible_from;
+        read_answer.answer = read_answer
             .answer
             .with("ETag", &tag)
             .with("Cache-Control", "no-cache");
-        shown
+        read_answer
     }
 
     /// Returns the entity tag of a workspace's state at this seq.
@@ -167,7 +167,7 @@ impl Shard {
         room_id: RoomId,
         head_only: bool,
         clock: Clock,
-    ) -> Result<Shown, Answer> {
+    ) -> Result<ReadAnswer, Answer> {
         let Room {
             workspace, members, ..
         } = &self.rooms[room_id];
@@ -180,27 +180,27 @@ impl Shard {
         let state = if head_only {
             None
         } else {
-            Some(ShownState {
+            Some(StateBody {
                 room_id,
                 snapshot: self.snapshot(room_id, SnapshotKind::HttpRead, clock)?,
                 fields,
                 connections,
             })
         };
-        Ok(Shown {
+        Ok(ReadAnswer {
             state,
-            ..Shown::from(answer)
+            ..ReadAnswer::from(answer)
         })
     }
 
     /// Queues the answer to a read over HTTP, all of whose parts are sent or none.
-    pub(super) fn show(&mut self, id: SessionId, shown: Shown, clock: Clock) {
-        let Shown {
+    pub(super) fn answer_read(&mut self, id: SessionId, read_answer: ReadAnswer, clock: Clock) {
+        let ReadAnswer {
             answer,
             visible_from,
             state,
             shared,
-        } = shown;
+        } = read_answer;
         let timestamps = state
             .as_ref()
             .map(|state| state.snapshot.timestamps.clone());
@@ -215,7 +215,7 @@ impl Shard {
             outbox.push_shared(shared, due, &mut self.pool);
             return self.update_memory(id);
         }
-        let Some(ShownState {
+        let Some(StateBody {
             room_id,
             snapshot,
             fields,
