@@ -1,10 +1,10 @@
-//! The chain of segments in one shard's folder: which there are, how they follow each other, and
-//! what each holds.
+//! The chain of segments in one shard's folder: the segments, their order, and their contents.
 //!
-//! Every reader of a log uses it: recovery, rebuilds, compaction, the tools. The rules are those of
-//! [`super::record`]: the first segment covers [`FIRST_INDEX`] and begins at position 0; each next
-//! one covers the next index and begins where the previous one ends; only the last may have a torn
-//! tail. A segment whose index is covered by another one has been replaced by it, and is not read.
+//! Every reader of a log uses this module: recovery, rebuilds, compaction and the tools. The rules
+//! are those of [`super::record`]: the first segment covers [`FIRST_INDEX`] and begins at position
+//! 0; each following segment covers the next index and begins where the previous one ends; only the
+//! last may have a torn tail. A segment whose index is covered by another segment has been replaced
+//! by it and is not read.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,10 +25,10 @@ use crate::log::remedy::WithRemedy;
 /// The index of the first segment of every shard; its first position is 0.
 pub const FIRST_INDEX: u64 = 1;
 
-/// Why a log cannot be read.
+/// The reason why a log cannot be read.
 #[derive(Debug, Error)]
 pub enum RecoveryError {
-    /// Bytes that were on disk are lost or altered.
+    /// Bytes that had been on disk are lost or altered.
     #[error(
         "{path} is damaged at byte {offset}: {what}; run: etherply log repair --data-dir {}",
         data_path(.path).display()
@@ -36,20 +36,20 @@ pub enum RecoveryError {
     Damaged {
         /// The segment.
         path: PathBuf,
-        /// The first bad byte, or the begin of the record or header that it is in.
+        /// The offset of the first bad byte, or of the record or header that contains it.
         offset: u64,
         /// The fault.
         what: String,
     },
-    /// A segment that a newer server wrote.
+    /// A newer server wrote the segment.
     #[error("{path}: {source}; start the newer server")]
     Newer {
         /// The segment.
         path: PathBuf,
-        /// Which version it has.
+        /// The header error, which holds the format version that was found.
         source: HeaderError,
     },
-    /// The system failed to read, sync or cut.
+    /// A read, a sync, a cut or another file operation failed.
     #[error("{path}: {}", WithRemedy(.source))]
     Io {
         /// The file or folder.
@@ -84,7 +84,7 @@ pub struct Link {
     /// The segment's header.
     pub header: SegmentHeader,
     /// The log position where the next segment begins, and so where this one ends. Bytes after it
-    /// were left by a failed write and never shown to a client. `None` for the last segment.
+    /// are ignored ([`super::past_end`]). `None` for the last segment.
     pub end_position: Option<LogPosition>,
     /// The length of the file.
     pub file_bytes: u64,
@@ -97,7 +97,7 @@ pub struct Chain {
     pub shard: u32,
     /// The segments, in order.
     pub links: Vec<Link>,
-    /// Segments that were replaced by one of `links`, and not removed yet.
+    /// Segments that one of `links` has replaced but that have not been removed yet.
     pub replaced: Vec<PathBuf>,
 }
 
@@ -115,8 +115,8 @@ impl Chain {
         Self::read_keeping(disk, data, epoch, shard, drop)
     }
 
-    /// Does the same as [`Chain::read`], and passes the open file of each link to `keep`, the last
-    /// one first.
+    /// Does the same as [`Chain::read`], and passes the open file of each link to `keep`, starting
+    /// with the last one.
     pub(super) fn read_keeping<D: Disk>(
         disk: &D,
         data: &Path,
@@ -132,7 +132,8 @@ impl Chain {
         }
         let mut links: Vec<Link> = Vec::new();
         let mut replaced = Vec::new();
-        // From the last one back: a replaced segment is known before its header is looked at.
+        // Reading from the last segment backwards identifies a replaced segment before its header
+        // is read.
         for (index, path) in listing.segments.into_iter().rev() {
             let next = links.last();
             if next.is_some_and(|next| index >= next.header.first_index()) {
@@ -181,8 +182,8 @@ impl Chain {
         }
     }
 
-    /// Fails where a shard that has begun a log has no segment: its folder was emptied or removed.
-    /// `chains` are all there are.
+    /// Fails if a shard that has begun a log has no segment, because its folder was emptied or
+    /// removed. `chains` must be the chains of all folders.
     pub(super) fn check_begun(
         data: &Path,
         shards_begun: u32,
@@ -201,33 +202,36 @@ impl Chain {
         Ok(())
     }
 
-    /// The length of all segments that are read.
+    /// Returns the total length of the segments in the chain, in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.links.iter().map(|link| link.file_bytes).sum()
     }
 }
 
-/// A segment that was read up to its end or to its first fault.
+/// The extent of a segment that was read up to its end or to its first fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// The ops that were visited.
+    /// The number of ops that were visited.
     pub ops: u64,
-    /// The length of the file, or up to where the next segment begins, without zeros that it was
-    /// filled with in advance.
+    /// The length of the file, up to the point where the next segment begins, and without the zeros
+    /// that it was filled with in advance.
     pub file_bytes: u64,
-    /// The valid length; the bytes after it are a torn tail.
+    /// The length of the valid part; any bytes after it are a torn tail.
     pub whole_bytes: u64,
-    /// The log position where it ends.
+    /// The log position where the segment ends.
     pub end_position: LogPosition,
 }
 
 impl Link {
     /// Visits the ops of the segment in order. `buffer` holds part of the file, and can be reused
-    /// for the next one. A fault that no crash can leave is an error in any segment; in all but the
-    /// last segment, every fault is an error.
+    /// for the next segment. A fault that no crash can leave is an error in any segment. In all but
+    /// the last segment, every fault is an error, except a cut between two records that matches the
+    /// beginning of the next segment.
     ///
-    /// On an error the ops that were visited are worth nothing.
+    /// # Errors
+    ///
+    /// After an error, the ops that were visited must be discarded.
     pub fn read<D: Disk>(
         &self,
         disk: &D,
@@ -236,7 +240,8 @@ impl Link {
     ) -> Result<Extent, RecoveryError> {
         let file = disk.open(&self.path);
         let file = file.map_err(RecoveryError::at(&self.path))?;
-        // The last segment may hold what was never synced, so it is made to hold what the disk has.
+        // The last segment may have unsynced pages in the cache, so they are synced and dropped,
+        // and the reads below return what is really on disk.
         if self.end_position.is_none() {
             file.sync().map_err(RecoveryError::at(&self.path))?;
             file.drop_cache();
@@ -244,8 +249,8 @@ impl Link {
         self.read_file(&file, buffer, visit)
     }
 
-    /// Does the same as [`Link::read`] with a file that the caller has opened, as the kernel has
-    /// it: nothing is synced.
+    /// Does the same as [`Link::read`] with a file that the caller has opened. Nothing is synced,
+    /// so the ops are those that the kernel has in its cache.
     pub fn read_file<F: DiskFile>(
         &self,
         file: &F,
@@ -267,8 +272,8 @@ impl Link {
                 }
             }
             cursor = reader.cursor();
-            // The fault may only be due to the missing rest of the file. It is judged by everything
-            // after it.
+            // A fault here may only mean that the rest of the file has not been read yet. It is
+            // judged once everything after it is in memory.
             if window.is_at_end() {
                 break fault;
             }
@@ -307,7 +312,7 @@ impl Link {
         })
     }
 
-    /// The first part of the file, as far as it counts.
+    /// Returns a window at the beginning of the file, limited to the part that belongs to the log.
     fn window<'a, F: DiskFile>(
         &self,
         file: &'a F,
@@ -337,7 +342,8 @@ impl Link {
         Ok(window)
     }
 
-    /// Fails if a fault is not the trace of a crash; `behind` are the bytes from the fault on.
+    /// Returns an error if no crash can have left the fault; `behind` are the bytes from the fault
+    /// on.
     fn judge(&self, fault: Fault, cursor: ReadCursor, behind: &[u8]) -> Result<(), RecoveryError> {
         let offset = fault.offset as u64;
         let damaged = |what: String| Err(RecoveryError::damaged(&self.path, offset, what));
@@ -366,7 +372,7 @@ impl Link {
     }
 }
 
-/// Returns the length without the zeros at the end, which a segment is filled with in advance.
+/// Returns the length without the zeros at the end, with which a segment is filled in advance.
 pub(super) fn unfilled_bytes(bytes: &[u8]) -> usize {
     bytes
         .iter()
@@ -380,7 +386,7 @@ struct ReadWindow<'a, F> {
     bytes: &'a mut Vec<u8>,
     /// The offset in the file of the first of `bytes`.
     base: usize,
-    /// The end of the part of the file that counts.
+    /// The end of the part of the file that belongs to the log.
     end: usize,
 }
 
@@ -389,8 +395,8 @@ impl<F: DiskFile> ReadWindow<'_, F> {
         self.base + self.bytes.len() == self.end
     }
 
-    /// Drops the bytes before `offset`, and reads more. If little could be dropped, twice as much
-    /// is read: one record may be longer than one read.
+    /// Drops the bytes before `offset` and reads more. If little can be dropped, the window roughly
+    /// doubles, because one record may be longer than one read.
     fn go_on(&mut self, offset: usize) -> io::Result<()> {
         self.bytes.drain(..offset - self.base);
         self.base = offset;
@@ -400,7 +406,7 @@ impl<F: DiskFile> ReadWindow<'_, F> {
         let at = (offset + kept) as u64;
         let count = self.file.read_full_at(&mut self.bytes[kept..], at)?;
         if count < wanted {
-            // The file is shorter than it was a moment ago.
+            // The file has become shorter in the meantime.
             self.bytes.truncate(kept + count);
             self.end = offset + kept + count;
         }
@@ -412,7 +418,8 @@ impl<F: DiskFile> ReadWindow<'_, F> {
     }
 }
 
-/// The header of a segment, judged by the name of its file, and the file's length.
+/// Opens a segment and returns its file, its header and the length of the file. The header must
+/// match the shard and the index in the file name.
 fn read_header<D: Disk>(
     disk: &D,
     path: &Path,
@@ -446,7 +453,7 @@ fn read_header<D: Disk>(
     Ok((file, header, file_bytes))
 }
 
-/// The data directory of a segment.
+/// Returns the data directory that contains a segment.
 fn data_path(segment: &Path) -> &Path {
     segment.parent().and_then(Path::parent).unwrap_or(segment)
 }

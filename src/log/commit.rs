@@ -1,9 +1,9 @@
-//! Group commit as a state machine without IO: fill a batch, write it, sync it.
+//! Group commit as a state machine without I/O: fill a batch, write it, sync it.
 //!
-//! Ops are appended to the batch that is being filled. At most one operation of the log is in
-//! flight: the write of a batch, the fdatasync that covers it, or the opening of the next segment.
-//! All ops that arrive in the meantime go to the next batch, so the busier the shard is, the more
-//! ops share one fdatasync.
+//! Ops are appended to the batch that is being filled. At most one log operation is in flight: the
+//! write of a batch, the fdatasync that covers it, or the opening of the next segment. All ops that
+//! arrive in the meantime go to the next batch, so the busier the shard is, the more ops share one
+//! fdatasync.
 //!
 //! ```text
 //!   push ──► filling ──start_write──► Writing ──written──► Syncing ──synced──► durable
@@ -11,11 +11,11 @@
 //!                          └──────────────┴───────────────── Idle ◄───────────────┘
 //! ```
 //!
-//! If the segment is *written through* ([`OpenSegment::writes_through`]), a write ends only once
-//! the disk has all of it, so the batch is durable then and no sync follows.
+//! If the segment is *written through* ([`OpenSegment::writes_through`]), a write completes only
+//! once all of it is on disk, so the batch is then durable and no sync follows.
 //!
 //! An op may be sent once [`Commit::visible_position`] has reached the position that
-//! [`Commit::push`] returned for it. One inequality is behind all decisions of this file, and
+//! [`Commit::push`] returned for it. One inequality underlies every decision in this file, and
 //! [`Commit::invariants`] asserts it:
 //!
 //! ```text
@@ -24,10 +24,11 @@
 //!                              a write   a write   was pushed
 //! ```
 //!
-//! A write or fdatasync that fails is never tried again on the same file. After a failed fdatasync
-//! the kernel may have dropped the dirty pages and marked them clean, so the next one would succeed
-//! without having written them (Rebello et al., "Can Applications Recover from fsync Failures?",
-//! USENIX ATC 2020). The log stays failed until [`Commit::reopen`] brings a new segment.
+//! A write or fdatasync that fails is never retried on the same file. After a failed fdatasync the
+//! kernel may have dropped the dirty pages and marked them clean, so the next fdatasync would
+//! succeed without having written them (Rebello et al., "Can Applications Recover from fsync
+//! Failures?", USENIX ATC 2020). The log stays failed until [`Commit::reopen`] provides a new
+//! segment.
 
 use std::io;
 
@@ -35,14 +36,14 @@ use crate::limits::{BATCH_BYTES_MAX, COMMIT_AGE_MAX_US, COMMIT_AGE_MIN_US, SEGME
 use crate::log::position::LogPosition;
 use crate::log::record::{self, BATCH_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 
-/// When an op may be sent to other clients.
+/// The durability mode, which decides when an op may be sent to other clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// Once it is on disk.
+    /// Ops are sent once they are on disk.
     Always,
-    /// At once. An fdatasync follows on a timer.
+    /// Ops are sent immediately, and a timer triggers fdatasync.
     Interval,
-    /// At once. The kernel decides when it is written to the disk.
+    /// Ops are sent immediately, and the kernel decides when they are written to disk.
     None,
 }
 
@@ -53,25 +54,25 @@ pub struct OpenSegment {
     pub index: u64,
     /// The log position of its first batch.
     pub first_position: LogPosition,
-    /// The seed of its checksums.
+    /// The checksum of its header, which seeds the checksums of its batches.
     pub salt: u32,
-    /// A write is on disk when it returns, and needs no fdatasync.
+    /// Whether each write is on disk when it returns, so that no fdatasync is needed.
     pub writes_through: bool,
 }
 
 /// An operation that the caller must carry out on the log's files.
 #[derive(Debug, PartialEq, Eq)]
 pub enum LogStep {
-    /// Write `bytes[from..]` at `offset`, then return the bytes with [`Commit::written`].
+    /// Write `bytes[from..]` at `offset`, then pass the bytes back to [`Commit::written`].
     Write {
         /// The file offset of `bytes[from]`.
         offset: u64,
         /// The whole batch.
         bytes: Vec<u8>,
-        /// The bytes that an earlier, short write has taken.
+        /// The number of bytes that earlier, short writes have already written.
         from: usize,
     },
-    /// fdatasync the segment, then call [`Commit::synced`].
+    /// Call fdatasync on the segment, then call [`Commit::synced`].
     Sync,
     /// Create the next segment, durably, then call [`Commit::opened`].
     Open {
@@ -82,20 +83,22 @@ pub enum LogStep {
     },
 }
 
-/// The end of a failed segment. Whatever the file holds after it does not count.
+/// The end of a failed segment. Bytes of the file after it are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct End {
     /// The segment.
     pub index: u64,
     /// The log position up to which the segment is on disk.
     pub durable: LogPosition,
-    /// The log position up to which ops were sent to clients. In `interval` and `none` mode that
-    /// may be more than is on disk, and one fdatasync is tried to keep it. If an fdatasync is what
-    /// failed, it equals `durable`: another one would succeed without having written anything.
+    /// The log position up to which ops were sent to clients. In `interval` and `none` mode this
+    /// may be after `durable`, and one fdatasync is attempted to keep the difference. If the
+    /// failure was an fdatasync, it equals `durable`, because another fdatasync would succeed
+    /// without having written anything.
     pub shown: LogPosition,
 }
 
-/// A write, an fdatasync or the opening of a segment failed: the log takes no more ops.
+/// The error when a write, an fdatasync or the opening of a segment fails; the log then accepts no
+/// more ops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the log cannot be written")]
 pub struct LogBroken;
@@ -114,21 +117,23 @@ pub struct Commit {
     durability: Durability,
     sync_interval_us: u64,
     segment: OpenSegment,
-    /// A segment that has reached this size is followed by the next.
+    /// The size at which a segment is closed and the next one opened.
     segment_bytes: u64,
-    /// A batch that has reached this size is full.
+    /// The size at which a batch is full.
     batch_bytes_max: usize,
     phase: Phase,
     filling: Vec<u8>,
     spare: Vec<u8>,
     oldest_us: u64,
     filling_ops: u64,
-    /// The ops of the batch that was handed to a write last, until [`Commit::take_group`].
+    /// The number of ops in the last batch handed to a write, until [`Commit::take_group`] is
+    /// called.
     group_ops: u64,
-    /// When the oldest of the ops was pushed that were handed to a write and may not be durable.
+    /// When the oldest op was pushed among those that were handed to a write and may not be
+    /// durable.
     unsynced_since_us: Option<u64>,
-    /// When the oldest of the ops was pushed that became durable last, until
-    /// [`Commit::take_synced_since_us`].
+    /// When the oldest op was pushed among those that most recently became durable, until
+    /// [`Commit::take_synced_since_us`] is called.
     synced_since_us: Option<u64>,
     /// When the last commit began.
     begun_us: u64,
@@ -136,7 +141,7 @@ pub struct Commit {
     idle_since_us: u64,
     /// The log position after the last byte that was handed to a write.
     handed: LogPosition,
-    /// The log position after the last byte that a write has taken.
+    /// The log position after the last byte that has been written.
     written: LogPosition,
     durable: LogPosition,
     last_sync_us: u64,
@@ -177,14 +182,14 @@ impl Commit {
         }
     }
 
-    /// Sets the size at which a batch is full. It is [`BATCH_BYTES_MAX`] otherwise.
+    /// Sets the size at which a batch is full; the default is [`BATCH_BYTES_MAX`].
     #[must_use]
     pub fn with_batch_bytes_max(mut self, bytes: usize) -> Self {
         self.batch_bytes_max = bytes;
         self
     }
 
-    /// Returns a log without a segment, which accepts no op before [`Commit::reopen`].
+    /// Returns a log without a segment, which accepts no ops until [`Commit::reopen`] is called.
     #[must_use]
     pub fn closed(durability: Durability, sync_interval_us: u64, now_us: u64) -> Self {
         let nowhere = OpenSegment {
@@ -199,16 +204,16 @@ impl Commit {
         }
     }
 
-    /// Sets the size from which on a segment is closed and the next one opened.
+    /// Sets the size at which a segment is closed and the next one opened.
     pub fn set_segment_bytes(&mut self, bytes: u64) {
         self.segment_bytes = bytes;
     }
 
-    /// Appends an op to the batch that is being filled, and returns its log position: the op may be
-    /// sent once that is visible.
+    /// Appends an op to the batch that is being filled and returns its log position; the op may be
+    /// sent once that position is visible.
     ///
     /// # Panics
-    /// If the log has failed: the caller must not apply ops then.
+    /// If the log has failed. The caller must not apply ops in that case.
     pub fn push(&mut self, op: &record::LoggedOp<'_>, now_us: u64) -> LogPosition {
         assert!(!self.is_failed(), "a failed log accepts no op");
         if self.filling.is_empty() {
@@ -229,57 +234,59 @@ impl Commit {
         }
     }
 
-    /// Whether no send may start, because a batch is on its way to the disk in `always` mode. The
-    /// commit needs the kernel's workers, and a core that is busy with sends makes them wait for a
-    /// scheduler tick.
+    /// Returns whether sends must not start, because a batch is being written or synced in `always`
+    /// mode. The commit needs the kernel's worker threads, and a core that is busy sending makes
+    /// them wait for a scheduler tick.
     #[must_use]
     pub fn holds_sends(&self) -> bool {
         self.durability == Durability::Always
             && matches!(self.phase, Phase::Writing { .. } | Phase::Syncing)
     }
 
-    /// Whether ops wait to be written.
+    /// Returns whether ops are waiting to be written.
     #[must_use]
     pub fn has_ops(&self) -> bool {
         !self.filling.is_empty()
     }
 
-    /// Whether the batch is full. No more messages are read until it is on its way.
+    /// Returns whether the batch is full. The shard then reads no more messages until the batch has
+    /// been handed to a write.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.filling.len() >= self.batch_bytes_max
     }
 
-    /// Whether the log has failed.
+    /// Returns whether the log has failed.
     #[must_use]
     pub fn is_failed(&self) -> bool {
         matches!(self.phase, Phase::Failed { .. })
     }
 
-    /// Whether no operation of the log is in flight.
+    /// Returns whether no log operation is in flight.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         matches!(self.phase, Phase::Idle | Phase::Failed { in_flight: false })
     }
 
-    /// Whether a batch could be written.
+    /// Returns whether a batch can be written now.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.phase == Phase::Idle && self.has_ops()
     }
 
-    /// Whether every op that was ever pushed is on disk.
+    /// Returns whether every op that was ever pushed is on disk.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.phase == Phase::Idle && self.filling.is_empty() && self.durable == self.handed
     }
 
-    /// Returns when the batch must be written even if the round of sends is not done: some time
-    /// after its oldest op was pushed and the previous commit ended.
+    /// Returns when the batch must be written even if the current round of sends has not finished:
+    /// a certain time after its oldest op was pushed or the previous commit ended, whichever was
+    /// later.
     ///
     /// No send starts during a commit. A batch therefore waits for a quarter of the time that the
-    /// previous commit took, up to [`COMMIT_AGE_MAX_US`]: then a shard whose rounds never end still
-    /// has a fifth of its time for sends, however slow the disk is.
+    /// previous commit took, up to [`COMMIT_AGE_MAX_US`], so that a shard whose rounds never finish
+    /// still has a fifth of its time for sends, unless that limit applies.
     #[must_use]
     pub fn batch_due_us(&self) -> Option<u64> {
         let took_us = self.idle_since_us.saturating_sub(self.begun_us);
@@ -294,13 +301,14 @@ impl Commit {
         self.has_ops().then_some(self.oldest_us)
     }
 
-    /// Takes the number of ops of the batch that was handed to a write last, for the metrics.
+    /// Returns the number of ops in the last batch handed to a write, and resets it to 0. Used for
+    /// the metrics.
     pub fn take_group(&mut self) -> u64 {
         std::mem::take(&mut self.group_ops)
     }
 
-    /// Takes the time at which the oldest of the ops was pushed that became durable last, for the
-    /// metrics.
+    /// Returns when the oldest op was pushed among those that most recently became durable, and
+    /// clears it. Used for the metrics.
     pub fn take_synced_since_us(&mut self) -> Option<u64> {
         self.synced_since_us.take()
     }
@@ -317,29 +325,30 @@ impl Commit {
         self.segment.index
     }
 
-    /// Returns the bytes of the open segment that are written, its header included.
+    /// Returns the number of bytes written to the open segment, including its header.
     #[must_use]
     pub fn segment_bytes_written(&self) -> u64 {
         self.offset(self.written)
     }
 
-    /// Returns when `interval` mode needs a [`Commit::start`] to sync what was written.
+    /// Returns when [`Commit::start`] must be called in `interval` mode to sync what has been
+    /// written.
     #[must_use]
     pub fn sync_due_us(&self) -> Option<u64> {
         let unsynced = self.durability == Durability::Interval && self.durable < self.written;
         (unsynced && !self.is_failed()).then_some(self.last_sync_us + self.sync_interval_us)
     }
 
-    /// Starts what is due, if nothing is in flight: the opening of the next segment, the fdatasync
-    /// of the timer, or the write of the batch.
+    /// Starts whatever is due, if nothing is in flight: the opening of the next segment, the
+    /// fdatasync that the timer triggers, or the write of the batch.
     pub fn start(&mut self, now_us: u64) -> Option<LogStep> {
         self.debug_invariants();
         if self.phase != Phase::Idle {
             return None;
         }
         // A full segment is closed only when there is an op for the next one: an idle shard keeps
-        // its segment. All of it is synced first, because readers take a torn tail for a crash only
-        // in the last segment, and for damage in any other.
+        // its segment. All of it is synced first, because readers accept a torn tail as the result
+        // of a crash only in the last segment, and treat it as damage in any other.
         let full = self.bytes_in_segment(self.written) >= self.segment_bytes;
         if full && self.has_ops() {
             return Some(if self.durable < self.written {
@@ -354,7 +363,8 @@ impl Commit {
         self.has_ops().then(|| self.write(now_us))
     }
 
-    /// Starts an fdatasync in any mode, if nothing is in flight and something is not synced.
+    /// Starts an fdatasync, in any mode, if nothing is in flight and some written bytes are not
+    /// synced.
     pub fn settle(&mut self, now_us: u64) -> Option<LogStep> {
         (self.phase == Phase::Idle && self.durable < self.written).then(|| self.sync(now_us))
     }
@@ -370,8 +380,8 @@ impl Commit {
         self.write(now_us)
     }
 
-    /// Handles the outcome of a [`LogStep::Write`]: the bytes written. Returns the step that must
-    /// follow at once, if there is one.
+    /// Handles the outcome of a [`LogStep::Write`], the number of bytes written. Returns the step
+    /// that must follow immediately, if there is one.
     pub fn written(
         &mut self,
         bytes: Vec<u8>,
@@ -389,7 +399,7 @@ impl Commit {
         };
         let from = from + count;
         if from < batch_bytes {
-            // A short write is not an error (write(2)): the rest is written by another one.
+            // A short write is not an error (write(2)): another write continues it.
             self.phase = Phase::Writing { batch_bytes, from };
             let offset = self.offset(self.written) + from as u64;
             return Ok(Some(LogStep::Write {
@@ -416,8 +426,8 @@ impl Commit {
     /// Handles the outcome of a [`LogStep::Sync`].
     pub fn synced(&mut self, outcome: &io::Result<()>, now_us: u64) -> Result<(), LogBroken> {
         let ok = outcome.is_ok();
-        // Even if the log was given up in the meantime: after a failed fdatasync, the success of
-        // another one of this file proves nothing.
+        // This applies even if the log was given up in the meantime: after a failed fdatasync, a
+        // later one that succeeds on this file proves nothing.
         self.sync_failed |= !ok;
         if self.phase != Phase::Syncing {
             self.late();
@@ -434,7 +444,7 @@ impl Commit {
     /// Handles the outcome of a [`LogStep::Open`].
     ///
     /// # Panics
-    /// If the segment is not the one that was asked for.
+    /// If the segment is not the one that was requested.
     pub fn opened(&mut self, segment: &io::Result<OpenSegment>) -> Result<(), LogBroken> {
         if self.phase != Phase::Opening {
             self.late();
@@ -452,10 +462,10 @@ impl Commit {
         Ok(())
     }
 
-    /// Asserts what holds between any two calls.
+    /// Asserts the invariants that hold between any two calls.
     ///
     /// # Panics
-    /// If something does not hold.
+    /// If an invariant is violated.
     pub fn invariants(&self) {
         assert!(
             self.segment.first_position <= self.durable,
@@ -485,7 +495,8 @@ impl Commit {
         }
     }
 
-    /// Gives the log up. Ops that are not visible yet are lost, and nothing more is written.
+    /// Marks the log as failed. Ops that are not visible yet are lost, and no further write is
+    /// started.
     pub fn fail(&mut self) {
         let in_flight = !self.is_quiet();
         self.filling.clear();
@@ -509,7 +520,7 @@ impl Commit {
         }
     }
 
-    /// Starts over with a new segment after a failure.
+    /// Restarts the log with a new segment after a failure.
     ///
     /// # Panics
     /// If an operation of the old segment is still in flight.
@@ -523,7 +534,8 @@ impl Commit {
             .with_batch_bytes_max(self.batch_bytes_max);
     }
 
-    /// Moves all times back by `us`, for time that has passed without the clock.
+    /// Moves all stored times back by `us`, to account for time that passed while the clock stood
+    /// still.
     pub fn has_aged(&mut self, us: u64) {
         let aged = |at_us: u64| at_us.saturating_sub(us);
         self.oldest_us = aged(self.oldest_us);
@@ -534,14 +546,14 @@ impl Commit {
         self.synced_since_us = self.synced_since_us.map(aged);
     }
 
-    /// [`Commit::invariants`], where a test or a debug build may take the time.
+    /// Calls [`Commit::invariants`] in tests and debug builds, which can afford the time.
     fn debug_invariants(&self) {
         if cfg!(debug_assertions) {
             self.invariants();
         }
     }
 
-    /// Records that everything that was written is on disk.
+    /// Records that everything written so far is on disk.
     fn settled(&mut self, now_us: u64) {
         self.durable = self.written;
         self.synced_since_us = self.unsynced_since_us.take();
@@ -598,8 +610,8 @@ impl Commit {
         Err(LogBroken)
     }
 
-    /// Handles an outcome that comes after the log was given up: only now may it be reopened, since
-    /// the kernel no longer works on the old file.
+    /// Handles an outcome that arrives after the log was marked as failed. Only now may the log be
+    /// reopened, since the kernel is no longer working on the old file.
     fn late(&mut self) {
         assert_eq!(
             self.phase,

@@ -1,16 +1,17 @@
 //! Compaction: closed segments are rewritten without superseded ops.
 //!
-//! It runs beside the server, on closed segments only, and shares nothing with the path of an op.
-//! It reads all closed segments of the data directory once, and remembers which op of each key
-//! wins: keys and numbers, no values. Then it divides each folder's chain into groups of segments
-//! whose winning ops fill one segment, and replaces each group that has enough dead bytes by one
-//! segment. [`super::record`] says what a crash leaves at each step.
+//! Compaction runs in the background, on closed segments only, and shares nothing with the code
+//! path of an op. It reads all closed segments of the data directory once, and remembers the
+//! winning op of each key: its key and a few numbers, but not its value. Then it divides each
+//! folder's chain into groups of segments whose winning ops fill one segment, and replaces each
+//! group that has enough dead bytes by one segment. [`super::record`] describes what a crash can
+//! leave at each step.
 //!
-//! Segments that are known to be completely overwritten are not even read ([`Compaction::sweep`]):
-//! where few keys are written again and again, that is nearly all of them.
+//! Segments that are known to contain only superseded ops are not even read
+//! ([`Compaction::sweep`]). If a few keys are written over and over, that is nearly all segments.
 //!
-//! An op is left out only if another one, in any folder, supersedes it and is in a closed segment,
-//! which is completely on disk. The order in which segments are read afterwards does not matter:
+//! An op is dropped only if another op, in any folder, supersedes it and is in a closed segment,
+//! and so is on disk. The order in which segments are read afterwards does not matter, because
 //! replay merges by timestamp and seq.
 
 use std::collections::VecDeque;
@@ -41,14 +42,14 @@ use crate::seq::Seq;
 #[cfg(test)]
 mod tests;
 
-/// Why a compaction ended early. What it had replaced by then stays replaced; the rest is
-/// unchanged.
+/// The reason why a compaction ended early. Segments that were already replaced stay replaced; the
+/// rest are unchanged.
 #[derive(Debug, Error)]
 pub enum CompactionError {
     /// A segment cannot be read.
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
-    /// The new segment cannot be written. It may be tried again.
+    /// The new segment cannot be written. The compaction may be retried.
     #[error("{path}: {}", WithRemedy(.source))]
     Write {
         /// The file.
@@ -57,8 +58,8 @@ pub enum CompactionError {
         source: io::Error,
     },
     /// The folder cannot be synced after a segment was replaced. The old segments are kept, since
-    /// it is unknown whether the new name is on disk, and a later sync that succeeds may not mean
-    /// that it is: compaction must not be tried again before the next start.
+    /// it is unknown whether the new name is on disk, and even a later successful sync may not
+    /// prove that it is. Compaction must not be retried before the next start.
     #[error("{path} cannot be synced: {}", WithRemedy(.source))]
     Folder {
         /// The folder.
@@ -72,7 +73,8 @@ pub enum CompactionError {
 }
 
 impl CompactionError {
-    /// Returns whether the disk had no room for the new segment.
+    /// Returns whether the compaction failed because the disk had too little room for the new
+    /// segment.
     #[must_use]
     pub fn is_for_room(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull, WriteZero};
@@ -83,14 +85,14 @@ impl CompactionError {
     }
 }
 
-/// How much a compaction does.
+/// The settings that decide which segments are rewritten, and how large the new ones are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
     /// A group of segments is rewritten if at least one in this many of its bytes is dead.
     pub dead_share: u64,
-    /// New segments have about an eighth of the live bytes, but at least this many.
+    /// The minimum size of new segments, which otherwise hold about an eighth of the live bytes.
     pub segment_bytes_min: u64,
-    /// New segments have at most this many bytes.
+    /// The maximum size of new segments, in bytes.
     pub segment_bytes_max: u64,
 }
 
@@ -105,7 +107,7 @@ impl Settings {
         }
     }
 
-    /// Returns settings with which everything dead is removed.
+    /// Returns the same settings, but with every dead byte removed that can be.
     #[must_use]
     pub fn thorough(self) -> Self {
         Self {
@@ -115,47 +117,49 @@ impl Settings {
     }
 }
 
-/// Called after each piece of work with the number of bytes that were read. It may sleep, and may
-/// stop the compaction.
+/// A callback that is called after each piece of work with the number of bytes read. It may sleep,
+/// and may stop the compaction.
 pub type Throttle<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
 
-/// The work of a compaction so far.
+/// The work that a compaction has done so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CompactionOutcome {
-    /// Closed segments that there were.
+    /// The number of closed segments at the start.
     pub segments: u64,
-    /// Their length.
+    /// The total length of these segments, in bytes.
     pub bytes: u64,
-    /// Segments that were replaced.
+    /// The number of segments that were replaced.
     pub segments_replaced: u64,
-    /// Segments that were written in their place.
+    /// The number of segments that were written to replace them.
     pub segments_written: u64,
-    /// The bytes that were given back to the disk.
+    /// *The bytes of disk space that were freed.
     pub bytes_freed: u64,
 }
 
-/// A compaction under way.
+/// A compaction in progress.
 pub struct Compaction<D: Disk> {
     directory: Arc<DataDirectory<D>>,
     settings: Settings,
-    /// Each step needs little room on the disk, and the first ones the least.
+    /// Whether to work in small steps, in increasing order of the disk space that they need.
     is_short_of_room: bool,
-    /// Closed segments, those of a folder in their order.
+    /// The closed segments; those of one folder are adjacent and in order.
     links: Vec<Link>,
-    /// How many of `links` are in the index; of a sweep, all, since none is read.
+    /// The number of `links` that are in the index. In a sweep it is all of them, since none are
+    /// read.
     read_count: usize,
     index: WinnerIndex,
-    /// Ranges of `links`.
+    /// Ranges of `links` that are to be replaced by one segment each.
     groups: VecDeque<std::ops::Range<usize>>,
     outcome: CompactionOutcome,
-    /// The bytes that were given back to the disk, by shard.
+    /// *The bytes of disk space that were freed, by shard.
     freed_bytes: Vec<(u32, u64)>,
     bytes: Vec<u8>,
 }
 
 impl<D: Disk> Compaction<D> {
-    /// Finds the closed segments. `open` has the index of the open segment of each running shard:
-    /// that one and later ones are left alone. At most one compaction runs at a time.
+    /// Finds the closed segments. `open` holds the index of the open segment of each running shard;
+    /// that segment and any later ones are left alone. The caller must run at most one compaction
+    /// at a time.
     pub fn plan(
         directory: Arc<DataDirectory<D>>,
         open: &[(u32, u64)],
@@ -169,9 +173,9 @@ impl<D: Disk> Compaction<D> {
             remove_replaced(&directory, &chain)?;
             let open_index = open.iter().find(|open| open.0 == shard);
             let open_index = open_index.map_or(u64::MAX, |open| open.1);
-            // A rebuild that failed may have removed the open segment again. The last segment on
-            // disk is then continued at a position that only the next try knows, so where its ops
-            // end cannot be told from its file.
+            // A failed rebuild may have removed the open segment again. The next segment then
+            // begins at a position that only the next attempt decides, so the file does not show
+            // where the ops of the last segment on disk end.
             let is_running = open_index != u64::MAX;
             let closed = |link: &Link| {
                 link.header.index < open_index && (link.end_position.is_some() || !is_running)
@@ -192,9 +196,9 @@ impl<D: Disk> Compaction<D> {
         })
     }
 
-    /// Finds the closed segments that hold nothing live, and reads none: `is_dead` returns whether
-    /// all ops of a shard's segments with these indexes are superseded by ops in closed segments.
-    /// Otherwise the same as [`Compaction::plan`].
+    /// Plans a compaction that replaces only closed segments without live ops, without reading any.
+    /// `is_dead` returns whether all ops in a shard's segments with these indexes are superseded by
+    /// ops in closed segments. `open` and `settings` are as in [`Compaction::plan`].
     pub fn sweep(
         directory: Arc<DataDirectory<D>>,
         open: &[(u32, u64)],
@@ -223,12 +227,11 @@ impl<D: Disk> Compaction<D> {
         Ok(sweep)
     }
 
-    /// Restricts the compaction to these shards: the folders of all others are not even read. An op
-    /// is left out only if an op in one of these folders supersedes it, so nothing depends on what
-    /// was not read.
+    /// Restricts the compaction to these shards; the folders of all others are not even read. This
+    /// is safe because an op is dropped only if an op in one of these folders supersedes it.
     ///
     /// # Panics
-    /// If the compaction has begun.
+    /// If the compaction has already started.
     #[must_use]
     pub fn only(mut self, shards: &[u32]) -> Self {
         assert!(
@@ -242,8 +245,8 @@ impl<D: Disk> Compaction<D> {
         self
     }
 
-    /// Removes everything dead, in steps that need little room on the disk: those that need least
-    /// come first, and each frees more than the next ones need.
+    /// Makes the compaction remove all dead bytes, in small steps. Those that need the least disk
+    /// space come first, so that the space they free is available to the later ones.
     #[must_use]
     pub fn in_small_steps(mut self) -> Self {
         self.settings = self.settings.thorough();
@@ -251,7 +254,7 @@ impl<D: Disk> Compaction<D> {
         self
     }
 
-    /// Returns the bytes of a shard's folder that are live, once all segments have been read.
+    /// Returns the number of live bytes in a shard's folder, once all segments have been read.
     #[must_use]
     pub fn kept_bytes(&self, shard: u32) -> u64 {
         let live_bytes = self.links.iter().zip(&self.index.live_bytes);
@@ -261,7 +264,7 @@ impl<D: Disk> Compaction<D> {
             .sum()
     }
 
-    /// By how much a shard's folder is shorter than it was.
+    /// Returns the number of bytes by which a shard's folder has shrunk.
     #[must_use]
     pub fn freed_bytes(&self, shard: u32) -> u64 {
         let freed = self.freed_bytes.iter().filter(|(of, _)| *of == shard);
@@ -274,7 +277,8 @@ impl<D: Disk> Compaction<D> {
         self.read_count == self.links.len() && self.groups.is_empty()
     }
 
-    /// Does the next part: reads a segment, or replaces a group. False: all is done.
+    /// Performs the next step: reads a segment, or replaces a group. Returns whether there is more
+    /// to do.
     pub fn step(&mut self, throttle: &mut Throttle<'_>) -> Result<bool, CompactionError> {
         if self.read_count < self.links.len() {
             self.read_next(throttle)?;
@@ -305,7 +309,8 @@ impl<D: Disk> Compaction<D> {
         Ok(())
     }
 
-    /// Segments of one folder whose winners fill a segment are a group.
+    /// Divides the segments into groups. Adjacent segments of one folder whose winning ops fit in
+    /// one new segment form a group.
     fn group(&mut self) {
         let live_bytes: u64 = self.index.live_bytes.iter().sum();
         let segment_bytes = if self.is_short_of_room {
@@ -370,8 +375,8 @@ impl<D: Disk> Compaction<D> {
         };
         let written = self.write(group.clone(), &path_new, &header, throttle);
         if written.is_err() {
-            // The first error is the one to report. A file that cannot be removed is removed by the
-            // next start.
+            // The first error is the one to report. A file that cannot be removed now is removed at
+            // the next start.
             let _ = self.directory.disk().remove(&path_new);
         }
         let written_bytes = written?;
@@ -386,8 +391,8 @@ impl<D: Disk> Compaction<D> {
         Ok(())
     }
 
-    /// Writes the live ops of a group in pieces, each synced, so that no sync of the log has to
-    /// wait for much of it.
+    /// Writes the live ops of a group in pieces and syncs each piece, so that a sync of the log
+    /// never waits for more than a small part of this data.
     fn write(
         &mut self,
         group: std::ops::Range<usize>,
@@ -402,8 +407,8 @@ impl<D: Disk> Compaction<D> {
         let disk = self.directory.disk();
         let mut rewrite = Rewrite::begin(disk, path, *header).map_err(failed)?;
         for place in group.filter(|place| self.index.live_bytes[*place] > 0) {
-            // A segment is read completely before its live ops are written, so a piece is bounded
-            // by a segment.
+            // Each segment is read to its end even after an error or a stop, so the extra work is
+            // at most one segment.
             let mut outcome = Ok(());
             let mut pieces = ReadThrottle::default();
             self.links[place].read(disk, &mut self.bytes, |op| {
@@ -424,8 +429,8 @@ impl<D: Disk> Compaction<D> {
         Ok(written_bytes)
     }
 
-    /// Replaces the group by the new segment. The order is what makes it safe: the old segments are
-    /// removed once the new one has its name on disk.
+    /// Replaces the group by the new segment. The order makes this safe: the old segments are
+    /// removed only after the rename of the new one is on disk.
     fn swap(
         &self,
         group: std::ops::Range<usize>,
@@ -433,14 +438,15 @@ impl<D: Disk> Compaction<D> {
         throttle: &mut Throttle<'_>,
     ) -> Result<(), CompactionError> {
         let disk = self.directory.disk();
-        // Without its lock, what is at these paths may be another server's by now, or a backup.
+        // If the lock has been lost, the files at these paths may by now belong to another server
+        // or a backup.
         if !self.directory.is_lock_in_place().unwrap_or(true) {
             return Err(CompactionError::Stopped);
         }
         let (last, before) = self.links[group]
             .split_last()
             .expect("a group has a segment");
-        // A file that cannot be opened is freed at once, by the kernel.
+        // If the file cannot be opened here, the kernel frees all of its blocks at once.
         let last_old = disk.open_writable(&last.path).ok();
         let nobody_reads = self.directory.replacing();
         if let Err(source) = disk.rename(path_new, &last.path) {
@@ -461,7 +467,7 @@ impl<D: Disk> Compaction<D> {
         for link in before {
             let file = disk.open_writable(&link.path).ok();
             let nobody_reads = self.directory.replacing();
-            // A segment that remains is known to be replaced, and removed by the next start.
+            // A segment that remains is marked as replaced, and the next start removes it.
             let removed = disk.remove(&link.path);
             drop(nobody_reads);
             if let (Ok(()), Some(file)) = (removed, file) {
@@ -472,7 +478,7 @@ impl<D: Disk> Compaction<D> {
     }
 }
 
-/// Removes what was replaced and could not be removed then.
+/// Removes segments that an earlier compaction replaced but could not remove.
 fn remove_replaced<D: Disk>(
     directory: &DataDirectory<D>,
     chain: &Chain,
@@ -481,12 +487,12 @@ fn remove_replaced<D: Disk>(
         return Ok(());
     }
     let (disk, path) = (directory.disk(), directory.shard_path(chain.shard));
-    // The segment that replaced them must be found after a crash.
+    // The segment that replaced them must still exist after a crash.
     disk.sync_folder(&path)
         .map_err(|source| CompactionError::Folder { path, source })?;
     let _nobody_reads = directory.replacing();
     for path in &chain.replaced {
-        // It is tried again by the next compaction, and by the next start.
+        // The next compaction or the next start tries again.
         let _ = disk.remove(path);
     }
     Ok(())
@@ -500,8 +506,9 @@ fn outcome_of(links: &[Link]) -> CompactionOutcome {
     }
 }
 
-/// Gives back the blocks of a deleted file in pieces: freed at once, a large file delays every sync
-/// of the disk, above all if ext4 is mounted with `discard`. A file that is being read is kept.
+/// Frees the blocks of a deleted file in pieces. Freeing a large file at once delays every sync on
+/// the disk, especially if ext4 is mounted with `discard`. A file that is being read is not
+/// shortened.
 fn shrink<F: DiskFile>(file: &F, throttle: &mut Throttle<'_>) -> Result<(), CompactionError> {
     let Ok(mut bytes) = file.bytes() else {
         return Ok(());
@@ -517,7 +524,7 @@ fn shrink<F: DiskFile>(file: &F, throttle: &mut Throttle<'_>) -> Result<(), Comp
     Ok(())
 }
 
-/// Returns the end of the last segment in the folder of a shard that no longer runs.
+/// Returns the log position where the last segment of a shard ends that is no longer running.
 fn end_of(link: &Link) -> LogPosition {
     match link.header.compacted {
         Some(compacted) => compacted.end_position,
@@ -532,7 +539,7 @@ fn yield_to(throttle: &mut Throttle<'_>, bytes: u64) -> Result<(), CompactionErr
     }
 }
 
-/// Yields between pieces of the reading, so that a shared core is given back soon.
+/// Yields between pieces of a segment that is being read, so that a shared core is soon released.
 #[derive(Default)]
 struct ReadThrottle {
     bytes: usize,
@@ -548,7 +555,7 @@ impl ReadThrottle {
         }
     }
 
-    /// Yields for the last piece. The error is that the compaction was stopped.
+    /// Yields for the last piece. Returns an error if the compaction was stopped.
     fn end(self, throttle: &mut Throttle<'_>) -> Result<(), CompactionError> {
         if self.is_stopped {
             return Err(CompactionError::Stopped);
@@ -557,10 +564,10 @@ impl ReadThrottle {
     }
 }
 
-/// Which op of each key wins, and how much of each segment is such ops.
+/// The winning op of each key, and the number of bytes of such ops in each segment.
 struct WinnerIndex {
     workspaces: HashMap<String, HashMap<Box<str>, Winner, RandomState>, RandomState>,
-    /// By the place of the segment.
+    /// Indexed by the place of the segment in `links`.
     live_bytes: Vec<u64>,
 }
 
@@ -590,7 +597,7 @@ impl WinnerIndex {
         };
         let keys = self.workspaces.entry_ref(op.workspace).or_default();
         if let Some(held) = keys.get_mut(op.key) {
-            // The rule of Workspace::restore, which reads what is left.
+            // The same rule as in Workspace::restore, which reads the ops that are left.
             if !op.wins_over(held.timestamp, held.seq) {
                 return;
             }

@@ -1,4 +1,4 @@
-//! The log: what an op becomes on disk, and how it comes back.
+//! The log: how ops are written to disk, and how they are read back.
 
 pub mod blocks;
 pub mod census;

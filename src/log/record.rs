@@ -8,15 +8,15 @@
 //!
 //! | segment header | bytes | |
 //! | --- | --- | --- |
-//! | magic | 0..8 | `89 45 50 4C 4F 47 0D 0A`; fixed in every version, as is the version's place |
+//! | magic | 0..8 | `89 45 50 4C 4F 47 0D 0A`; the same in every version, as is the version field |
 //! | format version | 8..10 | [`FORMAT_VERSION`] |
 //! | kind | 10..12 | 0: written by its shard; 1: *compacted*, made from other segments |
-//! | shard | 12..16 | of the folder |
-//! | epoch | 16..32 | of the data directory: a segment of another one is refused |
-//! | index | 32..40 | in the shard's row of segments, the number in the file's name |
+//! | shard | 12..16 | the shard that owns the folder |
+//! | epoch | 16..32 | of the data directory; segments from other directories are refused |
+//! | index | 32..40 | in the shard's sequence of segments; the number in the file name |
 //! | first position | 40..48 | the log position of the first batch |
-//! | end position | 48..56 | of a compacted one: where the next one begins; else zero |
-//! | replaced | 56..60 | of a compacted one: how many earlier indexes it covers too; else zero |
+//! | end position | 48..56 | if compacted: where the next segment begins; otherwise zero |
+//! | replaced | 56..60 | if compacted: number of earlier indexes it covers; otherwise zero |
 //! | crc | 60..64 | of bytes 0..60: the segment's *salt* |
 //!
 //! | batch header | bytes | |
@@ -24,117 +24,121 @@
 //! | magic | 0..4 | `FF 45 50 42`: never in a key or a value, since no UTF-8 text holds FF |
 //! | payload bytes | 4..8 | of all records of the batch |
 //! | position | 8..16 | the log position of this header's first byte |
-//! | durable position | 16..24 | all before it was on disk when this batch was written |
+//! | durable position | 16..24 | everything before it was on disk when this batch was written |
 //! | crc | 24..28 | of bytes 0..24, seeded by the salt |
 //!
 //! | op record | bytes | |
 //! | --- | --- | --- |
-//! | crc | 0..4 | of bytes 4.., seeded by that of the previous record or the batch header |
-//! | record bytes | 4..8 | of the whole record, these included |
-//! | seq | 8..16 | of the op in its workspace |
+//! | crc | 0..4 | of bytes 4.., seeded by the crc of the previous record or the batch header |
+//! | record bytes | 4..8 | length of the whole record, including this field and the crc |
+//! | seq | 8..16 | sequence number of the op in its workspace |
 //! | timestamp | 16..24 | Unix microseconds |
 //! | workspace id bytes | 24..26 | |
 //! | key bytes | 26..28 | |
 //! | kind | 28 | 1: an op |
-//! | workspace id, key, value | 29.. | UTF-8; the value is the JSON text as sent, up to the end |
+//! | workspace id, key, value | 29.. | UTF-8; the value is the JSON text as sent |
 //!
 //! Zeros after the last batch of the last segment are not part of the log: the file was filled with
 //! them in advance ([`super::blocks`]).
 //!
-//! A *position* counts the bytes of batches over the whole log of a shard: `first position +
+//! A *position* counts the bytes of batches across the whole log of a shard: `first position +
 //! (offset in the file - 64)`.
 //!
 //! # Assumptions about the disk
 //!
 //! 1. Bytes written before an `fdatasync` that returned success, or by a write with `RWF_DSYNC`,
 //!    are on disk, with the file's length, and stay there.
-//! 2. Of the bytes written since, a power cut leaves any subset of the sectors of [`SECTOR_BYTES`].
-//!    A sector is written completely or not at all: disks promise that for their own sectors, which
-//!    are no smaller (`NVMe`: "Atomic Write Unit Power Fail"), and answer a read of a broken one
-//!    with an error. A sector that was not written holds its previous content, followed by zeros,
-//!    or lies past the end of the file. A file system that shows blocks of other files there (ext4
-//!    with `data=writeback`) breaks this: then a start reports a torn tail as damage, and a repair
-//!    cuts it off.
-//! 3. A write does not harm neighbouring bytes, not even in the same sector: it writes again what
-//!    was there. If a disk breaks this, the damage is found as described below, and nothing altered
-//!    is served.
-//! 4. A rename followed by an `fsync` of the folder that returned success is complete and stays.
-//!    Before that, a crash may undo it, and any of the removals since, independently of each other.
+//! 2. Of the bytes written since then, a power cut can leave any subset of the sectors of
+//!    [`SECTOR_BYTES`]. A sector is written completely or not at all: disks guarantee this for
+//!    their own sectors, which are at least that large (`NVMe`: "Atomic Write Unit Power Fail"),
+//!    and return an error when a damaged one is read. A sector that was not written still holds its
+//!    previous content, followed by zeros, or lies past the end of the file. A file system that
+//!    exposes blocks of other files there (ext4 with `data=writeback`) violates this: the server
+//!    then reports a torn tail as damage at startup, and a repair cuts it off.
+//! 3. A write does not corrupt neighbouring bytes, even in the same sector: they are written back
+//!    unchanged. If a disk violates this, the damage is detected as described below, and no altered
+//!    data is served.
+//! 4. A rename followed by an `fsync` of the folder that returned success is complete and
+//!    permanent. Before that, a crash may undo it and any removals since, each independently of the
+//!    others.
 //!
 //! # What a crash can leave
 //!
-//! The writer keeps four rules. A segment gets its final name after its header is on disk. A
-//! segment is completely on disk before the next one is created. A file that was cut, or that had a
-//! failed write or sync, is never appended to. A clean stop writes and syncs an empty batch, which
-//! *seals* everything before it.
+//! The writer follows four rules. A segment gets its final name only after its header is on disk. A
+//! segment is completely on disk before the next one is created. A file that has been cut, or on
+//! which a write or sync has failed, is never appended to. A clean stop writes and syncs an empty
+//! batch, which *seals* everything before it.
 //!
-//! - **Between commits.** All batches are intact. Nothing is cut.
-//! - **In a write or before its sync, the process killed.** The kernel has a prefix of the last
-//!   batch, and the file ends with it; where it was filled ahead, any subset of the sectors, as in
-//!   a power cut.
-//! - **The same, with a power cut.** Any subset of the sectors of the unsynced batches is there:
-//!   intact records may follow bad ones, even intact batches, if several were written without a
-//!   sync (`--durability interval` or `none`).
-//! - **In the cut that follows.** Either length of the file; the start after it does it again.
-//! - **While a segment is created.** A file whose name ends in `.new`, which is removed at the next
-//!   start; or a segment without batches.
-//! - **In a compaction.** Segments `a` to `b` become one: it is written under the name of `b` with
-//!   `.new`, sealed, synced and renamed over `b`; the folder is synced; only then are `a` up to the
-//!   one before `b` removed. Before the rename, and if a crash undoes it, the old segments are
-//!   intact and the `.new` file is removed at the next start. After it, the header of the new `b`
-//!   marks those of the others that still exist as *replaced*: they are not read, and the next
-//!   start removes them.
+//! - **Between commits.** All batches are intact, and nothing is cut.
+//! - **During a write or before its sync, if the process is killed.** The kernel has a prefix of
+//!   the last batch, and the file ends with it. If the file was filled in advance, any subset of
+//!   the sectors may be there, as after a power cut.
+//! - **During a write or before its sync, in a power cut.** Any subset of the sectors of the
+//!   unsynced batches may be there: intact records may follow bad ones, even intact batches, if
+//!   several were written without a sync (`--durability interval` or `none`).
+//! - **During the cut that follows.** The file has either its old or its new length; the next
+//!   start cuts it again.
+//! - **While a segment is being created.** There is a file whose name ends in `.new`, which is
+//!   removed at the next start, or a segment without batches.
+//! - **During a compaction.** Segments `a` to `b` are merged into one, which is written under the
+//!   name of `b` with `.new`, sealed, synced and renamed over `b`; the folder is synced; only then
+//!   are the segments from `a` up to the one before `b` removed. Before the rename, and if a crash
+//!   undoes it, the old segments are intact and the `.new` file is removed at the next start. After
+//!   the rename, the header of the new `b` marks any of the others that still exist as *replaced*:
+//!   they are not read, and the next start removes them.
 //!
-//! A compacted segment is completely on disk before it has its name, and its last batch is empty.
+//! A compacted segment is completely on disk before it gets its name, and its last batch is empty.
 //! So any bad byte in it is damage, and so is a missing last batch. Of the ops in the segments that
-//! it was made from, it holds at least each one that no op in any closed segment of the data
-//! directory supersedes. The op with a workspace's largest seq is the last change of its key, so it
-//! is among these, and the seq of a workspace continues from it.
+//! it was made from, it holds at least every op that is not superseded by an op in any closed
+//! segment of the data directory. The op with a workspace's largest seq is the last change to its
+//! key, so it is always kept, and the workspace's seqs continue from it.
 //!
-//! So a valid record after a bad one proves nothing: after a power cut it is ordinary. Damage is
-//! proven by bad bytes that had been *synced*, and each batch header records how far the log was
-//! synced before it. Hence the rule for the first bad byte, at position `p`, of a shard's last
-//! segment: if any later batch header is valid at its exact offset and its durable position is
-//! greater than `p`, then bytes that were on disk were lost or altered, and that is **damage**
+//! A valid record after a bad one therefore proves nothing: it is normal after a power cut. Bad
+//! bytes prove damage only if they had been *synced*, and each batch header records how far the log
+//! had been synced before it. This gives the rule for the first bad byte of a shard's last segment,
+//! at position `p`: if any later batch header is valid at its exact offset and its durable position
+//! is greater than `p`, then bytes that were on disk were lost or altered, and that is **damage**
 //! ([`damage_behind`]).
 //!
-//! The last batch has no later header to vouch for it, and is often one that was shown to every
-//! client. But an interrupted write *lacks* something: the batch that holds the first bad byte was
-//! handed over in one piece, so all of it should be there, and a byte that is not as it was written
-//! is in a sector that was not written. So, by assumption 2, the file ends within the batch, or one
-//! sector's part of the batch is all zeros. Records contain no such run of zeros: a zero byte
-//! (U+0000) is possible only in a key, and each key is followed by a JSON value. If neither is the
-//! case ([`is_interrupted`]), a write was complete and has been altered since, and that is
-//! **damage** too. With a bad batch header, the length of the batch is unknown, so only the header
-//! is checked.
+//! The last batch has no later header to vouch for it, although its ops have often been sent to
+//! every client. But an interrupted write always leaves something *missing*: the batch that holds
+//! the first bad byte was handed to the kernel in one piece, so all of it should be there, and any
+//! byte that differs from what was written is in a sector that was not written. So, by assumption
+//! 2, either the file ends within the batch, or one sector's part of the batch is all zeros.
+//! Records contain no such run of zeros: a zero byte (U+0000) is possible only in a key, and each
+//! key is followed by a JSON value. If neither is the case ([`is_interrupted`]), the write was
+//! complete and its bytes have been altered since, and that is **damage** too. If the batch header
+//! itself is bad, the length of the batch is unknown, so only the header is checked.
 //!
 //! Otherwise it is a **torn tail**, and it is cut off. Nothing proves that the bytes after `p` were
-//! ever promised to a client. What is valid before `p` is kept, even part of a batch: each op is
-//! complete in itself.
+//! ever acknowledged to a client. Everything valid before `p` is kept, even part of a batch,
+//! because each op is complete in itself.
 //!
-//! A crash never makes such a header a false proof: the headers of unsynced batches were written
-//! before the sync that would move the durable position past the unsynced part, so their durable
-//! position is at or below its beginning, and so at or below `p`.
+//! A crash never turns such a header into a false proof: the headers of unsynced batches were
+//! written before the sync that would have moved the durable position past the unsynced part. Their
+//! durable position is therefore at or before the start of that part, and so at or before `p`.
 //!
 //! In an earlier segment, any bad byte is damage, since the segment was synced before the next one
-//! began. The file may end between two records of a batch only if a recovery has cut it there, and
-//! the next segment vouches for that: its first position is exactly the end of the previous one.
-//! Where the two differ, something is missing, and that is damage. A record or a header with a
-//! correct checksum and invalid content was written that way; no crash does that, and it is damage
-//! everywhere.
+//! was created. The file may end between two records of a batch only if a recovery cut it there,
+//! and the next segment confirms that: its first position is exactly the end of the previous
+//! segment. If the two differ, something is missing, and that is damage. A record or a header with
+//! a correct checksum but invalid content was written that way; no crash does that, so it is damage
+//! in any segment.
 //!
 //! # What is not found
 //!
-//! A sector of the last batches that became zeros, in a log that was not stopped cleanly, if no
-//! later batch proves that they were synced: this cannot be told from a torn tail, and the log is
-//! cut before it, without a message if only zeros follow. An altered byte there, if the batch
-//! begins or ends a byte or two from the edge of a sector and its checksum happens to have zeros up
-//! to that edge, or in the batch of a key with hundreds of U+0000. Segments that vanished from the
-//! end of a folder, unless all of them did (`meta.json` records which shards have begun,
-//! [`super::directory`]), and a last segment that lost exactly its last batches or records. An
-//! alteration of more than 32 consecutive bits passes a checksum once in 2^32 times.
+//! The following damage goes undetected. In a log that was not stopped cleanly, a sector of the
+//! last batches has turned into zeros, and no later batch proves that it was synced: this cannot be
+//! distinguished from a torn tail, so the log is cut before it, without a message if only zeros
+//! follow. A byte of these batches was altered, and either the batch begins or ends a byte or two
+//! from a sector boundary and its checksum happens to have zeros up to that boundary, or the batch
+//! has a key with hundreds of U+0000. Segments vanished from the end of a folder, but not all of
+//! them (`meta.json` records which shards have begun a log, [`super::directory`]). The last segment
+//! lost exactly its last batches or records. Finally, an alteration that spans more than 32
+//! consecutive bits passes a checksum with a probability of 1 in 2^32.
 //!
-//! Architecture invariant: no file, no clock, no randomness in here. Bytes from disk never panic.
+//! Architecture invariant: this module uses no files, no clock and no randomness, and never panics
+//! on bytes read from disk.
 
 use thiserror::Error;
 
@@ -151,8 +155,7 @@ use header::{field, u16_at, u32_at, u64_at};
 
 /// The length of a batch's header, and of an empty batch.
 pub const BATCH_HEADER_BYTES: usize = 28;
-/// The smallest piece of a disk that is written whole or not at all. Larger ones are multiples of
-/// it.
+/// The smallest unit that a disk writes completely or not at all. Larger units are multiples of it.
 pub const SECTOR_BYTES: usize = 512;
 
 const BATCH_MAGIC: [u8; 4] = *b"\xFFEPB";
@@ -163,14 +166,14 @@ const _: () = assert!(
     "the crc ends the batch header"
 );
 
-/// The length of an op record without its three texts.
+/// The length of an op record without its workspace id, key and value.
 pub const OP_HEADER_BYTES: usize = 29;
 
 pub(super) const RECORD_CRC_BYTES: usize = 4;
 const KIND_OP: u8 = 1;
 
-/// An op as it is logged. Its texts are borrowed: from a message when it is written, from a segment
-/// when it is read.
+/// An op as it is logged. Its strings are borrowed: from a message when it is written, from a
+/// segment when it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoggedOp<'a> {
     /// The workspace's id.
@@ -179,16 +182,16 @@ pub struct LoggedOp<'a> {
     pub key: &'a str,
     /// The value's JSON text, as it was sent.
     pub value: &'a str,
-    /// The op's place in the order of its workspace.
+    /// The op's sequence number in its workspace.
     pub seq: Seq,
     /// The client's timestamp, in Unix microseconds.
     pub timestamp: u64,
 }
 
 impl LoggedOp<'_> {
-    /// Returns whether this op supersedes another op of its key: the rule of replay, where ops come
-    /// in any order. On equal timestamps the op that was applied first stays, which is the one with
-    /// the lower seq.
+    /// Returns whether this op supersedes another op on the same key, which has this `timestamp`
+    /// and `seq`. Replay uses this rule because it sees ops in any order. If the timestamps are
+    /// equal, the op that was applied first wins, which is the one with the lower seq.
     #[must_use]
     pub fn wins_over(&self, timestamp: u64, seq: Seq) -> bool {
         self.timestamp > timestamp || (self.timestamp == timestamp && self.seq < seq)
@@ -197,11 +200,11 @@ impl LoggedOp<'_> {
 
 /// The header of a batch.
 pub(super) struct BatchHeader {
-    /// The length of all its records.
+    /// The total length of its records, in bytes.
     pub payload_bytes: u32,
     /// The log position of its first byte.
     pub position: LogPosition,
-    /// Everything before it was on disk when the batch was handed to the kernel.
+    /// The position up to which the log was on disk when the batch was handed to the kernel.
     pub durable_position: LogPosition,
 }
 
@@ -217,7 +220,8 @@ impl BatchHeader {
         crc
     }
 
-    /// Reads the header that `bytes` begin with, if its magic and its checksum are right.
+    /// Decodes the header at the start of `bytes`. Returns `None` if its magic or its checksum is
+    /// wrong.
     fn decode(bytes: &[u8], salt: u32) -> Option<Self> {
         let bytes: &[u8; BATCH_HEADER_BYTES] = bytes.first_chunk()?;
         if field(bytes, 0) != BATCH_MAGIC
@@ -245,12 +249,12 @@ pub fn begin_batch(batch: &mut Vec<u8>) {
     batch.resize(BATCH_HEADER_BYTES, 0);
 }
 
-/// Appends an op to a batch that was begun. Its checksum stays zero until [`seal_batch`], because
-/// the checksum chain depends on the position, which is not known yet.
+/// Appends an op to a batch started with [`begin_batch`]. Its checksum stays zero until
+/// [`seal_batch`], because the checksum chain depends on the log position, which is not known yet.
 ///
 /// # Panics
-/// If an id or a key is longer than 64 KiB or the whole op than 4 GiB, which the bounds in
-/// [`crate::limits`] rule out.
+/// If a workspace id or a key is longer than 64 KiB, or the whole op is longer than 4 GiB. The
+/// bounds in [`crate::limits`] rule this out.
 pub fn push_op(batch: &mut Vec<u8>, op: &LoggedOp<'_>) {
     let bytes = op_bytes(op);
     let bytes_u32 = u32::try_from(bytes).expect("an op is far smaller than 4 GiB");
@@ -271,13 +275,13 @@ pub fn push_op(batch: &mut Vec<u8>, op: &LoggedOp<'_>) {
     batch.extend_from_slice(op.value.as_bytes());
 }
 
-/// Fills in the header and the chain of checksums in one pass: after it the batch can be written at
-/// `position`. A batch may be sealed again with other positions; only the last ones count. Without
-/// ops it is the empty batch of a clean stop.
+/// Fills in the header and the chain of checksums in one pass, after which the batch can be written
+/// at `position`. A batch may be sealed again with other positions; only the last ones count. A
+/// batch without ops is the empty batch that a clean stop writes.
 ///
 /// # Panics
-/// If `batch` was not made by [`begin_batch`] and [`push_op`], holds 4 GiB or more, or would itself
-/// be durable.
+/// If `batch` was not made by [`begin_batch`] and [`push_op`], holds 4 GiB or more, or if
+/// `durable_position` is after `position`.
 pub fn seal_batch(
     batch: &mut [u8],
     salt: u32,
@@ -314,7 +318,8 @@ pub fn seal_batch(
     }
 }
 
-/// The first bad byte of a segment, as the start of the record or batch header that it is in.
+/// The first fault in a segment, located by the start of the record or batch header that contains
+/// it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("{kind}")]
 pub struct Fault {
@@ -327,22 +332,23 @@ pub struct Fault {
 /// The kinds of [`Fault`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum FaultKind {
-    /// The file ends between two records of a batch: what the cut of a torn tail leaves.
+    /// The file ends between two records of a batch, as it does after a torn tail was cut off.
     #[error("the file ends inside a batch")]
     Cut,
-    /// There is no complete batch header where one must begin.
+    /// There is no valid batch header where one must begin.
     #[error("there is no valid batch header")]
     Batch,
-    /// A record that runs over its batch or the file, or whose checksum is wrong.
+    /// A record extends past the end of its batch or the file, or its checksum is wrong.
     #[error("the length or the checksum of a record is wrong")]
     Record,
-    /// The checksum is right, the content is not: this was written so, and no crash does that.
+    /// The checksum is right but the content is invalid: it was written that way, which no crash
+    /// does.
     #[error("the checksum is right, but {0}")]
     Content(&'static str),
 }
 
-/// Reads the ops of one segment in order, and checks each before returning it. It ends after the
-/// first [`Fault`].
+/// An iterator over the ops of one segment, in order. Each op is checked before it is returned, and
+/// iteration ends after the first [`Fault`].
 #[derive(Debug, Clone)]
 pub struct Reader<'a> {
     pub(super) header: SegmentHeader,
@@ -354,20 +360,21 @@ pub struct Reader<'a> {
     ended: bool,
 }
 
-/// How far a [`Reader`] has read, so that another one can continue from there.
+/// The position of a [`Reader`] in its segment, from which another one can continue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadCursor {
-    /// In the file. Invariant: `offset <= batch_end`, and all bytes before `offset` are valid.
+    /// An offset in the file. Invariant: `offset <= batch_end`, and all bytes before `offset` are
+    /// valid.
     offset: usize,
     pub(super) batch_end: usize,
-    /// The last link of the chain of checksums.
+    /// The last checksum in the chain, which seeds the next one.
     pub(super) crc: u32,
-    /// The last batch that was entered is empty.
+    /// Whether the most recently entered batch is empty.
     is_sealed: bool,
 }
 
 impl ReadCursor {
-    /// Behind the segment header.
+    /// Returns the cursor right after the segment header.
     #[must_use]
     pub fn begin() -> Self {
         Self {
@@ -412,12 +419,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Continues at `cursor` with part of a segment: `bytes` begin at the offset `base` of the
-    /// file, at or before the cursor. If they end before the file does, the last fault may only be
-    /// due to the missing rest.
+    /// Continues at `cursor` with part of a segment: `bytes` begin at the file offset `base`, at or
+    /// before the cursor. If they end before the file does, a fault at their end may only be due to
+    /// the bytes that are missing.
     ///
     /// # Panics
-    /// When the cursor is not within the bytes.
+    /// If the cursor is not within the bytes.
     #[must_use]
     pub fn resume(
         header: &SegmentHeader,
@@ -435,7 +442,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Returns how far it has read.
+    /// Returns the current position, from which another reader can continue.
     #[must_use]
     pub fn cursor(&self) -> ReadCursor {
         self.cursor
@@ -448,7 +455,7 @@ impl<'a> Reader<'a> {
         self.cursor.offset
     }
 
-    /// Goes on at another cursor, also after a fault.
+    /// Continues at another cursor, even after a fault.
     pub(super) fn go_to(&mut self, cursor: ReadCursor) {
         self.cursor = cursor;
         self.ended = false;
@@ -536,12 +543,13 @@ impl<'a> Iterator for Reader<'a> {
 
 impl std::iter::FusedIterator for Reader<'_> {}
 
-/// Looks for proof that the fault at `fault_offset` is in bytes that were on disk: returns the
-/// offset of a later batch header that is valid at its place and was written after them. `None`:
-/// the fault is a torn tail, if the segment is the last one and the fault is not a
-/// [`FaultKind::Content`]. `bytes` are those of the file from the fault on.
+/// Searches for proof that the bytes at `fault_offset` had been on disk, and returns the offset of
+/// a later batch header that is valid at its place and was written after they were synced. If it
+/// returns `None`, the segment is the last one and the fault is not a [`FaultKind::Content`], then
+/// [`is_interrupted`] decides whether the fault is a torn tail. `bytes` are the bytes of the file
+/// from the fault on.
 ///
-/// Linear in the bytes: one byte is checked at each offset, and a checksum of 24 bytes where the
+/// Runs in linear time: it checks one byte at each offset, and a checksum of 24 bytes wherever the
 /// magic is found.
 #[must_use]
 pub fn damage_behind(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) -> Option<usize> {
@@ -551,9 +559,9 @@ pub fn damage_behind(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) 
         .map(|(offset, _)| offset)
 }
 
-/// Returns whether an interrupted write can have left the bytes at `cursor`, where reading has met
+/// Returns whether an interrupted write can have left the bytes at `cursor`, where the reader found
 /// a fault: the file ends before the batch does, or one sector's part of the batch is all zeros.
-/// `bytes` are those of the file from the cursor on.
+/// `bytes` are the bytes of the file from the cursor on.
 #[must_use]
 pub fn is_interrupted(cursor: ReadCursor, bytes: &[u8]) -> bool {
     let unread_bytes = match cursor.batch_end - cursor.offset {
@@ -566,7 +574,7 @@ pub fn is_interrupted(cursor: ReadCursor, bytes: &[u8]) -> bool {
     misses_sector(cursor.offset, unread)
 }
 
-/// Returns whether one sector's part of these bytes is all zeros. They begin at `offset` of their
+/// Returns whether one sector's part of these bytes is all zeros. They begin at `offset` in their
 /// file.
 fn misses_sector(offset: usize, mut bytes: &[u8]) -> bool {
     // Sectors are counted from the start of the file, so the first part may be shorter.
@@ -581,8 +589,8 @@ fn misses_sector(offset: usize, mut bytes: &[u8]) -> bool {
     false
 }
 
-/// Returns the batch headers that are valid at their very offset, and these offsets. `bytes` are
-/// those of the file from the offset `base` on.
+/// Returns the batch headers that are valid at exactly their offset, together with those offsets.
+/// `bytes` are the bytes of the file from the offset `base` on.
 pub(super) fn batches(
     header: &SegmentHeader,
     bytes: &[u8],

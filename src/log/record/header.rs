@@ -19,31 +19,31 @@ const _: () = assert!(
     "the CRC is the last field of the segment header"
 );
 
-/// The header of a segment: which log it belongs to, and its place in it.
+/// The header of a segment: the log that it belongs to, and its place in that log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SegmentHeader {
     /// The shard that wrote it.
     pub shard: u32,
     /// The data directory's random id.
     pub epoch: [u8; 16],
-    /// The place in the shard's sequence of segments.
+    /// The segment's number in the shard's sequence of segments.
     pub index: u64,
     /// The log position of the first batch.
     pub first_position: LogPosition,
-    /// The segments that it replaces, if it is a compacted one.
+    /// The segments that it replaces, if it is a compacted segment.
     pub compacted: Option<Compacted>,
 }
 
 /// The segments that a compacted segment replaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compacted {
-    /// The number of indexes it covers before its own.
+    /// The number of indexes that it covers in addition to its own, all directly before it.
     pub replaced: u32,
-    /// The log position where they ended. The compacted segment itself is shorter.
+    /// The log position where the replaced segments ended. The compacted segment itself is shorter.
     pub end_position: LogPosition,
 }
 
-/// Why the first bytes of a file are not a segment header.
+/// The reason why the first bytes of a file are not a valid segment header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum HeaderError {
     /// The file is shorter than a header.
@@ -52,7 +52,7 @@ pub enum HeaderError {
     /// The file does not start with the magic number of a segment.
     #[error("it does not start with the magic number of a segment")]
     Magic,
-    /// Another version of the server wrote it. The header is intact.
+    /// The header is intact, but was written by another version of the server.
     #[error("it has format {0}, but this server reads {FORMAT_VERSION}")]
     Version(u16),
     /// The header was altered.
@@ -64,7 +64,7 @@ pub enum HeaderError {
 }
 
 impl SegmentHeader {
-    /// Returns the header of a segment that a shard writes.
+    /// Returns the header for a segment that a shard writes, as opposed to a compacted one.
     #[must_use]
     pub fn new(shard: u32, epoch: [u8; 16], index: u64, first_position: LogPosition) -> Self {
         Self {
@@ -105,14 +105,14 @@ impl SegmentHeader {
         bytes
     }
 
-    /// Reads the header of a segment; `bytes` may be longer.
+    /// Decodes the header of a segment; `bytes` may be longer than the header.
     pub fn decode(bytes: &[u8]) -> Result<Self, HeaderError> {
         let bytes: &[u8; SEGMENT_HEADER_BYTES] = bytes.first_chunk().ok_or(HeaderError::Short)?;
         if field(bytes, 0) != SEGMENT_MAGIC {
             return Err(HeaderError::Magic);
         }
         // The checksum is checked first, so that a flipped bit in the version is not reported as a
-        // file of a newer server.
+        // file from a newer server.
         if u32_at(bytes, SEGMENT_CRC_AT) != crc32c::crc32c(&bytes[..SEGMENT_CRC_AT]) {
             return Err(HeaderError::Checksum);
         }
@@ -142,8 +142,8 @@ impl SegmentHeader {
         })
     }
 
-    /// Returns the checksum that seeds every batch header, so that a batch of another segment is
-    /// never passes as one of this segment.
+    /// Returns the checksum that seeds every batch header, so that a batch of another segment never
+    /// passes as one of this segment.
     #[must_use]
     pub fn salt(&self) -> u32 {
         u32_at(&self.encode(), SEGMENT_CRC_AT)
@@ -157,8 +157,8 @@ impl SegmentHeader {
             .advance(offset.saturating_sub(SEGMENT_HEADER_BYTES as u64))
     }
 
-    /// Returns the offset of a log position in this segment's file; `None` if that is before the
-    /// segment, or beyond what memory can hold.
+    /// Returns the offset of a log position in this segment's file; `None` if the position is
+    /// before the segment, or the offset does not fit a `usize`.
     #[must_use]
     pub fn offset(&self, position: LogPosition) -> Option<usize> {
         let after_header = usize::try_from(position.bytes_since(self.first_position)?).ok()?;
@@ -168,7 +168,7 @@ impl SegmentHeader {
 
 // ---- little-endian numbers ----
 
-/// Returns the `N` bytes at `at`. The caller has checked that they are there.
+/// Returns the `N` bytes at `at`. The caller must have checked that they exist.
 pub(super) fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     *bytes[at..]
         .first_chunk()
