@@ -107,7 +107,8 @@ impl Settings {
         }
     }
 
-    /// Returns the same settings, but with every dead byte removed that can be.
+    /// Returns these settings without the threshold for dead bytes: every group that would shrink
+    /// is rewritten.
     #[must_use]
     pub fn thorough(self) -> Self {
         Self {
@@ -524,7 +525,7 @@ fn shrink<F: DiskFile>(file: &F, throttle: &mut Throttle<'_>) -> Result<(), Comp
     Ok(())
 }
 
-/// Returns the log position where the last segment of a shard ends that is no longer running.
+/// Returns the log position at the end of the last segment of a shard that is no longer running.
 fn end_of(link: &Link) -> LogPosition {
     match link.header.compacted {
         Some(compacted) => compacted.end_position,

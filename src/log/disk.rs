@@ -1,11 +1,11 @@
-//! The file system as the log needs it, so that everything which decides about files runs on a
-//! simulated disk too.
+//! The file system operations that the log needs, as a trait, so that all code that makes decisions
+//! about files can also run on a simulated disk.
 //!
-//! Each method is one system call, or its equivalent in a file system: it may fail at any time, and
-//! a crash may come between any two. [`super::record`] lists the assumptions about what a crash
+//! Each method is one system call, or its equivalent in a file system: any call may fail, and a
+//! crash may happen between any two. [`super::record`] lists the assumptions about what a crash
 //! leaves.
 //!
-//! Architecture invariant: outside of this file, nothing under `log` touches a file.
+//! Architecture invariant: outside this module, no code under `log` accesses files directly.
 
 use std::ffi::OsString;
 use std::fmt::Debug;
@@ -19,10 +19,10 @@ use rustix::io::{Errno, ReadWriteFlags};
 
 use super::blocks::{BLOCK_BYTES, Blocks};
 
-/// The space of a file system.
+/// The free and total space of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Space {
-    /// The bytes that an unprivileged user may still write.
+    /// The number of bytes that an unprivileged user can still write.
     pub free_bytes: u64,
     /// The size of the disk in bytes.
     pub total_bytes: u64,
@@ -30,29 +30,29 @@ pub struct Space {
 
 /// A disk with folders and files.
 pub trait Disk: Debug + Clone + Send + Sync + 'static {
-    /// An open file of it.
+    /// An open file on this disk.
     type File: DiskFile;
 
-    /// mkdir(2). Only the user of this process may enter it.
+    /// Creates a folder that only the user of this process may enter: mkdir(2).
     fn create_folder(&self, path: &Path) -> io::Result<()>;
-    /// Returns whether there is a folder of this name.
+    /// Returns whether a folder exists at this path.
     fn is_folder(&self, path: &Path) -> bool;
-    /// Returns the names in a folder, in no order.
+    /// Returns the names of the entries in a folder, in no particular order.
     fn names(&self, folder: &Path) -> io::Result<Vec<OsString>>;
-    /// Makes the names in a folder durable: fsync(2) of the folder.
+    /// Makes the names in a folder durable, with fsync(2) on the folder.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
     /// Opens a file for reading.
     fn open(&self, path: &Path) -> io::Result<Self::File>;
     /// Opens a file for reading and writing.
     fn open_writable(&self, path: &Path) -> io::Result<Self::File>;
-    /// Opens an empty file for reading and writing, in the place of one that is there. A new one is
-    /// for the user of this process alone.
+    /// Opens an empty file for reading and writing; an existing file is truncated. A new file is
+    /// accessible only to the user of this process.
     fn create(&self, path: &Path) -> io::Result<Self::File>;
-    /// Returns whether the file at `path` is the open one.
+    /// Returns whether the file at `path` is the open file `file`.
     fn is_at(&self, path: &Path, file: &Self::File) -> io::Result<bool>;
-    /// The length of a file.
+    /// Returns the length of a file.
     fn file_bytes(&self, path: &Path) -> io::Result<u64>;
-    /// Returns whether there is a file of this name.
+    /// Returns whether a file exists at this path.
     fn exists(&self, path: &Path) -> io::Result<bool> {
         match self.file_bytes(path) {
             Ok(_) => Ok(true),
@@ -60,12 +60,12 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
             Err(error) => Err(error),
         }
     }
-    /// The space of the file system that has this folder: statvfs(3).
+    /// Returns the space of the file system that contains this folder: statvfs(3).
     fn space(&self, folder: &Path) -> io::Result<Space>;
-    /// rename(2): replaces a file that is there, in one step.
+    /// Renames a file, and atomically replaces an existing one at `to`: rename(2).
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Gives a file a second name: link(2). Where a file system has none, the new name is of a
-    /// copy, which is on disk.
+    /// Gives a file a second name: link(2). If the file system has no hard links, the new name
+    /// refers to a copy, which is synced to disk.
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut bytes = Vec::new();
         self.open(from)?.read_whole(&mut bytes)?;
@@ -73,13 +73,15 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
         copy.write_all_at(&bytes, 0)?;
         copy.sync()
     }
-    /// unlink(2).
+    /// Removes a file: unlink(2).
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Opens a file, creating it if it is missing, and locks it for as long as it is open
-    /// (flock(2)). `Err`: the file, open for reading, which another process has locked.
+    /// (flock(2)). If another process has locked it, returns the open file in the inner `Err`, so
+    /// that it can be read.
     fn lock(&self, path: &Path) -> io::Result<Result<Self::File, Self::File>>;
-    /// Opens a folder and locks it for as long as it is open (flock(2)). None: another process has
-    /// locked it. Where the file system cannot lock folders, it is open and not locked.
+    /// Opens a folder and locks it for as long as it is open (flock(2)). Returns `None` if another
+    /// process has locked it. If the file system cannot lock folders, the folder is opened without
+    /// a lock.
     fn lock_folder(&self, path: &Path) -> io::Result<Option<Self::File>>;
 }
 
@@ -87,40 +89,44 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
 pub trait DiskFile: Debug + Send + Sync + 'static {
     /// Returns the length of the file.
     fn bytes(&self) -> io::Result<u64>;
-    /// Returns whether the file still has a name. Cheap enough for every commit.
+    /// Returns whether the file still has a name. This is cheap enough for every commit.
     fn is_linked(&self) -> io::Result<bool>;
-    /// pread(2): may read less than there is; 0 at the end.
+    /// Reads at an offset, possibly fewer bytes than there are, and returns their number, which is
+    /// 0 at the end of the file: pread(2).
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
-    /// pwrite(2): may write less than was asked for.
+    /// Writes at an offset, possibly fewer bytes than requested, and returns their number:
+    /// pwrite(2).
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
-    /// ftruncate(2).
+    /// Sets the length of the file: ftruncate(2).
     fn set_bytes(&self, bytes: u64) -> io::Result<()>;
-    /// Makes content and length durable: fdatasync(2).
+    /// Makes the content and the length durable: fdatasync(2).
     fn sync(&self) -> io::Result<()>;
-    /// Makes later writes bypass the page cache (open(2), `O_DIRECT`): they must be whole blocks at
-    /// their places, and each has `RWF_DSYNC` (pwritev2(2)), so that it is on disk when it returns.
-    /// False: the file system cannot do it, and nothing has changed.
+    /// Makes later writes bypass the page cache (open(2), `O_DIRECT`). They must then consist of
+    /// whole, aligned blocks and use [`DiskFile::write_synced_at`] (pwritev2(2), `RWF_DSYNC`), so
+    /// that each is on disk when it returns. Returns `false`, with nothing changed, if the file
+    /// system does not support this.
     fn write_through(&self) -> io::Result<bool>;
-    /// pwritev2(2) with `RWF_DSYNC`: the bytes written are on disk when it returns.
+    /// Writes at an offset, like [`DiskFile::write_at`], but the written bytes are on disk when it
+    /// returns: pwritev2(2) with `RWF_DSYNC`.
     fn write_synced_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         let count = self.write_at(bytes, offset)?;
         self.sync()?;
         Ok(count)
     }
-    /// Claims disk ahead without a change of the length; nothing where the file system cannot.
+    /// Claims disk space in advance without changing the length of the file. Does nothing if the
+    /// file system does not support this.
     fn reserve(&self, bytes: u64) -> io::Result<()>;
-    /// Keeps others from claiming the file while it is open. False: it is claimed (flock(2),
-    /// shared).
+    /// Takes a shared lock (flock(2)), which keeps others from claiming the file while it is open.
+    /// Returns `false` if it is claimed.
     fn share(&self) -> io::Result<bool>;
-    /// Keeps others from sharing the file while it is open. False: it is shared or claimed
-    /// (flock(2), exclusive).
+    /// Takes an exclusive lock (flock(2)), which keeps others from sharing or claiming the file
+    /// while it is open. Returns `false` if it is shared or claimed.
     fn claim(&self) -> io::Result<bool>;
-    /// Drops the parts of the file in the page cache that are on disk too, so that the next read
-    /// comes from the disk. This is advice: if the kernel ignores it, reads still return what was
-    /// written.
+    /// Drops the file's clean pages from the page cache, so that the next read comes from the disk.
+    /// This is only advice: if the kernel ignores it, reads still return what was written.
     fn drop_cache(&self);
 
-    /// Writes all of `bytes`.
+    /// Writes all of `bytes`, with as many calls as that takes.
     fn write_all_at(&self, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
         while !bytes.is_empty() {
             match self.write_at(bytes, offset) {
@@ -136,8 +142,8 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
         Ok(())
     }
 
-    /// Reads into `bytes` from `offset` on, until they are full or the file ends. Returns the
-    /// number of bytes read.
+    /// Reads from `offset` on until `bytes` is full or the file ends. Returns the number of bytes
+    /// read.
     fn read_full_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut count = 0;
         while count < bytes.len() {
@@ -151,12 +157,12 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
         Ok(count)
     }
 
-    /// Replaces `bytes` by the content of the file.
+    /// Replaces the content of `bytes` by that of the file.
     fn read_whole(&self, bytes: &mut Vec<u8>) -> io::Result<()> {
         let file_bytes = usize::try_from(self.bytes()?)
             .map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-        // Only what is new must be zeroed: a buffer that is used for one segment after the other is
-        // not.
+        // Only newly added bytes are zeroed, so a buffer that is reused for several segments is
+        // mostly not zeroed again.
         bytes.resize(file_bytes, 0);
         let count = self.read_full_at(bytes, 0)?;
         bytes.truncate(count);
@@ -168,7 +174,8 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HostDisk;
 
-/// Only the server's user may read the log, whatever the umask.
+/// The permission bits of new folders: only the server's user may access the log, whatever the
+/// umask is.
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
@@ -261,7 +268,8 @@ impl Disk for HostDisk {
 
     fn lock(&self, path: &Path) -> io::Result<Result<File, File>> {
         let mut options = OpenOptions::new();
-        // Not truncated: until the lock is taken, the content is the other process's.
+        // The file is not truncated: until the lock is taken, the content belongs to another
+        // process.
         options.read(true).write(true).create(true).truncate(false);
         let file = options.mode(FILE_MODE).open(path)?;
         Ok(if file.claim()? { Ok(file) } else { Err(file) })
@@ -271,8 +279,8 @@ impl Disk for HostDisk {
         let folder = File::open(path)?;
         match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => Ok(None),
-            // NFS makes it a lock of bytes, which only a file that is open for writing can have;
-            // others know none.
+            // NFS turns this into a byte-range lock, which requires a file that is open for
+            // writing. Other file systems do not support it at all.
             Ok(())
             | Err(Errno::BADF | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOLCK) => {
                 Ok(Some(folder))
@@ -310,7 +318,8 @@ impl DiskFile for File {
     fn write_through(&self) -> io::Result<bool> {
         let flags = rustix::fs::fcntl_getfl(self)?;
         let set = rustix::fs::fcntl_setfl(self, flags | OFlags::DIRECT);
-        // Some file systems accept the flag, and refuse blocks that are too short for them.
+        // Some file systems accept the flag, but reject blocks that are too short for them, so a
+        // read is tried here.
         let mut block = Blocks::new(BLOCK_BYTES);
         block.resize(BLOCK_BYTES, 0);
         let probed = set.and_then(|()| rustix::io::pread(self, &mut *block, 0));

@@ -1,18 +1,19 @@
-//! Records beyond the end of a segment: they are in its file, after the place where the next
-//! segment begins.
+//! Records beyond the end of a segment: records in its file at log positions that belong to the
+//! next segment.
 //!
-//! No reader counts them, and a healthy server leaves none. There are two ways to them. A write or
-//! an fdatasync failed, and the shard went on in the next segment: then the clients received an
-//! error for these ops, and with `--durability interval` or `none` they may have been shown before.
-//! Or a second server used the data directory and cut the segment, while the first one went on
-//! writing to it: then clients of the first were shown them, and they are lost.
+//! Readers ignore them, and a healthy server leaves none. They can arise in two ways. Either a
+//! write or an fdatasync failed and the shard continued in the next segment: the clients then
+//! received an error for these ops, although with `--durability interval` or `none` the ops may
+//! have been sent to others first. Or a second server used the data directory and cut the segment
+//! while the first one was still writing to it: the ops were then sent to clients of the first
+//! server, and are lost.
 
 use super::chain::{Link, RecoveryError};
 use super::disk::DiskFile;
 use super::record::Reader;
 use super::repair::resync::skip_damage;
 
-/// Records beyond the end of a segment.
+/// *The records beyond the end of a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordsPastEnd {
     /// The offset where the segment ends.
@@ -22,9 +23,9 @@ pub struct RecordsPastEnd {
 }
 
 impl Link {
-    /// Looks for records beyond the segment's end in its file. `bytes` is room for the file, which
-    /// is read only if something other than zeros is there. None: there are none, or the segment is
-    /// the last one.
+    /// Searches the file for records beyond the end of the segment. `bytes` is a buffer for the
+    /// file, which is read completely only if the bytes after the end are not all zeros. Returns
+    /// `None` if there are no such records, or if the segment is compacted or the last one.
     pub fn records_past_end<F: DiskFile>(
         &self,
         file: &F,
