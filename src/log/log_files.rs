@@ -1,5 +1,5 @@
-//! The files of one shard's log: the open segment, and the slow work on the others, as errands for
-//! another thread.
+//! The files of one shard's log: the open segment, and slow work on other segments, which is
+//! packaged as jobs for another thread.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,17 +24,19 @@ mod tests;
 #[derive(Debug)]
 pub struct LogFiles<D: Disk> {
     directory: Arc<DataDirectory<D>>,
-    /// Its file is shared with a rebuild, which syncs it.
+    /// The open segment. Its file is shared with a rebuild, which syncs it.
     segment: Segment<Arc<D::File>>,
-    /// If set, segments are written through where the file system can do that, and grow by this.
+    /// If set, segments are written through, if the file system supports that, and grow by this
+    /// many bytes at a time.
     fill_bytes: Option<u64>,
     sources: Sources,
-    /// Where the open segment ends, once it has failed: the first try to rebuild decides, for all
-    /// that follow.
+    /// The position where the open segment ends, once it has failed. The first attempt to rebuild
+    /// decides it for all that follow.
     kept_position: Arc<OnceLock<LogPosition>>,
 }
 
-/// Why the next segment or the state of a shard is not there. It is tried again.
+/// The reason why the next segment or the state of a shard could not be provided. The operation is
+/// retried.
 #[derive(Debug, Error)]
 pub enum LogFilesError {
     /// The next segment cannot be created.
@@ -45,8 +47,7 @@ pub enum LogFilesError {
         /// The system's error.
         source: io::Error,
     },
-    /// The open segment is not in its place any more. Nothing that the server could do brings its
-    /// ops back there.
+    /// The open segment is no longer at its path. The server cannot restore its ops there.
     #[error(
         "{path} was deleted or moved away under the running server: stop the server, \
          move the data directory back or put it back from a backup, and start it again"
@@ -55,8 +56,8 @@ pub enum LogFilesError {
         /// The segment.
         path: PathBuf,
     },
-    /// `LOCK` is not in its place any more: nothing keeps a server of an older version from using
-    /// the directory, too.
+    /// `LOCK` is no longer at its path, so nothing keeps a server of an older version from using
+    /// the directory as well.
     #[error(
         "{path} was deleted or replaced under the running server, and another server may use the \
          data directory by now: stop every server on it, and start one again"
@@ -65,15 +66,15 @@ pub enum LogFilesError {
         /// `LOCK`.
         path: PathBuf,
     },
-    /// The log could not be read back.
+    /// The log could not be read.
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
 }
 
 impl<D: Disk> LogFiles<D> {
-    /// Creates the segment with which a shard begins, after everything that was recovered. With
-    /// `fill_bytes`, this one and the following ones are [written through](Segment::write_through),
-    /// if the file system supports it.
+    /// Creates the segment that a shard writes first, which follows everything that was recovered.
+    /// With `fill_bytes`, this segment and the following ones are [written
+    /// through](Segment::write_through), if the file system supports it.
     pub fn open(
         directory: Arc<DataDirectory<D>>,
         shard: u32,
@@ -103,7 +104,7 @@ impl<D: Disk> LogFiles<D> {
         })
     }
 
-    /// The open segment, as the log's state machine knows it.
+    /// Returns the open segment in the form that the log's state machine uses.
     #[must_use]
     pub fn open_segment(&self) -> OpenSegment {
         let header = self.segment.header;
@@ -115,30 +116,32 @@ impl<D: Disk> LogFiles<D> {
         }
     }
 
-    /// Returns what turns appends to the open segment into whole blocks, if it is written through.
+    /// Returns the writer that turns appends to the open segment into whole blocks, if the segment
+    /// is written through.
     pub fn blocks(&mut self) -> Option<&mut BlockWriter> {
         self.segment.blocks.as_mut()
     }
 
-    /// The open segment's file.
+    /// Returns the file of the open segment.
     #[must_use]
     pub fn file(&self) -> &D::File {
         &self.segment.file
     }
 
-    /// Fails where the open segment or `LOCK` has lost its name. Writes and fdatasyncs of the
-    /// segment still end well, and what they kept is gone as soon as the file is closed; without
-    /// `LOCK`, another server may cut it.
+    /// Returns an error if the open segment or `LOCK` has lost its name. Writes and fdatasyncs of a
+    /// nameless segment still succeed, but its data is gone as soon as the file is closed. Without
+    /// `LOCK`, another server may cut the segment.
     pub fn check_linked(&self) -> Result<(), LogFilesError> {
         self.check(self.segment.file.is_linked())?;
         self.check_lock(self.directory.is_lock_linked().unwrap_or(true))
     }
 
-    /// Fails where the open segment or `LOCK` is known not to be at its path: the data directory,
-    /// the shard's folder or one of the two was deleted, moved or replaced. Costs a walk along each
-    /// path, so it is not for every commit.
+    /// Returns an error if the open segment or `LOCK` is known not to be at its path, because the
+    /// data directory, the shard's folder or the file itself was deleted, moved or replaced. This
+    /// resolves both paths, so it is too expensive for every commit.
     pub fn check_place(&self) -> Result<(), LogFilesError> {
-        // An error does not show that it moved; creating the next segment will meet the error.
+        // An I/O error does not prove that the file was moved; creating the next segment will run
+        // into it too.
         if !self.is_in_place().unwrap_or(true) {
             return self.check(Ok(false));
         }
@@ -158,15 +161,16 @@ impl<D: Disk> LogFiles<D> {
         self.directory.disk().is_at(path, file.as_ref())
     }
 
-    /// Fails if the open segment is not at its path: whatever is there now, nothing or a restored
-    /// backup, does not continue this log, and must not be followed by its next segment.
+    /// Returns an error if the open segment or `LOCK` is not at its path, or if this cannot be
+    /// checked for the segment. Whatever is there now, be it nothing or a restored backup, is not
+    /// this log, so this log's next segment must not be created there.
     fn check_in_place(&self) -> Result<(), LogFilesError> {
         self.check(self.is_in_place())?;
         self.check_lock(self.directory.is_lock_in_place().unwrap_or(true))
     }
 
     fn check(&self, is_there: io::Result<bool>) -> Result<(), LogFilesError> {
-        // Only for an error: this is asked for each commit.
+        // The path is cloned only for an error, because this check runs on every commit.
         let path = || self.segment.path.clone();
         match is_there {
             Ok(true) => Ok(()),
@@ -178,14 +182,14 @@ impl<D: Disk> LogFiles<D> {
         }
     }
 
-    /// Makes a new segment the open one. Nothing of the one before may be in flight.
+    /// Makes a new segment the open one. No operation on the previous segment may be in flight.
     pub fn replace(&mut self, segment: Segment<D::File>) -> OpenSegment {
         self.segment = shared(segment);
         self.kept_position = Arc::default();
         self.open_segment()
     }
 
-    /// The errand that creates the next segment.
+    /// Returns the job that creates the next segment.
     pub fn next(
         &self,
         index: u64,
@@ -211,15 +215,15 @@ impl<D: Disk> LogFiles<D> {
         }
     }
 
-    /// Returns the errand that creates the segment after the failed one and reads the shard's state
-    /// back. The failed file is no longer written: for its readers it ends where the next segment
+    /// Returns the job that creates the segment after the failed one and reads the shard's state
+    /// back. The failed file is no longer written; for readers, it ends where the next segment
     /// begins.
     pub fn rebuild(&self, end: End) -> Result<Rebuild<D>, LogFilesError> {
         if self.segment.header.index == end.index {
             self.check_in_place()?;
         } else {
-            // The segment that was opened at the moment of the failure: it holds nothing, and a
-            // previous try may have removed it.
+            // The log failed while `end.index + 1`, the current open segment, was being created:
+            // that segment holds no ops, and a previous attempt may have removed it.
             let failed = self.creation(end.index, LogPosition::START);
             self.check(self.directory.disk().exists(&failed.path()))?;
             self.check_lock(self.directory.is_lock_in_place().unwrap_or(true))?;
@@ -267,18 +271,18 @@ fn create<D: Disk>(
     })
 }
 
-/// The creation of a segment.
+/// A job that creates a segment.
 #[derive(Debug)]
 pub struct Creation<D: Disk> {
     directory: Arc<DataDirectory<D>>,
     header: SegmentHeader,
     fill_bytes: Option<u64>,
-    /// The previous segment, and its length without the space claimed in advance.
+    /// The path of the previous segment, and its length without the space claimed in advance.
     closed: Option<(PathBuf, u64)>,
 }
 
 impl<D: Disk> Creation<D> {
-    /// Creates the segment, with `reserve_bytes` of disk claimed ahead.
+    /// Creates the segment, with `reserve_bytes` of disk space claimed in advance.
     pub fn run(&self, reserve_bytes: u64) -> Result<Segment<D::File>, LogFilesError> {
         self.create(self.header, reserve_bytes)
     }
@@ -293,13 +297,13 @@ impl<D: Disk> Creation<D> {
         let segment = create(directory, &folder, header, reserve_bytes, self.fill_bytes)
             .map_err(|source| self.failed(source))?;
         if let Some((path, bytes)) = &self.closed {
-            // Readers stop there anyway: where this fails, some disk is taken for nothing.
+            // Readers stop at this length anyway: if this fails, some disk space is wasted.
             let _ = segment::trim(directory.disk(), path, *bytes);
         }
         Ok(segment)
     }
 
-    /// A try before this one may have got as far as an empty segment.
+    /// Removes the empty segment that an earlier attempt may have created.
     fn remove_unused(&self) -> Result<(), LogFilesError> {
         let (disk, path) = (self.directory.disk(), self.path());
         match disk.file_bytes(&path) {
@@ -324,38 +328,38 @@ impl<D: Disk> Creation<D> {
     }
 }
 
-/// An errand that rebuilds a shard from its log.
+/// A job that rebuilds a shard from its log.
 #[derive(Debug)]
 pub struct Rebuild<D: Disk> {
     creation: Creation<D>,
     end: End,
-    /// The open segment's file, when the errand was made.
+    /// The file of the segment that was open when the job was created.
     file: Arc<D::File>,
     kept_position: Arc<OnceLock<LogPosition>>,
     sources: Sources,
 }
 
 impl<D: Disk> Rebuild<D> {
-    /// Creates the next segment and visits the ops. Waits for the disk, so it is not for a shard's
-    /// thread.
+    /// Creates the next segment and visits the ops. This waits for the disk, so it must not run on
+    /// a shard's thread.
     pub fn run(&self, visit: impl FnMut(&LoggedOp<'_>)) -> Result<Segment<D::File>, LogFilesError> {
         let header = SegmentHeader {
             first_position: self.kept_position(),
             ..self.creation.header
         };
         self.creation.remove_unused()?;
-        // No more room is asked for than a segment without ops needs: on a disk that is nearly full
-        // the shard serves what it has, and refuses ops.
+        // No space is reserved beyond what a segment without ops needs, so that on a nearly full
+        // disk the shard can still serve its state while it refuses ops.
         let segment = self.creation.create(header, 0)?;
         recovery::replay(&self.creation.directory, &self.sources, visit)?;
         Ok(segment)
     }
 
-    /// Returns the position up to which the failed segment is kept: what was shown, if it can still
-    /// be made durable.
+    /// Returns the position up to which the failed segment is kept: up to the last op that was sent
+    /// to clients, if that can still be made durable.
     ///
-    /// There is one fdatasync for all tries. After one that failed, the next would succeed without
-    /// having written anything; after one that succeeded, a failure of the next would drop ops that
+    /// All attempts share one fdatasync. After a failed fdatasync, the next would succeed without
+    /// having written anything; after a successful one, a failure of the next would drop ops that
     /// are on disk.
     fn kept_position(&self) -> LogPosition {
         *self.kept_position.get_or_init(|| {

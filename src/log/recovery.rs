@@ -1,14 +1,14 @@
-//! Reading the log back: at the start of the server, and when a shard rebuilds itself.
+//! Reads the log back, when the server starts and when a shard rebuilds itself.
 //!
-//! Here the rules that [`super::record`] argues meet the files. Everything is read and judged
-//! before anything is cut or removed, so a damaged log is left as it was found.
+//! This module applies the rules derived in [`super::record`] to the files. Everything is read and
+//! judged before anything is cut or removed, so a damaged log is left as it was found.
 //!
-//! An op that a start shows to a client must be durable, also where the process before was killed
-//! between a write and its sync, or had a sync fail and left pages in the cache that the disk does
-//! not hold. So a last segment is synced, dropped from the cache and then read: what is read is
-//! what the disk has.
+//! An op that is sent to a client after a start must be durable, even if the previous process was
+//! killed between a write and its sync, or if one of its syncs failed and left pages in the cache
+//! that are not on disk. So each last segment is synced, dropped from the cache and only then read,
+//! which returns what is really on disk.
 //!
-//! On any error the ops that were visited so far are worth nothing: they are to be dropped.
+//! After an error, the ops visited so far must be discarded.
 
 use std::path::PathBuf;
 
@@ -23,7 +23,7 @@ use super::segment;
 #[cfg(test)]
 mod tests;
 
-/// Where the next segment of a shard's folder begins.
+/// The place where the next segment in a shard's folder begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tail {
     /// The shard.
@@ -35,7 +35,7 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// The tail of a shard that has no segment yet.
+    /// Returns the tail of a shard that has no segment yet.
     #[must_use]
     pub fn first(shard: u32) -> Self {
         Self {
@@ -46,29 +46,29 @@ impl Tail {
     }
 }
 
-/// A torn tail that was cut off: what a crash left of writes that nothing had synced.
+/// A torn tail that was cut off: the remains of writes that had not been synced before a crash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Torn {
     /// The segment.
     pub path: PathBuf,
-    /// The length after the cut.
+    /// The length of the file after the cut.
     pub offset: u64,
-    /// How much was cut off.
+    /// The number of bytes that were cut off.
     pub bytes: u64,
 }
 
 /// The result of a recovery.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RecoveryReport {
-    /// One for each shard folder there is, in order.
+    /// The tail of each shard folder that exists, in order.
     pub tails: Vec<Tail>,
-    /// The tails that were cut off.
+    /// The torn tails that were cut off.
     pub torn: Vec<Torn>,
-    /// The segments that were read.
+    /// The number of segments that were read.
     pub segments: u64,
-    /// The ops that were visited.
+    /// The number of ops that were visited.
     pub ops: u64,
-    /// The length of all segments, after the cuts.
+    /// The total length of all segments after the cuts, in bytes.
     pub bytes: u64,
 }
 
@@ -84,7 +84,7 @@ impl RecoveryReport {
     }
 }
 
-/// A log whose headers have been read and judged. Its folders may be read side by side.
+/// A log whose segment headers have been read and checked. Its folders may be read in parallel.
 pub struct Recovery<'a, D: Disk> {
     directory: &'a DataDirectory<D>,
     chains: Vec<Chain>,
@@ -98,7 +98,7 @@ pub struct FolderRead {
 }
 
 impl<'a, D: Disk> Recovery<'a, D> {
-    /// Reads the headers of all segments.
+    /// Reads and checks the headers of all segments.
     pub fn open(directory: &'a DataDirectory<D>) -> Result<Self, RecoveryError> {
         let shards = directory.shards();
         let shards = shards.map_err(RecoveryError::at(directory.path()))?;
@@ -109,20 +109,20 @@ impl<'a, D: Disk> Recovery<'a, D> {
         Ok(Self { directory, chains })
     }
 
-    /// The number of folders.
+    /// Returns the number of folders.
     #[must_use]
     pub fn folders(&self) -> usize {
         self.chains.len()
     }
 
-    /// The length of all segments.
+    /// Returns the total length of all segments, in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.chains.iter().map(Chain::bytes).sum()
     }
 
-    /// Visits every op of a folder, in order. `progress` is called with the length of each segment
-    /// that has been read.
+    /// Visits every op in a folder, in order. Calls `progress` with the length of each segment
+    /// after reading it.
     pub fn read(
         &self,
         folder: usize,
@@ -145,17 +145,21 @@ impl<'a, D: Disk> Recovery<'a, D> {
         Ok(read)
     }
 
-    /// Cuts the torn tails off and removes what crashes left, once all folders have been read well;
-    /// one for each folder, in order.
+    /// Cuts off the torn tails and removes the files that crashes have left, once all folders have
+    /// been read successfully. `folders` holds one result for each folder, in order.
+    ///
+    /// # Panics
+    ///
+    /// If a folder has no result.
     pub fn finish(self, folders: &[FolderRead]) -> Result<RecoveryReport, RecoveryError> {
         let disk = self.directory.disk();
         let mut report = RecoveryReport::default();
         assert_eq!(folders.len(), self.chains.len(), "each folder was read");
         for (chain, read) in self.chains.iter().zip(folders) {
             let folder = self.directory.shard_path(chain.shard);
-            // The result depends on the names that were found: the rename that replaced segments
-            // may not be durable yet, nor the removal of an empty segment, which would end the
-            // previous one earlier if it reappeared.
+            // The result depends on the names that were found, so they are made durable first. The
+            // rename that replaced segments may not be on disk yet, and neither may the removal of
+            // an empty segment, which would make the previous one end earlier if it reappeared.
             disk.sync_folder(&folder)
                 .map_err(RecoveryError::at(&folder))?;
             segment::sweep(disk, &folder).map_err(RecoveryError::at(&folder))?;
@@ -174,7 +178,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
                 next_index: link.header.index + 1,
                 next_position: last.end_position,
             });
-            // Also if nothing is torn: the cut gives back the disk that the segment had reserved.
+            // This is done even if nothing is torn, because the cut releases the disk space that
+            // the segment had reserved.
             segment::cut(disk, &link.path, last.whole_bytes)
                 .map_err(RecoveryError::at(&link.path))?;
             if last.file_bytes > last.whole_bytes {
@@ -189,9 +194,9 @@ impl<'a, D: Disk> Recovery<'a, D> {
     }
 }
 
-/// Reads every op of every shard folder, whatever the number of shards that wrote them, in file
-/// order, and cuts the torn tails off the last segments. The op order across folders is the
-/// caller's to make, by timestamp and seq.
+/// Visits every op in every shard folder, however many shards wrote them, in file order, and cuts
+/// the torn tails off the last segments. The caller must order ops across folders by timestamp and
+/// seq.
 pub fn recover<D: Disk>(
     directory: &DataDirectory<D>,
     mut visit: impl FnMut(&LoggedOp<'_>),
@@ -204,19 +209,19 @@ pub fn recover<D: Disk>(
     recovery.finish(&folders)
 }
 
-/// The folders that may have ops of a shard's workspaces.
+/// The folders that may contain ops of a shard's workspaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sources {
     /// The shard. All segments of its own folder are read.
     pub shard: u32,
-    /// The other folders: what was there before this server began, up to the segment of that index.
-    /// What came later is of the workspaces of the shards that wrote it.
+    /// The other folders, each with the index of its last segment from before this server started.
+    /// Later segments contain only workspaces of the shards that wrote them.
     pub others: Vec<(u32, u64)>,
 }
 
-/// Reads closed segments again: a shard rebuilds itself while others run. Returns the number of
-/// ops. A closed segment has no torn tail before the place where the next one begins, so that is
-/// damage here.
+/// Reads closed segments again, so that a shard can rebuild itself while others are running.
+/// Returns the number of ops. A closed segment cannot have a torn tail before the point where the
+/// next one begins, so a torn tail is damage here.
 pub fn replay<D: Disk>(
     directory: &DataDirectory<D>,
     sources: &Sources,

@@ -1,6 +1,7 @@
-//! When to compact which folders, and how hard; how much room the disk has for which shard.
+//! Decides when to compact which folders and how fast, and how much disk space each shard may use.
 //!
-//! No file and no clock: the compactor and the simulation bring what they have measured.
+//! This module uses no files and no clock: the compactor and the simulation pass in what they have
+//! measured.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,29 +18,30 @@ use crate::limits::{
 #[cfg(test)]
 mod tests;
 
-/// A shard's folder.
+/// The space that a shard's folder uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FolderUsage {
     /// The shard.
     pub shard: u32,
-    /// The length of its closed segments.
+    /// The total length of its closed segments, in bytes.
     pub closed_bytes: u64,
-    /// The size of the shard's state in a log without dead bytes, when the open segment was opened.
-    /// 0 if the shard does not run.
+    /// The size that the shard's state would have in a log without dead bytes, at the time when the
+    /// open segment was opened. 0 if the shard is not running.
     pub live_bytes: u64,
-    /// The shard runs.
+    /// Whether the shard is running.
     pub is_running: bool,
 }
 
-/// When to compact.
+/// Decides when to compact, from the folder sizes and the results of earlier compactions.
 #[derive(Debug)]
 pub struct Schedule {
-    /// Less than this in a folder is not worth it.
+    /// A folder with no more than this many closed bytes is not worth a compaction.
     floor_bytes: u64,
     /// The result of the last compaction of each folder.
     left: BTreeMap<u32, Left>,
     failure: Option<Failure>,
-    /// The last compaction had too little room on the disk: the next one works in small steps.
+    /// Whether the last compaction had too little room on the disk, so that the next one works in
+    /// small steps.
     lacks_room: bool,
     is_over: bool,
 }
@@ -47,9 +49,9 @@ pub struct Schedule {
 /// The size of a folder after its last compaction.
 #[derive(Debug, Clone, Copy)]
 struct Left {
-    /// The live bytes besides the state of its own shard.
+    /// The live bytes that do not belong to the state of its own shard.
     foreign_bytes: u64,
-    /// The length of the folder.
+    /// The total length of its closed segments, in bytes.
     closed_bytes: u64,
 }
 
@@ -57,13 +59,12 @@ struct Left {
 struct Failure {
     not_before_us: u64,
     cause: String,
-    /// The free bytes of the disk after it, if that was too little.
+    /// The free bytes of the disk after the failure, if there was too little room.
     free_bytes: Option<u64>,
 }
 
 impl Schedule {
-    /// Returns a schedule for which folders with less than `floor_bytes` are not worth a
-    /// compaction.
+    /// Returns a schedule that does not consider folders of up to `floor_bytes` worth a compaction.
     #[must_use]
     pub fn new(floor_bytes: u64) -> Self {
         Self {
@@ -75,9 +76,9 @@ impl Schedule {
         }
     }
 
-    /// Returns an upper bound of what a compaction would leave of a folder. Before the first
-    /// compaction, that is no more than the folder holds, and no more than all live bytes, any of
-    /// which may be in it.
+    /// Returns an upper bound for the number of bytes that a compaction would leave in a folder.
+    /// Before its first compaction, the bound is the size of the folder or the live bytes of all
+    /// shards, any of which may be in it, whichever is smaller.
     #[must_use]
     pub fn kept_bytes(&self, folder: &FolderUsage, all: &[FolderUsage]) -> u64 {
         if let Some(left) = self.left.get(&folder.shard) {
@@ -87,7 +88,7 @@ impl Schedule {
         folder.closed_bytes.min(live_bytes).max(folder.live_bytes)
     }
 
-    /// How long all logs are together, and what is known to be live of them, in percent.
+    /// Returns the length of all logs together, as a percentage of the bytes known to be live.
     fn percent_of_all(&self, all: &[FolderUsage]) -> u64 {
         let closed_bytes = all.iter().map(|folder| folder.closed_bytes).sum();
         let live = all.iter().map(|folder| {
@@ -97,16 +98,17 @@ impl Schedule {
         percent(closed_bytes, live.sum())
     }
 
-    /// Returns whether a folder has grown since its last compaction: otherwise another one leaves
-    /// the same.
+    /// Returns whether a folder has grown since its last compaction; if not, another compaction
+    /// would change nothing.
     fn has_grown(&self, folder: &FolderUsage) -> bool {
         let left = self.left.get(&folder.shard);
         left.is_none_or(|left| folder.closed_bytes > left.closed_bytes)
     }
 
-    /// The folders that are to be compacted, if one may begin now: each that holds too much beside
-    /// its own live data, or all, if together they do. Where the disk is short of room, a little
-    /// that is dead is too much.
+    /// Returns the shards whose folders should be compacted now, or none if a compaction must wait.
+    /// These are the folders that hold too many bytes other than live ones, or all folders if that
+    /// is true of their total. If the disk is short of room, a small amount of dead bytes is
+    /// enough.
     #[must_use]
     pub fn due(&self, all: &[FolderUsage], is_short: bool, now_us: u64) -> Vec<u32> {
         let must_wait = self.failure.as_ref();
@@ -129,7 +131,8 @@ impl Schedule {
         due.map(|folder| folder.shard).collect()
     }
 
-    /// Returns whether a folder may hold enough dead bytes to look for them, when each byte counts.
+    /// Returns whether a folder may hold enough dead bytes to be worth a compaction when disk space
+    /// is short.
     fn has_something(&self, folder: &FolderUsage) -> bool {
         let left = self.left.get(&folder.shard);
         let alive_bytes = left.map_or(folder.live_bytes, |left| left.closed_bytes);
@@ -137,7 +140,8 @@ impl Schedule {
         dead_bytes.saturating_mul(COMPACTION_DEAD_SHARE) >= folder.closed_bytes.max(1)
     }
 
-    /// How long to pause after this much work: the longer the logs, the less.
+    /// Returns how long to pause after working for `worked`: the longer the logs are, the shorter
+    /// the pause.
     #[must_use]
     pub fn pause(&self, all: &[FolderUsage], is_short: bool, worked: Duration) -> Duration {
         let of_folder = |folder: &FolderUsage| {
@@ -160,8 +164,8 @@ impl Schedule {
         worked * pause_percent / 100
     }
 
-    /// Records that a folder was compacted: its state when that began, the bytes that were kept,
-    /// and its length now.
+    /// Records that a folder was compacted. `begun` is its state when the compaction began,
+    /// `kept_bytes` its live bytes, and `closed_bytes` its length now.
     pub fn compacted(&mut self, begun: &FolderUsage, kept_bytes: u64, closed_bytes: u64) {
         let foreign_bytes = kept_bytes.saturating_sub(begun.live_bytes);
         self.left.insert(
@@ -184,15 +188,16 @@ impl Schedule {
         self.lacks_room = true;
     }
 
-    /// Returns whether the last compaction had too little room: the next one should need little,
-    /// and nothing else may use the free space.
+    /// Returns whether the last compaction had too little room on the disk. The next one should
+    /// then need little, and nothing else may use the free space.
     #[must_use]
     pub fn lacks_room(&self) -> bool {
         self.lacks_room
     }
 
-    /// Records that a compaction failed; `free_bytes` is the free space if that was too little.
-    /// Returns whether it is worth a warning: the last one failed for another reason or succeeded.
+    /// Records that a compaction failed; `free_bytes` is the free space if there was too little of
+    /// it. Returns whether the failure deserves a warning, because the previous compaction
+    /// succeeded or failed for a different reason.
     pub fn failed(&mut self, cause: String, free_bytes: Option<u64>, now_us: u64) -> bool {
         let is_new = self.failure.as_ref().is_none_or(|last| last.cause != cause);
         self.failure = Some(Failure {
@@ -203,8 +208,8 @@ impl Schedule {
         is_new
     }
 
-    /// Records how much of the disk is free: if the last compaction had too little, and there is a
-    /// quarter more now, the next one need not wait.
+    /// Records the free space of the disk. If the last compaction had too little, and there is now
+    /// over a quarter more, the next one need not wait.
     pub fn looked(&mut self, free_bytes: u64) {
         if let Some(failure) = &mut self.failure
             && failure
@@ -215,24 +220,24 @@ impl Schedule {
         }
     }
 
-    /// Records that nothing may be compacted any more.
+    /// Records that no further compaction is allowed.
     pub fn give_up(&mut self) {
         self.is_over = true;
     }
 
-    /// Returns whether a shard that waits for a compaction will get one.
+    /// Returns whether compaction is working, so that a shard that waits for one can expect it.
     #[must_use]
     pub fn is_working(&self) -> bool {
         self.failure.is_none() && !self.is_over
     }
 
-    /// Nothing is compacted any more.
+    /// Returns whether no further compaction is allowed.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.is_over
     }
 
-    /// Before this nothing is compacted.
+    /// Returns the time before which no compaction may start, if the last one failed.
     #[must_use]
     pub fn not_before_us(&self) -> Option<u64> {
         let failure = self.failure.as_ref();
@@ -244,14 +249,14 @@ fn percent(bytes: u64, of: u64) -> u64 {
     bytes.saturating_mul(100) / of.max(1)
 }
 
-/// The part of a disk that is left free.
+/// The amount of disk space that is kept free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LowMarks {
-    /// The bytes left free of a large disk.
+    /// The bytes that are kept free on a large disk.
     pub bytes: u64,
-    /// Of a smaller disk, one in this many bytes is left free.
+    /// On a smaller disk, one in this many bytes is kept free.
     pub share: u64,
-    /// The bytes left free for each shard in addition.
+    /// The additional bytes that are kept free for each shard.
     pub shard_bytes: u64,
 }
 
@@ -265,19 +270,19 @@ impl Default for LowMarks {
     }
 }
 
-/// How much room the disk has for the logs.
+/// The room that the disk has for the logs.
 #[derive(Debug)]
 pub struct DiskRoom {
     marks: LowMarks,
     shards: u64,
     space: Option<Space>,
     is_short: bool,
-    /// The bytes that are free, but reserved for compaction.
+    /// The free bytes that are withheld for compaction.
     withheld_bytes: u64,
 }
 
 impl DiskRoom {
-    /// Returns the room of a disk with the logs of `shards` shards.
+    /// Returns the room of a disk that holds the logs of `shards` shards.
     #[must_use]
     pub fn new(marks: LowMarks, shards: u64) -> Self {
         Self {
@@ -289,10 +294,10 @@ impl DiskRoom {
         }
     }
 
-    /// Records the space of the disk. `None`: it is unknown, and nothing is limited.
+    /// Records the space of the disk. If it is `None`, the space is unknown and nothing is limited.
     ///
-    /// `lacks_room`: the last compaction had too little room, and the reserve was given up for the
-    /// next one. Space that ops would use of it could never be reclaimed.
+    /// `lacks_room` means that the last compaction had too little room, and that the reserve was
+    /// given up for the next one. If ops used that space, it could never be reclaimed.
     pub fn looked(&mut self, space: Option<Space>, lacks_room: bool, all: &[FolderUsage]) {
         self.space = space;
         if space.is_none() {
@@ -305,7 +310,8 @@ impl DiskRoom {
             0
         };
         let free_bytes = self.usable_bytes();
-        // A little before the shards have used up their share, so that they stop together.
+        // The disk counts as short slightly before the shards have used up their shares, so that
+        // they all stop together.
         let low_bytes = self.low_bytes();
         self.is_short = free_bytes
             < if self.is_short {
@@ -315,14 +321,15 @@ impl DiskRoom {
             };
     }
 
-    /// Records that compaction's reserve has grown by `bytes` since the disk was checked.
+    /// Records that the reserve for compaction has grown by `bytes` since the disk was last
+    /// checked.
     pub fn reserved(&mut self, bytes: u64) {
         if let Some(space) = &mut self.space {
             space.free_bytes = space.free_bytes.saturating_sub(bytes);
         }
     }
 
-    /// Returns whether ops that grow a log are refused.
+    /// Returns whether ops that make a log grow are refused.
     #[must_use]
     pub fn is_short(&self) -> bool {
         self.is_short
@@ -334,8 +341,8 @@ impl DiskRoom {
         self.space.map(|space| space.free_bytes)
     }
 
-    /// The log position up to which a shard may write whose log ended at `position` before the disk
-    /// was looked at.
+    /// Returns the log position up to which a shard may write, if its log ended at `position`
+    /// before the disk was checked.
     #[must_use]
     pub fn end(&self, position: LogPosition) -> LogPosition {
         if self.is_short {
@@ -349,7 +356,8 @@ impl DiskRoom {
         position.advance(room_bytes)
     }
 
-    /// How large the reserve is to be. None: there is no room for one, or not enough that is live.
+    /// Returns how large the reserve should be, or `None` if there is no room for one or the logs
+    /// are shorter than `floor_bytes`.
     #[must_use]
     pub fn reserve_bytes(&self, all: &[FolderUsage], floor_bytes: u64) -> Option<u64> {
         let closed_bytes: u64 = all.iter().map(|folder| folder.closed_bytes).sum();
@@ -366,7 +374,7 @@ impl DiskRoom {
         wanted.min(total_bytes / self.marks.share.max(1))
     }
 
-    /// Returns the bytes that are free for ops.
+    /// Returns the free bytes that ops may use.
     fn usable_bytes(&self) -> u64 {
         self.space.map_or(u64::MAX, |space| {
             space.free_bytes.saturating_sub(self.withheld_bytes)
