@@ -1,9 +1,9 @@
-//! Whole blocks out of appends of any length: what a write past the page cache wants (open(2),
-//! `O_DIRECT`).
+//! Turns appends of any length into writes of whole blocks, which writes that bypass the page cache
+//! require (open(2), `O_DIRECT`).
 //!
-//! An append begins anywhere in a block and ends anywhere in one. The block that it begins in is
-//! written again, with the same bytes before the append, as the page cache would do; the one that
-//! it ends in is filled with zeros.
+//! An append may begin and end anywhere in a block. The block in which it begins is written again,
+//! with the same bytes before the append, as the page cache would do. The block in which it ends is
+//! filled up with zeros.
 //!
 //! ```text
 //!              ┌ end of what was appended before
@@ -12,9 +12,9 @@
 //!      └────────────── one write ──────────────────────┘
 //! ```
 //!
-//! A write that makes the file longer costs the file system a commit of its journal; one into
-//! existing bytes does not. So a write past the end of the file appends some zeros as well, and the
-//! writes after it find room.
+//! A write that extends the file makes the file system commit its journal; a write over existing
+//! bytes does not. So a write past the end of the file also appends some zeros, which later writes
+//! can overwrite.
 
 use std::io;
 
@@ -22,21 +22,21 @@ use aligned_vec::{AVec, ConstAlign};
 
 use super::record::SEGMENT_HEADER_BYTES;
 
-/// The length and the alignment of a block: a multiple of what the disks ask for that there are.
+/// The length and the alignment of a block, in bytes: a multiple of what existing disks require.
 pub const BLOCK_BYTES: usize = 4096;
-/// An append of this length pays for a longer file anyway: no zeros are added, which would be
-/// written twice.
+/// Appends of at least this many bytes add no zeros: extending the file costs them comparatively
+/// little, and the zeros would be written only to be overwritten.
 const LONG_BYTES: usize = 64 * 1024;
-/// The memory of a write that is kept for the next one.
+/// The largest buffer that is kept for the next write, in bytes.
 const SPARE_BYTES: usize = 512 * 1024;
 
-/// Bytes that begin where a block may.
+/// A byte buffer that is aligned like a block.
 pub type Blocks = AVec<u8, ConstAlign<BLOCK_BYTES>>;
 
 /// A write of whole blocks.
 #[derive(Debug)]
 pub struct BlockWrite {
-    /// In the file; a multiple of [`BLOCK_BYTES`], as is the length.
+    /// The offset in the file; a multiple of [`BLOCK_BYTES`], as is the length of `blocks`.
     pub offset: u64,
     /// The bytes to write.
     pub blocks: Blocks,
@@ -47,23 +47,23 @@ pub struct BlockWrite {
 pub struct BlockWriter {
     /// The offset of the next append.
     end: u64,
-    /// The bytes before it in the same block.
+    /// The bytes that precede `end` in the same block.
     tail: Vec<u8>,
-    /// The end of the file, as far as it is known to be filled.
+    /// The offset up to which the file is known to be filled.
     filled_end: u64,
-    /// The file grows to a multiple of this.
+    /// The file grows to a multiple of this many bytes.
     fill_bytes: u64,
-    /// The bytes being appended, and how many of them were written before.
+    /// The bytes being appended, and the number of them that earlier writes have written.
     appended: Option<(Vec<u8>, usize)>,
     spare: Blocks,
 }
 
 impl BlockWriter {
-    /// Appends to a file that holds this header and nothing else. It grows by `fill_bytes` at a
-    /// time.
+    /// Returns a writer for a file that contains this header and nothing else. The file grows by
+    /// `fill_bytes` at a time.
     ///
     /// # Panics
-    /// If `fill_bytes` are not whole blocks.
+    /// If `fill_bytes` is zero or not a multiple of [`BLOCK_BYTES`].
     #[must_use]
     pub fn new(header: &[u8; SEGMENT_HEADER_BYTES], fill_bytes: u64) -> Self {
         assert!(
@@ -80,10 +80,11 @@ impl BlockWriter {
         }
     }
 
-    /// The write that appends `bytes[from..]` at `offset`.
+    /// Returns the write that appends `bytes[from..]` at `offset`.
     ///
     /// # Panics
-    /// If `offset` is not the end, there is nothing to append, or another write is in progress.
+    /// If `offset` is not the end of the previous append, there is nothing to append, or another
+    /// write is in progress.
     pub fn begin(&mut self, bytes: Vec<u8>, from: usize, offset: u64) -> BlockWrite {
         assert!(
             offset == self.end && from < bytes.len() && self.appended.is_none(),
@@ -110,8 +111,9 @@ impl BlockWriter {
         }
     }
 
-    /// Completes a write, of which `count` bytes of the blocks were written. Returns the bytes of
-    /// the append, and how many of them were written; none is an error, `WriteZero`.
+    /// Completes a write, where `outcome` is the number of bytes of the blocks that were written.
+    /// Returns the bytes of the append and the number of them that were written. If that is zero,
+    /// the error is `WriteZero`.
     ///
     /// # Panics
     /// If no write is in progress.
@@ -122,7 +124,8 @@ impl BlockWriter {
     ) -> (Vec<u8>, io::Result<usize>) {
         let (bytes, from) = self.appended.take().expect("a write is under way");
         let outcome = outcome.and_then(|count| match self.took(&bytes[from..], count) {
-            // The disk took what was there before, and has no room for more.
+            // Only bytes that were already in the file were written, so the disk has no room for
+            // more.
             0 => Err(io::ErrorKind::WriteZero.into()),
             count => Ok(count),
         });
@@ -135,7 +138,7 @@ impl BlockWriter {
     fn took(&mut self, bytes: &[u8], blocks_count: usize) -> usize {
         let start = self.end - self.tail.len() as u64;
         self.filled_end = self.filled_end.max(start + blocks_count as u64);
-        // The bytes before the append were there already.
+        // The bytes before the append were already there.
         let count = blocks_count
             .saturating_sub(self.tail.len())
             .min(bytes.len());

@@ -102,9 +102,9 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     /// Makes the content and the length durable: fdatasync(2).
     fn sync(&self) -> io::Result<()>;
     /// Makes later writes bypass the page cache (open(2), `O_DIRECT`). They must then consist of
-    /// whole, aligned blocks and use [`DiskFile::write_synced_at`] (pwritev2(2), `RWF_DSYNC`), so
-    /// that each is on disk when it returns. Returns `false`, with nothing changed, if the file
-    /// system does not support this.
+    /// whole, aligned blocks, and each must have `RWF_DSYNC` (pwritev2(2)), so that it is on disk
+    /// when it returns. Returns `false`, with nothing changed, if the file system does not support
+    /// this.
     fn write_through(&self) -> io::Result<bool>;
     /// Writes at an offset, like [`DiskFile::write_at`], but the written bytes are on disk when it
     /// returns: pwritev2(2) with `RWF_DSYNC`.

@@ -1,16 +1,18 @@
-//! A log that is only read, whether a server uses it or not: nothing is locked, synced or cut.
+//! Reads a log without changing it, whether or not a server is using it: nothing is synced or cut,
+//! and the data directory is not locked.
 //!
-//! A running server appends to the open segments, begins new ones, and replaces closed ones by
-//! compacted ones. So the reader first opens all files, and then checks that the directory still
-//! has the same segments: then it holds the log of one moment. An open file keeps its content when
-//! its name is removed. Bytes that are appended in the meantime may or may not be seen, and the end
-//! of an open segment is treated like that of any last segment: an incomplete record there is not a
-//! fault. A read that finds zeros, which the file was filled with, and then a batch that was
-//! written a moment later looks like a fault until it is repeated.
+//! A running server appends to the open segments, creates new ones, and replaces closed ones by
+//! compacted ones. So the reader first opens all files and then checks that the directory still has
+//! the same segments. If it does, the open files are the log at one moment, because an open file
+//! keeps its content even if its name is removed. Bytes that are appended in the meantime may or
+//! may not be seen, and the end of an open segment is treated like that of any last segment: an
+//! incomplete record there is not a fault. A read may first find zeros that the file was filled
+//! with, and then a batch that was written over later zeros in the meantime. This looks like a
+//! fault until the read is repeated.
 //!
-//! A fault is reported only if it is found three times in a row, in files that were opened or read
-//! again: everything that a running server does to files takes them from one legal state to
-//! another, so a fault that is seen in between disappears.
+//! A fault is reported only if it is found three times in a row, each time in files that were
+//! opened or read again. Everything that a running server does to the files takes them from one
+//! legal state to another, so a fault seen in between disappears.
 
 use std::io;
 use std::path::Path;
@@ -26,13 +28,13 @@ use super::record::LoggedOp;
 #[cfg(test)]
 mod tests;
 
-/// How often in a row a fault must be found to be reported.
+/// The number of times in a row that a fault must be found before it is reported.
 const FAULT_TRIES: usize = 3;
 
-/// Why a log cannot be read.
+/// The reason why a log cannot be read.
 #[derive(Debug, Error)]
 pub enum ReadOnlyLogError {
-    /// There is no log, or not one that this program reads.
+    /// There is no log, or none that this program can read.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// The log is damaged, or cannot be read.
@@ -40,7 +42,7 @@ pub enum ReadOnlyLogError {
     Log(#[from] RecoveryError),
 }
 
-/// The segments of a data directory at one moment, each one open.
+/// The segments of a data directory at one moment, all of them open.
 #[derive(Debug)]
 pub struct ReadOnlyLog<D: Disk = HostDisk> {
     folders: Vec<ReadOnlyFolder<D>>,
@@ -55,7 +57,7 @@ pub struct ReadOnlyFolder<D: Disk = HostDisk> {
 }
 
 impl<D: Disk> ReadOnlyLog<D> {
-    /// Opens all segments.
+    /// Opens all segments in the data directory at `data`.
     pub fn take(disk: &D, data: &Path) -> Result<Self, ReadOnlyLogError> {
         let identity = directory::identity(disk, data)?;
         let folders = settled(|| Self::open(disk, data, identity))?;
@@ -82,13 +84,13 @@ impl<D: Disk> ReadOnlyLog<D> {
         }
     }
 
-    /// The folders of the shards, in order.
+    /// Returns the folders of the shards, in order.
     #[must_use]
     pub fn folders(&self) -> &[ReadOnlyFolder<D>] {
         &self.folders
     }
 
-    /// The length of all segments.
+    /// Returns the total length of all segments, in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.folders.iter().map(|folder| folder.chain.bytes()).sum()
@@ -101,8 +103,8 @@ impl<D: Disk> ReadOnlyFolder<D> {
         let chain = Chain::read_keeping(disk, data, epoch, shard, |file| files.push(file))?;
         files.reverse();
         for (link, file) in chain.links.iter().zip(&files) {
-            // A compaction gives back the blocks of the segments that it has replaced, and nobody
-            // may be reading them.
+            // A compaction frees the blocks of the segments that it has replaced, unless they are
+            // locked by a reader.
             if matches!(file.share(), Ok(false)) {
                 let gone = io::Error::from(io::ErrorKind::NotFound);
                 return Err(RecoveryError::at(&link.path)(gone));
@@ -111,8 +113,9 @@ impl<D: Disk> ReadOnlyFolder<D> {
         Ok(Self { chain, files })
     }
 
-    /// Returns whether these segments are still the chain. A new segment may have ops that a
-    /// compaction has dropped from another folder in the meantime.
+    /// Returns whether these segments are the ones in `chain`, which was read later. New segments
+    /// count as a difference, because a compaction may have dropped ops from another folder that
+    /// ops in the new segment supersede.
     fn is_now(&self, chain: &Chain) -> bool {
         let (links, now) = (self.links(), &chain.links);
         let (Some((last, closed)), Some((last_now, closed_now))) =
@@ -120,12 +123,12 @@ impl<D: Disk> ReadOnlyFolder<D> {
         else {
             return self.shard() == chain.shard && links.len() == now.len();
         };
-        // The last one may have grown.
+        // The last segment may have grown, so its length is not compared.
         let is_last = (&last.path, last.header) == (&last_now.path, last_now.header);
         self.shard() == chain.shard && is_last && closed == closed_now
     }
 
-    /// The shard.
+    /// Returns the shard.
     #[must_use]
     pub fn shard(&self) -> u32 {
         self.chain.shard
@@ -137,11 +140,11 @@ impl<D: Disk> ReadOnlyFolder<D> {
         &self.chain.links
     }
 
-    /// Visits the ops of a segment, in order; `bytes` is room for it. On an error the ops that were
-    /// visited are worth nothing.
+    /// Visits the ops of a segment, in order; `bytes` is a buffer for its contents. After an error,
+    /// the ops visited so far must be discarded.
     ///
     /// # Panics
-    /// When there is no such segment.
+    /// *If there is no segment at this place.
     pub fn read(
         &self,
         place: usize,
@@ -154,7 +157,7 @@ impl<D: Disk> ReadOnlyFolder<D> {
             let mut ops = 0_u64;
             link.read_file(file, bytes, |op| {
                 ops += 1;
-                // A second attempt reads the same ops again.
+                // A second attempt reads the same ops again, so those already visited are skipped.
                 if ops > visited {
                     visited = ops;
                     visit(op);
@@ -165,11 +168,11 @@ impl<D: Disk> ReadOnlyFolder<D> {
 }
 
 impl<D: Disk> ReadOnlyFolder<D> {
-    /// Looks for records beyond the end of a segment ([`Link::records_past_end`]); `bytes` is room
-    /// for it.
+    /// Searches for records beyond the end of a segment ([`Link::records_past_end`]); `bytes` is a
+    /// buffer for its contents.
     ///
     /// # Panics
-    /// When there is no such segment.
+    /// *If there is no segment at this place.
     pub fn records_past_end(
         &self,
         place: usize,
@@ -179,7 +182,8 @@ impl<D: Disk> ReadOnlyFolder<D> {
     }
 }
 
-/// Tries until it succeeds, or fails in the same way several times.
+/// Retries `attempt` until it succeeds, fails in the same way [`FAULT_TRIES`] times in a row, or
+/// returns an error that is not transient.
 fn settled<T>(mut attempt: impl FnMut() -> Result<T, RecoveryError>) -> Result<T, RecoveryError> {
     let mut told = (String::new(), 0);
     loop {

@@ -150,7 +150,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
     ///
     /// # Panics
     ///
-    /// If a folder has no result.
+    /// If `folders` does not have exactly one result for each folder.
     pub fn finish(self, folders: &[FolderRead]) -> Result<RecoveryReport, RecoveryError> {
         let disk = self.directory.disk();
         let mut report = RecoveryReport::default();

@@ -1,15 +1,16 @@
-//! Repairing a damaged log: intact ops are kept, the rest is set aside, nothing is deleted.
+//! Repairs a damaged log: intact ops are kept, everything else is set aside, and nothing is
+//! deleted.
 //!
-//! A repair is planned first, and the plan lists everything that it will do and everything that is
-//! lost. Each change replaces a file by another in one rename, once the new one is on disk and the
-//! old one has a second name in a folder `damaged-N` of the data directory. A log is damaged until
-//! the last change is done, and a server does not start on it. So after a crash at any step the log
-//! is either repaired or still damaged, with all its intact ops, and a repair that is started again
-//! completes it.
+//! A repair is planned first, and the plan lists everything that the repair will do and everything
+//! that is lost. Each change replaces one file by another in a single rename, once the new one is
+//! on disk and the old one has a second name in a folder `damaged-N` of the data directory. The log
+//! counts as damaged until the last change is done, and a server refuses to start on it until then.
+//! So after a crash at any step, the log is either repaired or still damaged, with all its intact
+//! ops, and running the repair again completes it.
 //!
-//! The order: a lost `meta.json`; files that are not segments of this log, and segments with the
-//! wrong name; and then, folder by folder, damaged and missing segments, each of which becomes a
-//! compacted one ([`plan`]).
+//! The changes are made in this order: first a lost `meta.json`; then files that are not segments
+//! of this log, and segments with the wrong name; and finally, folder by folder, damaged and
+//! missing segments, each of which becomes a compacted segment ([`plan`]).
 
 use crate::log::remedy::WithRemedy;
 use std::io;
@@ -40,7 +41,7 @@ use scan::{DirectoryScan, Stray};
 
 const MOVED_EXTENSION: &str = "moved.aof";
 
-/// Why a log cannot be repaired.
+/// The reason why a log cannot be repaired.
 #[derive(Debug, Error)]
 pub enum RepairError {
     /// There is no log, or it is in use.
@@ -49,7 +50,7 @@ pub enum RepairError {
     /// A file cannot be read.
     #[error(transparent)]
     Log(#[from] RecoveryError),
-    /// A change cannot be made. What was done before stays, and the repair may be begun again.
+    /// A change cannot be made. Earlier changes remain, and the repair may be run again.
     #[error("{path}: {}", WithRemedy(.source))]
     Io {
         /// The file or folder.
@@ -59,26 +60,26 @@ pub enum RepairError {
     },
 }
 
-/// A repair that is planned, of a data directory that is locked for it.
+/// A planned repair of a data directory, which stays locked for as long as this value lives.
 #[derive(Debug)]
 pub struct RepairPlan<D: Disk> {
     disk: D,
     data: PathBuf,
     epoch: [u8; 16],
-    /// `meta.json` does not have the epoch, and is written again.
+    /// Whether `meta.json` is missing or damaged, and so must be written again.
     is_meta_lost: bool,
     aside: PathBuf,
     strays: Vec<Stray>,
     plans: Vec<FolderPlan>,
     missing: Vec<MissingOps>,
-    /// Held, not used.
+    /// Held only to keep the directory locked.
     _lock: Lock<D::File>,
 }
 
 impl<D: Disk> RepairPlan<D> {
-    /// Locks a data directory and plans its repair, without changing anything. `new_epoch` is for a
-    /// log from which the epoch cannot be found. `progress` is called with the bytes that have been
-    /// read, and those to read in all.
+    /// Locks a data directory and plans its repair, without changing anything. `new_epoch` is used
+    /// if the epoch of the log cannot be determined. `progress` is called with the number of bytes
+    /// read so far and the total number of bytes to read.
     pub fn new(
         disk: D,
         data: PathBuf,
@@ -125,48 +126,48 @@ impl<D: Disk> RepairPlan<D> {
         !self.is_meta_lost && self.strays.is_empty() && self.plans.iter().all(is_whole)
     }
 
-    /// Returns whether `meta.json` is lost.
+    /// Returns whether `meta.json` is missing or damaged.
     #[must_use]
     pub fn is_meta_lost(&self) -> bool {
         self.is_meta_lost
     }
 
-    /// Returns the files that are set aside as a whole.
+    /// Returns the files that are set aside whole.
     #[must_use]
     pub fn strays(&self) -> &[Stray] {
         &self.strays
     }
 
-    /// Segments that get their names again.
+    /// Returns the segments that are renamed to their correct names.
     pub fn moves(&self) -> impl Iterator<Item = &SegmentMove> {
         self.plans.iter().flat_map(|plan| &plan.moves)
     }
 
-    /// The other changes.
+    /// Returns the changes to damaged and missing segments.
     pub fn changes(&self) -> impl Iterator<Item = &PlannedChange> {
         self.plans.iter().flat_map(|plan| &plan.changes)
     }
 
-    /// Ops that are known to be missing.
+    /// Returns the ops that are known to be missing.
     #[must_use]
     pub fn missing(&self) -> &[MissingOps] {
         &self.missing
     }
 
-    /// Returns the folder for the files that are set aside.
+    /// Returns the path of the folder for the files that are set aside.
     #[must_use]
     pub fn aside(&self) -> &Path {
         &self.aside
     }
 
-    /// Does it.
+    /// Carries out the plan.
     pub fn run(&self) -> Result<(), RepairError> {
         self.put_meta()?;
         for stray in &self.strays {
             let to = self.aside_path(&stray.path)?;
             self.rename(&stray.path, &to)?;
         }
-        // Two segments may have each other's name.
+        // Two segments may have each other's name, so all of them get a temporary name first.
         let moves: Vec<_> = self
             .moves()
             .map(|step| (step, moved_path(&step.home)))
@@ -200,7 +201,7 @@ impl<D: Disk> RepairPlan<D> {
         }
         let identity = Identity {
             epoch: self.epoch,
-            // The next start notes them.
+            // The next start of the server records them.
             shards_begun: 0,
         };
         directory::write_meta(&self.disk, &self.data, identity).map_err(at(&path))
@@ -241,7 +242,8 @@ impl<D: Disk> RepairPlan<D> {
         self.replace(&new, path)
     }
 
-    /// A crash may have left a file of the name that a new segment is written under.
+    /// Sets aside a file that a crash has left under the name with which a new segment is to be
+    /// written.
     fn keep_leftover(&self, new: &Path) -> Result<(), RepairError> {
         if self.disk.file_bytes(new).is_err() {
             return Ok(());
@@ -250,7 +252,7 @@ impl<D: Disk> RepairPlan<D> {
         self.rename(new, &to)
     }
 
-    /// Returns the path for a file that is set aside, and creates its folders durably.
+    /// Returns the path to which a file is set aside, and durably creates the folders for it.
     fn aside_path(&self, path: &Path) -> Result<PathBuf, RepairError> {
         let inner = path
             .strip_prefix(&self.data)
@@ -275,13 +277,13 @@ impl<D: Disk> RepairPlan<D> {
         self.sync_folder(parent(to))
     }
 
-    /// Renames a file, durably, to a name that is free.
+    /// Durably renames a file to a name that is not in use.
     fn rename(&self, from: &Path, to: &Path) -> Result<(), RepairError> {
         self.check_free(to)?;
         self.replace(from, to)
     }
 
-    /// Renames a file, durably, in the place of one that may be there.
+    /// Durably renames a file, replacing any existing file of the new name.
     fn replace(&self, from: &Path, to: &Path) -> Result<(), RepairError> {
         self.disk.rename(from, to).map_err(at(from))?;
         self.sync_folder(parent(to))?;
@@ -304,7 +306,7 @@ impl<D: Disk> RepairPlan<D> {
     }
 }
 
-/// Removes from `missing` the ops that are found in any folder.
+/// Removes from `missing` any ops that are found in a folder.
 fn subtract<D: Disk>(
     disk: &D,
     missing: Vec<MissingOps>,
@@ -327,7 +329,7 @@ fn subtract<D: Disk>(
     Ok(filter.finish())
 }
 
-/// The first folder of its kind that is not there yet.
+/// Returns the path of the first `damaged-N` folder after all existing ones.
 fn next_aside<D: Disk>(disk: &D, data: &Path) -> io::Result<PathBuf> {
     let names = disk.names(data)?;
     let number = |name: &std::ffi::OsString| -> Option<u64> {
@@ -337,7 +339,8 @@ fn next_aside<D: Disk>(disk: &D, data: &Path) -> io::Result<PathBuf> {
     Ok(data.join(format!("{ASIDE_PREFIX}{}", last.saturating_add(1))))
 }
 
-/// A name that is not a segment's, under which a repair that is begun again finds the file.
+/// Returns the temporary path of a segment that is being renamed. Its name is not a valid segment
+/// name, but a repair that is run again still finds the file under it.
 fn moved_path(home: &Path) -> PathBuf {
     home.with_extension(MOVED_EXTENSION)
 }

@@ -1,8 +1,8 @@
-//! Disk that is claimed for compaction, so that a disk which others have filled is no dead end:
-//! what frees room needs a little first.
+//! Disk space that is claimed for compaction, so that the server can recover when other programs
+//! have filled the disk: compaction frees space, but needs a little of it first.
 //!
-//! It is a file without content, whose blocks are claimed beyond its end. Where the file system
-//! cannot claim any, it holds nothing, and does no harm. It is found again by the next start.
+//! The reserve is an empty file with blocks claimed beyond its end. If the file system cannot claim
+//! blocks, the file holds nothing and does no harm. It survives a restart of the server.
 
 use std::io;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ pub struct Reserve<D: Disk> {
 }
 
 impl<D: Disk> Reserve<D> {
-    /// Whatever is there.
+    /// Returns the reserve of a data directory. A file from an earlier process may already exist.
     #[must_use]
     pub fn new(directory: Arc<DataDirectory<D>>) -> Self {
         Self {
@@ -35,7 +35,7 @@ impl<D: Disk> Reserve<D> {
         self.bytes
     }
 
-    /// Claims as much, unless as much is claimed already.
+    /// Claims `bytes` of disk space, unless at least that much is already claimed.
     pub fn claim(&mut self, bytes: u64) -> io::Result<()> {
         if bytes <= self.bytes {
             return Ok(());
@@ -45,7 +45,7 @@ impl<D: Disk> Reserve<D> {
             .create(&self.path())
             .and_then(|file| file.reserve(bytes));
         if claimed.is_err() {
-            // A part of it may be claimed.
+            // A part of the space may have been claimed.
             let _ = disk.remove(&self.path());
             self.bytes = 0;
         } else {
@@ -54,7 +54,7 @@ impl<D: Disk> Reserve<D> {
         claimed
     }
 
-    /// Gives it up. True: there was one.
+    /// Releases the reserve. Returns whether there was one.
     pub fn give_up(&mut self) -> bool {
         self.bytes = 0;
         self.directory.disk().remove(&self.path()).is_ok()

@@ -1,5 +1,5 @@
-//! The files of the log: each is created complete, appended to by its shard, and cut once it is
-//! closed.
+//! The segment files of the log. Each appears under its name with its header, is appended to by its
+//! shard, and is cut once it is closed.
 
 use std::ffi::OsStr;
 use std::io;
@@ -19,20 +19,20 @@ const SUFFIX_NEW: &str = ".aof.new";
 /// A segment that is open for writing.
 #[derive(Debug)]
 pub struct Segment<F> {
-    /// Open for reading and writing.
+    /// The file, open for reading and writing.
     pub file: F,
     /// The final path.
     pub path: PathBuf,
     /// The header in the file.
     pub header: SegmentHeader,
-    /// Turns appends into whole blocks, if the segment is written through.
+    /// The writer that turns appends into whole blocks, if the segment is written through.
     pub blocks: Option<BlockWriter>,
 }
 
 impl<F: DiskFile> Segment<F> {
-    /// Makes each later write bypass the page cache, so that it is on disk when it returns, if the
-    /// file system supports that. The file then grows by `fill_bytes` at a time: the appended bytes
-    /// are followed by zeros.
+    /// Makes each later write bypass the page cache, if the file system supports that, so that it
+    /// is on disk when it returns. The file then grows by `fill_bytes` at a time: the appended
+    /// bytes are followed by zeros.
     pub fn write_through(mut self, fill_bytes: u64) -> io::Result<Self> {
         if self.file.write_through()? {
             self.blocks = Some(BlockWriter::new(&self.header.encode(), fill_bytes));
@@ -41,22 +41,24 @@ impl<F: DiskFile> Segment<F> {
     }
 }
 
-/// The file name of a segment.
+/// Returns the file name of a segment.
 #[must_use]
 pub fn file_name(index: u64) -> String {
     format!("{index:010}{SUFFIX}")
 }
 
-/// Creates a segment with its header in a shard's `folder`, and the folder in the data directory if
-/// it is missing. When this returns, the segment survives a power cut under its final name. The
-/// file appears under that name with its header already on disk, so a segment without a whole
-/// header is damage and never the trace of a crash.
+/// Creates a segment with its header in a shard's `folder`, and creates the folder if it is
+/// missing. When this returns, the segment survives a power cut under its final name. The file
+/// appears under that name only once its header is on disk, so a segment with an incomplete header
+/// is always damage and never the result of a crash.
 ///
-/// `reserve_bytes` of disk are claimed in advance without changing the file's length, so that a
-/// full disk is noticed here, when no op depends on it. Zero claims none, and neither does a file
-/// system that cannot. [`cut`] gives back what is not used.
+/// `reserve_bytes` of disk space are claimed in advance without changing the file's length, so that
+/// a full disk is noticed here, when no op depends on it. Nothing is claimed if `reserve_bytes` is
+/// zero or the file system does not support it. [`cut`] releases the space that was not used.
 ///
-/// After a failure there is no new file. An index that is in use already is such a failure.
+/// # Errors
+///
+/// If the index is already in use, or if the disk fails. The new file is then removed again.
 pub fn create<D: Disk>(
     disk: &D,
     folder: &Path,
@@ -72,7 +74,7 @@ pub fn create<D: Disk>(
     }
     let path = folder.join(file_name(header.index));
     if disk.exists(&path)? {
-        // A rename would replace it, with all of its ops.
+        // The rename below would replace it, and with it all of its ops.
         let what = format!("{} exists", path.display());
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
     }
@@ -90,7 +92,8 @@ pub fn create<D: Disk>(
             blocks: None,
         }),
         Err(error) => {
-            // At most one of the two exists, without ops. The first error is the one to report.
+            // At most one of these two files exists, and it has no ops. The first error is the one
+            // to report.
             let _ = disk.remove(&path_new);
             let _ = disk.remove(&path);
             Err(error)
@@ -98,22 +101,23 @@ pub fn create<D: Disk>(
     }
 }
 
-/// The name of a segment while it is being made: what a crash leaves of it is swept.
+/// Returns the path of a segment while it is being created. After a crash, [`sweep`] removes such a
+/// file.
 #[must_use]
 pub fn new_path(folder: &Path, index: u64) -> PathBuf {
     folder.join(format!("{index:010}{SUFFIX_NEW}"))
 }
 
-/// The files in a shard's folder with a segment's extension.
+/// The files in a shard's folder that have a segment's extension.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listing {
-    /// The segments with their index, in order.
+    /// The segments and their indexes, in order.
     pub segments: Vec<(u64, PathBuf)>,
-    /// The files that do not have a segment's name, in order: they could contain ops.
+    /// The files that do not have a valid segment name, in order. They could contain ops.
     pub strays: Vec<PathBuf>,
 }
 
-/// Lists a shard's folder. Files that do not end like a segment are left out.
+/// Lists the files in a shard's folder that have a segment's extension.
 pub fn scan<D: Disk>(disk: &D, folder: &Path) -> io::Result<Listing> {
     let mut listing = Listing::default();
     for name in disk.names(folder)? {
@@ -132,8 +136,12 @@ pub fn scan<D: Disk>(disk: &D, folder: &Path) -> io::Result<Listing> {
     Ok(listing)
 }
 
-/// The segments of a shard's folder with their index, in order. Other files are left out, but not
-/// those that end like a segment and have no segment's name: ops could be in them.
+/// Returns the segments of a shard's folder and their indexes, in order. Files with other
+/// extensions are ignored.
+///
+/// # Errors
+///
+/// If a file has a segment's extension but not a valid segment name, because it could contain ops.
 pub fn list<D: Disk>(disk: &D, folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let listing = scan(disk, folder)?;
     match listing.strays.first() {
@@ -150,7 +158,8 @@ fn index_of(name: &OsStr) -> Option<u64> {
     (name == file_name(index).as_str()).then_some(index)
 }
 
-/// Removes what a crash left while a segment was created. No op was ever in such a file.
+/// Removes the files that a crash left while a segment was being created. Such a file never holds
+/// the only copy of an op.
 pub fn sweep<D: Disk>(disk: &D, folder: &Path) -> io::Result<()> {
     for name in disk.names(folder)? {
         if name.to_str().is_some_and(|name| name.ends_with(SUFFIX_NEW)) {
@@ -160,11 +169,12 @@ pub fn sweep<D: Disk>(disk: &D, folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Shortens a segment to its first `bytes`, gives back the disk claimed past them, and makes both
-/// durable. A segment that has been cut is never appended to: the next one begins where it ends.
+/// Shortens a segment to its first `bytes`, releases the disk space claimed past them, and makes
+/// both changes durable. A segment that has been cut is never appended to: the next one begins
+/// where it ends.
 ///
 /// # Errors
-/// `InvalidInput`, when the file is shorter: a cut never makes a hole.
+/// `InvalidInput` if the file is already shorter, because a cut must never make a hole.
 pub fn cut<D: Disk>(disk: &D, path: &Path, bytes: u64) -> io::Result<()> {
     let file = disk.open_writable(path)?;
     if file.bytes()? < bytes {
@@ -175,7 +185,8 @@ pub fn cut<D: Disk>(disk: &D, path: &Path, bytes: u64) -> io::Result<()> {
     file.sync()
 }
 
-/// Shortens a closed segment to its first `bytes`; nothing reads the rest. A crash may undo it.
+/// Shortens a closed segment to its first `bytes`, since the rest is never read. A crash may undo
+/// this.
 pub fn trim<D: Disk>(disk: &D, path: &Path, bytes: u64) -> io::Result<()> {
     let file = disk.open_writable(path)?;
     if file.bytes()? > bytes {
@@ -199,8 +210,8 @@ fn write_new<D: Disk>(
     Ok(file)
 }
 
-/// Returns a path of the folder that can be opened: an empty path means that the parent of a
-/// relative path is the working directory.
+/// Returns a path with which the folder can be opened. The parent of a relative path may be the
+/// empty path, which stands for the working directory.
 fn named(folder: &Path) -> &Path {
     if folder.as_os_str().is_empty() {
         Path::new(".")
