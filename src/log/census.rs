@@ -1,6 +1,7 @@
-//! The contents of a log in figures: records and bytes, and how much of it is live.
+//! Statistics on the contents of a log: the number of records and bytes, and how many of them are
+//! live.
 //!
-//! Keeps a key and three numbers for each key of the state, and no values.
+//! For each key in the state, only the key and a few numbers are kept in memory, not the value.
 
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
@@ -8,31 +9,32 @@ use hashbrown::HashMap;
 use super::record::{self, LoggedOp};
 use crate::seq::Seq;
 
-/// How much of a log.
+/// The size of a part of a log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Share {
-    /// Ops.
+    /// The number of ops.
     pub records: u64,
-    /// The bytes of their records.
+    /// The total length of their records, in bytes.
     pub record_bytes: u64,
-    /// The bytes of those that are the state: no other op of their key wins over them.
+    /// The total length of the records that make up the state, in bytes: those that no other op on
+    /// the same key supersedes.
     pub live_bytes: u64,
 }
 
-/// How much of a log is of one workspace.
+/// The part of a log that belongs to one workspace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkspaceShare {
     /// The workspace's id.
     pub id: String,
-    /// The keys in its state.
+    /// The number of keys in its state.
     pub keys: u64,
-    /// The largest seq of its ops.
+    /// The largest seq among its ops.
     pub seq: Seq,
-    /// The records of its ops.
+    /// The size of its ops.
     pub share: Share,
 }
 
-/// Counts the ops of a log, in any order.
+/// Counts the ops of a log, which may be visited in any order.
 #[derive(Default)]
 pub struct Census {
     folders: Vec<Share>,
@@ -54,7 +56,7 @@ struct LiveRecord {
 }
 
 impl Census {
-    /// Counts an op of the folder with this number.
+    /// Counts an op in the folder with this number.
     pub fn visit(&mut self, folder: usize, op: &LoggedOp<'_>) {
         if self.folders.len() <= folder {
             self.folders.resize(folder + 1, Share::default());
@@ -86,13 +88,13 @@ impl Census {
         self.folders[folder].live_bytes += bytes;
     }
 
-    /// Returns the figures of the folder with this number.
+    /// Returns the size of the ops in the folder with this number.
     #[must_use]
     pub fn folder(&self, folder: usize) -> Share {
         self.folders.get(folder).copied().unwrap_or_default()
     }
 
-    /// Returns the workspaces, the largest first, equal ones by id.
+    /// Returns the workspaces, largest first; workspaces of equal size are ordered by id.
     #[must_use]
     pub fn workspaces(self) -> Vec<WorkspaceShare> {
         let share = |(id, counted): (String, Counted)| WorkspaceShare {

@@ -1,11 +1,12 @@
-//! What to do about an error of the disk, by its number: the only place that says it.
+//! Advice on how to fix a disk error, by error number. All messages with such advice take it from
+//! here.
 
 use std::fmt;
 use std::io;
 
 use rustix::io::Errno;
 
-/// An error of the system, followed by what to do about it where that is known.
+/// A system error, displayed together with advice on how to fix it, if any is known.
 #[derive(Debug, Clone, Copy)]
 pub struct WithRemedy<'a>(pub &'a io::Error);
 
@@ -18,11 +19,11 @@ impl fmt::Display for WithRemedy<'_> {
     }
 }
 
-/// Returns what to do about an error of a file or a folder of the log.
+/// Returns advice on how to fix an error with a file or a folder of the log.
 #[must_use]
 pub fn remedy(error: &io::Error) -> Option<&'static str> {
     Some(match Errno::from_io_error(error)? {
-        // Both are reported with the same number.
+        // A lack of space and a lack of inodes have the same error number.
         Errno::NOSPC => "free space (df -h) or inodes (df -i) on its file system",
         Errno::DQUOT => "raise the disk quota of this user",
         Errno::FBIG => "raise the limit of file sizes (ulimit -f)",

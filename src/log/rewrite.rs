@@ -1,4 +1,4 @@
-//! Writing a compacted segment: in pieces, each synced, and sealed at the end.
+//! Writes a compacted segment in pieces, syncs each piece, and seals the segment at the end.
 
 use std::io;
 use std::path::Path;
@@ -16,7 +16,7 @@ pub(super) struct Rewrite<F> {
 }
 
 impl<F: DiskFile> Rewrite<F> {
-    /// Begins it, in the place of a file of this name.
+    /// Creates the file, replacing any existing file at `path`, and writes the header.
     pub(super) fn begin<D: Disk<File = F>>(
         disk: &D,
         path: &Path,
@@ -34,8 +34,8 @@ impl<F: DiskFile> Rewrite<F> {
         })
     }
 
-    /// Appends an op. True: a piece is full and on disk. No sync of anybody else ever waits for
-    /// more than one piece.
+    /// Appends an op. Returns `true` if that completed a piece, which is then on disk. Syncs of
+    /// other files therefore never wait for more than one piece.
     pub(super) fn push(&mut self, op: &LoggedOp<'_>) -> io::Result<bool> {
         record::push_op(&mut self.batch, op);
         if self.batch.len() < COMPACTION_BATCH_BYTES {
@@ -45,7 +45,7 @@ impl<F: DiskFile> Rewrite<F> {
         Ok(true)
     }
 
-    /// Seals it; all of it is on disk then. Gives its length.
+    /// Seals the segment and returns its length, in bytes. All of it is then on disk.
     pub(super) fn finish(mut self) -> io::Result<u64> {
         if self.batch.len() > BATCH_HEADER_BYTES {
             self.write()?;

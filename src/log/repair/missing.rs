@@ -1,9 +1,9 @@
-//! Finds the workspaces that miss ops, as far as the seqs of the remaining ops show it.
+//! Finds the workspaces that have lost ops, as far as the seqs of the remaining ops show it.
 //!
-//! While one folder has a workspace, its seqs are consecutive there, until a compaction drops
-//! superseded ops. So a gap is a trace of the damage if it spans a lost range and no compacted
-//! segment is near. A missing segment may have been a compacted one: some of the seqs that it had
-//! may have been dead.
+//! For as long as a workspace's ops go to the same folder, their seqs are consecutive there, until
+//! a compaction drops superseded ops. So a gap is due to the damage if it spans a lost range and
+//! neither of its ends is in a compacted segment. A missing segment may itself have been compacted,
+//! so some of the ops reported as missing may have been superseded.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::RangeInclusive;
@@ -11,20 +11,20 @@ use std::ops::RangeInclusive;
 use super::super::record::LoggedOp;
 use crate::seq::Seq;
 
-/// Ops of one workspace that are missing.
+/// A range of ops that one workspace is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MissingOps {
     /// The workspace.
     pub workspace: String,
-    /// Their seqs.
+    /// The seqs of these ops.
     pub seqs: RangeInclusive<Seq>,
 }
 
-/// Follows the seqs of all workspaces through one folder.
+/// Tracks the seqs of all workspaces through one folder.
 #[derive(Default)]
 pub struct SeqTracker {
     last: HashMap<String, Last>,
-    /// Lost ranges so far.
+    /// The number of lost ranges so far.
     damages: u64,
     had_compacted: bool,
     gaps: Vec<MissingOps>,
@@ -37,7 +37,7 @@ struct Last {
 }
 
 impl SeqTracker {
-    /// Adds the next op, which may be the same one again.
+    /// Adds the next op, which may be one that was already added.
     pub fn visit(&mut self, op: &LoggedOp<'_>, is_compacted: bool) {
         self.had_compacted |= is_compacted;
         let now = Last {
@@ -64,7 +64,7 @@ impl SeqTracker {
         }
     }
 
-    /// Records that something is lost between the previous op and the next.
+    /// Records that bytes are lost between the previous op and the next one.
     pub fn note_damage(&mut self) {
         self.damages += 1;
     }
@@ -76,8 +76,8 @@ impl SeqTracker {
     }
 }
 
-/// Leaves out the ops that are in other folders: a start with another number of shards moves a
-/// workspace.
+/// Removes ops that exist in other folders from the missing ones. A workspace's ops are in several
+/// folders if the server was restarted with a different number of shards.
 #[derive(Default)]
 pub struct MissingFilter {
     missing: BTreeMap<String, WorkspaceMissing>,
@@ -87,12 +87,12 @@ pub struct MissingFilter {
 struct WorkspaceMissing {
     gaps: Vec<RangeInclusive<Seq>>,
     found: BTreeSet<Seq>,
-    /// A compaction may have dropped some of them.
+    /// Whether a compaction may have dropped some of these ops.
     is_unclear: bool,
 }
 
 impl MissingFilter {
-    /// Over all gaps that were found.
+    /// Returns a filter for all the gaps that were found.
     #[must_use]
     pub fn new(gaps: Vec<MissingOps>) -> Self {
         let mut missing: BTreeMap<String, WorkspaceMissing> = BTreeMap::new();
@@ -112,7 +112,7 @@ impl MissingFilter {
         self.missing.is_empty()
     }
 
-    /// Adds an op of any folder.
+    /// Adds an op from any folder.
     pub fn visit(&mut self, op: &LoggedOp<'_>, is_compacted: bool) {
         let Some(missing) = self.missing.get_mut(op.workspace) else {
             return;

@@ -1,8 +1,8 @@
-//! The repair of one folder: the changes that make its segments a chain again.
+//! Plans the repair of one folder: the changes that turn its segments into a chain again.
 //!
-//! A compacted segment covers indexes and positions other than its own, so it can replace anything
-//! that is missing: a damaged segment becomes a compacted one with the intact ops, and missing
-//! segments become one without ops. Intact segments stay as they are.
+//! A compacted segment covers indexes and positions other than its own, so it can stand in for
+//! anything that is missing: a damaged segment becomes a compacted one with its intact ops, and
+//! missing segments become one compacted segment without ops. Intact segments stay as they are.
 
 use std::path::{Path, PathBuf};
 
@@ -15,26 +15,26 @@ use super::missing::{MissingOps, SeqTracker};
 use super::recover::{self, LostRange, RecoveredItem, SegmentEnd, SegmentRecovery};
 use super::scan::{FoundSegment, Stray};
 
-/// A segment that is rewritten.
+/// A segment that the repair rewrites.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SegmentRewrite {
     /// The file.
     pub path: PathBuf,
     /// The original header, read or reconstructed.
     pub old: SegmentHeader,
-    /// The length that its readers use.
+    /// The length of the part that belongs to the log.
     pub old_bytes: u64,
-    /// None follows it.
+    /// Whether no segment follows it.
     pub is_last: bool,
     /// The header of the new file.
     pub header: SegmentHeader,
-    /// Why it cannot stay as it is.
+    /// The reason why the segment cannot stay as it is.
     pub what: String,
-    /// The intact ops.
+    /// The intact and the lost parts of the segment.
     pub recovery: SegmentRecovery,
 }
 
-/// A change of one folder.
+/// A change to one folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PlannedChange {
     /// Missing segments are replaced by one without ops.
@@ -48,29 +48,30 @@ pub enum PlannedChange {
     Rewrite(Box<SegmentRewrite>),
 }
 
-/// A segment that has another segment's name, and gets its own back.
+/// A segment that has the wrong name and is renamed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SegmentMove {
     /// The current path.
     pub path: PathBuf,
-    /// The right path.
+    /// The correct path.
     pub home: PathBuf,
 }
 
 /// The repair of one folder.
 #[derive(Debug, Default)]
 pub struct FolderPlan {
-    /// Segments of other names.
+    /// The segments that have the wrong name.
     pub moves: Vec<SegmentMove>,
-    /// In the order in which it is to be done, when all files have their names.
+    /// The other changes, in order. They are made once all files have their correct names.
     pub changes: Vec<PlannedChange>,
-    /// Files that look like segments and are not needed.
+    /// Files that look like segments but are not needed.
     pub strays: Vec<Stray>,
-    /// The segments of the repaired chain, as they are found now.
+    /// The segments of the repaired chain, at their current paths.
     pub segments: Vec<PlannedSegment>,
-    /// Workspaces that miss ops.
+    /// The ops that are missing, by workspace.
     pub missing: Vec<MissingOps>,
-    /// A torn tail of the last segment, which is left to the next start.
+    /// The torn tail of the last segment, if there is one. The next start of the server cuts it
+    /// off.
     pub torn: Option<LostRange>,
 }
 
@@ -81,16 +82,17 @@ pub struct PlannedSegment {
     pub path: PathBuf,
     /// The segment's header.
     pub header: SegmentHeader,
-    /// The first index that it covers.
+    /// The first index that the segment covers.
     first_index: u64,
-    /// Where the previous segment ends. `None`: unknown, since part of what it covered is there.
+    /// The position where the previous segment ends, or `None` if that is unknown, because some of
+    /// the segments that this one replaced still exist.
     first_position: Option<LogPosition>,
     is_header_lost: bool,
     file_bytes: u64,
     home: PathBuf,
 }
 
-/// Plans a folder.
+/// The planner for the repair of one folder.
 pub struct FolderPlanner<'a, D: Disk> {
     disk: &'a D,
     folder: &'a Path,
@@ -99,13 +101,13 @@ pub struct FolderPlanner<'a, D: Disk> {
     plan: FolderPlan,
     tracker: SeqTracker,
     bytes: Vec<u8>,
-    /// The index that the next segment must begin with.
+    /// The first index that the next segment must cover.
     index: u64,
     position: LogPosition,
 }
 
 impl<'a, D: Disk> FolderPlanner<'a, D> {
-    /// Returns a planner of a shard's folder.
+    /// Returns a planner for a shard's folder.
     pub fn new(disk: &'a D, folder: &'a Path, epoch: [u8; 16], shard: u32) -> Self {
         Self {
             disk,
@@ -120,9 +122,9 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         }
     }
 
-    /// Returns the plan; `candidates` are in order. A shard that has begun gets a segment without
-    /// ops if it has none left. `progress` is called with the length of each segment that has been
-    /// read.
+    /// Returns the plan. `candidates` must be in order. A shard that has begun a log but has no
+    /// segment left gets one without ops. Calls `progress` with the length of each segment after
+    /// reading it.
     pub fn plan(
         mut self,
         candidates: Vec<FoundSegment>,
@@ -146,9 +148,9 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         Ok(self.plan)
     }
 
-    /// Leaves out segments that exist twice, or that another one covers. A compacted segment covers
-    /// others only if all of it is intact: otherwise, the segments that it was made from are better
-    /// than the rest of it.
+    /// Returns the candidates without segments that exist twice or that another segment covers. A
+    /// compacted segment covers others only if it is completely intact; otherwise, the segments
+    /// that it was made from are preferable to what is left of it.
     fn select(
         &mut self,
         candidates: Vec<FoundSegment>,
@@ -168,8 +170,8 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         for found in single.into_iter().rev() {
             let next_index = segments.last().map_or(u64::MAX, |next| next.first_index);
             if found.header.index >= next_index {
-                // With its right name it is a leftover of a compaction, which the next start
-                // removes.
+                // If it has its correct name, it is a leftover of a compaction, which the next
+                // start removes.
                 if found.path != found.home {
                     self.set_aside(&found.path, "it was replaced by a compacted segment");
                 }
@@ -226,7 +228,7 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         judged(link.read(self.disk, &mut self.bytes, |_| {})).map(|outcome| outcome.is_ok())
     }
 
-    /// Puts a segment without ops in the place of missing ones.
+    /// Plans a segment without ops for any that are missing before `segment`.
     fn fill_before(&mut self, segment: &PlannedSegment) {
         let Some(missing) = segment.first_index.checked_sub(self.index + 1) else {
             return;
@@ -260,7 +262,7 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         }
     }
 
-    /// Decides whether a segment stays as it is.
+    /// Decides whether a segment is kept, moved or rewritten, and adds that to the plan.
     fn settle(
         &mut self,
         segment: &PlannedSegment,
@@ -301,7 +303,7 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         self.rewrite(&link, segment, next, what)
     }
 
-    /// Returns why an intact segment does not fit its neighbours.
+    /// Returns the reason why an intact segment does not fit its neighbours, if it does not.
     fn unfit(
         &self,
         segment: &PlannedSegment,
@@ -316,7 +318,7 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         }
         let next = next?;
         if extent.whole_bytes < extent.file_bytes {
-            // Readers of a chain accept that only at its end.
+            // Readers of a chain accept a torn tail only in its last segment.
             let offset = extent.whole_bytes;
             return Some(format!(
                 "it is not the last segment, and it is incomplete at byte {offset}"
@@ -404,7 +406,8 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
     }
 }
 
-/// Tells damage from what stops a repair. What the disk cannot read is damage.
+/// Separates damage, which is the inner error, from errors that stop a repair. Bytes that the disk
+/// cannot read count as damage.
 fn judged(outcome: Result<Extent, RecoveryError>) -> Result<Result<Extent, String>, RecoveryError> {
     match outcome {
         Ok(extent) => Ok(Ok(extent)),

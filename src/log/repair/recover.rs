@@ -12,18 +12,19 @@ use super::super::record::{
 };
 use super::resync;
 
-/// The unit in which a disk fails to read.
+/// The size of the blocks in which a file is read if the disk cannot read all of it.
 const BLOCK_BYTES: usize = 4096;
 const EIO: i32 = 5;
 
 /// A range of a file that is not intact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LostRange {
-    /// The offsets in the file, possibly past its end.
+    /// The offsets in the file. The range may extend past its end.
     pub bytes: Range<u64>,
-    /// What is wrong with the first byte.
+    /// A description of what is wrong at the first byte.
     pub what: String,
-    /// Nothing proves that it ever was on disk: an interrupted write leaves this.
+    /// Whether this may be the result of an interrupted write: nothing proves that these bytes were
+    /// ever on disk.
     pub is_torn: bool,
 }
 
@@ -32,9 +33,9 @@ pub struct LostRange {
 pub struct SegmentRecovery {
     /// The number of intact ops.
     pub ops: u64,
-    /// The intact ops that follow a lost range.
+    /// The number of intact ops that follow a lost range.
     pub ops_after_loss: u64,
-    /// The stretches that are lost, in order.
+    /// The lost ranges, in order.
     pub lost: Vec<LostRange>,
 }
 
@@ -42,24 +43,24 @@ pub struct SegmentRecovery {
 pub enum RecoveredItem<'a> {
     /// An intact op.
     Op(&'a LoggedOp<'a>),
-    /// A stretch that is lost.
+    /// A lost range.
     Lost(&'a LostRange),
 }
 
-/// How a segment ends.
+/// The end of a segment, as far as it affects what counts as lost.
 #[derive(Debug, Clone, Copy)]
 pub struct SegmentEnd {
     /// Whether no segment follows, so that the end may be torn.
     pub is_last: bool,
-    /// Whether zeros at the end may be those that the file was filled with in advance.
+    /// Whether zeros at the end may be due to filling the file in advance.
     pub may_be_filled: bool,
-    /// The end of the last block that the disk cannot read: zeros before it were not filled in,
-    /// they stand for unread bytes.
+    /// The end of the last block that the disk cannot read, or 0. Zeros before it may stand for
+    /// unreadable bytes, so they do not count as filled in advance.
     pub unreadable_end: usize,
 }
 
 impl SegmentEnd {
-    /// The end of a segment that another one follows.
+    /// The end of a segment that is followed by another one.
     pub const NEXT: Self = Self {
         is_last: false,
         may_be_filled: false,
@@ -67,8 +68,8 @@ impl SegmentEnd {
     };
 }
 
-/// Visits the intact and the lost parts of a segment, in order. `bytes` end where the next segment
-/// begins.
+/// Visits the intact and the lost parts of a segment, in order. `bytes` must end where the next
+/// segment begins.
 pub fn recover(
     header: &SegmentHeader,
     bytes: &[u8],
@@ -108,7 +109,8 @@ pub fn recover(
             bytes: lost.start as u64..lost.end as u64,
             what: what(fault),
         };
-        // A batch that was cut between two of its records has lost none that was promised.
+        // The range is empty if a batch was cut between two of its records, which loses no
+        // acknowledged op.
         if !lost.bytes.is_empty() {
             visit(RecoveredItem::Lost(&lost));
             recovery.lost.push(lost);
@@ -122,20 +124,20 @@ pub fn recover(
 
 fn what(fault: Fault) -> String {
     match fault.kind {
-        // As the text of a stretch, not of a file.
+        // The usual text describes a file, but this one is for a range.
         FaultKind::Cut => "the end of a batch is missing".to_owned(),
         kind => kind.to_string(),
     }
 }
 
-/// Returns whether the error means that the disk cannot read what it holds.
+/// Returns whether the error means that the disk cannot read its own data.
 #[must_use]
 pub fn is_unreadable(error: &io::Error) -> bool {
     error.raw_os_error() == Some(EIO)
 }
 
-/// Reads a file. Blocks that the disk cannot read become zeros. Returns the end of the last such
-/// block, or 0.
+/// Reads a file into `bytes`. Blocks that the disk cannot read become zeros. Returns the end of the
+/// last such block, or 0 if there is none.
 pub fn load<D: Disk>(disk: &D, path: &Path, bytes: &mut Vec<u8>) -> Result<usize, RecoveryError> {
     let file = disk.open(path).map_err(RecoveryError::at(path))?;
     match file.read_whole(bytes) {
@@ -161,12 +163,12 @@ pub fn load<D: Disk>(disk: &D, path: &Path, bytes: &mut Vec<u8>) -> Result<usize
     Ok(unreadable_end)
 }
 
-/// The surroundings of a segment whose header is damaged, from which the header is reconstructed.
+/// Facts about a segment with a damaged header, from which the header is reconstructed.
 #[derive(Debug, Clone, Copy)]
 pub struct HeaderHints {
-    /// The log.
+    /// The epoch of the log.
     pub epoch: [u8; 16],
-    /// The shard of the folder.
+    /// The shard that the folder belongs to.
     pub shard: u32,
     /// The index in the file's name.
     pub index: u64,
@@ -176,13 +178,14 @@ pub struct HeaderHints {
     pub position_behind: Option<LogPosition>,
 }
 
-/// Reconstructs the header of a segment: of the headers that its place, its bytes and its
-/// neighbours suggest, the one that makes a batch valid. The checksum of that batch proves it.
+/// Reconstructs the header of a segment. Of the headers that its place, its bytes and its
+/// neighbours suggest, returns the one for which a batch is valid; the checksum of that batch
+/// proves it.
 #[must_use]
 pub fn restore_header(bytes: &[u8], place: HeaderHints) -> Option<SegmentHeader> {
     let number = |at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
     let short = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
-    // The position in the header, and the one in the first batch.
+    // The first position according to the header, and according to the first batch.
     let first_positions = [number(40)?, number(SEGMENT_HEADER_BYTES + 8)?].map(LogPosition::new);
     let ends = [number(48).map(LogPosition::new), place.position_behind];
     let before = u32::try_from(place.index - 1 - place.index_before).ok();
@@ -201,7 +204,7 @@ pub fn restore_header(bytes: &[u8], place: HeaderHints) -> Option<SegmentHeader>
                 ..SegmentHeader::new(place.shard, place.epoch, place.index, first_position)
             })
         })
-        // Only legal headers can be decoded.
+        // Only valid headers can be decoded.
         .filter(|header| SegmentHeader::decode(&header.encode()) == Ok(*header))
         .find(|header| resync::next_batch(header, bytes, 0).is_some())
 }

@@ -1,4 +1,4 @@
-//! Resynchronisation: where reading can go on after a fault.
+//! Resynchronisation: finds where reading can continue after a fault.
 
 use std::ops::Range;
 
@@ -9,12 +9,12 @@ use super::super::record::{
 };
 
 /// Moves a reader that has met a fault to the next place at which checksums prove what they cover,
-/// and returns the bytes that are left out. `None`: nothing after the fault can be proven. The
-/// reader has all bytes to the end of the file.
+/// and returns the range of bytes that is skipped, or `None` if nothing after the fault can be
+/// proven. The reader must hold all bytes up to the end of the file.
 ///
-/// Each batch header starts a checksum chain of its own, so the next one is such a place. Often
-/// reading can go on earlier: the checksum of the next record proves it, seeded by the checksum of
-/// the bad one, either as it is stored or as it is computed, whichever is right.
+/// Each batch header starts its own checksum chain, so the next valid one is such a place. Often
+/// reading can continue earlier, at the record after the bad one: its checksum proves it when
+/// seeded with the checksum of the bad record, either as stored or as computed, whichever is right.
 pub fn skip_damage(reader: &mut Reader<'_>) -> Option<Range<usize>> {
     let fault = reader.cursor();
     let near = if fault.offset() < fault.batch_end {
@@ -30,7 +30,7 @@ pub fn skip_damage(reader: &mut Reader<'_>) -> Option<Range<usize>> {
     Some(fault.offset()..next.offset())
 }
 
-/// Tries the record after the bad one, trusting the length of the bad one.
+/// Tries the record after the bad one, assuming that the length of the bad record is right.
 fn after_record(reader: &Reader<'_>) -> Option<ReadCursor> {
     let fault = reader.cursor();
     let unread = reader.unread();
@@ -82,16 +82,16 @@ fn next_batch_of(reader: &Reader<'_>, from: usize) -> Option<usize> {
     )
 }
 
-/// Returns the offset of the first batch header that is valid at its place. `bytes` are those of
-/// the file from the offset `base` on.
+/// Returns the offset of the first batch header that is valid at its place. `bytes` are the bytes
+/// of the file from the offset `base` on.
 #[must_use]
 pub fn next_batch(header: &SegmentHeader, bytes: &[u8], base: usize) -> Option<usize> {
     let mut batches = batches(header, bytes, base);
     batches.next().map(|(offset, _)| offset)
 }
 
-/// Returns the log position up to which all was on disk, as far as the batches of a segment prove
-/// it.
+/// Returns the log position up to which everything was on disk, as far as the batches of a segment
+/// prove it.
 #[must_use]
 pub fn durable_position(header: &SegmentHeader, bytes: &[u8]) -> LogPosition {
     batches(header, bytes, 0)

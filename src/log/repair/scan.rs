@@ -1,4 +1,4 @@
-//! Which files there are in a damaged log, and which of them are segments of it.
+//! Finds the files in a damaged log, and determines which of them are its segments.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,16 +10,17 @@ use super::super::record::{HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::super::segment;
 use super::recover::{self, HeaderHints};
 
-/// A file that is a segment of this log, by its header.
+/// A file that is a segment of this log, according to its header.
 #[derive(Debug, Clone)]
 pub struct FoundSegment {
     /// The current path.
     pub path: PathBuf,
-    /// The right path.
+    /// The correct path.
     pub home: PathBuf,
     /// The segment's header.
     pub header: SegmentHeader,
-    /// Whether the header in the file is damaged; `header` is then proven by the batches after it.
+    /// Whether the header in the file is damaged. If so, `header` was reconstructed, and the
+    /// batches after it prove it.
     pub is_header_lost: bool,
     /// The length of the file.
     pub file_bytes: u64,
@@ -30,33 +31,34 @@ pub struct FoundSegment {
 pub struct Stray {
     /// The path.
     pub path: PathBuf,
-    /// Why it is none.
+    /// The reason why it is not a segment of this log.
     pub what: String,
 }
 
 /// The files in the folders of a log.
 #[derive(Debug, Default)]
 pub struct DirectoryScan {
-    /// The segments of each shard, in order: one for each index, or two if two files claim it, the
-    /// one with the right name first.
+    /// The segments of each shard, in order of their indexes. If several files claim the same
+    /// index, the one with the correct name comes first.
     pub folders: BTreeMap<u32, Vec<FoundSegment>>,
-    /// The others.
+    /// The files that are not segments of this log.
     pub strays: Vec<Stray>,
 }
 
-/// A file that ends like a segment.
+/// A file that has a segment's extension.
 struct ScannedFile {
     path: PathBuf,
     shard: u32,
-    /// In its name.
+    /// The index in its name, if the name is valid.
     index: Option<u64>,
     header: Result<SegmentHeader, HeaderError>,
     file_bytes: u64,
 }
 
 impl DirectoryScan {
-    /// Reads the headers of all files that have a segment's extension. Without a known epoch, the
-    /// epoch is that of most bytes, or `new_epoch` if there is no header.
+    /// Reads the headers of all files that have a segment's extension. If the epoch is not known,
+    /// it is the one in the headers of the segments that have the most bytes in total, or
+    /// `new_epoch` if no header is intact.
     pub fn of<D: Disk>(
         disk: &D,
         data: &Path,
@@ -65,7 +67,7 @@ impl DirectoryScan {
     ) -> Result<([u8; 16], Self), RecoveryError> {
         let (mut scan, mut entries) = (Self::default(), Vec::new());
         let shards = directory::shards(disk, data).map_err(RecoveryError::at(data))?;
-        // A shard that has begun counts even without a folder.
+        // A shard that has begun a log counts even if it has no folder.
         let shards_begun = known.map_or(0, |known| known.shards_begun);
         scan.folders
             .extend((0..shards_begun).map(|shard| (shard, Vec::new())));
@@ -187,7 +189,7 @@ impl ScannedFile {
         let file = disk.open(&path).map_err(RecoveryError::at(&path))?;
         let file_bytes = file.bytes().map_err(RecoveryError::at(&path))?;
         let mut bytes = [0; SEGMENT_HEADER_BYTES];
-        // A header that cannot be read is a damaged one.
+        // A header that cannot be read counts as damaged.
         let count = file.read_full_at(&mut bytes, 0).unwrap_or(0);
         let header = SegmentHeader::decode(&bytes[..count]);
         if let Err(source @ HeaderError::Version(_)) = header {
