@@ -534,8 +534,8 @@ impl Commit {
             .with_batch_bytes_max(self.batch_bytes_max);
     }
 
-    /// Moves all stored times back by `us`, to account for time that passed while the clock stood
-    /// still.
+    /// Moves all stored times back by `us`, to account for time that passed while the shard's clock
+    /// stood still.
     pub fn has_aged(&mut self, us: u64) {
         let aged = |at_us: u64| at_us.saturating_sub(us);
         self.oldest_us = aged(self.oldest_us);

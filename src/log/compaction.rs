@@ -133,7 +133,7 @@ pub struct CompactionOutcome {
     pub segments_replaced: u64,
     /// The number of segments that were written to replace them.
     pub segments_written: u64,
-    /// *The bytes of disk space that were freed.
+    /// The bytes of disk space that were freed.
     pub bytes_freed: u64,
 }
 
@@ -152,7 +152,7 @@ pub struct Compaction<D: Disk> {
     /// Ranges of `links` that are to be replaced by one segment each.
     groups: VecDeque<std::ops::Range<usize>>,
     outcome: CompactionOutcome,
-    /// *The bytes of disk space that were freed, by shard.
+    /// The bytes of disk space that were freed, by shard.
     freed_bytes: Vec<(u32, u64)>,
     bytes: Vec<u8>,
 }

@@ -125,9 +125,9 @@
 //! a correct checksum but invalid content was written that way; no crash does that, so it is damage
 //! in any segment.
 //!
-//! # What is not found
+//! # What goes undetected
 //!
-//! The following damage goes undetected. In a log that was not stopped cleanly, a sector of the
+//! The following damage is not detected. In a log that was not stopped cleanly, a sector of the
 //! last batches has turned into zeros, and no later batch proves that it was synced: this cannot be
 //! distinguished from a torn tail, so the log is cut before it, without a message if only zeros
 //! follow. A byte of these batches was altered, and either the batch begins or ends a byte or two

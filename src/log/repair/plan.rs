@@ -148,9 +148,9 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         Ok(self.plan)
     }
 
-    /// Returns the candidates without segments that exist twice or that another segment covers. A
-    /// compacted segment covers others only if it is completely intact; otherwise, the segments
-    /// that it was made from are preferable to what is left of it.
+    /// Selects the segments of the chain, leaving out those that exist twice or that another
+    /// segment covers. A compacted segment covers others only if it is completely intact;
+    /// otherwise, the segments that it was made from are preferable to what is left of it.
     fn select(
         &mut self,
         candidates: Vec<FoundSegment>,
