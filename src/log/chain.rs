@@ -104,8 +104,8 @@ pub struct Chain {
 impl Chain {
     /// Reads the headers of all segments of a shard in the data directory at `data`.
     ///
-    /// If the directory is in use, the caller ensures that no segment is replaced in the meantime
-    /// ([`super::directory::DataDirectory::reading`]).
+    /// If the directory is in use, the caller must ensure that no segment is replaced in the
+    /// meantime ([`super::directory::DataDirectory::reading`]).
     pub fn read<D: Disk>(
         disk: &D,
         data: &Path,

@@ -83,7 +83,7 @@ pub enum LogStep {
     },
 }
 
-/// The end of a failed segment. Bytes of the file after it are ignored.
+/// The end of a failed segment. Bytes after it in the file are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct End {
     /// The segment.
@@ -285,8 +285,8 @@ impl Commit {
     /// later.
     ///
     /// No send starts during a commit. A batch therefore waits for a quarter of the time that the
-    /// previous commit took, up to [`COMMIT_AGE_MAX_US`], so that a shard whose rounds never finish
-    /// still has a fifth of its time for sends, unless that limit applies.
+    /// previous commit took, up to [`COMMIT_AGE_MAX_US`], so that even a shard whose rounds never
+    /// finish has a fifth of its time for sends, as long as that limit is not reached.
     #[must_use]
     pub fn batch_due_us(&self) -> Option<u64> {
         let took_us = self.idle_since_us.saturating_sub(self.begun_us);

@@ -286,7 +286,7 @@ impl<D: Disk> DataDirectory<D> {
     }
 
     /// Records in `meta.json` how many shards have begun a log, so that a folder that was emptied
-    /// or removed is noticed. Must be called only once each of the first `shards` shards has a
+    /// or removed is noticed. Must not be called before each of the first `shards` shards has a
     /// segment on disk.
     pub fn note_shards(&self, shards: u32) -> io::Result<()> {
         if shards <= self.identity.shards_begun {

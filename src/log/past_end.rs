@@ -13,7 +13,7 @@ use super::disk::DiskFile;
 use super::record::Reader;
 use super::repair::resync::skip_damage;
 
-/// *The records beyond the end of a segment.
+/// The records beyond the end of a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordsPastEnd {
     /// The offset where the segment ends.

@@ -144,7 +144,7 @@ impl<D: Disk> ReadOnlyFolder<D> {
     /// the ops visited so far must be discarded.
     ///
     /// # Panics
-    /// *If there is no segment at this place.
+    /// If there is no segment at this place.
     pub fn read(
         &self,
         place: usize,
@@ -172,7 +172,7 @@ impl<D: Disk> ReadOnlyFolder<D> {
     /// buffer for its contents.
     ///
     /// # Panics
-    /// *If there is no segment at this place.
+    /// If there is no segment at this place.
     pub fn records_past_end(
         &self,
         place: usize,

@@ -125,7 +125,7 @@
 //! a correct checksum but invalid content was written that way; no crash does that, so it is damage
 //! in any segment.
 //!
-//! # What goes undetected
+//! # What is not found
 //!
 //! The following damage is not detected. In a log that was not stopped cleanly, a sector of the
 //! last batches has turned into zeros, and no later batch proves that it was synced: this cannot be

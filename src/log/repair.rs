@@ -132,7 +132,8 @@ impl<D: Disk> RepairPlan<D> {
         self.is_meta_lost
     }
 
-    /// Returns the files that are set aside whole.
+    /// Returns the files that are set aside as they are, because the repaired log does not use
+    /// them.
     #[must_use]
     pub fn strays(&self) -> &[Stray] {
         &self.strays

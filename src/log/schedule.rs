@@ -106,9 +106,8 @@ impl Schedule {
     }
 
     /// Returns the shards whose folders should be compacted now, or none if a compaction must wait.
-    /// These are the folders that hold too many bytes other than live ones, or all folders if that
-    /// is true of their total. If the disk is short of room, a small amount of dead bytes is
-    /// enough.
+    /// These are the folders in which too few of the bytes are live, or all folders if that is true
+    /// of their total. If the disk is short of room, a small number of dead bytes is enough.
     #[must_use]
     pub fn due(&self, all: &[FolderUsage], is_short: bool, now_us: u64) -> Vec<u32> {
         let must_wait = self.failure.as_ref();
@@ -225,7 +224,8 @@ impl Schedule {
         self.is_over = true;
     }
 
-    /// Returns whether compaction is working, so that a shard that waits for one can expect it.
+    /// Returns whether compaction is operational: the last one did not fail, and further ones are
+    /// allowed. A shard that is waiting for a compaction will then get one.
     #[must_use]
     pub fn is_working(&self) -> bool {
         self.failure.is_none() && !self.is_over

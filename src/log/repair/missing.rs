@@ -11,7 +11,7 @@ use std::ops::RangeInclusive;
 use super::super::record::LoggedOp;
 use crate::seq::Seq;
 
-/// A range of ops that one workspace is missing.
+/// A range of consecutive seqs whose ops are missing from one workspace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MissingOps {
     /// The workspace.
