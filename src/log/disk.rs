@@ -64,7 +64,7 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
     fn space(&self, folder: &Path) -> io::Result<Space>;
     /// Renames a file, and atomically replaces an existing one at `to`: rename(2).
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Gives a file a second name: link(2). If the file system has no hard links, the new name
+    /// Adds a second name to a file: link(2). If the file system has no hard links, the new name
     /// refers to a copy, which is synced to disk.
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut bytes = Vec::new();
@@ -116,10 +116,10 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     /// Claims disk space in advance without changing the length of the file. Does nothing if the
     /// file system does not support this.
     fn reserve(&self, bytes: u64) -> io::Result<()>;
-    /// Takes a shared lock (flock(2)), which keeps others from claiming the file while it is open.
-    /// Returns `false` if it is claimed.
+    /// Acquires a shared lock (flock(2)), which keeps others from claiming the file while it is
+    /// open. Returns `false` if it is claimed.
     fn share(&self) -> io::Result<bool>;
-    /// Takes an exclusive lock (flock(2)), which keeps others from sharing or claiming the file
+    /// Acquires an exclusive lock (flock(2)), which keeps others from sharing or claiming the file
     /// while it is open. Returns `false` if it is shared or claimed.
     fn claim(&self) -> io::Result<bool>;
     /// Drops the file's clean pages from the page cache, so that the next read comes from the disk.
