@@ -8,8 +8,8 @@ use crate::log::log_files::{LogFiles, LogFilesError};
 /// A periodic check that a log is still in place.
 ///
 /// Each commit checks that the files still have names, with two fstat(2) calls. Checking that they
-/// are still at their paths takes a stat(2) of each path, so it is done at most 20 times a second. A
-/// shard without commits wakes once a second to do it, which costs about ten microseconds of CPU
+/// are still at their paths takes a stat(2) of each path, so it is done at most 20 times a second.
+/// A shard without commits wakes once a second to do it, which costs about ten microseconds of CPU
 /// time.
 #[derive(Debug, Default)]
 pub struct DirectoryWatch {
