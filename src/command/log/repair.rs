@@ -12,10 +12,11 @@ use crate::log::disk::HostDisk;
 use crate::log::repair::RepairPlan;
 use crate::log::repair::plan::{PlannedChange, SegmentRewrite};
 
-/// The number of gaps that are listed.
+/// The maximum number of gaps that are listed.
 const GAPS_LISTED: usize = 20;
 
-/// Repairs the log, after asking unless `--yes` is given. The server must be stopped.
+/// Repairs the log after asking for confirmation, unless `--yes` is given. The server must be
+/// stopped.
 pub fn run(data: &Path, settings: &RepairArgs) -> Result<VerifyOutcome, Stop> {
     let mut epoch = [0; 16];
     getrandom::fill(&mut epoch)?;
