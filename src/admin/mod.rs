@@ -5,12 +5,12 @@
 //! other servers: the policy that they are sent with (Content Security Policy Level 3) allows
 //! loading from this server only, and forbids inline scripts and styles.
 //!
-//! # Who may see them
+//! # Access
 //!
 //! | what | on `--port` | on `--admin-port` |
 //! | --- | --- | --- |
-//! | `/client.mjs` | everybody | everybody |
-//! | `/metrics` | this machine; everybody with `--metrics-public` | see below |
+//! | `/client.mjs` | everyone | everyone |
+//! | `/metrics` | this machine; everyone with `--metrics-public` | see below |
 //! | the console: `/`, `/console…` | this machine | see below |
 //! | `/console/session.json` with the token of `--dev` | this machine | this machine |
 //!
@@ -322,8 +322,8 @@ mod tests {
         }
     }
 
-    /// Checks the status of metrics, console, session and client module, requested by a peer at a
-    /// listener.
+    /// Checks the status codes of the metrics, the console, the session and the client module for
+    /// this peer and listener.
     fn check(
         pages: &Pages,
         listener: ListenerKind,
@@ -344,7 +344,7 @@ mod tests {
             answer.status()
         });
         assert_eq!(found, statuses, "{listener:?} {is_local} {provenance:?}");
-        // Either the whole console is visible, or none of it.
+        // The console is visible either completely or not at all.
         for page in [
             WebPage::ConsoleStyle,
             WebPage::ConsoleScript,

@@ -17,7 +17,7 @@ mod read;
 use facts::Facts;
 use finding::{Finding, Severity};
 
-/// The output of `--json`.
+/// The report that `--json` prints.
 #[derive(Serialize)]
 struct DoctorReport<'a> {
     /// Whether no check has failed.

@@ -1,4 +1,4 @@
-//! Printing to standard output, whose reader may stop at any line (`| head`).
+//! Printing to standard output, whose reader may close the pipe after any line (`| head`).
 
 use std::fmt;
 use std::io::{self, BufWriter, Stdout, Write};

@@ -24,7 +24,7 @@ pub enum SecretError {
          `openssl rand -hex 32`) or --jwt-secret-file, or try the server with --dev"
     )]
     None,
-    /// A secret was given in two ways.
+    /// A secret was given both in a variable and in a file.
     #[error("both {variable} and {file} are set: set only one of them")]
     Twice {
         /// The environment variable.
@@ -35,7 +35,7 @@ pub enum SecretError {
     /// The secret is blank, so anyone could guess it.
     #[error("{name} is empty or only white space: {remedy}")]
     Blank {
-        /// The variable, or the flag and the file.
+        /// The variable, or the flag and the path of the file.
         name: String,
         /// The advice to the user.
         remedy: &'static str,

@@ -11,7 +11,7 @@ use super::{CommandLine, Given, environment};
 /// The reason why no command is run.
 #[derive(Debug)]
 pub enum UsageError {
-    /// The user asked for help, or for the version.
+    /// The user asked for help or for the version.
     Help(Error),
     /// The command line is wrong. The text is one line that says why and what to do.
     Wrong(String),
@@ -48,7 +48,7 @@ pub fn read(arguments: &[OsString]) -> Result<CommandLine, UsageError> {
 /// Returns the clap command that describes the command line.
 fn base() -> Command {
     fn with_signs(command: Command) -> Command {
-        // Makes `-1` a wrong value of its flag, rather than an unknown flag.
+        // Makes clap report `-1` as a wrong value of its flag, rather than as an unknown flag.
         let with_sign = |arg: Arg| {
             let takes_value = arg.get_action().takes_values();
             arg.allow_negative_numbers(takes_value)
@@ -89,7 +89,7 @@ fn first_line(error: &Error, at: &Command, command: &Command, arguments: &[OsStr
     }
 }
 
-/// Returns the first paragraph of clap's message, as one line.
+/// Returns the first paragraph of clap's message as one line.
 pub(super) fn summary(error: &Error) -> String {
     let text = error.render().to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();

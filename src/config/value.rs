@@ -1,4 +1,4 @@
-//! Parsers for the values of flags. Their errors say which values are accepted.
+//! Parsers for flag values. Their errors say which values are accepted.
 
 use std::net::IpAddr;
 use std::time::Duration;

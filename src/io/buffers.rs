@@ -67,7 +67,7 @@ impl Memory {
 
     fn new() -> Self {
         // SAFETY:
-        // - the layout has a size above zero
+        // - the layout has a nonzero size
         let base = unsafe { alloc_zeroed(Self::layout()) };
         let Some(base) = NonNull::new(base) else {
             handle_alloc_error(Self::layout())
@@ -107,8 +107,8 @@ impl Filled {
     pub fn bytes(&mut self) -> &mut [u8] {
         // SAFETY:
         // - the address lies within the allocation, which `memory` keeps alive; RECEIVE_BYTES_MAX
-        //   bytes of it belong to this index, and `self` was made with at most that many (checked
-        //   in ReceiveBuffers::filled)
+        //   bytes of it belong to this index, and `self` was created with at most that many bytes
+        //   (checked in ReceiveBuffers::filled)
         // - the memory was zeroed on allocation, so all of it is initialized
         // - the kernel gave this buffer up with the completion that made `self`, and gets it back
         //   only through `give_back`, which consumes `self`

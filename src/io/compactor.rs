@@ -201,7 +201,7 @@ impl Loop {
         is_done
     }
 
-    /// Handles a failed compaction. Returns whether it may be tried again at once.
+    /// Handles a failed compaction. Returns whether it may be retried at once.
     fn failed(&mut self, error: &CompactionError) -> bool {
         if error.is_for_room() {
             self.schedule.ran_out_of_room();
@@ -516,7 +516,7 @@ mod tests {
         while mailbox.next().is_some() {}
         compactor.notify_shards();
         assert!(mailbox.next().is_none(), "nothing has changed");
-        // Whoever waits for it is let go when it ends, however it ends.
+        // When the thread ends, for whatever reason, the shards that wait for it are released.
         drop(compactor);
         for _ in 0..2 {
             let Some(ShardMessage::LogSize(size)) = mailbox.next() else {

@@ -25,10 +25,10 @@ const PORT_WAIT: Duration = Duration::from_micros(PORT_WAIT_US);
 /// Errors from opening the listening socket.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// The settings name no address.
+    /// The address settings are not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The port is taken.
+    /// The port is in use.
     #[error(
         "address already in use: {address}: stop what listens there, or choose another port with \
          {port}"
@@ -36,10 +36,10 @@ pub enum ListenError {
     AddressInUse {
         /// The address.
         address: SocketAddr,
-        /// The setting of the port.
+        /// The name of the setting of the port.
         port: String,
     },
-    /// The address cannot be listened on.
+    /// The server cannot listen on the address.
     #[error("cannot listen on {address} ({source}): {remedy}")]
     Address {
         /// The address.
@@ -69,7 +69,7 @@ pub enum ListenError {
     Twice {
         /// The address of the socket.
         address: SocketAddr,
-        /// The settings of another one.
+        /// The settings that name another address.
         settings: String,
     },
     /// `--dev` was used with a socket that is not on a loopback address.

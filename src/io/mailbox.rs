@@ -51,7 +51,7 @@ pub struct RecoveredShard {
 
 /// A message to a shard.
 pub enum ShardMessage {
-    /// Adopt a connection whose workspace the receiver owns.
+    /// Adopt a connection to a workspace that the receiving shard owns.
     Adopt(ConnectionHandoff, Box<Handoff>),
     /// Shed a connection of this listener to make room for one that another shard has accepted.
     Shed(ListenerKind),

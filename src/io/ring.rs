@@ -1,4 +1,5 @@
-//! tokio-uring as a completion queue: operations in, completions out, no task per operation.
+//! A completion queue on top of tokio-uring: operations go in and completions come out, without a
+//! task per operation.
 //!
 //! Every operation is a [`tokio_uring::UnsubmittedOneshot`]. Its in-flight future is kept in a slab
 //! and polled once, with a waker that holds nothing but the slab index. Waking it puts the index on
@@ -10,7 +11,7 @@
 //! tokio polls the future once more before it takes the completions. That poll runs no turn, since
 //! there would be nothing to do in it.
 //!
-//! # What keeps memory alive while the kernel works on it
+//! # How memory is kept alive while the kernel uses it
 //!
 //! Everything that an operation points to (bytes, a message header, a time) moves into its flight
 //! and comes back with its completion. A flight leaves the slab only with its single completion, or

@@ -60,7 +60,7 @@ pub enum ServeError {
     /// There is no socket to listen on.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The process may not open enough files.
+    /// The process is not allowed to open enough files.
     #[error(
         "the limit of open files is {limit}, but a server with {shards} shards needs {needed}: \
          raise it (ulimit -n), or lower --shards"
@@ -68,7 +68,7 @@ pub enum ServeError {
     FilesLimit {
         /// The limit of open files.
         limit: u64,
-        /// The shards that were asked for.
+        /// The number of shards that were requested.
         shards: u32,
         /// The lowest limit with which one client can connect.
         needed: u64,
@@ -512,7 +512,7 @@ fn connections_max(settings: &ServeArgs, shards: u32) -> Result<usize, ServeErro
     Ok(wanted.unwrap_or(allowed).min(allowed))
 }
 
-/// Returns the number of connections that a process can have with this limit of open files.
+/// Returns the number of connections that a process can have with this open-file limit.
 pub fn connections_allowed(files: u64, shards: u32) -> Result<usize, ServeError> {
     let reserved = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_SHARD * u64::from(shards);
     if files <= reserved {

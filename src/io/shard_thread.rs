@@ -1,4 +1,4 @@
-//! A shard's thread: its core, its ring and its turns.
+//! A shard's thread, which owns the shard's core and its ring, and runs its turns.
 
 use std::io;
 use std::ops::ControlFlow;

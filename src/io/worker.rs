@@ -53,7 +53,7 @@ impl Tokens for WorkerTokens {
 pub enum Signal {
     /// All accepts have been cancelled.
     AcceptsCancelled,
-    /// The mailbox's bell rang.
+    /// The mailbox has new messages.
     Bell,
     /// The timer for this time expired.
     Timer(u64),

@@ -9,7 +9,7 @@ pub(super) fn label(name: &str, number: u64) -> String {
 #[derive(Clone, Copy)]
 pub(super) enum Value {
     Count(u64),
-    /// Written as seconds.
+    /// A duration, written in seconds.
     Microseconds(u64),
 }
 

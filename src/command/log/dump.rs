@@ -11,7 +11,7 @@ use crate::log::read_only::{ReadOnlyFolder, ReadOnlyLog};
 use crate::log::record::LoggedOp;
 use crate::seq::Seq;
 
-/// An op of the workspace, copied out of its segment.
+/// An op of the workspace, copied from its segment.
 struct Kept {
     key: String,
     value: String,

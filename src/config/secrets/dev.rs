@@ -80,7 +80,7 @@ mod tests {
     fn the_first_generated_secret_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(DEV_SECRET_FILE);
-        // A crash may leave this.
+        // A crash may leave this file behind.
         fs::write(folder.path().join(NEW_FILE), "torn").unwrap();
         let mut given = generated("given", false);
         assert_eq!(given.keep_in(folder.path()).unwrap(), None);

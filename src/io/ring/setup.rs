@@ -101,10 +101,10 @@ fn known() -> Builder {
     static KNOWN: OnceLock<Builder> = OnceLock::new();
     let known = KNOWN.get_or_init(|| {
         let plain = tokio_uring::uring_builder();
-        // 5.19: a core that is busy with a turn is not interrupted.
+        // 5.19: completions do not interrupt a core that is busy with a turn.
         let mut cooperative = plain.clone();
         cooperative.setup_coop_taskrun().setup_taskrun_flag();
-        // 6.0: no lock on submission.
+        // 6.0: submission takes no lock.
         let mut single_issuer = cooperative.clone();
         single_issuer.setup_single_issuer();
         first_known([single_issuer, cooperative], plain)
@@ -136,7 +136,7 @@ mod tests {
             ((5, 12), None),
             ((6, 1), None),
             ((6, 13), None),
-            // As measured on 6.18: a limit of 200 KiB is enough for one, and 196 KiB are not.
+            // Measured on 6.18: a limit of 200 KiB is enough for one ring, and 196 KiB is not.
             ((6, 14), Some(200)),
             ((7, 0), Some(200)),
         ] {

@@ -194,7 +194,7 @@ mod tests {
 
     use super::*;
 
-    /// A queue whose kernel answers with these values, and then accepts everything.
+    /// Returns a queue whose simulated kernel returns these values and then reports an empty queue.
     fn queue(answers: &[Result<u32, i32>]) -> (Submissions, Rc<RefCell<u32>>) {
         let mut answers = VecDeque::from(answers.to_vec());
         let calls = Rc::new(RefCell::new(0));

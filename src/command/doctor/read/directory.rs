@@ -17,7 +17,7 @@ use crate::log::disk::{Disk, DiskFile, HostDisk};
 use crate::log::record::SEGMENT_HEADER_BYTES;
 use crate::log::remedy::remedy;
 
-/// The number of appends that are timed, unless they take too long.
+/// The number of appends that are timed, unless that takes longer than `APPENDING_MAX`.
 const APPENDS: usize = 400;
 const APPENDING_MAX: Duration = Duration::from_secs(4);
 /// The size of a batch of one small op.

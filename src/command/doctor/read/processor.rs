@@ -90,7 +90,7 @@ pub fn memory_max_bytes(host: &HostFiles) -> Option<u64> {
     unified.chain(old).filter(|limit| *limit < NO_LIMIT).min()
 }
 
-/// Returns the folders of the control group of this process and of the groups above it.
+/// Returns the folders of this process's control group and of the groups above it.
 ///
 /// `controller` selects a controller of version 1; `None` means version 2. A container may see its
 /// own group as the root, under the path that it has outside the container, or both.
