@@ -1,10 +1,10 @@
-//! The command line and the environment, as checked settings.
+//! The command line and the environment, parsed into checked settings.
 //!
-//! Every flag of `serve` is also an environment variable: `ETHERPLY_` and the flag's name. Secrets
-//! come from the environment or from a file, never from a flag: the command line of a process is
-//! public.
+//! Every flag of `serve` can also be set by an environment variable: `ETHERPLY_` and the flag's
+//! name. Secrets come from the environment or from a file, never from a flag, because the command
+//! line of a process is public.
 //!
-//! Doc comments of settings are the help texts, so they have no full stop at the end.
+//! Doc comments on settings are their help texts, so they do not end with a full stop.
 
 use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, SocketAddr};
@@ -292,7 +292,7 @@ pub struct ServeArgs {
     )]
     pub dev: bool,
 
-    /// The settings that came from variables.
+    /// The record of which settings came from variables.
     #[arg(skip)]
     pub given: Given,
 }
@@ -340,12 +340,12 @@ pub struct TokenArgs {
     )]
     pub jwt_secret_file: Option<PathBuf>,
 
-    /// The settings that came from variables.
+    /// The record of which settings came from variables.
     #[arg(skip)]
     pub given: Given,
 }
 
-/// When an op is on disk, and when others may see it.
+/// When an op is written to disk, and when others may see it.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum DurabilityMode {
     /// Others see it once it is on disk.
@@ -376,21 +376,21 @@ pub enum LogFormat {
     Json,
 }
 
-/// The reason why a server cannot start with its settings.
+/// Errors in the settings that prevent the server from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// There is no usable secret for the tokens.
     #[error(transparent)]
     Secret(#[from] SecretError),
-    /// `--dev` with an address that other machines can reach.
+    /// `--dev` was used with an address that other machines can reach.
     #[error("--dev listens on loopback only, but {0} is {1}: leave out one of them")]
     DevHost(String, IpAddr),
-    /// The variable PORT holds no port.
+    /// The variable PORT does not hold a port number.
     #[error("invalid value '{0}' for the variable PORT: must be a whole number from 0 to 65535")]
     Port(String),
 }
 
-/// Returns the variables of this process that look like settings and are not, sorted by name.
+/// Returns the variables of this process that look like settings but are not, sorted by name.
 #[must_use]
 pub fn other_variables() -> environment::Others {
     environment::others(&CommandLine::command())
@@ -436,8 +436,8 @@ impl ServeArgs {
         chosen_port(self.port, fallback)
     }
 
-    /// Returns the name of the setting that the port came from, for messages. `fallback` is the
-    /// value of the variable `PORT`.
+    /// Returns the name of the setting that the port came from, for use in messages. `fallback` is
+    /// the value of the variable `PORT`.
     #[must_use]
     pub fn port_name(&self, fallback: Option<&OsStr>) -> String {
         match (self.port, fallback) {
@@ -446,13 +446,13 @@ impl ServeArgs {
         }
     }
 
-    /// Returns the number of shards: by default one for each of `cores`.
+    /// Returns the number of shards, by default one per core.
     #[must_use]
     pub fn shards(&self, cores: Option<NonZeroUsize>) -> u32 {
         chosen_shards(self.shards, cores)
     }
 
-    /// Returns where the secrets come from. With `--dev` one is generated if there is none.
+    /// Returns the sources of the secrets. With `--dev`, a secret is generated if there is none.
     #[must_use]
     pub fn secret_sources(&self) -> SecretSources<'_> {
         SecretSources {
@@ -472,7 +472,7 @@ impl doctor::DoctorArgs {
         Ok(SocketAddr::new(host, chosen_port(self.port, fallback)?))
     }
 
-    /// Returns the number of shards that the server would have: by default one for each of `cores`.
+    /// Returns the number of shards that the server would use, by default one per core.
     #[must_use]
     pub fn shards(&self, cores: Option<NonZeroUsize>) -> u32 {
         chosen_shards(self.shards, cores)

@@ -1,8 +1,8 @@
-//! The server's status, which its threads share: whether each shard serves, how far recovery has
-//! come, how many connections are open, and what is counted.
+//! The server's status, shared by its threads: whether each shard serves, how far recovery has
+//! progressed, how many connections are open, and the counters.
 //!
-//! The shards' threads write it, and the metrics and the console show it. It is a layer of its own,
-//! below `io` and `admin`, so that neither needs the other for it.
+//! The shard threads write it, and the metrics and the console display it. It is a separate layer
+//! below `io` and `admin`, so that neither depends on the other for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -14,29 +14,29 @@ use stats::{LogStats, ShardStats};
 
 pub mod stats;
 
-/// The state that shards share with each other and with the server's pages.
+/// The state that the shards share with each other and with the server's pages.
 #[derive(Debug)]
 pub struct Status {
     ready: Vec<AtomicBool>,
-    /// When the server was started, in Unix microseconds.
+    /// The time at which the server was started, in Unix microseconds.
     pub started_unix_us: u64,
-    /// How much of the log has been read, while the server starts.
+    /// The recovery progress while the server starts.
     pub recovery: RecoveryProgress,
     public: Arc<ConnectionCount>,
     admin: Arc<ConnectionCount>,
-    /// By shard and listener: whether the shard had, at the end of its last turn, a connection that
-    /// would give way to a new one.
+    /// For each shard and listener: whether the shard, at the end of its last turn, had a
+    /// connection that it could shed for a new one.
     sheddable: Vec<[AtomicBool; 2]>,
-    /// The figures of each shard.
+    /// The statistics of each shard.
     pub stats: Vec<ShardStats>,
-    /// The figures of the log.
+    /// The statistics of the log.
     pub log: LogStats,
-    /// The limit of connections to the public listener.
+    /// The maximum number of connections to the public listener.
     pub connections_max: usize,
 }
 
 impl Status {
-    /// Returns the status of a server of `shards` shards, none of which serves yet.
+    /// Creates the status of a server with `shards` shards, none of which serves yet.
     #[must_use]
     pub fn new(shards: u32, connections_max: usize) -> Self {
         let ready = (0..shards).map(|_| AtomicBool::new(false)).collect();
@@ -59,7 +59,7 @@ impl Status {
         self.each_ready().all(|ready| ready)
     }
 
-    /// Returns, shard by shard, whether it serves.
+    /// Returns for each shard in order whether it serves.
     pub fn each_ready(&self) -> impl Iterator<Item = bool> {
         self.ready.iter().map(|ready| ready.load(Ordering::Relaxed))
     }
@@ -69,13 +69,13 @@ impl Status {
         self.ready[shard as usize].store(ready, Ordering::Relaxed);
     }
 
-    /// Returns the number of connections to a listener, those being refused included.
+    /// Returns the number of connections to a listener, including those that are being refused.
     #[must_use]
     pub fn connections(&self, listener: ListenerKind) -> usize {
         self.count(listener).connections.load(Ordering::Relaxed)
     }
 
-    /// Counts a connection in. Returns its permit, and how many there were before.
+    /// Counts a new connection. Returns its permit and the number of connections before it.
     #[must_use]
     pub fn take_permit(&self, listener: ListenerKind) -> (ConnectionPermit, usize) {
         let count = self.count(listener);
@@ -95,8 +95,8 @@ impl Status {
         self.sheddable[shard as usize][listener as usize].store(can_shed, Ordering::Relaxed);
     }
 
-    /// Finds a shard, other than `shard`, that has a connection to shed. Only one
-    /// caller finds it until it has had its next turn.
+    /// Finds a shard other than `shard` that has a connection to shed. No other caller finds the
+    /// same shard again before its next turn ends.
     #[must_use]
     pub fn claim_sheddable(&self, shard: u32, listener: ListenerKind) -> Option<usize> {
         let claims = |other: &usize| {
@@ -108,7 +108,7 @@ impl Status {
     }
 }
 
-/// How much of the log has been read.
+/// The progress of reading the log.
 #[derive(Debug, Default)]
 pub struct RecoveryProgress {
     done_bytes: AtomicU64,
@@ -116,24 +116,24 @@ pub struct RecoveryProgress {
 }
 
 impl RecoveryProgress {
-    /// Sets the length of the log.
+    /// Sets the total length of the log.
     pub fn begin(&self, total_bytes: u64) {
         self.total_bytes.store(total_bytes, Ordering::Relaxed);
     }
 
-    /// Adds `bytes` that have been read.
+    /// Adds `bytes` to the bytes that have been read.
     pub fn add(&self, bytes: u64) {
         self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Returns the bytes read, and those to read in all.
+    /// Returns the number of bytes read and the total number to read.
     #[must_use]
     pub fn bytes(&self) -> (u64, u64) {
         let total_bytes = self.total_bytes.load(Ordering::Relaxed);
         (self.done_bytes.load(Ordering::Relaxed), total_bytes)
     }
 
-    /// Returns the percentage that has been read: 0 to 100.
+    /// Returns the percentage that has been read, from 0 to 100.
     #[must_use]
     pub fn percent(&self) -> u8 {
         let (done_bytes, total_bytes) = self.bytes();
@@ -142,7 +142,7 @@ impl RecoveryProgress {
     }
 }
 
-/// The connections to one listener.
+/// The number of connections to one listener.
 #[derive(Debug)]
 struct ConnectionCount {
     listener: ListenerKind,
@@ -158,7 +158,7 @@ impl ConnectionCount {
     }
 }
 
-/// Counts a connection for as long as it exists. [`Status::take_permit`] makes it.
+/// A permit that counts a connection for as long as it exists. Created by [`Status::take_permit`].
 pub struct ConnectionPermit(Arc<ConnectionCount>);
 
 impl Drop for ConnectionPermit {
@@ -168,14 +168,14 @@ impl Drop for ConnectionPermit {
 }
 
 impl ConnectionPermit {
-    /// Returns the listener that the connection came to.
+    /// Returns the listener that accepted the connection.
     #[must_use]
     pub fn listener(&self) -> ListenerKind {
         self.0.listener
     }
 }
 
-/// Returns the time of the wall clock, in Unix microseconds; 0 for one set before 1970.
+/// Returns the wall-clock time in Unix microseconds, or 0 if the clock is set before 1970.
 #[must_use]
 pub fn unix_us() -> u64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);

@@ -1,58 +1,58 @@
 /**
- * EtherPly's client for browsers, and as a copy of this file for Node.js 22 or later. No dependency.
+ * EtherPly's client for browsers and, as a copy of this file, for Node.js 22 or later. It has no dependencies.
  *
  *     import { connect } from "http://127.0.0.1:8080/client.mjs";
  *     const room = connect({ workspace: "demo", token });
  *     room.on("change", ({ key, value, source }) => console.log(source, key, value));
  *     room.set("title", "hello");
  *
- * A room is a map of keys to JSON values that all of its clients share. `set` takes effect here at once and goes to the server as soon as
- * there is a connection; of what is set meanwhile, the newest op of each key is kept. The greater timestamp wins, everywhere. The protocol
- * has no acknowledgement, so an own op counts as taken when a newer one has come in its place, or when the server has shown it in answer to
- * an `echo`; until then it is sent again after each reconnect, which is accepted silently. Numbers above 2^53 lose digits.
+ * A room is a map of keys to JSON values that all of its clients share. `set` takes effect locally at once and is sent to the server as soon
+ * as there is a connection; until then, only the newest op of each key is kept. The greater timestamp always wins. The protocol has no
+ * acknowledgements, so an own op counts as accepted when a newer one has replaced it, or when the server has returned it in reply to an
+ * `echo`; until then it is sent again after each reconnect, which the server silently accepts. Numbers above 2^53 lose digits.
  *
- * A room that ends (see `Error`, and `close`) with own ops that are not known to be taken lists them in its last `state` event and keeps
- * them as long as the page lives. The next room of the same server and workspace has them in `unsaved`, without those that the server turns
- * out to have: `restore()` sends them with the timestamps of their time, so that what others wrote since wins; `discard()` forgets
- * them. Call `restore()` right after `connect` to always go on where the last room ended, unless another user may have signed in.
+ * If a room ends (see `Error` and `close`) with own ops that are not known to be accepted, it lists them in its last `state` event, and they
+ * are kept for as long as the page lives. The next room for the same server and workspace has them in `unsaved`, except those that the server
+ * turns out to have: `restore()` sends them with their original timestamps, so that later writes by others win; `discard()` drops them. To
+ * always continue where the last room ended, call `restore()` right after `connect`, unless another user may have signed in.
  *
  * @typedef {{key: string, value: any, timestamp: number}} Edit
  * @typedef {"Disconnected" | "Connecting" | "Authenticating" | "Connected" | "Synced" | "Error"} State
- * `Error` is final: the token was refused, or the server does not accept what this client sends.
+ * `Error` is final: the token was refused, or the server does not accept the messages of this client.
  * @typedef {{key: string, value: any, timestamp: number, source: "self" | "other" | "init", over?: {value: any, timestamp: number}}} Change
- * `value` is undefined when the server does not have the key. `timestamp` is in Unix microseconds, 0 where it is not known, since an init
- * does not tell it. `over` is the own op, not known to be taken, that lost to this one or was refused.
+ * `value` is undefined when the server does not have the key. `timestamp` is in Unix microseconds, or 0 if it is not known, because an init
+ * does not contain timestamps. `over` is the own op, not known to be accepted, that lost to this one or was refused.
  * @typedef {{url?: string, workspace?: string, token?: string | ((refusal?: string) => string | Promise<string>)}} Options
- * `url` is that of the server (http, https, ws or wss), by default the one that this module came from; `workspace` is by
- * default the one in `url`. A function is asked for a token before each connect. After a token of it was refused (401) or has
- * expired (4001) it is given the reason, so that one that keeps tokens knows that it needs a new one; if that is refused too,
- * the room ends. What it throws counts as no connection: it is asked again later. A string cannot be renewed: both end the room.
+ * `url` is the address of the server (http, https, ws or wss), by default the one that this module was loaded from; `workspace` defaults to
+ * the one in `url`. If `token` is a function, it is called before each connect. After one of its tokens was refused (401) or has expired
+ * (4001), it is passed the reason, so that a function that caches tokens knows that it needs a new one; if the new one is refused too, the
+ * room ends. If the function throws, that counts as a failed connection, and it is called again later. With a string, both end the room.
  */
 
 const KEY_BYTES_MAX = 1024, MESSAGE_BYTES_MAX = 1 << 20, RETRY_MS = 250, RETRY_MS_MAX = 15_000, ANSWER_MS = 15_000;
-const DAY_US = 86_400e6; // The clock of an op that is further ahead was wrong: a server refuses it.
-const STABLE_MS = 5_000; // A connection that lives shorter is a failure too: a server in trouble is not hammered.
-const RESYNC = 4000; // The close code of a client that wants the state anew.
-const SETTLE_MS = 500, PACE_MS = 1_000; // From an op to asking whether it was taken; between parts of what was too much for the server.
-const FATAL_CODES = [1002, 1003, 1007, 1008, 1009]; // The same messages would meet these again,
-const TOO_MANY = "too many messages"; // but for a 1008 that says this: it meets none that take their time.
+const DAY_US = 86_400e6; // An op further ahead than this came from a wrong clock: a server refuses it.
+const STABLE_MS = 5_000; // A shorter connection counts as a failure too, so that a server in trouble is not hammered.
+const RESYNC = 4000; // The close code of a client that wants the state again.
+const SETTLE_MS = 500, PACE_MS = 1_000; // From an op to asking whether it was accepted; between parts of a load that was too much for the server.
+const FATAL_CODES = [1002, 1003, 1007, 1008, 1009]; // The same messages would cause these codes again,
+const TOO_MANY = "too many messages"; // except for a 1008 with this reason: slower messages do not cause it.
 const REFUSALS = { 400: "bad workspace", 401: "Unauthorized", 403: "not from this origin" };
 
-/** Opens a room. A `url` alone is enough where it is the whole `ws://host:port/v1/sync/workspace?token=…`. WebSocket, fetch, timers, clock
- * and randomness are those of `host`. @returns {Room} @param {string | Options} options */
+/** Opens a room. A `url` is enough if it is a complete `ws://host:port/v1/sync/workspace?token=…`. WebSocket, fetch, the timers, the clock and
+ * the random numbers come from `host`. @returns {Room} @param {string | Options} options */
 export const connect = (options, host = globalThis) => new Room(typeof options === "string" ? { url: options } : options, host);
 const bytesOf = (text) => new TextEncoder().encode(text).length;
 const was_sent = ({ order }) => order < Infinity;
 const editOf = ({ key, text, timestamp }) => ({ key, value: JSON.parse(text), timestamp });
-const kept = new Map(); // By the URL of a workspace: the own ops that rooms ended with, by key.
+const kept = new Map(); // For each workspace URL: the own ops that its rooms ended with, by key.
 
 class Room extends EventTarget {
   #host; #base; #segment; #query; #source; #refusal;
   #socket; #timer; #echo; #settling; #pacing; #state = "Disconnected";
-  #entries = new Map(); // What is shown, by key: `{value, text, timestamp, source}`. After an init the timestamp is 0: any op may replace it.
-  #pending = new Map(); // Own ops not known to be taken, by key, in the order of their timestamps; `order` is that of sending, or Infinity.
-  #doubtful = []; // Ops of which the server has refused at least one.
-  #pace = Infinity; #is_over = false; // Of what waits, so many ops are sent at a time; the last ones were too many.
+  #entries = new Map(); // The visible values, by key: `{value, text, timestamp, source}`. After an init the timestamp is 0, so any op may replace the value.
+  #pending = new Map(); // Own ops not known to be accepted, by key, in timestamp order; `order` is the order of sending, or Infinity if not sent.
+  #doubtful = []; // Ops at least one of which the server has refused.
+  #pace = Infinity; #is_over = false; // The number of waiting ops that are sent at a time; whether the last batch was too large.
   #echoes = Promise.resolve(); #attempt = 0; #last_us = 0; #taken_us = 0; #last_order = 0; #synced_ms = Infinity; #ended = false;
   #online = () => { this.#attempt = 0; this.#retry("online again"); };
 
@@ -65,20 +65,20 @@ class Room extends EventTarget {
     this.#source = token ?? this.#query.get("token") ?? "";
     if (this.#segment === "") throw new TypeError("a workspace is needed");
     host.addEventListener?.("online", this.#online);
-    // The caller attaches its listeners first.
+    // Deferred so that the caller can attach its listeners first.
     queueMicrotask(() => this.#ended || this.#open());
   }
 
   /** @returns {State} */
   get state() { return this.#state; }
-  get pending() { return this.#pending.size; } // How many own ops are not known to be taken by the server.
-  /** What rooms of this server and workspace ended with, oldest first. @returns {Edit[]} */
+  get pending() { return this.#pending.size; } // The number of own ops that are not known to be accepted by the server.
+  /** The unsaved ops of earlier rooms for this server and workspace, oldest first. @returns {Edit[]} */
   get unsaved() { return this.#kept().map(editOf); }
   get(key) { return this.#entries.get(key)?.value; }
   /** @returns {[string, any][]} */
   entries() { return Array.from(this.#entries, ([key, entry]) => [key, entry.value]); }
 
-  /** Writes a key and returns the op's timestamp, greater than that of what it replaces, as far as this client knows. Null is a value too. */
+  /** Writes a key and returns the op's timestamp, which is greater than that of the value it replaces, as far as this client knows. Null is a value too. */
   set(key, value) {
     const text = JSON.stringify(value);
     if (this.#ended) throw new Error("this room has ended");
@@ -87,13 +87,13 @@ class Room extends EventTarget {
     if (bytesOf(text) > MESSAGE_BYTES_MAX - 8 * KEY_BYTES_MAX) throw new RangeError("a value is under 1 MiB");
     const [held, own] = [this.#entries.get(key), this.#pending.get(key)];
     const base = held?.timestamp === 0 || own?.is_doubtful ? held.text : own?.base;
-    // What was never sent need not be passed, nor what was refused.
+    // The timestamp need not exceed that of an op that was never sent or was refused.
     const need_not_pass = own && (own.is_doubtful || !was_sent(own));
     const passed_us = need_not_pass ? Math.max(own.passed_us, own.under?.timestamp ?? 0) : held?.timestamp ?? 0;
     return this.#write(key, text, passed_us, base);
   }
 
-  /** Takes over what is in `unsaved`, but for keys of which there is something newer. */
+  /** Sends the ops in `unsaved`, except for keys that have a newer value. */
   restore() {
     if (this.#ended) throw new Error("this room has ended");
     const edits = this.#kept();
@@ -104,30 +104,30 @@ class Room extends EventTarget {
     }
   }
 
-  /** Forgets what is in `unsaved`. */
+  /** Drops the ops in `unsaved`. */
   discard() { kept.delete(this.#place); }
 
-  /** `change` gets a Change, `state` gets `{state, reason, retry_ms}`, and at the end `unsaved` too, an Edit[]; `error` gets the `{code, message, key}` of what the server refused, the key
-   * where it is known: that is undone here, or with 429 sent again, slowly. What `on` returns takes the listener away. */
+  /** Adds a listener and returns a function that removes it. `change` passes a Change; `state` passes `{state, reason, retry_ms}`, and at the end also `unsaved`, an Edit[]; `error` passes the
+   * `{code, message, key}` of a refusal, with `key` if it is known: the op is undone here or, after a 429, sent again slowly. */
   on(name, listener) {
     const handle = ({ detail }) => listener(detail);
     this.addEventListener(name, handle);
     return () => this.removeEventListener(name, handle);
   }
 
-  /** Sends an op that cannot win, since it is older than what its key holds: it changes nothing, and the server answers it with the winner.
-   * Gives the milliseconds to the server and back, undefined without a connection or any key. @returns {Promise<number | undefined>} */
+  /** Sends an op that cannot win, since it is older than its key's value: it changes nothing, and the server replies with the winner. Returns
+   * the round-trip time in milliseconds, or undefined if there is no connection or no key. @returns {Promise<number | undefined>} */
   echo() { return (this.#echoes = this.#echoes.then(() => new Promise((resolve) => this.#startEcho(resolve)))); }
-  /** Ends the connection for good; what is not known to be taken is kept for the next room. */
+  /** Ends the room for good; ops that are not known to be accepted are kept for the next room. */
   close() { if (!this.#ended) this.#end("Disconnected", "closed here"); }
 
   get #place() { return `${this.#base}/v1/sync/${this.#segment}`; }
   #kept() { return [...(kept.get(this.#place)?.values() ?? [])].sort((a, b) => a.timestamp - b.timestamp); }
 
-  /** `base` is what the user saw when its timestamp was not known: if that very value wins, his edit of it came later. */
+  /** Writes a key. `base` is the value that the user saw while its timestamp was unknown: if that same value wins, the edit came after it. */
   #write(key, text, passed_us, base) {
     const now_us = this.#host.Date.now() * 1000;
-    // A clock that was wrong and has been set right is not followed.
+    // Timestamps from a wrong clock that has since been corrected are ignored.
     const last_us = this.#last_us > now_us + DAY_US ? 0 : this.#last_us;
     const timestamp = (this.#last_us = Math.max(now_us, last_us + 1, passed_us + 1));
     this.#put({ key, text, timestamp, base, passed_us, order: Infinity });
@@ -150,7 +150,7 @@ class Room extends EventTarget {
     this.#socket.send(`{"type":"op","payload":{"key":${JSON.stringify(op.key)},"value":${op.text},"timestamp":${op.timestamp}}}`);
   }
 
-  /** Sends what waits, or a part of it and the rest later: half as much at a time after a refusal, twice as much without one. */
+  /** Sends the waiting ops, or some of them now and the rest later: half as many at a time after a refusal, otherwise twice as many. */
   #sendSome() {
     this.#pace = this.#is_over ? Math.max(1, Math.min(this.#pace, 32) / 2) : this.#pace * 2;
     this.#is_over = false;
@@ -199,14 +199,14 @@ class Room extends EventTarget {
     if (!is_known) this.#emit("change", { key, value, timestamp, source, over: own && { value: held.value, timestamp: own.timestamp } });
   }
 
-  /** Where the message does not say which op was refused, the next init does. */
+  /** Handles a refusal. If the message does not say which op was refused, the next init shows it. */
   #refuse({ code, message, key, timestamp }) {
     const own = this.#pending.get(key);
-    // Another op has taken its place, or it was an echo.
+    // Another op has replaced it, or it was an echo.
     if (key !== undefined && own?.timestamp !== timestamp) return this.#endEcho();
-    // Where an op has no room, its echo may have found some.
+    // An op may not have fit while its echo did.
     if (key !== undefined && (code === 429 || !own.is_echoed)) return this.#refuseOp(own, code, message);
-    // What a 500 or a 429 keeps out is sent again. With a 500 the server closes by itself.
+    // Ops refused with 500 or 429 are sent again. After a 500 the server closes the connection itself.
     if (code === 400 || code === 413) this.#forget((this.#doubtful = [...this.#pending.values()].filter(was_sent)));
     if (code !== 500) {
       this.#socket.close(RESYNC);
@@ -216,7 +216,7 @@ class Room extends EventTarget {
   }
 
   #refuseOp(own, code, message) {
-    const { key, timestamp, under } = own; // What stays of the key, if anything, was told just before.
+    const { key, timestamp, under } = own; // The remaining value of the key, if any, was received just before.
     const [is_told, over] = [code === 429 && this.#is_over, { value: this.#entries.get(key).value, timestamp }];
     this.#endEcho();
     if (code === 429) {
@@ -232,14 +232,14 @@ class Room extends EventTarget {
     if (!is_told) this.#emit("error", { code, message, key });
   }
 
-  /** Later ops need not pass the timestamp of one that was refused: it may be that of a clock that was wrong. */
+  /** Marks ops as refused. Later timestamps need not exceed theirs, which may have come from a wrong clock. */
   #forget(refused) {
     for (const own of refused) own.is_doubtful = true;
     this.#last_us = this.#taken_us;
     for (const { timestamp, is_doubtful } of this.#pending.values()) if (!is_doubtful) this.#last_us = Math.max(this.#last_us, timestamp);
   }
 
-  /** An own op that comes back has been applied, and all that was sent before it has been handled. */
+  /** Handles an own op that the server returned: it has been applied, and everything sent before it has been handled. */
   #taken({ order }) {
     for (const [key, own] of this.#pending) {
       if (!was_sent(own) || own.order > order) continue;
@@ -259,7 +259,7 @@ class Room extends EventTarget {
     const key = own?.key ?? (this.#pending.size === 0 ? this.#entries.keys().next().value : undefined);
     if (this.#state !== "Synced" || key === undefined) return resolve(undefined);
     this.#echo = { key, since_ms: this.#host.performance.now(), resolve };
-    // If the own op is refused, so is its like; any other key is known to the server.
+    // If the own op is refused, so is its echo; the server knows any other key.
     if (own) own.is_echoed = true;
     const other = this.#entries.get(key).text === "null" ? "0" : "null";
     this.#send(own ? { key, text: own.text, timestamp: own.timestamp - 1 } : { key, text: other, timestamp: 0 });
@@ -268,7 +268,7 @@ class Room extends EventTarget {
   #endEcho(took_ms) { this.#echo = void this.#echo?.resolve(took_ms); }
 
   async #open() {
-    const mine = (this.#socket = {}); // Whoever calls `#leave` meanwhile has taken over.
+    const mine = (this.#socket = {}); // If `#leave` is called in the meantime, this attempt is obsolete.
     this.#timer = this.#host.setTimeout(() => this.#retry("no answer"), ANSWER_MS);
     this.#enter("Connecting");
     let status, token;
@@ -276,7 +276,7 @@ class Room extends EventTarget {
       token = typeof this.#source === "function" ? await this.#source(this.#refusal) : this.#source;
       if (this.#socket !== mine) return;
       if (!/^[\x21-\x7e]+$/.test(token)) return this.#end("Error", "the token is empty or malformed");
-      // A page does not see why a WebSocket failed, and the browser's console would show its URL with the token. So this asks first.
+      // A page cannot see why a WebSocket failed, and the browser's console would show the URL with the token. So this sends a request first.
       const ask = { method: "HEAD", headers: { Authorization: `Bearer ${token}` }, cache: "no-store" };
       const answer = this.#host.fetch(`${this.#base}/v1/presence/${this.#segment}`, ask);
       ({ status } = await answer.catch(() => { throw new Error("no answer"); }));
@@ -300,7 +300,7 @@ class Room extends EventTarget {
   }
 
   #closed({ code, reason }) {
-    // The server has come to our close, so it has handled all that was sent: what it took is in the next init.
+    // The server has processed our close, so it has handled everything that was sent: the ops it accepted are in the next init.
     for (const own of code === RESYNC ? this.#doubtful : []) {
       if (this.#pending.get(own.key) !== own) continue;
       this.#pending.delete(own.key);
@@ -312,7 +312,7 @@ class Room extends EventTarget {
     else this.#retry(`closed with ${code} ${reason}`.trim());
   }
 
-  /** A new token may help, unless it is the new one that is refused. */
+  /** Retries with a new token, unless the refused token was already the new one. */
   #renew(reason, may_help) {
     if (!may_help || this.#refusal !== undefined || typeof this.#source !== "function") return this.#end("Error", reason);
     this.#refusal = reason;
@@ -344,7 +344,7 @@ class Room extends EventTarget {
     [this.#settling, this.#pacing] = [this.#settling, this.#pacing].map((timer) => this.#host.clearTimeout(timer));
     [this.#doubtful, this.#synced_ms] = [[], Infinity];
     this.#endEcho();
-    // Closed while it opens, its URL would stand in the browser's console.
+    // Closing it while it is opening would print its URL in the browser's console.
     if (socket?.readyState === 0) socket.onopen = () => socket.close(1000);
     else socket?.close?.(1000);
   }

@@ -1,10 +1,10 @@
-//! The figures that the console plots, as JSON.
+//! The statistics that the console plots, as JSON.
 
 use serde::Serialize;
 
 use crate::status::stats::ShardStats;
 
-/// The figures of one shard.
+/// The statistics of one shard.
 #[derive(Debug, Serialize, PartialEq, Eq)]
 struct ShardFigures {
     ops: u64,
@@ -17,7 +17,7 @@ struct ShardFigures {
     sync_us_p99: u32,
 }
 
-/// The refusals of a shard by cause.
+/// The number of refusals of a shard, by cause.
 #[derive(Debug, Serialize, PartialEq, Eq)]
 struct RefusedFigures {
     ops_by_rate: u64,
@@ -34,7 +34,7 @@ struct ConsoleStats {
     shards: Vec<ShardFigures>,
 }
 
-/// Returns the figures of all shards as JSON.
+/// Returns the statistics of all shards as JSON.
 pub(super) fn to_json(uptime_us: u64, shards: &[ShardStats]) -> Vec<u8> {
     let stats = ConsoleStats {
         uptime_us,

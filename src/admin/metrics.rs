@@ -1,8 +1,9 @@
-//! `/metrics`: the figures in the Prometheus text format, version 0.0.4.
+//! `/metrics`: the statistics in the Prometheus text format, version 0.0.4.
 //!
-//! The text is written by own code: `prometheus-client` writes only `OpenMetrics`, whose counters
-//! have other names, and `prometheus` copies each name and label of each sample first. A shard's
-//! loop waits for this page, which has two hundred samples for each shard, so it fills one buffer.
+//! The text is written by our own code: `prometheus-client` writes only `OpenMetrics`, whose
+//! counters have different names, and `prometheus` first copies every name and label of every
+//! sample. A shard's loop waits for this page, which has two hundred samples per shard, so the page
+//! is written into a single buffer.
 //!
 //! <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>
 
@@ -20,7 +21,7 @@ mod text_format;
 /// The media type of the page.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Numbers of each shard under one name.
+/// A metric with one or more values per shard.
 struct Family {
     name: &'static str,
     kind: &'static str,
@@ -28,7 +29,7 @@ struct Family {
     series: &'static [Series],
 }
 
-/// Labels beside `shard`, and the number.
+/// The labels of a value in addition to `shard`, and the function that reads it.
 type Series = (&'static str, fn(&Counters) -> u64);
 
 const FAMILIES: &[Family] = &[
@@ -233,7 +234,7 @@ const FAMILIES: &[Family] = &[
     },
 ];
 
-/// Durations of each shard under one name.
+/// A duration histogram with one series per shard.
 struct Histogram {
     name: &'static str,
     help: &'static str,
@@ -274,7 +275,7 @@ const HISTOGRAMS: &[Histogram] = &[
     },
 ];
 
-/// The page.
+/// Returns the metrics page.
 #[must_use]
 pub fn text(status: &Status, now_us: u64) -> Vec<u8> {
     let shards: Vec<ShardReading> = (0_u64..)
@@ -354,7 +355,7 @@ fn put_process(page: &mut MetricsPage, status: &Status) {
     }
 }
 
-/// A figure of the log as a whole.
+/// A metric of the log as a whole.
 struct OfLog {
     name: &'static str,
     kind: &'static str,
@@ -457,7 +458,7 @@ fn put_log(page: &mut MetricsPage, status: &Status, shards: &[ShardReading]) {
         "gauge",
         "Live part of the log, from 0 to 1. A log that is not small is compacted below 0.57.",
     );
-    // In millionths, which is how durations are written too.
+    // In millionths, so that it is formatted like a duration in microseconds.
     let ratio = u128::from(live_bytes) * 1_000_000 / u128::from(bytes.max(1));
     let ratio = u64::try_from(ratio).unwrap_or(u64::MAX).min(1_000_000);
     page.sample(name, "", &[], Value::Microseconds(ratio));

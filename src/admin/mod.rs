@@ -1,29 +1,30 @@
-//! The pages of the server, the console, the client module and figures, and who may see them.
+//! The server's pages (the console, the client module and the metrics), and the rules for who may
+//! access them.
 //!
-//! The pages are files in this folder and part of the binary. They load nothing from elsewhere: the
-//! policy that they are sent with (Content Security Policy Level 3) lets them load from this server
-//! only, and forbids inline scripts and styles.
+//! The pages are files in this folder that are compiled into the binary. They load nothing from
+//! other servers: the policy that they are sent with (Content Security Policy Level 3) allows
+//! loading from this server only, and forbids inline scripts and styles.
 //!
-//! # Who may see them
+//! # Access
 //!
 //! | what | on `--port` | on `--admin-port` |
 //! | --- | --- | --- |
-//! | `/client.mjs` | everybody | everybody |
-//! | `/metrics` | this machine; everybody with `--metrics-public` | see below |
+//! | `/client.mjs` | everyone | everyone |
+//! | `/metrics` | this machine; everyone with `--metrics-public` | see below |
 //! | the console: `/`, `/console…` | this machine | see below |
 //! | `/console/session.json` with the token of `--dev` | this machine | this machine |
 //!
-//! *This machine* ([`Visitor::check_is_here`]) is a connection from a loopback address with a
-//! request that no proxy has forwarded, and that names a loopback host. The last condition keeps
-//! out pages of another site whose name was made to resolve to 127.0.0.1 (DNS rebinding): the
-//! browser takes such a server for that site, and lets its scripts read the answers. But it names
-//! the site in `Host`.
+//! *This machine* ([`Visitor::check_is_here`]) means that the connection comes from a loopback
+//! address, no proxy has forwarded the request, and the request names a loopback host. The last
+//! condition keeps out pages of another site whose name was made to resolve to 127.0.0.1 (DNS
+//! rebinding): the browser treats this server as that site and lets the site's scripts read the
+//! responses, but it still sends the site's name in `Host`.
 //!
-//! An admin port answers whatever reaches its address, proxies included: an operator put them
-//! there. If that address is a loopback one, every page that a browser on this machine opens
-//! reaches it too, so the host must be a loopback one. Elsewhere it may be any name, since
-//! monitoring scrapes by names that only its network knows: keep such an address away from
-//! browsers.
+//! An admin port answers every request that reaches its address, including requests through
+//! proxies, because an operator set those up. If the address is a loopback address, every page that
+//! a browser on this machine opens can reach it too, so the host must be a loopback host. On any
+//! other address the host may be any name, because monitoring systems scrape by names that only
+//! their network knows; keep such an address out of reach of browsers.
 
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
@@ -45,26 +46,26 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
 #[derive(Debug)]
 pub struct Pages {
     has_console: bool,
-    /// The token with which the console fills its form.
+    /// The token that the console puts into its form.
     token: Mutex<Option<String>>,
-    /// The address of a port of their own.
+    /// The address of the admin port, if there is one.
     admin_host: Option<IpAddr>,
     are_metrics_public: bool,
     files: Files,
 }
 
-/// The sender of a request for a page, as far as its connection shows it.
+/// The sender of a request for a page, as far as the connection identifies it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Visitor {
-    /// The listener that it came to.
+    /// The listener that accepted its connection.
     pub listener: ListenerKind,
-    /// Whether its address is one of this machine.
+    /// Whether the address it connects from belongs to this machine.
     pub is_local: bool,
 }
 
 impl Visitor {
-    /// Checks that a request was made on this machine, for this machine. The error says why it was
-    /// not.
+    /// Checks that a request was made on this machine and for this machine. The error says why it
+    /// was not.
     pub fn check_is_here(self, provenance: Provenance) -> Result<(), &'static str> {
         if !self.is_local {
             return Err("the request comes from another machine");
@@ -84,8 +85,8 @@ fn check_host(provenance: Provenance) -> Result<(), &'static str> {
 }
 
 impl Pages {
-    /// Returns the client module, and the console if it is enabled. Every visitor from this machine
-    /// receives `token`, so it is for servers that only this machine reaches.
+    /// Creates the pages: the client module, and the console if it is enabled. Every visitor from
+    /// this machine receives `token`, so it is only for servers that no other machine can reach.
     #[must_use]
     pub fn new(has_console: bool, token: Option<String>) -> Self {
         Self {
@@ -97,15 +98,15 @@ impl Pages {
         }
     }
 
-    /// With a port of their own for the console and the metrics, on this address: they are on no
-    /// other.
+    /// Moves the console and the metrics to an admin port on this address, if there is one. They
+    /// are then not available on the public port.
     #[must_use]
     pub fn with_admin_host(self, admin_host: Option<IpAddr>) -> Self {
         Self { admin_host, ..self }
     }
 
-    /// Sets whether the metrics on the port of the clients are public, and not for this machine
-    /// only.
+    /// Sets whether the metrics on the public port are available to everyone or only to this
+    /// machine.
     #[must_use]
     pub fn with_public_metrics(self, are_metrics_public: bool) -> Self {
         Self {
@@ -114,7 +115,7 @@ impl Pages {
         }
     }
 
-    /// Replaces the token, if there is one: the secret that signs it may have changed.
+    /// Replaces the token, if there is one, because the secret that signs it may have changed.
     pub fn renew_token(&self, make: impl FnOnce() -> String) {
         let mut token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
         if token.is_some() {
@@ -127,7 +128,7 @@ impl Pages {
         token.clone()
     }
 
-    /// The answer to a request for a page.
+    /// Returns the answer to a request for a page.
     #[must_use]
     pub fn answer(
         &self,
@@ -191,7 +192,7 @@ impl Pages {
             .with("Referrer-Policy", "no-referrer")
     }
 
-    /// The one rule for all pages that are not public: the table at the top of this module.
+    /// Applies the rule for all pages that are not public: the table at the top of this module.
     fn check(&self, request: &PageRequest, visitor: Visitor) -> Result<(), &'static str> {
         let PageRequest {
             page, provenance, ..
@@ -210,7 +211,7 @@ impl Pages {
     }
 }
 
-/// The files in the binary.
+/// The files that are compiled into the binary.
 #[derive(Debug)]
 struct Files {
     client_module: PageFile,
@@ -257,7 +258,8 @@ impl PageFile {
         } else {
             Answer::content(self.content_type, self.bytes)
         };
-        // A newer server has newer files, so a browser asks each time whether it has the newest.
+        // A newer server has newer files, so a browser must check each time whether its copy is
+        // current.
         answer
             .with("ETag", &self.entity_tag)
             .with("Cache-Control", "no-cache")
@@ -320,8 +322,8 @@ mod tests {
         }
     }
 
-    /// Checks the status of metrics, console, session and client module, requested by a peer at a
-    /// listener.
+    /// Checks the status codes of the metrics, the console, the session and the client module for
+    /// this peer and listener.
     fn check(
         pages: &Pages,
         listener: ListenerKind,
@@ -342,7 +344,7 @@ mod tests {
             answer.status()
         });
         assert_eq!(found, statuses, "{listener:?} {is_local} {provenance:?}");
-        // Either the whole console is visible, or none of it.
+        // The console is visible either completely or not at all.
         for page in [
             WebPage::ConsoleStyle,
             WebPage::ConsoleScript,

@@ -1,7 +1,7 @@
-//! `etherply doctor`: checks the host, and prints what to change.
+//! `etherply doctor`: checks the host and prints what to change.
 //!
-//! `read` collects facts without an opinion, and `judge` turns them into findings without touching
-//! the host. So the findings for any host can be tested on any other.
+//! `read` collects the facts without judging them, and `judge` turns them into findings without
+//! accessing the host. So the findings for any host can be tested on any other.
 
 use serde::Serialize;
 
@@ -17,7 +17,7 @@ mod read;
 use facts::Facts;
 use finding::{Finding, Severity};
 
-/// The output of `--json`.
+/// The report that `--json` prints.
 #[derive(Serialize)]
 struct DoctorReport<'a> {
     /// Whether no check has failed.
@@ -26,7 +26,7 @@ struct DoctorReport<'a> {
     facts: &'a Facts,
 }
 
-/// Prints the findings. It is an error if the server would not work on this host.
+/// Prints the findings. Returns an error if the server would not work on this host.
 pub fn run(settings: &DoctorArgs) -> Result<(), String> {
     let facts = read::facts(settings).map_err(|error| error.to_string())?;
     let findings = judge::judge(&facts);

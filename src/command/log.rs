@@ -1,4 +1,4 @@
-//! `etherply log`, with one file for each of its commands.
+//! `etherply log`, with one module for each of its commands.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -14,10 +14,11 @@ mod repair;
 mod stat;
 mod verify;
 
-/// The exit code if all served records are intact, but segments have records beyond their ends.
+/// The exit code when all served records are intact but some segments have records beyond their
+/// ends.
 const RECORDS_BEYOND: u8 = 3;
 
-/// Runs a command on the log. An error is one line that says what to do.
+/// Runs a log command. An error is one line that says what to do.
 pub fn run(settings: &LogArgs) -> Result<ExitCode, String> {
     raise_file_limit();
     let data = &settings.data_dir;
@@ -43,6 +44,6 @@ fn raise_file_limit() {
         current: limit.maximum,
         ..limit
     };
-    // If that is not allowed, the limit stays as it is.
+    // If this is not allowed, the limit stays as it is.
     let _ = setrlimit(Resource::Nofile, raised);
 }

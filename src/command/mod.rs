@@ -1,4 +1,5 @@
-//! The commands other than `serve`. Each reads its settings, calls the layers below, and prints.
+//! The commands other than `serve`. Each reads its settings, calls the layers below and prints the
+//! result.
 
 pub mod cli_docs;
 pub mod doctor;

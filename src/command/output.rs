@@ -1,9 +1,9 @@
-//! Printing to standard output, whose reader may stop at any line (`| head`).
+//! Printing to standard output, whose reader may close the pipe after any line (`| head`).
 
 use std::fmt;
 use std::io::{self, BufWriter, Stdout, Write};
 
-/// Standard output, buffered.
+/// A buffered standard output.
 pub struct Printer(BufWriter<Stdout>);
 
 /// The reason why a command ends early.
@@ -11,7 +11,7 @@ pub struct Printer(BufWriter<Stdout>);
 pub enum Stop {
     /// The reader has closed the pipe, as `head` does. That is not an error.
     OutputClosed,
-    /// The command failed. The line says why, and what to do.
+    /// The command failed. The text is one line that says why and what to do.
     Failed(String),
 }
 
@@ -32,12 +32,12 @@ impl Printer {
         self.bytes(format!("{line}\n").as_bytes())
     }
 
-    /// Prints bytes as they are.
+    /// Prints bytes unchanged.
     pub fn bytes(&mut self, bytes: &[u8]) -> Result<(), Stop> {
         self.0.write_all(bytes).map_err(|error| stop(&error))
     }
 
-    /// Writes out what is buffered.
+    /// Writes out the buffered data.
     pub fn flush(&mut self) -> Result<(), Stop> {
         self.0.flush().map_err(|error| stop(&error))
     }

@@ -1,4 +1,4 @@
-//! The progress of a command: a bar on a terminal, nothing elsewhere.
+//! The progress display of a command: a bar on a terminal, otherwise nothing.
 
 use std::io::IsTerminal;
 
@@ -27,7 +27,7 @@ impl Bar {
         self.0.inc(bytes);
     }
 
-    /// Sets how many bytes are done, and how many there are.
+    /// Sets the number of bytes done and the total number of bytes.
     pub fn set(&self, done_bytes: u64, total_bytes: u64) {
         self.0.set_length(total_bytes);
         self.0.set_position(done_bytes);

@@ -1,29 +1,29 @@
-//! Numbers and tables as text.
+//! Formatting of numbers and tables as text.
 
 use indicatif::{HumanBytes, HumanCount};
 
-/// Returns a byte count in the largest binary unit that leaves at least one whole: `1.50 MiB`.
+/// Formats a byte count in the largest binary unit in which it is at least 1: `1.50 MiB`.
 pub fn bytes(count: u64) -> String {
     HumanBytes(count).to_string()
 }
 
-/// Returns a count and its noun, in the plural unless the count is 1.
+/// Formats a count with its noun, in the plural unless the count is 1.
 pub fn count(count: u64, noun: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {noun}{plural}")
 }
 
-/// Returns a count with a comma between thousands: `1,048,576`.
+/// Formats a count with commas between thousands: `1,048,576`.
 pub fn thousands(count: u64) -> String {
     HumanCount(count).to_string()
 }
 
-/// Returns microseconds as milliseconds with two decimals, cut off and not rounded.
+/// Formats microseconds as milliseconds with two decimals, truncated rather than rounded.
 pub fn milliseconds(us: u64) -> String {
     format!("{}.{:02} ms", us / 1000, us % 1000 / 10)
 }
 
-/// Lays out rows of cells: the first column is aligned to the left, the others to the right.
+/// Lays out rows of cells as a table: the first column is left-aligned, the others right-aligned.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {

@@ -1,4 +1,4 @@
-//! Where the server exposes its metrics, its health checks and its console.
+//! The addresses at which the server exposes its metrics, its health checks and its console.
 
 use std::net::{IpAddr, SocketAddr};
 

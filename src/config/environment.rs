@@ -1,26 +1,26 @@
-//! Tells variables that are settings from those that only look like settings.
+//! Distinguishes variables that are settings from those that only look like settings.
 //!
-//! Kubernetes describes every Service of a namespace to every pod in it by variables that begin
-//! with the Service's name (`enableServiceLinks`, on by default). Those of a Service named
-//! `etherply` or `etherply-admin` have the prefix of the server's own, and `ETHERPLY_PORT` is then
-//! a URL.
+//! Kubernetes describes every Service of a namespace to every pod in it through variables that
+//! begin with the Service's name (`enableServiceLinks`, on by default). For a Service named
+//! `etherply` or `etherply-admin`, these have the same prefix as the server's own variables, and
+//! `ETHERPLY_PORT` is then a URL.
 
 use std::ffi::{OsStr, OsString};
 
 use clap::builder::Resettable;
 use clap::{Arg, Command};
 
-/// The secret has no flag: the command line of a process is public.
+/// The variable of the secret, which has no flag because the command line of a process is public.
 pub(super) const SECRET: &str = "ETHERPLY_JWT_SECRET";
-/// The previous secret, which has no flag either.
+/// The variable of the previous secret, which has no flag either.
 pub(super) const SECRET_PREVIOUS: &str = "ETHERPLY_JWT_SECRET_PREVIOUS";
 const PREFIX: &str = "ETHERPLY_";
-/// The prefix of faults that tests inject. Only a debug build reads them.
+/// The prefix of variables with which tests inject faults. Only debug builds read them.
 const FAULT_PREFIX: &str = "ETHERPLY_FAULT_";
-/// Names less similar than this are not suggested.
+/// The minimum similarity of a name for it to be suggested.
 const SIMILARITY_MIN: f64 = 0.6;
 
-/// A variable with the prefix of the server's own that is not one of them.
+/// A variable that has the server's prefix but is not one of its variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unknown {
     /// The name of the variable.
@@ -29,35 +29,35 @@ pub struct Unknown {
     pub nearest: Option<String>,
 }
 
-/// The variables of this process that have the prefix of the settings and are not settings.
+/// The variables of this process that have the prefix of the settings but are not settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Others {
-    /// Variables that nothing reads.
+    /// Variables that are not read.
     pub unknown: Vec<Unknown>,
-    /// Variables that describe a Service of Kubernetes.
+    /// Variables that describe a Kubernetes Service.
     pub service_links: Vec<String>,
 }
 
-/// Returns the value of a variable of this process. An empty one counts as unset, and so does a
-/// service link.
+/// Returns the value of a variable of this process. An empty variable counts as unset, and so does
+/// a service link.
 #[must_use]
 pub fn value(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty() && !is_service_link(name, value))
 }
 
-/// Returns the value of `PORT`, in which hosting platforms pass the port to listen on.
+/// Returns the value of `PORT`, the variable in which hosting platforms pass the port to listen on.
 #[must_use]
 pub fn platform_port() -> Option<OsString> {
     value("PORT")
 }
 
-/// Returns the variables that look like settings of `command` or its subcommands and are not,
+/// Returns the variables that look like settings of `command` or its subcommands but are not,
 /// sorted by name.
 pub(super) fn others(command: &Command) -> Others {
     others_of(&known(command), std::env::vars_os())
 }
 
-/// Removes the variables that count as unset from a command and its subcommands.
+/// Removes variables that count as unset from a command and its subcommands.
 pub(super) fn readable(command: Command) -> Command {
     let readable_arg = |arg: Arg| match variable(&arg) {
         Some(name) if value(&name).is_none() => arg.env(Resettable::Reset),
@@ -114,11 +114,11 @@ fn nearest(name: &str, known: &[String]) -> Option<String> {
         .map(|(_, known)| known.clone())
 }
 
-/// Returns whether Kubernetes, or a link of Docker, set this variable for a Service.
+/// Returns whether this variable was set by Kubernetes, or by a Docker link, to describe a Service.
 ///
-/// They are `…_SERVICE_HOST`, `…_SERVICE_PORT`, `…_SERVICE_PORT_NAME`,
-/// `…_PORT=tcp://10.0.0.1:8080`, `…_PORT_8080_TCP`, and the latter with `_ADDR`, `_PORT` or
-/// `_PROTO`.
+/// The names are `…_SERVICE_HOST`, `…_SERVICE_PORT`, `…_SERVICE_PORT_NAME`,
+/// `…_PORT=tcp://10.0.0.1:8080`, `…_PORT_8080_TCP`, and the last of these followed by `_ADDR`,
+/// `_PORT` or `_PROTO`.
 fn is_service_link(name: &str, value: &OsStr) -> bool {
     const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
     let is_url = || {

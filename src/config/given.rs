@@ -1,17 +1,18 @@
-//! How each setting was given: by its flag or by its variable.
+//! A record of how each setting was given: by its flag or by its variable.
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 
-/// The settings that came from variables, so that a message names what the user set.
+/// The settings that came from variables, recorded so that messages can name what the user set.
 #[derive(Debug, Clone, Default)]
 pub struct Given {
-    /// The ids of their arguments.
+    /// The argument ids of these settings.
     from_variables: Vec<String>,
 }
 
 impl Given {
-    /// Returns the name under which a setting was given: its variable, or otherwise its flag.
+    /// Returns the name under which a setting was given: its variable if it was set by one,
+    /// otherwise its flag.
     #[must_use]
     pub fn name(&self, flag: &'static str) -> String {
         let id = flag.trim_start_matches('-').replace('-', "_");
@@ -22,7 +23,7 @@ impl Given {
         }
     }
 
-    /// Reads from clap's matches how the settings of a command were given.
+    /// Determines from clap's matches how the settings of a command were given.
     pub(super) fn of(matches: &ArgMatches) -> Self {
         let ids = matches.ids().map(clap::Id::as_str);
         let from_variable = |id: &&str| matches.value_source(id) == Some(ValueSource::EnvVariable);

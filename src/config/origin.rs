@@ -2,13 +2,14 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// The examples for error messages.
+/// The example origins in error messages.
 const EXAMPLE: &str = "such as https://app.example or http://localhost:3000";
 
 /// Parses an origin and returns it as browsers serialize it: in lower case, without the default
 /// port of its scheme (RFC 6454 section 6.2, WHATWG HTML "ASCII serialization of an origin").
 ///
-/// A form that no browser sends is an error: it would allow no page, and nobody would see why.
+/// A form that no browser sends is an error: it would match no page, and the user would not find
+/// out why.
 pub(super) fn origin(text: &str) -> Result<String, String> {
     if text == "null" {
         return Ok(text.to_owned());
@@ -45,7 +46,8 @@ pub(super) fn origin(text: &str) -> Result<String, String> {
     })
 }
 
-/// Checks a scheme. Web pages have `http` or `https`; extensions and apps have others.
+/// Checks a scheme and returns it in lower case. Web pages use `http` or `https`; extensions and
+/// apps use others.
 fn scheme_of(scheme: &str) -> Result<String, String> {
     let scheme = scheme.to_ascii_lowercase();
     let mut bytes = scheme.bytes();
@@ -62,7 +64,7 @@ fn scheme_of(scheme: &str) -> Result<String, String> {
     }
 }
 
-/// Splits an authority into the host and the port after its colon.
+/// Splits an authority into the host and the port that follows the colon.
 fn split_port(authority: &str) -> (&str, Option<&str>) {
     let host_bytes = authority.find(']').map_or(0, |at| at + 1);
     match authority[host_bytes..].find(':') {
@@ -102,8 +104,8 @@ fn host_of(host: &str) -> Result<String, String> {
     if !host.bytes().all(is_name) {
         return Err(format!("the host is malformed: an origin looks {EXAMPLE}"));
     }
-    // Browsers parse 127.1 and 0x7f000001 as IPv4 addresses, and send four numbers (WHATWG URL,
-    // "ends in a number").
+    // Browsers parse 127.1 and 0x7f000001 as IPv4 addresses and send them as four numbers (WHATWG
+    // URL, "ends in a number").
     let last = host.strip_suffix('.').unwrap_or(host).rsplit('.').next();
     let is_address = last.is_some_and(|label| {
         label.starts_with(|char: char| char.is_ascii_digit()) && is_number(label)
@@ -120,7 +122,7 @@ fn is_number(label: &str) -> bool {
     is_hex || label.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Returns an IPv6 address in its shortest form, without an IPv4 address in it (WHATWG URL, "IPv6
+/// Returns an IPv6 address in its shortest form, without embedded IPv4 notation (WHATWG URL, "IPv6
 /// serializer").
 fn plain_v6(address: Ipv6Addr) -> String {
     match address.segments() {

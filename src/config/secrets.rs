@@ -1,4 +1,4 @@
-//! The secrets that sign and verify tokens: read from the environment or from files. On SIGHUP the
+//! The secrets that sign and verify tokens, read from the environment or from files. On SIGHUP the
 //! files are read again.
 
 use std::io;
@@ -15,7 +15,7 @@ mod dev;
 const SECRET_FILE: &str = "--jwt-secret-file";
 const SECRET_PREVIOUS_FILE: &str = "--jwt-secret-previous-file";
 
-/// The reason why there is no usable secret.
+/// Errors in the secrets.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// No secret was given.
@@ -24,7 +24,7 @@ pub enum SecretError {
          `openssl rand -hex 32`) or --jwt-secret-file, or try the server with --dev"
     )]
     None,
-    /// A secret was given in two ways.
+    /// A secret was given both in a variable and in a file.
     #[error("both {variable} and {file} are set: set only one of them")]
     Twice {
         /// The environment variable.
@@ -32,35 +32,35 @@ pub enum SecretError {
         /// The flag of the file, or its variable.
         file: String,
     },
-    /// A secret that anyone could guess.
+    /// The secret is blank, so anyone could guess it.
     #[error("{name} is empty or only white space: {remedy}")]
     Blank {
-        /// The variable, or the flag and the file.
+        /// The variable, or the flag and the path of the file.
         name: String,
         /// The advice to the user.
         remedy: &'static str,
     },
-    /// A file with a secret cannot be read.
+    /// A secret file cannot be read.
     #[error("{name} {path} cannot be read ({source}): {}", file_remedy(.source))]
     File {
         /// The flag of the file, or its variable.
         name: String,
         /// The path of the file.
         path: PathBuf,
-        /// The error of the system.
+        /// The system's error.
         source: io::Error,
     },
-    /// The secret that `--dev` keeps is empty.
+    /// The secret file that `--dev` keeps is empty.
     #[error("{} is empty: remove it, and --dev will create a new one", .0.display())]
     EmptyDev(PathBuf),
-    /// The secret that `--dev` keeps cannot be read or written.
+    /// The secret file that `--dev` keeps cannot be read or written.
     #[error(
         "{path}: {source}: --dev keeps its secret there; set ETHERPLY_JWT_SECRET to use another"
     )]
     Dev {
         /// The path of the file.
         path: PathBuf,
-        /// The error of the system.
+        /// The system's error.
         source: io::Error,
     },
     /// The system cannot provide random bytes.
@@ -73,12 +73,12 @@ pub enum SecretError {
 pub struct Secrets {
     /// The secret that signs tokens.
     pub current: Secret,
-    /// The secret before it, whose tokens are still accepted.
+    /// The previous secret, whose tokens are still accepted.
     pub previous: Option<Secret>,
     /// Whether the current secret was generated for `--dev`.
     pub is_generated: bool,
-    /// The variables whose values end in a line break, with these values. The line break is not
-    /// part of the secret, but tokens that were signed with it are accepted too.
+    /// The variables whose values end in a line break, with those values. The line break is not
+    /// part of the secret, but tokens signed with it are accepted too.
     pub with_line_breaks: Vec<(&'static str, Secret)>,
 }
 
@@ -101,7 +101,7 @@ impl Secrets {
     }
 }
 
-/// The sources of the secrets. A secret without a file comes from the environment.
+/// The sources of the secrets. A secret for which no file is set comes from the environment.
 #[derive(Debug, Clone, Copy)]
 pub struct SecretSources<'a> {
     /// The file of the current secret.
@@ -110,12 +110,12 @@ pub struct SecretSources<'a> {
     pub previous: Option<&'a Path>,
     /// Whether a secret is generated if there is none.
     pub may_be_generated: bool,
-    /// How the files were given, for messages.
+    /// The record of how the files were given, for messages.
     pub given: &'a Given,
 }
 
 impl SecretSources<'_> {
-    /// Reads the secrets at the start of the server.
+    /// Reads the secrets at server startup.
     pub fn read(&self) -> Result<Secrets, SecretError> {
         let previous = match (variable(&PREVIOUS)?, self.previous) {
             (Some(_), Some(_)) => return Err(PREVIOUS.twice(self.given)),
@@ -141,13 +141,13 @@ impl SecretSources<'_> {
         })
     }
 
-    /// Returns whether a secret comes from a file, which may change.
+    /// Returns whether a secret comes from a file and so may change.
     #[must_use]
     pub fn has_files(&self) -> bool {
         self.current.is_some() || self.previous.is_some()
     }
 
-    /// Reads the files again. A secret that came from the environment is kept.
+    /// Reads the files again. Secrets that came from the environment are kept.
     pub fn read_again(&self, before: &Secrets) -> Result<Secrets, SecretError> {
         let current = match self.current {
             Some(path) => secret_in(&CURRENT, path, self.given)?,
@@ -165,10 +165,10 @@ impl SecretSources<'_> {
         })
     }
 
-    /// Returns the files that every user of this machine can read, with their modes.
+    /// Returns the files that every user of this machine can access, with their modes.
     ///
-    /// A file that only its group can read is not one of them: service managers and orchestrators
-    /// provide secrets this way.
+    /// A file that only its group can read is not included, because service managers and
+    /// orchestrators provide secrets this way.
     #[must_use]
     pub fn exposed(&self) -> Vec<(PathBuf, u32)> {
         let mode = |path: &Path| {
@@ -180,7 +180,8 @@ impl SecretSources<'_> {
     }
 }
 
-/// The current or the previous secret: where it may come from, and the advice if it is not usable.
+/// The current or the previous secret: where it may come from, and the advice to show if it is
+/// unusable.
 struct SecretKind {
     variable: &'static str,
     file: &'static str,
@@ -212,7 +213,7 @@ impl SecretKind {
     }
 }
 
-/// A secret, with the value of its variable if that ends in a line break.
+/// A secret, together with the full value of its variable if that value ends in a line break.
 struct FoundSecret {
     secret: Secret,
     with_line_break: Option<(&'static str, Secret)>,
@@ -244,7 +245,7 @@ fn variable(kind: &SecretKind) -> Result<Option<FoundSecret>, SecretError> {
     }))
 }
 
-/// Reads the current secret from this file or from the environment.
+/// Reads the current secret from the file, if one is given, or from the environment.
 fn current(file: Option<&Path>, given: &Given) -> Result<Option<FoundSecret>, SecretError> {
     match (variable(&CURRENT)?, file) {
         (Some(_), Some(_)) => Err(CURRENT.twice(given)),
@@ -254,7 +255,8 @@ fn current(file: Option<&Path>, given: &Given) -> Result<Option<FoundSecret>, Se
     }
 }
 
-/// Reads the secret for a command that signs a token, from this file or from the environment.
+/// Reads the secret for a command that signs a token, from the file if one is given, or from the
+/// environment.
 pub(super) fn signing(file: Option<&Path>, given: &Given) -> Result<Secret, SecretError> {
     let current = current(file, given)?.ok_or(SecretError::None)?;
     Ok(current.secret)
@@ -281,10 +283,10 @@ fn file_remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Returns the secret in the bytes of a variable or a file, or `None` if it is blank: anyone could
-/// guess it.
+/// Returns the secret in the bytes of a variable or a file, or `None` if it is blank, because
+/// anyone could guess a blank secret.
 ///
-/// Editors and `echo` put a line break at the end, which is not part of the secret.
+/// Editors and `echo` add a line break at the end, which is not part of the secret.
 fn stripped(bytes: &[u8]) -> Option<Secret> {
     let is_break = |byte: &u8| matches!(byte, b'\r' | b'\n');
     let end = bytes.iter().rposition(|byte| !is_break(byte))? + 1;
@@ -294,7 +296,7 @@ fn stripped(bytes: &[u8]) -> Option<Secret> {
 }
 
 /// Reads the previous secret from its file. A missing file means that no rotation is in progress,
-/// so the flag may stay set. A blank file is an error: a mistake, or it is still being written.
+/// so the flag can stay set. A blank file is an error: it is a mistake, or is still being written.
 fn previous_in(path: &Path, given: &Given) -> Result<Option<Secret>, SecretError> {
     match secret_in(&PREVIOUS, path, given) {
         Ok(secret) => Ok(Some(secret)),
@@ -305,7 +307,7 @@ fn previous_in(path: &Path, given: &Given) -> Result<Option<Secret>, SecretError
     }
 }
 
-/// Returns 32 random bytes in hex, so that the file also works with `--jwt-secret-file`.
+/// Returns 32 random bytes in hex, so that the file can also be used with `--jwt-secret-file`.
 fn random_secret() -> Result<Secret, SecretError> {
     let mut halves = [[0; 16]; 2];
     getrandom::fill(halves.as_flattened_mut()).map_err(SecretError::Random)?;

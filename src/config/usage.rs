@@ -1,5 +1,5 @@
-//! Parsing the command line. An error is one line that names what the user wrote, and the help that
-//! has the answer.
+//! Parsing of the command line. An error is one line that names what the user wrote and points to
+//! the relevant help.
 
 use std::ffi::OsString;
 
@@ -8,17 +8,17 @@ use clap::{Arg, Command, CommandFactory, Error, FromArgMatches};
 
 use super::{CommandLine, Given, environment};
 
-/// The reason why no command runs.
+/// The reason why no command is run.
 #[derive(Debug)]
 pub enum UsageError {
-    /// The user asked for help, or for the version.
+    /// The user asked for help or for the version.
     Help(Error),
-    /// The command line is wrong. The line says why, and what to do.
+    /// The command line is wrong. The text is one line that says why and what to do.
     Wrong(String),
 }
 
-/// Parses a command line, whose first word is the name of the program, and the variables of this
-/// process.
+/// Parses a command line, whose first word is the program's name, together with the variables of
+/// this process.
 pub fn read(arguments: &[OsString]) -> Result<CommandLine, UsageError> {
     let command = environment::readable(base());
     let matches = command.clone().try_get_matches_from(arguments);
@@ -33,7 +33,8 @@ pub fn read(arguments: &[OsString]) -> Result<CommandLine, UsageError> {
         if error.use_stderr() {
             UsageError::Wrong(line(&error, &command, arguments))
         } else {
-            // From the unfiltered command, so that the help names each variable, even an unset one.
+            // The unfiltered command is used so that the help lists every variable, even those that
+            // are unset.
             UsageError::Help(
                 base()
                     .try_get_matches_from(arguments)
@@ -44,10 +45,10 @@ pub fn read(arguments: &[OsString]) -> Result<CommandLine, UsageError> {
     })
 }
 
-/// Returns the command line for clap.
+/// Returns the clap command that describes the command line.
 fn base() -> Command {
     fn with_signs(command: Command) -> Command {
-        // Makes `-1` a wrong value of its flag, rather than an unknown flag.
+        // Makes clap report `-1` as a wrong value of its flag, rather than as an unknown flag.
         let with_sign = |arg: Arg| {
             let takes_value = arg.get_action().takes_values();
             arg.allow_negative_numbers(takes_value)
@@ -73,8 +74,8 @@ fn line(error: &Error, command: &Command, arguments: &[OsString]) -> String {
     format!("{text} (see `{path} --help`)")
 }
 
-/// Returns clap's message in one line, with the variable instead of the flag if the value came from
-/// there, and with clap's suggestion.
+/// Returns clap's message on one line, with clap's suggestion. If the value came from a variable,
+/// the variable replaces the flag.
 fn first_line(error: &Error, at: &Command, command: &Command, arguments: &[OsString]) -> String {
     let mut text = summary(error);
     if let Some(flag) = context(error, ContextKind::InvalidArg)
@@ -88,7 +89,7 @@ fn first_line(error: &Error, at: &Command, command: &Command, arguments: &[OsStr
     }
 }
 
-/// Returns the first paragraph of clap's message, as one line.
+/// Returns the first paragraph of clap's message as one line.
 pub(super) fn summary(error: &Error) -> String {
     let text = error.render().to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();
@@ -101,7 +102,8 @@ fn suggestion(error: &Error) -> Option<String> {
     let tips = text
         .lines()
         .filter_map(|line| line.trim().strip_prefix("tip: "));
-    // The tip about values that begin with a dash is useless: no flag accepts one.
+    // clap's tip about values that begin with a dash is ignored, because no flag accepts such a
+    // value.
     let mut suggestions = tips.filter_map(|tip| {
         let similar = tip
             .split_once("similar")
@@ -120,7 +122,8 @@ fn context(error: &Error, kind: ContextKind) -> Option<&str> {
     }
 }
 
-/// Returns the variable that a wrong value came from, or `None` if it is on the command line.
+/// Returns the variable that a wrong value came from, or `None` if the value is on the command
+/// line.
 fn variable_of(
     error: &Error,
     flag: &str,
@@ -134,7 +137,7 @@ fn variable_of(
     }
     let long = flag.split([' ', '[']).next()?.strip_prefix("--")?;
     let variable = argument(at, long).and_then(environment::variable)?;
-    // If the command line alone is wrong in the same way, the variable is not the cause.
+    // If the command line fails in the same way without variables, the variable is not the cause.
     let alone = without_variables(command.clone()).try_get_matches_from(arguments);
     let is_same = alone.is_err_and(|alone| {
         alone.kind() == error.kind() && context(&alone, ContextKind::InvalidArg) == Some(flag)
@@ -153,7 +156,7 @@ fn argument<'a>(command: &'a Command, long: &str) -> Option<&'a Arg> {
         .find(|arg| arg.get_long() == Some(long))
 }
 
-/// Returns the command that the arguments name, and the words that name it.
+/// Returns the command that the arguments name, and the words that lead to it.
 fn addressed<'a>(command: &'a Command, arguments: &[OsString]) -> (String, &'a Command) {
     let (mut path, mut at) = (command.get_name().to_owned(), command);
     let mut globals: Vec<&Arg> = Vec::new();

@@ -1,4 +1,4 @@
-//! Parsers for the values of flags. Their errors say which values are accepted.
+//! Parsers for flag values. Their errors say which values are accepted.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -70,7 +70,7 @@ pub(super) fn per_second(text: &str) -> Result<u32, String> {
     number(text, 0..=PER_SECOND_MAX)
 }
 
-/// Parses the variable of a flag that has no value.
+/// Parses the variable of a flag that takes no value.
 pub(super) fn boolean(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "1" | "true" | "yes" => Ok(true),
@@ -79,7 +79,7 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
-/// A year has 365.25 days, as in humantime.
+/// The longest accepted duration. A year has 365.25 days, as in humantime.
 const HUNDRED_YEARS: Duration = Duration::from_hours(36_525 * 24);
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -87,7 +87,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "must be a time such as 30s, 15m, 24h or 7days, up to 100years".to_owned())
 }
 
-/// Parses the validity of a token. It is at least a second, since `exp` is in whole seconds.
+/// Parses the lifetime of a token. It is at least one second, because `exp` is in whole seconds.
 pub(super) fn ttl(text: &str) -> Result<Duration, String> {
     time(text, Duration::from_secs(1)).ok_or_else(|| {
         "must be a time from 1s to 100years, such as 30s, 15m, 24h or 7days".to_owned()

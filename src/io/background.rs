@@ -1,5 +1,5 @@
-//! Slow work on the log, on threads of its own, so that no shard's loop waits for it: new segments,
-//! rebuilds.
+//! Slow log work that runs on its own threads so that no shard's loop waits for it: creating new
+//! segments and rebuilding shards.
 
 use crate::io::threads;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,14 +10,14 @@ use crate::io::mailbox::{RebuildError, ShardMessage, ShardSender};
 use crate::log::disk::HostDisk;
 use crate::log::log_files::{Creation, Rebuild};
 
-/// Creates a segment, and sends the result to the shard.
+/// Creates a segment on a background thread and sends the result to the shard.
 pub fn create(creation: Creation<HostDisk>, sender: ShardSender) {
     spawn(sender, ShardMessage::SegmentCreated, move || {
         Ok(creation.run(0)?)
     });
 }
 
-/// Rebuilds a shard, given by its number and the number of shards, and sends the result to it.
+/// Rebuilds a shard, given by its number and the shard count, and sends the result to that shard.
 pub fn rebuild(
     rebuild: Rebuild<HostDisk>,
     (shard, shards): (u32, u32),
@@ -36,8 +36,8 @@ pub fn rebuild(
     });
 }
 
-/// Does slow work on a thread of its own, and sends the result. A result is always sent, even after
-/// a panic: a shard that waits for one serves no client.
+/// Runs slow work on its own thread and sends the result. A result is always sent, even after a
+/// panic, because a shard that waits for one serves no clients.
 fn spawn<T: Send + 'static>(
     sender: ShardSender,
     message: impl FnOnce(Result<T, RebuildError>) -> ShardMessage + Copy + Send + 'static,

@@ -1,8 +1,8 @@
-//! The provided receive buffers of a ring: one stretch of memory, lent to the kernel in pieces.
+//! The provided receive buffers of a ring: one block of memory, lent to the kernel piece by piece.
 //!
-//! A connection that waits for bytes holds no buffer. The kernel takes one when bytes are there
+//! A connection that waits for data holds no buffer. When data arrives, the kernel picks a buffer
 //! (`IORING_OP_PROVIDE_BUFFERS`, `io_uring_enter(2)`), fills it, and names it in the completion.
-//! From then on it is ours, until it is provided again.
+//! From then on the buffer is ours until it is provided again.
 //!
 //! ```text
 //!   provided (the kernel's) ──completion──► Filled (ours) ──give_back──► to provide ──► provided
@@ -19,10 +19,10 @@ use std::rc::Rc;
 
 use crate::limits::{RECEIVE_BUFFERS, RECEIVE_BYTES_MAX};
 
-/// The first kernel on which a receive that waits holds no provided buffer.
+/// The first kernel version on which a pending receive holds no provided buffer.
 pub(super) const KERNEL_LENDS_LATE: (u32, u32) = (5, 19);
 
-/// The version of the kernel that this runs on.
+/// Returns the version of the running kernel.
 pub(super) fn kernel() -> (u32, u32) {
     let name = rustix::system::uname();
     let release = name.release().to_string_lossy();
@@ -32,9 +32,9 @@ pub(super) fn kernel() -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// A buffer that the kernel has filled and released: the owner of this value owns the buffer. It
-/// keeps the memory alive, and is not `Send`; one that is dropped instead of given back is lost to
-/// its ring.
+/// A buffer that the kernel has filled and released; the owner of this value owns the buffer. It
+/// keeps the memory alive and is not `Send`. A buffer that is dropped instead of given back is lost
+/// to its ring.
 #[derive(Debug)]
 pub struct Filled {
     memory: Rc<Memory>,
@@ -42,7 +42,7 @@ pub struct Filled {
     bytes: usize,
 }
 
-/// The memory, alone. The kernel may write to it as long as the ring exists.
+/// The buffer memory itself. The kernel may write to it as long as the ring exists.
 #[derive(Debug)]
 struct Memory {
     base: NonNull<u8>,
@@ -51,9 +51,10 @@ struct Memory {
 /// The receive buffers of a ring.
 pub(super) struct ReceiveBuffers {
     memory: Rc<Memory>,
-    /// Given back and not provided yet.
+    /// Buffers that were given back but not yet provided again.
     returned: Vec<u16>,
-    /// Whether the kernel has it. One that it does not have is in `returned` or is a [`Filled`].
+    /// Whether the kernel holds each buffer. A buffer that it does not hold is in `returned` or is
+    /// a [`Filled`].
     lent: [bool; RECEIVE_BUFFERS as usize],
 }
 
@@ -66,7 +67,7 @@ impl Memory {
 
     fn new() -> Self {
         // SAFETY:
-        // - the layout has a size above zero
+        // - the layout has a nonzero size
         let base = unsafe { alloc_zeroed(Self::layout()) };
         let Some(base) = NonNull::new(base) else {
             handle_alloc_error(Self::layout())
@@ -94,31 +95,31 @@ impl Drop for Memory {
     fn drop(&mut self) {
         sanitizer::show(self.base.as_ptr(), BYTES);
         // SAFETY:
-        // - `base` came from alloc_zeroed with this very layout, and is freed only here
-        // - the kernel does not write to it any more: the ring holds it, and ring::run drops the
-        //   ring after the runtime, which has waited for the end of all receives
+        // - `base` came from alloc_zeroed with this same layout, and is freed only here
+        // - the kernel no longer writes to it: the ring holds it, and ring::run drops the ring
+        //   after the runtime, which has waited for all receives to end
         unsafe { dealloc(self.base.as_ptr(), Self::layout()) }
     }
 }
 
 impl Filled {
-    /// The bytes that were received.
+    /// Returns the received bytes.
     pub fn bytes(&mut self) -> &mut [u8] {
         // SAFETY:
         // - the address lies within the allocation, which `memory` keeps alive; RECEIVE_BYTES_MAX
-        //   bytes of it belong to this index, and `self` was made with at most that many (checked
-        //   in ReceiveBuffers::filled)
-        // - the memory was zeroed at first, so all of it is initialized
-        // - the kernel has given this buffer up with the completion that made `self`, and gets it
-        //   back only by `give_back`, which consumes `self`
-        // - there is no second Filled of this index: it is made only of a buffer that is lent, is
-        //   not lent any more then, and cannot be cloned; the slice borrows it mutably
+        //   bytes of it belong to this index, and `self` was created with at most that many bytes
+        //   (checked in ReceiveBuffers::filled)
+        // - the memory was zeroed on allocation, so all of it is initialized
+        // - the kernel gave this buffer up with the completion that made `self`, and gets it back
+        //   only through `give_back`, which consumes `self`
+        // - there is no second Filled for this index: it is made only from a lent buffer, which is
+        //   then no longer lent, and it cannot be cloned; the slice borrows it mutably
         unsafe { std::slice::from_raw_parts_mut(self.memory.address(self.index), self.bytes) }
     }
 }
 
 impl ReceiveBuffers {
-    /// Buffers that are all still to be provided.
+    /// Allocates the buffers, none of which is provided yet.
     pub fn new() -> Self {
         Self {
             memory: Rc::new(Memory::new()),
@@ -127,8 +128,8 @@ impl ReceiveBuffers {
         }
     }
 
-    /// Takes over the buffer that a completion names, with this many bytes in it. Only the ring
-    /// calls this, once for each completion.
+    /// Takes ownership of the buffer that a completion names, which holds `bytes` bytes. Called
+    /// only by the ring, once per completion.
     pub fn filled(&mut self, index: u16, bytes: usize) -> Filled {
         assert!(
             index < RECEIVE_BUFFERS && bytes <= RECEIVE_BYTES_MAX,
@@ -143,7 +144,7 @@ impl ReceiveBuffers {
         }
     }
 
-    /// Lends a buffer to the kernel again, at the end of the turn.
+    /// Returns a buffer to the ring, which lends it to the kernel again at the end of the turn.
     pub fn give_back(&mut self, filled: Filled) {
         let Filled {
             memory,
@@ -158,7 +159,7 @@ impl ReceiveBuffers {
         self.returned.push(index);
     }
 
-    /// Takes back a buffer that the kernel did not take or did not use.
+    /// Takes back a buffer that the kernel did not accept or did not use.
     pub fn take_back(&mut self, index: u16) {
         self.end_loan(index);
         self.returned.push(index);
@@ -169,12 +170,13 @@ impl ReceiveBuffers {
         assert!(was_lent, "the kernel gives up a buffer that it was lent");
     }
 
-    /// How many buffers the kernel has, or has filled since.
+    /// Returns the number of buffers that the kernel holds or has filled without the ring having
+    /// seen the completion.
     pub fn lent_count(&self) -> usize {
         self.lent.iter().filter(|is_lent| **is_lent).count()
     }
 
-    /// Returns the next of the buffers to provide, and its address. It is lent from here on.
+    /// Returns the index and the address of the next buffer to provide, and marks it as lent.
     pub fn lend_next(&mut self) -> Option<(u16, *mut u8)> {
         let index = self.returned.pop()?;
         let was_lent = std::mem::replace(&mut self.lent[usize::from(index)], true);
@@ -183,14 +185,14 @@ impl ReceiveBuffers {
     }
 }
 
-/// Reports to `AddressSanitizer` the kernel's reads and writes, which it does not see. None of this
-/// is in a build without it (`.ci/sanitize` sets the cfg).
+/// Reports the kernel's reads and writes to `AddressSanitizer`, which cannot see them. Compiled to
+/// nothing in other builds (`.ci/sanitize` sets the cfg).
 pub(super) mod sanitizer {
-    /// A stretch of memory that the kernel is pointed to.
+    /// A range of memory that an operation points the kernel to.
     pub type Stretch = (*const u8, usize);
 
     /// The memory that an operation points the kernel to. It is read when the operation's flight
-    /// ends, so that freeing it earlier is reported.
+    /// ends, so that the sanitizer reports it if it was freed earlier.
     #[cfg(address_sanitizer)]
     pub struct Pointed(Vec<Stretch>);
     #[cfg(not(address_sanitizer))]
@@ -202,12 +204,12 @@ pub(super) mod sanitizer {
         fn __asan_unpoison_memory_region(address: *const libc::c_void, bytes: usize);
     }
 
-    /// Whoever reads or writes it from now on is reported: the kernel holds it.
+    /// Marks memory as held by the kernel: the sanitizer reports any access to it from now on.
     #[cfg_attr(not(address_sanitizer), expect(unused_variables))]
     pub fn hide(address: *const u8, bytes: usize) {
         #[cfg(address_sanitizer)]
         // SAFETY:
-        // - it is memory of this process; only the sanitizer's notes on it change
+        // - it is memory of this process, and only the sanitizer's record of it changes
         unsafe {
             __asan_poison_memory_region(address.cast(), bytes);
         }
@@ -218,7 +220,7 @@ pub(super) mod sanitizer {
     pub fn show(address: *const u8, bytes: usize) {
         #[cfg(address_sanitizer)]
         // SAFETY:
-        // - it is memory of this process; only the sanitizer's notes on it change
+        // - it is memory of this process, and only the sanitizer's record of it changes
         unsafe {
             __asan_unpoison_memory_region(address.cast(), bytes);
         }
@@ -242,11 +244,11 @@ pub(super) mod sanitizer {
     impl Drop for Pointed {
         fn drop(&mut self) {
             for (address, bytes) in &self.0 {
-                // The sanitizer's unit is eight bytes.
+                // The sanitizer tracks memory in units of eight bytes.
                 for offset in (0..*bytes).step_by(8).chain(bytes.checked_sub(1)) {
                     // SAFETY:
-                    // - what the flight owns contains the stretch, and is dropped after this; where
-                    //   that is not so, the sanitizer is to report it
+                    // - the range lies within memory that the flight owns and drops after this; if
+                    //   it does not, the sanitizer is meant to report it
                     unsafe { address.add(offset).read_volatile() };
                 }
             }

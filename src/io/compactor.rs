@@ -1,8 +1,8 @@
-//! The thread that compacts the log, measures it, and looks at the room on the disk.
+//! The thread that compacts the log, measures it, and checks the free disk space.
 //!
-//! [`crate::log::schedule`] decides when and what to compact; this module has the files, the clock
-//! and the other threads. Each shard is notified of changes that concern it: it then slows its
-//! writers down, or refuses their ops.
+//! [`crate::log::schedule`] decides when and what to compact; this module provides the files, the
+//! clock and the communication with other threads. Each shard is notified of changes that affect
+//! it, and then slows its writers down or refuses their ops.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -28,42 +28,41 @@ use crate::log::schedule::{DiskRoom, FolderUsage, LowMarks, Schedule};
 use crate::log::segment;
 use crate::status::Status;
 
-/// A shard's log continues in a new segment.
+/// A report that a shard's log continues in a new segment.
 #[derive(Clone)]
 pub struct Rotation {
     /// The shard.
     pub shard: u32,
-    /// The segment that is open now.
+    /// The index of the segment that is now open.
     pub index: u64,
-    /// The log position of its first batch.
+    /// The log position of the segment's first batch.
     pub first_position: LogPosition,
-    /// The size of the shard's state in a log without dead bytes.
+    /// The size that the shard's state would have in a log without dead bytes.
     pub live_bytes: u64,
-    /// Which segments hold nothing of it.
+    /// The segments that hold no live data of the shard.
     pub dead: Dead,
-    /// The shard, which is sent the size of its log.
+    /// The sender for the shard's mailbox, which receives the size of its log.
     pub sender: ShardSender,
 }
 
 /// An event that a shard reports to the compactor.
 pub enum CompactorEvent {
-    /// A segment was opened. The first rotation of each shard says that it serves.
+    /// A segment was opened. A shard's first rotation means that it has started serving.
     Rotated(Rotation),
-    /// A shard cannot write its log. If that is for want of room, it must be made at once.
+    /// A shard cannot write its log. If the disk is full, space must be freed at once.
     Failed,
 }
 
-/// The thread that compacts the log. It sleeps until a shard begins a new segment, except to check
-/// the disk now and then.
+/// The thread that compacts the log. It sleeps until a shard opens a new segment, but wakes from
+/// time to time to check the disk.
 pub struct Compactor {
     events: Sender<CompactorEvent>,
     thread: JoinHandle<()>,
 }
 
 impl Compactor {
-    /// Starts the thread for a server with this many shards. Nothing is compacted before each of
-    /// them has reported its first rotation: until then, it is unknown which of its segments is
-    /// open.
+    /// Starts the thread for a server with this many shards. Nothing is compacted until every shard
+    /// has reported its first rotation: before that, its open segment is not known.
     pub fn start(
         directory: Arc<DataDirectory>,
         shards: usize,
@@ -79,32 +78,32 @@ impl Compactor {
         Ok(Self { events, thread })
     }
 
-    /// Returns a sender of events. The thread ends when all senders are gone.
+    /// Returns a sender of events. The thread ends when all senders have been dropped.
     #[must_use]
     pub fn events(&self) -> Sender<CompactorEvent> {
         self.events.clone()
     }
 
-    /// Ends it, and leaves nothing half done. The shards must have ended.
+    /// Stops the thread, leaving no step half done. The shards must have stopped already.
     pub fn stop(self) {
         drop(self.events);
-        // It has logged what went wrong.
+        // The thread has already logged any failure.
         let _ = self.thread.join();
     }
 }
 
 struct Loop {
     directory: Arc<DataDirectory>,
-    /// How many run.
+    /// The number of shards that this server runs.
     shards: usize,
     status: Arc<Status>,
     inbox: Receiver<CompactorEvent>,
     started: Instant,
-    /// The last of each shard.
+    /// The latest rotation of each shard.
     rotations: Vec<Rotation>,
-    /// As they were measured last.
+    /// The folders as last measured.
     folders: Vec<FolderUsage>,
-    /// The size that each shard was sent last.
+    /// The log size that was last sent to each shard.
     notified: Vec<(u32, LogSize)>,
     schedule: Schedule,
     room: DiskRoom,
@@ -113,7 +112,7 @@ struct Loop {
     is_over: bool,
 }
 
-/// However the thread ends, nobody keeps waiting for it.
+/// When the thread ends, even by a panic, the shards stop waiting for compaction.
 impl Drop for Loop {
     fn drop(&mut self) {
         self.schedule.give_up();
@@ -153,7 +152,7 @@ impl Loop {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             self.catch_up(DISK_LOOK_US);
-            // The log may have grown enough in the meantime that the next compaction is due.
+            // The log may have grown enough in the meantime for the next compaction to be due.
             while !self.is_over && self.compact_if_due() {}
         }
     }
@@ -162,7 +161,7 @@ impl Loop {
         u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// How long to sleep, if nothing is notified.
+    /// Returns how long to sleep if no event arrives.
     fn wait(&self) -> Duration {
         let wait_us = self.next_look_us.saturating_sub(self.now_us());
         Duration::from_micros(wait_us)
@@ -176,7 +175,8 @@ impl Loop {
         self.schedule.due(&self.folders, is_short, self.now_us())
     }
 
-    /// Compacts what is due. False: nothing is, or not now.
+    /// Compacts the shards that are due. Returns false if none is due or if compaction failed or
+    /// was stopped.
     fn compact_if_due(&mut self) -> bool {
         let due = self.due();
         if due.is_empty() {
@@ -201,7 +201,7 @@ impl Loop {
         is_done
     }
 
-    /// Handles a failed compaction. Returns whether it may be tried again at once.
+    /// Handles a failed compaction. Returns whether it may be retried at once.
     fn failed(&mut self, error: &CompactionError) -> bool {
         if error.is_for_room() {
             self.schedule.ran_out_of_room();
@@ -216,7 +216,7 @@ impl Loop {
             self.schedule.give_up();
             return false;
         }
-        // With the space that the failed step has given back.
+        // After the failed step has released its space.
         self.look_at_disk();
         let free_bytes = self.room.free_bytes().filter(|_| error.is_for_room());
         let now_us = self.now_us();
@@ -229,8 +229,8 @@ impl Loop {
         false
     }
 
-    /// Segments that are known to be dead go first. Where few keys are written again and again, the
-    /// rest need not be read then.
+    /// Removes segments that are known to be dead first. If a workload overwrites a small set of
+    /// keys, that is often enough, and the remaining segments need not be read.
     fn compact(&mut self, due: &[u32]) -> Result<(), CompactionError> {
         let settings = Settings::routine(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
         let sweep = Compaction::sweep(
@@ -270,7 +270,7 @@ impl Loop {
         Ok(())
     }
 
-    /// The open segment of each shard.
+    /// Returns the open segment of each shard.
     fn open(&self) -> Vec<(u32, u64)> {
         let each = self.rotations.iter();
         each.map(|last| (last.shard, last.index)).collect()
@@ -353,7 +353,7 @@ impl Loop {
         self.notify_shards();
     }
 
-    /// Looks at the room on the disk.
+    /// Checks the free space on the disk.
     fn look_at_disk(&mut self) {
         self.next_look_us = self.now_us() + DISK_LOOK_US;
         let was_short = self.room.is_short();
@@ -388,14 +388,14 @@ impl Loop {
         }
     }
 
-    /// Measures the closed segments, and publishes the figures.
+    /// Measures the closed segments and publishes the totals.
     fn measure(&mut self) {
         let mut folders = Vec::new();
         let mut segments = 0;
         for shard in self.directory.shards().unwrap_or_default() {
             let rotation = self.rotations.iter().find(|last| last.shard == shard);
             let Some((count, closed_bytes)) = self.measure_folder(shard, rotation) else {
-                // It is measured again soon.
+                // Keep the previous figures; the next measurement is soon.
                 return;
             };
             segments += count;
@@ -415,7 +415,7 @@ impl Loop {
         }
     }
 
-    /// How many segments a folder has, and how long the closed ones are.
+    /// Returns the number of segments in a folder and the total size of the closed ones.
     fn measure_folder(&self, shard: u32, rotation: Option<&Rotation>) -> Option<(u64, u64)> {
         let open_index = rotation.map_or(u64::MAX, |last| last.index);
         let folder = self.directory.shard_path(shard);
@@ -427,7 +427,7 @@ impl Loop {
         Some((segments.len() as u64, closed_bytes))
     }
 
-    /// Tells each shard what has changed for it.
+    /// Notifies each shard of changes to its log size.
     fn notify_shards(&mut self) {
         if self.rotations.len() < self.shards {
             return;
@@ -452,8 +452,8 @@ impl Loop {
     }
 }
 
-/// Returns what a shard needs to know of its measured log. `open_bytes` is the length of the
-/// segment that is open, with its index and the position of its first batch; `folder` is one of
+/// Returns what a shard needs to know about its measured log. The tuple describes the open segment:
+/// its index, the position of its first batch, and its length in bytes. `folder` must be one of
 /// `folders`.
 #[must_use]
 pub fn log_size(
@@ -516,7 +516,7 @@ mod tests {
         while mailbox.next().is_some() {}
         compactor.notify_shards();
         assert!(mailbox.next().is_none(), "nothing has changed");
-        // Whoever waits for it is let go when it ends, however it ends.
+        // When the thread ends, for whatever reason, the shards that wait for it are released.
         drop(compactor);
         for _ in 0..2 {
             let Some(ShardMessage::LogSize(size)) = mailbox.next() else {

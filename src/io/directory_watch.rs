@@ -1,15 +1,16 @@
-//! Checks that a shard's log is still where it was opened: the data directory, `LOCK` in it and the
-//! open segment.
+//! Checks that a shard's log is still where it was opened: the data directory, its `LOCK` file and
+//! the open segment.
 
 use crate::limits::{PLACE_CHECK_COMMIT_US, PLACE_CHECK_US};
 use crate::log::disk::Disk;
 use crate::log::log_files::{LogFiles, LogFilesError};
 
-/// Checks the place of a log, by time.
+/// A periodic check that a log is still in place.
 ///
-/// A commit checks whether the files still have names, with two fstat(2). Whether they are still at
-/// their paths takes a stat(2) of each path, so it is checked at most 20 times a second. A shard
-/// without commits wakes once a second for it, which takes some ten microseconds of a core.
+/// Each commit checks that the files still have names, with two fstat(2) calls. Checking that they
+/// are still at their paths takes a stat(2) of each path, so it is done at most 20 times a second.
+/// A shard without commits wakes once a second to do it, which costs about ten microseconds of CPU
+/// time.
 #[derive(Debug, Default)]
 pub struct DirectoryWatch {
     checked_us: u64,
@@ -17,7 +18,8 @@ pub struct DirectoryWatch {
 }
 
 impl DirectoryWatch {
-    /// Checks before anything of a commit is shown. None: the log is still being read.
+    /// Checks the log before any op of a commit is shown. `log` is `None` while the log is still
+    /// being read.
     pub fn committed(
         &mut self,
         log: Option<&LogFiles<impl Disk>>,
@@ -33,8 +35,8 @@ impl DirectoryWatch {
         self.check(log, now_us)
     }
 
-    /// Checks if it is time. Returns an error once, and not again before the log is back in its
-    /// place.
+    /// Checks the log if a check is due. Returns an error once, and not again until the log is back
+    /// in place.
     pub fn tick(
         &mut self,
         log: Option<&LogFiles<impl Disk>>,
@@ -45,13 +47,13 @@ impl DirectoryWatch {
         self.check(log, now_us).err().filter(|_| !was_displaced)
     }
 
-    /// Notes that the shard was rebuilt, or could not be. A rebuild does not begin without a check
-    /// of its own.
+    /// Records whether a rebuild of the shard succeeded. A rebuild does its own check before it
+    /// begins.
     pub fn rebuilt(&mut self, is_done: bool) {
         self.is_displaced &= !is_done;
     }
 
-    /// Returns when the next check is due, even if nothing happens until then.
+    /// Returns when the next check is due even if nothing is committed until then.
     #[must_use]
     pub fn next_us(&self) -> u64 {
         self.checked_us + PLACE_CHECK_US

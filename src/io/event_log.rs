@@ -1,4 +1,4 @@
-//! Logs events of the environment, and at `debug` and `trace` those of single connections and
+//! Logging of environment problems, and at `debug` and `trace` of individual connections and
 //! batches.
 
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use crate::config::environment::Others;
 use crate::core::shard::connection_log::{Ended, Note};
 use crate::core::shard::session::SessionId;
 
-/// Logs what a shard notes of a connection.
+/// Logs an event that a shard has noted about a connection.
 pub fn log(of: (u32, SessionId), peer: Option<SocketAddr>, note: Note, now_us: u64) {
     match note {
         Note::Joined(member) => tracing::debug!(
@@ -22,22 +22,22 @@ pub fn log(of: (u32, SessionId), peer: Option<SocketAddr>, note: Note, now_us: u
     }
 }
 
-/// The batch that is being written.
+/// Logging state for the batch that is being written.
 #[derive(Debug, Default)]
 pub struct BatchLog {
-    /// The ops of all batches up to this one.
+    /// The number of ops in all batches up to and including this one.
     ops_total: u64,
     ops: u64,
 }
 
 impl BatchLog {
-    /// Records that a batch is submitted, or the rest of one that was partly written; `ops_total`
-    /// counts its ops and those of all earlier batches.
+    /// Records that a batch, or the rest of a partly written one, is submitted. `ops_total` counts
+    /// its ops and those of all earlier batches.
     pub fn begin(&mut self, ops_total: u64) {
         self.ops = ops_total - std::mem::replace(&mut self.ops_total, ops_total);
     }
 
-    /// Logs that it was written.
+    /// Logs that the batch was written.
     pub fn log_written(&self, shard: u32, bytes: Option<usize>, took_us: u64) {
         tracing::trace!(shard, ops = self.ops, bytes, took_us, "batch written");
     }
@@ -98,7 +98,7 @@ fn log_end((shard, id): (u32, SessionId), ended: Ended, now_us: u64) {
     }
 }
 
-/// Logs the variables that look like settings and are not read.
+/// Logs the environment variables that look like settings but are not read.
 pub fn log_variables(others: &Others) {
     for variable in &others.unknown {
         let name = variable.name.escape_debug();

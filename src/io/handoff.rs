@@ -1,4 +1,4 @@
-//! A connection as the threads hand it on: its socket and its permit.
+//! A connection as it is passed between threads: its socket and its permit.
 
 use std::os::fd::OwnedFd;
 
@@ -12,33 +12,33 @@ use crate::wire::upgrade::Answer;
 pub struct Connection {
     /// The socket.
     pub socket: OwnedFd,
-    /// Counts the connection.
+    /// The permit that counts the connection towards the limit.
     pub permit: ConnectionPermit,
 }
 
 impl Connection {
-    /// Sends an answer without the ring, to a peer that has been sent nothing yet.
+    /// Sends an answer directly, without the ring, to a peer that has not been sent anything yet.
     pub fn answer_at_once(&self, answer: &Answer) {
         let mut bytes = Vec::new();
         answer.encode(unix_us(), &mut bytes);
-        // An unused send buffer has room for it; a peer that has gone needs no answer.
+        // An unused send buffer has room for the answer, and a peer that has gone needs none.
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let _ = send(&self.socket, &bytes, flags);
     }
 }
 
-/// A connection on its way to the shard that owns its workspace. If that shard has stopped, so that
-/// the connection never arrives, its peer receives 503.
+/// A connection on its way to the shard that owns its workspace. If that shard has stopped and the
+/// connection never arrives, the client receives 503.
 pub struct ConnectionHandoff(Option<Connection>);
 
 impl ConnectionHandoff {
-    /// Sends a connection on its way.
+    /// Starts the handoff of a connection.
     #[must_use]
     pub fn new(connection: Connection) -> Self {
         Self(Some(connection))
     }
 
-    /// Returns the connection, which has arrived.
+    /// Completes the handoff and returns the connection.
     #[must_use]
     pub fn arrive(mut self) -> Connection {
         self.0.take().expect("a connection arrives once")

@@ -1,9 +1,9 @@
 //! The listening socket: opened here, or inherited from a service manager (`sd_listen_fds(3)`).
 //!
-//! An inherited socket outlives this process. Its manager holds it too, and hands it to the
-//! successor, so nothing may be done to it that would affect the successor: shutdown(2) acts on
-//! every descriptor of a socket. Connections are accepted from it only while the server serves.
-//! Those that come before and after wait in the kernel, in the queue of the socket.
+//! An inherited socket outlives this process. The service manager holds it too and passes it to the
+//! successor, so this process must not do anything to it that would affect the successor:
+//! shutdown(2) acts on every descriptor of a socket. The server accepts connections from it only
+//! while it serves. Connections that arrive before or after that wait in the socket's accept queue.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -22,13 +22,13 @@ use crate::limits::{LISTEN_BACKLOG, PORT_WAIT_US};
 
 const PORT_WAIT: Duration = Duration::from_micros(PORT_WAIT_US);
 
-/// Why there is no socket to listen on.
+/// Errors from opening the listening socket.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// The settings name no address.
+    /// The address settings are not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The port is taken.
+    /// The port is in use.
     #[error(
         "address already in use: {address}: stop what listens there, or choose another port with \
          {port}"
@@ -36,10 +36,10 @@ pub enum ListenError {
     AddressInUse {
         /// The address.
         address: SocketAddr,
-        /// The setting of the port.
+        /// The name of the setting of the port.
         port: String,
     },
-    /// The address cannot be listened on.
+    /// The server cannot listen on the address.
     #[error("cannot listen on {address} ({source}): {remedy}")]
     Address {
         /// The address.
@@ -69,10 +69,10 @@ pub enum ListenError {
     Twice {
         /// The address of the socket.
         address: SocketAddr,
-        /// The settings of another one.
+        /// The settings that name another address.
         settings: String,
     },
-    /// `--dev` with a socket that others can reach.
+    /// `--dev` was used with a socket that is not on a loopback address.
     #[error(
         "--dev listens on loopback only, but the socket that was passed (LISTEN_FDS) is for {0}: \
          leave out one of them"
@@ -80,29 +80,29 @@ pub enum ListenError {
     DevAddress(IpAddr),
 }
 
-/// The settings of an address, by the names under which they were given, for messages.
+/// The names of the address settings as they were given, for messages.
 #[derive(Debug, Clone, Copy)]
 pub struct AddressNames<'a> {
-    /// The setting of the IP address.
+    /// The name of the setting of the IP address.
     pub host: &'a str,
-    /// The setting of the port.
+    /// The name of the setting of the port.
     pub port: &'a str,
 }
 
-/// A socket that listens.
+/// A listening socket.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
-    /// The settings of host and port, as they were given.
+    /// The names of the host and port settings as they were given.
     names: (String, String),
     is_inherited: bool,
 }
 
 impl Listener {
-    /// Returns the socket that was passed to this process, or else a new one at the address of the
-    /// settings. Call it before any thread is started: it removes the variables of the socket from
-    /// the environment.
+    /// Returns the socket that was passed to this process, or else a new one bound to the
+    /// configured address. Must be called before any thread is started, because it removes the
+    /// socket's variables from the environment.
     pub fn open(settings: &ServeArgs) -> Result<Self, ListenError> {
         let passed = passed();
         if passed.len() > 0 {
@@ -118,9 +118,9 @@ impl Listener {
         Self::bind(SocketAddr::new(settings.host()?, port), names)
     }
 
-    /// Binds a socket to this address; no client can connect before [`Self::listen`]. If the port
-    /// is taken, it waits for a moment: the kernel ends the ring of a killed server after its
-    /// process, and the accepts in it hold the port until then.
+    /// Binds a socket to `address`; no client can connect before [`Self::listen`]. If the port is
+    /// in use, this retries for a moment: after a server is killed, the kernel ends its ring later
+    /// than its process, and pending accepts in the ring hold the port until then.
     pub fn bind(address: SocketAddr, names: AddressNames<'_>) -> Result<Self, ListenError> {
         let at_address = |source| listen_error(address, names, source);
         let begun = Instant::now();
@@ -144,7 +144,7 @@ impl Listener {
         })
     }
 
-    /// Lets clients connect from now on. To a socket that was inherited they can already.
+    /// Starts listening, so that clients can connect. An inherited socket already listens.
     pub fn listen(&self) -> Result<(), ListenError> {
         if self.is_inherited {
             return Ok(());
@@ -163,19 +163,19 @@ impl Listener {
         self.address
     }
 
-    /// Returns whether another process holds the socket too.
+    /// Returns whether the socket was inherited, so that another process holds it too.
     #[must_use]
     pub fn is_inherited(&self) -> bool {
         self.is_inherited
     }
 
-    /// Ends all accepts on the socket, and refuses connections from now on.
+    /// Ends all accepts on the socket and refuses connections from now on.
     ///
     /// # Panics
-    /// If it is inherited.
+    /// If the socket is inherited.
     pub fn end(&self) {
         assert!(!self.is_inherited, "the successor listens on it");
-        // That it has already ended is not an error: the shards share it.
+        // The shards share the socket, so it may already have been shut down.
         let _ = shutdown(&self.socket, Shutdown::Both);
     }
 }
@@ -186,9 +186,9 @@ impl AsFd for Listener {
     }
 }
 
-/// Returns the sockets that were passed to this process. `LISTEN_PID` names the process: without it
-/// they are nobody's, as `sd_listen_fds(3)` says, and a process that inherited only the variable
-/// has some other file at that descriptor.
+/// Returns the sockets that were passed to this process. `LISTEN_PID` names the process they are
+/// meant for: without it they are ignored, as `sd_listen_fds(3)` says, since a process that merely
+/// inherited the variables has some other file at that descriptor.
 fn passed() -> ListenFd {
     if environment::value("LISTEN_PID").is_some() {
         return ListenFd::from_env();
@@ -233,16 +233,15 @@ fn inherited(mut passed: ListenFd, settings: &ServeArgs) -> Result<Listener, Lis
     })
 }
 
-/// Returns where a socket is bound and whether it listens, and prepares it for the ring.
+/// Prepares a socket for the ring, and returns its address and whether it listens.
 fn examine(socket: &TcpListener) -> io::Result<(SocketAddr, bool)> {
-    // A ring returns EAGAIN for an accept on a nonblocking socket, instead of waiting.
+    // On a nonblocking socket, an accept in the ring fails with EAGAIN instead of waiting.
     socket.set_nonblocking(false)?;
     sockopt::set_tcp_nodelay(socket, true)?;
     Ok((socket.local_addr()?, sockopt::socket_acceptconn(socket)?))
 }
 
-/// Binds a socket that no client can connect to yet. It fails while another one listens on the
-/// address.
+/// Binds a socket that does not listen yet. Fails while another socket listens on the address.
 pub fn bound_socket(address: SocketAddr) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() {
         AddressFamily::INET
@@ -250,9 +249,10 @@ pub fn bound_socket(address: SocketAddr) -> io::Result<OwnedFd> {
         AddressFamily::INET6
     };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // So that a restart finds the port free while old connections are in TIME_WAIT (socket(7)).
+    // Lets a restarted server bind the port while old connections are in TIME_WAIT (socket(7)).
     sockopt::set_socket_reuseaddr(&socket, true)?;
-    // Inherited by the accepted sockets (tcp(7)): a small op must not wait for a bigger one.
+    // Accepted sockets inherit this (tcp(7)): a small op must not wait to be merged into a larger
+    // segment.
     sockopt::set_tcp_nodelay(&socket, true)?;
     bind(&socket, &address)?;
     Ok(socket)

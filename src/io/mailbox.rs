@@ -1,4 +1,4 @@
-//! Mail between the server's threads: what a shard is sent, and its mailbox.
+//! A shard's mailbox, and the messages that other threads send to it.
 
 use std::fs::File;
 use std::io;
@@ -19,53 +19,53 @@ use crate::log::remedy::WithRemedy;
 use crate::log::segment::Segment;
 use crate::wire::auth::Verifier;
 
-/// Why a new segment could not be created, or a shard not be rebuilt. It is tried again.
+/// Errors from creating a segment or rebuilding a shard. The operation is retried.
 #[derive(Debug, thiserror::Error)]
 pub enum RebuildError {
-    /// The segment could not be created, or the log not be read back.
+    /// The segment could not be created, or the log could not be read back.
     #[error(transparent)]
     LogFiles(#[from] LogFilesError),
-    /// The system has no thread for it.
+    /// No thread could be started for it.
     #[error(transparent)]
     Thread(#[from] ThreadError),
     /// A write or an fdatasync failed, or went to a segment that no longer exists.
     #[error("{}", WithRemedy(.0))]
     System(#[from] io::Error),
-    /// A panic on the way: a fault of this server.
+    /// The work panicked because of a bug in this server.
     #[error("a bug in this server, please report it")]
     Fault,
 }
 
-/// A shard read back from its log: the segment that it continues with, and its state.
+/// A shard read back from its log: the segment in which it continues, and its state.
 pub type RebuiltShard = (Segment<File>, Vec<Workspace>);
 
-/// The log and the workspaces that a shard starts with once the log has been read.
+/// The log and the workspaces that a shard starts with after the log has been read.
 pub struct RecoveredShard {
     /// The shard's log.
     pub log: LogFiles<HostDisk>,
     /// The shard's state.
     pub workspaces: Vec<Workspace>,
-    /// Is sent a value when the shard serves.
+    /// The sender through which the shard reports that it serves.
     pub serves: Sender<()>,
 }
 
 /// A message to a shard.
 pub enum ShardMessage {
-    /// Adopt a connection whose workspace the receiver owns.
+    /// Adopt a connection to a workspace that the receiving shard owns.
     Adopt(ConnectionHandoff, Box<Handoff>),
-    /// Shed a connection to that listener, in favor of one that another shard has accepted.
+    /// Shed a connection of this listener to make room for one that another shard has accepted.
     Shed(ListenerKind),
-    /// Accept connections: for an inherited socket, which waits until all shards serve.
+    /// Start accepting connections. Sent for an inherited socket, once all shards serve.
     Accept,
     /// Check tokens with this verifier from now on.
     Verify(Arc<Verifier>),
-    /// Stop.
+    /// Drain the connections and stop.
     Drain,
-    /// The next segment was created, or could not be.
+    /// The next segment was created, or its creation failed.
     SegmentCreated(Result<Segment<File>, RebuildError>),
-    /// The shard's state was read back, or could not be.
+    /// The shard's state was read back, or the attempt failed.
     Rebuilt(Result<RebuiltShard, RebuildError>),
-    /// The log was read at the start.
+    /// The log has been read at startup.
     Recovered(Box<RecoveredShard>),
     /// The shard's log was measured.
     LogSize(LogSize),
@@ -79,7 +79,7 @@ pub struct ShardSender {
 }
 
 impl ShardSender {
-    /// Sends a message. One to a shard that has stopped is dropped.
+    /// Sends a message. A message to a shard that has stopped is dropped.
     pub fn send(&self, message: ShardMessage) {
         if self.messages.send(message).is_ok() {
             // The counter cannot overflow: the shard resets it long before 2^64 messages.
@@ -95,7 +95,7 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
-    /// Returns the descriptor that becomes readable when messages have come in.
+    /// Returns the descriptor that becomes readable when messages arrive.
     #[must_use]
     pub fn bell(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
@@ -108,7 +108,7 @@ impl Mailbox {
     }
 }
 
-/// Makes a mailbox, and the sender to it.
+/// Creates a mailbox and its sender.
 pub fn mailbox() -> io::Result<(ShardSender, Mailbox)> {
     let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
     let (sender, receiver) = channel();

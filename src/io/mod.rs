@@ -1,4 +1,4 @@
-//! The thin rim around the pure core: rings, sockets, files, threads, signals.
+//! The thin I/O layer around the pure core: rings, sockets, files, threads, signals.
 
 pub mod background;
 pub mod buffers;

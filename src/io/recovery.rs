@@ -1,4 +1,4 @@
-//! Reads the log at the start: the shards' folders in parallel, one thread for each core, and shows
+//! Reads the log at startup, with the shards' folders in parallel on one thread per core, and shows
 //! the progress.
 
 use std::cell::Cell;
@@ -32,7 +32,7 @@ pub fn recover<D: Disk>(
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let next = AtomicUsize::new(0);
     let reads = Mutex::new(Vec::new());
-    // Each thread takes the next folder. Usually the workspaces of a folder are in no other one.
+    // Each thread takes the next folder. The workspaces of a folder are usually in no other folder.
     let work = || loop {
         let folder = next.fetch_add(1, Ordering::Relaxed);
         if folder >= recovery.folders() {
@@ -55,7 +55,8 @@ pub fn recover<D: Disk>(
     };
     thread::scope(|scope| {
         for _ in 1..threads.min(recovery.folders()) {
-            // One thread fewer is no reason not to start: this one reads what is left.
+            // If a thread cannot be started, the server starts anyway: this thread reads what is
+            // left.
             if thread::Builder::new().spawn_scoped(scope, work).is_err() {
                 break;
             }
@@ -74,11 +75,11 @@ pub fn recover<D: Disk>(
     Ok((report, replay.finish(shards)))
 }
 
-/// Reports the bytes read of a folder to a [`RecoveryProgress`], also in the middle of a segment:
-/// it may be long.
+/// Reports the bytes read from a folder to a [`RecoveryProgress`], also in the middle of a segment,
+/// because a segment may be long.
 struct ReadMeter<'a> {
     progress: &'a RecoveryProgress,
-    /// The bytes of this segment that were reported.
+    /// The bytes of the current segment that have been reported.
     told_bytes: Cell<u64>,
     untold_bytes: Cell<u64>,
 }
@@ -95,14 +96,14 @@ impl<'a> ReadMeter<'a> {
     fn op(&self, bytes: usize) {
         let untold_bytes = self.untold_bytes.get() + bytes as u64;
         self.untold_bytes.set(untold_bytes);
-        // Not each op: the threads share the number.
+        // Not after each op, because the threads share the counter.
         if untold_bytes >= READ_BYTES as u64 {
             self.progress.add(self.untold_bytes.take());
             self.told_bytes.set(self.told_bytes.get() + untold_bytes);
         }
     }
 
-    /// The end of a segment of this length, headers and all.
+    /// Records the end of a segment whose file is `file_bytes` long, headers included.
     fn segment(&self, file_bytes: u64) {
         self.untold_bytes.set(0);
         let told_bytes = self.told_bytes.take();
@@ -110,7 +111,8 @@ impl<'a> ReadMeter<'a> {
     }
 }
 
-/// Lets the tests see a server that is reading its log: it continues when the file exists.
+/// Pauses recovery until the file exists, so that tests can observe a server that is reading its
+/// log.
 fn hold() {
     if !cfg!(debug_assertions) {
         return;
@@ -122,14 +124,15 @@ fn hold() {
     }
 }
 
-/// Shows a [`RecoveryProgress`]: a bar on a terminal, else a line in the log every few seconds.
+/// A display of a [`RecoveryProgress`]: a progress bar on a terminal, otherwise a line in the log
+/// every few seconds.
 pub struct Display {
     bar: Option<ProgressBar>,
     next_line: Instant,
 }
 
 impl Display {
-    /// Shows nothing yet: what is quick needs no display.
+    /// Creates a display that shows nothing yet, because a quick recovery needs none.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -138,7 +141,7 @@ impl Display {
         }
     }
 
-    /// Brings it up to date; to be called several times a second.
+    /// Updates the display; call it several times a second.
     pub fn show(&mut self, progress: &RecoveryProgress) {
         let (done_bytes, total_bytes) = progress.bytes();
         if std::io::stderr().is_terminal() {

@@ -1,46 +1,48 @@
-//! tokio-uring as a completion queue: operations in, completions out, no task per operation.
+//! A completion queue on top of tokio-uring: operations go in and completions come out, without a
+//! task per operation.
 //!
 //! Every operation is a [`tokio_uring::UnsubmittedOneshot`]. Its in-flight future is kept in a slab
-//! and polled once, with a waker that is nothing but the slab's index. Waking it puts the index on
-//! a list of this thread and wakes the thread's one future. That future, [`run`], lets its owner
-//! take the completions, do its turn and submit. Then it returns to tokio, which parks, and that is
-//! when tokio-uring submits. A future that woke itself would never park, and nothing would be
-//! submitted: to get another turn at once, the owner submits a no-op ([`Ring::again`]).
+//! and polled once, with a waker that holds nothing but the slab index. Waking it puts the index on
+//! this thread's list and wakes the thread's only future. That future, [`run`], lets its owner take
+//! the completions, do its turn and submit. It then returns to tokio, which parks, and parking is
+//! what makes tokio-uring submit. A future that woke itself would never park, and nothing would be
+//! submitted; to get another turn at once, the owner submits a no-op ([`Ring::again`]).
 //!
-//! tokio polls the future once more before it takes the completions. There is no turn then, since
+//! tokio polls the future once more before it takes the completions. That poll runs no turn, since
 //! there would be nothing to do in it.
 //!
-//! # What keeps memory alive while the kernel works on it
+//! # How memory is kept alive while the kernel uses it
 //!
-//! Whatever an operation points to (bytes, a message header, a time) moves into its flight and
-//! comes back with its completion. A flight leaves the slab with its only completion, or with the
-//! ring, which [`run`] drops after the runtime, also on a panic: the runtime's end cancels all
-//! operations and waits for them. That order is necessary. An in-flight future that is dropped
-//! earlier hands its memory to tokio-uring, which keeps it until the completion while the runtime
-//! lives, but frees it *before* it cancels when the runtime ends. Receives point nowhere: the
-//! kernel picks one of the ring's buffers.
+//! Everything that an operation points to (bytes, a message header, a time) moves into its flight
+//! and comes back with its completion. A flight leaves the slab only with its single completion, or
+//! when the ring is dropped. [`run`] drops the ring after the runtime, even on a panic, and the end
+//! of the runtime cancels all operations and waits for them. That order is necessary. An in-flight
+//! future that is dropped earlier hands its memory to tokio-uring, which keeps it until the
+//! completion while the runtime lives, but frees it *before* it cancels the operation when the
+//! runtime ends. Receives point to no memory: the kernel picks one of the ring's buffers.
 //!
-//! A completion always finds its own operation: tokio-uring names an operation by a slot that it
-//! frees with the completion, and so does the slab here, and no operation completes more than once
-//! (no multishot, no zero-copy send).
+//! A completion always finds its own operation: tokio-uring identifies an operation by a slot that
+//! it frees with the completion, the slab here does the same, and no operation completes more than
+//! once (no multishot, no zero-copy send).
 //!
-//! The ring does not own descriptors. Their owner keeps them open until the completion, because the
-//! kernel would apply an operation that is not submitted yet to the next file of that number.
+//! The ring does not own descriptors. Their owner keeps them open until the completion; otherwise
+//! the kernel would apply an operation that is not submitted yet to the next file with the same
+//! number.
 //!
 //! # Why no completion is lost
 //!
 //! There may be more operations in flight than the completion queue has entries, since each idle
-//! client has a receive, so the queue may be full when one completes. The kernel keeps such a
-//! completion in memory of its own (`IORING_FEAT_NODROP` in `io_uring_setup(2)`, since Linux 5.5;
-//! [`probe`] fails without it) and sets `IORING_SQ_CQ_OVERFLOW`. tokio-uring submits whenever tokio
-//! parks, and where that flag is set it also asks for events (`IORING_ENTER_GETEVENTS`): the kernel
-//! moves what it has kept into the queue, as far as that has room, and wakes the thread for it.
-//! Older kernels, 5.10 among them, refuse new operations with EBUSY in the meantime, and these stay
-//! in the submission queue (see `submissions`). What cannot be ruled out from here is a kernel that
-//! has no memory left to keep a completion in: it drops that one. A test overflows the queue and
+//! client has a receive, so the queue may be full when an operation completes. The kernel then
+//! keeps the completion in its own memory (`IORING_FEAT_NODROP` in `io_uring_setup(2)`, since Linux
+//! 5.5; [`probe`] fails without it) and sets `IORING_SQ_CQ_OVERFLOW`. tokio-uring submits whenever
+//! tokio parks, and if that flag is set it also asks for events (`IORING_ENTER_GETEVENTS`): the
+//! kernel moves the completions it has kept into the queue, as far as there is room, and wakes the
+//! thread. Older kernels, including 5.10, refuse new operations with EBUSY in the meantime, and
+//! these stay in the submission queue (see `submissions`). One case cannot be ruled out from here:
+//! a kernel that has no memory left to keep a completion drops it. A test overflows the queue and
 //! counts the completions.
 //!
-//! The interface knows neither sessions nor logs, so that another ring could implement it.
+//! The interface knows nothing of sessions or logs, so another ring could implement it.
 
 #![allow(
     unsafe_code,
@@ -82,38 +84,38 @@ pub use advice::advice;
 pub use flight::{Completion, Tokens};
 pub use setup::{locked_bytes, probe, try_all};
 
-/// The group of the provided buffers; a ring has one.
+/// The buffer group of the provided buffers; a ring has one.
 const BUFFER_GROUP: u16 = 0;
 
-/// One thread's ring.
+/// The ring of one thread.
 pub struct Ring<T: Tokens> {
     flights: Slab<Flight<T>>,
     buffers: ReceiveBuffers,
-    /// Receives to arm at the end of a turn, after the buffers that come back. The oldest is first.
+    /// Receives to arm at the end of a turn, after the returned buffers are provided. Oldest first.
     unarmed: VecDeque<(T::Receive, i32)>,
-    /// Whether a receive is submitted only once bytes are there, as on kernels before 5.19.
+    /// Whether a receive is submitted only once data is available, as on kernels before 5.19.
     waits_before_receive: bool,
     spare: Spare,
     submissions: Submissions,
-    /// Operations for which the submission queue had no room. The oldest is first.
+    /// Operations that did not fit into the submission queue. Oldest first.
     pending: VecDeque<PendingOperation<T>>,
 }
 
-/// Runs `turn` on a ring of this thread: once at the beginning and then whenever something has
-/// completed, until it breaks. `is_set_up` is called before that, as soon as there is a ring. If it
-/// breaks, no turn is run. `waits_before_receive` selects the method for kernels before 5.19, which
-/// is used on these in any case.
+/// Runs `turn` on a ring of this thread, once at the beginning and then whenever an operation has
+/// completed, until it returns `Break`. `is_set_up` is called before that, as soon as the ring
+/// exists; if it returns `Break`, no turn is run. `waits_before_receive` selects the method for
+/// kernels before 5.19, which those kernels use in any case.
 pub fn run<T: Tokens>(
     waits_before_receive: bool,
     is_set_up: impl FnOnce() -> ControlFlow<()>,
     mut turn: impl FnMut(&mut Ring<T>) -> ControlFlow<()>,
 ) -> io::Result<()> {
-    // A ring before this one may have left something when a panic ended it.
+    // A previous ring of this thread may have left entries if it was ended by a panic.
     READY.set(Ready::EMPTY);
     let (runtime, descriptor) = setup::runtime(enable)?;
     let mut ring = Ring::new(waits_before_receive, descriptor);
-    // Declared after the ring, so that it is dropped before it, also on a panic: until it has
-    // waited for the kernel, the flights must hold what the kernel works on.
+    // Declared after the ring so that it is dropped first, even on a panic: until the runtime has
+    // waited for the kernel, the flights must hold the memory that the kernel works on.
     let runtime = EndingRuntime::new(runtime, enter_of(descriptor));
     let mut guard = runtime.block_on(async { Guard::new(watch) })?;
     if is_set_up().is_break() {
@@ -128,7 +130,7 @@ pub fn run<T: Tokens>(
             }
             !ready.indices.is_empty()
         });
-        // If something was left, the owner gets a turn, so that it can report it.
+        // If operations were left over, the owner gets a turn so that it can report them.
         let is_left = guard.is_due(context) && ring.submit_again();
         let is_turn = is_news || is_left || !std::mem::replace(&mut is_begun, true);
         let flow = if is_turn {
@@ -151,15 +153,15 @@ pub fn run<T: Tokens>(
     Ok(())
 }
 
-/// Enables a ring that is set up disabled. Returns false for any other ring or file.
+/// Enables a ring that was set up disabled. Returns false for any other ring or file.
 fn enable(descriptor: RawFd) -> bool {
     /// `io_uring_register(2)`.
     const IORING_REGISTER_ENABLE_RINGS: libc::c_uint = 12;
     let none = std::ptr::null::<libc::c_void>();
     // SAFETY:
-    // - the call has no argument that points anywhere
-    // - it does nothing to a descriptor that is no disabled ring, and only `setup::runtime` sets
-    //   up such a ring, one at a time
+    // - no argument of the call is a pointer to memory
+    // - it has no effect on a descriptor that is not a disabled ring, and only `setup::runtime`
+    //   sets up such a ring, one at a time
     let result = unsafe {
         libc::syscall(
             libc::SYS_io_uring_register,
@@ -172,26 +174,26 @@ fn enable(descriptor: RawFd) -> bool {
     result == 0
 }
 
-/// Registers a timer with the runtime of this thread.
+/// Registers a timer with this thread's runtime.
 fn watch(timer: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY:
-    // - an OwnedFd has one number, which is open for as long as it lives
+    // - an OwnedFd has one descriptor, which stays open for as long as the OwnedFd lives
     let watched = unsafe { AsyncFd::register_with_interest(timer, Interest::READABLE) };
     Ok(watched?)
 }
 
-/// Returns a function that submits everything in the submission queue of a ring of this thread, and
-/// returns how many entries the kernel took.
+/// Returns a function that submits everything in the submission queue of a ring of this thread and
+/// returns the number of entries that the kernel took.
 fn enter_of(descriptor: RawFd) -> Enter {
     let none = std::ptr::null::<libc::c_void>();
     Box::new(move || {
         // SAFETY:
-        // - no argument points anywhere: there is no wait, and so no signal mask
+        // - no argument points anywhere: the call does not wait, so it has no signal mask
         // - tokio-uring has written all entries up to the queue's tail, as for its own calls, and
-        //   reads the head that the kernel moves before it writes the next one
+        //   reads the head that the kernel moves before it writes the next entry
         // - what the entries point to is owned by their flights, as for its own calls
         // - the closure is dropped before the runtime that holds the descriptor, or with its ring,
-        //   which does not enter the kernel any more then
+        //   which no longer enters the kernel by then
         let taken = unsafe {
             libc::syscall(
                 libc::SYS_io_uring_enter,
@@ -220,13 +222,13 @@ impl<T: Tokens> Ring<T> {
         }
     }
 
-    /// Returns how often the kernel has refused operations, which were then submitted again.
+    /// Returns how many times the kernel has refused operations, which were then submitted again.
     #[must_use]
     pub fn retries(&self) -> u64 {
         self.submissions.retries()
     }
 
-    /// Submits what the last park has left. Returns whether there was anything.
+    /// Submits the operations that the last park left over. Returns whether there were any.
     fn submit_again(&mut self) -> bool {
         let is_left = self.submissions.retry();
         self.let_go();
@@ -237,7 +239,7 @@ impl<T: Tokens> Ring<T> {
         !self.submissions.is_known_empty() || !self.pending.is_empty()
     }
 
-    /// Moves operations that were held back into the submission queue, as far as they fit.
+    /// Moves pending operations into the submission queue, as far as they fit.
     fn let_go(&mut self) {
         while !self.pending.is_empty() && self.submissions.has_room() {
             let pending = self.pending.pop_front().expect("one is pending");
@@ -261,7 +263,7 @@ impl<T: Tokens> Ring<T> {
             self.flights.remove(index);
             completions.extend(self.complete(outcome));
         }
-        // The list is given back, so that its memory is used again.
+        // Put the list back so that its memory is reused.
         READY.with_borrow_mut(|ready| {
             if ready.indices.is_empty() {
                 ready.indices = indices;
@@ -287,7 +289,7 @@ impl<T: Tokens> Ring<T> {
             Operation::Receive { fd, token }
                 if [-libc::EINTR, -libc::EAGAIN, -libc::ENOBUFS].contains(&result) =>
             {
-                // Kernels before 5.19 may name a buffer that an operation took and did not use.
+                // Kernels before 5.19 may name a buffer that an operation took but did not use.
                 if let Some(index) = cqueue::buffer_select(flags) {
                     self.buffers.take_back(index);
                 }
@@ -310,7 +312,7 @@ impl<T: Tokens> Ring<T> {
             Operation::Accept(token) => {
                 let accepted = count.map(|_| {
                     // SAFETY:
-                    // - the kernel has just opened this descriptor for us; nobody else knows of it
+                    // - the kernel has just opened this descriptor for us, and nothing else owns it
                     unsafe { OwnedFd::from_raw_fd(result) }
                 });
                 Completion::Accepted(token, accepted)
@@ -339,15 +341,17 @@ impl<T: Tokens> Ring<T> {
         })
     }
 
-    /// Lends a buffer to the kernel again, at the end of the turn.
+    /// Returns a buffer to the ring, which lends it to the kernel again at the end of the turn.
     pub fn give_back(&mut self, filled: Filled) {
         self.buffers.give_back(filled);
     }
 
-    /// Ends a turn: provides the buffers that came back again, and arms receives, the oldest first.
+    /// Ends a turn: provides the returned buffers to the kernel again, and arms receives, oldest
+    /// first.
     pub fn finish_turn(&mut self) {
-        // One buffer at a time: of a run of buffers, a kernel that is short of memory takes only a
-        // part, and newer kernels report 0 then, as for the whole run.
+        // One buffer at a time: if a kernel that is short of memory is offered several at once, it
+        // accepts only some of them, and newer kernels then report 0 as if they had accepted them
+        // all.
         while let Some((index, address)) = self.buffers.lend_next() {
             let length = i32::try_from(RECEIVE_BYTES_MAX).expect("a buffer's length fits");
             // The ring holds the memory until the kernel is done with it, and nothing reads or
@@ -355,14 +359,14 @@ impl<T: Tokens> Ring<T> {
             let entry = opcode::ProvideBuffers::new(address, length, 1, BUFFER_GROUP, index);
             self.submit(Operation::Provide { index }, entry.build());
         }
-        // No more than there can be buffers for: a receive that finds none costs another operation,
-        // and moves behind those that came later.
+        // Arm no more receives than there can be buffers for: a receive that finds none costs
+        // another operation and moves behind later receives.
         let count = self.unarmed.len().min(self.buffers.lent_count());
         for _ in 0..count {
             let (token, fd) = self.unarmed.pop_front().expect("at least this many wait");
             self.submit_receive(fd, token);
         }
-        // The receives that were armed may wait for a long time, so a no-op brings the next turn.
+        // The armed receives may wait for a long time, so a no-op triggers the next turn.
         if count > 0 && !self.unarmed.is_empty() {
             self.submit(Operation::Arm, opcode::Nop::new().build());
         }
@@ -373,7 +377,7 @@ impl<T: Tokens> Ring<T> {
         self.submit(Operation::Signal(token), opcode::Nop::new().build());
     }
 
-    /// Receives into a provided buffer. The receive is armed at the end of the turn, or of a later
+    /// Receives into a provided buffer. The receive is armed at the end of this turn, or of a later
     /// one if there are not enough buffers.
     pub fn receive(&mut self, fd: BorrowedFd<'_>, token: T::Receive) {
         let fd = fd.as_raw_fd();
@@ -395,7 +399,7 @@ impl<T: Tokens> Ring<T> {
         self.submit(Operation::Receive { fd, token }, entry);
     }
 
-    /// Sends the spans in order. The kernel may take only a part of them.
+    /// Sends the spans in order. The kernel may send only part of them.
     ///
     /// # Panics
     /// If there is no span, or more than [`SEND_SPANS_MAX`].
@@ -405,16 +409,16 @@ impl<T: Tokens> Ring<T> {
             (1..=SEND_SPANS_MAX).contains(&spans.len()),
             "a send has a bounded number of pieces"
         );
-        // There are many flights, so each has room for one span only. A list that has spilled is
-        // sent as a message, so that its memory is used again.
+        // There are many flights, so each has room for only one span. A list that has spilled to
+        // the heap is sent as a message so that its memory is reused.
         if spans.len() == 1
             && !spans.spilled()
             && let Some(span) = spans.pop()
         {
             let bytes = span.bytes();
             let length = u32::try_from(bytes.len()).expect("a send is far below 4 GiB");
-            // The bytes are on the heap, in an Rc that `span` holds: they stay where they are when
-            // `span` moves, and a chunk with two owners is not written to.
+            // The bytes are on the heap, in an Rc that `span` holds: they do not move when `span`
+            // does, and a chunk with two owners is never written to.
             let entry = opcode::Send::new(fd, bytes.as_ptr(), length)
                 .flags(libc::MSG_NOSIGNAL)
                 .build();
@@ -438,9 +442,9 @@ impl<T: Tokens> Ring<T> {
         self.submit(Operation::Accept(token), entry);
     }
 
-    /// Cancels all operations on this descriptor, which end with an error, and then completes.
-    /// Returns false on a kernel that cannot (before 5.19): nothing is cancelled, and nothing
-    /// completes.
+    /// Cancels all operations on this descriptor, which then end with an error, and completes.
+    /// Returns false on a kernel that does not support this (before 5.19): nothing is cancelled,
+    /// and there is no completion.
     pub fn cancel(&mut self, fd: BorrowedFd<'_>, token: T::Signal) -> bool {
         let is_known = !self.waits_before_receive;
         if is_known {
@@ -451,7 +455,7 @@ impl<T: Tokens> Ring<T> {
         is_known
     }
 
-    /// Writes `bytes[from..]` at a file offset. The kernel may take only a part of it.
+    /// Writes `bytes[from..]` at a file offset. The kernel may write only part of it.
     pub fn write(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -469,8 +473,8 @@ impl<T: Tokens> Ring<T> {
         self.submit_pointing(pointed, Operation::Write(token, bytes), entry);
     }
 
-    /// Writes whole blocks at a file offset, and completes when they are on disk (`RWF_DSYNC`,
-    /// pwritev2(2)). The kernel may take only a part of them.
+    /// Writes whole blocks at a file offset and completes when they are on disk (`RWF_DSYNC`,
+    /// pwritev2(2)). The kernel may write only part of them.
     pub fn write_blocks(&mut self, fd: BorrowedFd<'_>, write: BlockWrite, token: T::Write) {
         let BlockWrite { offset, blocks } = write;
         let length = u32::try_from(blocks.len()).expect("a batch is far below 4 GiB");
@@ -490,7 +494,7 @@ impl<T: Tokens> Ring<T> {
         self.submit(Operation::Signal(token), entry);
     }
 
-    /// Completes after `after_us` microseconds, with the error ETIME.
+    /// Completes after `after_us` microseconds with the error ETIME.
     pub fn timer(&mut self, after_us: u64, token: T::Signal) {
         let nanoseconds = u32::try_from(after_us % 1_000_000 * 1000).expect("below a second");
         let mut time = self.spare.times.pop().unwrap_or_default();
@@ -502,7 +506,7 @@ impl<T: Tokens> Ring<T> {
         self.submit_pointing(pointed, Operation::Timer(token, time), entry);
     }
 
-    /// Waits until an eventfd(2) is signalled, and resets it.
+    /// Waits until an eventfd(2) is signalled and resets it.
     pub fn wait(&mut self, event: BorrowedFd<'_>, token: T::Signal) {
         let mut count = Box::new(0_u64);
         let address = (&raw mut *count).cast();
@@ -511,19 +515,19 @@ impl<T: Tokens> Ring<T> {
         self.submit_pointing(pointed, Operation::Wait(token, count), entry);
     }
 
-    /// Submits an operation that points nowhere.
+    /// Submits an operation that points to no memory.
     fn submit(&mut self, operation: Operation<T>, entry: squeue::Entry) {
         self.submit_pointing(Pointed::to([]), operation, entry);
     }
 
-    /// Submits an operation that points into what it owns.
+    /// Submits an operation that points into memory that it owns.
     fn submit_pointing(&mut self, pointed: Pointed, operation: Operation<T>, entry: squeue::Entry) {
         let pending = PendingOperation {
             pointed,
             operation,
             entry,
         };
-        // In their order: a receive may need the buffer that is provided before it.
+        // Keep the order: a receive may need a buffer that is provided before it.
         if self.pending.is_empty() && self.submissions.has_room() {
             self.launch(pending);
         } else {
@@ -543,7 +547,7 @@ impl<T: Tokens> Ring<T> {
         let slot = self.flights.vacant_entry();
         let waker = waker(slot.key());
         let first_poll = Pin::new(&mut operation).poll(&mut Context::from_waker(&waker));
-        // Completions are taken only when tokio polls the ring.
+        // Completions are processed only when tokio polls the ring.
         assert!(
             first_poll.is_pending(),
             "an operation completes after its submission"
@@ -572,20 +576,20 @@ fn vectored(spans: Spans, spare: Option<Box<Vectored>>) -> Box<Vectored> {
     });
     for (piece, span) in message.pieces.iter_mut().zip(&spans) {
         let bytes = span.bytes();
-        // sendmsg(2) takes mutable pointers and only reads.
+        // sendmsg(2) takes mutable pointers but only reads.
         *piece = libc::iovec {
             iov_base: bytes.as_ptr().cast_mut().cast(),
             iov_len: bytes.len(),
         };
     }
-    // The box never moves its content, so the header may point to the field beside it.
+    // The box never moves its contents, so the header may point to the field beside it.
     message.header.msg_iov = message.pieces.as_mut_ptr();
     message.header.msg_iovlen = spans.len();
     message.spans = spans;
     message
 }
 
-/// A waker whose data is a slab index, never a pointer.
+/// Returns a waker whose data is a slab index, never a pointer.
 fn waker(index: usize) -> Waker {
     const TABLE: RawWakerVTable = RawWakerVTable::new(
         |data| RawWaker::new(data, &TABLE),
@@ -594,9 +598,9 @@ fn waker(index: usize) -> Waker {
         |_| (),
     );
     // SAFETY:
-    // - the data is a number that is never dereferenced, so clone and drop have nothing to keep
-    // - all four functions may be called on any thread: elsewhere, waking only puts a number on
-    //   that thread's list (tokio-uring wakes on the thread of its ring)
+    // - the data is a number that is never dereferenced, so clone and drop have nothing to do
+    // - all four functions may be called on any thread: on another thread, waking only puts a
+    //   number on that thread's list (tokio-uring wakes on the thread of its ring)
     unsafe { Waker::from_raw(RawWaker::new(std::ptr::without_provenance(index), &TABLE)) }
 }
 

@@ -1,4 +1,4 @@
-//! The secrets of a running server: SIGHUP reads their files again.
+//! The secrets of a running server. SIGHUP makes the server read their files again.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::config::{SecretError, SecretSources, Secrets};
 use crate::io::mailbox::{ShardMessage, ShardSender};
 
-/// The current secrets, which sign tokens.
+/// The secrets that tokens are currently checked against, and their sources.
 pub struct SecretStore<'a> {
     sources: SecretSources<'a>,
     secrets: Secrets,
@@ -29,7 +29,7 @@ impl<'a> SecretStore<'a> {
         Ok(Self { sources, secrets })
     }
 
-    /// Keeps a secret that was made up in the data directory, which is locked.
+    /// Stores a generated secret in the data directory, which must be locked.
     pub fn keep_in(&mut self, folder: &Path) -> Result<(), SecretError> {
         let Some((path, is_public)) = self.secrets.keep_in(folder)? else {
             return Ok(());
@@ -42,13 +42,13 @@ impl<'a> SecretStore<'a> {
         Ok(())
     }
 
-    /// The secrets.
+    /// Returns the current secrets.
     #[must_use]
     pub fn secrets(&self) -> &Secrets {
         &self.secrets
     }
 
-    /// Reads the files again and sends the new verifier to the shards. If one is bad, nothing
+    /// Reads the files again and sends a new verifier to the shards. If a file is invalid, nothing
     /// changes.
     pub fn read_again(&mut self, senders: &[ShardSender]) {
         if !self.sources.has_files() {

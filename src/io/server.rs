@@ -1,4 +1,4 @@
-//! The process: start-up in its order, the threads, the signals, the stop.
+//! The server process: the order of startup, the threads, the signals and the shutdown.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -44,22 +44,23 @@ use crate::log::schedule::{DiskRoom, LowMarks};
 use crate::status::Status;
 use crate::wire::auth::{Verifier, mint};
 
-/// Why the server did not start, or stopped. Each is one line that names what to do.
+/// Errors that prevent the server from starting or make it stop. Each message is one line that says
+/// what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// There is no secret for the tokens.
+    /// There is no usable secret for the tokens.
     #[error(transparent)]
     Secret(#[from] SecretError),
     /// The kernel or the container does not let this process use `io_uring`.
     #[error("io_uring is not available: {0}")]
     Ring(String),
-    /// The system has no thread for the server.
+    /// The system could not start a thread.
     #[error(transparent)]
     Thread(#[from] ThreadError),
     /// There is no socket to listen on.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The process may not open enough files.
+    /// The process is not allowed to open enough files.
     #[error(
         "the limit of open files is {limit}, but a server with {shards} shards needs {needed}: \
          raise it (ulimit -n), or lower --shards"
@@ -67,9 +68,9 @@ pub enum ServeError {
     FilesLimit {
         /// The limit of open files.
         limit: u64,
-        /// The shards that were asked for.
+        /// The number of shards that were requested.
         shards: u32,
-        /// The least limit with which one client can connect.
+        /// The lowest limit with which one client can connect.
         needed: u64,
     },
     /// The data directory cannot be used.
@@ -86,10 +87,10 @@ pub enum ServeError {
         /// The system's error.
         source: io::Error,
     },
-    /// The system has no descriptor or random number for the server.
+    /// The system could not provide a descriptor or a random number.
     #[error("the server cannot start: {}", WithRemedy(.0))]
     System(#[from] io::Error),
-    /// A shard's thread has ended by a fault of this server.
+    /// A shard's thread has ended because of a bug in this server.
     #[error(
         "shard {0} stopped because of a bug in this server, please report it: start the server \
          again; it continues with the state in its log"
@@ -97,7 +98,7 @@ pub enum ServeError {
     Shard(u32),
 }
 
-/// How often the display of the recovery is brought up to date.
+/// The interval at which the recovery display is updated.
 const PROGRESS_STEP_MS: u64 = 200;
 
 /// An event that wakes the main thread.
@@ -107,7 +108,7 @@ enum ServerEvent {
     Recovered(Box<Result<RecoveredLog, RecoveryError>>),
 }
 
-/// The report of the recovery, and the workspaces of each shard.
+/// The recovery report and the workspaces of each shard.
 type RecoveredLog = (RecoveryReport, Vec<Vec<Workspace>>);
 
 /// Runs the server until it is asked to stop.
@@ -117,7 +118,7 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     let cores = thread::available_parallelism().ok();
     let shards = settings.shards(cores);
     ring::probe().map_err(|error| ServeError::Ring(ring::advice(&error, shards)))?;
-    // The port first: a second server on it must not touch anything else.
+    // The port comes first: if another server is using it, this one must not touch anything else.
     let listener = Arc::new(Listener::open(settings)?);
     let admin_listener = admin_address.map(|address| {
         let names = AddressNames {
@@ -157,10 +158,10 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     else {
         return Ok(());
     };
-    // The secret may have changed while the log was read.
+    // The secret may have changed while the log was being read.
     let token = settings.dev.then(|| dev_token(secrets.secrets()));
     common.pages.renew_token(|| dev_token(secrets.secrets()));
-    // Only this mode waits for the disk.
+    // Only this mode makes clients wait for the disk.
     let fill_bytes =
         (Durability::from(settings.durability) == Durability::Always).then_some(SEGMENT_FILL_BYTES);
     begin_to_serve(&senders, &directory, &report, partitions, fill_bytes)?;
@@ -170,7 +171,7 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     let admin_address = admin_listener.map(|listener| listener.address());
     let has_console = settings.console || settings.dev;
     if let Err(error) = announce(token.as_deref(), address, admin_address, has_console) {
-        // The log has the same, without the token of --dev.
+        // The log has the same information, except for the token of --dev.
         tracing::warn!("stdout cannot be written ({error}): the server continues without it");
     }
     notify_manager(&NotifyState::Ready);
@@ -180,7 +181,7 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// Gives the shards their logs and what was read of them, and waits until all serve.
+/// Sends each shard its log and its recovered state, and waits until all of them serve.
 fn begin_to_serve(
     senders: &[ShardSender],
     directory: &Arc<DataDirectory>,
@@ -203,7 +204,8 @@ fn begin_to_serve(
             path: directory.path().to_owned(),
             source,
         })?;
-        // A shard writes as soon as it serves, and the compactor may check the disk a little later.
+        // A shard writes as soon as it serves, which may be before the compactor first checks the
+        // disk.
         room.looked(HostDisk.space(directory.path()).ok(), false, &[]);
         let room_end = room.end(log.open_segment().first_position);
         sender.send(ShardMessage::LogSize(LogSize::unmeasured(room_end)));
@@ -221,10 +223,10 @@ fn begin_to_serve(
         source,
     })?;
     drop(serves);
-    // Ends when each shard has sent it or has ended, which is reported next.
+    // Ends when each shard has either sent its message or stopped; a stop is reported as an event.
     serving.iter().for_each(drop);
-    // For an inherited socket, on which connections have waited; with their own socket, the shards
-    // accept already.
+    // For an inherited socket, on which connections have been waiting. Shards with a socket of
+    // their own are already accepting.
     for sender in senders {
         sender.send(ShardMessage::Accept);
     }
@@ -275,7 +277,7 @@ fn run_until_stopped(
             }
             ServerEvent::Stopped { shard, ok: false } => return Err(ServeError::Shard(shard)),
             ServerEvent::Stopped { ok: true, .. } => running -= 1,
-            // The stop came first, and the recovery is no longer needed.
+            // The server was stopped before the recovery ended, and its result is no longer needed.
             ServerEvent::Recovered(_) => {}
         }
     }
@@ -297,8 +299,8 @@ fn spawn_recovery(
     Ok(())
 }
 
-/// Waits until the log is read. `None`: a signal came first, and all shards have stopped; nothing
-/// was changed that must be finished.
+/// Waits until the log has been read. Returns `None` if a signal came first; all shards have then
+/// stopped, and nothing is left to finish.
 fn wait_for_recovery(
     inbox: &Receiver<ServerEvent>,
     common: &Common<'_>,
@@ -318,7 +320,7 @@ fn wait_for_recovery(
             Ok(ServerEvent::Signal(signal)) => {
                 display.end();
                 notify_manager(&NotifyState::Stopping);
-                // Clients that wait for the log receive an answer.
+                // Clients that are waiting for the log receive an answer.
                 for sender in senders {
                     sender.send(ShardMessage::Drain);
                 }
@@ -357,7 +359,7 @@ fn wait_for_recovery(
     Ok(Some((report, partitions)))
 }
 
-/// The arguments that all shards have in common.
+/// The arguments that all shards share.
 struct Common<'a> {
     settings: &'a ServeArgs,
     shards: u32,
@@ -372,8 +374,8 @@ struct Common<'a> {
     started: Instant,
 }
 
-/// Starts the shards' threads, and begins to listen once each has its ring. From then on they
-/// answer that the log is being read.
+/// Starts the shards' threads, and starts listening once each has its ring. Until the log has been
+/// read, the shards answer clients that recovery is in progress.
 fn spawn_shards(
     common: &Common<'_>,
     compactor: &Sender<CompactorEvent>,
@@ -422,13 +424,13 @@ fn spawn_shards(
         listener.listen()?;
     }
     for shard in go {
-        // One that has ended is reported by its event.
+        // If a shard has stopped, its event reports it.
         let _ = shard.send(());
     }
     Ok(senders)
 }
 
-/// Warns of many more shards than cores.
+/// Warns if there are many more shards than cores.
 fn warn_of_shards(shards: u32, cores: Option<NonZeroUsize>) {
     let Some(cores) = cores.filter(|cores| shards as usize > SHARDS_PER_CORE_MAX * cores.get())
     else {
@@ -485,8 +487,8 @@ fn watch_signals(events: Sender<ServerEvent>) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// The most connections: what was asked for, within the limit of open files, which is raised as far
-/// as the system lets it.
+/// Returns the maximum number of connections: the configured number, capped by the limit of open
+/// files, which is raised as far as the system allows.
 fn connections_max(settings: &ServeArgs, shards: u32) -> Result<usize, ServeError> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -510,7 +512,7 @@ fn connections_max(settings: &ServeArgs, shards: u32) -> Result<usize, ServeErro
     Ok(wanted.unwrap_or(allowed).min(allowed))
 }
 
-/// Returns the number of connections that a process can have with this limit of open files.
+/// Returns the number of connections that a process can have with this open-file limit.
 pub fn connections_allowed(files: u64, shards: u32) -> Result<usize, ServeError> {
     let reserved = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_SHARD * u64::from(shards);
     if files <= reserved {
@@ -529,7 +531,7 @@ fn random_u64() -> io::Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
-/// Returns a token for trying the server out.
+/// Returns a token for trying out the server.
 fn dev_token(secrets: &Secrets) -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -537,14 +539,14 @@ fn dev_token(secrets: &Secrets) -> String {
     mint(&secrets.current, "dev", now.as_secs(), None)
 }
 
-/// Tells the service manager, where one asks for it (`sd_notify(3)`).
+/// Notifies the service manager if there is one (`sd_notify(3)`).
 fn notify_manager(state: &NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
         tracing::warn!("cannot notify the service manager of {state} (NOTIFY_SOCKET): {error}");
     }
 }
 
-/// Prints what a person or a script at the terminal waits for.
+/// Prints the lines that a person or a script at the terminal waits for.
 fn announce(
     dev_token: Option<&str>,
     address: SocketAddr,

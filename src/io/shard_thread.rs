@@ -1,4 +1,4 @@
-//! A shard's thread: its core, its ring and its turns.
+//! A shard's thread, which owns the shard's core and its ring, and runs its turns.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -15,24 +15,24 @@ use crate::io::worker::{Worker, WorkerContext, clock};
 pub struct Start {
     /// The shard's settings.
     pub config: ShardConfig,
-    /// The parts of the server that the shard shares with others.
+    /// The parts of the server that the shard shares with other threads.
     pub context: WorkerContext,
-    /// When the server was started.
+    /// The time at which the server was started.
     pub started: Instant,
-    /// Whether the thread stays on one core.
+    /// Whether the thread is pinned to one core.
     pub is_pinned: bool,
-    /// The channel in which the shard reports its ring.
+    /// The channel on which the shard reports that its ring is set up.
     pub ring: RingReport,
-    /// When to begin. The shard must not begin if the sender is gone.
+    /// The signal to begin. If the sender is dropped, the shard must not begin.
     pub go: Receiver<()>,
 }
 
-/// A shard's report, sent once: that it has its ring, or why not.
+/// A shard's report, sent once, that its ring is set up or why it could not be.
 #[derive(Default)]
 pub struct RingReport(Option<Sender<io::Result<()>>>);
 
 impl RingReport {
-    /// Returns a report to this channel.
+    /// Creates a report that is sent to this channel.
     #[must_use]
     pub fn new(sender: Sender<io::Result<()>>) -> Self {
         Self(Some(sender))
@@ -40,7 +40,7 @@ impl RingReport {
 
     fn send(&mut self, outcome: io::Result<()>) {
         if let Some(sender) = self.0.take() {
-            // The main thread may have given up, since another shard has no ring.
+            // The main thread may have given up because another shard has no ring.
             let _ = sender.send(outcome);
         }
     }
@@ -54,13 +54,15 @@ impl Drop for RingReport {
     }
 }
 
-/// Starts a shard's thread. `stopped` is called when it ends, with whether it ended well.
+/// Starts a shard's thread. When it ends, `stopped` is called with whether it ended without an
+/// error.
 ///
 /// # Errors
 ///
-/// The system has no thread for the shard.
+/// If the thread cannot be started.
 pub fn spawn(mut start: Start, stopped: impl Fn(bool) + Send + 'static) -> Result<(), ThreadError> {
-    /// Reports on every way out, also by a panic: a server with a dead shard must not live on.
+    /// Reports on every way out, even a panic, because the server must not keep running with a dead
+    /// shard.
     struct StopReporter<F: Fn(bool)>(F, bool);
     impl<F: Fn(bool)> Drop for StopReporter<F> {
         fn drop(&mut self) {
@@ -94,7 +96,7 @@ fn run(start: Start, report: &mut RingReport) -> io::Result<()> {
     let shard = Shard::recovering(config, clock(started));
     let mut worker = Worker::new(shard, number, context, started);
     let mut is_started = false;
-    // Lets the tests behave as on kernels before 5.19.
+    // Lets tests simulate a kernel before 5.19.
     let waits_before_receive =
         cfg!(debug_assertions) && std::env::var_os("ETHERPLY_FAULT_OLD_KERNEL").is_some();
     let is_set_up = || {

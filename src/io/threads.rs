@@ -1,4 +1,4 @@
-//! Starting a thread, and what to do where the system refuses it.
+//! Starting threads, and advice for when the system refuses to start one.
 
 use std::fmt;
 use std::io;
@@ -6,14 +6,15 @@ use std::thread::{self, JoinHandle};
 
 use rustix::process::{Resource, getrlimit};
 
-/// A thread that could not be started. One line that names the limit and what to do.
+/// A thread that could not be started. The message is one line that names the limit and says what
+/// to do.
 #[derive(Debug)]
 pub struct ThreadError {
     name: String,
     source: io::Error,
 }
 
-/// Starts a thread of this name.
+/// Starts a thread with this name.
 pub fn start<T: Send + 'static>(
     name: String,
     work: impl FnOnce() -> T + Send + 'static,

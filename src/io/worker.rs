@@ -1,8 +1,10 @@
-//! The loop of one core: completions become inputs of the [`Shard`], its outputs operations.
+//! The event loop of one shard: completions become inputs of the [`Shard`], and its outputs become
+//! operations.
 //!
 //! A turn takes all completions that have arrived, lets the shard handle them, flushes it once, and
-//! submits everything that it wants with one `io_uring_enter`. What the shard must not know is
-//! here: the descriptors, the mailboxes of the other shards, the clock.
+//! submits all resulting operations with one `io_uring_enter`. This module holds everything that
+//! the shard must not know about: the descriptors, the mailboxes of the other shards, and the
+//! clock.
 
 use std::io;
 use std::net::SocketAddr;
@@ -34,7 +36,7 @@ use crate::status::stats::ShardStats;
 
 mod accepts;
 
-/// The tokens of a worker's operations. Only the log writes, one batch at a time.
+/// The tokens of a worker's operations. Only the log uses writes, one batch at a time.
 #[derive(Debug)]
 pub struct WorkerTokens;
 
@@ -46,80 +48,80 @@ impl Tokens for WorkerTokens {
     type Signal = Signal;
 }
 
-/// An operation that has nothing to give back.
+/// An operation whose completion carries no data.
 #[derive(Debug, Clone, Copy)]
 pub enum Signal {
-    /// All accepts are cancelled.
+    /// All accepts have been cancelled.
     AcceptsCancelled,
-    /// The mailbox's bell rang.
+    /// The mailbox has new messages.
     Bell,
     /// The timer for this time expired.
     Timer(u64),
-    /// Another turn was wanted at once.
+    /// Another turn was requested at once.
     Again,
     /// The log's fdatasync ended.
     LogSync,
 }
 
-/// The parts of the rest of the server that a worker uses.
+/// The parts of the server that a worker uses.
 pub struct WorkerContext {
     /// The state that all threads share.
     pub status: Arc<Status>,
-    /// The one listening socket.
+    /// The listening socket for clients, shared by all shards.
     pub listener: Arc<Listener>,
     /// The listening socket of `--admin-port`.
     pub admin_listener: Option<Arc<Listener>>,
-    /// The messages to this shard.
+    /// The mailbox of this shard.
     pub mailbox: Mailbox,
-    /// The mailboxes of all shards in order, including its own.
+    /// The senders to all shards in order, including this one.
     pub senders: Vec<ShardSender>,
-    /// The channel to the compactor: new segments, and failures of the log.
+    /// The channel on which new segments and log failures are reported to the compactor.
     pub compactor: Sender<CompactorEvent>,
-    /// The seed of the hashes of what is read back.
+    /// The hash seed for state that is read back from the log.
     pub hash_seed: u64,
-    /// The pages that the server renders.
+    /// The pages that the server serves.
     pub pages: Arc<Pages>,
 }
 
-/// The state of one core's loop.
+/// The state of one shard's event loop.
 pub struct Worker {
     shard: Shard,
     number: u32,
     context: WorkerContext,
-    /// None while the log is read at the start: nothing uses it then.
+    /// `None` while the log is being read at startup; nothing uses it then.
     log: Option<LogFiles<HostDisk>>,
-    /// The connections by the slots of their sessions.
+    /// The connections, indexed by the slots of their sessions.
     connections: Vec<Option<Connection>>,
     started: Instant,
     accepts_in_flight: usize,
     admin_accepts_in_flight: usize,
     accepts_paused_until_us: Option<u64>,
-    /// When the next pause of accepting is logged again.
+    /// The earliest time at which a pause in accepting is logged again.
     next_accept_warning_us: u64,
     is_accepting: bool,
-    /// The times of the timers in flight, each earlier than the one before it in the list.
+    /// The times of the timers in flight, in descending order.
     armed_timers_us: Vec<u64>,
     is_again_in_flight: bool,
     times: TurnTimes,
     completions: Vec<Completion<WorkerTokens>>,
     directory_watch: DirectoryWatch,
-    /// The part of the shard's absence that was logged.
+    /// The part of the shard's absence that has already been logged.
     logged_absent_us: u64,
 }
 
-/// The beginnings of what is measured.
+/// Start times for the measurements.
 #[derive(Default)]
 struct TurnTimes {
     turn_us: u64,
-    /// When the write or fdatasync of the log was submitted.
+    /// The time at which the log's current write or fdatasync was submitted.
     log_us: u64,
     batch: BatchLog,
-    /// Whether a write or an fdatasync was begun in this turn.
+    /// Whether a write or an fdatasync was started in this turn.
     has_log: bool,
 }
 
 impl Worker {
-    /// Returns a worker for the shard with this number. `started` is the zero of its clock.
+    /// Creates a worker for the shard with this number. Its clock counts from `started`.
     #[must_use]
     pub fn new(shard: Shard, number: u32, context: WorkerContext, started: Instant) -> Self {
         let is_accepting = !context.listener.is_inherited();
@@ -144,14 +146,14 @@ impl Worker {
         }
     }
 
-    /// Submits the operations that must always be in flight, before the first turn.
+    /// Submits the operations that must always be in flight. Called before the first turn.
     pub fn start(&mut self, ring: &mut Ring<WorkerTokens>) {
         ring.wait(self.context.mailbox.bell(), Signal::Bell);
         self.arm_accepts(ring, 0);
         ring.finish_turn();
     }
 
-    /// Runs one turn of the loop. Breaks when the shard has drained.
+    /// Runs one turn of the loop. Returns `Break` when the shard has drained.
     pub fn turn(&mut self, ring: &mut Ring<WorkerTokens>) -> ControlFlow<()> {
         let clock = clock(self.started);
         if self.is_again_in_flight {
@@ -193,7 +195,8 @@ impl Worker {
         ControlFlow::Continue(())
     }
 
-    /// Reads the clock once for everything that began in the turn: it is submitted right after.
+    /// Ends a turn. The clock is read once for everything that was started in the turn, because it
+    /// is all submitted right after.
     fn end_turn(&mut self) {
         let ended_us = now_us(self.started);
         if std::mem::take(&mut self.times.has_log) {
@@ -280,12 +283,12 @@ impl Worker {
                 self.armed_timers_us.retain(|armed_us| *armed_us != at_us);
             }
             Signal::Again => self.is_again_in_flight = false,
-            // The accepts that took a client have completed before.
+            // Accepts that had already taken a client have completed by now.
             Signal::AcceptsCancelled => self.shard.handle(Input::Drain, clock),
         }
     }
 
-    /// Returns how long the operation of the log took that has just ended.
+    /// Returns how long the log operation that has just ended took.
     fn log_took_us(&self, clock: Clock) -> u64 {
         clock.now_us.saturating_sub(self.times.log_us)
     }
@@ -299,9 +302,9 @@ impl Worker {
         self.shard.handle(Input::LogWritten(bytes, outcome), clock);
     }
 
-    /// Turns success into failure if the file was deleted: its bytes are lost all the same. Writes
-    /// are checked too, because in the modes without an fdatasync for each batch ops would go on
-    /// for long otherwise.
+    /// Turns success into failure if the file was deleted, because its bytes are lost anyway.
+    /// Writes are checked too: in the modes without an fdatasync for each batch, the shard would
+    /// otherwise accept ops for a long time before it noticed.
     fn check_kept<T>(&mut self, outcome: io::Result<T>, clock: Clock) -> Result<T, RebuildError> {
         let outcome = outcome?;
         self.directory_watch
@@ -316,7 +319,7 @@ impl Worker {
         }
     }
 
-    /// Logs why a step of the log has failed, and returns the outcome in the shard's terms.
+    /// Logs why an operation on the log failed, and returns the outcome as the shard expects it.
     fn log_failure<T, E>(&self, what: &str, outcome: Result<T, E>) -> io::Result<T>
     where
         E: std::error::Error + Send + Sync + 'static,
@@ -367,13 +370,14 @@ impl Worker {
                 self.shard.handle(Input::Rebuilt(opened), clock);
                 self.context.status.set_ready(self.number, true);
                 self.report_rotation();
-                // The main thread waits for this from each shard before it reports that it serves.
+                // The main thread waits for this from each shard before it announces that the
+                // server is listening.
                 let _ = recovered.serves.send(());
             }
         }
     }
 
-    /// Stops accepting, and begins to stop.
+    /// Stops accepting connections and starts draining.
     fn drain(&mut self, ring: &mut Ring<WorkerTokens>, clock: Clock) {
         let listener = &self.context.listener;
         if std::mem::replace(&mut self.is_accepting, false) {
@@ -381,12 +385,14 @@ impl Worker {
                 listener.end();
             }
             if !listener.is_inherited() {
-                // All shards share the socket: the first to get here ends the accepts of all.
+                // All shards share the socket, so the first to get here ends the accepts of all of
+                // them.
                 listener.end();
             } else if ring.cancel(listener.as_fd(), Signal::AcceptsCancelled) {
-                // The stop begins when no accept is left: every client that was accepted is
-                // answered then, and the others wait for the new server. If the kernel cannot
-                // cancel, an accept may still take a client, which is answered 503.
+                // Draining starts when no accept is left: by then every accepted client is known to
+                // the shard and gets an answer, and the others wait for the new server. If the
+                // kernel cannot cancel, an accept may still take a client, which then gets a 503
+                // answer.
                 return;
             }
         }
@@ -399,7 +405,7 @@ impl Worker {
             .expect("the log was read before it is used")
     }
 
-    /// Tells the compactor that the segments before the open one are complete.
+    /// Reports to the compactor that the segments before the open one are complete.
     fn report_rotation(&mut self) {
         let open = self.log().open_segment();
         let rotation = Rotation {
@@ -410,14 +416,15 @@ impl Worker {
             dead: self.shard.dead_segments().clone(),
             sender: self.own_sender(),
         };
-        // The thread that compacts may have given up.
+        // The compaction thread may have ended.
         let _ = self
             .context
             .compactor
             .send(CompactorEvent::Rotated(rotation));
     }
 
-    /// Tells the compactor that the log cannot be written: if the disk is full, it can make room.
+    /// Reports to the compactor that the log cannot be written: if the disk is full, it can free
+    /// space.
     fn report_failure(&self) {
         let _ = self.context.compactor.send(CompactorEvent::Failed);
     }
@@ -446,7 +453,7 @@ impl Worker {
         let Connection { permit, .. } = connection.expect("a session has a connection");
         Visitor {
             listener: permit.listener(),
-            // An IPv4 address may come mapped into IPv6 (RFC 4291 section 2.5.5.2).
+            // An IPv4 address may be mapped into IPv6 (RFC 4291 section 2.5.5.2).
             is_local: self
                 .peer(id)
                 .is_some_and(|peer| peer.ip().to_canonical().is_loopback()),
@@ -476,7 +483,7 @@ impl Worker {
         match output {
             Output::Receive(id) => ring.receive(self.socket(id).as_fd(), id),
             Output::Send(id, spans) => self.send(id, spans, ring),
-            // A socket that its peer has reset cannot be shut down, and need not be.
+            // A socket that was reset by its peer cannot be shut down, and does not need to be.
             Output::Finish(id) => drop(shutdown(self.socket(id), Shutdown::Write)),
             Output::Abort(id) => drop(shutdown(self.socket(id), Shutdown::Both)),
             Output::Close(id) => drop(self.connections[id.slot as usize].take()),
@@ -578,15 +585,15 @@ impl Worker {
         let Some(wanted_us) = wanted.into_iter().flatten().min() else {
             return;
         };
-        // A later timer in flight is not cancelled: it is soon needed again.
+        // A later timer that is in flight is not cancelled, because it is needed soon anyway.
         if self
             .armed_timers_us
             .last()
             .is_none_or(|armed_us| wanted_us < *armed_us)
         {
             self.armed_timers_us.push(wanted_us);
-            // A deadline that has passed waits for something in flight, and must not make the loop
-            // spin.
+            // A deadline that has already passed is waiting for an operation in flight, and must
+            // not make the loop spin.
             let after_us = wanted_us.checked_sub(now_us).filter(|us| *us > 0);
             let after_us = after_us.unwrap_or(1000);
             ring.timer(after_us, Signal::Timer(wanted_us));
@@ -594,10 +601,11 @@ impl Worker {
     }
 }
 
-/// Returns the current time. Monotonic time counts from `started`.
+/// Returns the current time. The monotonic time counts from `started`.
 #[must_use]
 pub fn clock(started: Instant) -> Clock {
-    // With a clock before 1970, which counts as 1970, ops are refused as too far ahead.
+    // A system time before 1970 counts as 1970; ops are then refused for being too far in the
+    // future.
     let unix = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -1,8 +1,9 @@
-//! The figures of the shards, each written by its own shard alone, and those of the log as a whole.
+//! Statistics of the shards, each written only by its own shard, and statistics of the log as a
+//! whole.
 //!
-//! A shard writes with plain stores, and reads back only what it has written itself, so that no
-//! processor waits for another; a tally that seldom changes is stored only when it has. No figure
-//! depends on another, so each is read without regard to the rest.
+//! A shard writes with plain stores and reads back only what it has written itself, so that no core
+//! waits for another. A tally that rarely changes is stored only when it has changed. The values do
+//! not depend on each other, so each can be read independently of the rest.
 
 use std::array;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -14,7 +15,7 @@ use crate::core::shard::counters::{
 };
 use crate::limits::LONGEST_TURN_WINDOW_US;
 
-/// How many fdatasyncs are remembered: those of a busy shard's last seconds.
+/// The number of recent fdatasyncs that are kept, which covers the last seconds of a busy shard.
 const SYNCS_COUNT: usize = 256;
 
 /// A [`Tally`] that one thread writes and others read.
@@ -58,18 +59,19 @@ impl<const CLASSES: usize> SharedTally<CLASSES> {
         Tally {
             counts,
             sum: self.sum.load(Ordering::Relaxed),
-            // So that the classes add up, whatever has been stored in the meantime.
+            // Computed from the classes so that they add up, whatever has been stored in the
+            // meantime.
             count: counts.iter().sum(),
         }
     }
 }
 
-/// Adds to a number that this thread alone writes.
+/// Adds to a number that only this thread writes.
 fn raise(number: &AtomicU64, by: u64) {
     number.store(number.load(Ordering::Relaxed) + by, Ordering::Relaxed);
 }
 
-/// The longest turn of the current window of time, and that of the previous one.
+/// The longest turn of the current time window, and of the previous one.
 #[derive(Debug, Default)]
 struct Longest {
     window_began_us: AtomicU64,
@@ -80,7 +82,7 @@ struct Longest {
 impl Longest {
     fn note(&self, took_us: u64, now_us: u64) {
         if now_us - self.window_began_us.load(Ordering::Relaxed) >= LONGEST_TURN_WINDOW_US {
-            // A window that ended more than a whole window ago is forgotten.
+            // The previous window is dropped if it ended more than a whole window ago.
             let age_us = now_us - self.window_began_us.load(Ordering::Relaxed);
             let is_last = age_us < 2 * LONGEST_TURN_WINDOW_US;
             let us = self.us.load(Ordering::Relaxed);
@@ -93,8 +95,8 @@ impl Longest {
         }
     }
 
-    /// Returns the longest turn. A shard that has had no turn since has not started a new window
-    /// either, so its age counts.
+    /// Returns the longest turn of the current and the previous window. A shard starts a new window
+    /// only with a turn, so the age of its last window is taken into account.
     fn read_us(&self, now_us: u64) -> u64 {
         let us = self.us.load(Ordering::Relaxed);
         let age_us = now_us.saturating_sub(self.window_began_us.load(Ordering::Relaxed));
@@ -108,7 +110,7 @@ impl Longest {
     }
 }
 
-/// The figures of a shard.
+/// The statistics of a shard.
 #[derive(Debug)]
 pub struct ShardStats {
     numbers: [AtomicU64; Counters::NUMBERS],
@@ -122,7 +124,7 @@ pub struct ShardStats {
     turns: SharedTally<DURATION_CLASSES>,
     longest_turn: Longest,
     ring_retries: AtomicU64,
-    /// How long the last fdatasyncs took: a ring buffer.
+    /// The durations of the most recent fdatasyncs, as a ring buffer.
     last_syncs_us: [AtomicU32; SYNCS_COUNT],
 }
 
@@ -145,25 +147,25 @@ impl Default for ShardStats {
     }
 }
 
-/// The figures of a shard at one moment.
+/// The statistics of a shard at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Reading {
     /// The counters of the shard.
     pub counters: Counters,
-    /// The writes of the log.
+    /// The durations of log writes.
     pub writes: Durations,
-    /// The fdatasyncs of the log.
+    /// The durations of fdatasyncs of the log.
     pub syncs: Durations,
-    /// The turns of the event loop.
+    /// The durations of turns of the event loop.
     pub turns: Durations,
-    /// The longest turn of the last minute or two.
+    /// The longest turn within the last one to two windows.
     pub longest_turn_us: u64,
-    /// How often the kernel had refused operations of the ring.
+    /// The number of times that the kernel refused operations of the ring.
     pub ring_retries: u64,
 }
 
 impl ShardStats {
-    /// Publishes the counters of the shard.
+    /// Publishes the shard's counters.
     pub fn publish(&self, counters: &Counters) {
         for (shared, number) in self.numbers.iter().zip(counters.numbers()) {
             shared.store(number, Ordering::Relaxed);
@@ -175,7 +177,7 @@ impl ShardStats {
         self.closes.show(&counters.closes);
     }
 
-    /// Counts an fdatasync.
+    /// Records an fdatasync of the log.
     pub fn synced(&self, took_us: u64) {
         let count = self.syncs.count.load(Ordering::Relaxed);
         let place = usize::try_from(count % SYNCS_COUNT as u64).expect("a small number");
@@ -184,23 +186,24 @@ impl ShardStats {
         self.syncs.add(duration_class(took_us), took_us);
     }
 
-    /// Counts a write of the log.
+    /// Records a write to the log.
     pub fn written(&self, took_us: u64) {
         self.writes.add(duration_class(took_us), took_us);
     }
 
-    /// Counts a turn of the event loop that has just ended.
+    /// Records a turn of the event loop that has just ended.
     pub fn turned(&self, took_us: u64, now_us: u64) {
         self.turns.add(duration_class(took_us), took_us);
         self.longest_turn.note(took_us, now_us);
     }
 
-    /// Sets how often the kernel had refused operations, which were submitted again.
+    /// Sets the number of times that the kernel refused operations, which were then submitted
+    /// again.
     pub fn retried(&self, retries: u64) {
         self.ring_retries.store(retries, Ordering::Relaxed);
     }
 
-    /// Reads the figures.
+    /// Reads the current statistics.
     #[must_use]
     pub fn read(&self, now_us: u64) -> Reading {
         let mut counters = Counters {
@@ -224,8 +227,8 @@ impl ShardStats {
         }
     }
 
-    /// Returns the median and the 99th percentile of the last fdatasyncs, in microseconds, and how
-    /// many fdatasyncs there have been.
+    /// Returns the median and the 99th percentile of the most recent fdatasyncs, in microseconds,
+    /// and the total number of fdatasyncs.
     #[must_use]
     pub fn sync_percentiles(&self) -> SyncPercentiles {
         let count = self.syncs.count.load(Ordering::Relaxed);
@@ -247,53 +250,53 @@ impl ShardStats {
     }
 }
 
-/// How long the last fdatasyncs of a shard took.
+/// The durations of a shard's most recent fdatasyncs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SyncPercentiles {
-    /// All fdatasyncs so far.
+    /// The number of all fdatasyncs so far.
     pub count: u64,
-    /// The median of the last of them, in microseconds.
+    /// The median of the most recent ones, in microseconds.
     pub p50_us: u32,
-    /// Their 99th percentile, in microseconds.
+    /// The 99th percentile of the most recent ones, in microseconds.
     pub p99_us: u32,
 }
 
-/// The figures of the log as a whole.
+/// The statistics of the log as a whole.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LogFigures {
-    /// The segments, open ones included.
+    /// The number of segments, including open ones.
     pub segments: u64,
-    /// The length of the closed segments.
+    /// The total length of the closed segments.
     pub closed_bytes: u64,
-    /// Completed compactions.
+    /// The number of completed compactions.
     pub compactions: u64,
-    /// The bytes that compactions have freed.
+    /// The number of bytes freed by compactions.
     pub compaction_freed_bytes: u64,
-    /// Failed compactions.
+    /// The number of failed compactions.
     pub compaction_failures: u64,
-    /// The ops that were read at the start.
+    /// The number of ops that were read at startup.
     pub recovered_ops: u64,
-    /// The bytes that were cut off at the start: writes that a crash had interrupted.
+    /// The number of bytes cut off at startup, left by writes that a crash had interrupted.
     pub torn_bytes: u64,
-    /// How long the log was read at the start.
+    /// The time that reading the log at startup took.
     pub recovery_us: u64,
-    /// Whether the last compaction failed, or no compaction is possible any more.
+    /// Whether the last compaction failed, or compaction is no longer possible.
     pub compaction_is_broken: bool,
-    /// The free bytes of the disk, if the file system reports them.
+    /// The free space on the disk, if the file system reports it.
     pub disk_free_bytes: Option<u64>,
 }
 
-/// The shared figures of the log. They change seldom, and never on the path of an op.
+/// The shared statistics of the log. They change rarely, and never on the path of an op.
 #[derive(Debug, Default)]
 pub struct LogStats(Mutex<LogFigures>);
 
 impl LogStats {
-    /// Changes some of the figures.
+    /// Updates some of the statistics.
     pub fn update(&self, change: impl FnOnce(&mut LogFigures)) {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Returns the figures.
+    /// Returns the current statistics.
     #[must_use]
     pub fn read(&self) -> LogFigures {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,4 +1,4 @@
-// The console page. All that comes from a workspace is put into the page as text, never as markup.
+// The console page. All content from a workspace is inserted as text, never as markup.
 import { connect } from "/client.mjs";
 
 const ROWS_MAX = 300;
@@ -26,7 +26,7 @@ const durationOf = (us) => (us < 1000 ? `${Math.round(us)} µs` : us < 1e6 ? `${
 const countOf = (count) => (count < 10 && count % 1 ? count.toFixed(1) : Math.round(count).toLocaleString("en"));
 const shorten = (text, length_max) => (text.length > length_max ? `${text.slice(0, length_max)}…` : text);
 
-/** What is typed is JSON, or else the text that it is. */
+/** Parses input as JSON, or returns it as text if it is not JSON. */
 function parseValue(text) {
   try {
     return JSON.parse(text);
@@ -35,9 +35,9 @@ function parseValue(text) {
   }
 }
 
-// ---- what happens ----
+// ---- events ----
 
-/** What has not been drawn yet, oldest first. */
+/** The events that have not been drawn yet, oldest first. */
 const news = [];
 
 function tell(who, kind, ...parts) {
@@ -68,10 +68,10 @@ function tellChange({ key, value, timestamp, source, over }) {
 // ---- the state ----
 
 let room;
-/** By key: what is known of it, and its row once it has one. */
+/** For each key: its known state, and its row once it has one. */
 const entries = new Map();
 const changed = new Set();
-/** The keys that have a row, sorted. */
+/** The keys that have a row, in sorted order. */
 let shown = [];
 let will_draw = false;
 
@@ -83,7 +83,7 @@ function note({ key, value, timestamp, source }) {
   drawSoon();
 }
 
-/** At most once a frame, however many ops arrive. */
+/** Schedules a redraw, at most one per frame regardless of how many ops arrive. */
 function drawSoon() {
   if (!will_draw) requestAnimationFrame(draw);
   will_draw = true;
@@ -142,14 +142,14 @@ function makeRow(key) {
     make("td", { role: "cell" }));
 }
 
-/** In the place of the value: Enter and leaving it write what has changed, Escape does not. */
+/** Replaces a value with an input field. Enter or leaving the field writes a change; Escape does not. */
 function edit(key, button) {
   const before = JSON.stringify(entries.get(key).value);
   const input = make("input", { "aria-label": `Value of ${key}`, spellcheck: "false", autocapitalize: "off" });
   input.value = before;
   let has_left = false;
   const leave = (writes, keeps_focus) => {
-    // Taking the field out of the page makes it lose its focus, which leads here again.
+    // Removing the field from the page makes it lose focus, which calls this function again.
     if (has_left) return;
     has_left = true;
     const text = input.value;
@@ -161,7 +161,7 @@ function edit(key, button) {
   input.addEventListener("blur", () => leave(true, false));
   input.addEventListener("keydown", (event) => {
     if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
-    // The button gets the focus, and this Enter would press it.
+    // The button gets the focus, and the same Enter would press it.
     event.preventDefault();
     leave(event.key === "Enter", true);
   });
@@ -196,12 +196,12 @@ function say(text, is_bad = false) {
   at("told").classList.toggle("bad", is_bad);
 }
 
-/** What the server refused last, until the next edit. */
+/** The last refusal by the server, until the next edit. */
 let refusal = "";
-/** The last state that was no mere try. */
+/** The last state other than a connection attempt. */
 let told_state = "Disconnected";
 
-/** What a room ended with, and the next one may send. */
+/** Shows the unsaved edits of a room that has ended, which the next one may send. */
 function showUnsaved() {
   const edits = (room ?? left)?.unsaved ?? [];
   at("unsaved").hidden = edits.length === 0;
@@ -251,7 +251,7 @@ function setLive(is_live) {
   at("toggle").classList.toggle("quiet", is_live);
 }
 
-/** An init has no timestamps; this answer has. */
+/** Fetches the timestamps over HTTP, because an init does not contain them. */
 async function learnTimestamps(workspace) {
   const asked = room;
   const token = used_token;
@@ -268,11 +268,11 @@ async function learnTimestamps(workspace) {
       note({ key, value: entry.value, timestamp, source: entry.source });
     }
   } catch {
-    // The table does without, and the next init asks again.
+    // The table is shown without timestamps, and the next init triggers another attempt.
   }
 }
 
-/** The room before, which has ended. */
+/** The previous room, which has ended. */
 let left;
 
 function leave() {
@@ -288,13 +288,13 @@ function leave() {
   draw();
 }
 
-/** What the server gives to a page of its own machine, with --dev. */
+/** Fetches the session that a server with --dev provides to pages on its own machine. */
 const askSession = () => fetch("/console/session.json", { cache: "no-store" }).then((answer) => (answer.ok ? answer.json() : {}));
 
-/** That token, as it was told last; the token of the room, as it was used last. */
+/** The token most recently received from the session; the token most recently used for the room. */
 let session_token, used_token;
 
-/** A server that has started again may have another secret: its token is asked for before each connect. */
+/** Fetches the token before each connect, because a restarted server may have a different secret. */
 async function renewToken() {
   const { token = session_token } = await askSession();
   if (at("token").value === session_token) at("token").value = token;
@@ -304,7 +304,7 @@ async function renewToken() {
 function join() {
   leave();
   const [workspace, token] = [at("workspace").value, at("token").value.trim()];
-  // The workspace is in the address, so that it can be opened again; the token never is.
+  // The address contains the workspace, so that it can be opened again, but never the token.
   history.replaceState(null, "", `#${encodeURIComponent(workspace)}`);
   document.title = `${workspace} · EtherPly`;
   at("twin").href = `#${encodeURIComponent(workspace)}`;
@@ -343,7 +343,7 @@ setInterval(async () => {
   if (room === asked && took_ms !== undefined) at("round-trip").textContent = durationOf(took_ms * 1000);
 }, ECHO_MS);
 
-// ---- the server's figures ----
+// ---- the server's statistics ----
 
 const PLOTS = {
   ops: { per_second: "ops", text: (shards) => countOf(sum(shards, "ops")) },
@@ -360,13 +360,13 @@ const PLOTS = {
 };
 const sum = (shards, name) => shards.reduce((total, shard) => total + (shard[name] ?? 0), 0);
 
-/** For each second: one object for each shard, its counters made into what came in a second. */
+/** One sample per second: an object for each shard, with its counters converted to rates per second. */
 let samples = [];
 let before;
 
 function take({ uptime_us, shards }) {
   const took_us = uptime_us - before?.uptime_us;
-  // A server that has started anew counts from nothing.
+  // A restarted server counts from zero.
   const is_next = took_us > 0 && before.shards.length === shards.length;
   if (is_next) {
     const rate = (name, i) => Math.max(0, shards[i][name] - before.shards[i][name]) / (took_us / 1e6);
@@ -419,7 +419,7 @@ async function poll() {
   }
 }
 
-// ---- the start ----
+// ---- startup ----
 
 function workspaceInAddress() {
   try {

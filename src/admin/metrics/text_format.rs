@@ -1,6 +1,6 @@
-//! Writes families, samples and histograms in the Prometheus text format.
+//! Writing of families, samples and histograms in the Prometheus text format.
 
-/// Returns a label as it is written in a sample.
+/// Returns a label in the form in which a sample contains it.
 pub(super) fn label(name: &str, number: u64) -> String {
     format!("{name}=\"{number}\"")
 }
@@ -9,11 +9,11 @@ pub(super) fn label(name: &str, number: u64) -> String {
 #[derive(Clone, Copy)]
 pub(super) enum Value {
     Count(u64),
-    /// Written as seconds.
+    /// A duration, written in seconds.
     Microseconds(u64),
 }
 
-/// The page as it grows.
+/// The page while it is being written.
 pub(super) struct MetricsPage(Vec<u8>);
 
 impl MetricsPage {
@@ -39,7 +39,7 @@ impl MetricsPage {
                 self.put(&[buffer.format(us / 1_000_000)]);
                 let fraction = us % 1_000_000;
                 if fraction > 0 {
-                    // With leading zeros and without trailing ones.
+                    // The fraction has leading zeros but no trailing ones.
                     let digits = buffer.format(1_000_000 + fraction);
                     self.put(&[".", digits[1..].trim_end_matches('0')]);
                 }
@@ -73,7 +73,7 @@ impl MetricsPage {
         self.put(&["\n"]);
     }
 
-    /// Classes count all that is in those below, too.
+    /// Appends a histogram. The buckets are cumulative: each one includes all lower ones.
     pub(super) fn histogram(
         &mut self,
         name: &str,

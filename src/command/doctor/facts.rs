@@ -1,6 +1,7 @@
-//! The facts about a host: plain data, read by `super::read` and judged by `super::judge`.
+//! The facts about a host: plain data that is read by `super::read` and judged by `super::judge`.
 //!
-//! `None` means that the host does not reveal the fact. The field names are the keys of `--json`.
+//! `None` means that the host does not reveal the fact, unless a field says otherwise. The field
+//! names are the keys of `--json`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -30,22 +31,22 @@ pub struct WantedServer {
 #[derive(Debug, Clone, Serialize)]
 pub struct Kernel {
     pub release: String,
-    /// The sysctl `kernel.io_uring_disabled`: 1 forbids rings for most users, 2 for all.
+    /// The sysctl `kernel.io_uring_disabled`: 1 forbids rings for most users, 2 for all users.
     pub io_uring_disabled: Option<u32>,
     /// Whether a seccomp filter applies to this process.
     pub has_seccomp_filter: bool,
-    /// Whether this process has `CAP_SYS_ADMIN`, so that a sysctl of 1 does not apply to it.
+    /// Whether this process has `CAP_SYS_ADMIN`, which exempts it from a sysctl value of 1.
     pub is_administrator: bool,
-    /// Whether this process has `CAP_IPC_LOCK`, so that no limit of locked memory applies to it.
+    /// Whether this process has `CAP_IPC_LOCK`, which exempts it from the limit of locked memory.
     pub may_lock_memory: bool,
     pub clock_source: Option<String>,
-    /// The time to read the clock once.
+    /// The time that one read of the clock takes.
     pub clock_read_ns: u64,
 }
 
 #[derive(Debug, Clone, Serialize)]
 pub struct RingSupport {
-    /// The reason why not every shard can have a ring.
+    /// The reason why not every shard can have a ring, if there is one.
     pub fault: Option<RingFault>,
     /// The number of rings that could be created at once; the server needs one per shard.
     pub set_up: u32,
@@ -74,9 +75,9 @@ pub enum RingFault {
 
 #[derive(Debug, Clone, Serialize)]
 pub struct ProcessLimits {
-    /// The highest open-file limit that the server can set for itself. `None`: no limit.
+    /// The highest open-file limit that the server can set for itself. `None` means no limit.
     pub open_files: Option<u64>,
-    /// The limit of locked memory. `None`: no limit.
+    /// The limit of locked memory. `None` means no limit.
     pub locked_memory_bytes: Option<u64>,
 }
 
@@ -84,7 +85,7 @@ pub struct ProcessLimits {
 pub struct Network {
     pub port: Port,
     pub somaxconn: Option<u64>,
-    /// The number of bytes per connection that the kernel queues unsent (`tcp_notsent_lowat`).
+    /// The number of unsent bytes that the kernel queues per connection (`tcp_notsent_lowat`).
     pub unsent_bytes_max: Option<u64>,
     /// The largest send buffer of a connection (`tcp_wmem`).
     pub send_bytes_max: Option<u64>,
@@ -99,7 +100,7 @@ pub struct Network {
 pub enum Port {
     Free,
     Taken,
-    /// It cannot be bound, for this reason.
+    /// The port cannot be bound, for this reason.
     Refused(String),
 }
 
@@ -107,28 +108,29 @@ pub enum Port {
 pub struct Directory {
     /// The path as given.
     pub path: PathBuf,
-    /// The folder that was measured: the data directory, or its nearest parent that exists.
+    /// The folder in which the measurements were made: the data directory, or its nearest existing
+    /// parent.
     pub measured_in: PathBuf,
     pub is_there: bool,
-    /// The process id of the server that is using it.
+    /// The process id of the server that is using the directory, if there is one.
     pub server: Option<String>,
-    /// The reason why no file can be written and synced there.
+    /// The reason why files cannot be written and synced there, if there is one.
     pub fault: Option<String>,
-    /// The remedy for the fault, if there is a known one.
+    /// The remedy for the fault, if one is known.
     pub fault_remedy: Option<&'static str>,
-    /// A foreign file in a folder without a log.
+    /// The name of a foreign file, if the folder has no log but contains other files.
     pub other_file: Option<String>,
     pub sync: Option<SyncTimes>,
     pub mount: Option<Mount>,
     pub free_bytes: Option<u64>,
     pub total_bytes: Option<u64>,
-    /// The cache mode of the device: `write back` if it has a cache that a flush must empty.
+    /// The cache mode of the device: `write back` if it has a cache that must be flushed.
     pub write_cache: Option<String>,
     /// Whether the device reports that it is a spinning disk.
     pub is_rotational: Option<bool>,
 }
 
-/// How long it took to append a small batch and sync it.
+/// The time taken to append a small batch and sync it.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct SyncTimes {
     /// Whether the file system lets the log bypass the page cache.
@@ -143,9 +145,9 @@ pub struct SyncTimes {
 pub struct Mount {
     pub point: PathBuf,
     pub file_system: String,
-    /// The options of the mount, then those of the file system.
+    /// The mount options, followed by those of the file system.
     pub options: Vec<String>,
-    /// The numbers of the device, such as `8:1`.
+    /// The device number, such as `8:1`.
     pub device: String,
 }
 
@@ -171,7 +173,7 @@ pub struct Processor {
 }
 
 impl Processor {
-    /// Returns whether more threads want to run than there are cores.
+    /// Returns whether there are more runnable threads than cores.
     pub fn is_busy(&self) -> bool {
         let cores = self.cores_online.unwrap_or(self.cores_allowed) as u64;
         self.load_percent

@@ -6,7 +6,7 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Nothing to change.
+    /// There is nothing to change.
     Ok,
     /// The server works, but something could be better.
     Warn,
@@ -27,7 +27,7 @@ impl Severity {
 /// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// The name of the check. Scripts rely on it.
+    /// The name of the check, on which scripts rely.
     pub check: &'static str,
     pub verdict: Severity,
     /// The state that the check found.

@@ -1,8 +1,9 @@
-//! Reads the facts from the host. What it does not reveal is left out; nothing is judged here.
+//! Reads the facts from the host. Facts that the host does not reveal are left out, and nothing is
+//! judged here.
 //!
-//! The parsers of /proc are our own. Those of the crate `procfs-core` reject a whole `status` or
-//! `meminfo` that lacks a field (as in gVisor and other sandboxes), do not unescape mount points,
-//! and lose the order of mount options.
+//! The parsers for /proc are our own. Those of the crate `procfs-core` reject an entire `status` or
+//! `meminfo` if a field is missing (as in gVisor and other sandboxes), do not unescape mount
+//! points, and lose the order of mount options.
 
 use super::facts::{Facts, WantedServer};
 use crate::config::doctor::DoctorArgs;

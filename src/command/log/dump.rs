@@ -11,7 +11,7 @@ use crate::log::read_only::{ReadOnlyFolder, ReadOnlyLog};
 use crate::log::record::LoggedOp;
 use crate::seq::Seq;
 
-/// An op of the workspace, copied out of its segment.
+/// An op of the workspace, copied from its segment.
 struct Kept {
     key: String,
     value: String,
@@ -58,7 +58,7 @@ pub fn run(data: &Path, settings: &DumpArgs) -> Result<(), Stop> {
 }
 
 /// Prints an op as one line. The value is printed as its writer sent it, except that a line break,
-/// which can only occur between two tokens of JSON, becomes a space.
+/// which can only occur between two JSON tokens, becomes a space.
 fn print(output: &mut Printer, begin: &str, op: &Kept) -> Result<(), Stop> {
     let value = op.value.replace(['\n', '\r'], " ");
     let (key, seq, timestamp) = (quoted(&op.key), op.seq, op.timestamp);
@@ -74,7 +74,7 @@ fn quoted(text: &str) -> String {
 /// Merges the ops of one workspace from all folders, in the order of their seq.
 ///
 /// A workspace is in several folders if the number of shards has changed. Within each folder its
-/// ops are in order, and the ops of one segment per folder are held in memory at a time.
+/// ops are in order. Only the ops of one segment per folder are held in memory at a time.
 struct Merge<'a> {
     workspace: &'a str,
     bar: &'a Bar,
@@ -119,7 +119,7 @@ impl<'a> Merge<'a> {
 }
 
 impl FolderCursor<'_> {
-    /// Reads segments until there is an op, or no segment is left.
+    /// Reads segments until there is an op or no segment is left.
     fn fill(&mut self, workspace: &str, bar: &Bar, bytes: &mut Vec<u8>) -> Result<(), Stop> {
         while self.ops.is_empty()
             && let Some(link) = self.folder.links().get(self.next_place)

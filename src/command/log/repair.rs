@@ -1,4 +1,5 @@
-//! `etherply log repair`: plans a repair of the log, prints the plan, asks, and carries it out.
+//! `etherply log repair`: plans a repair of the log, prints the plan, asks for
+//! confirmation, and carries it out.
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
@@ -12,10 +13,11 @@ use crate::log::disk::HostDisk;
 use crate::log::repair::RepairPlan;
 use crate::log::repair::plan::{PlannedChange, SegmentRewrite};
 
-/// The number of gaps that are listed.
+/// The maximum number of gaps that are listed.
 const GAPS_LISTED: usize = 20;
 
-/// Repairs the log, after asking unless `--yes` is given. The server must be stopped.
+/// Repairs the log after asking for confirmation, unless `--yes` is given. The server must be
+/// stopped.
 pub fn run(data: &Path, settings: &RepairArgs) -> Result<VerifyOutcome, Stop> {
     let mut epoch = [0; 16];
     getrandom::fill(&mut epoch)?;

@@ -17,7 +17,7 @@ use crate::log::read_only::ReadOnlyLog;
 /// The number of workspaces that are listed without `--all`.
 const WORKSPACES_LISTED: usize = 20;
 
-/// The output. With `--json`, its field names are the keys.
+/// The output of the command. The field names are the keys of `--json`.
 #[derive(Serialize)]
 struct Statistics {
     #[serde(flatten)]
@@ -45,7 +45,7 @@ struct FolderFigures {
     #[serde(flatten)]
     figures: SizeFigures,
     torn_tail: Option<TornTail>,
-    /// Records beyond the ends of segments. They are not served.
+    /// Records beyond the ends of segments, which are not served.
     beyond: Vec<BeyondEnd>,
 }
 
@@ -123,7 +123,7 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
         folders.push(folder_figures);
     }
     let mut total = SizeFigures::default();
-    // Only now: an op of a later folder may supersede one of an earlier folder.
+    // Done last, because an op of a later folder may supersede one of an earlier folder.
     for (number, folder_figures) in folders.iter_mut().enumerate() {
         folder_figures.figures.take(census.folder(number));
         total.add(folder_figures.figures);
@@ -221,7 +221,7 @@ fn tables(statistics: &Statistics) -> String {
     ])];
     for workspace in &statistics.workspaces {
         rows.push(vec![
-            // As a JSON string, since an id may contain spaces.
+            // Printed as a JSON string, since an id may contain spaces.
             serde_json::Value::from(workspace.workspace.as_str()).to_string(),
             workspace.keys.to_string(),
             workspace.records.to_string(),

@@ -9,7 +9,8 @@ use crate::log::disk::HostDisk;
 use crate::log::past_end::RecordsPastEnd;
 use crate::log::read_only::ReadOnlyLog;
 
-/// The result for a log whose served records are all intact. Damage is an error instead.
+/// The result for a log whose served records are all intact. Damage is returned as an error
+/// instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VerifyOutcome {
     /// Everything is intact.
@@ -18,7 +19,7 @@ pub enum VerifyOutcome {
     RecordsBeyond,
 }
 
-/// Reads every record and prints a summary. The first damage is the error.
+/// Reads every record and prints a summary. The first damage found is returned as an error.
 pub fn run(data: &Path) -> Result<VerifyOutcome, Stop> {
     let mut output = Printer::new();
     let verdict = check(data, &mut output)?;
@@ -69,7 +70,7 @@ pub fn check(data: &Path, output: &mut Printer) -> Result<VerifyOutcome, Stop> {
     })
 }
 
-/// Describes records beyond the end of a segment, and how they may have got there.
+/// Describes records beyond the end of a segment and how they may have got there.
 pub fn describe_beyond(path: &Path, found: &RecordsPastEnd) -> String {
     let (path, offset) = (path.display(), found.offset);
     let records = text::count(found.records, "record");

@@ -1,4 +1,4 @@
-//! The secret that `--dev` generates. It is kept in the data directory, so that the tokens of open
+//! The secret that `--dev` generates. It is kept in the data directory so that the tokens of open
 //! pages stay valid after a restart.
 
 use std::fs::{self, File, OpenOptions};
@@ -11,14 +11,14 @@ use crate::log::directory::DEV_SECRET_FILE;
 use crate::wire::auth::Secret;
 
 const NEW_FILE: &str = "dev-secret.new";
-/// Only the owner may read and write the file.
+/// The mode of the file: only its owner may read and write it.
 const MODE: u32 = 0o600;
 
 impl Secrets {
-    /// Replaces a generated secret by the one in `folder`, or writes it there if there is none.
+    /// Replaces a generated secret with the one in `folder`, or writes it there if there is none.
     ///
-    /// Returns the file, and whether other users can read it, or `None` if the secret was not
-    /// generated. The folder must be locked: otherwise two servers could each write one.
+    /// Returns the file and whether other users can read it, or `None` if the secret was not
+    /// generated. The folder must be locked; otherwise two servers could each write a secret.
     pub fn keep_in(&mut self, folder: &Path) -> Result<Option<(PathBuf, bool)>, SecretError> {
         if !self.is_generated {
             return Ok(None);
@@ -42,11 +42,11 @@ impl Secrets {
     }
 }
 
-/// Writes the secret to disk under another name first, so that a crash leaves the whole file or
-/// none.
+/// Writes the secret to disk under another name first, so that a crash leaves either the complete
+/// file or none.
 fn write(folder: &Path, secret: &Secret) -> io::Result<()> {
     let new = folder.join(NEW_FILE);
-    // A file that a crash left may be incomplete.
+    // A file left behind by a crash may be incomplete.
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -80,7 +80,7 @@ mod tests {
     fn the_first_generated_secret_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(DEV_SECRET_FILE);
-        // A crash may leave this.
+        // A crash may leave this file behind.
         fs::write(folder.path().join(NEW_FILE), "torn").unwrap();
         let mut given = generated("given", false);
         assert_eq!(given.keep_in(folder.path()).unwrap(), None);

@@ -1,4 +1,4 @@
-//! What to do if a ring cannot be set up.
+//! Advice for the user when a ring cannot be set up.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use rustix::process::{Resource, getrlimit};
 use super::setup::locked_bytes;
 use crate::io::buffers::kernel;
 
-/// Why there is no ring for each of this many shards, and what to do.
+/// Explains why the rings of `shards` shards could not be set up, and how to fix it.
 #[must_use]
 pub fn advice(error: &io::Error, shards: u32) -> String {
     match error.raw_os_error() {
@@ -30,7 +30,7 @@ pub fn advice(error: &io::Error, shards: u32) -> String {
     }
 }
 
-/// Whose memory is short: what this user may lock, or the system's.
+/// Explains which memory is short: what this user may lock, or the system's.
 fn memory_advice(shards: u32) -> String {
     let need = locked_bytes(kernel(), shards);
     let limit = getrlimit(Resource::Memlock).current;

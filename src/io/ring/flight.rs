@@ -1,5 +1,5 @@
-//! Operations of a ring: the tokens that name them, the memory that they own in flight, and their
-//! completions.
+//! Operations of a ring: the tokens that identify them, the memory that they own in flight, and
+//! their completions.
 
 use std::fmt::Debug;
 use std::io;
@@ -15,48 +15,48 @@ use crate::io::buffers::sanitizer::{Pointed, Stretch};
 use crate::limits::{SEND_SPANS_MAX, SENDS_PER_TURN_MAX};
 use crate::log::blocks::Blocks;
 
-/// The tokens by which the owner of a ring knows its operations: one type for each kind of
-/// completion, so that no completion can carry the token of another kind.
+/// The tokens by which a ring's owner identifies its operations. There is one type for each kind of
+/// completion, so that no completion can carry a token of another kind.
 pub trait Tokens: 'static {
-    /// Names a receive.
+    /// Identifies a receive.
     type Receive: Copy + Debug + Unpin;
-    /// Names a send.
+    /// Identifies a send.
     type Send: Copy + Debug + Unpin;
-    /// Names an accept.
+    /// Identifies an accept.
     type Accept: Copy + Debug + Unpin;
-    /// Names a write of bytes or of blocks.
+    /// Identifies a write of bytes or of blocks.
     type Write: Copy + Debug + Unpin;
-    /// Names an operation whose completion carries nothing: an fdatasync, a timer, a wait, a cancel
-    /// or a no-op.
+    /// Identifies an operation whose completion carries nothing: an fdatasync, a timer, a wait, a
+    /// cancel or a no-op.
     type Signal: Copy + Debug + Unpin;
 }
 
-/// The end of an operation.
+/// A completed operation.
 #[derive(Debug)]
 pub enum Completion<T: Tokens> {
-    /// Bytes came in. Give the buffer back after use.
+    /// Bytes were received. The buffer must be given back after use.
     Received(T::Receive, Filled),
-    /// The peer has closed its side, or the connection is broken.
+    /// The peer has closed its side, or the connection has failed.
     Ended(T::Receive, io::Result<()>),
-    /// A send took this many bytes.
+    /// A send ended, with the number of bytes that were sent.
     Sent(T::Send, Spans, io::Result<usize>),
     /// A connection was accepted.
     Accepted(T::Accept, io::Result<OwnedFd>),
-    /// A write took this many bytes.
+    /// A write ended, with the number of bytes that were written.
     Written(T::Write, Vec<u8>, io::Result<usize>),
-    /// A write of whole blocks took this many bytes, which are on disk.
+    /// A write of whole blocks ended, with the number of bytes, which are on disk.
     BlocksWritten(T::Write, Blocks, io::Result<usize>),
-    /// An operation ended that has nothing to give back.
+    /// An operation ended that has nothing to return.
     Signalled(T::Signal, io::Result<()>),
 }
 
-/// An operation: its token, and what it owns while it is in flight.
+/// An operation: its token and what it owns while in flight.
 pub(super) enum Operation<T: Tokens> {
     Receive {
         fd: i32,
         token: T::Receive,
     },
-    /// Waits until bytes are there, on a kernel on which a waiting receive would hold a buffer.
+    /// Waits until data is available, on kernels where a pending receive would hold a buffer.
     Readable {
         fd: i32,
         token: T::Receive,
@@ -72,15 +72,16 @@ pub(super) enum Operation<T: Tokens> {
         #[expect(dead_code, reason = "the kernel writes it")] Box<u64>,
     ),
     Signal(T::Signal),
-    /// The ring's own: a buffer is provided.
+    /// Internal to the ring: a buffer is provided.
     Provide {
         index: u16,
     },
-    /// The ring's own: there are receives to arm.
+    /// Internal to the ring: there are receives to arm.
     Arm,
 }
 
-/// A message of several pieces, as sendmsg(2) wants it. Boxed: the kernel is given its address.
+/// A message of several pieces in the form that sendmsg(2) expects. Boxed because the kernel is
+/// given its address.
 pub(super) struct Vectored {
     pub header: libc::msghdr,
     pub pieces: [libc::iovec; SEND_SPANS_MAX],
@@ -88,7 +89,7 @@ pub(super) struct Vectored {
 }
 
 impl Vectored {
-    /// The memory that the operation points to.
+    /// Returns the memory that the operation points to.
     pub fn stretches(&self) -> impl Iterator<Item = Stretch> {
         let pieces = &self.pieces[..self.header.msg_iovlen];
         let header = (&raw const self.header).cast();
@@ -107,20 +108,20 @@ impl Vectored {
 
 /// An operation that is not in the submission queue yet.
 pub(super) struct PendingOperation<T: Tokens> {
-    /// Before what is pointed to, since fields are dropped in order.
+    /// Declared before the memory it points to, since fields are dropped in declaration order.
     pub pointed: Pointed,
     pub operation: Operation<T>,
     pub entry: squeue::Entry,
 }
 
-/// An operation that the kernel has, or will have with the next submission.
+/// An operation that the kernel has, or will have after the next submission.
 pub(super) struct Flight<T: Tokens> {
-    /// Before the operation, since fields are dropped in order.
+    /// Declared before the operation, since fields are dropped in declaration order.
     pub _pointed: Pointed,
     pub operation: InFlightOneshot<Operation<T>, RawOutcome<T>>,
 }
 
-/// Turns an entry of the completion queue into the operation, its result and its flags.
+/// Converts an entry of the completion queue into the operation, its result and its flags.
 pub(super) struct RawOutcome<T>(pub PhantomData<fn() -> T>);
 
 impl<T: Tokens> OneshotOutputTransform for RawOutcome<T> {
@@ -136,7 +137,7 @@ impl<T: Tokens> OneshotOutputTransform for RawOutcome<T> {
     }
 }
 
-/// Memory of completed operations, kept for the next ones.
+/// Memory of completed operations, kept for reuse.
 #[derive(Default)]
 #[expect(clippy::vec_box, reason = "the kernel holds pointers to the items")]
 pub(super) struct Spare {
@@ -144,7 +145,7 @@ pub(super) struct Spare {
     pub times: Vec<Box<types::Timespec>>,
 }
 
-/// Keeps memory for its next use; no more of it than a turn takes.
+/// Keeps memory for reuse, but no more of it than one turn can use.
 pub(super) fn keep<M>(spare: &mut Vec<M>, memory: M) {
     if spare.len() < SENDS_PER_TURN_MAX {
         spare.push(memory);

@@ -1,4 +1,4 @@
-//! The list of completed operations: a thread has one ring, and one list.
+//! The list of completed operations. Each thread has one ring and one list.
 
 use std::cell::RefCell;
 use std::task::Waker;
@@ -7,7 +7,7 @@ thread_local! {
     pub(super) static READY: RefCell<Ready> = const { RefCell::new(Ready::EMPTY) };
 }
 
-/// The operations of this thread that have completed and were not taken yet.
+/// The operations of this thread that have completed but have not been taken yet.
 pub(super) struct Ready {
     pub indices: Vec<usize>,
     pub waker: Option<Waker>,
@@ -19,11 +19,11 @@ impl Ready {
         waker: None,
     };
 
-    /// Adds an operation that has completed, and wakes the thread's future.
+    /// Adds a completed operation and wakes the thread's future.
     pub fn push(index: usize) {
         READY.with_borrow_mut(|ready| {
             ready.indices.push(index);
-            // Awake already, if it was not the first.
+            // Only the first entry wakes the future; after that it is already awake.
             if let (1, Some(waker)) = (ready.indices.len(), &ready.waker) {
                 waker.wake_by_ref();
             }

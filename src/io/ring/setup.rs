@@ -1,4 +1,4 @@
-//! What a ring needs of the kernel, and the flags that it is set up with.
+//! The kernel features that a ring needs, and the flags that it is set up with.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -9,19 +9,19 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::limits::{COMPLETION_ENTRIES, RING_ENTRIES};
 
-/// Rings count as locked memory before the first of these kernels, and again from the second on. In
-/// between they count as the memory of a control group.
+/// Kernels before `COUNTED_BEFORE` and from `COUNTED_AGAIN` on count rings as locked memory. Those
+/// in between charge them to the memory of a control group.
 const COUNTED_BEFORE: (u32, u32) = (5, 12);
 const COUNTED_AGAIN: (u32, u32) = (6, 14);
-/// The bytes of an entry of the submission queue, its index, an entry of the completion queue, and
-/// the head of both.
+/// Sizes in bytes: a submission queue entry, its index, a completion queue entry, and the header
+/// that the two queues share.
 const SUBMISSION_BYTES: u64 = 64;
 const INDEX_BYTES: u64 = 4;
 const COMPLETION_BYTES: u64 = 16;
 const HEAD_BYTES: u64 = 320;
 const PAGE_BYTES: u64 = 4096;
 
-/// Checks that this process may use `io_uring`, with everything that a ring needs of it.
+/// Checks that this process may use `io_uring`, with every feature that a ring needs.
 pub fn probe() -> io::Result<()> {
     let ring = IoUring::new(8)?;
     let mut probe = io_uring::Probe::new();
@@ -47,8 +47,8 @@ pub fn probe() -> io::Result<()> {
     }
 }
 
-/// Returns what the rings of this many shards count against the limit of locked memory (`ulimit
-/// -l`) on a kernel of that version, if they do.
+/// Returns the number of bytes that the rings of `shards` shards count against the limit of locked
+/// memory (`ulimit -l`) on this kernel version, or `None` if that version does not count them.
 #[must_use]
 pub fn locked_bytes(kernel: (u32, u32), shards: u32) -> Option<u64> {
     let (entries, completions) = (u64::from(RING_ENTRIES), u64::from(COMPLETION_ENTRIES));
@@ -66,8 +66,8 @@ pub fn locked_bytes(kernel: (u32, u32), shards: u32) -> Option<u64> {
     Some(ring * u64::from(shards))
 }
 
-/// Sets up as many rings as the shards have, all at once, and drops them again. The error is that
-/// of the first one that failed, with the number of those before it.
+/// Sets up one ring per shard, all at the same time, and drops them again. The error is that of the
+/// first ring that failed, with the number of rings set up before it.
 pub fn try_all(shards: u32) -> Result<(), (u32, io::Error)> {
     let mut rings = Vec::new();
     for number in 0..shards {
@@ -77,9 +77,9 @@ pub fn try_all(shards: u32) -> Result<(), (u32, io::Error)> {
     Ok(())
 }
 
-/// Returns a runtime with the flags that this kernel knows, and the descriptor of its ring, which
-/// tokio-uring does not show: the ring is set up disabled, and it is the only descriptor that
-/// `enable` enables.
+/// Returns a runtime with the flags that this kernel supports, and the descriptor of its ring.
+/// tokio-uring does not expose the descriptor, so the ring is set up disabled and found as the only
+/// descriptor that `enable` can enable.
 pub(super) fn runtime(enable: impl Fn(RawFd) -> bool) -> io::Result<(tokio_uring::Runtime, RawFd)> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,16 +95,16 @@ pub(super) fn runtime(enable: impl Fn(RawFd) -> bool) -> io::Result<(tokio_uring
     Ok((runtime, descriptor.ok_or_else(missing)?))
 }
 
-/// Returns a ring of a shard with the flags that this kernel knows: none of them on 5.10, which
-/// must work too.
+/// Returns a builder for a shard's ring with the flags that this kernel supports. 5.10, which must
+/// work too, supports none of them.
 fn known() -> Builder {
     static KNOWN: OnceLock<Builder> = OnceLock::new();
     let known = KNOWN.get_or_init(|| {
         let plain = tokio_uring::uring_builder();
-        // 5.19: a core that is busy with a turn is not interrupted.
+        // 5.19: completions do not interrupt a core that is busy with a turn.
         let mut cooperative = plain.clone();
         cooperative.setup_coop_taskrun().setup_taskrun_flag();
-        // 6.0: no lock on submission.
+        // 6.0: submission takes no lock.
         let mut single_issuer = cooperative.clone();
         single_issuer.setup_single_issuer();
         first_known([single_issuer, cooperative], plain)
@@ -114,9 +114,9 @@ fn known() -> Builder {
     ring
 }
 
-/// Returns the first setup that the kernel knows. They are tried on small bare rings, once: a
-/// runtime that fails leaves half of itself behind, with its descriptors, and the kernel gives back
-/// the locked memory of a ring a while after its end.
+/// Returns the first setup that the kernel supports. Each is tried once, on a small ring without a
+/// runtime: a runtime whose setup fails leaks resources, including descriptors, and the kernel
+/// releases the locked memory of a ring only some time after the ring has ended.
 pub(super) fn first_known<const COUNT: usize>(
     setups: [Builder; COUNT],
     otherwise: Builder,
@@ -136,7 +136,7 @@ mod tests {
             ((5, 12), None),
             ((6, 1), None),
             ((6, 13), None),
-            // As measured on 6.18: a limit of 200 KiB is enough for one, and 196 KiB are not.
+            // Measured on 6.18: a limit of 200 KiB is enough for one ring, and 196 KiB is not.
             ((6, 14), Some(200)),
             ((7, 0), Some(200)),
         ] {

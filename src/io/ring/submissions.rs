@@ -1,14 +1,14 @@
-//! What is known of the submission queue from outside, and a guard against operations that stay in
-//! it.
+//! Tracking of the submission queue from outside tokio-uring, and a guard against operations that
+//! get stuck in it.
 //!
 //! tokio-uring submits when tokio parks, and does not report whether that worked: if the kernel
-//! refuses (`io_uring_enter(2)`: EAGAIN without memory for a request, EBUSY before completions are
-//! taken), the operations stay in the queue, and the thread sleeps with them. So a moment after
-//! operations were queued, the guard wakes the loop once, and enters the kernel itself; nearly
-//! always, nothing is left. A server without operations arms no guard.
+//! refuses (`io_uring_enter(2)`: EAGAIN if there is no memory for a request, EBUSY until
+//! completions are taken), the operations stay in the queue while the thread sleeps. So shortly
+//! after operations were queued, the guard wakes the loop once and enters the kernel itself. It
+//! nearly always finds nothing left over. A server without operations arms no guard.
 //!
-//! tokio-uring also submits when the queue is full, and panics if that fails. So no operation is
-//! handed to it that might not fit.
+//! tokio-uring also submits when the queue is full, and panics if that fails. So operations are
+//! handed to it only if they are sure to fit.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -24,14 +24,14 @@ use tokio::io::unix::AsyncFd;
 
 use crate::limits::{LAST_SUBMIT_US, RESUBMIT_US, RING_ENTRIES};
 
-/// Submits what is in the queue, and returns how much the kernel took of it.
+/// A function that submits the queue and returns the number of entries that the kernel took.
 pub(super) type Enter = Box<dyn FnMut() -> io::Result<u32>>;
 
 /// The submission queue of a ring.
 pub(super) struct Submissions {
     pub(super) enter: Enter,
-    /// An upper bound of the operations in the queue: those queued since it was last known to be
-    /// empty.
+    /// An upper bound on the operations in the queue: the number queued since it was last known to
+    /// be empty.
     queued: u32,
     retries: u64,
 }
@@ -45,7 +45,7 @@ impl Submissions {
         }
     }
 
-    /// Returns whether one more operation is sure to fit. If need be, the queue is submitted first.
+    /// Returns whether one more operation is sure to fit. Submits the queue first if necessary.
     pub fn has_room(&mut self) -> bool {
         self.queued < RING_ENTRIES || self.submit_all().is_ok()
     }
@@ -53,19 +53,19 @@ impl Submissions {
     /// Counts an operation that is put into the queue.
     ///
     /// # Panics
-    /// Without room for it.
+    /// If there is no room for it.
     pub fn push(&mut self) {
         assert!(self.queued < RING_ENTRIES, "an operation fits the queue");
         self.queued += 1;
     }
 
-    /// Returns whether nothing was queued since the queue was last known to be empty.
+    /// Returns whether nothing has been queued since the queue was last known to be empty.
     pub fn is_known_empty(&self) -> bool {
         self.queued == 0
     }
 
-    /// Submits what the last park has left, and returns whether there was anything. Only between a
-    /// park and the turn after it.
+    /// Submits what the last park left over, and returns whether there was anything. Must be called
+    /// only between a park and the following turn.
     pub fn retry(&mut self) -> bool {
         let first = (self.enter)();
         if let Ok(0) = first {
@@ -74,13 +74,13 @@ impl Submissions {
         }
         self.retries += 1;
         if first.is_ok() {
-            // The rest, if only part was accepted. If that fails, the guard comes again.
+            // Submit the rest if only part was accepted. If that fails, the guard tries again.
             let _ = self.submit_all();
         }
         true
     }
 
-    /// How often something was left.
+    /// Returns how many times operations were left over.
     pub fn retries(&self) -> u64 {
         self.retries
     }
@@ -92,9 +92,10 @@ impl Submissions {
     }
 }
 
-/// A runtime that has submitted everything before it ends: tokio-uring panics if it cannot.
+/// A runtime wrapper that submits everything before the runtime ends: tokio-uring panics if it
+/// cannot.
 pub(super) struct EndingRuntime {
-    /// None once it has ended.
+    /// `None` once the runtime has ended.
     runtime: Option<tokio_uring::Runtime>,
     enter: Enter,
 }
@@ -132,16 +133,16 @@ impl Drop for EndingRuntime {
     }
 }
 
-/// A timerfd(2) beside the ring, so that a full queue does not delay it. It is set once for all
-/// operations that are queued until it expires: a bound on each sleep of the thread would set a
-/// timer at each turn.
+/// A timerfd(2) outside the ring, so that a full queue does not delay it. It is set once for all
+/// operations that are queued until it expires; limiting each sleep of the thread instead would
+/// mean setting a timer on every turn.
 pub(super) struct Guard {
     timer: AsyncFd<OwnedFd>,
     is_armed: bool,
 }
 
 impl Guard {
-    /// `watch` makes the runtime watch the timer.
+    /// Creates a guard. `watch` registers the timer with the runtime.
     pub fn new(watch: impl FnOnce(OwnedFd) -> io::Result<AsyncFd<OwnedFd>>) -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
@@ -151,7 +152,7 @@ impl Guard {
         })
     }
 
-    /// Wakes the loop in a moment, unless it is about to be woken already.
+    /// Wakes the loop after a short delay, unless a wakeup is already scheduled.
     pub fn arm(&mut self, context: &mut Context<'_>) {
         if std::mem::replace(&mut self.is_armed, true) {
             return;
@@ -171,12 +172,12 @@ impl Guard {
         }
     }
 
-    /// Returns whether the time has come, once for each [`Self::arm`].
+    /// Returns whether the delay has passed, once for each [`Self::arm`].
     pub fn is_due(&mut self, context: &mut Context<'_>) -> bool {
         if !self.is_armed {
             return false;
         }
-        // It is not read: setting it again resets the expiry.
+        // There is no need to read the timer: setting it again resets the expiration count.
         if let Poll::Ready(Ok(mut ready)) = self.timer.poll_read_ready(context) {
             ready.clear_ready();
             self.is_armed = false;
@@ -193,7 +194,7 @@ mod tests {
 
     use super::*;
 
-    /// A queue whose kernel answers with these values, and then accepts everything.
+    /// Returns a queue whose simulated kernel returns these values and then reports an empty queue.
     fn queue(answers: &[Result<u32, i32>]) -> (Submissions, Rc<RefCell<u32>>) {
         let mut answers = VecDeque::from(answers.to_vec());
         let calls = Rc::new(RefCell::new(0));

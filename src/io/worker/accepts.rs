@@ -1,11 +1,12 @@
-//! Accepting: when, how many, and which connection is shed when there are too many.
+//! Accepting connections: when and how many, and which connection is shed when there are too many.
 //!
-//! All shards share one limit of connections. A shard that accepts one too many sheds one of its
-//! own: the oldest that has not sent its request head, or else one that has its whole answer
-//! ([`shedding`](crate::core::shard::shedding)). If it has neither, it sends a message to a shard
-//! that had one when its last turn ended. If that shard has none any more, there is one connection
-//! over the limit until one ends. The sum stays bounded: beyond [`REFUSALS_IN_FLIGHT_MAX`] more,
-//! connections are closed without an answer.
+//! All shards share one connection limit. A shard whose accept exceeds the limit sheds one of its
+//! own connections: the oldest that has not sent its request head, or else one whose answer has
+//! been sent completely ([`shedding`](crate::core::shard::shedding)). If it has neither, it sends a
+//! message to a shard that had one at the end of its last turn. If that shard no longer has one,
+//! the server is one connection over the limit until a connection ends. The total stays bounded:
+//! when [`REFUSALS_IN_FLIGHT_MAX`] more connections than the limit are open, further ones are
+//! closed without an answer.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -46,7 +47,7 @@ impl Worker {
                 }
                 self.accepts_paused_until_us = Some(clock.now_us + ACCEPT_PAUSE_US);
             }
-            // The peer went away before it was accepted, or the server is stopping.
+            // The peer went away before its connection was accepted, or the server is stopping.
             Err(_) => {}
         }
     }
@@ -65,7 +66,8 @@ impl Worker {
         self.keep(id, Connection { socket, permit });
     }
 
-    /// Sheds a connection, here or at another shard. Returns whether one is shed.
+    /// Sheds a connection of this shard, or asks another shard to shed one. Returns whether there
+    /// was one to shed.
     fn shed_for_another(&mut self, kind: ListenerKind, clock: Clock) -> bool {
         if self.shed(kind, clock) {
             return true;
@@ -77,7 +79,7 @@ impl Worker {
         other.is_some()
     }
 
-    /// Sheds a connection of this shard. Returns whether there is one to shed.
+    /// Sheds a connection of this shard. Returns whether there was one to shed.
     pub(super) fn shed(&mut self, kind: ListenerKind, clock: Clock) -> bool {
         let Some(shed) = self.shard.shed(kind, clock) else {
             return false;
@@ -90,7 +92,8 @@ impl Worker {
         true
     }
 
-    /// A stop of the process would otherwise be seen by its clients alone.
+    /// Logs that the shard did not run for a while, which would otherwise be visible only to its
+    /// clients.
     pub(super) fn log_absence(&mut self) {
         let absent_us = self.shard.counters().absent_us;
         let missed_us = absent_us - std::mem::replace(&mut self.logged_absent_us, absent_us);
@@ -127,7 +130,8 @@ impl Worker {
     }
 }
 
-/// Returns whether an accept failed because the process or the system has no room for a connection.
+/// Returns whether an accept failed because the process or the system lacks resources for another
+/// connection.
 fn is_exhausted(error: &io::Error) -> bool {
     [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM]
         .map(Some)

@@ -1,13 +1,13 @@
-//! The data directory, its file system and its disk.
+//! Checks of the data directory, its file system and its disk.
 
 use crate::command::doctor::facts::{Directory, Processor, SyncTimes};
 use crate::command::doctor::finding::Finding;
 use crate::command::text;
 use crate::limits::{LOG_SPARE_BYTES, SEGMENT_RESERVE_BYTES};
 
-/// File systems that lose everything at a reboot.
+/// File systems that lose everything on a reboot.
 const IN_MEMORY: [&str; 2] = ["tmpfs", "ramfs"];
-/// File systems on which another machine or program decides what a sync and a lock mean.
+/// File systems on which another machine or program determines what a sync and a lock guarantee.
 const REMOTE: [&str; 9] = [
     "nfs",
     "nfs4",
@@ -19,15 +19,16 @@ const REMOTE: [&str; 9] = [
     "glusterfs",
     "fuse",
 ];
-/// Mount options under which a sync guarantees nothing.
+/// Mount options with which a sync guarantees nothing.
 const LYING_OPTIONS: [&str; 2] = ["nobarrier", "barrier=0"];
-/// No disk that keeps what it confirms is faster than this.
+/// The fastest credible sync: no disk that keeps the writes it confirms is faster.
 const SYNC_BELIEVED_US: u64 = 10;
-/// A median above this is felt in every op under light load.
+/// The median sync time above which every op is noticeably slower under light load.
 const SYNC_SLOW_US: u64 = 5_000;
-/// A tail above this is noticed as a hitch.
+/// The 99th percentile of sync times above which users notice hitches.
 const SYNC_TAIL_US: u64 = 50_000;
-/// Below this much free space, warn: a log grows to three times its live data.
+/// The amount of free space below which a warning is given: a log grows to three times its live
+/// data.
 const FREE_ADVISED_BYTES: u64 = 1024 * 1024 * 1024;
 
 pub fn folder(directory: &Directory) -> Finding {
@@ -83,7 +84,7 @@ pub fn file_system(directory: &Directory) -> Option<Finding> {
             "remount without it, unless the disk's cache survives a power cut: tuning/disk.md",
         ));
     }
-    // `fuse.sshfs` and the like.
+    // Covers `fuse.sshfs` and similar types.
     let family = kind.split('.').next().unwrap_or(kind);
     Some(if IN_MEMORY.contains(&kind) {
         Finding::warn(
@@ -117,7 +118,7 @@ pub fn file_system(directory: &Directory) -> Option<Finding> {
 
 pub fn discard(directory: &Directory) -> Option<Finding> {
     let mount = directory.mount.as_ref()?;
-    // On btrfs and xfs it is asynchronous, or cheap.
+    // On btrfs and xfs, discarding is asynchronous or cheap.
     let is_felt = mount.file_system == "ext4" && mount.has("discard");
     is_felt.then(|| {
         Finding::warn(
@@ -133,7 +134,7 @@ pub fn free_space(directory: &Directory) -> Option<Finding> {
     const CHECK: &str = "free space";
     let free = directory.free_bytes?;
     let found = format!("{} free", text::bytes(free));
-    // Each shard starts with a segment.
+    // Each shard needs a segment to start.
     Some(if free < SEGMENT_RESERVE_BYTES {
         Finding::fail(
             CHECK,
@@ -175,7 +176,7 @@ pub fn sync(directory: &Directory, processor: &Processor) -> Option<Finding> {
         text::milliseconds(p99_us),
         text::milliseconds(max_us)
     );
-    // The kernel threads that carry out a sync need a core, too.
+    // The kernel threads that carry out a sync need a core too.
     let found = if processor.is_busy() {
         found + ", while the cores are busy: measure again when they are idle"
     } else {

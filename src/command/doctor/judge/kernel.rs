@@ -1,4 +1,4 @@
-//! The kernel: its release, its rings, its locked memory and its clock.
+//! Checks of the kernel: its release, its rings, its locked memory and its clock.
 
 use crate::command::doctor::facts::{Kernel, ProcessLimits, RingFault, RingSupport, WantedServer};
 use crate::command::doctor::finding::Finding;
@@ -7,10 +7,11 @@ use crate::io::ring::locked_bytes;
 
 /// The oldest supported kernel.
 const OLDEST: (u32, u32) = (5, 10);
-/// The first kernel on which a pending receive holds no buffer without a poll before it.
+/// The first kernel on which a pending receive holds no buffer, so that no poll is needed before
+/// it.
 const PENDING_WITHOUT_BUFFER: (u32, u32) = (5, 19);
-/// A clock that is read without a system call takes some tens of nanoseconds, any other takes
-/// longer than this.
+/// The longest read time of a clock that needs no system call. Such a clock takes a few tens of
+/// nanoseconds, and any other takes longer than this.
 const CLOCK_READ_NS_MAX: u64 = 200;
 
 const RAISE_LOCKED: &str = "raise the limit of locked memory (ulimit -l), or lower --shards: \
@@ -83,7 +84,7 @@ pub fn ring(kernel: &Kernel, ring: &RingSupport, wanted: &WantedServer) -> Findi
     Finding::fail("io_uring", found, advice)
 }
 
-/// Finds out what forbids a ring: the sysctl, a filter of system calls, or a security module.
+/// Determines what forbids a ring: the sysctl, a system call filter, or a security module.
 fn forbidden(kernel: &Kernel) -> (&'static str, &'static str) {
     let by_sysctl = match kernel.io_uring_disabled {
         Some(0) | None => false,
@@ -164,8 +165,8 @@ pub fn locked_memory(
         "the limit is {limit_text} for all processes of this user, and the rings of {shards} \
          shards lock {needed_text}"
     );
-    // A running server of this user uses up part of the limit, so that a trial may fail without it
-    // being too low by itself.
+    // A running server of this user takes up part of the limit, so a trial may fail even though the
+    // limit itself is high enough.
     let is_short = limit < needed || ring.fault == Some(RingFault::NoMemory);
     Some(if is_short {
         Finding::fail(CHECK, found, RAISE_LOCKED)

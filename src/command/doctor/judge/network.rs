@@ -1,4 +1,4 @@
-//! Connections: file descriptors, the port, its accept queue, and the ports of outgoing
+//! Checks of connections: file descriptors, the port, its accept queue, and the ports of outgoing
 //! connections.
 
 use crate::command::doctor::facts::{Directory, Network, Port, ProcessLimits, WantedServer};
@@ -7,7 +7,7 @@ use crate::command::text;
 use crate::io::server::connections_allowed;
 use crate::limits::LISTEN_BACKLOG;
 
-/// Without --max-connections, a server should have room for at least this many.
+/// The number of connections that a server without --max-connections should have room for.
 const CONNECTIONS_ADVISED: usize = 10_000;
 
 pub fn open_files(limits: &ProcessLimits, wanted: &WantedServer) -> Finding {
@@ -100,7 +100,7 @@ pub fn send_queue(network: &Network) -> Option<Finding> {
     let found = if unsent < most {
         format!("at most {} unsent per client", text::bytes(unsent))
     } else {
-        // Not a warning: how much is too much depends on the clients.
+        // This is not a warning, because how much is too much depends on the clients.
         format!(
             "a client that stalls holds up to {} of kernel memory; net.ipv4.tcp_notsent_lowat \
              bounds it: tuning/sysctl.conf",

@@ -1,11 +1,11 @@
-//! Cores, their speed, and memory.
+//! Checks of the cores, their speed, and the memory.
 
 use crate::command::doctor::facts::{Processor, WantedServer};
 use crate::command::doctor::finding::Finding;
 use crate::command::text;
 use crate::limits::SHARD_BYTES;
 
-/// The memory of the process without a shard, a workspace or a connection.
+/// The memory that the process uses without any shards, workspaces or connections.
 const PROCESS_BYTES: u64 = 16 * 1024 * 1024;
 
 pub fn shards(processor: &Processor, wanted: &WantedServer) -> Finding {
@@ -48,7 +48,7 @@ pub fn quota(processor: &Processor, wanted: &WantedServer) -> Option<Finding> {
     })
 }
 
-/// Returns the memory of `shards` busy shards, without any state.
+/// Returns the memory that `shards` busy shards use, not counting state.
 pub fn working_bytes(shards: u32) -> u64 {
     PROCESS_BYTES + u64::from(shards) * SHARD_BYTES
 }

@@ -1,4 +1,4 @@
-//! The data directory: its file system and device, and how long a sync takes.
+//! Reads facts about the data directory: its file system and device, and how long a sync takes.
 
 use std::fs::File;
 use std::io;
@@ -17,10 +17,10 @@ use crate::log::disk::{Disk, DiskFile, HostDisk};
 use crate::log::record::SEGMENT_HEADER_BYTES;
 use crate::log::remedy::remedy;
 
-/// The number of appends that are timed, unless they take too long.
+/// The number of appends that are timed, unless that takes longer than `APPENDING_MAX`.
 const APPENDS: usize = 400;
 const APPENDING_MAX: Duration = Duration::from_secs(4);
-/// A batch of one small op.
+/// The size of a batch of one small op.
 const APPEND_BYTES: usize = 200;
 
 pub fn read(host: &HostFiles, path: &Path) -> Directory {
@@ -60,7 +60,7 @@ fn fault(measured_in: &Path, error: &io::Error) -> String {
     }
 }
 
-/// Returns the path, or its nearest parent that exists.
+/// Returns the path if it exists, or its nearest existing parent.
 pub fn existing(path: &Path) -> PathBuf {
     let mut at = path;
     loop {
@@ -75,21 +75,22 @@ pub fn existing(path: &Path) -> PathBuf {
     }
 }
 
-/// Returns the process id of the server that holds the lock of the directory, or `unknown`.
+/// Returns the process id of the server that holds the directory's lock, or `unknown` if it cannot
+/// be read. Returns `None` if the directory is not locked.
 pub fn server(path: &Path) -> Option<String> {
-    // A shared lock, held for a moment, is the only test that also finds a server in another
+    // Taking a shared lock for a moment is the only test that also detects a server in another
     // container.
     let is_locked =
         |file: &File| flock(file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK);
     let file = File::open(path.join("LOCK"));
     let folder = File::open(path).ok()?;
-    // The server locks the folder too, in case LOCK was deleted.
+    // The server locks the folder too, in case LOCK is deleted.
     let is_used = file.as_ref().is_ok_and(is_locked) || is_locked(&folder);
     let pid = || file.map_or_else(|_| "unknown".to_owned(), |file| lock_holder(&file));
     is_used.then(pid)
 }
 
-/// A file that is removed when the value is dropped.
+/// A probe file that is removed when the value is dropped.
 struct Probe<'a, D: Disk> {
     disk: &'a D,
     path: PathBuf,
@@ -102,8 +103,8 @@ impl<D: Disk> Drop for Probe<'_, D> {
     }
 }
 
-/// Times appends as the log does them: bypassing the page cache, or to a file that grows, so that
-/// a sync must write its length too.
+/// Times appends made in the same way as the log's: either bypassing the page cache, or to a file
+/// that grows, so that a sync must also write its length.
 pub fn time_syncs<D: Disk>(disk: &D, folder: &Path) -> io::Result<SyncTimes> {
     let name = format!(".doctor-{}", std::process::id());
     let probe = Probe {
@@ -146,10 +147,10 @@ pub fn time_syncs<D: Disk>(disk: &D, folder: &Path) -> io::Result<SyncTimes> {
     })
 }
 
-/// Summarizes the times of appends.
+/// Summarizes the durations of appends.
 ///
 /// # Panics
-/// If there are none.
+/// If `times_us` is empty.
 pub fn sync_times(mut times_us: Vec<u64>) -> SyncTimes {
     times_us.sort_unstable();
     let appends = times_us.len();
@@ -163,8 +164,8 @@ pub fn sync_times(mut times_us: Vec<u64>) -> SyncTimes {
     }
 }
 
-/// Returns the mount that a path is on: the nearest mount point above it, and of several mounts on
-/// the same point the last.
+/// Returns the mount that a path is on: the one with the nearest mount point above the path, or the
+/// last one if several mounts share that point.
 pub fn mount_of(host: &HostFiles, path: &Path) -> Option<Mount> {
     let table = host.text("proc/self/mountinfo")?;
     let mounts = table.lines().filter_map(mount);
@@ -201,7 +202,7 @@ fn unescaped(text: &str) -> String {
     escapes.into_iter().fold(text.to_owned(), replace)
 }
 
-/// Returns a setting of the queue of a device. A partition has the queue of its disk.
+/// Returns a setting of a device's queue. A partition uses the queue of its disk.
 fn queue(host: &HostFiles, device: &str, name: &str) -> Option<String> {
     let device = Path::new("sys/dev/block").join(device);
     let own = host.text(device.join("queue").join(name));

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The files of /proc and /sys below a root. Tests have roots of their own.
+/// The files of /proc and /sys under a root folder. Tests use their own roots.
 pub struct HostFiles {
     root: PathBuf,
 }
@@ -13,8 +13,8 @@ impl HostFiles {
         Self { root: root.into() }
     }
 
-    /// Returns the text of a file, trimmed. `path` has no leading slash. `None` if the file is
-    /// missing, or not readable by this user.
+    /// Returns the trimmed text of a file, or `None` if the file is missing or this user cannot
+    /// read it. `path` has no leading slash.
     pub fn text(&self, path: impl AsRef<Path>) -> Option<String> {
         let bytes = fs::read(self.root.join(path)).ok()?;
         Some(String::from_utf8_lossy(&bytes).trim().to_owned())
@@ -25,7 +25,7 @@ impl HostFiles {
         self.text(path)?.parse().ok()
     }
 
-    /// Returns the sorted names in a folder.
+    /// Returns the names in a folder, sorted.
     pub fn names(&self, path: impl AsRef<Path>) -> Vec<String> {
         let entries = fs::read_dir(self.root.join(path)).into_iter().flatten();
         let mut names: Vec<String> = entries

@@ -1,4 +1,4 @@
-//! The kernel, its rings, the limits of this process, and the network.
+//! Reads facts about the kernel, its rings, the limits of this process, and the network.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use crate::command::doctor::facts::{Kernel, Network, Port, ProcessLimits, RingFa
 use crate::io::listener::bound_socket;
 use crate::io::ring::{probe, try_all};
 
-/// `CAP_IPC_LOCK` and `CAP_SYS_ADMIN` (capabilities(7)).
+/// The bits of `CAP_IPC_LOCK` and `CAP_SYS_ADMIN` (capabilities(7)).
 const MAY_LOCK_MEMORY: u32 = 14;
 const ADMINISTRATOR: u32 = 21;
 /// The seccomp mode "filter" (proc(5)).
@@ -28,7 +28,7 @@ pub fn kernel(host: &HostFiles) -> Kernel {
     let capabilities = field("CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok());
     let has = |bit: u32| capabilities.is_some_and(|bits| bits >> bit & 1 == 1);
     Kernel {
-        // Not from /proc/sys, which a sandbox may hide (ProcSubset= of systemd).
+        // /proc/sys is not used, because a sandbox may hide it (ProcSubset= of systemd).
         release: uname().release().to_string_lossy().into_owned(),
         io_uring_disabled: host.number("proc/sys/kernel/io_uring_disabled"),
         has_seccomp_filter: field("Seccomp") == Some(SECCOMP_FILTER),
@@ -39,7 +39,8 @@ pub fn kernel(host: &HostFiles) -> Kernel {
     }
 }
 
-/// Times reading the clock. The fastest of several rounds counts: the others were interrupted.
+/// Returns the time that one read of the clock takes, measured as the fastest of several rounds
+/// because slower ones may have been interrupted.
 fn clock_read_ns() -> u64 {
     const ROUNDS: u32 = 20;
     const READS: u32 = 500;
@@ -52,7 +53,7 @@ fn clock_read_ns() -> u64 {
     u64::try_from(quickest.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Creates as many rings as the server would have, as the current user.
+/// Creates as many rings as the server would use, as the current user.
 pub fn ring(shards: u32) -> RingSupport {
     let knows = |builder: &Builder| builder.build(8).is_ok();
     let mut cooperative: Builder = IoUring::builder();
@@ -64,7 +65,7 @@ pub fn ring(shards: u32) -> RingSupport {
         current: limit.maximum,
         ..limit
     };
-    // As the server does. If that is not allowed, the limit stays as it is.
+    // The server does this too. If it is not allowed, the limit stays as it is.
     let _ = setrlimit(Resource::Nofile, raised);
     let fault = probe().map_err(|error| (0, error));
     let fault = fault.and_then(|()| try_all(shards)).err();
@@ -106,7 +107,7 @@ pub fn network(host: &HostFiles, address: SocketAddr) -> Network {
         },
         somaxconn: host.number("proc/sys/net/core/somaxconn"),
         unsent_bytes_max: host.number("proc/sys/net/ipv4/tcp_notsent_lowat"),
-        // The minimum, the default and the maximum.
+        // The file contains the minimum, the default and the maximum.
         send_bytes_max: text("proc/sys/net/ipv4/tcp_wmem")
             .split_whitespace()
             .nth(2)
