@@ -2,9 +2,9 @@
 //!
 //! A shard is saturated when its queue never empties before it sends to the same session again.
 //! Each send then carries only what has arrived since the previous one to that session. But a send
-//! costs nearly the same with few frames as with many, on both ends, and a busy receiver answers
+//! with few frames costs both ends nearly as much as one with many, and a busy receiver responds
 //! late. So the shard pauses after each slice, and each send carries more. In `always` mode the
-//! commits act as pauses.
+//! commits already act as pauses.
 
 use crate::limits::{PACE_AFTER_US, PACE_PAUSE_US_MAX, PACE_SHARE};
 
@@ -30,8 +30,8 @@ struct Saturation {
     since_us: u64,
     /// When the last slice was served, until the pause after it is decided.
     slice_us: Option<u64>,
-    /// A session was sent to twice in this period: a pause would have merged the two. A long
-    /// queue of sessions that each get one send gains nothing from a pause.
+    /// Whether a session was sent to twice in this period, so that a pause would have merged the
+    /// two sends. A long queue of sessions that each get one send gains nothing from a pause.
     is_repeated: bool,
 }
 

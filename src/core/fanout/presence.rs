@@ -1,7 +1,7 @@
 //! The users connected to a workspace, by self-chosen name, and their list as JSON.
 //!
-//! The names are kept sorted, so an answer costs only as much as it lists. It is encoded once and
-//! shared by all requests until a user joins or leaves.
+//! The names are kept sorted, so the cost of an answer depends only on the number of names that it
+//! lists. The list is encoded once and shared by all requests until a user joins or leaves.
 
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
