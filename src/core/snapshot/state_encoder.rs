@@ -53,7 +53,7 @@ pub(in crate::core) struct StateEncoder {
     /// The length of the fields of the init message, which determines the length in its header.
     init_fields_bytes: usize,
     frozen: FrozenState,
-    /// The part that is being written. `None` once all parts are done.
+    /// The part that is being written, before `next`. `None` once all parts are done.
     current: Option<PartWriter>,
     next: Option<PartWriter>,
 }

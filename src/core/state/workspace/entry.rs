@@ -4,7 +4,7 @@ use crate::core::state::segment_usage::{Mark, UNMARKED};
 use crate::seq::Seq;
 
 /// The number of the session that wrote an entry last, so that the session is not sent its own op.
-/// 0 if that session is no longer known.
+/// 0 if no connected session wrote it.
 pub type Writer = u64;
 
 /// The origin of an op: its writer, and its place in the log.
