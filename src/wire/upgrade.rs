@@ -43,8 +43,8 @@ pub enum Request {
     State(StateRequest),
     /// A page, or a file that belongs to one.
     Page(PageRequest),
-    /// A browser's question what a page of another origin may do (WHATWG Fetch, "CORS-preflight
-    /// request").
+    /// A browser's preflight request, which asks what a page of another origin may do (WHATWG
+    /// Fetch, "CORS-preflight request").
     Preflight {
         /// The page's origin.
         origin: Option<String>,
