@@ -15,7 +15,7 @@
 //! - Input from a client never causes a panic. Invalid input becomes a typed error, and the error
 //!   becomes an answer.
 //!
-//! # The way of an op
+//! # The path of an op
 //!
 //! ```text
 //! socket ─► ring ─► worker ─► Shard::handle ─► frame ─► message ─► Workspace::apply
@@ -87,7 +87,7 @@
 //! # Glossary
 //!
 //! - **Batch**: the ops in one write to the log. One write is in flight at a time.
-//! - **Beyond**: records in a file after the end of its segment. They are reported and not served.
+//! - **Beyond**: records in a file after the end of its segment. They are reported but not served.
 //! - **Chunk**: a buffer of outgoing bytes, shared by all sessions that send it.
 //! - **Compaction**: rewriting closed segments without superseded ops.
 //! - **Conflation**: sending a client that has fallen behind its window only the latest op of each

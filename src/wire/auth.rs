@@ -173,8 +173,8 @@ fn check_header(header: &Map<String, Value>) -> Result<(), AuthError> {
     Ok(())
 }
 
-/// Checks `exp` and `nbf`: a token is valid from `nbf` (inclusive) until `exp` (exclusive) (RFC
-/// 7519 sections 4.1.4 and 4.1.5).
+/// Checks `exp` and `nbf`: a token is valid from `nbf`, inclusive, until `exp`, exclusive (RFC 7519
+/// sections 4.1.4 and 4.1.5).
 fn check_times(claims: &Map<String, Value>, now_unix_us: u64) -> Result<Grant, AuthError> {
     let leeway_us = TOKEN_LEEWAY_S * SECOND_US;
     let expires_at_us = match numeric_date(claims, "exp")? {

@@ -355,7 +355,7 @@ mod tests {
             })
         });
         assert_eq!(parser.parse(text), expected, "{text}");
-        // The buffers carry nothing over from one message to the next.
+        // Nothing is carried over in the buffers from one message to the next.
         let _ = parser
             .parse(r#"{"type":"op","payload":{"key":"\u0041","value":[1,[2]],"timestamp":1}}"#);
         assert_eq!(parser.parse(text), expected, "{text}, again");
@@ -506,7 +506,7 @@ mod tests {
         }
     }
 
-    /// Any JSON, as text with white space put between its tokens.
+    /// Generates arbitrary JSON, as text with white space between its tokens.
     fn json_text() -> impl Strategy<Value = String> {
         let leaf = prop_oneof![
             Just("null".to_owned()),

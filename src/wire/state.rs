@@ -24,7 +24,7 @@ const STAMPS_START: &str = r#"},"timestamps":{"#;
 const STAMPS_SEQ: &str = r#"},"seq":"#;
 const STAMPS_END: &str = r#","connections":"#;
 
-/// An entry of a workspace, as it is encoded.
+/// An entry of a workspace, in the form that the encoders accept.
 pub struct Register<'a> {
     /// The key, unescaped.
     pub key: &'a str,

@@ -67,7 +67,7 @@ struct QueuedAnswer {
     bytes: EncodedState,
     start: usize,
     end: usize,
-    /// Whether a part of it has been taken, so that the rest must follow.
+    /// Whether a part of the answer has been sent or is in flight, so that the rest must follow.
     is_begun: bool,
     due: Due,
     cost: AnswerCost,
@@ -117,7 +117,7 @@ pub struct Behind {
 
 /// A window and the part of it that may be sent.
 pub struct View<'a> {
-    /// The frames.
+    /// The window that contains the frames.
     pub window: &'a mut Window,
     /// The offset up to which frames may be sent.
     pub visible_end: WindowOffset,
@@ -128,7 +128,7 @@ pub struct View<'a> {
 pub struct OutboxPool {
     windows: WindowPool,
     extras: FreeLists<Box<Extras>>,
-    /// The memory of all queued or in-flight answers that a single session holds.
+    /// The memory of all queued and in-flight answers, without memory that several sessions share.
     answer_bytes: usize,
 }
 
@@ -138,7 +138,7 @@ impl OutboxPool {
         &mut self.windows
     }
 
-    /// Returns the memory of all queued or in-flight answers, without memory that several sessions
+    /// Returns the memory of all queued and in-flight answers, without memory that several sessions
     /// share.
     #[must_use]
     pub fn answer_bytes(&self) -> usize {
@@ -330,7 +330,7 @@ impl Outbox {
         extras.map_or_else(AnswerCost::default, |extras| extras.cost)
     }
 
-    // ---- what waits ----
+    // ---- queueing ----
 
     /// Returns whether a part of a state is queued.
     #[must_use]
@@ -549,8 +549,8 @@ impl Outbox {
         }
     }
 
-    /// Interleaves answers and frames: takes an answer once the cursor has reached the offset that
-    /// it follows, and frames up to the offset of the next answer.
+    /// Interleaves answers and frames: sends an answer once the cursor has reached the offset that
+    /// it follows, and before that the frames up to that offset.
     fn take_with_extras(
         &mut self,
         extras: &mut Extras,
@@ -608,7 +608,8 @@ impl Outbox {
         }
     }
 
-    /// Takes the frames up to `end`, except the session's own.
+    /// Advances the cursor to `end`, and appends the frames up to there to `spans`, except the
+    /// session's own.
     fn take_frames(
         &mut self,
         own: &mut Vec<(WindowOffset, WindowOffset)>,
@@ -643,8 +644,8 @@ impl Extras {
         self.answers.is_empty() && self.own.is_empty() && self.behind.is_none()
     }
 
-    /// Takes the part of the first answer that may be sent, up to `bytes_max`. Returns its length,
-    /// and the cost of the answer if that was the last part.
+    /// Moves up to `bytes_max` bytes of the first answer to `spans`, if it may be sent. Returns
+    /// their number, and the cost of the answer if they complete it.
     fn take_answer(
         &mut self,
         visible_position: LogPosition,
@@ -679,7 +680,7 @@ impl QueuedAnswer {
         self.bytes.chunk().filter(|_| is_due)
     }
 
-    /// Returns whether its bytes are encoded, and so is the state that it awaits.
+    /// Returns whether the answer's bytes are encoded, and the state that it awaits as well.
     fn is_ready(&self) -> bool {
         let mut states = self.due.awaits.iter().chain([&self.bytes]);
         states.all(|state| state.chunk().is_some())

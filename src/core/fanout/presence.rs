@@ -80,7 +80,7 @@ mod tests {
         let expected = r#"[{"userId":"ann","status":"online"},{"userId":"ben","status":"online"}]"#;
         assert_eq!(str::from_utf8(&both).unwrap(), expected);
         assert_eq!(presence.count(), 2);
-        // One of two connections makes no difference.
+        // Closing one of two connections makes no difference.
         presence.remove("ben");
         assert!(Rc::ptr_eq(&text(&mut presence), &both));
         presence.remove("ben");

@@ -44,7 +44,7 @@ pub(crate) struct Room {
     pub touched: bool,
     /// The window offset up to which the members have been queued for sending.
     pub announced_end: WindowOffset,
-    /// The allowance for writes while the log is long.
+    /// The allowance for free writes while the log is long.
     pub allowance: WriteAllowance,
     /// The log position of the room's last op; `NONE` if the op was read from disk.
     position: LogPosition,

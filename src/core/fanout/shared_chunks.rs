@@ -43,7 +43,7 @@ impl SharedChunks {
     }
 
     /// Stops counting a chunk whose receivers were all aborted. Its memory is freed when the kernel
-    /// has ended their sends, which cannot be hastened.
+    /// has ended their sends, which the server cannot speed up.
     pub fn write_off(&mut self, chunk: &Chunk) {
         let is_it = |(tracked, _): &&mut (Weak<Vec<u8>>, usize)| {
             std::ptr::eq(tracked.as_ptr(), Rc::as_ptr(chunk))

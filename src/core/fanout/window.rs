@@ -19,7 +19,7 @@ pub use crate::core::fanout::chunk_pool::{Chunk, ChunkPool, Span, Spans, skip_se
 /// Reusable memory of a shard's windows, and the total that they hold.
 #[derive(Default)]
 pub struct WindowPool {
-    /// The pool of their chunks.
+    /// The pool of the windows' chunks.
     pub chunks: ChunkPool,
     frames: FreeLists<VecDeque<Frame>>,
     /// The memory of all windows.
@@ -377,8 +377,8 @@ impl Window {
     }
 
     /// Returns the offset before which frames must be dropped for the window to hold at most
-    /// `bytes` bytes. Drops whole chunks, oldest first, but none that ends after `visible_end`,
-    /// whose frames have not been sent to any session yet.
+    /// `bytes` bytes. Only whole chunks are dropped, oldest first, and none that ends after
+    /// `visible_end`, because frames beyond it have not been sent to any session yet.
     #[must_use]
     pub fn overflow_end(&self, bytes: usize, visible_end: WindowOffset) -> WindowOffset {
         let (mut held, mut end) = (self.capacity_bytes, self.start);
@@ -436,7 +436,7 @@ mod tests {
             window.push(&mut pool, Seq::new(seq), position, 10, |out| {
                 out.resize(out.len() + 10, 7);
             });
-            // A chunk in flight is not written to, so the next frame gets one of its own.
+            // A chunk in flight is never written to, so the next frame gets a new chunk.
             let mut spans = Spans::new();
             window.spans(start, window.end(), &mut pool, &mut spans);
             in_flight.push(spans);
@@ -465,7 +465,7 @@ mod tests {
     }
 
     proptest! {
-        /// The model: all bytes that were ever pushed, and where each frame ends.
+        /// The model consists of all bytes ever pushed, and the end of each frame.
         #[test]
         fn a_cursor_reads_what_was_pushed(steps in steps()) {
             let (mut window, mut pool) = (Window::new(Seq::new(5)), WindowPool::default());
@@ -558,7 +558,7 @@ mod tests {
             window.overflow_end(usize::MAX, visible),
             WindowOffset::START
         );
-        // No more than must go.
+        // No more is dropped than necessary.
         let bound_bytes = window.capacity_bytes() - 2 * CHUNK_BYTES_MAX;
         for (bytes, chunks) in [(bound_bytes, 2), (bound_bytes + 1, 2), (bound_bytes - 1, 3)] {
             let end = window.overflow_end(bytes, visible);
@@ -589,7 +589,7 @@ mod tests {
         }
         let (mut window, mut pool) = (Window::new(Seq::NONE), WindowPool::default());
         let mut held = Vec::new();
-        // A guess that was too large is halved from chunk to chunk.
+        // A hint that is too large is halved with each chunk.
         for (seq, bytes, capacity_min) in [
             (1, 10_000, 0),
             (2, 10, 10_000),
@@ -636,7 +636,7 @@ mod tests {
         );
         window.drop_before(WindowOffset::new(100), &mut pool);
         assert_eq!((window.frames.capacity(), window.capacity_bytes()), (0, 0));
-        // Another one goes on in it.
+        // Another window reuses the memory.
         let mut window = Window::new(Seq::NONE);
         window.push(&mut pool, Seq::new(1), LogPosition::NONE, 1, |out| {
             out.push(0);

@@ -97,7 +97,7 @@ impl SharedSnapshot {
                     timestamps: Weak::new(),
                 };
             }
-            // Timestamps of a different point than the init message are useless: a read needs both.
+            // Timestamps are useless without the init message of the same point: a read needs both.
             SnapshotPart::Timestamps if self.point.seq == point.seq => {
                 self.timestamps = Rc::downgrade(chunk);
             }

@@ -29,7 +29,7 @@ impl SnapshotBudget {
         }
     }
 
-    // ---- what is held ----
+    // ---- accounting ----
 
     /// Returns the number of bytes that are held or promised, including those that were released
     /// but not swept yet.
@@ -85,7 +85,7 @@ impl SnapshotBudget {
         }
     }
 
-    // ---- what may be held ----
+    // ---- limits ----
 
     /// Returns the limit on the memory of all states including another one of `bytes` bytes. Large
     /// states leave a reserve, so that a few of them cannot keep clients out of small workspaces.

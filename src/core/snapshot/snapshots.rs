@@ -95,7 +95,7 @@ impl Snapshots {
         self.next_search_us = 0;
     }
 
-    // ---- what a session is sent ----
+    // ---- requests ----
 
     /// Returns a snapshot of a room, and starts encoding one if there is no usable one. If the
     /// budget has no room for it, only states that no session holds are evicted.

@@ -139,7 +139,7 @@ impl StateEncoder {
         let part = *part;
         let start = out.len();
         if start == 0 {
-            // Reserve exactly the announced length upfront: growing would copy what is already
+            // Reserve exactly the announced length up front: growing would copy what is already
             // written, and might round the capacity up.
             out.reserve_exact(pending.bytes());
             match part {

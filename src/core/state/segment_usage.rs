@@ -21,7 +21,8 @@ use std::ops::RangeInclusive;
 
 use crate::limits::SEGMENTS_MARKED_MAX;
 
-/// The segment that was open when an op was applied. [`UNMARKED`]: the op was read from the log.
+/// The segment that was open when an op was applied, or [`UNMARKED`] if the op was read from the
+/// log.
 pub type Mark = u32;
 
 /// The mark of ops that were read from the log.
@@ -30,11 +31,11 @@ pub const UNMARKED: Mark = 0;
 /// The number of entries with each mark, for one shard.
 #[derive(Debug)]
 pub struct SegmentUsage {
-    /// The index of the segment whose mark is 0: the one before the first that is counted.
+    /// The index of the segment whose mark is 0, which is the one before the first counted segment.
     origin: u64,
     /// The mark of the first count, minus one. Entries with older marks are no longer counted.
     forgotten: u32,
-    /// Entries by mark. The last count is that of the open segment.
+    /// The number of entries with each mark. The last count is that of the open segment.
     counts: VecDeque<u64>,
     /// The segments that were dead when the open segment was opened.
     dead_now: Dead,
@@ -45,11 +46,11 @@ pub struct SegmentUsage {
 /// The dead segments of a range: all segments except those with a live op.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Dead {
-    /// The first mark that is counted, as a segment index.
+    /// The segment index of the first counted mark.
     counted_from: u64,
     /// The first index after the range.
     end: u64,
-    /// The indices that are the mark of an entry, in ascending order.
+    /// The indices of segments that are the mark of an entry, in ascending order.
     live: Vec<u64>,
 }
 
@@ -175,7 +176,8 @@ mod tests {
     }
 
     proptest! {
-        /// Compared with a model that knows the segment of each op, and which op superseded it.
+        /// Compares the table with a model that knows the segment of each op and the op that
+        /// superseded it.
         #[test]
         fn no_segment_is_reported_dead_that_is_live_or_not_superseded_on_disk(
             steps in prop::collection::vec((0_u8..12, any::<bool>()), 1..300),

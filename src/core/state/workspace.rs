@@ -362,7 +362,7 @@ mod tests {
 
     use super::*;
 
-    /// A naive model: a map, and the order of changes as a list of keys.
+    /// A naive model that consists of a map and a list of keys in the order of their changes.
     #[derive(Default)]
     struct Model {
         map: HashMap<String, (String, u64, Seq)>,
@@ -443,7 +443,7 @@ mod tests {
             for (timestamp, seq, value) in order {
                 workspace.restore("k", value, timestamp, Seq::new(seq));
             }
-            // The same record again changes nothing: its value is not compared.
+            // Restoring the same record again changes nothing: its value is not compared.
             workspace.restore("k", "3", 10, Seq::new(1));
             workspace.finish_restore();
             let entry = workspace.get("k").map(|entry| (entry.value(), entry.seq()));
@@ -457,7 +457,8 @@ mod tests {
         for (large_bytes, small_bytes, is_kept) in [
             (100_000, 1, false),
             (100_000, 24_000, false),
-            // Memory of which a quarter is used, or that is small, is not worth an allocation.
+            // If a quarter of the memory is used, or if it is small, shrinking is not worth an
+            // allocation.
             (100_000, 25_000, true),
             (256, 1, true),
             (260, 1, false),
@@ -503,7 +504,7 @@ mod tests {
                 prop_assert_eq!(found, (held.0.as_str(), held.1, held.2));
             }
             prop_assert_eq!(changes(&workspace, since, None), model.changed_since(since));
-            // A hint finds the same as the walk, from any entry's slot.
+            // A hint yields the same entries as the walk, from any entry's slot.
             for (slot, entry) in workspace.changed_since(Seq::NONE, None) {
                 let hint = Some(slot);
                 let expected = model.changed_since(entry.seq());

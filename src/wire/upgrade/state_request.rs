@@ -14,7 +14,7 @@ pub enum ReadTarget {
 /// A well-formed request to read a workspace. Its token is not checked yet.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StateRequest {
-    /// Whether the state or the users are read.
+    /// The resource to read.
     pub target: ReadTarget,
     /// The workspace id, percent-decoded: 1 to 256 bytes, no control characters.
     pub workspace: String,

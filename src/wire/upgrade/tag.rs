@@ -64,7 +64,7 @@ mod tests {
             ("W/ \"7\"", false),
             ("", false),
             (",", false),
-            // One tag that contains ours.
+            // A single tag that contains ours.
             ("\"6,\"7\"", false),
             ("\"6, 7\"", false),
             // Malformed.
