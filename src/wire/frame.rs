@@ -269,8 +269,8 @@ impl Decoder {
     }
 }
 
-/// Returns whether the next frame is a data frame, judging by its first byte, and not a control
-/// frame.
+/// Returns whether the next frame is a data frame rather than a control frame, judging by its first
+/// byte.
 #[must_use]
 pub fn is_data(input: &[u8]) -> bool {
     // RFC 6455 section 5.2: "opcodes … 0x8 to 0xF" are control frames.

@@ -127,7 +127,7 @@ impl Answer {
             .with("Access-Control-Max-Age", "86400")
     }
 
-    /// Creates a 403: the origin or the source address of the request is not allowed.
+    /// Creates a 403: the origin or the source of the request is not allowed.
     #[must_use]
     pub fn forbidden(message: &str) -> Self {
         Self::error(StatusCode::FORBIDDEN, message)
