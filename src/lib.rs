@@ -1,19 +1,21 @@
 //! `EtherPly`, a sync server. A workspace is a small shared state: a map from keys to JSON values.
-//! The server keeps it, orders the changes that clients make, and broadcasts each of them to all
+//! The server stores it, puts the clients' changes in order, and broadcasts each change to all
 //! other clients of the workspace.
 //!
 //! # What it promises
 //!
-//! - With `--durability always`, everything that a client is shown is on disk: each broadcast, each
-//!   correction and each init waits for the write that contains it. A crash takes back nothing that
-//!   a client has seen. The other two modes trade this for latency ([`wire`], P60 to P64).
-//! - All clients of a workspace receive its ops in one order, and the op with the greater timestamp
-//!   wins. A client that applies every op that is not older than the one it holds ends in the
-//!   server's state, however slow it was (P55 to P59, P72).
-//! - Memory is bounded: above each bound of [`limits`] there is a rule, and no growth.
-//! - Input from a client never panics. It becomes a typed error, and the error an answer.
+//! - With `--durability always`, everything a client sees is already on disk: each broadcast, each
+//!   correction and each init waits for the write that contains it. A crash undoes nothing that a
+//!   client has seen. The other two modes trade this for latency ([`wire`], P60 to P64).
+//! - All clients of a workspace receive its ops in the same order, and the op with the greater
+//!   timestamp wins. A client that applies every op that is not older than the one it holds ends up
+//!   with the server's state, however slow it was (P55 to P59, P72).
+//! - Memory is bounded: every bound in [`limits`] comes with a rule for what happens when it is
+//!   reached.
+//! - Input from a client never causes a panic. Invalid input becomes a typed error, and the error
+//!   becomes an answer.
 //!
-//! # The way of an op
+//! # The path of an op
 //!
 //! ```text
 //! socket ─► ring ─► worker ─► Shard::handle ─► frame ─► message ─► Workspace::apply
@@ -25,35 +27,35 @@
 //!                                    3. receives are armed again
 //! ```
 //!
-//! One thread per core runs one shard, and each workspace lives on the shard that the hash of its
-//! id selects: its clients, its state and its log. Between shards there is no lock and no shared
-//! mutable memory on the way of an op.
+//! One thread per core runs one shard. The hash of a workspace's id selects its shard, which owns
+//! its clients, its state and its log. Shards share no lock and no mutable memory on the path of an
+//! op.
 //!
 //! # Which file to open first
 //!
 //! The server as a state machine, in [`core`]:
 //!
 //! - the contract, and the order of a turn: [`core::shard::contract`], [`core::shard`]
-//! - a connection from its request head to joining a workspace: `core::shard::handshake`
-//! - messages into the state, their errors and corrections: `core::shard::intake`
+//! - a connection, from its request head until it joins a workspace: `core::shard::handshake`
+//! - applying messages to the state, errors and corrections: `core::shard::intake`
 //! - which op wins, and the order of ops: [`core::state::workspace`]
 //! - broadcasts, slow clients, pacing: `core::shard::delivery`, [`core::fanout::window`],
 //!   [`core::fanout::outbox`], `core::fanout::pacer`
-//! - init messages and states over HTTP: `core::snapshot`, `core::shard::http_read`
+//! - init messages, and states over HTTP: `core::snapshot`, `core::shard::http_read`
 //! - pings, time-outs: `core::shard::deadlines`; closing, the drain: `core::shard::closing`
-//! - a log that fails, a panic, rebuilding: `core::shard::failure`
-//! - how long a log may become, and a full disk: [`core::shard::log_space`]
+//! - log failures, panics, rebuilding: `core::shard::failure`
+//! - the size limit of a log, and a full disk: [`core::shard::log_space`]
 //! - memory: [`core::fanout::chunk_pool`], `core::shard::session_budget`, `core::shard::eviction`
 //!
-//! The bytes on the wire, in [`wire`], which is also the reference of the protocol:
+//! The bytes on the wire, in [`wire`], which is also the protocol reference:
 //!
 //! - request heads and HTTP answers: [`wire::upgrade`]
-//! - tokens: [`wire::auth`], and where their secrets come from: [`config`], [`io::secrets`]
+//! - tokens: [`wire::auth`], and the source of their secrets: [`config`], [`io::secrets`]
 //! - frames: [`wire::frame`]; messages: [`wire::message`]; states: [`wire::state`]
 //!
 //! The log, in [`log`]:
 //!
-//! - the format, and what a crash can leave: [`log::record`]
+//! - the format, and what a crash can leave behind: [`log::record`]
 //! - when an op is durable: [`log::commit`], [`log::position`]
 //! - reading it back: [`log::chain`], [`log::recovery`], [`core::state::replay`], [`io::recovery`]
 //! - compaction: [`log::compaction`], [`log::schedule`], [`io::compactor`]
@@ -62,13 +64,14 @@
 //! The process:
 //!
 //! - start, threads, signals, stop: [`io::server`]
-//! - the loop of a core, its ring and its receive buffers: [`io::worker`], [`io::ring`],
+//! - the event loop of a core, its ring and its receive buffers: [`io::worker`], [`io::ring`],
 //!   [`io::buffers`]
 //! - the listening socket, and restarts without refused connections: [`io::listener`]
-//! - metrics, the console and the client module: [`admin`]; what the threads share: [`status`]
+//! - metrics, the console and the client module: [`admin`]; the state that threads share:
+//!   [`status`]
 //! - flags and variables: [`config`]; the other commands: [`command`]
-//! - one configuration and one source of chance for all tests: [`core::testing`]
-//! - every bound: [`limits`]; the order of a workspace's ops: [`seq`]
+//! - the configuration and the source of randomness for all tests: [`core::testing`]
+//! - all bounds: [`limits`]; the order of a workspace's ops: [`seq`]
 //!
 //! # Architecture invariants
 //!
@@ -83,42 +86,43 @@
 //!
 //! # Glossary
 //!
-//! - **Batch**: the ops that one write of the log contains. One write is in flight at a time.
-//! - **Beyond**: records in a file after the end of its segment. They are reported and not served.
-//! - **Chunk**: a piece of memory for bytes to be sent, shared by all that send it.
+//! - **Batch**: the ops in one write to the log. One write is in flight at a time.
+//! - **Beyond**: records in a file after the end of its segment. They are reported but not served.
+//! - **Chunk**: a buffer of outgoing bytes, shared by all sessions that send it.
 //! - **Compaction**: rewriting closed segments without superseded ops.
 //! - **Conflation**: sending a client that has fallen behind its window only the latest op of each
 //!   changed key.
 //! - **Correction**: the winning op, sent to a client whose op has lost.
-//! - **Damage**: bytes of the log that are wrong although they were on disk before. The server
-//!   refuses to start on them.
+//! - **Damage**: bytes of the log that are wrong although they had been written to disk. The server
+//!   refuses to start on a damaged log.
 //! - **Drain**: closing all connections, spread over some seconds, when the server stops.
 //! - **Durable**: confirmed by the disk.
 //! - **Entry**: a key of a workspace with the value and the timestamp of its winning op.
-//! - **Epoch**: the random id of a data directory, in each of its segments. A segment from another
-//!   directory is refused.
+//! - **Epoch**: the random id of a data directory, stored in each of its segments. A segment from
+//!   another directory is refused.
 //! - **Handoff**: a fresh connection on its way from the shard that accepted it to the shard of its
 //!   workspace.
 //! - **Init**: the first message to a client, with the whole state.
-//! - **Live**: a record of the log is live while its op is the winner of its key, and then dead.
-//! - **Log position**: a byte of a shard's log. An op may be shown once the log is durable up to
-//!   its position.
-//! - **Op**: a write of one key, by a client. An op that wins supersedes the previous winner of its
+//! - **Live**: a record of the log is live while its op is the winner of its key, and dead after
+//!   that.
+//! - **Log position**: a byte offset in a shard's log. An op may be shown once the log is durable
+//!   up to its position.
+//! - **Op**: a client's write of one key. An op that wins supersedes the previous winner of its
 //!   key.
-//! - **Outbox**: what one session is yet to be sent: a cursor into its window, and answers of its
-//!   own.
+//! - **Outbox**: the pending output of one session: a cursor into its workspace's window, and the
+//!   session's own answers.
 //! - **Presence**: the names of the clients that are connected to a workspace.
-//! - **Room**: a workspace on its shard: the state, its members and its window.
-//! - **Segment**: a file of a shard's log. The last one is open, the others are closed.
+//! - **Room**: a workspace on its shard: its state, its members and its window.
+//! - **Segment**: a file of a shard's log. The last one is open; the others are closed.
 //! - **Seq**: the number of an op that won, counted from 1 per workspace. It survives restarts.
 //! - **Session**: a connection on its shard. Its handle carries a generation, since slots are
 //!   reused.
 //! - **Shard**: one event loop, on one core, with its share of the workspaces and its own log.
-//! - **Snapshot**: a state as bytes, encoded once for all sessions that are sent it.
+//! - **Snapshot**: an encoded state, shared by all sessions that receive it.
 //! - **Torn tail**: the beginning of a batch that a crash interrupted. It was never confirmed, and
 //!   the next start truncates it.
 //! - **Turn**: one round of a shard's loop: inputs, one flush, outputs.
-//! - **Window**: the broadcasts of a workspace's recent past, encoded once, in order.
+//! - **Window**: a workspace's recent broadcasts, encoded once, in order.
 
 pub mod admin;
 pub mod command;

@@ -3,17 +3,17 @@
 use std::fmt;
 
 /// The place of an op in the order of its workspace: 1 for the first op that won, and one more for
-/// each that won since. It survives restarts, compaction and deletes.
+/// each winning op after it. It survives restarts, compaction and deletes.
 ///
-/// Every layer from the log's records to the protocol has it, so it lives below all of them.
+/// Every layer uses it, from the log's records to the protocol, so it lives below all of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Seq(u64);
 
 impl Seq {
-    /// Precedes the first op: the seq of a workspace that was never written.
+    /// The seq of a workspace that was never written. It precedes the first op.
     pub const NONE: Self = Self(0);
 
-    /// Returns the place of the op with this number, counted from 1.
+    /// Returns the seq of the op with this number, counted from 1.
     #[must_use]
     pub const fn new(number: u64) -> Self {
         Self(number)
@@ -25,13 +25,13 @@ impl Seq {
         self.0
     }
 
-    /// Returns the place of the next op.
+    /// Returns the seq of the next op.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0 + 1)
     }
 
-    /// Returns the place of the op before; [`Seq::NONE`] has none.
+    /// Returns the seq of the previous op. Must not be called on [`Seq::NONE`], which has none.
     #[must_use]
     pub const fn previous(self) -> Self {
         Self(self.0 - 1)

@@ -1,10 +1,11 @@
 //! Tokens: JWT (RFC 7519) signed with HS256.
 //!
-//! jsonwebtoken checks the signature. Its claim validation is not used: it reads the clock, and
-//! here time is an argument. The order of [`Verifier::verify`] is what makes it safe: the shape
-//! of the token, then `alg` against the one constant, then the signature, and only then a claim.
+//! jsonwebtoken checks the signature. Its claim validation is not used, because it reads the clock,
+//! whereas time is an argument here. [`Verifier::verify`] is safe because of its order: it checks
+//! the structure of the token, then that `alg` is HS256, then the signature, and only then the
+//! claims.
 //!
-//! The rules P20 to P25 of the [protocol](crate::wire) say what a client sees.
+//! Rules P20 to P25 of the [protocol](crate::wire) define what a client sees.
 //!
 //! Invariant: no token and no secret ever appears in an error, a `Debug` output or a panic.
 
@@ -26,7 +27,8 @@ mod hs256;
 pub struct Secret(Box<[u8]>);
 
 impl Secret {
-    /// Returns `None` for an empty secret: anybody could sign with it.
+    /// Creates a secret. Returns `None` if `bytes` is empty, because anyone could sign with an
+    /// empty secret.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Option<Self> {
         if bytes.is_empty() {
@@ -42,8 +44,8 @@ impl Secret {
         &self.0
     }
 
-    /// Returns whether the secret is shorter than RFC 7518 section 3.2 requires for HS256. Such a
-    /// secret may be guessed offline from one token.
+    /// Returns whether the secret is shorter than RFC 7518 section 3.2 requires for HS256. Given
+    /// one token, an attacker may be able to guess such a secret offline.
     #[must_use]
     pub fn is_short(&self) -> bool {
         self.0.len() < SECRET_BYTES_ADVISED
@@ -59,28 +61,29 @@ impl fmt::Debug for Secret {
 /// The permission that a valid token grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// When a connection opened with the token must be closed: `exp` plus the leeway, in Unix
-    /// microseconds. `None` if the token has no `exp`.
+    /// The time at which a connection opened with the token must be closed: `exp` plus the leeway,
+    /// in Unix microseconds. `None` if the token has no `exp`.
     pub expires_at_us: Option<u64>,
 }
 
-/// The reason why a token is refused. Its text is the message of the 401.
+/// The reason why a token is refused. Its text is the message of the 401 answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum AuthError {
-    /// No token, or an empty one.
+    /// There is no token, or it is empty.
     #[error("a token is required")]
     Missing,
-    /// Not three base64url parts, not JSON objects, or a time that is not a number.
+    /// The token is not three base64url parts, a part is not a JSON object, or a time is not a
+    /// number.
     #[error("the token is malformed")]
     Malformed,
-    /// Any `alg` other than HS256.
+    /// `alg` is not HS256.
     #[error("the token must be signed with HS256")]
     Algorithm,
-    /// A `crit` header. It names extensions that the receiver must understand, and none is
-    /// supported here (RFC 7515 section 4.1.11).
+    /// The header has a `crit` field. It names extensions that the receiver must understand, and
+    /// none is supported here (RFC 7515 section 4.1.11).
     #[error("the token needs an unknown extension")]
     Critical,
-    /// Signed with another secret, or changed after it was signed.
+    /// The token was signed with another secret, or changed after it was signed.
     #[error("the token's signature is invalid")]
     Signature,
     /// `exp` has passed.
@@ -91,7 +94,8 @@ pub enum AuthError {
     NotYetValid,
 }
 
-/// Checks tokens against the current secret and, during a rotation, the previous one.
+/// A verifier that checks tokens against the current secret and, during a rotation, the previous
+/// one.
 #[derive(Clone)]
 pub struct Verifier {
     keys: Vec<DecodingKey>,
@@ -115,14 +119,15 @@ impl Verifier {
         }
     }
 
-    /// Accepts tokens signed with one more secret.
+    /// Returns a verifier that also accepts tokens signed with this secret.
     #[must_use]
     pub fn accepting(mut self, secret: &Secret) -> Self {
         self.keys.push(verifying_key(secret));
         self
     }
 
-    /// Returns the permission that `token` grants at `now_unix_us`, or why it is refused.
+    /// Returns the permission that `token` grants at `now_unix_us`, or the reason why it is
+    /// refused.
     pub fn verify(&self, token: Option<&str>, now_unix_us: u64) -> Result<Grant, AuthError> {
         let token = token
             .filter(|token| !token.is_empty())
@@ -168,8 +173,8 @@ fn check_header(header: &Map<String, Value>) -> Result<(), AuthError> {
     Ok(())
 }
 
-/// Checks `exp` and `nbf`: a token is valid from its `nbf` on and before its `exp`, not at it
-/// (RFC 7519 sections 4.1.4 and 4.1.5).
+/// Checks `exp` and `nbf`: a token is valid from `nbf`, inclusive, until `exp`, exclusive (RFC 7519
+/// sections 4.1.4 and 4.1.5).
 fn check_times(claims: &Map<String, Value>, now_unix_us: u64) -> Result<Grant, AuthError> {
     let leeway_us = TOKEN_LEEWAY_S * SECOND_US;
     let expires_at_us = match numeric_date(claims, "exp")? {
@@ -196,8 +201,8 @@ enum NumericDate {
     At(u64),
 }
 
-/// Reads a time claim: seconds, with or without a fraction (RFC 7519 section 2). A time too far
-/// ahead for the clock becomes the clock's last one.
+/// Reads a time claim: seconds, with or without a fraction (RFC 7519 section 2). A time beyond the
+/// range of the clock becomes the clock's maximum.
 fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<NumericDate>, AuthError> {
     let number = match claims.get(name) {
         None => return Ok(None),
@@ -226,7 +231,7 @@ fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<Numeri
 
 /// Decodes one base64url part of a token.
 ///
-/// The result is a map, because a serde struct would also be read from a JSON array.
+/// The result is a map, because serde would also deserialize a struct from a JSON array.
 fn decode_object(part: &str) -> Result<Map<String, Value>, AuthError> {
     let json = BASE64URL_NOPAD
         .decode(part.as_bytes())
@@ -234,7 +239,7 @@ fn decode_object(part: &str) -> Result<Map<String, Value>, AuthError> {
     serde_json::from_slice(&json).map_err(|_| AuthError::Malformed)
 }
 
-/// Returns the `sub` of a token that was verified, for the log.
+/// Returns the `sub` claim of a verified token, for the log.
 #[must_use]
 pub fn subject(token: &str) -> Option<Box<str>> {
     let claims = decode_object(token.split('.').nth(1)?).ok()?;
@@ -249,7 +254,7 @@ struct MintedClaims<'a> {
     exp: Option<u64>,
 }
 
-/// Signs a token for `subject`. Without `ttl_s` it stays valid until the secret is replaced.
+/// Signs a token for `subject`. Without `ttl_s`, it stays valid until the secret is replaced.
 ///
 /// # Panics
 ///

@@ -1,20 +1,20 @@
-//! WebSocket frames (RFC 6455 sections 5 to 7): bytes to [`FrameEvent`]s, and the frames that the
-//! server sends.
+//! WebSocket frames (RFC 6455 sections 5 to 7): decoding bytes into [`FrameEvent`]s, and encoding
+//! the frames that the server sends.
 //!
-//! tungstenite's [`FrameHeader`] reads and writes the bits of a frame header. What a frame may
-//! contain, and where in the stream it may appear, is decided here (P41): the header codec alone
-//! accepts unmasked frames, lengths in more bytes than necessary, and fragments in any order.
+//! tungstenite's [`FrameHeader`] reads and writes the bits of a frame header. This module decides
+//! what a frame may contain and where in the stream it may appear (P41): the header codec itself
+//! accepts unmasked frames, overlong length encodings, and fragments in any order.
 //!
 //! # How to call the decoder
 //!
-//! The caller keeps the received bytes and calls [`Decoder::decode`] until it consumes nothing,
-//! each time on the bytes after those that the last call consumed. The remainder is the beginning
-//! of a frame: the caller passes it again once more bytes have arrived. An incomplete frame
-//! consumes nothing and is not changed, so it makes no difference where the network cut the
+//! The caller keeps the received bytes and calls [`Decoder::decode`] repeatedly, each time on the
+//! bytes after those already consumed, until a call consumes nothing. The remainder is the
+//! beginning of a frame: the caller passes it again once more bytes have arrived. An incomplete
+//! frame is neither consumed nor changed, so it makes no difference where the network split the
 //! stream.
 //!
-//! Invariant: nothing here answers a frame. Pongs, the closing handshake and time limits belong to
-//! the session.
+//! Invariant: this module never answers a frame. Pongs, the closing handshake and time limits
+//! belong to the session.
 
 use std::io::Cursor;
 
@@ -27,8 +27,8 @@ use crate::limits::CONTROL_BYTES_MAX;
 /// The longest header of a frame that the server sends, which has no mask.
 pub const HEADER_BYTES_MAX: usize = 10;
 
-/// A masked frame without a payload: two bytes and the mask. Longer forms of the length are
-/// refused.
+/// The length of a masked frame without a payload: two bytes and the mask. Overlong length
+/// encodings are refused.
 const EMPTY_FRAME_BYTES: usize = 6;
 
 /// The longest close reason: a control payload minus the two bytes of the code.
@@ -37,11 +37,11 @@ pub const CLOSE_REASON_BYTES_MAX: usize = CONTROL_BYTES_MAX - 2;
 /// A message or a control frame from a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameEvent<'a> {
-    /// A whole text message.
+    /// A complete text message.
     Text(&'a str),
-    /// A whole binary message.
+    /// A complete binary message.
     Binary(&'a [u8]),
-    /// A ping, to be answered by a pong with the same payload.
+    /// A ping, to be answered with a pong that has the same payload.
     Ping(&'a [u8]),
     /// A pong, requested or not.
     Pong(&'a [u8]),
@@ -52,15 +52,15 @@ pub enum FrameEvent<'a> {
 /// The result of one call of [`Decoder::decode`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoded<'a> {
-    /// The number of input bytes that are done with. 0: the frame is incomplete.
+    /// The number of input bytes that were consumed; 0 if the frame is incomplete.
     pub consumed: usize,
-    /// The message or control frame that they complete. `None` with `consumed > 0`: a fragment of a
-    /// message that is not complete yet.
+    /// The message or control frame that those bytes complete. `None` with `consumed > 0` means a
+    /// fragment of a message that is not complete yet.
     pub event: Option<FrameEvent<'a>>,
 }
 
 impl Decoded<'_> {
-    /// Returns whether this is a fragment that neither adds to its message nor ends it.
+    /// Returns whether this is a fragment that neither extends its message nor completes it.
     #[must_use]
     pub fn is_empty_fragment(&self) -> bool {
         self.event.is_none() && (1..=EMPTY_FRAME_BYTES).contains(&self.consumed)
@@ -74,13 +74,13 @@ impl Decoded<'_> {
 
 /// A violation of RFC 6455 by a client.
 ///
-/// Its text is short enough to be sent as the reason of the close frame.
+/// Its text is short enough to be the reason in a close frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum FrameError {
-    /// Opcodes 3 to 7 and 11 to 15.
+    /// An opcode from 3 to 7 or from 11 to 15.
     #[error("reserved opcode")]
     ReservedOpcode,
-    /// RSV1 to RSV3. Only an extension may use them, and none is negotiated.
+    /// RSV1, RSV2 or RSV3 is set. Only extensions may use these bits, and none is negotiated.
     #[error("reserved bits are set")]
     ReservedBits,
     /// A frame without a mask (section 5.1).
@@ -89,7 +89,7 @@ pub enum FrameError {
     /// A 64-bit length with the most significant bit set.
     #[error("payload length over 63 bits")]
     LengthTopBit,
-    /// A length in more bytes than necessary.
+    /// A length encoded in more bytes than necessary.
     #[error("payload length is not minimally encoded")]
     LengthNotMinimal,
     /// A control frame without FIN.
@@ -101,7 +101,7 @@ pub enum FrameError {
     /// A continuation frame outside a message.
     #[error("continuation frame without a message")]
     ContinuationWithoutStart,
-    /// A text or binary frame while a fragmented message is not complete.
+    /// A text or binary frame before the end of a fragmented message.
     #[error("new message inside a fragmented message")]
     StartInsideMessage,
     /// A close payload of one byte: too short for a code.
@@ -119,7 +119,7 @@ pub enum FrameError {
 }
 
 impl FrameError {
-    /// Returns the code of the close frame that answers this error (section 7.4.1).
+    /// Returns the close code for this error (section 7.4.1).
     #[must_use]
     pub fn close_code(&self) -> u16 {
         match self {
@@ -139,11 +139,11 @@ pub enum Opcode {
     Text,
     /// A binary message, or its first fragment.
     Binary,
-    /// The closing handshake.
+    /// A close frame, part of the closing handshake.
     Close,
-    /// Requests a pong.
+    /// A request for a pong.
     Ping,
-    /// Answers a ping.
+    /// The answer to a ping.
     Pong,
 }
 
@@ -166,13 +166,14 @@ impl From<Opcode> for OpCode {
     }
 }
 
-/// Reads the frames of one client. It is one pointer wide unless a fragmented message is arriving.
+/// A decoder for the frames of one client. It takes up a single pointer unless a fragmented message
+/// is arriving.
 #[derive(Debug, Default)]
 pub struct Decoder {
     fragments: Option<Box<Fragments>>,
 }
 
-// It sits in every session, and nearly no client sends fragments.
+// Every session contains a decoder, and hardly any client sends fragments.
 const _: () = assert!(size_of::<Decoder>() <= 8);
 
 impl Decoder {
@@ -182,7 +183,7 @@ impl Decoder {
         Self::default()
     }
 
-    /// Returns how many bytes of a fragmented message are held, and the memory allocated for them.
+    /// Returns the number of bytes held of a fragmented message, and the memory allocated for them.
     #[must_use]
     pub fn held_bytes(&self) -> (usize, usize) {
         let fragments = self.fragments.as_ref();
@@ -206,11 +207,11 @@ impl Decoder {
     /// Decodes one frame at the start of `input`, and unmasks its payload in place.
     ///
     /// A message longer than `message_bytes_max`, in one frame or in fragments, is refused as soon
-    /// as a header announces it. After an error the rest of the stream has no meaning: the
+    /// as a header announces it. After an error the rest of the stream cannot be decoded, so the
     /// connection must be closed.
     ///
-    /// A message that arrived in fragments is held until the next call, so the caller goes on until
-    /// a call consumes nothing.
+    /// A message that arrived in fragments is held until the next call, so the caller must continue
+    /// until a call consumes nothing.
     pub fn decode<'a>(
         &'a mut self,
         input: &'a mut [u8],
@@ -246,7 +247,7 @@ impl Decoder {
         })
     }
 
-    /// Checks a frame against the frames before it, and returns the length of its payload.
+    /// Checks a frame against the preceding frames, and returns the length of its payload.
     fn admit(&self, header: &Header, message_bytes_max: usize) -> Result<usize, FrameError> {
         if header.opcode.is_control() {
             return match usize::try_from(header.payload_bytes) {
@@ -268,15 +269,15 @@ impl Decoder {
     }
 }
 
-/// Returns whether the next frame is part of a message, judging by its first byte. Control frames
-/// are not.
+/// Returns whether the next frame is a data frame rather than a control frame, judging by its first
+/// byte.
 #[must_use]
 pub fn is_data(input: &[u8]) -> bool {
     // RFC 6455 section 5.2: "opcodes … 0x8 to 0xF" are control frames.
     input.first().is_some_and(|first| first & 0x08 == 0)
 }
 
-/// A frame header that is valid on its own, whatever came before it.
+/// A frame header that is valid by itself, regardless of the preceding frames.
 struct Header {
     opcode: Opcode,
     is_final: bool,
@@ -286,7 +287,7 @@ struct Header {
 }
 
 impl Header {
-    /// Parses a header. `None`: it is incomplete.
+    /// Parses a header. Returns `None` if it is incomplete.
     fn parse(input: &[u8]) -> Result<Option<Self>, FrameError> {
         let mut cursor = Cursor::new(input);
         let (raw, payload_bytes) = match FrameHeader::parse(&mut cursor) {
@@ -332,8 +333,8 @@ impl Header {
 struct Fragments {
     bytes: Vec<u8>,
     is_text: bool,
-    /// For a text, `bytes[..checked_bytes]` is UTF-8. At most three bytes after it are the
-    /// beginning of a character.
+    /// For a text message, `bytes[..checked_bytes]` is valid UTF-8. At most three bytes follow,
+    /// which are the beginning of a character.
     checked_bytes: usize,
     is_whole: bool,
 }
@@ -363,8 +364,8 @@ impl Fragments {
         }
     }
 
-    /// Checks the new bytes of a text. A character may be cut between two fragments, so an
-    /// incomplete one at the end is not an error yet.
+    /// Checks the new bytes of a text message. A character may be split between two fragments, so
+    /// an incomplete one at the end is not an error yet.
     fn check_text(&mut self) -> Result<(), FrameError> {
         self.checked_bytes += match str::from_utf8(&self.bytes[self.checked_bytes..]) {
             Ok(valid) => valid.len(),
@@ -395,8 +396,8 @@ fn close_event(payload: &[u8]) -> Result<FrameEvent<'_>, FrameError> {
 
 /// Returns whether a close frame may carry `code` (section 7.4, and the IANA registry).
 ///
-/// 1004 has no meaning; 1005, 1006 and 1015 are for use inside an endpoint; 1016 to 2999 are not
-/// assigned. tungstenite's `CloseCode::is_allowed` differs in one code: it refuses 1014 (bad
+/// 1004 has no meaning; 1005, 1006 and 1015 are for use within an endpoint only; 1016 to 2999 are
+/// unassigned. tungstenite's `CloseCode::is_allowed` differs in one code: it refuses 1014 (bad
 /// gateway), which is registered.
 #[must_use]
 pub fn may_be_sent(code: u16) -> bool {
@@ -411,7 +412,7 @@ fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     for word in words {
         *word = (u64::from_ne_bytes(*word) ^ wide_mask).to_ne_bytes();
     }
-    // The tail begins at a multiple of eight, so with the first byte of the mask.
+    // The tail starts at a multiple of eight, so it starts with the first byte of the mask.
     for (byte, key) in tail.iter_mut().zip(mask.into_iter().cycle()) {
         *byte ^= key;
     }
@@ -447,7 +448,7 @@ pub fn put_ping(out: &mut Vec<u8>) {
 ///
 /// # Panics
 ///
-/// If `payload` is longer than that of a control frame may be. A ping's payload never is.
+/// If `payload` is longer than a control frame allows. The payload of a received ping never is.
 pub fn put_pong(out: &mut Vec<u8>, payload: &[u8]) {
     assert!(
         payload.len() <= CONTROL_BYTES_MAX,
@@ -461,7 +462,7 @@ pub fn put_pong(out: &mut Vec<u8>, payload: &[u8]) {
 ///
 /// # Panics
 ///
-/// If `code` must not be sent. The code of a [`FrameEvent::Close`] always may.
+/// If `code` must not be sent. The code of a [`FrameEvent::Close`] may always be sent.
 pub fn put_close(out: &mut Vec<u8>, code: u16, reason: &str) {
     assert!(may_be_sent(code), "close code {code} must not be sent");
     let reason = &reason[..reason.floor_char_boundary(CLOSE_REASON_BYTES_MAX)];

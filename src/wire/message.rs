@@ -3,8 +3,9 @@
 //!
 //! [`Parser`] reads a client's message with simd-json and finds the bytes of `payload.value` as
 //! they were sent. simd-json's first stage yields the byte offset of every structural character,
-//! its second the tape of unescaped nodes, and this module walks both in step. The value is never
-//! formatted again, so `1.0`, `"\u00e9"` and inner spaces reach the other clients unchanged (P47).
+//! and its second stage the tape of unescaped nodes. This module walks both in lockstep. The value
+//! is never reformatted, so `1.0`, `"\u00e9"` and inner spaces reach the other clients unchanged
+//! (P47).
 //!
 //! Invariant: parsing allocates nothing once the parser's buffers have grown to the size of the
 //! messages.
@@ -23,7 +24,7 @@ pub use depth::DeepField;
 pub enum Message<'a> {
     /// A write of one key.
     Op(Op<'a>),
-    /// A sign of life, which is not answered.
+    /// A keep-alive, which is not answered.
     Ping,
 }
 
@@ -34,16 +35,16 @@ pub struct Op<'a> {
     pub key: &'a str,
     /// The JSON text of the value, byte for byte as sent, without the white space around it.
     pub value: &'a str,
-    /// Unix microseconds, at most [`TIMESTAMP_MAX_US`].
+    /// The timestamp in Unix microseconds, at most [`TIMESTAMP_MAX_US`].
     pub timestamp: u64,
 }
 
-/// The reason why a text is not a message.
+/// The reason why a text is not a valid message.
 ///
-/// Its text goes to the client: it names the field and what the field must be.
+/// Its text is sent to the client: it names the field and says what the field must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
-    /// simd-json refused the text.
+    /// The text is not JSON that simd-json accepts.
     #[error(
         "the message must be one valid JSON object, with numbers that fit u64, i64 or f64 and \
          strings without lone surrogates"
@@ -53,7 +54,7 @@ pub enum MessageError {
     /// another field is nested too deep.
     #[error("{0} must not be nested deeper than {levels} levels", levels = .0.levels_max())]
     Depth(DeepField),
-    /// JSON, but not an object.
+    /// The text is JSON, but not an object.
     #[error("the message must be a JSON object")]
     NotAnObject,
     /// `type` is missing or not a string that the server knows.
@@ -81,7 +82,7 @@ pub enum MessageError {
     Twice(&'static str),
 }
 
-/// Reads messages. Each shard has one, whose buffers are reused from message to message.
+/// A parser of messages. Each shard has one, and reuses its buffers for every message.
 pub struct Parser {
     buffers: Buffers,
     // Empty between two calls, so that no node outlives the text that it points into.
@@ -107,14 +108,14 @@ impl Parser {
         }
     }
 
-    /// Parses one text message. Unknown fields are skipped.
+    /// Parses one text message, ignoring unknown fields.
     pub fn parse<'a>(&'a mut self, text: &'a str) -> Result<Message<'a>, MessageError> {
         let Self {
             buffers,
             tape,
             scratch,
         } = self;
-        // simd-json unescapes strings in place, and the value is needed as sent: it gets a copy.
+        // simd-json unescapes strings in place, but the value is needed as sent, so it gets a copy.
         scratch.clear();
         scratch.extend_from_slice(text.as_bytes());
         scratch.resize(text.len() + INPUT_PADDING, b' ');
@@ -142,7 +143,8 @@ impl Parser {
     }
 }
 
-/// A cursor over a parsed text: the next node of the tape and its structural character, in step.
+/// A cursor over a parsed text: the next node of the tape and its structural character, in
+/// lockstep.
 #[derive(Clone, Copy)]
 struct Walk<'a, 'n> {
     text: &'a str,
@@ -203,7 +205,8 @@ impl<'a> Walk<'a, '_> {
         })
     }
 
-    /// Steps into an object and returns its number of fields, or `None` if it is something else.
+    /// Steps into an object and returns its number of fields, or `None` if the node is not an
+    /// object.
     fn enter(&mut self) -> Option<usize> {
         let Node::Object { len, .. } = self.nodes[self.node] else {
             return None;
@@ -231,7 +234,7 @@ impl<'a> Walk<'a, '_> {
             Node::Object { count, .. } | Node::Array { count, .. } => count + 1,
             Node::String(_) | Node::Static(_) => 1,
         };
-        // A scalar ends after one structural character, an object or array at its own bracket.
+        // A scalar has one structural character; an object or array ends at its matching bracket.
         let mut depth = 0_usize;
         loop {
             match self.text.as_bytes()[self.structurals[self.structural] as usize] {
@@ -268,7 +271,7 @@ const OP_VALUE: &str = r#","value":"#;
 const OP_TIMESTAMP: &str = r#","timestamp":"#;
 const OP_END: &str = "}}";
 
-/// Returns the length of the frame that [`put_op`] appends.
+/// Returns the length in bytes of the frame that [`put_op`] appends.
 #[must_use]
 pub fn op_frame_bytes(key: &str, value: &str, timestamp: u64) -> usize {
     let payload_bytes = op_payload_bytes(key, value, timestamp);
@@ -301,7 +304,7 @@ pub fn put_error(out: &mut Vec<u8>, code: u16, message: &str) {
     );
 }
 
-/// Appends an error message that names the op that was refused, as a text frame.
+/// Appends an error message that identifies the refused op, as a text frame.
 pub fn put_op_error(out: &mut Vec<u8>, code: u16, message: &str, op: &Op<'_>) {
     let payload = serde_json::json!({
         "code": code, "message": message, "key": op.key, "timestamp": op.timestamp,
@@ -322,7 +325,7 @@ pub(super) fn put_json_string(out: &mut Vec<u8>, string: &str) {
     serde_json::to_writer(out, string).expect("a string serializes into memory");
 }
 
-/// Returns the length of what [`put_json_string`] appends.
+/// Returns the number of bytes that [`put_json_string`] appends.
 ///
 /// A frame's header needs the length of the payload before the payload is encoded.
 pub(super) fn json_string_bytes(string: &str) -> usize {
@@ -352,7 +355,7 @@ mod tests {
             })
         });
         assert_eq!(parser.parse(text), expected, "{text}");
-        // The buffers carry nothing over from one message to the next.
+        // Nothing is carried over in the buffers from one message to the next.
         let _ = parser
             .parse(r#"{"type":"op","payload":{"key":"\u0041","value":[1,[2]],"timestamp":1}}"#);
         assert_eq!(parser.parse(text), expected, "{text}, again");
@@ -503,7 +506,7 @@ mod tests {
         }
     }
 
-    /// Any JSON, as text with white space put between its tokens.
+    /// Generates arbitrary JSON, as text with white space between its tokens.
     fn json_text() -> impl Strategy<Value = String> {
         let leaf = prop_oneof![
             Just("null".to_owned()),

@@ -1,5 +1,5 @@
-//! What clients see on the wire, as pure functions over bytes: no clock, no IO. The rules follow;
-//! comments and tests name them (P1, P2, …).
+//! The wire protocol, as pure functions over bytes: no clock, no IO. The rules of the protocol
+//! follow; comments and tests refer to them by number (P1, P2, …).
 //!
 #![doc = include_str!("protocol.md")]
 

@@ -1,8 +1,8 @@
 //! The state of a workspace as JSON: the init message for a client that joins (P45), and the body
-//! of a state over HTTP (P80).
+//! of an HTTP read of the state (P80).
 //!
-//! Both contain the same fields, so that a state is encoded once however many clients join it and
-//! read it. The *stamps* are the part after the fields:
+//! Both contain the same fields, so a state is encoded only once, no matter how many clients join
+//! the workspace or read it. The *stamps* are the part after the fields:
 //!
 //! ```text
 //! init  header {"type":"init","data":{ "k":1 }}
@@ -24,7 +24,7 @@ const STAMPS_START: &str = r#"},"timestamps":{"#;
 const STAMPS_SEQ: &str = r#"},"seq":"#;
 const STAMPS_END: &str = r#","connections":"#;
 
-/// An entry of a workspace, as it is encoded.
+/// An entry of a workspace, in the form that the encoders accept.
 pub struct Register<'a> {
     /// The key, unescaped.
     pub key: &'a str,
@@ -36,7 +36,7 @@ pub struct Register<'a> {
 
 // ---- the init message ----
 
-/// Returns the length of one field of an init message, with its comma.
+/// Returns the length of one field of an init message, including its comma.
 #[must_use]
 pub fn init_field_bytes(key: &str, value: &str) -> usize {
     json_string_bytes(key) + value.len() + 2
@@ -100,14 +100,14 @@ pub fn put_init_end(out: &mut Vec<u8>) {
     out.extend_from_slice(INIT_END.as_bytes());
 }
 
-/// The last field has no comma.
+/// Returns the length of the payload of an init message. The last field has no comma.
 fn init_payload_bytes(fields_bytes: usize) -> usize {
     INIT_START.len() + fields_bytes.saturating_sub(1) + INIT_END.len()
 }
 
 // ---- the state over HTTP ----
 
-/// Returns the length of one field of the stamps, with its comma.
+/// Returns the length of one field of the stamps, including its comma.
 #[must_use]
 pub fn stamp_field_bytes(key: &str, timestamp: u64) -> usize {
     json_string_bytes(key) + digits(timestamp) + 2
@@ -166,7 +166,7 @@ pub fn http_state_ends_bytes(connections: usize) -> usize {
     HTTP_START.len() + digits(connections as u64) + HTTP_END.len()
 }
 
-/// Appends a whole state over HTTP: `{"data":{…},"timestamps":{…},"seq":n,"connections":n}`.
+/// Appends a complete state over HTTP: `{"data":{…},"timestamps":{…},"seq":n,"connections":n}`.
 pub fn put_http_state<'a>(
     out: &mut Vec<u8>,
     fields: impl Iterator<Item = Register<'a>> + Clone,
@@ -199,7 +199,7 @@ pub fn put_presence<'a>(out: &mut Vec<u8>, users: impl Iterator<Item = &'a str>)
 
 /// Appends the name of a field, preceded by a comma unless it is the first field.
 ///
-/// Before the first one the text ends in `{`, and no value ends in that.
+/// Before the first field the text ends in `{`, and no value ends in that character.
 fn put_name(out: &mut Vec<u8>, key: &str) {
     if out.last() != Some(&b'{') {
         out.push(b',');
@@ -212,7 +212,7 @@ fn put_number(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
-/// Returns how many decimal digits a number has.
+/// Returns the number of decimal digits of `number`.
 #[must_use]
 pub fn digits(number: u64) -> usize {
     number.checked_ilog10().map_or(1, |log| log as usize + 1)

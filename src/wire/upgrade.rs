@@ -1,11 +1,12 @@
 //! The request head of a connection (RFC 9112, parsed by httparse) and every HTTP answer to it.
 //!
 //! A connection carries one request: a WebSocket upgrade, a read of a workspace, or a page. Every
-//! answer other than 101 ends it. The [protocol](crate::wire) lists the answers, and the order of
-//! the checks (P1 to P14): from the outside in, and the first that fails determines the answer.
+//! answer other than 101 closes it. The [protocol](crate::wire) lists the answers and the order of
+//! the checks (P1 to P14). They run from the outside in, and the first failure determines the
+//! answer.
 //!
 //! Invariant: no answer repeats what the client sent, so neither a token nor a workspace id can
-//! leak through one.
+//! leak through an answer.
 
 use std::fmt;
 
@@ -36,14 +37,14 @@ mod target;
 /// The request that a connection was opened for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// A WebSocket to a workspace.
+    /// A WebSocket connection to a workspace.
     Sync(SyncRequest),
     /// The state or the members of a workspace, over plain HTTP.
     State(StateRequest),
     /// A page, or a file that belongs to one.
     Page(PageRequest),
-    /// A browser asks what a page of another origin may do here (WHATWG Fetch, "CORS-preflight
-    /// request").
+    /// A browser's preflight request, which asks what a page of another origin may do (WHATWG
+    /// Fetch, "CORS-preflight request").
     Preflight {
         /// The page's origin.
         origin: Option<String>,
@@ -67,7 +68,7 @@ pub struct SyncRequest {
     pub workspace: String,
     /// The token, from the query or the `Authorization` header; never empty.
     pub token: Option<String>,
-    /// The name that the client gives itself, the query parameter `userId`. It is not verified.
+    /// The self-chosen name of the client, from the query parameter `userId`. It is not verified.
     pub user: Option<String>,
     /// The `Origin` of the page that connects. Only browsers send one.
     pub origin: Option<String>,
@@ -87,14 +88,15 @@ impl fmt::Debug for SyncRequest {
     }
 }
 
-/// Parses the request head at the start of `bytes`, and returns its length and the request.
+/// Parses the request head at the start of `bytes`. Returns its length and the request.
 ///
-/// `None`: the head is incomplete and not too long yet. An error is the answer to send before the
-/// connection is closed.
+/// Returns `None` if the head is incomplete and not yet too long. An error is the answer to send
+/// before the connection is closed.
 pub fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Request)>, Answer> {
     let mut usual = [httparse::EMPTY_HEADER; HEADERS_USUAL];
     match parse_fields(bytes, &mut usual) {
-        // Clearing memory for as many fields as a head can have would cost too much every time.
+        // Initializing an array for the maximum number of fields would be too expensive for every
+        // request.
         Err(HeadError::TooManyFields) => {
             let mut all = vec![httparse::EMPTY_HEADER; HEADERS_MAX];
             parse_fields(bytes, &mut all)
@@ -107,11 +109,11 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Request)>, Answer> {
     })
 }
 
-/// The reason why a head is not a request.
+/// The reason why a head was not parsed into a request.
 enum HeadError {
-    /// It has more fields than the buffer.
+    /// The head has more fields than the buffer can hold.
     TooManyFields,
-    /// The answer to it.
+    /// The request is refused with this answer.
     Refused(Answer),
 }
 
@@ -125,7 +127,7 @@ fn too_long() -> Answer {
     Answer::header_fields_too_large("the request head is over 16 KiB")
 }
 
-/// Parses a head as [`parse_head`] does, if it has no more fields than `fields` has room for.
+/// Parses a head like [`parse_head`], provided that its fields fit into `fields`.
 fn parse_fields<'a>(
     bytes: &'a [u8],
     fields: &mut [httparse::Header<'a>],
@@ -152,7 +154,7 @@ fn parse_fields<'a>(
     }
 }
 
-/// Appends the 101 that opens the WebSocket. Frames follow it.
+/// Appends the 101 answer that opens the WebSocket. Frames follow it.
 pub fn switching_protocols(accept_key: &str, out: &mut Vec<u8>) {
     for part in [
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -306,8 +308,8 @@ fn is_key(value: &[u8]) -> bool {
             .is_some_and(|digits| digits.iter().all(is_base64))
 }
 
-/// Returns the token of the `Authorization` header (RFC 6750 section 2.1). Bytes that are not
-/// UTF-8 are replaced: no secret has signed such a token.
+/// Returns the token of the `Authorization` header (RFC 6750 section 2.1). Bytes that are not UTF-8
+/// are replaced, because no validly signed token contains any.
 fn bearer_token(head: &Head<'_>) -> Option<String> {
     head.values("authorization").find_map(|value| {
         let (scheme, token) = value.split_at_checked("Bearer ".len())?;

@@ -1,8 +1,9 @@
-//! Bytes on their way out, and the memory for them, which is used again.
+//! Outgoing bytes, and a pool that reuses their memory.
 //!
-//! A chunk is an `Rc` without a lock. With one owner it may grow; once a send in flight holds it,
-//! too, it is sealed. A chunk that nobody holds any more goes back to the pool, and so do the lists
-//! of spans. So the steady state allocates nothing, and an idle session holds nothing.
+//! A chunk is an `Rc` without a lock. While it has one owner it may grow; once a send in flight
+//! holds it too, it is sealed. The last holder returns a chunk to the pool, and lists of spans are
+//! returned as well. So nothing is allocated in the steady state, and an idle session holds no
+//! chunks.
 
 use std::array;
 use std::rc::Rc;
@@ -38,7 +39,7 @@ impl Span {
         Self { chunk, start, end }
     }
 
-    /// Returns the bytes themselves.
+    /// Returns the bytes of the span.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.chunk[self.start..self.end]
@@ -54,13 +55,13 @@ impl Span {
 /// The bytes of one send, in order.
 pub type Spans = SmallVec<[Span; 2]>;
 
-/// Returns the length of all spans together.
+/// Returns the total length of all spans.
 #[must_use]
 pub fn spans_bytes(spans: &[Span]) -> usize {
     spans.iter().map(|span| span.end - span.start).sum()
 }
 
-/// Removes the first `bytes`, which were sent.
+/// Removes the first `bytes` bytes, which were sent.
 pub fn skip_sent(spans: &mut Spans, mut bytes: usize) {
     spans.retain(|span| {
         let skipped = bytes.min(span.end - span.start);
@@ -71,11 +72,13 @@ pub fn skip_sent(spans: &mut Spans, mut bytes: usize) {
     assert_eq!(bytes, 0, "a send carries no more than it was given");
 }
 
-/// The number of size classes. Chunks of a class are up to twice as large as its smallest ones.
+/// The number of size classes. The largest chunks of a class are almost twice as large as the
+/// smallest.
 const CLASSES: usize = (SEND_BYTES_MAX / CHUNK_BYTES_MIN).ilog2() as usize + 1;
 /// The class of the largest chunk that several frames share.
 const CLASS_SHARED: usize = (CHUNK_BYTES_MAX / CHUNK_BYTES_MIN).ilog2() as usize;
-/// A chunk may be this many classes larger than what was asked for; more would waste too much.
+/// A returned chunk may be this many classes larger than requested; more would waste too much
+/// memory.
 const CLASSES_ABOVE: usize = 4;
 
 /// Returns the size class of `bytes`, which is [`CHUNK_BYTES_MIN`] or more.
@@ -83,19 +86,20 @@ fn class_of(bytes: usize) -> usize {
     (bytes / CHUNK_BYTES_MIN).ilog2() as usize
 }
 
-/// The most memory of a short list: a list grows by doubling, so it may have twice what is in it.
+/// The largest capacity of a short list. A list grows by doubling, so its capacity may be twice its
+/// length.
 const UNPARSED_SHORT_BYTES: usize = 2 * SESSION_BYTES_SPARED;
 
-/// Chunks, and lists of bytes and spans, that wait for their next use.
+/// Free chunks and free lists of bytes and spans, ready for reuse.
 pub struct ChunkPool {
-    /// By size class.
+    /// Free chunks, by size class.
     free: [Vec<Chunk>; CLASSES],
     free_count: usize,
     free_bytes: usize,
     spans: FreeLists<Spans>,
-    /// For bytes that were received and are not a whole frame yet.
+    /// Lists for received bytes that do not yet form a whole frame.
     unparsed: FreeLists<Vec<u8>>,
-    /// The same for few bytes: a session with a few bytes must not hold a long list.
+    /// Short lists for the same purpose: a session with few bytes must not hold a long list.
     unparsed_short: FreeLists<Vec<u8>>,
 }
 
@@ -113,9 +117,9 @@ impl Default for ChunkPool {
 }
 
 impl ChunkPool {
-    /// Returns an empty chunk that nobody else holds, with room for `bytes`.
+    /// Returns an empty chunk that has no other holder, with room for `bytes` bytes.
     pub fn take(&mut self, bytes: usize) -> Chunk {
-        // Powers of two, so that a chunk that comes back fits what is asked for next.
+        // Powers of two, so that a returned chunk fits later requests.
         let bytes = bytes.max(CHUNK_BYTES_MIN).next_power_of_two();
         let least = class_of(bytes);
         let bound = if least > CLASS_SHARED {
@@ -125,7 +129,7 @@ impl ChunkPool {
         };
         let most = bound.min(least + CLASSES_ABOVE);
         let classes = self.free.iter_mut().take(most + 1).skip(least);
-        // The last one in is the likeliest to be in the processor's cache.
+        // The chunk returned last is the likeliest to be in the processor's cache.
         if let Some(chunk) = classes.into_iter().find_map(Vec::pop) {
             self.free_count -= 1;
             self.free_bytes -= chunk.capacity();
@@ -134,9 +138,10 @@ impl ChunkPool {
         Rc::new(Vec::with_capacity(bytes))
     }
 
-    /// Takes a chunk back. Drops this reference if another one is left, or the chunk is large.
+    /// Returns a chunk to the pool. Only drops this reference if others are left, the chunk's size
+    /// is out of range, or the pool is full.
     pub fn give(&mut self, mut chunk: Chunk) {
-        // Of all receivers of a chunk only the last one gets past here.
+        // Only the last holder of a chunk gets past this point.
         let Some(bytes) = Rc::get_mut(&mut chunk) else {
             return;
         };
@@ -152,7 +157,7 @@ impl ChunkPool {
         }
     }
 
-    /// Appends a span. The list gets its memory from the pool once it needs any.
+    /// Appends a span. If the list needs heap memory, it gets it from the pool.
     #[inline]
     pub(in crate::core) fn push_span(&mut self, spans: &mut Spans, span: Span) {
         if spans.len() == spans.capacity() && !spans.spilled() {
@@ -168,7 +173,7 @@ impl ChunkPool {
         *spans = list;
     }
 
-    /// Takes back all chunks of a send, and the list of its spans.
+    /// Returns all chunks of a send, and the list of its spans, to the pool.
     pub fn give_spans(&mut self, mut spans: Spans) {
         if !spans.spilled() {
             for span in spans {
@@ -183,7 +188,7 @@ impl ChunkPool {
         self.spans.give(spans, bytes);
     }
 
-    /// Returns a new chunk with what `write` appends, which is about `bytes` long.
+    /// Returns a new chunk that holds what `write` appends, about `bytes` bytes.
     pub fn fill(&mut self, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> Chunk {
         let mut chunk = self.take(bytes);
         write(Rc::get_mut(&mut chunk).expect("a chunk of the pool has one owner"));
@@ -199,7 +204,7 @@ impl ChunkPool {
         })
     }
 
-    /// Copies bytes that were received and are not a whole frame yet.
+    /// Copies received bytes that do not yet form a whole frame.
     pub(in crate::core) fn keep_unparsed(&mut self, bytes: &[u8]) -> Vec<u8> {
         let lists = match bytes.len() {
             0 => return Vec::new(),
@@ -211,7 +216,7 @@ impl ChunkPool {
         list
     }
 
-    /// Takes back a list that [`ChunkPool::keep_unparsed`] returned.
+    /// Returns to the pool a list that came from [`ChunkPool::keep_unparsed`].
     pub(in crate::core) fn give_unparsed(&mut self, mut list: Vec<u8>) {
         list.clear();
         let capacity = list.capacity();
@@ -222,7 +227,7 @@ impl ChunkPool {
         }
     }
 
-    /// Makes room for `bytes` more in a chunk that nobody else holds.
+    /// Makes room for `bytes` more bytes in a chunk that has no other holder.
     pub(in crate::core) fn grow(&mut self, chunk: &mut Chunk, bytes: usize) {
         let needed_bytes = chunk.len() + bytes;
         if needed_bytes > chunk.capacity() {

@@ -1,4 +1,4 @@
-//! An encoded state, shared by its receivers, which may still be in the process of being encoded.
+//! An encoded state, shared by its receivers. Its encoding may still be in progress.
 
 use std::cell::OnceCell;
 use std::rc::Rc;
@@ -17,8 +17,8 @@ pub enum EncodedState {
 
 /// Bytes that are still being encoded. Their length is known from the start.
 ///
-/// The encoder keeps one reference and each receiver another, so the reference count says whether
-/// anybody still waits.
+/// The encoder keeps one reference and each receiver another, so the reference count shows whether
+/// any receiver is still waiting.
 #[derive(Debug)]
 pub struct PendingState {
     bytes: usize,
@@ -26,7 +26,7 @@ pub struct PendingState {
 }
 
 impl EncodedState {
-    /// Returns the length in bytes, which is known before the bytes are.
+    /// Returns the length in bytes, which is known before the bytes are encoded.
     #[must_use]
     pub fn bytes(&self) -> usize {
         match self {
@@ -46,7 +46,7 @@ impl EncodedState {
 }
 
 impl PendingState {
-    /// Announces a state of this length.
+    /// Creates a pending state of this length.
     #[must_use]
     pub fn new(bytes: usize) -> Rc<Self> {
         Rc::new(Self {
@@ -64,8 +64,8 @@ impl PendingState {
     /// Makes the finished bytes available to all receivers.
     ///
     /// # Panics
-    /// If it was called before, or the length is not the announced one: outboxes have counted on
-    /// that length since they queued the state.
+    /// If it was called before, or if the length differs from the announced one, on which outboxes
+    /// have relied since they queued the state.
     pub fn complete(&self, chunk: Chunk) {
         assert_eq!(
             chunk.len(),

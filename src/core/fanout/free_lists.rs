@@ -21,7 +21,7 @@ impl<L> Default for FreeLists<L> {
 }
 
 impl<L: Default> FreeLists<L> {
-    /// Returns an empty list, with memory if the pool has one.
+    /// Returns an empty list, with memory if the pool holds a list.
     pub fn take(&mut self) -> L {
         let Some((list, bytes)) = self.free.pop() else {
             return L::default();
@@ -30,8 +30,8 @@ impl<L: Default> FreeLists<L> {
         list
     }
 
-    /// Puts back a list that the caller has emptied and that has `bytes` of memory. Drops it if it
-    /// has none, or if the pool is full.
+    /// Returns to the pool a list that the caller has emptied and that has `bytes` bytes of memory.
+    /// Drops the list if it has no memory, or if the pool is full.
     pub fn give(&mut self, emptied: L, bytes: usize) {
         if bytes > 0
             && self.free.len() < LISTS_KEPT_MAX

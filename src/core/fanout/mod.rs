@@ -1,4 +1,5 @@
-//! One change to many clients: frames are encoded once, and each session has a cursor into them.
+//! Fan-out of each change to many clients: frames are encoded once, and each session has a cursor
+//! into them.
 
 pub mod chunk_pool;
 pub mod encoded_state;

@@ -1,10 +1,11 @@
-//! The pending output of one session: a cursor into its workspace's window, and its own answers.
+//! The pending output of one session: a cursor into its workspace's window, and the session's own
+//! answers.
 //!
-//! Broadcasts are not queued here. The cursor says how far the session is, and the frames after it
-//! are in the [`Window`], once for all sessions. Only what no other session gets is queued: the
-//! answer to the handshake, the init message, corrections, errors, pings, pongs, the close frame.
-//! Each carries the window offset after which it belongs, so a session receives everything in the
-//! order in which it came to be.
+//! Broadcasts are not queued here. The cursor marks how much the session has received, and the
+//! frames after it are in the [`Window`], stored once for all sessions. An outbox queues only what
+//! no other session receives: the answer to the handshake, the init message, corrections, errors,
+//! pings, pongs, the close frame. Each carries the window offset that it follows, so a session
+//! receives everything in the order in which it was produced.
 //!
 //! ```text
 //!   start ──────────── cursor ──────────── visible_end ──────────── end      of the window
@@ -12,13 +13,13 @@
 //! ```
 //!
 //! `start ≤ cursor ≤ end` and `start ≤ visible_end ≤ end` always hold ([`Outbox::invariants`]). The
-//! cursor is beyond `visible_end` only where nothing between them is sent out of the window: the
-//! session's own ops, and the ops that the init message contains, which waits for the log itself.
-//! So what is sent out of the window always ends at `visible_end` or before.
+//! cursor is beyond `visible_end` only if no frame between them is sent from the window: they are
+//! the session's own ops, or ops that the init message contains, and that message waits for the log
+//! separately. So whatever is sent from the window ends at or before `visible_end`.
 //!
-//! A session whose cursor falls out of the window is *behind*. Instead of the frames it is owed the
-//! latest op of each key that changed since, which `core::shard::delivery` reads from the workspace
-//! when the socket drains.
+//! A session whose cursor falls out of the window is *behind*. Instead of the frames, it receives
+//! the latest op of each key that has changed since, which `core::shard::delivery` reads from the
+//! workspace when the socket drains.
 
 use std::collections::VecDeque;
 use std::ops::{AddAssign, Range, SubAssign};
@@ -36,15 +37,16 @@ use crate::limits::{
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
 
-/// A session that falls behind keeps the memory of this many own frames: it is soon needed again.
+/// The number of own frames whose memory a session keeps when it falls behind. That memory is soon
+/// needed again.
 const OWN_FRAMES_KEPT: usize = 32;
 
 /// The pending output of one session.
 #[derive(Default)]
 pub struct Outbox {
     cursor: WindowOffset,
-    /// None if the session is owed what all others are owed and no more: nearly every session,
-    /// nearly always.
+    /// `None` if the session has nothing pending except the broadcasts, which is nearly always the
+    /// case.
     extras: Option<Box<Extras>>,
     in_flight: InFlight,
 }
@@ -55,31 +57,31 @@ struct Extras {
     answers: VecDeque<QueuedAnswer>,
     /// The sum over `answers`.
     cost: AnswerCost,
-    /// Frames after the cursor that are the session's own ops, which it is not sent.
+    /// The session's own ops among the frames after the cursor, which are not sent to it.
     own: Vec<(WindowOffset, WindowOffset)>,
     behind: Option<Behind>,
 }
 
-/// A range of bytes that only this session is sent.
+/// A range of bytes that is sent to this session only.
 struct QueuedAnswer {
     bytes: EncodedState,
     start: usize,
     end: usize,
-    /// A part of it was taken, so the rest must follow.
+    /// Whether a part of the answer has been sent or is in flight, so that the rest must follow.
     is_begun: bool,
     due: Due,
     cost: AnswerCost,
 }
 
-/// When an answer may be sent: once all three conditions are met.
+/// The conditions for sending an answer, all three of which must be met.
 #[derive(Debug, Clone)]
 pub struct Due {
     /// The session has received the window up to this offset.
     pub at: WindowOffset,
     /// This log position is visible.
     pub visible_from: LogPosition,
-    /// This state is ready: one that another answer around this one is a part of. An HTTP answer
-    /// has a head, fields and timestamps, of which all are sent or none.
+    /// This state is ready. An HTTP answer consists of a head, fields and timestamps, queued as
+    /// separate answers, of which either all or none must be sent.
     pub awaits: Option<EncodedState>,
 }
 
@@ -87,56 +89,56 @@ pub struct Due {
 #[derive(Debug, Clone, Copy, Default)]
 #[expect(clippy::struct_field_names, reason = "a unit comes last in a name")]
 struct AnswerCost {
-    /// Memory that is there for the session alone.
+    /// Memory that only this session holds.
     own_bytes: usize,
-    /// Memory that other sessions may hold too: corrections and lists of users, which are in the
-    /// budget of `core::shard::session_budget`.
+    /// Memory that other sessions may hold too: corrections and lists of users, which count towards
+    /// the budget in `core::shard::session_budget`.
     shared_bytes: usize,
     /// Memory of encoded states, which have a budget of their own.
     state_bytes: usize,
 }
 
-/// The memory of the answers that the send in flight has finished. It is the kernel's until the
-/// send ends.
+/// The memory of the answers whose last bytes are in the send in flight. The kernel owns it until
+/// the send ends.
 #[derive(Debug, Clone, Copy, Default)]
 struct InFlight {
     own_bytes: u32,
     shared_bytes: u32,
 }
 
-/// How far a session is that fell out of the window.
+/// The progress of a session that fell out of the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Behind {
     /// All ops up to this one have reached the session.
     pub since: Seq,
-    /// The slot of the entry with that seq, if it is known.
+    /// The slot of the entry with that seq, if known.
     pub hint: Option<u32>,
 }
 
-/// The part of a window that may leave.
+/// A window and the part of it that may be sent.
 pub struct View<'a> {
-    /// The frames.
+    /// The window that contains the frames.
     pub window: &'a mut Window,
-    /// The offset up to which frames may be shown.
+    /// The offset up to which frames may be sent.
     pub visible_end: WindowOffset,
 }
 
-/// Memory that the outboxes of a shard, and its windows, use again, and what they hold together.
+/// Reusable memory of a shard's outboxes and windows, and the total that they hold.
 #[derive(Default)]
 pub struct OutboxPool {
     windows: WindowPool,
     extras: FreeLists<Box<Extras>>,
-    /// The own memory of all answers that wait or are in flight.
+    /// The memory of all queued and in-flight answers, without memory that several sessions share.
     answer_bytes: usize,
 }
 
 impl OutboxPool {
-    /// Returns the pool of the windows.
+    /// Returns the memory pool of the windows.
     pub fn windows(&mut self) -> &mut WindowPool {
         &mut self.windows
     }
 
-    /// Returns the memory of all answers that wait or are in flight, without what several sessions
+    /// Returns the memory of all queued and in-flight answers, without memory that several sessions
     /// share.
     #[must_use]
     pub fn answer_bytes(&self) -> usize {
@@ -149,40 +151,40 @@ impl OutboxPool {
         self.windows.window_bytes()
     }
 
-    /// Returns how many frames were taken out of windows, once for each session.
+    /// Returns the number of frames taken from windows. A frame counts once per session.
     #[must_use]
     pub fn frames_taken(&self) -> u64 {
         self.windows.frames_taken()
     }
 
-    /// Begins to count again: no window is left, and each outbox is to be counted
-    /// ([`Outbox::count`]).
+    /// Restarts the accounting. All windows must be gone, and the caller must count each outbox
+    /// again ([`Outbox::count`]).
     pub fn reset(&mut self) {
         self.windows.forget_windows();
         self.answer_bytes = 0;
     }
 
-    /// Returns a new chunk with what `write` appends, which is about `bytes` long.
+    /// Returns a new chunk that holds what `write` appends, about `bytes` bytes.
     pub fn fill(&mut self, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> Chunk {
         self.windows.chunks.fill(bytes, write)
     }
 
-    /// Takes a chunk back, unless another one holds it too.
+    /// Returns a chunk to the pool unless another holder is left.
     pub fn give(&mut self, chunk: Chunk) {
         self.windows.chunks.give(chunk);
     }
 
-    /// Takes back all chunks of a send.
+    /// Returns all chunks of a send to the pool.
     pub fn give_spans(&mut self, spans: Spans) {
         self.windows.chunks.give_spans(spans);
     }
 
-    /// Copies bytes that were received and are not a whole frame yet.
+    /// Copies received bytes that do not yet form a whole frame.
     pub(in crate::core) fn keep_unparsed(&mut self, bytes: &[u8]) -> Vec<u8> {
         self.windows.chunks.keep_unparsed(bytes)
     }
 
-    /// Takes back a list that [`OutboxPool::keep_unparsed`] returned.
+    /// Returns to the pool a list that came from [`OutboxPool::keep_unparsed`].
     pub(in crate::core) fn give_unparsed(&mut self, list: Vec<u8>) {
         self.windows.chunks.give_unparsed(list);
     }
@@ -214,19 +216,19 @@ impl Outbox {
         }
     }
 
-    /// Returns the offset of the next byte of the window that the session is owed.
+    /// Returns the offset of the next byte of the window to send to the session.
     #[must_use]
     pub fn cursor(&self) -> WindowOffset {
         self.cursor
     }
 
-    /// Returns how far the session is if it fell out of the window.
+    /// Returns the session's progress if it fell out of the window.
     #[must_use]
     pub fn behind(&self) -> Option<Behind> {
         self.extras.as_ref()?.behind
     }
 
-    /// Drops the broadcasts that the session is owed: it fell out of the window.
+    /// Drops the pending broadcasts of a session that fell out of the window.
     pub fn fall_behind(&mut self, behind: Behind, pool: &mut OutboxPool) {
         let extras = self.extras(pool);
         extras.own.clear();
@@ -236,10 +238,11 @@ impl Outbox {
         extras.behind = Some(behind);
     }
 
-    /// Checks what holds between any two calls. `view` is `None` for a session without a workspace.
+    /// Checks the invariants that hold between any two calls. `view` is `None` for a session
+    /// without a workspace.
     ///
     /// # Panics
-    /// If something does not hold.
+    /// If an invariant is violated.
     pub fn invariants(&self, view: Option<&View<'_>>) {
         let (start, end) = view.map_or((self.cursor, self.cursor), |view| {
             let (start, end) = (view.window.start(), view.window.end());
@@ -278,27 +281,28 @@ impl Outbox {
 
     // ---- memory ----
 
-    /// Returns the memory of the answers that wait.
+    /// Returns the memory of the queued answers.
     #[must_use]
     pub fn waiting_bytes(&self) -> usize {
         self.cost().bytes()
     }
 
-    /// Returns the memory of the answers that wait or are in flight. A state in flight does not
-    /// count: a client that reads one may write meanwhile.
+    /// Returns the memory of the queued and in-flight answers. A state in flight does not count,
+    /// because a client may write while it reads one.
     #[must_use]
     pub fn answer_bytes(&self) -> usize {
         self.own_answer_bytes() + self.shared_answer_bytes() + self.cost().state_bytes
     }
 
-    /// Returns the memory of the answers that wait or are in flight, without what other sessions
+    /// Returns the memory of the queued and in-flight answers, without memory that other sessions
     /// may hold too.
     #[must_use]
     pub fn own_answer_bytes(&self) -> usize {
         self.cost().own_bytes + self.in_flight.own_bytes as usize
     }
 
-    /// Returns the memory that other sessions may hold too, without states.
+    /// Returns the memory of the queued and in-flight answers that other sessions may hold too,
+    /// without states.
     #[must_use]
     pub fn shared_answer_bytes(&self) -> usize {
         self.cost().shared_bytes + self.in_flight.shared_bytes as usize
@@ -310,12 +314,12 @@ impl Outbox {
         self.in_flight.own_bytes as usize + self.in_flight.shared_bytes as usize
     }
 
-    /// Adds its answers to the sum of a pool that was reset.
+    /// Adds this outbox's answers to the total of a pool that was reset.
     pub fn count(&self, pool: &mut OutboxPool) {
         pool.answer_bytes += self.own_answer_bytes();
     }
 
-    /// Ends the send in flight: its memory is free.
+    /// Records that the send in flight has ended, and releases its memory from the accounting.
     pub fn sent(&mut self, pool: &mut OutboxPool) {
         pool.answer_bytes -= self.in_flight.own_bytes as usize;
         self.in_flight = InFlight::default();
@@ -326,31 +330,31 @@ impl Outbox {
         extras.map_or_else(AnswerCost::default, |extras| extras.cost)
     }
 
-    // ---- what waits ----
+    // ---- queueing ----
 
-    /// Whether a part of a state waits.
+    /// Returns whether a part of a state is queued.
     #[must_use]
     pub fn has_state(&self) -> bool {
         self.cost().state_bytes > 0
     }
 
-    /// Whether answers wait.
+    /// Returns whether any answers are queued.
     #[must_use]
     pub fn has_answers(&self) -> bool {
         let extras = self.extras.as_ref();
         extras.is_some_and(|extras| !extras.answers.is_empty())
     }
 
-    /// Whether an answer waits for a log position that is not visible, or for a state that is not
-    /// ready.
+    /// Returns whether a queued answer waits for a log position that is not visible, or for a state
+    /// that is not ready.
     #[must_use]
     pub fn is_waiting_for_log(&self, visible_position: LogPosition) -> bool {
         let mut answers = self.extras.iter().flat_map(|extras| &extras.answers);
         answers.any(|answer| answer.sendable(visible_position).is_none())
     }
 
-    /// Queues bytes for this session alone: after the window offset `at`, once the log position
-    /// `visible_from` is visible.
+    /// Queues bytes for this session alone. They are sent after the window offset `at`, once the
+    /// log position `visible_from` is visible.
     pub fn push(
         &mut self,
         chunk: Chunk,
@@ -366,7 +370,7 @@ impl Outbox {
         self.push_due(chunk, due, pool);
     }
 
-    /// Queues bytes for this session alone.
+    /// Queues bytes for this session alone, to be sent when `due` allows.
     pub fn push_due(&mut self, chunk: Chunk, due: Due, pool: &mut OutboxPool) {
         let end = chunk.len();
         let cost = AnswerCost {
@@ -376,7 +380,8 @@ impl Outbox {
         self.push_answer(EncodedState::Ready(chunk), 0..end, due, cost, pool);
     }
 
-    /// Queues bytes that several sessions are sent, and that are no state. Nothing if it is empty.
+    /// Queues bytes that several sessions share and that are not part of a state. Does nothing if
+    /// `chunk` is empty.
     pub fn push_shared(&mut self, chunk: Chunk, due: Due, pool: &mut OutboxPool) {
         let end = chunk.len();
         if end > 0 {
@@ -389,7 +394,7 @@ impl Outbox {
         }
     }
 
-    /// Queues a range of an encoded state. Nothing if it is empty.
+    /// Queues a range of an encoded state. Does nothing if the range is empty.
     pub fn push_state(
         &mut self,
         state: EncodedState,
@@ -433,8 +438,9 @@ impl Outbox {
         self.extras.get_or_insert_with(|| pool.extras.take())
     }
 
-    /// Passes over the frame at `start..end` of the window: it is the session's own op. False: too
-    /// many single ones are to be remembered, so the session must be conflated instead.
+    /// Skips the frame at `start..end` of the window, which is the session's own op. Returns false
+    /// if there are too many separate frames to remember, so that the session must be conflated
+    /// instead.
     #[must_use]
     pub fn skip_own(
         &mut self,
@@ -442,7 +448,7 @@ impl Outbox {
         end: WindowOffset,
         pool: &mut OutboxPool,
     ) -> bool {
-        // Its own ops are left out of what a session behind is sent, too.
+        // A conflated session is not sent its own ops either.
         if self.behind().is_some() {
             return true;
         }
@@ -459,15 +465,16 @@ impl Outbox {
         own.len() <= OWN_FRAMES_MAX
     }
 
-    /// Forgets the window, and drops what is not visible yet, or not ready: the connection is
-    /// closing.
+    /// Detaches a closing connection from the window, and drops answers that are not yet visible or
+    /// not ready.
     pub fn leave(&mut self, visible_position: LogPosition, pool: &mut OutboxPool) {
         self.follow(WindowOffset::START);
         let Some(extras) = &mut self.extras else {
             return;
         };
-        // What comes after a state makes no sense without it, so it goes with it. An answer that
-        // is only not visible is left out alone: the ones after it are about other ops.
+        // Answers after a state that is not ready make no sense without it, so they are dropped
+        // too. An answer that is merely not visible is dropped alone: those after it are about
+        // other ops.
         let answers = &mut extras.answers;
         let ready = answers.iter().take_while(|answer| answer.is_ready());
         answers.truncate(ready.count());
@@ -481,8 +488,8 @@ impl Outbox {
         pool.answer_bytes += extras.cost.own_bytes;
     }
 
-    /// Drops everything except what is in flight: nothing more is sent. Returns whether the session
-    /// was sent a part of an answer and now misses the rest.
+    /// Drops everything except the send in flight. Returns whether the session was sent part of an
+    /// answer and will not receive the rest.
     pub fn drop_all(&mut self, pool: &mut OutboxPool) -> bool {
         pool.answer_bytes -= self.cost().own_bytes;
         let extras = self.extras.take();
@@ -493,12 +500,13 @@ impl Outbox {
 
     // ---- sending ----
 
-    /// Takes what may be sent now, in order. `view` is None for a session without a workspace.
+    /// Removes and returns the bytes that may be sent now, in order. `view` is `None` for a session
+    /// without a workspace.
     ///
-    /// Frames are taken up to [`SEND_BYTES_MAX`] in all, unless a single one is longer: a send pins
-    /// chunks of the window, which may drop them before the send is done. Answers are taken up to
-    /// [`ANSWER_SEND_BYTES_MAX`]: their chunks are the session's from the moment they are queued
-    /// until the last byte is out, in however many sends.
+    /// Frames are limited to [`SEND_BYTES_MAX`] in total, unless a single one is longer: a send
+    /// keeps chunks of the window alive, which the window may drop before the send is done. Answers
+    /// are limited to [`ANSWER_SEND_BYTES_MAX`]: the session holds their chunks from the moment
+    /// they are queued until the last byte is sent, however many sends that takes.
     pub fn take(
         &mut self,
         view: Option<View<'_>>,
@@ -541,8 +549,8 @@ impl Outbox {
         }
     }
 
-    /// Takes answers and frames by turns: an answer once the cursor has reached the offset after
-    /// which it belongs, frames up to the offset of the next answer.
+    /// Interleaves answers and frames: sends an answer once the cursor has reached the offset that
+    /// it follows, and before that the frames up to that offset.
     fn take_with_extras(
         &mut self,
         extras: &mut Extras,
@@ -553,14 +561,14 @@ impl Outbox {
     ) {
         let mut taken_bytes = 0;
         loop {
-            // A session that is behind, or in no workspace, is sent no frames: nothing comes
-            // before its answers.
+            // A session that is behind or in no workspace receives no frames, so nothing precedes
+            // its answers.
             let in_order = |answer: &QueuedAnswer| {
                 view.is_none() || extras.behind.is_some() || answer.due.at <= self.cursor
             };
             if extras.answers.front().is_some_and(in_order) {
-                // With more spans than a send may have, all are copied into one, which must not be
-                // long.
+                // If there are more spans than a send may have, all are copied into one, which must
+                // not be long.
                 let bytes_max = if spans.len() < SEND_SPANS_MAX {
                     ANSWER_SEND_BYTES_MAX
                 } else {
@@ -568,7 +576,7 @@ impl Outbox {
                 };
                 let room_bytes = bytes_max.saturating_sub(taken_bytes);
                 match extras.take_answer(visible_position, room_bytes, pool, spans) {
-                    // It must wait, and with it all that comes after it.
+                    // It must wait, and so must everything after it.
                     (0, _) => break,
                     (bytes, finished) => {
                         taken_bytes += bytes;
@@ -594,13 +602,14 @@ impl Outbox {
             }
             let before = spans.len();
             self.take_frames(&mut extras.own, view.window, end, pool, spans);
-            // Own ops are passed over and take no room, so the loop goes on after them: nothing
-            // else would wake a session whose own ops were all that this round took.
+            // Own ops are skipped and take up no room, so the loop continues after them. If this
+            // round took nothing but own ops, nothing else would wake the session.
             taken_bytes += spans_bytes(&spans[before..]);
         }
     }
 
-    /// Takes the frames up to `end`, without the session's own.
+    /// Advances the cursor to `end`, and appends the frames up to there to `spans`, except the
+    /// session's own.
     fn take_frames(
         &mut self,
         own: &mut Vec<(WindowOffset, WindowOffset)>,
@@ -617,7 +626,7 @@ impl Outbox {
             if *own_start > self.cursor {
                 window.spans(self.cursor, *own_start, &mut pool.windows, spans);
             }
-            // Own frames in a row are remembered as one, which may reach beyond `end`.
+            // Adjacent own frames are remembered as one range, which may extend beyond `end`.
             self.cursor = self.cursor.max(*own_end);
             passed += 1;
         }
@@ -630,13 +639,13 @@ impl Outbox {
 }
 
 impl Extras {
-    /// Whether nothing sets the session apart from the others any more.
+    /// Returns whether the session no longer has anything pending except the broadcasts.
     fn is_empty(&self) -> bool {
         self.answers.is_empty() && self.own.is_empty() && self.behind.is_none()
     }
 
-    /// Takes what may be sent of the first answer, up to `bytes_max`. Returns how many bytes that
-    /// is, and the cost of the answer if they were the rest of it.
+    /// Moves up to `bytes_max` bytes of the first answer to `spans`, if it may be sent. Returns
+    /// their number, and the cost of the answer if they complete it.
     fn take_answer(
         &mut self,
         visible_position: LogPosition,
@@ -671,7 +680,7 @@ impl QueuedAnswer {
         self.bytes.chunk().filter(|_| is_due)
     }
 
-    /// Whether its bytes are there, and those that it waits for.
+    /// Returns whether the answer's bytes are encoded, and the state that it awaits as well.
     fn is_ready(&self) -> bool {
         let mut states = self.due.awaits.iter().chain([&self.bytes]);
         states.all(|state| state.chunk().is_some())
@@ -680,7 +689,8 @@ impl QueuedAnswer {
 
 impl InFlight {
     fn add(&mut self, cost: AnswerCost) {
-        // Each answer is shorter than a frame may be, and a send carries little more than one.
+        // Each answer is shorter than the maximum frame, and a send carries little more than one
+        // answer.
         let narrow = |bytes: usize| u32::try_from(bytes).expect("a send is shorter than 4 GiB");
         self.own_bytes += narrow(cost.own_bytes);
         self.shared_bytes += narrow(cost.shared_bytes);
@@ -709,13 +719,13 @@ impl SubAssign for AnswerCost {
     }
 }
 
-/// Returns the memory of an answer of this length: its chunk, however short the answer is, and its
-/// place in the queue.
+/// Returns the memory of an answer of this length: its chunk, which has a minimum size, and its
+/// slot in the queue.
 fn own_cost(bytes: usize) -> usize {
     bytes.max(CHUNK_BYTES_MIN) + size_of::<QueuedAnswer>()
 }
 
-/// Copies many spans into one: the kernel's walk over them would cost more than the copy.
+/// Copies many spans into one. Sending them separately would cost the kernel more than this copy.
 fn join(spans: Spans, pool: &mut OutboxPool) -> Spans {
     let chunk = pool.windows.chunks.join(&spans);
     let bytes = chunk.len();

@@ -2,13 +2,13 @@
 //!
 //! A shard is saturated when its queue never empties before it sends to the same session again.
 //! Each send then carries only what has arrived since the previous one to that session. But a send
-//! costs nearly the same with few frames as with many, on both ends, and a busy receiver answers
+//! with few frames costs both ends nearly as much as one with many, and a busy receiver responds
 //! late. So the shard pauses after each slice, and each send carries more. In `always` mode the
-//! commits act as pauses.
+//! commits already act as pauses.
 
 use crate::limits::{PACE_AFTER_US, PACE_PAUSE_US_MAX, PACE_SHARE};
 
-/// Decides when a shard pauses between send slices.
+/// The state that decides when a shard pauses between send slices.
 #[derive(Debug)]
 pub struct Pacer {
     /// The current busy period, or the next one.
@@ -26,12 +26,12 @@ pub const NEVER: BusyPeriod = 0;
 /// A busy period in which a slice has left sessions in the queue.
 #[derive(Debug)]
 struct Saturation {
-    /// When a slice first left a session in the queue.
+    /// The time at which a slice first left a session in the queue.
     since_us: u64,
-    /// When the last slice was served, until the pause after it is decided.
+    /// The time of the last slice, until the pause after it has been decided.
     slice_us: Option<u64>,
-    /// A session was sent to twice in this period: a pause would have merged the two. A long
-    /// queue of sessions that each get one send gains nothing from a pause.
+    /// Whether a session was sent to twice in this period, so that a pause would have merged the
+    /// two sends. A long queue of sessions that each get one send gains nothing from a pause.
     is_repeated: bool,
 }
 
@@ -85,7 +85,7 @@ impl Pacer {
         saturation.slice_us = Some(now_us);
     }
 
-    /// Returns when the pause ends, if there is one.
+    /// Returns the time at which the current pause ends, if there is one.
     #[must_use]
     pub fn paused_until_us(&self) -> Option<u64> {
         self.paused_until_us
@@ -174,7 +174,7 @@ mod tests {
             Some(60_000_000 + PACE_PAUSE_US_MAX)
         );
         assert!(!pacer.must_pause(60_000_000 + PACE_PAUSE_US_MAX));
-        // The clock of another turn.
+        // Another turn may have an earlier clock reading.
         serve(&mut pacer, 60_000_000);
         assert!(!pacer.must_pause(59_000_000));
     }

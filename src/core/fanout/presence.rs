@@ -1,7 +1,7 @@
 //! The users connected to a workspace, by self-chosen name, and their list as JSON.
 //!
-//! The names are kept sorted, so an answer costs only as much as it lists. It is encoded once and
-//! shared by all requests until a user joins or leaves.
+//! The names are kept sorted, so the cost of an answer depends only on the number of names that it
+//! lists. The list is encoded once and shared by all requests until a user joins or leaves.
 
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
@@ -80,7 +80,7 @@ mod tests {
         let expected = r#"[{"userId":"ann","status":"online"},{"userId":"ben","status":"online"}]"#;
         assert_eq!(str::from_utf8(&both).unwrap(), expected);
         assert_eq!(presence.count(), 2);
-        // One of two connections makes no difference.
+        // Closing one of two connections makes no difference.
         presence.remove("ben");
         assert!(Rc::ptr_eq(&text(&mut presence), &both));
         presence.remove("ben");

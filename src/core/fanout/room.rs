@@ -11,43 +11,42 @@ use crate::core::state::write_allowance::WriteAllowance;
 use crate::log::position::LogPosition;
 use crate::wire::message;
 
-/// The place of a room in the table of its shard. Another room may get it once this one is
-/// forgotten.
+/// The slot of a room in its shard's table. The slot may be reused once the room is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RoomId(u32);
 
 impl RoomId {
-    /// Returns the id of the room at this place.
+    /// Returns the id of the room in this slot.
     ///
     /// # Panics
-    /// If there are 2^32 rooms.
+    /// If `slot` is 2^32 or more.
     #[must_use]
     pub fn new(slot: usize) -> Self {
         Self(u32::try_from(slot).expect("fewer rooms than 2^32"))
     }
 
-    /// Returns the place of the room.
+    /// Returns the slot of the room.
     #[must_use]
     pub fn slot(self) -> usize {
         self.0 as usize
     }
 }
 
-/// A workspace on its shard.
+/// A live workspace on its shard, with its window and members.
 pub(crate) struct Room {
     pub workspace: Workspace,
     pub window: Window,
-    /// The slots of the sessions in it.
+    /// The slots of the sessions in the room.
     pub members: Vec<u32>,
-    /// None: no member has a name.
+    /// The named users among the members; `None` if no member has a name.
     pub presence: Option<Box<Presence>>,
-    /// Whether it is in the list of rooms that have news or frames to release.
+    /// Whether the room is in the list of rooms that have frames to send or to drop.
     pub touched: bool,
-    /// The window offset up to which its members were queued to be sent.
+    /// The window offset up to which the members have been queued for sending.
     pub announced_end: WindowOffset,
-    /// Its recent writes while the log is long.
+    /// The allowance for free writes while the log is long.
     pub allowance: WriteAllowance,
-    /// The log position of its last op; `NONE` where that came from the disk.
+    /// The log position of the room's last op; `NONE` if the op was read from disk.
     position: LogPosition,
 }
 
@@ -66,12 +65,12 @@ impl Room {
         }
     }
 
-    /// A client of this name has come.
+    /// Records that a client of this name has joined.
     pub fn user_came(&mut self, user: Rc<str>) {
         self.presence.get_or_insert_default().add(user);
     }
 
-    /// A client of this name has gone.
+    /// Records that a client of this name has left.
     pub fn user_left(&mut self, user: &str) {
         let presence = self
             .presence

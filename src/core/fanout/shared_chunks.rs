@@ -1,7 +1,9 @@
-//! The memory of chunks that several sessions hold: each chunk counts once, until nobody holds it.
+//! The total memory of chunks that several sessions hold. Each chunk counts once, until its last
+//! holder drops it.
 //!
-//! A chunk is freed by its last receiver, which knows nothing of budgets. So the sum is kept with
-//! weak references: a sweep, a few chunks in each turn, takes out those that are gone.
+//! A chunk is freed by its last receiver, which knows nothing about budgets. So the chunks are
+//! tracked with weak references, and a sweep of a few chunks in each turn removes those that were
+//! freed.
 
 use std::rc::{Rc, Weak};
 
@@ -9,37 +11,39 @@ use crate::core::fanout::encoded_state::Chunk;
 
 /// Chunks that may be alive, and the sum of their lengths.
 ///
-/// Invariant: `bytes` is the sum over `tracked`, so it is never less than what is alive.
+/// Invariant: `bytes` is the sum over `tracked`, so it is never less than the bytes that are alive,
+/// except for written-off chunks.
 #[derive(Default)]
 pub(in crate::core) struct SharedChunks {
     tracked: Vec<(Weak<Vec<u8>>, usize)>,
     bytes: usize,
-    /// The index at which the next sweep goes on.
+    /// The index at which the next sweep continues.
     next: usize,
-    /// The chunks that were added since the last sweep.
+    /// The number of chunks added since the last sweep.
     added: usize,
 }
 
 impl SharedChunks {
-    /// Returns the bytes that are held, and those that were let go but not swept yet.
+    /// Returns the number of bytes that are held, including those that were released but not swept
+    /// yet.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Returns how many chunks may be alive.
+    /// Returns the number of chunks that may be alive.
     pub fn len(&self) -> usize {
         self.tracked.len()
     }
 
-    /// Adds a chunk that was just made.
+    /// Adds a new chunk.
     pub fn add(&mut self, chunk: &Chunk) {
         self.added += 1;
         self.tracked.push((Rc::downgrade(chunk), chunk.len()));
         self.bytes += chunk.len();
     }
 
-    /// Stops counting a chunk whose receivers were all aborted: its memory comes back when the
-    /// kernel has ended their sends, and nobody can hurry that.
+    /// Stops counting a chunk whose receivers were all aborted. Its memory is freed when the kernel
+    /// has ended their sends, which the server cannot speed up.
     pub fn write_off(&mut self, chunk: &Chunk) {
         let is_it = |(tracked, _): &&mut (Weak<Vec<u8>>, usize)| {
             std::ptr::eq(tracked.as_ptr(), Rc::as_ptr(chunk))
@@ -49,8 +53,8 @@ impl SharedChunks {
         }
     }
 
-    /// Looks at `count` chunks and forgets those that nobody holds. Looks at twice as many as were
-    /// added since the last sweep if that is more, so that the list never outgrows the sweeps.
+    /// Checks `count` chunks, or twice as many as were added since the last sweep if that is more,
+    /// and removes those without holders. So the list never grows faster than it is swept.
     pub fn sweep(&mut self, count: usize) {
         let count = count.max(2 * std::mem::take(&mut self.added));
         for _ in 0..count.min(self.tracked.len()) {
@@ -67,7 +71,7 @@ impl SharedChunks {
         }
     }
 
-    /// Looks at every chunk and forgets those that nobody holds.
+    /// Checks every chunk and removes those without holders.
     pub fn sweep_all(&mut self) {
         self.next = 0;
         self.sweep(self.tracked.len());
@@ -76,7 +80,7 @@ impl SharedChunks {
     /// Checks the invariant.
     ///
     /// # Panics
-    /// If the sum is wrong.
+    /// If `bytes` is not the sum over `tracked`.
     pub fn invariants(&self) {
         let bytes: usize = self.tracked.iter().map(|(_, bytes)| bytes).sum();
         assert_eq!(self.bytes, bytes, "the sum over the shared chunks");

@@ -1,9 +1,9 @@
-//! The frames of a workspace's recent past, encoded once, in shared chunks.
+//! The recent frames of a workspace, encoded once, in shared chunks.
 //!
 //! A byte of a window has an offset, counted from the first frame that the window ever had. A
-//! session's outbox is a cursor, an offset, so a thousand slow sessions cost no more memory than
-//! one. Frames stay until every cursor has passed them, or until the window is over its bound. A
-//! session whose cursor would then fall out of the window is *behind*.
+//! session's outbox holds an offset as its cursor, so a thousand slow sessions cost no more memory
+//! than one. Frames stay until every cursor has passed them, or until the window exceeds its bound.
+//! A session whose cursor would then fall out of the window is *behind*.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -16,15 +16,15 @@ use crate::seq::Seq;
 
 pub use crate::core::fanout::chunk_pool::{Chunk, ChunkPool, Span, Spans, skip_sent, spans_bytes};
 
-/// Memory that the windows of a shard use again, and what they hold together.
+/// Reusable memory of a shard's windows, and the total that they hold.
 #[derive(Default)]
 pub struct WindowPool {
-    /// The pool of their chunks.
+    /// The pool of the windows' chunks.
     pub chunks: ChunkPool,
     frames: FreeLists<VecDeque<Frame>>,
     /// The memory of all windows.
     window_bytes: usize,
-    /// Frames that were taken out of windows, once for each session.
+    /// The number of frames taken from windows. A frame counts once per session.
     frames_taken: u64,
 }
 
@@ -35,25 +35,25 @@ impl WindowPool {
         self.window_bytes
     }
 
-    /// Returns how many frames were taken out of windows, once for each session.
+    /// Returns the number of frames taken from windows. A frame counts once per session.
     #[must_use]
     pub fn frames_taken(&self) -> u64 {
         self.frames_taken
     }
 
-    /// Forgets the memory of all windows: they were dropped with their rooms.
+    /// Resets the memory total after all windows were dropped with their rooms.
     pub fn forget_windows(&mut self) {
         self.window_bytes = 0;
     }
 }
 
-/// The end of a frame, and when it may leave.
+/// The end of a frame, and the condition for sending it.
 #[derive(Debug, Clone, Copy)]
 struct Frame {
     /// The offset after the frame's last byte.
     end: WindowOffset,
     seq: Seq,
-    /// The log position that must be durable before the frame may leave.
+    /// The log position that must be durable before the frame may be sent.
     position: LogPosition,
 }
 
@@ -68,7 +68,7 @@ impl Piece {
         self.start.advance(self.chunk.len())
     }
 
-    /// Returns the bytes `from..until`, if the piece has all of them.
+    /// Returns the bytes `from..until` if the piece contains all of them.
     fn span(&self, from: WindowOffset, until: WindowOffset) -> Option<Span> {
         let within = |offset: WindowOffset| offset.bytes_since(self.start);
         let holds = self.start <= from && from < until && until <= self.end();
@@ -76,25 +76,26 @@ impl Piece {
     }
 }
 
-/// The frames of the recent past of one workspace.
+/// The recent frames of one workspace.
 #[derive(Default)]
 pub struct Window {
     pieces: VecDeque<Piece>,
     frames: VecDeque<Frame>,
     start: WindowOffset,
     end: WindowOffset,
-    /// The seq at `start`: of the last frame that was dropped.
+    /// The seq at `start`, which is that of the last dropped frame.
     start_seq: Seq,
     capacity_bytes: usize,
-    /// What the last chunk grew to: the next one starts that large, which saves the copies of
-    /// growing. Halved with each chunk, so that one long frame is soon forgotten.
+    /// The initial size of the next chunk: the size that the last one reached, which saves copies
+    /// while it grows. It is halved with each chunk, so that a single long frame does not matter
+    /// for long.
     chunk_bytes_hint: usize,
-    /// Several pieces copied into one, for all sessions whose cursor is at the same offset.
+    /// Several pieces copied into one, shared by all sessions whose cursor is at the same offset.
     joined: Option<Piece>,
 }
 
 impl Window {
-    /// Returns an empty window of a workspace whose last op has this seq.
+    /// Returns an empty window for a workspace whose last op has this seq.
     #[must_use]
     pub fn new(seq: Seq) -> Self {
         Self {
@@ -103,7 +104,7 @@ impl Window {
         }
     }
 
-    /// Returns the offset of the oldest byte that is kept.
+    /// Returns the offset of the oldest byte in the window.
     #[must_use]
     pub fn start(&self) -> WindowOffset {
         self.start
@@ -115,11 +116,11 @@ impl Window {
         self.end
     }
 
-    /// Checks what holds between any two calls: `start ≤ end`, the frames are between them in the
-    /// order of their seqs and log positions, and the pieces cover them without a gap.
+    /// Checks the invariants that hold between any two calls: `start ≤ end`, the frames lie between
+    /// them in order of seq and log position, and the pieces cover them without a gap.
     ///
     /// # Panics
-    /// If something does not hold.
+    /// If an invariant is violated.
     pub fn invariants(&self) {
         assert!(self.start <= self.end);
         let (mut end, mut seq, mut position) = (self.start, self.start_seq, LogPosition::NONE);
@@ -149,11 +150,11 @@ impl Window {
         self.capacity_bytes
     }
 
-    /// Appends the frame that `write` writes, of exactly `bytes`. It may leave once `position` is
-    /// durable.
+    /// Appends the frame that `write` produces, of exactly `bytes` bytes. It may be sent once
+    /// `position` is durable.
     ///
     /// # Panics
-    /// If the frame has another length, or `seq` or `position` goes back.
+    /// If the frame has a different length, `seq` does not increase, or `position` decreases.
     pub fn push(
         &mut self,
         pool: &mut WindowPool,
@@ -193,9 +194,9 @@ impl Window {
         });
     }
 
-    /// Returns a chunk that this window alone holds, with room for `bytes`.
+    /// Returns a chunk that only this window holds, with room for `bytes` bytes.
     fn open_chunk(&mut self, pool: &mut ChunkPool, bytes: usize) -> &mut Vec<u8> {
-        // A chunk that a send in flight holds is sealed: the kernel reads it.
+        // A chunk that a send in flight holds is sealed, because the kernel is reading it.
         let open = self.pieces.back_mut().is_some_and(|piece| {
             Rc::get_mut(&mut piece.chunk).is_some() && piece.chunk.len() + bytes <= CHUNK_BYTES_MAX
         });
@@ -215,7 +216,7 @@ impl Window {
         Rc::get_mut(&mut piece.chunk).expect("an open chunk has one owner")
     }
 
-    /// Returns the offset up to which frames may leave when the log is durable up to `position`.
+    /// Returns the offset up to which frames may be sent if the log is durable up to `position`.
     #[must_use]
     pub fn visible_end(&self, position: LogPosition) -> WindowOffset {
         if self
@@ -247,8 +248,8 @@ impl Window {
             .map_or(self.start_seq, |last| self.frames[last].seq)
     }
 
-    /// Returns the end of the last frame within `bytes` after `from`: of one frame at least, and at
-    /// most `until`.
+    /// Returns the end of the last frame that ends within `bytes` bytes after `from`. The result
+    /// includes at least one frame, and is at most `until`.
     #[must_use]
     pub fn frame_end_within(
         &self,
@@ -265,8 +266,8 @@ impl Window {
         self.frames[first.max(after.saturating_sub(1))].end
     }
 
-    /// Returns how many frames there are between two frame ends. Each op that won has a frame, so
-    /// their seqs count them.
+    /// Returns the number of frames between two frame ends. Each op that won has one frame, so the
+    /// difference of their seqs is the count.
     fn frames_between(&self, from: WindowOffset, until: WindowOffset) -> u64 {
         self.seq_at(until).ops_since(self.seq_at(from))
     }
@@ -274,7 +275,7 @@ impl Window {
     /// Appends the bytes `from..until` to `out`.
     ///
     /// # Panics
-    /// If they are not in the window.
+    /// If the bytes are not in the window.
     pub fn spans(
         &self,
         from: WindowOffset,
@@ -305,12 +306,12 @@ impl Window {
         }
     }
 
-    /// Appends the bytes `from..until` to `out` as one span, unless they are too long for that. A
-    /// span of a send costs the kernel more than this copy, which is made once for all sessions
-    /// whose cursor is at `from`.
+    /// Appends the bytes `from..until` to `out`, as one span unless they are too long for that.
+    /// Each extra span of a send costs the kernel more than this copy, which is made once for all
+    /// sessions whose cursor is at `from`.
     ///
     /// # Panics
-    /// If they are not in the window.
+    /// If the bytes are not in the window.
     pub fn joined(
         &mut self,
         from: WindowOffset,
@@ -375,8 +376,9 @@ impl Window {
         }
     }
 
-    /// Returns the offset before which frames must go for the window to hold at most `bytes`: whole
-    /// chunks from the oldest on, but none after `visible_end`, whose frames nobody was sent yet.
+    /// Returns the offset before which frames must be dropped for the window to hold at most
+    /// `bytes` bytes. Only whole chunks are dropped, oldest first, and none that ends after
+    /// `visible_end`, because frames beyond it have not been sent to any session yet.
     #[must_use]
     pub fn overflow_end(&self, bytes: usize, visible_end: WindowOffset) -> WindowOffset {
         let (mut held, mut end) = (self.capacity_bytes, self.start);
@@ -434,7 +436,7 @@ mod tests {
             window.push(&mut pool, Seq::new(seq), position, 10, |out| {
                 out.resize(out.len() + 10, 7);
             });
-            // A chunk in flight is not written to, so the next frame gets one of its own.
+            // A chunk in flight is never written to, so the next frame gets a new chunk.
             let mut spans = Spans::new();
             window.spans(start, window.end(), &mut pool, &mut spans);
             in_flight.push(spans);
@@ -463,7 +465,7 @@ mod tests {
     }
 
     proptest! {
-        /// The model: all bytes that were ever pushed, and where each frame ends.
+        /// The model consists of all bytes ever pushed, and the end of each frame.
         #[test]
         fn a_cursor_reads_what_was_pushed(steps in steps()) {
             let (mut window, mut pool) = (Window::new(Seq::new(5)), WindowPool::default());
@@ -556,7 +558,7 @@ mod tests {
             window.overflow_end(usize::MAX, visible),
             WindowOffset::START
         );
-        // No more than must go.
+        // No more is dropped than necessary.
         let bound_bytes = window.capacity_bytes() - 2 * CHUNK_BYTES_MAX;
         for (bytes, chunks) in [(bound_bytes, 2), (bound_bytes + 1, 2), (bound_bytes - 1, 3)] {
             let end = window.overflow_end(bytes, visible);
@@ -587,7 +589,7 @@ mod tests {
         }
         let (mut window, mut pool) = (Window::new(Seq::NONE), WindowPool::default());
         let mut held = Vec::new();
-        // A guess that was too large is halved from chunk to chunk.
+        // A hint that is too large is halved with each chunk.
         for (seq, bytes, capacity_min) in [
             (1, 10_000, 0),
             (2, 10, 10_000),
@@ -634,7 +636,7 @@ mod tests {
         );
         window.drop_before(WindowOffset::new(100), &mut pool);
         assert_eq!((window.frames.capacity(), window.capacity_bytes()), (0, 0));
-        // Another one goes on in it.
+        // Another window reuses the memory.
         let mut window = Window::new(Seq::NONE);
         window.push(&mut pool, Seq::new(1), LogPosition::NONE, 1, |out| {
             out.push(0);

@@ -1,7 +1,7 @@
 //! A byte position in a window.
 
 /// A byte position in a [`Window`](crate::core::fanout::window::Window), counted from the first
-/// frame that the window ever had. It never goes back, even after old frames are dropped.
+/// frame that the window ever had. Offsets never restart, even after old frames are dropped.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WindowOffset(u64);
 
@@ -15,7 +15,7 @@ impl WindowOffset {
         Self(bytes)
     }
 
-    /// Returns the bytes from the first frame to here.
+    /// Returns the number of bytes from the first frame to this offset.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
@@ -27,7 +27,7 @@ impl WindowOffset {
         Self(self.0 + bytes as u64)
     }
 
-    /// Returns the bytes from `earlier` to here.
+    /// Returns the number of bytes from `earlier` to this offset.
     ///
     /// # Panics
     /// If `earlier` is later than this offset.

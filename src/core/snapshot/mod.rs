@@ -1,8 +1,8 @@
-//! The state of a workspace as bytes, encoded once for all sessions that are sent it.
+//! The encoded state of a workspace, shared by all sessions that receive it.
 //!
-//! `snapshots` is the part of the shard that decides what is encoded and what may be held. A
-//! small state is encoded at once, a large one over several turns by a `state_encoder`. Both are
-//! handed out as a `shared_snapshot`, and `snapshot_budget` counts what they take.
+//! `snapshots` decides what a shard encodes and what it may hold. A small state is encoded
+//! immediately, a large one over several turns by a `state_encoder`. Both are shared as a
+//! `shared_snapshot`, and `snapshot_budget` accounts for their memory.
 
 pub(in crate::core) mod shared_snapshot;
 pub(in crate::core) mod snapshot_budget;

@@ -1,4 +1,4 @@
-//! A state at one point in the order of its workspace's ops, as bytes that many sessions are sent.
+//! A state at one point in the order of its workspace's ops, encoded and shared by many sessions.
 
 use std::rc::{Rc, Weak};
 
@@ -10,17 +10,17 @@ use crate::seq::Seq;
 /// The purpose of a snapshot, which determines its parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SnapshotKind {
-    /// The init message, for a session that then follows the window: a state that is a little
-    /// older will do, as long as the frames since are there.
+    /// The init message, for a session that then follows the window. The state may be slightly old,
+    /// as long as the frames after it are still in the window.
     Init,
-    /// The newest state with its timestamps, for a read over HTTP, which nothing follows.
+    /// The newest state with its timestamps, for a read over HTTP, after which no frames are sent.
     HttpRead,
 }
 
-/// A part of a snapshot. Each is encoded once and shared by itself.
+/// A part of a snapshot. Each part is encoded once and shared separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SnapshotPart {
-    /// The init message. A read over HTTP is sent its fields only.
+    /// The init message. A read over HTTP uses only its fields.
     Init,
     /// The timestamps of all keys, and the seq.
     Timestamps,
@@ -29,28 +29,28 @@ pub(crate) enum SnapshotPart {
 /// A point in the order of a workspace's ops.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct SnapshotPoint {
-    /// The last op before it.
+    /// The last op before the point.
     pub seq: Seq,
-    /// The window offset after which the later ops follow.
+    /// The window offset at which later ops begin.
     pub at: WindowOffset,
     /// The log position that must be visible before the state may be shown.
     pub visible_from: LogPosition,
 }
 
-/// A state at one point.
+/// An encoded state at one point.
 pub(crate) struct Snapshot {
     pub point: SnapshotPoint,
     /// The init message.
     pub init: EncodedState,
     /// The timestamps, in a snapshot for a read over HTTP. They are never ready before the init
-    /// message is, so an answer that has both may begin as soon as they are.
+    /// message, so an answer with both may be sent as soon as they are ready.
     pub timestamps: Option<EncodedState>,
 }
 
-/// The snapshot of a workspace that was encoded last, as long as any session holds it.
+/// The most recently encoded snapshot of a workspace, for as long as a session holds it.
 ///
-/// The references are weak: a snapshot that everybody has received is freed at once, and a
-/// workspace that nobody joins costs nothing.
+/// The references are weak: a snapshot is freed as soon as all its receivers have it, and a
+/// workspace that no client joins costs nothing.
 #[derive(Default)]
 pub(in crate::core) struct SharedSnapshot {
     point: SnapshotPoint,
@@ -73,12 +73,12 @@ impl SharedSnapshot {
         self.timestamps.upgrade()
     }
 
-    /// Whether a session that comes now could be sent any of it.
+    /// Returns whether any session still holds a part of it, so that it could be sent again.
     pub fn is_held(&self) -> bool {
         self.init.strong_count() > 0 || self.timestamps.strong_count() > 0
     }
 
-    /// Forgets a part: no session is sent it from now on.
+    /// Forgets a part, so that it is not sent to any further session.
     pub fn forget(&mut self, chunk: &Chunk) {
         for part in [&mut self.init, &mut self.timestamps] {
             if std::ptr::eq(part.as_ptr(), Rc::as_ptr(chunk)) {
@@ -87,7 +87,7 @@ impl SharedSnapshot {
         }
     }
 
-    /// Remembers a part that was just encoded, unless it is older than the ones that are there.
+    /// Remembers a newly encoded part, unless it is older than the parts already held.
     pub fn remember(&mut self, part: SnapshotPart, point: SnapshotPoint, chunk: &Chunk) {
         match part {
             SnapshotPart::Init if self.point.seq <= point.seq => {
@@ -97,7 +97,7 @@ impl SharedSnapshot {
                     timestamps: Weak::new(),
                 };
             }
-            // Timestamps of another point than the init message's are of no use: a read needs both.
+            // Timestamps are useless without the init message of the same point: a read needs both.
             SnapshotPart::Timestamps if self.point.seq == point.seq => {
                 self.timestamps = Rc::downgrade(chunk);
             }

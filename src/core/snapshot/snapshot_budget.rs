@@ -1,24 +1,25 @@
-//! How much memory a shard's encoded states may take, and how much they do.
+//! The limit on the memory of a shard's encoded states, and the accounting for it.
 
 use crate::core::fanout::encoded_state::Chunk;
 use crate::core::fanout::shared_chunks::SharedChunks;
 use crate::limits::{SNAPSHOT_RESERVE_SHARE, SNAPSHOT_SMALL_BYTES};
 
-/// The encoded states that are on their way to sessions, and those that are still being encoded.
+/// The memory budget of the encoded states that are being sent to sessions, and of those that are
+/// still being encoded.
 ///
-/// Invariant: bytes held ≤ `bytes_max`, unless [`SnapshotBudget::admit_over`] let a state in beyond
-/// it; then they are no more than that admission made them.
+/// Invariant: bytes held ≤ `bytes_max`, unless [`SnapshotBudget::admit_over`] has admitted a state
+/// beyond it. In that case, bytes held ≤ the total right after that admission.
 pub(in crate::core) struct SnapshotBudget {
     bytes_max: usize,
     chunks: SharedChunks,
     /// The lengths of the states that are still being encoded.
     pending_bytes: usize,
-    /// The most that an exception has admitted.
+    /// The total up to which an exception was made.
     excepted_bytes: usize,
 }
 
 impl SnapshotBudget {
-    /// Returns an empty budget of `bytes_max`.
+    /// Returns an empty budget of `bytes_max` bytes.
     pub fn new(bytes_max: usize) -> Self {
         Self {
             bytes_max,
@@ -28,14 +29,15 @@ impl SnapshotBudget {
         }
     }
 
-    // ---- what is held ----
+    // ---- accounting ----
 
-    /// Returns the bytes that are held or promised, and those that were let go but not swept yet.
+    /// Returns the number of bytes that are held or promised, including those that were released
+    /// but not swept yet.
     pub fn bytes(&self) -> usize {
         self.chunks.bytes() + self.pending_bytes
     }
 
-    /// Returns how many encoded states may be alive.
+    /// Returns the number of encoded states that may be alive.
     pub fn len(&self) -> usize {
         self.chunks.len()
     }
@@ -45,17 +47,17 @@ impl SnapshotBudget {
         self.pending_bytes += bytes;
     }
 
-    /// Takes back a promise: the bytes were encoded and added, or nobody wants them any more.
+    /// Withdraws a promise: the bytes were encoded and added, or no session wants them any more.
     pub fn release(&mut self, bytes: usize) {
         self.pending_bytes -= bytes;
     }
 
-    /// Takes back all promises. What is on its way to sessions still counts.
+    /// Withdraws all promises. States that are being sent to sessions still count.
     pub fn release_all(&mut self) {
         self.pending_bytes = 0;
     }
 
-    /// Counts bytes that were just encoded.
+    /// Counts a newly encoded chunk.
     pub fn add(&mut self, chunk: &Chunk) {
         self.chunks.add(chunk);
     }
@@ -65,13 +67,13 @@ impl SnapshotBudget {
         self.chunks.write_off(chunk);
     }
 
-    /// Looks at `count` states and forgets those that nobody holds.
+    /// Checks at least `count` states, and stops counting those without holders.
     pub fn sweep(&mut self, count: usize) {
         self.chunks.sweep(count);
         self.end_exception();
     }
 
-    /// Looks at all states and forgets those that nobody holds.
+    /// Checks all states, and stops counting those without holders.
     pub fn sweep_all(&mut self) {
         self.chunks.sweep_all();
         self.end_exception();
@@ -83,10 +85,10 @@ impl SnapshotBudget {
         }
     }
 
-    // ---- what may be held ----
+    // ---- limits ----
 
-    /// Returns what all states may take once another one of `bytes` is there. Large states leave a
-    /// reserve, so that a few of them cannot keep everybody out of small workspaces.
+    /// Returns the limit on the memory of all states including another one of `bytes` bytes. Large
+    /// states leave a reserve, so that a few of them cannot keep clients out of small workspaces.
     pub fn limit_with(&self, bytes: usize) -> usize {
         if bytes <= SNAPSHOT_SMALL_BYTES {
             self.bytes_max
@@ -95,17 +97,17 @@ impl SnapshotBudget {
         }
     }
 
-    /// Whether another state of `bytes` is within the budget.
+    /// Returns whether another state of `bytes` bytes is within the budget.
     pub fn has_room_for(&self, bytes: usize) -> bool {
         self.bytes() + bytes <= self.limit_with(bytes)
     }
 
-    /// Lets in a state of `bytes` that is not within the budget.
+    /// Admits a state of `bytes` bytes that exceeds the budget.
     pub fn admit_over(&mut self, bytes: usize) {
         self.excepted_bytes = self.bytes() + bytes;
     }
 
-    /// Checks the invariant, given the bytes that the encodings in progress will take.
+    /// Checks the invariant, given the number of bytes that the encodings in progress will produce.
     ///
     /// # Panics
     /// If a sum is wrong or the budget is exceeded.

@@ -1,11 +1,12 @@
-//! The encoded states of a shard: which there are, what may be encoded, and what is being encoded.
+//! The encoded states of a shard: those that are held, those in progress, and the budget for both.
 //!
-//! One encoding serves all sessions that want the same state, so memory is taken up by clients that
-//! want the states of many workspaces, or of one at many moments, and do not read them. They share
-//! a budget; over it, a session is answered with 503.
+//! One encoding serves all sessions that want the same state. So memory is used up only by clients
+//! that request the states of many workspaces, or of one workspace at many points in time, without
+//! reading them. They share a budget; once it is exhausted, requests are answered with 503.
 //!
-//! A state of at most [`Snapshots::new`]'s `step_bytes` is encoded at once. A larger one would hold
-//! up all sessions of the shard, so it is encoded a step in each turn, and its receivers wait.
+//! A state of at most `step_bytes` (see [`Snapshots::new`]) is encoded immediately. A larger one
+//! would hold up all sessions of the shard, so it is encoded one step per turn while its receivers
+//! wait.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -25,22 +26,22 @@ use crate::limits::{
     ANSWER_BYTES_MAX, INIT_BYTES_KEPT_MAX, SNAPSHOT_SEARCH_INTERVAL_US, SNAPSHOTS_SWEPT_PER_TURN,
 };
 
-/// The encoded states of a shard. A room is named by its slot.
+/// The encoded states of a shard. Rooms are identified by slot.
 ///
-/// Invariant: bytes held ≤ budget ([`SnapshotBudget`] has the exceptions), and a room is in `queue`
+/// Invariant: bytes held ≤ budget (for exceptions see [`SnapshotBudget`]), and a room is in `queue`
 /// once for each of its encodings in progress.
 pub(in crate::core) struct Snapshots {
     budget: SnapshotBudget,
-    /// The bytes that all encodings in progress may write in a turn.
+    /// The number of bytes that all encodings in progress together may write per turn.
     step_bytes: usize,
-    /// The rooms with a snapshot that is held or being encoded, and some that had one.
+    /// The rooms with a snapshot that is held or being encoded, and some that used to have one.
     rooms: HashMap<RoomId, RoomSnapshots, FixedState>,
     /// The rooms with encodings in progress, in the order of their turns.
     queue: VecDeque<RoomId>,
-    /// The init message that was last sent or finished. It is kept so that a session that joins a
-    /// moment after the last receiver is done finds it.
+    /// The init message that was sent or finished most recently. It is kept so that a session that
+    /// joins shortly after the last receiver is done can reuse it.
     kept_init: Option<Chunk>,
-    /// When slow receivers may be searched for again.
+    /// The earliest time of the next search for slow receivers.
     next_search_us: u64,
 }
 
@@ -52,27 +53,27 @@ struct RoomSnapshots {
     encoders: VecDeque<StateEncoder>,
 }
 
-/// Why a state cannot be encoded: the budget has no room for it.
+/// The reason why a state cannot be encoded: the budget has no room for it.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::core) struct SnapshotShortage {
-    /// The bytes that are to be encoded.
+    /// The number of bytes to encode.
     pub bytes: usize,
     /// The bound on the bytes of all states.
     pub limit_bytes: usize,
 }
 
-/// The parts that must be encoded for a snapshot.
+/// The size of the parts that must be encoded for a snapshot.
 struct EncodingNeed {
     bytes: usize,
-    /// The bytes of the same state that are held or being encoded already.
+    /// The number of bytes of the same state that are already held or being encoded.
     shared_bytes: usize,
-    /// Those are being encoded.
+    /// Whether the shared bytes are still being encoded.
     is_pending: bool,
 }
 
 impl Snapshots {
-    /// Returns an empty set with a budget of `bytes_max`, in which a turn encodes `step_bytes` of
-    /// the states that are larger than that.
+    /// Returns an empty set with a budget of `bytes_max` bytes. States larger than `step_bytes` are
+    /// encoded over several turns, `step_bytes` bytes per turn.
     pub fn new(bytes_max: usize, step_bytes: usize) -> Self {
         Self {
             budget: SnapshotBudget::new(bytes_max),
@@ -84,8 +85,8 @@ impl Snapshots {
         }
     }
 
-    /// Forgets all rooms and all that is being encoded. States that are on their way to sessions
-    /// outlive their rooms, so they still count.
+    /// Removes all rooms and cancels all encodings. States that are being sent to sessions outlive
+    /// their rooms, so they still count.
     pub fn reset(&mut self) {
         self.rooms.clear();
         self.queue.clear();
@@ -94,10 +95,10 @@ impl Snapshots {
         self.next_search_us = 0;
     }
 
-    // ---- what a session is sent ----
+    // ---- requests ----
 
-    /// Returns a snapshot of a room, encoded now if there is none that will do. Where the budget
-    /// has no room for that, only what no session holds gives way.
+    /// Returns a snapshot of a room, and starts encoding one if there is no usable one. If the
+    /// budget has no room for it, only states that no session holds are evicted.
     pub fn request(
         &mut self,
         slot: RoomId,
@@ -112,7 +113,7 @@ impl Snapshots {
             self.kept_init = None;
             self.budget.sweep_all();
             let need = self.need(slot, room, kind);
-            // The largest of all states is served, too, if it is the only one.
+            // A state of any size is served if it is the only one.
             let is_alone = self.budget.bytes() <= need.shared_bytes;
             if !self.budget.has_room_for(need.bytes) {
                 if !is_alone {
@@ -127,9 +128,9 @@ impl Snapshots {
         Ok(self.encode(slot, room, kind))
     }
 
-    /// Returns a snapshot of a room after a shortage, once slow receivers were given up. A state
-    /// that is no larger than what any session may have waiting is encoded even so: clients with
-    /// small workspaces are not kept out by those with large ones.
+    /// Returns a snapshot of a room after a shortage, once slow receivers have been dropped. A
+    /// state no larger than the answers that any session may have queued is encoded even if it
+    /// exceeds the budget, so that clients of large workspaces do not keep out those of small ones.
     pub fn request_again(
         &mut self,
         slot: RoomId,
@@ -184,13 +185,13 @@ impl Snapshots {
         }
     }
 
-    /// Encodes a snapshot that is not at hand, or begins to.
+    /// Encodes a snapshot that is not available yet, or begins to.
     fn encode(&mut self, slot: RoomId, room: &Room, kind: SnapshotKind) -> Snapshot {
         let need = self.need(slot, room, kind);
         let is_small = need.bytes <= self.step_bytes;
-        // A room without a state may be forgotten when its last member leaves, so it must not have
-        // an encoding in progress. And what is pending already is waited for, however small the
-        // rest is: timestamps must not be ready before their init message.
+        // A room without a state may be removed when its last member leaves, so it must not have an
+        // encoding in progress. If the init message is pending, the rest is not encoded
+        // immediately, however small it is: timestamps must not be ready before their init message.
         let snapshot = if room.workspace.is_untouched() || is_small && !need.is_pending {
             self.encode_at_once(slot, room, kind)
         } else {
@@ -252,10 +253,10 @@ impl Snapshots {
 
     // ---- rooms ----
 
-    /// Keeps the states that are being encoded as they are: to be called before an op with this key
-    /// and timestamp is applied.
+    /// Preserves the states that are being encoded. Must be called before an op with this key and
+    /// timestamp is applied.
     pub fn preserve(&mut self, slot: RoomId, workspace: &Workspace, key: &str, timestamp: u64) {
-        // Nearly always nothing is being encoded, and an op costs one comparison here.
+        // In nearly all cases nothing is being encoded, and this costs an op one comparison.
         if self.queue.is_empty() {
             return;
         }
@@ -275,7 +276,7 @@ impl Snapshots {
         }
     }
 
-    /// Forgets a room whose slot another one may get.
+    /// Removes a room whose slot may be reused.
     pub fn forget_room(&mut self, slot: RoomId) {
         let held = self.rooms.remove(&slot);
         assert!(
@@ -285,8 +286,8 @@ impl Snapshots {
     }
 
     fn room_mut(&mut self, slot: RoomId) -> &mut RoomSnapshots {
-        // Each room that is alive has a state that is held or in progress. So dead ones are at
-        // least half of the map when they are taken out, which pays for looking at all.
+        // Each live room has a state that is held or in progress. So at least half of the rooms in
+        // the map are dead when they are removed, which pays for the scan.
         let alive_max = self.budget.len() + self.queue.len();
         if !self.rooms.contains_key(&slot) && self.rooms.len() >= 2 * alive_max {
             self.rooms.retain(|_, held| held.is_alive());
@@ -296,13 +297,13 @@ impl Snapshots {
 
     // ---- encodings in progress ----
 
-    /// Whether a turn has something to encode.
+    /// Returns whether any encoding is in progress.
     pub fn is_encoding(&self) -> bool {
         !self.queue.is_empty()
     }
 
-    /// Goes on with the encodings in progress, by as many bytes as a turn may encode. Returns
-    /// whether a part was finished, so that sessions which wait must be looked at.
+    /// Continues the encodings in progress, up to the number of bytes that a turn may encode.
+    /// Returns whether a part was finished, so that waiting sessions must be checked.
     pub fn step<'a>(&mut self, workspace_of: impl Fn(RoomId) -> &'a Workspace) -> bool {
         let mut left_bytes = self.step_bytes;
         let mut is_any_finished = false;
@@ -316,7 +317,8 @@ impl Snapshots {
         is_any_finished
     }
 
-    /// Goes on with the oldest encoding of a room, and queues the room again if that is not over.
+    /// Continues the oldest encoding of a room, and requeues the room if the encoding is not
+    /// finished.
     fn step_room(&mut self, slot: RoomId, workspace: &Workspace, bytes_max: usize) -> EncodingStep {
         let held = self.rooms.get_mut(&slot).expect("a queued room is known");
         let encoder = held.encoders.pop_front();
@@ -347,12 +349,13 @@ impl Snapshots {
 
     // ---- the budget ----
 
-    /// Returns the bytes that count against the budget.
+    /// Returns the number of bytes that count against the budget.
     pub fn bytes(&self) -> usize {
         self.budget.bytes()
     }
 
-    /// Forgets some of what was let go. Returns the bytes that are being encoded or sent.
+    /// Removes some of the released states from the budget. Returns the number of bytes that are
+    /// being encoded or sent.
     pub fn sweep(&mut self) -> usize {
         self.budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
         let kept = self.kept_init.as_ref();
@@ -360,8 +363,8 @@ impl Snapshots {
         self.budget.bytes() - idle.map_or(0, |init| init.len())
     }
 
-    /// Whether slow receivers may be searched for. A search looks at every session, so one that
-    /// found too little is not repeated for a while.
+    /// Returns whether slow receivers may be searched for. A search visits every session, so one
+    /// that found too little is not repeated for a while.
     pub fn may_search(&self, now_us: u64) -> bool {
         now_us >= self.next_search_us
     }
@@ -371,8 +374,8 @@ impl Snapshots {
         self.next_search_us = now_us + SNAPSHOT_SEARCH_INTERVAL_US;
     }
 
-    /// Gives up a state of a room whose receivers were all aborted. No session is sent it from now
-    /// on, since it does not count any more.
+    /// Abandons a state of a room whose receivers were all aborted. It is not sent to any further
+    /// session, because it no longer counts.
     pub fn give_up(&mut self, slot: RoomId, chunk: &Chunk) {
         self.budget.write_off(chunk);
         if let Some(held) = self.rooms.get_mut(&slot) {
@@ -393,7 +396,7 @@ impl Snapshots {
     /// Checks the invariants.
     ///
     /// # Panics
-    /// If one is broken.
+    /// If an invariant is violated.
     pub fn invariants(&self) {
         let mut pending_bytes = 0;
         for (slot, held) in &self.rooms {
@@ -442,8 +445,8 @@ impl RoomSnapshots {
             let pending = || self.newest_encoder(room, part)?.pending(part);
             (EncodedState::Ready(init), shared.or_else(pending)?)
         } else {
-            // Both from one encoder: another one's timestamps might be ready before this one's
-            // init message is.
+            // Both must come from the same encoder: the timestamps of another might be ready before
+            // this one's init message.
             let encoder = self.newest_encoder(room, SnapshotPart::Init)?;
             let timestamps = encoder.pending(SnapshotPart::Timestamps)?;
             (encoder.pending(SnapshotPart::Init)?, timestamps)
@@ -461,15 +464,15 @@ impl RoomSnapshots {
         self.shared.init().filter(|_| is_newest)
     }
 
-    /// Returns the encoder of the newest state that this part is still to come from.
+    /// Returns the encoder that is going to produce this part of the newest state.
     fn newest_encoder(&self, room: &Room, part: SnapshotPart) -> Option<&StateEncoder> {
         let mut newest_first = self.encoders.iter().rev();
         newest_first
             .find(|encoder| is_newest(room, encoder.point()) && encoder.pending(part).is_some())
     }
 
-    /// Begins to encode a part of the newest state, by the encoder of its init message if that is
-    /// still at work.
+    /// Begins to encode a part of the newest state, using the encoder of its init message if that
+    /// is still running.
     fn begin_part(&mut self, room: &Room, part: SnapshotPart) -> EncodedState {
         let newest_first = self.encoders.iter_mut().rev();
         let mut of_newest_init = newest_first
@@ -501,9 +504,9 @@ fn is_newest(room: &Room, point: SnapshotPoint) -> bool {
     point.seq == room.workspace.seq()
 }
 
-/// Whether an init message of `bytes`, of the state at that point, will do for a session that joins
-/// now. The newest will. An older one will as long as the frames since are still in the window, and
-/// are less than half of what a newer encoding would cost.
+/// Returns whether an init message of `bytes` bytes, of the state at `point`, is usable for a
+/// session that joins now. The newest always is. An older one is usable as long as all later frames
+/// are still in the window and are at most half as long as the message.
 fn is_init_usable(room: &Room, point: SnapshotPoint, bytes: usize) -> bool {
     let frames_bytes = room.window.end().bytes_since(point.at);
     let is_cheap = point.at >= room.window.start() && frames_bytes <= bytes / 2;

@@ -1,8 +1,9 @@
-//! Encoding a state: a small one at once, a large one in steps, while ops go on.
+//! Encoding of states: small ones immediately, large ones in steps while ops continue to be
+//! applied.
 //!
 //! # A large state
 //!
-//! A [`StateEncoder`] writes the state of the moment at which it began, however long it takes:
+//! A [`StateEncoder`] writes the state as it was when the encoding began, however long it takes:
 //!
 //! ```text
 //!   begin ─► init message ──► done
@@ -11,10 +12,10 @@
 //!   begin ─► timestamps ──► done         (the init message is there already)
 //! ```
 //!
-//! An entry never leaves its slot, and a new key gets a slot after all others. So the state of a
-//! moment is the slots that there were, with the entries that were in them: before an op overwrites
-//! an entry that is still to be read, [`StateEncoder::preserve`] copies it aside. The cost is a
-//! copy of what changes meanwhile, not of the state.
+//! An entry never leaves its slot, and a new key gets a slot after all others. So the state at one
+//! moment consists of the slots that existed then, with their entries at that time. Before an op
+//! overwrites an entry that is still to be read, [`StateEncoder::preserve`] saves a copy of it. The
+//! cost is a copy of the entries that change in the meantime, not of the whole state.
 
 use std::rc::Rc;
 
@@ -26,7 +27,7 @@ use crate::core::snapshot::shared_snapshot::{SnapshotPart, SnapshotPoint};
 use crate::core::state::workspace::{Entry, Workspace};
 use crate::wire::state;
 
-/// Returns the length of a part of the state as it is now.
+/// Returns the length of a part of the current state, in bytes.
 pub(in crate::core) fn part_bytes(workspace: &Workspace, part: SnapshotPart) -> usize {
     match part {
         SnapshotPart::Init => workspace.init_bytes(),
@@ -34,7 +35,7 @@ pub(in crate::core) fn part_bytes(workspace: &Workspace, part: SnapshotPart) -> 
     }
 }
 
-/// Encodes a part of the state as it is now, at once.
+/// Encodes a part of the current state in one go.
 pub(in crate::core) fn encode(workspace: &Workspace, part: SnapshotPart) -> Chunk {
     let bytes = part_bytes(workspace, part);
     let mut out = Vec::with_capacity(bytes);
@@ -46,13 +47,13 @@ pub(in crate::core) fn encode(workspace: &Workspace, part: SnapshotPart) -> Chun
     Rc::new(out)
 }
 
-/// The state of one moment, encoded in steps.
+/// An encoder of the state at one moment, which works in steps.
 pub(in crate::core) struct StateEncoder {
     point: SnapshotPoint,
-    /// The length of the fields of the init message, which its header announces.
+    /// The length of the fields of the init message, which determines the length in its header.
     init_fields_bytes: usize,
     frozen: FrozenState,
-    /// The part that is being written, and the one after it. None, None: done.
+    /// The part that is being written, before `next`. `None` once all parts are done.
     current: Option<PartWriter>,
     next: Option<PartWriter>,
 }
@@ -62,12 +63,12 @@ pub(in crate::core) struct StateEncoder {
 pub(in crate::core) struct EncodingStep {
     /// The bytes that were written.
     pub bytes: usize,
-    /// The part that was finished, if one was.
+    /// The part that was finished, if any.
     pub finished: Option<(SnapshotPart, Chunk)>,
 }
 
 impl StateEncoder {
-    /// Begins to encode a part of the state as it is now, at this point.
+    /// Begins to encode a part of the current state, which is the one at `point`.
     pub fn begin(workspace: &Workspace, point: SnapshotPoint, part: SnapshotPart) -> Self {
         Self {
             point,
@@ -82,17 +83,17 @@ impl StateEncoder {
         self.point
     }
 
-    /// Returns a part that is still to be finished, for one more receiver.
+    /// Returns a part that is not finished yet, for one more receiver.
     pub fn pending(&self, part: SnapshotPart) -> Option<EncodedState> {
         let writer = self.writers().find(|writer| writer.part == part)?;
         Some(EncodedState::Pending(Rc::clone(&writer.pending)))
     }
 
-    /// Encodes the timestamps, too, after the init message.
+    /// Schedules the timestamps for encoding after the init message.
     ///
     /// # Panics
-    /// If an op has won since the encoding began: what was read before it is not kept for a second
-    /// pass. If it encodes timestamps already.
+    /// If an op has won since the encoding began, because entries read before that op are not kept
+    /// for a second pass, or if the timestamps are already being encoded.
     pub fn add_timestamps(&mut self, workspace: &Workspace) {
         assert_eq!(
             workspace.seq(),
@@ -108,29 +109,29 @@ impl StateEncoder {
         self.next = Some(PartWriter::new(workspace, SnapshotPart::Timestamps));
     }
 
-    /// Copies an entry aside that an op may overwrite, if it is still to be read.
+    /// Saves a copy of an entry that an op may overwrite, if it is still to be read.
     pub fn preserve(&mut self, slot: u32, entry: &Entry) {
         self.frozen.preserve(slot, entry);
     }
 
-    /// Returns the length of the parts that are still to be finished.
+    /// Returns the total length of the parts that are not finished yet.
     pub fn pending_bytes(&self) -> usize {
         self.writers().map(|writer| writer.pending.bytes()).sum()
     }
 
-    /// Whether any session still waits for a part.
+    /// Returns whether any session is still waiting for a part.
     pub fn is_wanted(&self) -> bool {
         self.writers()
             .any(|writer| Rc::strong_count(&writer.pending) > 1)
     }
 
-    /// Whether all parts are finished.
+    /// Returns whether all parts are finished.
     pub fn is_done(&self) -> bool {
         self.current.is_none()
     }
 
-    /// Writes about `bytes_max` of the current part: to its end, or to the end of the field that
-    /// reaches that length. `workspace` is the one whose state it is, as it is now.
+    /// Writes about `bytes_max` bytes of the current part: up to the end of the part, or of the
+    /// field that reaches that length. `workspace` is the current state of the encoded workspace.
     pub fn step(&mut self, workspace: &Workspace, bytes_max: usize) -> EncodingStep {
         let Some(PartWriter { part, out, pending }) = &mut self.current else {
             return EncodingStep::default();
@@ -138,8 +139,8 @@ impl StateEncoder {
         let part = *part;
         let start = out.len();
         if start == 0 {
-            // All of the memory at once, as announced: growing would copy what is there, and the
-            // allocator may round up.
+            // Reserve exactly the announced length up front: growing would copy what is already
+            // written, and might round the capacity up.
             out.reserve_exact(pending.bytes());
             match part {
                 SnapshotPart::Init => state::put_init_start(out, self.init_fields_bytes),
@@ -201,13 +202,13 @@ impl PartWriter {
     }
 }
 
-/// The state of one moment, read entry by entry while ops overwrite it: copy on write.
+/// The state at one moment, read entry by entry while ops overwrite it, by copy on write.
 struct FrozenState {
-    /// The number of slots that there were. Slots from here on are of keys that came later.
+    /// The number of slots at that moment. Slots from here on belong to keys that were added later.
     slots: u32,
     /// The next slot to be read.
     next: u32,
-    /// It is read from the start once more, so entries that were read are still preserved.
+    /// Whether a second pass will follow, so that entries already read must be preserved too.
     has_second_pass: bool,
     overwritten: HashMap<u32, OverwrittenEntry, FixedState>,
 }
@@ -229,7 +230,7 @@ impl FrozenState {
         }
     }
 
-    /// Makes the state readable a second time. Nothing must have been overwritten so far.
+    /// Makes the state readable a second time. No entry may have been overwritten so far.
     fn keep_for_second_pass(&mut self) {
         self.has_second_pass = true;
     }
@@ -237,7 +238,7 @@ impl FrozenState {
     fn preserve(&mut self, slot: u32, entry: &Entry) {
         let is_still_read = slot >= self.next || self.has_second_pass;
         if slot < self.slots && is_still_read {
-            // Only the first time: later the slot holds what came after the moment.
+            // Only the first time: after that, the slot holds an entry from a later moment.
             self.overwritten
                 .entry(slot)
                 .or_insert_with(|| OverwrittenEntry {
@@ -263,7 +264,7 @@ impl FrozenState {
         self.next += 1;
     }
 
-    /// Whether all entries of this pass were read.
+    /// Returns whether all entries of this pass have been read.
     fn is_read(&self) -> bool {
         self.next == self.slots
     }

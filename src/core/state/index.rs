@@ -1,12 +1,12 @@
 //! An index of the items of a slab or a list: maps the hash of an item to the number of its slot.
 //!
-//! The table holds a part of the hash beside the number. The items themselves, which are elsewhere
-//! in memory, are therefore read only for the last comparison: not for wrong candidates on the way,
-//! and not when the table grows.
+//! The table stores a part of the hash next to the slot number. The items themselves, which are
+//! elsewhere in memory, are therefore read only for the final comparison: not for wrong candidates
+//! during the probe, and not when the table grows.
 
 use hashbrown::HashTable;
 
-/// A hash, reduced to the bits that the index holds.
+/// A hash, reduced to the bits that the index stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tag(u32);
 
@@ -25,7 +25,7 @@ impl Tag {
     }
 }
 
-/// The numbers of slots, by the tags of their items.
+/// A map from the tags of items to the numbers of their slots.
 #[derive(Debug, Default)]
 pub struct Index {
     places: HashTable<(Tag, u32)>,

@@ -1,4 +1,4 @@
-//! The state of workspaces, and how it is restored from the log.
+//! The state of workspaces, and its recovery from the log.
 
 pub mod placement;
 pub mod replay;

@@ -1,4 +1,4 @@
-//! Which shard owns a workspace.
+//! The assignment of workspaces to shards.
 
 /// Returns the shard that owns a workspace. It is the same on every start with the same number of
 /// shards, and workspaces are spread evenly.

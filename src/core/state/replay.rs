@@ -1,4 +1,5 @@
-//! Restores workspaces from the ops of a log, and partitions them by the shards that own them now.
+//! Restoring workspaces from the ops of a log, and partitioning them by the shards that now own
+//! them.
 
 use std::hash::BuildHasher;
 use std::hint::black_box;
@@ -11,16 +12,16 @@ use crate::core::state::workspace::Workspace;
 use crate::log::record::LoggedOp;
 use crate::seq::Seq;
 
-/// The most ops of a group.
+/// The maximum number of ops in a group.
 const GROUP_OPS: usize = 32;
-/// The bytes of a group's texts beyond which it is complete.
+/// The number of bytes of text above which a group is complete.
 const GROUP_BYTES: usize = 64 * 1024;
 
-/// The workspaces of the ops that were visited, in any order.
+/// The workspaces of the ops visited so far, in any order.
 ///
-/// Where a state is larger than the processor's caches, an op waits for four or five cache misses,
-/// each at an address that the previous one yields. Ops are therefore restored in groups: each step
-/// is done for all ops of a group before the next step, so that their cache misses overlap.
+/// If a state is larger than the processor's caches, an op waits for four or five cache misses,
+/// each at an address that depends on the previous one. Ops are therefore restored in groups: each
+/// step is done for all ops of a group before the next step, so that their cache misses overlap.
 pub struct Replay {
     hash_seed: u64,
     hasher: FixedState,
@@ -88,8 +89,7 @@ impl Replay {
             std::mem::take(&mut self.texts),
         );
         for op in &group {
-            // The results are not used: the accesses bring the table's lines into the cache, all at
-            // once.
+            // The results are not used: the accesses load the table's cache lines in parallel.
             black_box(self.index.find(op.workspace_tag, |_| true));
         }
         for op in &mut group {
@@ -119,7 +119,7 @@ impl Replay {
         (self.group, self.texts) = (group, texts);
     }
 
-    /// Returns the slot of a workspace, which is created if there is none.
+    /// Returns the slot of a workspace, which is created if it does not exist.
     fn slot_of(&mut self, tag: Tag, id: &str) -> u32 {
         let found = self.find(tag, id);
         found.unwrap_or_else(|| self.insert(tag, Workspace::new(id, self.hash_seed)))
@@ -147,7 +147,7 @@ impl Replay {
     }
 
     /// Merges another replay into this one. Both must be finished ([`Replay::finish_restore`]), and
-    /// the result is.
+    /// so is the result.
     ///
     /// # Panics
     /// If their hash seeds differ.

@@ -1,16 +1,17 @@
-//! The segment usage table: which segments of the log still hold ops that are the state.
+//! The segment usage table, which shows which segments of the log still hold live ops.
 //!
 //! Each entry of a workspace is marked with the segment that was open when its op was applied. The
-//! op is in that segment, or in the next one if its batch was still being filled when that was
-//! opened. So a segment is *dead* (all its ops are superseded) when no entry has its mark or that
-//! of the segment before it. Its file may then be deleted without being read.
+//! op is in that segment, or in the next one if that was opened while the op's batch was still
+//! being filled. So a segment is *dead* (all its ops are superseded) when no entry has its mark or
+//! that of the segment before it. Its file may then be deleted without being read.
 //!
-//! The ops that superseded it must be on disk by then. Only for a closed segment is that certain,
-//! so segments that were dead when one segment was opened are reported when the next one is.
+//! The ops that superseded it must be on disk by then. That is certain only for ops in a closed
+//! segment, so segments that were dead when a segment was opened are reported when the next one is
+//! opened.
 //!
-//! Architecture invariant: absent here is the log itself. A table knows only the ops since its
-//! shard was opened: what was read from the log has no mark, and the segments before are never
-//! reported dead.
+//! Architecture invariant: this module does not access the log. A table covers only the ops applied
+//! since its shard was opened: ops read from the log have no mark, and earlier segments are never
+//! reported as dead.
 //!
 //! The name is from Rosenblum and Ousterhout, "The Design and Implementation of a Log-Structured
 //! File System" (1992), section 3.6.
@@ -20,7 +21,8 @@ use std::ops::RangeInclusive;
 
 use crate::limits::SEGMENTS_MARKED_MAX;
 
-/// The segment that was open when an op was applied. [`UNMARKED`]: the op was read from the log.
+/// The segment that was open when an op was applied, or [`UNMARKED`] if the op was read from the
+/// log.
 pub type Mark = u32;
 
 /// The mark of ops that were read from the log.
@@ -29,11 +31,11 @@ pub const UNMARKED: Mark = 0;
 /// The number of entries with each mark, for one shard.
 #[derive(Debug)]
 pub struct SegmentUsage {
-    /// The index of the segment whose mark is 0: the one before the first that is counted.
+    /// The index of the segment whose mark is 0, which is the one before the first counted segment.
     origin: u64,
     /// The mark of the first count, minus one. Entries with older marks are no longer counted.
     forgotten: u32,
-    /// Entries by mark. The last count is that of the open segment.
+    /// The number of entries with each mark. The last count is that of the open segment.
     counts: VecDeque<u64>,
     /// The segments that were dead when the open segment was opened.
     dead_now: Dead,
@@ -41,14 +43,14 @@ pub struct SegmentUsage {
     dead: Dead,
 }
 
-/// The dead segments of a range: all but those with a live op.
+/// The dead segments of a range: all segments except those with a live op.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Dead {
-    /// The first mark that is counted, as a segment index.
+    /// The segment index of the first counted mark.
     counted_from: u64,
     /// The first index after the range.
     end: u64,
-    /// The indices that are the mark of an entry, in ascending order.
+    /// The indices of segments that are the mark of an entry, in ascending order.
     live: Vec<u64>,
 }
 
@@ -73,7 +75,7 @@ impl SegmentUsage {
         self.forgotten + count
     }
 
-    /// Counts an op that was applied. It has the current mark and replaced an entry with `mark`.
+    /// Counts an applied op that has the current mark and replaced an entry with `mark`.
     pub fn replaced(&mut self, mark: Mark) {
         *self.counts.back_mut().expect("the open segment is counted") += 1;
         if let Some(place) = mark.checked_sub(self.forgotten + 1) {
@@ -81,7 +83,7 @@ impl SegmentUsage {
         }
     }
 
-    /// Begins the count of the next segment, which was opened.
+    /// Begins the count of the segment that was just opened.
     pub fn rotate(&mut self) {
         let counted_from = self.origin + u64::from(self.forgotten) + 1;
         let end = counted_from + self.counts.len() as u64;
@@ -174,7 +176,8 @@ mod tests {
     }
 
     proptest! {
-        /// Compared with a model that knows the segment of each op, and which op superseded it.
+        /// Compares the table with a model that knows the segment of each op and the op that
+        /// superseded it.
         #[test]
         fn no_segment_is_reported_dead_that_is_live_or_not_superseded_on_disk(
             steps in prop::collection::vec((0_u8..12, any::<bool>()), 1..300),

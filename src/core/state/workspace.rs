@@ -1,11 +1,11 @@
 //! The state of a workspace: last-write-wins registers in the order of their last change.
 //!
 //! Each op that wins gets the next `seq` of its workspace. The entries are linked in the order of
-//! their last change, so that "what changed since seq S" is the end of a list: exactly what is owed
-//! to a client that has fallen behind, however long ago.
+//! their last change, so that the changes since seq S are the tail of a list. They are exactly what
+//! a client that has fallen behind must be sent, however long ago it fell behind.
 //!
-//! Architecture invariant: absent here are clients, sockets and the log. A workspace is plain data
-//! that may be built on another thread (recovery) and moved to its shard.
+//! Architecture invariant: this module knows nothing about clients, sockets or the log. A workspace
+//! is plain data that may be built on another thread (during recovery) and moved to its shard.
 //!
 //! Last-write-wins register: Shapiro, Preguiça, Baquero, Zawirski, "A comprehensive study of
 //! Convergent and Commutative Replicated Data Types" (2011), section 3.2.1.
@@ -26,13 +26,13 @@ mod texts;
 
 pub use entry::{Entry, Source, Writer};
 
-/// No slot: the end of the list of changes.
+/// The absence of a slot, which marks either end of the list of changes.
 const NONE: u32 = u32::MAX;
 
 /// The result of applying an op.
 #[derive(Debug)]
 pub enum Verdict<'a> {
-    /// The op is the state of its key now.
+    /// The op is now the state of its key.
     Won {
         /// The position of the op in the order of the workspace's ops.
         seq: Seq,
@@ -43,8 +43,8 @@ pub enum Verdict<'a> {
     Same,
     /// The op lost to this entry.
     Lost(&'a Entry),
-    /// The op would have won but made the workspace larger than allowed. Contains the entry that
-    /// stays, if there is one.
+    /// The op would have won, but would have made the workspace larger than allowed. Contains the
+    /// key's current entry, if there is one.
     TooLarge(Option<&'a Entry>),
 }
 
@@ -93,20 +93,19 @@ impl Workspace {
         self.seq
     }
 
-    /// Returns the bytes that its entries take in a log in which nothing is dead.
+    /// Returns the number of bytes that its entries take up in a log without dead records.
     #[must_use]
     pub fn log_bytes(&self) -> u64 {
         self.log_bytes
     }
 
-    /// Returns whether no op was ever applied. Such a workspace may be forgotten.
+    /// Returns whether no op was ever applied. Such a workspace may be removed.
     #[must_use]
     pub fn is_untouched(&self) -> bool {
         self.seq == Seq::NONE
     }
 
-    /// Applies an op: the later timestamp wins, and between equal ones the op that was applied
-    /// first stays.
+    /// Applies an op: the later timestamp wins, and if they are equal, the op applied first stays.
     pub fn apply(&mut self, key: &str, value: &str, timestamp: u64, writer: Writer) -> Verdict<'_> {
         let mark = UNMARKED;
         self.apply_within(u64::MAX, key, value, timestamp, Source { writer, mark })
@@ -159,9 +158,9 @@ impl Workspace {
         }
     }
 
-    /// Merges an op read from the log: the later timestamp wins, and between equal ones the lower
+    /// Merges an op read from the log: the later timestamp wins, and if they are equal, the lower
     /// seq. The order of the calls does not matter; [`Workspace::finish_restore`] must follow the
-    /// last.
+    /// last one.
     pub fn restore(&mut self, key: &str, value: &str, timestamp: u64, seq: Seq) {
         self.restore_tagged(self.tag(key), key, value, timestamp, seq);
     }
@@ -186,7 +185,7 @@ impl Workspace {
         }
     }
 
-    /// Returns the tag of a key in this workspace, and in all with the same hash seed.
+    /// Returns the tag of a key, which is the same in all workspaces with the same hash seed.
     pub(in crate::core) fn tag(&self, key: &str) -> Tag {
         Tag::of(self.hasher.hash_one(key))
     }
@@ -202,7 +201,7 @@ impl Workspace {
         self.entries[slot as usize].texts.bytes().next()
     }
 
-    /// Merges the state of the same workspace that was read from another part of the log.
+    /// Merges the state of the same workspace as read from another part of the log.
     pub fn restore_from(&mut self, other: &Self) {
         self.seq = self.seq.max(other.seq);
         for (_, entry) in &other.entries {
@@ -237,8 +236,8 @@ impl Workspace {
     }
 
     /// Iterates over the entries whose last change came after `since`, in the order of that change.
-    /// `hint`, if known, is the slot of the entry with seq `since`; it saves the walk back from the
-    /// newest.
+    /// `hint`, if known, is the slot of the entry with seq `since`; it avoids walking back from the
+    /// newest entry.
     pub fn changed_since(
         &self,
         since: Seq,
@@ -275,7 +274,7 @@ impl Workspace {
         self.index.find(tag, is_it)
     }
 
-    /// Returns the bytes that an entry takes in the log.
+    /// Returns the number of bytes that an entry takes up in the log.
     fn record_bytes(&self, key: &str, value: &str) -> u64 {
         (OP_HEADER_BYTES + self.id.len() + key.len() + value.len()) as u64
     }
@@ -363,7 +362,7 @@ mod tests {
 
     use super::*;
 
-    /// A naive model: a map, and the order of changes as a list of keys.
+    /// A naive model that consists of a map and a list of keys in the order of their changes.
     #[derive(Default)]
     struct Model {
         map: HashMap<String, (String, u64, Seq)>,
@@ -444,7 +443,7 @@ mod tests {
             for (timestamp, seq, value) in order {
                 workspace.restore("k", value, timestamp, Seq::new(seq));
             }
-            // The same record again changes nothing: its value is not compared.
+            // Restoring the same record again changes nothing: its value is not compared.
             workspace.restore("k", "3", 10, Seq::new(1));
             workspace.finish_restore();
             let entry = workspace.get("k").map(|entry| (entry.value(), entry.seq()));
@@ -458,7 +457,8 @@ mod tests {
         for (large_bytes, small_bytes, is_kept) in [
             (100_000, 1, false),
             (100_000, 24_000, false),
-            // Memory of which a quarter is used, or that is small, is not worth an allocation.
+            // If a quarter of the memory is used, or if it is small, shrinking is not worth an
+            // allocation.
             (100_000, 25_000, true),
             (256, 1, true),
             (260, 1, false),
@@ -504,7 +504,7 @@ mod tests {
                 prop_assert_eq!(found, (held.0.as_str(), held.1, held.2));
             }
             prop_assert_eq!(changes(&workspace, since, None), model.changed_since(since));
-            // A hint finds the same as the walk, from any entry's slot.
+            // A hint yields the same entries as the walk, from any entry's slot.
             for (slot, entry) in workspace.changed_since(Seq::NONE, None) {
                 let hint = Some(slot);
                 let expected = model.changed_since(entry.seq());

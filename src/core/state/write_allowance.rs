@@ -1,9 +1,9 @@
-//! The writes of a workspace that are free while its shard's log is long.
+//! The free allowance for a workspace's writes while its shard's log is long.
 
 use crate::limits::{LIGHT_BURST_BYTES, LIGHT_BYTES_PER_SECOND, SECOND_US};
 
-/// The recent writes of a workspace that are not charged to the rate shared by all workspaces that
-/// write much: a leaky bucket.
+/// A leaky bucket of a workspace's recent writes that are not charged to the rate shared by all
+/// workspaces with heavy writes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct WriteAllowance {
     /// The used part of [`LIGHT_BURST_BYTES`], times [`SECOND_US`]. It leaks at

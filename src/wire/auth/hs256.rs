@@ -1,7 +1,7 @@
 //! HS256 for jsonwebtoken: HMAC with SHA-256 (RFC 7518 section 3.2).
 //!
-//! The providers that come with jsonwebtoken include RSA and elliptic curves. This server signs
-//! and accepts HS256 alone, so no other algorithm has an implementation here.
+//! The providers that come with jsonwebtoken include RSA and elliptic curves. This server signs and
+//! accepts only HS256, so no other algorithm is implemented here.
 
 use hmac::{Hmac, KeyInit, Mac};
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
@@ -16,14 +16,14 @@ static PROVIDER: CryptoProvider = CryptoProvider {
     key_utils: KeyUtils::new_unimplemented(),
 };
 
-/// Makes HS256 the cryptography of jsonwebtoken, which keeps one provider per process.
+/// Installs HS256 as the provider of jsonwebtoken, which allows one per process.
 ///
-/// Every call after the first has no effect.
+/// Calls after the first have no effect.
 pub(super) fn install() {
     let _ = PROVIDER.install_default();
 }
 
-/// HMAC that has read the key and no message yet.
+/// An HMAC instance that is initialized with the key and has not read a message yet.
 struct Hs256(Hmac<Sha256>);
 
 impl Hs256 {
@@ -65,7 +65,7 @@ impl JwtSigner for Hs256 {
 
 impl Verifier<Vec<u8>> for Hs256 {
     fn verify(&self, message: &[u8], signature: &Vec<u8>) -> Result<(), signature::Error> {
-        // The comparison takes the same time wherever the first difference is.
+        // The comparison takes constant time, regardless of where the first difference is.
         let outcome = self.read(message).verify_slice(signature);
         outcome.map_err(|_| signature::Error::new())
     }

@@ -1,12 +1,13 @@
-//! Finds the field of a message that is nested too deep: the parser knows only that there is one.
+//! A search for the field of a message that is nested too deep. The parser reports only that there
+//! is one.
 
 use std::fmt;
 
 use crate::limits::VALUE_DEPTH_MAX;
 
-/// The message and its payload are one level each around the value.
+/// The maximum depth of a message: the message and its payload add one level each around the value.
 pub(super) const DEPTH_MAX: usize = VALUE_DEPTH_MAX + 2;
-/// Longer names are cut off.
+/// The maximum length of a reported name. Longer names are truncated.
 const NAME_BYTES_MAX: usize = 48;
 
 /// A field that is nested too deep.
@@ -29,7 +30,7 @@ impl DeepField {
         }
     }
 
-    /// Returns how many levels deep the field may be nested.
+    /// Returns the maximum nesting depth of the field, in levels.
     #[must_use]
     pub fn levels_max(&self) -> usize {
         DEPTH_MAX - 1 - usize::from(self.is_in_payload)
@@ -47,8 +48,8 @@ impl fmt::Display for DeepField {
 /// Returns the field that is nested deeper than [`DEPTH_MAX`], or `None` if the text is not an
 /// object.
 ///
-/// The text must be valid JSON up to that depth. This second pass runs only for messages that are
-/// refused, so that no other message pays for it.
+/// The text must be valid JSON up to that depth. This second pass runs only for refused messages,
+/// so that it costs other messages nothing.
 pub(super) fn deep_field(text: &str) -> Option<DeepField> {
     // The names of the fields that are being read at the first two levels.
     let mut names: [Option<&str>; 2] = [None, None];

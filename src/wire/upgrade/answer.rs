@@ -16,7 +16,7 @@ pub struct Answer {
     /// Empty if the answer has no content at all.
     content_type: &'static str,
     body: Cow<'static, [u8]>,
-    /// The part of the body that the caller sends after this answer.
+    /// The length of the part of the body that the caller sends after this answer.
     further_bytes: usize,
     has_body: bool,
 }
@@ -102,7 +102,7 @@ impl Answer {
         }
     }
 
-    /// Creates a 304: the client already has what it requests.
+    /// Creates a 304: the client already has the current version.
     #[must_use]
     pub fn not_modified() -> Self {
         Self {
@@ -111,7 +111,7 @@ impl Answer {
         }
     }
 
-    /// Creates a 204 that lists what a page of another origin may do: read, with a token (P86).
+    /// Creates a 204 that lists what a page of another origin may do: read with a token (P86).
     #[must_use]
     pub fn preflight() -> Self {
         let answer = Self {
@@ -127,19 +127,19 @@ impl Answer {
             .with("Access-Control-Max-Age", "86400")
     }
 
-    /// Creates a 403: the origin, or the place where the request comes from, is not allowed.
+    /// Creates a 403: the origin or the source of the request is not allowed.
     #[must_use]
     pub fn forbidden(message: &str) -> Self {
         Self::error(StatusCode::FORBIDDEN, message)
     }
 
-    /// Creates a 404 that says nothing about the reason.
+    /// Creates a 404 with a generic message.
     #[must_use]
     pub fn not_found() -> Self {
         Self::not_found_as("there is nothing at this path")
     }
 
-    /// Creates a 404 that says why.
+    /// Creates a 404 with a specific message.
     #[must_use]
     pub fn not_found_as(message: &str) -> Self {
         Self::error(StatusCode::NOT_FOUND, message)
@@ -158,8 +158,8 @@ impl Answer {
         self
     }
 
-    /// Drops the body in answer to a HEAD request. The fields stay, `Content-Length` included
-    /// (RFC 9110 section 9.3.2).
+    /// Drops the body if the answer is to a HEAD request. The fields remain, including
+    /// `Content-Length` (RFC 9110 section 9.3.2).
     #[must_use]
     pub fn for_method(self, head_only: bool) -> Self {
         Self {
@@ -204,7 +204,7 @@ impl Answer {
         self.status.as_u16()
     }
 
-    /// Returns the message of an error, for the log. It is empty for a success.
+    /// Returns the message of an error, for the log. Empty if the request succeeded.
     #[must_use]
     pub fn message(&self) -> String {
         if self.status.is_success() || self.content_type != JSON {
@@ -216,9 +216,9 @@ impl Answer {
         texts.next().unwrap_or_default().to_owned()
     }
 
-    /// Appends the answer, without the bytes that the caller sends after it.
+    /// Appends the answer, except the bytes that the caller sends after it.
     ///
-    /// `unix_us` is the current time, for the field `Date` (RFC 9110 section 6.6.1).
+    /// `unix_us` is the current time, for the `Date` field (RFC 9110 section 6.6.1).
     pub fn encode(&self, unix_us: u64, out: &mut Vec<u8>) {
         // RFC 9110 section 7.8: a sender of Upgrade names it in Connection too.
         let has_upgrade = self.fields.iter().any(|(name, _)| *name == "Upgrade");

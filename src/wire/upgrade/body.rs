@@ -1,13 +1,13 @@
-//! Finds out from a request head whether a body follows (P6, RFC 9112 section 6.3).
+//! Detection of a request body from the request head (P6, RFC 9112 section 6.3).
 
 use super::answer::Answer;
 use super::head::Head;
 
 /// Returns whether a body follows the head.
 ///
-/// A head that does not say clearly where its body ends is an error: a server and a proxy that
-/// read it differently would disagree about where the next request begins ("request smuggling",
-/// section 11.2).
+/// A head that leaves the end of its body ambiguous is an error: a server and a proxy that
+/// interpret it differently would disagree about where the next request begins ("request
+/// smuggling", section 11.2).
 pub(super) fn has_body(head: &Head<'_>) -> Result<bool, Answer> {
     let length = content_length(head)?;
     let mut codings = elements(head, "transfer-encoding").filter(|coding| !coding.is_empty());
@@ -22,7 +22,7 @@ pub(super) fn has_body(head: &Head<'_>) -> Result<bool, Answer> {
             "Transfer-Encoding must be chunked and nothing else",
         ));
     }
-    // Section 6.1: an intermediary that speaks HTTP/1.0 would not have understood it.
+    // Section 6.1: an HTTP/1.0 intermediary would not have understood the field.
     if length.is_some() || !head.is_http_1_1 {
         return Err(Answer::bad_request(
             "Transfer-Encoding needs HTTP/1.1, and no Content-Length beside it",
@@ -31,7 +31,7 @@ pub(super) fn has_body(head: &Head<'_>) -> Result<bool, Answer> {
     Ok(true)
 }
 
-/// Returns the length that `Content-Length` announces. The same length several times counts as one
+/// Returns the length that `Content-Length` announces. Repeated identical lengths count as one
 /// (section 6.3, rule 5).
 fn content_length(head: &Head<'_>) -> Result<Option<u64>, Answer> {
     let mut length = None;

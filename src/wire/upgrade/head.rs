@@ -11,7 +11,7 @@ pub(super) struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
-    /// Returns the values of all fields of this name, in their order.
+    /// Returns the values of all fields with this name, in order.
     pub fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.fields
             .iter()
@@ -33,13 +33,14 @@ impl<'a> Head<'a> {
     }
 
     /// Returns the origin of the requesting page (RFC 6454 section 7). Bytes that are not UTF-8 are
-    /// replaced: no such origin can be allowed.
+    /// replaced, because no allowed origin contains any.
     pub fn origin(&self) -> Option<String> {
         let value = self.values("origin").next()?;
         Some(String::from_utf8_lossy(value).into_owned())
     }
 
-    /// Returns the value of a field that must not be repeated.
+    /// Returns the value of a field that must not be repeated, or an error with the message
+    /// `if_repeated`.
     pub fn single(
         &self,
         name: &str,

@@ -1,4 +1,4 @@
-//! The host that a request names (P5, RFC 9112 section 3.2, RFC 3986 section 3.2.2).
+//! The host of a request (P5, RFC 9112 section 3.2, RFC 3986 section 3.2.2).
 
 // From `core` rather than `std::net`, which also has sockets.
 use core::net::{Ipv4Addr, Ipv6Addr};
@@ -10,13 +10,13 @@ pub(super) enum UriHost<'a> {
     Name(&'a str),
     /// An IPv6 address.
     V6(Ipv6Addr),
-    /// An address of a version that does not exist yet (`IPvFuture`).
+    /// An address of a future IP version (`IPvFuture`).
     Future,
 }
 
 impl<'a> UriHost<'a> {
-    /// Parses `uri-host [ ":" port ]`: the value of `Host`, or the authority of a target. `None` if
-    /// it does not have that form. User information is not part of it.
+    /// Parses `uri-host [ ":" port ]`: the value of `Host`, or the authority of a target. Returns
+    /// `None` if it does not have that form. User information is not allowed.
     pub fn parse(value: &'a [u8]) -> Option<Self> {
         let value = str::from_utf8(value).ok()?;
         let (host, rest) = if let Some(literal) = value.strip_prefix('[') {
@@ -52,10 +52,10 @@ impl<'a> UriHost<'a> {
         self == Self::Name("")
     }
 
-    /// Returns whether the host is a name of this machine that no other machine can have.
+    /// Returns whether the host is a name or address that can only refer to this machine.
     ///
-    /// It reveals DNS rebinding: a page whose own name was pointed at this machine sends requests
-    /// that name the page's host.
+    /// This check detects DNS rebinding: a page whose own domain name was pointed at this machine
+    /// sends requests with the page's host.
     pub fn is_loopback(self) -> bool {
         match self {
             Self::Name(name) => {
@@ -63,7 +63,7 @@ impl<'a> UriHost<'a> {
                 let is_address = name
                     .parse()
                     .is_ok_and(|address: Ipv4Addr| address.is_loopback());
-                // RFC 6761 section 6.3 reserves the name and all names below it.
+                // RFC 6761 section 6.3 reserves `localhost` and all its subdomains.
                 let label = name.rsplit('.').next().unwrap_or_default();
                 is_address || label.eq_ignore_ascii_case("localhost")
             }

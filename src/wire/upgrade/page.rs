@@ -1,4 +1,4 @@
-//! Requests for pages and files, and what their heads reveal about their origin (P92 to P94).
+//! Requests for pages and files, and their provenance (P92 to P94).
 
 use super::head::Head;
 use super::host::UriHost;
@@ -8,15 +8,15 @@ use super::host::UriHost;
 pub struct PageRequest {
     /// The page or file.
     pub page: WebPage,
-    /// What the head reveals about where the request comes from.
+    /// The source of the request, as far as the head reveals it.
     pub provenance: Provenance,
-    /// The entity tags of the versions that the client has (RFC 9110 section 13.1.2).
+    /// The entity tags of the versions that the client already has (RFC 9110 section 13.1.2).
     pub if_none_match: Option<String>,
     /// Whether it is a HEAD request, whose answer has no body.
     pub head_only: bool,
 }
 
-/// A page or file of the server, each with a path of its own.
+/// A page or file that the server provides. Each has its own path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WebPage {
     /// The console: HTML.
@@ -25,13 +25,13 @@ pub enum WebPage {
     ConsoleStyle,
     /// The script of the console.
     ConsoleScript,
-    /// The values that the console's form starts with, as JSON.
+    /// The initial values of the console's form, as JSON.
     ConsoleSession,
     /// The figures that the console plots, as JSON.
     ConsoleStats,
-    /// The metrics for Prometheus.
+    /// The Prometheus metrics.
     Metrics,
-    /// The client as a JavaScript module, for pages of any origin.
+    /// The client library as a JavaScript module, for pages of any origin.
     ClientModule,
 }
 
@@ -46,20 +46,20 @@ pub(super) const PAGES: [(&str, WebPage); 7] = [
     ("/client.mjs", WebPage::ClientModule),
 ];
 
-/// What a request head reveals about where the request comes from.
+/// The source of a request, as far as its head reveals it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Provenance {
-    /// Whether a proxy has forwarded it.
+    /// Whether a proxy has forwarded the request.
     pub is_forwarded: bool,
-    /// Whether it names a host that can only be this machine.
+    /// Whether the request is for a host that can only be this machine.
     pub is_host_loopback: bool,
 }
 
 impl Provenance {
     /// Reads the provenance from a head.
     ///
-    /// `target_host` is the host in the request target, if it has one. It must be a name of this
-    /// machine, and so must the field `Host`.
+    /// `target_host` is the host in the request target, if there is one. `is_host_loopback` is true
+    /// only if both `target_host` and the `Host` field can only be this machine.
     pub(super) fn of(head: &Head<'_>, target_host: Option<UriHost<'_>>) -> Self {
         let host_field = head.values("host").next().and_then(UriHost::parse);
         Self {
@@ -70,8 +70,8 @@ impl Provenance {
     }
 }
 
-/// Header fields that proxies add: those of RFC 7239 and RFC 9110, and the names that proxies have
-/// invented. Every name that begins with `X-Forwarded` is another.
+/// Header fields that proxies add: those of RFC 7239 and RFC 9110, and vendor-specific ones. All
+/// names that begin with `X-Forwarded` count as well.
 const PROXY_FIELDS: [&str; 12] = [
     "cf-connecting-ip",
     "cf-ray",

@@ -14,7 +14,7 @@ pub enum ReadTarget {
 /// A well-formed request to read a workspace. Its token is not checked yet.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StateRequest {
-    /// Whether the state or the users are read.
+    /// The resource to read.
     pub target: ReadTarget,
     /// The workspace id, percent-decoded: 1 to 256 bytes, no control characters.
     pub workspace: String,
@@ -22,7 +22,7 @@ pub struct StateRequest {
     pub token: Option<String>,
     /// The `Origin` of the requesting page. Only browsers send one.
     pub origin: Option<String>,
-    /// The entity tags of the states that the client has (RFC 9110 section 13.1.2).
+    /// The entity tags of the states that the client already has (RFC 9110 section 13.1.2).
     pub if_none_match: Option<String>,
     /// Whether it is a HEAD request, whose answer has no body.
     pub head_only: bool,

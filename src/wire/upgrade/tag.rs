@@ -1,9 +1,9 @@
-//! Entity tags (RFC 9110 section 8.8.3) and `If-None-Match`, which lists those of a client.
+//! Entity tags (RFC 9110 section 8.8.3) and `If-None-Match`, which lists those that a client has.
 
 /// Returns whether `If-None-Match` contains this entity tag, by the weak comparison (P81, RFC 9110
 /// section 13.1.2).
 ///
-/// `*` matches every tag. A malformed list matches none, so that the client receives the whole
+/// `*` matches every tag. A malformed list matches none, so that the client receives the full
 /// answer.
 #[must_use]
 pub fn matches_tag(if_none_match: &str, tag: &str) -> bool {
@@ -64,7 +64,7 @@ mod tests {
             ("W/ \"7\"", false),
             ("", false),
             (",", false),
-            // One tag that contains ours.
+            // A single tag that contains ours.
             ("\"6,\"7\"", false),
             ("\"6, 7\"", false),
             // Malformed.

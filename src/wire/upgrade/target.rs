@@ -1,4 +1,4 @@
-//! The request target (RFC 9112 section 3.2): its path and query, and how they are decoded.
+//! The request target (RFC 9112 section 3.2): splitting and decoding its path and query.
 
 use percent_encoding::percent_decode_str;
 
@@ -7,9 +7,9 @@ use crate::limits::{USER_ID_BYTES_MAX, WORKSPACE_ID_BYTES_MAX};
 
 /// A request target, split but not decoded yet: an encoded slash is not a separator.
 pub(super) struct Target<'a> {
-    /// Starts with a slash.
+    /// The path, which starts with a slash.
     pub path: &'a str,
-    /// The text after the first question mark. Empty if there is none.
+    /// The text after the first question mark; empty if there is none.
     pub query: &'a str,
     /// The host, if the target has the absolute form.
     pub host: Option<UriHost<'a>>,
@@ -17,9 +17,10 @@ pub(super) struct Target<'a> {
 
 impl<'a> Target<'a> {
     /// Splits a target in origin form or in absolute form, which a server must accept too (section
-    /// 3.2.2). `None` if it has neither.
+    /// 3.2.2). Returns `None` if it has neither form.
     pub fn split(target: &'a str) -> Option<Self> {
-        // Clients never send a fragment, so this was meant to be an encoded character of the id.
+        // Clients never send a fragment, so this is a character of the id that should have been
+        // encoded.
         if target.contains('#') {
             return None;
         }
@@ -52,7 +53,8 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Decodes the path segment that names a workspace (P8). The error says what is wrong with it.
+/// Decodes the path segment that contains the workspace id (P8). The error says what is wrong with
+/// it.
 pub(super) fn workspace_id(segment: &str) -> Result<String, &'static str> {
     if !has_whole_escapes(segment) {
         return Err("the workspace id has a malformed percent escape");
@@ -71,8 +73,8 @@ pub(super) fn workspace_id(segment: &str) -> Result<String, &'static str> {
 
 /// Returns the first `token` parameter that is not empty (P11, P21).
 ///
-/// Queries are form-encoded, as browsers write them (WHATWG URL section 5.1): there `+` is a space,
-/// unlike in a path. A token that cannot be decoded is not an error here: it gets 401, not 400.
+/// Queries are form-encoded, as in browsers (WHATWG URL section 5.1), so `+` is a space, unlike in
+/// a path. A token that cannot be decoded is not an error here: it is answered with 401, not 400.
 pub(super) fn query_token(query: &str) -> Option<String> {
     form_urlencoded::parse(query.as_bytes())
         .find(|(name, value)| name == "token" && !value.is_empty())
@@ -81,8 +83,8 @@ pub(super) fn query_token(query: &str) -> Option<String> {
 
 /// Returns the first `userId` parameter.
 ///
-/// One that is empty, too long, not UTF-8, or contains control characters is ignored (P83): no
-/// client is refused for it.
+/// A value that is empty, too long, not UTF-8, or contains control characters is ignored (P83): no
+/// client is refused because of it.
 pub(super) fn query_user(query: &str) -> Option<String> {
     let (_, user) = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "userId")?;
     let is_good = !user.is_empty()

@@ -3,8 +3,8 @@
 use crate::core::state::segment_usage::{Mark, UNMARKED};
 use crate::seq::Seq;
 
-/// The number of the session that wrote an entry last, so that it is not sent its own op. 0: none
-/// that is connected.
+/// The number of the session that wrote an entry last, so that the session is not sent its own op.
+/// 0 if no connected session wrote it.
 pub type Writer = u64;
 
 /// The origin of an op: its writer, and its place in the log.
@@ -17,7 +17,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// An op that was read from the log.
+    /// The source of an op that was read from the log.
     pub(super) const LOG: Self = Self {
         writer: 0,
         mark: UNMARKED,
@@ -56,7 +56,7 @@ impl Entry {
         &self.texts[self.key_bytes as usize..]
     }
 
-    /// The timestamp that the writer chose, in Unix microseconds.
+    /// Returns the timestamp that the writer chose, in Unix microseconds.
     #[must_use]
     pub fn timestamp(&self) -> u64 {
         self.timestamp
@@ -74,7 +74,7 @@ impl Entry {
         self.writer
     }
 
-    /// Returns the longest value that fits without another allocation.
+    /// Returns the length of the longest value that fits without another allocation.
     pub(super) fn value_capacity(&self) -> usize {
         self.texts.capacity() - self.key_bytes as usize
     }
