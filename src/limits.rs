@@ -10,8 +10,8 @@
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// The largest number of header fields that fit into a head: the shortest is `a:` and a line feed.
 pub const HEADERS_MAX: usize = HEAD_BYTES_MAX / 3;
-/// The header fields for which a head is parsed at first. A head with more of them is parsed a
-/// second time, with room for [`HEADERS_MAX`].
+/// The number of header fields that a head is first parsed for. A head with more of them is parsed
+/// a second time, with room for [`HEADERS_MAX`].
 pub const HEADERS_USUAL: usize = 64;
 /// The largest number of requests that are answered in one turn after they waited for their shard's
 /// state. Each of them may cause [`SNAPSHOT_PART_BYTES`] to be encoded.

@@ -112,7 +112,7 @@ impl Shard {
         }
     }
 
-    /// Sends a session what it is owed, and returns the number of bytes sent.
+    /// Sends a session what it is owed, and returns the length of the send.
     ///
     /// A session has at most one send in flight, so what it is owed in the meantime accumulates for
     /// the next send. A session with nothing to send leaves the queue for one of three reasons: its
