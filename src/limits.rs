@@ -374,7 +374,7 @@ pub const DESCRIPTORS_PER_SHARD: u64 = 10;
 /// workspace.
 pub const ADMIN_CONNECTIONS_MAX: usize = 32;
 /// The number of connections to `--admin-port` beyond that limit that are still answered instead of
-/// being dropped, while the connections that were closed in their favor are ending.
+/// being dropped, while the connections shed for them are closing.
 pub const ADMIN_REFUSALS_IN_FLIGHT_MAX: usize = 16;
 /// The shortest time for which the longest turn of a loop is reported. It is reported for at most
 /// twice that time.

@@ -98,8 +98,8 @@ impl Shard {
         }
     }
 
-    /// Measures how long the ops that became visible in this turn take to be sent to all sessions
-    /// that are owed them now. The ops of only one commit are measured at a time.
+    /// Starts to measure how long the ops that became visible in this turn take to be sent to all
+    /// sessions that are owed them now. Only the ops of one commit are measured at a time.
     pub(super) fn watch_sends(&mut self, clock: Clock) {
         let since_us = if self.config.durability == Durability::Always {
             self.sends.take_shown_since_us()

@@ -37,9 +37,9 @@ pub(super) struct SessionMemory {
     pub own_bytes: usize,
     /// Memory that other sessions may also hold.
     pub shared_bytes: usize,
-    /// The part of it that is unused capacity. It counts, but does not put the session into a
-    /// larger class: else a message that grows, in memory that doubles, would be evicted before one
-    /// of the same length that has stopped.
+    /// The part of the memory that is unused capacity. It counts, but does not put the session into
+    /// a larger class. Otherwise, a growing message, whose buffer doubles, would be evicted before
+    /// one of the same length that has stopped growing.
     pub spare_bytes: usize,
     /// Whether the connection was shut down.
     pub is_being_freed: bool,

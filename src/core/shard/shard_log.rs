@@ -49,8 +49,8 @@ pub(super) struct ShardLog {
     health: Health,
     /// The position up to which ops are visible. It does not move when the log fails.
     visible_position: LogPosition,
-    /// The senders of the ops that are not visible yet: first those of the batch that is being
-    /// written, then those of the one that is being filled.
+    /// The senders of the ops that are not visible yet: first those in the batch that is being
+    /// written, then those in the batch that is being filled.
     senders: Vec<SessionId>,
     written_senders: usize,
     /// The size of all workspaces in a log without superseded ops.
