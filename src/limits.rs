@@ -191,9 +191,9 @@ pub const PROGRESS_INTERVAL_MS: u64 = 2_000;
 pub const OUTBOX_BYTES_DEFAULT: usize = 1024 * 1024;
 /// The smallest `--outbox-max-bytes`.
 pub const OUTBOX_BYTES_MIN: usize = 4 * 1024;
-/// The size of one send, unless a single frame is longer. A send pins its chunks until it ends.
+/// The largest send, unless a single frame is longer. A send pins its chunks until it ends.
 pub const SEND_BYTES_MAX: usize = 256 * 1024;
-/// The size of a send that ends with answers, such as an init. Their chunks are held in full from
+/// The largest send that ends with answers, such as an init. Their chunks are held in full from
 /// the moment they are queued, so one large send pins no more memory than several small ones, and
 /// each send saved is one less pass through the ring and the kernel.
 pub const ANSWER_SEND_BYTES_MAX: usize = 2 * 1024 * 1024;

@@ -7,7 +7,7 @@
 //! returns None. It carries the outputs out and returns their outcomes as inputs. Time is an
 //! argument ([`Clock`]) and may jump. The worker on its ring and the simulator are two callers of
 //! the same code. Internally, only time during which the shard was running counts
-//! ([`shard_clock`]): no function but these sees the caller's clock.
+//! ([`shard_clock`]): only the functions above see the caller's clock.
 //!
 //! | output | outcome |
 //! | --- | --- |
@@ -27,7 +27,7 @@
 //! | `Rooms` | the table of workspaces in memory, its index, and the rooms with new ops |
 //! | `SendQueues` | the order of sends, pauses, and sessions that wait for the log |
 //! | `ReadQueues` | sessions to read: from the socket, in turn, or once the log has room |
-//! | `ShardLog` | the commit, the visible position, senders of invisible ops, log size, health |
+//! | `ShardLog` | the commit, the visible position, senders of pending ops, log size, health |
 //! | `Admission` | requests that wait for the state, the handshake rate, shedding |
 //! | `Snapshots` | encoded states, their budget, encodings in progress |
 //! | `SessionBudget` | the memory held for individual sessions |
@@ -213,19 +213,23 @@ impl Shard {
     /// Ends a turn. Durability depends on the order of its steps:
     ///
     /// 1. Requests that waited for the state are answered, timers expire, sessions are evicted
-    /// while too much memory is held, and the log is measured. 2. Bytes that an earlier turn left
-    /// unread are read, so that their ops join this turn's batch. 3. Members are queued for the ops
-    /// that became visible since the last turn, and the sends of those ops are watched to measure
-    /// their latency. 4. The log: a batch is handed over when no log operation is in flight and
-    /// either the round of sends is complete or the batch is old. From here on the batch is closed,
-    /// so no op can slip under an fdatasync that does not cover it. A failed log is reopened. 5.
-    /// The large states being encoded advance by one step, so that finished ones are sent in this
-    /// turn. 6. Sends start, but only while no commit is in flight (`Commit::holds_sends`) and the
-    /// shard is not pausing. Each carries ops at or before the visible position, which does not
-    /// move within a turn once its inputs are handled. 7. Windows drop the frames that all members
-    /// have been sent. 8. Receives are armed after the sends: a client that answers immediately is
-    /// read in the next turn together with all others that answer, so that batches grow with the
-    /// load. 9. A drain advances: it ends when no session is left and the log is sealed.
+    ///    while too much memory is held, and the log is measured.
+    /// 2. Bytes that an earlier turn left unread are read, so that their ops join this turn's
+    ///    batch.
+    /// 3. Members are queued for the ops that became visible since the last turn, and the sends of
+    ///    those ops are watched to measure their latency.
+    /// 4. The log: a batch is handed over when no log operation is in flight and either the round
+    ///    of sends is complete or the batch is old. From here on the batch is closed, so no op can
+    ///    slip under an fdatasync that does not cover it. A failed log is reopened.
+    /// 5. The large states being encoded advance by one step, so that finished ones are sent in
+    ///    this turn.
+    /// 6. Sends start, but only while no commit is in flight (`Commit::holds_sends`) and the shard
+    ///    is not pausing. Each carries ops at or before the visible position, which does not move
+    ///    within a turn once its inputs are handled.
+    /// 7. Windows drop the frames that all members have been sent.
+    /// 8. Receives are armed after the sends: a client that answers immediately is read in the next
+    ///    turn together with all others that answer, so that batches grow with the load.
+    /// 9. A drain advances: it ends when no session is left and the log is sealed.
     pub fn flush(&mut self, clock: Clock) {
         let clock = self.woke(clock);
         self.answer_waiting(clock);
@@ -364,7 +368,7 @@ impl Shard {
         counters.sessions_held = self.reads.held_count() as u64;
     }
 
-    /// Returns the number of connections, closing ones included.
+    /// Returns the number of connections, including closing ones.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.sessions.len()

@@ -54,7 +54,7 @@ pub struct ShardConfig {
     pub segment_bytes_min: u64,
     /// The length that no segment of the log exceeds by more than a batch.
     pub segment_bytes_max: u64,
-    /// The bytes that the log may have in addition to what its live data allow, before any
+    /// The number of bytes by which the log may exceed what its live data allow before any
     /// workspace is slowed down.
     pub log_spare_bytes: u64,
     /// The time by which a timestamp may be ahead of the clock.
@@ -124,9 +124,9 @@ pub enum Input<'a> {
     LogSynced(io::Result<()>),
     /// A [`LogStep::Open`] ended.
     LogOpened(io::Result<OpenSegment>),
-    /// The state was read back and a new segment is open. After an error, the shard tries again
-    /// later. For a shard created with [`Shard::recovering`](super::Shard::recovering), this is the
-    /// first input about the log.
+    /// The state was read back and a new segment is open. In case of an error, the shard tries
+    /// again later. For a shard created with [`Shard::recovering`](super::Shard::recovering), this
+    /// is the first input about the log.
     Rebuilt(io::Result<(OpenSegment, Vec<Workspace>)>),
     /// The log's files are no longer at their paths: anything written to them would be lost.
     LogDisplaced,

@@ -32,7 +32,7 @@ struct SlowState {
 }
 
 impl Shard {
-    // ---- what single sessions hold ----
+    // ---- memory of individual sessions ----
 
     /// Updates the budget with the memory that a session holds. Must be called after each change.
     pub(super) fn update_memory(&mut self, id: SessionId) {
@@ -169,7 +169,7 @@ impl Shard {
         states
     }
 
-    // ---- for tests ----
+    // ---- checks ----
 
     /// Checks the sums of the memory held against the sessions, and the budget against its limit.
     ///

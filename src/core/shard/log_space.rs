@@ -34,9 +34,9 @@ pub struct LogSize {
     pub open_index: u64,
     /// The length of the measured segments.
     pub closed_bytes: u64,
-    /// The bytes that a compaction would leave of them, as far as that is known. It may be more
-    /// than the shard's live data: after a start with another number of shards, its folder also
-    /// holds ops of others.
+    /// The number of those bytes that a compaction would keep, as far as is known. It may exceed
+    /// the shard's live data: after a start with a different number of shards, its folder also
+    /// holds ops of other shards.
     pub kept_bytes: u64,
     /// Whether compaction works. If it does not, clients that waited for it would wait forever.
     pub is_compacted: bool,

@@ -179,8 +179,8 @@ mod tests {
         }
     }
 
-    /// Returns how many of `count` messages, sent at `per_second`, are handled and refused, and
-    /// whether the client is closed.
+    /// Returns the numbers of messages that are handled and refused, of `count` messages sent at
+    /// `per_second`, and whether the client is closed.
     fn paces(limit: u32, per_second: u64, count: u64) -> (u64, u64, bool) {
         let (mut meter, mut within, mut over) = (Meter::default(), 0, 0);
         for number in 0..count {
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_burst_is_two_seconds_worth() {
-        // Nearly at once: nothing leaks that counts.
+        // Nearly at once: the leakage is negligible.
         for (limit, within) in [(1, 2), (10, 20), (1000, 2000)] {
             assert_eq!(paces(limit, 1 << 40, within + 5), (within, 5, false));
         }
@@ -218,10 +218,10 @@ mod tests {
     #[test]
     fn a_client_far_over_its_limit_is_closed_and_one_slightly_over_is_not() {
         for (limit, per_second, count, expected) in [
-            // A tenth over: that tenth is refused, forever.
+            // A tenth over the rate: that tenth is refused indefinitely.
             (100, 110, 110_000, (100_200, 9_800, false)),
             // Twice the rate: once the burst is used up, half is refused, of which a tenth of the
-            // limit is forgiven.
+            // rate is forgiven.
             (100, 200, 100_000, (1_511, 1_111, true)),
             // A flood: the burst, and then ten seconds' worth of refusals.
             (100, 1 << 40, 100_000, (200, 1_000, true)),

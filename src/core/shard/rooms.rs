@@ -92,7 +92,7 @@ impl Rooms {
         is_unused
     }
 
-    // ---- rooms with news ----
+    // ---- touched rooms ----
 
     /// Marks a room to be examined in the steps of a turn: it has ops to announce or frames to
     /// drop.

@@ -113,7 +113,7 @@ impl SendQueues {
         self.pacer.end_slice(!self.short.is_empty(), now_us);
     }
 
-    // ---- how long ops take to be sent ----
+    // ---- send latency ----
 
     /// Records that ops have become visible, the oldest of which arrived at `since_us`.
     pub fn show(&mut self, since_us: u64) {
@@ -249,8 +249,8 @@ mod tests {
             sends.wait_for_log(id, &mut sessions[id]);
         }
         sends.invariants(&sessions);
-        // What a panic may leave: a session that was taken and is marked still, one with a send in
-        // flight, one that is in both queues, one whose slot is free.
+        // The state that a panic may leave: a session that was taken but is still marked, one with
+        // a send in flight, one that is in both queues, and one whose slot is free.
         assert_eq!(sends.pop(), Some(ids[0]));
         sessions[ids[1]].sending = true;
         sends.defer(ids[2]);
@@ -263,7 +263,7 @@ mod tests {
         assert_eq!(*sends.queued(), [ids[2], ids[3]]);
         assert_eq!(sends.waiting(), &ids[..4]);
         assert_eq!(sends.take_shown_since_us(), None);
-        // The first one may be queued again.
+        // The first session may be queued again.
         sends.queue(ids[0], &mut sessions[ids[0]]);
         assert_eq!(sends.queued().len(), 3);
         sends.invariants(&sessions);

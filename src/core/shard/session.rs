@@ -114,7 +114,7 @@ pub(crate) enum Intake {
     /// Bytes that were received, once the log has room for the session's ops. The session is queued
     /// to read them.
     Held,
-    /// None until the session's outbox drains.
+    /// No source: the session is not read until its outbox drains.
     Paused,
 }
 
@@ -387,7 +387,7 @@ mod tests {
         let state = || EncodedState::Ready(std::rc::Rc::new(vec![0; 6_000_000]));
         for (sends, in_flight_s, lag_s) in [
             (&[][..], 3, 3),
-            // A sixtieth of it per second.
+            // A sixtieth of the state per second.
             (&[(1, 100_000); 9][..], 0, 0),
             (&[(5, 4096); 3], 0, 14),
             (&[(5, 4096), (1, 3_000_000), (4, 4096)], 1, 4),

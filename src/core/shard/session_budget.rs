@@ -25,7 +25,7 @@ use crate::core::fanout::window::Chunk;
 use crate::limits::SESSION_BYTES_SPARED;
 use crate::seq::Seq;
 
-/// The absence of a session: the end of a list.
+/// The link that marks the end of a list.
 const NONE: u32 = u32::MAX;
 /// The number of size classes: one for each bit length of a size.
 const SIZE_CLASSES: usize = usize::BITS as usize + 1;
@@ -249,7 +249,7 @@ impl SessionBudget {
         }
     }
 
-    // ---- bytes that several sessions are sent ----
+    // ---- shared bytes ----
 
     /// Returns the frame with this key, if any session still holds it.
     pub fn frame(&self, key: SharedFrameKey) -> Option<Chunk> {
@@ -282,7 +282,7 @@ impl SessionBudget {
         self.shared.sweep_all();
     }
 
-    // ---- the sum ----
+    // ---- totals ----
 
     /// Returns the memory that sessions hold for themselves beyond what is exempt.
     pub fn charged_bytes(&self) -> usize {
@@ -343,7 +343,7 @@ mod tests {
             (7, SPARED + 1, Some(7)),
             (3, 3 * SPARED, Some(3)),
             (9, 3 * SPARED + 9, Some(3)),
-            // It grows within its class and keeps its place.
+            // The session grows within its class and keeps its position.
             (3, 3 * SPARED + 10, Some(3)),
             (3, 0, Some(9)),
             (3, 3 * SPARED, Some(9)),
@@ -399,7 +399,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against a plain list of what each session holds, and since when it is in its class.
+        /// Compares the budget with a plain list of what each session holds and since when it has
+        /// been in its class.
         #[test]
         fn it_agrees_with_a_plain_list(
             steps in prop::collection::vec(

@@ -116,8 +116,8 @@ mod tests {
         Clock { now_us, unix_us: 7 }
     }
 
-    /// Runs a turn at `now_us` by the caller's clock; the next one is due `after_us` later. Returns
-    /// the shard's time.
+    /// Runs a turn at `now_us` on the caller's clock, with the next one due `after_us` later.
+    /// Returns the shard's time.
     fn turn(absence: &mut Absence, now_us: u64, after_us: Option<u64>) -> u64 {
         absence.woke(now_us);
         let local = absence.local(at(now_us));

@@ -290,7 +290,7 @@ impl ShardLog {
         sync_us.filter(|_| self.commit.is_quiet())
     }
 
-    // ---- a stop ----
+    // ---- shutdown ----
 
     /// Returns whether everything that was ever appended is on disk.
     pub fn is_settled(&self) -> bool {
@@ -317,7 +317,7 @@ impl ShardLog {
         self.commit.seal(now_us)
     }
 
-    // ---- room ----
+    // ---- space ----
 
     /// Compares the length of the log with its limits, once per turn.
     pub fn measure(&mut self, now_us: u64) {

@@ -106,7 +106,7 @@ mod tests {
     const ROUND_US: u64 = TIMER_TICK_US * TIMER_SLOTS as u64;
 
     proptest! {
-        /// Compared with a naive model, a list of times.
+        /// Compares the wheel with a naive model, a list of times.
         #[test]
         fn entries_expire_at_their_time(
             start in 0..1_000_000_000_u64,
