@@ -272,7 +272,7 @@ impl SessionBudget {
         self.shared.add(chunk);
     }
 
-    /// Checks the next `count` shared chunks and drops those that no session holds.
+    /// Checks at least the next `count` shared chunks and drops those that no session holds.
     pub fn sweep(&mut self, count: usize) {
         self.shared.sweep(count);
     }
