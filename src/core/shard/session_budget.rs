@@ -82,7 +82,7 @@ impl SessionMemory {
     }
 }
 
-/// A session that holds more than the exempt amount, and its neighbors in the list of its size
+/// A session that holds more than the exempt amount, and its neighbours in the list of its size
 /// class.
 #[derive(Debug, Clone, Copy)]
 struct TrackedSession {
