@@ -2,14 +2,14 @@
 //!
 //! # Contract
 //!
-//! Any number of [`Shard::accept`], [`Shard::adopt`] and [`Shard::handle`], then one
-//! [`Shard::flush`], then [`Shard::poll_output`] until it returns None. The caller carries the
-//! outputs out and brings their outcomes back as inputs. Time is an argument ([`Clock`]) and may
-//! jump. The worker on its ring and the simulator are two callers of the same code. Inside, time is
-//! that during which the shard was there ([`shard_clock`]): only these
-//! functions see the caller's.
+//! The caller makes any number of calls to [`Shard::accept`], [`Shard::adopt`] and
+//! [`Shard::handle`], then one to [`Shard::flush`], then calls [`Shard::poll_output`] until it
+//! returns None. It carries the outputs out and returns their outcomes as inputs. Time is an
+//! argument ([`Clock`]) and may jump. The worker on its ring and the simulator are two callers of
+//! the same code. Internally, only time during which the shard was running counts
+//! ([`shard_clock`]): only the functions above see the caller's clock.
 //!
-//! | output | brings the input |
+//! | output | outcome |
 //! | --- | --- |
 //! | [`Output::Receive`] | [`Input::Received`] |
 //! | [`Output::Send`] | [`Input::Sent`] |
@@ -18,29 +18,29 @@
 //!
 //! # Parts
 //!
-//! The data is cut into parts. Each is a file, with private fields, an invariant that
+//! The data is divided into parts. Each part is a file with private fields, an invariant that
 //! [`Shard::invariants`] checks, and a `reset()` for a shard that has failed:
 //!
 //! | part | owns |
 //! | --- | --- |
-//! | `Sessions` | the table of connections, their names, meters and timers |
-//! | `Rooms` | the table of workspaces in memory, their index, which of them have news |
-//! | `SendQueues` | the order of sends, pauses, sessions that wait for the log |
-//! | `ReadQueues` | sessions to read: after a receive, in turn, or once the log has room |
-//! | `ShardLog` | the commit, what is visible, the senders of what is not, room, health |
-//! | `Admission` | requests that wait for the state, the rate of handshakes, shedding |
+//! | `Sessions` | the table of connections, their user names, rate meters and timers |
+//! | `Rooms` | the table of workspaces in memory, its index, and the rooms with new ops |
+//! | `SendQueues` | the order of sends, pauses, and sessions that wait for the log |
+//! | `ReadQueues` | sessions to read: from the socket, in turn, or once the log has room |
+//! | `ShardLog` | the commit, the visible position, senders of pending ops, log size, health |
+//! | `Admission` | requests that wait for the state, the handshake rate, shedding |
 //! | `Snapshots` | encoded states, their budget, encodings in progress |
-//! | `SessionBudget` | the memory that is held for single sessions |
+//! | `SessionBudget` | the memory held for individual sessions |
 //!
 //! # Steps
 //!
-//! The steps of a turn work on those parts, a file for each subject: `handshake` (the request head,
-//! joining), `http_read` and `waiting` (answers without a WebSocket, requests that wait), `intake`
-//! (bytes to messages to the state), `held_writers` (clients that wait for compaction), `delivery`
-//! (which session is sent what, and when), `conflation` (clients that read too slowly), `deadlines`
-//! (timers), `closing` (closing, drain), `encoding` (snapshots), `eviction` and `shedding` (which
-//! session ends where memory or connections run out), `clock_corrections` (after an absence),
-//! `failure` (a log that cannot be written, a panic).
+//! The steps of a turn work on those parts, with one file for each subject: `handshake` (the
+//! request head, joining), `http_read` and `waiting` (answers without a WebSocket, requests that
+//! wait), `intake` (from bytes to messages to the state), `held_writers` (clients that wait for
+//! compaction), `delivery` (which session is sent what, and when), `conflation` (clients that read
+//! too slowly), `deadlines` (timers), `closing` (closing, drain), `encoding` (snapshots),
+//! `eviction` and `shedding` (which session is closed when memory or connections run out),
+//! `clock_corrections` (after an absence), `failure` (a log that cannot be written, a panic).
 
 pub mod connection_log;
 pub mod contract;
@@ -100,19 +100,19 @@ use crate::limits::SNAPSHOTS_SWEPT_PER_TURN;
 use crate::log::commit::{Durability, LogStep, OpenSegment};
 use crate::wire::message::Parser;
 
-/// One shard.
+/// A shard: see the [module documentation](self).
 pub struct Shard {
     config: ShardConfig,
     scratch: Rc<Scratch>,
     peer_status: PeerStatus,
     sessions: Sessions,
     rooms: Rooms,
-    /// The list of users that was sent last, kept for the next request.
+    /// The most recently sent list of users, kept for the next request.
     kept_presence: Option<Chunk>,
-    /// The memory held for single sessions.
+    /// The memory held for individual sessions.
     budget: SessionBudget,
     counters: Counters,
-    /// None: nothing is logged of single connections.
+    /// None if individual connections are not logged.
     connection_log: Option<Box<ConnectionLog>>,
     admission: Admission,
     snapshots: Snapshots,
@@ -125,16 +125,16 @@ pub struct Shard {
     absence: Absence,
 }
 
-/// Memory that the sessions share while their bytes are read. The shard is written while a message
-/// borrows it, so the reader has a share of it for that time.
+/// Buffers that the sessions share while their bytes are read. The shard is modified while a
+/// message borrows from them, so the reader holds a reference of its own for that time.
 #[derive(Default)]
 struct Scratch {
     parser: RefCell<Parser>,
-    /// Where bytes are joined with those that were left of a frame.
+    /// The buffer in which received bytes are appended to those of an incomplete frame.
     joined: RefCell<Vec<u8>>,
 }
 
-/// How far a drain is.
+/// The progress of a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Drain {
     No,
@@ -157,8 +157,8 @@ impl Shard {
         shard
     }
 
-    /// Returns a shard whose state is still being read: requests that need it wait until
-    /// [`Input::Rebuilt`] brings it.
+    /// Returns a shard whose state is still being read: requests that need the state wait until
+    /// [`Input::Rebuilt`] delivers it.
     #[must_use]
     pub fn recovering(config: ShardConfig, clock: Clock) -> Self {
         Self {
@@ -183,7 +183,7 @@ impl Shard {
         }
     }
 
-    /// Begins to serve.
+    /// Starts serving `workspaces` and appending to `segment`.
     fn open(&mut self, segment: OpenSegment, workspaces: Vec<Workspace>, clock: Clock) {
         let live_bytes = workspaces.iter().map(Workspace::log_bytes).sum();
         self.log.open(segment, live_bytes, clock.now_us);
@@ -192,12 +192,12 @@ impl Shard {
         }
     }
 
-    /// Records what the other shards do.
+    /// Records the status of the other shards.
     pub fn set_peer_status(&mut self, peer_status: PeerStatus) {
         self.peer_status = peer_status;
     }
 
-    /// Handles something that happened.
+    /// Handles an event.
     pub fn handle(&mut self, input: Input<'_>, clock: Clock) {
         let clock = self.woke(clock);
         let culprit = match &input {
@@ -210,26 +210,26 @@ impl Shard {
         });
     }
 
-    /// Ends a turn. The order of its steps is the argument for durability:
+    /// Ends a turn. Durability depends on the order of its steps:
     ///
-    /// 1. Requests that have waited for the state are answered, timers expire, sessions are evicted
-    ///    while too much is held, and the log is measured.
-    /// 2. Bytes are read that an earlier turn left unread, so that their ops are in the batch of
-    ///    this one.
+    /// 1. Requests that waited for the state are answered, timers expire, sessions are evicted
+    ///    while too much memory is held, and the log is measured.
+    /// 2. Bytes that an earlier turn left unread are read, so that their ops join this turn's
+    ///    batch.
     /// 3. Members are queued for the ops that became visible since the last turn, and the sends of
-    ///    those are followed to measure them.
-    /// 4. The log: a batch is handed over when nothing of the log is in flight, and the round of
-    ///    sends is done or the batch is old. From here on the batch is closed, so no op can slip
-    ///    under an fdatasync that does not cover it. A failed log is opened again.
-    /// 5. A step of the large states that are being encoded, so that what is ready goes out at
-    ///    once.
-    /// 6. Sends, and only while no commit is in flight (`Commit::holds_sends`) and the shard does
-    ///    not pause. Each carries what lies at or before the visible position, which does not move
+    ///    those ops are watched to measure their latency.
+    /// 4. The log: a batch is handed over when no log operation is in flight and either the round
+    ///    of sends is complete or the batch is old. From here on the batch is closed, so no op can
+    ///    slip under an fdatasync that does not cover it. A failed log is reopened.
+    /// 5. The large states being encoded advance by one step, so that finished ones are sent in
+    ///    this turn.
+    /// 6. Sends start, but only while no commit is in flight (`Commit::holds_sends`) and the shard
+    ///    is not pausing. Each carries ops at or before the visible position, which does not move
     ///    within a turn once its inputs are handled.
     /// 7. Windows drop the frames that all members have been sent.
-    /// 8. Receives are armed after the sends: a client that answers at once is read in the next
-    ///    turn, with all others that answer, so that batches grow with the load.
-    /// 9. A drain goes on: it ends when no session is left and the log is sealed.
+    /// 8. Receives are armed after the sends: a client that answers immediately is read in the next
+    ///    turn together with all others that answer, so that batches grow with the load.
+    /// 9. A drain advances: it ends when no session is left and the log is sealed.
     pub fn flush(&mut self, clock: Clock) {
         let clock = self.woke(clock);
         self.answer_waiting(clock);
@@ -257,8 +257,9 @@ impl Shard {
         self.absence.slept(clock.now_us, due_us);
     }
 
-    /// Returns the next thing to do. Only from here on is a session's slot free for the next one:
-    /// before the caller has seen that a connection is gone, its id must not name another.
+    /// Returns the next output to carry out. A session's slot becomes free only when its last
+    /// output is returned: until the caller has seen that a connection is gone, its id must not
+    /// name another.
     pub fn poll_output(&mut self) -> Option<Output> {
         let output = self.outputs.pop_front()?;
         if let Output::Close(id) | Output::Handoff(id, ..) = &output {
@@ -267,7 +268,7 @@ impl Shard {
         Some(output)
     }
 
-    /// Returns whether the next turn should come at once, even if nothing happens until then.
+    /// Returns whether the next turn should follow immediately, even without a new input.
     #[must_use]
     pub fn has_work(&self) -> bool {
         let may_send = !self.sends.is_empty()
@@ -280,7 +281,7 @@ impl Shard {
         may_send || may_commit || may_encode || may_read || self.may_answer_waiting()
     }
 
-    /// Returns when the next turn must come, if nothing happens until then.
+    /// Returns when the next turn must come at the latest if there is no input before then.
     #[must_use]
     pub fn next_deadline_us(&self) -> Option<u64> {
         let local_us = self.next_local_deadline_us();
@@ -288,9 +289,9 @@ impl Shard {
     }
 
     fn next_local_deadline_us(&self) -> Option<u64> {
-        // What waits for something in flight is looked at when that comes back. A batch that waits
-        // for a round of sends is looked at in each turn of the round and in the one after it
-        // (`has_work`).
+        // Anything that waits for an operation in flight is checked when that operation completes.
+        // A batch that waits for a round of sends is checked in each turn of the round and in the
+        // one after it (`has_work`).
         let retry_us = self.log.retry_due_us();
         let retry_us = retry_us.filter(|_| self.drain == Drain::No);
         let drain_us = match self.drain {
@@ -310,7 +311,7 @@ impl Shard {
         .min()
     }
 
-    /// Returns what the state takes in a log in which nothing is dead.
+    /// Returns the size that the log would have without superseded ops.
     #[must_use]
     pub fn live_bytes(&self) -> u64 {
         self.log.live_bytes()
@@ -322,17 +323,17 @@ impl Shard {
         self.log.dead_segments()
     }
 
-    /// Returns what the shard had done, and what it held, when its last turn ended.
+    /// Returns the counters and gauges as of the end of the last turn.
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// Checks what always holds between two calls: the invariant of each part, and what is held
-    /// against the sums and the budget.
+    /// Checks what always holds between two calls: the invariant of each part, and the memory held
+    /// by sessions against its sums and the budget.
     ///
     /// # Panics
-    /// Where one of them is broken.
+    /// If one of them is broken.
     pub fn invariants(&self) {
         self.sessions.invariants();
         self.rooms.invariants(&self.sessions);
@@ -367,7 +368,7 @@ impl Shard {
         counters.sessions_held = self.reads.held_count() as u64;
     }
 
-    /// Returns the number of connections, closing ones included.
+    /// Returns the number of connections, including closing ones.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.sessions.len()
@@ -396,7 +397,7 @@ impl Shard {
             }
             Input::Rebuilt(outcome) => self.rebuilt(outcome, clock),
             Input::LogDisplaced if self.log.is_serving() => self.fail(None, clock),
-            // Each try to open the log again finds it out.
+            // A log that has failed already: each attempt to reopen it detects the displacement.
             Input::LogDisplaced => {}
             Input::LogSize(size) => self.log.measured(size),
             Input::Page(id, answer) => self.paged(id, answer, clock),
@@ -404,7 +405,7 @@ impl Shard {
         }
     }
 
-    /// Continues after a commit: its batch is as durable as the mode asks.
+    /// Handles the end of a commit, whose batch is now as durable as the mode requires.
     fn committed(&mut self, clock: Clock) {
         if let Some(since_us) = self.log.take_synced_since_us() {
             let took_us = clock.now_us.saturating_sub(since_us);
@@ -414,19 +415,19 @@ impl Shard {
         self.show_committed();
     }
 
-    /// Runs a part of a turn. A panic in it is a fault of this server that need not end the
-    /// process: the client whose input caused it is answered with 500, and the shard starts over
-    /// from its log.
+    /// Runs a part of a turn. A panic in it is a bug in this server, but need not end the process:
+    /// the client whose input caused it is answered with 500, and the shard starts over from its
+    /// log.
     fn guard(&mut self, culprit: Option<SessionId>, clock: Clock, part: impl FnOnce(&mut Self)) {
         if catch_unwind(AssertUnwindSafe(|| part(self))).is_err() {
             self.fail(culprit, clock);
         }
     }
 
-    /// Hands a batch over, if its time has come. In `always` mode that is when the round of sends
-    /// is done: a commit and sends beside each other are slower than one after the other, since
-    /// both want the core. But a round may never end, and a batch may be full, so its age and its
-    /// size have the last word.
+    /// Hands a batch over if it is due. In `always` mode that is when the round of sends is
+    /// complete: a commit and sends at the same time are slower than one after the other, since
+    /// both need the core. But a round may never complete and a batch may become full, so its age
+    /// and size override that rule.
     fn start_commit(&mut self, clock: Clock) {
         let due_us = self.log.batch_due_us();
         let is_old = due_us.is_some_and(|due_us| due_us <= clock.now_us);
@@ -448,7 +449,7 @@ impl Shard {
         self.outputs.push_back(Output::Log(step));
     }
 
-    /// Records in the connection log why a connection is about to end, if there is such a log.
+    /// Records in the connection log, if there is one, why a connection is about to end.
     fn note_ending(&mut self, id: SessionId, code: u16, reason: &str, by: Party) {
         if let Some(journal) = &mut self.connection_log {
             journal.ending(id, code, reason, by);

@@ -1,9 +1,9 @@
-//! Support for tests and benches: a shard's configuration, its token, and a source of chance.
+//! Support for tests and benches: a shard configuration, its token, and a random number generator.
 //!
 //! The unit tests, the simulation, the allocation test and the benches all drive a
 //! [`Shard`](crate::core::shard::Shard). They start from [`shard_config`], so that a new setting
-//! needs one value for all of them, and each changes what its own case is about. The server uses
-//! nothing of this module.
+//! needs a value in only one place, and each changes only the settings that it tests. The server
+//! itself does not use this module.
 
 use std::sync::Arc;
 
@@ -18,13 +18,13 @@ use crate::wire::auth::{Secret, Verifier, mint};
 
 /// The Unix time at which a test begins, in seconds.
 pub const START_UNIX_S: u64 = 1_700_000_000;
-/// The key of the hash of a workspace's keys.
+/// The seed of the hash of a workspace's keys.
 pub const HASH_SEED: u64 = 5;
 
-/// Returns the configuration of a server's only shard.
+/// Returns the configuration for the only shard of a server.
 ///
-/// It has the defaults of `etherply serve` except for its segments, which are never full, and its
-/// limits on clients, of which there are none.
+/// It has the defaults of `etherply serve`, except that its segments are never full and there are
+/// no limits on clients.
 #[must_use]
 pub fn shard_config() -> ShardConfig {
     ShardConfig {
@@ -54,7 +54,7 @@ pub fn shard_config() -> ShardConfig {
     }
 }
 
-/// Returns the secret of [`shard_config`].
+/// Returns the secret that [`shard_config`] uses.
 #[must_use]
 pub fn secret() -> Secret {
     let secret = Secret::new(b"a secret of the tests, which is long enough".to_vec());
@@ -62,13 +62,13 @@ pub fn secret() -> Secret {
 }
 
 /// Returns a token for [`shard_config`], issued at [`START_UNIX_S`] and valid for `ttl_s` seconds,
-/// or without an end.
+/// or forever if that is `None`.
 #[must_use]
 pub fn token(ttl_s: Option<u64>) -> String {
     mint(&secret(), "client", START_UNIX_S, ttl_s)
 }
 
-/// Returns the request of a client that joins `workspace`.
+/// Returns the request with which a client joins `workspace`.
 #[must_use]
 pub fn join_request(workspace: &str, token: &str) -> String {
     upgrade_request(&format!("/v1/sync/{workspace}?token={token}"))
@@ -84,7 +84,7 @@ pub fn upgrade_request(path: &str) -> String {
     )
 }
 
-/// Random numbers that depend on the seed alone, so that a failing run can be repeated.
+/// A random number generator that depends only on its seed, so that a failing run can be repeated.
 ///
 /// The algorithm is `SplitMix64` (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number
 /// Generators", 2014).
@@ -92,13 +92,13 @@ pub fn upgrade_request(path: &str) -> String {
 pub struct Dice(u64);
 
 impl Dice {
-    /// Returns the sequence of a seed.
+    /// Returns the sequence for a seed.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// Returns one of several independent sequences of a seed.
+    /// Returns one of several independent sequences for a seed.
     #[must_use]
     pub fn stream(seed: u64, stream: u64) -> Self {
         let mut dice = Self(seed.wrapping_mul(0xA24B_AED4_963E_E407) ^ stream << 48);
@@ -123,7 +123,7 @@ impl Dice {
         usize::try_from(self.below_u64(bound as u64)).expect("it is below a usize")
     }
 
-    /// Returns a number below `bound`, like [`Dice::below`].
+    /// Returns a number below `bound`, as [`Dice::below`] does.
     ///
     /// # Panics
     ///
@@ -133,17 +133,17 @@ impl Dice {
         self.next() % bound
     }
 
-    /// Returns true once in `count` throws on average, and never if `count` is 0.
+    /// Returns true with a probability of one in `count`, and never if `count` is 0.
     pub fn one_in(&mut self, count: usize) -> bool {
         let thrown = self.below(count.max(1));
         count > 0 && thrown == 0
     }
 
-    /// Returns one of the values.
+    /// Returns one of the values in `from`.
     ///
     /// # Panics
     ///
-    /// If there are none.
+    /// If `from` is empty.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }

@@ -1,5 +1,5 @@
 //! Connections before they are served: requests that wait for the state of the shard, the rate of
-//! handshakes, and which connections are shed when there are as many as there may be.
+//! handshakes, and the choice of connections to shed when the connection limit is reached.
 
 use std::collections::BTreeMap;
 
@@ -8,16 +8,17 @@ use crate::core::shard::rate::{Bucket, Rate};
 use crate::core::shard::session::{Session, SessionId, State};
 use crate::core::shard::sessions::Sessions;
 
-/// Requests that wait, and connections that may be shed. All by the numbers of their sessions: in
-/// the order in which they came.
+/// Waiting requests and connections that may be shed. They are keyed by session number, and
+/// therefore in order of arrival.
 ///
 /// Invariant: there is a request for each session that waits for the state of the shard; silent
-/// connections have not sent a whole head, and answered ones have nothing left to be sent.
+/// connections have not sent a complete head, and answered connections have nothing left to be
+/// sent.
 #[derive(Default)]
 pub(super) struct Admission {
     waiting: BTreeMap<u64, (SessionId, Handoff)>,
     shedding: [SheddingQueue; 2],
-    /// The requests with a token that came lately.
+    /// The bucket of requests with a token.
     handshakes: Bucket,
 }
 
@@ -28,34 +29,34 @@ struct SheddingQueue {
     answered: BTreeMap<u64, SessionId>,
 }
 
-/// A connection that is to be shed.
+/// A connection to be shed.
 pub(super) struct SheddingChoice {
     pub id: SessionId,
-    /// It has not sent a whole head.
+    /// Whether the connection has not sent a complete head.
     pub is_silent: bool,
 }
 
 impl Admission {
     // ---- requests that wait for the state of the shard ----
 
-    /// Keeps the request of a session until the state is there.
+    /// Keeps the request of a session until the state is available.
     pub fn wait(&mut self, id: SessionId, session: &Session, handoff: Handoff) {
         self.waiting.insert(session.number, (id, handoff));
     }
 
-    /// Returns the request that a session waits with.
+    /// Returns the waiting request of a session.
     pub fn waiting(&mut self, session: &Session) -> Option<&mut Handoff> {
         let (_, handoff) = self.waiting.get_mut(&session.number)?;
         Some(handoff)
     }
 
-    /// Removes the request that a session waits with.
+    /// Removes and returns the waiting request of a session.
     pub fn take_waiting(&mut self, session: &Session) -> Option<Handoff> {
         let (_, handoff) = self.waiting.remove(&session.number)?;
         Some(handoff)
     }
 
-    /// Removes the request that has waited longest.
+    /// Removes and returns the request that has waited longest.
     pub fn pop_waiting(&mut self) -> Option<(SessionId, Handoff)> {
         let (_, request) = self.waiting.pop_first()?;
         Some(request)
@@ -73,26 +74,26 @@ impl Admission {
         queue.silent.insert(session.number, id);
     }
 
-    /// Records that a connection has its whole answer.
+    /// Records that a connection has been sent its complete answer.
     pub fn answered(&mut self, id: SessionId, session: &Session) {
         let queue = &mut self.shedding[session.listener as usize];
         queue.answered.insert(session.number, id);
     }
 
-    /// Keeps a connection from being shed: its head has come, or it is over.
+    /// Protects a connection from being shed: its head is complete, or it has ended.
     pub fn keep(&mut self, session: &Session) {
         let queue = &mut self.shedding[session.listener as usize];
         queue.silent.remove(&session.number);
         queue.answered.remove(&session.number);
     }
 
-    /// Returns whether a connection that came in by this listener may be shed.
+    /// Returns whether a connection accepted by `listener` may be shed.
     pub fn may_shed(&self, listener: ListenerKind) -> bool {
         let queue = &self.shedding[listener as usize];
         !queue.silent.is_empty() || !queue.answered.is_empty()
     }
 
-    /// Removes the connection that is shed first, of those that came in by this listener.
+    /// Removes and returns the connection accepted by `listener` that is to be shed first.
     pub fn take_to_shed(&mut self, listener: ListenerKind) -> Option<SheddingChoice> {
         let queue = &mut self.shedding[listener as usize];
         let silent = queue.silent.pop_first();
@@ -108,14 +109,15 @@ impl Admission {
         self.handshakes.take(rate, now_us)
     }
 
-    /// Counts time that has passed beside the clock.
+    /// Accounts for time that the clock did not count.
     pub fn has_aged(&mut self, us: u64) {
         self.handshakes.has_aged(us);
     }
 
     // ---- failures and checks ----
 
-    /// Forgets what a panic has left of sessions that went on. Requests that wait go on waiting.
+    /// Removes entries that a panic left behind for sessions that have moved to another state.
+    /// Waiting requests continue to wait.
     pub fn reset(&mut self, sessions: &Sessions) {
         self.waiting.retain(|_, (id, _)| is_waiting(sessions, *id));
         for queue in &mut self.shedding {

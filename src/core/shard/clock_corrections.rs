@@ -1,4 +1,4 @@
-//! Corrections after an absence of a shard ([`absence`](crate::core::shard::shard_clock)).
+//! Corrections after an absence of a shard ([`shard_clock`](crate::core::shard::shard_clock)).
 
 use crate::core::shard::Shard;
 use crate::core::shard::contract::Clock;
@@ -6,7 +6,8 @@ use crate::core::shard::shard_clock::Missed;
 use crate::core::shard::timers::tick_of;
 
 impl Shard {
-    /// Converts the caller's clock into the shard's own, at the beginning of a turn or within one.
+    /// Converts the caller's clock into the shard's clock, at the beginning of a turn or within
+    /// one, and makes the corrections if the shard was absent.
     pub(super) fn woke(&mut self, clock: Clock) -> Clock {
         let missed = self.absence.woke(clock.now_us);
         let clock = self.absence.local(clock);
@@ -17,11 +18,11 @@ impl Shard {
         clock
     }
 
-    /// Corrects what depends on the time that has really passed.
+    /// Corrects everything that depends on the time that has really passed.
     ///
-    /// That is the age of ops that are not on disk yet (a crash in `interval` mode may lose no more
-    /// than its interval), latencies, the expiry of tokens, and rates: a client may have sent at
-    /// its full rate during the absence, and all of that arrives at once.
+    /// These are the age of ops that are not on disk yet (a crash in `interval` mode may lose no
+    /// more than its interval), latencies, the expiry of tokens, and rates: a client may have sent
+    /// at its full rate during the absence, and all of it arrives at once.
     pub(super) fn allow_for_absence(&mut self, missed: Missed, clock: Clock) {
         self.log.has_aged(missed.us);
         self.sends.has_aged(missed.us);
@@ -35,7 +36,8 @@ impl Shard {
             };
             let session = &self.sessions[id];
             let left_us = session.expires_at_us.saturating_sub(clock.unix_us);
-            // A token expires by the wall clock, which did not stop: its timer may now be too late.
+            // Tokens expire by the wall clock, which did not stop, so the session's timer may now
+            // be too late.
             if tick_of(clock.now_us.saturating_add(left_us)) < session.timer_tick {
                 self.reschedule(id, clock);
             }

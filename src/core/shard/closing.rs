@@ -9,8 +9,8 @@ use crate::limits::LINGER_US;
 use crate::log::position::LogPosition;
 use crate::wire::frame::Decoder;
 
-/// RFC 6455 section 7.4.1: the server is stopping, or closes a client that has been silent too
-/// long.
+/// RFC 6455 section 7.4.1: the server is stopping, or is closing a client that has been silent for
+/// too long.
 pub(super) const GOING_AWAY: u16 = 1001;
 /// The IANA registry of close codes: "Try Again Later".
 pub(super) const TRY_AGAIN_LATER: u16 = 1013;
@@ -20,8 +20,8 @@ pub(super) const POLICY_VIOLATION: u16 = 1008;
 pub(super) const TOKEN_EXPIRED: u16 = 4001;
 
 impl Shard {
-    /// Queues the last bytes of a session, after what is visible and already queued, and leaves its
-    /// room.
+    /// Queues the last bytes of a session after those that are visible or already queued, and
+    /// removes the session from its room.
     pub(super) fn send_last(&mut self, id: SessionId, chunk: Chunk, clock: Clock) {
         let is_closing = |session: &Session| session.state() == State::Closing;
         if self.sessions.get(id).is_none_or(is_closing) {
@@ -31,7 +31,7 @@ impl Shard {
         self.queue_last(id, chunk, LogPosition::NONE, clock);
     }
 
-    /// Queues the last bytes of a session that has left its room, to be sent once `gate` is
+    /// Queues the last bytes of a session that has left its room, to be sent once `visible_from` is
     /// visible.
     pub(super) fn queue_last(
         &mut self,
@@ -65,8 +65,8 @@ impl Shard {
         self.enqueue(id);
     }
 
-    /// Closes the sending side after the last byte, and the connection if the peer has closed its
-    /// own.
+    /// Closes the sending side after the last byte, or the whole connection if the peer has already
+    /// closed its sending side.
     pub(super) fn finish(&mut self, id: SessionId) {
         if self.sessions[id].finish() {
             self.admission.answered(id, &self.sessions[id]);
@@ -76,7 +76,7 @@ impl Shard {
         }
     }
 
-    /// Ends a connection at once. Its slot becomes free when nothing is in flight for it.
+    /// Aborts a connection immediately. Its slot becomes free when nothing is in flight for it.
     pub(super) fn abort(&mut self, id: SessionId) {
         self.leave_room(id);
         if self.sessions.get(id).is_none_or(Session::is_gone) {
@@ -100,7 +100,7 @@ impl Shard {
         }
     }
 
-    /// Ends a session for which nothing is in flight, and nothing may be started any more.
+    /// Ends a session that has nothing in flight. No operation may be started for it afterwards.
     pub(super) fn retire(&mut self, id: SessionId) {
         self.enter_closing(id);
         if let Some(journal) = &mut self.connection_log
@@ -111,8 +111,8 @@ impl Shard {
         self.sessions.retire(id);
     }
 
-    /// Moves a session that has left its room to its last state, and drops the request that it may
-    /// have waited with.
+    /// Moves a session that has left its room to its last state, and drops its request if it was
+    /// waiting with one.
     fn enter_closing(&mut self, id: SessionId) {
         let session = &self.sessions[id];
         if session.state() == State::Waiting {
@@ -137,7 +137,7 @@ impl Shard {
             self.rooms[room_id].user_left(&user);
         }
         if let Some(moved) = self.rooms.remove_member(room_id, member) {
-            // The last member of the room has taken the place that became free.
+            // The last member of the room has moved to the index that became free.
             let (moved, _) = self.sessions.at(moved);
             let state = State::Open {
                 room: room_id,
@@ -153,8 +153,8 @@ impl Shard {
         }
     }
 
-    /// Begins the drain: new requests are refused, and members are closed one after another, spread
-    /// over the time for it. A second call closes them all at once.
+    /// Begins the drain: new requests are refused, and members are closed one after another over
+    /// the configured time. A second call closes all of them immediately.
     pub(super) fn start_drain(&mut self, clock: Clock) {
         let (first, total_us) = match self.drain {
             Drain::No => (true, self.config.drain_us),
@@ -170,7 +170,7 @@ impl Shard {
             .iter()
             .filter(|(_, session)| session.is_open());
         let ids: Vec<SessionId> = open.map(|(id, _)| id).collect();
-        // The last quarter of the time is for the closing handshakes.
+        // The last quarter of the time is reserved for the closing handshakes.
         let spread_us = total_us / 4 * 3;
         for (place, id) in ids.iter().enumerate() {
             let delay_us = spread_us * place as u64 / ids.len() as u64;
@@ -179,7 +179,7 @@ impl Shard {
         }
     }
 
-    /// Continues the drain: once all sessions have ended, the log is synced and sealed.
+    /// Advances the drain: once all sessions have ended, the log is synced and sealed.
     pub(super) fn go_on_draining(&mut self, clock: Clock) {
         match self.drain {
             Drain::No | Drain::Sealed => {}

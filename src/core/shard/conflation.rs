@@ -1,4 +1,4 @@
-//! Conflation: a session that reads too slowly gets the latest op of each changed key instead of
+//! Conflation: a session that reads too slowly is sent the latest op of each changed key instead of
 //! every op.
 
 use crate::core::fanout::outbox::{Behind, Due, OutboxPool};
@@ -12,13 +12,13 @@ use crate::wire::message;
 
 impl Shard {
     /// Encodes the next part of what a conflated session is owed: the latest op of each key that
-    /// changed since, without its own. False if it is not conflated, or the part before still
-    /// waits.
+    /// has changed in the meantime, except for its own ops. Returns false if the session is not
+    /// conflated, or if the previous part is still queued.
     ///
-    /// The walk is bounded in bytes and in steps, as the entries that the session wrote itself cost
-    /// steps and no bytes. Where it stops before the newest entry the session stays behind, at the
-    /// last entry seen. Where it does not, the session follows the window again from its end: the
-    /// entries have all that the window has, so no frame is missed or sent twice.
+    /// The walk is bounded in bytes and in steps, because entries that the session wrote itself
+    /// cost steps but no bytes. If the walk stops before the newest entry, the session stays
+    /// behind, at the last entry examined. Otherwise, the session follows the window again from its
+    /// end: the entries cover everything in the window, so no frame is missed or sent twice.
     pub(super) fn encode_conflated(&mut self, id: SessionId) -> bool {
         let session = &mut self.sessions[id];
         let number = session.number;
@@ -56,7 +56,8 @@ impl Shard {
                     }
                     self.counters.conflated_keys += 1;
                     if bytes > bytes_max {
-                        // It goes out alone, and is the same for all sessions that are as far.
+                        // The frame is sent alone, and is shared by all sessions that have reached
+                        // the same entry.
                         long = Some(shared_frame(room_id, entry, &mut self.budget));
                         more = true;
                     } else {
@@ -83,7 +84,7 @@ impl Shard {
         true
     }
 
-    /// Queues a part of what a conflated session is owed: short ops together, or a long one.
+    /// Queues a part of what a conflated session is owed: several short ops, or a single long one.
     fn push_conflated(
         &mut self,
         id: SessionId,
@@ -109,8 +110,8 @@ impl Shard {
         self.update_memory(id);
     }
 
-    /// Conflates a session that is owed more frames than it may: it gets the latest op of each key
-    /// instead.
+    /// Conflates a session that is owed more frames than allowed: it is sent the latest op of each
+    /// key instead.
     pub(super) fn conflate(&mut self, id: SessionId) {
         let session = &mut self.sessions[id];
         let room_id = session.room().expect("only a member falls behind");
@@ -120,8 +121,8 @@ impl Shard {
     }
 }
 
-/// Lets a session fall out of its room's window: from the op behind its cursor on, it is owed the
-/// latest op of each key.
+/// Makes a session fall out of its room's window: it is owed the latest op of each key, from the op
+/// after its cursor.
 pub(super) fn fall_behind(session: &mut Session, window: &Window, pool: &mut OutboxPool) {
     let since = window.seq_at(session.outbox.cursor());
     session

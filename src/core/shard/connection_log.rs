@@ -1,17 +1,17 @@
-//! The entries about each connection in the server's log, for operators who ask for them
+//! The entries about each connection in the server's log, for operators who enable them
 //! (`--log-level debug`).
 //!
-//! The shard keeps this record only then
-//! ([`ShardConfig::has_journal`](crate::core::shard::contract::ShardConfig)). Without it a session
-//! takes no additional memory, and each of its events costs one check of an option.
+//! The shard keeps this record only if
+//! [`ShardConfig::has_journal`](crate::core::shard::contract::ShardConfig) is set. Otherwise, a
+//! session takes no additional memory, and each of its events costs one check of an option.
 
 use crate::core::shard::session::SessionId;
 
-/// The status of a connection that ends without a close frame (RFC 6455 section 7.4.1).
+/// The code for a connection that ends without a close frame (RFC 6455 section 7.4.1).
 const LOST: u16 = 1006;
-/// The status of a close frame that contains none (RFC 6455 section 7.4.1).
+/// The code for a close frame that contains no code (RFC 6455 section 7.4.1).
 const NO_STATUS: u16 = 1005;
-/// The longest text from a client that is logged. A longer one is truncated.
+/// The longest text from a client that is logged. A longer text is truncated.
 const TEXT_BYTES_MAX: usize = 128;
 
 /// An event of a connection to be logged.
@@ -28,7 +28,7 @@ pub enum Note {
 pub struct Member {
     /// The id of the workspace.
     pub workspace: String,
-    /// The `sub` of its token, which may be any text; a long one is truncated.
+    /// The `sub` of the client's token, which may be any text; a long one is truncated.
     pub subject: Option<String>,
 }
 
@@ -44,7 +44,7 @@ pub enum Party {
 }
 
 impl Party {
-    /// Returns its name in the server's log.
+    /// Returns the name of the party in the server's log.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -55,12 +55,12 @@ impl Party {
     }
 }
 
-/// The reason why a connection ended.
+/// The reason for the end of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ending {
     /// The status of the answer, or the close code for a member.
     pub code: u16,
-    /// The reason. One that the client sent is truncated.
+    /// The reason. A reason sent by the client is truncated.
     pub reason: String,
     /// The side that closed first.
     pub closed_by: Party,
@@ -69,24 +69,24 @@ pub struct Ending {
 /// The totals of a connection that has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
-    /// The client in its workspace. None: it never joined one.
+    /// The client in its workspace, or `None` if it never joined one.
     pub member: Option<Member>,
-    /// The reason. None: it sent no request, or did not wait for the answer.
+    /// The reason, or `None` if the client sent no request or did not wait for the answer.
     pub ending: Option<Ending>,
-    /// The time at which it was accepted or arrived from another shard.
+    /// The time at which the connection was accepted or arrived from another shard.
     pub begun_us: u64,
-    /// Bytes that were received from it.
+    /// The number of bytes that were received from the client.
     pub bytes_received: u64,
-    /// Bytes that its socket accepted.
+    /// The number of bytes that the socket accepted.
     pub bytes_sent: u64,
-    /// Ops that it sent, including refused ones.
+    /// The number of ops that the client sent, including refused ones.
     pub ops: u64,
 }
 
-/// The record of each connection of a shard so far.
+/// The records of a shard's connections.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectionLog {
-    /// Entries by the slots of their sessions.
+    /// Entries, indexed by the slots of their sessions.
     entries: Vec<Option<Box<Ended>>>,
 }
 
@@ -107,7 +107,7 @@ impl ConnectionLog {
         }));
     }
 
-    /// Forgets a session, which another shard continues.
+    /// Removes the entry of a session that another shard continues.
     pub fn forget(&mut self, id: SessionId) {
         if let Some(entry) = self.entries.get_mut(id.slot as usize) {
             *entry = None;
@@ -144,7 +144,7 @@ impl ConnectionLog {
         }
     }
 
-    /// Records why a connection is about to end. The first reason counts.
+    /// Records why a connection is about to end. Only the first reason is kept.
     pub fn ending(&mut self, id: SessionId, code: u16, reason: &str, closed_by: Party) {
         if let Some(ended) = self.entry(id) {
             ended.ending.get_or_insert_with(|| Ending {
@@ -155,14 +155,15 @@ impl ConnectionLog {
         }
     }
 
-    /// Records that the client closes the connection, with the code and the reason it sent.
+    /// Records that the client is closing the connection, with the code and the reason that it
+    /// sent.
     pub fn closed_by_client(&mut self, id: SessionId, close: Option<(u16, &str)>) {
         let (code, reason) = close.unwrap_or((NO_STATUS, ""));
         self.ending(id, code, reason, Party::Client);
     }
 
-    /// Ends the entry of a session and returns the note to be logged. Returns `None` for a session
-    /// that was forgotten.
+    /// Ends the entry of a session and returns the note to be logged. Returns `None` if the session
+    /// has no entry.
     pub fn end(&mut self, id: SessionId) -> Option<Note> {
         let mut ended = *self.entries.get_mut(id.slot as usize)?.take()?;
         if ended.member.is_some() {

@@ -13,47 +13,48 @@ use crate::log::commit::{Durability, End, LogStep, OpenSegment};
 use crate::wire::auth::{Grant, Verifier};
 use crate::wire::upgrade::{Answer, PageRequest, ReadTarget};
 
-/// The time, as the caller sees it.
+/// The current time according to the caller.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Clock {
-    /// Monotonic microseconds from any start.
+    /// Monotonic microseconds from an arbitrary start.
     pub now_us: u64,
     /// Microseconds since the Unix epoch.
     pub unix_us: u64,
 }
 
-/// The configuration of a shard. Only the verifier changes while it runs.
+/// The configuration of a shard. Only the verifier can change while the shard runs.
 #[derive(Clone)]
 pub struct ShardConfig {
     /// The number of this shard, from 0.
     pub shard: u32,
-    /// The number of shards of the server.
+    /// The number of shards in the server.
     pub shards: u32,
-    /// When an op may be sent to other clients.
+    /// The durability mode, which determines when an op may be sent to other clients.
     pub durability: Durability,
     /// The time between two fdatasyncs in `interval` mode.
     pub sync_interval_us: u64,
     /// The time between two pings to a client.
     pub ping_interval_us: u64,
-    /// The bytes of broadcasts by which a client may be behind before it is conflated.
+    /// The number of broadcast bytes by which a client may lag before it is conflated.
     pub outbox_bytes_max: usize,
     /// The length of the longest message that is accepted.
     pub message_bytes_max: usize,
-    /// The memory that may be held for single sessions
+    /// The memory that may be held for individual sessions
     /// ([`crate::limits::session_budget_bytes`]).
     pub session_bytes_max: usize,
     /// The memory of all encoded states that are being sent.
     pub snapshot_bytes_max: usize,
-    /// The bytes of states that are encoded in a turn. A state that is not longer is encoded at
-    /// once.
+    /// The number of bytes of states that are encoded in a turn. A state that is no longer than
+    /// this is encoded in one step.
     pub snapshot_part_bytes: usize,
-    /// The size of a batch of ops from which on no more messages are read until it is written.
+    /// The size of a batch of ops from which no more messages are read until the batch is written.
     pub batch_bytes_max: usize,
-    /// The size that a segment of the log may reach, however little of it is live.
+    /// The length up to which a segment of the log may always grow, however little of the log is
+    /// live.
     pub segment_bytes_min: u64,
-    /// The size that no segment of the log exceeds by more than a batch.
+    /// The length that no segment of the log exceeds by more than a batch.
     pub segment_bytes_max: u64,
-    /// The bytes that the log may have in addition to what its live data allow, before any
+    /// The number of bytes by which the log may exceed what its live data allow before any
     /// workspace is slowed down.
     pub log_spare_bytes: u64,
     /// The time by which a timestamp may be ahead of the clock.
@@ -63,30 +64,30 @@ pub struct ShardConfig {
     /// The seed of the hash of every workspace's keys, so that no client can choose keys that
     /// collide.
     pub hash_seed: u64,
-    /// A random id of this start of the server. All its shards have the same.
+    /// A random id of this start of the server. All its shards share it.
     pub start_id: u64,
     /// The secrets that tokens are verified with.
     pub verifier: Arc<Verifier>,
-    /// The origins whose pages may connect and read (RFC 6454). If it is empty, all may.
+    /// The origins whose pages may connect and read (RFC 6454). If it is empty, all origins may.
     pub origins: Arc<[String]>,
     /// The limits that protect the server from its clients.
     pub limits: Limits,
-    /// Whether each connection is reported for the server's log ([`Output::Note`]).
+    /// Whether each connection is reported in the server's log ([`Output::Note`]).
     pub has_journal: bool,
     /// The key of an op that makes the shard panic, for tests.
     pub fault_panic_key: Option<String>,
 }
 
-/// The limits that protect the server from its clients. `None` is no limit.
+/// The limits that protect the server from its clients. `None` means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
-    /// Messages per second of one connection.
+    /// The number of messages per second from one connection.
     pub ops_per_second: Option<u32>,
-    /// Members of one workspace.
+    /// The number of members of one workspace.
     pub connections_per_workspace: Option<usize>,
-    /// The bytes that a workspace's entries take in a log in which nothing is superseded.
+    /// The size of a workspace's entries in a log without superseded ops.
     pub workspace_bytes: Option<u64>,
-    /// Requests with a token per second, over all shards: each has an equal share.
+    /// The number of requests with a token per second, over all shards: each has an equal share.
     pub handshakes_per_second: Option<u32>,
 }
 
@@ -95,7 +96,7 @@ pub struct Limits {
 pub struct PeerStatus {
     /// Whether every shard can write its log.
     pub ready: bool,
-    /// The share of the log that has been read so far while the server starts.
+    /// The percentage of the log that has been read so far while the server starts.
     pub recovered_percent: u8,
 }
 
@@ -110,12 +111,12 @@ pub enum Received<'a> {
     Broken,
 }
 
-/// Something that happened. The caller has already logged an error that needs to be logged.
+/// An event. If it is an error that needs to be logged, the caller has already logged it.
 pub enum Input<'a> {
     /// A receive ended.
     Received(SessionId, Received<'a>),
-    /// A send ended, and the kernel took this many bytes of it. With an error, or with none, the
-    /// connection is broken.
+    /// A send ended, and the kernel accepted this many bytes of it. If there was an error, or no
+    /// bytes were accepted, the connection is broken.
     Sent(SessionId, Spans, io::Result<usize>),
     /// A [`LogStep::Write`] ended, and this many bytes of it were written.
     LogWritten(Vec<u8>, io::Result<usize>),
@@ -123,30 +124,30 @@ pub enum Input<'a> {
     LogSynced(io::Result<()>),
     /// A [`LogStep::Open`] ended.
     LogOpened(io::Result<OpenSegment>),
-    /// The state was read back and a new segment is open. With an error the shard tries again
-    /// later. It is the first input of the log for a shard that began with
-    /// [`Shard::recovering`](super::Shard::recovering).
+    /// The state was read back and a new segment is open. In case of an error, the shard tries
+    /// again later. For a shard created with [`Shard::recovering`](super::Shard::recovering), this
+    /// is the first input about the log.
     Rebuilt(io::Result<(OpenSegment, Vec<Workspace>)>),
-    /// The log's files are no longer at their paths: what is written to them would be lost.
+    /// The log's files are no longer at their paths: anything written to them would be lost.
     LogDisplaced,
-    /// The log was measured, because a segment was opened, a compaction has freed something, or the
-    /// free space of the disk has changed.
+    /// The log was measured, because a segment was opened, a compaction freed space, or the free
+    /// space of the disk changed.
     LogSize(LogSize),
     /// The answer to an [`Output::Page`].
     Page(SessionId, Answer),
-    /// Stop: refuse new requests, write what is left, close all sessions. A second one closes them
-    /// without waiting.
+    /// The server is to stop: refuse new requests, write what is left, close all sessions. A second
+    /// one closes them without waiting.
     Drain,
 }
 
-/// Something that the caller must do.
+/// An action for the caller to carry out.
 #[derive(Debug)]
 pub enum Output {
     /// Receive on the session's connection.
     Receive(SessionId),
     /// Send the spans, in order.
     Send(SessionId, Spans),
-    /// Close the sending side, since the last byte was sent.
+    /// Close the sending side, because the last byte was sent.
     Finish(SessionId),
     /// Shut both sides down, so that the operations in flight end.
     Abort(SessionId),
@@ -154,27 +155,28 @@ pub enum Output {
     Close(SessionId),
     /// Move the connection to the shard that owns its workspace, and forget the session here.
     Handoff(SessionId, u32, Box<Handoff>),
-    /// Write this about the connection to the server's log. Only with
+    /// Write this note about the connection to the server's log. Only with
     /// [`ShardConfig::has_journal`].
     Note(SessionId, Box<Note>),
-    /// Render a page, and return it at once as [`Input::Page`].
+    /// Render a page and return it immediately as [`Input::Page`].
     Page(SessionId, PageRequest),
-    /// Take the next step of the log, on its open segment.
+    /// Carry out the next step of the log on its open segment.
     Log(LogStep),
-    /// Create the segment after the failed one, which ends there, and read the shard's state back.
+    /// Create the segment that follows the failed one, which ends at this point, and read the
+    /// shard's state back.
     Rebuild(End),
-    /// The shard serves again, or no longer.
+    /// The shard serves again, or no longer does.
     Ready(bool),
     /// All sessions are closed and the log is sealed.
     Drained,
 }
 
-/// A request that was read and verified, for the shard that owns its workspace.
+/// A verified request, to be passed to the shard that owns its workspace.
 #[derive(Debug)]
 pub struct Handoff {
     pub(super) workspace: String,
     pub(super) intent: Intent,
-    /// The time that the client may still wait for its answer.
+    /// The time for which the client may still wait for its answer.
     pub(super) left_us: u64,
     /// The bytes that the client sent after its request.
     pub(super) unparsed: Vec<u8>,
@@ -183,15 +185,15 @@ pub struct Handoff {
 /// The purpose of a request to a workspace.
 #[derive(Debug)]
 pub(super) enum Intent {
-    /// To join it as a member.
+    /// To join the workspace as a member.
     Join {
         grant: Grant,
-        /// For the server's log. Only with [`ShardConfig::has_journal`].
+        /// The subject of the token, for the server's log. Only with [`ShardConfig::has_journal`].
         subject: Option<Box<str>>,
         accept_key: String,
         user: Option<Box<str>>,
     },
-    /// To read its state or its presence over HTTP.
+    /// To read the state or the presence of the workspace over HTTP.
     Read {
         target: ReadTarget,
         if_none_match: Option<String>,

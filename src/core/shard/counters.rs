@@ -1,6 +1,6 @@
-//! The counters of a shard: plain numbers of its own, which its caller publishes once a turn.
+//! The counters of a shard: plain numbers, which its caller publishes once per turn.
 //!
-//! Nothing here is atomic, allocates, or reads a clock: counting an op is one addition.
+//! Nothing here is atomic, allocates or reads a clock: counting an op is a single addition.
 
 /// The upper bounds of the classes of durations: 1, 2 and 5 in each decade. Longer durations are
 /// counted in an additional last class.
@@ -21,9 +21,9 @@ pub const CLOSE_CODES: [u16; 10] = [1000, 1001, 1002, 1003, 1007, 1008, 1009, 10
 pub const DURATION_CLASSES: usize = DURATION_BOUNDS_US.len() + 1;
 /// The number of classes of group sizes.
 pub const GROUP_CLASSES: usize = GROUP_BOUNDS.len() + 1;
-/// The number of classes of answers. The last one has all other status codes.
+/// The number of classes of answers. The last one counts all other status codes.
 pub const RESPONSE_CLASSES: usize = RESPONSE_CODES.len() + 1;
-/// The number of classes of close frames. The last one has all other close codes.
+/// The number of classes of close frames. The last one counts all other close codes.
 pub const CLOSE_CLASSES: usize = CLOSE_CODES.len() + 1;
 
 /// Durations by their class.
@@ -42,7 +42,7 @@ pub struct Tally<const CLASSES: usize> {
     pub counts: [u64; CLASSES],
     /// The sum of all values.
     pub sum: u64,
-    /// The number of all values.
+    /// The number of values.
     pub count: u64,
 }
 
@@ -72,26 +72,26 @@ impl Durations {
 }
 
 impl Groups {
-    /// Counts a group of this many ops.
+    /// Counts a group of `ops` ops.
     pub fn had(&mut self, ops: u64) {
         self.add(GROUP_BOUNDS.partition_point(|bound| *bound < ops), ops);
     }
 }
 
 impl Responses {
-    /// Counts an answer with this status.
+    /// Counts an answer with `status`.
     pub fn answered(&mut self, status: u16) {
         self.add(code_class(&RESPONSE_CODES, status), 0);
     }
 }
 
 impl Closes {
-    /// Counts a close frame with this code.
+    /// Counts a close frame with `code`.
     pub fn closed(&mut self, code: u16) {
         self.add(code_class(&CLOSE_CODES, code), 0);
     }
 
-    /// Returns the count of this code, or of all other codes if it is not counted separately.
+    /// Returns the count of `code`, or of all other codes if it is not counted separately.
     #[must_use]
     pub fn of(&self, code: u16) -> u64 {
         self.counts[code_class(&CLOSE_CODES, code)]
@@ -109,18 +109,18 @@ fn code_class(codes: &[u16], code: u16) -> usize {
     known.unwrap_or(codes.len())
 }
 
-/// Defines each number once: as a field, and by its position in the list that is published.
+/// Defines each number once: as a field, and by its position in the published list.
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
-        /// The counts since a shard began, and its current gauges.
+        /// The counts since a shard started, and its current gauges.
         #[derive(Debug, Clone, Default, PartialEq, Eq)]
         pub struct Counters {
             $($(#[doc = $doc])+ pub $name: u64,)+
-            /// Ops of each batch that was written to the log.
+            /// The number of ops in each batch that was written to the log.
             pub groups: Groups,
-            /// The time from the oldest op of a commit until it is on disk.
+            /// The time from the oldest op in a commit until the commit is on disk.
             pub durable: Durations,
-            /// The time from the oldest op of a round of sends to the end of the round.
+            /// The time from the oldest op in a round of sends until the end of the round.
             pub sent: Durations,
             /// Answers to requests.
             pub responses: Responses,
@@ -149,41 +149,41 @@ macro_rules! counters {
 counters! {
     /// Ops that won.
     ops,
-    /// Ops that lost to the op that their key has.
+    /// Ops that lost to the current op of their key.
     ops_lost,
-    /// Ops that were resent and had already been applied.
+    /// Ops that were sent again after they had already been applied.
     ops_duplicate,
-    /// Messages that are malformed.
+    /// Malformed messages.
     refused_bad_message,
-    /// Ops whose timestamp is too far in the future.
+    /// Ops with timestamps too far in the future.
     refused_future_skew,
     /// Messages that are too long.
     refused_too_large,
-    /// Messages, mostly ops, of connections over `--max-ops-per-second`.
+    /// Messages, mostly ops, from connections that exceeded `--max-ops-per-second`.
     refused_rate,
-    /// Ops that would have grown a workspace over `--max-workspace-bytes`.
+    /// Ops that would have grown a workspace beyond `--max-workspace-bytes`.
     refused_workspace_bytes,
-    /// Connections over `--max-connections-per-workspace`.
+    /// Connections refused because of `--max-connections-per-workspace`.
     refused_members,
-    /// Requests with a token over `--max-handshakes-per-second`.
+    /// Requests with a token refused because of `--max-handshakes-per-second`.
     refused_handshakes,
-    /// Joins and reads over HTTP that found too many encoded states being sent.
+    /// Joins and reads over HTTP refused because too many encoded states were being sent.
     refused_snapshot_bytes,
-    /// Sessions evicted because too much memory was held for single sessions.
+    /// Sessions evicted because individual sessions held too much memory.
     given_up_sessions,
-    /// Encoded states evicted because their receivers were slow and others needed room.
+    /// Encoded states evicted because their receivers were slow and other states needed the memory.
     given_up_states,
     /// Clients closed for taking too long to send a message.
     given_up_messages,
-    /// Clients whose ops were lost with a failed log, or that caused a panic.
+    /// Clients whose ops were lost with a failed log, and clients whose input caused a panic.
     refused_log_failed,
     /// Ops refused because the disk was full.
     refused_disk_full,
-    /// The time, in microseconds, during which clients waited for compaction.
+    /// The time, in microseconds, for which clients waited for compaction.
     held_us,
     /// Clients that wait for compaction.
     sessions_held,
-    /// Ops that won, each counted for every client that it was owed to.
+    /// Ops that won, counted once for each client that they were owed to.
     deliveries,
     /// Bytes that were received.
     bytes_received,
@@ -195,7 +195,7 @@ counters! {
     sends_ended,
     /// Frames of other clients' ops in all sends, including those to conflated sessions.
     frames_sent,
-    /// Times that a session fell behind.
+    /// The number of times that a session fell behind.
     conflations,
     /// Ops that were sent to conflated sessions, each the latest of its key.
     conflated_keys,
@@ -203,23 +203,23 @@ counters! {
     log_bytes_written,
     /// Failures that made the shard stop serving.
     failures,
-    /// Close frames of clients that closed first.
+    /// Close frames from clients that closed first.
     closed_by_peer,
     /// Connections shed to make room for others.
     shed,
-    /// The time, in microseconds, for which the shard was absent: stopped, or without a core.
+    /// The time, in microseconds, for which the shard was absent: stopped, or without CPU time.
     absent_us,
     /// Clients that are members of a workspace.
     connections,
-    /// Connections whose request or answer is outstanding.
+    /// Connections whose request has not been answered yet.
     sessions_handshake,
     /// Connections that are being closed.
     sessions_closing,
-    /// Workspaces that are in memory.
+    /// Workspaces in memory.
     workspaces,
     /// The memory of all windows.
     window_bytes,
-    /// The memory of answers to single clients that are queued or being sent.
+    /// The memory of answers to individual clients that are queued or being sent.
     answer_bytes,
     /// The memory of corrections and lists of users that are shared by several receivers.
     shared_answer_bytes,
@@ -227,16 +227,16 @@ counters! {
     unfinished_bytes,
     /// The memory of encoded states that are being sent.
     snapshot_bytes,
-    /// The bytes that the state takes in a log in which nothing is dead.
+    /// The size that the log would have without superseded ops.
     log_live_bytes,
     /// The length of the open segment.
     log_open_bytes,
-    /// The length of the log in the shard's folder. The open segment counts no more than its usual
-    /// length.
+    /// The length of the log in the shard's folder. The open segment counts with its usual length
+    /// at most.
     log_bytes,
     /// The length of the log at which all writers wait for compaction.
     log_bytes_max,
-    /// 1 while ops that grow the log are refused, else 0.
+    /// 1 while ops that grow the log are refused, otherwise 0.
     disk_is_full,
 }
 

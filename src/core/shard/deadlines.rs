@@ -35,8 +35,8 @@ impl Shard {
             State::Waiting if past(session.deadline_us) => self.give_up_waiting(id, clock),
             State::Closing if past(session.deadline_us) => {
                 let stalled_us = session.last_progress_us + STALL_TIMEOUT_US;
-                // A long last answer may take longer than the deadline, as long as its receiver
-                // reads.
+                // A long last answer may take longer than the deadline as long as its receiver
+                // keeps reading.
                 if session.ends_long && session.sending && !past(stalled_us) {
                     session.deadline_us = stalled_us;
                     self.reschedule(id, clock);
@@ -52,8 +52,8 @@ impl Shard {
                     self.close(id, GOING_AWAY, "the server is stopping", clock);
                 } else if session.sending && past(session.last_progress_us + STALL_TIMEOUT_US) {
                     self.close(id, TRY_AGAIN_LATER, "the client reads too slowly", clock);
-                    // Longer than for other closings: the close frame comes after what the slow
-                    // client has not read.
+                    // This is longer than for other closings, because the close frame follows bytes
+                    // that the slow client has not read yet.
                     self.sessions[id].deadline_us = clock.now_us + STALL_LINGER_US;
                     self.reschedule(id, clock);
                 } else if past(session.message_deadline_us()) {
@@ -80,7 +80,7 @@ impl Shard {
 }
 
 impl Session {
-    /// Returns whether its socket is being read, so that silence means something.
+    /// Returns whether the socket is being read; only then does silence mean anything.
     fn is_read(&self) -> bool {
         self.receiving
     }
@@ -101,7 +101,7 @@ fn next_deadline_us(session: &Session, ping_interval_us: u64, clock: Clock) -> u
     let silent_us = session
         .is_read()
         .then(|| session.last_received_us + silence_us(ping_interval_us));
-    // A send may begin and stall at any time from now on.
+    // A send may start and stall at any time from now on.
     let stall_us = if session.sending {
         session.last_progress_us
     } else {

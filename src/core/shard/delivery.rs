@@ -1,9 +1,10 @@
 //! Sending: which session is sent what, and when.
 //!
-//! Sessions that are owed something are in a queue. A turn serves a slice of it, and each session
-//! is sent all that it is owed by then at once: the busier the shard, the bigger the batches. When
-//! the queue is empty the round is done, and the windows drop what all members have. Sessions with
-//! a large backlog of their own, a large state most of all, move to a queue of their own.
+//! Sessions that are owed bytes are in a queue. Each turn serves a slice of it, and each session is
+//! sent everything that it is owed at that moment: the busier the shard, the larger the batches.
+//! When the queue is empty, the round is complete, and the windows drop the frames that all members
+//! have been sent. Sessions with a large backlog of their own, usually a large state, move to a
+//! separate queue.
 
 use std::io;
 
@@ -19,27 +20,28 @@ use crate::limits::{
 use crate::log::commit::Durability;
 
 impl Shard {
-    /// Queues a session to be sent what it is owed.
+    /// Queues a session so that it is sent what it is owed.
     pub(super) fn enqueue(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.get_mut(id) {
             self.sends.queue(id, session);
         }
     }
 
-    /// Lets the ops be shown that a commit has made visible.
+    /// Makes visible the ops that a commit allows to be sent, and wakes the sessions that wait for
+    /// the log.
     pub(super) fn show_committed(&mut self) {
         if self.log.show() {
             self.sends.wake(&mut self.sessions);
         }
     }
 
-    /// Queues the members of all rooms in which more may be shown than before.
+    /// Queues the members of all rooms in which ops became visible since the last turn.
     pub(super) fn announce(&mut self) {
         self.rooms
             .announce(self.log.visible_position(), |slot, visible_end| {
                 let (id, session) = self.sessions.at(slot);
                 let outbox = &session.outbox;
-                // A sender is not owed its own op: its cursor is past it already.
+                // The sender of an op is not owed it: the sender's cursor is past it already.
                 if outbox.cursor() < visible_end || outbox.behind().is_some() {
                     self.sends.queue(id, session);
                 }
@@ -48,8 +50,8 @@ impl Shard {
 
     /// Serves a slice of the queue, unless a commit is in flight or the shard pauses.
     ///
-    /// A slice is bounded so that receives and log completions never wait behind a thousand sends.
-    /// In `always` mode commits are pauses enough, and no other is made.
+    /// A slice is bounded so that receives and log completions never wait for a thousand sends. In
+    /// `always` mode the commits already separate the slices, so the shard does not pause as well.
     pub(super) fn send_slice(&mut self, clock: Clock) {
         let has_commits = self.config.durability == Durability::Always;
         if self.log.holds_sends() || !has_commits && self.sends.is_pausing(clock.now_us) {
@@ -68,7 +70,7 @@ impl Shard {
         }
         self.sends.end_slice(clock.now_us);
         self.send_bulk(clock);
-        // With no send in flight, no end of a send will measure the watched ones.
+        // With no send in flight, no completion will measure the watched ops.
         if self.counters.sends == self.counters.sends_ended {
             self.sends.take_watched_since_us();
         }
@@ -80,8 +82,8 @@ impl Shard {
         session.is_some_and(|session| session.outbox.waiting_bytes() > SEND_BYTES_MAX)
     }
 
-    /// Serves some of the sessions with a large backlog: few in a turn, since each of them may
-    /// take as long as a whole slice.
+    /// Serves some of the sessions with a large backlog: only a few per turn, since each of them
+    /// may take as long as a whole slice.
     fn send_bulk(&mut self, clock: Clock) {
         let mut bytes = 0;
         for _ in 0..BULK_SENDS_PER_TURN_MAX {
@@ -96,8 +98,8 @@ impl Shard {
         }
     }
 
-    /// Follows the ops that may be shown since this turn until all sessions that are owed them now
-    /// were sent to: those of one commit at a time.
+    /// Starts to measure how long the ops that became visible in this turn take to be sent to all
+    /// sessions that are owed them now. Only the ops of one commit are measured at a time.
     pub(super) fn watch_sends(&mut self, clock: Clock) {
         let since_us = if self.config.durability == Durability::Always {
             self.sends.take_shown_since_us()
@@ -110,12 +112,12 @@ impl Shard {
         }
     }
 
-    /// Sends a session what it is owed, and returns how many bytes that is.
+    /// Sends a session what it is owed, and returns the length of the send.
     ///
-    /// A session has one send in flight, so what it is owed gathers meanwhile for the next. With
-    /// nothing to send it leaves the queue for one of three reasons: its first answer is not
-    /// visible yet, and the next commit queues it again; it was closing and has had its last byte;
-    /// or it is up to date, and the next op queues it.
+    /// A session has at most one send in flight, so what it is owed in the meantime accumulates for
+    /// the next send. A session with nothing to send leaves the queue for one of three reasons: its
+    /// first answer is not visible yet, and the next commit queues it again; it is closing and has
+    /// been sent its last byte; or it is up to date, and the next op queues it.
     fn serve(&mut self, id: SessionId, clock: Clock) -> usize {
         let Some(session) = self.sessions.get_mut(id) else {
             return 0;
@@ -152,7 +154,7 @@ impl Shard {
         session.outbox.take(view, visible_position, &mut self.pool)
     }
 
-    /// Continues after a send has ended.
+    /// Handles the completion of a send.
     pub(super) fn sent(
         &mut self,
         id: SessionId,
@@ -179,7 +181,7 @@ impl Shard {
         }
         let session = &mut self.sessions[id];
         if clock.now_us - session.last_progress_us > SECOND_US {
-            // The socket was full, and now it is not: the peer has read.
+            // The socket was full and no longer is: the peer has read.
             session.last_received_us = clock.now_us;
         }
         if let Some(transfer) = &mut session.transfer {
@@ -218,7 +220,8 @@ impl Shard {
         self.unpause(id, clock);
     }
 
-    /// Records that a send came back. Unless its rest goes out next, its memory is free.
+    /// Records the completion of a send. Unless its remaining bytes are sent next, frees its
+    /// memory.
     fn end_send(&mut self, id: SessionId, is_ended: bool) {
         let session = self
             .sessions
@@ -232,20 +235,20 @@ impl Shard {
         }
     }
 
-    /// Reads a paused session again once its outbox has drained.
+    /// Resumes reading from a paused session once its outbox has drained.
     fn unpause(&mut self, id: SessionId, clock: Clock) {
         let most_bytes = self.answer_bytes_max();
         let session = &mut self.sessions[id];
         if session.intake == Intake::Paused && session.outbox.answer_bytes() <= most_bytes / 2 {
             session.intake = Intake::Unread;
-            // It was not asked for a sign of life meanwhile.
+            // A paused session is not read from, so its silence so far does not count.
             session.last_received_us = clock.now_us;
             self.reads.queue(id, Intake::Unread);
         }
     }
 
-    /// Drops the frames that all members have, when a round of sends is done; before that only
-    /// where a window is over its bound.
+    /// Drops the frames that all members have been sent when a round of sends is complete. Until
+    /// then, drops frames only from windows that exceed their limit.
     pub(super) fn trim_windows(&mut self) {
         let is_round_done = self.sends.is_round_done();
         let visible_position = self.log.visible_position();
@@ -255,8 +258,8 @@ impl Shard {
                 window, members, ..
             } = room;
             if is_round_done || window.capacity_bytes() > window_bytes_max {
-                // Members that are so far back that the window would be too long fall out of it.
-                // The others hold it at the slowest of their cursors.
+                // Members so far behind that the window would be too long fall out of it. For the
+                // others, the window is kept from the slowest of their cursors.
                 let visible_end = window.visible_end(visible_position);
                 let overflow_end = window.overflow_end(window_bytes_max, visible_end);
                 let mut start = window.end();
@@ -275,7 +278,7 @@ impl Shard {
                 }
                 window.drop_before(start.max(overflow_end), self.pool.windows());
             }
-            // What is not visible yet is sent later, and then the window is trimmed again.
+            // Ops that are not visible yet are sent later, and the window is trimmed again then.
             !is_round_done || window.visible_end(visible_position) < window.end()
         });
     }

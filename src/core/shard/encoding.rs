@@ -1,4 +1,5 @@
-//! States for the sessions that join or read, and the encodings in progress, a step in each turn.
+//! States for sessions that join or read, and the encodings in progress, which advance by one step
+//! per turn.
 
 use crate::core::fanout::room::RoomId;
 use crate::core::shard::Shard;
@@ -8,11 +9,12 @@ use crate::limits::RETRY_AFTER_S;
 use crate::wire::upgrade::Answer;
 
 impl Shard {
-    /// Returns the state of a room for a session that joins or reads. A large state is still being
-    /// encoded.
+    /// Returns the state of a room for a session that joins or reads. A large state may still be in
+    /// the process of being encoded.
     ///
     /// # Errors
-    /// 503 if the budget has no room for it, even after slow receivers were given up.
+    /// 503 if the budget has no room for the state, even after states of slow receivers were
+    /// evicted.
     pub(super) fn snapshot(
         &mut self,
         room_id: RoomId,
@@ -34,7 +36,7 @@ impl Shard {
         })
     }
 
-    /// Goes on with the states that are being encoded.
+    /// Encodes the next part of the states that are being encoded.
     pub(super) fn encode_states(&mut self) {
         let workspace_of = |id: RoomId| &self.rooms[id].workspace;
         if self.snapshots.step(workspace_of) {

@@ -1,9 +1,9 @@
-//! Eviction where a budget is full: of the session that holds most, or of states whose receivers
-//! are all slow.
+//! Eviction when a budget is exceeded: of the session that holds the most, or of states whose
+//! receivers are all slow.
 //!
-//! The memory must be free at once. What waits is dropped. What is in flight is the kernel's until
-//! the send ends, so the connection is shut down, which ends the send. A client that has received
-//! a part of a frame can make nothing of a close frame after it; every other one is closed with
+//! The memory must be freed immediately. Queued bytes are dropped. Bytes in flight belong to the
+//! kernel until the send ends, so the connection is shut down, which ends the send. A client that
+//! has received part of a frame could not parse a close frame after it; all others are closed with
 //! 1013.
 
 use std::rc::Rc;
@@ -26,15 +26,15 @@ use crate::wire::upgrade::Answer;
 struct SlowState {
     chunk: Chunk,
     room: RoomId,
-    /// How far the fastest receiver is behind the pace that is expected of it.
+    /// The lag of the fastest receiver behind the expected pace.
     lag_us: u64,
     receivers: Vec<SessionId>,
 }
 
 impl Shard {
-    // ---- what single sessions hold ----
+    // ---- memory of individual sessions ----
 
-    /// Brings the budget up to date with what a session holds. To be called after each change.
+    /// Updates the budget with the memory that a session holds. Must be called after each change.
     pub(super) fn update_memory(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
@@ -50,14 +50,14 @@ impl Shard {
         let before_bytes = std::mem::replace(&mut session.unfinished_bytes, unfinished_bytes);
         self.budget
             .update_unfinished(before_bytes as usize, unfinished_bytes as usize);
-        // Nearly every session is exempt before and after, and costs the budget no look-up.
+        // Nearly every session is exempt before and after, and needs no look-up in the budget.
         if session.is_tracked || !memory.is_exempt() {
             session.is_tracked = self.budget.update(id.slot, memory);
         }
     }
 
-    /// Returns how much may wait for a session, or be in flight to it, before its messages are left
-    /// unread.
+    /// Returns the number of bytes that may be queued for a session or in flight to it before its
+    /// messages are left unread.
     pub(super) fn answer_bytes_max(&self) -> usize {
         if self.budget.is_tight() {
             SESSION_BYTES_SPARED
@@ -66,8 +66,8 @@ impl Shard {
         }
     }
 
-    /// Evicts sessions if the budget is exceeded. The caller must not be handling a session: that
-    /// one could be evicted.
+    /// Evicts sessions if the budget is exceeded. The caller must not be in the middle of handling
+    /// a session, since that session could be evicted.
     pub(super) fn evict_over_budget(&mut self, clock: Clock) {
         if !self.budget.is_over() {
             return;
@@ -109,8 +109,8 @@ impl Shard {
 
     // ---- states ----
 
-    /// Makes room for a state: evicts those whose receivers are all slow, the slowest first, and
-    /// no more than are needed. None of them if all together would not be enough.
+    /// Makes room for a state by evicting states whose receivers are all slow, the slowest first,
+    /// and no more than necessary. Evicts none if even all of them together would not be enough.
     pub(super) fn evict_slow_states(&mut self, shortage: SnapshotShortage, clock: Clock) {
         if !self.snapshots.may_search(clock.now_us) {
             return;
@@ -134,11 +134,11 @@ impl Shard {
         }
     }
 
-    /// Returns the states of which every receiver is slow. One fast receiver is enough to keep a
-    /// state: its memory comes back soon.
+    /// Returns the states whose receivers are all slow. A single fast receiver is enough to keep a
+    /// state, because its memory will be freed soon.
     fn slow_states(&self, clock: Clock) -> Vec<SlowState> {
         let mut states: Vec<SlowState> = Vec::new();
-        // The index in `states`, by the address of the bytes.
+        // The index in `states` of each chunk, by its address.
         let mut indices = HashMap::with_hasher(FixedState::with_seed(0));
         for (id, session) in self.sessions.iter() {
             let Some(transfer) = session.transfer.as_ref().filter(|_| !session.is_aborted()) else {
@@ -169,9 +169,9 @@ impl Shard {
         states
     }
 
-    // ---- for tests ----
+    // ---- checks ----
 
-    /// Checks the sums of what is held against the sessions, and the budgets.
+    /// Checks the sums of the memory held against the sessions, and the budget against its limit.
     ///
     /// # Panics
     /// If a sum is wrong or a budget is exceeded.

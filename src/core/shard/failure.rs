@@ -1,7 +1,7 @@
-//! A log that cannot be written, and a panic: the shard ends its members, forgets all that is not
-//! on disk, and starts over from what is, without a restart.
+//! Failures: a log that cannot be written, or a panic. The shard closes its members, discards
+//! everything that is not on disk, and starts over from what is, without a restart of the server.
 //!
-//! In `always` mode no client was sent an op that is forgotten here; the clients that sent them
+//! In `always` mode, none of the discarded ops was sent to another client, and their senders
 //! receive error 500.
 
 use std::io;
@@ -24,9 +24,9 @@ const INTERNAL_ERROR: u16 = 1011;
 const INTERNAL_SERVER_ERROR: &str = "Internal Server Error";
 
 impl Shard {
-    /// Stops serving: all that is not on disk is forgotten, and the state is rebuilt after a wait
-    /// that grows from failure to failure. The senders of ops that are lost and the culprit, the
-    /// session whose input caused a panic, are answered with 500; all members are closed with 1011.
+    /// Stops serving. Everything that is not on disk is discarded, and the state is rebuilt after a
+    /// wait that grows with each failure. The senders of lost ops and the culprit (the session
+    /// whose input caused a panic) are answered with 500; all members are closed with 1011.
     pub(super) fn fail(&mut self, culprit: Option<SessionId>, clock: Clock) {
         let was_serving = self.log.is_serving();
         let mut losers = self.log.reset(clock.now_us);
@@ -46,9 +46,9 @@ impl Shard {
         }
     }
 
-    /// Resets all parts but the log. A panic may have left each of them half done, so nothing in
-    /// them is trusted but the sessions themselves: what is counted or queued is made to agree with
-    /// those again. The rooms are read back from the log.
+    /// Resets all parts except the log. A panic may have interrupted any of them in the middle of a
+    /// change, so only the sessions themselves are trusted: all counts and queues are made
+    /// consistent with them again. The rooms are read back from the log.
     fn reset(&mut self) {
         self.rooms.reset();
         self.sessions.reset();
@@ -72,7 +72,7 @@ impl Shard {
         }
     }
 
-    /// Ends what a failure ends of a session, and lets the rest of it go on.
+    /// Closes a session if the failure requires it, and otherwise lets it continue.
     fn end_after_failure(&mut self, id: SessionId, is_loser: bool, is_culprit: bool, clock: Clock) {
         let session = &self.sessions[id];
         match session.state() {
@@ -81,7 +81,7 @@ impl Shard {
                 self.answer(id, &Answer::internal_server_error(), clock);
             }
             State::Closing if is_culprit => self.abort(id),
-            // The answer shows an op that is lost.
+            // The answer shows an op that was lost.
             State::Closing
                 if session
                     .outbox
@@ -93,11 +93,12 @@ impl Shard {
                 let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
                 self.queue_last(id, chunk, LogPosition::NONE, clock);
             }
-            // A panic may have come between a timer and the next one.
+            // A panic may have occurred between the expiry of one timer and the setting of the
+            // next.
             State::Handshake | State::Waiting => self.reschedule(id, clock),
             State::Closing => {
                 self.reschedule(id, clock);
-                // Or between the queue and the send.
+                // It may also have occurred between dequeuing the session and sending.
                 self.enqueue(id);
             }
         }
@@ -115,7 +116,7 @@ impl Shard {
         self.queue_last(id, last, LogPosition::NONE, clock);
     }
 
-    /// Opens a failed log again when it is time and nothing of the old one is in flight.
+    /// Reopens a failed log when the retry is due and no operation on the old one is in flight.
     pub(super) fn retry_log(&mut self, clock: Clock) {
         let due_us = self.log.retry_due_us();
         if due_us.is_some_and(|due_us| due_us <= clock.now_us) && self.drain == Drain::No {
@@ -123,7 +124,7 @@ impl Shard {
         }
     }
 
-    /// Continues with the outcome of a rebuild, or of the reading at the start.
+    /// Handles the outcome of a rebuild, or of the initial reading of the log.
     pub(super) fn rebuilt(
         &mut self,
         outcome: io::Result<(OpenSegment, Vec<Workspace>)>,

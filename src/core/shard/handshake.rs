@@ -1,4 +1,4 @@
-//! The first part of a session's life: the request head, the token, joining a workspace.
+//! The start of a session: the request head, the token, and joining a workspace.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,15 +22,15 @@ use crate::wire::auth::{self, Grant, Verifier};
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
 
-/// The room that a client joins, and the state that it is sent.
+/// The room that a client joins, and the state that it receives.
 struct RoomEntry {
     room_id: RoomId,
     snapshot: Snapshot,
 }
 
 impl Shard {
-    /// Accepts a connection to `--port` and returns its session. `over_limit`: there are too many
-    /// connections, so its requests to workspaces are refused.
+    /// Accepts a connection to `--port` and returns its session. With `over_limit`, there are too
+    /// many connections, so its requests to workspaces are refused.
     pub fn accept(&mut self, over_limit: bool, clock: Clock) -> SessionId {
         self.accept_at(ListenerKind::Public, over_limit, clock)
     }
@@ -60,7 +60,7 @@ impl Shard {
         id
     }
 
-    /// Opens a session whose client must be answered within `answer_us`.
+    /// Opens a session whose client must be answered within `answer_us`, and returns its id.
     pub(super) fn open_session(
         &mut self,
         listener: ListenerKind,
@@ -76,7 +76,7 @@ impl Shard {
         id
     }
 
-    /// Adds bytes to the request head, and handles the request once its head is complete.
+    /// Appends bytes to the request head, and handles the request once its head is complete.
     pub(super) fn read_head(&mut self, id: SessionId, bytes: &[u8], clock: Clock) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
@@ -84,7 +84,7 @@ impl Shard {
         session.unparsed.extend_from_slice(bytes);
         let parsed = upgrade::parse_head(&session.unparsed);
         if !matches!(parsed, Ok(None)) {
-            // The head is complete, or wrong: the connection now has its answer to lose, and is not
+            // The head is complete or invalid: the connection is now owed an answer and must not be
             // shed.
             self.admission.keep(&self.sessions[id]);
         }
@@ -139,10 +139,10 @@ impl Shard {
         )
     }
 
-    /// Verifies a request to join, and passes it on to the shard that owns the workspace.
+    /// Verifies a request to join, and forwards it to the shard that owns the workspace.
     fn admit(&mut self, id: SessionId, request: SyncRequest, clock: Clock) -> Result<(), Answer> {
         let grant = self.verified(request.token.as_deref(), clock)?;
-        // A client that is not a browser usually sends no origin, and could send any.
+        // A client that is not a browser usually sends no origin, and can send any origin it likes.
         if let Some(origin) = &request.origin
             && !self.is_allowed(origin)
         {
@@ -161,20 +161,20 @@ impl Shard {
         self.pass_on(id, request.workspace, intent, clock)
     }
 
-    /// Replaces the secrets that new tokens are verified with. Members stay.
+    /// Replaces the secrets that new tokens are verified with. Existing members are not affected.
     pub fn set_verifier(&mut self, verifier: Arc<Verifier>) {
         self.config.verifier = verifier;
     }
 
-    /// Verifies a token. The limit of handshakes comes first, because verifying is the expensive
+    /// Verifies a token. The handshake rate is checked first, because verification is the expensive
     /// part.
     pub(super) fn verified(&mut self, token: Option<&str>, clock: Clock) -> Result<Grant, Answer> {
         if let Some(per_second) = self.config.limits.handshakes_per_second {
             let rate = Rate::share(per_second, self.config.shards);
             if !self.admission.count_handshake(rate, clock.now_us) {
                 self.counters.refused_handshakes += 1;
-                // Not 429, which is about the requests of one client (RFC 6585 section 4): this may
-                // be the client's first.
+                // Not 429, which is about the requests of a single client (RFC 6585 section 4):
+                // this may be the client's first.
                 return Err(Answer::unavailable(
                     "too many requests with a token at once, try again later",
                     RETRY_AFTER_S,
@@ -185,7 +185,7 @@ impl Shard {
         verified.map_err(|error| Answer::unauthorized(&error.to_string()))
     }
 
-    /// Passes a verified request on to the shard that owns the workspace, or handles it here.
+    /// Forwards a verified request to the shard that owns the workspace, or handles it here.
     pub(super) fn pass_on(
         &mut self,
         id: SessionId,
@@ -218,8 +218,8 @@ impl Shard {
             if let Some(journal) = &mut self.connection_log {
                 journal.forget(id);
             }
-            // Nothing is in flight for it: a request is parsed when a receive ends, and the next
-            // one is armed by the new owner.
+            // The session has nothing in flight: a request is parsed when a receive ends, and the
+            // new owner arms the next receive.
             self.retire(id);
             self.outputs
                 .push_back(Output::Handoff(id, owner, Box::new(handoff)));
@@ -227,7 +227,7 @@ impl Shard {
         Ok(())
     }
 
-    /// Handles a request, once the state that it needs has been read.
+    /// Handles a request once the state that it needs has been read.
     pub(super) fn resume(&mut self, id: SessionId, handoff: Handoff, clock: Clock) {
         if self.is_reading_state() {
             return self.let_wait(id, handoff);
@@ -236,7 +236,7 @@ impl Shard {
         self.fulfil(id, handoff, refusal, clock);
     }
 
-    /// Handles a request, or answers it with the refusal.
+    /// Handles a request, or answers it with `refusal`.
     pub(super) fn fulfil(
         &mut self,
         id: SessionId,
@@ -312,7 +312,7 @@ impl Shard {
         (!self.log.is_serving()).then(Answer::internal_server_error)
     }
 
-    /// Returns the answer to a client that cannot join a workspace because it is full.
+    /// Returns the answer to a client that cannot join a workspace because the workspace is full.
     fn full_room(&mut self, workspace: &str) -> Option<Answer> {
         let most = self.config.limits.connections_per_workspace?;
         let room = &self.rooms[self.rooms.find(workspace)?];
@@ -324,7 +324,7 @@ impl Shard {
         Some(Answer::unavailable(why, RETRY_AFTER_S))
     }
 
-    /// Returns the room to join, which is created if there is none, and its state.
+    /// Returns the room to join, creating it if necessary, and its state.
     fn find_entry(&mut self, workspace: &str, clock: Clock) -> Result<RoomEntry, Answer> {
         if let Some(refusal) = self.full_room(workspace) {
             return Err(refusal);
@@ -334,7 +334,7 @@ impl Shard {
         Ok(RoomEntry { room_id, snapshot })
     }
 
-    /// Makes a client a member of its workspace: 101, then init.
+    /// Makes a client a member of its workspace. The client is sent a 101, then the init message.
     fn join(
         &mut self,
         id: SessionId,
@@ -359,8 +359,8 @@ impl Shard {
         let session = &mut self.sessions[id];
         session.expires_at_us = grant.expires_at_us.unwrap_or(u64::MAX);
         session.deadline_us = u64::MAX;
-        // Spreads the first pings over the second half of the interval, by a Fibonacci hash of the
-        // slot: sessions that join together are not pinged together.
+        // Spreads the first pings over the second half of the interval, using a Fibonacci hash of
+        // the slot, so that sessions that join together are not pinged together.
         let spread =
             (u64::from(id.slot.wrapping_mul(0x9E37_79B9)) * self.config.ping_interval_us) >> 32;
         session.next_ping_us = clock.now_us + self.config.ping_interval_us - spread / 2;
@@ -371,7 +371,7 @@ impl Shard {
         } else {
             Intake::Unread
         };
-        // An empty list may have capacity, but an idle session must hold no memory.
+        // Even an empty list may have capacity, but an idle session must hold no memory.
         session.unparsed = if unparsed.is_empty() {
             Vec::new()
         } else {
@@ -383,7 +383,7 @@ impl Shard {
         self.reschedule(id, clock);
     }
 
-    /// Queues 101 and the state for a client that has just become a member.
+    /// Queues a 101 and the state for a client that has just become a member.
     fn queue_init(&mut self, id: SessionId, room_id: RoomId, accept_key: &str, snapshot: Snapshot) {
         let session = &mut self.sessions[id];
         let answer = self.pool.fill(256, |out| {
@@ -413,7 +413,7 @@ impl Shard {
         session.outbox.push_state(init, all, due, &mut self.pool);
     }
 
-    /// Answers a request with another status than 101, and closes the connection.
+    /// Answers a request with a status other than 101, and closes the connection.
     pub(super) fn answer(&mut self, id: SessionId, answer: &Answer, clock: Clock) {
         self.note_answer(id, answer);
         self.counters.responses.answered(answer.status());

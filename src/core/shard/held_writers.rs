@@ -1,6 +1,7 @@
-//! Clients that wait for compaction: those of workspaces that write much, while the log is long.
+//! Clients that wait for compaction: members of workspaces that write a lot while the log is too
+//! long.
 //!
-//! The bytes of such a client stay unread from its next message on. What it is sent, the control
+//! Such a client's bytes are left unread from its next message on. Ops sent to it, the control
 //! frames before that message, and all other clients are not affected.
 
 use crate::core::shard::Shard;
@@ -9,14 +10,14 @@ use crate::core::shard::session::SessionId;
 use crate::wire::frame;
 
 impl Shard {
-    /// Determines which workspaces may write in this turn.
+    /// Measures the log, which determines which workspaces may write in this turn.
     pub(super) fn measure_log(&mut self, clock: Clock) {
         self.log.measure(clock.now_us);
         self.counters.held_us += self.reads.take_held_us(clock.now_us);
     }
 
-    /// Returns whether the next frame is part of a message, and the session's workspace must wait
-    /// with its messages.
+    /// Returns whether the next frame is part of a message and the session's workspace must wait
+    /// before writing.
     pub(super) fn is_held(&mut self, id: SessionId, bytes: &[u8], clock: Clock) -> bool {
         frame::is_data(bytes) && !self.may_write(id, clock)
     }
@@ -27,7 +28,7 @@ impl Shard {
         self.log.may_write(&mut room.allowance, clock.now_us)
     }
 
-    /// Resumes reading from clients that need not wait any more. The others keep their place in the
+    /// Resumes reading from clients that no longer have to wait. The others keep their place in the
     /// queue, in front of those that have just written.
     pub(super) fn read_held(&mut self, clock: Clock) {
         if self
@@ -52,8 +53,8 @@ impl Shard {
         self.reads.end_turn(clock.now_us);
     }
 
-    /// Returns when the waiting clients are tried again. None: only a new measurement of the log
-    /// can release them.
+    /// Returns when the waiting clients are retried. None if no clients wait or only a new
+    /// measurement of the log can release them.
     pub(super) fn held_due_us(&self) -> Option<u64> {
         let due_us = self.reads.held_due_us(self.log.is_free());
         due_us.filter(|_| !self.log.is_stopped())

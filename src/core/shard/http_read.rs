@@ -1,5 +1,5 @@
-//! Requests that are answered without a WebSocket: reads of a workspace, pages, and the permissions
-//! of pages from other origins.
+//! Requests that are answered without a WebSocket: reads of a workspace, pages, and the CORS
+//! permissions of pages from other origins.
 
 use std::iter;
 use std::ops::Range;
@@ -20,8 +20,8 @@ use crate::seq::Seq;
 use crate::wire::state;
 use crate::wire::upgrade::{Answer, ReadTarget, StateRequest, matches_tag};
 
-/// The header field of an answer about presence with the number of all users, of which the body may
-/// list fewer.
+/// The header field of an answer about presence that contains the total number of users, of which
+/// the body may list only some.
 const USER_COUNT: &str = "X-Total-Count";
 
 /// The answer to a read over HTTP, and the log position that must be visible before it may be sent.
@@ -29,7 +29,7 @@ pub(super) struct ReadAnswer {
     pub answer: Answer,
     pub visible_from: LogPosition,
     state: Option<StateBody>,
-    /// A body that several sessions may be sent.
+    /// A body that may be sent to several sessions.
     shared: Option<Chunk>,
 }
 
@@ -54,7 +54,7 @@ impl From<Answer> for ReadAnswer {
 }
 
 impl Shard {
-    /// Verifies a request to read a workspace, and passes it on to the shard that owns the
+    /// Verifies a request to read a workspace, and forwards it to the shard that owns the
     /// workspace.
     pub(super) fn admit_http_read(
         &mut self,
@@ -91,7 +91,8 @@ impl Shard {
         }
     }
 
-    /// Returns the users of a room: a list of limited length, and their full number.
+    /// Returns the answer with the users of a room: a list of limited length, and their total
+    /// number.
     fn read_presence(&mut self, room_id: Option<RoomId>) -> ReadAnswer {
         let room = room_id.map(|id| &mut self.rooms[id]);
         let presence = room.and_then(|room| room.presence.as_mut());
@@ -103,7 +104,7 @@ impl Shard {
                     self.budget.add_shared(&text);
                     text
                 });
-                // Held so that the next request finds it, even after this one was answered.
+                // Kept so that the next request finds it even after this one has been answered.
                 self.kept_presence = Some(Chunk::clone(&text));
                 (text, presence.count())
             }
@@ -149,19 +150,20 @@ impl Shard {
         read_answer
     }
 
-    /// Returns the entity tag of a workspace's state at this seq.
+    /// Returns the entity tag of a workspace's state at `seq`.
     ///
     /// A seq is reused for another op when the server starts on a restored copy of its log, and
-    /// when a shard rebuilds its state from a log that has lost what `interval` and `none` had
-    /// already shown. So the tag also contains a random id of the start, and the number of rebuilds
-    /// since. It is weak, because the number of connections changes without the state.
+    /// when a shard rebuilds its state from a log that has lost ops that were already sent in
+    /// `interval` or `none` mode. The tag therefore also contains the random id of this start of
+    /// the server, and the number of rebuilds since then. It is weak, because the number of
+    /// connections may change while the state does not.
     fn entity_tag(&self, seq: Seq) -> String {
         let (start_id, rebuilds_count) = (self.config.start_id, self.log.rebuilds_count());
         format!("W/\"{start_id:016x}.{rebuilds_count}.{seq}\"")
     }
 
-    /// Returns the state of a room. With `head_only` nothing is encoded, only the length is
-    /// computed.
+    /// Returns the answer with the state of a room. With `head_only`, nothing is encoded and only
+    /// the length is computed.
     fn state_of(
         &mut self,
         room_id: RoomId,
@@ -193,7 +195,7 @@ impl Shard {
         })
     }
 
-    /// Queues the answer to a read over HTTP, all of whose parts are sent or none.
+    /// Queues the answer to a read over HTTP. Either all of its parts are sent or none.
     pub(super) fn answer_read(&mut self, id: SessionId, read_answer: ReadAnswer, clock: Clock) {
         let ReadAnswer {
             answer,
@@ -233,7 +235,7 @@ impl Shard {
             init, timestamps, ..
         } = snapshot;
         let timestamps = timestamps.expect("a snapshot for a read over HTTP has timestamps");
-        // Eviction finds the receivers of a state, and how far they lag, by their transfers.
+        // Eviction uses the transfers to find the receivers of a state and how far they lag.
         let both = smallvec![init.clone(), timestamps.clone()];
         *transfer = Some(Box::new(StateTransfer::new(room_id, both)));
         outbox.push_state(init, fields, due.clone(), pool);
@@ -243,7 +245,7 @@ impl Shard {
         self.update_memory(id);
     }
 
-    /// Sends a page that was rendered for a session.
+    /// Sends a rendered page to a session.
     pub(super) fn paged(&mut self, id: SessionId, answer: Answer, clock: Clock) {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
@@ -282,14 +284,14 @@ impl Shard {
         self.reschedule(id, clock);
     }
 
-    /// Returns whether pages of this origin may connect and read.
+    /// Returns whether pages of `origin` may connect and read.
     pub(super) fn is_allowed(&self, origin: &str) -> bool {
         let allowed = &self.config.origins;
         allowed.is_empty() || allowed.iter().any(|allowed| allowed == origin)
     }
 
-    /// Returns the `Access-Control-Allow-Origin` for a page of this origin (the Fetch standard,
-    /// "CORS protocol").
+    /// Returns the `Access-Control-Allow-Origin` for a page of `origin` (the Fetch standard, "CORS
+    /// protocol").
     fn allow_origin(&self, origin: Option<&str>) -> Option<String> {
         if self.config.origins.is_empty() {
             return Some("*".to_owned());
@@ -304,10 +306,10 @@ impl Shard {
     }
 }
 
-/// Makes an answer readable for pages of that origin; without one, only for those of the server's
-/// own.
+/// Allows pages of `allow_origin` to read an answer. With `None`, only pages of the server's own
+/// origin can read it.
 pub(super) fn for_allowed(answer: Answer, allow_origin: Option<&str>) -> Answer {
-    // A cache must not serve to one origin what was answered to another.
+    // A cache must not serve an answer for one origin to another.
     let answer = answer.with("Vary", "Origin");
     match allow_origin {
         Some(origin) => answer

@@ -26,32 +26,32 @@ use crate::wire::message::{self, Message, Op};
 const UNSUPPORTED_DATA: u16 = 1003;
 /// RFC 6455 section 7.4.1: "a message that is too big for it to process".
 const MESSAGE_TOO_BIG: u16 = 1009;
-/// RFC 6455 section 7.4.1: the normal end.
+/// RFC 6455 section 7.4.1: "a normal closure".
 const NORMAL: u16 = 1000;
 /// RFC 6455 section 7.4.1: "a message that violates its policy".
 const POLICY_VIOLATION: u16 = 1008;
 /// The code of an error message about a malformed message.
 const BAD_MESSAGE: u16 = 400;
-/// The code of an error message about an op for which the workspace has no room.
+/// The code of an error message about an op that would make the workspace too large.
 const TOO_LARGE: u16 = 413;
-/// The code of an error message about an op for which the disk has no room.
+/// The code of an error message about an op for which there is no disk space.
 const NO_ROOM: u16 = 500;
-/// The text of an error message about an op for which the disk has no room.
+/// The text of an error message about an op for which there is no disk space.
 const DISK_FULL_TEXT: &str = "the disk of the server is nearly full, and this op was not kept: \
                               send it again when there is room";
 /// The code of an error message about a message that exceeds the client's rate.
 const TOO_MANY: u16 = 429;
 
-/// The progress in the bytes of a session.
+/// The result of reading a session's bytes.
 #[derive(Debug, Clone, Copy, Default)]
 struct Read {
-    /// The bytes of complete frames.
+    /// The number of bytes in complete frames.
     consumed: usize,
     /// Whether one of the frames completed a message.
     has_ended: bool,
 }
 
-/// The frame of the entry that an op lost to, as it is sent to the op's sender.
+/// The frame of the entry that an op lost to, which is sent to the op's sender.
 enum Correction {
     Own(Chunk),
     Shared(Chunk),
@@ -97,7 +97,7 @@ impl Shard {
         }
     }
 
-    /// Continues with sessions whose bytes were not all read in their turn.
+    /// Reads more from the sessions whose bytes were not all read in an earlier turn.
     pub(super) fn read_on(&mut self, clock: Clock) {
         for _ in 0..self.reads.unread_count() {
             if self.log.is_full() {
@@ -115,11 +115,11 @@ impl Shard {
     }
 
     pub(super) fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
-        // The bytes leave the session while they are read: a message may close the session, which
-        // drops its bytes, or cause an eviction, which must not count them.
+        // The bytes are moved out of the session while they are read: a message may close the
+        // session, which drops its bytes, or cause an eviction, which must not count them.
         let mut unparsed = std::mem::take(&mut self.sessions[id].unparsed);
-        // Only an incomplete frame is copied. A long one grows in a list of its own; a short part
-        // of one is joined with the bytes after it in a buffer that all sessions share.
+        // Only an incomplete frame is copied. A long one grows in a buffer of its own; a short one
+        // is joined with the bytes that follow in a buffer that all sessions share.
         if unparsed.is_empty() {
             let read = self.read_frames(id, bytes, clock);
             unparsed = self.pool.keep_unparsed(&bytes[read.consumed..]);
@@ -161,17 +161,18 @@ impl Shard {
         self.reads.queue(id, session.intake);
         match session.intake {
             Intake::Receiving => self.time_message(id, read.has_ended, clock),
-            // It is the server that delays the message.
+            // The server is what delays the message here, so the client's time limit is suspended.
             Intake::Unread | Intake::Held | Intake::Paused => session.message_since_us = u64::MAX,
         }
     }
 
-    /// Records when an incomplete message began. A timer is set only if none comes in time anyway.
+    /// Records when an incomplete message began. A timer is set only if the session has none that
+    /// expires in time.
     fn time_message(&mut self, id: SessionId, has_ended: bool, clock: Clock) {
         let session = &mut self.sessions[id];
         if session.unparsed.is_empty() && !session.decoder.is_mid_message() {
             session.message_since_us = u64::MAX;
-        // A message was completed: the incomplete bytes belong to the next one, whose time begins
+        // A message was completed: the incomplete bytes belong to the next one, whose time starts
         // now.
         } else if has_ended || session.message_since_us == u64::MAX {
             session.message_since_us = clock.now_us;
@@ -180,16 +181,17 @@ impl Shard {
         }
     }
 
-    /// Handles complete frames, at most [`MESSAGES_PER_TURN_MAX`] of a session in a turn.
+    /// Handles complete frames, at most [`MESSAGES_PER_TURN_MAX`] of a session per turn.
     fn read_frames(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) -> Read {
         let message_bytes_max = self.config.message_bytes_max;
-        // It leaves the session for the same reason as the bytes, and is dropped with them.
+        // The decoder is moved out of the session for the same reason as the bytes, and is dropped
+        // with them.
         let mut decoder = std::mem::take(&mut self.sessions[id].decoder);
         let (mut read, mut frames) = (Read::default(), 0);
         let intake = loop {
             let answer_bytes = self.sessions[id].outbox.answer_bytes();
-            // A client that does not read its answers is not read from either, or they would fill
-            // the memory.
+            // A client that does not read its answers is no longer read from. Otherwise the answers
+            // would exhaust the memory.
             if answer_bytes > self.answer_bytes_max() {
                 break Intake::Paused;
             }
@@ -219,8 +221,8 @@ impl Shard {
                 }
             }
             if !self.sessions.is_open(id) {
-                // A frame has closed the session. What follows is dropped, and so is the decoder:
-                // closing has already replaced it.
+                // The frame closed the session. The remaining bytes are dropped, and so is this
+                // decoder: closing has already replaced it.
                 read.consumed = bytes.len();
                 return read;
             }
@@ -260,8 +262,8 @@ impl Shard {
         }
     }
 
-    /// Handles a pong. One that answers a ping is free; another one is a heartbeat (RFC 6455
-    /// section 5.5.3) and counts as a frame.
+    /// Handles a pong. A pong that answers a ping is not counted; any other pong is a heartbeat
+    /// (RFC 6455 section 5.5.3) and counts as a frame.
     fn read_pong(&mut self, id: SessionId, clock: Clock) {
         let session = &mut self.sessions[id];
         if !std::mem::take(&mut session.owes_pong) {
@@ -269,14 +271,14 @@ impl Shard {
         }
     }
 
-    /// Counts a frame that is not a message: a fragment, or an unsolicited pong.
+    /// Counts a frame that is not a message: a fragment or an unsolicited pong.
     ///
     /// Without a bound, a client could send such frames forever at no cost. RFC 6455 names "a long
     /// stream of small frames that are a part of a fragmented message" (section 10.4) among the
     /// attacks that an endpoint must withstand. Frames without content are therefore bounded for
-    /// every client, and all others by the rate limit, if there is one, and by the length of a
-    /// message. A session within these bounds takes turns with the others: a turn reads at most
-    /// [`MESSAGES_PER_TURN_MAX`] frames of each, of any kind.
+    /// every client. All other frames are bounded by the length of a message, and by the rate limit
+    /// if there is one. Within these bounds, a session takes turns with the others: a turn reads at
+    /// most [`MESSAGES_PER_TURN_MAX`] frames of each session, of any kind.
     fn count_frame(&mut self, id: SessionId, is_empty: bool, clock: Clock) {
         let session = &mut self.sessions[id];
         session.empty_frames += u32::from(is_empty);
@@ -311,7 +313,8 @@ impl Shard {
             journal.op(id);
         }
         match message {
-            // A ping over the rate is not refused: as a sign of life it has already counted.
+            // A ping that exceeds the rate is not refused: it has already counted as a sign of
+            // life.
             Ok(Message::Ping) => {}
             _ if pace == Pace::Over => self.refuse_too_many(id, message.ok()),
             Ok(Message::Op(op)) => self.apply(id, op, clock),
@@ -335,10 +338,10 @@ impl Shard {
         }
     }
 
-    /// Applies an op to its workspace, and answers it where it does not win.
+    /// Applies an op to its workspace, and answers the sender if the op does not win.
     ///
     /// An op that wins is in the batch before its frame is in the window: the frame carries the log
-    /// position from which on it may be sent, and so does each answer that shows it.
+    /// position from which it may be sent, and so does each answer that shows the op.
     fn apply(&mut self, id: SessionId, op: Op<'_>, clock: Clock) {
         assert!(
             self.config.fault_panic_key.as_deref() != Some(op.key),
@@ -353,7 +356,7 @@ impl Shard {
         let room = &mut self.rooms[room_id];
         let live_bytes_before = room.workspace.log_bytes();
         let bytes_max = self.config.limits.workspace_bytes.unwrap_or(u64::MAX);
-        // A state that is being encoded in parts still needs the value that this op may replace.
+        // A state being encoded in parts still needs the value that this op may replace.
         self.snapshots
             .preserve(room_id, &room.workspace, op.key, op.timestamp);
         match room
@@ -407,7 +410,7 @@ impl Shard {
         }
     }
 
-    /// Refuses an op whose timestamp is too far ahead of the clock.
+    /// Refuses an op whose timestamp is too far ahead of the clock. Returns whether it was refused.
     fn refuse_ahead(&mut self, id: SessionId, op: &Op<'_>, clock: Clock) -> bool {
         let ahead_us = op.timestamp.saturating_sub(clock.unix_us);
         let is_ahead = ahead_us > self.config.future_skew_us;
@@ -433,7 +436,8 @@ impl Shard {
         });
     }
 
-    /// Queues the entry that an op lost to. It may not be durable yet, so it waits for the log.
+    /// Queues the entry that an op lost to. The entry may not be durable yet, so the answer waits
+    /// for the log.
     fn correct(&mut self, id: SessionId, correction: Correction) {
         let session = &mut self.sessions[id];
         let room_id = session.room().expect("only an open session applies");
@@ -451,7 +455,8 @@ impl Shard {
         self.enqueue(id);
     }
 
-    /// Refuses an op that would win while the disk has no room for it.
+    /// Refuses an op that would win but for which there is no disk space. Returns whether it was
+    /// refused.
     fn refuse_disk_full(&mut self, id: SessionId, op: &Op<'_>) -> bool {
         if !self.log.is_disk_full() {
             return false;
@@ -459,7 +464,7 @@ impl Shard {
         let room_id = self.sessions[id].room();
         let room_id = room_id.expect("only an open session applies");
         let held = self.rooms[room_id].workspace.get(op.key);
-        // An op that loses, or was resent, does not grow the log. It receives its usual answer.
+        // An op that loses, or was resent, does not grow the log, so it gets its usual answer.
         if held.is_some_and(|held| op.timestamp <= held.timestamp()) {
             return false;
         }
@@ -481,14 +486,14 @@ impl Shard {
         self.refuse_op(id, TOO_LARGE, &text, op);
     }
 
-    /// Sends an error message about an op, which it names; the connection stays open.
+    /// Sends an error message that identifies the op; the connection stays open.
     fn refuse_op(&mut self, id: SessionId, code: u16, text: &str, op: &Op<'_>) {
         self.reply(id, text.len() + op.key.len() + 128, |out| {
             message::put_op_error(out, code, text, op);
         });
     }
 
-    /// Queues an answer that shows no op, and so need not wait for the log.
+    /// Queues an answer that shows no op, so it need not wait for the log.
     pub(super) fn reply(&mut self, id: SessionId, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let chunk = self.pool.fill(bytes, write);
         let session = &mut self.sessions[id];
@@ -504,7 +509,7 @@ impl Shard {
 }
 
 /// Encodes the entry that an op lost to, for the op's sender. A long frame is encoded once for all
-/// clients that lose to the same op.
+/// clients whose ops lose to the same op.
 fn correction(
     room_id: RoomId,
     entry: &Entry,
@@ -521,7 +526,7 @@ fn correction(
     Correction::Own(chunk)
 }
 
-/// Returns the frame of a key's winning op. It is encoded only if no session is being sent it.
+/// Returns the frame of a key's winning op, encoding it only if no session is being sent it.
 pub(super) fn shared_frame(room_id: RoomId, entry: &Entry, budget: &mut SessionBudget) -> Chunk {
     let key = (room_id, entry.seq());
     budget.frame(key).unwrap_or_else(|| {

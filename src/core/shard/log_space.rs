@@ -1,18 +1,18 @@
-//! The limits of a shard's log and of its disk: which clients wait for compaction, and which ops
-//! are refused.
+//! The limits on a shard's log and its disk: which clients wait for compaction, and which ops are
+//! refused.
 //!
-//! A log of overwrites grows as fast as clients write, and shrinks as fast as compaction works. So
-//! between two marks, both relative to the live data, the workspaces that write much are slowed
-//! down to what compaction sustains; at the second mark they wait. Workspaces that write little
-//! continue up to a third mark.
+//! A log of overwrites grows as fast as clients write, and shrinks as fast as compaction works.
+//! Between two marks, both relative to the live data, workspaces that write a lot are therefore
+//! slowed down to what compaction sustains; at the second mark, they wait. Workspaces that write
+//! little continue up to a third mark.
 //!
 //! ```text
 //!   0 ─── compaction begins ─── slow ═══ rate falls to 0 ═══ full ─── light writers only ─── stop
 //! ```
 //!
-//! A shard that waits always makes progress: what is measured here, minus one segment that is not
-//! closed, is what makes a compaction due ([`crate::limits`] has the assertion), and a complete
-//! compaction leaves hardly more than the live data. Where compaction cannot work, no client waits
+//! A shard that waits always makes progress: the length measured here, minus one segment that is
+//! not closed, is what makes a compaction due ([`crate::limits`] has the assertion), and a complete
+//! compaction leaves hardly more than the live data. If compaction does not work, no client waits
 //! for it ([`LogSize::is_compacted`]): the log grows until the disk is nearly full, and then ops
 //! are refused.
 
@@ -26,25 +26,26 @@ use crate::limits::{
 use crate::log::position::LogPosition;
 use crate::log::record::{self, LoggedOp};
 
-/// The size of a shard's log, as the compactor has measured it.
+/// The size of a shard's log, as measured by the compactor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogSize {
-    /// The segment that was open. All segments before it in the shard's folder were measured.
+    /// The index of the segment that was open. All segments before it in the shard's folder were
+    /// measured.
     pub open_index: u64,
     /// The length of the measured segments.
     pub closed_bytes: u64,
-    /// The bytes that a compaction would leave of them, as far as that is known. It may be more
-    /// than the shard's live data: after a start with another number of shards, its folder also
-    /// holds ops of others.
+    /// The number of those bytes that a compaction would keep, as far as is known. It may exceed
+    /// the shard's live data: after a start with a different number of shards, its folder also
+    /// holds ops of other shards.
     pub kept_bytes: u64,
-    /// Whether compaction works. If it does not, waiting for it would never end.
+    /// Whether compaction works. If it does not, clients that waited for it would wait forever.
     pub is_compacted: bool,
     /// The log position up to which the disk has room for this shard's log.
     pub room_end: LogPosition,
 }
 
 impl LogSize {
-    /// The size before anything was measured: no limit.
+    /// The size before anything was measured, which imposes no limit.
     pub const UNKNOWN: Self = Self::unmeasured(LogPosition::MAX);
 
     /// Returns the size before the log was measured, with the position up to which the disk has
@@ -64,17 +65,17 @@ impl LogSize {
 /// The lengths of a log at which writers are limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Marks {
-    /// The length from which on workspaces that write much are slowed down.
+    /// The length from which workspaces that write a lot are slowed down.
     pub slow_bytes: u64,
-    /// The length from which on those workspaces wait.
+    /// The length from which those workspaces wait.
     pub full_bytes: u64,
-    /// The length from which on all writers wait.
+    /// The length from which all writers wait.
     pub stop_bytes: u64,
 }
 
 impl Marks {
-    /// Returns the marks of a log with `live_bytes`, which may have multiples of `spare_bytes` in
-    /// addition to a percentage of them.
+    /// Returns the marks of a log with `live_bytes`: each is a percentage of them plus a multiple
+    /// of `spare_bytes`.
     #[must_use]
     pub fn new(live_bytes: u64, spare_bytes: u64) -> Self {
         let mark = |percent: u64, spares: u64| {
@@ -94,7 +95,7 @@ impl Marks {
             Level::Free
         } else if bytes < self.full_bytes {
             let (left, range) = (self.full_bytes - bytes, self.full_bytes - self.slow_bytes);
-            // In thousandths, so that its square fits an integer.
+            // In thousandths, so that the square fits an integer.
             let share = u128::from(left) * 1000 / u128::from(range);
             let rate = u128::from(LOG_BYTES_PER_SECOND) * share * share / 1_000_000;
             Level::Slow {
@@ -110,37 +111,37 @@ impl Marks {
     }
 }
 
-/// The workspaces that may write.
+/// The workspaces that are allowed to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Level {
     /// All of them.
     Free,
-    /// Those that write little, and all others at this rate in total.
+    /// Workspaces that write little, and all others at this rate in total.
     Slow { bytes_per_second: u64 },
     /// None of them.
     Stopped,
 }
 
-/// The state of a shard's log and its disk against their limits.
+/// The state of a shard's log and disk relative to their limits.
 #[derive(Debug)]
 pub struct LogSpace {
     spare_bytes: u64,
     size: LogSize,
-    /// The index and length of segments that were closed since the last measurement.
+    /// The index and length of each segment that was closed since the last measurement.
     closed_since: VecDeque<(u64, u64)>,
-    /// The length that is compared with the marks, and the marks, as of the last update.
+    /// The length that is compared with the marks, as of the last update.
     log_bytes: u64,
     marks: Marks,
     level: Level,
-    /// The bytes that all workspaces that write much may write now, times [`SECOND_US`]. Negative
-    /// after one of them has written more.
+    /// The bytes that workspaces that write a lot may now write in total, times [`SECOND_US`].
+    /// Negative after one of them has written more than that.
     tokens: i64,
     at_us: u64,
 }
 
 impl LogSpace {
-    /// Returns the state of a log that was not measured yet. It may have multiples of `spare_bytes`
-    /// in addition to a percentage of its live data.
+    /// Returns the state of a log that has not been measured yet. Each of its marks includes a
+    /// multiple of `spare_bytes`.
     #[must_use]
     pub fn new(spare_bytes: u64) -> Self {
         Self {
@@ -155,7 +156,7 @@ impl LogSpace {
         }
     }
 
-    /// Records that a segment of this length was closed.
+    /// Records that a segment of length `bytes` was closed.
     pub fn closed(&mut self, index: u64, bytes: u64) {
         if index >= self.size.open_index {
             self.closed_since.push_back((index, bytes));
@@ -172,8 +173,8 @@ impl LogSpace {
         }
     }
 
-    /// Compares the length of the log with its marks, once a turn. `open_bytes` is the counted part
-    /// of the open segment.
+    /// Compares the length of the log with its marks, once per turn. `open_bytes` is the counted
+    /// part of the open segment.
     pub fn update(&mut self, open_bytes: u64, live_bytes: u64, now_us: u64) {
         let closed_since: u64 = self.closed_since.iter().map(|(_, bytes)| bytes).sum();
         self.log_bytes = self.size.closed_bytes + closed_since + open_bytes;
@@ -186,7 +187,7 @@ impl LogSpace {
         };
         if let Level::Slow { bytes_per_second } = self.level {
             let passed_us = now_us.saturating_sub(self.at_us).min(SECOND_US);
-            // A log that has just become too long starts with a full burst.
+            // A log that has just exceeded the first mark starts with a full burst.
             let passed_us = if was_free { SECOND_US } else { passed_us };
             let gained = i64::try_from(passed_us * bytes_per_second).expect("2^28 times 10^6");
             self.tokens = (self.tokens + gained).min(BURST_TOKENS);
@@ -216,7 +217,7 @@ impl LogSpace {
         }
     }
 
-    /// Charges an op that a workspace has written.
+    /// Charges a workspace for an op that it has written.
     pub fn wrote(&mut self, allowance: &mut WriteAllowance, op: &LoggedOp<'_>, now_us: u64) {
         if self.level != Level::Free {
             self.charge(allowance, record::op_bytes(op) as u64, now_us);
@@ -231,7 +232,7 @@ impl LogSpace {
         }
     }
 
-    /// Returns whether the disk has no room for a log that ends at this position.
+    /// Returns whether the disk has no room for a log that ends at `position`.
     #[must_use]
     pub fn is_disk_full(&self, position: LogPosition) -> bool {
         position >= self.size.room_end

@@ -1,16 +1,17 @@
-//! Rate limits: token buckets, and what follows for a client that continues without a token.
+//! Rate limits: token buckets, and the treatment of clients that exceed them.
 //!
-//! A bucket is implemented as a meter of the tokens taken: its level falls at the rate, and a taker
-//! that does not fit into it is over the limit. That is the continuous-state leaky bucket of ITU-T
-//! I.371, which needs no timer. All numbers are integers, so nothing is lost to rounding, however
-//! often it is asked.
+//! A bucket is implemented as a meter of the tokens taken: its level falls at the rate, and a
+//! request that does not fit into it is over the limit. This is the continuous-state leaky bucket
+//! of ITU-T I.371, which needs no timer. All numbers are integers, so nothing is lost to rounding,
+//! however often a bucket is used.
 
 use crate::limits::{FRAMES_BURST_MIN, FRAMES_PER_MESSAGE, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN};
 
-/// One token, in the unit of a bucket's level: at one token a minute, a microsecond leaks 1.
+/// One token, in the unit of a bucket's level: at a rate of one token per minute, 1 leaks each
+/// microsecond.
 const TOKEN: u64 = 60_000_000;
 
-/// A number of tokens per minute, and the number that may be taken at once.
+/// The number of tokens per minute, and the number that may be taken at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     per_minute: u64,
@@ -34,7 +35,8 @@ impl Rate {
         }
     }
 
-    /// Returns the rate of frames other than messages, for a client with a rate of messages.
+    /// Returns the rate of frames other than messages for a client that may send `per_second`
+    /// messages.
     fn of_frames(per_second: u32) -> Self {
         let count = u64::from(per_second) * u64::from(FRAMES_PER_MESSAGE);
         Self {
@@ -43,8 +45,8 @@ impl Rate {
         }
     }
 
-    /// Returns the rate of refusals beyond which a client with this rate is closed: a tenth of the
-    /// rate forever, and a burst of [`PATIENCE_S`] seconds' worth.
+    /// Returns the rate of refusals above which a client that may send `per_second` messages is
+    /// closed: a tenth of that rate indefinitely, and a burst of [`PATIENCE_S`] seconds' worth.
     fn of_refusals(per_second: u32) -> Self {
         let count = u64::from(per_second);
         Self {
@@ -66,7 +68,7 @@ pub struct Bucket {
 impl Bucket {
     /// Takes a token. Returns false if there is none.
     pub fn take(&mut self, rate: Rate, now_us: u64) -> bool {
-        // A clock that goes back adds no tokens and removes none.
+        // A clock that goes back neither adds nor removes tokens.
         let passed_us = now_us.saturating_sub(self.at_us);
         self.at_us = self.at_us.max(now_us);
         let leaked = passed_us.saturating_mul(rate.per_minute);
@@ -81,27 +83,27 @@ impl Bucket {
         allowance.is_some()
     }
 
-    /// Counts time that has passed and that the clock does not show.
+    /// Accounts for time that the clock did not count.
     pub fn has_aged(&mut self, us: u64) {
         self.at_us = self.at_us.saturating_sub(us);
     }
 
-    /// Allows what the rate yields in `us`, beyond the burst: it was sent during that time and
-    /// arrives now.
+    /// Allows what the rate yields in `us`, in addition to the burst: it was sent during that time
+    /// and arrives now.
     fn allow_for(&mut self, rate: Rate, us: u64) {
         let leaked = us.saturating_mul(rate.per_minute);
         self.allowance = self.allowance.saturating_add(leaked);
     }
 }
 
-/// The decision about a message.
+/// The decision on a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
-    /// It is handled.
+    /// The message is handled.
     Within,
-    /// It is refused.
+    /// The message is refused.
     Over,
-    /// It is refused, and so were too many before: the client is closed.
+    /// The message is refused after too many other refusals: the client is closed.
     Beyond,
 }
 
@@ -114,7 +116,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Counts a message of a client that may send `per_second`.
+    /// Counts a message from a client that may send `per_second` messages.
     pub fn count(&mut self, per_second: u32, now_us: u64) -> Pace {
         if self.sent.take(Rate::per_second(per_second), now_us) {
             Pace::Within
@@ -177,8 +179,8 @@ mod tests {
         }
     }
 
-    /// Returns how many of `count` messages, sent at `per_second`, are handled and refused, and
-    /// whether the client is closed.
+    /// Returns the numbers of messages that are handled and refused, of `count` messages sent at
+    /// `per_second`, and whether the client is closed.
     fn paces(limit: u32, per_second: u64, count: u64) -> (u64, u64, bool) {
         let (mut meter, mut within, mut over) = (Meter::default(), 0, 0);
         for number in 0..count {
@@ -207,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_burst_is_two_seconds_worth() {
-        // Nearly at once: nothing leaks that counts.
+        // Nearly at once: the leakage is negligible.
         for (limit, within) in [(1, 2), (10, 20), (1000, 2000)] {
             assert_eq!(paces(limit, 1 << 40, within + 5), (within, 5, false));
         }
@@ -216,10 +218,10 @@ mod tests {
     #[test]
     fn a_client_far_over_its_limit_is_closed_and_one_slightly_over_is_not() {
         for (limit, per_second, count, expected) in [
-            // A tenth over: that tenth is refused, forever.
+            // A tenth over the rate: that tenth is refused indefinitely.
             (100, 110, 110_000, (100_200, 9_800, false)),
             // Twice the rate: once the burst is used up, half is refused, of which a tenth of the
-            // limit is forgiven.
+            // rate is forgiven.
             (100, 200, 100_000, (1_511, 1_111, true)),
             // A flood: the burst, and then ten seconds' worth of refusals.
             (100, 1 << 40, 100_000, (200, 1_000, true)),

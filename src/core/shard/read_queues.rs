@@ -17,20 +17,20 @@ pub(super) struct ReadQueues {
     receives: Vec<SessionId>,
     /// Sessions with bytes that were received but not read in their turn.
     unread: VecDeque<SessionId>,
-    /// Sessions with ops for which the log has no room, in the order in which they are tried again.
+    /// Sessions with ops for which the log has no room, in the order in which they are retried.
     held: VecDeque<SessionId>,
-    /// Sessions that were tried in the current round and still wait.
+    /// Sessions that were retried in the current round and still have to wait.
     still_held: VecDeque<SessionId>,
-    /// The time of the last round of tries, and the end of the previous turn if sessions waited
-    /// then.
+    /// The time of the last round of retries.
     held_tried_us: u64,
+    /// The end of the previous turn if sessions were waiting then.
     held_since_us: Option<u64>,
 }
 
 impl ReadQueues {
     // ---- receives ----
 
-    /// Queues a session for arming its receive at the end of the turn.
+    /// Queues a session so that its receive is armed at the end of the turn.
     pub fn receive(&mut self, id: SessionId) {
         self.receives.push(id);
     }
@@ -66,31 +66,31 @@ impl ReadQueues {
         self.held.len()
     }
 
-    /// Begins a round of tries of the sessions that wait for the log. Returns their number.
+    /// Begins a round of retries of the sessions that wait for the log. Returns their number.
     pub fn begin_tries(&mut self, now_us: u64) -> usize {
         self.held_tried_us = now_us;
         self.held.len()
     }
 
-    /// Removes the next session to be tried.
+    /// Removes the next session to be retried.
     pub fn pop_held(&mut self) -> SessionId {
         self.held
             .pop_front()
             .expect("a round tries no more sessions than wait")
     }
 
-    /// Keeps a session waiting that was tried in this round.
+    /// Keeps a session waiting that was retried in this round.
     pub fn hold_on(&mut self, id: SessionId) {
         self.still_held.push_back(id);
     }
 
-    /// Ends a round of tries. Sessions that could not write come before those that could.
+    /// Ends a round of retries. Sessions that could not write come before those that could.
     pub fn end_tries(&mut self) {
         self.still_held.append(&mut self.held);
         std::mem::swap(&mut self.held, &mut self.still_held);
     }
 
-    /// Returns when the waiting sessions are tried again. None: there are none.
+    /// Returns when the waiting sessions are retried. None if there are none.
     pub fn held_due_us(&self, is_log_free: bool) -> Option<u64> {
         if self.held.is_empty() {
             None
@@ -101,12 +101,12 @@ impl ReadQueues {
         }
     }
 
-    /// Records at the end of a turn whether sessions wait for the log.
+    /// Records, at the end of a turn, whether sessions wait for the log.
     pub fn end_turn(&mut self, now_us: u64) {
         self.held_since_us = (!self.held.is_empty()).then_some(now_us);
     }
 
-    /// Returns how long sessions have waited for the log since the previous turn ended, once.
+    /// Returns, once, how long sessions have waited for the log since the previous turn ended.
     pub fn take_held_us(&mut self, now_us: u64) -> u64 {
         let since_us = self.held_since_us.take();
         since_us.map_or(0, |since_us| now_us.saturating_sub(since_us))
@@ -114,7 +114,7 @@ impl ReadQueues {
 
     // ---- failures and checks ----
 
-    /// Forgets all queued sessions: after a failure none of them stays a member.
+    /// Removes all queued sessions: none of them stays a member after a failure.
     pub fn reset(&mut self) {
         self.unread.clear();
         self.held.clear();

@@ -1,4 +1,4 @@
-//! The rooms of a shard: their table, the index by workspace, and which of them have news.
+//! The rooms of a shard: their table, the index by workspace, and the rooms with work to do.
 
 use std::ops::{Index, IndexMut};
 
@@ -15,15 +15,16 @@ use crate::log::position::LogPosition;
 
 /// The rooms of a shard.
 ///
-/// Invariant: the index names each room once; every member of a room is an open session of it, and
-/// every open session is a member of its room; a room that is marked as touched is in the list.
+/// Invariant: the index contains each room once; every member of a room is an open session of that
+/// room, and every open session is a member of its room; a room that is marked as touched is in the
+/// list.
 pub(super) struct Rooms {
     table: Slab<Room>,
     index: HashMap<Box<str>, RoomId, FixedState>,
-    /// Rooms with ops that their members are not sent yet, or with frames that could be dropped.
-    /// A room that was forgotten may still have its entry here.
+    /// Rooms with ops that their members have not been sent, or with frames that could be dropped.
+    /// A room that was removed may still have its entry here.
     touched: Vec<RoomId>,
-    /// Keys the hash of every workspace's keys.
+    /// The seed of the hash of every workspace's keys.
     hash_seed: u64,
 }
 
@@ -50,7 +51,7 @@ impl Rooms {
         self.index.get(workspace).copied()
     }
 
-    /// Returns the room of a workspace; one that was never seen begins empty.
+    /// Returns the room of a workspace, creating an empty one if there is none.
     pub fn find_or_insert(&mut self, workspace: &str) -> RoomId {
         self.find(workspace).unwrap_or_else(|| {
             let workspace = Workspace::new(workspace, self.hash_seed);
@@ -64,23 +65,23 @@ impl Rooms {
 
     // ---- members ----
 
-    /// Adds the session in a slot to a room. Returns its index among the members.
+    /// Adds the session in a slot to a room. Returns the session's index among the members.
     pub fn add_member(&mut self, id: RoomId, slot: u32) -> u32 {
         let members = &mut self[id].members;
         members.push(slot);
         u32::try_from(members.len() - 1).expect("fewer members than descriptors")
     }
 
-    /// Removes the member at an index. Returns the slot of the session that has this index now, if
-    /// one was moved there.
+    /// Removes the member at an index. Returns the slot of the session that was moved to this
+    /// index, if any.
     pub fn remove_member(&mut self, id: RoomId, member: u32) -> Option<u32> {
         let members = &mut self[id].members;
         members.swap_remove(member as usize);
         members.get(member as usize).copied()
     }
 
-    /// Forgets a room without members and without a state, and returns whether it was one. Another
-    /// room may get its id.
+    /// Removes a room that has no members and no state. Returns whether it was removed. Another
+    /// room may then get its id.
     pub fn remove_if_unused(&mut self, id: RoomId) -> bool {
         let room = &self[id];
         let is_unused = room.members.is_empty() && room.workspace.is_untouched();
@@ -91,9 +92,10 @@ impl Rooms {
         is_unused
     }
 
-    // ---- rooms with news ----
+    // ---- touched rooms ----
 
-    /// Lets a room be looked at in the steps of a turn: it has ops to announce, or frames to drop.
+    /// Marks a room to be examined in the steps of a turn: it has ops to announce or frames to
+    /// drop.
     pub fn touch(&mut self, id: RoomId) {
         let room = &mut self.table[id.slot()];
         if !room.touched {
@@ -102,8 +104,8 @@ impl Rooms {
         }
     }
 
-    /// Calls `announce` with the slot of each member of the rooms in which more may be shown than
-    /// before, and the window offset up to which that is.
+    /// Calls `announce` for each member of the rooms in which ops became visible since the last
+    /// call, with the member's slot and the window offset up to which ops are visible.
     pub fn announce(
         &mut self,
         visible_position: LogPosition,
@@ -114,7 +116,7 @@ impl Rooms {
                 continue;
             };
             let visible_end = room.window.visible_end(visible_position);
-            // Each op is announced once, however many turns its room stays touched for.
+            // Each op is announced once, however many turns its room stays touched.
             if visible_end > room.announced_end {
                 room.announced_end = visible_end;
                 for slot in &room.members {
@@ -124,7 +126,7 @@ impl Rooms {
         }
     }
 
-    /// Looks at each touched room; `is_touched` returns whether it stays one.
+    /// Calls `is_touched` for each touched room, which returns whether the room stays touched.
     pub fn retain_touched(&mut self, mut is_touched: impl FnMut(&mut Room) -> bool) {
         self.touched.retain(|id| {
             let room = self.table.get_mut(id.slot());
@@ -137,8 +139,8 @@ impl Rooms {
 
     // ---- failures and checks ----
 
-    /// Forgets all rooms. A panic may have left members and index half done, so they are dropped as
-    /// a whole instead of session by session.
+    /// Removes all rooms. A panic may have left the members and the index inconsistent, so they are
+    /// dropped as a whole instead of session by session.
     pub fn reset(&mut self) {
         self.table.clear();
         self.index.clear();
@@ -199,7 +201,7 @@ impl Rooms {
         &self.touched
     }
 
-    /// Lets the index name a room that is not there: a fault of the server.
+    /// Makes the index refer to a room that does not exist, which would be a bug in the server.
     pub fn break_index(&mut self, workspace: &str) {
         self.index.insert(workspace.into(), RoomId::new(99));
     }

@@ -1,7 +1,7 @@
-//! The sessions that are sent to: in which order, and when the shard pauses between them.
+//! The sessions to be sent to: their order, and the pauses of the shard between slices.
 //!
-//! A session is in one of two queues, since one with a large backlog would hold up all others: the
-//! slice of a turn moves those over into the queue for bulk, of which a turn serves few.
+//! There are two queues, because a session with a large backlog would delay all others: the slice
+//! of a turn moves such sessions to the bulk queue, of which a turn serves only a few.
 
 use std::collections::VecDeque;
 
@@ -9,38 +9,38 @@ use crate::core::fanout::pacer::Pacer;
 use crate::core::shard::session::{Session, SessionId};
 use crate::core::shard::sessions::Sessions;
 
-/// The sessions that are sent to.
+/// The sessions to be sent to.
 ///
-/// Invariant: a session that is marked as queued is in one of the queues, once, and has no send in
-/// flight; one that is marked as waiting for the log is in the list for that, once.
+/// Invariant: a session that is marked as queued is in exactly one of the queues, once, and has no
+/// send in flight; a session that is marked as waiting for the log is in the list of those, once.
 #[derive(Default)]
 pub(super) struct SendQueues {
     short: VecDeque<SessionId>,
     bulk: VecDeque<SessionId>,
-    /// Those whose first answer waits: for the log, or for a state that is being encoded.
+    /// Sessions whose first answer waits for the log, or for a state that is being encoded.
     waiting_for_log: Vec<SessionId>,
     pacer: Pacer,
-    /// How many sessions were taken from `short` since the start.
+    /// The number of sessions taken from `short` since the start.
     served_count: u64,
-    /// When the oldest op came of those that may be shown since the last commit.
+    /// The arrival time of the oldest op that became visible with the last commit.
     shown_since_us: Option<u64>,
     watch: Option<Watch>,
 }
 
-/// Sends that are followed to their end, to measure how long they take.
+/// Sends that are watched to measure how long ops take to be sent.
 #[derive(Debug, Clone, Copy)]
 struct Watch {
-    /// When the oldest of their ops came.
+    /// The arrival time of the oldest of their ops.
     since_us: u64,
-    /// They are out once this many sessions were taken from the queue.
+    /// The value of `served_count` at which all of them have been handed to the caller.
     end: u64,
 }
 
 impl SendQueues {
     // ---- the queues ----
 
-    /// Queues a session to be sent what it is owed, if it can be sent to and is not queued yet. One
-    /// with a send in flight is queued when that ends.
+    /// Queues a session to be sent what it is owed, if it can be sent to and is not queued yet. A
+    /// session with a send in flight is queued when that send ends.
     pub fn queue(&mut self, id: SessionId, session: &mut Session) {
         push(&mut self.short, id, session);
     }
@@ -52,7 +52,7 @@ impl SendQueues {
         Some(id)
     }
 
-    /// Moves a session that was taken over to those with a large backlog. It stays queued.
+    /// Moves a session that was popped to the queue for large backlogs. It stays marked as queued.
     pub fn defer(&mut self, id: SessionId) {
         self.bulk.push_back(id);
     }
@@ -62,7 +62,7 @@ impl SendQueues {
         self.bulk.pop_front()
     }
 
-    /// Returns whether no session is queued but those with a large backlog.
+    /// Returns whether no sessions are queued except those with a large backlog.
     pub fn is_round_done(&self) -> bool {
         self.short.is_empty()
     }
@@ -73,7 +73,7 @@ impl SendQueues {
 
     // ---- answers that wait for the log ----
 
-    /// Lets a session wait until the log or a state has got further.
+    /// Makes a session wait for progress of the log or of a state that is being encoded.
     pub fn wait_for_log(&mut self, id: SessionId, session: &mut Session) {
         if !session.is_waiting_for_log {
             session.is_waiting_for_log = true;
@@ -81,7 +81,7 @@ impl SendQueues {
         }
     }
 
-    /// Queues all sessions that wait for the log. Some of them may have to wait on.
+    /// Queues all sessions that wait for the log. Some of them may have to wait again.
     pub fn wake(&mut self, sessions: &mut Sessions) {
         for id in self.waiting_for_log.drain(..) {
             if let Some(session) = sessions.get_mut(id) {
@@ -93,41 +93,40 @@ impl SendQueues {
 
     // ---- pauses between slices ----
 
-    /// Returns whether the shard pauses now, instead of serving the next slice.
+    /// Returns whether the shard is pausing now instead of serving the next slice.
     pub fn is_pausing(&mut self, now_us: u64) -> bool {
         self.pacer.must_pause(now_us)
     }
 
-    /// Returns when the pause ends, if there is one.
+    /// Returns when the current pause ends, if there is one.
     pub fn pause_until_us(&self) -> Option<u64> {
         self.pacer.paused_until_us()
     }
 
-    /// Records that a send to a session starts.
+    /// Records the start of a send to a session.
     pub fn send_started(&mut self, session: &mut Session) {
         self.pacer.record_send(&mut session.last_busy_period);
     }
 
-    /// Records that a slice was served.
+    /// Records that a slice has been served.
     pub fn end_slice(&mut self, now_us: u64) {
         self.pacer.end_slice(!self.short.is_empty(), now_us);
     }
 
-    // ---- how long ops take to be sent ----
+    // ---- send latency ----
 
-    /// Records that ops may be shown since now, the oldest of which came at `since_us`.
+    /// Records that ops have become visible, the oldest of which arrived at `since_us`.
     pub fn show(&mut self, since_us: u64) {
         self.shown_since_us = Some(since_us);
     }
 
-    /// Returns, once, when the oldest op arrived of those that became visible since the last
-    /// commit.
+    /// Returns, once, when the oldest of the ops that became visible with the last commit arrived.
     pub fn take_shown_since_us(&mut self) -> Option<u64> {
         self.shown_since_us.take()
     }
 
-    /// Follows the ops that arrived since `since_us` until every session that is queued now was
-    /// sent to. Only the ops of one commit are followed at a time.
+    /// Watches the ops that arrived since `since_us` until every session that is queued now has
+    /// been served. Only the ops of one commit are watched at a time.
     pub fn watch(&mut self, since_us: u64) {
         if self.watch.is_none() && !self.short.is_empty() {
             let end = self.served_count + self.short.len() as u64;
@@ -135,14 +134,14 @@ impl SendQueues {
         }
     }
 
-    /// Returns, once, when the oldest of the followed ops arrived, if all were handed to the caller
-    /// to be sent.
+    /// Returns, once, when the oldest of the watched ops arrived, if all of them have been handed
+    /// to the caller to be sent.
     pub fn take_watched_since_us(&mut self) -> Option<u64> {
         let watch = self.watch.take_if(|watch| watch.end <= self.served_count)?;
         Some(watch.since_us)
     }
 
-    /// Counts time that has passed beside the clock: all that waits is older by it.
+    /// Accounts for time that the clock did not count: everything that waits is older by `us`.
     pub fn has_aged(&mut self, us: u64) {
         let aged = |since_us: u64| since_us.saturating_sub(us);
         self.shown_since_us = self.shown_since_us.map(aged);
@@ -153,8 +152,8 @@ impl SendQueues {
 
     // ---- failures and checks ----
 
-    /// Makes queues and sessions agree again, of which a panic may have left some half done, and
-    /// follows no ops any more: they may be lost.
+    /// Makes queues and sessions consistent again, since a panic may have interrupted a change, and
+    /// stops watching ops, since they may be lost.
     pub fn reset(&mut self, sessions: &mut Sessions) {
         for slot in sessions.slots() {
             if sessions.id_at(slot).is_some() {
@@ -250,8 +249,8 @@ mod tests {
             sends.wait_for_log(id, &mut sessions[id]);
         }
         sends.invariants(&sessions);
-        // What a panic may leave: a session that was taken and is marked still, one with a send in
-        // flight, one that is in both queues, one whose slot is free.
+        // The state that a panic may leave: a session that was taken but is still marked, one with
+        // a send in flight, one that is in both queues, and one whose slot is free.
         assert_eq!(sends.pop(), Some(ids[0]));
         sessions[ids[1]].sending = true;
         sends.defer(ids[2]);
@@ -264,7 +263,7 @@ mod tests {
         assert_eq!(*sends.queued(), [ids[2], ids[3]]);
         assert_eq!(sends.waiting(), &ids[..4]);
         assert_eq!(sends.take_shown_since_us(), None);
-        // The first one may be queued again.
+        // The first session may be queued again.
         sends.queue(ids[0], &mut sessions[ids[0]]);
         assert_eq!(sends.queued().len(), 3);
         sends.invariants(&sessions);

@@ -26,12 +26,12 @@ use crate::wire::frame::Decoder;
 pub struct SessionId {
     /// The slot in the session table.
     pub slot: u32,
-    /// The number of the slot's sessions, which wraps. By the time it repeats, no handle of the
+    /// The slot's session counter, which wraps. By the time a value repeats, no handle of the
     /// earlier session is left.
     pub generation: u32,
 }
 
-/// The listener that accepted a connection.
+/// A listener that accepts connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListenerKind {
     /// The listener of `--port`.
@@ -43,33 +43,35 @@ pub enum ListenerKind {
 /// The state of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Its request head is not complete yet.
+    /// The request head is not complete yet.
     Handshake,
-    /// Its request was verified, and waits for the state of the shard.
+    /// The request was verified and waits for the state of the shard.
     Waiting,
-    /// It is a member of a workspace.
+    /// The session is a member of a workspace.
     Open {
         /// The room of the workspace.
         room: RoomId,
         /// Its index among the room's members.
         member: u32,
     },
-    /// Its last bytes are being sent. Bytes that are still received are dropped.
+    /// The last bytes are being sent. Bytes that still arrive are dropped.
     Closing,
 }
 
-/// The directions of a connection that are shut down. It only moves forward.
+/// How far a connection is closed, by direction. The value only moves forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Close {
-    /// Neither.
+    /// Neither direction is closed.
     No,
-    /// The peer's, which may still read its answer.
+    /// The peer has closed its sending side, but may still read its answer.
     ByPeer,
-    /// The server's, after the last byte. The peer has not closed its own yet.
+    /// The server has closed its side after the last byte. The peer has not closed its own yet.
     Finished,
-    /// Both. Nothing more is sent or read, but something may still be in flight.
+    /// Both directions are closed. Nothing more is sent or read, but an operation may still be in
+    /// flight.
     Aborted,
-    /// Both, and nothing is in flight. Only the output about it is still to be delivered.
+    /// Both directions are closed and nothing is in flight. Only the session's last output is still
+    /// to be delivered.
     Gone,
 }
 
@@ -105,25 +107,25 @@ impl SessionCounts {
 /// The source of a session's next bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Intake {
-    /// Its socket.
+    /// The socket.
     Receiving,
-    /// Bytes that were received and not read in their turn. The session is in the queue for them.
+    /// Bytes that were received but not read in their turn. The session is queued to read them.
     Unread,
-    /// Bytes that were received, once the log has room for its ops. The session is in the queue for
-    /// them.
+    /// Bytes that were received, once the log has room for the session's ops. The session is queued
+    /// to read them.
     Held,
-    /// None, until its outbox drains.
+    /// No source: the session is not read until its outbox drains.
     Paused,
 }
 
-/// The state of one connection.
+/// A connection.
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each says what is in flight or queued for it"
 )]
 pub(crate) struct Session {
-    /// Its number among all sessions of the shard, from 1. It marks the entries that the session
-    /// wrote, which may stay for years, so it never wraps.
+    /// The session's number among all sessions of the shard, from 1. It marks the entries that the
+    /// session wrote, which may exist for years, so it never wraps.
     pub number: u64,
     state: State,
     close: Close,
@@ -135,43 +137,45 @@ pub(crate) struct Session {
     /// Whether it is in the queue of sessions to be sent to.
     pub queued: bool,
     pub intake: Intake,
-    /// Whether its first answer waits for the log, or for a state that is being encoded.
+    /// Whether the first answer waits for the log, or for a state that is being encoded.
     pub is_waiting_for_log: bool,
-    /// Whether it requested a page with HEAD, so that the body is not sent.
+    /// Whether the session requested a page with HEAD, so that the body is not sent.
     pub head_only: bool,
-    /// Whether its last answer may be long: it then has time as long as it keeps reading.
+    /// Whether the last answer may be long: then the session is not closed while it keeps reading.
     pub ends_long: bool,
-    /// Whether it was accepted over the limit of connections, so that requests to workspaces are
-    /// refused.
+    /// Whether the connection was accepted over the connection limit, so that requests to
+    /// workspaces are refused.
     pub over_limit: bool,
-    /// Whether it was sent a ping and has not answered it.
+    /// Whether the session has not yet answered its last ping.
     pub owes_pong: bool,
-    /// Whether it holds so much memory that the budget tracks it.
+    /// Whether the session holds so much memory that the budget tracks it.
     pub is_tracked: bool,
-    /// The memory of its incomplete messages and heads, as last counted.
+    /// The memory of the session's incomplete message or head, as last counted.
     pub unfinished_bytes: u32,
     pub decoder: Decoder,
     /// Frames without content since the last ping, at most
     /// [`EMPTY_FRAMES_MAX`](crate::limits::EMPTY_FRAMES_MAX).
     pub empty_frames: u32,
-    /// Bytes that were received and not decoded yet.
+    /// Bytes that were received but not decoded yet.
     pub unparsed: Vec<u8>,
     pub outbox: Outbox,
-    /// The state that it is being sent, until it has received it.
+    /// The state being sent to the session, until the session has received all of it.
     pub transfer: Option<Box<StateTransfer>>,
-    /// The time at which its incomplete message began. [`u64::MAX`]: there is none.
+    /// The time at which the incomplete message began, or [`u64::MAX`] if there is none.
     pub message_since_us: u64,
-    /// The tick at which its entry in the timer wheel expires. Other entries of it are stale.
+    /// The tick at which the session's entry in the timer wheel expires. Its other entries are
+    /// stale.
     pub timer_tick: u64,
     pub last_received_us: u64,
-    /// The time at which its socket last accepted bytes, or an idle socket was given a send.
+    /// The time at which the socket last accepted bytes, or at which a send started on an idle
+    /// socket.
     pub last_progress_us: u64,
-    /// The busy period of the shard in which it was last sent to.
+    /// The busy period of the shard in which the session was last sent anything.
     pub last_busy_period: BusyPeriod,
     pub next_ping_us: u64,
-    /// The Unix time at which its token expires. [`u64::MAX`]: never.
+    /// The Unix time at which the token expires, or [`u64::MAX`] for never.
     pub expires_at_us: u64,
-    /// The deadline of its state: for its head or its answer, for the drain, or for its last bytes.
+    /// The deadline of the current state: for the head or the answer, the drain, or the last bytes.
     pub deadline_us: u64,
 }
 
@@ -209,14 +213,14 @@ impl Session {
         }
     }
 
-    /// Returns the part of its number that its handles have.
+    /// Returns the part of the session's number that its handles carry.
     pub fn generation(&self) -> u32 {
         u32::try_from(self.number & u64::from(u32::MAX)).expect("masked")
     }
 
-    /// Returns the memory of its incomplete message or head, and the unfilled part of that. A short
-    /// list counts only its content: it has at most as much spare memory as every session is
-    /// spared.
+    /// Returns the memory of the session's incomplete message or head, and how much of that is
+    /// unused capacity. A short buffer counts only its content: its unused capacity is at most what
+    /// every session may hold uncounted.
     pub fn unfinished(&self) -> (usize, usize) {
         let (bytes, capacity) = self.decoder.held_bytes();
         let lists = [
@@ -228,7 +232,7 @@ impl Session {
         (all, all - self.unparsed.len() - bytes)
     }
 
-    /// Returns the time by which its incomplete message must be complete.
+    /// Returns the time by which the incomplete message must be complete.
     pub fn message_deadline_us(&self) -> u64 {
         let held_bytes = self.unparsed.len() + self.decoder.held_bytes().0;
         let steps = 1 + (held_bytes / MESSAGE_BYTES_DEFAULT) as u64;
@@ -244,14 +248,14 @@ impl Session {
         matches!(self.state, State::Open { .. })
     }
 
-    /// Enters another state, and is counted there.
+    /// Moves the session to another state and updates the counts.
     pub(super) fn enter(&mut self, state: State, counts: &mut SessionCounts) {
         counts.remove(self);
         self.state = state;
         counts.add(self);
     }
 
-    /// Records that the peer has closed its side.
+    /// Records that the peer has closed its sending side.
     pub fn close_by_peer(&mut self) {
         self.close = self.close.max(Close::ByPeer);
     }
@@ -263,14 +267,14 @@ impl Session {
         awaits_peer
     }
 
-    /// Shuts both directions down. Returns whether one of them was open.
+    /// Shuts both directions down. Returns whether the connection was not shut down before.
     pub fn abort(&mut self) -> bool {
         let was_open = self.close < Close::Aborted;
         self.close = self.close.max(Close::Aborted);
         was_open
     }
 
-    /// Ends the session, and counts it as ended.
+    /// Ends the session and updates the counts.
     pub(super) fn retire(&mut self, counts: &mut SessionCounts) {
         assert!(
             !self.sending && !self.receiving && !self.is_gone(),
@@ -295,7 +299,7 @@ impl Session {
         self.close == Close::Finished
     }
 
-    /// Returns whether both directions were shut down.
+    /// Returns whether both directions are shut down.
     pub fn is_aborted(&self) -> bool {
         self.close >= Close::Aborted
     }
@@ -304,7 +308,7 @@ impl Session {
         self.close == Close::Gone
     }
 
-    /// Checks that its state, its close state and its operations in flight agree.
+    /// Checks that the state, the close state and the operations in flight agree.
     pub fn invariants(&self) {
         let is_closing = self.state == State::Closing;
         assert!(
@@ -340,14 +344,14 @@ pub(crate) struct StateTransfer {
     /// The room of the workspace.
     pub room: RoomId,
     pub states: SmallVec<[EncodedState; 2]>,
-    /// The length of all states, at least 1.
+    /// The total length of the states, at least 1.
     pub bytes: usize,
-    /// The lag behind the pace of [`SNAPSHOT_TRANSFER_US`] when the last send ended.
+    /// The lag behind the pace of [`SNAPSHOT_TRANSFER_US`] as of the end of the last send.
     lag_us: u64,
 }
 
 impl StateTransfer {
-    /// Returns a transfer of these states, which begins now.
+    /// Returns a transfer of `states` that begins now.
     pub fn new(room: RoomId, states: SmallVec<[EncodedState; 2]>) -> Self {
         let bytes = states.iter().map(EncodedState::bytes).sum::<usize>();
         let bytes = bytes.max(1);
@@ -359,15 +363,15 @@ impl StateTransfer {
         }
     }
 
-    /// Records that a send of `bytes` took `took_us`. Being early with one part allows no delay of
-    /// the next.
+    /// Records that a send of `bytes` took `took_us`. Time saved on one part is not credited to the
+    /// next.
     pub fn took(&mut self, took_us: u64, bytes: usize) {
         let worth_us = u128::from(SNAPSHOT_TRANSFER_US) * bytes as u128 / self.bytes as u128;
         let worth_us = u64::try_from(worth_us).unwrap_or(u64::MAX);
         self.lag_us = (self.lag_us + took_us).saturating_sub(worth_us);
     }
 
-    /// Returns the lag now, `in_flight_us` after a send began or the socket last accepted bytes.
+    /// Returns the lag `in_flight_us` after a send began or the socket last accepted bytes.
     pub fn lag_us(&self, in_flight_us: u64) -> u64 {
         self.lag_us + in_flight_us
     }
@@ -383,7 +387,7 @@ mod tests {
         let state = || EncodedState::Ready(std::rc::Rc::new(vec![0; 6_000_000]));
         for (sends, in_flight_s, lag_s) in [
             (&[][..], 3, 3),
-            // A sixtieth of it per second.
+            // A sixtieth of the state per second.
             (&[(1, 100_000); 9][..], 0, 0),
             (&[(5, 4096); 3], 0, 14),
             (&[(5, 4096), (1, 3_000_000), (4, 4096)], 1, 4),

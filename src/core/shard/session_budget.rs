@@ -1,18 +1,18 @@
-//! What a shard holds for single sessions: messages and request heads that are not whole yet, and
-//! answers until their last byte is sent.
+//! The memory that a shard holds for individual sessions: incomplete messages and request heads,
+//! and answers until their last byte is sent.
 //!
-//! One budget covers all of it, so no kind of client can take memory that nobody counts. Bytes that
-//! several sessions are sent, a correction or a list of users, count once, for as long as they are
-//! alive. Each session is exempt up to [`SESSION_BYTES_SPARED`], and with no more than that it is
-//! never evicted: a client with small messages does not notice what others do.
+//! One budget covers all of it, so no client can use memory that is not counted. Bytes that are
+//! sent to several sessions, such as a correction or a list of users, count once while they are
+//! alive. Each session is exempt up to [`SESSION_BYTES_SPARED`], and a session that holds no more
+//! than that is never evicted: a client with small messages is not affected by what others do.
 //!
-//! Over the budget, [`SessionBudget::next_to_evict`] names the session to evict. Sessions are in
-//! size classes, each of twice the size of the one before. The largest class comes first, and in it
-//! the session that has been in it for longest. So the choice depends on nothing but the past, and
-//! costs the same for ten sessions and for ten thousand.
+//! When the budget is exceeded, [`SessionBudget::next_to_evict`] returns the session to evict.
+//! Sessions are grouped into size classes, each of twice the size of the one below. The largest
+//! class comes first, and within it the session that has been in the class longest. The choice
+//! therefore depends only on the past, and costs the same for ten sessions as for ten thousand.
 //!
-//! The memory of a connection that was shut down comes back when the kernel has ended its send. It
-//! is *being freed*: it does not count, and no other session is evicted for it.
+//! The memory of a connection that was shut down is freed when the kernel has ended its send. Until
+//! then it is *being freed*: it does not count, and no other session is evicted because of it.
 
 use std::rc::{Rc, Weak};
 
@@ -25,23 +25,23 @@ use crate::core::fanout::window::Chunk;
 use crate::limits::SESSION_BYTES_SPARED;
 use crate::seq::Seq;
 
-/// No session: the end of a list.
+/// The link that marks the end of a list.
 const NONE: u32 = u32::MAX;
-/// One class for each bit length of a size.
+/// The number of size classes: one for each bit length of a size.
 const SIZE_CLASSES: usize = usize::BITS as usize + 1;
 
 /// The memory that a session holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct SessionMemory {
-    /// Memory for itself.
+    /// Memory that only this session holds.
     pub own_bytes: usize,
-    /// Memory that other sessions may hold too.
+    /// Memory that other sessions may also hold.
     pub shared_bytes: usize,
-    /// The part of it that is unused capacity. It counts, but does not put the session into a
-    /// larger class: else a message that grows, in memory that doubles, would be evicted before one
-    /// of the same length that has stopped.
+    /// The part of the memory that is unused capacity. It counts, but does not put the session into
+    /// a larger class. Otherwise, a growing message, whose buffer doubles, would be evicted before
+    /// one of the same length that has stopped growing.
     pub spare_bytes: usize,
-    /// Its connection was shut down.
+    /// Whether the connection was shut down.
     pub is_being_freed: bool,
 }
 
@@ -50,7 +50,8 @@ impl SessionMemory {
         self.own_bytes + self.shared_bytes
     }
 
-    /// Whether it is so little that the session is never evicted and need not be tracked.
+    /// Returns whether the session holds so little that it is never evicted and need not be
+    /// tracked.
     pub fn is_exempt(self) -> bool {
         self.bytes() <= SESSION_BYTES_SPARED
     }
@@ -81,7 +82,8 @@ impl SessionMemory {
     }
 }
 
-/// A session that holds more than is exempt, and its neighbours in the list of its size class.
+/// A session that holds more than the exempt amount, and its neighbours in the list of its size
+/// class.
 #[derive(Debug, Clone, Copy)]
 struct TrackedSession {
     memory: SessionMemory,
@@ -102,7 +104,7 @@ impl TrackedSession {
     };
 }
 
-/// The sessions of a size class, in the order in which they came into it.
+/// The sessions of a size class, in the order in which they entered it.
 #[derive(Debug, Clone, Copy)]
 struct SizeClass {
     oldest: u32,
@@ -116,7 +118,8 @@ impl SizeClass {
     };
 }
 
-/// Names a frame that several sessions are sent: by the slot of its room and the seq of its entry.
+/// The key of a frame that is sent to several sessions: the id of its room and the seq of its
+/// entry.
 pub(super) type SharedFrameKey = (RoomId, Seq);
 
 /// The budget of a shard's sessions.
@@ -125,21 +128,22 @@ pub(super) type SharedFrameKey = (RoomId, Seq);
 /// its size class if and only if it may be evicted.
 pub(super) struct SessionBudget {
     bytes_max: usize,
-    /// By the slots of the sessions.
+    /// The tracked sessions, indexed by slot.
     tracked: Vec<TrackedSession>,
     size_classes: [SizeClass; SIZE_CLASSES],
     charged_bytes: usize,
-    /// The memory of messages and heads that are not whole yet, of all sessions.
+    /// The memory of the incomplete messages and heads of all sessions.
     unfinished_bytes: usize,
-    /// An upper bound on the shared bytes that are being freed: several sessions may hold the same.
+    /// An upper bound on the shared bytes that are being freed: several sessions may hold the same
+    /// bytes.
     freed_shared_bytes: usize,
     shared: SharedChunks,
-    /// The frames among `shared`.
+    /// The frames among `shared`, by key.
     frames: HashMap<SharedFrameKey, Weak<Vec<u8>>, FixedState>,
 }
 
 impl SessionBudget {
-    /// Returns an empty budget of `bytes_max`.
+    /// Returns an empty budget with a limit of `bytes_max`.
     pub fn new(bytes_max: usize) -> Self {
         Self {
             bytes_max,
@@ -155,8 +159,8 @@ impl SessionBudget {
 
     // ---- sessions ----
 
-    /// Updates what the session in a slot holds. Returns whether it is tracked from now on: only
-    /// then must the next change be passed in, too, however little it leaves.
+    /// Updates the memory of the session in a slot. Returns whether the session is now tracked: if
+    /// so, its next change must be passed in as well, even if it holds little afterwards.
     pub fn update(&mut self, slot: u32, memory: SessionMemory) -> bool {
         let index = slot as usize;
         if index >= self.tracked.len() {
@@ -170,7 +174,7 @@ impl SessionBudget {
         self.charged_bytes -= before.charged_bytes();
         self.freed_shared_bytes += memory.freed_shared_bytes();
         self.freed_shared_bytes -= before.freed_shared_bytes();
-        // Within its class a session keeps its place, so that growing does not make it newer.
+        // A session keeps its position within its class, so that growing does not make it newer.
         let is_moved = before.size_class() != memory.size_class()
             || before.may_be_evicted() != memory.may_be_evicted();
         if before.may_be_evicted() && is_moved {
@@ -183,13 +187,13 @@ impl SessionBudget {
         !memory.is_exempt()
     }
 
-    /// Updates the memory of a message or head that is not whole yet.
+    /// Updates the memory of an incomplete message or head.
     pub fn update_unfinished(&mut self, before_bytes: usize, bytes: usize) {
         self.unfinished_bytes += bytes;
         self.unfinished_bytes -= before_bytes;
     }
 
-    /// Returns the memory of messages and heads that are not whole yet.
+    /// Returns the memory of all incomplete messages and heads.
     pub fn unfinished_bytes(&self) -> usize {
         self.unfinished_bytes
     }
@@ -201,8 +205,7 @@ impl SessionBudget {
         oldest.find(|oldest| *oldest != NONE)
     }
 
-    /// Forgets all sessions: what each of them holds is to be passed in again. The bytes that
-    /// several are sent still count.
+    /// Forgets all sessions: the memory of each must be passed in again. Shared bytes still count.
     fn forget_sessions(&mut self) {
         self.tracked.clear();
         self.size_classes = [SizeClass::EMPTY; SIZE_CLASSES];
@@ -210,8 +213,9 @@ impl SessionBudget {
         self.unfinished_bytes = 0;
     }
 
-    /// Forgets all sessions and rooms. The sessions that go on are to be passed in again. The bytes
-    /// that several are sent still count, but the names of their frames mean others from now on.
+    /// Forgets all sessions and rooms. The remaining sessions must be passed in again. Shared bytes
+    /// still count, but the keys of their frames are dropped, since they will refer to other
+    /// frames.
     pub fn reset(&mut self) {
         self.forget_sessions();
         self.frames.clear();
@@ -245,70 +249,71 @@ impl SessionBudget {
         }
     }
 
-    // ---- bytes that several sessions are sent ----
+    // ---- shared bytes ----
 
-    /// Returns the frame with this name, if any session still holds it.
+    /// Returns the frame with this key, if any session still holds it.
     pub fn frame(&self, key: SharedFrameKey) -> Option<Chunk> {
         self.frames.get(&key)?.upgrade()
     }
 
-    /// Adds the frame with this name, which was just encoded.
+    /// Adds the frame with this key, which has just been encoded.
     pub fn add_frame(&mut self, key: SharedFrameKey, frame: &Chunk) {
         self.add_shared(frame);
-        // At most twice as many names as chunks that may be alive: a name costs far less than its
-        // frame, and taking the dead ones out is paid for by those that were added.
+        // There are at most twice as many keys as live chunks: a key costs far less than its frame,
+        // and the cost of removing the dead ones is amortized over the insertions.
         if self.frames.len() >= 2 * self.shared.len() {
             self.frames.retain(|_, frame| frame.strong_count() > 0);
         }
         self.frames.insert(key, Rc::downgrade(frame));
     }
 
-    /// Adds bytes that several sessions may be sent.
+    /// Adds bytes that may be sent to several sessions.
     pub fn add_shared(&mut self, chunk: &Chunk) {
         self.shared.add(chunk);
     }
 
-    /// Looks at `count` shared chunks and forgets those that no session holds.
+    /// Checks at least the next `count` shared chunks and drops those that no session holds.
     pub fn sweep(&mut self, count: usize) {
         self.shared.sweep(count);
     }
 
-    /// Looks at all shared chunks and forgets those that no session holds.
+    /// Checks all shared chunks and drops those that no session holds.
     pub fn sweep_all(&mut self) {
         self.shared.sweep_all();
     }
 
-    // ---- the sum ----
+    // ---- totals ----
 
-    /// Returns what sessions hold for themselves beyond what is exempt.
+    /// Returns the memory that sessions hold for themselves beyond what is exempt.
     pub fn charged_bytes(&self) -> usize {
         self.charged_bytes
     }
 
-    /// Returns what counts against the budget.
+    /// Returns the memory that counts against the budget.
     pub fn bytes(&self) -> usize {
         let shared_bytes = self.shared.bytes();
         self.charged_bytes + shared_bytes.saturating_sub(self.freed_shared_bytes)
     }
 
-    /// Returns the bytes that several sessions are sent, and those that were let go but not swept
-    /// yet.
+    /// Returns the bytes that are shared by several sessions, including those that were released
+    /// but have not been swept yet.
     pub fn shared_bytes(&self) -> usize {
         self.shared.bytes()
     }
 
-    /// Whether sessions must be evicted.
+    /// Returns whether sessions must be evicted.
     pub fn is_over(&self) -> bool {
         self.bytes() > self.bytes_max
     }
 
-    /// Whether enough were evicted: to a 16th below the budget, so that the next eviction comes
-    /// only after as much has come in.
+    /// Returns whether enough sessions were evicted. The memory must be a sixteenth below the
+    /// budget, so that the next eviction comes only after that amount has been added.
     pub fn is_relieved(&self) -> bool {
         self.bytes() <= self.bytes_max - self.bytes_max / 16
     }
 
-    /// Whether more than half of the budget is held, so that each session is allowed less.
+    /// Returns whether more than half of the budget is in use, so that each session is allowed
+    /// less.
     pub fn is_tight(&self) -> bool {
         self.bytes() > self.bytes_max / 2
     }
@@ -338,7 +343,7 @@ mod tests {
             (7, SPARED + 1, Some(7)),
             (3, 3 * SPARED, Some(3)),
             (9, 3 * SPARED + 9, Some(3)),
-            // It grows within its class and keeps its place.
+            // The session grows within its class and keeps its position.
             (3, 3 * SPARED + 10, Some(3)),
             (3, 0, Some(9)),
             (3, 3 * SPARED, Some(9)),
@@ -394,7 +399,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against a plain list of what each session holds, and since when it is in its class.
+        /// Compares the budget with a plain list of what each session holds and since when it has
+        /// been in its class.
         #[test]
         fn it_agrees_with_a_plain_list(
             steps in prop::collection::vec(

@@ -1,8 +1,8 @@
-//! The connections of a shard: their table, their names and meters, their timers.
+//! The connections of a shard: their table, user names, rate meters and timers.
 //!
-//! A slot of the table is reused only when nothing in flight names it: a session that is over keeps
-//! its slot until the caller has taken the output that says so ([`Sessions::remove`]). A
-//! [`SessionId`] also carries a generation, so that a handle that is kept for longer finds nothing.
+//! A slot of the table is reused only when nothing in flight refers to it: a session that has ended
+//! keeps its slot until the caller has taken the output that says so ([`Sessions::remove`]). A
+//! [`SessionId`] also carries a generation, so that a handle that is kept longer finds nothing.
 
 use std::ops::{Index, IndexMut, Range};
 use std::rc::Rc;
@@ -18,19 +18,19 @@ use crate::core::shard::timers::{Wheel, tick_of};
 
 /// The connections of a shard.
 ///
-/// Invariant: the counts agree with the table; a session that is over has nothing in flight; only
-/// members have a name.
+/// Invariant: the counts agree with the table; a session that has ended has nothing in flight; only
+/// members have a user name.
 pub(super) struct Sessions {
     table: Slab<Session>,
     counts: SessionCounts,
     /// The number of the last session.
     last_number: u64,
-    /// The names of those that gave one, by slot.
+    /// The user names of the clients that gave one, by slot.
     users: HashMap<u32, Rc<str>, FixedState>,
     /// The recent rate of each member, by slot. Empty if rates are not limited.
     meters: Vec<Meter>,
     wheel: Wheel<SessionId>,
-    /// The entries of the tick that has come, of which those before `due_place` were taken.
+    /// The entries of the tick that has expired. Those before `due_place` were already returned.
     due: Vec<SessionId>,
     due_place: usize,
     due_tick: u64,
@@ -53,7 +53,7 @@ impl Sessions {
 
     // ---- the table ----
 
-    /// Adds a session that awaits its request head or its answer until `deadline_us`.
+    /// Adds a session that must have its request head or its answer by `deadline_us`.
     pub fn open(
         &mut self,
         listener: ListenerKind,
@@ -73,7 +73,7 @@ impl Sessions {
         id
     }
 
-    /// Frees the slot of a session that is over. From here on another may get it.
+    /// Frees the slot of a session that has ended. The slot may then be reused.
     pub fn remove(&mut self, id: SessionId) {
         let session = self.table.remove(id.slot as usize);
         assert!(
@@ -106,7 +106,7 @@ impl Sessions {
         Some(SessionId { slot, generation })
     }
 
-    /// Returns all slots, free ones included.
+    /// Returns the range of all slots, including free ones.
     pub fn slots(&self) -> Range<u32> {
         0..u32::try_from(self.table.capacity()).expect("a slot is 32 bits wide")
     }
@@ -125,7 +125,7 @@ impl Sessions {
 
     // ---- the life of a session ----
 
-    /// Moves a session on to another part of its life.
+    /// Moves a session to another state.
     pub fn enter(&mut self, id: SessionId, state: State) {
         let session = &mut self.table[id.slot as usize];
         assert_eq!(
@@ -136,7 +136,7 @@ impl Sessions {
         session.enter(state, &mut self.counts);
     }
 
-    /// Ends a session: nothing of it is in flight, and nothing must be started for it.
+    /// Ends a session that has nothing in flight. No operation may be started for it afterwards.
     pub fn retire(&mut self, id: SessionId) {
         let session = &mut self.table[id.slot as usize];
         assert_eq!(
@@ -147,12 +147,12 @@ impl Sessions {
         session.retire(&mut self.counts);
     }
 
-    /// Returns how many sessions there are, those included that are over and still have their slot.
+    /// Returns the number of sessions, including those that have ended and still have their slot.
     pub fn len(&self) -> usize {
         self.table.len()
     }
 
-    /// Returns whether no session is left but those that are over.
+    /// Returns whether all sessions have ended.
     pub fn is_empty(&self) -> bool {
         self.table.len() as u64 == self.counts.gone
     }
@@ -163,7 +163,7 @@ impl Sessions {
 
     // ---- names and meters ----
 
-    /// Gives a session the name that its client asked for.
+    /// Sets the user name that a session's client asked for.
     pub fn set_user(&mut self, id: SessionId, user: Rc<str>) {
         self.users.insert(id.slot, user);
     }
@@ -172,7 +172,7 @@ impl Sessions {
         self.users.remove(&id.slot)
     }
 
-    /// Begins to measure what a session sends: it has sent nothing yet.
+    /// Resets the rate meter of a session, which has sent nothing yet.
     pub fn reset_meter(&mut self, id: SessionId) {
         let slot = id.slot as usize;
         if slot >= self.meters.len() {
@@ -181,12 +181,13 @@ impl Sessions {
         self.meters[slot] = Meter::default();
     }
 
-    /// Returns what a session has sent lately; only after [`Sessions::reset_meter`].
+    /// Returns the rate meter of a session. [`Sessions::reset_meter`] must have been called first.
     pub fn meter(&mut self, id: SessionId) -> &mut Meter {
         &mut self.meters[id.slot as usize]
     }
 
-    /// Allows each client what it may have sent in `us` during which no bytes were read.
+    /// Allows each client the messages and frames that it may have sent in `us`, during which no
+    /// bytes were read.
     pub fn allow_for(&mut self, per_second: u32, us: u64) {
         for meter in &mut self.meters {
             meter.allow_for(per_second, us);
@@ -195,8 +196,8 @@ impl Sessions {
 
     // ---- timers ----
 
-    /// Lets a session be due at `at_us` or earlier. An entry that it had before is stale from now
-    /// on.
+    /// Schedules a session for `at_us`, or earlier if that is too far away. Any entry it already
+    /// had becomes stale.
     pub fn schedule(&mut self, id: SessionId, at_us: u64) {
         let tick = self.wheel.insert(at_us, id);
         if let Some(session) = self.get_mut(id) {
@@ -204,7 +205,7 @@ impl Sessions {
         }
     }
 
-    /// The same, unless the session is due by then anyway.
+    /// Schedules a session for `at_us`, unless it is already due by then.
     pub fn schedule_by(&mut self, id: SessionId, at_us: u64) {
         if tick_of(at_us) < self[id].timer_tick {
             self.schedule(id, at_us);
@@ -242,8 +243,9 @@ impl Sessions {
 
     // ---- failures and checks ----
 
-    /// Counts the sessions again, since a panic may have left the counts half done, and forgets all
-    /// names, since no session stays a member. What each session holds is to be weighed again.
+    /// Recounts the sessions, since a panic may have left the counts inconsistent, and removes all
+    /// user names, since no session stays a member. The memory of each session must be counted
+    /// again.
     pub fn reset(&mut self) {
         self.users.clear();
         for (_, session) in &mut self.table {
@@ -253,7 +255,7 @@ impl Sessions {
         self.counts = self.counted();
     }
 
-    /// Assigns the next session this number, as if all sessions before it had existed.
+    /// Sets the number of the next session, as if all sessions before it had existed.
     #[cfg(test)]
     pub fn skip_numbers_to(&mut self, number: u64) {
         self.last_number = number - 1;

@@ -1,34 +1,36 @@
 //! The clock of a shard, which advances only while the shard is running.
 //!
-//! A process that is stopped (SIGSTOP, a paused virtual machine) or that is given no core receives
-//! nothing, and no client may be closed for what the server could not receive. The deadlines of a
-//! shard are therefore not times of its caller's clock, but of a clock of its own, which stops
-//! while the shard is absent. All deadlines move with it, including those added to the code later,
-//! without having to be visited.
+//! A process that is stopped (SIGSTOP, a paused virtual machine) or that gets no CPU time receives
+//! nothing, and no client may be closed for bytes that the server could not receive. The deadlines
+//! of a shard are therefore not times of its caller's clock, but of a separate clock that stops
+//! while the shard is absent. All deadlines move with that clock, including any added to the code
+//! later, without having to be adjusted individually.
 //!
-//! A shard reports after each turn when the next one must begin. If it begins later than that by
-//! more than [`LATENESS_US_MAX`], the shard was absent. A shorter delay is not an absence: timers
-//! are accurate to a tick, and a busy machine is late by some milliseconds all the time. Three
+//! After each turn, a shard reports when the next one must begin. If it begins more than
+//! [`LATENESS_US_MAX`] later than that, the shard was absent. A shorter delay is not an absence:
+//! timers are accurate to a tick, and a busy machine is often late by some milliseconds. Three
 //! rules determine the shard's time after an absence:
 //!
 //! - The time after the due time does not count.
-//! - Nor does the last stretch before it, of the same length as the time missed but [`GRACE_US`] at
-//!   most. It is unknown when in its sleep the shard was stopped, and reading what it would have
-//!   received by then may take a turn or two. So the shard reads first and judges later.
+//! - Nor does the time just before it, over a period as long as the time missed but at most
+//!   [`GRACE_US`]. It is unknown when during its sleep the shard was stopped, and reading what it
+//!   would have received by then may take a turn or two. The shard therefore reads before it
+//!   enforces deadlines.
 //! - [`LATENESS_US_MAX`] always counts, so that time advances for a shard that is late in every
 //!   turn: a server that is always overloaded still closes dead connections.
 //!
-//! A turn that takes long is also an absence if something was due in the meantime. A deadline that
-//! has passed and waits for an operation in flight is not one, since the shard has turns then.
+//! A long turn is also an absence if something became due in the meantime. A deadline that has
+//! passed while it waits for an operation in flight is not an absence, since the shard keeps having
+//! turns.
 
 use crate::core::shard::contract::Clock;
 use crate::limits::{GRACE_US, LATENESS_US_MAX};
 
-/// The difference between the clock of a shard and that of its caller.
+/// The difference between the clock of a shard and the clock of its caller.
 #[derive(Debug, Default)]
 pub struct Absence {
     total_us: u64,
-    /// None: the shard has no deadline, and waits for inputs alone.
+    /// None if the shard has no deadline and waits only for inputs.
     sleep: Option<Sleep>,
 }
 
@@ -42,12 +44,12 @@ struct Sleep {
     seen_us: u64,
 }
 
-/// The lengths of an absence.
+/// The durations of an absence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Missed {
     /// The time for which the shard's clock stopped.
     pub us: u64,
-    /// The time for which the shard received nothing: since its last turn.
+    /// The time for which the shard received nothing, that is, since its last turn.
     pub deaf_us: u64,
 }
 
@@ -62,7 +64,7 @@ impl Absence {
         });
     }
 
-    /// Records that the shard is running at the caller's `now_us`. Returns what it has missed,
+    /// Records that the shard is running at the caller's `now_us`. Returns the time it missed,
     /// once.
     pub fn woke(&mut self, now_us: u64) -> Option<Missed> {
         let sleep = self.sleep.as_mut()?;
@@ -87,8 +89,8 @@ impl Absence {
         })
     }
 
-    /// Converts the caller's clock into the shard's own. The wall clock stays the same, because
-    /// tokens expire by it.
+    /// Converts the caller's clock into the shard's clock. The wall clock is unchanged, because
+    /// token expiry depends on it.
     #[must_use]
     pub fn local(&self, clock: Clock) -> Clock {
         Clock {
@@ -97,7 +99,7 @@ impl Absence {
         }
     }
 
-    /// Converts a time of the shard's clock into that of its caller.
+    /// Converts a time on the shard's clock into a time on its caller's clock.
     #[must_use]
     pub fn caller_us(&self, local_us: u64) -> u64 {
         local_us.saturating_add(self.total_us)
@@ -114,8 +116,8 @@ mod tests {
         Clock { now_us, unix_us: 7 }
     }
 
-    /// Runs a turn at `now_us` by the caller's clock; the next one is due `after_us` later. Returns
-    /// the shard's time.
+    /// Runs a turn at `now_us` on the caller's clock, with the next one due `after_us` later.
+    /// Returns the shard's time.
     fn turn(absence: &mut Absence, now_us: u64, after_us: Option<u64>) -> u64 {
         absence.woke(now_us);
         let local = absence.local(at(now_us));

@@ -1,5 +1,5 @@
-//! The log of a shard: the commit that is going on, what has been shown, whose ops are lost if it
-//! fails, how much room there is, and whether it can be written at all.
+//! The log of a shard: the commit in progress, the visible position, the senders of ops that are
+//! lost if the log fails, the space left, and whether the log can be written at all.
 
 use std::io;
 
@@ -13,53 +13,53 @@ use crate::log::commit::{Commit, End, LogBroken, LogStep, OpenSegment};
 use crate::log::position::LogPosition;
 use crate::log::record;
 
-/// Whether a shard can serve.
+/// The ability of a shard to serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Health {
     Serving,
-    /// The server starts: the log is being read.
+    /// The server is starting: the log is being read.
     Recovering,
-    /// The log is to be opened again at this time.
+    /// The log has failed and will be reopened at this time.
     Failed {
         next_try_us: u64,
     },
-    /// The log is being opened and the state read back.
+    /// The log is being reopened and the state is being read back.
     Rebuilding,
 }
 
 /// The change that a winning op makes to the log.
 pub(super) struct Append<'a> {
     pub record: record::LoggedOp<'a>,
-    /// The mark of the op that it replaces.
+    /// The mark of the op that this op replaces.
     pub replaced: Mark,
-    /// The bytes of the workspace in a log without superseded ops, before and after the op.
+    /// The size of the workspace in a log without superseded ops, before and after the op.
     pub live_bytes: (u64, u64),
     pub sender: SessionId,
 }
 
 /// The log of a shard.
 ///
-/// Invariant: `durable ≤ written ≤ handed over`, which [`Commit`] has. No op that is not durable is
-/// visible in `always` mode, and each op that is not visible has its sender in `senders`. The log
-/// is open if and only if the shard serves.
+/// Invariant: `durable ≤ written ≤ handed over`, which [`Commit`] guarantees. In `always` mode, no
+/// op is visible before it is durable. Each op that is not visible yet has its sender in `senders`.
+/// The log is open if and only if the shard serves.
 pub(super) struct ShardLog {
     commit: Commit,
     usage: SegmentUsage,
     space: LogSpace,
     health: Health,
-    /// The position up to which ops may be shown. It stays where it was when the log fails.
+    /// The position up to which ops are visible. It does not move when the log fails.
     visible_position: LogPosition,
-    /// The senders of the ops that are not visible yet: first those of the batch that is being
-    /// written, then those of the one that is being filled.
+    /// The senders of the ops that are not visible yet: first those in the batch that is being
+    /// written, then those in the batch that is being filled.
     senders: Vec<SessionId>,
     written_senders: usize,
-    /// The bytes of all workspaces in a log without superseded ops.
+    /// The size of all workspaces in a log without superseded ops.
     live_bytes: u64,
     segment_bytes_min: u64,
     segment_bytes_max: u64,
-    /// The wait before the next try to open a failed log.
+    /// The wait before the next attempt to open a failed log.
     reopen_wait_us: u64,
-    /// How often the state was read back from the log since the start.
+    /// The number of times that the state was read back from the log since the start.
     rebuilds_count: u64,
 }
 
@@ -94,7 +94,7 @@ impl ShardLog {
         self.health == Health::Serving
     }
 
-    /// Begins to append to `segment`, of which all that is live before takes `live_bytes`.
+    /// Starts appending to `segment`. The live data in the earlier segments takes `live_bytes`.
     pub fn open(&mut self, segment: OpenSegment, live_bytes: u64, now_us: u64) {
         self.usage = SegmentUsage::new(segment.index);
         if self.health != Health::Recovering {
@@ -106,8 +106,8 @@ impl ShardLog {
         self.live_bytes = live_bytes;
     }
 
-    /// Gives the log up: all that is not visible is lost. Returns the senders of that, some of them
-    /// more than once. The log is tried again after a wait that grows from failure to failure.
+    /// Abandons the log: all ops that are not visible are lost. Returns their senders, some of them
+    /// more than once. The log is retried after a wait that grows with each failure.
     pub fn reset(&mut self, now_us: u64) -> Vec<SessionId> {
         self.written_senders = 0;
         if !self.commit.is_failed() {
@@ -125,7 +125,7 @@ impl ShardLog {
         };
     }
 
-    /// Returns when a failed log is tried again, once nothing of it is in flight.
+    /// Returns when a failed log is retried, if no operation on it is in flight.
     pub fn retry_due_us(&self) -> Option<u64> {
         match self.health {
             Health::Failed { next_try_us } if self.commit.is_quiet() => Some(next_try_us),
@@ -135,17 +135,16 @@ impl ShardLog {
         }
     }
 
-    /// Begins to read the state back from a failed log. Returns where that ends.
+    /// Starts reading the state back from a failed log. Returns the end of that log.
     pub fn rebuild(&mut self) -> End {
         self.health = Health::Rebuilding;
         self.commit.end()
     }
 
-    /// Records that a rebuild has ended, or the reading at the start. Returns whether it was a
-    /// rebuild.
+    /// Records the end of a rebuild, or of the initial reading. Returns whether it was a rebuild.
     ///
     /// # Panics
-    /// If neither was going on.
+    /// If neither was in progress.
     pub fn end_rebuild(&mut self) -> bool {
         let is_rebuild = self.health == Health::Rebuilding;
         assert!(
@@ -159,7 +158,7 @@ impl ShardLog {
         is_rebuild
     }
 
-    /// Records that the log could not be read: it is tried again.
+    /// Records that the log could not be read, so that it is retried.
     pub fn rebuild_failed(&mut self, now_us: u64) {
         self.fail_until(now_us);
     }
@@ -170,12 +169,13 @@ impl ShardLog {
 
     // ---- ops ----
 
-    /// Returns the mark of an op that is applied now.
+    /// Returns the mark for an op that is applied now.
     pub fn mark(&self) -> Mark {
         self.usage.mark()
     }
 
-    /// Appends an op and returns its log position; the op may be sent once that is visible.
+    /// Appends an op and returns its log position; the op may be sent once that position is
+    /// visible.
     pub fn append(
         &mut self,
         op: &Append<'_>,
@@ -188,8 +188,8 @@ impl ShardLog {
         self.live_bytes += after;
         let position = self.commit.push(&op.record, now_us);
         self.space.wrote(allowance, &op.record, now_us);
-        // The senders of the batch that is being written do not count: they are forgotten with it,
-        // and this op is in the next one.
+        // The senders in the batch that is being written do not count: they are removed with that
+        // batch, and this op is in the next one.
         if self.senders[self.written_senders..].last() != Some(&op.sender) {
             self.senders.push(op.sender);
         }
@@ -201,26 +201,26 @@ impl ShardLog {
         self.commit.is_full()
     }
 
-    /// Returns the position up to which ops may be shown.
+    /// Returns the position up to which ops are visible.
     pub fn visible_position(&self) -> LogPosition {
         self.visible_position
     }
 
     // ---- steps of a commit ----
 
-    /// Starts what is due of the log when nothing of it is in flight; the batch only if its time
-    /// has come: see [`Commit::start`].
+    /// Starts the log step that is due, if none is in flight; the batch only if it is due: see
+    /// [`Commit::start`].
     pub fn start(&mut self, now_us: u64) -> Option<LogStep> {
         self.commit.set_segment_bytes(self.segment_bytes());
         self.commit.start(now_us)
     }
 
-    /// Returns when the batch is written even if a round of sends is not done by then.
+    /// Returns when the batch is written even if the round of sends is not complete by then.
     pub fn batch_due_us(&self) -> Option<u64> {
         self.commit.batch_due_us()
     }
 
-    /// Returns when the oldest op came of the batch that is being filled.
+    /// Returns when the oldest op in the batch that is being filled arrived.
     pub fn oldest_us(&self) -> Option<u64> {
         self.commit.oldest_us()
     }
@@ -230,13 +230,13 @@ impl ShardLog {
         self.commit.is_ready()
     }
 
-    /// Returns whether a commit is in flight that no send may start beside.
+    /// Returns whether a commit is in flight during which no send may start.
     pub fn holds_sends(&self) -> bool {
         self.commit.holds_sends()
     }
 
-    /// Records that a new batch was handed to the caller to be written. Returns how many ops it
-    /// has.
+    /// Records that a new batch was handed to the caller to be written. Returns the number of ops
+    /// in it.
     pub fn batch_handed_over(&mut self) -> u64 {
         self.written_senders = self.senders.len();
         self.commit.take_group()
@@ -266,13 +266,13 @@ impl ShardLog {
         self.commit.opened(segment)
     }
 
-    /// Returns when the oldest op was pushed of those that became durable last; once.
+    /// Returns, once, when the oldest of the ops that most recently became durable was pushed.
     pub fn take_synced_since_us(&mut self) -> Option<u64> {
         self.commit.take_synced_since_us()
     }
 
-    /// Makes all ops visible that the mode allows to be shown. False if the log has failed: nothing
-    /// more becomes visible then.
+    /// Makes all ops visible that the mode allows to be visible. Returns false if the log has
+    /// failed, after which nothing more becomes visible.
     pub fn show(&mut self) -> bool {
         if self.commit.is_failed() {
             return false;
@@ -284,15 +284,15 @@ impl ShardLog {
         true
     }
 
-    /// Returns when an fdatasync of the timer is due, once nothing of the log is in flight.
+    /// Returns when an fdatasync of the timer is due, if no operation on the log is in flight.
     pub fn sync_due_us(&self) -> Option<u64> {
         let sync_us = self.commit.sync_due_us();
         sync_us.filter(|_| self.commit.is_quiet())
     }
 
-    // ---- a stop ----
+    // ---- shutdown ----
 
-    /// Returns whether all that was ever appended is on disk.
+    /// Returns whether everything that was ever appended is on disk.
     pub fn is_settled(&self) -> bool {
         self.commit.is_settled()
     }
@@ -302,24 +302,24 @@ impl ShardLog {
         self.commit.is_failed()
     }
 
-    /// Returns whether nothing of the log is in flight.
+    /// Returns whether no operation on the log is in flight.
     pub fn is_quiet(&self) -> bool {
         self.commit.is_quiet()
     }
 
-    /// Starts an fdatasync of all that was written, if there is anything to sync.
+    /// Starts an fdatasync of everything that was written, if there is anything to sync.
     pub fn settle(&mut self, now_us: u64) -> Option<LogStep> {
         self.commit.settle(now_us)
     }
 
-    /// Starts the last step of a clean stop: see [`Commit::seal`].
+    /// Starts the last step of a clean shutdown: see [`Commit::seal`].
     pub fn seal(&mut self, now_us: u64) -> LogStep {
         self.commit.seal(now_us)
     }
 
-    // ---- room ----
+    // ---- space ----
 
-    /// Looks at the length of the log, once in each turn.
+    /// Compares the length of the log with its limits, once per turn.
     pub fn measure(&mut self, now_us: u64) {
         let written_bytes = self.commit.segment_bytes_written();
         let open_bytes = written_bytes.min(self.segment_bytes());
@@ -346,12 +346,12 @@ impl ShardLog {
         self.space.may_write(allowance, now_us)
     }
 
-    /// Returns whether the disk has no room for more ops.
+    /// Returns whether the disk has no space for more ops.
     pub fn is_disk_full(&self) -> bool {
         self.space.is_disk_full(self.commit.end_position())
     }
 
-    /// The length at which a segment is closed.
+    /// Returns the length at which a segment is closed.
     fn segment_bytes(&self) -> u64 {
         let share = self.live_bytes / SEGMENT_LIVE_SHARE;
         share.clamp(self.segment_bytes_min, self.segment_bytes_max)
@@ -377,7 +377,7 @@ impl ShardLog {
         self.commit.segment_bytes_written()
     }
 
-    /// Returns the length of the log that the limit is for.
+    /// Returns the length of the log that its limits apply to.
     pub fn bytes(&self) -> u64 {
         self.space.log_bytes()
     }
@@ -387,7 +387,7 @@ impl ShardLog {
         self.space.stop_bytes()
     }
 
-    /// Counts time that has passed beside the clock: all that waits is older by it.
+    /// Accounts for time that the clock did not count: everything that waits is older by `us`.
     pub fn has_aged(&mut self, us: u64) {
         self.commit.has_aged(us);
     }

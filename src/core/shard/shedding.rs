@@ -1,21 +1,22 @@
-//! Shedding of connections at the limit of their number.
+//! Shedding of connections when the connection limit is reached.
 //!
-//! A connection counts from the accept on, before its purpose is known. A client that opens
-//! connections and sends nothing could therefore keep all others out, including health checks.
-//! Instead of refusing the new connection, the shard ends the oldest one that has the least to
-//! lose:
+//! A connection counts from the moment it is accepted, before its purpose is known. A client that
+//! opens connections and sends nothing could therefore keep all others out, including health
+//! checks. Instead of refusing a new connection, the shard closes the oldest connection that has
+//! the least to lose:
 //!
-//! - One that has not sent a complete request head. It is answered with 408, which says that the
-//!   server was not prepared to wait any longer (RFC 9110 section 15.5.9), if its socket accepts
-//!   that at once, and is closed.
-//! - If there is none, one that has its complete answer and only has to close its side.
+//! - A connection that has not sent a complete request head. It is answered with 408, which says
+//!   that the server was not prepared to wait any longer (RFC 9110 section 15.5.9), if its socket
+//!   accepts that immediately, and is closed.
+//! - If there is none, a connection that has received its complete answer and only has to close its
+//!   side.
 //!
 //! A client with a token is never shed: neither a member of a workspace, nor a client whose request
 //! waits or whose answer is being sent. A connection to `--admin-port` is shed only for another one
-//! there, and the same is true of `--port`.
+//! to that port, and the same applies to `--port`.
 //!
-//! The time for a head is not cut while there is room for more connections: a slow client that
-//! keeps nobody out may use all of it.
+//! The time limit for a head is not shortened while there is room for more connections: a slow
+//! client that does not keep others out may use all of it.
 
 use crate::core::shard::Shard;
 use crate::core::shard::admission::SheddingChoice;
@@ -25,20 +26,20 @@ use crate::core::shard::session::SessionId;
 /// A connection that was shed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shed {
-    /// Its session, which is being aborted.
+    /// The session of the connection, which is being aborted.
     pub id: SessionId,
-    /// Whether it had not sent a complete head, and has no answer yet.
+    /// Whether the client had not sent a complete head, and so has no answer yet.
     pub is_silent: bool,
 }
 
 impl Shard {
-    /// Returns whether a connection to this listener may be shed.
+    /// Returns whether a connection to `listener` may be shed.
     #[must_use]
     pub fn may_shed(&self, listener: ListenerKind) -> bool {
         self.admission.may_shed(listener)
     }
 
-    /// Sheds a connection to this listener. Returns `None` if none may be shed.
+    /// Sheds a connection to `listener`. Returns `None` if none may be shed.
     pub fn shed(&mut self, listener: ListenerKind, clock: Clock) -> Option<Shed> {
         self.woke(clock);
         let SheddingChoice { id, is_silent } = self.admission.take_to_shed(listener)?;

@@ -1,8 +1,8 @@
-//! A timer wheel: one entry for each session, in slots of a tick each.
+//! A timer wheel: one current entry for each session, in slots of one tick each.
 //!
 //! A session is woken at the earliest of its deadlines and then sets its next one, so activity
-//! costs nothing: it moves no timer. A stale entry, too early or too late for its session, is
-//! recognized by the tick that the session remembers.
+//! costs nothing: it moves no timer. A stale entry, which expires earlier or later than its session
+//! needs, is recognized because its tick differs from the one that the session remembers.
 //!
 //! Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (1987), scheme 4.
 
@@ -50,8 +50,8 @@ impl<T: Copy> Wheel<T> {
         tick
     }
 
-    /// Removes the entries of one tick that has passed, and returns them with the tick. `None` if
-    /// there are none left.
+    /// Removes and returns the entries of the first tick that has expired, with that tick. Returns
+    /// `None` if there are no more.
     pub fn expire(&mut self, now_us: u64) -> Option<(u64, Vec<T>)> {
         if self.occupied == 0 {
             self.next_tick = self.next_tick.max(now_us / TIMER_TICK_US);
@@ -68,7 +68,7 @@ impl<T: Copy> Wheel<T> {
         None
     }
 
-    /// Returns the memory of entries from [`Wheel::expire`] for reuse.
+    /// Returns to the wheel, for reuse, a list that came from [`Wheel::expire`].
     pub fn give_back(&mut self, mut entries: Vec<T>) {
         entries.clear();
         let bytes = entries.capacity() * size_of::<T>();
@@ -106,7 +106,7 @@ mod tests {
     const ROUND_US: u64 = TIMER_TICK_US * TIMER_SLOTS as u64;
 
     proptest! {
-        /// Compared with a naive model, a list of times.
+        /// Compares the wheel with a naive model, a list of times.
         #[test]
         fn entries_expire_at_their_time(
             start in 0..1_000_000_000_u64,

@@ -1,30 +1,31 @@
-//! Requests that wait for the state of a shard, and all others that are answered with 500 or 503.
+//! Requests that wait for the state of a shard, and the reasons why others are answered with 500 or
+//! 503.
 //!
-//! The server does not refuse what it could serve a moment later. A request that needs a state
-//! which is just being read, at a start or after a failure, waits in its session until the state is
-//! there: as long as a handshake may take, counted from the accept
-//! ([`HEAD_TIMEOUT_US`](crate::limits::HEAD_TIMEOUT_US)). If the connection ends, so does its
-//! request. At most one request waits per session, and a turn answers [`WAITING_PER_TURN_MAX`] at
-//! most, so that thousands of them do not delay it.
+//! The server does not refuse a request that it could serve a moment later. A request that needs a
+//! state that is still being read, at startup or after a failure, waits in its session until the
+//! state is available, for at most as long as a handshake may take, counted from the accept
+//! ([`HEAD_TIMEOUT_US`](crate::limits::HEAD_TIMEOUT_US)). If the connection ends, its request is
+//! dropped. At most one request waits per session, and a turn answers at most
+//! [`WAITING_PER_TURN_MAX`] of them, so that thousands of them do not delay the turn.
 //!
 //! The reasons and their answers:
 //!
-//! - The log is being read at the start: waits, then 503. It ends without intervention, usually
-//!   soon.
-//! - The state is being read after a failure: waits, then 500, for the same reason. If the disk
-//!   fails again, the answer is 500 at once.
-//! - The log has failed and is not being tried again yet: 500, since nothing indicates that the
-//!   next attempt will succeed.
-//! - The server is stopping: 503 at once, since this process will not serve the request.
-//! - The limit of connections or members is reached: 503 at once, since it is unknown when one
-//!   ends. A silent connection was already shed.
-//! - Too many handshakes per second: 503 at once. The limit exists to shed load, and a waiting
+//! - The log is being read at startup: the request waits, then 503. Reading ends without
+//!   intervention, usually soon.
+//! - The state is being read after a failure: the request waits for the same reason, then 500. If
+//!   the disk fails again, the answer is 500 immediately.
+//! - The log has failed and is not being retried yet: 500, since nothing indicates that the next
+//!   attempt will succeed.
+//! - The server is stopping: 503 immediately, since this process will not serve the request.
+//! - The limit of connections or members is reached: 503 immediately, since it is unknown when a
+//!   connection will end. Any silent connection has already been shed.
+//! - Too many handshakes per second: 503 immediately. The limit exists to shed load, and a waiting
 //!   request is load.
-//! - Too many encoded states are being sent: 503 at once. They have a budget with rules of its own
+//! - Too many encoded states are being sent: 503 immediately. They have a budget with its own rules
 //!   ([`encoding`](crate::core::shard::encoding)).
-//! - A read over HTTP shows an op that was lost with the log, or a request caused a panic: 500 at
-//!   once, since the answer that was queued has become wrong.
-//! - `/readyz` of a server that is not ready: 503 at once, which is its answer.
+//! - A read over HTTP shows an op that was lost with the log, or a request caused a panic: 500
+//!   immediately, since the queued answer has become wrong.
+//! - `/readyz` on a server that is not ready: 503 immediately, which is the answer.
 
 use crate::core::shard::contract::{Clock, Handoff, Intent};
 use crate::core::shard::session::{SessionId, State};
@@ -44,11 +45,11 @@ impl Shard {
         self.admission.waiting_count() > 0 && !self.is_reading_state()
     }
 
-    /// Lets a request wait until the state is there.
+    /// Makes a request wait until the state is available.
     pub(super) fn let_wait(&mut self, id: SessionId, handoff: Handoff) {
         self.sessions.enter(id, State::Waiting);
         self.admission.wait(id, &self.sessions[id], handoff);
-        // So that the end of the connection is noticed while the request waits.
+        // A receive is armed so that the end of the connection is noticed while the request waits.
         self.reads.receive(id);
     }
 
@@ -65,7 +66,7 @@ impl Shard {
         }
     }
 
-    /// Answers a request that has waited as long as it may.
+    /// Answers a request that has waited for the maximum time.
     pub(super) fn give_up_waiting(&mut self, id: SessionId, clock: Clock) {
         let handoff = self.admission.take_waiting(&self.sessions[id]);
         let handoff = handoff.expect("a session waits with its request");
@@ -73,7 +74,8 @@ impl Shard {
         self.fulfil(id, handoff, refusal, clock);
     }
 
-    /// Keeps what a client sends after a request that waits. Without bytes, it has closed its side.
+    /// Keeps the bytes that a client sends after a waiting request. If `bytes` is empty, the client
+    /// has closed its sending side.
     pub(super) fn received_waiting(&mut self, id: SessionId, bytes: &[u8]) {
         let handoff = self.admission.waiting(&self.sessions[id]);
         let handoff = handoff.expect("a session waits with its request");
