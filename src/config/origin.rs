@@ -8,8 +8,7 @@ const EXAMPLE: &str = "such as https://app.example or http://localhost:3000";
 /// Parses an origin and returns it as browsers serialize it: in lower case, without the default
 /// port of its scheme (RFC 6454 section 6.2, WHATWG HTML "ASCII serialization of an origin").
 ///
-/// A form that no browser sends is an error: it would match no page, and the user would not find
-/// out why.
+/// A form that no browser sends is an error: it would never match, and the user could not tell why.
 pub(super) fn origin(text: &str) -> Result<String, String> {
     if text == "null" {
         return Ok(text.to_owned());
@@ -21,7 +20,7 @@ pub(super) fn origin(text: &str) -> Result<String, String> {
         );
     }
     let Some((scheme, authority)) = text.split_once("://") else {
-        return Err(format!("an origin begins with a scheme, {EXAMPLE}"));
+        return Err(format!("an origin must begin with a scheme, {EXAMPLE}"));
     };
     let scheme = scheme_of(scheme)?;
     if authority.contains(['/', '?', '#', '\\']) {
@@ -55,12 +54,12 @@ fn scheme_of(scheme: &str) -> Result<String, String> {
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
     match scheme.as_str() {
         "ws" | "wss" => Err(format!(
-            "an origin is that of the page, which never has {scheme}: use http{}",
+            "use the origin of the page, which is never {scheme}://: write http{}",
             &scheme[2..]
         )),
-        "file" => Err("the origin of a page from a file is: null".to_owned()),
+        "file" => Err("pages opened from a file have the origin null".to_owned()),
         _ if is_scheme => Ok(scheme),
-        _ => Err(format!("an origin begins with a scheme, {EXAMPLE}")),
+        _ => Err(format!("an origin must begin with a scheme, {EXAMPLE}")),
     }
 }
 
@@ -90,7 +89,7 @@ fn port_of(port: &str) -> Result<u16, String> {
 
 fn host_of(host: &str) -> Result<String, String> {
     if host.is_empty() {
-        return Err(format!("the host is missing: an origin looks {EXAMPLE}"));
+        return Err(format!("the host is missing: write an origin {EXAMPLE}"));
     }
     if !host.is_ascii() {
         return Err("browsers send a host in its ASCII form, which begins with xn--".to_owned());
@@ -102,7 +101,7 @@ fn host_of(host: &str) -> Result<String, String> {
     }
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     if !host.bytes().all(is_name) {
-        return Err(format!("the host is malformed: an origin looks {EXAMPLE}"));
+        return Err(format!("the host is malformed: write an origin {EXAMPLE}"));
     }
     // Browsers parse 127.1 and 0x7f000001 as IPv4 addresses and send them as four numbers (WHATWG
     // URL, "ends in a number").
@@ -167,13 +166,13 @@ mod tests {
     #[test]
     fn forms_that_no_browser_sends_are_refused() {
         for (text, reason) in [
-            ("", "begins with a scheme"),
-            ("app.example", "begins with a scheme"),
-            ("//app.example", "begins with a scheme"),
-            ("://app.example", "begins with a scheme"),
-            ("1http://app.example", "begins with a scheme"),
-            ("localhost:3000", "begins with a scheme"),
-            ("NULL", "begins with a scheme"),
+            ("", "must begin with a scheme"),
+            ("app.example", "must begin with a scheme"),
+            ("//app.example", "must begin with a scheme"),
+            ("://app.example", "must begin with a scheme"),
+            ("1http://app.example", "must begin with a scheme"),
+            ("localhost:3000", "must begin with a scheme"),
+            ("NULL", "must begin with a scheme"),
             ("*", "no wildcards"),
             ("https://*.app.example", "no wildcards"),
             ("https://app.example/", "without a path"),
@@ -181,8 +180,8 @@ mod tests {
             ("https://app.example?", "without a path"),
             ("https://app.example#a", "without a path"),
             ("https://user@app.example", "without a user name"),
-            ("wss://app.example", "use https"),
-            ("ws://app.example", "use http"),
+            ("wss://app.example", "write https"),
+            ("ws://app.example", "write http"),
             ("file:///a", "null"),
             ("https://", "the host is missing"),
             ("https://:443", "the host is missing"),

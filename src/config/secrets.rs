@@ -15,7 +15,7 @@ mod dev;
 const SECRET_FILE: &str = "--jwt-secret-file";
 const SECRET_PREVIOUS_FILE: &str = "--jwt-secret-previous-file";
 
-/// Errors in the secrets.
+/// An error while loading the secrets.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// No secret was given.
@@ -29,7 +29,7 @@ pub enum SecretError {
     Twice {
         /// The environment variable.
         variable: &'static str,
-        /// The flag of the file, or its variable.
+        /// The flag that names the file, or the variable that sets it.
         file: String,
     },
     /// The secret is blank, so anyone could guess it.
@@ -43,7 +43,7 @@ pub enum SecretError {
     /// A secret file cannot be read.
     #[error("{name} {path} cannot be read ({source}): {}", file_remedy(.source))]
     File {
-        /// The flag of the file, or its variable.
+        /// The flag that names the file, or the variable that sets it.
         name: String,
         /// The path of the file.
         path: PathBuf,
@@ -110,7 +110,7 @@ pub struct SecretSources<'a> {
     pub previous: Option<&'a Path>,
     /// Whether a secret is generated if there is none.
     pub may_be_generated: bool,
-    /// The record of how the files were given, for messages.
+    /// How the files were specified, for error messages.
     pub given: &'a Given,
 }
 
@@ -165,7 +165,7 @@ impl SecretSources<'_> {
         })
     }
 
-    /// Returns the files that every user of this machine can access, with their modes.
+    /// Returns the files that are accessible to all users of this machine, with their modes.
     ///
     /// A file that only its group can read is not included, because service managers and
     /// orchestrators provide secrets this way.
@@ -296,7 +296,7 @@ fn stripped(bytes: &[u8]) -> Option<Secret> {
 }
 
 /// Reads the previous secret from its file. A missing file means that no rotation is in progress,
-/// so the flag can stay set. A blank file is an error: it is a mistake, or is still being written.
+/// so the flag can stay set. A blank file is an error: it is a mistake or still being written.
 fn previous_in(path: &Path, given: &Given) -> Result<Option<Secret>, SecretError> {
     match secret_in(&PREVIOUS, path, given) {
         Ok(secret) => Ok(Some(secret)),

@@ -4,9 +4,9 @@
 //! Readers ignore them, and a healthy server leaves none. They can arise in two ways. Either a
 //! write or an fdatasync failed and the shard continued in the next segment: the clients then
 //! received an error for these ops, although with `--durability interval` or `none` the ops may
-//! have been sent to others first. Or a second server used the data directory and cut the segment
-//! while the first one was still writing to it: the ops were then sent to clients of the first
-//! server, and are lost.
+//! have been sent to others first. Or a second server used the data directory and truncated the
+//! segment while the first one was still writing to it: the ops were then sent to clients of the
+//! first server, and are lost.
 
 use super::chain::{Link, RecoveryError};
 use super::disk::DiskFile;
@@ -25,7 +25,7 @@ pub struct RecordsPastEnd {
 impl Link {
     /// Searches the file for records beyond the end of the segment. `bytes` is a buffer for the
     /// file, which is read completely only if the bytes after the end are not all zeros. Returns
-    /// `None` if there are no such records, or if the segment is compacted or the last one.
+    /// `None` if there are no such records, or if the segment is compacted or is the last one.
     pub fn records_past_end<F: DiskFile>(
         &self,
         file: &F,

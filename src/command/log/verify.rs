@@ -15,7 +15,7 @@ use crate::log::read_only::ReadOnlyLog;
 pub enum VerifyOutcome {
     /// Everything is intact.
     Whole,
-    /// Segments have records beyond their ends, which are not served.
+    /// Some segments have records beyond their end, which are not served.
     RecordsBeyond,
 }
 

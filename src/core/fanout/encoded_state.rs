@@ -55,7 +55,7 @@ impl PendingState {
         })
     }
 
-    /// Returns the length that was announced.
+    /// Returns the length that was passed to [`PendingState::new`].
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -64,8 +64,8 @@ impl PendingState {
     /// Makes the finished bytes available to all receivers.
     ///
     /// # Panics
-    /// If it was called before, or if the length differs from the announced one, on which outboxes
-    /// have relied since they queued the state.
+    /// If called twice, or if the length differs from the one passed to [`PendingState::new`], on
+    /// which outboxes rely as soon as they queue the state.
     pub fn complete(&self, chunk: Chunk) {
         assert_eq!(
             chunk.len(),

@@ -4,7 +4,7 @@
 //! Broadcasts are not queued here. The cursor marks how much the session has received, and the
 //! frames after it are in the [`Window`], stored once for all sessions. An outbox queues only what
 //! no other session receives: the answer to the handshake, the init message, corrections, errors,
-//! pings, pongs, the close frame. Each carries the window offset that it follows, so a session
+//! pings, pongs, and the close frame. Each carries the window offset that it follows, so a session
 //! receives everything in the order in which it was produced.
 //!
 //! ```text
@@ -13,8 +13,8 @@
 //! ```
 //!
 //! `start ≤ cursor ≤ end` and `start ≤ visible_end ≤ end` always hold ([`Outbox::invariants`]). The
-//! cursor is beyond `visible_end` only if no frame between them is sent from the window: they are
-//! the session's own ops, or ops that the init message contains, and that message waits for the log
+//! cursor is beyond `visible_end` only if no frame in between has to be sent from the window: each
+//! is one of the session's own ops, or an op in its init message, which waits for the log
 //! separately. So whatever is sent from the window ends at or before `visible_end`.
 //!
 //! A session whose cursor falls out of the window is *behind*. Instead of the frames, it receives
@@ -37,8 +37,8 @@ use crate::limits::{
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
 
-/// The number of own frames whose memory a session keeps when it falls behind. That memory is soon
-/// needed again.
+/// The maximum capacity of `Extras::own` that a session keeps when it falls behind. It will soon
+/// need that memory again.
 const OWN_FRAMES_KEPT: usize = 32;
 
 /// The pending output of one session.
@@ -51,7 +51,7 @@ pub struct Outbox {
     in_flight: InFlight,
 }
 
-/// The pending output that a session does not share with the others of its workspace.
+/// The pending output that a session does not share with the others in its workspace.
 #[derive(Default)]
 struct Extras {
     answers: VecDeque<QueuedAnswer>,
@@ -67,7 +67,8 @@ struct QueuedAnswer {
     bytes: EncodedState,
     start: usize,
     end: usize,
-    /// Whether a part of the answer has been sent or is in flight, so that the rest must follow.
+    /// Whether a part of the answer has been sent or is in flight, in which case the rest must
+    /// follow.
     is_begun: bool,
     due: Due,
     cost: AnswerCost,
@@ -80,8 +81,8 @@ pub struct Due {
     pub at: WindowOffset,
     /// This log position is visible.
     pub visible_from: LogPosition,
-    /// This state is ready. An HTTP answer consists of a head, fields and timestamps, queued as
-    /// separate answers, of which either all or none must be sent.
+    /// This state is ready. An HTTP response consists of a head, fields and timestamps, queued as
+    /// separate answers, and either all or none of them must be sent.
     pub awaits: Option<EncodedState>,
 }
 
@@ -98,8 +99,8 @@ struct AnswerCost {
     state_bytes: usize,
 }
 
-/// The memory of the answers whose last bytes are in the send in flight. The kernel owns it until
-/// the send ends.
+/// The memory of the answers that the send in flight completes. The kernel owns it until the send
+/// ends.
 #[derive(Debug, Clone, Copy, Default)]
 struct InFlight {
     own_bytes: u32,
@@ -128,7 +129,7 @@ pub struct View<'a> {
 pub struct OutboxPool {
     windows: WindowPool,
     extras: FreeLists<Box<Extras>>,
-    /// The memory of all queued and in-flight answers, without memory that several sessions share.
+    /// The memory of all queued and in-flight answers, excluding memory shared between sessions.
     answer_bytes: usize,
 }
 
@@ -138,8 +139,8 @@ impl OutboxPool {
         &mut self.windows
     }
 
-    /// Returns the memory of all queued and in-flight answers, without memory that several sessions
-    /// share.
+    /// Returns the memory of all queued and in-flight answers, excluding memory shared between
+    /// sessions.
     #[must_use]
     pub fn answer_bytes(&self) -> usize {
         self.answer_bytes
@@ -164,12 +165,12 @@ impl OutboxPool {
         self.answer_bytes = 0;
     }
 
-    /// Returns a new chunk that holds what `write` appends, about `bytes` bytes.
+    /// Returns a new chunk with the output of `write`, which should be about `bytes` bytes.
     pub fn fill(&mut self, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> Chunk {
         self.windows.chunks.fill(bytes, write)
     }
 
-    /// Returns a chunk to the pool unless another holder is left.
+    /// Returns a chunk to the pool unless it is still referenced elsewhere.
     pub fn give(&mut self, chunk: Chunk) {
         self.windows.chunks.give(chunk);
     }
@@ -184,7 +185,7 @@ impl OutboxPool {
         self.windows.chunks.keep_unparsed(bytes)
     }
 
-    /// Returns to the pool a list that came from [`OutboxPool::keep_unparsed`].
+    /// Returns a list obtained from [`OutboxPool::keep_unparsed`] to the pool.
     pub(in crate::core) fn give_unparsed(&mut self, list: Vec<u8>) {
         self.windows.chunks.give_unparsed(list);
     }
@@ -288,13 +289,13 @@ impl Outbox {
     }
 
     /// Returns the memory of the queued and in-flight answers. A state in flight does not count,
-    /// because a client may write while it reads one.
+    /// because a client may keep sending ops while it receives one.
     #[must_use]
     pub fn answer_bytes(&self) -> usize {
         self.own_answer_bytes() + self.shared_answer_bytes() + self.cost().state_bytes
     }
 
-    /// Returns the memory of the queued and in-flight answers, without memory that other sessions
+    /// Returns the memory of the queued and in-flight answers, excluding memory that other sessions
     /// may hold too.
     #[must_use]
     pub fn own_answer_bytes(&self) -> usize {
@@ -302,13 +303,13 @@ impl Outbox {
     }
 
     /// Returns the memory of the queued and in-flight answers that other sessions may hold too,
-    /// without states.
+    /// excluding states.
     #[must_use]
     pub fn shared_answer_bytes(&self) -> usize {
         self.cost().shared_bytes + self.in_flight.shared_bytes as usize
     }
 
-    /// Returns the memory of the answers in flight, without states.
+    /// Returns the memory of the answers in flight, excluding states.
     #[must_use]
     pub fn in_flight_bytes(&self) -> usize {
         self.in_flight.own_bytes as usize + self.in_flight.shared_bytes as usize
@@ -319,7 +320,7 @@ impl Outbox {
         pool.answer_bytes += self.own_answer_bytes();
     }
 
-    /// Records that the send in flight has ended, and releases its memory from the accounting.
+    /// Records that the send in flight has ended, and stops counting its memory.
     pub fn sent(&mut self, pool: &mut OutboxPool) {
         pool.answer_bytes -= self.in_flight.own_bytes as usize;
         self.in_flight = InFlight::default();
@@ -439,8 +440,8 @@ impl Outbox {
     }
 
     /// Skips the frame at `start..end` of the window, which is the session's own op. Returns false
-    /// if there are too many separate frames to remember, so that the session must be conflated
-    /// instead.
+    /// if there are too many separate frames to remember, in which case the session must be
+    /// conflated instead.
     #[must_use]
     pub fn skip_own(
         &mut self,
@@ -452,7 +453,7 @@ impl Outbox {
         if self.behind().is_some() {
             return true;
         }
-        // The usual case: the session has received everything, and nothing is remembered.
+        // The usual case: the session is up to date, so there is nothing to remember.
         if self.cursor == start {
             self.cursor = end;
             return true;
@@ -473,8 +474,8 @@ impl Outbox {
             return;
         };
         // Answers after a state that is not ready make no sense without it, so they are dropped
-        // too. An answer that is merely not visible is dropped alone: those after it are about
-        // other ops.
+        // too. An answer that is ready but not yet visible is dropped on its own: those after it
+        // concern other ops.
         let answers = &mut extras.answers;
         let ready = answers.iter().take_while(|answer| answer.is_ready());
         answers.truncate(ready.count());
@@ -504,7 +505,7 @@ impl Outbox {
     /// without a workspace.
     ///
     /// Frames are limited to [`SEND_BYTES_MAX`] in total, unless a single one is longer: a send
-    /// keeps chunks of the window alive, which the window may drop before the send is done. Answers
+    /// keeps its chunks alive, even if the window drops them before the send completes. Answers
     /// are limited to [`ANSWER_SEND_BYTES_MAX`]: the session holds their chunks from the moment
     /// they are queued until the last byte is sent, however many sends that takes.
     pub fn take(
@@ -549,8 +550,8 @@ impl Outbox {
         }
     }
 
-    /// Interleaves answers and frames: sends an answer once the cursor has reached the offset that
-    /// it follows, and before that the frames up to that offset.
+    /// Interleaves answers and frames: takes the frames up to the offset that the next answer
+    /// follows, then the answer.
     fn take_with_extras(
         &mut self,
         extras: &mut Extras,
@@ -567,8 +568,8 @@ impl Outbox {
                 view.is_none() || extras.behind.is_some() || answer.due.at <= self.cursor
             };
             if extras.answers.front().is_some_and(in_order) {
-                // If there are more spans than a send may have, all are copied into one, which must
-                // not be long.
+                // If a send would have too many spans, they are all copied into one, so their total
+                // length must stay small.
                 let bytes_max = if spans.len() < SEND_SPANS_MAX {
                     ANSWER_SEND_BYTES_MAX
                 } else {
@@ -602,8 +603,8 @@ impl Outbox {
             }
             let before = spans.len();
             self.take_frames(&mut extras.own, view.window, end, pool, spans);
-            // Own ops are skipped and take up no room, so the loop continues after them. If this
-            // round took nothing but own ops, nothing else would wake the session.
+            // Own ops are skipped and take up no room, so the loop continues after them. It must
+            // not stop after a round of nothing but own ops: nothing would wake the session again.
             taken_bytes += spans_bytes(&spans[before..]);
         }
     }
@@ -645,7 +646,7 @@ impl Extras {
     }
 
     /// Moves up to `bytes_max` bytes of the first answer to `spans`, if it may be sent. Returns
-    /// their number, and the cost of the answer if they complete it.
+    /// the number of bytes moved, and the cost of the answer if that was the last of it.
     fn take_answer(
         &mut self,
         visible_position: LogPosition,
@@ -674,13 +675,13 @@ impl Extras {
 }
 
 impl QueuedAnswer {
-    /// Returns the chunk that the answer is a range of, if it may be sent.
+    /// Returns the chunk that contains the answer, if the answer may be sent now.
     fn sendable(&self, visible_position: LogPosition) -> Option<&Chunk> {
         let is_due = self.due.visible_from <= visible_position && self.is_ready();
         self.bytes.chunk().filter(|_| is_due)
     }
 
-    /// Returns whether the answer's bytes are encoded, and the state that it awaits as well.
+    /// Returns whether both the answer's bytes and the state that it awaits are encoded.
     fn is_ready(&self) -> bool {
         let mut states = self.due.awaits.iter().chain([&self.bytes]);
         states.all(|state| state.chunk().is_some())

@@ -19,7 +19,7 @@ pub(crate) struct Presence {
 }
 
 impl Presence {
-    /// Adds a connection of this user.
+    /// Adds a connection for this user.
     pub fn add(&mut self, user: Rc<str>) {
         let count = self.users.entry(user).or_insert(0);
         *count += 1;
@@ -28,7 +28,7 @@ impl Presence {
         }
     }
 
-    /// Removes a connection of this user.
+    /// Removes one of this user's connections.
     ///
     /// # Panics
     /// If the user has no connection.
