@@ -24,9 +24,10 @@ pub struct Status {
     pub recovery: RecoveryProgress,
     public: Arc<ConnectionCount>,
     admin: Arc<ConnectionCount>,
-    /// For each shard and listener: whether the shard, at the end of its last turn, had a
-    /// connection that it could shed for a new one.
-    sheddable: Vec<[AtomicBool; 2]>,
+    /// For each shard and listener: the number of connections that the shard could shed for new
+    /// ones at the end of its last turn, less those claimed since. A number instead of a flag,
+    /// because a shard may accept many connections before the shard that it asks has a turn.
+    sheddable: Vec<[AtomicUsize; 2]>,
     /// The statistics of each shard.
     pub stats: Vec<ShardStats>,
     /// The statistics of the log.
@@ -46,7 +47,7 @@ impl Status {
             recovery: RecoveryProgress::default(),
             public: Arc::new(ConnectionCount::new(ListenerKind::Public)),
             admin: Arc::new(ConnectionCount::new(ListenerKind::Admin)),
-            sheddable: (0..shards).map(|_| <[AtomicBool; 2]>::default()).collect(),
+            sheddable: (0..shards).map(|_| <[AtomicUsize; 2]>::default()).collect(),
             stats: (0..shards).map(|_| ShardStats::default()).collect(),
             log: LogStats::default(),
             connections_max,
@@ -90,17 +91,21 @@ impl Status {
         }
     }
 
-    /// Sets whether a shard has a connection that it could shed for a new one.
-    pub fn set_sheddable(&self, shard: u32, listener: ListenerKind, can_shed: bool) {
-        self.sheddable[shard as usize][listener as usize].store(can_shed, Ordering::Relaxed);
+    /// Sets the number of connections that a shard could shed for new ones.
+    pub fn set_sheddable(&self, shard: u32, listener: ListenerKind, count: usize) {
+        self.sheddable[shard as usize][listener as usize].store(count, Ordering::Relaxed);
     }
 
-    /// Finds a shard other than `shard` that has a connection to shed. No other caller finds the
-    /// same shard again before its next turn ends.
+    /// Finds a shard other than `shard` that has a connection to shed, and claims one. Until the
+    /// next turn of that shard ends, it is found once for each of its connections.
     #[must_use]
     pub fn claim_sheddable(&self, shard: u32, listener: ListenerKind) -> Option<usize> {
         let claims = |other: &usize| {
-            self.sheddable[*other][listener as usize].swap(false, Ordering::Relaxed)
+            self.sheddable[*other][listener as usize]
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                    count.checked_sub(1)
+                })
+                .is_ok()
         };
         (0..self.sheddable.len())
             .filter(|other| *other != shard as usize)
@@ -185,6 +190,18 @@ pub fn unix_us() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_connection_that_could_be_shed_is_claimed_once() {
+        let status = Status::new(3, 1);
+        status.set_sheddable(0, ListenerKind::Public, 5);
+        status.set_sheddable(1, ListenerKind::Public, 2);
+        let claim = || status.claim_sheddable(0, ListenerKind::Public);
+        assert_eq!([claim(), claim(), claim()], [Some(1), Some(1), None]);
+        assert_eq!(status.claim_sheddable(0, ListenerKind::Admin), None);
+        status.set_sheddable(2, ListenerKind::Public, 1);
+        assert_eq!([claim(), claim()], [Some(2), None]);
+    }
 
     #[test]
     fn a_permit_counts_until_it_is_dropped() {

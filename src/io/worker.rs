@@ -179,10 +179,8 @@ impl Worker {
         self.stats().retried(ring.retries());
         self.log_absence();
         for kind in [ListenerKind::Public, ListenerKind::Admin] {
-            let can_shed = self.shard.may_shed(kind);
-            self.context
-                .status
-                .set_sheddable(self.number, kind, can_shed);
+            let count = self.shard.sheddable_count(kind);
+            self.context.status.set_sheddable(self.number, kind, count);
         }
         self.arm_accepts(ring, clock.now_us);
         self.arm_timer(ring, clock.now_us);

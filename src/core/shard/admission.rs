@@ -87,10 +87,10 @@ impl Admission {
         queue.answered.remove(&session.number);
     }
 
-    /// Returns whether a connection accepted by `listener` may be shed.
-    pub fn may_shed(&self, listener: ListenerKind) -> bool {
+    /// Returns the number of connections accepted by `listener` that may be shed.
+    pub fn sheddable_count(&self, listener: ListenerKind) -> usize {
         let queue = &self.shedding[listener as usize];
-        !queue.silent.is_empty() || !queue.answered.is_empty()
+        queue.silent.len() + queue.answered.len()
     }
 
     /// Removes and returns the connection accepted by `listener` that is to be shed first.

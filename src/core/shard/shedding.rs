@@ -33,10 +33,10 @@ pub struct Shed {
 }
 
 impl Shard {
-    /// Returns whether a connection to `listener` may be shed.
+    /// Returns the number of connections to `listener` that may be shed.
     #[must_use]
-    pub fn may_shed(&self, listener: ListenerKind) -> bool {
-        self.admission.may_shed(listener)
+    pub fn sheddable_count(&self, listener: ListenerKind) -> usize {
+        self.admission.sheddable_count(listener)
     }
 
     /// Sheds a connection to `listener`. Returns `None` if none may be shed.
