@@ -141,7 +141,7 @@ fn encode_batch(batch: &mut Vec<u8>, keys: &[String], value: &str, header: &Segm
         let op = record::LoggedOp {
             workspace: "workspace",
             key: &keys[length(seq)],
-            value,
+            change: Change::write(value),
             seq: Seq::new(seq + 1),
             timestamp: seq,
         };

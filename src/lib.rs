@@ -128,6 +128,7 @@ pub mod admin;
 pub mod command;
 pub mod config;
 pub mod core;
+pub mod generation;
 pub mod io;
 pub mod limits;
 pub mod log;

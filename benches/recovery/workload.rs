@@ -13,7 +13,7 @@ use etherply::log::directory::DataDirectory;
 use etherply::log::disk::{DiskFile, HostDisk};
 use etherply::log::position::LogPosition;
 use etherply::log::record::{
-    BATCH_HEADER_BYTES, LoggedOp, OP_HEADER_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
+    BATCH_HEADER_BYTES, Change, LoggedOp, OP_HEADER_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
     begin_batch, push_op, seal_batch,
 };
 use etherply::log::segment::{self, Segment};
@@ -147,7 +147,7 @@ impl Workload {
                 &LoggedOp {
                     workspace: &texts.workspace,
                     key: &texts.key,
-                    value: &texts.value,
+                    change: Change::write(&texts.value),
                     seq: Seq::new(*seq),
                     timestamp: 1_700_000_000_000_000 + u64::from(op) * 100,
                 },

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use etherply::log::record::{Compacted, LoggedOp, SegmentHeader, begin_batch, push_op, seal_batch};
+use etherply::log::record::{Compacted, Change, LoggedOp, SegmentHeader, begin_batch, push_op, seal_batch};
 use etherply::seq::Seq;
 use etherply::wire::frame::{Opcode, put_header};
 use etherply_fuzz::segment_header;
@@ -308,7 +308,7 @@ fn segments() -> Seeds {
                     &LoggedOp {
                         workspace,
                         key,
-                        value,
+                        change: Change::write(value),
                         seq: Seq::new(seq),
                         timestamp,
                     },

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use etherply::log::position::LogPosition;
 use etherply::log::record::{
-    BATCH_HEADER_BYTES, FaultKind, LoggedOp, Reader, SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
+    BATCH_HEADER_BYTES, FaultKind, Change, LoggedOp, Reader, SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
     begin_batch, damage_behind, is_interrupted, op_bytes, push_op, seal_batch,
 };
 use etherply::log::repair::resync::skip_damage;
@@ -56,7 +56,7 @@ impl OwnedOp {
         LoggedOp {
             workspace: &self.workspace,
             key: &self.key,
-            value: &self.value,
+            change: Change::write(&self.value),
             seq: self.seq,
             timestamp: self.timestamp,
         }

@@ -115,13 +115,14 @@ impl Census {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::record::Change;
 
     #[test]
     fn each_op_counts_where_it_stands_and_the_winner_is_live() {
         let op = |workspace, key, value, seq, timestamp| LoggedOp {
             workspace,
             key,
-            value,
+            change: Change::write(value),
             seq: Seq::new(seq),
             timestamp,
         };

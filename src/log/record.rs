@@ -35,8 +35,21 @@
 //! | timestamp | 16..24 | Unix microseconds |
 //! | workspace id bytes | 24..26 | |
 //! | key bytes | 26..28 | |
-//! | kind | 28 | 1: an op |
-//! | workspace id, key, value | 29.. | UTF-8; the value is the JSON text as sent |
+//! | kind | 28 | see the next table |
+//! | extra field | 29.. | its length depends on the kind |
+//! | workspace id, key, value | then | UTF-8; the value is the JSON text as sent |
+//!
+//! | kind | | extra field |
+//! | --- | --- | --- |
+//! | 1 | a write | none |
+//! | 2 | a delete, without a value | 8 bytes: the server's time of the delete, Unix microseconds |
+//! | 3 | a write that expires | 8 bytes: the time at which it expires, Unix microseconds |
+//! | 4 | a *floor*: tombstones of the workspace were dropped | 8 bytes: their greatest seq |
+//! | 5 | a *generation* of the shard began | 8 bytes: its id; 4 bytes: the number of shards |
+//!
+//! A floor has an empty key; its seq is that of the workspace's last op, its timestamp the floor. A
+//! generation has an empty workspace id, the shard's number as its key, and its own number as seq
+//! and timestamp. Format version 1 has only kind 1.
 //!
 //! Zeros after the last batch of the last segment are not part of the log: the file was filled with
 //! them in advance ([`super::blocks`]).
@@ -143,15 +156,18 @@
 use thiserror::Error;
 
 mod header;
+mod op;
 
 #[cfg(test)]
 mod tests;
 
+pub use op::{Change, EXTRA_BYTES, LoggedOp, OP_HEADER_BYTES, op_bytes, push_op};
+
 pub use header::{Compacted, FORMAT_VERSION, HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
 
 use super::position::LogPosition;
-use crate::seq::Seq;
-use header::{field, u16_at, u32_at, u64_at};
+use header::{field, u32_at, u64_at};
+use op::decode_op;
 
 /// The length of a batch's header, and of an empty batch.
 pub const BATCH_HEADER_BYTES: usize = 28;
@@ -166,37 +182,7 @@ const _: () = assert!(
     "the crc ends the batch header"
 );
 
-/// The length of an op record without its workspace id, key and value.
-pub const OP_HEADER_BYTES: usize = 29;
-
 pub(super) const RECORD_CRC_BYTES: usize = 4;
-const KIND_OP: u8 = 1;
-
-/// An op as it is logged. Its strings are borrowed: from a message when it is written, from a
-/// segment when it is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LoggedOp<'a> {
-    /// The workspace's id.
-    pub workspace: &'a str,
-    /// The key that was written.
-    pub key: &'a str,
-    /// The value's JSON text, as it was sent.
-    pub value: &'a str,
-    /// The op's sequence number in its workspace.
-    pub seq: Seq,
-    /// The client's timestamp, in Unix microseconds.
-    pub timestamp: u64,
-}
-
-impl LoggedOp<'_> {
-    /// Returns whether this op supersedes another op on the same key, which has this `timestamp`
-    /// and `seq`. Replay uses this rule because it sees ops in any order. If the timestamps are
-    /// equal, the op that was applied first wins, which is the one with the lower seq.
-    #[must_use]
-    pub fn wins_over(&self, timestamp: u64, seq: Seq) -> bool {
-        self.timestamp > timestamp || (self.timestamp == timestamp && self.seq < seq)
-    }
-}
 
 /// The header of a batch.
 pub(super) struct BatchHeader {
@@ -237,42 +223,10 @@ impl BatchHeader {
     }
 }
 
-/// Returns the length of an op's record.
-#[must_use]
-pub fn op_bytes(op: &LoggedOp<'_>) -> usize {
-    OP_HEADER_BYTES + op.workspace.len() + op.key.len() + op.value.len()
-}
-
 /// Empties `batch` and leaves room for the header that [`seal_batch`] writes.
 pub fn begin_batch(batch: &mut Vec<u8>) {
     batch.clear();
     batch.resize(BATCH_HEADER_BYTES, 0);
-}
-
-/// Appends an op to a batch started with [`begin_batch`]. Its checksum stays zero until
-/// [`seal_batch`], because the checksum chain depends on the log position, which is not known yet.
-///
-/// # Panics
-/// If a workspace id or a key is longer than 64 KiB, or the whole op is longer than 4 GiB. The
-/// bounds in [`crate::limits`] rule this out.
-pub fn push_op(batch: &mut Vec<u8>, op: &LoggedOp<'_>) {
-    let bytes = op_bytes(op);
-    let bytes_u32 = u32::try_from(bytes).expect("an op is far smaller than 4 GiB");
-    let workspace_bytes =
-        u16::try_from(op.workspace.len()).expect("WORKSPACE_ID_BYTES_MAX fits 16 bits");
-    let key_bytes = u16::try_from(op.key.len()).expect("KEY_BYTES_MAX fits 16 bits");
-    let mut header = [0; OP_HEADER_BYTES];
-    header[4..8].copy_from_slice(&bytes_u32.to_le_bytes());
-    header[8..16].copy_from_slice(&op.seq.get().to_le_bytes());
-    header[16..24].copy_from_slice(&op.timestamp.to_le_bytes());
-    header[24..26].copy_from_slice(&workspace_bytes.to_le_bytes());
-    header[26..28].copy_from_slice(&key_bytes.to_le_bytes());
-    header[28] = KIND_OP;
-    batch.reserve(bytes);
-    batch.extend_from_slice(&header);
-    batch.extend_from_slice(op.workspace.as_bytes());
-    batch.extend_from_slice(op.key.as_bytes());
-    batch.extend_from_slice(op.value.as_bytes());
 }
 
 /// Fills in the header and the chain of checksums in one pass, after which the batch can be written
@@ -609,29 +563,5 @@ pub(super) fn batches(
                 return Some((base + at, batch));
             }
         }
-    })
-}
-
-fn decode_op<'a>(
-    header: &[u8; OP_HEADER_BYTES],
-    texts: &'a [u8],
-) -> Result<LoggedOp<'a>, &'static str> {
-    if header[28] != KIND_OP {
-        return Err("the kind of this record is unknown");
-    }
-    let overrun = "the texts of this record extend past its end";
-    let (workspace, texts) = texts
-        .split_at_checked(u16_at(header, 24).into())
-        .ok_or(overrun)?;
-    let (key, value) = texts
-        .split_at_checked(u16_at(header, 26).into())
-        .ok_or(overrun)?;
-    let text = |bytes| str::from_utf8(bytes).map_err(|_| "a text of this record is not UTF-8");
-    Ok(LoggedOp {
-        workspace: text(workspace)?,
-        key: text(key)?,
-        value: text(value)?,
-        seq: Seq::new(u64_at(header, 8)),
-        timestamp: u64_at(header, 16),
     })
 }

@@ -78,6 +78,7 @@ mod tests {
     use super::super::disk::HostDisk;
     use super::super::position::LogPosition;
     use super::*;
+    use crate::log::record::Change;
     use crate::seq::Seq;
 
     #[test]
@@ -87,7 +88,7 @@ mod tests {
         let op = LoggedOp {
             workspace: "w",
             key: "k",
-            value: "1",
+            change: Change::write("1"),
             seq: Seq::new(1),
             timestamp: 1,
         };

@@ -30,7 +30,7 @@ impl Found {
     pub fn visit(&mut self, op: &LoggedOp<'_>) {
         self.0.push((
             op.workspace.to_owned(),
-            op.value.to_owned(),
+            op.value().to_owned(),
             op.timestamp,
             op.seq.get(),
         ));

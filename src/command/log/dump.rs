@@ -8,7 +8,7 @@ use crate::command::progress::Bar;
 use crate::config::log::DumpArgs;
 use crate::log::disk::HostDisk;
 use crate::log::read_only::{ReadOnlyFolder, ReadOnlyLog};
-use crate::log::record::LoggedOp;
+use crate::log::record::{Change, LoggedOp};
 use crate::seq::Seq;
 
 /// An op of the workspace, copied from its segment.
@@ -129,7 +129,7 @@ impl FolderCursor<'_> {
                 if op.workspace == workspace {
                     ops.push_back(Kept {
                         key: op.key.to_owned(),
-                        value: op.value.to_owned(),
+                        value: op.value().to_owned(),
                         seq: op.seq,
                         timestamp: op.timestamp,
                     });
@@ -147,7 +147,7 @@ impl Kept {
         LoggedOp {
             workspace: "",
             key: &self.key,
-            value: &self.value,
+            change: Change::write(&self.value),
             seq: self.seq,
             timestamp: self.timestamp,
         }

@@ -388,7 +388,7 @@ impl Shard {
                 let record = record::LoggedOp {
                     workspace,
                     key,
-                    value,
+                    change: record::Change::write(value),
                     seq,
                     timestamp,
                 };

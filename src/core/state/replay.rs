@@ -66,7 +66,7 @@ impl Replay {
         let key_begin = self.texts.len();
         self.texts.push_str(op.key);
         let value_begin = self.texts.len();
-        self.texts.push_str(op.value);
+        self.texts.push_str(op.value());
         self.group.push(Waiting {
             begin,
             key_begin,
@@ -179,12 +179,13 @@ impl Replay {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::record::Change;
 
     fn op<'a>(workspace: &'a str, value: &'a str, timestamp: u64, seq: u64) -> LoggedOp<'a> {
         LoggedOp {
             workspace,
             key: "key",
-            value,
+            change: Change::write(value),
             seq: Seq::new(seq),
             timestamp,
         }
@@ -236,7 +237,7 @@ mod tests {
             replay.visit(&LoggedOp {
                 workspace: &id,
                 key: &key,
-                value: &value,
+                change: Change::write(&value),
                 seq,
                 timestamp,
             });

@@ -1,7 +1,7 @@
 //! Group commit: tables of what follows what.
 
 use super::*;
-use crate::log::record::{LoggedOp, SegmentHeader};
+use crate::log::record::{Change, LoggedOp, SegmentHeader};
 use crate::seq::Seq;
 
 mod random;
@@ -32,7 +32,7 @@ fn op(value: &str, seq: u64) -> LoggedOp<'_> {
     LoggedOp {
         workspace: "w",
         key: "k",
-        value,
+        change: Change::write(value),
         seq: Seq::new(seq),
         timestamp: seq,
     }

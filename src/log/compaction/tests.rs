@@ -9,6 +9,7 @@ use tempfile::{TempDir, tempdir};
 use super::super::disk::HostDisk;
 use super::super::recovery::{RecoveryReport, Tail, recover};
 use super::*;
+use crate::log::record::Change;
 
 /// The winner of each key, by the rule of replay.
 type State = BTreeMap<(String, String), (u64, u64, String)>;
@@ -63,7 +64,11 @@ impl Log {
                     &LoggedOp {
                         workspace: &format!("workspace-{}", key % 3),
                         key: &format!("key-{key}"),
-                        value: &format!("\"{:0width$}\"", self.seq, width = 5 + usize::from(*key)),
+                        change: Change::write(&format!(
+                            "\"{:0width$}\"",
+                            self.seq,
+                            width = 5 + usize::from(*key)
+                        )),
                         seq: self.seq,
                         timestamp: self.seq.get() / 2,
                     },
@@ -80,7 +85,7 @@ impl Log {
         let mut state = State::new();
         let report = recover(&self.directory, |op| {
             let key = (op.workspace.to_owned(), op.key.to_owned());
-            let held = (op.timestamp, op.seq.get(), op.value.to_owned());
+            let held = (op.timestamp, op.seq.get(), op.value().to_owned());
             let entry = state.entry(key).or_insert_with(|| held.clone());
             if held.0 > entry.0 || (held.0 == entry.0 && held.1 < entry.1) {
                 *entry = held;
@@ -388,7 +393,7 @@ fn reading_rests_after_each_piece_and_goes_on_until_it_is_stopped() {
     let op = LoggedOp {
         workspace: "w",
         key: "k",
-        value: &value,
+        change: Change::write(&value),
         seq: Seq::new(1),
         timestamp: 1,
     };

@@ -9,6 +9,7 @@ use tempfile::tempdir;
 use super::*;
 use crate::log::disk::{HostDisk, Space};
 use crate::log::record;
+use crate::log::record::Change;
 use crate::seq::Seq;
 
 /// This machine's disk, on which the next fdatasyncs of one file end as scripted.
@@ -150,7 +151,7 @@ fn failed_log(root: &Path) -> (Scripted, LogFiles<Scripted>, End) {
         let op = LoggedOp {
             workspace: "w",
             key: "k",
-            value: "1",
+            change: Change::write("1"),
             seq: Seq::new(seq),
             timestamp: seq,
         };

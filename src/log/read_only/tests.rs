@@ -16,6 +16,7 @@ use super::super::position::LogPosition;
 use super::super::record::{SegmentHeader, begin_batch, push_op, seal_batch};
 use super::super::segment;
 use super::*;
+use crate::log::record::Change;
 use crate::seq::Seq;
 
 /// Writes an op for each of these keys, with the round as timestamp, in a segment of its own; gives
@@ -35,7 +36,7 @@ fn write(
         let op = LoggedOp {
             workspace: "w",
             key,
-            value: "0",
+            change: Change::write("0"),
             seq: Seq::new(round),
             timestamp: round,
         };

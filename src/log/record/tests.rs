@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::seq::Seq;
 
 mod torn;
 
@@ -28,7 +29,7 @@ impl OwnedOp {
         Self {
             workspace: op.workspace.to_owned(),
             key: op.key.to_owned(),
-            value: op.value.to_owned(),
+            value: op.value().to_owned(),
             seq: op.seq,
             timestamp: op.timestamp,
         }
@@ -45,7 +46,7 @@ impl OwnedOp {
         LoggedOp {
             workspace,
             key,
-            value,
+            change: Change::write(value),
             seq: *seq,
             timestamp: *timestamp,
         }
@@ -207,7 +208,7 @@ fn the_bytes_are_those_of_the_tables() {
     let op = LoggedOp {
         workspace: "w",
         key: "k",
-        value: "1",
+        change: Change::write("1"),
         seq: Seq::new(2),
         timestamp: 3,
     };

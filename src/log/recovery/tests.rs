@@ -10,7 +10,7 @@ use tempfile::{TempDir, tempdir};
 use super::super::directory::DataDirectory;
 use super::super::disk::HostDisk;
 use super::super::record::{
-    SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, begin_batch, push_op, seal_batch,
+    Change, SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, begin_batch, push_op, seal_batch,
 };
 use super::*;
 use crate::seq::Seq;
@@ -166,7 +166,7 @@ fn with_op(shard: u32, number: Number, take: impl FnOnce(&LoggedOp<'_>)) {
     take(&LoggedOp {
         workspace: &format!("workspace-{shard}"),
         key: &format!("key-{}", number % 5),
-        value: &format!("\"{number}\""),
+        change: Change::write(&format!("\"{number}\"")),
         seq: Seq::new(number),
         timestamp: number * 10,
     });

@@ -152,6 +152,7 @@ impl MissingFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::record::Change;
 
     #[test]
     fn a_gap_is_what_misses_over_a_damage_and_no_more() {
@@ -166,7 +167,7 @@ mod tests {
             let op = |seq| LoggedOp {
                 workspace: "w",
                 key: "k",
-                value: "1",
+                change: Change::write("1"),
                 seq: Seq::new(seq),
                 timestamp: 1,
             };

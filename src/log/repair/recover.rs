@@ -211,7 +211,7 @@ pub fn restore_header(bytes: &[u8], place: HeaderHints) -> Option<SegmentHeader>
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::record::LoggedOp;
+    use super::super::super::record::{Change, LoggedOp};
     use super::*;
     use crate::seq::Seq;
 
@@ -263,7 +263,7 @@ mod tests {
             let op = LoggedOp {
                 workspace: "w",
                 key: "k",
-                value: "1",
+                change: Change::write("1"),
                 seq: Seq::new(1),
                 timestamp: 1,
             };

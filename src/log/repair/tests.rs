@@ -12,7 +12,7 @@ use super::super::directory::DataDirectory;
 use super::super::disk::HostDisk;
 use super::super::position::LogPosition;
 use super::super::read_only::ReadOnlyLog;
-use super::super::record::{LoggedOp, begin_batch, push_op, seal_batch};
+use super::super::record::{Change, LoggedOp, begin_batch, push_op, seal_batch};
 use super::super::recovery::recover;
 use super::*;
 use crate::seq::Seq;
@@ -240,7 +240,7 @@ fn as_op(op: &Written) -> LoggedOp<'_> {
     LoggedOp {
         workspace,
         key,
-        value,
+        change: Change::write(value),
         seq: Seq::new(*seq),
         timestamp: *timestamp,
     }
@@ -252,7 +252,7 @@ fn owned(op: &LoggedOp<'_>) -> Written {
         text(op.workspace),
         op.seq.get(),
         text(op.key),
-        text(op.value),
+        text(op.value()),
         op.timestamp,
     )
 }

@@ -34,8 +34,8 @@ fn a_turn_sends_to_so_many_sessions_and_no_more() {
 
 #[test]
 fn a_session_is_queued_once_and_only_if_it_can_be_sent_to() {
-    type Change = fn(&mut Session);
-    let changes: [Change; 5] = [
+    type Edit = fn(&mut Session);
+    let changes: [Edit; 5] = [
         |_| {},
         |session| session.queued = true,
         |session| session.sending = true,

@@ -102,7 +102,7 @@ impl Disk {
         let file = self.files.last_mut().expect("a segment is open");
         file.synced = file.bytes.len();
         self.synced = BTreeSet::new();
-        self.replay(|op| op.value.to_owned());
+        self.replay(|op| op.value().to_owned());
     }
 
     fn replay(&mut self, mut seen: impl FnMut(&crate::log::record::LoggedOp<'_>) -> String) {
@@ -129,8 +129,8 @@ impl Disk {
             workspaces
                 .entry(op.workspace.to_owned())
                 .or_insert_with(|| Workspace::new(op.workspace, HASH_SEED))
-                .restore(op.key, op.value, op.timestamp, op.seq);
-            op.value.to_owned()
+                .restore(op.key, op.value(), op.timestamp, op.seq);
+            op.value().to_owned()
         });
         let mut workspaces: Vec<Workspace> = workspaces.into_values().collect();
         workspaces.iter_mut().for_each(Workspace::finish_restore);

@@ -17,7 +17,7 @@ use crate::log::position::LogPosition;
 const PING: u8 = 9;
 
 /// Brings a server into a state.
-type Change<'a> = &'a dyn Fn(&mut Rig);
+type Setup<'a> = &'a dyn Fn(&mut Rig);
 
 // ---- joining ----
 
@@ -34,7 +34,7 @@ fn a_request_is_answered_by_the_state_of_the_server() {
         rig.shard
             .handle(Input::LogSynced(Err(failure())), rig.clock);
     };
-    let cases: [(&str, Change<'_>, bool, &str, &str); 12] = [
+    let cases: [(&str, Setup<'_>, bool, &str, &str); 12] = [
         (&healthz, &as_it_is, false, "200", "ok"),
         (&readyz, &as_it_is, false, "200", "ready"),
         (&readyz, &as_it_is, true, "200", "ready"),

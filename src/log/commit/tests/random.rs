@@ -195,7 +195,7 @@ impl Rig {
             };
             for op in Reader::new(&file.header, &file.bytes[..until]) {
                 match op {
-                    Ok(op) => values.push(op.value.to_owned()),
+                    Ok(op) => values.push(op.value().to_owned()),
                     Err(fault) => assert!(!is_synced_only, "{fault} in synced bytes"),
                 }
             }

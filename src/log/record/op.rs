@@ -1,0 +1,253 @@
+//! An op record: what is logged of one change.
+
+use super::header::{field, u16_at, u32_at, u64_at};
+use crate::generation::Generation;
+use crate::seq::Seq;
+
+/// The length of an op record without its extra field and its texts.
+pub const OP_HEADER_BYTES: usize = 29;
+/// The length of the extra field of a delete, of a write that expires, and of a floor.
+pub const EXTRA_BYTES: usize = 8;
+
+const GENERATION_EXTRA_BYTES: usize = EXTRA_BYTES + 4;
+
+const KIND_WRITE: u8 = 1;
+const KIND_DELETE: u8 = 2;
+const KIND_EXPIRING_WRITE: u8 = 3;
+const KIND_FLOOR: u8 = 4;
+const KIND_GENERATION: u8 = 5;
+
+/// An op as it is logged. Its strings are borrowed: from a message when it is written, from a
+/// segment when it is read.
+///
+/// A floor and a generation are logged like ops on keys that no client can write: an empty key, and
+/// a key of the workspace with the empty id. Whatever counts, keeps or drops records by key
+/// therefore treats them correctly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoggedOp<'a> {
+    /// The workspace's id. Empty for a generation.
+    pub workspace: &'a str,
+    /// The key that was changed. Empty for a floor; the shard's number for a generation.
+    pub key: &'a str,
+    /// The change.
+    pub change: Change<'a>,
+    /// The op's sequence number in its workspace. For a floor, that of the workspace's last op; for
+    /// a generation, its number in the shard's folder.
+    pub seq: Seq,
+    /// The client's timestamp, in Unix microseconds. For a floor, the floor; for a generation, its
+    /// number in the shard's folder.
+    pub timestamp: u64,
+}
+
+/// The change that a logged op makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change<'a> {
+    /// The key has this value from now on.
+    Write {
+        /// The value's JSON text, as it was sent.
+        value: &'a str,
+        /// The Unix time in microseconds at which the key is deleted.
+        expires_at_us: Option<u64>,
+    },
+    /// The key is deleted.
+    Delete {
+        /// The server's Unix time in microseconds, from which the retention of the tombstone is
+        /// counted.
+        deleted_at_us: u64,
+    },
+    /// Tombstones of the workspace were dropped.
+    Floor {
+        /// The greatest seq of a dropped tombstone. All tombstones up to it were dropped.
+        dropped_seq: Seq,
+    },
+    /// The shard began a generation.
+    Generation {
+        /// Its id.
+        id: Generation,
+        /// The number of shards of the server.
+        shards: u32,
+    },
+}
+
+impl<'a> Change<'a> {
+    /// Returns a write of a value that does not expire.
+    #[must_use]
+    pub const fn write(value: &'a str) -> Self {
+        Self::Write {
+            value,
+            expires_at_us: None,
+        }
+    }
+
+    /// Returns the value that is written. Empty if the change is not a write.
+    #[must_use]
+    pub const fn value(&self) -> &'a str {
+        match self {
+            Self::Write { value, .. } => value,
+            Self::Delete { .. } | Self::Floor { .. } | Self::Generation { .. } => "",
+        }
+    }
+
+    /// Returns the length of the record's extra field.
+    #[must_use]
+    pub const fn extra_bytes(&self) -> usize {
+        match self {
+            Self::Write {
+                expires_at_us: None,
+                ..
+            } => 0,
+            Self::Write { .. } | Self::Delete { .. } | Self::Floor { .. } => EXTRA_BYTES,
+            Self::Generation { .. } => GENERATION_EXTRA_BYTES,
+        }
+    }
+
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Write {
+                expires_at_us: None,
+                ..
+            } => KIND_WRITE,
+            Self::Write { .. } => KIND_EXPIRING_WRITE,
+            Self::Delete { .. } => KIND_DELETE,
+            Self::Floor { .. } => KIND_FLOOR,
+            Self::Generation { .. } => KIND_GENERATION,
+        }
+    }
+
+    /// Appends the extra field.
+    fn put_extra(&self, out: &mut Vec<u8>) {
+        let extra = match *self {
+            Self::Write {
+                expires_at_us: None,
+                ..
+            } => return,
+            Self::Write {
+                expires_at_us: Some(us),
+                ..
+            }
+            | Self::Delete { deleted_at_us: us } => us,
+            Self::Floor { dropped_seq } => dropped_seq.get(),
+            Self::Generation { id, .. } => id.get(),
+        };
+        out.extend_from_slice(&extra.to_le_bytes());
+        if let Self::Generation { shards, .. } = self {
+            out.extend_from_slice(&shards.to_le_bytes());
+        }
+    }
+}
+
+impl<'a> LoggedOp<'a> {
+    /// Returns the value that is written. Empty if the op is not a write.
+    #[must_use]
+    pub const fn value(&self) -> &'a str {
+        self.change.value()
+    }
+
+    /// Returns whether this op supersedes another op on the same key, which has this `timestamp`
+    /// and `seq`. Replay uses this rule because it sees ops in any order. If the timestamps are
+    /// equal, the op that was applied first wins, which is the one with the lower seq.
+    ///
+    /// Of two floors of a workspace, neither of which loses to the rule by its timestamp, the later
+    /// one has the greater seq, and must win: it includes the earlier one.
+    #[must_use]
+    pub fn wins_over(&self, timestamp: u64, seq: Seq) -> bool {
+        let is_first = match self.change {
+            Change::Floor { .. } => self.seq > seq,
+            Change::Write { .. } | Change::Delete { .. } | Change::Generation { .. } => {
+                self.seq < seq
+            }
+        };
+        self.timestamp > timestamp || (self.timestamp == timestamp && is_first)
+    }
+}
+
+/// Returns the length of an op's record.
+#[must_use]
+pub fn op_bytes(op: &LoggedOp<'_>) -> usize {
+    let texts_bytes = op.workspace.len() + op.key.len() + op.value().len();
+    OP_HEADER_BYTES + op.change.extra_bytes() + texts_bytes
+}
+
+/// Appends an op to a batch started with [`begin_batch`](super::begin_batch). Its checksum stays
+/// zero until [`seal_batch`](super::seal_batch), because the checksum chain depends on the log
+/// position, which is not known yet.
+///
+/// # Panics
+/// If a workspace id or a key is longer than 64 KiB, or the whole op is longer than 4 GiB. The
+/// bounds in [`crate::limits`] rule this out.
+pub fn push_op(batch: &mut Vec<u8>, op: &LoggedOp<'_>) {
+    let bytes = op_bytes(op);
+    let bytes_u32 = u32::try_from(bytes).expect("an op is far smaller than 4 GiB");
+    let workspace_bytes =
+        u16::try_from(op.workspace.len()).expect("WORKSPACE_ID_BYTES_MAX fits 16 bits");
+    let key_bytes = u16::try_from(op.key.len()).expect("KEY_BYTES_MAX fits 16 bits");
+    let mut header = [0; OP_HEADER_BYTES];
+    header[4..8].copy_from_slice(&bytes_u32.to_le_bytes());
+    header[8..16].copy_from_slice(&op.seq.get().to_le_bytes());
+    header[16..24].copy_from_slice(&op.timestamp.to_le_bytes());
+    header[24..26].copy_from_slice(&workspace_bytes.to_le_bytes());
+    header[26..28].copy_from_slice(&key_bytes.to_le_bytes());
+    header[28] = op.change.kind();
+    batch.reserve(bytes);
+    batch.extend_from_slice(&header);
+    op.change.put_extra(batch);
+    batch.extend_from_slice(op.workspace.as_bytes());
+    batch.extend_from_slice(op.key.as_bytes());
+    batch.extend_from_slice(op.value().as_bytes());
+}
+
+/// Decodes a record whose checksum is correct. `rest` are its bytes after the header.
+///
+/// # Errors
+/// The reason why the content is invalid.
+pub(super) fn decode_op<'a>(
+    header: &[u8; OP_HEADER_BYTES],
+    rest: &'a [u8],
+) -> Result<LoggedOp<'a>, &'static str> {
+    let overrun = "the texts of this record extend past its end";
+    let kind = header[28];
+    let extra_bytes = match kind {
+        KIND_WRITE => 0,
+        KIND_DELETE | KIND_EXPIRING_WRITE | KIND_FLOOR => EXTRA_BYTES,
+        KIND_GENERATION => GENERATION_EXTRA_BYTES,
+        _ => return Err("the kind of this record is unknown"),
+    };
+    let (extra, texts) = rest.split_at_checked(extra_bytes).ok_or(overrun)?;
+    let (workspace, texts) = texts
+        .split_at_checked(u16_at(header, 24).into())
+        .ok_or(overrun)?;
+    let (key, value) = texts
+        .split_at_checked(u16_at(header, 26).into())
+        .ok_or(overrun)?;
+    let text = |bytes| str::from_utf8(bytes).map_err(|_| "a text of this record is not UTF-8");
+    let (workspace, key, value) = (text(workspace)?, text(key)?, text(value)?);
+    let is_write = matches!(kind, KIND_WRITE | KIND_EXPIRING_WRITE);
+    if !is_write && !value.is_empty() {
+        return Err("this record has a value although it is not a write");
+    }
+    let extra_us = || u64_at(extra, 0);
+    let change = match kind {
+        KIND_WRITE => Change::write(value),
+        KIND_EXPIRING_WRITE => Change::Write {
+            value,
+            expires_at_us: Some(extra_us()),
+        },
+        KIND_DELETE => Change::Delete {
+            deleted_at_us: extra_us(),
+        },
+        KIND_FLOOR => Change::Floor {
+            dropped_seq: Seq::new(extra_us()),
+        },
+        _ => Change::Generation {
+            id: Generation::new(u64::from_le_bytes(field(extra, 0))),
+            shards: u32_at(extra, EXTRA_BYTES),
+        },
+    };
+    Ok(LoggedOp {
+        workspace,
+        key,
+        change,
+        seq: Seq::new(u64_at(header, 8)),
+        timestamp: u64_at(header, 16),
+    })
+}
