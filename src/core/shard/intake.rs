@@ -12,7 +12,7 @@ use crate::core::shard::rate::Pace;
 use crate::core::shard::session::{Intake, SessionId, State};
 use crate::core::shard::session_budget::SessionBudget;
 use crate::core::shard::shard_log::Append;
-use crate::core::state::workspace::{Entry, Source, Verdict};
+use crate::core::state::workspace::{Edit, Entry, Source, Verdict};
 use crate::limits::{
     EMPTY_FRAMES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US, SESSION_BYTES_SPARED,
     SHARED_FRAME_BYTES_MIN,
@@ -356,13 +356,18 @@ impl Shard {
         let room = &mut self.rooms[room_id];
         let live_bytes_before = room.workspace.log_bytes();
         let bytes_max = self.config.limits.workspace_bytes.unwrap_or(u64::MAX);
+        let edit = Edit {
+            key: op.key,
+            change: record::Change::write(op.value),
+            timestamp: op.timestamp,
+            if_timestamp: None,
+        };
         // A state being encoded in parts still needs the value that this op may replace.
         self.snapshots
             .preserve(room_id, &room.workspace, op.key, op.timestamp);
-        match room
-            .workspace
-            .apply_within(bytes_max, op.key, op.value, op.timestamp, source)
-        {
+        match room.workspace.apply_within(bytes_max, &edit, source) {
+            // Version 1 has no condition, and is told nothing about the floor.
+            Verdict::Absent(_) => self.counters.ops_lost += 1,
             Verdict::Same => self.counters.ops_duplicate += 1,
             Verdict::Lost(winner) => {
                 self.counters.ops_lost += 1;

@@ -264,9 +264,8 @@ impl Snapshots {
         let Some(held) = held.filter(|held| !held.encoders.is_empty()) else {
             return;
         };
-        // A new key gets a slot that no encoding reads.
-        if let Some(slot) = workspace.slot_of(key) {
-            let entry = workspace.entry(slot);
+        let slot = workspace.slot_of(key);
+        if let Some((slot, entry)) = slot.and_then(|slot| Some((slot, workspace.entry(slot)?))) {
             if timestamp <= entry.timestamp() {
                 return;
             }

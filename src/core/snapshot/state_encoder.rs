@@ -25,6 +25,7 @@ use hashbrown::HashMap;
 use crate::core::fanout::encoded_state::{Chunk, EncodedState, PendingState};
 use crate::core::snapshot::shared_snapshot::{SnapshotPart, SnapshotPoint};
 use crate::core::state::workspace::{Entry, Workspace};
+use crate::seq::Seq;
 use crate::wire::state;
 
 /// Returns the length of a part of the current state, in bytes.
@@ -111,7 +112,7 @@ impl StateEncoder {
 
     /// Saves a copy of an entry that an op may overwrite, if it is still to be read.
     pub fn preserve(&mut self, slot: u32, entry: &Entry) {
-        self.frozen.preserve(slot, entry);
+        self.frozen.preserve(slot, entry, self.point.seq);
     }
 
     /// Returns the total length of the parts that are not finished yet.
@@ -147,12 +148,17 @@ impl StateEncoder {
                 SnapshotPart::Timestamps => state::put_stamps_start(out),
             }
         }
-        while out.len() - start < bytes_max && !self.frozen.is_read() {
-            self.frozen
-                .read_next(workspace, |key, value, timestamp| match part {
-                    SnapshotPart::Init => state::put_init_field(out, key, value),
-                    SnapshotPart::Timestamps => state::put_stamp_field(out, key, timestamp),
-                });
+        let mut passed_bytes = 0;
+        while out.len() - start + passed_bytes < bytes_max && !self.frozen.is_read() {
+            let seq = self.point.seq;
+            let is_live =
+                self.frozen
+                    .read_next(workspace, seq, |key, value, timestamp| match part {
+                        SnapshotPart::Init => state::put_init_field(out, key, value),
+                        SnapshotPart::Timestamps => state::put_stamp_field(out, key, timestamp),
+                    });
+            // A slot without a live entry takes time too, although nothing is written.
+            passed_bytes += if is_live { 0 } else { size_of::<Entry>() };
         }
         let bytes = out.len() - start;
         let finished = self.frozen.is_read().then(|| self.finish_part());
@@ -204,7 +210,8 @@ impl PartWriter {
 
 /// The state at one moment, read entry by entry while ops overwrite it, by copy on write.
 struct FrozenState {
-    /// The number of slots at that moment. Slots from here on belong to keys that were added later.
+    /// A number greater than any slot at that moment. Lower slots may also have been free, and
+    /// belong to keys that were added later.
     slots: u32,
     /// The next slot to be read.
     next: u32,
@@ -235,10 +242,13 @@ impl FrozenState {
         self.has_second_pass = true;
     }
 
-    fn preserve(&mut self, slot: u32, entry: &Entry) {
+    fn preserve(&mut self, slot: u32, entry: &Entry, seq: Seq) {
+        // A tombstone is not part of the state, and an entry that is newer than it neither.
+        if entry.is_deleted() || entry.seq() > seq {
+            return;
+        }
         let is_still_read = slot >= self.next || self.has_second_pass;
         if slot < self.slots && is_still_read {
-            // Only the first time: after that, the slot holds an entry from a later moment.
             self.overwritten
                 .entry(slot)
                 .or_insert_with(|| OverwrittenEntry {
@@ -249,19 +259,31 @@ impl FrozenState {
         }
     }
 
-    /// Passes the key, value and timestamp of the next entry to `read`.
-    fn read_next(&mut self, workspace: &Workspace, read: impl FnOnce(&str, &str, u64)) {
+    /// Passes the key, value and timestamp of the entry in the next slot to `read`, if there was a
+    /// live entry in it at the moment of the state, which is the one after the op `seq`. Returns
+    /// whether there was.
+    fn read_next(
+        &mut self,
+        workspace: &Workspace,
+        seq: Seq,
+        read: impl FnOnce(&str, &str, u64),
+    ) -> bool {
         let slot = self.next;
+        self.next += 1;
         if let Some(overwritten) = self.overwritten.get(&slot) {
             read(&overwritten.key, &overwritten.value, overwritten.timestamp);
             if !self.has_second_pass {
                 self.overwritten.remove(&slot);
             }
-        } else {
-            let entry = workspace.entry(slot);
+            return true;
+        }
+        // An entry that is newer than the state was added since, or has replaced a tombstone.
+        let entry = workspace.entry(slot);
+        let entry = entry.filter(|entry| !entry.is_deleted() && entry.seq() <= seq);
+        if let Some(entry) = entry {
             read(entry.key(), entry.value(), entry.timestamp());
         }
-        self.next += 1;
+        entry.is_some()
     }
 
     /// Returns whether all entries of this pass have been read.

@@ -45,6 +45,16 @@ impl Index {
         let rehash = |&(tag, _): &(Tag, u32)| tag.spread();
         self.places.insert_unique(tag.spread(), (tag, slot), rehash);
     }
+
+    /// Removes a slot that is in the index with this tag.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn remove(&mut self, tag: Tag, slot: u32) {
+        let is_it = |&(held, held_slot): &(Tag, u32)| held == tag && held_slot == slot;
+        let found = self.places.find_entry(tag.spread(), is_it);
+        found.expect("a slot is removed once").remove();
+    }
 }
 
 #[cfg(test)]
@@ -67,5 +77,8 @@ mod tests {
         }
         assert_eq!(index.find(tag, |_| false), None);
         assert_eq!(index.find(Tag::of(500 << 32), |_| true), None);
+        index.remove(tag, 50);
+        assert_eq!(index.find(tag, |held| held == 50), None);
+        assert_eq!(index.find(tag, |held| held == 51), Some(51));
     }
 }

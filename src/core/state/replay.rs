@@ -9,7 +9,7 @@ use foldhash::fast::FixedState;
 use crate::core::state::index::{Index, Tag};
 use crate::core::state::placement::shard_of;
 use crate::core::state::workspace::Workspace;
-use crate::log::record::LoggedOp;
+use crate::log::record::{Change, LoggedOp};
 use crate::seq::Seq;
 
 /// The maximum number of ops in a group.
@@ -37,6 +37,8 @@ struct Waiting {
     key_begin: usize,
     value_begin: usize,
     end: usize,
+    /// The change, without its value.
+    change: Change<'static>,
     timestamp: u64,
     seq: Seq,
     workspace_tag: Tag,
@@ -61,6 +63,10 @@ impl Replay {
 
     /// Adds an op, in any order.
     pub fn visit(&mut self, op: &LoggedOp<'_>) {
+        if let Change::Generation { .. } = op.change {
+            // It concerns the shard, not a workspace.
+            return;
+        }
         let begin = self.texts.len();
         self.texts.push_str(op.workspace);
         let key_begin = self.texts.len();
@@ -72,6 +78,7 @@ impl Replay {
             key_begin,
             value_begin,
             end: self.texts.len(),
+            change: op.change.without_value(),
             timestamp: op.timestamp,
             seq: op.seq,
             workspace_tag: Tag::of(self.hasher.hash_one(op.workspace)),
@@ -110,7 +117,8 @@ impl Replay {
                 &texts[op.value_begin..op.end],
             );
             let workspace = &mut self.workspaces[op.workspace as usize];
-            workspace.restore_tagged(op.key_tag, key, value, op.timestamp, op.seq);
+            let change = op.change.with_value(value);
+            workspace.restore_tagged(op.key_tag, key, &change, op.timestamp, op.seq);
         }
         group.clear();
         texts.clear();
@@ -169,7 +177,8 @@ impl Replay {
     #[must_use]
     pub fn finish(self, shards: u32) -> Vec<Vec<Workspace>> {
         let mut partitioned: Vec<Vec<Workspace>> = (0..shards).map(|_| Vec::new()).collect();
-        for workspace in self.workspaces {
+        for mut workspace in self.workspaces {
+            workspace.begin_generation();
             partitioned[shard_of(workspace.id(), shards) as usize].push(workspace);
         }
         partitioned
@@ -179,7 +188,6 @@ impl Replay {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::record::Change;
 
     fn op<'a>(workspace: &'a str, value: &'a str, timestamp: u64, seq: u64) -> LoggedOp<'a> {
         LoggedOp {
@@ -246,7 +254,7 @@ mod tests {
                 wanted.push(Workspace::new(&id, 2));
                 wanted.len() - 1
             });
-            wanted[held].restore(&key, &value, timestamp, seq);
+            wanted[held].restore(&key, &Change::write(&value), timestamp, seq);
         }
         replay.finish_restore();
         let partitioned = replay.finish(1).swap_remove(0);

@@ -17,14 +17,19 @@ use slab::Slab;
 
 use crate::core::state::index::{Index, Tag};
 use crate::core::state::segment_usage::{Mark, UNMARKED};
-use crate::log::record::OP_HEADER_BYTES;
+use crate::log::record::{Change, EXTRA_BYTES, OP_HEADER_BYTES};
 use crate::seq::Seq;
 use crate::wire::state;
 
+mod deadlines;
 mod entry;
+mod lifetimes;
 mod texts;
 
-pub use entry::{Entry, Source, Writer};
+pub use deadlines::{Dropped, Floor};
+pub use entry::{Edit, Entry, Source, Writer};
+
+use lifetimes::Lifetimes;
 
 /// The absence of a slot, which marks either end of the list of changes.
 const NONE: u32 = u32::MAX;
@@ -41,8 +46,11 @@ pub enum Verdict<'a> {
     },
     /// The state already holds the same value and timestamp: the op was resent.
     Same,
-    /// The op lost to this entry.
+    /// The op lost to this entry, or its condition does not hold for it.
     Lost(&'a Entry),
+    /// The op lost although the key has no entry: its timestamp is at or below the floor, or its
+    /// condition asks for an entry. Contains the floor.
+    Absent(u64),
     /// The op would have won, but would have made the workspace larger than allowed. Contains the
     /// key's current entry, if there is one.
     TooLarge(Option<&'a Entry>),
@@ -60,6 +68,11 @@ pub struct Workspace {
     init_fields_bytes: usize,
     stamp_fields_bytes: usize,
     log_bytes: u64,
+    /// `None` if no entry ever expired or was deleted.
+    lifetimes: Option<Box<Lifetimes>>,
+    floor: Floor,
+    /// The seq at which the current generation began.
+    begun_seq: Seq,
 }
 
 impl Workspace {
@@ -78,6 +91,9 @@ impl Workspace {
             init_fields_bytes: 0,
             stamp_fields_bytes: 0,
             log_bytes: 0,
+            lifetimes: None,
+            floor: Floor::default(),
+            begun_seq: Seq::NONE,
         }
     }
 
@@ -105,53 +121,71 @@ impl Workspace {
         self.seq == Seq::NONE
     }
 
-    /// Applies an op: the later timestamp wins, and if they are equal, the op applied first stays.
+    /// Applies a write: the later timestamp wins, and if they are equal, the op applied first
+    /// stays.
     pub fn apply(&mut self, key: &str, value: &str, timestamp: u64, writer: Writer) -> Verdict<'_> {
+        let edit = Edit {
+            key,
+            change: Change::write(value),
+            timestamp,
+            if_timestamp: None,
+        };
         let mark = UNMARKED;
-        self.apply_within(u64::MAX, key, value, timestamp, Source { writer, mark })
+        self.apply_within(u64::MAX, &edit, Source { writer, mark })
     }
 
-    /// Applies an op that may not make the workspace larger than `log_bytes_max`. A workspace that
-    /// is already larger may still shrink.
+    /// Applies an op that may not make the workspace larger than `log_bytes_max`, unless it is a
+    /// delete. A workspace that is already larger may still shrink.
     pub fn apply_within(
         &mut self,
         log_bytes_max: u64,
-        key: &str,
-        value: &str,
-        timestamp: u64,
+        edit: &Edit<'_>,
         source: Source,
     ) -> Verdict<'_> {
-        let mut replaced = UNMARKED;
-        let tag = self.tag(key);
-        if let Some(slot) = self.find(tag, key) {
-            let entry = &self.entries[slot as usize];
-            if timestamp < entry.timestamp
-                || (timestamp == entry.timestamp && value != entry.value())
-            {
-                return Verdict::Lost(&self.entries[slot as usize]);
+        let tag = self.tag(edit.key);
+        let found = self.find(tag, edit.key);
+        let Some(slot) = found else {
+            let is_below_floor = self.floor.covers(edit.timestamp);
+            if is_below_floor || edit.if_timestamp.is_some_and(|expected| expected > 0) {
+                return Verdict::Absent(self.floor.timestamp);
             }
-            if timestamp == entry.timestamp {
-                return Verdict::Same;
-            }
-            let held_bytes = entry.value().len();
-            let grown_bytes =
-                self.log_bytes + (value.len() as u64).saturating_sub(held_bytes as u64);
-            if value.len() > held_bytes && grown_bytes > log_bytes_max {
-                return Verdict::TooLarge(Some(&self.entries[slot as usize]));
-            }
-            self.seq = self.seq.next();
-            replaced = entry.mark;
-            self.overwrite(slot, value, timestamp, self.seq, source);
-            self.unlink(slot);
-            self.link_newest(slot);
-        } else {
-            if self.log_bytes + self.record_bytes(key, value) > log_bytes_max {
+            let grown_bytes = self.log_bytes + self.record_bytes(edit.key.len(), &edit.change);
+            if grown_bytes > log_bytes_max && !is_delete(&edit.change) {
                 return Verdict::TooLarge(None);
             }
             self.seq = self.seq.next();
-            let slot = self.insert(tag, key, value, timestamp, self.seq, source);
+            let slot = self.insert(
+                tag,
+                edit.key,
+                &edit.change,
+                edit.timestamp,
+                self.seq,
+                source,
+            );
             self.link_newest(slot);
+            return Verdict::Won {
+                seq: self.seq,
+                replaced: UNMARKED,
+            };
+        };
+        let entry = &self.entries[slot as usize];
+        if entry.is(edit) {
+            return Verdict::Same;
         }
+        if edit.timestamp <= entry.timestamp || !entry.meets(edit.if_timestamp) {
+            return Verdict::Lost(&self.entries[slot as usize]);
+        }
+        let held_bytes = self.entry_bytes(entry);
+        let bytes = self.record_bytes(edit.key.len(), &edit.change);
+        let is_growing = bytes > held_bytes && !is_delete(&edit.change);
+        if is_growing && self.log_bytes - held_bytes + bytes > log_bytes_max {
+            return Verdict::TooLarge(Some(&self.entries[slot as usize]));
+        }
+        let replaced = entry.mark;
+        self.seq = self.seq.next();
+        self.overwrite(slot, &edit.change, edit.timestamp, self.seq, source);
+        self.unlink(slot);
+        self.link_newest(slot);
         Verdict::Won {
             seq: self.seq,
             replaced,
@@ -161,8 +195,8 @@ impl Workspace {
     /// Merges an op read from the log: the later timestamp wins, and if they are equal, the lower
     /// seq. The order of the calls does not matter; [`Workspace::finish_restore`] must follow the
     /// last one.
-    pub fn restore(&mut self, key: &str, value: &str, timestamp: u64, seq: Seq) {
-        self.restore_tagged(self.tag(key), key, value, timestamp, seq);
+    pub fn restore(&mut self, key: &str, change: &Change<'_>, timestamp: u64, seq: Seq) {
+        self.restore_tagged(self.tag(key), key, change, timestamp, seq);
     }
 
     /// Does the same as [`Workspace::restore`], for a key whose tag is known.
@@ -170,18 +204,23 @@ impl Workspace {
         &mut self,
         tag: Tag,
         key: &str,
-        value: &str,
+        change: &Change<'_>,
         timestamp: u64,
         seq: Seq,
     ) {
         self.seq = self.seq.max(seq);
+        match change {
+            Change::Write { .. } | Change::Delete { .. } => {}
+            Change::Floor { dropped_seq } => return self.raise_floor(timestamp, *dropped_seq),
+            Change::Generation { .. } => return,
+        }
         if let Some(slot) = self.find(tag, key) {
             let entry = &self.entries[slot as usize];
             if timestamp > entry.timestamp || (timestamp == entry.timestamp && seq < entry.seq) {
-                self.overwrite(slot, value, timestamp, seq, Source::LOG);
+                self.overwrite(slot, change, timestamp, seq, Source::LOG);
             }
         } else {
-            self.insert(tag, key, value, timestamp, seq, Source::LOG);
+            self.insert(tag, key, change, timestamp, seq, Source::LOG);
         }
     }
 
@@ -204,8 +243,17 @@ impl Workspace {
     /// Merges the state of the same workspace as read from another part of the log.
     pub fn restore_from(&mut self, other: &Self) {
         self.seq = self.seq.max(other.seq);
-        for (_, entry) in &other.entries {
-            self.restore(entry.key(), entry.value(), entry.timestamp, entry.seq);
+        if let Some(Floor {
+            timestamp,
+            dropped_seq,
+            ..
+        }) = other.floor()
+        {
+            self.raise_floor(timestamp, dropped_seq);
+        }
+        for (slot, entry) in &other.entries {
+            let change = other.change_of(slot_index(slot));
+            self.restore(entry.key(), &change, entry.timestamp, entry.seq);
         }
     }
 
@@ -223,19 +271,21 @@ impl Workspace {
         }
     }
 
-    /// Returns the entry of a key.
+    /// Returns the entry of a key, which may be a tombstone.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Entry> {
         let slot = self.find(self.tag(key), key)?;
         Some(&self.entries[slot as usize])
     }
 
-    /// Iterates over all entries, in the order of their last change.
+    /// Iterates over the live entries, in the order of their last change.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> + Clone {
-        self.entries_from(self.oldest).map(|(_, entry)| entry)
+        let entries = self.entries_from(self.oldest).map(|(_, entry)| entry);
+        entries.filter(|entry| !entry.is_deleted)
     }
 
-    /// Iterates over the entries whose last change came after `since`, in the order of that change.
+    /// Iterates over the entries whose last change came after `since`, tombstones included, in the
+    /// order of that change.
     /// `hint`, if known, is the slot of the entry with seq `since`; it avoids walking back from the
     /// newest entry.
     pub fn changed_since(
@@ -248,6 +298,9 @@ impl Workspace {
             .filter(|entry| entry.seq == since)
             .map(|entry| entry.newer);
         let first = after_hint.unwrap_or_else(|| {
+            if since == Seq::NONE {
+                return self.oldest;
+            }
             let mut first = NONE;
             let mut slot = self.newest;
             while slot != NONE && self.entries[slot as usize].seq > since {
@@ -274,23 +327,28 @@ impl Workspace {
         self.index.find(tag, is_it)
     }
 
+    /// Returns the number of bytes that a change takes up in the log.
+    fn record_bytes(&self, key_bytes: usize, change: &Change<'_>) -> u64 {
+        let texts_bytes = self.id.len() + key_bytes + change.value().len();
+        (OP_HEADER_BYTES + change.extra_bytes() + texts_bytes) as u64
+    }
+
     /// Returns the number of bytes that an entry takes up in the log.
-    fn record_bytes(&self, key: &str, value: &str) -> u64 {
-        (OP_HEADER_BYTES + self.id.len() + key.len() + value.len()) as u64
+    fn entry_bytes(&self, entry: &Entry) -> u64 {
+        let extra_bytes = if entry.is_timed { EXTRA_BYTES } else { 0 };
+        (OP_HEADER_BYTES + extra_bytes + self.id.len() + entry.texts.len()) as u64
     }
 
     fn insert(
         &mut self,
         tag: Tag,
         key: &str,
-        value: &str,
+        change: &Change<'_>,
         timestamp: u64,
         seq: Seq,
         source: Source,
     ) -> u32 {
-        self.init_fields_bytes += state::init_field_bytes(key, value);
-        self.stamp_fields_bytes += state::stamp_field_bytes(key, timestamp);
-        self.log_bytes += self.record_bytes(key, value);
+        let value = change.value();
         let mut texts = String::with_capacity(key.len() + value.len());
         texts.push_str(key);
         texts.push_str(value);
@@ -302,25 +360,54 @@ impl Workspace {
             mark: source.mark,
             older: NONE,
             newer: NONE,
-            key_bytes: u32::try_from(key.len()).expect("KEY_BYTES_MAX is far smaller than 4 GiB"),
+            key_bytes: u16::try_from(key.len()).expect("KEY_BYTES_MAX is smaller than 64 KiB"),
+            is_deleted: is_delete(change),
+            is_timed: false,
         };
         let slot = slot_index(self.entries.insert(entry));
         self.index.insert(tag, slot);
+        self.set_time(slot, change);
+        self.add_bytes(slot);
         slot
     }
 
-    fn overwrite(&mut self, slot: u32, value: &str, timestamp: u64, seq: Seq, source: Source) {
+    fn overwrite(
+        &mut self,
+        slot: u32,
+        change: &Change<'_>,
+        timestamp: u64,
+        seq: Seq,
+        source: Source,
+    ) {
+        self.subtract_bytes(slot);
+        self.clear_time(slot);
         let entry = &mut self.entries[slot as usize];
-        let held_bytes = entry.value().len();
-        self.init_fields_bytes -= held_bytes;
-        self.init_fields_bytes += value.len();
-        self.stamp_fields_bytes -= state::digits(entry.timestamp);
-        self.stamp_fields_bytes += state::digits(timestamp);
-        self.log_bytes -= held_bytes as u64;
-        self.log_bytes += value.len() as u64;
-        entry.set_value(value);
+        entry.set_value(change.value());
+        entry.is_deleted = is_delete(change);
         (entry.timestamp, entry.seq) = (timestamp, seq);
         (entry.writer, entry.mark) = (source.writer, source.mark);
+        self.set_time(slot, change);
+        self.add_bytes(slot);
+    }
+
+    /// Adds an entry to the sums of bytes.
+    fn add_bytes(&mut self, slot: u32) {
+        let entry = &self.entries[slot as usize];
+        self.log_bytes += self.entry_bytes(entry);
+        if !entry.is_deleted {
+            self.init_fields_bytes += state::init_field_bytes(entry.key(), entry.value());
+            self.stamp_fields_bytes += state::stamp_field_bytes(entry.key(), entry.timestamp);
+        }
+    }
+
+    /// Subtracts an entry that changes or is removed from the sums of bytes.
+    fn subtract_bytes(&mut self, slot: u32) {
+        let entry = &self.entries[slot as usize];
+        self.log_bytes -= self.entry_bytes(entry);
+        if !entry.is_deleted {
+            self.init_fields_bytes -= state::init_field_bytes(entry.key(), entry.value());
+            self.stamp_fields_bytes -= state::stamp_field_bytes(entry.key(), entry.timestamp);
+        }
     }
 
     fn unlink(&mut self, slot: u32) {
@@ -347,10 +434,16 @@ impl Workspace {
     }
 }
 
+fn is_delete(change: &Change<'_>) -> bool {
+    matches!(change, Change::Delete { .. })
+}
+
 fn slot_index(slot: usize) -> u32 {
     u32::try_from(slot).expect("a workspace has fewer than 2^32 keys")
 }
 
+#[cfg(test)]
+mod lifetime_tests;
 #[cfg(test)]
 mod size_tests;
 
@@ -441,10 +534,10 @@ mod tests {
         for order in [[(10, 1, "1"), (10, 2, "2")], [(10, 2, "2"), (10, 1, "1")]] {
             let mut workspace = Workspace::new("w", 1);
             for (timestamp, seq, value) in order {
-                workspace.restore("k", value, timestamp, Seq::new(seq));
+                workspace.restore("k", &Change::write(value), timestamp, Seq::new(seq));
             }
             // Restoring the same record again changes nothing: its value is not compared.
-            workspace.restore("k", "3", 10, Seq::new(1));
+            workspace.restore("k", &Change::write("3"), 10, Seq::new(1));
             workspace.finish_restore();
             let entry = workspace.get("k").map(|entry| (entry.value(), entry.seq()));
             assert_eq!(entry, Some(("1", Seq::new(1))), "{order:?}");
@@ -494,6 +587,7 @@ mod tests {
                         None
                     }
                     Verdict::TooLarge(_) => unreachable!("its size is not limited"),
+                    Verdict::Absent(_) => unreachable!("nothing was deleted"),
                 };
                 prop_assert_eq!(won, model.apply(&key, &value, timestamp));
                 log.extend(won.map(|seq| (key, value, timestamp, seq)));
@@ -518,7 +612,7 @@ mod tests {
                 }
                 let mut restored = Workspace::new("w", 4);
                 for (key, value, timestamp, seq) in &log {
-                    restored.restore(key, value, *timestamp, *seq);
+                    restored.restore(key, &Change::write(value), *timestamp, *seq);
                 }
                 restored.finish_restore();
                 let expected = changes(&workspace, Seq::NONE, None);

@@ -88,6 +88,32 @@ impl<'a> Change<'a> {
         }
     }
 
+    /// Returns the change without the value that it borrows.
+    #[must_use]
+    pub const fn without_value(self) -> Change<'static> {
+        match self {
+            Self::Write { expires_at_us, .. } => Change::Write {
+                value: "",
+                expires_at_us,
+            },
+            Self::Delete { deleted_at_us } => Change::Delete { deleted_at_us },
+            Self::Floor { dropped_seq } => Change::Floor { dropped_seq },
+            Self::Generation { id, shards } => Change::Generation { id, shards },
+        }
+    }
+
+    /// Returns the change with this value if it is a write, and otherwise the change itself.
+    #[must_use]
+    pub const fn with_value<'b>(self, value: &'b str) -> Change<'b> {
+        match self.without_value() {
+            Change::Write { expires_at_us, .. } => Change::Write {
+                value,
+                expires_at_us,
+            },
+            other => other,
+        }
+    }
+
     /// Returns the length of the record's extra field.
     #[must_use]
     pub const fn extra_bytes(&self) -> usize {

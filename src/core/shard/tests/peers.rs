@@ -129,7 +129,7 @@ impl Disk {
             workspaces
                 .entry(op.workspace.to_owned())
                 .or_insert_with(|| Workspace::new(op.workspace, HASH_SEED))
-                .restore(op.key, op.value(), op.timestamp, op.seq);
+                .restore(op.key, &op.change, op.timestamp, op.seq);
             op.value().to_owned()
         });
         let mut workspaces: Vec<Workspace> = workspaces.into_values().collect();

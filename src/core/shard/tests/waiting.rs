@@ -6,6 +6,7 @@ use crate::core::shard::session::State;
 use crate::core::state::placement::shard_of;
 use crate::core::state::workspace::Workspace;
 use crate::limits::{HEAD_BYTES_MAX, WAITING_PER_TURN_MAX};
+use crate::log::record::Change;
 use crate::seq::Seq;
 
 fn get(path: &str) -> String {
@@ -27,7 +28,7 @@ fn text(rig: &Rig, client: usize) -> String {
 /// A workspace with one key.
 fn workspaces() -> Vec<Workspace> {
     let mut workspace = Workspace::new("w", 5);
-    workspace.restore("k", "1", 7, Seq::new(1));
+    workspace.restore("k", &Change::write("1"), 7, Seq::new(1));
     workspace.finish_restore();
     vec![workspace]
 }

@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use super::*;
 use crate::core::fanout::window::WindowPool;
-use crate::core::state::workspace::{Source, Verdict};
+use crate::core::state::workspace::{Edit, Source, Verdict};
 use crate::log::position::LogPosition;
+use crate::log::record::Change;
 use crate::seq::Seq;
 use crate::wire::message;
 
@@ -48,7 +49,14 @@ impl RoomRig {
         snapshots.preserve(RoomId::new(SLOT), &room.workspace, key, timestamp);
         let source = Source { writer: 0, mark: 0 };
         let workspace = &mut room.workspace;
-        let verdict = workspace.apply_within(u64::MAX, key, value, timestamp, source);
+        let change = Change::write(value);
+        let edit = Edit {
+            key,
+            change,
+            timestamp,
+            if_timestamp: None,
+        };
+        let verdict = workspace.apply_within(u64::MAX, &edit, source);
         let is_won = matches!(verdict, Verdict::Won { .. });
         if is_won {
             let position = LogPosition::new(workspace.seq().get() * 10);

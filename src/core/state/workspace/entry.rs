@@ -1,6 +1,7 @@
-//! A key of a workspace with the value and the timestamp of its winning op.
+//! A key of a workspace with the value and the timestamp of its winning op, or its tombstone.
 
 use crate::core::state::segment_usage::{Mark, UNMARKED};
+use crate::log::record::Change;
 use crate::seq::Seq;
 
 /// The number of the session that wrote an entry last, so that the session is not sent its own op.
@@ -24,7 +25,21 @@ impl Source {
     };
 }
 
-/// A last-write-wins register.
+/// An op that may become the state of its key.
+#[derive(Debug, Clone, Copy)]
+pub struct Edit<'a> {
+    /// The key.
+    pub key: &'a str,
+    /// A write or a delete.
+    pub change: Change<'a>,
+    /// The timestamp that the writer chose, in Unix microseconds.
+    pub timestamp: u64,
+    /// The timestamp that the key's entry must have for the op to win; 0 if the key must be absent
+    /// or deleted.
+    pub if_timestamp: Option<u64>,
+}
+
+/// A last-write-wins register: a key with its value, or its tombstone.
 #[derive(Debug)]
 pub struct Entry {
     /// The key followed by the JSON text of the value: one allocation, and one cache line for both.
@@ -35,7 +50,11 @@ pub struct Entry {
     pub(super) mark: Mark,
     pub(super) older: u32,
     pub(super) newer: u32,
-    pub(super) key_bytes: u32,
+    pub(super) key_bytes: u16,
+    /// Whether the entry is a tombstone, which has no value.
+    pub(super) is_deleted: bool,
+    /// Whether the workspace knows a time of the entry: its expiry, or that of its deletion.
+    pub(super) is_timed: bool,
 }
 
 const _: () = assert!(
@@ -47,13 +66,19 @@ impl Entry {
     /// Returns the unescaped key.
     #[must_use]
     pub fn key(&self) -> &str {
-        &self.texts[..self.key_bytes as usize]
+        &self.texts[..usize::from(self.key_bytes)]
     }
 
-    /// Returns the value as JSON text.
+    /// Returns whether the key was deleted, so that the entry is a tombstone.
+    #[must_use]
+    pub fn is_deleted(&self) -> bool {
+        self.is_deleted
+    }
+
+    /// Returns the value as JSON text. Empty if the key was deleted.
     #[must_use]
     pub fn value(&self) -> &str {
-        &self.texts[self.key_bytes as usize..]
+        &self.texts[usize::from(self.key_bytes)..]
     }
 
     /// Returns the timestamp that the writer chose, in Unix microseconds.
@@ -74,13 +99,27 @@ impl Entry {
         self.writer
     }
 
+    /// Returns whether an op is the one that this entry holds.
+    pub(super) fn is(&self, edit: &Edit<'_>) -> bool {
+        let is_deleted = matches!(edit.change, Change::Delete { .. });
+        edit.timestamp == self.timestamp
+            && is_deleted == self.is_deleted
+            && edit.change.value() == self.value()
+    }
+
+    /// Returns whether the entry meets the condition of an op ([`Edit::if_timestamp`]).
+    pub(super) fn meets(&self, if_timestamp: Option<u64>) -> bool {
+        let current = if self.is_deleted { 0 } else { self.timestamp };
+        if_timestamp.is_none_or(|expected| expected == current)
+    }
+
     /// Returns the length of the longest value that fits without another allocation.
     pub(super) fn value_capacity(&self) -> usize {
-        self.texts.capacity() - self.key_bytes as usize
+        self.texts.capacity() - usize::from(self.key_bytes)
     }
 
     pub(super) fn set_value(&mut self, value: &str) {
-        self.texts.truncate(self.key_bytes as usize);
+        self.texts.truncate(usize::from(self.key_bytes));
         // A value that was once large must not hold its memory forever.
         if self.value_capacity() / 4 > value.len().max(64) {
             self.texts.shrink_to(self.texts.len() + value.len());

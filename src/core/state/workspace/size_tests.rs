@@ -4,14 +4,23 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::{Source, Verdict, Workspace};
+use super::{Edit, Source, Verdict, Workspace};
 use crate::core::state::segment_usage::UNMARKED;
-use crate::log::record::OP_HEADER_BYTES;
+use crate::log::record::{Change, OP_HEADER_BYTES};
 
 const SOURCE: Source = Source {
     writer: 0,
     mark: UNMARKED,
 };
+
+fn edit<'a>(key: &'a str, value: &'a str, timestamp: u64) -> Edit<'a> {
+    Edit {
+        key,
+        change: Change::write(value),
+        timestamp,
+        if_timestamp: None,
+    }
+}
 
 type State = BTreeMap<String, (String, u64)>;
 
@@ -53,10 +62,12 @@ fn the_bound_is_met_to_the_byte() {
         (0, "k", "5", 5, "same"),
         (u64::MAX, "k", "789", 7, "won"),
     ] {
-        let verdict = match workspace.apply_within(bytes_max, key, value, timestamp, SOURCE) {
+        let verdict = match workspace.apply_within(bytes_max, &edit(key, value, timestamp), SOURCE)
+        {
             Verdict::Won { .. } => "won".to_owned(),
             Verdict::Same => "same".to_owned(),
             Verdict::Lost(held) => format!("lost to {}", held.value()),
+            Verdict::Absent(floor) => format!("lost to the floor {floor}"),
             Verdict::TooLarge(None) => "too large, nothing is there".to_owned(),
             Verdict::TooLarge(Some(held)) => format!("too large, {} is there", held.value()),
         };
@@ -86,7 +97,7 @@ proptest! {
             after.insert(key.clone(), (value.clone(), timestamp));
             let wins = before.get(&key).is_none_or(|held| held.1 < timestamp);
             let fits = bytes(&after) <= bytes(&before).max(bytes_max);
-            let is_won = match workspace.apply_within(bytes_max, &key, &value, timestamp, SOURCE) {
+            let is_won = match workspace.apply_within(bytes_max, &edit(&key, &value, timestamp), SOURCE) {
                 Verdict::Won { .. } => true,
                 Verdict::TooLarge(held) => {
                     prop_assert!(wins && !fits);
@@ -94,7 +105,7 @@ proptest! {
                     prop_assert_eq!(held.as_ref(), before.get(&key));
                     false
                 }
-                Verdict::Same | Verdict::Lost(_) => {
+                Verdict::Same | Verdict::Lost(_) | Verdict::Absent(_) => {
                     prop_assert!(!wins);
                     false
                 }

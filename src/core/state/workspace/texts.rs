@@ -11,14 +11,15 @@ impl Workspace {
         self.init_fields_bytes
     }
 
-    /// Returns the number of slots. An entry never leaves its own.
+    /// Returns a number that is greater than the slot of any entry. An entry keeps its slot until
+    /// its tombstone is dropped.
     pub(crate) fn slots(&self) -> u32 {
-        slot_index(self.entries.len())
+        slot_index(self.entries.capacity())
     }
 
-    /// Returns the entry in a slot, which must be less than [`Workspace::slots`].
-    pub(crate) fn entry(&self, slot: u32) -> &Entry {
-        &self.entries[slot as usize]
+    /// Returns the entry in a slot, if there is one.
+    pub(crate) fn entry(&self, slot: u32) -> Option<&Entry> {
+        self.entries.get(slot as usize)
     }
 
     /// Returns the slot of a key's entry.

@@ -1,0 +1,206 @@
+//! What happens in a workspace as time passes: keys expire, and tombstones are dropped after their
+//! retention. A dropped tombstone raises the *floor*, which keeps refusing the writes that the
+//! tombstone refused.
+
+use super::Workspace;
+use crate::core::state::segment_usage::{Mark, UNMARKED};
+use crate::log::record::{Change, EXTRA_BYTES, OP_HEADER_BYTES};
+use crate::seq::Seq;
+
+/// The bound that dropped tombstones leave behind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Floor {
+    /// The greatest timestamp of a dropped tombstone, 0 if none was dropped. An op on a key without
+    /// an entry loses unless its timestamp is greater.
+    pub timestamp: u64,
+    /// The greatest seq of a dropped tombstone. A client that has not seen it cannot be sent what
+    /// has changed since, because that includes tombstones that no longer exist.
+    pub dropped_seq: Seq,
+    /// The mark of the segment that holds its record.
+    pub mark: Mark,
+}
+
+impl Floor {
+    /// Returns whether an op with this timestamp loses if its key has no entry.
+    #[must_use]
+    pub fn covers(&self, timestamp: u64) -> bool {
+        self.dropped_seq > Seq::NONE && timestamp <= self.timestamp
+    }
+}
+
+/// The result of dropping tombstones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dropped {
+    /// The number of tombstones.
+    pub count: u64,
+    /// The mark of the record of the floor before, which the new record supersedes.
+    pub replaced: Mark,
+}
+
+impl Workspace {
+    /// Returns the floor, if any tombstone was ever dropped.
+    #[must_use]
+    pub fn floor(&self) -> Option<Floor> {
+        (self.floor.dropped_seq > Seq::NONE).then_some(self.floor)
+    }
+
+    /// Returns the seq at which the current generation began.
+    #[must_use]
+    pub fn begun_seq(&self) -> Seq {
+        self.begun_seq
+    }
+
+    /// Returns the number of tombstones.
+    #[must_use]
+    pub fn tombstones_count(&self) -> usize {
+        let lifetimes = self.lifetimes.as_ref();
+        lifetimes.map_or(0, |lifetimes| lifetimes.tombstones_count())
+    }
+
+    /// Returns the number of keys that expire.
+    #[must_use]
+    pub fn expiries_count(&self) -> usize {
+        let lifetimes = self.lifetimes.as_ref();
+        lifetimes.map_or(0, |lifetimes| lifetimes.expiries_count())
+    }
+
+    /// Returns the Unix time in microseconds at which a key expires or a tombstone has been kept
+    /// for `retention_us`, whichever comes first.
+    #[must_use]
+    pub fn next_due_us(&self, retention_us: u64) -> Option<u64> {
+        let lifetimes = self.lifetimes.as_ref()?;
+        let expiry_us = lifetimes.next_expiry().map(|(at_us, _)| at_us);
+        let tombstone = lifetimes.oldest_tombstone();
+        let drop_us =
+            tombstone.map(|(deleted_at_us, _)| deleted_at_us.saturating_add(retention_us));
+        expiry_us.into_iter().chain(drop_us).min()
+    }
+
+    /// Returns whether a key has expired at `unix_us` and was not deleted yet.
+    #[must_use]
+    pub fn has_expired(&self, unix_us: u64) -> bool {
+        self.next_expired(unix_us).is_some()
+    }
+
+    /// Returns the key that expired first, if it has expired at `unix_us`, with its timestamp.
+    #[must_use]
+    pub fn next_expired(&self, unix_us: u64) -> Option<(&str, u64)> {
+        let (at_us, slot) = self.lifetimes.as_ref()?.next_expiry()?;
+        let entry = &self.entries[slot as usize];
+        (at_us <= unix_us).then(|| (entry.key(), entry.timestamp()))
+    }
+
+    /// Drops the tombstones whose retention ended by `unix_us`, at most `most` of them, and raises
+    /// the floor. Returns `None` if there are none. The record of the new floor will have `mark`.
+    ///
+    /// Tombstones are dropped in the order of their seqs, so that none is left up to
+    /// [`Floor::dropped_seq`]. If the clock was set back meanwhile, later ones wait for earlier
+    /// ones.
+    pub fn drop_tombstones(
+        &mut self,
+        unix_us: u64,
+        retention_us: u64,
+        most: usize,
+        mark: Mark,
+    ) -> Option<Dropped> {
+        let mut count = 0;
+        while (count as usize) < most
+            && let Some((deleted_at_us, slot)) = self.oldest_tombstone()
+            && deleted_at_us.saturating_add(retention_us) <= unix_us
+        {
+            self.drop_tombstone(slot);
+            count += 1;
+        }
+        (count > 0).then(|| Dropped {
+            count,
+            replaced: std::mem::replace(&mut self.floor.mark, mark),
+        })
+    }
+
+    /// Begins a generation with the state as it was read back: drops the tombstones that the floor
+    /// covers, whose records may still be in the log.
+    ///
+    /// Must not be called while another part of the log remains to be merged: it may hold an older
+    /// write of a key, which its tombstone must supersede.
+    pub fn begin_generation(&mut self) {
+        let dropped_seq = self.floor.dropped_seq;
+        while let Some((_, slot)) = self.oldest_tombstone()
+            && self.entries[slot as usize].seq <= dropped_seq
+        {
+            self.drop_tombstone(slot);
+        }
+        self.begun_seq = self.seq;
+    }
+
+    fn oldest_tombstone(&self) -> Option<(u64, u32)> {
+        self.lifetimes.as_ref()?.oldest_tombstone()
+    }
+
+    fn drop_tombstone(&mut self, slot: u32) {
+        self.subtract_bytes(slot);
+        self.clear_time(slot);
+        self.unlink(slot);
+        let entry = self.entries.remove(slot as usize);
+        self.index.remove(self.tag(entry.key()), slot);
+        self.raise_floor(entry.timestamp, entry.seq);
+    }
+
+    /// Raises the floor to a dropped tombstone, or to a floor that was read from the log.
+    pub(super) fn raise_floor(&mut self, timestamp: u64, dropped_seq: Seq) {
+        if self.floor().is_none() && dropped_seq > Seq::NONE {
+            self.log_bytes += (OP_HEADER_BYTES + EXTRA_BYTES + self.id.len()) as u64;
+            self.floor.mark = UNMARKED;
+        }
+        self.floor.timestamp = self.floor.timestamp.max(timestamp);
+        self.floor.dropped_seq = self.floor.dropped_seq.max(dropped_seq);
+    }
+
+    /// Records the time of an entry after a change, if it has one.
+    pub(super) fn set_time(&mut self, slot: u32, change: &Change<'_>) {
+        let entry = &mut self.entries[slot as usize];
+        let lifetimes = &mut self.lifetimes;
+        entry.is_timed = true;
+        match *change {
+            Change::Write {
+                expires_at_us: Some(expires_at_us),
+                ..
+            } => lifetimes
+                .get_or_insert_default()
+                .add_expiry(slot, expires_at_us),
+            Change::Delete { deleted_at_us } => {
+                lifetimes
+                    .get_or_insert_default()
+                    .add_tombstone(slot, entry.seq, deleted_at_us)
+            }
+            Change::Write { .. } | Change::Floor { .. } | Change::Generation { .. } => {
+                entry.is_timed = false;
+            }
+        }
+    }
+
+    /// Forgets the time of an entry before a change.
+    pub(super) fn clear_time(&mut self, slot: u32) {
+        let entry = &mut self.entries[slot as usize];
+        if std::mem::take(&mut entry.is_timed) {
+            let lifetimes = self.lifetimes.as_mut();
+            let lifetimes = lifetimes.expect("an entry with a time is in the table of times");
+            lifetimes.remove(slot, entry.seq);
+        }
+    }
+
+    /// Returns the change that made an entry what it is.
+    pub(super) fn change_of(&self, slot: u32) -> Change<'_> {
+        let entry = &self.entries[slot as usize];
+        let lifetimes = self.lifetimes.as_ref().filter(|_| entry.is_timed);
+        let time_us = lifetimes.map(|lifetimes| lifetimes.time_us(slot));
+        if entry.is_deleted {
+            return Change::Delete {
+                deleted_at_us: time_us.expect("a tombstone has a time"),
+            };
+        }
+        Change::Write {
+            value: entry.value(),
+            expires_at_us: time_us,
+        }
+    }
+}
