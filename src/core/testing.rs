@@ -19,7 +19,7 @@ use crate::wire::auth::{Secret, Verifier, mint};
 
 /// The Unix time at which a test begins, in seconds.
 pub const START_UNIX_S: u64 = 1_700_000_000;
-/// The seed of the hash of a workspace's keys.
+/// The seed for hashing the keys of a workspace.
 pub const HASH_SEED: u64 = 5;
 
 /// Returns the configuration of a server's only shard.

@@ -40,7 +40,7 @@ struct World {
     dice: Dice,
     rig: Rig,
     token: String,
-    /// What is expected of each of the rig's peers, in the same order.
+    /// The expectations for each of the rig's peers, in the same order.
     members: Vec<Member>,
     models: [Model; 2],
     /// The values of all ops that were part of a send.
@@ -155,7 +155,7 @@ impl World {
 
     // ---- events ----
 
-    /// Picks a random connected client that satisfies `fits`. Returns `None` if there is none.
+    /// Returns a random connected client that satisfies `fits`, or `None` if there is none.
     fn any_client(&mut self, fits: impl Fn(&Client, &Member) -> bool) -> Option<usize> {
         let all = self.rig.peers.iter().zip(&self.members).enumerate();
         let fitting: Vec<usize> = all
@@ -252,7 +252,7 @@ impl World {
         member.joined_at = self.models[member.workspace].wins.len();
     }
 
-    /// Applies an op that has reached the shard to the model as well.
+    /// Applies an op that has reached the shard to the model, and updates the expectations.
     fn apply(&mut self, place: usize, write: &Write) {
         if !self.members[place].joined {
             return;
@@ -378,7 +378,7 @@ impl World {
         }
     }
 
-    // ---- the end ----
+    // ---- the end of a run ----
 
     /// Lets everything in flight succeed, until nothing more happens.
     fn settle(&mut self) {

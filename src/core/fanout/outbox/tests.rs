@@ -19,8 +19,8 @@ struct OwedBytes {
     is_frame: bool,
     /// The position that must be visible before the item may be sent.
     visible_from: LogPosition,
-    /// The position that makes the item due once it is visible. Everything before the item is then
-    /// due, too.
+    /// The position that makes the item due once it is visible, because everything before the item
+    /// is then visible, too.
     due: LogPosition,
 }
 
@@ -94,7 +94,7 @@ impl OutboxRig {
         });
     }
 
-    /// Checks the next send. Returns false if there is nothing to send.
+    /// Performs the next send and checks it. Returns false if there is nothing to send.
     fn send(&mut self) -> bool {
         let visible_end = self.window.visible_end(self.visible_position);
         let Self {

@@ -102,7 +102,7 @@ fn a_request_that_came_meanwhile_is_answered() {
     let (late, never) = (rig.accept(false), rig.accept(false));
     rig.sleep_until(1.0);
     stop_for(&mut rig, 60);
-    // The receive may end in a later turn than the first.
+    // The receive may not end until after the first turn.
     rig.run();
     rig.receive(late, head("w", None).as_bytes());
     assert_eq!(rig.seen(late), ["101", "init 0"]);
@@ -119,7 +119,7 @@ fn a_connection_that_is_closing_has_its_time() {
     rig.seen(client);
     stop_for(&mut rig, 30);
     rig.run();
-    // The client's close may be on its way.
+    // The client's close may already be on its way.
     assert_eq!(rig.session(client).state(), State::Closing);
     sleep_until_due(&mut rig, client, seconds(LINGER_US));
     assert_eq!(rig.seen(client), ["aborted", "gone"]);

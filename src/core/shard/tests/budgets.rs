@@ -10,7 +10,7 @@ mod transfers;
 
 const TEXT: u8 = 1;
 
-/// Returns a text frame with a payload of `bytes` bytes and without FIN: an unfinished message.
+/// Returns an unfinished message: a text frame without FIN, with a payload of `bytes` bytes.
 fn fragment(bytes: usize) -> Vec<u8> {
     let mut frame = frame(TEXT, &vec![b'x'; bytes]);
     frame[0] = TEXT;
@@ -21,7 +21,7 @@ fn unfinished(rig: &Rig) -> u64 {
     rig.shard.counters().unfinished_bytes
 }
 
-/// Joins `workspace` with a client that then stops reading, and returns the client.
+/// Joins `workspace` as a client that then stops reading, and returns the client.
 fn stalled(rig: &mut Rig, workspace: &str) -> usize {
     let place = rig.join(workspace, None);
     rig.seen(place);
@@ -152,7 +152,7 @@ fn a_message_that_takes_too_long_closes_its_client() {
                 rig.receive(client, &[0, 0x81, 0, 0, 0, 0, b'x']);
             }
         } else {
-            // The client cannot answer a ping in the middle of a frame, so it must not be pinged.
+            // The client cannot answer a ping in the middle of a frame, so no ping may be due.
             rig.shard.config.ping_interval_us = 1000 * SECOND_US;
         }
         rig.sleep_until(36.9);

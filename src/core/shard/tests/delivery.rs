@@ -181,7 +181,7 @@ fn an_answer_that_the_log_holds_up_comes_with_the_commit() {
 
 #[test]
 fn a_send_of_no_bytes_ends_the_connection() {
-    // Each case: whether the connection was aborted before, and whether the send accepted all
+    // Each case: whether the connection was already aborted, and whether the send accepted all
     // bytes.
     for (is_aborted, takes_all) in [(false, false), (true, false), (true, true)] {
         let mut rig = Rig::new(|_| ());
@@ -385,7 +385,7 @@ fn a_mark_of_a_writer_of_long_ago_hides_no_op_from_a_new_client() {
         rig.op(writer, &format!("k{key}"), &value("x", 60_000), 1);
     }
     // The init message of this client stays in flight, so a client that joins later is sent the
-    // same one, followed by the ops since.
+    // same one, followed by the ops since then.
     let holder = stalled_join(&mut rig);
     rig.op(old, "own", "1", 2);
     let number = rig.session(old).number;
@@ -407,7 +407,7 @@ fn a_mark_of_a_writer_of_long_ago_hides_no_op_from_a_new_client() {
     assert_eq!(seen[..3], ["101", "init 5", "own=1@2"]);
 }
 
-/// Joins `w` with a client that reads nothing, and returns the client.
+/// Joins `w` as a client that reads nothing, and returns the client.
 fn stalled_join(rig: &mut Rig) -> usize {
     let place = rig.accept(false);
     rig.peers[place].reads = false;

@@ -31,7 +31,7 @@ fn a_panic_over_a_closing_connection_ends_that_one() {
         rig.receive(client, &frame(8, b""));
         assert_eq!(rig.session(client).state(), State::Closing);
     }
-    // A socket cannot accept more bytes than it was given, so this is a bug.
+    // A socket cannot accept more bytes than it was given, so this simulates a bug.
     let spans = rig.peers[culprit].client.sending.take();
     let spans = spans.expect("the close frame is on its way");
     let (id, bytes) = (rig.peers[culprit].client.id, spans_bytes(&spans));
@@ -100,7 +100,7 @@ fn the_log_is_tried_again_at_growing_intervals() {
     }
 }
 
-/// Sleeps until the next attempt to rebuild the log, and returns the time until then.
+/// Sleeps until the next attempt to rebuild, and returns the time until then in milliseconds.
 fn rebuild_after_ms(rig: &mut Rig) -> u64 {
     let before_us = rig.clock.now_us;
     while !matches!(rig.log, Some(Output::Rebuild(_))) {

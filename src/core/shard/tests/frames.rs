@@ -81,7 +81,7 @@ fn a_heartbeat_and_a_message_in_small_pieces_are_nothing_unusual() {
         rig.seen(client);
         // Twenty pongs per second for ten minutes.
         assert_eq!(flood(&mut rig, client, &pong(), 20, 12_000), None);
-        // A message of almost a thousand fragments with one byte each.
+        // A message in almost a thousand fragments of one byte each.
         let text = format!(
             r#"{{"type":"op","payload":{{"key":"k","value":"{}","timestamp":1}}}}"#,
             "x".repeat(900)
@@ -130,7 +130,7 @@ fn a_pong_for_a_ping_is_free() {
         config.limits.ops_per_second = Some(1);
     });
     let client = rig.join("w", None);
-    // The number of pongs that are allowed at once. One more closes the client.
+    // The number of pongs allowed at once. One more closes the client.
     let heartbeats = usize::try_from(FRAMES_BURST_MIN).unwrap();
     for pings in 1..=3_u8 {
         rig.sleep_until(f64::from(pings) * 1.1);

@@ -235,7 +235,7 @@ fn a_tag_names_the_start_and_the_seq() {
     assert_eq!(tags.len(), 9, "{tags:?}");
 }
 
-/// With durability `none`, clients see ops that a failure may lose. Their seqs are then reused.
+/// With durability `none`, clients see ops that a failure may lose and whose seqs are then reused.
 #[test]
 fn a_tag_from_before_a_rebuild_is_never_given_again() {
     let mut rig = Rig::new(|config| config.durability = Durability::None);
@@ -312,7 +312,7 @@ fn a_page_comes_from_outside() {
         panic!("the console was asked for");
     };
     assert_eq!((request.page, request.head_only), (WebPage::Console, true));
-    // The first answer is for a client that has left in the meantime.
+    // The first answer arrives late, for a session that has ended in the meantime.
     let stranger = SessionId {
         generation: id.generation + 1,
         ..id

@@ -33,9 +33,9 @@ const ENTRY_BYTES: u64 = OP_HEADER_BYTES as u64 + 1;
 
 // ---- messages per second ----
 
-/// Returns the number of ops refused because of the rate and because of the size of a workspace, of
-/// refused members, of refused handshakes, and of connections closed because they kept exceeding
-/// their rate.
+/// Returns five counts: ops refused because of the rate, ops refused because of the size of a
+/// workspace, refused members, refused handshakes, and connections closed because they kept
+/// exceeding their rate.
 fn refused(rig: &Rig) -> [u64; 5] {
     let Counters {
         refused_rate,
@@ -185,8 +185,8 @@ fn an_op_over_the_size_is_refused_with_a_correction() {
     rig.op(writer, "j", "12", 2);
     rig.seen(writer);
     rig.seen(reader);
-    // An op that would grow the workspace, one with a new key, one that keeps the size, one that
-    // shrinks the workspace, and one that would grow it beyond the limit again.
+    // These ops would grow the workspace, add a key, keep its size, shrink it, and grow it beyond
+    // the limit again.
     rig.op(writer, "k", "123", 3);
     rig.op(writer, "n", "1", 4);
     rig.op(writer, "k", "34", 5);
@@ -220,7 +220,7 @@ fn an_op_over_the_size_is_refused_with_a_correction() {
 fn a_correction_is_sent_once_it_is_durable() {
     for (log_fails, expected) in [
         (false, &["k=1@1", "error 413 k@2"][..]),
-        // The op that would have won is lost, and so is the correction that shows it.
+        // The op that had won is lost, and so is the correction that shows it.
         (true, &["error 413 k@2", "error 500", "close 1011", "gone"]),
     ] {
         let mut rig = rig(workspace_bytes(ENTRY_BYTES + 2));

@@ -166,7 +166,7 @@ pub struct Client {
     /// Whether the shard no longer has a session for the client.
     pub closed: bool,
     pub incoming: Vec<u8>,
-    /// The head of the HTTP answer.
+    /// The head of the answer to its request.
     pub head: String,
     pub status: Option<u16>,
 }

@@ -31,8 +31,8 @@ impl World {
         }
     }
 
-    /// Checks that an init message is the state after some number of wins, and expects the ops
-    /// since.
+    /// Checks that an init message is the state after some number of wins, and expects the ops that
+    /// won after that.
     fn read_init(&mut self, place: usize, data: &BTreeMap<String, String>) {
         let member = &mut self.members[place];
         assert!(!member.has_init, "there is one init message");

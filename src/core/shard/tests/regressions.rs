@@ -7,7 +7,7 @@ use crate::log::commit::{Durability, LogStep};
 
 const MS_US: u64 = 1000;
 
-/// Returns a rig on which tests run single turns and end log operations themselves.
+/// Returns a rig for tests that run single turns and end log operations themselves.
 fn rig(durability: Durability) -> Rig {
     Rig::new(|config| {
         config.durability = durability;

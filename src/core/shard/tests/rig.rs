@@ -79,7 +79,7 @@ impl Rig {
         rig
     }
 
-    /// Completes the initial read of the log, which found `workspaces`.
+    /// Completes the initial read of the log, with `workspaces` as its result.
     pub fn recover(&mut self, workspaces: Vec<Workspace>) {
         let segment = self.recovers_to.take().expect("it is read once");
         let recovered = Input::Rebuilt(Ok((segment, workspaces)));
@@ -374,8 +374,9 @@ impl Rig {
         !self.log_hangs && self.end_log_with(self.log_fails, |left| left).is_some()
     }
 
-    /// Ends the log operation in flight and returns its kind. `fails` makes it fail. `part` returns
-    /// how many of the remaining bytes a write has written.
+    /// Ends the log operation in flight and returns its kind, or `None` if there is none. If
+    /// `fails` is true, the operation fails. `part` returns how many of the remaining bytes are
+    /// written.
     pub fn end_log_with(
         &mut self,
         fails: bool,

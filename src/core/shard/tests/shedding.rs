@@ -66,8 +66,8 @@ fn a_connection_is_shed_for_one_of_its_own_listener() {
 #[test]
 fn a_connection_that_has_ended_is_not_shed() {
     let mut rig = Rig::new(|config| config.fault_panic_key = Some("boom".to_owned()));
-    // These connections are ended by the peer, by a deadline, by closing after an answer, and by
-    // the close frame of a member.
+    // These connections end because of the peer, a deadline, a close after an answer, and a close
+    // frame from a member.
     let [broken, late, answered] = [(); 3].map(|()| rig.accept(false));
     rig.peers[broken].client.broken = true;
     rig.receive(answered, b"GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n");

@@ -76,8 +76,8 @@ fn a_client_that_answers_stays() {
 #[test]
 fn pings_are_spread_over_the_interval() {
     let mut rig = Rig::new(|config| config.ping_interval_us = 25 * SECOND_US);
-    // Fibonacci hashing: session n is first pinged before the end of the interval, earlier by the
-    // fractional part of n * 0.618… times half the interval.
+    // Fibonacci hashing: the first ping of session n is f / 2 intervals before the end of its first
+    // interval, where f is the fractional part of n * 0.618….
     for at_ms in [25_000, 17_274, 22_049, 14_323] {
         let client = rig.join("w", None);
         let next_ping_us = rig.session(client).next_ping_us - START_US;

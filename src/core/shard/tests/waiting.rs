@@ -72,7 +72,7 @@ fn only_requests_that_need_the_state_wait_for_it() {
         (handshakes(&rig), rig.shard.admission.waiting_count()),
         (0, 0)
     );
-    // Bytes that it sent after its request were read, and it is now a member like any other.
+    // The bytes that followed its request were read, and it is now a member like any other.
     let late = rig.join("w", None);
     assert_eq!(rig.seen(late), ["101", "init 2"]);
     rig.op(late, "k", "3", 9);

@@ -1,4 +1,4 @@
-//! The snapshots of a room, compared with its state at each point, encoded in one piece.
+//! The snapshots of a room, compared with the state at each point encoded in one piece.
 
 use std::collections::HashMap;
 use std::rc::Rc;
