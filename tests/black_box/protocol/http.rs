@@ -111,8 +111,8 @@ async fn unknown_query_parameters_such_as_user_id_are_ignored() {
 
 // ---- the workspace id ----
 
-/// Checks whether two spellings name one workspace, that is, whether an op written under the first
-/// reaches a member under the second.
+/// Checks whether two spellings name one workspace, as `same` states: whether an op written under
+/// the first is in the state received under the second.
 async fn assert_same_room(server: &Server, first: &str, second: &str, same: bool) {
     let path = |segment: &str| format!("/v1/sync/{segment}?token={}", token::valid());
     let mut writer = Client::connect_path(server, &path(first)).await;
