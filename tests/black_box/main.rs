@@ -1,8 +1,9 @@
 //! Black-box tests: the server as a process, observed through its sockets, files and command line.
 //!
 //! All of them are modules of one binary, so that the server is linked once and the tests run in
-//! parallel: each starts its own servers, in its own data directory, on free ports. `cargo test
-//! --test black_box crash` runs one module, and any other test whose name contains the word.
+//! parallel: each starts its own servers, in its own data directory, on free ports.
+//! `cargo test --test black_box crash` runs one module, and any other test with that word in its
+//! name.
 
 mod support;
 

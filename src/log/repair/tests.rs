@@ -59,8 +59,8 @@ impl Log {
         }
     }
 
-    /// Creates a log with one shard: three segments of two batches each. Every other op is from
-    /// `demo`.
+    /// Creates a log with one shard: three segments of two batches each, in which the ops alternate
+    /// between `demo` and `other`.
     fn sample() -> Self {
         let mut log = Self::new();
         for _ in 0..3 {
@@ -377,8 +377,7 @@ fn a_flipped_byte_costs_one_op_or_the_rest_of_its_batch() {
         let lost = match at.checked_sub(first.begin) {
             None | Some(0..28) => 0,
             Some(32..36) => 2,
-            // The next record still proves where an altered checksum belongs, but its own op is
-            // lost.
+            // The checksum of the next record still holds, so only the op of this record is lost.
             Some(_) => 1,
         };
         assert!(kept.is_subset(&log.ops()), "byte {at}");

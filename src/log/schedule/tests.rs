@@ -240,8 +240,7 @@ fn what_the_reserve_held_is_for_the_next_compaction_and_not_for_ops() {
         (room.is_short(), room.end(LogPosition::START).get()),
         (true, 0)
     );
-    // The compaction succeeded. Once short, a disk needs half as much free space again to have
-    // room.
+    // The compaction succeeded, and freed enough for a disk that was short to have room again.
     room.looked(Some(space(50, 10_000)), false, &all);
     assert_eq!(
         (room.is_short(), room.end(LogPosition::START).get()),
