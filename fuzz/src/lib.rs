@@ -6,7 +6,7 @@
 //! | `frames` | `wire::frame::Decoder` | tungstenite's reader |
 //! | `messages` | `wire::message::Parser` | `serde_json`, and a model of simd-json's refusals |
 //! | `records` | a segment with one change, by `log::record::Reader` | the encoder |
-//! | `segments` | any bytes as a segment, also in parts; `damage_behind` | the encoder; naive search |
+//! | `segments` | any bytes as a segment, and in parts; `damage_behind` | encoder; naive search |
 //!
 //! # How to run
 //!

@@ -30,7 +30,7 @@ struct Log {
     end: End,
 }
 
-/// What follows the ops in segment 1.
+/// The content of segment 1 after the ops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     /// Nothing: the server was killed. Every op was synced.
