@@ -7,7 +7,7 @@
 
 mod support;
 
-/// The server's behavior on client connections.
+/// The server's behaviour on client connections.
 mod protocol {
     mod abrupt_disconnects;
     mod connections;

@@ -117,7 +117,7 @@ impl Drop for Mount {
     }
 }
 
-/// Whether the file system has a journal, which determines how it behaves on a failing disk.
+/// The presence of a journal in the file system, which determines how it behaves on a failing disk.
 ///
 /// Without a journal it continues, and a later fdatasync succeeds although its blocks never reached
 /// the disk: a minimal program that writes, syncs and remounts finds zeros in every second run.
