@@ -1,7 +1,7 @@
-//! The file system operations that the log needs, as a trait, so that all code that makes decisions
-//! about files can also run on a simulated disk.
+//! The file system operations that the log needs, behind a trait, so that all code that makes
+//! decisions about files can also run on a simulated disk.
 //!
-//! Each method is one system call, or its equivalent in a file system: any call may fail, and a
+//! Each method is one system call, or its equivalent on a simulated disk. Any call may fail, and a
 //! crash may happen between any two. [`super::record`] lists the assumptions about what a crash
 //! leaves.
 //!
@@ -33,7 +33,7 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
     /// An open file on this disk.
     type File: DiskFile;
 
-    /// Creates a folder that only the user of this process may enter: mkdir(2).
+    /// Creates a folder that only this process's user may enter: mkdir(2).
     fn create_folder(&self, path: &Path) -> io::Result<()>;
     /// Returns whether a folder exists at this path.
     fn is_folder(&self, path: &Path) -> bool;
@@ -91,7 +91,7 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     fn bytes(&self) -> io::Result<u64>;
     /// Returns whether the file still has a name. This is cheap enough for every commit.
     fn is_linked(&self) -> io::Result<bool>;
-    /// Reads at an offset, possibly fewer bytes than there are, and returns their number, which is
+    /// Reads at an offset, possibly fewer bytes than requested, and returns their number, which is
     /// 0 at the end of the file: pread(2).
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes at an offset, possibly fewer bytes than requested, and returns their number:
@@ -103,7 +103,7 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     fn sync(&self) -> io::Result<()>;
     /// Makes later writes bypass the page cache (open(2), `O_DIRECT`). They must then consist of
     /// whole, aligned blocks, and each must have `RWF_DSYNC` (pwritev2(2)), so that it is on disk
-    /// when it returns. Returns `false`, with nothing changed, if the file system does not support
+    /// when it returns. Returns `false` and changes nothing if the file system does not support
     /// this.
     fn write_through(&self) -> io::Result<bool>;
     /// Writes at an offset, like [`DiskFile::write_at`], but the written bytes are on disk when it
@@ -126,7 +126,7 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     /// This is only advice: if the kernel ignores it, reads still return what was written.
     fn drop_cache(&self);
 
-    /// Writes all of `bytes`, with as many calls as that takes.
+    /// Writes all of `bytes`, in as many calls as necessary.
     fn write_all_at(&self, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
         while !bytes.is_empty() {
             match self.write_at(bytes, offset) {
@@ -142,7 +142,7 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
         Ok(())
     }
 
-    /// Reads from `offset` on until `bytes` is full or the file ends. Returns the number of bytes
+    /// Reads from `offset` until `bytes` is full or the file ends. Returns the number of bytes
     /// read.
     fn read_full_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut count = 0;
@@ -157,12 +157,12 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
         Ok(count)
     }
 
-    /// Replaces the content of `bytes` by that of the file.
+    /// Replaces the content of `bytes` with that of the file.
     fn read_whole(&self, bytes: &mut Vec<u8>) -> io::Result<()> {
         let file_bytes = usize::try_from(self.bytes()?)
             .map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-        // Only newly added bytes are zeroed, so a buffer that is reused for several segments is
-        // mostly not zeroed again.
+        // Only newly added bytes are zeroed, so most of a buffer that is reused for several
+        // segments is not zeroed again.
         bytes.resize(file_bytes, 0);
         let count = self.read_full_at(bytes, 0)?;
         bytes.truncate(count);
@@ -174,8 +174,8 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HostDisk;
 
-/// The permission bits of new folders: only the server's user may access the log, whatever the
-/// umask is.
+/// The permission bits of new folders: only the server's user may access the log, regardless of the
+/// umask.
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 

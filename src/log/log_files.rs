@@ -1,5 +1,5 @@
-//! The files of one shard's log: the open segment, and slow work on other segments, which is
-//! packaged as jobs for another thread.
+//! The files of one shard's log: the open segment, and slow work on other segments, packaged as
+//! jobs for another thread.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,12 +31,12 @@ pub struct LogFiles<D: Disk> {
     fill_bytes: Option<u64>,
     sources: Sources,
     /// The position where the open segment ends, once it has failed. The first attempt to rebuild
-    /// decides it for all that follow.
+    /// determines it for all later ones.
     kept_position: Arc<OnceLock<LogPosition>>,
 }
 
-/// The reason why the next segment or the state of a shard could not be provided. The operation is
-/// retried.
+/// The reason why a shard's next segment could not be created or its state could not be read. The
+/// operation is retried.
 #[derive(Debug, Error)]
 pub enum LogFilesError {
     /// The next segment cannot be created.
@@ -72,8 +72,8 @@ pub enum LogFilesError {
 }
 
 impl<D: Disk> LogFiles<D> {
-    /// Creates the segment that a shard writes first, which follows everything that was recovered.
-    /// With `fill_bytes`, this segment and the following ones are [written
+    /// Creates the first segment that a shard writes, after everything that was recovered. With
+    /// `fill_bytes`, this segment and the following ones are [written
     /// through](Segment::write_through), if the file system supports it.
     pub fn open(
         directory: Arc<DataDirectory<D>>,
@@ -138,7 +138,7 @@ impl<D: Disk> LogFiles<D> {
 
     /// Returns an error if the open segment or `LOCK` is known not to be at its path, because the
     /// data directory, the shard's folder or the file itself was deleted, moved or replaced. This
-    /// resolves both paths, so it is too expensive for every commit.
+    /// resolves both paths, which is too expensive to do for every commit.
     pub fn check_place(&self) -> Result<(), LogFilesError> {
         // An I/O error does not prove that the file was moved; creating the next segment will run
         // into it too.
@@ -216,7 +216,7 @@ impl<D: Disk> LogFiles<D> {
     }
 
     /// Returns the job that creates the segment after the failed one and reads the shard's state
-    /// back. The failed file is no longer written; for readers, it ends where the next segment
+    /// back. The failed file is no longer written to; for readers, it ends where the next segment
     /// begins.
     pub fn rebuild(&self, end: End) -> Result<Rebuild<D>, LogFilesError> {
         if self.segment.header.index == end.index {

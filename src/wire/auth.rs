@@ -79,11 +79,11 @@ pub enum AuthError {
     /// `alg` is not HS256.
     #[error("the token must be signed with HS256")]
     Algorithm,
-    /// The header has a `crit` field. It names extensions that the receiver must understand, and
-    /// none is supported here (RFC 7515 section 4.1.11).
+    /// The header has a `crit` field, which names extensions that the receiver must understand.
+    /// None are supported here (RFC 7515 section 4.1.11).
     #[error("the token needs an unknown extension")]
     Critical,
-    /// The token was signed with another secret, or changed after it was signed.
+    /// The token was signed with another secret, or modified after it was signed.
     #[error("the token's signature is invalid")]
     Signature,
     /// `exp` has passed.
@@ -195,7 +195,7 @@ fn check_times(claims: &Map<String, Value>, now_unix_us: u64) -> Result<Grant, A
     Ok(Grant { expires_at_us })
 }
 
-/// A time claim. `At` holds Unix microseconds.
+/// A time claim. `At` contains Unix microseconds.
 enum NumericDate {
     BeforeEpoch,
     At(u64),
@@ -231,7 +231,8 @@ fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<Numeri
 
 /// Decodes one base64url part of a token.
 ///
-/// The result is a map, because serde would also deserialize a struct from a JSON array.
+/// The result is a map rather than a struct, because serde would also deserialize a struct from a
+/// JSON array.
 fn decode_object(part: &str) -> Result<Map<String, Value>, AuthError> {
     let json = BASE64URL_NOPAD
         .decode(part.as_bytes())

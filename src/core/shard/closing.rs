@@ -9,8 +9,8 @@ use crate::limits::LINGER_US;
 use crate::log::position::LogPosition;
 use crate::wire::frame::Decoder;
 
-/// RFC 6455 section 7.4.1: the server is stopping, or is closing a client that has been silent for
-/// too long.
+/// RFC 6455 section 7.4.1: the server is stopping, or is closing a connection that has been silent
+/// for too long.
 pub(super) const GOING_AWAY: u16 = 1001;
 /// The IANA registry of close codes: "Try Again Later".
 pub(super) const TRY_AGAIN_LATER: u16 = 1013;
@@ -46,7 +46,7 @@ impl Shard {
         self.update_memory(id);
     }
 
-    /// Begins to close a session that has left its room: it is sent what is visible and what is
+    /// Begins to close a session that has left its room. It is sent what is visible and what is
     /// queued next, and is then closed.
     pub(super) fn begin_closing(&mut self, id: SessionId, clock: Clock) {
         self.admission.keep(&self.sessions[id]);
@@ -59,7 +59,7 @@ impl Shard {
         session.deadline_us = clock.now_us + LINGER_US;
         self.sessions.schedule(id, clock.now_us + LINGER_US);
         // Incoming bytes are still read and dropped: bytes left unread would make the kernel reset
-        // the connection, and the peer might lose the last bytes it was sent.
+        // the connection, and the last bytes sent to the peer might be lost.
         self.reads.receive(id);
         self.update_memory(id);
         self.enqueue(id);
@@ -111,8 +111,8 @@ impl Shard {
         self.sessions.retire(id);
     }
 
-    /// Moves a session that has left its room to its last state, and drops its request if it was
-    /// waiting with one.
+    /// Moves a session that has left its room to its last state, and drops its request if one was
+    /// waiting.
     fn enter_closing(&mut self, id: SessionId) {
         let session = &self.sessions[id];
         if session.state() == State::Waiting {
@@ -137,7 +137,7 @@ impl Shard {
             self.rooms[room_id].user_left(&user);
         }
         if let Some(moved) = self.rooms.remove_member(room_id, member) {
-            // The last member of the room has moved to the index that became free.
+            // The room's last member has moved to the index that became free.
             let (moved, _) = self.sessions.at(moved);
             let state = State::Open {
                 room: room_id,
@@ -148,7 +148,7 @@ impl Shard {
         if self.rooms.remove_if_unused(room_id) {
             self.snapshots.forget_room(room_id);
         } else {
-            // The window may release frames that only this session was still owed.
+            // The window may now release frames that only this session still had to receive.
             self.rooms.touch(room_id);
         }
     }

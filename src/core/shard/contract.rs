@@ -42,20 +42,20 @@ pub struct ShardConfig {
     /// The memory that may be held for individual sessions
     /// ([`crate::limits::session_budget_bytes`]).
     pub session_bytes_max: usize,
-    /// The memory of all encoded states that are being sent.
+    /// The memory that all encoded states being sent may hold.
     pub snapshot_bytes_max: usize,
-    /// The number of bytes of states that are encoded in a turn. A state that is no longer than
-    /// this is encoded in one step.
+    /// The number of bytes of states that may be encoded per turn. A state no longer than this is
+    /// encoded in one step.
     pub snapshot_part_bytes: usize,
-    /// The size of a batch of ops from which no more messages are read until the batch is written.
+    /// The size of a batch of ops at which the shard stops reading messages until the batch is
+    /// written.
     pub batch_bytes_max: usize,
-    /// The length up to which a segment of the log may always grow, however little of the log is
-    /// live.
+    /// The length to which a log segment may always grow, however little of the log is live.
     pub segment_bytes_min: u64,
-    /// The length that no segment of the log exceeds by more than a batch.
+    /// The length that no log segment exceeds by more than one batch.
     pub segment_bytes_max: u64,
-    /// The number of bytes by which the log may exceed what its live data allow before any
-    /// workspace is slowed down.
+    /// The number of bytes by which the log may exceed the length that its live data justify before
+    /// any workspace is slowed down.
     pub log_spare_bytes: u64,
     /// The time by which a timestamp may be ahead of the clock.
     pub future_skew_us: u64,
@@ -64,11 +64,12 @@ pub struct ShardConfig {
     /// The seed of the hash of every workspace's keys, so that no client can choose keys that
     /// collide.
     pub hash_seed: u64,
-    /// A random id of this start of the server. All its shards share it.
+    /// A random id chosen at each start of the server. All shards share it.
     pub start_id: u64,
     /// The secrets that tokens are verified with.
     pub verifier: Arc<Verifier>,
-    /// The origins whose pages may connect and read (RFC 6454). If it is empty, all origins may.
+    /// The origins whose pages may connect and read (RFC 6454). If the list is empty, all origins
+    /// may.
     pub origins: Arc<[String]>,
     /// The limits that protect the server from its clients.
     pub limits: Limits,
@@ -96,7 +97,7 @@ pub struct Limits {
 pub struct PeerStatus {
     /// Whether every shard can write its log.
     pub ready: bool,
-    /// The percentage of the log that has been read so far while the server starts.
+    /// The percentage of the log that has been read so far during the start of the server.
     pub recovered_percent: u8,
 }
 
@@ -124,9 +125,9 @@ pub enum Input<'a> {
     LogSynced(io::Result<()>),
     /// A [`LogStep::Open`] ended.
     LogOpened(io::Result<OpenSegment>),
-    /// The state was read back and a new segment is open. In case of an error, the shard tries
-    /// again later. For a shard created with [`Shard::recovering`](super::Shard::recovering), this
-    /// is the first input about the log.
+    /// The state was read back and a new segment is open. After an error, the shard tries again
+    /// later. For a shard created with [`Shard::recovering`](super::Shard::recovering), this is the
+    /// first input about the log.
     Rebuilt(io::Result<(OpenSegment, Vec<Workspace>)>),
     /// The log's files are no longer at their paths: anything written to them would be lost.
     LogDisplaced,
@@ -135,8 +136,8 @@ pub enum Input<'a> {
     LogSize(LogSize),
     /// The answer to an [`Output::Page`].
     Page(SessionId, Answer),
-    /// The server is to stop: refuse new requests, write what is left, close all sessions. A second
-    /// one closes them without waiting.
+    /// The server is stopping: the shard refuses new requests, writes what is left and closes all
+    /// sessions. A second `Drain` closes them without waiting.
     Drain,
 }
 
@@ -165,7 +166,7 @@ pub enum Output {
     /// Create the segment that follows the failed one, which ends at this point, and read the
     /// shard's state back.
     Rebuild(End),
-    /// The shard serves again, or no longer does.
+    /// Whether the shard can serve has changed.
     Ready(bool),
     /// All sessions are closed and the log is sealed.
     Drained,
@@ -176,7 +177,7 @@ pub enum Output {
 pub struct Handoff {
     pub(super) workspace: String,
     pub(super) intent: Intent,
-    /// The time for which the client may still wait for its answer.
+    /// The time that the client may still wait for its answer.
     pub(super) left_us: u64,
     /// The bytes that the client sent after its request.
     pub(super) unparsed: Vec<u8>,

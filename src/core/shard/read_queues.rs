@@ -1,5 +1,5 @@
-//! The queues of sessions to be read from: new bytes, bytes left from earlier turns, and ops that
-//! wait for room in the log.
+//! The queues of sessions to read from: for new bytes, for bytes left from earlier turns, and for
+//! ops that wait for room in the log.
 
 use std::collections::VecDeque;
 
@@ -7,10 +7,10 @@ use crate::core::shard::session::{Intake, SessionId};
 use crate::core::shard::sessions::Sessions;
 use crate::limits::HELD_RETRY_US;
 
-/// The queues of sessions to be read from.
+/// The queues of sessions to read from.
 ///
-/// Invariant: a member whose [`Intake`] is `Unread` or `Held` is in the queue for that, once.
-/// Entries of sessions that have closed are skipped.
+/// Invariant: a member whose [`Intake`] is `Unread` or `Held` is in the corresponding queue exactly
+/// once. Entries of closed sessions are skipped.
 #[derive(Default)]
 pub(super) struct ReadQueues {
     /// Sessions whose receive is to be armed at the end of the turn.
@@ -23,7 +23,7 @@ pub(super) struct ReadQueues {
     still_held: VecDeque<SessionId>,
     /// The time of the last round of retries.
     held_tried_us: u64,
-    /// The end of the previous turn if sessions were waiting then.
+    /// The time at which the previous turn ended, if sessions were waiting then.
     held_since_us: Option<u64>,
 }
 
@@ -90,7 +90,7 @@ impl ReadQueues {
         std::mem::swap(&mut self.held, &mut self.still_held);
     }
 
-    /// Returns when the waiting sessions are retried. None if there are none.
+    /// Returns the time at which the waiting sessions are retried, or `None` if there are none.
     pub fn held_due_us(&self, is_log_free: bool) -> Option<u64> {
         if self.held.is_empty() {
             None

@@ -1,8 +1,9 @@
 //! The encoded states of a shard: those that are held, those in progress, and the budget for both.
 //!
-//! One encoding serves all sessions that want the same state. So memory is used up only by clients
-//! that request the states of many workspaces, or of one workspace at many points in time, without
-//! reading them. They share a budget; once it is exhausted, requests are answered with 503.
+//! One encoding serves all sessions that want the same state. So only clients that request the
+//! states of many workspaces, or of one workspace at many points in time, without reading them can
+//! use up memory. All encodings share a budget; once it is exhausted, requests are answered with
+//! 503.
 //!
 //! A state of at most `step_bytes` (see [`Snapshots::new`]) is encoded immediately. A larger one
 //! would hold up all sessions of the shard, so it is encoded one step per turn while its receivers
@@ -26,20 +27,20 @@ use crate::limits::{
     ANSWER_BYTES_MAX, INIT_BYTES_KEPT_MAX, SNAPSHOT_SEARCH_INTERVAL_US, SNAPSHOTS_SWEPT_PER_TURN,
 };
 
-/// The encoded states of a shard. Rooms are identified by slot.
+/// The encoded states of a shard. Rooms are identified by their slots.
 ///
-/// Invariant: bytes held ≤ budget (for exceptions see [`SnapshotBudget`]), and a room is in `queue`
-/// once for each of its encodings in progress.
+/// Invariant: bytes held ≤ budget (for exceptions see [`SnapshotBudget`]), and a room appears in
+/// `queue` once for each of its encodings in progress.
 pub(in crate::core) struct Snapshots {
     budget: SnapshotBudget,
-    /// The number of bytes that all encodings in progress together may write per turn.
+    /// The number of bytes that all encodings in progress may write per turn, in total.
     step_bytes: usize,
     /// The rooms with a snapshot that is held or being encoded, and some that used to have one.
     rooms: HashMap<RoomId, RoomSnapshots, FixedState>,
     /// The rooms with encodings in progress, in the order of their turns.
     queue: VecDeque<RoomId>,
     /// The init message that was sent or finished most recently. It is kept so that a session that
-    /// joins shortly after the last receiver is done can reuse it.
+    /// joins shortly after its last receiver has finished can reuse it.
     kept_init: Option<Chunk>,
     /// The earliest time of the next search for slow receivers.
     next_search_us: u64,
@@ -49,7 +50,7 @@ pub(in crate::core) struct Snapshots {
 #[derive(Default)]
 struct RoomSnapshots {
     shared: SharedSnapshot,
-    /// The encodings in progress, the oldest first.
+    /// The encodings in progress, oldest first.
     encoders: VecDeque<StateEncoder>,
 }
 
@@ -97,8 +98,8 @@ impl Snapshots {
 
     // ---- requests ----
 
-    /// Returns a snapshot of a room, and starts encoding one if there is no usable one. If the
-    /// budget has no room for it, only states that no session holds are evicted.
+    /// Returns a snapshot of a room, and starts encoding one if none is usable. If the budget has
+    /// no room for it, only states that no session holds are evicted.
     pub fn request(
         &mut self,
         slot: RoomId,
@@ -113,7 +114,7 @@ impl Snapshots {
             self.kept_init = None;
             self.budget.sweep_all();
             let need = self.need(slot, room, kind);
-            // A state of any size is served if it is the only one.
+            // A state of any size is served if there is no other.
             let is_alone = self.budget.bytes() <= need.shared_bytes;
             if !self.budget.has_room_for(need.bytes) {
                 if !is_alone {
@@ -185,7 +186,7 @@ impl Snapshots {
         }
     }
 
-    /// Encodes a snapshot that is not available yet, or begins to.
+    /// Encodes a snapshot that is not available yet, or starts encoding it.
     fn encode(&mut self, slot: RoomId, room: &Room, kind: SnapshotKind) -> Snapshot {
         let need = self.need(slot, room, kind);
         let is_small = need.bytes <= self.step_bytes;
@@ -302,8 +303,8 @@ impl Snapshots {
         !self.queue.is_empty()
     }
 
-    /// Continues the encodings in progress, up to the number of bytes that a turn may encode.
-    /// Returns whether a part was finished, so that waiting sessions must be checked.
+    /// Continues the encodings in progress until this turn's byte limit is reached. Returns whether
+    /// a part was finished, in which case the waiting sessions must be checked.
     pub fn step<'a>(&mut self, workspace_of: impl Fn(RoomId) -> &'a Workspace) -> bool {
         let mut left_bytes = self.step_bytes;
         let mut is_any_finished = false;
@@ -354,8 +355,8 @@ impl Snapshots {
         self.budget.bytes()
     }
 
-    /// Removes some of the released states from the budget. Returns the number of bytes that are
-    /// being encoded or sent.
+    /// Stops counting some of the released states. Returns the number of bytes that are being
+    /// encoded or sent.
     pub fn sweep(&mut self) -> usize {
         self.budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
         let kept = self.kept_init.as_ref();
@@ -363,19 +364,19 @@ impl Snapshots {
         self.budget.bytes() - idle.map_or(0, |init| init.len())
     }
 
-    /// Returns whether slow receivers may be searched for. A search visits every session, so one
-    /// that found too little is not repeated for a while.
+    /// Returns whether slow receivers may be searched for. A search visits every session, so after
+    /// one that freed too little, the next must wait a while.
     pub fn may_search(&self, now_us: u64) -> bool {
         now_us >= self.next_search_us
     }
 
-    /// Records that a search found too little.
+    /// Records that a search freed too little.
     pub fn searched_in_vain(&mut self, now_us: u64) {
         self.next_search_us = now_us + SNAPSHOT_SEARCH_INTERVAL_US;
     }
 
-    /// Abandons a state of a room whose receivers were all aborted. It is not sent to any further
-    /// session, because it no longer counts.
+    /// Abandons a room's state whose receivers were all aborted. It no longer counts, so it must
+    /// not be sent to any other session.
     pub fn give_up(&mut self, slot: RoomId, chunk: &Chunk) {
         self.budget.write_off(chunk);
         if let Some(held) = self.rooms.get_mut(&slot) {
@@ -445,8 +446,8 @@ impl RoomSnapshots {
             let pending = || self.newest_encoder(room, part)?.pending(part);
             (EncodedState::Ready(init), shared.or_else(pending)?)
         } else {
-            // Both must come from the same encoder: the timestamps of another might be ready before
-            // this one's init message.
+            // Both must come from the same encoder: another encoder's timestamps might be ready
+            // before this one's init message.
             let encoder = self.newest_encoder(room, SnapshotPart::Init)?;
             let timestamps = encoder.pending(SnapshotPart::Timestamps)?;
             (encoder.pending(SnapshotPart::Init)?, timestamps)
@@ -505,8 +506,8 @@ fn is_newest(room: &Room, point: SnapshotPoint) -> bool {
 }
 
 /// Returns whether an init message of `bytes` bytes, of the state at `point`, is usable for a
-/// session that joins now. The newest always is. An older one is usable as long as all later frames
-/// are still in the window and are at most half as long as the message.
+/// session that joins now. The newest message always is. An older one is usable as long as all
+/// later frames are still in the window and are at most half as long as the message.
 fn is_init_usable(room: &Room, point: SnapshotPoint, bytes: usize) -> bool {
     let frames_bytes = room.window.end().bytes_since(point.at);
     let is_cheap = point.at >= room.window.start() && frames_bytes <= bytes / 2;

@@ -14,8 +14,8 @@
 //!
 //! An entry never leaves its slot, and a new key gets a slot after all others. So the state at one
 //! moment consists of the slots that existed then, with their entries at that time. Before an op
-//! overwrites an entry that is still to be read, [`StateEncoder::preserve`] saves a copy of it. The
-//! cost is a copy of the entries that change in the meantime, not of the whole state.
+//! overwrites an entry that is still to be read, [`StateEncoder::preserve`] saves a copy of it. So
+//! only the entries that change in the meantime are copied, not the whole state.
 
 use std::rc::Rc;
 
@@ -47,7 +47,7 @@ pub(in crate::core) fn encode(workspace: &Workspace, part: SnapshotPart) -> Chun
     Rc::new(out)
 }
 
-/// An encoder of the state at one moment, which works in steps.
+/// An encoder of the state at one moment that works in steps.
 pub(in crate::core) struct StateEncoder {
     point: SnapshotPoint,
     /// The length of the fields of the init message, which determines the length in its header.
@@ -58,7 +58,7 @@ pub(in crate::core) struct StateEncoder {
     next: Option<PartWriter>,
 }
 
-/// The outcome of a step of an encoding.
+/// The outcome of one encoding step.
 #[derive(Default)]
 pub(in crate::core) struct EncodingStep {
     /// The bytes that were written.
@@ -68,7 +68,7 @@ pub(in crate::core) struct EncodingStep {
 }
 
 impl StateEncoder {
-    /// Begins to encode a part of the current state, which is the one at `point`.
+    /// Begins to encode a part of the current state, which is the state at `point`.
     pub fn begin(workspace: &Workspace, point: SnapshotPoint, part: SnapshotPart) -> Self {
         Self {
             point,
@@ -130,8 +130,9 @@ impl StateEncoder {
         self.current.is_none()
     }
 
-    /// Writes about `bytes_max` bytes of the current part: up to the end of the part, or of the
-    /// field that reaches that length. `workspace` is the current state of the encoded workspace.
+    /// Writes about `bytes_max` bytes of the current part. It stops at the end of the part, or
+    /// after the field that reaches that length. `workspace` is the current state of the encoded
+    /// workspace.
     pub fn step(&mut self, workspace: &Workspace, bytes_max: usize) -> EncodingStep {
         let Some(PartWriter { part, out, pending }) = &mut self.current else {
             return EncodingStep::default();
@@ -139,8 +140,8 @@ impl StateEncoder {
         let part = *part;
         let start = out.len();
         if start == 0 {
-            // Reserve exactly the announced length up front: growing would copy what is already
-            // written, and might round the capacity up.
+            // Reserve exactly the announced length up front: growing would copy what has been
+            // written so far, and might round the capacity up.
             out.reserve_exact(pending.bytes());
             match part {
                 SnapshotPart::Init => state::put_init_start(out, self.init_fields_bytes),
@@ -187,7 +188,7 @@ impl StateEncoder {
 /// A part that is being written.
 struct PartWriter {
     part: SnapshotPart,
-    /// Empty, and without memory, until the first step.
+    /// Empty and unallocated until the first step.
     out: Vec<u8>,
     pending: Rc<PendingState>,
 }
@@ -202,9 +203,10 @@ impl PartWriter {
     }
 }
 
-/// The state at one moment, read entry by entry while ops overwrite it, by copy on write.
+/// The state at one moment, read entry by entry while ops overwrite it (copy-on-write).
 struct FrozenState {
-    /// The number of slots at that moment. Slots from here on belong to keys that were added later.
+    /// The number of slots at that moment. Slots from this index on belong to keys that were added
+    /// later.
     slots: u32,
     /// The next slot to be read.
     next: u32,

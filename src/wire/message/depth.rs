@@ -1,5 +1,5 @@
-//! A search for the field of a message that is nested too deep. The parser reports only that there
-//! is one.
+//! A search for the field of a message that is nested too deep. The parser reports only that such a
+//! field exists.
 
 use std::fmt;
 
@@ -49,7 +49,7 @@ impl fmt::Display for DeepField {
 /// object.
 ///
 /// The text must be valid JSON up to that depth. This second pass runs only for refused messages,
-/// so that it costs other messages nothing.
+/// so it costs other messages nothing.
 pub(super) fn deep_field(text: &str) -> Option<DeepField> {
     // The names of the fields that are being read at the first two levels.
     let mut names: [Option<&str>; 2] = [None, None];
