@@ -2,7 +2,7 @@
 //!
 //! The unit tests, the simulation, the allocation test and the benches all drive a
 //! [`Shard`](crate::core::shard::Shard). They start from [`shard_config`], so that a new setting
-//! needs a value in only one place, and each changes only the settings that it tests. The server
+//! needs a value in only one place, and each overrides only the settings that it tests. The server
 //! itself does not use this module.
 
 use std::sync::Arc;
@@ -23,8 +23,8 @@ pub const HASH_SEED: u64 = 5;
 
 /// Returns the configuration for the only shard of a server.
 ///
-/// It has the defaults of `etherply serve`, except that its segments are never full and there are
-/// no limits on clients.
+/// It uses the defaults of `etherply serve`, except that segments never fill up and clients have no
+/// limits.
 #[must_use]
 pub fn shard_config() -> ShardConfig {
     ShardConfig {

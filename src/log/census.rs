@@ -16,8 +16,8 @@ pub struct Share {
     pub records: u64,
     /// The total length of their records, in bytes.
     pub record_bytes: u64,
-    /// The total length of the records that make up the state, in bytes: those that no other op on
-    /// the same key supersedes.
+    /// The total length, in bytes, of the records that make up the state, which are those that no
+    /// other op on the same key supersedes.
     pub live_bytes: u64,
 }
 

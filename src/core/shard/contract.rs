@@ -166,7 +166,7 @@ pub enum Output {
     /// Create the segment that follows the failed one, which ends at this point, and read the
     /// shard's state back.
     Rebuild(End),
-    /// Whether the shard can serve has changed.
+    /// The shard can serve again (`true`), or no longer can (`false`).
     Ready(bool),
     /// All sessions are closed and the log is sealed.
     Drained,

@@ -1,10 +1,10 @@
-//! Sending: which session is sent what, and when.
+//! Sending: decides which session is sent what, and when.
 //!
-//! Sessions that are owed bytes are in a queue. Each turn serves a slice of it, and each session is
-//! sent everything that it is owed at that moment: the busier the shard, the larger the batches.
-//! When the queue is empty, the round is complete, and the windows drop the frames that all members
-//! have been sent. Sessions with a large backlog of their own, usually a large state, move to a
-//! separate queue.
+//! Sessions with pending bytes are in a queue. Each turn serves a slice of it, and each session is
+//! sent everything that is pending for it at that moment: the busier the shard, the larger the
+//! batches. Once the queue is empty, the round is complete, and the windows drop the frames that
+//! have been sent to all members. Sessions with a large backlog of their own, usually a large
+//! state, move to a separate queue.
 
 use std::io;
 
@@ -20,14 +20,14 @@ use crate::limits::{
 use crate::log::commit::Durability;
 
 impl Shard {
-    /// Queues a session so that it is sent what it is owed.
+    /// Queues a session so that its pending bytes are sent.
     pub(super) fn enqueue(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.get_mut(id) {
             self.sends.queue(id, session);
         }
     }
 
-    /// Makes visible the ops that a commit allows to be sent, and wakes the sessions that wait for
+    /// Makes the ops visible that a commit allows to be sent, and wakes the sessions that wait for
     /// the log.
     pub(super) fn show_committed(&mut self) {
         if self.log.show() {
@@ -41,7 +41,7 @@ impl Shard {
             .announce(self.log.visible_position(), |slot, visible_end| {
                 let (id, session) = self.sessions.at(slot);
                 let outbox = &session.outbox;
-                // The sender of an op is not owed it: the sender's cursor is past it already.
+                // The sender of an op does not receive it: the sender's cursor is already past it.
                 if outbox.cursor() < visible_end || outbox.behind().is_some() {
                     self.sends.queue(id, session);
                 }
@@ -51,7 +51,8 @@ impl Shard {
     /// Serves a slice of the queue, unless a commit is in flight or the shard pauses.
     ///
     /// A slice is bounded so that receives and log completions never wait for a thousand sends. In
-    /// `always` mode the commits already separate the slices, so the shard does not pause as well.
+    /// `always` mode the commits already separate the slices, so the shard does not pause in
+    /// addition.
     pub(super) fn send_slice(&mut self, clock: Clock) {
         let has_commits = self.config.durability == Durability::Always;
         if self.log.holds_sends() || !has_commits && self.sends.is_pausing(clock.now_us) {
@@ -76,7 +77,7 @@ impl Shard {
         }
     }
 
-    /// Returns whether a session is owed more than a send of frames may carry.
+    /// Returns whether a session has more pending bytes than a send of frames may carry.
     fn is_owed_bulk(&mut self, id: SessionId) -> bool {
         let session = self.sessions.get_mut(id);
         session.is_some_and(|session| session.outbox.waiting_bytes() > SEND_BYTES_MAX)
@@ -98,8 +99,8 @@ impl Shard {
         }
     }
 
-    /// Starts to measure how long the ops that became visible in this turn take to be sent to all
-    /// sessions that are owed them now. Only the ops of one commit are measured at a time.
+    /// Starts measuring how long it takes to send the ops that became visible in this turn to all
+    /// sessions that are to receive them now. Only the ops of one commit are measured at a time.
     pub(super) fn watch_sends(&mut self, clock: Clock) {
         let since_us = if self.config.durability == Durability::Always {
             self.sends.take_shown_since_us()
@@ -112,12 +113,13 @@ impl Shard {
         }
     }
 
-    /// Sends a session what it is owed, and returns the length of the send.
+    /// Sends a session its pending bytes, and returns the length of the send.
     ///
-    /// A session has at most one send in flight, so what it is owed in the meantime accumulates for
-    /// the next send. A session with nothing to send leaves the queue for one of three reasons: its
-    /// first answer is not visible yet, and the next commit queues it again; it is closing and has
-    /// been sent its last byte; or it is up to date, and the next op queues it.
+    /// A session has at most one send in flight, so whatever becomes pending in the meantime
+    /// accumulates for the next send. A session with nothing to send leaves the queue for one of
+    /// three reasons: its first answer is not visible yet, and the next commit will queue it again;
+    /// it is closing and has been sent its last byte; or it is up to date, and the next op will
+    /// queue it.
     fn serve(&mut self, id: SessionId, clock: Clock) -> usize {
         let Some(session) = self.sessions.get_mut(id) else {
             return 0;
@@ -220,8 +222,8 @@ impl Shard {
         self.unpause(id, clock);
     }
 
-    /// Records the completion of a send. Unless its remaining bytes are sent next, frees its
-    /// memory.
+    /// Records the completion of a send, and frees its memory unless its remaining bytes are sent
+    /// next.
     fn end_send(&mut self, id: SessionId, is_ended: bool) {
         let session = self
             .sessions
@@ -247,7 +249,7 @@ impl Shard {
         }
     }
 
-    /// Drops the frames that all members have been sent when a round of sends is complete. Until
+    /// Drops the frames that have been sent to all members if a round of sends is complete. Until
     /// then, drops frames only from windows that exceed their limit.
     pub(super) fn trim_windows(&mut self) {
         let is_round_done = self.sends.is_round_done();
@@ -258,8 +260,8 @@ impl Shard {
                 window, members, ..
             } = room;
             if is_round_done || window.capacity_bytes() > window_bytes_max {
-                // Members so far behind that the window would be too long fall out of it. For the
-                // others, the window is kept from the slowest of their cursors.
+                // Members that are too far behind for the window's limit fall out of it. The window
+                // then begins at the slowest cursor of the others.
                 let visible_end = window.visible_end(visible_position);
                 let overflow_end = window.overflow_end(window_bytes_max, visible_end);
                 let mut start = window.end();
@@ -283,7 +285,7 @@ impl Shard {
         });
     }
 
-    /// Arms the receives of this turn.
+    /// Arms the receives that were queued in this turn.
     pub(super) fn arm_receives(&mut self) {
         for id in self.reads.drain_receives() {
             let Some(session) = self.sessions.get_mut(id) else {

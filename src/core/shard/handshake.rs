@@ -30,7 +30,7 @@ struct RoomEntry {
 
 impl Shard {
     /// Accepts a connection to `--port` and returns its session. With `over_limit`, there are too
-    /// many connections, so its requests to workspaces are refused.
+    /// many connections, so its request to a workspace is refused.
     pub fn accept(&mut self, over_limit: bool, clock: Clock) -> SessionId {
         self.accept_at(ListenerKind::Public, over_limit, clock)
     }
@@ -84,8 +84,8 @@ impl Shard {
         session.unparsed.extend_from_slice(bytes);
         let parsed = upgrade::parse_head(&session.unparsed);
         if !matches!(parsed, Ok(None)) {
-            // The head is complete or invalid: the connection is now owed an answer and must not be
-            // shed.
+            // The head is complete or invalid: the connection is now waiting for an answer and must
+            // not be shed.
             self.admission.keep(&self.sessions[id]);
         }
         let session = &mut self.sessions[id];
@@ -142,7 +142,7 @@ impl Shard {
     /// Verifies a request to join, and forwards it to the shard that owns the workspace.
     fn admit(&mut self, id: SessionId, request: SyncRequest, clock: Clock) -> Result<(), Answer> {
         let grant = self.verified(request.token.as_deref(), clock)?;
-        // A client that is not a browser usually sends no origin, and can send any origin it likes.
+        // A client that is not a browser usually sends no origin, but can send any it likes.
         if let Some(origin) = &request.origin
             && !self.is_allowed(origin)
         {
@@ -161,7 +161,7 @@ impl Shard {
         self.pass_on(id, request.workspace, intent, clock)
     }
 
-    /// Replaces the secrets that new tokens are verified with. Existing members are not affected.
+    /// Replaces the secrets used to verify new tokens. Existing members are not affected.
     pub fn set_verifier(&mut self, verifier: Arc<Verifier>) {
         self.config.verifier = verifier;
     }
@@ -173,7 +173,7 @@ impl Shard {
             let rate = Rate::share(per_second, self.config.shards);
             if !self.admission.count_handshake(rate, clock.now_us) {
                 self.counters.refused_handshakes += 1;
-                // Not 429, which is about the requests of a single client (RFC 6585 section 4):
+                // Not 429, which concerns the requests of a single client (RFC 6585 section 4):
                 // this may be the client's first.
                 return Err(Answer::unavailable(
                     "too many requests with a token at once, try again later",
@@ -359,7 +359,7 @@ impl Shard {
         let session = &mut self.sessions[id];
         session.expires_at_us = grant.expires_at_us.unwrap_or(u64::MAX);
         session.deadline_us = u64::MAX;
-        // Spreads the first pings over the second half of the interval, using a Fibonacci hash of
+        // Spread the first pings over the second half of the interval, using a Fibonacci hash of
         // the slot, so that sessions that join together are not pinged together.
         let spread =
             (u64::from(id.slot.wrapping_mul(0x9E37_79B9)) * self.config.ping_interval_us) >> 32;

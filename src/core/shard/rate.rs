@@ -1,9 +1,9 @@
 //! Rate limits: token buckets, and the treatment of clients that exceed them.
 //!
-//! A bucket is implemented as a meter of the tokens taken: its level falls at the rate, and a
-//! request that does not fit into it is over the limit. This is the continuous-state leaky bucket
-//! of ITU-T I.371, which needs no timer. All numbers are integers, so nothing is lost to rounding,
-//! however often a bucket is used.
+//! A bucket is implemented as a meter of the tokens taken: its level falls at the given rate, and a
+//! request that does not fit into the bucket is over the limit. This is the continuous-state leaky
+//! bucket of ITU-T I.371, which needs no timer. All numbers are integers, so nothing is lost to
+//! rounding, however often a bucket is used.
 
 use crate::limits::{FRAMES_BURST_MIN, FRAMES_PER_MESSAGE, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN};
 
@@ -66,9 +66,9 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Takes a token. Returns false if there is none.
+    /// Takes a token. Returns `false` if none is left.
     pub fn take(&mut self, rate: Rate, now_us: u64) -> bool {
-        // A clock that goes back neither adds nor removes tokens.
+        // A clock that goes backwards neither adds nor removes tokens.
         let passed_us = now_us.saturating_sub(self.at_us);
         self.at_us = self.at_us.max(now_us);
         let leaked = passed_us.saturating_mul(rate.per_minute);
@@ -83,13 +83,13 @@ impl Bucket {
         allowance.is_some()
     }
 
-    /// Accounts for time that the clock did not count.
+    /// Accounts for time during which the clock stood still.
     pub fn has_aged(&mut self, us: u64) {
         self.at_us = self.at_us.saturating_sub(us);
     }
 
-    /// Allows what the rate yields in `us`, in addition to the burst: it was sent during that time
-    /// and arrives now.
+    /// Allows what the rate yields in `us`, in addition to the burst, because that much may have
+    /// been sent during that time and arrives now.
     fn allow_for(&mut self, rate: Rate, us: u64) {
         let leaked = us.saturating_mul(rate.per_minute);
         self.allowance = self.allowance.saturating_add(leaked);
@@ -103,7 +103,7 @@ pub enum Pace {
     Within,
     /// The message is refused.
     Over,
-    /// The message is refused after too many other refusals: the client is closed.
+    /// The message is refused after too many other refusals, so the client is closed.
     Beyond,
 }
 
@@ -132,7 +132,8 @@ impl Meter {
         self.frames.take(Rate::of_frames(per_second), now_us)
     }
 
-    /// Allows what the client may have sent in `us`, during which the shard did not read.
+    /// Allows what the client may have sent during the last `us` microseconds, in which the shard
+    /// did not read.
     pub fn allow_for(&mut self, per_second: u32, us: u64) {
         self.sent.allow_for(Rate::per_second(per_second), us);
         self.frames.allow_for(Rate::of_frames(per_second), us);

@@ -1,5 +1,5 @@
 //! The log of a shard: the commit in progress, the visible position, the senders of ops that are
-//! lost if the log fails, the space left, and whether the log can be written at all.
+//! lost if the log fails, the remaining space, and whether the log can be written to at all.
 
 use std::io;
 
@@ -13,7 +13,7 @@ use crate::log::commit::{Commit, End, LogBroken, LogStep, OpenSegment};
 use crate::log::position::LogPosition;
 use crate::log::record;
 
-/// The ability of a shard to serve.
+/// The health of a shard's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Health {
     Serving,
@@ -57,7 +57,7 @@ pub(super) struct ShardLog {
     live_bytes: u64,
     segment_bytes_min: u64,
     segment_bytes_max: u64,
-    /// The wait before the next attempt to open a failed log.
+    /// The delay before the next attempt to open a failed log.
     reopen_wait_us: u64,
     /// The number of times that the state was read back from the log since the start.
     rebuilds_count: u64,
@@ -94,7 +94,7 @@ impl ShardLog {
         self.health == Health::Serving
     }
 
-    /// Starts appending to `segment`. The live data in the earlier segments takes `live_bytes`.
+    /// Starts appending to `segment`. The live data in the earlier segments takes up `live_bytes`.
     pub fn open(&mut self, segment: OpenSegment, live_bytes: u64, now_us: u64) {
         self.usage = SegmentUsage::new(segment.index);
         if self.health != Health::Recovering {
@@ -106,8 +106,9 @@ impl ShardLog {
         self.live_bytes = live_bytes;
     }
 
-    /// Abandons the log: all ops that are not visible are lost. Returns their senders, some of them
-    /// more than once. The log is retried after a wait that grows with each failure.
+    /// Abandons the log: all ops that are not visible are lost. Returns their senders, some of
+    /// which may appear more than once. The log is retried after a delay that grows with each
+    /// failure.
     pub fn reset(&mut self, now_us: u64) -> Vec<SessionId> {
         self.written_senders = 0;
         if !self.commit.is_failed() {
@@ -125,7 +126,7 @@ impl ShardLog {
         };
     }
 
-    /// Returns when a failed log is retried, if no operation on it is in flight.
+    /// Returns the time at which a failed log is retried, if no operation on it is in flight.
     pub fn retry_due_us(&self) -> Option<u64> {
         match self.health {
             Health::Failed { next_try_us } if self.commit.is_quiet() => Some(next_try_us),
@@ -135,7 +136,7 @@ impl ShardLog {
         }
     }
 
-    /// Starts reading the state back from a failed log. Returns the end of that log.
+    /// Begins reading the state back from a failed log. Returns the end of that log.
     pub fn rebuild(&mut self) -> End {
         self.health = Health::Rebuilding;
         self.commit.end()
@@ -196,7 +197,7 @@ impl ShardLog {
         position
     }
 
-    /// Returns whether the batch is full, so that no more messages are read until it is written.
+    /// Returns whether the batch is full; if so, no more messages are read until it is written.
     pub fn is_full(&self) -> bool {
         self.commit.is_full()
     }
@@ -208,24 +209,23 @@ impl ShardLog {
 
     // ---- steps of a commit ----
 
-    /// Starts the log step that is due, if none is in flight; the batch only if it is due: see
-    /// [`Commit::start`].
+    /// Starts the log step that is due, if none is in flight; see [`Commit::start`].
     pub fn start(&mut self, now_us: u64) -> Option<LogStep> {
         self.commit.set_segment_bytes(self.segment_bytes());
         self.commit.start(now_us)
     }
 
-    /// Returns when the batch is written even if the round of sends is not complete by then.
+    /// Returns the time at which the batch is written even if the round of sends is not complete.
     pub fn batch_due_us(&self) -> Option<u64> {
         self.commit.batch_due_us()
     }
 
-    /// Returns when the oldest op in the batch that is being filled arrived.
+    /// Returns the arrival time of the oldest op in the batch that is being filled.
     pub fn oldest_us(&self) -> Option<u64> {
         self.commit.oldest_us()
     }
 
-    /// Returns whether a batch could be written now.
+    /// Returns whether a batch can be written now.
     pub fn is_ready(&self) -> bool {
         self.commit.is_ready()
     }
@@ -242,7 +242,7 @@ impl ShardLog {
         self.commit.take_group()
     }
 
-    /// Records the outcome of a write: see [`Commit::written`].
+    /// Records the outcome of a write; see [`Commit::written`].
     pub fn written(
         &mut self,
         bytes: Vec<u8>,
@@ -266,13 +266,13 @@ impl ShardLog {
         self.commit.opened(segment)
     }
 
-    /// Returns, once, when the oldest of the ops that most recently became durable was pushed.
+    /// Returns, once, the push time of the oldest op among those that most recently became durable.
     pub fn take_synced_since_us(&mut self) -> Option<u64> {
         self.commit.take_synced_since_us()
     }
 
-    /// Makes all ops visible that the mode allows to be visible. Returns false if the log has
-    /// failed, after which nothing more becomes visible.
+    /// Makes visible all ops that the durability mode allows. Returns `false` if the log has
+    /// failed, in which case nothing more becomes visible.
     pub fn show(&mut self) -> bool {
         if self.commit.is_failed() {
             return false;
@@ -284,7 +284,8 @@ impl ShardLog {
         true
     }
 
-    /// Returns when an fdatasync of the timer is due, if no operation on the log is in flight.
+    /// Returns the time at which the timer's next fdatasync is due, if no operation on the log is
+    /// in flight.
     pub fn sync_due_us(&self) -> Option<u64> {
         let sync_us = self.commit.sync_due_us();
         sync_us.filter(|_| self.commit.is_quiet())
@@ -312,7 +313,7 @@ impl ShardLog {
         self.commit.settle(now_us)
     }
 
-    /// Starts the last step of a clean shutdown: see [`Commit::seal`].
+    /// Starts the last step of a clean shutdown; see [`Commit::seal`].
     pub fn seal(&mut self, now_us: u64) -> LogStep {
         self.commit.seal(now_us)
     }
@@ -346,7 +347,7 @@ impl ShardLog {
         self.space.may_write(allowance, now_us)
     }
 
-    /// Returns whether the disk has no space for more ops.
+    /// Returns whether the disk has no space left for ops.
     pub fn is_disk_full(&self) -> bool {
         self.space.is_disk_full(self.commit.end_position())
     }
@@ -387,7 +388,8 @@ impl ShardLog {
         self.space.stop_bytes()
     }
 
-    /// Accounts for time that the clock did not count: everything that waits is older by `us`.
+    /// Accounts for time during which the clock stood still: everything that waits is older by
+    /// `us`.
     pub fn has_aged(&mut self, us: u64) {
         self.commit.has_aged(us);
     }

@@ -1,8 +1,8 @@
 //! A timer wheel: one current entry for each session, in slots of one tick each.
 //!
 //! A session is woken at the earliest of its deadlines and then sets its next one, so activity
-//! costs nothing: it moves no timer. A stale entry, which expires earlier or later than its session
-//! needs, is recognized because its tick differs from the one that the session remembers.
+//! costs nothing, because it moves no timer. A stale entry, which expires earlier or later than its
+//! session needs, is recognized because its tick differs from the one stored in the session.
 //!
 //! Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (1987), scheme 4.
 
@@ -68,14 +68,14 @@ impl<T: Copy> Wheel<T> {
         None
     }
 
-    /// Returns to the wheel, for reuse, a list that came from [`Wheel::expire`].
+    /// Gives a list obtained from [`Wheel::expire`] back to the wheel for reuse.
     pub fn give_back(&mut self, mut entries: Vec<T>) {
         entries.clear();
         let bytes = entries.capacity() * size_of::<T>();
         self.spare.give(entries, bytes);
     }
 
-    /// Returns when the next entry expires.
+    /// Returns the time at which the next entry expires.
     #[must_use]
     pub fn next_us(&self) -> Option<u64> {
         if self.occupied == 0 {

@@ -1,8 +1,8 @@
 //! An index of the items of a slab or a list: maps the hash of an item to the number of its slot.
 //!
-//! The table stores a part of the hash next to the slot number. The items themselves, which are
-//! elsewhere in memory, are therefore read only for the final comparison: not for wrong candidates
-//! during the probe, and not when the table grows.
+//! The table stores a part of the hash next to the slot number. So the items themselves, which are
+//! elsewhere in memory, are read only for the final comparison, and neither for wrong candidates
+//! during a probe nor when the table grows.
 
 use hashbrown::HashTable;
 
@@ -11,7 +11,8 @@ use hashbrown::HashTable;
 pub struct Tag(u32);
 
 impl Tag {
-    /// Returns the upper half of a hash, which must be as well distributed as the whole.
+    /// Returns the tag for the upper half of a hash, which must be as well distributed as the
+    /// whole.
     #[must_use]
     pub fn of(hash: u64) -> Self {
         let upper = hash >> 32;

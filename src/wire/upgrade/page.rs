@@ -51,7 +51,7 @@ pub(super) const PAGES: [(&str, WebPage); 7] = [
 pub struct Provenance {
     /// Whether a proxy has forwarded the request.
     pub is_forwarded: bool,
-    /// Whether the request is for a host that can only be this machine.
+    /// Whether the requested host can only be this machine.
     pub is_host_loopback: bool,
 }
 
