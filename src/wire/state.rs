@@ -2,7 +2,7 @@
 //! of an HTTP read of the state (P80).
 //!
 //! Both contain the same fields, so a state is encoded only once, no matter how many clients join
-//! the workspace or read it. The *stamps* are the part after the fields:
+//! or read the workspace. The *stamps* are the part after the fields:
 //!
 //! ```text
 //! init  header {"type":"init","data":{ "k":1 }}
@@ -30,7 +30,7 @@ pub struct Register<'a> {
     pub key: &'a str,
     /// The JSON text of the value, as its writer sent it.
     pub value: &'a str,
-    /// The timestamp that its writer gave it, in Unix microseconds.
+    /// The timestamp chosen by its writer, in Unix microseconds.
     pub timestamp: u64,
 }
 
@@ -63,7 +63,7 @@ pub fn init_fields(fields_bytes: usize) -> Range<usize> {
 /// `fields_bytes` is the sum of [`init_field_bytes`] over `fields`.
 ///
 /// # Panics
-/// If `fields_bytes` is not that sum: the frame header would announce a wrong length.
+/// If `fields_bytes` is not that sum, because the frame header would announce a wrong length.
 pub fn put_init<'a>(
     out: &mut Vec<u8>,
     fields_bytes: usize,
@@ -160,7 +160,7 @@ pub fn put_http_state_end(out: &mut Vec<u8>, connections: usize) {
     out.extend_from_slice(HTTP_END.as_bytes());
 }
 
-/// Returns the length of what [`put_http_state_start`] and [`put_http_state_end`] append.
+/// Returns the total length of what [`put_http_state_start`] and [`put_http_state_end`] append.
 #[must_use]
 pub fn http_state_ends_bytes(connections: usize) -> usize {
     HTTP_START.len() + digits(connections as u64) + HTTP_END.len()

@@ -13,7 +13,7 @@ use crate::log::commit::{Commit, End, LogBroken, LogStep, OpenSegment};
 use crate::log::position::LogPosition;
 use crate::log::record;
 
-/// The health of a shard's log.
+/// Whether a shard can serve and, if not, why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Health {
     Serving,

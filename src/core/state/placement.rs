@@ -1,7 +1,7 @@
 //! The assignment of workspaces to shards.
 
-/// Returns the shard that owns a workspace. It is the same on every start with the same number of
-/// shards, and workspaces are spread evenly.
+/// Returns the shard that owns a workspace. The result is the same on every start with the same
+/// number of shards, and workspaces are spread evenly.
 #[must_use]
 pub fn shard_of(workspace: &str, shards: u32) -> u32 {
     let hash = crc32c::crc32c(workspace.as_bytes());
